@@ -1,0 +1,363 @@
+//! The configuration: what `walhook.toml` may say, and what it means when it says nothing.
+//!
+//! Every key is documented in `docs/configuration.md`.
+
+mod load;
+mod units;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+pub use load::{ConfigError, Loaded, load};
+pub use units::ByteSize;
+
+use crate::engine::endpoint::Secret;
+
+/// The whole configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The database whose changes are sent.
+    pub source: Source,
+    /// Where walhook keeps its state.
+    #[serde(default)]
+    pub state: State,
+    /// The customer's endpoint table.
+    pub endpoints: Endpoints,
+    /// The customer's account table, where there are weights.
+    pub accounts: Option<Accounts>,
+    /// The event rules, in order.
+    #[serde(default)]
+    pub events: Vec<EventRule>,
+    /// How values are written.
+    #[serde(default)]
+    pub payload: Payload,
+    /// How requests are sent and tried again.
+    #[serde(default)]
+    pub delivery: Delivery,
+    /// How many requests are in flight.
+    #[serde(default)]
+    pub scheduler: Scheduler,
+    /// How much memory pending events may take.
+    #[serde(default)]
+    pub memory: Memory,
+    /// Where requests may go.
+    #[serde(default)]
+    pub egress: Egress,
+    /// The admin server.
+    #[serde(default)]
+    pub admin: Admin,
+    /// The log.
+    #[serde(default)]
+    pub log: Log,
+}
+
+/// `[source]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// A `postgres://` URL; holds a password, so it is never printed.
+    #[serde(deserialize_with = "units::secret")]
+    pub url: Secret,
+    /// For the replication connection, where `url` goes through a pooler.
+    #[serde(default, deserialize_with = "units::optional_secret")]
+    pub replication_url: Option<Secret>,
+    /// The replication slot; names the pipeline, so it is part of every state key.
+    #[serde(default = "defaults::walhook")]
+    pub slot: String,
+    /// The publication.
+    #[serde(default = "defaults::walhook")]
+    pub publication: String,
+}
+
+/// `[state]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct State {
+    /// Another database than the source's.
+    #[serde(deserialize_with = "units::optional_secret")]
+    pub url: Option<Secret>,
+    /// The schema of the state tables.
+    pub schema: String,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { url: None, schema: defaults::walhook() }
+    }
+}
+
+/// `[endpoints]`: the customer's own table or view, and which column is what.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoints {
+    /// `schema.name` of the table or view.
+    pub table: String,
+    /// The id column.
+    #[serde(default = "defaults::id")]
+    pub id: String,
+    /// The account column.
+    #[serde(default = "defaults::account_id")]
+    pub account: String,
+    /// The URL column.
+    #[serde(default = "defaults::url")]
+    pub url: String,
+    /// The event types column, `text[]`.
+    #[serde(default = "defaults::event_types")]
+    pub event_types: String,
+    /// The secrets column, `text` or `text[]`.
+    #[serde(default = "defaults::secret")]
+    pub secret: String,
+    /// The switch, a `boolean` column.
+    #[serde(default = "defaults::enabled")]
+    pub enabled: String,
+    /// The extra headers column, `jsonb`.
+    pub headers: Option<String>,
+    /// The column that bounds requests in flight.
+    pub max_in_flight: Option<String>,
+    /// The column that bounds requests a second.
+    pub rate_per_second: Option<String>,
+    /// Published tables whose changes invalidate cached routes; `[table]` when left out.
+    #[serde(default)]
+    pub watch: Vec<String>,
+}
+
+/// `[accounts]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Accounts {
+    /// `schema.name` of the table or view.
+    pub table: String,
+    /// The id column.
+    #[serde(default = "defaults::id")]
+    pub id: String,
+    /// The weight column, a number above 0.
+    #[serde(default = "defaults::weight")]
+    pub weight: String,
+}
+
+/// What a rule listens to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuleOperation {
+    /// INSERT and COPY.
+    Insert,
+    /// UPDATE.
+    Update,
+    /// DELETE.
+    Delete,
+}
+
+/// `[[events]]`: one rule.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventRule {
+    /// The event's type, such as `subscriber.updated`.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// `schema.name` of the table.
+    pub table: String,
+    /// The operations that make events.
+    pub on: Vec<RuleOperation>,
+    /// The column that holds the account.
+    pub account: String,
+    /// A CEL condition over `old`, `new` and `operation`; left out, every change matches.
+    pub when: Option<String>,
+    /// The columns to send; `["*"]` for all, also those that a migration adds.
+    pub columns: Vec<String>,
+    /// Column → name in the body.
+    #[serde(default)]
+    pub rename: std::collections::BTreeMap<String, String>,
+}
+
+/// `[payload]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Payload {
+    /// How a `bigint` is written.
+    pub bigint: Bigint,
+}
+
+/// How a `bigint` is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bigint {
+    /// As a JSON number, digits exact.
+    #[default]
+    Number,
+    /// As a string, for receivers whose numbers are doubles.
+    String,
+}
+
+/// `[delivery]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Delivery {
+    /// The prefix of the headers that are ours.
+    pub header_prefix: String,
+    /// The `user-agent` header.
+    pub user_agent: String,
+    /// For one whole request.
+    #[serde(deserialize_with = "units::duration")]
+    pub timeout: Duration,
+    /// For connecting, within `timeout`.
+    #[serde(deserialize_with = "units::duration")]
+    pub connect_timeout: Duration,
+    /// What is delivered in order.
+    pub ordering: Ordering,
+    /// Attempts made from memory.
+    pub quick_attempts: u32,
+    /// The first backoff's upper bound.
+    #[serde(deserialize_with = "units::duration")]
+    pub retry_base: Duration,
+    /// Every backoff's upper bound.
+    #[serde(deserialize_with = "units::duration")]
+    pub retry_cap: Duration,
+}
+
+impl Default for Delivery {
+    fn default() -> Self {
+        Self {
+            header_prefix: defaults::walhook(),
+            user_agent: concat!("walhook/", env!("CARGO_PKG_VERSION")).to_owned(),
+            timeout: Duration::from_secs(15),
+            connect_timeout: Duration::from_secs(5),
+            ordering: Ordering::Row,
+            quick_attempts: 2,
+            retry_base: Duration::from_secs(10),
+            retry_cap: Duration::from_secs(8 * 3600),
+        }
+    }
+}
+
+/// What is delivered in order to one endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ordering {
+    /// The events of one row.
+    Row,
+    /// All events of the account.
+    Account,
+    /// Nothing.
+    None,
+}
+
+/// `[scheduler]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scheduler {
+    /// Requests in flight to endpoints that answer within a second.
+    pub fast_slots: u32,
+    /// Requests in flight beside those, to slower endpoints.
+    pub slow_slots: u32,
+}
+
+impl Default for Scheduler {
+    fn default() -> Self {
+        Self { fast_slots: 256, slow_slots: 1024 }
+    }
+}
+
+/// `[memory]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Memory {
+    /// For pending events and cached routes together.
+    pub limit: ByteSize,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { limit: ByteSize(256 << 20) }
+    }
+}
+
+/// `[egress]`: where requests may go.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Egress {
+    /// Address blocks that may be contacted although they are private.
+    pub allow: Vec<ipnet::IpNet>,
+    /// Address blocks that may not, although they are public. `deny` wins.
+    pub deny: Vec<ipnet::IpNet>,
+    /// When not empty, no other host is contacted.
+    pub only_hosts: Vec<String>,
+    /// Refuse `http://`.
+    pub https_only: bool,
+}
+
+/// `[admin]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Where the admin server listens.
+    pub listen: SocketAddr,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9723)) }
+    }
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// How lines look.
+    pub format: LogFormat,
+    /// A level, or a `tracing` filter such as `info,walhook::io=debug`.
+    pub level: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".to_owned() }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+mod defaults {
+    pub(super) fn walhook() -> String {
+        "walhook".to_owned()
+    }
+    pub(super) fn id() -> String {
+        "id".to_owned()
+    }
+    pub(super) fn account_id() -> String {
+        "account_id".to_owned()
+    }
+    pub(super) fn url() -> String {
+        "url".to_owned()
+    }
+    pub(super) fn event_types() -> String {
+        "event_types".to_owned()
+    }
+    pub(super) fn secret() -> String {
+        "secret".to_owned()
+    }
+    pub(super) fn enabled() -> String {
+        "enabled".to_owned()
+    }
+    pub(super) fn weight() -> String {
+        "weight".to_owned()
+    }
+}
+
+/// Where a configuration is looked for when none is named.
+pub const DEFAULT_PATH: &str = "walhook.toml";
+
+/// The path of the configuration, as the user gave it.
+pub type ConfigPath = PathBuf;

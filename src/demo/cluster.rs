@@ -1,0 +1,282 @@
+//! A throw-away PostgreSQL from the installed binaries: for the demo, the tests and the load tests.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::time::{Instant, sleep};
+
+/// What PostgreSQL's own `initdb` needs at most on a slow machine.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A private cluster in a directory of its own, gone when dropped.
+///
+/// Invariant: it listens on a loopback port and a Unix socket of its own; trust authentication for
+/// the superuser `postgres`; `wal_level = logical`.
+#[derive(Debug)]
+pub struct Cluster {
+    bin: PathBuf,
+    dir: PathBuf,
+    port: u16,
+    owner: Option<(u32, u32)>,
+    postmaster: Option<Child>,
+}
+
+/// How `pg_ctl stop` stops a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopMode {
+    /// Ends every session, waits for walsenders, writes a checkpoint.
+    Fast,
+    /// As a crash would.
+    Immediate,
+}
+
+impl Cluster {
+    /// Makes and starts a cluster below `parent`, with further lines for `postgresql.conf`.
+    ///
+    /// # Errors
+    /// When no server binaries are found (the message says how to install them), or when the server
+    /// does not start (the message holds the end of its log).
+    pub async fn start(parent: &Path, settings: &[(&str, &str)]) -> Result<Self> {
+        let bin = find_server_binaries()?;
+        let owner = unprivileged_owner()?;
+        let dir = make_directory(parent, owner)?;
+        let mut cluster = Self { bin, dir, port: free_port()?, owner, postmaster: None };
+        cluster.initdb()?;
+        let mut conf = format!(
+            "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{}'\n\
+             wal_level = logical\nmax_wal_senders = 10\nmax_replication_slots = 10\n\
+             fsync = off\nlogging_collector = off\n",
+            cluster.port,
+            cluster.dir.display()
+        );
+        for (name, value) in settings {
+            conf.push_str(&format!("{name} = '{value}'\n"));
+        }
+        let path = cluster.data().join("postgresql.conf");
+        let mut all = fs::read_to_string(&path)?;
+        all.push_str(&conf);
+        fs::write(&path, all)?;
+        cluster.start_again().await?;
+        Ok(cluster)
+    }
+
+    /// The directory of the installed server binaries, such as `/usr/lib/postgresql/15/bin`.
+    #[must_use]
+    pub fn bin(&self) -> &Path {
+        &self.bin
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// The directory of the Unix socket.
+    #[must_use]
+    pub fn socket_dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The TCP port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A URL for the superuser.
+    #[must_use]
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Starts the server (again) and waits until it takes connections.
+    ///
+    /// # Errors
+    /// When it does not come up; the message holds the end of its log.
+    pub async fn start_again(&mut self) -> Result<()> {
+        ensure!(self.postmaster.is_none(), "the server is running already");
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log())?;
+        let child = self
+            .command("postgres")
+            .arg("-D")
+            .arg(self.data())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start postgres")?;
+        self.postmaster = Some(child);
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            if tokio_postgres::connect(&self.url("postgres"), tokio_postgres::NoTls).await.is_ok() {
+                return Ok(());
+            }
+            let exited = self.postmaster.as_mut().map(Child::try_wait).transpose()?.flatten();
+            if exited.is_some() || Instant::now() > deadline {
+                bail!("postgres did not start; its log ends with:\n{}", self.log_tail());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Stops the server with `pg_ctl stop` and waits until it is down.
+    ///
+    /// # Errors
+    /// When `pg_ctl` fails, for example because the server is not down within a minute.
+    pub async fn stop(&mut self, mode: StopMode) -> Result<()> {
+        let mut pg_ctl = self.command("pg_ctl");
+        let mode = if mode == StopMode::Fast { "fast" } else { "immediate" };
+        pg_ctl.arg("stop").arg("-D").arg(self.data()).args(["-m", mode, "-w", "-t", "60"]);
+        let output = tokio::process::Command::from(pg_ctl).output().await?;
+        ensure!(
+            output.status.success(),
+            "pg_ctl stop -m {mode}: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+        if let Some(mut child) = self.postmaster.take() {
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// The last lines of the server's log.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().rev().take(20).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// A command of the server's own user: PostgreSQL refuses to run as root.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.bin.join(program));
+        command.stdin(Stdio::null()).current_dir(&self.dir).env("LC_ALL", "C");
+        if let Some((uid, gid)) = self.owner {
+            command.uid(uid).gid(gid);
+        }
+        // A Ctrl-C at the terminal is for the program, which then stops the server itself.
+        command.process_group(0);
+        command
+    }
+
+    fn initdb(&self) -> Result<()> {
+        let output = self
+            .command("initdb")
+            .arg("-D")
+            .arg(self.data())
+            .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"])
+            .output()
+            .context("cannot run initdb")?;
+        ensure!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.postmaster.take() {
+            let stopped = self
+                .command("pg_ctl")
+                .arg("stop")
+                .arg("-D")
+                .arg(self.data())
+                .args(["-m", "immediate", "-w", "-t", "10"])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+            if !stopped.is_ok_and(|status| status.success()) {
+                let _ = child.kill();
+            }
+            let _ = child.wait();
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn make_directory(parent: &Path, owner: Option<(u32, u32)>) -> Result<PathBuf> {
+    // Short, because a Unix socket's path may have 107 bytes only.
+    let dir =
+        parent.join(format!("walhook-pg-{}-{:08x}", std::process::id(), rand::random::<u32>()));
+    fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    if let Some((uid, gid)) = owner {
+        chown(&dir, Some(uid), Some(gid))?;
+    }
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
+    Ok(dir)
+}
+
+/// A loopback port that nobody listens on at this moment.
+fn free_port() -> io::Result<u16> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+/// Finds the directory that holds `postgres`, `initdb` and `pg_ctl`.
+///
+/// `PG_BIN_DIR` wins; then the newest below `/usr/lib/postgresql` (Debian's and Ubuntu's place),
+/// `/usr/pgsql-*` (the RPM packages'), then `PATH`.
+///
+/// # Errors
+/// When there is none; the message says how to install one.
+pub fn find_server_binaries() -> Result<PathBuf> {
+    let complete =
+        |dir: &PathBuf| ["postgres", "initdb", "pg_ctl"].iter().all(|p| dir.join(p).is_file());
+    if let Some(dir) = std::env::var_os("PG_BIN_DIR").map(PathBuf::from) {
+        ensure!(
+            complete(&dir),
+            "PG_BIN_DIR={} holds no postgres, initdb and pg_ctl",
+            dir.display()
+        );
+        return Ok(dir);
+    }
+    let below = |parent: &str, prefix: &str| -> Vec<PathBuf> {
+        let version = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            name.strip_prefix(prefix).and_then(|v| v.parse::<u32>().ok())
+        };
+        let entries = fs::read_dir(parent).into_iter().flatten().flatten().map(|e| e.path());
+        let mut found: Vec<_> =
+            entries.filter_map(|p| Some((version(&p)?, p.join("bin")))).collect();
+        found.sort();
+        found.into_iter().rev().map(|(_, path)| path).collect()
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    below("/usr/lib/postgresql", "")
+        .into_iter()
+        .chain(below("/usr", "pgsql-"))
+        .chain(std::env::split_paths(&path))
+        .find(complete)
+        .context(
+            "no PostgreSQL server binaries found; install them (Debian, Ubuntu: \
+             apt-get install postgresql) or name their directory in PG_BIN_DIR",
+        )
+}
+
+/// As root, the user that the server runs as instead; `None` when we are not root.
+fn unprivileged_owner() -> Result<Option<(u32, u32)>> {
+    use std::os::unix::fs::MetadataExt;
+    if fs::metadata("/proc/self")?.uid() != 0 {
+        return Ok(None);
+    }
+    let passwd = fs::read_to_string("/etc/passwd")?;
+    let ids = |user: &str| {
+        let line = passwd.lines().find(|line| line.split(':').next() == Some(user))?;
+        let mut fields = line.split(':').skip(2);
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    };
+    let owner = ids("postgres").or_else(|| ids("nobody"));
+    Ok(Some(
+        owner.context(
+            "PostgreSQL refuses to run as root, and there is no user postgres or nobody",
+        )?,
+    ))
+}

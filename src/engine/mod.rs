@@ -1,0 +1,47 @@
+//! Decides. No I/O, no sockets, no clock, no ambient randomness: `now` and a random source are
+//! arguments, so that everything here can be property-tested and simulated in virtual time.
+//!
+//! In the order of the flow:
+
+pub mod lsn;
+pub mod tick;
+
+pub mod pgoutput;
+
+pub mod change;
+
+pub mod value;
+
+pub mod condition;
+
+pub mod rule;
+
+pub mod position;
+
+pub mod event;
+
+pub mod endpoint;
+
+pub mod route;
+
+pub mod lane;
+
+pub mod schedule;
+
+pub mod dispatcher;
+
+pub mod attempt;
+
+pub mod sign;
+
+pub mod egress;
+
+pub mod retry;
+
+pub mod settle;
+
+pub mod settled;
+
+pub mod tracker;
+
+pub mod persist;

@@ -1,0 +1,48 @@
+//! walhook tails a PostgreSQL logical replication slot, turns row changes of customer tables into
+//! webhook events, and POSTs them to the URLs that each account registered: reliably, at scale and
+//! fairly.
+//!
+//! # The flow
+//!
+//! ```text
+//! wire → pgoutput → change → event → route → lane → schedule → deliver → settle → checkpoint
+//! ```
+//!
+//! One way. Only two things flow back: the outcome of an attempt (to the dispatcher), and the flush
+//! LSN (to the replication connection).
+//!
+//! - [`engine`] decides: no I/O, no clock, no ambient randomness.
+//! - [`io`] does: sockets, SQL, HTTP.
+//! - [`pipeline`] wires: bounded channels, tasks, shutdown.
+//! - [`cli`] has a file for each command; [`config`] is what `walhook.toml` says.
+//! - [`demo`] and [`mock`] are the demo and the receiver that it and the tests use.
+//!
+//! # Glossary
+//!
+//! One word for one thing, in code, configuration, metrics, SQL and documentation alike.
+//!
+//! | word | meaning |
+//! |---|---|
+//! | account | the customer's customer: owns endpoints, is what fairness is about |
+//! | endpoint | one row of the customer's endpoint table: a URL that wants certain event types |
+//! | rule | what the configuration says about making events from a table's changes |
+//! | change | one row's insert, update or delete in a committed transaction |
+//! | event | what a rule made of a change; has one id, whoever receives it |
+//! | delivery | one event for one endpoint |
+//! | attempt | one request for a delivery |
+//! | outcome | what came of an attempt |
+//! | lane | an account's pending deliveries, with a queue for each endpoint |
+//! | settle | to bring a delivery to an end that the checkpoint may pass |
+//! | dead letter | a delivery that ended without success, stored for the operator |
+//! | frontier | the end LSN of the longest prefix of settled transactions |
+//! | checkpoint | the frontier as stored in the state database |
+//! | epoch | counts the leaders; fences what an earlier one still writes |
+//! | dispatcher | the one task that owns lanes, scheduler and tracker |
+
+pub mod cli;
+pub mod config;
+pub mod demo;
+pub mod engine;
+pub mod io;
+pub mod mock;
+pub mod pipeline;

@@ -1,0 +1,6 @@
+//! The `walhook` program: parses the command line and runs a command of [`walhook::cli`].
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The receiver for tests and the demo.

@@ -2,7 +2,16 @@
 //!
 //! Source: PostgreSQL manual, "Logical Replication Message Formats".
 
+mod decode;
+#[cfg(test)]
+mod tests;
+
+pub use decode::{DecodeError, decode};
+
 use super::lsn::Lsn;
+
+/// PostgreSQL's time origin, 2000-01-01 UTC, in microseconds since 1970-01-01 UTC.
+pub const PG_EPOCH_US: i64 = 946_684_800_000_000;
 
 /// One pgoutput message, borrowing from the bytes that it was decoded from.
 #[derive(Debug, Clone, PartialEq)]

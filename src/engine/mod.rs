@@ -10,6 +10,8 @@ pub mod pgoutput;
 
 pub mod change;
 
+pub mod feedback;
+
 pub mod value;
 
 pub mod condition;

@@ -1,0 +1,199 @@
+//! Replication commands.
+
+use std::time::Duration;
+
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::message::backend::{DataRowBody, Message};
+use postgres_protocol::message::frontend;
+use tokio::time::timeout;
+
+use super::connection::{Connection, Received, malformed, notice, unexpected};
+use super::error::{ServerError, WireError};
+use super::stream::Stream;
+use crate::engine::lsn::Lsn;
+
+/// For one command. START_REPLICATION finds its slot taken at once; nothing here waits for others.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A connection in replication mode, before the stream.
+#[derive(Debug)]
+pub struct Replication {
+    connection: Connection,
+}
+
+/// What IDENTIFY_SYSTEM says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct System {
+    /// Names the cluster; its standbys have the same.
+    pub system_identifier: u64,
+    /// Grows with every promotion.
+    pub timeline: u32,
+    /// The end of the WAL that is flushed to disk.
+    pub xlog_pos: Lsn,
+    /// The database that we are connected to.
+    pub database: String,
+}
+
+impl Replication {
+    pub(super) const fn new(connection: Connection) -> Self {
+        Self { connection }
+    }
+
+    /// Asks which cluster this is.
+    ///
+    /// # Errors
+    /// [`WireError`]
+    pub async fn identify_system(&mut self) -> Result<System, WireError> {
+        let row = self.row("IDENTIFY_SYSTEM").await?;
+        let field = |i: usize| row.get(i).and_then(Option::as_deref);
+        let system = || {
+            Some(System {
+                system_identifier: field(0)?.parse().ok()?,
+                timeline: field(1)?.parse().ok()?,
+                xlog_pos: field(2)?.parse().ok()?,
+                database: field(3)?.to_owned(),
+            })
+        };
+        system().ok_or_else(|| WireError::Protocol { what: format!("IDENTIFY_SYSTEM: {row:?}") })
+    }
+
+    /// The session's `wal_sender_timeout`; zero: the server never times out.
+    ///
+    /// # Errors
+    /// [`WireError`]
+    pub async fn wal_sender_timeout(&mut self) -> Result<Duration, WireError> {
+        let setting = self
+            .value("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'")
+            .await?;
+        let millis = setting.parse();
+        millis.map(Duration::from_millis).map_err(|_| WireError::Protocol {
+            what: format!("{setting:?} as the setting of wal_sender_timeout"),
+        })
+    }
+
+    pub(super) async fn is_read_only(&mut self) -> Result<bool, WireError> {
+        Ok(self.value("SHOW transaction_read_only").await? == "on")
+    }
+
+    /// Starts streaming from `slot` what `publication` publishes, from `at`.
+    ///
+    /// A position before the slot's own is silently raised to that; one beyond the WAL's end delivers
+    /// nothing. So `at` is a position that was received: [`Changes::resume_lsn`], or the checkpoint.
+    ///
+    /// [`Changes::resume_lsn`]: crate::engine::change::Changes::resume_lsn
+    ///
+    /// # Errors
+    /// [`WireError::Start`] where the slot is in use, lost or missing; others as for any command. That
+    /// the publication is missing shows only in the stream, with the first change.
+    pub async fn start(
+        mut self,
+        slot: &str,
+        publication: &str,
+        at: Lsn,
+    ) -> Result<Stream, WireError> {
+        let command = start_command(slot, publication, at);
+        let begin = async {
+            self.connection.send(|out| frontend::query(&command, out)).await?;
+            loop {
+                match self.connection.receive().await? {
+                    Received::CopyBoth => return Ok(()),
+                    Received::Message(Message::NoticeResponse(body)) => {
+                        notice(&ServerError::parse(body.fields()).map_err(malformed)?);
+                    }
+                    other => return Err(unexpected(&other, WireError::Start)),
+                }
+            }
+        };
+        timeout(COMMAND_TIMEOUT, begin).await.map_err(too_slow)??;
+        Ok(Stream::new(self.connection))
+    }
+
+    async fn value(&mut self, query: &str) -> Result<String, WireError> {
+        let mut row = self.row(query).await?.into_iter();
+        row.next()
+            .flatten()
+            .ok_or_else(|| WireError::Protocol { what: format!("no value for {query}") })
+    }
+
+    /// Runs a query of our own, which has one row as its result.
+    async fn row(&mut self, query: &str) -> Result<Vec<Option<String>>, WireError> {
+        let run = async {
+            self.connection.send(|out| frontend::query(query, out)).await?;
+            let mut row = Vec::new();
+            let mut error = None;
+            loop {
+                match self.connection.receive().await? {
+                    Received::Message(Message::DataRow(body)) => row = texts(&body)?,
+                    Received::Message(Message::ReadyForQuery(_)) => break,
+                    Received::Message(
+                        Message::RowDescription(_)
+                        | Message::CommandComplete(_)
+                        | Message::ParameterStatus(_),
+                    ) => {}
+                    Received::Message(Message::NoticeResponse(body)) => {
+                        notice(&ServerError::parse(body.fields()).map_err(malformed)?);
+                    }
+                    // ReadyForQuery follows; a FATAL one is followed by the end of the connection.
+                    Received::Message(Message::ErrorResponse(body)) => {
+                        let server = ServerError::parse(body.fields()).map_err(malformed)?;
+                        if server.severity != "ERROR" {
+                            return Err(WireError::Session(server));
+                        }
+                        error = Some(WireError::Session(server));
+                    }
+                    other => return Err(unexpected(&other, WireError::Session)),
+                }
+            }
+            error.map_or(Ok(row), Err)
+        };
+        timeout(COMMAND_TIMEOUT, run).await.map_err(too_slow)?
+    }
+}
+
+fn too_slow(_: tokio::time::error::Elapsed) -> WireError {
+    WireError::Timeout { what: "a replication command", after: COMMAND_TIMEOUT }
+}
+
+fn texts(body: &DataRowBody) -> Result<Vec<Option<String>>, WireError> {
+    let text = |range: Option<std::ops::Range<usize>>| {
+        let bytes = range.and_then(|range| body.buffer().get(range));
+        Ok(bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned()))
+    };
+    body.ranges().map(text).collect().map_err(malformed)
+}
+
+/// The publication's name is an identifier inside a literal: the option is a list of names.
+fn start_command(slot: &str, publication: &str, at: Lsn) -> String {
+    let slot = quote('"', slot);
+    let names = quote('\'', &quote('"', publication));
+    format!(
+        "START_REPLICATION SLOT {slot} LOGICAL {at} (proto_version '1', publication_names {names})"
+    )
+}
+
+/// Quotes for the grammar of replication commands, which knows doubling and no backslashes (so
+/// `escape_literal`, which turns to `E''`, would not do).
+fn quote(mark: char, text: &str) -> String {
+    let mut quoted = String::from(mark);
+    for c in text.chars() {
+        if c == mark {
+            quoted.push(mark);
+        }
+        quoted.push(c);
+    }
+    quoted.push(mark);
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn start_command_quotes_names_for_the_replication_grammar() {
+        assert_eq!(
+            start_command("walhook", r#"it's "a\b", c"#, Lsn(0x1_0000_0002)),
+            r#"START_REPLICATION SLOT "walhook" LOGICAL 1/2 (proto_version '1', publication_names '"it''s ""a\b"", c"')"#
+        );
+    }
+}

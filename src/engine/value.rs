@@ -57,12 +57,7 @@ pub fn put_value(
     result
 }
 
-fn put_kind(
-    out: &mut BytesMut,
-    kind: &Kind,
-    text: &str,
-    bigint: Bigint,
-) -> Result<(), ValueError> {
+fn put_kind(out: &mut BytesMut, kind: &Kind, text: &str, bigint: Bigint) -> Result<(), ValueError> {
     match kind {
         Kind::Bool => match text {
             "t" => out.put_slice(b"true"),

@@ -34,9 +34,8 @@ fn scalars() -> Vec<Kind> {
 }
 
 fn any_kind() -> impl Strategy<Value = Kind> {
-    (proptest::sample::select(scalars()), 0..3).prop_map(|(kind, arrays)| {
-        (0..arrays).fold(kind, |kind, _| array_of(kind))
-    })
+    (proptest::sample::select(scalars()), 0..3)
+        .prop_map(|(kind, arrays)| (0..arrays).fold(kind, |kind, _| array_of(kind)))
 }
 
 /// Texts that come close to what the kinds accept, so that errors in the middle are met too.
@@ -172,11 +171,7 @@ fn value_is_written_as_the_contract_says() {
         (Kind::Date, "infinity", "\"infinity\""),
         (Kind::Timestamp, "2026-11-23 17:46:00.5", "\"2026-11-23T17:46:00.5\""),
         (Kind::Timestamp, "12026-11-23 17:46:00", "\"12026-11-23 17:46:00\""),
-        (
-            Kind::TimestampTz,
-            "2026-11-23 17:46:00.123456+00",
-            "\"2026-11-23T17:46:00.123456Z\"",
-        ),
+        (Kind::TimestampTz, "2026-11-23 17:46:00.123456+00", "\"2026-11-23T17:46:00.123456Z\""),
         (Kind::TimestampTz, "0044-03-15 00:00:00+00 BC", "\"0044-03-15 00:00:00+00 BC\""),
         (Kind::TimestampTz, "-infinity", "\"-infinity\""),
         (Kind::Bytea, "\\x", "\"\""),
@@ -187,11 +182,7 @@ fn value_is_written_as_the_contract_says() {
         (array_of(Kind::Text), "{NULL,\"NULL\",\"\"}", "[null,\"NULL\",\"\"]"),
         (array_of(Kind::Bool), "{t,f}", "[true,false]"),
         (array_of(Kind::Json), r#"{"{\"a\": [1]}"}"#, "[{\"a\": [1]}]"),
-        (
-            array_of(Kind::TimestampTz),
-            "{\"2026-11-23 17:46:00+00\"}",
-            "[\"2026-11-23T17:46:00Z\"]",
-        ),
+        (array_of(Kind::TimestampTz), "{\"2026-11-23 17:46:00+00\"}", "[\"2026-11-23T17:46:00Z\"]"),
         (
             Kind::Array { element: std::sync::Arc::new(Kind::Text), delimiter: b';' },
             "{(1,1),(0,0);(2,2),(1,1)}",

@@ -105,7 +105,13 @@ impl Catalog {
     #[must_use]
     pub fn find(&self, name: &str) -> Option<&Table> {
         let name: TableName = name.parse().ok()?;
-        self.tables.values().find(|table| table.schema == name.schema && table.name == name.name)
+        self.by_name(&name.schema, &name.name)
+    }
+
+    /// The table of this name in this schema, neither folded nor quoted.
+    #[must_use]
+    pub fn by_name(&self, schema: &str, name: &str) -> Option<&Table> {
+        self.tables.values().find(|table| table.schema == schema && table.name == name)
     }
 }
 

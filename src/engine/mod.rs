@@ -14,6 +14,10 @@ pub mod feedback;
 
 pub mod value;
 
+pub mod row;
+
+pub mod catalog;
+
 pub mod condition;
 
 pub mod rule;

@@ -2,6 +2,8 @@
 
 pub mod wire;
 
+pub mod ident;
+
 pub mod sql;
 
 pub mod catalog;

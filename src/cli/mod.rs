@@ -4,6 +4,9 @@
 
 pub mod completions;
 pub mod config;
+#[cfg(test)]
+mod fixture;
+pub mod setup;
 
 use std::path::PathBuf;
 
@@ -43,6 +46,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 halted to protec
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Create what is missing of state schema, publication, slot and checkpoint
+    Setup(setup::Args),
     /// Show or validate the configuration
     Config(config::Args),
     /// Print a completion script for a shell
@@ -57,6 +62,7 @@ impl Cli {
     pub async fn run(self) -> CommandResult {
         let common = &self.common;
         match self.command {
+            Command::Setup(args) => setup::run(args, common).await,
             Command::Config(args) => config::run(args, common).await,
             Command::Completions(args) => completions::run(args, common).await,
         }

@@ -85,7 +85,7 @@ pub fn load(
 }
 
 /// As [`load`], with the file's text given.
-pub(super) fn parse(
+pub(crate) fn parse(
     path: &Path,
     text: &str,
     env: impl IntoIterator<Item = (String, String)>,
@@ -493,7 +493,7 @@ mod tests {
                 "[[events]]\ntabel = 1",
                 "w.toml:6:1: there is no key events[0].tabel; did you mean table?",
             ),
-            ("[source]", "w.toml:5:1: duplicate key"),
+            ("[source]", "w.toml:5:2: duplicate key"),
             ("[log]\nlevel = \"loud\"", "w.toml:6:9: log.level: "),
         ] {
             let error = with(more, &[]).unwrap_err();

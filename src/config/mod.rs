@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+pub(crate) use load::parse;
 pub use load::{ConfigError, Place, load};
 pub use units::ByteSize;
 

@@ -44,9 +44,8 @@ pub(super) fn validate(config: &Config) -> Result<(), Problem> {
     if config.egress.only_hosts.iter().any(|host| host.is_empty() || host.contains(['/', ':'])) {
         return problem("egress.only_hosts", "takes host names alone, such as hooks.example.com");
     }
-    crate::io::log::filter(&config.log)
-        .map(drop)
-        .map_err(|error| ("log.level".to_owned(), format!("{error}; write info or debug")))
+    let filter = crate::io::log::filter(&config.log);
+    filter.map(drop).or_else(|error| problem("log.level", format!("{error:#}")))
 }
 
 fn problem<T>(key: &str, problem: impl Into<String>) -> Result<T, Problem> {

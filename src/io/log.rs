@@ -6,8 +6,9 @@
 use std::borrow::Cow;
 use std::io::{self, Write};
 
+use anyhow::{Result, ensure};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{Log, LogFormat};
 
@@ -18,7 +19,7 @@ const QUIETED: [&str; 1] = ["tokio_postgres=warn"];
 ///
 /// # Errors
 /// When `log.level` cannot be read.
-pub fn init(log: &Log) -> Result<(), ParseError> {
+pub fn init(log: &Log) -> Result<()> {
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter(log)?)
         .with_writer(|| Redacted(io::stderr()));
@@ -33,7 +34,14 @@ pub fn init(log: &Log) -> Result<(), ParseError> {
 ///
 /// # Errors
 /// When it is neither a level nor a list of `target=level`.
-pub fn filter(log: &Log) -> Result<EnvFilter, ParseError> {
+pub fn filter(log: &Log) -> Result<EnvFilter> {
+    for part in log.level.split(',').map(str::trim) {
+        // The filter would take a misspelt level for a target, and show nothing else.
+        ensure!(
+            part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok(),
+            "{part:?} is not a level; there are off, error, warn, info, debug, trace, and target=level"
+        );
+    }
     let filter = EnvFilter::builder().parse(&log.level)?;
     QUIETED.iter().try_fold(filter, |filter, quiet| Ok(filter.add_directive(quiet.parse()?)))
 }

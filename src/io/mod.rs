@@ -4,6 +4,8 @@ pub mod wire;
 
 pub mod ident;
 
+pub mod source;
+
 pub mod sql;
 
 pub mod catalog;

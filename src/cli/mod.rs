@@ -2,11 +2,13 @@
 //!
 //! To add one: a `mod`, a variant of [`Command`], an arm in [`Cli::run`].
 
+pub mod check;
 pub mod completions;
 pub mod config;
 #[cfg(test)]
 mod fixture;
 pub mod setup;
+pub mod teardown;
 
 use std::path::PathBuf;
 
@@ -48,6 +50,10 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 halted to protec
 pub enum Command {
     /// Create what is missing of state schema, publication, slot and checkpoint
     Setup(setup::Args),
+    /// Is everything in place? One line a finding, each with its mend
+    Check(check::Args),
+    /// Drop slot, publication and state, after asking
+    Teardown(teardown::Args),
     /// Show or validate the configuration
     Config(config::Args),
     /// Print a completion script for a shell
@@ -63,6 +69,8 @@ impl Cli {
         let common = &self.common;
         match self.command {
             Command::Setup(args) => setup::run(args, common).await,
+            Command::Check(args) => check::run(args, common).await,
+            Command::Teardown(args) => teardown::run(args, common).await,
             Command::Config(args) => config::run(args, common).await,
             Command::Completions(args) => completions::run(args, common).await,
         }

@@ -268,18 +268,10 @@ async fn same_source(config: &Config, sessions: &Sessions) -> CommandResult {
     if stored == *found {
         return Ok(());
     }
-    let show = |id: &Identity| {
-        format!(
-            "host {}, database {}, system identifier {}, timeline {}",
-            id.host, id.database, id.system_identifier, id.timeline
-        )
-    };
     Err(Failure::Halted(format!(
-        "the state of {} belongs to another source ({}) than source.url leads to ({}); a copy must \
+        "the state of {} belongs to another source ({stored}) than source.url leads to ({found}); a copy must \
          not send to the original's customers: `walhook teardown` here, then set up again",
-        config.source.slot,
-        show(&stored),
-        show(found)
+        config.source.slot
     )))
 }
 

@@ -1,6 +1,7 @@
 //! What stands in the source database: its identity, the publication, the slot, published tables.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use anyhow::{Context, Result};
 use tokio_postgres::config::Host;
@@ -35,6 +36,14 @@ pub struct Identity {
     pub host: String,
     /// The database.
     pub database: String,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { system_identifier, timeline, host, database } = self;
+        write!(f, "host {host}, database {database}, ")?;
+        write!(f, "system identifier {system_identifier}, timeline {timeline}")
+    }
 }
 
 impl Identity {
@@ -198,7 +207,7 @@ pub struct Table {
     pub oid: u32,
     /// `pg_class.relkind`: `r` table, `p` partitioned, `v` view, `m` materialized view, `f` foreign.
     pub kind: char,
-    /// Columns with their types as SQL prints them.
+    /// Columns with their types as SQL prints them, a domain's as what it stands on.
     pub columns: Vec<(String, String)>,
     /// The table itself or those of its partitions that have no replica identity: a publication of
     /// their updates makes the customer's own UPDATE and DELETE fail.
@@ -239,8 +248,10 @@ pub async fn table(client: &Client, name: &TableName) -> Result<Option<Table>> {
     let kind: &str = row.try_get(1)?;
     let columns = client
         .query(
-            "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute
-             WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+            "SELECT a.attname::text,
+                    format_type(CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END, NULL)
+             FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+             WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
             &[&oid],
         )
         .await?;

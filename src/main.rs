@@ -1,6 +1,32 @@
 //! The `walhook` program: parses the command line and runs a command of [`walhook::cli`].
 
+use std::process::ExitCode;
+
+use clap::Parser;
+use walhook::cli::Cli;
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() {}
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // The one TLS provider that is compiled in; a second installation would be an error of ours.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        eprintln!("walhook: a TLS provider is installed already");
+        return ExitCode::FAILURE;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("walhook: cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(cli.run()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("walhook: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}

@@ -1,6 +1,81 @@
 //! The commands: one file each, each with its `Args` and its `run`.
+//!
+//! To add one: a `mod`, a variant of [`Command`], an arm in [`Cli::run`].
+
+pub mod check;
+pub mod completions;
+pub mod config;
+#[cfg(test)]
+mod fixture;
+pub mod setup;
+pub mod teardown;
 
 use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+use crate::config::{Config, ConfigError};
+
+/// Turn committed PostgreSQL row changes into signed webhooks
+///
+/// walhook tails a logical replication slot, makes events of row changes as the rules in
+/// walhook.toml say, and POSTs them to the URLs that each account has registered. What is committed
+/// is delivered, deferred or kept as a dead letter: never lost.
+#[derive(Debug, Parser)]
+#[command(name = "walhook", version, max_term_width = 100, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub common: Common,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Begin with:
+  walhook config show --example > walhook.toml   a commented configuration to fill in
+  walhook setup                                  publication, slot and state tables
+  walhook check                                  is everything in place?
+
+Every key of the configuration can be set by the environment too, as WALHOOK_<SECTION>__<KEY>,
+and with _FILE appended be read from a file:
+  WALHOOK_SOURCE__URL_FILE=/run/secrets/walhook-url walhook check
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 halted to protect data";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create what is missing of state schema, publication, slot and checkpoint
+    Setup(setup::Args),
+    /// Is everything in place? One line a finding, each with its mend
+    Check(check::Args),
+    /// Drop slot, publication and state, after asking
+    Teardown(teardown::Args),
+    /// Show or validate the configuration
+    Config(config::Args),
+    /// Print a completion script for a shell
+    Completions(completions::Args),
+}
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// The command's own; see [`Failure`].
+    pub async fn run(self) -> CommandResult {
+        let common = &self.common;
+        match self.command {
+            Command::Setup(args) => setup::run(args, common).await,
+            Command::Check(args) => check::run(args, common).await,
+            Command::Teardown(args) => teardown::run(args, common).await,
+            Command::Config(args) => config::run(args, common).await,
+            Command::Completions(args) => completions::run(args, common).await,
+        }
+    }
+}
 
 /// What every command takes.
 #[derive(Debug, Clone, clap::Args)]
@@ -13,11 +88,25 @@ pub struct Common {
     pub json: bool,
 }
 
+impl Common {
+    /// Loads the configuration that the command line names, with this process's environment.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`], with what is wrong and where.
+    pub fn load(&self) -> Result<Config, Failure> {
+        // A variable that is not UTF-8 can only be somebody else's.
+        let env = std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        Ok(crate::config::load(&self.config, env)?)
+    }
+}
+
 /// How a command ends other than well: decides the exit code.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// Exit code 1.
-    #[error(transparent)]
+    #[error("{0:#}")]
     Failed(#[from] anyhow::Error),
     /// Exit code 2: wrong usage or configuration.
     #[error("{0:#}")]
@@ -27,5 +116,66 @@ pub enum Failure {
     Halted(String),
 }
 
+impl Failure {
+    /// What the process ends with.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Failed(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Halted(_) => 3,
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.into())
+    }
+}
+
 /// What a command's `run` returns.
 pub type CommandResult = Result<(), Failure>;
+
+/// Writes a result to standard output as one JSON object.
+///
+/// # Errors
+/// When standard output is closed, or the value is not representable.
+pub fn print_json(value: &impl Serialize) -> CommandResult {
+    let text = serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?;
+    print_line(&text)
+}
+
+/// Writes a line to standard output; a reader that has closed its end is a failure, not a panic.
+///
+/// # Errors
+/// When standard output is closed.
+pub fn print_line(line: &str) -> CommandResult {
+    use std::io::Write;
+    writeln!(std::io::stdout(), "{line}").map_err(|error| Failure::Failed(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn failure_decides_the_exit_code() {
+        assert_eq!(Failure::from(anyhow::anyhow!("no")).exit_code(), 1);
+        assert_eq!(Failure::Usage(anyhow::anyhow!("no")).exit_code(), 2);
+        assert_eq!(Failure::Halted("no".to_owned()).exit_code(), 3);
+    }
+
+    #[test]
+    fn failure_prints_its_causes() {
+        let error = anyhow::anyhow!("refused").context("cannot connect");
+        assert_eq!(Failure::from(error).to_string(), "cannot connect: refused");
+    }
+}

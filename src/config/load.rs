@@ -1,10 +1,634 @@
-//! From `walhook.toml` and the environment to a [`Config`](super::Config).
+//! From `walhook.toml` and the environment to a [`Config`].
+//!
+//! ```text
+//! file → table with spans ─┐
+//!                          ├► known keys? → Config → consistent?
+//! environment ─────────────┘
+//! ```
+//!
+//! Every value keeps where it comes from to the end, so that an error can name the file's line or
+//! the variable. A value from the environment has a span behind the end of the file: the n-th byte
+//! past it stands for the n-th variable.
 
-/// (to come)
-#[derive(Debug)]
-pub struct ConfigError;
-/// (to come)
-#[derive(Debug)]
-pub struct Loaded;
-/// (to come)
-pub fn load() {}
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeArray, DeTable, DeValue};
+
+use super::keys::{EVENTS, Kind, SECTIONS, Section, suggestion};
+use super::{Config, validate};
+
+/// What every environment variable that sets a key begins with.
+const PREFIX: &str = "WALHOOK_";
+
+/// Why there is no configuration. Never holds a value of a secret key.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// There is no such file, or it cannot be read.
+    #[error("cannot read the configuration {}: {source}; name another with --config, or begin with `walhook config show --example`", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// A key, a value or their combination cannot be used.
+    #[error("{place}: {problem}")]
+    Invalid {
+        /// Where the value comes from.
+        place: Place,
+        /// What is wrong, beginning with the key, and the mend.
+        problem: String,
+    },
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// The file as a whole.
+    File(PathBuf),
+    /// A place in the file, line and column counted from 1.
+    Line(PathBuf, usize, usize),
+    /// An environment variable.
+    Variable(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Line(path, line, column) => write!(f, "{}:{line}:{column}", path.display()),
+            Self::Variable(name) => write!(f, "environment variable {name}"),
+        }
+    }
+}
+
+/// Reads the file at `path` and lays the variables of `env` over it.
+///
+/// `WALHOOK_<SECTION>__<KEY>` sets a key; with `_FILE` appended it names a file that holds the
+/// value, whose trailing line break is stripped. An empty variable counts as not set. Names without
+/// the double underscore (`WALHOOK_CONFIG`, and what Kubernetes sets for a service called walhook)
+/// are not keys.
+///
+/// # Errors
+/// [`ConfigError`]: the first thing that is wrong, where it stands, and the mend.
+pub fn load(
+    path: &Path,
+    env: impl IntoIterator<Item = (String, String)>,
+) -> Result<Config, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    parse(path, &text, env)
+}
+
+/// As [`load`], with the file's text given.
+pub(crate) fn parse(
+    path: &Path,
+    text: &str,
+    env: impl IntoIterator<Item = (String, String)>,
+) -> Result<Config, ConfigError> {
+    let settings = settings(env)?;
+    let mut origins = Origins { path, text, variables: vec![], values: vec![] };
+    let mut root = DeTable::parse(text).map_err(|error| origins.error(&error))?;
+    overlay(&mut origins, root.get_mut(), &settings);
+    known_keys(&mut origins, root.get_ref())?;
+    let config = Config::deserialize(toml::de::Deserializer::from(root))
+        .map_err(|error| origins.error(&error))?;
+    validate::validate(&config).map_err(|(key, problem)| origins.invalid(&key, &problem))?;
+    Ok(config)
+}
+
+/// Knows where every value comes from.
+struct Origins<'a> {
+    path: &'a Path,
+    text: &'a str,
+    variables: Vec<String>,
+    /// Keys such as `source.url`, each with its value's span; a table before what it holds.
+    values: Vec<(String, std::ops::Range<usize>)>,
+}
+
+impl Origins<'_> {
+    /// The span that stands for a variable.
+    fn span_of_variable(&mut self, name: &str) -> std::ops::Range<usize> {
+        self.variables.push(name.to_owned());
+        let at = self.text.len() + self.variables.len();
+        at..at
+    }
+
+    fn place(&self, offset: usize) -> Place {
+        if let Some(n) = offset.checked_sub(self.text.len() + 1)
+            && let Some(name) = self.variables.get(n)
+        {
+            return Place::Variable(name.clone());
+        }
+        let before = self.text.get(..offset).unwrap_or(self.text);
+        let line = before.rsplit('\n').next().unwrap_or_default();
+        let lines = before.matches('\n').count();
+        Place::Line(self.path.to_owned(), lines + 1, line.chars().count() + 1)
+    }
+
+    /// An error about the value of `key`.
+    fn invalid(&self, key: &str, problem: &str) -> ConfigError {
+        self.at(key, format!("{key}: {problem}"))
+    }
+
+    /// An error where `key` stands, or where that is not set, the table that should hold it.
+    fn at(&self, key: &str, problem: String) -> ConfigError {
+        let holders = std::iter::successors(Some(key), |key| Some(key.rsplit_once('.')?.0));
+        let found = holders
+            .filter(|key| !key.is_empty())
+            .find_map(|k| self.values.iter().find(|(name, _)| name == k));
+        let place = found
+            .map_or_else(|| Place::File(self.path.to_owned()), |(_, span)| self.place(span.start));
+        ConfigError::Invalid { place, problem }
+    }
+
+    /// An error of the parser or of serde.
+    fn error(&self, error: &toml::de::Error) -> ConfigError {
+        let message = error.message().replace('\n', "; ");
+        let Some(span) = error.span() else {
+            return ConfigError::Invalid {
+                place: Place::File(self.path.to_owned()),
+                problem: message,
+            };
+        };
+        let around = |range: &std::ops::Range<usize>| {
+            *range == span || range.start <= span.start && span.end <= range.end
+        };
+        let key = self.values.iter().rev().find(|(_, range)| around(range)).map(|(key, _)| key);
+        let problem = match key {
+            Some(key) => format!("{key}: {message}"),
+            None => message,
+        };
+        ConfigError::Invalid { place: self.place(span.start), problem }
+    }
+}
+
+/// A key's value from the environment.
+struct Setting {
+    variable: String,
+    section: &'static str,
+    key: &'static str,
+    kind: Kind,
+    value: String,
+}
+
+/// Picks out of the environment the variables that set keys, and reads the files they name.
+fn settings(env: impl IntoIterator<Item = (String, String)>) -> Result<Vec<Setting>, ConfigError> {
+    let mut env: Vec<(String, String)> = env
+        .into_iter()
+        .filter(|(name, value)| name.starts_with(PREFIX) && !value.is_empty())
+        .collect();
+    // The environment has no order; the same one must always end in the same error.
+    env.sort();
+    let mut settings: Vec<Setting> = vec![];
+    for (variable, value) in env {
+        let setting = setting(&variable, value).map_err(|problem| ConfigError::Invalid {
+            place: Place::Variable(variable.clone()),
+            problem,
+        })?;
+        let Some(setting) = setting else { continue };
+        let same = |other: &&Setting| other.section == setting.section && other.key == setting.key;
+        if let Some(other) = settings.iter().find(same) {
+            let problem = format!("{} sets the same key; remove one of them", other.variable);
+            return Err(ConfigError::Invalid { place: Place::Variable(variable), problem });
+        }
+        settings.push(setting);
+    }
+    Ok(settings)
+}
+
+fn setting(variable: &str, value: String) -> Result<Option<Setting>, String> {
+    let rest = variable.strip_prefix(PREFIX).and_then(|rest| rest.split_once("__"));
+    let Some((section, key)) = rest else { return Ok(None) };
+    let (section, key) = (section.to_lowercase(), key.to_lowercase());
+    let Some(section) = Section::named(&section) else {
+        let near = suggestion(&section, SECTIONS.iter().map(|section| section.name));
+        return Err(format!("there is no section {section}; {near}"));
+    };
+    if section.name == EVENTS {
+        return Err("rules can be set in the file only".to_owned());
+    }
+    let named = |key: &str| section.keys.iter().copied().find(|(name, _)| *name == key);
+    let (value, (key, kind)) = if let Some(found) = named(&key) {
+        (value, found)
+    } else if let Some(found) = key.strip_suffix("_file").and_then(named) {
+        let content = std::fs::read_to_string(&value)
+            .map_err(|error| format!("cannot read the file {value}: {error}"))?;
+        (content.trim_end_matches(['\r', '\n']).to_owned(), found)
+    } else {
+        let near = suggestion(&key, section.supported());
+        return Err(format!("there is no key {}.{key}; {near}", section.name));
+    };
+    Ok(Some(Setting { variable: variable.to_owned(), section: section.name, key, kind, value }))
+}
+
+/// Lays the environment's values over the file's.
+fn overlay<'i>(origins: &mut Origins<'_>, root: &mut DeTable<'i>, settings: &'i [Setting]) {
+    for setting in settings {
+        let span = origins.span_of_variable(&setting.variable);
+        let value = setting.typed(&span);
+        let section = root
+            .entry(Spanned::new(span.clone(), setting.section.into()))
+            .or_insert_with(|| Spanned::new(span.clone(), DeValue::Table(DeTable::new())));
+        if let DeValue::Table(table) = section.get_mut() {
+            let key = Spanned::new(span.clone(), setting.key.into());
+            table.insert(key, Spanned::new(span, value));
+        }
+    }
+}
+
+impl Setting {
+    /// Reads the text as the type that the key wants. What does not fit stays text, and serde then
+    /// says what was wanted.
+    fn typed(&self, span: &std::ops::Range<usize>) -> DeValue<'_> {
+        let text = DeValue::String(self.value.as_str().into());
+        match self.kind {
+            Kind::Number | Kind::Switch => {
+                DeValue::parse(&self.value).map_or(text, Spanned::into_inner)
+            }
+            Kind::List => {
+                let item = |item: String| Spanned::new(span.clone(), DeValue::String(item.into()));
+                let list = toml::de::ValueDeserializer::parse(&self.value);
+                let items = list.and_then(Vec::<String>::deserialize).unwrap_or_else(|_| {
+                    self.value.split(',').map(|item| item.trim().to_owned()).collect()
+                });
+                DeValue::Array(items.into_iter().map(item).collect::<DeArray<'_>>())
+            }
+            Kind::Text | Kind::Required | Kind::Rule | Kind::RequiredOfRule | Kind::NotYet => text,
+        }
+    }
+}
+
+/// Refuses keys that do not exist, keys of later versions and missing ones; notes where each is.
+fn known_keys(origins: &mut Origins<'_>, root: &DeTable<'_>) -> Result<(), ConfigError> {
+    for (name, value) in root {
+        let Some(section) = Section::named(name.get_ref()) else {
+            let near = suggestion(name.get_ref(), SECTIONS.iter().map(|section| section.name));
+            let problem = format!("there is no section {}; {near}", name.get_ref());
+            return Err(ConfigError::Invalid { place: origins.place(name.span().start), problem });
+        };
+        origins.values.push((section.name.to_owned(), value.span()));
+        match value.get_ref() {
+            DeValue::Table(_) if section.name == EVENTS => {
+                let problem = "write [[events]], once for each rule";
+                return Err(origins.invalid(section.name, problem));
+            }
+            DeValue::Table(table) => known_keys_of(origins, section, section.name, table)?,
+            DeValue::Array(rules) if section.name == EVENTS => {
+                for (n, rule) in rules.iter().enumerate() {
+                    let path = format!("{EVENTS}[{n}]");
+                    origins.values.push((path.clone(), rule.span()));
+                    if let DeValue::Table(rule) = rule.get_ref() {
+                        known_keys_of(origins, section, &path, rule)?;
+                    }
+                }
+            }
+            DeValue::String(_)
+            | DeValue::Integer(_)
+            | DeValue::Float(_)
+            | DeValue::Boolean(_)
+            | DeValue::Datetime(_)
+            | DeValue::Array(_) => {
+                let problem = format!("is a section; write [{}]", section.name);
+                return Err(origins.invalid(section.name, &problem));
+            }
+        }
+    }
+    let needed = SECTIONS.iter().find(|section| {
+        ["source", "endpoints"].contains(&section.name) && !root.contains_key(section.name)
+    });
+    match needed {
+        Some(section) => {
+            let required = section.keys.iter().find(|(_, kind)| *kind == Kind::Required);
+            let problem = missing(section.name, required.map_or("", |(key, _)| key));
+            Err(ConfigError::Invalid { place: Place::File(origins.path.to_owned()), problem })
+        }
+        None => Ok(()),
+    }
+}
+
+fn known_keys_of(
+    origins: &mut Origins<'_>,
+    section: &Section,
+    path: &str,
+    table: &DeTable<'_>,
+) -> Result<(), ConfigError> {
+    for (name, value) in table {
+        let key = name.get_ref();
+        let problem = match section.kind(key) {
+            None => Some(suggestion(key, section.supported()))
+                .map(|near| format!("there is no key {path}.{key}; {near}")),
+            Some(Kind::NotYet) => {
+                Some(format!("{path}.{key} is not supported by this version; remove it"))
+            }
+            Some(_) => None,
+        };
+        if let Some(problem) = problem {
+            return Err(ConfigError::Invalid { place: origins.place(name.span().start), problem });
+        }
+        origins.values.push((format!("{path}.{key}"), value.span()));
+    }
+    let required = |kind: Kind| matches!(kind, Kind::Required | Kind::RequiredOfRule);
+    let absent =
+        section.keys.iter().find(|(key, kind)| required(*kind) && !table.contains_key(*key));
+    match absent {
+        Some((key, _)) => Err(origins.at(path, missing(path, key))),
+        None => Ok(()),
+    }
+}
+
+fn missing(path: &str, key: &str) -> String {
+    let variable = format!("{PREFIX}{}__{}", path.to_uppercase(), key.to_uppercase());
+    if path.starts_with(EVENTS) {
+        return format!("{path}.{key} is missing; every rule needs it");
+    }
+    format!("{path}.{key} is missing; set it in [{path}] or as {variable}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::{Bigint, ByteSize, EXAMPLE};
+
+    const MINIMAL: &str = "[source]\nurl = \"postgres://u:hush@h/d\"\n[endpoints]\n\
+                           table = \"public.webhooks\"\n";
+
+    fn with(more: &str, env: &[(&str, &str)]) -> Result<Config, String> {
+        let text = format!("{MINIMAL}{more}");
+        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        parse(Path::new("w.toml"), &text, env).map_err(|error| error.to_string())
+    }
+
+    fn minimal() -> Config {
+        with("", &[]).unwrap()
+    }
+
+    /// Every key that is not an example must have its default in the example file.
+    #[test]
+    fn example_equals_the_defaults() {
+        let mut example = parse(Path::new("example"), EXAMPLE, []).unwrap();
+        assert_eq!(example.events.len(), 1);
+        assert_eq!(example.endpoints.watched(), minimal().endpoints.watched());
+        example.events.clear();
+        example.endpoints.watch.clear();
+        let mut defaults = minimal();
+        defaults.source.url = example.source.url.clone();
+        assert_eq!(toml::to_string(&example).unwrap(), toml::to_string(&defaults).unwrap());
+    }
+
+    /// With the commented keys switched on, the example still loads: nothing in it is stale.
+    #[test]
+    fn example_loads_with_every_comment_that_is_a_key() {
+        let key = |line: &str| {
+            line.strip_prefix("# ")
+                .filter(|rest| rest.contains(" = \"") || rest.starts_with('['))
+                .map_or(line.to_owned(), str::to_owned)
+        };
+        let text: Vec<String> = EXAMPLE.lines().map(key).collect();
+        let config = parse(Path::new("example"), &text.join("\n"), []).unwrap();
+        assert!(config.accounts.is_some() && config.state.url.is_some());
+        assert_eq!(config.endpoints.headers.as_deref(), Some("headers"));
+        for section in SECTIONS {
+            for key in section.supported() {
+                assert!(
+                    text.iter().any(|line| line.starts_with(&format!("{key} = "))),
+                    "{}.{key} is not in the example",
+                    section.name
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn environment_overlays_the_file_with_the_type_of_the_key() {
+        let config = with(
+            "[delivery]\ntimeout = \"9s\"\n",
+            &[
+                ("WALHOOK_DELIVERY__TIMEOUT", "20s"),
+                ("WALHOOK_DELIVERY__QUICK_ATTEMPTS", "3"),
+                ("WALHOOK_EGRESS__HTTPS_ONLY", "true"),
+                ("WALHOOK_EGRESS__ALLOW", "10.0.0.0/8, 192.168.0.0/16"),
+                ("WALHOOK_EGRESS__ONLY_HOSTS", "[\"a.example\", \"b.example\"]"),
+                ("WALHOOK_MEMORY__LIMIT", "67108864"),
+                ("WALHOOK_SOURCE__SLOT", "123"),
+                ("WALHOOK_PAYLOAD__BIGINT", "string"),
+                ("WALHOOK_STATE__SCHEMA", ""),
+                ("WALHOOK_CONFIG", "elsewhere.toml"),
+                ("WALHOOK_LOG", "debug"),
+                ("WALHOOK_PORT_9723_TCP_ADDR", "10.0.0.1"),
+                ("UNRELATED__KEY", "1"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(config.delivery.timeout, Duration::from_secs(20));
+        assert_eq!(config.delivery.quick_attempts, 3);
+        assert!(config.egress.https_only);
+        assert_eq!(config.egress.allow.len(), 2);
+        assert_eq!(config.egress.only_hosts, ["a.example", "b.example"]);
+        assert_eq!(config.memory.limit, ByteSize(64 << 20));
+        assert_eq!(config.source.slot, "123", "text stays text");
+        assert_eq!(config.payload.bigint, Bigint::String);
+        assert_eq!(config.state.schema, "walhook", "an empty variable is not set");
+    }
+
+    #[test]
+    fn environment_reads_a_secret_from_a_file_without_its_line_break() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("url");
+        std::fs::write(&file, "postgres://u:other@h/d\n").unwrap();
+        let name = "WALHOOK_SOURCE__URL_FILE";
+        let config = with("", &[(name, file.to_str().unwrap())]).unwrap();
+        assert_eq!(config.source.url.expose(), "postgres://u:other@h/d");
+
+        let error = with("", &[(name, "/nowhere/url")]).unwrap_err();
+        assert!(error.contains(name) && error.contains("cannot read the file /nowhere/url"));
+        let twice = [(name, file.to_str().unwrap()), ("WALHOOK_SOURCE__URL", "x")];
+        let error = with("", &twice).unwrap_err();
+        assert!(error.contains("WALHOOK_SOURCE__URL sets the same key"), "{error}");
+    }
+
+    #[test]
+    fn error_names_place_key_and_mend() {
+        for (more, expected) in [
+            (
+                "[delivery]\ntimeuot = \"1s\"",
+                "w.toml:6:1: there is no key delivery.timeuot; did you mean timeout?",
+            ),
+            (
+                "[delivery]\n  timeout = \"soon\"",
+                "w.toml:6:13: delivery.timeout: \"soon\" is not a duration",
+            ),
+            (
+                "[delivery]\nquick_attempts = \"two\"",
+                "w.toml:6:18: delivery.quick_attempts: invalid type: string \"two\", expected u32",
+            ),
+            (
+                "[delivery]\nordering = \"rows\"",
+                "w.toml:6:12: delivery.ordering: unknown variant `rows`, expected one of `row`, `account`, `none`",
+            ),
+            ("[memory]\nlimit = true", "w.toml:6:9: memory.limit: expected a size such as 256MiB"),
+            (
+                "[egress]\nallow = [\"10.0.0.0/8\",\n  \"10\"]",
+                "w.toml:7:3: egress.allow: invalid IP address syntax",
+            ),
+            ("[deliver]", "w.toml:5:2: there is no section deliver; did you mean delivery?"),
+            (
+                "[wal]\nmax_hold = \"30s\"",
+                "w.toml:6:1: wal.max_hold is not supported by this version",
+            ),
+            (
+                "[delivery]\nmode = \"log\"",
+                "w.toml:6:1: delivery.mode is not supported by this version",
+            ),
+            ("[accounts]", "w.toml:5:1: accounts.table is missing"),
+            ("[events]\ntype = \"a.b\"", "w.toml:5:1: events: write [[events]]"),
+            ("[[events]]\ntype = \"a.b\"", "w.toml:5:1: events[0].table is missing"),
+            (
+                "[[events]]\ntabel = 1",
+                "w.toml:6:1: there is no key events[0].tabel; did you mean table?",
+            ),
+            ("[source]", "w.toml:5:2: duplicate key"),
+            ("[log]\nlevel = \"loud\"", "w.toml:6:9: log.level: "),
+        ] {
+            let error = with(more, &[]).unwrap_err();
+            assert!(error.starts_with(expected), "{more}: {error}");
+        }
+    }
+
+    #[test]
+    fn error_names_the_variable() {
+        for (name, value, expected) in [
+            (
+                "WALHOOK_DELIVERY__TIMEUOT",
+                "1s",
+                "there is no key delivery.timeuot; did you mean timeout?",
+            ),
+            ("WALHOOK_DELIVERY__TIMEOUT", "soon", "delivery.timeout: \"soon\" is not a duration"),
+            (
+                "WALHOOK_DELIVERY__QUICK_ATTEMPTS",
+                "two",
+                "delivery.quick_attempts: invalid type: string \"two\", expected u32",
+            ),
+            (
+                "WALHOOK_DELIVERY__QUICK_ATTEMPTS",
+                "0",
+                "delivery.quick_attempts: must be at least 1",
+            ),
+            (
+                "WALHOOK_DELIVER__TIMEOUT",
+                "1s",
+                "there is no section deliver; did you mean delivery?",
+            ),
+            ("WALHOOK_EGRESS__ALLOW", "10.0.0.0/8,x", "egress.allow: invalid IP address syntax"),
+            ("WALHOOK_EVENTS__TYPE", "a.b", "rules can be set in the file only"),
+            ("WALHOOK_WAL__MAX_HOLD", "1s", "wal.max_hold is not supported by this version"),
+        ] {
+            let error = with("", &[(name, value)]).unwrap_err();
+            let expected = format!("environment variable {name}: {expected}");
+            assert!(error.starts_with(&expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn error_names_a_missing_section_and_how_to_set_it() {
+        let error = parse(Path::new("w.toml"), "", []).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "w.toml: source.url is missing; set it in [source] or as WALHOOK_SOURCE__URL"
+        );
+        let error = load(Path::new("/nowhere/w.toml"), []).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/w.toml") && error.contains("--example"), "{error}");
+    }
+
+    #[test]
+    fn errors_and_the_printed_configuration_hold_no_secret() {
+        for url in [
+            "[1]",
+            "\"postgres://u:hush@h:port/d\"",
+            "\"u:hush@h/d\"",
+            "\"postgres://u:hush@h/d?sslmode=require\"",
+            "hush",
+        ] {
+            let text = format!("[source]\nurl = {url}\n[endpoints]\ntable = \"a.b\"\n");
+            let error = parse(Path::new("w.toml"), &text, []).unwrap_err().to_string();
+            assert!(error.starts_with("w.toml:2:7: "), "{error}");
+            assert!(!error.contains("hush"), "{error}");
+        }
+        let config = with("[state]\nurl = \"postgres://u:hush@h/d\"\n", &[]).unwrap();
+        for text in [
+            format!("{config:?}"),
+            toml::to_string(&config).unwrap(),
+            serde_json::to_string(&config).unwrap(),
+        ] {
+            assert!(!text.contains("hush"), "{text}");
+        }
+    }
+
+    #[test]
+    fn inconsistent_values_are_refused_at_the_key() {
+        let rule = "[[events]]\ntype = \"a.b\"\ntable = \"public.t\"\non = [\"update\"]\naccount = \"a\"\n";
+        for (more, expected) in [
+            ("[delivery]\nheader_prefix = \"a b\"", "w.toml:6:17: delivery.header_prefix: "),
+            (
+                "[delivery]\nretry_base = \"9h\"",
+                "w.toml:6:14: delivery.retry_base: must be at most delivery.retry_cap",
+            ),
+            (
+                "[delivery]\ntimeout = \"1s\"",
+                "w.toml:6:11: delivery.timeout: must be at least delivery.connect_timeout",
+            ),
+            (
+                "[delivery]\nconnect_timeout = \"20s\"",
+                "w.toml:5:1: delivery.timeout: must be at least delivery.connect_timeout",
+            ),
+            (
+                "[scheduler]\nfast_slots = 0",
+                "w.toml:6:14: scheduler.fast_slots: must be at least 1",
+            ),
+            ("[state]\nschema = \"pg_x\"", "w.toml:6:10: state.schema: names that begin with pg_"),
+            (
+                "[accounts]\ntable = \"accounts\"",
+                "w.toml:6:9: accounts.table: \"accounts\" is not a table's name",
+            ),
+            (&format!("{rule}columns = []"), "w.toml:10:11: events[0].columns: is empty"),
+            (
+                &format!("{rule}columns = [\"*\", \"a\"]"),
+                "w.toml:10:11: events[0].columns: holds *",
+            ),
+            (
+                &format!("{rule}columns = [\"a\", \"b\"]\nrename = {{ a = \"b\" }}"),
+                "w.toml:10:11: events[0].columns: two columns are sent as b",
+            ),
+            (
+                &format!("{rule}columns = [\"a\"]\nrename = {{ c = \"d\" }}"),
+                "w.toml:11:10: events[0].rename: c is not among",
+            ),
+            (
+                &format!("{rule}columns = [\"a\"]\n{rule}columns = [\"b\"]\nwhen = \"true\""),
+                "w.toml:12:8: events[1].type: an earlier rule",
+            ),
+        ] {
+            let error = with(more, &[]).unwrap_err();
+            assert!(error.starts_with(expected), "{more}: {error}");
+        }
+    }
+
+    #[test]
+    fn slot_names_leave_room_for_a_suffix() {
+        for (slot, good) in [
+            ("a_1".to_owned(), true),
+            ("a".repeat(56), true),
+            ("a".repeat(57), false),
+            ("A".to_owned(), false),
+            ("a-b".to_owned(), false),
+        ] {
+            assert_eq!(with("", &[("WALHOOK_SOURCE__SLOT", &slot)]).is_ok(), good, "{slot}");
+        }
+    }
+}

@@ -2,22 +2,25 @@
 //!
 //! Every key is documented in `docs/configuration.md`.
 
+mod keys;
 mod load;
 mod units;
+mod validate;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-pub use load::{ConfigError, Loaded, load};
+#[cfg(test)]
+pub(crate) use load::parse;
+pub use load::{ConfigError, Place, load};
 pub use units::ByteSize;
 
 use crate::engine::endpoint::Secret;
 
 /// The whole configuration.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The database whose changes are sent.
@@ -28,6 +31,7 @@ pub struct Config {
     /// The customer's endpoint table.
     pub endpoints: Endpoints,
     /// The customer's account table, where there are weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub accounts: Option<Accounts>,
     /// The event rules, in order.
     #[serde(default)]
@@ -56,14 +60,19 @@ pub struct Config {
 }
 
 /// `[source]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
     /// A `postgres://` URL; holds a password, so it is never printed.
-    #[serde(deserialize_with = "units::secret")]
+    #[serde(deserialize_with = "units::secret", serialize_with = "units::hidden")]
     pub url: Secret,
     /// For the replication connection, where `url` goes through a pooler.
-    #[serde(default, deserialize_with = "units::optional_secret")]
+    #[serde(
+        default,
+        deserialize_with = "units::optional_secret",
+        serialize_with = "units::optional_hidden",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub replication_url: Option<Secret>,
     /// The replication slot; names the pipeline, so it is part of every state key.
     #[serde(default = "defaults::walhook")]
@@ -74,11 +83,15 @@ pub struct Source {
 }
 
 /// `[state]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct State {
     /// Another database than the source's.
-    #[serde(deserialize_with = "units::optional_secret")]
+    #[serde(
+        deserialize_with = "units::optional_secret",
+        serialize_with = "units::optional_hidden",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub url: Option<Secret>,
     /// The schema of the state tables.
     pub schema: String,
@@ -91,7 +104,7 @@ impl Default for State {
 }
 
 /// `[endpoints]`: the customer's own table or view, and which column is what.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Endpoints {
     /// `schema.name` of the table or view.
@@ -115,18 +128,29 @@ pub struct Endpoints {
     #[serde(default = "defaults::enabled")]
     pub enabled: String,
     /// The extra headers column, `jsonb`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub headers: Option<String>,
     /// The column that bounds requests in flight.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_in_flight: Option<String>,
     /// The column that bounds requests a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_per_second: Option<String>,
     /// Published tables whose changes invalidate cached routes; `[table]` when left out.
     #[serde(default)]
     pub watch: Vec<String>,
 }
 
+impl Endpoints {
+    /// The published tables whose changes invalidate cached routes: `watch`, or else `[table]`.
+    #[must_use]
+    pub fn watched(&self) -> &[String] {
+        if self.watch.is_empty() { std::slice::from_ref(&self.table) } else { &self.watch }
+    }
+}
+
 /// `[accounts]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Accounts {
     /// `schema.name` of the table or view.
@@ -140,7 +164,7 @@ pub struct Accounts {
 }
 
 /// What a rule listens to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RuleOperation {
     /// INSERT and COPY.
@@ -152,7 +176,7 @@ pub enum RuleOperation {
 }
 
 /// `[[events]]`: one rule.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct EventRule {
     /// The event's type, such as `subscriber.updated`.
@@ -165,6 +189,7 @@ pub struct EventRule {
     /// The column that holds the account.
     pub account: String,
     /// A CEL condition over `old`, `new` and `operation`; left out, every change matches.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub when: Option<String>,
     /// The columns to send; `["*"]` for all, also those that a migration adds.
     pub columns: Vec<String>,
@@ -174,7 +199,7 @@ pub struct EventRule {
 }
 
 /// `[payload]`
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Payload {
     /// How a `bigint` is written.
@@ -182,7 +207,7 @@ pub struct Payload {
 }
 
 /// How a `bigint` is written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Bigint {
     /// As a JSON number, digits exact.
@@ -193,7 +218,7 @@ pub enum Bigint {
 }
 
 /// `[delivery]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Delivery {
     /// The prefix of the headers that are ours.
@@ -201,20 +226,20 @@ pub struct Delivery {
     /// The `user-agent` header.
     pub user_agent: String,
     /// For one whole request.
-    #[serde(deserialize_with = "units::duration")]
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::as_duration")]
     pub timeout: Duration,
     /// For connecting, within `timeout`.
-    #[serde(deserialize_with = "units::duration")]
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::as_duration")]
     pub connect_timeout: Duration,
     /// What is delivered in order.
     pub ordering: Ordering,
     /// Attempts made from memory.
     pub quick_attempts: u32,
     /// The first backoff's upper bound.
-    #[serde(deserialize_with = "units::duration")]
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::as_duration")]
     pub retry_base: Duration,
     /// Every backoff's upper bound.
-    #[serde(deserialize_with = "units::duration")]
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::as_duration")]
     pub retry_cap: Duration,
 }
 
@@ -234,7 +259,7 @@ impl Default for Delivery {
 }
 
 /// What is delivered in order to one endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ordering {
     /// The events of one row.
@@ -246,7 +271,7 @@ pub enum Ordering {
 }
 
 /// `[scheduler]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Scheduler {
     /// Requests in flight to endpoints that answer within a second.
@@ -262,7 +287,7 @@ impl Default for Scheduler {
 }
 
 /// `[memory]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Memory {
     /// For pending events and cached routes together.
@@ -276,7 +301,7 @@ impl Default for Memory {
 }
 
 /// `[egress]`: where requests may go.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Egress {
     /// Address blocks that may be contacted although they are private.
@@ -290,7 +315,7 @@ pub struct Egress {
 }
 
 /// `[admin]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
     /// Where the admin server listens.
@@ -304,7 +329,7 @@ impl Default for Admin {
 }
 
 /// `[log]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     /// How lines look.
@@ -320,7 +345,7 @@ impl Default for Log {
 }
 
 /// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.
@@ -359,5 +384,5 @@ mod defaults {
 /// Where a configuration is looked for when none is named.
 pub const DEFAULT_PATH: &str = "walhook.toml";
 
-/// The path of the configuration, as the user gave it.
-pub type ConfigPath = PathBuf;
+/// The commented example; a test holds it against the defaults.
+pub const EXAMPLE: &str = include_str!("../../walhook.example.toml");

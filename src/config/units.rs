@@ -3,9 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::engine::endpoint::Secret;
+use crate::io::log::redact;
 
 /// A size in bytes, written as `256MiB`, `10GiB`, `64KiB` or a plain number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +50,7 @@ impl fmt::Display for ByteSize {
 impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        #[serde(untagged)]
+        #[serde(untagged, expecting = "expected a size such as 256MiB")]
         enum Raw {
             Bytes(u64),
             Text(String),
@@ -58,6 +59,12 @@ impl<'de> Deserialize<'de> for ByteSize {
             Raw::Bytes(bytes) => Ok(Self(bytes)),
             Raw::Text(text) => text.parse().map_err(de::Error::custom),
         }
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -76,6 +83,28 @@ pub(super) fn optional_secret<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Secret>, D::Error> {
     secret(deserializer).map(Some)
+}
+
+pub(super) fn as_duration<S: Serializer>(
+    duration: &Duration,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_duration(*duration))
+}
+
+/// Writes a database URL without what is secret in it.
+pub(super) fn hidden<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&redact(secret.expose()))
+}
+
+pub(super) fn optional_hidden<S: Serializer>(
+    secret: &Option<Secret>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match secret {
+        Some(secret) => hidden(secret, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 #[cfg(test)]

@@ -1,1 +1,147 @@
-//! (to come)
+//! The log: to standard error, as `[log]` says.
+//!
+//! Secrets are kept out of it where they are held (their types do not print). As a second defence
+//! every line goes through [`redact`] on its way out.
+
+use std::borrow::Cow;
+use std::io::{self, Write};
+
+use anyhow::{Result, ensure};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::config::{Log, LogFormat};
+
+/// At these targets' debug level stand the parameters of SQL statements, so rows of customers.
+const QUIETED: [&str; 1] = ["tokio_postgres=warn"];
+
+/// Starts the log. A second start in one process is ignored.
+///
+/// # Errors
+/// When `log.level` cannot be read.
+pub fn init(log: &Log) -> Result<()> {
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter(log)?)
+        .with_writer(|| Redacted(io::stderr()));
+    let _already_started = match log.format {
+        LogFormat::Text => lines.with_ansi(false).try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+    };
+    Ok(())
+}
+
+/// The filter that `log.level` says.
+///
+/// # Errors
+/// When it is neither a level nor a list of `target=level`.
+pub fn filter(log: &Log) -> Result<EnvFilter> {
+    for part in log.level.split(',').map(str::trim) {
+        // The filter would take a misspelt level for a target, and show nothing else.
+        ensure!(
+            part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok(),
+            "{part:?} is not a level; there are off, error, warn, info, debug, trace, and target=level"
+        );
+    }
+    let filter = EnvFilter::builder().parse(&log.level)?;
+    QUIETED.iter().try_fold(filter, |filter, quiet| Ok(filter.add_directive(quiet.parse()?)))
+}
+
+/// Replaces what looks like a secret by `***`: passwords in URLs, signing secrets.
+#[must_use]
+pub fn redact(text: &str) -> Cow<'_, str> {
+    const MARKS: [&str; 3] = ["://", "whsec_", "password="];
+    if !MARKS.iter().any(|mark| text.contains(mark)) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((at, mark)) =
+        MARKS.iter().filter_map(|mark| Some((rest.find(mark)?, *mark))).min()
+    {
+        let (before, after) = rest.split_at(at + mark.len());
+        out.push_str(before);
+        rest =
+            if mark == "://" { after_user(after, &mut out) } else { after_secret(after, &mut out) };
+    }
+    out.push_str(rest);
+    Cow::Owned(out)
+}
+
+/// Copies a URL's user without the password, and returns what follows.
+fn after_user<'a>(text: &'a str, out: &mut String) -> &'a str {
+    let end = text.find(|c: char| c.is_whitespace() || "/?#\"'<>".contains(c));
+    let (authority, _) = text.split_at(end.unwrap_or(text.len()));
+    // A password with a slash in it is not valid, but people write them: look further for its end.
+    let line = text.split(|c: char| c.is_whitespace() || "\"'<>".contains(c)).next();
+    let line = line.unwrap_or_default();
+    let (user_info, password) = match (authority.rsplit_once('@'), line.rsplit_once('@')) {
+        (Some((user_info, _)), _) => (user_info, user_info.split_once(':')),
+        (None, Some((user_info, _))) => (user_info, user_info.split_once(':')),
+        (None, None) => return text,
+    };
+    let Some((user, _)) = password else { return text };
+    out.push_str(user);
+    out.push_str(":***");
+    text.get(user_info.len()..).unwrap_or_default()
+}
+
+/// Leaves out a secret, and returns what follows it.
+fn after_secret<'a>(text: &'a str, out: &mut String) -> &'a str {
+    out.push_str("***");
+    let part = |c: char| c.is_whitespace() || "&\"'<>,;)]}".contains(c);
+    text.get(text.find(part).unwrap_or(text.len())..).unwrap_or_default()
+}
+
+/// Redacts every write; the subscriber writes a line at a time.
+struct Redacted<W>(W);
+
+impl<W: Write> Write for Redacted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes);
+        self.0.write_all(redact(&text).as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redact_hides_passwords_and_signing_secrets() {
+        for (text, shown) in [
+            ("nothing to hide", "nothing to hide"),
+            ("postgres://u:hush@h:5432/d", "postgres://u:***@h:5432/d"),
+            ("at postgres://u:hu/sh@h/d now", "at postgres://u:***@h/d now"),
+            ("postgres://u:hu@sh@h/d", "postgres://u:***@h/d"),
+            ("postgres://u@h/d and https://e.com/p", "postgres://u@h/d and https://e.com/p"),
+            ("http://h/?next=a:b", "http://h/?next=a:b"),
+            ("postgres://u@h/d?password=hush&x=1", "postgres://u@h/d?password=***&x=1"),
+            ("secret \"whsec_aHVzaA==\"", "secret \"whsec_***\""),
+            (
+                "postgres://a:hush@h/d postgres://b:hush@h/d",
+                "postgres://a:***@h/d postgres://b:***@h/d",
+            ),
+        ] {
+            assert_eq!(redact(text), shown);
+        }
+    }
+
+    #[test]
+    fn log_writer_hides_secrets_whatever_is_logged() {
+        let mut out = Redacted(vec![]);
+        out.write_all(b"url=postgres://u:hush@h/d\n").unwrap();
+        assert_eq!(out.0, b"url=postgres://u:***@h/d\n");
+    }
+
+    #[test]
+    fn filter_never_lets_sql_parameters_through() {
+        let log = Log { level: "trace,tokio_postgres=trace".to_owned(), format: LogFormat::Text };
+        assert!(filter(&log).unwrap().to_string().contains("tokio_postgres=warn"));
+        assert!(filter(&Log { level: "loud".to_owned(), ..Log::default() }).is_err());
+    }
+}

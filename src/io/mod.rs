@@ -2,6 +2,10 @@
 
 pub mod wire;
 
+pub mod ident;
+
+pub mod source;
+
 pub mod sql;
 
 pub mod catalog;

@@ -1,0 +1,237 @@
+//! The server's settings, the role's privileges, the slot and the state.
+
+use anyhow::Result;
+use tokio_postgres::Client;
+
+use super::{Report, one};
+use crate::cli::setup::{existing_tables, looked_up, state_tables};
+use crate::config::Config;
+use crate::io::ident::quote_identifier;
+use crate::io::source::{self, Identity};
+use crate::io::sql;
+
+pub(super) async fn check(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
+    let in_recovery: bool = one(client, "SELECT pg_is_in_recovery()").await?;
+    if in_recovery {
+        report.fail("server", "is a standby", "let source.url lead to the primary");
+        return Ok(());
+    }
+    settings(client, report).await?;
+    slot(config, client, report).await?;
+    privileges(config, client, report).await
+}
+
+async fn settings(client: &Client, report: &mut Report) -> Result<()> {
+    let wal_level: String = one(client, "SELECT current_setting('wal_level')").await?;
+    if wal_level == "logical" {
+        report.pass("wal_level", wal_level);
+    } else {
+        report.fail("wal_level", wal_level, "set wal_level = logical and restart the server");
+    }
+    let keep: String = one(client, "SELECT current_setting('max_slot_wal_keep_size')").await?;
+    if keep == "-1" {
+        report.warn(
+            "max_slot_wal_keep_size",
+            "unlimited: while walhook is stopped, WAL may fill the server's disk",
+            "set it to what the disk can spare",
+        );
+    } else {
+        report.pass("max_slot_wal_keep_size", keep);
+    }
+    let timeout: String = one(client, "SELECT current_setting('wal_sender_timeout')").await?;
+    if timeout == "0" {
+        report.warn(
+            "wal_sender_timeout",
+            "0: an instance that hangs keeps the slot for ever, and no standby can take over",
+            "set wal_sender_timeout = 60s",
+        );
+    } else {
+        report.pass("wal_sender_timeout", timeout);
+    }
+    Ok(())
+}
+
+async fn slot(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
+    let name = &config.source.slot;
+    let slot = source::slot(client, name).await?;
+    let free = "SELECT current_setting($1)::bigint - count(*) FROM ";
+    if slot.is_none() {
+        let sql = format!("{free} pg_replication_slots");
+        let left: i64 = client.query_one(&sql, &[&"max_replication_slots"]).await?.try_get(0)?;
+        match left {
+            1.. => report.pass("max_replication_slots", format!("{left} left")),
+            _ => report.fail(
+                "max_replication_slots",
+                "none left",
+                "raise it and restart the server, or drop a slot that is not used",
+            ),
+        }
+    }
+    let active_pid = slot.as_ref().and_then(|slot| slot.active_pid);
+    if active_pid.is_none() {
+        let sql = format!("{free} pg_stat_replication");
+        let left: i64 = client.query_one(&sql, &[&"max_wal_senders"]).await?.try_get(0)?;
+        match left {
+            1.. => report.pass("max_wal_senders", format!("{left} left")),
+            _ => report.fail("max_wal_senders", "none left", "raise it and restart the server"),
+        }
+    }
+    let Some(slot) = slot else {
+        report.fail("slot", format!("{name} does not exist"), "run `walhook setup`");
+        return Ok(());
+    };
+    let database: String = one(client, "SELECT current_database()::text").await?;
+    if slot.is_lost() {
+        report.fail(
+            "slot",
+            format!(
+                "{name} is lost: the server removed WAL that it needed, so changes are missing"
+            ),
+            "if you accept that, run `walhook teardown` and `walhook setup`",
+        );
+    } else if slot.plugin.as_deref() != Some("pgoutput")
+        || slot.database.as_ref() != Some(&database)
+    {
+        report.fail(
+            "slot",
+            format!("{name} is not a pgoutput slot of the database {database}"),
+            "name another in source.slot",
+        );
+    } else if slot.wal_status.as_deref() == Some("unreserved") {
+        report.warn(
+            "slot",
+            format!("{name} retains more WAL than max_slot_wal_keep_size and will soon be lost"),
+            "start `walhook run`, or raise the limit",
+        );
+    } else if let Some(pid) = active_pid {
+        report.pass("slot", format!("{name} is in use by {}", session(client, pid).await?));
+    } else {
+        let retained = slot.retained_bytes.unwrap_or_default();
+        report.pass("slot", format!("{name} is free and retains {retained} bytes of WAL"));
+    }
+    Ok(())
+}
+
+/// A session for people: its pid and what is known of it.
+pub(crate) async fn session(client: &Client, pid: i32) -> Result<String> {
+    let sql = "SELECT format('pid %s (%s, %s, %s)', pid, usename,
+                      coalesce(nullif(application_name, ''), 'no application name'),
+                      coalesce(host(client_addr), 'local'))
+               FROM pg_stat_activity WHERE pid = $1";
+    match client.query_opt(sql, &[&pid]).await? {
+        Some(row) => Ok(row.try_get(0)?),
+        None => Ok(format!("pid {pid}")),
+    }
+}
+
+async fn privileges(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
+    let row = client
+        .query_one(
+            // Amazon's servers give the right through a role instead.
+            "SELECT rolname::text, rolsuper OR rolreplication OR EXISTS (
+                 SELECT FROM pg_roles g
+                 WHERE g.rolname = 'rds_replication' AND pg_has_role(r.oid, g.oid, 'USAGE'))
+             FROM pg_roles r WHERE rolname = current_user",
+            &[],
+        )
+        .await?;
+    let (role, may_replicate): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
+    let quoted = quote_identifier(&role);
+    if may_replicate {
+        report.pass("privileges", format!("{role} may replicate"));
+    } else {
+        let mend = format!("ALTER ROLE {quoted} REPLICATION, or run `walhook setup --admin-url`");
+        report.fail("privileges", format!("{role} may not replicate"), mend);
+    }
+    for table in looked_up(config)? {
+        let sql =
+            "SELECT has_schema_privilege(n.oid, 'USAGE'), has_table_privilege(c.oid, 'SELECT')
+                   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                   WHERE n.nspname = $1 AND c.relname = $2";
+        let row = client.query_opt(sql, &[&table.schema, &table.name]).await?;
+        // That a table does not exist is said where its columns are checked.
+        let Some(row) = row else { continue };
+        let schema = quote_identifier(&table.schema);
+        let mend = match (row.try_get(0)?, row.try_get(1)?) {
+            (true, true) => {
+                report.pass("privileges", format!("{role} may read {table}"));
+                continue;
+            }
+            (true, false) => format!("GRANT SELECT ON {} TO {quoted}", table.quoted()),
+            (false, _) => format!(
+                "GRANT USAGE ON SCHEMA {schema} TO {quoted}; GRANT SELECT ON {} TO {quoted}",
+                table.quoted()
+            ),
+        };
+        report.fail("privileges", format!("{role} may not read {table}"), mend);
+    }
+    Ok(())
+}
+
+/// Whether the state is there, ours to write, and of this source. `client` is the state database's.
+pub(super) async fn state(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
+    let schema = &config.state.schema;
+    let tables = state_tables();
+    let found = existing_tables(client, schema, &tables).await?;
+    if found < tables.len() {
+        let finding = format!("the schema {schema} has {found} of {} tables", tables.len());
+        report.fail("state", finding, "run `walhook setup`");
+        return Ok(());
+    }
+    let role: String = one(client, "SELECT current_user::text").await?;
+    let sql = "SELECT has_schema_privilege($1, 'USAGE') AND coalesce(bool_and(
+                          has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
+                          AND has_table_privilege(c.oid, 'UPDATE')
+                          AND has_table_privilege(c.oid, 'DELETE')), false)
+               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+               WHERE n.nspname = $1 AND c.relname = ANY ($2)";
+    if !client.query_one(sql, &[schema, &tables]).await?.try_get::<_, bool>(0)? {
+        let finding = format!("{role} may not use the schema {schema}");
+        report.fail("state", finding, "run `walhook setup --admin-url`, which grants it");
+        return Ok(());
+    }
+    report.pass("state", format!("the schema {schema} is there and {role} may use it"));
+    checkpoint(config, client, report).await?;
+    Ok(())
+}
+
+async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
+    let schema = quote_identifier(&config.state.schema);
+    let sql = format!(
+        "SELECT m.system_identifier::text, m.timeline, m.host, m.database,
+                c.frontier::text, c.halt_reason
+         FROM {schema}.meta m JOIN {schema}.checkpoint c USING (pipeline)
+         WHERE pipeline = $1 AND c.partition = 0"
+    );
+    let Some(row) = client.query_opt(&sql, &[&config.source.slot]).await? else {
+        report.fail("checkpoint", "there is none", "run `walhook setup`");
+        return Ok(());
+    };
+    let stored = Identity {
+        system_identifier: row.try_get::<_, &str>(0)?.parse()?,
+        timeline: row.try_get(1)?,
+        host: row.try_get(2)?,
+        database: row.try_get(3)?,
+    };
+    let source = sql::Connection::open(&config.source.url, super::NAME).await?;
+    let identity = Identity::read(&source, &sql::session(&config.source.url)?).await?;
+    if stored != identity {
+        report.fail(
+            "state",
+            format!("belongs to another source than source.url leads to: {stored}; here is {identity}"),
+            "a copy must not send to the original's customers: `walhook teardown`, then `walhook setup`",
+        );
+    }
+    let frontier: &str = row.try_get(4)?;
+    match row.try_get::<_, Option<&str>>(5)? {
+        Some(reason) => {
+            report.fail(
+                "checkpoint",
+                format!("halted at {frontier}: {reason}"),
+                "see `walhook status`",
+            );
+        }
+        None => report.pass("checkpoint", format!("at {frontier}")),
+    }
+    Ok(())
+}

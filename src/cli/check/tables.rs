@@ -1,0 +1,233 @@
+//! The publication and the customer's tables: do they hold what the configuration names?
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use tokio_postgres::Client;
+
+use super::Report;
+use crate::cli::setup::{looked_up, published};
+use crate::config::{Config, EventRule, RuleOperation};
+use crate::io::ident::TableName;
+use crate::io::source::{self, Publication, Table};
+
+type Tables = BTreeMap<TableName, Table>;
+
+pub(super) async fn check(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
+    let publication = source::publication(client, &config.source.publication).await?;
+    let mut names = published(config)?;
+    names.extend(looked_up(config)?);
+    names.extend(publication.iter().flat_map(|publication| publication.tables.iter().cloned()));
+    let mut tables = Tables::new();
+    for name in names {
+        if let Some(table) = source::table(client, &name).await? {
+            tables.insert(name, table);
+        }
+    }
+    match publication {
+        Some(publication) => check_publication(config, &publication, &tables, report)?,
+        None => {
+            let finding = format!("{} does not exist", config.source.publication);
+            report.fail("publication", finding, "run `walhook setup`");
+        }
+    }
+    for name in looked_up(config)? {
+        if tables.get(&name).is_some_and(|table| table.row_security) {
+            let mend = "give our role a policy that shows all, or BYPASSRLS";
+            report.fail("row-level security", format!("hides rows of {name} from our role"), mend);
+        }
+    }
+    endpoint_columns(config, &tables, report)?;
+    rules(config, &tables, report)
+}
+
+fn check_publication(
+    config: &Config,
+    publication: &Publication,
+    tables: &Tables,
+    report: &mut Report,
+) -> Result<()> {
+    let name = &config.source.publication;
+    let before = report.0.len();
+    for table in published(config)? {
+        if !publication.tables.contains(&table) {
+            report.fail(
+                "publication",
+                format!("{name} does not hold {table}"),
+                "run `walhook setup`",
+            );
+        }
+        if publication.filtered.contains(&table) {
+            let finding = format!("{name} has a row filter on {table}, which hides changes");
+            let mend =
+                format!("set its tables again without WHERE; use `when` in the rule for {table}");
+            report.fail("publication", finding, mend);
+        }
+        if publication.narrowed.contains(&table) {
+            let finding = format!("{name} has a column list for {table}");
+            report.warn("publication", finding, "make sure that it holds what the rules need");
+        }
+        let partitioned = tables.get(&table).is_some_and(|table| table.kind == 'p');
+        if partitioned && !publication.via_root {
+            let finding =
+                format!("{name} publishes the partitions of {table} under their own names");
+            report.fail("publication", finding, "run `walhook setup`");
+        }
+    }
+    for (operation, word, is_published) in [
+        (RuleOperation::Insert, "insert", publication.insert),
+        (RuleOperation::Update, "update", publication.update),
+        (RuleOperation::Delete, "delete", publication.delete),
+    ] {
+        // Endpoints are invalidated by every operation.
+        if !is_published {
+            let asked = config.events.iter().find(|rule| rule.on.contains(&operation));
+            let by = asked.map_or("the endpoint table's cache", |rule| rule.event_type.as_str());
+            let finding = format!("{name} does not publish {word}, which {by} needs");
+            let mend = "ALTER PUBLICATION … SET (publish = 'insert, update, delete, truncate')";
+            report.fail("publication", finding, mend);
+        }
+    }
+    if report.0.len() == before {
+        report.pass("publication", format!("{name} holds every table that is needed"));
+    }
+    identities(publication, tables, report);
+    Ok(())
+}
+
+/// Of every published table, ours or not: its owner's writes fail without one.
+fn identities(publication: &Publication, tables: &Tables, report: &mut Report) {
+    let before = report.0.len();
+    let updates = publication.update || publication.delete;
+    let without = publication.tables.iter().filter_map(|name| tables.get(name)).filter(|_| updates);
+    let mut without: Vec<&String> = without.flat_map(|table| &table.without_identity).collect();
+    without.sort();
+    without.dedup();
+    for table in without {
+        report.fail(
+            "replica identity",
+            format!("{table} has none, so your own UPDATE and DELETE of it fail now"),
+            format!("add a primary key, or ALTER TABLE {table} REPLICA IDENTITY FULL"),
+        );
+    }
+    if report.0.len() == before {
+        report.pass("replica identity", "of every published table is there");
+    }
+}
+
+/// What a column of the endpoint or account table may be.
+struct Wanted<'a> {
+    key: &'static str,
+    column: &'a str,
+    types: &'static [&'static str],
+}
+
+fn wanted<'a>(key: &'static str, column: &'a str, types: &'static [&'static str]) -> Wanted<'a> {
+    Wanted { key, column, types }
+}
+
+const ANY: &[&str] = &[];
+const TEXT: &[&str] = &["text", "character varying", "citext"];
+const TEXTS: &[&str] = &["text[]", "character varying[]", "citext[]"];
+const SECRET: &[&str] = &["text", "text[]", "character varying", "character varying[]"];
+const BOOLEAN: &[&str] = &["boolean"];
+const JSON: &[&str] = &["jsonb", "json"];
+const WHOLE: &[&str] = &["integer", "smallint", "bigint"];
+const NUMBER: &[&str] = &["double precision", "numeric", "real", "integer", "smallint", "bigint"];
+
+fn endpoint_columns(config: &Config, tables: &Tables, report: &mut Report) -> Result<()> {
+    let endpoints = &config.endpoints;
+    let all = [
+        wanted("endpoints.id", &endpoints.id, ANY),
+        wanted("endpoints.account", &endpoints.account, ANY),
+        wanted("endpoints.url", &endpoints.url, TEXT),
+        wanted("endpoints.event_types", &endpoints.event_types, TEXTS),
+        wanted("endpoints.secret", &endpoints.secret, SECRET),
+        wanted("endpoints.enabled", &endpoints.enabled, BOOLEAN),
+    ];
+    let optional = [
+        ("endpoints.headers", &endpoints.headers, JSON),
+        ("endpoints.max_in_flight", &endpoints.max_in_flight, WHOLE),
+        ("endpoints.rate_per_second", &endpoints.rate_per_second, NUMBER),
+    ];
+    let named = optional.iter().filter_map(|(key, column, types)| {
+        column.as_ref().map(|column| wanted(key, column, types))
+    });
+    let all: Vec<Wanted<'_>> = all.into_iter().chain(named).collect();
+    columns("endpoints", &endpoints.table.parse()?, &all, tables, report);
+    let Some(accounts) = &config.accounts else { return Ok(()) };
+    let all = [
+        wanted("accounts.id", &accounts.id, ANY),
+        wanted("accounts.weight", &accounts.weight, NUMBER),
+    ];
+    columns("accounts", &accounts.table.parse()?, &all, tables, report);
+    Ok(())
+}
+
+fn columns(
+    section: &str,
+    name: &TableName,
+    wanted: &[Wanted<'_>],
+    tables: &Tables,
+    report: &mut Report,
+) {
+    let Some(table) = tables.get(name) else {
+        let mend = format!("correct {section}.table, or create it");
+        report.fail(&format!("{section}.table"), format!("{name} does not exist"), mend);
+        return;
+    };
+    let before = report.0.len();
+    for Wanted { key, column, types } in wanted {
+        let Some(found) = table.column(column) else {
+            let finding = format!("{name} has no column {column}");
+            report.fail(key, finding, format!("name the column in {key}"));
+            continue;
+        };
+        // A type outside pg_catalog is printed with its schema.
+        let bare = found.rsplit('.').next().unwrap_or(found);
+        if !types.is_empty() && !types.contains(&bare) {
+            let mend = format!("it must be {}", types.join(" or "));
+            report.fail(key, format!("{name}.{column} is {found}"), mend);
+        }
+    }
+    if report.0.len() == before {
+        report.pass(section, format!("{name} has the columns that are named"));
+    }
+}
+
+fn rules(config: &Config, tables: &Tables, report: &mut Report) -> Result<()> {
+    if config.events.is_empty() {
+        let mend = "add [[events]]; `walhook config show --example` has one";
+        report.fail("rules", "there is none, so nothing would ever be sent", mend);
+    }
+    for rule in &config.events {
+        let name: TableName = rule.table.parse()?;
+        let what = format!("rule {}", rule.event_type);
+        match tables.get(&name) {
+            Some(table) => rule_columns(&what, rule, &name, table, report),
+            None => report.fail(&what, format!("{name} does not exist"), "correct its table"),
+        }
+    }
+    Ok(())
+}
+
+fn rule_columns(
+    what: &str,
+    rule: &EventRule,
+    name: &TableName,
+    table: &Table,
+    report: &mut Report,
+) {
+    let named = rule.columns.iter().filter(|column| *column != "*");
+    let missing: Vec<&String> = std::iter::once(&rule.account)
+        .chain(named)
+        .chain(rule.rename.keys())
+        .filter(|column| table.column(column).is_none())
+        .collect();
+    for column in &missing {
+        report.fail(what, format!("{name} has no column {column}"), "correct the rule");
+    }
+    if missing.is_empty() {
+        report.pass(what, format!("{name} has the columns that it names"));
+    }
+}

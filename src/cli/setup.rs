@@ -1,0 +1,686 @@
+//! `walhook setup`: the state schema, the publication, the slot and the first checkpoint.
+//!
+//! In this order, because each rests on the one before: a slot that is older than its publication
+//! can never be read, and a checkpoint is the place where the slot begins. Every step looks first
+//! and does only what is missing, so an interrupted set-up is mended by running it again.
+
+mod script;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use super::{CommandResult, Common, Failure, print_json, print_line};
+use crate::config::Config;
+use crate::engine::endpoint::Secret;
+use crate::engine::lsn::Lsn;
+use crate::io::ident::{TableName, quote_identifier};
+use crate::io::source::{self, Identity, Slot};
+use crate::io::sql::{self, Connection};
+
+pub(crate) use script::{looked_up, published, state_tables};
+
+const NAME: &str = "walhook setup";
+
+/// Between two tries to create the slot, for the sessions that queue behind us.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What the command takes.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  walhook setup
+  walhook setup --admin-url postgres://postgres@localhost/app   as another role; grants included
+  walhook setup --print-sql > setup.sql                         for an administrator to run")]
+pub struct Args {
+    /// A role that may do what our own may not; it also grants our own role what that needs
+    #[arg(long, value_name = "URL", env = "WALHOOK_ADMIN_URL", hide_env_values = true, value_parser = secret)]
+    admin_url: Option<Secret>,
+    /// Print the statements and run none
+    #[arg(long)]
+    print_sql: bool,
+    /// How long to try to create the slot, which waits for the transactions open at that moment
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
+    wait: Duration,
+}
+
+fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
+}
+
+/// What a step found or did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Did {
+    Exists,
+    Created,
+    Changed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Step {
+    step: String,
+    did: Did,
+    detail: String,
+}
+
+/// Sets up.
+///
+/// # Errors
+/// When a step fails, or cannot be done without losing changes; the message says what to do.
+pub async fn run(args: Args, common: &Common) -> CommandResult {
+    let config = common.load()?;
+    if args.print_sql {
+        return print_script(&config, common);
+    }
+    let mut report = Report { steps: vec![], quiet: common.json };
+    set_up(&config, args.admin_url.as_ref(), args.wait, &mut report).await?;
+    if common.json {
+        return print_json(&serde_json::json!({ "steps": report.steps }));
+    }
+    Ok(())
+}
+
+fn print_script(config: &Config, common: &Common) -> CommandResult {
+    let source = sql::session(&config.source.url)?;
+    let role =
+        source.get_user().context("source.url names no user, so there is no role to grant")?;
+    let script = script::whole(config, role, &source).map_err(anyhow::Error::from)?;
+    if common.json {
+        return print_json(&serde_json::json!({ "sql": script }));
+    }
+    print_line(script.trim_end())
+}
+
+/// The steps so far; each is shown as it ends.
+#[derive(Debug)]
+struct Report {
+    steps: Vec<Step>,
+    quiet: bool,
+}
+
+impl Report {
+    fn step(&mut self, step: &str, did: Did, detail: impl Into<String>) -> CommandResult {
+        let detail = detail.into();
+        if !self.quiet {
+            let word = match did {
+                Did::Exists => "exists ",
+                Did::Created => "created",
+                Did::Changed => "changed",
+            };
+            print_line(&format!("{word}  {step}: {detail}"))?;
+        }
+        self.steps.push(Step { step: step.to_owned(), did, detail });
+        Ok(())
+    }
+}
+
+/// The sessions: with `--admin-url` the source's statements are the administrator's.
+struct Sessions {
+    source: Connection,
+    state: Option<Connection>,
+    /// Our own role in source and state, where it is another than the session's.
+    grant_to: Option<String>,
+    identity: Identity,
+}
+
+impl Sessions {
+    async fn open(config: &Config, admin: Option<&Secret>) -> Result<Self> {
+        let own = sql::session(&config.source.url)?;
+        let source = match admin {
+            Some(url) => Connection::open(url, NAME).await.context("--admin-url")?,
+            None => Connection::open(&config.source.url, NAME).await.context("source.url")?,
+        };
+        let identity = Identity::read(&source, &own).await?;
+        if admin.is_some() {
+            let database = own.get_dbname().or(own.get_user()).unwrap_or_default();
+            ensure!(
+                identity.database == database,
+                "--admin-url leads to the database {}, source.url to {database}; name the same",
+                identity.database
+            );
+        }
+        let state = match &config.state.url {
+            Some(url) => Some(Connection::open(url, NAME).await.context("state.url")?),
+            None => None,
+        };
+        let grant_to = admin.and(own.get_user()).map(str::to_owned);
+        Ok(Self { source, state, grant_to, identity })
+    }
+
+    /// The session of the state database.
+    fn state(&self) -> &Client {
+        self.state.as_ref().unwrap_or(&self.source)
+    }
+}
+
+async fn set_up(
+    config: &Config,
+    admin: Option<&Secret>,
+    wait: Duration,
+    report: &mut Report,
+) -> CommandResult {
+    let sessions = Sessions::open(config, admin).await?;
+    let version = source::server_version(&sessions.source).await?;
+    if version < source::OLDEST_SERVER {
+        let error = anyhow::anyhow!("the server's version is {version}; walhook needs 14 or later");
+        return Err(error.into());
+    }
+    state_schema(config, &sessions, report).await?;
+    grants(config, &sessions, report).await?;
+    // Looked at before anything is created that could not be undone.
+    let slot = source::slot(&sessions.source, &config.source.slot).await?;
+    let checkpoint = Checkpoint::read(config, sessions.state()).await?;
+    if let (None, Some(checkpoint)) = (&slot, &checkpoint) {
+        return Err(slot_is_gone(config, checkpoint));
+    }
+    same_source(config, &sessions).await?;
+    publication(config, &sessions.source, slot.is_some(), report).await?;
+    let begin = create_slot(config, &sessions, slot, wait, report).await?;
+    first_rows(config, &sessions, begin, checkpoint, report).await
+}
+
+fn slot_is_gone(config: &Config, checkpoint: &Checkpoint) -> Failure {
+    Failure::Halted(format!(
+        "the slot {} is gone, but a checkpoint of it stands at {}: changes since then would be lost \
+         without a trace; if you accept that, run `walhook teardown`, then set up again to begin at \
+         the present",
+        config.source.slot, checkpoint.frontier
+    ))
+}
+
+async fn state_schema(config: &Config, sessions: &Sessions, report: &mut Report) -> CommandResult {
+    let schema = &config.state.schema;
+    let tables = state_tables();
+    let before = existing_tables(sessions.state(), schema, &tables).await?;
+    let step = format!("state schema {schema}");
+    // Not run when all is there: CREATE SCHEMA IF NOT EXISTS asks for the right to create one.
+    if before == tables.len() {
+        return report.step(&step, Did::Exists, format!("{before} tables"));
+    }
+    sessions.state().batch_execute(&script::state(schema)).await.with_context(|| {
+        format!("cannot create the state schema {schema}; use --admin-url or --print-sql")
+    })?;
+    let did = if before == 0 { Did::Created } else { Did::Changed };
+    report.step(&step, did, format!("{} of {} tables added", tables.len() - before, tables.len()))
+}
+
+/// How many of the tables there are.
+pub(crate) async fn existing_tables(
+    client: &Client,
+    schema: &str,
+    tables: &[&str],
+) -> Result<usize> {
+    let row = client
+        .query_one(
+            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE n.nspname = $1 AND c.relname = ANY ($2)",
+            &[&schema, &tables],
+        )
+        .await?;
+    Ok(usize::try_from(row.try_get::<_, i64>(0)?)?)
+}
+
+async fn grants(config: &Config, sessions: &Sessions, report: &mut Report) -> CommandResult {
+    let Some(role) = &sessions.grant_to else { return Ok(()) };
+    let looked_up = looked_up(config).map_err(anyhow::Error::from)?;
+    let mut statements = script::source_grants(role, &looked_up);
+    if sessions.state.is_none() {
+        statements.extend(script::state_grants(role, &config.state.schema));
+    }
+    let replication = sessions
+        .source
+        .query_opt("SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = $1", &[role])
+        .await
+        .map_err(anyhow::Error::from)?
+        .with_context(|| format!("source.url's role {role} does not exist; create it first"))?;
+    if !replication.try_get::<_, bool>(0).map_err(anyhow::Error::from)? {
+        statements.push(format!("ALTER ROLE {} REPLICATION", quote_identifier(role)));
+    }
+    for statement in &statements {
+        let failed = || format!("the administrator may not run: {statement}");
+        sessions.source.batch_execute(statement).await.with_context(failed)?;
+    }
+    let detail = format!("{} statements run", statements.len());
+    report.step(&format!("grants to {role}"), Did::Changed, detail)
+}
+
+/// Refuses state that belongs to another database than the source.
+async fn same_source(config: &Config, sessions: &Sessions) -> CommandResult {
+    let sql = format!(
+        "SELECT system_identifier::text, timeline, host, database FROM {}.meta WHERE pipeline = $1",
+        quote_identifier(&config.state.schema)
+    );
+    let row = sessions.state().query_opt(&sql, &[&config.source.slot]).await;
+    let Some(row) = row.map_err(anyhow::Error::from)? else { return Ok(()) };
+    let text = |n: usize| row.try_get::<_, String>(n).map_err(anyhow::Error::from);
+    let stored = Identity {
+        system_identifier: text(0)?.parse().map_err(anyhow::Error::from)?,
+        timeline: row.try_get(1).map_err(anyhow::Error::from)?,
+        host: text(2)?,
+        database: text(3)?,
+    };
+    let found = &sessions.identity;
+    if stored == *found {
+        return Ok(());
+    }
+    Err(Failure::Halted(format!(
+        "the state of {} belongs to another source ({stored}) than source.url leads to ({found}); a copy must \
+         not send to the original's customers: `walhook teardown` here, then set up again",
+        config.source.slot
+    )))
+}
+
+async fn publication(
+    config: &Config,
+    client: &Client,
+    slot_exists: bool,
+    report: &mut Report,
+) -> CommandResult {
+    let name = &config.source.publication;
+    let step = format!("publication {name}");
+    let wanted = published(config).map_err(anyhow::Error::from)?;
+    let mut partitioned = false;
+    for table in &wanted {
+        partitioned |= publishable(client, table).await?;
+    }
+    let list = wanted.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let Some(found) = source::publication(client, name).await? else {
+        if slot_exists {
+            return Err(anyhow::anyhow!(
+                "the slot {} is older than the publication {name} would be, and could never be read; \
+                 run `walhook teardown`, then set up again",
+                config.source.slot
+            )
+            .into());
+        }
+        execute(client, &script::create_publication(name, &wanted)).await?;
+        return report.step(&step, Did::Created, list);
+    };
+    let missing: Vec<&TableName> =
+        wanted.iter().filter(|table| !found.tables.contains(*table)).collect();
+    if !missing.is_empty() {
+        execute(client, &script::add_to_publication(name, &missing)).await?;
+    }
+    let to_root = partitioned && !found.via_root;
+    if to_root {
+        execute(client, &script::publish_via_root(name)).await?;
+    }
+    if missing.is_empty() && !to_root {
+        return report.step(&step, Did::Exists, list);
+    }
+    let mut changes: Vec<String> =
+        missing.into_iter().map(|table| format!("{table} added")).collect();
+    changes.extend(to_root.then(|| "partitions published as their root".to_owned()));
+    report.step(&step, Did::Changed, changes.join(", "))
+}
+
+async fn execute(client: &Client, sql: &str) -> Result<()> {
+    let failed = || format!("cannot run `{sql}`; use --admin-url or --print-sql");
+    client.batch_execute(sql).await.with_context(failed)
+}
+
+/// Whether the table is partitioned.
+///
+/// # Errors
+/// When publishing it is impossible, or would break the customer's own writes.
+async fn publishable(client: &Client, name: &TableName) -> Result<bool> {
+    let found = source::table(client, name).await?;
+    let table = found.with_context(|| {
+        format!("there is no table {name}; create it, or correct the configuration")
+    })?;
+    ensure!(
+        table.is_publishable(),
+        "{name} is not a table, so it cannot be published; of a view name the tables it stands on in \
+         endpoints.watch"
+    );
+    if let Some(first) = table.without_identity.first() {
+        bail!(
+            "{first} has no replica identity: publishing it would make your own UPDATE and DELETE of \
+             it fail; give it a primary key, or ALTER TABLE {first} REPLICA IDENTITY FULL"
+        );
+    }
+    Ok(table.kind == 'p')
+}
+
+/// Creates the slot where it is missing, and returns the position where it begins.
+async fn create_slot(
+    config: &Config,
+    sessions: &Sessions,
+    slot: Option<Slot>,
+    wait: Duration,
+    report: &mut Report,
+) -> Result<Lsn, Failure> {
+    let name = &config.source.slot;
+    let step = format!("slot {name}");
+    let Some(slot) = slot else {
+        let begin = create_slot_within(&sessions.source, name, wait, report).await?;
+        report.step(&step, Did::Created, format!("begins at {begin}"))?;
+        return Ok(begin);
+    };
+    if slot.is_lost() {
+        return Err(Failure::Halted(format!(
+            "the slot {name} is lost: the server removed WAL that it needed (max_slot_wal_keep_size); \
+             changes are missing; if you accept that, run `walhook teardown`, then set up again"
+        )));
+    }
+    if slot.plugin.as_deref() != Some("pgoutput")
+        || slot.database.as_ref() != Some(&sessions.identity.database)
+    {
+        return Err(anyhow::anyhow!(
+            "a slot {name} exists, but for the plugin {} and the database {}; name another in source.slot",
+            slot.plugin.as_deref().unwrap_or("none"),
+            slot.database.as_deref().unwrap_or("none")
+        )
+        .into());
+    }
+    let begin = slot.confirmed_flush.with_context(|| {
+        format!("the slot {name} is being created by another session; try again when that is done")
+    })?;
+    report.step(&step, Did::Exists, format!("acknowledged up to {begin}"))?;
+    Ok(begin)
+}
+
+/// Tries for one second at a time: a wait without end would leave an active slot that cannot be
+/// dropped, and pins WAL, should we be killed meanwhile.
+async fn create_slot_within(
+    client: &Client,
+    name: &str,
+    wait: Duration,
+    report: &Report,
+) -> Result<Lsn> {
+    client.batch_execute("SET lock_timeout = '1s'").await?;
+    let deadline = Instant::now() + wait;
+    let mut shown = String::new();
+    loop {
+        let sql = "SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')";
+        let error = match client.query_one(sql, &[&name]).await {
+            Ok(row) => return Ok(row.try_get::<_, &str>(0)?.parse()?),
+            Err(error) => error,
+        };
+        if error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) {
+            let help = "see `walhook check` for privileges and free slots";
+            return Err(error).with_context(|| format!("cannot create the slot {name}; {help}"));
+        }
+        let blockers = blockers(client).await?;
+        if Instant::now() >= deadline {
+            bail!(
+                "the slot {name} waits for open transactions of {blockers}; end them, or try longer \
+                 with --wait 10m"
+            );
+        }
+        if !report.quiet && blockers != shown {
+            eprintln!("waiting  slot {name}: for open transactions of {blockers}");
+            shown = blockers;
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Who holds the transactions that a new slot waits for: all with a transaction id, in any database.
+async fn blockers(client: &Client) -> Result<String> {
+    let rows = client
+        .query(
+            "SELECT DISTINCT
+                    CASE WHEN l.pid IS NULL THEN 'a prepared transaction'
+                    ELSE format('pid %s (%s, %s, %s)', l.pid, a.usename,
+                                coalesce(nullif(a.application_name, ''), 'no application name'),
+                                coalesce(a.state, 'state unknown')) END
+             FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+             WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted
+               AND l.pid IS DISTINCT FROM pg_backend_pid()
+             ORDER BY 1",
+            &[],
+        )
+        .await?;
+    let names: Vec<String> =
+        rows.iter().map(|row| row.try_get(0)).collect::<std::result::Result<_, _>>()?;
+    if names.is_empty() {
+        Ok("sessions that have just ended".to_owned())
+    } else {
+        Ok(names.join(", "))
+    }
+}
+
+/// The stored checkpoint.
+struct Checkpoint {
+    frontier: Lsn,
+}
+
+impl Checkpoint {
+    async fn read(config: &Config, state: &Client) -> Result<Option<Self>> {
+        let sql = format!(
+            "SELECT frontier::text FROM {}.checkpoint WHERE pipeline = $1 AND partition = 0",
+            quote_identifier(&config.state.schema)
+        );
+        let row = state.query_opt(&sql, &[&config.source.slot]).await?;
+        let Some(row) = row else { return Ok(None) };
+        Ok(Some(Self { frontier: row.try_get::<_, &str>(0)?.parse()? }))
+    }
+}
+
+/// Who the source is, the fence, and where to begin: in one statement, so all or none.
+async fn first_rows(
+    config: &Config,
+    sessions: &Sessions,
+    begin: Lsn,
+    checkpoint: Option<Checkpoint>,
+    report: &mut Report,
+) -> CommandResult {
+    let schema = quote_identifier(&config.state.schema);
+    let sql = format!(
+        "WITH meta AS (
+             INSERT INTO {schema}.meta
+                    (pipeline, schema_version, system_identifier, timeline, host, database)
+             VALUES ($1, $2, $3::text::numeric, $4, $5, $6) ON CONFLICT DO NOTHING),
+         lease AS (
+             INSERT INTO {schema}.lease (pipeline, epoch) VALUES ($1, 0) ON CONFLICT DO NOTHING)
+         INSERT INTO {schema}.checkpoint (pipeline, frontier) VALUES ($1, $7::text::pg_lsn)
+         ON CONFLICT DO NOTHING"
+    );
+    let id = &sessions.identity;
+    let system_identifier = id.system_identifier.to_string();
+    let inserted = sessions
+        .state()
+        .execute(
+            &sql,
+            &[
+                &config.source.slot,
+                &script::SCHEMA_VERSION,
+                &system_identifier,
+                &id.timeline,
+                &id.host,
+                &id.database,
+                &begin.to_string(),
+            ],
+        )
+        .await
+        .context("cannot write the first checkpoint; use --admin-url for the grants")?;
+    match checkpoint {
+        Some(checkpoint) if inserted == 0 => {
+            report.step("checkpoint", Did::Exists, checkpoint.frontier.to_string())
+        }
+        _ => report.step("checkpoint", Did::Created, format!("begins at {begin}")),
+    }
+}
+
+/// Sets up without printing, for the tests of the commands that need it.
+#[cfg(test)]
+pub(crate) async fn quietly(config: &Config) -> CommandResult {
+    let mut report = Report { steps: vec![], quiet: true };
+    set_up(config, None, Duration::from_secs(60), &mut report).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::fixture::Fixture;
+
+    const SOON: Duration = Duration::from_millis(1);
+
+    async fn steps(
+        config: &Config,
+        admin: Option<&Secret>,
+        wait: Duration,
+    ) -> Result<Vec<Step>, Failure> {
+        let mut report = Report { steps: vec![], quiet: true };
+        set_up(config, admin, wait, &mut report).await?;
+        Ok(report.steps)
+    }
+
+    fn did(steps: &[Step]) -> Vec<Did> {
+        steps.iter().map(|step| step.did).collect()
+    }
+
+    #[tokio::test]
+    async fn setup_creates_all_once_and_then_finds_it() {
+        let fixture = Fixture::start().await;
+        let config = fixture.config("");
+        let first = steps(&config, None, SOON).await.unwrap();
+        assert_eq!(did(&first), [Did::Created; 4], "{first:?}");
+        let checkpoint = "SELECT (frontier = confirmed_flush_lsn)::text
+                          FROM walhook.checkpoint JOIN pg_replication_slots ON slot_name = pipeline";
+        assert_eq!(fixture.text(checkpoint).await, "true");
+        assert_eq!(fixture.text("SELECT epoch::text FROM walhook.lease").await, "0");
+        let meta = "SELECT concat_ws(' ', host, database, timeline, schema_version,
+                      (SELECT c.system_identifier::numeric FROM pg_control_system() c) = system_identifier)
+                    FROM walhook.meta";
+        assert_eq!(fixture.text(meta).await, "127.0.0.1 app 1 1 t");
+        let tables =
+            "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_publication_tables";
+        assert_eq!(fixture.text(tables).await, "subscribers webhooks");
+
+        let second = steps(&config, None, SOON).await.unwrap();
+        assert_eq!(did(&second), [Did::Exists; 4], "{second:?}");
+    }
+
+    #[tokio::test]
+    async fn setup_adds_the_tables_of_new_rules_to_the_publication() {
+        let fixture = Fixture::start().await;
+        steps(&fixture.config(""), None, SOON).await.unwrap();
+        let more = "[[events]]\ntype = \"b.c\"\ntable = \"public.parts\"\non = [\"insert\"]\n\
+                    account = \"account_id\"\ncolumns = [\"id\"]\n";
+        // As an older set-up, or somebody else, may have left it.
+        fixture.run("ALTER PUBLICATION walhook SET (publish_via_partition_root = false)").await;
+        let steps = steps(&fixture.config(more), None, SOON).await.unwrap();
+        let found = &steps[1];
+        assert_eq!(found.detail, "public.parts added, partitions published as their root");
+        let tables =
+            "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_publication_tables";
+        assert_eq!(fixture.text(tables).await, "parts subscribers webhooks");
+    }
+
+    #[tokio::test]
+    async fn setup_names_who_blocks_the_slot_and_leaves_no_orphan() {
+        let fixture = Fixture::start().await;
+        let config = fixture.config("");
+        let blocker = fixture.connect().await;
+        blocker
+            .batch_execute("BEGIN; INSERT INTO subscribers (account_id, email) VALUES (1, 'a')")
+            .await
+            .unwrap();
+        let pid: i32 = blocker.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+
+        let error = steps(&config, None, SOON).await.unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("pid {pid} (postgres, test, idle in transaction)")),
+            "{error}"
+        );
+        assert_eq!(fixture.text("SELECT count(*)::text FROM pg_replication_slots").await, "0");
+
+        blocker.batch_execute("COMMIT").await.unwrap();
+        let again = steps(&config, None, SOON).await.unwrap();
+        assert_eq!(did(&again), [Did::Exists, Did::Exists, Did::Created, Did::Created]);
+    }
+
+    #[tokio::test]
+    async fn setup_refuses_tables_whose_publication_would_break_the_customers_writes() {
+        let fixture = Fixture::start().await;
+        let config = fixture.config("");
+        for (breaks, mends) in [
+            (
+                "ALTER TABLE subscribers REPLICA IDENTITY NOTHING",
+                "ALTER TABLE subscribers REPLICA IDENTITY FULL",
+            ),
+            (
+                "ALTER TABLE subscribers REPLICA IDENTITY DEFAULT; ALTER TABLE subscribers DROP CONSTRAINT subscribers_pkey",
+                "ALTER TABLE subscribers ADD PRIMARY KEY (id)",
+            ),
+        ] {
+            fixture.run(breaks).await;
+            let error = steps(&config, None, SOON).await.unwrap_err().to_string();
+            assert!(error.contains("subscribers has no replica identity"), "{error}");
+            assert_eq!(fixture.text("SELECT count(*)::text FROM pg_publication").await, "0");
+            fixture.run(mends).await;
+        }
+        steps(&config, None, SOON).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn setup_halts_rather_than_losing_changes_or_sending_to_anothers_customers() {
+        let fixture = Fixture::start().await;
+        let config = fixture.config("");
+        steps(&config, None, SOON).await.unwrap();
+        fixture.run("UPDATE walhook.meta SET host = 'production'").await;
+        let failure = steps(&config, None, SOON).await.unwrap_err();
+        assert_eq!(failure.exit_code(), 3);
+        assert!(failure.to_string().contains("host production"), "{failure}");
+
+        fixture.run("SELECT pg_drop_replication_slot('walhook')").await;
+        let failure = steps(&config, None, SOON).await.unwrap_err();
+        assert_eq!(failure.exit_code(), 3);
+        assert!(failure.to_string().contains("the slot walhook is gone"), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn setup_keeps_its_state_in_another_database() {
+        let fixture = Fixture::start().await;
+        fixture.run("CREATE DATABASE elsewhere").await;
+        let state = format!(
+            "[state]\nurl = \"{}\"\nschema = \"Odd name\"\n",
+            fixture.cluster.url("elsewhere")
+        );
+        let config = fixture.config(&state);
+        assert_eq!(did(&steps(&config, None, SOON).await.unwrap()), [Did::Created; 4]);
+        assert_eq!(did(&steps(&config, None, SOON).await.unwrap()), [Did::Exists; 4]);
+        let schemas = "SELECT count(*)::text FROM pg_namespace WHERE nspname = 'Odd name'";
+        assert_eq!(fixture.text(schemas).await, "0", "not in the source database");
+    }
+
+    #[tokio::test]
+    async fn setup_grants_our_role_what_it_needs_through_the_administrator() {
+        let fixture = Fixture::start().await;
+        fixture.run("CREATE ROLE sender LOGIN").await;
+        let admin = Secret::new(fixture.cluster.url("app"));
+        let config = fixture.config_as("sender", "");
+        let error = steps(&config, None, SOON).await.unwrap_err().to_string();
+        assert!(error.contains("--admin-url"), "{error}");
+
+        steps(&config, Some(&admin), SOON).await.unwrap();
+        // Now it can do without the administrator.
+        assert_eq!(did(&steps(&config, None, SOON).await.unwrap()), [Did::Exists; 4]);
+        let own = fixture.connect_as("sender").await;
+        own.batch_execute("SELECT * FROM webhooks; DELETE FROM walhook.dead_letters")
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn printed_script_sets_up_the_same() {
+        let fixture = Fixture::start().await;
+        fixture.run("CREATE ROLE sender LOGIN").await;
+        let config = fixture.config_as("sender", "");
+        let source = sql::session(&config.source.url).unwrap();
+        let text = script::whole(&config, "sender", &source).unwrap();
+        // A slot cannot be created in a transaction that has written, so one statement at a time.
+        let client = fixture.connect().await;
+        for statement in text.split(";\n") {
+            client.batch_execute(statement).await.unwrap_or_else(|e| panic!("{statement}: {e:?}"));
+        }
+        assert_eq!(did(&steps(&config, None, SOON).await.unwrap()), [Did::Exists; 4]);
+    }
+}

@@ -1,0 +1,156 @@
+//! The SQL of the set-up, as text: what `setup` runs, and what `setup --print-sql` shows.
+
+use std::collections::BTreeSet;
+
+use crate::config::Config;
+use crate::io::ident::{ParseTableNameError, TableName, quote_identifier, quote_literal};
+use crate::io::source::hosts;
+
+/// The version of the state schema that this version of walhook writes.
+pub(crate) const SCHEMA_VERSION: i32 = 1;
+
+const STATE: &str = include_str!("../../../sql/state.sql");
+
+/// Creates the state schema and its tables where they are missing.
+pub(super) fn state(schema: &str) -> String {
+    STATE.replace("{schema}", &quote_identifier(schema))
+}
+
+/// The state tables' names.
+pub(crate) fn state_tables() -> Vec<&'static str> {
+    let name = |line: &'static str| {
+        line.strip_prefix("CREATE TABLE IF NOT EXISTS {schema}.")?.split_whitespace().next()
+    };
+    STATE.lines().filter_map(name).collect()
+}
+
+/// The tables to publish: those of the rules and those whose changes invalidate routes.
+pub(crate) fn published(config: &Config) -> Result<BTreeSet<TableName>, ParseTableNameError> {
+    let rules = config.events.iter().map(|rule| rule.table.as_str());
+    rules.chain(config.endpoints.watched().iter().map(String::as_str)).map(str::parse).collect()
+}
+
+/// The tables that are looked up by SQL.
+pub(crate) fn looked_up(config: &Config) -> Result<BTreeSet<TableName>, ParseTableNameError> {
+    let accounts = config.accounts.as_ref().map(|accounts| accounts.table.as_str());
+    [Some(config.endpoints.table.as_str()), accounts]
+        .into_iter()
+        .flatten()
+        .map(str::parse)
+        .collect()
+}
+
+fn list<'a>(tables: impl IntoIterator<Item = &'a TableName>) -> String {
+    tables.into_iter().map(TableName::quoted).collect::<Vec<_>>().join(", ")
+}
+
+/// Changes of partitions are published as the root's, so that a rule may name the root and a new
+/// partition needs no other publication.
+pub(super) fn create_publication(name: &str, tables: &BTreeSet<TableName>) -> String {
+    let (name, tables) = (quote_identifier(name), list(tables));
+    format!("CREATE PUBLICATION {name} FOR TABLE {tables} WITH (publish_via_partition_root = true)")
+}
+
+pub(super) fn add_to_publication(name: &str, tables: &[&TableName]) -> String {
+    let tables = list(tables.iter().copied());
+    format!("ALTER PUBLICATION {} ADD TABLE {tables}", quote_identifier(name))
+}
+
+pub(super) fn publish_via_root(name: &str) -> String {
+    let name = quote_identifier(name);
+    format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = true)")
+}
+
+/// What the role needs in the source database, beside REPLICATION.
+pub(super) fn source_grants(role: &str, looked_up: &BTreeSet<TableName>) -> Vec<String> {
+    let role = quote_identifier(role);
+    let schemas: BTreeSet<&str> = looked_up.iter().map(|table| table.schema.as_str()).collect();
+    let usage = schemas
+        .into_iter()
+        .map(|schema| format!("GRANT USAGE ON SCHEMA {} TO {role}", quote_identifier(schema)));
+    let select =
+        looked_up.iter().map(|table| format!("GRANT SELECT ON {} TO {role}", table.quoted()));
+    usage.chain(select).collect()
+}
+
+/// What the role needs in the state database.
+pub(super) fn state_grants(role: &str, schema: &str) -> Vec<String> {
+    let (role, schema) = (quote_identifier(role), quote_identifier(schema));
+    vec![
+        format!("GRANT USAGE ON SCHEMA {schema} TO {role}"),
+        format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}"),
+        format!("GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}"),
+    ]
+}
+
+/// The whole set-up as a script for psql. `role` is our own, `source` what its URL says.
+pub(super) fn whole(
+    config: &Config,
+    role: &str,
+    source: &tokio_postgres::Config,
+) -> Result<String, ParseTableNameError> {
+    let published = published(config)?;
+    let slot = quote_literal(&config.source.slot);
+    let role_name = quote_identifier(role);
+    let mut script = Script(String::new());
+
+    script.comment("In the source database, as its owner or an administrator.");
+    script.comment("On Amazon RDS and Aurora instead: GRANT rds_replication TO the role.");
+    script.statement(&format!("ALTER ROLE {role_name} REPLICATION"));
+    source_grants(role, &looked_up(config)?).iter().for_each(|grant| script.statement(grant));
+    let own_database = config.state.url.is_some();
+    if own_database {
+        script.0.push('\n');
+        script.comment("In the state database.");
+    }
+    script.0.push('\n');
+    script.0.push_str(&state(&config.state.schema));
+    script.0.push('\n');
+    state_grants(role, &config.state.schema).iter().for_each(|grant| script.statement(grant));
+
+    script.0.push('\n');
+    script.comment("In the source database. The publication must be older than the slot.");
+    script.statement(&create_publication(&config.source.publication, &published));
+    script
+        .comment("The slot waits for open transactions; with a timeout it fails cleanly instead.");
+    script.statement("SET lock_timeout = '1s'");
+    script.statement(&format!("SELECT pg_create_logical_replication_slot({slot}, 'pgoutput')"));
+    script.statement("RESET lock_timeout");
+
+    script.0.push('\n');
+    if own_database {
+        script.comment("The first checkpoint, in the state database: `walhook setup` writes it.");
+        return Ok(script.0);
+    }
+    let schema = quote_identifier(&config.state.schema);
+    script.comment("The first checkpoint: where the slot begins.");
+    script.statement(&format!(
+        "INSERT INTO {schema}.meta (pipeline, schema_version, system_identifier, timeline, host, database)
+SELECT {slot}, {SCHEMA_VERSION}, system_identifier::numeric,
+       ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int, {}, current_database()
+FROM pg_control_system() ON CONFLICT DO NOTHING",
+        quote_literal(&hosts(source)),
+    ));
+    script.statement(&format!(
+        "INSERT INTO {schema}.lease (pipeline, epoch) VALUES ({slot}, 0) ON CONFLICT DO NOTHING"
+    ));
+    script.statement(&format!(
+        "INSERT INTO {schema}.checkpoint (pipeline, frontier)
+SELECT slot_name, confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = {slot}
+ON CONFLICT DO NOTHING"
+    ));
+    Ok(script.0)
+}
+
+struct Script(String);
+
+impl Script {
+    fn comment(&mut self, text: &str) {
+        self.0.push_str(&format!("-- {text}\n"));
+    }
+
+    fn statement(&mut self, sql: &str) {
+        self.0.push_str(sql);
+        self.0.push_str(";\n");
+    }
+}

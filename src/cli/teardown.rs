@@ -1,0 +1,220 @@
+//! `walhook teardown`: drops what `walhook setup` made for this pipeline.
+
+use std::io::{IsTerminal, Write};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use super::check::session;
+use super::setup::{existing_tables, state_tables};
+use super::{CommandResult, Common, Failure, print_json, print_line};
+use crate::config::Config;
+use crate::io::ident::quote_identifier;
+use crate::io::source;
+use crate::io::sql::Connection;
+
+const NAME: &str = "walhook teardown";
+
+/// What the command takes.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Refuses while an instance runs. What has not been delivered is forgotten, dead letters too.
+
+Example:
+  walhook teardown --yes")]
+pub struct Args {
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Drops the slot, the publication and the state, after asking.
+///
+/// # Errors
+/// When it is not confirmed, the slot is in use, or our role may not drop.
+pub async fn run(args: Args, common: &Common) -> CommandResult {
+    let config = common.load()?;
+    let source = Connection::open(&config.source.url, NAME).await.context("source.url")?;
+    refuse_while_active(&config, &source).await?;
+    if !args.yes {
+        confirm(&config)?;
+    }
+    let dropped = tear_down(&config, &source).await?;
+    if common.json {
+        return print_json(&json!({ "dropped": dropped }));
+    }
+    if dropped.is_empty() {
+        return print_line("there was nothing to drop");
+    }
+    dropped.iter().try_for_each(|what| print_line(&format!("dropped  {what}")))
+}
+
+async fn refuse_while_active(config: &Config, source: &Client) -> Result<()> {
+    let slot = source::slot(source, &config.source.slot).await?;
+    let Some(pid) = slot.and_then(|slot| slot.active_pid) else { return Ok(()) };
+    anyhow::bail!(
+        "the slot {} is in use by {}; stop that first",
+        config.source.slot,
+        session(source, pid).await?
+    )
+}
+
+fn confirm(config: &Config) -> CommandResult {
+    let slot = &config.source.slot;
+    if !std::io::stdin().is_terminal() {
+        let error = anyhow::anyhow!("teardown asks, but there is no terminal; add --yes");
+        return Err(Failure::Usage(error));
+    }
+    eprint!(
+        "This drops the slot {slot}, the publication {} and all of {slot}'s state in the schema {}: \
+         what is not yet delivered is forgotten.\nType the slot's name to go on: ",
+        config.source.publication, config.state.schema
+    );
+    std::io::stderr().flush().map_err(anyhow::Error::from)?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).map_err(anyhow::Error::from)?;
+    if answer.trim() == slot {
+        return Ok(());
+    }
+    Err(anyhow::anyhow!("not confirmed; nothing was dropped").into())
+}
+
+/// The slot first: until it is gone it pins WAL, whatever happens to the rest.
+async fn tear_down(config: &Config, source: &Client) -> Result<Vec<String>> {
+    let mut dropped = vec![];
+    let slot = &config.source.slot;
+    if source::slot(source, slot).await?.is_some() {
+        let drop = source.execute("SELECT pg_drop_replication_slot($1)", &[slot]).await;
+        drop.with_context(|| format!("cannot drop the slot {slot}"))?;
+        dropped.push(format!("slot {slot}"));
+    }
+    let publication = &config.source.publication;
+    if source::publication(source, publication).await?.is_some() {
+        let drop = format!("DROP PUBLICATION {}", quote_identifier(publication));
+        let failed = || format!("cannot drop the publication {publication}; its owner can");
+        source.batch_execute(&drop).await.with_context(failed)?;
+        dropped.push(format!("publication {publication}"));
+    }
+    match &config.state.url {
+        None => state(config, source, &mut dropped).await?,
+        Some(url) => {
+            let state_db = Connection::open(url, NAME).await.context("state.url")?;
+            state(config, &state_db, &mut dropped).await?;
+        }
+    }
+    Ok(dropped)
+}
+
+/// Removes this pipeline's rows, and with the last pipeline the tables and their schema.
+async fn state(config: &Config, client: &Client, dropped: &mut Vec<String>) -> Result<()> {
+    let name = &config.state.schema;
+    let schema = quote_identifier(name);
+    let tables = state_tables();
+    let found = existing_tables(client, name, &tables).await?;
+    if found == 0 {
+        return Ok(());
+    }
+    let slot = &config.source.slot;
+    if found == tables.len() {
+        let sql = format!("SELECT count(*) FROM {schema}.meta WHERE pipeline <> $1");
+        let others: i64 = client.query_one(&sql, &[slot]).await?.try_get(0)?;
+        if others > 0 {
+            for table in tables {
+                let sql = format!("DELETE FROM {schema}.{table} WHERE pipeline = $1");
+                client.execute(&sql, &[slot]).await?;
+            }
+            dropped.push(format!("state of {slot} (the schema {name} holds other pipelines)"));
+            return Ok(());
+        }
+    }
+    for table in tables {
+        let drop = client.batch_execute(&format!("DROP TABLE IF EXISTS {schema}.{table}")).await;
+        drop.with_context(|| format!("cannot drop {name}.{table}; its owner can"))?;
+    }
+    dropped.push(format!("state tables in {name}"));
+    // What is not ours in it stays, and so does the schema then; `public` is never ours.
+    if name == "public" {
+        return Ok(());
+    }
+    match client.batch_execute(&format!("DROP SCHEMA {schema}")).await {
+        Ok(()) => dropped.push(format!("schema {name}")),
+        Err(error) if error.code() == Some(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST) => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot drop the schema {name}")),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::fixture::Fixture;
+    use crate::cli::setup;
+
+    const LEFT: &str = "SELECT concat_ws(' ', (SELECT count(*) FROM pg_replication_slots),
+        (SELECT count(*) FROM pg_publication),
+        (SELECT count(*) FROM pg_namespace WHERE nspname = 'walhook'))";
+
+    #[tokio::test]
+    async fn teardown_leaves_nothing_and_is_done_once() {
+        let fixture = Fixture::start().await;
+        let config = fixture.config("");
+        setup::quietly(&config).await.unwrap();
+        assert_eq!(fixture.text(LEFT).await, "1 1 1");
+        let source = fixture.connect().await;
+        let dropped = tear_down(&config, &source).await.unwrap();
+        assert_eq!(dropped.len(), 4, "{dropped:?}");
+        assert_eq!(fixture.text(LEFT).await, "0 0 0");
+        assert!(tear_down(&config, &source).await.unwrap().is_empty());
+        setup::quietly(&config).await.unwrap();
+        assert_eq!(fixture.text(LEFT).await, "1 1 1");
+    }
+
+    #[tokio::test]
+    async fn teardown_keeps_the_state_of_other_pipelines_and_what_is_not_ours() {
+        let fixture = Fixture::start().await;
+        let config = fixture.config("");
+        setup::quietly(&config).await.unwrap();
+        let mut other = config.clone();
+        other.source.slot = "other".to_owned();
+        other.source.publication = "other".to_owned();
+        setup::quietly(&other).await.unwrap();
+        fixture.run("CREATE TABLE walhook.mine ()").await;
+        let source = fixture.connect().await;
+
+        tear_down(&config, &source).await.unwrap();
+        let left = "SELECT string_agg(pipeline, ' ') FROM walhook.checkpoint";
+        assert_eq!(fixture.text(left).await, "other");
+
+        tear_down(&other, &source).await.unwrap();
+        assert_eq!(fixture.text("SELECT count(*)::text FROM walhook.mine").await, "0");
+    }
+
+    #[tokio::test]
+    async fn teardown_refuses_while_the_slot_is_in_use_and_names_the_process() {
+        let fixture = Fixture::start().await;
+        let config = fixture.config("");
+        setup::quietly(&config).await.unwrap();
+        let source = fixture.connect().await;
+        let mut reader = tokio::process::Command::new(fixture.cluster.bin().join("pg_recvlogical"))
+            .args(["--start", "-S", "walhook", "-f", "/dev/null", "-d"])
+            .arg(fixture.cluster.url("app"))
+            .args(["-o", "proto_version=1", "-o", "publication_names=walhook"])
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+        loop {
+            let slot = source::slot(&source, "walhook").await.unwrap().unwrap();
+            if let Some(pid) = slot.active_pid {
+                let error = refuse_while_active(&config, &source).await.unwrap_err().to_string();
+                assert!(error.contains(&format!("pid {pid} (postgres, pg_recvlogical")), "{error}");
+                break;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "the reader never came");
+            tokio::task::yield_now().await;
+        }
+        reader.kill().await.unwrap();
+    }
+}

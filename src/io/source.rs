@@ -1,0 +1,286 @@
+//! What stands in the source database: its identity, the publication, the slot, published tables.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use anyhow::{Context, Result};
+use tokio_postgres::config::Host;
+use tokio_postgres::{Client, Config};
+
+use super::ident::TableName;
+use crate::engine::lsn::Lsn;
+
+/// The oldest server that walhook works with.
+pub const OLDEST_SERVER: i32 = 140_000;
+
+/// Row filters and column lists came with version 15.
+const ROW_FILTERS: i32 = 150_000;
+
+/// The server's version as `server_version_num` has it, such as 150018.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn server_version(client: &Client) -> Result<i32> {
+    let row = client.query_one("SELECT current_setting('server_version_num')::int", &[]).await?;
+    Ok(row.try_get(0)?)
+}
+
+/// Which database this is: a copy of it elsewhere has another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster's system identifier, kept by its copies.
+    pub system_identifier: u64,
+    /// The timeline, which a promotion changes.
+    pub timeline: i32,
+    /// The hosts that the URL names.
+    pub host: String,
+    /// The database.
+    pub database: String,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { system_identifier, timeline, host, database } = self;
+        write!(f, "host {host}, database {database}, ")?;
+        write!(f, "system identifier {system_identifier}, timeline {timeline}")
+    }
+}
+
+impl Identity {
+    /// Reads it; `config` is what the session was opened with.
+    ///
+    /// # Errors
+    /// When the server does not answer, or is in recovery, where there is no timeline to write to.
+    pub async fn read(client: &Client, config: &Config) -> Result<Self> {
+        let row = client
+            .query_one(
+                "SELECT system_identifier::text, current_database()::text,
+                        ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int
+                 FROM pg_control_system()",
+                &[],
+            )
+            .await
+            .context("cannot read the cluster's identity; is this the primary?")?;
+        // The server's type is a signed 64-bit integer that holds an unsigned one.
+        let system_identifier: i64 = row.try_get::<_, &str>(0)?.parse()?;
+        Ok(Self {
+            system_identifier: system_identifier.cast_unsigned(),
+            timeline: row.try_get(2)?,
+            host: hosts(config),
+            database: row.try_get(1)?,
+        })
+    }
+}
+
+/// The hosts that a URL names, as one text.
+#[must_use]
+pub fn hosts(config: &Config) -> String {
+    let host = |host: &Host| match host {
+        Host::Tcp(name) => name.clone(),
+        Host::Unix(dir) => dir.display().to_string(),
+    };
+    config.get_hosts().iter().map(host).collect::<Vec<_>>().join(",")
+}
+
+/// A replication slot.
+#[derive(Debug, Clone)]
+pub struct Slot {
+    /// The output plugin, `None` for a physical slot.
+    pub plugin: Option<String>,
+    /// The database, `None` for a physical slot.
+    pub database: Option<String>,
+    /// The process that holds it.
+    pub active_pid: Option<i32>,
+    /// What the server last took as received; `None` while the slot is being created.
+    pub confirmed_flush: Option<Lsn>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// The WAL that the slot keeps from being removed.
+    pub retained_bytes: Option<i64>,
+}
+
+impl Slot {
+    /// Whether its WAL is gone, so that it can never be read again.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.wal_status.as_deref() == Some("lost")
+    }
+}
+
+/// Finds a slot.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn slot(client: &Client, name: &str) -> Result<Option<Slot>> {
+    let row = client
+        .query_opt(
+            "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn::text, wal_status,
+                    (CASE WHEN pg_is_in_recovery() THEN NULL
+                     ELSE pg_current_wal_lsn() - restart_lsn END)::bigint
+             FROM pg_replication_slots WHERE slot_name = $1",
+            &[&name],
+        )
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let confirmed_flush: Option<&str> = row.try_get(3)?;
+    Ok(Some(Slot {
+        plugin: row.try_get(0)?,
+        database: row.try_get(1)?,
+        active_pid: row.try_get(2)?,
+        confirmed_flush: confirmed_flush.map(str::parse).transpose()?,
+        wal_status: row.try_get(4)?,
+        retained_bytes: row.try_get(5)?,
+    }))
+}
+
+/// A publication.
+#[derive(Debug, Clone)]
+pub struct Publication {
+    /// Whether changes of partitions are published as those of their root.
+    pub via_root: bool,
+    /// Whether it publishes inserts.
+    pub insert: bool,
+    /// Whether it publishes updates.
+    pub update: bool,
+    /// Whether it publishes deletes.
+    pub delete: bool,
+    /// Every table that it publishes, and the partitioned ones that it was given.
+    pub tables: BTreeSet<TableName>,
+    /// Tables with a row filter.
+    pub filtered: BTreeSet<TableName>,
+    /// Tables with a column list.
+    pub narrowed: BTreeSet<TableName>,
+}
+
+/// Finds a publication.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn publication(client: &Client, name: &str) -> Result<Option<Publication>> {
+    let row = client
+        .query_opt(
+            "SELECT pubviaroot, pubinsert, pubupdate, pubdelete FROM pg_publication
+             WHERE pubname = $1",
+            &[&name],
+        )
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let members = "FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+                   JOIN pg_class c ON c.oid = r.prrelid
+                   JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1";
+    let mut tables = names(
+        client,
+        "SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = $1",
+        name,
+    )
+    .await?;
+    let select = format!("SELECT n.nspname::text, c.relname::text {members}");
+    tables.append(&mut names(client, &select, name).await?);
+    let (mut filtered, mut narrowed) = Default::default();
+    if server_version(client).await? >= ROW_FILTERS {
+        filtered = names(client, &format!("{select} AND r.prqual IS NOT NULL"), name).await?;
+        narrowed = names(client, &format!("{select} AND r.prattrs IS NOT NULL"), name).await?;
+    }
+    Ok(Some(Publication {
+        via_root: row.try_get(0)?,
+        insert: row.try_get(1)?,
+        update: row.try_get(2)?,
+        delete: row.try_get(3)?,
+        tables,
+        filtered,
+        narrowed,
+    }))
+}
+
+async fn names(client: &Client, sql: &str, name: &str) -> Result<BTreeSet<TableName>> {
+    let rows = client.query(sql, &[&name]).await?;
+    let table = |row: &tokio_postgres::Row| {
+        Ok(TableName { schema: row.try_get(0)?, name: row.try_get(1)? })
+    };
+    rows.iter().map(table).collect()
+}
+
+/// A table or view of the source.
+#[derive(Debug, Clone)]
+pub struct Table {
+    /// Its OID.
+    pub oid: u32,
+    /// `pg_class.relkind`: `r` table, `p` partitioned, `v` view, `m` materialized view, `f` foreign.
+    pub kind: char,
+    /// Columns with their types as SQL prints them, a domain's as what it stands on.
+    pub columns: Vec<(String, String)>,
+    /// The table itself or those of its partitions that have no replica identity: a publication of
+    /// their updates makes the customer's own UPDATE and DELETE fail.
+    pub without_identity: Vec<String>,
+    /// Whether row-level security hides rows from our role.
+    pub row_security: bool,
+}
+
+impl Table {
+    /// Whether it can be part of a publication.
+    #[must_use]
+    pub fn is_publishable(&self) -> bool {
+        matches!(self.kind, 'r' | 'p')
+    }
+
+    /// The column's type, where there is such a column.
+    #[must_use]
+    pub fn column(&self, name: &str) -> Option<&str> {
+        self.columns.iter().find(|(column, _)| column == name).map(|(_, of_type)| of_type.as_str())
+    }
+}
+
+/// Finds a table or view.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn table(client: &Client, name: &TableName) -> Result<Option<Table>> {
+    let row = client
+        .query_opt(
+            "SELECT c.oid, c.relkind::text, row_security_active(c.oid)
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')",
+            &[&name.schema, &name.name],
+        )
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let oid: u32 = row.try_get(0)?;
+    let kind: &str = row.try_get(1)?;
+    let columns = client
+        .query(
+            "SELECT a.attname::text,
+                    format_type(CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END, NULL)
+             FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+             WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+            &[&oid],
+        )
+        .await?;
+    let column = |row: &tokio_postgres::Row| Ok((row.try_get(0)?, row.try_get(1)?));
+    Ok(Some(Table {
+        oid,
+        kind: kind.chars().next().unwrap_or_default(),
+        columns: columns.iter().map(column).collect::<Result<_>>()?,
+        without_identity: without_identity(client, oid).await?,
+        row_security: row.try_get(2)?,
+    }))
+}
+
+async fn without_identity(client: &Client, oid: u32) -> Result<Vec<String>> {
+    let rows = client
+        .query(
+            "SELECT c.oid::regclass::text FROM pg_class c
+             WHERE (c.oid = $1 OR c.oid IN (SELECT relid FROM pg_partition_tree($1::oid::regclass)))
+               AND c.relkind = 'r'
+               AND NOT CASE c.relreplident
+                   WHEN 'f' THEN true
+                   WHEN 'd' THEN EXISTS (SELECT FROM pg_index i
+                                         WHERE i.indrelid = c.oid AND i.indisprimary)
+                   WHEN 'i' THEN EXISTS (SELECT FROM pg_index i
+                                         WHERE i.indrelid = c.oid AND i.indisreplident)
+                   ELSE false END
+             ORDER BY 1",
+            &[&oid],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}

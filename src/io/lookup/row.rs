@@ -133,18 +133,16 @@ fn headers(value: Value) -> Option<Vec<(String, String)>> {
 
 /// A limit above what 32 bits hold is none.
 fn max_in_flight(value: &Value) -> Result<Option<u32>, ()> {
-    match value {
-        Value::Null => Ok(None),
-        other => match other.as_u64() {
-            None | Some(0) => Err(()),
-            Some(limit) => Ok(u32::try_from(limit).ok()),
-        },
+    if value.is_null() {
+        return Ok(None);
     }
+    let limit = value.as_u64().filter(|limit| *limit > 0).ok_or(())?;
+    Ok(u32::try_from(limit).ok())
 }
 
 fn rate(value: &Value) -> Result<Option<f64>, ()> {
-    match value {
-        Value::Null => Ok(None),
-        other => other.as_f64().filter(|rate| rate.is_finite() && *rate > 0.0).map(Some).ok_or(()),
+    if value.is_null() {
+        return Ok(None);
     }
+    value.as_f64().filter(|rate| rate.is_finite() && *rate > 0.0).map(Some).ok_or(())
 }

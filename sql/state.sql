@@ -44,10 +44,13 @@ CREATE TABLE IF NOT EXISTS {schema}.settled (
     seq              bigint GENERATED ALWAYS AS IDENTITY,
     last_commit_lsn  pg_lsn NOT NULL,
     ranges           bytea NOT NULL,
-    PRIMARY KEY (pipeline, partition, seq)
+    -- In this order, so that removing what the frontier has passed reads only that.
+    PRIMARY KEY (pipeline, partition, last_commit_lsn, seq)
 );
 
--- An event that left memory: once, however many of its deliveries did.
+-- An event that left memory: once, however many of its deliveries did. Who adds or removes one of
+-- its dead letters locks this row first; the last one takes it along. `n` and `keys` are unsigned
+-- in the program; `keys` holds their bits.
 CREATE TABLE IF NOT EXISTS {schema}.bodies (
     pipeline      text NOT NULL,
     event_id      text NOT NULL,
@@ -64,7 +67,8 @@ CREATE TABLE IF NOT EXISTS {schema}.bodies (
     PRIMARY KEY (pipeline, event_id)
 );
 
--- Deliveries that ended without success. `endpoint` is '' for an unroutable change.
+-- Deliveries that ended without success. `endpoint` is '' for an unroutable change. `last_job` is the
+-- retry that failed last: it keeps a result that is stored twice from counting twice.
 CREATE TABLE IF NOT EXISTS {schema}.dead_letters (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     pipeline     text NOT NULL,
@@ -77,6 +81,7 @@ CREATE TABLE IF NOT EXISTS {schema}.dead_letters (
     last_status  integer,
     died_at      timestamptz NOT NULL DEFAULT now(),
     tried_at     timestamptz NOT NULL DEFAULT now(),
+    last_job     bigint,
     UNIQUE (pipeline, event_id, endpoint, replay_id)
 );
 
@@ -91,7 +96,7 @@ CREATE TABLE IF NOT EXISTS {schema}.gaps (
     closed_at    timestamptz
 );
 
--- What the command line asks of the running leader.
+-- What the command line asks of the running leader. `total` is how many it concerned when it was asked.
 CREATE TABLE IF NOT EXISTS {schema}.jobs (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     pipeline     text NOT NULL,
@@ -104,6 +109,8 @@ CREATE TABLE IF NOT EXISTS {schema}.jobs (
     finished_at  timestamptz,
     error        text
 );
+
+CREATE INDEX IF NOT EXISTS jobs_unfinished ON {schema}.jobs (pipeline, id) WHERE finished_at IS NULL;
 
 -- Endpoints that walhook has switched off. A change of the endpoint's row switches it on again.
 CREATE TABLE IF NOT EXISTS {schema}.endpoint_state (

@@ -235,4 +235,3 @@ impl Rules {
         .build(out);
     }
 }
-

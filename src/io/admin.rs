@@ -1,1 +1,244 @@
-//! (to come)
+//! The admin server: `/livez`, `/readyz`, `/leaderz`, `/metrics`.
+//!
+//! It asks nobody: the pipeline leaves what it knows in a watch channel, so that a stuck pipeline
+//! shows by the age of its last word rather than by a request that hangs.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::metrics::Metrics;
+
+/// A leader whose stream has been silent for this long is not ready. The server speaks at least
+/// every 10 s, because status updates ask it to.
+pub const STREAM_SILENT: Duration = Duration::from_secs(30);
+
+/// A leader whose checkpoint is this old is not ready. It is written every 10 s even when idle.
+pub const CHECKPOINT_OLD: Duration = Duration::from_secs(30);
+
+/// How long requests under way may take after the shutdown began.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// What an instance is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// Not yet connected.
+    Starting,
+    /// Waits for the slot, which another instance holds.
+    Standby,
+    /// Holds the slot.
+    Leader,
+    /// Stopped to protect data, for this reason.
+    Halted(String),
+}
+
+/// What the pipeline last said of itself.
+#[derive(Debug, Clone)]
+pub struct Health {
+    /// What it is doing.
+    pub role: Role,
+    /// When the server was last heard on the replication connection.
+    pub stream_moving_at: Option<Instant>,
+    /// When the checkpoint was last written.
+    pub checkpoint_written_at: Option<Instant>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { role: Role::Starting, stream_moving_at: None, checkpoint_written_at: None }
+    }
+}
+
+impl Health {
+    /// Whether the instance does its part, as seen at `now`; if not, why.
+    ///
+    /// # Errors
+    /// The reasons, one a line, for a person.
+    pub fn readiness(&self, now: Instant) -> Result<(), String> {
+        match &self.role {
+            Role::Starting => Err("starting".to_owned()),
+            Role::Standby => Ok(()),
+            Role::Halted(reason) => Err(format!("halted: {reason}")),
+            Role::Leader => {
+                let late = |what: &str, at: Option<Instant>, bound: Duration| match at {
+                    None => Some(format!("{what}: not yet")),
+                    Some(at) if now.duration_since(at) >= bound => {
+                        Some(format!("{what}: last {} s ago", now.duration_since(at).as_secs()))
+                    }
+                    Some(_) => None,
+                };
+                let reasons: Vec<String> = [
+                    late("the stream moved", self.stream_moving_at, STREAM_SILENT),
+                    late("the checkpoint was written", self.checkpoint_written_at, CHECKPOINT_OLD),
+                ]
+                .into_iter()
+                .flatten()
+                .collect();
+                if reasons.is_empty() { Ok(()) } else { Err(reasons.join("\n")) }
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Shared {
+    metrics: Arc<Metrics>,
+    health: watch::Receiver<Health>,
+}
+
+/// Takes the address, so that a start fails early when another process has it.
+///
+/// # Errors
+/// Names the address and the key of the configuration.
+pub async fn bind(listen: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("cannot listen on {listen}; change `admin.listen`"))
+}
+
+/// Serves until `shutdown` is cancelled, then ends within a second.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    health: watch::Receiver<Health>,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    let router = Router::new()
+        .route("/livez", get(async || text(StatusCode::OK, "alive")))
+        .route("/readyz", get(readyz))
+        .route("/leaderz", get(leaderz))
+        .route("/metrics", get(render))
+        .with_state(Shared { metrics, health });
+    let drained = shutdown.clone();
+    let server = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned());
+    tokio::select! {
+        result = server.into_future() => result.context("the admin server broke"),
+        // A client that sends its request byte by byte must not hold the shutdown up.
+        () = async { drained.cancelled().await; tokio::time::sleep(DRAIN).await } => Ok(()),
+    }
+}
+
+async fn readyz(State(shared): State<Shared>) -> Response {
+    let ready = shared.health.borrow().readiness(Instant::now());
+    match ready {
+        Ok(()) => text(StatusCode::OK, "ready"),
+        Err(reasons) => text(StatusCode::SERVICE_UNAVAILABLE, &reasons),
+    }
+}
+
+async fn leaderz(State(shared): State<Shared>) -> Response {
+    match shared.health.borrow().role {
+        Role::Leader => text(StatusCode::OK, "leader"),
+        Role::Starting | Role::Standby | Role::Halted(_) => {
+            text(StatusCode::SERVICE_UNAVAILABLE, "not the leader")
+        }
+    }
+}
+
+async fn render(State(shared): State<Shared>) -> Response {
+    match shared.metrics.render() {
+        Ok(body) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], body)
+            .into_response(),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+fn text(status: StatusCode, body: &str) -> Response {
+    (status, format!("{body}\n")).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+
+    #[test]
+    fn leader_is_ready_while_its_stream_moves_and_its_checkpoint_is_written() {
+        let start = Instant::now();
+        let leader = Health {
+            role: Role::Leader,
+            stream_moving_at: Some(start),
+            checkpoint_written_at: Some(start + Duration::from_secs(20)),
+        };
+        assert_eq!(leader.readiness(start + Duration::from_secs(29)), Ok(()));
+        let reasons = leader.readiness(start + Duration::from_secs(31)).unwrap_err();
+        assert_eq!(reasons, "the stream moved: last 31 s ago");
+        let reasons = leader.readiness(start + Duration::from_secs(60)).unwrap_err();
+        assert!(reasons.contains("checkpoint was written: last 40 s ago"), "{reasons}");
+        let new = Health { role: Role::Leader, ..Health::default() };
+        assert!(new.readiness(start).unwrap_err().contains("not yet"));
+    }
+
+    #[tokio::test]
+    async fn admin_server_answers_by_the_instances_role() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let metrics = Arc::new(Metrics::new(["a.b"]).unwrap());
+        let (tell, health) = watch::channel(Health::default());
+        let shutdown = CancellationToken::new();
+        let mut server = tokio::task::JoinSet::new();
+        server.spawn(serve(listener, Arc::clone(&metrics), health, shutdown.clone()));
+
+        let now = Some(Instant::now());
+        for (role, ready, leader) in [
+            (Role::Starting, 503, 503),
+            (Role::Standby, 200, 503),
+            (Role::Leader, 200, 200),
+            (Role::Halted("the slot is lost".into()), 503, 503),
+        ] {
+            tell.send_replace(Health {
+                role: role.clone(),
+                stream_moving_at: now,
+                checkpoint_written_at: now,
+            });
+            assert_eq!(get(address, "/livez").await.0, 200, "{role:?}");
+            assert_eq!(get(address, "/readyz").await.0, ready, "{role:?}");
+            assert_eq!(get(address, "/leaderz").await.0, leader, "{role:?}");
+        }
+        assert_eq!(get(address, "/readyz").await.1, "halted: the slot is lost\n");
+        metrics.changes.inc();
+        let (status, body) = get(address, "/metrics").await;
+        assert!(status == 200 && body.contains("\nwalhook_changes_total 1\n"), "{body}");
+        assert_eq!(get(address, "/else").await.0, 404);
+
+        // A request that never comes to its end does not hold the shutdown up.
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET /livez HTTP/1.1\r\nhost:").await.unwrap();
+        shutdown.cancel();
+        let end = tokio::time::timeout(Duration::from_secs(10), server.join_next()).await;
+        end.expect("the server ends").unwrap().unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn bind_names_the_address_and_the_key_when_it_is_taken() {
+        let taken = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = format!("{:#}", bind(address).await.unwrap_err());
+        assert!(error.contains(&address.to_string()) && error.contains("admin.listen"), "{error}");
+    }
+}

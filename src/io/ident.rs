@@ -20,6 +20,15 @@ pub fn quote_literal(text: &str) -> String {
     }
 }
 
+/// Quotes a table's name as the configuration has it: `schema.name`.
+///
+/// The configuration was checked when it was loaded; what is no `schema.name` is quoted as one name,
+/// so that the server refuses it by that name.
+#[must_use]
+pub fn quote_table(text: &str) -> String {
+    text.parse::<TableName>().map_or_else(|_| quote_identifier(text), |table| table.quoted())
+}
+
 /// A table or view: its schema and its name.
 ///
 /// Shape: `schema.name`, letter case as in the catalog; a part that holds a dot or a quote itself

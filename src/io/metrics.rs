@@ -1,1 +1,368 @@
-//! (to come)
+//! What `/metrics` shows. `docs/operations.md` lists every name, label and label value.
+//!
+//! No label names an account or an endpoint: their number has no bound, and a metric costs memory
+//! for each. Label values are resolved once, when the registry is made.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::engine::attempt::{FailureKind, Outcome};
+use crate::engine::event::UnroutableReason;
+
+/// From a loopback receiver to one that answers after hours of retries.
+const LATENCY_BUCKETS: [f64; 17] = [
+    0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+    1_800.0, 7_200.0,
+];
+
+/// Up to the longest that a request may take.
+const ATTEMPT_BUCKETS: [f64; 13] =
+    [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
+
+const FAILURES: [FailureKind; 7] = [
+    FailureKind::Invalid,
+    FailureKind::Forbidden,
+    FailureKind::Dns,
+    FailureKind::Connect,
+    FailureKind::Tls,
+    FailureKind::Timeout,
+    FailureKind::Protocol,
+];
+
+const STATUS_CLASSES: [&str; 5] = ["2xx", "3xx", "4xx", "5xx", "other"];
+
+const UNROUTABLE: [UnroutableReason; 3] =
+    [UnroutableReason::Account, UnroutableReason::Condition, UnroutableReason::Value];
+
+/// The program's metrics. Cheap to update from any task.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// `walhook_changes_total`: row changes received in committed transactions.
+    pub changes: IntCounter,
+    events: HashMap<String, IntCounter>,
+    /// `walhook_deliveries_total{result="delivered"}`: ended with a 2xx.
+    pub delivered: IntCounter,
+    /// `walhook_deliveries_total{result="dead"}`: ended as a dead letter.
+    pub dead: IntCounter,
+    /// `walhook_deliveries_total{result="dropped"}`: the customer removed the endpoint meanwhile.
+    pub dropped: IntCounter,
+    attempts: HashMap<&'static str, IntCounter>,
+    delivery_latency: Histogram,
+    queue_wait: Histogram,
+    attempt_duration: Histogram,
+    /// `walhook_in_flight{pool="fast"}`: requests that hold a slot of the fast pool.
+    pub in_flight_fast: IntGauge,
+    /// `walhook_in_flight{pool="slow"}`: requests that hold a slot of the slow pool.
+    pub in_flight_slow: IntGauge,
+    /// `walhook_lanes{state="ready"}`: lanes with a delivery that waits for nothing but a slot.
+    pub lanes_ready: IntGauge,
+    /// `walhook_lanes{state="waiting"}`: lanes whose pending deliveries all wait for something else:
+    /// an answer, a limit, or the time of a retry.
+    pub lanes_waiting: IntGauge,
+    /// `walhook_queued_bytes`: memory that pending events take.
+    pub queued_bytes: IntGauge,
+    /// `walhook_dead_letters`: rows in the table of dead letters.
+    pub dead_letters: IntGauge,
+    /// `walhook_gaps`: ranges of WAL that were not delivered and that nothing has closed.
+    pub gaps: IntGauge,
+    oldest_unsettled: Gauge,
+    slot_retained: IntGauge,
+    slot_safe: Gauge,
+    checkpoint_lag: IntGauge,
+    leader: IntGauge,
+    unroutable: HashMap<&'static str, IntCounter>,
+}
+
+impl Metrics {
+    /// A registry of its own, with a counter for each of the event types that the rules name.
+    ///
+    /// # Errors
+    /// Never for names as they stand here.
+    pub fn new<'a>(event_types: impl IntoIterator<Item = &'a str>) -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let r = &registry;
+        let events =
+            counters(r, "walhook_events_total", "Events made, by the rule's type.", "type")?;
+        let deliveries = counters(
+            r,
+            "walhook_deliveries_total",
+            "Deliveries that came to an end, by how.",
+            "result",
+        )?;
+        let attempts = counters(
+            r,
+            "walhook_attempts_total",
+            "Requests that came to an end, by what came of them.",
+            "outcome",
+        )?;
+        let unroutable = counters(
+            r,
+            "walhook_unroutable_total",
+            "Changes that could not be turned into an event, by why.",
+            "reason",
+        )?;
+        let in_flight =
+            gauges(r, "walhook_in_flight", "Requests in flight, by the pool they hold.", "pool")?;
+        let lanes = gauges(r, "walhook_lanes", "Accounts with pending deliveries.", "state")?;
+        let outcomes = STATUS_CLASSES.into_iter().chain(FAILURES.map(FailureKind::as_str));
+        Ok(Self {
+            changes: register(
+                r,
+                IntCounter::new(
+                    "walhook_changes_total",
+                    "Row changes received in committed transactions.",
+                )?,
+            )?,
+            events: event_types
+                .into_iter()
+                .map(|name| (name.to_owned(), events.with_label_values(&[name])))
+                .collect(),
+            delivered: deliveries.with_label_values(&["delivered"]),
+            dead: deliveries.with_label_values(&["dead"]),
+            dropped: deliveries.with_label_values(&["dropped"]),
+            attempts: outcomes.map(|name| (name, attempts.with_label_values(&[name]))).collect(),
+            delivery_latency: histogram(
+                r,
+                "walhook_delivery_latency_seconds",
+                "From the commit to the 2xx.",
+                &LATENCY_BUCKETS,
+            )?,
+            queue_wait: histogram(
+                r,
+                "walhook_queue_wait_seconds",
+                "From when a delivery could first be sent to its first request.",
+                &LATENCY_BUCKETS,
+            )?,
+            attempt_duration: histogram(
+                r,
+                "walhook_attempt_seconds",
+                "How long a request took.",
+                &ATTEMPT_BUCKETS,
+            )?,
+            in_flight_fast: in_flight.with_label_values(&["fast"]),
+            in_flight_slow: in_flight.with_label_values(&["slow"]),
+            lanes_ready: lanes.with_label_values(&["ready"]),
+            lanes_waiting: lanes.with_label_values(&["waiting"]),
+            queued_bytes: gauge(r, "walhook_queued_bytes", "Memory that pending events take.")?,
+            dead_letters: gauge(r, "walhook_dead_letters", "Dead letters that are stored.")?,
+            gaps: gauge(r, "walhook_gaps", "Ranges of WAL that were not delivered.")?,
+            oldest_unsettled: register(
+                r,
+                Gauge::new(
+                    "walhook_oldest_unsettled_seconds",
+                    "Age of the oldest transaction that holds the checkpoint back.",
+                )?,
+            )?,
+            slot_retained: gauge(
+                r,
+                "walhook_slot_retained_bytes",
+                "WAL that the slot makes the server keep.",
+            )?,
+            slot_safe: register(
+                r,
+                Gauge::new(
+                    "walhook_slot_safe_bytes",
+                    "WAL that can still be written before the slot is lost; infinite without a limit.",
+                )?,
+            )?,
+            checkpoint_lag: gauge(
+                r,
+                "walhook_checkpoint_lag_bytes",
+                "WAL between the checkpoint and the end of what was received.",
+            )?,
+            leader: gauge(r, "walhook_leader", "Whether this instance is the leader.")?,
+            unroutable: UNROUTABLE
+                .map(UnroutableReason::as_str)
+                .map(|name| (name, unroutable.with_label_values(&[name])))
+                .into(),
+            registry,
+        })
+    }
+
+    /// Counts an event. A type that no rule named when the registry was made is not counted.
+    pub fn count_event(&self, event_type: &str) {
+        if let Some(counter) = self.events.get(event_type) {
+            counter.inc();
+        }
+    }
+
+    /// Counts a change that could not be turned into an event.
+    pub fn count_unroutable(&self, reason: UnroutableReason) {
+        if let Some(counter) = self.unroutable.get(reason.as_str()) {
+            counter.inc();
+        }
+    }
+
+    /// Counts a request that came to an end, with the time it took.
+    pub fn count_attempt(&self, outcome: &Outcome) {
+        let label = match &outcome.result {
+            Err(failure) => failure.kind.as_str(),
+            Ok(answer) => match answer.status {
+                200..300 => "2xx",
+                300..400 => "3xx",
+                400..500 => "4xx",
+                500..600 => "5xx",
+                _ => "other",
+            },
+        };
+        if let Some(counter) = self.attempts.get(label) {
+            counter.inc();
+        }
+        self.attempt_duration.observe(outcome.elapsed.as_secs_f64());
+    }
+
+    /// Counts a delivery that ended with a 2xx, `since_commit` after its transaction's commit.
+    pub fn count_delivered(&self, since_commit: Duration) {
+        self.delivered.inc();
+        self.delivery_latency.observe(since_commit.as_secs_f64());
+    }
+
+    /// Records how long a delivery waited until its first request.
+    pub fn observe_queue_wait(&self, wait: Duration) {
+        self.queue_wait.observe(wait.as_secs_f64());
+    }
+
+    /// Sets the age of the oldest transaction that holds the checkpoint back; zero for none.
+    pub fn set_oldest_unsettled(&self, age: Duration) {
+        self.oldest_unsettled.set(age.as_secs_f64());
+    }
+
+    /// Sets what the server says of the slot. `safe_bytes` is `None` where nothing limits it.
+    pub fn set_slot(&self, retained_bytes: u64, safe_bytes: Option<u64>) {
+        self.slot_retained.set(saturate(retained_bytes));
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+        self.slot_safe.set(safe_bytes.map_or(f64::INFINITY, |bytes| bytes as f64));
+    }
+
+    /// Sets the distance from the checkpoint to the end of what was received.
+    pub fn set_checkpoint_lag(&self, bytes: u64) {
+        self.checkpoint_lag.set(saturate(bytes));
+    }
+
+    /// Says whether this instance is the leader.
+    pub fn set_leader(&self, leader: bool) {
+        self.leader.set(i64::from(leader));
+    }
+
+    /// All metrics in Prometheus' text format.
+    ///
+    /// # Errors
+    /// When the encoder refuses, which it does for no metric that is registered here.
+    pub fn render(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+fn saturate(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, c: C) -> prometheus::Result<C> {
+    registry.register(Box::new(c.clone()))?;
+    Ok(c)
+}
+
+fn counters(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+) -> prometheus::Result<IntCounterVec> {
+    register(r, IntCounterVec::new(Opts::new(name, help), &[label])?)
+}
+
+fn gauges(r: &Registry, name: &str, help: &str, label: &str) -> prometheus::Result<IntGaugeVec> {
+    register(r, IntGaugeVec::new(Opts::new(name, help), &[label])?)
+}
+
+fn gauge(r: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+    register(r, IntGauge::new(name, help)?)
+}
+
+fn histogram(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    buckets: &[f64],
+) -> prometheus::Result<Histogram> {
+    register(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::attempt::{Answer, Failure};
+
+    fn outcome(result: Result<u16, FailureKind>) -> Outcome {
+        Outcome {
+            result: result
+                .map(|status| Answer { status, retry_after: None, excerpt: String::new() })
+                .map_err(|kind| Failure { kind, detail: String::new() }),
+            elapsed: Duration::from_millis(30),
+        }
+    }
+
+    #[test]
+    fn metrics_show_what_was_counted_under_the_contracts_names() {
+        let metrics = Metrics::new(["a.b", "a.c"]).unwrap();
+        metrics.changes.inc_by(3);
+        metrics.count_event("a.b");
+        metrics.count_event("unknown");
+        metrics.count_delivered(Duration::from_millis(7));
+        for status in [204, 301, 410, 500, 99] {
+            metrics.count_attempt(&outcome(Ok(status)));
+        }
+        for kind in FAILURES {
+            metrics.count_attempt(&outcome(Err(kind)));
+        }
+        metrics.count_unroutable(UnroutableReason::Value);
+        metrics.set_slot(5, None);
+        metrics.set_leader(true);
+        let text = metrics.render().unwrap();
+        let mut lines = vec![
+            "walhook_changes_total 3".to_owned(),
+            "walhook_events_total{type=\"a.b\"} 1".into(),
+            "walhook_events_total{type=\"a.c\"} 0".into(),
+            "walhook_deliveries_total{result=\"delivered\"} 1".into(),
+            "walhook_deliveries_total{result=\"dead\"} 0".into(),
+            "walhook_delivery_latency_seconds_bucket{le=\"0.005\"} 0".into(),
+            "walhook_delivery_latency_seconds_bucket{le=\"0.01\"} 1".into(),
+            "walhook_attempt_seconds_count 12".into(),
+            "walhook_unroutable_total{reason=\"value\"} 1".into(),
+            "walhook_in_flight{pool=\"slow\"} 0".into(),
+            "walhook_lanes{state=\"ready\"} 0".into(),
+            "walhook_slot_retained_bytes 5".into(),
+            "walhook_slot_safe_bytes inf".into(),
+            "walhook_leader 1".into(),
+        ];
+        let outcomes = STATUS_CLASSES.into_iter().chain(FAILURES.map(FailureKind::as_str));
+        lines.extend(outcomes.map(|o| format!("walhook_attempts_total{{outcome=\"{o}\"}} 1")));
+        for line in lines {
+            assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
+        }
+        assert!(!text.contains("unknown"), "label values are those of the configuration");
+    }
+
+    #[test]
+    fn every_metric_and_label_value_is_documented() {
+        let text = Metrics::new(["a.b"]).unwrap().render().unwrap();
+        let docs = include_str!("../../docs/operations.md");
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let name = rest.split(' ').next().unwrap();
+                assert!(docs.contains(&format!("`{name}")), "{name} is not in operations.md");
+            }
+            let value = line.split_once("=\"").and_then(|(_, rest)| rest.split_once('"'));
+            if let Some((value, _)) = value.filter(|(v, _)| *v != "a.b" && !line.contains("le=")) {
+                assert!(docs.contains(&format!("`{value}`")), "{value} is not in operations.md");
+            }
+        }
+    }
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use tokio::task::JoinSet;
 use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 
 use crate::engine::endpoint::Secret;
@@ -114,6 +115,38 @@ pub fn describe(config: &tokio_postgres::Config) -> String {
     format!("{}, database {database}, user {user}", hosts.join(", "))
 }
 
+/// Whether the same statement may well succeed later, on a new connection if need be.
+#[must_use]
+pub fn is_transient(error: &tokio_postgres::Error) -> bool {
+    let Some(code) = error.code() else {
+        // Not an answer of the server: the connection failed, unless it was our own doing.
+        return error.is_closed() || has_io_error(error);
+    };
+    let class = code.code().get(..2).unwrap_or_default();
+    // Connection exceptions, insufficient resources, operator intervention.
+    ["08", "53", "57"].contains(&class)
+        || [
+            SqlState::T_R_SERIALIZATION_FAILURE,
+            SqlState::T_R_DEADLOCK_DETECTED,
+            SqlState::LOCK_NOT_AVAILABLE,
+            SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+            SqlState::IO_ERROR,
+            SqlState::READ_ONLY_SQL_TRANSACTION,
+        ]
+        .contains(code)
+}
+
+fn has_io_error(error: &tokio_postgres::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if cause.is::<std::io::Error>() {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,5 +180,13 @@ mod tests {
         let error = format!("{:#}", Connection::open(&url, "test").await.unwrap_err());
         assert!(error.contains("127.0.0.1:1, database d, user u"), "{error}");
         assert!(!error.contains("hush"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn refused_connection_is_transient() {
+        let refused = tokio_postgres::connect("postgres://nobody@127.0.0.1:1/x", NoTls).await;
+        assert!(is_transient(&refused.err().unwrap()));
+        let unreadable = tokio_postgres::connect("postgres://[", NoTls).await;
+        assert!(!is_transient(&unreadable.err().unwrap()));
     }
 }

@@ -1,0 +1,267 @@
+//! Dead letters as they are stored: found, listed, retried, discarded.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio_postgres::Row;
+use tokio_postgres::types::{PgLsn, Type};
+
+use crate::engine::event::{AccountId, EndpointId, Event, Operation, RowKeys};
+use crate::engine::lsn::Lsn;
+use crate::engine::position::{Position, WalPosition};
+
+use super::persist::remove_dead_letters;
+use super::{Job, Param, Scope, StateError, StateStore, unreadable};
+
+/// Which dead letters: those that fit everything that is given. The `args` of a retry job.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeadLetterFilter {
+    /// These ids.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ids: Option<Vec<i64>>,
+    /// This endpoint's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// This account's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account: Option<String>,
+    /// Of this event type.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub event_type: Option<String>,
+    /// Dead for this reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Dead at this time or later: microseconds since 1970-01-01 UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since_us: Option<i64>,
+    /// Dead before this time: microseconds since 1970-01-01 UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until_us: Option<i64>,
+}
+
+impl DeadLetterFilter {
+    /// The condition over `dead_letters d` and `bodies b`, which takes `$1` to `$8`.
+    pub(super) const CONDITION: &str = "d.pipeline = $1
+        AND ($2::int8[] IS NULL OR d.id = ANY ($2))
+        AND ($3::text IS NULL OR d.endpoint = $3)
+        AND ($4::text IS NULL OR b.account = $4)
+        AND ($5::text IS NULL OR b.event_type = $5)
+        AND ($6::text IS NULL OR d.reason = $6)
+        AND ($7::int8 IS NULL OR d.died_at >= 'epoch'::timestamptz + $7 * interval '1 microsecond')
+        AND ($8::int8 IS NULL OR d.died_at < 'epoch'::timestamptz + $8 * interval '1 microsecond')";
+
+    pub(super) fn params<'a>(&'a self, pipeline: &'a String) -> Vec<Param<'a>> {
+        vec![
+            (pipeline, Type::TEXT),
+            (&self.ids, Type::INT8_ARRAY),
+            (&self.endpoint, Type::TEXT),
+            (&self.account, Type::TEXT),
+            (&self.event_type, Type::TEXT),
+            (&self.reason, Type::TEXT),
+            (&self.since_us, Type::INT8),
+            (&self.until_us, Type::INT8),
+        ]
+    }
+
+    /// Whether it names nothing, so that every dead letter fits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// One dead letter with its event.
+#[derive(Debug, Clone)]
+pub struct StoredDeadLetter {
+    /// Its id in the table; they grow in the order of insertion.
+    pub id: i64,
+    /// The endpoint; none for an unroutable change.
+    pub endpoint: Option<EndpointId>,
+    /// Why: the words of [`DeadReason`](crate::engine::persist::DeadReason).
+    pub reason: String,
+    /// The last error for a person.
+    pub detail: String,
+    /// How many attempts were made, retries included.
+    pub attempts: u32,
+    /// The status of the last answer, where there was one.
+    pub last_status: Option<u16>,
+    /// When it was stored: microseconds since 1970-01-01 UTC.
+    pub died_at_us: i64,
+    /// When it was last stored or retried: microseconds since 1970-01-01 UTC.
+    pub tried_at_us: i64,
+    /// The event. Its `keys` are empty: a retry is outside of the order of its row's events.
+    pub event: Arc<Event>,
+}
+
+const COLUMNS: &str = "d.id, d.endpoint, d.reason, d.detail, d.attempts, d.last_status,
+    (extract(epoch FROM d.died_at) * 1000000)::int8 AS died,
+    (extract(epoch FROM d.tried_at) * 1000000)::int8 AS tried,
+    d.event_id, b.event_type, b.account, b.operation,
+    (extract(epoch FROM b.committed_at) * 1000000)::int8 AS committed,
+    b.commit_lsn, b.change_lsn, b.relation, b.n, b.row";
+
+impl StateStore {
+    /// The next dead letters that `job` asks for and has not tried, in the order of their ids.
+    ///
+    /// Only such as have an endpoint and were neither stored nor tried since the job was made: a job
+    /// that starts over from 0 after a crash goes on where it was.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`], [`StateError::Unreadable`].
+    pub async fn dead_letters_to_retry(
+        &self,
+        job: &Job,
+        after_id: i64,
+        limit: i64,
+    ) -> Result<Vec<StoredDeadLetter>, StateError> {
+        let s = &self.scope.s;
+        let condition = format!(
+            "d.id > $9 AND d.endpoint <> '' AND d.last_job IS DISTINCT FROM $11 AND d.tried_at <
+             (SELECT created_at FROM {s}.jobs j WHERE j.pipeline = $1 AND j.id = $11)"
+        );
+        self.select(&job.filter, &condition, after_id, limit, Some(job.id)).await
+    }
+
+    /// Lists dead letters in the order of their ids.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`], [`StateError::Unreadable`].
+    pub async fn dead_letters(
+        &self,
+        filter: &DeadLetterFilter,
+        after_id: i64,
+        limit: i64,
+    ) -> Result<Vec<StoredDeadLetter>, StateError> {
+        self.select(filter, "d.id > $9", after_id, limit, None).await
+    }
+
+    async fn select(
+        &self,
+        filter: &DeadLetterFilter,
+        condition: &str,
+        after_id: i64,
+        limit: i64,
+        job: Option<i64>,
+    ) -> Result<Vec<StoredDeadLetter>, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "SELECT {COLUMNS} FROM {s}.dead_letters d JOIN {s}.bodies b USING (pipeline, event_id)
+             WHERE {} AND {condition} ORDER BY d.id LIMIT $10",
+            DeadLetterFilter::CONDITION
+        );
+        let mut params = filter.params(pipeline);
+        params.push((&after_id, Type::INT8));
+        params.push((&limit, Type::INT8));
+        if let Some(job) = &job {
+            params.push((job, Type::INT8));
+        }
+        let rows = self.connection.query_typed(&sql, &params).await?;
+        rows.iter().map(read).collect()
+    }
+
+    /// How many dead letters fit.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn count_dead_letters(&self, filter: &DeadLetterFilter) -> Result<i64, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "SELECT count(*) FROM {s}.dead_letters d JOIN {s}.bodies b USING (pipeline, event_id)
+             WHERE {}",
+            DeadLetterFilter::CONDITION
+        );
+        let row = self.connection.query_typed_one(&sql, &filter.params(pipeline)).await?;
+        Ok(row.try_get(0)?)
+    }
+
+    /// Removes dead letters for good, in transactions of at most 1,000; returns how many.
+    ///
+    /// Needs no lease: an operator decides. Stops after those that stood there when it began.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`]; what was removed before stays removed.
+    pub async fn discard_dead_letters(
+        &mut self,
+        filter: &DeadLetterFilter,
+    ) -> Result<i64, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let last = format!("SELECT coalesce(max(id), 0) FROM {s}.dead_letters WHERE pipeline = $1");
+        let last: i64 = self.one(&last).await?.try_get(0)?;
+        let choose = format!(
+            "SELECT d.id FROM {s}.dead_letters d JOIN {s}.bodies b USING (pipeline, event_id)
+             WHERE {} AND d.id > $9 AND d.id <= $10 ORDER BY d.id LIMIT 1000",
+            DeadLetterFilter::CONDITION
+        );
+        let (mut after, mut removed) = (0i64, 0);
+        loop {
+            let tx = self.connection.transaction().await?;
+            let mut params = filter.params(pipeline);
+            params.push((&after, Type::INT8));
+            params.push((&last, Type::INT8));
+            let rows = tx.query_typed(&choose, &params).await?;
+            let ids = rows.iter().map(|r| r.try_get(0)).collect::<Result<Vec<i64>, _>>()?;
+            let Some(highest) = ids.last().copied() else { return Ok(removed) };
+            removed += remove_dead_letters(&tx, &self.scope, &ids, &vec![0; ids.len()]).await?;
+            tx.commit().await?;
+            after = highest;
+        }
+    }
+}
+
+fn read(row: &Row) -> Result<StoredDeadLetter, StateError> {
+    let id: i64 = row.try_get("id")?;
+    let endpoint: &str = row.try_get("endpoint")?;
+    let status: Option<i32> = row.try_get("last_status")?;
+    let attempts: i32 = row.try_get("attempts")?;
+    let event_id: &str = row.try_get("event_id")?;
+    let account: &str = row.try_get("account")?;
+    let event_type: &str = row.try_get("event_type")?;
+    let operation: &str = row.try_get("operation")?;
+    let of = |column: &str| format!("{column} of dead letter {id}");
+    let position = WalPosition {
+        commit_lsn: Lsn(row.try_get::<_, PgLsn>("commit_lsn")?.into()),
+        change_lsn: Lsn(row.try_get::<_, PgLsn>("change_lsn")?.into()),
+        relation: row.try_get("relation")?,
+        n: u32::try_from(row.try_get::<_, i64>("n")?).map_err(unreadable(&of("n")))?,
+    };
+    let event = Event {
+        id: event_id.parse().map_err(unreadable(&of("event_id")))?,
+        position: Position::Wal(position),
+        event_type: event_type.into(),
+        account: AccountId::new(account),
+        operation: parse_operation(operation)
+            .ok_or(operation)
+            .map_err(unreadable(&of("operation")))?,
+        commit_time_us: row.try_get("committed")?,
+        keys: RowKeys::new(),
+        row: Bytes::copy_from_slice(row.try_get("row")?),
+    };
+    Ok(StoredDeadLetter {
+        id,
+        endpoint: (!endpoint.is_empty()).then(|| EndpointId::new(endpoint)),
+        reason: row.try_get("reason")?,
+        detail: row.try_get("detail")?,
+        attempts: u32::try_from(attempts).map_err(unreadable(&of("attempts")))?,
+        last_status: status
+            .map(u16::try_from)
+            .transpose()
+            .map_err(unreadable(&of("last_status")))?,
+        died_at_us: row.try_get("died")?,
+        tried_at_us: row.try_get("tried")?,
+        event: Arc::new(event),
+    })
+}
+
+fn parse_operation(word: &str) -> Option<Operation> {
+    [
+        Operation::Insert,
+        Operation::Update,
+        Operation::Delete,
+        Operation::Truncate,
+        Operation::Message,
+    ]
+    .into_iter()
+    .find(|operation| operation.as_str() == word)
+}

@@ -1,0 +1,95 @@
+//! A real state database for tests.
+
+use bytes::Bytes;
+use std::sync::Arc;
+
+use tokio_postgres::Client;
+
+use super::*;
+use crate::demo::cluster::Cluster;
+use crate::engine::event::{AccountId, Event, Operation, RowKeys};
+use crate::engine::persist::{DeadLetter, DeadReason, EventKey};
+use crate::engine::position::{EventId, Position, WalPosition};
+
+/// A cluster whose database `postgres` holds the state of the pipeline `p`, at frontier 0/100.
+#[derive(Debug)]
+pub(crate) struct Fixture {
+    pub(crate) url: Secret,
+    pub(crate) admin: Connection,
+    pub(crate) cluster: Cluster,
+}
+
+pub(crate) const SCHEMA: &str = "wal\"hook";
+
+impl Fixture {
+    pub(crate) async fn start() -> Self {
+        let cluster = Cluster::start(&std::env::temp_dir(), &[]).await.unwrap();
+        let url = Secret::new(cluster.url("postgres"));
+        let admin = Connection::open(&url, "test").await.unwrap();
+        set_up(&admin, "p").await;
+        Self { url, admin, cluster }
+    }
+
+    pub(crate) async fn open(&self) -> StateStore {
+        StateStore::open(&self.url, SCHEMA, "p").await.unwrap()
+    }
+
+    pub(crate) async fn count(&self, table: &str) -> i64 {
+        let sql = format!("SELECT count(*) FROM {}.{table}", quote_identifier(SCHEMA));
+        self.admin.query_one(&sql, &[]).await.unwrap().get(0)
+    }
+}
+
+pub(crate) async fn set_up(admin: &Client, pipeline: &str) {
+    let s = quote_identifier(SCHEMA);
+    let p = quote_literal(pipeline);
+    let sql = format!(
+        "{}; INSERT INTO {s}.meta (pipeline, schema_version, system_identifier, timeline, host, database)
+             VALUES ({p}, 1, 18446744073709551615, 3, 'db.example', 'app');
+         INSERT INTO {s}.lease (pipeline, epoch) VALUES ({p}, 0);
+         INSERT INTO {s}.checkpoint (pipeline, frontier) VALUES ({p}, '0/100');",
+        schema_sql(SCHEMA)
+    );
+    admin.batch_execute(&sql).await.unwrap();
+}
+
+pub(crate) fn event(commit: u64, account: &str) -> Arc<Event> {
+    let position = Position::Wal(WalPosition {
+        commit_lsn: Lsn(commit),
+        change_lsn: Lsn(commit - 1),
+        relation: u32::MAX,
+        n: u32::MAX,
+    });
+    let commit_time_us = 1_763_919_960_123_456;
+    Arc::new(Event {
+        id: EventId::derive(1, &position, "a.b", commit_time_us),
+        position,
+        event_type: "a.b".into(),
+        account: AccountId::new(account),
+        operation: Operation::Update,
+        commit_time_us,
+        keys: RowKeys::from_slice(&[u64::MAX, 1]),
+        row: Bytes::from_static(b"\"data\":{\"id\":1}"),
+    })
+}
+
+pub(crate) fn dead(event: &Arc<Event>, endpoint: &str) -> DeadLetter {
+    DeadLetter {
+        event: Arc::clone(event),
+        endpoint: Some(EndpointId::new(endpoint)),
+        reason: DeadReason::Exhausted,
+        detail: "status 500\0".into(),
+        attempts: 2,
+        last_status: Some(500),
+    }
+}
+
+pub(crate) fn range(from: u64, to: u64) -> SettledRange {
+    let key = |commit| EventKey::of(&event(commit, "1"));
+    SettledRange {
+        account: AccountId::new("1"),
+        endpoint: EndpointId::new("7"),
+        from: key(from),
+        to: key(to),
+    }
+}

@@ -1,0 +1,144 @@
+//! What `walhook status` reads of the state tables.
+
+use serde::Serialize;
+use tokio_postgres::types::Type;
+
+use crate::engine::lsn::Lsn;
+
+use super::{Param, Scope, StateError, StateStore, lsn};
+
+/// The state tables at a glance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overview {
+    /// How many leaders there have been.
+    pub epoch: i64,
+    /// Who took the lease last; it may have ended since.
+    pub holder: Option<String>,
+    /// When it was taken: microseconds since 1970-01-01 UTC.
+    pub taken_at_us: Option<i64>,
+    /// The checkpoint.
+    pub frontier: Lsn,
+    /// When it was written last: microseconds since 1970-01-01 UTC.
+    pub frontier_at_us: i64,
+    /// Why the pipeline has halted, where it has.
+    pub halt_reason: Option<String>,
+    /// When it halted: microseconds since 1970-01-01 UTC.
+    pub halted_at_us: Option<i64>,
+    /// Rows in the table of ranges that are settled ahead of the frontier.
+    pub settled_rows: i64,
+    /// How many dead letters there are for each reason.
+    pub dead_letters: Vec<(String, i64)>,
+    /// The gaps that nothing has closed.
+    pub gaps: Vec<Gap>,
+    /// The endpoints that walhook has switched off.
+    pub disabled: Vec<DisabledSince>,
+}
+
+/// A range of WAL whose changes were not delivered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Gap {
+    /// Its id.
+    pub id: i64,
+    /// Where it begins.
+    pub from_lsn: String,
+    /// Where it ends.
+    pub to_lsn: String,
+    /// Why there is one.
+    pub reason: String,
+    /// When it was recorded: microseconds since 1970-01-01 UTC.
+    pub recorded_at_us: i64,
+}
+
+/// An endpoint that walhook has switched off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DisabledSince {
+    /// Which.
+    pub endpoint: String,
+    /// Why.
+    pub reason: String,
+    /// Since when: microseconds since 1970-01-01 UTC.
+    pub disabled_at_us: i64,
+}
+
+/// SQL for a timestamp as microseconds since 1970.
+fn us(column: &str) -> String {
+    format!("(extract(epoch FROM {column}) * 1000000)::int8")
+}
+
+impl StateStore {
+    /// Reads the state tables at a glance.
+    ///
+    /// # Errors
+    /// [`StateError::NotSetUp`], [`StateError::Sql`].
+    pub async fn overview(&self) -> Result<Overview, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let param: [Param<'_>; 1] = [(pipeline, Type::TEXT)];
+        let head = format!(
+            "SELECT l.epoch, l.holder, {}, c.frontier, {}, c.halt_reason, {},
+                    (SELECT count(*) FROM {s}.settled WHERE pipeline = $1)
+             FROM {s}.lease l JOIN {s}.checkpoint c USING (pipeline, partition)
+             WHERE pipeline = $1 AND partition = 0",
+            us("l.taken_at"),
+            us("c.updated_at"),
+            us("c.halted_at")
+        );
+        let row = self.one(&head).await?;
+        let dead = format!(
+            "SELECT reason, count(*) FROM {s}.dead_letters WHERE pipeline = $1 GROUP BY 1 ORDER BY 1"
+        );
+        let dead = self.connection.query_typed(&dead, &param).await?;
+        Ok(Overview {
+            epoch: row.try_get(0)?,
+            holder: row.try_get(1)?,
+            taken_at_us: row.try_get(2)?,
+            frontier: lsn(&row, 3)?,
+            frontier_at_us: row.try_get(4)?,
+            halt_reason: row.try_get(5)?,
+            halted_at_us: row.try_get(6)?,
+            settled_rows: row.try_get(7)?,
+            dead_letters: dead
+                .iter()
+                .map(|r| Ok((r.try_get(0)?, r.try_get(1)?)))
+                .collect::<Result<_, StateError>>()?,
+            gaps: self.open_gaps().await?,
+            disabled: self.disabled().await?,
+        })
+    }
+
+    async fn open_gaps(&self) -> Result<Vec<Gap>, StateError> {
+        let sql = format!(
+            "SELECT id, from_lsn::text, to_lsn::text, reason, {} FROM {}.gaps
+             WHERE pipeline = $1 AND closed_at IS NULL ORDER BY id",
+            us("recorded_at"),
+            self.scope.s
+        );
+        let rows = self.connection.query_typed(&sql, &[(&self.scope.pipeline, Type::TEXT)]).await?;
+        let read = |r: &tokio_postgres::Row| {
+            Ok(Gap {
+                id: r.try_get(0)?,
+                from_lsn: r.try_get(1)?,
+                to_lsn: r.try_get(2)?,
+                reason: r.try_get(3)?,
+                recorded_at_us: r.try_get(4)?,
+            })
+        };
+        rows.iter().map(read).collect()
+    }
+
+    async fn disabled(&self) -> Result<Vec<DisabledSince>, StateError> {
+        let sql = format!(
+            "SELECT endpoint, reason, {} FROM {}.endpoint_state WHERE pipeline = $1 ORDER BY 3",
+            us("disabled_at"),
+            self.scope.s
+        );
+        let rows = self.connection.query_typed(&sql, &[(&self.scope.pipeline, Type::TEXT)]).await?;
+        let read = |r: &tokio_postgres::Row| {
+            Ok(DisabledSince {
+                endpoint: r.try_get(0)?,
+                reason: r.try_get(1)?,
+                disabled_at_us: r.try_get(2)?,
+            })
+        };
+        rows.iter().map(read).collect()
+    }
+}

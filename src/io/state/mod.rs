@@ -1,0 +1,400 @@
+//! The state database: what must outlive a process, behind one fence.
+//!
+//! A leader takes the lease by adding 1 to the epoch of its `lease` row. Each of its transactions
+//! first reads that row with its own epoch, `FOR SHARE`. That is what makes the fence hold: the bump
+//! waits for transactions that hold the row, so all they wrote is there when the new leader reads;
+//! and whoever asks for the row after the bump finds no row with its epoch and writes nothing. A
+//! leader that freezes in the middle of a transaction cannot hold the bump up for long, because its
+//! session carries an `idle_in_transaction_session_timeout`.
+//!
+//! A connection may be lost after COMMIT was sent and before its answer came. The caller then
+//! reconnects and stores the same batch again: see [`persist`] for why that changes nothing.
+
+mod dead_letters;
+mod inspect;
+mod jobs;
+mod persist;
+
+#[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
+mod tests;
+
+pub use dead_letters::{DeadLetterFilter, StoredDeadLetter};
+pub use inspect::{DisabledSince, Gap, Overview};
+pub use jobs::{Job, JobState, RETRY_JOB};
+
+use futures_util::try_join;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{PgLsn, ToSql, Type};
+use tokio_postgres::{Row, Transaction};
+
+use crate::engine::endpoint::Secret;
+use crate::engine::event::EndpointId;
+use crate::engine::lsn::Lsn;
+use crate::engine::persist::{DisableEndpoint, SettledRange};
+use crate::engine::settled;
+
+use super::ident::{quote_identifier, quote_literal};
+use super::sql::{Connection, is_transient};
+
+/// The version of the state tables that this program reads and writes.
+pub const SCHEMA_VERSION: i32 = 1;
+
+/// How long a session may sit idle inside a transaction: a frozen leader's lock on the lease ends
+/// then. Far above what a busy leader takes between two statements.
+const IDLE_IN_TRANSACTION: &str = "10s";
+
+const APPLICATION_NAME: &str = "walhook state";
+
+/// The statements that create the state tables in `schema`; idempotent.
+#[must_use]
+pub fn schema_sql(schema: &str) -> String {
+    include_str!("../../../sql/state.sql").replace("{schema}", &quote_identifier(schema))
+}
+
+/// Why the state database did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A later leader has taken the lease. Nothing was written, and nothing more may be sent.
+    #[error("another instance has taken over: epoch {epoch} is no longer the lease's")]
+    Fenced {
+        /// The epoch that we held.
+        epoch: i64,
+    },
+    /// The tables, or the pipeline's rows in them, are not there.
+    #[error(
+        "the state schema \"{schema}\" holds no pipeline \"{pipeline}\"; run `walhook setup` first"
+    )]
+    NotSetUp {
+        /// The schema that was looked in.
+        schema: String,
+        /// The pipeline that was looked for.
+        pipeline: String,
+    },
+    /// A later program has changed the tables.
+    #[error(
+        "the state tables have version {found}, this program knows {SCHEMA_VERSION}; run a later walhook"
+    )]
+    SchemaTooNew {
+        /// The version that the tables have.
+        found: i32,
+    },
+    /// The batch would move the checkpoint back. Nothing was written.
+    #[error("the frontier {asked} is behind the stored checkpoint {stored}; this is a defect")]
+    FrontierDecreases {
+        /// The checkpoint that stands.
+        stored: Lsn,
+        /// The frontier that was to replace it.
+        asked: Lsn,
+    },
+    /// A stored value is none that this program writes.
+    #[error("{what} in the state tables cannot be read: {detail}")]
+    Unreadable {
+        /// Which value.
+        what: String,
+        /// Why not.
+        detail: String,
+    },
+    /// No session could be opened.
+    #[error("no connection to the state database: {0:#}")]
+    Connection(anyhow::Error),
+    /// The server refused, or the session was lost.
+    #[error("state database: {}", sql_text(.0))]
+    Sql(#[from] tokio_postgres::Error),
+}
+
+impl StateError {
+    /// Whether trying again, on a new connection where this one is lost, may well succeed.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Fenced { .. }
+            | Self::NotSetUp { .. }
+            | Self::SchemaTooNew { .. }
+            | Self::FrontierDecreases { .. }
+            | Self::Unreadable { .. } => false,
+            Self::Connection(error) => error.downcast_ref().is_some_and(is_transient),
+            Self::Sql(error) => is_transient(error),
+        }
+    }
+}
+
+/// The server's own words, which tokio-postgres prints only as "db error".
+fn sql_text(error: &tokio_postgres::Error) -> String {
+    error.as_db_error().map_or_else(
+        || error.to_string(),
+        |db| format!("{} (SQLSTATE {})", db.message(), db.code().code()),
+    )
+}
+
+/// Which database the stored positions belong to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceIdentity {
+    /// The cluster, as IDENTIFY_SYSTEM names it.
+    pub system_identifier: u64,
+    /// The cluster's timeline.
+    pub timeline: u32,
+    /// The host that the source URL named.
+    pub host: String,
+    /// The database's name.
+    pub database: String,
+}
+
+/// What a new leader starts from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovery {
+    /// The epoch that was taken; every transaction from now on carries it.
+    pub epoch: i64,
+    /// Where the stream starts again.
+    pub frontier: Lsn,
+    /// What lies behind the frontier and is settled all the same.
+    pub settled: Vec<SettledRange>,
+    /// The endpoints that are switched off.
+    pub disabled: Vec<DisableEndpoint>,
+}
+
+/// One pipeline's state, over one session.
+#[derive(Debug)]
+pub struct StateStore {
+    connection: Connection,
+    url: Secret,
+    scope: Scope,
+    epoch: Option<i64>,
+}
+
+/// What every statement names.
+#[derive(Debug)]
+struct Scope {
+    schema: String,
+    /// The schema, quoted.
+    s: String,
+    pipeline: String,
+}
+
+type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+impl StateStore {
+    /// Connects, and checks that `walhook setup` has been here.
+    ///
+    /// # Errors
+    /// [`StateError::NotSetUp`], [`StateError::SchemaTooNew`], [`StateError::Connection`].
+    pub async fn open(url: &Secret, schema: &str, pipeline: &str) -> Result<Self, StateError> {
+        let scope = Scope {
+            schema: schema.to_owned(),
+            s: quote_identifier(schema),
+            pipeline: pipeline.to_owned(),
+        };
+        let connection = connect(url).await?;
+        let store = Self { connection, url: url.clone(), scope, epoch: None };
+        store.check_schema().await?;
+        Ok(store)
+    }
+
+    /// Replaces a lost session. The epoch stays: if another leader has taken over meanwhile, the
+    /// next write says so.
+    ///
+    /// # Errors
+    /// [`StateError::Connection`].
+    pub async fn reconnect(&mut self) -> Result<(), StateError> {
+        self.connection = connect(&self.url).await?;
+        Ok(())
+    }
+
+    /// Waits until the session ends, and says why; cancel-safe.
+    pub async fn closed(&mut self) -> Option<tokio_postgres::Error> {
+        self.connection.closed().await
+    }
+
+    /// The epoch that this store has taken, if it has.
+    #[must_use]
+    pub fn epoch(&self) -> Option<i64> {
+        self.epoch
+    }
+
+    async fn check_schema(&self) -> Result<(), StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!("SELECT schema_version FROM {s}.meta WHERE pipeline = $1");
+        let row = self.connection.query_typed_opt(&sql, &[(pipeline, Type::TEXT)]).await;
+        let missing = |e: &tokio_postgres::Error| {
+            e.code() == Some(&SqlState::UNDEFINED_TABLE)
+                || e.code() == Some(&SqlState::INVALID_SCHEMA_NAME)
+        };
+        match row {
+            Err(e) if missing(&e) => Err(self.scope.not_set_up()),
+            Err(e) => Err(e.into()),
+            Ok(None) => Err(self.scope.not_set_up()),
+            Ok(Some(row)) => match row.try_get(0)? {
+                found if found > SCHEMA_VERSION => Err(StateError::SchemaTooNew { found }),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Which database the stored positions belong to, as `setup` found it.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`], [`StateError::Unreadable`].
+    pub async fn source_identity(&self) -> Result<SourceIdentity, StateError> {
+        let sql = format!(
+            "SELECT system_identifier::text, timeline, host, database FROM {}.meta WHERE pipeline = $1",
+            self.scope.s
+        );
+        let row = self.one(&sql).await?;
+        let system: String = row.try_get(0)?;
+        let timeline: i32 = row.try_get(1)?;
+        Ok(SourceIdentity {
+            system_identifier: system.parse().map_err(unreadable("meta.system_identifier"))?,
+            timeline: u32::try_from(timeline).map_err(unreadable("meta.timeline"))?,
+            host: row.try_get(2)?,
+            database: row.try_get(3)?,
+        })
+    }
+
+    /// The checkpoint, read without taking the lease.
+    ///
+    /// # Errors
+    /// [`StateError::NotSetUp`], [`StateError::Sql`].
+    pub async fn frontier(&self) -> Result<Lsn, StateError> {
+        let s = &self.scope.s;
+        let sql =
+            format!("SELECT frontier FROM {s}.checkpoint WHERE pipeline = $1 AND partition = 0");
+        lsn(&self.one(&sql).await?, 0)
+    }
+
+    /// Takes the lease, and reads what the leaders before left.
+    ///
+    /// Waits for those transactions of an earlier leader that passed the fence; all that they wrote
+    /// is in what this returns, and later ones of that leader fail with [`StateError::Fenced`].
+    ///
+    /// # Errors
+    /// [`StateError::NotSetUp`], [`StateError::Unreadable`], [`StateError::Sql`]; calling it again
+    /// is harmless.
+    pub async fn take_lease(&mut self, holder: &str) -> Result<Recovery, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let tx = self.connection.transaction().await?;
+        let bump = format!(
+            "UPDATE {s}.lease SET epoch = epoch + 1, holder = $2, taken_at = clock_timestamp()
+             WHERE pipeline = $1 AND partition = 0 RETURNING epoch"
+        );
+        let bumped =
+            tx.query_typed_opt(&bump, &[(pipeline, Type::TEXT), (&holder, Type::TEXT)]).await?;
+        let Some(bumped) = bumped else { return Err(self.scope.not_set_up()) };
+        let epoch: i64 = bumped.try_get(0)?;
+
+        // Each statement reads by a snapshot of its own, taken after the bump had its row.
+        let checkpoint =
+            format!("SELECT frontier FROM {s}.checkpoint WHERE pipeline = $1 AND partition = 0");
+        let ranges =
+            format!("SELECT ranges FROM {s}.settled WHERE pipeline = $1 AND partition = 0");
+        let off = format!(
+            "SELECT endpoint, reason FROM {s}.endpoint_state WHERE pipeline = $1 ORDER BY 1"
+        );
+        let param: [Param<'_>; 1] = [(pipeline, Type::TEXT)];
+        let (checkpoint, ranges, off) = try_join!(
+            tx.query_typed_opt(&checkpoint, &param),
+            tx.query_typed(&ranges, &param),
+            tx.query_typed(&off, &param),
+        )?;
+        let Some(checkpoint) = checkpoint else { return Err(self.scope.not_set_up()) };
+        let recovery = Recovery {
+            epoch,
+            frontier: lsn(&checkpoint, 0)?,
+            settled: read_ranges(&ranges)?,
+            disabled: off.iter().map(read_disabled).collect::<Result<_, _>>()?,
+        };
+        tx.commit().await?;
+        self.epoch = Some(epoch);
+        Ok(recovery)
+    }
+
+    /// Records why the pipeline has halted, for `walhook status`.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`] when the lease was ours and is no longer; [`StateError::Sql`].
+    pub async fn store_halt(&mut self, reason: &str) -> Result<(), StateError> {
+        self.set_halt(Some(reason)).await
+    }
+
+    /// Forgets the reason of an earlier halt.
+    ///
+    /// # Errors
+    /// As [`StateStore::store_halt`].
+    pub async fn clear_halt(&mut self) -> Result<(), StateError> {
+        self.set_halt(None).await
+    }
+
+    async fn set_halt(&mut self, reason: Option<&str>) -> Result<(), StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let tx = self.connection.transaction().await?;
+        // A halt can come before the lease is taken (another cluster behind the URL, say).
+        if let Some(epoch) = self.epoch {
+            fence(&tx, &self.scope, epoch).await?;
+        }
+        let sql = format!(
+            "UPDATE {s}.checkpoint SET halt_reason = $2,
+                    halted_at = CASE WHEN $2 IS NULL THEN NULL ELSE now() END
+             WHERE pipeline = $1 AND partition = 0"
+        );
+        tx.execute_typed(&sql, &[(pipeline, Type::TEXT), (&reason, Type::TEXT)]).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// The one row of a statement whose only parameter is the pipeline.
+    async fn one(&self, sql: &str) -> Result<Row, StateError> {
+        let row =
+            self.connection.query_typed_opt(sql, &[(&self.scope.pipeline, Type::TEXT)]).await?;
+        row.ok_or_else(|| self.scope.not_set_up())
+    }
+}
+
+impl Scope {
+    fn not_set_up(&self) -> StateError {
+        StateError::NotSetUp { schema: self.schema.clone(), pipeline: self.pipeline.clone() }
+    }
+}
+
+async fn connect(url: &Secret) -> Result<Connection, StateError> {
+    let connection =
+        Connection::open(url, APPLICATION_NAME).await.map_err(StateError::Connection)?;
+    let timeout = quote_literal(IDLE_IN_TRANSACTION);
+    connection
+        .batch_execute(&format!("SET idle_in_transaction_session_timeout = {timeout}"))
+        .await?;
+    Ok(connection)
+}
+
+/// Passes only while the lease has `epoch`, and keeps it so until the transaction ends.
+///
+/// A test by sub-select in the writing statement would not do: a stale leader could pass it before
+/// the bump commits, and commit after it.
+async fn fence(tx: &Transaction<'_>, scope: &Scope, epoch: i64) -> Result<(), StateError> {
+    let Scope { s, pipeline, .. } = scope;
+    let sql = format!(
+        "SELECT FROM {s}.lease WHERE pipeline = $1 AND partition = 0 AND epoch = $2 FOR SHARE"
+    );
+    let row = tx.query_typed_opt(&sql, &[(pipeline, Type::TEXT), (&epoch, Type::INT8)]).await?;
+    row.map(|_| ()).ok_or(StateError::Fenced { epoch })
+}
+
+fn read_ranges(rows: &[Row]) -> Result<Vec<SettledRange>, StateError> {
+    let mut ranges = Vec::new();
+    for row in rows {
+        ranges.extend(settled::decode(row.try_get(0)?).map_err(unreadable("settled.ranges"))?);
+    }
+    Ok(ranges)
+}
+
+fn read_disabled(row: &Row) -> Result<DisableEndpoint, StateError> {
+    let endpoint: &str = row.try_get(0)?;
+    Ok(DisableEndpoint { endpoint: EndpointId::new(endpoint), reason: row.try_get(1)? })
+}
+
+fn lsn(row: &Row, column: usize) -> Result<Lsn, StateError> {
+    Ok(Lsn(row.try_get::<_, PgLsn>(column)?.into()))
+}
+
+/// Wraps why a stored value cannot be read.
+fn unreadable<E: std::fmt::Display>(what: &str) -> impl FnOnce(E) -> StateError {
+    move |detail| StateError::Unreadable { what: what.to_owned(), detail: detail.to_string() }
+}

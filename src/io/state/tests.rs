@@ -1,0 +1,364 @@
+//! Against a real PostgreSQL.
+
+use std::time::Duration;
+
+use super::fixture::{Fixture, SCHEMA, dead, event, range};
+use super::*;
+use crate::engine::persist::{DeadReason, PersistBatch, Retried};
+
+fn batch(frontier: u64) -> PersistBatch {
+    PersistBatch { frontier: Lsn(frontier), ..PersistBatch::default() }
+}
+
+fn disable(endpoint: &str) -> DisableEndpoint {
+    DisableEndpoint { endpoint: EndpointId::new(endpoint), reason: "answered 410".into() }
+}
+
+/// Until the server shows a session that waits for a lock.
+async fn until_somebody_waits(fixture: &Fixture) {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    let wait = async {
+        while fixture.admin.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), wait).await.expect("nobody waits for a lock");
+}
+
+#[tokio::test]
+async fn state_opens_only_what_was_set_up_for_this_program() {
+    let fixture = Fixture::start().await;
+    let open = async |schema: &str, pipeline: &str| {
+        StateStore::open(&fixture.url, schema, pipeline).await.unwrap_err()
+    };
+    for error in [open("elsewhere", "p").await, open(SCHEMA, "other").await] {
+        assert!(matches!(error, StateError::NotSetUp { .. }), "{error}");
+        assert!(!error.is_transient() && error.to_string().contains("walhook setup"), "{error}");
+    }
+    let store = fixture.open().await;
+    let identity = store.source_identity().await.unwrap();
+    assert_eq!(identity.system_identifier, u64::MAX);
+    assert_eq!((identity.timeline, identity.host.as_str()), (3, "db.example"));
+    assert_eq!(store.frontier().await.unwrap(), Lsn(0x100));
+
+    let s = quote_identifier(SCHEMA);
+    fixture.admin.batch_execute(&schema_sql(SCHEMA)).await.expect("the schema applies twice");
+    let newer = format!("UPDATE {s}.meta SET schema_version = 2");
+    fixture.admin.batch_execute(&newer).await.unwrap();
+    assert!(matches!(open(SCHEMA, "p").await, StateError::SchemaTooNew { found: 2 }));
+
+    let gone = StateStore::open(&Secret::new("postgres://x@127.0.0.1:1/x"), SCHEMA, "p").await;
+    let gone = gone.unwrap_err();
+    assert!(matches!(gone, StateError::Connection(_)) && gone.is_transient(), "{gone}");
+    let unknown = Secret::new(fixture.cluster.url("nowhere"));
+    let unknown = StateStore::open(&unknown, SCHEMA, "p").await.unwrap_err();
+    assert!(!unknown.is_transient(), "{unknown}");
+}
+
+#[tokio::test]
+async fn state_recovers_what_was_persisted_also_when_it_was_persisted_twice() {
+    let fixture = Fixture::start().await;
+    let mut store = fixture.open().await;
+    let first = store.take_lease("one").await.unwrap();
+    assert_eq!((first.epoch, first.frontier), (1, Lsn(0x100)));
+    let (one, two) = (event(0x210, "1"), event(0x220, "1"));
+    let full = PersistBatch {
+        frontier: Lsn(0x200),
+        settled: vec![range(0x230, 0x240), range(0x200, 0x300)],
+        dead_letters: vec![dead(&one, "7"), dead(&one, "8"), dead(&two, "7"), dead(&one, "7")],
+        disabled: vec![disable("7"), disable("8")],
+        ..PersistBatch::default()
+    };
+    store.persist(&full).await.unwrap();
+    store.reconnect().await.unwrap();
+    store.persist(&full).await.unwrap();
+    assert_eq!(fixture.count("dead_letters").await, 3, "one a delivery");
+    assert_eq!(fixture.count("bodies").await, 2, "one an event");
+
+    let mut next = fixture.open().await;
+    let recovery = next.take_lease("two").await.unwrap();
+    assert_eq!((recovery.epoch, recovery.frontier), (2, Lsn(0x200)));
+    assert_eq!(recovery.settled, [full.settled.clone(), full.settled].concat());
+    assert_eq!(recovery.disabled, full.disabled);
+
+    // A range that commits at the frontier is not passed by it.
+    let on = PersistBatch { enabled: vec![EndpointId::new("7")], ..batch(0x300) };
+    next.persist(&on).await.unwrap();
+    assert_eq!(fixture.count("settled").await, 2);
+    next.persist(&batch(0x301)).await.unwrap();
+    let recovery = next.take_lease("two").await.unwrap();
+    assert_eq!((recovery.settled, recovery.disabled), (vec![], vec![disable("8")]));
+}
+
+#[tokio::test]
+async fn state_refuses_a_frontier_that_decreases_and_writes_nothing() {
+    let fixture = Fixture::start().await;
+    let mut store = fixture.open().await;
+    let unleased = store.persist(&batch(0x200)).await.unwrap_err();
+    assert!(matches!(unleased, StateError::Fenced { .. }), "{unleased}");
+    store.take_lease("one").await.unwrap();
+    store.persist(&batch(0x200)).await.unwrap();
+    let back = PersistBatch { dead_letters: vec![dead(&event(0x10, "1"), "7")], ..batch(0x1ff) };
+    let error = store.persist(&back).await.unwrap_err();
+    assert!(
+        matches!(error, StateError::FrontierDecreases { stored: Lsn(0x200), asked: Lsn(0x1ff) }),
+        "{error}"
+    );
+    assert!(!error.is_transient());
+    assert_eq!(fixture.count("dead_letters").await, 0);
+    store.persist(&batch(0x200)).await.expect("the session is fit for use, and equal is not lower");
+}
+
+#[tokio::test]
+async fn state_bump_waits_for_the_old_leaders_transaction_and_fences_its_next() {
+    let fixture = Fixture::start().await;
+    let mut old = fixture.open().await;
+    old.take_lease("old").await.unwrap();
+    let mut new = fixture.open().await;
+
+    // The old leader is past the fence and has written, but has not committed.
+    let tx = old.connection.transaction().await.unwrap();
+    fence(&tx, &old.scope, 1).await.unwrap();
+    let s = quote_identifier(SCHEMA);
+    let advance = format!("UPDATE {s}.checkpoint SET frontier = '0/150'");
+    tx.batch_execute(&advance).await.unwrap();
+
+    let bump = new.take_lease("new");
+    let let_go = async {
+        until_somebody_waits(&fixture).await;
+        tx.commit().await.unwrap();
+    };
+    let (recovery, ()) = futures_util::join!(bump, let_go);
+    let recovery = recovery.unwrap();
+    assert_eq!((recovery.epoch, recovery.frontier), (2, Lsn(0x150)), "what it wrote is seen");
+
+    let late = PersistBatch { dead_letters: vec![dead(&event(0x10, "1"), "7")], ..batch(0x900) };
+    let error = old.persist(&late).await.unwrap_err();
+    assert!(matches!(error, StateError::Fenced { epoch: 1 }) && !error.is_transient(), "{error}");
+    assert!(matches!(old.store_halt("x").await, Err(StateError::Fenced { .. })));
+    assert!(matches!(old.finish_job(1, None).await, Err(StateError::Fenced { .. })));
+    assert_eq!(fixture.count("dead_letters").await, 0);
+    assert_eq!(new.frontier().await.unwrap(), Lsn(0x150));
+}
+
+#[tokio::test]
+async fn state_write_that_meets_an_uncommitted_bump_waits_and_is_fenced() {
+    let fixture = Fixture::start().await;
+    let mut old = fixture.open().await;
+    old.take_lease("old").await.unwrap();
+    let mut new = fixture.open().await;
+    let tx = new.connection.transaction().await.unwrap();
+    let bump = format!("UPDATE {}.lease SET epoch = epoch + 1", quote_identifier(SCHEMA));
+    tx.batch_execute(&bump).await.unwrap();
+    let late = batch(0x900);
+    let write = old.persist(&late);
+    let let_go = async {
+        until_somebody_waits(&fixture).await;
+        tx.commit().await.unwrap();
+    };
+    let (result, ()) = futures_util::join!(write, let_go);
+    assert!(matches!(result, Err(StateError::Fenced { epoch: 1 })));
+    assert_eq!(old.frontier().await.unwrap(), Lsn(0x100));
+}
+
+#[tokio::test]
+async fn state_survives_a_lost_session_and_frees_a_frozen_leaders_lock() {
+    let fixture = Fixture::start().await;
+    let mut store = fixture.open().await;
+    store.take_lease("one").await.unwrap();
+    let row = store.connection.query_one("SHOW idle_in_transaction_session_timeout", &[]).await;
+    assert_eq!(row.unwrap().get::<_, &str>(0), IDLE_IN_TRANSACTION);
+
+    // A leader that stands still inside a transaction, with less patience than is usual.
+    let frozen = fixture.open().await;
+    frozen
+        .connection
+        .batch_execute("SET idle_in_transaction_session_timeout = '300ms'; BEGIN")
+        .await
+        .unwrap();
+    let hold = format!("SELECT FROM {}.lease FOR SHARE", quote_identifier(SCHEMA));
+    frozen.connection.batch_execute(&hold).await.unwrap();
+    let wait = tokio::time::timeout(Duration::from_secs(20), store.take_lease("two"));
+    assert_eq!(wait.await.expect("the lock is let go").unwrap().epoch, 2);
+
+    let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1";
+    fixture.admin.query(kill, &[&APPLICATION_NAME]).await.unwrap();
+    assert!(store.closed().await.is_some(), "the end of the session is noticed");
+    let error = store.persist(&batch(0x200)).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    store.reconnect().await.unwrap();
+    store.persist(&batch(0x200)).await.unwrap();
+}
+
+#[tokio::test]
+async fn retry_job_hands_out_each_dead_letter_once_and_counts_results_once() {
+    let fixture = Fixture::start().await;
+    let mut store = fixture.open().await;
+    store.take_lease("one").await.unwrap();
+    let (one, two) = (event(0x210, "1"), event(0x220, "2"));
+    let unroutable = crate::engine::persist::DeadLetter {
+        endpoint: None,
+        reason: DeadReason::Unroutable,
+        ..dead(&event(0x230, ""), "")
+    };
+    let letters = vec![dead(&one, "7"), dead(&one, "8"), dead(&two, "7"), unroutable];
+    store.persist(&PersistBatch { dead_letters: letters, ..batch(0x200) }).await.unwrap();
+    assert_eq!(store.next_job().await.unwrap(), None);
+
+    let asked = store.create_retry_job(&DeadLetterFilter::default()).await.unwrap();
+    assert_eq!((asked.total, asked.finished), (3, false), "the unroutable one cannot be sent");
+    let later = dead(&event(0x240, "1"), "9");
+    store.persist(&PersistBatch { dead_letters: vec![later], ..batch(0x200) }).await.unwrap();
+
+    let job = store.next_job().await.unwrap().unwrap();
+    assert_eq!(job.id, asked.id);
+    let first = store.dead_letters_to_retry(&job, 0, 2).await.unwrap();
+    let rest = store.dead_letters_to_retry(&job, first[1].id, 10).await.unwrap();
+    let found: Vec<_> = first.iter().chain(&rest).collect();
+    let pairs: Vec<_> =
+        found.iter().map(|l| (l.event.id, l.endpoint.clone().unwrap().to_string())).collect();
+    assert_eq!(pairs, [(one.id, "7".into()), (one.id, "8".into()), (two.id, "7".into())]);
+    let back = &found[0].event;
+    assert_eq!(
+        (back.position, &back.account, back.operation),
+        (one.position, &one.account, one.operation)
+    );
+    assert_eq!(
+        (back.commit_time_us, &back.row, back.body()),
+        (one.commit_time_us, &one.row, one.body())
+    );
+    assert!(back.keys.is_empty(), "a retry is outside of row order");
+    assert_eq!((found[0].attempts, found[0].last_status), (2, Some(500)));
+    assert_eq!(found[0].detail, "status 500\u{fffd}", "PostgreSQL's text holds no NUL");
+
+    let error = Some(crate::engine::persist::DeadLetter {
+        attempts: 1,
+        last_status: None,
+        detail: "refused".into(),
+        ..dead(&one, "8")
+    });
+    let result = |at: usize, error| Retried { dead_letter: found[at].id, job: job.id, error };
+    let results = PersistBatch { retried: vec![result(0, None), result(1, error)], ..batch(0x200) };
+    store.persist(&results).await.unwrap();
+    store.persist(&results).await.unwrap();
+    let state = store.job(job.id).await.unwrap().unwrap();
+    assert_eq!((state.done, state.failed), (1, 1), "a batch that is stored twice counts once");
+    assert_eq!(fixture.count("bodies").await, 4, "the other endpoint still needs the body");
+    let again = store.dead_letters_to_retry(&job, 0, 10).await.unwrap();
+    assert_eq!(again.iter().map(|l| l.event.id).collect::<Vec<_>>(), [two.id]);
+    let failed = DeadLetterFilter { endpoint: Some("8".into()), ..DeadLetterFilter::default() };
+    let failed = store.dead_letters(&failed, 0, 10).await.unwrap();
+    assert_eq!((failed[0].attempts, failed[0].detail.as_str()), (3, "refused"));
+
+    store.finish_job(job.id, None).await.unwrap();
+    assert_eq!(store.next_job().await.unwrap(), None);
+    assert!(store.job(job.id).await.unwrap().unwrap().finished);
+}
+
+#[tokio::test]
+async fn unreadable_job_is_finished_with_an_error() {
+    let fixture = Fixture::start().await;
+    let mut store = fixture.open().await;
+    store.take_lease("one").await.unwrap();
+    let insert = format!(
+        "INSERT INTO {}.jobs (pipeline, kind, args) VALUES ('p', '{RETRY_JOB}', '{{\"colour\": 1}}')",
+        quote_identifier(SCHEMA)
+    );
+    fixture.admin.batch_execute(&insert).await.unwrap();
+    let asked = store.create_retry_job(&DeadLetterFilter::default()).await.unwrap();
+    assert_eq!(store.next_job().await.unwrap().unwrap().id, asked.id);
+    let error = store.job(asked.id - 1).await.unwrap().unwrap().error.unwrap();
+    assert!(error.contains("colour"), "{error}");
+}
+
+#[tokio::test]
+async fn discard_keeps_a_body_that_another_dead_letter_needs() {
+    let fixture = Fixture::start().await;
+    let mut store = fixture.open().await;
+    store.take_lease("one").await.unwrap();
+    let (one, two) = (event(0x210, "1"), event(0x220, "2"));
+    let letters = vec![dead(&one, "7"), dead(&one, "8"), dead(&two, "7")];
+    store.persist(&PersistBatch { dead_letters: letters, ..batch(0x200) }).await.unwrap();
+    let of = |endpoint: &str| DeadLetterFilter {
+        endpoint: Some(endpoint.into()),
+        ..DeadLetterFilter::default()
+    };
+    assert_eq!(store.discard_dead_letters(&of("7")).await.unwrap(), 2);
+    assert_eq!(fixture.count("bodies").await, 1);
+    assert_eq!(store.dead_letters(&of("8"), 0, 9).await.unwrap()[0].event.id, one.id);
+    assert_eq!(store.discard_dead_letters(&of("8")).await.unwrap(), 1);
+    assert_eq!(fixture.count("bodies").await, 0);
+}
+
+#[tokio::test]
+async fn dead_letter_that_arrives_while_the_last_one_goes_has_its_body() {
+    let fixture = Fixture::start().await;
+    let mut leader = fixture.open().await;
+    leader.take_lease("one").await.unwrap();
+    let one = event(0x210, "1");
+    let letter =
+        |endpoint| PersistBatch { dead_letters: vec![dead(&one, endpoint)], ..batch(0x200) };
+    leader.persist(&letter("7")).await.unwrap();
+
+    // The operator's transaction has removed the letter and its body, but has not committed.
+    let mut operator = fixture.open().await;
+    let all = operator.dead_letters(&DeadLetterFilter::default(), 0, 9).await.unwrap();
+    let tx = operator.connection.transaction().await.unwrap();
+    let gone = persist::remove_dead_letters(&tx, &operator.scope, &[all[0].id], &[0]).await;
+    assert_eq!(gone.unwrap(), 1);
+    let arriving = letter("8");
+    let let_go = async {
+        until_somebody_waits(&fixture).await;
+        tx.commit().await.unwrap();
+    };
+    let (stored, ()) = futures_util::join!(leader.persist(&arriving), let_go);
+    stored.unwrap();
+    let left = leader.dead_letters(&DeadLetterFilter::default(), 0, 9).await.unwrap();
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].endpoint.as_deref(), Some("8"));
+
+    // And the other way round: the leader has added one, the operator removes the one before it.
+    let mut waiting = fixture.open().await;
+    let tx = leader.connection.transaction().await.unwrap();
+    persist::insert_dead_letters(&tx, &leader.scope, &[dead(&one, "9")]).await.unwrap();
+    let filter = DeadLetterFilter { ids: Some(vec![left[0].id]), ..DeadLetterFilter::default() };
+    let let_go = async {
+        until_somebody_waits(&fixture).await;
+        tx.commit().await.unwrap();
+    };
+    let (removed, ()) = futures_util::join!(waiting.discard_dead_letters(&filter), let_go);
+    assert_eq!(removed.unwrap(), 1);
+    let left = leader.dead_letters(&DeadLetterFilter::default(), 0, 9).await.unwrap();
+    assert_eq!(left[0].endpoint.as_deref(), Some("9"), "it has its body");
+}
+
+#[tokio::test]
+async fn overview_shows_halt_gaps_and_dead_letters() {
+    let fixture = Fixture::start().await;
+    let mut store = fixture.open().await;
+    store.take_lease("host:1").await.unwrap();
+    let full = PersistBatch {
+        settled: vec![range(0x230, 0x240)],
+        dead_letters: vec![dead(&event(0x210, "1"), "7")],
+        disabled: vec![disable("7")],
+        ..batch(0x200)
+    };
+    store.persist(&full).await.unwrap();
+    store.store_halt("the slot is lost").await.unwrap();
+    let gap = format!(
+        "INSERT INTO {}.gaps (pipeline, from_lsn, to_lsn, reason) VALUES ('p', '0/1', '0/2', 'slot lost')",
+        quote_identifier(SCHEMA)
+    );
+    fixture.admin.batch_execute(&gap).await.unwrap();
+    let seen = store.overview().await.unwrap();
+    assert_eq!((seen.epoch, seen.holder.as_deref()), (1, Some("host:1")));
+    assert_eq!((seen.frontier, seen.settled_rows), (Lsn(0x200), 1));
+    assert_eq!(seen.halt_reason.as_deref(), Some("the slot is lost"));
+    assert!(seen.halted_at_us.is_some() && seen.taken_at_us.is_some());
+    assert_eq!(seen.dead_letters, [("exhausted".to_owned(), 1)]);
+    assert_eq!(seen.gaps[0].from_lsn, "0/1");
+    assert_eq!(seen.disabled[0].reason, "answered 410");
+    store.clear_halt().await.unwrap();
+    let seen = store.overview().await.unwrap();
+    assert_eq!((seen.halt_reason, seen.halted_at_us), (None, None));
+}

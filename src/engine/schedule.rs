@@ -28,6 +28,10 @@ use std::time::Duration;
 
 use super::tick::micros;
 
+mod endpoint;
+
+pub use endpoint::{AdaptiveLimit, HoldEstimate};
+
 /// A request that holds its slot so long, or is expected to, belongs to [`Pool::Slow`].
 pub const SLOW_AFTER: Duration = Duration::from_secs(1);
 
@@ -375,3 +379,9 @@ fn weight_units(weight: f64) -> u32 {
     }
     (weight * f64::from(WEIGHT_ONE)).clamp(1.0, f64::from(u32::MAX)) as u32
 }
+
+#[cfg(test)]
+mod simulation;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,44 @@
+# Every target does all of its own set-up on Debian or Ubuntu, given Rust and git.
+#
+#   make demo DEMO="--for 30s --json"     arguments for the demo
+
+SHELL := /bin/sh
+CARGO ?= $(shell command -v cargo || echo "$$HOME/.cargo/bin/cargo")
+DEMO ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo build test lint fmt docs clean prerequisites
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
+		|| sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1   \2/p' $(MAKEFILE_LIST)
+
+prerequisites:
+	@sh scripts/prerequisites
+
+demo: prerequisites ## Run the whole thing against a throw-away PostgreSQL, for a minute
+	@$(CARGO) build --locked
+	@$(CARGO) run --locked --quiet -- demo $(DEMO)
+
+build: prerequisites ## Build the release binary, target/release/walhook
+	$(CARGO) build --release --locked
+
+test: prerequisites lint ## Check and test everything, as CI does
+	if $(CARGO) nextest --version >/dev/null 2>&1; \
+		then $(CARGO) nextest run --workspace --locked; \
+		else $(CARGO) test --workspace --locked --lib --bins --tests; fi
+	$(CARGO) test --workspace --locked --doc
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+
+lint: prerequisites ## Check formatting, and clippy without a warning
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+docs: prerequisites ## Build the code's documentation, target/doc/walhook/index.html
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked
+
+clean: ## Remove what was built
+	$(CARGO) clean

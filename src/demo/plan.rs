@@ -1,0 +1,158 @@
+//! Who takes part in the demo: one whale and fifty small accounts, and where their webhooks go.
+
+/// What happened to a subscriber: the demo's three event types.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `subscriber.created`
+    Created,
+    /// `subscriber.updated`
+    Updated,
+    /// `subscriber.deleted`
+    Deleted,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Created, Self::Updated, Self::Deleted];
+
+    /// The event type.
+    #[must_use]
+    pub const fn event_type(self) -> &'static str {
+        match self {
+            Self::Created => "subscriber.created",
+            Self::Updated => "subscriber.updated",
+            Self::Deleted => "subscriber.deleted",
+        }
+    }
+
+    /// Reads an event type.
+    #[must_use]
+    pub fn from_event_type(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.event_type() == text)
+    }
+
+    /// The rule's `on`.
+    #[must_use]
+    pub const fn operation(self) -> &'static str {
+        match self {
+            Self::Created => "insert",
+            Self::Updated => "update",
+            Self::Deleted => "delete",
+        }
+    }
+}
+
+/// A kind of account: a line of the demo's table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// Small accounts whose endpoints work.
+    Small,
+    /// A small account whose endpoint takes two seconds to answer.
+    Slow,
+    /// A small account whose endpoint answers three requests of ten with 503.
+    Flaky,
+    /// A small account at whose endpoint nobody listens.
+    Dead,
+    /// The account with thousands of subscribers and bulk changes.
+    Whale,
+}
+
+impl Class {
+    /// All of them, in the order of the table.
+    pub const ALL: [Self; 5] = [Self::Small, Self::Slow, Self::Flaky, Self::Dead, Self::Whale];
+
+    /// The word in the table and the JSON object.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::Slow => "slow",
+            Self::Flaky => "flaky",
+            Self::Dead => "dead",
+            Self::Whale => "whale",
+        }
+    }
+
+    /// What its endpoints do, for a person.
+    #[must_use]
+    pub const fn describe(self) -> &'static str {
+        match self {
+            Self::Small => "answer at once",
+            Self::Slow => "answers after 2 s",
+            Self::Flaky => "30 % answer 503",
+            Self::Dead => "refuses to connect",
+            Self::Whale => "answers after 0.2 s",
+        }
+    }
+}
+
+/// One account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Account {
+    /// Its id.
+    pub id: i64,
+    /// Its class.
+    pub class: Class,
+}
+
+/// One endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its id, unique among all accounts.
+    pub id: i64,
+    /// The account that owns it.
+    pub account: i64,
+    /// The account's class.
+    pub class: Class,
+    /// The kinds of event that it wants.
+    pub wants: &'static [Kind],
+}
+
+impl Endpoint {
+    /// Its signing secret.
+    #[must_use]
+    pub fn secret(&self) -> String {
+        format!("demo-secret-of-endpoint-{}", self.id)
+    }
+}
+
+/// Small accounts, with the slow, the flaky and the dead one.
+pub const SMALL_ACCOUNTS: i64 = 50;
+
+/// Every tenth account has a second endpoint, so that events and deliveries differ in number.
+const SECOND_ENDPOINT_EVERY: i64 = 10;
+
+/// Second endpoints' ids begin here.
+const SECOND_ENDPOINTS: i64 = 1000;
+
+/// The whale, then the small accounts.
+#[must_use]
+pub fn accounts() -> Vec<Account> {
+    let class = |id| match id {
+        1 => Class::Whale,
+        2 => Class::Slow,
+        3 => Class::Flaky,
+        4 => Class::Dead,
+        _ => Class::Small,
+    };
+    (1..=SMALL_ACCOUNTS + 1).map(|id| Account { id, class: class(id) }).collect()
+}
+
+/// The accounts' endpoints.
+#[must_use]
+pub fn endpoints(accounts: &[Account]) -> Vec<Endpoint> {
+    let mut endpoints = Vec::with_capacity(accounts.len() + accounts.len() / 10);
+    for &Account { id, class } in accounts {
+        endpoints.push(Endpoint { id, account: id, class, wants: &Kind::ALL });
+        if class == Class::Small && id % SECOND_ENDPOINT_EVERY == 0 {
+            let id = SECOND_ENDPOINTS + id;
+            endpoints.push(Endpoint {
+                id,
+                account: id - SECOND_ENDPOINTS,
+                class,
+                wants: &[Kind::Deleted],
+            });
+        }
+    }
+    endpoints
+}

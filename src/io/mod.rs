@@ -4,6 +4,8 @@ pub mod wire;
 
 pub mod sql;
 
+pub mod slot;
+
 pub mod catalog;
 
 pub mod lookup;

@@ -1,1 +1,249 @@
-//! (to come)
+//! Wires the pipeline: builds the bounded channels, spawns every task, joins every task.
+//!
+//! ```text
+//!            ┌ reader ─────────────────────────┐        ┌ dispatch ──────────────────┐
+//! PostgreSQL │ wire → pgoutput → change → event │─Batch─►│ route → lane → schedule     │──► endpoints
+//!   ▲        └───────────────▲─────────────────┘        │        settle ◄── outcome ◄─┼─── (attempts)
+//!   │                        │ flush LSN                └──┬──────────▲───┬───────▲───┘
+//!   │                        └────────────────────────────┘          │   │       │
+//!   ├──────────── look-ups ◄── accounts ── routes ────────────────────┘   │       │
+//!   └──────────── writer ◄── what is to be durable ──────────────────────┘ done ─┘
+//! ```
+//!
+//! One process leads at a time: the one that holds the slot. The others stand by here until the slot
+//! is free. A leader goes on through a lost connection; when another has led meanwhile (the epoch has
+//! changed) it forgets all it has in memory and stands by again.
+
+mod backoff;
+mod dispatch;
+mod jobs;
+mod lookups;
+mod observe;
+mod reader;
+mod source;
+mod writer;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{self, Config};
+use crate::engine::dispatcher::{Dispatcher, Ordering, Settings};
+use crate::engine::halt::Halt;
+use crate::engine::retry::RetryPolicy;
+use crate::engine::settle::SettlePolicy;
+use crate::io::admin::{self, Health, Role};
+use crate::io::clock::Clock;
+use crate::io::lookup::Lookups;
+use crate::io::metrics::Metrics;
+use crate::io::state::StateStore;
+use crate::io::transport::Transport;
+use reader::Reader;
+use source::{Leader, Session, become_leader};
+
+/// Batches between reader and dispatcher. A batch is at most [`reader::BATCH_BYTES`] and one event.
+const BATCHES: usize = 8;
+
+/// Dead letters on their way from the state database to the dispatcher.
+const RETRIES: usize = 64;
+
+/// Beyond the longest request: for storing the last outcomes.
+const STORE_GRACE: Duration = Duration::from_secs(5);
+
+/// Why the pipeline ended other than by a shutdown.
+#[derive(Debug, thiserror::Error)]
+pub enum Stop {
+    /// Going on would lose data silently.
+    #[error(transparent)]
+    Halted(#[from] Halt),
+    /// Another instance has taken over.
+    #[error("another instance has taken over")]
+    Fenced,
+    /// The configuration does not fit the database.
+    #[error("{0}")]
+    Config(String),
+    /// Waiting does not mend it.
+    #[error(transparent)]
+    Failed(#[from] anyhow::Error),
+}
+
+/// Runs until `shutdown`: stands by while another instance leads, leads when the slot is free.
+///
+/// `shutdown` drains: no new request is sent, those in flight may end, their outcomes are stored.
+///
+/// # Errors
+/// [`Stop`], except [`Stop::Fenced`], which leads back to standing by.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Stop> {
+    let metrics = Arc::new(Metrics::new()?);
+    let health = Arc::new(Health::new());
+    let mut server = JoinSet::new();
+    let listener = admin::bind(config.admin.listen).await?;
+    let closed = CancellationToken::new();
+    server.spawn(admin::serve(
+        listener,
+        Arc::clone(&metrics),
+        Arc::clone(&health),
+        closed.clone(),
+    ));
+    let result = stand_by_and_lead(&config, &metrics, &health, &shutdown).await;
+    if let Err(Stop::Halted(halt)) = &result {
+        health.set_role(Role::Halted);
+        store_halt(&config, &halt.to_string()).await;
+    }
+    closed.cancel();
+    while server.join_next().await.is_some() {}
+    result
+}
+
+async fn stand_by_and_lead(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    health: &Arc<Health>,
+    shutdown: &CancellationToken,
+) -> Result<(), Stop> {
+    let transport =
+        Transport::new(&config.delivery, &config.egress).map_err(|e| Stop::Config(e.to_string()))?;
+    loop {
+        let Some(leader) = become_leader(config, health, shutdown).await? else { return Ok(()) };
+        tracing::info!(
+            epoch = leader.epoch, frontier = %leader.start.frontier, slot = %config.source.slot,
+            "leading: streaming from the slot"
+        );
+        health.set_role(Role::Leader);
+        metrics.leader.set(1);
+        let ended = lead(config, leader, transport.clone(), metrics, health, shutdown).await;
+        metrics.leader.set(0);
+        match ended {
+            Err(Stop::Fenced) => tracing::warn!("another instance has taken over; standing by"),
+            ended => return ended,
+        }
+        health.set_role(Role::Standby);
+    }
+}
+
+/// Leads until shutdown, or until something stops it. Joins every task that it spawns.
+async fn lead(
+    config: &Config,
+    leader: Leader,
+    transport: Transport,
+    metrics: &Arc<Metrics>,
+    health: &Arc<Health>,
+    shutdown: &CancellationToken,
+) -> Result<(), Stop> {
+    let Leader { epoch, start, store, session, rules, changes } = leader;
+    let clock = Clock::start();
+    let (batches, input) = mpsc::channel(BATCHES);
+    let (retry, retries) = mpsc::channel(RETRIES);
+    let (lookup, lookup_requests) = mpsc::channel(1);
+    let (reply, looked_up) = mpsc::channel(1);
+    let (persist, persist_requests) = mpsc::channel(1);
+    let (stored, persisted) = mpsc::channel(1);
+    let (flush, flushed) = watch::channel(start.frontier);
+    let lookups = Lookups::new(&config.endpoints, config.accounts.as_ref())?;
+    let dispatcher = Dispatcher::new(settings(config)?, start, SmallRng::from_rng(&mut rand::rng()));
+
+    // `drain` lets the dispatcher end what is in flight; `abort` ends all others, and it too when
+    // something has failed.
+    let (drain, abort) = (shutdown.child_token(), CancellationToken::new());
+    let mut tasks: JoinSet<Result<(), Stop>> = JoinSet::new();
+    tasks.spawn({
+        let ends = dispatch::Ends { input, retries, lookup, looked_up, persist, persisted, flush };
+        let grace = config.delivery.timeout + STORE_GRACE;
+        let tools = dispatch::Tools { transport, metrics: Arc::clone(metrics), clock, grace };
+        let (drain, abort) = (drain.clone(), abort.clone());
+        async move {
+            dispatch::dispatch(dispatcher, ends, tools, drain, abort.clone()).await;
+            abort.cancel();
+            Ok(())
+        }
+    });
+    tasks.spawn(writer::write(store, persist_requests, stored, Arc::clone(health), abort.clone()));
+    let url = config.source.url.clone();
+    tasks.spawn(lookups::look_up(url, lookups, lookup_requests, reply, abort.clone()));
+    let reader = Reader {
+        config: config.clone(),
+        epoch,
+        clock,
+        metrics: Arc::clone(metrics),
+        health: Arc::clone(health),
+        rules,
+        changes,
+        batches,
+        flushed,
+        drain: drain.clone(),
+        abort: abort.clone(),
+    };
+    tasks.spawn(reader.read(session));
+    tasks.spawn({
+        let (config, drain, abort) = (config.clone(), drain.clone(), abort.clone());
+        async move {
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = abort.cancelled() => {}
+                () = jobs::feed(&config, retry) => {}
+            }
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let (config, metrics, abort) = (config.clone(), Arc::clone(metrics), abort.clone());
+        async move {
+            tokio::select! {
+                () = abort.cancelled() => {}
+                () = observe::observe(&config, &metrics) => {}
+            }
+            Ok(())
+        }
+    });
+
+    let mut result = Ok(());
+    while let Some(ended) = tasks.join_next().await {
+        let ended = ended.context("a task of the pipeline panicked").map_err(Stop::Failed).flatten();
+        if let Err(stop) = ended {
+            abort.cancel();
+            // The first failure is the cause; what follows from the abort is not.
+            result = result.and(Err(stop));
+        }
+    }
+    result
+}
+
+fn settings(config: &Config) -> Result<Settings, Stop> {
+    let delivery = &config.delivery;
+    let retry = RetryPolicy::new(delivery.retry_base, delivery.retry_cap)
+        .map_err(|e| Stop::Config(format!("[delivery]: {e}")))?;
+    Ok(Settings {
+        memory_limit: usize::try_from(config.memory.limit.0).unwrap_or(usize::MAX),
+        fast_slots: config.scheduler.fast_slots,
+        slow_slots: config.scheduler.slow_slots,
+        ordering: match delivery.ordering {
+            config::Ordering::Row => Ordering::Row,
+            config::Ordering::Account => Ordering::Account,
+            config::Ordering::None => Ordering::None,
+        },
+        settle: SettlePolicy { quick_attempts: delivery.quick_attempts, retry },
+    })
+}
+
+/// Stores why we halt, where `walhook status` shows it. The log has it in any case.
+async fn store_halt(config: &Config, reason: &str) {
+    let stored = async {
+        let mut store = open_state(config).await?;
+        store.store_halt(reason).await
+    };
+    if let Err(error) = stored.await {
+        tracing::warn!(%error, "cannot store the reason of the halt");
+    }
+}
+
+/// Opens the state store that the configuration names.
+async fn open_state(config: &Config) -> Result<StateStore, crate::io::state::StateError> {
+    let url = config.state.url.as_ref().unwrap_or(&config.source.url);
+    StateStore::open(url, &config.state.schema, &config.source.slot).await
+}

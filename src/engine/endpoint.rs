@@ -80,17 +80,25 @@ impl fmt::Debug for Secret {
 /// All that routing knows about one account: its endpoints and its weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Routes {
-    /// The account's endpoints, enabled or not, ordered by id; often none.
+    /// The account's endpoints, enabled or not, ordered by the bytes of their ids; often none.
     pub endpoints: Vec<Arc<Endpoint>>,
     /// The account's share against others; 1 unless the accounts table says otherwise. Above 0.
     pub weight: f64,
 }
 
 impl Routes {
+    /// An account's endpoints, in any order, and its weight.
+    #[must_use]
+    pub fn new(mut endpoints: Vec<Arc<Endpoint>>, weight: f64) -> Self {
+        endpoints.sort_by(|a, b| a.id.cmp(&b.id));
+        Self { endpoints, weight }
+    }
+
     /// The endpoint with this id, where the account has it.
     #[must_use]
     pub fn endpoint(&self, id: &EndpointId) -> Option<&Arc<Endpoint>> {
-        self.endpoints.iter().find(|endpoint| endpoint.id == *id)
+        let at = self.endpoints.binary_search_by(|endpoint| endpoint.id.cmp(id)).ok()?;
+        self.endpoints.get(at)
     }
 }
 

@@ -6,6 +6,8 @@
 pub mod lsn;
 pub mod tick;
 
+pub mod halt;
+
 pub mod pgoutput;
 
 pub mod change;

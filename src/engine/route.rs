@@ -1,1 +1,339 @@
-//! (to come)
+//! Which endpoints an account has: a bounded cache that is kept true by the stream itself.
+//!
+//! ```text
+//! event ──get──► routes, or want ──poll_lookup──► (SQL) ──handle_lookup──► routes
+//! change of a watched table ──handle_invalidation──► evicted, and remembered until SQL shows it
+//! ```
+//!
+//! # Why what it answers is true
+//!
+//! A change of the endpoint table arrives in the stream, in commit order, and evicts what it
+//! concerns. But the stream can show a commit before SQL does (under synchronous replication for
+//! seconds), and a look-up can overlap an invalidation. So every invalidation is remembered, with
+//! its transaction's id, until some look-up's snapshot has seen that transaction. A look-up's answer
+//! counts only if its snapshot sees every remembered transaction that concerns it; else it is asked
+//! again. One batch is in flight at a time, and on one primary a later snapshot sees all that an
+//! earlier one saw; so what one snapshot has seen, every later look-up sees, and may be forgotten.
+//!
+//! Whether an invalidation concerns an answer is known exactly: it names the account, or one of the
+//! endpoints in the answer. An endpoint that moves away from an account whose old row the WAL does
+//! not name is found by its id among that account's endpoints.
+//!
+//! Routes also expire ([`ROUTES_TTL`]), so that an endpoint's mend reaches us even while the stream
+//! stands still, because memory is full of what that endpoint does not take.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+
+use super::endpoint::Routes;
+use super::event::{AccountId, EndpointId, Invalidation, Scope};
+use super::tick::Tick;
+
+/// Accounts looked up by one statement. Enough to make the round trip cheap, few enough to keep it
+/// short.
+pub const LOOKUP_BATCH: usize = 500;
+
+/// How long routes are believed while nothing invalidates them.
+const ROUTES_TTL: Duration = Duration::from_secs(60);
+
+/// How long to wait before asking again when SQL does not show yet what the stream has shown.
+const UNSEEN_RETRY: Duration = Duration::from_millis(10);
+
+/// So many remembered invalidations start a look-up for its snapshot's sake alone.
+const PROBE_FROM: usize = 256;
+
+/// So many stop the input until a snapshot has seen some of them.
+const REMEMBER_AT_MOST: usize = 4_096;
+
+/// A snapshot as `pg_current_snapshot()` prints it: which transactions its statement sees.
+///
+/// Source: PostgreSQL manual, "Transaction ID and Snapshot Information Functions".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    xmin: u64,
+    xmax: u64,
+    in_progress: Vec<u64>,
+}
+
+/// The text is not a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a snapshot; expected xmin:xmax:xip,xip")]
+pub struct ParseSnapshotError(String);
+
+impl std::str::FromStr for Snapshot {
+    type Err = ParseSnapshotError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let mut parts = text.splitn(3, ':');
+            let xmin = parts.next()?.parse().ok()?;
+            let xmax = parts.next()?.parse().ok()?;
+            let list = parts.next()?;
+            let xids = list.split(',').filter(|xid| !xid.is_empty()).map(|xid| xid.parse().ok());
+            Some(Self { xmin, xmax, in_progress: xids.collect::<Option<_>>()? })
+        };
+        parse().ok_or_else(|| ParseSnapshotError(text.to_owned()))
+    }
+}
+
+impl Snapshot {
+    /// Whether a transaction that has committed is seen, by the 32-bit id that the stream gives.
+    ///
+    /// The id's upper half is taken from the snapshot: of all 64-bit ids with this lower half the
+    /// one nearest to `xmax` is meant, since transactions are never 2³¹ apart.
+    #[must_use]
+    pub fn sees(&self, xid: u32) -> bool {
+        let half = 1u64 << 31;
+        let near = (self.xmax & !0xFFFF_FFFF) | u64::from(xid);
+        let xid = if near > self.xmax.saturating_add(half) {
+            near.wrapping_sub(half << 1)
+        } else if near.saturating_add(half) < self.xmax {
+            near + (half << 1)
+        } else {
+            near
+        };
+        xid < self.xmin || (xid < self.xmax && !self.in_progress.contains(&xid))
+    }
+}
+
+/// Routes with what tells whether they still hold.
+#[derive(Debug, Clone)]
+struct Known {
+    routes: Arc<Routes>,
+    /// Counts the invalidations of everything: routes of an earlier era do not hold.
+    era: u64,
+    fetched: Tick,
+}
+
+/// The routes of all accounts, as far as they are known.
+///
+/// Invariant: an account whose deliveries are pending is *pinned*: its routes are never evicted for
+/// room. The others live in a cache of bounded size that drops the least recently used.
+#[derive(Debug)]
+pub struct Router {
+    pinned: HashMap<AccountId, Option<Known>>,
+    cache: Cache<AccountId, Known>,
+    /// What the cache has dropped since we looked last.
+    dropped: Arc<Mutex<Vec<(AccountId, Known)>>>,
+    /// The account of every endpoint in known routes. May name more than that, never less.
+    owners: HashMap<EndpointId, AccountId>,
+    era: u64,
+    /// Invalidations that no snapshot has been known to see, oldest first.
+    unseen: VecDeque<Invalidation>,
+    wanted: VecDeque<AccountId>,
+    /// Asked again no earlier than then.
+    again: VecDeque<(Tick, AccountId)>,
+    /// All accounts in `wanted`, `again` or the batch in flight.
+    asking: HashSet<AccountId>,
+    in_flight: bool,
+}
+
+impl Router {
+    /// A router whose cache of accounts without pending deliveries takes at most `cache_bytes`.
+    #[must_use]
+    pub fn new(cache_bytes: u64) -> Self {
+        let dropped = Arc::new(Mutex::new(Vec::new()));
+        let heap = Arc::clone(&dropped);
+        let weigh = |account: &AccountId, known: &Known| {
+            let endpoints: usize = known.routes.endpoints.iter().map(|e| e.size_bytes()).sum();
+            u32::try_from(endpoints + account.len() + 256).unwrap_or(u32::MAX)
+        };
+        let cache = Cache::builder()
+            .max_capacity(cache_bytes)
+            .weigher(weigh)
+            // Recency, not frequency: an account that was just looked up is about to be used.
+            .eviction_policy(EvictionPolicy::lru())
+            .eviction_listener(move |account: Arc<AccountId>, known, _cause| {
+                let mut heap = heap.lock().unwrap_or_else(PoisonError::into_inner);
+                heap.push(((*account).clone(), known));
+            })
+            .build();
+        Self {
+            pinned: HashMap::new(),
+            cache,
+            dropped,
+            owners: HashMap::new(),
+            era: 0,
+            unseen: VecDeque::new(),
+            wanted: VecDeque::new(),
+            again: VecDeque::new(),
+            asking: HashSet::new(),
+            in_flight: false,
+        }
+    }
+
+    /// The account's routes, where they are known and hold.
+    #[must_use]
+    pub fn get(&self, account: &AccountId, now: Tick) -> Option<Arc<Routes>> {
+        let known = match self.pinned.get(account) {
+            Some(known) => known.clone()?,
+            None => self.cache.get(account)?,
+        };
+        let holds = known.era == self.era && now.since(known.fetched) < ROUTES_TTL;
+        holds.then_some(known.routes)
+    }
+
+    /// Asks for the account's routes; they come through [`Router::handle_lookup`].
+    pub fn want(&mut self, account: &AccountId) {
+        if self.asking.insert(account.clone()) {
+            self.wanted.push_back(account.clone());
+        }
+    }
+
+    /// Keeps the account's routes until [`Router::unpin`].
+    pub fn pin(&mut self, account: &AccountId) {
+        if self.pinned.contains_key(account) {
+            return;
+        }
+        let known = self.cache.get(account);
+        self.pinned.insert(account.clone(), known);
+        self.cache.invalidate(account);
+    }
+
+    /// Lets the account's routes be evicted for room again.
+    pub fn unpin(&mut self, account: &AccountId) {
+        if let Some(Some(known)) = self.pinned.remove(account) {
+            self.cache.insert(account.clone(), known);
+        }
+        self.forget_owners_of_dropped();
+    }
+
+    /// A watched table changed: what it concerns is looked up again.
+    pub fn handle_invalidation(&mut self, invalidation: Invalidation) {
+        match &invalidation.scope {
+            Scope::All => self.era += 1,
+            Scope::Endpoint { endpoints, accounts } => {
+                let owners = endpoints.iter().filter_map(|id| self.owners.get(id).cloned());
+                let evicted: Vec<AccountId> = owners.chain(accounts.iter().cloned()).collect();
+                evicted.iter().for_each(|account| self.evict(account));
+            }
+        }
+        self.remember(invalidation);
+    }
+
+    /// Whether so much is remembered that the stream must wait for a look-up.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.unseen.len() >= REMEMBER_AT_MOST
+    }
+
+    /// The next accounts to look up, where there are some and no batch is in flight.
+    ///
+    /// An empty batch asks for a snapshot alone. Each batch is answered once, by
+    /// [`Router::handle_lookup`].
+    pub fn poll_lookup(&mut self, now: Tick) -> Option<Vec<AccountId>> {
+        if self.in_flight {
+            return None;
+        }
+        let due = self.again.partition_point(|(due, _)| *due <= now);
+        self.wanted.extend(self.again.drain(..due).map(|(_, account)| account));
+        if self.wanted.is_empty() && self.unseen.len() < PROBE_FROM {
+            return None;
+        }
+        self.in_flight = true;
+        let count = self.wanted.len().min(LOOKUP_BATCH);
+        Some(self.wanted.drain(..count).collect())
+    }
+
+    /// Takes a batch's answer and returns what is now known.
+    ///
+    /// Accounts for which SQL does not show yet what the stream has shown are asked again shortly.
+    pub fn handle_lookup(
+        &mut self,
+        snapshot: &Snapshot,
+        answers: Vec<(AccountId, Routes)>,
+        now: Tick,
+    ) -> Vec<(AccountId, Arc<Routes>)> {
+        self.in_flight = false;
+        let mut ready = Vec::with_capacity(answers.len());
+        for (account, routes) in answers {
+            if self.is_outdated(snapshot, &account, &routes) {
+                self.again.push_back((now + UNSEEN_RETRY, account));
+                continue;
+            }
+            self.asking.remove(&account);
+            for endpoint in &routes.endpoints {
+                self.owners.insert(endpoint.id.clone(), account.clone());
+            }
+            let routes = Arc::new(routes);
+            ready.push((account.clone(), Arc::clone(&routes)));
+            let known = Known { routes, era: self.era, fetched: now };
+            match self.pinned.get_mut(&account) {
+                None => self.cache.insert(account, known),
+                Some(pinned) => {
+                    let old = pinned.replace(known).map(|old| (account, old));
+                    self.dropped.lock().unwrap_or_else(PoisonError::into_inner).extend(old);
+                }
+            }
+        }
+        self.unseen.retain(|invalidation| !snapshot.sees(invalidation.xid));
+        self.forget_owners_of_dropped();
+        ready
+    }
+
+    /// When [`Router::poll_lookup`] may have something although nothing else happens.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Tick> {
+        if self.in_flight { None } else { self.again.front().map(|(due, _)| *due) }
+    }
+
+    fn is_outdated(&self, snapshot: &Snapshot, account: &AccountId, routes: &Routes) -> bool {
+        let concerns = |scope: &Scope| match scope {
+            Scope::All => true,
+            Scope::Endpoint { endpoints, accounts } => {
+                accounts.contains(account) || endpoints.iter().any(|id| routes.endpoint(id).is_some())
+            }
+        };
+        self.unseen.iter().any(|known| concerns(&known.scope) && !snapshot.sees(known.xid))
+    }
+
+    fn evict(&mut self, account: &AccountId) {
+        match self.pinned.get_mut(account) {
+            None => self.cache.invalidate(account),
+            Some(known) => {
+                let old = known.take().map(|known| (account.clone(), known));
+                self.dropped.lock().unwrap_or_else(PoisonError::into_inner).extend(old);
+            }
+        }
+    }
+
+    /// Remembers an invalidation; a transaction with very many counts as one of everything.
+    fn remember(&mut self, invalidation: Invalidation) {
+        let of_same = self.unseen.iter().rev().take_while(|i| i.xid == invalidation.xid).count();
+        if of_same >= PROBE_FROM || self.unseen.back().is_some_and(|last| covers(last, &invalidation)) {
+            self.unseen.truncate(self.unseen.len() - of_same);
+            self.unseen.push_back(Invalidation { xid: invalidation.xid, scope: Scope::All });
+        } else {
+            self.unseen.push_back(invalidation);
+        }
+    }
+
+    /// Forgets whose the endpoints are that stand in no known routes any more.
+    fn forget_owners_of_dropped(&mut self) {
+        let dropped =
+            std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner));
+        for (account, old) in dropped {
+            let current = match self.pinned.get(&account) {
+                Some(known) => known.clone(),
+                None => self.cache.get(&account),
+            };
+            for endpoint in &old.routes.endpoints {
+                let kept = current.as_ref().is_some_and(|c| c.routes.endpoint(&endpoint.id).is_some());
+                if !kept && self.owners.get(&endpoint.id) == Some(&account) {
+                    self.owners.remove(&endpoint.id);
+                }
+            }
+        }
+    }
+}
+
+fn covers(last: &Invalidation, next: &Invalidation) -> bool {
+    last.xid == next.xid && last.scope == Scope::All
+}
+
+#[cfg(test)]
+mod tests;

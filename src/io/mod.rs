@@ -8,6 +8,8 @@ pub mod source;
 
 pub mod sql;
 
+pub mod slot;
+
 pub mod catalog;
 
 pub mod lookup;

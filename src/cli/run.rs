@@ -1,0 +1,61 @@
+//! `walhook run`: the pipeline.
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{CommandResult, Common, Failure};
+use crate::pipeline::{self, Stop};
+
+/// Stream changes and deliver them, until SIGTERM or Ctrl-C
+///
+/// Only one instance streams from a slot; every further one stands by and takes over by itself.
+/// The first signal drains: requests in flight may end and their outcomes are stored. A second one
+/// exits at once, which loses nothing either: what was not stored is sent again.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`Failure::Usage`] when the configuration does not fit the database, [`Failure::Halted`] when going
+/// on would lose data, [`Failure::Failed`] for the rest.
+pub async fn run(_args: Args, common: &Common) -> CommandResult {
+    let config = super::load_config(common)?;
+    crate::io::log::init(&config.log).map_err(|e| Failure::Usage(e.into()))?;
+    if config.events.is_empty() {
+        return Err(Failure::Usage(anyhow::anyhow!(
+            "{}: no [[events]] rule: nothing would be sent; add at least one",
+            common.config.display()
+        )));
+    }
+    let shutdown = CancellationToken::new();
+    let mut signals = tokio::task::JoinSet::new();
+    signals.spawn(watch_signals(shutdown.clone()));
+    let ended = pipeline::run(config, shutdown).await;
+    signals.abort_all();
+    match ended {
+        Ok(()) | Err(Stop::Fenced) => Ok(()),
+        Err(Stop::Halted(halt)) => Err(Failure::Halted(halt.to_string())),
+        Err(Stop::Config(problem)) => Err(Failure::Usage(anyhow::anyhow!(problem))),
+        Err(Stop::Failed(error)) => Err(Failure::Failed(error)),
+    }
+}
+
+/// The first signal starts the shutdown, the second ends the process.
+async fn watch_signals(shutdown: CancellationToken) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    for again in [false, true] {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if again {
+            tracing::warn!("second signal: exiting at once");
+            std::process::exit(1);
+        }
+        tracing::info!("shutting down: waiting for requests in flight; a second signal exits at once");
+        shutdown.cancel();
+    }
+    Ok(())
+}

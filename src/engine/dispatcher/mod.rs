@@ -1,0 +1,518 @@
+//! The dispatcher: owns lanes, scheduler and tracker, and decides everything right of the boundary
+//! between event and route.
+//!
+//! ```text
+//!              ┌───────────────────────── Dispatcher ─────────────────────────┐
+//! handle_item ─┤ route ─► lane ─► schedule ├─ poll_attempt ─► (HTTP) ─► handle_outcome
+//!              │   ▲                       │                                   │
+//!              │   └ poll_lookup/handle_lookup (SQL)          settle ◄─────────┘
+//!              │                                                 │
+//!              │                          tracker ◄──────────────┤
+//!              └───────── poll_persist ─► (SQL) ─► handle_persisted ─► flush LSN
+//! ```
+//!
+//! Entry points are `handle_*`, exits are `poll_*`; `now` comes in, nothing is awaited. One task
+//! drives it, without a mutex. The same code runs in the simulation by seed.
+//!
+//! # What it promises
+//!
+//! - A transaction's deliveries are counted in the tracker before its end is: an event whose routes
+//!   are not known yet counts as one. So the frontier never passes what is not settled.
+//! - A dead letter counts as settled only when [`Dispatcher::handle_persisted`] says that it is
+//!   stored.
+//! - At most [`UNPERSISTED_MAX`] outcomes are not durable, beside what is in flight: beyond that, and
+//!   while a state transaction takes longer than [`PERSIST_SLOW`], nothing is sent.
+//! - Memory: each pending event is counted once, each delivery of it by a constant. At the limit
+//!   [`Dispatcher::wants_input`] says no.
+
+mod durable;
+mod send;
+#[cfg(test)]
+mod simulation;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+
+use super::attempt::DeliveryId;
+use super::endpoint::Routes;
+use super::event::{AccountId, EndpointId, Event, Invalidation, Item, RowKeys, Scope, Unroutable};
+use super::lane::{Held, Lane, New, Source};
+use super::lsn::Lsn;
+use super::persist::{DisableEndpoint, EventKey, SettledRange};
+use super::route::{Router, Snapshot};
+use super::schedule::{LaneId, Pool, Scheduler};
+use super::settle::SettlePolicy;
+use super::settled::{Ahead, Recovered};
+use super::tick::Tick;
+use super::tracker::{Tracker, TxnSeq};
+
+use durable::Durable;
+use send::InFlight;
+pub use send::{Dispatch, Settled};
+
+/// Outcomes that may be lost by a crash, and so sent twice, beside what is in flight.
+pub const UNPERSISTED_MAX: usize = 4_096;
+
+/// A state transaction that takes longer stops sending until it is done.
+pub const PERSIST_SLOW: Duration = Duration::from_secs(1);
+
+/// What a queued delivery takes beside its event: its entry, its keys, its place in the maps.
+const DELIVERY_BYTES: usize = 320;
+
+/// Lanes kept although nothing is pending in them, for what they know of their endpoints.
+const IDLE_LANES: usize = 4_096;
+
+/// The key of everything that is ordered by account.
+const ACCOUNT_KEY: u64 = 0;
+
+/// What is delivered in order to one endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ordering {
+    /// The events of one row; of tables without a primary key, those of the account.
+    Row,
+    /// All events of the account.
+    Account,
+    /// Nothing.
+    None,
+}
+
+/// What the configuration decides here.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// For pending events and cached routes together, in bytes.
+    pub memory_limit: usize,
+    /// Requests in flight to endpoints that answer within a second.
+    pub fast_slots: u32,
+    /// Requests in flight beside those, to slower endpoints.
+    pub slow_slots: u32,
+    /// What is delivered in order.
+    pub ordering: Ordering,
+    /// What an outcome means.
+    pub settle: SettlePolicy,
+}
+
+/// Where an earlier leader left off.
+#[derive(Debug, Clone, Default)]
+pub struct Start {
+    /// The checkpoint.
+    pub frontier: Lsn,
+    /// What is settled ahead of it.
+    pub settled: Vec<SettledRange>,
+    /// The endpoints that walhook has switched off.
+    pub disabled: Vec<DisableEndpoint>,
+}
+
+/// An operator's retry of one dead letter.
+#[derive(Debug, Clone)]
+pub struct Retry {
+    /// The dead letter's id.
+    pub dead_letter: i64,
+    /// The job that asked.
+    pub job: i64,
+    /// What to send.
+    pub event: Arc<Event>,
+    /// Where to.
+    pub endpoint: EndpointId,
+}
+
+/// What happened so far, for metrics. Each only grows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Deliveries that an endpoint took.
+    pub delivered: u64,
+    /// Deliveries (and unroutable changes) that became dead letters.
+    pub dead: u64,
+    /// Deliveries whose endpoint was removed.
+    pub dropped: u64,
+}
+
+/// How things stand, for metrics and `/readyz`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Gauges {
+    /// Lanes with pending deliveries.
+    pub lanes_active: usize,
+    /// Lanes without.
+    pub lanes_idle: usize,
+    /// Bytes that pending events and deliveries take.
+    pub queued_bytes: usize,
+    /// Requests in flight to fast endpoints.
+    pub in_flight_fast: u32,
+    /// Requests in flight to slow endpoints.
+    pub in_flight_slow: u32,
+    /// When the oldest transaction that is not settled was read.
+    pub oldest_unsettled: Option<Tick>,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Dispatcher {
+    settings: Settings,
+    rng: SmallRng,
+    router: Router,
+    tracker: Tracker,
+    scheduler: Scheduler,
+    lane_of: HashMap<AccountId, LaneId>,
+    lanes: HashMap<LaneId, Lane>,
+    /// Lanes in the order in which they became idle, with the delivery that was their last; some
+    /// are active again.
+    idle: VecDeque<(LaneId, DeliveryId)>,
+    /// Events whose account's routes are being looked up, in stream order.
+    parked: HashMap<AccountId, VecDeque<Parked>>,
+    in_flight: HashMap<DeliveryId, InFlight>,
+    /// Requests from the fast pool by their start; some have ended.
+    aging: VecDeque<(Tick, DeliveryId)>,
+    timers: BinaryHeap<Reverse<Timer>>,
+    disabled: HashMap<EndpointId, String>,
+    recovered: Recovered,
+    ahead: Ahead,
+    durable: Durable,
+    /// The transaction that is being read.
+    reading: Option<TxnSeq>,
+    next_id: u64,
+    bytes: usize,
+    counters: Counters,
+    stopping: bool,
+}
+
+/// An event that waits for its account's routes.
+#[derive(Debug)]
+struct Parked {
+    held: Arc<Held>,
+    to: To,
+}
+
+/// Which of the account's endpoints an event is for.
+#[derive(Debug)]
+enum To {
+    /// All that want it; the transaction counts it as one delivery until it is routed.
+    All(TxnSeq),
+    /// One, on an operator's wish.
+    One { endpoint: EndpointId, dead_letter: i64, job: i64 },
+}
+
+/// Something that becomes possible at a moment.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Timer {
+    due: Tick,
+    lane: LaneId,
+    endpoint: EndpointId,
+    /// A delivery that backed off; else the endpoint's rate limit lets the next one go.
+    delivery: Option<DeliveryId>,
+}
+
+impl Dispatcher {
+    /// A dispatcher that goes on where `start` says.
+    #[must_use]
+    pub fn new(settings: Settings, start: Start, rng: SmallRng) -> Self {
+        // An eighth of the memory caches routes of accounts that have nothing pending.
+        let cache_bytes = settings.memory_limit / 8;
+        let disabled = start.disabled.into_iter().map(|d| (d.endpoint, d.reason)).collect();
+        Self {
+            rng,
+            router: Router::new(cache_bytes as u64),
+            tracker: Tracker::new(start.frontier),
+            scheduler: Scheduler::new(settings.fast_slots, settings.slow_slots),
+            lane_of: HashMap::new(),
+            lanes: HashMap::new(),
+            idle: VecDeque::new(),
+            parked: HashMap::new(),
+            in_flight: HashMap::new(),
+            aging: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            disabled,
+            recovered: Recovered::from_ranges(start.settled),
+            ahead: Ahead::new(),
+            durable: Durable::new(start.frontier),
+            reading: None,
+            next_id: 0,
+            bytes: cache_bytes,
+            counters: Counters::default(),
+            stopping: false,
+            settings,
+        }
+    }
+
+    /// Whether there is room for more of the stream.
+    #[must_use]
+    pub fn wants_input(&self) -> bool {
+        let bookkeeping = self.tracker.open_transactions() * 64;
+        !self.stopping
+            && self.bytes + bookkeeping < self.settings.memory_limit
+            && !self.router.is_full()
+    }
+
+    /// Takes the next item of the stream.
+    pub fn handle_item(&mut self, item: Item, now: Tick) {
+        match item {
+            Item::Begin { commit_lsn } => {
+                debug_assert!(self.reading.is_none(), "a transaction begins inside another");
+                self.reading = Some(self.tracker.open(commit_lsn, now));
+            }
+            Item::Event(event) => self.handle_event(event, now),
+            Item::Unroutable(unroutable) => self.handle_unroutable(unroutable),
+            Item::Invalidate(invalidation) => self.handle_invalidation(invalidation),
+            Item::Commit { end_lsn } => {
+                if let Some(txn) = self.reading.take() {
+                    self.tracker.close(txn, end_lsn);
+                }
+            }
+            Item::Progress { wal_end } => self.tracker.progress(wal_end),
+        }
+    }
+
+    /// Sends a dead letter again. Call only while [`Dispatcher::wants_input`] says yes.
+    pub fn handle_retry(&mut self, retry: Retry, now: Tick) {
+        let Retry { dead_letter, job, event, endpoint } = retry;
+        self.arrive(event, To::One { endpoint, dead_letter, job }, now);
+    }
+
+    /// The next accounts whose endpoints are to be looked up; answered by
+    /// [`Dispatcher::handle_lookup`]. One batch at a time; an empty one asks for a snapshot alone.
+    pub fn poll_lookup(&mut self, now: Tick) -> Option<Vec<AccountId>> {
+        self.router.poll_lookup(now)
+    }
+
+    /// Takes the answer to [`Dispatcher::poll_lookup`].
+    pub fn handle_lookup(
+        &mut self,
+        snapshot: &Snapshot,
+        answers: Vec<(AccountId, Routes)>,
+        now: Tick,
+    ) {
+        for (account, routes) in self.router.handle_lookup(snapshot, answers, now) {
+            for Parked { held, to } in self.parked.remove(&account).into_iter().flatten() {
+                self.bytes = self.bytes.saturating_sub(DELIVERY_BYTES);
+                let txn = if let To::All(txn) = &to { Some(*txn) } else { None };
+                self.route(held, to, &routes, now);
+                if let Some(txn) = txn {
+                    self.tracker.complete(txn);
+                }
+            }
+            self.handle_lane_routed(&account, routes.weight, now);
+        }
+    }
+
+    /// Ends the sending: what is in flight may end, and what is settled may be stored.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// After [`Dispatcher::stop`]: whether nothing is in flight or still to be stored.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.in_flight.is_empty() && self.durable.is_clean(self.tracker.frontier())
+    }
+
+    /// When something may have become possible although nothing else happens.
+    #[must_use]
+    pub fn deadline(&self, now: Tick) -> Option<Tick> {
+        let timer = self.timers.peek().map(|Reverse(timer)| timer.due);
+        // Where the slow pool is full, only an outcome lets an old request move.
+        let room = self.scheduler.in_flight(Pool::Slow) < self.settings.slow_slots;
+        let aging = self.aging.front().filter(|_| room).map(|(start, _)| *start + send::FAST_HOLD);
+        let persist = self.durable.deadline(self.tracker.frontier(), self.stopping);
+        let lookup = self.router.deadline();
+        let next = [timer, aging, persist, lookup].into_iter().flatten().min();
+        next.map(|tick| tick.max(now))
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Everything before this is settled; it may not be stored yet.
+    #[must_use]
+    pub fn frontier(&self) -> Lsn {
+        self.tracker.frontier()
+    }
+
+    /// How things stand.
+    #[must_use]
+    pub fn gauges(&self) -> Gauges {
+        let active = self.lanes.values().filter(|lane| lane.pending() > 0).count();
+        Gauges {
+            lanes_active: active,
+            lanes_idle: self.lanes.len() - active,
+            queued_bytes: self.bytes,
+            in_flight_fast: self.scheduler.in_flight(Pool::Fast),
+            in_flight_slow: self.scheduler.in_flight(Pool::Slow),
+            oldest_unsettled: self.tracker.oldest_unsettled(),
+        }
+    }
+
+    fn handle_event(&mut self, event: Arc<Event>, now: Tick) {
+        debug_assert!(self.reading.is_some(), "an event outside of a transaction");
+        let Some(txn) = self.reading else { return };
+        self.durable.touch();
+        self.arrive(event, To::All(txn), now);
+    }
+
+    /// Routes an event, or parks it behind what waits for the same account's routes.
+    fn arrive(&mut self, event: Arc<Event>, to: To, now: Tick) {
+        self.bytes += event.size_bytes();
+        let account = event.account.clone();
+        let held = Arc::new(Held { event });
+        let waiting = self.parked.contains_key(&account);
+        let routes = if waiting { None } else { self.router.get(&account, now) };
+        if let Some(routes) = routes {
+            self.route(held, to, &routes, now);
+            return;
+        }
+        if let To::All(txn) = &to {
+            self.tracker.add(*txn, 1);
+        }
+        self.bytes += DELIVERY_BYTES;
+        self.router.want(&account);
+        self.parked.entry(account).or_default().push_back(Parked { held, to });
+    }
+
+    fn handle_unroutable(&mut self, unroutable: Unroutable) {
+        debug_assert!(self.reading.is_some(), "an event outside of a transaction");
+        let Some(txn) = self.reading else { return };
+        self.bytes += unroutable.event.size_bytes();
+        self.tracker.add(txn, 1);
+        self.die_unroutable(unroutable, txn);
+    }
+
+    fn handle_invalidation(&mut self, invalidation: Invalidation) {
+        if let Scope::Endpoint { endpoints, .. } = &invalidation.scope {
+            for endpoint in endpoints {
+                if self.disabled.remove(endpoint).is_some() {
+                    self.durable.enable(endpoint.clone());
+                }
+            }
+        }
+        self.router.handle_invalidation(invalidation);
+    }
+
+    /// Queues an event for the endpoints that it is for.
+    fn route(&mut self, held: Arc<Held>, to: To, routes: &Routes, now: Tick) {
+        let event = Arc::clone(&held.event);
+        match to {
+            To::All(txn) => {
+                let takers = routes.endpoints.iter().filter(|e| e.enabled && e.wants(&event.event_type));
+                for endpoint in takers {
+                    if self.was_settled(&event, &endpoint.id) {
+                        continue;
+                    }
+                    self.tracker.add(txn, 1);
+                    let keys = self.ordering_keys(&event);
+                    let source = Source::Stream(txn);
+                    self.enqueue(&endpoint.id, Arc::clone(&held), source, keys, routes.weight, now);
+                }
+            }
+            To::One { endpoint, dead_letter, job } => {
+                let source = Source::Retry { dead_letter, job };
+                let keys = RowKeys::new();
+                self.enqueue(&endpoint, Arc::clone(&held), source, keys, routes.weight, now);
+            }
+        }
+        self.let_go(held);
+    }
+
+    /// Whether an earlier leader has settled this delivery ahead of its checkpoint.
+    fn was_settled(&self, event: &Event, endpoint: &EndpointId) -> bool {
+        !self.recovered.is_empty()
+            && self.recovered.contains(&event.account, endpoint, &EventKey::of(event))
+    }
+
+    fn ordering_keys(&self, event: &Event) -> RowKeys {
+        let by_account = match self.settings.ordering {
+            Ordering::None => return RowKeys::new(),
+            Ordering::Account => true,
+            Ordering::Row => event.keys.is_empty(),
+        };
+        let mut keys = event.keys.clone();
+        if by_account {
+            keys = RowKeys::from_slice(&[ACCOUNT_KEY]);
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
+    fn enqueue(
+        &mut self,
+        endpoint: &EndpointId,
+        held: Arc<Held>,
+        source: Source,
+        keys: RowKeys,
+        weight: f64,
+        now: Tick,
+    ) {
+        let id = DeliveryId(self.next_id);
+        self.next_id += 1;
+        self.bytes += DELIVERY_BYTES;
+        let account = held.event.account.clone();
+        let lane_id = self.lane(&account, weight);
+        let Some(lane) = self.lanes.get_mut(&lane_id) else { return };
+        lane.push(endpoint, New { id, held, source, now }, keys);
+        lane.refresh(endpoint, now);
+        self.sync(lane_id);
+    }
+
+    /// The account's lane, made when there is none.
+    fn lane(&mut self, account: &AccountId, weight: f64) -> LaneId {
+        if let Some(id) = self.lane_of.get(account) {
+            return *id;
+        }
+        let id = self.scheduler.add_lane(weight);
+        self.lane_of.insert(account.clone(), id);
+        self.lanes.insert(id, Lane::new(account.clone()));
+        self.router.pin(account);
+        id
+    }
+
+    /// Tells the scheduler from which pools the lane could send.
+    fn sync(&mut self, id: LaneId) {
+        let Some(lane) = self.lanes.get(&id) else { return };
+        for pool in [Pool::Fast, Pool::Slow] {
+            self.scheduler.set_ready(id, pool, !lane.unrouted && lane.has_turn(pool));
+        }
+    }
+
+    /// The account's routes have come: what waited for them goes on.
+    fn handle_lane_routed(&mut self, account: &AccountId, weight: f64, now: Tick) {
+        let Some(id) = self.lane_of.get(account).copied() else { return };
+        self.scheduler.set_weight(id, weight);
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        lane.unrouted = false;
+        let endpoints: Vec<EndpointId> = lane.endpoints().cloned().collect();
+        for endpoint in &endpoints {
+            lane.refresh(endpoint, now);
+        }
+        self.sync(id);
+    }
+
+    /// A lane in which nothing is pending is kept for a while, for what it knows of its endpoints.
+    fn rest_if_idle(&mut self, id: LaneId, last: DeliveryId) {
+        let Some(lane) = self.lanes.get_mut(&id).filter(|lane| lane.pending() == 0) else { return };
+        lane.last = last;
+        self.idle.push_back((id, last));
+        if self.idle.len() <= IDLE_LANES {
+            return;
+        }
+        let Some((oldest, last)) = self.idle.pop_front() else { return };
+        // It may be active again, gone, or stand further back in the line as well.
+        if self.lanes.get(&oldest).is_some_and(|lane| lane.pending() == 0 && lane.last == last)
+            && let Some(lane) = self.lanes.remove(&oldest)
+        {
+            self.lane_of.remove(&lane.account);
+            self.scheduler.remove_lane(oldest);
+            self.router.unpin(&lane.account);
+        }
+    }
+
+    /// Forgets one holder of an event, and its memory with the last.
+    fn let_go(&mut self, held: Arc<Held>) {
+        if let Some(held) = Arc::into_inner(held) {
+            self.bytes = self.bytes.saturating_sub(held.event.size_bytes());
+        }
+    }
+}

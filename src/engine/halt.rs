@@ -1,0 +1,197 @@
+//! When going on would lose data silently: the reasons to halt, and the checks that find them.
+//!
+//! A halt ends the process with exit code 3 and stands in the checkpoint's row until it is resolved.
+//! START_REPLICATION itself says nothing of all this: it clamps a position that the slot has passed.
+
+use super::lsn::Lsn;
+
+/// What a slot's row says, as far as it decides whether we may go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotState {
+    /// Where the server would start at the earliest; `None` for a physical slot.
+    pub confirmed_flush: Option<Lsn>,
+    /// The server has removed WAL that the slot needed.
+    pub lost: bool,
+    /// The output plugin.
+    pub plugin: String,
+    /// Whether it belongs to the database that we are connected to.
+    pub here: bool,
+}
+
+/// Which database this is, beyond its address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceIdentity {
+    /// The cluster's own number, from its initdb.
+    pub system_identifier: u64,
+    /// Counts promotions.
+    pub timeline: u32,
+    /// The host in the configured URL.
+    pub host: String,
+    /// The database's name.
+    pub database: String,
+}
+
+/// Why walhook halts: for the operator, with the mend.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Halt {
+    /// The slot is gone.
+    #[error(
+        "replication slot {slot:?} does not exist any more: changes committed after {from} cannot be \
+         read. `walhook recover --accept-gap` makes a new slot, records the gap and goes on from there"
+    )]
+    SlotMissing {
+        /// Its name.
+        slot: String,
+        /// The checkpoint.
+        from: Lsn,
+    },
+    /// The server has removed WAL that the slot needed.
+    #[error(
+        "replication slot {slot:?} is lost: the server removed WAL that it needed \
+         (max_slot_wal_keep_size). Changes committed after {from} cannot be read. \
+         `walhook recover --accept-gap` makes a new slot, records the gap and goes on from there"
+    )]
+    SlotLost {
+        /// Its name.
+        slot: String,
+        /// The checkpoint.
+        from: Lsn,
+    },
+    /// The slot is not one of ours.
+    #[error(
+        "replication slot {slot:?} is not ours: {problem}. Choose another name in source.slot, or drop \
+         that slot and run `walhook setup`"
+    )]
+    SlotForeign {
+        /// Its name.
+        slot: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The slot begins after the checkpoint: it was recreated, or the state was restored.
+    #[error(
+        "replication slot {slot:?} begins at {to}, after the checkpoint {from}: it was recreated, or \
+         the state was restored from a backup. Changes committed between the two cannot be read. \
+         `walhook recover --accept-gap` records the gap and goes on from {to}"
+    )]
+    Gap {
+        /// The slot's name.
+        slot: String,
+        /// The checkpoint.
+        from: Lsn,
+        /// Where the slot begins.
+        to: Lsn,
+    },
+    /// Another cluster, timeline or database answers at our address.
+    #[error(
+        "this is not the database that walhook was set up for: {what} is {found}, it was {expected}. \
+         If this is a copy, do not run walhook on it: it would send to your customers. If it is the \
+         new primary, `walhook recover --adopt-cluster` records the gap and goes on here"
+    )]
+    OtherSource {
+        /// What differs.
+        what: &'static str,
+        /// What it is now.
+        found: String,
+        /// What it was at set-up.
+        expected: String,
+    },
+    /// A rule's table or column is gone.
+    #[error("{0}. Mend the table or the configuration, then start walhook again: nothing is lost")]
+    RuleBroken(String),
+}
+
+/// Whether streaming from `from` would miss nothing.
+///
+/// # Errors
+/// The reason to halt.
+pub fn check_slot(name: &str, slot: Option<&SlotState>, from: Lsn) -> Result<(), Halt> {
+    let name = || name.to_owned();
+    let Some(slot) = slot else { return Err(Halt::SlotMissing { slot: name(), from }) };
+    if slot.plugin != "pgoutput" {
+        let problem = format!("its plugin is {:?}, not pgoutput", slot.plugin);
+        return Err(Halt::SlotForeign { slot: name(), problem });
+    }
+    if !slot.here {
+        let problem = "it belongs to another database of this cluster".to_owned();
+        return Err(Halt::SlotForeign { slot: name(), problem });
+    }
+    if slot.lost {
+        return Err(Halt::SlotLost { slot: name(), from });
+    }
+    match slot.confirmed_flush {
+        Some(to) if to > from => Err(Halt::Gap { slot: name(), from, to }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Whether the database is the one that walhook was set up for.
+///
+/// # Errors
+/// [`Halt::OtherSource`] with what differs first.
+pub fn check_source(found: &SourceIdentity, expected: &SourceIdentity) -> Result<(), Halt> {
+    let differs = |what, found: String, expected: String| {
+        if found == expected { Ok(()) } else { Err(Halt::OtherSource { what, found, expected }) }
+    };
+    differs(
+        "its system identifier",
+        found.system_identifier.to_string(),
+        expected.system_identifier.to_string(),
+    )?;
+    differs("its timeline", found.timeline.to_string(), expected.timeline.to_string())?;
+    differs("its host", found.host.clone(), expected.host.clone())?;
+    differs("its name", found.database.clone(), expected.database.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(confirmed: u64) -> SlotState {
+        let confirmed_flush = Some(Lsn(confirmed));
+        SlotState { confirmed_flush, lost: false, plugin: "pgoutput".into(), here: true }
+    }
+
+    #[test]
+    fn slot_at_or_before_the_checkpoint_is_good() {
+        assert_eq!(check_slot("s", Some(&slot(5)), Lsn(5)), Ok(()));
+        assert_eq!(check_slot("s", Some(&slot(4)), Lsn(5)), Ok(()));
+    }
+
+    #[test]
+    fn slot_after_the_checkpoint_is_a_gap_that_names_its_range() {
+        let halt = check_slot("s", Some(&slot(6)), Lsn(5)).unwrap_err();
+        assert_eq!(halt, Halt::Gap { slot: "s".into(), from: Lsn(5), to: Lsn(6) });
+        assert!(halt.to_string().contains("0/6, after the checkpoint 0/5"));
+    }
+
+    #[test]
+    fn missing_lost_and_foreign_slots_halt() {
+        assert!(matches!(check_slot("s", None, Lsn(5)), Err(Halt::SlotMissing { .. })));
+        let lost = SlotState { lost: true, ..slot(1) };
+        assert!(matches!(check_slot("s", Some(&lost), Lsn(5)), Err(Halt::SlotLost { .. })));
+        let other = SlotState { plugin: "test_decoding".into(), ..slot(1) };
+        assert!(matches!(check_slot("s", Some(&other), Lsn(5)), Err(Halt::SlotForeign { .. })));
+        let elsewhere = SlotState { here: false, ..slot(1) };
+        assert!(matches!(check_slot("s", Some(&elsewhere), Lsn(5)), Err(Halt::SlotForeign { .. })));
+    }
+
+    #[test]
+    fn another_cluster_timeline_or_database_halts() {
+        let ours = SourceIdentity {
+            system_identifier: 1,
+            timeline: 1,
+            host: "db".into(),
+            database: "app".into(),
+        };
+        assert_eq!(check_source(&ours.clone(), &ours), Ok(()));
+        for other in [
+            SourceIdentity { system_identifier: 2, ..ours.clone() },
+            SourceIdentity { timeline: 2, ..ours.clone() },
+            SourceIdentity { host: "staging".into(), ..ours.clone() },
+            SourceIdentity { database: "copy".into(), ..ours.clone() },
+        ] {
+            assert!(matches!(check_source(&other, &ours), Err(Halt::OtherSource { .. })));
+        }
+    }
+}

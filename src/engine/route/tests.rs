@@ -1,0 +1,252 @@
+//! The router against a world in which SQL shows commits earlier or later than the stream does.
+
+use proptest::prelude::*;
+use smallvec::smallvec;
+
+use super::*;
+use crate::engine::endpoint::{Endpoint, Secret};
+
+const ACCOUNTS: u8 = 3;
+const ENDPOINTS: u8 = 4;
+const FIRST_XID: u64 = (7 << 32) + 0xFFFF_FFF0; // the 32-bit ids wrap around in mid-test
+
+/// A transaction that gives an endpoint to an account, or deletes it.
+#[derive(Debug, Clone)]
+struct Txn {
+    endpoint: u8,
+    owner: Option<u8>,
+    /// Whether the old row's account is in the WAL.
+    old_account_logged: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Action {
+    Commit(Txn),
+    /// The next transaction arrives in the stream.
+    Stream,
+    /// The n-th invisible transaction becomes visible to SQL, with those of the same row before it.
+    Reveal(usize),
+    Want(u8),
+    /// The look-up's statement runs: its snapshot is taken.
+    Ask,
+    /// Its answer arrives.
+    Answer,
+    Pin(u8),
+    Unpin(u8),
+    Wait(u64),
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let txn = (0..ENDPOINTS, proptest::option::of(0..ACCOUNTS), any::<bool>()).prop_map(
+        |(endpoint, owner, old_account_logged)| Txn { endpoint, owner, old_account_logged },
+    );
+    prop_oneof![
+        4 => txn.prop_map(Action::Commit),
+        4 => Just(Action::Stream),
+        4 => (0usize..4).prop_map(Action::Reveal),
+        3 => (0..ACCOUNTS).prop_map(Action::Want),
+        4 => Just(Action::Ask),
+        4 => Just(Action::Answer),
+        1 => (0..ACCOUNTS).prop_map(Action::Pin),
+        1 => (0..ACCOUNTS).prop_map(Action::Unpin),
+        2 => (0u64..20_000).prop_map(Action::Wait),
+    ]
+}
+
+fn account(n: u8) -> AccountId {
+    AccountId::new(n.to_string())
+}
+
+fn endpoint_id(n: u8) -> EndpointId {
+    EndpointId::new(format!("e{n}"))
+}
+
+fn endpoint(n: u8, owner: u8) -> Arc<Endpoint> {
+    Arc::new(Endpoint {
+        id: endpoint_id(n),
+        account: account(owner),
+        url: String::new(),
+        event_types: vec!["*".into()],
+        secrets: vec![Secret::new("s")],
+        enabled: true,
+        headers: vec![],
+        max_in_flight: None,
+        rate_per_second: None,
+        invalid: None,
+    })
+}
+
+#[derive(Default)]
+struct World {
+    txns: Vec<Txn>,
+    streamed: usize,
+    visible: Vec<bool>,
+}
+
+impl World {
+    fn owner_after(&self, endpoint: u8, seen: impl Fn(usize) -> bool) -> Option<u8> {
+        let of_endpoint = |(n, t): &(usize, &Txn)| t.endpoint == endpoint && seen(*n);
+        self.txns.iter().enumerate().filter(of_endpoint).last().and_then(|(_, t)| t.owner)
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let xid = |n: usize| FIRST_XID + n as u64;
+        let invisible = (0..self.txns.len()).filter(|n| !self.visible[*n]).map(xid);
+        let in_progress: Vec<String> = invisible.map(|xid| xid.to_string()).collect();
+        let xmax = xid(self.txns.len());
+        let xmin = in_progress.first().cloned().unwrap_or_else(|| xmax.to_string());
+        format!("{xmin}:{xmax}:{}", in_progress.join(",")).parse().unwrap()
+    }
+
+    fn routes(&self, owner: u8) -> Routes {
+        let mine =
+            (0..ENDPOINTS).filter(|e| self.owner_after(*e, |n| self.visible[n]) == Some(owner));
+        Routes::new(mine.map(|e| endpoint(e, owner)).collect(), 1.0)
+    }
+
+    /// What the stream has shown must hold; what it has not shown yet may.
+    fn check(&self, owner: u8, routes: &Routes) -> Result<(), TestCaseError> {
+        for e in 0..ENDPOINTS {
+            let has = routes.endpoint(&endpoint_id(e)).is_some();
+            let allowed = (self.streamed..=self.txns.len())
+                .any(|end| (self.owner_after(e, |n| n < end) == Some(owner)) == has);
+            prop_assert!(allowed, "account {owner}, endpoint {e}: cached {has}, outdated");
+        }
+        Ok(())
+    }
+
+    fn invalidation(&self, n: usize) -> Invalidation {
+        let txn = &self.txns[n];
+        let before = self.owner_after(txn.endpoint, |m| m < n);
+        let logged = before.filter(|_| txn.old_account_logged);
+        let accounts = logged.into_iter().chain(txn.owner).map(account).collect();
+        let scope = Scope::Endpoint { endpoints: smallvec![endpoint_id(txn.endpoint)], accounts };
+        Invalidation { xid: (FIRST_XID + n as u64) as u32, scope }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn router_never_answers_with_what_the_stream_has_outdated(
+        actions in proptest::collection::vec(action(), 1..80),
+        cache_bytes in prop_oneof![Just(0u64), Just(1_000), Just(1 << 20)],
+    ) {
+        let mut world = World::default();
+        let mut router = Router::new(cache_bytes);
+        let mut now = Tick(0);
+        let mut asked: Option<Vec<AccountId>> = None;
+        let mut answer: Option<(Snapshot, Vec<(AccountId, Routes)>)> = None;
+        for action in actions {
+            match action {
+                Action::Commit(txn) => {
+                    world.txns.push(txn);
+                    world.visible.push(false);
+                }
+                Action::Stream if world.streamed < world.txns.len() => {
+                    router.handle_invalidation(world.invalidation(world.streamed));
+                    world.streamed += 1;
+                }
+                Action::Reveal(nth) => {
+                    let hidden = (0..world.txns.len()).filter(|n| !world.visible[*n]).nth(nth);
+                    if let Some(n) = hidden {
+                        let row = world.txns[n].endpoint;
+                        for m in 0..=n {
+                            world.visible[m] |= m == n || world.txns[m].endpoint == row;
+                        }
+                    }
+                }
+                Action::Want(n) => router.want(&account(n)),
+                Action::Ask if answer.is_none() => {
+                    asked = asked.or_else(|| router.poll_lookup(now));
+                    answer = asked.take().map(|accounts| {
+                        let n = |a: &AccountId| a.parse::<u8>().unwrap();
+                        let routes = accounts.into_iter().map(|a| (a.clone(), world.routes(n(&a))));
+                        (world.snapshot(), routes.collect())
+                    });
+                }
+                Action::Answer => {
+                    if let Some((snapshot, routes)) = answer.take() {
+                        for (owner, routes) in router.handle_lookup(&snapshot, routes, now) {
+                            world.check(owner.parse().unwrap(), &routes)?;
+                        }
+                    }
+                }
+                Action::Pin(n) => router.pin(&account(n)),
+                Action::Unpin(n) => router.unpin(&account(n)),
+                Action::Wait(us) => now = now + Duration::from_micros(us),
+                Action::Stream | Action::Ask => {}
+            }
+            for owner in 0..ACCOUNTS {
+                if let Some(routes) = router.get(&account(owner), now) {
+                    world.check(owner, &routes)?;
+                }
+            }
+        }
+        // Once SQL shows everything, every account that was asked for gets its answer.
+        world.visible.iter_mut().for_each(|visible| *visible = true);
+        if let Some((snapshot, routes)) = answer.take() {
+            router.handle_lookup(&snapshot, routes, now);
+        }
+        router.want(&account(0));
+        for _ in 0..10 {
+            now = now + UNSEEN_RETRY;
+            if let Some(accounts) = router.poll_lookup(now) {
+                let n = |a: &AccountId| a.parse::<u8>().unwrap();
+                let routes = accounts.iter().map(|a| (a.clone(), world.routes(n(a)))).collect();
+                router.handle_lookup(&world.snapshot(), routes, now);
+            }
+        }
+        prop_assert!(router.asking.is_empty());
+        prop_assert!(router.unseen.is_empty(), "what SQL shows need not be remembered");
+    }
+}
+
+#[test]
+fn snapshot_sees_what_had_committed_also_after_the_ids_wrap_around() {
+    let snapshot: Snapshot = "8589934590:8589934596:8589934592".parse().unwrap(); // 2·2³²−2 …
+    assert!(snapshot.sees(u32::MAX - 2), "before xmin");
+    assert!(snapshot.sees(u32::MAX), "between, and not in progress");
+    assert!(!snapshot.sees(0), "in progress");
+    assert!(snapshot.sees(1));
+    assert!(!snapshot.sees(4), "xmax itself");
+    assert!("10:10:".parse::<Snapshot>().unwrap().sees(9));
+    assert!("10".parse::<Snapshot>().is_err());
+}
+
+#[test]
+fn invalidation_of_everything_outdates_every_account() {
+    let mut router = Router::new(1 << 20);
+    let snapshot: Snapshot = "5:5:".parse().unwrap();
+    router.want(&account(1));
+    let asked = router.poll_lookup(Tick(0)).unwrap();
+    let answers = asked.into_iter().map(|a| (a, Routes::new(vec![], 1.0))).collect();
+    assert_eq!(router.handle_lookup(&snapshot, answers, Tick(0)).len(), 1);
+    assert!(router.get(&account(1), Tick(0)).is_some());
+    router.handle_invalidation(Invalidation { xid: 9, scope: Scope::All });
+    assert!(router.get(&account(1), Tick(0)).is_none());
+}
+
+#[test]
+fn routes_expire_although_nothing_invalidates_them() {
+    let mut router = Router::new(1 << 20);
+    router.want(&account(1));
+    router.poll_lookup(Tick(0)).unwrap();
+    let snapshot: Snapshot = "5:5:".parse().unwrap();
+    router.handle_lookup(&snapshot, vec![(account(1), Routes::new(vec![], 1.0))], Tick(0));
+    assert!(router.get(&account(1), Tick(0) + ROUTES_TTL - Duration::from_micros(1)).is_some());
+    assert!(router.get(&account(1), Tick(0) + ROUTES_TTL).is_none());
+}
+
+#[test]
+fn transaction_with_very_many_changes_is_remembered_as_one() {
+    let mut router = Router::new(1 << 20);
+    for n in 0..100_000 {
+        let endpoints = smallvec![EndpointId::new(n.to_string())];
+        let scope = Scope::Endpoint { endpoints, accounts: smallvec![] };
+        router.handle_invalidation(Invalidation { xid: 3, scope });
+    }
+    assert!(router.unseen.len() <= PROBE_FROM);
+    assert!(!router.is_full());
+}

@@ -1,0 +1,170 @@
+//! The task that owns the dispatcher: feeds it what comes, does what it asks.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::lookups::{LookupReply, LookupRequest};
+use super::reader::Batch;
+use super::writer::{PersistRequest, Persisted};
+use crate::engine::attempt::{Attempt, DeliveryId, Failure, FailureKind, Outcome};
+use crate::engine::dispatcher::{Dispatcher, Retry, Settled};
+use crate::engine::lsn::Lsn;
+use crate::io::clock::{Clock, unix_us};
+use crate::io::metrics::Metrics;
+use crate::io::transport::Transport;
+
+/// Outcomes taken at once before anything else has its turn.
+const OUTCOMES_AT_ONCE: usize = 256;
+
+/// How often gauges are brought up to date.
+const GAUGES_EVERY: Duration = Duration::from_secs(1);
+
+/// The dispatcher's ends of the pipeline's channels. All are bounded.
+pub(super) struct Ends {
+    pub(super) input: mpsc::Receiver<Batch>,
+    pub(super) retries: mpsc::Receiver<Retry>,
+    pub(super) lookup: mpsc::Sender<LookupRequest>,
+    pub(super) looked_up: mpsc::Receiver<LookupReply>,
+    pub(super) persist: mpsc::Sender<PersistRequest>,
+    pub(super) persisted: mpsc::Receiver<Persisted>,
+    pub(super) flush: watch::Sender<Lsn>,
+}
+
+/// What the task works with beside the dispatcher.
+pub(super) struct Tools {
+    pub(super) transport: Transport,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) clock: Clock,
+    /// How long requests in flight may take to end after a shutdown began.
+    pub(super) grace: Duration,
+}
+
+/// Drives the dispatcher until `drain` (end what is in flight, store what is settled, at most for the
+/// grace) or `abort` (leave everything: another leads).
+///
+/// Correctness does not depend on how it ends: what is not stored is sent again.
+pub(super) async fn dispatch(
+    mut dispatcher: Dispatcher,
+    mut ends: Ends,
+    tools: Tools,
+    drain: CancellationToken,
+    abort: CancellationToken,
+) {
+    let clock = tools.clock;
+    let mut attempts: JoinSet<(DeliveryId, Outcome)> = JoinSet::new();
+    let mut give_up_at: Option<Instant> = None;
+    let mut next_gauges = Instant::now();
+    loop {
+        let now = clock.now();
+        while let Some(dispatch) = dispatcher.poll_attempt(now) {
+            tools.metrics.observe_queue_wait(dispatch.waited);
+            attempts.spawn(attempt(tools.transport.clone(), dispatch.attempt));
+        }
+        // One batch at a time is asked for, and each channel holds one: neither can be full.
+        if let Some(accounts) = dispatcher.poll_lookup(now) {
+            let _ = ends.lookup.try_send(LookupRequest { accounts });
+        }
+        if let Some(batch) = dispatcher.poll_persist(now) {
+            let _ = ends.persist.try_send(PersistRequest { batch });
+        }
+        if give_up_at.is_some_and(|at| dispatcher.is_drained() || Instant::now() >= at) {
+            return;
+        }
+        let wake = dispatcher.deadline(now).map_or(next_gauges, |d| clock.instant(d).min(next_gauges));
+        let wake = give_up_at.map_or(wake, |at| at.min(wake));
+
+        tokio::select! {
+            // First what ends things, then what frees room, then what takes it.
+            biased;
+            () = abort.cancelled() => return,
+            () = drain.cancelled(), if give_up_at.is_none() => {
+                dispatcher.stop();
+                give_up_at = Some(Instant::now() + tools.grace);
+            }
+            Some(Persisted) = ends.persisted.recv() => {
+                let flush = dispatcher.handle_persisted(clock.now());
+                ends.flush.send_if_modified(|lsn| std::mem::replace(lsn, flush) != flush);
+            }
+            Some(reply) = ends.looked_up.recv() => {
+                dispatcher.handle_lookup(&reply.snapshot, reply.answers, clock.now());
+            }
+            Some(ended) = attempts.join_next() => {
+                let mut next = Some(ended);
+                for _ in 0..OUTCOMES_AT_ONCE {
+                    let Some(ended) = next else { break };
+                    settle(&mut dispatcher, ended, &tools);
+                    next = attempts.try_join_next();
+                }
+                if let Some(ended) = next {
+                    settle(&mut dispatcher, ended, &tools);
+                }
+                // Under a flood of outcomes the stream must still have its turn.
+                if dispatcher.wants_input() && let Ok(batch) = ends.input.try_recv() {
+                    take(&mut dispatcher, batch, &tools);
+                }
+            }
+            Some(batch) = ends.input.recv(), if dispatcher.wants_input() => {
+                take(&mut dispatcher, batch, &tools);
+            }
+            Some(retry) = ends.retries.recv(), if dispatcher.wants_input() => {
+                dispatcher.handle_retry(retry, clock.now());
+            }
+            () = sleep_until(wake) => {}
+        }
+        if Instant::now() >= next_gauges {
+            next_gauges = Instant::now() + GAUGES_EVERY;
+            tools.metrics.set_dispatcher(&dispatcher.gauges(), &dispatcher.counters(), clock.now());
+        }
+    }
+}
+
+fn take(dispatcher: &mut Dispatcher, batch: Batch, tools: &Tools) {
+    let now = tools.clock.now();
+    for item in batch.items {
+        tools.metrics.count_item(&item);
+        dispatcher.handle_item(item, now);
+    }
+}
+
+/// One attempt, whose outcome comes even if it panics.
+async fn attempt(transport: Transport, attempt: Attempt) -> (DeliveryId, Outcome) {
+    let started = Instant::now();
+    let delivery = attempt.delivery;
+    let outcome = AssertUnwindSafe(transport.send(&attempt)).catch_unwind().await;
+    let outcome = outcome.unwrap_or_else(|_| {
+        tracing::error!(event = %attempt.event.id, "an attempt panicked; this is a bug in walhook");
+        let detail = "walhook panicked while sending it".to_owned();
+        let result = Err(Failure { kind: FailureKind::Protocol, detail });
+        Outcome { result, elapsed: started.elapsed() }
+    });
+    (delivery, outcome)
+}
+
+fn settle(
+    dispatcher: &mut Dispatcher,
+    ended: Result<(DeliveryId, Outcome), tokio::task::JoinError>,
+    tools: &Tools,
+) {
+    // Attempts catch their panics and are aborted only when this task ends.
+    let Ok((delivery, outcome)) = ended else { return };
+    tools.metrics.observe_attempt(&outcome);
+    let settled = dispatcher.handle_outcome(delivery, &outcome, tools.clock.now());
+    let Some(Settled { event, delivered, disabled }) = settled else { return };
+    if delivered {
+        let us = u64::try_from(unix_us() - event.commit_time_us).unwrap_or(0);
+        tools.metrics.observe_delivery(Duration::from_micros(us));
+    }
+    if let Some(disabled) = disabled {
+        tracing::warn!(
+            endpoint = %disabled.endpoint, account = %event.account, reason = %disabled.reason,
+            "switched the endpoint off; a change of its row switches it on again"
+        );
+    }
+}

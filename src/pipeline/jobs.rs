@@ -1,0 +1,73 @@
+//! The task that carries out what the command line asks of the leader: retries of dead letters.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::open_state;
+use crate::config::Config;
+use crate::engine::dispatcher::Retry;
+use crate::io::state::{Job, StateStore};
+
+/// How often the table of jobs is looked at.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Dead letters read at once: at most so many of their bodies are in memory twice.
+const PAGE: i64 = 100;
+
+/// Feeds dead letters that are to be sent again, until it is dropped.
+///
+/// A job that a crash interrupts starts over: what was delivered is gone by then, and what failed was
+/// tried after the job was made.
+pub(super) async fn feed(config: &Config, retries: mpsc::Sender<Retry>) {
+    loop {
+        if let Err(error) = look(config, &retries).await {
+            tracing::debug!(error = %format!("{error:#}"), "cannot look for jobs");
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+async fn look(config: &Config, retries: &mpsc::Sender<Retry>) -> anyhow::Result<()> {
+    let mut store = open_state(config).await?;
+    loop {
+        let Some(job) = store.next_job().await? else {
+            tokio::time::sleep(EVERY).await;
+            continue;
+        };
+        let fed = feed_job(&store, &job, retries).await?;
+        wait_until_done(&store, &job, fed).await?;
+        store.finish_job(job.id, None).await?;
+        tracing::info!(job = job.id, dead_letters = fed, "sent dead letters again");
+    }
+}
+
+async fn feed_job(
+    store: &StateStore,
+    job: &Job,
+    retries: &mpsc::Sender<Retry>,
+) -> anyhow::Result<i64> {
+    let (mut after, mut fed) = (0, 0);
+    loop {
+        let page = store.dead_letters_to_retry(job, after, PAGE).await?;
+        let Some(last) = page.last() else { return Ok(fed) };
+        after = last.id;
+        for letter in page {
+            let Some(endpoint) = letter.endpoint else { continue };
+            let retry = Retry { dead_letter: letter.id, job: job.id, event: letter.event, endpoint };
+            retries.send(retry).await?;
+            fed += 1;
+        }
+    }
+}
+
+/// Waits until every dead letter fed has ended and that is stored.
+async fn wait_until_done(store: &StateStore, job: &Job, fed: i64) -> anyhow::Result<()> {
+    loop {
+        let Some(state) = store.job(job.id).await? else { return Ok(()) };
+        if state.done + state.failed >= fed {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}

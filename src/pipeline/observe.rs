@@ -1,0 +1,41 @@
+//! The task that asks the server, every few seconds, how the slot and the state tables stand.
+
+use std::time::Duration;
+
+use super::open_state;
+use crate::config::Config;
+use crate::io::metrics::Metrics;
+use crate::io::slot;
+use crate::io::sql::Connection;
+
+/// Often enough for an alert, seldom enough to cost nothing.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// A server that does not answer in this time is asked again later.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Keeps the gauges that only the server knows, until it is dropped. What cannot be asked keeps its
+/// value.
+pub(super) async fn observe(config: &Config, metrics: &Metrics) {
+    loop {
+        match tokio::time::timeout(TIMEOUT, ask(config, metrics)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(error = %format!("{error:#}"), "cannot observe the slot");
+            }
+            Err(_) => tracing::debug!("cannot observe the slot: no answer within {TIMEOUT:?}"),
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+async fn ask(config: &Config, metrics: &Metrics) -> anyhow::Result<()> {
+    let client = Connection::open(&config.source.url, "walhook observer").await?;
+    let slot = slot::read(&client, &config.source.slot).await?;
+    let overview = open_state(config).await?.overview().await?;
+    metrics.set_state(&overview);
+    if let Some(slot) = slot {
+        metrics.set_slot(&slot, overview.frontier);
+    }
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! The task that reads the stream: bytes become items, and status updates go back on time.
+//!
+//! It owns the socket. While the dispatcher has no room it stops reading, but goes on sending status,
+//! and watches a SQL session: a server that shuts down ends that one at once, and we close the stream,
+//! for which the server would wait otherwise.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep_until;
+use tokio_util::sync::CancellationToken;
+
+use super::Stop;
+use super::backoff::Backoff;
+use super::source::{Obstacle, Session, reopen};
+use crate::config::Config;
+use crate::engine::change::{Changes, Step};
+use crate::engine::event::Item;
+use crate::engine::feedback::Feedback;
+use crate::engine::halt::Halt;
+use crate::engine::lsn::Lsn;
+use crate::engine::pgoutput;
+use crate::engine::rule::Rules;
+use crate::io::admin::Health;
+use crate::io::clock::Clock;
+use crate::io::metrics::Metrics;
+use crate::io::wire::{Frame, WireError};
+
+/// Items in a batch at most: enough to make the channel cheap.
+const BATCH_ITEMS: usize = 256;
+
+/// Event bytes in a batch, beyond which it takes no further change.
+pub(super) const BATCH_BYTES: usize = 64 << 10;
+
+/// Items in stream order.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) items: Vec<Item>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn is_full(&self) -> bool {
+        self.items.len() >= BATCH_ITEMS || self.bytes >= BATCH_BYTES
+    }
+}
+
+/// Reads, with everything that outlives one connection.
+pub(super) struct Reader {
+    pub(super) config: Config,
+    pub(super) epoch: i64,
+    pub(super) clock: Clock,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) health: Arc<Health>,
+    pub(super) rules: Rules,
+    pub(super) changes: Changes,
+    pub(super) batches: mpsc::Sender<Batch>,
+    pub(super) flushed: watch::Receiver<Lsn>,
+    /// Stop reading.
+    pub(super) drain: CancellationToken,
+    /// Stop.
+    pub(super) abort: CancellationToken,
+}
+
+/// How a connection ended.
+enum Ended {
+    /// We are to stop.
+    Stopped,
+    /// It broke, or the server closed it.
+    Lost(String),
+}
+
+impl Reader {
+    /// Reads until `abort`, through lost connections.
+    ///
+    /// # Errors
+    /// [`Stop`] when the stream cannot go on.
+    pub(super) async fn read(mut self, mut session: Session) -> Result<(), Stop> {
+        loop {
+            let problem = match self.stream(session).await? {
+                Ended::Stopped => return Ok(()),
+                Ended::Lost(problem) => problem,
+            };
+            self.health.stream_lost();
+            if self.drain.is_cancelled() {
+                return Ok(());
+            }
+            tracing::warn!(%problem, "the stream ended; connecting again");
+            session = match self.reconnect().await? {
+                Some(session) => session,
+                None => return Ok(()),
+            };
+            self.changes.handle_reconnected();
+            tracing::info!(at = %self.changes.resume_lsn(), "streaming again");
+        }
+    }
+
+    async fn reconnect(&mut self) -> Result<Option<Session>, Stop> {
+        let mut backoff = Backoff::new();
+        loop {
+            let at = self.changes.resume_lsn();
+            tokio::select! {
+                biased;
+                () = self.drain.cancelled() => return Ok(None),
+                () = self.abort.cancelled() => return Ok(None),
+                () = backoff.wait() => {}
+            }
+            let opened = tokio::select! {
+                biased;
+                () = self.drain.cancelled() => return Ok(None),
+                () = self.abort.cancelled() => return Ok(None),
+                opened = reopen(&self.config, self.epoch, at) => opened,
+            };
+            match opened {
+                Ok(session) => return Ok(Some(session)),
+                Err(Obstacle::Stop(stop)) => return Err(stop),
+                Err(Obstacle::SlotInUse) => tracing::debug!("the slot is still in use"),
+                Err(Obstacle::Passing(problem)) => {
+                    tracing::debug!(problem = %format!("{problem:#}"), "cannot connect");
+                }
+            }
+        }
+    }
+
+    /// Reads from one connection until it ends.
+    async fn stream(&mut self, session: Session) -> Result<Ended, Stop> {
+        let Session { mut stream, mut sentinel, sender_timeout } = session;
+        let mut feedback = Feedback::new(sender_timeout, *self.flushed.borrow(), self.clock.now());
+        let mut batch = Batch::default();
+        self.health.stream_moved();
+        loop {
+            let now = self.clock.now();
+            if let Some(update) = feedback.poll(now)
+                && let Err(error) = stream.send_status(update).await
+            {
+                return Ok(Ended::Lost(error.to_string()));
+            }
+            if feedback.is_silent(now) {
+                return Ok(Ended::Lost("the server has been silent for too long".to_owned()));
+            }
+            let reading = !batch.is_full() && !self.drain.is_cancelled();
+            if reading { feedback.handle_resumed(now) } else { feedback.handle_paused(now) }
+            let wake = self.clock.instant(feedback.deadline());
+
+            tokio::select! {
+                // What ends the stream, what frees WAL, what frees memory, then what takes it.
+                biased;
+                () = self.abort.cancelled() => {
+                    feedback.handle_flushed(*self.flushed.borrow());
+                    // Best effort: what is not acknowledged is only sent again.
+                    let _ = stream.send_status(feedback.current()).await;
+                    return Ok(Ended::Stopped);
+                }
+                error = sentinel.closed() => {
+                    let why = error.map_or_else(|| "closed".to_owned(), |e| e.to_string());
+                    return Ok(Ended::Lost(format!("the SQL session beside the stream ended: {why}")));
+                }
+                changed = self.flushed.changed() => {
+                    if changed.is_err() {
+                        return Ok(Ended::Stopped);
+                    }
+                    feedback.handle_flushed(*self.flushed.borrow_and_update());
+                }
+                () = sleep_until(wake) => {}
+                room = self.batches.reserve(), if !batch.items.is_empty() => match room {
+                    Ok(room) => room.send(std::mem::take(&mut batch)),
+                    Err(_) => return Ok(Ended::Stopped),
+                },
+                frame = stream.next(), if reading => {
+                    let mut next = frame.map(Some);
+                    while let Some(frame) = match next { Ok(frame) => frame, Err(e) => return lost(e) } {
+                        self.handle_frame(frame, &mut feedback, &mut batch)?;
+                        if batch.is_full() {
+                            break;
+                        }
+                        next = stream.try_next();
+                    }
+                }
+            }
+        }
+    }
+
+    fn handle_frame(
+        &mut self,
+        frame: Frame,
+        feedback: &mut Feedback,
+        batch: &mut Batch,
+    ) -> Result<(), Stop> {
+        self.health.stream_moved();
+        match frame {
+            Frame::Keepalive { wal_end, reply_requested } => {
+                feedback.handle_keepalive(wal_end, reply_requested, self.clock.now());
+                if self.changes.is_between_transactions() {
+                    batch.items.push(Item::Progress { wal_end });
+                }
+                Ok(())
+            }
+            Frame::XLogData { wal_start, wal_end, payload } => {
+                feedback.handle_received(wal_start.max(wal_end), self.clock.now());
+                let from = batch.items.len();
+                let made = self.handle_message(wal_start, &payload, &mut batch.items);
+                let new = batch.items.get(from..).unwrap_or_default();
+                batch.bytes += new.iter().map(size_bytes).sum::<usize>();
+                made
+            }
+        }
+    }
+
+    fn handle_message(&mut self, at: Lsn, payload: &[u8], items: &mut Vec<Item>) -> Result<(), Stop> {
+        let broken = |problem: String| {
+            Stop::Failed(anyhow::anyhow!("cannot decode the stream at {at}: {problem}; this is a bug in walhook or its reader's protocol"))
+        };
+        let message = pgoutput::decode(payload).map_err(|e| broken(e.to_string()))?;
+        for step in self.changes.handle(at, message).map_err(|e| broken(e.to_string()))? {
+            match step {
+                Step::Begin(transaction) => {
+                    items.push(Item::Begin { commit_lsn: transaction.commit_lsn });
+                }
+                Step::Relation(relation) => {
+                    let bound = self.rules.handle_relation(&relation);
+                    bound.map_err(|e| Stop::Halted(Halt::RuleBroken(e.to_string())))?;
+                }
+                Step::Change(change) => {
+                    self.metrics.changes.inc();
+                    self.rules.handle_change(&change, items);
+                }
+                Step::Commit { end_lsn } => items.push(Item::Commit { end_lsn }),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn lost(error: WireError) -> Result<Ended, Stop> {
+    match Obstacle::from(error) {
+        Obstacle::Stop(stop) => Err(stop),
+        Obstacle::SlotInUse => Ok(Ended::Lost("the slot is in use".to_owned())),
+        Obstacle::Passing(problem) => Ok(Ended::Lost(format!("{problem:#}"))),
+    }
+}
+
+fn size_bytes(item: &Item) -> usize {
+    match item {
+        Item::Event(event) => event.size_bytes(),
+        Item::Unroutable(unroutable) => unroutable.event.size_bytes(),
+        Item::Begin { .. } | Item::Invalidate(_) | Item::Commit { .. } | Item::Progress { .. } => 0,
+    }
+}

@@ -1,0 +1,218 @@
+//! Opening the source: the slot is taken, checked, and never trusted blindly.
+//!
+//! Every opening, the first and each after a lost connection, makes the same checks, because
+//! START_REPLICATION makes none: it clamps a position that the slot has passed, without a word.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio_util::sync::CancellationToken;
+
+use super::backoff::Backoff;
+use super::{Stop, open_state};
+use crate::config::Config;
+use crate::engine::change::Changes;
+use crate::engine::dispatcher::Start;
+use crate::engine::endpoint::Secret;
+use crate::engine::halt::{self, SourceIdentity};
+use crate::engine::lsn::Lsn;
+use crate::engine::rule::Rules;
+use crate::io::admin::{Health, Role};
+use crate::io::sql::Connection;
+use crate::io::state::{Recovery, StateError, StateStore};
+use crate::io::wire::{self, Class, WireError};
+use crate::io::{catalog, slot};
+
+/// How long one attempt to open the source may take.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// An open source: the stream, and a SQL session to the same server.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) stream: wire::Stream,
+    /// Ends at once when the server shuts down, also while nobody reads the stream.
+    pub(super) sentinel: Connection,
+    /// The server's `wal_sender_timeout`; zero for none.
+    pub(super) sender_timeout: Duration,
+}
+
+/// All that a new leader starts with.
+#[derive(Debug)]
+pub(super) struct Leader {
+    pub(super) epoch: i64,
+    pub(super) start: Start,
+    pub(super) store: StateStore,
+    pub(super) session: Session,
+    pub(super) rules: Rules,
+    pub(super) changes: Changes,
+}
+
+/// Why the source could not be opened this time.
+#[derive(Debug)]
+pub(super) enum Obstacle {
+    /// Another process streams from the slot.
+    SlotInUse,
+    /// May pass by itself.
+    Passing(anyhow::Error),
+    /// Does not.
+    Stop(Stop),
+}
+
+impl From<Stop> for Obstacle {
+    fn from(stop: Stop) -> Self {
+        Self::Stop(stop)
+    }
+}
+
+impl From<halt::Halt> for Obstacle {
+    fn from(halt: halt::Halt) -> Self {
+        Self::Stop(Stop::Halted(halt))
+    }
+}
+
+impl From<tokio_postgres::Error> for Obstacle {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Passing(error.into())
+    }
+}
+
+impl From<StateError> for Obstacle {
+    fn from(error: StateError) -> Self {
+        match error {
+            StateError::Fenced => Self::Stop(Stop::Fenced),
+            error if error.is_transient() => Self::Passing(error.into()),
+            error => Self::Stop(Stop::Failed(error.into())),
+        }
+    }
+}
+
+impl From<WireError> for Obstacle {
+    fn from(error: WireError) -> Self {
+        match wire::classify(&error) {
+            Class::SlotInUse => Self::SlotInUse,
+            // The slot's row says which of them it is, and since when: `open` reads it first. Here
+            // it changed in between.
+            Class::SlotLost | Class::SlotMissing | Class::Shutdown | Class::Retry => {
+                Self::Passing(error.into())
+            }
+            Class::PublicationMissing | Class::Fatal => Self::Stop(Stop::Failed(error.into())),
+        }
+    }
+}
+
+/// Waits until the slot is ours, and takes the lease. `None` on shutdown.
+pub(super) async fn become_leader(
+    config: &Config,
+    health: &Health,
+    shutdown: &CancellationToken,
+) -> Result<Option<Leader>, Stop> {
+    let mut backoff = Backoff::new();
+    let mut said_standby = false;
+    loop {
+        let tried = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return Ok(None),
+            tried = tokio::time::timeout(OPEN_TIMEOUT, try_to_lead(config)) => tried,
+        };
+        match tried {
+            Ok(Ok(leader)) => return Ok(Some(leader)),
+            Ok(Err(Obstacle::Stop(stop))) => return Err(stop),
+            Ok(Err(Obstacle::SlotInUse)) => {
+                if !std::mem::replace(&mut said_standby, true) {
+                    tracing::info!(slot = %config.source.slot, "standing by: another instance streams from the slot");
+                }
+                health.set_role(Role::Standby);
+                backoff.stay_short();
+            }
+            Ok(Err(Obstacle::Passing(problem))) => {
+                tracing::warn!(problem = %format!("{problem:#}"), "cannot start streaming; trying again");
+            }
+            Err(_) => tracing::warn!("opening the source took over {OPEN_TIMEOUT:?}; trying again"),
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(None),
+            () = backoff.wait() => {}
+        }
+    }
+}
+
+/// Start, then bump the epoch, then read what the earlier leader has stored: it may have stored more
+/// after we looked first, and stores nothing after the bump.
+async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
+    let mut store = open_state(config).await?;
+    let expected = store.source_identity().await?;
+    let at = store.frontier().await?;
+    let session = open(config, &expected, at).await?;
+    let rules = compile_rules(config, &session.sentinel, expected.system_identifier).await?;
+    let holder = format!("{} pid {}", hostname(), std::process::id());
+    let Recovery { epoch, frontier, settled, disabled } = store.take_lease(&holder).await?;
+    let slot = slot::read(&session.sentinel, &config.source.slot).await?;
+    halt::check_slot(&config.source.slot, slot.as_ref().map(|s| &s.state), frontier)?;
+    store.clear_halt().await?;
+    let changes = Changes::new(at, frontier);
+    let start = Start { frontier, settled, disabled };
+    Ok(Leader { epoch, start, store, session, rules, changes })
+}
+
+/// Opens the source again for a leader that has received everything up to `at`.
+pub(super) async fn reopen(config: &Config, epoch: i64, at: Lsn) -> Result<Session, Obstacle> {
+    let store = open_state(config).await?;
+    let expected = store.source_identity().await?;
+    let session = open(config, &expected, at).await?;
+    let slot = slot::read(&session.sentinel, &config.source.slot).await?;
+    halt::check_slot(&config.source.slot, slot.as_ref().map(|s| &s.state), at)?;
+    // The slot was free for a while: has another led meanwhile?
+    if store.current_epoch().await? != epoch {
+        return Err(Obstacle::Stop(Stop::Fenced));
+    }
+    Ok(session)
+}
+
+async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Session, Obstacle> {
+    let source = &config.source;
+    let sentinel = Connection::open(&source.url, "walhook").await.map_err(Obstacle::Passing)?;
+    let url = source.replication_url.as_ref().unwrap_or(&source.url);
+    let mut replication = wire::connect(url, "walhook").await?;
+    let system = replication.identify_system().await?;
+    let found = SourceIdentity {
+        system_identifier: system.system_identifier,
+        timeline: system.timeline,
+        host: source_host(&source.url),
+        database: system.database,
+    };
+    halt::check_source(&found, expected)?;
+    let slot = slot::read(&sentinel, &source.slot).await?;
+    if slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) {
+        return Err(Obstacle::SlotInUse);
+    }
+    // What an active slot has confirmed may be ahead of what we know; an idle one must not be gone.
+    if slot.as_ref().is_none_or(|slot| slot.state.lost) {
+        halt::check_slot(&source.slot, slot.as_ref().map(|s| &s.state), at)?;
+    }
+    let setting = "SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout'";
+    let ms: i64 = sentinel.query_one(setting, &[]).await?.get(0);
+    let sender_timeout = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
+    if sender_timeout.is_zero() {
+        tracing::warn!("wal_sender_timeout is 0: a frozen instance would keep the slot for ever");
+    }
+    let stream = replication.start(&source.slot, &source.publication, at).await?;
+    Ok(Session { stream, sentinel, sender_timeout })
+}
+
+async fn compile_rules(config: &Config, client: &Connection, system: u64) -> Result<Rules, Obstacle> {
+    let catalog = catalog::load(client, config).await.map_err(Obstacle::Passing)?;
+    Rules::compile(config, &catalog, system).map_err(|errors| {
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        Obstacle::Stop(Stop::Config(errors.join("\n")))
+    })
+}
+
+/// The host that the URL names: part of the source's identity.
+fn source_host(_url: &Secret) -> String {
+    String::new()
+}
+
+fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("no host name");
+    name.map_or_else(|_| "unknown host".to_owned(), |name| name.trim().to_owned())
+}

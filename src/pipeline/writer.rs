@@ -1,0 +1,73 @@
+//! The task that makes outcomes durable: one state transaction at a time, tried until it succeeds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Stop;
+use super::backoff::Backoff;
+use crate::engine::persist::PersistBatch;
+use crate::io::admin::Health;
+use crate::io::state::{StateError, StateStore};
+
+/// What the dispatcher asks.
+pub(super) struct PersistRequest {
+    pub(super) batch: PersistBatch,
+}
+
+/// The batch asked for last is durable.
+pub(super) struct Persisted;
+
+/// A state transaction that takes longer is given up and tried again on a new connection.
+const PERSIST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Stores batch after batch, until the dispatcher ends or `abort`.
+///
+/// While the state database is away it tries the same batch again with backoff: nothing is
+/// acknowledged meanwhile, and the dispatcher sends nothing.
+///
+/// # Errors
+/// [`Stop::Fenced`] when another leader has taken over; [`Stop::Failed`] when the state database
+/// refuses for a reason that waiting does not mend.
+pub(super) async fn write(
+    mut store: StateStore,
+    mut requests: mpsc::Receiver<PersistRequest>,
+    persisted: mpsc::Sender<Persisted>,
+    health: Arc<Health>,
+    abort: CancellationToken,
+) -> Result<(), Stop> {
+    while let Some(PersistRequest { batch }) = requests.recv().await {
+        let mut backoff = Backoff::new();
+        loop {
+            let stored = tokio::select! {
+                biased;
+                () = abort.cancelled() => return Ok(()),
+                stored = tokio::time::timeout(PERSIST_TIMEOUT, store.persist(&batch)) => stored,
+            };
+            let problem = match stored {
+                Ok(Ok(())) => break,
+                Ok(Err(StateError::Fenced)) => return Err(Stop::Fenced),
+                Ok(Err(error)) if !error.is_transient() => {
+                    return Err(Stop::Failed(anyhow::Error::new(error).context("cannot store the checkpoint")));
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer within {PERSIST_TIMEOUT:?}"),
+            };
+            tracing::warn!(%problem, "cannot store the checkpoint; trying again, and sending nothing meanwhile");
+            tokio::select! {
+                () = abort.cancelled() => return Ok(()),
+                () = backoff.wait() => {}
+            }
+            if let Err(error) = store.reconnect().await {
+                tracing::debug!(%error, "the state database cannot be reached");
+            }
+        }
+        health.checkpoint_written();
+        if persisted.send(Persisted).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}

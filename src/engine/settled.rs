@@ -1,87 +1,207 @@
-//! The encoding of settled ranges in the state tables.
+//! Deliveries that are settled ahead of the frontier, as ranges: collected, stored, and asked for
+//! after a restart.
+//!
+//! ```text
+//! outcome ─► Ahead ──SettledRange──► encode ─► state database ─► decode ─► Recovered ─► route skips
+//! ```
+//!
+//! Why a range is right. Within one account and endpoint, deliveries are routed in the order of the
+//! stream, and each takes the next ordinal; so ordinals and keys ascend together, across the
+//! boundaries of transactions too. Consecutive ordinals therefore leave no room between them: a range
+//! covers exactly what was routed to that endpoint for that account between its ends, and each of
+//! those is settled. A delivery that is skipped because it was recorded as settled takes no ordinal,
+//! and a range may close over it: it is settled.
+//!
+//! After a restart the routes may be others. What lies in a range and was not routed to the endpoint
+//! then (it did not want the type yet, the rule did not exist) is not owed to it: who was registered
+//! when the event was first routed is who it is owed to. What was routed elsewhere has other ranges.
+//!
+//! A change that makes events of two types has two keys, since the type is part of the key, so a
+//! change of which one event is settled is exact as well.
+//!
+//! When a stream is read again within one process, keys fall back while ordinals go on; a range ends
+//! there.
 
-use std::sync::Arc;
+use std::cmp::Reverse;
+use std::collections::{HashMap, VecDeque};
 
-use super::event::{AccountId, EndpointId};
+use super::event::{AccountId, EndpointId, Event};
 use super::lsn::Lsn;
 use super::persist::{EventKey, SettledRange};
-use super::position::{Position, WalPosition};
+use super::tracker::TxnSeq;
 
-/// The bytes are not what [`encode`] makes.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the settled ranges cannot be read")]
-pub struct DecodeError;
+mod codec;
 
-/// Encodes ranges for the table `settled`.
-#[must_use]
-pub fn encode(ranges: &[SettledRange]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let text = |out: &mut Vec<u8>, s: &str| {
-        out.extend_from_slice(&u32::try_from(s.len()).unwrap_or(u32::MAX).to_be_bytes());
-        out.extend_from_slice(s.as_bytes());
-    };
-    for range in ranges {
-        text(&mut out, &range.account);
-        text(&mut out, &range.endpoint);
-        for key in [&range.from, &range.to] {
-            let Position::Wal(p) = key.position;
-            out.extend_from_slice(&p.commit_lsn.0.to_be_bytes());
-            out.extend_from_slice(&p.change_lsn.0.to_be_bytes());
-            out.extend_from_slice(&p.relation.to_be_bytes());
-            out.extend_from_slice(&p.n.to_be_bytes());
-            text(&mut out, &key.event_type);
+pub use codec::{DecodeError, decode, encode};
+
+/// Collects what is settled ahead of the frontier between two persisted batches.
+#[derive(Debug, Default)]
+pub struct Ahead {
+    settled: Vec<Settled>,
+}
+
+#[derive(Debug)]
+struct Settled {
+    account: AccountId,
+    endpoint: EndpointId,
+    ordinal: u64,
+    key: EventKey,
+    txn: TxnSeq,
+}
+
+impl Ahead {
+    /// Nothing is settled.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The delivery of `event` to `endpoint` is settled.
+    ///
+    /// `ordinal`: the how-manieth delivery routed to this account and endpoint it is since the process
+    /// began. Invariant: the caller counts in stream order, and counts no delivery that it skips as
+    /// settled already.
+    pub fn push(
+        &mut self,
+        account: &AccountId,
+        endpoint: &EndpointId,
+        ordinal: u64,
+        event: &Event,
+        txn: TxnSeq,
+    ) {
+        self.settled.push(Settled {
+            account: account.clone(),
+            endpoint: endpoint.clone(),
+            ordinal,
+            key: EventKey::of(event),
+            txn,
+        });
+    }
+
+    /// The number of deliveries collected.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.settled.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.settled.is_empty()
+    }
+
+    /// Takes everything out, as ranges of those whose transaction the frontier has not passed; what it
+    /// has passed needs no record.
+    #[must_use]
+    pub fn take(&mut self, is_passed: impl Fn(TxnSeq) -> bool) -> Vec<SettledRange> {
+        let mut settled = std::mem::take(&mut self.settled);
+        settled.retain(|delivery| !is_passed(delivery.txn));
+        settled.sort_unstable_by(|a, b| {
+            (&a.account, &a.endpoint, a.ordinal).cmp(&(&b.account, &b.endpoint, b.ordinal))
+        });
+
+        let mut ranges: Vec<SettledRange> = Vec::new();
+        let mut last_ordinal = 0;
+        for Settled { account, endpoint, ordinal, key, .. } in settled {
+            match ranges.last_mut() {
+                Some(range)
+                    if range.account == account
+                        && range.endpoint == endpoint
+                        && ordinal == last_ordinal + 1
+                        && range.to < key =>
+                {
+                    range.to = key;
+                }
+                Some(_) | None => {
+                    let from = key.clone();
+                    ranges.push(SettledRange { account, endpoint, from, to: key });
+                }
+            }
+            last_ordinal = ordinal;
+        }
+        ranges
+    }
+}
+
+/// The deliveries that recovery found to be settled.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Invariant: within one endpoint, ranges ascend and do not overlap; none is left without ranges.
+    ranges: HashMap<AccountId, HashMap<EndpointId, VecDeque<(EventKey, EventKey)>>>,
+    /// Where each range ends, the first to be forgotten last.
+    ends: Vec<(Lsn, AccountId, EndpointId)>,
+}
+
+impl Recovered {
+    /// Gathers ranges, in any order and overlapping or not.
+    #[must_use]
+    pub fn from_ranges(ranges: impl IntoIterator<Item = SettledRange>) -> Self {
+        let mut sorted: Vec<SettledRange> = ranges.into_iter().collect();
+        sorted.sort_unstable_by(|a, b| {
+            (&a.account, &a.endpoint, &a.from).cmp(&(&b.account, &b.endpoint, &b.from))
+        });
+        let mut recovered = Self::default();
+        for SettledRange { account, endpoint, from, to } in sorted {
+            let endpoints = recovered.ranges.entry(account).or_default();
+            let ranges = endpoints.entry(endpoint).or_default();
+            match ranges.back_mut() {
+                Some((_, last)) if from <= *last => *last = to.max(last.clone()),
+                Some(_) | None => ranges.push_back((from, to)),
+            }
+        }
+        for (account, endpoints) in &recovered.ranges {
+            for (endpoint, ranges) in endpoints {
+                let end = |(_, to): &(EventKey, EventKey)| {
+                    (to.position.commit_lsn(), account.clone(), endpoint.clone())
+                };
+                recovered.ends.extend(ranges.iter().map(end));
+            }
+        }
+        recovered.ends.sort_unstable_by_key(|(end, _, _)| Reverse(*end));
+        recovered
+    }
+
+    /// Whether the delivery of the event with this key is settled.
+    #[must_use]
+    pub fn contains(&self, account: &str, endpoint: &str, key: &EventKey) -> bool {
+        let ranges = self.ranges.get(account).and_then(|endpoints| endpoints.get(endpoint));
+        let Some(ranges) = ranges else { return false };
+        let first_not_before = ranges.partition_point(|(_, to)| to < key);
+        ranges.get(first_not_before).is_some_and(|(from, _)| from <= key)
+    }
+
+    /// Forgets the ranges that the frontier has passed. Each costs once; with none to forget, it is
+    /// one comparison.
+    pub fn prune(&mut self, frontier: Lsn) {
+        // A commit record ends after it begins, so the frontier has passed a transaction when it is
+        // above the commit LSN.
+        while let Some((_, account, endpoint)) = self.ends.pop_if(|(end, _, _)| *end < frontier) {
+            let Some(endpoints) = self.ranges.get_mut(&account) else { continue };
+            let Some(ranges) = endpoints.get_mut(&endpoint) else { continue };
+            // Of one endpoint's ranges, which ascend, the first ends first.
+            ranges.pop_front();
+            if ranges.is_empty() {
+                endpoints.remove(&endpoint);
+            }
+            if endpoints.is_empty() {
+                self.ranges.remove(&account);
+            }
         }
     }
-    out
-}
 
-/// Reads what [`encode`] made.
-///
-/// # Errors
-/// [`DecodeError`].
-pub fn decode(bytes: &[u8]) -> Result<Vec<SettledRange>, DecodeError> {
-    let mut rest = bytes;
-    let mut ranges = Vec::new();
-    while !rest.is_empty() {
-        ranges.push(range(&mut rest).ok_or(DecodeError)?);
+    /// Whether nothing is left to skip.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
     }
-    Ok(ranges)
 }
 
-fn range(rest: &mut &[u8]) -> Option<SettledRange> {
-    Some(SettledRange {
-        account: AccountId::new(text(rest)?),
-        endpoint: EndpointId::new(text(rest)?),
-        from: key(rest)?,
-        to: key(rest)?,
-    })
-}
-
-fn key(rest: &mut &[u8]) -> Option<EventKey> {
-    let position = Position::Wal(WalPosition {
-        commit_lsn: Lsn(u64::from_be_bytes(take(rest)?)),
-        change_lsn: Lsn(u64::from_be_bytes(take(rest)?)),
-        relation: u32::from_be_bytes(take(rest)?),
-        n: u32::from_be_bytes(take(rest)?),
-    });
-    Some(EventKey { position, event_type: text(rest)? })
-}
-
-fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
-    let (head, tail) = rest.split_first_chunk()?;
-    *rest = tail;
-    Some(*head)
-}
-
-fn text(rest: &mut &[u8]) -> Option<Arc<str>> {
-    let length = usize::try_from(u32::from_be_bytes(take(rest)?)).ok()?;
-    let (head, tail) = rest.split_at_checked(length)?;
-    *rest = tail;
-    std::str::from_utf8(head).ok().map(Arc::from)
-}
-
-/// The highest commit LSN that the ranges reach; `None` when there are none.
+/// The commit LSN of the last transaction that any range reaches into: a stored record of them may go
+/// once the frontier is above.
 #[must_use]
 pub fn last_commit_lsn(ranges: &[SettledRange]) -> Option<Lsn> {
     ranges.iter().map(|range| range.to.position.commit_lsn()).max()
 }
+
+#[cfg(test)]
+mod tests;

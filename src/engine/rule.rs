@@ -236,3 +236,5 @@ impl Rules {
     }
 }
 
+#[cfg(test)]
+mod tests;

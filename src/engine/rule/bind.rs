@@ -31,7 +31,10 @@ pub(super) struct Binding {
 pub(super) enum Invalidates {
     All,
     /// The relation is the endpoint table; these columns hold id and account.
-    Endpoint { id: usize, account: Option<usize> },
+    Endpoint {
+        id: usize,
+        account: Option<usize>,
+    },
 }
 
 /// A rule whose columns are indexes.
@@ -73,9 +76,7 @@ pub(super) fn bind(
     }
     let invalidates = if covers(watch.endpoint_table) {
         let account = index(&watch.account);
-        index(&watch.id)
-            .map(|id| Invalidates::Endpoint { id, account })
-            .or(Some(Invalidates::All))
+        index(&watch.id).map(|id| Invalidates::Endpoint { id, account }).or(Some(Invalidates::All))
     } else {
         watch.others.iter().any(|oid| covers(*oid)).then_some(Invalidates::All)
     };

@@ -94,12 +94,7 @@ impl Builder<'_> {
         })
     }
 
-    fn event(
-        &self,
-        event_type: &Arc<str>,
-        account: AccountId,
-        view: &RowView<'_>,
-    ) -> Arc<Event> {
+    fn event(&self, event_type: &Arc<str>, account: AccountId, view: &RowView<'_>) -> Arc<Event> {
         let position = Position::Wal(self.change.position);
         let commit_time_us = self.change.transaction.commit_time_us;
         let system = self.system_identifier;
@@ -206,11 +201,7 @@ impl Writer<'_> {
     }
 }
 
-fn evaluate(
-    condition: &Condition,
-    bound: &BoundRule,
-    view: &RowView<'_>,
-) -> Result<bool, String> {
+fn evaluate(condition: &Condition, bound: &BoundRule, view: &RowView<'_>) -> Result<bool, String> {
     let fields = |side| -> SmallVec<[Field<'_>; 4]> {
         let columns = if side == Side::Old { &bound.old } else { &bound.new };
         let names = condition.columns(side).iter();

@@ -13,6 +13,7 @@
 //! stopped half-way.
 
 mod check;
+mod parse;
 
 use std::fmt;
 use std::sync::Arc;
@@ -110,10 +111,7 @@ impl Condition {
                 text.len()
             )));
         }
-        let program = Program::compile(text).map_err(|errors| {
-            let first = errors.errors.first().map_or("cannot be read", |error| &error.msg);
-            ConditionError(format!("the condition is not CEL: {first}"))
-        })?;
+        let program = parse::parse(text)?;
         let root = Context::default();
         let reads = check::Reads::of(program.expression(), &root)?;
         Ok(Self { program, root, reads })

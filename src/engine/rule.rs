@@ -235,3 +235,6 @@ impl Rules {
         .build(out);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -143,8 +143,36 @@ fn condition_refuses_what_it_cannot_bound_or_check() {
     }
     let long = format!("new.a == '{}'", "x".repeat(MAX_TEXT_BYTES));
     assert!(refusal(&long).contains("at most 4096"));
-    assert!(Condition::compile(&"(".repeat(MAX_TEXT_BYTES)).is_err());
-    assert!(Condition::compile(&"!".repeat(MAX_TEXT_BYTES)).is_err());
+}
+
+#[test]
+fn deep_nesting_is_refused_or_evaluated_and_never_overflows_the_stack() {
+    let nested = |n: usize| {
+        [
+            "(".repeat(n) + "true" + &")".repeat(n),
+            "(".repeat(n),
+            "[".repeat(n) + &"]".repeat(n) + " == []",
+            "1+".repeat(n) + "1 > 0",
+            "true==".repeat(n) + "true",
+            "true ? true : ".repeat(n) + "true",
+            "true in [true] in ".repeat(n) + "[true]",
+            "!".repeat(n) + "true",
+            "new".to_owned() + &".a".repeat(n),
+            "size(".repeat(n) + "'a'" + &")".repeat(n) + " == 1",
+        ]
+    };
+    for n in [8, 15, 19, 30, 100, 400] {
+        for text in nested(n) {
+            if let Ok(condition) = Condition::compile(&text) {
+                let inputs = Inputs { operation: Operation::Insert, old: &[], new: &[] };
+                let _ = condition.evaluate(&inputs);
+            }
+        }
+    }
+    assert!(Condition::compile(&nested(15)[0]).is_ok());
+    assert!(refusal(&nested(100)[0]).contains("nested too deeply"));
+    let wide = "new.status in ['a', 'b'] || ".repeat(100) + "true";
+    assert!(Condition::compile(&wide).is_ok(), "many alternatives are not deep");
 }
 
 #[test]

@@ -18,6 +18,8 @@
 //!   lose changes silently.
 
 mod assemble;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{self, Config};
 use crate::engine::dispatcher::{Dispatcher, Ordering, Settings};
 use crate::engine::halt::Halt;
+use crate::engine::lsn::Lsn;
 use crate::engine::retry::RetryPolicy;
 use crate::engine::settle::SettlePolicy;
 use crate::io::admin::{self, Health, Role};
@@ -45,7 +46,7 @@ use crate::io::metrics::Metrics;
 use crate::io::state::StateStore;
 use crate::io::transport::Transport;
 use reader::Reader;
-use source::{Leader, Session, become_leader};
+use source::{Leader, become_leader};
 
 /// Batches between reader and dispatcher. A batch is at most [`reader::BATCH_BYTES`] and one event.
 const BATCHES: usize = 8;
@@ -80,20 +81,22 @@ pub enum Stop {
 /// # Errors
 /// [`Stop`], except [`Stop::Fenced`], which leads back to standing by.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Stop> {
-    let metrics = Arc::new(Metrics::new()?);
-    let health = Arc::new(Health::new());
+    let types = config.events.iter().map(|rule| rule.event_type.as_str());
+    let metrics = Arc::new(Metrics::new(types).map_err(anyhow::Error::from)?);
+    let (health, watched) = watch::channel(Health::default());
+    let health = Arc::new(health);
     let mut server = JoinSet::new();
     let listener = admin::bind(config.admin.listen).await?;
     let closed = CancellationToken::new();
     server.spawn(admin::serve(
         listener,
         Arc::clone(&metrics),
-        Arc::clone(&health),
+        watched,
         closed.clone(),
     ));
     let result = stand_by_and_lead(&config, &metrics, &health, &shutdown).await;
     if let Err(Stop::Halted(halt)) = &result {
-        health.set_role(Role::Halted);
+        health.send_modify(|health| health.role = Role::Halted(halt.to_string()));
         store_halt(&config, &halt.to_string()).await;
     }
     closed.cancel();
@@ -104,7 +107,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Stop
 async fn stand_by_and_lead(
     config: &Config,
     metrics: &Arc<Metrics>,
-    health: &Arc<Health>,
+    health: &Arc<watch::Sender<Health>>,
     shutdown: &CancellationToken,
 ) -> Result<(), Stop> {
     let transport =
@@ -115,15 +118,15 @@ async fn stand_by_and_lead(
             epoch = leader.epoch, frontier = %leader.start.frontier, slot = %config.source.slot,
             "leading: streaming from the slot"
         );
-        health.set_role(Role::Leader);
-        metrics.leader.set(1);
+        health.send_modify(|health| health.role = Role::Leader);
+        metrics.set_leader(true);
         let ended = lead(config, leader, transport.clone(), metrics, health, shutdown).await;
-        metrics.leader.set(0);
+        metrics.set_leader(false);
         match ended {
             Err(Stop::Fenced) => tracing::warn!("another instance has taken over; standing by"),
             ended => return ended,
         }
-        health.set_role(Role::Standby);
+        health.send_modify(|health| health.role = Role::Standby);
     }
 }
 
@@ -133,7 +136,7 @@ async fn lead(
     leader: Leader,
     transport: Transport,
     metrics: &Arc<Metrics>,
-    health: &Arc<Health>,
+    health: &Arc<watch::Sender<Health>>,
     shutdown: &CancellationToken,
 ) -> Result<(), Stop> {
     let Leader { epoch, start, store, session, rules, changes } = leader;
@@ -145,7 +148,7 @@ async fn lead(
     let (persist, persist_requests) = mpsc::channel(1);
     let (stored, persisted) = mpsc::channel(1);
     let (flush, flushed) = watch::channel(start.frontier);
-    let lookups = Lookups::new(&config.endpoints, config.accounts.as_ref())?;
+    let lookups = Lookups::new(&config.endpoints, config.accounts.as_ref());
     let dispatcher = Dispatcher::new(settings(config)?, start, SmallRng::from_rng(&mut rand::rng()));
 
     // `drain` lets the dispatcher end what is in flight; `abort` ends all others, and it too when
@@ -176,6 +179,7 @@ async fn lead(
         changes,
         batches,
         flushed,
+        received: Lsn::ZERO,
         drain: drain.clone(),
         abort: abort.clone(),
     };

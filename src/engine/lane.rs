@@ -14,6 +14,10 @@ use super::schedule::{AdaptiveLimit, HoldEstimate, Pool};
 use super::tick::Tick;
 use super::tracker::TxnSeq;
 
+/// Requests in flight to one endpoint at most, where its row does not say: a quarter of the fast
+/// slots.
+pub const DEFAULT_MAX_IN_FLIGHT: u32 = 64;
+
 /// Where a pending delivery came from, and so what settling it means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
@@ -131,7 +135,7 @@ impl Queue {
             next_ordinal: first_ordinal,
             not_before: Tick(0),
             hold: HoldEstimate::new(),
-            limit: AdaptiveLimit::new(),
+            limit: AdaptiveLimit::new(DEFAULT_MAX_IN_FLIGHT),
             ring: None,
         }
     }
@@ -363,7 +367,7 @@ impl Lane {
     pub fn refresh(&mut self, endpoint: &EndpointId, now: Tick) -> Option<Pool> {
         let queue = self.queues.get_mut(endpoint)?;
         if queue.ring.is_none() && queue.is_sendable(now) {
-            let pool = queue.hold.pool();
+            let pool = queue.hold.pool(now);
             queue.ring = Some(pool);
             self.ring_mut(pool).push_back(endpoint.clone());
             return Some(pool);
@@ -378,7 +382,7 @@ impl Lane {
         while let Some(endpoint) = self.ring_mut(pool).pop_front() {
             let Some(queue) = self.queues.get_mut(&endpoint) else { continue };
             queue.ring = None;
-            if queue.is_sendable(now) && queue.hold.pool() == pool {
+            if queue.is_sendable(now) && queue.hold.pool(now) == pool {
                 return Some(endpoint);
             }
             self.refresh(&endpoint, now);
@@ -386,13 +390,20 @@ impl Lane {
         None
     }
 
-    /// Whether an endpoint stands in the pool's ring.
+    /// Whether something of it waits for nothing but a slot of this pool.
     #[must_use]
-    pub fn has_turn(&self, pool: Pool) -> bool {
-        match pool {
-            Pool::Fast => !self.fast.is_empty(),
-            Pool::Slow => !self.slow.is_empty(),
-        }
+    pub fn is_ready_in(&self, pool: Pool) -> bool {
+        let ring = match pool {
+            Pool::Fast => &self.fast,
+            Pool::Slow => &self.slow,
+        };
+        !self.unrouted && !ring.is_empty()
+    }
+
+    /// Whether something of it waits for nothing but a slot.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.is_ready_in(Pool::Fast) || self.is_ready_in(Pool::Slow)
     }
 
     fn ring_mut(&mut self, pool: Pool) -> &mut VecDeque<EndpointId> {

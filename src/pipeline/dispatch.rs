@@ -14,7 +14,8 @@ use super::lookups::{LookupReply, LookupRequest};
 use super::reader::Batch;
 use super::writer::{PersistRequest, Persisted};
 use crate::engine::attempt::{Attempt, DeliveryId, Failure, FailureKind, Outcome};
-use crate::engine::dispatcher::{Dispatcher, Retry, Settled};
+use crate::engine::dispatcher::{Counters, Dispatcher, Retry, Settled};
+use crate::engine::event::Item;
 use crate::engine::lsn::Lsn;
 use crate::io::clock::{Clock, unix_us};
 use crate::io::metrics::Metrics;
@@ -61,6 +62,7 @@ pub(super) async fn dispatch(
     let mut attempts: JoinSet<(DeliveryId, Outcome)> = JoinSet::new();
     let mut give_up_at: Option<Instant> = None;
     let mut next_gauges = Instant::now();
+    let mut reported = Counters::default();
     loop {
         let now = clock.now();
         while let Some(dispatch) = dispatcher.poll_attempt(now) {
@@ -120,7 +122,7 @@ pub(super) async fn dispatch(
         }
         if Instant::now() >= next_gauges {
             next_gauges = Instant::now() + GAUGES_EVERY;
-            tools.metrics.set_dispatcher(&dispatcher.gauges(), &dispatcher.counters(), clock.now());
+            report(&dispatcher, &mut reported, &tools);
         }
     }
 }
@@ -128,9 +130,30 @@ pub(super) async fn dispatch(
 fn take(dispatcher: &mut Dispatcher, batch: Batch, tools: &Tools) {
     let now = tools.clock.now();
     for item in batch.items {
-        tools.metrics.count_item(&item);
+        match &item {
+            Item::Event(event) => tools.metrics.count_event(&event.event_type),
+            Item::Unroutable(unroutable) => tools.metrics.count_unroutable(unroutable.reason),
+            Item::Begin { .. } | Item::Invalidate(_) | Item::Commit { .. } | Item::Progress { .. } => {}
+        }
         dispatcher.handle_item(item, now);
     }
+}
+
+/// Brings the metrics up to date with the dispatcher.
+fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
+    let (metrics, gauges, counters) = (&tools.metrics, dispatcher.gauges(), dispatcher.counters());
+    metrics.dead.inc_by(counters.dead - reported.dead);
+    metrics.dropped.inc_by(counters.dropped - reported.dropped);
+    *reported = counters;
+    let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    metrics.in_flight_fast.set(gauges.in_flight_fast.into());
+    metrics.in_flight_slow.set(gauges.in_flight_slow.into());
+    metrics.lanes_ready.set(count(gauges.lanes_ready));
+    metrics.lanes_waiting.set(count(gauges.lanes_waiting));
+    metrics.queued_bytes.set(count(gauges.queued_bytes));
+    let now = tools.clock.now();
+    let age = gauges.oldest_unsettled.map_or(Duration::ZERO, |since| now.since(since));
+    metrics.set_oldest_unsettled(age);
 }
 
 /// One attempt, whose outcome comes even if it panics.
@@ -154,12 +177,12 @@ fn settle(
 ) {
     // Attempts catch their panics and are aborted only when this task ends.
     let Ok((delivery, outcome)) = ended else { return };
-    tools.metrics.observe_attempt(&outcome);
+    tools.metrics.count_attempt(&outcome);
     let settled = dispatcher.handle_outcome(delivery, &outcome, tools.clock.now());
     let Some(Settled { event, delivered, disabled }) = settled else { return };
     if delivered {
         let us = u64::try_from(unix_us() - event.commit_time_us).unwrap_or(0);
-        tools.metrics.observe_delivery(Duration::from_micros(us));
+        tools.metrics.count_delivered(Duration::from_micros(us));
     }
     if let Some(disabled) = disabled {
         tracing::warn!(

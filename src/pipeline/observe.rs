@@ -33,9 +33,12 @@ async fn ask(config: &Config, metrics: &Metrics) -> anyhow::Result<()> {
     let client = Connection::open(&config.source.url, "walhook observer").await?;
     let slot = slot::read(&client, &config.source.slot).await?;
     let overview = open_state(config).await?.overview().await?;
-    metrics.set_state(&overview);
+    let dead_letters = overview.dead_letters.iter().map(|(_, count)| count).sum();
+    metrics.dead_letters.set(dead_letters);
+    metrics.gaps.set(i64::try_from(overview.gaps.len()).unwrap_or(i64::MAX));
     if let Some(slot) = slot {
-        metrics.set_slot(&slot, overview.frontier);
+        metrics.set_slot(slot.retained_bytes(), slot.safe_bytes.and_then(|b| u64::try_from(b).ok()));
+        metrics.set_checkpoint_lag(slot.wal_end.bytes_since(overview.frontier));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::Stop;
@@ -51,11 +51,13 @@ pub(super) struct Reader {
     pub(super) epoch: i64,
     pub(super) clock: Clock,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) health: Arc<Health>,
+    pub(super) health: Arc<watch::Sender<Health>>,
     pub(super) rules: Rules,
     pub(super) changes: Changes,
     pub(super) batches: mpsc::Sender<Batch>,
     pub(super) flushed: watch::Receiver<Lsn>,
+    /// How far the stream was received, over all connections.
+    pub(super) received: Lsn,
     /// Stop reading.
     pub(super) drain: CancellationToken,
     /// Stop.
@@ -81,7 +83,7 @@ impl Reader {
                 Ended::Stopped => return Ok(()),
                 Ended::Lost(problem) => problem,
             };
-            self.health.stream_lost();
+            self.health.send_modify(|health| health.stream_moving_at = None);
             if self.drain.is_cancelled() {
                 return Ok(());
             }
@@ -125,9 +127,14 @@ impl Reader {
     /// Reads from one connection until it ends.
     async fn stream(&mut self, session: Session) -> Result<Ended, Stop> {
         let Session { mut stream, mut sentinel, sender_timeout } = session;
-        let mut feedback = Feedback::new(sender_timeout, *self.flushed.borrow(), self.clock.now());
+        let (at, flushed) = (self.changes.resume_lsn(), *self.flushed.borrow_and_update());
+        let mut feedback = Feedback::new(at, flushed, sender_timeout, self.clock.now());
+        // What an earlier connection received may still be on its way to being flushed.
+        feedback.handle_received(self.received, self.clock.now());
         let mut batch = Batch::default();
-        self.health.stream_moved();
+        let mut was_reading = true;
+        let batches = self.batches.clone();
+        self.stream_moved();
         loop {
             let now = self.clock.now();
             if let Some(update) = feedback.poll(now)
@@ -135,11 +142,16 @@ impl Reader {
             {
                 return Ok(Ended::Lost(error.to_string()));
             }
-            if feedback.is_silent(now) {
+            if feedback.silent(now) {
                 return Ok(Ended::Lost("the server has been silent for too long".to_owned()));
             }
             let reading = !batch.is_full() && !self.drain.is_cancelled();
-            if reading { feedback.handle_resumed(now) } else { feedback.handle_paused(now) }
+            match (was_reading, reading) {
+                (true, false) => feedback.handle_paused(),
+                (false, true) => feedback.handle_resumed(now),
+                (true, true) | (false, false) => {}
+            }
+            was_reading = reading;
             let wake = self.clock.instant(feedback.deadline());
 
             tokio::select! {
@@ -147,8 +159,10 @@ impl Reader {
                 biased;
                 () = self.abort.cancelled() => {
                     feedback.handle_flushed(*self.flushed.borrow());
-                    // Best effort: what is not acknowledged is only sent again.
-                    let _ = stream.send_status(feedback.current()).await;
+                    if let Some(update) = feedback.poll(self.clock.now()) {
+                        // Best effort: what is not acknowledged is only sent again.
+                        let _ = stream.send_status(update).await;
+                    }
                     return Ok(Ended::Stopped);
                 }
                 error = sentinel.closed() => {
@@ -162,11 +176,12 @@ impl Reader {
                     feedback.handle_flushed(*self.flushed.borrow_and_update());
                 }
                 () = sleep_until(wake) => {}
-                room = self.batches.reserve(), if !batch.items.is_empty() => match room {
+                room = batches.reserve(), if !batch.items.is_empty() => match room {
                     Ok(room) => room.send(std::mem::take(&mut batch)),
                     Err(_) => return Ok(Ended::Stopped),
                 },
                 frame = stream.next(), if reading => {
+                    self.stream_moved();
                     let mut next = frame.map(Some);
                     while let Some(frame) = match next { Ok(frame) => frame, Err(e) => return lost(e) } {
                         self.handle_frame(frame, &mut feedback, &mut batch)?;
@@ -180,23 +195,28 @@ impl Reader {
         }
     }
 
+    fn stream_moved(&self) {
+        self.health.send_modify(|health| health.stream_moving_at = Some(Instant::now()));
+    }
+
     fn handle_frame(
         &mut self,
         frame: Frame,
         feedback: &mut Feedback,
         batch: &mut Batch,
     ) -> Result<(), Stop> {
-        self.health.stream_moved();
         match frame {
             Frame::Keepalive { wal_end, reply_requested } => {
+                self.received = self.received.max(wal_end);
                 feedback.handle_keepalive(wal_end, reply_requested, self.clock.now());
-                if self.changes.is_between_transactions() {
+                if !self.changes.in_transaction() {
                     batch.items.push(Item::Progress { wal_end });
                 }
                 Ok(())
             }
             Frame::XLogData { wal_start, wal_end, payload } => {
-                feedback.handle_received(wal_start.max(wal_end), self.clock.now());
+                self.received = self.received.max(wal_end);
+                feedback.handle_received(wal_end, self.clock.now());
                 let from = batch.items.len();
                 let made = self.handle_message(wal_start, &payload, &mut batch.items);
                 let new = batch.items.get(from..).unwrap_or_default();
@@ -224,7 +244,10 @@ impl Reader {
                     self.metrics.changes.inc();
                     self.rules.handle_change(&change, items);
                 }
-                Step::Commit { end_lsn } => items.push(Item::Commit { end_lsn }),
+                Step::Commit { end_lsn } => {
+                    self.received = self.received.max(end_lsn);
+                    items.push(Item::Commit { end_lsn });
+                }
             }
         }
         Ok(())

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
@@ -13,12 +14,12 @@ use super::{Stop, open_state};
 use crate::config::Config;
 use crate::engine::change::Changes;
 use crate::engine::dispatcher::Start;
-use crate::engine::endpoint::Secret;
 use crate::engine::halt::{self, SourceIdentity};
 use crate::engine::lsn::Lsn;
-use crate::engine::rule::Rules;
+use crate::engine::rule::{RuleSettings, Rules};
 use crate::io::admin::{Health, Role};
-use crate::io::sql::Connection;
+use crate::io::source::hosts;
+use crate::io::sql::{Connection, session};
 use crate::io::state::{Recovery, StateError, StateStore};
 use crate::io::wire::{self, Class, WireError};
 use crate::io::{catalog, slot};
@@ -79,7 +80,7 @@ impl From<tokio_postgres::Error> for Obstacle {
 impl From<StateError> for Obstacle {
     fn from(error: StateError) -> Self {
         match error {
-            StateError::Fenced => Self::Stop(Stop::Fenced),
+            StateError::Fenced { .. } => Self::Stop(Stop::Fenced),
             error if error.is_transient() => Self::Passing(error.into()),
             error => Self::Stop(Stop::Failed(error.into())),
         }
@@ -92,7 +93,7 @@ impl From<WireError> for Obstacle {
             Class::SlotInUse => Self::SlotInUse,
             // The slot's row says which of them it is, and since when: `open` reads it first. Here
             // it changed in between.
-            Class::SlotLost | Class::SlotMissing | Class::Shutdown | Class::Retry => {
+            Class::SlotUnusable | Class::SlotMissing | Class::Shutdown | Class::Retry => {
                 Self::Passing(error.into())
             }
             Class::PublicationMissing | Class::Fatal => Self::Stop(Stop::Failed(error.into())),
@@ -103,7 +104,7 @@ impl From<WireError> for Obstacle {
 /// Waits until the slot is ours, and takes the lease. `None` on shutdown.
 pub(super) async fn become_leader(
     config: &Config,
-    health: &Health,
+    health: &watch::Sender<Health>,
     shutdown: &CancellationToken,
 ) -> Result<Option<Leader>, Stop> {
     let mut backoff = Backoff::new();
@@ -121,7 +122,7 @@ pub(super) async fn become_leader(
                 if !std::mem::replace(&mut said_standby, true) {
                     tracing::info!(slot = %config.source.slot, "standing by: another instance streams from the slot");
                 }
-                health.set_role(Role::Standby);
+                health.send_modify(|health| health.role = Role::Standby);
                 backoff.stay_short();
             }
             Ok(Err(Obstacle::Passing(problem))) => {
@@ -149,7 +150,7 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
     let slot = slot::read(&session.sentinel, &config.source.slot).await?;
     halt::check_slot(&config.source.slot, slot.as_ref().map(|s| &s.state), frontier)?;
     store.clear_halt().await?;
-    let changes = Changes::new(at, frontier);
+    let changes = Changes::new(frontier);
     let start = Start { frontier, settled, disabled };
     Ok(Leader { epoch, start, store, session, rules, changes })
 }
@@ -177,7 +178,7 @@ async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Ses
     let found = SourceIdentity {
         system_identifier: system.system_identifier,
         timeline: system.timeline,
-        host: source_host(&source.url),
+        host: hosts(&session(&source.url).map_err(|e| Stop::Config(format!("source.url {e:#}")))?),
         database: system.database,
     };
     halt::check_source(&found, expected)?;
@@ -189,9 +190,7 @@ async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Ses
     if slot.as_ref().is_none_or(|slot| slot.state.lost) {
         halt::check_slot(&source.slot, slot.as_ref().map(|s| &s.state), at)?;
     }
-    let setting = "SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout'";
-    let ms: i64 = sentinel.query_one(setting, &[]).await?.get(0);
-    let sender_timeout = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
+    let sender_timeout = replication.wal_sender_timeout().await?;
     if sender_timeout.is_zero() {
         tracing::warn!("wal_sender_timeout is 0: a frozen instance would keep the slot for ever");
     }
@@ -200,16 +199,12 @@ async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Ses
 }
 
 async fn compile_rules(config: &Config, client: &Connection, system: u64) -> Result<Rules, Obstacle> {
-    let catalog = catalog::load(client, config).await.map_err(Obstacle::Passing)?;
-    Rules::compile(config, &catalog, system).map_err(|errors| {
+    let settings = RuleSettings::of(config);
+    let catalog = catalog::load(client, settings.tables()).await.map_err(Obstacle::Passing)?;
+    Rules::compile(settings, &catalog, system).map_err(|errors| {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
         Obstacle::Stop(Stop::Config(errors.join("\n")))
     })
-}
-
-/// The host that the URL names: part of the source's identity.
-fn source_host(_url: &Secret) -> String {
-    String::new()
 }
 
 fn hostname() -> String {

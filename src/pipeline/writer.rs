@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Stop;
@@ -35,7 +36,7 @@ pub(super) async fn write(
     mut store: StateStore,
     mut requests: mpsc::Receiver<PersistRequest>,
     persisted: mpsc::Sender<Persisted>,
-    health: Arc<Health>,
+    health: Arc<watch::Sender<Health>>,
     abort: CancellationToken,
 ) -> Result<(), Stop> {
     while let Some(PersistRequest { batch }) = requests.recv().await {
@@ -48,7 +49,7 @@ pub(super) async fn write(
             };
             let problem = match stored {
                 Ok(Ok(())) => break,
-                Ok(Err(StateError::Fenced)) => return Err(Stop::Fenced),
+                Ok(Err(StateError::Fenced { .. })) => return Err(Stop::Fenced),
                 Ok(Err(error)) if !error.is_transient() => {
                     return Err(Stop::Failed(anyhow::Error::new(error).context("cannot store the checkpoint")));
                 }
@@ -64,7 +65,7 @@ pub(super) async fn write(
                 tracing::debug!(%error, "the state database cannot be reached");
             }
         }
-        health.checkpoint_written();
+        health.send_modify(|health| health.checkpoint_written_at = Some(Instant::now()));
         if persisted.send(Persisted).await.is_err() {
             return Ok(());
         }

@@ -133,10 +133,10 @@ pub struct Counters {
 /// How things stand, for metrics and `/readyz`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Gauges {
-    /// Lanes with pending deliveries.
-    pub lanes_active: usize,
-    /// Lanes without.
-    pub lanes_idle: usize,
+    /// Lanes with a delivery that waits for nothing but a slot.
+    pub lanes_ready: usize,
+    /// Lanes whose pending deliveries all wait for something else.
+    pub lanes_waiting: usize,
     /// Bytes that pending events and deliveries take.
     pub queued_bytes: usize,
     /// Requests in flight to fast endpoints.
@@ -335,10 +335,11 @@ impl Dispatcher {
     /// How things stand.
     #[must_use]
     pub fn gauges(&self) -> Gauges {
-        let active = self.lanes.values().filter(|lane| lane.pending() > 0).count();
+        let active = self.lanes.values().filter(|lane| lane.pending() > 0);
+        let (ready, waiting): (Vec<&Lane>, Vec<&Lane>) = active.partition(|lane| lane.is_ready());
         Gauges {
-            lanes_active: active,
-            lanes_idle: self.lanes.len() - active,
+            lanes_ready: ready.len(),
+            lanes_waiting: waiting.len(),
             queued_bytes: self.bytes,
             in_flight_fast: self.scheduler.in_flight(Pool::Fast),
             in_flight_slow: self.scheduler.in_flight(Pool::Slow),
@@ -473,7 +474,7 @@ impl Dispatcher {
     fn sync(&mut self, id: LaneId) {
         let Some(lane) = self.lanes.get(&id) else { return };
         for pool in [Pool::Fast, Pool::Slow] {
-            self.scheduler.set_ready(id, pool, !lane.unrouted && lane.has_turn(pool));
+            self.scheduler.set_ready(id, pool, lane.is_ready_in(pool));
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::super::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
 use super::super::endpoint::Endpoint;
 use super::super::event::{EndpointId, Event};
-use super::super::lane::Origin;
+use super::super::lane::{DEFAULT_MAX_IN_FLIGHT, Origin};
 use super::super::persist::{DeadReason, DisableEndpoint};
 use super::super::schedule::{Charge, LaneId, Pool};
 use super::super::settle::{Settlement, settle};
@@ -108,7 +108,7 @@ impl Dispatcher {
         now: Tick,
     ) -> Option<Dispatch> {
         let queue = self.lanes.get_mut(&id)?.queue_mut(&endpoint.id)?;
-        queue.limit.set_bound(endpoint.max_in_flight);
+        queue.limit.set_upper(endpoint.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT));
         if !queue.is_sendable(now) {
             return None;
         }
@@ -126,7 +126,7 @@ impl Dispatcher {
         };
         queue.start(delivery, now, endpoint.rate_per_second);
         let charge = self.scheduler.start(id, pool, queue.hold.expected(now));
-        queue.hold.handle_start(now);
+        queue.hold.started(now);
         let endpoint = endpoint.id.clone();
         self.in_flight.insert(delivery, InFlight { lane: id, endpoint, charge, started: now });
         if pool == Pool::Fast {
@@ -193,13 +193,13 @@ impl Dispatcher {
         self.durable.count_outcome();
         let lane = self.lanes.get_mut(&lane_id)?;
         let queue = lane.queue_mut(&endpoint)?;
-        queue.hold.handle_end(started, now);
+        queue.hold.ended(started, held_for);
         match &outcome.result {
             Ok(answer) if outcome.delivered() || answer.status == 410 => {
-                queue.limit.handle_success(queue.in_flight());
+                queue.limit.succeeded(queue.in_flight());
             }
-            Ok(answer) if matches!(answer.status, 429 | 503) => queue.limit.handle_overload(),
-            Err(failure) if failure.kind == FailureKind::Timeout => queue.limit.handle_timeout(),
+            Ok(answer) if matches!(answer.status, 429 | 503) => queue.limit.throttled(),
+            Err(failure) if failure.kind == FailureKind::Timeout => queue.limit.timed_out(),
             Ok(_) | Err(_) => {}
         }
         let pending = queue.get(id)?;

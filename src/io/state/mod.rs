@@ -31,6 +31,7 @@ use tokio_postgres::{Row, Transaction};
 
 use crate::engine::endpoint::Secret;
 use crate::engine::event::EndpointId;
+use crate::engine::halt::SourceIdentity;
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{DisableEndpoint, SettledRange};
 use crate::engine::settled;
@@ -126,19 +127,6 @@ fn sql_text(error: &tokio_postgres::Error) -> String {
         || error.to_string(),
         |db| format!("{} (SQLSTATE {})", db.message(), db.code().code()),
     )
-}
-
-/// Which database the stored positions belong to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SourceIdentity {
-    /// The cluster, as IDENTIFY_SYSTEM names it.
-    pub system_identifier: u64,
-    /// The cluster's timeline.
-    pub timeline: u32,
-    /// The host that the source URL named.
-    pub host: String,
-    /// The database's name.
-    pub database: String,
 }
 
 /// What a new leader starts from.
@@ -260,6 +248,16 @@ impl StateStore {
         let sql =
             format!("SELECT frontier FROM {s}.checkpoint WHERE pipeline = $1 AND partition = 0");
         lsn(&self.one(&sql).await?, 0)
+    }
+
+    /// The epoch that the lease has now, whoever took it.
+    ///
+    /// # Errors
+    /// [`StateError::NotSetUp`], [`StateError::Sql`].
+    pub async fn current_epoch(&self) -> Result<i64, StateError> {
+        let s = &self.scope.s;
+        let sql = format!("SELECT epoch FROM {s}.lease WHERE pipeline = $1 AND partition = 0");
+        Ok(self.one(&sql).await?.try_get(0)?)
     }
 
     /// Takes the lease, and reads what the leaders before left.

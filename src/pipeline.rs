@@ -88,12 +88,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Stop
     let mut server = JoinSet::new();
     let listener = admin::bind(config.admin.listen).await?;
     let closed = CancellationToken::new();
-    server.spawn(admin::serve(
-        listener,
-        Arc::clone(&metrics),
-        watched,
-        closed.clone(),
-    ));
+    server.spawn(admin::serve(listener, Arc::clone(&metrics), watched, closed.clone()));
     let result = stand_by_and_lead(&config, &metrics, &health, &shutdown).await;
     if let Err(Stop::Halted(halt)) = &result {
         health.send_modify(|health| health.role = Role::Halted(halt.to_string()));
@@ -110,8 +105,8 @@ async fn stand_by_and_lead(
     health: &Arc<watch::Sender<Health>>,
     shutdown: &CancellationToken,
 ) -> Result<(), Stop> {
-    let transport =
-        Transport::new(&config.delivery, &config.egress).map_err(|e| Stop::Config(e.to_string()))?;
+    let transport = Transport::new(&config.delivery, &config.egress)
+        .map_err(|e| Stop::Config(e.to_string()))?;
     loop {
         let Some(leader) = become_leader(config, health, shutdown).await? else { return Ok(()) };
         tracing::info!(
@@ -149,7 +144,8 @@ async fn lead(
     let (stored, persisted) = mpsc::channel(1);
     let (flush, flushed) = watch::channel(start.frontier);
     let lookups = Lookups::new(&config.endpoints, config.accounts.as_ref());
-    let dispatcher = Dispatcher::new(settings(config)?, start, SmallRng::from_rng(&mut rand::rng()));
+    let dispatcher =
+        Dispatcher::new(settings(config)?, start, SmallRng::from_rng(&mut rand::rng()));
 
     // `drain` lets the dispatcher end what is in flight; `abort` ends all others, and it too when
     // something has failed.
@@ -208,7 +204,8 @@ async fn lead(
 
     let mut result = Ok(());
     while let Some(ended) = tasks.join_next().await {
-        let ended = ended.context("a task of the pipeline panicked").map_err(Stop::Failed).flatten();
+        let ended =
+            ended.context("a task of the pipeline panicked").map_err(Stop::Failed).flatten();
         if let Err(stop) = ended {
             abort.cancel();
             // The first failure is the cause; what follows from the abort is not.

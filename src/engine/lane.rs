@@ -314,8 +314,10 @@ impl Lane {
         let id = new.id;
         // A queue that was forgotten and made anew must not continue its ordinals: ids are above
         // all ordinals given out so far, and never next to one.
-        let queue =
-            self.queues.entry(endpoint.clone()).or_insert_with(|| Queue::new(id.0.saturating_add(1)));
+        let queue = self
+            .queues
+            .entry(endpoint.clone())
+            .or_insert_with(|| Queue::new(id.0.saturating_add(1)));
         let origin = match new.source {
             Source::Stream(txn) => Origin::Stream { txn, ordinal: queue.take_ordinal() },
             Source::Retry { dead_letter, job } => Origin::Retry { dead_letter, job },

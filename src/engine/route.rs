@@ -285,7 +285,8 @@ impl Router {
         let concerns = |scope: &Scope| match scope {
             Scope::All => true,
             Scope::Endpoint { endpoints, accounts } => {
-                accounts.contains(account) || endpoints.iter().any(|id| routes.endpoint(id).is_some())
+                accounts.contains(account)
+                    || endpoints.iter().any(|id| routes.endpoint(id).is_some())
             }
         };
         self.unseen.iter().any(|known| concerns(&known.scope) && !snapshot.sees(known.xid))
@@ -304,7 +305,9 @@ impl Router {
     /// Remembers an invalidation; a transaction with very many counts as one of everything.
     fn remember(&mut self, invalidation: Invalidation) {
         let of_same = self.unseen.iter().rev().take_while(|i| i.xid == invalidation.xid).count();
-        if of_same >= PROBE_FROM || self.unseen.back().is_some_and(|last| covers(last, &invalidation)) {
+        if of_same >= PROBE_FROM
+            || self.unseen.back().is_some_and(|last| covers(last, &invalidation))
+        {
             self.unseen.truncate(self.unseen.len() - of_same);
             self.unseen.push_back(Invalidation { xid: invalidation.xid, scope: Scope::All });
         } else {
@@ -322,7 +325,8 @@ impl Router {
                 None => self.cache.get(&account),
             };
             for endpoint in &old.routes.endpoints {
-                let kept = current.as_ref().is_some_and(|c| c.routes.endpoint(&endpoint.id).is_some());
+                let kept =
+                    current.as_ref().is_some_and(|c| c.routes.endpoint(&endpoint.id).is_some());
                 if !kept && self.owners.get(&endpoint.id) == Some(&account) {
                     self.owners.remove(&endpoint.id);
                 }

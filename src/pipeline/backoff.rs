@@ -33,8 +33,4 @@ impl Backoff {
         self.next = self.next.min(SHORT);
     }
 
-    /// After a success: the next wait is short again.
-    pub(super) fn reset(&mut self) {
-        self.next = FIRST;
-    }
 }

@@ -79,7 +79,8 @@ pub(super) async fn dispatch(
         if give_up_at.is_some_and(|at| dispatcher.is_drained() || Instant::now() >= at) {
             return;
         }
-        let wake = dispatcher.deadline(now).map_or(next_gauges, |d| clock.instant(d).min(next_gauges));
+        let wake =
+            dispatcher.deadline(now).map_or(next_gauges, |d| clock.instant(d).min(next_gauges));
         let wake = give_up_at.map_or(wake, |at| at.min(wake));
 
         tokio::select! {
@@ -133,7 +134,10 @@ fn take(dispatcher: &mut Dispatcher, batch: Batch, tools: &Tools) {
         match &item {
             Item::Event(event) => tools.metrics.count_event(&event.event_type),
             Item::Unroutable(unroutable) => tools.metrics.count_unroutable(unroutable.reason),
-            Item::Begin { .. } | Item::Invalidate(_) | Item::Commit { .. } | Item::Progress { .. } => {}
+            Item::Begin { .. }
+            | Item::Invalidate(_)
+            | Item::Commit { .. }
+            | Item::Progress { .. } => {}
         }
         dispatcher.handle_item(item, now);
     }

@@ -54,7 +54,8 @@ async fn feed_job(
         after = last.id;
         for letter in page {
             let Some(endpoint) = letter.endpoint else { continue };
-            let retry = Retry { dead_letter: letter.id, job: job.id, event: letter.event, endpoint };
+            let retry =
+                Retry { dead_letter: letter.id, job: job.id, event: letter.event, endpoint };
             retries.send(retry).await?;
             fed += 1;
         }

@@ -226,9 +226,16 @@ impl Reader {
         }
     }
 
-    fn handle_message(&mut self, at: Lsn, payload: &[u8], items: &mut Vec<Item>) -> Result<(), Stop> {
+    fn handle_message(
+        &mut self,
+        at: Lsn,
+        payload: &[u8],
+        items: &mut Vec<Item>,
+    ) -> Result<(), Stop> {
         let broken = |problem: String| {
-            Stop::Failed(anyhow::anyhow!("cannot decode the stream at {at}: {problem}; this is a bug in walhook or its reader's protocol"))
+            Stop::Failed(anyhow::anyhow!(
+                "cannot decode the stream at {at}: {problem}; this is a bug in walhook or its reader's protocol"
+            ))
         };
         let message = pgoutput::decode(payload).map_err(|e| broken(e.to_string()))?;
         for step in self.changes.handle(at, message).map_err(|e| broken(e.to_string()))? {

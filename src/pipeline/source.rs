@@ -198,7 +198,11 @@ async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Ses
     Ok(Session { stream, sentinel, sender_timeout })
 }
 
-async fn compile_rules(config: &Config, client: &Connection, system: u64) -> Result<Rules, Obstacle> {
+async fn compile_rules(
+    config: &Config,
+    client: &Connection,
+    system: u64,
+) -> Result<Rules, Obstacle> {
     let settings = RuleSettings::of(config);
     let catalog = catalog::load(client, settings.tables()).await.map_err(Obstacle::Passing)?;
     Rules::compile(settings, &catalog, system).map_err(|errors| {

@@ -51,7 +51,9 @@ pub(super) async fn write(
                 Ok(Ok(())) => break,
                 Ok(Err(StateError::Fenced { .. })) => return Err(Stop::Fenced),
                 Ok(Err(error)) if !error.is_transient() => {
-                    return Err(Stop::Failed(anyhow::Error::new(error).context("cannot store the checkpoint")));
+                    return Err(Stop::Failed(
+                        anyhow::Error::new(error).context("cannot store the checkpoint"),
+                    ));
                 }
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => format!("no answer within {PERSIST_TIMEOUT:?}"),

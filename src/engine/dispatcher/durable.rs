@@ -203,7 +203,12 @@ impl Dispatcher {
             attempts: 0,
             last_status: None,
         };
-        self.durable.dying.push_back(Dying { letter, held: Arc::new(Held { event }), txn, ordinal: None });
+        self.durable.dying.push_back(Dying {
+            letter,
+            held: Arc::new(Held { event }),
+            txn,
+            ordinal: None,
+        });
         self.durable.touch();
     }
 

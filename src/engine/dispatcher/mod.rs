@@ -397,7 +397,8 @@ impl Dispatcher {
         let event = Arc::clone(&held.event);
         match to {
             To::All(txn) => {
-                let takers = routes.endpoints.iter().filter(|e| e.enabled && e.wants(&event.event_type));
+                let takers =
+                    routes.endpoints.iter().filter(|e| e.enabled && e.wants(&event.event_type));
                 for endpoint in takers {
                     if self.was_settled(&event, &endpoint.id) {
                         continue;

@@ -117,8 +117,14 @@ fn event(rng: &mut SmallRng, txn: u64, n: u32) -> Arc<Event> {
 impl World {
     fn new(rng: &mut SmallRng, transactions: u64) -> Self {
         let mut world = Self { frontier: Lsn(FIRST_LSN), ..Self::default() };
-        let tempers =
-            [Temper::Fast, Temper::Slow, Temper::Flaky, Temper::Hanging, Temper::Refusing, Temper::Gone];
+        let tempers = [
+            Temper::Fast,
+            Temper::Slow,
+            Temper::Flaky,
+            Temper::Hanging,
+            Temper::Refusing,
+            Temper::Gone,
+        ];
         // The first transaction registers endpoints; later ones change some.
         let mut changes = Vec::new();
         for account in 0..ACCOUNTS {
@@ -135,7 +141,9 @@ impl World {
             if t > 0 {
                 let rows = if rng.random_bool(0.02) { 300 } else { rng.random_range(0..6) };
                 changes.extend((0..rows).map(|n| Change::Row(event(rng, end - 10, n % 100))));
-                changes.dedup_by(|a, b| matches!((a, b), (Change::Row(a), Change::Row(b)) if a.id == b.id));
+                changes.dedup_by(
+                    |a, b| matches!((a, b), (Change::Row(a), Change::Row(b)) if a.id == b.id),
+                );
                 if rng.random_bool(0.05) && !world.tempers.is_empty() {
                     let mut ids: Vec<&String> = world.tempers.keys().collect();
                     ids.sort();
@@ -178,7 +186,8 @@ impl World {
     }
 
     fn routes(&self, end: usize, account: &AccountId) -> Routes {
-        let mine = self.table(end).into_iter().filter(|(_, (a, _))| a.to_string() == account.as_str());
+        let mine =
+            self.table(end).into_iter().filter(|(_, (a, _))| a.to_string() == account.as_str());
         let endpoints = mine.map(|(id, (_, enabled))| {
             Arc::new(Endpoint {
                 id: EndpointId::new(id),
@@ -256,7 +265,8 @@ impl Life {
             ordering: Ordering::Row,
             settle: SettlePolicy {
                 quick_attempts: 3,
-                retry: RetryPolicy::new(Duration::from_millis(200), Duration::from_secs(5)).unwrap(),
+                retry: RetryPolicy::new(Duration::from_millis(200), Duration::from_secs(5))
+                    .unwrap(),
             },
         };
         let disabled = world.disabled.iter();

@@ -183,7 +183,11 @@ fn row_rate_limit_spaces_requests() {
     let mut lane = Lane::new(AccountId::new("a"));
     for n in 0..2 {
         let source = Source::Retry { dead_letter: 0, job: 0 };
-        lane.push(&id(0), New { id: DeliveryId(n), held: held(), source, now: Tick(0) }, RowKeys::new());
+        lane.push(
+            &id(0),
+            New { id: DeliveryId(n), held: held(), source, now: Tick(0) },
+            RowKeys::new(),
+        );
     }
     lane.refresh(&id(0), Tick(0));
     assert!(lane.take_turn(Pool::Fast, Tick(0)).is_some());

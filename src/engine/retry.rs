@@ -1,1 +1,189 @@
-//! (to come)
+//! When a failed delivery is tried again: exponential backoff with full jitter, and what the endpoint
+//! asks for in `Retry-After`.
+//!
+//! Full jitter spreads the deliveries of an endpoint that was down over the whole wait, so that its
+//! first moment of health is not its next outage.
+//!
+//! Sources: "Exponential Backoff And Jitter" (AWS Architecture Blog); RFC 9110, sections 5.6.7 and
+//! 10.2.3.
+
+use std::time::Duration;
+
+use jiff::civil;
+use rand::{Rng, RngExt};
+
+/// No delivery waits longer in memory, whatever its endpoint asks for: while it waits, it holds the
+/// checkpoint back, and this is what `wal.max_hold` grants by default.
+pub const QUICK_RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// How long to wait after a failure.
+///
+/// Invariant: 0 < base ≤ cap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryPolicy {
+    base: Duration,
+    cap: Duration,
+}
+
+/// The policy makes no sense.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// Retries would follow each other without a pause.
+    #[error("retry_base is 0s; set it above 0, such as 10s")]
+    BaseIsZero,
+    /// The cap is below the base.
+    #[error("retry_cap {cap:?} is below retry_base {base:?}; raise retry_cap")]
+    CapBelowBase {
+        /// The base.
+        base: Duration,
+        /// The cap.
+        cap: Duration,
+    },
+}
+
+impl RetryPolicy {
+    /// Waits of up to `base`, doubled with each further failure, and never above `cap`.
+    ///
+    /// # Errors
+    ///
+    /// [`PolicyError`], when not 0 < base ≤ cap.
+    pub fn new(base: Duration, cap: Duration) -> Result<Self, PolicyError> {
+        if base.is_zero() {
+            return Err(PolicyError::BaseIsZero);
+        }
+        if cap < base {
+            return Err(PolicyError::CapBelowBase { base, cap });
+        }
+        Ok(Self { base, cap })
+    }
+
+    /// The longest wait after `failures` failures before the last one: min(cap, base · 2^failures).
+    #[must_use]
+    pub fn ceiling(&self, failures: u32) -> Duration {
+        let factor = 2u32.saturating_pow(failures);
+        self.base.saturating_mul(factor).min(self.cap)
+    }
+
+    /// A wait drawn evenly from zero to [`RetryPolicy::ceiling`].
+    #[must_use]
+    pub fn delay(&self, failures: u32, rng: &mut impl Rng) -> Duration {
+        rng.random_range(Duration::ZERO..=self.ceiling(failures))
+    }
+}
+
+/// Reads the value of `Retry-After`: seconds, or a date in any of the three forms of HTTP. None when
+/// it is neither. A date in the past is no wait; a number beyond all bounds saturates.
+///
+/// Units: `now_unix_s` is seconds since 1970-01-01 UTC.
+#[must_use]
+pub fn parse_retry_after(value: &str, now_unix_s: i64) -> Option<Duration> {
+    let value = value.trim_matches([' ', '\t']);
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        // Only too many digits can fail here.
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
+    }
+    let wait_s = http_date(value)?.saturating_sub(now_unix_s);
+    Some(Duration::from_secs(u64::try_from(wait_s).unwrap_or(0)))
+}
+
+/// The wait as far as it can be kept in memory: at most [`QUICK_RETRY_MAX`].
+#[must_use]
+pub fn bounded(wait: Duration) -> Duration {
+    wait.min(QUICK_RETRY_MAX)
+}
+
+/// Seconds since 1970 of an HTTP-date (RFC 9110, section 5.6.7).
+fn http_date(value: &str) -> Option<i64> {
+    // The name of the day is redundant, and senders get it wrong: it is not compared with the date.
+    let parse = |format: &str, text: &str| civil::DateTime::strptime(format, text).ok();
+    let date = match value.split_once(", ") {
+        // Two digits of a year mean 1969 to 2068.
+        Some((_, rest)) => {
+            parse("%d %b %Y %H:%M:%S GMT", rest).or_else(|| parse("%d-%b-%y %H:%M:%S GMT", rest))?
+        }
+        None => parse("%b %e %H:%M:%S %Y", value.split_once(' ')?.1)?,
+    };
+    Some(date.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    fn seconds(s: u64) -> Duration {
+        Duration::from_secs(s)
+    }
+
+    #[test]
+    fn retry_policy_is_validated_when_it_is_built() {
+        assert_eq!(RetryPolicy::new(seconds(0), seconds(1)), Err(PolicyError::BaseIsZero));
+        let (base, cap) = (seconds(2), seconds(1));
+        assert_eq!(RetryPolicy::new(base, cap), Err(PolicyError::CapBelowBase { base, cap }));
+        assert!(RetryPolicy::new(base, base).is_ok());
+    }
+
+    #[test]
+    fn retry_delay_doubles_up_to_the_cap_and_is_spread_over_the_whole_range() {
+        let policy = RetryPolicy::new(seconds(10), seconds(8 * 3600)).unwrap();
+        let ceilings = [0, 1, 2, 11, 12, u32::MAX].map(|n| policy.ceiling(n).as_secs());
+        assert_eq!(ceilings, [10, 20, 40, 20_480, 28_800, 28_800]);
+        let mut rng = SmallRng::seed_from_u64(1);
+        let delays: Vec<Duration> = (0..1_000).map(|_| policy.delay(1, &mut rng)).collect();
+        let share = |of: fn(&&Duration) -> bool| delays.iter().filter(of).count();
+        assert!((400..600).contains(&share(|delay| **delay < Duration::from_secs(10))));
+        assert!(share(|delay| **delay < Duration::from_secs(1)) > 20);
+        assert!(share(|delay| **delay > Duration::from_secs(19)) > 20);
+    }
+
+    proptest! {
+        #[test]
+        fn retry_delay_never_exceeds_its_ceiling(
+            base_ms in 1u64..u64::MAX / 2, more_ms: u32, failures: u32, seed: u64,
+        ) {
+            let base = Duration::from_millis(base_ms);
+            let cap = base + Duration::from_millis(u64::from(more_ms));
+            let policy = RetryPolicy::new(base, cap).unwrap();
+            let delay = policy.delay(failures, &mut SmallRng::seed_from_u64(seed));
+            prop_assert!(delay <= policy.ceiling(failures) && policy.ceiling(failures) <= cap);
+            prop_assert!(policy.ceiling(failures) >= base);
+        }
+
+        #[test]
+        fn retry_after_never_panics(value: String, now: i64) {
+            let _ = parse_retry_after(&value, now);
+        }
+    }
+
+    #[test]
+    fn retry_after_is_read_as_seconds() {
+        let parse = |value| parse_retry_after(value, 0);
+        assert_eq!(parse("120"), Some(seconds(120)));
+        assert_eq!(parse(" 0 "), Some(seconds(0)));
+        assert_eq!(parse("99999999999999999999999"), Some(Duration::from_secs(u64::MAX)));
+        for neither in ["", "-1", "+1", "1.5", "1s", "soon", "Sun, 06 Nov 1994", "٣"] {
+            assert_eq!(parse(neither), None, "{neither:?}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_read_as_a_date_in_all_three_forms() {
+        let now = 784_111_777 - 90; // 90 s before 1994-11-06 08:49:37
+        for date in [
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sun Nov  6 08:49:37 1994",
+        ] {
+            assert_eq!(parse_retry_after(date, now), Some(seconds(90)), "{date}");
+            assert_eq!(parse_retry_after(date, now + 91), Some(seconds(0)), "{date} is past");
+        }
+    }
+
+    #[test]
+    fn wait_in_memory_is_bounded() {
+        assert_eq!(bounded(seconds(5)), seconds(5));
+        assert_eq!(bounded(Duration::MAX), QUICK_RETRY_MAX);
+    }
+}

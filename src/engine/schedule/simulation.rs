@@ -203,7 +203,8 @@ fn small_accounts_do_not_wait_for_a_whale_with_a_slow_endpoint() {
     println!(
         "p99 queue wait of small accounts: {fair:?}, under FIFO {fifo:?}; whale: {whale_sent}"
     );
-    assert!(fair < Duration::from_secs(1), "{fair:?}");
+    // Without the reserve, half a second: the whale fills FAST before it is known to be slow.
+    assert!(fair < Duration::from_millis(100), "{fair:?}");
     assert!(fifo > 100 * fair.max(Duration::from_secs(1)), "{fifo:?} against {fair:?}");
     assert!(whale_sent > 10_000, "nor does the whale starve: {whale_sent}");
 }
@@ -228,7 +229,8 @@ fn small_accounts_do_not_wait_for_a_thousand_endpoints_that_die_at_once() {
     assert_eq!(waits.len(), arrivals.len(), "every small event was sent");
     let fair = p99(waits);
     println!("p99 queue wait of small accounts among dead endpoints: {fair:?}");
-    assert!(fair < Duration::from_secs(5), "{fair:?}");
+    // Without the abort when SLOW is full too, 15 s; without the move to SLOW, over 40 s.
+    assert!(fair < Duration::from_secs(3), "{fair:?}");
 }
 
 /// The slot-time that two lanes with endless queues had, in 200 s on eight slots.

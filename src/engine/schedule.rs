@@ -28,9 +28,9 @@ use std::time::Duration;
 
 use super::tick::micros;
 
-mod endpoint;
+mod learned;
 
-pub use endpoint::{AdaptiveLimit, HoldEstimate};
+pub use learned::{AdaptiveLimit, HoldEstimate};
 
 /// A request that holds its slot so long, or is expected to, belongs to [`Pool::Slow`].
 pub const SLOW_AFTER: Duration = Duration::from_secs(1);
@@ -222,20 +222,21 @@ impl Scheduler {
         }
     }
 
-    /// Whether the lane has something that may be sent now from this pool.
+    /// Whether the lane has something that may be sent now from this pool. Cheap when that is known
+    /// already.
     pub fn set_ready(&mut self, lane: LaneId, pool: Pool, ready: bool) {
-        self.update(lane, |lane, fast, slow| {
-            let virtual_time = match pool {
-                Pool::Fast => fast.virtual_time,
-                Pool::Slow => slow.virtual_time,
-            };
+        let virtual_time = self.slots(pool).virtual_time;
+        if self.lane_mut(lane).is_some_and(|lane| lane.standing_mut(pool).ready == ready) {
+            return;
+        }
+        self.update(lane, |lane, _, _| {
             let standing = lane.standing_mut(pool);
-            if ready && !standing.ready {
+            standing.ready = ready;
+            if ready {
                 // The start tag is that of the moment of arrival, so that lanes which owe nothing go
                 // in the order in which they came.
                 standing.tag = standing.tag.max(virtual_time);
             }
-            standing.ready = ready;
         });
     }
 

@@ -81,13 +81,12 @@ impl Tracker {
         let number = self.next_number;
         self.next_number += 1;
         let slot = self.first_slot + self.entries.len() as u64;
-        let (unsettled, end_lsn) = (0, None);
         self.entries.push_back(Entry {
             number,
             commit_lsn,
             opened: now,
-            unsettled,
-            end_lsn,
+            unsettled: 0,
+            end_lsn: None,
             settled_before,
         });
         TxnSeq { number, slot }
@@ -145,8 +144,8 @@ impl Tracker {
         self.frontier
     }
 
-    /// The number of entries held, for the memory budget; at most one is settled without having been
-    /// so later than a transaction before it.
+    /// The number of entries held, for the memory budget: one for each transaction that the
+    /// frontier has not passed, less those whose entry a later one took over.
     #[must_use]
     pub fn open_transactions(&self) -> usize {
         self.entries.len()

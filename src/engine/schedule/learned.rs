@@ -1,5 +1,5 @@
-//! What the scheduler needs to know of one endpoint: how long it holds a slot, and how many requests
-//! it takes at a time.
+//! What is learned of one endpoint from its requests: how long it holds a slot, and how many it takes
+//! at a time.
 
 use std::time::Duration;
 

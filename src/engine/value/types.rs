@@ -1,0 +1,191 @@
+//! Type OIDs → how a value of the type is written.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// How values of a type are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// `boolean`
+    Bool,
+    /// `smallint`, `integer`
+    Integer,
+    /// `bigint`: a number or a string, as the configuration says.
+    Bigint,
+    /// `real`, `double precision`
+    Float,
+    /// `numeric`
+    Numeric,
+    /// `json`, `jsonb`
+    Json,
+    /// `date`
+    Date,
+    /// `timestamp without time zone`
+    Timestamp,
+    /// `timestamp with time zone`
+    TimestampTz,
+    /// `bytea`
+    Bytea,
+    /// Enums, uuid, ranges and all else: the type's text.
+    Text,
+    /// An array.
+    Array {
+        /// What it holds.
+        element: Arc<Kind>,
+        /// What stands between two elements: a comma, but for `box`.
+        delimiter: u8,
+    },
+}
+
+/// The OIDs of the built-in types that are not written as text.
+///
+/// Source: PostgreSQL, `pg_type.dat`.
+#[expect(missing_docs, reason = "each is named after its type")]
+pub mod oid {
+    pub const BOOL: u32 = 16;
+    pub const BYTEA: u32 = 17;
+    pub const INT8: u32 = 20;
+    pub const INT2: u32 = 21;
+    pub const INT4: u32 = 23;
+    pub const TEXT: u32 = 25;
+    pub const JSON: u32 = 114;
+    pub const FLOAT4: u32 = 700;
+    pub const FLOAT8: u32 = 701;
+    pub const DATE: u32 = 1082;
+    pub const TIMESTAMP: u32 = 1114;
+    pub const TIMESTAMPTZ: u32 = 1184;
+    pub const NUMERIC: u32 = 1700;
+    pub const UUID: u32 = 2950;
+    pub const JSONB: u32 = 3802;
+
+    pub const BOOL_ARRAY: u32 = 1000;
+    pub const BYTEA_ARRAY: u32 = 1001;
+    pub const INT2_ARRAY: u32 = 1005;
+    pub const INT4_ARRAY: u32 = 1007;
+    pub const TEXT_ARRAY: u32 = 1009;
+    pub const VARCHAR_ARRAY: u32 = 1015;
+    pub const INT8_ARRAY: u32 = 1016;
+    pub const FLOAT4_ARRAY: u32 = 1021;
+    pub const FLOAT8_ARRAY: u32 = 1022;
+    pub const TIMESTAMP_ARRAY: u32 = 1115;
+    pub const DATE_ARRAY: u32 = 1182;
+    pub const TIMESTAMPTZ_ARRAY: u32 = 1185;
+    pub const NUMERIC_ARRAY: u32 = 1231;
+    pub const JSON_ARRAY: u32 = 199;
+    pub const UUID_ARRAY: u32 = 2951;
+    pub const JSONB_ARRAY: u32 = 3807;
+
+    /// Types that users make have OIDs from here on (`FirstNormalObjectId`).
+    pub const FIRST_USER_DEFINED: u32 = 16_384;
+}
+
+const SCALARS: [(u32, Kind); 14] = [
+    (oid::BOOL, Kind::Bool),
+    (oid::BYTEA, Kind::Bytea),
+    (oid::INT8, Kind::Bigint),
+    (oid::INT2, Kind::Integer),
+    (oid::INT4, Kind::Integer),
+    (oid::TEXT, Kind::Text),
+    (oid::JSON, Kind::Json),
+    (oid::FLOAT4, Kind::Float),
+    (oid::FLOAT8, Kind::Float),
+    (oid::DATE, Kind::Date),
+    (oid::TIMESTAMP, Kind::Timestamp),
+    (oid::TIMESTAMPTZ, Kind::TimestampTz),
+    (oid::NUMERIC, Kind::Numeric),
+    (oid::JSONB, Kind::Json),
+];
+
+const ARRAYS: [(u32, Kind); 16] = [
+    (oid::BOOL_ARRAY, Kind::Bool),
+    (oid::BYTEA_ARRAY, Kind::Bytea),
+    (oid::INT2_ARRAY, Kind::Integer),
+    (oid::INT4_ARRAY, Kind::Integer),
+    (oid::TEXT_ARRAY, Kind::Text),
+    (oid::VARCHAR_ARRAY, Kind::Text),
+    (oid::INT8_ARRAY, Kind::Bigint),
+    (oid::FLOAT4_ARRAY, Kind::Float),
+    (oid::FLOAT8_ARRAY, Kind::Float),
+    (oid::TIMESTAMP_ARRAY, Kind::Timestamp),
+    (oid::DATE_ARRAY, Kind::Date),
+    (oid::TIMESTAMPTZ_ARRAY, Kind::TimestampTz),
+    (oid::NUMERIC_ARRAY, Kind::Numeric),
+    (oid::JSON_ARRAY, Kind::Json),
+    (oid::UUID_ARRAY, Kind::Text),
+    (oid::JSONB_ARRAY, Kind::Json),
+];
+
+/// What the catalog says about a type, as far as writing its values goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TypeShape {
+    /// A domain: its values are written as those of its base type.
+    Domain {
+        /// The base type's OID.
+        base: u32,
+    },
+    /// An array.
+    Array {
+        /// The element type's OID.
+        element: u32,
+        /// The element type's `typdelim`.
+        delimiter: u8,
+    },
+    /// A base type, an enum, a range, a composite type.
+    Plain,
+}
+
+/// How the types of a database are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Types {
+    kinds: HashMap<u32, Kind>,
+}
+
+impl Default for Types {
+    /// The built-in types of the contract and their arrays.
+    fn default() -> Self {
+        let comma = |kind| Kind::Array { element: Arc::new(kind), delimiter: b',' };
+        let arrays = ARRAYS.into_iter().map(|(oid, kind)| (oid, comma(kind)));
+        Self { kinds: SCALARS.into_iter().chain(arrays).collect() }
+    }
+}
+
+impl Types {
+    /// The built-in types and what the catalog adds to them, in any order.
+    #[must_use]
+    pub fn with_catalog(shapes: &HashMap<u32, TypeShape>) -> Self {
+        let mut types = Self::default();
+        for oid in shapes.keys() {
+            let kind = types.resolve(shapes, *oid, 0);
+            types.kinds.insert(*oid, kind);
+        }
+        types
+    }
+
+    fn resolve(&self, shapes: &HashMap<u32, TypeShape>, oid: u32, depth: u32) -> Kind {
+        /// Domains over domains, and arrays of them; PostgreSQL allows no cycle.
+        const MAX_DEPTH: u32 = 64;
+        if let Some(known) = self.kinds.get(&oid) {
+            return known.clone();
+        }
+        if depth == MAX_DEPTH {
+            return Kind::Text;
+        }
+        match shapes.get(&oid) {
+            Some(TypeShape::Domain { base }) => self.resolve(shapes, *base, depth + 1),
+            Some(TypeShape::Array { element, delimiter }) => Kind::Array {
+                element: Arc::new(self.resolve(shapes, *element, depth + 1)),
+                delimiter: *delimiter,
+            },
+            Some(TypeShape::Plain) | None => Kind::Text,
+        }
+    }
+
+    /// How values of the type are written.
+    ///
+    /// `None`: the type was made after the catalog was read, and may be a domain or an array.
+    #[must_use]
+    pub fn kind(&self, type_oid: u32) -> Option<Kind> {
+        let built_in = type_oid < oid::FIRST_USER_DEFINED;
+        self.kinds.get(&type_oid).cloned().or_else(|| built_in.then_some(Kind::Text))
+    }
+}

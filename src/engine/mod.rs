@@ -12,6 +12,10 @@ pub mod change;
 
 pub mod value;
 
+pub mod row;
+
+pub mod catalog;
+
 pub mod condition;
 
 pub mod rule;

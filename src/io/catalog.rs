@@ -1,1 +1,144 @@
-//! (to come)
+//! Reads the [`Catalog`] with SQL.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result};
+use tokio_postgres::{Client, Row};
+
+use crate::engine::catalog::{Catalog, Table, TableColumn, TableName};
+use crate::engine::pgoutput::ReplicaIdentity;
+use crate::engine::value::{TypeShape, Types};
+
+/// The named tables and views, with the partitions of those that are partitioned.
+///
+/// Arrays are aggregated by the server, so that one statement, and so one snapshot, tells all.
+/// `indisvalid` and `indisreplident`: what PostgreSQL itself asks for (`RelationGetIndexList`).
+const TABLES: &str = "
+    WITH named AS (
+        SELECT c.oid, c.relkind
+        FROM unnest($1::text[], $2::text[]) AS wanted(nspname, relname)
+        JOIN pg_namespace n ON n.nspname = wanted.nspname
+        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.relname
+        WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+    ), covered AS (
+        SELECT oid FROM named
+        UNION
+        SELECT p.relid FROM named, pg_partition_tree(named.oid) p WHERE named.relkind = 'p'
+    ), keys AS (
+        SELECT i.indrelid, i.indisprimary, i.indisreplident,
+               array_agg(a.attname::text ORDER BY k.ord) AS columns
+        FROM covered
+        JOIN pg_index i ON i.indrelid = covered.oid AND i.indisvalid
+                       AND (i.indisprimary OR i.indisreplident)
+        CROSS JOIN unnest(i.indkey) WITH ORDINALITY AS k(attnum, ord)
+        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+        WHERE k.ord <= i.indnkeyatts
+        GROUP BY i.indexrelid, i.indrelid, i.indisprimary, i.indisreplident
+    )
+    SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name,
+           c.relkind IN ('v', 'm') AS is_view,
+           c.relreplident::text AS identity,
+           ARRAY(SELECT r.relid::oid
+                 FROM pg_partition_ancestors(c.oid) WITH ORDINALITY AS r(relid, ord)
+                 WHERE r.relid <> c.oid ORDER BY r.ord) AS ancestors,
+           ARRAY(SELECT a.attname::text FROM pg_attribute a
+                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                 ORDER BY a.attnum) AS column_names,
+           ARRAY(SELECT a.atttypid FROM pg_attribute a
+                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                 ORDER BY a.attnum) AS column_types,
+           ARRAY(SELECT a.attgenerated <> '' FROM pg_attribute a
+                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                 ORDER BY a.attnum) AS columns_generated,
+           (SELECT k.columns FROM keys k WHERE k.indrelid = c.oid AND k.indisprimary)
+               AS primary_key,
+           (SELECT k.columns FROM keys k WHERE k.indrelid = c.oid AND k.indisreplident)
+               AS identity_index
+    FROM covered
+    JOIN pg_class c ON c.oid = covered.oid
+    JOIN pg_namespace n ON n.oid = c.relnamespace";
+
+/// Domains and arrays: all else is written as text, or built in.
+///
+/// An array is the `typarray` of its element: int2vector and point have a `typelem` too, and are
+/// none.
+const TYPES: &str = "
+    SELECT t.oid, t.typbasetype, e.oid AS element, e.typdelim::text AS delimiter
+    FROM pg_type t
+    LEFT JOIN pg_type e ON e.typarray = t.oid
+    WHERE t.typtype = 'd' OR e.oid IS NOT NULL OR t.oid >= 16384";
+
+/// Reads what the catalog says about the tables that `names` lists, as the configuration writes
+/// them. A table that does not exist is left out.
+///
+/// # Errors
+/// When a name cannot be read, or the server refuses the query.
+pub async fn load<N: AsRef<str>>(
+    client: &Client,
+    names: impl IntoIterator<Item = N>,
+) -> Result<Catalog> {
+    let mut schemas = Vec::new();
+    let mut tables = Vec::new();
+    for name in names {
+        let TableName { schema, name } = name.as_ref().parse()?;
+        schemas.push(schema);
+        tables.push(name);
+    }
+    let rows = client.query(TABLES, &[&schemas, &tables]).await;
+    let rows = rows.context("cannot read the tables from the source's catalog")?;
+    let tables = rows.iter().map(table).collect::<Result<Vec<_>>>()?;
+    let rows = client.query(TYPES, &[]).await;
+    let rows = rows.context("cannot read the types from the source's catalog")?;
+    let shapes = rows.iter().map(shape).collect::<Result<HashMap<_, _>>>()?;
+    Ok(Catalog::new(tables, Types::with_catalog(&shapes)))
+}
+
+fn table(row: &Row) -> Result<Table> {
+    let names: Vec<String> = row.try_get("column_names")?;
+    let types: Vec<u32> = row.try_get("column_types")?;
+    let generated: Vec<bool> = row.try_get("columns_generated")?;
+    let columns: Vec<_> = names
+        .into_iter()
+        .zip(types)
+        .zip(generated)
+        .map(|((name, type_oid), is_generated)| TableColumn { name, type_oid, is_generated })
+        .collect();
+    let primary_key: Vec<String> = row.try_get::<_, Option<_>>("primary_key")?.unwrap_or_default();
+    let (identity, identity_columns) = match row.try_get("identity")? {
+        "f" => (ReplicaIdentity::Full, columns.iter().map(|c| c.name.clone()).collect()),
+        "d" => (ReplicaIdentity::Default, primary_key.clone()),
+        "i" => {
+            let index: Option<_> = row.try_get("identity_index")?;
+            (ReplicaIdentity::Index, index.unwrap_or_default())
+        }
+        _ => (ReplicaIdentity::Nothing, Vec::new()),
+    };
+    Ok(Table {
+        oid: row.try_get("oid")?,
+        schema: row.try_get("schema")?,
+        name: row.try_get("name")?,
+        is_view: row.try_get("is_view")?,
+        ancestors: row.try_get("ancestors")?,
+        columns,
+        primary_key,
+        identity,
+        identity_columns,
+    })
+}
+
+fn shape(row: &Row) -> Result<(u32, TypeShape)> {
+    let oid = row.try_get("oid")?;
+    let base: u32 = row.try_get("typbasetype")?;
+    let element: Option<u32> = row.try_get("element")?;
+    let delimiter: Option<&str> = row.try_get("delimiter")?;
+    let delimiter = delimiter.and_then(|text| text.bytes().next()).unwrap_or(b',');
+    let shape = match element {
+        Some(element) => TypeShape::Array { element, delimiter },
+        None if base != 0 => TypeShape::Domain { base },
+        None => TypeShape::Plain,
+    };
+    Ok((oid, shape))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,218 @@
+//! What the source's catalog says about the tables that the configuration names.
+//!
+//! Plain data: `io::catalog` fills it. Rules are checked against it when they are compiled; while
+//! changes stream, the columns are those of the RELATION messages, and from here come only what
+//! these do not tell: the primary key, the partition root and the types.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+
+use super::pgoutput::ReplicaIdentity;
+use super::value::Types;
+
+/// The tables that the configuration names, their partitions, and the types of the database.
+#[derive(Debug, Clone, Default)]
+pub struct Catalog {
+    tables: HashMap<u32, Table>,
+    /// How the types of columns are written.
+    pub types: Types,
+}
+
+/// A table, partition or view.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Its OID.
+    pub oid: u32,
+    /// Its schema's name.
+    pub schema: String,
+    /// Its name.
+    pub name: String,
+    /// Whether it is a view: changes never come from one.
+    pub is_view: bool,
+    /// The partitioned tables above it, from its parent to the root; empty for most.
+    pub ancestors: Vec<u32>,
+    /// Its columns, in order, without dropped ones.
+    pub columns: Vec<TableColumn>,
+    /// The names of the primary key's columns, in the key's order; empty without one.
+    pub primary_key: Vec<String>,
+    /// Which kind of replica identity it has.
+    pub identity: ReplicaIdentity,
+    /// The names of the columns of which the replica identity logs old values. All of them for
+    /// FULL; empty where it logs nothing.
+    pub identity_columns: Vec<String>,
+}
+
+/// A column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type's OID.
+    pub type_oid: u32,
+    /// Whether it is a generated column: PostgreSQL does not publish those.
+    pub is_generated: bool,
+}
+
+impl Table {
+    /// The OID of the partition root; the table's own where it is no partition.
+    #[must_use]
+    pub fn root(&self) -> u32 {
+        self.ancestors.last().copied().unwrap_or(self.oid)
+    }
+
+    /// The column with this name.
+    #[must_use]
+    pub fn column(&self, name: &str) -> Option<&TableColumn> {
+        self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// Whether the replica identity logs the column's old value.
+    #[must_use]
+    pub fn logs_old(&self, column: &str) -> bool {
+        self.identity_columns.iter().any(|name| name == column)
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", quoted(&self.schema), quoted(&self.name))
+    }
+}
+
+/// An identifier as SQL has to write it.
+fn quoted(name: &str) -> std::borrow::Cow<'_, str> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    let starts_well = name.bytes().next().is_some_and(|byte| !byte.is_ascii_digit());
+    if starts_well && name.bytes().all(plain) {
+        return name.into();
+    }
+    format!("\"{}\"", name.replace('"', "\"\"")).into()
+}
+
+impl Catalog {
+    /// A catalog of these tables.
+    #[must_use]
+    pub fn new(tables: impl IntoIterator<Item = Table>, types: Types) -> Self {
+        Self { tables: tables.into_iter().map(|table| (table.oid, table)).collect(), types }
+    }
+
+    /// The table with this OID.
+    #[must_use]
+    pub fn table(&self, oid: u32) -> Option<&Table> {
+        self.tables.get(&oid)
+    }
+
+    /// The partitions below the table that hold rows; none where it is not partitioned.
+    pub fn leaves(&self, oid: u32) -> impl Iterator<Item = &Table> {
+        let parents: HashSet<u32> =
+            self.tables.values().filter_map(|table| table.ancestors.first().copied()).collect();
+        let below = self.tables.values().filter(move |table| table.ancestors.contains(&oid));
+        below.filter(move |table| !parents.contains(&table.oid))
+    }
+
+    /// The table that the configuration names so; `None` where there is none or the name cannot be
+    /// read.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&Table> {
+        let name: TableName = name.parse().ok()?;
+        self.by_name(&name.schema, &name.name)
+    }
+
+    /// The table of this name in this schema, neither folded nor quoted.
+    #[must_use]
+    pub fn by_name(&self, schema: &str, name: &str) -> Option<&Table> {
+        self.tables.values().find(|table| table.schema == schema && table.name == name)
+    }
+}
+
+/// A table's name, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableName {
+    /// The schema; `public` where the text names none.
+    pub schema: String,
+    /// The table.
+    pub name: String,
+}
+
+/// The text is not a table's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is not the name of a table; write schema.name, with double quotes around a part that \
+     holds capitals or other characters"
+)]
+pub struct TableNameError(String);
+
+impl std::str::FromStr for TableName {
+    type Err = TableNameError;
+
+    /// Reads `name`, `schema.name`, `"My Schema"."Name"`.
+    ///
+    /// As in SQL, what is not quoted is folded to lower case; unlike SQL, a name without a schema
+    /// is in `public`, whatever the session's `search_path`.
+    fn from_str(text: &str) -> Result<Self, TableNameError> {
+        let error = || TableNameError(text.to_owned());
+        let (first, rest) = identifier(text).ok_or_else(error)?;
+        if rest.is_empty() {
+            return Ok(Self { schema: "public".to_owned(), name: first });
+        }
+        let rest = rest.strip_prefix('.').ok_or_else(error)?;
+        match identifier(rest) {
+            Some((name, "")) => Ok(Self { schema: first, name }),
+            Some(_) | None => Err(error()),
+        }
+    }
+}
+
+/// Takes one identifier from the start of `text`; returns it and what follows.
+fn identifier(text: &str) -> Option<(String, &str)> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text
+            .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '$' || !c.is_ascii()))
+            .unwrap_or(text.len());
+        let (name, rest) = text.split_at_checked(end)?;
+        let valid = name.chars().next().is_some_and(|c| !c.is_ascii_digit() && c != '$');
+        return valid.then(|| (name.to_ascii_lowercase(), rest));
+    };
+    let mut name = String::new();
+    let mut left = quoted;
+    loop {
+        let (part, after) = left.split_once('"')?;
+        name.push_str(part);
+        match after.strip_prefix('"') {
+            Some(more) => {
+                name.push('"');
+                left = more;
+            }
+            None => return (!name.is_empty()).then_some((name, after)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn name(schema: &str, name: &str) -> TableName {
+        TableName { schema: schema.to_owned(), name: name.to_owned() }
+    }
+
+    #[test]
+    fn table_name_is_read_as_sql_reads_it_but_for_the_search_path() {
+        assert_eq!("webhooks".parse(), Ok(name("public", "webhooks")));
+        assert_eq!("App.Webhooks".parse(), Ok(name("app", "webhooks")));
+        assert_eq!("app.\"Web.hooks\"".parse(), Ok(name("app", "Web.hooks")));
+        assert_eq!("\"a\"\"b\".c$1".parse(), Ok(name("a\"b", "c$1")));
+        for text in ["", ".", "a.", ".b", "a.b.c", "a b", "\"a", "\"\"", "1a", "a\"b\"", "a;b"] {
+            assert!(text.parse::<TableName>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn table_display_reads_back_as_its_name(schema in "[^\0]{1,8}", table in "[^\0]{1,8}") {
+            let text = format!("{}.{}", quoted(&schema), quoted(&table));
+            prop_assert_eq!(text.parse(), Ok(name(&schema, &table)));
+        }
+    }
+}

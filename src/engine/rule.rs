@@ -1,1 +1,240 @@
-//! (to come)
+//! Event rules: a row change → the events, and the invalidations, that it makes.
+//!
+//! ```text
+//! configuration + catalog ──compile──► rules          (at start; everything wrong is told at once)
+//! rules + RELATION        ──bind────► column indexes  (whenever a table is described)
+//! bindings + change       ──build───► items           (for each change)
+//! ```
+//!
+//! Of several rules of one type the first that matches wins: an event's id follows from position
+//! and type, so that a change can make one event of a type only. For the same reason a rule whose
+//! condition cannot be evaluated decides for its type, and no later rule is asked: the change is
+//! [`Unroutable`](super::event::Unroutable), not silently another rule's.
+
+mod bind;
+mod build;
+mod compile;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+
+use super::catalog::Catalog;
+use super::change::Change;
+use super::condition::Condition;
+use super::event::Item;
+use super::pgoutput::Relation;
+use crate::config::{Bigint, Config, Endpoints, EventRule, Payload, RuleOperation};
+
+/// What the configuration says about making events.
+#[derive(Debug, Clone, Copy)]
+pub struct RuleSettings<'a> {
+    /// `[[events]]`
+    pub events: &'a [EventRule],
+    /// `[endpoints]`
+    pub endpoints: &'a Endpoints,
+    /// `[payload]`
+    pub payload: &'a Payload,
+}
+
+impl<'a> RuleSettings<'a> {
+    /// The part of `config` that is about events.
+    #[must_use]
+    pub fn of(config: &'a Config) -> Self {
+        Self { events: &config.events, endpoints: &config.endpoints, payload: &config.payload }
+    }
+
+    /// Every table that the settings name, as they name it: what the catalog has to hold.
+    pub fn tables(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        let rules = self.events.iter().map(|rule| rule.table.as_str());
+        rules.chain([self.endpoints.table.as_str()]).chain(self.watched())
+    }
+
+    /// The published tables whose changes invalidate cached routes.
+    pub fn watched(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        let watch = &self.endpoints.watch;
+        let default = watch.is_empty().then_some(self.endpoints.table.as_str());
+        default.into_iter().chain(watch.iter().map(String::as_str))
+    }
+}
+
+/// A rule, or the endpoint table, does not fit the source.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{subject}: {message}")]
+pub struct RuleError {
+    /// Which rule: `rule 2 (subscriber.updated)`, counted from 1 as they stand in the file; or
+    /// `endpoints`.
+    pub subject: String,
+    /// What is wrong, and the mend.
+    pub message: String,
+}
+
+/// A rule that fitted when it was compiled no longer fits its table: to go on would lose events.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RuleBroken {
+    /// A column that the rule needs is gone.
+    #[error(
+        "{rule} needs the column {column} of {table}, which the table or the publication's column \
+         list no longer has; correct the rule or bring the column back"
+    )]
+    Column {
+        /// Which rule.
+        rule: String,
+        /// Its table.
+        table: String,
+        /// The column.
+        column: String,
+    },
+    /// Old values that the rule needs are no longer logged.
+    #[error(
+        "{rule} needs the old value of {column}, which the replica identity of {table} does not \
+         log; ALTER TABLE {table} REPLICA IDENTITY FULL, or correct the rule"
+    )]
+    Identity {
+        /// Which rule.
+        rule: String,
+        /// Its table.
+        table: String,
+        /// The column.
+        column: String,
+    },
+    /// Two of the rule's columns now have one name in the body.
+    #[error("{rule} would send two columns of {table} as {name:?}; rename one of them")]
+    Duplicate {
+        /// Which rule.
+        rule: String,
+        /// Its table.
+        table: String,
+        /// The name in the body.
+        name: String,
+    },
+    /// A column's type is younger than the catalog that the rules were compiled with: read the
+    /// catalog and compile the rules again.
+    #[error(
+        "{rule} sends the column {column} of {table}, whose type (OID {type_oid}) was made after \
+         the catalog was read; start again"
+    )]
+    UnknownType {
+        /// Which rule.
+        rule: String,
+        /// Its table.
+        table: String,
+        /// The column.
+        column: String,
+        /// The type.
+        type_oid: u32,
+    },
+}
+
+/// The compiled rules, and what is bound of them.
+#[derive(Debug)]
+pub struct Rules {
+    system_identifier: u64,
+    bigint: Bigint,
+    catalog: Catalog,
+    /// In the configuration's order.
+    rules: Vec<Rule>,
+    watch: Watch,
+    /// By the OID in RELATION messages.
+    bindings: HashMap<u32, bind::Binding>,
+    scratch: BytesMut,
+}
+
+/// One compiled rule.
+#[derive(Debug)]
+struct Rule {
+    /// How messages name it.
+    label: String,
+    event_type: Arc<str>,
+    /// Its table's OID.
+    table: u32,
+    on: Vec<RuleOperation>,
+    account: String,
+    condition: Option<Condition>,
+    columns: Columns,
+    /// Column → name in the body.
+    rename: HashMap<String, String>,
+}
+
+/// Which columns a rule sends.
+#[derive(Debug)]
+enum Columns {
+    /// `["*"]`
+    All,
+    Named(Vec<String>),
+}
+
+/// The tables whose changes invalidate cached routes, by OID.
+#[derive(Debug)]
+struct Watch {
+    endpoint_table: u32,
+    id: String,
+    account: String,
+    others: Vec<u32>,
+}
+
+impl Rules {
+    /// Compiles all rules and checks them against the catalog's tables and columns.
+    ///
+    /// # Errors
+    /// All that is wrong with any of them: unknown tables and columns, names that occur twice, an
+    /// invalid type or condition, a replica identity that does not log what the rule reads.
+    pub fn compile(
+        settings: RuleSettings<'_>,
+        catalog: &Catalog,
+        system_identifier: u64,
+    ) -> Result<Self, Vec<RuleError>> {
+        let (rules, watch) = compile::compile(settings, catalog)?;
+        Ok(Self {
+            system_identifier,
+            bigint: settings.payload.bigint,
+            catalog: catalog.clone(),
+            rules,
+            watch,
+            bindings: HashMap::new(),
+            scratch: BytesMut::new(),
+        })
+    }
+
+    /// Binds the rules of a table to the columns that its following changes have.
+    ///
+    /// A table is known by its OID, wherever it was renamed to. One whose OID the catalog does not
+    /// hold is known by its name: the WAL may be older than a table that was dropped and made
+    /// again.
+    ///
+    /// # Errors
+    /// When a rule no longer fits the table. Its changes must not be handled then.
+    pub fn handle_relation(&mut self, relation: &Arc<Relation>) -> Result<(), RuleBroken> {
+        self.bindings.remove(&relation.oid);
+        let table = self.catalog.table(relation.oid);
+        let table = table.or_else(|| self.catalog.by_name(&relation.schema, &relation.name));
+        let Some(table) = table else { return Ok(()) };
+        let binding = bind::bind(&self.rules, &self.watch, &self.catalog.types, table, relation)?;
+        if let Some(binding) = binding {
+            self.bindings.insert(relation.oid, binding);
+        }
+        Ok(())
+    }
+
+    /// Appends what the change makes: an invalidation first, then events and unroutable changes in
+    /// the order of their types.
+    ///
+    /// Invariant: the change's relation was the last with its OID that
+    /// [`handle_relation`](Self::handle_relation) took.
+    pub fn handle_change(&mut self, change: &Change<'_>, out: &mut Vec<Item>) {
+        let Some(binding) = self.bindings.get(&change.relation.oid) else { return };
+        build::Builder {
+            system_identifier: self.system_identifier,
+            bigint: self.bigint,
+            rules: &self.rules,
+            binding,
+            change,
+            scratch: &mut self.scratch,
+        }
+        .build(out);
+    }
+}
+
+#[cfg(test)]
+mod tests;

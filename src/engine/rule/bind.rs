@@ -1,0 +1,182 @@
+//! Rules → the column indexes of one relation.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use super::compile::needs_old;
+use super::{Columns, Rule, RuleBroken, Watch};
+use crate::config::RuleOperation;
+use crate::engine::catalog::Table;
+use crate::engine::condition::Side;
+use crate::engine::event::put_json_text;
+use crate::engine::pgoutput::{Relation, ReplicaIdentity};
+use crate::engine::value::{Kind, Types};
+
+/// What is to be done with the changes of one relation.
+#[derive(Debug)]
+pub(super) struct Binding {
+    /// The partition root's OID.
+    pub(super) root: u32,
+    /// The primary key; empty where there is none, or not all of it is published.
+    pub(super) primary_key: Vec<usize>,
+    pub(super) invalidates: Option<Invalidates>,
+    /// The rules of each type in the configuration's order, sorted by type.
+    pub(super) types: Vec<(Arc<str>, Vec<BoundRule>)>,
+}
+
+/// What a change of the relation invalidates.
+#[derive(Debug)]
+pub(super) enum Invalidates {
+    All,
+    /// The relation is the endpoint table; these columns hold id and account.
+    Endpoint {
+        id: usize,
+        account: Option<usize>,
+    },
+}
+
+/// A rule whose columns are indexes.
+#[derive(Debug)]
+pub(super) struct BoundRule {
+    /// Its place among the rules.
+    pub(super) rule: usize,
+    pub(super) account: usize,
+    pub(super) fields: Vec<BoundField>,
+    /// The columns that the condition reads of the old row, in the condition's order.
+    pub(super) old: Vec<(usize, Kind)>,
+    /// Likewise of the new row.
+    pub(super) new: Vec<(usize, Kind)>,
+}
+
+/// A column that is sent.
+#[derive(Debug)]
+pub(super) struct BoundField {
+    pub(super) column: usize,
+    pub(super) kind: Kind,
+    /// Its name in the body, as JSON text.
+    pub(super) name: Bytes,
+}
+
+/// `None` when the relation concerns nobody.
+pub(super) fn bind(
+    rules: &[Rule],
+    watch: &Watch,
+    types: &Types,
+    table: &Table,
+    relation: &Relation,
+) -> Result<Option<Binding>, RuleBroken> {
+    let index = |name: &str| relation.columns.iter().position(|column| column.name == name);
+    let covers = |oid: u32| table.oid == oid || table.ancestors.contains(&oid);
+    let mut by_type: BTreeMap<Arc<str>, Vec<BoundRule>> = BTreeMap::new();
+    for (at, rule) in rules.iter().enumerate().filter(|(_, rule)| covers(rule.table)) {
+        let bound = Binder { rule, types, table, relation }.bind(at)?;
+        by_type.entry(Arc::clone(&rule.event_type)).or_default().push(bound);
+    }
+    let invalidates = if covers(watch.endpoint_table) {
+        let account = index(&watch.account);
+        index(&watch.id).map(|id| Invalidates::Endpoint { id, account }).or(Some(Invalidates::All))
+    } else {
+        watch.others.iter().any(|oid| covers(*oid)).then_some(Invalidates::All)
+    };
+    if by_type.is_empty() && invalidates.is_none() {
+        return Ok(None);
+    }
+    let key: Option<Vec<usize>> = table.primary_key.iter().map(|name| index(name)).collect();
+    Ok(Some(Binding {
+        root: table.root(),
+        primary_key: key.unwrap_or_default(),
+        invalidates,
+        types: by_type.into_iter().collect(),
+    }))
+}
+
+struct Binder<'a> {
+    rule: &'a Rule,
+    types: &'a Types,
+    table: &'a Table,
+    relation: &'a Relation,
+}
+
+impl Binder<'_> {
+    fn bind(&self, rule: usize) -> Result<BoundRule, RuleBroken> {
+        let account = self.index(&self.rule.account)?;
+        let fields = self.fields()?;
+        let read = |side| match &self.rule.condition {
+            None => Ok(Vec::new()),
+            Some(condition) => {
+                condition.columns(side).iter().map(|name| self.typed(name)).collect()
+            }
+        };
+        let (old, new) = (read(Side::Old)?, read(Side::New)?);
+        self.check_identity()?;
+        Ok(BoundRule { rule, account, fields, old, new })
+    }
+
+    fn fields(&self) -> Result<Vec<BoundField>, RuleBroken> {
+        let all = self.relation.columns.iter().map(|column| column.name.as_str());
+        let selected: Vec<&str> = match &self.rule.columns {
+            Columns::All => all.collect(),
+            Columns::Named(names) => names.iter().map(String::as_str).collect(),
+        };
+        let mut names = HashSet::new();
+        let mut fields = Vec::with_capacity(selected.len());
+        for column in selected {
+            let name = self.rule.rename.get(column).map_or(column, String::as_str);
+            if !names.insert(name) {
+                return Err(RuleBroken::Duplicate {
+                    rule: self.rule.label.clone(),
+                    table: self.table.to_string(),
+                    name: name.to_owned(),
+                });
+            }
+            let (index, kind) = self.typed(column)?;
+            let mut json = BytesMut::new();
+            put_json_text(&mut json, name);
+            fields.push(BoundField { column: index, kind, name: json.freeze() });
+        }
+        Ok(fields)
+    }
+
+    fn index(&self, name: &str) -> Result<usize, RuleBroken> {
+        let index = self.relation.columns.iter().position(|column| column.name == name);
+        index.ok_or_else(|| RuleBroken::Column {
+            rule: self.rule.label.clone(),
+            table: self.table.to_string(),
+            column: name.to_owned(),
+        })
+    }
+
+    fn typed(&self, name: &str) -> Result<(usize, Kind), RuleBroken> {
+        let index = self.index(name)?;
+        let type_oid = self.relation.columns.get(index).map_or(0, |column| column.type_oid);
+        let kind = self.types.kind(type_oid).ok_or_else(|| RuleBroken::UnknownType {
+            rule: self.rule.label.clone(),
+            table: self.table.to_string(),
+            column: name.to_owned(),
+            type_oid,
+        })?;
+        Ok((index, kind))
+    }
+
+    fn check_identity(&self) -> Result<(), RuleBroken> {
+        if self.relation.identity == ReplicaIdentity::Full {
+            return Ok(());
+        }
+        let needs = |operation: &RuleOperation| {
+            needs_old(&self.rule.account, self.rule.condition.as_ref(), *operation)
+        };
+        for name in self.rule.on.iter().flat_map(needs) {
+            let column = self.relation.columns.get(self.index(name)?);
+            if !column.is_some_and(|column| column.key) {
+                return Err(RuleBroken::Identity {
+                    rule: self.rule.label.clone(),
+                    table: self.table.to_string(),
+                    column: name.to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+}

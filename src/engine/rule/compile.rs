@@ -1,0 +1,324 @@
+//! The rules of the configuration, checked against the catalog. Every error names the rule and the
+//! mend, and all of them are told at once.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use super::{Columns, Rule, RuleError, RuleSettings, Watch};
+use crate::config::{EventRule, RuleOperation};
+use crate::engine::catalog::{Catalog, Table};
+use crate::engine::condition::{Condition, Side};
+
+/// Long enough for any name, short enough for metrics and keys.
+const MAX_TYPE_BYTES: usize = 128;
+
+/// So many columns at most are listed in a message.
+const MAX_LISTED: usize = 20;
+
+pub(super) fn compile(
+    settings: RuleSettings<'_>,
+    catalog: &Catalog,
+) -> Result<(Vec<Rule>, Watch), Vec<RuleError>> {
+    let mut errors = Vec::new();
+    let mut rules = Vec::new();
+    for (index, rule) in settings.events.iter().enumerate() {
+        let subject = format!("rule {} ({})", index + 1, rule.event_type);
+        let mut check = Check { subject, errors: &mut errors };
+        rules.extend(check.rule(rule, catalog));
+    }
+    let mut check = Check { subject: "endpoints".to_owned(), errors: &mut errors };
+    match check.watch(settings, catalog) {
+        Some(watch) if errors.is_empty() => Ok((rules, watch)),
+        Some(_) | None => Err(errors),
+    }
+}
+
+struct Check<'a> {
+    subject: String,
+    errors: &'a mut Vec<RuleError>,
+}
+
+impl Check<'_> {
+    fn fail(&mut self, message: impl Into<String>) {
+        self.errors.push(RuleError { subject: self.subject.clone(), message: message.into() });
+    }
+
+    fn table<'c>(&mut self, name: &str, catalog: &'c Catalog) -> Option<&'c Table> {
+        if let Err(error) = name.parse::<crate::engine::catalog::TableName>() {
+            self.fail(error.to_string());
+            return None;
+        }
+        let table = catalog.find(name);
+        if table.is_none() {
+            self.fail(format!(
+                "there is no table {name}, or our role may not see its schema; correct the name"
+            ));
+        }
+        table
+    }
+
+    fn column(&mut self, key: &str, column: &str, table: &Table) {
+        if table.column(column).is_none() {
+            self.fail(format!("{key}: {}", unknown_column(column, table)));
+        }
+    }
+
+    /// A column that changes have to carry.
+    fn published_column(&mut self, key: &str, column: &str, table: &Table) {
+        self.column(key, column, table);
+        if table.column(column).is_some_and(|column| column.is_generated) {
+            self.fail(format!(
+                "{key}: the column {column} of {table} is generated, and PostgreSQL does not \
+                 publish generated columns; use the columns it is made from"
+            ));
+        }
+    }
+
+    /// `None` when there was an error.
+    fn rule(&mut self, rule: &EventRule, catalog: &Catalog) -> Option<Rule> {
+        let before = self.errors.len();
+        if !is_type_name(&rule.event_type) {
+            self.fail(
+                "type is not valid; write words of letters, digits, _ and - with full stops \
+                 between them, at most 128 bytes: subscriber.updated",
+            );
+        }
+        if rule.on.is_empty() {
+            self.fail("on is empty; name at least one of insert, update and delete");
+        }
+        let condition = self.condition(rule);
+        let table = self.table(&rule.table, catalog)?;
+        if table.is_view {
+            self.fail(format!("{table} is a view, which has no changes; name the table behind it"));
+            return None;
+        }
+        self.published_column("account", &rule.account, table);
+        let columns = self.columns(rule, table);
+        if let Some(condition) = &condition {
+            self.condition_columns(condition, table, catalog);
+        }
+        // The rows of a partitioned table are logged by the identities of its partitions.
+        for table in std::iter::once(table).chain(catalog.leaves(table.oid)) {
+            let so_far = self.errors.len();
+            self.identity(rule, condition.as_ref(), table);
+            if self.errors.len() > so_far {
+                break;
+            }
+        }
+        (self.errors.len() == before).then(|| Rule {
+            label: self.subject.clone(),
+            event_type: rule.event_type.as_str().into(),
+            table: table.oid,
+            on: rule.on.clone(),
+            account: rule.account.clone(),
+            condition,
+            columns,
+            rename: rule.rename.clone().into_iter().collect(),
+        })
+    }
+
+    fn columns(&mut self, rule: &EventRule, table: &Table) -> Columns {
+        let all = rule.columns.iter().any(|column| column == "*");
+        if rule.columns.is_empty() {
+            self.fail("columns is empty; name the columns to send, or [\"*\"] for all");
+        }
+        if all && rule.columns.len() > 1 {
+            self.fail("columns holds \"*\" beside others; write [\"*\"] alone, or names only");
+        }
+        let selected: Vec<String> = match all {
+            true => {
+                let published = table.columns.iter().filter(|column| !column.is_generated);
+                published.map(|column| column.name.clone()).collect()
+            }
+            false => rule.columns.clone(),
+        };
+        let mut seen = HashSet::new();
+        for column in &selected {
+            self.published_column("columns", column, table);
+            if !seen.insert(column) {
+                self.fail(format!("columns names {column} twice; remove one of them"));
+            }
+        }
+        for (column, name) in &rule.rename {
+            if !seen.contains(column) {
+                self.fail(format!("rename names {column}, which columns does not; add it there"));
+            }
+            if name.is_empty() {
+                self.fail(format!("rename gives {column} an empty name"));
+            }
+        }
+        let mut names = HashSet::new();
+        for column in seen {
+            let name = rule.rename.get(column).unwrap_or(column);
+            if !names.insert(name) {
+                self.fail(format!("two columns are sent as {name:?}; rename one of them"));
+            }
+        }
+        if all { Columns::All } else { Columns::Named(selected) }
+    }
+
+    fn condition(&mut self, rule: &EventRule) -> Option<Condition> {
+        let condition = match Condition::compile(rule.when.as_ref()?) {
+            Ok(condition) => condition,
+            Err(error) => {
+                self.fail(format!("when: {error}"));
+                return None;
+            }
+        };
+        for (side, operation) in
+            [(Side::Old, RuleOperation::Insert), (Side::New, RuleOperation::Delete)]
+        {
+            if rule.on.contains(&operation) && !condition.columns(side).is_empty() {
+                self.fail(format!(
+                    "when reads {side}, which {operation} does not have; write a rule of the same \
+                     type for {operation} alone",
+                    side = side.as_str(),
+                    operation = word(operation),
+                ));
+            }
+        }
+        Some(condition)
+    }
+
+    fn condition_columns(&mut self, condition: &Condition, table: &Table, catalog: &Catalog) {
+        for side in [Side::Old, Side::New] {
+            for column in condition.columns(side) {
+                self.published_column("when", column, table);
+            }
+        }
+        let kind = |column: &str| catalog.types.kind(table.column(column)?.type_oid);
+        if let Err(error) = condition.check_kinds(kind) {
+            self.fail(format!("when: {error}"));
+        }
+    }
+
+    /// Refuses a rule that reads old values which the WAL will never carry.
+    fn identity(&mut self, rule: &EventRule, condition: Option<&Condition>, table: &Table) {
+        for operation in [RuleOperation::Update, RuleOperation::Delete] {
+            if !rule.on.contains(&operation) {
+                continue;
+            }
+            if table.identity_columns.is_empty() {
+                self.fail(format!(
+                    "{table} has no replica identity, so that PostgreSQL refuses to {} its rows \
+                     once it is published; give it a primary key, or ALTER TABLE {table} REPLICA \
+                     IDENTITY FULL",
+                    word(operation)
+                ));
+                return;
+            }
+            let mut missing = needs_old(&rule.account, condition, operation);
+            missing.retain(|column| table.column(column).is_some() && !table.logs_old(column));
+            if !missing.is_empty() {
+                self.fail(format!(
+                    "on {} it needs the old value of {}, and the replica identity of {table} logs \
+                     only {}; ALTER TABLE {table} REPLICA IDENTITY FULL",
+                    word(operation),
+                    list(&missing),
+                    list(&table.identity_columns),
+                ));
+            }
+        }
+    }
+
+    fn watch(&mut self, settings: RuleSettings<'_>, catalog: &Catalog) -> Option<Watch> {
+        let endpoints = settings.endpoints;
+        let table = self.table(&endpoints.table, catalog)?;
+        for (key, column) in [
+            ("id", Some(&endpoints.id)),
+            ("account", Some(&endpoints.account)),
+            ("url", Some(&endpoints.url)),
+            ("event_types", Some(&endpoints.event_types)),
+            ("secret", Some(&endpoints.secret)),
+            ("enabled", Some(&endpoints.enabled)),
+            ("headers", endpoints.headers.as_ref()),
+            ("max_in_flight", endpoints.max_in_flight.as_ref()),
+            ("rate_per_second", endpoints.rate_per_second.as_ref()),
+        ] {
+            if let Some(column) = column {
+                self.column(key, column, table);
+            }
+        }
+        let mut others = Vec::new();
+        for name in settings.watched() {
+            let Some(watched) = self.table(name, catalog) else { continue };
+            if watched.is_view {
+                self.fail(format!(
+                    "{watched} is a view, which has no changes; name the published tables behind \
+                     it in endpoints.watch"
+                ));
+            }
+            if watched.oid != table.oid {
+                others.push(watched.oid);
+            }
+        }
+        let (id, account) = (endpoints.id.clone(), endpoints.account.clone());
+        Some(Watch { endpoint_table: table.oid, id, account, others })
+    }
+}
+
+/// The columns whose old values an event of `operation` cannot do without.
+pub(super) fn needs_old<'a>(
+    account: &'a str,
+    condition: Option<&'a Condition>,
+    operation: RuleOperation,
+) -> Vec<&'a str> {
+    let read = condition.map_or(&[][..], |condition| condition.columns(Side::Old));
+    let read = read.iter().map(String::as_str);
+    match operation {
+        RuleOperation::Insert => Vec::new(),
+        RuleOperation::Update => read.collect(),
+        RuleOperation::Delete => {
+            let others = read.filter(|column| *column != account);
+            std::iter::once(account).chain(others).collect()
+        }
+    }
+}
+
+fn word(operation: RuleOperation) -> &'static str {
+    match operation {
+        RuleOperation::Insert => "insert",
+        RuleOperation::Update => "update",
+        RuleOperation::Delete => "delete",
+    }
+}
+
+fn is_type_name(text: &str) -> bool {
+    let in_word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    text.len() <= MAX_TYPE_BYTES
+        && text.split('.').all(|word| !word.is_empty() && word.bytes().all(in_word))
+}
+
+fn list(names: &[impl fmt::Display]) -> String {
+    let shown: Vec<_> = names.iter().take(MAX_LISTED).map(ToString::to_string).collect();
+    let more = if names.len() > MAX_LISTED { ", …" } else { "" };
+    format!("{}{more}", shown.join(", "))
+}
+
+fn unknown_column(column: &str, table: &Table) -> String {
+    let names: Vec<&str> = table.columns.iter().map(|column| column.name.as_str()).collect();
+    let nearest = names
+        .iter()
+        .map(|name| (distance(column, name), *name))
+        .min()
+        .filter(|(distance, name)| *distance <= name.len().min(column.len()) / 3 + 1);
+    let hint = nearest.map_or_else(String::new, |(_, name)| format!(" (did you mean {name}?)"));
+    format!("{table} has no column {column}{hint}; it has {}", list(&names))
+}
+
+/// Levenshtein's distance, in characters.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, left) in a.chars().enumerate() {
+        let mut next = Vec::with_capacity(row.len());
+        next.push(i + 1);
+        for ((substituted, deleted), right) in row.iter().zip(row.iter().skip(1)).zip(&b) {
+            let inserted = next.last().copied().unwrap_or(i) + 1;
+            let changed = usize::from(left != *right);
+            next.push((substituted + changed).min(deleted + 1).min(inserted));
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
+}

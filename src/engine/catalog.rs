@@ -4,7 +4,7 @@
 //! changes stream, the columns are those of the RELATION messages, and from here come only what
 //! these do not tell: the primary key, the partition root and the types.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::pgoutput::ReplicaIdentity;
@@ -49,6 +49,8 @@ pub struct TableColumn {
     pub name: String,
     /// Its type's OID.
     pub type_oid: u32,
+    /// Whether it is a generated column: PostgreSQL does not publish those.
+    pub is_generated: bool,
 }
 
 impl Table {
@@ -98,6 +100,14 @@ impl Catalog {
     #[must_use]
     pub fn table(&self, oid: u32) -> Option<&Table> {
         self.tables.get(&oid)
+    }
+
+    /// The partitions below the table that hold rows; none where it is not partitioned.
+    pub fn leaves(&self, oid: u32) -> impl Iterator<Item = &Table> {
+        let parents: HashSet<u32> =
+            self.tables.values().filter_map(|table| table.ancestors.first().copied()).collect();
+        let below = self.tables.values().filter(move |table| table.ancestors.contains(&oid));
+        below.filter(move |table| !parents.contains(&table.oid))
     }
 
     /// The table that the configuration names so; `None` where there is none or the name cannot be

@@ -7,7 +7,8 @@
 //! Values by kind: `smallint`, `integer` and `bigint` → int; floats → double; numeric → double
 //! where it has at most 15 significant digits, which a double holds exactly, and an error above;
 //! boolean → bool; null → null; all else → string in PostgreSQL's text: json and arrays are not
-//! taken apart, and timestamps are `2026-11-23 17:46:00.5+00`, which compares in order of time.
+//! taken apart, `char(n)` keeps its blanks, and a timestamptz is `2026-11-23 17:46:00.5+00`, which
+//! compares in order of time from year 1 to 9999.
 //!
 //! Comprehension macros are refused and the text is bounded, because an evaluation cannot be
 //! stopped half-way.

@@ -87,17 +87,21 @@ impl<'a> RowView<'a> {
     /// The row that the event shows: the new one, of a delete the old one.
     #[must_use]
     pub fn current(&self, column: usize) -> Cell<'a> {
-        if matches!(self.rows, Rows::Delete { .. }) { self.old(column) } else { self.new_(column) }
+        if matches!(self.rows, Rows::Delete { .. }) {
+            self.before(column)
+        } else {
+            self.after(column)
+        }
     }
 
     /// The value after the change. An unchanged TOASTed value is taken from the old row where the
     /// replica identity logs it.
     #[must_use]
-    pub fn new_(&self, column: usize) -> Cell<'a> {
+    pub fn after(&self, column: usize) -> Cell<'a> {
         match self.rows {
             Rows::Insert { new } => cell(new, column),
             Rows::Update { new, old } => cell(new, column)
-                .or_else(|| old.as_ref().map_or(UNCHANGED, |old| self.logged(old, column)))
+                .or_else(|| old.as_ref().map_or(UNCHANGED, |old| Self::logged(old, column)))
                 .or_else(|| UNCHANGED),
             Rows::Delete { .. } | Rows::Truncate => NOT_LOGGED,
         }
@@ -106,39 +110,31 @@ impl<'a> RowView<'a> {
     /// The value before the change. An update without an old tuple left the replica identity's
     /// columns alone, so that they are as in the new row.
     #[must_use]
-    pub fn old(&self, column: usize) -> Cell<'a> {
+    pub fn before(&self, column: usize) -> Cell<'a> {
         match self.rows {
-            Rows::Update { old: Some(old), .. } | Rows::Delete { old } => self.logged(old, column),
+            Rows::Update { old: Some(old), .. } | Rows::Delete { old } => Self::logged(old, column),
             Rows::Update { old: None, new } if self.is_index_identity(column) => cell(new, column),
             Rows::Update { old: None, .. } | Rows::Insert { .. } | Rows::Truncate => NOT_LOGGED,
         }
     }
 
-    /// Whether the WAL carries the whole old row.
-    #[must_use]
-    pub fn has_full_old(&self) -> bool {
-        match self.rows {
-            Rows::Update { old, .. } => matches!(old, Some(OldTuple::Full(_))),
-            Rows::Delete { old } => matches!(old, OldTuple::Full(_)),
-            Rows::Insert { .. } | Rows::Truncate => false,
-        }
-    }
-
-    fn logged(&self, old: &'a OldTuple<'a>, column: usize) -> Cell<'a> {
+    fn logged(old: &'a OldTuple<'a>, column: usize) -> Cell<'a> {
         match old {
             OldTuple::Full(tuple) => cell(tuple, column),
-            OldTuple::Key(tuple) if self.is_key(column) => cell(tuple, column),
-            OldTuple::Key(_) => NOT_LOGGED,
+            OldTuple::Key(tuple) => match cell(tuple, column) {
+                // A column of a key is never null: null says that the column is not in the key.
+                // The relation's own marks do not tell, where it is a partition root: rows are
+                // logged by the identity of their partition.
+                Cell::Null => NOT_LOGGED,
+                value @ (Cell::Text(_) | Cell::Unknown(_)) => value,
+            },
         }
-    }
-
-    fn is_key(&self, column: usize) -> bool {
-        self.relation.columns.get(column).is_some_and(|column| column.key)
     }
 
     /// FULL marks every column as key and logs every old row, so that its absence says nothing.
     fn is_index_identity(&self, column: usize) -> bool {
-        self.relation.identity != ReplicaIdentity::Full && self.is_key(column)
+        self.relation.identity != ReplicaIdentity::Full
+            && self.relation.columns.get(column).is_some_and(|column| column.key)
     }
 }
 

@@ -47,6 +47,9 @@ const TABLES: &str = "
            ARRAY(SELECT a.atttypid FROM pg_attribute a
                  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
                  ORDER BY a.attnum) AS column_types,
+           ARRAY(SELECT a.attgenerated <> '' FROM pg_attribute a
+                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                 ORDER BY a.attnum) AS columns_generated,
            (SELECT k.columns FROM keys k WHERE k.indrelid = c.oid AND k.indisprimary)
                AS primary_key,
            (SELECT k.columns FROM keys k WHERE k.indrelid = c.oid AND k.indisreplident)
@@ -93,10 +96,12 @@ pub async fn load<N: AsRef<str>>(
 fn table(row: &Row) -> Result<Table> {
     let names: Vec<String> = row.try_get("column_names")?;
     let types: Vec<u32> = row.try_get("column_types")?;
+    let generated: Vec<bool> = row.try_get("columns_generated")?;
     let columns: Vec<_> = names
         .into_iter()
         .zip(types)
-        .map(|(name, type_oid)| TableColumn { name, type_oid })
+        .zip(generated)
+        .map(|((name, type_oid), is_generated)| TableColumn { name, type_oid, is_generated })
         .collect();
     let primary_key: Vec<String> = row.try_get::<_, Option<_>>("primary_key")?.unwrap_or_default();
     let (identity, identity_columns) = match row.try_get("identity")? {

@@ -61,11 +61,11 @@ struct Compared {
     literal: Literal,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Literal {
     Bool,
     Number,
-    String,
+    String(String),
     Bytes,
 }
 
@@ -101,23 +101,24 @@ impl Reads {
     ) -> Result<(), ConditionError> {
         for Compared { side, column, literal } in &self.compared {
             let Some(kind) = kind(column) else { continue };
-            let (wanted, example) = match kind {
-                Kind::Bool => (Literal::Bool, "true or false"),
+            let (fits, example) = match kind {
+                Kind::Bool => (matches!(literal, Literal::Bool), "true or false"),
                 Kind::Integer | Kind::Bigint | Kind::Float | Kind::Numeric => {
-                    (Literal::Number, "a number")
+                    (matches!(literal, Literal::Number), "a number")
                 }
-                Kind::Json
-                | Kind::Date
-                | Kind::Timestamp
-                | Kind::TimestampTz
-                | Kind::Bytea
-                | Kind::Text
-                | Kind::Array { .. } => (Literal::String, "a string"),
+                // In the body there stands a T; who copies it from there would never match.
+                Kind::Date | Kind::Timestamp | Kind::TimestampTz => (
+                    matches!(literal, Literal::String(text) if !text.contains('T')),
+                    "a string as PostgreSQL prints it in UTC: '2026-11-23 17:46:00+00' (timestamptz), \
+                     '2026-11-23 17:46:00' (timestamp), '2026-11-23' (date)",
+                ),
+                Kind::Json | Kind::Bytea | Kind::Text | Kind::Array { .. } => {
+                    (matches!(literal, Literal::String(_)), "a string")
+                }
             };
-            if *literal != wanted {
+            if !fits {
                 return Err(refuse(format!(
-                    "{}.{column} can never equal a literal of another type; compare it with \
-                     {example}",
+                    "{}.{column} can never match this literal; compare it with {example}",
                     side.as_str()
                 )));
             }
@@ -189,7 +190,15 @@ impl Walk {
             self.expression(operand, functions)?;
         }
         match (name, call.args.as_slice()) {
-            (operators::EQUALS | operators::NOT_EQUALS, [left, right]) => {
+            (
+                operators::EQUALS
+                | operators::NOT_EQUALS
+                | operators::LESS
+                | operators::LESS_EQUALS
+                | operators::GREATER
+                | operators::GREATER_EQUALS,
+                [left, right],
+            ) => {
                 self.compare(left, right)?;
                 self.compare(right, left)
             }
@@ -219,7 +228,7 @@ impl Walk {
             LiteralValue::Double(_) | LiteralValue::Int(_) | LiteralValue::UInt(_) => {
                 Literal::Number
             }
-            LiteralValue::String(_) => Literal::String,
+            LiteralValue::String(text) => Literal::String(text.inner().to_owned()),
             LiteralValue::Bytes(_) => Literal::Bytes,
         };
         if let Some((side, column)) = column_of(&left.expr)? {
@@ -238,24 +247,29 @@ fn column_of(expression: &Expr) -> Result<Option<(Side, &str)>, ConditionError> 
         Expr::Call(call) if call.func_name == operators::INDEX => {
             let [row, index] = call.args.as_slice() else { return Ok(None) };
             let Some(side) = side_of(row) else { return Ok(None) };
-            match &index.expr {
-                Expr::Literal(LiteralValue::String(column)) => Ok(Some((side, column.inner()))),
-                _ => Err(refuse(format!(
-                    "{side}[…] takes a literal, so that the columns are known: {side}[\"status\"]",
-                    side = side.as_str()
-                ))),
+            if let Expr::Literal(LiteralValue::String(column)) = &index.expr {
+                return Ok(Some((side, column.inner())));
             }
+            let side = side.as_str();
+            Err(refuse(format!(
+                "{side}[…] takes a literal, so that the columns are known: {side}[\"status\"]"
+            )))
         }
-        _ => Ok(None),
+        Expr::Call(_)
+        | Expr::Select(_)
+        | Expr::Ident(_)
+        | Expr::Literal(_)
+        | Expr::List(_)
+        | Expr::Map(_)
+        | Expr::Struct(_)
+        | Expr::Comprehension(_)
+        | Expr::Unspecified => Ok(None),
     }
 }
 
 fn side_of(node: &IdedExpr) -> Option<Side> {
-    match &node.expr {
-        Expr::Ident(name) if name == "old" => Some(Side::Old),
-        Expr::Ident(name) if name == "new" => Some(Side::New),
-        _ => None,
-    }
+    let Expr::Ident(name) = &node.expr else { return None };
+    [Side::Old, Side::New].into_iter().find(|side| side.as_str() == name)
 }
 
 /// A pattern that is wrong would fail for every row.

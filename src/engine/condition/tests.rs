@@ -185,6 +185,9 @@ fn literal_of_another_type_than_the_column_is_refused() {
     assert!(check("new.id in [1, 'x']", &Kind::Integer).is_err());
     assert!(check("new.id == 5 && new.id in [1, 2.5] && new.id != null", &Kind::Numeric).is_ok());
     assert!(check("new.at == true", &Kind::Bool).is_ok());
+    assert!(check("new.at > 5", &Kind::Text).is_err());
+    assert!(check("new.at < '2026-11-23T00:00:00Z'", &Kind::TimestampTz).is_err());
+    assert!(check("new.at < '2026-11-23 00:00:00+00'", &Kind::TimestampTz).is_ok());
 }
 
 proptest! {

@@ -116,7 +116,7 @@ impl Builder<'_> {
         self.scratch.clear();
         let mut writer = Writer { out: self.scratch, bigint: self.bigint, failed: None };
         writer.put_data(&bound.fields, view);
-        let (old, new) = (view.old(bound.account), view.new_(bound.account));
+        let (old, new) = (view.before(bound.account), view.after(bound.account));
         let account_changed = old.is_known() && old != new;
         // The old values may be none of the new account's business.
         if view.operation() == Operation::Update && !account_changed {
@@ -149,7 +149,7 @@ impl Writer<'_> {
         self.out.put_slice(b",\"previous\":{");
         let start = self.out.len();
         for field in fields {
-            let (old, new) = (view.old(field.column), view.new_(field.column));
+            let (old, new) = (view.before(field.column), view.after(field.column));
             if new.is_known() && old != new {
                 self.put_member(start, field, old);
             }
@@ -205,7 +205,8 @@ fn evaluate(condition: &Condition, bound: &BoundRule, view: &RowView<'_>) -> Res
     let fields = |side| -> SmallVec<[Field<'_>; 4]> {
         let columns = if side == Side::Old { &bound.old } else { &bound.new };
         let names = condition.columns(side).iter();
-        let cell = |column| if side == Side::Old { view.old(column) } else { view.new_(column) };
+        let cell =
+            |column| if side == Side::Old { view.before(column) } else { view.after(column) };
         names
             .zip(columns)
             .map(|(name, (column, kind))| Field { name, kind, cell: cell(*column) })
@@ -229,7 +230,7 @@ fn keys(binding: &Binding, view: &RowView<'_>) -> RowKeys {
         return RowKeys::new();
     };
     let old = match view.operation() {
-        Operation::Update => key_hash(binding, |column| view.old(column)),
+        Operation::Update => key_hash(binding, |column| view.before(column)),
         Operation::Insert | Operation::Delete | Operation::Truncate | Operation::Message => None,
     };
     old.filter(|old| *old != current).into_iter().chain([current]).collect()
@@ -276,9 +277,9 @@ fn scope(invalidates: &Invalidates, view: &RowView<'_>) -> Scope {
     let Invalidates::Endpoint { id, account } = invalidates else { return Scope::All };
     let both = |column: usize| -> SmallVec<[Cell<'_>; 2]> {
         match view.operation() {
-            Operation::Insert => SmallVec::from_slice(&[view.new_(column)]),
-            Operation::Update => SmallVec::from_slice(&[view.old(column), view.new_(column)]),
-            Operation::Delete => SmallVec::from_slice(&[view.old(column)]),
+            Operation::Insert => SmallVec::from_slice(&[view.after(column)]),
+            Operation::Update => SmallVec::from_slice(&[view.before(column), view.after(column)]),
+            Operation::Delete => SmallVec::from_slice(&[view.before(column)]),
             Operation::Truncate | Operation::Message => SmallVec::new(),
         }
     };

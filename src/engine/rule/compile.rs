@@ -63,6 +63,17 @@ impl Check<'_> {
         }
     }
 
+    /// A column that changes have to carry.
+    fn published_column(&mut self, key: &str, column: &str, table: &Table) {
+        self.column(key, column, table);
+        if table.column(column).is_some_and(|column| column.is_generated) {
+            self.fail(format!(
+                "{key}: the column {column} of {table} is generated, and PostgreSQL does not \
+                 publish generated columns; use the columns it is made from"
+            ));
+        }
+    }
+
     /// `None` when there was an error.
     fn rule(&mut self, rule: &EventRule, catalog: &Catalog) -> Option<Rule> {
         let before = self.errors.len();
@@ -81,12 +92,19 @@ impl Check<'_> {
             self.fail(format!("{table} is a view, which has no changes; name the table behind it"));
             return None;
         }
-        self.column("account", &rule.account, table);
+        self.published_column("account", &rule.account, table);
         let columns = self.columns(rule, table);
         if let Some(condition) = &condition {
             self.condition_columns(condition, table, catalog);
         }
-        self.identity(rule, condition.as_ref(), table);
+        // The rows of a partitioned table are logged by the identities of its partitions.
+        for table in std::iter::once(table).chain(catalog.leaves(table.oid)) {
+            let so_far = self.errors.len();
+            self.identity(rule, condition.as_ref(), table);
+            if self.errors.len() > so_far {
+                break;
+            }
+        }
         (self.errors.len() == before).then(|| Rule {
             label: self.subject.clone(),
             event_type: rule.event_type.as_str().into(),
@@ -108,12 +126,15 @@ impl Check<'_> {
             self.fail("columns holds \"*\" beside others; write [\"*\"] alone, or names only");
         }
         let selected: Vec<String> = match all {
-            true => table.columns.iter().map(|column| column.name.clone()).collect(),
+            true => {
+                let published = table.columns.iter().filter(|column| !column.is_generated);
+                published.map(|column| column.name.clone()).collect()
+            }
             false => rule.columns.clone(),
         };
         let mut seen = HashSet::new();
         for column in &selected {
-            self.column("columns", column, table);
+            self.published_column("columns", column, table);
             if !seen.insert(column) {
                 self.fail(format!("columns names {column} twice; remove one of them"));
             }
@@ -162,7 +183,7 @@ impl Check<'_> {
     fn condition_columns(&mut self, condition: &Condition, table: &Table, catalog: &Catalog) {
         for side in [Side::Old, Side::New] {
             for column in condition.columns(side) {
-                self.column("when", column, table);
+                self.published_column("when", column, table);
             }
         }
         let kind = |column: &str| catalog.types.kind(table.column(column)?.type_oid);

@@ -1,0 +1,90 @@
+//! The configuration against the catalog.
+
+use super::*;
+
+#[test]
+fn partition_with_another_identity_than_its_root_is_found_out() {
+    let events = rule("p", "['delete']", "columns = ['id']").replace("subscribers", "parted");
+    let mut part = table(PART, "part", &[("id", oid::INT4), ("account_id", oid::INT4)], &["id"]);
+    let root = full(table(PARTED, "parted", &[("id", oid::INT4), ("account_id", oid::INT4)], &[]));
+    let compile = |part: &Table| {
+        let tables = [webhooks(), root.clone(), part.clone()];
+        errors(&config(&events), &Catalog::new(tables, Types::default()))
+    };
+    let told = compile(&part);
+    assert!(told[0].contains("ALTER TABLE public.part REPLICA IDENTITY FULL"), "{told:?}");
+    part = full(part);
+    assert_eq!(compile(&part), [""; 0]);
+}
+
+#[test]
+fn compile_tells_every_error_with_rule_and_mend() {
+    let events = [
+        rule("bad type", "[]", "columns = []"),
+        rule("t", "['insert']", "").replace("public.subscribers", "nowhere"),
+        rule("v", "['insert']", "columns = ['id']").replace("public.subscribers", "shown"),
+        rule("n", "['insert']", "").replace("public.subscribers", "a.b.c"),
+        rule("c", "['insert']", "columns = ['id', 'statsu', 'id']\nrename = {attrs = 'id'}"),
+        rule("r", "['insert']", "rename = {status = 'id', id = ''}"),
+        rule("s", "['insert']", "columns = ['*', 'id']"),
+        rule("w", "['update']", "when = 'old.nope == new.id'"),
+        rule("k", "['update']", "when = \"new.id == '5'\""),
+        rule("x", "['insert', 'update']", "when = 'old.id == 1'"),
+        rule("y", "['update', 'delete']", "when = 'new.id == 1'"),
+        rule("z", "['update']", "when = \"old.status == 'a'\""),
+        rule("m", "['update']", "when = 'status'"),
+        rule("b", "['update']", "columns = ['id']").replace("public.subscribers", "bare"),
+        rule("a", "['insert']", "columns = ['id']").replace("'account_id'", "'acount_id'"),
+        rule("g", "['insert']", "columns = ['made']").replace("public.subscribers", "bare"),
+    ]
+    .concat();
+    let errors = errors(&config(&events), &catalog_with(subscribers()));
+    let all = errors.join("\n");
+    for part in [
+        "rule 1 (bad type): type is not valid",
+        "rule 1 (bad type): on is empty",
+        "rule 1 (bad type): columns is empty",
+        "rule 2 (t): there is no table nowhere",
+        "rule 3 (v): public.shown is a view",
+        "rule 4 (n): \"a.b.c\" is not the name of a table",
+        "rule 5 (c): columns: public.subscribers has no column statsu (did you mean status?); it \
+         has id, account_id, status, attrs",
+        "rule 5 (c): columns names id twice",
+        "rule 5 (c): rename names attrs, which columns does not",
+        "rule 6 (r): rename gives id an empty name",
+        "rule 7 (s): columns holds \"*\" beside others",
+        "rule 8 (w): when: public.subscribers has no column nope; it has",
+        "rule 9 (k): when: new.id can never match",
+        "rule 10 (x): when reads old, which insert does not have",
+        "rule 11 (y): when reads new, which delete does not have",
+        "rule 11 (y): on delete it needs the old value of account_id, and the replica identity of \
+         public.subscribers logs only id; ALTER TABLE public.subscribers REPLICA IDENTITY FULL",
+        "rule 12 (z): on update it needs the old value of status",
+        "rule 13 (m): when: the condition reads status",
+        "rule 14 (b): public.bare has no replica identity",
+        "rule 16 (g): columns: the column made of public.bare is generated",
+        "rule 15 (a): account: public.subscribers has no column acount_id (did you mean account_id?)",
+    ] {
+        assert!(all.contains(part), "{part}\nis not in\n{all}");
+    }
+    let two = rule("d", "['insert']", "rename = {status = 'id'}");
+    let errors = self::errors(&config(&two), &catalog_with(subscribers()));
+    assert_eq!(errors, ["rule 1 (d): two columns are sent as \"id\"; rename one of them"]);
+}
+
+#[test]
+fn compile_checks_the_endpoint_table_and_what_is_watched() {
+    let with = |more: &str| errors(&config(more), &catalog_with(subscribers()));
+    assert_eq!(with(""), [""; 0]);
+    assert!(
+        with("headers = 'heders'")[0].starts_with("endpoints: headers: public.webhooks has no")
+    );
+    assert!(with("watch = ['nowhere']")[0].contains("no table nowhere"));
+    assert!(with("watch = ['shown']")[0].contains("is a view"));
+}
+
+#[test]
+fn compile_takes_old_columns_under_full_identity() {
+    let events = rule("z", "['update', 'delete']", "when = \"old.status == 'a'\"");
+    assert_eq!(errors(&config(&events), &catalog_with(full(subscribers()))), [""; 0]);
+}

@@ -18,7 +18,7 @@ use super::{CommandResult, Common, Failure, print_json, print_line};
 use crate::config::Config;
 use crate::engine::endpoint::Secret;
 use crate::engine::lsn::Lsn;
-use crate::io::ident::{TableName, quote_identifier};
+use crate::io::ident::{TableName, quote_ident};
 use crate::io::source::{self, Identity, Slot};
 use crate::io::sql::{self, Connection};
 
@@ -239,7 +239,7 @@ async fn grants(config: &Config, sessions: &Sessions, report: &mut Report) -> Co
         .map_err(anyhow::Error::from)?
         .with_context(|| format!("source.url's role {role} does not exist; create it first"))?;
     if !replication.try_get::<_, bool>(0).map_err(anyhow::Error::from)? {
-        statements.push(format!("ALTER ROLE {} REPLICATION", quote_identifier(role)));
+        statements.push(format!("ALTER ROLE {} REPLICATION", quote_ident(role)));
     }
     for statement in &statements {
         let failed = || format!("the administrator may not run: {statement}");
@@ -253,14 +253,14 @@ async fn grants(config: &Config, sessions: &Sessions, report: &mut Report) -> Co
 async fn same_source(config: &Config, sessions: &Sessions) -> CommandResult {
     let sql = format!(
         "SELECT system_identifier::text, timeline, host, database FROM {}.meta WHERE pipeline = $1",
-        quote_identifier(&config.state.schema)
+        quote_ident(&config.state.schema)
     );
     let row = sessions.state().query_opt(&sql, &[&config.source.slot]).await;
     let Some(row) = row.map_err(anyhow::Error::from)? else { return Ok(()) };
     let text = |n: usize| row.try_get::<_, String>(n).map_err(anyhow::Error::from);
     let stored = Identity {
         system_identifier: text(0)?.parse().map_err(anyhow::Error::from)?,
-        timeline: row.try_get(1).map_err(anyhow::Error::from)?,
+        timeline: row.try_get::<_, i32>(1).map_err(anyhow::Error::from)?.cast_unsigned(),
         host: text(2)?,
         database: text(3)?,
     };
@@ -455,7 +455,7 @@ impl Checkpoint {
     async fn read(config: &Config, state: &Client) -> Result<Option<Self>> {
         let sql = format!(
             "SELECT frontier::text FROM {}.checkpoint WHERE pipeline = $1 AND partition = 0",
-            quote_identifier(&config.state.schema)
+            quote_ident(&config.state.schema)
         );
         let row = state.query_opt(&sql, &[&config.source.slot]).await?;
         let Some(row) = row else { return Ok(None) };
@@ -471,7 +471,7 @@ async fn first_rows(
     checkpoint: Option<Checkpoint>,
     report: &mut Report,
 ) -> CommandResult {
-    let schema = quote_identifier(&config.state.schema);
+    let schema = quote_ident(&config.state.schema);
     let sql = format!(
         "WITH meta AS (
              INSERT INTO {schema}.meta
@@ -492,7 +492,7 @@ async fn first_rows(
                 &config.source.slot,
                 &script::SCHEMA_VERSION,
                 &system_identifier,
-                &id.timeline,
+                &id.timeline.cast_signed(),
                 &id.host,
                 &id.database,
                 &begin.to_string(),

@@ -11,7 +11,7 @@ use super::check::session;
 use super::setup::{existing_tables, state_tables};
 use super::{CommandResult, Common, Failure, print_json, print_line};
 use crate::config::Config;
-use crate::io::ident::quote_identifier;
+use crate::io::ident::quote_ident;
 use crate::io::source;
 use crate::io::sql::Connection;
 
@@ -92,7 +92,7 @@ async fn tear_down(config: &Config, source: &Client) -> Result<Vec<String>> {
     }
     let publication = &config.source.publication;
     if source::publication(source, publication).await?.is_some() {
-        let drop = format!("DROP PUBLICATION {}", quote_identifier(publication));
+        let drop = format!("DROP PUBLICATION {}", quote_ident(publication));
         let failed = || format!("cannot drop the publication {publication}; its owner can");
         source.batch_execute(&drop).await.with_context(failed)?;
         dropped.push(format!("publication {publication}"));
@@ -110,7 +110,7 @@ async fn tear_down(config: &Config, source: &Client) -> Result<Vec<String>> {
 /// Removes this pipeline's rows, and with the last pipeline the tables and their schema.
 async fn state(config: &Config, client: &Client, dropped: &mut Vec<String>) -> Result<()> {
     let name = &config.state.schema;
-    let schema = quote_identifier(name);
+    let schema = quote_ident(name);
     let tables = state_tables();
     let found = existing_tables(client, name, &tables).await?;
     if found == 0 {

@@ -28,7 +28,11 @@ const PREFIX: &str = "WALHOOK_";
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// There is no such file, or it cannot be read.
-    #[error("cannot read the configuration {}: {source}; name another with --config, or begin with `walhook config show --example`", path.display())]
+    #[error(
+        "cannot read the configuration {} (name another with --config, or begin with `walhook config \
+         show --example > walhook.toml`)",
+        path.display()
+    )]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -406,6 +410,21 @@ mod tests {
     }
 
     #[test]
+    fn documentation_names_every_key() {
+        let text = include_str!("../../docs/configuration.md");
+        for section in SECTIONS.iter().filter(|section| section.supported().next().is_some()) {
+            let headings =
+                [format!("\n## `[{}]", section.name), format!("\n## `[[{}]", section.name)];
+            let chapter = headings.iter().find_map(|heading| text.split_once(heading));
+            let (_, chapter) = chapter.unwrap_or_else(|| panic!("no chapter {}", section.name));
+            let chapter = chapter.split("\n## ").next().unwrap();
+            for key in section.supported() {
+                assert!(chapter.contains(&format!("\n| `{key}` |")), "{}.{key}", section.name);
+            }
+        }
+    }
+
+    #[test]
     fn environment_overlays_the_file_with_the_type_of_the_key() {
         let config = with(
             "[delivery]\ntimeout = \"9s\"\n",
@@ -593,8 +612,8 @@ mod tests {
             ),
             ("[state]\nschema = \"pg_x\"", "w.toml:6:10: state.schema: names that begin with pg_"),
             (
-                "[accounts]\ntable = \"accounts\"",
-                "w.toml:6:9: accounts.table: \"accounts\" is not a table's name",
+                "[accounts]\ntable = \"a b\"",
+                "w.toml:6:9: accounts.table: \"a b\" is not the name of a table",
             ),
             (&format!("{rule}columns = []"), "w.toml:10:11: events[0].columns: is empty"),
             (

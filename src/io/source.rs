@@ -31,7 +31,7 @@ pub struct Identity {
     /// The cluster's system identifier, kept by its copies.
     pub system_identifier: u64,
     /// The timeline, which a promotion changes.
-    pub timeline: i32,
+    pub timeline: u32,
     /// The hosts that the URL names.
     pub host: String,
     /// The database.
@@ -65,7 +65,7 @@ impl Identity {
         let system_identifier: i64 = row.try_get::<_, &str>(0)?.parse()?;
         Ok(Self {
             system_identifier: system_identifier.cast_unsigned(),
-            timeline: row.try_get(2)?,
+            timeline: row.try_get::<_, i32>(2)?.cast_unsigned(),
             host: hosts(config),
             database: row.try_get(1)?,
         })

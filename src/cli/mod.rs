@@ -16,6 +16,7 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 
 use crate::config::{Config, ConfigError};
+use crate::engine::endpoint::Secret;
 
 /// Turn committed PostgreSQL row changes into signed webhooks
 ///
@@ -100,6 +101,11 @@ impl Common {
         });
         Ok(crate::config::load(&self.config, env)?)
     }
+}
+
+/// Reads a database URL from the command line, so that it is never printed.
+fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
 }
 
 /// How a command ends other than well: decides the exit code.

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use walhook::cli::Cli;
+use walhook::io::log::redact;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
     match runtime.block_on(cli.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("walhook: {failure}");
+            eprintln!("walhook: {}", redact(&failure.to_string()));
             ExitCode::from(failure.exit_code())
         }
     }

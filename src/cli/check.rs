@@ -117,6 +117,15 @@ async fn check(config: &Config, report: &mut Report) -> Result<()> {
         }
     };
     report.pass("connection", "the source database answers");
+    if let Some(url) = &config.source.replication_url {
+        match Connection::open(url, NAME).await {
+            Ok(_) => report.pass("replication connection", "the server answers"),
+            Err(error) => {
+                let mend = "correct source.replication_url";
+                report.fail("replication connection", format!("{error:#}"), mend);
+            }
+        }
+    }
     let version = source::server_version(&source).await?;
     if version < source::OLDEST_SERVER {
         report.fail("server", format!("version {version}"), "walhook needs PostgreSQL 14 or later");

@@ -16,14 +16,15 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 
 use crate::config::{Config, ConfigError};
+use crate::engine::endpoint::Secret;
 
 /// Turn committed PostgreSQL row changes into signed webhooks
 ///
 /// walhook tails a logical replication slot, makes events of row changes as the rules in
-/// walhook.toml say, and POSTs them to the URLs that each account has registered. What is committed
-/// is delivered, deferred or kept as a dead letter: never lost.
+/// walhook.toml say, and POSTs them to the URLs that each account has registered. What is
+/// committed is delivered or kept as a dead letter, never lost.
 #[derive(Debug, Parser)]
-#[command(name = "walhook", version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(name = "walhook", version, verbatim_doc_comment, after_help = EXAMPLES)]
 pub struct Cli {
     /// What every command takes.
     #[command(flatten)]
@@ -100,6 +101,11 @@ impl Common {
         });
         Ok(crate::config::load(&self.config, env)?)
     }
+}
+
+/// Reads a database URL from the command line, so that it is never printed.
+fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
 }
 
 /// How a command ends other than well: decides the exit code.

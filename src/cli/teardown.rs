@@ -2,18 +2,19 @@
 
 use std::io::{IsTerminal, Write};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::check::session;
 use super::setup::{existing_tables, state_tables};
-use super::{CommandResult, Common, Failure, print_json, print_line};
+use super::{CommandResult, Common, Failure, print_json, print_line, secret};
 use crate::config::Config;
-use crate::io::ident::quote_identifier;
+use crate::engine::endpoint::Secret;
+use crate::io::ident::quote_ident;
 use crate::io::source;
-use crate::io::sql::Connection;
+use crate::io::sql::{self, Connection};
 
 const NAME: &str = "walhook teardown";
 
@@ -22,12 +23,16 @@ const NAME: &str = "walhook teardown";
 #[command(after_help = "\
 Refuses while an instance runs. What has not been delivered is forgotten, dead letters too.
 
-Example:
-  walhook teardown --yes")]
+Examples:
+  walhook teardown --yes
+  walhook teardown --admin-url postgres://postgres@localhost/app   what that role set up")]
 pub struct Args {
     /// Do not ask
     #[arg(long)]
     yes: bool,
+    /// A role that owns what our own does not: the one that `setup --admin-url` was given
+    #[arg(long, value_name = "URL", env = "WALHOOK_ADMIN_URL", hide_env_values = true, value_parser = secret)]
+    admin_url: Option<Secret>,
 }
 
 /// Drops the slot, the publication and the state, after asking.
@@ -36,7 +41,7 @@ pub struct Args {
 /// When it is not confirmed, the slot is in use, or our role may not drop.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
-    let source = Connection::open(&config.source.url, NAME).await.context("source.url")?;
+    let source = open(&config, args.admin_url.as_ref()).await?;
     refuse_while_active(&config, &source).await?;
     if !args.yes {
         confirm(&config)?;
@@ -49,6 +54,19 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         return print_line("there was nothing to drop");
     }
     dropped.iter().try_for_each(|what| print_line(&format!("dropped  {what}")))
+}
+
+/// Opens the source database, as an administrator where one is given.
+async fn open(config: &Config, admin: Option<&Secret>) -> Result<Connection> {
+    let Some(url) = admin else {
+        return Connection::open(&config.source.url, NAME).await.context("source.url");
+    };
+    let (own, theirs) = (sql::session(&config.source.url)?, sql::session(url)?);
+    ensure!(
+        own.get_dbname() == theirs.get_dbname(),
+        "--admin-url leads to another database than source.url; name the same"
+    );
+    Connection::open(url, NAME).await.context("--admin-url")
 }
 
 async fn refuse_while_active(config: &Config, source: &Client) -> Result<()> {
@@ -92,8 +110,9 @@ async fn tear_down(config: &Config, source: &Client) -> Result<Vec<String>> {
     }
     let publication = &config.source.publication;
     if source::publication(source, publication).await?.is_some() {
-        let drop = format!("DROP PUBLICATION {}", quote_identifier(publication));
-        let failed = || format!("cannot drop the publication {publication}; its owner can");
+        let drop = format!("DROP PUBLICATION {}", quote_ident(publication));
+        let failed =
+            || format!("cannot drop the publication {publication}; its owner can (--admin-url)");
         source.batch_execute(&drop).await.with_context(failed)?;
         dropped.push(format!("publication {publication}"));
     }
@@ -110,7 +129,7 @@ async fn tear_down(config: &Config, source: &Client) -> Result<Vec<String>> {
 /// Removes this pipeline's rows, and with the last pipeline the tables and their schema.
 async fn state(config: &Config, client: &Client, dropped: &mut Vec<String>) -> Result<()> {
     let name = &config.state.schema;
-    let schema = quote_identifier(name);
+    let schema = quote_ident(name);
     let tables = state_tables();
     let found = existing_tables(client, name, &tables).await?;
     if found == 0 {
@@ -131,7 +150,7 @@ async fn state(config: &Config, client: &Client, dropped: &mut Vec<String>) -> R
     }
     for table in tables {
         let drop = client.batch_execute(&format!("DROP TABLE IF EXISTS {schema}.{table}")).await;
-        drop.with_context(|| format!("cannot drop {name}.{table}; its owner can"))?;
+        drop.with_context(|| format!("cannot drop {name}.{table}; its owner can (--admin-url)"))?;
     }
     dropped.push(format!("state tables in {name}"));
     // What is not ours in it stays, and so does the schema then; `public` is never ours.
@@ -169,6 +188,24 @@ mod tests {
         assert!(tear_down(&config, &source).await.unwrap().is_empty());
         setup::quietly(&config).await.unwrap();
         assert_eq!(fixture.text(LEFT).await, "1 1 1");
+    }
+
+    #[tokio::test]
+    async fn teardown_as_the_owner_drops_what_our_role_may_not() {
+        let fixture = Fixture::start().await;
+        setup::quietly(&fixture.config("")).await.unwrap();
+        fixture.run("CREATE ROLE sender LOGIN REPLICATION").await;
+        let config = fixture.config_as("sender", "");
+        let own = open(&config, None).await.unwrap();
+        let error = format!("{:#}", tear_down(&config, &own).await.unwrap_err());
+        assert!(error.contains("--admin-url"), "{error}");
+
+        let elsewhere = Secret::new(fixture.cluster.url("postgres"));
+        assert!(open(&config, Some(&elsewhere)).await.is_err());
+        let admin = Secret::new(fixture.cluster.url("app"));
+        let admin = open(&config, Some(&admin)).await.unwrap();
+        tear_down(&config, &admin).await.unwrap();
+        assert_eq!(fixture.text(LEFT).await, "0 0 0");
     }
 
     #[tokio::test]

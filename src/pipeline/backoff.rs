@@ -32,5 +32,4 @@ impl Backoff {
     pub(super) fn stay_short(&mut self) {
         self.next = self.next.min(SHORT);
     }
-
 }

@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 use super::{Report, one};
 use crate::cli::setup::{existing_tables, looked_up, state_tables};
 use crate::config::Config;
-use crate::io::ident::quote_identifier;
+use crate::io::ident::quote_ident;
 use crate::io::source::{self, Identity};
 use crate::io::sql;
 
@@ -136,7 +136,7 @@ async fn privileges(config: &Config, client: &Client, report: &mut Report) -> Re
         )
         .await?;
     let (role, may_replicate): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
-    let quoted = quote_identifier(&role);
+    let quoted = quote_ident(&role);
     if may_replicate {
         report.pass("privileges", format!("{role} may replicate"));
     } else {
@@ -151,7 +151,7 @@ async fn privileges(config: &Config, client: &Client, report: &mut Report) -> Re
         let row = client.query_opt(sql, &[&table.schema, &table.name]).await?;
         // That a table does not exist is said where its columns are checked.
         let Some(row) = row else { continue };
-        let schema = quote_identifier(&table.schema);
+        let schema = quote_ident(&table.schema);
         let mend = match (row.try_get(0)?, row.try_get(1)?) {
             (true, true) => {
                 report.pass("privileges", format!("{role} may read {table}"));
@@ -196,7 +196,7 @@ pub(super) async fn state(config: &Config, client: &Client, report: &mut Report)
 }
 
 async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
-    let schema = quote_identifier(&config.state.schema);
+    let schema = quote_ident(&config.state.schema);
     let sql = format!(
         "SELECT m.system_identifier::text, m.timeline, m.host, m.database,
                 c.frontier::text, c.halt_reason
@@ -209,7 +209,7 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
     };
     let stored = Identity {
         system_identifier: row.try_get::<_, &str>(0)?.parse()?,
-        timeline: row.try_get(1)?,
+        timeline: row.try_get::<_, i32>(1)?.cast_unsigned(),
         host: row.try_get(2)?,
         database: row.try_get(3)?,
     };

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::config::Config;
-use crate::io::ident::{ParseTableNameError, TableName, quote_identifier, quote_literal};
+use crate::io::ident::{ParseTableNameError, TableName, quote_ident, quote_literal};
 use crate::io::source::hosts;
 
 /// The version of the state schema that this version of walhook writes.
@@ -13,7 +13,7 @@ const STATE: &str = include_str!("../../../sql/state.sql");
 
 /// Creates the state schema and its tables where they are missing.
 pub(super) fn state(schema: &str) -> String {
-    STATE.replace("{schema}", &quote_identifier(schema))
+    STATE.replace("{schema}", &quote_ident(schema))
 }
 
 /// The state tables' names.
@@ -47,27 +47,27 @@ fn list<'a>(tables: impl IntoIterator<Item = &'a TableName>) -> String {
 /// Changes of partitions are published as the root's, so that a rule may name the root and a new
 /// partition needs no other publication.
 pub(super) fn create_publication(name: &str, tables: &BTreeSet<TableName>) -> String {
-    let (name, tables) = (quote_identifier(name), list(tables));
+    let (name, tables) = (quote_ident(name), list(tables));
     format!("CREATE PUBLICATION {name} FOR TABLE {tables} WITH (publish_via_partition_root = true)")
 }
 
 pub(super) fn add_to_publication(name: &str, tables: &[&TableName]) -> String {
     let tables = list(tables.iter().copied());
-    format!("ALTER PUBLICATION {} ADD TABLE {tables}", quote_identifier(name))
+    format!("ALTER PUBLICATION {} ADD TABLE {tables}", quote_ident(name))
 }
 
 pub(super) fn publish_via_root(name: &str) -> String {
-    let name = quote_identifier(name);
+    let name = quote_ident(name);
     format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = true)")
 }
 
 /// What the role needs in the source database, beside REPLICATION.
 pub(super) fn source_grants(role: &str, looked_up: &BTreeSet<TableName>) -> Vec<String> {
-    let role = quote_identifier(role);
+    let role = quote_ident(role);
     let schemas: BTreeSet<&str> = looked_up.iter().map(|table| table.schema.as_str()).collect();
     let usage = schemas
         .into_iter()
-        .map(|schema| format!("GRANT USAGE ON SCHEMA {} TO {role}", quote_identifier(schema)));
+        .map(|schema| format!("GRANT USAGE ON SCHEMA {} TO {role}", quote_ident(schema)));
     let select =
         looked_up.iter().map(|table| format!("GRANT SELECT ON {} TO {role}", table.quoted()));
     usage.chain(select).collect()
@@ -75,7 +75,7 @@ pub(super) fn source_grants(role: &str, looked_up: &BTreeSet<TableName>) -> Vec<
 
 /// What the role needs in the state database.
 pub(super) fn state_grants(role: &str, schema: &str) -> Vec<String> {
-    let (role, schema) = (quote_identifier(role), quote_identifier(schema));
+    let (role, schema) = (quote_ident(role), quote_ident(schema));
     vec![
         format!("GRANT USAGE ON SCHEMA {schema} TO {role}"),
         format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}"),
@@ -91,7 +91,7 @@ pub(super) fn whole(
 ) -> Result<String, ParseTableNameError> {
     let published = published(config)?;
     let slot = quote_literal(&config.source.slot);
-    let role_name = quote_identifier(role);
+    let role_name = quote_ident(role);
     let mut script = Script(String::new());
 
     script.comment("In the source database, as its owner or an administrator.");
@@ -122,11 +122,11 @@ pub(super) fn whole(
         script.comment("The first checkpoint, in the state database: `walhook setup` writes it.");
         return Ok(script.0);
     }
-    let schema = quote_identifier(&config.state.schema);
+    let schema = quote_ident(&config.state.schema);
     script.comment("The first checkpoint: where the slot begins.");
     script.statement(&format!(
         "INSERT INTO {schema}.meta (pipeline, schema_version, system_identifier, timeline, host, database)
-SELECT {slot}, {SCHEMA_VERSION}, system_identifier::numeric,
+SELECT {slot}, {SCHEMA_VERSION}, (system_identifier::numeric + 2 ^ 64::numeric) % 2 ^ 64::numeric,
        ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int, {}, current_database()
 FROM pg_control_system() ON CONFLICT DO NOTHING",
         quote_literal(&hosts(source)),

@@ -25,7 +25,7 @@ use crate::config;
 use crate::engine::endpoint::Routes;
 use crate::engine::event::AccountId;
 
-use super::ident::{quote_identifier, quote_literal, quote_table};
+use super::ident::{quote_ident, quote_literal, quote_table};
 use super::sql::is_transient;
 
 /// Why nothing was looked up.
@@ -171,7 +171,7 @@ impl Lookups {
     /// Prepares the look-ups that the configuration asks for.
     #[must_use]
     pub fn new(endpoints: &config::Endpoints, accounts: Option<&config::Accounts>) -> Self {
-        let column = |name: &str| format!("e.{}", quote_identifier(name));
+        let column = |name: &str| format!("e.{}", quote_ident(name));
         let optional =
             |name: &Option<String>| name.as_deref().map_or_else(|| "NULL".to_owned(), column);
         // The id as text: the JSON number of a bigint would do, that of a numeric might not.
@@ -245,16 +245,16 @@ impl Lookups {
     /// One row for each endpoint, one for each account without, and one when there is no account.
     /// `$1` and `$2`: the accounts, null where the endpoint (or account) table cannot have them.
     fn statement(&self, endpoints: &ColumnType, accounts: Option<&ColumnType>) -> String {
-        let account = format!("e.{}", quote_identifier(&self.endpoints.name));
+        let account = format!("e.{}", quote_ident(&self.endpoints.name));
         let weights = self.accounts.as_ref().zip(accounts);
         let weight = weights.map_or_else(
             || "NULL::float8".to_owned(),
             |((column, weight), kind)| {
                 format!(
                     "(SELECT w.{}::float8 FROM {} w WHERE {} LIMIT 1)",
-                    quote_identifier(weight),
+                    quote_ident(weight),
                     quote_table(&column.table),
-                    kind.equals(&format!("w.{}", quote_identifier(&column.name)), "a.weighed"),
+                    kind.equals(&format!("w.{}", quote_ident(&column.name)), "a.weighed"),
                 )
             },
         );
@@ -357,7 +357,7 @@ impl Column {
         let (name, schema): (&str, &str) = (row.try_get(1)?, row.try_get(2)?);
         Ok(ColumnType {
             oid: row.try_get(0)?,
-            cast: format!("{}.{}", quote_identifier(schema), quote_identifier(name)),
+            cast: format!("{}.{}", quote_ident(schema), quote_ident(name)),
             kind: Kind::of(name, row.try_get(3)?),
         })
     }

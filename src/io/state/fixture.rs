@@ -35,13 +35,13 @@ impl Fixture {
     }
 
     pub(crate) async fn count(&self, table: &str) -> i64 {
-        let sql = format!("SELECT count(*) FROM {}.{table}", quote_identifier(SCHEMA));
+        let sql = format!("SELECT count(*) FROM {}.{table}", quote_ident(SCHEMA));
         self.admin.query_one(&sql, &[]).await.unwrap().get(0)
     }
 }
 
 pub(crate) async fn set_up(admin: &Client, pipeline: &str) {
-    let s = quote_identifier(SCHEMA);
+    let s = quote_ident(SCHEMA);
     let p = quote_literal(pipeline);
     let sql = format!(
         "{}; INSERT INTO {s}.meta (pipeline, schema_version, system_identifier, timeline, host, database)

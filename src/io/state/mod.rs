@@ -36,7 +36,7 @@ use crate::engine::lsn::Lsn;
 use crate::engine::persist::{DisableEndpoint, SettledRange};
 use crate::engine::settled;
 
-use super::ident::{quote_identifier, quote_literal};
+use super::ident::{quote_ident, quote_literal};
 use super::sql::{Connection, is_transient};
 
 /// The version of the state tables that this program reads and writes.
@@ -51,7 +51,7 @@ const APPLICATION_NAME: &str = "walhook state";
 /// The statements that create the state tables in `schema`; idempotent.
 #[must_use]
 pub fn schema_sql(schema: &str) -> String {
-    include_str!("../../../sql/state.sql").replace("{schema}", &quote_identifier(schema))
+    include_str!("../../../sql/state.sql").replace("{schema}", &quote_ident(schema))
 }
 
 /// Why the state database did not do what was asked.
@@ -170,7 +170,7 @@ impl StateStore {
     pub async fn open(url: &Secret, schema: &str, pipeline: &str) -> Result<Self, StateError> {
         let scope = Scope {
             schema: schema.to_owned(),
-            s: quote_identifier(schema),
+            s: quote_ident(schema),
             pipeline: pipeline.to_owned(),
         };
         let connection = connect(url).await?;

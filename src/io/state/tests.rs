@@ -41,7 +41,7 @@ async fn state_opens_only_what_was_set_up_for_this_program() {
     assert_eq!((identity.timeline, identity.host.as_str()), (3, "db.example"));
     assert_eq!(store.frontier().await.unwrap(), Lsn(0x100));
 
-    let s = quote_identifier(SCHEMA);
+    let s = quote_ident(SCHEMA);
     fixture.admin.batch_execute(&schema_sql(SCHEMA)).await.expect("the schema applies twice");
     let newer = format!("UPDATE {s}.meta SET schema_version = 2");
     fixture.admin.batch_execute(&newer).await.unwrap();
@@ -119,7 +119,7 @@ async fn state_bump_waits_for_the_old_leaders_transaction_and_fences_its_next() 
     // The old leader is past the fence and has written, but has not committed.
     let tx = old.connection.transaction().await.unwrap();
     fence(&tx, &old.scope, 1).await.unwrap();
-    let s = quote_identifier(SCHEMA);
+    let s = quote_ident(SCHEMA);
     let advance = format!("UPDATE {s}.checkpoint SET frontier = '0/150'");
     tx.batch_execute(&advance).await.unwrap();
 
@@ -148,7 +148,7 @@ async fn state_write_that_meets_an_uncommitted_bump_waits_and_is_fenced() {
     old.take_lease("old").await.unwrap();
     let mut new = fixture.open().await;
     let tx = new.connection.transaction().await.unwrap();
-    let bump = format!("UPDATE {}.lease SET epoch = epoch + 1", quote_identifier(SCHEMA));
+    let bump = format!("UPDATE {}.lease SET epoch = epoch + 1", quote_ident(SCHEMA));
     tx.batch_execute(&bump).await.unwrap();
     let late = batch(0x900);
     let write = old.persist(&late);
@@ -176,7 +176,7 @@ async fn state_survives_a_lost_session_and_frees_a_frozen_leaders_lock() {
         .batch_execute("SET idle_in_transaction_session_timeout = '300ms'; BEGIN")
         .await
         .unwrap();
-    let hold = format!("SELECT FROM {}.lease FOR SHARE", quote_identifier(SCHEMA));
+    let hold = format!("SELECT FROM {}.lease FOR SHARE", quote_ident(SCHEMA));
     frozen.connection.batch_execute(&hold).await.unwrap();
     let wait = tokio::time::timeout(Duration::from_secs(20), store.take_lease("two"));
     assert_eq!(wait.await.expect("the lock is let go").unwrap().epoch, 2);
@@ -262,7 +262,7 @@ async fn unreadable_job_is_finished_with_an_error() {
     store.take_lease("one").await.unwrap();
     let insert = format!(
         "INSERT INTO {}.jobs (pipeline, kind, args) VALUES ('p', '{RETRY_JOB}', '{{\"colour\": 1}}')",
-        quote_identifier(SCHEMA)
+        quote_ident(SCHEMA)
     );
     fixture.admin.batch_execute(&insert).await.unwrap();
     let asked = store.create_retry_job(&DeadLetterFilter::default()).await.unwrap();
@@ -347,7 +347,7 @@ async fn overview_shows_halt_gaps_and_dead_letters() {
     store.store_halt("the slot is lost").await.unwrap();
     let gap = format!(
         "INSERT INTO {}.gaps (pipeline, from_lsn, to_lsn, reason) VALUES ('p', '0/1', '0/2', 'slot lost')",
-        quote_identifier(SCHEMA)
+        quote_ident(SCHEMA)
     );
     fixture.admin.batch_execute(&gap).await.unwrap();
     let seen = store.overview().await.unwrap();

@@ -1,0 +1,278 @@
+use std::time::Duration;
+
+use super::*;
+use crate::config::{Bigint, ByteSize, EXAMPLE};
+
+const MINIMAL: &str = "[source]\nurl = \"postgres://u:hush@h/d\"\n[endpoints]\n\
+                       table = \"public.webhooks\"\n";
+
+fn with(more: &str, env: &[(&str, &str)]) -> Result<Config, String> {
+    let text = format!("{MINIMAL}{more}");
+    let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    parse(Path::new("w.toml"), &text, env).map_err(|error| error.to_string())
+}
+
+fn minimal() -> Config {
+    with("", &[]).unwrap()
+}
+
+/// Every key that is not an example must have its default in the example file.
+#[test]
+fn example_equals_the_defaults() {
+    let mut example = parse(Path::new("example"), EXAMPLE, []).unwrap();
+    assert_eq!(example.events.len(), 1);
+    assert_eq!(example.endpoints.watched(), minimal().endpoints.watched());
+    example.events.clear();
+    example.endpoints.watch.clear();
+    let mut defaults = minimal();
+    defaults.source.url = example.source.url.clone();
+    assert_eq!(toml::to_string(&example).unwrap(), toml::to_string(&defaults).unwrap());
+}
+
+/// With the commented keys switched on, the example still loads: nothing in it is stale.
+#[test]
+fn example_loads_with_every_comment_that_is_a_key() {
+    let key = |line: &str| {
+        line.strip_prefix("# ")
+            .filter(|rest| rest.contains(" = \"") || rest.starts_with('['))
+            .map_or(line.to_owned(), str::to_owned)
+    };
+    let text: Vec<String> = EXAMPLE.lines().map(key).collect();
+    let config = parse(Path::new("example"), &text.join("\n"), []).unwrap();
+    assert!(config.accounts.is_some() && config.state.url.is_some());
+    assert_eq!(config.endpoints.headers.as_deref(), Some("headers"));
+    for section in SECTIONS {
+        for key in section.supported() {
+            assert!(
+                text.iter().any(|line| line.starts_with(&format!("{key} = "))),
+                "{}.{key} is not in the example",
+                section.name
+            );
+        }
+    }
+}
+
+#[test]
+fn documentation_names_every_key() {
+    let text = include_str!("../../../docs/configuration.md");
+    for section in SECTIONS.iter().filter(|section| section.supported().next().is_some()) {
+        let headings = [format!("\n## `[{}]", section.name), format!("\n## `[[{}]", section.name)];
+        let chapter = headings.iter().find_map(|heading| text.split_once(heading));
+        let (_, chapter) = chapter.unwrap_or_else(|| panic!("no chapter {}", section.name));
+        let chapter = chapter.split("\n## ").next().unwrap();
+        for key in section.supported() {
+            assert!(chapter.contains(&format!("\n| `{key}` |")), "{}.{key}", section.name);
+        }
+    }
+}
+
+#[test]
+fn environment_overlays_the_file_with_the_type_of_the_key() {
+    let config = with(
+        "[delivery]\ntimeout = \"9s\"\n",
+        &[
+            ("WALHOOK_DELIVERY__TIMEOUT", "20s"),
+            ("WALHOOK_DELIVERY__QUICK_ATTEMPTS", "3"),
+            ("WALHOOK_EGRESS__HTTPS_ONLY", "true"),
+            ("WALHOOK_EGRESS__ALLOW", "10.0.0.0/8, 192.168.0.0/16"),
+            ("WALHOOK_EGRESS__ONLY_HOSTS", "[\"a.example\", \"b.example\"]"),
+            ("WALHOOK_MEMORY__LIMIT", "67108864"),
+            ("WALHOOK_SOURCE__SLOT", "123"),
+            ("WALHOOK_PAYLOAD__BIGINT", "string"),
+            ("WALHOOK_STATE__SCHEMA", ""),
+            ("WALHOOK_CONFIG", "elsewhere.toml"),
+            ("WALHOOK_LOG", "debug"),
+            ("WALHOOK_PORT_9723_TCP_ADDR", "10.0.0.1"),
+            ("UNRELATED__KEY", "1"),
+        ],
+    )
+    .unwrap();
+    assert_eq!(config.delivery.timeout, Duration::from_secs(20));
+    assert_eq!(config.delivery.quick_attempts, 3);
+    assert!(config.egress.https_only);
+    assert_eq!(config.egress.allow.len(), 2);
+    assert_eq!(config.egress.only_hosts, ["a.example", "b.example"]);
+    assert_eq!(config.memory.limit, ByteSize(64 << 20));
+    assert_eq!(config.source.slot, "123", "text stays text");
+    assert_eq!(config.payload.bigint, Bigint::String);
+    assert_eq!(config.state.schema, "walhook", "an empty variable is not set");
+}
+
+#[test]
+fn environment_reads_a_secret_from_a_file_without_its_line_break() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("url");
+    std::fs::write(&file, "postgres://u:other@h/d\n").unwrap();
+    let name = "WALHOOK_SOURCE__URL_FILE";
+    let config = with("", &[(name, file.to_str().unwrap())]).unwrap();
+    assert_eq!(config.source.url.expose(), "postgres://u:other@h/d");
+
+    let error = with("", &[(name, "/nowhere/url")]).unwrap_err();
+    assert!(error.contains(name) && error.contains("cannot read the file /nowhere/url"));
+    let twice = [(name, file.to_str().unwrap()), ("WALHOOK_SOURCE__URL", "x")];
+    let error = with("", &twice).unwrap_err();
+    assert!(error.contains("WALHOOK_SOURCE__URL sets the same key"), "{error}");
+}
+
+#[test]
+fn error_names_place_key_and_mend() {
+    for (more, expected) in [
+        (
+            "[delivery]\ntimeuot = \"1s\"",
+            "w.toml:6:1: there is no key delivery.timeuot; did you mean timeout?",
+        ),
+        (
+            "[delivery]\n  timeout = \"soon\"",
+            "w.toml:6:13: delivery.timeout: \"soon\" is not a duration",
+        ),
+        (
+            "[delivery]\nquick_attempts = \"two\"",
+            "w.toml:6:18: delivery.quick_attempts: invalid type: string \"two\", expected u32",
+        ),
+        (
+            "[delivery]\nordering = \"rows\"",
+            "w.toml:6:12: delivery.ordering: unknown variant `rows`, expected one of `row`, `account`, `none`",
+        ),
+        ("[memory]\nlimit = true", "w.toml:6:9: memory.limit: expected a size such as 256MiB"),
+        (
+            "[egress]\nallow = [\"10.0.0.0/8\",\n  \"10\"]",
+            "w.toml:7:3: egress.allow: invalid IP address syntax",
+        ),
+        ("[deliver]", "w.toml:5:2: there is no section deliver; did you mean delivery?"),
+        ("[wal]\nmax_hold = \"30s\"", "w.toml:6:1: wal.max_hold is not supported by this version"),
+        (
+            "[delivery]\nmode = \"log\"",
+            "w.toml:6:1: delivery.mode is not supported by this version",
+        ),
+        ("[accounts]", "w.toml:5:1: accounts.table is missing"),
+        ("[events]\ntype = \"a.b\"", "w.toml:5:1: events: write [[events]]"),
+        ("[[events]]\ntype = \"a.b\"", "w.toml:5:1: events[0].table is missing"),
+        (
+            "[[events]]\ntabel = 1",
+            "w.toml:6:1: there is no key events[0].tabel; did you mean table?",
+        ),
+        ("[source]", "w.toml:5:2: duplicate key"),
+        ("[log]\nlevel = \"loud\"", "w.toml:6:9: log.level: "),
+    ] {
+        let error = with(more, &[]).unwrap_err();
+        assert!(error.starts_with(expected), "{more}: {error}");
+    }
+}
+
+#[test]
+fn error_names_the_variable() {
+    for (name, value, expected) in [
+        (
+            "WALHOOK_DELIVERY__TIMEUOT",
+            "1s",
+            "there is no key delivery.timeuot; did you mean timeout?",
+        ),
+        ("WALHOOK_DELIVERY__TIMEOUT", "soon", "delivery.timeout: \"soon\" is not a duration"),
+        (
+            "WALHOOK_DELIVERY__QUICK_ATTEMPTS",
+            "two",
+            "delivery.quick_attempts: invalid type: string \"two\", expected u32",
+        ),
+        ("WALHOOK_DELIVERY__QUICK_ATTEMPTS", "0", "delivery.quick_attempts: must be at least 1"),
+        ("WALHOOK_DELIVER__TIMEOUT", "1s", "there is no section deliver; did you mean delivery?"),
+        ("WALHOOK_EGRESS__ALLOW", "10.0.0.0/8,x", "egress.allow: invalid IP address syntax"),
+        ("WALHOOK_EVENTS__TYPE", "a.b", "rules can be set in the file only"),
+        ("WALHOOK_WAL__MAX_HOLD", "1s", "wal.max_hold is not supported by this version"),
+    ] {
+        let error = with("", &[(name, value)]).unwrap_err();
+        let expected = format!("environment variable {name}: {expected}");
+        assert!(error.starts_with(&expected), "{error}");
+    }
+}
+
+#[test]
+fn error_names_a_missing_section_and_how_to_set_it() {
+    let error = parse(Path::new("w.toml"), "", []).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "w.toml: source.url is missing; set it in [source] or as WALHOOK_SOURCE__URL"
+    );
+    let error = load(Path::new("/nowhere/w.toml"), []).unwrap_err().to_string();
+    assert!(error.contains("/nowhere/w.toml") && error.contains("--example"), "{error}");
+}
+
+#[test]
+fn errors_and_the_printed_configuration_hold_no_secret() {
+    for url in [
+        "[1]",
+        "\"postgres://u:hush@h:port/d\"",
+        "\"u:hush@h/d\"",
+        "\"postgres://u:hush@h/d?sslmode=require\"",
+        "hush",
+    ] {
+        let text = format!("[source]\nurl = {url}\n[endpoints]\ntable = \"a.b\"\n");
+        let error = parse(Path::new("w.toml"), &text, []).unwrap_err().to_string();
+        assert!(error.starts_with("w.toml:2:7: "), "{error}");
+        assert!(!error.contains("hush"), "{error}");
+    }
+    let config = with("[state]\nurl = \"postgres://u:hush@h/d\"\n", &[]).unwrap();
+    for text in [
+        format!("{config:?}"),
+        toml::to_string(&config).unwrap(),
+        serde_json::to_string(&config).unwrap(),
+    ] {
+        assert!(!text.contains("hush"), "{text}");
+    }
+}
+
+#[test]
+fn inconsistent_values_are_refused_at_the_key() {
+    let rule =
+        "[[events]]\ntype = \"a.b\"\ntable = \"public.t\"\non = [\"update\"]\naccount = \"a\"\n";
+    for (more, expected) in [
+        ("[delivery]\nheader_prefix = \"a b\"", "w.toml:6:17: delivery.header_prefix: "),
+        (
+            "[delivery]\nretry_base = \"9h\"",
+            "w.toml:6:14: delivery.retry_base: must be at most delivery.retry_cap",
+        ),
+        (
+            "[delivery]\ntimeout = \"1s\"",
+            "w.toml:6:11: delivery.timeout: must be at least delivery.connect_timeout",
+        ),
+        (
+            "[delivery]\nconnect_timeout = \"20s\"",
+            "w.toml:5:1: delivery.timeout: must be at least delivery.connect_timeout",
+        ),
+        ("[scheduler]\nfast_slots = 0", "w.toml:6:14: scheduler.fast_slots: must be at least 1"),
+        ("[state]\nschema = \"pg_x\"", "w.toml:6:10: state.schema: names that begin with pg_"),
+        (
+            "[accounts]\ntable = \"a b\"",
+            "w.toml:6:9: accounts.table: \"a b\" is not the name of a table",
+        ),
+        (&format!("{rule}columns = []"), "w.toml:10:11: events[0].columns: is empty"),
+        (&format!("{rule}columns = [\"*\", \"a\"]"), "w.toml:10:11: events[0].columns: holds *"),
+        (
+            &format!("{rule}columns = [\"a\", \"b\"]\nrename = {{ a = \"b\" }}"),
+            "w.toml:10:11: events[0].columns: two columns are sent as b",
+        ),
+        (
+            &format!("{rule}columns = [\"a\"]\nrename = {{ c = \"d\" }}"),
+            "w.toml:11:10: events[0].rename: c is not among",
+        ),
+        (
+            &format!("{rule}columns = [\"a\"]\n{rule}columns = [\"b\"]\nwhen = \"true\""),
+            "w.toml:12:8: events[1].type: an earlier rule",
+        ),
+    ] {
+        let error = with(more, &[]).unwrap_err();
+        assert!(error.starts_with(expected), "{more}: {error}");
+    }
+}
+
+#[test]
+fn slot_names_leave_room_for_a_suffix() {
+    for (slot, good) in [
+        ("a_1".to_owned(), true),
+        ("a".repeat(56), true),
+        ("a".repeat(57), false),
+        ("A".to_owned(), false),
+        ("a-b".to_owned(), false),
+    ] {
+        assert_eq!(with("", &[("WALHOOK_SOURCE__SLOT", &slot)]).is_ok(), good, "{slot}");
+    }
+}

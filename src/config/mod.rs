@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use load::{ConfigError, Loaded, load};
+pub use load::{ConfigError, load};
 pub use units::ByteSize;
 
 use crate::engine::endpoint::Secret;

@@ -8,6 +8,8 @@ pub mod catalog;
 
 pub mod lookup;
 
+pub mod slot;
+
 pub mod state;
 
 pub mod transport;

@@ -30,7 +30,7 @@ use tokio_postgres::types::{PgLsn, ToSql, Type};
 use tokio_postgres::{Row, Transaction};
 
 use crate::engine::endpoint::Secret;
-use crate::engine::event::EndpointId;
+use crate::engine::event::{EndpointId, rfc3339};
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{DisableEndpoint, SettledRange};
 use crate::engine::settled;
@@ -391,6 +391,11 @@ fn read_disabled(row: &Row) -> Result<DisableEndpoint, StateError> {
 
 fn lsn(row: &Row, column: usize) -> Result<Lsn, StateError> {
     Ok(Lsn(row.try_get::<_, PgLsn>(column)?.into()))
+}
+
+/// Times in JSON are RFC 3339 in UTC.
+fn as_rfc3339<S: serde::Serializer>(unix_us: &i64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&rfc3339(*unix_us))
 }
 
 /// Wraps why a stored value cannot be read.

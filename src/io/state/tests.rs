@@ -205,7 +205,7 @@ async fn retry_job_hands_out_each_dead_letter_once_and_counts_results_once() {
     store.persist(&PersistBatch { dead_letters: letters, ..batch(0x200) }).await.unwrap();
     assert_eq!(store.next_job().await.unwrap(), None);
 
-    let asked = store.create_retry_job(&DeadLetterFilter::default()).await.unwrap();
+    let asked = store.create_retry_job(&DeadLetterFilter::default()).await.unwrap().unwrap();
     assert_eq!((asked.total, asked.finished), (3, false), "the unroutable one cannot be sent");
     let later = dead(&event(0x240, "1"), "9");
     store.persist(&PersistBatch { dead_letters: vec![later], ..batch(0x200) }).await.unwrap();
@@ -265,9 +265,14 @@ async fn unreadable_job_is_finished_with_an_error() {
         quote_ident(SCHEMA)
     );
     fixture.admin.batch_execute(&insert).await.unwrap();
-    let asked = store.create_retry_job(&DeadLetterFilter::default()).await.unwrap();
+    let none = store.create_retry_job(&DeadLetterFilter::default()).await.unwrap();
+    assert_eq!(none, None, "nothing to retry is no job");
+    let letters = vec![dead(&event(0x210, "1"), "7")];
+    store.persist(&PersistBatch { dead_letters: letters, ..batch(0x200) }).await.unwrap();
+    let asked = store.create_retry_job(&DeadLetterFilter::default()).await.unwrap().unwrap();
     assert_eq!(store.next_job().await.unwrap().unwrap().id, asked.id);
-    let error = store.job(asked.id - 1).await.unwrap().unwrap().error.unwrap();
+    let first = asked.id - 1;
+    let error = store.job(first).await.unwrap().unwrap().error.unwrap();
     assert!(error.contains("colour"), "{error}");
 }
 
@@ -361,4 +366,46 @@ async fn overview_shows_halt_gaps_and_dead_letters() {
     store.clear_halt().await.unwrap();
     let seen = store.overview().await.unwrap();
     assert_eq!((seen.halt_reason, seen.halted_at_us), (None, None));
+}
+
+/// Stores and discards dead letters of a few events at random, as a leader and an operator do.
+async fn store_and_discard(url: Secret, epoch: i64, seed: u64) {
+    use rand::{RngExt, SeedableRng};
+    let mut rng = rand::rngs::SmallRng::seed_from_u64(seed);
+    let mut store = StateStore::open(&url, SCHEMA, "p").await.unwrap();
+    store.epoch = Some(epoch);
+    for _ in 0..80 {
+        let letter = |rng: &mut rand::rngs::SmallRng| {
+            let event = event(rng.random_range(0x10..0x14), "1");
+            dead(&event, ["7", "8", "9"][rng.random_range(0..3)])
+        };
+        let result = if rng.random_bool(0.5) {
+            let dead_letters = (0..3).map(|_| letter(&mut rng)).collect();
+            store.persist(&PersistBatch { dead_letters, ..batch(0x100) }).await
+        } else {
+            let endpoint = letter(&mut rng).endpoint.map(|e| e.to_string());
+            let filter = DeadLetterFilter { endpoint, ..DeadLetterFilter::default() };
+            store.discard_dead_letters(&filter).await.map(|_| ())
+        };
+        // A deadlock is the server's to break and the caller's to try again.
+        assert!(result.as_ref().err().is_none_or(StateError::is_transient), "{result:?}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_and_dead_letters_belong_together_whoever_writes_at_once() {
+    let fixture = Fixture::start().await;
+    let epoch = fixture.open().await.take_lease("one").await.unwrap().epoch;
+    let mut writers = tokio::task::JoinSet::new();
+    for seed in 0..4 {
+        writers.spawn(store_and_discard(fixture.url.clone(), epoch, seed));
+    }
+    writers.join_all().await;
+    let s = quote_ident(SCHEMA);
+    let strays = format!(
+        "SELECT count(*) FROM {s}.dead_letters FULL JOIN {s}.bodies USING (pipeline, event_id)
+         WHERE id IS NULL OR row IS NULL"
+    );
+    let strays: i64 = fixture.admin.query_one(&strays, &[]).await.unwrap().get(0);
+    assert_eq!(strays, 0);
 }

@@ -1,0 +1,84 @@
+//! What the source says of a replication slot.
+
+use serde::Serialize;
+use tokio_postgres::Client;
+use tokio_postgres::types::{PgLsn, Type};
+
+use crate::engine::lsn::Lsn;
+
+/// A slot as `pg_replication_slots` shows it, with the WAL's end at the same moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotState {
+    /// Whether a walsender reads from it: some instance is the leader.
+    pub active: bool,
+    /// How safe its WAL is.
+    pub wal_status: WalStatus,
+    /// Below this the server sends nothing any more.
+    pub confirmed_flush: Option<Lsn>,
+    /// The oldest WAL that it makes the server keep.
+    pub restart: Option<Lsn>,
+    /// What can still be written before it is in danger; `None` where nothing limits it.
+    pub safe_bytes: Option<u64>,
+    /// The end of the WAL.
+    pub current: Lsn,
+}
+
+/// The column `wal_status`.
+///
+/// Source: PostgreSQL manual, "pg_replication_slots".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WalStatus {
+    /// Within `max_wal_size`.
+    Reserved,
+    /// Beyond it, but kept.
+    Extended,
+    /// May be removed at the next checkpoint.
+    Unreserved,
+    /// Removed: the slot is of no use any more.
+    Lost,
+    /// A word that this program does not know.
+    Unknown,
+}
+
+impl SlotState {
+    /// The WAL that the slot makes the server keep.
+    #[must_use]
+    pub fn retained_bytes(&self) -> u64 {
+        self.restart.map_or(0, |restart| self.current.bytes_since(restart))
+    }
+}
+
+/// Reads the slot's row; `None` when there is no such slot.
+///
+/// # Errors
+/// The server's.
+pub async fn read(client: &Client, slot: &str) -> Result<Option<SlotState>, tokio_postgres::Error> {
+    let sql = "SELECT active, wal_status, confirmed_flush_lsn, restart_lsn, safe_wal_size,
+               CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                    ELSE pg_current_wal_insert_lsn() END
+        FROM pg_catalog.pg_replication_slots WHERE slot_name = $1";
+    let Some(row) = client.query_typed_opt(sql, &[(&slot, Type::TEXT)]).await? else {
+        return Ok(None);
+    };
+    let lsn = |lsn: PgLsn| Lsn(lsn.into());
+    let status: Option<&str> = row.try_get(1)?;
+    let wal_status = match status {
+        Some("reserved") => WalStatus::Reserved,
+        Some("extended") => WalStatus::Extended,
+        Some("unreserved") => WalStatus::Unreserved,
+        Some("lost") => WalStatus::Lost,
+        Some(_) | None => WalStatus::Unknown,
+    };
+    let safe: Option<i64> = row.try_get(4)?;
+    // Of a lost slot the column is null, as of one without a limit.
+    let safe = if wal_status == WalStatus::Lost { Some(0) } else { safe };
+    Ok(Some(SlotState {
+        active: row.try_get(0)?,
+        wal_status,
+        confirmed_flush: row.try_get::<_, Option<PgLsn>>(2)?.map(lsn),
+        restart: row.try_get::<_, Option<PgLsn>>(3)?.map(lsn),
+        safe_bytes: safe.map(|bytes| u64::try_from(bytes).unwrap_or(0)),
+        current: row.try_get::<_, Option<PgLsn>>(5)?.map(lsn).unwrap_or_default(),
+    }))
+}

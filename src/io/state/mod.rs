@@ -8,7 +8,7 @@
 //! session carries an `idle_in_transaction_session_timeout`.
 //!
 //! A connection may be lost after COMMIT was sent and before its answer came. The caller then
-//! reconnects and stores the same batch again: see [`persist`] for why that changes nothing.
+//! reconnects and stores the same batch again: the module `persist` says why that changes nothing.
 
 mod dead_letters;
 mod inspect;

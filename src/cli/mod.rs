@@ -3,11 +3,15 @@
 //! To add one: a `mod`, a variant of [`Command`], an arm in [`Cli::run`].
 
 pub mod check;
+pub mod checkpoint;
 pub mod completions;
 pub mod config;
+pub mod dead_letters;
 #[cfg(test)]
 mod fixture;
+pub mod run;
 pub mod setup;
+pub mod status;
 pub mod teardown;
 
 use std::path::PathBuf;
@@ -53,6 +57,14 @@ pub enum Command {
     Setup(setup::Args),
     /// Is everything in place? One line a finding, each with its mend
     Check(check::Args),
+    /// Stream changes and deliver them
+    Run(run::Args),
+    /// Show the leader, slot, checkpoint and what is in trouble
+    Status(status::Args),
+    /// Show the checkpoint
+    Checkpoint(checkpoint::Args),
+    /// List, show, retry or discard dead letters
+    DeadLetters(dead_letters::Args),
     /// Drop slot, publication and state, after asking
     Teardown(teardown::Args),
     /// Show or validate the configuration
@@ -71,6 +83,10 @@ impl Cli {
         match self.command {
             Command::Setup(args) => setup::run(args, common).await,
             Command::Check(args) => check::run(args, common).await,
+            Command::Run(args) => run::run(args, common).await,
+            Command::Status(args) => status::run(args, common).await,
+            Command::Checkpoint(args) => checkpoint::run(args, common).await,
+            Command::DeadLetters(args) => dead_letters::run(args, common).await,
             Command::Teardown(args) => teardown::run(args, common).await,
             Command::Config(args) => config::run(args, common).await,
             Command::Completions(args) => completions::run(args, common).await,

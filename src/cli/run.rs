@@ -20,7 +20,7 @@ pub struct Args {}
 /// [`Failure::Usage`] when the configuration does not fit the database, [`Failure::Halted`] when going
 /// on would lose data, [`Failure::Failed`] for the rest.
 pub async fn run(_args: Args, common: &Common) -> CommandResult {
-    let config = super::load_config(common)?;
+    let config = common.load()?;
     crate::io::log::init(&config.log).map_err(|e| Failure::Usage(e.into()))?;
     if config.events.is_empty() {
         return Err(Failure::Usage(anyhow::anyhow!(
@@ -54,7 +54,9 @@ async fn watch_signals(shutdown: CancellationToken) -> std::io::Result<()> {
             tracing::warn!("second signal: exiting at once");
             std::process::exit(1);
         }
-        tracing::info!("shutting down: waiting for requests in flight; a second signal exits at once");
+        tracing::info!(
+            "shutting down: waiting for requests in flight; a second signal exits at once"
+        );
         shutdown.cancel();
     }
     Ok(())

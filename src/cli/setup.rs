@@ -17,9 +17,11 @@ use tokio_postgres::error::SqlState;
 use super::{CommandResult, Common, Failure, print_json, print_line, secret};
 use crate::config::Config;
 use crate::engine::endpoint::Secret;
+use crate::engine::halt::SourceIdentity;
 use crate::engine::lsn::Lsn;
 use crate::io::ident::{TableName, quote_ident};
-use crate::io::source::{self, Identity, Slot};
+use crate::io::slot::{self, Slot};
+use crate::io::source;
 use crate::io::sql::{self, Connection};
 
 pub(crate) use script::{looked_up, published, state_tables};
@@ -121,7 +123,7 @@ struct Sessions {
     state: Option<Connection>,
     /// Our own role in source and state, where it is another than the session's.
     grant_to: Option<String>,
-    identity: Identity,
+    identity: SourceIdentity,
 }
 
 impl Sessions {
@@ -131,7 +133,7 @@ impl Sessions {
             Some(url) => Connection::open(url, NAME).await.context("--admin-url")?,
             None => Connection::open(&config.source.url, NAME).await.context("source.url")?,
         };
-        let identity = Identity::read(&source, &own).await?;
+        let identity = source::identity(&source, &own).await?;
         if admin.is_some() {
             let database = own.get_dbname().or(own.get_user()).unwrap_or_default();
             ensure!(
@@ -169,7 +171,7 @@ async fn set_up(
     state_schema(config, &sessions, report).await?;
     grants(config, &sessions, report).await?;
     // Looked at before anything is created that could not be undone.
-    let slot = source::slot(&sessions.source, &config.source.slot).await?;
+    let slot = slot::read(&sessions.source, &config.source.slot).await.map_err(anyhow::Error::from)?;
     let checkpoint = Checkpoint::read(config, sessions.state()).await?;
     if let (None, Some(checkpoint)) = (&slot, &checkpoint) {
         return Err(slot_is_gone(config, checkpoint));
@@ -254,7 +256,7 @@ async fn same_source(config: &Config, sessions: &Sessions) -> CommandResult {
     let row = sessions.state().query_opt(&sql, &[&config.source.slot]).await;
     let Some(row) = row.map_err(anyhow::Error::from)? else { return Ok(()) };
     let text = |n: usize| row.try_get::<_, String>(n).map_err(anyhow::Error::from);
-    let stored = Identity {
+    let stored = SourceIdentity {
         system_identifier: text(0)?.parse().map_err(anyhow::Error::from)?,
         timeline: row.try_get::<_, i32>(1).map_err(anyhow::Error::from)?.cast_unsigned(),
         host: text(2)?,

@@ -13,6 +13,7 @@ use super::{CommandResult, Common, Failure, print_json, print_line, secret};
 use crate::config::Config;
 use crate::engine::endpoint::Secret;
 use crate::io::ident::quote_ident;
+use crate::io::slot;
 use crate::io::source;
 use crate::io::sql::{self, Connection};
 
@@ -70,7 +71,7 @@ async fn open(config: &Config, admin: Option<&Secret>) -> Result<Connection> {
 }
 
 async fn refuse_while_active(config: &Config, source: &Client) -> Result<()> {
-    let slot = source::slot(source, &config.source.slot).await?;
+    let slot = slot::read(source, &config.source.slot).await?;
     let Some(pid) = slot.and_then(|slot| slot.active_pid) else { return Ok(()) };
     anyhow::bail!(
         "the slot {} is in use by {}; stop that first",
@@ -103,7 +104,7 @@ fn confirm(config: &Config) -> CommandResult {
 async fn tear_down(config: &Config, source: &Client) -> Result<Vec<String>> {
     let mut dropped = vec![];
     let slot = &config.source.slot;
-    if source::slot(source, slot).await?.is_some() {
+    if slot::read(source, slot).await?.is_some() {
         let drop = source.execute("SELECT pg_drop_replication_slot($1)", &[slot]).await;
         drop.with_context(|| format!("cannot drop the slot {slot}"))?;
         dropped.push(format!("slot {slot}"));
@@ -243,7 +244,7 @@ mod tests {
             .unwrap();
         let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
         loop {
-            let slot = source::slot(&source, "walhook").await.unwrap().unwrap();
+            let slot = slot::read(&source, "walhook").await.unwrap().unwrap();
             if let Some(pid) = slot.active_pid {
                 let error = refuse_while_active(&config, &source).await.unwrap_err().to_string();
                 assert!(error.contains(&format!("pid {pid} (postgres, pg_recvlogical")), "{error}");

@@ -3,6 +3,8 @@
 //! A halt ends the process with exit code 3 and stands in the checkpoint's row until it is resolved.
 //! START_REPLICATION itself says nothing of all this: it clamps a position that the slot has passed.
 
+use std::fmt;
+
 use super::lsn::Lsn;
 
 /// What a slot's row says, as far as it decides whether we may go on.
@@ -25,10 +27,18 @@ pub struct SourceIdentity {
     pub system_identifier: u64,
     /// Counts promotions.
     pub timeline: u32,
-    /// The host in the configured URL.
+    /// The hosts in the configured URL.
     pub host: String,
     /// The database's name.
     pub database: String,
+}
+
+impl fmt::Display for SourceIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { system_identifier, timeline, host, database } = self;
+        write!(f, "host {host}, database {database}, ")?;
+        write!(f, "system identifier {system_identifier}, timeline {timeline}")
+    }
 }
 
 /// Why walhook halts: for the operator, with the mend.

@@ -1,57 +1,113 @@
-//! What the server says about our replication slot.
+//! What the source says of a replication slot.
 
+use serde::Serialize;
 use tokio_postgres::Client;
+use tokio_postgres::types::{PgLsn, Type};
 
 use crate::engine::halt::SlotState;
 use crate::engine::lsn::Lsn;
 
-const QUERY: &str = "
-    SELECT confirmed_flush_lsn::text, restart_lsn::text, wal_status, plugin, database = current_database(),
-           active_pid,
-           CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END::text,
-           safe_wal_size
-      FROM pg_replication_slots WHERE slot_name = $1";
+const SLOT: &str = "
+    SELECT plugin::text, database::text, coalesce(database = current_database(), false), active_pid,
+           wal_status, confirmed_flush_lsn, restart_lsn, safe_wal_size,
+           CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                ELSE pg_current_wal_insert_lsn() END
+      FROM pg_catalog.pg_replication_slots WHERE slot_name = $1";
 
-/// The slot as it stands, with how far the WAL has come.
-#[derive(Debug, Clone)]
+/// A slot as `pg_replication_slots` shows it, with the WAL's end at the same moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
-    /// What decides whether it can be used.
-    pub state: SlotState,
-    /// The server process that streams from it, where there is one.
+    /// The output plugin, `None` for a physical slot.
+    pub plugin: Option<String>,
+    /// The database, `None` for a physical slot.
+    pub database: Option<String>,
+    /// Whether that is the database that we are connected to.
+    pub here: bool,
+    /// The server process that streams from it: some instance is the leader.
     pub active_pid: Option<i32>,
-    /// Where the WAL ends.
+    /// How safe its WAL is.
+    pub wal_status: WalStatus,
+    /// Below this the server sends nothing any more; `None` while the slot is being created.
+    pub confirmed_flush: Option<Lsn>,
+    /// The oldest WAL that it makes the server keep.
+    pub restart: Option<Lsn>,
+    /// What can still be written before it is in danger; `None` where nothing limits it.
+    pub safe_bytes: Option<u64>,
+    /// The end of the WAL.
     pub wal_end: Lsn,
-    /// From where on the server keeps WAL for it.
-    pub restart_lsn: Option<Lsn>,
-    /// How many more bytes of WAL may be written before it is lost; `None`: no limit is set.
-    pub safe_bytes: Option<i64>,
+}
+
+/// The column `wal_status`.
+///
+/// Source: PostgreSQL manual, "pg_replication_slots".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WalStatus {
+    /// Within `max_wal_size`.
+    Reserved,
+    /// Beyond it, but kept.
+    Extended,
+    /// May be removed at the next checkpoint.
+    Unreserved,
+    /// Removed: the slot is of no use any more.
+    Lost,
+    /// A word that this program does not know.
+    Unknown,
 }
 
 impl Slot {
-    /// The WAL that the slot makes the server keep, in bytes.
+    /// The WAL that the slot makes the server keep.
     #[must_use]
     pub fn retained_bytes(&self) -> u64 {
-        self.restart_lsn.map_or(0, |restart| self.wal_end.bytes_since(restart))
+        self.restart.map_or(0, |restart| self.wal_end.bytes_since(restart))
+    }
+
+    /// Whether its WAL is gone, so that it can never be read again.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.wal_status == WalStatus::Lost
+    }
+
+    /// What decides whether streaming from it would miss something.
+    #[must_use]
+    pub fn state(&self) -> SlotState {
+        SlotState {
+            confirmed_flush: self.confirmed_flush,
+            lost: self.is_lost(),
+            plugin: self.plugin.clone().unwrap_or_default(),
+            here: self.here,
+        }
     }
 }
 
-/// Reads the slot; `None` when there is none of this name.
+/// Reads the slot's row; `None` when there is no such slot.
 ///
 /// # Errors
-/// When the query fails.
-pub async fn read(client: &Client, name: &str) -> Result<Option<Slot>, tokio_postgres::Error> {
-    let Some(row) = client.query_opt(QUERY, &[&name]).await? else { return Ok(None) };
-    let lsn = |column: usize| row.get::<_, Option<&str>>(column).and_then(|text| text.parse().ok());
+/// The server's.
+pub async fn read(client: &Client, slot: &str) -> Result<Option<Slot>, tokio_postgres::Error> {
+    let Some(row) = client.query_typed_opt(SLOT, &[(&slot, Type::TEXT)]).await? else {
+        return Ok(None);
+    };
+    let lsn = |lsn: PgLsn| Lsn(lsn.into());
+    let wal_status = match row.try_get(4)? {
+        Some("reserved") => WalStatus::Reserved,
+        Some("extended") => WalStatus::Extended,
+        Some("unreserved") => WalStatus::Unreserved,
+        Some("lost") => WalStatus::Lost,
+        Some(_) | None => WalStatus::Unknown,
+    };
+    let safe: Option<i64> = row.try_get(7)?;
+    // Of a lost slot the column is null, as of one without a limit.
+    let safe = if wal_status == WalStatus::Lost { Some(0) } else { safe };
     Ok(Some(Slot {
-        state: SlotState {
-            confirmed_flush: lsn(0),
-            lost: row.get::<_, Option<&str>>(2) == Some("lost"),
-            plugin: row.get::<_, Option<&str>>(3).unwrap_or_default().to_owned(),
-            here: row.get::<_, Option<bool>>(4).unwrap_or(false),
-        },
-        active_pid: row.get(5),
-        wal_end: lsn(6).unwrap_or(Lsn::ZERO),
-        restart_lsn: lsn(1),
-        safe_bytes: row.get(7),
+        plugin: row.try_get(0)?,
+        database: row.try_get(1)?,
+        here: row.try_get(2)?,
+        active_pid: row.try_get(3)?,
+        wal_status,
+        confirmed_flush: row.try_get::<_, Option<PgLsn>>(5)?.map(lsn),
+        restart: row.try_get::<_, Option<PgLsn>>(6)?.map(lsn),
+        safe_bytes: safe.map(|bytes| u64::try_from(bytes).unwrap_or(0)),
+        wal_end: row.try_get::<_, Option<PgLsn>>(8)?.map(lsn).unwrap_or_default(),
     }))
 }

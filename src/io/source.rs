@@ -1,14 +1,13 @@
 //! What stands in the source database: its identity, the publication, the slot, published tables.
 
 use std::collections::BTreeSet;
-use std::fmt;
 
 use anyhow::{Context, Result};
 use tokio_postgres::config::Host;
 use tokio_postgres::{Client, Config};
 
 use super::ident::TableName;
-use crate::engine::lsn::Lsn;
+use crate::engine::halt::SourceIdentity;
 
 /// The oldest server that walhook works with.
 pub const OLDEST_SERVER: i32 = 140_000;
@@ -25,51 +24,28 @@ pub async fn server_version(client: &Client) -> Result<i32> {
     Ok(row.try_get(0)?)
 }
 
-/// Which database this is: a copy of it elsewhere has another one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    /// The cluster's system identifier, kept by its copies.
-    pub system_identifier: u64,
-    /// The timeline, which a promotion changes.
-    pub timeline: u32,
-    /// The hosts that the URL names.
-    pub host: String,
-    /// The database.
-    pub database: String,
-}
-
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { system_identifier, timeline, host, database } = self;
-        write!(f, "host {host}, database {database}, ")?;
-        write!(f, "system identifier {system_identifier}, timeline {timeline}")
-    }
-}
-
-impl Identity {
-    /// Reads it; `config` is what the session was opened with.
-    ///
-    /// # Errors
-    /// When the server does not answer, or is in recovery, where there is no timeline to write to.
-    pub async fn read(client: &Client, config: &Config) -> Result<Self> {
-        let row = client
-            .query_one(
-                "SELECT system_identifier::text, current_database()::text,
-                        ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int
-                 FROM pg_control_system()",
-                &[],
-            )
-            .await
-            .context("cannot read the cluster's identity; is this the primary?")?;
-        // The server's type is a signed 64-bit integer that holds an unsigned one.
-        let system_identifier: i64 = row.try_get::<_, &str>(0)?.parse()?;
-        Ok(Self {
-            system_identifier: system_identifier.cast_unsigned(),
-            timeline: row.try_get::<_, i32>(2)?.cast_unsigned(),
-            host: hosts(config),
-            database: row.try_get(1)?,
-        })
-    }
+/// Reads which database this is; `config` is what the session was opened with.
+///
+/// # Errors
+/// When the server does not answer, or is in recovery, where there is no timeline to write to.
+pub async fn identity(client: &Client, config: &Config) -> Result<SourceIdentity> {
+    let row = client
+        .query_one(
+            "SELECT system_identifier::text, current_database()::text,
+                    ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int
+             FROM pg_control_system()",
+            &[],
+        )
+        .await
+        .context("cannot read the cluster's identity; is this the primary?")?;
+    // The server's type is a signed 64-bit integer that holds an unsigned one.
+    let system_identifier: i64 = row.try_get::<_, &str>(0)?.parse()?;
+    Ok(SourceIdentity {
+        system_identifier: system_identifier.cast_unsigned(),
+        timeline: row.try_get::<_, i32>(2)?.cast_unsigned(),
+        host: hosts(config),
+        database: row.try_get(1)?,
+    })
 }
 
 /// The hosts that a URL names, as one text.
@@ -80,57 +56,6 @@ pub fn hosts(config: &Config) -> String {
         Host::Unix(dir) => dir.display().to_string(),
     };
     config.get_hosts().iter().map(host).collect::<Vec<_>>().join(",")
-}
-
-/// A replication slot.
-#[derive(Debug, Clone)]
-pub struct Slot {
-    /// The output plugin, `None` for a physical slot.
-    pub plugin: Option<String>,
-    /// The database, `None` for a physical slot.
-    pub database: Option<String>,
-    /// The process that holds it.
-    pub active_pid: Option<i32>,
-    /// What the server last took as received; `None` while the slot is being created.
-    pub confirmed_flush: Option<Lsn>,
-    /// `reserved`, `extended`, `unreserved` or `lost`.
-    pub wal_status: Option<String>,
-    /// The WAL that the slot keeps from being removed.
-    pub retained_bytes: Option<i64>,
-}
-
-impl Slot {
-    /// Whether its WAL is gone, so that it can never be read again.
-    #[must_use]
-    pub fn is_lost(&self) -> bool {
-        self.wal_status.as_deref() == Some("lost")
-    }
-}
-
-/// Finds a slot.
-///
-/// # Errors
-/// When the server does not answer.
-pub async fn slot(client: &Client, name: &str) -> Result<Option<Slot>> {
-    let row = client
-        .query_opt(
-            "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn::text, wal_status,
-                    (CASE WHEN pg_is_in_recovery() THEN NULL
-                     ELSE pg_current_wal_lsn() - restart_lsn END)::bigint
-             FROM pg_replication_slots WHERE slot_name = $1",
-            &[&name],
-        )
-        .await?;
-    let Some(row) = row else { return Ok(None) };
-    let confirmed_flush: Option<&str> = row.try_get(3)?;
-    Ok(Some(Slot {
-        plugin: row.try_get(0)?,
-        database: row.try_get(1)?,
-        active_pid: row.try_get(2)?,
-        confirmed_flush: confirmed_flush.map(str::parse).transpose()?,
-        wal_status: row.try_get(4)?,
-        retained_bytes: row.try_get(5)?,
-    }))
 }
 
 /// A publication.

@@ -37,8 +37,7 @@ async fn ask(config: &Config, metrics: &Metrics) -> anyhow::Result<()> {
     metrics.dead_letters.set(dead_letters);
     metrics.gaps.set(i64::try_from(overview.gaps.len()).unwrap_or(i64::MAX));
     if let Some(slot) = slot {
-        metrics
-            .set_slot(slot.retained_bytes(), slot.safe_bytes.and_then(|b| u64::try_from(b).ok()));
+        metrics.set_slot(slot.retained_bytes(), slot.safe_bytes);
         metrics.set_checkpoint_lag(slot.wal_end.bytes_since(overview.frontier));
     }
     Ok(())

@@ -18,11 +18,12 @@ use crate::engine::halt::{self, SourceIdentity};
 use crate::engine::lsn::Lsn;
 use crate::engine::rule::{RuleSettings, Rules};
 use crate::io::admin::{Health, Role};
+use crate::io::catalog;
+use crate::io::slot::{self, Slot};
 use crate::io::source::hosts;
 use crate::io::sql::{Connection, session};
 use crate::io::state::{Recovery, StateError, StateStore};
 use crate::io::wire::{self, Class, WireError};
-use crate::io::{catalog, slot};
 
 /// How long one attempt to open the source may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -148,7 +149,7 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
     let holder = format!("{} pid {}", hostname(), std::process::id());
     let Recovery { epoch, frontier, settled, disabled } = store.take_lease(&holder).await?;
     let slot = slot::read(&session.sentinel, &config.source.slot).await?;
-    halt::check_slot(&config.source.slot, slot.as_ref().map(|s| &s.state), frontier)?;
+    halt::check_slot(&config.source.slot, slot.as_ref().map(Slot::state).as_ref(), frontier)?;
     store.clear_halt().await?;
     let changes = Changes::new(frontier);
     let start = Start { frontier, settled, disabled };
@@ -161,7 +162,7 @@ pub(super) async fn reopen(config: &Config, epoch: i64, at: Lsn) -> Result<Sessi
     let expected = store.source_identity().await?;
     let session = open(config, &expected, at).await?;
     let slot = slot::read(&session.sentinel, &config.source.slot).await?;
-    halt::check_slot(&config.source.slot, slot.as_ref().map(|s| &s.state), at)?;
+    halt::check_slot(&config.source.slot, slot.as_ref().map(Slot::state).as_ref(), at)?;
     // The slot was free for a while: has another led meanwhile?
     if store.current_epoch().await? != epoch {
         return Err(Obstacle::Stop(Stop::Fenced));
@@ -187,8 +188,8 @@ async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Ses
         return Err(Obstacle::SlotInUse);
     }
     // What an active slot has confirmed may be ahead of what we know; an idle one must not be gone.
-    if slot.as_ref().is_none_or(|slot| slot.state.lost) {
-        halt::check_slot(&source.slot, slot.as_ref().map(|s| &s.state), at)?;
+    if slot.as_ref().is_none_or(|slot| slot.is_lost()) {
+        halt::check_slot(&source.slot, slot.as_ref().map(Slot::state).as_ref(), at)?;
     }
     let sender_timeout = replication.wal_sender_timeout().await?;
     if sender_timeout.is_zero() {

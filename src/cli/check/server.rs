@@ -6,8 +6,10 @@ use tokio_postgres::Client;
 use super::{Report, one};
 use crate::cli::setup::{existing_tables, looked_up, state_tables};
 use crate::config::Config;
+use crate::engine::halt::SourceIdentity;
 use crate::io::ident::quote_ident;
-use crate::io::source::{self, Identity};
+use crate::io::slot::{self, WalStatus};
+use crate::io::source;
 use crate::io::sql;
 
 pub(super) async fn check(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
@@ -53,7 +55,7 @@ async fn settings(client: &Client, report: &mut Report) -> Result<()> {
 
 async fn slot(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
     let name = &config.source.slot;
-    let slot = source::slot(client, name).await?;
+    let slot = slot::read(client, name).await?;
     let free = "SELECT current_setting($1)::bigint - count(*) FROM ";
     if slot.is_none() {
         let sql = format!("{free} pg_replication_slots");
@@ -97,7 +99,7 @@ async fn slot(config: &Config, client: &Client, report: &mut Report) -> Result<(
             format!("{name} is not a pgoutput slot of the database {database}"),
             "name another in source.slot",
         );
-    } else if slot.wal_status.as_deref() == Some("unreserved") {
+    } else if slot.wal_status == WalStatus::Unreserved {
         report.warn(
             "slot",
             format!("{name} retains more WAL than max_slot_wal_keep_size and will soon be lost"),
@@ -106,7 +108,7 @@ async fn slot(config: &Config, client: &Client, report: &mut Report) -> Result<(
     } else if let Some(pid) = active_pid {
         report.pass("slot", format!("{name} is in use by {}", session(client, pid).await?));
     } else {
-        let retained = slot.retained_bytes.unwrap_or_default();
+        let retained = slot.retained_bytes();
         report.pass("slot", format!("{name} is free and retains {retained} bytes of WAL"));
     }
     Ok(())
@@ -207,14 +209,14 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
         report.fail("checkpoint", "there is none", "run `walhook setup`");
         return Ok(());
     };
-    let stored = Identity {
+    let stored = SourceIdentity {
         system_identifier: row.try_get::<_, &str>(0)?.parse()?,
         timeline: row.try_get::<_, i32>(1)?.cast_unsigned(),
         host: row.try_get(2)?,
         database: row.try_get(3)?,
     };
     let source = sql::Connection::open(&config.source.url, super::NAME).await?;
-    let identity = Identity::read(&source, &sql::session(&config.source.url)?).await?;
+    let identity = source::identity(&source, &sql::session(&config.source.url)?).await?;
     if stored != identity {
         report.fail(
             "state",

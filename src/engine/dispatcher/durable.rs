@@ -11,7 +11,8 @@ use super::*;
 /// How long outcomes wait for others before they are stored together.
 const PERSIST_EVERY: Duration = Duration::from_millis(100);
 
-/// How long progress alone waits: the server's keepalives, with nothing of ours in between.
+/// How long progress alone waits: the server's keepalives, with nothing of ours in between. `/readyz`
+/// of a leader whose checkpoint was not written for three times as long says no.
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
 /// Dead letters in one state transaction: bounds its size and its time.
@@ -114,11 +115,11 @@ impl Durable {
         if self.has_work() {
             let at_once = full || stopping;
             Some(if at_once { self.last_stored } else { self.last_stored + PERSIST_EVERY })
-        } else if frontier > self.stored_frontier {
-            let wait = if stopping { Duration::ZERO } else { PROGRESS_EVERY };
-            Some(self.last_stored + wait)
+        } else if stopping {
+            (frontier > self.stored_frontier).then_some(self.last_stored)
         } else {
-            None
+            // Also with no progress at all: that the checkpoint can be written is worth knowing.
+            Some(self.last_stored + PROGRESS_EVERY)
         }
     }
 

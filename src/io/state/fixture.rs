@@ -93,3 +93,26 @@ pub(crate) fn range(from: u64, to: u64) -> SettledRange {
         to: key(to),
     }
 }
+
+impl Fixture {
+    fn toml(&self) -> String {
+        format!(
+            "[source]\nurl = \"{}\"\nslot = \"p\"\n[state]\nschema = {SCHEMA:?}\n\
+             [endpoints]\ntable = \"public.webhooks\"\n",
+            self.url.expose()
+        )
+    }
+
+    /// The configuration of the pipeline `p`, its state in the source database.
+    pub(crate) fn config(&self) -> crate::config::Config {
+        toml::from_str(&self.toml()).unwrap()
+    }
+
+    /// The same in a file, for a command.
+    pub(crate) fn common(&self, json: bool) -> (tempfile::NamedTempFile, crate::cli::Common) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), self.toml()).unwrap();
+        let common = crate::cli::Common { config: file.path().to_owned(), json };
+        (file, common)
+    }
+}

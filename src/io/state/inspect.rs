@@ -5,7 +5,7 @@ use tokio_postgres::types::Type;
 
 use crate::engine::lsn::Lsn;
 
-use super::{Param, Scope, StateError, StateStore, lsn};
+use super::{Param, Scope, StateError, StateStore, as_rfc3339, lsn};
 
 /// The state tables at a glance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +46,7 @@ pub struct Gap {
     /// Why there is one.
     pub reason: String,
     /// When it was recorded: microseconds since 1970-01-01 UTC.
+    #[serde(rename = "recorded_at", serialize_with = "as_rfc3339")]
     pub recorded_at_us: i64,
 }
 
@@ -57,6 +58,7 @@ pub struct DisabledSince {
     /// Why.
     pub reason: String,
     /// Since when: microseconds since 1970-01-01 UTC.
+    #[serde(rename = "disabled_at", serialize_with = "as_rfc3339")]
     pub disabled_at_us: i64,
 }
 

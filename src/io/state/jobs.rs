@@ -3,7 +3,7 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::{DeadLetterFilter, Scope, StateError, StateStore, fence};
+use super::{DeadLetterFilter, Scope, StateError, StateStore, as_rfc3339, fence};
 
 /// The kind of job that retries dead letters.
 pub const RETRY_JOB: &str = "dead_letters.retry";
@@ -31,6 +31,7 @@ pub struct JobState {
     /// How many failed.
     pub failed: i64,
     /// When it was made: microseconds since 1970-01-01 UTC.
+    #[serde(rename = "created_at", serialize_with = "as_rfc3339")]
     pub created_at_us: i64,
     /// Whether the leader is through with it.
     pub finished: bool,
@@ -86,27 +87,28 @@ impl StateStore {
         Ok(tx.commit().await?)
     }
 
-    /// Asks the leader to retry the dead letters that fit and have an endpoint; returns the job.
+    /// Asks the leader to retry the dead letters that fit and have an endpoint; returns the job, or
+    /// `None` when there are no such dead letters.
     ///
     /// # Errors
     /// [`StateError::Sql`].
     pub async fn create_retry_job(
         &mut self,
         filter: &DeadLetterFilter,
-    ) -> Result<JobState, StateError> {
+    ) -> Result<Option<JobState>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let args = serde_json::json!(filter);
         let sql = format!(
             "INSERT INTO {s}.jobs (pipeline, kind, args, total)
              SELECT $1, $9, $10, count(*)
              FROM {s}.dead_letters d JOIN {s}.bodies b USING (pipeline, event_id)
-             WHERE d.endpoint <> '' AND {} RETURNING {JOB_COLUMNS}",
+             WHERE d.endpoint <> '' AND {} HAVING count(*) > 0 RETURNING {JOB_COLUMNS}",
             DeadLetterFilter::CONDITION
         );
         let mut params = filter.params(pipeline);
         params.push((&RETRY_JOB, Type::TEXT));
         params.push((&args, Type::JSONB));
-        read(&self.connection.query_typed_one(&sql, &params).await?)
+        self.connection.query_typed_opt(&sql, &params).await?.as_ref().map(read).transpose()
     }
 
     /// How far a job is; `None` when there is no such job.

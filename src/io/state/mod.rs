@@ -8,7 +8,7 @@
 //! session carries an `idle_in_transaction_session_timeout`.
 //!
 //! A connection may be lost after COMMIT was sent and before its answer came. The caller then
-//! reconnects and stores the same batch again: see [`persist`] for why that changes nothing.
+//! reconnects and stores the same batch again: the module `persist` says why that changes nothing.
 
 mod dead_letters;
 mod inspect;
@@ -30,7 +30,7 @@ use tokio_postgres::types::{PgLsn, ToSql, Type};
 use tokio_postgres::{Row, Transaction};
 
 use crate::engine::endpoint::Secret;
-use crate::engine::event::EndpointId;
+use crate::engine::event::{EndpointId, rfc3339};
 use crate::engine::halt::SourceIdentity;
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{DisableEndpoint, SettledRange};
@@ -390,6 +390,11 @@ fn read_disabled(row: &Row) -> Result<DisableEndpoint, StateError> {
 
 fn lsn(row: &Row, column: usize) -> Result<Lsn, StateError> {
     Ok(Lsn(row.try_get::<_, PgLsn>(column)?.into()))
+}
+
+/// Times in JSON are RFC 3339 in UTC.
+fn as_rfc3339<S: serde::Serializer>(unix_us: &i64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&rfc3339(*unix_us))
 }
 
 /// Wraps why a stored value cannot be read.

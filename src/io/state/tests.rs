@@ -205,7 +205,7 @@ async fn retry_job_hands_out_each_dead_letter_once_and_counts_results_once() {
     store.persist(&PersistBatch { dead_letters: letters, ..batch(0x200) }).await.unwrap();
     assert_eq!(store.next_job().await.unwrap(), None);
 
-    let asked = store.create_retry_job(&DeadLetterFilter::default()).await.unwrap();
+    let asked = store.create_retry_job(&DeadLetterFilter::default()).await.unwrap().unwrap();
     assert_eq!((asked.total, asked.finished), (3, false), "the unroutable one cannot be sent");
     let later = dead(&event(0x240, "1"), "9");
     store.persist(&PersistBatch { dead_letters: vec![later], ..batch(0x200) }).await.unwrap();
@@ -265,9 +265,14 @@ async fn unreadable_job_is_finished_with_an_error() {
         quote_ident(SCHEMA)
     );
     fixture.admin.batch_execute(&insert).await.unwrap();
-    let asked = store.create_retry_job(&DeadLetterFilter::default()).await.unwrap();
+    let none = store.create_retry_job(&DeadLetterFilter::default()).await.unwrap();
+    assert_eq!(none, None, "nothing to retry is no job");
+    let letters = vec![dead(&event(0x210, "1"), "7")];
+    store.persist(&PersistBatch { dead_letters: letters, ..batch(0x200) }).await.unwrap();
+    let asked = store.create_retry_job(&DeadLetterFilter::default()).await.unwrap().unwrap();
     assert_eq!(store.next_job().await.unwrap().unwrap().id, asked.id);
-    let error = store.job(asked.id - 1).await.unwrap().unwrap().error.unwrap();
+    let first = asked.id - 1;
+    let error = store.job(first).await.unwrap().unwrap().error.unwrap();
     assert!(error.contains("colour"), "{error}");
 }
 

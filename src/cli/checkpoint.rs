@@ -1,0 +1,141 @@
+//! `walhook checkpoint`: where the pipeline goes on, and from where it could.
+
+use anyhow::{Context, anyhow};
+use serde::Serialize;
+
+use crate::engine::event::rfc3339;
+use crate::io::slot::{Slot, WalStatus};
+use crate::io::state::Overview;
+
+use super::status::{bytes, open_state, read_slot};
+use super::{CommandResult, Common, print_json, print_line};
+
+/// Show the checkpoint
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Show the checkpoint, and the range of positions that is possible
+    Show,
+}
+
+/// Prints the checkpoint.
+///
+/// # Errors
+/// When a database cannot be reached, or there is no slot.
+pub async fn run(args: Args, common: &Common) -> CommandResult {
+    let Command::Show = args.command;
+    let config = common.load()?;
+    let overview = open_state(&config).await?.overview().await?;
+    let slot = read_slot(&config).await.context("cannot read the slot from the source")?;
+    let slot = slot.ok_or_else(|| {
+        anyhow!("there is no replication slot {:?}; `walhook setup` creates it", config.source.slot)
+    })?;
+    let report = Report::new(&overview, &slot);
+    if common.json { print_json(&report) } else { print_line(&report.to_text()) }
+}
+
+/// What `show` prints. Times are RFC 3339 in UTC.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Report {
+    frontier: String,
+    written_at: String,
+    confirmed_flush_lsn: Option<String>,
+    restart_lsn: Option<String>,
+    current_lsn: String,
+    /// Null when the slot can send nothing.
+    possible: Option<Possible>,
+    lag_bytes: u64,
+    /// What lies between the checkpoint and the first position that the slot can still send.
+    missing_bytes: u64,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Possible {
+    from: String,
+    to: String,
+}
+
+impl Report {
+    fn new(overview: &Overview, slot: &Slot) -> Self {
+        // Below confirmed_flush the server sends nothing, whatever is asked for: it starts there
+        // without a word. `restart_lsn` is only where decoding begins.
+        let from = slot.confirmed_flush.filter(|_| slot.wal_status != WalStatus::Lost);
+        Self {
+            frontier: overview.frontier.to_string(),
+            written_at: rfc3339(overview.frontier_at_us),
+            confirmed_flush_lsn: slot.confirmed_flush.map(|lsn| lsn.to_string()),
+            restart_lsn: slot.restart.map(|lsn| lsn.to_string()),
+            current_lsn: slot.wal_end.to_string(),
+            possible: from
+                .map(|from| Possible { from: from.to_string(), to: slot.wal_end.to_string() }),
+            lag_bytes: slot.wal_end.bytes_since(overview.frontier),
+            missing_bytes: from.unwrap_or(slot.wal_end).bytes_since(overview.frontier),
+        }
+    }
+
+    fn to_text(&self) -> String {
+        let or_none = |lsn: &Option<String>| lsn.clone().unwrap_or_else(|| "none".to_owned());
+        let possible = self.possible.as_ref().map_or_else(
+            || "none: the slot is lost".to_owned(),
+            |possible| format!("{} to {}", possible.from, possible.to),
+        );
+        let mut text = format!(
+            "checkpoint           {}, written {}, {} behind the WAL\n\
+             confirmed_flush_lsn  {}\n\
+             restart_lsn          {}\n\
+             current WAL          {}\n\
+             possible range       {possible}",
+            self.frontier,
+            self.written_at,
+            bytes(self.lag_bytes),
+            or_none(&self.confirmed_flush_lsn),
+            or_none(&self.restart_lsn),
+            self.current_lsn,
+        );
+        if self.missing_bytes > 0 {
+            text.push_str(&format!(
+                "\nGAP                  the slot can no longer send the {} that follow the checkpoint",
+                bytes(self.missing_bytes)
+            ));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::state::fixture::Fixture;
+
+    #[tokio::test]
+    async fn checkpoint_shows_the_possible_range_and_a_gap() {
+        let fixture = Fixture::start().await;
+        let (_file, common) = fixture.common(true);
+        let show = async || run(Args { command: Command::Show }, &common).await;
+        let error = show().await.unwrap_err();
+        assert!(format!("{error:?}").contains("walhook setup"), "{error:?}");
+
+        let slot = "SELECT pg_create_logical_replication_slot('p', 'pgoutput')";
+        fixture.admin.query_one(slot, &[]).await.unwrap();
+        show().await.unwrap();
+        let config = fixture.config();
+        let mut overview = fixture.open().await.overview().await.unwrap();
+        let mut slot = read_slot(&config).await.unwrap().unwrap();
+        let behind = Report::new(&overview, &slot);
+        assert!(behind.missing_bytes > 0 && behind.to_text().contains("GAP"), "0/100 is long gone");
+
+        overview.frontier = slot.confirmed_flush.unwrap();
+        let report = Report::new(&overview, &slot);
+        assert_eq!(report.missing_bytes, 0);
+        assert_eq!(report.possible.as_ref().unwrap().from, report.frontier);
+        assert!(!report.to_text().contains("GAP"));
+
+        slot.wal_status = WalStatus::Lost;
+        assert_eq!(Report::new(&overview, &slot).possible, None);
+    }
+}

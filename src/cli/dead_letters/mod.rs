@@ -1,0 +1,212 @@
+//! `walhook dead-letters`: list, show, retry, discard.
+//!
+//! Listing and discarding need the state tables only. A retry is the leader's to send: the command
+//! leaves a job for it and watches.
+
+mod print;
+mod select;
+
+#[cfg(test)]
+mod tests;
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use anyhow::anyhow;
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use crate::config::Config;
+use crate::io::state::{DeadLetterFilter, JobState, StateStore};
+
+use super::status::{open_state, read_slot};
+use super::{CommandResult, Common, Failure, print_json, print_line};
+use select::{Filters, Selection};
+
+/// How often a job is looked at.
+const POLL: Duration = Duration::from_millis(200);
+
+/// List, show, retry or discard deliveries that ended without success
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// List dead letters, by id
+    List(List),
+    /// Show one with its event's body
+    Show {
+        /// Its id
+        id: i64,
+    },
+    /// Have the leader send them again, outside of their rows' order
+    Retry(Retry),
+    /// Remove them for good
+    Discard(Discard),
+}
+
+#[derive(Debug, Default, clap::Args)]
+struct List {
+    #[command(flatten)]
+    filters: Filters,
+    /// At most so many
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=10_000))]
+    limit: i64,
+    /// Only ids above this one: continues an earlier list
+    #[arg(long, value_name = "ID", default_value_t = 0)]
+    after: i64,
+}
+
+#[derive(Debug, clap::Args)]
+struct Retry {
+    #[command(flatten)]
+    selection: Selection,
+    /// How long to wait for the end of the job; 0s does not wait
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    wait: Duration,
+}
+
+#[derive(Debug, clap::Args)]
+struct Discard {
+    #[command(flatten)]
+    selection: Selection,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// [`Failure::Usage`] when nothing is selected or nobody can be asked; [`Failure::Failed`] when
+/// there is no such dead letter, when a retry failed again or did not end within the wait.
+pub async fn run(args: Args, common: &Common) -> CommandResult {
+    let config = common.load()?;
+    match args.command {
+        Command::List(list) => run_list(&config, &list, common.json).await,
+        Command::Show { id } => show(&config, id, common.json).await,
+        Command::Retry(retry) => run_retry(&config, &retry, common.json).await,
+        Command::Discard(discard) => run_discard(&config, &discard, common.json).await,
+    }
+}
+
+async fn run_list(config: &Config, list: &List, json: bool) -> CommandResult {
+    let page = page(&open_state(config).await?, list).await?;
+    if json { print_json(&page.to_json()) } else { print_line(&page.to_text()) }
+}
+
+async fn page(state: &StateStore, list: &List) -> Result<print::Page, Failure> {
+    // One more than asked for tells whether there are more.
+    let mut letters =
+        state.dead_letters(&list.filters.to_filter(), list.after, list.limit + 1).await?;
+    let limit = usize::try_from(list.limit).unwrap_or(usize::MAX);
+    let more = letters.len() > limit;
+    letters.truncate(limit);
+    let next_after = letters.last().map(|letter| letter.id).filter(|_| more);
+    Ok(print::Page { letters, next_after })
+}
+
+async fn show(config: &Config, id: i64, json: bool) -> CommandResult {
+    let filter = DeadLetterFilter { ids: Some(vec![id]), ..DeadLetterFilter::default() };
+    let letters = open_state(config).await?.dead_letters(&filter, 0, 1).await?;
+    let letter = letters.first().ok_or_else(|| anyhow!("there is no dead letter {id}"))?;
+    if json { print_json(&print::whole(letter)?) } else { print_line(&print::whole_text(letter)) }
+}
+
+async fn run_retry(config: &Config, retry: &Retry, json: bool) -> CommandResult {
+    let filter = retry.selection.to_filter()?;
+    let mut state = open_state(config).await?;
+    let Some(job) = state.create_retry_job(&filter).await? else {
+        return Err(anyhow!("no dead letter with an endpoint fits").into());
+    };
+    let leader = match read_slot(config).await {
+        Ok(slot) => slot.is_some_and(|slot| slot.active_pid.is_some()),
+        Err(error) => {
+            note(&format!("cannot tell whether a leader runs: {error:#}"));
+            true
+        }
+    };
+    if !leader {
+        note(&format!("no leader runs now: job {} stands until one does", job.id));
+    }
+    let job = watch(&state, job, retry.wait).await?;
+    if json {
+        print_json(&job)?;
+    } else {
+        print_line(&print::job(&job))?;
+    }
+    // Without a wait, having asked is all there is to do.
+    if retry.wait.is_zero() { Ok(()) } else { verdict(&job) }
+}
+
+/// Waits for the end of the job, at most `wait`; shows on a terminal how far it is.
+async fn watch(state: &StateStore, mut job: JobState, wait: Duration) -> Result<JobState, Failure> {
+    let deadline = Instant::now() + wait;
+    let terminal = std::io::stderr().is_terminal();
+    while !job.finished && Instant::now() < deadline {
+        if terminal {
+            let _ = write!(std::io::stderr(), "\r{}", print::job(&job));
+        }
+        sleep(POLL.min(deadline.duration_since(Instant::now()))).await;
+        job = state.job(job.id).await?.ok_or_else(|| anyhow!("job {} is gone", job.id))?;
+    }
+    if terminal {
+        let _ = writeln!(std::io::stderr());
+    }
+    Ok(job)
+}
+
+fn verdict(job: &JobState) -> CommandResult {
+    if let Some(error) = &job.error {
+        return Err(anyhow!("job {}: {error}", job.id).into());
+    }
+    if !job.finished {
+        return Err(
+            anyhow!("job {} is not finished; it goes on without this command", job.id).into()
+        );
+    }
+    if job.failed > 0 {
+        return Err(anyhow!("{} of {} failed again", job.failed, job.total).into());
+    }
+    Ok(())
+}
+
+async fn run_discard(config: &Config, discard: &Discard, json: bool) -> CommandResult {
+    let filter = discard.selection.to_filter()?;
+    let mut state = open_state(config).await?;
+    let count = state.count_dead_letters(&filter).await?;
+    if count > 0 && !discard.yes {
+        confirm(&format!("Remove {count} dead letters for good?"))?;
+    }
+    let discarded = if count > 0 { state.discard_dead_letters(&filter).await? } else { 0 };
+    if json {
+        print_json(&json!({ "discarded": discarded }))
+    } else {
+        print_line(&format!("discarded {discarded}"))
+    }
+}
+
+/// Asks on the terminal.
+fn confirm(question: &str) -> CommandResult {
+    let mut stderr = std::io::stderr();
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::Usage(anyhow!("nobody can be asked here; confirm with --yes")));
+    }
+    let mut answer = String::new();
+    write!(stderr, "{question} [y/N] ")
+        .and_then(|()| stderr.flush())
+        .and_then(|()| std::io::stdin().read_line(&mut answer))
+        .map_err(anyhow::Error::from)?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(anyhow!("nothing was removed").into()),
+    }
+}
+
+/// A remark beside the result, which goes to standard output.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

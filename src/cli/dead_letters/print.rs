@@ -1,0 +1,136 @@
+//! Dead letters and jobs for people and for programs.
+
+use anyhow::Context;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use crate::engine::event::rfc3339;
+use crate::engine::position::Position;
+use crate::io::state::{JobState, StoredDeadLetter};
+
+/// One page of a list.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) letters: Vec<StoredDeadLetter>,
+    /// Where the next page begins, if there is one.
+    pub(super) next_after: Option<i64>,
+}
+
+impl Page {
+    pub(super) fn to_json(&self) -> Value {
+        let letters: Vec<Value> = self.letters.iter().map(brief).collect();
+        json!({ "dead_letters": letters, "next_after": self.next_after })
+    }
+
+    pub(super) fn to_text(&self) -> String {
+        if self.letters.is_empty() {
+            return "no dead letter fits".to_owned();
+        }
+        let head = ["ID", "STORED", "REASON", "ENDPOINT", "ACCOUNT", "TYPE", "DETAIL"];
+        let mut rows = vec![head.map(str::to_owned)];
+        rows.extend(self.letters.iter().map(|letter| {
+            [
+                letter.id.to_string(),
+                rfc3339(letter.died_at_us),
+                letter.reason.clone(),
+                letter.endpoint.as_deref().unwrap_or("-").to_owned(),
+                letter.event.account.to_string(),
+                letter.event.event_type.to_string(),
+                one_line(&letter.detail),
+            ]
+        }));
+        let mut text = table(&rows);
+        if let Some(after) = self.next_after {
+            text.push_str(&format!("\nthere are more: --after {after}"));
+        }
+        text
+    }
+}
+
+/// What a list says of a dead letter. Times are RFC 3339 in UTC.
+fn brief(letter: &StoredDeadLetter) -> Value {
+    json!({
+        "id": letter.id,
+        "event_id": letter.event.id.to_string(),
+        "type": &*letter.event.event_type,
+        "account_id": letter.event.account.as_str(),
+        "endpoint": letter.endpoint.as_deref(),
+        "reason": letter.reason,
+        "detail": letter.detail,
+        "attempts": letter.attempts,
+        "last_status": letter.last_status,
+        "died_at": rfc3339(letter.died_at_us),
+        "tried_at": rfc3339(letter.tried_at_us),
+    })
+}
+
+/// A dead letter with the position of its change and, to the byte, its request's body.
+#[derive(Debug, serde::Serialize)]
+pub(super) struct Whole {
+    #[serde(flatten)]
+    brief: Value,
+    commit_lsn: String,
+    change_lsn: String,
+    body: Box<RawValue>,
+}
+
+pub(super) fn whole(letter: &StoredDeadLetter) -> anyhow::Result<Whole> {
+    let Position::Wal(position) = letter.event.position;
+    let body = String::from_utf8(letter.event.body().into()).context("the body is no UTF-8")?;
+    Ok(Whole {
+        brief: brief(letter),
+        commit_lsn: position.commit_lsn.to_string(),
+        change_lsn: position.change_lsn.to_string(),
+        body: RawValue::from_string(body).context("the body is no JSON")?,
+    })
+}
+
+pub(super) fn whole_text(letter: &StoredDeadLetter) -> String {
+    let Position::Wal(position) = letter.event.position;
+    let rows = [
+        ("id", letter.id.to_string()),
+        ("event", letter.event.id.to_string()),
+        ("type", letter.event.event_type.to_string()),
+        ("account", letter.event.account.to_string()),
+        ("endpoint", letter.endpoint.as_deref().unwrap_or("none").to_owned()),
+        ("reason", letter.reason.clone()),
+        ("detail", one_line(&letter.detail)),
+        ("attempts", letter.attempts.to_string()),
+        ("last status", letter.last_status.map_or_else(|| "none".into(), |s| s.to_string())),
+        ("stored", rfc3339(letter.died_at_us)),
+        ("last tried", rfc3339(letter.tried_at_us)),
+        ("committed", rfc3339(letter.event.commit_time_us)),
+        ("position", format!("{} in {}", position.change_lsn, position.commit_lsn)),
+        ("body", String::from_utf8_lossy(&letter.event.body()).into_owned()),
+    ];
+    let rows: Vec<String> =
+        rows.iter().map(|(name, value)| format!("{name:<12} {value}")).collect();
+    rows.join("\n")
+}
+
+/// How far a job is.
+pub(super) fn job(job: &JobState) -> String {
+    let end = if job.finished { "finished" } else { "not finished" };
+    format!("job {}: {} delivered, {} failed of {}, {end}", job.id, job.done, job.failed, job.total)
+}
+
+/// What an endpoint answered must not move the cursor of whoever reads the list.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// Columns as wide as their widest cell; the last one ends where it ends.
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let line = |row: &[String; N]| {
+        let cells: Vec<String> =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}

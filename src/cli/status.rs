@@ -1,0 +1,340 @@
+//! `walhook status`: the pipeline as the databases show it.
+//!
+//! Asks no running instance, so it works from anywhere and says something about a pipeline that
+//! does not run.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::engine::event::rfc3339;
+use crate::io::slot::{self, Slot, WalStatus};
+use crate::io::sql::Connection;
+use crate::io::state::{DisabledSince, Gap, JobState, Overview, StateError, StateStore};
+
+use super::{CommandResult, Common, Failure, print_json, print_line};
+
+/// Show leader, slot, checkpoint, dead letters, gaps and why the pipeline halted, if it did
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Prints the pipeline's state.
+///
+/// # Errors
+/// [`Failure::Halted`] when the pipeline has halted, after the state is printed.
+pub async fn run(_args: Args, common: &Common) -> CommandResult {
+    let config = common.load()?;
+    let report = gather(&config).await?;
+    if common.json {
+        print_json(&report)?;
+    } else {
+        print_line(&report.to_text())?;
+    }
+    match report.halted {
+        Some(halt) => Err(Failure::Halted(halt.reason)),
+        None => Ok(()),
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Opens the state tables that the configuration names.
+pub(super) async fn open_state(config: &Config) -> Result<StateStore, StateError> {
+    let url = config.state.url.as_ref().unwrap_or(&config.source.url);
+    StateStore::open(url, &config.state.schema, &config.source.slot).await
+}
+
+/// Reads the slot from the source.
+pub(super) async fn read_slot(config: &Config) -> anyhow::Result<Option<Slot>> {
+    let source = Connection::open(&config.source.url, "walhook status").await?;
+    Ok(slot::read(&source, &config.source.slot).await?)
+}
+
+/// Everything that `status` shows. Times are RFC 3339 in UTC.
+#[derive(Debug, Serialize)]
+struct Report {
+    pipeline: String,
+    leader: Leader,
+    /// Null when there is none, or when the source did not answer.
+    slot: Option<SlotReport>,
+    /// Why the slot could not be read.
+    source_error: Option<String>,
+    checkpoint: Checkpoint,
+    settled_rows: i64,
+    dead_letters: BTreeMap<String, i64>,
+    gaps: Vec<Gap>,
+    disabled_endpoints: Vec<DisabledSince>,
+    jobs: Vec<JobState>,
+    halted: Option<Halt>,
+}
+
+#[derive(Debug, Serialize)]
+struct Leader {
+    /// Whether the slot is being read; null when the source did not answer.
+    running: Option<bool>,
+    /// Who took the lease last.
+    holder: Option<String>,
+    epoch: i64,
+    since: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct SlotReport {
+    active: bool,
+    wal_status: WalStatus,
+    retained_bytes: u64,
+    /// Null where nothing limits it.
+    safe_bytes: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Checkpoint {
+    frontier: String,
+    written_at: String,
+    lag_bytes: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Halt {
+    reason: String,
+    since: Option<String>,
+}
+
+async fn gather(config: &Config) -> Result<Report, Failure> {
+    let state = open_state(config).await?;
+    let overview = state.overview().await?;
+    let jobs = state.unfinished_jobs().await?;
+    let (slot, source_error) = match read_slot(config).await {
+        Ok(slot) => (slot, None),
+        Err(error) => (None, Some(format!("{error:#}"))),
+    };
+    Ok(report(config, overview, jobs, slot, source_error))
+}
+
+fn report(
+    config: &Config,
+    overview: Overview,
+    jobs: Vec<JobState>,
+    slot: Option<Slot>,
+    source_error: Option<String>,
+) -> Report {
+    let active = slot.as_ref().is_some_and(|slot| slot.active_pid.is_some());
+    let halted_at = overview.halted_at_us.map(rfc3339);
+    Report {
+        pipeline: config.source.slot.clone(),
+        leader: Leader {
+            running: source_error.is_none().then_some(active),
+            holder: overview.holder,
+            epoch: overview.epoch,
+            since: overview.taken_at_us.map(rfc3339),
+        },
+        checkpoint: Checkpoint {
+            frontier: overview.frontier.to_string(),
+            written_at: rfc3339(overview.frontier_at_us),
+            lag_bytes: slot.as_ref().map(|slot| slot.wal_end.bytes_since(overview.frontier)),
+        },
+        slot: slot.map(|slot| SlotReport {
+            active: slot.active_pid.is_some(),
+            wal_status: slot.wal_status,
+            retained_bytes: slot.retained_bytes(),
+            safe_bytes: slot.safe_bytes,
+        }),
+        source_error,
+        settled_rows: overview.settled_rows,
+        dead_letters: overview.dead_letters.into_iter().collect(),
+        gaps: overview.gaps,
+        disabled_endpoints: overview.disabled,
+        jobs,
+        halted: overview.halt_reason.map(|reason| Halt { reason, since: halted_at }),
+    }
+}
+
+impl Report {
+    fn to_text(&self) -> String {
+        let mut lines =
+            vec![("pipeline", self.pipeline.clone()), ("leader", self.leader.to_text())];
+        lines.push(("slot", self.slot_text()));
+        let lag = self.checkpoint.lag_bytes.map(|b| format!(", {} behind the WAL", bytes(b)));
+        lines.push((
+            "checkpoint",
+            format!(
+                "{}, written {}{}",
+                self.checkpoint.frontier,
+                self.checkpoint.written_at,
+                lag.unwrap_or_default()
+            ),
+        ));
+        lines.push(("settled", format!("{} rows ahead of the checkpoint", self.settled_rows)));
+        let dead: Vec<String> =
+            self.dead_letters.iter().map(|(reason, n)| format!("{reason} {n}")).collect();
+        lines.push(("dead letters", or_none(&dead)));
+        let each = |name, items: Vec<String>| {
+            let items = if items.is_empty() { vec!["none".to_owned()] } else { items };
+            items.into_iter().map(move |item| (name, item))
+        };
+        let gaps = self.gaps.iter().map(|g| {
+            format!(
+                "{} to {}: {} (recorded {})",
+                g.from_lsn,
+                g.to_lsn,
+                g.reason,
+                rfc3339(g.recorded_at_us)
+            )
+        });
+        lines.extend(each("gaps", gaps.collect()));
+        let disabled = self
+            .disabled_endpoints
+            .iter()
+            .map(|d| format!("{}: {} (since {})", d.endpoint, d.reason, rfc3339(d.disabled_at_us)));
+        lines.extend(each("switched off", disabled.collect()));
+        let jobs = self.jobs.iter().map(|j| {
+            format!("{} {}: {} done, {} failed of {}", j.id, j.kind, j.done, j.failed, j.total)
+        });
+        lines.extend(each("jobs", jobs.collect()));
+        if let Some(halt) = &self.halted {
+            let since = halt.since.as_deref().unwrap_or("an unknown time");
+            lines.push(("HALTED", format!("since {since}: {}", halt.reason)));
+        }
+        let lines: Vec<String> =
+            lines.iter().map(|(name, value)| format!("{name:<13} {value}")).collect();
+        lines.join("\n")
+    }
+
+    fn slot_text(&self) -> String {
+        if let Some(error) = &self.source_error {
+            return format!("unknown, the source did not answer: {error}");
+        }
+        let Some(slot) = &self.slot else {
+            return "does not exist; `walhook setup` creates it".to_owned();
+        };
+        let status = match slot.wal_status {
+            WalStatus::Reserved => "reserved",
+            WalStatus::Extended => "extended",
+            WalStatus::Unreserved => "unreserved",
+            WalStatus::Lost => "lost",
+            WalStatus::Unknown => "unknown",
+        };
+        let safe = slot.safe_bytes.map_or_else(
+            || "no limit (max_slot_wal_keep_size)".to_owned(),
+            |b| format!("{} until it is lost", bytes(b)),
+        );
+        let active = if slot.active { "active" } else { "not active" };
+        format!("{active}, {status}, retains {}, {safe}", bytes(slot.retained_bytes))
+    }
+}
+
+impl Leader {
+    fn to_text(&self) -> String {
+        let last = self.holder.as_deref().map_or_else(
+            || "never taken".to_owned(),
+            |holder| {
+                let since = self.since.as_deref().unwrap_or("an unknown time");
+                format!("{holder}, epoch {}, since {since}", self.epoch)
+            },
+        );
+        match self.running {
+            Some(true) => last,
+            Some(false) => format!("none runs (last: {last})"),
+            None => format!("unknown (last: {last})"),
+        }
+    }
+}
+
+fn or_none(items: &[String]) -> String {
+    if items.is_empty() { "none".to_owned() } else { items.join(", ") }
+}
+
+/// A size for a person: `12.3 MiB`.
+pub(super) fn bytes(n: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    UNITS.iter().find(|(size, _)| n >= *size).map_or_else(
+        || format!("{n} B"),
+        |(size, unit)| {
+            let tenths = n % size * 10 / size;
+            format!("{}.{tenths} {unit}", n / size)
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::lsn::Lsn;
+    use crate::engine::persist::{DisableEndpoint, PersistBatch};
+    use crate::io::state::fixture::{Fixture, dead, event};
+
+    #[test]
+    fn bytes_are_printed_with_their_unit() {
+        assert_eq!(bytes(1_023), "1023 B");
+        assert_eq!(bytes(1_536), "1.5 KiB");
+        assert_eq!(bytes(u64::MAX), "17179869183.9 GiB");
+    }
+
+    #[tokio::test]
+    async fn status_shows_the_pipeline_and_exits_with_3_when_it_has_halted() {
+        let fixture = Fixture::start().await;
+        let config = fixture.config();
+        let report = gather(&config).await.unwrap();
+        assert!(report.to_text().contains("does not exist"), "{}", report.to_text());
+
+        let slot = "SELECT pg_create_logical_replication_slot('p', 'pgoutput')";
+        fixture.admin.query_one(slot, &[]).await.unwrap();
+        let mut store = fixture.open().await;
+        store.take_lease("host:1").await.unwrap();
+        let batch = PersistBatch {
+            frontier: Lsn(0x200),
+            dead_letters: vec![dead(&event(0x300, "1"), "7")],
+            disabled: vec![DisableEndpoint {
+                endpoint: crate::engine::event::EndpointId::new("7"),
+                reason: "answered 410".into(),
+            }],
+            ..PersistBatch::default()
+        };
+        store.persist(&batch).await.unwrap();
+        let text = gather(&config).await.unwrap().to_text();
+        for part in [
+            "none runs (last: host:1, epoch 1",
+            "not active, reserved, retains",
+            "no limit",
+            "0/200, written 2",
+            "behind the WAL",
+            "exhausted 1",
+            "7: answered 410",
+        ] {
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+        assert!(!text.contains("HALTED"));
+
+        store.store_halt("the slot is lost").await.unwrap();
+        let report = gather(&config).await.unwrap();
+        assert!(report.to_text().contains("HALTED"), "{}", report.to_text());
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["halted"]["reason"], "the slot is lost");
+        assert_eq!(json["dead_letters"]["exhausted"], 1);
+        assert_eq!(json["slot"]["wal_status"], "reserved");
+        let since = json["disabled_endpoints"][0]["disabled_at"].as_str().unwrap();
+        assert!(since.starts_with("20") && since.ends_with('Z'), "{since}");
+        let (_file, common) = fixture.common(false);
+        let end = run(Args {}, &common).await;
+        assert!(matches!(end, Err(Failure::Halted(reason)) if reason == "the slot is lost"));
+    }
+
+    #[tokio::test]
+    async fn status_says_what_the_state_holds_when_the_source_is_down() {
+        let fixture = Fixture::start().await;
+        let mut config = fixture.config();
+        config.state.url = Some(fixture.url.clone());
+        config.source.url = crate::engine::endpoint::Secret::new("postgres://x:hush@127.0.0.1:1/x");
+        let report = gather(&config).await.unwrap();
+        let text = report.to_text();
+        assert!(text.contains("did not answer") && text.contains("0/100"), "{text}");
+        assert!(!text.contains("hush"), "{text}");
+        config.state.url = None;
+        assert!(matches!(gather(&config).await, Err(Failure::Failed(_))));
+    }
+}

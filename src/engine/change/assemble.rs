@@ -311,6 +311,7 @@ impl Changes {
         }
         let mut steps = Steps::new();
         for relation in relations {
+            // Only the first can fail: the others share its LSN and follow it in the order.
             self.change(wal_start, relation, Rows::Truncate, &mut steps)?;
         }
         Ok(steps)

@@ -140,7 +140,7 @@ async fn connect_one(
     let read_only = match wanted {
         TargetSessionAttrs::ReadWrite => Some(false),
         TargetSessionAttrs::ReadOnly => Some(true),
-        _ => None,
+        TargetSessionAttrs::Any | _ => None,
     };
     if let Some(read_only) = read_only
         && replication.is_read_only().await? != read_only

@@ -28,6 +28,7 @@
 //!         return Err(WireError::Silent.into());
 //!     }
 //!     tokio::select! {
+//!         biased;
 //!         // 1. What is settled, so that a flood of frames cannot hold it back.
 //!         Ok(()) = flushed.changed() => feedback.handle_flushed(*flushed.borrow_and_update()),
 //!         // 2. Time, for the same reason.
@@ -54,7 +55,7 @@
 //! }
 //! ```
 //!
-//! `biased` order is 1, 2, 3. [`Stream::next`] and [`Stream::send_status`] are cancel-safe. A walsender
+//! [`Stream::next`] and [`Stream::send_status`] are cancel-safe. A walsender
 //! that shuts down is not seen while nobody reads: a caller that pauses for long watches an ordinary
 //! SQL session too, which the shutdown ends at once.
 //!

@@ -100,7 +100,9 @@ impl Replication {
                     Received::Message(Message::NoticeResponse(body)) => {
                         notice(&ServerError::parse(body.fields()).map_err(malformed)?);
                     }
-                    other => return Err(unexpected(&other, WireError::Start)),
+                    other @ Received::Message(_) => {
+                        return Err(unexpected(&other, WireError::Start));
+                    }
                 }
             }
         };
@@ -141,7 +143,9 @@ impl Replication {
                         }
                         error = Some(WireError::Session(server));
                     }
-                    other => return Err(unexpected(&other, WireError::Session)),
+                    other @ (Received::CopyBoth | Received::Message(_)) => {
+                        return Err(unexpected(&other, WireError::Session));
+                    }
                 }
             }
             error.map_or(Ok(row), Err)

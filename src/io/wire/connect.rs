@@ -30,8 +30,8 @@ const AUTHORIZATION_CLASS: &str = "28";
 /// `target_session_attrs`.
 ///
 /// # Errors
-/// [`WireError`]. As in libpq, a host that refuses the authentication ends the search: the others would
-/// only hide it.
+/// [`WireError`]. As in libpq, a host that refuses the authentication ends the search: the others
+/// would only hide it.
 pub async fn connect(url: &Secret, application_name: &str) -> Result<Replication, WireError> {
     let config = parse(url)?;
     let user = config.get_user().ok_or(WireError::UrlIncomplete { missing: "user" })?;

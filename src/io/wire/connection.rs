@@ -1,4 +1,5 @@
-//! Messages over a socket: framing, a bounded read buffer, a write buffer that survives cancellation.
+//! Messages over a socket: framing, a bounded read buffer, a write buffer that survives
+//! cancellation.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,8 +11,8 @@ use tokio::time::timeout;
 
 use super::error::{ServerError, WireError};
 
-/// The longest message that is read. PostgreSQL would send a row of up to 1 GiB; this is 64 times the
-/// largest body that is ever delivered, and bounds what one row can make us hold.
+/// The longest message that is read. PostgreSQL would send a row of up to 1 GiB; this is 64 times
+/// the largest body that is ever delivered, and bounds what one row can make us hold.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// What one read asks for: dozens of rows in a system call.
@@ -20,7 +21,8 @@ const READ_BYTES: usize = 128 << 10;
 /// A buffer grown beyond this for one large message is given back after it.
 const KEEP_BYTES: usize = 1 << 20;
 
-/// A server that takes nothing for so long is gone: it reads replies even while its own output waits.
+/// A server that takes nothing for so long is gone: it reads replies even while its own output
+/// waits.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `W`, which `postgres-protocol` does not parse.

@@ -1,21 +1,22 @@
 //! Messages → row changes of committed transactions, each with its position.
 //!
-//! One [`Changes`] lives through all connections of a process. What it hands out is the same however
-//! often the connection breaks: every transaction once, every change in it once, in order.
+//! One [`Changes`] lives through all connections of a process. What it hands out is the same
+//! however often the connection breaks: every transaction once, every change in it once, in order.
 //!
 //! # Why that is right
 //!
-//! - The server sends transactions in the order of their commit records, each whole (protocol 1), and
-//!   from BEGIN again after a reconnection. So a transaction that was handed out completely is known by
-//!   `commit_lsn < resume_lsn` alone.
-//! - Inside a transaction, positions grow strictly. The server merges the changes of a transaction and
-//!   its subtransactions by LSN, and asserts that order itself (`ReorderBufferProcessTXN`: "enforce
-//!   correct ordering of changes, merged from multiple subtransactions. The changes may have the same
-//!   LSN due to MULTI_INSERT xlog records"). Those that share an LSN are the rows of one multi-insert,
-//!   which has one relation and is counted by n, or the tables of one TRUNCATE, which we order by OID.
-//!   Hence "not after the last position handed out" says exactly "handed out already".
-//! - The order is checked, not trusted: a stream that breaks it is an error, for skipping by it would
-//!   lose changes silently.
+//! - The server sends transactions in the order of their commit records, each whole (protocol 1),
+//!   and from BEGIN again after a reconnection. So a transaction that was handed out completely is
+//!   known by `commit_lsn < resume_lsn` alone.
+//! - Inside a transaction, positions grow strictly. The server merges the changes of a transaction
+//!   and its subtransactions by LSN, and asserts that order itself (`ReorderBufferProcessTXN`:
+//!   "enforce correct ordering of changes, merged from multiple subtransactions. The changes may
+//!   have the same LSN due to MULTI_INSERT xlog records"). Those that share an LSN are the rows of
+//!   one multi-insert, which has one relation and is counted by n, or the tables of one TRUNCATE,
+//!   which we order by OID. Hence "not after the last position handed out" says exactly "handed out
+//!   already".
+//! - The order is checked, not trusted: a stream that breaks it is an error, for skipping by it
+//!   would lose changes silently.
 
 mod assemble;
 #[cfg(test)]

@@ -2,17 +2,18 @@
 //!
 //! A status update serves four ends that pull in different directions:
 //!
-//! - It keeps the connection: without one for `wal_sender_timeout` the server cuts it, even while it
-//!   is being read. So one is due on a timer, whatever the stages behind the reader do.
+//! - It keeps the connection: without one for `wal_sender_timeout` the server cuts it, even while
+//!   it is being read. So one is due on a timer, whatever the stages behind the reader do.
 //! - Its flush position lets the server discard WAL. So a changed one is sent at once.
 //! - A walsender that shuts down waits until the client has confirmed everything, asking again and
 //!   again. We hold the flush position back for as long as deliveries are pending, and would hold
-//!   `pg_ctl stop -m fast` for as long. An answer with flush = 0 ("not told") makes the server judge
-//!   by our write position instead (`WalSndDone`), and leaves the slot where it is. The server asks
-//!   for a reply at once only in a shutdown or when the timer is late; since the timer is kept, a
-//!   request means a shutdown.
-//! - A request for a reply is the only thing that makes a server with nothing to send say something.
-//!   So we ask when it is silent, and conclude from further silence that it (or the network) is gone.
+//!   `pg_ctl stop -m fast` for as long. An answer with flush = 0 ("not told") makes the server
+//!   judge by our write position instead (`WalSndDone`), and leaves the slot where it is. The
+//!   server asks for a reply at once only in a shutdown or when the timer is late; since the timer
+//!   is kept, a request means a shutdown.
+//! - A request for a reply is the only thing that makes a server with nothing to send say
+//!   something. So we ask when it is silent, and conclude from further silence that it (or the
+//!   network) is gone.
 //!
 //! Source: PostgreSQL `src/backend/replication/walsender.c` (`WalSndDone`,
 //! `ProcessStandbyReplyMessage`, `WalSndCheckTimeOut`); manual, "Streaming Replication Protocol".
@@ -52,7 +53,9 @@ pub struct StatusUpdate {
     pub request_reply: bool,
 }
 
-/// Decides when to send which status update. One for each connection.
+/// Decides when to send which status update. Like [`Changes`](super::change::Changes), one lives
+/// through all connections of a process: a position that was received on an earlier connection may
+/// be settled during a later one.
 ///
 /// Invariants: `flush` is never above `write` and, but for [`Lsn::ZERO`], never decreases.
 #[derive(Debug)]
@@ -71,24 +74,13 @@ pub struct Feedback {
 }
 
 impl Feedback {
-    /// For a connection that was started at `start`, with everything before `flushed` settled and
+    /// For a first connection, started at `start` with everything before `flushed` settled and
     /// stored, and the session's `wal_sender_timeout` (zero: the server never times out).
     #[must_use]
     pub fn new(start: Lsn, flushed: Lsn, wal_sender_timeout: Duration, now: Tick) -> Self {
-        let (interval, silence) = if wal_sender_timeout.is_zero() {
-            (MAX_INTERVAL, MAX_INTERVAL * UPDATES_PER_TIMEOUT)
-        } else {
-            let third = wal_sender_timeout / UPDATES_PER_TIMEOUT;
-            let interval = third.clamp(MIN_INTERVAL, MAX_INTERVAL);
-            // As patient as the server is with us: while it works through one large transaction of
-            // which nothing is published, it may answer late.
-            let silence = wal_sender_timeout.clamp(interval * UPDATES_PER_TIMEOUT, MAX_SILENCE);
-            (interval, silence)
-        };
-        Self {
-            interval,
-            silence,
-            // The frontier can be past `start` by a keepalive of an earlier connection.
+        let mut feedback = Self {
+            interval: MAX_INTERVAL,
+            silence: MAX_SILENCE,
             received: start.max(flushed),
             flushed,
             told: Lsn::ZERO,
@@ -97,7 +89,21 @@ impl Feedback {
             last_answer: None,
             answer_due: None,
             paused: false,
-        }
+        };
+        feedback.handle_reconnected(wal_sender_timeout, now);
+        feedback
+    }
+
+    /// A new connection was started. What was received and flushed still counts; what the server was
+    /// told does not, and the caller reads again.
+    pub fn handle_reconnected(&mut self, wal_sender_timeout: Duration, now: Tick) {
+        (self.interval, self.silence) = timing(wal_sender_timeout);
+        self.told = Lsn::ZERO;
+        self.last_sent = now;
+        self.last_heard = now;
+        self.last_answer = None;
+        self.answer_due = None;
+        self.paused = false;
     }
 
     /// An XLogData message came; `wal_end` is from its header (0/0 says nothing).
@@ -120,7 +126,8 @@ impl Feedback {
     /// Everything before `lsn` is settled and stored.
     ///
     /// # Panics
-    /// When `lsn` was not received, or is before the last: telling the server so would lose changes.
+    /// When `lsn` was not received, or is before the last: telling the server so would lose
+    /// changes.
     pub fn handle_flushed(&mut self, lsn: Lsn) {
         assert!(lsn <= self.received, "flush {lsn} is beyond what was received, {}", self.received);
         assert!(lsn >= self.flushed, "flush {lsn} is before the last, {}", self.flushed);
@@ -175,6 +182,17 @@ impl Feedback {
     pub fn silent(&self, now: Tick) -> bool {
         !self.paused && now >= self.last_heard + self.silence
     }
+}
+
+/// The time between updates, and the silence that ends a connection.
+fn timing(wal_sender_timeout: Duration) -> (Duration, Duration) {
+    if wal_sender_timeout.is_zero() {
+        return (MAX_INTERVAL, MAX_INTERVAL * UPDATES_PER_TIMEOUT);
+    }
+    let interval = (wal_sender_timeout / UPDATES_PER_TIMEOUT).clamp(MIN_INTERVAL, MAX_INTERVAL);
+    // As patient as the server is with us: while it works through one large transaction of which
+    // nothing is published, it may answer late.
+    (interval, wal_sender_timeout.clamp(interval * UPDATES_PER_TIMEOUT, MAX_SILENCE))
 }
 
 #[cfg(test)]

@@ -169,7 +169,8 @@ impl Changes {
         self.open.is_some() || self.cut.is_some()
     }
 
-    /// A new connection was started at [`Changes::resume_lsn`] or before it: what comes next is BEGIN.
+    /// A new connection was started at [`Changes::resume_lsn`] or before it: what comes next is
+    /// BEGIN.
     ///
     /// The descriptions of tables count for one connection: the server sends them anew.
     pub fn handle_reconnected(&mut self) {
@@ -186,8 +187,9 @@ impl Changes {
     /// Takes the next message. `wal_start` is the start position in its XLogData header.
     ///
     /// # Errors
-    /// [`ChangeError`]: the stream cannot be understood, and nothing was handed out of this message.
-    /// Reconnect (with [`Changes::handle_reconnected`]) or stop; never go on with the next message.
+    /// [`ChangeError`]: the stream cannot be understood, and nothing was handed out of this
+    /// message. Reconnect (with [`Changes::handle_reconnected`]) or stop; never go on with the next
+    /// message.
     pub fn handle<'a>(
         &mut self,
         wal_start: Lsn,
@@ -311,6 +313,7 @@ impl Changes {
         }
         let mut steps = Steps::new();
         for relation in relations {
+            // Only the first can fail: the others share its LSN and follow it in the order.
             self.change(wal_start, relation, Rows::Truncate, &mut steps)?;
         }
         Ok(steps)

@@ -143,6 +143,20 @@ fn feedback_counts_no_silence_while_nobody_reads() {
     assert!(feedback.silent(at(1_060)));
 }
 
+#[test]
+fn feedback_takes_what_an_earlier_connection_received_as_flushed_during_a_later_one() {
+    let mut feedback = Feedback::new(Lsn(100), Lsn(70), MINUTE, at(0));
+    feedback.handle_keepalive(Lsn(700), true, at(1));
+    feedback.handle_paused();
+    feedback.handle_reconnected(Duration::from_secs(3), at(50));
+    assert!(!feedback.silent(at(50)));
+    assert_eq!(feedback.poll(at(50)), update(700, 70, false), "told anew");
+    assert_eq!(feedback.poll(at(50)), None, "the request was the earlier connection's");
+    assert_eq!(feedback.deadline(), at(51), "the timeout is the new session's");
+    feedback.handle_flushed(Lsn(700));
+    assert_eq!(feedback.poll(at(50)), update(700, 700, false));
+}
+
 /// Fact 4: a flush position that was not received moves the slot past changes for good.
 #[test]
 #[should_panic(expected = "beyond what was received")]
@@ -170,8 +184,14 @@ proptest! {
             now = Tick(now.0 + micros);
             match kind {
                 0 => { received += amount; feedback.handle_received(Lsn(received), now); }
-                1 => { received += amount; feedback.handle_keepalive(Lsn(received), amount % 2 == 0, now); }
-                2 => { flushed = received.min(flushed + amount); feedback.handle_flushed(Lsn(flushed)); }
+                1 => {
+                    received += amount;
+                    feedback.handle_keepalive(Lsn(received), amount % 2 == 0, now);
+                }
+                2 => {
+                    flushed = received.min(flushed + amount);
+                    feedback.handle_flushed(Lsn(flushed));
+                }
                 3 => feedback.handle_paused(),
                 _ => feedback.handle_resumed(now),
             }

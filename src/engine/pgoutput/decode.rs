@@ -175,7 +175,8 @@ fn update<'a>(body: &mut Reader<'a>) -> Result<Message<'a>, DecodeError> {
 
 fn truncate<'a>(body: &mut Reader<'a>) -> Result<Message<'a>, DecodeError> {
     let count = body.u32("relation count")?;
-    // CASCADE and RESTART IDENTITY: what they did to other tables is listed, sequences are not ours.
+    // CASCADE and RESTART IDENTITY: what they did to other tables is listed, sequences are not
+    // ours.
     body.u8("truncate options")?;
     let count = usize::try_from(count).unwrap_or(usize::MAX);
     let mut relations = Vec::with_capacity(count.min(body.rest.len() / 4));

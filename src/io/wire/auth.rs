@@ -52,7 +52,9 @@ pub(super) async fn start_up(
             Received::Message(Message::NoticeResponse(body)) => {
                 notice(&ServerError::parse(body.fields()).map_err(malformed)?);
             }
-            other => return Err(unexpected(&other, WireError::Session)),
+            other @ (Received::CopyBoth | Received::Message(_)) => {
+                return Err(unexpected(&other, WireError::Session));
+            }
         }
     }
 }
@@ -112,7 +114,9 @@ async fn scram(
         Received::Message(Message::AuthenticationSaslContinue(body)) => {
             scram.update(body.data()).map_err(WireError::Scram)?;
         }
-        other => return Err(unexpected(&other, WireError::Session)),
+        other @ (Received::CopyBoth | Received::Message(_)) => {
+            return Err(unexpected(&other, WireError::Session));
+        }
     }
     connection.send(|out| frontend::sasl_response(scram.message(), out)).await?;
     match connection.receive().await? {
@@ -120,7 +124,9 @@ async fn scram(
         Received::Message(Message::AuthenticationSaslFinal(body)) => {
             scram.finish(body.data()).map_err(WireError::Scram)?;
         }
-        other => return Err(unexpected(&other, WireError::Session)),
+        other @ (Received::CopyBoth | Received::Message(_)) => {
+            return Err(unexpected(&other, WireError::Session));
+        }
     }
     expect_ok(connection).await
 }
@@ -128,6 +134,8 @@ async fn scram(
 async fn expect_ok(connection: &mut Connection) -> Result<(), WireError> {
     match connection.receive().await? {
         Received::Message(Message::AuthenticationOk) => Ok(()),
-        other => Err(unexpected(&other, WireError::Session)),
+        other @ (Received::CopyBoth | Received::Message(_)) => {
+            Err(unexpected(&other, WireError::Session))
+        }
     }
 }

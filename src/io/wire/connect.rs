@@ -30,8 +30,8 @@ const AUTHORIZATION_CLASS: &str = "28";
 /// `target_session_attrs`.
 ///
 /// # Errors
-/// [`WireError`]. As in libpq, a host that refuses the authentication ends the search: the others would
-/// only hide it.
+/// [`WireError`]. As in libpq, a host that refuses the authentication ends the search: the others
+/// would only hide it.
 pub async fn connect(url: &Secret, application_name: &str) -> Result<Replication, WireError> {
     let config = parse(url)?;
     let user = config.get_user().ok_or(WireError::UrlIncomplete { missing: "user" })?;
@@ -140,7 +140,7 @@ async fn connect_one(
     let read_only = match wanted {
         TargetSessionAttrs::ReadWrite => Some(false),
         TargetSessionAttrs::ReadOnly => Some(true),
-        _ => None,
+        TargetSessionAttrs::Any | _ => None,
     };
     if let Some(read_only) = read_only
         && replication.is_read_only().await? != read_only

@@ -1,4 +1,5 @@
-//! Messages over a socket: framing, a bounded read buffer, a write buffer that survives cancellation.
+//! Messages over a socket: framing, a bounded read buffer, a write buffer that survives
+//! cancellation.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,8 +11,8 @@ use tokio::time::timeout;
 
 use super::error::{ServerError, WireError};
 
-/// The longest message that is read. A row's text output can be four times the 1 GiB that memory is
-/// planned for; 64 MiB is 64 times the largest body that is ever sent, and a bound on the buffer.
+/// The longest message that is read. PostgreSQL would send a row of up to 1 GiB; this is 64 times
+/// the largest body that is ever delivered, and bounds what one row can make us hold.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// What one read asks for: dozens of rows in a system call.
@@ -20,7 +21,8 @@ const READ_BYTES: usize = 128 << 10;
 /// A buffer grown beyond this for one large message is given back after it.
 const KEEP_BYTES: usize = 1 << 20;
 
-/// A server that takes nothing for so long is gone: it reads replies even while its own output waits.
+/// A server that takes nothing for so long is gone: it reads replies even while its own output
+/// waits.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `W`, which `postgres-protocol` does not parse.
@@ -154,5 +156,92 @@ fn name(message: &Message) -> &'static str {
         Message::RowDescription(_) => "RowDescription",
         Message::AuthenticationOk => "AuthenticationOk",
         _ => "another message",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use tokio::io::duplex;
+
+    use super::*;
+
+    fn copy_data(body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + 4).unwrap();
+        [b"d", &length.to_be_bytes()[..], body].concat()
+    }
+
+    fn body(received: &Received) -> Vec<u8> {
+        match received {
+            Received::Message(Message::CopyData(body)) => body.data().to_vec(),
+            other @ (Received::CopyBoth | Received::Message(_)) => {
+                panic!("{}", unexpected(other, WireError::Stream))
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn receive_loses_nothing_when_it_is_cancelled_after_every_byte() {
+        let (near, mut far) = duplex(1);
+        let mut connection = Connection::new(Box::new(near));
+        let bodies = [&b"one"[..], b"", b"three"];
+        let mut found = Vec::new();
+        for byte in bodies.iter().flat_map(|body| copy_data(body)) {
+            far.write_all(&[byte]).await.unwrap();
+            if let Some(received) = connection.receive().now_or_never() {
+                found.push(body(&received.unwrap()));
+            }
+        }
+        assert_eq!(found, bodies);
+        drop(far);
+        assert!(matches!(connection.receive().await, Err(WireError::Closed)));
+    }
+
+    #[tokio::test]
+    async fn send_loses_nothing_when_it_is_cancelled() {
+        let (near, mut far) = duplex(4);
+        let mut connection = Connection::new(Box::new(near));
+        let put = |text: &'static [u8]| {
+            move |out: &mut BytesMut| {
+                out.extend_from_slice(text);
+                Ok(())
+            }
+        };
+        assert!(connection.send(put(b"first, ")).now_or_never().is_none());
+        let mut found = vec![0; 13];
+        let (sent, read) =
+            tokio::join!(connection.send(put(b"second")), far.read_exact(&mut found));
+        sent.unwrap();
+        read.unwrap();
+        assert_eq!(found, b"first, second");
+    }
+
+    #[tokio::test]
+    async fn receive_refuses_a_message_that_is_too_long_before_it_holds_it() {
+        let (near, mut far) = duplex(64);
+        let mut connection = Connection::new(Box::new(near));
+        let length = u32::try_from(MAX_MESSAGE_BYTES).unwrap();
+        far.write_all(&[b"d", &length.to_be_bytes()[..]].concat()).await.unwrap();
+        let Err(WireError::Oversize { bytes, limit }) = connection.receive().await else {
+            panic!("read on")
+        };
+        assert_eq!((bytes, limit), (u64::from(length) + 1, u64::from(length)));
+    }
+
+    #[tokio::test]
+    async fn receive_gives_a_large_buffer_back_and_keeps_what_follows() {
+        let (near, mut far) = duplex(KEEP_BYTES);
+        let mut connection = Connection::new(Box::new(near));
+        let large = vec![7; KEEP_BYTES * 2];
+        let both = [copy_data(&large), copy_data(b"next")].concat();
+        let feed = async {
+            far.write_all(&both).await.unwrap();
+        };
+        let receive = async {
+            assert_eq!(body(&connection.receive().await.unwrap()), large);
+            assert!(connection.read.capacity() < KEEP_BYTES, "{}", connection.read.capacity());
+            assert_eq!(body(&connection.receive().await.unwrap()), b"next");
+        };
+        tokio::join!(feed, receive);
     }
 }

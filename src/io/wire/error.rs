@@ -161,8 +161,8 @@ pub enum Class {
     SlotInUse,
     /// There is no such slot: halt, never create it silently.
     SlotMissing,
-    /// The slot cannot be used: lost (`wal_status` in `pg_replication_slots` says so), without its WAL,
-    /// or not a logical slot of this database. Halt.
+    /// The slot cannot be used: lost (`wal_status` in `pg_replication_slots` says so), without its
+    /// WAL, or not a logical slot of this database. Halt.
     SlotUnusable,
     /// The publication does not exist, or did not when the slot was created: halt.
     PublicationMissing,
@@ -170,8 +170,8 @@ pub enum Class {
     Shutdown,
     /// Something passing: reconnect with backoff.
     Retry,
-    /// Will fail again until a person changes something: configuration, privileges, or a row that the
-    /// server cannot send.
+    /// Will fail again until a person changes something: configuration, privileges, or a row that
+    /// the server cannot send.
     Fatal,
 }
 
@@ -222,8 +222,8 @@ fn by_sqlstate(sqlstate: &str) -> Class {
         // Operator intervention: shutdown, crash, starting up, terminated.
         "57" => Class::Shutdown,
         // Feature not supported, authorization, no such database, syntax and privileges, limits
-        // exceeded, configuration, and internal errors, of which "invalid memory alloc request size"
-        // for a row above 1 GB as text comes again for ever.
+        // exceeded, configuration, and internal errors, of which "invalid memory alloc request
+        // size" for a row above 1 GB as text comes again for ever.
         "0A" | "28" | "3D" | "42" | "54" | "F0" | "XX" => Class::Fatal,
         // All else passes: connection trouble, too many connections, I/O. What nobody thought of is
         // tried again with backoff and stays visible, rather than stopping what would heal.

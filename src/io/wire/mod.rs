@@ -9,17 +9,16 @@
 //!
 //! One task owns the socket and does both: it reads, and it sends status updates whatever the stages
 //! behind it do. [`Feedback`](crate::engine::feedback::Feedback) decides what to send and when, and
-//! [`Changes`](crate::engine::change::Changes), which outlives connections, makes steps of payloads.
-//! A caller's loop, for one connection:
+//! [`Changes`](crate::engine::change::Changes) makes steps of payloads; both outlive connections. A
+//! caller's loop, for one connection:
 //!
 //! ```ignore
 //! let mut replication = wire::connect(&url, "walhook").await?;
 //! let system = replication.identify_system().await?;      // the right cluster?
 //! let timeout = replication.wal_sender_timeout().await?;
 //! changes.handle_reconnected();
-//! let at = changes.resume_lsn();
-//! let mut stream = replication.start(slot, publication, at).await?;
-//! let mut feedback = Feedback::new(at, frontier, timeout, clock.now());
+//! let mut stream = replication.start(slot, publication, changes.resume_lsn()).await?;
+//! feedback.handle_reconnected(timeout, clock.now());      // Feedback::new, the first time
 //! loop {
 //!     while let Some(update) = feedback.poll(clock.now()) {
 //!         stream.send_status(update).await?;
@@ -28,11 +27,12 @@
 //!         return Err(WireError::Silent.into());
 //!     }
 //!     tokio::select! {
+//!         biased;
 //!         // 1. What is settled, so that a flood of frames cannot hold it back.
 //!         Ok(()) = flushed.changed() => feedback.handle_flushed(*flushed.borrow_and_update()),
 //!         // 2. Time, for the same reason.
 //!         () = sleep_until(clock.instant(feedback.deadline())) => {}
-//!         // 3. The stream; switched off (handle_paused, handle_resumed) while the queue behind is full.
+//!         // 3. The stream; off (handle_paused, handle_resumed) while the queue behind is full.
 //!         frame = stream.next(), if queue_has_room => {
 //!             let mut next = Some(frame?);
 //!             while let Some(frame) = next {
@@ -54,9 +54,9 @@
 //! }
 //! ```
 //!
-//! `biased` order is 1, 2, 3. [`Stream::next`] and [`Stream::send_status`] are cancel-safe. A walsender
-//! that shuts down is not seen while nobody reads: a caller that pauses for long watches an ordinary
-//! SQL session too, which the shutdown ends at once.
+//! [`Stream::next`] and [`Stream::send_status`] are cancel-safe. A walsender that shuts down is not
+//! seen while nobody reads: a caller that pauses for long watches an ordinary SQL session too,
+//! which the shutdown ends at once.
 //!
 //! Sources: PostgreSQL manual, "Frontend/Backend Protocol", "Streaming Replication Protocol" and
 //! "Logical Streaming Replication Protocol".

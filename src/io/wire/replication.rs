@@ -77,14 +77,15 @@ impl Replication {
 
     /// Starts streaming from `slot` what `publication` publishes, from `at`.
     ///
-    /// A position before the slot's own is silently raised to that; one beyond the WAL's end delivers
-    /// nothing. So `at` is a position that was received: [`Changes::resume_lsn`], or the checkpoint.
+    /// A position before the slot's own is silently raised to that; one beyond the WAL's end
+    /// delivers nothing. So `at` is a position that was received: [`Changes::resume_lsn`], or the
+    /// checkpoint.
     ///
     /// [`Changes::resume_lsn`]: crate::engine::change::Changes::resume_lsn
     ///
     /// # Errors
-    /// [`WireError::Start`] where the slot is in use, lost or missing; others as for any command. That
-    /// the publication is missing shows only in the stream, with the first change.
+    /// [`WireError::Start`] where the slot is in use, lost or missing; others as for any command.
+    /// That the publication is missing shows only in the stream, with the first change.
     pub async fn start(
         mut self,
         slot: &str,
@@ -100,7 +101,9 @@ impl Replication {
                     Received::Message(Message::NoticeResponse(body)) => {
                         notice(&ServerError::parse(body.fields()).map_err(malformed)?);
                     }
-                    other => return Err(unexpected(&other, WireError::Start)),
+                    other @ Received::Message(_) => {
+                        return Err(unexpected(&other, WireError::Start));
+                    }
                 }
             }
         };
@@ -141,7 +144,9 @@ impl Replication {
                         }
                         error = Some(WireError::Session(server));
                     }
-                    other => return Err(unexpected(&other, WireError::Session)),
+                    other @ (Received::CopyBoth | Received::Message(_)) => {
+                        return Err(unexpected(&other, WireError::Session));
+                    }
                 }
             }
             error.map_or(Ok(row), Err)

@@ -58,8 +58,9 @@ impl Stream {
     /// The next frame. Cancel-safe.
     ///
     /// # Errors
-    /// [`WireError::Ended`] when the server ends the stream in order, [`WireError::Stream`] with its
-    /// own error, [`WireError::PublicationSkipped`], or the connection's. The stream is of no use then.
+    /// [`WireError::Ended`] when the server ends the stream in order, [`WireError::Stream`] with
+    /// its own error, [`WireError::PublicationSkipped`], or the connection's. The stream is of no
+    /// use then.
     pub async fn next(&mut self) -> Result<Frame, WireError> {
         loop {
             let received = self.connection.receive().await?;
@@ -117,8 +118,8 @@ fn frame(received: Received) -> Result<Option<Frame>, WireError> {
     }
 }
 
-/// PostgreSQL 18 only warns that it leaves out a publication that is younger than the slot, and then
-/// leaves out its rows.
+/// PostgreSQL 18 only warns that it leaves out a publication that is younger than the slot, and
+/// then leaves out its rows.
 fn read_notice(body: &NoticeResponseBody) -> Result<(), WireError> {
     let server = ServerError::parse(body.fields()).map_err(malformed)?;
     if server.sqlstate == OBJECT_NOT_IN_PREREQUISITE_STATE {

@@ -1,18 +1,19 @@
 //! The replication connection against a real PostgreSQL.
 
+mod status;
+mod stream;
+
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
-use crate::demo::cluster::{Cluster, StopMode};
+use crate::demo::cluster::Cluster;
 use crate::engine::change::{Changes, Rows, Step};
 use crate::engine::endpoint::Secret;
-use crate::engine::feedback::Feedback;
 use crate::engine::lsn::Lsn;
 use crate::engine::pgoutput::{Datum, OldTuple, Tuple, decode};
 use crate::engine::position::WalPosition;
-use crate::io::clock::Clock;
 use crate::io::sql::Connection;
 
 /// What no step of a test needs even on a busy machine.
@@ -222,164 +223,6 @@ async fn connect_authenticates_by_scram_md5_and_password_and_refuses_wrong_ones(
 }
 
 #[tokio::test]
-async fn stream_gives_the_committed_changes_in_commit_order() {
-    let cluster = cluster().await;
-    let (one, two) = (sql(&cluster).await, sql(&cluster).await);
-    source(&one).await;
-    let mut stream = start(&cluster, "s", "p", Lsn::ZERO).await;
-    let mut changes = Changes::new(Lsn::ZERO);
-
-    one.batch_execute("INSERT INTO t VALUES (1, 'a')").await.unwrap();
-    one.batch_execute("UPDATE t SET v = null WHERE id = 1").await.unwrap();
-    one.batch_execute("UPDATE t SET id = 2").await.unwrap();
-    one.batch_execute("BEGIN; INSERT INTO t VALUES (9, 'never'); ROLLBACK").await.unwrap();
-    one.batch_execute("DELETE FROM t").await.unwrap();
-    let told = read(&mut stream, &mut changes, commits(4)).await;
-    let expected = [
-        ("begin", "relation t(id,v)", "t: insert 1,a"),
-        ("begin", "", "t: update none to 1,null"),
-        ("begin", "", "t: update key 1,null to 2,null"),
-        ("begin", "", "t: delete key 2,null"),
-    ];
-    let expected: Vec<_> = expected.iter().flat_map(|(a, b, c)| [*a, *b, *c, "commit"]).collect();
-    let expected: Vec<_> = expected.into_iter().filter(|text| !text.is_empty()).collect();
-    assert_eq!(texts(&told), expected);
-
-    one.batch_execute(
-        "BEGIN; INSERT INTO t VALUES (10, 'a'); SAVEPOINT s; INSERT INTO t VALUES (11, 'no');
-         ROLLBACK TO s; INSERT INTO t VALUES (12, 'b'); COMMIT",
-    )
-    .await
-    .unwrap();
-    let told = read(&mut stream, &mut changes, commits(1)).await;
-    assert_eq!(texts(&told), ["begin", "t: insert 10,a", "t: insert 12,b", "commit"]);
-
-    // The one that began first commits last.
-    one.batch_execute("BEGIN; INSERT INTO full_t VALUES (1, 'one')").await.unwrap();
-    two.batch_execute("BEGIN; INSERT INTO t VALUES (20, 'two')").await.unwrap();
-    one.batch_execute("UPDATE full_t SET v = 'uno'").await.unwrap();
-    two.batch_execute("COMMIT").await.unwrap();
-    one.batch_execute("COMMIT").await.unwrap();
-    let told = read(&mut stream, &mut changes, commits(2)).await;
-    let expected = [
-        "begin",
-        "t: insert 20,two",
-        "commit",
-        "begin",
-        "relation full_t(id,v)",
-        "full_t: insert 1,one",
-        "full_t: update full 1,one to 1,uno",
-        "commit",
-    ];
-    assert_eq!(texts(&told), expected);
-    let position = |i: usize| told[i].1.unwrap();
-    assert!(position(1) < position(5), "positions follow the commits");
-    assert!(position(1).change_lsn > position(5).change_lsn, "LSNs of changes do not");
-}
-
-#[tokio::test]
-async fn stream_tells_apart_the_rows_of_a_copy_and_the_tables_of_a_truncate() {
-    let cluster = cluster().await;
-    let sql = sql(&cluster).await;
-    source(&sql).await;
-    let mut stream = start(&cluster, "s", "p", Lsn::ZERO).await;
-    let mut changes = Changes::new(Lsn::ZERO);
-    sql.batch_execute("COPY t FROM PROGRAM 'printf \"1\\ta\\n2\\tb\\n3\\tc\\n\"'").await.unwrap();
-    sql.batch_execute("TRUNCATE full_t, t").await.unwrap();
-    let told = read(&mut stream, &mut changes, commits(2)).await;
-    let expected = [
-        "begin",
-        "relation t(id,v)",
-        "t: insert 1,a",
-        "t: insert 2,b",
-        "t: insert 3,c",
-        "commit",
-        "begin",
-        "t: truncate",
-        "relation full_t(id,v)",
-        "full_t: truncate",
-        "commit",
-    ];
-    assert_eq!(texts(&told), expected);
-    let positions: Vec<_> = told.iter().filter_map(|(_, position)| *position).collect();
-    assert!(positions.is_sorted_by(|a, b| a < b), "{positions:?}");
-    assert_eq!(positions.iter().map(|p| p.n).collect::<Vec<_>>(), [0, 1, 2, 0, 0]);
-    assert_eq!(positions[0].change_lsn, positions[2].change_lsn, "the rows share an LSN");
-    assert_eq!(positions[3].change_lsn, positions[4].change_lsn, "the tables share an LSN");
-}
-
-#[tokio::test]
-async fn stream_describes_a_table_anew_when_it_changes_in_mid_transaction() {
-    let cluster = cluster().await;
-    let sql = sql(&cluster).await;
-    source(&sql).await;
-    let mut stream = start(&cluster, "s", "p", Lsn::ZERO).await;
-    let mut changes = Changes::new(Lsn::ZERO);
-    sql.batch_execute(
-        "BEGIN; INSERT INTO t VALUES (1, 'a'); ALTER TABLE t ADD COLUMN w int DEFAULT 7;
-         INSERT INTO t VALUES (2, 'b'); COMMIT; ALTER TABLE t DROP COLUMN v;
-         INSERT INTO t VALUES (3, 8); DROP TABLE t",
-    )
-    .await
-    .unwrap();
-    let told =
-        read(&mut stream, &mut changes, |told| texts(told).ends_with(&["t: insert 3,8", "commit"]))
-            .await;
-    let expected = [
-        "relation t(id,v)",
-        "t: insert 1,a",
-        "relation t(id,v,w)",
-        "t: insert 2,b,7",
-        "relation t(id,w)",
-        "t: insert 3,8",
-    ];
-    let found: Vec<_> =
-        texts(&told).into_iter().filter(|text| *text != "begin" && *text != "commit").collect();
-    assert_eq!(found, expected);
-}
-
-/// Writes transactions of all kinds; the middle one is large and changes its table on the way.
-async fn write_all_kinds(sql: &Connection) -> usize {
-    sql.batch_execute("INSERT INTO full_t VALUES (1, 'a')").await.unwrap();
-    sql.batch_execute("COPY t FROM PROGRAM 'seq 1 40 | sed \"s/$/\\tx/\"'").await.unwrap();
-    sql.batch_execute(
-        "BEGIN; UPDATE full_t SET v = 'b'; SAVEPOINT s; UPDATE t SET v = 'y' WHERE id < 5;
-         RELEASE s; ALTER TABLE t ADD COLUMN w int; UPDATE t SET w = 1 WHERE id < 5;
-         TRUNCATE full_t, t; INSERT INTO t VALUES (1, 'z', 0); COMMIT",
-    )
-    .await
-    .unwrap();
-    sql.batch_execute("DELETE FROM t").await.unwrap();
-    4
-}
-
-#[tokio::test]
-async fn stream_cut_anywhere_and_resumed_gives_the_same_steps() {
-    let cluster = cluster().await;
-    let sql = sql(&cluster).await;
-    source(&sql).await;
-    create_slot(&sql, "uncut").await;
-    let count = write_all_kinds(&sql).await;
-    let mut stream = start(&cluster, "uncut", "p", Lsn::ZERO).await;
-    let whole = read(&mut stream, &mut Changes::new(Lsn::ZERO), commits(count)).await;
-    drop(stream);
-
-    // Deterministic lengths: 1, 2, 3, … steps a connection.
-    let mut changes = Changes::new(Lsn::ZERO);
-    let mut pieces = Vec::new();
-    for length in 1.. {
-        let mut stream = start(&cluster, "s", "p", changes.resume_lsn()).await;
-        let left = whole.len() - pieces.len();
-        pieces.extend(read(&mut stream, &mut changes, |told| told.len() >= length.min(left)).await);
-        changes.handle_reconnected();
-        if pieces.len() >= whole.len() {
-            break;
-        }
-    }
-    assert_eq!(pieces, whole);
-}
-
-#[tokio::test]
 async fn start_refuses_a_slot_in_use_and_a_missing_one() {
     let cluster = cluster().await;
     let sql = sql(&cluster).await;
@@ -390,119 +233,4 @@ async fn start_refuses_a_slot_in_use_and_a_missing_one() {
         let error = replication.start(slot, "p", Lsn::ZERO).await.unwrap_err();
         assert_eq!(classify(&error), class, "{error:?}");
     }
-}
-
-#[tokio::test]
-async fn stream_reports_a_missing_publication() {
-    let cluster = cluster().await;
-    let sql = sql(&cluster).await;
-    source(&sql).await;
-    let mut stream = start(&cluster, "s", r#"no "such' one"#, Lsn::ZERO).await;
-    sql.batch_execute("INSERT INTO t VALUES (1, 'a')").await.unwrap();
-    let error = loop {
-        match timeout(PATIENCE, stream.next()).await.unwrap() {
-            Ok(_) => {}
-            Err(error) => break error,
-        }
-    };
-    let WireError::Stream(server) = &error else { panic!("{error:?}") };
-    assert!(server.message.contains(r#"no "such' one"#), "{server}");
-    assert_eq!(classify(&error), Class::PublicationMissing);
-}
-
-/// Drives a connection as the module's documentation says, with nothing settled but what `settle`
-/// says of each commit, until it ends or `done` is reached.
-async fn drive(
-    mut stream: Stream,
-    feedback: &mut Feedback,
-    clock: Clock,
-    settle: impl Fn(Lsn) -> bool,
-) -> WireError {
-    let mut changes = Changes::new(Lsn::ZERO);
-    loop {
-        while let Some(update) = feedback.poll(clock.now()) {
-            if let Err(error) = stream.send_status(update).await {
-                return error;
-            }
-        }
-        if feedback.silent(clock.now()) {
-            return WireError::Silent;
-        }
-        let frame = tokio::select! {
-            () = sleep_until(clock.instant(feedback.deadline())) => continue,
-            frame = stream.next() => frame,
-        };
-        match frame {
-            Err(error) => return error,
-            Ok(Frame::Keepalive { wal_end, reply_requested }) => {
-                feedback.handle_keepalive(wal_end, reply_requested, clock.now());
-            }
-            Ok(Frame::XLogData { wal_start, wal_end, payload }) => {
-                feedback.handle_received(wal_end, clock.now());
-                let steps = changes.handle(wal_start, decode(&payload).unwrap()).unwrap();
-                if let Some(Step::Commit { end_lsn }) = steps.last()
-                    && settle(*end_lsn)
-                {
-                    feedback.handle_flushed(*end_lsn);
-                }
-            }
-        }
-    }
-}
-
-#[tokio::test]
-async fn status_moves_the_slot_to_what_is_flushed_and_not_beyond() {
-    let cluster = cluster().await;
-    let sql = sql(&cluster).await;
-    source(&sql).await;
-    let before = flushed_of(&sql, "s").await;
-    sql.batch_execute("INSERT INTO t VALUES (1, 'settled')").await.unwrap();
-    let between = "SELECT pg_current_wal_insert_lsn()::text";
-    let between: Lsn =
-        sql.query_one(between, &[]).await.unwrap().get::<_, String>(0).parse().unwrap();
-    sql.batch_execute("INSERT INTO t VALUES (2, 'pending')").await.unwrap();
-
-    let clock = Clock::start();
-    let mut feedback = Feedback::new(Lsn::ZERO, Lsn::ZERO, Duration::from_secs(60), clock.now());
-    let stream = start(&cluster, "s", "p", Lsn::ZERO).await;
-    tokio::select! {
-        error = drive(stream, &mut feedback, clock, |end_lsn| end_lsn <= between) => panic!("{error:?}"),
-        () = async {
-            let deadline = Instant::now() + PATIENCE;
-            while flushed_of(&sql, "s").await <= before {
-                assert!(Instant::now() < deadline, "the slot does not move");
-                sleep(Duration::from_millis(5)).await;
-            }
-        } => {}
-    }
-    assert!(flushed_of(&sql, "s").await <= between);
-    let mut stream = start(&cluster, "s", "p", Lsn::ZERO).await;
-    let told = read(&mut stream, &mut Changes::new(Lsn::ZERO), commits(1)).await;
-    assert_eq!(texts(&told), ["begin", "relation t(id,v)", "t: insert 2,pending", "commit"]);
-}
-
-#[tokio::test]
-async fn status_lets_the_server_shut_down_while_everything_is_pending() {
-    let mut cluster = cluster().await;
-    let sql = sql(&cluster).await;
-    source(&sql).await;
-    sql.batch_execute("INSERT INTO t VALUES (1, 'pending')").await.unwrap();
-    let before = flushed_of(&sql, "s").await;
-    let clock = Clock::start();
-    let mut feedback = Feedback::new(Lsn::ZERO, before, Duration::from_secs(60), clock.now());
-    let stream = start(&cluster, "s", "p", Lsn::ZERO).await;
-    let stopping = Instant::now();
-    let (error, stopped) = timeout(PATIENCE, async {
-        tokio::join!(drive(stream, &mut feedback, clock, |_| false), cluster.stop(StopMode::Fast))
-    })
-    .await
-    .expect("the shutdown waits for us");
-    stopped.unwrap();
-    assert!(stopping.elapsed() < Duration::from_secs(2), "{:?}", stopping.elapsed());
-    assert!(matches!(error, WireError::Ended), "{error:?}");
-    assert_eq!(classify(&error), Class::Shutdown);
-
-    cluster.start_again().await.unwrap();
-    let sql = self::sql(&cluster).await;
-    assert!(flushed_of(&sql, "s").await <= before, "the slot stays at what is settled");
 }

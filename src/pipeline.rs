@@ -35,8 +35,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config};
 use crate::engine::dispatcher::{Dispatcher, Ordering, Settings};
+use crate::engine::feedback::Feedback;
 use crate::engine::halt::Halt;
-use crate::engine::lsn::Lsn;
 use crate::engine::retry::RetryPolicy;
 use crate::engine::settle::SettlePolicy;
 use crate::io::admin::{self, Health, Role};
@@ -142,7 +142,8 @@ async fn lead(
     let (reply, looked_up) = mpsc::channel(1);
     let (persist, persist_requests) = mpsc::channel(1);
     let (stored, persisted) = mpsc::channel(1);
-    let (flush, flushed) = watch::channel(start.frontier);
+    let flushed_at = start.frontier;
+    let (flush, flushed) = watch::channel(flushed_at);
     let lookups = Lookups::new(&config.endpoints, config.accounts.as_ref());
     let dispatcher =
         Dispatcher::new(settings(config)?, start, SmallRng::from_rng(&mut rand::rng()));
@@ -165,6 +166,7 @@ async fn lead(
     tasks.spawn(writer::write(store, persist_requests, stored, Arc::clone(health), abort.clone()));
     let url = config.source.url.clone();
     tasks.spawn(lookups::look_up(url, lookups, lookup_requests, reply, abort.clone()));
+    let feedback = Feedback::new(flushed_at, flushed_at, session.sender_timeout, clock.now());
     let reader = Reader {
         config: config.clone(),
         epoch,
@@ -175,7 +177,7 @@ async fn lead(
         changes,
         batches,
         flushed,
-        received: Lsn::ZERO,
+        feedback,
         drain: drain.clone(),
         abort: abort.clone(),
     };

@@ -171,7 +171,8 @@ async fn set_up(
     state_schema(config, &sessions, report).await?;
     grants(config, &sessions, report).await?;
     // Looked at before anything is created that could not be undone.
-    let slot = slot::read(&sessions.source, &config.source.slot).await.map_err(anyhow::Error::from)?;
+    let slot =
+        slot::read(&sessions.source, &config.source.slot).await.map_err(anyhow::Error::from)?;
     let checkpoint = Checkpoint::read(config, sessions.state()).await?;
     if let (None, Some(checkpoint)) = (&slot, &checkpoint) {
         return Err(slot_is_gone(config, checkpoint));

@@ -56,8 +56,7 @@ pub(super) struct Reader {
     pub(super) changes: Changes,
     pub(super) batches: mpsc::Sender<Batch>,
     pub(super) flushed: watch::Receiver<Lsn>,
-    /// How far the stream was received, over all connections.
-    pub(super) received: Lsn,
+    pub(super) feedback: Feedback,
     /// Stop reading.
     pub(super) drain: CancellationToken,
     /// Stop.
@@ -127,39 +126,36 @@ impl Reader {
     /// Reads from one connection until it ends.
     async fn stream(&mut self, session: Session) -> Result<Ended, Stop> {
         let Session { mut stream, mut sentinel, sender_timeout } = session;
-        let (at, flushed) = (self.changes.resume_lsn(), *self.flushed.borrow_and_update());
-        let mut feedback = Feedback::new(at, flushed, sender_timeout, self.clock.now());
-        // What an earlier connection received may still be on its way to being flushed.
-        feedback.handle_received(self.received, self.clock.now());
+        self.feedback.handle_reconnected(sender_timeout, self.clock.now());
         let mut batch = Batch::default();
         let mut was_reading = true;
         let batches = self.batches.clone();
         self.stream_moved();
         loop {
             let now = self.clock.now();
-            if let Some(update) = feedback.poll(now)
+            if let Some(update) = self.feedback.poll(now)
                 && let Err(error) = stream.send_status(update).await
             {
                 return Ok(Ended::Lost(error.to_string()));
             }
-            if feedback.silent(now) {
+            if self.feedback.silent(now) {
                 return Ok(Ended::Lost("the server has been silent for too long".to_owned()));
             }
             let reading = !batch.is_full() && !self.drain.is_cancelled();
             match (was_reading, reading) {
-                (true, false) => feedback.handle_paused(),
-                (false, true) => feedback.handle_resumed(now),
+                (true, false) => self.feedback.handle_paused(),
+                (false, true) => self.feedback.handle_resumed(now),
                 (true, true) | (false, false) => {}
             }
             was_reading = reading;
-            let wake = self.clock.instant(feedback.deadline());
+            let wake = self.clock.instant(self.feedback.deadline());
 
             tokio::select! {
                 // What ends the stream, what frees WAL, what frees memory, then what takes it.
                 biased;
                 () = self.abort.cancelled() => {
-                    feedback.handle_flushed(*self.flushed.borrow());
-                    if let Some(update) = feedback.poll(self.clock.now()) {
+                    self.feedback.handle_flushed(*self.flushed.borrow());
+                    if let Some(update) = self.feedback.poll(self.clock.now()) {
                         // Best effort: what is not acknowledged is only sent again.
                         let _ = stream.send_status(update).await;
                     }
@@ -173,7 +169,7 @@ impl Reader {
                     if changed.is_err() {
                         return Ok(Ended::Stopped);
                     }
-                    feedback.handle_flushed(*self.flushed.borrow_and_update());
+                    self.feedback.handle_flushed(*self.flushed.borrow_and_update());
                 }
                 () = sleep_until(wake) => {}
                 room = batches.reserve(), if !batch.items.is_empty() => match room {
@@ -184,7 +180,7 @@ impl Reader {
                     self.stream_moved();
                     let mut next = frame.map(Some);
                     while let Some(frame) = match next { Ok(frame) => frame, Err(e) => return lost(e) } {
-                        self.handle_frame(frame, &mut feedback, &mut batch)?;
+                        self.handle_frame(frame, &mut batch)?;
                         if batch.is_full() {
                             break;
                         }
@@ -199,24 +195,17 @@ impl Reader {
         self.health.send_modify(|health| health.stream_moving_at = Some(Instant::now()));
     }
 
-    fn handle_frame(
-        &mut self,
-        frame: Frame,
-        feedback: &mut Feedback,
-        batch: &mut Batch,
-    ) -> Result<(), Stop> {
+    fn handle_frame(&mut self, frame: Frame, batch: &mut Batch) -> Result<(), Stop> {
         match frame {
             Frame::Keepalive { wal_end, reply_requested } => {
-                self.received = self.received.max(wal_end);
-                feedback.handle_keepalive(wal_end, reply_requested, self.clock.now());
+                self.feedback.handle_keepalive(wal_end, reply_requested, self.clock.now());
                 if !self.changes.in_transaction() {
                     batch.items.push(Item::Progress { wal_end });
                 }
                 Ok(())
             }
             Frame::XLogData { wal_start, wal_end, payload } => {
-                self.received = self.received.max(wal_end);
-                feedback.handle_received(wal_end, self.clock.now());
+                self.feedback.handle_received(wal_end, self.clock.now());
                 let from = batch.items.len();
                 let made = self.handle_message(wal_start, &payload, &mut batch.items);
                 let new = batch.items.get(from..).unwrap_or_default();
@@ -252,7 +241,7 @@ impl Reader {
                     self.rules.handle_change(&change, items);
                 }
                 Step::Commit { end_lsn } => {
-                    self.received = self.received.max(end_lsn);
+                    self.feedback.handle_received(end_lsn, self.clock.now());
                     items.push(Item::Commit { end_lsn });
                 }
             }

@@ -97,6 +97,9 @@ enum Stage {
     InFlight,
     /// Failed, and not due yet. Holds its keys.
     BackingOff,
+    /// A dead letter that is not stored yet. Holds its keys: what follows must not overtake it, for
+    /// after a crash it would be sent again.
+    Dying,
 }
 
 #[derive(Debug)]
@@ -114,6 +117,7 @@ pub struct Queue {
     keys: HashMap<u64, VecDeque<DeliveryId>>,
     ready: BTreeSet<DeliveryId>,
     in_flight: u32,
+    dying: usize,
     next_ordinal: u64,
     /// No request before then: the endpoint's own rate limit.
     not_before: Tick,
@@ -132,6 +136,7 @@ impl Queue {
             keys: HashMap::new(),
             ready: BTreeSet::new(),
             in_flight: 0,
+            dying: 0,
             next_ordinal: first_ordinal,
             not_before: Tick(0),
             hold: HoldEstimate::new(),
@@ -190,6 +195,31 @@ impl Queue {
         }
     }
 
+    /// A delivery ends as a dead letter. It keeps its keys until that is stored and it is removed.
+    pub fn die(&mut self, id: DeliveryId) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        match std::mem::replace(&mut entry.stage, Stage::Dying) {
+            Stage::InFlight => self.in_flight = self.in_flight.saturating_sub(1),
+            Stage::Ready => _ = self.ready.remove(&id),
+            Stage::Behind(_) | Stage::BackingOff => {}
+            Stage::Dying => debug_assert!(false, "a delivery dies once"),
+        }
+        self.dying += 1;
+    }
+
+    /// The deliveries that are neither in flight nor dying, in stream order.
+    #[must_use]
+    pub fn idle(&self) -> Vec<DeliveryId> {
+        let others = usize::try_from(self.in_flight).unwrap_or(usize::MAX) + self.dying;
+        if self.entries.len().saturating_sub(others) == self.ready.len() {
+            return self.ready.iter().copied().collect();
+        }
+        let idle = |entry: &&Entry| !matches!(entry.stage, Stage::InFlight | Stage::Dying);
+        let mut ids: Vec<_> = self.entries.values().filter(idle).map(|e| e.pending.id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
     /// A delivery that backed off is due.
     pub fn due(&mut self, id: DeliveryId, now: Tick) {
         if let Some(entry) = self.entries.get_mut(&id)
@@ -212,20 +242,13 @@ impl Queue {
         match entry.stage {
             Stage::InFlight => self.in_flight = self.in_flight.saturating_sub(1),
             Stage::Ready => _ = self.ready.remove(&id),
+            Stage::Dying => self.dying -= 1,
             Stage::Behind(_) | Stage::BackingOff => {}
         }
         for key in &entry.keys {
             self.release(*key, id);
         }
         Some(entry.pending)
-    }
-
-    fn remove_idle(&mut self) -> Option<Pending> {
-        let idle = |entry: &&Entry| entry.stage != Stage::InFlight;
-        // The ready ones first, without a scan; those behind become ready as their keys are freed.
-        let id = self.ready.first().copied();
-        let id = id.or_else(|| self.entries.values().find(idle).map(|entry| entry.pending.id))?;
-        self.remove(id)
     }
 
     /// Requests in flight.
@@ -269,6 +292,8 @@ impl Queue {
                 self.ready.insert(next);
             }
             Stage::Behind(n) => entry.stage = Stage::Behind(n - 1),
+            // It died while it was behind.
+            Stage::Dying => {}
             Stage::Ready | Stage::InFlight | Stage::BackingOff => {
                 debug_assert!(false, "a delivery went ahead of the one that held its key");
             }
@@ -330,13 +355,6 @@ impl Lane {
     /// Takes a delivery out, whatever its stage, and lets the next ones of its keys go.
     pub fn remove(&mut self, endpoint: &EndpointId, id: DeliveryId) -> Option<Pending> {
         let pending = self.queues.get_mut(endpoint)?.remove(id)?;
-        self.pending -= 1;
-        Some(pending)
-    }
-
-    /// Takes out a delivery that is not in flight: for an endpoint that is gone.
-    pub fn remove_idle(&mut self, endpoint: &EndpointId) -> Option<Pending> {
-        let pending = self.queues.get_mut(endpoint)?.remove_idle()?;
         self.pending -= 1;
         Some(pending)
     }

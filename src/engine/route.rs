@@ -19,6 +19,11 @@
 //! endpoints in the answer. An endpoint that moves away from an account whose old row the WAL does
 //! not name is found by its id among that account's endpoints.
 //!
+//! What is remembered is lost in a crash. So the dispatcher holds the frontier at a transaction that
+//! invalidated something until a snapshot has seen it: else the next process would not hear of it
+//! again, and believe a look-up that does not show it yet. While anything is remembered, look-ups are
+//! made for their snapshot's sake alone.
+//!
 //! Routes also expire ([`ROUTES_TTL`]), so that an endpoint's mend reaches us even while the stream
 //! stands still, because memory is full of what that endpoint does not take.
 
@@ -41,10 +46,10 @@ pub const LOOKUP_BATCH: usize = 500;
 const ROUTES_TTL: Duration = Duration::from_secs(60);
 
 /// How long to wait before asking again when SQL does not show yet what the stream has shown.
-const UNSEEN_RETRY: Duration = Duration::from_millis(10);
+const UNSEEN_RETRY: Duration = Duration::from_millis(20);
 
-/// So many remembered invalidations start a look-up for its snapshot's sake alone.
-const PROBE_FROM: usize = 256;
+/// So many invalidations of one transaction are remembered as one of everything.
+const OF_ONE_TXN: usize = 256;
 
 /// So many stop the input until a snapshot has seen some of them.
 const REMEMBER_AT_MOST: usize = 4_096;
@@ -130,6 +135,8 @@ pub struct Router {
     /// All accounts in `wanted`, `again` or the batch in flight.
     asking: HashSet<AccountId>,
     in_flight: bool,
+    /// No look-up for its snapshot's sake alone before then.
+    probe_at: Tick,
 }
 
 impl Router {
@@ -163,6 +170,7 @@ impl Router {
             again: VecDeque::new(),
             asking: HashSet::new(),
             in_flight: false,
+            probe_at: Tick(0),
         }
     }
 
@@ -231,7 +239,7 @@ impl Router {
         }
         let due = self.again.partition_point(|(due, _)| *due <= now);
         self.wanted.extend(self.again.drain(..due).map(|(_, account)| account));
-        if self.wanted.is_empty() && self.unseen.len() < PROBE_FROM {
+        if self.wanted.is_empty() && (self.unseen.is_empty() || self.probe_at > now) {
             return None;
         }
         self.in_flight = true;
@@ -271,6 +279,7 @@ impl Router {
             }
         }
         self.unseen.retain(|invalidation| !snapshot.sees(invalidation.xid));
+        self.probe_at = now + UNSEEN_RETRY;
         self.forget_owners_of_dropped();
         ready
     }
@@ -278,7 +287,11 @@ impl Router {
     /// When [`Router::poll_lookup`] may have something although nothing else happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Tick> {
-        if self.in_flight { None } else { self.again.front().map(|(due, _)| *due) }
+        if self.in_flight {
+            return None;
+        }
+        let probe = (!self.unseen.is_empty()).then_some(self.probe_at);
+        self.again.front().map(|(due, _)| *due).into_iter().chain(probe).min()
     }
 
     fn is_outdated(&self, snapshot: &Snapshot, account: &AccountId, routes: &Routes) -> bool {
@@ -305,7 +318,7 @@ impl Router {
     /// Remembers an invalidation; a transaction with very many counts as one of everything.
     fn remember(&mut self, invalidation: Invalidation) {
         let of_same = self.unseen.iter().rev().take_while(|i| i.xid == invalidation.xid).count();
-        if of_same >= PROBE_FROM
+        if of_same >= OF_ONE_TXN
             || self.unseen.back().is_some_and(|last| covers(last, &invalidation))
         {
             self.unseen.truncate(self.unseen.len() - of_same);

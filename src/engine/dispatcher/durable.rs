@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::super::event::{EndpointId, Unroutable};
-use super::super::lane::{Origin, Pending};
+use super::super::lane::Origin;
 use super::super::persist::{DeadLetter, DeadReason, DisableEndpoint, PersistBatch, Retried};
 use super::*;
 
@@ -37,10 +37,27 @@ pub(super) struct Durable {
 #[derive(Debug)]
 struct Dying {
     letter: DeadLetter,
-    held: Arc<Held>,
-    /// What counts when it is stored: the transaction, and for a delivery its place in its queue.
+    /// The transaction that waits for it to be stored.
     txn: TxnSeq,
-    ordinal: Option<u64>,
+    body: Body,
+}
+
+/// What remains in memory until then.
+#[derive(Debug)]
+enum Body {
+    /// An unroutable change stands in no lane.
+    Unroutable(Arc<Held>),
+    /// A delivery keeps its place in its queue.
+    Delivery { lane: LaneId, endpoint: EndpointId, id: DeliveryId, ordinal: u64 },
+}
+
+/// How a delivery ends without success.
+#[derive(Debug, Clone)]
+pub(super) struct End {
+    pub(super) reason: DeadReason,
+    /// The last error, for a person.
+    pub(super) detail: String,
+    pub(super) last_status: Option<u16>,
 }
 
 #[derive(Debug)]
@@ -150,6 +167,13 @@ impl Dispatcher {
         let durable = &mut self.durable;
         let count = durable.dying.len().min(DEAD_LETTERS_MAX);
         let dying: Vec<Dying> = durable.dying.drain(..count).collect();
+        for Dying { letter, txn, body } in &dying {
+            // With its dead letter, not after it: else a crash in between would send it once more.
+            if let Body::Delivery { endpoint, ordinal, .. } = body {
+                let event = &letter.event;
+                self.ahead.push(&event.account, endpoint, *ordinal, event, *txn);
+            }
+        }
         let batch = PersistBatch {
             frontier,
             settled: self.ahead.take(|txn| self.tracker.is_passed(txn)),
@@ -177,15 +201,14 @@ impl Dispatcher {
         assert!(under_way.frontier >= self.durable.stored_frontier, "the checkpoint went back");
         self.durable.stored_frontier = under_way.frontier;
         self.durable.last_stored = now;
-        for Dying { letter, held, txn, ordinal } in under_way.dying {
-            if let (Some(ordinal), Some(endpoint)) = (ordinal, &letter.endpoint) {
-                self.ahead.push(&letter.event.account, endpoint, ordinal, &letter.event, txn);
-            }
+        for Dying { letter, txn, body } in under_way.dying {
+            drop(letter);
             self.tracker.complete(txn);
             self.durable.touch();
-            self.bytes = self.bytes.saturating_sub(DELIVERY_BYTES);
-            drop(letter);
-            self.let_go(held);
+            match body {
+                Body::Unroutable(held) => self.free(held),
+                Body::Delivery { lane, endpoint, id, .. } => self.bury(lane, &endpoint, id, now),
+            }
         }
         self.recovered.prune(self.durable.stored_frontier);
         self.durable.stored_frontier
@@ -204,24 +227,42 @@ impl Dispatcher {
             attempts: 0,
             last_status: None,
         };
-        self.durable.dying.push_back(Dying {
-            letter,
-            held: Arc::new(Held { event }),
-            txn,
-            ordinal: None,
-        });
+        let body = Body::Unroutable(Arc::new(Held { event }));
+        self.durable.dying.push_back(Dying { letter, txn, body });
         self.durable.touch();
     }
 
-    /// A delivery that was taken out of its lane ends without success.
+    /// The delivery's dead letter is stored: those that waited for its keys go on.
+    fn bury(&mut self, id: LaneId, endpoint: &EndpointId, delivery: DeliveryId, now: Tick) {
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let pending = lane.remove(endpoint, delivery);
+        lane.refresh(endpoint, now);
+        if let Some(pending) = pending {
+            self.free(pending.held);
+        }
+        self.sync(id);
+        self.rest_if_idle(id, delivery);
+    }
+
+    /// Gives a delivery's memory back.
+    fn free(&mut self, held: Arc<Held>) {
+        self.bytes = self.bytes.saturating_sub(DELIVERY_BYTES);
+        self.let_go(held);
+    }
+
+    /// A delivery ends without success.
     pub(super) fn die(
         &mut self,
-        pending: Pending,
+        id: LaneId,
         endpoint: &EndpointId,
-        reason: DeadReason,
-        detail: String,
-        last_status: Option<u16>,
+        delivery: DeliveryId,
+        end: End,
     ) {
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let Some(pending) = lane.queue(endpoint).and_then(|queue| queue.get(delivery)) else {
+            return;
+        };
+        let End { reason, detail, last_status } = end;
         let letter = DeadLetter {
             event: Arc::clone(&pending.held.event),
             endpoint: Some(endpoint.clone()),
@@ -233,20 +274,27 @@ impl Dispatcher {
         match pending.origin {
             Origin::Stream { txn, ordinal } => {
                 self.counters.dead += 1;
-                let ordinal = Some(ordinal);
-                self.durable.dying.push_back(Dying { letter, held: pending.held, txn, ordinal });
+                if let Some(queue) = lane.queue_mut(endpoint) {
+                    queue.die(delivery);
+                }
+                let endpoint = endpoint.clone();
+                let body = Body::Delivery { lane: id, endpoint, id: delivery, ordinal };
+                self.durable.dying.push_back(Dying { letter, txn, body });
                 self.durable.touch();
             }
             Origin::Retry { dead_letter, job } => {
                 self.durable.retried(Retried { dead_letter, job, error: Some(letter) });
-                self.bytes = self.bytes.saturating_sub(DELIVERY_BYTES);
-                self.let_go(pending.held);
+                if let Some(pending) = lane.remove(endpoint, delivery) {
+                    self.free(pending.held);
+                }
             }
         }
     }
 
-    /// A delivery that was taken out of its lane is settled without a dead letter.
-    pub(super) fn settle(&mut self, pending: Pending, endpoint: &EndpointId) {
+    /// A delivery ends with a 2xx, or because its endpoint was removed.
+    pub(super) fn settle(&mut self, id: LaneId, endpoint: &EndpointId, delivery: DeliveryId) {
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let Some(pending) = lane.remove(endpoint, delivery) else { return };
         let event = &pending.held.event;
         match pending.origin {
             Origin::Stream { txn, ordinal } => {
@@ -258,7 +306,6 @@ impl Dispatcher {
                 self.durable.retried(Retried { dead_letter, job, error: None });
             }
         }
-        self.bytes = self.bytes.saturating_sub(DELIVERY_BYTES);
-        self.let_go(pending.held);
+        self.free(pending.held);
     }
 }

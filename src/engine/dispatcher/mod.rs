@@ -172,6 +172,9 @@ pub struct Dispatcher {
     durable: Durable,
     /// The transaction that is being read.
     reading: Option<TxnSeq>,
+    /// Transactions that changed a watched table and that no look-up has been known to see: each
+    /// holds the frontier (see [`super::route`]).
+    unseen: Vec<(u32, TxnSeq)>,
     next_id: u64,
     bytes: usize,
     counters: Counters,
@@ -228,6 +231,7 @@ impl Dispatcher {
             ahead: Ahead::new(),
             durable: Durable::new(start.frontier),
             reading: None,
+            unseen: Vec::new(),
             next_id: 0,
             bytes: cache_bytes,
             counters: Counters::default(),
@@ -294,6 +298,10 @@ impl Dispatcher {
             }
             self.handle_lane_routed(&account, routes.weight, now);
         }
+        let (seen, unseen) = self.unseen.drain(..).partition(|(xid, _)| snapshot.sees(*xid));
+        self.unseen = unseen;
+        let seen: Vec<(u32, TxnSeq)> = seen;
+        seen.into_iter().for_each(|(_, txn)| self.tracker.complete(txn));
     }
 
     /// Ends the sending: what is in flight may end, and what is settled may be stored.
@@ -388,6 +396,12 @@ impl Dispatcher {
                     self.durable.enable(endpoint.clone());
                 }
             }
+        }
+        if let Some(txn) = self.reading
+            && self.unseen.last() != Some(&(invalidation.xid, txn))
+        {
+            self.tracker.add(txn, 1);
+            self.unseen.push((invalidation.xid, txn));
         }
         self.router.handle_invalidation(invalidation);
     }

@@ -7,11 +7,12 @@ use std::time::Duration;
 use super::super::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
 use super::super::endpoint::Endpoint;
 use super::super::event::{EndpointId, Event};
-use super::super::lane::{DEFAULT_MAX_IN_FLIGHT, Origin};
+use super::super::lane::{DEFAULT_MAX_IN_FLIGHT, Origin, Queue};
 use super::super::persist::{DeadReason, DisableEndpoint};
 use super::super::schedule::{Charge, LaneId, Pool};
 use super::super::settle::{Settlement, settle};
 use super::super::tick::Tick;
+use super::durable::End;
 use super::{Dispatcher, Timer};
 
 /// A request older than this leaves the fast pool for the slow one.
@@ -136,43 +137,41 @@ impl Dispatcher {
     }
 
     /// Why nothing can be sent to an endpoint that the account has.
-    fn why_unusable(&self, endpoint: &Endpoint) -> Option<(DeadReason, String)> {
+    fn why_unusable(&self, endpoint: &Endpoint) -> Option<End> {
+        let end = |reason, detail| End { reason, detail, last_status: None };
         if let Some(reason) = self.disabled.get(&endpoint.id) {
-            return Some((DeadReason::EndpointDisabled, reason.clone()));
+            return Some(end(DeadReason::EndpointDisabled, reason.clone()));
         }
         if !endpoint.enabled {
             let why = "the endpoint's row is not enabled".to_owned();
-            return Some((DeadReason::EndpointDisabled, why));
+            return Some(end(DeadReason::EndpointDisabled, why));
         }
         let why = endpoint.invalid.clone()?;
-        Some((DeadReason::EndpointInvalid, why))
+        Some(end(DeadReason::EndpointInvalid, why))
     }
 
     /// Ends what is pending for an endpoint that is gone (`None`: dropped) or cannot be used.
     ///
     /// Requests in flight end by themselves.
-    fn give_up<T>(
-        &mut self,
-        id: LaneId,
-        endpoint: &EndpointId,
-        why: Option<(DeadReason, String)>,
-    ) -> Option<T> {
-        while let Some(pending) = self.lanes.get_mut(&id).and_then(|l| l.remove_idle(endpoint)) {
-            let last = pending.id;
-            match (&why, pending.origin) {
-                (None, Origin::Stream { .. }) => {
+    fn give_up<T>(&mut self, id: LaneId, endpoint: &EndpointId, why: Option<End>) -> Option<T> {
+        let idle = self.lanes.get(&id).and_then(|lane| lane.queue(endpoint)).map(Queue::idle);
+        for delivery in idle.unwrap_or_default() {
+            let queue = self.lanes.get(&id).and_then(|lane| lane.queue(endpoint));
+            let origin = queue.and_then(|queue| queue.get(delivery)).map(|pending| pending.origin);
+            match (&why, origin) {
+                (Some(end), Some(_)) => self.die(id, endpoint, delivery, end.clone()),
+                (None, Some(Origin::Stream { .. })) => {
                     self.counters.dropped += 1;
-                    self.settle(pending, endpoint);
+                    self.settle(id, endpoint, delivery);
                 }
-                (None, Origin::Retry { .. }) => {
+                (None, Some(Origin::Retry { .. })) => {
+                    let reason = DeadReason::EndpointDisabled;
                     let detail = "the endpoint was removed".to_owned();
-                    self.die(pending, endpoint, DeadReason::EndpointDisabled, detail, None);
+                    self.die(id, endpoint, delivery, End { reason, detail, last_status: None });
                 }
-                (Some((reason, detail)), _) => {
-                    self.die(pending, endpoint, *reason, detail.clone(), None);
-                }
+                (_, None) => debug_assert!(false, "an idle delivery is pending"),
             }
-            self.rest_if_idle(id, last);
+            self.rest_if_idle(id, delivery);
         }
         self.sync(id);
         None
@@ -204,14 +203,12 @@ impl Dispatcher {
         }
         let pending = queue.get(id)?;
         let event = Arc::clone(&pending.held.event);
-        let status = outcome.result.as_ref().ok().map(|answer| answer.status);
+        let last_status = outcome.result.as_ref().ok().map(|answer| answer.status);
         let mut disabled = None;
         match settle(outcome, pending.attempts, &self.settings.settle, &mut self.rng) {
             Settlement::Delivered => {
                 self.counters.delivered += 1;
-                if let Some(pending) = lane.remove(&endpoint, id) {
-                    self.settle(pending, &endpoint);
-                }
+                self.settle(lane_id, &endpoint, id);
             }
             Settlement::Retry { after } => {
                 queue.back_off(id);
@@ -220,16 +217,12 @@ impl Dispatcher {
                 self.timers.push(Reverse(Timer { due, lane, endpoint, delivery: Some(id) }));
             }
             Settlement::Dead { reason, detail } => {
-                if let Some(pending) = lane.remove(&endpoint, id) {
-                    self.die(pending, &endpoint, reason, detail, status);
-                }
+                self.die(lane_id, &endpoint, id, End { reason, detail, last_status });
             }
             Settlement::Disable { detail } => {
-                if let Some(pending) = lane.remove(&endpoint, id) {
-                    let reason = DeadReason::EndpointDisabled;
-                    self.die(pending, &endpoint, reason, detail.clone(), status);
-                }
                 let disable = DisableEndpoint { endpoint: endpoint.clone(), reason: detail };
+                let (reason, detail) = (DeadReason::EndpointDisabled, disable.reason.clone());
+                self.die(lane_id, &endpoint, id, End { reason, detail, last_status });
                 self.disabled.insert(disable.endpoint.clone(), disable.reason.clone());
                 self.durable.disable(disable.clone());
                 disabled = Some(disable);

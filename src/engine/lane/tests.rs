@@ -32,7 +32,9 @@ enum Action {
     Deliver(usize),
     Fail(usize),
     Due(usize),
-    GiveUp(u8),
+    Die(usize),
+    Bury(usize),
+    GiveUp(u8, bool),
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -43,7 +45,9 @@ fn action() -> impl Strategy<Value = Action> {
         4 => any::<usize>().prop_map(Action::Deliver),
         2 => any::<usize>().prop_map(Action::Fail),
         2 => any::<usize>().prop_map(Action::Due),
-        1 => (0u8..3).prop_map(Action::GiveUp),
+        2 => any::<usize>().prop_map(Action::Die),
+        2 => any::<usize>().prop_map(Action::Bury),
+        1 => (0u8..3, any::<bool>()).prop_map(|(endpoint, dead)| Action::GiveUp(endpoint, dead)),
     ]
 }
 
@@ -54,6 +58,7 @@ struct Modelled {
     keys: Vec<u64>,
     in_flight: bool,
     backing_off: bool,
+    dying: bool,
 }
 
 fn id(endpoint: u8) -> EndpointId {
@@ -67,6 +72,7 @@ fn sendable(model: &[Modelled], endpoint: u8) -> Option<usize> {
         m.endpoint == endpoint
             && !m.in_flight
             && !m.backing_off
+            && !m.dying
             && !model[..at].iter().any(|older| older.endpoint == endpoint && shares(older, m))
     })
 }
@@ -91,7 +97,7 @@ proptest! {
                     let new = New { id: DeliveryId(next), held: held(), source, now };
                     lane.push(&id(endpoint), new, RowKeys::from_slice(&keys));
                     lane.refresh(&id(endpoint), now);
-                    let m = Modelled { id: next, endpoint, keys, in_flight: false, backing_off: false };
+                    let m = Modelled { id: next, endpoint, keys, in_flight: false, backing_off: false, dying: false };
                     model.push(m);
                     next += 1;
                 }
@@ -137,13 +143,37 @@ proptest! {
                         lane.refresh(&endpoint, now);
                     }
                 }
-                Action::GiveUp(endpoint) => {
-                    while let Some(pending) = lane.remove_idle(&id(endpoint)) {
-                        let at = model.iter().position(|m| m.id == pending.id.0).unwrap();
-                        let removed = model.remove(at);
-                        prop_assert!(removed.endpoint == endpoint && !removed.in_flight);
+                Action::Die(n) => {
+                    if let Some(at) = pick(&model, n, |m| m.in_flight) {
+                        (model[at].in_flight, model[at].dying) = (false, true);
+                        let endpoint = id(model[at].endpoint);
+                        lane.queue_mut(&endpoint).unwrap().die(DeliveryId(model[at].id));
+                        lane.refresh(&endpoint, now);
                     }
-                    prop_assert!(model.iter().all(|m| m.endpoint != endpoint || m.in_flight));
+                }
+                Action::Bury(n) => {
+                    if let Some(at) = pick(&model, n, |m| m.dying) {
+                        let m = model.remove(at);
+                        prop_assert!(lane.remove(&id(m.endpoint), DeliveryId(m.id)).is_some());
+                        lane.refresh(&id(m.endpoint), now);
+                    }
+                }
+                Action::GiveUp(endpoint, dead) => {
+                    let Some(queue) = lane.queue_mut(&id(endpoint)) else { continue };
+                    let idle: Vec<u64> = queue.idle().into_iter().map(|id| id.0).collect();
+                    let expected = model.iter().filter(|m| m.endpoint == endpoint && !m.in_flight && !m.dying);
+                    prop_assert_eq!(&idle, &expected.map(|m| m.id).collect::<Vec<_>>());
+                    for n in idle {
+                        let at = model.iter().position(|m| m.id == n).unwrap();
+                        if dead {
+                            model[at].dying = true;
+                            lane.queue_mut(&id(endpoint)).unwrap().die(DeliveryId(n));
+                        } else {
+                            model.remove(at);
+                            prop_assert!(lane.remove(&id(endpoint), DeliveryId(n)).is_some());
+                        }
+                    }
+                    lane.refresh(&id(endpoint), now);
                 }
             }
             prop_assert_eq!(lane.pending(), model.len());

@@ -247,6 +247,6 @@ fn transaction_with_very_many_changes_is_remembered_as_one() {
         let scope = Scope::Endpoint { endpoints, accounts: smallvec![] };
         router.handle_invalidation(Invalidation { xid: 3, scope });
     }
-    assert!(router.unseen.len() <= PROBE_FROM);
+    assert!(router.unseen.len() <= OF_ONE_TXN);
     assert!(!router.is_full());
 }

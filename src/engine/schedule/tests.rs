@@ -221,8 +221,10 @@ proptest! {
         lanes in prop::collection::vec((1u128..40, 1u64..500), 1..30),
     ) {
         let mut scheduler = Scheduler::new(1, 0);
-        let costs: Vec<u128> =
-            lanes.iter().map(|(eighths, ms)| u128::from(*ms) * 1_000 / eighths + 1).collect();
+        // c/d = (ms of c / weight of c) / (ms of d / weight of d), rounded up.
+        let turns = |c: &(u128, u64), d: &(u128, u64)| {
+            (u128::from(c.1) * d.0).div_ceil(u128::from(d.1) * c.0)
+        };
         for (eighths, _) in &lanes {
             let id = scheduler.add_lane(told(*eighths));
             scheduler.set_ready(id, Pool::Fast, true);
@@ -236,7 +238,7 @@ proptest! {
             scheduler.finish(charge, Duration::from_millis(lanes[at].1));
             for (waiting, waited) in waited.iter_mut().enumerate() {
                 *waited = if waiting == at { 0 } else { *waited + 1 };
-                let bound: u128 = costs.iter().map(|d| costs[waiting].div_ceil(*d) + 2).sum();
+                let bound: u128 = lanes.iter().map(|d| turns(&lanes[waiting], d) + 2).sum();
                 prop_assert!(*waited <= bound, "lane {} waited for {} decisions", waiting, waited);
             }
         }

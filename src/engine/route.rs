@@ -265,7 +265,12 @@ impl Router {
             }
             self.asking.remove(&account);
             for endpoint in &routes.endpoints {
-                self.owners.insert(endpoint.id.clone(), account.clone());
+                let before = self.owners.insert(endpoint.id.clone(), account.clone());
+                // SQL shows a move that the stream will show later: what the old account's routes
+                // say is outdated already, and nothing would find them by the endpoint's id then.
+                if let Some(before) = before.filter(|before| *before != account) {
+                    self.evict(&before);
+                }
             }
             let routes = Arc::new(routes);
             ready.push((account.clone(), Arc::clone(&routes)));

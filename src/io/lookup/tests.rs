@@ -109,7 +109,7 @@ async fn lookup_reads_secrets_headers_limits_and_weights() {
         .await
         .unwrap();
     let lookups = lookups(
-        "[endpoints]\ntable = 'public.Hooks'\naccount = 'Account'\nheaders = 'extra'\n\
+        "[endpoints]\ntable = 'public.\"Hooks\"'\naccount = 'Account'\nheaders = 'extra'\n\
          max_in_flight = 'most'\nrate_per_second = 'rate'\n\
          [accounts]\ntable = 'public.accounts'",
     );

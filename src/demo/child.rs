@@ -120,6 +120,9 @@ impl Pipeline {
     }
 
     /// Waits until it ends by itself. Cancel-safe. Never returns while it is not running.
+    ///
+    /// # Errors
+    /// When the operating system cannot say how it ended.
     pub async fn exited(&mut self) -> Result<ExitStatus> {
         match &mut self.child {
             Some(child) => Ok(child.wait().await?),
@@ -182,7 +185,8 @@ impl Pipeline {
             anyhow::Ok(String::from_utf8_lossy(&answer).into_owned())
         };
         let answer = timeout(ADMIN_TIMEOUT, exchange).await??;
-        let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no end of head")?;
+        let (head, body) =
+            answer.split_once("\r\n\r\n").context("the answer has no end of head")?;
         let status = head.split(' ').nth(1).context("the answer has no status")?.parse()?;
         Ok((status, body.to_owned()))
     }

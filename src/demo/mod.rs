@@ -167,7 +167,9 @@ impl Demo {
         };
         demo.wait_until_ready().await?;
         let seconds = options.run_for.as_secs_f64();
-        view.say(&format!("walhook setup and walhook run are done and up; traffic for {seconds} s"))?;
+        view.say(&format!(
+            "walhook setup and walhook run are done and up; traffic for {seconds} s"
+        ))?;
         Ok(demo)
     }
 
@@ -191,9 +193,9 @@ impl Demo {
         self.retained = self.retained().await?;
         self.pipeline.stop().await?;
         let (kills, retained) = (self.kills, self.retained);
-        let summary = self
-            .books
-            .with(|ledger, _| (Summary::new(ledger, kills, ran.as_secs_f64(), retained), ledger.missing(5)));
+        let summary = self.books.with(|ledger, _| {
+            (Summary::new(ledger, kills, ran.as_secs_f64(), retained), ledger.missing(5))
+        });
         let (summary, missing) = summary;
         if !missing.is_empty() {
             view.say(&format!("missing, for example: {missing:?}"))?;
@@ -264,7 +266,12 @@ impl Demo {
             seed = seed.wrapping_add(1);
             let (books, stop) = (self.books.clone(), stop.clone());
             let (connection, rate) = (self.connect().await?, options.whale_rate);
-            writers.spawn(writer::bursts(self.connect().await?, whale.id, books.clone(), stop.clone()));
+            writers.spawn(writer::bursts(
+                self.connect().await?,
+                whale.id,
+                books.clone(),
+                stop.clone(),
+            ));
             writers.spawn(writer::flood(connection, whale.id, rate, books, seed, stop));
         }
         Ok(writers)
@@ -284,7 +291,8 @@ impl Demo {
             ledger.handle_down(at);
             ledger.waiting_in_all()
         });
-        let in_flight = in_flight.map_or_else(String::new, |n| format!("{} requests in flight and ", grouped(n)));
+        let in_flight = in_flight
+            .map_or_else(String::new, |n| format!("{} requests in flight and ", grouped(n)));
         view.say(&format!(
             "killed the pipeline (SIGKILL) with {in_flight}{} deliveries waiting",
             grouped(waiting)
@@ -334,7 +342,8 @@ impl Demo {
             self.look(view).await?;
             view.draw(&self.frame(options, began))?;
             let limit = if stop.is_cancelled() { DRAIN_TIMEOUT_INTERRUPTED } else { DRAIN_TIMEOUT };
-            if self.books.with(|ledger, _| ledger.waiting_in_all()) == 0 || since.elapsed() > limit {
+            if self.books.with(|ledger, _| ledger.waiting_in_all()) == 0 || since.elapsed() > limit
+            {
                 return Ok(());
             }
             tokio::select! {

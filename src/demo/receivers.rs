@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use axum::Router;
-use axum::extract::{OriginalUri, Path, State};
+use axum::extract::{Path, State};
 use axum::routing::post;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, Uri};
 use rand::RngExt;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinSet;
@@ -106,7 +106,7 @@ impl Receivers {
 async fn receive(
     State(shared): State<Arc<Shared>>,
     Path(endpoint): Path<i64>,
-    OriginalUri(uri): OriginalUri,
+    uri: Uri,
     headers: HeaderMap,
     body: Bytes,
 ) -> StatusCode {

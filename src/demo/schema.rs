@@ -42,9 +42,7 @@ pub async fn create(
         let sql = "INSERT INTO webhooks (id, account_id, url, event_types, secret)
                    VALUES ($1, $2, $3, $4, $5)";
         let secret = endpoint.secret();
-        connection
-            .execute(sql, &[&endpoint.id, &endpoint.account, url, &types, &secret])
-            .await?;
+        connection.execute(sql, &[&endpoint.id, &endpoint.account, url, &types, &secret]).await?;
     }
     Ok(())
 }

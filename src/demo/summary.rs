@@ -152,7 +152,15 @@ impl fmt::Display for Summary {
         writeln!(
             f,
             "{:<7}{:>10}{:>9}{:>10}{:>6}{:>6}{:>10}{:>10}{:>10}",
-            "account", "committed", "expected", "delivered", "dead", "lost", "p50", "p99", "p99 calm"
+            "account",
+            "committed",
+            "expected",
+            "delivered",
+            "dead",
+            "lost",
+            "p50",
+            "p99",
+            "p99 calm"
         )?;
         let classes = [&self.small, &self.slow, &self.flaky, &self.dead, &self.whale];
         for (class, counts) in Class::ALL.into_iter().zip(classes) {
@@ -232,8 +240,15 @@ mod tests {
     fn summary_has_the_keys_that_scripts_read() {
         let json = serde_json::to_value(summary_of(3)).unwrap();
         for key in [
-            "committed", "expected", "delivered", "deferred", "dead_letters", "dropped", "lost",
-            "duplicates", "signatures_verified",
+            "committed",
+            "expected",
+            "delivered",
+            "deferred",
+            "dead_letters",
+            "dropped",
+            "lost",
+            "duplicates",
+            "signatures_verified",
         ] {
             assert!(json[key].is_u64(), "{key}");
         }

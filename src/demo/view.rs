@@ -204,7 +204,10 @@ mod tests {
     #[test]
     fn numbers_are_written_for_people() {
         assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
-        assert_eq!([5, 1024, 3 << 19, 5 << 30].map(bytes), ["5 B", "1.0 KiB", "1.5 MiB", "5.0 GiB"]);
+        assert_eq!(
+            [5, 1024, 3 << 19, 5 << 30].map(bytes),
+            ["5 B", "1.0 KiB", "1.5 MiB", "5.0 GiB"]
+        );
         assert_eq!([None, Some(3.21), Some(1234.6)].map(millis), ["-", "3.2 ms", "1,234 ms"]);
     }
 

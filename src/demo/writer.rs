@@ -272,7 +272,9 @@ mod tests {
         let endpoints = plan::endpoints(&accounts);
         let connection = || Connection::open(&url, "test");
         let admin = connection().await.unwrap();
-        schema::create(&admin, &accounts, &endpoints, &vec![String::new(); endpoints.len()]).await.unwrap();
+        schema::create(&admin, &accounts, &endpoints, &vec![String::new(); endpoints.len()])
+            .await
+            .unwrap();
         let slot = "SELECT pg_create_logical_replication_slot('witness', 'test_decoding')";
         admin.execute(slot, &[]).await.unwrap();
 

@@ -58,7 +58,8 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         () = second => return Err(Failure::Failed(anyhow!("stopped; everything is cleaned up"))),
     };
     if common.json {
-        super::print_json(&summary)?;
+        // On one line, so that it is the last one also where standard error is mixed in.
+        super::print_line(&serde_json::to_string(&summary).map_err(anyhow::Error::from)?)?;
     } else {
         super::print_line(&format!("\n{summary}"))?;
     }

@@ -43,11 +43,8 @@ use crate::io::sql::Connection;
 /// For `walhook run` to be ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// For what is waiting to be delivered when the traffic has ended.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// The same after a Ctrl-C, when somebody is waiting.
-const DRAIN_TIMEOUT_INTERRUPTED: Duration = Duration::from_secs(15);
+/// When the traffic has ended: without any progress for so long, what is missing is lost.
+const DRAIN_STALLED: Duration = Duration::from_secs(20);
 
 /// Between two looks at the state.
 const TICK: Duration = Duration::from_millis(500);
@@ -188,15 +185,15 @@ impl Demo {
             self.wait_until_started().await?;
         }
         self.state = State::Draining;
-        self.drain(options, &mut view, &stop, began).await?;
+        self.drain(options, &mut view, began).await?;
         self.collect_dead_letters(0).await?;
         self.retained = self.retained().await?;
         self.pipeline.stop().await?;
         let (kills, retained) = (self.kills, self.retained);
-        let summary = self.books.with(|ledger, _| {
-            (Summary::new(ledger, kills, ran.as_secs_f64(), retained), ledger.missing(5))
-        });
-        let (summary, missing) = summary;
+        let ran = ran.as_secs_f64();
+        let (summary, missing) = self
+            .books
+            .with(|ledger, _| (Summary::new(ledger, kills, ran, retained), ledger.missing(5)));
         if !missing.is_empty() {
             view.say(&format!("missing, for example: {missing:?}"))?;
         }
@@ -329,21 +326,17 @@ impl Demo {
         Ok(())
     }
 
-    /// Waits until nothing is waiting, or for as long as that may take.
-    async fn drain(
-        &mut self,
-        options: &Options,
-        view: &mut View,
-        stop: &CancellationToken,
-        began: Instant,
-    ) -> Result<()> {
-        let since = Instant::now();
+    /// Waits until nothing is waiting, or nothing moves any more.
+    async fn drain(&mut self, options: &Options, view: &mut View, began: Instant) -> Result<()> {
+        let mut last = (u64::MAX, Instant::now());
         loop {
             self.look(view).await?;
             view.draw(&self.frame(options, began))?;
-            let limit = if stop.is_cancelled() { DRAIN_TIMEOUT_INTERRUPTED } else { DRAIN_TIMEOUT };
-            if self.books.with(|ledger, _| ledger.waiting_in_all()) == 0 || since.elapsed() > limit
-            {
+            let waiting = self.books.with(|ledger, _| ledger.waiting_in_all());
+            if waiting != last.0 {
+                last = (waiting, Instant::now());
+            }
+            if waiting == 0 || last.1.elapsed() > DRAIN_STALLED {
                 return Ok(());
             }
             tokio::select! {

@@ -29,7 +29,7 @@ use super::writer::Books;
 const SLOW: Duration = Duration::from_secs(2);
 
 /// How long the whale's endpoint takes: with it, the flood holds every slot it can get.
-const WHALE: Duration = Duration::from_millis(200);
+const WHALE: Duration = Duration::from_millis(100);
 
 /// How often the flaky endpoint fails.
 const FLAKY: f64 = 0.3;

@@ -66,6 +66,9 @@ impl View {
         if self.last_line.is_some_and(|last| frame.elapsed < last + LINE_EVERY) {
             return Ok(());
         }
+        if self.last_line.is_none() {
+            self.write(&format!("{LEGEND}\n"))?;
+        }
         self.last_line = Some(frame.elapsed);
         self.write(&format!("{}\n", line(frame)))
     }
@@ -119,19 +122,25 @@ fn table(frame: &Frame) -> String {
     text
 }
 
+/// What the fields of a [`line`] are.
+const LEGEND: &str = "\
+time pipeline | class of account: deliveries made of those due, p50 and p99 from commit to 2xx | ...";
+
 fn line(frame: &Frame) -> String {
     let retained = frame.retained.map_or_else(|| "-".to_owned(), bytes);
     let mut text = format!("{} {}", clock(frame.elapsed), frame.state);
     for (class, tally) in &frame.tallies {
         text.push_str(&format!(
-            " | {} {} committed, {} delivered, {} waiting",
+            " | {} {} of {}",
             class.as_str(),
-            grouped(tally.committed),
             grouped(tally.delivered),
-            grouped(tally.waiting())
+            grouped(tally.expected)
         ));
+        if tally.dead > 0 {
+            text.push_str(&format!(", {} dead letters", grouped(tally.dead)));
+        }
         if let (Some(p50), Some(p99)) = (tally.latency(50), tally.latency(99)) {
-            text.push_str(&format!(", p50 {}, p99 {}", latency(Some(p50)), latency(Some(p99))));
+            text.push_str(&format!(", {}, {}", latency(Some(p50)), latency(Some(p99))));
         }
     }
     text + &format!(" | WAL retained {retained}")

@@ -95,9 +95,10 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Whether it says that it delivers.
-    pub async fn is_ready(&self) -> bool {
-        matches!(self.get("/readyz").await, Ok((200, _)))
+    /// Whether it says that it leads: it streams and delivers. (`/readyz` also wants a checkpoint
+    /// written, for which an idle source gives no cause yet.)
+    pub async fn is_leading(&self) -> bool {
+        matches!(self.get("/leaderz").await, Ok((200, _)))
     }
 
     /// Requests in flight, as its metrics say.

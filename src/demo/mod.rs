@@ -40,8 +40,8 @@ use self::writer::Books;
 use crate::engine::endpoint::Secret;
 use crate::io::sql::Connection;
 
-/// For `walhook run` to be ready.
-const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// For `walhook run` to stream.
+const LEADING_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// When the traffic has ended: without any progress for so long, what is missing is lost.
 const DRAIN_STALLED: Duration = Duration::from_secs(20);
@@ -162,7 +162,7 @@ impl Demo {
             _cluster: cluster,
             _scratch: scratch,
         };
-        demo.wait_until_ready().await?;
+        demo.wait_until_leading().await?;
         let seconds = options.run_for.as_secs_f64();
         view.say(&format!(
             "walhook setup and walhook run are done and up; traffic for {seconds} s"
@@ -187,8 +187,8 @@ impl Demo {
         self.state = State::Draining;
         self.drain(options, &mut view, began).await?;
         self.collect_dead_letters(0).await?;
-        self.retained = self.retained().await?;
         self.pipeline.stop().await?;
+        self.retained = self.retained().await?;
         let (kills, retained) = (self.kills, self.retained);
         let ran = ran.as_secs_f64();
         let (summary, missing) = self
@@ -303,10 +303,10 @@ impl Demo {
                 self.pipeline.start()?;
                 self.state = State::Starting { killed_at: at };
             }
-            State::Starting { killed_at } if self.pipeline.is_ready().await => {
+            State::Starting { killed_at } if self.pipeline.is_leading().await => {
                 self.state = State::CatchingUp;
                 let down = killed_at.elapsed().as_secs_f64();
-                view.say(&format!("started it again; it is ready {down:.1} s after the kill"))?;
+                view.say(&format!("started it again; it streams {down:.1} s after the kill"))?;
             }
             State::CatchingUp if self.books.with(|ledger, _| ledger.waiting(Class::Small)) < 10 => {
                 self.state = State::Running;
@@ -350,15 +350,15 @@ impl Demo {
         if let State::Killed { .. } = self.state {
             self.pipeline.start()?;
         }
-        self.wait_until_ready().await
+        self.wait_until_leading().await
     }
 
-    async fn wait_until_ready(&mut self) -> Result<()> {
-        let deadline = Instant::now() + READY_TIMEOUT;
-        while !self.pipeline.is_ready().await {
+    async fn wait_until_leading(&mut self) -> Result<()> {
+        let deadline = Instant::now() + LEADING_TIMEOUT;
+        while !self.pipeline.is_leading().await {
             if Instant::now() > deadline {
                 bail!(
-                    "walhook run is not ready after {READY_TIMEOUT:?}; its log ends with:\n{}",
+                    "walhook run does not stream after {LEADING_TIMEOUT:?}; its log ends with:\n{}",
                     self.pipeline.log_tail()
                 );
             }
@@ -403,7 +403,7 @@ impl Demo {
             .with(|ledger, _| Class::ALL.map(|class| (class, ledger.tally(class))).to_vec());
         Frame {
             elapsed: began.elapsed(),
-            total: options.run_for,
+            total: (self.state != State::Draining).then_some(options.run_for),
             state: self.state.as_str(),
             retained: self.retained,
             tallies,

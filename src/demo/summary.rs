@@ -197,7 +197,7 @@ impl fmt::Display for Summary {
             grouped(self.signatures_verified),
         )?;
         match self.retained_wal_bytes {
-            Some(retained) => writeln!(f, "; the slot retains {} of WAL.", bytes(retained)),
+            Some(retained) => writeln!(f, "; the slot retains {} of WAL now.", bytes(retained)),
             None => writeln!(f, "."),
         }
     }

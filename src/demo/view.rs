@@ -16,8 +16,8 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 pub struct Frame {
     /// Since the traffic began.
     pub elapsed: Duration,
-    /// For how long it is to run.
-    pub total: Duration,
+    /// For how long it is to run; `None` when it has ended.
+    pub total: Option<Duration>,
     /// What the pipeline is doing.
     pub state: &'static str,
     /// WAL that the slot retains.
@@ -94,10 +94,10 @@ impl View {
 
 fn table(frame: &Frame) -> String {
     let retained = frame.retained.map_or_else(|| "-".to_owned(), bytes);
+    let total = frame.total.map_or_else(String::new, |total| format!(" of {}", clock(total)));
     let mut text = format!(
-        "\n {} of {}   pipeline {}   WAL retained {retained}\n\n {:<7}{:>11}{:>11}{:>10}{:>8}{:>12}{:>12}\n",
+        "\n {}{total}   pipeline {}   WAL retained {retained}\n\n {:<7}{:>11}{:>11}{:>10}{:>8}{:>12}{:>12}\n",
         clock(frame.elapsed),
-        clock(frame.total),
         frame.state,
         "account",
         "committed",
@@ -203,7 +203,7 @@ mod tests {
         let tallies = Class::ALL.map(|class| (class, Tally::default())).to_vec();
         Frame {
             elapsed: Duration::from_secs(67),
-            total: Duration::from_secs(90),
+            total: Some(Duration::from_secs(90)),
             state: "running",
             retained: Some(3 << 19),
             tallies,

@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod completions;
 pub mod config;
 pub mod dead_letters;
+pub mod demo;
 #[cfg(test)]
 mod fixture;
 pub mod run;
@@ -53,6 +54,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 halted to protec
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Show it all against a throw-away PostgreSQL, and account for every delivery
+    Demo(demo::Args),
     /// Create what is missing of state schema, publication, slot and checkpoint
     Setup(setup::Args),
     /// Is everything in place? One line a finding, each with its mend
@@ -81,6 +84,7 @@ impl Cli {
     pub async fn run(self) -> CommandResult {
         let common = &self.common;
         match self.command {
+            Command::Demo(args) => demo::run(args, common).await,
             Command::Setup(args) => setup::run(args, common).await,
             Command::Check(args) => check::run(args, common).await,
             Command::Run(args) => run::run(args, common).await,

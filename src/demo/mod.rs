@@ -1,7 +1,412 @@
-//! The demo.
+//! The demo: the whole product against a throw-away PostgreSQL, with its own accounting.
+//!
+//! ```text
+//! writers ──SQL──► PostgreSQL ──slot──► walhook run (child) ──HTTP──► receivers
+//!    │ acknowledged commits                                  verified ids │
+//!    └──────────────────────────────► ledger ◄───────────────────────────┘
+//! ```
+//!
+//! The pipeline is the real command in a process of its own, and is killed with SIGKILL in the
+//! middle. The ledger learns nothing from it but which deliveries became dead letters, and that from
+//! the state tables. Everything started here ends with the value that owns it: an error, a panic or
+//! a second Ctrl-C drops them all.
 
+pub mod child;
 pub mod cluster;
 pub mod ledger;
 pub mod plan;
+pub mod receive;
+pub mod receivers;
 pub mod schema;
+pub mod summary;
+pub mod view;
 pub mod writer;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use self::child::{Pipeline, Scratch};
+use self::cluster::Cluster;
+use self::ledger::Ledger;
+use self::plan::Class;
+use self::receivers::Receivers;
+use self::summary::Summary;
+use self::view::{Frame, View, grouped};
+use self::writer::Books;
+use crate::engine::endpoint::Secret;
+use crate::io::sql::Connection;
+
+/// For `walhook run` to stream.
+const LEADING_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// When the traffic has ended: without any progress for so long, what is missing is lost.
+const DRAIN_STALLED: Duration = Duration::from_secs(20);
+
+/// Between two looks at the state.
+const TICK: Duration = Duration::from_millis(500);
+
+/// How long the pipeline stays dead after the SIGKILL.
+const DOWN_FOR: Duration = Duration::from_secs(1);
+
+/// SQL connections that change the small accounts.
+const SMALL_WRITERS: usize = 5;
+
+/// What the command line asks for.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long the traffic runs.
+    pub run_for: Duration,
+    /// Decides the writers' choices.
+    pub seed: u64,
+    /// The whale's events a second, at most.
+    pub whale_rate: u32,
+    /// Standard output is for the JSON object.
+    pub json: bool,
+}
+
+/// Runs the demo. When `stop` is cancelled it ends the traffic early, drains and sums up; dropped,
+/// it leaves nothing behind either.
+///
+/// # Errors
+/// When something cannot be started or fails; that deliveries are missing is no error here but
+/// [`Summary::fault`].
+pub async fn run(options: Options, stop: CancellationToken) -> Result<Summary> {
+    let mut view = View::new(options.json);
+    let prepared = tokio::select! {
+        () = stop.cancelled() => bail!("stopped before the traffic began"),
+        prepared = Demo::prepare(&options, &mut view) => prepared?,
+    };
+    prepared.run(&options, view, stop).await
+}
+
+/// Everything that runs. Fields are dropped in this order: the pipeline before the server.
+struct Demo {
+    pipeline: Pipeline,
+    receivers: Receivers,
+    observer: Connection,
+    url: Secret,
+    books: Books,
+    state: State,
+    kills: u32,
+    retained: Option<u64>,
+    last_dead_letter: i64,
+    _cluster: Cluster,
+    _scratch: Scratch,
+}
+
+/// What the pipeline is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Running,
+    Killed { at: Instant },
+    Starting { killed_at: Instant },
+    CatchingUp,
+    Draining,
+}
+
+impl State {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Killed { .. } => "killed",
+            Self::Starting { .. } => "starting again",
+            Self::CatchingUp => "catching up",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl Demo {
+    async fn prepare(options: &Options, view: &mut View) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let cluster = Cluster::start(&std::env::temp_dir(), &[]).await?;
+        view.say(&format!("started a PostgreSQL of our own from {}", cluster.bin().display()))?;
+        let url = Secret::new(cluster.url("postgres"));
+        let accounts = plan::accounts();
+        let endpoints = plan::endpoints(&accounts);
+        let books = Books::open(Ledger::new(&endpoints));
+        let receivers = Receivers::start(&endpoints, books.clone()).await?;
+        let observer = Connection::open(&url, "walhook demo").await?;
+        let urls: Vec<String> =
+            endpoints.iter().map(|e| receivers.url(e)).collect::<Result<_>>()?;
+        schema::create(&observer, &accounts, &endpoints, &urls).await?;
+        view.say(&format!(
+            "created {} accounts with {} endpoints on real sockets: one whale (its endpoint {}),\n\
+             and {} small ones, of whose endpoints one {}, of one {}, and one {}",
+            accounts.len(),
+            endpoints.len(),
+            Class::Whale.describe(),
+            plan::SMALL_ACCOUNTS,
+            Class::Slow.describe(),
+            Class::Flaky.describe(),
+            Class::Dead.describe()
+        ))?;
+        let program = std::env::current_exe().context("cannot tell which program this is")?;
+        let mut pipeline = Pipeline::new(program, scratch.path(), url.expose())?;
+        pipeline.setup().await?;
+        pipeline.start()?;
+        let mut demo = Self {
+            pipeline,
+            receivers,
+            observer,
+            url,
+            books,
+            state: State::Running,
+            kills: 0,
+            retained: None,
+            last_dead_letter: 0,
+            _cluster: cluster,
+            _scratch: scratch,
+        };
+        demo.wait_until_leading().await?;
+        let seconds = options.run_for.as_secs_f64();
+        view.say(&format!(
+            "walhook setup and walhook run are done and up; traffic for {seconds} s"
+        ))?;
+        Ok(demo)
+    }
+
+    async fn run(
+        mut self,
+        options: &Options,
+        mut view: View,
+        stop: CancellationToken,
+    ) -> Result<Summary> {
+        let began = Instant::now();
+        self.traffic(options, &mut view, &stop, began).await?;
+        let ran = began.elapsed();
+        let why = if stop.is_cancelled() { "interrupted" } else { "the traffic has ended" };
+        view.say(&format!("{why}; waiting for what is on its way"))?;
+        if self.state != State::Running {
+            self.wait_until_started().await?;
+        }
+        self.state = State::Draining;
+        self.drain(options, &mut view, began).await?;
+        self.collect_dead_letters(0).await?;
+        self.pipeline.stop().await?;
+        self.retained = self.retained().await?;
+        let (kills, retained) = (self.kills, self.retained);
+        let ran = ran.as_secs_f64();
+        let (summary, missing) = self
+            .books
+            .with(|ledger, _| (Summary::new(ledger, kills, ran, retained), ledger.missing(5)));
+        if !missing.is_empty() {
+            view.say(&format!("missing, for example: {missing:?}"))?;
+        }
+        if summary.fault().is_some() {
+            view.say(&format!("the pipeline's log ends with:\n{}", self.pipeline.log_tail()))?;
+        }
+        Ok(summary)
+    }
+
+    async fn traffic(
+        &mut self,
+        options: &Options,
+        view: &mut View,
+        stop: &CancellationToken,
+        began: Instant,
+    ) -> Result<()> {
+        let end = began + options.run_for;
+        let kill_at = began + options.run_for / 2;
+        let stop_writing = stop.child_token();
+        let mut writers = self.start_writers(options, &stop_writing).await?;
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = sleep_until(end) => break,
+                Some(ended) = writers.join_next() => {
+                    ended??;
+                    bail!("a writer ended before its time");
+                }
+                error = self.receivers.failed() => return Err(error),
+                status = self.pipeline.exited() => return Err(self.died(status?)),
+                _ = tick.tick() => {
+                    if self.kills == 0 && Instant::now() >= kill_at {
+                        self.kill(view).await?;
+                    }
+                    self.look(view).await?;
+                    view.draw(&self.frame(options, began))?;
+                }
+            }
+        }
+        stop_writing.cancel();
+        while let Some(ended) = writers.join_next().await {
+            ended??;
+        }
+        Ok(())
+    }
+
+    async fn start_writers(
+        &self,
+        options: &Options,
+        stop: &CancellationToken,
+    ) -> Result<JoinSet<Result<()>>> {
+        let accounts = plan::accounts();
+        let (whales, small): (Vec<_>, Vec<_>) =
+            accounts.into_iter().partition(|account| account.class == Class::Whale);
+        let mut writers = JoinSet::new();
+        let ids: Vec<i64> = small.iter().map(|account| account.id).collect();
+        let mut seed = options.seed;
+        for ids in ids.chunks(ids.len().div_ceil(SMALL_WRITERS)) {
+            seed = seed.wrapping_add(1);
+            let connection = self.connect().await?;
+            let (books, stop) = (self.books.clone(), stop.clone());
+            writers.spawn(writer::small(connection, ids.to_vec(), books, seed, stop));
+        }
+        for whale in whales {
+            seed = seed.wrapping_add(1);
+            let (books, stop) = (self.books.clone(), stop.clone());
+            let (connection, rate) = (self.connect().await?, options.whale_rate);
+            writers.spawn(writer::bursts(
+                self.connect().await?,
+                whale.id,
+                books.clone(),
+                stop.clone(),
+            ));
+            writers.spawn(writer::flood(connection, whale.id, rate, books, seed, stop));
+        }
+        Ok(writers)
+    }
+
+    async fn connect(&self) -> Result<Connection> {
+        Connection::open(&self.url, "walhook demo").await
+    }
+
+    /// SIGKILL in the middle of the traffic.
+    async fn kill(&mut self, view: &mut View) -> Result<()> {
+        let in_flight = self.pipeline.in_flight().await;
+        self.pipeline.kill().await?;
+        self.kills += 1;
+        self.state = State::Killed { at: Instant::now() };
+        let waiting = self.books.with(|ledger, at| {
+            ledger.handle_down(at);
+            ledger.waiting_in_all()
+        });
+        let in_flight = in_flight
+            .map_or_else(String::new, |n| format!("{} requests in flight and ", grouped(n)));
+        view.say(&format!(
+            "killed the pipeline (SIGKILL) with {in_flight}{} deliveries waiting",
+            grouped(waiting)
+        ))
+    }
+
+    /// Looks at everything, and starts the pipeline again when it is time.
+    async fn look(&mut self, view: &mut View) -> Result<()> {
+        match self.state {
+            State::Killed { at } if at.elapsed() >= DOWN_FOR => {
+                self.pipeline.start()?;
+                self.state = State::Starting { killed_at: at };
+            }
+            State::Starting { killed_at } if self.pipeline.is_leading().await => {
+                self.state = State::CatchingUp;
+                let down = killed_at.elapsed().as_secs_f64();
+                view.say(&format!("started it again; it streams {down:.1} s after the kill"))?;
+            }
+            State::CatchingUp if self.books.with(|ledger, _| ledger.waiting(Class::Small)) < 10 => {
+                self.state = State::Running;
+                self.books.with(|ledger, at| ledger.handle_recovered(at));
+            }
+            State::Running
+            | State::Killed { .. }
+            | State::Starting { .. }
+            | State::CatchingUp
+            | State::Draining => {}
+        }
+        if let Some(example) = self.receivers.take_example() {
+            view.say(&format!("\n{example}"))?;
+        }
+        self.collect_dead_letters(self.last_dead_letter).await?;
+        self.retained = self.retained().await?;
+        Ok(())
+    }
+
+    /// Waits until nothing is waiting, or nothing moves any more.
+    async fn drain(&mut self, options: &Options, view: &mut View, began: Instant) -> Result<()> {
+        let mut last = (u64::MAX, Instant::now());
+        loop {
+            self.look(view).await?;
+            view.draw(&self.frame(options, began))?;
+            let waiting = self.books.with(|ledger, _| ledger.waiting_in_all());
+            if waiting != last.0 {
+                last = (waiting, Instant::now());
+            }
+            if waiting == 0 || last.1.elapsed() > DRAIN_STALLED {
+                return Ok(());
+            }
+            tokio::select! {
+                status = self.pipeline.exited() => return Err(self.died(status?)),
+                () = sleep(TICK) => {}
+            }
+        }
+    }
+
+    async fn wait_until_started(&mut self) -> Result<()> {
+        if let State::Killed { .. } = self.state {
+            self.pipeline.start()?;
+        }
+        self.wait_until_leading().await
+    }
+
+    async fn wait_until_leading(&mut self) -> Result<()> {
+        let deadline = Instant::now() + LEADING_TIMEOUT;
+        while !self.pipeline.is_leading().await {
+            if Instant::now() > deadline {
+                bail!(
+                    "walhook run does not stream after {LEADING_TIMEOUT:?}; its log ends with:\n{}",
+                    self.pipeline.log_tail()
+                );
+            }
+            tokio::select! {
+                status = self.pipeline.exited() => return Err(self.died(status?)),
+                () = sleep(Duration::from_millis(50)) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn died(&self, status: std::process::ExitStatus) -> anyhow::Error {
+        let log = self.pipeline.log_tail();
+        anyhow::anyhow!("walhook run ended by itself with {status}; its log ends with:\n{log}")
+    }
+
+    /// Enters the dead letters that were stored after the one with this id.
+    async fn collect_dead_letters(&mut self, after: i64) -> Result<()> {
+        let sql = "SELECT d.id, d.endpoint, b.event_type, b.row
+                   FROM walhook.dead_letters d JOIN walhook.bodies b USING (pipeline, event_id)
+                   WHERE d.id > $1 AND d.endpoint <> '' ORDER BY d.id";
+        for row in self.observer.query(sql, &[&after]).await? {
+            self.last_dead_letter = self.last_dead_letter.max(row.get(0));
+            let endpoint: i64 = row.get::<_, &str>(1).parse().context("dead_letters.endpoint")?;
+            let change = receive::change_in_row(row.get(2), row.get(3)).context("bodies.row")?;
+            self.books.with(|ledger, _| ledger.handle_dead_letter(endpoint, change));
+        }
+        Ok(())
+    }
+
+    /// WAL that the slot retains, in bytes.
+    async fn retained(&self) -> Result<Option<u64>> {
+        let sql = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint
+                   FROM pg_replication_slots WHERE slot_name = 'walhook'";
+        let row = self.observer.query_opt(sql, &[]).await?;
+        Ok(row.and_then(|row| row.get::<_, Option<i64>>(0)).and_then(|n| u64::try_from(n).ok()))
+    }
+
+    fn frame(&self, options: &Options, began: Instant) -> Frame {
+        let tallies = self
+            .books
+            .with(|ledger, _| Class::ALL.map(|class| (class, ledger.tally(class))).to_vec());
+        Frame {
+            elapsed: began.elapsed(),
+            total: (self.state != State::Draining).then_some(options.run_for),
+            state: self.state.as_str(),
+            retained: self.retained,
+            tallies,
+        }
+    }
+}

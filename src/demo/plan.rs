@@ -81,7 +81,7 @@ impl Class {
             Self::Slow => "answers after 2 s",
             Self::Flaky => "30 % answer 503",
             Self::Dead => "refuses to connect",
-            Self::Whale => "answers after 0.2 s",
+            Self::Whale => "answers after 0.1 s",
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::io::sql::Connection;
 const WHALE_SUBSCRIBERS: i64 = 2_000;
 const SMALL_SUBSCRIBERS: i64 = 5;
 
-/// Creates everything; `url` says where an endpoint's webhooks go.
+/// Creates everything; `urls` say where each endpoint's webhooks go, in the same order.
 ///
 /// # Errors
 /// When a statement fails.
@@ -17,7 +17,7 @@ pub async fn create(
     connection: &Connection,
     accounts: &[Account],
     endpoints: &[Endpoint],
-    url: impl Fn(&Endpoint) -> String,
+    urls: &[String],
 ) -> Result<()> {
     connection
         .batch_execute(include_str!("../../sql/demo.sql"))
@@ -33,18 +33,16 @@ pub async fn create(
         let sql = "INSERT INTO accounts VALUES ($1, $2)";
         connection.execute(sql, &[&account.id, &name]).await?;
         let sql = "INSERT INTO subscribers (account_id, email)
-                   SELECT $1, 'early-' || i || '@account-' || $1 || '.example'
+                   SELECT $1::bigint, 'early-' || i || '@account-' || $1::bigint || '.example'
                    FROM generate_series(1, $2::bigint) i";
         connection.execute(sql, &[&account.id, &subscribers]).await?;
     }
-    for endpoint in endpoints {
+    for (endpoint, url) in endpoints.iter().zip(urls) {
         let types: Vec<&str> = endpoint.wants.iter().map(|kind| kind.event_type()).collect();
         let sql = "INSERT INTO webhooks (id, account_id, url, event_types, secret)
                    VALUES ($1, $2, $3, $4, $5)";
         let secret = endpoint.secret();
-        connection
-            .execute(sql, &[&endpoint.id, &endpoint.account, &url(endpoint), &types, &secret])
-            .await?;
+        connection.execute(sql, &[&endpoint.id, &endpoint.account, url, &types, &secret]).await?;
     }
     Ok(())
 }

@@ -187,7 +187,7 @@ impl<'a> Known<'a> {
 
     async fn insert(&mut self, n: i64) -> Result<()> {
         let sql = "INSERT INTO subscribers (account_id, email)
-                   SELECT $1, 'subscriber-' || i || '@account-' || $1 || '.example'
+                   SELECT $1::bigint, 'subscriber-' || i || '@account-' || $1::bigint || '.example'
                    FROM generate_series(1, $2::bigint) i RETURNING id, version";
         let inserted = self.transaction.query(sql, &[&self.account, &n]).await?;
         self.rows.extend(inserted.iter().map(|row| row.get::<_, i64>(0)));
@@ -272,7 +272,9 @@ mod tests {
         let endpoints = plan::endpoints(&accounts);
         let connection = || Connection::open(&url, "test");
         let admin = connection().await.unwrap();
-        schema::create(&admin, &accounts, &endpoints, |_| String::new()).await.unwrap();
+        schema::create(&admin, &accounts, &endpoints, &vec![String::new(); endpoints.len()])
+            .await
+            .unwrap();
         let slot = "SELECT pg_create_logical_replication_slot('witness', 'test_decoding')";
         admin.execute(slot, &[]).await.unwrap();
 

@@ -302,6 +302,10 @@ impl Lookups {
         for row in &rows {
             add(row, &mut routes)?;
         }
+        // The statement orders by the column's type, 9 before 10; routes are found by bytes.
+        for (_, routes) in &mut routes {
+            *routes = Routes::new(std::mem::take(&mut routes.endpoints), routes.weight);
+        }
         Ok(Some(Fetched { snapshot: first.try_get(0)?, routes }))
     }
 }

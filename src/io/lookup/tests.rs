@@ -115,11 +115,14 @@ async fn lookup_reads_secrets_headers_limits_and_weights() {
     );
     let asked = ids(&["a", "b", "1", "2", "3", "4", "5"]);
     let fetched = lookups.fetch(&client, &asked).await.unwrap();
-    assert_eq!(found(&fetched)[0], ("a", vec!["9", "10"]), "by id, as its type orders it");
+    assert_eq!(found(&fetched)[0], ("a", vec!["10", "9"]), "by the bytes of the id");
     let weights: Vec<f64> = fetched.routes.iter().map(|(_, r)| r.weight).collect();
     assert_eq!(weights, [1.0, 1.0, 2.5, 1.0, 1.0, 1.0, 1.0]);
 
-    let [nine, ten] = &fetched.routes[0].1.endpoints[..] else { panic!("two endpoints") };
+    let both = &fetched.routes[0].1;
+    let [ten, nine] = &both.endpoints[..] else { panic!("two endpoints") };
+    assert_eq!(both.endpoint(&nine.id), Some(nine), "found by its id");
+    assert_eq!(both.endpoint(&ten.id), Some(ten), "found by its id");
     assert_eq!(ten.url, "http://ten/");
     assert_eq!(ten.event_types, ["a.b", "c.*"]);
     assert_eq!(ten.secrets, [Secret::new("s1"), Secret::new("s2")]);

@@ -10,6 +10,7 @@ pub mod dead_letters;
 pub mod demo;
 #[cfg(test)]
 mod fixture;
+pub mod mock_endpoint;
 pub mod run;
 pub mod setup;
 pub mod status;
@@ -70,6 +71,8 @@ pub enum Command {
     DeadLetters(dead_letters::Args),
     /// Drop slot, publication and state, after asking
     Teardown(teardown::Args),
+    /// Receive webhooks, for tests: verify signatures, delay and fail as scripted
+    MockEndpoint(mock_endpoint::Args),
     /// Show or validate the configuration
     Config(config::Args),
     /// Print a completion script for a shell
@@ -92,6 +95,7 @@ impl Cli {
             Command::Checkpoint(args) => checkpoint::run(args, common).await,
             Command::DeadLetters(args) => dead_letters::run(args, common).await,
             Command::Teardown(args) => teardown::run(args, common).await,
+            Command::MockEndpoint(args) => mock_endpoint::run(args, common).await,
             Command::Config(args) => config::run(args, common).await,
             Command::Completions(args) => completions::run(args, common).await,
         }

@@ -21,7 +21,7 @@ pub struct Args {}
 /// on would lose data, [`Failure::Failed`] for the rest.
 pub async fn run(_args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
-    crate::io::log::init(&config.log).map_err(|e| Failure::Usage(e.into()))?;
+    crate::io::log::init(&config.log).map_err(Failure::Usage)?;
     if config.events.is_empty() {
         return Err(Failure::Usage(anyhow::anyhow!(
             "{}: no [[events]] rule: nothing would be sent; add at least one",
@@ -41,15 +41,21 @@ pub async fn run(_args: Args, common: &Common) -> CommandResult {
     }
 }
 
-/// The first signal starts the shutdown, the second ends the process.
-async fn watch_signals(shutdown: CancellationToken) -> std::io::Result<()> {
+/// Waits for SIGTERM or Ctrl-C.
+pub(super) async fn until_signal() -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// The first signal starts the shutdown, the second ends the process.
+async fn watch_signals(shutdown: CancellationToken) -> std::io::Result<()> {
     for again in [false, true] {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        until_signal().await?;
         if again {
             tracing::warn!("second signal: exiting at once");
             std::process::exit(1);

@@ -80,10 +80,12 @@ impl From<tokio_postgres::Error> for Obstacle {
 
 impl From<StateError> for Obstacle {
     fn from(error: StateError) -> Self {
-        match error {
-            StateError::Fenced { .. } => Self::Stop(Stop::Fenced),
-            error if error.is_transient() => Self::Passing(error.into()),
-            error => Self::Stop(Stop::Failed(error.into())),
+        if matches!(error, StateError::Fenced { .. }) {
+            Self::Stop(Stop::Fenced)
+        } else if error.is_transient() {
+            Self::Passing(error.into())
+        } else {
+            Self::Stop(Stop::Failed(error.into()))
         }
     }
 }

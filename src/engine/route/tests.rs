@@ -121,7 +121,8 @@ impl World {
         let logged = before.filter(|_| txn.old_account_logged);
         let accounts = logged.into_iter().chain(txn.owner).map(account).collect();
         let scope = Scope::Endpoint { endpoints: smallvec![endpoint_id(txn.endpoint)], accounts };
-        Invalidation { xid: (FIRST_XID + n as u64) as u32, scope }
+        let xid = u32::try_from((FIRST_XID + n as u64) & 0xFFFF_FFFF).unwrap();
+        Invalidation { xid, scope }
     }
 }
 

@@ -1,0 +1,92 @@
+//! `walhook mock-endpoint`: a receiver to try things with.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+
+use super::{CommandResult, Common, Failure, print_json, print_line};
+use crate::engine::endpoint::Secret;
+use crate::mock::{Behaviour, Mock, Received, Settings};
+
+/// Receive webhooks, for tests: verify signatures, delay and fail as scripted
+///
+/// Prints a line for each request, and the counts at the end; `GET /stats` shows them meanwhile. Every
+/// path is an endpoint. Beside the options, a URL's query scripts its own endpoint:
+///
+///   http://127.0.0.1:9724/slow?delay=2s
+///   http://127.0.0.1:9724/flaky?fail=0.3&retry_after=2
+///   http://127.0.0.1:9724/broken?status=500
+///   http://127.0.0.1:9724/stuck?hang
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9724")]
+    listen: SocketAddr,
+    /// Verify signatures with this secret (whsec_…, or any text)
+    #[arg(long, env = "WALHOOK_MOCK_SECRET", hide_env_values = true)]
+    secret: Option<String>,
+    /// Wait before each answer
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    delay: Option<Duration>,
+    /// Answer with this status
+    #[arg(long)]
+    status: Option<StatusCode>,
+    /// Answer this share of requests, from 0 to 1, with 503
+    #[arg(long, value_name = "SHARE")]
+    fail_rate: Option<f64>,
+    /// Print no line for each request
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// Runs the command until Ctrl-C or SIGTERM.
+///
+/// # Errors
+/// When the address cannot be had.
+pub async fn run(args: Args, common: &Common) -> CommandResult {
+    if args.fail_rate.is_some_and(|rate| !(0.0..=1.0).contains(&rate)) {
+        return Err(Failure::Usage(anyhow::anyhow!("--fail-rate is a share from 0 to 1")));
+    }
+    let verifies = args.secret.is_some();
+    let on_request: Option<fn(&Received)> = match (args.quiet || common.json, verifies) {
+        (true, _) => None,
+        (false, true) => Some(|received| {
+            show(received, if received.verified { "verified" } else { "NOT VERIFIED" })
+        }),
+        (false, false) => Some(|received| show(received, "not checked")),
+    };
+    let secret = args.secret.map(Secret::new);
+    let mock =
+        Mock::start(args.listen, Settings { secret, on_request, ..Settings::default() }).await?;
+    if args.delay.is_some() || args.status.is_some() || args.fail_rate.is_some() {
+        let plain = Behaviour::ok();
+        mock.set_default(Behaviour {
+            delay: args.delay.unwrap_or(plain.delay),
+            status: args.status.unwrap_or(plain.status),
+            fail_rate: args.fail_rate.unwrap_or(plain.fail_rate),
+            ..plain
+        });
+    }
+    eprintln!("listening on http://{}; Ctrl-C ends it", mock.address());
+    super::run::until_signal().await.map_err(anyhow::Error::from)?;
+    let stats = mock.stats();
+    if common.json {
+        return print_json(&stats);
+    }
+    print_line(&format!(
+        "{} received, {} taken, {} distinct, {} duplicates, {} verified",
+        stats.received, stats.taken, stats.distinct, stats.duplicates, stats.verified
+    ))
+}
+
+fn show(received: &Received, signature: &str) {
+    let body = received.json();
+    let event_type = body.get("type").and_then(serde_json::Value::as_str).unwrap_or("-");
+    let Received { path, id, attempt, answered, .. } = received;
+    // A closed pipe is no reason to stop receiving.
+    let _ = print_line(&format!(
+        "{path}  {id}  {event_type}  attempt {attempt}  {signature}  {answered}"
+    ));
+}

@@ -1,0 +1,91 @@
+//! The receiver over real sockets.
+
+use super::*;
+
+async fn mock(settings: Settings) -> Mock {
+    Mock::start(SocketAddr::from(([127, 0, 0, 1], 0)), settings).await.unwrap()
+}
+
+async fn post(mock: &Mock, path: &str, id: &str, secret: &str) -> reqwest::Response {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let now = unix_us() / 1_000_000;
+    let body = "{\"a\":1}";
+    let signature = sign::sign(id, now, body.as_bytes(), &[Secret::new(secret)]).unwrap();
+    reqwest::Client::new()
+        .post(mock.url(path))
+        .header("webhook-id", id)
+        .header("webhook-timestamp", now.to_string())
+        .header("webhook-signature", signature)
+        .header("walhook-attempt", "2")
+        .body(body)
+        .send()
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn mock_verifies_counts_and_keeps_what_it_receives() {
+    let mock =
+        mock(Settings { secret: Some(Secret::new("s")), keep: 3, ..Settings::default() }).await;
+    assert_eq!(post(&mock, "/a", "1", "s").await.status(), 200);
+    assert_eq!(post(&mock, "/a", "1", "s").await.status(), 200);
+    assert_eq!(post(&mock, "/b", "1", "wrong").await.status(), 200);
+    assert_eq!(
+        post(&mock, "/b?status=500&retry_after=7", "2", "s").await.headers()["retry-after"],
+        "7"
+    );
+    let stats = mock.stats();
+    assert_eq!((stats.received, stats.taken, stats.distinct), (4, 3, 2));
+    assert_eq!((stats.duplicates, stats.verified), (1, 3));
+    let kept = mock.received();
+    assert_eq!(kept.len(), 3, "the oldest is forgotten");
+    assert_eq!((kept[1].verified, kept[1].attempt, kept[2].answered), (false, 2, 500));
+    let shown = reqwest::get(mock.url("/stats")).await.unwrap().text().await.unwrap();
+    assert_eq!(shown, serde_json::to_string(&stats).unwrap());
+}
+
+#[tokio::test]
+async fn mock_changes_its_behaviour_while_it_runs() {
+    let mock = mock(Settings::default()).await;
+    mock.set_behaviour("/a", Behaviour::status(StatusCode::GONE));
+    assert_eq!(post(&mock, "/a", "1", "s").await.status(), 410);
+    mock.set_behaviour("/a", Behaviour::ok());
+    assert_eq!(post(&mock, "/a?status=500", "1", "s").await.status(), 200);
+    mock.set_default(Behaviour::hang());
+    let hanging = post(&mock, "/b", "1", "s");
+    let seen = mock.wait_until("one hangs", Duration::from_secs(5), |stats| stats.in_flight == 1);
+    tokio::select! {
+        _ = hanging => panic!("answered"),
+        seen = seen => seen.unwrap(),
+    }
+    mock.wait_until("it left", Duration::from_secs(5), |s| s.in_flight == 0).await.unwrap();
+}
+
+#[tokio::test]
+async fn waiting_in_vain_says_for_what() {
+    let mock = mock(Settings::default()).await;
+    let waited = mock.wait_until("a miracle", Duration::from_millis(10), |_| false).await;
+    assert!(waited.unwrap_err().to_string().contains("a miracle"));
+}
+
+#[test]
+fn query_scripts_a_behaviour_and_errors_name_their_part() {
+    let behaviour = Behaviour::from_query("delay=2s&status=204&fail=0.5&retry_after=3").unwrap();
+    assert_eq!(behaviour.delay, Duration::from_secs(2));
+    assert_eq!((behaviour.status.as_u16(), behaviour.retry_after), (204, Some(3)));
+    assert!(Behaviour::from_query("hang").unwrap().hang);
+    for (query, named) in [("delay=x", "delay=x"), ("status=9", "status=9"), ("fall=1", "fall")] {
+        let error = Behaviour::from_query(query).unwrap_err().to_string();
+        assert!(error.contains(named), "{error}");
+    }
+    assert!(Behaviour::from_query("fail=2").is_err());
+}
+
+#[test]
+fn flaky_endpoint_fails_its_share_and_the_same_each_time() {
+    let flaky = Behaviour::flaky(0.3);
+    let failed = |n: u32| flaky.answer(&n.to_string(), 1) != Behaviour::ok().answer("", 1);
+    let share = (0..10_000).filter(|n| failed(*n)).count();
+    assert!((2_700..3_300).contains(&share), "{share}");
+    assert!((0..100).all(|n| failed(n) == failed(n)));
+}

@@ -1,13 +1,15 @@
 # Every target does all of its own set-up on Debian or Ubuntu, given Rust and git.
 #
-#   make demo DEMO="--for 30s --json"     arguments for the demo
+#   make demo DEMO="--for 30s --json"           arguments for the demo
+#   make loadtest LOADTEST="--users 64"         arguments for the load test (goose's)
 
 SHELL := /bin/sh
 CARGO ?= $(shell command -v cargo || echo "$$HOME/.cargo/bin/cargo")
 DEMO ?=
+LOADTEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test lint fmt docs clean prerequisites
+.PHONY: help demo build test lint fmt docs loadtest clean prerequisites
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -39,6 +41,10 @@ fmt: ## Format the code
 
 docs: prerequisites ## Build the code's documentation, target/doc/walhook/index.html
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked
+
+loadtest: prerequisites ## Measure commit to 2xx with goose, release build, against a throw-away PostgreSQL
+	$(CARGO) build --release --locked -p walhook -p walhook-loadtest
+	$(CARGO) run --release --locked --quiet -p walhook-loadtest -- $(LOADTEST)
 
 clean: ## Remove what was built
 	$(CARGO) clean

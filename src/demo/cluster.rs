@@ -14,6 +14,9 @@ use tokio::time::{Instant, sleep};
 /// What PostgreSQL's own `initdb` needs at most on a slow machine.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Another process may take a port between our choice and the server's start.
+const PORT_TRIES: u32 = 5;
+
 /// A private cluster in a directory of its own, gone when dropped.
 ///
 /// Invariant: it listens on a loopback port and a Unix socket of its own; trust authentication for
@@ -46,24 +49,34 @@ impl Cluster {
         let bin = find_server_binaries()?;
         let owner = unprivileged_owner()?;
         let dir = make_directory(parent, owner)?;
-        let mut cluster = Self { bin, dir, port: free_port()?, owner, postmaster: None };
+        let mut cluster = Self { bin, dir, port: 0, owner, postmaster: None };
         cluster.initdb()?;
+        let template = fs::read_to_string(cluster.data().join("postgresql.conf"))?;
+        for _ in 0..PORT_TRIES {
+            cluster.port = free_port()?;
+            cluster.configure(&template, settings)?;
+            match cluster.start_again().await {
+                Err(_) if cluster.log_tail().contains("could not bind") => {
+                    cluster.postmaster = None
+                }
+                started => return started.map(|()| cluster),
+            }
+        }
+        bail!("no free loopback port; the server's log ends with:\n{}", cluster.log_tail())
+    }
+
+    fn configure(&self, template: &str, settings: &[(&str, &str)]) -> Result<()> {
         let mut conf = format!(
             "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{}'\n\
              wal_level = logical\nmax_wal_senders = 10\nmax_replication_slots = 10\n\
              fsync = off\nlogging_collector = off\n",
-            cluster.port,
-            cluster.dir.display()
+            self.port,
+            self.dir.display()
         );
         for (name, value) in settings {
             conf.push_str(&format!("{name} = '{value}'\n"));
         }
-        let path = cluster.data().join("postgresql.conf");
-        let mut all = fs::read_to_string(&path)?;
-        all.push_str(&conf);
-        fs::write(&path, all)?;
-        cluster.start_again().await?;
-        Ok(cluster)
+        Ok(fs::write(self.data().join("postgresql.conf"), format!("{template}\n{conf}"))?)
     }
 
     /// The directory of the installed server binaries, such as `/usr/lib/postgresql/15/bin`.

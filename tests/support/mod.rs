@@ -1,0 +1,296 @@
+//! A world for one test: a cluster, the customer's tables, a receiver, and the program as a child.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
+use walhook::demo::cluster::Cluster;
+use walhook::engine::endpoint::Secret;
+use walhook::io::sql::Connection;
+use walhook::mock::{Mock, Received, Settings};
+
+/// The secret of every endpoint that [`World::hook`] registers.
+pub const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+/// Far beyond what anything here takes: a wait that reaches it is a failure.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+const SCHEMA: &str = "
+    CREATE TABLE subscribers (id bigint PRIMARY KEY, account_id bigint NOT NULL, email text, status text);
+    ALTER TABLE subscribers REPLICA IDENTITY FULL;
+    CREATE TABLE webhooks (id bigint PRIMARY KEY, account_id bigint NOT NULL, url text NOT NULL,
+        event_types text[] NOT NULL DEFAULT '{*}', secret text, enabled boolean NOT NULL DEFAULT true);
+    CREATE INDEX ON webhooks (account_id)";
+
+const RULES: &str = r#"
+[[events]]
+type = "subscriber.created"
+table = "public.subscribers"
+on = ["insert"]
+account = "account_id"
+columns = ["id", "email", "status"]
+
+[[events]]
+type = "subscriber.updated"
+table = "public.subscribers"
+on = ["update"]
+account = "account_id"
+columns = ["id", "email", "status"]
+
+[[events]]
+type = "subscriber.deleted"
+table = "public.subscribers"
+on = ["delete"]
+account = "account_id"
+columns = ["id", "email", "status"]
+"#;
+
+/// All that a test stands on. Dropped, it leaves nothing behind.
+pub struct World {
+    pub cluster: Cluster,
+    pub sql: Connection,
+    pub mock: Mock,
+    pub admin: SocketAddr,
+    dir: TempDir,
+    runs: u32,
+}
+
+/// A running `walhook run`; killed when dropped.
+pub struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl World {
+    /// A cluster with the customer's tables, set up by `walhook setup`.
+    pub async fn new() -> Result<Self> {
+        Self::with("", RULES, &[]).await
+    }
+
+    /// As [`World::new`], with further sections of the configuration, other rules, and settings of the
+    /// server. The rules' tables are the caller's to create before [`World::set_up`] when they are
+    /// not the usual ones; then it uses [`World::bare`].
+    pub async fn with(sections: &str, rules: &str, server: &[(&str, &str)]) -> Result<Self> {
+        let world = Self::bare(sections, rules, server).await?;
+        world.sql.batch_execute(SCHEMA).await?;
+        world.set_up().await?;
+        Ok(world)
+    }
+
+    /// A cluster without any table, and a configuration.
+    pub async fn bare(sections: &str, rules: &str, server: &[(&str, &str)]) -> Result<Self> {
+        let cluster = Cluster::start(&std::env::temp_dir(), server).await?;
+        let sql = connect(&cluster).await?;
+        let secret = Some(Secret::new(SECRET));
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mock = Mock::start(any_port, Settings { secret, ..Settings::default() }).await?;
+        let admin = std::net::TcpListener::bind(any_port)?.local_addr()?;
+        let dir = TempDir::new()?;
+        let config = format!(
+            "[source]\nurl = \"{}\"\n[endpoints]\ntable = \"public.webhooks\"\n\
+             [egress]\nallow = [\"127.0.0.0/8\"]\n[admin]\nlisten = \"{admin}\"\n\
+             [log]\nlevel = \"info,walhook=debug\"\n{sections}\n{rules}",
+            cluster.url("postgres")
+        );
+        std::fs::write(dir.path().join("walhook.toml"), config)?;
+        Ok(Self { cluster, sql, mock, admin, dir, runs: 0 })
+    }
+
+    /// Runs `walhook setup`.
+    pub async fn set_up(&self) -> Result<()> {
+        let output = self.walhook(&["setup"]).await?;
+        ensure!(output.status.success(), "setup: {}", text(&output.stderr));
+        Ok(())
+    }
+
+    /// Runs a command to its end.
+    pub async fn walhook(&self, args: &[&str]) -> Result<Output> {
+        Ok(timeout(PATIENCE, self.command(args).output()).await??)
+    }
+
+    /// Runs a command with `--json` and reads what it prints.
+    pub async fn walhook_json(&self, args: &[&str]) -> Result<serde_json::Value> {
+        let output = self.walhook(&[args, &["--json"]].concat()).await?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("{args:?}: {}{}", text(&output.stdout), text(&output.stderr)))
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walhook"));
+        command.args(args).arg("--config").arg(self.dir.path().join("walhook.toml"));
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    /// Starts `walhook run` without waiting for anything.
+    pub fn spawn(&mut self) -> Result<Running> {
+        self.spawn_with(&[])
+    }
+
+    /// As [`World::spawn`], with variables in its environment.
+    pub fn spawn_with(&mut self, env: &[(&str, &str)]) -> Result<Running> {
+        self.runs += 1;
+        let log = self.dir.path().join(format!("run-{}.log", self.runs));
+        let mut command = self.command(&["run"]);
+        command.envs(env.iter().copied()).stdout(Stdio::null());
+        let child = command.stderr(std::fs::File::create(&log)?).spawn()?;
+        Ok(Running { child, log })
+    }
+
+    /// Starts `walhook run` and waits until it leads.
+    pub async fn run(&mut self) -> Result<Running> {
+        let mut running = self.spawn()?;
+        running.until_leading(self.admin).await?;
+        Ok(running)
+    }
+
+    /// Registers an endpoint at the path `/<id>` (and a query for the receiver) of the receiver.
+    pub async fn hook(&self, id: i64, account: i64, query: &str) -> Result<()> {
+        let url = self.mock.url(&format!("/{id}{query}"));
+        let insert = "INSERT INTO webhooks (id, account_id, url, secret) VALUES ($1, $2, $3, $4)";
+        self.sql.execute(insert, &[&id, &account, &url, &SECRET]).await?;
+        Ok(())
+    }
+
+    /// Inserts a subscriber.
+    pub async fn subscribe(&self, id: i64, account: i64) -> Result<()> {
+        let insert = "INSERT INTO subscribers VALUES ($1, $2, 'a@example.com', 'active')";
+        self.sql.execute(insert, &[&id, &account]).await?;
+        Ok(())
+    }
+
+    /// Waits until endpoints have taken so many different deliveries, and returns all requests.
+    pub async fn delivered(&self, distinct: u64) -> Result<Vec<Received>> {
+        let what = format!("{distinct} deliveries");
+        self.mock.wait_until(&what, PATIENCE, |stats| stats.distinct >= distinct).await?;
+        Ok(self.mock.received())
+    }
+
+    /// Waits until everything that is committed now is settled and stored, so that what has not been
+    /// delivered by then never will be.
+    pub async fn settled(&self) -> Result<()> {
+        let sql = "SELECT pg_current_wal_insert_lsn()::text";
+        let end: String = self.sql.query_one(sql, &[]).await?.get(0);
+        let sql = "SELECT frontier >= $1::text::pg_lsn FROM walhook.checkpoint";
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // A commit of another table lets the frontier pass the last change of ours.
+            self.sql.batch_execute("SELECT pg_logical_emit_message(true, 'test', '')").await?;
+            if self.sql.query_one(sql, &[&end]).await?.get(0) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the checkpoint does not reach {end}");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// A new SQL session, for another transaction beside [`World::sql`]'s.
+    pub async fn connect(&self) -> Result<Connection> {
+        connect(&self.cluster).await
+    }
+
+    /// The first value of a query, as text.
+    pub async fn value(&self, sql: &str) -> Result<String> {
+        let rows = self.sql.simple_query(sql).await?;
+        let value = rows.iter().find_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        Ok(value.unwrap_or_default())
+    }
+}
+
+async fn connect(cluster: &Cluster) -> Result<Connection> {
+    Connection::open(&Secret::new(cluster.url("postgres")), "test").await
+}
+
+impl Running {
+    /// Waits until it says that it leads.
+    pub async fn until_leading(&mut self, admin: SocketAddr) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !answers(admin, "/leaderz").await {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("walhook ended with {status}:\n{}", self.log());
+            }
+            ensure!(Instant::now() < deadline, "walhook does not lead:\n{}", self.log());
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// Kills it as a crash would, and waits until it is gone.
+    pub async fn kill(mut self) -> Result<()> {
+        Ok(self.child.kill().await?)
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: &str) -> Result<()> {
+        let pid = self.child.id().context("it has ended")?.to_string();
+        let sent = std::process::Command::new("kill").args(["-s", signal, &pid]).status()?;
+        ensure!(sent.success(), "cannot send {signal}");
+        Ok(())
+    }
+
+    /// Asks it to shut down, and waits until it has.
+    pub async fn terminate(self) -> Result<ExitStatus> {
+        self.signal("TERM")?;
+        self.ended().await
+    }
+
+    /// Waits until it ends by itself.
+    pub async fn ended(mut self) -> Result<ExitStatus> {
+        match timeout(PATIENCE, self.child.wait()).await {
+            Ok(status) => Ok(status?),
+            Err(_) => bail!("walhook does not end:\n{}", self.log()),
+        }
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+/// Whether a path of the admin server answers 200.
+pub async fn answers(admin: SocketAddr, path: &str) -> bool {
+    get(admin, path).await.is_ok_and(|(status, _)| status == 200)
+}
+
+/// A path of the admin server: status and body.
+pub async fn get(admin: SocketAddr, path: &str) -> Result<(u16, String)> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(admin).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let status = answer.split(' ').nth(1).context("no status")?.parse()?;
+    Ok((status, answer.split_once("\r\n\r\n").unwrap_or_default().1.to_owned()))
+}
+
+/// Bytes as text.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The events that an endpoint took, by its path: (type, the row's id), in order, without repeats.
+pub fn taken(received: &[Received]) -> BTreeMap<String, Vec<(String, i64)>> {
+    let mut seen: HashMap<(String, String), ()> = HashMap::new();
+    let mut taken: BTreeMap<String, Vec<(String, i64)>> = BTreeMap::new();
+    for request in received.iter().filter(|request| request.is_taken()) {
+        if seen.insert((request.path.clone(), request.id.clone()), ()).is_some() {
+            continue;
+        }
+        let body = request.json();
+        let event_type = body["type"].as_str().unwrap_or_default().to_owned();
+        let id = body["data"]["id"].as_i64().unwrap_or_default();
+        taken.entry(request.path.clone()).or_default().push((event_type, id));
+    }
+    taken
+}

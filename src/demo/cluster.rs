@@ -11,6 +11,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use tokio::time::{Instant, sleep};
 
+use crate::engine::endpoint::Secret;
+use crate::io::sql::Connection;
+
 /// What PostgreSQL's own `initdb` needs at most on a slow machine.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -127,7 +130,7 @@ impl Cluster {
         self.postmaster = Some(child);
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            if tokio_postgres::connect(&self.url("postgres"), tokio_postgres::NoTls).await.is_ok() {
+            if self.answers().await {
                 return Ok(());
             }
             let exited = self.postmaster.as_mut().map(Child::try_wait).transpose()?.flatten();
@@ -136,6 +139,14 @@ impl Cluster {
             }
             sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Whether it is our server that answers at our port: another one may have taken it.
+    async fn answers(&self) -> bool {
+        let url = Secret::new(self.url("postgres"));
+        let Ok(session) = Connection::open(&url, "cluster").await else { return false };
+        let row = session.query_one("SHOW data_directory", &[]).await;
+        row.is_ok_and(|row| row.get::<_, &str>(0) == self.data().to_string_lossy())
     }
 
     /// Stops the server with `pg_ctl stop` and waits until it is down.

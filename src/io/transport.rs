@@ -123,6 +123,12 @@ impl Transport {
         })
     }
 
+    /// The HTTP client itself, for a comparison with bare requests.
+    #[must_use]
+    pub fn http_client(&self) -> &Client {
+        &self.client
+    }
+
     /// Makes one attempt. What goes wrong is in the outcome.
     ///
     /// Takes `delivery.timeout` at most, the answer's body included. Dropping it abandons the request.

@@ -48,11 +48,12 @@ async fn main() -> Result<()> {
     let attack = GooseAttack::initialize()?
         .set_default(GooseDefault::Host, "http://127.0.0.1")?
         .set_default(GooseDefault::Users, 16)?
+        .set_default(GooseDefault::IncreaseRate, "16")?
         .set_default(GooseDefault::RunTime, 20)?
         .register_scenario(
             scenario!("Webhook")
-                .register_transaction(transaction!(connect).set_on_start())
-                .register_transaction(transaction!(insert_and_wait)),
+                .register_transaction(transaction!(connect).set_name("connect").set_on_start())
+                .register_transaction(transaction!(insert_and_wait).set_name("insert and wait")),
         )
         .execute()
         .await;
@@ -105,7 +106,7 @@ async fn insert_and_wait(user: &mut GooseUser) -> TransactionResult {
     match timeout(WEBHOOK_TIMEOUT, webhook).await {
         Ok(Ok(answered)) => {
             let took = answered.saturating_duration_since(began);
-            user.record_custom_request_duration("WEBHOOK", NAME, took, true, Some(200), None).await
+            user.record_custom_request_duration("WEBHOOK", NAME, took, true, Some(204), None).await
         }
         Ok(Err(_)) | Err(_) => {
             let why = Some("the webhook did not come");

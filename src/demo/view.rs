@@ -137,7 +137,7 @@ fn line(frame: &Frame) -> String {
             grouped(tally.expected)
         ));
         if tally.dead > 0 {
-            text.push_str(&format!(", {} dead letters", grouped(tally.dead)));
+            text.push_str(&format!(", {} dead", grouped(tally.dead)));
         }
         if let (Some(p50), Some(p99)) = (tally.latency(50), tally.latency(99)) {
             text.push_str(&format!(", {}, {}", latency(Some(p50)), latency(Some(p99))));

@@ -24,7 +24,7 @@
 //! again, and believe a look-up that does not show it yet. While anything is remembered, look-ups are
 //! made for their snapshot's sake alone.
 //!
-//! Routes also expire ([`ROUTES_TTL`]), so that an endpoint's mend reaches us even while the stream
+//! Routes also expire (`ROUTES_TTL`), so that an endpoint's mend reaches us even while the stream
 //! stands still, because memory is full of what that endpoint does not take.
 
 use std::collections::{HashMap, HashSet, VecDeque};

@@ -31,6 +31,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config};
@@ -113,7 +114,12 @@ async fn stand_by_and_lead(
             epoch = leader.epoch, frontier = %leader.start.frontier, slot = %config.source.slot,
             "leading: streaming from the slot"
         );
-        health.send_modify(|health| health.role = Role::Leader);
+        health.send_modify(|health| {
+            // Taking the lease wrote to the state database, and read the stream's first answer.
+            let now = Some(Instant::now());
+            *health =
+                Health { role: Role::Leader, stream_moving_at: now, checkpoint_written_at: now };
+        });
         metrics.set_leader(true);
         let ended = lead(config, leader, transport.clone(), metrics, health, shutdown).await;
         metrics.set_leader(false);

@@ -23,6 +23,7 @@ mod reader;
 mod source;
 mod writer;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,7 +47,7 @@ use crate::io::lookup::Lookups;
 use crate::io::metrics::Metrics;
 use crate::io::state::StateStore;
 use crate::io::transport::Transport;
-use reader::Reader;
+use reader::{Batch, Reader};
 use source::{Leader, become_leader};
 
 /// Batches between reader and dispatcher. A batch is at most [`reader::BATCH_BYTES`] and one event.
@@ -140,7 +141,7 @@ async fn lead(
     health: &Arc<watch::Sender<Health>>,
     shutdown: &CancellationToken,
 ) -> Result<(), Stop> {
-    let Leader { epoch, start, store, session, rules, changes } = leader;
+    let Leader { epoch, system_identifier, start, store, session, rules, changes } = leader;
     let clock = Clock::start();
     let (batches, input) = mpsc::channel(BATCHES);
     let (retry, retries) = mpsc::channel(RETRIES);
@@ -176,6 +177,9 @@ async fn lead(
     let reader = Reader {
         config: config.clone(),
         epoch,
+        system_identifier,
+        relations: HashMap::new(),
+        batch: Batch::default(),
         clock,
         metrics: Arc::clone(metrics),
         health: Arc::clone(health),

@@ -28,10 +28,8 @@ pub(super) struct LookupReply {
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Answers look-ups until the dispatcher ends or `abort`. While the database is away it tries again
-/// with backoff.
-///
-/// # Errors
-/// [`Stop::Failed`] when the endpoint table cannot be read for a reason that waiting does not mend.
+/// with backoff; also when the endpoint table cannot be read, which is a person's to mend: what is
+/// committed meanwhile waits, and nothing is lost.
 pub(super) async fn look_up(
     url: Secret,
     lookups: Lookups,

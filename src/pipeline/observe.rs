@@ -1,6 +1,9 @@
 //! The task that asks the server, every few seconds, how the slot and the state tables stand.
 
+use std::convert::Infallible;
 use std::time::Duration;
+
+use anyhow::Context;
 
 use super::open_state;
 use crate::config::Config;
@@ -18,27 +21,30 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// value.
 pub(super) async fn observe(config: &Config, metrics: &Metrics) {
     loop {
-        match tokio::time::timeout(TIMEOUT, ask(config, metrics)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::debug!(error = %format!("{error:#}"), "cannot observe the slot");
-            }
-            Err(_) => tracing::debug!("cannot observe the slot: no answer within {TIMEOUT:?}"),
-        }
+        let Err(error) = watch(config, metrics).await;
+        tracing::debug!(error = %format!("{error:#}"), "cannot observe the slot");
         tokio::time::sleep(EVERY).await;
     }
 }
 
-async fn ask(config: &Config, metrics: &Metrics) -> anyhow::Result<()> {
+/// Asks over and over, on the same sessions, until that fails.
+async fn watch(config: &Config, metrics: &Metrics) -> anyhow::Result<Infallible> {
     let client = Connection::open(&config.source.url, "walhook observer").await?;
-    let slot = slot::read(&client, &config.source.slot).await?;
-    let overview = open_state(config).await?.overview().await?;
-    let dead_letters = overview.dead_letters.iter().map(|(_, count)| count).sum();
-    metrics.dead_letters.set(dead_letters);
-    metrics.gaps.set(i64::try_from(overview.gaps.len()).unwrap_or(i64::MAX));
-    if let Some(slot) = slot {
-        metrics.set_slot(slot.retained_bytes(), slot.safe_bytes);
-        metrics.set_checkpoint_lag(slot.wal_end.bytes_since(overview.frontier));
+    let state = open_state(config).await?;
+    loop {
+        let asked = async {
+            let slot = slot::read(&client, &config.source.slot).await?;
+            anyhow::Ok((slot, state.overview().await?))
+        };
+        let (slot, overview) =
+            tokio::time::timeout(TIMEOUT, asked).await.context("no answer")??;
+        let dead_letters = overview.dead_letters.iter().map(|(_, count)| count).sum();
+        metrics.dead_letters.set(dead_letters);
+        metrics.gaps.set(i64::try_from(overview.gaps.len()).unwrap_or(i64::MAX));
+        if let Some(slot) = slot {
+            metrics.set_slot(slot.retained_bytes(), slot.safe_bytes);
+            metrics.set_checkpoint_lag(slot.wal_end.bytes_since(overview.frontier));
+        }
+        tokio::time::sleep(EVERY).await;
     }
-    Ok(())
 }

@@ -4,6 +4,7 @@
 //! and watches a SQL session: a server that shuts down ends that one at once, and we close the stream,
 //! for which the server would wait otherwise.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
@@ -12,18 +13,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::Stop;
 use super::backoff::Backoff;
-use super::source::{Obstacle, Session, reopen};
+use super::source::{Obstacle, Session, compile_rules, reopen};
 use crate::config::Config;
 use crate::engine::change::{Changes, Step};
 use crate::engine::event::Item;
 use crate::engine::feedback::Feedback;
 use crate::engine::halt::Halt;
 use crate::engine::lsn::Lsn;
-use crate::engine::pgoutput;
-use crate::engine::rule::Rules;
+use crate::engine::pgoutput::{self, Relation};
+use crate::engine::rule::{RuleBroken, Rules};
 use crate::io::admin::Health;
 use crate::io::clock::Clock;
 use crate::io::metrics::Metrics;
+use crate::io::sql::Connection;
 use crate::io::wire::{Frame, WireError};
 
 /// Items in a batch at most: enough to make the channel cheap.
@@ -49,6 +51,7 @@ impl Batch {
 pub(super) struct Reader {
     pub(super) config: Config,
     pub(super) epoch: i64,
+    pub(super) system_identifier: u64,
     pub(super) clock: Clock,
     pub(super) metrics: Arc<Metrics>,
     pub(super) health: Arc<watch::Sender<Health>>,
@@ -57,6 +60,10 @@ pub(super) struct Reader {
     pub(super) batches: mpsc::Sender<Batch>,
     pub(super) flushed: watch::Receiver<Lsn>,
     pub(super) feedback: Feedback,
+    /// The tables as they were described last: rules that are compiled anew are bound to them.
+    pub(super) relations: HashMap<u32, Arc<Relation>>,
+    /// Not handed on yet. Outlives a connection: `changes` does not give these items again.
+    pub(super) batch: Batch,
     /// Stop reading.
     pub(super) drain: CancellationToken,
     /// Stop.
@@ -115,9 +122,9 @@ impl Reader {
             match opened {
                 Ok(session) => return Ok(Some(session)),
                 Err(Obstacle::Stop(stop)) => return Err(stop),
-                Err(Obstacle::SlotInUse) => tracing::debug!("the slot is still in use"),
+                Err(Obstacle::SlotInUse) => tracing::info!("the slot is still in use"),
                 Err(Obstacle::Passing(problem)) => {
-                    tracing::debug!(problem = %format!("{problem:#}"), "cannot connect");
+                    tracing::warn!(problem = %format!("{problem:#}"), "cannot connect; trying again");
                 }
             }
         }
@@ -127,7 +134,6 @@ impl Reader {
     async fn stream(&mut self, session: Session) -> Result<Ended, Stop> {
         let Session { mut stream, mut sentinel, sender_timeout } = session;
         self.feedback.handle_reconnected(sender_timeout, self.clock.now());
-        let mut batch = Batch::default();
         let mut was_reading = true;
         let batches = self.batches.clone();
         self.stream_moved();
@@ -141,7 +147,7 @@ impl Reader {
             if self.feedback.silent(now) {
                 return Ok(Ended::Lost("the server has been silent for too long".to_owned()));
             }
-            let reading = !batch.is_full() && !self.drain.is_cancelled();
+            let reading = !self.batch.is_full() && !self.drain.is_cancelled();
             match (was_reading, reading) {
                 (true, false) => self.feedback.handle_paused(),
                 (false, true) => self.feedback.handle_resumed(now),
@@ -172,16 +178,16 @@ impl Reader {
                     self.feedback.handle_flushed(*self.flushed.borrow_and_update());
                 }
                 () = sleep_until(wake) => {}
-                room = batches.reserve(), if !batch.items.is_empty() => match room {
-                    Ok(room) => room.send(std::mem::take(&mut batch)),
+                room = batches.reserve(), if !self.batch.items.is_empty() => match room {
+                    Ok(room) => room.send(std::mem::take(&mut self.batch)),
                     Err(_) => return Ok(Ended::Stopped),
                 },
                 frame = stream.next(), if reading => {
                     self.stream_moved();
                     let mut next = frame.map(Some);
                     while let Some(frame) = match next { Ok(frame) => frame, Err(e) => return lost(e) } {
-                        self.handle_frame(frame, &mut batch)?;
-                        if batch.is_full() {
+                        self.handle_frame(frame, &sentinel).await?;
+                        if self.batch.is_full() {
                             break;
                         }
                         next = stream.try_next();
@@ -195,56 +201,74 @@ impl Reader {
         self.health.send_modify(|health| health.stream_moving_at = Some(Instant::now()));
     }
 
-    fn handle_frame(&mut self, frame: Frame, batch: &mut Batch) -> Result<(), Stop> {
+    async fn handle_frame(&mut self, frame: Frame, client: &Connection) -> Result<(), Stop> {
         match frame {
             Frame::Keepalive { wal_end, reply_requested } => {
                 self.feedback.handle_keepalive(wal_end, reply_requested, self.clock.now());
                 if !self.changes.in_transaction() {
-                    batch.items.push(Item::Progress { wal_end });
+                    self.batch.items.push(Item::Progress { wal_end });
                 }
                 Ok(())
             }
             Frame::XLogData { wal_start, wal_end, payload } => {
                 self.feedback.handle_received(wal_end, self.clock.now());
-                let from = batch.items.len();
-                let made = self.handle_message(wal_start, &payload, &mut batch.items);
-                let new = batch.items.get(from..).unwrap_or_default();
-                batch.bytes += new.iter().map(size_bytes).sum::<usize>();
+                let from = self.batch.items.len();
+                let made = self.handle_message(wal_start, &payload, client).await;
+                let new = self.batch.items.get(from..).unwrap_or_default();
+                self.batch.bytes += new.iter().map(size_bytes).sum::<usize>();
                 made
             }
         }
     }
 
-    fn handle_message(
+    /// Makes items of a message. After an error nothing may follow: the steps were given only once.
+    async fn handle_message(
         &mut self,
         at: Lsn,
         payload: &[u8],
-        items: &mut Vec<Item>,
+        client: &Connection,
     ) -> Result<(), Stop> {
         let broken = |problem: String| {
-            Stop::Failed(anyhow::anyhow!(
-                "cannot decode the stream at {at}: {problem}; this is a bug in walhook or its reader's protocol"
-            ))
+            Stop::Failed(anyhow::anyhow!("cannot understand the stream at {at}: {problem}"))
         };
         let message = pgoutput::decode(payload).map_err(|e| broken(e.to_string()))?;
         for step in self.changes.handle(at, message).map_err(|e| broken(e.to_string()))? {
             match step {
                 Step::Begin(transaction) => {
-                    items.push(Item::Begin { commit_lsn: transaction.commit_lsn });
+                    self.batch.items.push(Item::Begin { commit_lsn: transaction.commit_lsn });
                 }
-                Step::Relation(relation) => {
-                    let bound = self.rules.handle_relation(&relation);
-                    bound.map_err(|e| Stop::Halted(Halt::RuleBroken(e.to_string())))?;
-                }
+                Step::Relation(relation) => self.handle_relation(relation, client).await?,
                 Step::Change(change) => {
                     self.metrics.changes.inc();
-                    self.rules.handle_change(&change, items);
+                    self.rules.handle_change(&change, &mut self.batch.items);
                 }
                 Step::Commit { end_lsn } => {
                     self.feedback.handle_received(end_lsn, self.clock.now());
-                    items.push(Item::Commit { end_lsn });
+                    self.batch.items.push(Item::Commit { end_lsn });
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Binds the rules to a table's new description; where it has a type that is younger than what we
+    /// know of the catalog, reads that again.
+    async fn handle_relation(
+        &mut self,
+        relation: Arc<Relation>,
+        client: &Connection,
+    ) -> Result<(), Stop> {
+        let halted = |broken: RuleBroken| Stop::Halted(Halt::RuleBroken(broken.to_string()));
+        self.relations.insert(relation.oid, Arc::clone(&relation));
+        match self.rules.handle_relation(&relation) {
+            Ok(()) => return Ok(()),
+            Err(RuleBroken::UnknownType { .. }) => {}
+            Err(broken) => return Err(halted(broken)),
+        }
+        tracing::info!(table = %relation.name, "a column has a new type: reading the catalog again");
+        self.rules = compile_rules(&self.config, client, self.system_identifier).await?;
+        for relation in self.relations.values() {
+            self.rules.handle_relation(relation).map_err(halted)?;
         }
         Ok(())
     }

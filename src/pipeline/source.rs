@@ -42,6 +42,7 @@ pub(super) struct Session {
 #[derive(Debug)]
 pub(super) struct Leader {
     pub(super) epoch: i64,
+    pub(super) system_identifier: u64,
     pub(super) start: Start,
     pub(super) store: StateStore,
     pub(super) session: Session,
@@ -155,7 +156,8 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
     store.clear_halt().await?;
     let changes = Changes::new(frontier);
     let start = Start { frontier, settled, disabled };
-    Ok(Leader { epoch, start, store, session, rules, changes })
+    let system_identifier = expected.system_identifier;
+    Ok(Leader { epoch, system_identifier, start, store, session, rules, changes })
 }
 
 /// Opens the source again for a leader that has received everything up to `at`.
@@ -201,16 +203,17 @@ async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Ses
     Ok(Session { stream, sentinel, sender_timeout })
 }
 
-async fn compile_rules(
+/// Compiles the rules against the catalog as it is now.
+pub(super) async fn compile_rules(
     config: &Config,
     client: &Connection,
     system: u64,
-) -> Result<Rules, Obstacle> {
+) -> Result<Rules, Stop> {
     let settings = RuleSettings::of(config);
-    let catalog = catalog::load(client, settings.tables()).await.map_err(Obstacle::Passing)?;
+    let catalog = catalog::load(client, settings.tables()).await?;
     Rules::compile(settings, &catalog, system).map_err(|errors| {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        Obstacle::Stop(Stop::Config(errors.join("\n")))
+        Stop::Config(errors.join("\n"))
     })
 }
 

@@ -70,7 +70,11 @@ impl Dispatcher {
 
     /// Sends from the lane, or leaves it with fewer turns than before.
     fn poll_lane(&mut self, id: LaneId, pool: Pool, now: Tick) -> Option<Dispatch> {
-        let lane = self.lanes.get_mut(&id)?;
+        let Some(lane) = self.lanes.get_mut(&id) else {
+            debug_assert!(false, "the scheduler knows a lane that is gone");
+            self.scheduler.remove_lane(id);
+            return None;
+        };
         let Some(routes) = self.router.get(&lane.account, now) else {
             lane.unrouted = true;
             self.router.want(&lane.account);

@@ -16,10 +16,11 @@ use tokio_postgres::error::SqlState;
 
 use super::{CommandResult, Common, Failure, print_json, print_line, secret};
 use crate::config::Config;
+use crate::engine::catalog::TableName;
 use crate::engine::endpoint::Secret;
 use crate::engine::halt::SourceIdentity;
 use crate::engine::lsn::Lsn;
-use crate::io::ident::{TableName, quote_ident};
+use crate::io::ident::quote_ident;
 use crate::io::slot::{self, Slot};
 use crate::io::source;
 use crate::io::sql::{self, Connection};

@@ -7,7 +7,7 @@ use super::{Report, one};
 use crate::cli::setup::{existing_tables, looked_up, state_tables};
 use crate::config::Config;
 use crate::engine::halt::SourceIdentity;
-use crate::io::ident::quote_ident;
+use crate::io::ident::{quote_ident, quote_name};
 use crate::io::slot::{self, WalStatus};
 use crate::io::source;
 use crate::io::sql;
@@ -159,10 +159,10 @@ async fn privileges(config: &Config, client: &Client, report: &mut Report) -> Re
                 report.pass("privileges", format!("{role} may read {table}"));
                 continue;
             }
-            (true, false) => format!("GRANT SELECT ON {} TO {quoted}", table.quoted()),
+            (true, false) => format!("GRANT SELECT ON {} TO {quoted}", quote_name(&table)),
             (false, _) => format!(
                 "GRANT USAGE ON SCHEMA {schema} TO {quoted}; GRANT SELECT ON {} TO {quoted}",
-                table.quoted()
+                quote_name(&table)
             ),
         };
         report.fail("privileges", format!("{role} may not read {table}"), mend);

@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use super::Report;
 use crate::cli::setup::{looked_up, published};
 use crate::config::{Config, EventRule, RuleOperation};
-use crate::io::ident::TableName;
+use crate::engine::catalog::TableName;
 use crate::io::source::{self, Publication, Table};
 
 type Tables = BTreeMap<TableName, Table>;

@@ -6,7 +6,7 @@ use std::fmt;
 
 use super::{Columns, Rule, RuleError, RuleSettings, Watch};
 use crate::config::{EventRule, RuleOperation};
-use crate::engine::catalog::{Catalog, Table};
+use crate::engine::catalog::{Catalog, Table, TableName};
 use crate::engine::condition::{Condition, Side};
 
 /// Long enough for any name, short enough for metrics and keys.
@@ -44,7 +44,7 @@ impl Check<'_> {
     }
 
     fn table<'c>(&mut self, name: &str, catalog: &'c Catalog) -> Option<&'c Table> {
-        if let Err(error) = name.parse::<crate::engine::catalog::TableName>() {
+        if let Err(error) = name.parse::<TableName>() {
             self.fail(error.to_string());
             return None;
         }

@@ -6,9 +6,11 @@ pub mod check;
 pub mod checkpoint;
 pub mod completions;
 pub mod config;
+mod confirm;
 pub mod dead_letters;
 #[cfg(test)]
 mod fixture;
+pub mod recover;
 pub mod run;
 pub mod setup;
 pub mod status;
@@ -21,6 +23,7 @@ use serde::Serialize;
 
 use crate::config::{Config, ConfigError};
 use crate::engine::endpoint::Secret;
+use crate::engine::halt::Halt;
 
 /// Turn committed PostgreSQL row changes into signed webhooks
 ///
@@ -65,6 +68,8 @@ pub enum Command {
     Checkpoint(checkpoint::Args),
     /// List, show, retry or discard dead letters
     DeadLetters(dead_letters::Args),
+    /// Resolve a halt: accept a gap, or adopt another cluster
+    Recover(recover::Args),
     /// Drop slot, publication and state, after asking
     Teardown(teardown::Args),
     /// Show or validate the configuration
@@ -87,6 +92,7 @@ impl Cli {
             Command::Status(args) => status::run(args, common).await,
             Command::Checkpoint(args) => checkpoint::run(args, common).await,
             Command::DeadLetters(args) => dead_letters::run(args, common).await,
+            Command::Recover(args) => recover::run(args, common).await,
             Command::Teardown(args) => teardown::run(args, common).await,
             Command::Config(args) => config::run(args, common).await,
             Command::Completions(args) => completions::run(args, common).await,
@@ -147,6 +153,12 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Halted(_) => 3,
         }
+    }
+}
+
+impl From<Halt> for Failure {
+    fn from(halt: Halt) -> Self {
+        Self::Halted(halt.to_string())
     }
 }
 

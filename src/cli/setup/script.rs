@@ -70,7 +70,7 @@ pub(super) fn source_grants(role: &str, looked_up: &BTreeSet<TableName>) -> Vec<
         .into_iter()
         .map(|schema| format!("GRANT USAGE ON SCHEMA {} TO {role}", quote_ident(schema)));
     let select =
-        looked_up.iter().map(|table| format!("GRANT SELECT ON {} TO {role}", quote_name(&table)));
+        looked_up.iter().map(|table| format!("GRANT SELECT ON {} TO {role}", quote_name(table)));
     usage.chain(select).collect()
 }
 

@@ -11,6 +11,9 @@ use tokio_postgres::Client;
 
 use super::{CommandResult, Common, print_json, print_line};
 use crate::config::Config;
+use crate::engine::halt::Halt;
+use crate::engine::lsn::Lsn;
+use crate::io::slot;
 use crate::io::source;
 use crate::io::sql::Connection;
 
@@ -68,6 +71,11 @@ impl Report {
 
     fn fail(&mut self, what: &str, finding: impl Into<String>, mend: impl Into<String>) {
         self.add(Verdict::Fail, what, finding.into(), Some(mend.into()));
+    }
+
+    /// A failure whose text names the mend already.
+    fn halt(&mut self, what: &str, halt: &Halt) {
+        self.add(Verdict::Fail, what, halt.to_string(), None);
     }
 
     fn count(&self, verdict: Verdict) -> usize {
@@ -133,12 +141,16 @@ async fn check(config: &Config, report: &mut Report) -> Result<()> {
     }
     report.pass("server", format!("version {}.{}", version / 10_000, version % 10_000));
     server::check(config, &source, report).await?;
-    state(config, &source, report).await?;
+    // The slot first: what a leader confirms is never ahead of the checkpoint at that moment.
+    let slot = slot::read(&source, &config.source.slot).await?;
+    let frontier = state(config, &source, report).await?;
+    server::slot(config, &source, slot, frontier, report).await?;
     tables::check(config, &source, report).await
 }
 
-/// The state, which may be in another database than the source.
-async fn state(config: &Config, source: &Connection, report: &mut Report) -> Result<()> {
+/// The state, which may be in another database than the source. Returns the checkpoint, where there
+/// is one of this source.
+async fn state(config: &Config, source: &Connection, report: &mut Report) -> Result<Option<Lsn>> {
     let Some(url) = &config.state.url else {
         return server::state(config, source, report).await;
     };
@@ -146,7 +158,7 @@ async fn state(config: &Config, source: &Connection, report: &mut Report) -> Res
         Ok(state) => server::state(config, &state, report).await,
         Err(error) => {
             report.fail("state", format!("{error:#}"), "correct state.url");
-            Ok(())
+            Ok(None)
         }
     }
 }
@@ -217,7 +229,7 @@ mod tests {
             (
                 "ALTER TABLE subscribers RENAME email TO mail",
                 "ALTER TABLE subscribers RENAME mail TO email",
-                "fail  rule a.b: public.subscribers has no column email",
+                "fail  rule 1 (a.b): columns: public.subscribers has no column email (did you mean",
             ),
             (
                 "ALTER TABLE subscribers REPLICA IDENTITY NOTHING",
@@ -242,7 +254,7 @@ mod tests {
             (
                 "UPDATE walhook.meta SET timeline = 7",
                 "UPDATE walhook.meta SET timeline = 1",
-                "fail  state: belongs to another source",
+                "fail  state: this is not the database that walhook was set up for: its timeline is 1, it was 7",
             ),
         ] {
             fixture.run(breaks).await;
@@ -251,6 +263,50 @@ mod tests {
             fixture.run(mends).await;
             assert_eq!(complaints(&config).await, Vec::<String>::new(), "after {mends}");
         }
+    }
+
+    #[tokio::test]
+    async fn check_fails_where_run_would_halt_and_says_how_to_recover() {
+        let fixture = Fixture::start_with(&[("max_slot_wal_keep_size", "1GB")]).await;
+        let config = fixture.config("");
+        setup::quietly(&config).await.unwrap();
+        fixture.run("SELECT pg_drop_replication_slot('walhook')").await;
+        for expected in ["does not exist any more", "after the checkpoint"] {
+            let found = complaints(&config).await;
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].starts_with("fail  slot: ") && found[0].contains(expected));
+            assert!(found[0].contains("`walhook recover --accept-gap`"), "{found:?}");
+            let again = "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput')
+                         WHERE NOT EXISTS (SELECT FROM pg_replication_slots)";
+            fixture.run(again).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn check_fails_when_the_customers_commits_would_wait_for_us() {
+        let fixture = Fixture::start_with(&[("max_slot_wal_keep_size", "1GB")]).await;
+        let config = fixture.config("");
+        setup::quietly(&config).await.unwrap();
+        let set = async |names: &str| {
+            let client = fixture.connect().await;
+            // Each in a transaction of its own, and nothing that would wait for a standby.
+            let set = format!("ALTER SYSTEM SET synchronous_standby_names = {names}");
+            client.batch_execute("SET synchronous_commit = off").await.unwrap();
+            client.batch_execute(&set).await.unwrap();
+            client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+            let shown = "SELECT current_setting('synchronous_standby_names')";
+            let wanted = names.trim_matches('\'');
+            let seen = async { while fixture.text(shown).await != wanted {} };
+            tokio::time::timeout(std::time::Duration::from_secs(30), seen).await.unwrap();
+        };
+        for names in ["'*'", "'FIRST 1 (replica, \"WalHook\")'"] {
+            set(names).await;
+            let found = complaints(&config).await;
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].starts_with("fail  synchronous_standby_names: "), "{found:?}");
+        }
+        set("'ANY 1 (replica, walhook2)'").await;
+        assert_eq!(complaints(&config).await, Vec::<String>::new());
     }
 
     #[tokio::test]

@@ -1,9 +1,10 @@
 //! `walhook checkpoint`: where the pipeline goes on, and from where it could.
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use serde::Serialize;
 
 use crate::engine::event::rfc3339;
+use crate::engine::halt::Halt;
 use crate::io::slot::{Slot, WalStatus};
 use crate::io::state::Overview;
 
@@ -30,10 +31,13 @@ enum Command {
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let Command::Show = args.command;
     let config = common.load()?;
-    let overview = open_state(&config).await?.overview().await?;
+    let state = open_state(&config).await?;
+    // The slot first: what a leader confirms is never ahead of the checkpoint at that moment.
     let slot = read_slot(&config).await.context("cannot read the slot from the source")?;
-    let slot = slot.ok_or_else(|| {
-        anyhow!("there is no replication slot {:?}; `walhook setup` creates it", config.source.slot)
+    let overview = state.overview().await?;
+    let slot = slot.ok_or_else(|| Halt::SlotMissing {
+        slot: config.source.slot.clone(),
+        from: overview.frontier,
     })?;
     let report = Report::new(&overview, &slot);
     if common.json { print_json(&report) } else { print_line(&report.to_text()) }
@@ -99,7 +103,8 @@ impl Report {
         );
         if self.missing_bytes > 0 {
             text.push_str(&format!(
-                "\nGAP                  the slot can no longer send the {} that follow the checkpoint",
+                "\nGAP                  the slot can no longer send the {} that follow the checkpoint; \
+                 `walhook recover --accept-gap` records that and goes on",
                 bytes(self.missing_bytes)
             ));
         }
@@ -118,7 +123,7 @@ mod tests {
         let (_file, common) = fixture.common(true);
         let show = async || run(Args { command: Command::Show }, &common).await;
         let error = show().await.unwrap_err();
-        assert!(format!("{error:?}").contains("walhook setup"), "{error:?}");
+        assert!(format!("{error:?}").contains("walhook recover --accept-gap"), "{error:?}");
 
         let slot = "SELECT pg_create_logical_replication_slot('p', 'pgoutput')";
         fixture.admin.query_one(slot, &[]).await.unwrap();

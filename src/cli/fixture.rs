@@ -1,10 +1,12 @@
 //! What the tests of the commands stand on: a server with a customer's schema in it.
 
 use std::path::Path;
+use std::time::Duration;
 
 use crate::config::Config;
 use crate::demo::cluster::Cluster;
 use crate::engine::endpoint::Secret;
+use crate::io::slot;
 use crate::io::sql::Connection;
 
 const SCHEMA: &str = "
@@ -70,5 +72,24 @@ impl Fixture {
             self.url(role)
         );
         crate::config::parse(Path::new("test.toml"), &text, []).unwrap()
+    }
+
+    /// Streams from the slot `walhook` until the process is killed; returns when it has begun.
+    pub(crate) async fn read_slot(&self) -> tokio::process::Child {
+        let reader = tokio::process::Command::new(self.cluster.bin().join("pg_recvlogical"))
+            .args(["--start", "-S", "walhook", "-f", "/dev/null", "-d"])
+            .arg(self.cluster.url("app"))
+            .args(["-o", "proto_version=1", "-o", "publication_names=walhook"])
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let client = self.connect().await;
+        let begun = async {
+            while slot::read(&client, "walhook").await.unwrap().unwrap().active_pid.is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), begun).await.expect("the reader never came");
+        reader
     }
 }

@@ -6,11 +6,13 @@ pub mod check;
 pub mod checkpoint;
 pub mod completions;
 pub mod config;
+mod confirm;
 pub mod dead_letters;
 pub mod demo;
 #[cfg(test)]
 mod fixture;
 pub mod mock_endpoint;
+pub mod recover;
 pub mod run;
 pub mod setup;
 pub mod status;
@@ -23,6 +25,7 @@ use serde::Serialize;
 
 use crate::config::{Config, ConfigError};
 use crate::engine::endpoint::Secret;
+use crate::engine::halt::Halt;
 
 /// Turn committed PostgreSQL row changes into signed webhooks
 ///
@@ -69,6 +72,8 @@ pub enum Command {
     Checkpoint(checkpoint::Args),
     /// List, show, retry or discard dead letters
     DeadLetters(dead_letters::Args),
+    /// Resolve a halt: accept a gap, or adopt another cluster
+    Recover(recover::Args),
     /// Drop slot, publication and state, after asking
     Teardown(teardown::Args),
     /// Receive webhooks, for tests: verify signatures, delay and fail as scripted
@@ -94,6 +99,7 @@ impl Cli {
             Command::Status(args) => status::run(args, common).await,
             Command::Checkpoint(args) => checkpoint::run(args, common).await,
             Command::DeadLetters(args) => dead_letters::run(args, common).await,
+            Command::Recover(args) => recover::run(args, common).await,
             Command::Teardown(args) => teardown::run(args, common).await,
             Command::MockEndpoint(args) => mock_endpoint::run(args, common).await,
             Command::Config(args) => config::run(args, common).await,
@@ -155,6 +161,12 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Halted(_) => 3,
         }
+    }
+}
+
+impl From<Halt> for Failure {
+    fn from(halt: Halt) -> Self {
+        Self::Halted(halt.to_string())
     }
 }
 

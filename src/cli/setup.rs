@@ -5,31 +5,29 @@
 //! and does only what is missing, so an interrupted set-up is mended by running it again.
 
 mod script;
+mod slot;
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
-use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
 
 use super::{CommandResult, Common, Failure, print_json, print_line, secret};
 use crate::config::Config;
+use crate::engine::catalog::TableName;
 use crate::engine::endpoint::Secret;
-use crate::engine::halt::SourceIdentity;
+use crate::engine::halt::{self, Halt, SourceIdentity};
 use crate::engine::lsn::Lsn;
-use crate::io::ident::{TableName, quote_ident};
-use crate::io::slot::{self, Slot};
+use crate::io::ident::quote_ident;
+use crate::io::slot::{Slot, read as read_slot};
 use crate::io::source;
 use crate::io::sql::{self, Connection};
 
 pub(crate) use script::{looked_up, published, state_tables};
+pub(crate) use slot::create_slot_within;
 
 const NAME: &str = "walhook setup";
-
-/// Between two tries to create the slot, for the sessions that queue behind us.
-const PAUSE: Duration = Duration::from_millis(500);
 
 /// What the command takes.
 #[derive(Debug, clap::Args)]
@@ -171,25 +169,33 @@ async fn set_up(
     state_schema(config, &sessions, report).await?;
     grants(config, &sessions, report).await?;
     // Looked at before anything is created that could not be undone.
-    let slot =
-        slot::read(&sessions.source, &config.source.slot).await.map_err(anyhow::Error::from)?;
-    let checkpoint = Checkpoint::read(config, sessions.state()).await?;
-    if let (None, Some(checkpoint)) = (&slot, &checkpoint) {
-        return Err(slot_is_gone(config, checkpoint));
-    }
     same_source(config, &sessions).await?;
+    // The slot first: what a leader confirms is never ahead of the checkpoint at that moment.
+    let slot =
+        read_slot(&sessions.source, &config.source.slot).await.map_err(anyhow::Error::from)?;
+    let checkpoint = Checkpoint::read(config, sessions.state()).await?;
+    usable(&config.source.slot, slot.as_ref(), checkpoint.as_ref())?;
     publication(config, &sessions.source, slot.is_some(), report).await?;
     let begin = create_slot(config, &sessions, slot, wait, report).await?;
     first_rows(config, &sessions, begin, checkpoint, report).await
 }
 
-fn slot_is_gone(config: &Config, checkpoint: &Checkpoint) -> Failure {
-    Failure::Halted(format!(
-        "the slot {} is gone, but a checkpoint of it stands at {}: changes since then would be lost \
-         without a trace; if you accept that, run `walhook teardown`, then set up again to begin at \
-         the present",
-        config.source.slot, checkpoint.frontier
-    ))
+/// Refuses a slot, or the lack of one, with which changes would be missing.
+fn usable(name: &str, slot: Option<&Slot>, checkpoint: Option<&Checkpoint>) -> CommandResult {
+    let state = slot.map(Slot::state);
+    if let Some(checkpoint) = checkpoint {
+        return Ok(halt::check_slot(name, state.as_ref(), checkpoint.frontier)?);
+    }
+    let Some(state) = state else { return Ok(()) };
+    let from = state.confirmed_flush.unwrap_or_default();
+    match halt::check_slot(name, Some(&state), from) {
+        Err(Halt::SlotLost { .. }) => Err(anyhow::anyhow!(
+            "the slot {name} is lost (max_slot_wal_keep_size), and no checkpoint rests on it: run \
+             `walhook teardown`, then set up again"
+        )
+        .into()),
+        checked => Ok(checked?),
+    }
 }
 
 async fn state_schema(config: &Config, sessions: &Sessions, report: &mut Report) -> CommandResult {
@@ -263,15 +269,7 @@ async fn same_source(config: &Config, sessions: &Sessions) -> CommandResult {
         host: text(2)?,
         database: text(3)?,
     };
-    let found = &sessions.identity;
-    if stored == *found {
-        return Ok(());
-    }
-    Err(Failure::Halted(format!(
-        "the state of {} belongs to another source ({stored}) than source.url leads to ({found}); a copy must \
-         not send to the original's customers: `walhook teardown` here, then set up again",
-        config.source.slot
-    )))
+    Ok(halt::check_source(&sessions.identity, &stored)?)
 }
 
 async fn publication(
@@ -357,92 +355,15 @@ async fn create_slot(
     let name = &config.source.slot;
     let step = format!("slot {name}");
     let Some(slot) = slot else {
-        let begin = create_slot_within(&sessions.source, name, wait, report).await?;
+        let begin = create_slot_within(&sessions.source, name, wait, report.quiet).await?;
         report.step(&step, Did::Created, format!("begins at {begin}"))?;
         return Ok(begin);
     };
-    if slot.is_lost() {
-        return Err(Failure::Halted(format!(
-            "the slot {name} is lost: the server removed WAL that it needed (max_slot_wal_keep_size); \
-             changes are missing; if you accept that, run `walhook teardown`, then set up again"
-        )));
-    }
-    if slot.plugin.as_deref() != Some("pgoutput")
-        || slot.database.as_ref() != Some(&sessions.identity.database)
-    {
-        return Err(anyhow::anyhow!(
-            "a slot {name} exists, but for the plugin {} and the database {}; name another in source.slot",
-            slot.plugin.as_deref().unwrap_or("none"),
-            slot.database.as_deref().unwrap_or("none")
-        )
-        .into());
-    }
     let begin = slot.confirmed_flush.with_context(|| {
         format!("the slot {name} is being created by another session; try again when that is done")
     })?;
     report.step(&step, Did::Exists, format!("acknowledged up to {begin}"))?;
     Ok(begin)
-}
-
-/// Tries for one second at a time: a wait without end would leave an active slot that cannot be
-/// dropped, and pins WAL, should we be killed meanwhile.
-async fn create_slot_within(
-    client: &Client,
-    name: &str,
-    wait: Duration,
-    report: &Report,
-) -> Result<Lsn> {
-    client.batch_execute("SET lock_timeout = '1s'").await?;
-    let deadline = Instant::now() + wait;
-    let mut shown = String::new();
-    loop {
-        let sql = "SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')";
-        let error = match client.query_one(sql, &[&name]).await {
-            Ok(row) => return Ok(row.try_get::<_, &str>(0)?.parse()?),
-            Err(error) => error,
-        };
-        if error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) {
-            let help = "see `walhook check` for privileges and free slots";
-            return Err(error).with_context(|| format!("cannot create the slot {name}; {help}"));
-        }
-        let blockers = blockers(client).await?;
-        if Instant::now() >= deadline {
-            bail!(
-                "the slot {name} waits for open transactions of {blockers}; end them, or try longer \
-                 with --wait 10m"
-            );
-        }
-        if !report.quiet && blockers != shown {
-            eprintln!("waiting  slot {name}: for open transactions of {blockers}");
-            shown = blockers;
-        }
-        sleep(PAUSE).await;
-    }
-}
-
-/// Who holds the transactions that a new slot waits for: all with a transaction id, in any database.
-async fn blockers(client: &Client) -> Result<String> {
-    let rows = client
-        .query(
-            "SELECT DISTINCT
-                    CASE WHEN l.pid IS NULL THEN 'a prepared transaction'
-                    ELSE format('pid %s (%s, %s, %s)', l.pid, a.usename,
-                                coalesce(nullif(a.application_name, ''), 'no application name'),
-                                coalesce(a.state, 'state unknown')) END
-             FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-             WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted
-               AND l.pid IS DISTINCT FROM pg_backend_pid()
-             ORDER BY 1",
-            &[],
-        )
-        .await?;
-    let names: Vec<String> =
-        rows.iter().map(|row| row.try_get(0)).collect::<std::result::Result<_, _>>()?;
-    if names.is_empty() {
-        Ok("sessions that have just ended".to_owned())
-    } else {
-        Ok(names.join(", "))
-    }
 }
 
 /// The stored checkpoint.

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::engine::event::rfc3339;
+use crate::engine::halt;
 use crate::io::slot::{self, Slot, WalStatus};
 use crate::io::sql::Connection;
 use crate::io::state::{DisabledSince, Gap, JobState, Overview, StateError, StateStore};
@@ -64,6 +65,8 @@ struct Report {
     slot: Option<SlotReport>,
     /// Why the slot could not be read.
     source_error: Option<String>,
+    /// Why `run` would halt at the slot, and the mend.
+    slot_problem: Option<String>,
     checkpoint: Checkpoint,
     settled_rows: i64,
     dead_letters: BTreeMap<String, i64>,
@@ -107,12 +110,13 @@ struct Halt {
 
 async fn gather(config: &Config) -> Result<Report, Failure> {
     let state = open_state(config).await?;
-    let overview = state.overview().await?;
-    let jobs = state.unfinished_jobs().await?;
+    // The slot first: what a leader confirms is never ahead of the checkpoint at that moment.
     let (slot, source_error) = match read_slot(config).await {
         Ok(slot) => (slot, None),
         Err(error) => (None, Some(format!("{error:#}"))),
     };
+    let overview = state.overview().await?;
+    let jobs = state.unfinished_jobs().await?;
     Ok(report(config, overview, jobs, slot, source_error))
 }
 
@@ -125,6 +129,9 @@ fn report(
 ) -> Report {
     let active = slot.as_ref().is_some_and(|slot| slot.active_pid.is_some());
     let halted_at = overview.halted_at_us.map(rfc3339);
+    let state = slot.as_ref().map(Slot::state);
+    let checked = halt::check_slot(&config.source.slot, state.as_ref(), overview.frontier);
+    let slot_problem = checked.err().filter(|_| source_error.is_none());
     Report {
         pipeline: config.source.slot.clone(),
         leader: Leader {
@@ -145,6 +152,7 @@ fn report(
             safe_bytes: slot.safe_bytes,
         }),
         source_error,
+        slot_problem: slot_problem.map(|halt| halt.to_string()),
         settled_rows: overview.settled_rows,
         dead_letters: overview.dead_letters.into_iter().collect(),
         gaps: overview.gaps,
@@ -159,6 +167,7 @@ impl Report {
         let mut lines =
             vec![("pipeline", self.pipeline.clone()), ("leader", self.leader.to_text())];
         lines.push(("slot", self.slot_text()));
+        lines.extend(self.slot_problem.iter().map(|problem| ("SLOT PROBLEM", problem.clone())));
         let lag = self.checkpoint.lag_bytes.map(|b| format!(", {} behind the WAL", bytes(b)));
         lines.push((
             "checkpoint",
@@ -209,9 +218,7 @@ impl Report {
         if let Some(error) = &self.source_error {
             return format!("unknown, the source did not answer: {error}");
         }
-        let Some(slot) = &self.slot else {
-            return "does not exist; `walhook setup` creates it".to_owned();
-        };
+        let Some(slot) = &self.slot else { return "does not exist".to_owned() };
         let status = match slot.wal_status {
             WalStatus::Reserved => "reserved",
             WalStatus::Extended => "extended",
@@ -280,7 +287,9 @@ mod tests {
         let fixture = Fixture::start().await;
         let config = fixture.config();
         let report = gather(&config).await.unwrap();
-        assert!(report.to_text().contains("does not exist"), "{}", report.to_text());
+        let text = report.to_text();
+        assert!(text.contains("slot          does not exist\n"), "{text}");
+        assert!(text.contains("`walhook recover --accept-gap`"), "{text}");
 
         let slot = "SELECT pg_create_logical_replication_slot('p', 'pgoutput')";
         fixture.admin.query_one(slot, &[]).await.unwrap();
@@ -301,6 +310,7 @@ mod tests {
             "none runs (last: host:1, epoch 1",
             "not active, reserved, retains",
             "no limit",
+            "SLOT PROBLEM  replication slot \"p\" begins at ",
             "0/200, written 2",
             "behind the WAL",
             "exhausted 1",
@@ -333,6 +343,7 @@ mod tests {
         let report = gather(&config).await.unwrap();
         let text = report.to_text();
         assert!(text.contains("did not answer") && text.contains("0/100"), "{text}");
+        assert!(!text.contains("SLOT PROBLEM"), "{text}");
         assert!(!text.contains("hush"), "{text}");
         config.state.url = None;
         assert!(matches!(gather(&config).await, Err(Failure::Failed(_))));

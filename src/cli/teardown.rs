@@ -1,15 +1,14 @@
 //! `walhook teardown`: drops what `walhook setup` made for this pipeline.
 
-use std::io::{IsTerminal, Write};
-
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::check::session;
+use super::confirm::confirm;
 use super::setup::{existing_tables, state_tables};
-use super::{CommandResult, Common, Failure, print_json, print_line, secret};
+use super::{CommandResult, Common, print_json, print_line, secret};
 use crate::config::Config;
 use crate::engine::endpoint::Secret;
 use crate::io::ident::quote_ident;
@@ -45,7 +44,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     let source = open(&config, args.admin_url.as_ref()).await?;
     refuse_while_active(&config, &source).await?;
     if !args.yes {
-        confirm(&config)?;
+        confirm("teardown", &plan(&config), &config.source.slot)?;
     }
     let dropped = tear_down(&config, &source).await?;
     if common.json {
@@ -70,7 +69,8 @@ async fn open(config: &Config, admin: Option<&Secret>) -> Result<Connection> {
     Connection::open(url, NAME).await.context("--admin-url")
 }
 
-async fn refuse_while_active(config: &Config, source: &Client) -> Result<()> {
+/// Refuses while the slot is active, and names the session.
+pub(super) async fn refuse_while_active(config: &Config, source: &Client) -> Result<()> {
     let slot = slot::read(source, &config.source.slot).await?;
     let Some(pid) = slot.and_then(|slot| slot.active_pid) else { return Ok(()) };
     anyhow::bail!(
@@ -80,24 +80,13 @@ async fn refuse_while_active(config: &Config, source: &Client) -> Result<()> {
     )
 }
 
-fn confirm(config: &Config) -> CommandResult {
+fn plan(config: &Config) -> String {
     let slot = &config.source.slot;
-    if !std::io::stdin().is_terminal() {
-        let error = anyhow::anyhow!("teardown asks, but there is no terminal; add --yes");
-        return Err(Failure::Usage(error));
-    }
-    eprint!(
+    format!(
         "This drops the slot {slot}, the publication {} and all of {slot}'s state in the schema {}: \
-         what is not yet delivered is forgotten.\nType the slot's name to go on: ",
+         what is not yet delivered is forgotten.",
         config.source.publication, config.state.schema
-    );
-    std::io::stderr().flush().map_err(anyhow::Error::from)?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).map_err(anyhow::Error::from)?;
-    if answer.trim() == slot {
-        return Ok(());
-    }
-    Err(anyhow::anyhow!("not confirmed; nothing was dropped").into())
+    )
 }
 
 /// The slot first: until it is gone it pins WAL, whatever happens to the rest.
@@ -235,24 +224,11 @@ mod tests {
         let config = fixture.config("");
         setup::quietly(&config).await.unwrap();
         let source = fixture.connect().await;
-        let mut reader = tokio::process::Command::new(fixture.cluster.bin().join("pg_recvlogical"))
-            .args(["--start", "-S", "walhook", "-f", "/dev/null", "-d"])
-            .arg(fixture.cluster.url("app"))
-            .args(["-o", "proto_version=1", "-o", "publication_names=walhook"])
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
-        loop {
-            let slot = slot::read(&source, "walhook").await.unwrap().unwrap();
-            if let Some(pid) = slot.active_pid {
-                let error = refuse_while_active(&config, &source).await.unwrap_err().to_string();
-                assert!(error.contains(&format!("pid {pid} (postgres, pg_recvlogical")), "{error}");
-                break;
-            }
-            assert!(tokio::time::Instant::now() < deadline, "the reader never came");
-            tokio::task::yield_now().await;
-        }
+        let mut reader = fixture.read_slot().await;
+        let slot = slot::read(&source, "walhook").await.unwrap().unwrap();
+        let pid = slot.active_pid.unwrap();
+        let error = refuse_while_active(&config, &source).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("pid {pid} (postgres, pg_recvlogical")), "{error}");
         reader.kill().await.unwrap();
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use super::{Config, Delivery, EventRule};
+use crate::engine::catalog::TableName;
 use crate::engine::endpoint::Secret;
-use crate::io::ident::TableName;
 
 /// A slot's name may have 63 bytes; `_anchor` and the like must fit behind it.
 const MAX_SLOT_NAME: usize = 63 - "_anchor".len();

@@ -27,6 +27,8 @@ use super::event::Item;
 use super::pgoutput::Relation;
 use crate::config::{Bigint, Config, Endpoints, EventRule, Payload, RuleOperation};
 
+pub use compile::subject;
+
 /// What the configuration says about making events.
 #[derive(Debug, Clone, Copy)]
 pub struct RuleSettings<'a> {

@@ -111,3 +111,12 @@ pub async fn read(client: &Client, slot: &str) -> Result<Option<Slot>, tokio_pos
         wal_end: row.try_get::<_, Option<PgLsn>>(8)?.map(lsn).unwrap_or_default(),
     }))
 }
+
+/// The end of a primary's WAL.
+///
+/// # Errors
+/// The server's; on a standby always.
+pub async fn wal_end(client: &Client) -> Result<Lsn, tokio_postgres::Error> {
+    let row = client.query_one("SELECT pg_current_wal_insert_lsn()", &[]).await?;
+    Ok(Lsn(row.try_get::<_, PgLsn>(0)?.into()))
+}

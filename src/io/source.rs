@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use tokio_postgres::config::Host;
 use tokio_postgres::{Client, Config};
 
-use super::ident::TableName;
+use crate::engine::catalog::TableName;
 use crate::engine::halt::SourceIdentity;
 
 /// The oldest server that walhook works with.

@@ -6,11 +6,15 @@ use tokio_postgres::Client;
 use super::{Report, one};
 use crate::cli::setup::{existing_tables, looked_up, state_tables};
 use crate::config::Config;
-use crate::engine::halt::SourceIdentity;
-use crate::io::ident::quote_ident;
-use crate::io::slot::{self, WalStatus};
+use crate::engine::halt::{self, Halt, SourceIdentity};
+use crate::engine::lsn::Lsn;
+use crate::io::ident::{quote_ident, quote_name};
+use crate::io::slot::{Slot, WalStatus};
 use crate::io::source;
 use crate::io::sql;
+
+/// The `application_name` of our replication connection.
+const REPLICATION_NAME: &str = "walhook";
 
 pub(super) async fn check(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
     let in_recovery: bool = one(client, "SELECT pg_is_in_recovery()").await?;
@@ -19,7 +23,6 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
         return Ok(());
     }
     settings(client, report).await?;
-    slot(config, client, report).await?;
     privileges(config, client, report).await
 }
 
@@ -50,12 +53,44 @@ async fn settings(client: &Client, report: &mut Report) -> Result<()> {
     } else {
         report.pass("wal_sender_timeout", timeout);
     }
+    let names: String = one(client, "SELECT current_setting('synchronous_standby_names')").await?;
+    if may_be_synchronous(&names) {
+        report.fail(
+            "synchronous_standby_names",
+            format!(
+                "{names}: takes walhook for a standby, so that commits, its own too, wait until it \
+                 has delivered, and for ever while it is stopped"
+            ),
+            "name the standbys that commits are to wait for, without * and walhook",
+        );
+    } else {
+        report.pass("synchronous_standby_names", "commits do not wait for walhook");
+    }
     Ok(())
 }
 
-async fn slot(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
+/// Whether `synchronous_standby_names` takes our sender for a standby. PostgreSQL makes no difference
+/// between physical and logical ones: all that counts is `application_name`, in any letter case.
+///
+/// Shape: names with commas between them, or `FIRST n (names)`, `ANY n (names)`, `n (names)`.
+fn may_be_synchronous(setting: &str) -> bool {
+    let names = setting.split_once('(').map_or(setting, |(_, names)| names);
+    let mut names = names.trim_end().trim_end_matches(')').split(',');
+    names.any(|name| {
+        let name = name.trim().trim_matches('"');
+        name == "*" || name.eq_ignore_ascii_case(REPLICATION_NAME)
+    })
+}
+
+/// The slot, seen before the checkpoint `frontier` was.
+pub(super) async fn slot(
+    config: &Config,
+    client: &Client,
+    slot: Option<Slot>,
+    frontier: Option<Lsn>,
+    report: &mut Report,
+) -> Result<()> {
     let name = &config.source.slot;
-    let slot = slot::read(client, name).await?;
     let free = "SELECT current_setting($1)::bigint - count(*) FROM ";
     if slot.is_none() {
         let sql = format!("{free} pg_replication_slots");
@@ -78,28 +113,27 @@ async fn slot(config: &Config, client: &Client, report: &mut Report) -> Result<(
             _ => report.fail("max_wal_senders", "none left", "raise it and restart the server"),
         }
     }
-    let Some(slot) = slot else {
-        report.fail("slot", format!("{name} does not exist"), "run `walhook setup`");
-        return Ok(());
-    };
-    let database: String = one(client, "SELECT current_database()::text").await?;
-    if slot.is_lost() {
-        report.fail(
-            "slot",
-            format!(
-                "{name} is lost: the server removed WAL that it needed, so changes are missing"
-            ),
-            "if you accept that, run `walhook teardown` and `walhook setup`",
-        );
-    } else if slot.plugin.as_deref() != Some("pgoutput")
-        || slot.database.as_ref() != Some(&database)
-    {
-        report.fail(
-            "slot",
-            format!("{name} is not a pgoutput slot of the database {database}"),
-            "name another in source.slot",
-        );
-    } else if slot.wal_status == WalStatus::Unreserved {
+    let state = slot.as_ref().map(Slot::state);
+    let begins = state.as_ref().and_then(|state| state.confirmed_flush);
+    let checked = halt::check_slot(name, state.as_ref(), frontier.or(begins).unwrap_or_default());
+    match (checked, frontier) {
+        (Err(Halt::SlotMissing { .. }), None) => {
+            report.fail("slot", format!("{name} does not exist"), "run `walhook setup`");
+            return Ok(());
+        }
+        (Err(Halt::SlotLost { .. }), None) => {
+            let finding = format!("{name} is lost, and no checkpoint rests on it");
+            report.fail("slot", finding, "run `walhook teardown`, then `walhook setup`");
+            return Ok(());
+        }
+        (Err(halt), _) => {
+            report.halt("slot", &halt);
+            return Ok(());
+        }
+        (Ok(()), _) => {}
+    }
+    let Some(slot) = slot else { return Ok(()) };
+    if slot.wal_status == WalStatus::Unreserved {
         report.warn(
             "slot",
             format!("{name} retains more WAL than max_slot_wal_keep_size and will soon be lost"),
@@ -159,10 +193,10 @@ async fn privileges(config: &Config, client: &Client, report: &mut Report) -> Re
                 report.pass("privileges", format!("{role} may read {table}"));
                 continue;
             }
-            (true, false) => format!("GRANT SELECT ON {} TO {quoted}", table.quoted()),
+            (true, false) => format!("GRANT SELECT ON {} TO {quoted}", quote_name(&table)),
             (false, _) => format!(
                 "GRANT USAGE ON SCHEMA {schema} TO {quoted}; GRANT SELECT ON {} TO {quoted}",
-                table.quoted()
+                quote_name(&table)
             ),
         };
         report.fail("privileges", format!("{role} may not read {table}"), mend);
@@ -171,14 +205,19 @@ async fn privileges(config: &Config, client: &Client, report: &mut Report) -> Re
 }
 
 /// Whether the state is there, ours to write, and of this source. `client` is the state database's.
-pub(super) async fn state(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
+/// Returns the checkpoint, where there is one of this source.
+pub(super) async fn state(
+    config: &Config,
+    client: &Client,
+    report: &mut Report,
+) -> Result<Option<Lsn>> {
     let schema = &config.state.schema;
     let tables = state_tables();
     let found = existing_tables(client, schema, &tables).await?;
     if found < tables.len() {
         let finding = format!("the schema {schema} has {found} of {} tables", tables.len());
         report.fail("state", finding, "run `walhook setup`");
-        return Ok(());
+        return Ok(None);
     }
     let role: String = one(client, "SELECT current_user::text").await?;
     let sql = "SELECT has_schema_privilege($1, 'USAGE') AND coalesce(bool_and(
@@ -190,14 +229,13 @@ pub(super) async fn state(config: &Config, client: &Client, report: &mut Report)
     if !client.query_one(sql, &[schema, &tables]).await?.try_get::<_, bool>(0)? {
         let finding = format!("{role} may not use the schema {schema}");
         report.fail("state", finding, "run `walhook setup --admin-url`, which grants it");
-        return Ok(());
+        return Ok(None);
     }
     report.pass("state", format!("the schema {schema} is there and {role} may use it"));
-    checkpoint(config, client, report).await?;
-    Ok(())
+    checkpoint(config, client, report).await
 }
 
-async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
+async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Result<Option<Lsn>> {
     let schema = quote_ident(&config.state.schema);
     let sql = format!(
         "SELECT m.system_identifier::text, m.timeline, m.host, m.database,
@@ -207,7 +245,7 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
     );
     let Some(row) = client.query_opt(&sql, &[&config.source.slot]).await? else {
         report.fail("checkpoint", "there is none", "run `walhook setup`");
-        return Ok(());
+        return Ok(None);
     };
     let stored = SourceIdentity {
         system_identifier: row.try_get::<_, &str>(0)?.parse()?,
@@ -217,14 +255,11 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
     };
     let source = sql::Connection::open(&config.source.url, super::NAME).await?;
     let identity = source::identity(&source, &sql::session(&config.source.url)?).await?;
-    if stored != identity {
-        report.fail(
-            "state",
-            format!("belongs to another source than source.url leads to: {stored}; here is {identity}"),
-            "a copy must not send to the original's customers: `walhook teardown`, then `walhook setup`",
-        );
+    let same = halt::check_source(&identity, &stored);
+    if let Err(halt) = &same {
+        report.halt("state", halt);
     }
-    let frontier: &str = row.try_get(4)?;
+    let frontier: Lsn = row.try_get::<_, &str>(4)?.parse()?;
     match row.try_get::<_, Option<&str>>(5)? {
         Some(reason) => {
             report.fail(
@@ -235,5 +270,22 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
         }
         None => report.pass("checkpoint", format!("at {frontier}")),
     }
-    Ok(())
+    Ok(same.is_ok().then_some(frontier))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn standby_names_take_us_in_whatever_form_the_list_has() {
+        for names in
+            ["*", "walhook", "a, WALHOOK", "2 (a,\"walhook\" , b)", "ANY 1 (a, *)", "\"*\""]
+        {
+            assert!(may_be_synchronous(names), "{names}");
+        }
+        for names in ["", "a", "walhook2, a", "FIRST 1 (a, b)", "ANY 2 (my_walhook, b)"] {
+            assert!(!may_be_synchronous(names), "{names}");
+        }
+    }
 }

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use tokio_postgres::Client;
 
-use super::Report;
+use super::{Report, Verdict};
 use crate::cli::setup::{looked_up, published};
-use crate::config::{Config, EventRule, RuleOperation};
-use crate::io::ident::TableName;
+use crate::config::{Config, RuleOperation};
+use crate::engine::catalog::TableName;
+use crate::engine::rule::{self, RuleError, RuleSettings, Rules};
+use crate::io::catalog;
 use crate::io::source::{self, Publication, Table};
 
 type Tables = BTreeMap<TableName, Table>;
@@ -38,7 +40,7 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
         }
     }
     endpoint_columns(config, &tables, report)?;
-    rules(config, &tables, report)
+    rules(config, client, report).await
 }
 
 fn check_publication(
@@ -195,39 +197,24 @@ fn columns(
     }
 }
 
-fn rules(config: &Config, tables: &Tables, report: &mut Report) -> Result<()> {
+/// What `run` would say of the rules.
+async fn rules(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
     if config.events.is_empty() {
         let mend = "add [[events]]; `walhook config show --example` has one";
         report.fail("rules", "there is none, so nothing would ever be sent", mend);
     }
-    for rule in &config.events {
-        let name: TableName = rule.table.parse()?;
-        let what = format!("rule {}", rule.event_type);
-        match tables.get(&name) {
-            Some(table) => rule_columns(&what, rule, &name, table, report),
-            None => report.fail(&what, format!("{name} does not exist"), "correct its table"),
+    let settings = RuleSettings::of(config);
+    let catalog = catalog::load(client, settings.tables()).await?;
+    // The number only goes into the ids of events.
+    let errors = Rules::compile(settings, &catalog, 0).err().unwrap_or_default();
+    for (index, rule) in config.events.iter().enumerate() {
+        let subject = rule::subject(index, rule);
+        if errors.iter().all(|error| error.subject != subject) {
+            report.pass(&subject, format!("fits {}", rule.table));
         }
     }
+    for RuleError { subject, message } in errors {
+        report.add(Verdict::Fail, &subject, message, None);
+    }
     Ok(())
-}
-
-fn rule_columns(
-    what: &str,
-    rule: &EventRule,
-    name: &TableName,
-    table: &Table,
-    report: &mut Report,
-) {
-    let named = rule.columns.iter().filter(|column| *column != "*");
-    let missing: Vec<&String> = std::iter::once(&rule.account)
-        .chain(named)
-        .chain(rule.rename.keys())
-        .filter(|column| table.column(column).is_none())
-        .collect();
-    for column in &missing {
-        report.fail(what, format!("{name} has no column {column}"), "correct the rule");
-    }
-    if missing.is_empty() {
-        report.pass(what, format!("{name} has the columns that it names"));
-    }
 }

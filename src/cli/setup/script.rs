@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::config::Config;
-use crate::io::ident::{ParseTableNameError, TableName, quote_ident, quote_literal};
+use crate::engine::catalog::{TableName, TableNameError};
+use crate::io::ident::{quote_ident, quote_literal, quote_name};
 use crate::io::source::hosts;
 
 /// The version of the state schema that this version of walhook writes.
@@ -25,13 +26,13 @@ pub(crate) fn state_tables() -> Vec<&'static str> {
 }
 
 /// The tables to publish: those of the rules and those whose changes invalidate routes.
-pub(crate) fn published(config: &Config) -> Result<BTreeSet<TableName>, ParseTableNameError> {
+pub(crate) fn published(config: &Config) -> Result<BTreeSet<TableName>, TableNameError> {
     let rules = config.events.iter().map(|rule| rule.table.as_str());
     rules.chain(config.endpoints.watched().iter().map(String::as_str)).map(str::parse).collect()
 }
 
 /// The tables that are looked up by SQL.
-pub(crate) fn looked_up(config: &Config) -> Result<BTreeSet<TableName>, ParseTableNameError> {
+pub(crate) fn looked_up(config: &Config) -> Result<BTreeSet<TableName>, TableNameError> {
     let accounts = config.accounts.as_ref().map(|accounts| accounts.table.as_str());
     [Some(config.endpoints.table.as_str()), accounts]
         .into_iter()
@@ -41,7 +42,7 @@ pub(crate) fn looked_up(config: &Config) -> Result<BTreeSet<TableName>, ParseTab
 }
 
 fn list<'a>(tables: impl IntoIterator<Item = &'a TableName>) -> String {
-    tables.into_iter().map(TableName::quoted).collect::<Vec<_>>().join(", ")
+    tables.into_iter().map(quote_name).collect::<Vec<_>>().join(", ")
 }
 
 /// Changes of partitions are published as the root's, so that a rule may name the root and a new
@@ -69,7 +70,7 @@ pub(super) fn source_grants(role: &str, looked_up: &BTreeSet<TableName>) -> Vec<
         .into_iter()
         .map(|schema| format!("GRANT USAGE ON SCHEMA {} TO {role}", quote_ident(schema)));
     let select =
-        looked_up.iter().map(|table| format!("GRANT SELECT ON {} TO {role}", table.quoted()));
+        looked_up.iter().map(|table| format!("GRANT SELECT ON {} TO {role}", quote_name(table)));
     usage.chain(select).collect()
 }
 
@@ -88,7 +89,7 @@ pub(super) fn whole(
     config: &Config,
     role: &str,
     source: &tokio_postgres::Config,
-) -> Result<String, ParseTableNameError> {
+) -> Result<String, TableNameError> {
     let published = published(config)?;
     let slot = quote_literal(&config.source.slot);
     let role_name = quote_ident(role);

@@ -104,12 +104,14 @@ async fn setup_halts_rather_than_losing_changes_or_sending_to_anothers_customers
     fixture.run("UPDATE walhook.meta SET host = 'production'").await;
     let failure = steps(&config, None, SOON).await.unwrap_err();
     assert_eq!(failure.exit_code(), 3);
-    assert!(failure.to_string().contains("host production"), "{failure}");
+    assert!(failure.to_string().contains("it was production"), "{failure}");
+    assert!(failure.to_string().contains("walhook recover --adopt-cluster"), "{failure}");
+    fixture.run("UPDATE walhook.meta SET host = '127.0.0.1'").await;
 
     fixture.run("SELECT pg_drop_replication_slot('walhook')").await;
     let failure = steps(&config, None, SOON).await.unwrap_err();
     assert_eq!(failure.exit_code(), 3);
-    assert!(failure.to_string().contains("the slot walhook is gone"), "{failure}");
+    assert!(failure.to_string().contains("walhook recover --accept-gap"), "{failure}");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::fmt;
 
 use super::{Columns, Rule, RuleError, RuleSettings, Watch};
 use crate::config::{EventRule, RuleOperation};
-use crate::engine::catalog::{Catalog, Table};
+use crate::engine::catalog::{Catalog, Table, TableName};
 use crate::engine::condition::{Condition, Side};
 
 /// Long enough for any name, short enough for metrics and keys.
@@ -22,8 +22,7 @@ pub(super) fn compile(
     let mut errors = Vec::new();
     let mut rules = Vec::new();
     for (index, rule) in settings.events.iter().enumerate() {
-        let subject = format!("rule {} ({})", index + 1, rule.event_type);
-        let mut check = Check { subject, errors: &mut errors };
+        let mut check = Check { subject: subject(index, rule), errors: &mut errors };
         rules.extend(check.rule(rule, catalog));
     }
     let mut check = Check { subject: "endpoints".to_owned(), errors: &mut errors };
@@ -31,6 +30,12 @@ pub(super) fn compile(
         Some(watch) if errors.is_empty() => Ok((rules, watch)),
         Some(_) | None => Err(errors),
     }
+}
+
+/// How messages name the rule that stands at `index`, counted from 0: `rule 2 (subscriber.updated)`.
+#[must_use]
+pub fn subject(index: usize, rule: &EventRule) -> String {
+    format!("rule {} ({})", index + 1, rule.event_type)
 }
 
 struct Check<'a> {
@@ -44,7 +49,7 @@ impl Check<'_> {
     }
 
     fn table<'c>(&mut self, name: &str, catalog: &'c Catalog) -> Option<&'c Table> {
-        if let Err(error) = name.parse::<crate::engine::catalog::TableName>() {
+        if let Err(error) = name.parse::<TableName>() {
             self.fail(error.to_string());
             return None;
         }

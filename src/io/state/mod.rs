@@ -14,6 +14,7 @@ mod dead_letters;
 mod inspect;
 mod jobs;
 mod persist;
+mod recover;
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -89,6 +90,16 @@ pub enum StateError {
         /// The frontier that was to replace it.
         asked: Lsn,
     },
+    /// The checkpoint is not where it was when we looked. Nothing was written.
+    #[error(
+        "the checkpoint moved from {from} to {to} meanwhile: an instance is running; stop it first"
+    )]
+    CheckpointMoved {
+        /// Where it was.
+        from: Lsn,
+        /// Where it is.
+        to: Lsn,
+    },
     /// A stored value is none that this program writes.
     #[error("{what} in the state tables cannot be read: {detail}")]
     Unreadable {
@@ -114,6 +125,7 @@ impl StateError {
             | Self::NotSetUp { .. }
             | Self::SchemaTooNew { .. }
             | Self::FrontierDecreases { .. }
+            | Self::CheckpointMoved { .. }
             | Self::Unreadable { .. } => false,
             Self::Connection(error) => error.downcast_ref().is_some_and(is_transient),
             Self::Sql(error) => is_transient(error),

@@ -1,0 +1,24 @@
+//! Asking before what cannot be undone.
+
+use std::io::{IsTerminal, Write};
+
+use super::{CommandResult, Failure};
+
+/// Says on standard error what `command` is about to do, and asks for the slot's name.
+///
+/// # Errors
+/// When there is no terminal to ask on, or the answer is another.
+pub(super) fn confirm(command: &str, plan: &str, slot: &str) -> CommandResult {
+    if !std::io::stdin().is_terminal() {
+        let error = anyhow::anyhow!("{command} asks, but there is no terminal; add --yes");
+        return Err(Failure::Usage(error));
+    }
+    eprint!("{plan}\nType the slot's name, {slot}, to go on: ");
+    std::io::stderr().flush().map_err(anyhow::Error::from)?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).map_err(anyhow::Error::from)?;
+    if answer.trim() == slot {
+        return Ok(());
+    }
+    Err(anyhow::anyhow!("not confirmed; nothing was changed").into())
+}

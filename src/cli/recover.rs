@@ -1,0 +1,305 @@
+//! `walhook recover`: the way out of a halt.
+//!
+//! A halt says that changes cannot be read any more, or that another database answers. Only the
+//! operator can know that this is acceptable; what is given up is shown first and recorded.
+//!
+//! The slot comes before the state: interrupted between the two, the new slot begins after the
+//! checkpoint, which is again a halt that this command resolves.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::json;
+use tokio_postgres::Client;
+
+use super::confirm::confirm;
+use super::setup::create_slot_within;
+use super::status::{bytes, open_state};
+use super::teardown::refuse_while_active;
+use super::{CommandResult, Common, Failure, print_json, print_line};
+use crate::config::Config;
+use crate::engine::halt::{self, Halt, SourceIdentity};
+use crate::engine::lsn::Lsn;
+use crate::io::slot::{self, Slot};
+use crate::io::source;
+use crate::io::sql::{self, Connection};
+use crate::io::state::StateStore;
+
+const NAME: &str = "walhook recover";
+
+/// What the command takes.
+#[derive(Debug, clap::Args)]
+#[command(
+    group = clap::ArgGroup::new("halt").required(true).args(["accept_gap", "adopt_cluster"]),
+    after_help = "\
+Shows what it is about to give up, and asks. Refuses while an instance runs. What it gave up stands
+in `walhook status`; dead letters stay.
+
+Examples:
+  walhook recover --accept-gap            the slot is gone or lost, or begins after the checkpoint
+  walhook recover --adopt-cluster --yes   another server was promoted, and is the right one"
+)]
+pub struct Args {
+    /// Give up the changes that cannot be read any more; make a new slot where it is gone or lost
+    #[arg(long)]
+    accept_gap: bool,
+    /// Go on at the database that answers now, which is another than the one that was set up
+    #[arg(long)]
+    adopt_cluster: bool,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// How long to try to create a slot, which waits for the transactions open at that moment
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
+    wait: Duration,
+}
+
+/// Recovers, after asking. With nothing to recover it says so and succeeds.
+///
+/// # Errors
+/// [`Failure::Halted`] when the halt is not of the kind that was named; else when it is not
+/// confirmed, the slot is in use or the publication is missing, or when a step fails.
+pub async fn run(args: Args, common: &Common) -> CommandResult {
+    let config = common.load()?;
+    let mut sessions = Sessions::open(&config).await?;
+    let plan = match find(&config, &sessions, args.adopt_cluster).await? {
+        Found::Nothing(why) if common.json => {
+            return print_json(&json!({ "recovered": null, "detail": why }));
+        }
+        Found::Nothing(why) => return print_line(&format!("nothing to recover: {why}")),
+        Found::Something(plan) => plan,
+    };
+    let text = plan.to_text(&config, &sessions);
+    if !args.yes {
+        confirm("recover", &text, &config.source.slot)?;
+    } else if !common.json {
+        eprintln!("{text}");
+    }
+    let done = recover(&config, &mut sessions, plan, args.wait, common.json).await?;
+    if common.json {
+        return print_json(&json!({ "recovered": done }));
+    }
+    print_line(&format!("recovered  goes on from {}; start `walhook run`", done.to))
+}
+
+struct Sessions {
+    source: Connection,
+    state: StateStore,
+    /// Whom source.url leads to.
+    found: SourceIdentity,
+    /// Whom it led to at set-up.
+    stored: SourceIdentity,
+}
+
+impl Sessions {
+    async fn open(config: &Config) -> Result<Self, Failure> {
+        let url = &config.source.url;
+        let source = Connection::open(url, NAME).await.context("source.url")?;
+        refuse_while_active(config, &source).await?;
+        let found = source::identity(&source, &sql::session(url)?).await?;
+        let state = open_state(config).await?;
+        let stored = state.source_identity().await?;
+        Ok(Self { source, state, found, stored })
+    }
+
+    /// Whether positions in the WAL, then and now, are positions in the same WAL.
+    fn same_wal(&self) -> bool {
+        let of = |id: &SourceIdentity| (id.system_identifier, id.timeline);
+        of(&self.found) == of(&self.stored)
+    }
+}
+
+enum Found {
+    /// And why.
+    Nothing(String),
+    Something(Plan),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Plan {
+    /// The checkpoint.
+    from: Lsn,
+    begin: Begin,
+    /// The halt's text.
+    reason: String,
+    /// Whether the stored identity is replaced.
+    adopt: bool,
+    /// Where the WAL ended when we looked.
+    wal_end: Lsn,
+}
+
+/// Where the stream goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    /// At the checkpoint: nothing is missing.
+    Checkpoint,
+    /// Where the slot begins that is there.
+    Slot(Lsn),
+    /// Where a new slot will begin.
+    NewSlot { drop_lost: bool },
+}
+
+/// Finds out what the halt is, and how to resolve it.
+async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found, Failure> {
+    let name = &config.source.slot;
+    // The slot first: what a leader confirms is never ahead of the checkpoint at that moment.
+    let slot = slot::read(&sessions.source, name).await.map_err(anyhow::Error::from)?;
+    let from = sessions.state.frontier().await?;
+    let other_source = halt::check_source(&sessions.found, &sessions.stored).err();
+    let bad_slot = halt::check_slot(name, slot.as_ref().map(Slot::state).as_ref(), from).err();
+    let reason = match (&other_source, &bad_slot, adopt) {
+        (None, None, true) => {
+            let why = format!("this is the database that was set up ({})", sessions.stored);
+            return Ok(Found::Nothing(why));
+        }
+        (None, None, false) => {
+            let why = format!("the slot {name} reaches back to the checkpoint {from}");
+            return Ok(Found::Nothing(why));
+        }
+        // Each names the option that resolves it.
+        (Some(halt), _, false) | (None, Some(halt), true) => return Err(halt.clone().into()),
+        (Some(halt), _, true) | (None, Some(halt), false) => halt.to_string(),
+    };
+    let begin = match bad_slot {
+        Some(Halt::SlotMissing { .. }) => Begin::NewSlot { drop_lost: false },
+        Some(Halt::SlotLost { .. }) => Begin::NewSlot { drop_lost: true },
+        Some(Halt::Gap { to, .. }) => Begin::Slot(to),
+        Some(
+            halt @ (Halt::SlotForeign { .. } | Halt::OtherSource { .. } | Halt::RuleBroken(_)),
+        ) => return Err(halt.into()),
+        None if sessions.same_wal() => Begin::Checkpoint,
+        None => {
+            let begin = slot.and_then(|slot| slot.confirmed_flush);
+            Begin::Slot(begin.with_context(|| {
+                format!("the slot {name} is being created by another session; try again later")
+            })?)
+        }
+    };
+    readable(config, &sessions.source, begin).await?;
+    let wal_end = slot::wal_end(&sessions.source).await.map_err(anyhow::Error::from)?;
+    Ok(Found::Something(Plan { from, begin, reason, adopt, wal_end }))
+}
+
+/// Refuses to go on without the publication: a slot can never be read that is older.
+async fn readable(config: &Config, client: &Client, begin: Begin) -> Result<()> {
+    let name = &config.source.publication;
+    if source::publication(client, name).await?.is_some() {
+        return Ok(());
+    }
+    let slot = &config.source.slot;
+    let drop = match begin {
+        Begin::NewSlot { .. } => String::new(),
+        Begin::Checkpoint | Begin::Slot(_) => {
+            format!("drop the slot {slot}, which is older and could not be read, then ")
+        }
+    };
+    anyhow::bail!(
+        "the publication {name} does not exist: {drop}create it with the statement that \
+         `walhook setup --print-sql` shows, and recover again"
+    )
+}
+
+impl Plan {
+    fn to_text(&self, config: &Config, sessions: &Sessions) -> String {
+        let mut lines = vec![];
+        if self.adopt {
+            lines.push(format!("It was set up for  {}", sessions.stored));
+            lines.push(format!("It is to adopt     {}", sessions.found));
+            lines.push(
+                "If that is a copy, do not go on: walhook would send to your customers.".to_owned(),
+            );
+        }
+        let slot = &config.source.slot;
+        let from = self.from;
+        let to = match self.begin {
+            Begin::Checkpoint => {
+                lines.push(format!(
+                    "Nothing is given up: the slot {slot} reaches back to the checkpoint {from}."
+                ));
+                return lines.join("\n");
+            }
+            Begin::Slot(to) => to.to_string(),
+            Begin::NewSlot { .. } => format!("the present, {} or later", self.wal_end),
+        };
+        lines.push(if sessions.same_wal() {
+            let end = if let Begin::Slot(to) = self.begin { to } else { self.wal_end };
+            let size = end.bytes_since(from);
+            format!(
+                "This gives up every change from the checkpoint {from} to {to}: {size} bytes of WAL \
+                 ({}).",
+                bytes(size)
+            )
+        } else {
+            format!(
+                "This gives up every change that was not delivered at the checkpoint {from} of the \
+                 other WAL, and goes on in this one at {to}. The two positions do not compare."
+            )
+        });
+        match self.begin {
+            Begin::NewSlot { drop_lost: true } => {
+                lines.push(format!("It drops the lost slot {slot} and creates it anew."));
+            }
+            Begin::NewSlot { drop_lost: false } => {
+                lines.push(format!("It creates the slot {slot}."))
+            }
+            Begin::Checkpoint | Begin::Slot(_) => {}
+        }
+        lines.push("The gap is recorded; dead letters stay.".to_owned());
+        lines.join("\n")
+    }
+}
+
+/// What was done.
+#[derive(Debug, Serialize)]
+struct Recovered {
+    /// The old checkpoint.
+    from: String,
+    /// The new one.
+    to: String,
+    /// The WAL between the two; null where they are positions in two.
+    bytes: Option<u64>,
+    reason: String,
+    /// The lease's epoch now.
+    epoch: i64,
+}
+
+async fn recover(
+    config: &Config,
+    sessions: &mut Sessions,
+    plan: Plan,
+    wait: Duration,
+    quiet: bool,
+) -> Result<Recovered, Failure> {
+    let name = &config.source.slot;
+    let same_wal = sessions.same_wal();
+    let Sessions { source, state, found, .. } = sessions;
+    let Plan { from, begin, reason, adopt, .. } = plan;
+    let to = match begin {
+        Begin::Checkpoint => from,
+        Begin::Slot(to) => to,
+        Begin::NewSlot { drop_lost } => {
+            if drop_lost {
+                let drop = source.execute("SELECT pg_drop_replication_slot($1)", &[name]).await;
+                drop.with_context(|| format!("cannot drop the slot {name}"))?;
+            }
+            create_slot_within(source, name, wait, quiet).await?
+        }
+    };
+    let epoch = match begin {
+        Begin::Checkpoint => state.adopt(from, found).await?,
+        Begin::Slot(_) | Begin::NewSlot { .. } => {
+            state.accept_gap(from, to, &reason, adopt.then_some(found)).await?
+        }
+    };
+    Ok(Recovered {
+        from: from.to_string(),
+        to: to.to_string(),
+        bytes: same_wal.then(|| to.bytes_since(from)),
+        reason,
+        epoch,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,81 @@
+//! Creating the slot, which waits for every transaction that is open at that moment.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::time::{Instant, sleep};
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use crate::engine::lsn::Lsn;
+
+/// Between two tries to create the slot, for the sessions that queue behind us.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Creates the slot, and returns the position where it begins. Unless `quiet`, says on standard error
+/// for whom it waits.
+///
+/// Tries for one second at a time: a wait without end would leave an active slot that cannot be
+/// dropped, and pins WAL, should we be killed meanwhile.
+///
+/// # Errors
+/// When the transactions that were open outlast `wait`, which names their sessions, or the server
+/// refuses. There is no slot then.
+pub(crate) async fn create_slot_within(
+    client: &Client,
+    name: &str,
+    wait: Duration,
+    quiet: bool,
+) -> Result<Lsn> {
+    client.batch_execute("SET lock_timeout = '1s'").await?;
+    let deadline = Instant::now() + wait;
+    let mut shown = String::new();
+    loop {
+        let sql = "SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')";
+        let error = match client.query_one(sql, &[&name]).await {
+            Ok(row) => return Ok(row.try_get::<_, &str>(0)?.parse()?),
+            Err(error) => error,
+        };
+        if error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) {
+            let help = "see `walhook check` for privileges and free slots";
+            return Err(error).with_context(|| format!("cannot create the slot {name}; {help}"));
+        }
+        let blockers = blockers(client).await?;
+        if Instant::now() >= deadline {
+            bail!(
+                "the slot {name} waits for open transactions of {blockers}; end them, or try longer \
+                 with --wait 10m"
+            );
+        }
+        if !quiet && blockers != shown {
+            eprintln!("waiting  slot {name}: for open transactions of {blockers}");
+            shown = blockers;
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Who holds the transactions that a new slot waits for: all with a transaction id, in any database.
+async fn blockers(client: &Client) -> Result<String> {
+    let rows = client
+        .query(
+            "SELECT DISTINCT
+                    CASE WHEN l.pid IS NULL THEN 'a prepared transaction'
+                    ELSE format('pid %s (%s, %s, %s)', l.pid, a.usename,
+                                coalesce(nullif(a.application_name, ''), 'no application name'),
+                                coalesce(a.state, 'state unknown')) END
+             FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+             WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted
+               AND l.pid IS DISTINCT FROM pg_backend_pid()
+             ORDER BY 1",
+            &[],
+        )
+        .await?;
+    let names: Vec<String> =
+        rows.iter().map(|row| row.try_get(0)).collect::<std::result::Result<_, _>>()?;
+    if names.is_empty() {
+        Ok("sessions that have just ended".to_owned())
+    } else {
+        Ok(names.join(", "))
+    }
+}

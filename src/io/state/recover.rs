@@ -1,0 +1,116 @@
+//! The way out of a halt: what the operator gives up, recorded in the transaction that gives it up.
+
+use tokio_postgres::Transaction;
+use tokio_postgres::types::{PgLsn, Type};
+
+use crate::engine::halt::SourceIdentity;
+use crate::engine::lsn::Lsn;
+
+use super::{Param, Scope, StateError, StateStore, lsn};
+
+/// Who takes the lease here: `walhook status` shows it until the next leader comes.
+const HOLDER: &str = "walhook recover";
+
+impl StateStore {
+    /// Gives up what was committed between `from`, the checkpoint, and `to`: records the gap, moves
+    /// the checkpoint, and forgets the halt and what was settled ahead of the old checkpoint. With
+    /// `adopt` the positions are of that database from now on. Returns the new epoch.
+    ///
+    /// All in one transaction that takes the lease first, so that a leader which is frozen somewhere
+    /// stores nothing afterwards. Dead letters stay. The two positions may be of different clusters
+    /// and are recorded as they are.
+    ///
+    /// # Errors
+    /// [`StateError::CheckpointMoved`] when the checkpoint is not at `from` any more,
+    /// [`StateError::NotSetUp`], [`StateError::Sql`]; nothing was written then.
+    pub async fn accept_gap(
+        &mut self,
+        from: Lsn,
+        to: Lsn,
+        reason: &str,
+        adopt: Option<&SourceIdentity>,
+    ) -> Result<i64, StateError> {
+        let tx = self.connection.transaction().await?;
+        let epoch = take_over(&tx, &self.scope, from).await?;
+        let Scope { s, pipeline, .. } = &self.scope;
+        let (from, to) = (PgLsn::from(from.0), PgLsn::from(to.0));
+        let gap = format!(
+            "INSERT INTO {s}.gaps (pipeline, from_lsn, to_lsn, reason) VALUES ($1, $2, $3, $4)"
+        );
+        let gap_row: [Param<'_>; 4] = [
+            (pipeline, Type::TEXT),
+            (&from, Type::PG_LSN),
+            (&to, Type::PG_LSN),
+            (&reason, Type::TEXT),
+        ];
+        tx.execute_typed(&gap, &gap_row).await?;
+        let go_on = format!(
+            "UPDATE {s}.checkpoint SET frontier = $2, updated_at = now()
+             WHERE pipeline = $1 AND partition = 0"
+        );
+        tx.execute_typed(&go_on, &[(pipeline, Type::TEXT), (&to, Type::PG_LSN)]).await?;
+        let forget = format!("DELETE FROM {s}.settled WHERE pipeline = $1");
+        tx.execute_typed(&forget, &[(pipeline, Type::TEXT)]).await?;
+        if let Some(identity) = adopt {
+            store_identity(&tx, &self.scope, identity).await?;
+        }
+        tx.commit().await?;
+        Ok(epoch)
+    }
+
+    /// Takes note that the source is another one now, whose positions go on from `at`, the
+    /// checkpoint: nothing is given up. Returns the new epoch.
+    ///
+    /// # Errors
+    /// As [`StateStore::accept_gap`].
+    pub async fn adopt(&mut self, at: Lsn, identity: &SourceIdentity) -> Result<i64, StateError> {
+        let tx = self.connection.transaction().await?;
+        let epoch = take_over(&tx, &self.scope, at).await?;
+        store_identity(&tx, &self.scope, identity).await?;
+        tx.commit().await?;
+        Ok(epoch)
+    }
+}
+
+/// Fences every leader, makes sure that the checkpoint is still at `at`, and forgets the halt.
+async fn take_over(tx: &Transaction<'_>, scope: &Scope, at: Lsn) -> Result<i64, StateError> {
+    let Scope { s, pipeline, .. } = scope;
+    let bump = format!(
+        "UPDATE {s}.lease SET epoch = epoch + 1, holder = $2, taken_at = clock_timestamp()
+         WHERE pipeline = $1 AND partition = 0 RETURNING epoch"
+    );
+    let bumped =
+        tx.query_typed_opt(&bump, &[(pipeline, Type::TEXT), (&HOLDER, Type::TEXT)]).await?;
+    let epoch = bumped.ok_or_else(|| scope.not_set_up())?.try_get(0)?;
+    let forget_halt = format!(
+        "UPDATE {s}.checkpoint SET halt_reason = NULL, halted_at = NULL
+         WHERE pipeline = $1 AND partition = 0 RETURNING frontier"
+    );
+    let row = tx.query_typed_opt(&forget_halt, &[(pipeline, Type::TEXT)]).await?;
+    let now = lsn(&row.ok_or_else(|| scope.not_set_up())?, 0)?;
+    if now == at { Ok(epoch) } else { Err(StateError::CheckpointMoved { from: at, to: now }) }
+}
+
+async fn store_identity(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    identity: &SourceIdentity,
+) -> Result<(), StateError> {
+    let Scope { s, pipeline, .. } = scope;
+    let sql = format!(
+        "UPDATE {s}.meta SET system_identifier = $2::numeric, timeline = $3, host = $4, database = $5
+         WHERE pipeline = $1"
+    );
+    let SourceIdentity { system_identifier, timeline, host, database } = identity;
+    // As text: the type is unsigned here and numeric there.
+    let (system_identifier, timeline) = (system_identifier.to_string(), timeline.cast_signed());
+    let row: [Param<'_>; 5] = [
+        (pipeline, Type::TEXT),
+        (&system_identifier, Type::TEXT),
+        (&timeline, Type::INT4),
+        (host, Type::TEXT),
+        (database, Type::TEXT),
+    ];
+    tx.execute_typed(&sql, &row).await?;
+    Ok(())
+}

@@ -7,6 +7,9 @@ use std::time::Duration;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, Method, StatusCode};
 use reqwest::{Client, Request, Response, redirect, retry};
+use rustls::ClientConfig;
+use rustls::pki_types::CertificateDer;
+use rustls_platform_verifier::Verifier;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
@@ -62,6 +65,9 @@ pub enum TransportError {
         /// Its value.
         value: String,
     },
+    /// There is nothing to judge certificates by.
+    #[error("cannot set up TLS; install the system's CA certificates")]
+    Tls(#[source] rustls::Error),
     /// The HTTP client refused.
     #[error("cannot set up the HTTP client")]
     Client(#[source] reqwest::Error),
@@ -87,6 +93,15 @@ impl Transport {
         delivery: &config::Delivery,
         egress: &config::Egress,
     ) -> Result<Self, TransportError> {
+        let tls = tls_config([]).map_err(TransportError::Tls)?;
+        Self::with_tls(delivery, egress, tls)
+    }
+
+    fn with_tls(
+        delivery: &config::Delivery,
+        egress: &config::Egress,
+        tls: ClientConfig,
+    ) -> Result<Self, TransportError> {
         let header = |suffix: &str| {
             let prefix = delivery.header_prefix.to_ascii_lowercase();
             HeaderName::try_from(format!("{prefix}-{suffix}")).map_err(|_| TransportError::Header {
@@ -101,6 +116,7 @@ impl Transport {
             })?;
         let policy = Arc::new(Policy::new(egress));
         let client = Client::builder()
+            .tls_backend_preconfigured(tls)
             .no_proxy()
             // The address that a redirect names was not the customer's choice, and not checked.
             .redirect(redirect::Policy::none())
@@ -267,6 +283,23 @@ impl Transport {
         }
         failure(kind, &detail.join(": "))
     }
+}
+
+/// Judges certificates as the operating system does, and by the given roots too.
+///
+/// Names its provider, so that no process-wide default has to be installed before.
+fn tls_config(
+    roots: impl IntoIterator<Item = CertificateDer<'static>>,
+) -> Result<ClientConfig, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Verifier::new_with_extra_roots(roots, Arc::clone(&provider))?;
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous() // only to the builder: the verifier is the platform's
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
 }
 
 /// rustls' errors come wrapped in an I/O error, whose source they are not.

@@ -302,10 +302,10 @@ fn tls_config(
     Ok(config)
 }
 
-/// rustls' errors come wrapped in an I/O error, whose source they are not.
+/// rustls' errors come wrapped in I/O errors, one or more of them, whose sources they are not.
 fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
     let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    error.is::<rustls::Error>() || wrapped.is_some_and(|inner| inner.is::<rustls::Error>())
+    error.is::<rustls::Error>() || wrapped.is_some_and(|inner| is_tls(inner))
 }
 
 fn failure(kind: FailureKind, detail: &str) -> Failure {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, Method};
 use reqwest::{Client, Request, Response, redirect, retry};
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
@@ -161,34 +161,26 @@ impl Transport {
             .get(RETRY_AFTER)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| parse_retry_after(value, unix_us() / 1_000_000));
-        let excerpt = self.read_body(response, status).await?;
+        let excerpt = self.read_body(response).await;
         Ok(Answer { status: status.as_u16(), retry_after, excerpt })
     }
 
     /// Reads the answer to its end or to the bound, and keeps the beginning of a refusal.
-    async fn read_body(
-        &self,
-        mut response: Response,
-        status: StatusCode,
-    ) -> Result<String, Failure> {
+    ///
+    /// The status has been said; that the connection breaks in mid-sentence does not unsay it.
+    async fn read_body(&self, mut response: Response) -> String {
+        let refused = !response.status().is_success();
         let mut kept = Vec::new();
         let mut read = 0;
         while read <= BODY_MAX {
-            match response.chunk().await {
-                Ok(Some(chunk)) => {
-                    read += chunk.len();
-                    if !status.is_success() {
-                        let room = EXCERPT_MAX.saturating_sub(kept.len());
-                        kept.extend(chunk.iter().take(room));
-                    }
-                }
-                Ok(None) => break,
-                // The endpoint has said yes; how it ends its sentence does not matter.
-                Err(_) if status.is_success() => break,
-                Err(error) => return Err(self.classify(error)),
+            let Ok(Some(chunk)) = response.chunk().await else { break };
+            read += chunk.len();
+            if refused {
+                let room = EXCERPT_MAX.saturating_sub(kept.len());
+                kept.extend(chunk.iter().take(room));
             }
         }
-        Ok(printable(&kept))
+        printable(&String::from_utf8_lossy(&kept), EXCERPT_MAX)
     }
 
     fn request(&self, attempt: &Attempt) -> Result<Request, Failure> {
@@ -309,16 +301,26 @@ fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 fn failure(kind: FailureKind, detail: &str) -> Failure {
-    Failure {
-        kind,
-        detail: printable(detail.as_bytes().get(..DETAIL_MAX).unwrap_or(detail.as_bytes())),
-    }
+    Failure { kind, detail: printable(detail, DETAIL_MAX) }
 }
 
-/// Text that a terminal and a log take as it is.
-fn printable(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{FFFD}' } else { c }).collect()
+/// Text that a terminal and a log take as it is: the first `max` bytes, without control characters
+/// and those that turn the direction of writing.
+fn printable(text: &str, max: usize) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        let shown = match c {
+            '\n' => c,
+            '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
+            c if c.is_control() => char::REPLACEMENT_CHARACTER,
+            c => c,
+        };
+        if out.len() + shown.len_utf8() > max {
+            break;
+        }
+        out.push(shown);
+    }
+    out
 }
 
 #[cfg(test)]

@@ -38,6 +38,19 @@ const POOL_IDLE: Duration = Duration::from_secs(50);
 /// Idle connections kept for one host: as many as one endpoint has requests in flight by default.
 const POOL_IDLE_PER_HOST: usize = 64;
 
+/// As much as is read of one answer.
+const HTTP2_STREAM_WINDOW: u32 = 64 << 10;
+
+/// Sixteen answers at once on one connection.
+const HTTP2_CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// A connection with requests in flight that is silent for so long is asked whether it lives: below
+/// the default timeout, so that a retry already finds a new connection.
+const HTTP2_PING_AFTER: Duration = Duration::from_secs(5);
+
+/// And this is how long it may take to say so.
+const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Headers that an endpoint's row may not set: ours, and those that belong to the connection.
 const RESERVED: [&str; 12] = [
     "host",
@@ -126,6 +139,12 @@ impl Transport {
             .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(POOL_IDLE_PER_HOST)
             .tcp_nodelay(true)
+            // What an HTTP/2 server may send before anyone reads it: it is held in our memory.
+            .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
+            .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+            // A request that times out takes an HTTP/1 connection with it, but not an HTTP/2 one.
+            .http2_keep_alive_interval(HTTP2_PING_AFTER)
+            .http2_keep_alive_timeout(HTTP2_PING_TIMEOUT)
             .dns_resolver(Arc::new(GuardedResolver::new(Arc::clone(&policy))))
             .build()
             .map_err(TransportError::Client)?;

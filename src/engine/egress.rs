@@ -192,7 +192,8 @@ mod tests {
             let (block, bits, _) = V4[at];
             let mask = u32::MAX.checked_shr(u32::from(bits)).unwrap_or(0);
             let v4 = Ipv4Addr::from(u32::from(block) | (host & mask));
-            let [high, low] = [(u32::from(v4) >> 16) as u16, u32::from(v4) as u16];
+            let [a, b, c, d] = v4.octets();
+            let [high, low] = [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])];
             let policy = Policy::default();
             for address in [
                 IpAddr::V4(v4),

@@ -11,11 +11,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // The one TLS provider that is compiled in; a second installation would be an error of ours.
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
-        eprintln!("walhook: a TLS provider is installed already");
-        return ExitCode::FAILURE;
-    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

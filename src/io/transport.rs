@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, Method};
 use reqwest::{Client, Request, Response, redirect, retry};
+use rustls::ClientConfig;
+use rustls::pki_types::CertificateDer;
+use rustls_platform_verifier::Verifier;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
@@ -35,6 +38,19 @@ const POOL_IDLE: Duration = Duration::from_secs(50);
 /// Idle connections kept for one host: as many as one endpoint has requests in flight by default.
 const POOL_IDLE_PER_HOST: usize = 64;
 
+/// As much as is read of one answer.
+const HTTP2_STREAM_WINDOW: u32 = 64 << 10;
+
+/// Sixteen answers at once on one connection.
+const HTTP2_CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// A connection with requests in flight that is silent for so long is asked whether it lives: below
+/// the default timeout, so that a retry already finds a new connection.
+const HTTP2_PING_AFTER: Duration = Duration::from_secs(5);
+
+/// And this is how long it may take to say so.
+const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Headers that an endpoint's row may not set: ours, and those that belong to the connection.
 const RESERVED: [&str; 12] = [
     "host",
@@ -62,6 +78,9 @@ pub enum TransportError {
         /// Its value.
         value: String,
     },
+    /// There is nothing to judge certificates by.
+    #[error("cannot set up TLS; install the system's CA certificates")]
+    Tls(#[source] rustls::Error),
     /// The HTTP client refused.
     #[error("cannot set up the HTTP client")]
     Client(#[source] reqwest::Error),
@@ -87,6 +106,15 @@ impl Transport {
         delivery: &config::Delivery,
         egress: &config::Egress,
     ) -> Result<Self, TransportError> {
+        let tls = tls_config([]).map_err(TransportError::Tls)?;
+        Self::with_tls(delivery, egress, tls)
+    }
+
+    fn with_tls(
+        delivery: &config::Delivery,
+        egress: &config::Egress,
+        tls: ClientConfig,
+    ) -> Result<Self, TransportError> {
         let header = |suffix: &str| {
             let prefix = delivery.header_prefix.to_ascii_lowercase();
             HeaderName::try_from(format!("{prefix}-{suffix}")).map_err(|_| TransportError::Header {
@@ -101,6 +129,7 @@ impl Transport {
             })?;
         let policy = Arc::new(Policy::new(egress));
         let client = Client::builder()
+            .tls_backend_preconfigured(tls)
             .no_proxy()
             // The address that a redirect names was not the customer's choice, and not checked.
             .redirect(redirect::Policy::none())
@@ -110,6 +139,12 @@ impl Transport {
             .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(POOL_IDLE_PER_HOST)
             .tcp_nodelay(true)
+            // What an HTTP/2 server may send before anyone reads it: it is held in our memory.
+            .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
+            .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+            // A request that times out takes an HTTP/1 connection with it, but not an HTTP/2 one.
+            .http2_keep_alive_interval(HTTP2_PING_AFTER)
+            .http2_keep_alive_timeout(HTTP2_PING_TIMEOUT)
             .dns_resolver(Arc::new(GuardedResolver::new(Arc::clone(&policy))))
             .build()
             .map_err(TransportError::Client)?;
@@ -151,34 +186,26 @@ impl Transport {
             .get(RETRY_AFTER)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| parse_retry_after(value, unix_us() / 1_000_000));
-        let excerpt = self.read_body(response, status).await?;
+        let excerpt = self.read_body(response).await;
         Ok(Answer { status: status.as_u16(), retry_after, excerpt })
     }
 
     /// Reads the answer to its end or to the bound, and keeps the beginning of a refusal.
-    async fn read_body(
-        &self,
-        mut response: Response,
-        status: StatusCode,
-    ) -> Result<String, Failure> {
+    ///
+    /// The status has been said; that the connection breaks in mid-sentence does not unsay it.
+    async fn read_body(&self, mut response: Response) -> String {
+        let refused = !response.status().is_success();
         let mut kept = Vec::new();
         let mut read = 0;
         while read <= BODY_MAX {
-            match response.chunk().await {
-                Ok(Some(chunk)) => {
-                    read += chunk.len();
-                    if !status.is_success() {
-                        let room = EXCERPT_MAX.saturating_sub(kept.len());
-                        kept.extend(chunk.iter().take(room));
-                    }
-                }
-                Ok(None) => break,
-                // The endpoint has said yes; how it ends its sentence does not matter.
-                Err(_) if status.is_success() => break,
-                Err(error) => return Err(self.classify(error)),
+            let Ok(Some(chunk)) = response.chunk().await else { break };
+            read += chunk.len();
+            if refused {
+                let room = EXCERPT_MAX.saturating_sub(kept.len());
+                kept.extend(chunk.iter().take(room));
             }
         }
-        Ok(printable(&kept))
+        printable(&String::from_utf8_lossy(&kept), EXCERPT_MAX)
     }
 
     fn request(&self, attempt: &Attempt) -> Result<Request, Failure> {
@@ -275,23 +302,50 @@ impl Transport {
     }
 }
 
-/// rustls' errors come wrapped in an I/O error, whose source they are not.
+/// Judges certificates as the operating system does, and by the given roots too.
+///
+/// Names its provider, so that no process-wide default has to be installed before.
+fn tls_config(
+    roots: impl IntoIterator<Item = CertificateDer<'static>>,
+) -> Result<ClientConfig, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Verifier::new_with_extra_roots(roots, Arc::clone(&provider))?;
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous() // only to the builder: the verifier is the platform's
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// rustls' errors come wrapped in I/O errors, one or more of them, whose sources they are not.
 fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
     let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    error.is::<rustls::Error>() || wrapped.is_some_and(|inner| inner.is::<rustls::Error>())
+    error.is::<rustls::Error>() || wrapped.is_some_and(|inner| is_tls(inner))
 }
 
 fn failure(kind: FailureKind, detail: &str) -> Failure {
-    Failure {
-        kind,
-        detail: printable(detail.as_bytes().get(..DETAIL_MAX).unwrap_or(detail.as_bytes())),
-    }
+    Failure { kind, detail: printable(detail, DETAIL_MAX) }
 }
 
-/// Text that a terminal and a log take as it is.
-fn printable(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{FFFD}' } else { c }).collect()
+/// Text that a terminal and a log take as it is: the first `max` bytes, without control characters
+/// and those that turn the direction of writing.
+fn printable(text: &str, max: usize) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        let shown = match c {
+            '\n' => c,
+            '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
+            c if c.is_control() => char::REPLACEMENT_CHARACTER,
+            c => c,
+        };
+        if out.len() + shown.len_utf8() > max {
+            break;
+        }
+        out.push(shown);
+    }
+    out
 }
 
 #[cfg(test)]

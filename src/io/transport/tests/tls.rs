@@ -1,0 +1,115 @@
+//! TLS against servers with certificates of our own making.
+
+use rcgen::{CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use rustls::ServerConfig;
+use rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+
+struct TlsServer {
+    url: String,
+    protocol: Arc<Mutex<Vec<u8>>>,
+    _tasks: JoinSet<()>,
+}
+
+fn authority() -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::new(vec![]).unwrap();
+    params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// Answers 200 over HTTP/1.1, or over HTTP/2 when that is agreed upon.
+async fn serve(
+    authority: Option<&CertifiedIssuer<'static, KeyPair>>,
+    params: CertificateParams,
+    alpn: &[&str],
+) -> TlsServer {
+    let key = KeyPair::generate().unwrap();
+    let certificate = match authority {
+        Some(authority) => params.signed_by(&key, authority).unwrap(),
+        None => params.self_signed(&key).unwrap(),
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        )
+        .unwrap();
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}/?token={HUSH}", listener.local_addr().unwrap().port());
+    let protocol = Arc::new(Mutex::new(Vec::new()));
+    let agreed = Arc::clone(&protocol);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let alpn = stream.get_ref().1.alpn_protocol().unwrap_or_default().to_vec();
+            agreed.lock().unwrap().clone_from(&alpn);
+            if alpn == b"h2" {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    respond.send_response(http::Response::new(()), true).unwrap();
+                }
+            } else if read_request(&mut stream).await.is_some() {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            }
+        }
+    });
+    TlsServer { url, protocol, _tasks: tasks }
+}
+
+fn params(name: &str) -> CertificateParams {
+    CertificateParams::new(vec![name.to_owned()]).unwrap()
+}
+
+fn trusting(authority: &CertifiedIssuer<'static, KeyPair>) -> Transport {
+    let tls = tls_config([authority.der().clone()]).unwrap();
+    Transport::with_tls(&delivery(), &egress(), tls).unwrap()
+}
+
+#[tokio::test]
+async fn https_speaks_the_http_version_that_the_server_chooses() {
+    let authority = authority();
+    let transport = trusting(&authority);
+    for (offered, agreed) in
+        [(&["h2", "http/1.1"][..], "h2"), (&["http/1.1"], "http/1.1"), (&[], "")]
+    {
+        let server = serve(Some(&authority), params("localhost"), offered).await;
+        assert_eq!(answer(&transport, &server.url).await.status, 200);
+        assert_eq!(*server.protocol.lock().unwrap(), agreed.as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn certificate_that_proves_nothing_is_a_tls_failure() {
+    let authority = authority();
+    let mut expired = params("localhost");
+    expired.not_before = date_time_ymd(2020, 1, 1);
+    expired.not_after = date_time_ymd(2021, 1, 1);
+    let trusting = trusting(&authority);
+    for (transport, server, expected) in [
+        (&transport(), serve(None, params("localhost"), &[]).await, "UnknownIssuer"),
+        (&transport(), serve(Some(&authority), params("localhost"), &[]).await, "UnknownIssuer"),
+        (&trusting, serve(Some(&authority), expired, &[]).await, "expired"),
+        (&trusting, serve(Some(&authority), params("other.example"), &[]).await, "not valid for"),
+    ] {
+        let detail = refusal(transport, &server.url, FailureKind::Tls).await;
+        assert!(detail.contains(expected), "{detail}");
+    }
+}
+
+#[tokio::test]
+async fn server_without_tls_behind_https_is_a_tls_failure() {
+    let server = Server::start([write("HTTP/1.1 400 Bad Request\r\n\r\n"), Close]).await;
+    let url = server.url().replace("http://", "https://");
+    let detail = refusal(&transport(), &url, FailureKind::Tls).await;
+    assert!(detail.contains("corrupt message"), "{detail}");
+}

@@ -31,9 +31,10 @@ const EXCERPT_MAX: usize = 1 << 10;
 /// Of an error's text likewise.
 const DETAIL_MAX: usize = 1 << 10;
 
-/// An idle connection is closed after this time: below the 60 s that many servers and load balancers
-/// keep it, so that a request seldom meets a connection that the other side is just closing.
-const POOL_IDLE: Duration = Duration::from_secs(50);
+/// An idle connection is closed after this time: below the 5 s that the least patient common servers
+/// keep it (Node.js, uvicorn), so that a request seldom meets a connection that the other side is just
+/// closing; and so that idle sockets are at most what a few seconds' requests have opened.
+const POOL_IDLE: Duration = Duration::from_secs(4);
 
 /// Idle connections kept for one host: as many as one endpoint has requests in flight by default.
 const POOL_IDLE_PER_HOST: usize = 64;

@@ -1,0 +1,275 @@
+//! What outlives the crashes of a simulation: what was committed, what the endpoints received, and what
+//! the state database holds.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::RngExt;
+use rand::rngs::SmallRng;
+
+use crate::engine::attempt::{Answer, Attempt, Failure, FailureKind, Outcome};
+use crate::engine::endpoint::{Endpoint, Routes, Secret};
+use crate::engine::event::{AccountId, EndpointId, Event, Operation, RowKeys};
+use crate::engine::lsn::Lsn;
+use crate::engine::persist::{DeadReason, PersistBatch, SettledRange};
+use crate::engine::position::{EventId, Position, WalPosition};
+
+pub(super) const ACCOUNTS: u32 = 12;
+pub(super) const TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const FIRST_LSN: u64 = 1_000;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Temper {
+    Fast,
+    Slow,
+    Flaky,
+    Hanging,
+    Refusing,
+    Gone,
+}
+
+/// One item of the stream, or a change of the endpoint table that comes with it.
+#[derive(Debug, Clone)]
+pub(super) enum Change {
+    Row(Arc<Event>),
+    Endpoint { id: String, row: Option<(u32, bool)> },
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Txn {
+    pub(super) commit_lsn: Lsn,
+    pub(super) end_lsn: Lsn,
+    pub(super) xid: u32,
+    pub(super) changes: Vec<Change>,
+}
+
+/// What survives a crash.
+#[derive(Default)]
+pub(super) struct World {
+    pub(super) txns: Vec<Txn>,
+    pub(super) tempers: HashMap<String, Temper>,
+    pub(super) received: HashMap<(EventId, String), u32>,
+    /// The transactions that SQL shows.
+    pub(super) visible: usize,
+    pub(super) frontier: Lsn,
+    pub(super) settled: Vec<(Lsn, Vec<SettledRange>)>,
+    pub(super) disabled: BTreeMap<EndpointId, String>,
+    pub(super) dead: HashMap<(EventId, String), DeadReason>,
+    pub(super) duplicates: u64,
+    /// The last event of a row that an endpoint received for the first time.
+    pub(super) last_first: HashMap<(String, AccountId, u64), Position>,
+    /// What the crashes so far excuse.
+    pub(super) excused: u64,
+}
+
+pub(super) fn event(rng: &mut SmallRng, txn: u64, n: u32) -> Arc<Event> {
+    let position = Position::Wal(WalPosition {
+        commit_lsn: Lsn(txn),
+        change_lsn: Lsn(txn - 50 + u64::from(n / 2)),
+        relation: 1,
+        n: n % 2,
+    });
+    // A third of all events are the first account's: the whale.
+    let account = if rng.random_bool(0.33) { 0 } else { rng.random_range(0..ACCOUNTS) };
+    let row = rng.random_range(0u64..5) + u64::from(account) * 10 + 1;
+    let mut keys = RowKeys::from_slice(&[row]);
+    if rng.random_bool(0.1) {
+        keys.push(row + 5);
+    }
+    Arc::new(Event {
+        id: EventId::derive(1, &position, "t", 0),
+        position,
+        event_type: "t".into(),
+        account: AccountId::new(account.to_string()),
+        operation: Operation::Update,
+        commit_time_us: 0,
+        keys,
+        row: Bytes::from_static(b"\"data\":{}"),
+    })
+}
+
+impl World {
+    pub(super) fn new(rng: &mut SmallRng, transactions: u64) -> Self {
+        let mut world = Self { frontier: Lsn(FIRST_LSN), ..Self::default() };
+        let tempers = [
+            Temper::Fast,
+            Temper::Slow,
+            Temper::Flaky,
+            Temper::Hanging,
+            Temper::Refusing,
+            Temper::Gone,
+        ];
+        // The first transaction registers endpoints; later ones change some.
+        let mut changes = Vec::new();
+        for account in 0..ACCOUNTS {
+            for n in 0..rng.random_range(0..3) {
+                let id = format!("{account}-{n}");
+                changes.push(Change::Endpoint { id: id.clone(), row: Some((account, true)) });
+                let healthy = rng.random_bool(0.5);
+                let temper = tempers[if healthy { 0 } else { rng.random_range(0..tempers.len()) }];
+                world.tempers.insert(id, temper);
+            }
+        }
+        for t in 0..transactions {
+            let end = FIRST_LSN + 100 + t * 100;
+            if t > 0 {
+                let rows = if rng.random_bool(0.02) { 300 } else { rng.random_range(0..6) };
+                changes.extend((0..rows).map(|n| Change::Row(event(rng, end - 10, n % 100))));
+                changes.dedup_by(
+                    |a, b| matches!((a, b), (Change::Row(a), Change::Row(b)) if a.id == b.id),
+                );
+                if rng.random_bool(0.05) && !world.tempers.is_empty() {
+                    let mut ids: Vec<&String> = world.tempers.keys().collect();
+                    ids.sort();
+                    let id = ids[rng.random_range(0..ids.len())].clone();
+                    let owner = rng.random_range(0..ACCOUNTS);
+                    let row = rng.random_bool(0.7).then(|| (owner, rng.random_bool(0.8)));
+                    changes.push(Change::Endpoint { id, row });
+                }
+            }
+            world.txns.push(Txn {
+                commit_lsn: Lsn(end - 10),
+                end_lsn: Lsn(end),
+                xid: u32::try_from(t).unwrap() + 3,
+                changes: std::mem::take(&mut changes),
+            });
+        }
+        let mut seen = HashSet::new();
+        for txn in &mut world.txns {
+            txn.changes.retain(|change| match change {
+                Change::Row(event) => seen.insert(event.id),
+                Change::Endpoint { .. } => true,
+            });
+        }
+        world
+    }
+
+    /// The endpoint table after the transactions before `end`: id → (account, enabled).
+    pub(super) fn table(&self, end: usize) -> BTreeMap<String, (u32, bool)> {
+        let mut table = BTreeMap::new();
+        for txn in &self.txns[..end] {
+            for change in &txn.changes {
+                match change {
+                    Change::Endpoint { id, row: Some(row) } => _ = table.insert(id.clone(), *row),
+                    Change::Endpoint { id, row: None } => _ = table.remove(id),
+                    Change::Row(_) => {}
+                }
+            }
+        }
+        table
+    }
+
+    pub(super) fn routes(&self, end: usize, account: &AccountId) -> Routes {
+        let mine =
+            self.table(end).into_iter().filter(|(_, (a, _))| a.to_string() == account.as_str());
+        let endpoints = mine.map(|(id, (_, enabled))| {
+            Arc::new(Endpoint {
+                id: EndpointId::new(id),
+                account: account.clone(),
+                url: String::new(),
+                event_types: vec!["*".into()],
+                secrets: vec![Secret::new("s")],
+                enabled,
+                headers: vec![],
+                max_in_flight: None,
+                rate_per_second: None,
+                invalid: None,
+            })
+        });
+        Routes::new(endpoints.collect(), 1.0)
+    }
+
+    pub(super) fn answer(&self, rng: &mut SmallRng, endpoint: &EndpointId) -> Outcome {
+        let status = |status| Ok(Answer { status, retry_after: None, excerpt: String::new() });
+        let failure = |kind| Err(Failure { kind, detail: "simulated".into() });
+        let ms = Duration::from_millis;
+        let (result, elapsed) = match self.tempers[endpoint.as_str()] {
+            Temper::Fast => (status(200), ms(rng.random_range(1..30))),
+            Temper::Slow => (status(200), ms(rng.random_range(1_000..5_000))),
+            Temper::Flaky if rng.random_bool(0.3) => (status(503), ms(5)),
+            Temper::Flaky => (status(200), ms(20)),
+            Temper::Hanging => (failure(FailureKind::Timeout), TIMEOUT),
+            Temper::Refusing => (failure(FailureKind::Connect), ms(1)),
+            Temper::Gone => (status(410), ms(10)),
+        };
+        Outcome { result, elapsed }
+    }
+
+    /// The endpoints whose row later transactions change. One that leaves its account and comes back
+    /// may get an event that was dropped meanwhile, after a crash and out of order.
+    pub(super) fn changed(&self) -> HashSet<String> {
+        let changes = self.txns.iter().skip(1).flat_map(|txn| &txn.changes);
+        changes
+            .filter_map(|change| match change {
+                Change::Endpoint { id, .. } => Some(id.clone()),
+                Change::Row(_) => None,
+            })
+            .collect()
+    }
+
+    /// First deliveries of one row's events come in commit order.
+    pub(super) fn receive(&mut self, attempt: &Attempt) {
+        let (event, endpoint) = (&attempt.event, attempt.endpoint.id.to_string());
+        let times = self.received.entry((event.id, endpoint.clone())).or_default();
+        *times += 1;
+        if *times > 1 {
+            self.duplicates += 1;
+            return;
+        }
+        for key in &event.keys {
+            let row = (endpoint.clone(), event.account.clone(), *key);
+            let before = self.last_first.insert(row.clone(), event.position);
+            let in_order = before < Some(event.position) || self.changed().contains(&row.0);
+            assert!(in_order, "{} came out of order", event.id);
+        }
+    }
+
+    pub(super) fn store(&mut self, batch: PersistBatch) {
+        assert!(batch.frontier >= self.frontier, "the checkpoint went back");
+        self.frontier = batch.frontier;
+        let last = batch.settled.iter().map(|r| r.to.position.commit_lsn()).max();
+        self.settled.extend(last.map(|last| (last, batch.settled)));
+        self.settled.retain(|(last, _)| *last >= batch.frontier);
+        for letter in batch.dead_letters {
+            let endpoint = letter.endpoint.map(|e| e.to_string()).unwrap_or_default();
+            self.dead.insert((letter.event.id, endpoint), letter.reason);
+        }
+        for d in batch.disabled {
+            self.disabled.insert(d.endpoint, d.reason);
+        }
+        for e in batch.enabled {
+            self.disabled.remove(&e);
+        }
+    }
+}
+
+/// Every delivery that was owed throughout is received, a dead letter, or its endpoint changed.
+pub(super) fn account_for(seed: u64, world: &World) {
+    let changed = world.changed();
+    let table = world.table(1);
+    let mut known = HashSet::new();
+    for txn in &world.txns {
+        for change in &txn.changes {
+            let Change::Row(event) = change else { continue };
+            known.insert(event.id);
+            for (endpoint, (account, _)) in &table {
+                if account.to_string() != event.account.as_str() || changed.contains(endpoint) {
+                    continue;
+                }
+                let key = (event.id, endpoint.clone());
+                let ended = world.received.contains_key(&key) || world.dead.contains_key(&key);
+                assert!(ended, "seed {seed}: {key:?} was lost");
+                if world.tempers[endpoint] == Temper::Fast {
+                    assert!(world.received.contains_key(&key), "seed {seed}: {key:?} not received");
+                }
+            }
+        }
+    }
+    for (event, _) in world.received.keys().chain(world.dead.keys()) {
+        assert!(known.contains(event), "seed {seed}: {event} was invented");
+    }
+    let (duplicates, excused) = (world.duplicates, world.excused);
+    assert!(duplicates <= excused, "seed {seed}: {duplicates} duplicates, {excused} excused");
+}

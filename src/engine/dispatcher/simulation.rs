@@ -7,21 +7,19 @@
 mod world;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use smallvec::smallvec;
 
 use super::*;
-use crate::engine::attempt::{Answer, Attempt, Failure, FailureKind, Outcome};
-use crate::engine::endpoint::{Endpoint, Routes, Secret};
-use crate::engine::event::{Invalidation, Item, Operation, RowKeys, Scope};
-use crate::engine::persist::{DeadReason, PersistBatch};
-use crate::engine::position::{EventId, Position, WalPosition};
+use crate::engine::attempt::{Attempt, Outcome};
+use crate::engine::endpoint::Routes;
+use crate::engine::event::{Invalidation, Item, Scope};
+use crate::engine::persist::PersistBatch;
 use crate::engine::retry::RetryPolicy;
 use crate::engine::route::Snapshot;
 use world::{Change, World, account_for};

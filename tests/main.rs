@@ -10,4 +10,6 @@
 
 mod support;
 
+mod changes;
+mod endpoints;
 mod shape;

@@ -1,6 +1,6 @@
 //! A world for one test: a cluster, the customer's tables, a receiver, and the program as a child.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Output, Stdio};
@@ -21,14 +21,16 @@ pub const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 /// Far beyond what anything here takes: a wait that reaches it is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-const SCHEMA: &str = "
+/// The usual tables, which [`World::with`] creates.
+pub const SCHEMA: &str = "
     CREATE TABLE subscribers (id bigint PRIMARY KEY, account_id bigint NOT NULL, email text, status text);
     ALTER TABLE subscribers REPLICA IDENTITY FULL;
     CREATE TABLE webhooks (id bigint PRIMARY KEY, account_id bigint NOT NULL, url text NOT NULL,
         event_types text[] NOT NULL DEFAULT '{*}', secret text, enabled boolean NOT NULL DEFAULT true);
     CREATE INDEX ON webhooks (account_id)";
 
-const RULES: &str = r#"
+/// The usual rules: an event for each insert, update and delete of a subscriber.
+pub const RULES: &str = r#"
 [[events]]
 type = "subscriber.created"
 table = "public.subscribers"
@@ -180,14 +182,59 @@ impl World {
         let sql = "SELECT frontier >= $1::text::pg_lsn FROM walhook.checkpoint";
         let deadline = Instant::now() + PATIENCE;
         loop {
-            // A commit of another table lets the frontier pass the last change of ours.
-            self.sql.batch_execute("SELECT pg_logical_emit_message(true, 'test', '')").await?;
+            self.pulse().await?;
             if self.sql.query_one(sql, &[&end]).await?.get(0) {
                 return Ok(());
             }
             ensure!(Instant::now() < deadline, "the checkpoint does not reach {end}");
             sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// A commit that lets the frontier pass the last change of ours: one of an account without
+    /// endpoints, which is stored sooner than a keepalive, where there are the usual tables.
+    async fn pulse(&self) -> Result<()> {
+        let event = "INSERT INTO subscribers (id, account_id)
+             SELECT least(min(id), 0) - 1, -1 FROM subscribers";
+        if self.sql.batch_execute(event).await.is_err() {
+            self.sql.batch_execute("SELECT pg_logical_emit_message(true, 'test', '')").await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the first value of a query is this text.
+    pub async fn until(&self, sql: &str, wanted: &str) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let value = self.value(sql).await?;
+            if value == wanted {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{sql} yields {value:?}, not {wanted:?}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until a metric, named with its labels as `/metrics` prints it, has this value.
+    pub async fn until_metric(&self, series: &str, wanted: &str) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (_, metrics) = get(self.admin, "/metrics").await?;
+            let line = metrics.lines().find(|line| line.strip_prefix(series).is_some());
+            if line.is_some_and(|line| line.ends_with(&format!(" {wanted}"))) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{line:?} is not {wanted}");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Replaces a piece of the configuration.
+    pub fn reconfigure(&self, from: &str, to: &str) -> Result<()> {
+        let path = self.dir.path().join("walhook.toml");
+        let config = std::fs::read_to_string(&path)?;
+        ensure!(config.contains(from), "{from:?} is not in the configuration");
+        Ok(std::fs::write(path, config.replace(from, to))?)
     }
 
     /// A new SQL session, for another transaction beside [`World::sql`]'s.
@@ -251,6 +298,12 @@ impl Running {
         }
     }
 
+    /// As [`Running::ended`], with what it has logged.
+    pub async fn ended_with_log(self) -> Result<(ExitStatus, String)> {
+        let log = self.log.clone();
+        Ok((self.ended().await?, std::fs::read_to_string(log)?))
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
@@ -277,6 +330,13 @@ pub async fn get(admin: SocketAddr, path: &str) -> Result<(u16, String)> {
 /// Bytes as text.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The bodies that the endpoint of a path took, in order, without repeats.
+pub fn bodies(received: &[Received], path: &str) -> Vec<serde_json::Value> {
+    let mut seen = HashSet::new();
+    let taken = received.iter().filter(|request| request.is_taken() && request.path == path);
+    taken.filter(|request| seen.insert(request.id.as_str())).map(Received::json).collect()
 }
 
 /// The events that an endpoint took, by its path: (type, the row's id), in order, without repeats.

@@ -1,0 +1,508 @@
+//! What is committed arrives, as documented, and nothing else does.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use walhook::mock::Received;
+
+use crate::support::{SCHEMA, World, bodies, taken};
+
+/// A rule that sends inserts of a table.
+fn on_insert(event_type: &str, table: &str, columns: &str) -> String {
+    rule(event_type, table, r#"["insert"]"#, columns, "")
+}
+
+fn rule(event_type: &str, table: &str, on: &str, columns: &str, further: &str) -> String {
+    format!(
+        "[[events]]\ntype = \"{event_type}\"\ntable = \"public.{table}\"\non = {on}\n\
+         account = \"account_id\"\ncolumns = {columns}\n{further}\n"
+    )
+}
+
+fn header<'a>(request: &'a Received, name: &str) -> Option<&'a str> {
+    request.headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// The ids of the rows that endpoint 1 took, in order.
+fn rows(received: &[Received]) -> Vec<i64> {
+    let taken = taken(received).remove("/1").unwrap_or_default();
+    taken.into_iter().map(|(_, id)| id).collect()
+}
+
+/// The `data` of a type's events that endpoint 1 took, in order.
+fn data_of(received: &[Received], event_type: &str) -> Vec<Value> {
+    let bodies = bodies(received, "/1").into_iter();
+    bodies.filter(|body| body["type"] == event_type).map(|body| body["data"].clone()).collect()
+}
+
+#[tokio::test]
+async fn insert_update_and_delete_arrive_as_documented() -> Result<()> {
+    let mut world = World::new().await?;
+    world.hook(1, 42, "").await?;
+    let _running = world.run().await?;
+    let before = world.value("SELECT to_char(clock_timestamp(), 'YYYY-MM-DD\"T\"HH24:MI:SS.USZ')");
+    let before = before.await?;
+    world.subscribe(7, 42).await?;
+    world.sql.batch_execute("UPDATE subscribers SET status = 'gone' WHERE id = 7").await?;
+    world.sql.batch_execute("DELETE FROM subscribers WHERE id = 7").await?;
+    let received = world.delivered(3).await?;
+
+    let expected = [
+        (
+            "insert",
+            r#""type":"subscriber.created","operation":"insert""#,
+            r#""data":{"id":7,"email":"a@example.com","status":"active"}"#,
+        ),
+        (
+            "update",
+            r#""type":"subscriber.updated","operation":"update""#,
+            r#""data":{"id":7,"email":"a@example.com","status":"gone"},"previous":{"status":"active"}"#,
+        ),
+        (
+            "delete",
+            r#""type":"subscriber.deleted","operation":"delete""#,
+            r#""data":{"id":7,"email":"a@example.com","status":"gone"}"#,
+        ),
+    ];
+    assert_eq!(received.len(), 3);
+    let mut last_timestamp = before;
+    for (request, (operation, kind, row)) in received.iter().zip(expected) {
+        let body = request.json();
+        let timestamp = body["timestamp"].as_str().unwrap().to_owned();
+        let id = &request.id;
+        let text = format!(
+            "{{\"id\":\"{id}\",{kind},\"timestamp\":\"{timestamp}\",\"account_id\":\"42\",{row}}}"
+        );
+        assert_eq!(String::from_utf8_lossy(&request.body), text, "{operation}");
+        assert!(timestamp.len() == 27 && timestamp > last_timestamp, "{timestamp}");
+        let ulid = id.strip_prefix("evt_").unwrap();
+        assert!(ulid.len() == 26 && ulid.bytes().all(|b| b.is_ascii_alphanumeric()), "{id}");
+        assert!(request.verified, "the signature of {operation}");
+        let agent = format!("walhook/{}", env!("CARGO_PKG_VERSION"));
+        for (name, value) in [
+            ("content-type", Some("application/json")),
+            ("user-agent", Some(agent.as_str())),
+            ("walhook-attempt", Some("1")),
+            ("walhook-replay", None),
+        ] {
+            assert_eq!(header(request, name), value, "{name}");
+        }
+        last_timestamp = timestamp;
+    }
+    let ids: BTreeSet<&str> = received.iter().map(|request| request.id.as_str()).collect();
+    assert_eq!(ids.len(), 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn rolled_back_rows_never_arrive_and_their_transaction_does() -> Result<()> {
+    let mut world = World::new().await?;
+    world.hook(1, 42, "").await?;
+    let _running = world.run().await?;
+    world
+        .sql
+        .batch_execute(
+            "BEGIN; INSERT INTO subscribers VALUES (1, 42); ROLLBACK;
+             BEGIN; INSERT INTO subscribers VALUES (2, 42);
+             SAVEPOINT a; INSERT INTO subscribers VALUES (3, 42);
+             SAVEPOINT b; INSERT INTO subscribers VALUES (4, 42);
+             RELEASE b; ROLLBACK TO a; INSERT INTO subscribers VALUES (5, 42); COMMIT;",
+        )
+        .await?;
+    world.settled().await?;
+    assert_eq!(
+        rows(&world.delivered(2).await?).into_iter().collect::<BTreeSet<_>>(),
+        [2, 5].into()
+    );
+    assert_eq!(world.mock.stats().received, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn interleaved_transactions_arrive_in_the_order_of_their_commits() -> Result<()> {
+    let mut world = World::new().await?;
+    world.reconfigure("[admin]", "[delivery]\nordering = \"account\"\n[admin]")?;
+    world.hook(1, 42, "").await?;
+    let _running = world.run().await?;
+    let other = world.connect().await?;
+    for round in 0..5 {
+        let base = round * 10;
+        let insert = |id| format!("INSERT INTO subscribers VALUES ({}, 42)", base + id);
+        world.sql.batch_execute(&format!("BEGIN; {}", insert(1))).await?;
+        other.batch_execute(&format!("BEGIN; {}", insert(2))).await?;
+        world.sql.batch_execute(&insert(3)).await?;
+        other.batch_execute(&format!("{}; COMMIT", insert(4))).await?;
+        world.sql.batch_execute("COMMIT").await?;
+    }
+    let expected: Vec<i64> = (0..5).flat_map(|r| [2, 4, 1, 3].map(|id| r * 10 + id)).collect();
+    assert_eq!(rows(&world.delivered(20).await?), expected);
+    Ok(())
+}
+
+#[tokio::test]
+async fn transaction_open_across_checkpoint_and_kill_arrives_when_it_commits() -> Result<()> {
+    let mut world = World::new().await?;
+    world.hook(1, 42, "").await?;
+    let running = world.run().await?;
+    let (short, long) = (world.connect().await?, world.connect().await?);
+    short.batch_execute("BEGIN; INSERT INTO subscribers VALUES (1, 42)").await?;
+    long.batch_execute("BEGIN; INSERT INTO subscribers VALUES (2, 42)").await?;
+    world.subscribe(3, 42).await?;
+    world.settled().await?;
+    assert_eq!(rows(&world.delivered(1).await?), [3]);
+    short.batch_execute("COMMIT").await?;
+    world.settled().await?;
+    assert_eq!(rows(&world.delivered(2).await?), [3, 1]);
+    running.kill().await?;
+    let _running = world.run().await?;
+    world.settled().await?;
+    long.batch_execute("COMMIT").await?;
+    world.settled().await?;
+    assert_eq!(rows(&world.delivered(3).await?), [3, 1, 2]);
+    assert_eq!(world.mock.stats().duplicates, 0, "the checkpoint was stored before the kill");
+    Ok(())
+}
+
+#[tokio::test]
+async fn copied_rows_that_share_an_lsn_have_ids_of_their_own() -> Result<()> {
+    let mut world = World::new().await?;
+    world.hook(1, 42, "").await?;
+    let _running = world.run().await?;
+    let copy =
+        r"COPY subscribers (id, account_id) FROM PROGRAM 'seq 1 500 | sed s/$/,42/' (FORMAT csv)";
+    world.sql.batch_execute(copy).await?;
+    world.settled().await?;
+    let received = world.delivered(500).await?;
+    let ids: BTreeSet<&str> = received.iter().map(|request| request.id.as_str()).collect();
+    assert_eq!((received.len(), ids.len()), (500, 500));
+    assert_eq!(rows(&received).into_iter().collect::<BTreeSet<_>>(), (1..=500).collect());
+    Ok(())
+}
+
+#[tokio::test]
+async fn large_transaction_arrives_whole() -> Result<()> {
+    let mut world = World::new().await?;
+    world.hook(1, 42, "").await?;
+    let _running = world.run().await?;
+    let insert = "INSERT INTO subscribers SELECT n, 42 FROM generate_series(1, 20000) n";
+    world.sql.batch_execute(insert).await?;
+    let received = world.delivered(20_000).await?;
+    let distinct: BTreeSet<i64> = rows(&received).into_iter().collect();
+    assert_eq!(distinct, (1..=20_000).collect());
+    assert_eq!(world.mock.stats().verified, received.len() as u64);
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_row_is_read_by_the_columns_that_its_table_had() -> Result<()> {
+    let rules = on_insert("all", "subscribers", r#"["*"]"#)
+        + &on_insert("listed", "subscribers", r#"["id", "email"]"#);
+    let mut world = World::with("[delivery]\nordering = \"account\"", &rules, &[]).await?;
+    world.hook(1, 42, "").await?;
+    let _running = world.run().await?;
+    let sql = "
+        INSERT INTO subscribers VALUES (1, 42, 'e', 's');
+        ALTER TABLE subscribers ADD COLUMN city text;
+        INSERT INTO subscribers VALUES (2, 42, 'e', 's', 'c');
+        ALTER TABLE subscribers RENAME COLUMN status TO state;
+        INSERT INTO subscribers VALUES (3, 42, 'e', 's', 'c');
+        ALTER TABLE subscribers DROP COLUMN state;
+        INSERT INTO subscribers VALUES (4, 42, 'e', 'c');
+        BEGIN;
+        INSERT INTO subscribers VALUES (5, 42, 'e', 'c');
+        ALTER TABLE subscribers ADD COLUMN a integer;
+        INSERT INTO subscribers VALUES (6, 42, 'e', 'c', 1);
+        ALTER TABLE subscribers ADD COLUMN b integer DEFAULT 7;
+        INSERT INTO subscribers VALUES (7, 42, 'e', 'c', 1);
+        ALTER TABLE subscribers DROP COLUMN a;
+        ALTER TABLE subscribers ALTER COLUMN b TYPE text USING 'was ' || b;
+        INSERT INTO subscribers VALUES (8, 42, 'e', 'c', 'b');
+        COMMIT;
+        DROP TABLE IF EXISTS never_there;
+        INSERT INTO subscribers VALUES (9, 42, NULL, NULL, NULL);";
+    // Each statement its own transaction, but for those between BEGIN and COMMIT.
+    for statement in sql.split_inclusive(';') {
+        world.sql.batch_execute(statement).await?;
+    }
+    world.settled().await?;
+    let received = world.delivered(18).await?;
+    assert_eq!(
+        data_of(&received, "all"),
+        [
+            json!({"id": 1, "account_id": 42, "email": "e", "status": "s"}),
+            json!({"id": 2, "account_id": 42, "email": "e", "status": "s", "city": "c"}),
+            json!({"id": 3, "account_id": 42, "email": "e", "state": "s", "city": "c"}),
+            json!({"id": 4, "account_id": 42, "email": "e", "city": "c"}),
+            json!({"id": 5, "account_id": 42, "email": "e", "city": "c"}),
+            json!({"id": 6, "account_id": 42, "email": "e", "city": "c", "a": 1}),
+            json!({"id": 7, "account_id": 42, "email": "e", "city": "c", "a": 1, "b": 7}),
+            json!({"id": 8, "account_id": 42, "email": "e", "city": "c", "b": "b"}),
+            json!({"id": 9, "account_id": 42, "email": null, "city": null, "b": null}),
+        ]
+    );
+    let listed: Vec<Value> = (1..=9)
+        .map(|id| json!({"id": id, "email": if id == 9 { Value::Null } else { json!("e") }}))
+        .collect();
+    assert_eq!(data_of(&received, "listed"), listed);
+    Ok(())
+}
+
+#[tokio::test]
+async fn dropped_column_of_a_rule_halts_until_the_rule_is_corrected() -> Result<()> {
+    let mut world = World::new().await?;
+    world.hook(1, 42, "").await?;
+    let running = world.run().await?;
+    world.subscribe(1, 42).await?;
+    world.delivered(1).await?;
+    world.sql.batch_execute("ALTER TABLE subscribers DROP COLUMN email").await?;
+    world.sql.batch_execute("INSERT INTO subscribers VALUES (2, 42, 'active')").await?;
+    let (status, log) = running.ended_with_log().await?;
+    assert_eq!(status.code(), Some(3), "{log}");
+    let reason = "rule 1 (subscriber.created) needs the column email of public.subscribers";
+    assert!(log.contains(reason), "{log}");
+    let status = world.walhook_json(&["status"]).await?;
+    assert!(status["halted"]["reason"].as_str().unwrap().contains(reason), "{status}");
+
+    world.reconfigure("\"email\", ", "")?;
+    let _running = world.run().await?;
+    let received = world.delivered(2).await?;
+    assert_eq!(rows(&received), [1, 2]);
+    assert_eq!(bodies(&received, "/1")[1]["data"], json!({"id": 2, "status": "active"}));
+    assert!(world.walhook_json(&["status"]).await?["halted"].is_null());
+    Ok(())
+}
+
+#[tokio::test]
+async fn conditions_choose_and_the_first_rule_of_a_type_wins() -> Result<()> {
+    let on = r#"["update"]"#;
+    let left = "when = \"old.status != new.status && new.status == 'gone'\"";
+    let rules = rule("left", "subscribers", on, r#"["id"]"#, left)
+        + &rule("changed", "subscribers", on, r#"["status"]"#, "when = \"new.status == 'vip'\"")
+        + &rule("changed", "subscribers", on, r#"["email"]"#, "rename = { email = \"mail\" }");
+    let mut world = World::with("[delivery]\nordering = \"account\"", &rules, &[]).await?;
+    world.hook(1, 42, "").await?;
+    let _running = world.run().await?;
+    world.subscribe(1, 42).await?;
+    for change in ["status = 'vip'", "status = 'gone'", "email = 'b'"] {
+        world.sql.batch_execute(&format!("UPDATE subscribers SET {change}")).await?;
+    }
+    world.settled().await?;
+    let received = world.delivered(4).await?;
+    assert_eq!(data_of(&received, "left"), [json!({"id": 1})]);
+    let changed =
+        [json!({"status": "vip"}), json!({"mail": "a@example.com"}), json!({"mail": "b"})];
+    assert_eq!(data_of(&received, "changed"), changed);
+    let ids: BTreeSet<&str> = received.iter().map(|request| request.id.as_str()).collect();
+    assert_eq!(ids.len(), 4, "events of two types that one change makes have ids of their own");
+    Ok(())
+}
+
+#[tokio::test]
+async fn change_without_account_becomes_a_dead_letter_and_holds_nobody_up() -> Result<()> {
+    let mut world = World::new().await?;
+    world.sql.batch_execute("ALTER TABLE subscribers ALTER account_id DROP NOT NULL").await?;
+    world.hook(1, 42, "").await?;
+    let _running = world.run().await?;
+    world
+        .sql
+        .batch_execute("INSERT INTO subscribers VALUES (1, 42), (2, NULL, 'x'), (3, 42)")
+        .await?;
+    world.settled().await?;
+    assert_eq!(rows(&world.delivered(2).await?).len(), 2);
+    let letter = "SELECT concat_ws('|', event_type, endpoint, reason, attempts, detail)
+         FROM walhook.dead_letters JOIN walhook.bodies USING (pipeline, event_id)";
+    let detail = "rule 1 (subscriber.created): the account column account_id is null";
+    assert_eq!(world.value(letter).await?, format!("subscriber.created||unroutable|0|{detail}"));
+    world.until_metric("walhook_unroutable_total{reason=\"account\"}", "1").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn partitioned_table_sends_as_its_root() -> Result<()> {
+    let on = r#"["insert", "update", "delete"]"#;
+    let rules = rule("order", "orders", on, r#"["id", "total"]"#, "");
+    let mut world = World::bare("", &rules, &[]).await?;
+    world.sql.batch_execute(SCHEMA).await?;
+    world
+        .sql
+        .batch_execute(
+            "CREATE TABLE orders (id bigint PRIMARY KEY, account_id bigint, total numeric)
+                 PARTITION BY RANGE (id);
+             CREATE TABLE low PARTITION OF orders FOR VALUES FROM (0) TO (10);
+             CREATE TABLE high PARTITION OF orders FOR VALUES FROM (10) TO (20);
+             ALTER TABLE low REPLICA IDENTITY FULL; ALTER TABLE high REPLICA IDENTITY FULL;
+             ALTER TABLE orders REPLICA IDENTITY FULL",
+        )
+        .await?;
+    world.set_up().await?;
+    world.hook(1, 42, "").await?;
+    let _running = world.run().await?;
+    for statement in [
+        "INSERT INTO orders VALUES (1, 42, 1.50)",
+        "UPDATE orders SET total = 2 WHERE id = 1",
+        "UPDATE orders SET id = 11 WHERE id = 1",
+        // Columns in another order, and made after the start.
+        "CREATE TABLE top (total numeric, account_id bigint, id bigint NOT NULL)",
+        "ALTER TABLE orders ATTACH PARTITION top FOR VALUES FROM (20) TO (30)",
+        "INSERT INTO orders VALUES (21, 42, 3)",
+        "DELETE FROM orders WHERE id = 11",
+    ] {
+        world.sql.batch_execute(statement).await?;
+    }
+    let received = world.delivered(6).await?;
+    let bodies = bodies(&received, "/1");
+    let of_row = |id: i64| -> Vec<Value> {
+        let mine = bodies.iter().filter(|body| body["data"]["id"] == id);
+        mine.map(|body| json!([body["operation"], body["data"]["total"], body["previous"]]))
+            .collect()
+    };
+    assert_eq!(
+        of_row(1),
+        [
+            json!(["insert", "1.50", null]),
+            json!(["update", "2", {"total": "1.50"}]),
+            json!(["delete", "2", null]),
+        ]
+    );
+    assert_eq!(of_row(11), [json!(["insert", "2", null]), json!(["delete", "2", null])]);
+    assert_eq!(of_row(21), [json!(["insert", "3", null])]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn truncate_of_a_rules_table_sends_nothing_and_breaks_nothing() -> Result<()> {
+    let mut world = World::new().await?;
+    world.hook(1, 42, "").await?;
+    let _running = world.run().await?;
+    world.subscribe(1, 42).await?;
+    world.sql.batch_execute("TRUNCATE subscribers").await?;
+    world.sql.batch_execute("BEGIN; TRUNCATE subscribers, webhooks CASCADE; ROLLBACK").await?;
+    world.subscribe(1, 42).await?;
+    world.settled().await?;
+    assert_eq!(rows(&world.delivered(2).await?), [1, 1]);
+    assert_eq!(world.mock.stats().received, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn changed_primary_key_is_told_and_keeps_its_place() -> Result<()> {
+    for identity in ["DEFAULT", "FULL"] {
+        let rules = rule("changed", "subscribers", r#"["insert", "update"]"#, r#"["id"]"#, "");
+        let mut world = World::with("", &rules, &[]).await?;
+        let alter = format!("ALTER TABLE subscribers REPLICA IDENTITY {identity}");
+        world.sql.batch_execute(&alter).await?;
+        world.hook(1, 42, "?delay=10ms").await?;
+        let _running = world.run().await?;
+        world.subscribe(1, 42).await?;
+        for id in 2..=20 {
+            let update = format!("UPDATE subscribers SET id = {id} WHERE id = {}", id - 1);
+            world.sql.batch_execute(&update).await?;
+        }
+        let received = world.delivered(20).await?;
+        assert_eq!(rows(&received), (1..=20).collect::<Vec<_>>(), "{identity}");
+        for (old, body) in (1..).zip(&bodies(&received, "/1")[1..]) {
+            assert_eq!(body["previous"], json!({ "id": old }), "{identity}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn account_without_endpoints_gets_nothing_and_holds_nothing() -> Result<()> {
+    let mut world = World::new().await?;
+    world.hook(1, 42, "").await?;
+    let _running = world.run().await?;
+    let insert = "INSERT INTO subscribers SELECT n, n FROM generate_series(100, 1099) n";
+    world.sql.batch_execute(insert).await?;
+    world.subscribe(1, 42).await?;
+    world.settled().await?;
+    assert_eq!(rows(&world.delivered(1).await?), [1]);
+    assert_eq!(world.value("SELECT count(*) FROM walhook.dead_letters").await?, "0");
+    // The account's missing endpoints were cached: one that is added now is heard of.
+    world.hook(2, 100, "").await?;
+    world.sql.batch_execute("UPDATE subscribers SET status = 'x' WHERE id = 100").await?;
+    let received = world.delivered(2).await?;
+    assert_eq!(taken(&received)["/2"], [("subscriber.updated".to_owned(), 100)]);
+    Ok(())
+}
+
+const TYPED: &str = "
+    CREATE TYPE mood AS ENUM ('happy', 'so, so');
+    CREATE DOMAIN percent AS integer CHECK (value BETWEEN 0 AND 100);
+    CREATE TYPE pair AS (a integer, b text);
+    CREATE TABLE typed (
+        id bigint PRIMARY KEY, account_id uuid, small smallint, whole integer, big bigint, exact numeric,
+        single real, float double precision, nan double precision, yes boolean, plain json, binary_ jsonb,
+        at timestamptz, local timestamp, day date, clock time, bytes bytea, ints integer[], texts text[][],
+        moods mood[], mood mood, share percent, pair pair, word varchar(10), fixed char(4), nothing text,
+        span interval, address inet, \"Odd \"\"name\" text, doc text
+    );
+    ALTER TABLE typed ALTER doc SET STORAGE EXTERNAL;
+    CREATE TABLE hooks (id uuid PRIMARY KEY, account_id uuid NOT NULL, url text NOT NULL,
+        event_types text[] NOT NULL, secret text, enabled boolean NOT NULL)";
+
+const VALUES: &str = r#"
+    SET timezone = 'America/New_York'; SET datestyle = 'German'; SET bytea_output = 'escape';
+    INSERT INTO typed VALUES (
+        9223372036854775807, '6f9619ff-8b86-d011-b42d-00c04fc964ff', -32768, 2147483647,
+        -9223372036854775808, 123456789012345678901234567890.1234567890, 1.5, 0.1, 'NaN', true,
+        '{"a": [1, 1.00, "ü"],  "a": 2}', '{"b":null,"a":1e2}', '2026-11-23 12:46:00.5-05',
+        '2026-11-23 17:46:00', '2024-02-29', '12:30:00', '\x00ff10', '{1,NULL,3}',
+        '{{"a,b","c\"d"},{"NULL",NULL}}', '{happy,"so, so"}', 'so, so', 50, '(1,"x y")', 'w"\ö', 'ab',
+        NULL, '1 day 02:00', '::1', 'odd', repeat('x', 9000))"#;
+
+#[tokio::test]
+async fn values_of_every_kind_arrive_as_documented() -> Result<()> {
+    let rules = rule("typed", "typed", r#"["insert", "update"]"#, r#"["*"]"#, "");
+    let mut world = World::bare("", &rules, &[]).await?;
+    world.reconfigure("\"public.webhooks\"", "\"public.hooks\"")?;
+    world.sql.batch_execute(TYPED).await?;
+    world.set_up().await?;
+    let account = "6f9619ff-8b86-d011-b42d-00c04fc964ff";
+    let hook = format!(
+        "INSERT INTO hooks VALUES (gen_random_uuid(), '{account}', '{}', '{{typed}}', '{}', true)",
+        world.mock.url("/1"),
+        crate::support::SECRET
+    );
+    world.sql.batch_execute(&hook).await?;
+    let _running = world.run().await?;
+    let session = world.connect().await?;
+    session.batch_execute(VALUES).await?;
+    session.batch_execute("UPDATE typed SET small = 1, nan = '-Infinity'").await?;
+    session.batch_execute("ALTER TABLE typed REPLICA IDENTITY FULL").await?;
+    session.batch_execute("UPDATE typed SET small = NULL").await?;
+    let received = world.delivered(3).await?;
+    let bodies = bodies(&received, "/1");
+    let mut expected = json!({
+        "id": 9_223_372_036_854_775_807_i64, "account_id": account, "small": -32768,
+        "whole": 2_147_483_647, "big": -9_223_372_036_854_775_808_i64,
+        "exact": "123456789012345678901234567890.1234567890", "single": 1.5, "float": 0.1,
+        "nan": "NaN", "yes": true, "plain": {"a": 2}, "binary_": {"a": 100, "b": null},
+        "at": "2026-11-23T17:46:00.5Z", "local": "2026-11-23T17:46:00", "day": "2024-02-29",
+        "clock": "12:30:00", "bytes": "AP8Q", "ints": [1, null, 3],
+        "texts": [["a,b", "c\"d"], ["NULL", null]], "moods": ["happy", "so, so"], "mood": "so, so",
+        "share": 50, "pair": "(1,\"x y\")", "word": "w\"\\ö", "fixed": "ab  ", "nothing": null,
+        "span": "1 day 02:00:00", "address": "::1", "Odd \"name": "odd", "doc": "x".repeat(9000),
+    });
+    assert_eq!(bodies[0]["account_id"], account);
+    assert_eq!(bodies[0]["data"], expected);
+    let text = String::from_utf8_lossy(&received[0].body).into_owned();
+    assert!(text.contains(r#""plain":{"a": [1, 1.00, "ü"],  "a": 2}"#), "json is as it is: {text}");
+
+    // The default identity does not log the TOASTed value that was left alone: it is told, not null.
+    expected["small"] = json!(1);
+    expected["nan"] = json!("-Infinity");
+    let doc = expected.as_object_mut().and_then(|row| row.remove("doc"));
+    assert_eq!(bodies[1]["data"], expected);
+    assert_eq!(bodies[1]["unchanged"], json!(["doc"]));
+    assert_eq!(bodies[1]["previous"], Value::Null);
+
+    // The full one does.
+    expected["doc"] = json!(doc);
+    expected["small"] = Value::Null;
+    assert_eq!(bodies[2]["data"], expected);
+    assert_eq!(bodies[2]["previous"], json!({"small": 1}));
+    assert_eq!(bodies[2]["unchanged"], Value::Null);
+    Ok(())
+}

@@ -180,6 +180,7 @@ async fn lead(
         system_identifier,
         relations: HashMap::new(),
         batch: Batch::default(),
+        broken: None,
         clock,
         metrics: Arc::clone(metrics),
         health: Arc::clone(health),

@@ -64,6 +64,8 @@ pub(super) struct Reader {
     pub(super) relations: HashMap<u32, Arc<Relation>>,
     /// Not handed on yet. Outlives a connection: `changes` does not give these items again.
     pub(super) batch: Batch,
+    /// Why nothing more is read: the pipeline halts as soon as all that was read is settled.
+    pub(super) broken: Option<Halt>,
     /// Stop reading.
     pub(super) drain: CancellationToken,
     /// Stop.
@@ -90,6 +92,9 @@ impl Reader {
                 Ended::Lost(problem) => problem,
             };
             self.health.send_modify(|health| health.stream_moving_at = None);
+            if self.broken.is_some() {
+                return self.halt().await;
+            }
             if self.drain.is_cancelled() {
                 return Ok(());
             }
@@ -101,6 +106,36 @@ impl Reader {
             self.changes.handle_reconnected();
             tracing::info!(at = %self.changes.resume_lsn(), "streaming again");
         }
+    }
+
+    /// Waits, without a stream, until the halt is due.
+    async fn halt(&mut self) -> Result<(), Stop> {
+        loop {
+            if let Some(halt) = self.due_halt() {
+                return Err(Stop::Halted(halt));
+            }
+            tokio::select! {
+                biased;
+                () = self.drain.cancelled() => return Ok(()),
+                () = self.abort.cancelled() => return Ok(()),
+                room = self.batches.reserve(), if !self.batch.items.is_empty() => match room {
+                    Ok(room) => room.send(std::mem::take(&mut self.batch)),
+                    Err(_) => return Ok(()),
+                },
+                changed = self.flushed.changed() => if changed.is_err() {
+                    return Ok(());
+                },
+            }
+        }
+    }
+
+    /// The halt, once every complete transaction before it is settled and stored.
+    ///
+    /// Before, because the corrected rule may fit those no more: they were written when the table
+    /// still had its old columns, and would halt the next process again, whatever its rules say.
+    fn due_halt(&mut self) -> Option<Halt> {
+        let settled = *self.flushed.borrow() >= self.changes.resume_lsn();
+        self.broken.take_if(|_| settled && self.batch.items.is_empty())
     }
 
     async fn reconnect(&mut self) -> Result<Option<Session>, Stop> {
@@ -138,6 +173,9 @@ impl Reader {
         let batches = self.batches.clone();
         self.stream_moved();
         loop {
+            if let Some(halt) = self.due_halt() {
+                return Err(Stop::Halted(halt));
+            }
             let now = self.clock.now();
             if let Some(update) = self.feedback.poll(now)
                 && let Err(error) = stream.send_status(update).await
@@ -147,7 +185,8 @@ impl Reader {
             if self.feedback.silent(now) {
                 return Ok(Ended::Lost("the server has been silent for too long".to_owned()));
             }
-            let reading = !self.batch.is_full() && !self.drain.is_cancelled();
+            let stopped = self.drain.is_cancelled() || self.broken.is_some();
+            let reading = !self.batch.is_full() && !stopped;
             match (was_reading, reading) {
                 (true, false) => self.feedback.handle_paused(),
                 (false, true) => self.feedback.handle_resumed(now),
@@ -187,7 +226,7 @@ impl Reader {
                     let mut next = frame.map(Some);
                     while let Some(frame) = match next { Ok(frame) => frame, Err(e) => return lost(e) } {
                         self.handle_frame(frame, &sentinel).await?;
-                        if self.batch.is_full() {
+                        if self.batch.is_full() || self.broken.is_some() {
                             break;
                         }
                         next = stream.try_next();
@@ -237,7 +276,14 @@ impl Reader {
                 Step::Begin(transaction) => {
                     self.batch.items.push(Item::Begin { commit_lsn: transaction.commit_lsn });
                 }
-                Step::Relation(relation) => self.handle_relation(relation, client).await?,
+                Step::Relation(relation) => match self.handle_relation(relation, client).await {
+                    Err(Stop::Halted(halt)) => {
+                        tracing::error!(reason = %halt, "halting once all that came before is settled");
+                        self.broken = Some(halt);
+                        return Ok(());
+                    }
+                    bound => bound?,
+                },
                 Step::Change(change) => {
                     self.metrics.changes.inc();
                     self.rules.handle_change(&change, &mut self.batch.items);

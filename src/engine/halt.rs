@@ -107,7 +107,7 @@ pub enum Halt {
         expected: String,
     },
     /// A rule's table or column is gone.
-    #[error("{0}. Mend the table or the configuration, then start walhook again: nothing is lost")]
+    #[error("{0}. Then start walhook again: nothing is lost")]
     RuleBroken(String),
 }
 

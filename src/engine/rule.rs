@@ -78,7 +78,8 @@ pub enum RuleBroken {
     /// A column that the rule needs is gone.
     #[error(
         "{rule} needs the column {column} of {table}, which the table or the publication's column \
-         list no longer has; correct the rule or bring the column back"
+         list no longer had when a row was written; correct the rule: to bring the column back does \
+         not change what was written without it"
     )]
     Column {
         /// Which rule.

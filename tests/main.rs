@@ -12,4 +12,5 @@ mod support;
 
 mod changes;
 mod endpoints;
+mod files;
 mod shape;

@@ -8,6 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
+#[allow(unreachable_pub, reason = "what the modules beside it use of it is public")]
 mod support;
 
 mod changes;

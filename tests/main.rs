@@ -10,4 +10,7 @@
 
 mod support;
 
+mod commands;
+mod files;
+mod halts;
 mod shape;

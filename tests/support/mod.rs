@@ -28,7 +28,8 @@ const SCHEMA: &str = "
         event_types text[] NOT NULL DEFAULT '{*}', secret text, enabled boolean NOT NULL DEFAULT true);
     CREATE INDEX ON webhooks (account_id)";
 
-const RULES: &str = r#"
+/// The rules of [`World::new`].
+pub const RULES: &str = r#"
 [[events]]
 type = "subscriber.created"
 table = "public.subscribers"
@@ -100,6 +101,33 @@ impl World {
         );
         std::fs::write(dir.path().join("walhook.toml"), config)?;
         Ok(Self { cluster, sql, mock, admin, dir, runs: 0 })
+    }
+
+    /// Changes the configuration's text.
+    pub fn edit_config(&self, from: &str, to: &str) -> Result<()> {
+        let path = self.dir.path().join("walhook.toml");
+        let text = std::fs::read_to_string(&path)?;
+        ensure!(text.contains(from), "the configuration does not hold {from:?}");
+        Ok(std::fs::write(path, text.replacen(from, to, 1))?)
+    }
+
+    /// Replaces the SQL session, after the server was away.
+    pub async fn reconnect(&mut self) -> Result<()> {
+        self.sql = connect(&self.cluster).await?;
+        Ok(())
+    }
+
+    /// Waits until a query's first value, as text, is as wanted.
+    pub async fn until(&self, sql: &str, wanted: &str) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let value = self.value(sql).await?;
+            if value == wanted {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{sql}: {value:?}, not {wanted:?}");
+            sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Runs `walhook setup`.
@@ -249,6 +277,23 @@ impl Running {
             Ok(status) => Ok(status?),
             Err(_) => bail!("walhook does not end:\n{}", self.log()),
         }
+    }
+
+    /// Waits until it has logged something.
+    pub async fn until_logged(&self, text: &str) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.log().contains(text) {
+            ensure!(Instant::now() < deadline, "nothing says {text:?}:\n{}", self.log());
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// As [`Running::ended`], with what it has logged.
+    pub async fn ended_with_log(self) -> Result<(ExitStatus, String)> {
+        let log = self.log.clone();
+        let status = self.ended().await?;
+        Ok((status, std::fs::read_to_string(log)?))
     }
 
     /// What it has logged.

@@ -18,7 +18,7 @@ use crate::support::{PATIENCE, RULES, SECRET, World, answers, get, text};
 const IMPATIENT: &str = "[delivery]\nretry_base = \"10ms\"\nretry_cap = \"20ms\"\ntimeout = \"60s\"\n\
                          header_prefix = \"acme\"";
 
-const ALL: [&str; 11] = [
+const ALL: [&str; 12] = [
     "demo",
     "setup",
     "check",
@@ -26,6 +26,7 @@ const ALL: [&str; 11] = [
     "status",
     "checkpoint",
     "dead-letters",
+    "recover",
     "teardown",
     "mock-endpoint",
     "config",
@@ -234,7 +235,7 @@ async fn dead_letters_are_shown_retried_and_discarded() -> Result<()> {
 async fn secrets_appear_nowhere() -> Result<()> {
     const HUSH: [&str; 6] =
         ["hush-password", "hush-token", "hush-user", "hush-header", SECRET, "hush-raw"];
-    let mut world = World::with(&format!("{IMPATIENT}\n"), RULES, &[]).await?;
+    let mut world = World::with(IMPATIENT, RULES, &[]).await?;
     world.edit_config("postgres://postgres@", "postgres://postgres:hush-password@")?;
     world.edit_config(
         "table = \"public.webhooks\"",

@@ -7,6 +7,7 @@
     clippy::indexing_slicing,
     reason = "a test fails by panicking"
 )]
+#![allow(unreachable_pub, reason = "a binary's modules have no outside")]
 
 mod support;
 

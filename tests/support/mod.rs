@@ -226,9 +226,9 @@ impl World {
     /// The first value of a query, as text.
     pub async fn value(&self, sql: &str) -> Result<String> {
         let rows = self.sql.simple_query(sql).await?;
-        let value = rows.iter().find_map(|message| match message {
-            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-            _ => None,
+        let value = rows.iter().find_map(|message| {
+            let tokio_postgres::SimpleQueryMessage::Row(row) = message else { return None };
+            row.get(0).map(str::to_owned)
         });
         Ok(value.unwrap_or_default())
     }

@@ -199,7 +199,7 @@ async fn lead(
             tokio::select! {
                 () = drain.cancelled() => {}
                 () = abort.cancelled() => {}
-                () = jobs::feed(&config, retry) => {}
+                () = jobs::feed(&config, epoch, retry) => {}
             }
             Ok(())
         }

@@ -7,11 +7,14 @@
     clippy::indexing_slicing,
     reason = "a test fails by panicking"
 )]
+#![allow(unreachable_pub, reason = "a binary's modules have no outside")]
 
 #[allow(unreachable_pub, reason = "what the modules beside it use of it is public")]
 mod support;
 
 mod changes;
+mod commands;
 mod endpoints;
 mod files;
+mod halts;
 mod shape;

@@ -166,7 +166,11 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
         Some(Halt::SlotLost { .. }) => Begin::NewSlot { drop_lost: true },
         Some(Halt::Gap { to, .. }) => Begin::Slot(to),
         Some(
-            halt @ (Halt::SlotForeign { .. } | Halt::OtherSource { .. } | Halt::RuleBroken(_)),
+            halt @ (Halt::SlotForeign { .. }
+            | Halt::OtherSource { .. }
+            | Halt::OlderCopy { .. }
+            | Halt::PublicationMissing { .. }
+            | Halt::RuleBroken(_)),
         ) => return Err(halt.into()),
         None if sessions.same_wal() => Begin::Checkpoint,
         None => {

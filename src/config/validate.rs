@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::{Config, Delivery, EventRule};
 use crate::engine::catalog::TableName;
+use crate::engine::condition::Condition;
 use crate::engine::endpoint::Secret;
 
 /// A slot's name may have 63 bytes; `_anchor` and the like must fit behind it.
@@ -160,6 +161,9 @@ fn one_rule(rule: &EventRule, key: &dyn Fn(&str) -> String) -> Result<(), Proble
     }
     if rule.when.as_ref().is_some_and(|when| when.trim().is_empty()) {
         return problem(&key("when"), "is empty; leave it out to match every change");
+    }
+    if let Some(Err(error)) = rule.when.as_deref().map(Condition::compile) {
+        return problem(&key("when"), format!("rule {}: {error}", rule.event_type));
     }
     if rule.columns.is_empty() {
         return problem(&key("columns"), "is empty; name the columns to send, or write [\"*\"]");

@@ -106,9 +106,60 @@ pub enum Halt {
         /// What it was at set-up.
         expected: String,
     },
+    /// The checkpoint lies beyond the end of the WAL: an older copy of the cluster was put in place.
+    #[error(
+        "the checkpoint {from} lies beyond the end of the WAL, {wal_end}: the cluster was replaced by an \
+         older copy of itself, and whatever it commits before {from} would be left out. To begin at \
+         the present, run `walhook teardown`, then `walhook setup`"
+    )]
+    OlderCopy {
+        /// The checkpoint, or what was received already.
+        from: Lsn,
+        /// Where the server's WAL ends.
+        wal_end: Lsn,
+    },
+    /// The publication is gone, or was when a change was committed that is to be read.
+    #[error(
+        "{problem}. Create it with the statement that `walhook setup --print-sql` shows. The slot can \
+         never be read past a row that was written without it, so drop the slot then; `walhook recover \
+         --accept-gap` makes a new one and records the gap"
+    )]
+    PublicationMissing {
+        /// Which, in whoever's words found out.
+        problem: String,
+    },
     /// A rule's table or column is gone.
     #[error("{0}. Then start walhook again: nothing is lost")]
     RuleBroken(String),
+}
+
+impl Halt {
+    /// The same halt of a leader whose checkpoint is `checkpoint`. What it had received beyond that, it
+    /// may not have delivered, so the range that cannot be read again begins there.
+    #[must_use]
+    pub fn since(mut self, checkpoint: Lsn) -> Self {
+        match &mut self {
+            Self::SlotMissing { from, .. }
+            | Self::SlotLost { from, .. }
+            | Self::Gap { from, .. } => *from = checkpoint,
+            Self::SlotForeign { .. }
+            | Self::OtherSource { .. }
+            | Self::OlderCopy { .. }
+            | Self::PublicationMissing { .. }
+            | Self::RuleBroken(_) => {}
+        }
+        self
+    }
+}
+
+/// Whether the WAL reaches to `from`: START_REPLICATION would wait in silence for it to get there.
+///
+/// `wal_end` must have been read after `from`, which a leader moves.
+///
+/// # Errors
+/// [`Halt::OlderCopy`]
+pub fn check_wal_end(wal_end: Lsn, from: Lsn) -> Result<(), Halt> {
+    if wal_end < from { Err(Halt::OlderCopy { from, wal_end }) } else { Ok(()) }
 }
 
 /// Whether streaming from `from` would miss nothing.
@@ -184,6 +235,19 @@ mod tests {
         assert!(matches!(check_slot("s", Some(&other), Lsn(5)), Err(Halt::SlotForeign { .. })));
         let elsewhere = SlotState { here: false, ..slot(1) };
         assert!(matches!(check_slot("s", Some(&elsewhere), Lsn(5)), Err(Halt::SlotForeign { .. })));
+    }
+
+    #[test]
+    fn wal_that_ends_before_the_checkpoint_halts() {
+        assert_eq!(check_wal_end(Lsn(5), Lsn(5)), Ok(()));
+        let halt = Halt::OlderCopy { from: Lsn(6), wal_end: Lsn(5) };
+        assert_eq!(check_wal_end(Lsn(5), Lsn(6)), Err(halt));
+    }
+
+    #[test]
+    fn halt_of_a_leader_begins_at_its_checkpoint() {
+        let gap = |from| Halt::Gap { slot: "s".into(), from: Lsn(from), to: Lsn(9) };
+        assert_eq!(gap(7).since(Lsn(5)), gap(5));
     }
 
     #[test]

@@ -19,24 +19,25 @@ const PAGE: i64 = 100;
 ///
 /// A job that a crash interrupts starts over: what was delivered is gone by then, and what failed was
 /// tried after the job was made.
-pub(super) async fn feed(config: &Config, retries: mpsc::Sender<Retry>) {
+pub(super) async fn feed(config: &Config, epoch: i64, retries: mpsc::Sender<Retry>) {
     loop {
-        if let Err(error) = look(config, &retries).await {
+        if let Err(error) = look(config, epoch, &retries).await {
             tracing::debug!(error = %format!("{error:#}"), "cannot look for jobs");
         }
         tokio::time::sleep(EVERY).await;
     }
 }
 
-async fn look(config: &Config, retries: &mpsc::Sender<Retry>) -> anyhow::Result<()> {
+async fn look(config: &Config, epoch: i64, retries: &mpsc::Sender<Retry>) -> anyhow::Result<()> {
     let mut store = open_state(config).await?;
+    store.write_as(epoch);
     loop {
         let Some(job) = store.next_job().await? else {
             tokio::time::sleep(EVERY).await;
             continue;
         };
         let fed = feed_job(&store, &job, retries).await?;
-        wait_until_done(&store, &job, fed).await?;
+        wait_until_done(&store, &job).await?;
         store.finish_job(job.id, None).await?;
         tracing::info!(job = job.id, dead_letters = fed, "sent dead letters again");
     }
@@ -62,13 +63,11 @@ async fn feed_job(
     }
 }
 
-/// Waits until every dead letter fed has ended and that is stored.
-async fn wait_until_done(store: &StateStore, job: &Job, fed: i64) -> anyhow::Result<()> {
-    loop {
-        let Some(state) = store.job(job.id).await? else { return Ok(()) };
-        if state.done + state.failed >= fed {
-            return Ok(());
-        }
+/// Waits until every dead letter of the job has ended and that is stored: none is left that the job
+/// has not tried. One that is discarded meanwhile is not left either.
+async fn wait_until_done(store: &StateStore, job: &Job) -> anyhow::Result<()> {
+    while !store.dead_letters_to_retry(job, 0, 1).await?.is_empty() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+    Ok(())
 }

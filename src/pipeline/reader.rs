@@ -156,6 +156,9 @@ impl Reader {
             };
             match opened {
                 Ok(session) => return Ok(Some(session)),
+                Err(Obstacle::Stop(Stop::Halted(halt))) => {
+                    return Err(Stop::Halted(halt.since(*self.flushed.borrow())));
+                }
                 Err(Obstacle::Stop(stop)) => return Err(stop),
                 Err(Obstacle::SlotInUse) => tracing::info!("the slot is still in use"),
                 Err(Obstacle::Passing(problem)) => {

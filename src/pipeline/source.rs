@@ -20,7 +20,7 @@ use crate::engine::rule::{RuleSettings, Rules};
 use crate::io::admin::{Health, Role};
 use crate::io::catalog;
 use crate::io::slot::{self, Slot};
-use crate::io::source::hosts;
+use crate::io::source::{hosts, publication_exists};
 use crate::io::sql::{Connection, session};
 use crate::io::state::{Recovery, StateError, StateStore};
 use crate::io::wire::{self, Class, WireError};
@@ -100,7 +100,11 @@ impl From<WireError> for Obstacle {
             Class::SlotUnusable | Class::SlotMissing | Class::Shutdown | Class::Retry => {
                 Self::Passing(error.into())
             }
-            Class::PublicationMissing | Class::Fatal => Self::Stop(Stop::Failed(error.into())),
+            Class::PublicationMissing => {
+                let problem = format!("{:#}", anyhow::Error::from(error));
+                halt::Halt::PublicationMissing { problem }.into()
+            }
+            Class::Fatal => Self::Stop(Stop::Failed(error.into())),
         }
     }
 }
@@ -151,8 +155,7 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
     let rules = compile_rules(config, &session.sentinel, expected.system_identifier).await?;
     let holder = format!("{} pid {}", hostname(), std::process::id());
     let Recovery { epoch, frontier, settled, disabled } = store.take_lease(&holder).await?;
-    let slot = slot::read(&session.sentinel, &config.source.slot).await?;
-    halt::check_slot(&config.source.slot, slot.as_ref().map(Slot::state).as_ref(), frontier)?;
+    check_slot(config, &session.sentinel, frontier).await?;
     store.clear_halt().await?;
     let changes = Changes::new(frontier);
     let start = Start { frontier, settled, disabled };
@@ -165,13 +168,20 @@ pub(super) async fn reopen(config: &Config, epoch: i64, at: Lsn) -> Result<Sessi
     let store = open_state(config).await?;
     let expected = store.source_identity().await?;
     let session = open(config, &expected, at).await?;
-    let slot = slot::read(&session.sentinel, &config.source.slot).await?;
-    halt::check_slot(&config.source.slot, slot.as_ref().map(Slot::state).as_ref(), at)?;
+    check_slot(config, &session.sentinel, at).await?;
     // The slot was free for a while: has another led meanwhile?
     if store.current_epoch().await? != epoch {
         return Err(Obstacle::Stop(Stop::Fenced));
     }
     Ok(session)
+}
+
+/// Whether the slot that is ours now sends everything from `at` on.
+async fn check_slot(config: &Config, sentinel: &Connection, at: Lsn) -> Result<(), Obstacle> {
+    let name = &config.source.slot;
+    let slot = slot::read(sentinel, name).await?;
+    halt::check_slot(name, slot.as_ref().map(Slot::state).as_ref(), at)?;
+    slot.map_or(Ok(()), |slot| Ok(halt::check_wal_end(slot.wal_end, at)?))
 }
 
 async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Session, Obstacle> {
@@ -194,6 +204,10 @@ async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Ses
     // What an active slot has confirmed may be ahead of what we know; an idle one must not be gone.
     if slot.as_ref().is_none_or(|slot| slot.is_lost()) {
         halt::check_slot(&source.slot, slot.as_ref().map(Slot::state).as_ref(), at)?;
+    }
+    if !publication_exists(&sentinel, &source.publication).await? {
+        let problem = format!("publication {:?} does not exist", source.publication);
+        return Err(halt::Halt::PublicationMissing { problem }.into());
     }
     let sender_timeout = replication.wal_sender_timeout().await?;
     if sender_timeout.is_zero() {

@@ -104,6 +104,33 @@ impl World {
         Ok(Self { cluster, sql, mock, admin, dir, runs: 0 })
     }
 
+    /// Changes the configuration's text.
+    pub fn edit_config(&self, from: &str, to: &str) -> Result<()> {
+        let path = self.dir.path().join("walhook.toml");
+        let text = std::fs::read_to_string(&path)?;
+        ensure!(text.contains(from), "the configuration does not hold {from:?}");
+        Ok(std::fs::write(path, text.replacen(from, to, 1))?)
+    }
+
+    /// Replaces the SQL session, after the server was away.
+    pub async fn reconnect(&mut self) -> Result<()> {
+        self.sql = connect(&self.cluster).await?;
+        Ok(())
+    }
+
+    /// Waits until a query's first value, as text, is as wanted.
+    pub async fn until(&self, sql: &str, wanted: &str) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let value = self.value(sql).await?;
+            if value == wanted {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{sql}: {value:?}, not {wanted:?}");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Runs `walhook setup`.
     pub async fn set_up(&self) -> Result<()> {
         let output = self.walhook(&["setup"]).await?;
@@ -202,19 +229,6 @@ impl World {
         Ok(())
     }
 
-    /// Waits until the first value of a query is this text.
-    pub async fn until(&self, sql: &str, wanted: &str) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let value = self.value(sql).await?;
-            if value == wanted {
-                return Ok(());
-            }
-            ensure!(Instant::now() < deadline, "{sql} yields {value:?}, not {wanted:?}");
-            sleep(Duration::from_millis(20)).await;
-        }
-    }
-
     /// Waits until a metric, named with its labels as `/metrics` prints it, has this value.
     pub async fn until_metric(&self, series: &str, wanted: &str) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
@@ -302,6 +316,16 @@ impl Running {
     pub async fn ended_with_log(self) -> Result<(ExitStatus, String)> {
         let log = self.log.clone();
         Ok((self.ended().await?, std::fs::read_to_string(log)?))
+    }
+
+    /// Waits until it has logged something.
+    pub async fn until_logged(&self, text: &str) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.log().contains(text) {
+            ensure!(Instant::now() < deadline, "nothing says {text:?}:\n{}", self.log());
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 
     /// What it has logged.

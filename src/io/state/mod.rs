@@ -212,6 +212,12 @@ impl StateStore {
         self.epoch
     }
 
+    /// Writes from now on as the leader that took this epoch in another session, and no longer than
+    /// that one may.
+    pub fn write_as(&mut self, epoch: i64) {
+        self.epoch = Some(epoch);
+    }
+
     async fn check_schema(&self) -> Result<(), StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!("SELECT schema_version FROM {s}.meta WHERE pipeline = $1");

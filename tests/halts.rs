@@ -1,0 +1,259 @@
+//! Where going on would lose data silently, walhook halts: exit code 3, the reason and the mend on
+//! standard error and in `status`, and nothing is touched.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::time::Instant;
+use walhook::demo::cluster::{Cluster, StopMode};
+
+use crate::support::{PATIENCE, RULES, World, text};
+
+/// `run` must halt for a reason that says all of this, and `status` must show it.
+async fn halts(world: &mut World, expected: &[&str]) -> Result<()> {
+    let (status, log) = world.spawn()?.ended_with_log().await?;
+    ensure!(status.code() == Some(3), "{status}, not a halt:\n{log}");
+    shown(world, &log, expected).await
+}
+
+async fn shown(world: &World, log: &str, expected: &[&str]) -> Result<()> {
+    let said = log.lines().last().unwrap_or_default();
+    let output = world.walhook(&["status"]).await?;
+    ensure!(output.status.code() == Some(3), "status: {}", output.status);
+    let status = text(&output.stdout);
+    let halted = status.lines().find(|line| line.starts_with("HALTED")).unwrap_or_default();
+    let json = world.walhook_json(&["status"]).await?;
+    let stored = json["halted"]["reason"].as_str().unwrap_or_default();
+    for part in expected {
+        ensure!(said.contains(part), "standard error does not say {part:?}: {said}");
+        ensure!(halted.contains(part), "status does not say {part:?}: {status}");
+        ensure!(stored.contains(part), "status --json does not say {part:?}: {json}");
+    }
+    Ok(())
+}
+
+/// `run` must lead again, and forget the halt.
+async fn goes_on(world: &mut World) -> Result<()> {
+    let running = world.run().await?;
+    let output = world.walhook(&["status"]).await?;
+    ensure!(output.status.success(), "status: {}", text(&output.stdout));
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
+/// Drops the slot, as soon as nobody streams from it.
+async fn drop_slot(world: &World) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) =
+        world.sql.batch_execute("SELECT pg_drop_replication_slot('walhook')").await
+    {
+        ensure!(Instant::now() < deadline, "{error}");
+    }
+    Ok(())
+}
+
+async fn run_sql(world: &World, sql: &str) -> Result<()> {
+    world.sql.batch_execute(sql).await.with_context(|| sql.to_owned())
+}
+
+#[tokio::test]
+async fn halt_names_its_reason_and_ends_when_that_is_mended() -> Result<()> {
+    let mut world = World::new().await?;
+    goes_on(&mut world).await?;
+    let system = world.value("SELECT system_identifier FROM walhook.meta").await?;
+
+    let set_system = |system: &str| format!("UPDATE walhook.meta SET system_identifier = {system}");
+    for (breaks, mends, expected) in [
+        (
+            set_system("7"),
+            set_system(&system),
+            vec!["not the database", &*system, "it was 7", "recover --adopt-cluster"],
+        ),
+        (
+            "UPDATE walhook.meta SET timeline = 9".to_owned(),
+            "UPDATE walhook.meta SET timeline = 1".to_owned(),
+            vec!["its timeline is 1, it was 9", "recover --adopt-cluster"],
+        ),
+        (
+            "UPDATE walhook.meta SET database = 'production'".to_owned(),
+            "UPDATE walhook.meta SET database = 'postgres'".to_owned(),
+            vec!["is postgres, it was production", "it would send to your customers"],
+        ),
+        (
+            "UPDATE walhook.checkpoint SET frontier = '0/100'".to_owned(),
+            "UPDATE walhook.checkpoint
+             SET frontier = (SELECT confirmed_flush_lsn FROM pg_replication_slots)"
+                .to_owned(),
+            vec!["\"walhook\" begins at", "after the checkpoint 0/100", "recover --accept-gap"],
+        ),
+    ] {
+        run_sql(&world, &breaks).await?;
+        halts(&mut world, &expected).await.with_context(|| breaks)?;
+        run_sql(&world, &mends).await?;
+        goes_on(&mut world).await.with_context(|| mends)?;
+    }
+
+    run_sql(&world, "ALTER SCHEMA walhook RENAME TO away").await?;
+    let (status, log) = world.spawn()?.ended_with_log().await?;
+    ensure!(status.code() == Some(1) && log.contains("run `walhook setup`"), "{status}: {log}");
+    run_sql(&world, "ALTER SCHEMA away RENAME TO walhook").await?;
+
+    run_sql(&world, "DROP PUBLICATION walhook").await?;
+    let unpublished = ["publication \"walhook\" does not exist", "setup --print-sql"];
+    halts(&mut world, &unpublished).await?;
+    run_sql(&world, "CREATE PUBLICATION walhook FOR TABLE subscribers, webhooks").await?;
+
+    drop_slot(&world).await?;
+    let frontier = world.value("SELECT frontier FROM walhook.checkpoint").await?;
+    let gone = ["slot \"walhook\" does not exist", &*frontier, "recover --accept-gap"];
+    halts(&mut world, &gone).await?;
+    ensure!(world.value("SELECT count(*) FROM pg_replication_slots").await? == "0");
+    let setup = world.walhook(&["setup"]).await?;
+    ensure!(setup.status.code() == Some(3), "setup must not hide the gap: {}", setup.status);
+
+    // Made again behind our back, it begins where a gap ends.
+    world.subscribe(1, 1).await?;
+    run_sql(&world, "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput')").await?;
+    let begin = world.value("SELECT confirmed_flush_lsn FROM pg_replication_slots").await?;
+    halts(&mut world, &[&format!("begins at {begin}, after the checkpoint {frontier}")]).await
+}
+
+#[tokio::test]
+async fn halt_of_a_leader_whose_slot_was_recreated_states_the_gap_from_its_checkpoint() -> Result<()>
+{
+    let mut world = World::new().await?;
+    world.hook(1, 1, "?hang").await?;
+    let running = world.run().await?;
+    // Received and on its way, so in memory only: the gap holds it too.
+    world.subscribe(1, 1).await?;
+    let committed = world.value("SELECT pg_current_wal_insert_lsn()").await?;
+    world.mock.wait_until("a request", PATIENCE, |stats| stats.in_flight == 1).await?;
+
+    run_sql(
+        &world,
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active",
+    )
+    .await?;
+    drop_slot(&world).await?;
+    run_sql(&world, "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput')").await?;
+    let begin = world.value("SELECT confirmed_flush_lsn FROM pg_replication_slots").await?;
+
+    let (status, log) = running.ended_with_log().await?;
+    ensure!(status.code() == Some(3), "{status}:\n{log}");
+    let before = format!("SELECT frontier < '{committed}'::pg_lsn FROM walhook.checkpoint");
+    ensure!(world.value(&before).await? == "t", "the checkpoint passed what was not answered");
+    let checkpoint = world.value("SELECT frontier FROM walhook.checkpoint").await?;
+    // It may have looked before the slot was there again.
+    let missing = format!("changes committed after {checkpoint} cannot be read");
+    let recreated = format!("begins at {begin}, after the checkpoint {checkpoint}");
+    let expected = if log.contains(&missing) { missing } else { recreated };
+    shown(&world, &log, &[&expected, "recover --accept-gap"]).await?;
+    let after = world.value("SELECT confirmed_flush_lsn FROM pg_replication_slots").await?;
+    ensure!(after == begin, "the slot was moved from {begin} to {after}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn halt_of_a_leader_whose_slot_is_lost_comes_within_seconds_and_leaves_the_slot() -> Result<()>
+{
+    let server = [("max_slot_wal_keep_size", "16MB"), ("min_wal_size", "32MB")];
+    let mut world = World::with("[delivery]\ntimeout = \"60s\"", RULES, &server).await?;
+    world.hook(1, 1, "?hang").await?;
+    let running = world.run().await?;
+    // What is not answered keeps the slot where it is.
+    world.subscribe(1, 1).await?;
+    world.mock.wait_until("a request", PATIENCE, |stats| stats.in_flight == 1).await?;
+    for _ in 0..6 {
+        run_sql(&world, "SELECT pg_logical_emit_message(false, 'test', ''), pg_switch_wal()")
+            .await?;
+    }
+    run_sql(&world, "CHECKPOINT").await?;
+    let lost_at = Instant::now();
+    ensure!(world.value("SELECT wal_status FROM pg_replication_slots").await? == "lost");
+
+    let (status, log) = running.ended_with_log().await?;
+    ensure!(status.code() == Some(3), "{status}:\n{log}");
+    ensure!(lost_at.elapsed() < Duration::from_secs(10), "after {:?}", lost_at.elapsed());
+    let expected = ["slot \"walhook\" is lost", "max_slot_wal_keep_size", "recover --accept-gap"];
+    shown(&world, &log, &expected).await?;
+    ensure!(log.lines().count() < 20, "a hot loop:\n{log}");
+    let stopped = Instant::now();
+    halts(&mut world, &expected).await?;
+    ensure!(stopped.elapsed() < Duration::from_secs(10), "after {:?}", stopped.elapsed());
+    let slots = "SELECT string_agg(slot_name || wal_status, ' ') FROM pg_replication_slots";
+    ensure!(world.value(slots).await? == "walhooklost", "the slot was recreated");
+    Ok(())
+}
+
+/// Copies a stopped cluster's data; the port stays that of the directory's configuration.
+fn copy_data(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
+    let status = std::process::Command::new("cp").arg("-a").args([from, to]).status()?;
+    ensure!(status.success(), "cp -a {from:?} {to:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn halt_when_another_cluster_or_an_older_copy_answers_at_our_address() -> Result<()> {
+    let mut state = Cluster::start(&std::env::temp_dir(), &[]).await?;
+    let sections = format!("[state]\nurl = \"{}\"", state.url("postgres"));
+    let mut world = World::with(&sections, RULES, &[]).await?;
+    goes_on(&mut world).await?;
+    let data = world.cluster.data();
+    let (ours, older) = (data.with_extension("ours"), data.with_extension("older"));
+    world.cluster.stop(StopMode::Fast).await?;
+    copy_data(&data, &older)?;
+
+    // Another cluster, with the same port.
+    std::fs::rename(&data, &ours)?;
+    state.stop(StopMode::Fast).await?;
+    copy_data(&state.data(), &data)?;
+    state.start_again().await?;
+    std::fs::copy(ours.join("postgresql.conf"), data.join("postgresql.conf"))?;
+    world.cluster.start_again().await?;
+    halts(&mut world, &["its system identifier is", "recover --adopt-cluster"]).await?;
+    world.cluster.stop(StopMode::Fast).await?;
+    std::fs::remove_dir_all(&data)?;
+    std::fs::rename(&ours, &data)?;
+    world.cluster.start_again().await?;
+    world.reconnect().await?;
+    goes_on(&mut world).await?;
+
+    // An older copy of the same cluster, slot included.
+    world.hook(1, 1, "").await?;
+    let running = world.run().await?;
+    world.subscribe(1, 1).await?;
+    world.delivered(1).await?;
+    for id in 2..100 {
+        world.subscribe(id, 2).await?;
+    }
+    world.subscribe(100, 1).await?;
+    world.delivered(2).await?;
+    ensure!(running.terminate().await?.success());
+    world.cluster.stop(StopMode::Fast).await?;
+    std::fs::remove_dir_all(&data)?;
+    std::fs::rename(&older, &data)?;
+    world.cluster.start_again().await?;
+    halts(&mut world, &["beyond the end of the WAL", "older copy", "walhook teardown"]).await
+}
+
+#[tokio::test]
+async fn halt_when_the_publication_goes_while_it_runs_and_rows_are_written_without_it() -> Result<()>
+{
+    let mut world = World::new().await?;
+    world.hook(1, 1, "").await?;
+    let running = world.run().await?;
+    world.subscribe(1, 1).await?;
+    world.delivered(1).await?;
+    run_sql(&world, "DROP PUBLICATION walhook").await?;
+    world.subscribe(2, 1).await?;
+    let (status, log) = running.ended_with_log().await?;
+    ensure!(status.code() == Some(3), "{status}:\n{log}");
+    shown(&world, &log, &["\"walhook\" does not exist", "drop the slot"]).await?;
+
+    // There again, it does not help: the row was written without it.
+    run_sql(&world, "CREATE PUBLICATION walhook FOR TABLE subscribers, webhooks").await?;
+    let began = Instant::now();
+    halts(&mut world, &["\"walhook\" does not exist", "recover --accept-gap"]).await?;
+    ensure!(began.elapsed() < Duration::from_secs(10), "after {:?}", began.elapsed());
+    Ok(())
+}

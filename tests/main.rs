@@ -13,4 +13,6 @@ mod support;
 mod changes;
 mod endpoints;
 mod files;
+mod kills;
 mod shape;
+mod shutdown;

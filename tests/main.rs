@@ -17,4 +17,6 @@ mod commands;
 mod endpoints;
 mod files;
 mod halts;
+mod kills;
 mod shape;
+mod shutdown;

@@ -141,7 +141,9 @@ impl Reader {
     async fn reconnect(&mut self) -> Result<Option<Session>, Stop> {
         let mut backoff = Backoff::new();
         loop {
-            let at = self.changes.resume_lsn();
+            // What keepalives told of is acknowledged too, and may be beyond the last commit: the slot
+            // must not look as if it had skipped that.
+            let at = self.changes.resume_lsn().max(*self.flushed.borrow());
             tokio::select! {
                 biased;
                 () = self.drain.cancelled() => return Ok(None),

@@ -1,5 +1,8 @@
 //! A world for one test: a cluster, the customer's tables, a receiver, and the program as a child.
 
+pub(crate) mod audit;
+pub(crate) mod traffic;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -15,6 +15,10 @@ const PERSIST_EVERY: Duration = Duration::from_millis(100);
 /// of a leader whose checkpoint was not written for three times as long says no.
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
+/// Progress alone that waits no longer: half a segment of WAL. Another database of the cluster may
+/// write hundreds of megabytes in ten seconds, and the slot would keep them all.
+const PROGRESS_BYTES: u64 = 8 << 20;
+
 /// Dead letters in one state transaction: bounds its size and its time.
 const DEAD_LETTERS_MAX: usize = 1_000;
 
@@ -134,6 +138,8 @@ impl Durable {
             Some(if at_once { self.last_stored } else { self.last_stored + PERSIST_EVERY })
         } else if stopping {
             (frontier > self.stored_frontier).then_some(self.last_stored)
+        } else if frontier.bytes_since(self.stored_frontier) >= PROGRESS_BYTES {
+            Some(self.last_stored + PERSIST_EVERY)
         } else {
             // Also with no progress at all: that the checkpoint can be written is worth knowing.
             Some(self.last_stored + PROGRESS_EVERY)

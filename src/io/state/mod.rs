@@ -44,8 +44,9 @@ use super::sql::{Connection, is_transient};
 pub const SCHEMA_VERSION: i32 = 1;
 
 /// How long a session may sit idle inside a transaction: a frozen leader's lock on the lease ends
-/// then. Far above what a busy leader takes between two statements.
-const IDLE_IN_TRANSACTION: &str = "10s";
+/// then, and a takeover waits no longer for it. Far above what a busy leader takes between two
+/// statements; one that does take longer stores the same batch again.
+const IDLE_IN_TRANSACTION: &str = "2s";
 
 const APPLICATION_NAME: &str = "walhook state";
 

@@ -1,0 +1,206 @@
+//! Compares what was committed with what endpoints received and what the tables of state hold.
+
+use std::collections::{HashMap, HashSet};
+
+use anyhow::{Result, ensure};
+use bytes::Bytes;
+
+use super::World;
+use super::traffic::{Change, Journal};
+
+/// What the auditor may demand of an endpoint's deliveries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Demand {
+    /// All delivered.
+    Delivered,
+    /// All delivered or dead letters.
+    Ended,
+    /// Nothing but what was committed, in any order: it was switched off for a while. After a crash
+    /// what was read then is routed anew, to the endpoints of now.
+    Nothing,
+}
+
+/// A registered endpoint.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Endpoint {
+    pub(crate) id: i64,
+    pub(crate) account: i64,
+    pub(crate) demand: Demand,
+    /// It was registered when every version above this one was drawn.
+    pub(crate) since: i64,
+}
+
+/// When one life of the program ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct End {
+    /// Requests that the receiver had answered.
+    pub(crate) received: u64,
+    /// Microseconds since 1970.
+    pub(crate) at_unix_us: i64,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(crate) struct Audit {
+    /// Deliveries that were taken again in a later life, by the life whose end made that necessary.
+    pub(crate) repeated: Vec<u64>,
+    /// How long before that end, in milliseconds, the oldest of them had been taken.
+    pub(crate) unstored_ms: Vec<i64>,
+    /// Deliveries that were taken again in the same life.
+    pub(crate) repeated_within: u64,
+    pub(crate) committed: usize,
+    pub(crate) delivered: usize,
+    pub(crate) dead: usize,
+    pub(crate) received: usize,
+}
+
+/// Checks everything that must hold at the end, when all is settled: nothing lost, nothing invented,
+/// ids and bodies stable, first deliveries in order by row and endpoint.
+///
+/// `lives`: how each life of the program ended but for the last.
+///
+/// # Errors
+/// Names what does not hold.
+pub(crate) async fn audit(
+    world: &World,
+    journal: &Journal,
+    endpoints: &[Endpoint],
+    lives: &[End],
+) -> Result<Audit> {
+    let received = world.mock.received();
+    let stats = world.mock.stats();
+    ensure!(stats.received == u64::try_from(received.len())?, "the receiver forgot requests");
+    let endpoint_of: HashMap<i64, &Endpoint> = endpoints.iter().map(|e| (e.id, e)).collect();
+    let mut found = Found {
+        audit: Audit {
+            repeated: vec![0; lives.len()],
+            unstored_ms: vec![0; lives.len()],
+            committed: journal.committed.len(),
+            received: received.len(),
+            ..Audit::default()
+        },
+        ..Found::default()
+    };
+    for (at, request) in received.iter().enumerate() {
+        let body = request.json();
+        let change = Change {
+            event_type: body["type"].as_str().unwrap_or_default().to_owned(),
+            id: body["data"]["id"].as_i64().unwrap_or_default(),
+            version: body["data"]["version"].as_i64().unwrap_or_default(),
+        };
+        let Some(endpoint) =
+            request.path.get(1..).and_then(|id| endpoint_of.get(&id.parse().ok()?))
+        else {
+            found.problem(format!("a request for no endpoint: {}", request.path));
+            continue;
+        };
+        if !request.verified || body["id"].as_str() != Some(&request.id) {
+            found.problem(format!("{}: wrong signature or id in the body", request.id));
+        }
+        match journal.committed.get(&change).or(journal.doubtful.get(&change)) {
+            None => found.problem(format!("sent, but never committed: {change:?}")),
+            Some(account) if *account != endpoint.account => {
+                found.problem(format!("{change:?} of account {account} went to {endpoint:?}"));
+            }
+            Some(_) => {}
+        }
+        found.identify(&request.id, &change, Some(&request.body));
+        if request.is_taken() {
+            let at = u64::try_from(at)?;
+            let life = lives.iter().filter(|end| at >= end.received).count();
+            found.take(endpoint, change, (request.at_unix_us, life), lives);
+        }
+    }
+    found.dead_letters(world).await?;
+    for endpoint in endpoints.iter().filter(|endpoint| endpoint.demand != Demand::Nothing) {
+        let owed = journal.committed.iter().filter(|(change, account)| {
+            **account == endpoint.account && change.version > endpoint.since
+        });
+        for (change, _) in owed {
+            let delivery = (endpoint.id, change.clone());
+            let delivered = found.taken.contains_key(&delivery);
+            let ended = endpoint.demand == Demand::Ended && found.dead.contains(&delivery);
+            if !delivered && !ended {
+                let dead = found.dead.contains(&delivery);
+                found.problem(format!("lost: {change:?} for {endpoint:?}, dead letter: {dead}"));
+            }
+        }
+    }
+    let Found { mut audit, problems, taken, dead, .. } = found;
+    (audit.delivered, audit.dead) = (taken.len(), dead.len());
+    let shown: Vec<&str> = problems.iter().take(10).map(String::as_str).collect();
+    ensure!(problems.is_empty(), "{} problems, {audit:?}:\n{}", problems.len(), shown.join("\n"));
+    Ok(audit)
+}
+
+#[derive(Default)]
+struct Found {
+    audit: Audit,
+    problems: Vec<String>,
+    /// When each delivery was taken last, and in which life.
+    taken: HashMap<(i64, Change), (i64, usize)>,
+    dead: HashSet<(i64, Change)>,
+    change_of: HashMap<String, (Change, Option<Bytes>)>,
+    id_of: HashMap<Change, String>,
+    last: HashMap<(i64, i64), (i64, bool)>,
+}
+
+impl Found {
+    fn problem(&mut self, problem: String) {
+        self.problems.push(problem);
+    }
+
+    /// An id belongs to one change with one body, and a change to one id.
+    fn identify(&mut self, id: &str, change: &Change, body: Option<&Bytes>) {
+        let known =
+            self.change_of.entry(id.to_owned()).or_insert_with(|| (change.clone(), body.cloned()));
+        let same =
+            known.0 == *change && body.is_none_or(|b| known.1.as_ref().is_none_or(|k| k == b));
+        let known_id = self.id_of.entry(change.clone()).or_insert_with(|| id.to_owned());
+        if !same || known_id != id {
+            let problem = format!("{id} is {:?} and {change:?}; {known_id}", self.change_of[id]);
+            self.problem(problem);
+        }
+    }
+
+    fn take(&mut self, endpoint: &Endpoint, change: Change, at: (i64, usize), lives: &[End]) {
+        let (row, order) = ((endpoint.id, change.id), change.order());
+        if let Some((before_us, life)) = self.taken.insert((endpoint.id, change.clone()), at) {
+            if life == at.1 {
+                self.audit.repeated_within += 1;
+            } else {
+                self.audit.repeated[life] += 1;
+                let unstored_ms = (lives[life].at_unix_us - before_us) / 1_000;
+                self.audit.unstored_ms[life] = self.audit.unstored_ms[life].max(unstored_ms);
+            }
+            return;
+        }
+        let last = self.last.entry(row).or_insert(order);
+        if *last > order && endpoint.demand != Demand::Nothing {
+            let problem = format!("endpoint {} got {change:?} after {last:?}", endpoint.id);
+            self.problems.push(problem);
+        }
+        *last = (*last).max(order);
+    }
+
+    async fn dead_letters(&mut self, world: &World) -> Result<()> {
+        let sql = "SELECT d.event_id, d.endpoint, b.event_type, r.data->>'id', r.data->>'version'
+                   FROM walhook.dead_letters d JOIN walhook.bodies b USING (pipeline, event_id),
+                        LATERAL (SELECT ('{' || convert_from(b.row, 'UTF8') || '}')::json->'data' AS data) r";
+        for row in world.sql.query(sql, &[]).await? {
+            let change = Change {
+                event_type: row.get(2),
+                id: row.get::<_, &str>(3).parse()?,
+                version: row.get::<_, &str>(4).parse()?,
+            };
+            self.identify(row.get(0), &change, None);
+            match row.get::<_, &str>(1).parse() {
+                Ok(endpoint) => {
+                    self.dead.insert((endpoint, change));
+                }
+                Err(_) => self.problem(format!("unroutable: {change:?}")),
+            }
+        }
+        Ok(())
+    }
+}

@@ -19,6 +19,7 @@ mod dispatch;
 mod jobs;
 mod lookups;
 mod observe;
+mod published;
 mod reader;
 mod source;
 mod writer;
@@ -208,10 +209,9 @@ async fn lead(
         let (config, metrics, abort) = (config.clone(), Arc::clone(metrics), abort.clone());
         async move {
             tokio::select! {
-                () = abort.cancelled() => {}
-                () = observe::observe(&config, &metrics) => {}
+                () = abort.cancelled() => Ok(()),
+                halt = observe::observe(&config, &metrics) => Err(Stop::Halted(halt)),
             }
-            Ok(())
         }
     });
 

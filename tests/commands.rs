@@ -353,20 +353,18 @@ async fn run_shows_its_health_and_refuses_a_port_that_is_taken() -> Result<()> {
     let running = world.run().await?;
     world.subscribe(1, 1).await?;
     world.delivered(1).await?;
-    world.settled().await?;
     for path in ["/livez", "/readyz", "/leaderz"] {
         ensure!(answers(world.admin, path).await, "{path}: {:?}", get(world.admin, path).await?);
     }
-    let (_, metrics) = get(world.admin, "/metrics").await?;
-    for line in [
-        "walhook_leader 1",
+    for (series, value) in [
+        ("walhook_leader", "1"),
         // The endpoint's row, and the subscriber's.
-        "walhook_changes_total 2",
-        "walhook_events_total{type=\"subscriber.created\"} 1",
-        "walhook_deliveries_total{result=\"delivered\"} 1",
-        "walhook_attempts_total{outcome=\"2xx\"} 1",
+        ("walhook_changes_total", "2"),
+        ("walhook_events_total{type=\"subscriber.created\"}", "1"),
+        ("walhook_deliveries_total{result=\"delivered\"}", "1"),
+        ("walhook_attempts_total{outcome=\"2xx\"}", "1"),
     ] {
-        ensure!(metrics.lines().any(|found| found == line), "no {line}:\n{metrics}");
+        world.until_metric(series, value).await?;
     }
 
     let (status, log) = world.spawn()?.ended_with_log().await?;

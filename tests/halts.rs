@@ -257,3 +257,32 @@ async fn halt_when_the_publication_goes_while_it_runs_and_rows_are_written_witho
     ensure!(began.elapsed() < Duration::from_secs(10), "after {:?}", began.elapsed());
     Ok(())
 }
+
+#[tokio::test]
+async fn halt_when_a_table_leaves_the_publication_or_is_made_again() -> Result<()> {
+    let mut world = World::new().await?;
+    world.hook(1, 1, "").await?;
+    for (leave, missing) in [
+        ("ALTER PUBLICATION walhook DROP TABLE webhooks", "public.webhooks"),
+        ("DROP TABLE subscribers; CREATE TABLE subscribers (id bigint PRIMARY KEY, account_id bigint NOT NULL,
+              email text, status text); ALTER TABLE subscribers REPLICA IDENTITY FULL", "public.subscribers"),
+        ("ALTER PUBLICATION walhook SET (publish = 'insert')", "does not publish updates"),
+    ] {
+        let running = world.run().await?;
+        run_sql(&world, leave).await?;
+        let (status, log) = running.ended_with_log().await?;
+        ensure!(status.code() == Some(3), "{leave}: {status}:\n{log}");
+        shown(&world, &log, &["publication \"walhook\"", missing, "walhook setup"]).await?;
+
+        // It halts again until that is put right.
+        let (status, _) = world.spawn()?.ended_with_log().await?;
+        ensure!(status.code() == Some(3), "{leave}: {status} when started again");
+        world.set_up().await?;
+        run_sql(&world, "ALTER PUBLICATION walhook SET (publish = 'insert, update, delete, truncate')")
+            .await?;
+    }
+    let _running = world.run().await?;
+    world.subscribe(1, 1).await?;
+    world.delivered(1).await?;
+    Ok(())
+}

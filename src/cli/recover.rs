@@ -170,6 +170,7 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
             | Halt::OtherSource { .. }
             | Halt::OlderCopy { .. }
             | Halt::PublicationMissing { .. }
+            | Halt::Unpublished { .. }
             | Halt::RuleBroken(_)),
         ) => return Err(halt.into()),
         None if sessions.same_wal() => Begin::Checkpoint,

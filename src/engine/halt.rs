@@ -128,6 +128,17 @@ pub enum Halt {
         /// Which, in whoever's words found out.
         problem: String,
     },
+    /// The publication no longer holds what the rules need: changes would be left out silently.
+    #[error(
+        "publication {publication:?} {problem}: such changes cannot be read. `walhook setup` puts \
+         missing tables back; those that were committed meanwhile are not sent"
+    )]
+    Unpublished {
+        /// Its name.
+        publication: String,
+        /// What is missing, as what it does or does not do.
+        problem: String,
+    },
     /// A rule's table or column is gone.
     #[error("{0}. Then start walhook again: nothing is lost")]
     RuleBroken(String),
@@ -146,6 +157,7 @@ impl Halt {
             | Self::OtherSource { .. }
             | Self::OlderCopy { .. }
             | Self::PublicationMissing { .. }
+            | Self::Unpublished { .. }
             | Self::RuleBroken(_) => {}
         }
         self

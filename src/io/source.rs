@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
 use tokio_postgres::config::Host;
-use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Config};
 
 use crate::engine::catalog::TableName;
@@ -116,18 +115,6 @@ pub async fn publication(client: &Client, name: &str) -> Result<Option<Publicati
         filtered,
         narrowed,
     }))
-}
-
-/// Whether there is such a publication.
-///
-/// # Errors
-/// The server's.
-pub async fn publication_exists(
-    client: &Client,
-    name: &str,
-) -> Result<bool, tokio_postgres::Error> {
-    let sql = "SELECT FROM pg_publication WHERE pubname = $1";
-    Ok(client.query_typed_opt(sql, &[(&name, Type::TEXT)]).await?.is_some())
 }
 
 async fn names(client: &Client, sql: &str, name: &str) -> Result<BTreeSet<TableName>> {

@@ -1,12 +1,13 @@
-//! The task that asks the server, every few seconds, how the slot and the state tables stand.
+//! The task that asks the server, every few seconds, how the slot and the state tables stand, and
+//! whether the publication still holds what the rules need.
 
-use std::convert::Infallible;
 use std::time::Duration;
 
 use anyhow::Context;
 
-use super::open_state;
+use super::{open_state, published};
 use crate::config::Config;
+use crate::engine::halt::Halt;
 use crate::io::metrics::Metrics;
 use crate::io::slot;
 use crate::io::sql::Connection;
@@ -17,27 +18,34 @@ const EVERY: Duration = Duration::from_secs(5);
 /// A server that does not answer in this time is asked again later.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Keeps the gauges that only the server knows, until it is dropped. What cannot be asked keeps its
-/// value.
-pub(super) async fn observe(config: &Config, metrics: &Metrics) {
+/// Keeps the gauges that only the server knows, until there is a reason to halt. What cannot be asked
+/// keeps its value.
+pub(super) async fn observe(config: &Config, metrics: &Metrics) -> Halt {
     loop {
-        let Err(error) = watch(config, metrics).await;
+        let error = match watch(config, metrics).await {
+            Ok(halt) => return halt,
+            Err(error) => error,
+        };
         tracing::debug!(error = %format!("{error:#}"), "cannot observe the slot");
         tokio::time::sleep(EVERY).await;
     }
 }
 
 /// Asks over and over, on the same sessions, until that fails.
-async fn watch(config: &Config, metrics: &Metrics) -> anyhow::Result<Infallible> {
+async fn watch(config: &Config, metrics: &Metrics) -> anyhow::Result<Halt> {
     let client = Connection::open(&config.source.url, "walhook observer").await?;
     let state = open_state(config).await?;
     loop {
         let asked = async {
             let slot = slot::read(&client, &config.source.slot).await?;
-            anyhow::Ok((slot, state.overview().await?))
+            let published = published::check(config, &client).await?;
+            anyhow::Ok((slot, state.overview().await?, published))
         };
-        let (slot, overview) =
+        let (slot, overview, published) =
             tokio::time::timeout(TIMEOUT, asked).await.context("no answer")??;
+        if let Err(halt) = published {
+            return Ok(halt);
+        }
         let dead_letters = overview.dead_letters.iter().map(|(_, count)| count).sum();
         metrics.dead_letters.set(dead_letters);
         metrics.gaps.set(i64::try_from(overview.gaps.len()).unwrap_or(i64::MAX));

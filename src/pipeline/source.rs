@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
-use super::{Stop, open_state};
+use super::{Stop, open_state, published};
 use crate::config::Config;
 use crate::engine::change::Changes;
 use crate::engine::dispatcher::Start;
@@ -20,7 +20,7 @@ use crate::engine::rule::{RuleSettings, Rules};
 use crate::io::admin::{Health, Role};
 use crate::io::catalog;
 use crate::io::slot::{self, Slot};
-use crate::io::source::{hosts, publication_exists};
+use crate::io::source::hosts;
 use crate::io::sql::{Connection, session};
 use crate::io::state::{Recovery, StateError, StateStore};
 use crate::io::wire::{self, Class, WireError};
@@ -153,6 +153,8 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
     let at = store.frontier().await?;
     let session = open(config, &expected, at).await?;
     let rules = compile_rules(config, &session.sentinel, expected.system_identifier).await?;
+    // After the rules: one that names no table at all is the configuration's fault.
+    published::check(config, &session.sentinel).await.map_err(Obstacle::Passing)??;
     let holder = format!("{} pid {}", hostname(), std::process::id());
     let Recovery { epoch, frontier, settled, disabled } = store.take_lease(&holder).await?;
     check_slot(config, &session.sentinel, frontier).await?;
@@ -169,6 +171,7 @@ pub(super) async fn reopen(config: &Config, epoch: i64, at: Lsn) -> Result<Sessi
     let expected = store.source_identity().await?;
     let session = open(config, &expected, at).await?;
     check_slot(config, &session.sentinel, at).await?;
+    published::check(config, &session.sentinel).await.map_err(Obstacle::Passing)??;
     // The slot was free for a while: has another led meanwhile?
     if store.current_epoch().await? != epoch {
         return Err(Obstacle::Stop(Stop::Fenced));
@@ -204,10 +207,6 @@ async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Ses
     // What an active slot has confirmed may be ahead of what we know; an idle one must not be gone.
     if slot.as_ref().is_none_or(|slot| slot.is_lost()) {
         halt::check_slot(&source.slot, slot.as_ref().map(Slot::state).as_ref(), at)?;
-    }
-    if !publication_exists(&sentinel, &source.publication).await? {
-        let problem = format!("publication {:?} does not exist", source.publication);
-        return Err(halt::Halt::PublicationMissing { problem }.into());
     }
     let sender_timeout = replication.wal_sender_timeout().await?;
     if sender_timeout.is_zero() {

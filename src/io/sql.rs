@@ -34,7 +34,11 @@ impl Connection {
         let mut driver = JoinSet::new();
         driver.spawn(connection);
         // `on` even where the database's default is `off`: what is acknowledged must be durable.
-        client.batch_execute("SET synchronous_commit = on; SET timezone = 'UTC'").await?;
+        // No timeout for idling: most of our sessions do little else, and one watches for the server's
+        // shutdown by idling.
+        let settings =
+            "SET synchronous_commit = on; SET timezone = 'UTC'; SET idle_session_timeout = 0";
+        client.batch_execute(settings).await?;
         Ok(Self { client, driver })
     }
 

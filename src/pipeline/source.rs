@@ -28,6 +28,9 @@ use crate::io::wire::{self, Class, WireError};
 /// How long one attempt to open the source may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How often a standby looks whether the slot is free.
+const STANDBY_POLL: Duration = Duration::from_millis(100);
+
 /// An open source: the stream, and a SQL session to the same server.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -131,6 +134,10 @@ pub(super) async fn become_leader(
                     tracing::info!(slot = %config.source.slot, "standing by: another instance streams from the slot");
                 }
                 health.send_modify(|health| health.role = Role::Standby);
+                tokio::select! {
+                    () = shutdown.cancelled() => return Ok(None),
+                    () = until_free(config) => {}
+                }
                 backoff.stay_short();
             }
             Ok(Err(Obstacle::Passing(problem))) => {
@@ -142,6 +149,19 @@ pub(super) async fn become_leader(
             () = shutdown.cancelled() => return Ok(None),
             () = backoff.wait() => {}
         }
+    }
+}
+
+/// Stands by on one session, until the slot is free or nothing can be said of it.
+///
+/// A standby asks often, for it is to take over within a second; so it must not connect each time.
+async fn until_free(config: &Config) {
+    let Ok(client) = Connection::open(&config.source.url, "walhook standby").await else { return };
+    while let Ok(Ok(Some(slot))) =
+        tokio::time::timeout(OPEN_TIMEOUT, slot::read(&client, &config.source.slot)).await
+        && slot.active_pid.is_some()
+    {
+        tokio::time::sleep(STANDBY_POLL).await;
     }
 }
 

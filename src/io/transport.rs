@@ -132,6 +132,11 @@ impl Transport {
         let client = Client::builder()
             .tls_backend_preconfigured(tls)
             .no_proxy()
+            // Whatever else is built into reqwest: an answer is to be as large as it says.
+            .no_gzip()
+            .no_brotli()
+            .no_zstd()
+            .no_deflate()
             // The address that a redirect names was not the customer's choice, and not checked.
             .redirect(redirect::Policy::none())
             // Trying again is the dispatcher's decision.

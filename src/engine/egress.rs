@@ -4,7 +4,7 @@
 //! host is one), and every address that the name resolves to, when a connection is made. Only the
 //! second stands between a name and a private network, for a name can resolve otherwise each time.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use url::{Host, Url};

@@ -119,6 +119,15 @@ pub fn describe(config: &tokio_postgres::Config) -> String {
     format!("{}, database {database}, user {user}", hosts.join(", "))
 }
 
+/// The server's own words, which tokio-postgres prints only as "db error".
+#[must_use]
+pub fn error_text(error: &tokio_postgres::Error) -> String {
+    error.as_db_error().map_or_else(
+        || error.to_string(),
+        |db| format!("{} (SQLSTATE {})", db.message(), db.code().code()),
+    )
+}
+
 /// Whether the same statement may well succeed later, on a new connection if need be.
 #[must_use]
 pub fn is_transient(error: &tokio_postgres::Error) -> bool {

@@ -25,7 +25,7 @@ use crate::engine::rule::{RuleBroken, Rules};
 use crate::io::admin::Health;
 use crate::io::clock::Clock;
 use crate::io::metrics::Metrics;
-use crate::io::sql::Connection;
+use crate::io::sql::{Connection, error_text};
 use crate::io::wire::{Frame, WireError};
 
 /// Items in a batch at most: enough to make the channel cheap.
@@ -212,7 +212,7 @@ impl Reader {
                     return Ok(Ended::Stopped);
                 }
                 error = sentinel.closed() => {
-                    let why = error.map_or_else(|| "closed".to_owned(), |e| e.to_string());
+                    let why = error.map_or_else(|| "closed".to_owned(), |e| error_text(&e));
                     return Ok(Ended::Lost(format!("the SQL session beside the stream ended: {why}")));
                 }
                 changed = self.flushed.changed() => {

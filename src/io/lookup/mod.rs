@@ -26,7 +26,7 @@ use crate::engine::endpoint::Routes;
 use crate::engine::event::AccountId;
 
 use super::ident::{quote_ident, quote_literal, quote_table};
-use super::sql::is_transient;
+use super::sql::{error_text, is_transient};
 
 /// Why nothing was looked up.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +48,7 @@ pub enum LookupError {
     #[error("the type of an account column has just been changed")]
     TypeChanged,
     /// The server refused, or the session was lost.
-    #[error("cannot look endpoints up: {}", .0.as_db_error().map_or_else(|| .0.to_string(), |db| db.message().to_owned()))]
+    #[error("cannot look endpoints up: {}", error_text(.0))]
     Sql(#[from] tokio_postgres::Error),
 }
 

@@ -38,7 +38,7 @@ use crate::engine::persist::{DisableEndpoint, SettledRange};
 use crate::engine::settled;
 
 use super::ident::{quote_ident, quote_literal};
-use super::sql::{Connection, is_transient};
+use super::sql::{Connection, error_text, is_transient};
 
 /// The version of the state tables that this program reads and writes.
 pub const SCHEMA_VERSION: i32 = 1;
@@ -113,7 +113,7 @@ pub enum StateError {
     #[error("no connection to the state database: {0:#}")]
     Connection(anyhow::Error),
     /// The server refused, or the session was lost.
-    #[error("state database: {}", sql_text(.0))]
+    #[error("state database: {}", error_text(.0))]
     Sql(#[from] tokio_postgres::Error),
 }
 
@@ -132,14 +132,6 @@ impl StateError {
             Self::Sql(error) => is_transient(error),
         }
     }
-}
-
-/// The server's own words, which tokio-postgres prints only as "db error".
-fn sql_text(error: &tokio_postgres::Error) -> String {
-    error.as_db_error().map_or_else(
-        || error.to_string(),
-        |db| format!("{} (SQLSTATE {})", db.message(), db.code().code()),
-    )
 }
 
 /// What a new leader starts from.

@@ -1,10 +1,11 @@
 //! What the dispatcher asks the state database to make durable, in one transaction each time.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::event::{AccountId, EndpointId, Event};
 use super::lsn::Lsn;
-use super::position::Position;
+use super::position::{EventId, Position};
 
 /// Orders the events of a stream: by position, and by type among those of one change.
 ///
@@ -83,6 +84,8 @@ pub struct DeadLetter {
     pub attempts: u32,
     /// The status of the last answer, where there was one.
     pub last_status: Option<u16>,
+    /// The attempts that no stored row tells of yet, oldest first.
+    pub history: Vec<AttemptRecord>,
 }
 
 /// How an operator's retry of a dead letter ended.
@@ -107,8 +110,12 @@ pub struct DisableEndpoint {
 
 /// All that one state transaction makes durable together.
 ///
-/// Invariant: `frontier` never decreases from one batch to the next, and passes no delivery whose
-/// dead letter is only in this batch.
+/// Invariants: `frontier` never decreases from one batch to the next, and passes no delivery whose
+/// dead letter or deferred row is only in this batch. A row stands at most once among `resolved`,
+/// `retimed` and `died`.
+///
+/// The parts that concern deferred rows take effect in the order of these fields: a row may be in
+/// `deferred` and in `resolved` both.
 #[derive(Debug, Clone, Default)]
 pub struct PersistBatch {
     /// Everything before this is settled.
@@ -123,4 +130,240 @@ pub struct PersistBatch {
     pub disabled: Vec<DisableEndpoint>,
     /// Endpoints to switch on again: their row was changed.
     pub enabled: Vec<EndpointId>,
+    /// Rows to be inserted; one that is there already is left as it is.
+    pub deferred: Vec<Defer>,
+    /// Rows to be removed: delivered, or nobody wants them any more.
+    pub resolved: Vec<RowId>,
+    /// Rows whose next attempt is later.
+    pub retimed: Vec<(RowId, Tried)>,
+    /// Rows that become dead letters.
+    pub died: Vec<(RowId, DeadLetter)>,
+    /// Rows to be removed by the queue; answered by [`Persisted::purged`].
+    pub purges: Vec<Purge>,
+    /// Rows of the table `backlog` to be inserted or replaced.
+    pub backlog: Vec<BacklogRow>,
+    /// Rows of the table `backlog` to be removed: none of their deferred rows is left.
+    pub backlog_gone: Vec<QueueId>,
+}
+
+/// What a batch came to, once it is durable.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Persisted {
+    /// What became of the batch's purges, in their order.
+    pub purged: Vec<Purged>,
+}
+
+/// The deliveries of one account to one endpoint: a queue in memory, a backlog in the table.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueueId {
+    /// The account.
+    pub account: AccountId,
+    /// The endpoint. One that moves to another account has a queue there too, for a while.
+    pub endpoint: EndpointId,
+}
+
+/// Orders the rows of one queue: as the stream had them. Text compares by its bytes (`COLLATE "C"`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RowKey {
+    /// The event's place in the stream.
+    pub event: EventKey,
+    /// 0, or the replay that the delivery belongs to.
+    pub replay: i64,
+}
+
+impl RowKey {
+    /// The least key above this one.
+    #[must_use]
+    pub fn successor(&self) -> Self {
+        Self { event: self.event.clone(), replay: self.replay.saturating_add(1) }
+    }
+}
+
+/// Names a row of the table `deferred`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RowId {
+    /// The queue that it belongs to.
+    pub queue: QueueId,
+    /// Its place in the queue.
+    pub key: RowKey,
+    /// The event's id: with the endpoint and the replay it names the row too.
+    pub event: EventId,
+}
+
+/// Why a delivery left memory for the table `deferred`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DeferReason {
+    /// Its quick attempts failed.
+    Failed,
+    /// Its queue, or memory as a whole, had no room for it.
+    Overflow,
+    /// The endpoint's breaker is open.
+    Breaker,
+    /// An operator has paused the endpoint.
+    Paused,
+    /// It held the frontier back for too long.
+    Held,
+    /// An earlier delivery with one of its keys is deferred.
+    Behind,
+}
+
+impl DeferReason {
+    /// The word in the state tables, the command line and the metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Overflow => "overflow",
+            Self::Breaker => "breaker",
+            Self::Paused => "paused",
+            Self::Held => "held",
+            Self::Behind => "behind",
+        }
+    }
+}
+
+/// One attempt, as the history of a deferred row or a dead letter shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttemptRecord {
+    /// When it ended: microseconds since 1970-01-01 UTC.
+    pub at_us: i64,
+    /// The status of the answer, where there was one.
+    pub status: Option<u16>,
+    /// From the call to the end of the answer.
+    pub latency: Duration,
+    /// For a person: what failed, with the answer's first KiB; no secrets.
+    pub error: String,
+}
+
+/// What a deferred row says about the attempts so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tried {
+    /// How many were made.
+    pub attempts: u32,
+    /// When the first one was made, on the queue's own clock: microseconds since 1970-01-01 UTC less
+    /// the time for which the queue was stopped ([`BacklogRow::stopped_us`]).
+    pub first_attempt_us: Option<i64>,
+    /// No attempt before then, in microseconds since 1970-01-01 UTC. `None`: when its turn comes.
+    pub due_us: Option<i64>,
+    /// The status of the last answer, where there was one.
+    pub last_status: Option<u16>,
+    /// The last error, for a person; empty when nothing failed.
+    pub detail: String,
+    /// The attempts that the row does not tell of yet, oldest first.
+    pub history: Vec<AttemptRecord>,
+}
+
+/// A delivery that leaves memory for the table `deferred`.
+#[derive(Debug, Clone)]
+pub struct Defer {
+    /// The row's name.
+    pub id: RowId,
+    /// The event.
+    pub event: Arc<Event>,
+    /// Why.
+    pub reason: DeferReason,
+    /// What was tried.
+    pub tried: Tried,
+}
+
+/// A row of the table `deferred`, read back.
+#[derive(Debug, Clone)]
+pub struct Deferred {
+    /// Its place in its queue.
+    pub key: RowKey,
+    /// The event.
+    pub event: Arc<Event>,
+    /// How many attempts were made.
+    pub attempts: u32,
+    /// See [`Tried::first_attempt_us`].
+    pub first_attempt_us: Option<i64>,
+    /// See [`Tried::due_us`].
+    pub due_us: Option<i64>,
+}
+
+/// Asks for rows of one queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refill {
+    /// Which.
+    pub queue: QueueId,
+    /// Rows from this one on, in their order; `None`: from the first.
+    pub from: Option<RowKey>,
+    /// At most so many; above 0.
+    pub rows: u32,
+    /// Bodies of at most so many bytes together, but one row at least.
+    pub bytes: u64,
+}
+
+/// The answer to a [`Refill`].
+#[derive(Debug, Clone)]
+pub struct Refilled {
+    /// The queue asked for.
+    pub queue: QueueId,
+    /// Its rows, in their order.
+    pub rows: Vec<Deferred>,
+    /// Whether no row stands behind these.
+    pub end: bool,
+}
+
+/// Which deliveries are to be appended to the table, instead of being sent at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Blocked {
+    /// Those that hold one of these keys. Few.
+    Keys(Vec<u64>),
+    /// All.
+    All,
+}
+
+/// A queue that has deferred rows, as the table `backlog` keeps it for the next leader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BacklogRow {
+    /// The queue.
+    pub queue: QueueId,
+    /// Which deliveries join it.
+    pub blocked: Blocked,
+    /// How many rows it has, this batch included.
+    pub rows: u64,
+    /// Since when nothing but failures came from the endpoint: microseconds since 1970-01-01 UTC.
+    pub failing_since_us: Option<i64>,
+    /// For how long it was stopped so far: paused, or its breaker open.
+    pub stopped_us: i64,
+    /// While its breaker is open: when it is tried next, in microseconds since 1970-01-01 UTC. For
+    /// people alone.
+    pub open_until_us: Option<i64>,
+}
+
+/// Removes the rows of one queue, some at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purge {
+    /// Which.
+    pub queue: QueueId,
+    /// At most so many rows.
+    pub rows: u32,
+    /// What becomes of them.
+    pub how: PurgeHow,
+}
+
+/// What becomes of the rows that a [`Purge`] removes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PurgeHow {
+    /// They become dead letters.
+    Die {
+        /// Why.
+        reason: DeadReason,
+        /// For a person.
+        detail: String,
+    },
+    /// The endpoint was removed: nobody wants them.
+    Drop,
+}
+
+/// What a [`Purge`] came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purged {
+    /// The queue.
+    pub queue: QueueId,
+    /// How many rows were removed.
+    pub rows: u64,
+    /// Whether none is left.
+    pub all: bool,
 }

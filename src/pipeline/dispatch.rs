@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::lookups::{LookupReply, LookupRequest};
 use super::reader::Batch;
-use super::writer::{PersistRequest, Persisted};
+use super::writer::PersistRequest;
 use crate::engine::attempt::{Attempt, DeliveryId, Failure, FailureKind, Outcome};
 use crate::engine::dispatcher::{Counters, Dispatcher, Retry, Settled};
 use crate::engine::event::Item;
 use crate::engine::lsn::Lsn;
+use crate::engine::persist::Persisted;
 use crate::io::clock::{Clock, unix_us};
 use crate::io::metrics::Metrics;
 use crate::io::transport::Transport;
@@ -91,8 +92,8 @@ pub(super) async fn dispatch(
                 dispatcher.stop();
                 give_up_at = Some(Instant::now() + tools.grace);
             }
-            Some(Persisted) = ends.persisted.recv() => {
-                let flush = dispatcher.handle_persisted(clock.now());
+            Some(persisted) = ends.persisted.recv() => {
+                let flush = dispatcher.handle_persisted(&persisted, clock.now());
                 ends.flush.send_if_modified(|lsn| std::mem::replace(lsn, flush) != flush);
             }
             Some(reply) = ends.looked_up.recv() => {

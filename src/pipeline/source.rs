@@ -176,11 +176,12 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
     // After the rules: one that names no table at all is the configuration's fault.
     published::check(config, &session.sentinel).await.map_err(Obstacle::Passing)??;
     let holder = format!("{} pid {}", hostname(), std::process::id());
-    let Recovery { epoch, frontier, settled, disabled } = store.take_lease(&holder).await?;
+    let Recovery { epoch, frontier, settled, disabled, backlog } =
+        store.take_lease(&holder).await?;
     check_slot(config, &session.sentinel, frontier).await?;
     store.clear_halt().await?;
     let changes = Changes::new(frontier);
-    let start = Start { frontier, settled, disabled };
+    let start = Start { frontier, settled, disabled, backlog };
     let system_identifier = expected.system_identifier;
     Ok(Leader { epoch, system_identifier, start, store, session, rules, changes })
 }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Stop;
 use super::backoff::Backoff;
-use crate::engine::persist::PersistBatch;
+use crate::engine::persist::{PersistBatch, Persisted};
 use crate::io::admin::Health;
 use crate::io::state::{StateError, StateStore};
 
@@ -17,9 +17,6 @@ use crate::io::state::{StateError, StateStore};
 pub(super) struct PersistRequest {
     pub(super) batch: PersistBatch,
 }
-
-/// The batch asked for last is durable.
-pub(super) struct Persisted;
 
 /// A state transaction that takes longer is given up and tried again on a new connection.
 const PERSIST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -41,14 +38,14 @@ pub(super) async fn write(
 ) -> Result<(), Stop> {
     while let Some(PersistRequest { batch }) = requests.recv().await {
         let mut backoff = Backoff::new();
-        loop {
+        let done = loop {
             let stored = tokio::select! {
                 biased;
                 () = abort.cancelled() => return Ok(()),
                 stored = tokio::time::timeout(PERSIST_TIMEOUT, store.persist(&batch)) => stored,
             };
             let problem = match stored {
-                Ok(Ok(())) => break,
+                Ok(Ok(done)) => break done,
                 Ok(Err(StateError::Fenced { .. })) => return Err(Stop::Fenced),
                 Ok(Err(error)) if !error.is_transient() => {
                     return Err(Stop::Failed(
@@ -66,9 +63,9 @@ pub(super) async fn write(
             if let Err(error) = store.reconnect().await {
                 tracing::debug!(%error, "the state database cannot be reached");
             }
-        }
+        };
         health.send_modify(|health| health.checkpoint_written_at = Some(Instant::now()));
-        if persisted.send(Persisted).await.is_err() {
+        if persisted.send(done).await.is_err() {
             return Ok(());
         }
     }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::super::event::{EndpointId, Unroutable};
 use super::super::lane::Origin;
-use super::super::persist::{DeadLetter, DeadReason, DisableEndpoint, PersistBatch, Retried};
+use super::super::persist::{
+    DeadLetter, DeadReason, DisableEndpoint, PersistBatch, Persisted, Retried,
+};
 use super::*;
 
 /// How long outcomes wait for others before they are stored together.
@@ -187,6 +189,7 @@ impl Dispatcher {
             retried: std::mem::take(&mut durable.retried),
             disabled: std::mem::take(&mut durable.disabled),
             enabled: std::mem::take(&mut durable.enabled),
+            ..PersistBatch::default()
         };
         durable.touched = false;
         durable.under_way = Some(UnderWay {
@@ -199,7 +202,7 @@ impl Dispatcher {
     }
 
     /// The batch handed out last is durable. Returns the flush LSN: what the source may forget.
-    pub fn handle_persisted(&mut self, now: Tick) -> Lsn {
+    pub fn handle_persisted(&mut self, _persisted: &Persisted, now: Tick) -> Lsn {
         let Some(under_way) = self.durable.under_way.take() else {
             debug_assert!(false, "nothing was to be persisted");
             return self.durable.stored_frontier;
@@ -232,6 +235,7 @@ impl Dispatcher {
             detail,
             attempts: 0,
             last_status: None,
+            history: Vec::new(),
         };
         let body = Body::Unroutable(Arc::new(Held { event }));
         self.durable.dying.push_back(Dying { letter, txn, body });
@@ -276,6 +280,7 @@ impl Dispatcher {
             detail,
             attempts: pending.attempts,
             last_status,
+            history: Vec::new(),
         };
         match pending.origin {
             Origin::Stream { txn, ordinal } => {

@@ -42,7 +42,7 @@ use super::attempt::DeliveryId;
 use super::event::{AccountId, EndpointId, Event};
 use super::lane::{Held, Lane};
 use super::lsn::Lsn;
-use super::persist::{DisableEndpoint, SettledRange};
+use super::persist::{BacklogRow, DisableEndpoint, SettledRange};
 use super::route::Router;
 use super::schedule::{LaneId, Pool, Scheduler};
 use super::settle::SettlePolicy;
@@ -102,6 +102,8 @@ pub struct Start {
     pub settled: Vec<SettledRange>,
     /// The endpoints that walhook has switched off.
     pub disabled: Vec<DisableEndpoint>,
+    /// The queues that have deferred rows.
+    pub backlog: Vec<BacklogRow>,
 }
 
 /// An operator's retry of one dead letter.

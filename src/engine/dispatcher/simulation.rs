@@ -19,7 +19,7 @@ use super::*;
 use crate::engine::attempt::{Attempt, Outcome};
 use crate::engine::endpoint::Routes;
 use crate::engine::event::{Invalidation, Item, Scope};
-use crate::engine::persist::PersistBatch;
+use crate::engine::persist::{PersistBatch, Persisted};
 use crate::engine::retry::RetryPolicy;
 use crate::engine::route::Snapshot;
 use world::{Change, World, account_for};
@@ -66,6 +66,7 @@ impl Life {
             frontier: world.frontier,
             settled: world.settled.iter().flat_map(|(_, ranges)| ranges.clone()).collect(),
             disabled: disabled.collect(),
+            backlog: Vec::new(),
         };
         let next_txn = world.txns.iter().take_while(|t| t.end_lsn <= world.frontier).count();
         let mut life = Self {
@@ -168,7 +169,7 @@ impl Life {
             }
             Happens::Stored => {
                 world.store(self.batch.take().unwrap());
-                self.dispatcher.handle_persisted(now);
+                self.dispatcher.handle_persisted(&Persisted::default(), now);
                 self.storing = 0;
             }
             Happens::Wake => {}

@@ -81,6 +81,7 @@ pub(crate) fn dead(event: &Arc<Event>, endpoint: &str) -> DeadLetter {
         detail: "status 500\0".into(),
         attempts: 2,
         last_status: Some(500),
+        history: Vec::new(),
     }
 }
 

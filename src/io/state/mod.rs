@@ -34,7 +34,7 @@ use crate::engine::endpoint::Secret;
 use crate::engine::event::{EndpointId, rfc3339};
 use crate::engine::halt::SourceIdentity;
 use crate::engine::lsn::Lsn;
-use crate::engine::persist::{DisableEndpoint, SettledRange};
+use crate::engine::persist::{BacklogRow, DisableEndpoint, SettledRange};
 use crate::engine::settled;
 
 use super::ident::{quote_ident, quote_literal};
@@ -145,6 +145,8 @@ pub struct Recovery {
     pub settled: Vec<SettledRange>,
     /// The endpoints that are switched off.
     pub disabled: Vec<DisableEndpoint>,
+    /// The queues that have deferred rows.
+    pub backlog: Vec<BacklogRow>,
 }
 
 /// One pipeline's state, over one session.
@@ -311,6 +313,7 @@ impl StateStore {
             frontier: lsn(&checkpoint, 0)?,
             settled: read_ranges(&ranges)?,
             disabled: off.iter().map(read_disabled).collect::<Result<_, _>>()?,
+            backlog: Vec::new(),
         };
         tx.commit().await?;
         self.epoch = Some(epoch);

@@ -30,7 +30,9 @@ use tokio_postgres::types::{PgLsn, Type};
 
 use crate::engine::event::{EndpointId, Event};
 use crate::engine::lsn::Lsn;
-use crate::engine::persist::{DeadLetter, DisableEndpoint, PersistBatch, Retried, SettledRange};
+use crate::engine::persist::{
+    DeadLetter, DisableEndpoint, PersistBatch, Persisted, Retried, SettledRange,
+};
 use crate::engine::position::Position;
 use crate::engine::settled;
 
@@ -45,7 +47,7 @@ impl StateStore {
     /// [`StateError::Fenced`] and [`StateError::FrontierDecreases`]: nothing was written, and trying
     /// again will not help. [`StateError::Sql`], when transient: [`StateStore::reconnect`] and store
     /// the same batch again.
-    pub async fn persist(&mut self, batch: &PersistBatch) -> Result<(), StateError> {
+    pub async fn persist(&mut self, batch: &PersistBatch) -> Result<Persisted, StateError> {
         let scope = &self.scope;
         // No lease taken is no right to write.
         let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
@@ -62,7 +64,8 @@ impl StateStore {
             enable(&tx, scope, &batch.enabled),
             disable(&tx, scope, &batch.disabled),
         )?;
-        Ok(tx.commit().await?)
+        tx.commit().await?;
+        Ok(Persisted::default())
     }
 }
 

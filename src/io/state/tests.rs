@@ -234,6 +234,7 @@ async fn retry_job_hands_out_each_dead_letter_once_and_counts_results_once() {
     let error = Some(crate::engine::persist::DeadLetter {
         attempts: 1,
         last_status: None,
+        history: Vec::new(),
         detail: "refused".into(),
         ..dead(&one, "8")
     });

@@ -2,18 +2,26 @@
 #
 #   make demo DEMO="--for 30s --json"           arguments for the demo
 #   make loadtest LOADTEST="--users 64"         arguments for the load test (goose's)
+#   make test-matrix PG_BIN_DIRS=DIR:DIR        directories of server binaries; left out, all that are found
+#
+# PG_BIN_DIR=DIR makes demo and tests use the server in that directory, for example one of those that
+# `make postgres` prints: PG_BIN_DIR=/var/cache/walhook/postgres/18/bin cargo nextest run halts
 
 SHELL := /bin/sh
 CARGO ?= $(shell command -v cargo || echo "$$HOME/.cargo/bin/cargo")
 DEMO ?=
 LOADTEST ?=
 
+# The versions that walhook supports, and those beside the distribution's that `make test` uses.
+VERSIONS := 14 15 16 17 18
+TEST_VERSIONS ?= 18
+
 .DEFAULT_GOAL := help
-.PHONY: help demo build test lint fmt docs loadtest clean prerequisites
+.PHONY: help demo build test test-matrix postgres lint fmt docs loadtest clean prerequisites
 
 help: ## Show the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
-		|| sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1   \2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
+		|| sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1   \2/p' $(MAKEFILE_LIST)
 
 prerequisites:
 	@sh scripts/prerequisites
@@ -29,8 +37,15 @@ test: prerequisites lint ## Check and test everything, as CI does
 	if $(CARGO) nextest --version >/dev/null 2>&1; \
 		then $(CARGO) nextest run --workspace --locked; \
 		else $(CARGO) test --workspace --locked --lib --bins --tests; fi
+	sh scripts/test-matrix install $(TEST_VERSIONS)
 	$(CARGO) test --workspace --locked --doc
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+
+test-matrix: prerequisites ## Run the tests that start a server on each PostgreSQL that is found
+	sh scripts/test-matrix
+
+postgres: ## Install what is missing of PostgreSQL 14 to 18, for the tests, and print where they are
+	@sh scripts/postgres-versions $(VERSIONS)
 
 lint: prerequisites ## Check formatting, and clippy without a warning
 	$(CARGO) fmt --all --check

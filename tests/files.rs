@@ -63,7 +63,12 @@ fn configurations_of_compose_file_and_readme_can_be_loaded() {
 
 #[test]
 fn scripts_parse() {
-    for (shell, path) in [("sh", "scripts/prerequisites"), ("bash", ".ci/run")] {
+    for (shell, path) in [
+        ("sh", "scripts/postgres-versions"),
+        ("sh", "scripts/prerequisites"),
+        ("sh", "scripts/test-matrix"),
+        ("bash", ".ci/run"),
+    ] {
         let checked = Command::new(shell).arg("-n").arg(root().join(path)).output().unwrap();
         assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
     }

@@ -248,12 +248,13 @@ async fn halt_when_the_publication_goes_while_it_runs_and_rows_are_written_witho
     world.subscribe(2, 1).await?;
     let (status, log) = running.ended_with_log().await?;
     ensure!(status.code() == Some(3), "{status}:\n{log}");
-    shown(&world, &log, &["\"walhook\" does not exist", "drop the slot"]).await?;
+    // PostgreSQL 15 ends the stream, 18 warns and would leave the rows out.
+    shown(&world, &log, &["publication \"walhook\"", "drop the slot"]).await?;
 
     // There again, it does not help: the row was written without it.
     run_sql(&world, "CREATE PUBLICATION walhook FOR TABLE subscribers, webhooks").await?;
     let began = Instant::now();
-    halts(&mut world, &["\"walhook\" does not exist", "recover --accept-gap"]).await?;
+    halts(&mut world, &["publication \"walhook\"", "recover --accept-gap"]).await?;
     ensure!(began.elapsed() < Duration::from_secs(10), "after {:?}", began.elapsed());
     Ok(())
 }

@@ -1,13 +1,13 @@
 //! What the tests of the commands stand on: a server with a customer's schema in it.
 
 use std::path::Path;
-use std::time::Duration;
 
 use crate::config::Config;
 use crate::demo::cluster::Cluster;
 use crate::engine::endpoint::Secret;
-use crate::io::slot;
+use crate::engine::lsn::Lsn;
 use crate::io::sql::Connection;
+use crate::io::wire;
 
 const SCHEMA: &str = "
     CREATE TABLE webhooks (
@@ -74,22 +74,10 @@ impl Fixture {
         crate::config::parse(Path::new("test.toml"), &text, []).unwrap()
     }
 
-    /// Streams from the slot `walhook` until the process is killed; returns when it has begun.
-    pub(crate) async fn read_slot(&self) -> tokio::process::Child {
-        let reader = tokio::process::Command::new(self.cluster.bin().join("pg_recvlogical"))
-            .args(["--start", "-S", "walhook", "-f", "/dev/null", "-d"])
-            .arg(self.cluster.url("app"))
-            .args(["-o", "proto_version=1", "-o", "publication_names=walhook"])
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let client = self.connect().await;
-        let begun = async {
-            while slot::read(&client, "walhook").await.unwrap().unwrap().active_pid.is_none() {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(30), begun).await.expect("the reader never came");
-        reader
+    /// Streams from the slot `walhook` until the result is dropped.
+    pub(crate) async fn read_slot(&self) -> wire::Stream {
+        let url = Secret::new(self.cluster.url("app"));
+        let replication = wire::connect(&url, "a reader").await.unwrap();
+        replication.start("walhook", "walhook", Lsn::ZERO).await.unwrap()
     }
 }

@@ -46,8 +46,8 @@ use crate::io::admin::{self, Health, Role};
 use crate::io::clock::Clock;
 use crate::io::lookup::Lookups;
 use crate::io::metrics::Metrics;
+use crate::io::sender::Sender;
 use crate::io::state::StateStore;
-use crate::io::transport::Transport;
 use reader::{Batch, Reader};
 use source::{Leader, become_leader};
 
@@ -108,8 +108,14 @@ async fn stand_by_and_lead(
     health: &Arc<watch::Sender<Health>>,
     shutdown: &CancellationToken,
 ) -> Result<(), Stop> {
-    let transport = Transport::new(&config.delivery, &config.egress)
-        .map_err(|e| Stop::Config(e.to_string()))?;
+    let sender =
+        Sender::new(&config.delivery, &config.egress).map_err(|e| Stop::Config(e.to_string()))?;
+    if !sender.is_live() {
+        tracing::warn!(
+            "delivery.mode is \"log\": NOTHING IS SENT; each delivery is logged instead, and the checkpoint \
+             passes it as if it had been delivered"
+        );
+    }
     loop {
         let Some(leader) = become_leader(config, health, shutdown).await? else { return Ok(()) };
         tracing::info!(
@@ -123,7 +129,7 @@ async fn stand_by_and_lead(
                 Health { role: Role::Leader, stream_moving_at: now, checkpoint_written_at: now };
         });
         metrics.set_leader(true);
-        let ended = lead(config, leader, transport.clone(), metrics, health, shutdown).await;
+        let ended = lead(config, leader, sender.clone(), metrics, health, shutdown).await;
         metrics.set_leader(false);
         match ended {
             Err(Stop::Fenced) => tracing::warn!("another instance has taken over; standing by"),
@@ -137,7 +143,7 @@ async fn stand_by_and_lead(
 async fn lead(
     config: &Config,
     leader: Leader,
-    transport: Transport,
+    sender: Sender,
     metrics: &Arc<Metrics>,
     health: &Arc<watch::Sender<Health>>,
     shutdown: &CancellationToken,
@@ -163,7 +169,7 @@ async fn lead(
     tasks.spawn({
         let ends = dispatch::Ends { input, retries, lookup, looked_up, persist, persisted, flush };
         let grace = config.delivery.timeout + STORE_GRACE;
-        let tools = dispatch::Tools { transport, metrics: Arc::clone(metrics), clock, grace };
+        let tools = dispatch::Tools { sender, metrics: Arc::clone(metrics), clock, grace };
         let (drain, abort) = (drain.clone(), abort.clone());
         async move {
             dispatch::dispatch(dispatcher, ends, tools, drain, abort.clone()).await;

@@ -14,6 +14,7 @@ mod support;
 
 mod changes;
 mod commands;
+mod egress;
 mod endpoints;
 mod files;
 mod halts;

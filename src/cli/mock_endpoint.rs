@@ -75,8 +75,12 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     if common.json {
         return print_json(&stats);
     }
+    let untold = match stats.untold {
+        0 => String::new(),
+        n => format!(", {n} too many to tell apart"),
+    };
     print_line(&format!(
-        "{} received, {} taken, {} distinct, {} duplicates, {} verified",
+        "{} received, {} taken, {} distinct, {} duplicates{untold}, {} verified",
         stats.received, stats.taken, stats.distinct, stats.duplicates, stats.verified
     ))
 }

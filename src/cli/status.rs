@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::config::Config;
+use crate::config::{Config, DeliveryMode};
 use crate::engine::event::rfc3339;
 use crate::engine::halt;
 use crate::io::slot::{self, Slot, WalStatus};
@@ -60,6 +60,8 @@ pub(super) async fn read_slot(config: &Config) -> anyhow::Result<Option<Slot>> {
 #[derive(Debug, Serialize)]
 struct Report {
     pipeline: String,
+    /// As this configuration says; the leader's may differ.
+    mode: DeliveryMode,
     leader: Leader,
     /// Null when there is none, or when the source did not answer.
     slot: Option<SlotReport>,
@@ -134,6 +136,7 @@ fn report(
     let slot_problem = checked.err().filter(|_| source_error.is_none());
     Report {
         pipeline: config.source.slot.clone(),
+        mode: config.delivery.mode,
         leader: Leader {
             running: source_error.is_none().then_some(active),
             holder: overview.holder,
@@ -166,6 +169,10 @@ impl Report {
     fn to_text(&self) -> String {
         let mut lines =
             vec![("pipeline", self.pipeline.clone()), ("leader", self.leader.to_text())];
+        if self.mode == DeliveryMode::Log {
+            let text = "log: nothing is sent (delivery.mode of this configuration)";
+            lines.push(("MODE", text.to_owned()));
+        }
         lines.push(("slot", self.slot_text()));
         lines.extend(self.slot_problem.iter().map(|problem| ("SLOT PROBLEM", problem.clone())));
         let lag = self.checkpoint.lag_bytes.map(|b| format!(", {} behind the WAL", bytes(b)));

@@ -22,9 +22,11 @@ pub(super) enum Kind {
     RequiredOfRule,
     /// Known to later versions; refused, because ignoring it would break what it promises.
     NotYet,
+    /// Known, and refused for this reason, which is also the mend.
+    Refused(&'static str),
 }
 
-use Kind::{List, NotYet, Number, Required, RequiredOfRule, Rule, Switch, Text};
+use Kind::{List, NotYet, Number, Refused, Required, RequiredOfRule, Rule, Switch, Text};
 
 /// A section and its keys.
 #[derive(Debug)]
@@ -85,6 +87,7 @@ pub(super) const SECTIONS: &[Section] = &[
     Section {
         name: "delivery",
         keys: &[
+            ("mode", Text),
             ("header_prefix", Text),
             ("user_agent", Text),
             ("timeout", Text),
@@ -93,7 +96,6 @@ pub(super) const SECTIONS: &[Section] = &[
             ("quick_attempts", Number),
             ("retry_base", Text),
             ("retry_cap", Text),
-            ("mode", NotYet),
             ("retry_for", NotYet),
             ("disable_after", NotYet),
         ],
@@ -111,7 +113,16 @@ pub(super) const SECTIONS: &[Section] = &[
             ("proxy", NotYet),
         ],
     },
-    Section { name: "admin", keys: &[("listen", Text), ("token", NotYet)] },
+    Section {
+        name: "admin",
+        keys: &[
+            ("listen", Text),
+            (
+                "token",
+                Refused("protects nothing: health and metrics ask for none, and there is no more"),
+            ),
+        ],
+    },
     Section { name: "log", keys: &[("format", Text), ("level", Text)] },
 ];
 
@@ -128,7 +139,8 @@ impl Section {
 
     /// The keys that this version acts on.
     pub(super) fn supported(&self) -> impl Iterator<Item = &'static str> + use<> {
-        self.keys.iter().filter(|(_, kind)| *kind != NotYet).map(|(name, _)| *name)
+        let refused = |kind: &Kind| matches!(kind, NotYet | Refused(_));
+        self.keys.iter().filter(move |(_, kind)| !refused(kind)).map(|(name, _)| *name)
     }
 }
 

@@ -262,7 +262,12 @@ impl Setting {
                 });
                 DeValue::Array(items.into_iter().map(item).collect::<DeArray<'_>>())
             }
-            Kind::Text | Kind::Required | Kind::Rule | Kind::RequiredOfRule | Kind::NotYet => text,
+            Kind::Text
+            | Kind::Required
+            | Kind::Rule
+            | Kind::RequiredOfRule
+            | Kind::NotYet
+            | Kind::Refused(_) => text,
         }
     }
 }
@@ -329,6 +334,7 @@ fn known_keys_of(
             Some(Kind::NotYet) => {
                 Some(format!("{path}.{key} is not supported by this version; remove it"))
             }
+            Some(Kind::Refused(reason)) => Some(format!("{path}.{key} {reason}; remove it")),
             Some(_) => None,
         };
         if let Some(problem) = problem {

@@ -17,6 +17,7 @@ pub(crate) use load::parse;
 pub use load::{ConfigError, Place, load};
 pub use units::ByteSize;
 
+use crate::engine::egress::HostPattern;
 use crate::engine::endpoint::Secret;
 
 /// The whole configuration.
@@ -221,6 +222,8 @@ pub enum Bigint {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Delivery {
+    /// Whether anything is sent.
+    pub mode: DeliveryMode,
     /// The prefix of the headers that are ours.
     pub header_prefix: String,
     /// The `user-agent` header.
@@ -246,6 +249,7 @@ pub struct Delivery {
 impl Default for Delivery {
     fn default() -> Self {
         Self {
+            mode: DeliveryMode::Live,
             header_prefix: defaults::walhook(),
             user_agent: concat!("walhook/", env!("CARGO_PKG_VERSION")).to_owned(),
             timeout: Duration::from_secs(15),
@@ -256,6 +260,16 @@ impl Default for Delivery {
             retry_cap: Duration::from_secs(8 * 3600),
         }
     }
+}
+
+/// Whether anything is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeliveryMode {
+    /// Every delivery is a request to its endpoint.
+    Live,
+    /// No request is made: each delivery is logged, and is settled so. For copies of production.
+    Log,
 }
 
 /// What is delivered in order to one endpoint.
@@ -309,7 +323,7 @@ pub struct Egress {
     /// Address blocks that may not, although they are public. `deny` wins.
     pub deny: Vec<ipnet::IpNet>,
     /// When not empty, no other host is contacted.
-    pub only_hosts: Vec<String>,
+    pub only_hosts: Vec<HostPattern>,
     /// Refuse `http://`.
     pub https_only: bool,
 }

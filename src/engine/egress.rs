@@ -4,10 +4,14 @@
 //! host is one), and every address that the name resolves to, when a connection is made. Only the
 //! second stands between a name and a private network, for a name can resolve otherwise each time.
 
+mod host;
+
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use url::{Host, Url};
+
+pub use host::HostPattern;
 
 use crate::config;
 
@@ -82,7 +86,7 @@ const V6: [(Ipv6Addr, u8, &str); 10] = [
 pub struct Policy {
     allow: Vec<IpNet>,
     deny: Vec<IpNet>,
-    only_hosts: Vec<String>,
+    only_hosts: Vec<HostPattern>,
     https_only: bool,
 }
 
@@ -93,7 +97,7 @@ impl Policy {
         Self {
             allow: egress.allow.clone(),
             deny: egress.deny.clone(),
-            only_hosts: egress.only_hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
+            only_hosts: egress.only_hosts.clone(),
             https_only: egress.https_only,
         }
     }
@@ -112,9 +116,10 @@ impl Policy {
         if !url.username().is_empty() || url.password().is_some() {
             return Err(Refusal::Credentials);
         }
-        let host = url.host_str().unwrap_or_default();
-        if !self.only_hosts.is_empty() && !self.only_hosts.iter().any(|only| only == host) {
-            return Err(Refusal::Host(host.to_owned()));
+        if !self.only_hosts.is_empty() && !self.only_hosts.iter().any(|only| only.matches(url)) {
+            let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
+            let host = url.host_str().unwrap_or_default();
+            return Err(Refusal::Host(format!("{host}{port}")));
         }
         match url.host() {
             Some(Host::Ipv4(address)) => self.check_address(address.into()),
@@ -245,7 +250,8 @@ mod tests {
         for url in ["http://127.1/", "http://0x7f000001/", "http://2130706433/", "http://[::1]/"] {
             assert!(matches!(check(&open, url), Err(Refusal::Address { .. })), "{url}");
         }
-        let strict = Policy { https_only: true, only_hosts: vec!["a.com".into()], ..open };
+        let strict =
+            Policy { https_only: true, only_hosts: vec!["a.com".parse().unwrap()], ..open };
         assert_eq!(check(&strict, "http://a.com/"), Err(Refusal::NotHttps));
         assert!(matches!(check(&strict, "https://b.com/"), Err(Refusal::Host(_))));
         assert_eq!(check(&strict, "https://A.com/"), Ok(()));

@@ -236,6 +236,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn admin_server_listens_on_every_interface_when_told_to() {
+        let mut addresses = vec![("0.0.0.0:0", "127.0.0.1")];
+        if std::path::Path::new("/proc/net/if_inet6").exists() {
+            addresses.push(("[::]:0", "::1"));
+        }
+        for (listen, from) in addresses {
+            let listener = bind(listen.parse().unwrap()).await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let metrics = Arc::new(Metrics::new([]).unwrap());
+            let (_tell, health) = watch::channel(Health::default());
+            let mut server = tokio::task::JoinSet::new();
+            server.spawn(serve(listener, metrics, health, CancellationToken::new()));
+            let address = SocketAddr::new(from.parse().unwrap(), port);
+            assert_eq!(get(address, "/livez").await.0, 200, "{listen}");
+        }
+    }
+
+    #[tokio::test]
     async fn bind_names_the_address_and_the_key_when_it_is_taken() {
         let taken = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = taken.local_addr().unwrap();

@@ -49,6 +49,8 @@ pub struct Metrics {
     events: HashMap<String, IntCounter>,
     /// `walhook_deliveries_total{result="delivered"}`: ended with a 2xx.
     pub delivered: IntCounter,
+    /// `walhook_deliveries_total{result="logged"}`: not sent but logged, as `delivery.mode` says.
+    pub logged: IntCounter,
     /// `walhook_deliveries_total{result="dead"}`: ended as a dead letter.
     pub dead: IntCounter,
     /// `walhook_deliveries_total{result="dropped"}`: the customer removed the endpoint meanwhile.
@@ -125,6 +127,7 @@ impl Metrics {
                 .map(|name| (name.to_owned(), events.with_label_values(&[name])))
                 .collect(),
             delivered: deliveries.with_label_values(&["delivered"]),
+            logged: deliveries.with_label_values(&["logged"]),
             dead: deliveries.with_label_values(&["dead"]),
             dropped: deliveries.with_label_values(&["dropped"]),
             attempts: outcomes.map(|name| (name, attempts.with_label_values(&[name]))).collect(),

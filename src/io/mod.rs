@@ -8,6 +8,7 @@ pub mod source;
 
 pub mod sql;
 
+pub mod sender;
 pub mod slot;
 
 pub mod catalog;

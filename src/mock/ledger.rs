@@ -1,6 +1,7 @@
 //! What mock endpoints have received.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use axum::http::HeaderMap;
 use bytes::Bytes;
@@ -74,21 +75,41 @@ pub struct Stats {
     pub taken: u64,
     /// Different ids by path among those taken.
     pub distinct: u64,
-    /// Taken again: `taken` less `distinct`.
+    /// Taken again.
     pub duplicates: u64,
+    /// Taken when so many different ones were known already that this one could not be told apart:
+    /// it may be one more of either. Zero means that `distinct` and `duplicates` are exact, and
+    /// `taken` is always the sum of the three.
+    pub untold: u64,
     /// Answered with a right and fresh signature.
     pub verified: u64,
     /// Came, and not answered yet.
     pub in_flight: u64,
     /// Taken, by path.
     pub by_path: BTreeMap<String, u64>,
+    /// Taken at paths beyond those that are counted apart.
+    pub by_other_paths: u64,
+}
+
+/// What a ledger may remember.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Whole requests, the last ones.
+    pub(super) requests: usize,
+    /// Their bodies' bytes.
+    pub(super) bytes: usize,
+    /// Different deliveries, which are told apart by a hash of 16 bytes.
+    pub(super) distinct: usize,
+    /// Paths that are counted apart.
+    pub(super) paths: usize,
 }
 
 #[derive(Debug)]
 pub(super) struct Ledger {
-    keep: usize,
+    bounds: Bounds,
     kept: VecDeque<Received>,
-    taken: HashMap<String, HashSet<String>>,
+    kept_bytes: usize,
+    taken: HashSet<[u64; 2]>,
     stats: Stats,
     pub(super) in_flight: u64,
     pub(super) behaviours: HashMap<String, Behaviour>,
@@ -96,11 +117,12 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    pub(super) fn new(keep: usize) -> Self {
+    pub(super) fn new(bounds: Bounds) -> Self {
         Self {
-            keep,
+            bounds,
             kept: VecDeque::new(),
-            taken: HashMap::new(),
+            kept_bytes: 0,
+            taken: HashSet::new(),
             stats: Stats::default(),
             in_flight: 0,
             behaviours: HashMap::new(),
@@ -117,20 +139,38 @@ impl Ledger {
         self.stats.verified += u64::from(received.verified);
         if received.is_taken() {
             self.stats.taken += 1;
-            *self.stats.by_path.entry(received.path.clone()).or_default() += 1;
-            let ids = self.taken.entry(received.path.clone()).or_default();
-            // Ids are kept for their number, so that duplicates are counted exactly; a receiver that
-            // runs for days is not what this is for.
-            if ids.insert(received.id.clone()) {
-                self.stats.distinct += 1;
-            } else {
-                self.stats.duplicates += 1;
-            }
+            self.tell_apart(&received);
         }
-        if self.kept.len() == self.keep {
-            self.kept.pop_front();
-        }
+        self.kept_bytes += received.body.len();
         self.kept.push_back(received);
+        while self.kept.len() > self.bounds.requests || self.kept_bytes > self.bounds.bytes {
+            let Some(oldest) = self.kept.pop_front() else { break };
+            self.kept_bytes -= oldest.body.len();
+        }
+    }
+
+    fn tell_apart(&mut self, received: &Received) {
+        let Received { path, id, .. } = received;
+        let stats = &mut self.stats;
+        let room = stats.by_path.len() < self.bounds.paths;
+        match stats.by_path.get_mut(path) {
+            Some(count) => *count += 1,
+            None if room => drop(stats.by_path.insert(path.clone(), 1)),
+            None => stats.by_other_paths += 1,
+        }
+        let mark = [0u8, 1].map(|salt| {
+            let mut hasher = DefaultHasher::new();
+            (salt, path, id).hash(&mut hasher);
+            hasher.finish()
+        });
+        if self.taken.contains(&mark) {
+            stats.duplicates += 1;
+        } else if self.taken.len() < self.bounds.distinct {
+            self.taken.insert(mark);
+            stats.distinct += 1;
+        } else {
+            stats.untold += 1;
+        }
     }
 
     pub(super) fn received(&self) -> Vec<Received> {

@@ -29,10 +29,20 @@ use crate::engine::endpoint::Secret;
 use crate::engine::sign;
 use crate::io::clock::unix_us;
 use behaviour::Answer;
-use ledger::Ledger;
+use ledger::{Bounds, Ledger};
 
 /// Above walhook's own limit of an event, so that what it sends is never refused here.
 const BODY_MAX: usize = 2 << 20;
+
+/// Bodies that are kept, in bytes, however few requests they are.
+const KEPT_BYTES_MAX: usize = 256 << 20;
+
+/// Different deliveries that are told apart: at about 32 bytes each, 64 MiB. More are counted too, as
+/// [`Stats::untold`].
+const DISTINCT_MAX: usize = 2 << 20;
+
+/// Paths that are counted apart; a stranger may ask for as many as he likes.
+const PATHS_MAX: usize = 10_000;
 
 /// What a receiver does with all requests alike.
 #[derive(Debug, Clone)]
@@ -92,7 +102,12 @@ impl Mock {
             .await
             .with_context(|| format!("cannot listen on {listen}"))?;
         let address = listener.local_addr()?;
-        let ledger = Mutex::new(Ledger::new(settings.keep));
+        let ledger = Mutex::new(Ledger::new(Bounds {
+            requests: settings.keep,
+            bytes: KEPT_BYTES_MAX,
+            distinct: DISTINCT_MAX,
+            paths: PATHS_MAX,
+        }));
         let shared = Arc::new(Shared { settings, ledger, arrived: Notify::new() });
         let router = Router::new().fallback(receive).with_state(Arc::clone(&shared));
         let mut server = JoinSet::new();

@@ -44,6 +44,30 @@ async fn mock_verifies_counts_and_keeps_what_it_receives() {
     assert_eq!(shown, serde_json::to_string(&stats).unwrap());
 }
 
+#[test]
+fn ledger_forgets_beyond_its_bounds_and_says_so() {
+    let bounds = Bounds { requests: 4, bytes: 10, distinct: 3, paths: 2 };
+    let mut ledger = Ledger::new(bounds);
+    let mut take = |path: &str, id: &'static str| {
+        let headers =
+            HeaderMap::from_iter([("webhook-id".parse().unwrap(), HeaderValue::from_static(id))]);
+        let body = bytes::Bytes::from_static(b"1234");
+        let received = Received::new(path.to_owned(), &headers, body, true);
+        ledger.enter(Received { answered: 200, ..received });
+        (ledger.stats(), ledger.received().len())
+    };
+    take("/a", "1");
+    take("/a", "1");
+    take("/b", "1");
+    take("/c", "1");
+    let (stats, kept) = take("/c", "2");
+    assert_eq!(kept, 2, "two bodies have 8 bytes");
+    assert_eq!((stats.distinct, stats.duplicates, stats.untold), (3, 1, 1));
+    assert_eq!((stats.by_path["/a"], stats.by_path.len(), stats.by_other_paths), (2, 2, 2));
+    let (stats, _) = take("/b", "1");
+    assert_eq!((stats.duplicates, stats.untold, stats.taken), (2, 1, 6), "what is known stays so");
+}
+
 #[tokio::test]
 async fn mock_changes_its_behaviour_while_it_runs() {
     let mock = mock(Settings::default()).await;

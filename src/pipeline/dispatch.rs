@@ -20,7 +20,7 @@ use crate::engine::lsn::Lsn;
 use crate::engine::persist::Persisted;
 use crate::io::clock::{Clock, unix_us};
 use crate::io::metrics::Metrics;
-use crate::io::transport::Transport;
+use crate::io::sender::Sender;
 
 /// Outcomes taken at once before anything else has its turn.
 const OUTCOMES_AT_ONCE: usize = 256;
@@ -41,7 +41,7 @@ pub(super) struct Ends {
 
 /// What the task works with beside the dispatcher.
 pub(super) struct Tools {
-    pub(super) transport: Transport,
+    pub(super) sender: Sender,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Clock,
     /// How long requests in flight may take to end after a shutdown began.
@@ -68,7 +68,7 @@ pub(super) async fn dispatch(
         let now = clock.now();
         while let Some(dispatch) = dispatcher.poll_attempt(now) {
             tools.metrics.observe_queue_wait(dispatch.waited);
-            attempts.spawn(attempt(tools.transport.clone(), dispatch.attempt));
+            attempts.spawn(attempt(tools.sender.clone(), dispatch.attempt));
         }
         // One batch at a time is asked for, and each channel holds one: neither can be full.
         if let Some(accounts) = dispatcher.poll_lookup(now) {
@@ -162,10 +162,10 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
 }
 
 /// One attempt, whose outcome comes even if it panics.
-async fn attempt(transport: Transport, attempt: Attempt) -> (DeliveryId, Outcome) {
+async fn attempt(sender: Sender, attempt: Attempt) -> (DeliveryId, Outcome) {
     let started = Instant::now();
     let delivery = attempt.delivery;
-    let outcome = AssertUnwindSafe(transport.send(&attempt)).catch_unwind().await;
+    let outcome = AssertUnwindSafe(sender.send(&attempt)).catch_unwind().await;
     let outcome = outcome.unwrap_or_else(|_| {
         tracing::error!(event = %attempt.event.id, "an attempt panicked; this is a bug in walhook");
         let detail = "walhook panicked while sending it".to_owned();
@@ -182,10 +182,14 @@ fn settle(
 ) {
     // Attempts catch their panics and are aborted only when this task ends.
     let Ok((delivery, outcome)) = ended else { return };
-    tools.metrics.count_attempt(&outcome);
+    if tools.sender.is_live() {
+        tools.metrics.count_attempt(&outcome);
+    }
     let settled = dispatcher.handle_outcome(delivery, &outcome, tools.clock.now());
     let Some(Settled { event, delivered, disabled }) = settled else { return };
-    if delivered {
+    if delivered && !tools.sender.is_live() {
+        tools.metrics.logged.inc();
+    } else if delivered {
         let us = u64::try_from(unix_us() - event.commit_time_us).unwrap_or(0);
         tools.metrics.count_delivered(Duration::from_micros(us));
     }

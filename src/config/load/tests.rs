@@ -91,7 +91,8 @@ fn environment_overlays_the_file_with_the_type_of_the_key() {
     assert_eq!(config.delivery.quick_attempts, 3);
     assert!(config.egress.https_only);
     assert_eq!(config.egress.allow.len(), 2);
-    assert_eq!(config.egress.only_hosts, ["a.example", "b.example"]);
+    let hosts: Vec<String> = config.egress.only_hosts.into_iter().map(String::from).collect();
+    assert_eq!(hosts, ["a.example", "b.example"]);
     assert_eq!(config.memory.limit, ByteSize(64 << 20));
     assert_eq!(config.source.slot, "123", "text stays text");
     assert_eq!(config.payload.bigint, Bigint::String);
@@ -141,8 +142,16 @@ fn error_names_place_key_and_mend() {
         ("[deliver]", "w.toml:5:2: there is no section deliver; did you mean delivery?"),
         ("[wal]\nmax_hold = \"30s\"", "w.toml:6:1: wal.max_hold is not supported by this version"),
         (
-            "[delivery]\nmode = \"log\"",
-            "w.toml:6:1: delivery.mode is not supported by this version",
+            "[delivery]\nmode = \"dry\"",
+            "w.toml:6:8: delivery.mode: unknown variant `dry`, expected `live` or `log`",
+        ),
+        (
+            "[egress]\nonly_hosts = [\"https://a.com\"]",
+            "w.toml:6:14: egress.only_hosts: \"https://a.com\" is not a host; write hooks.example.com",
+        ),
+        (
+            "[admin]\ntoken = \"hush\"",
+            "w.toml:6:1: admin.token protects nothing: health and metrics ask for none",
         ),
         ("[accounts]", "w.toml:5:1: accounts.table is missing"),
         ("[events]\ntype = \"a.b\"", "w.toml:5:1: events: write [[events]]"),

@@ -1,0 +1,52 @@
+//! What becomes of attempts: requests, or, with `delivery.mode = "log"`, lines in the log.
+
+use std::time::Duration;
+
+use super::transport::{Transport, TransportError};
+use crate::config::{Delivery, DeliveryMode, Egress};
+use crate::engine::attempt::{Answer, Attempt, Outcome};
+
+/// Makes attempts. Cheap to clone.
+#[derive(Debug, Clone)]
+pub enum Sender {
+    /// Each is a request.
+    Live(Transport),
+    /// Each is logged at info, and ends as if the endpoint had taken it. Nothing is contacted.
+    Log,
+}
+
+impl Sender {
+    /// The sender that `delivery.mode` names.
+    ///
+    /// # Errors
+    /// [`TransportError`]
+    pub fn new(delivery: &Delivery, egress: &Egress) -> Result<Self, TransportError> {
+        match delivery.mode {
+            DeliveryMode::Live => Transport::new(delivery, egress).map(Self::Live),
+            DeliveryMode::Log => Ok(Self::Log),
+        }
+    }
+
+    /// Whether attempts are requests.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        matches!(self, Self::Live(_))
+    }
+
+    /// Makes one attempt. See [`Transport::send`].
+    pub async fn send(&self, attempt: &Attempt) -> Outcome {
+        match self {
+            Self::Live(transport) => transport.send(attempt).await,
+            Self::Log => {
+                let Attempt { event, endpoint, .. } = attempt;
+                tracing::info!(
+                    event = %event.id, r#type = %event.event_type, account = %event.account,
+                    endpoint = %endpoint.id, replay = attempt.replay,
+                    "not sent, because delivery.mode is \"log\""
+                );
+                let answer = Answer { status: 200, retry_after: None, excerpt: String::new() };
+                Outcome { result: Ok(answer), elapsed: Duration::ZERO }
+            }
+        }
+    }
+}

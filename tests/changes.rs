@@ -6,14 +6,20 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use walhook::mock::{Behaviour, Received};
 
-use crate::support::{SCHEMA, World, bodies, taken};
+use crate::support::{World, bodies, taken};
 
 /// A rule that sends inserts of a table.
-fn on_insert(event_type: &str, table: &str, columns: &str) -> String {
+pub(crate) fn on_insert(event_type: &str, table: &str, columns: &str) -> String {
     rule(event_type, table, r#"["insert"]"#, columns, "")
 }
 
-fn rule(event_type: &str, table: &str, on: &str, columns: &str, further: &str) -> String {
+pub(crate) fn rule(
+    event_type: &str,
+    table: &str,
+    on: &str,
+    columns: &str,
+    further: &str,
+) -> String {
     format!(
         "[[events]]\ntype = \"{event_type}\"\ntable = \"public.{table}\"\non = {on}\n\
          account = \"account_id\"\ncolumns = {columns}\n{further}\n"
@@ -25,13 +31,13 @@ fn header<'a>(request: &'a Received, name: &str) -> Option<&'a str> {
 }
 
 /// The ids of the rows that endpoint 1 took, in order.
-fn rows(received: &[Received]) -> Vec<i64> {
+pub(crate) fn rows(received: &[Received]) -> Vec<i64> {
     let taken = taken(received).remove("/1").unwrap_or_default();
     taken.into_iter().map(|(_, id)| id).collect()
 }
 
 /// The `data` of a type's events that endpoint 1 took, in order.
-fn data_of(received: &[Received], event_type: &str) -> Vec<Value> {
+pub(crate) fn data_of(received: &[Received], event_type: &str) -> Vec<Value> {
     let bodies = bodies(received, "/1").into_iter();
     bodies.filter(|body| body["type"] == event_type).map(|body| body["data"].clone()).collect()
 }
@@ -403,96 +409,6 @@ async fn change_without_account_becomes_a_dead_letter_and_holds_nobody_up() -> R
 }
 
 #[tokio::test]
-async fn partitioned_table_sends_as_its_root() -> Result<()> {
-    let on = r#"["insert", "update", "delete"]"#;
-    let rules = rule("order", "orders", on, r#"["id", "total"]"#, "");
-    let mut world = World::bare("", &rules, &[]).await?;
-    world.sql.batch_execute(SCHEMA).await?;
-    world
-        .sql
-        .batch_execute(
-            "CREATE TABLE orders (id bigint PRIMARY KEY, account_id bigint, total numeric)
-                 PARTITION BY RANGE (id);
-             CREATE TABLE low PARTITION OF orders FOR VALUES FROM (0) TO (10);
-             CREATE TABLE high PARTITION OF orders FOR VALUES FROM (10) TO (20);
-             ALTER TABLE low REPLICA IDENTITY FULL; ALTER TABLE high REPLICA IDENTITY FULL;
-             ALTER TABLE orders REPLICA IDENTITY FULL",
-        )
-        .await?;
-    world.set_up().await?;
-    world.hook(1, 42, "").await?;
-    let _running = world.run().await?;
-    for statement in [
-        "INSERT INTO orders VALUES (1, 42, 1.50)",
-        "UPDATE orders SET total = 2 WHERE id = 1",
-        "UPDATE orders SET id = 11 WHERE id = 1",
-        // Columns in another order, and made after the start.
-        "CREATE TABLE top (total numeric, account_id bigint, id bigint NOT NULL)",
-        "ALTER TABLE orders ATTACH PARTITION top FOR VALUES FROM (20) TO (30)",
-        "INSERT INTO orders VALUES (21, 42, 3)",
-        "DELETE FROM orders WHERE id = 11",
-    ] {
-        world.sql.batch_execute(statement).await?;
-    }
-    let received = world.delivered(6).await?;
-    let bodies = bodies(&received, "/1");
-    let of_row = |id: i64| -> Vec<Value> {
-        let mine = bodies.iter().filter(|body| body["data"]["id"] == id);
-        mine.map(|body| json!([body["operation"], body["data"]["total"], body["previous"]]))
-            .collect()
-    };
-    assert_eq!(
-        of_row(1),
-        [
-            json!(["insert", "1.50", null]),
-            json!(["update", "2", {"total": "1.50"}]),
-            json!(["delete", "2", null]),
-        ]
-    );
-    assert_eq!(of_row(11), [json!(["insert", "2", null]), json!(["delete", "2", null])]);
-    assert_eq!(of_row(21), [json!(["insert", "3", null])]);
-    Ok(())
-}
-
-#[tokio::test]
-async fn truncate_of_a_rules_table_sends_nothing_and_breaks_nothing() -> Result<()> {
-    let mut world = World::new().await?;
-    world.hook(1, 42, "").await?;
-    let _running = world.run().await?;
-    world.subscribe(1, 42).await?;
-    world.sql.batch_execute("TRUNCATE subscribers").await?;
-    world.sql.batch_execute("BEGIN; TRUNCATE subscribers, webhooks CASCADE; ROLLBACK").await?;
-    world.subscribe(1, 42).await?;
-    world.settled().await?;
-    assert_eq!(rows(&world.delivered(2).await?), [1, 1]);
-    assert_eq!(world.mock.stats().received, 2);
-    Ok(())
-}
-
-#[tokio::test]
-async fn changed_primary_key_is_told_and_keeps_its_place() -> Result<()> {
-    for identity in ["DEFAULT", "FULL"] {
-        let rules = rule("changed", "subscribers", r#"["insert", "update"]"#, r#"["id"]"#, "");
-        let mut world = World::with("", &rules, &[]).await?;
-        let alter = format!("ALTER TABLE subscribers REPLICA IDENTITY {identity}");
-        world.sql.batch_execute(&alter).await?;
-        world.hook(1, 42, "?delay=10ms").await?;
-        let _running = world.run().await?;
-        world.subscribe(1, 42).await?;
-        for id in 2..=20 {
-            let update = format!("UPDATE subscribers SET id = {id} WHERE id = {}", id - 1);
-            world.sql.batch_execute(&update).await?;
-        }
-        let received = world.delivered(20).await?;
-        assert_eq!(rows(&received), (1..=20).collect::<Vec<_>>(), "{identity}");
-        for (old, body) in (1..).zip(&bodies(&received, "/1")[1..]) {
-            assert_eq!(body["previous"], json!({ "id": old }), "{identity}");
-        }
-    }
-    Ok(())
-}
-
-#[tokio::test]
 async fn account_without_endpoints_gets_nothing_and_holds_nothing() -> Result<()> {
     let mut world = World::new().await?;
     world.hook(1, 42, "").await?;
@@ -508,85 +424,5 @@ async fn account_without_endpoints_gets_nothing_and_holds_nothing() -> Result<()
     world.sql.batch_execute("UPDATE subscribers SET status = 'x' WHERE id = 100").await?;
     let received = world.delivered(2).await?;
     assert_eq!(taken(&received)["/2"], [("subscriber.updated".to_owned(), 100)]);
-    Ok(())
-}
-
-const TYPED: &str = "
-    CREATE TYPE mood AS ENUM ('happy', 'so, so');
-    CREATE DOMAIN percent AS integer CHECK (value BETWEEN 0 AND 100);
-    CREATE TYPE pair AS (a integer, b text);
-    CREATE TABLE typed (
-        id bigint PRIMARY KEY, account_id uuid, small smallint, whole integer, big bigint, exact numeric,
-        single real, float double precision, nan double precision, yes boolean, plain json, binary_ jsonb,
-        at timestamptz, local timestamp, day date, clock time, bytes bytea, ints integer[], texts text[][],
-        moods mood[], mood mood, share percent, pair pair, word varchar(10), fixed char(4), nothing text,
-        span interval, address inet, \"Odd \"\"name\" text, doc text
-    );
-    ALTER TABLE typed ALTER doc SET STORAGE EXTERNAL;
-    CREATE TABLE hooks (id uuid PRIMARY KEY, account_id uuid NOT NULL, url text NOT NULL,
-        event_types text[] NOT NULL, secret text, enabled boolean NOT NULL)";
-
-const VALUES: &str = r#"
-    SET timezone = 'America/New_York'; SET datestyle = 'German'; SET bytea_output = 'escape';
-    INSERT INTO typed VALUES (
-        9223372036854775807, '6f9619ff-8b86-d011-b42d-00c04fc964ff', -32768, 2147483647,
-        -9223372036854775808, 123456789012345678901234567890.1234567890, 1.5, 0.1, 'NaN', true,
-        '{"a": [1, 1.00, "ü"],  "a": 2}', '{"b":null,"a":1e2}', '2026-11-23 12:46:00.5-05',
-        '2026-11-23 17:46:00', '2024-02-29', '12:30:00', '\x00ff10', '{1,NULL,3}',
-        '{{"a,b","c\"d"},{"NULL",NULL}}', '{happy,"so, so"}', 'so, so', 50, '(1,"x y")', 'w"\ö', 'ab',
-        NULL, '1 day 02:00', '::1', 'odd', repeat('x', 9000))"#;
-
-#[tokio::test]
-async fn values_of_every_kind_arrive_as_documented() -> Result<()> {
-    let rules = rule("typed", "typed", r#"["insert", "update"]"#, r#"["*"]"#, "");
-    let mut world = World::bare("", &rules, &[]).await?;
-    world.reconfigure("\"public.webhooks\"", "\"public.hooks\"")?;
-    world.sql.batch_execute(TYPED).await?;
-    world.set_up().await?;
-    let account = "6f9619ff-8b86-d011-b42d-00c04fc964ff";
-    let hook = format!(
-        "INSERT INTO hooks VALUES (gen_random_uuid(), '{account}', '{}', '{{typed}}', '{}', true)",
-        world.mock.url("/1"),
-        crate::support::SECRET
-    );
-    world.sql.batch_execute(&hook).await?;
-    let _running = world.run().await?;
-    let session = world.connect().await?;
-    session.batch_execute(VALUES).await?;
-    session.batch_execute("UPDATE typed SET small = 1, nan = '-Infinity'").await?;
-    session.batch_execute("ALTER TABLE typed REPLICA IDENTITY FULL").await?;
-    session.batch_execute("UPDATE typed SET small = NULL").await?;
-    let received = world.delivered(3).await?;
-    let bodies = bodies(&received, "/1");
-    let mut expected = json!({
-        "id": 9_223_372_036_854_775_807_i64, "account_id": account, "small": -32768,
-        "whole": 2_147_483_647, "big": -9_223_372_036_854_775_808_i64,
-        "exact": "123456789012345678901234567890.1234567890", "single": 1.5, "float": 0.1,
-        "nan": "NaN", "yes": true, "plain": {"a": 2}, "binary_": {"a": 100, "b": null},
-        "at": "2026-11-23T17:46:00.5Z", "local": "2026-11-23T17:46:00", "day": "2024-02-29",
-        "clock": "12:30:00", "bytes": "AP8Q", "ints": [1, null, 3],
-        "texts": [["a,b", "c\"d"], ["NULL", null]], "moods": ["happy", "so, so"], "mood": "so, so",
-        "share": 50, "pair": "(1,\"x y\")", "word": "w\"\\ö", "fixed": "ab  ", "nothing": null,
-        "span": "1 day 02:00:00", "address": "::1", "Odd \"name": "odd", "doc": "x".repeat(9000),
-    });
-    assert_eq!(bodies[0]["account_id"], account);
-    assert_eq!(bodies[0]["data"], expected);
-    let text = String::from_utf8_lossy(&received[0].body).into_owned();
-    assert!(text.contains(r#""plain":{"a": [1, 1.00, "ü"],  "a": 2}"#), "json is as it is: {text}");
-
-    // The default identity does not log the TOASTed value that was left alone: it is told, not null.
-    expected["small"] = json!(1);
-    expected["nan"] = json!("-Infinity");
-    let doc = expected.as_object_mut().and_then(|row| row.remove("doc"));
-    assert_eq!(bodies[1]["data"], expected);
-    assert_eq!(bodies[1]["unchanged"], json!(["doc"]));
-    assert_eq!(bodies[1]["previous"], Value::Null);
-
-    // The full one does.
-    expected["doc"] = json!(doc);
-    expected["small"] = Value::Null;
-    assert_eq!(bodies[2]["data"], expected);
-    assert_eq!(bodies[2]["previous"], json!({"small": 1}));
-    assert_eq!(bodies[2]["unchanged"], Value::Null);
     Ok(())
 }

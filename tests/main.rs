@@ -19,5 +19,8 @@ mod endpoints;
 mod files;
 mod halts;
 mod kills;
+mod partitions;
+mod rows;
 mod shape;
 mod shutdown;
+mod values;

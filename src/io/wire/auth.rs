@@ -10,7 +10,7 @@ use super::connection::{Connection, Received, malformed, notice, unexpected};
 use super::error::{ServerError, WireError};
 
 /// Settings that text output depends on, pinned against what a role, a database or the server says.
-const PINNED: [(&str, &str); 8] = [
+const PINNED: [(&str, &str); 9] = [
     ("replication", "database"),
     ("client_encoding", "UTF8"),
     ("datestyle", "ISO"),
@@ -19,6 +19,8 @@ const PINNED: [(&str, &str); 8] = [
     ("extra_float_digits", "3"),
     ("bytea_output", "hex"),
     ("xmlbinary", "base64"),
+    // Values of regclass and its kin name their schema unless it is searched.
+    ("search_path", "pg_catalog"),
 ];
 
 /// Who we are.

@@ -24,3 +24,4 @@ mod rows;
 mod shape;
 mod shutdown;
 mod values;
+mod ways_out;

@@ -78,6 +78,6 @@ impl Fixture {
     pub(crate) async fn read_slot(&self) -> wire::Stream {
         let url = Secret::new(self.cluster.url("app"));
         let replication = wire::connect(&url, "a reader").await.unwrap();
-        replication.start("walhook", "walhook", Lsn::ZERO).await.unwrap()
+        replication.start("walhook", "walhook", Lsn::ZERO, 1 << 20).await.unwrap()
     }
 }

@@ -308,6 +308,16 @@ pub struct Memory {
     pub limit: ByteSize,
 }
 
+impl Memory {
+    /// The largest change that is read: a quarter of the limit, and at least 1 MiB. What is larger
+    /// passes by without being held.
+    #[must_use]
+    pub fn max_change_bytes(&self) -> usize {
+        const LEAST: u64 = 1 << 20;
+        usize::try_from((self.limit.0 / 4).max(LEAST)).unwrap_or(usize::MAX)
+    }
+}
+
 impl Default for Memory {
     fn default() -> Self {
         Self { limit: ByteSize(256 << 20) }

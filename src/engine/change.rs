@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 pub use assemble::{ChangeError, Changes, Steps};
 
+use super::event::Operation;
 use super::lsn::Lsn;
 use super::pgoutput::{OldTuple, Relation, Tuple};
 use super::position::WalPosition;
@@ -76,6 +77,13 @@ pub enum Rows<'a> {
     },
     /// TRUNCATE of this table.
     Truncate,
+    /// A change that was too large to be read.
+    Oversize {
+        /// What happened to the row.
+        operation: Operation,
+        /// What it takes in the stream.
+        bytes: u64,
+    },
 }
 
 /// What one message makes of the stream.

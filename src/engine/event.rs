@@ -218,6 +218,8 @@ pub enum UnroutableReason {
     Condition,
     /// A value could not be encoded.
     Value,
+    /// The change was too large to be read.
+    TooLarge,
 }
 
 impl UnroutableReason {
@@ -228,6 +230,7 @@ impl UnroutableReason {
             Self::Account => "account",
             Self::Condition => "condition",
             Self::Value => "value",
+            Self::TooLarge => "too_large",
         }
     }
 }

@@ -112,6 +112,11 @@ impl Feedback {
         self.last_heard = now;
     }
 
+    /// Part of a message came: the server is not silent.
+    pub fn handle_heard(&mut self, now: Tick) {
+        self.last_heard = now;
+    }
+
     /// A keepalive came.
     pub fn handle_keepalive(&mut self, wal_end: Lsn, reply_requested: bool, now: Tick) {
         self.handle_received(wal_end, now);

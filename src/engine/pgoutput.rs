@@ -3,11 +3,14 @@
 //! Source: PostgreSQL manual, "Logical Replication Message Formats".
 
 mod decode;
+mod head;
 #[cfg(test)]
 mod tests;
 
 pub use decode::{DecodeError, decode};
+pub use head::decode_head;
 
+use super::event::Operation;
 use super::lsn::Lsn;
 
 /// PostgreSQL's time origin, 2000-01-01 UTC, in microseconds since 1970-01-01 UTC.
@@ -56,6 +59,15 @@ pub enum Message<'a> {
         relation: u32,
         /// What the replica identity logs of the old row.
         old: OldTuple<'a>,
+    },
+    /// `I`, `U` or `D` of which only the head was read: see [`decode_head`].
+    Oversize {
+        /// The table's OID.
+        relation: u32,
+        /// What happened to the row.
+        operation: Operation,
+        /// The message's length.
+        bytes: u64,
     },
     /// `T`
     Truncate {

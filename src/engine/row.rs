@@ -16,23 +16,26 @@ pub enum Cell<'a> {
     Null,
     /// The type's text output.
     Text(&'a str),
-    /// The WAL does not carry it.
+    /// The WAL does not carry it, or it was not read.
     Unknown(Missing),
 }
 
-/// Why the WAL does not carry a value.
+/// Why a value is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Missing {
     /// A TOASTed value that the change left alone.
     UnchangedToast,
     /// The replica identity does not log the column, or the row does not exist on that side.
     NotLogged,
+    /// The WAL does, but the change was too large to be read.
+    TooLarge,
 }
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::UnchangedToast => "its TOASTed value did not change and is not in the WAL",
+            Self::TooLarge => "the change is too large to be read",
             Self::NotLogged => "the table's replica identity does not log its old value",
         })
     }
@@ -81,6 +84,7 @@ impl<'a> RowView<'a> {
             Rows::Update { .. } => Operation::Update,
             Rows::Delete { .. } => Operation::Delete,
             Rows::Truncate => Operation::Truncate,
+            Rows::Oversize { operation, .. } => *operation,
         }
     }
 
@@ -104,6 +108,7 @@ impl<'a> RowView<'a> {
                 .or_else(|| old.as_ref().map_or(UNCHANGED, |old| Self::logged(old, column)))
                 .or_else(|| UNCHANGED),
             Rows::Delete { .. } | Rows::Truncate => NOT_LOGGED,
+            Rows::Oversize { .. } => TOO_LARGE,
         }
     }
 
@@ -115,6 +120,7 @@ impl<'a> RowView<'a> {
             Rows::Update { old: Some(old), .. } | Rows::Delete { old } => Self::logged(old, column),
             Rows::Update { old: None, new } if self.is_index_identity(column) => cell(new, column),
             Rows::Update { old: None, .. } | Rows::Insert { .. } | Rows::Truncate => NOT_LOGGED,
+            Rows::Oversize { .. } => TOO_LARGE,
         }
     }
 
@@ -139,6 +145,7 @@ impl<'a> RowView<'a> {
 }
 
 const UNCHANGED: Cell<'static> = Cell::Unknown(Missing::UnchangedToast);
+const TOO_LARGE: Cell<'static> = Cell::Unknown(Missing::TooLarge);
 const NOT_LOGGED: Cell<'static> = Cell::Unknown(Missing::NotLogged);
 
 fn cell<'a>(tuple: &Tuple<'a>, column: usize) -> Cell<'a> {

@@ -37,8 +37,12 @@ const FAILURES: [FailureKind; 7] = [
 
 const STATUS_CLASSES: [&str; 5] = ["2xx", "3xx", "4xx", "5xx", "other"];
 
-const UNROUTABLE: [UnroutableReason; 3] =
-    [UnroutableReason::Account, UnroutableReason::Condition, UnroutableReason::Value];
+const UNROUTABLE: [UnroutableReason; 4] = [
+    UnroutableReason::Account,
+    UnroutableReason::Condition,
+    UnroutableReason::Value,
+    UnroutableReason::TooLarge,
+];
 
 /// The program's metrics. Cheap to update from any task.
 #[derive(Debug)]

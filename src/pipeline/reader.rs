@@ -20,7 +20,7 @@ use crate::engine::event::Item;
 use crate::engine::feedback::Feedback;
 use crate::engine::halt::Halt;
 use crate::engine::lsn::Lsn;
-use crate::engine::pgoutput::{self, Relation};
+use crate::engine::pgoutput::{self, DecodeError, Message, Relation};
 use crate::engine::rule::{RuleBroken, Rules};
 use crate::io::admin::Health;
 use crate::io::clock::Clock;
@@ -175,6 +175,7 @@ impl Reader {
         let Session { mut stream, mut sentinel, sender_timeout } = session;
         self.feedback.handle_reconnected(sender_timeout, self.clock.now());
         let mut was_reading = true;
+        let mut bytes_read = 0;
         let batches = self.batches.clone();
         self.stream_moved();
         loop {
@@ -186,6 +187,11 @@ impl Reader {
                 && let Err(error) = stream.send_status(update).await
             {
                 return Ok(Ended::Lost(error.to_string()));
+            }
+            // A large change may take longer to arrive than a server may be silent.
+            if stream.bytes_read() > bytes_read {
+                bytes_read = stream.bytes_read();
+                self.feedback.handle_heard(now);
             }
             if self.feedback.silent(now) {
                 return Ok(Ended::Lost("the server has been silent for too long".to_owned()));
@@ -256,11 +262,12 @@ impl Reader {
             }
             Frame::XLogData { wal_start, wal_end, payload } => {
                 self.feedback.handle_received(wal_end, self.clock.now());
-                let from = self.batch.items.len();
-                let made = self.handle_message(wal_start, &payload, client).await;
-                let new = self.batch.items.get(from..).unwrap_or_default();
-                self.batch.bytes += new.iter().map(size_bytes).sum::<usize>();
-                made
+                self.handle_message(wal_start, pgoutput::decode(&payload), client).await
+            }
+            Frame::Oversize { wal_start, wal_end, head, bytes } => {
+                tracing::debug!(at = %wal_start, bytes, "a change is too large to be read");
+                self.feedback.handle_received(wal_end, self.clock.now());
+                self.handle_message(wal_start, pgoutput::decode_head(&head, bytes), client).await
             }
         }
     }
@@ -269,13 +276,26 @@ impl Reader {
     async fn handle_message(
         &mut self,
         at: Lsn,
-        payload: &[u8],
+        message: Result<Message<'_>, DecodeError>,
+        client: &Connection,
+    ) -> Result<(), Stop> {
+        let from = self.batch.items.len();
+        let made = self.make_items(at, message, client).await;
+        let new = self.batch.items.get(from..).unwrap_or_default();
+        self.batch.bytes += new.iter().map(size_bytes).sum::<usize>();
+        made
+    }
+
+    async fn make_items(
+        &mut self,
+        at: Lsn,
+        message: Result<Message<'_>, DecodeError>,
         client: &Connection,
     ) -> Result<(), Stop> {
         let broken = |problem: String| {
             Stop::Failed(anyhow::anyhow!("cannot understand the stream at {at}: {problem}"))
         };
-        let message = pgoutput::decode(payload).map_err(|e| broken(e.to_string()))?;
+        let message = message.map_err(|e| broken(e.to_string()))?;
         for step in self.changes.handle(at, message).map_err(|e| broken(e.to_string()))? {
             match step {
                 Step::Begin(transaction) => {

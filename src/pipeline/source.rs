@@ -233,7 +233,9 @@ async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Ses
     if sender_timeout.is_zero() {
         tracing::warn!("wal_sender_timeout is 0: a frozen instance would keep the slot for ever");
     }
-    let stream = replication.start(&source.slot, &source.publication, at).await?;
+    let stream = replication
+        .start(&source.slot, &source.publication, at, config.memory.max_change_bytes())
+        .await?;
     Ok(Session { stream, sentinel, sender_timeout })
 }
 

@@ -293,6 +293,15 @@ impl Running {
         Ok(self.child.kill().await?)
     }
 
+    /// The most memory that it has had resident, in bytes.
+    pub fn resident_peak_bytes(&self) -> Result<u64> {
+        let pid = self.child.id().context("it has ended")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = peak.and_then(|peak| peak.trim().strip_suffix(" kB")).context("no VmHWM")?;
+        Ok(kib.parse::<u64>()? << 10)
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: &str) -> Result<()> {
         let pid = self.child.id().context("it has ended")?.to_string();

@@ -213,6 +213,9 @@ impl Changes {
             Message::Delete { relation, old } => {
                 self.row(wal_start, relation, Rows::Delete { old })
             }
+            Message::Oversize { relation, operation, bytes } => {
+                self.row(wal_start, relation, Rows::Oversize { operation, bytes })
+            }
             Message::Truncate { relations } => self.truncate(wal_start, relations),
             // Logical messages: the ones outside of transactions arrive from rollbacks too.
             Message::Logical { .. } | Message::Ignored => Ok(Steps::new()),
@@ -382,6 +385,6 @@ fn tuples<'r, 'a>(rows: &'r Rows<'a>) -> [Option<&'r Tuple<'a>>; 2] {
         Rows::Insert { new } => [None, Some(new)],
         Rows::Update { old, new } => [old.as_ref().map(old_tuple), Some(new)],
         Rows::Delete { old } => [Some(old_tuple(old)), None],
-        Rows::Truncate => [None, None],
+        Rows::Truncate | Rows::Oversize { .. } => [None, None],
     }
 }

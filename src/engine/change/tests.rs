@@ -54,7 +54,7 @@ impl Written {
 
 fn deed() -> impl Strategy<Value = Deed> {
     prop_oneof![
-        4 => (0..TABLES, 0u8..4, 1u32..4)
+        4 => (0..TABLES, 0u8..5, 1u32..4)
             .prop_map(|(table, kind, count)| Deed::Rows { table, kind, count }),
         1 => prop::sample::subsequence((0..TABLES).collect::<Vec<_>>(), 1..4)
             .prop_map(|tables| Deed::Truncate { tables }),
@@ -94,7 +94,8 @@ fn rows(kind: u8, columns: usize, value: u32) -> Rows<'static> {
     match kind {
         0 => Rows::Insert { new: tuple() },
         1 => Rows::Update { old: None, new: tuple() },
-        2 => Rows::Update { old: Some(OldTuple::Key(tuple())), new: tuple() },
+        2 => Rows::Oversize { operation: Operation::Update, bytes: 1 << 30 },
+        3 => Rows::Update { old: Some(OldTuple::Key(tuple())), new: tuple() },
         _ => Rows::Delete { old: OldTuple::Full(tuple()) },
     }
 }
@@ -106,6 +107,7 @@ fn message(table: u32, rows: Rows<'static>) -> Message<'static> {
         Rows::Update { old, new } => Message::Update { relation, old, new },
         Rows::Delete { old } => Message::Delete { relation, old },
         Rows::Truncate => Message::Truncate { relations: vec![relation] },
+        Rows::Oversize { operation, bytes } => Message::Oversize { relation, operation, bytes },
     }
 }
 

@@ -13,11 +13,11 @@ const COMMIT: u8 = b'C';
 const ORIGIN: u8 = b'O';
 const RELATION: u8 = b'R';
 const TYPE: u8 = b'Y';
-const INSERT: u8 = b'I';
-const UPDATE: u8 = b'U';
-const DELETE: u8 = b'D';
+pub(super) const INSERT: u8 = b'I';
+pub(super) const UPDATE: u8 = b'U';
+pub(super) const DELETE: u8 = b'D';
 const TRUNCATE: u8 = b'T';
-const LOGICAL: u8 = b'M';
+pub(super) const LOGICAL: u8 = b'M';
 
 const NEW_TUPLE: u8 = b'N';
 const KEY_TUPLE: u8 = b'K';

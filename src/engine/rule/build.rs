@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::Rule;
 use super::bind::{Binding, BoundField, BoundRule, Invalidates};
 use crate::config::{Bigint, RuleOperation};
-use crate::engine::change::Change;
+use crate::engine::change::{Change, Rows};
 use crate::engine::condition::{Condition, Field, Inputs, Side};
 use crate::engine::event::{
     AccountId, EndpointId, Event, Invalidation, Item, Operation, RowKeys, Scope, Unroutable,
@@ -60,6 +60,9 @@ impl Builder<'_> {
         bound: &BoundRule,
         view: &RowView<'_>,
     ) -> Option<Item> {
+        if let Rows::Oversize { bytes, .. } = &self.change.rows {
+            return Some(self.oversize(event_type, rule, *bytes, view));
+        }
         let mut failure = None;
         if let Some(condition) = &rule.condition {
             match evaluate(condition, bound, view) {
@@ -92,6 +95,26 @@ impl Builder<'_> {
                 Item::Unroutable(Unroutable { event, reason, detail })
             }
         })
+    }
+
+    /// A change that nobody read: whether the condition holds could not be told, so it is not passed
+    /// over, and stands as a dead letter by its position alone.
+    fn oversize(
+        &mut self,
+        event_type: &Arc<str>,
+        rule: &Rule,
+        bytes: u64,
+        view: &RowView<'_>,
+    ) -> Item {
+        self.scratch.clear();
+        self.scratch.put_slice(b"\"data\":null");
+        let event = self.event(event_type, AccountId::new(""), view);
+        let detail = format!(
+            "{}: the change takes {bytes} bytes in the stream, more than a quarter of memory.limit; \
+             it was not read",
+            rule.label
+        );
+        Item::Unroutable(Unroutable { event, reason: UnroutableReason::TooLarge, detail })
     }
 
     fn event(&self, event_type: &Arc<str>, account: AccountId, view: &RowView<'_>) -> Arc<Event> {

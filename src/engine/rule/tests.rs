@@ -12,7 +12,7 @@ use super::*;
 use crate::engine::catalog::{Table, TableColumn};
 use crate::engine::change::{Rows, Transaction};
 use crate::engine::event::{
-    AccountId, EndpointId, Event, Invalidation, Scope, Unroutable, UnroutableReason,
+    AccountId, EndpointId, Event, Invalidation, Operation, Scope, Unroutable, UnroutableReason,
 };
 use crate::engine::lsn::Lsn;
 use crate::engine::pgoutput::{Column, Datum, OldTuple, ReplicaIdentity, Tuple};

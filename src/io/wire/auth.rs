@@ -54,7 +54,7 @@ pub(super) async fn start_up(
             Received::Message(Message::NoticeResponse(body)) => {
                 notice(&ServerError::parse(body.fields()).map_err(malformed)?);
             }
-            other @ (Received::CopyBoth | Received::Message(_)) => {
+            other @ (Received::CopyBoth | Received::Message(_) | Received::Oversize { .. }) => {
                 return Err(unexpected(&other, WireError::Session));
             }
         }
@@ -72,7 +72,9 @@ async fn authenticate(
     let password = || identity.password.ok_or(WireError::PasswordMissing);
     let message = match connection.receive().await? {
         Received::Message(message) => message,
-        other @ Received::CopyBoth => return Err(unexpected(&other, WireError::Session)),
+        other @ (Received::CopyBoth | Received::Oversize { .. }) => {
+            return Err(unexpected(&other, WireError::Session));
+        }
     };
     let method = match message {
         Message::AuthenticationOk => return Ok(()),
@@ -116,7 +118,7 @@ async fn scram(
         Received::Message(Message::AuthenticationSaslContinue(body)) => {
             scram.update(body.data()).map_err(WireError::Scram)?;
         }
-        other @ (Received::CopyBoth | Received::Message(_)) => {
+        other @ (Received::CopyBoth | Received::Message(_) | Received::Oversize { .. }) => {
             return Err(unexpected(&other, WireError::Session));
         }
     }
@@ -126,7 +128,7 @@ async fn scram(
         Received::Message(Message::AuthenticationSaslFinal(body)) => {
             scram.finish(body.data()).map_err(WireError::Scram)?;
         }
-        other @ (Received::CopyBoth | Received::Message(_)) => {
+        other @ (Received::CopyBoth | Received::Message(_) | Received::Oversize { .. }) => {
             return Err(unexpected(&other, WireError::Session));
         }
     }
@@ -136,7 +138,7 @@ async fn scram(
 async fn expect_ok(connection: &mut Connection) -> Result<(), WireError> {
     match connection.receive().await? {
         Received::Message(Message::AuthenticationOk) => Ok(()),
-        other @ (Received::CopyBoth | Received::Message(_)) => {
+        other @ (Received::CopyBoth | Received::Message(_) | Received::Oversize { .. }) => {
             Err(unexpected(&other, WireError::Session))
         }
     }

@@ -4,16 +4,20 @@
 use std::fmt;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::message::backend::{Header, Message};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::error::{ServerError, WireError};
 
-/// The longest message that is read. PostgreSQL would send a row of up to 1 GiB; this is 64 times
-/// the largest body that is ever delivered, and bounds what one row can make us hold.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// The longest message that is read before the stream, where nothing large comes: what a server that
+/// is none could make us hold.
+const MAX_MESSAGE_BYTES: usize = 1 << 20;
+
+/// What is kept of the body of a CopyData that is too long: enough to say where it stands in the WAL
+/// and what it is about.
+const HEAD_BYTES: usize = 1 << 10;
 
 /// What one read asks for: dozens of rows in a system call.
 const READ_BYTES: usize = 128 << 10;
@@ -21,9 +25,15 @@ const READ_BYTES: usize = 128 << 10;
 /// A buffer grown beyond this for one large message is given back after it.
 const KEEP_BYTES: usize = 1 << 20;
 
+/// Tag and length of a message.
+const FRAMING_BYTES: usize = 5;
+
 /// A server that takes nothing for so long is gone: it reads replies even while its own output
 /// waits.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A CopyData: of the stream, the one message that may be long.
+const COPY_DATA_TAG: u8 = b'd';
 
 /// `W`, which `postgres-protocol` does not parse.
 const COPY_BOTH_RESPONSE_TAG: u8 = b'W';
@@ -39,6 +49,13 @@ pub(super) enum Received {
     CopyBoth,
     /// Any other.
     Message(Message),
+    /// A CopyData that is longer than what is read. The rest of it is discarded as it comes.
+    Oversize {
+        /// The beginning of its body.
+        head: Bytes,
+        /// The body's length.
+        bytes: u64,
+    },
 }
 
 /// A connection that speaks messages.
@@ -46,6 +63,12 @@ pub(super) struct Connection {
     socket: Box<dyn Socket>,
     read: BytesMut,
     write: BytesMut,
+    /// The longest message that is read.
+    limit: usize,
+    /// What is still to come of a message that is discarded.
+    discard: usize,
+    /// All that was ever read from the socket.
+    bytes_read: u64,
 }
 
 impl fmt::Debug for Connection {
@@ -59,7 +82,24 @@ impl fmt::Debug for Connection {
 
 impl Connection {
     pub(super) fn new(socket: Box<dyn Socket>) -> Self {
-        Self { socket, read: BytesMut::with_capacity(READ_BYTES), write: BytesMut::new() }
+        Self {
+            socket,
+            read: BytesMut::with_capacity(READ_BYTES),
+            write: BytesMut::new(),
+            limit: MAX_MESSAGE_BYTES,
+            discard: 0,
+            bytes_read: 0,
+        }
+    }
+
+    /// From now on reads messages of up to `bytes`, and discards a CopyData that is longer.
+    pub(super) fn limit_messages(&mut self, bytes: usize) {
+        self.limit = bytes.max(MAX_MESSAGE_BYTES);
+    }
+
+    /// How many bytes were ever read: grows also while a message is incomplete.
+    pub(super) const fn bytes_read(&self) -> u64 {
+        self.bytes_read
     }
 
     /// The next message. Cancel-safe: what was read stays in the buffer.
@@ -69,22 +109,24 @@ impl Connection {
                 return Ok(message);
             }
             self.read.reserve(READ_BYTES);
-            if self.socket.read_buf(&mut self.read).await.map_err(WireError::Io)? == 0 {
+            let count = self.socket.read_buf(&mut self.read).await.map_err(WireError::Io)?;
+            if count == 0 {
                 return Err(WireError::Closed);
             }
+            self.bytes_read += u64::try_from(count).unwrap_or(u64::MAX);
         }
     }
 
     /// The next message, if it is in the buffer as a whole.
     pub(super) fn buffered(&mut self) -> Result<Option<Received>, WireError> {
+        let discarded = self.discard.min(self.read.len());
+        self.read.advance(discarded);
+        self.discard -= discarded;
         let Some(header) = Header::parse(&self.read).map_err(malformed)? else { return Ok(None) };
         // The length counts itself, not the tag.
         let length = usize::try_from(header.len()).unwrap_or(usize::MAX).saturating_add(1);
-        if length > MAX_MESSAGE_BYTES {
-            return Err(WireError::Oversize {
-                bytes: u64::try_from(length).unwrap_or(u64::MAX),
-                limit: u64::try_from(MAX_MESSAGE_BYTES).unwrap_or(u64::MAX),
-            });
+        if length > self.limit {
+            return self.oversize(header.tag(), length);
         }
         if self.read.len() < length {
             return Ok(None);
@@ -99,6 +141,22 @@ impl Connection {
             self.read = BytesMut::from(&self.read[..]);
         }
         Ok(received)
+    }
+
+    /// The beginning of a CopyData that is longer than the limit, as soon as it is there.
+    fn oversize(&mut self, tag: u8, length: usize) -> Result<Option<Received>, WireError> {
+        let bytes = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        if tag != COPY_DATA_TAG {
+            return Err(WireError::Oversize { bytes: bytes(length), limit: bytes(self.limit) });
+        }
+        let head = FRAMING_BYTES + HEAD_BYTES;
+        if self.read.len() < head {
+            return Ok(None);
+        }
+        let head = self.read.split_to(head);
+        self.discard = length - head.len();
+        let head = Bytes::copy_from_slice(head.get(FRAMING_BYTES..).unwrap_or_default());
+        Ok(Some(Received::Oversize { head, bytes: bytes(length - FRAMING_BYTES) }))
     }
 
     /// Sends what `encode` appends. Cancel-safe: what was not written goes out with the next.
@@ -132,6 +190,7 @@ pub(super) fn unexpected(received: &Received, server: fn(ServerError) -> WireErr
             return ServerError::parse(body.fields()).map_or_else(malformed, server);
         }
         Received::CopyBoth => "CopyBothResponse",
+        Received::Oversize { .. } => "a long CopyData",
         Received::Message(message) => name(message),
     };
     WireError::Protocol { what: format!("{what} in the wrong place") }
@@ -174,7 +233,7 @@ mod tests {
     fn body(received: &Received) -> Vec<u8> {
         match received {
             Received::Message(Message::CopyData(body)) => body.data().to_vec(),
-            other @ (Received::CopyBoth | Received::Message(_)) => {
+            other @ (Received::CopyBoth | Received::Message(_) | Received::Oversize { .. }) => {
                 panic!("{}", unexpected(other, WireError::Stream))
             }
         }
@@ -217,11 +276,36 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn receive_refuses_a_message_that_is_too_long_before_it_holds_it() {
+    async fn receive_discards_a_long_copy_data_as_it_comes_and_keeps_its_head_and_what_follows() {
+        let (near, mut far) = duplex(KEEP_BYTES);
+        let mut connection = Connection::new(Box::new(near));
+        connection.limit_messages(2 * MAX_MESSAGE_BYTES);
+        let fits = vec![1; 2 * MAX_MESSAGE_BYTES - FRAMING_BYTES];
+        let long = [&[2; HEAD_BYTES][..], &vec![3; 20 * MAX_MESSAGE_BYTES]].concat();
+        let all = [copy_data(&fits), copy_data(&long), copy_data(b"next")].concat();
+        let feed = async {
+            far.write_all(&all).await.unwrap();
+        };
+        let receive = async {
+            assert_eq!(body(&connection.receive().await.unwrap()), fits);
+            let Received::Oversize { head, bytes } = connection.receive().await.unwrap() else {
+                panic!("read in full")
+            };
+            assert_eq!(&head[..], [2; HEAD_BYTES]);
+            assert_eq!(bytes, u64::try_from(long.len()).unwrap());
+            assert_eq!(body(&connection.receive().await.unwrap()), b"next");
+            assert!(connection.read.capacity() < KEEP_BYTES, "{}", connection.read.capacity());
+        };
+        tokio::join!(feed, receive);
+        assert_eq!(connection.bytes_read(), u64::try_from(all.len()).unwrap());
+    }
+
+    #[tokio::test]
+    async fn receive_refuses_any_other_message_that_is_too_long_before_it_holds_it() {
         let (near, mut far) = duplex(64);
         let mut connection = Connection::new(Box::new(near));
         let length = u32::try_from(MAX_MESSAGE_BYTES).unwrap();
-        far.write_all(&[b"d", &length.to_be_bytes()[..]].concat()).await.unwrap();
+        far.write_all(&[b"E", &length.to_be_bytes()[..]].concat()).await.unwrap();
         let Err(WireError::Oversize { bytes, limit }) = connection.receive().await else {
             panic!("read on")
         };
@@ -232,6 +316,7 @@ mod tests {
     async fn receive_gives_a_large_buffer_back_and_keeps_what_follows() {
         let (near, mut far) = duplex(KEEP_BYTES);
         let mut connection = Connection::new(Box::new(near));
+        connection.limit_messages(KEEP_BYTES * 4);
         let large = vec![7; KEEP_BYTES * 2];
         let both = [copy_data(&large), copy_data(b"next")].concat();
         let feed = async {

@@ -42,6 +42,9 @@
 //!                         let steps = changes.handle(wal_start, decode(&payload)?)?;
 //!                         // … into the batch …
 //!                     }
+//!                     Frame::Oversize { wal_start, wal_end, head, bytes } => {
+//!                         // … the same, with `decode_head(&head, bytes)?`.
+//!                     }
 //!                     Frame::Keepalive { wal_end, reply_requested } => {
 //!                         feedback.handle_keepalive(wal_end, reply_requested, clock.now());
 //!                         // … with `!changes.in_transaction()`, wal_end moves an idle frontier.

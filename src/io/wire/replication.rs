@@ -77,6 +77,8 @@ impl Replication {
 
     /// Starts streaming from `slot` what `publication` publishes, from `at`.
     ///
+    /// A change that takes more than `max_message_bytes` is not read but for its head.
+    ///
     /// A position before the slot's own is silently raised to that; one beyond the WAL's end
     /// delivers nothing. So `at` is a position that was received: [`Changes::resume_lsn`], or the
     /// checkpoint.
@@ -91,6 +93,7 @@ impl Replication {
         slot: &str,
         publication: &str,
         at: Lsn,
+        max_message_bytes: usize,
     ) -> Result<Stream, WireError> {
         let command = start_command(slot, publication, at);
         let begin = async {
@@ -101,13 +104,14 @@ impl Replication {
                     Received::Message(Message::NoticeResponse(body)) => {
                         notice(&ServerError::parse(body.fields()).map_err(malformed)?);
                     }
-                    other @ Received::Message(_) => {
+                    other @ (Received::Message(_) | Received::Oversize { .. }) => {
                         return Err(unexpected(&other, WireError::Start));
                     }
                 }
             }
         };
         timeout(COMMAND_TIMEOUT, begin).await.map_err(too_slow)??;
+        self.connection.limit_messages(max_message_bytes);
         Ok(Stream::new(self.connection))
     }
 
@@ -144,7 +148,9 @@ impl Replication {
                         }
                         error = Some(WireError::Session(server));
                     }
-                    other @ (Received::CopyBoth | Received::Message(_)) => {
+                    other @ (Received::CopyBoth
+                    | Received::Message(_)
+                    | Received::Oversize { .. }) => {
                         return Err(unexpected(&other, WireError::Session));
                     }
                 }

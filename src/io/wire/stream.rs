@@ -35,6 +35,17 @@ pub enum Frame {
         /// stays.
         payload: Bytes,
     },
+    /// One pgoutput message that is longer than what is read.
+    Oversize {
+        /// As of `XLogData`.
+        wal_start: Lsn,
+        /// As of `XLogData`.
+        wal_end: Lsn,
+        /// Its beginning, long enough for [`decode_head`](crate::engine::pgoutput::decode_head).
+        head: Bytes,
+        /// Its length.
+        bytes: u64,
+    },
     /// The server says where it is, and that it is there.
     Keepalive {
         /// How far the server has sent; everything committed before it was.
@@ -83,6 +94,12 @@ impl Stream {
         Ok(None)
     }
 
+    /// How many bytes were read: grows also in the middle of a message that takes its time.
+    #[must_use]
+    pub const fn bytes_read(&self) -> u64 {
+        self.connection.bytes_read()
+    }
+
     /// Tells the server of our progress. Cancel-safe: what was not written goes out with the next.
     ///
     /// # Errors
@@ -107,6 +124,7 @@ impl Stream {
 fn frame(received: Received) -> Result<Option<Frame>, WireError> {
     let message = match received {
         Received::Message(message) => message,
+        Received::Oversize { head, bytes } => return parse_head(head, bytes).map(Some),
         other @ Received::CopyBoth => return Err(unexpected(&other, WireError::Stream)),
     };
     match message {
@@ -127,6 +145,18 @@ fn read_notice(body: &NoticeResponseBody) -> Result<(), WireError> {
     }
     notice(&server);
     Ok(())
+}
+
+/// Reads the head of an XLogData of `bytes`, header included.
+fn parse_head(head: Bytes, bytes: u64) -> Result<Frame, WireError> {
+    match parse(head)? {
+        Frame::XLogData { wal_start, wal_end, payload } => {
+            let header = u64::try_from(XLOG_DATA_HEADER_BYTES + 1).unwrap_or(u64::MAX);
+            let bytes = bytes.saturating_sub(header);
+            Ok(Frame::Oversize { wal_start, wal_end, head: payload, bytes })
+        }
+        frame @ (Frame::Oversize { .. } | Frame::Keepalive { .. }) => Ok(frame),
+    }
 }
 
 fn parse(mut bytes: Bytes) -> Result<Frame, WireError> {
@@ -169,7 +199,13 @@ mod tests {
         data.push(b'B');
         let payload = Bytes::from_static(b"B");
         let expected = Frame::XLogData { wal_start: Lsn(1), wal_end: Lsn(2), payload };
-        assert_eq!(parse(Bytes::from(data)).unwrap(), expected);
+        assert_eq!(parse(Bytes::from(data.clone())).unwrap(), expected);
+
+        let head = Bytes::copy_from_slice(&[&data[..25], b"Irest"].concat());
+        let payload = Bytes::from_static(b"Irest");
+        let expected =
+            Frame::Oversize { wal_start: Lsn(1), wal_end: Lsn(2), head: payload, bytes: 975 };
+        assert_eq!(parse_head(head, 1_000).unwrap(), expected);
 
         let mut keepalive = vec![b'k'];
         keepalive.extend([5u64, 0].iter().flat_map(|n| n.to_be_bytes()));

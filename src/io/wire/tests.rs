@@ -12,12 +12,15 @@ use crate::demo::cluster::Cluster;
 use crate::engine::change::{Changes, Rows, Step};
 use crate::engine::endpoint::Secret;
 use crate::engine::lsn::Lsn;
-use crate::engine::pgoutput::{Datum, OldTuple, Tuple, decode};
+use crate::engine::pgoutput::{Datum, OldTuple, Tuple, decode, decode_head};
 use crate::engine::position::WalPosition;
 use crate::io::sql::Connection;
 
 /// What no step of a test needs even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The longest message that is read here.
+const MAX_MESSAGE: usize = 1 << 20;
 
 async fn cluster() -> Cluster {
     Cluster::start(&std::env::temp_dir(), &[]).await.unwrap()
@@ -59,7 +62,7 @@ async fn start(cluster: &Cluster, slot: &str, publication: &str, at: Lsn) -> Str
     let deadline = Instant::now() + PATIENCE;
     loop {
         let replication = connect(&url(cluster), "test").await.unwrap();
-        match replication.start(slot, publication, at).await {
+        match replication.start(slot, publication, at, MAX_MESSAGE).await {
             Ok(stream) => return stream,
             // The connection just dropped is noticed within milliseconds.
             Err(error) if classify(&error) == Class::SlotInUse && Instant::now() < deadline => {
@@ -107,6 +110,7 @@ fn tell(step: &Step<'_>) -> Told {
         }
         Rows::Delete { old } => format!("delete {}", old_values(old)),
         Rows::Truncate => "truncate".to_owned(),
+        Rows::Oversize { operation, .. } => format!("oversize {}", operation.as_str()),
     };
     (format!("{}: {what}", change.relation.name), Some(change.position))
 }
@@ -125,6 +129,10 @@ async fn read(
             Frame::XLogData { wal_start, payload, .. } => {
                 let steps = changes.handle(wal_start, decode(&payload).unwrap()).unwrap();
                 told.extend(steps.iter().map(tell));
+            }
+            Frame::Oversize { wal_start, head, bytes, .. } => {
+                let message = decode_head(&head, bytes).unwrap();
+                told.extend(changes.handle(wal_start, message).unwrap().iter().map(tell));
             }
             Frame::Keepalive { .. } => {}
         }
@@ -230,7 +238,7 @@ async fn start_refuses_a_slot_in_use_and_a_missing_one() {
     let _stream = start(&cluster, "s", "p", Lsn::ZERO).await;
     for (slot, class) in [("s", Class::SlotInUse), ("nowhere", Class::SlotMissing)] {
         let replication = connect(&url(&cluster), "test").await.unwrap();
-        let error = replication.start(slot, "p", Lsn::ZERO).await.unwrap_err();
+        let error = replication.start(slot, "p", Lsn::ZERO, MAX_MESSAGE).await.unwrap_err();
         assert_eq!(classify(&error), class, "{error:?}");
     }
 }

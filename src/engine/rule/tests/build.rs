@@ -148,6 +148,30 @@ fn account_that_cannot_be_told_is_unroutable() {
 }
 
 #[test]
+fn change_too_large_to_be_read_is_unroutable_where_a_rule_covers_it_and_else_passes() {
+    // Even a condition that needs no column: one way for all of them.
+    let when = "when = \"operation == 'delete'\"";
+    let events = [rule("s", "['update']", when), rule("t", "['update']", "")].concat();
+    let (mut rules, relation) = bound(&events, subscribers());
+    let rows = |operation| Rows::Oversize { operation, bytes: 70_000_000 };
+    let made = items(&mut rules, &relation, rows(Operation::Update));
+    assert_eq!(made.len(), 2);
+    for item in made {
+        let Item::Unroutable(unroutable) = item else { panic!("{item:?}") };
+        assert_eq!(unroutable.reason, UnroutableReason::TooLarge);
+        assert!(unroutable.detail.contains("70000000 bytes"), "{}", unroutable.detail);
+        assert_eq!(unroutable.event.operation, Operation::Update);
+        assert_eq!(row(&unroutable.event), json!({"data": null}));
+    }
+    assert!(items(&mut rules, &relation, rows(Operation::Insert)).is_empty());
+
+    let relation = self::relation(&webhooks());
+    rules.handle_relation(&relation).unwrap();
+    let made = items(&mut rules, &relation, rows(Operation::Insert));
+    assert!(matches!(&made[..], [Item::Invalidate(i)] if i.scope == Scope::All), "{made:?}");
+}
+
+#[test]
 fn value_that_cannot_be_written_is_unroutable_and_not_quoted() {
     let (mut rules, relation) = bound(&rule("s", "['insert']", ""), subscribers());
     let rows = insert(&[T("hush"), T("42"), T("b"), T("{")]);

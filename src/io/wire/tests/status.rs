@@ -43,6 +43,7 @@ async fn drive(
                     feedback.handle_flushed(*end_lsn);
                 }
             }
+            Ok(Frame::Oversize { bytes, .. }) => panic!("a message of {bytes} bytes"),
         }
     }
 }
@@ -118,7 +119,7 @@ async fn status_keeps_an_idle_connection_and_notices_a_frozen_server() {
     let url = format!("{}?options=-c%20wal_sender_timeout%3D1500ms", cluster.url("postgres"));
     let mut replication = connect(&Secret::new(url), "idle").await.unwrap();
     let wal_sender_timeout = replication.wal_sender_timeout().await.unwrap();
-    let stream = replication.start("s", "p", Lsn::ZERO).await.unwrap();
+    let stream = replication.start("s", "p", Lsn::ZERO, MAX_MESSAGE).await.unwrap();
     let clock = Clock::start();
     let mut feedback = Feedback::new(Lsn::ZERO, Lsn::ZERO, wal_sender_timeout, clock.now());
     let mut driven = Box::pin(drive(stream, &mut feedback, clock, |_| false));

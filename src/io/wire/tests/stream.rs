@@ -59,6 +59,45 @@ async fn stream_gives_the_committed_changes_in_commit_order() {
 }
 
 #[tokio::test]
+async fn stream_passes_a_change_that_is_too_large_and_goes_on_behind_it_also_when_it_is_cut() {
+    let cluster = cluster().await;
+    let sql = sql(&cluster).await;
+    source(&sql).await;
+    sql.batch_execute(
+        "BEGIN; INSERT INTO full_t VALUES (1, 'a');
+         UPDATE full_t SET v = repeat('x', 5000000);
+         INSERT INTO t VALUES (2, repeat('y', 5000000)); INSERT INTO t VALUES (3, 'z'); COMMIT;
+         DELETE FROM full_t",
+    )
+    .await
+    .unwrap();
+    let mut stream = start(&cluster, "s", "p", Lsn::ZERO).await;
+    let mut changes = Changes::new(Lsn::ZERO);
+    let is_large = |(what, _): &Told| what == "full_t: oversize update";
+    let head = read(&mut stream, &mut changes, |told| told.iter().any(is_large)).await;
+    let expected =
+        ["begin", "relation full_t(id,v)", "full_t: insert 1,a", "full_t: oversize update"];
+    assert_eq!(texts(&head), expected);
+    // In the middle of the large change.
+    drop(stream);
+    changes.handle_reconnected();
+    let mut stream = start(&cluster, "s", "p", changes.resume_lsn()).await;
+    let rest = read(&mut stream, &mut changes, commits(2)).await;
+    let expected = [
+        "relation t(id,v)",
+        "t: oversize insert",
+        "t: insert 3,z",
+        "commit",
+        "begin",
+        "full_t: oversize delete",
+        "commit",
+    ];
+    assert_eq!(texts(&rest), expected);
+    let positions = head.iter().chain(&rest).filter_map(|(_, position)| *position);
+    assert!(positions.is_sorted(), "{head:?} {rest:?}");
+}
+
+#[tokio::test]
 async fn stream_tells_apart_the_rows_of_a_copy_and_the_tables_of_a_truncate() {
     let cluster = cluster().await;
     let sql = sql(&cluster).await;

@@ -25,9 +25,10 @@
 //! |---|---|
 //! | account | the customer's customer: owns endpoints, is what fairness is about |
 //! | endpoint | one row of the customer's endpoint table: a URL that wants certain event types |
-//! | rule | what the configuration says about making events from a table's changes |
+//! | rule | what the configuration says about making events from a table's changes, or from messages |
 //! | change | one row's insert, update or delete in a committed transaction |
-//! | event | what a rule made of a change; has one id, whoever receives it |
+//! | message | what `pg_logical_emit_message` wrote in a committed transaction |
+//! | event | what a rule made of a change or message; has one id, whoever receives it |
 //! | delivery | one event for one endpoint |
 //! | attempt | one request for a delivery |
 //! | outcome | what came of an attempt |

@@ -21,6 +21,7 @@ mod halts;
 mod kills;
 mod partitions;
 mod rows;
+mod rules;
 mod shape;
 mod shutdown;
 mod values;

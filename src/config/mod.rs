@@ -4,6 +4,7 @@
 
 mod keys;
 mod load;
+mod rule;
 mod units;
 mod validate;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 #[cfg(test)]
 pub(crate) use load::parse;
 pub use load::{ConfigError, Place, load};
+pub use rule::{EventRule, RuleOperation};
 pub use units::ByteSize;
 
 use crate::engine::egress::HostPattern;
@@ -58,6 +60,19 @@ pub struct Config {
     /// The log.
     #[serde(default)]
     pub log: Log,
+}
+
+impl Config {
+    /// The tables that the rules name, as they name them.
+    pub fn rule_tables(&self) -> impl Iterator<Item = &str> {
+        self.events.iter().filter_map(|rule| rule.table.as_deref())
+    }
+
+    /// Whether a rule listens to logical messages, so that the stream has to carry them.
+    #[must_use]
+    pub fn reads_messages(&self) -> bool {
+        self.events.iter().any(|rule| rule.on.contains(&RuleOperation::Message))
+    }
 }
 
 /// `[source]`
@@ -162,41 +177,6 @@ pub struct Accounts {
     /// The weight column, a number above 0.
     #[serde(default = "defaults::weight")]
     pub weight: String,
-}
-
-/// What a rule listens to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RuleOperation {
-    /// INSERT and COPY.
-    Insert,
-    /// UPDATE.
-    Update,
-    /// DELETE.
-    Delete,
-}
-
-/// `[[events]]`: one rule.
-#[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct EventRule {
-    /// The event's type, such as `subscriber.updated`.
-    #[serde(rename = "type")]
-    pub event_type: String,
-    /// `schema.name` of the table.
-    pub table: String,
-    /// The operations that make events.
-    pub on: Vec<RuleOperation>,
-    /// The column that holds the account.
-    pub account: String,
-    /// A CEL condition over `old`, `new` and `operation`; left out, every change matches.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub when: Option<String>,
-    /// The columns to send; `["*"]` for all, also those that a migration adds.
-    pub columns: Vec<String>,
-    /// Column → name in the body.
-    #[serde(default)]
-    pub rename: std::collections::BTreeMap<String, String>,
 }
 
 /// `[payload]`

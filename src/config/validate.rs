@@ -1,10 +1,9 @@
 //! What the types of [`Config`] alone cannot say: keys that must fit each other.
 
-use std::collections::HashSet;
+mod rule;
 
-use super::{Config, Delivery, EventRule};
+use super::{Config, Delivery};
 use crate::engine::catalog::TableName;
-use crate::engine::condition::Condition;
 use crate::engine::endpoint::Secret;
 
 /// A slot's name may have 63 bytes; `_anchor` and the like must fit behind it.
@@ -35,7 +34,7 @@ pub(super) fn validate(config: &Config) -> Result<(), Problem> {
     if let Some(accounts) = &config.accounts {
         table("accounts.table", &accounts.table)?;
     }
-    rules(&config.events)?;
+    rule::rules(&config.events)?;
     delivery(&config.delivery)?;
     at_least_one("scheduler.fast_slots", config.scheduler.fast_slots)?;
     at_least_one("scheduler.slow_slots", config.scheduler.slow_slots)?;
@@ -116,69 +115,4 @@ fn delivery(delivery: &Delivery) -> Result<(), Problem> {
         return problem("delivery.retry_base", "must be at most delivery.retry_cap");
     }
     Ok(())
-}
-
-fn rules(rules: &[EventRule]) -> Result<(), Problem> {
-    for (n, rule) in rules.iter().enumerate() {
-        let key = |key: &str| format!("events[{n}].{key}");
-        one_rule(rule, &key)?;
-        // Of several rules of one type that match a change, the first wins.
-        let shadow = rules.iter().take(n).find(|earlier| {
-            earlier.event_type == rule.event_type
-                && earlier.table == rule.table
-                && earlier.when.as_ref().is_none_or(|when| rule.when.as_ref() == Some(when))
-                && rule.on.iter().all(|on| earlier.on.contains(on))
-        });
-        if shadow.is_some() {
-            let text = format!(
-                "an earlier rule for {} takes every change that this one matches; remove one or narrow its `when`",
-                rule.event_type
-            );
-            return problem(&key("type"), text);
-        }
-    }
-    Ok(())
-}
-
-fn one_rule(rule: &EventRule, key: &dyn Fn(&str) -> String) -> Result<(), Problem> {
-    let part = |b: u8| b.is_ascii_alphanumeric() || b"._-:/".contains(&b);
-    if !(1..=128).contains(&rule.event_type.len()) || !rule.event_type.bytes().all(part) {
-        let rule = "1 to 128 letters, digits and the characters . _ - : /";
-        return problem(
-            &key("type"),
-            format!("an event type has {rule}, such as subscriber.updated"),
-        );
-    }
-    table(&key("table"), &rule.table)?;
-    if rule.on.is_empty() {
-        return problem(&key("on"), "is empty; name at least one of insert, update, delete");
-    }
-    if rule.account.is_empty() {
-        return problem(&key("account"), "is empty; name the column that holds the account");
-    }
-    if rule.when.as_ref().is_some_and(|when| when.trim().is_empty()) {
-        return problem(&key("when"), "is empty; leave it out to match every change");
-    }
-    if let Some(Err(error)) = rule.when.as_deref().map(Condition::compile) {
-        return problem(&key("when"), format!("rule {}: {error}", rule.event_type));
-    }
-    if rule.columns.is_empty() {
-        return problem(&key("columns"), "is empty; name the columns to send, or write [\"*\"]");
-    }
-    let every = rule.columns.iter().any(|column| column == "*");
-    if every && rule.columns.len() > 1 {
-        return problem(&key("columns"), "holds * beside names; write one or the other");
-    }
-    let mut names = HashSet::new();
-    for column in &rule.columns {
-        let name = rule.rename.get(column).unwrap_or(column);
-        if !names.insert(name) {
-            return problem(&key("columns"), format!("two columns are sent as {name}"));
-        }
-    }
-    let unsent = rule.rename.keys().find(|column| !every && !rule.columns.contains(column));
-    match unsent {
-        Some(column) => problem(&key("rename"), format!("{column} is not among `columns`")),
-        None => Ok(()),
-    }
 }

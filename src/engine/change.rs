@@ -1,4 +1,4 @@
-//! Messages → row changes of committed transactions, each with its position.
+//! Messages → row changes and logical messages of committed transactions, each with its position.
 //!
 //! One [`Changes`] lives through all connections of a process. What it hands out is the same
 //! however often the connection breaks: every transaction once, every change in it once, in order.
@@ -15,6 +15,12 @@
 //!   one multi-insert, which has one relation and is counted by n, or the tables of one TRUNCATE,
 //!   which we order by OID. Hence "not after the last position handed out" says exactly "handed out
 //!   already".
+//! - A logical message has the LSN at which its record ends, where the next record begins. Between
+//!   changes that share an LSN the server does not choose: a message comes before the row that the
+//!   next record wrote, or after it where the two stand in different subtransactions (`BEGIN;
+//!   INSERT; SAVEPOINT s; message; RELEASE s; INSERT` sends both rows first). It never comes between
+//!   rows that share one LSN, and comes in the same place each time. One that comes late gets a
+//!   position of its own behind those rows: [`WalPosition::late_message`].
 //! - The order is checked, not trusted: a stream that breaks it is an error, for skipping by it
 //!   would lose changes silently.
 
@@ -86,6 +92,19 @@ pub enum Rows<'a> {
     },
 }
 
+/// A transactional logical message: `pg_logical_emit_message(true, prefix, content)`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogicalMessage<'a> {
+    /// The transaction around it.
+    pub transaction: Transaction,
+    /// Where it stands; its relation is 0.
+    pub position: WalPosition,
+    /// What it is about.
+    pub prefix: &'a str,
+    /// What it says: any bytes.
+    pub content: &'a [u8],
+}
+
 /// What one message makes of the stream.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step<'a> {
@@ -93,6 +112,8 @@ pub enum Step<'a> {
     Begin(Transaction),
     /// A row changed. A TRUNCATE makes one for each table, in the order of their OIDs.
     Change(Change<'a>),
+    /// A logical message was written, by a transaction that has committed.
+    Message(LogicalMessage<'a>),
     /// A table was described, for the first time or anew. Stands right before the first change that
     /// has this description, so that it comes in commit order and only for changes handed out.
     Relation(Arc<Relation>),

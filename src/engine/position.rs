@@ -18,21 +18,52 @@ pub enum Position {
     Wal(WalPosition),
 }
 
-/// A change's place in the WAL.
+/// The relation of a logical message: no table has this OID.
+pub const MESSAGE: u32 = 0;
+
+/// A change's place in the WAL, or a logical message's.
 ///
 /// The rows of one COPY share an LSN, the tables of one TRUNCATE share another: `n` tells the
 /// former apart, `relation` the latter. The change's LSN is the start position in the header of its
-/// XLogData message.
+/// XLogData message: where its record begins, but of a message where its record ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WalPosition {
     /// The LSN of the transaction's commit record (`final_lsn` of BEGIN).
     pub commit_lsn: Lsn,
     /// The LSN of the change itself.
     pub change_lsn: Lsn,
-    /// The relation's OID; 0 for a logical message.
+    /// The relation's OID; [`MESSAGE`] for a logical message.
     pub relation: u32,
     /// Counts, from 0, the changes of `relation` that share `change_lsn`.
     pub n: u32,
+}
+
+/// Records begin at multiples of this (`MAXALIGN`), so the bytes between are nobody's position.
+const RECORD_ALIGNMENT: u64 = 8;
+
+impl WalPosition {
+    /// The position of a message that the stream sends after the changes of the record that begins
+    /// where its own ends, at `lsn`.
+    ///
+    /// It lies one byte further, so that the order of positions stays the order of arrival. The
+    /// event's id does not see that byte: whether there is a change to come late for depends on what
+    /// is published, and an id must not.
+    #[must_use]
+    pub const fn late_message(commit_lsn: Lsn, lsn: Lsn) -> Self {
+        Self { commit_lsn, change_lsn: Lsn(lsn.0 + 1), relation: MESSAGE, n: 0 }
+    }
+
+    /// Whether it is that of a logical message.
+    #[must_use]
+    pub const fn is_message(&self) -> bool {
+        self.relation == MESSAGE
+    }
+
+    /// The LSN that the id is made of.
+    const fn identifying_lsn(&self) -> Lsn {
+        let lsn = self.change_lsn.0;
+        if self.is_message() { Lsn(lsn - lsn % RECORD_ALIGNMENT) } else { Lsn(lsn) }
+    }
 }
 
 impl Position {
@@ -74,7 +105,7 @@ impl EventId {
         let mut hash = Sha256::new();
         hash.update(system_identifier.to_be_bytes());
         hash.update(wal.commit_lsn.0.to_be_bytes());
-        hash.update(wal.change_lsn.0.to_be_bytes());
+        hash.update(wal.identifying_lsn().0.to_be_bytes());
         hash.update(wal.relation.to_be_bytes());
         hash.update(wal.n.to_be_bytes());
         hash.update(event_type.as_bytes());
@@ -159,6 +190,22 @@ mod tests {
         assert_ne!(id(1, 0, "t"), id(2, 0, "t"));
         assert_ne!(id(1, 0, "t"), id(1, 1, "t"));
         assert_ne!(id(1, 0, "t"), id(1, 0, "u"));
+    }
+
+    #[test]
+    fn late_message_is_ordered_behind_the_change_at_its_lsn_and_keeps_its_id() {
+        let at = |relation, lsn| WalPosition {
+            commit_lsn: Lsn(64),
+            change_lsn: Lsn(lsn),
+            relation,
+            n: 0,
+        };
+        let (message, row, next) = (at(MESSAGE, 16), at(3, 16), at(3, 24));
+        let late = WalPosition::late_message(Lsn(64), Lsn(16));
+        assert!(message < row && row < late && late < next);
+        let id = |position| EventId::derive(1, &Position::Wal(position), "t", 0);
+        assert_eq!(id(late), id(message));
+        assert_ne!(id(late), id(at(MESSAGE, 24)));
     }
 
     #[test]

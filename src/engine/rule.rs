@@ -1,9 +1,11 @@
-//! Event rules: a row change → the events, and the invalidations, that it makes.
+//! Event rules: a row change, or a logical message → the events, and the invalidations, that it
+//! makes.
 //!
 //! ```text
 //! configuration + catalog ──compile──► rules          (at start; everything wrong is told at once)
 //! rules + RELATION        ──bind────► column indexes  (whenever a table is described)
 //! bindings + change       ──build───► items           (for each change)
+//! rules + logical message ──message─► items           (for each message: nothing to bind)
 //! ```
 //!
 //! Of several rules of one type the first that matches wins: an event's id follows from position
@@ -14,6 +16,8 @@
 mod bind;
 mod build;
 mod compile;
+mod message;
+mod name;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,13 +25,14 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use super::catalog::Catalog;
-use super::change::Change;
+use super::change::{Change, LogicalMessage};
 use super::condition::Condition;
-use super::event::Item;
+use super::event::{AccountId, Item};
 use super::pgoutput::Relation;
 use crate::config::{Bigint, Config, Endpoints, EventRule, Payload, RuleOperation};
 
 pub use compile::subject;
+pub use name::is_type;
 
 /// What the configuration says about making events.
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +54,7 @@ impl<'a> RuleSettings<'a> {
 
     /// Every table that the settings name, as they name it: what the catalog has to hold.
     pub fn tables(&self) -> impl Iterator<Item = &'a str> + use<'a> {
-        let rules = self.events.iter().map(|rule| rule.table.as_str());
+        let rules = self.events.iter().filter_map(|rule| rule.table.as_deref());
         rules.chain([self.endpoints.table.as_str()]).chain(self.watched())
     }
 
@@ -138,6 +143,8 @@ pub struct Rules {
     catalog: Catalog,
     /// In the configuration's order.
     rules: Vec<Rule>,
+    /// Sorted by type.
+    messages: Vec<MessageRule>,
     watch: Watch,
     /// By the OID in RELATION messages.
     bindings: HashMap<u32, bind::Binding>,
@@ -153,11 +160,39 @@ struct Rule {
     /// Its table's OID.
     table: u32,
     on: Vec<RuleOperation>,
-    account: String,
+    account: Account,
     condition: Option<Condition>,
     columns: Columns,
     /// Column → name in the body.
     rename: HashMap<String, String>,
+}
+
+/// One compiled rule for logical messages.
+#[derive(Debug)]
+struct MessageRule {
+    label: String,
+    event_type: Arc<str>,
+    prefix: String,
+    account: Account,
+}
+
+/// Where the account of an event stands.
+#[derive(Debug)]
+enum Account {
+    /// In this column, or under this key of a message's content.
+    Named(String),
+    /// It is always this one.
+    Fixed(AccountId),
+}
+
+impl Account {
+    /// The column or key that holds it.
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Named(name) => Some(name),
+            Self::Fixed(_) => None,
+        }
+    }
 }
 
 /// Which columns a rule sends.
@@ -188,12 +223,13 @@ impl Rules {
         catalog: &Catalog,
         system_identifier: u64,
     ) -> Result<Self, Vec<RuleError>> {
-        let (rules, watch) = compile::compile(settings, catalog)?;
+        let compile::Compiled { rules, messages, watch } = compile::compile(settings, catalog)?;
         Ok(Self {
             system_identifier,
             bigint: settings.payload.bigint,
             catalog: catalog.clone(),
             rules,
+            messages,
             watch,
             bindings: HashMap::new(),
             scratch: BytesMut::new(),
@@ -236,6 +272,12 @@ impl Rules {
             scratch: &mut self.scratch,
         }
         .build(out);
+    }
+
+    /// Appends the events and unroutable messages that a logical message makes, in the order of their
+    /// types.
+    pub fn handle_message(&mut self, message: &LogicalMessage<'_>, out: &mut Vec<Item>) {
+        message::build(&self.messages, self.system_identifier, message, &mut self.scratch, out);
     }
 }
 

@@ -69,6 +69,8 @@ pub struct Publication {
     pub update: bool,
     /// Whether it publishes deletes.
     pub delete: bool,
+    /// Whether it publishes truncates.
+    pub truncate: bool,
     /// Every table that it publishes, and the partitioned ones that it was given.
     pub tables: BTreeSet<TableName>,
     /// Tables with a row filter.
@@ -84,8 +86,8 @@ pub struct Publication {
 pub async fn publication(client: &Client, name: &str) -> Result<Option<Publication>> {
     let row = client
         .query_opt(
-            "SELECT pubviaroot, pubinsert, pubupdate, pubdelete FROM pg_publication
-             WHERE pubname = $1",
+            "SELECT pubviaroot, pubinsert, pubupdate, pubdelete, pubtruncate
+             FROM pg_publication WHERE pubname = $1",
             &[&name],
         )
         .await?;
@@ -111,6 +113,7 @@ pub async fn publication(client: &Client, name: &str) -> Result<Option<Publicati
         insert: row.try_get(1)?,
         update: row.try_get(2)?,
         delete: row.try_get(3)?,
+        truncate: row.try_get(4)?,
         tables,
         filtered,
         narrowed,

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use anyhow::Context;
 
-use crate::config::{Config, RuleOperation};
+use crate::config::Config;
 use crate::engine::catalog::TableName;
 use crate::engine::halt::Halt;
 use crate::engine::rule::RuleSettings;
@@ -35,8 +35,7 @@ pub(super) async fn check(
 /// The first thing that is missing, in words that follow the publication's name.
 fn find_problem(config: &Config, publication: &Publication) -> anyhow::Result<Option<String>> {
     let settings = RuleSettings::of(config);
-    let rules = config.events.iter().map(|rule| rule.table.as_str());
-    let tables = rules.chain(settings.watched()).map(str::parse::<TableName>);
+    let tables = config.rule_tables().chain(settings.watched()).map(str::parse::<TableName>);
     let tables = tables.collect::<Result<BTreeSet<_>, _>>().context("a table's name")?;
     for table in &tables {
         if !publication.tables.contains(table) {
@@ -50,21 +49,14 @@ fn find_problem(config: &Config, publication: &Publication) -> anyhow::Result<Op
         .events
         .iter()
         .flat_map(|rule| &rule.on)
-        .map(|operation| name_of(*operation))
+        .map(|operation| operation.as_str())
         .collect();
     let published = [
         ("insert", publication.insert),
         ("update", publication.update),
         ("delete", publication.delete),
+        ("truncate", publication.truncate),
     ];
     let missing = published.iter().find(|(name, is)| !is && operations.contains(name));
     Ok(missing.map(|(name, _)| format!("does not publish {name}s")))
-}
-
-fn name_of(operation: RuleOperation) -> &'static str {
-    match operation {
-        RuleOperation::Insert => "insert",
-        RuleOperation::Update => "update",
-        RuleOperation::Delete => "delete",
-    }
 }

@@ -313,6 +313,9 @@ impl Reader {
                     self.metrics.changes.inc();
                     self.rules.handle_change(&change, &mut self.batch.items);
                 }
+                Step::Message(message) => {
+                    self.rules.handle_message(&message, &mut self.batch.items);
+                }
                 Step::Commit { end_lsn } => {
                     self.feedback.handle_received(end_lsn, self.clock.now());
                     self.batch.items.push(Item::Commit { end_lsn });

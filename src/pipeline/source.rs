@@ -233,6 +233,7 @@ async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Ses
     if sender_timeout.is_zero() {
         tracing::warn!("wal_sender_timeout is 0: a frozen instance would keep the slot for ever");
     }
+    let replication = replication.with_messages(config.reads_messages());
     let stream = replication
         .start(&source.slot, &source.publication, at, config.memory.max_change_bytes())
         .await?;

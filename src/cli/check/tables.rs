@@ -76,16 +76,17 @@ fn check_publication(
             report.fail("publication", finding, "run `walhook setup`");
         }
     }
-    for (operation, word, is_published) in [
-        (RuleOperation::Insert, "insert", publication.insert),
-        (RuleOperation::Update, "update", publication.update),
-        (RuleOperation::Delete, "delete", publication.delete),
+    for (operation, is_published) in [
+        (RuleOperation::Insert, publication.insert),
+        (RuleOperation::Update, publication.update),
+        (RuleOperation::Delete, publication.delete),
+        (RuleOperation::Truncate, publication.truncate),
     ] {
-        // Endpoints are invalidated by every operation.
-        if !is_published {
-            let asked = config.events.iter().find(|rule| rule.on.contains(&operation));
+        let asked = config.events.iter().find(|rule| rule.on.contains(&operation));
+        // Endpoints are invalidated by every change of a row.
+        if !is_published && (asked.is_some() || operation.has_row()) {
             let by = asked.map_or("the endpoint table's cache", |rule| rule.event_type.as_str());
-            let finding = format!("{name} does not publish {word}, which {by} needs");
+            let finding = format!("{name} does not publish {operation}, which {by} needs");
             let mend = "ALTER PUBLICATION … SET (publish = 'insert, update, delete, truncate')";
             report.fail("publication", finding, mend);
         }
@@ -210,7 +211,9 @@ async fn rules(config: &Config, client: &Client, report: &mut Report) -> Result<
     for (index, rule) in config.events.iter().enumerate() {
         let subject = rule::subject(index, rule);
         if errors.iter().all(|error| error.subject != subject) {
-            report.pass(&subject, format!("fits {}", rule.table));
+            let messages = "messages need no table";
+            let fits = rule.table.as_ref().map(|table| format!("fits {table}"));
+            report.pass(&subject, fits.unwrap_or_else(|| messages.to_owned()));
         }
     }
     for RuleError { subject, message } in errors {

@@ -27,8 +27,8 @@ pub(crate) fn state_tables() -> Vec<&'static str> {
 
 /// The tables to publish: those of the rules and those whose changes invalidate routes.
 pub(crate) fn published(config: &Config) -> Result<BTreeSet<TableName>, TableNameError> {
-    let rules = config.events.iter().map(|rule| rule.table.as_str());
-    rules.chain(config.endpoints.watched().iter().map(String::as_str)).map(str::parse).collect()
+    let watched = config.endpoints.watched().iter().map(String::as_str);
+    config.rule_tables().chain(watched).map(str::parse).collect()
 }
 
 /// The tables that are looked up by SQL.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
-use super::{Change, Rows, Step, Transaction};
+use super::{Change, LogicalMessage, Rows, Step, Transaction};
 use crate::engine::lsn::Lsn;
 use crate::engine::pgoutput::{Message, OldTuple, Relation, Tuple};
-use crate::engine::position::WalPosition;
+use crate::engine::position::{MESSAGE, WalPosition};
 
 /// What one message makes: nothing, a step, or two (a table's new description and its change); more
 /// for a TRUNCATE of several tables only.
@@ -217,8 +217,11 @@ impl Changes {
                 self.row(wal_start, relation, Rows::Oversize { operation, bytes })
             }
             Message::Truncate { relations } => self.truncate(wal_start, relations),
-            // Logical messages: the ones outside of transactions arrive from rollbacks too.
-            Message::Logical { .. } | Message::Ignored => Ok(Steps::new()),
+            Message::Logical { transactional: true, lsn, prefix, content } => {
+                self.logical(lsn, prefix, content)
+            }
+            // Those outside of transactions arrive from rollbacks too.
+            Message::Logical { transactional: false, .. } | Message::Ignored => Ok(Steps::new()),
         }
     }
 
@@ -322,6 +325,25 @@ impl Changes {
         Ok(steps)
     }
 
+    fn logical<'a>(
+        &mut self,
+        lsn: Lsn,
+        prefix: &'a str,
+        content: &'a [u8],
+    ) -> Result<Steps<'a>, ChangeError> {
+        let Some(open) = &mut self.open else {
+            return Err(ChangeError::OutsideTransaction { what: "a message", wal_start: lsn });
+        };
+        let position = next_message_position(open, lsn)?;
+        let transaction = open.transaction;
+        Ok(match hand_out(open, position) {
+            false => Steps::new(),
+            true => {
+                smallvec![Step::Message(LogicalMessage { transaction, position, prefix, content })]
+            }
+        })
+    }
+
     /// Gives the change its position, and hands it out unless it was before.
     fn change<'a>(
         &mut self,
@@ -334,12 +356,10 @@ impl Changes {
             return Err(ChangeError::OutsideTransaction { what: "a row", wal_start });
         };
         let position = next_position(open, wal_start, relation)?;
-        open.last = Some(position);
-        if open.settled || open.handed_out.is_some_and(|last| position <= last) {
+        let transaction = open.transaction;
+        if !hand_out(open, position) {
             return Ok(());
         }
-        open.handed_out = Some(position);
-        let transaction = open.transaction;
         let table = self.tables.entry(relation).or_default();
         let current = table.current.clone().ok_or(ChangeError::UnknownRelation { relation })?;
         if table.announced.as_ref().is_none_or(|announced| !Arc::ptr_eq(announced, &current)) {
@@ -349,6 +369,25 @@ impl Changes {
         steps.push(Step::Change(Change { transaction, position, relation: current, rows }));
         Ok(())
     }
+}
+
+/// Whether what stands at `position`, which comes next, is to be handed out.
+fn hand_out(open: &mut Open, position: WalPosition) -> bool {
+    open.last = Some(position);
+    if open.settled || open.handed_out.is_some_and(|last| position <= last) {
+        return false;
+    }
+    open.handed_out = Some(position);
+    true
+}
+
+/// The position of a message after the last one of the open transaction.
+fn next_message_position(open: &Open, lsn: Lsn) -> Result<WalPosition, ChangeError> {
+    let is_late = open.last.is_some_and(|last| last.change_lsn == lsn && !last.is_message());
+    if !is_late {
+        return next_position(open, lsn, MESSAGE);
+    }
+    Ok(WalPosition::late_message(open.transaction.commit_lsn, lsn))
 }
 
 /// The position after the last one of the open transaction.

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::engine::pgoutput::{Column, Datum, Message, ReplicaIdentity};
+use crate::engine::position::MESSAGE;
 
 /// Tables are numbered; their OIDs go the other way, to tell one order from the other.
 const TABLES: u32 = 4;
@@ -32,6 +33,11 @@ enum Deed {
     Alter {
         table: u32,
     },
+    /// Writes a logical message, which has the next deed's LSN; where it `lags`, the server sends it
+    /// after that.
+    Logical {
+        lags: bool,
+    },
     /// What the assembler must not mind.
     Noise,
 }
@@ -50,6 +56,27 @@ impl Written {
         let xid = u32::try_from(self.commit_lsn).unwrap();
         Transaction { commit_lsn: Lsn(self.commit_lsn), commit_time_us: 5, xid }
     }
+
+    /// The deeds as they are sent, each with its LSN and whether it comes late.
+    fn sent(&self) -> Vec<(Lsn, &Deed, bool)> {
+        let mut sent = Vec::new();
+        let mut late = Vec::new();
+        for (deed, place) in self.deeds.iter().zip(self.first_lsn..) {
+            let lsn = |place: u64| Lsn(8 * place);
+            if let Deed::Logical { lags } = deed {
+                sent.append(&mut late);
+                match lags {
+                    true => late.push((lsn(place + 1), deed, true)),
+                    false => sent.push((lsn(place + 1), deed, false)),
+                }
+            } else {
+                sent.push((lsn(place), deed, false));
+                sent.append(&mut late);
+            }
+        }
+        sent.append(&mut late);
+        sent
+    }
 }
 
 fn deed() -> impl Strategy<Value = Deed> {
@@ -59,6 +86,7 @@ fn deed() -> impl Strategy<Value = Deed> {
         1 => prop::sample::subsequence((0..TABLES).collect::<Vec<_>>(), 1..4)
             .prop_map(|tables| Deed::Truncate { tables }),
         1 => (0..TABLES).prop_map(|table| Deed::Alter { table }),
+        2 => any::<bool>().prop_map(|lags| Deed::Logical { lags }),
         1 => Just(Deed::Noise),
     ]
 }
@@ -142,7 +170,7 @@ fn serve(wal: &[Written], start: Lsn) -> Vec<(Lsn, Message<'static>)> {
                 xid: transaction.xid,
             },
         ));
-        for (lsn, deed) in (written.first_lsn..).zip(&written.deeds) {
+        for (lsn, deed, _) in written.sent() {
             let mut describe = |table: u32, catalog: &Catalog, out: &mut Vec<_>| {
                 let columns = catalog.columns(table);
                 if decoded && sent.insert(table, columns) != Some(columns) {
@@ -154,15 +182,19 @@ fn serve(wal: &[Written], start: Lsn) -> Vec<(Lsn, Message<'static>)> {
                     describe(*table, &catalog, &mut out);
                     for i in 0..*count {
                         let rows = rows(*kind, catalog.columns(*table), i);
-                        out.push((Lsn(lsn), message(*table, rows)));
+                        out.push((lsn, message(*table, rows)));
                     }
                 }
                 Deed::Truncate { tables } => {
                     tables.iter().for_each(|table| describe(*table, &catalog, &mut out));
                     let relations = tables.iter().copied().map(oid).collect();
-                    out.push((Lsn(lsn), Message::Truncate { relations }));
+                    out.push((lsn, Message::Truncate { relations }));
                 }
                 Deed::Alter { table } => catalog.alter(*table),
+                Deed::Logical { .. } => {
+                    out.push((lsn, logical(lsn, true)));
+                    out.push((lsn, logical(lsn, false)));
+                }
                 Deed::Noise => out.push((Lsn::ZERO, Message::Ignored)),
             }
         }
@@ -186,7 +218,8 @@ fn expected(wal: &[Written], settled: Lsn) -> Vec<Step<'static>> {
         if wanted {
             steps.push(Step::Begin(transaction));
         }
-        for (lsn, deed) in (written.first_lsn..).zip(&written.deeds) {
+        let mut previous = None;
+        for (lsn, deed, is_late) in written.sent() {
             let changes: Vec<(u32, Rows<'static>, u32)> = match deed {
                 Deed::Rows { table, kind, count } => (0..*count)
                     .map(|i| (*table, rows(*kind, catalog.columns(*table), i), i))
@@ -201,7 +234,21 @@ fn expected(wal: &[Written], settled: Lsn) -> Vec<Step<'static>> {
                     Vec::new()
                 }
                 Deed::Noise => Vec::new(),
+                Deed::Logical { .. } => {
+                    let commit_lsn = transaction.commit_lsn;
+                    // Late behind a deed that sends nothing is not late.
+                    let position = if is_late && previous == Some(lsn) {
+                        WalPosition::late_message(commit_lsn, lsn)
+                    } else {
+                        WalPosition { commit_lsn, change_lsn: lsn, relation: MESSAGE, n: 0 }
+                    };
+                    let message =
+                        LogicalMessage { transaction, position, prefix: "p", content: b"c" };
+                    steps.extend(wanted.then_some(Step::Message(message)));
+                    Vec::new()
+                }
             };
+            previous = (!changes.is_empty()).then_some(lsn);
             for (table, rows, n) in changes.into_iter().filter(|_| wanted) {
                 let columns = catalog.columns(table);
                 let relation = Arc::new(described(table, columns));
@@ -210,7 +257,7 @@ fn expected(wal: &[Written], settled: Lsn) -> Vec<Step<'static>> {
                 }
                 let position = WalPosition {
                     commit_lsn: transaction.commit_lsn,
-                    change_lsn: Lsn(lsn),
+                    change_lsn: lsn,
                     relation: oid(table),
                     n,
                 };
@@ -252,6 +299,7 @@ proptest! {
         prop_assert_eq!(&steps, &expected);
         let positions = steps.iter().filter_map(|step| match step {
             Step::Change(change) => Some(change.position),
+            Step::Message(message) => Some(message.position),
             Step::Begin(_) | Step::Relation(_) | Step::Commit { .. } => None,
         });
         prop_assert!(positions.is_sorted_by(|a, b| a < b));
@@ -281,6 +329,10 @@ proptest! {
             }
         }
     }
+}
+
+fn logical(lsn: Lsn, transactional: bool) -> Message<'static> {
+    Message::Logical { transactional, lsn, prefix: "p", content: b"c" }
 }
 
 fn begin(commit_lsn: u64) -> Message<'static> {
@@ -316,6 +368,10 @@ fn changes_refuse_what_the_protocol_does_not_allow() {
         (
             vec![(0, table()), (9, insert(2))],
             ChangeError::OutsideTransaction { what: "a row", wal_start: Lsn(9) },
+        ),
+        (
+            vec![(9, logical(Lsn(9), true))],
+            ChangeError::OutsideTransaction { what: "a message", wal_start: Lsn(9) },
         ),
         (
             vec![(9, commit(8, 9))],

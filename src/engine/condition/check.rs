@@ -215,11 +215,11 @@ impl Walk {
         let Expr::Literal(literal) = &right.expr else { return Ok(()) };
         if matches!(&left.expr, Expr::Ident(name) if name == "operation") {
             let known = matches!(literal, LiteralValue::String(text)
-                if matches!(text.inner(), "insert" | "update" | "delete"));
+                if matches!(text.inner(), "insert" | "update" | "delete" | "truncate"));
             return if known {
                 Ok(())
             } else {
-                Err(refuse("operation is one of 'insert', 'update' and 'delete'"))
+                Err(refuse("operation is one of 'insert', 'update', 'delete' and 'truncate'"))
             };
         }
         let literal = match literal {

@@ -42,7 +42,8 @@ pub(super) enum Invalidates {
 pub(super) struct BoundRule {
     /// Its place among the rules.
     pub(super) rule: usize,
-    pub(super) account: usize,
+    /// The column that holds the account, where one does.
+    pub(super) account: Option<usize>,
     pub(super) fields: Vec<BoundField>,
     /// The columns that the condition reads of the old row, in the condition's order.
     pub(super) old: Vec<(usize, Kind)>,
@@ -101,7 +102,7 @@ struct Binder<'a> {
 
 impl Binder<'_> {
     fn bind(&self, rule: usize) -> Result<BoundRule, RuleBroken> {
-        let account = self.index(&self.rule.account)?;
+        let account = self.rule.account.name().map(|name| self.index(name)).transpose()?;
         let fields = self.fields()?;
         let read = |side| match &self.rule.condition {
             None => Ok(Vec::new()),
@@ -165,7 +166,7 @@ impl Binder<'_> {
             return Ok(());
         }
         let needs = |operation: &RuleOperation| {
-            needs_old(&self.rule.account, self.rule.condition.as_ref(), *operation)
+            needs_old(self.rule.account.name(), self.rule.condition.as_ref(), *operation)
         };
         for name in self.rule.on.iter().flat_map(needs) {
             let column = self.relation.columns.get(self.index(name)?);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
-use super::Rule;
 use super::bind::{Binding, BoundField, BoundRule, Invalidates};
+use super::{Account, Rule};
 use crate::config::{Bigint, RuleOperation};
 use crate::engine::change::{Change, Rows};
 use crate::engine::condition::{Condition, Field, Inputs, Side};
@@ -40,7 +40,8 @@ impl Builder<'_> {
             Operation::Insert => RuleOperation::Insert,
             Operation::Update => RuleOperation::Update,
             Operation::Delete => RuleOperation::Delete,
-            Operation::Truncate | Operation::Message => return,
+            Operation::Truncate => RuleOperation::Truncate,
+            Operation::Message => RuleOperation::Message,
         };
         let binding = self.binding;
         for (event_type, rules) in &binding.types {
@@ -71,23 +72,14 @@ impl Builder<'_> {
                 Err(detail) => failure = Some((UnroutableReason::Condition, detail)),
             }
         }
-        let account = match view.current(bound.account) {
-            Cell::Text(text) => text,
-            Cell::Null => {
-                let detail = format!("the account column {} is null", rule.account);
-                failure.get_or_insert((UnroutableReason::Account, detail));
-                ""
-            }
-            Cell::Unknown(missing) => {
-                let detail = format!("the account column {} is not known: {missing}", rule.account);
-                failure.get_or_insert((UnroutableReason::Account, detail));
-                ""
-            }
-        };
+        let account = account(rule, bound, view).unwrap_or_else(|detail| {
+            failure.get_or_insert((UnroutableReason::Account, detail));
+            AccountId::new("")
+        });
         if let Err(detail) = self.put_row(bound, view) {
             failure.get_or_insert((UnroutableReason::Value, detail));
         }
-        let event = self.event(event_type, AccountId::new(account), view);
+        let event = self.event(event_type, account, view);
         Some(match failure {
             None => Item::Event(event),
             Some((reason, detail)) => {
@@ -139,8 +131,10 @@ impl Builder<'_> {
         self.scratch.clear();
         let mut writer = Writer { out: self.scratch, bigint: self.bigint, failed: None };
         writer.put_data(&bound.fields, view);
-        let (old, new) = (view.before(bound.account), view.after(bound.account));
-        let account_changed = old.is_known() && old != new;
+        let account_changed = bound.account.is_some_and(|account| {
+            let (old, new) = (view.before(account), view.after(account));
+            old.is_known() && old != new
+        });
         // The old values may be none of the new account's business.
         if view.operation() == Operation::Update && !account_changed {
             writer.put_previous(&bound.fields, view);
@@ -221,6 +215,19 @@ impl Writer<'_> {
     fn note(&mut self, field: &BoundField, error: ValueError) {
         let name = String::from_utf8_lossy(&field.name);
         self.failed.get_or_insert_with(|| format!("{name} cannot be written: {error}"));
+    }
+}
+
+/// The account that the change belongs to, or why that cannot be told.
+fn account(rule: &Rule, bound: &BoundRule, view: &RowView<'_>) -> Result<AccountId, String> {
+    let (name, column) = match (&rule.account, bound.account) {
+        (Account::Fixed(account), _) => return Ok(account.clone()),
+        (Account::Named(name), column) => (name, column),
+    };
+    match column.map_or(Cell::Null, |column| view.current(column)) {
+        Cell::Text(text) => Ok(AccountId::new(text)),
+        Cell::Null => Err(format!("the account column {name} is null")),
+        Cell::Unknown(missing) => Err(format!("the account column {name} is not known: {missing}")),
     }
 }
 

@@ -4,30 +4,41 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use super::{Columns, Rule, RuleError, RuleSettings, Watch};
+use super::{Account, Columns, MessageRule, Rule, RuleError, RuleSettings, Watch, is_type};
 use crate::config::{EventRule, RuleOperation};
 use crate::engine::catalog::{Catalog, Table, TableName};
 use crate::engine::condition::{Condition, Side};
-
-/// Long enough for any name, short enough for metrics and keys.
-const MAX_TYPE_BYTES: usize = 128;
+use crate::engine::event::AccountId;
 
 /// So many columns at most are listed in a message.
 const MAX_LISTED: usize = 20;
 
+/// What the configuration is compiled to.
+pub(super) struct Compiled {
+    pub(super) rules: Vec<Rule>,
+    pub(super) messages: Vec<MessageRule>,
+    pub(super) watch: Watch,
+}
+
 pub(super) fn compile(
     settings: RuleSettings<'_>,
     catalog: &Catalog,
-) -> Result<(Vec<Rule>, Watch), Vec<RuleError>> {
+) -> Result<Compiled, Vec<RuleError>> {
     let mut errors = Vec::new();
-    let mut rules = Vec::new();
+    let (mut rules, mut messages) = (Vec::new(), Vec::new());
     for (index, rule) in settings.events.iter().enumerate() {
         let mut check = Check { subject: subject(index, rule), errors: &mut errors };
-        rules.extend(check.rule(rule, catalog));
+        check.event_type(rule);
+        if rule.on.contains(&RuleOperation::Message) {
+            messages.extend(check.message_rule(rule));
+        } else {
+            rules.extend(check.rule(rule, catalog));
+        }
     }
+    messages.sort_by(|a, b| a.event_type.cmp(&b.event_type));
     let mut check = Check { subject: "endpoints".to_owned(), errors: &mut errors };
     match check.watch(settings, catalog) {
-        Some(watch) if errors.is_empty() => Ok((rules, watch)),
+        Some(watch) if errors.is_empty() => Ok(Compiled { rules, messages, watch }),
         Some(_) | None => Err(errors),
     }
 }
@@ -79,25 +90,69 @@ impl Check<'_> {
         }
     }
 
+    fn event_type(&mut self, rule: &EventRule) {
+        if !is_type(&rule.event_type) {
+            self.fail(
+                "type is not valid; write letters, digits and the characters . _ - : /, at most \
+                 128 of them: subscriber.updated",
+            );
+        }
+    }
+
+    fn account(&mut self, rule: &EventRule) -> Option<Account> {
+        match (&rule.account, &rule.account_value) {
+            (Some(name), None) => Some(Account::Named(name.clone())),
+            (None, Some(value)) => Some(Account::Fixed(AccountId::new(value.as_str()))),
+            (Some(_), Some(_)) | (None, None) => {
+                self.fail("give either account or account_value");
+                None
+            }
+        }
+    }
+
+    /// `None` when there was an error.
+    fn message_rule(&mut self, rule: &EventRule) -> Option<MessageRule> {
+        let account = self.account(rule);
+        if rule.on.len() > 1 || rule.table.is_some() {
+            self.fail("message stands beside rows; write a rule for messages alone");
+        }
+        let Some(prefix) = &rule.prefix else {
+            self.fail("prefix is missing; give the one that the messages are written with");
+            return None;
+        };
+        Some(MessageRule {
+            label: self.subject.clone(),
+            event_type: rule.event_type.as_str().into(),
+            prefix: prefix.clone(),
+            account: account?,
+        })
+    }
+
     /// `None` when there was an error.
     fn rule(&mut self, rule: &EventRule, catalog: &Catalog) -> Option<Rule> {
         let before = self.errors.len();
-        if !is_type_name(&rule.event_type) {
-            self.fail(
-                "type is not valid; write words of letters, digits, _ and - with full stops \
-                 between them, at most 128 bytes: subscriber.updated",
-            );
-        }
         if rule.on.is_empty() {
-            self.fail("on is empty; name at least one of insert, update and delete");
+            self.fail("on is empty; name at least one of insert, update, delete and truncate");
         }
         let condition = self.condition(rule);
-        let table = self.table(&rule.table, catalog)?;
+        let account = self.account(rule);
+        let Some(table) = &rule.table else {
+            self.fail("table is missing; name the table whose changes make the events");
+            return None;
+        };
+        let table = self.table(table, catalog)?;
         if table.is_view {
             self.fail(format!("{table} is a view, which has no changes; name the table behind it"));
             return None;
         }
-        self.published_column("account", &rule.account, table);
+        if let Some(column) = account.as_ref().and_then(Account::name) {
+            self.published_column("account", column, table);
+            if rule.on.contains(&RuleOperation::Truncate) {
+                self.fail(
+                    "account names a column, which truncate does not have; give account_value",
+                );
+            }
+        }
         let columns = self.columns(rule, table);
         if let Some(condition) = &condition {
             self.condition_columns(condition, table, catalog);
@@ -110,12 +165,15 @@ impl Check<'_> {
                 break;
             }
         }
-        (self.errors.len() == before).then(|| Rule {
+        if self.errors.len() > before {
+            return None;
+        }
+        Some(Rule {
             label: self.subject.clone(),
             event_type: rule.event_type.as_str().into(),
             table: table.oid,
             on: rule.on.clone(),
-            account: rule.account.clone(),
+            account: account?,
             condition,
             columns,
             rename: rule.rename.clone().into_iter().collect(),
@@ -124,7 +182,7 @@ impl Check<'_> {
 
     fn columns(&mut self, rule: &EventRule, table: &Table) -> Columns {
         let all = rule.columns.iter().any(|column| column == "*");
-        if rule.columns.is_empty() {
+        if rule.columns.is_empty() && rule.on != [RuleOperation::Truncate] {
             self.fail("columns is empty; name the columns to send, or [\"*\"] for all");
         }
         if all && rule.columns.len() > 1 {
@@ -170,15 +228,17 @@ impl Check<'_> {
                 return None;
             }
         };
-        for (side, operation) in
-            [(Side::Old, RuleOperation::Insert), (Side::New, RuleOperation::Delete)]
-        {
+        for (side, operation) in [
+            (Side::Old, RuleOperation::Insert),
+            (Side::New, RuleOperation::Delete),
+            (Side::Old, RuleOperation::Truncate),
+            (Side::New, RuleOperation::Truncate),
+        ] {
             if rule.on.contains(&operation) && !condition.columns(side).is_empty() {
                 self.fail(format!(
                     "when reads {side}, which {operation} does not have; write a rule of the same \
                      type for {operation} alone",
                     side = side.as_str(),
-                    operation = word(operation),
                 ));
             }
         }
@@ -208,17 +268,17 @@ impl Check<'_> {
                     "{table} has no replica identity, so that PostgreSQL refuses to {} its rows \
                      once it is published; give it a primary key, or ALTER TABLE {table} REPLICA \
                      IDENTITY FULL",
-                    word(operation)
+                    operation
                 ));
                 return;
             }
-            let mut missing = needs_old(&rule.account, condition, operation);
+            let mut missing = needs_old(rule.account.as_deref(), condition, operation);
             missing.retain(|column| table.column(column).is_some() && !table.logs_old(column));
             if !missing.is_empty() {
                 self.fail(format!(
                     "on {} it needs the old value of {}, and the replica identity of {table} logs \
                      only {}; ALTER TABLE {table} REPLICA IDENTITY FULL",
-                    word(operation),
+                    operation,
                     list(&missing),
                     list(&table.identity_columns),
                 ));
@@ -264,34 +324,20 @@ impl Check<'_> {
 
 /// The columns whose old values an event of `operation` cannot do without.
 pub(super) fn needs_old<'a>(
-    account: &'a str,
+    account: Option<&'a str>,
     condition: Option<&'a Condition>,
     operation: RuleOperation,
 ) -> Vec<&'a str> {
     let read = condition.map_or(&[][..], |condition| condition.columns(Side::Old));
     let read = read.iter().map(String::as_str);
     match operation {
-        RuleOperation::Insert => Vec::new(),
+        RuleOperation::Insert | RuleOperation::Truncate | RuleOperation::Message => Vec::new(),
         RuleOperation::Update => read.collect(),
         RuleOperation::Delete => {
-            let others = read.filter(|column| *column != account);
-            std::iter::once(account).chain(others).collect()
+            let others = read.filter(|column| Some(*column) != account);
+            account.into_iter().chain(others).collect()
         }
     }
-}
-
-fn word(operation: RuleOperation) -> &'static str {
-    match operation {
-        RuleOperation::Insert => "insert",
-        RuleOperation::Update => "update",
-        RuleOperation::Delete => "delete",
-    }
-}
-
-fn is_type_name(text: &str) -> bool {
-    let in_word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
-    text.len() <= MAX_TYPE_BYTES
-        && text.split('.').all(|word| !word.is_empty() && word.bytes().all(in_word))
 }
 
 fn list(names: &[impl fmt::Display]) -> String {

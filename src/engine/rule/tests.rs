@@ -3,6 +3,7 @@
 mod bind;
 mod build;
 mod compile;
+mod message;
 mod model;
 
 use proptest::prelude::*;

@@ -19,6 +19,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Replication {
     connection: Connection,
+    messages: bool,
 }
 
 /// What IDENTIFY_SYSTEM says.
@@ -36,7 +37,14 @@ pub struct System {
 
 impl Replication {
     pub(super) const fn new(connection: Connection) -> Self {
-        Self { connection }
+        Self { connection, messages: false }
+    }
+
+    /// Asks for logical messages too, where `wanted`; every server since 14 has them.
+    #[must_use]
+    pub fn with_messages(mut self, wanted: bool) -> Self {
+        self.messages = wanted;
+        self
     }
 
     /// Asks which cluster this is.
@@ -95,7 +103,7 @@ impl Replication {
         at: Lsn,
         max_message_bytes: usize,
     ) -> Result<Stream, WireError> {
-        let command = start_command(slot, publication, at);
+        let command = start_command(slot, publication, at, self.messages);
         let begin = async {
             self.connection.send(|out| frontend::query(&command, out)).await?;
             loop {
@@ -174,11 +182,13 @@ fn texts(body: &DataRowBody) -> Result<Vec<Option<String>>, WireError> {
 }
 
 /// The publication's name is an identifier inside a literal: the option is a list of names.
-fn start_command(slot: &str, publication: &str, at: Lsn) -> String {
+fn start_command(slot: &str, publication: &str, at: Lsn, messages: bool) -> String {
     let slot = quote('"', slot);
     let names = quote('\'', &quote('"', publication));
+    let messages = if messages { ", messages 'true'" } else { "" };
     format!(
-        "START_REPLICATION SLOT {slot} LOGICAL {at} (proto_version '1', publication_names {names})"
+        "START_REPLICATION SLOT {slot} LOGICAL {at} \
+         (proto_version '1', publication_names {names}{messages})"
     )
 }
 
@@ -203,8 +213,10 @@ mod tests {
     #[test]
     fn start_command_quotes_names_for_the_replication_grammar() {
         assert_eq!(
-            start_command("walhook", r#"it's "a\b", c"#, Lsn(0x1_0000_0002)),
+            start_command("walhook", r#"it's "a\b", c"#, Lsn(0x1_0000_0002), false),
             r#"START_REPLICATION SLOT "walhook" LOGICAL 1/2 (proto_version '1', publication_names '"it''s ""a\b"", c"')"#
         );
+        let with_messages = start_command("s", "p", Lsn(0), true);
+        assert!(with_messages.ends_with(r#"publication_names '"p"', messages 'true')"#));
     }
 }

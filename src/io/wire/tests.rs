@@ -62,6 +62,7 @@ async fn start(cluster: &Cluster, slot: &str, publication: &str, at: Lsn) -> Str
     let deadline = Instant::now() + PATIENCE;
     loop {
         let replication = connect(&url(cluster), "test").await.unwrap();
+        let replication = replication.with_messages(true);
         match replication.start(slot, publication, at, MAX_MESSAGE).await {
             Ok(stream) => return stream,
             // The connection just dropped is noticed within milliseconds.
@@ -99,6 +100,10 @@ fn tell(step: &Step<'_>) -> Told {
         Step::Relation(relation) => {
             let columns: Vec<_> = relation.columns.iter().map(|c| c.name.as_str()).collect();
             return (format!("relation {}({})", relation.name, columns.join(",")), None);
+        }
+        Step::Message(message) => {
+            let content = String::from_utf8_lossy(message.content);
+            return (format!("message {}: {content}", message.prefix), Some(message.position));
         }
         Step::Change(change) => change,
     };

@@ -259,6 +259,21 @@ fn table_without_primary_key_has_no_ordering_key() {
 }
 
 #[test]
+fn truncate_makes_an_event_without_a_row_for_the_constant_account() {
+    let events = rule("s", "['truncate', 'insert']", "when = \"operation != 'delete'\"")
+        .replace("account = 'account_id'", "account_value = 'ops'");
+    let (mut rules, relation) = bound(&events, subscribers());
+    let truncated = event(&mut rules, &relation, Rows::Truncate);
+    assert_eq!((&*truncated.account, truncated.operation.as_str()), ("ops", "truncate"));
+    assert_eq!(row(&truncated), json!({"data": {}}));
+    assert!(truncated.keys.is_empty(), "ordered by account");
+    let inserted = event(&mut rules, &relation, insert(&[T("5"), T("42"), Null, Null]));
+    assert_eq!((&*inserted.account, inserted.keys.len()), ("ops", 1));
+    let update = update(None, &[T("5"), T("42"), Null, Null]);
+    assert!(items(&mut rules, &relation, update).is_empty());
+}
+
+#[test]
 fn ordering_key_is_what_it_always_was() {
     // Stored with deferred events: a change of this number loses their order.
     let (mut rules, relation) = bound(&rule("s", "['insert']", ""), subscribers());

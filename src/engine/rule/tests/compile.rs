@@ -36,6 +36,7 @@ fn compile_tells_every_error_with_rule_and_mend() {
         rule("b", "['update']", "columns = ['id']").replace("public.subscribers", "bare"),
         rule("a", "['insert']", "columns = ['id']").replace("'account_id'", "'acount_id'"),
         rule("g", "['insert']", "columns = ['made']").replace("public.subscribers", "bare"),
+        rule("tr", "['truncate']", "when = 'new.id == 1'"),
     ]
     .concat();
     let errors = errors(&config(&events), &catalog_with(subscribers()));
@@ -64,6 +65,8 @@ fn compile_tells_every_error_with_rule_and_mend() {
         "rule 14 (b): public.bare has no replica identity",
         "rule 16 (g): columns: the column made of public.bare is generated",
         "rule 15 (a): account: public.subscribers has no column acount_id (did you mean account_id?)",
+        "rule 17 (tr): when reads new, which truncate does not have",
+        "rule 17 (tr): account names a column, which truncate does not have",
     ] {
         assert!(all.contains(part), "{part}\nis not in\n{all}");
     }

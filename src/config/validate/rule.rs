@@ -1,0 +1,146 @@
+//! Rules: which keys go together, and which rule leaves another nothing to match.
+
+use std::collections::HashSet;
+
+use super::{Problem, problem, table};
+use crate::config::{EventRule, RuleOperation};
+use crate::engine::condition::Condition;
+use crate::engine::rule::is_type;
+
+pub(super) fn rules(rules: &[EventRule]) -> Result<(), Problem> {
+    for (n, rule) in rules.iter().enumerate() {
+        let key = |key: &str| format!("events[{n}].{key}");
+        one_rule(rule, &key)?;
+        if rules.iter().take(n).any(|earlier| shadows(earlier, rule)) {
+            let text = format!(
+                "an earlier rule for {} takes every change that this one matches; remove one or narrow its `when`",
+                rule.event_type
+            );
+            return problem(&key("type"), text);
+        }
+    }
+    Ok(())
+}
+
+/// Of several rules of one type that match a change, the first wins.
+fn shadows(earlier: &EventRule, rule: &EventRule) -> bool {
+    earlier.event_type == rule.event_type
+        && earlier.table == rule.table
+        && earlier.prefix == rule.prefix
+        && earlier.when.as_ref().is_none_or(|when| rule.when.as_ref() == Some(when))
+        && rule.on.iter().all(|on| earlier.on.contains(on))
+}
+
+type Key<'a> = &'a dyn Fn(&str) -> String;
+
+fn one_rule(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
+    if !is_type(&rule.event_type) {
+        let rule = "1 to 128 letters, digits and the characters . _ - : /";
+        return problem(
+            &key("type"),
+            format!("an event type has {rule}, such as subscriber.updated"),
+        );
+    }
+    if rule.on.is_empty() {
+        let names = "insert, update, delete, truncate, message";
+        return problem(&key("on"), format!("is empty; name at least one of {names}"));
+    }
+    account(rule, key)?;
+    if rule.on.contains(&RuleOperation::Message) {
+        return message(rule, key);
+    }
+    if rule.prefix.is_some() {
+        let text = "is for messages; remove it, or write on = [\"message\"] and no `table`";
+        return problem(&key("prefix"), text);
+    }
+    let Some(name) = &rule.table else {
+        let text = "is missing; every rule needs it but one with on = [\"message\"]";
+        return problem(&key("table"), text);
+    };
+    table(&key("table"), name)?;
+    if rule.when.as_ref().is_some_and(|when| when.trim().is_empty()) {
+        return problem(&key("when"), "is empty; leave it out to match every change");
+    }
+    if let Some(Err(error)) = rule.when.as_deref().map(Condition::compile) {
+        return problem(&key("when"), format!("rule {}: {error}", rule.event_type));
+    }
+    columns(rule, key)
+}
+
+fn account(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
+    match (&rule.account, &rule.account_value) {
+        (Some(_), Some(_)) => {
+            let text = "stands beside `account`; remove the one that is not meant";
+            problem(&key("account_value"), text)
+        }
+        (None, None) => problem(
+            &key("account"),
+            "is missing; name the column that holds the account (of a message, the key in its \
+             content), or give the account itself as `account_value`",
+        ),
+        (Some(name), None) if name.is_empty() => {
+            problem(&key("account"), "is empty; name the column that holds the account")
+        }
+        (None, Some(value)) if value.is_empty() => {
+            problem(&key("account_value"), "is empty; give the account that the events are for")
+        }
+        (Some(_), None) if rule.on.contains(&RuleOperation::Truncate) => problem(
+            &key("account"),
+            "names a column, and a truncate has no row; give the account as `account_value`, in a \
+             rule for truncate alone if the others have their account in the row",
+        ),
+        (Some(_), None) | (None, Some(_)) => Ok(()),
+    }
+}
+
+fn message(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
+    if rule.on.iter().any(|on| *on != RuleOperation::Message) {
+        let text = "holds message beside others; write a rule for messages alone";
+        return problem(&key("on"), text);
+    }
+    for (name, is_there) in [
+        ("table", rule.table.is_some()),
+        ("when", rule.when.is_some()),
+        ("columns", !rule.columns.is_empty()),
+        ("rename", !rule.rename.is_empty()),
+    ] {
+        if is_there {
+            let text = "is of no use to a message, which has no row; remove it";
+            return problem(&key(name), text);
+        }
+    }
+    match rule.prefix.as_deref() {
+        None | Some("") => problem(
+            &key("prefix"),
+            "is missing; give the prefix that pg_logical_emit_message is called with",
+        ),
+        Some(_) => Ok(()),
+    }
+}
+
+fn columns(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
+    let has_row = rule.on.iter().any(|on| on.has_row());
+    if !has_row && !rule.columns.is_empty() {
+        return problem(&key("columns"), "is of no use to a truncate, which has no row; remove it");
+    }
+    if has_row && rule.columns.is_empty() {
+        let text = "is missing or empty; name the columns to send, or write [\"*\"]";
+        return problem(&key("columns"), text);
+    }
+    let every = rule.columns.iter().any(|column| column == "*");
+    if every && rule.columns.len() > 1 {
+        return problem(&key("columns"), "holds * beside names; write one or the other");
+    }
+    let mut names = HashSet::new();
+    for column in &rule.columns {
+        let name = rule.rename.get(column).unwrap_or(column);
+        if !names.insert(name) {
+            return problem(&key("columns"), format!("two columns are sent as {name}"));
+        }
+    }
+    let unsent = rule.rename.keys().find(|column| !every && !rule.columns.contains(column));
+    match unsent {
+        Some(column) => problem(&key("rename"), format!("{column} is not among `columns`")),
+        None => Ok(()),
+    }
+}

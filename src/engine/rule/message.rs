@@ -1,0 +1,125 @@
+//! A logical message → items.
+//!
+//! Content that is JSON becomes `data` as it is; other text becomes a JSON string, and bytes that are
+//! no UTF-8 become one in base64.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+use super::{Account, MessageRule};
+use crate::engine::change::LogicalMessage;
+use crate::engine::event::{
+    AccountId, Event, Item, Operation, RowKeys, Unroutable, UnroutableReason, put_json_text,
+};
+use crate::engine::position::{EventId, Position};
+
+/// Appends what the message makes by the rules, which are sorted by type.
+pub(super) fn build(
+    rules: &[MessageRule],
+    system_identifier: u64,
+    message: &LogicalMessage<'_>,
+    scratch: &mut BytesMut,
+    out: &mut Vec<Item>,
+) {
+    let mut matching = rules.iter().filter(|rule| rule.prefix == message.prefix).peekable();
+    if matching.peek().is_none() {
+        return;
+    }
+    let content = Content::of(message.content);
+    scratch.clear();
+    content.put(scratch);
+    let row = Bytes::copy_from_slice(scratch);
+    let mut decided: Option<&Arc<str>> = None;
+    for rule in matching {
+        // Of several rules of one type the first wins.
+        if decided.replace(&rule.event_type) == Some(&rule.event_type) {
+            continue;
+        }
+        let account = match &rule.account {
+            Account::Fixed(account) => Ok(account.clone()),
+            Account::Named(key) => content.account(key),
+        };
+        let event = |account| event(rule, system_identifier, message, account, row.clone());
+        out.push(match account {
+            Ok(account) => Item::Event(event(account)),
+            Err(detail) => Item::Unroutable(Unroutable {
+                event: event(AccountId::new("")),
+                reason: UnroutableReason::Account,
+                detail: format!("{}: {detail}", rule.label),
+            }),
+        });
+    }
+}
+
+fn event(
+    rule: &MessageRule,
+    system_identifier: u64,
+    message: &LogicalMessage<'_>,
+    account: AccountId,
+    row: Bytes,
+) -> Arc<Event> {
+    let position = Position::Wal(message.position);
+    let commit_time_us = message.transaction.commit_time_us;
+    Arc::new(Event {
+        id: EventId::derive(system_identifier, &position, &rule.event_type, commit_time_us),
+        position,
+        event_type: Arc::clone(&rule.event_type),
+        account,
+        operation: Operation::Message,
+        commit_time_us,
+        keys: RowKeys::new(),
+        row,
+    })
+}
+
+/// What a message says.
+#[derive(Debug, Clone, Copy)]
+enum Content<'a> {
+    Json(&'a str),
+    Text(&'a str),
+    Bytes(&'a [u8]),
+}
+
+impl<'a> Content<'a> {
+    fn of(bytes: &'a [u8]) -> Self {
+        match std::str::from_utf8(bytes) {
+            Err(_) => Self::Bytes(bytes),
+            Ok(text) if serde_json::from_str::<IgnoredAny>(text).is_ok() => Self::Json(text.trim()),
+            Ok(text) => Self::Text(text),
+        }
+    }
+
+    fn put(self, out: &mut BytesMut) {
+        out.put_slice(b"\"data\":");
+        match self {
+            Self::Json(text) => out.put_slice(text.as_bytes()),
+            Self::Text(text) => put_json_text(out, text),
+            Self::Bytes(bytes) => put_json_text(out, &STANDARD.encode(bytes)),
+        }
+    }
+
+    /// The account under `key`, or why there is none.
+    fn account(self, key: &str) -> Result<AccountId, String> {
+        let Self::Json(text) = self else {
+            return Err("the message's content is not JSON, so it names no account".to_owned());
+        };
+        let members: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_str(text)
+            .map_err(|_| "the message's content is not a JSON object".to_owned())?;
+        let value = members.get(key);
+        let value = value.ok_or_else(|| format!("the message's content has no key {key}"))?.get();
+        match value.as_bytes().first() {
+            Some(b'"') => serde_json::from_str::<String>(value)
+                .map(AccountId::new)
+                .map_err(|_| format!("the text under {key} cannot be read")),
+            Some(b'-' | b'0'..=b'9') => Ok(AccountId::new(value)),
+            _ => Err(format!("the account under {key} is neither a string nor a number")),
+        }
+    }
+}

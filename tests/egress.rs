@@ -1,8 +1,16 @@
 //! Where requests go, and what happens when none may.
 
-use anyhow::{Result, ensure};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use crate::support::{RULES, SECRET, World, answers, text};
+use anyhow::{Result, ensure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::support::{PATIENCE, RULES, SECRET, World, answers, get, text};
 
 #[tokio::test]
 async fn log_mode_sends_nothing_and_settles_each_delivery_by_logging_it() -> Result<()> {
@@ -34,5 +42,144 @@ async fn log_mode_sends_nothing_and_settles_each_delivery_by_logging_it() -> Res
     ensure!(world.walhook_json(&["status"]).await?["mode"] == "log");
     let stats = world.mock.stats();
     ensure!(stats.received == 0 && stats.in_flight == 0, "{stats:?}");
+    Ok(())
+}
+
+/// A proxy that opens every tunnel, and keeps the heads of what it was asked.
+struct Proxy {
+    address: SocketAddr,
+    asked: Arc<Mutex<Vec<String>>>,
+    _task: JoinSet<Result<()>>,
+}
+
+impl Proxy {
+    async fn start() -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&asked);
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let mut tunnels = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await?;
+                tunnels.spawn(tunnel(stream, Arc::clone(&log)));
+            }
+        });
+        Ok(Self { address, asked, _task: task })
+    }
+}
+
+async fn tunnel(mut stream: TcpStream, asked: Arc<Mutex<Vec<String>>>) -> Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await?);
+    }
+    let head = text(&head);
+    let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
+    asked.lock().unwrap().push(head);
+    let mut endpoint = TcpStream::connect(target).await?;
+    stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
+    tokio::io::copy_bidirectional(&mut stream, &mut endpoint).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn proxy_gets_every_request_by_address_and_its_password_is_never_shown() -> Result<()> {
+    let proxy = Proxy::start().await?;
+    let mut world = World::with("", RULES, &[]).await?;
+    let url = format!("http://me:hush-password@{}", proxy.address);
+    world.reconfigure("[egress]\n", &format!("[egress]\nproxy = \"{url}\"\n"))?;
+    let running = world.run().await?;
+    // By name: the proxy must be asked for the address all the same.
+    let endpoint = world.mock.url("/7").replace("127.0.0.1", "localhost");
+    let insert = "INSERT INTO webhooks (id, account_id, url, secret) VALUES (7, 42, $1, $2)";
+    world.sql.execute(insert, &[&endpoint, &SECRET]).await?;
+    for id in 1..=5 {
+        world.subscribe(id, 42).await?;
+    }
+    let received = world.delivered(5).await?;
+    let host = world.mock.address().to_string().replace("127.0.0.1", "localhost");
+    ensure!(received.iter().all(|request| request.headers["host"] == host));
+    let asked = proxy.asked.lock().unwrap().clone();
+    let connect = format!("CONNECT {} HTTP/1.1", world.mock.address());
+    let basic = "proxy-authorization: Basic bWU6aHVzaC1wYXNzd29yZA==";
+    ensure!(!asked.is_empty(), "nothing went through the proxy");
+    ensure!(
+        asked.iter().all(|head| head.starts_with(&connect) && head.contains(basic)),
+        "{asked:?}"
+    );
+
+    let shown = world.walhook(&["config", "show"]).await?;
+    let shown = text(&shown.stdout) + &text(&shown.stderr);
+    ensure!(shown.contains("proxy") && !shown.contains("hush"), "{shown}");
+    ensure!(!running.log().contains("hush") && !running.log().contains("bWU6"));
+    Ok(())
+}
+
+/// An endpoint that reads a request and then does this, for ever.
+async fn misbehaving(how: &'static [u8], again: bool) -> Result<(String, JoinSet<Result<()>>)> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}/", listener.local_addr()?);
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (mut stream, _) = listener.accept().await?;
+            connections.spawn(async move {
+                let _request = stream.read(&mut [0; 4096]).await;
+                while stream.write_all(how).await.is_ok() && again {}
+                // Until the client has gone, unless it is to be cut off.
+                let _gone = stream.read(&mut [0; 4096]).await;
+            });
+        }
+    });
+    Ok((url, task))
+}
+
+#[tokio::test]
+async fn case_30_endpoints_that_misbehave_cost_other_accounts_and_memory_nothing() -> Result<()> {
+    let sections = "[delivery]\ntimeout = \"1s\"\nconnect_timeout = \"1s\"\nquick_attempts = 1";
+    let mut world = World::with(sections, RULES, &[]).await?;
+    let mut servers = Vec::new();
+    for (how, again) in [
+        (&b""[..], false),
+        (b"HTTP/1.1 103 Early Hints\r\n\r\n", false),
+        (b"HTTP/1.1 103 Early Hints\r\n\r\n", true),
+        (b"HTTP/1.1 200 OK\r\nx: ", true),
+        (b"HTTP/1.1 500 Oops\r\ncontent-length: 99999999999\r\n\r\n", true),
+        (b"220 mail ESMTP\r\n", true),
+        (
+            b"HTTP/1.1 302 Go\r\nlocation: http://169.254.169.254/\r\ncontent-length: 0\r\n\r\n",
+            false,
+        ),
+    ] {
+        servers.push(misbehaving(how, again).await?);
+    }
+    for (n, (url, _)) in servers.iter().enumerate() {
+        let id = i64::try_from(n)?;
+        let insert = "INSERT INTO webhooks (id, account_id, url, secret) VALUES ($1, $1, $2, $3)";
+        world.sql.execute(insert, &[&id, url, &SECRET]).await?;
+    }
+    world.hook(99, 99, "").await?;
+    let running = world.run().await?;
+    let insert = "INSERT INTO subscribers (id, account_id)
+        SELECT n, CASE WHEN n % 8 = 7 THEN 99 ELSE n % 8 END FROM generate_series(0, 799) n";
+    world.sql.batch_execute(insert).await?;
+    // The well-behaved account has its hundred while the others' time out one after the other.
+    let received = world.delivered(100).await?;
+    ensure!(received.iter().all(|request| request.path == "/99"));
+    let resident = running.resident_bytes()?;
+    ensure!(resident < 200 << 20, "{resident} bytes are resident");
+
+    // Each of the others is a failed attempt with its reason.
+    let deadline = Instant::now() + PATIENCE;
+    for outcome in ["timeout", "protocol", "3xx", "5xx"] {
+        let none = format!("walhook_attempts_total{{outcome=\"{outcome}\"}} 0\n");
+        while get(world.admin, "/metrics").await?.1.contains(&none) {
+            ensure!(Instant::now() < deadline, "no attempt ended as {outcome}");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
     Ok(())
 }

@@ -110,7 +110,7 @@ pub(super) const SECTIONS: &[Section] = &[
             ("deny", List),
             ("only_hosts", List),
             ("https_only", Switch),
-            ("proxy", NotYet),
+            ("proxy", Text),
         ],
     },
     Section {

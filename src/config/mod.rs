@@ -316,6 +316,14 @@ pub struct Egress {
     pub only_hosts: Vec<HostPattern>,
     /// Refuse `http://`.
     pub https_only: bool,
+    /// An `http://` URL: all requests go through tunnels of this proxy. May hold a password, so it is
+    /// never printed whole.
+    #[serde(
+        deserialize_with = "units::optional_secret",
+        serialize_with = "units::optional_hidden",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub proxy: Option<Secret>,
 }
 
 /// `[admin]`

@@ -4,6 +4,7 @@ mod rule;
 
 use super::{Config, Delivery};
 use crate::engine::catalog::TableName;
+use crate::engine::egress::Proxy;
 use crate::engine::endpoint::Secret;
 
 /// A slot's name may have 63 bytes; `_anchor` and the like must fit behind it.
@@ -40,6 +41,9 @@ pub(super) fn validate(config: &Config) -> Result<(), Problem> {
     at_least_one("scheduler.slow_slots", config.scheduler.slow_slots)?;
     if config.memory.limit.0 < 1 << 20 {
         return problem("memory.limit", "is below 1MiB, which one event may need");
+    }
+    if let Some(Err(error)) = config.egress.proxy.as_ref().map(Proxy::parse) {
+        return problem("egress.proxy", error.to_string());
     }
     let filter = crate::io::log::filter(&config.log);
     filter.map(drop).or_else(|error| problem("log.level", format!("{error:#}")))

@@ -68,6 +68,8 @@ pub enum FailureKind {
     Dns,
     /// No connection: refused, unreachable, or not within the time for connecting.
     Connect,
+    /// The proxy could not be reached, or opened no tunnel.
+    Proxy,
     /// The TLS handshake or the certificate failed.
     Tls,
     /// No whole answer within the time for the request.
@@ -85,6 +87,7 @@ impl FailureKind {
             Self::Forbidden => "forbidden",
             Self::Dns => "dns",
             Self::Connect => "connect",
+            Self::Proxy => "proxy",
             Self::Tls => "tls",
             Self::Timeout => "timeout",
             Self::Protocol => "protocol",

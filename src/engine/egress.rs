@@ -5,6 +5,7 @@
 //! second stands between a name and a private network, for a name can resolve otherwise each time.
 
 mod host;
+mod proxy;
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,6 +13,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use url::{Host, Url};
 
 pub use host::HostPattern;
+pub use proxy::{Proxy, ProxyError, TUNNEL_ANSWER_MAX, TunnelAnswer, tunnel_answer};
 
 use crate::config;
 

@@ -83,6 +83,7 @@ fn failure_reason(kind: FailureKind) -> DeadReason {
         FailureKind::Forbidden
         | FailureKind::Dns
         | FailureKind::Connect
+        | FailureKind::Proxy
         | FailureKind::Tls
         | FailureKind::Timeout
         | FailureKind::Protocol => DeadReason::Exhausted,

@@ -25,11 +25,12 @@ const LATENCY_BUCKETS: [f64; 17] = [
 const ATTEMPT_BUCKETS: [f64; 13] =
     [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
-const FAILURES: [FailureKind; 7] = [
+const FAILURES: [FailureKind; 8] = [
     FailureKind::Invalid,
     FailureKind::Forbidden,
     FailureKind::Dns,
     FailureKind::Connect,
+    FailureKind::Proxy,
     FailureKind::Tls,
     FailureKind::Timeout,
     FailureKind::Protocol,
@@ -341,7 +342,7 @@ mod tests {
             "walhook_deliveries_total{result=\"dead\"} 0".into(),
             "walhook_delivery_latency_seconds_bucket{le=\"0.005\"} 0".into(),
             "walhook_delivery_latency_seconds_bucket{le=\"0.01\"} 1".into(),
-            "walhook_attempt_seconds_count 12".into(),
+            "walhook_attempt_seconds_count 13".into(),
             "walhook_unroutable_total{reason=\"value\"} 1".into(),
             "walhook_in_flight{pool=\"slow\"} 0".into(),
             "walhook_lanes{state=\"ready\"} 0".into(),

@@ -8,6 +8,7 @@ pub mod source;
 
 pub mod sql;
 
+mod resolve;
 pub mod sender;
 pub mod slot;
 
@@ -18,8 +19,6 @@ pub mod lookup;
 pub mod state;
 
 pub mod transport;
-
-pub mod guard;
 
 pub mod metrics;
 

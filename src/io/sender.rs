@@ -1,5 +1,6 @@
 //! What becomes of attempts: requests, or, with `delivery.mode = "log"`, lines in the log.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::transport::{Transport, TransportError};
@@ -10,7 +11,7 @@ use crate::engine::attempt::{Answer, Attempt, Outcome};
 #[derive(Debug, Clone)]
 pub enum Sender {
     /// Each is a request.
-    Live(Transport),
+    Live(Arc<Transport>),
     /// Each is logged at info, and ends as if the endpoint had taken it. Nothing is contacted.
     Log,
 }
@@ -22,7 +23,7 @@ impl Sender {
     /// [`TransportError`]
     pub fn new(delivery: &Delivery, egress: &Egress) -> Result<Self, TransportError> {
         match delivery.mode {
-            DeliveryMode::Live => Transport::new(delivery, egress).map(Self::Live),
+            DeliveryMode::Live => Ok(Self::Live(Arc::new(Transport::new(delivery, egress)?))),
             DeliveryMode::Log => Ok(Self::Log),
         }
     }

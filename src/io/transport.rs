@@ -1,12 +1,18 @@
 //! One attempt over HTTP: a signed request goes out, an [`Outcome`] comes back, and nothing else.
 
-use std::error::Error as _;
+mod connect;
+mod error;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
-use http::{HeaderMap, Method};
-use reqwest::{Client, Request, Response, redirect, retry};
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
+use http::{HeaderMap, Method, Request, Response, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use rustls_platform_verifier::Verifier;
@@ -14,12 +20,14 @@ use tokio::time::{Instant, timeout_at};
 use url::Url;
 
 use super::clock::unix_us;
-use super::guard::{GuardedResolver, ResolveError};
+use super::resolve::{Lookup, Resolver, system_lookup};
 use crate::config;
 use crate::engine::attempt::{Answer, Attempt, Failure, FailureKind, Outcome};
-use crate::engine::egress::Policy;
+use crate::engine::egress::{Policy, Proxy, ProxyError};
 use crate::engine::retry::parse_retry_after;
 use crate::engine::sign;
+use connect::{ACCOUNT, Connector};
+use error::{classify, failure, printable};
 
 /// Of an answer's body, what is read so that the connection can be used again. A longer answer costs
 /// the endpoint its connection, not us our memory.
@@ -27,9 +35,6 @@ const BODY_MAX: usize = 64 << 10;
 
 /// Of an answer's body, what is kept for the operator.
 const EXCERPT_MAX: usize = 1 << 10;
-
-/// Of an error's text likewise.
-const DETAIL_MAX: usize = 1 << 10;
 
 /// An idle connection is closed after this time: below the 5 s that the least patient common servers
 /// keep it (Node.js, uvicorn), so that a request seldom meets a connection that the other side is just
@@ -82,15 +87,15 @@ pub enum TransportError {
     /// There is nothing to judge certificates by.
     #[error("cannot set up TLS; install the system's CA certificates")]
     Tls(#[source] rustls::Error),
-    /// The HTTP client refused.
-    #[error("cannot set up the HTTP client")]
-    Client(#[source] reqwest::Error),
+    /// The proxy cannot be used.
+    #[error("egress.proxy {0}")]
+    Proxy(#[from] ProxyError),
 }
 
 /// Sends attempts. Cheap to clone; all clones share one pool of connections.
 #[derive(Debug, Clone)]
 pub struct Transport {
-    client: Client,
+    client: Client<Connector, Full<Bytes>>,
     policy: Arc<Policy>,
     timeout: Duration,
     user_agent: HeaderValue,
@@ -108,13 +113,15 @@ impl Transport {
         egress: &config::Egress,
     ) -> Result<Self, TransportError> {
         let tls = tls_config([]).map_err(TransportError::Tls)?;
-        Self::with_tls(delivery, egress, tls)
+        Self::with(delivery, egress, tls, Arc::new(system_lookup))
     }
 
-    fn with_tls(
+    /// With this judge of certificates, and names resolved so.
+    fn with(
         delivery: &config::Delivery,
         egress: &config::Egress,
         tls: ClientConfig,
+        lookup: Arc<Lookup>,
     ) -> Result<Self, TransportError> {
         let header = |suffix: &str| {
             let prefix = delivery.header_prefix.to_ascii_lowercase();
@@ -129,31 +136,24 @@ impl Transport {
                 value: delivery.user_agent.clone(),
             })?;
         let policy = Arc::new(Policy::new(egress));
-        let client = Client::builder()
-            .tls_backend_preconfigured(tls)
-            .no_proxy()
-            // Whatever else is built into reqwest: an answer is to be as large as it says.
-            .no_gzip()
-            .no_brotli()
-            .no_zstd()
-            .no_deflate()
-            // The address that a redirect names was not the customer's choice, and not checked.
-            .redirect(redirect::Policy::none())
-            // Trying again is the dispatcher's decision.
-            .retry(retry::never())
-            .connect_timeout(delivery.connect_timeout)
+        // Half of the time for connecting, so that the other half is left for what was known before.
+        let resolver = Resolver::new(Arc::clone(&policy), lookup, delivery.connect_timeout / 2);
+        let proxy = egress.proxy.as_ref().map(Proxy::parse).transpose()?;
+        let connector = Connector::new(resolver, proxy, tls, delivery.connect_timeout);
+        // It asks for no compressed answer and follows no redirect: it only exchanges. A request
+        // whose connection turned out closed before any of it was sent is begun anew.
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
             .pool_max_idle_per_host(POOL_IDLE_PER_HOST)
-            .tcp_nodelay(true)
             // What an HTTP/2 server may send before anyone reads it: it is held in our memory.
             .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
             .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
             // A request that times out takes an HTTP/1 connection with it, but not an HTTP/2 one.
             .http2_keep_alive_interval(HTTP2_PING_AFTER)
             .http2_keep_alive_timeout(HTTP2_PING_TIMEOUT)
-            .dns_resolver(Arc::new(GuardedResolver::new(Arc::clone(&policy))))
-            .build()
-            .map_err(TransportError::Client)?;
+            .build(connector);
         Ok(Self {
             client,
             policy,
@@ -164,57 +164,35 @@ impl Transport {
         })
     }
 
-    /// The HTTP client itself, for a comparison with bare requests.
-    #[must_use]
-    pub fn http_client(&self) -> &Client {
-        &self.client
-    }
-
     /// Makes one attempt. What goes wrong is in the outcome.
     ///
     /// Takes `delivery.timeout` at most, the answer's body included. Dropping it abandons the request.
     pub async fn send(&self, attempt: &Attempt) -> Outcome {
         let started = Instant::now();
         let result = match self.request(attempt) {
-            Ok(request) => timeout_at(started + self.timeout, self.exchange(request))
-                .await
-                .unwrap_or_else(|_| Err(self.timed_out())),
+            Ok(request) => {
+                let exchange = ACCOUNT.scope(attempt.event.account.clone(), self.exchange(request));
+                let ended = timeout_at(started + self.timeout, exchange).await;
+                ended.unwrap_or_else(|_| Err(self.timed_out()))
+            }
             Err(failure) => Err(failure),
         };
         Outcome { result, elapsed: started.elapsed() }
     }
 
-    async fn exchange(&self, request: Request) -> Result<Answer, Failure> {
-        let response = self.client.execute(request).await.map_err(|error| self.classify(error))?;
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
+        let response = self.client.request(request).await.map_err(|error| classify(&error))?;
         let status = response.status();
         let retry_after = response
             .headers()
             .get(RETRY_AFTER)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| parse_retry_after(value, unix_us() / 1_000_000));
-        let excerpt = self.read_body(response).await;
+        let excerpt = read_body(response).await;
         Ok(Answer { status: status.as_u16(), retry_after, excerpt })
     }
 
-    /// Reads the answer to its end or to the bound, and keeps the beginning of a refusal.
-    ///
-    /// The status has been said; that the connection breaks in mid-sentence does not unsay it.
-    async fn read_body(&self, mut response: Response) -> String {
-        let refused = !response.status().is_success();
-        let mut kept = Vec::new();
-        let mut read = 0;
-        while read <= BODY_MAX {
-            let Ok(Some(chunk)) = response.chunk().await else { break };
-            read += chunk.len();
-            if refused {
-                let room = EXCERPT_MAX.saturating_sub(kept.len());
-                kept.extend(chunk.iter().take(room));
-            }
-        }
-        printable(&String::from_utf8_lossy(&kept), EXCERPT_MAX)
-    }
-
-    fn request(&self, attempt: &Attempt) -> Result<Request, Failure> {
+    fn request(&self, attempt: &Attempt) -> Result<Request<Full<Bytes>>, Failure> {
         let invalid = |detail: String| failure(FailureKind::Invalid, &detail);
         let url = Url::parse(&attempt.endpoint.url)
             .map_err(|error| invalid(format!("the URL cannot be read: {error}")))?;
@@ -224,6 +202,10 @@ impl Transport {
         self.policy
             .check_url(&url)
             .map_err(|refusal| failure(FailureKind::Forbidden, &refusal.to_string()))?;
+        let uri: Uri = url
+            .as_str()
+            .parse()
+            .map_err(|error| invalid(format!("the URL cannot be requested: {error}")))?;
 
         let body = attempt.event.body();
         let id = attempt.event.id.to_string();
@@ -239,6 +221,7 @@ impl Transport {
             let (name, value) = self.own_header(name, value).map_err(invalid)?;
             headers.append(name, value);
         }
+        headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.entry(USER_AGENT).or_insert_with(|| self.user_agent.clone());
         headers.insert("webhook-id", ours(&id)?);
@@ -249,9 +232,10 @@ impl Transport {
             headers.insert(&self.replay_header, HeaderValue::from_static("true"));
         }
         tracing::trace!(%id, body = %String::from_utf8_lossy(&body), "sending");
-        let mut request = Request::new(Method::POST, url);
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = uri;
         *request.headers_mut() = headers;
-        *request.body_mut() = Some(body.into());
         Ok(request)
     }
 
@@ -272,40 +256,26 @@ impl Transport {
     fn timed_out(&self) -> Failure {
         failure(FailureKind::Timeout, &format!("no whole answer within {:?}", self.timeout))
     }
+}
 
-    /// The one place that decides what an error of the HTTP client means.
-    fn classify(&self, error: reqwest::Error) -> Failure {
-        let error = error.without_url(); // a query may hold a token
-        let mut kind = if error.is_builder() {
-            FailureKind::Invalid
-        } else if error.is_connect() {
-            FailureKind::Connect
-        } else {
-            FailureKind::Protocol
-        };
-        let mut detail = Vec::new();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            if let Some(resolve) = error.downcast_ref::<ResolveError>() {
-                kind = match resolve {
-                    ResolveError::Forbidden(_) => FailureKind::Forbidden,
-                    ResolveError::Dns(_) | ResolveError::Nothing => FailureKind::Dns,
-                };
-            } else if is_tls(error) {
-                kind = FailureKind::Tls;
-            }
-            detail.push(error.to_string());
-            cause = error.source();
+/// Reads the answer to its end or to the bound, and keeps the beginning of a refusal.
+///
+/// The status has been said; that the connection breaks in mid-sentence does not unsay it.
+async fn read_body(response: Response<Incoming>) -> String {
+    let refused = !response.status().is_success();
+    let mut body = response.into_body();
+    let mut kept = Vec::new();
+    let mut read = 0;
+    while read <= BODY_MAX {
+        let Some(Ok(frame)) = body.frame().await else { break };
+        let Ok(data) = frame.into_data() else { continue };
+        read += data.len();
+        if refused {
+            let room = EXCERPT_MAX.saturating_sub(kept.len());
+            kept.extend(data.iter().take(room));
         }
-        detail.dedup();
-        if detail.is_empty() {
-            detail.push(error.to_string());
-        }
-        if error.is_timeout() && kind == FailureKind::Connect {
-            detail = vec!["no connection within delivery.connect_timeout".to_owned()];
-        }
-        failure(kind, &detail.join(": "))
     }
+    printable(&String::from_utf8_lossy(&kept), EXCERPT_MAX)
 }
 
 /// Judges certificates as the operating system does, and by the given roots too.
@@ -323,35 +293,6 @@ fn tls_config(
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
-}
-
-/// rustls' errors come wrapped in I/O errors, one or more of them, whose sources they are not.
-fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
-    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    error.is::<rustls::Error>() || wrapped.is_some_and(|inner| is_tls(inner))
-}
-
-fn failure(kind: FailureKind, detail: &str) -> Failure {
-    Failure { kind, detail: printable(detail, DETAIL_MAX) }
-}
-
-/// Text that a terminal and a log take as it is: the first `max` bytes, without control characters
-/// and those that turn the direction of writing.
-fn printable(text: &str, max: usize) -> String {
-    let mut out = String::new();
-    for c in text.chars() {
-        let shown = match c {
-            '\n' => c,
-            '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
-            c if c.is_control() => char::REPLACEMENT_CHARACTER,
-            c => c,
-        };
-        if out.len() + shown.len_utf8() > max {
-            break;
-        }
-        out.push(shown);
-    }
-    out
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What walhook costs beside the requests themselves: its CPU seconds and rate for a backlog of
-//! deliveries to one endpoint, against a bare reqwest loop that sends bodies of the same shape with the
-//! same client settings and as many requests in flight to the same endpoint.
+//! deliveries to one endpoint, against a bare reqwest loop that sends bodies of the same shape with as
+//! many requests in flight to the same endpoint.
 //!
 //! ```text
 //! cargo build --release -p walhook -p walhook-loadtest && target/release/overhead [DELIVERIES [PAIRS]]
@@ -25,13 +25,11 @@ use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
-use walhook::config;
 use walhook::demo::child::Scratch;
 use walhook::demo::cluster::Cluster;
 use walhook::engine::endpoint::Secret;
 use walhook::engine::lane::DEFAULT_MAX_IN_FLIGHT;
 use walhook::io::sql::Connection;
-use walhook::io::transport::Transport;
 
 /// For one run of either side.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -158,10 +156,7 @@ async fn run_bare(sink: &Sink, deliveries: u64) -> Result<Took> {
 
 /// The bare loop: nothing but requests.
 async fn bare(url: String, deliveries: u64) -> Result<()> {
-    let egress =
-        config::Egress { allow: vec!["127.0.0.0/8".parse()?], ..config::Egress::default() };
-    let transport = Transport::new(&config::Delivery::default(), &egress)?;
-    let client = transport.http_client();
+    let client = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build()?;
     let next = Arc::new(AtomicU64::new(0));
     let mut tasks = JoinSet::new();
     for _ in 0..DEFAULT_MAX_IN_FLIGHT {

@@ -2,7 +2,9 @@
 //! polite to misbehave.
 
 mod answers;
+mod dns;
 mod failures;
+mod proxy;
 mod request;
 mod tls;
 
@@ -14,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+use super::error::DETAIL_MAX;
 use super::*;
 use crate::engine::attempt::DeliveryId;
 use crate::engine::endpoint::{Endpoint, Secret};

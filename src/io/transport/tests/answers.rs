@@ -60,7 +60,7 @@ async fn answers_retry_after_is_read_in_every_form() {
 }
 
 #[tokio::test]
-async fn redirect_is_an_answer_and_is_not_followed() {
+async fn case_30_redirect_is_an_answer_and_is_not_followed() {
     let target = Server::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
     for status in [301, 302, 307, 308] {
         let head = format!("HTTP/1.1 {status} Go\r\nlocation: {}\r\n", target.url());
@@ -71,7 +71,7 @@ async fn redirect_is_an_answer_and_is_not_followed() {
 }
 
 #[tokio::test]
-async fn endless_answer_is_left_at_the_bound_with_its_connection() {
+async fn case_30_endless_answer_is_left_at_the_bound_with_its_connection() {
     const CHUNK: &str =
         "40\r\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\r\n";
     for (status, excerpt) in [(200, 0), (500, EXCERPT_MAX)] {
@@ -89,7 +89,7 @@ async fn endless_answer_is_left_at_the_bound_with_its_connection() {
 }
 
 #[tokio::test]
-async fn status_counts_although_the_body_breaks_off() {
+async fn case_30_status_counts_although_the_body_breaks_off() {
     for (status, excerpt) in [(200, ""), (410, "gone f"), (503, "gone f")] {
         for framing in ["content-length: 90\r\n\r\n", "transfer-encoding: chunked\r\n\r\n50\r\n"] {
             let text = format!("HTTP/1.1 {status} X\r\nretry-after: 3\r\n{framing}gone f");

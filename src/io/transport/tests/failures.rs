@@ -5,7 +5,7 @@ use tokio::net::TcpSocket;
 use super::*;
 
 #[tokio::test]
-async fn attempt_times_out_whatever_the_endpoint_has_begun_to_say() {
+async fn case_30_attempt_times_out_whatever_the_endpoint_has_begun_to_say() {
     for script in [
         vec![Read],
         vec![Read, write("HTTP/1.1 103 Early Hints\r\n\r\n")],
@@ -23,7 +23,7 @@ async fn attempt_times_out_whatever_the_endpoint_has_begun_to_say() {
 }
 
 #[tokio::test]
-async fn answer_that_is_no_http_is_a_protocol_failure() {
+async fn case_30_answer_that_is_no_http_is_a_protocol_failure() {
     for (script, expected) in [
         (vec![Read, write("220 mail.example ESMTP\r\n"), Close], "HTTP"),
         (vec![Read, Close], "connection closed before message completed"),
@@ -41,7 +41,7 @@ async fn answer_that_is_no_http_is_a_protocol_failure() {
 }
 
 #[tokio::test]
-async fn endless_header_is_a_protocol_failure_and_is_not_held() {
+async fn case_30_endless_header_is_a_protocol_failure_and_is_not_held() {
     let start = write("HTTP/1.1 200 OK\r\nx: ");
     let server = Server::start([Read, start, WriteForever("xxxxxxxxxxxxxxxxxxxxxxxxxxxx")]).await;
     let detail = refusal(&transport(), &server.url(), FailureKind::Protocol).await;

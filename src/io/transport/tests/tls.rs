@@ -7,20 +7,20 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
-struct TlsServer {
-    url: String,
+pub(super) struct TlsServer {
+    pub(super) url: String,
     protocol: Arc<Mutex<Vec<u8>>>,
     _tasks: JoinSet<()>,
 }
 
-fn authority() -> CertifiedIssuer<'static, KeyPair> {
+pub(super) fn authority() -> CertifiedIssuer<'static, KeyPair> {
     let mut params = CertificateParams::new(vec![]).unwrap();
     params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
 /// Answers 200 over HTTP/1.1, or over HTTP/2 when that is agreed upon.
-async fn serve(
+pub(super) async fn serve(
     authority: Option<&CertifiedIssuer<'static, KeyPair>>,
     params: CertificateParams,
     alpn: &[&str],
@@ -66,13 +66,21 @@ async fn serve(
     TlsServer { url, protocol, _tasks: tasks }
 }
 
-fn params(name: &str) -> CertificateParams {
+pub(super) fn params(name: &str) -> CertificateParams {
     CertificateParams::new(vec![name.to_owned()]).unwrap()
 }
 
 fn trusting(authority: &CertifiedIssuer<'static, KeyPair>) -> Transport {
+    trusting_with(authority, &[("localhost", &["127.0.0.1"])], &egress())
+}
+
+pub(super) fn trusting_with(
+    authority: &CertifiedIssuer<'static, KeyPair>,
+    names: &[(&str, &[&str])],
+    egress: &config::Egress,
+) -> Transport {
     let tls = tls_config([authority.der().clone()]).unwrap();
-    Transport::with_tls(&delivery(), &egress(), tls).unwrap()
+    Transport::with(&delivery(), egress, tls, super::dns::lookup(names)).unwrap()
 }
 
 #[tokio::test]
@@ -89,7 +97,7 @@ async fn https_speaks_the_http_version_that_the_server_chooses() {
 }
 
 #[tokio::test]
-async fn certificate_that_proves_nothing_is_a_tls_failure() {
+async fn case_30_certificate_that_proves_nothing_is_a_tls_failure() {
     let authority = authority();
     let mut expired = params("localhost");
     expired.not_before = date_time_ymd(2020, 1, 1);

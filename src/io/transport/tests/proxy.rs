@@ -1,0 +1,148 @@
+//! Through a proxy: a real one, that opens tunnels by CONNECT.
+
+use tokio::io::copy_bidirectional;
+
+use super::dns::naming;
+use super::tls::{authority, params, serve, trusting_with};
+use super::*;
+
+/// Opens every tunnel that it is asked for.
+struct TunnelServer {
+    addr: SocketAddr,
+    /// The heads of what it was asked.
+    asked: Arc<Mutex<Vec<String>>>,
+    _tasks: JoinSet<()>,
+}
+
+impl TunnelServer {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&asked);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut tunnels = JoinSet::new();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let log = Arc::clone(&log);
+                tunnels.spawn(async move {
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        head.push(stream.read_u8().await.unwrap());
+                    }
+                    let head = String::from_utf8(head).unwrap();
+                    let target = head.split(' ').nth(1).unwrap().to_owned();
+                    log.lock().unwrap().push(head);
+                    let mut endpoint = TcpStream::connect(target).await.unwrap();
+                    stream.write_all(b"HTTP/1.1 200 Connected\r\nvia: x\r\n\r\n").await.unwrap();
+                    let _until_one_closes = copy_bidirectional(&mut stream, &mut endpoint).await;
+                });
+            }
+        });
+        Self { addr, asked, _tasks: tasks }
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+fn through(proxy: SocketAddr) -> config::Egress {
+    let url = format!("http://{HUSH}-user:{HUSH}-password@{proxy}");
+    config::Egress { proxy: Some(Secret::new(url)), ..egress() }
+}
+
+#[tokio::test]
+async fn proxy_is_asked_for_the_checked_address_while_host_and_certificate_are_the_names() {
+    let proxy = TunnelServer::start().await;
+    let names = [("hooks.example", &["127.0.0.1"][..])];
+
+    let plain = Server::start([Read, ok(), Read, ok()]).await;
+    let transport = naming(&names, &through(proxy.addr));
+    let url = format!("http://hooks.example:{}/hook?token={HUSH}", plain.addr.port());
+    for _ in 0..2 {
+        assert_eq!(answer(&transport, &url).await.status, 200);
+    }
+    let received = plain.received();
+    assert_eq!(received[0].header("host"), Some(&*format!("hooks.example:{}", plain.addr.port())));
+    assert!(received[0].head.starts_with("POST /hook?token=hush HTTP/1.1\r\n"));
+    assert_eq!(received[1].connection, 0, "the tunnel is used again");
+    assert!(!received[0].head.contains("proxy-authorization"), "that is for the proxy alone");
+
+    let authority = authority();
+    let secure = serve(Some(&authority), params("hooks.example"), &["h2"]).await;
+    let url = secure.url.replace("localhost", "hooks.example");
+    let transport = trusting_with(&authority, &names, &through(proxy.addr));
+    assert_eq!(answer(&transport, &url).await.status, 200);
+
+    let asked = proxy.asked();
+    assert_eq!(asked.len(), 2);
+    assert!(asked[0].starts_with(&format!("CONNECT {} HTTP/1.1\r\n", plain.addr)), "{}", asked[0]);
+    assert!(asked[1].starts_with("CONNECT 127.0.0.1:"), "{}", asked[1]);
+    let basic = "proxy-authorization: Basic aHVzaC11c2VyOmh1c2gtcGFzc3dvcmQ=\r\n";
+    assert!(asked.iter().all(|head| head.contains(basic) && !head.contains("hooks.example")));
+}
+
+#[tokio::test]
+async fn proxy_is_not_asked_for_an_address_that_is_forbidden() {
+    let proxy = TunnelServer::start().await;
+    let names = [("private.example", &["10.0.0.1"][..])];
+    let transport = naming(&names, &through(proxy.addr));
+    for url in ["https://private.example/", "http://10.0.0.1/", "http://[::ffff:10.0.0.1]/"] {
+        let detail = refusal(&transport, url, FailureKind::Forbidden).await;
+        assert!(detail.contains("egress.allow"), "{detail}");
+    }
+    assert_eq!(proxy.asked().len(), 0);
+}
+
+#[tokio::test]
+async fn proxy_that_opens_no_tunnel_is_a_failure_with_its_reason() {
+    let denied = "HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n";
+    for (script, expected) in [
+        (vec![write(denied)], "407 Proxy Authentication Required; give the user and password"),
+        (vec![write("HTTP/1.1 403 Forbidden\r\n\r\n")], "it answered 403 Forbidden"),
+        (vec![write("HTTP/1.1 502 Bad\u{1b}[31m Gateway\r\n\r\n")], "502 Bad\u{FFFD}[31m Gateway"),
+        (vec![write("SSH-2.0-x\r\n\r\n")], "not HTTP"),
+        (vec![write("HTTP/1.1 200 OK\r\nx: "), WriteForever("xxxxxxxx")], "does not end"),
+        (vec![write("HTTP/1.1 200 OK\r\n\r\nhello")], "more than its answer"),
+        (vec![write("HTTP/1.1 2"), Close], "closed the connection"),
+        (vec![write("HTTP/1.1 200 OK\r\nx: "), Drip], "has not answered within 450ms"),
+        (vec![], "has not answered within 450ms"),
+    ] {
+        let proxy = Server::start(script).await;
+        let delivery = config::Delivery { connect_timeout: SHORT, ..delivery() };
+        let transport = Transport::new(&delivery, &through(proxy.addr)).unwrap();
+        let detail = refusal(&transport, "https://127.0.0.1:9/", FailureKind::Proxy).await;
+        assert!(detail.contains(expected), "{detail}");
+    }
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let transport = Transport::new(&delivery(), &through(free)).unwrap();
+    let detail = refusal(&transport, "http://127.0.0.1:9/", FailureKind::Proxy).await;
+    assert!(detail.contains("cannot reach it") && detail.contains("refused"), "{detail}");
+}
+
+#[tokio::test]
+async fn proxy_is_asked_for_the_next_address_when_one_fails() {
+    let endpoint = Server::start([Read, ok()]).await;
+    let port = endpoint.addr.port();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = listener.local_addr().unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let (mut first, _) = listener.accept().await.unwrap();
+        first.write_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n").await.unwrap();
+        let (mut second, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(second.read_u8().await.unwrap());
+        }
+        assert!(head.starts_with(format!("CONNECT 127.0.0.1:{port} ").as_bytes()));
+        let mut endpoint = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        second.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        let _until_one_closes = copy_bidirectional(&mut second, &mut endpoint).await;
+    });
+    let names = [("two.example", &["127.0.0.3", "127.0.0.1"][..])];
+    let transport = naming(&names, &through(proxy));
+    assert_eq!(answer(&transport, &format!("http://two.example:{port}/")).await.status, 200);
+}

@@ -1,6 +1,7 @@
 -- walhook's state, in the schema that `state.schema` names ({schema} below).
 -- Every key begins with `pipeline` (the slot's name) and, where a leader writes, `partition` (0 today).
--- Applied by `walhook setup`, idempotent: only CREATE … IF NOT EXISTS, never a rewrite.
+-- Applied by `walhook setup`, idempotent: only CREATE … IF NOT EXISTS and ADD COLUMN IF NOT EXISTS
+-- (for tables that an earlier version made), never a rewrite. Views are replaced.
 
 CREATE SCHEMA IF NOT EXISTS {schema};
 
@@ -48,9 +49,9 @@ CREATE TABLE IF NOT EXISTS {schema}.settled (
     PRIMARY KEY (pipeline, partition, last_commit_lsn, seq)
 );
 
--- An event that left memory: once, however many of its deliveries did. Who adds or removes one of
--- its dead letters locks this row first; the last one takes it along. `n` and `keys` are unsigned
--- in the program; `keys` holds their bits.
+-- An event that left memory: once, however many of its deliveries did. The last deferred row or dead
+-- letter of the event takes it along. `n` and `keys` are unsigned in the program; `keys` holds their
+-- bits.
 CREATE TABLE IF NOT EXISTS {schema}.bodies (
     pipeline      text NOT NULL,
     event_id      text NOT NULL,
@@ -65,7 +66,50 @@ CREATE TABLE IF NOT EXISTS {schema}.bodies (
     keys          bigint[] NOT NULL,
     row           bytea NOT NULL,
     PRIMARY KEY (pipeline, event_id)
-);
+) WITH (autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_scale_factor = 0.1,
+        toast.autovacuum_vacuum_threshold = 20000, toast.autovacuum_vacuum_scale_factor = 0.1);
+
+-- Deliveries that left memory and will be tried again. The key is the delivery's place in its queue
+-- (account and endpoint), so that to read a queue in order is a walk along the index. Text compares by
+-- its bytes, as in the program. `first_attempt_us` is a time of the queue's own clock, which stands
+-- still while it is stopped (`backlog.stopped_us`). `next_attempt_at` null: as soon as its turn comes.
+CREATE TABLE IF NOT EXISTS {schema}.deferred (
+    pipeline          text NOT NULL,
+    endpoint          text NOT NULL,
+    account           text NOT NULL,
+    commit_lsn        pg_lsn NOT NULL,
+    change_lsn        pg_lsn NOT NULL,
+    relation          oid NOT NULL,
+    n                 bigint NOT NULL,
+    event_type        text COLLATE "C" NOT NULL,
+    replay_id         bigint NOT NULL DEFAULT 0,
+    event_id          text NOT NULL,
+    reason            text NOT NULL,
+    attempts          integer NOT NULL,
+    first_attempt_us  bigint,
+    next_attempt_at   timestamptz,
+    last_status       integer,
+    detail            text NOT NULL,
+    history           jsonb,
+    deferred_at       timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (pipeline, endpoint, account, commit_lsn, change_lsn, relation, n, event_type, replay_id),
+    UNIQUE (pipeline, event_id, endpoint, replay_id)
+) WITH (autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_scale_factor = 0.1);
+
+-- What the next leader must know of a queue that has deferred rows: how many, and which of its further
+-- deliveries join them: those that hold one of `blocked`, or all where that is null. The bits of `blocked`
+-- are unsigned in the program.
+CREATE TABLE IF NOT EXISTS {schema}.backlog (
+    pipeline            text NOT NULL,
+    endpoint            text NOT NULL,
+    account             text NOT NULL,
+    blocked             bigint[],
+    deferred            bigint NOT NULL,
+    failing_since       timestamptz,
+    stopped_us          bigint NOT NULL,
+    breaker_open_until  timestamptz,
+    PRIMARY KEY (pipeline, endpoint, account)
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.5);
 
 -- Deliveries that ended without success. `endpoint` is '' for an unroutable change. `last_job` is the
 -- retry that failed last: it keeps a result that is stored twice from counting twice.
@@ -85,6 +129,12 @@ CREATE TABLE IF NOT EXISTS {schema}.dead_letters (
     UNIQUE (pipeline, event_id, endpoint, replay_id)
 );
 
+-- The last ten attempts, the oldest first: time, status, latency and error of each.
+ALTER TABLE {schema}.dead_letters ADD COLUMN IF NOT EXISTS history jsonb;
+
+-- For their retention. Without the pipeline, so that it is no way to a letter by its event.
+CREATE INDEX IF NOT EXISTS dead_letters_died ON {schema}.dead_letters (died_at);
+
 -- Ranges of WAL whose changes were not delivered, and which the operator knows of.
 CREATE TABLE IF NOT EXISTS {schema}.gaps (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -95,6 +145,17 @@ CREATE TABLE IF NOT EXISTS {schema}.gaps (
     recorded_at  timestamptz NOT NULL DEFAULT now(),
     closed_at    timestamptz
 );
+
+-- Of one endpoint, where it is not the whole stream that has the gap: both ends are then commit LSNs
+-- of transactions in it. `removed` deliveries were taken out of `deferred`, `skipped` ones came later.
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS endpoint text;
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS account text;
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS removed bigint NOT NULL DEFAULT 0;
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS skipped bigint NOT NULL DEFAULT 0;
+-- While its endpoint is suspended a gap still grows.
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS growing boolean NOT NULL DEFAULT false;
+
+CREATE UNIQUE INDEX IF NOT EXISTS gaps_growing ON {schema}.gaps (pipeline, endpoint) WHERE growing;
 
 -- What the command line asks of the running leader. `total` is how many it concerned when it was asked.
 CREATE TABLE IF NOT EXISTS {schema}.jobs (
@@ -112,7 +173,8 @@ CREATE TABLE IF NOT EXISTS {schema}.jobs (
 
 CREATE INDEX IF NOT EXISTS jobs_unfinished ON {schema}.jobs (pipeline, id) WHERE finished_at IS NULL;
 
--- Endpoints that walhook has switched off. A change of the endpoint's row switches it on again.
+-- Endpoints that are stopped, by walhook (`disabled`, `suspended`) or by an operator (`paused`), since
+-- `disabled_at`. A change of the endpoint's row switches a disabled one on again.
 CREATE TABLE IF NOT EXISTS {schema}.endpoint_state (
     pipeline     text NOT NULL,
     endpoint     text NOT NULL,
@@ -120,3 +182,34 @@ CREATE TABLE IF NOT EXISTS {schema}.endpoint_state (
     disabled_at  timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (pipeline, endpoint)
 );
+
+ALTER TABLE {schema}.endpoint_state ADD COLUMN IF NOT EXISTS kind text NOT NULL DEFAULT 'disabled';
+
+-- For people: every endpoint that has something in these tables.
+CREATE OR REPLACE VIEW {schema}.endpoints AS
+WITH behind AS (SELECT pipeline, endpoint, string_agg(account, ', ') AS account,
+                       sum(deferred)::bigint AS deferred, min(failing_since) AS failing_since,
+                       max(breaker_open_until) AS breaker_open_until
+                FROM {schema}.backlog GROUP BY 1, 2),
+     dead AS (SELECT pipeline, endpoint, count(*) AS dead_letters FROM {schema}.dead_letters
+              WHERE endpoint <> '' GROUP BY 1, 2),
+     gap AS (SELECT pipeline, endpoint, sum(removed + skipped)::bigint AS in_gaps FROM {schema}.gaps
+             WHERE endpoint IS NOT NULL AND closed_at IS NULL GROUP BY 1, 2)
+SELECT pipeline, endpoint, b.account,
+       CASE WHEN s.kind IS NOT NULL THEN s.kind
+            WHEN b.breaker_open_until IS NOT NULL THEN 'breaker_open'
+            WHEN b.failing_since IS NOT NULL THEN 'failing'
+            ELSE 'ok' END AS state,
+       s.reason, coalesce(s.disabled_at, b.failing_since) AS since,
+       coalesce(b.deferred, 0) AS deferred, coalesce(dead_letters, 0) AS dead_letters,
+       coalesce(in_gaps, 0) AS in_gaps, b.breaker_open_until
+FROM behind b
+     FULL JOIN {schema}.endpoint_state s USING (pipeline, endpoint)
+     FULL JOIN dead USING (pipeline, endpoint)
+     FULL JOIN gap USING (pipeline, endpoint);
+
+-- For people: every delivery that waits in the table.
+CREATE OR REPLACE VIEW {schema}.deliveries_pending AS
+SELECT pipeline, endpoint, d.account, event_id, d.event_type, b.committed_at, d.reason, d.attempts,
+       d.next_attempt_at, d.last_status, d.detail, d.deferred_at, d.replay_id
+FROM {schema}.deferred d JOIN {schema}.bodies b USING (pipeline, event_id);

@@ -24,7 +24,7 @@ use crate::io::slot::{Slot, read as read_slot};
 use crate::io::source;
 use crate::io::sql::{self, Connection};
 
-pub(crate) use script::{looked_up, published, state_tables};
+pub(crate) use script::{looked_up, published, state_tables, state_views};
 pub(crate) use slot::create_slot_within;
 
 const NAME: &str = "walhook setup";

@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use super::check::session;
 use super::confirm::confirm;
-use super::setup::{existing_tables, state_tables};
+use super::setup::{existing_tables, state_tables, state_views};
 use super::{CommandResult, Common, print_json, print_line, secret};
 use crate::config::Config;
 use crate::engine::endpoint::Secret;
@@ -138,9 +138,11 @@ async fn state(config: &Config, client: &Client, dropped: &mut Vec<String>) -> R
             return Ok(());
         }
     }
-    for table in tables {
-        let drop = client.batch_execute(&format!("DROP TABLE IF EXISTS {schema}.{table}")).await;
-        drop.with_context(|| format!("cannot drop {name}.{table}; its owner can (--admin-url)"))?;
+    let views = state_views().into_iter().map(|view| ("VIEW", view));
+    for (kind, relation) in views.chain(tables.into_iter().map(|table| ("TABLE", table))) {
+        let drop = format!("DROP {kind} IF EXISTS {schema}.{relation}");
+        let failed = || format!("cannot drop {name}.{relation}; its owner can (--admin-url)");
+        client.batch_execute(&drop).await.with_context(failed)?;
     }
     dropped.push(format!("state tables in {name}"));
     // What is not ours in it stays, and so does the schema then; `public` is never ours.

@@ -25,6 +25,14 @@ pub(crate) fn state_tables() -> Vec<&'static str> {
     STATE.lines().filter_map(name).collect()
 }
 
+/// The views that stand on the state tables.
+pub(crate) fn state_views() -> Vec<&'static str> {
+    let name = |line: &'static str| {
+        line.strip_prefix("CREATE OR REPLACE VIEW {schema}.")?.split_whitespace().next()
+    };
+    STATE.lines().filter_map(name).collect()
+}
+
 /// The tables to publish: those of the rules and those whose changes invalidate routes.
 pub(crate) fn published(config: &Config) -> Result<BTreeSet<TableName>, TableNameError> {
     let watched = config.endpoints.watched().iter().map(String::as_str);

@@ -2,17 +2,16 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
-use tokio_postgres::types::{PgLsn, Type};
+use tokio_postgres::types::Type;
 
-use crate::engine::event::{AccountId, EndpointId, Event, Operation, RowKeys};
-use crate::engine::lsn::Lsn;
-use crate::engine::position::{Position, WalPosition};
+use crate::engine::event::{EndpointId, Event};
 
-use super::persist::remove_dead_letters;
-use super::{Job, Param, Scope, StateError, StateStore, unreadable};
+use super::event::{EVENT_COLUMNS, read_event};
+use super::persist::StoredAttempt;
+use super::persist::dead_letters::remove;
+use super::{Job, Param, Scope, StateError, StateStore, hold_off_leader, unreadable};
 
 /// Which dead letters: those that fit everything that is given. The `args` of a retry job.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,16 +90,15 @@ pub struct StoredDeadLetter {
     pub died_at_us: i64,
     /// When it was last stored or retried: microseconds since 1970-01-01 UTC.
     pub tried_at_us: i64,
-    /// The event. Its `keys` are empty: a retry is outside of the order of its row's events.
+    /// The last attempts, the oldest first.
+    pub history: Vec<StoredAttempt>,
+    /// The event.
     pub event: Arc<Event>,
 }
 
 const COLUMNS: &str = "d.id, d.endpoint, d.reason, d.detail, d.attempts, d.last_status,
     (extract(epoch FROM d.died_at) * 1000000)::int8 AS died,
-    (extract(epoch FROM d.tried_at) * 1000000)::int8 AS tried,
-    d.event_id, b.event_type, b.account, b.operation,
-    (extract(epoch FROM b.committed_at) * 1000000)::int8 AS committed,
-    b.commit_lsn, b.change_lsn, b.relation, b.n, b.row";
+    (extract(epoch FROM d.tried_at) * 1000000)::int8 AS tried, d.history::text";
 
 impl StateStore {
     /// The next dead letters that `job` asks for and has not tried, in the order of their ids.
@@ -147,7 +145,7 @@ impl StateStore {
     ) -> Result<Vec<StoredDeadLetter>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT {COLUMNS} FROM {s}.dead_letters d JOIN {s}.bodies b USING (pipeline, event_id)
+            "SELECT {COLUMNS}, {EVENT_COLUMNS} FROM {s}.dead_letters d JOIN {s}.bodies b USING (pipeline, event_id)
              WHERE {} AND {condition} ORDER BY d.id LIMIT $10",
             DeadLetterFilter::CONDITION
         );
@@ -197,13 +195,14 @@ impl StateStore {
         let (mut after, mut removed) = (0i64, 0);
         loop {
             let tx = self.connection.transaction().await?;
+            hold_off_leader(&tx, &self.scope).await?;
             let mut params = filter.params(pipeline);
             params.push((&after, Type::INT8));
             params.push((&last, Type::INT8));
             let rows = tx.query_typed(&choose, &params).await?;
             let ids = rows.iter().map(|r| r.try_get(0)).collect::<Result<Vec<i64>, _>>()?;
             let Some(highest) = ids.last().copied() else { return Ok(removed) };
-            removed += remove_dead_letters(&tx, &self.scope, &ids, &vec![0; ids.len()]).await?;
+            removed += remove(&tx, &self.scope, &ids, &vec![0; ids.len()]).await?;
             tx.commit().await?;
             after = highest;
         }
@@ -215,29 +214,7 @@ fn read(row: &Row) -> Result<StoredDeadLetter, StateError> {
     let endpoint: &str = row.try_get("endpoint")?;
     let status: Option<i32> = row.try_get("last_status")?;
     let attempts: i32 = row.try_get("attempts")?;
-    let event_id: &str = row.try_get("event_id")?;
-    let account: &str = row.try_get("account")?;
-    let event_type: &str = row.try_get("event_type")?;
-    let operation: &str = row.try_get("operation")?;
     let of = |column: &str| format!("{column} of dead letter {id}");
-    let position = WalPosition {
-        commit_lsn: Lsn(row.try_get::<_, PgLsn>("commit_lsn")?.into()),
-        change_lsn: Lsn(row.try_get::<_, PgLsn>("change_lsn")?.into()),
-        relation: row.try_get("relation")?,
-        n: u32::try_from(row.try_get::<_, i64>("n")?).map_err(unreadable(&of("n")))?,
-    };
-    let event = Event {
-        id: event_id.parse().map_err(unreadable(&of("event_id")))?,
-        position: Position::Wal(position),
-        event_type: event_type.into(),
-        account: AccountId::new(account),
-        operation: parse_operation(operation)
-            .ok_or(operation)
-            .map_err(unreadable(&of("operation")))?,
-        commit_time_us: row.try_get("committed")?,
-        keys: RowKeys::new(),
-        row: Bytes::copy_from_slice(row.try_get("row")?),
-    };
     Ok(StoredDeadLetter {
         id,
         endpoint: (!endpoint.is_empty()).then(|| EndpointId::new(endpoint)),
@@ -250,18 +227,7 @@ fn read(row: &Row) -> Result<StoredDeadLetter, StateError> {
             .map_err(unreadable(&of("last_status")))?,
         died_at_us: row.try_get("died")?,
         tried_at_us: row.try_get("tried")?,
-        event: Arc::new(event),
+        history: StoredAttempt::read(row.try_get("history")?)?,
+        event: Arc::new(read_event(row)?),
     })
-}
-
-fn parse_operation(word: &str) -> Option<Operation> {
-    [
-        Operation::Insert,
-        Operation::Update,
-        Operation::Delete,
-        Operation::Truncate,
-        Operation::Message,
-    ]
-    .into_iter()
-    .find(|operation| operation.as_str() == word)
 }

@@ -2,13 +2,17 @@
 
 use bytes::Bytes;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_postgres::Client;
 
 use super::*;
 use crate::demo::cluster::Cluster;
 use crate::engine::event::{AccountId, Event, Operation, RowKeys};
-use crate::engine::persist::{DeadLetter, DeadReason, EventKey};
+use crate::engine::persist::{
+    AttemptRecord, DeadLetter, DeadReason, Defer, DeferReason, EventKey, QueueId, RowId, RowKey,
+    Tried,
+};
 use crate::engine::position::{EventId, Position, WalPosition};
 
 /// A cluster whose database `postgres` holds the state of the pipeline `p`, at frontier 0/100.
@@ -23,7 +27,11 @@ pub(crate) const SCHEMA: &str = "wal\"hook";
 
 impl Fixture {
     pub(crate) async fn start() -> Self {
-        let cluster = Cluster::start(&std::env::temp_dir(), &[]).await.unwrap();
+        Self::start_with(&[]).await
+    }
+
+    pub(crate) async fn start_with(settings: &[(&str, &str)]) -> Self {
+        let cluster = Cluster::start(&std::env::temp_dir(), settings).await.unwrap();
         let url = Secret::new(cluster.url("postgres"));
         let admin = Connection::open(&url, "test").await.unwrap();
         set_up(&admin, "p").await;
@@ -82,6 +90,45 @@ pub(crate) fn dead(event: &Arc<Event>, endpoint: &str) -> DeadLetter {
         attempts: 2,
         last_status: Some(500),
         history: Vec::new(),
+    }
+}
+
+pub(crate) fn queue(endpoint: &str) -> QueueId {
+    QueueId { account: AccountId::new("1"), endpoint: EndpointId::new(endpoint) }
+}
+
+pub(crate) fn row_id(event: &Event, endpoint: &str) -> RowId {
+    RowId {
+        queue: QueueId { account: event.account.clone(), endpoint: EndpointId::new(endpoint) },
+        key: RowKey { event: EventKey::of(event), replay: 0 },
+        event: event.id,
+    }
+}
+
+/// A delivery that was tried once, in vain.
+pub(crate) fn defer(event: &Arc<Event>, endpoint: &str) -> Defer {
+    Defer {
+        id: row_id(event, endpoint),
+        event: Arc::clone(event),
+        reason: DeferReason::Failed,
+        tried: tried(1),
+    }
+}
+
+/// What is known after that many attempts; tells of the last one.
+pub(crate) fn tried(attempts: u32) -> Tried {
+    Tried {
+        attempts,
+        first_attempt_us: Some(1_763_919_960_000_001),
+        due_us: Some(1_763_919_970_000_000 + i64::from(attempts)),
+        last_status: Some(503),
+        detail: "status 503\0".into(),
+        history: vec![AttemptRecord {
+            at_us: 1_763_919_960_000_000 + i64::from(attempts),
+            status: Some(503),
+            latency: Duration::from_millis(12),
+            error: format!("attempt {attempts}\0"),
+        }],
     }
 }
 

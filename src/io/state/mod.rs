@@ -11,10 +11,12 @@
 //! reconnects and stores the same batch again: the module `persist` says why that changes nothing.
 
 mod dead_letters;
+mod event;
 mod inspect;
 mod jobs;
 mod persist;
 mod recover;
+mod refill;
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -24,6 +26,7 @@ mod tests;
 pub use dead_letters::{DeadLetterFilter, StoredDeadLetter};
 pub use inspect::{DisabledSince, Gap, Overview};
 pub use jobs::{Job, JobState, RETRY_JOB};
+pub use persist::StoredAttempt;
 
 use futures_util::try_join;
 use tokio_postgres::error::SqlState;
@@ -37,16 +40,24 @@ use crate::engine::lsn::Lsn;
 use crate::engine::persist::{BacklogRow, DisableEndpoint, SettledRange};
 use crate::engine::settled;
 
+use self::refill::{backlog_sql, read_backlog};
 use super::ident::{quote_ident, quote_literal};
 use super::sql::{Connection, error_text, is_transient};
 
 /// The version of the state tables that this program reads and writes.
 pub const SCHEMA_VERSION: i32 = 1;
 
+/// The table that was added last: where it is missing, an earlier version's `setup` made the schema.
+const NEWEST_TABLE: &str = "backlog";
+
 /// How long a session may sit idle inside a transaction: a frozen leader's lock on the lease ends
 /// then, and a takeover waits no longer for it. Far above what a busy leader takes between two
 /// statements; one that does take longer stores the same batch again.
 const IDLE_IN_TRANSACTION: &str = "2s";
+
+/// What we ask for is always in an index, and the tables outrun their statistics: by those of an empty
+/// table, to sort all of a million rows for the first hundred looks as good as to walk to them.
+const PLANS: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off";
 
 const APPLICATION_NAME: &str = "walhook state";
 
@@ -74,6 +85,16 @@ pub enum StateError {
         schema: String,
         /// The pipeline that was looked for.
         pipeline: String,
+    },
+    /// An earlier program has made the tables.
+    #[error(
+        "the state schema \"{schema}\" lacks the table {table}; run `walhook setup`, which adds it"
+    )]
+    SchemaTooOld {
+        /// The schema that was looked in.
+        schema: String,
+        /// What is not in it.
+        table: &'static str,
     },
     /// A later program has changed the tables.
     #[error(
@@ -125,6 +146,7 @@ impl StateError {
             Self::Fenced { .. }
             | Self::NotSetUp { .. }
             | Self::SchemaTooNew { .. }
+            | Self::SchemaTooOld { .. }
             | Self::FrontierDecreases { .. }
             | Self::CheckpointMoved { .. }
             | Self::Unreadable { .. } => false,
@@ -173,7 +195,8 @@ impl StateStore {
     /// Connects, and checks that `walhook setup` has been here.
     ///
     /// # Errors
-    /// [`StateError::NotSetUp`], [`StateError::SchemaTooNew`], [`StateError::Connection`].
+    /// [`StateError::NotSetUp`], [`StateError::SchemaTooNew`], [`StateError::SchemaTooOld`],
+    /// [`StateError::Connection`].
     pub async fn open(url: &Secret, schema: &str, pipeline: &str) -> Result<Self, StateError> {
         let scope = Scope {
             schema: schema.to_owned(),
@@ -215,8 +238,14 @@ impl StateStore {
 
     async fn check_schema(&self) -> Result<(), StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
-        let sql = format!("SELECT schema_version FROM {s}.meta WHERE pipeline = $1");
-        let row = self.connection.query_typed_opt(&sql, &[(pipeline, Type::TEXT)]).await;
+        let sql = format!(
+            "SELECT schema_version, to_regclass($2) IS NOT NULL FROM {s}.meta WHERE pipeline = $1"
+        );
+        let newest = format!("{s}.{NEWEST_TABLE}");
+        let row = self
+            .connection
+            .query_typed_opt(&sql, &[(pipeline, Type::TEXT), (&newest, Type::TEXT)])
+            .await;
         let missing = |e: &tokio_postgres::Error| {
             e.code() == Some(&SqlState::UNDEFINED_TABLE)
                 || e.code() == Some(&SqlState::INVALID_SCHEMA_NAME)
@@ -225,9 +254,13 @@ impl StateStore {
             Err(e) if missing(&e) => Err(self.scope.not_set_up()),
             Err(e) => Err(e.into()),
             Ok(None) => Err(self.scope.not_set_up()),
-            Ok(Some(row)) => match row.try_get(0)? {
-                found if found > SCHEMA_VERSION => Err(StateError::SchemaTooNew { found }),
-                _ => Ok(()),
+            Ok(Some(row)) => match (row.try_get(0)?, row.try_get(1)?) {
+                (found, _) if found > SCHEMA_VERSION => Err(StateError::SchemaTooNew { found }),
+                (_, false) => {
+                    let schema = self.scope.schema.clone();
+                    Err(StateError::SchemaTooOld { schema, table: NEWEST_TABLE })
+                }
+                (_, true) => Ok(()),
             },
         }
     }
@@ -301,11 +334,13 @@ impl StateStore {
         let off = format!(
             "SELECT endpoint, reason FROM {s}.endpoint_state WHERE pipeline = $1 ORDER BY 1"
         );
+        let behind = backlog_sql(s);
         let param: [Param<'_>; 1] = [(pipeline, Type::TEXT)];
-        let (checkpoint, ranges, off) = try_join!(
+        let (checkpoint, ranges, off, behind) = try_join!(
             tx.query_typed_opt(&checkpoint, &param),
             tx.query_typed(&ranges, &param),
             tx.query_typed(&off, &param),
+            tx.query_typed(&behind, &param),
         )?;
         let Some(checkpoint) = checkpoint else { return Err(self.scope.not_set_up()) };
         let recovery = Recovery {
@@ -313,7 +348,7 @@ impl StateStore {
             frontier: lsn(&checkpoint, 0)?,
             settled: read_ranges(&ranges)?,
             disabled: off.iter().map(read_disabled).collect::<Result<_, _>>()?,
-            backlog: Vec::new(),
+            backlog: behind.iter().map(read_backlog).collect::<Result<_, _>>()?,
         };
         tx.commit().await?;
         self.epoch = Some(epoch);
@@ -371,7 +406,9 @@ async fn connect(url: &Secret) -> Result<Connection, StateError> {
         Connection::open(url, APPLICATION_NAME).await.map_err(StateError::Connection)?;
     let timeout = quote_literal(IDLE_IN_TRANSACTION);
     connection
-        .batch_execute(&format!("SET idle_in_transaction_session_timeout = {timeout}"))
+        .batch_execute(&format!(
+            "SET idle_in_transaction_session_timeout = {timeout}; SET jit = off; {PLANS}"
+        ))
         .await?;
     Ok(connection)
 }
@@ -387,6 +424,18 @@ async fn fence(tx: &Transaction<'_>, scope: &Scope, epoch: i64) -> Result<(), St
     );
     let row = tx.query_typed_opt(&sql, &[(pipeline, Type::TEXT), (&epoch, Type::INT8)]).await?;
     row.map(|_| ()).ok_or(StateError::Fenced { epoch })
+}
+
+/// Keeps every leader from writing until the transaction ends, and waits for one that does: for what
+/// an operator's command changes itself of the rows that need a body.
+///
+/// Short transactions only: the leader sends nothing meanwhile.
+async fn hold_off_leader(tx: &Transaction<'_>, scope: &Scope) -> Result<(), StateError> {
+    let Scope { s, pipeline, .. } = scope;
+    let sql =
+        format!("SELECT FROM {s}.lease WHERE pipeline = $1 AND partition = 0 FOR NO KEY UPDATE");
+    let row = tx.query_typed_opt(&sql, &[(pipeline, Type::TEXT)]).await?;
+    row.map(|_| ()).ok_or_else(|| scope.not_set_up())
 }
 
 fn read_ranges(rows: &[Row]) -> Result<Vec<SettledRange>, StateError> {

@@ -1,5 +1,7 @@
 //! Against a real PostgreSQL.
 
+mod deferred;
+
 use std::time::Duration;
 
 use super::fixture::{Fixture, SCHEMA, dead, event, range};
@@ -43,6 +45,10 @@ async fn state_opens_only_what_was_set_up_for_this_program() {
 
     let s = quote_ident(SCHEMA);
     fixture.admin.batch_execute(&schema_sql(SCHEMA)).await.expect("the schema applies twice");
+    let older = format!("DROP TABLE {s}.backlog CASCADE");
+    fixture.admin.batch_execute(&older).await.unwrap();
+    let error = open(SCHEMA, "p").await;
+    assert!(error.to_string().contains("backlog") && error.to_string().contains("walhook setup"));
     let newer = format!("UPDATE {s}.meta SET schema_version = 2");
     fixture.admin.batch_execute(&newer).await.unwrap();
     assert!(matches!(open(SCHEMA, "p").await, StateError::SchemaTooNew { found: 2 }));
@@ -227,7 +233,7 @@ async fn retry_job_hands_out_each_dead_letter_once_and_counts_results_once() {
         (back.commit_time_us, &back.row, back.body()),
         (one.commit_time_us, &one.row, one.body())
     );
-    assert!(back.keys.is_empty(), "a retry is outside of row order");
+    assert_eq!(back.keys, one.keys);
     assert_eq!((found[0].attempts, found[0].last_status), (2, Some(500)));
     assert_eq!(found[0].detail, "status 500\u{fffd}", "PostgreSQL's text holds no NUL");
 
@@ -310,7 +316,8 @@ async fn dead_letter_that_arrives_while_the_last_one_goes_has_its_body() {
     let mut operator = fixture.open().await;
     let all = operator.dead_letters(&DeadLetterFilter::default(), 0, 9).await.unwrap();
     let tx = operator.connection.transaction().await.unwrap();
-    let gone = persist::remove_dead_letters(&tx, &operator.scope, &[all[0].id], &[0]).await;
+    hold_off_leader(&tx, &operator.scope).await.unwrap();
+    let gone = persist::dead_letters::remove(&tx, &operator.scope, &[all[0].id], &[0]).await;
     assert_eq!(gone.unwrap(), 1);
     let arriving = letter("8");
     let let_go = async {
@@ -323,13 +330,18 @@ async fn dead_letter_that_arrives_while_the_last_one_goes_has_its_body() {
     assert_eq!(left.len(), 1);
     assert_eq!(left[0].endpoint.as_deref(), Some("8"));
 
-    // And the other way round: the leader has added one, the operator removes the one before it.
+    // And the other way round: the leader is about to add one, the operator removes the one before it.
     let mut waiting = fixture.open().await;
-    let tx = leader.connection.transaction().await.unwrap();
-    persist::insert_dead_letters(&tx, &leader.scope, &[dead(&one, "9")]).await.unwrap();
     let filter = DeadLetterFilter { ids: Some(vec![left[0].id]), ..DeadLetterFilter::default() };
+    let tx = leader.connection.transaction().await.unwrap();
+    fence(&tx, &leader.scope, 1).await.unwrap();
+    let copy =
+        "INSERT INTO {s}.dead_letters (pipeline, event_id, endpoint, reason, detail, attempts)
+                SELECT pipeline, event_id, '9', reason, detail, 1 FROM {s}.dead_letters";
+    let copy = copy.replace("{s}", &quote_ident(SCHEMA));
     let let_go = async {
         until_somebody_waits(&fixture).await;
+        tx.batch_execute(&copy).await.unwrap();
         tx.commit().await.unwrap();
     };
     let (removed, ()) = futures_util::join!(waiting.discard_dead_letters(&filter), let_go);

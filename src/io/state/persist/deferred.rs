@@ -1,0 +1,247 @@
+//! The table `deferred`: rows inserted, retimed, turned into dead letters, removed.
+
+use std::time::SystemTime;
+
+use tokio_postgres::Transaction;
+use tokio_postgres::types::{PgLsn, Type};
+
+use super::history::{last_ten, records};
+use super::{Param, Scope, StateError, bodies, saturate, storable, system_time};
+use crate::engine::persist::{DeadLetter, Defer, RowId, Tried};
+use crate::engine::position::Position;
+
+/// The place of the row that `r` names by its second unique key: event, endpoint, replay. See the
+/// module `bodies` for why it is asked so.
+fn place(s: &str) -> String {
+    format!(
+        "(SELECT d.ctid FROM {s}.deferred d WHERE d.pipeline = $1 AND d.event_id = r.event
+            AND d.endpoint = r.endpoint AND d.replay_id = r.replay)"
+    )
+}
+
+/// Rows named by their second unique key, as the columns `$2` to `$4`.
+struct Named<'a> {
+    events: Vec<String>,
+    endpoints: Vec<&'a str>,
+    replays: Vec<i64>,
+}
+
+impl<'a> Named<'a> {
+    fn new(ids: impl Iterator<Item = &'a RowId> + Clone) -> Self {
+        Self {
+            events: ids.clone().map(|id| id.event.to_string()).collect(),
+            endpoints: ids.clone().map(|id| id.queue.endpoint.as_str()).collect(),
+            replays: ids.map(|id| id.key.replay).collect(),
+        }
+    }
+
+    fn params<'b>(&'b self, pipeline: &'b String) -> Vec<Param<'b>> {
+        vec![
+            (pipeline, Type::TEXT),
+            (&self.events, Type::TEXT_ARRAY),
+            (&self.endpoints, Type::TEXT_ARRAY),
+            (&self.replays, Type::INT8_ARRAY),
+        ]
+    }
+}
+
+/// What was tried, as columns.
+struct TriedColumns {
+    attempts: Vec<i32>,
+    first: Vec<Option<i64>>,
+    due: Vec<Option<SystemTime>>,
+    statuses: Vec<Option<i32>>,
+    details: Vec<String>,
+    histories: Vec<Option<String>>,
+}
+
+impl TriedColumns {
+    fn new<'a>(tried: impl Iterator<Item = &'a Tried> + Clone) -> Self {
+        Self {
+            attempts: tried.clone().map(|t| saturate(t.attempts)).collect(),
+            first: tried.clone().map(|t| t.first_attempt_us).collect(),
+            due: tried.clone().map(|t| t.due_us.map(system_time)).collect(),
+            statuses: tried.clone().map(|t| t.last_status.map(i32::from)).collect(),
+            details: tried.clone().map(|t| storable(&t.detail)).collect(),
+            histories: tried.map(|t| records(&t.history)).collect(),
+        }
+    }
+
+    fn params(&self) -> [Param<'_>; 6] {
+        [
+            (&self.attempts, Type::INT4_ARRAY),
+            (&self.first, Type::INT8_ARRAY),
+            (&self.due, Type::TIMESTAMPTZ_ARRAY),
+            (&self.statuses, Type::INT4_ARRAY),
+            (&self.details, Type::TEXT_ARRAY),
+            (&self.histories, Type::TEXT_ARRAY),
+        ]
+    }
+}
+
+/// Inserts rows; one that is there already stays as it is. Their bodies must be there.
+pub(super) async fn insert(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    rows: &[Defer],
+) -> Result<(), StateError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let named = Named::new(rows.iter().map(|row| &row.id));
+    let accounts: Vec<&str> = rows.iter().map(|row| row.id.queue.account.as_str()).collect();
+    let positions = || {
+        rows.iter().map(|row| {
+            let Position::Wal(position) = row.id.key.event.position;
+            position
+        })
+    };
+    let commits: Vec<PgLsn> = positions().map(|p| p.commit_lsn.0.into()).collect();
+    let changes: Vec<PgLsn> = positions().map(|p| p.change_lsn.0.into()).collect();
+    let relations: Vec<u32> = positions().map(|p| p.relation).collect();
+    let ns: Vec<i64> = positions().map(|p| i64::from(p.n)).collect();
+    let types: Vec<&str> = rows.iter().map(|row| &*row.id.key.event.event_type).collect();
+    let reasons: Vec<&str> = rows.iter().map(|row| row.reason.as_str()).collect();
+    let tried = TriedColumns::new(rows.iter().map(|row| &row.tried));
+    let sql = format!(
+        "INSERT INTO {s}.deferred
+                (pipeline, event_id, endpoint, replay_id, account, commit_lsn, change_lsn, relation, n,
+                 event_type, reason, attempts, first_attempt_us, next_attempt_at, last_status, detail,
+                 history)
+         SELECT $1, event, endpoint, replay, account, commit, change, relation, n, type, reason,
+                attempts, first, due, status, detail, history::jsonb
+         FROM unnest($2::text[], $3::text[], $4::int8[], $5::text[], $6::pg_lsn[], $7::pg_lsn[],
+                     $8::oid[], $9::int8[], $10::text[], $11::text[], $12::int4[], $13::int8[],
+                     $14::timestamptz[], $15::int4[], $16::text[], $17::text[])
+              AS r(event, endpoint, replay, account, commit, change, relation, n, type, reason,
+                   attempts, first, due, status, detail, history)
+         ON CONFLICT DO NOTHING"
+    );
+    let mut params = named.params(pipeline);
+    let place: [Param<'_>; 7] = [
+        (&accounts, Type::TEXT_ARRAY),
+        (&commits, Type::PG_LSN_ARRAY),
+        (&changes, Type::PG_LSN_ARRAY),
+        (&relations, Type::OID_ARRAY),
+        (&ns, Type::INT8_ARRAY),
+        (&types, Type::TEXT_ARRAY),
+        (&reasons, Type::TEXT_ARRAY),
+    ];
+    params.extend(place);
+    params.extend(tried.params());
+    tx.execute_typed(&sql, &params).await?;
+    Ok(())
+}
+
+/// Stores what was tried. An attempt that is counted already adds nothing to the history.
+///
+/// An INSERT that always meets its row: the only kind of update that looks each row up by its key,
+/// whatever the planner thinks of the table. A row that is gone is not among those inserted.
+pub(super) async fn retime(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    retimed: &[(RowId, Tried)],
+) -> Result<(), StateError> {
+    if retimed.is_empty() {
+        return Ok(());
+    }
+    let named = Named::new(retimed.iter().map(|(id, _)| id));
+    let tried = TriedColumns::new(retimed.iter().map(|(_, tried)| tried));
+    let sql = format!(
+        "INSERT INTO {s}.deferred
+                (pipeline, event_id, endpoint, replay_id, account, commit_lsn, change_lsn, relation, n,
+                 event_type, reason, attempts, first_attempt_us, next_attempt_at, last_status, detail,
+                 history)
+         SELECT d.pipeline, d.event_id, d.endpoint, d.replay_id, d.account, d.commit_lsn, d.change_lsn,
+                d.relation, d.n, d.event_type, d.reason, r.attempts, r.first, r.due, r.status, r.detail,
+                CASE WHEN d.attempts < r.attempts THEN {history} ELSE d.history END
+         FROM unnest($2::text[], $3::text[], $4::int8[], $5::int4[], $6::int8[], $7::timestamptz[],
+                     $8::int4[], $9::text[], $10::text[])
+              AS r(event, endpoint, replay, attempts, first, due, status, detail, history)
+         CROSS JOIN LATERAL (
+             SELECT * FROM {s}.deferred d WHERE d.pipeline = $1 AND d.event_id = r.event
+                AND d.endpoint = r.endpoint AND d.replay_id = r.replay LIMIT 1) d
+         ON CONFLICT (pipeline, event_id, endpoint, replay_id) DO UPDATE SET
+             attempts = excluded.attempts, first_attempt_us = excluded.first_attempt_us,
+             next_attempt_at = excluded.next_attempt_at, last_status = excluded.last_status,
+             detail = excluded.detail, history = excluded.history",
+        history = last_ten("d.history", "r.history")
+    );
+    let mut params = named.params(pipeline);
+    params.extend(tried.params());
+    tx.execute_typed(&sql, &params).await?;
+    Ok(())
+}
+
+/// Turns rows into dead letters, which take their bodies over. A row that is gone is passed over.
+pub(super) async fn die(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    died: &[(RowId, DeadLetter)],
+) -> Result<(), StateError> {
+    if died.is_empty() {
+        return Ok(());
+    }
+    let named = Named::new(died.iter().map(|(id, _)| id));
+    let reasons: Vec<&str> = died.iter().map(|(_, l)| l.reason.as_str()).collect();
+    let details: Vec<String> = died.iter().map(|(_, l)| storable(&l.detail)).collect();
+    let attempts: Vec<i32> = died.iter().map(|(_, l)| saturate(l.attempts)).collect();
+    let statuses: Vec<Option<i32>> =
+        died.iter().map(|(_, l)| l.last_status.map(i32::from)).collect();
+    let histories: Vec<Option<String>> = died.iter().map(|(_, l)| records(&l.history)).collect();
+    let place = place(s);
+    let insert = format!(
+        "INSERT INTO {s}.dead_letters
+                (pipeline, event_id, endpoint, replay_id, reason, detail, attempts, last_status, history)
+         SELECT $1, event, endpoint, replay, reason, detail, attempts, status, {history}
+         FROM (SELECT (SELECT h.history FROM {s}.deferred h WHERE h.ctid = r.place) AS stored, r.*
+               FROM (SELECT {place} AS place, r.*
+                     FROM unnest($2::text[], $3::text[], $4::int8[], $5::text[], $6::text[],
+                                 $7::int4[], $8::int4[], $9::text[])
+                          AS r(event, endpoint, replay, reason, detail, attempts, status, history)) r
+               WHERE r.place IS NOT NULL) r
+         ON CONFLICT DO NOTHING",
+        history = last_ten("r.stored", "r.history")
+    );
+    let delete = format!(
+        "DELETE FROM {s}.deferred WHERE ctid = ANY (ARRAY (
+             SELECT {place} FROM unnest($2::text[], $3::text[], $4::int8[]) AS r(event, endpoint, replay)))"
+    );
+    let mut params = named.params(pipeline);
+    let letter: [Param<'_>; 5] = [
+        (&reasons, Type::TEXT_ARRAY),
+        (&details, Type::TEXT_ARRAY),
+        (&attempts, Type::INT4_ARRAY),
+        (&statuses, Type::INT4_ARRAY),
+        (&histories, Type::TEXT_ARRAY),
+    ];
+    params.extend(letter);
+    let keys = named.params(pipeline);
+    // In this order: statements that are sent together are carried out one after the other.
+    futures_util::try_join!(tx.execute_typed(&insert, &params), tx.execute_typed(&delete, &keys))?;
+    Ok(())
+}
+
+/// Removes rows, with the bodies that nothing else needs.
+pub(super) async fn resolve(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    resolved: &[RowId],
+) -> Result<(), StateError> {
+    if resolved.is_empty() {
+        return Ok(());
+    }
+    let named = Named::new(resolved.iter());
+    let sql = format!(
+        "WITH gone AS (
+             DELETE FROM {s}.deferred WHERE ctid = ANY (ARRAY (
+                 SELECT {} FROM unnest($2::text[], $3::text[], $4::int8[])
+                                AS r(event, endpoint, replay)))
+             RETURNING event_id),
+         {} SELECT",
+        place(s),
+        bodies::with_unused(s, "deferred")
+    );
+    tx.query_typed(&sql, &named.params(pipeline)).await?;
+    Ok(())
+}

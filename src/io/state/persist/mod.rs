@@ -1,0 +1,160 @@
+//! One batch, one transaction.
+//!
+//! Statements that do not need each other's answers are sent together, each with arrays instead of
+//! a statement a row: a batch costs three round trips (BEGIN; the fence and all writes; COMMIT).
+//!
+//! # Storing a batch twice
+//!
+//! When the connection is lost while COMMIT is under way, nobody can tell whether it counted, and
+//! the caller stores the batch again. Each part bears that:
+//!
+//! - the checkpoint is set to the same position (equal is not lower);
+//! - settled ranges stand there twice, which reads as once;
+//! - a dead letter's key (event, endpoint, replay) is there already, and so is its body; a deferred
+//!   row's likewise;
+//! - a row that was resolved or became a dead letter is not there; one that was retimed counts the
+//!   attempt already, which then adds nothing to its history;
+//! - a purge removes as many rows again, or what is left: it names no row;
+//! - the backlog is set to the same numbers;
+//! - a delivered retry finds its dead letter gone, a failed one finds its job's id in `last_job`:
+//!   job counters add the rows that really changed, so neither counts again;
+//! - an endpoint is switched off (or on) already.
+
+mod backlog;
+mod bodies;
+pub(super) mod dead_letters;
+mod deferred;
+mod history;
+mod stops;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::try_join;
+use tokio_postgres::Transaction;
+use tokio_postgres::types::{PgLsn, Type};
+
+use crate::engine::lsn::Lsn;
+use crate::engine::persist::{PersistBatch, Persisted, SettledRange};
+use crate::engine::settled;
+
+use super::{Param, Scope, StateError, StateStore, fence, lsn};
+
+pub use history::StoredAttempt;
+
+impl StateStore {
+    /// Makes `batch` durable, all of it or nothing.
+    ///
+    /// Of an endpoint that is in both `enabled` and `disabled`, the latter stands.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`] and [`StateError::FrontierDecreases`]: nothing was written, and trying
+    /// again will not help. [`StateError::Sql`], when transient: [`StateStore::reconnect`] and store
+    /// the same batch again.
+    pub async fn persist(&mut self, batch: &PersistBatch) -> Result<Persisted, StateError> {
+        // No lease taken is no right to write.
+        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let tx = self.connection.transaction().await?;
+        let persisted = write(&tx, &self.scope, epoch, batch).await?;
+        tx.commit().await?;
+        Ok(persisted)
+    }
+}
+
+/// Everything between BEGIN and COMMIT.
+pub(super) async fn write(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    epoch: i64,
+    batch: &PersistBatch,
+) -> Result<Persisted, StateError> {
+    // Answered in this order: whoever is fenced off learns it first, and rolls the rest back.
+    // What adds rows goes before what removes some: a body that is still needed then shows it.
+    let (.., purged) = try_join!(
+        fence(tx, scope, epoch),
+        checkpoint(tx, scope, batch.frontier),
+        append_settled(tx, scope, &batch.settled),
+        remove_passed(tx, scope, batch.frontier),
+        bodies::insert(tx, scope, batch),
+        dead_letters::insert(tx, scope, &batch.dead_letters),
+        dead_letters::mark_failed(tx, scope, &batch.retried),
+        deferred::insert(tx, scope, &batch.deferred),
+        deferred::retime(tx, scope, &batch.retimed),
+        deferred::die(tx, scope, &batch.died),
+        deferred::resolve(tx, scope, &batch.resolved),
+        dead_letters::remove_delivered(tx, scope, &batch.retried),
+        backlog::store(tx, scope, &batch.backlog),
+        backlog::remove(tx, scope, &batch.backlog_gone),
+        stops::enable(tx, scope, &batch.enabled),
+        stops::disable(tx, scope, &batch.disabled),
+        backlog::purge(tx, scope, &batch.purges),
+    )?;
+    Ok(Persisted { purged })
+}
+
+async fn checkpoint(tx: &Transaction<'_>, scope: &Scope, frontier: Lsn) -> Result<(), StateError> {
+    let Scope { s, pipeline, .. } = scope;
+    let advance = format!(
+        "WITH stored AS (SELECT frontier FROM {s}.checkpoint
+                         WHERE pipeline = $1 AND partition = 0 FOR UPDATE),
+              advanced AS (UPDATE {s}.checkpoint c SET frontier = $2, updated_at = clock_timestamp()
+                           FROM stored WHERE c.pipeline = $1 AND c.partition = 0
+                             AND stored.frontier <= $2)
+         SELECT frontier FROM stored"
+    );
+    let asked = PgLsn::from(frontier.0);
+    let stored =
+        tx.query_typed_opt(&advance, &[(pipeline, Type::TEXT), (&asked, Type::PG_LSN)]).await?;
+    match lsn(&stored.ok_or_else(|| scope.not_set_up())?, 0)? {
+        stored if stored > frontier => {
+            Err(StateError::FrontierDecreases { stored, asked: frontier })
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn append_settled(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    ranges: &[SettledRange],
+) -> Result<(), StateError> {
+    let Some(last) = settled::last_commit_lsn(ranges) else { return Ok(()) };
+    let insert = format!(
+        "INSERT INTO {s}.settled (pipeline, partition, last_commit_lsn, ranges) VALUES ($1, 0, $2, $3)"
+    );
+    let (last, ranges) = (PgLsn::from(last.0), settled::encode(ranges));
+    tx.execute_typed(
+        &insert,
+        &[(pipeline, Type::TEXT), (&last, Type::PG_LSN), (&ranges, Type::BYTEA)],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Removes ranges of which the frontier has passed every transaction. One that commits exactly at
+/// the frontier is still to come.
+async fn remove_passed(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    frontier: Lsn,
+) -> Result<(), StateError> {
+    let delete = format!(
+        "DELETE FROM {s}.settled WHERE pipeline = $1 AND partition = 0 AND last_commit_lsn < $2"
+    );
+    let frontier = PgLsn::from(frontier.0);
+    tx.execute_typed(&delete, &[(pipeline, Type::TEXT), (&frontier, Type::PG_LSN)]).await?;
+    Ok(())
+}
+
+/// PostgreSQL's text holds no NUL, but what an endpoint answers may.
+fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+fn saturate(n: u32) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
+}
+
+fn system_time(unix_us: i64) -> SystemTime {
+    let distance = Duration::from_micros(unix_us.unsigned_abs());
+    if unix_us < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
+}

@@ -24,5 +24,6 @@ mod rows;
 mod rules;
 mod shape;
 mod shutdown;
+mod tls;
 mod values;
 mod ways_out;

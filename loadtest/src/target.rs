@@ -88,7 +88,7 @@ pub(crate) async fn prepare() -> Result<(Target, Owned)> {
 impl Target {
     /// A session of its own.
     pub(crate) async fn connect(&self) -> Result<Connection> {
-        Connection::open(&self.url, "walhook load test").await
+        Ok(Connection::open(&self.url, "walhook load test").await?)
     }
 
     /// The account that a user inserts for.

@@ -13,6 +13,7 @@ use super::{CommandResult, Common, print_json, print_line};
 use crate::config::Config;
 use crate::engine::halt::Halt;
 use crate::engine::lsn::Lsn;
+use crate::io::pg::Security;
 use crate::io::slot;
 use crate::io::source;
 use crate::io::sql::Connection;
@@ -124,10 +125,12 @@ async fn check(config: &Config, report: &mut Report) -> Result<()> {
             return Ok(());
         }
     };
-    report.pass("connection", "the source database answers");
+    connection(report, "connection", "the source database", source.security());
     if let Some(url) = &config.source.replication_url {
         match Connection::open(url, NAME).await {
-            Ok(_) => report.pass("replication connection", "the server answers"),
+            Ok(direct) => {
+                connection(report, "replication connection", "the server", direct.security());
+            }
             Err(error) => {
                 let mend = "correct source.replication_url";
                 report.fail("replication connection", format!("{error:#}"), mend);
@@ -146,6 +149,19 @@ async fn check(config: &Config, report: &mut Report) -> Result<()> {
     let frontier = state(config, &source, report).await?;
     server::slot(config, &source, slot, frontier, report).await?;
     tables::check(config, &source, report).await
+}
+
+/// That somebody answers, and who else may be listening.
+fn connection(report: &mut Report, what: &str, who: &str, security: &Security) {
+    let finding = format!("{who} answers {security}");
+    match security {
+        Security::Plain => report.warn(
+            what,
+            format!("{finding}: others on its way can read and change what it sends"),
+            "turn TLS on at the server, and set sslmode=verify-full and sslrootcert in the URL",
+        ),
+        Security::Local | Security::Tls { .. } => report.pass(what, finding),
+    }
 }
 
 /// The state, which may be in another database than the source. Returns the checkpoint, where there

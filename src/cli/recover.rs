@@ -21,9 +21,10 @@ use super::{CommandResult, Common, Failure, print_json, print_line};
 use crate::config::Config;
 use crate::engine::halt::{self, Halt, SourceIdentity};
 use crate::engine::lsn::Lsn;
+use crate::io::pg::Conninfo;
 use crate::io::slot::{self, Slot};
 use crate::io::source;
-use crate::io::sql::{self, Connection};
+use crate::io::sql::Connection;
 use crate::io::state::StateStore;
 
 const NAME: &str = "walhook recover";
@@ -97,7 +98,7 @@ impl Sessions {
         let url = &config.source.url;
         let source = Connection::open(url, NAME).await.context("source.url")?;
         refuse_while_active(config, &source).await?;
-        let found = source::identity(&source, &sql::session(url)?).await?;
+        let found = source::identity(&source, &Conninfo::parse(url).context("source.url")?).await?;
         let state = open_state(config).await?;
         let stored = state.source_identity().await?;
         Ok(Self { source, state, found, stored })

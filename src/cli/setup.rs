@@ -20,9 +20,10 @@ use crate::engine::endpoint::Secret;
 use crate::engine::halt::{self, Halt, SourceIdentity};
 use crate::engine::lsn::Lsn;
 use crate::io::ident::quote_ident;
+use crate::io::pg::Conninfo;
 use crate::io::slot::{Slot, read as read_slot};
 use crate::io::source;
-use crate::io::sql::{self, Connection};
+use crate::io::sql::Connection;
 
 pub(crate) use script::{looked_up, published, state_tables, state_views};
 pub(crate) use slot::create_slot_within;
@@ -82,10 +83,8 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
 }
 
 fn print_script(config: &Config, common: &Common) -> CommandResult {
-    let source = sql::session(&config.source.url)?;
-    let role =
-        source.get_user().context("source.url names no user, so there is no role to grant")?;
-    let script = script::whole(config, role, &source).map_err(anyhow::Error::from)?;
+    let source = Conninfo::parse(&config.source.url).context("source.url")?;
+    let script = script::whole(config, source.user(), &source).map_err(anyhow::Error::from)?;
     if common.json {
         return print_json(&serde_json::json!({ "sql": script }));
     }
@@ -126,14 +125,14 @@ struct Sessions {
 
 impl Sessions {
     async fn open(config: &Config, admin: Option<&Secret>) -> Result<Self> {
-        let own = sql::session(&config.source.url)?;
+        let own = Conninfo::parse(&config.source.url).context("source.url")?;
         let source = match admin {
             Some(url) => Connection::open(url, NAME).await.context("--admin-url")?,
             None => Connection::open(&config.source.url, NAME).await.context("source.url")?,
         };
         let identity = source::identity(&source, &own).await?;
         if admin.is_some() {
-            let database = own.get_dbname().or(own.get_user()).unwrap_or_default();
+            let database = own.database();
             ensure!(
                 identity.database == database,
                 "--admin-url leads to the database {}, source.url to {database}; name the same",
@@ -144,7 +143,7 @@ impl Sessions {
             Some(url) => Some(Connection::open(url, NAME).await.context("state.url")?),
             None => None,
         };
-        let grant_to = admin.and(own.get_user()).map(str::to_owned);
+        let grant_to = admin.map(|_| own.user().to_owned());
         Ok(Self { source, state, grant_to, identity })
     }
 

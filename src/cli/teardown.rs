@@ -12,9 +12,10 @@ use super::{CommandResult, Common, print_json, print_line, secret};
 use crate::config::Config;
 use crate::engine::endpoint::Secret;
 use crate::io::ident::quote_ident;
+use crate::io::pg::Conninfo;
 use crate::io::slot;
 use crate::io::source;
-use crate::io::sql::{self, Connection};
+use crate::io::sql::Connection;
 
 const NAME: &str = "walhook teardown";
 
@@ -61,9 +62,10 @@ async fn open(config: &Config, admin: Option<&Secret>) -> Result<Connection> {
     let Some(url) = admin else {
         return Connection::open(&config.source.url, NAME).await.context("source.url");
     };
-    let (own, theirs) = (sql::session(&config.source.url)?, sql::session(url)?);
+    let own = Conninfo::parse(&config.source.url).context("source.url")?;
+    let theirs = Conninfo::parse(url).context("--admin-url")?;
     ensure!(
-        own.get_dbname() == theirs.get_dbname(),
+        own.database() == theirs.database(),
         "--admin-url leads to another database than source.url; name the same"
     );
     Connection::open(url, NAME).await.context("--admin-url")

@@ -6,6 +6,7 @@ use super::{Config, Delivery};
 use crate::engine::catalog::TableName;
 use crate::engine::egress::Proxy;
 use crate::engine::endpoint::Secret;
+use crate::io::pg::Conninfo;
 
 /// A slot's name may have 63 bytes; `_anchor` and the like must fit behind it.
 const MAX_SLOT_NAME: usize = 63 - "_anchor".len();
@@ -55,7 +56,7 @@ fn problem<T>(key: &str, problem: impl Into<String>) -> Result<T, Problem> {
 
 fn url(key: &str, url: Option<&Secret>) -> Result<(), Problem> {
     let Some(url) = url else { return Ok(()) };
-    crate::io::sql::session(url).map(drop).or_else(|error| problem(key, format!("{error:#}")))
+    Conninfo::parse(url).map(drop).or_else(|error| problem(key, error.to_string()))
 }
 
 fn slot(slot: &str) -> Result<(), Problem> {

@@ -275,7 +275,7 @@ impl Demo {
     }
 
     async fn connect(&self) -> Result<Connection> {
-        Connection::open(&self.url, "walhook demo").await
+        Ok(Connection::open(&self.url, "walhook demo").await?)
     }
 
     /// SIGKILL in the middle of the traffic.

@@ -1,5 +1,7 @@
 //! Does: sockets, SQL and HTTP. Nothing here decides.
 
+pub mod pg;
+
 pub mod wire;
 
 pub mod ident;

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use tokio_postgres::config::Host;
-use tokio_postgres::{Client, Config};
+use tokio_postgres::Client;
 
 use crate::engine::catalog::TableName;
 use crate::engine::halt::SourceIdentity;
+use crate::io::pg::Conninfo;
 
 /// The oldest server that walhook works with.
 pub const OLDEST_SERVER: i32 = 140_000;
@@ -24,11 +24,11 @@ pub async fn server_version(client: &Client) -> Result<i32> {
     Ok(row.try_get(0)?)
 }
 
-/// Reads which database this is; `config` is what the session was opened with.
+/// Reads which database this is; `info` is what the session was opened with.
 ///
 /// # Errors
 /// When the server does not answer, or is in recovery, where there is no timeline to write to.
-pub async fn identity(client: &Client, config: &Config) -> Result<SourceIdentity> {
+pub async fn identity(client: &Client, info: &Conninfo) -> Result<SourceIdentity> {
     let row = client
         .query_one(
             "SELECT system_identifier::text, current_database()::text,
@@ -43,19 +43,15 @@ pub async fn identity(client: &Client, config: &Config) -> Result<SourceIdentity
     Ok(SourceIdentity {
         system_identifier: system_identifier.cast_unsigned(),
         timeline: row.try_get::<_, i32>(2)?.cast_unsigned(),
-        host: hosts(config),
+        host: hosts(info),
         database: row.try_get(1)?,
     })
 }
 
 /// The hosts that a URL names, as one text.
 #[must_use]
-pub fn hosts(config: &Config) -> String {
-    let host = |host: &Host| match host {
-        Host::Tcp(name) => name.clone(),
-        Host::Unix(dir) => dir.display().to_string(),
-    };
-    config.get_hosts().iter().map(host).collect::<Vec<_>>().join(",")
+pub fn hosts(info: &Conninfo) -> String {
+    info.hosts().iter().map(|host| host.name.as_str()).collect::<Vec<_>>().join(",")
 }
 
 /// A publication.

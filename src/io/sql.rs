@@ -1,45 +1,153 @@
-//! SQL connections.
+//! SQL sessions.
 
 use std::ops::{Deref, DerefMut};
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
 use tokio::task::JoinSet;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::Client;
+use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, NoTls};
 
+use super::pg::{self, Conninfo, ConninfoError, Link, LinkError, Security, SessionAttrs, StartUp};
 use crate::engine::endpoint::Secret;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The class "invalid authorization specification".
+const AUTHORIZATION_CLASS: &str = "28";
 
 /// A SQL session together with the task that drives it; both end when this is dropped.
 #[derive(Debug)]
 pub struct Connection {
     client: Client,
     driver: JoinSet<Result<(), tokio_postgres::Error>>,
+    security: Security,
+}
+
+/// Why there is no session. Names where and as whom; holds no password.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The URL describes no connection.
+    #[error("the database URL {0}")]
+    Conninfo(#[from] ConninfoError),
+    /// No way to a server.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The server is there, and there is no session.
+    #[error("no session with {at}: {}{hint}", error_text(.source))]
+    Session {
+        /// Host, database and user.
+        at: String,
+        /// What may be the reason, or nothing.
+        hint: String,
+        /// What the server or the protocol says.
+        source: tokio_postgres::Error,
+    },
+    /// None of the hosts is of the kind that `target_session_attrs` wants.
+    #[error("{target} is not what target_session_attrs asks for")]
+    WrongHost {
+        /// Host and port.
+        target: String,
+    },
+}
+
+impl ConnectError {
+    /// Whether it may pass by itself. All else is for a person to mend, here or at the server.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Conninfo(_) => false,
+            Self::Link(error) => error.is_passing(),
+            Self::Session { source, .. } => is_transient(source),
+            Self::WrongHost { .. } => true,
+        }
+    }
+}
+
+struct SqlStartUp<'a> {
+    info: &'a Conninfo,
+    application_name: &'a str,
+}
+
+impl StartUp for SqlStartUp<'_> {
+    type Session = Connection;
+    type Error = ConnectError;
+
+    async fn start_up(&self, link: Link) -> Result<Connection, ConnectError> {
+        Connection::over(link, self.info, self.application_name).await
+    }
+
+    fn is_final(error: &ConnectError) -> bool {
+        match error {
+            ConnectError::Session { source, .. } => {
+                let authorization = |code: &SqlState| code.code().starts_with(AUTHORIZATION_CLASS);
+                source.code().map_or_else(|| !is_transient(source), authorization)
+            }
+            ConnectError::Conninfo(_) | ConnectError::Link(_) | ConnectError::WrongHost { .. } => {
+                false
+            }
+        }
+    }
 }
 
 impl Connection {
     /// Connects and pins the session's settings that others rely on.
     ///
     /// # Errors
-    /// When the URL cannot be used or the server cannot be reached; the message names host, port,
-    /// database and user, and never holds the password.
-    pub async fn open(url: &Secret, application_name: &str) -> Result<Self> {
-        let mut config = session(url)?;
-        config.application_name(application_name);
-        let cannot = || format!("cannot connect to PostgreSQL at {}", describe(&config));
-        let (client, connection) = config.connect(NoTls).await.with_context(cannot)?;
+    /// [`ConnectError`]
+    pub async fn open(url: &Secret, application_name: &str) -> Result<Self, ConnectError> {
+        let info = Conninfo::parse(url)?;
+        pg::open(&info, SqlStartUp { info: &info, application_name }).await
+    }
+
+    async fn over(
+        link: Link,
+        info: &Conninfo,
+        application_name: &str,
+    ) -> Result<Self, ConnectError> {
+        let Link { target, security, socket, end_point, password } = link;
+        let at = || format!("{target} (database {}, user {})", info.database(), info.user());
+        let hint = match &password {
+            Ok(_) => String::new(),
+            Err(why) => format!("; if it wants a password: there is {why}"),
+        };
+        let refused = |source| ConnectError::Session { at: at(), hint: hint.clone(), source };
+        let mut config = tokio_postgres::Config::new();
+        config
+            .user(info.user())
+            .dbname(info.database())
+            .application_name(application_name)
+            .channel_binding(info.channel_binding)
+            // No further request for TLS, and what `Linked` gives is taken for the outcome.
+            .ssl_mode(SslMode::Require)
+            .ssl_negotiation(SslNegotiation::Direct);
+        if let Ok(password) = &password {
+            config.password(password);
+        }
+        if let Some(options) = &info.options {
+            config.options(options);
+        }
+        let linked = pg::Linked { end_point };
+        let (client, connection) = config.connect_raw(socket, linked).await.map_err(refused)?;
         let mut driver = JoinSet::new();
         driver.spawn(connection);
+        if info.attrs != SessionAttrs::Any {
+            let row = client.query_typed_one(SessionAttrs::QUERY, &[]).await.map_err(refused)?;
+            let bits = (row.try_get(0).map_err(refused)?, row.try_get(1).map_err(refused)?);
+            if !info.attrs.accepts(bits.0, bits.1) {
+                return Err(ConnectError::WrongHost { target });
+            }
+        }
         // `on` even where the database's default is `off`: what is acknowledged must be durable.
         // No timeout for idling: most of our sessions do little else, and one watches for the server's
         // shutdown by idling.
         let settings =
             "SET synchronous_commit = on; SET timezone = 'UTC'; SET idle_session_timeout = 0";
-        client.batch_execute(settings).await?;
-        Ok(Self { client, driver })
+        client.batch_execute(settings).await.map_err(refused)?;
+        Ok(Self { client, driver, security })
+    }
+
+    /// How well it is protected.
+    #[must_use]
+    pub fn security(&self) -> &Security {
+        &self.security
     }
 
     /// Waits until the session ends, and says why (`None`: it was closed in order).
@@ -65,58 +173,6 @@ impl DerefMut for Connection {
     fn deref_mut(&mut self) -> &mut Client {
         &mut self.client
     }
-}
-
-/// What a `postgres://` URL says, with a timeout for connecting where it says none.
-///
-/// # Errors
-/// When it cannot be read, or asks for TLS, which it would not get. The message holds no part of it
-/// but names of options.
-pub fn session(url: &Secret) -> Result<tokio_postgres::Config> {
-    let text = url.expose();
-    ensure!(
-        text.starts_with("postgres://") || text.starts_with("postgresql://"),
-        "is not a postgres:// URL; write it as postgres://user@host:5432/database"
-    );
-    let options = text.split_once('?').map_or("", |(_, options)| options);
-    for option in options.split('&').filter_map(|option| option.split_once('=')) {
-        match option {
-            ("sslmode", mode @ ("require" | "verify-ca" | "verify-full")) => bail!(
-                "sslmode={mode} is not supported by this version; connect over a private network or \
-                 a Unix socket with sslmode=disable"
-            ),
-            ("sslrootcert" | "sslcert" | "sslkey", _) => bail!(
-                "{} is not supported by this version, which has no TLS to PostgreSQL; remove it",
-                option.0
-            ),
-            _ => {}
-        }
-    }
-    let mut config: tokio_postgres::Config = text.parse().context("the URL cannot be read")?;
-    ensure!(config.get_ssl_mode() != SslMode::Require, "TLS is not supported by this version");
-    ensure!(
-        !config.get_hosts().is_empty() || !config.get_hostaddrs().is_empty(),
-        "names no host; write it as postgres://user@host:5432/database"
-    );
-    if config.get_connect_timeout().is_none() {
-        config.connect_timeout(CONNECT_TIMEOUT);
-    }
-    Ok(config)
-}
-
-/// Where a connection goes and as whom, for people: never the password.
-#[must_use]
-pub fn describe(config: &tokio_postgres::Config) -> String {
-    let ports = config.get_ports();
-    let port = |n: usize| ports.get(n).or(ports.first()).copied().unwrap_or(5432);
-    let host = |(n, host): (usize, &Host)| match host {
-        Host::Tcp(name) => format!("{name}:{}", port(n)),
-        Host::Unix(dir) => format!("{} (port {})", dir.display(), port(n)),
-    };
-    let hosts: Vec<String> = config.get_hosts().iter().enumerate().map(host).collect();
-    let user = config.get_user().unwrap_or("the operating system's user");
-    let database = config.get_dbname().unwrap_or(user);
-    format!("{}, database {database}, user {user}", hosts.join(", "))
 }
 
 /// The server's own words, which tokio-postgres prints only as "db error".
@@ -152,8 +208,9 @@ pub fn is_transient(error: &tokio_postgres::Error) -> bool {
 fn has_io_error(error: &tokio_postgres::Error) -> bool {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
-        if cause.is::<std::io::Error>() {
-            return true;
+        if let Some(error) = cause.downcast_ref::<std::io::Error>() {
+            // The other side's refusal of our certificate comes as an error of the socket.
+            return pg::tls_error(error).is_none();
         }
         source = cause.source();
     }
@@ -164,42 +221,21 @@ fn has_io_error(error: &tokio_postgres::Error) -> bool {
 mod tests {
     use super::*;
 
-    #[test]
-    fn session_refuses_what_it_cannot_keep_and_names_no_secret() {
-        for (url, expected) in [
-            ("postgres://u:hush@h/d?sslmode=verify-full", "sslmode=verify-full is not supported"),
-            ("postgres://u:hush@h/d?sslrootcert=/ca", "sslrootcert is not supported"),
-            ("postgres://u:hush@h:port/d", "cannot be read"),
-            ("host=h password=hush", "is not a postgres:// URL"),
-            ("postgres:///d", "names no host"),
-        ] {
-            let error = format!("{:#}", session(&Secret::new(url)).unwrap_err());
-            assert!(error.contains(expected), "{url}: {error}");
-            assert!(!error.contains("hush"), "{error}");
-        }
-    }
-
-    #[test]
-    fn description_names_every_host_and_no_password() {
-        let url = Secret::new("postgres://u:hush@one:1,two:2/d?sslmode=prefer");
-        let config = session(&url).unwrap();
-        assert_eq!(describe(&config), "one:1, two:2, database d, user u");
-    }
-
     #[tokio::test]
-    async fn connection_error_names_host_port_database_and_user() {
+    async fn connection_error_names_host_and_port_and_may_pass() {
         // Port 1 of the loopback address: nobody listens there.
         let url = Secret::new("postgres://u:hush@127.0.0.1:1/d");
-        let error = format!("{:#}", Connection::open(&url, "test").await.unwrap_err());
-        assert!(error.contains("127.0.0.1:1, database d, user u"), "{error}");
+        let error = Connection::open(&url, "test").await.unwrap_err();
+        assert!(error.is_passing());
+        let error = format!("{:#}", anyhow::Error::from(error));
+        assert!(error.starts_with("cannot connect to 127.0.0.1:1: "), "{error}");
         assert!(!error.contains("hush"), "{error}");
     }
 
     #[tokio::test]
-    async fn refused_connection_is_transient() {
-        let refused = tokio_postgres::connect("postgres://nobody@127.0.0.1:1/x", NoTls).await;
-        assert!(is_transient(&refused.err().unwrap()));
-        let unreadable = tokio_postgres::connect("postgres://[", NoTls).await;
-        assert!(!is_transient(&unreadable.err().unwrap()));
+    async fn connection_by_a_url_that_says_nothing_does_not_pass() {
+        let error = Connection::open(&Secret::new("hush"), "test").await.unwrap_err();
+        assert!(!error.is_passing());
+        assert!(!format!("{error} {error:?}").contains("hush"), "{error:?}");
     }
 }

@@ -163,7 +163,7 @@ impl Reader {
                 }
                 Err(Obstacle::Stop(stop)) => return Err(stop),
                 Err(Obstacle::SlotInUse) => tracing::info!("the slot is still in use"),
-                Err(Obstacle::Passing(problem)) => {
+                Err(Obstacle::Passing(problem) | Obstacle::NoAccess(problem)) => {
                     tracing::warn!(problem = %format!("{problem:#}"), "cannot connect; trying again");
                 }
             }
@@ -352,7 +352,9 @@ fn lost(error: WireError) -> Result<Ended, Stop> {
     match Obstacle::from(error) {
         Obstacle::Stop(stop) => Err(stop),
         Obstacle::SlotInUse => Ok(Ended::Lost("the slot is in use".to_owned())),
-        Obstacle::Passing(problem) => Ok(Ended::Lost(format!("{problem:#}"))),
+        Obstacle::Passing(problem) | Obstacle::NoAccess(problem) => {
+            Ok(Ended::Lost(format!("{problem:#}")))
+        }
     }
 }
 

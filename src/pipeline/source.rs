@@ -19,9 +19,10 @@ use crate::engine::lsn::Lsn;
 use crate::engine::rule::{RuleSettings, Rules};
 use crate::io::admin::{Health, Role};
 use crate::io::catalog;
+use crate::io::pg::Conninfo;
 use crate::io::slot::{self, Slot};
 use crate::io::source::hosts;
-use crate::io::sql::{Connection, session};
+use crate::io::sql::{ConnectError, Connection};
 use crate::io::state::{Recovery, StateError, StateStore};
 use crate::io::wire::{self, Class, WireError};
 
@@ -60,6 +61,9 @@ pub(super) enum Obstacle {
     SlotInUse,
     /// May pass by itself.
     Passing(anyhow::Error),
+    /// The server does not let us in, or is not the one that we trust: wrong configuration, unless it
+    /// has been otherwise before.
+    NoAccess(anyhow::Error),
     /// Does not.
     Stop(Stop),
 }
@@ -88,9 +92,17 @@ impl From<StateError> for Obstacle {
             Self::Stop(Stop::Fenced)
         } else if error.is_transient() {
             Self::Passing(error.into())
+        } else if matches!(error, StateError::Connection(_)) {
+            Self::NoAccess(error.into())
         } else {
             Self::Stop(Stop::Failed(error.into()))
         }
+    }
+}
+
+impl From<ConnectError> for Obstacle {
+    fn from(error: ConnectError) -> Self {
+        if error.is_passing() { Self::Passing(error.into()) } else { Self::NoAccess(error.into()) }
     }
 }
 
@@ -107,6 +119,7 @@ impl From<WireError> for Obstacle {
                 let problem = format!("{:#}", anyhow::Error::from(error));
                 halt::Halt::PublicationMissing { problem }.into()
             }
+            Class::Access => Self::NoAccess(error.into()),
             Class::Fatal => Self::Stop(Stop::Failed(error.into())),
         }
     }
@@ -120,6 +133,8 @@ pub(super) async fn become_leader(
 ) -> Result<Option<Leader>, Stop> {
     let mut backoff = Backoff::new();
     let mut said_standby = false;
+    // Whether this configuration has led to the slot once.
+    let mut had_access = false;
     loop {
         let tried = tokio::select! {
             biased;
@@ -129,7 +144,11 @@ pub(super) async fn become_leader(
         match tried {
             Ok(Ok(leader)) => return Ok(Some(leader)),
             Ok(Err(Obstacle::Stop(stop))) => return Err(stop),
+            Ok(Err(Obstacle::NoAccess(problem))) if !had_access => {
+                return Err(Stop::Config(format!("{problem:#}")));
+            }
             Ok(Err(Obstacle::SlotInUse)) => {
+                had_access = true;
                 if !std::mem::replace(&mut said_standby, true) {
                     tracing::info!(slot = %config.source.slot, "standing by: another instance streams from the slot");
                 }
@@ -140,7 +159,7 @@ pub(super) async fn become_leader(
                 }
                 backoff.stay_short();
             }
-            Ok(Err(Obstacle::Passing(problem))) => {
+            Ok(Err(Obstacle::Passing(problem) | Obstacle::NoAccess(problem))) => {
                 tracing::warn!(problem = %format!("{problem:#}"), "cannot start streaming; trying again");
             }
             Err(_) => tracing::warn!("opening the source took over {OPEN_TIMEOUT:?}; trying again"),
@@ -210,14 +229,14 @@ async fn check_slot(config: &Config, sentinel: &Connection, at: Lsn) -> Result<(
 
 async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Session, Obstacle> {
     let source = &config.source;
-    let sentinel = Connection::open(&source.url, "walhook").await.map_err(Obstacle::Passing)?;
+    let sentinel = Connection::open(&source.url, "walhook").await?;
     let url = source.replication_url.as_ref().unwrap_or(&source.url);
     let mut replication = wire::connect(url, "walhook").await?;
     let system = replication.identify_system().await?;
     let found = SourceIdentity {
         system_identifier: system.system_identifier,
         timeline: system.timeline,
-        host: hosts(&session(&source.url).map_err(|e| Stop::Config(format!("source.url {e:#}")))?),
+        host: hosts(&Conninfo::parse(&source.url).map_err(ConnectError::from)?),
         database: system.database,
     };
     halt::check_source(&found, expected)?;

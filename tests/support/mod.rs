@@ -1,6 +1,7 @@
 //! A world for one test: a cluster, the customer's tables, a receiver, and the program as a child.
 
 pub(crate) mod audit;
+pub(crate) mod tls;
 pub(crate) mod traffic;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -271,7 +272,7 @@ impl World {
 }
 
 async fn connect(cluster: &Cluster) -> Result<Connection> {
-    Connection::open(&Secret::new(cluster.url("postgres")), "test").await
+    Ok(Connection::open(&Secret::new(cluster.url("postgres")), "test").await?)
 }
 
 impl Running {

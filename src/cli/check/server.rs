@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::engine::halt::{self, Halt, SourceIdentity};
 use crate::engine::lsn::Lsn;
 use crate::io::ident::{quote_ident, quote_name};
+use crate::io::pg::Conninfo;
 use crate::io::slot::{Slot, WalStatus};
 use crate::io::source;
 use crate::io::sql;
@@ -254,7 +255,7 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
         database: row.try_get(3)?,
     };
     let source = sql::Connection::open(&config.source.url, super::NAME).await?;
-    let identity = source::identity(&source, &sql::session(&config.source.url)?).await?;
+    let identity = source::identity(&source, &Conninfo::parse(&config.source.url)?).await?;
     let same = halt::check_source(&identity, &stored);
     if let Err(halt) = &same {
         report.halt("state", halt);

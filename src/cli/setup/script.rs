@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::config::Config;
 use crate::engine::catalog::{TableName, TableNameError};
 use crate::io::ident::{quote_ident, quote_literal, quote_name};
+use crate::io::pg::Conninfo;
 use crate::io::source::hosts;
 
 /// The version of the state schema that this version of walhook writes.
@@ -96,7 +97,7 @@ pub(super) fn state_grants(role: &str, schema: &str) -> Vec<String> {
 pub(super) fn whole(
     config: &Config,
     role: &str,
-    source: &tokio_postgres::Config,
+    source: &Conninfo,
 ) -> Result<String, TableNameError> {
     let published = published(config)?;
     let slot = quote_literal(&config.source.slot);

@@ -148,7 +148,7 @@ async fn printed_script_sets_up_the_same() {
     let fixture = Fixture::start().await;
     fixture.run("CREATE ROLE sender LOGIN").await;
     let config = fixture.config_as("sender", "");
-    let source = sql::session(&config.source.url).unwrap();
+    let source = Conninfo::parse(&config.source.url).unwrap();
     let text = script::whole(&config, "sender", &source).unwrap();
     // A slot cannot be created in a transaction that has written, so one statement at a time.
     let client = fixture.connect().await;

@@ -215,7 +215,7 @@ fn errors_and_the_printed_configuration_hold_no_secret() {
         "[1]",
         "\"postgres://u:hush@h:port/d\"",
         "\"u:hush@h/d\"",
-        "\"postgres://u:hush@h/d?sslmode=require\"",
+        "\"postgres://u:hush@h/d?sslmode=verify-full\"",
         "hush",
     ] {
         let text = format!("[source]\nurl = {url}\n[endpoints]\ntable = \"a.b\"\n");

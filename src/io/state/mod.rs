@@ -42,7 +42,7 @@ use crate::engine::settled;
 
 use self::refill::{backlog_sql, read_backlog};
 use super::ident::{quote_ident, quote_literal};
-use super::sql::{Connection, error_text, is_transient};
+use super::sql::{ConnectError, Connection, error_text, is_transient};
 
 /// The version of the state tables that this program reads and writes.
 pub const SCHEMA_VERSION: i32 = 1;
@@ -131,8 +131,8 @@ pub enum StateError {
         detail: String,
     },
     /// No session could be opened.
-    #[error("no connection to the state database: {0:#}")]
-    Connection(anyhow::Error),
+    #[error("no connection to the state database")]
+    Connection(#[source] ConnectError),
     /// The server refused, or the session was lost.
     #[error("state database: {}", error_text(.0))]
     Sql(#[from] tokio_postgres::Error),
@@ -150,7 +150,7 @@ impl StateError {
             | Self::FrontierDecreases { .. }
             | Self::CheckpointMoved { .. }
             | Self::Unreadable { .. } => false,
-            Self::Connection(error) => error.downcast_ref().is_some_and(is_transient),
+            Self::Connection(error) => error.is_passing(),
             Self::Sql(error) => is_transient(error),
         }
     }

@@ -1,13 +1,18 @@
-//! Start-up and authentication: trust, password, md5, SCRAM-SHA-256.
+//! Start-up and authentication: trust, password, md5, SCRAM-SHA-256 with and without
+//! channel binding.
 
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::authentication::sasl::{
+    ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
 use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
 use postgres_protocol::message::frontend;
+use tokio_postgres::config::ChannelBinding as Binding;
 
 use super::connection::{Connection, Received, malformed, notice, unexpected};
 use super::error::{ServerError, WireError};
+use crate::io::pg::Conninfo;
 
 /// Settings that text output depends on, pinned against what a role, a database or the server says.
 const PINNED: [(&str, &str); 9] = [
@@ -23,30 +28,26 @@ const PINNED: [(&str, &str); 9] = [
     ("search_path", "pg_catalog"),
 ];
 
-/// Who we are.
-pub(super) struct Identity<'a> {
-    pub(super) user: &'a str,
-    pub(super) password: Option<&'a [u8]>,
-    pub(super) database: &'a str,
-    pub(super) application_name: &'a str,
-    pub(super) options: Option<&'a str>,
-}
-
 /// Brings a fresh connection to the point where it takes commands.
+///
+/// `password`, or why there is none; `end_point`, under TLS: what the password exchange is bound to.
 pub(super) async fn start_up(
     connection: &mut Connection,
-    identity: &Identity<'_>,
+    info: &Conninfo,
+    application_name: &str,
+    password: Result<&[u8], &String>,
+    end_point: Option<Vec<u8>>,
 ) -> Result<(), WireError> {
     let parameters = [
-        ("user", identity.user),
-        ("database", identity.database),
-        ("application_name", identity.application_name),
+        ("user", info.user()),
+        ("database", info.database()),
+        ("application_name", application_name),
     ]
     .into_iter()
     .chain(PINNED)
-    .chain(identity.options.map(|options| ("options", options)));
+    .chain(info.options.as_deref().map(|options| ("options", options)));
     connection.send(|out| frontend::startup_message(parameters, out)).await?;
-    authenticate(connection, identity).await?;
+    authenticate(connection, info, password, end_point).await?;
     loop {
         match connection.receive().await? {
             Received::Message(Message::ReadyForQuery(_)) => return Ok(()),
@@ -67,9 +68,16 @@ pub(super) async fn start_up(
 )]
 async fn authenticate(
     connection: &mut Connection,
-    identity: &Identity<'_>,
+    info: &Conninfo,
+    password: Result<&[u8], &String>,
+    end_point: Option<Vec<u8>>,
 ) -> Result<(), WireError> {
-    let password = || identity.password.ok_or(WireError::PasswordMissing);
+    let password = || password.map_err(|why| WireError::PasswordMissing { why: why.clone() });
+    // What knows nothing of the certificate cannot be bound to it.
+    let unbound = |method: &str| match info.channel_binding {
+        Binding::Require => Err(WireError::ChannelBinding { why: format!("it wants {method}") }),
+        _ => Ok(()),
+    };
     let message = match connection.receive().await? {
         Received::Message(message) => message,
         other @ (Received::CopyBoth | Received::Oversize { .. }) => {
@@ -77,18 +85,22 @@ async fn authenticate(
         }
     };
     let method = match message {
-        Message::AuthenticationOk => return Ok(()),
+        Message::AuthenticationOk => return unbound("no password"),
         Message::AuthenticationCleartextPassword => {
+            unbound("the password as it is")?;
             let password = password()?;
             connection.send(|out| frontend::password_message(password, out)).await?;
             return expect_ok(connection).await;
         }
         Message::AuthenticationMd5Password(body) => {
-            let hash = md5_hash(identity.user.as_bytes(), password()?, body.salt());
+            unbound("md5")?;
+            let hash = md5_hash(info.user().as_bytes(), password()?, body.salt());
             connection.send(|out| frontend::password_message(hash.as_bytes(), out)).await?;
             return expect_ok(connection).await;
         }
-        Message::AuthenticationSasl(body) => return scram(connection, &body, password()?).await,
+        Message::AuthenticationSasl(body) => {
+            return scram(connection, &body, password()?, info.channel_binding, end_point).await;
+        }
         Message::AuthenticationGss => "GSSAPI",
         Message::AuthenticationSspi => "SSPI",
         Message::AuthenticationKerberosV5 => "Kerberos",
@@ -103,17 +115,30 @@ async fn scram(
     connection: &mut Connection,
     offer: &AuthenticationSaslBody,
     password: &[u8],
+    wanted: Binding,
+    end_point: Option<Vec<u8>>,
 ) -> Result<(), WireError> {
     let offered: Vec<_> =
         offer.mechanisms().map(|name| Ok(name.to_owned())).collect().map_err(malformed)?;
-    if !offered.iter().any(|name| name == SCRAM_SHA_256) {
-        return Err(WireError::AuthenticationMethod { method: offered.join(", ") });
-    }
-    // Without TLS there is no channel to bind to.
-    let mut scram = ScramSha256::new(password, ChannelBinding::unsupported());
-    connection
-        .send(|out| frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), out))
-        .await?;
+    let offers = |mechanism: &str| offered.iter().any(|name| name == mechanism);
+    let end_point = end_point.filter(|_| wanted != Binding::Disable);
+    let (mechanism, binding) = match end_point {
+        Some(end_point) if offers(SCRAM_SHA_256_PLUS) => {
+            (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(end_point))
+        }
+        _ if wanted == Binding::Require => {
+            let why = "it offers no SCRAM-SHA-256-PLUS, or there is no TLS to bind to".to_owned();
+            return Err(WireError::ChannelBinding { why });
+        }
+        _ if !offers(SCRAM_SHA_256) => {
+            return Err(WireError::AuthenticationMethod { method: offered.join(", ") });
+        }
+        // Says that we could have: a server that could have too knows that somebody has cut its offer.
+        Some(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
+        None => (SCRAM_SHA_256, ChannelBinding::unsupported()),
+    };
+    let mut scram = ScramSha256::new(password, binding);
+    connection.send(|out| frontend::sasl_initial_response(mechanism, scram.message(), out)).await?;
     match connection.receive().await? {
         Received::Message(Message::AuthenticationSaslContinue(body)) => {
             scram.update(body.data()).map_err(WireError::Scram)?;

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::message::backend::{Header, Message};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::error::{ServerError, WireError};
+use crate::io::pg::Socket;
 
 /// The longest message that is read before the stream, where nothing large comes: what a server that
 /// is none could make us hold.
@@ -37,11 +38,6 @@ const COPY_DATA_TAG: u8 = b'd';
 
 /// `W`, which `postgres-protocol` does not parse.
 const COPY_BOTH_RESPONSE_TAG: u8 = b'W';
-
-/// A socket of any kind.
-pub(super) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
 
 /// A message from the server.
 pub(super) enum Received {

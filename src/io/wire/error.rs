@@ -6,6 +6,8 @@ use std::time::Duration;
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::ErrorFields;
 
+use crate::io::pg::{ConninfoError, LinkError, tls_error};
+
 /// An ErrorResponse or NoticeResponse.
 ///
 /// Source: PostgreSQL manual, "Error and Notice Message Fields".
@@ -55,33 +57,12 @@ impl ServerError {
 /// What went wrong. Holds no password.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// The URL cannot be read.
-    #[error("the database URL cannot be read")]
-    Url(#[source] tokio_postgres::Error),
-    /// The URL leaves out what a replication connection needs.
-    #[error("the database URL names no {missing}; add it")]
-    UrlIncomplete {
-        /// What is missing.
-        missing: &'static str,
-    },
-    /// The URL asks for TLS.
-    #[error(
-        "the database URL asks for TLS ({setting}), which the replication connection cannot do yet; \
-         use sslmode=prefer or sslmode=disable, over a Unix socket or a network that you trust"
-    )]
-    Tls {
-        /// Which part of the URL does.
-        setting: &'static str,
-    },
-    /// No connection to one of the URL's hosts.
-    #[error("cannot connect to {target}")]
-    Connect {
-        /// Host and port, or the socket's path.
-        target: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// The URL describes no connection.
+    #[error("the database URL {0}")]
+    Conninfo(#[from] ConninfoError),
+    /// No way to a server.
+    #[error(transparent)]
+    Link(#[from] LinkError),
     /// A step of the set-up took too long.
     #[error("{what} was not done after {after:?}")]
     Timeout {
@@ -91,14 +72,23 @@ pub enum WireError {
         after: Duration,
     },
     /// None of the URL's hosts is of the kind that its `target_session_attrs` wants.
-    #[error("{target} does not match the target_session_attrs of the database URL")]
+    #[error("{target} is not what target_session_attrs asks for")]
     WrongHost {
-        /// Host and port, or the socket's path.
+        /// Host and port.
         target: String,
     },
-    /// The server wants a password and the URL has none.
-    #[error("the server wants a password and the database URL has none; add it")]
-    PasswordMissing,
+    /// The server wants a password and there is none.
+    #[error("the server wants a password, and there is {why}")]
+    PasswordMissing {
+        /// Where it was looked for.
+        why: String,
+    },
+    /// The server does not bind the authentication to its certificate.
+    #[error("the server does not authenticate as channel_binding=require asks: {why}")]
+    ChannelBinding {
+        /// What it does instead.
+        why: String,
+    },
     /// The server wants to be authenticated to in a way that is not spoken here.
     #[error("the server wants {method} authentication; use scram-sha-256, md5, password or trust")]
     AuthenticationMethod {
@@ -168,6 +158,10 @@ pub enum Class {
     PublicationMissing,
     /// The server shuts down, starts up or ended our session: reconnect after a moment.
     Shutdown,
+    /// The server does not let us in, or is not the one that we trust. When it has never been
+    /// otherwise, the configuration is wrong; later it may pass, as a password is changed on both sides
+    /// or a certificate renewed.
+    Access,
     /// Something passing: reconnect with backoff.
     Retry,
     /// Will fail again until a person changes something: configuration, privileges, or a row that
@@ -179,23 +173,28 @@ pub enum Class {
 #[must_use]
 pub fn classify(error: &WireError) -> Class {
     match error {
-        WireError::Url(_)
-        | WireError::UrlIncomplete { .. }
-        | WireError::Tls { .. }
-        | WireError::PasswordMissing
+        WireError::Conninfo(_)
+        | WireError::PasswordMissing { .. }
         | WireError::AuthenticationMethod { .. }
-        | WireError::Scram(_)
-        | WireError::Oversize { .. }
-        | WireError::Protocol { .. } => Class::Fatal,
-        WireError::Connect { .. }
-        | WireError::Timeout { .. }
+        | WireError::ChannelBinding { .. }
+        | WireError::Scram(_) => Class::Access,
+        WireError::Link(error) if error.is_passing() => Class::Retry,
+        WireError::Link(_) => Class::Access,
+        WireError::Oversize { .. } | WireError::Protocol { .. } => Class::Fatal,
+        // The server's refusal of our certificate comes as an error of the socket.
+        WireError::Io(error) if tls_error(error).is_some() => Class::Access,
+        WireError::Timeout { .. }
         | WireError::WrongHost { .. }
         | WireError::Closed
         | WireError::Silent
         | WireError::Io(_) => Class::Retry,
         WireError::Ended => Class::Shutdown,
         WireError::PublicationSkipped(_) => Class::PublicationMissing,
-        WireError::Session(server) => by_sqlstate(&server.sqlstate),
+        WireError::Session(server) => match server.sqlstate.get(..2).unwrap_or_default() {
+            // Authorization, no such database.
+            "28" | "3D" => Class::Access,
+            _ => by_sqlstate(&server.sqlstate),
+        },
         WireError::Start(server) => match server.sqlstate.as_str() {
             OBJECT_IN_USE => Class::SlotInUse,
             UNDEFINED_OBJECT => Class::SlotMissing,
@@ -255,7 +254,7 @@ mod tests {
             (WireError::Stream(server("58P01")), Class::SlotUnusable),
             (WireError::Stream(server("57P01")), Class::Shutdown),
             (WireError::Session(server("57P03")), Class::Shutdown),
-            (WireError::Session(server("28P01")), Class::Fatal),
+            (WireError::Session(server("28P01")), Class::Access),
             (WireError::Session(server("53300")), Class::Retry),
             (WireError::Stream(server("XX000")), Class::Fatal),
             (WireError::Stream(server("")), Class::Retry),

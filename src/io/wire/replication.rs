@@ -11,6 +11,7 @@ use super::connection::{Connection, Received, malformed, notice, unexpected};
 use super::error::{ServerError, WireError};
 use super::stream::Stream;
 use crate::engine::lsn::Lsn;
+use crate::io::pg::SessionAttrs;
 
 /// For one command. START_REPLICATION finds its slot taken at once; nothing here waits for others.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -79,8 +80,11 @@ impl Replication {
         })
     }
 
-    pub(super) async fn is_read_only(&mut self) -> Result<bool, WireError> {
-        Ok(self.value("SHOW transaction_read_only").await? == "on")
+    /// Whether the server is in recovery, and whether transactions are read-only.
+    pub(super) async fn session_attrs(&mut self) -> Result<(bool, bool), WireError> {
+        let row = self.row(SessionAttrs::QUERY).await?;
+        let is_true = |i: usize| row.get(i).and_then(Option::as_deref) == Some("t");
+        Ok((is_true(0), is_true(1)))
     }
 
     /// Starts streaming from `slot` what `publication` publishes, from `at`.

@@ -14,6 +14,7 @@ mod support;
 
 mod changes;
 mod commands;
+mod connections;
 mod egress;
 mod endpoints;
 mod files;

@@ -147,6 +147,11 @@ impl World {
         Ok(timeout(PATIENCE, self.command(args).output()).await??)
     }
 
+    /// As [`World::walhook`], with variables in its environment.
+    pub async fn walhook_with(&self, args: &[&str], env: &[(&str, &str)]) -> Result<Output> {
+        Ok(timeout(PATIENCE, self.command(args).envs(env.iter().copied()).output()).await??)
+    }
+
     /// Runs a command with `--json` and reads what it prints.
     pub async fn walhook_json(&self, args: &[&str]) -> Result<serde_json::Value> {
         let output = self.walhook(&[args, &["--json"]].concat()).await?;

@@ -1,0 +1,188 @@
+//! Where connections lead: the environment, `.pgpass`, several hosts, addresses; and the program as a
+//! whole over verified TLS, also when the certificate changes while it runs.
+
+use std::fs;
+use std::net::TcpListener;
+
+use anyhow::{Context, Result};
+use rcgen::PKCS_ECDSA_P256_SHA256;
+use tempfile::TempDir;
+use walhook::demo::cluster::{Cluster, StopMode};
+use walhook::engine::endpoint::Secret;
+use walhook::io::sql::{ConnectError, Connection};
+use walhook::io::wire::{self, WireError};
+
+use crate::support::tls::{Authority, by_socket, host_rules, present, private_file};
+use crate::support::{World, text};
+
+/// A world whose server wants TLS and the password of the role `sender`, for `localhost`.
+async fn guarded() -> Result<(World, Authority)> {
+    let world = World::new().await?;
+    let admin = by_socket(&world.cluster).await?;
+    admin.batch_execute("CREATE ROLE sender SUPERUSER LOGIN PASSWORD 'hush'").await?;
+    let authority = Authority::ecdsa(&PKCS_ECDSA_P256_SHA256)?;
+    present(&world.cluster, &admin, &authority.issue("localhost")?, None).await?;
+    let rules =
+        "hostssl all sender 127.0.0.1/32 scram-sha-256\nhost all postgres 127.0.0.1/32 trust";
+    host_rules(&world.cluster, &admin, rules).await?;
+    Ok((world, authority))
+}
+
+#[tokio::test]
+async fn environment_and_password_file_complete_a_url() -> Result<()> {
+    let (world, authority) = guarded().await?;
+    let whole = world.cluster.url("postgres");
+    // The state remembers the host that it was set up for.
+    world.edit_config(&whole, "postgres://")?;
+    let dir = TempDir::new()?;
+    let port = world.cluster.port().to_string();
+    let pass = format!("localhost:{port}:postgres:sender:hush\n");
+    let pass = private_file(&dir, "pass", &pass)?;
+    let (pass, root) = (pass.display().to_string(), authority.file());
+    let env = [
+        ("PGHOST", "localhost"),
+        ("PGPORT", &port),
+        ("PGUSER", "sender"),
+        ("PGDATABASE", "postgres"),
+        ("PGPASSFILE", &pass),
+        ("PGSSLMODE", "verify-full"),
+        ("PGSSLROOTCERT", &root),
+        ("PGCHANNELBINDING", "require"),
+        ("PGTARGETSESSIONATTRS", "primary"),
+        ("PGCONNECT_TIMEOUT", "20"),
+    ];
+    let connection = async |changed: &[(&str, &str)]| -> Result<String> {
+        let output = world.walhook_with(&["check"], &[&env[..], changed].concat()).await?;
+        let lines = text(&output.stdout);
+        Ok(lines.lines().next().with_context(|| text(&output.stderr))?.to_owned())
+    };
+    let line = connection(&[]).await?;
+    assert!(
+        line.starts_with("pass  connection: the source database answers over TLSv1.3"),
+        "{line}"
+    );
+    assert!(line.ends_with(", sslmode=verify-full"), "{line}");
+    for (changed, expected) in [
+        (("PGPASSWORD", "wrong"), "password authentication failed for user \"sender\""),
+        (("PGHOST", "127.0.0.1"), "\"localhost\""),
+        (("PGUSER", "nobody"), "no line of"),
+        (("PGTARGETSESSIONATTRS", "standby"), "is not what target_session_attrs asks for"),
+        (("PGSSLROOTCERT", "/nowhere"), "sslrootcert /nowhere: cannot be read"),
+    ] {
+        let line = connection(&[changed]).await?;
+        assert!(line.starts_with("fail  connection: ") && line.contains(expected), "{line}");
+    }
+    let output =
+        world.walhook_with(&["check"], &[&env[..], &[("PGSSLMODE", "x")]].concat()).await?;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("source.url: PGSSLMODE is none of disable, prefer"));
+    fs::set_permissions(&pass, std::os::unix::fs::PermissionsExt::from_mode(0o640))?;
+    let line = connection(&[]).await?;
+    assert!(line.contains("is ignored, for others may read it: chmod 600 it"), "{line}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn run_delivers_over_verified_tls_and_waits_for_a_certificate_that_is_wrong() -> Result<()> {
+    let (mut world, authority) = guarded().await?;
+    let admin = by_socket(&world.cluster).await?;
+    let whole = world.cluster.url("postgres");
+    let options = format!("sslmode=verify-full&sslrootcert={}", authority.file());
+    let tls = format!(
+        "postgres://sender:hush@localhost:{}/postgres?{options}&channel_binding=require",
+        world.cluster.port()
+    );
+    world.edit_config(&whole, &tls)?;
+    // Set up under the name that is in the certificate.
+    admin.batch_execute("UPDATE walhook.meta SET host = 'localhost'").await?;
+    world.hook(1, 7, "").await?;
+    let mut running = world.run().await?;
+    world.subscribe(1, 7).await?;
+    world.delivered(1).await?;
+    let encrypted = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
+                     WHERE usename = 'sender'";
+    assert_eq!(world.value(encrypted).await?, "t");
+
+    let other = Authority::ecdsa(&PKCS_ECDSA_P256_SHA256)?;
+    present(&world.cluster, &admin, &other.issue("localhost")?, None).await?;
+    let end =
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'sender'";
+    world.value(end).await?;
+    running.until_logged("is not signed by a CA in sslrootcert").await?;
+    world.subscribe(2, 7).await?;
+    present(&world.cluster, &admin, &authority.issue("localhost")?, None).await?;
+    world.delivered(2).await?;
+    running.until_leading(world.admin).await?;
+    assert!(!running.log().contains("hush"));
+    assert!(running.terminate().await?.success());
+
+    // At start, when it has never been otherwise, it is the configuration.
+    present(&world.cluster, &admin, &other.issue("localhost")?, None).await?;
+    let (status, log) = world.spawn()?.ended_with_log().await?;
+    assert_eq!(status.code(), Some(2), "{log}");
+    assert!(log.contains("is not signed by a CA in sslrootcert"), "{log}");
+    Ok(())
+}
+
+/// What a SQL session and the replication connection say to a URL.
+async fn reach(url: &str) -> [Result<(), String>; 2] {
+    let url = Secret::new(url);
+    let sql = match Connection::open(&url, "test").await {
+        Ok(_) => Ok(()),
+        Err(ConnectError::WrongHost { .. }) => Err("wrong host".to_owned()),
+        Err(error) => Err(format!("{error:#}")),
+    };
+    let replication = match wire::connect(&url, "test").await {
+        Ok(_) => Ok(()),
+        Err(WireError::WrongHost { .. }) => Err("wrong host".to_owned()),
+        Err(error) => Err(format!("{error:#}")),
+    };
+    [sql, replication]
+}
+
+#[tokio::test]
+async fn hosts_are_tried_in_turn_until_one_is_of_the_wanted_kind() -> Result<()> {
+    let primary = Cluster::start(&std::env::temp_dir(), &[]).await?;
+    let mut standby = Cluster::start(&std::env::temp_dir(), &[]).await?;
+    standby.stop(StopMode::Fast).await?;
+    // Without anybody to follow, but in recovery.
+    fs::write(standby.data().join("standby.signal"), "")?;
+    standby.start_again().await?;
+    let (dead, wrong) = ("127.0.0.1:1", Err("wrong host".to_owned()));
+    let on = |cluster: &Cluster| format!("127.0.0.1:{}", cluster.port());
+    let (primary, standby) = (on(&primary), on(&standby));
+    for (hosts, attrs, expected) in [
+        (vec![dead, &standby], "any", Ok(())),
+        (vec![&standby], "primary", wrong.clone()),
+        (vec![&standby], "read-write", wrong.clone()),
+        (vec![&primary], "standby", wrong.clone()),
+        (vec![&primary], "read-only", wrong),
+        (vec![&standby, dead, &primary], "primary", Ok(())),
+        (vec![dead, &standby, &primary], "read-write", Ok(())),
+        (vec![&primary, &standby], "standby", Ok(())),
+        (vec![&primary, &standby], "read-only", Ok(())),
+    ] {
+        let hosts = hosts.join(",");
+        let url = format!("postgres://postgres@{hosts}/postgres?target_session_attrs={attrs}");
+        let reached = reach(&url).await;
+        assert_eq!(reached, [expected.clone(), expected], "{url}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn address_of_ip_version_6_stands_in_brackets() -> Result<()> {
+    if TcpListener::bind("[::1]:0").is_err() {
+        return Ok(()); // the machine has none
+    }
+    let listen = [("listen_addresses", "127.0.0.1,::1")];
+    let cluster = Cluster::start(&std::env::temp_dir(), &listen).await?;
+    let port = cluster.port();
+    for hosts in [format!("[::1]:{port}"), format!("[::1]:1,[::1]:{port}")] {
+        let reached = reach(&format!("postgres://postgres@{hosts}/postgres")).await;
+        assert_eq!(reached, [Ok(()), Ok(())], "{hosts}");
+    }
+    let by_address = format!("postgres://postgres@db.example:{port}/postgres?hostaddr=::1");
+    assert_eq!(reach(&by_address).await, [Ok(()), Ok(())]);
+    Ok(())
+}

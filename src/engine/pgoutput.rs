@@ -85,7 +85,16 @@ pub enum Message<'a> {
         /// What it says.
         content: &'a [u8],
     },
-    /// `Y` (a type's name) or `O` (an origin): of no use to us.
+    /// `Y`: what a type that is not built in is called, before each RELATION with such a column.
+    Type {
+        /// The type's OID.
+        oid: u32,
+        /// The schema of what it stands on.
+        schema: &'a str,
+        /// Of a domain, the name of what it stands on in the end; else the type's own.
+        name: &'a str,
+    },
+    /// `O` (an origin): of no use to us.
     Ignored,
 }
 

@@ -96,12 +96,11 @@ pub fn decode(payload: &[u8]) -> Result<Message<'_>, DecodeError> {
             Message::Ignored
         }
         RELATION => Message::Relation(relation(&mut body)?),
-        TYPE => {
-            body.u32("type OID")?;
-            body.text("type schema")?;
-            body.text("type name")?;
-            Message::Ignored
-        }
+        TYPE => Message::Type {
+            oid: body.u32("type OID")?,
+            schema: body.schema("type schema")?,
+            name: body.text("type name")?,
+        },
         INSERT => Message::Insert { relation: body.u32("relation OID")?, new: new_row(&mut body)? },
         UPDATE => update(&mut body)?,
         DELETE => {
@@ -137,11 +136,7 @@ fn commit<'a>(body: &mut Reader<'a>) -> Result<Message<'a>, DecodeError> {
 
 fn relation(body: &mut Reader<'_>) -> Result<Relation, DecodeError> {
     let oid = body.u32("relation OID")?;
-    // The protocol abbreviates this one schema to nothing.
-    let schema = match body.text("schema name")? {
-        "" => "pg_catalog",
-        named => named,
-    };
+    let schema = body.schema("schema name")?;
     let name = body.text("relation name")?;
     let identity = match body.u8("replica identity")? {
         IDENTITY_DEFAULT => ReplicaIdentity::Default,
@@ -283,6 +278,12 @@ impl<'a> Reader<'a> {
         let bytes = self.take(end, field)?;
         self.take(1, field)?;
         utf8(field, bytes)
+    }
+
+    /// A schema's name. The protocol abbreviates that of `pg_catalog` to nothing.
+    fn schema(&mut self, field: &'static str) -> Result<&'a str, DecodeError> {
+        let name = self.text(field)?;
+        Ok(if name.is_empty() { "pg_catalog" } else { name })
     }
 
     /// Bytes behind their 32-bit count.

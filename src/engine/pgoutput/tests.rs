@@ -58,7 +58,8 @@ fn expected(made: &Made) -> Message<'_> {
         Made::Logical(transactional, lsn, prefix, content) => {
             Message::Logical { transactional: *transactional, lsn: Lsn(*lsn), prefix, content }
         }
-        Made::Origin(..) | Made::Type(..) => Message::Ignored,
+        Made::Type(oid, schema, name) => Message::Type { oid: *oid, schema, name },
+        Made::Origin(..) => Message::Ignored,
     }
 }
 
@@ -274,4 +275,7 @@ fn decode_spells_out_the_schema_that_the_protocol_leaves_empty() {
     let bytes = b"R\0\0\0\x01\0t\0d\0\0";
     let Ok(Message::Relation(relation)) = decode(bytes) else { panic!("not a relation") };
     assert_eq!(relation.schema, "pg_catalog");
+    let bytes = b"Y\0\0\x40\x01\0int4\0";
+    let expected = Message::Type { oid: 16_385, schema: "pg_catalog", name: "int4" };
+    assert_eq!(decode(bytes), Ok(expected));
 }

@@ -79,21 +79,22 @@ pub mod oid {
     pub const FIRST_USER_DEFINED: u32 = 16_384;
 }
 
-const SCALARS: [(u32, Kind); 14] = [
-    (oid::BOOL, Kind::Bool),
-    (oid::BYTEA, Kind::Bytea),
-    (oid::INT8, Kind::Bigint),
-    (oid::INT2, Kind::Integer),
-    (oid::INT4, Kind::Integer),
-    (oid::TEXT, Kind::Text),
-    (oid::JSON, Kind::Json),
-    (oid::FLOAT4, Kind::Float),
-    (oid::FLOAT8, Kind::Float),
-    (oid::DATE, Kind::Date),
-    (oid::TIMESTAMP, Kind::Timestamp),
-    (oid::TIMESTAMPTZ, Kind::TimestampTz),
-    (oid::NUMERIC, Kind::Numeric),
-    (oid::JSONB, Kind::Json),
+/// With their names in `pg_type`.
+const SCALARS: [(u32, &str, Kind); 14] = [
+    (oid::BOOL, "bool", Kind::Bool),
+    (oid::BYTEA, "bytea", Kind::Bytea),
+    (oid::INT8, "int8", Kind::Bigint),
+    (oid::INT2, "int2", Kind::Integer),
+    (oid::INT4, "int4", Kind::Integer),
+    (oid::TEXT, "text", Kind::Text),
+    (oid::JSON, "json", Kind::Json),
+    (oid::FLOAT4, "float4", Kind::Float),
+    (oid::FLOAT8, "float8", Kind::Float),
+    (oid::DATE, "date", Kind::Date),
+    (oid::TIMESTAMP, "timestamp", Kind::Timestamp),
+    (oid::TIMESTAMPTZ, "timestamptz", Kind::TimestampTz),
+    (oid::NUMERIC, "numeric", Kind::Numeric),
+    (oid::JSONB, "jsonb", Kind::Json),
 ];
 
 const ARRAYS: [(u32, Kind); 16] = [
@@ -145,7 +146,8 @@ impl Default for Types {
     fn default() -> Self {
         let comma = |kind| Kind::Array { element: Arc::new(kind), delimiter: b',' };
         let arrays = ARRAYS.into_iter().map(|(oid, kind)| (oid, comma(kind)));
-        Self { kinds: SCALARS.into_iter().chain(arrays).collect() }
+        let scalars = SCALARS.into_iter().map(|(oid, _, kind)| (oid, kind));
+        Self { kinds: scalars.chain(arrays).collect() }
     }
 }
 
@@ -188,4 +190,30 @@ impl Types {
         let built_in = type_oid < oid::FIRST_USER_DEFINED;
         self.kinds.get(&type_oid).cloned().or_else(|| built_in.then_some(Kind::Text))
     }
+
+    /// Takes a type's name from the stream, for want of a better source: the type has been dropped, or
+    /// its column's, since the row was written. What is known of the type already stays.
+    ///
+    /// `name` is that of what a domain stands on. Of an array whose elements are not built in it does
+    /// not tell more than that: they are written as text.
+    pub fn handle_type(&mut self, type_oid: u32, schema: &str, name: &str) {
+        if self.kind(type_oid).is_some() {
+            return;
+        }
+        // PostgreSQL names an array after its element.
+        let (element, is_array) = name.strip_prefix('_').map_or((name, false), |name| (name, true));
+        let built_in =
+            SCALARS.into_iter().find(|(_, scalar, _)| schema == "pg_catalog" && *scalar == element);
+        let kind = built_in.map_or(Kind::Text, |(_, _, kind)| kind);
+        let kind = match is_array {
+            true => Kind::Array { element: Arc::new(kind), delimiter: delimiter(schema, element) },
+            false => kind,
+        };
+        self.kinds.insert(type_oid, kind);
+    }
+}
+
+/// The only type with a delimiter of its own is `box`.
+fn delimiter(schema: &str, element: &str) -> u8 {
+    if (schema, element) == ("pg_catalog", "box") { b';' } else { b',' }
 }

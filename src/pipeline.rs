@@ -186,6 +186,7 @@ async fn lead(
         epoch,
         system_identifier,
         relations: HashMap::new(),
+        types: HashMap::new(),
         batch: Batch::default(),
         broken: None,
         clock,

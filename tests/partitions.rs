@@ -6,54 +6,193 @@ use serde_json::{Value, json};
 use crate::changes::rule;
 use crate::support::{SCHEMA, World, bodies};
 
-#[tokio::test]
-async fn partitioned_table_sends_as_its_root() -> Result<()> {
+const PARTITIONED: &str = "
+    CREATE TABLE orders (id bigint PRIMARY KEY, account_id bigint, total numeric) PARTITION BY RANGE (id);
+    CREATE TABLE low PARTITION OF orders FOR VALUES FROM (0) TO (10);
+    CREATE TABLE high PARTITION OF orders FOR VALUES FROM (10) TO (20) PARTITION BY RANGE (id);
+    CREATE TABLE higher PARTITION OF high FOR VALUES FROM (10) TO (20);
+    ALTER TABLE low REPLICA IDENTITY FULL; ALTER TABLE higher REPLICA IDENTITY FULL;
+    ALTER TABLE orders REPLICA IDENTITY FULL; ALTER TABLE high REPLICA IDENTITY FULL";
+
+/// Publishes partitions under their own names.
+const BY_NAME: &str = "ALTER PUBLICATION walhook SET (publish_via_partition_root = false)";
+
+/// A commit that is published moves the frontier at once, whatever becomes of it.
+const PULSE: &str = "ALTER PUBLICATION walhook ADD TABLE subscribers";
+
+/// A world with the partitioned table `orders`, whose publication is altered so after the set-up.
+async fn world(alter: &str) -> Result<World> {
     let on = r#"["insert", "update", "delete"]"#;
     let rules = rule("order", "orders", on, r#"["id", "total"]"#, "");
-    let mut world = World::bare("", &rules, &[]).await?;
-    world.sql.batch_execute(SCHEMA).await?;
-    world
-        .sql
-        .batch_execute(
-            "CREATE TABLE orders (id bigint PRIMARY KEY, account_id bigint, total numeric)
-                 PARTITION BY RANGE (id);
-             CREATE TABLE low PARTITION OF orders FOR VALUES FROM (0) TO (10);
-             CREATE TABLE high PARTITION OF orders FOR VALUES FROM (10) TO (20);
-             ALTER TABLE low REPLICA IDENTITY FULL; ALTER TABLE high REPLICA IDENTITY FULL;
-             ALTER TABLE orders REPLICA IDENTITY FULL",
-        )
-        .await?;
+    let world = World::bare("", &rules, &[]).await?;
+    world.sql.batch_execute(&format!("{SCHEMA}; {PARTITIONED}")).await?;
     world.set_up().await?;
+    world.sql.batch_execute(PULSE).await?;
+    world.sql.batch_execute(alter).await?;
     world.hook(1, 42, "").await?;
-    let _running = world.run().await?;
-    for statement in [
-        "INSERT INTO orders VALUES (1, 42, 1.50)",
-        "UPDATE orders SET total = 2 WHERE id = 1",
-        "UPDATE orders SET id = 11 WHERE id = 1",
-        // Columns in another order, and made after the start.
-        "CREATE TABLE top (total numeric, account_id bigint, id bigint NOT NULL)",
-        "ALTER TABLE orders ATTACH PARTITION top FOR VALUES FROM (20) TO (30)",
-        "INSERT INTO orders VALUES (21, 42, 3)",
-        "DELETE FROM orders WHERE id = 11",
-    ] {
+    Ok(world)
+}
+
+/// The events of a row, in order: operation, total, and what was before.
+fn of_row(bodies: &[Value], id: i64) -> Vec<Value> {
+    let mine = bodies.iter().filter(|body| body["data"]["id"] == id);
+    mine.map(|body| json!([body["operation"], body["data"]["total"], body["previous"]])).collect()
+}
+
+async fn run_each(world: &World, statements: &[&str]) -> Result<()> {
+    for statement in statements {
         world.sql.batch_execute(statement).await?;
     }
-    let received = world.delivered(6).await?;
-    let bodies = bodies(&received, "/1");
-    let of_row = |id: i64| -> Vec<Value> {
-        let mine = bodies.iter().filter(|body| body["data"]["id"] == id);
-        mine.map(|body| json!([body["operation"], body["data"]["total"], body["previous"]]))
-            .collect()
-    };
-    assert_eq!(
-        of_row(1),
-        [
+    Ok(())
+}
+
+/// The dead letters' details.
+async fn letters(world: &World) -> Result<String> {
+    world.value("SELECT string_agg(reason || ' ' || detail, '; ') FROM walhook.dead_letters").await
+}
+
+/// Torture case 12.
+#[tokio::test]
+async fn case_12_row_moved_between_partitions_is_a_delete_and_an_insert_of_the_root() -> Result<()>
+{
+    for alter in ["", BY_NAME] {
+        let mut world = world(alter).await?;
+        let _running = world.run().await?;
+        let statements = [
+            "INSERT INTO orders VALUES (1, 42, 1.50)",
+            "UPDATE orders SET total = 2 WHERE id = 1",
+            "UPDATE orders SET id = 11 WHERE id = 1",
+            // Columns in another order, and made after the start.
+            "CREATE TABLE top (total numeric, account_id bigint, id bigint NOT NULL)",
+            "ALTER TABLE top REPLICA IDENTITY FULL",
+            "ALTER TABLE orders ATTACH PARTITION top FOR VALUES FROM (20) TO (30)",
+            "INSERT INTO orders VALUES (21, 42, 3)",
+            "DELETE FROM orders WHERE id = 11",
+        ];
+        run_each(&world, &statements).await?;
+        world.settled().await?;
+        let bodies = bodies(&world.delivered(6).await?, "/1");
+        let first = [
             json!(["insert", "1.50", null]),
             json!(["update", "2", {"total": "1.50"}]),
             json!(["delete", "2", null]),
-        ]
-    );
-    assert_eq!(of_row(11), [json!(["insert", "2", null]), json!(["delete", "2", null])]);
-    assert_eq!(of_row(21), [json!(["insert", "3", null])]);
+        ];
+        assert_eq!(of_row(&bodies, 1), first, "{alter}");
+        let moved = [json!(["insert", "2", null]), json!(["delete", "2", null])];
+        assert_eq!(of_row(&bodies, 11), moved, "{alter}");
+        assert_eq!(of_row(&bodies, 21), [json!(["insert", "3", null])], "{alter}");
+        assert_eq!(world.mock.stats().received, 6, "{alter}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn partition_is_told_as_its_root_while_it_is_attached_and_no_longer() -> Result<()> {
+    for alter in ["", BY_NAME] {
+        let mut world = world(alter).await?;
+        let _running = world.run().await?;
+        let statements = [
+            "CREATE TABLE top (LIKE orders)",
+            "ALTER TABLE top REPLICA IDENTITY FULL",
+            "INSERT INTO top VALUES (20, 42, 0)",
+            "ALTER TABLE orders ATTACH PARTITION top FOR VALUES FROM (20) TO (30)",
+            "INSERT INTO orders VALUES (21, 42, 1)",
+            "INSERT INTO orders VALUES (1, 42, 1)",
+        ];
+        run_each(&world, &statements).await?;
+        // Read while it is attached: of what is read later that cannot be told.
+        world.delivered(2).await?;
+        let statements = [
+            "ALTER TABLE orders DETACH PARTITION top",
+            "ALTER TABLE orders DETACH PARTITION low",
+            "INSERT INTO top VALUES (22, 42, 2)",
+            "INSERT INTO low VALUES (2, 42, 2)",
+            "DROP TABLE low",
+            "ALTER TABLE orders ATTACH PARTITION top FOR VALUES FROM (20) TO (30)",
+            "INSERT INTO orders VALUES (23, 42, 3)",
+        ];
+        run_each(&world, &statements).await?;
+        world.settled().await?;
+        let bodies = bodies(&world.delivered(3).await?, "/1");
+        let mut ids: Vec<i64> =
+            bodies.iter().filter_map(|body| body["data"]["id"].as_i64()).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, [1, 21, 23], "{alter}");
+        assert_eq!(letters(&world).await?, "", "{alter}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn table_of_its_own_in_the_publication_is_told_once_it_is_attached() -> Result<()> {
+    let mut world = world(BY_NAME).await?;
+    let statements = [
+        "CREATE TABLE top (LIKE orders INCLUDING ALL)",
+        "ALTER TABLE top REPLICA IDENTITY FULL",
+        "ALTER PUBLICATION walhook ADD TABLE top",
+    ];
+    run_each(&world, &statements).await?;
+    let _running = world.run().await?;
+    let statements = ["INSERT INTO top VALUES (20, 42, 0)", "INSERT INTO orders VALUES (1, 42, 1)"];
+    run_each(&world, &statements).await?;
+    world.settled().await?;
+    let statements = [
+        // The stream describes it anew, and as before.
+        "ALTER TABLE orders ATTACH PARTITION top FOR VALUES FROM (20) TO (30)",
+        "INSERT INTO orders VALUES (21, 42, 2)",
+    ];
+    run_each(&world, &statements).await?;
+    world.settled().await?;
+    let bodies = bodies(&world.delivered(2).await?, "/1");
+    let ids: Vec<&Value> = bodies.iter().map(|body| &body["data"]["id"]).collect();
+    assert_eq!(ids, [1, 21]);
+    Ok(())
+}
+
+/// What was a partition when the row was written cannot be told any more: that is never "no".
+#[tokio::test]
+async fn change_of_a_partition_that_is_gone_is_a_dead_letter() -> Result<()> {
+    for gone in ["ALTER TABLE orders DETACH PARTITION low", "DROP TABLE low"] {
+        let mut world = world(BY_NAME).await?;
+        let statements = [
+            "CREATE TABLE other (id bigint PRIMARY KEY)",
+            "ALTER PUBLICATION walhook ADD TABLE other",
+            "INSERT INTO orders VALUES (1, 42, 1)",
+            "INSERT INTO other VALUES (1)",
+            gone,
+            "ALTER PUBLICATION walhook DROP TABLE other",
+            "INSERT INTO orders VALUES (11, 42, 2)",
+        ];
+        run_each(&world, &statements).await?;
+        let _running = world.run().await?;
+        world.settled().await?;
+        let bodies = bodies(&world.delivered(1).await?, "/1");
+        assert_eq!(of_row(&bodies, 11), [json!(["insert", "2", null])], "{gone}");
+        let letter = "unroutable rule 1 (order): public.low is no partition now, but may have been \
+                      one of public.orders";
+        assert_eq!(letters(&world).await?, letter, "{gone}");
+        world.until_metric("walhook_unroutable_total{reason=\"table\"}", "1").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn partition_that_logs_less_than_a_rule_needs_halts_when_it_is_attached() -> Result<()> {
+    let mut world = world(BY_NAME).await?;
+    let running = world.run().await?;
+    let statements = [
+        "INSERT INTO orders VALUES (1, 42, 1)",
+        "CREATE TABLE top PARTITION OF orders FOR VALUES FROM (20) TO (30)",
+        "INSERT INTO orders VALUES (21, 42, 1)",
+    ];
+    run_each(&world, &statements).await?;
+    let (status, log) = running.ended_with_log().await?;
+    assert_eq!(status.code(), Some(3), "{log}");
+    let reason = "rule 1 (order): on delete it needs the old value of account_id, and the replica \
+                  identity of public.top logs only id";
+    assert!(log.contains(reason), "{log}");
+    world.sql.batch_execute("ALTER TABLE top REPLICA IDENTITY FULL").await?;
+    let _running = world.run().await?;
+    assert_eq!(bodies(&world.delivered(2).await?, "/1").len(), 2);
     Ok(())
 }

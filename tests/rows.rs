@@ -43,3 +43,38 @@ async fn changed_primary_key_is_told_and_keeps_its_place() -> Result<()> {
     }
     Ok(())
 }
+
+/// A migration while walhook was down: what was written before it is told by the types of then.
+#[tokio::test]
+async fn row_is_told_by_its_types_although_they_were_dropped_since() -> Result<()> {
+    let rules = rule("kept", "kept", r#"["insert"]"#, r#"["*"]"#, "");
+    let mut world = World::bare("", &rules, &[]).await?;
+    let types = "
+        CREATE TYPE mood AS ENUM ('happy'); CREATE DOMAIN percent AS integer;
+        CREATE DOMAIN document AS jsonb; CREATE DOMAIN numbers AS bigint[];
+        CREATE TABLE kept (id bigint PRIMARY KEY, account_id bigint, mood mood, moods mood[],
+            share percent, document document, numbers numbers)";
+    world.sql.batch_execute(&format!("{}; {types}", crate::support::SCHEMA)).await?;
+    world.set_up().await?;
+    world.hook(1, 42, "").await?;
+    let insert = "INSERT INTO kept VALUES (1, 42, 'happy', '{happy}', 5, '{\"a\":1}', '{1,NULL}')";
+    world.sql.batch_execute(insert).await?;
+    let migration = "
+        ALTER TABLE kept ALTER mood TYPE text, ALTER moods TYPE text[], ALTER share TYPE bigint,
+            DROP document, DROP numbers;
+        DROP TYPE mood; DROP DOMAIN percent; DROP DOMAIN document; DROP DOMAIN numbers;
+        INSERT INTO kept VALUES (2, 42, 'sad', '{sad}', 6)";
+    world.sql.batch_execute(migration).await?;
+    let _running = world.run().await?;
+    world.settled().await?;
+    let bodies = bodies(&world.delivered(2).await?, "/1");
+    let row = |id: i64| &bodies.iter().find(|body| body["data"]["id"] == id).unwrap()["data"];
+    let before = json!({
+        "id": 1, "account_id": 42, "mood": "happy", "moods": ["happy"], "share": 5,
+        "document": {"a": 1}, "numbers": [1, null],
+    });
+    assert_eq!(row(1), &before);
+    let after = json!({"id": 2, "account_id": 42, "mood": "sad", "moods": ["sad"], "share": 6});
+    assert_eq!(row(2), &after);
+    Ok(())
+}

@@ -29,6 +29,8 @@ pub struct Table {
     pub name: String,
     /// Whether it is a view: changes never come from one.
     pub is_view: bool,
+    /// Whether it is partitioned: its rows stand in its partitions.
+    pub is_partitioned: bool,
     /// The partitioned tables above it, from its parent to the root; empty for most.
     pub ancestors: Vec<u32>,
     /// Its columns, in order, without dropped ones.
@@ -108,6 +110,26 @@ impl Catalog {
             self.tables.values().filter_map(|table| table.ancestors.first().copied()).collect();
         let below = self.tables.values().filter(move |table| table.ancestors.contains(&oid));
         below.filter(move |table| !parents.contains(&table.oid))
+    }
+
+    /// The partitioned tables.
+    pub fn partitioned(&self) -> impl Iterator<Item = &Table> {
+        self.tables.values().filter(|table| table.is_partitioned)
+    }
+
+    /// Adds a table that was not read from the source.
+    pub fn insert(&mut self, table: Table) {
+        self.tables.insert(table.oid, table);
+    }
+
+    /// Keeps the partitions that an older catalog has of the same tables: one that was detached or
+    /// dropped since may have rows in the WAL from before.
+    pub fn keep_partitions(&mut self, older: &Self) {
+        for table in older.tables.values() {
+            if table.ancestors.iter().any(|oid| self.tables.contains_key(oid)) {
+                self.tables.entry(table.oid).or_insert_with(|| table.clone());
+            }
+        }
     }
 
     /// The table that the configuration names so; `None` where there is none or the name cannot be

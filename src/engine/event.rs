@@ -220,6 +220,8 @@ pub enum UnroutableReason {
     Value,
     /// The change was too large to be read.
     TooLarge,
+    /// Whether the table was a partition of the rule's could not be told.
+    Table,
 }
 
 impl UnroutableReason {
@@ -231,6 +233,7 @@ impl UnroutableReason {
             Self::Condition => "condition",
             Self::Value => "value",
             Self::TooLarge => "too_large",
+            Self::Table => "table",
         }
     }
 }

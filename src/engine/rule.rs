@@ -16,10 +16,11 @@
 mod bind;
 mod build;
 mod compile;
+mod learn;
 mod message;
 mod name;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -31,7 +32,9 @@ use super::event::{AccountId, Item};
 use super::pgoutput::Relation;
 use crate::config::{Bigint, Config, Endpoints, EventRule, Payload, RuleOperation};
 
+use bind::Identity;
 pub use compile::subject;
+pub use learn::Lacks;
 pub use name::is_type;
 
 /// What the configuration says about making events.
@@ -148,6 +151,10 @@ pub struct Rules {
     watch: Watch,
     /// By the OID in RELATION messages.
     bindings: HashMap<u32, bind::Binding>,
+    /// Tables that may have been partitions of one that rules name, and why that cannot be told.
+    doubtful: HashMap<u32, String>,
+    /// Tables whose replica identity logs by now what it did not log when it was described.
+    mended: HashSet<u32>,
     scratch: BytesMut,
 }
 
@@ -232,6 +239,8 @@ impl Rules {
             messages,
             watch,
             bindings: HashMap::new(),
+            doubtful: HashMap::new(),
+            mended: HashSet::new(),
             scratch: BytesMut::new(),
         })
     }
@@ -246,11 +255,14 @@ impl Rules {
     /// When a rule no longer fits the table. Its changes must not be handled then.
     pub fn handle_relation(&mut self, relation: &Arc<Relation>) -> Result<(), RuleBroken> {
         self.bindings.remove(&relation.oid);
-        let table = self.catalog.table(relation.oid);
-        let table = table.or_else(|| self.catalog.by_name(&relation.schema, &relation.name));
-        let Some(table) = table else { return Ok(()) };
-        let binding = bind::bind(&self.rules, &self.watch, &self.catalog.types, table, relation)?;
-        if let Some(binding) = binding {
+        let Some(table) = self.table(relation) else { return Ok(()) };
+        let identity = match self.mended.contains(&relation.oid) {
+            true => Identity::Mended,
+            false => Identity::Required,
+        };
+        let binding = self.bind(table, relation, identity)?;
+        if let Some(mut binding) = binding {
+            binding.doubt = self.doubtful.get(&relation.oid).cloned();
             self.bindings.insert(relation.oid, binding);
         }
         Ok(())

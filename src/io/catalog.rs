@@ -36,7 +36,7 @@ const TABLES: &str = "
         GROUP BY i.indexrelid, i.indrelid, i.indisprimary, i.indisreplident
     )
     SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name,
-           c.relkind IN ('v', 'm') AS is_view,
+           c.relkind IN ('v', 'm') AS is_view, c.relkind = 'p' AS is_partitioned,
            c.relreplident::text AS identity,
            ARRAY(SELECT r.relid::oid
                  FROM pg_partition_ancestors(c.oid) WITH ORDINALITY AS r(relid, ord)
@@ -93,6 +93,49 @@ pub async fn load<N: AsRef<str>>(
     Ok(Catalog::new(tables, Types::with_catalog(&shapes)))
 }
 
+/// What a table is to others that are partitioned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// A partition of one of them.
+    Partition,
+    /// None: it is published for itself.
+    Independent,
+    /// It may have been one, for it is neither a partition nor published now.
+    Unclear,
+}
+
+/// Asks how a published table stands to `partitioned`, now.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn standing(
+    client: &Client,
+    publication: &str,
+    table: u32,
+    partitioned: &[u32],
+) -> Result<Standing> {
+    let row = client
+        .query_one(
+            "SELECT EXISTS (SELECT FROM pg_partition_ancestors($1::oid) a
+                            WHERE a.relid = ANY ($2::oid[])),
+                    EXISTS (SELECT FROM pg_publication p, pg_class c
+                            JOIN pg_namespace n ON n.oid = c.relnamespace
+                            WHERE p.pubname = $3 AND c.oid = $1
+                              AND (p.puballtables
+                                   OR EXISTS (SELECT FROM pg_publication_tables t
+                                              WHERE t.pubname = p.pubname AND t.schemaname = n.nspname
+                                                AND t.tablename = c.relname)))",
+            &[&table, &partitioned, &publication],
+        )
+        .await
+        .context("cannot ask the source's catalog about a table")?;
+    Ok(match (row.try_get(0)?, row.try_get(1)?) {
+        (true, _) => Standing::Partition,
+        (false, true) => Standing::Independent,
+        (false, false) => Standing::Unclear,
+    })
+}
+
 fn table(row: &Row) -> Result<Table> {
     let names: Vec<String> = row.try_get("column_names")?;
     let types: Vec<u32> = row.try_get("column_types")?;
@@ -118,6 +161,7 @@ fn table(row: &Row) -> Result<Table> {
         schema: row.try_get("schema")?,
         name: row.try_get("name")?,
         is_view: row.try_get("is_view")?,
+        is_partitioned: row.try_get("is_partitioned")?,
         ancestors: row.try_get("ancestors")?,
         columns,
         primary_key,

@@ -38,11 +38,12 @@ const FAILURES: [FailureKind; 8] = [
 
 const STATUS_CLASSES: [&str; 5] = ["2xx", "3xx", "4xx", "5xx", "other"];
 
-const UNROUTABLE: [UnroutableReason; 4] = [
+const UNROUTABLE: [UnroutableReason; 5] = [
     UnroutableReason::Account,
     UnroutableReason::Condition,
     UnroutableReason::Value,
     UnroutableReason::TooLarge,
+    UnroutableReason::Table,
 ];
 
 /// The program's metrics. Cheap to update from any task.

@@ -4,6 +4,8 @@
 //! and watches a SQL session: a server that shuts down ends that one at once, and we close the stream,
 //! for which the server would wait otherwise.
 
+mod learn;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -13,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Stop;
 use super::backoff::Backoff;
-use super::source::{Obstacle, Session, compile_rules, reopen};
+use super::source::{Obstacle, Session, reopen};
 use crate::config::Config;
 use crate::engine::change::{Changes, Step};
 use crate::engine::event::Item;
@@ -21,12 +23,13 @@ use crate::engine::feedback::Feedback;
 use crate::engine::halt::Halt;
 use crate::engine::lsn::Lsn;
 use crate::engine::pgoutput::{self, DecodeError, Message, Relation};
-use crate::engine::rule::{RuleBroken, Rules};
+use crate::engine::rule::Rules;
 use crate::io::admin::Health;
 use crate::io::clock::Clock;
 use crate::io::metrics::Metrics;
 use crate::io::sql::{Connection, error_text};
 use crate::io::wire::{Frame, WireError};
+use learn::Unlearned;
 
 /// Items in a batch at most: enough to make the channel cheap.
 const BATCH_ITEMS: usize = 256;
@@ -62,6 +65,8 @@ pub(super) struct Reader {
     pub(super) feedback: Feedback,
     /// The tables as they were described last: rules that are compiled anew are bound to them.
     pub(super) relations: HashMap<u32, Arc<Relation>>,
+    /// What the stream calls the types that are not built in: schema and name.
+    pub(super) types: HashMap<u32, (String, String)>,
     /// Not handed on yet. Outlives a connection: `changes` does not give these items again.
     pub(super) batch: Batch,
     /// Why nothing more is read: the pipeline halts as soon as all that was read is settled.
@@ -236,7 +241,9 @@ impl Reader {
                     self.stream_moved();
                     let mut next = frame.map(Some);
                     while let Some(frame) = match next { Ok(frame) => frame, Err(e) => return lost(e) } {
-                        self.handle_frame(frame, &sentinel).await?;
+                        if let Some(ended) = self.handle_frame(frame, &sentinel).await? {
+                            return Ok(ended);
+                        }
                         if self.batch.is_full() || self.broken.is_some() {
                             break;
                         }
@@ -251,14 +258,19 @@ impl Reader {
         self.health.send_modify(|health| health.stream_moving_at = Some(Instant::now()));
     }
 
-    async fn handle_frame(&mut self, frame: Frame, client: &Connection) -> Result<(), Stop> {
+    /// Makes items of a frame. `Some` when the connection is of no more use.
+    async fn handle_frame(
+        &mut self,
+        frame: Frame,
+        client: &Connection,
+    ) -> Result<Option<Ended>, Stop> {
         match frame {
             Frame::Keepalive { wal_end, reply_requested } => {
                 self.feedback.handle_keepalive(wal_end, reply_requested, self.clock.now());
                 if !self.changes.in_transaction() {
                     self.batch.items.push(Item::Progress { wal_end });
                 }
-                Ok(())
+                Ok(None)
             }
             Frame::XLogData { wal_start, wal_end, payload } => {
                 self.feedback.handle_received(wal_end, self.clock.now());
@@ -278,7 +290,7 @@ impl Reader {
         at: Lsn,
         message: Result<Message<'_>, DecodeError>,
         client: &Connection,
-    ) -> Result<(), Stop> {
+    ) -> Result<Option<Ended>, Stop> {
         let from = self.batch.items.len();
         let made = self.make_items(at, message, client).await;
         let new = self.batch.items.get(from..).unwrap_or_default();
@@ -291,24 +303,33 @@ impl Reader {
         at: Lsn,
         message: Result<Message<'_>, DecodeError>,
         client: &Connection,
-    ) -> Result<(), Stop> {
+    ) -> Result<Option<Ended>, Stop> {
         let broken = |problem: String| {
             Stop::Failed(anyhow::anyhow!("cannot understand the stream at {at}: {problem}"))
         };
         let message = message.map_err(|e| broken(e.to_string()))?;
+        // Before any step is given: what fails here can be tried again on the next connection.
+        match self.learn(&message, client).await {
+            Ok(()) => {}
+            Err(Unlearned::Unanswered(problem)) => return Ok(Some(Ended::Lost(problem))),
+            Err(Unlearned::Stop(Stop::Halted(halt))) => {
+                self.halt_when_settled(halt);
+                return Ok(None);
+            }
+            Err(Unlearned::Stop(stop)) => return Err(stop),
+        }
         for step in self.changes.handle(at, message).map_err(|e| broken(e.to_string()))? {
             match step {
                 Step::Begin(transaction) => {
                     self.batch.items.push(Item::Begin { commit_lsn: transaction.commit_lsn });
                 }
-                Step::Relation(relation) => match self.handle_relation(relation, client).await {
-                    Err(Stop::Halted(halt)) => {
-                        tracing::error!(reason = %halt, "halting once all that came before is settled");
-                        self.broken = Some(halt);
-                        return Ok(());
+                Step::Relation(relation) => {
+                    self.relations.insert(relation.oid, Arc::clone(&relation));
+                    if let Err(broken) = self.rules.handle_relation(&relation) {
+                        self.halt_when_settled(Halt::RuleBroken(broken.to_string()));
+                        return Ok(None);
                     }
-                    bound => bound?,
-                },
+                }
                 Step::Change(change) => {
                     self.metrics.changes.inc();
                     self.rules.handle_change(&change, &mut self.batch.items);
@@ -322,29 +343,13 @@ impl Reader {
                 }
             }
         }
-        Ok(())
+        Ok(None)
     }
 
-    /// Binds the rules to a table's new description; where it has a type that is younger than what we
-    /// know of the catalog, reads that again.
-    async fn handle_relation(
-        &mut self,
-        relation: Arc<Relation>,
-        client: &Connection,
-    ) -> Result<(), Stop> {
-        let halted = |broken: RuleBroken| Stop::Halted(Halt::RuleBroken(broken.to_string()));
-        self.relations.insert(relation.oid, Arc::clone(&relation));
-        match self.rules.handle_relation(&relation) {
-            Ok(()) => return Ok(()),
-            Err(RuleBroken::UnknownType { .. }) => {}
-            Err(broken) => return Err(halted(broken)),
-        }
-        tracing::info!(table = %relation.name, "a column has a new type: reading the catalog again");
-        self.rules = compile_rules(&self.config, client, self.system_identifier).await?;
-        for relation in self.relations.values() {
-            self.rules.handle_relation(relation).map_err(halted)?;
-        }
-        Ok(())
+    /// Reads nothing more, and halts once all that came before is settled.
+    fn halt_when_settled(&mut self, halt: Halt) {
+        tracing::error!(reason = %halt, "halting once all that came before is settled");
+        self.broken = Some(halt);
     }
 }
 

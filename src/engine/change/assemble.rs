@@ -221,7 +221,9 @@ impl Changes {
                 self.logical(lsn, prefix, content)
             }
             // Those outside of transactions arrive from rollbacks too.
-            Message::Logical { transactional: false, .. } | Message::Type { .. } | Message::Ignored => Ok(Steps::new()),
+            Message::Logical { transactional: false, .. }
+            | Message::Type { .. }
+            | Message::Ignored => Ok(Steps::new()),
         }
     }
 

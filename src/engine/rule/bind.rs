@@ -22,6 +22,8 @@ pub(super) struct Binding {
     /// The primary key; empty where there is none, or not all of it is published.
     pub(super) primary_key: Vec<usize>,
     pub(super) invalidates: Option<Invalidates>,
+    /// Why it cannot be told whether the rules cover the relation; then no event may be sent.
+    pub(super) doubt: Option<String>,
     /// The rules of each type in the configuration's order, sorted by type.
     pub(super) types: Vec<(Arc<str>, Vec<BoundRule>)>,
 }
@@ -60,6 +62,14 @@ pub(super) struct BoundField {
     pub(super) name: Bytes,
 }
 
+/// Whether a table's replica identity has to log what the rules read of old rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Identity {
+    Required,
+    /// It does by now: what was written before and lacks it becomes a dead letter, change by change.
+    Mended,
+}
+
 /// `None` when the relation concerns nobody.
 pub(super) fn bind(
     rules: &[Rule],
@@ -67,12 +77,13 @@ pub(super) fn bind(
     types: &Types,
     table: &Table,
     relation: &Relation,
+    identity: Identity,
 ) -> Result<Option<Binding>, RuleBroken> {
     let index = |name: &str| relation.columns.iter().position(|column| column.name == name);
     let covers = |oid: u32| table.oid == oid || table.ancestors.contains(&oid);
     let mut by_type: BTreeMap<Arc<str>, Vec<BoundRule>> = BTreeMap::new();
     for (at, rule) in rules.iter().enumerate().filter(|(_, rule)| covers(rule.table)) {
-        let bound = Binder { rule, types, table, relation }.bind(at)?;
+        let bound = Binder { rule, types, table, relation, identity }.bind(at)?;
         by_type.entry(Arc::clone(&rule.event_type)).or_default().push(bound);
     }
     let invalidates = if covers(watch.endpoint_table) {
@@ -89,6 +100,7 @@ pub(super) fn bind(
         root: table.root(),
         primary_key: key.unwrap_or_default(),
         invalidates,
+        doubt: None,
         types: by_type.into_iter().collect(),
     }))
 }
@@ -98,6 +110,7 @@ struct Binder<'a> {
     types: &'a Types,
     table: &'a Table,
     relation: &'a Relation,
+    identity: Identity,
 }
 
 impl Binder<'_> {
@@ -162,7 +175,8 @@ impl Binder<'_> {
     }
 
     fn check_identity(&self) -> Result<(), RuleBroken> {
-        if self.relation.identity == ReplicaIdentity::Full {
+        let is_mended = self.identity == Identity::Mended;
+        if is_mended || self.relation.identity == ReplicaIdentity::Full {
             return Ok(());
         }
         let needs = |operation: &RuleOperation| {

@@ -64,7 +64,8 @@ impl Builder<'_> {
         if let Rows::Oversize { bytes, .. } = &self.change.rows {
             return Some(self.oversize(event_type, rule, *bytes, view));
         }
-        let mut failure = None;
+        let doubt = self.binding.doubt.clone();
+        let mut failure = doubt.map(|doubt| (UnroutableReason::Table, doubt));
         if let Some(condition) = &rule.condition {
             match evaluate(condition, bound, view) {
                 Ok(false) => return None,

@@ -3,6 +3,7 @@
 mod bind;
 mod build;
 mod compile;
+mod learn;
 mod message;
 mod model;
 
@@ -42,6 +43,7 @@ fn table(oid: u32, name: &str, columns: &[(&str, u32)], primary_key: &[&str]) ->
         schema: "public".to_owned(),
         name: name.to_owned(),
         is_view: oid == SHOWN,
+        is_partitioned: oid == PARTED,
         ancestors: if oid == PART { vec![PARTED] } else { vec![] },
         columns: columns.iter().map(column).collect(),
         primary_key: names(primary_key),

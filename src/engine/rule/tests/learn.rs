@@ -1,0 +1,115 @@
+//! What the rules lack, and what becomes of it once they are told.
+
+use super::*;
+
+fn parted(on: &str) -> String {
+    rule("p", on, "columns = ['id']").replace("subscribers", "parted")
+}
+
+fn compiled(events: &str, subscribers: Table) -> Rules {
+    let config = config(events);
+    Rules::compile(RuleSettings::of(&config), &catalog_with(subscribers), SYSTEM).unwrap()
+}
+
+/// A table that the catalog does not hold, with the columns of `like`.
+fn stranger(like: &Table) -> Arc<Relation> {
+    relation(&Table { oid: 30_000, name: "gone".to_owned(), ..like.clone() })
+}
+
+fn keyed(columns: &[&str]) -> Table {
+    let columns: Vec<_> = columns.iter().map(|name| (*name, oid::INT4)).collect();
+    table(30_000, "gone", &columns, &["id"])
+}
+
+#[test]
+fn rules_lack_nothing_of_the_tables_that_they_name() {
+    let rules = compiled(&parted("['insert']"), subscribers());
+    for oid in [SUBSCRIBERS, WEBHOOKS, PARTED, PART] {
+        let relation = relation(rules.catalog.table(oid).unwrap());
+        assert_eq!(rules.lacks(&relation), None);
+    }
+}
+
+#[test]
+fn rules_lack_a_type_until_the_stream_names_it() {
+    let (mut rules, relation) = bound(&rule("s", "['insert']", ""), subscribers());
+    let mut altered = Relation::clone(&relation);
+    altered.columns[2].type_oid = 40_000;
+    let altered = Arc::new(altered);
+    assert_eq!(rules.lacks(&altered), Some(Lacks::Type));
+    rules.handle_type(40_000, "pg_catalog", "int4");
+    assert_eq!(rules.lacks(&altered), None);
+    rules.handle_relation(&altered).unwrap();
+    let made = event(&mut rules, &altered, insert(&[T("5"), T("42"), T("7"), Null]));
+    assert_eq!(row(&made)["data"]["status"], json!(7));
+}
+
+#[test]
+fn table_that_may_have_been_a_partition_makes_dead_letters_until_that_is_known() {
+    let mut rules = compiled(&parted("['insert']"), subscribers());
+    let gone = stranger(rules.catalog.table(PART).unwrap());
+    assert_eq!(rules.lacks(&gone), Some(Lacks::Standing));
+    rules.handle_relation(&gone).unwrap();
+    let rows = || insert(&[T("5"), T("42")]);
+    assert!(items(&mut rules, &gone, rows()).is_empty());
+
+    rules.handle_doubtful(&gone);
+    rules.handle_relation(&gone).unwrap();
+    let letter = unroutable(&mut rules, &gone, rows());
+    assert_eq!(letter.reason, UnroutableReason::Table);
+    let detail =
+        "rule 1 (p): public.gone is no partition now, but may have been one of public.parted";
+    assert_eq!(letter.detail, detail);
+
+    // A younger catalog that does not know it either leaves the doubt; one that does ends it.
+    let mut younger = compiled(&parted("['insert']"), subscribers());
+    younger.inherit(&mut rules);
+    younger.handle_relation(&gone).unwrap();
+    assert_eq!(unroutable(&mut younger, &gone, rows()).reason, UnroutableReason::Table);
+    assert_eq!(younger.lacks(&gone), Some(Lacks::Standing));
+    let mut youngest = compiled(&parted("['insert']"), subscribers());
+    let part = Table { oid: gone.oid, ..youngest.catalog.table(PART).unwrap().clone() };
+    youngest.catalog.insert(part);
+    youngest.inherit(&mut younger);
+    youngest.handle_relation(&gone).unwrap();
+    event(&mut youngest, &gone, rows());
+}
+
+#[test]
+fn table_without_the_columns_of_a_partition_is_none() {
+    let mut rules = compiled(&parted("['insert']"), subscribers());
+    let gone = relation(&keyed(&["id", "other"]));
+    rules.handle_doubtful(&gone);
+    rules.handle_relation(&gone).unwrap();
+    assert!(items(&mut rules, &gone, insert(&[T("5"), T("42")])).is_empty());
+}
+
+#[test]
+fn partition_stays_one_when_the_catalog_no_longer_has_it() {
+    let mut older = compiled(&parted("['insert']"), subscribers());
+    let mut part = older.catalog.table(PART).unwrap().clone();
+    part.oid = 30_000;
+    let relation = relation(&part);
+    older.catalog.insert(part);
+    let mut rules = compiled(&parted("['insert']"), subscribers());
+    rules.inherit(&mut older);
+    assert_eq!(rules.lacks(&relation), None);
+    rules.handle_relation(&relation).unwrap();
+    event(&mut rules, &relation, insert(&[T("5"), T("42")]));
+}
+
+#[test]
+fn mended_identity_lets_older_changes_pass_and_those_that_cannot_be_told_become_dead_letters() {
+    let events = rule("s", "['insert', 'delete']", "");
+    let (mut rules, _) = bound(&events, full(subscribers()));
+    let described = relation(&subscribers());
+    assert_eq!(rules.lacks(&described), Some(Lacks::Identity));
+    assert!(matches!(rules.handle_relation(&described), Err(RuleBroken::Identity { .. })));
+
+    rules.handle_mended(SUBSCRIBERS);
+    rules.handle_relation(&described).unwrap();
+    event(&mut rules, &described, insert(&[T("5"), T("42"), T("a"), Null]));
+    let rows = Rows::Delete { old: key(&[T("5"), Null, Null, Null]) };
+    let letter = unroutable(&mut rules, &described, rows);
+    assert_eq!(letter.reason, UnroutableReason::Account);
+}

@@ -18,12 +18,13 @@ use crate::support::{PATIENCE, RULES, SECRET, World, answers, get, text};
 const IMPATIENT: &str = "[delivery]\nretry_base = \"10ms\"\nretry_cap = \"20ms\"\ntimeout = \"60s\"\n\
                          header_prefix = \"acme\"";
 
-const ALL: [&str; 12] = [
+const ALL: [&str; 13] = [
     "demo",
     "setup",
     "check",
     "run",
     "status",
+    "health",
     "checkpoint",
     "dead-letters",
     "recover",

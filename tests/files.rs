@@ -1,9 +1,15 @@
 //! The files around the code: that they parse, and speak of what the code has.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{fs, io::Write};
+
+use clap::CommandFactory;
+use dockerfile_parser_rs::{Dockerfile, Instruction};
+use promql_parser::parser::{Expr, MatrixSelector};
+use promql_parser::util::{ExprVisitor, walk_expr};
+use serde_yaml_ng::Value;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -13,34 +19,180 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Words that begin with `walhook_`, without what a histogram's series add.
-fn metrics_in(text: &str) -> BTreeSet<String> {
-    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    text.split(|c| !word(c))
-        .filter(|name| name.starts_with("walhook_"))
-        .map(|name| name.strip_suffix("_bucket").unwrap_or(name).to_owned())
-        .collect()
+fn yaml(path: &str) -> Value {
+    serde_yaml_ng::from_str(&read(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-#[test]
-fn dashboard_and_alerts_name_only_metrics_that_are_documented() {
-    let documented = metrics_in(&read("docs/operations.md"));
-    for path in ["deploy/grafana/dashboards/walhook.json", "deploy/alerts.yml"] {
-        let used = metrics_in(&read(path));
-        let unknown: Vec<_> = used.difference(&documented).collect();
-        assert!(!used.is_empty() && unknown.is_empty(), "{path}: {unknown:?}");
+/// The series that `/metrics` shows: name → the values of each of its labels. A label whose values are
+/// the configuration's has none here.
+fn series() -> BTreeMap<String, BTreeMap<String, BTreeSet<String>>> {
+    let metrics = walhook::io::metrics::Metrics::new(["any.type"]).unwrap().render().unwrap();
+    let mut series: BTreeMap<String, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
+    for line in metrics.lines().filter(|line| !line.starts_with('#')) {
+        let (series_of, _) = line.rsplit_once(' ').unwrap();
+        let (name, labels) = series_of.split_once('{').unwrap_or((series_of, ""));
+        let of_name = series.entry(name.to_owned()).or_default();
+        for label in labels.trim_end_matches('}').split(',').filter(|label| !label.is_empty()) {
+            let (label, value) = label.split_once('=').unwrap();
+            let values = of_name.entry(label.to_owned()).or_default();
+            values.insert(value.trim_matches('"').to_owned());
+        }
+    }
+    assert!(series.len() > 15, "{series:?}");
+    series
+}
+
+/// Finds what an expression asks for that nobody says.
+struct Unknown {
+    series: BTreeMap<String, BTreeMap<String, BTreeSet<String>>>,
+    found: Vec<String>,
+}
+
+impl ExprVisitor for Unknown {
+    type Error = std::convert::Infallible;
+
+    fn pre_visit(&mut self, expr: &Expr) -> Result<bool, Self::Error> {
+        let (Expr::VectorSelector(selector)
+        | Expr::MatrixSelector(MatrixSelector { vs: selector, .. })) = expr
+        else {
+            return Ok(true);
+        };
+        let name = selector.name.clone().unwrap_or_default();
+        let Some(labels) = self.series.get(&name) else {
+            self.found.push(name);
+            return Ok(true);
+        };
+        for matcher in &selector.matchers.matchers {
+            let known = labels.get(&matcher.name);
+            if !known.is_some_and(|values| values.contains(&matcher.value)) {
+                self.found.push(format!("{name} with {}", matcher.name));
+            }
+        }
+        Ok(true)
     }
 }
 
+/// Parses what a panel or an alert asks, and holds it against what the program says.
+fn check_promql(place: &str, promql: &str) {
+    // The dashboard's own variable is a time.
+    let promql = promql.replace("$__rate_interval", "5m");
+    let parsed = promql_parser::parser::parse(&promql)
+        .unwrap_or_else(|error| panic!("{place}: {promql}: {error}"));
+    let mut unknown = Unknown { series: series(), found: vec![] };
+    walk_expr(&mut unknown, &parsed).unwrap();
+    assert!(unknown.found.is_empty(), "{place}: {promql}: there is no {:?}", unknown.found);
+}
+
 #[test]
-fn dashboard_is_json_whose_panels_ask_something() {
+fn alerts_parse_and_ask_for_what_metrics_show() {
+    let alerts = yaml("deploy/alerts.yml");
+    let rules = alerts["groups"][0]["rules"].as_sequence().unwrap();
+    assert!(rules.len() >= 5);
+    for rule in rules {
+        let name = rule["alert"].as_str().unwrap();
+        check_promql(name, rule["expr"].as_str().unwrap());
+        assert!(rule["labels"]["severity"].is_string(), "{name}");
+        assert!(rule["annotations"]["summary"].is_string(), "{name}");
+    }
+    let unknown = std::panic::catch_unwind(|| check_promql("x", "rate(walhook_nothing[5m])"));
+    assert!(unknown.is_err(), "the check finds what is wrong");
+}
+
+#[test]
+fn dashboard_is_json_whose_panels_ask_for_what_metrics_show() {
     let dashboard: serde_json::Value =
         serde_json::from_str(&read("deploy/grafana/dashboards/walhook.json")).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
     assert!(panels.len() > 10);
     for panel in panels {
-        assert!(panel["targets"][0]["expr"].is_string(), "{}", panel["title"]);
+        let title = panel["title"].as_str().unwrap();
+        let targets = panel["targets"].as_array().unwrap();
+        assert!(!targets.is_empty(), "{title}");
+        for target in targets {
+            check_promql(title, target["expr"].as_str().unwrap());
+        }
     }
+}
+
+#[test]
+fn compose_file_names_only_services_files_and_volumes_that_are_there() {
+    let compose = yaml("docker-compose.yml");
+    let services = compose["services"].as_mapping().unwrap();
+    for needed in ["postgres", "setup", "walhook", "mock-endpoint", "prometheus", "grafana"] {
+        assert!(services.contains_key(needed), "{needed}");
+    }
+    for (name, service) in services {
+        let name = name.as_str().unwrap();
+        let image = service["image"].as_str().unwrap();
+        assert!(image == "walhook" || image.contains(':'), "{name}: {image} has no version");
+        let on = &service["depends_on"];
+        let conditional = on.as_mapping().into_iter().flat_map(|on| on.keys());
+        let mut on = conditional.chain(on.as_sequence().into_iter().flatten());
+        assert!(on.all(|on| services.contains_key(on)), "{name}");
+        for volume in service["volumes"].as_sequence().into_iter().flatten() {
+            let source = volume.as_str().unwrap().split(':').next().unwrap();
+            let there = match source.strip_prefix("./") {
+                Some(path) => root().join(path).exists(),
+                None => compose["volumes"].as_mapping().unwrap().contains_key(source),
+            };
+            assert!(there, "{name}: {source}");
+        }
+        for port in service["ports"].as_sequence().into_iter().flatten() {
+            assert!(port.as_str().unwrap().starts_with("127.0.0.1:"), "{name}: {port:?}");
+        }
+        // What it runs of walhook, walhook knows.
+        for command in service["command"].as_sequence().into_iter().flatten().take(1) {
+            let command = command.as_str().unwrap();
+            assert!(image != "walhook" || is_command(command), "{name}: {command}");
+        }
+    }
+}
+
+fn is_command(name: &str) -> bool {
+    walhook::cli::Cli::command().find_subcommand(name).is_some()
+}
+
+#[test]
+fn prometheus_and_grafana_are_told_of_services_and_files_that_are_there() {
+    let services = yaml("docker-compose.yml");
+    let services = services["services"].as_mapping().unwrap();
+    let prometheus = yaml("deploy/prometheus.yml");
+    for file in prometheus["rule_files"].as_sequence().unwrap() {
+        assert!(root().join("deploy").join(file.as_str().unwrap()).exists());
+    }
+    let target = prometheus["scrape_configs"][0]["static_configs"][0]["targets"][0].as_str();
+    let (service, port) = target.unwrap().split_once(':').unwrap();
+    assert!(services.contains_key(service) && port == "9723", "{target:?}");
+    let source = yaml("deploy/grafana/provisioning/datasources/prometheus.yml");
+    let url = source["datasources"][0]["url"].as_str().unwrap();
+    let host = url.strip_prefix("http://").and_then(|rest| rest.split(':').next()).unwrap();
+    assert!(services.contains_key(host), "{url}");
+    let provider = yaml("deploy/grafana/provisioning/dashboards/walhook.yml");
+    let path = provider["providers"][0]["options"]["path"].as_str().unwrap();
+    assert!(read("docker-compose.yml").contains(&format!(":{path}:ro")), "{path}");
+}
+
+#[test]
+fn dockerfile_parses_and_its_image_runs_walhook_without_rights_and_with_a_health_check() {
+    // The parser does not know HEALTHCHECK; it is read by itself.
+    let (checks, rest): (Vec<String>, Vec<String>) =
+        read("Dockerfile").lines().map(str::to_owned).partition(|l| l.starts_with("HEALTHCHECK"));
+    let image: Dockerfile = rest.join("\n").parse().unwrap();
+    let last = image.instructions.iter().rposition(|i| matches!(i, Instruction::From { .. }));
+    let last = &image.instructions[last.unwrap()..];
+    let has = |wanted: &dyn Fn(&Instruction) -> bool| last.iter().any(wanted);
+    assert!(has(
+        &|i| matches!(i, Instruction::User { user, .. } if user.parse::<u32>().unwrap() > 0)
+    ));
+    assert!(has(&|i| *i == Instruction::Entrypoint(vec!["walhook".into()])));
+    assert!(has(&|i| *i == Instruction::Cmd(vec!["run".into()])));
+    assert!(has(&|i| matches!(i, Instruction::Env(env)
+        if env["WALHOOK_ADMIN__LISTEN"].parse::<std::net::SocketAddr>().unwrap().ip().is_unspecified())));
+    let [check] = &checks[..] else { panic!("one HEALTHCHECK: {checks:?}") };
+    let (options, command) = check.split_once(" CMD ").unwrap();
+    assert!(options.split(' ').skip(1).all(|option| option.starts_with("--")), "{options}");
+    let command: Vec<String> = serde_json::from_str(command).unwrap();
+    assert!(command[0] == "walhook" && is_command(&command[1]), "{command:?}");
 }
 
 #[test]
@@ -75,7 +227,7 @@ fn scripts_parse() {
 }
 
 #[test]
-fn systemd_unit_has_sections_of_settings() {
+fn systemd_unit_has_sections_of_settings_and_systemd_takes_it() {
     let unit = read("deploy/walhook.service");
     let lines = unit.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     let (sections, settings): (Vec<_>, Vec<_>) = lines.partition(|line| line.starts_with('['));
@@ -83,6 +235,21 @@ fn systemd_unit_has_sections_of_settings() {
     assert!(settings.iter().all(|line| line.split_once('=').is_some_and(|(key, _)| {
         !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric())
     })));
+    // Systemd itself, where it is installed; the program stands elsewhere until it is too.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("walhook.service");
+    let program = "ExecStart=/usr/local/bin/walhook ";
+    assert!(unit.contains(program));
+    fs::write(&path, unit.replace(program, "ExecStart=/bin/true ")).unwrap();
+    let verify = Command::new("systemd-analyze").arg("verify").arg(&path).output();
+    let output = match verify {
+        Ok(output) => output,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+        Err(error) => panic!("{error}"),
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    // An unknown setting is a warning, and ignored: so it would protect nothing.
+    assert!(output.status.success() && !said.contains("walhook.service:"), "{said}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ pub mod dead_letters;
 pub mod demo;
 #[cfg(test)]
 mod fixture;
+pub mod health;
 pub mod mock_endpoint;
 pub mod recover;
 pub mod run;
@@ -68,6 +69,8 @@ pub enum Command {
     Run(run::Args),
     /// Show the leader, slot, checkpoint and what is in trouble
     Status(status::Args),
+    /// Ask the instance that runs here whether it is ready
+    Health(health::Args),
     /// Show the checkpoint
     Checkpoint(checkpoint::Args),
     /// List, show, retry or discard dead letters
@@ -97,6 +100,7 @@ impl Cli {
             Command::Check(args) => check::run(args, common).await,
             Command::Run(args) => run::run(args, common).await,
             Command::Status(args) => status::run(args, common).await,
+            Command::Health(args) => health::run(args, common).await,
             Command::Checkpoint(args) => checkpoint::run(args, common).await,
             Command::DeadLetters(args) => dead_letters::run(args, common).await,
             Command::Recover(args) => recover::run(args, common).await,

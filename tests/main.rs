@@ -17,6 +17,7 @@ mod commands;
 mod connections;
 mod egress;
 mod endpoints;
+mod failover;
 mod files;
 mod halts;
 mod kills;

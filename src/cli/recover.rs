@@ -169,6 +169,7 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
         Some(
             halt @ (Halt::SlotForeign { .. }
             | Halt::OtherSource { .. }
+            | Halt::Diverged { .. }
             | Halt::OlderCopy { .. }
             | Halt::PublicationMissing { .. }
             | Halt::Unpublished { .. }

@@ -46,6 +46,7 @@ pub(super) const SECTIONS: &[Section] = &[
             ("replication_url", Text),
             ("slot", Text),
             ("publication", Text),
+            ("lease_timeout", Text),
             ("replay_window", NotYet),
         ],
     },

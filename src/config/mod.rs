@@ -96,6 +96,13 @@ pub struct Source {
     /// The publication.
     #[serde(default = "defaults::walhook")]
     pub publication: String,
+    /// How long a frozen leader keeps the slot from the others.
+    #[serde(
+        default = "defaults::lease_timeout",
+        deserialize_with = "units::duration",
+        serialize_with = "units::as_duration"
+    )]
+    pub lease_timeout: Duration,
 }
 
 /// `[state]`
@@ -367,6 +374,11 @@ pub enum LogFormat {
 }
 
 mod defaults {
+    use std::time::Duration;
+
+    pub(super) fn lease_timeout() -> Duration {
+        Duration::from_secs(10)
+    }
     pub(super) fn walhook() -> String {
         "walhook".to_owned()
     }

@@ -2,6 +2,8 @@
 
 mod rule;
 
+use std::time::Duration;
+
 use super::{Config, Delivery};
 use crate::engine::catalog::TableName;
 use crate::engine::egress::Proxy;
@@ -10,6 +12,9 @@ use crate::io::pg::Conninfo;
 
 /// A slot's name may have 63 bytes; `_anchor` and the like must fit behind it.
 const MAX_SLOT_NAME: usize = 63 - "_anchor".len();
+
+/// Feedback is sent three times as often, and may be late on a busy machine.
+const MIN_LEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// PostgreSQL's `NAMEDATALEN - 1`.
 const MAX_NAME: usize = 63;
@@ -24,6 +29,11 @@ pub(super) fn validate(config: &Config) -> Result<(), Problem> {
     url("source.replication_url", source.replication_url.as_ref())?;
     url("state.url", config.state.url.as_ref())?;
     slot(&source.slot)?;
+    if source.lease_timeout < MIN_LEASE_TIMEOUT {
+        let problem_text =
+            format!("is below {MIN_LEASE_TIMEOUT:?}: a busy leader would lose the slot");
+        return problem("source.lease_timeout", problem_text);
+    }
     name("source.publication", &source.publication)?;
     name("state.schema", &config.state.schema)?;
     if config.state.schema.starts_with("pg_") {

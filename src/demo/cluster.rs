@@ -68,6 +68,23 @@ impl Cluster {
         bail!("no free loopback port; the server's log ends with:\n{}", cluster.log_tail())
     }
 
+    /// Copies the data directory as it stands, with a port of its own and further settings, and starts
+    /// nothing. For a standby: the caller has told the server of a backup, and adds what a standby needs.
+    ///
+    /// # Errors
+    /// When the copy fails.
+    pub fn copy(&self, parent: &Path, settings: &[(&str, &str)]) -> Result<Self> {
+        let dir = make_directory(parent, self.owner)?;
+        let (bin, owner) = (self.bin.clone(), self.owner);
+        let copy = Self { bin, dir, port: free_port()?, owner, postmaster: None };
+        let status = Command::new("cp").arg("-a").arg(self.data()).arg(copy.data()).status()?;
+        ensure!(status.success(), "cannot copy {}", self.data().display());
+        fs::remove_file(copy.data().join("postmaster.pid"))?;
+        let template = fs::read_to_string(copy.data().join("postgresql.conf"))?;
+        copy.configure(&template, settings)?;
+        Ok(copy)
+    }
+
     fn configure(&self, template: &str, settings: &[(&str, &str)]) -> Result<()> {
         let mut conf = format!(
             "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{}'\n\

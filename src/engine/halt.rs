@@ -106,6 +106,21 @@ pub enum Halt {
         /// What it was at set-up.
         expected: String,
     },
+    /// A standby was promoted that had not received everything that walhook had.
+    #[error(
+        "the new primary (timeline {timeline}) left the old one's WAL at {left}, before the checkpoint \
+         {from}: what was committed and delivered in between is not in it. `walhook recover \
+         --adopt-cluster` goes on there; synchronized_standby_slots on the primary keeps this from \
+         happening again"
+    )]
+    Diverged {
+        /// The new primary's.
+        timeline: u32,
+        /// Where its WAL begins to differ.
+        left: Lsn,
+        /// The checkpoint, or what was received already.
+        from: Lsn,
+    },
     /// The checkpoint lies beyond the end of the WAL: an older copy of the cluster was put in place.
     #[error(
         "the checkpoint {from} lies beyond the end of the WAL, {wal_end}: the cluster was replaced by an \
@@ -155,6 +170,7 @@ impl Halt {
             | Self::Gap { from, .. } => *from = checkpoint,
             Self::SlotForeign { .. }
             | Self::OtherSource { .. }
+            | Self::Diverged { .. }
             | Self::OlderCopy { .. }
             | Self::PublicationMissing { .. }
             | Self::Unpublished { .. }
@@ -195,6 +211,32 @@ pub fn check_slot(name: &str, slot: Option<&SlotState>, from: Lsn) -> Result<(),
     match slot.confirmed_flush {
         Some(to) if to > from => Err(Halt::Gap { slot: name(), from, to }),
         Some(_) | None => Ok(()),
+    }
+}
+
+/// Whether `found` can only be `expected` after a promotion: the same host, cluster and database on a
+/// later timeline.
+#[must_use]
+pub fn is_promoted(found: &SourceIdentity, expected: &SourceIdentity) -> bool {
+    let on_same = SourceIdentity { timeline: expected.timeline, ..found.clone() };
+    found.timeline > expected.timeline && on_same == *expected
+}
+
+/// Whether the positions up to `from` mean the same on the promoted timeline, which left the expected
+/// one at `left`.
+///
+/// # Errors
+/// [`Halt::Diverged`], and [`Halt::OtherSource`] where it does not descend from the expected one.
+pub fn check_promotion(
+    found: &SourceIdentity,
+    expected: &SourceIdentity,
+    left: Option<Lsn>,
+    from: Lsn,
+) -> Result<(), Halt> {
+    match left {
+        None => check_source(found, expected),
+        Some(left) if left < from => Err(Halt::Diverged { timeline: found.timeline, left, from }),
+        Some(_) => Ok(()),
     }
 }
 
@@ -260,6 +302,24 @@ mod tests {
     fn halt_of_a_leader_begins_at_its_checkpoint() {
         let gap = |from| Halt::Gap { slot: "s".into(), from: Lsn(from), to: Lsn(9) };
         assert_eq!(gap(7).since(Lsn(5)), gap(5));
+    }
+
+    #[test]
+    fn promotion_keeps_positions_up_to_where_the_timelines_part() {
+        let old = SourceIdentity {
+            system_identifier: 1,
+            timeline: 1,
+            host: "db".into(),
+            database: "app".into(),
+        };
+        let new = SourceIdentity { timeline: 3, ..old.clone() };
+        assert!(is_promoted(&new, &old) && !is_promoted(&old, &new) && !is_promoted(&old, &old));
+        assert!(!is_promoted(&SourceIdentity { host: "staging".into(), ..new.clone() }, &old));
+        assert_eq!(check_promotion(&new, &old, Some(Lsn(5)), Lsn(5)), Ok(()));
+        let diverged = Halt::Diverged { timeline: 3, left: Lsn(5), from: Lsn(6) };
+        assert_eq!(check_promotion(&new, &old, Some(Lsn(5)), Lsn(6)), Err(diverged));
+        let other = check_promotion(&new, &old, None, Lsn(5));
+        assert!(matches!(other, Err(Halt::OtherSource { .. })));
     }
 
     #[test]

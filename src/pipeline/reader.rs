@@ -177,7 +177,7 @@ impl Reader {
 
     /// Reads from one connection until it ends.
     async fn stream(&mut self, session: Session) -> Result<Ended, Stop> {
-        let Session { mut stream, mut sentinel, sender_timeout } = session;
+        let Session { mut stream, mut sentinel, sender_timeout, .. } = session;
         self.feedback.handle_reconnected(sender_timeout, self.clock.now());
         let mut was_reading = true;
         let mut bytes_read = 0;

@@ -24,7 +24,7 @@ use crate::io::slot::{self, Slot};
 use crate::io::source::hosts;
 use crate::io::sql::{ConnectError, Connection};
 use crate::io::state::{Recovery, StateError, StateStore};
-use crate::io::wire::{self, Class, WireError};
+use crate::io::wire::{self, Class, Replication, WireError};
 
 /// How long one attempt to open the source may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -38,8 +38,10 @@ pub(super) struct Session {
     pub(super) stream: wire::Stream,
     /// Ends at once when the server shuts down, also while nobody reads the stream.
     pub(super) sentinel: Connection,
-    /// The server's `wal_sender_timeout`; zero for none.
+    /// The session's `wal_sender_timeout`.
     pub(super) sender_timeout: Duration,
+    /// Set when this is a standby that was promoted since we last looked: its timeline, to be stored.
+    promoted: Option<u32>,
 }
 
 /// All that a new leader starts with.
@@ -198,6 +200,7 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
     let Recovery { epoch, frontier, settled, disabled, backlog } =
         store.take_lease(&holder).await?;
     check_slot(config, &session.sentinel, frontier).await?;
+    store_promotion(&mut store, session.promoted).await?;
     store.clear_halt().await?;
     let changes = Changes::new(frontier);
     let start = Start { frontier, settled, disabled, backlog };
@@ -207,7 +210,8 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
 
 /// Opens the source again for a leader that has received everything up to `at`.
 pub(super) async fn reopen(config: &Config, epoch: i64, at: Lsn) -> Result<Session, Obstacle> {
-    let store = open_state(config).await?;
+    let mut store = open_state(config).await?;
+    store.write_as(epoch);
     let expected = store.source_identity().await?;
     let session = open(config, &expected, at).await?;
     check_slot(config, &session.sentinel, at).await?;
@@ -216,7 +220,16 @@ pub(super) async fn reopen(config: &Config, epoch: i64, at: Lsn) -> Result<Sessi
     if store.current_epoch().await? != epoch {
         return Err(Obstacle::Stop(Stop::Fenced));
     }
+    store_promotion(&mut store, session.promoted).await?;
     Ok(session)
+}
+
+/// The positions are those of the new primary from now on.
+async fn store_promotion(store: &mut StateStore, promoted: Option<u32>) -> Result<(), StateError> {
+    let Some(timeline) = promoted else { return Ok(()) };
+    store.set_timeline(timeline).await?;
+    tracing::warn!(timeline, "going on from a standby that was promoted: nothing is missing");
+    Ok(())
 }
 
 /// Whether the slot that is ours now sends everything from `at` on.
@@ -239,7 +252,14 @@ async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Ses
         host: hosts(&Conninfo::parse(&source.url).map_err(ConnectError::from)?),
         database: system.database,
     };
-    halt::check_source(&found, expected)?;
+    let promoted = if halt::is_promoted(&found, expected) {
+        let left = replication.left_timeline(expected.timeline, found.timeline).await?;
+        halt::check_promotion(&found, expected, left, at)?;
+        Some(found.timeline)
+    } else {
+        halt::check_source(&found, expected)?;
+        None
+    };
     let slot = slot::read(&sentinel, &source.slot).await?;
     if slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) {
         return Err(Obstacle::SlotInUse);
@@ -248,15 +268,31 @@ async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Ses
     if slot.as_ref().is_none_or(|slot| slot.is_lost()) {
         halt::check_slot(&source.slot, slot.as_ref().map(Slot::state).as_ref(), at)?;
     }
-    let sender_timeout = replication.wal_sender_timeout().await?;
-    if sender_timeout.is_zero() {
-        tracing::warn!("wal_sender_timeout is 0: a frozen instance would keep the slot for ever");
-    }
+    let sender_timeout = lease_timeout(&mut replication, source.lease_timeout).await?;
     let replication = replication.with_messages(config.reads_messages());
     let stream = replication
         .start(&source.slot, &source.publication, at, config.memory.max_change_bytes())
         .await?;
-    Ok(Session { stream, sentinel, sender_timeout })
+    Ok(Session { stream, sentinel, sender_timeout, promoted })
+}
+
+/// How long the server keeps the slot for us should we freeze: what it is set to, and at most `ours`.
+async fn lease_timeout(
+    replication: &mut Replication,
+    ours: Duration,
+) -> Result<Duration, WireError> {
+    let server = replication.wal_sender_timeout().await?;
+    if server.is_zero() {
+        tracing::warn!(
+            lease_timeout = ?ours,
+            "wal_sender_timeout is 0, so that a frozen client would keep a slot for ever; ours is kept \
+             for source.lease_timeout"
+        );
+    } else if server <= ours {
+        return Ok(server);
+    }
+    replication.set_wal_sender_timeout(ours).await?;
+    Ok(ours)
 }
 
 /// Compiles the rules against the catalog as it is now.

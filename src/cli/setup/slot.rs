@@ -8,6 +8,10 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use crate::engine::lsn::Lsn;
+use crate::io::source;
+
+/// Slots that follow a promotion came with version 17.
+const FAILOVER_SLOTS: i32 = 170_000;
 
 /// Between two tries to create the slot, for the sessions that queue behind us.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -30,8 +34,13 @@ pub(crate) async fn create_slot_within(
     client.batch_execute("SET lock_timeout = '1s'").await?;
     let deadline = Instant::now() + wait;
     let mut shown = String::new();
+    // A standby that synchronises slots then has it too, and a promotion loses nothing.
+    let sql = if source::server_version(client).await? >= FAILOVER_SLOTS {
+        "SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput', failover => true)"
+    } else {
+        "SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')"
+    };
     loop {
-        let sql = "SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')";
         let error = match client.query_one(sql, &[&name]).await {
             Ok(row) => return Ok(row.try_get::<_, &str>(0)?.parse()?),
             Err(error) => error,

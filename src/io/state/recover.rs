@@ -6,7 +6,7 @@ use tokio_postgres::types::{PgLsn, Type};
 use crate::engine::halt::SourceIdentity;
 use crate::engine::lsn::Lsn;
 
-use super::{Param, Scope, StateError, StateStore, lsn};
+use super::{Param, Scope, StateError, StateStore, fence, lsn};
 
 /// Who takes the lease here: `walhook status` shows it until the next leader comes.
 const HOLDER: &str = "walhook recover";
@@ -69,6 +69,23 @@ impl StateStore {
         store_identity(&tx, &self.scope, identity).await?;
         tx.commit().await?;
         Ok(epoch)
+    }
+}
+
+impl StateStore {
+    /// Takes note, as the leader, that the source is on a later timeline, after a promotion.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`], [`StateError::Sql`].
+    pub async fn set_timeline(&mut self, timeline: u32) -> Result<(), StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let tx = self.connection.transaction().await?;
+        fence(&tx, &self.scope, epoch).await?;
+        let sql = format!("UPDATE {s}.meta SET timeline = $2 WHERE pipeline = $1");
+        let timeline = timeline.cast_signed();
+        tx.execute_typed(&sql, &[(pipeline, Type::TEXT), (&timeline, Type::INT4)]).await?;
+        Ok(tx.commit().await?)
     }
 }
 

@@ -21,12 +21,14 @@ pub struct ServerError {
     /// The primary message, in the server's language.
     pub message: String,
     /// More about it.
-    pub detail: Option<String>,
+    pub detail: Option<Box<str>>,
     /// What to do about it.
-    pub hint: Option<String>,
+    pub hint: Option<Box<str>>,
+    /// The server's source file that it comes from, such as `pgoutput.c`.
+    pub file: Box<str>,
 }
 
-fn suffix(label: &str, text: &Option<String>) -> String {
+fn suffix(label: &str, text: &Option<Box<str>>) -> String {
     text.as_ref().map(|text| format!("{label}{text}")).unwrap_or_default()
 }
 
@@ -38,6 +40,7 @@ impl ServerError {
             message: String::new(),
             detail: None,
             hint: None,
+            file: Box::default(),
         };
         while let Some(field) = fields.next()? {
             let text = || String::from_utf8_lossy(field.value_bytes()).into_owned();
@@ -45,8 +48,9 @@ impl ServerError {
                 b'V' => error.severity = text(),
                 b'C' => error.sqlstate = text(),
                 b'M' => error.message = text(),
-                b'D' => error.detail = Some(text()),
-                b'H' => error.hint = Some(text()),
+                b'D' => error.detail = Some(text().into()),
+                b'H' => error.hint = Some(text().into()),
+                b'F' => error.file = text().into(),
                 _ => {}
             }
         }
@@ -239,8 +243,9 @@ mod tests {
             severity: "ERROR".to_owned(),
             sqlstate: sqlstate.to_owned(),
             message: "no".to_owned(),
-            detail: Some("because".to_owned()),
+            detail: Some("because".into()),
             hint: None,
+            file: Box::default(),
         }
     }
 

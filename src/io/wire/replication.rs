@@ -87,6 +87,30 @@ impl Replication {
         Ok((is_true(0), is_true(1)))
     }
 
+    /// Sets the session's `wal_sender_timeout`: how long the server keeps the slot for a client that has
+    /// gone silent.
+    ///
+    /// # Errors
+    /// [`WireError`]
+    pub async fn set_wal_sender_timeout(&mut self, timeout: Duration) -> Result<(), WireError> {
+        self.row(&format!("SET wal_sender_timeout = '{}ms'", timeout.as_millis())).await.map(|_| ())
+    }
+
+    /// Where the WAL left `timeline` for the one that leads to `current`; `None` when it is not one of its
+    /// ancestors.
+    ///
+    /// # Errors
+    /// [`WireError`]
+    pub async fn left_timeline(
+        &mut self,
+        timeline: u32,
+        current: u32,
+    ) -> Result<Option<Lsn>, WireError> {
+        let row = self.row(&format!("TIMELINE_HISTORY {current}")).await?;
+        let history = row.get(1).and_then(Option::as_deref).unwrap_or_default();
+        Ok(parse_history(history, timeline))
+    }
+
     /// Starts streaming from `slot` what `publication` publishes, from `at`.
     ///
     /// A change that takes more than `max_message_bytes` is not read but for its head.
@@ -173,6 +197,18 @@ impl Replication {
     }
 }
 
+/// Shape: a line for each ancestor, the oldest first: its timeline, where it was left, and why, with
+/// tabs in between. Others are comments.
+///
+/// Source: PostgreSQL `src/backend/access/transam/timeline.c`.
+fn parse_history(history: &str, timeline: u32) -> Option<Lsn> {
+    history.lines().find_map(|line| {
+        let mut fields = line.split('\t');
+        let of: u32 = fields.next()?.trim().parse().ok()?;
+        if of == timeline { fields.next()?.trim().parse().ok() } else { None }
+    })
+}
+
 fn too_slow(_: tokio::time::error::Elapsed) -> WireError {
     WireError::Timeout { what: "a replication command", after: COMMAND_TIMEOUT }
 }
@@ -213,6 +249,15 @@ fn quote(mark: char, text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn timeline_history_says_where_each_ancestor_was_left() {
+        let history = "1\t0/3000B70\tno recovery target specified\n\n# a comment\n\
+                       3\t1/5000000\tbefore 2026-11-25\n";
+        assert_eq!(parse_history(history, 1), Some(Lsn(0x300_0B70)));
+        assert_eq!(parse_history(history, 3), Some(Lsn(0x1_0500_0000)));
+        assert_eq!(parse_history(history, 2), None);
+    }
 
     #[test]
     fn start_command_quotes_names_for_the_replication_grammar() {

@@ -136,11 +136,15 @@ fn frame(received: Received) -> Result<Option<Frame>, WireError> {
     }
 }
 
+/// The source file of the output plugin, as the server names it.
+const PGOUTPUT: &str = "pgoutput.c";
+
 /// PostgreSQL 18 only warns that it leaves out a publication that is younger than the slot, and
 /// then leaves out its rows.
 fn read_notice(body: &NoticeResponseBody) -> Result<(), WireError> {
     let server = ServerError::parse(body.fields()).map_err(malformed)?;
-    if server.sqlstate == OBJECT_NOT_IN_PREREQUISITE_STATE {
+    // Other parts of the server warn with the same code: of a standby that a slot waits for, say.
+    if server.sqlstate == OBJECT_NOT_IN_PREREQUISITE_STATE && &*server.file == PGOUTPUT {
         return Err(WireError::PublicationSkipped(server));
     }
     notice(&server);

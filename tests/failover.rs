@@ -1,0 +1,154 @@
+//! The primary is lost and a standby is promoted. Slots that follow a promotion came with PostgreSQL 17;
+//! on older servers these tests have nothing to show, and say so.
+
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::{Context, Result, ensure};
+use walhook::demo::cluster::{Cluster, StopMode};
+
+use crate::support::{RULES, SCHEMA, World, taken};
+
+const FAILOVER_SLOTS: i32 = 170_000;
+
+/// A primary with a standby that synchronises its slots, and the program's configuration for both.
+/// `None` on a server that cannot.
+async fn replicated() -> Result<Option<(World, Cluster)>> {
+    // The walsender of our slot sends only what the standby has.
+    let server = [("synchronized_standby_slots", "standby")];
+    let world = World::bare("", RULES, &[]).await?;
+    let version: i32 = world.value("SHOW server_version_num").await?.parse()?;
+    if version < FAILOVER_SLOTS {
+        println!("PostgreSQL {version} has no failover slots: nothing to test");
+        return Ok(None);
+    }
+    world.sql.batch_execute(SCHEMA).await?;
+    world.value("SELECT pg_create_physical_replication_slot('standby', true)").await?;
+    let standby = standby(&world).await?;
+    for (name, value) in server {
+        world.sql.batch_execute(&format!("ALTER SYSTEM SET {name} = '{value}'")).await?;
+    }
+    world.value("SELECT pg_reload_conf()").await?;
+    let (one, two) = (world.cluster.port(), standby.port());
+    let hosts = format!("127.0.0.1:{one},127.0.0.1:{two}/postgres?target_session_attrs=read-write");
+    world.edit_config(&format!("127.0.0.1:{one}/postgres"), &hosts)?;
+    world.set_up().await?;
+    Ok(Some((world, standby)))
+}
+
+/// A running standby, made of a backup.
+async fn standby(world: &World) -> Result<Cluster> {
+    world.value("SELECT pg_backup_start('standby', true)").await?;
+    let primary =
+        format!("host=127.0.0.1 port={} user=postgres dbname=postgres", world.cluster.port());
+    let settings = [
+        ("primary_conninfo", primary.as_str()),
+        ("primary_slot_name", "standby"),
+        ("hot_standby_feedback", "on"),
+        ("sync_replication_slots", "on"),
+    ];
+    let mut standby = world.cluster.copy(&std::env::temp_dir(), &settings)?;
+    let label = world.value("SELECT labelfile FROM pg_backup_stop(false)").await?;
+    write_as_server(&standby, "backup_label", &label)?;
+    write_as_server(&standby, "standby.signal", "")?;
+    standby.start_again().await?;
+    Ok(standby)
+}
+
+/// Writes a file that the server may read.
+fn write_as_server(cluster: &Cluster, name: &str, content: &str) -> Result<()> {
+    let (owner, path) = (std::fs::metadata(cluster.data())?, cluster.data().join(name));
+    std::fs::write(&path, content)?;
+    Ok(std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))?)
+}
+
+/// Makes the standby the primary that `world` speaks to.
+async fn promote(world: &mut World, standby: Cluster) -> Result<()> {
+    world.cluster = standby;
+    world.reconnect().await?;
+    let promoted = world.value("SELECT pg_promote()").await?;
+    ensure!(promoted == "t", "not promoted");
+    Ok(())
+}
+
+/// Waits until the standby's copy of our slot would outlive a promotion.
+async fn until_synchronised(world: &World, standby: &Cluster) -> Result<()> {
+    let url = walhook::engine::endpoint::Secret::new(standby.url("postgres"));
+    let session = walhook::io::sql::Connection::open(&url, "test").await?;
+    let synced = "SELECT EXISTS (SELECT FROM pg_replication_slots
+                  WHERE slot_name = 'walhook' AND synced AND NOT temporary)";
+    for n in 0..600 {
+        if session.query_one(synced, &[]).await?.get(0) {
+            return Ok(());
+        }
+        // What the slot needs must be younger than what the standby began with.
+        world.subscribe(1_000_000 + n, 99).await?;
+        world.sql.batch_execute("CHECKPOINT").await?;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let slots = "SELECT string_agg(slot_name || ' ' || synced || ' ' || temporary, ', ')
+                 FROM pg_replication_slots";
+    let slots: Option<String> = session.query_one(slots, &[]).await?.get(0);
+    anyhow::bail!("the standby's slots: {slots:?}; its log ends with:\n{}", standby.log_tail())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn promotion_of_a_synchronised_standby_goes_on_without_a_gap() {
+    let Some((mut world, standby)) = replicated().await.unwrap() else { return };
+    world.hook(1, 1, "").await.unwrap();
+    let running = world.run().await.unwrap();
+    until_synchronised(&world, &standby).await.unwrap();
+    for id in 1..=20 {
+        world.subscribe(id, 1).await.unwrap();
+    }
+    world.delivered(20).await.unwrap();
+
+    world.cluster.stop(StopMode::Immediate).await.unwrap();
+    promote(&mut world, standby).await.unwrap();
+    for id in 21..=40 {
+        world.subscribe(id, 1).await.unwrap();
+    }
+    let received = world.delivered(40).await.with_context(|| running.log()).unwrap();
+    let mut ids: Vec<i64> = taken(&received)["/1"].iter().map(|(_, id)| *id).collect();
+    // Of different rows, which may overtake one another.
+    ids.sort_unstable();
+    assert_eq!(ids, (1..=40).collect::<Vec<i64>>());
+    let timeline = world.value("SELECT timeline FROM walhook.meta").await.unwrap();
+    assert_eq!(timeline, "2");
+    assert!(running.log().contains("a standby that was promoted"), "{}", running.log());
+    assert!(running.terminate().await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn promotion_of_a_standby_that_lacks_what_was_delivered_halts_and_can_be_adopted() {
+    let Some((mut world, mut standby)) = replicated().await.unwrap() else { return };
+    world.hook(1, 1, "").await.unwrap();
+    let running = world.run().await.unwrap();
+    until_synchronised(&world, &standby).await.unwrap();
+
+    // From now on the standby receives nothing, and the primary does not wait for it.
+    standby.stop(StopMode::Fast).await.unwrap();
+    world.sql.batch_execute("ALTER SYSTEM RESET synchronized_standby_slots").await.unwrap();
+    world.value("SELECT pg_reload_conf()").await.unwrap();
+    for id in 1..=10 {
+        world.subscribe(id, 1).await.unwrap();
+    }
+    world.delivered(10).await.with_context(|| world.cluster.log_tail() + &running.log()).unwrap();
+    world.settled().await.unwrap();
+    world.cluster.stop(StopMode::Immediate).await.unwrap();
+    standby.start_again().await.unwrap();
+    promote(&mut world, standby).await.unwrap();
+    // The tables of state stand in the same database, so the new primary's are older as well: what
+    // remembers the positions is the running leader.
+    let (status, log) = running.ended_with_log().await.unwrap();
+    assert_eq!(status.code(), Some(3), "{log}");
+    assert!(log.contains("left the old one's WAL at"), "{log}");
+
+    let output = world.walhook(&["recover", "--adopt-cluster", "--yes"]).await.unwrap();
+    let said =
+        format!("{}{}", crate::support::text(&output.stdout), crate::support::text(&output.stderr));
+    assert!(output.status.success(), "{said}");
+    let running = world.run().await.unwrap();
+    world.subscribe(11, 1).await.unwrap();
+    world.delivered(11).await.with_context(|| running.log()).unwrap();
+    assert!(running.terminate().await.unwrap().success());
+}

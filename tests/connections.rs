@@ -7,6 +7,8 @@ use std::net::TcpListener;
 use anyhow::{Context, Result};
 use rcgen::PKCS_ECDSA_P256_SHA256;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
 use walhook::demo::cluster::{Cluster, StopMode};
 use walhook::engine::endpoint::Secret;
 use walhook::io::sql::{ConnectError, Connection};
@@ -121,6 +123,73 @@ async fn run_delivers_over_verified_tls_and_waits_for_a_certificate_that_is_wron
     let (status, log) = world.spawn()?.ended_with_log().await?;
     assert_eq!(status.code(), Some(2), "{log}");
     assert!(log.contains("is not signed by a CA in sslrootcert"), "{log}");
+    Ok(())
+}
+
+/// Stands between clients and a server, and as a pooler does, names another process than the one that
+/// serves.
+async fn stand_between(server: u16) -> Result<(u16, JoinSet<()>)> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let port = listener.local_addr()?.port();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut pairs = JoinSet::new();
+        while let Ok((client, _)) = listener.accept().await {
+            let Ok(server) = tokio::net::TcpStream::connect(("127.0.0.1", server)).await else {
+                return;
+            };
+            let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+                (client.into_split(), server.into_split());
+            pairs.spawn(async move {
+                let _ = tokio::io::copy(&mut from_client, &mut to_server).await;
+            });
+            pairs.spawn(async move {
+                let mut bytes = vec![0; 64 << 10];
+                while let Ok(count @ 1..) = from_server.read(&mut bytes).await {
+                    let key_data = b"K\0\0\0\x0c";
+                    let answer = &mut bytes[..count];
+                    if let Some(at) = answer.windows(5).position(|piece| piece == key_data) {
+                        answer[at + 8] ^= 1;
+                    }
+                    if to_client.write_all(answer).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    Ok((port, tasks))
+}
+
+#[tokio::test]
+async fn check_tells_of_a_pooler_and_what_it_needs() -> Result<()> {
+    let world = World::new().await?;
+    let (port, _tasks) = stand_between(world.cluster.port()).await?;
+    let direct = world.cluster.url("postgres");
+    let pooled = format!("postgres://postgres@127.0.0.1:{port}/postgres");
+    assert!(!wire::is_pooled(&Secret::new(&*direct), "test").await?);
+    assert!(wire::is_pooled(&Secret::new(&*pooled), "test").await?);
+    let lines = async || -> Result<String> {
+        let output = world.walhook(&["check"]).await?;
+        let lines = text(&output.stdout);
+        let told = lines.lines().filter(|line| line.contains("pooler"));
+        Ok(told.map(|line| format!("{line}\n")).collect())
+    };
+    assert_eq!(lines().await?, "");
+    let both = format!("{pooled}\"\nreplication_url = \"{direct}");
+    world.edit_config(&direct, &both)?;
+    let keeps =
+        "pass  connection pooler: source.url leads through one that keeps prepared statements\n";
+    assert_eq!(lines().await?, keeps);
+    world.sql.batch_execute("ALTER ROLE postgres SET synchronous_commit = off").await?;
+    let told = lines().await?;
+    assert!(
+        told.starts_with("fail  connection pooler: ") && told.contains("synchronous_commit"),
+        "{told}"
+    );
+    world.edit_config(&both, &format!("{pooled}\"\nreplication_url = \"{pooled}"))?;
+    let told = lines().await?;
+    assert!(told.contains("fail  replication connection: source.replication_url leads"), "{told}");
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Every finding is one line: pass, warn or fail, and where something is wrong, the mend.
 
+mod pooler;
 mod server;
 mod tables;
 
@@ -17,6 +18,7 @@ use crate::io::pg::Security;
 use crate::io::slot;
 use crate::io::source;
 use crate::io::sql::Connection;
+use crate::io::wire;
 
 pub(crate) use server::session;
 
@@ -126,7 +128,15 @@ async fn check(config: &Config, report: &mut Report) -> Result<()> {
         }
     };
     connection(report, "connection", "the source database", source.security());
+    let mut usable = pooler::check("source.url", &config.source.url, report).await?;
+    if let Some(url) = &config.state.url {
+        usable &= pooler::check("state.url", url, report).await?;
+    }
     if let Some(url) = &config.source.replication_url {
+        if wire::is_pooled(url, NAME).await.is_ok_and(|pooled| pooled) {
+            let finding = "source.replication_url leads through a connection pooler";
+            report.fail("replication connection", finding, "let it lead to the server itself");
+        }
         match Connection::open(url, NAME).await {
             Ok(direct) => {
                 connection(report, "replication connection", "the server", direct.security());
@@ -136,6 +146,9 @@ async fn check(config: &Config, report: &mut Report) -> Result<()> {
                 report.fail("replication connection", format!("{error:#}"), mend);
             }
         }
+    }
+    if !usable {
+        return Ok(());
     }
     let version = source::server_version(&source).await?;
     if version < source::OLDEST_SERVER {

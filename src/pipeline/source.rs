@@ -14,6 +14,7 @@ use super::{Stop, open_state, published};
 use crate::config::Config;
 use crate::engine::change::Changes;
 use crate::engine::dispatcher::Start;
+use crate::engine::endpoint::Secret;
 use crate::engine::halt::{self, SourceIdentity};
 use crate::engine::lsn::Lsn;
 use crate::engine::rule::{RuleSettings, Rules};
@@ -177,7 +178,7 @@ pub(super) async fn become_leader(
 ///
 /// A standby asks often, for it is to take over within a second; so it must not connect each time.
 async fn until_free(config: &Config) {
-    let Ok(client) = Connection::open(&config.source.url, "walhook standby").await else { return };
+    let Ok(client) = Connection::open(direct_url(config), "walhook standby").await else { return };
     while let Ok(Ok(Some(slot))) =
         tokio::time::timeout(OPEN_TIMEOUT, slot::read(&client, &config.source.slot)).await
         && slot.active_pid.is_some()
@@ -240,10 +241,16 @@ async fn check_slot(config: &Config, sentinel: &Connection, at: Lsn) -> Result<(
     slot.map_or(Ok(()), |slot| Ok(halt::check_wal_end(slot.wal_end, at)?))
 }
 
+/// Where the server itself answers, and no connection pooler.
+fn direct_url(config: &Config) -> &Secret {
+    config.source.replication_url.as_ref().unwrap_or(&config.source.url)
+}
+
 async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Session, Obstacle> {
     let source = &config.source;
-    let sentinel = Connection::open(&source.url, "walhook").await?;
-    let url = source.replication_url.as_ref().unwrap_or(&source.url);
+    let url = direct_url(config);
+    // Past a pooler, whose sessions outlive the server's shutdown.
+    let sentinel = Connection::open(url, "walhook").await?;
     let mut replication = wire::connect(url, "walhook").await?;
     let system = replication.identify_system().await?;
     let found = SourceIdentity {

@@ -15,8 +15,7 @@ use super::error::{ServerError, WireError};
 use crate::io::pg::Conninfo;
 
 /// Settings that text output depends on, pinned against what a role, a database or the server says.
-const PINNED: [(&str, &str); 9] = [
-    ("replication", "database"),
+const PINNED: [(&str, &str); 8] = [
     ("client_encoding", "UTF8"),
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
@@ -28,30 +27,45 @@ const PINNED: [(&str, &str); 9] = [
     ("search_path", "pg_catalog"),
 ];
 
-/// Brings a fresh connection to the point where it takes commands.
+/// What the connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Replication commands.
+    Replication,
+    /// To be looked at: it asks for nothing that a connection pooler may refuse.
+    Probe,
+}
+
+/// Brings a fresh connection to the point where it takes commands. Returns the process that serves
+/// it, by the word of whoever has answered.
 ///
 /// `password`, or why there is none; `end_point`, under TLS: what the password exchange is bound to.
 pub(super) async fn start_up(
     connection: &mut Connection,
+    purpose: Purpose,
     info: &Conninfo,
     application_name: &str,
     password: Result<&[u8], &String>,
     end_point: Option<Vec<u8>>,
-) -> Result<(), WireError> {
-    let parameters = [
+) -> Result<Option<i32>, WireError> {
+    let mut parameters = vec![
         ("user", info.user()),
         ("database", info.database()),
         ("application_name", application_name),
-    ]
-    .into_iter()
-    .chain(PINNED)
-    .chain(info.options.as_deref().map(|options| ("options", options)));
+    ];
+    if purpose == Purpose::Replication {
+        parameters.push(("replication", "database"));
+        parameters.extend(PINNED);
+    }
+    parameters.extend(info.options.as_deref().map(|options| ("options", options)));
     connection.send(|out| frontend::startup_message(parameters, out)).await?;
     authenticate(connection, info, password, end_point).await?;
+    let mut pid = None;
     loop {
         match connection.receive().await? {
-            Received::Message(Message::ReadyForQuery(_)) => return Ok(()),
-            Received::Message(Message::ParameterStatus(_) | Message::BackendKeyData(_)) => {}
+            Received::Message(Message::ReadyForQuery(_)) => return Ok(pid),
+            Received::Message(Message::BackendKeyData(body)) => pid = Some(body.process_id()),
+            Received::Message(Message::ParameterStatus(_)) => {}
             Received::Message(Message::NoticeResponse(body)) => {
                 notice(&ServerError::parse(body.fields()).map_err(malformed)?);
             }

@@ -73,7 +73,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use connect::connect;
+pub use connect::{connect, is_pooled};
 pub use error::{Class, ServerError, WireError, classify};
 pub use replication::{Replication, System};
 pub use stream::{Frame, Stream};

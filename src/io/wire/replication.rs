@@ -80,6 +80,12 @@ impl Replication {
         })
     }
 
+    /// The process that serves this session.
+    pub(super) async fn backend_pid(&mut self) -> Result<i32, WireError> {
+        let pid = self.value("SELECT pg_catalog.pg_backend_pid()").await?;
+        pid.parse().map_err(|_| WireError::Protocol { what: format!("{pid:?} as a process id") })
+    }
+
     /// Whether the server is in recovery, and whether transactions are read-only.
     pub(super) async fn session_attrs(&mut self) -> Result<(bool, bool), WireError> {
         let row = self.row(SessionAttrs::QUERY).await?;

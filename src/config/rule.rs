@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::ByteSize;
+
 /// What a rule listens to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -77,7 +79,20 @@ pub struct EventRule {
     /// Column → name in the body.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rename: BTreeMap<String, String>,
+    /// The column that holds the event's type, which `type` then bounds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub type_column: Option<String>,
+    /// The column whose JSON becomes `data`, instead of `columns`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_column: Option<String>,
     /// The prefix of the messages that make events.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
+    /// The most that `data`, `previous` and `unchanged` of an event take together.
+    #[serde(default = "max_bytes")]
+    pub max_bytes: ByteSize,
+}
+
+fn max_bytes() -> ByteSize {
+    ByteSize(1 << 20)
 }

@@ -46,7 +46,7 @@ pub(super) fn validate(config: &Config) -> Result<(), Problem> {
     if let Some(accounts) = &config.accounts {
         table("accounts.table", &accounts.table)?;
     }
-    rule::rules(&config.events)?;
+    rule::rules(&config.events, config.memory.limit)?;
     delivery(&config.delivery)?;
     at_least_one("scheduler.fast_slots", config.scheduler.fast_slots)?;
     at_least_one("scheduler.slow_slots", config.scheduler.slow_slots)?;

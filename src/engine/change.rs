@@ -101,8 +101,20 @@ pub struct LogicalMessage<'a> {
     pub position: WalPosition,
     /// What it is about.
     pub prefix: &'a str,
-    /// What it says: any bytes.
-    pub content: &'a [u8],
+    /// What it says.
+    pub content: MessageContent<'a>,
+}
+
+/// The content of a logical message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MessageContent<'a> {
+    /// Any bytes.
+    Read(&'a [u8]),
+    /// A message that was too large to be read.
+    TooLarge {
+        /// What it takes in the stream.
+        bytes: u64,
+    },
 }
 
 /// What one message makes of the stream.

@@ -118,7 +118,7 @@ pub struct Event {
     pub id: EventId,
     /// Where the change stands.
     pub position: Position,
-    /// The rule's `type`, such as `subscriber.updated`.
+    /// The rule's `type`, such as `subscriber.updated`, or what the rule's type column holds.
     pub event_type: Arc<str>,
     /// The account that the change belongs to.
     pub account: AccountId,
@@ -201,7 +201,8 @@ pub fn rfc3339(unix_us: i64) -> String {
 /// A change that an event rule covers but could not be evaluated for: a dead letter, never silence.
 #[derive(Debug)]
 pub struct Unroutable {
-    /// The event as far as it is known; its account is empty when that could not be told.
+    /// The event as far as it is known; its account is empty when that could not be told, its type the
+    /// rule's pattern, its data null when that is too large.
     pub event: Arc<Event>,
     /// Which kind of thing failed.
     pub reason: UnroutableReason,
@@ -218,7 +219,9 @@ pub enum UnroutableReason {
     Condition,
     /// A value could not be encoded.
     Value,
-    /// The change was too large to be read.
+    /// The column that holds the type is null, not known, or holds none that the rule allows.
+    Type,
+    /// The change was too large to be read, or the event is larger than the rule allows.
     TooLarge,
     /// Whether the table was a partition of the rule's could not be told.
     Table,
@@ -232,6 +235,7 @@ impl UnroutableReason {
             Self::Account => "account",
             Self::Condition => "condition",
             Self::Value => "value",
+            Self::Type => "type",
             Self::TooLarge => "too_large",
             Self::Table => "table",
         }
@@ -288,6 +292,22 @@ pub enum Item {
         /// The WAL position of the server's keepalive.
         wal_end: Lsn,
     },
+}
+
+impl Item {
+    /// The type of the event that it is or would have been.
+    #[must_use]
+    pub fn event_type(&self) -> Option<&str> {
+        match self {
+            Self::Event(event) | Self::Unroutable(Unroutable { event, .. }) => {
+                Some(&event.event_type)
+            }
+            Self::Begin { .. }
+            | Self::Invalidate(_)
+            | Self::Commit { .. }
+            | Self::Progress { .. } => None,
+        }
+    }
 }
 
 #[cfg(test)]

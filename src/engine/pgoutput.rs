@@ -85,6 +85,15 @@ pub enum Message<'a> {
         /// What it says.
         content: &'a [u8],
     },
+    /// `M` of a transaction, of which only the head was read: see [`decode_head`].
+    OversizeLogical {
+        /// Its LSN.
+        lsn: Lsn,
+        /// What it is about.
+        prefix: &'a str,
+        /// The message's length.
+        bytes: u64,
+    },
     /// `Y`: what a type that is not built in is called, before each RELATION with such a column.
     Type {
         /// The type's OID.

@@ -14,8 +14,10 @@
 //! [`Unroutable`](super::event::Unroutable), not silently another rule's.
 
 mod bind;
+mod body;
 mod build;
 mod compile;
+mod keys;
 mod learn;
 mod message;
 mod name;
@@ -35,7 +37,7 @@ use crate::config::{Bigint, Config, Endpoints, EventRule, Payload, RuleOperation
 use bind::Identity;
 pub use compile::subject;
 pub use learn::Lacks;
-pub use name::is_type;
+pub use name::{is_type, is_type_pattern, pattern_covers};
 
 /// What the configuration says about making events.
 #[derive(Debug, Clone, Copy)]
@@ -158,12 +160,17 @@ pub struct Rules {
     scratch: BytesMut,
 }
 
+/// A scratch buffer that grew beyond this, for one large event, is given back.
+const KEEP_SCRATCH_BYTES: usize = 1 << 20;
+
 /// One compiled rule.
 #[derive(Debug)]
 struct Rule {
     /// How messages name it.
     label: String,
+    /// With a type column, the pattern that bounds what it may hold.
     event_type: Arc<str>,
+    type_column: Option<String>,
     /// Its table's OID.
     table: u32,
     on: Vec<RuleOperation>,
@@ -172,6 +179,19 @@ struct Rule {
     columns: Columns,
     /// Column → name in the body.
     rename: HashMap<String, String>,
+    /// The column whose JSON is the data, instead of `columns`.
+    data_column: Option<String>,
+    max_bytes: usize,
+}
+
+impl Rule {
+    /// The columns of the row at hand, which of a delete is the old one, that its event cannot do
+    /// without.
+    fn needs_current(&self) -> impl Iterator<Item = &str> {
+        let columns =
+            [self.account.name(), self.type_column.as_deref(), self.data_column.as_deref()];
+        columns.into_iter().flatten()
+    }
 }
 
 /// One compiled rule for logical messages.
@@ -181,6 +201,7 @@ struct MessageRule {
     event_type: Arc<str>,
     prefix: String,
     account: Account,
+    max_bytes: usize,
 }
 
 /// Where the account of an event stands.
@@ -284,12 +305,20 @@ impl Rules {
             scratch: &mut self.scratch,
         }
         .build(out);
+        self.give_scratch_back();
     }
 
     /// Appends the events and unroutable messages that a logical message makes, in the order of their
     /// types.
     pub fn handle_message(&mut self, message: &LogicalMessage<'_>, out: &mut Vec<Item>) {
         message::build(&self.messages, self.system_identifier, message, &mut self.scratch, out);
+        self.give_scratch_back();
+    }
+
+    fn give_scratch_back(&mut self) {
+        if self.scratch.capacity() > KEEP_SCRATCH_BYTES {
+            self.scratch = BytesMut::new();
+        }
     }
 }
 

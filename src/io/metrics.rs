@@ -14,6 +14,7 @@ use prometheus::{
 
 use crate::engine::attempt::{FailureKind, Outcome};
 use crate::engine::event::UnroutableReason;
+use crate::engine::rule::pattern_covers;
 
 /// From a loopback receiver to one that answers after hours of retries.
 const LATENCY_BUCKETS: [f64; 17] = [
@@ -38,10 +39,11 @@ const FAILURES: [FailureKind; 8] = [
 
 const STATUS_CLASSES: [&str; 5] = ["2xx", "3xx", "4xx", "5xx", "other"];
 
-const UNROUTABLE: [UnroutableReason; 5] = [
+const UNROUTABLE: [UnroutableReason; 6] = [
     UnroutableReason::Account,
     UnroutableReason::Condition,
     UnroutableReason::Value,
+    UnroutableReason::Type,
     UnroutableReason::TooLarge,
     UnroutableReason::Table,
 ];
@@ -195,9 +197,15 @@ impl Metrics {
         })
     }
 
-    /// Counts an event. A type that no rule named when the registry was made is not counted.
+    /// Counts an event by its type, or else by the longest pattern of a rule that covers it: types that
+    /// rows bring along are without number. What no rule covers is not counted.
     pub fn count_event(&self, event_type: &str) {
-        if let Some(counter) = self.events.get(event_type) {
+        let by_pattern = || {
+            let covers = |name: &str| pattern_covers(name, event_type);
+            let named = self.events.iter().filter(|(name, _)| covers(name));
+            named.max_by_key(|(name, _)| name.len()).map(|(_, counter)| counter)
+        };
+        if let Some(counter) = self.events.get(event_type).or_else(by_pattern) {
             counter.inc();
         }
     }
@@ -320,10 +328,11 @@ mod tests {
 
     #[test]
     fn metrics_show_what_was_counted_under_the_contracts_names() {
-        let metrics = Metrics::new(["a.b", "a.c"]).unwrap();
+        let metrics = Metrics::new(["a.b", "a.c", "order.*"]).unwrap();
         metrics.changes.inc_by(3);
         metrics.count_event("a.b");
         metrics.count_event("unknown");
+        metrics.count_event("order.paid");
         metrics.count_delivered(Duration::from_millis(7));
         for status in [204, 301, 410, 500, 99] {
             metrics.count_attempt(&outcome(Ok(status)));
@@ -339,6 +348,7 @@ mod tests {
             "walhook_changes_total 3".to_owned(),
             "walhook_events_total{type=\"a.b\"} 1".into(),
             "walhook_events_total{type=\"a.c\"} 0".into(),
+            "walhook_events_total{type=\"order.*\"} 1".into(),
             "walhook_deliveries_total{result=\"delivered\"} 1".into(),
             "walhook_deliveries_total{result=\"dead\"} 0".into(),
             "walhook_delivery_latency_seconds_bucket{le=\"0.005\"} 0".into(),

@@ -3,14 +3,24 @@
 use std::collections::HashSet;
 
 use super::{Problem, problem, table};
-use crate::config::{EventRule, RuleOperation};
+use crate::config::{ByteSize, EventRule, RuleOperation};
 use crate::engine::condition::Condition;
-use crate::engine::rule::is_type;
+use crate::engine::rule::{is_type, is_type_pattern};
 
-pub(super) fn rules(rules: &[EventRule]) -> Result<(), Problem> {
+/// Less would leave no room for an event worth sending.
+const LEAST_MAX_BYTES: ByteSize = ByteSize(1 << 10);
+
+/// So that the head of a message that is too large to be read surely holds it.
+const MAX_PREFIX_BYTES: usize = 256;
+
+pub(super) fn rules(rules: &[EventRule], memory_limit: ByteSize) -> Result<(), Problem> {
     for (n, rule) in rules.iter().enumerate() {
         let key = |key: &str| format!("events[{n}].{key}");
         one_rule(rule, &key)?;
+        if rule.max_bytes.0 < LEAST_MAX_BYTES.0 || rule.max_bytes.0 > memory_limit.0 {
+            let text = format!("must be {LEAST_MAX_BYTES} to memory.limit, {memory_limit}");
+            return problem(&key("max_bytes"), text);
+        }
         if rules.iter().take(n).any(|earlier| shadows(earlier, rule)) {
             let text = format!(
                 "an earlier rule for {} takes every change that this one matches; remove one or narrow its `when`",
@@ -34,7 +44,18 @@ fn shadows(earlier: &EventRule, rule: &EventRule) -> bool {
 type Key<'a> = &'a dyn Fn(&str) -> String;
 
 fn one_rule(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
-    if !is_type(&rule.event_type) {
+    if rule.type_column.is_some() {
+        if !is_type_pattern(&rule.event_type) {
+            let text = "bounds what `type_column` may hold, so it ends in .*, such as order.*; or it \
+                        is * alone";
+            return problem(&key("type"), text);
+        }
+    } else if !is_type(&rule.event_type) {
+        if is_type_pattern(&rule.event_type) {
+            let text = "is a pattern; give the type itself, or the column that holds it as \
+                        `type_column`";
+            return problem(&key("type"), text);
+        }
         let rule = "1 to 128 letters, digits and the characters . _ - : /";
         return problem(
             &key("type"),
@@ -64,7 +85,22 @@ fn one_rule(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
     if let Some(Err(error)) = rule.when.as_deref().map(Condition::compile) {
         return problem(&key("when"), format!("rule {}: {error}", rule.event_type));
     }
+    no_row(rule, key)?;
     columns(rule, key)
+}
+
+/// Keys that name columns, where a truncate has none.
+fn no_row(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
+    if !rule.on.contains(&RuleOperation::Truncate) {
+        return Ok(());
+    }
+    let text = "names a column, and a truncate has no row; write a rule for truncate alone";
+    for (name, column) in [("type_column", &rule.type_column), ("data_column", &rule.data_column)] {
+        if column.is_some() {
+            return problem(&key(name), text);
+        }
+    }
+    Ok(())
 }
 
 fn account(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
@@ -103,6 +139,8 @@ fn message(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
         ("when", rule.when.is_some()),
         ("columns", !rule.columns.is_empty()),
         ("rename", !rule.rename.is_empty()),
+        ("type_column", rule.type_column.is_some()),
+        ("data_column", rule.data_column.is_some()),
     ] {
         if is_there {
             let text = "is of no use to a message, which has no row; remove it";
@@ -114,6 +152,9 @@ fn message(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
             &key("prefix"),
             "is missing; give the prefix that pg_logical_emit_message is called with",
         ),
+        Some(prefix) if prefix.len() > MAX_PREFIX_BYTES => {
+            problem(&key("prefix"), format!("is too long; it may have {MAX_PREFIX_BYTES} bytes"))
+        }
         Some(_) => Ok(()),
     }
 }
@@ -122,6 +163,17 @@ fn columns(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
     let has_row = rule.on.iter().any(|on| on.has_row());
     if !has_row && !rule.columns.is_empty() {
         return problem(&key("columns"), "is of no use to a truncate, which has no row; remove it");
+    }
+    if rule.data_column.is_some() {
+        for (name, is_there) in
+            [("columns", !rule.columns.is_empty()), ("rename", !rule.rename.is_empty())]
+        {
+            if is_there {
+                let text = "stands beside `data_column`, which is all that is sent; remove one";
+                return problem(&key(name), text);
+            }
+        }
+        return Ok(());
     }
     if has_row && rule.columns.is_empty() {
         let text = "is missing or empty; name the columns to send, or write [\"*\"]";

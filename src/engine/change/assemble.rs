@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
-use super::{Change, LogicalMessage, Rows, Step, Transaction};
+use super::{Change, LogicalMessage, MessageContent, Rows, Step, Transaction};
 use crate::engine::lsn::Lsn;
 use crate::engine::pgoutput::{Message, OldTuple, Relation, Tuple};
 use crate::engine::position::{MESSAGE, WalPosition};
@@ -218,7 +218,10 @@ impl Changes {
             }
             Message::Truncate { relations } => self.truncate(wal_start, relations),
             Message::Logical { transactional: true, lsn, prefix, content } => {
-                self.logical(lsn, prefix, content)
+                self.logical(lsn, prefix, MessageContent::Read(content))
+            }
+            Message::OversizeLogical { lsn, prefix, bytes } => {
+                self.logical(lsn, prefix, MessageContent::TooLarge { bytes })
             }
             // Those outside of transactions arrive from rollbacks too.
             Message::Logical { transactional: false, .. }
@@ -331,7 +334,7 @@ impl Changes {
         &mut self,
         lsn: Lsn,
         prefix: &'a str,
-        content: &'a [u8],
+        content: MessageContent<'a>,
     ) -> Result<Steps<'a>, ChangeError> {
         let Some(open) = &mut self.open else {
             return Err(ChangeError::OutsideTransaction { what: "a message", wal_start: lsn });

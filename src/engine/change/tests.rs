@@ -242,8 +242,8 @@ fn expected(wal: &[Written], settled: Lsn) -> Vec<Step<'static>> {
                     } else {
                         WalPosition { commit_lsn, change_lsn: lsn, relation: MESSAGE, n: 0 }
                     };
-                    let message =
-                        LogicalMessage { transaction, position, prefix: "p", content: b"c" };
+                    let content = MessageContent::Read(b"c");
+                    let message = LogicalMessage { transaction, position, prefix: "p", content };
                     steps.extend(wanted.then_some(Step::Message(message)));
                     Vec::new()
                 }

@@ -189,6 +189,16 @@ fn logical<'a>(body: &mut Reader<'a>) -> Result<Message<'a>, DecodeError> {
     Ok(Message::Logical { transactional, lsn, prefix, content })
 }
 
+/// LSN and prefix of a transaction's logical message, from its beginning behind the tag; `None` where
+/// it belongs to no transaction, or the prefix does not end in `head`.
+pub(super) fn logical_head(head: &[u8]) -> Result<Option<(Lsn, &str)>, DecodeError> {
+    let mut body = Reader { rest: head };
+    let transactional = body.u8("message flags")? & LOGICAL_TRANSACTIONAL != 0;
+    let lsn = body.lsn("message LSN")?;
+    let ends = body.rest.contains(&0);
+    if transactional && ends { Ok(Some((lsn, body.text("message prefix")?))) } else { Ok(None) }
+}
+
 fn new_row<'a>(body: &mut Reader<'a>) -> Result<Row<'a>, DecodeError> {
     match body.u8("tuple kind")? {
         NEW_TUPLE => row(body),

@@ -1,13 +1,11 @@
 //! Rules → the column indexes of one relation.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::collections::HashSet;
 
 use bytes::{Bytes, BytesMut};
 
 use super::compile::needs_old;
 use super::{Columns, Rule, RuleBroken, Watch};
-use crate::config::RuleOperation;
 use crate::engine::catalog::Table;
 use crate::engine::condition::Side;
 use crate::engine::event::put_json_text;
@@ -24,8 +22,8 @@ pub(super) struct Binding {
     pub(super) invalidates: Option<Invalidates>,
     /// Why it cannot be told whether the rules cover the relation; then no event may be sent.
     pub(super) doubt: Option<String>,
-    /// The rules of each type in the configuration's order, sorted by type.
-    pub(super) types: Vec<(Arc<str>, Vec<BoundRule>)>,
+    /// In the configuration's order.
+    pub(super) rules: Vec<BoundRule>,
 }
 
 /// What a change of the relation invalidates.
@@ -46,6 +44,10 @@ pub(super) struct BoundRule {
     pub(super) rule: usize,
     /// The column that holds the account, where one does.
     pub(super) account: Option<usize>,
+    /// The column that holds the type, where one does.
+    pub(super) event_type: Option<usize>,
+    /// The column whose JSON is the data, where one is, instead of `fields`.
+    pub(super) data: Option<usize>,
     pub(super) fields: Vec<BoundField>,
     /// The columns that the condition reads of the old row, in the condition's order.
     pub(super) old: Vec<(usize, Kind)>,
@@ -81,10 +83,9 @@ pub(super) fn bind(
 ) -> Result<Option<Binding>, RuleBroken> {
     let index = |name: &str| relation.columns.iter().position(|column| column.name == name);
     let covers = |oid: u32| table.oid == oid || table.ancestors.contains(&oid);
-    let mut by_type: BTreeMap<Arc<str>, Vec<BoundRule>> = BTreeMap::new();
+    let mut bound = Vec::new();
     for (at, rule) in rules.iter().enumerate().filter(|(_, rule)| covers(rule.table)) {
-        let bound = Binder { rule, types, table, relation, identity }.bind(at)?;
-        by_type.entry(Arc::clone(&rule.event_type)).or_default().push(bound);
+        bound.push(Binder { rule, types, table, relation, identity }.bind(at)?);
     }
     let invalidates = if covers(watch.endpoint_table) {
         let account = index(&watch.account);
@@ -92,7 +93,7 @@ pub(super) fn bind(
     } else {
         watch.others.iter().any(|oid| covers(*oid)).then_some(Invalidates::All)
     };
-    if by_type.is_empty() && invalidates.is_none() {
+    if bound.is_empty() && invalidates.is_none() {
         return Ok(None);
     }
     let key: Option<Vec<usize>> = table.primary_key.iter().map(|name| index(name)).collect();
@@ -101,7 +102,7 @@ pub(super) fn bind(
         primary_key: key.unwrap_or_default(),
         invalidates,
         doubt: None,
-        types: by_type.into_iter().collect(),
+        rules: bound,
     }))
 }
 
@@ -115,7 +116,10 @@ struct Binder<'a> {
 
 impl Binder<'_> {
     fn bind(&self, rule: usize) -> Result<BoundRule, RuleBroken> {
-        let account = self.rule.account.name().map(|name| self.index(name)).transpose()?;
+        let find = |name: Option<&str>| name.map(|name| self.index(name)).transpose();
+        let account = find(self.rule.account.name())?;
+        let event_type = find(self.rule.type_column.as_deref())?;
+        let data = find(self.rule.data_column.as_deref())?;
         let fields = self.fields()?;
         let read = |side| match &self.rule.condition {
             None => Ok(Vec::new()),
@@ -125,7 +129,7 @@ impl Binder<'_> {
         };
         let (old, new) = (read(Side::Old)?, read(Side::New)?);
         self.check_identity()?;
-        Ok(BoundRule { rule, account, fields, old, new })
+        Ok(BoundRule { rule, account, event_type, data, fields, old, new })
     }
 
     fn fields(&self) -> Result<Vec<BoundField>, RuleBroken> {
@@ -179,10 +183,7 @@ impl Binder<'_> {
         if is_mended || self.relation.identity == ReplicaIdentity::Full {
             return Ok(());
         }
-        let needs = |operation: &RuleOperation| {
-            needs_old(self.rule.account.name(), self.rule.condition.as_ref(), *operation)
-        };
-        for name in self.rule.on.iter().flat_map(needs) {
+        for name in self.rule.on.iter().flat_map(|on| needs_old(self.rule, *on)) {
             let column = self.relation.columns.get(self.index(name)?);
             if !column.is_some_and(|column| column.key) {
                 return Err(RuleBroken::Identity {

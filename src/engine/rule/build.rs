@@ -1,23 +1,23 @@
 //! A change and its binding → items.
 
-use std::hash::Hasher;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
-use super::bind::{Binding, BoundField, BoundRule, Invalidates};
-use super::{Account, Rule};
+use super::bind::{Binding, BoundRule, Invalidates};
+use super::body::Writer;
+use super::keys::keys;
+use super::{Account, Rule, is_type, pattern_covers};
 use crate::config::{Bigint, RuleOperation};
 use crate::engine::change::{Change, Rows};
 use crate::engine::condition::{Condition, Field, Inputs, Side};
 use crate::engine::event::{
-    AccountId, EndpointId, Event, Invalidation, Item, Operation, RowKeys, Scope, Unroutable,
+    AccountId, EndpointId, Event, Invalidation, Item, Operation, Scope, Unroutable,
     UnroutableReason,
 };
 use crate::engine::position::{EventId, Position};
-use crate::engine::row::{Cell, Missing, RowView};
-use crate::engine::value::{ValueError, put_value};
+use crate::engine::row::{Cell, RowView};
 
 pub(super) struct Builder<'a> {
     pub(super) system_identifier: u64,
@@ -43,44 +43,65 @@ impl Builder<'_> {
             Operation::Truncate => RuleOperation::Truncate,
             Operation::Message => RuleOperation::Message,
         };
-        let binding = self.binding;
-        for (event_type, rules) in &binding.types {
-            out.extend(rules.iter().find_map(|bound| {
-                let rule = self.rules.get(bound.rule)?;
-                let matches = rule.on.contains(&operation);
-                matches.then(|| self.item(event_type, rule, bound, &view)).flatten()
-            }));
+        let (binding, rules) = (self.binding, self.rules);
+        let first = out.len();
+        for bound in &binding.rules {
+            let Some(rule) = rules.get(bound.rule).filter(|rule| rule.on.contains(&operation))
+            else {
+                continue;
+            };
+            let made = out.get(first..).unwrap_or_default();
+            let item = self.item(rule, bound, &view, |of_type| {
+                made.iter().any(|i| i.event_type() == Some(of_type))
+            });
+            out.extend(item);
+        }
+        if let Some(made) = out.get_mut(first..) {
+            made.sort_by(|a, b| a.event_type().cmp(&b.event_type()));
         }
     }
 
-    /// What the rule makes of the change; `None` where its condition does not hold.
+    /// What the rule makes of the change; `None` where its condition does not hold, or an earlier rule
+    /// has decided for the type.
     fn item(
         &mut self,
-        event_type: &Arc<str>,
         rule: &Rule,
         bound: &BoundRule,
         view: &RowView<'_>,
+        is_decided: impl Fn(&str) -> bool,
     ) -> Option<Item> {
-        if let Rows::Oversize { bytes, .. } = &self.change.rows {
-            return Some(self.oversize(event_type, rule, *bytes, view));
-        }
         let doubt = self.binding.doubt.clone();
         let mut failure = doubt.map(|doubt| (UnroutableReason::Table, doubt));
+        let event_type = event_type(rule, bound, view).unwrap_or_else(|detail| {
+            failure.get_or_insert((UnroutableReason::Type, detail));
+            Arc::clone(&rule.event_type)
+        });
+        if is_decided(&event_type) {
+            return None;
+        }
+        if let Rows::Oversize { bytes, .. } = &self.change.rows {
+            return Some(self.oversize(&event_type, rule, *bytes, view));
+        }
         if let Some(condition) = &rule.condition {
             match evaluate(condition, bound, view) {
                 Ok(false) => return None,
                 Ok(true) => {}
-                Err(detail) => failure = Some((UnroutableReason::Condition, detail)),
+                Err(detail) => {
+                    failure.get_or_insert((UnroutableReason::Condition, detail));
+                }
             }
         }
         let account = account(rule, bound, view).unwrap_or_else(|detail| {
             failure.get_or_insert((UnroutableReason::Account, detail));
             AccountId::new("")
         });
-        if let Err(detail) = self.put_row(bound, view) {
+        if let Err(detail) = self.put_row(rule, bound, view) {
             failure.get_or_insert((UnroutableReason::Value, detail));
         }
-        let event = self.event(event_type, account, view);
+        if let Some(detail) = bound_row(self.scratch, rule.max_bytes) {
+            failure.get_or_insert((UnroutableReason::TooLarge, detail));
+        }
+        let event = self.event(&event_type, account, view);
         Some(match failure {
             None => Item::Event(event),
             Some((reason, detail)) => {
@@ -100,7 +121,7 @@ impl Builder<'_> {
         view: &RowView<'_>,
     ) -> Item {
         self.scratch.clear();
-        self.scratch.put_slice(b"\"data\":null");
+        self.scratch.put_slice(NO_DATA);
         let event = self.event(event_type, AccountId::new(""), view);
         let detail = format!(
             "{}: the change takes {bytes} bytes in the stream, more than a quarter of memory.limit; \
@@ -128,10 +149,18 @@ impl Builder<'_> {
 
     /// Writes the row's part of the body into the scratch buffer. A value that cannot be written is
     /// left out, and told of afterwards.
-    fn put_row(&mut self, bound: &BoundRule, view: &RowView<'_>) -> Result<(), String> {
+    fn put_row(
+        &mut self,
+        rule: &Rule,
+        bound: &BoundRule,
+        view: &RowView<'_>,
+    ) -> Result<(), String> {
         self.scratch.clear();
         let mut writer = Writer { out: self.scratch, bigint: self.bigint, failed: None };
-        writer.put_data(&bound.fields, view);
+        match (bound.data, &rule.data_column) {
+            (Some(column), Some(name)) => writer.put_data_column(name, view.current(column)),
+            _ => writer.put_data(&bound.fields, view),
+        }
         let account_changed = bound.account.is_some_and(|account| {
             let (old, new) = (view.before(account), view.after(account));
             old.is_known() && old != new
@@ -145,77 +174,32 @@ impl Builder<'_> {
     }
 }
 
-struct Writer<'a> {
-    out: &'a mut BytesMut,
-    bigint: Bigint,
-    /// The first value that could not be written.
-    failed: Option<String>,
+/// The row's part of an event whose values are too large.
+const NO_DATA: &[u8] = b"\"data\":null";
+
+/// Leaves no data where the row's part of the body is over the limit, and says so.
+pub(super) fn bound_row(row: &mut BytesMut, max_bytes: usize) -> Option<String> {
+    let bytes = row.len();
+    if bytes <= max_bytes {
+        return None;
+    }
+    row.clear();
+    row.put_slice(NO_DATA);
+    Some(format!("the event's data takes {bytes} bytes, more than max_bytes = {max_bytes}"))
 }
 
-impl Writer<'_> {
-    fn put_data(&mut self, fields: &[BoundField], view: &RowView<'_>) {
-        self.out.put_slice(b"\"data\":{");
-        let start = self.out.len();
-        for field in fields {
-            self.put_member(start, field, view.current(field.column));
+/// The event's type, or why it cannot be told.
+fn event_type(rule: &Rule, bound: &BoundRule, view: &RowView<'_>) -> Result<Arc<str>, String> {
+    let (Some(name), Some(column)) = (&rule.type_column, bound.event_type) else {
+        return Ok(Arc::clone(&rule.event_type));
+    };
+    match view.current(column) {
+        Cell::Text(text) if is_type(text) && pattern_covers(&rule.event_type, text) => {
+            Ok(text.into())
         }
-        self.out.put_u8(b'}');
-    }
-
-    fn put_previous(&mut self, fields: &[BoundField], view: &RowView<'_>) {
-        let before = self.out.len();
-        self.out.put_slice(b",\"previous\":{");
-        let start = self.out.len();
-        for field in fields {
-            let (old, new) = (view.before(field.column), view.after(field.column));
-            if new.is_known() && old != new {
-                self.put_member(start, field, old);
-            }
-        }
-        if self.out.len() == start {
-            self.out.truncate(before);
-        } else {
-            self.out.put_u8(b'}');
-        }
-    }
-
-    fn put_unchanged(&mut self, fields: &[BoundField], view: &RowView<'_>) {
-        let unchanged = Cell::Unknown(Missing::UnchangedToast);
-        let mut opening: &[u8] = b",\"unchanged\":[";
-        for field in fields.iter().filter(|field| view.current(field.column) == unchanged) {
-            self.out.put_slice(opening);
-            self.out.put_slice(&field.name);
-            opening = b",";
-        }
-        if opening == b"," {
-            self.out.put_u8(b']');
-        }
-    }
-
-    /// Appends `"name":value` to the object whose first member begins at `start`; nothing where the
-    /// value is unknown or cannot be written.
-    fn put_member(&mut self, start: usize, field: &BoundField, cell: Cell<'_>) {
-        let before = self.out.len();
-        if before > start {
-            self.out.put_u8(b',');
-        }
-        self.out.put_slice(&field.name);
-        self.out.put_u8(b':');
-        match cell {
-            Cell::Null => self.out.put_slice(b"null"),
-            Cell::Unknown(_) => self.out.truncate(before),
-            Cell::Text(text) => {
-                if let Err(error) = put_value(self.out, &field.kind, text, self.bigint) {
-                    self.out.truncate(before);
-                    self.note(field, error);
-                }
-            }
-        }
-    }
-
-    fn note(&mut self, field: &BoundField, error: ValueError) {
-        let name = String::from_utf8_lossy(&field.name);
-        self.failed.get_or_insert_with(|| format!("{name} cannot be written: {error}"));
+        Cell::Text(_) => Err(format!("the type column {name} holds none of {}", rule.event_type)),
+        Cell::Null => Err(format!("the type column {name} is null")),
+        Cell::Unknown(missing) => Err(format!("the type column {name} is not known: {missing}")),
     }
 }
 
@@ -246,61 +230,6 @@ fn evaluate(condition: &Condition, bound: &BoundRule, view: &RowView<'_>) -> Res
     let (old, new) = (fields(Side::Old), fields(Side::New));
     let inputs = Inputs { operation: view.operation(), old: &old, new: &new };
     condition.evaluate(&inputs).map_err(|error| error.to_string())
-}
-
-/// What the row is ordered by. Empty where the primary key is not wholly known: such an event is
-/// ordered by its account, which is stricter.
-///
-/// An old key that the WAL does not carry (a changed primary key that is not the replica identity)
-/// is left out.
-fn keys(binding: &Binding, view: &RowView<'_>) -> RowKeys {
-    if binding.primary_key.is_empty() {
-        return RowKeys::new();
-    }
-    let Some(current) = key_hash(binding, |column| view.current(column)) else {
-        return RowKeys::new();
-    };
-    let old = match view.operation() {
-        Operation::Update => key_hash(binding, |column| view.before(column)),
-        Operation::Insert | Operation::Delete | Operation::Truncate | Operation::Message => None,
-    };
-    old.filter(|old| *old != current).into_iter().chain([current]).collect()
-}
-
-/// Shape: FNV-1a, 64 bits, over the root table's OID (4 bytes, big-endian), then for each column of
-/// the primary key, in the key's order, the length of its text (8 bytes, big-endian) and the text.
-/// Invariant: never changes, because it is stored with deferred events.
-///
-/// Source: Fowler, Noll, Vo: <http://www.isthe.com/chongo/tech/comp/fnv/>.
-fn key_hash<'a>(binding: &Binding, cell: impl Fn(usize) -> Cell<'a>) -> Option<u64> {
-    let mut hash = Fnv1a::default();
-    hash.write(&binding.root.to_be_bytes());
-    for column in &binding.primary_key {
-        let text = cell(*column).text()?;
-        hash.write(&u64::try_from(text.len()).ok()?.to_be_bytes());
-        hash.write(text.as_bytes());
-    }
-    Some(hash.finish())
-}
-
-struct Fnv1a(u64);
-
-impl Default for Fnv1a {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Hasher for Fnv1a {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
 }
 
 /// Everything where an id that the row had or has is not known.

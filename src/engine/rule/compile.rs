@@ -4,11 +4,14 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use super::{Account, Columns, MessageRule, Rule, RuleError, RuleSettings, Watch, is_type};
+use super::{
+    Account, Columns, MessageRule, Rule, RuleError, RuleSettings, Watch, is_type, is_type_pattern,
+};
 use crate::config::{EventRule, RuleOperation};
 use crate::engine::catalog::{Catalog, Table, TableName};
 use crate::engine::condition::{Condition, Side};
 use crate::engine::event::AccountId;
+use crate::engine::value::Kind;
 
 /// So many columns at most are listed in a message.
 const MAX_LISTED: usize = 20;
@@ -91,7 +94,10 @@ impl Check<'_> {
     }
 
     fn event_type(&mut self, rule: &EventRule) {
-        if !is_type(&rule.event_type) {
+        let of_row = rule.type_column.is_some();
+        if of_row && !is_type_pattern(&rule.event_type) {
+            self.fail("type is not a pattern, which type_column needs: order.*");
+        } else if !of_row && !is_type(&rule.event_type) {
             self.fail(
                 "type is not valid; write letters, digits and the characters . _ - : /, at most \
                  128 of them: subscriber.updated",
@@ -125,6 +131,7 @@ impl Check<'_> {
             event_type: rule.event_type.as_str().into(),
             prefix: prefix.clone(),
             account: account?,
+            max_bytes: max_bytes(rule),
         })
     }
 
@@ -157,18 +164,19 @@ impl Check<'_> {
         if let Some(condition) = &condition {
             self.condition_columns(condition, table, catalog);
         }
-        // The rows of a partitioned table are logged by the identities of its partitions.
-        for table in std::iter::once(table).chain(catalog.leaves(table.oid)) {
-            let so_far = self.errors.len();
-            self.identity(rule, condition.as_ref(), table);
-            if self.errors.len() > so_far {
-                break;
+        if let Some(column) = &rule.type_column {
+            self.published_column("type_column", column, table);
+        }
+        if let Some(column) = &rule.data_column {
+            self.published_column("data_column", column, table);
+            let kind = table.column(column).and_then(|c| catalog.types.kind(c.type_oid));
+            if kind.is_some_and(|kind| !matches!(kind, Kind::Json | Kind::Text)) {
+                self.fail(format!(
+                    "data_column: {column} of {table} holds no JSON; name a json, jsonb or text column"
+                ));
             }
         }
-        if self.errors.len() > before {
-            return None;
-        }
-        Some(Rule {
+        let compiled = Rule {
             label: self.subject.clone(),
             event_type: rule.event_type.as_str().into(),
             table: table.oid,
@@ -177,12 +185,25 @@ impl Check<'_> {
             condition,
             columns,
             rename: rule.rename.clone().into_iter().collect(),
-        })
+            type_column: rule.type_column.clone(),
+            data_column: rule.data_column.clone(),
+            max_bytes: max_bytes(rule),
+        };
+        // The rows of a partitioned table are logged by the identities of its partitions.
+        for table in std::iter::once(table).chain(catalog.leaves(table.oid)) {
+            let so_far = self.errors.len();
+            self.identity(&compiled, table);
+            if self.errors.len() > so_far {
+                break;
+            }
+        }
+        (self.errors.len() == before).then_some(compiled)
     }
 
     fn columns(&mut self, rule: &EventRule, table: &Table) -> Columns {
         let all = rule.columns.iter().any(|column| column == "*");
-        if rule.columns.is_empty() && rule.on != [RuleOperation::Truncate] {
+        let sends_columns = rule.on != [RuleOperation::Truncate] && rule.data_column.is_none();
+        if rule.columns.is_empty() && sends_columns {
             self.fail("columns is empty; name the columns to send, or [\"*\"] for all");
         }
         if all && rule.columns.len() > 1 {
@@ -258,7 +279,7 @@ impl Check<'_> {
     }
 
     /// Refuses a rule that reads old values which the WAL will never carry.
-    fn identity(&mut self, rule: &EventRule, condition: Option<&Condition>, table: &Table) {
+    fn identity(&mut self, rule: &Rule, table: &Table) {
         for operation in [RuleOperation::Update, RuleOperation::Delete] {
             if !rule.on.contains(&operation) {
                 continue;
@@ -272,7 +293,7 @@ impl Check<'_> {
                 ));
                 return;
             }
-            let mut missing = needs_old(rule.account.as_deref(), condition, operation);
+            let mut missing = needs_old(rule, operation);
             missing.retain(|column| table.column(column).is_some() && !table.logs_old(column));
             if !missing.is_empty() {
                 self.fail(format!(
@@ -323,21 +344,21 @@ impl Check<'_> {
 }
 
 /// The columns whose old values an event of `operation` cannot do without.
-pub(super) fn needs_old<'a>(
-    account: Option<&'a str>,
-    condition: Option<&'a Condition>,
-    operation: RuleOperation,
-) -> Vec<&'a str> {
-    let read = condition.map_or(&[][..], |condition| condition.columns(Side::Old));
+pub(super) fn needs_old(rule: &Rule, operation: RuleOperation) -> Vec<&str> {
+    let read = rule.condition.as_ref().map_or(&[][..], |condition| condition.columns(Side::Old));
     let read = read.iter().map(String::as_str);
-    match operation {
+    let mut columns: Vec<&str> = match operation {
         RuleOperation::Insert | RuleOperation::Truncate | RuleOperation::Message => Vec::new(),
         RuleOperation::Update => read.collect(),
-        RuleOperation::Delete => {
-            let others = read.filter(|column| Some(*column) != account);
-            account.into_iter().chain(others).collect()
-        }
-    }
+        RuleOperation::Delete => rule.needs_current().chain(read).collect(),
+    };
+    let mut seen = HashSet::new();
+    columns.retain(|column| seen.insert(*column));
+    columns
+}
+
+fn max_bytes(rule: &EventRule) -> usize {
+    usize::try_from(rule.max_bytes.0).unwrap_or(usize::MAX)
 }
 
 fn list(names: &[impl fmt::Display]) -> String {

@@ -13,8 +13,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
+use super::build::bound_row;
 use super::{Account, MessageRule};
-use crate::engine::change::LogicalMessage;
+use crate::engine::change::{LogicalMessage, MessageContent};
 use crate::engine::event::{
     AccountId, Event, Item, Operation, RowKeys, Unroutable, UnroutableReason, put_json_text,
 };
@@ -32,28 +33,38 @@ pub(super) fn build(
     if matching.peek().is_none() {
         return;
     }
-    let content = Content::of(message.content);
-    scratch.clear();
-    content.put(scratch);
-    let row = Bytes::copy_from_slice(scratch);
+    let content = match message.content {
+        MessageContent::Read(bytes) => Content::of(bytes),
+        MessageContent::TooLarge { bytes } => Content::NotRead { bytes },
+    };
     let mut decided: Option<&Arc<str>> = None;
     for rule in matching {
         // Of several rules of one type the first wins.
         if decided.replace(&rule.event_type) == Some(&rule.event_type) {
             continue;
         }
+        let mut failure = content.too_large().map(|why| (UnroutableReason::TooLarge, why));
         let account = match &rule.account {
             Account::Fixed(account) => Ok(account.clone()),
             Account::Named(key) => content.account(key),
         };
-        let event = |account| event(rule, system_identifier, message, account, row.clone());
-        out.push(match account {
-            Ok(account) => Item::Event(event(account)),
-            Err(detail) => Item::Unroutable(Unroutable {
-                event: event(AccountId::new("")),
-                reason: UnroutableReason::Account,
-                detail: format!("{}: {detail}", rule.label),
-            }),
+        let account = account.unwrap_or_else(|detail| {
+            failure.get_or_insert((UnroutableReason::Account, detail));
+            AccountId::new("")
+        });
+        scratch.clear();
+        content.put(scratch);
+        if let Some(detail) = bound_row(scratch, rule.max_bytes) {
+            failure.get_or_insert((UnroutableReason::TooLarge, detail));
+        }
+        let row = Bytes::copy_from_slice(scratch);
+        let event = event(rule, system_identifier, message, account, row);
+        out.push(match failure {
+            None => Item::Event(event),
+            Some((reason, detail)) => {
+                let detail = format!("{}: {detail}", rule.label);
+                Item::Unroutable(Unroutable { event, reason, detail })
+            }
         });
     }
 }
@@ -85,6 +96,7 @@ enum Content<'a> {
     Json(&'a str),
     Text(&'a str),
     Bytes(&'a [u8]),
+    NotRead { bytes: u64 },
 }
 
 impl<'a> Content<'a> {
@@ -102,7 +114,16 @@ impl<'a> Content<'a> {
             Self::Json(text) => out.put_slice(text.as_bytes()),
             Self::Text(text) => put_json_text(out, text),
             Self::Bytes(bytes) => put_json_text(out, &STANDARD.encode(bytes)),
+            Self::NotRead { .. } => out.put_slice(b"null"),
         }
+    }
+
+    fn too_large(self) -> Option<String> {
+        let Self::NotRead { bytes } = self else { return None };
+        Some(format!(
+            "the message takes {bytes} bytes in the stream, more than a quarter of memory.limit; it \
+             was not read"
+        ))
     }
 
     /// The account under `key`, or why there is none.

@@ -6,6 +6,7 @@ mod compile;
 mod learn;
 mod message;
 mod model;
+mod outbox;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
 use crate::demo::cluster::Cluster;
-use crate::engine::change::{Changes, Rows, Step};
+use crate::engine::change::{Changes, MessageContent, Rows, Step};
 use crate::engine::endpoint::Secret;
 use crate::engine::lsn::Lsn;
 use crate::engine::pgoutput::{Datum, OldTuple, Tuple, decode, decode_head};
@@ -102,7 +102,10 @@ fn tell(step: &Step<'_>) -> Told {
             return (format!("relation {}({})", relation.name, columns.join(",")), None);
         }
         Step::Message(message) => {
-            let content = String::from_utf8_lossy(message.content);
+            let content = match message.content {
+                MessageContent::Read(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+                MessageContent::TooLarge { .. } => "too large".to_owned(),
+            };
             return (format!("message {}: {content}", message.prefix), Some(message.position));
         }
         Step::Change(change) => change,

@@ -1,7 +1,7 @@
 //! A logical message → items.
 
 use super::*;
-use crate::engine::change::LogicalMessage;
+use crate::engine::change::{LogicalMessage, MessageContent};
 use crate::engine::position::MESSAGE;
 
 fn rule_for(event_type: &str, account: &str) -> String {
@@ -9,6 +9,10 @@ fn rule_for(event_type: &str, account: &str) -> String {
 }
 
 fn told(events: &str, prefix: &str, content: &[u8]) -> Vec<Item> {
+    told_of(events, prefix, MessageContent::Read(content))
+}
+
+fn told_of(events: &str, prefix: &str, content: MessageContent<'_>) -> Vec<Item> {
     let config = config(events);
     let catalog = catalog_with(subscribers());
     let mut rules = Rules::compile(RuleSettings::of(&config), &catalog, SYSTEM).unwrap();
@@ -50,6 +54,20 @@ fn message_that_names_no_account_is_unroutable_and_not_quoted() {
             unroutable.detail.starts_with("rule 1 (a): ") && !unroutable.detail.contains("hush")
         );
         assert_eq!(unroutable.event.account, AccountId::new(""));
+    }
+}
+
+#[test]
+fn message_that_is_too_large_is_unroutable_without_its_data() {
+    let bounded = rule_for("a", "account_value = '1'") + "max_bytes = 1024\n";
+    let items = told(&bounded, "p", &[b'1'; 1025]);
+    let read = told_of(&bounded, "p", MessageContent::TooLarge { bytes: 70_000_000 });
+    for (items, part) in [(items, "takes 1032 bytes"), (read, "takes 70000000 bytes")] {
+        let [Item::Unroutable(unroutable)] = &items[..] else { panic!("{items:?}") };
+        assert_eq!(unroutable.reason, UnroutableReason::TooLarge);
+        assert!(unroutable.detail.contains(part), "{}", unroutable.detail);
+        assert_eq!(row(&unroutable.event), json!({"data": null}));
+        assert_eq!(&*unroutable.event.account, "1");
     }
 }
 

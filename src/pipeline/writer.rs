@@ -61,7 +61,8 @@ pub(super) async fn write(
                 () = backoff.wait() => {}
             }
             if let Err(error) = store.reconnect().await {
-                tracing::debug!(%error, "the state database cannot be reached");
+                let problem = format!("{:#}", anyhow::Error::new(error));
+                tracing::warn!(%problem, "the state database cannot be reached");
             }
         };
         health.send_modify(|health| health.checkpoint_written_at = Some(Instant::now()));

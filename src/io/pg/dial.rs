@@ -16,8 +16,9 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::binding::tls_server_end_point;
-use super::conninfo::{Conninfo, Host, Keepalive, Password, Place, SslMode};
+use super::conninfo::{Conninfo, Host, Password, Place};
 use super::error::LinkError;
+use super::kinds::{Keepalive, SslMode};
 
 /// A socket of any kind.
 pub trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}

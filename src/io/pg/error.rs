@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustls::CertificateError;
 use rustls::pki_types::UnixTime;
 
-use super::conninfo::SslMode;
+use super::kinds::SslMode;
 
 /// No way to a host. Names the host, what was asked for and the mend; holds no password.
 #[derive(Debug, thiserror::Error)]

@@ -24,12 +24,14 @@ mod conninfo;
 mod dial;
 mod error;
 mod grammar;
+mod kinds;
 mod linked;
 mod passfile;
 mod tls;
 
-pub use conninfo::{Conninfo, ConninfoError, Host, Place, Root, SessionAttrs, SslMode};
+pub use conninfo::{Conninfo, ConninfoError, Host, Place};
 pub use dial::{Link, Security, Socket};
 pub(crate) use dial::{StartUp, open};
 pub use error::{LinkError, tls_error};
+pub use kinds::{Root, SessionAttrs, SslMode};
 pub(crate) use linked::Linked;

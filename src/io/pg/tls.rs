@@ -18,8 +18,8 @@ use rustls::{
 };
 use rustls_platform_verifier::Verifier;
 
-use super::conninfo::{Root, SslMode, Tls};
 use super::error::LinkError;
+use super::kinds::{Root, SslMode, Tls};
 
 impl Tls {
     /// The client side of a handshake. Reads the files anew, so that a renewed certificate is used

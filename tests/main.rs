@@ -22,6 +22,7 @@ mod files;
 mod halts;
 mod kills;
 mod partitions;
+mod refusals;
 mod rows;
 mod rules;
 mod shape;

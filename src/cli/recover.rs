@@ -173,6 +173,7 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
             | Halt::OlderCopy { .. }
             | Halt::PublicationMissing { .. }
             | Halt::Unpublished { .. }
+            | Halt::RowsHidden { .. }
             | Halt::RuleBroken(_)),
         ) => return Err(halt.into()),
         None if sessions.same_wal() => Begin::Checkpoint,

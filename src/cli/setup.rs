@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio_postgres::Client;
 
 use super::{CommandResult, Common, Failure, print_json, print_line, secret};
-use crate::config::Config;
+use crate::config::{Config, RuleOperation};
 use crate::engine::catalog::TableName;
 use crate::engine::endpoint::Secret;
 use crate::engine::halt::{self, Halt, SourceIdentity};
@@ -29,6 +29,9 @@ pub(crate) use script::{looked_up, published, state_tables, state_views};
 pub(crate) use slot::create_slot_within;
 
 const NAME: &str = "walhook setup";
+
+/// Since version 18 a replica identity must not hold generated columns, unless they are published.
+const GENERATED_COLUMNS: i32 = 180_000;
 
 /// What the command takes.
 #[derive(Debug, clap::Args)]
@@ -280,10 +283,13 @@ async fn publication(
     let name = &config.source.publication;
     let step = format!("publication {name}");
     let wanted = published(config).map_err(anyhow::Error::from)?;
-    let mut partitioned = false;
+    let (mut partitioned, mut generated) = (false, false);
     for table in &wanted {
-        partitioned |= publishable(client, table).await?;
+        let table = publishable(client, table).await?;
+        partitioned |= table.kind == 'p';
+        generated |= table.identifies_by_generated;
     }
+    generated &= source::server_version(client).await? >= GENERATED_COLUMNS;
     let list = wanted.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let Some(found) = source::publication(client, name).await? else {
         if slot_exists {
@@ -294,24 +300,49 @@ async fn publication(
             )
             .into());
         }
-        execute(client, &script::create_publication(name, &wanted)).await?;
+        execute(client, &script::create_publication(name, &wanted, generated)).await?;
         return report.step(&step, Did::Created, list);
     };
+    if let Some(table) = wanted.intersection(&found.filtered).next() {
+        return Err(anyhow::anyhow!(
+            "the publication {name} has a row filter on {table}, which hides changes; set its tables \
+             again without WHERE, and use `when` in the rule"
+        )
+        .into());
+    }
     let missing: Vec<&TableName> =
         wanted.iter().filter(|table| !found.tables.contains(*table)).collect();
     if !missing.is_empty() {
         execute(client, &script::add_to_publication(name, &missing)).await?;
     }
-    let to_root = partitioned && !found.via_root;
-    if to_root {
-        execute(client, &script::publish_via_root(name)).await?;
-    }
-    if missing.is_empty() && !to_root {
-        return report.step(&step, Did::Exists, list);
-    }
+    let truncates = config.events.iter().any(|rule| rule.on.contains(&RuleOperation::Truncate));
     let mut changes: Vec<String> =
         missing.into_iter().map(|table| format!("{table} added")).collect();
-    changes.extend(to_root.then(|| "partitions published as their root".to_owned()));
+    for (is_needed, option, change) in [
+        (
+            partitioned && !found.via_root,
+            "publish_via_partition_root = true",
+            "partitions published as their root",
+        ),
+        (
+            !(found.insert && found.update && found.delete) || (truncates && !found.truncate),
+            "publish = 'insert, update, delete, truncate'",
+            "every operation published",
+        ),
+        (
+            generated && !found.generated,
+            "publish_generated_columns = stored",
+            "generated columns published, which replica identities hold",
+        ),
+    ] {
+        if is_needed {
+            execute(client, &script::set_publication(name, option)).await?;
+            changes.push(change.to_owned());
+        }
+    }
+    if changes.is_empty() {
+        return report.step(&step, Did::Exists, list);
+    }
     report.step(&step, Did::Changed, changes.join(", "))
 }
 
@@ -320,11 +351,11 @@ async fn execute(client: &Client, sql: &str) -> Result<()> {
     client.batch_execute(sql).await.with_context(failed)
 }
 
-/// Whether the table is partitioned.
+/// The table.
 ///
 /// # Errors
 /// When publishing it is impossible, or would break the customer's own writes.
-async fn publishable(client: &Client, name: &TableName) -> Result<bool> {
+async fn publishable(client: &Client, name: &TableName) -> Result<source::Table> {
     let found = source::table(client, name).await?;
     let table = found.with_context(|| {
         format!("there is no table {name}; create it, or correct the configuration")
@@ -340,7 +371,7 @@ async fn publishable(client: &Client, name: &TableName) -> Result<bool> {
              it fail; give it a primary key, or ALTER TABLE {first} REPLICA IDENTITY FULL"
         );
     }
-    Ok(table.kind == 'p')
+    Ok(table)
 }
 
 /// Creates the slot where it is missing, and returns the position where it begins.

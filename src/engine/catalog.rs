@@ -4,7 +4,7 @@
 //! changes stream, the columns are those of the RELATION messages, and from here come only what
 //! these do not tell: the primary key, the partition root and the types.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 
 use super::pgoutput::ReplicaIdentity;
@@ -53,6 +53,8 @@ pub struct TableColumn {
     pub type_oid: u32,
     /// Whether it is a generated column: PostgreSQL does not publish those.
     pub is_generated: bool,
+    /// Whether the publication's column list leaves it out.
+    pub is_left_out: bool,
 }
 
 impl Table {
@@ -102,6 +104,18 @@ impl Catalog {
     #[must_use]
     pub fn table(&self, oid: u32) -> Option<&Table> {
         self.tables.get(&oid)
+    }
+
+    /// Marks the columns that a publication leaves out. `lists` holds the columns of those tables that
+    /// it publishes with a list.
+    pub fn leave_out(&mut self, lists: &BTreeMap<TableName, BTreeSet<String>>) {
+        for table in self.tables.values_mut() {
+            let name = TableName { schema: table.schema.clone(), name: table.name.clone() };
+            let list = lists.get(&name);
+            for column in &mut table.columns {
+                column.is_left_out = list.is_some_and(|list| !list.contains(&column.name));
+            }
+        }
     }
 
     /// The partitions below the table that hold rows; none where it is not partitioned.

@@ -144,17 +144,28 @@ pub enum Halt {
         problem: String,
     },
     /// The publication no longer holds what the rules need: changes would be left out silently.
-    #[error(
-        "publication {publication:?} {problem}: such changes cannot be read. `walhook setup` puts \
-         missing tables back; those that were committed meanwhile are not sent"
-    )]
+    #[error("publication {publication:?} {problem}. What is committed until then is not sent")]
     Unpublished {
         /// Its name.
         publication: String,
-        /// What is missing, as what it does or does not do.
+        /// What is missing, as what it does or does not do, and the mend.
         problem: String,
     },
-    /// A rule's table or column is gone.
+    /// Row-level security hides rows of a table that is looked up: accounts would seem to have no
+    /// endpoints.
+    #[error(
+        "row-level security hides rows of {table} from the role {role}, so that events would find no \
+         endpoint: {mend}. Then start walhook again"
+    )]
+    RowsHidden {
+        /// The table.
+        table: String,
+        /// The role as which it is read.
+        role: String,
+        /// The statement that mends it.
+        mend: String,
+    },
+    /// A rule's table or column is gone, or what the rule reads is no longer logged or published.
     #[error("{0}. Then start walhook again: nothing is lost")]
     RuleBroken(String),
 }
@@ -174,6 +185,7 @@ impl Halt {
             | Self::OlderCopy { .. }
             | Self::PublicationMissing { .. }
             | Self::Unpublished { .. }
+            | Self::RowsHidden { .. }
             | Self::RuleBroken(_) => {}
         }
         self

@@ -12,7 +12,8 @@ use crate::engine::value::{TypeShape, Types};
 /// The named tables and views, with the partitions of those that are partitioned.
 ///
 /// Arrays are aggregated by the server, so that one statement, and so one snapshot, tells all.
-/// `indisvalid` and `indisreplident`: what PostgreSQL itself asks for (`RelationGetIndexList`).
+/// `indisvalid`, `indimmediate` and `indisreplident`: what PostgreSQL itself asks for
+/// (`RelationGetIndexList`): a deferrable primary key orders events, but is no identity.
 const TABLES: &str = "
     WITH named AS (
         SELECT c.oid, c.relkind
@@ -25,7 +26,7 @@ const TABLES: &str = "
         UNION
         SELECT p.relid FROM named, pg_partition_tree(named.oid) p WHERE named.relkind = 'p'
     ), keys AS (
-        SELECT i.indrelid, i.indisprimary, i.indisreplident,
+        SELECT i.indrelid, i.indisprimary, i.indisreplident, i.indimmediate,
                array_agg(a.attname::text ORDER BY k.ord) AS columns
         FROM covered
         JOIN pg_index i ON i.indrelid = covered.oid AND i.indisvalid
@@ -33,7 +34,7 @@ const TABLES: &str = "
         CROSS JOIN unnest(i.indkey) WITH ORDINALITY AS k(attnum, ord)
         JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
         WHERE k.ord <= i.indnkeyatts
-        GROUP BY i.indexrelid, i.indrelid, i.indisprimary, i.indisreplident
+        GROUP BY i.indexrelid, i.indrelid, i.indisprimary, i.indisreplident, i.indimmediate
     )
     SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name,
            c.relkind IN ('v', 'm') AS is_view, c.relkind = 'p' AS is_partitioned,
@@ -52,6 +53,8 @@ const TABLES: &str = "
                  ORDER BY a.attnum) AS columns_generated,
            (SELECT k.columns FROM keys k WHERE k.indrelid = c.oid AND k.indisprimary)
                AS primary_key,
+           EXISTS (SELECT FROM keys k WHERE k.indrelid = c.oid AND k.indisprimary AND k.indimmediate)
+               AS key_identifies,
            (SELECT k.columns FROM keys k WHERE k.indrelid = c.oid AND k.indisreplident)
                AS identity_index
     FROM covered
@@ -144,12 +147,18 @@ fn table(row: &Row) -> Result<Table> {
         .into_iter()
         .zip(types)
         .zip(generated)
-        .map(|((name, type_oid), is_generated)| TableColumn { name, type_oid, is_generated })
+        .map(|((name, type_oid), is_generated)| TableColumn {
+            name,
+            type_oid,
+            is_generated,
+            is_left_out: false,
+        })
         .collect();
     let primary_key: Vec<String> = row.try_get::<_, Option<_>>("primary_key")?.unwrap_or_default();
     let (identity, identity_columns) = match row.try_get("identity")? {
         "f" => (ReplicaIdentity::Full, columns.iter().map(|c| c.name.clone()).collect()),
-        "d" => (ReplicaIdentity::Default, primary_key.clone()),
+        "d" if row.try_get("key_identifies")? => (ReplicaIdentity::Default, primary_key.clone()),
+        "d" => (ReplicaIdentity::Default, Vec::new()),
         "i" => {
             let index: Option<_> = row.try_get("identity_index")?;
             (ReplicaIdentity::Index, index.unwrap_or_default())

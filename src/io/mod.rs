@@ -8,6 +8,9 @@ pub mod ident;
 
 pub mod source;
 
+pub mod refused_writes;
+pub mod row_security;
+
 pub mod sql;
 
 mod resolve;

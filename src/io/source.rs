@@ -1,6 +1,6 @@
 //! What stands in the source database: its identity, the publication, the slot, published tables.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use tokio_postgres::Client;
@@ -67,12 +67,14 @@ pub struct Publication {
     pub delete: bool,
     /// Whether it publishes truncates.
     pub truncate: bool,
+    /// Whether it publishes stored generated columns.
+    pub generated: bool,
     /// Every table that it publishes, and the partitioned ones that it was given.
     pub tables: BTreeSet<TableName>,
     /// Tables with a row filter.
     pub filtered: BTreeSet<TableName>,
-    /// Tables with a column list.
-    pub narrowed: BTreeSet<TableName>,
+    /// The columns of the tables with a column list.
+    pub lists: BTreeMap<TableName, BTreeSet<String>>,
 }
 
 /// Finds a publication.
@@ -82,8 +84,10 @@ pub struct Publication {
 pub async fn publication(client: &Client, name: &str) -> Result<Option<Publication>> {
     let row = client
         .query_opt(
-            "SELECT pubviaroot, pubinsert, pubupdate, pubdelete, pubtruncate
-             FROM pg_publication WHERE pubname = $1",
+            // The last is a column that older servers do not have.
+            "SELECT pubviaroot, pubinsert, pubupdate, pubdelete, pubtruncate,
+                    coalesce(to_jsonb(p) ->> 'pubgencols' <> 'n', false)
+             FROM pg_publication p WHERE pubname = $1",
             &[&name],
         )
         .await?;
@@ -99,10 +103,10 @@ pub async fn publication(client: &Client, name: &str) -> Result<Option<Publicati
     .await?;
     let select = format!("SELECT n.nspname::text, c.relname::text {members}");
     tables.append(&mut names(client, &select, name).await?);
-    let (mut filtered, mut narrowed) = Default::default();
+    let (mut filtered, mut lists) = Default::default();
     if server_version(client).await? >= ROW_FILTERS {
         filtered = names(client, &format!("{select} AND r.prqual IS NOT NULL"), name).await?;
-        narrowed = names(client, &format!("{select} AND r.prattrs IS NOT NULL"), name).await?;
+        lists = column_lists(client, name).await?;
     }
     Ok(Some(Publication {
         via_root: row.try_get(0)?,
@@ -110,9 +114,10 @@ pub async fn publication(client: &Client, name: &str) -> Result<Option<Publicati
         update: row.try_get(2)?,
         delete: row.try_get(3)?,
         truncate: row.try_get(4)?,
+        generated: row.try_get(5)?,
         tables,
         filtered,
-        narrowed,
+        lists,
     }))
 }
 
@@ -122,6 +127,45 @@ async fn names(client: &Client, sql: &str, name: &str) -> Result<BTreeSet<TableN
         Ok(TableName { schema: row.try_get(0)?, name: row.try_get(1)? })
     };
     rows.iter().map(table).collect()
+}
+
+/// Which of the tables are partitioned.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn partitioned(
+    client: &Client,
+    tables: &BTreeSet<TableName>,
+) -> Result<BTreeSet<TableName>> {
+    let rows = client
+        .query(
+            "SELECT n.nspname::text, c.relname::text
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'p'",
+            &[],
+        )
+        .await?;
+    let table = |row: &tokio_postgres::Row| {
+        Ok(TableName { schema: row.try_get(0)?, name: row.try_get(1)? })
+    };
+    let all: BTreeSet<TableName> = rows.iter().map(table).collect::<Result<_>>()?;
+    Ok(all.intersection(tables).cloned().collect())
+}
+
+async fn column_lists(
+    client: &Client,
+    name: &str,
+) -> Result<BTreeMap<TableName, BTreeSet<String>>> {
+    let sql = "SELECT n.nspname::text, c.relname::text,
+                      ARRAY(SELECT a.attname::text FROM pg_attribute a
+                            WHERE a.attrelid = c.oid AND a.attnum = ANY (r.prattrs))
+               FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+               JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+               WHERE p.pubname = $1 AND r.prattrs IS NOT NULL";
+    let list = |row: &tokio_postgres::Row| {
+        let table = TableName { schema: row.try_get(0)?, name: row.try_get(1)? };
+        Ok((table, row.try_get::<_, Vec<String>>(2)?.into_iter().collect()))
+    };
+    client.query(sql, &[&name]).await?.iter().map(list).collect()
 }
 
 /// A table or view of the source.
@@ -136,8 +180,8 @@ pub struct Table {
     /// The table itself or those of its partitions that have no replica identity: a publication of
     /// their updates makes the customer's own UPDATE and DELETE fail.
     pub without_identity: Vec<String>,
-    /// Whether row-level security hides rows from our role.
-    pub row_security: bool,
+    /// Whether its replica identity, or that of a partition, holds a stored generated column.
+    pub identifies_by_generated: bool,
 }
 
 impl Table {
@@ -161,7 +205,7 @@ impl Table {
 pub async fn table(client: &Client, name: &TableName) -> Result<Option<Table>> {
     let row = client
         .query_opt(
-            "SELECT c.oid, c.relkind::text, row_security_active(c.oid)
+            "SELECT c.oid, c.relkind::text
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')",
             &[&name.schema, &name.name],
@@ -185,7 +229,7 @@ pub async fn table(client: &Client, name: &TableName) -> Result<Option<Table>> {
         kind: kind.chars().next().unwrap_or_default(),
         columns: columns.iter().map(column).collect::<Result<_>>()?,
         without_identity: without_identity(client, oid).await?,
-        row_security: row.try_get(2)?,
+        identifies_by_generated: identifies_by_generated(client, oid).await?,
     }))
 }
 
@@ -198,13 +242,34 @@ async fn without_identity(client: &Client, oid: u32) -> Result<Vec<String>> {
                AND NOT CASE c.relreplident
                    WHEN 'f' THEN true
                    WHEN 'd' THEN EXISTS (SELECT FROM pg_index i
-                                         WHERE i.indrelid = c.oid AND i.indisprimary)
+                                         WHERE i.indrelid = c.oid AND i.indisprimary
+                                           AND i.indimmediate AND i.indisvalid)
                    WHEN 'i' THEN EXISTS (SELECT FROM pg_index i
-                                         WHERE i.indrelid = c.oid AND i.indisreplident)
+                                         WHERE i.indrelid = c.oid AND i.indisreplident
+                                           AND i.indisvalid)
                    ELSE false END
              ORDER BY 1",
             &[&oid],
         )
         .await?;
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+async fn identifies_by_generated(client: &Client, oid: u32) -> Result<bool> {
+    let row = client
+        .query_one(
+            "SELECT EXISTS (
+                 SELECT FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+                 WHERE (c.oid = $1 OR c.oid IN (SELECT relid FROM pg_partition_tree($1::oid::regclass)))
+                   AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped
+                   AND a.attgenerated = 's'
+                   AND CASE c.relreplident WHEN 'f' THEN true ELSE EXISTS (
+                           SELECT FROM pg_index i
+                           WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey)
+                             AND CASE c.relreplident WHEN 'd' THEN i.indisprimary
+                                 ELSE i.indisreplident END) END)",
+            &[&oid],
+        )
+        .await?;
+    Ok(row.try_get(0)?)
 }

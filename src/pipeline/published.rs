@@ -1,16 +1,20 @@
-//! Whether the publication holds what the rules need.
+//! Whether the source still shows us what the rules need.
 //!
-//! A table that leaves it, because somebody drops the table or alters the publication, leaves the
-//! stream without a word. So this is looked at whenever the source is opened, and every few seconds.
+//! A table that leaves the publication, because somebody drops the table or alters the publication,
+//! leaves the stream without a word; rows that row-level security hides leave a look-up likewise. So
+//! this is looked at whenever the source is opened, and every few seconds.
 
 use std::collections::BTreeSet;
 
 use anyhow::Context;
 
+use super::Stop;
 use crate::config::Config;
 use crate::engine::catalog::TableName;
 use crate::engine::halt::Halt;
 use crate::engine::rule::RuleSettings;
+use crate::io::refused_writes::{RefusedWrites, refused_writes};
+use crate::io::row_security;
 use crate::io::source::{self, Publication};
 use crate::io::sql::Connection;
 
@@ -27,22 +31,77 @@ pub(super) async fn check(
         let problem = format!("publication {name:?} does not exist");
         return Ok(Err(Halt::PublicationMissing { problem }));
     };
-    let problem = find_problem(config, &publication)?;
-    let unpublished = |problem| Halt::Unpublished { publication: name.clone(), problem };
-    Ok(problem.map_or(Ok(()), |problem| Err(unpublished(problem))))
+    let tables = needed(config)?;
+    let partitioned = source::partitioned(client, &tables).await?;
+    if let Some(problem) = find_problem(config, &publication, &tables, &partitioned) {
+        return Ok(Err(Halt::Unpublished { publication: name.clone(), problem }));
+    }
+    let hidden = row_security::hidden(client, &looked_up(config)?).await?;
+    Ok(hidden.into_iter().next().map_or(Ok(()), |hidden| {
+        let mend = hidden.mend();
+        Err(Halt::RowsHidden { table: hidden.table.to_string(), role: hidden.role, mend })
+    }))
 }
 
-/// The first thing that is missing, in words that follow the publication's name.
-fn find_problem(config: &Config, publication: &Publication) -> anyhow::Result<Option<String>> {
-    let settings = RuleSettings::of(config);
-    let tables = config.rule_tables().chain(settings.watched()).map(str::parse::<TableName>);
-    let tables = tables.collect::<Result<BTreeSet<_>, _>>().context("a table's name")?;
-    for table in &tables {
+/// Refuses to start where being published makes somebody's own writes fail. While we run, to halt
+/// would not help them.
+///
+/// # Errors
+/// [`Stop::Config`] when that is so; [`Stop::Failed`] when the server does not answer.
+pub(super) async fn refuse_to_break_writes(
+    config: &Config,
+    client: &Connection,
+) -> Result<(), Stop> {
+    let name = &config.source.publication;
+    let refused = refused_writes(client, name).await?;
+    let line = |table: &RefusedWrites| {
+        let (table, problem, mend) = (&table.table, table.problem, &table.mend);
+        format!(
+            "publication {name:?} makes UPDATE and DELETE of {table} fail: it {problem}; {mend}"
+        )
+    };
+    match refused.is_empty() {
+        true => Ok(()),
+        false => Err(Stop::Config(refused.iter().map(line).collect::<Vec<_>>().join("\n"))),
+    }
+}
+
+/// The tables whose changes must be in the stream.
+fn needed(config: &Config) -> anyhow::Result<BTreeSet<TableName>> {
+    let rules = config.rule_tables();
+    let tables = rules.chain(RuleSettings::of(config).watched()).map(str::parse::<TableName>);
+    tables.collect::<Result<_, _>>().context("a table's name")
+}
+
+/// The tables and views that are looked up.
+fn looked_up(config: &Config) -> anyhow::Result<BTreeSet<TableName>> {
+    let accounts = config.accounts.as_ref().map(|accounts| accounts.table.as_str());
+    let tables = std::iter::once(config.endpoints.table.as_str()).chain(accounts);
+    tables.map(str::parse).collect::<Result<_, _>>().context("a table's name")
+}
+
+/// The first thing that is missing, and the mend, in words that follow the publication's name.
+fn find_problem(
+    config: &Config,
+    publication: &Publication,
+    tables: &BTreeSet<TableName>,
+    partitioned: &BTreeSet<TableName>,
+) -> Option<String> {
+    for table in tables {
         if !publication.tables.contains(table) {
-            return Ok(Some(format!("does not hold the table {table}")));
+            return Some(format!("does not hold the table {table}: `walhook setup` puts it back"));
         }
         if publication.filtered.contains(table) {
-            return Ok(Some(format!("has a row filter for the table {table}")));
+            return Some(format!(
+                "has a row filter for the table {table}, which hides changes: publish it again \
+                 without WHERE, and use `when` in the rule"
+            ));
+        }
+        if partitioned.contains(table) && !publication.via_root {
+            return Some(format!(
+                "publishes the partitions of {table} under their own names: `walhook setup` has them \
+                 published as {table}"
+            ));
         }
     }
     let operations: BTreeSet<&str> = config
@@ -50,6 +109,8 @@ fn find_problem(config: &Config, publication: &Publication) -> anyhow::Result<Op
         .iter()
         .flat_map(|rule| &rule.on)
         .map(|operation| operation.as_str())
+        // Endpoints are invalidated by every change of a row.
+        .chain(["insert", "update", "delete"])
         .collect();
     let published = [
         ("insert", publication.insert),
@@ -58,5 +119,5 @@ fn find_problem(config: &Config, publication: &Publication) -> anyhow::Result<Op
         ("truncate", publication.truncate),
     ];
     let missing = published.iter().find(|(name, is)| !is && operations.contains(name));
-    Ok(missing.map(|(name, _)| format!("does not publish {name}s")))
+    missing.map(|(name, _)| format!("does not publish {name}s: `walhook setup` has it do so"))
 }

@@ -22,7 +22,7 @@ use crate::io::admin::{Health, Role};
 use crate::io::catalog;
 use crate::io::pg::Conninfo;
 use crate::io::slot::{self, Slot};
-use crate::io::source::hosts;
+use crate::io::source::{self, hosts};
 use crate::io::sql::{ConnectError, Connection};
 use crate::io::state::{Recovery, StateError, StateStore};
 use crate::io::wire::{self, Class, Replication, WireError};
@@ -197,6 +197,7 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
     let rules = compile_rules(config, &session.sentinel, expected.system_identifier).await?;
     // After the rules: one that names no table at all is the configuration's fault.
     published::check(config, &session.sentinel).await.map_err(Obstacle::Passing)??;
+    published::refuse_to_break_writes(config, &session.sentinel).await?;
     let holder = format!("{} pid {}", hostname(), std::process::id());
     let Recovery { epoch, frontier, settled, disabled, backlog } =
         store.take_lease(&holder).await?;
@@ -309,7 +310,10 @@ pub(super) async fn compile_rules(
     system: u64,
 ) -> Result<Rules, Stop> {
     let settings = RuleSettings::of(config);
-    let catalog = catalog::load(client, settings.tables()).await?;
+    let mut catalog = catalog::load(client, settings.tables()).await?;
+    if let Some(publication) = source::publication(client, &config.source.publication).await? {
+        catalog.leave_out(&publication.lists);
+    }
     Rules::compile(settings, &catalog, system).map_err(|errors| {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
         Stop::Config(errors.join("\n"))

@@ -3,12 +3,12 @@
 use anyhow::Result;
 use tokio_postgres::Client;
 
-use super::{Report, one};
-use crate::cli::setup::{existing_tables, looked_up, state_tables};
+use super::{Report, age, failover, one, role};
+use crate::cli::setup::{existing_tables, state_tables};
 use crate::config::Config;
 use crate::engine::halt::{self, Halt, SourceIdentity};
 use crate::engine::lsn::Lsn;
-use crate::io::ident::{quote_ident, quote_name};
+use crate::io::ident::quote_ident;
 use crate::io::pg::Conninfo;
 use crate::io::slot::{Slot, WalStatus};
 use crate::io::source;
@@ -18,13 +18,9 @@ use crate::io::sql;
 const REPLICATION_NAME: &str = "walhook";
 
 pub(super) async fn check(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
-    let in_recovery: bool = one(client, "SELECT pg_is_in_recovery()").await?;
-    if in_recovery {
-        report.fail("server", "is a standby", "let source.url lead to the primary");
-        return Ok(());
-    }
     settings(client, report).await?;
-    privileges(config, client, report).await
+    failover::settings(client, report).await?;
+    role::check(config, client, report).await
 }
 
 async fn settings(client: &Client, report: &mut Report) -> Result<()> {
@@ -146,7 +142,8 @@ pub(super) async fn slot(
         let retained = slot.retained_bytes();
         report.pass("slot", format!("{name} is free and retains {retained} bytes of WAL"));
     }
-    Ok(())
+    age::check(config, client, report).await?;
+    failover::slot(client, name, report).await
 }
 
 /// A session for people: its pid and what is known of it.
@@ -161,50 +158,6 @@ pub(crate) async fn session(client: &Client, pid: i32) -> Result<String> {
     }
 }
 
-async fn privileges(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
-    let row = client
-        .query_one(
-            // Amazon's servers give the right through a role instead.
-            "SELECT rolname::text, rolsuper OR rolreplication OR EXISTS (
-                 SELECT FROM pg_roles g
-                 WHERE g.rolname = 'rds_replication' AND pg_has_role(r.oid, g.oid, 'USAGE'))
-             FROM pg_roles r WHERE rolname = current_user",
-            &[],
-        )
-        .await?;
-    let (role, may_replicate): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
-    let quoted = quote_ident(&role);
-    if may_replicate {
-        report.pass("privileges", format!("{role} may replicate"));
-    } else {
-        let mend = format!("ALTER ROLE {quoted} REPLICATION, or run `walhook setup --admin-url`");
-        report.fail("privileges", format!("{role} may not replicate"), mend);
-    }
-    for table in looked_up(config)? {
-        let sql =
-            "SELECT has_schema_privilege(n.oid, 'USAGE'), has_table_privilege(c.oid, 'SELECT')
-                   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                   WHERE n.nspname = $1 AND c.relname = $2";
-        let row = client.query_opt(sql, &[&table.schema, &table.name]).await?;
-        // That a table does not exist is said where its columns are checked.
-        let Some(row) = row else { continue };
-        let schema = quote_ident(&table.schema);
-        let mend = match (row.try_get(0)?, row.try_get(1)?) {
-            (true, true) => {
-                report.pass("privileges", format!("{role} may read {table}"));
-                continue;
-            }
-            (true, false) => format!("GRANT SELECT ON {} TO {quoted}", quote_name(&table)),
-            (false, _) => format!(
-                "GRANT USAGE ON SCHEMA {schema} TO {quoted}; GRANT SELECT ON {} TO {quoted}",
-                quote_name(&table)
-            ),
-        };
-        report.fail("privileges", format!("{role} may not read {table}"), mend);
-    }
-    Ok(())
-}
-
 /// Whether the state is there, ours to write, and of this source. `client` is the state database's.
 /// Returns the checkpoint, where there is one of this source.
 pub(super) async fn state(
@@ -217,7 +170,7 @@ pub(super) async fn state(
     let found = existing_tables(client, schema, &tables).await?;
     if found < tables.len() {
         let finding = format!("the schema {schema} has {found} of {} tables", tables.len());
-        report.fail("state", finding, "run `walhook setup`");
+        report.fail("state", finding, role::mend_of_state(client).await?);
         return Ok(None);
     }
     let role: String = one(client, "SELECT current_user::text").await?;
@@ -263,11 +216,9 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
     let frontier: Lsn = row.try_get::<_, &str>(4)?.parse()?;
     match row.try_get::<_, Option<&str>>(5)? {
         Some(reason) => {
-            report.fail(
-                "checkpoint",
-                format!("halted at {frontier}: {reason}"),
-                "see `walhook status`",
-            );
+            // The lines below say whether the reason still stands.
+            let finding = format!("halted at {frontier}: {reason}");
+            report.warn("checkpoint", finding, "once nothing fails here, start `walhook run`");
         }
         None => report.pass("checkpoint", format!("at {frontier}")),
     }

@@ -10,8 +10,9 @@ use crate::cli::setup::{looked_up, published};
 use crate::config::{Config, RuleOperation};
 use crate::engine::catalog::TableName;
 use crate::engine::rule::{self, RuleError, RuleSettings, Rules};
-use crate::io::catalog;
+use crate::io::refused_writes::{RefusedWrites, refused_writes};
 use crate::io::source::{self, Publication, Table};
+use crate::io::{catalog, row_security};
 
 type Tables = BTreeMap<TableName, Table>;
 
@@ -26,21 +27,26 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
             tables.insert(name, table);
         }
     }
-    match publication {
-        Some(publication) => check_publication(config, &publication, &tables, report)?,
+    match &publication {
+        Some(publication) => {
+            check_publication(config, publication, &tables, report)?;
+            writes(&config.source.publication, client, report).await?;
+        }
         None => {
             let finding = format!("{} does not exist", config.source.publication);
             report.fail("publication", finding, "run `walhook setup`");
         }
     }
-    for name in looked_up(config)? {
-        if tables.get(&name).is_some_and(|table| table.row_security) {
-            let mend = "give our role a policy that shows all, or BYPASSRLS";
-            report.fail("row-level security", format!("hides rows of {name} from our role"), mend);
-        }
+    let hidden = row_security::hidden(client, &looked_up(config)?).await?;
+    for hidden in &hidden {
+        let finding = format!("hides rows of {} from the role {}", hidden.table, hidden.role);
+        report.fail("row-level security", finding, hidden.mend());
+    }
+    if hidden.is_empty() {
+        report.pass("row-level security", "hides no rows that are looked up");
     }
     endpoint_columns(config, &tables, report)?;
-    rules(config, client, report).await
+    rules(config, client, publication.as_ref(), report).await
 }
 
 fn check_publication(
@@ -65,10 +71,6 @@ fn check_publication(
                 format!("set its tables again without WHERE; use `when` in the rule for {table}");
             report.fail("publication", finding, mend);
         }
-        if publication.narrowed.contains(&table) {
-            let finding = format!("{name} has a column list for {table}");
-            report.warn("publication", finding, "make sure that it holds what the rules need");
-        }
         let partitioned = tables.get(&table).is_some_and(|table| table.kind == 'p');
         if partitioned && !publication.via_root {
             let finding =
@@ -87,35 +89,26 @@ fn check_publication(
         if !is_published && (asked.is_some() || operation.has_row()) {
             let by = asked.map_or("the endpoint table's cache", |rule| rule.event_type.as_str());
             let finding = format!("{name} does not publish {operation}, which {by} needs");
-            let mend = "ALTER PUBLICATION … SET (publish = 'insert, update, delete, truncate')";
-            report.fail("publication", finding, mend);
+            report.fail("publication", finding, "run `walhook setup`");
         }
     }
     if report.0.len() == before {
         report.pass("publication", format!("{name} holds every table that is needed"));
     }
-    identities(publication, tables, report);
     Ok(())
 }
 
-/// Of every published table, ours or not: its owner's writes fail without one.
-fn identities(publication: &Publication, tables: &Tables, report: &mut Report) {
-    let before = report.0.len();
-    let updates = publication.update || publication.delete;
-    let without = publication.tables.iter().filter_map(|name| tables.get(name)).filter(|_| updates);
-    let mut without: Vec<&String> = without.flat_map(|table| &table.without_identity).collect();
-    without.sort();
-    without.dedup();
-    for table in without {
-        report.fail(
-            "replica identity",
-            format!("{table} has none, so your own UPDATE and DELETE of it fail now"),
-            format!("add a primary key, or ALTER TABLE {table} REPLICA IDENTITY FULL"),
-        );
+/// Of every published table, ours or not.
+async fn writes(publication: &str, client: &Client, report: &mut Report) -> Result<()> {
+    let refused = refused_writes(client, publication).await?;
+    for RefusedWrites { table, problem, mend } in &refused {
+        let finding = format!("{table} {problem}, so that its own UPDATE and DELETE fail now");
+        report.fail("replica identity", finding, mend.as_str());
     }
-    if report.0.len() == before {
-        report.pass("replica identity", "of every published table is there");
+    if refused.is_empty() {
+        report.pass("replica identity", "of every published table fits: its writes go through");
     }
+    Ok(())
 }
 
 /// What a column of the endpoint or account table may be.
@@ -199,13 +192,21 @@ fn columns(
 }
 
 /// What `run` would say of the rules.
-async fn rules(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
+async fn rules(
+    config: &Config,
+    client: &Client,
+    publication: Option<&Publication>,
+    report: &mut Report,
+) -> Result<()> {
     if config.events.is_empty() {
         let mend = "add [[events]]; `walhook config show --example` has one";
         report.fail("rules", "there is none, so nothing would ever be sent", mend);
     }
     let settings = RuleSettings::of(config);
-    let catalog = catalog::load(client, settings.tables()).await?;
+    let mut catalog = catalog::load(client, settings.tables()).await?;
+    if let Some(publication) = publication {
+        catalog.leave_out(&publication.lists);
+    }
     // The number only goes into the ids of events.
     let errors = Rules::compile(settings, &catalog, 0).err().unwrap_or_default();
     for (index, rule) in config.events.iter().enumerate() {

@@ -56,9 +56,17 @@ fn list<'a>(tables: impl IntoIterator<Item = &'a TableName>) -> String {
 
 /// Changes of partitions are published as the root's, so that a rule may name the root and a new
 /// partition needs no other publication.
-pub(super) fn create_publication(name: &str, tables: &BTreeSet<TableName>) -> String {
+pub(super) fn create_publication(
+    name: &str,
+    tables: &BTreeSet<TableName>,
+    generated: bool,
+) -> String {
     let (name, tables) = (quote_ident(name), list(tables));
-    format!("CREATE PUBLICATION {name} FOR TABLE {tables} WITH (publish_via_partition_root = true)")
+    let generated = if generated { ", publish_generated_columns = stored" } else { "" };
+    format!(
+        "CREATE PUBLICATION {name} FOR TABLE {tables} \
+         WITH (publish_via_partition_root = true{generated})"
+    )
 }
 
 pub(super) fn add_to_publication(name: &str, tables: &[&TableName]) -> String {
@@ -66,9 +74,8 @@ pub(super) fn add_to_publication(name: &str, tables: &[&TableName]) -> String {
     format!("ALTER PUBLICATION {} ADD TABLE {tables}", quote_ident(name))
 }
 
-pub(super) fn publish_via_root(name: &str) -> String {
-    let name = quote_ident(name);
-    format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = true)")
+pub(super) fn set_publication(name: &str, option: &str) -> String {
+    format!("ALTER PUBLICATION {} SET ({option})", quote_ident(name))
 }
 
 /// What the role needs in the source database, beside REPLICATION.
@@ -120,7 +127,7 @@ pub(super) fn whole(
 
     script.0.push('\n');
     script.comment("In the source database. The publication must be older than the slot.");
-    script.statement(&create_publication(&config.source.publication, &published));
+    script.statement(&create_publication(&config.source.publication, &published, false));
     script
         .comment("The slot waits for open transactions; with a timeout it fails cleanly instead.");
     script.statement("SET lock_timeout = '1s'");

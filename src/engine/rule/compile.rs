@@ -91,6 +91,12 @@ impl Check<'_> {
                  publish generated columns; use the columns it is made from"
             ));
         }
+        if table.column(column).is_some_and(|column| column.is_left_out) {
+            self.fail(format!(
+                "{key}: the publication's column list leaves out {column} of {table}; publish the \
+                 table without a list, or with this column in it"
+            ));
+        }
     }
 
     fn event_type(&mut self, rule: &EventRule) {
@@ -211,7 +217,10 @@ impl Check<'_> {
         }
         let selected: Vec<String> = match all {
             true => {
-                let published = table.columns.iter().filter(|column| !column.is_generated);
+                let published = table
+                    .columns
+                    .iter()
+                    .filter(|column| !column.is_generated && !column.is_left_out);
                 published.map(|column| column.name.clone()).collect()
             }
             false => rule.columns.clone(),

@@ -38,6 +38,7 @@ fn table(oid: u32, name: &str, columns: &[(&str, u32)], primary_key: &[&str]) ->
         name: (*name).to_owned(),
         type_oid: *type_oid,
         is_generated: *name == "made",
+        is_left_out: *name == "hidden",
     };
     Table {
         oid,

@@ -15,7 +15,7 @@ use super::error::{ServerError, WireError};
 use crate::io::pg::Conninfo;
 
 /// Settings that text output depends on, pinned against what a role, a database or the server says.
-const PINNED: [(&str, &str); 8] = [
+const PINNED: [(&str, &str); 9] = [
     ("client_encoding", "UTF8"),
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
@@ -23,6 +23,8 @@ const PINNED: [(&str, &str); 8] = [
     ("extra_float_digits", "3"),
     ("bytea_output", "hex"),
     ("xmlbinary", "base64"),
+    // Not output: a role that is set to see no warnings would not see PostgreSQL 18 skip the publication.
+    ("client_min_messages", "notice"),
     // Values of regclass and its kin name their schema unless it is searched.
     ("search_path", "pg_catalog"),
 ];

@@ -1,0 +1,95 @@
+//! Both ways to the server: SQL, and the replication connection. Is a pooler in between?
+
+use anyhow::Result;
+
+use super::{NAME, Report, one, pooler};
+use crate::config::Config;
+use crate::io::pg::Security;
+use crate::io::sql::Connection;
+use crate::io::wire;
+
+/// The SQL session; `None` when there is none to be had.
+pub(super) async fn open(config: &Config, report: &mut Report) -> Option<Connection> {
+    match Connection::open(&config.source.url, NAME).await {
+        Ok(source) => {
+            answers(report, "connection", "the source database", source.security());
+            Some(source)
+        }
+        Err(error) => {
+            let mend = "correct source.url, or let the server take connections from here";
+            report.fail("connection", format!("{error:#}"), mend);
+            None
+        }
+    }
+}
+
+/// Looks for poolers. Returns whether SQL through them works.
+pub(super) async fn pools(config: &Config, report: &mut Report) -> Result<bool> {
+    let mut usable = pooler::check("source.url", &config.source.url, report).await?;
+    if let Some(url) = &config.state.url {
+        usable &= pooler::check("state.url", url, report).await?;
+    }
+    Ok(usable)
+}
+
+/// Whether the replication connection is taken, and leads to the same cluster and database.
+pub(super) async fn replication(
+    config: &Config,
+    source: &Connection,
+    report: &mut Report,
+) -> Result<()> {
+    let what = "replication connection";
+    let (key, direct, url) = match &config.source.replication_url {
+        Some(url) if wire::is_pooled(url, NAME).await.is_ok_and(|pooled| pooled) => {
+            let finding = "source.replication_url leads through a connection pooler";
+            report.fail(what, finding, "let it lead to the server itself");
+            return Ok(());
+        }
+        Some(url) => match Connection::open(url, NAME).await {
+            Ok(direct) => ("source.replication_url", Some(direct), url),
+            Err(error) => {
+                report.fail(what, format!("{error:#}"), "correct source.replication_url");
+                return Ok(());
+            }
+        },
+        None => ("source.url", None, &config.source.url),
+    };
+    let system = match wire::connect(url, NAME).await {
+        Ok(mut replication) => replication.identify_system().await,
+        Err(error) => Err(error),
+    };
+    let system = match system {
+        Ok(system) => system,
+        Err(error) => {
+            let mend = "give the role REPLICATION, and the server a free sender (max_wal_senders); \
+                        behind a pooler, set source.replication_url to the server itself";
+            report.fail(what, format!("{:#}", anyhow::Error::from(error)), mend);
+            return Ok(());
+        }
+    };
+    let sql = "SELECT system_identifier::text FROM pg_control_system()";
+    let identifier: i64 = one::<String>(source, sql).await?.parse()?;
+    let database: String = one(source, "SELECT current_database()::text").await?;
+    if (identifier.cast_unsigned(), &database) != (system.system_identifier, &system.database) {
+        let finding = format!("{key} leads to another cluster or database than source.url");
+        report.fail(what, finding, format!("correct {key}"));
+    } else if let Some(direct) = direct {
+        answers(report, what, "the server", direct.security());
+    } else {
+        report.pass(what, format!("{key} is taken for replication"));
+    }
+    Ok(())
+}
+
+/// That somebody answers, and who else may be listening.
+fn answers(report: &mut Report, what: &str, who: &str, security: &Security) {
+    let finding = format!("{who} answers {security}");
+    match security {
+        Security::Plain => report.warn(
+            what,
+            format!("{finding}: others on its way can read and change what it sends"),
+            "turn TLS on at the server, and set sslmode=verify-full and sslrootcert in the URL",
+        ),
+        Security::Local | Security::Tls { .. } => report.pass(what, finding),
+    }
+}

@@ -1,0 +1,173 @@
+use super::*;
+use crate::cli::fixture::Fixture;
+use crate::cli::setup;
+
+/// The findings that are not passes, one a line.
+async fn complaints(config: &Config) -> Vec<String> {
+    let mut report = Report::default();
+    check(config, &mut report).await.unwrap();
+    report.0.iter().filter(|f| f.verdict != Verdict::Pass).map(line).collect()
+}
+
+#[tokio::test]
+async fn check_passes_what_setup_made_and_warns_of_unbounded_wal() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    setup::quietly(&config).await.unwrap();
+    let found = complaints(&config).await;
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("warn  max_slot_wal_keep_size: "), "{found:?}");
+}
+
+#[tokio::test]
+async fn check_fails_before_setup_and_says_what_to_run() {
+    let fixture =
+        Fixture::start_with(&[("wal_level", "replica"), ("wal_sender_timeout", "0")]).await;
+    let found = complaints(&fixture.config("")).await;
+    for expected in [
+        "fail  wal_level: replica; set wal_level = logical",
+        "warn  wal_sender_timeout: 0",
+        "fail  state: the schema walhook has 0 of",
+        "fail  publication: walhook does not exist; run `walhook setup`",
+        "fail  slot: walhook does not exist; run `walhook setup`",
+    ] {
+        assert!(found.iter().any(|line| line.starts_with(expected)), "{expected}: {found:?}");
+    }
+}
+
+#[tokio::test]
+async fn check_names_each_fault_with_its_mend() {
+    let fixture = Fixture::start_with(&[("max_slot_wal_keep_size", "1GB")]).await;
+    let config = fixture.config("");
+    setup::quietly(&config).await.unwrap();
+    assert_eq!(complaints(&config).await, Vec::<String>::new());
+    for (breaks, mends, expected) in [
+        (
+            "ALTER TABLE webhooks RENAME enabled TO active",
+            "ALTER TABLE webhooks RENAME active TO enabled",
+            "fail  endpoints.enabled: public.webhooks has no column enabled",
+        ),
+        (
+            "ALTER TABLE webhooks ALTER event_types TYPE text USING ''",
+            "ALTER TABLE webhooks ALTER event_types TYPE text[] USING '{}'",
+            "fail  endpoints.event_types: public.webhooks.event_types is text; it must be text[]",
+        ),
+        (
+            "ALTER TABLE subscribers RENAME email TO mail",
+            "ALTER TABLE subscribers RENAME mail TO email",
+            "fail  rule 1 (a.b): columns: public.subscribers has no column email (did you mean",
+        ),
+        (
+            "ALTER TABLE subscribers REPLICA IDENTITY NOTHING",
+            "ALTER TABLE subscribers REPLICA IDENTITY DEFAULT",
+            "fail  replica identity: subscribers has no replica identity",
+        ),
+        (
+            "ALTER PUBLICATION walhook SET (publish = 'insert')",
+            "ALTER PUBLICATION walhook SET (publish = 'insert, update, delete, truncate')",
+            "fail  publication: walhook does not publish update",
+        ),
+        (
+            "ALTER PUBLICATION walhook DROP TABLE subscribers",
+            "ALTER PUBLICATION walhook ADD TABLE subscribers",
+            "fail  publication: walhook does not hold public.subscribers",
+        ),
+        (
+            "ALTER PUBLICATION walhook SET TABLE webhooks, subscribers WHERE (id > 0)",
+            "ALTER PUBLICATION walhook SET TABLE webhooks, subscribers",
+            "fail  publication: walhook has a row filter on public.subscribers",
+        ),
+        (
+            "UPDATE walhook.meta SET timeline = 7",
+            "UPDATE walhook.meta SET timeline = 1",
+            "fail  state: this is not the database that walhook was set up for: its timeline is 1, it was 7",
+        ),
+    ] {
+        fixture.run(breaks).await;
+        let found = complaints(&config).await;
+        assert!(found.iter().any(|line| line.starts_with(expected)), "{expected}: {found:?}");
+        fixture.run(mends).await;
+        assert_eq!(complaints(&config).await, Vec::<String>::new(), "after {mends}");
+    }
+}
+
+#[tokio::test]
+async fn check_fails_where_run_would_halt_and_says_how_to_recover() {
+    let fixture = Fixture::start_with(&[("max_slot_wal_keep_size", "1GB")]).await;
+    let config = fixture.config("");
+    setup::quietly(&config).await.unwrap();
+    fixture.run("SELECT pg_drop_replication_slot('walhook')").await;
+    for expected in ["does not exist any more", "after the checkpoint"] {
+        let found = complaints(&config).await;
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with("fail  slot: ") && found[0].contains(expected));
+        assert!(found[0].contains("`walhook recover --accept-gap`"), "{found:?}");
+        let again = "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput')
+                     WHERE NOT EXISTS (SELECT FROM pg_replication_slots)";
+        fixture.run(again).await;
+    }
+}
+
+#[tokio::test]
+async fn check_fails_when_the_customers_commits_would_wait_for_us() {
+    let fixture = Fixture::start_with(&[("max_slot_wal_keep_size", "1GB")]).await;
+    let config = fixture.config("");
+    setup::quietly(&config).await.unwrap();
+    let set = async |names: &str| {
+        let client = fixture.connect().await;
+        // Each in a transaction of its own, and nothing that would wait for a standby.
+        let set = format!("ALTER SYSTEM SET synchronous_standby_names = {names}");
+        client.batch_execute("SET synchronous_commit = off").await.unwrap();
+        client.batch_execute(&set).await.unwrap();
+        client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        let shown = "SELECT current_setting('synchronous_standby_names')";
+        let wanted = names.trim_matches('\'');
+        let seen = async { while fixture.text(shown).await != wanted {} };
+        tokio::time::timeout(std::time::Duration::from_secs(30), seen).await.unwrap();
+    };
+    for names in ["'*'", "'FIRST 1 (replica, \"WalHook\")'"] {
+        set(names).await;
+        let found = complaints(&config).await;
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with("fail  synchronous_standby_names: "), "{found:?}");
+    }
+    set("'ANY 1 (replica, walhook2)'").await;
+    assert_eq!(complaints(&config).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn check_names_missing_privileges_and_hidden_rows() {
+    let fixture = Fixture::start_with(&[("max_slot_wal_keep_size", "1GB")]).await;
+    setup::quietly(&fixture.config("")).await.unwrap();
+    fixture.run("CREATE ROLE sender LOGIN").await;
+    let config = fixture.config_as("sender", "");
+    let found = complaints(&config).await;
+    for expected in [
+        "fail  privileges: sender may not replicate; ALTER ROLE \"sender\" REPLICATION",
+        "fail  privileges: sender may not read public.webhooks; GRANT SELECT",
+        "fail  state: sender may not use the schema walhook",
+    ] {
+        assert!(found.iter().any(|line| line.starts_with(expected)), "{expected}: {found:?}");
+    }
+    fixture
+        .run(
+            "ALTER ROLE sender REPLICATION; GRANT SELECT ON webhooks TO sender;
+             GRANT USAGE ON SCHEMA walhook TO sender;
+             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA walhook TO sender;
+             ALTER TABLE webhooks ENABLE ROW LEVEL SECURITY",
+        )
+        .await;
+    let found = complaints(&config).await;
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("fail  row-level security: hides rows of public.webhooks"));
+}
+
+#[tokio::test]
+async fn check_says_that_the_server_cannot_be_reached() {
+    let text =
+        "[source]\nurl = \"postgres://u:hush@127.0.0.1:1/d\"\n[endpoints]\ntable = \"a.b\"\n";
+    let config = crate::config::parse(std::path::Path::new("t"), text, []).unwrap();
+    let found = complaints(&config).await;
+    assert_eq!(found.len(), 1);
+    assert!(found[0].starts_with("fail  connection: ") && !found[0].contains("hush"));
+}

@@ -1,0 +1,112 @@
+//! Does the publication make the customer's own UPDATE and DELETE fail? PostgreSQL refuses them on a
+//! published table of which it could not log the old row as the publication wants it.
+
+use anyhow::Result;
+use tokio_postgres::Client;
+
+use super::ident::quote_ident;
+use super::source::server_version;
+
+/// Row filters and column lists came with version 15, `publish_generated_columns` with 18.
+const LISTS: i32 = 150_000;
+const GENERATED: i32 = 180_000;
+
+/// Every table that is written to: the published ones, and the partitions below them, to which the
+/// list and the filter of the published one apply. A filter's columns are what it depends on.
+const WRITTEN: &str = "
+    WITH published AS (
+        SELECT c.oid, r.oid AS rel, {lists}
+        FROM pg_publication p
+        JOIN pg_publication_tables t ON t.pubname = p.pubname
+        JOIN pg_namespace n ON n.nspname = t.schemaname
+        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+        LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid
+        WHERE p.pubname = $1 AND (p.pubupdate OR p.pubdelete)
+    ), written AS (
+        SELECT oid AS published, oid FROM published
+        UNION
+        SELECT p.oid, t.relid FROM published p CROSS JOIN pg_partition_tree(p.oid) t
+    ), known AS (
+        SELECT c.oid, c.relreplident = 'f' AS is_full, p.prattrs IS NOT NULL AS has_list, p.generated,
+               k.attnums,
+               ARRAY(SELECT a.attname FROM pg_attribute a
+                     WHERE a.attrelid = c.oid AND a.attnum = ANY (k.attnums)) AS key,
+               ARRAY(SELECT a.attname FROM pg_attribute a
+                     WHERE a.attrelid = p.oid AND a.attnum = ANY (p.prattrs)) AS list,
+               ARRAY(SELECT a.attname FROM pg_depend d
+                     JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+                     WHERE d.classid = 'pg_publication_rel'::regclass AND d.objid = p.rel
+                       AND d.refobjid = p.oid AND d.refobjsubid > 0
+                       AND p.filtered AND p.prattrs IS NULL) AS filter
+        FROM written w
+        JOIN published p ON p.oid = w.published
+        JOIN pg_class c ON c.oid = w.oid AND c.relkind = 'r'
+        LEFT JOIN LATERAL (
+            SELECT i.indkey::smallint[] AS attnums FROM pg_index i
+            WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate
+              AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident
+                  ELSE false END
+            LIMIT 1) k ON true
+    )
+    SELECT oid::regclass::text,
+           CASE
+           WHEN NOT is_full AND attnums IS NULL THEN 'identity'
+           WHEN has_list AND (is_full OR NOT key <@ list) THEN 'list'
+           WHEN NOT is_full AND NOT filter <@ key THEN 'filter'
+           WHEN generated AND EXISTS (
+               SELECT FROM pg_attribute a
+               WHERE a.attrelid = known.oid AND a.attnum > 0 AND NOT a.attisdropped
+                 AND a.attgenerated = 's' AND (is_full OR a.attnum = ANY (attnums))) THEN 'generated'
+           END
+    FROM known ORDER BY 1";
+
+/// A table whose UPDATE and DELETE fail because it is published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedWrites {
+    /// The table, as SQL writes it.
+    pub table: String,
+    /// Why they fail, in words that follow the table's name.
+    pub problem: &'static str,
+    /// What to do.
+    pub mend: String,
+}
+
+/// Finds such tables, whoever needs them published.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn refused_writes(client: &Client, publication: &str) -> Result<Vec<RefusedWrites>> {
+    let version = server_version(client).await?;
+    let lists = match version {
+        LISTS.. => "r.prattrs::smallint[] AS prattrs, r.prqual IS NOT NULL AS filtered",
+        _ => "NULL::smallint[] AS prattrs, false AS filtered",
+    };
+    let generated = if version >= GENERATED { "p.pubgencols = 'n'" } else { "false" };
+    let sql = WRITTEN.replace("{lists}", &format!("{lists}, {generated} AS generated"));
+    let mut found = Vec::new();
+    for row in client.query(&sql, &[&publication]).await? {
+        let table: String = row.try_get(0)?;
+        let again = format!("publish {table} again without it");
+        let (problem, mend) = match row.try_get(1)? {
+            Some("identity") => (
+                "has no replica identity",
+                format!(
+                    "give it a primary key that is not deferrable, or ALTER TABLE {table} REPLICA \
+                     IDENTITY FULL"
+                ),
+            ),
+            Some("list") => ("has a column list that its replica identity does not fit", again),
+            Some("filter") => ("has a row filter that its replica identity does not fit", again),
+            Some("generated") => (
+                "has a generated column in its replica identity, which is not published",
+                format!(
+                    "ALTER PUBLICATION {} SET (publish_generated_columns = stored)",
+                    quote_ident(publication)
+                ),
+            ),
+            Some(_) | None => continue,
+        };
+        found.push(RefusedWrites { table, problem, mend });
+    }
+    Ok(found)
+}

@@ -1,0 +1,373 @@
+//! What walhook refuses, each mistake made on a real server: `check` names it in one line with the
+//! mend, `run` does not start, or ends when the mistake is made while it runs.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::time::Instant;
+use walhook::demo::cluster::StopMode;
+
+use crate::support::{RULES, SCHEMA, World, text};
+
+/// What `run` says of a mistake that is there when it starts, and its exit code.
+enum Run {
+    /// The configuration does not fit the database.
+    Refuses(&'static str),
+    /// Going on would lose changes.
+    Halts(&'static str),
+}
+
+/// A mistake.
+struct Mistake {
+    breaks: &'static str,
+    mends: &'static str,
+    /// How the line of `check` begins.
+    check: &'static str,
+    /// How that line ends.
+    mend: &'static str,
+    run: Run,
+}
+
+/// A world whose role may do only what `setup --admin-url` granted it.
+async fn world_of_sender(sections: &str, rules: &str) -> Result<World> {
+    let world = World::bare(sections, rules, &[("max_slot_wal_keep_size", "1GB")]).await?;
+    world.sql.batch_execute(SCHEMA).await?;
+    world.sql.batch_execute("CREATE ROLE sender LOGIN").await?;
+    world.edit_config("postgres://postgres@", "postgres://sender@")?;
+    let admin = world.cluster.url("postgres");
+    let output = world.walhook(&["setup", "--admin-url", &admin]).await?;
+    ensure!(output.status.success(), "setup: {}", text(&output.stderr));
+    Ok(world)
+}
+
+/// The lines of `check` that are no passes, without the one that tells of the last halt.
+async fn complaints(world: &World) -> Result<Vec<String>> {
+    let output = world.walhook(&["check"]).await?;
+    let lines = text(&output.stdout);
+    let lines: Vec<String> = lines
+        .lines()
+        .filter(|line| !line.starts_with("pass") && !line.contains(": halted at "))
+        .map(str::to_owned)
+        .collect();
+    let failed = lines.iter().any(|line| line.starts_with("fail"));
+    let expected = if failed { Some(1) } else { Some(0) };
+    ensure!(output.status.code() == expected, "{}: {lines:?}", output.status);
+    Ok(lines)
+}
+
+async fn refused(world: &mut World, mistake: &Mistake) -> Result<()> {
+    let Mistake { breaks, mends, check, mend, run } = mistake;
+    world.sql.batch_execute(breaks).await?;
+    let found = complaints(world).await?;
+    let line = found.iter().find(|line| line.starts_with(check));
+    let line = line.with_context(|| format!("no line begins with {check:?}: {found:#?}"))?;
+    ensure!(line.ends_with(mend), "{line:?} does not end with {mend:?}");
+
+    let (status, log) = world.spawn()?.ended_with_log().await?;
+    let (code, says) = match run {
+        Run::Refuses(says) => (2, says),
+        Run::Halts(says) => (3, says),
+    };
+    ensure!(status.code() == Some(code), "{status}:\n{log}");
+    ensure!(log.contains(says), "run does not say {says:?}:\n{log}");
+
+    world.sql.batch_execute(mends).await?;
+    let mut left = complaints(world).await?;
+    // PostgreSQL 18 does not let it tell this from a publication that was made again.
+    left.retain(|line| !line.starts_with("warn  publication: walhook was made or altered"));
+    ensure!(left.is_empty(), "after the mend: {left:#?}");
+    Ok(())
+}
+
+const OF_RULES: &str = "DROP TABLE IF EXISTS log, made; ALTER PUBLICATION walhook
+    SET TABLE subscribers, webhooks";
+
+#[tokio::test]
+async fn mistakes_in_publication_and_identity_are_named_with_their_mend() -> Result<()> {
+    let mut world = world_of_sender("", RULES).await?;
+    ensure!(complaints(&world).await?.is_empty());
+    for mistake in [
+        Mistake {
+            breaks: "ALTER TABLE subscribers REPLICA IDENTITY DEFAULT",
+            mends: "ALTER TABLE subscribers REPLICA IDENTITY FULL",
+            check: "fail  rule 3 (subscriber.deleted): on delete it needs the old value of account_id",
+            mend: "ALTER TABLE public.subscribers REPLICA IDENTITY FULL",
+            run: Run::Refuses("needs the old value of account_id"),
+        },
+        Mistake {
+            breaks: "ALTER PUBLICATION walhook DROP TABLE subscribers",
+            mends: "ALTER PUBLICATION walhook ADD TABLE subscribers",
+            check: "fail  publication: walhook does not hold public.subscribers",
+            mend: "run `walhook setup`",
+            run: Run::Halts("does not hold the table public.subscribers"),
+        },
+        Mistake {
+            breaks: "ALTER PUBLICATION walhook SET (publish = 'insert, update')",
+            mends: "ALTER PUBLICATION walhook SET (publish = 'insert, update, delete, truncate')",
+            check: "fail  publication: walhook does not publish delete, which subscriber.deleted needs",
+            mend: "run `walhook setup`",
+            run: Run::Halts("does not publish deletes"),
+        },
+        Mistake {
+            breaks: "CREATE TABLE log (id int); INSERT INTO log VALUES (1);
+                     ALTER PUBLICATION walhook ADD TABLE log",
+            mends: OF_RULES,
+            check: "fail  replica identity: log has no replica identity, so that its own UPDATE",
+            mend: "or ALTER TABLE log REPLICA IDENTITY FULL",
+            run: Run::Refuses("makes UPDATE and DELETE of log fail: it has no replica identity"),
+        },
+        Mistake {
+            breaks: "CREATE TABLE log (id int PRIMARY KEY DEFERRABLE);
+                     ALTER PUBLICATION walhook ADD TABLE log",
+            mends: OF_RULES,
+            check: "fail  replica identity: log has no replica identity",
+            mend: "or ALTER TABLE log REPLICA IDENTITY FULL",
+            run: Run::Refuses("makes UPDATE and DELETE of log fail"),
+        },
+    ] {
+        refused(&mut world, &mistake).await.context(mistake.breaks)?;
+    }
+    let _leads = world.run().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn row_filters_and_column_lists_that_hide_what_rules_need_are_named() -> Result<()> {
+    let mut world = world_of_sender("", RULES).await?;
+    if world.value("SELECT current_setting('server_version_num')::int / 10000").await? == "14" {
+        return Ok(());
+    }
+    for mistake in [
+        Mistake {
+            breaks: "ALTER PUBLICATION walhook SET TABLE webhooks, subscribers WHERE (id > 0)",
+            mends: OF_RULES,
+            check: "fail  publication: walhook has a row filter on public.subscribers",
+            mend: "use `when` in the rule for public.subscribers",
+            run: Run::Halts("has a row filter for the table public.subscribers"),
+        },
+        Mistake {
+            breaks: "ALTER PUBLICATION walhook SET TABLE webhooks, subscribers (id, account_id, email)",
+            mends: OF_RULES,
+            check: "fail  rule 1 (subscriber.created): columns: the publication's column list leaves \
+                    out status",
+            mend: "with this column in it",
+            run: Run::Refuses("the publication's column list leaves out status"),
+        },
+        // Its own rows fail to be updated, whoever they concern.
+        Mistake {
+            breaks: "CREATE TABLE log (id int PRIMARY KEY, a int);
+                     ALTER PUBLICATION walhook ADD TABLE log (a)",
+            mends: OF_RULES,
+            check: "fail  replica identity: log has a column list that its replica identity does not fit",
+            mend: "publish log again without it",
+            run: Run::Refuses("log fail: it has a column list"),
+        },
+        Mistake {
+            breaks: "CREATE TABLE log (id int PRIMARY KEY, a int);
+                     ALTER PUBLICATION walhook ADD TABLE log WHERE (a > 0)",
+            mends: OF_RULES,
+            check: "fail  replica identity: log has a row filter that its replica identity does not fit",
+            mend: "publish log again without it",
+            run: Run::Refuses("log fail: it has a row filter"),
+        },
+    ] {
+        refused(&mut world, &mistake).await.context(mistake.breaks)?;
+    }
+    Ok(())
+}
+
+/// Whether a table's own UPDATE fails, which is what the refusal is about.
+async fn update_fails(world: &World, table: &str) -> bool {
+    world.sql.batch_execute(&format!("UPDATE {table} SET id = id")).await.is_err()
+}
+
+#[tokio::test]
+async fn refused_tables_are_those_whose_own_updates_fail() -> Result<()> {
+    let world = world_of_sender("", RULES).await?;
+    world
+        .sql
+        .batch_execute(
+            "CREATE TABLE fine (id int PRIMARY KEY, n int);
+             CREATE TABLE whole (id int, n int); ALTER TABLE whole REPLICA IDENTITY FULL;
+             CREATE TABLE by_index (id int NOT NULL, n int);
+             CREATE UNIQUE INDEX by_index_id ON by_index (id);
+             ALTER TABLE by_index REPLICA IDENTITY USING INDEX by_index_id;
+             CREATE TABLE bare (id int, n int);
+             CREATE TABLE nothing (id int PRIMARY KEY); ALTER TABLE nothing REPLICA IDENTITY NOTHING;
+             CREATE TABLE late (id int PRIMARY KEY DEFERRABLE);
+             CREATE TABLE made (id int, n int GENERATED ALWAYS AS (id + 1) STORED);
+             ALTER TABLE made REPLICA IDENTITY FULL;
+             CREATE TABLE parted (id int) PARTITION BY RANGE (id);
+             CREATE TABLE parted_1 PARTITION OF parted FOR VALUES FROM (0) TO (10);
+             INSERT INTO fine VALUES (1); INSERT INTO whole VALUES (1); INSERT INTO by_index VALUES (1);
+             INSERT INTO bare VALUES (1); INSERT INTO nothing VALUES (1); INSERT INTO late VALUES (1);
+             INSERT INTO made VALUES (1); INSERT INTO parted VALUES (1);
+             ALTER PUBLICATION walhook ADD TABLE
+                 fine, whole, by_index, bare, nothing, late, made, parted",
+        )
+        .await?;
+    let found = complaints(&world).await?;
+    let mut failing = Vec::new();
+    for table in ["fine", "whole", "by_index", "bare", "nothing", "late", "made", "parted_1"] {
+        let named = found.iter().any(|line| {
+            line.starts_with(&format!("fail  replica identity: {table} ")) && line.contains("; ")
+        });
+        let fails = update_fails(&world, table).await;
+        ensure!(named == fails, "{table}: named {named}, fails {fails}: {found:#?}");
+        failing.extend(fails.then_some(table));
+    }
+    ensure!(failing.contains(&"late") && failing.contains(&"parted_1"), "{failing:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn rows_that_row_level_security_hides_are_named_and_the_printed_mend_shows_them() -> Result<()>
+{
+    let mut world = world_of_sender("", RULES).await?;
+    let line = "fail  row-level security: hides rows of public.webhooks from the role sender; ";
+    for breaks in [
+        "ALTER TABLE webhooks ENABLE ROW LEVEL SECURITY",
+        "ALTER TABLE webhooks ENABLE ROW LEVEL SECURITY;
+         CREATE POLICY few ON webhooks USING (id < 0)",
+    ] {
+        world.sql.batch_execute(breaks).await?;
+        let found = complaints(&world).await?;
+        ensure!(found.len() == 1 && found[0].starts_with(line), "{breaks}: {found:#?}");
+        let (status, log) = world.spawn()?.ended_with_log().await?;
+        ensure!(status.code() == Some(3), "{status}:\n{log}");
+        ensure!(log.contains("hides rows of public.webhooks from the role sender"), "{log}");
+
+        let mend = found[0].strip_prefix(line).and_then(|mend| mend.split(", or ").next());
+        world.sql.batch_execute(mend.context("no mend")?).await?;
+        ensure!(complaints(&world).await?.is_empty());
+        world.sql.batch_execute("DROP POLICY walhook ON webhooks").await?;
+    }
+    // A restrictive policy hides rows that another shows.
+    world
+        .sql
+        .batch_execute(
+            "CREATE POLICY walhook ON webhooks FOR SELECT TO sender USING (true);
+             CREATE POLICY less ON webhooks AS RESTRICTIVE USING (id > 0)",
+        )
+        .await?;
+    ensure!(complaints(&world).await?.iter().any(|found| found.starts_with(line)));
+    world.sql.batch_execute("ALTER ROLE sender BYPASSRLS").await?;
+    ensure!(complaints(&world).await?.is_empty());
+
+    // Taken away while it runs.
+    world.hook(1, 1, "").await?;
+    let running = world.run().await?;
+    world.subscribe(1, 1).await?;
+    world.delivered(1).await?;
+    world.sql.batch_execute("ALTER ROLE sender NOBYPASSRLS").await?;
+    let (status, log) = running.ended_with_log().await?;
+    ensure!(
+        status.code() == Some(3) && log.contains("row-level security hides"),
+        "{status}:\n{log}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn view_on_a_protected_table_is_judged_by_who_reads_it() -> Result<()> {
+    let mut world = world_of_sender("", RULES).await?;
+    world
+        .sql
+        .batch_execute(
+            "CREATE ROLE keeper; ALTER TABLE webhooks OWNER TO keeper;
+             ALTER TABLE webhooks ENABLE ROW LEVEL SECURITY;
+             CREATE VIEW hooks AS SELECT * FROM webhooks; ALTER VIEW hooks OWNER TO keeper;
+             GRANT SELECT ON hooks TO sender",
+        )
+        .await?;
+    let watch = "table = \"public.hooks\"\nwatch = [\"public.webhooks\"]";
+    world.edit_config("table = \"public.webhooks\"", watch)?;
+    ensure!(complaints(&world).await?.is_empty(), "the owner sees all");
+    let mistake = Mistake {
+        breaks: "ALTER TABLE webhooks FORCE ROW LEVEL SECURITY",
+        mends: "ALTER TABLE webhooks NO FORCE ROW LEVEL SECURITY",
+        check: "fail  row-level security: hides rows of public.webhooks from the role keeper",
+        mend: "BYPASSRLS where a restrictive policy stands against that",
+        run: Run::Halts("from the role keeper"),
+    };
+    refused(&mut world, &mistake).await
+}
+
+#[tokio::test]
+async fn publication_younger_than_the_slot_is_named_and_halts() -> Result<()> {
+    let mut world = world_of_sender("", RULES).await?;
+    // So that the warning of PostgreSQL 18 would not even be sent.
+    world.sql.batch_execute("ALTER ROLE sender SET client_min_messages = 'error'").await?;
+    world.sql.batch_execute("DROP PUBLICATION walhook").await?;
+    world.subscribe(1, 1).await?;
+    world.sql.batch_execute("CREATE PUBLICATION walhook FOR TABLE subscribers, webhooks").await?;
+    let found = complaints(&world).await?;
+    let mend = "drop the slot; `walhook recover --accept-gap` makes a new one";
+    let old =
+        world.value("SELECT (current_setting('server_version_num')::int < 180000)::text").await?;
+    let expected = match &*old {
+        "true" => "fail  publication: walhook is younger than the slot walhook",
+        _ => "warn  publication: walhook was made or altered after where the slot walhook reads",
+    };
+    ensure!(
+        found.len() == 1 && found[0].starts_with(expected) && found[0].ends_with(mend),
+        "{found:?}"
+    );
+
+    let (status, log) = world.spawn()?.ended_with_log().await?;
+    ensure!(status.code() == Some(3), "{status}:\n{log}");
+    ensure!(
+        log.contains("publication \"walhook\"") && log.contains("recover --accept-gap"),
+        "{log}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_that_loses_its_column_or_identity_while_nothing_is_written_halts() -> Result<()> {
+    let mut world = world_of_sender("", RULES).await?;
+    world.hook(1, 1, "").await?;
+    let mut delivered = 0;
+    for (breaks, mends, says) in [
+        (
+            "ALTER TABLE subscribers RENAME status TO state",
+            "ALTER TABLE subscribers RENAME state TO status",
+            "rule 1 (subscriber.created): columns: public.subscribers has no column status",
+        ),
+        (
+            "ALTER TABLE subscribers REPLICA IDENTITY DEFAULT",
+            "ALTER TABLE subscribers REPLICA IDENTITY FULL",
+            "rule 3 (subscriber.deleted): on delete it needs the old value of account_id",
+        ),
+    ] {
+        let running = world.run().await?;
+        delivered += 1;
+        world.subscribe(delivered, 1).await?;
+        world.sql.batch_execute(breaks).await?;
+        let began = Instant::now();
+        let (status, log) = running.ended_with_log().await?;
+        ensure!(status.code() == Some(3) && log.contains(says), "{breaks}: {status}:\n{log}");
+        ensure!(began.elapsed() < Duration::from_secs(40), "after {:?}", began.elapsed());
+        // What was written before was delivered before.
+        world.delivered(delivered.unsigned_abs()).await?;
+        let status = text(&world.walhook(&["status"]).await?.stdout);
+        ensure!(status.contains(says), "{status}");
+        world.sql.batch_execute(mends).await?;
+    }
+    ensure!(complaints(&world).await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn standby_is_refused() -> Result<()> {
+    let mut world = world_of_sender("", RULES).await?;
+    world.cluster.stop(StopMode::Fast).await?;
+    std::fs::write(world.cluster.data().join("standby.signal"), "")?;
+    world.cluster.start_again().await?;
+    let found = complaints(&world).await?;
+    ensure!(
+        found == ["fail  server: is a standby; let source.url lead to the primary"],
+        "{found:?}"
+    );
+    Ok(())
+}

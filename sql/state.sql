@@ -157,6 +157,11 @@ ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS growing boolean NOT NULL DEFA
 
 CREATE UNIQUE INDEX IF NOT EXISTS gaps_growing ON {schema}.gaps (pipeline, endpoint) WHERE growing;
 
+-- The commit LSN of the one transaction whose unreadable rest is given up, where that is the gap.
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS left_out pg_lsn;
+-- What the operator said when closing it.
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS note text;
+
 -- What the command line asks of the running leader. `total` is how many it concerned when it was asked.
 CREATE TABLE IF NOT EXISTS {schema}.jobs (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -148,7 +148,8 @@ async fn lead(
     health: &Arc<watch::Sender<Health>>,
     shutdown: &CancellationToken,
 ) -> Result<(), Stop> {
-    let Leader { epoch, system_identifier, start, store, session, rules, changes } = leader;
+    let Leader { epoch, system_identifier, start, store, session, rules, changes, left_out } =
+        leader;
     let clock = Clock::start();
     let (batches, input) = mpsc::channel(BATCHES);
     let (retry, retries) = mpsc::channel(RETRIES);
@@ -189,6 +190,8 @@ async fn lead(
         types: HashMap::new(),
         batch: Batch::default(),
         broken: None,
+        left_out,
+        unreadable: None,
         clock,
         metrics: Arc::clone(metrics),
         health: Arc::clone(health),

@@ -11,6 +11,7 @@ pub mod dead_letters;
 pub mod demo;
 #[cfg(test)]
 mod fixture;
+pub mod gaps;
 pub mod health;
 pub mod mock_endpoint;
 pub mod recover;
@@ -75,7 +76,9 @@ pub enum Command {
     Checkpoint(checkpoint::Args),
     /// List, show, retry or discard dead letters
     DeadLetters(dead_letters::Args),
-    /// Resolve a halt: accept a gap, or adopt another cluster
+    /// List what was not delivered, and close what is dealt with
+    Gaps(gaps::Args),
+    /// Resolve a halt: accept a gap, adopt another cluster, or skip what cannot be read
     Recover(recover::Args),
     /// Drop slot, publication and state, after asking
     Teardown(teardown::Args),
@@ -103,6 +106,7 @@ impl Cli {
             Command::Health(args) => health::run(args, common).await,
             Command::Checkpoint(args) => checkpoint::run(args, common).await,
             Command::DeadLetters(args) => dead_letters::run(args, common).await,
+            Command::Gaps(args) => gaps::run(args, common).await,
             Command::Recover(args) => recover::run(args, common).await,
             Command::Teardown(args) => teardown::run(args, common).await,
             Command::MockEndpoint(args) => mock_endpoint::run(args, common).await,

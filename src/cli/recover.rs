@@ -32,14 +32,17 @@ const NAME: &str = "walhook recover";
 /// What the command takes.
 #[derive(Debug, clap::Args)]
 #[command(
-    group = clap::ArgGroup::new("halt").required(true).args(["accept_gap", "adopt_cluster"]),
+    group = clap::ArgGroup::new("halt").required(true)
+        .args(["accept_gap", "adopt_cluster", "skip_change"]),
     after_help = "\
 Shows what it is about to give up, and asks. Refuses while an instance runs. What it gave up stands
-in `walhook status`; dead letters stay.
+in `walhook status` and `walhook gaps list`; dead letters stay.
 
 Examples:
-  walhook recover --accept-gap            the slot is gone or lost, or begins after the checkpoint
-  walhook recover --adopt-cluster --yes   another server was promoted, and is the right one"
+  walhook recover --accept-gap            the slot is gone or lost, or begins after the checkpoint;
+                                          an older copy of the cluster was put in its place
+  walhook recover --adopt-cluster --yes   another server was promoted, and is the right one
+  walhook recover --skip-change 0/1BD0498 the transaction with this commit LSN cannot be read"
 )]
 pub struct Args {
     /// Give up the changes that cannot be read any more; make a new slot where it is gone or lost
@@ -48,10 +51,14 @@ pub struct Args {
     /// Go on at the database that answers now, which is another than the one that was set up
     #[arg(long)]
     adopt_cluster: bool,
+    /// Give up what cannot be read of the transaction with this commit LSN, which the halt names
+    #[arg(long, value_name = "LSN")]
+    skip_change: Option<Lsn>,
     /// Do not ask
     #[arg(long)]
     yes: bool,
-    /// How long to try to create a slot, which waits for the transactions open at that moment
+    /// How long to try to create a slot, which waits for the transactions open at that moment; or to
+    /// read up to the transaction that is to be skipped
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
     wait: Duration,
 }
@@ -64,6 +71,9 @@ pub struct Args {
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
     let mut sessions = Sessions::open(&config).await?;
+    if let Some(commit) = args.skip_change {
+        return skip::run(commit, &args, &config, sessions, common).await;
+    }
     let plan = match find(&config, &sessions, args.adopt_cluster).await? {
         Found::Nothing(why) if common.json => {
             return print_json(&json!({ "recovered": null, "detail": why }));
@@ -149,6 +159,10 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
     let from = sessions.state.frontier().await?;
     let other_source = halt::check_source(&sessions.found, &sessions.stored).err();
     let bad_slot = halt::check_slot(name, slot.as_ref().map(Slot::state).as_ref(), from).err();
+    // In another WAL the two positions do not compare.
+    let older = slot.as_ref().filter(|_| sessions.same_wal());
+    let older = older.and_then(|slot| halt::check_wal_end(slot.wal_end, from).err());
+    let bad_slot = bad_slot.or(older);
     let reason = match (&other_source, &bad_slot, adopt) {
         (None, None, true) => {
             let why = format!("this is the database that was set up ({})", sessions.stored);
@@ -166,27 +180,30 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
         Some(Halt::SlotMissing { .. }) => Begin::NewSlot { drop_lost: false },
         Some(Halt::SlotLost { .. }) => Begin::NewSlot { drop_lost: true },
         Some(Halt::Gap { to, .. }) => Begin::Slot(to),
+        Some(Halt::OlderCopy { .. }) => Begin::Slot(begin_of(name, slot)?),
         Some(
             halt @ (Halt::SlotForeign { .. }
             | Halt::OtherSource { .. }
             | Halt::Diverged { .. }
-            | Halt::OlderCopy { .. }
             | Halt::PublicationMissing { .. }
             | Halt::Unpublished { .. }
             | Halt::RowsHidden { .. }
+            | Halt::Unreadable { .. }
             | Halt::RuleBroken(_)),
         ) => return Err(halt.into()),
         None if sessions.same_wal() => Begin::Checkpoint,
-        None => {
-            let begin = slot.and_then(|slot| slot.confirmed_flush);
-            Begin::Slot(begin.with_context(|| {
-                format!("the slot {name} is being created by another session; try again later")
-            })?)
-        }
+        None => Begin::Slot(begin_of(name, slot)?),
     };
     readable(config, &sessions.source, begin).await?;
     let wal_end = slot::wal_end(&sessions.source).await.map_err(anyhow::Error::from)?;
     Ok(Found::Something(Plan { from, begin, reason, adopt, wal_end }))
+}
+
+/// Where the slot begins.
+fn begin_of(name: &str, slot: Option<Slot>) -> Result<Lsn> {
+    slot.and_then(|slot| slot.confirmed_flush).with_context(|| {
+        format!("the slot {name} is being created by another session; try again later")
+    })
 }
 
 /// Refuses to go on without the publication: a slot can never be read that is older.
@@ -230,7 +247,14 @@ impl Plan {
             Begin::Slot(to) => to.to_string(),
             Begin::NewSlot { .. } => format!("the present, {} or later", self.wal_end),
         };
-        lines.push(if sessions.same_wal() {
+        lines.push(if self.wal_end < from && sessions.same_wal() {
+            format!(
+                "The WAL ends at {}, before the checkpoint {from}: this is an older copy of the cluster. \
+                 This gives up every change that was not delivered at the checkpoint, and goes on at \
+                 {to}. What the copy committed from there on is sent, or sent again with the same ids.",
+                self.wal_end
+            )
+        } else if sessions.same_wal() {
             let end = if let Begin::Slot(to) = self.begin { to } else { self.wal_end };
             let size = end.bytes_since(from);
             format!(
@@ -265,7 +289,7 @@ struct Recovered {
     from: String,
     /// The new one.
     to: String,
-    /// The WAL between the two; null where they are positions in two.
+    /// The WAL between the two; null where they do not compare.
     bytes: Option<u64>,
     reason: String,
     /// The lease's epoch now.
@@ -303,11 +327,12 @@ async fn recover(
     Ok(Recovered {
         from: from.to_string(),
         to: to.to_string(),
-        bytes: same_wal.then(|| to.bytes_since(from)),
+        bytes: (same_wal && from <= to).then(|| to.bytes_since(from)),
         reason,
         epoch,
     })
 }
 
+mod skip;
 #[cfg(test)]
 mod tests;

@@ -124,8 +124,8 @@ pub enum Halt {
     /// The checkpoint lies beyond the end of the WAL: an older copy of the cluster was put in place.
     #[error(
         "the checkpoint {from} lies beyond the end of the WAL, {wal_end}: the cluster was replaced by an \
-         older copy of itself, and whatever it commits before {from} would be left out. To begin at \
-         the present, run `walhook teardown`, then `walhook setup`"
+         older copy of itself, and whatever it commits before {from} would be left out. \
+         `walhook recover --accept-gap` records that and goes on where the slot of the copy begins"
     )]
     OlderCopy {
         /// The checkpoint, or what was received already.
@@ -165,7 +165,19 @@ pub enum Halt {
         /// The statement that mends it.
         mend: String,
     },
-    /// A rule's table or column is gone, or what the rule reads is no longer logged or published.
+    /// A transaction that the server cannot send, or that cannot be understood.
+    #[error(
+        "the transaction with commit LSN {commit} cannot be read to its end: {problem}. All before it \
+         is delivered or stored. `walhook recover --skip-change {commit}` gives up what cannot be read \
+         of it, records the gap and goes on behind it"
+    )]
+    Unreadable {
+        /// Its commit record's LSN.
+        commit: Lsn,
+        /// The server's words, or ours.
+        problem: String,
+    },
+    /// A rule's table or column is gone.
     #[error("{0}. Then start walhook again: nothing is lost")]
     RuleBroken(String),
 }
@@ -186,6 +198,7 @@ impl Halt {
             | Self::PublicationMissing { .. }
             | Self::Unpublished { .. }
             | Self::RowsHidden { .. }
+            | Self::Unreadable { .. }
             | Self::RuleBroken(_) => {}
         }
         self

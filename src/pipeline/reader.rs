@@ -28,7 +28,7 @@ use crate::io::admin::Health;
 use crate::io::clock::Clock;
 use crate::io::metrics::Metrics;
 use crate::io::sql::{Connection, error_text};
-use crate::io::wire::{Frame, WireError};
+use crate::io::wire::{self, Class, Frame, WireError};
 use learn::Unlearned;
 
 /// Items in a batch at most: enough to make the channel cheap.
@@ -71,6 +71,10 @@ pub(super) struct Reader {
     pub(super) batch: Batch,
     /// Why nothing more is read: the pipeline halts as soon as all that was read is settled.
     pub(super) broken: Option<Halt>,
+    /// The commit LSNs of the transactions whose unreadable rest is given up.
+    pub(super) left_out: Vec<Lsn>,
+    /// The commit LSN of the transaction that could not be read last time.
+    pub(super) unreadable: Option<Lsn>,
     /// Stop reading.
     pub(super) drain: CancellationToken,
     /// Stop.
@@ -240,7 +244,7 @@ impl Reader {
                 frame = stream.next(), if reading => {
                     self.stream_moved();
                     let mut next = frame.map(Some);
-                    while let Some(frame) = match next { Ok(frame) => frame, Err(e) => return lost(e) } {
+                    while let Some(frame) = match next { Ok(frame) => frame, Err(e) => return self.lost(e) } {
                         if let Some(ended) = self.handle_frame(frame, &sentinel).await? {
                             return Ok(ended);
                         }
@@ -256,6 +260,48 @@ impl Reader {
 
     fn stream_moved(&self) {
         self.health.send_modify(|health| health.stream_moving_at = Some(Instant::now()));
+    }
+
+    /// What it means that the stream ended so.
+    fn lost(&mut self, error: WireError) -> Result<Ended, Stop> {
+        if wire::classify(&error) == Class::Unsendable {
+            return self.unreadable(format!("{:#}", anyhow::Error::from(error)));
+        }
+        match Obstacle::from(error) {
+            Obstacle::Stop(stop) => Err(stop),
+            Obstacle::SlotInUse => Ok(Ended::Lost("the slot is in use".to_owned())),
+            Obstacle::Passing(problem) | Obstacle::NoAccess(problem) => {
+                Ok(Ended::Lost(format!("{problem:#}")))
+            }
+        }
+    }
+
+    fn not_understood(&mut self, at: Lsn, error: &dyn std::error::Error) -> Result<Ended, Stop> {
+        self.unreadable(format!("cannot understand the stream at {at}: {error}"))
+    }
+
+    /// The transaction that the stream stands in cannot be read on. Once may have a passing cause; twice
+    /// in a row halts, unless the operator has given its rest up.
+    fn unreadable(&mut self, problem: String) -> Result<Ended, Stop> {
+        let Some(transaction) = self.changes.transaction() else {
+            let after = self.changes.resume_lsn();
+            let stream = format!("the stream cannot be read on after {after}");
+            return Err(Stop::Failed(anyhow::anyhow!(problem).context(stream)));
+        };
+        let commit = transaction.commit_lsn;
+        if self.left_out.contains(&commit) {
+            if let Some(Step::Commit { end_lsn }) = self.changes.handle_left_out() {
+                self.feedback.handle_received(end_lsn, self.clock.now());
+                self.batch.items.push(Item::Commit { end_lsn });
+            }
+            let left_out = format!("the rest of the transaction {commit} is left out: {problem}");
+            return Ok(Ended::Lost(left_out));
+        }
+        if self.unreadable.replace(commit) == Some(commit) {
+            let halt = Halt::Unreadable { commit, problem: problem.clone() };
+            self.halt_when_settled(halt);
+        }
+        Ok(Ended::Lost(problem))
     }
 
     /// Makes items of a frame. `Some` when the connection is of no more use.
@@ -304,10 +350,10 @@ impl Reader {
         message: Result<Message<'_>, DecodeError>,
         client: &Connection,
     ) -> Result<Option<Ended>, Stop> {
-        let broken = |problem: String| {
-            Stop::Failed(anyhow::anyhow!("cannot understand the stream at {at}: {problem}"))
+        let message = match message {
+            Ok(message) => message,
+            Err(error) => return self.not_understood(at, &error).map(Some),
         };
-        let message = message.map_err(|e| broken(e.to_string()))?;
         // Before any step is given: what fails here can be tried again on the next connection.
         match self.learn(&message, client).await {
             Ok(()) => {}
@@ -318,7 +364,11 @@ impl Reader {
             }
             Err(Unlearned::Stop(stop)) => return Err(stop),
         }
-        for step in self.changes.handle(at, message).map_err(|e| broken(e.to_string()))? {
+        let steps = match self.changes.handle(at, message) {
+            Ok(steps) => steps,
+            Err(error) => return self.not_understood(at, &error).map(Some),
+        };
+        for step in steps {
             match step {
                 Step::Begin(transaction) => {
                     self.batch.items.push(Item::Begin { commit_lsn: transaction.commit_lsn });
@@ -350,16 +400,6 @@ impl Reader {
     fn halt_when_settled(&mut self, halt: Halt) {
         tracing::error!(reason = %halt, "halting once all that came before is settled");
         self.broken = Some(halt);
-    }
-}
-
-fn lost(error: WireError) -> Result<Ended, Stop> {
-    match Obstacle::from(error) {
-        Obstacle::Stop(stop) => Err(stop),
-        Obstacle::SlotInUse => Ok(Ended::Lost("the slot is in use".to_owned())),
-        Obstacle::Passing(problem) | Obstacle::NoAccess(problem) => {
-            Ok(Ended::Lost(format!("{problem:#}")))
-        }
     }
 }
 

@@ -55,6 +55,8 @@ pub(super) struct Leader {
     pub(super) session: Session,
     pub(super) rules: Rules,
     pub(super) changes: Changes,
+    /// The commit LSNs of the transactions whose unreadable rest the operator gave up.
+    pub(super) left_out: Vec<Lsn>,
 }
 
 /// Why the source could not be opened this time.
@@ -123,7 +125,7 @@ impl From<WireError> for Obstacle {
                 halt::Halt::PublicationMissing { problem }.into()
             }
             Class::Access => Self::NoAccess(error.into()),
-            Class::Fatal => Self::Stop(Stop::Failed(error.into())),
+            Class::Unsendable | Class::Fatal => Self::Stop(Stop::Failed(error.into())),
         }
     }
 }
@@ -203,11 +205,12 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
         store.take_lease(&holder).await?;
     check_slot(config, &session.sentinel, frontier).await?;
     store_promotion(&mut store, session.promoted).await?;
+    let left_out = store.left_out(frontier).await?;
     store.clear_halt().await?;
     let changes = Changes::new(frontier);
     let start = Start { frontier, settled, disabled, backlog };
     let system_identifier = expected.system_identifier;
-    Ok(Leader { epoch, system_identifier, start, store, session, rules, changes })
+    Ok(Leader { epoch, system_identifier, start, store, session, rules, changes, left_out })
 }
 
 /// Opens the source again for a leader that has received everything up to `at`.

@@ -184,6 +184,23 @@ impl Changes {
         }
     }
 
+    /// The transaction that the stream stands in on this connection.
+    #[must_use]
+    pub fn transaction(&self) -> Option<Transaction> {
+        self.open.as_ref().map(|open| open.transaction)
+    }
+
+    /// Nothing more can be read of the transaction that the stream stands in: it ends with what was
+    /// handed out of it. What comes next is a new connection. `None` where it stands in none.
+    pub fn handle_left_out(&mut self) -> Option<Step<'static>> {
+        let open = self.open.take()?;
+        // Its end is not known. One past the beginning of its commit record leaves it behind, and no
+        // other: the next record begins where this one ends.
+        let end_lsn = Lsn(open.transaction.commit_lsn.0 + 1);
+        self.resume = self.resume.max(end_lsn);
+        (!open.settled).then_some(Step::Commit { end_lsn })
+    }
+
     /// Takes the next message. `wal_start` is the start position in its XLogData header.
     ///
     /// # Errors

@@ -412,6 +412,25 @@ fn changes_refuse_what_the_protocol_does_not_allow() {
 }
 
 #[test]
+fn changes_leave_out_the_rest_of_a_transaction_and_nothing_of_the_next() {
+    let mut changes = Changes::new(Lsn::ZERO);
+    assert_eq!(changes.handle_left_out(), None);
+    for (at, message) in [(9, begin(50)), (0, Message::Relation(described(0, 2))), (10, insert(2))]
+    {
+        changes.handle(Lsn(at), message).unwrap();
+    }
+    assert_eq!(changes.transaction().map(|t| t.commit_lsn), Some(Lsn(50)));
+    assert_eq!(changes.handle_left_out(), Some(Step::Commit { end_lsn: Lsn(51) }));
+    assert_eq!(changes.resume_lsn(), Lsn(51));
+    changes.handle_reconnected();
+    // Sent again all the same, nothing of it is handed out; the next begins at its end.
+    assert!(changes.handle(Lsn(9), begin(50)).unwrap().is_empty());
+    assert_eq!(changes.handle_left_out(), None);
+    changes.handle_reconnected();
+    assert_eq!(changes.handle(Lsn(80), begin(80)).unwrap().len(), 1);
+}
+
+#[test]
 fn changes_refuse_to_go_on_when_the_cut_transaction_does_not_come_again() {
     let mut changes = Changes::new(Lsn::ZERO);
     changes.handle(Lsn(9), begin(50)).unwrap();

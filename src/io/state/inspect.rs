@@ -5,6 +5,7 @@ use tokio_postgres::types::Type;
 
 use crate::engine::lsn::Lsn;
 
+use super::gaps::Gap;
 use super::{Param, Scope, StateError, StateStore, as_rfc3339, lsn};
 
 /// The state tables at a glance.
@@ -34,22 +35,6 @@ pub struct Overview {
     pub disabled: Vec<DisabledSince>,
 }
 
-/// A range of WAL whose changes were not delivered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Gap {
-    /// Its id.
-    pub id: i64,
-    /// Where it begins.
-    pub from_lsn: String,
-    /// Where it ends.
-    pub to_lsn: String,
-    /// Why there is one.
-    pub reason: String,
-    /// When it was recorded: microseconds since 1970-01-01 UTC.
-    #[serde(rename = "recorded_at", serialize_with = "as_rfc3339")]
-    pub recorded_at_us: i64,
-}
-
 /// An endpoint that walhook has switched off.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DisabledSince {
@@ -63,7 +48,7 @@ pub struct DisabledSince {
 }
 
 /// SQL for a timestamp as microseconds since 1970.
-fn us(column: &str) -> String {
+pub(super) fn us(column: &str) -> String {
     format!("(extract(epoch FROM {column}) * 1000000)::int8")
 }
 
@@ -102,29 +87,9 @@ impl StateStore {
                 .iter()
                 .map(|r| Ok((r.try_get(0)?, r.try_get(1)?)))
                 .collect::<Result<_, StateError>>()?,
-            gaps: self.open_gaps().await?,
+            gaps: self.gaps(false).await?,
             disabled: self.disabled().await?,
         })
-    }
-
-    async fn open_gaps(&self) -> Result<Vec<Gap>, StateError> {
-        let sql = format!(
-            "SELECT id, from_lsn::text, to_lsn::text, reason, {} FROM {}.gaps
-             WHERE pipeline = $1 AND closed_at IS NULL ORDER BY id",
-            us("recorded_at"),
-            self.scope.s
-        );
-        let rows = self.connection.query_typed(&sql, &[(&self.scope.pipeline, Type::TEXT)]).await?;
-        let read = |r: &tokio_postgres::Row| {
-            Ok(Gap {
-                id: r.try_get(0)?,
-                from_lsn: r.try_get(1)?,
-                to_lsn: r.try_get(2)?,
-                reason: r.try_get(3)?,
-                recorded_at_us: r.try_get(4)?,
-            })
-        };
-        rows.iter().map(read).collect()
     }
 
     async fn disabled(&self) -> Result<Vec<DisabledSince>, StateError> {

@@ -12,6 +12,7 @@
 
 mod dead_letters;
 mod event;
+mod gaps;
 mod inspect;
 mod jobs;
 mod persist;
@@ -24,7 +25,8 @@ pub(crate) mod fixture;
 mod tests;
 
 pub use dead_letters::{DeadLetterFilter, StoredDeadLetter};
-pub use inspect::{DisabledSince, Gap, Overview};
+pub use gaps::Gap;
+pub use inspect::{DisabledSince, Overview};
 pub use jobs::{Job, JobState, RETRY_JOB};
 pub use persist::StoredAttempt;
 

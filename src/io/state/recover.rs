@@ -58,6 +58,36 @@ impl StateStore {
         Ok(epoch)
     }
 
+    /// Gives up what cannot be read of the transaction with this commit LSN: records the gap, which tells
+    /// the next leader so, and forgets the halt. The checkpoint stays at `at`. Returns the new epoch.
+    ///
+    /// # Errors
+    /// As [`StateStore::accept_gap`].
+    pub async fn leave_out(
+        &mut self,
+        at: Lsn,
+        commit: Lsn,
+        reason: &str,
+    ) -> Result<i64, StateError> {
+        let tx = self.connection.transaction().await?;
+        let epoch = take_over(&tx, &self.scope, at).await?;
+        let Scope { s, pipeline, .. } = &self.scope;
+        let (from, to) = (PgLsn::from(commit.0), PgLsn::from(commit.0 + 1));
+        let gap = format!(
+            "INSERT INTO {s}.gaps (pipeline, from_lsn, to_lsn, reason, left_out)
+             VALUES ($1, $2, $3, $4, $2)"
+        );
+        let gap_row: [Param<'_>; 4] = [
+            (pipeline, Type::TEXT),
+            (&from, Type::PG_LSN),
+            (&to, Type::PG_LSN),
+            (&reason, Type::TEXT),
+        ];
+        tx.execute_typed(&gap, &gap_row).await?;
+        tx.commit().await?;
+        Ok(epoch)
+    }
+
     /// Takes note that the source is another one now, whose positions go on from `at`, the
     /// checkpoint: nothing is given up. Returns the new epoch.
     ///

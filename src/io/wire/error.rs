@@ -18,7 +18,7 @@ pub struct ServerError {
     pub severity: String,
     /// The five characters of the SQLSTATE.
     pub sqlstate: String,
-    /// The primary message, in the server's language.
+    /// The primary message, in the server's language, and where it happened, if the server says so.
     pub message: String,
     /// More about it.
     pub detail: Option<Box<str>>,
@@ -42,6 +42,7 @@ impl ServerError {
             hint: None,
             file: Box::default(),
         };
+        let mut context = None;
         while let Some(field) = fields.next()? {
             let text = || String::from_utf8_lossy(field.value_bytes()).into_owned();
             match field.type_() {
@@ -51,8 +52,13 @@ impl ServerError {
                 b'D' => error.detail = Some(text().into()),
                 b'H' => error.hint = Some(text().into()),
                 b'F' => error.file = text().into(),
+                b'W' => context = Some(text()),
                 _ => {}
             }
+        }
+        // Of a change that cannot be sent, it holds the LSN.
+        if let Some(context) = context {
+            error.message = format!("{} ({context})", error.message);
         }
         Ok(error)
     }
@@ -168,8 +174,10 @@ pub enum Class {
     Access,
     /// Something passing: reconnect with backoff.
     Retry,
-    /// Will fail again until a person changes something: configuration, privileges, or a row that
-    /// the server cannot send.
+    /// The server cannot send a change that it has come to. It comes to it again each time, unless
+    /// something passing was in the way.
+    Unsendable,
+    /// Will fail again until a person changes something: configuration or privileges.
     Fatal,
 }
 
@@ -208,6 +216,9 @@ pub fn classify(error: &WireError) -> Class {
         WireError::Stream(server) => match server.sqlstate.as_str() {
             UNDEFINED_OBJECT => Class::PublicationMissing,
             OBJECT_NOT_IN_PREREQUISITE_STATE | UNDEFINED_FILE => Class::SlotUnusable,
+            // A value that has no UTF-8 (22), a row above 1 GB as text: "invalid memory alloc request
+            // size" (XX) or "cannot enlarge string buffer" (54); and whatever else is internal.
+            other if matches!(other.get(..2), Some("22" | "54" | "XX")) => Class::Unsendable,
             other => by_sqlstate(other),
         },
     }
@@ -225,8 +236,7 @@ fn by_sqlstate(sqlstate: &str) -> Class {
         // Operator intervention: shutdown, crash, starting up, terminated.
         "57" => Class::Shutdown,
         // Feature not supported, authorization, no such database, syntax and privileges, limits
-        // exceeded, configuration, and internal errors, of which "invalid memory alloc request
-        // size" for a row above 1 GB as text comes again for ever.
+        // exceeded, configuration, and internal errors.
         "0A" | "28" | "3D" | "42" | "54" | "F0" | "XX" => Class::Fatal,
         // All else passes: connection trouble, too many connections, I/O. What nobody thought of is
         // tried again with backoff and stays visible, rather than stopping what would heal.
@@ -261,7 +271,8 @@ mod tests {
             (WireError::Session(server("57P03")), Class::Shutdown),
             (WireError::Session(server("28P01")), Class::Access),
             (WireError::Session(server("53300")), Class::Retry),
-            (WireError::Stream(server("XX000")), Class::Fatal),
+            (WireError::Stream(server("XX000")), Class::Unsendable),
+            (WireError::Start(server("XX000")), Class::Fatal),
             (WireError::Stream(server("")), Class::Retry),
         ] {
             assert_eq!(classify(&error), class, "{error:?}");

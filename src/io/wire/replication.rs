@@ -21,6 +21,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Replication {
     connection: Connection,
     messages: bool,
+    binary: bool,
 }
 
 /// What IDENTIFY_SYSTEM says.
@@ -38,13 +39,21 @@ pub struct System {
 
 impl Replication {
     pub(super) const fn new(connection: Connection) -> Self {
-        Self { connection, messages: false }
+        Self { connection, messages: false, binary: false }
     }
 
     /// Asks for logical messages too, where `wanted`; every server since 14 has them.
     #[must_use]
     pub fn with_messages(mut self, wanted: bool) -> Self {
         self.messages = wanted;
+        self
+    }
+
+    /// Asks for values in binary form, where `wanted`: for who only looks at the heads of changes. A value
+    /// that is too large as text may go through so.
+    #[must_use]
+    pub fn with_binary(mut self, wanted: bool) -> Self {
+        self.binary = wanted;
         self
     }
 
@@ -137,7 +146,7 @@ impl Replication {
         at: Lsn,
         max_message_bytes: usize,
     ) -> Result<Stream, WireError> {
-        let command = start_command(slot, publication, at, self.messages);
+        let command = start_command(slot, publication, at, self.messages, self.binary);
         let begin = async {
             self.connection.send(|out| frontend::query(&command, out)).await?;
             loop {
@@ -228,13 +237,14 @@ fn texts(body: &DataRowBody) -> Result<Vec<Option<String>>, WireError> {
 }
 
 /// The publication's name is an identifier inside a literal: the option is a list of names.
-fn start_command(slot: &str, publication: &str, at: Lsn, messages: bool) -> String {
+fn start_command(slot: &str, publication: &str, at: Lsn, messages: bool, binary: bool) -> String {
     let slot = quote('"', slot);
     let names = quote('\'', &quote('"', publication));
     let messages = if messages { ", messages 'true'" } else { "" };
+    let binary = if binary { ", binary 'true'" } else { "" };
     format!(
         "START_REPLICATION SLOT {slot} LOGICAL {at} \
-         (proto_version '1', publication_names {names}{messages})"
+         (proto_version '1', publication_names {names}{messages}{binary})"
     )
 }
 
@@ -268,10 +278,10 @@ mod tests {
     #[test]
     fn start_command_quotes_names_for_the_replication_grammar() {
         assert_eq!(
-            start_command("walhook", r#"it's "a\b", c"#, Lsn(0x1_0000_0002), false),
+            start_command("walhook", r#"it's "a\b", c"#, Lsn(0x1_0000_0002), false, false),
             r#"START_REPLICATION SLOT "walhook" LOGICAL 1/2 (proto_version '1', publication_names '"it''s ""a\b"", c"')"#
         );
-        let with_messages = start_command("s", "p", Lsn(0), true);
-        assert!(with_messages.ends_with(r#"publication_names '"p"', messages 'true')"#));
+        let with_both = start_command("s", "p", Lsn(0), true, true);
+        assert!(with_both.ends_with(r#"publication_names '"p"', messages 'true', binary 'true')"#));
     }
 }

@@ -28,5 +28,6 @@ mod rules;
 mod shape;
 mod shutdown;
 mod tls;
+mod transactions;
 mod values;
 mod ways_out;

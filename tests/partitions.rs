@@ -23,7 +23,9 @@ const PULSE: &str = "ALTER PUBLICATION walhook ADD TABLE subscribers";
 /// A world with the partitioned table `orders`, whose publication is altered so after the set-up.
 async fn world(alter: &str) -> Result<World> {
     let on = r#"["insert", "update", "delete"]"#;
-    let rules = rule("order", "orders", on, r#"["id", "total"]"#, "");
+    let rules = rule("order", "orders", on, r#"["id", "total"]"#, "")
+        + "[[events]]\ntype = \"orders.cleared\"\ntable = \"public.orders\"\non = [\"truncate\"]\n\
+           account_value = \"42\"\n";
     let world = World::bare("", &rules, &[]).await?;
     world.sql.batch_execute(&format!("{SCHEMA}; {PARTITIONED}")).await?;
     world.set_up().await?;
@@ -194,5 +196,20 @@ async fn partition_that_logs_less_than_a_rule_needs_halts_when_it_is_attached() 
     world.sql.batch_execute("ALTER TABLE top REPLICA IDENTITY FULL").await?;
     let _running = world.run().await?;
     assert_eq!(bodies(&world.delivered(2).await?, "/1").len(), 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn truncate_of_the_root_is_an_event_or_one_for_each_published_partition() -> Result<()> {
+    for (alter, events) in [("", 1), (BY_NAME, 2)] {
+        let mut world = world(alter).await?;
+        let _running = world.run().await?;
+        let statements = ["INSERT INTO orders VALUES (1, 42, 1), (11, 42, 1)", "TRUNCATE orders"];
+        run_each(&world, &statements).await?;
+        world.settled().await?;
+        let bodies = bodies(&world.delivered(2 + events).await?, "/1");
+        let cleared = bodies.iter().filter(|body| body["type"] == "orders.cleared").count();
+        assert_eq!(cleared as u64, events, "{alter}");
+    }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! What of a row the WAL carries, and what is told of it: replica identities, TOAST, keys, TRUNCATE.
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::changes::{rows, rule};
 use crate::support::{World, bodies};
@@ -21,8 +21,9 @@ async fn truncate_of_a_rules_table_sends_nothing_and_breaks_nothing() -> Result<
     Ok(())
 }
 
+/// Torture case 12.
 #[tokio::test]
-async fn changed_primary_key_is_told_and_keeps_its_place() -> Result<()> {
+async fn case_12_changed_primary_key_is_told_and_keeps_its_place() -> Result<()> {
     for identity in ["DEFAULT", "FULL"] {
         let rules = rule("changed", "subscribers", r#"["insert", "update"]"#, r#"["id"]"#, "");
         let mut world = World::with("", &rules, &[]).await?;
@@ -76,5 +77,97 @@ async fn row_is_told_by_its_types_although_they_were_dropped_since() -> Result<(
     assert_eq!(row(1), &before);
     let after = json!({"id": 2, "account_id": 42, "mood": "sad", "moods": ["sad"], "share": 6});
     assert_eq!(row(2), &after);
+    Ok(())
+}
+
+const DOCUMENTS: &str = "
+    CREATE TABLE documents (id bigint PRIMARY KEY, account_id bigint, code text NOT NULL, note text, doc text);
+    ALTER TABLE documents ALTER code SET STORAGE EXTERNAL, ALTER doc SET STORAGE EXTERNAL;
+    CREATE UNIQUE INDEX documents_code ON documents (code)";
+
+/// A document's events under a replica identity, in short: what each says of `doc`, which was there
+/// before and is TOASTed, as is `code`.
+async fn told_of_toast(identity: &str, on: &str) -> Result<Vec<Value>> {
+    let columns = r#"["id", "code", "note", "doc"]"#;
+    let rules = rule("document", "documents", on, columns, "");
+    let mut world = World::bare("", &rules, &[]).await?;
+    world.sql.batch_execute(&format!("{}; {DOCUMENTS}", crate::support::SCHEMA)).await?;
+    world.set_up().await?;
+    if !on.contains("update") {
+        // Else the customer's own updates would fail where no identity is logged.
+        world.sql.batch_execute("ALTER PUBLICATION walhook SET (publish = 'insert')").await?;
+    }
+    let alter = format!("ALTER TABLE documents REPLICA IDENTITY {identity}");
+    world.sql.batch_execute(&alter).await?;
+    world.hook(1, 42, "").await?;
+    let _running = world.run().await?;
+    let statements = [
+        "INSERT INTO documents VALUES (1, 42, repeat('k', 2500), 'a', repeat('x', 9000))",
+        "UPDATE documents SET note = 'b'",
+        "UPDATE documents SET code = 'short'",
+        "UPDATE documents SET doc = 'new'",
+        "UPDATE documents SET doc = NULL",
+    ];
+    for statement in statements {
+        world.sql.batch_execute(statement).await?;
+    }
+    let count = if on.contains("update") { 5 } else { 1 };
+    world.settled().await?;
+    let received = world.delivered(count).await?;
+    assert_eq!(received.len() as u64, count, "{identity}");
+    // Long values by their length.
+    let short = |value: &Value| match value.as_str() {
+        Some(text) if text.len() > 100 => json!(text.len()),
+        _ => value.clone(),
+    };
+    let each = |row: &Value| -> Value {
+        let row = row.as_object().into_iter().flatten();
+        row.filter(|(name, _)| *name != "id")
+            .map(|(name, value)| (name.clone(), short(value)))
+            .collect()
+    };
+    let told = bodies(&received, "/1");
+    Ok(told
+        .iter()
+        .map(|body| json!([each(&body["data"]), each(&body["previous"]), body["unchanged"]]))
+        .collect())
+}
+
+/// Torture case 11.
+#[tokio::test]
+async fn case_11_toast_is_told_as_unchanged_or_as_it_is_under_every_identity() -> Result<()> {
+    let both = r#"["insert", "update"]"#;
+    let inserted = json!([{"code": 2500, "note": "a", "doc": 9000}, {}, null]);
+
+    // The default logs a key that changed, and nothing here.
+    let expected = [
+        inserted.clone(),
+        json!([{"note": "b"}, {}, ["code", "doc"]]),
+        json!([{"code": "short", "note": "b"}, {}, ["doc"]]),
+        json!([{"code": "short", "note": "b", "doc": "new"}, {}, null]),
+        json!([{"code": "short", "note": "b", "doc": null}, {}, null]),
+    ];
+    assert_eq!(told_of_toast("DEFAULT", both).await?, expected);
+
+    // An index logs its columns where they change, and where they are TOASTed.
+    let expected = [
+        inserted.clone(),
+        json!([{"code": 2500, "note": "b"}, {}, ["doc"]]),
+        json!([{"code": "short", "note": "b"}, {"code": 2500}, ["doc"]]),
+        json!([{"code": "short", "note": "b", "doc": "new"}, {}, null]),
+        json!([{"code": "short", "note": "b", "doc": null}, {}, null]),
+    ];
+    assert_eq!(told_of_toast("USING INDEX documents_code", both).await?, expected);
+
+    let expected = [
+        inserted.clone(),
+        json!([{"code": 2500, "note": "b", "doc": 9000}, {"note": "a"}, null]),
+        json!([{"code": "short", "note": "b", "doc": 9000}, {"code": 2500}, null]),
+        json!([{"code": "short", "note": "b", "doc": "new"}, {"doc": 9000}, null]),
+        json!([{"code": "short", "note": "b", "doc": null}, {"doc": "new"}, null]),
+    ];
+    assert_eq!(told_of_toast("FULL", both).await?, expected);
+
+    assert_eq!(told_of_toast("NOTHING", r#"["insert"]"#).await?, [inserted]);
     Ok(())
 }

@@ -46,8 +46,9 @@ async fn with_emit(world: &World) -> Result<()> {
     Ok(world.sql.batch_execute(function).await?)
 }
 
+/// Torture case 13.
 #[tokio::test]
-async fn truncate_of_two_tables_makes_an_event_for_each() -> Result<()> {
+async fn case_13_truncate_of_two_tables_makes_an_event_for_each() -> Result<()> {
     let rule = |table: &str| {
         format!(
             "[[events]]\ntype = \"{table}.cleared\"\ntable = \"public.{table}\"\n\

@@ -2,6 +2,7 @@
 #
 #   make demo DEMO="--for 30s --json"           arguments for the demo
 #   make loadtest LOADTEST="--users 64"         arguments for the load test (goose's)
+#   make fuzz FUZZ_SECONDS=60                 seconds for all targets together
 #   make test-matrix PG_BIN_DIRS=DIR:DIR        directories of server binaries; left out, all that are found
 #
 # PG_BIN_DIR=DIR makes demo and tests use the server in that directory, for example one of those that
@@ -11,13 +12,14 @@ SHELL := /bin/sh
 CARGO ?= $(shell command -v cargo || echo "$$HOME/.cargo/bin/cargo")
 DEMO ?=
 LOADTEST ?=
+FUZZ_SECONDS ?= 600
 
 # The versions that walhook supports, and those beside the distribution's that `make test` uses.
 VERSIONS := 14 15 16 17 18
 TEST_VERSIONS ?= 18
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-matrix postgres lint fmt docs loadtest clean prerequisites
+.PHONY: help demo build test test-matrix postgres fuzz lint fmt docs loadtest clean prerequisites
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -46,6 +48,9 @@ test-matrix: prerequisites ## Run the tests that start a server on each PostgreS
 
 postgres: ## Install what is missing of PostgreSQL 14 to 18, for the tests, and print where they are
 	@sh scripts/postgres-versions $(VERSIONS)
+
+fuzz: prerequisites ## Fuzz the decoder, the stream and the values for ten minutes
+	CARGO=$(CARGO) sh scripts/fuzz $(FUZZ_SECONDS)
 
 lint: prerequisites ## Check formatting, and clippy without a warning
 	$(CARGO) fmt --all --check

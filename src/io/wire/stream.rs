@@ -3,6 +3,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use postgres_protocol::message::backend::{Message, NoticeResponseBody};
 use postgres_protocol::message::frontend::CopyData;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::connection::{Connection, Received, malformed, notice, unexpected};
 use super::error::{OBJECT_NOT_IN_PREREQUISITE_STATE, ServerError, WireError};
@@ -64,6 +65,17 @@ pub struct Stream {
 impl Stream {
     pub(super) const fn new(connection: Connection) -> Self {
         Self { connection }
+    }
+
+    /// A stream that has begun on some other socket: for what feeds us bytes of its own. A CopyData
+    /// of more than `limit` bytes, and of more than a mebibyte, is passed as [`Frame::Oversize`].
+    pub fn over(
+        socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        limit: usize,
+    ) -> Self {
+        let mut connection = Connection::new(Box::new(socket));
+        connection.limit_messages(limit);
+        Self::new(connection)
     }
 
     /// The next frame. Cancel-safe.

@@ -129,28 +129,6 @@ async fn names(client: &Client, sql: &str, name: &str) -> Result<BTreeSet<TableN
     rows.iter().map(table).collect()
 }
 
-/// Which of the tables are partitioned.
-///
-/// # Errors
-/// When the server does not answer.
-pub async fn partitioned(
-    client: &Client,
-    tables: &BTreeSet<TableName>,
-) -> Result<BTreeSet<TableName>> {
-    let rows = client
-        .query(
-            "SELECT n.nspname::text, c.relname::text
-             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'p'",
-            &[],
-        )
-        .await?;
-    let table = |row: &tokio_postgres::Row| {
-        Ok(TableName { schema: row.try_get(0)?, name: row.try_get(1)? })
-    };
-    let all: BTreeSet<TableName> = rows.iter().map(table).collect::<Result<_>>()?;
-    Ok(all.intersection(tables).cloned().collect())
-}
-
 async fn column_lists(
     client: &Client,
     name: &str,

@@ -32,8 +32,7 @@ pub(super) async fn check(
         return Ok(Err(Halt::PublicationMissing { problem }));
     };
     let tables = needed(config)?;
-    let partitioned = source::partitioned(client, &tables).await?;
-    if let Some(problem) = find_problem(config, &publication, &tables, &partitioned) {
+    if let Some(problem) = find_problem(config, &publication, &tables) {
         return Ok(Err(Halt::Unpublished { publication: name.clone(), problem }));
     }
     let hidden = row_security::hidden(client, &looked_up(config)?).await?;
@@ -85,7 +84,6 @@ fn find_problem(
     config: &Config,
     publication: &Publication,
     tables: &BTreeSet<TableName>,
-    partitioned: &BTreeSet<TableName>,
 ) -> Option<String> {
     for table in tables {
         if !publication.tables.contains(table) {
@@ -95,12 +93,6 @@ fn find_problem(
             return Some(format!(
                 "has a row filter for the table {table}, which hides changes: publish it again \
                  without WHERE, and use `when` in the rule"
-            ));
-        }
-        if partitioned.contains(table) && !publication.via_root {
-            return Some(format!(
-                "publishes the partitions of {table} under their own names: `walhook setup` has them \
-                 published as {table}"
             ));
         }
     }

@@ -22,6 +22,7 @@ mod observe;
 mod published;
 mod reader;
 mod source;
+mod upkeep;
 mod writer;
 
 use std::collections::HashMap;
@@ -211,6 +212,16 @@ async fn lead(
                 () = drain.cancelled() => {}
                 () = abort.cancelled() => {}
                 () = jobs::feed(&config, epoch, retry) => {}
+            }
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let (config, metrics, abort) = (config.clone(), Arc::clone(metrics), abort.clone());
+        async move {
+            tokio::select! {
+                () = abort.cancelled() => {}
+                () = upkeep::keep(&config, epoch, &metrics) => {}
             }
             Ok(())
         }

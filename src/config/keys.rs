@@ -50,7 +50,10 @@ pub(super) const SECTIONS: &[Section] = &[
             ("replay_window", NotYet),
         ],
     },
-    Section { name: "state", keys: &[("url", Text), ("schema", Text), ("max_size", NotYet)] },
+    Section {
+        name: "state",
+        keys: &[("url", Text), ("schema", Text), ("retention", Text), ("max_size", NotYet)],
+    },
     Section {
         name: "endpoints",
         keys: &[

@@ -118,11 +118,18 @@ pub struct State {
     pub url: Option<Secret>,
     /// The schema of the state tables.
     pub schema: String,
+    /// How long dead letters, finished jobs and closed gaps are kept.
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::as_duration")]
+    pub retention: Duration,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { url: None, schema: defaults::walhook() }
+        Self {
+            url: None,
+            schema: defaults::walhook(),
+            retention: Duration::from_secs(30 * 24 * 3600),
+        }
     }
 }
 

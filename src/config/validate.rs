@@ -19,6 +19,9 @@ const MIN_LEASE_TIMEOUT: Duration = Duration::from_secs(1);
 /// PostgreSQL's `NAMEDATALEN - 1`.
 const MAX_NAME: usize = 63;
 
+/// Time in which somebody may look at a dead letter.
+const LEAST_RETENTION: Duration = Duration::from_secs(3600);
+
 /// The key, and what is wrong with its value.
 pub(super) type Problem = (String, String);
 
@@ -38,6 +41,9 @@ pub(super) fn validate(config: &Config) -> Result<(), Problem> {
     name("state.schema", &config.state.schema)?;
     if config.state.schema.starts_with("pg_") {
         return problem("state.schema", "names that begin with pg_ belong to PostgreSQL");
+    }
+    if config.state.retention < LEAST_RETENTION {
+        return problem("state.retention", "is below 1h; a dead letter must be there to be seen");
     }
     table("endpoints.table", &config.endpoints.table)?;
     for watched in &config.endpoints.watch {

@@ -82,6 +82,8 @@ pub struct Metrics {
     pub dead_letters: IntGauge,
     /// `walhook_gaps`: ranges of WAL that were not delivered and that nothing has closed.
     pub gaps: IntGauge,
+    /// `walhook_state_bytes`: what the state tables take on disk.
+    pub state_bytes: IntGauge,
     oldest_unsettled: Gauge,
     slot_retained: IntGauge,
     slot_safe: Gauge,
@@ -164,6 +166,7 @@ impl Metrics {
             queued_bytes: gauge(r, "walhook_queued_bytes", "Memory that pending events take.")?,
             dead_letters: gauge(r, "walhook_dead_letters", "Dead letters that are stored.")?,
             gaps: gauge(r, "walhook_gaps", "Ranges of WAL that were not delivered.")?,
+            state_bytes: gauge(r, "walhook_state_bytes", "Bytes that the state tables take.")?,
             oldest_unsettled: register(
                 r,
                 Gauge::new(

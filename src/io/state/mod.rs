@@ -18,6 +18,7 @@ mod jobs;
 mod persist;
 mod recover;
 mod refill;
+mod upkeep;
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -29,6 +30,7 @@ pub use gaps::Gap;
 pub use inspect::{DisabledSince, Overview};
 pub use jobs::{Job, JobState, RETRY_JOB};
 pub use persist::StoredAttempt;
+pub use upkeep::Sizes;
 
 use futures_util::try_join;
 use tokio_postgres::error::SqlState;
@@ -426,6 +428,12 @@ async fn fence(tx: &Transaction<'_>, scope: &Scope, epoch: i64) -> Result<(), St
     );
     let row = tx.query_typed_opt(&sql, &[(pipeline, Type::TEXT), (&epoch, Type::INT8)]).await?;
     row.map(|_| ()).ok_or(StateError::Fenced { epoch })
+}
+
+/// As [`fence`], and keeps other sessions of the same leader from writing too.
+async fn fence_alone(tx: &Transaction<'_>, scope: &Scope, epoch: i64) -> Result<(), StateError> {
+    hold_off_leader(tx, scope).await?;
+    fence(tx, scope, epoch).await
 }
 
 /// Keeps every leader from writing until the transaction ends, and waits for one that does: for what

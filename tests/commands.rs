@@ -18,7 +18,7 @@ use crate::support::{PATIENCE, RULES, SECRET, World, answers, get, text};
 const IMPATIENT: &str = "[delivery]\nretry_base = \"10ms\"\nretry_cap = \"20ms\"\ntimeout = \"60s\"\n\
                          header_prefix = \"acme\"";
 
-const ALL: [&str; 13] = [
+const ALL: [&str; 15] = [
     "demo",
     "setup",
     "check",
@@ -26,7 +26,9 @@ const ALL: [&str; 13] = [
     "status",
     "health",
     "checkpoint",
+    "deferred",
     "dead-letters",
+    "endpoints",
     "recover",
     "teardown",
     "mock-endpoint",
@@ -271,6 +273,15 @@ async fn secrets_appear_nowhere() -> Result<()> {
         &["setup", "--print-sql"],
         &["dead-letters", "list"],
         &["dead-letters", "retry", "--all"],
+        &["deferred", "list"],
+        &["endpoints", "list"],
+        &["endpoints", "list", "--trouble"],
+        &["endpoints", "test", "1"],
+        &["endpoints", "test", "2"],
+        &["endpoints", "test", "3"],
+        &["endpoints", "test", "4"],
+        &["endpoints", "test", "5"],
+        &["endpoints", "test", "6"],
     ] {
         outputs.push(said(&world.walhook(args).await?));
         outputs.push(world.walhook_json(args).await?.to_string());

@@ -16,6 +16,7 @@ mod changes;
 mod commands;
 mod connections;
 mod egress;
+mod endpoint_commands;
 mod endpoints;
 mod failover;
 mod files;

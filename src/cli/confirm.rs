@@ -22,3 +22,25 @@ pub(super) fn confirm(command: &str, plan: &str, slot: &str) -> CommandResult {
     }
     Err(anyhow::anyhow!("not confirmed; nothing was changed").into())
 }
+
+/// Asks whether to go on with what removes rows.
+///
+/// # Errors
+/// When there is no terminal to ask on, or the answer is no.
+pub(super) fn confirm_removal(question: &str) -> CommandResult {
+    let mut stderr = std::io::stderr();
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::Usage(anyhow::anyhow!(
+            "nobody can be asked here; confirm with --yes"
+        )));
+    }
+    let mut answer = String::new();
+    write!(stderr, "{question} [y/N] ")
+        .and_then(|()| stderr.flush())
+        .and_then(|()| std::io::stdin().read_line(&mut answer))
+        .map_err(anyhow::Error::from)?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(anyhow::anyhow!("nothing was removed").into()),
+    }
+}

@@ -8,17 +8,22 @@ pub mod completions;
 pub mod config;
 mod confirm;
 pub mod dead_letters;
+pub mod deferred;
 pub mod demo;
+pub mod endpoints;
 #[cfg(test)]
 mod fixture;
 pub mod gaps;
 pub mod health;
+mod job;
 pub mod mock_endpoint;
 pub mod recover;
 pub mod run;
 pub mod setup;
 pub mod status;
+mod table;
 pub mod teardown;
+mod time;
 
 use std::path::PathBuf;
 
@@ -74,8 +79,12 @@ pub enum Command {
     Health(health::Args),
     /// Show the checkpoint
     Checkpoint(checkpoint::Args),
+    /// List, retry or discard deliveries that wait for their next attempt
+    Deferred(deferred::Args),
     /// List, show, retry or discard dead letters
     DeadLetters(dead_letters::Args),
+    /// List endpoints with how they stand, or send one a test event
+    Endpoints(endpoints::Args),
     /// List what was not delivered, and close what is dealt with
     Gaps(gaps::Args),
     /// Resolve a halt: accept a gap, adopt another cluster, or skip what cannot be read
@@ -105,6 +114,8 @@ impl Cli {
             Command::Status(args) => status::run(args, common).await,
             Command::Health(args) => health::run(args, common).await,
             Command::Checkpoint(args) => checkpoint::run(args, common).await,
+            Command::Deferred(args) => deferred::run(args, common).await,
+            Command::Endpoints(args) => endpoints::run(args, common).await,
             Command::DeadLetters(args) => dead_letters::run(args, common).await,
             Command::Gaps(args) => gaps::run(args, common).await,
             Command::Recover(args) => recover::run(args, common).await,

@@ -71,6 +71,8 @@ struct Report {
     slot_problem: Option<String>,
     checkpoint: Checkpoint,
     settled_rows: i64,
+    #[serde(flatten)]
+    standing: Standing,
     dead_letters: BTreeMap<String, i64>,
     gaps: Vec<Gap>,
     disabled_endpoints: Vec<DisabledSince>,
@@ -97,6 +99,17 @@ struct SlotReport {
     safe_bytes: Option<u64>,
 }
 
+/// What waits, and where it is in trouble.
+#[derive(Debug, Serialize)]
+struct Standing {
+    /// Deferred deliveries.
+    deferred: i64,
+    /// How many endpoints are in each state but `ok`.
+    endpoints: BTreeMap<String, i64>,
+    /// What the state tables take on disk.
+    state_bytes: u64,
+}
+
 #[derive(Debug, Serialize)]
 struct Checkpoint {
     frontier: String,
@@ -119,12 +132,18 @@ async fn gather(config: &Config) -> Result<Report, Failure> {
     };
     let overview = state.overview().await?;
     let jobs = state.unfinished_jobs().await?;
-    Ok(report(config, overview, jobs, slot, source_error))
+    let standing = Standing {
+        deferred: overview.deferred,
+        endpoints: state.troubled().await?.into_iter().collect(),
+        state_bytes: state.sizes().await?.total_bytes,
+    };
+    Ok(report(config, overview, standing, jobs, slot, source_error))
 }
 
 fn report(
     config: &Config,
     overview: Overview,
+    standing: Standing,
     jobs: Vec<JobState>,
     slot: Option<Slot>,
     source_error: Option<String>,
@@ -157,6 +176,7 @@ fn report(
         source_error,
         slot_problem: slot_problem.map(|halt| halt.to_string()),
         settled_rows: overview.settled_rows,
+        standing,
         dead_letters: overview.dead_letters.into_iter().collect(),
         gaps: overview.gaps,
         disabled_endpoints: overview.disabled,
@@ -186,9 +206,14 @@ impl Report {
             ),
         ));
         lines.push(("settled", format!("{} rows ahead of the checkpoint", self.settled_rows)));
+        lines.push(("deferred", self.standing.deferred.to_string()));
         let dead: Vec<String> =
             self.dead_letters.iter().map(|(reason, n)| format!("{reason} {n}")).collect();
         lines.push(("dead letters", or_none(&dead)));
+        let troubled: Vec<String> =
+            self.standing.endpoints.iter().map(|(state, n)| format!("{state} {n}")).collect();
+        lines.push(("in trouble", or_none(&troubled)));
+        lines.push(("state", format!("{} in tables", bytes(self.standing.state_bytes))));
         let each = |name, items: Vec<String>| {
             let items = if items.is_empty() { vec!["none".to_owned()] } else { items };
             items.into_iter().map(move |item| (name, item))
@@ -322,6 +347,9 @@ mod tests {
             "behind the WAL",
             "exhausted 1",
             "7: answered 410",
+            "in trouble    disabled 1",
+            "deferred      0",
+            "KiB in tables",
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }

@@ -168,10 +168,20 @@ impl Transport {
     ///
     /// Takes `delivery.timeout` at most, the answer's body included. Dropping it abandons the request.
     pub async fn send(&self, attempt: &Attempt) -> Outcome {
+        self.attempt(attempt, false).await
+    }
+
+    /// As [`Transport::send`], but keeps the beginning of a 2xx's body too: for a person who asks.
+    pub async fn probe(&self, attempt: &Attempt) -> Outcome {
+        self.attempt(attempt, true).await
+    }
+
+    async fn attempt(&self, attempt: &Attempt, keep: bool) -> Outcome {
         let started = Instant::now();
         let result = match self.request(attempt) {
             Ok(request) => {
-                let exchange = ACCOUNT.scope(attempt.event.account.clone(), self.exchange(request));
+                let exchange =
+                    ACCOUNT.scope(attempt.event.account.clone(), self.exchange(request, keep));
                 let ended = timeout_at(started + self.timeout, exchange).await;
                 ended.unwrap_or_else(|_| Err(self.timed_out()))
             }
@@ -180,7 +190,7 @@ impl Transport {
         Outcome { result, elapsed: started.elapsed() }
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
+    async fn exchange(&self, request: Request<Full<Bytes>>, keep: bool) -> Result<Answer, Failure> {
         let response = self.client.request(request).await.map_err(|error| classify(&error))?;
         let status = response.status();
         let retry_after = response
@@ -188,7 +198,8 @@ impl Transport {
             .get(RETRY_AFTER)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| parse_retry_after(value, unix_us() / 1_000_000));
-        let excerpt = read_body(response).await;
+        let keep = keep || !status.is_success();
+        let excerpt = read_body(response, keep).await;
         Ok(Answer { status: status.as_u16(), retry_after, excerpt })
     }
 
@@ -258,11 +269,10 @@ impl Transport {
     }
 }
 
-/// Reads the answer to its end or to the bound, and keeps the beginning of a refusal.
+/// Reads the answer to its end or to the bound, and keeps its beginning where asked to.
 ///
 /// The status has been said; that the connection breaks in mid-sentence does not unsay it.
-async fn read_body(response: Response<Incoming>) -> String {
-    let refused = !response.status().is_success();
+async fn read_body(response: Response<Incoming>, keep: bool) -> String {
     let mut body = response.into_body();
     let mut kept = Vec::new();
     let mut read = 0;
@@ -270,7 +280,7 @@ async fn read_body(response: Response<Incoming>) -> String {
         let Some(Ok(frame)) = body.frame().await else { break };
         let Ok(data) = frame.into_data() else { continue };
         read += data.len();
-        if refused {
+        if keep {
             let room = EXCERPT_MAX.saturating_sub(kept.len());
             kept.extend(data.iter().take(room));
         }

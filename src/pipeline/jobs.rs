@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use super::open_state;
 use crate::config::Config;
 use crate::engine::dispatcher::Retry;
-use crate::io::state::{Job, StateStore};
+use crate::io::state::{Ask, DeadLetterFilter, StateStore};
 
 /// How often the table of jobs is looked at.
 const EVERY: Duration = Duration::from_secs(1);
@@ -36,8 +36,9 @@ async fn look(config: &Config, epoch: i64, retries: &mpsc::Sender<Retry>) -> any
             tokio::time::sleep(EVERY).await;
             continue;
         };
-        let fed = feed_job(&store, &job, retries).await?;
-        wait_until_done(&store, &job).await?;
+        let Ask::RetryDeadLetters(filter) = &job.ask else { continue };
+        let fed = feed_job(&store, job.id, filter, retries).await?;
+        wait_until_done(&store, job.id, filter).await?;
         store.finish_job(job.id, None).await?;
         tracing::info!(job = job.id, dead_letters = fed, "sent dead letters again");
     }
@@ -45,18 +46,18 @@ async fn look(config: &Config, epoch: i64, retries: &mpsc::Sender<Retry>) -> any
 
 async fn feed_job(
     store: &StateStore,
-    job: &Job,
+    job: i64,
+    filter: &DeadLetterFilter,
     retries: &mpsc::Sender<Retry>,
 ) -> anyhow::Result<i64> {
     let (mut after, mut fed) = (0, 0);
     loop {
-        let page = store.dead_letters_to_retry(job, after, PAGE).await?;
+        let page = store.dead_letters_to_retry(job, filter, after, PAGE).await?;
         let Some(last) = page.last() else { return Ok(fed) };
         after = last.id;
         for letter in page {
             let Some(endpoint) = letter.endpoint else { continue };
-            let retry =
-                Retry { dead_letter: letter.id, job: job.id, event: letter.event, endpoint };
+            let retry = Retry { dead_letter: letter.id, job, event: letter.event, endpoint };
             retries.send(retry).await?;
             fed += 1;
         }
@@ -65,8 +66,12 @@ async fn feed_job(
 
 /// Waits until every dead letter of the job has ended and that is stored: none is left that the job
 /// has not tried. One that is discarded meanwhile is not left either.
-async fn wait_until_done(store: &StateStore, job: &Job) -> anyhow::Result<()> {
-    while !store.dead_letters_to_retry(job, 0, 1).await?.is_empty() {
+async fn wait_until_done(
+    store: &StateStore,
+    job: i64,
+    filter: &DeadLetterFilter,
+) -> anyhow::Result<()> {
+    while !store.dead_letters_to_retry(job, filter, 0, 1).await?.is_empty() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     Ok(())

@@ -9,22 +9,18 @@ mod select;
 #[cfg(test)]
 mod tests;
 
-use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::anyhow;
 use serde_json::json;
-use tokio::time::{Instant, sleep};
 
 use crate::config::Config;
-use crate::io::state::{DeadLetterFilter, JobState, StateStore};
+use crate::io::state::{Ask, DeadLetterFilter, StateStore};
 
-use super::status::{open_state, read_slot};
-use super::{CommandResult, Common, Failure, print_json, print_line};
+use super::confirm::confirm_removal;
+use super::status::open_state;
+use super::{CommandResult, Common, Failure, job, print_json, print_line};
 use select::{Filters, Selection};
-
-/// How often a job is looked at.
-const POLL: Duration = Duration::from_millis(200);
 
 /// List, show, retry or discard deliveries that ended without success
 #[derive(Debug, clap::Args)]
@@ -117,61 +113,11 @@ async fn show(config: &Config, id: i64, json: bool) -> CommandResult {
 }
 
 async fn run_retry(config: &Config, retry: &Retry, json: bool) -> CommandResult {
-    let filter = retry.selection.to_filter()?;
-    let mut state = open_state(config).await?;
-    let Some(job) = state.create_retry_job(&filter).await? else {
-        return Err(anyhow!("no dead letter with an endpoint fits").into());
-    };
-    let leader = match read_slot(config).await {
-        Ok(slot) => slot.is_some_and(|slot| slot.active_pid.is_some()),
-        Err(error) => {
-            note(&format!("cannot tell whether a leader runs: {error:#}"));
-            true
-        }
-    };
-    if !leader {
-        note(&format!("no leader runs now: job {} stands until one does", job.id));
-    }
-    let job = watch(&state, job, retry.wait).await?;
-    if json {
-        print_json(&job)?;
-    } else {
-        print_line(&print::job(&job))?;
-    }
+    let ask = Ask::RetryDeadLetters(retry.selection.to_filter()?);
+    let job = job::ask(config, &ask, "no dead letter with an endpoint fits", retry.wait).await?;
+    job::print(&job, json)?;
     // Without a wait, having asked is all there is to do.
-    if retry.wait.is_zero() { Ok(()) } else { verdict(&job) }
-}
-
-/// Waits for the end of the job, at most `wait`; shows on a terminal how far it is.
-async fn watch(state: &StateStore, mut job: JobState, wait: Duration) -> Result<JobState, Failure> {
-    let deadline = Instant::now() + wait;
-    let terminal = std::io::stderr().is_terminal();
-    while !job.finished && Instant::now() < deadline {
-        if terminal {
-            let _ = write!(std::io::stderr(), "\r{}", print::job(&job));
-        }
-        sleep(POLL.min(deadline.duration_since(Instant::now()))).await;
-        job = state.job(job.id).await?.ok_or_else(|| anyhow!("job {} is gone", job.id))?;
-    }
-    if terminal {
-        let _ = writeln!(std::io::stderr());
-    }
-    Ok(job)
-}
-
-fn verdict(job: &JobState) -> CommandResult {
-    if let Some(error) = &job.error {
-        return Err(anyhow!("job {}: {error}", job.id).into());
-    }
-    if !job.finished {
-        return Err(
-            anyhow!("job {} is not finished; it goes on without this command", job.id).into()
-        );
-    }
-    if job.failed > 0 {
-        return Err(anyhow!("{} of {} failed again", job.failed, job.total).into());
-    }
-    Ok(())
+    if retry.wait.is_zero() { Ok(()) } else { job::verdict(&job) }
 }
 
 async fn run_discard(config: &Config, discard: &Discard, json: bool) -> CommandResult {
@@ -179,7 +125,7 @@ async fn run_discard(config: &Config, discard: &Discard, json: bool) -> CommandR
     let mut state = open_state(config).await?;
     let count = state.count_dead_letters(&filter).await?;
     if count > 0 && !discard.yes {
-        confirm(&format!("Remove {count} dead letters for good?"))?;
+        confirm_removal(&format!("Remove {count} dead letters for good?"))?;
     }
     let discarded = if count > 0 { state.discard_dead_letters(&filter).await? } else { 0 };
     if json {
@@ -187,26 +133,4 @@ async fn run_discard(config: &Config, discard: &Discard, json: bool) -> CommandR
     } else {
         print_line(&format!("discarded {discarded}"))
     }
-}
-
-/// Asks on the terminal.
-fn confirm(question: &str) -> CommandResult {
-    let mut stderr = std::io::stderr();
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::Usage(anyhow!("nobody can be asked here; confirm with --yes")));
-    }
-    let mut answer = String::new();
-    write!(stderr, "{question} [y/N] ")
-        .and_then(|()| stderr.flush())
-        .and_then(|()| std::io::stdin().read_line(&mut answer))
-        .map_err(anyhow::Error::from)?;
-    match answer.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(anyhow!("nothing was removed").into()),
-    }
-}
-
-/// A remark beside the result, which goes to standard output.
-fn note(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
 }

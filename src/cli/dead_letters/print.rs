@@ -1,12 +1,13 @@
-//! Dead letters and jobs for people and for programs.
+//! Dead letters for people and for programs.
 
 use anyhow::Context;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use crate::cli::table::{attempts, one_line, table};
 use crate::engine::event::rfc3339;
 use crate::engine::position::Position;
-use crate::io::state::{JobState, StoredDeadLetter};
+use crate::io::state::{StoredAttempt, StoredDeadLetter};
 
 /// One page of a list.
 #[derive(Debug)]
@@ -64,21 +65,23 @@ fn brief(letter: &StoredDeadLetter) -> Value {
     })
 }
 
-/// A dead letter with the position of its change and, to the byte, its request's body.
+/// A dead letter with its last attempts, the position of its change and, to the byte, its request's body.
 #[derive(Debug, serde::Serialize)]
-pub(super) struct Whole {
+pub(super) struct Whole<'a> {
     #[serde(flatten)]
     brief: Value,
+    history: &'a [StoredAttempt],
     commit_lsn: String,
     change_lsn: String,
     body: Box<RawValue>,
 }
 
-pub(super) fn whole(letter: &StoredDeadLetter) -> anyhow::Result<Whole> {
+pub(super) fn whole(letter: &StoredDeadLetter) -> anyhow::Result<Whole<'_>> {
     let Position::Wal(position) = letter.event.position;
     let body = String::from_utf8(letter.event.body().into()).context("the body is no UTF-8")?;
     Ok(Whole {
         brief: brief(letter),
+        history: &letter.history,
         commit_lsn: position.commit_lsn.to_string(),
         change_lsn: position.change_lsn.to_string(),
         body: RawValue::from_string(body).context("the body is no JSON")?,
@@ -99,6 +102,7 @@ pub(super) fn whole_text(letter: &StoredDeadLetter) -> String {
         ("last status", letter.last_status.map_or_else(|| "none".into(), |s| s.to_string())),
         ("stored", rfc3339(letter.died_at_us)),
         ("last tried", rfc3339(letter.tried_at_us)),
+        ("tried", attempts(&letter.history, &" ".repeat(13))),
         ("committed", rfc3339(letter.event.commit_time_us)),
         ("position", format!("{} in {}", position.change_lsn, position.commit_lsn)),
         ("body", String::from_utf8_lossy(&letter.event.body()).into_owned()),
@@ -106,31 +110,4 @@ pub(super) fn whole_text(letter: &StoredDeadLetter) -> String {
     let rows: Vec<String> =
         rows.iter().map(|(name, value)| format!("{name:<12} {value}")).collect();
     rows.join("\n")
-}
-
-/// How far a job is.
-pub(super) fn job(job: &JobState) -> String {
-    let end = if job.finished { "finished" } else { "not finished" };
-    format!("job {}: {} delivered, {} failed of {}, {end}", job.id, job.done, job.failed, job.total)
-}
-
-/// What an endpoint answered must not move the cursor of whoever reads the list.
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-/// Columns as wide as their widest cell; the last one ends where it ends.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
-    let mut widths = [0; N];
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
-    let line = |row: &[String; N]| {
-        let cells: Vec<String> =
-            row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        cells.join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }

@@ -1,5 +1,9 @@
 //! Against a real PostgreSQL.
 
+use std::io::IsTerminal;
+
+use tokio::time::sleep;
+
 use super::*;
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{DeadLetter, DeadReason, PersistBatch, Retried};
@@ -102,7 +106,8 @@ async fn carry_out(leader: &mut StateStore, fail: i64) {
             None => sleep(Duration::from_millis(10)).await,
         }
     };
-    let letters = leader.dead_letters_to_retry(&job, 0, 100).await.unwrap();
+    let Ask::RetryDeadLetters(filter) = &job.ask else { panic!("{job:?}") };
+    let letters = leader.dead_letters_to_retry(job.id, filter, 0, 100).await.unwrap();
     let retried = letters
         .iter()
         .map(|letter| Retried {

@@ -11,10 +11,13 @@
 //! migration has changed it since we read the catalog, the catalog is read again and the answer
 //! thrown away.
 
+mod list;
 mod row;
 
 #[cfg(test)]
 mod tests;
+
+pub use list::{Listed, list};
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -11,7 +11,7 @@ use crate::engine::event::{EndpointId, Event};
 use super::event::{EVENT_COLUMNS, read_event};
 use super::persist::StoredAttempt;
 use super::persist::dead_letters::remove;
-use super::{Job, Param, Scope, StateError, StateStore, hold_off_leader, unreadable};
+use super::{Param, Scope, StateError, StateStore, hold_off_leader, unreadable};
 
 /// Which dead letters: those that fit everything that is given. The `args` of a retry job.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,7 +101,7 @@ const COLUMNS: &str = "d.id, d.endpoint, d.reason, d.detail, d.attempts, d.last_
     (extract(epoch FROM d.tried_at) * 1000000)::int8 AS tried, d.history::text";
 
 impl StateStore {
-    /// The next dead letters that `job` asks for and has not tried, in the order of their ids.
+    /// The next dead letters that the job asks for by `filter` and has not tried, in the order of their ids.
     ///
     /// Only such as have an endpoint and were neither stored nor tried since the job was made: a job
     /// that starts over from 0 after a crash goes on where it was.
@@ -110,7 +110,8 @@ impl StateStore {
     /// [`StateError::Sql`], [`StateError::Unreadable`].
     pub async fn dead_letters_to_retry(
         &self,
-        job: &Job,
+        job: i64,
+        filter: &DeadLetterFilter,
         after_id: i64,
         limit: i64,
     ) -> Result<Vec<StoredDeadLetter>, StateError> {
@@ -119,7 +120,7 @@ impl StateStore {
             "d.id > $9 AND d.endpoint <> '' AND d.last_job IS DISTINCT FROM $11 AND d.tried_at <
              (SELECT created_at FROM {s}.jobs j WHERE j.pipeline = $1 AND j.id = $11)"
         );
-        self.select(&job.filter, &condition, after_id, limit, Some(job.id)).await
+        self.select(filter, &condition, after_id, limit, Some(job)).await
     }
 
     /// Lists dead letters in the order of their ids.
@@ -164,14 +165,26 @@ impl StateStore {
     /// # Errors
     /// [`StateError::Sql`].
     pub async fn count_dead_letters(&self, filter: &DeadLetterFilter) -> Result<i64, StateError> {
+        self.count(filter, "true").await
+    }
+
+    async fn count(&self, filter: &DeadLetterFilter, condition: &str) -> Result<i64, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
             "SELECT count(*) FROM {s}.dead_letters d JOIN {s}.bodies b USING (pipeline, event_id)
-             WHERE {}",
+             WHERE {} AND {condition}",
             DeadLetterFilter::CONDITION
         );
         let row = self.connection.query_typed_one(&sql, &filter.params(pipeline)).await?;
         Ok(row.try_get(0)?)
+    }
+
+    /// How many dead letters that fit can be retried.
+    pub(super) async fn count_retryable(
+        &self,
+        filter: &DeadLetterFilter,
+    ) -> Result<i64, StateError> {
+        self.count(filter, "d.endpoint <> ''").await
     }
 
     /// Removes dead letters for good, in transactions of at most 1,000; returns how many.

@@ -7,7 +7,7 @@ use tokio_postgres::types::{PgLsn, Type};
 use crate::engine::lsn::Lsn;
 
 use super::inspect::us;
-use super::{Scope, StateError, StateStore, as_rfc3339};
+use super::{Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339};
 
 /// A range of WAL whose changes were not delivered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -30,16 +30,6 @@ pub struct Gap {
     pub closed_at_us: Option<i64>,
     /// What the operator said when closing it.
     pub note: Option<String>,
-}
-
-fn as_optional_rfc3339<S: serde::Serializer>(
-    unix_us: &Option<i64>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    match unix_us {
-        Some(unix_us) => as_rfc3339(unix_us, serializer),
-        None => serializer.serialize_none(),
-    }
 }
 
 impl StateStore {

@@ -27,6 +27,8 @@ pub struct Overview {
     pub halted_at_us: Option<i64>,
     /// Rows in the table of ranges that are settled ahead of the frontier.
     pub settled_rows: i64,
+    /// How many deferred rows there are, as their queues count them.
+    pub deferred: i64,
     /// How many dead letters there are for each reason.
     pub dead_letters: Vec<(String, i64)>,
     /// The gaps that nothing has closed.
@@ -62,7 +64,8 @@ impl StateStore {
         let param: [Param<'_>; 1] = [(pipeline, Type::TEXT)];
         let head = format!(
             "SELECT l.epoch, l.holder, {}, c.frontier, {}, c.halt_reason, {},
-                    (SELECT count(*) FROM {s}.settled WHERE pipeline = $1)
+                    (SELECT count(*) FROM {s}.settled WHERE pipeline = $1),
+                    (SELECT coalesce(sum(deferred), 0)::int8 FROM {s}.backlog WHERE pipeline = $1)
              FROM {s}.lease l JOIN {s}.checkpoint c USING (pipeline, partition)
              WHERE pipeline = $1 AND partition = 0",
             us("l.taken_at"),
@@ -83,6 +86,7 @@ impl StateStore {
             halt_reason: row.try_get(5)?,
             halted_at_us: row.try_get(6)?,
             settled_rows: row.try_get(7)?,
+            deferred: row.try_get(8)?,
             dead_letters: dead
                 .iter()
                 .map(|r| Ok((r.try_get(0)?, r.try_get(1)?)))

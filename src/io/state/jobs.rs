@@ -3,18 +3,68 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::{DeadLetterFilter, Scope, StateError, StateStore, as_rfc3339, fence};
-
-/// The kind of job that retries dead letters.
-pub const RETRY_JOB: &str = "dead_letters.retry";
+use super::{
+    DeadLetterFilter, DeferredFilter, Param, Scope, StateError, StateStore, as_rfc3339, fence,
+};
 
 /// A job that is not finished.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
     /// Its id.
     pub id: i64,
-    /// Which dead letters to retry.
-    pub filter: DeadLetterFilter,
+    /// What is to be done.
+    pub ask: Ask,
+}
+
+/// What a job asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ask {
+    /// Send these dead letters again.
+    RetryDeadLetters(DeadLetterFilter),
+    /// Try these deferred rows as soon as their turn comes.
+    RetryDeferred(DeferredFilter),
+    /// Remove these deferred rows for good.
+    DiscardDeferred(DeferredFilter),
+}
+
+impl Ask {
+    const RETRY_DEAD_LETTERS: &str = "dead_letters.retry";
+    const RETRY_DEFERRED: &str = "deferred.retry";
+    const DISCARD_DEFERRED: &str = "deferred.discard";
+
+    /// The kinds that a leader carries out.
+    const KINDS: [&str; 3] =
+        [Self::RETRY_DEAD_LETTERS, Self::RETRY_DEFERRED, Self::DISCARD_DEFERRED];
+
+    /// The word in the table's column `kind`.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::RetryDeadLetters(_) => Self::RETRY_DEAD_LETTERS,
+            Self::RetryDeferred(_) => Self::RETRY_DEFERRED,
+            Self::DiscardDeferred(_) => Self::DISCARD_DEFERRED,
+        }
+    }
+
+    fn args(&self) -> serde_json::Value {
+        match self {
+            Self::RetryDeadLetters(filter) => serde_json::json!(filter),
+            Self::RetryDeferred(filter) | Self::DiscardDeferred(filter) => {
+                serde_json::json!(filter)
+            }
+        }
+    }
+
+    fn read(kind: &str, args: &str) -> Result<Self, String> {
+        let unreadable = |error| format!("the arguments cannot be read: {error}");
+        match kind {
+            Self::RETRY_DEAD_LETTERS => serde_json::from_str(args).map(Self::RetryDeadLetters),
+            Self::RETRY_DEFERRED => serde_json::from_str(args).map(Self::RetryDeferred),
+            Self::DISCARD_DEFERRED => serde_json::from_str(args).map(Self::DiscardDeferred),
+            _ => return Err(format!("there is no job of the kind {kind}")),
+        }
+        .map_err(unreadable)
+    }
 }
 
 /// How far a job is.
@@ -50,21 +100,20 @@ impl StateStore {
         loop {
             let Scope { s, pipeline, .. } = &self.scope;
             let sql = format!(
-                "SELECT id, args::text FROM {s}.jobs
-                 WHERE pipeline = $1 AND kind = $2 AND finished_at IS NULL ORDER BY id LIMIT 1"
+                "SELECT id, kind, args::text FROM {s}.jobs
+                 WHERE pipeline = $1 AND kind = ANY ($2) AND finished_at IS NULL
+                 ORDER BY id LIMIT 1"
             );
+            let kinds: &[&str] = &Ask::KINDS;
             let row = self
                 .connection
-                .query_typed_opt(&sql, &[(pipeline, Type::TEXT), (&RETRY_JOB, Type::TEXT)])
+                .query_typed_opt(&sql, &[(pipeline, Type::TEXT), (&kinds, Type::TEXT_ARRAY)])
                 .await?;
             let Some(row) = row else { return Ok(None) };
             let id: i64 = row.try_get(0)?;
-            match serde_json::from_str(row.try_get(1)?) {
-                Ok(filter) => return Ok(Some(Job { id, filter })),
-                Err(error) => {
-                    self.finish_job(id, Some(&format!("the arguments cannot be read: {error}")))
-                        .await?;
-                }
+            match Ask::read(row.try_get(1)?, row.try_get(2)?) {
+                Ok(ask) => return Ok(Some(Job { id, ask })),
+                Err(error) => self.finish_job(id, Some(&error)).await?,
             }
         }
     }
@@ -87,28 +136,49 @@ impl StateStore {
         Ok(tx.commit().await?)
     }
 
-    /// Asks the leader to retry the dead letters that fit and have an endpoint; returns the job, or
-    /// `None` when there are no such dead letters.
+    /// Adds to what went well of a job.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`], [`StateError::Sql`].
+    pub async fn count_done(&mut self, id: i64, done: i64) -> Result<(), StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let tx = self.connection.transaction().await?;
+        fence(&tx, &self.scope, epoch).await?;
+        let sql = format!("UPDATE {s}.jobs SET done = done + $3 WHERE pipeline = $1 AND id = $2");
+        tx.execute_typed(&sql, &[(pipeline, Type::TEXT), (&id, Type::INT8), (&done, Type::INT8)])
+            .await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Asks the leader; returns the job, or `None` when it would concern nothing. A retry of dead
+    /// letters concerns those that have an endpoint.
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub async fn create_retry_job(
-        &mut self,
-        filter: &DeadLetterFilter,
-    ) -> Result<Option<JobState>, StateError> {
+    pub async fn create_job(&mut self, ask: &Ask) -> Result<Option<JobState>, StateError> {
+        let total = match ask {
+            Ask::RetryDeadLetters(filter) => self.count_retryable(filter).await?,
+            Ask::RetryDeferred(filter) | Ask::DiscardDeferred(filter) => {
+                self.count_deferred(filter).await?
+            }
+        };
+        if total == 0 {
+            return Ok(None);
+        }
         let Scope { s, pipeline, .. } = &self.scope;
-        let args = serde_json::json!(filter);
         let sql = format!(
-            "INSERT INTO {s}.jobs (pipeline, kind, args, total)
-             SELECT $1, $9, $10, count(*)
-             FROM {s}.dead_letters d JOIN {s}.bodies b USING (pipeline, event_id)
-             WHERE d.endpoint <> '' AND {} HAVING count(*) > 0 RETURNING {JOB_COLUMNS}",
-            DeadLetterFilter::CONDITION
+            "INSERT INTO {s}.jobs (pipeline, kind, args, total) VALUES ($1, $2, $3, $4)
+             RETURNING {JOB_COLUMNS}"
         );
-        let mut params = filter.params(pipeline);
-        params.push((&RETRY_JOB, Type::TEXT));
-        params.push((&args, Type::JSONB));
-        self.connection.query_typed_opt(&sql, &params).await?.as_ref().map(read).transpose()
+        let (kind, args) = (ask.kind(), ask.args());
+        let params: [Param<'_>; 4] = [
+            (pipeline, Type::TEXT),
+            (&kind, Type::TEXT),
+            (&args, Type::JSONB),
+            (&total, Type::INT8),
+        ];
+        read(&self.connection.query_typed_one(&sql, &params).await?).map(Some)
     }
 
     /// How far a job is; `None` when there is no such job.

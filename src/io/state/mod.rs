@@ -11,6 +11,8 @@
 //! reconnects and stores the same batch again: the module `persist` says why that changes nothing.
 
 mod dead_letters;
+mod deferred;
+mod endpoints;
 mod event;
 mod gaps;
 mod inspect;
@@ -26,9 +28,11 @@ pub(crate) mod fixture;
 mod tests;
 
 pub use dead_letters::{DeadLetterFilter, StoredDeadLetter};
+pub use deferred::{DeferredCursor, DeferredFilter, StoredDeferred};
+pub use endpoints::Standing;
 pub use gaps::Gap;
 pub use inspect::{DisabledSince, Overview};
-pub use jobs::{Job, JobState, RETRY_JOB};
+pub use jobs::{Ask, Job, JobState};
 pub use persist::StoredAttempt;
 pub use upkeep::Sizes;
 
@@ -468,6 +472,17 @@ fn lsn(row: &Row, column: usize) -> Result<Lsn, StateError> {
 /// Times in JSON are RFC 3339 in UTC.
 fn as_rfc3339<S: serde::Serializer>(unix_us: &i64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&rfc3339(*unix_us))
+}
+
+/// As [`as_rfc3339`]; `null` where there is no time.
+fn as_optional_rfc3339<S: serde::Serializer>(
+    unix_us: &Option<i64>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match unix_us {
+        Some(unix_us) => as_rfc3339(unix_us, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 /// Wraps why a stored value cannot be read.

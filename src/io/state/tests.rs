@@ -212,15 +212,23 @@ async fn retry_job_hands_out_each_dead_letter_once_and_counts_results_once() {
     store.persist(&PersistBatch { dead_letters: letters, ..batch(0x200) }).await.unwrap();
     assert_eq!(store.next_job().await.unwrap(), None);
 
-    let asked = store.create_retry_job(&DeadLetterFilter::default()).await.unwrap().unwrap();
+    let asked = store
+        .create_job(&Ask::RetryDeadLetters(DeadLetterFilter::default()))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!((asked.total, asked.finished), (3, false), "the unroutable one cannot be sent");
     let later = dead(&event(0x240, "1"), "9");
     store.persist(&PersistBatch { dead_letters: vec![later], ..batch(0x200) }).await.unwrap();
 
     let job = store.next_job().await.unwrap().unwrap();
     assert_eq!(job.id, asked.id);
-    let first = store.dead_letters_to_retry(&job, 0, 2).await.unwrap();
-    let rest = store.dead_letters_to_retry(&job, first[1].id, 10).await.unwrap();
+    let first =
+        store.dead_letters_to_retry(job.id, &DeadLetterFilter::default(), 0, 2).await.unwrap();
+    let rest = store
+        .dead_letters_to_retry(job.id, &DeadLetterFilter::default(), first[1].id, 10)
+        .await
+        .unwrap();
     let found: Vec<_> = first.iter().chain(&rest).collect();
     let pairs: Vec<_> =
         found.iter().map(|l| (l.event.id, l.endpoint.clone().unwrap().to_string())).collect();
@@ -252,7 +260,8 @@ async fn retry_job_hands_out_each_dead_letter_once_and_counts_results_once() {
     let state = store.job(job.id).await.unwrap().unwrap();
     assert_eq!((state.done, state.failed), (1, 1), "a batch that is stored twice counts once");
     assert_eq!(fixture.count("bodies").await, 4, "the other endpoint still needs the body");
-    let again = store.dead_letters_to_retry(&job, 0, 10).await.unwrap();
+    let again =
+        store.dead_letters_to_retry(job.id, &DeadLetterFilter::default(), 0, 10).await.unwrap();
     assert_eq!(again.iter().map(|l| l.event.id).collect::<Vec<_>>(), [two.id]);
     let failed = DeadLetterFilter { endpoint: Some("8".into()), ..DeadLetterFilter::default() };
     let failed = store.dead_letters(&failed, 0, 10).await.unwrap();
@@ -269,15 +278,19 @@ async fn unreadable_job_is_finished_with_an_error() {
     let mut store = fixture.open().await;
     store.take_lease("one").await.unwrap();
     let insert = format!(
-        "INSERT INTO {}.jobs (pipeline, kind, args) VALUES ('p', '{RETRY_JOB}', '{{\"colour\": 1}}')",
+        "INSERT INTO {}.jobs (pipeline, kind, args) VALUES ('p', 'dead_letters.retry', '{{\"colour\": 1}}')",
         quote_ident(SCHEMA)
     );
     fixture.admin.batch_execute(&insert).await.unwrap();
-    let none = store.create_retry_job(&DeadLetterFilter::default()).await.unwrap();
+    let none = store.create_job(&Ask::RetryDeadLetters(DeadLetterFilter::default())).await.unwrap();
     assert_eq!(none, None, "nothing to retry is no job");
     let letters = vec![dead(&event(0x210, "1"), "7")];
     store.persist(&PersistBatch { dead_letters: letters, ..batch(0x200) }).await.unwrap();
-    let asked = store.create_retry_job(&DeadLetterFilter::default()).await.unwrap().unwrap();
+    let asked = store
+        .create_job(&Ask::RetryDeadLetters(DeadLetterFilter::default()))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(store.next_job().await.unwrap().unwrap().id, asked.id);
     let first = asked.id - 1;
     let error = store.job(first).await.unwrap().unwrap().error.unwrap();

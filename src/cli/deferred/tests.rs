@@ -1,0 +1,156 @@
+//! Against a real PostgreSQL.
+
+use super::*;
+use crate::engine::event::Event;
+use crate::engine::lsn::Lsn;
+use crate::engine::persist::{Defer, DeferReason, PersistBatch, Tried};
+use crate::io::state::JobState;
+use crate::io::state::fixture::{Fixture, defer, event};
+use std::sync::Arc;
+
+/// A leader's store with three deferred rows: endpoint 7 (accounts 1, 2), endpoint 8 (account 1).
+async fn with_rows(fixture: &Fixture) -> (StateStore, Arc<Event>) {
+    let mut store = fixture.open().await;
+    store.take_lease("host:1").await.unwrap();
+    let one = event(0x210, "1");
+    let untried = Defer {
+        reason: DeferReason::Overflow,
+        tried: Tried::default(),
+        ..defer(&event(0x220, "2"), "7")
+    };
+    let deferred = vec![defer(&one, "7"), defer(&one, "8"), untried];
+    let batch = PersistBatch { frontier: Lsn(0x100), deferred, ..PersistBatch::default() };
+    store.persist(&batch).await.unwrap();
+    (store, one)
+}
+
+fn filters(endpoint: Option<&str>, account: Option<&str>, reason: Option<&str>) -> Filters {
+    Filters {
+        endpoint: endpoint.map(str::to_owned),
+        account: account.map(str::to_owned),
+        reason: reason.map(str::to_owned),
+        ..Filters::default()
+    }
+}
+
+#[tokio::test]
+async fn list_filters_and_pages() {
+    let fixture = Fixture::start().await;
+    let (store, one) = with_rows(&fixture).await;
+    let count = async |filters: Filters| {
+        page(&store, &List { filters, limit: 9, ..List::default() }).await.unwrap().deferred.len()
+    };
+    assert_eq!(count(Filters::default()).await, 3);
+    assert_eq!(count(filters(Some("7"), None, None)).await, 2);
+    assert_eq!(count(filters(Some("7"), Some("1"), None)).await, 1);
+    assert_eq!(count(filters(None, None, Some("overflow"))).await, 1);
+    let of_type = |name: &str| Filters { event_type: Some(name.into()), ..Filters::default() };
+    assert_eq!((count(of_type("a.b")).await, count(of_type("a.c")).await), (3, 0));
+    let now = crate::io::clock::unix_us();
+    let since = |at| Filters { since: Some(at), ..Filters::default() };
+    let until = |at| Filters { until: Some(at), ..Filters::default() };
+    assert_eq!(count(since(now - 60_000_000)).await, 3);
+    assert_eq!(count(since(now + 60_000_000)).await, 0);
+    assert_eq!(count(until(now - 60_000_000)).await, 0);
+    let of_event = List { event: Some(one.id.to_string()), limit: 9, ..List::default() };
+    assert_eq!(page(&store, &of_event).await.unwrap().deferred.len(), 2);
+
+    let (mut after, mut seen) = (None, Vec::new());
+    loop {
+        let page = page(&store, &List { limit: 1, after, ..List::default() }).await.unwrap();
+        seen.extend(page.deferred.iter().map(|row| (row.event_id.clone(), row.endpoint.clone())));
+        let Some(next) = &page.next_after else { break };
+        assert!(page.to_text().ends_with(&format!("--after {next}")), "{}", page.to_text());
+        after = Some(cursor(next).unwrap());
+    }
+    seen.dedup();
+    assert_eq!(seen.len(), 3, "{seen:?}");
+    assert!(cursor("evt_x").is_err());
+}
+
+#[tokio::test]
+async fn list_says_what_was_tried_and_when_next() {
+    let fixture = Fixture::start().await;
+    let (store, one) = with_rows(&fixture).await;
+    let list = List { event: Some(one.id.to_string()), limit: 9, ..List::default() };
+    let page = page(&store, &list).await.unwrap();
+    let text = page.to_text();
+    for part in ["failed", "status 503", "2025-11-23T17:46:10.000001Z", &one.id.to_string()] {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+    assert!(!text.contains('\0'));
+    let json = serde_json::to_value(&page).unwrap();
+    let row = &json["deferred"][0];
+    assert_eq!((&row["attempts"], &row["last_status"]), (&1.into(), &503.into()));
+    assert_eq!(row["next_attempt_at"], "2025-11-23T17:46:10.000001Z");
+    assert_eq!(row["history"][0]["latency_ms"], 12);
+    assert_eq!((&row["account_id"], &row["type"]), (&"1".into(), &"a.b".into()));
+    assert_eq!(json["next_after"], serde_json::Value::Null);
+}
+
+/// Does what the leader does with the next job.
+async fn carry_out_next(leader: &mut StateStore, kind: &str) -> JobState {
+    let job = loop {
+        match leader.next_job().await.unwrap() {
+            Some(job) => break job,
+            None => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    assert_eq!(job.ask.kind(), kind);
+    let (Ask::RetryDeferred(filter) | Ask::DiscardDeferred(filter)) = &job.ask else { panic!() };
+    let (mut after, mut done) = (DeferredCursor::default(), 0);
+    loop {
+        let (rows, last) = leader.deferred_rows(filter, &after, 1).await.unwrap();
+        let Some(last) = last else { break };
+        after = last;
+        done += 1;
+        if kind == "deferred.discard" {
+            let batch =
+                PersistBatch { frontier: Lsn(0x100), resolved: rows, ..PersistBatch::default() };
+            leader.persist(&batch).await.unwrap();
+        }
+    }
+    leader.count_done(job.id, done).await.unwrap();
+    leader.finish_job(job.id, None).await.unwrap();
+    leader.job(job.id).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn retry_and_discard_are_the_leaders_to_carry_out() {
+    let fixture = Fixture::start().await;
+    let (mut leader, one) = with_rows(&fixture).await;
+    let (_file, common) = fixture.common(false);
+    let wait = Duration::from_secs(60);
+    let retry = |selection, wait| Args { command: Command::Retry(Retry { selection, wait }) };
+    let of = |endpoint| Selection {
+        filters: filters(Some(endpoint), None, None),
+        ..Selection::default()
+    };
+    let nothing = run(retry(of("99"), wait), &common).await.unwrap_err();
+    assert!(format!("{nothing:?}").contains("no deferred delivery fits"), "{nothing:?}");
+    let (end, job) = futures_util::join!(
+        run(retry(of("7"), wait), &common),
+        carry_out_next(&mut leader, "deferred.retry")
+    );
+    end.unwrap();
+    assert_eq!((job.total, job.done, job.failed), (2, 2, 0));
+
+    let discard =
+        |selection, yes| Args { command: Command::Discard(Discard { selection, yes, wait }) };
+    assert!(matches!(
+        run(discard(Selection::default(), true), &common).await,
+        Err(Failure::Usage(_))
+    ));
+    let event = Selection { events: vec![one.id], ..Selection::default() };
+    let (end, job) = futures_util::join!(
+        run(discard(event, true), &common),
+        carry_out_next(&mut leader, "deferred.discard")
+    );
+    end.unwrap();
+    assert_eq!(job.done, 2);
+    assert_eq!((fixture.count("deferred").await, fixture.count("bodies").await), (1, 1));
+
+    // Nobody carries this one out.
+    let late = run(retry(of("7"), Duration::from_millis(300)), &common).await.unwrap_err();
+    assert!(format!("{late:?}").contains("not finished"), "{late:?}");
+}

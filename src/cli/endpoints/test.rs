@@ -1,0 +1,138 @@
+//! One test event, sent from this process: no leader is needed, and none is in the way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use bytes::Bytes;
+use serde_json::json;
+
+use super::list::host;
+use crate::cli::table::one_line;
+use crate::cli::{CommandResult, Failure, print_json, print_line};
+use crate::config::{Config, DeliveryMode};
+use crate::engine::attempt::{self, Attempt, DeliveryId, FailureKind, Outcome};
+use crate::engine::endpoint::Endpoint;
+use crate::engine::event::{AccountId, EndpointId, Event, Operation, RowKeys};
+use crate::engine::lsn::Lsn;
+use crate::engine::position::{EventId, Position, WalPosition};
+use crate::io::clock::unix_us;
+use crate::io::lookup::{self, Lookups};
+use crate::io::sql::Connection;
+use crate::io::transport::Transport;
+
+const TYPE: &str = "webhook.test";
+
+pub(super) async fn run(config: &Config, id: &str, json: bool) -> CommandResult {
+    if config.delivery.mode == DeliveryMode::Log {
+        return Err(anyhow!("delivery.mode is \"log\": nothing is sent from here").into());
+    }
+    let endpoint = find(config, id).await?;
+    let transport = Transport::new(&config.delivery, &config.egress);
+    let transport = transport.map_err(anyhow::Error::from)?;
+    let event = event(&endpoint);
+    let attempt = Attempt {
+        delivery: DeliveryId(0),
+        endpoint: Arc::clone(&endpoint),
+        event: Arc::clone(&event),
+        number: 1,
+        replay: false,
+    };
+    let outcome = match &endpoint.invalid {
+        Some(problem) => unusable(problem),
+        None => transport.probe(&attempt).await,
+    };
+    let latency_ms = u64::try_from(outcome.elapsed.as_millis()).unwrap_or(u64::MAX);
+    let Said { status, answer, error } = Said::of(&outcome);
+    let host = host(&endpoint.url);
+    if json {
+        print_json(&json!({
+            "endpoint": id, "account_id": endpoint.account.as_str(), "host": host,
+            "event_id": event.id.to_string(), "delivered": outcome.delivered(), "status": status,
+            "latency_ms": latency_ms, "error": error, "answer": answer,
+        }))?;
+    } else {
+        let status = status.map_or_else(|| "none".to_owned(), |status| status.to_string());
+        let rows = [
+            ("endpoint", format!("{id} of account {}", endpoint.account)),
+            ("host", host.unwrap_or_else(|| "none".to_owned())),
+            ("event", event.id.to_string()),
+            ("status", status),
+            ("latency", format!("{latency_ms} ms")),
+            ("answer", answer.as_deref().map_or_else(|| "none".to_owned(), one_line)),
+        ];
+        for (name, value) in rows {
+            print_line(&format!("{name:<10} {value}"))?;
+        }
+    }
+    if outcome.delivered() {
+        return Ok(());
+    }
+    Err(anyhow!("the endpoint did not take it: {}", error.unwrap_or_default()).into())
+}
+
+/// The end of every attempt on an endpoint whose row cannot be used.
+fn unusable(problem: &str) -> Outcome {
+    let failure = attempt::Failure { kind: FailureKind::Invalid, detail: problem.to_owned() };
+    Outcome { result: Err(failure), elapsed: Duration::ZERO }
+}
+
+/// What came of the attempt, for a person.
+struct Said {
+    status: Option<u16>,
+    answer: Option<String>,
+    error: Option<String>,
+}
+
+impl Said {
+    fn of(outcome: &Outcome) -> Self {
+        match &outcome.result {
+            Ok(answer) => Self {
+                status: Some(answer.status),
+                answer: Some(answer.excerpt.clone()),
+                error: (!outcome.delivered()).then(|| format!("status {}", answer.status)),
+            },
+            Err(failure) => {
+                let error = format!("{}: {}", failure.kind.as_str(), failure.detail);
+                Self { status: None, answer: None, error: Some(error) }
+            }
+        }
+    }
+}
+
+/// Looks the endpoint up as an attempt does, whether it is switched on or not.
+async fn find(config: &Config, id: &str) -> Result<Arc<Endpoint>, Failure> {
+    let source = Connection::open(&config.source.url, "walhook endpoints").await;
+    let source = source.context("source.url")?;
+    let ids = [id.to_owned()];
+    let rows = lookup::list(&source, &config.endpoints, Some(&ids), None, "", 1).await;
+    let rows = rows.context("cannot read the endpoint table")?;
+    let none = || anyhow!("{} has no endpoint {id}", config.endpoints.table);
+    let account = AccountId::new(rows.first().ok_or_else(none)?.account.as_str());
+    let lookups = Lookups::new(&config.endpoints, None);
+    let found = lookups.fetch(&source, &[account]).await.context("cannot look the endpoint up")?;
+    let mut routes = found.routes.into_iter().map(|(_, routes)| routes);
+    let endpoint = routes.find_map(|routes| routes.endpoint(&EndpointId::new(id)).cloned());
+    Ok(endpoint.ok_or_else(none)?)
+}
+
+/// An event that no change made. Its position is none of the WAL's; the time makes its id its own.
+fn event(endpoint: &Endpoint) -> Arc<Event> {
+    let now_us = unix_us();
+    let position = Position::Wal(WalPosition {
+        commit_lsn: Lsn(0),
+        change_lsn: Lsn(now_us.unsigned_abs()),
+        relation: 0,
+        n: 0,
+    });
+    Arc::new(Event {
+        id: EventId::derive(0, &position, TYPE, now_us),
+        position,
+        event_type: TYPE.into(),
+        account: endpoint.account.clone(),
+        operation: Operation::Message,
+        commit_time_us: now_us,
+        keys: RowKeys::new(),
+        row: Bytes::from_static(b"\"data\":{\"test\":true}"),
+    })
+}

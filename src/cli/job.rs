@@ -1,0 +1,86 @@
+//! Asking the leader by a job, and waiting for what comes of it.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use anyhow::anyhow;
+use tokio::time::{Instant, sleep};
+
+use super::status::{open_state, read_slot};
+use super::{CommandResult, Failure, print_json, print_line};
+use crate::config::Config;
+use crate::io::state::{Ask, JobState, StateStore};
+
+/// How often a job is looked at.
+const POLL: Duration = Duration::from_millis(200);
+
+/// Leaves a job and waits for its end, at most `wait`; says when no leader runs. `nothing` is the
+/// error when it would concern nothing.
+pub(super) async fn ask(
+    config: &Config,
+    ask: &Ask,
+    nothing: &'static str,
+    wait: Duration,
+) -> Result<JobState, Failure> {
+    let mut state = open_state(config).await?;
+    let job = state.create_job(ask).await?.ok_or_else(|| anyhow!(nothing))?;
+    let leader = match read_slot(config).await {
+        Ok(slot) => slot.is_some_and(|slot| slot.active_pid.is_some()),
+        Err(error) => {
+            note(&format!("cannot tell whether a leader runs: {error:#}"));
+            true
+        }
+    };
+    if !leader {
+        note(&format!("no leader runs now: job {} stands until one does", job.id));
+    }
+    watch(&state, job, wait).await
+}
+
+/// Shows on a terminal how far the job is.
+async fn watch(state: &StateStore, mut job: JobState, wait: Duration) -> Result<JobState, Failure> {
+    let deadline = Instant::now() + wait;
+    let terminal = std::io::stderr().is_terminal();
+    while !job.finished && Instant::now() < deadline {
+        if terminal {
+            let _ = write!(std::io::stderr(), "\r{}", text(&job));
+        }
+        sleep(POLL.min(deadline.duration_since(Instant::now()))).await;
+        job = state.job(job.id).await?.ok_or_else(|| anyhow!("job {} is gone", job.id))?;
+    }
+    if terminal {
+        let _ = writeln!(std::io::stderr());
+    }
+    Ok(job)
+}
+
+/// How far a job is.
+pub(super) fn print(job: &JobState, json: bool) -> CommandResult {
+    if json { print_json(job) } else { print_line(&text(job)) }
+}
+
+fn text(job: &JobState) -> String {
+    let end = if job.finished { "finished" } else { "not finished" };
+    format!("job {}: {} done, {} failed of {}, {end}", job.id, job.done, job.failed, job.total)
+}
+
+/// Whether all that was asked is done.
+pub(super) fn verdict(job: &JobState) -> CommandResult {
+    if let Some(error) = &job.error {
+        return Err(anyhow!("job {}: {error}", job.id).into());
+    }
+    if !job.finished {
+        return Err(
+            anyhow!("job {} is not finished; it goes on without this command", job.id).into()
+        );
+    }
+    if job.failed > 0 {
+        return Err(anyhow!("{} of {} failed again", job.failed, job.total).into());
+    }
+    Ok(())
+}
+
+/// A remark beside the result, which goes to standard output.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

@@ -1,0 +1,223 @@
+//! Deferred rows as an operator sees them: found, listed, and chosen for the leader to act upon.
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::Row;
+use tokio_postgres::types::{PgLsn, Type};
+
+use super::persist::StoredAttempt;
+use super::{Param, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, unreadable};
+use crate::engine::event::{AccountId, EndpointId};
+use crate::engine::lsn::Lsn;
+use crate::engine::persist::{EventKey, QueueId, RowId, RowKey};
+use crate::engine::position::{Position, WalPosition};
+
+/// Which deferred rows: those that fit everything that is given. The `args` of a job.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeferredFilter {
+    /// Of these events.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub events: Option<Vec<String>>,
+    /// This endpoint's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// This account's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account: Option<String>,
+    /// Of this event type.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub event_type: Option<String>,
+    /// Deferred for this reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Deferred at this time or later: microseconds since 1970-01-01 UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since_us: Option<i64>,
+    /// Deferred before this time: microseconds since 1970-01-01 UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until_us: Option<i64>,
+}
+
+/// The condition of a [`DeferredFilter`] over `deferred d`, which takes `$1` to `$8`.
+const CONDITION: &str = "d.pipeline = $1
+    AND ($2::text[] IS NULL OR d.event_id = ANY ($2))
+    AND ($3::text IS NULL OR d.endpoint = $3)
+    AND ($4::text IS NULL OR d.account = $4)
+    AND ($5::text IS NULL OR d.event_type = $5)
+    AND ($6::text IS NULL OR d.reason = $6)
+    AND ($7::int8 IS NULL OR d.deferred_at >= 'epoch'::timestamptz + $7 * interval '1 microsecond')
+    AND ($8::int8 IS NULL OR d.deferred_at < 'epoch'::timestamptz + $8 * interval '1 microsecond')";
+
+impl DeferredFilter {
+    fn params<'a>(&'a self, pipeline: &'a String) -> Vec<Param<'a>> {
+        vec![
+            (pipeline, Type::TEXT),
+            (&self.events, Type::TEXT_ARRAY),
+            (&self.endpoint, Type::TEXT),
+            (&self.account, Type::TEXT),
+            (&self.event_type, Type::TEXT),
+            (&self.reason, Type::TEXT),
+            (&self.since_us, Type::INT8),
+            (&self.until_us, Type::INT8),
+        ]
+    }
+
+    /// Whether it names nothing, so that every row fits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Where a list goes on: behind this row, in the order of events, endpoints and replays.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeferredCursor {
+    /// The event's id; empty for the beginning.
+    pub event: String,
+    /// The endpoint.
+    pub endpoint: String,
+    /// The replay.
+    pub replay: i64,
+}
+
+/// One deferred row, without its body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StoredDeferred {
+    /// The event's id.
+    pub event_id: String,
+    /// The event's type.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// The account.
+    #[serde(rename = "account_id")]
+    pub account: String,
+    /// The endpoint.
+    pub endpoint: String,
+    /// The replay that it belongs to; 0: none.
+    pub replay_id: i64,
+    /// Why: the words of [`DeferReason`](crate::engine::persist::DeferReason).
+    pub reason: String,
+    /// How many attempts were made.
+    pub attempts: i32,
+    /// No attempt before then: microseconds since 1970-01-01 UTC. `None`: when its turn comes.
+    #[serde(rename = "next_attempt_at", serialize_with = "as_optional_rfc3339")]
+    pub next_attempt_at_us: Option<i64>,
+    /// The status of the last answer, where there was one.
+    pub last_status: Option<i32>,
+    /// The last error; empty when nothing failed.
+    pub detail: String,
+    /// When it was deferred: microseconds since 1970-01-01 UTC.
+    #[serde(rename = "deferred_at", serialize_with = "as_rfc3339")]
+    pub deferred_at_us: i64,
+    /// The last attempts, the oldest first.
+    pub history: Vec<StoredAttempt>,
+}
+
+impl StateStore {
+    /// Lists deferred rows in the order of their events' ids, which is that of their commits.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`], [`StateError::Unreadable`].
+    pub async fn deferred(
+        &self,
+        filter: &DeferredFilter,
+        after: &DeferredCursor,
+        limit: i64,
+    ) -> Result<Vec<StoredDeferred>, StateError> {
+        let columns = "d.event_id, d.event_type, d.account, d.endpoint, d.replay_id, d.reason,
+            d.attempts, (extract(epoch FROM d.next_attempt_at) * 1000000)::int8 AS next,
+            d.last_status, d.detail, (extract(epoch FROM d.deferred_at) * 1000000)::int8 AS at,
+            d.history::text";
+        let rows = self.choose(columns, filter, after, limit).await?;
+        let read = |row: &Row| {
+            Ok(StoredDeferred {
+                event_id: row.try_get("event_id")?,
+                event_type: row.try_get("event_type")?,
+                account: row.try_get("account")?,
+                endpoint: row.try_get("endpoint")?,
+                replay_id: row.try_get("replay_id")?,
+                reason: row.try_get("reason")?,
+                attempts: row.try_get("attempts")?,
+                next_attempt_at_us: row.try_get("next")?,
+                last_status: row.try_get("last_status")?,
+                detail: row.try_get("detail")?,
+                deferred_at_us: row.try_get("at")?,
+                history: StoredAttempt::read(row.try_get("history")?)?,
+            })
+        };
+        rows.iter().map(read).collect()
+    }
+
+    /// The next rows that a job asks for, with which to go on.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`], [`StateError::Unreadable`].
+    pub async fn deferred_rows(
+        &self,
+        filter: &DeferredFilter,
+        after: &DeferredCursor,
+        limit: i64,
+    ) -> Result<(Vec<RowId>, Option<DeferredCursor>), StateError> {
+        let columns = "d.event_id, d.event_type, d.account, d.endpoint, d.replay_id,
+            d.commit_lsn, d.change_lsn, d.relation, d.n";
+        let rows = self.choose(columns, filter, after, limit).await?;
+        let ids = rows.iter().map(read_id).collect::<Result<Vec<_>, _>>()?;
+        let last = ids.last().map(|id| DeferredCursor {
+            event: id.event.to_string(),
+            endpoint: id.queue.endpoint.to_string(),
+            replay: id.key.replay,
+        });
+        Ok((ids, last))
+    }
+
+    async fn choose(
+        &self,
+        columns: &str,
+        filter: &DeferredFilter,
+        after: &DeferredCursor,
+        limit: i64,
+    ) -> Result<Vec<Row>, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "SELECT {columns} FROM {s}.deferred d
+             WHERE {CONDITION} AND (d.event_id, d.endpoint, d.replay_id) > ($9, $10, $11)
+             ORDER BY d.event_id, d.endpoint, d.replay_id LIMIT $12"
+        );
+        let mut params = filter.params(pipeline);
+        params.push((&after.event, Type::TEXT));
+        params.push((&after.endpoint, Type::TEXT));
+        params.push((&after.replay, Type::INT8));
+        params.push((&limit, Type::INT8));
+        Ok(self.connection.query_typed(&sql, &params).await?)
+    }
+
+    /// How many rows fit.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn count_deferred(&self, filter: &DeferredFilter) -> Result<i64, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!("SELECT count(*) FROM {s}.deferred d WHERE {CONDITION}");
+        let row = self.connection.query_typed_one(&sql, &filter.params(pipeline)).await?;
+        Ok(row.try_get(0)?)
+    }
+}
+
+fn read_id(row: &Row) -> Result<RowId, StateError> {
+    let event: &str = row.try_get("event_id")?;
+    let of = |column: &str| format!("{column} of the deferred row of {event}");
+    let (account, endpoint): (&str, &str) = (row.try_get("account")?, row.try_get("endpoint")?);
+    let event_type: &str = row.try_get("event_type")?;
+    let position = WalPosition {
+        commit_lsn: Lsn(row.try_get::<_, PgLsn>("commit_lsn")?.into()),
+        change_lsn: Lsn(row.try_get::<_, PgLsn>("change_lsn")?.into()),
+        relation: row.try_get("relation")?,
+        n: u32::try_from(row.try_get::<_, i64>("n")?).map_err(unreadable(&of("n")))?,
+    };
+    let key = EventKey { position: Position::Wal(position), event_type: event_type.into() };
+    Ok(RowId {
+        queue: QueueId { account: AccountId::new(account), endpoint: EndpointId::new(endpoint) },
+        key: RowKey { event: key, replay: row.try_get("replay_id")? },
+        event: event.parse().map_err(unreadable(&of("event_id")))?,
+    })
+}

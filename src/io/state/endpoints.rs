@@ -1,0 +1,81 @@
+//! What the state tables know of endpoints.
+
+use tokio_postgres::types::Type;
+
+use super::{Param, Scope, StateError, StateStore};
+
+/// An endpoint that has something in the state tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Its id.
+    pub endpoint: String,
+    /// The accounts of its deferred rows, where it has any.
+    pub account: Option<String>,
+    /// `disabled`, `breaker_open`, `failing`, or `ok`.
+    pub state: String,
+    /// Why it is stopped.
+    pub reason: Option<String>,
+    /// Since when it is stopped or fails: microseconds since 1970-01-01 UTC.
+    pub since_us: Option<i64>,
+    /// Its deferred rows.
+    pub deferred: i64,
+    /// Its dead letters.
+    pub dead_letters: i64,
+}
+
+impl StateStore {
+    /// Endpoints by their ids' bytes: those of `ids`, or else those behind `after` that are not well
+    /// or have deferred rows or dead letters.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn standings(
+        &self,
+        ids: Option<&[String]>,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<Standing>, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "SELECT endpoint, account, state, reason, (extract(epoch FROM since) * 1000000)::int8,
+                    deferred, dead_letters
+             FROM {s}.endpoints WHERE pipeline = $1 AND ($2::text[] IS NULL OR endpoint = ANY ($2))
+               AND endpoint COLLATE \"C\" > $3
+             ORDER BY endpoint COLLATE \"C\" LIMIT $4"
+        );
+        let params: [Param<'_>; 4] = [
+            (pipeline, Type::TEXT),
+            (&ids, Type::TEXT_ARRAY),
+            (&after, Type::TEXT),
+            (&limit, Type::INT8),
+        ];
+        let rows = self.connection.query_typed(&sql, &params).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(Standing {
+                    endpoint: row.try_get(0)?,
+                    account: row.try_get(1)?,
+                    state: row.try_get(2)?,
+                    reason: row.try_get(3)?,
+                    since_us: row.try_get(4)?,
+                    deferred: row.try_get(5)?,
+                    dead_letters: row.try_get(6)?,
+                })
+            })
+            .collect()
+    }
+
+    /// How many endpoints are in each state that is not `ok`.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn troubled(&self) -> Result<Vec<(String, i64)>, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "SELECT state, count(*) FROM {s}.endpoints WHERE pipeline = $1 AND state <> 'ok'
+             GROUP BY 1 ORDER BY 1"
+        );
+        let rows = self.connection.query_typed(&sql, &[(pipeline, Type::TEXT)]).await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    }
+}

@@ -235,7 +235,10 @@ async fn change_that_the_server_cannot_send_halts_and_is_skipped_with_a_gap() ->
     let running = world.run().await?;
     world
         .sql
-        .batch_execute("CREATE TABLE blobs (b bytea); ALTER PUBLICATION walhook ADD TABLE blobs")
+        .batch_execute(
+            "CREATE TABLE blobs (id int PRIMARY KEY, b bytea);
+             ALTER PUBLICATION walhook ADD TABLE blobs",
+        )
         .await?;
     world.subscribe(1, 1).await?;
     world
@@ -243,7 +246,7 @@ async fn change_that_the_server_cannot_send_halts_and_is_skipped_with_a_gap() ->
         .batch_execute(
             "BEGIN;
              INSERT INTO subscribers VALUES (2, 1, 'a@example.com', 'active');
-             INSERT INTO blobs VALUES (pg_read_binary_file('blob'));
+             INSERT INTO blobs VALUES (1, pg_read_binary_file('blob'));
              INSERT INTO subscribers VALUES (3, 1, 'a@example.com', 'active');
              COMMIT",
         )

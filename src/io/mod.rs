@@ -32,3 +32,5 @@ pub mod admin;
 pub mod log;
 
 pub mod clock;
+
+pub mod failpoint;

@@ -137,6 +137,12 @@ impl Mock {
         self.shared.ledger().default = Some(behaviour);
     }
 
+    /// From now on, requests to paths without a behaviour of their own are answered as their query
+    /// says.
+    pub fn clear_default(&self) {
+        self.shared.ledger().default = None;
+    }
+
     /// What was answered, in order.
     #[must_use]
     pub fn received(&self) -> Vec<Received> {

@@ -19,6 +19,7 @@ use crate::engine::event::Item;
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::Persisted;
 use crate::io::clock::{Clock, unix_us};
+use crate::io::failpoint::Failpoint;
 use crate::io::metrics::Metrics;
 use crate::io::sender::Sender;
 
@@ -130,6 +131,7 @@ pub(super) async fn dispatch(
 }
 
 fn take(dispatcher: &mut Dispatcher, batch: Batch, tools: &Tools) {
+    Failpoint::Received.pass();
     let now = tools.clock.now();
     for item in batch.items {
         match &item {
@@ -163,6 +165,7 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
 
 /// One attempt, whose outcome comes even if it panics.
 async fn attempt(sender: Sender, attempt: Attempt) -> (DeliveryId, Outcome) {
+    Failpoint::Sending.pass();
     let started = Instant::now();
     let delivery = attempt.delivery;
     let outcome = AssertUnwindSafe(sender.send(&attempt)).catch_unwind().await;
@@ -172,6 +175,9 @@ async fn attempt(sender: Sender, attempt: Attempt) -> (DeliveryId, Outcome) {
         let result = Err(Failure { kind: FailureKind::Protocol, detail });
         Outcome { result, elapsed: started.elapsed() }
     });
+    if outcome.result.is_ok() {
+        Failpoint::Answered.pass();
+    }
     (delivery, outcome)
 }
 

@@ -26,6 +26,7 @@ use crate::engine::pgoutput::{self, DecodeError, Message, Relation};
 use crate::engine::rule::Rules;
 use crate::io::admin::Health;
 use crate::io::clock::Clock;
+use crate::io::failpoint::Failpoint;
 use crate::io::metrics::Metrics;
 use crate::io::sql::{Connection, error_text};
 use crate::io::wire::{self, Class, Frame, WireError};
@@ -192,10 +193,11 @@ impl Reader {
                 return Err(Stop::Halted(halt));
             }
             let now = self.clock.now();
-            if let Some(update) = self.feedback.poll(now)
-                && let Err(error) = stream.send_status(update).await
-            {
-                return Ok(Ended::Lost(error.to_string()));
+            if let Some(update) = self.feedback.poll(now) {
+                if let Err(error) = stream.send_status(update).await {
+                    return Ok(Ended::Lost(error.to_string()));
+                }
+                Failpoint::FlushSent.pass();
             }
             // A large change may take longer to arrive than a server may be silent.
             if stream.bytes_read() > bytes_read {

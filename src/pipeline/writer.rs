@@ -11,6 +11,7 @@ use super::Stop;
 use super::backoff::Backoff;
 use crate::engine::persist::{PersistBatch, Persisted};
 use crate::io::admin::Health;
+use crate::io::failpoint::Failpoint;
 use crate::io::state::{StateError, StateStore};
 
 /// What the dispatcher asks.
@@ -38,6 +39,7 @@ pub(super) async fn write(
 ) -> Result<(), Stop> {
     while let Some(PersistRequest { batch }) = requests.recv().await {
         let mut backoff = Backoff::new();
+        Failpoint::Storing.pass();
         let done = loop {
             let stored = tokio::select! {
                 biased;
@@ -65,6 +67,13 @@ pub(super) async fn write(
                 tracing::warn!(%problem, "the state database cannot be reached");
             }
         };
+        if !batch.deferred.is_empty() {
+            Failpoint::DeferredCommitted.pass();
+        }
+        if !batch.dead_letters.is_empty() || !batch.died.is_empty() {
+            Failpoint::DeadLetterCommitted.pass();
+        }
+        Failpoint::CheckpointCommitted.pass();
         health.send_modify(|health| health.checkpoint_written_at = Some(Instant::now()));
         if persisted.send(done).await.is_err() {
             return Ok(());

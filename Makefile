@@ -3,6 +3,7 @@
 #   make demo DEMO="--for 30s --json"           arguments for the demo
 #   make loadtest LOADTEST="--users 64"         arguments for the load test (goose's)
 #   make fuzz FUZZ_SECONDS=60                 seconds for all targets together
+#   make torture SEED=7 MINUTES=30           seed after seed of faults, from 7 on
 #   make test-matrix PG_BIN_DIRS=DIR:DIR        directories of server binaries; left out, all that are found
 #
 # PG_BIN_DIR=DIR makes demo and tests use the server in that directory, for example one of those that
@@ -13,13 +14,15 @@ CARGO ?= $(shell command -v cargo || echo "$$HOME/.cargo/bin/cargo")
 DEMO ?=
 LOADTEST ?=
 FUZZ_SECONDS ?= 600
+SEED ?= 1
+MINUTES ?= 10
 
 # The versions that walhook supports, and those beside the distribution's that `make test` uses.
 VERSIONS := 14 15 16 17 18
 TEST_VERSIONS ?= 18
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-matrix postgres fuzz lint fmt docs loadtest clean prerequisites
+.PHONY: help demo build test test-matrix torture postgres fuzz lint fmt docs loadtest clean prerequisites
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -45,6 +48,10 @@ test: prerequisites lint ## Check and test everything, as CI does
 
 test-matrix: prerequisites ## Run the tests that start a server on each PostgreSQL that is found
 	sh scripts/test-matrix
+
+torture: prerequisites ## Break everything by seed while traffic runs, and audit: SEED=1 MINUTES=10
+	WALHOOK_TORTURE_SEED=$(SEED) WALHOOK_TORTURE_MINUTES=$(MINUTES) $(CARGO) test --locked --test main -- \
+		--ignored --nocapture --exact torture::nothing_is_lost_or_invented_by_the_faults_of_many_seeds
 
 postgres: ## Install what is missing of PostgreSQL 14 to 18, for the tests, and print where they are
 	@sh scripts/postgres-versions $(VERSIONS)

@@ -270,3 +270,23 @@ fn documents_link_to_files_that_are_there() {
         }
     }
 }
+
+/// What proves a promise must be there: `kills::name` in `tests/kills.rs`, or below it, and
+/// `src/a/b.rs::name` in that file.
+#[test]
+fn guarantees_name_tests_that_are_there() {
+    let guarantees = read("docs/guarantees.md");
+    let mut named = 0;
+    for name in guarantees.split('`').skip(1).step_by(2) {
+        let Some((place, test)) = name.rsplit_once("::").filter(|(_, test)| *test != "…") else {
+            continue;
+        };
+        let file = match place.strip_prefix("src/") {
+            Some(_) => place.to_owned(),
+            None => format!("tests/{}.rs", place.replace("::", "/")),
+        };
+        assert!(read(&file).contains(&format!("fn {test}(")), "{file} has no test {test}");
+        named += 1;
+    }
+    assert!(named > 20, "{named} tests are named");
+}

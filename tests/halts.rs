@@ -119,8 +119,8 @@ async fn halt_names_its_reason_and_ends_when_that_is_mended() -> Result<()> {
 }
 
 #[tokio::test]
-async fn halt_of_a_leader_whose_slot_was_recreated_states_the_gap_from_its_checkpoint() -> Result<()>
-{
+async fn case_04_halt_of_a_leader_whose_slot_was_recreated_states_the_gap_from_its_checkpoint()
+-> Result<()> {
     let mut world = World::new().await?;
     world.hook(1, 1, "?hang").await?;
     let running = world.run().await?;
@@ -154,8 +154,8 @@ async fn halt_of_a_leader_whose_slot_was_recreated_states_the_gap_from_its_check
 }
 
 #[tokio::test]
-async fn halt_of_a_leader_whose_slot_is_lost_comes_within_seconds_and_leaves_the_slot() -> Result<()>
-{
+async fn case_16_halt_of_a_leader_whose_slot_is_lost_comes_within_seconds_and_leaves_the_slot()
+-> Result<()> {
     let server = [("max_slot_wal_keep_size", "16MB"), ("min_wal_size", "32MB")];
     let mut world = World::with("[delivery]\ntimeout = \"60s\"", RULES, &server).await?;
     world.hook(1, 1, "?hang").await?;
@@ -193,7 +193,7 @@ fn copy_data(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
 }
 
 #[tokio::test]
-async fn halt_when_another_cluster_or_an_older_copy_answers_at_our_address() -> Result<()> {
+async fn case_05_halt_when_another_cluster_or_an_older_copy_answers_at_our_address() -> Result<()> {
     let mut state = Cluster::start(&std::env::temp_dir(), &[]).await?;
     let sections = format!("[state]\nurl = \"{}\"", state.url("postgres"));
     let mut world = World::with(&sections, RULES, &[]).await?;

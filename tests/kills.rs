@@ -32,7 +32,7 @@ const REST: Duration = Duration::from_millis(25);
 /// Few attempts soon after one another, so that dead letters come while the test runs.
 const QUICK: &str = "[delivery]\nretry_base = \"100ms\"\nretry_cap = \"1s\"\n";
 
-fn from_env<T: std::str::FromStr>(name: &str) -> Option<T> {
+pub(crate) fn from_env<T: std::str::FromStr>(name: &str) -> Option<T> {
     std::env::var(name).ok()?.parse().ok()
 }
 
@@ -254,7 +254,7 @@ async fn stand_by(world: &mut World) -> Result<(Running, SocketAddr)> {
 }
 
 /// Waits until an instance is ready and does not lead.
-async fn until_standing_by(admin: SocketAddr) -> Result<()> {
+pub(crate) async fn until_standing_by(admin: SocketAddr) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let leads = get(admin, "/leaderz").await.map(|(status, _)| status);
@@ -267,7 +267,7 @@ async fn until_standing_by(admin: SocketAddr) -> Result<()> {
 }
 
 /// Waits until the slot is not this walsender's any more.
-async fn until_slot_left(world: &World, walsender: &str) -> Result<Instant> {
+pub(crate) async fn until_slot_left(world: &World, walsender: &str) -> Result<Instant> {
     let deadline = Instant::now() + PATIENCE;
     while walsender_of(world).await? == walsender {
         ensure!(Instant::now() < deadline, "walsender {walsender} keeps the slot");
@@ -284,7 +284,7 @@ pub(crate) async fn walsender_of(world: &World) -> Result<String> {
 const TAKEOVER: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn standby_takes_over_by_itself_when_the_leader_is_killed() {
+async fn case_25_standby_takes_over_by_itself_when_the_leader_is_killed() {
     let mut world = traffic::world(QUICK, &[]).await.unwrap();
     let endpoints = endpoints(&world).await.unwrap();
     let leader = world.run().await.unwrap();
@@ -362,11 +362,11 @@ async fn freeze(seed: u64, in_transaction: bool) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn thawed_leader_is_fenced_and_stands_by() {
+async fn case_26_thawed_leader_is_fenced_and_stands_by() {
     freeze(7, false).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leader_frozen_within_a_state_transaction_is_replaced_as_soon() {
+async fn case_26_leader_frozen_within_a_state_transaction_is_replaced_as_soon() {
     freeze(8, true).await.unwrap();
 }

@@ -85,7 +85,7 @@ async fn until_paused(world: &World, rows: f64, limit: f64) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn server_stops_at_once_while_every_endpoint_hangs() {
+async fn case_21_server_stops_at_once_while_every_endpoint_hangs() {
     let mut world = hanging("", &[]).await.unwrap();
     let _running = world.run().await.unwrap();
     backlog(&world, 400, 10).await.unwrap();
@@ -99,7 +99,7 @@ async fn server_stops_at_once_while_every_endpoint_hangs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn server_stops_at_once_while_the_memory_budget_is_full() {
+async fn case_21_server_stops_at_once_while_the_memory_budget_is_full() {
     let rows = 10_000;
     let mut world = hanging("[memory]\nlimit = \"1MiB\"\n", &[]).await.unwrap();
     let _running = world.run().await.unwrap();
@@ -114,7 +114,8 @@ async fn server_stops_at_once_while_the_memory_budget_is_full() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connection_is_kept_while_the_memory_budget_is_full() {
+async fn case_23_connection_with_a_timeout_of_two_seconds_is_kept_while_the_memory_budget_is_full()
+{
     let sections = "[memory]\nlimit = \"1MiB\"\n";
     let mut world = hanging(sections, &[("wal_sender_timeout", "2s")]).await.unwrap();
     world.mock.set_default(Behaviour::delay(Duration::from_millis(500)));
@@ -180,7 +181,7 @@ async fn through_breakage(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_when_the_server_crashes_again_and_again() {
+async fn case_02_crashes_of_the_server_lose_nothing_and_cause_no_duplicates_while_walhook_lives() {
     let crash = async |world: &mut World| {
         world.cluster.stop(StopMode::Immediate).await?;
         start_again(world).await
@@ -189,7 +190,7 @@ async fn nothing_is_lost_when_the_server_crashes_again_and_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_when_the_server_restarts_in_traffic() {
+async fn case_24_nothing_is_lost_when_the_server_restarts_again_and_again_in_traffic() {
     let restart = async |world: &mut World| {
         stop_fast(world).await?;
         start_again(world).await
@@ -226,7 +227,7 @@ async fn nothing_is_lost_when_its_sessions_are_terminated() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn restart_of_the_server_while_idle_is_bridged() {
+async fn case_02_clean_restart_of_the_server_causes_no_duplicates() {
     let mut world = traffic::world("", &[]).await.unwrap();
     world.hook(1, 1, "").await.unwrap();
     let running = world.run().await.unwrap();
@@ -245,7 +246,7 @@ async fn restart_of_the_server_while_idle_is_bridged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn idle_slot_retains_little_while_another_database_writes() {
+async fn case_15_idle_slot_retains_little_while_another_database_writes() {
     let mut world = traffic::world("", &[]).await.unwrap();
     world.hook(1, 1, "").await.unwrap();
     let _running = world.run().await.unwrap();

@@ -36,11 +36,12 @@ async fn rolled_back_rows_never_arrive_and_their_transaction_does() -> Result<()
 }
 
 #[tokio::test]
-async fn interleaved_transactions_arrive_in_the_order_of_their_commits() -> Result<()> {
+async fn case_06_interleaved_transactions_arrive_in_the_order_of_their_commits_also_after_a_kill()
+-> Result<()> {
     let mut world = World::new().await?;
     world.reconfigure("[admin]", "[delivery]\nordering = \"account\"\n[admin]")?;
     world.hook(1, 42, "").await?;
-    let _running = world.run().await?;
+    let mut running = world.run().await?;
     let other = world.connect().await?;
     for round in 0..5 {
         let base = round * 10;
@@ -49,6 +50,10 @@ async fn interleaved_transactions_arrive_in_the_order_of_their_commits() -> Resu
         other.batch_execute(&format!("BEGIN; {}", insert(2))).await?;
         world.sql.batch_execute(&insert(3)).await?;
         other.batch_execute(&format!("{}; COMMIT", insert(4))).await?;
+        if round == 2 {
+            running.kill().await?;
+            running = world.run().await?;
+        }
         world.sql.batch_execute("COMMIT").await?;
     }
     let expected: Vec<i64> = (0..5).flat_map(|r| [2, 4, 1, 3].map(|id| r * 10 + id)).collect();
@@ -57,7 +62,8 @@ async fn interleaved_transactions_arrive_in_the_order_of_their_commits() -> Resu
 }
 
 #[tokio::test]
-async fn transaction_open_across_checkpoint_and_kill_arrives_when_it_commits() -> Result<()> {
+async fn case_01_transaction_open_across_checkpoint_and_kill_arrives_when_it_commits() -> Result<()>
+{
     let mut world = World::new().await?;
     world.hook(1, 42, "").await?;
     let running = world.run().await?;

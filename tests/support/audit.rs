@@ -1,6 +1,6 @@
 //! Compares what was committed with what endpoints received and what the tables of state hold.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use super::traffic::{Change, Journal};
 pub(crate) enum Demand {
     /// All delivered.
     Delivered,
-    /// All delivered or dead letters.
+    /// All delivered, deferred or dead letters.
     Ended,
     /// Nothing but what was committed, in any order: it was switched off for a while. After a crash
     /// what was read then is routed anew, to the endpoints of now.
@@ -50,9 +50,37 @@ pub(crate) struct Audit {
     pub(crate) repeated_within: u64,
     pub(crate) committed: usize,
     pub(crate) delivered: usize,
+    pub(crate) deferred: usize,
     pub(crate) dead: usize,
+    /// Open records of ranges that were not delivered.
+    pub(crate) gaps: usize,
     pub(crate) received: usize,
+    pub(crate) faults: Faults,
 }
+
+/// What must not be, by kind.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    /// Committed and owed, and neither delivered nor stored.
+    pub(crate) lost: usize,
+    /// Sent or stored, and never committed, or for another account.
+    pub(crate) invented: usize,
+    /// Two ids or bodies for one change, or two changes for one id.
+    pub(crate) unstable_ids: usize,
+    /// First deliveries of a row's events to one endpoint.
+    pub(crate) out_of_order: usize,
+    /// Signatures, and rows that are stored twice or without endpoint.
+    pub(crate) others: usize,
+}
+
+/// A kind of them.
+type Kind = fn(&mut Faults) -> &mut usize;
+
+const LOST: Kind = |faults| &mut faults.lost;
+const INVENTED: Kind = |faults| &mut faults.invented;
+const UNSTABLE: Kind = |faults| &mut faults.unstable_ids;
+const UNORDERED: Kind = |faults| &mut faults.out_of_order;
+const OTHER: Kind = |faults| &mut faults.others;
 
 /// Checks everything that must hold at the end, when all is settled: nothing lost, nothing invented,
 /// ids and bodies stable, first deliveries in order by row and endpoint.
@@ -91,16 +119,19 @@ pub(crate) async fn audit(
         let Some(endpoint) =
             request.path.get(1..).and_then(|id| endpoint_of.get(&id.parse().ok()?))
         else {
-            found.problem(format!("a request for no endpoint: {}", request.path));
+            found.problem(INVENTED, format!("a request for no endpoint: {}", request.path));
             continue;
         };
         if !request.verified || body["id"].as_str() != Some(&request.id) {
-            found.problem(format!("{}: wrong signature or id in the body", request.id));
+            found.problem(OTHER, format!("{}: wrong signature or id in the body", request.id));
         }
         match journal.committed.get(&change).or(journal.doubtful.get(&change)) {
-            None => found.problem(format!("sent, but never committed: {change:?}")),
+            None => found.problem(INVENTED, format!("sent, but never committed: {change:?}")),
             Some(account) if *account != endpoint.account => {
-                found.problem(format!("{change:?} of account {account} went to {endpoint:?}"));
+                found.problem(
+                    INVENTED,
+                    format!("{change:?} of account {account} went to {endpoint:?}"),
+                );
             }
             Some(_) => {}
         }
@@ -111,7 +142,7 @@ pub(crate) async fn audit(
             found.take(endpoint, change, (request.at_unix_us, life), lives);
         }
     }
-    found.dead_letters(world).await?;
+    found.stored(world, journal).await?;
     for endpoint in endpoints.iter().filter(|endpoint| endpoint.demand != Demand::Nothing) {
         let owed = journal.committed.iter().filter(|(change, account)| {
             **account == endpoint.account && change.version > endpoint.since
@@ -119,18 +150,30 @@ pub(crate) async fn audit(
         for (change, _) in owed {
             let delivery = (endpoint.id, change.clone());
             let delivered = found.taken.contains_key(&delivery);
-            let ended = endpoint.demand == Demand::Ended && found.dead.contains(&delivery);
+            let stored = found.stored.get(&delivery);
+            let ended = endpoint.demand == Demand::Ended && stored.is_some();
             if !delivered && !ended {
-                let dead = found.dead.contains(&delivery);
-                found.problem(format!("lost: {change:?} for {endpoint:?}, dead letter: {dead}"));
+                let problem = format!("lost: {change:?} for {endpoint:?}, stored: {stored:?}");
+                found.problem(LOST, problem);
             }
         }
     }
-    let Found { mut audit, problems, taken, dead, .. } = found;
-    (audit.delivered, audit.dead) = (taken.len(), dead.len());
+    let Found { mut audit, problems, taken, stored, .. } = found;
+    let count = |table| stored.values().filter(|stored| **stored == table).count();
+    (audit.delivered, audit.deferred, audit.dead) =
+        (taken.len(), count(Stored::Deferred), count(Stored::DeadLetter));
+    let gaps = world.value("SELECT count(*) FROM walhook.gaps WHERE closed_at IS NULL").await?;
+    audit.gaps = gaps.parse()?;
     let shown: Vec<&str> = problems.iter().take(10).map(String::as_str).collect();
     ensure!(problems.is_empty(), "{} problems, {audit:?}:\n{}", problems.len(), shown.join("\n"));
     Ok(audit)
+}
+
+/// The table that holds a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    Deferred,
+    DeadLetter,
 }
 
 #[derive(Default)]
@@ -139,14 +182,15 @@ struct Found {
     problems: Vec<String>,
     /// When each delivery was taken last, and in which life.
     taken: HashMap<(i64, Change), (i64, usize)>,
-    dead: HashSet<(i64, Change)>,
+    stored: HashMap<(i64, Change), Stored>,
     change_of: HashMap<String, (Change, Option<Bytes>)>,
     id_of: HashMap<Change, String>,
     last: HashMap<(i64, i64), (i64, bool)>,
 }
 
 impl Found {
-    fn problem(&mut self, problem: String) {
+    fn problem(&mut self, kind: Kind, problem: String) {
+        *kind(&mut self.audit.faults) += 1;
         self.problems.push(problem);
     }
 
@@ -159,7 +203,7 @@ impl Found {
         let known_id = self.id_of.entry(change.clone()).or_insert_with(|| id.to_owned());
         if !same || known_id != id {
             let problem = format!("{id} is {:?} and {change:?}; {known_id}", self.change_of[id]);
-            self.problem(problem);
+            self.problem(UNSTABLE, problem);
         }
     }
 
@@ -175,17 +219,20 @@ impl Found {
             }
             return;
         }
-        let last = self.last.entry(row).or_insert(order);
-        if *last > order && endpoint.demand != Demand::Nothing {
+        let last = self.last.get(&row).copied().unwrap_or(order);
+        self.last.insert(row, last.max(order));
+        if last > order && endpoint.demand != Demand::Nothing {
             let problem = format!("endpoint {} got {change:?} after {last:?}", endpoint.id);
-            self.problems.push(problem);
+            self.problem(UNORDERED, problem);
         }
-        *last = (*last).max(order);
     }
 
-    async fn dead_letters(&mut self, world: &World) -> Result<()> {
-        let sql = "SELECT d.event_id, d.endpoint, b.event_type, r.data->>'id', r.data->>'version'
-                   FROM walhook.dead_letters d JOIN walhook.bodies b USING (pipeline, event_id),
+    /// What the tables of state hold: each delivery at most once, and only of what was committed.
+    async fn stored(&mut self, world: &World, journal: &Journal) -> Result<()> {
+        let sql = "SELECT d.event_id, d.endpoint, b.event_type, r.data->>'id', r.data->>'version', d.dead
+                   FROM (SELECT pipeline, event_id, endpoint, true AS dead FROM walhook.dead_letters
+                         UNION ALL SELECT pipeline, event_id, endpoint, false FROM walhook.deferred) d
+                        JOIN walhook.bodies b USING (pipeline, event_id),
                         LATERAL (SELECT ('{' || convert_from(b.row, 'UTF8') || '}')::json->'data' AS data) r";
         for row in world.sql.query(sql, &[]).await? {
             let change = Change {
@@ -194,11 +241,18 @@ impl Found {
                 version: row.get::<_, &str>(4).parse()?,
             };
             self.identify(row.get(0), &change, None);
-            match row.get::<_, &str>(1).parse() {
-                Ok(endpoint) => {
-                    self.dead.insert((endpoint, change));
-                }
-                Err(_) => self.problem(format!("unroutable: {change:?}")),
+            if !journal.committed.contains_key(&change) && !journal.doubtful.contains_key(&change) {
+                self.problem(INVENTED, format!("stored, but never committed: {change:?}"));
+            }
+            let table = if row.get(5) { Stored::DeadLetter } else { Stored::Deferred };
+            let Ok(endpoint) = row.get::<_, &str>(1).parse() else {
+                self.problem(OTHER, format!("unroutable: {change:?}"));
+                continue;
+            };
+            if let Some(other) = self.stored.insert((endpoint, change.clone()), table) {
+                let problem =
+                    format!("{change:?} for {endpoint} stands in {table:?} and {other:?}");
+                self.problem(OTHER, problem);
             }
         }
         Ok(())

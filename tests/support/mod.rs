@@ -1,6 +1,8 @@
 //! A world for one test: a cluster, the customer's tables, a receiver, and the program as a child.
 
 pub(crate) mod audit;
+pub(crate) mod nemesis;
+pub(crate) mod proxy;
 pub(crate) mod tls;
 pub(crate) mod traffic;
 
@@ -63,6 +65,8 @@ pub struct World {
     pub sql: Connection,
     pub mock: Mock,
     pub admin: SocketAddr,
+    /// Variables in the environment of every command, such as another address of the server.
+    pub env: Vec<(String, String)>,
     dir: TempDir,
     runs: u32,
 }
@@ -95,7 +99,8 @@ impl World {
         let sql = connect(&cluster).await?;
         let secret = Some(Secret::new(SECRET));
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mock = Mock::start(any_port, Settings { secret, ..Settings::default() }).await?;
+        let settings = Settings { secret, keep: 1_000_000, ..Settings::default() };
+        let mock = Mock::start(any_port, settings).await?;
         let admin = std::net::TcpListener::bind(any_port)?.local_addr()?;
         let dir = TempDir::new()?;
         let config = format!(
@@ -105,7 +110,7 @@ impl World {
             cluster.url("postgres")
         );
         std::fs::write(dir.path().join("walhook.toml"), config)?;
-        Ok(Self { cluster, sql, mock, admin, dir, runs: 0 })
+        Ok(Self { cluster, sql, mock, admin, env: Vec::new(), dir, runs: 0 })
     }
 
     /// Changes the configuration's text.
@@ -163,6 +168,7 @@ impl World {
         let mut command = Command::new(env!("CARGO_BIN_EXE_walhook"));
         command.args(args).arg("--config").arg(self.dir.path().join("walhook.toml"));
         command.stdin(Stdio::null()).kill_on_drop(true);
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -297,6 +303,16 @@ impl Running {
     /// Kills it as a crash would, and waits until it is gone.
     pub async fn kill(mut self) -> Result<()> {
         Ok(self.child.kill().await?)
+    }
+
+    /// As [`Running::kill`], for one that is to be replaced.
+    pub async fn kill_and_wait(&mut self) -> Result<()> {
+        Ok(self.child.kill().await?)
+    }
+
+    /// How it has ended, if it has.
+    pub fn has_ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// The most memory that it has had resident, in bytes.

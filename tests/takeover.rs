@@ -1,0 +1,71 @@
+//! How soon a standby delivers when the leader is killed, again and again.
+//! `WALHOOK_TEST_KILLS=20 cargo nextest run --no-capture takeover::` measures more of them.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::time::{Instant, sleep};
+use walhook::io::clock::unix_us;
+
+use crate::kills::{from_env, until_slot_left, until_standing_by, walsender_of};
+use crate::support::traffic::{self, Traffic};
+use crate::support::{PATIENCE, Running, World};
+
+/// Without `WALHOOK_TEST_KILLS`.
+const TAKEOVERS: usize = 3;
+
+/// The pause between two transactions of a writer's session is at most this: something is always due.
+const REST: Duration = Duration::from_millis(5);
+
+/// A second on a machine of its own; the tests beside this one take most of it.
+const SOON: Duration = Duration::from_secs(4);
+
+async fn spawn(world: &mut World) -> Result<(SocketAddr, Running)> {
+    let admin = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+    Ok((admin, world.spawn_with(&[("WALHOOK_ADMIN__LISTEN", &admin.to_string())])?))
+}
+
+/// Kills the leader, and measures from when the slot is free to the first request of the next.
+async fn take_over(world: &World, leader: Running, standby: SocketAddr) -> Result<Duration> {
+    until_standing_by(standby).await?;
+    let walsender = walsender_of(world).await?;
+    leader.kill().await?;
+    until_slot_left(world, &walsender).await?;
+    let free_us = unix_us();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let received = world.mock.received();
+        if let Some(first) = received.iter().find(|request| request.at_unix_us > free_us) {
+            return Ok(Duration::from_micros(u64::try_from(first.at_unix_us - free_us)?));
+        }
+        ensure!(Instant::now() < deadline, "nothing is delivered after the takeover");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_25_standby_delivers_soon_after_the_slot_of_a_killed_leader_is_free() {
+    let takeovers = from_env("WALHOOK_TEST_KILLS").unwrap_or(TAKEOVERS);
+    let mut world = traffic::world("", &[]).await.unwrap();
+    for account in 1..=traffic::ACCOUNTS {
+        world.hook(account, account, "").await.unwrap();
+    }
+    let (admin, mut leader) = spawn(&mut world).await.unwrap();
+    leader.until_leading(admin).await.unwrap();
+    let traffic = Traffic::start(&world, 15, REST).await.unwrap();
+    let mut took = Vec::new();
+    for _ in 0..takeovers {
+        let (admin, mut standby) = spawn(&mut world).await.unwrap();
+        let measured = take_over(&world, leader, admin).await;
+        took.push(measured.with_context(|| standby.log()).unwrap());
+        standby.until_leading(admin).await.unwrap();
+        leader = standby;
+    }
+    traffic.stop().await;
+    took.sort_unstable();
+    let (median, most) = (took[took.len() / 2], took[took.len() - 1]);
+    println!("{takeovers} takeovers, slot free to first request: median {median:?}, max {most:?}");
+    assert!(most < SOON, "{took:?}");
+    assert!(leader.terminate().await.unwrap().success());
+}

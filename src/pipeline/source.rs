@@ -23,7 +23,7 @@ use crate::io::catalog;
 use crate::io::pg::Conninfo;
 use crate::io::slot::{self, Slot};
 use crate::io::source::{self, hosts};
-use crate::io::sql::{ConnectError, Connection};
+use crate::io::sql::{ConnectError, Connection, is_transient};
 use crate::io::state::{Recovery, StateError, StateStore};
 use crate::io::wire::{self, Class, Replication, WireError};
 
@@ -196,10 +196,12 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
     let expected = store.source_identity().await?;
     let at = store.frontier().await?;
     let session = open(config, &expected, at).await?;
-    let rules = compile_rules(config, &session.sentinel, expected.system_identifier).await?;
+    let compiled = compile_rules(config, &session.sentinel, expected.system_identifier).await;
+    let rules = compiled.map_err(unless_passing)?;
     // After the rules: one that names no table at all is the configuration's fault.
     published::check(config, &session.sentinel).await.map_err(Obstacle::Passing)??;
-    published::refuse_to_break_writes(config, &session.sentinel).await?;
+    let refused = published::refuse_to_break_writes(config, &session.sentinel).await;
+    refused.map_err(unless_passing)?;
     let holder = format!("{} pid {}", hostname(), std::process::id());
     let Recovery { epoch, frontier, settled, disabled, backlog } =
         store.take_lease(&holder).await?;
@@ -211,6 +213,18 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
     let start = Start { frontier, settled, disabled, backlog };
     let system_identifier = expected.system_identifier;
     Ok(Leader { epoch, system_identifier, start, store, session, rules, changes, left_out })
+}
+
+/// A server that goes away in the middle of a question is no reason to give up.
+fn unless_passing(stop: Stop) -> Obstacle {
+    match stop {
+        Stop::Failed(problem)
+            if problem.chain().filter_map(|error| error.downcast_ref()).any(is_transient) =>
+        {
+            Obstacle::Passing(problem)
+        }
+        stop => Obstacle::Stop(stop),
+    }
 }
 
 /// Opens the source again for a leader that has received everything up to `at`.

@@ -27,6 +27,7 @@ mod kills;
 mod network;
 mod partitions;
 mod refusals;
+mod retry_after;
 mod rows;
 mod rules;
 mod shape;

@@ -223,7 +223,9 @@ fn unless_passing(stop: Stop) -> Obstacle {
         {
             Obstacle::Passing(problem)
         }
-        stop => Obstacle::Stop(stop),
+        stop @ (Stop::Failed(_) | Stop::Config(_) | Stop::Halted(_) | Stop::Fenced) => {
+            Obstacle::Stop(stop)
+        }
     }
 }
 

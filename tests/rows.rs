@@ -87,16 +87,12 @@ const DOCUMENTS: &str = "
 
 /// A document's events under a replica identity, in short: what each says of `doc`, which was there
 /// before and is TOASTed, as is `code`.
-async fn told_of_toast(identity: &str, on: &str) -> Result<Vec<Value>> {
+async fn told_of_toast(identity: &str) -> Result<Vec<Value>> {
     let columns = r#"["id", "code", "note", "doc"]"#;
-    let rules = rule("document", "documents", on, columns, "");
+    let rules = rule("document", "documents", r#"["insert", "update"]"#, columns, "");
     let mut world = World::bare("", &rules, &[]).await?;
     world.sql.batch_execute(&format!("{}; {DOCUMENTS}", crate::support::SCHEMA)).await?;
     world.set_up().await?;
-    if !on.contains("update") {
-        // Else the customer's own updates would fail where no identity is logged.
-        world.sql.batch_execute("ALTER PUBLICATION walhook SET (publish = 'insert')").await?;
-    }
     let alter = format!("ALTER TABLE documents REPLICA IDENTITY {identity}");
     world.sql.batch_execute(&alter).await?;
     world.hook(1, 42, "").await?;
@@ -111,10 +107,9 @@ async fn told_of_toast(identity: &str, on: &str) -> Result<Vec<Value>> {
     for statement in statements {
         world.sql.batch_execute(statement).await?;
     }
-    let count = if on.contains("update") { 5 } else { 1 };
     world.settled().await?;
-    let received = world.delivered(count).await?;
-    assert_eq!(received.len() as u64, count, "{identity}");
+    let received = world.delivered(5).await?;
+    assert_eq!(received.len(), 5, "{identity}");
     // Long values by their length.
     let short = |value: &Value| match value.as_str() {
         Some(text) if text.len() > 100 => json!(text.len()),
@@ -133,10 +128,9 @@ async fn told_of_toast(identity: &str, on: &str) -> Result<Vec<Value>> {
         .collect())
 }
 
-/// Torture case 11.
+/// Torture case 11. The fourth identity, NOTHING, is refused: see the refusals.
 #[tokio::test]
-async fn case_11_toast_is_told_as_unchanged_or_as_it_is_under_every_identity() -> Result<()> {
-    let both = r#"["insert", "update"]"#;
+async fn case_11_toast_is_told_as_unchanged_or_as_it_is_whatever_the_identity() -> Result<()> {
     let inserted = json!([{"code": 2500, "note": "a", "doc": 9000}, {}, null]);
 
     // The default logs a key that changed, and nothing here.
@@ -147,7 +141,7 @@ async fn case_11_toast_is_told_as_unchanged_or_as_it_is_under_every_identity() -
         json!([{"code": "short", "note": "b", "doc": "new"}, {}, null]),
         json!([{"code": "short", "note": "b", "doc": null}, {}, null]),
     ];
-    assert_eq!(told_of_toast("DEFAULT", both).await?, expected);
+    assert_eq!(told_of_toast("DEFAULT").await?, expected);
 
     // An index logs its columns where they change, and where they are TOASTed.
     let expected = [
@@ -157,17 +151,15 @@ async fn case_11_toast_is_told_as_unchanged_or_as_it_is_under_every_identity() -
         json!([{"code": "short", "note": "b", "doc": "new"}, {}, null]),
         json!([{"code": "short", "note": "b", "doc": null}, {}, null]),
     ];
-    assert_eq!(told_of_toast("USING INDEX documents_code", both).await?, expected);
+    assert_eq!(told_of_toast("USING INDEX documents_code").await?, expected);
 
     let expected = [
-        inserted.clone(),
+        inserted,
         json!([{"code": 2500, "note": "b", "doc": 9000}, {"note": "a"}, null]),
         json!([{"code": "short", "note": "b", "doc": 9000}, {"code": 2500}, null]),
         json!([{"code": "short", "note": "b", "doc": "new"}, {"doc": 9000}, null]),
         json!([{"code": "short", "note": "b", "doc": null}, {"doc": "new"}, null]),
     ];
-    assert_eq!(told_of_toast("FULL", both).await?, expected);
-
-    assert_eq!(told_of_toast("NOTHING", r#"["insert"]"#).await?, [inserted]);
+    assert_eq!(told_of_toast("FULL").await?, expected);
     Ok(())
 }

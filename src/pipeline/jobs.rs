@@ -1,4 +1,4 @@
-//! The task that carries out what the command line asks of the leader: retries of dead letters.
+//! The task that carries out what the command line asks of the leader.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use super::open_state;
 use crate::config::Config;
 use crate::engine::dispatcher::Retry;
-use crate::io::state::{Ask, DeadLetterFilter, StateStore};
+use crate::io::state::{Ask, DeadLetterFilter, DeferredCursor, StateStore};
 
 /// How often the table of jobs is looked at.
 const EVERY: Duration = Duration::from_secs(1);
@@ -36,11 +36,26 @@ async fn look(config: &Config, epoch: i64, retries: &mpsc::Sender<Retry>) -> any
             tokio::time::sleep(EVERY).await;
             continue;
         };
-        let Ask::RetryDeadLetters(filter) = &job.ask else { continue };
-        let fed = feed_job(&store, job.id, filter, retries).await?;
-        wait_until_done(&store, job.id, filter).await?;
+        match &job.ask {
+            Ask::RetryDeadLetters(filter) => {
+                feed_job(&store, job.id, filter, retries).await?;
+                wait_until_done(&store, job.id, filter).await?;
+            }
+            Ask::RetryDeferred(filter) => {
+                let mut at = DeferredCursor::default();
+                while let Some(next) = store.hurry_deferred(job.id, filter, &at).await? {
+                    at = next;
+                }
+            }
+            Ask::DiscardDeferred(filter) => {
+                let mut at = DeferredCursor::default();
+                while let Some(next) = store.discard_deferred(job.id, filter, &at).await? {
+                    at = next;
+                }
+            }
+        }
         store.finish_job(job.id, None).await?;
-        tracing::info!(job = job.id, dead_letters = fed, "sent dead letters again");
+        tracing::info!(job = job.id, kind = job.ask.kind(), "carried out a job");
     }
 }
 
@@ -49,17 +64,16 @@ async fn feed_job(
     job: i64,
     filter: &DeadLetterFilter,
     retries: &mpsc::Sender<Retry>,
-) -> anyhow::Result<i64> {
-    let (mut after, mut fed) = (0, 0);
+) -> anyhow::Result<()> {
+    let mut after = 0;
     loop {
         let page = store.dead_letters_to_retry(job, filter, after, PAGE).await?;
-        let Some(last) = page.last() else { return Ok(fed) };
+        let Some(last) = page.last() else { return Ok(()) };
         after = last.id;
         for letter in page {
             let Some(endpoint) = letter.endpoint else { continue };
             let retry = Retry { dead_letter: letter.id, job, event: letter.event, endpoint };
             retries.send(retry).await?;
-            fed += 1;
         }
     }
 }

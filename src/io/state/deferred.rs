@@ -1,15 +1,14 @@
-//! Deferred rows as an operator sees them: found, listed, and chosen for the leader to act upon.
+//! Deferred rows as an operator sees them: found, listed, hurried, discarded.
 
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
-use tokio_postgres::types::{PgLsn, Type};
+use tokio_postgres::types::Type;
 
-use super::persist::StoredAttempt;
-use super::{Param, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, unreadable};
-use crate::engine::event::{AccountId, EndpointId};
-use crate::engine::lsn::Lsn;
-use crate::engine::persist::{EventKey, QueueId, RowId, RowKey};
-use crate::engine::position::{Position, WalPosition};
+use super::persist::{StoredAttempt, with_unused};
+use super::{Param, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence_alone};
+
+/// Rows changed in one transaction, during which the leader writes nothing.
+const CHUNK: i64 = 1_000;
 
 /// Which deferred rows: those that fit everything that is given. The `args` of a job.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,7 +127,18 @@ impl StateStore {
             d.attempts, (extract(epoch FROM d.next_attempt_at) * 1000000)::int8 AS next,
             d.last_status, d.detail, (extract(epoch FROM d.deferred_at) * 1000000)::int8 AS at,
             d.history::text";
-        let rows = self.choose(columns, filter, after, limit).await?;
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "SELECT {columns} FROM {s}.deferred d
+             WHERE {CONDITION} AND (d.event_id, d.endpoint, d.replay_id) > ($9, $10, $11)
+             ORDER BY d.event_id, d.endpoint, d.replay_id LIMIT $12"
+        );
+        let mut params = filter.params(pipeline);
+        params.push((&after.event, Type::TEXT));
+        params.push((&after.endpoint, Type::TEXT));
+        params.push((&after.replay, Type::INT8));
+        params.push((&limit, Type::INT8));
+        let rows = self.connection.query_typed(&sql, &params).await?;
         let read = |row: &Row| {
             Ok(StoredDeferred {
                 event_id: row.try_get("event_id")?,
@@ -148,47 +158,88 @@ impl StateStore {
         rows.iter().map(read).collect()
     }
 
-    /// The next rows that a job asks for, with which to go on.
+    /// Removes some of the rows that a job asks for, with the bodies that nothing else needs, as the
+    /// leader, and counts them as the job's: the first behind `after`. Returns where to go on; `None`
+    /// when none was left.
+    ///
+    /// The dispatcher finds out by itself that rows are gone. One that is in its memory may still be
+    /// sent.
     ///
     /// # Errors
-    /// [`StateError::Sql`], [`StateError::Unreadable`].
-    pub async fn deferred_rows(
-        &self,
+    /// [`StateError::Fenced`], [`StateError::Sql`].
+    pub async fn discard_deferred(
+        &mut self,
+        job: i64,
         filter: &DeferredFilter,
         after: &DeferredCursor,
-        limit: i64,
-    ) -> Result<(Vec<RowId>, Option<DeferredCursor>), StateError> {
-        let columns = "d.event_id, d.event_type, d.account, d.endpoint, d.replay_id,
-            d.commit_lsn, d.change_lsn, d.relation, d.n";
-        let rows = self.choose(columns, filter, after, limit).await?;
-        let ids = rows.iter().map(read_id).collect::<Result<Vec<_>, _>>()?;
-        let last = ids.last().map(|id| DeferredCursor {
-            event: id.event.to_string(),
-            endpoint: id.queue.endpoint.to_string(),
-            replay: id.key.replay,
-        });
-        Ok((ids, last))
+    ) -> Result<Option<DeferredCursor>, StateError> {
+        let s = &self.scope.s;
+        let change = format!(
+            "gone AS (DELETE FROM {s}.deferred WHERE ctid = ANY (ARRAY (SELECT place FROM chosen))
+                      RETURNING event_id, endpoint, replay_id),
+             {}",
+            with_unused(s, "deferred")
+        );
+        self.change_deferred(job, filter, after, "true", &change).await
     }
 
-    async fn choose(
-        &self,
-        columns: &str,
+    /// Lets some of the rows that a job asks for be tried as soon as their turn comes, as the leader,
+    /// and counts them as the job's: the first behind `after`. Returns where to go on; `None` when none
+    /// was left. So a row that fails once more meanwhile is not hurried again.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`], [`StateError::Sql`].
+    pub async fn hurry_deferred(
+        &mut self,
+        job: i64,
         filter: &DeferredFilter,
         after: &DeferredCursor,
-        limit: i64,
-    ) -> Result<Vec<Row>, StateError> {
+    ) -> Result<Option<DeferredCursor>, StateError> {
+        let s = &self.scope.s;
+        let change = format!(
+            "gone AS (UPDATE {s}.deferred SET next_attempt_at = NULL
+                      WHERE ctid = ANY (ARRAY (SELECT place FROM chosen))
+                      RETURNING event_id, endpoint, replay_id)"
+        );
+        self.change_deferred(job, filter, after, "d.next_attempt_at IS NOT NULL", &change).await
+    }
+
+    /// Carries out `change`, which makes `gone` of the `place`s that are `chosen`.
+    async fn change_deferred(
+        &mut self,
+        job: i64,
+        filter: &DeferredFilter,
+        after: &DeferredCursor,
+        condition: &str,
+        change: &str,
+    ) -> Result<Option<DeferredCursor>, StateError> {
+        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT {columns} FROM {s}.deferred d
-             WHERE {CONDITION} AND (d.event_id, d.endpoint, d.replay_id) > ($9, $10, $11)
-             ORDER BY d.event_id, d.endpoint, d.replay_id LIMIT $12"
+            "WITH chosen AS (
+                 SELECT d.ctid AS place FROM {s}.deferred d WHERE {CONDITION} AND {condition}
+                    AND (d.event_id, d.endpoint, d.replay_id) > ($9, $10, $11)
+                 ORDER BY d.event_id, d.endpoint, d.replay_id LIMIT {CHUNK}),
+             {change},
+             counted AS (UPDATE {s}.jobs SET done = done + (SELECT count(*) FROM gone)
+                         WHERE pipeline = $1 AND id = $12)
+             SELECT event_id, endpoint, replay_id FROM gone ORDER BY 1 DESC, 2 DESC, 3 DESC LIMIT 1"
         );
         let mut params = filter.params(pipeline);
         params.push((&after.event, Type::TEXT));
         params.push((&after.endpoint, Type::TEXT));
         params.push((&after.replay, Type::INT8));
-        params.push((&limit, Type::INT8));
-        Ok(self.connection.query_typed(&sql, &params).await?)
+        params.push((&job, Type::INT8));
+        let tx = self.connection.transaction().await?;
+        fence_alone(&tx, &self.scope, epoch).await?;
+        let last = tx.query_typed_opt(&sql, &params).await?;
+        tx.commit().await?;
+        let Some(last) = last else { return Ok(None) };
+        Ok(Some(DeferredCursor {
+            event: last.try_get(0)?,
+            endpoint: last.try_get(1)?,
+            replay: last.try_get(2)?,
+        }))
     }
 
     /// How many rows fit.
@@ -201,23 +252,4 @@ impl StateStore {
         let row = self.connection.query_typed_one(&sql, &filter.params(pipeline)).await?;
         Ok(row.try_get(0)?)
     }
-}
-
-fn read_id(row: &Row) -> Result<RowId, StateError> {
-    let event: &str = row.try_get("event_id")?;
-    let of = |column: &str| format!("{column} of the deferred row of {event}");
-    let (account, endpoint): (&str, &str) = (row.try_get("account")?, row.try_get("endpoint")?);
-    let event_type: &str = row.try_get("event_type")?;
-    let position = WalPosition {
-        commit_lsn: Lsn(row.try_get::<_, PgLsn>("commit_lsn")?.into()),
-        change_lsn: Lsn(row.try_get::<_, PgLsn>("change_lsn")?.into()),
-        relation: row.try_get("relation")?,
-        n: u32::try_from(row.try_get::<_, i64>("n")?).map_err(unreadable(&of("n")))?,
-    };
-    let key = EventKey { position: Position::Wal(position), event_type: event_type.into() };
-    Ok(RowId {
-        queue: QueueId { account: AccountId::new(account), endpoint: EndpointId::new(endpoint) },
-        key: RowKey { event: key, replay: row.try_get("replay_id")? },
-        event: event.parse().map_err(unreadable(&of("event_id")))?,
-    })
 }

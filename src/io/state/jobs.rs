@@ -136,21 +136,6 @@ impl StateStore {
         Ok(tx.commit().await?)
     }
 
-    /// Adds to what went well of a job.
-    ///
-    /// # Errors
-    /// [`StateError::Fenced`], [`StateError::Sql`].
-    pub async fn count_done(&mut self, id: i64, done: i64) -> Result<(), StateError> {
-        let Scope { s, pipeline, .. } = &self.scope;
-        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
-        let tx = self.connection.transaction().await?;
-        fence(&tx, &self.scope, epoch).await?;
-        let sql = format!("UPDATE {s}.jobs SET done = done + $3 WHERE pipeline = $1 AND id = $2");
-        tx.execute_typed(&sql, &[(pipeline, Type::TEXT), (&id, Type::INT8), (&done, Type::INT8)])
-            .await?;
-        Ok(tx.commit().await?)
-    }
-
     /// Asks the leader; returns the job, or `None` when it would concern nothing. A retry of dead
     /// letters concerns those that have an endpoint.
     ///

@@ -1,6 +1,7 @@
 //! Against a real PostgreSQL.
 
 mod deferred;
+mod load;
 mod upkeep;
 
 use std::time::Duration;

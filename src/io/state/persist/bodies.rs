@@ -96,7 +96,7 @@ pub(super) fn array(hashes: &[u64]) -> String {
 /// `dead_letters`): deletes the bodies that were needed by those alone. `$1` is the pipeline.
 ///
 /// A statement does not see what it deletes itself as deleted, so it compares counts.
-pub(super) fn with_unused(s: &str, table: &str) -> String {
+pub(in super::super) fn with_unused(s: &str, table: &str) -> String {
     let needed_by = |of: &str, gone: &str| {
         format!(
             "(SELECT count(*) FROM {s}.{of} o WHERE o.pipeline = $1 AND o.event_id = g.event_id)

@@ -39,6 +39,7 @@ use crate::engine::settled;
 
 use super::{Param, Scope, StateError, StateStore, fence, lsn};
 
+pub(super) use bodies::with_unused;
 pub use history::StoredAttempt;
 
 impl StateStore {

@@ -333,3 +333,49 @@ max_bytes = "1KiB"
     }
     world.until_metric("walhook_events_total{type=\"order.*\"}", "2").await
 }
+
+#[tokio::test]
+async fn data_expression_keeps_every_digit_of_columns_and_sends_what_it_builds() -> Result<()> {
+    let rules = r#"
+[[events]]
+type = "order.changed"
+table = "public.orders"
+on = ["update"]
+account = "account_id"
+columns = ["id", "total"]
+rename = { total = "sum" }
+data = "{'order': row, 'from': old.total, 'to': {'doc': new.doc, 'big': new.big}, 'up': new.n > old.n, 'next': new.n + 1}"
+"#;
+    let mut world = World::bare(BY_ACCOUNT, rules, &[]).await?;
+    world.sql.batch_execute(SCHEMA).await?;
+    let table =
+        "CREATE TABLE orders (id bigint PRIMARY KEY, account_id bigint, total numeric, doc json,
+             big bigint, n integer);
+         ALTER TABLE orders REPLICA IDENTITY FULL";
+    world.sql.batch_execute(table).await?;
+    world.set_up().await?;
+    world.hook(1, 42, "").await?;
+    let _running = world.run().await?;
+    let doc = r#"{"b": 1.50, "a": 12345678901234567890}"#;
+    let insert = format!(
+        "INSERT INTO orders VALUES (1, 42, 12345678901234567890.10, '{doc}', 9223372036854775807, 1),
+             (2, 42, 1, '[]', 2, 2147483647)"
+    );
+    world.sql.batch_execute(&insert).await?;
+    world.sql.batch_execute("UPDATE orders SET total = total + 0.01, n = 2 WHERE id = 1").await?;
+    world.sql.batch_execute("UPDATE orders SET n = NULL WHERE id = 2").await?;
+    world.settled().await?;
+    let received = world.delivered(1).await?;
+    let data = format!(
+        r#""data":{{"order":{{"id":1,"sum":"12345678901234567890.11"}},"from":"12345678901234567890.10",\
+"to":{{"doc":{doc},"big":9223372036854775807}},"up":true,"next":3}},\
+"previous":{{"sum":"12345678901234567890.10"}}}}"#
+    )
+    .replace("\\\n", "");
+    let body = String::from_utf8_lossy(&received[0].body).into_owned();
+    assert!(body.ends_with(&data), "{body}\n{data}");
+    let letter = "SELECT concat_ws(' ', reason, detail) FROM walhook.dead_letters";
+    let expected = "unroutable rule 1 (order.changed): data: ";
+    assert!(world.value(letter).await?.starts_with(expected));
+    world.until_metric("walhook_unroutable_total{reason=\"value\"}", "1").await
+}

@@ -79,6 +79,9 @@ pub struct EventRule {
     /// Column → name in the body.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rename: BTreeMap<String, String>,
+    /// A CEL expression over `old`, `new`, `operation` and `row` that builds `data`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
     /// The column that holds the event's type, which `type` then bounds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub type_column: Option<String>,

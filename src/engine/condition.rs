@@ -1,4 +1,5 @@
-//! A rule's `when`: a CEL expression over `old`, `new` and `operation`.
+//! A rule's `when`: a CEL expression over `old`, `new` and `operation`. Its `data`, over the same, is
+//! [`DataExpression`].
 //!
 //! What the WAL does not carry makes the evaluation an error, never false: the row's values are
 //! read only when the expression asks for them, so that `&&`, `||` and `?:` decide whether an
@@ -14,6 +15,7 @@
 //! stopped half-way.
 
 mod check;
+mod data;
 mod parse;
 
 use std::fmt;
@@ -25,11 +27,13 @@ use cel::common::value::{CowVal, Val};
 use cel::context::VariableResolver;
 use cel::{Context, ExecutionError, Program, Value};
 
+pub use data::DataExpression;
+
 use super::event::Operation;
 use super::row::Cell;
 use super::value::Kind;
 
-/// The longest text of a condition, in bytes.
+/// The longest text of an expression, in bytes.
 pub const MAX_TEXT_BYTES: usize = 4096;
 
 /// A compiled condition.
@@ -66,12 +70,12 @@ impl Side {
     }
 }
 
-/// A condition's text cannot be used. The message says why, and what to write instead.
+/// An expression's text cannot be used. The message says why, and what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConditionError(String);
 
-/// A condition could not be evaluated for a row. Holds no value of the row.
+/// An expression could not be evaluated for a row. Holds no value of the row.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct EvalError(String);
@@ -106,13 +110,7 @@ impl Condition {
     /// `operation` and named columns of `old` and `new`, calls an unknown function, or surely does
     /// not yield a boolean.
     pub fn compile(text: &str) -> Result<Self, ConditionError> {
-        if text.len() > MAX_TEXT_BYTES {
-            return Err(ConditionError(format!(
-                "the condition has {} bytes; at most {MAX_TEXT_BYTES} are allowed",
-                text.len()
-            )));
-        }
-        let program = parse::parse(text)?;
+        let program = parse::parse(bounded(text)?)?;
         let root = Context::default();
         let reads = check::Reads::of(program.expression(), &root)?;
         Ok(Self { program, root, reads })
@@ -121,10 +119,7 @@ impl Condition {
     /// The columns that the condition may read, sorted by name.
     #[must_use]
     pub fn columns(&self, side: Side) -> &[String] {
-        match side {
-            Side::Old => &self.reads.old,
-            Side::New => &self.reads.new,
-        }
+        self.reads.columns(side)
     }
 
     /// Checks that literals are compared with columns that can equal them: CEL would answer "no"
@@ -142,11 +137,7 @@ impl Condition {
     /// When the result depends on a value that the WAL does not carry, cannot be read, or does not
     /// fit the operator; or when the result is not a boolean.
     pub fn evaluate(&self, inputs: &Inputs<'_>) -> Result<bool, EvalError> {
-        let variables = Variables {
-            old: Row { side: Side::Old, fields: inputs.old },
-            new: Row { side: Side::New, fields: inputs.new },
-            operation: inputs.operation.as_str(),
-        };
+        let variables = Variables::of(inputs);
         let mut context = self.root.new_inner_scope();
         context.set_variable_resolver(&variables);
         let result = Value::resolve_val(self.program.expression(), &context)
@@ -154,6 +145,15 @@ impl Condition {
         let result = result.downcast_ref::<CelBool>().map(|result| *result.inner());
         result.ok_or_else(|| EvalError("the condition's result is not a boolean".to_owned()))
     }
+}
+
+fn bounded(text: &str) -> Result<&str, ConditionError> {
+    let bytes = text.len();
+    if bytes <= MAX_TEXT_BYTES {
+        return Ok(text);
+    }
+    let problem = format!("the expression has {bytes} bytes; at most {MAX_TEXT_BYTES} are allowed");
+    Err(ConditionError(problem))
 }
 
 /// A message for a person. The error's own text may quote values of the row.
@@ -172,7 +172,7 @@ fn describe(error: &ExecutionError) -> String {
     if let ExecutionError::Overflow(..) = error {
         return "the result of an operator is out of range".to_owned();
     }
-    "the condition does not apply to the types of its values".to_owned()
+    "the expression does not apply to the types of its values".to_owned()
 }
 
 /// Marks errors whose message is ours, and safe to show.
@@ -184,6 +184,16 @@ struct Variables<'a> {
     old: Row<'a>,
     new: Row<'a>,
     operation: &'static str,
+}
+
+impl<'a> Variables<'a> {
+    fn of(inputs: &Inputs<'a>) -> Self {
+        Self {
+            old: Row { side: Side::Old, fields: inputs.old },
+            new: Row { side: Side::New, fields: inputs.new },
+            operation: inputs.operation.as_str(),
+        }
+    }
 }
 
 impl VariableResolver for Variables<'_> {
@@ -287,8 +297,8 @@ fn convert<'v>(kind: &Kind, text: &'v str) -> Result<Box<dyn Val + 'v>, &'static
         Kind::Float => Box::new(CelDouble::from(double(text)?)),
         Kind::Numeric => {
             if significant_digits(text) > EXACT_DIGITS {
-                return Err("it has more than 15 significant digits, which a condition cannot \
-                            compare exactly");
+                return Err("it has more than 15 significant digits, which an expression cannot \
+                            compute with exactly");
             }
             Box::new(CelDouble::from(double(text)?))
         }

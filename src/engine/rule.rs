@@ -29,7 +29,7 @@ use bytes::BytesMut;
 
 use super::catalog::Catalog;
 use super::change::{Change, LogicalMessage};
-use super::condition::Condition;
+use super::condition::{Condition, DataExpression, Side};
 use super::event::{AccountId, Item};
 use super::pgoutput::Relation;
 use crate::config::{Bigint, Config, Endpoints, EventRule, Payload, RuleOperation};
@@ -179,12 +179,21 @@ struct Rule {
     columns: Columns,
     /// Column → name in the body.
     rename: HashMap<String, String>,
+    /// What builds the data, instead of `columns`.
+    data: Option<DataExpression>,
     /// The column whose JSON is the data, instead of `columns`.
     data_column: Option<String>,
     max_bytes: usize,
 }
 
 impl Rule {
+    /// The old columns that its expressions read.
+    fn reads_old(&self) -> impl Iterator<Item = &str> {
+        let condition = self.condition.as_ref().map(|condition| condition.columns(Side::Old));
+        let data = self.data.as_ref().map(|data| data.columns(Side::Old));
+        condition.into_iter().chain(data).flatten().map(String::as_str)
+    }
+
     /// The columns of the row at hand, which of a delete is the old one, that its event cannot do
     /// without.
     fn needs_current(&self) -> impl Iterator<Item = &str> {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{Problem, problem, table};
 use crate::config::{ByteSize, EventRule, RuleOperation};
-use crate::engine::condition::Condition;
+use crate::engine::condition::{Condition, DataExpression};
 use crate::engine::rule::{is_type, is_type_pattern};
 
 /// Less would leave no room for an event worth sending.
@@ -86,7 +86,23 @@ fn one_rule(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
         return problem(&key("when"), format!("rule {}: {error}", rule.event_type));
     }
     no_row(rule, key)?;
+    data(rule, key)?;
     columns(rule, key)
+}
+
+fn data(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
+    let Some(text) = &rule.data else { return Ok(()) };
+    if rule.data_column.is_some() {
+        let text = "stands beside `data_column`, which is all that is sent; remove one";
+        return problem(&key("data"), text);
+    }
+    match DataExpression::compile(text) {
+        Err(error) => problem(&key("data"), format!("rule {}: {error}", rule.event_type)),
+        Ok(data) if data.reads_row() && rule.columns.is_empty() => {
+            problem(&key("data"), "reads row, for which `columns` names no columns; add it")
+        }
+        Ok(_) => Ok(()),
+    }
 }
 
 /// Keys that name columns, where a truncate has none.
@@ -139,6 +155,7 @@ fn message(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
         ("when", rule.when.is_some()),
         ("columns", !rule.columns.is_empty()),
         ("rename", !rule.rename.is_empty()),
+        ("data", rule.data.is_some()),
         ("type_column", rule.type_column.is_some()),
         ("data_column", rule.data_column.is_some()),
     ] {
@@ -175,7 +192,7 @@ fn columns(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
         }
         return Ok(());
     }
-    if has_row && rule.columns.is_empty() {
+    if has_row && rule.columns.is_empty() && rule.data.is_none() {
         let text = "is missing or empty; name the columns to send, or write [\"*\"]";
         return problem(&key("columns"), text);
     }

@@ -1,4 +1,4 @@
-//! What a condition reads, found by walking its syntax tree; and what is refused on the way.
+//! What an expression reads, found by walking its syntax tree; and what is refused on the way.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use cel::{Context, IdedExpr, Value};
 use super::{ConditionError, Side};
 use crate::engine::value::Kind;
 
-/// Functions that a condition may call, beside operators.
+/// Functions that an expression may call, beside operators.
 const FUNCTIONS: [&str; 12] = [
     "size",
     "contains",
@@ -45,11 +45,11 @@ const OPERATORS: [&str; 17] = [
     operators::IN,
 ];
 
-/// What a condition reads.
+/// What an expression reads.
 #[derive(Debug)]
 pub(super) struct Reads {
-    pub(super) old: Vec<String>,
-    pub(super) new: Vec<String>,
+    old: Vec<String>,
+    new: Vec<String>,
     compared: Vec<Compared>,
 }
 
@@ -70,7 +70,7 @@ enum Literal {
 }
 
 #[derive(Default)]
-struct Walk {
+pub(super) struct Walk {
     columns: BTreeSet<(Side, String)>,
     compared: Vec<Compared>,
 }
@@ -87,12 +87,25 @@ impl Reads {
                 "the condition's result is not a boolean; compare it with something",
             ));
         }
+        Ok(Self::of_walk(walk))
+    }
+
+    /// What a walk has found.
+    pub(super) fn of_walk(walk: Walk) -> Self {
         let of_side = |wanted| {
             let columns = walk.columns.iter().filter(move |(side, _)| *side == wanted);
             columns.map(|(_, column)| column.clone()).collect()
         };
         let (old, new) = (of_side(Side::Old), of_side(Side::New));
-        Ok(Self { old, new, compared: walk.compared })
+        Self { old, new, compared: walk.compared }
+    }
+
+    /// The columns of one side, sorted by name.
+    pub(super) fn columns(&self, side: Side) -> &[String] {
+        match side {
+            Side::Old => &self.old,
+            Side::New => &self.new,
+        }
     }
 
     pub(super) fn check_kinds(
@@ -128,13 +141,18 @@ impl Reads {
 }
 
 impl Walk {
-    fn expression(
+    /// Notes that a column is read.
+    pub(super) fn read(&mut self, side: Side, column: &str) {
+        self.columns.insert((side, column.to_owned()));
+    }
+
+    pub(super) fn expression(
         &mut self,
         node: &IdedExpr,
         functions: &Context<'_, '_>,
     ) -> Result<(), ConditionError> {
         if let Some((side, column)) = column_of(&node.expr)? {
-            self.columns.insert((side, column.to_owned()));
+            self.read(side, column);
             return Ok(());
         }
         match &node.expr {
@@ -144,7 +162,7 @@ impl Walk {
                 Err(refuse(format!("{name} cannot be used as a whole; name a column: {name}.id")))
             }
             Expr::Ident(name) => Err(refuse(format!(
-                "the condition reads {name}; it may read old, new and operation only"
+                "the expression reads {name}; it may read old, new and operation only"
             ))),
             Expr::List(list) => {
                 list.elements.iter().try_for_each(|e| self.expression(e, functions))
@@ -167,9 +185,9 @@ impl Walk {
                 Err(refuse("the macros all, exists, exists_one, map and filter are not allowed"))
             }
             Expr::Map(_) | Expr::Struct(_) => {
-                Err(refuse("maps and messages are not allowed in a condition"))
+                Err(refuse("maps and messages are not allowed in a condition or a computation"))
             }
-            Expr::Unspecified => Err(refuse("the condition is empty")),
+            Expr::Unspecified => Err(refuse("the expression is empty")),
         }
     }
 
@@ -182,7 +200,7 @@ impl Walk {
         }
         if !OPERATORS.contains(&name) && !FUNCTIONS.contains(&name) {
             return Err(refuse(format!(
-                "the condition calls {name}; it may call {}",
+                "the expression calls {name}; it may call {}",
                 FUNCTIONS.join(", ")
             )));
         }
@@ -239,7 +257,7 @@ impl Walk {
 }
 
 /// The column that the expression is: `old.status` or `old["status"]`.
-fn column_of(expression: &Expr) -> Result<Option<(Side, &str)>, ConditionError> {
+pub(super) fn column_of(expression: &Expr) -> Result<Option<(Side, &str)>, ConditionError> {
     match expression {
         Expr::Select(select) if !select.test => {
             Ok(side_of(&select.operand).map(|side| (side, select.field.as_str())))

@@ -1,4 +1,4 @@
-//! Parses a condition without overflowing the stack.
+//! Parses an expression without overflowing the stack.
 //!
 //! The parser recurses a dozen large frames deep for each bracket (130 kB in a debug build), and its
 //! own limit lies far beyond an ordinary thread's stack: 16 brackets end the process. So the
@@ -20,7 +20,7 @@ const STACK_BYTES: usize = 32 << 20;
 pub(super) fn parse(text: &str) -> Result<Program, ConditionError> {
     if nesting(text) > MAX_NESTING {
         return Err(ConditionError(
-            "the condition is nested too deeply; write less brackets, or shorter chains of \
+            "the expression is nested too deeply; write less brackets, or shorter chains of \
              operators between && and ||"
                 .to_owned(),
         ));
@@ -28,15 +28,15 @@ pub(super) fn parse(text: &str) -> Result<Program, ConditionError> {
     let compile = || {
         Program::compile(text).map_err(|errors| {
             let first = errors.errors.first().map_or("cannot be read", |error| &error.msg);
-            ConditionError(format!("the condition is not CEL: {first}"))
+            ConditionError(format!("the expression is not CEL: {first}"))
         })
     };
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
         let parser = thread.spawn_scoped(scope, compile).map_err(|error| {
-            ConditionError(format!("cannot start a thread for the condition's parser: {error}"))
+            ConditionError(format!("cannot start a thread for the expression's parser: {error}"))
         })?;
-        let crashed = || ConditionError("the condition is not CEL".to_owned());
+        let crashed = || ConditionError("the expression is not CEL".to_owned());
         parser.join().unwrap_or_else(|_| Err(crashed()))
     })
 }

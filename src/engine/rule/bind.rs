@@ -49,9 +49,15 @@ pub(super) struct BoundRule {
     /// The column whose JSON is the data, where one is, instead of `fields`.
     pub(super) data: Option<usize>,
     pub(super) fields: Vec<BoundField>,
-    /// The columns that the condition reads of the old row, in the condition's order.
+    pub(super) condition: BoundReads,
+    /// What the data expression reads.
+    pub(super) built: BoundReads,
+}
+
+/// The columns that an expression reads, in the expression's order.
+#[derive(Debug, Default)]
+pub(super) struct BoundReads {
     pub(super) old: Vec<(usize, Kind)>,
-    /// Likewise of the new row.
     pub(super) new: Vec<(usize, Kind)>,
 }
 
@@ -121,15 +127,20 @@ impl Binder<'_> {
         let event_type = find(self.rule.type_column.as_deref())?;
         let data = find(self.rule.data_column.as_deref())?;
         let fields = self.fields()?;
-        let read = |side| match &self.rule.condition {
-            None => Ok(Vec::new()),
-            Some(condition) => {
-                condition.columns(side).iter().map(|name| self.typed(name)).collect()
-            }
-        };
-        let (old, new) = (read(Side::Old)?, read(Side::New)?);
+        let condition = self.rule.condition.as_ref();
+        let condition = condition.map(|c| self.reads(|side| c.columns(side))).transpose()?;
+        let built = self.rule.data.as_ref();
+        let built = built.map(|data| self.reads(|side| data.columns(side))).transpose()?;
+        let (condition, built) = (condition.unwrap_or_default(), built.unwrap_or_default());
         self.check_identity()?;
-        Ok(BoundRule { rule, account, event_type, data, fields, old, new })
+        Ok(BoundRule { rule, account, event_type, data, fields, condition, built })
+    }
+
+    fn reads<'c>(&self, columns: impl Fn(Side) -> &'c [String]) -> Result<BoundReads, RuleBroken> {
+        let read = |side| {
+            columns(side).iter().map(|name| self.typed(name)).collect::<Result<_, RuleBroken>>()
+        };
+        Ok(BoundReads { old: read(Side::Old)?, new: read(Side::New)? })
     }
 
     fn fields(&self) -> Result<Vec<BoundField>, RuleBroken> {

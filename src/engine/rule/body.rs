@@ -2,8 +2,10 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::bind::BoundField;
+use super::bind::{BoundField, BoundRule};
+use super::build::with_inputs;
 use crate::config::Bigint;
+use crate::engine::condition::DataExpression;
 use crate::engine::row::{Cell, Missing, RowView};
 use crate::engine::value::{Kind, ValueError, put_value};
 
@@ -16,12 +18,51 @@ pub(super) struct Writer<'a> {
 
 impl Writer<'_> {
     pub(super) fn put_data(&mut self, fields: &[BoundField], view: &RowView<'_>) {
-        self.out.put_slice(b"\"data\":{");
+        self.out.put_slice(b"\"data\":");
+        self.put_object(fields, view);
+    }
+
+    fn put_object(&mut self, fields: &[BoundField], view: &RowView<'_>) {
+        self.out.put_u8(b'{');
         let start = self.out.len();
         for field in fields {
             self.put_member(start, field, view.current(field.column));
         }
         self.out.put_u8(b'}');
+    }
+
+    /// `"data":` and what the expression builds; null where it cannot. Little more than `limit` bytes.
+    pub(super) fn put_built(
+        &mut self,
+        data: &DataExpression,
+        bound: &BoundRule,
+        view: &RowView<'_>,
+        limit: usize,
+    ) {
+        self.out.put_slice(b"\"data\":");
+        let start = self.out.len();
+        let bigint = self.bigint;
+        let mut problem = None;
+        let mut put_row = |out: &mut BytesMut| {
+            let mut row = Writer { out, bigint, failed: None };
+            row.put_object(&bound.fields, view);
+            problem = problem.take().or(row.failed);
+        };
+        let out = &mut *self.out;
+        let written = with_inputs(
+            &bound.built,
+            |side| data.columns(side),
+            view,
+            |inputs| data.write(out, inputs, bigint, limit, &mut put_row),
+        );
+        if let Err(error) = written {
+            self.out.truncate(start);
+            self.out.put_slice(b"null");
+            problem = Some(format!("data: {error}"));
+        }
+        if let Some(problem) = problem {
+            self.failed.get_or_insert(problem);
+        }
     }
 
     /// `"data":` and the JSON that the column holds, as it is; null where that cannot be.

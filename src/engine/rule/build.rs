@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
-use super::bind::{Binding, BoundRule, Invalidates};
+use super::bind::{Binding, BoundReads, BoundRule, Invalidates};
 use super::body::Writer;
 use super::keys::keys;
 use super::{Account, Rule, is_type, pattern_covers};
@@ -157,9 +157,12 @@ impl Builder<'_> {
     ) -> Result<(), String> {
         self.scratch.clear();
         let mut writer = Writer { out: self.scratch, bigint: self.bigint, failed: None };
-        match (bound.data, &rule.data_column) {
-            (Some(column), Some(name)) => writer.put_data_column(name, view.current(column)),
-            _ => writer.put_data(&bound.fields, view),
+        match (&rule.data, bound.data, &rule.data_column) {
+            (Some(data), _, _) => writer.put_built(data, bound, view, rule.max_bytes),
+            (None, Some(column), Some(name)) => {
+                writer.put_data_column(name, view.current(column));
+            }
+            (None, _, _) => writer.put_data(&bound.fields, view),
         }
         let account_changed = bound.account.is_some_and(|account| {
             let (old, new) = (view.before(account), view.after(account));
@@ -217,19 +220,31 @@ fn account(rule: &Rule, bound: &BoundRule, view: &RowView<'_>) -> Result<Account
 }
 
 fn evaluate(condition: &Condition, bound: &BoundRule, view: &RowView<'_>) -> Result<bool, String> {
+    let result = with_inputs(
+        &bound.condition,
+        |side| condition.columns(side),
+        view,
+        |inputs| condition.evaluate(inputs),
+    );
+    result.map_err(|error| error.to_string())
+}
+
+/// Gives `use_them` the columns that an expression reads; `names` are in the order of `reads`.
+pub(super) fn with_inputs<'c, R>(
+    reads: &'c BoundReads,
+    names: impl Fn(Side) -> &'c [String],
+    view: &RowView<'_>,
+    use_them: impl FnOnce(&Inputs<'_>) -> R,
+) -> R {
     let fields = |side| -> SmallVec<[Field<'_>; 4]> {
-        let columns = if side == Side::Old { &bound.old } else { &bound.new };
-        let names = condition.columns(side).iter();
+        let columns = if side == Side::Old { &reads.old } else { &reads.new };
         let cell =
             |column| if side == Side::Old { view.before(column) } else { view.after(column) };
-        names
-            .zip(columns)
-            .map(|(name, (column, kind))| Field { name, kind, cell: cell(*column) })
-            .collect()
+        let named = names(side).iter().zip(columns);
+        named.map(|(name, (column, kind))| Field { name, kind, cell: cell(*column) }).collect()
     };
     let (old, new) = (fields(Side::Old), fields(Side::New));
-    let inputs = Inputs { operation: view.operation(), old: &old, new: &new };
-    condition.evaluate(&inputs).map_err(|error| error.to_string())
+    use_them(&Inputs { operation: view.operation(), old: &old, new: &new })
 }
 
 /// Everything where an id that the row had or has is not known.

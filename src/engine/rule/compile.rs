@@ -9,7 +9,7 @@ use super::{
 };
 use crate::config::{EventRule, RuleOperation};
 use crate::engine::catalog::{Catalog, Table, TableName};
-use crate::engine::condition::{Condition, Side};
+use crate::engine::condition::{Condition, ConditionError, DataExpression, Side};
 use crate::engine::event::AccountId;
 use crate::engine::value::Kind;
 
@@ -148,6 +148,7 @@ impl Check<'_> {
             self.fail("on is empty; name at least one of insert, update, delete and truncate");
         }
         let condition = self.condition(rule);
+        let data = self.data(rule);
         let account = self.account(rule);
         let Some(table) = &rule.table else {
             self.fail("table is missing; name the table whose changes make the events");
@@ -168,15 +169,23 @@ impl Check<'_> {
         }
         let columns = self.columns(rule, table);
         if let Some(condition) = &condition {
-            self.condition_columns(condition, table, catalog);
+            self.read_columns("when", |side| condition.columns(side), table);
+            let kinds = condition.check_kinds(|column| kind(column, table, catalog));
+            self.kinds("when", kinds);
+        }
+        if let Some(data) = &data {
+            self.read_columns("data", |side| data.columns(side), table);
+            let kinds = data.check_kinds(|column| kind(column, table, catalog));
+            self.kinds("data", kinds);
         }
         if let Some(column) = &rule.type_column {
             self.published_column("type_column", column, table);
         }
         if let Some(column) = &rule.data_column {
             self.published_column("data_column", column, table);
-            let kind = table.column(column).and_then(|c| catalog.types.kind(c.type_oid));
-            if kind.is_some_and(|kind| !matches!(kind, Kind::Json | Kind::Text)) {
+            if kind(column, table, catalog)
+                .is_some_and(|kind| !matches!(kind, Kind::Json | Kind::Text))
+            {
                 self.fail(format!(
                     "data_column: {column} of {table} holds no JSON; name a json, jsonb or text column"
                 ));
@@ -192,6 +201,7 @@ impl Check<'_> {
             columns,
             rename: rule.rename.clone().into_iter().collect(),
             type_column: rule.type_column.clone(),
+            data,
             data_column: rule.data_column.clone(),
             max_bytes: max_bytes(rule),
         };
@@ -208,7 +218,9 @@ impl Check<'_> {
 
     fn columns(&mut self, rule: &EventRule, table: &Table) -> Columns {
         let all = rule.columns.iter().any(|column| column == "*");
-        let sends_columns = rule.on != [RuleOperation::Truncate] && rule.data_column.is_none();
+        let sends_columns = rule.on != [RuleOperation::Truncate]
+            && rule.data_column.is_none()
+            && rule.data.is_none();
         if rule.columns.is_empty() && sends_columns {
             self.fail("columns is empty; name the columns to send, or [\"*\"] for all");
         }
@@ -258,32 +270,57 @@ impl Check<'_> {
                 return None;
             }
         };
+        self.sides("when", rule, |side| !condition.columns(side).is_empty());
+        Some(condition)
+    }
+
+    fn data(&mut self, rule: &EventRule) -> Option<DataExpression> {
+        let data = match DataExpression::compile(rule.data.as_ref()?) {
+            Ok(data) => data,
+            Err(error) => {
+                self.fail(format!("data: {error}"));
+                return None;
+            }
+        };
+        self.sides("data", rule, |side| !data.columns(side).is_empty());
+        if data.reads_row() && rule.on.contains(&RuleOperation::Truncate) {
+            self.fail("data reads row, which truncate does not have; write a rule for it alone");
+        }
+        Some(data)
+    }
+
+    /// Refuses an expression that reads a row which an operation of the rule does not have.
+    fn sides(&mut self, key: &str, rule: &EventRule, reads: impl Fn(Side) -> bool) {
         for (side, operation) in [
             (Side::Old, RuleOperation::Insert),
             (Side::New, RuleOperation::Delete),
             (Side::Old, RuleOperation::Truncate),
             (Side::New, RuleOperation::Truncate),
         ] {
-            if rule.on.contains(&operation) && !condition.columns(side).is_empty() {
+            if rule.on.contains(&operation) && reads(side) {
                 self.fail(format!(
-                    "when reads {side}, which {operation} does not have; write a rule of the same \
+                    "{key} reads {side}, which {operation} does not have; write a rule of the same \
                      type for {operation} alone",
                     side = side.as_str(),
                 ));
             }
         }
-        Some(condition)
     }
 
-    fn condition_columns(&mut self, condition: &Condition, table: &Table, catalog: &Catalog) {
-        for side in [Side::Old, Side::New] {
-            for column in condition.columns(side) {
-                self.published_column("when", column, table);
-            }
+    fn read_columns<'c>(
+        &mut self,
+        key: &str,
+        columns: impl Fn(Side) -> &'c [String],
+        table: &Table,
+    ) {
+        for column in [Side::Old, Side::New].into_iter().flat_map(columns) {
+            self.published_column(key, column, table);
         }
-        let kind = |column: &str| catalog.types.kind(table.column(column)?.type_oid);
-        if let Err(error) = condition.check_kinds(kind) {
-            self.fail(format!("when: {error}"));
+    }
+
+    fn kinds(&mut self, key: &str, checked: Result<(), ConditionError>) {
+        if let Err(error) = checked {
+            self.fail(format!("{key}: {error}"));
         }
     }
 
@@ -354,8 +391,7 @@ impl Check<'_> {
 
 /// The columns whose old values an event of `operation` cannot do without.
 pub(super) fn needs_old(rule: &Rule, operation: RuleOperation) -> Vec<&str> {
-    let read = rule.condition.as_ref().map_or(&[][..], |condition| condition.columns(Side::Old));
-    let read = read.iter().map(String::as_str);
+    let read = rule.reads_old();
     let mut columns: Vec<&str> = match operation {
         RuleOperation::Insert | RuleOperation::Truncate | RuleOperation::Message => Vec::new(),
         RuleOperation::Update => read.collect(),
@@ -364,6 +400,10 @@ pub(super) fn needs_old(rule: &Rule, operation: RuleOperation) -> Vec<&str> {
     let mut seen = HashSet::new();
     columns.retain(|column| seen.insert(*column));
     columns
+}
+
+fn kind(column: &str, table: &Table, catalog: &Catalog) -> Option<Kind> {
+    catalog.types.kind(table.column(column)?.type_oid)
 }
 
 fn max_bytes(rule: &EventRule) -> usize {

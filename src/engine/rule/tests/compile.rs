@@ -61,7 +61,7 @@ fn compile_tells_every_error_with_rule_and_mend() {
         "rule 11 (y): on delete it needs the old value of account_id, and the replica identity of \
          public.subscribers logs only id; ALTER TABLE public.subscribers REPLICA IDENTITY FULL",
         "rule 12 (z): on update it needs the old value of status",
-        "rule 13 (m): when: the condition reads status",
+        "rule 13 (m): when: the expression reads status",
         "rule 14 (b): public.bare has no replica identity",
         "rule 16 (g): columns: the column made of public.bare is generated",
         "rule 15 (a): account: public.subscribers has no column acount_id (did you mean account_id?)",

@@ -119,3 +119,58 @@ fn event_over_its_bound_is_unroutable_without_its_data() {
     assert_eq!(row(&unroutable.event), json!({"data": null}));
     assert_eq!(&*unroutable.event.account, "42");
 }
+
+#[test]
+fn data_expression_builds_the_data_and_leaves_previous_to_the_columns() {
+    let data = "data = \"{'row': row, 'was': old.status, 'id': new.id}\"\n";
+    let events = rule("s", "['update']", &format!("columns = ['status']\n{data}"));
+    let (mut rules, relation) = bound(&events, full(subscribers()));
+    let old = whole(&[T("5"), T("42"), T("a"), Null]);
+    let event = event(&mut rules, &relation, update(Some(old), &[T("5"), T("42"), T("b"), Null]));
+    let data = json!({"row": {"status": "b"}, "was": "a", "id": 5});
+    assert_eq!(row(&event), json!({"data": data, "previous": {"status": "a"}}));
+}
+
+#[test]
+fn data_expression_that_fails_is_unroutable_and_one_that_grows_is_bounded() {
+    let without = |data: &str| {
+        rule("s", "['insert']", &format!("max_bytes = 1024\ndata = \"{data}\"\n"))
+            .replace("columns = ['id', 'status', 'attrs']", "")
+    };
+    let (mut rules, relation) = bound(&without("{'n': new.id / 0}"), subscribers());
+    let rows = insert(&[T("5"), T("42"), T("b"), Null]);
+    let failed = unroutable(&mut rules, &relation, rows);
+    assert_eq!(failed.reason, UnroutableReason::Value);
+    assert_eq!(failed.detail, "rule 1 (s): data: division by zero");
+    assert_eq!(row(&failed.event), json!({"data": null}));
+    let many = format!("[{}]", ["new.status"; 100].join(", "));
+    let (mut rules, relation) = bound(&without(&many), subscribers());
+    let long = "x".repeat(900);
+    let grown = unroutable(&mut rules, &relation, insert(&[T("5"), T("42"), T(&long), Null]));
+    assert_eq!(grown.reason, UnroutableReason::TooLarge);
+    assert_eq!(row(&grown.event), json!({"data": null}));
+}
+
+#[test]
+fn data_expression_is_checked_against_the_table_and_the_operations() {
+    let with = |on: &str, data: &str| rule("s", on, &format!("data = \"{data}\"\n"));
+    let events = [
+        with("['insert']", "{'a': new.nope}"),
+        with("['insert']", "{'a': old.id}"),
+        with("['update']", "{'a': old.status}"),
+        with("['truncate']", "row"),
+        with("['insert']", "{'a': new.id == 'x'}"),
+        with("['insert']", "{'a': now()}"),
+    ];
+    let all = errors(&config(&events.concat()), &catalog_with(subscribers())).join("\n");
+    for part in [
+        "rule 1 (s): data: public.subscribers has no column nope",
+        "rule 2 (s): data reads old, which insert does not have",
+        "rule 3 (s): on update it needs the old value of status",
+        "rule 4 (s): data reads row, which truncate does not have",
+        "rule 5 (s): data: new.id can never match",
+        "rule 6 (s): data: the expression calls now",
+    ] {
+        assert!(all.contains(part), "{part}\nis not in\n{all}");
+    }
+}

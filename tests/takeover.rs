@@ -20,7 +20,7 @@ const REST: Duration = Duration::from_millis(5);
 
 /// A second on a machine of its own. The tests beside this one take most of it, so this only tells a
 /// standby from one that waits for a time-out.
-const SOON: Duration = Duration::from_secs(9);
+const SOON: Duration = Duration::from_secs(4);
 
 async fn spawn(world: &mut World) -> Result<(SocketAddr, Running)> {
     let admin = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;

@@ -414,9 +414,7 @@ async fn connect(url: &Secret) -> Result<Connection, StateError> {
         Connection::open(url, APPLICATION_NAME).await.map_err(StateError::Connection)?;
     let timeout = quote_literal(IDLE_IN_TRANSACTION);
     connection
-        .batch_execute(&format!(
-            "SET idle_in_transaction_session_timeout = {timeout}; SET jit = off; {PLANS}"
-        ))
+        .batch_execute(&format!("SET idle_in_transaction_session_timeout = {timeout}; {PLANS}"))
         .await?;
     Ok(connection)
 }

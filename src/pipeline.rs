@@ -21,6 +21,7 @@ mod lookups;
 mod observe;
 mod published;
 mod reader;
+mod refill;
 mod source;
 mod upkeep;
 mod writer;
@@ -38,13 +39,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config};
-use crate::engine::dispatcher::{Dispatcher, Ordering, Settings};
+use crate::engine::dispatcher::{Dispatcher, Ordering, Settings, Start};
 use crate::engine::feedback::Feedback;
 use crate::engine::halt::Halt;
 use crate::engine::retry::RetryPolicy;
 use crate::engine::settle::SettlePolicy;
 use crate::io::admin::{self, Health, Role};
-use crate::io::clock::Clock;
+use crate::io::clock::{Clock, unix_us};
 use crate::io::lookup::Lookups;
 use crate::io::metrics::Metrics;
 use crate::io::sender::Sender;
@@ -54,6 +55,9 @@ use source::{Leader, become_leader};
 
 /// Batches between reader and dispatcher. A batch is at most [`reader::BATCH_BYTES`] and one event.
 const BATCHES: usize = 8;
+
+/// Deliveries that wait in memory for one endpoint; what comes beyond is deferred.
+const QUEUE_MAX: usize = 4_096;
 
 /// Dead letters on their way from the state database to the dispatcher.
 const RETRIES: usize = 64;
@@ -152,10 +156,13 @@ async fn lead(
     let Leader { epoch, system_identifier, start, store, session, rules, changes, left_out } =
         leader;
     let clock = Clock::start();
+    let start = Start { unix_us_at_zero: unix_us(), ..start };
     let (batches, input) = mpsc::channel(BATCHES);
     let (retry, retries) = mpsc::channel(RETRIES);
     let (lookup, lookup_requests) = mpsc::channel(1);
     let (reply, looked_up) = mpsc::channel(1);
+    let (refill, refill_requests) = mpsc::channel(1);
+    let (refilled, pages) = mpsc::channel(1);
     let (persist, persist_requests) = mpsc::channel(1);
     let (stored, persisted) = mpsc::channel(1);
     let flushed_at = start.frontier;
@@ -169,7 +176,17 @@ async fn lead(
     let (drain, abort) = (shutdown.child_token(), CancellationToken::new());
     let mut tasks: JoinSet<Result<(), Stop>> = JoinSet::new();
     tasks.spawn({
-        let ends = dispatch::Ends { input, retries, lookup, looked_up, persist, persisted, flush };
+        let ends = dispatch::Ends {
+            input,
+            retries,
+            lookup,
+            looked_up,
+            refill,
+            refilled: pages,
+            persist,
+            persisted,
+            flush,
+        };
         let grace = config.delivery.timeout + STORE_GRACE;
         let tools = dispatch::Tools { sender, metrics: Arc::clone(metrics), clock, grace };
         let (drain, abort) = (drain.clone(), abort.clone());
@@ -181,6 +198,7 @@ async fn lead(
     });
     tasks.spawn(writer::write(store, persist_requests, stored, Arc::clone(health), abort.clone()));
     let url = config.source.url.clone();
+    tasks.spawn(refill::refill(config.clone(), refill_requests, refilled, abort.clone()));
     tasks.spawn(lookups::look_up(url, lookups, lookup_requests, reply, abort.clone()));
     let feedback = Feedback::new(flushed_at, flushed_at, session.sender_timeout, clock.now());
     let reader = Reader {
@@ -255,6 +273,7 @@ fn settings(config: &Config) -> Result<Settings, Stop> {
         .map_err(|e| Stop::Config(format!("[delivery]: {e}")))?;
     Ok(Settings {
         memory_limit: usize::try_from(config.memory.limit.0).unwrap_or(usize::MAX),
+        queue_max: QUEUE_MAX,
         fast_slots: config.scheduler.fast_slots,
         slow_slots: config.scheduler.slow_slots,
         ordering: match delivery.ordering {
@@ -262,7 +281,14 @@ fn settings(config: &Config) -> Result<Settings, Stop> {
             config::Ordering::Account => Ordering::Account,
             config::Ordering::None => Ordering::None,
         },
-        settle: SettlePolicy { quick_attempts: delivery.quick_attempts, retry },
+        settle: SettlePolicy {
+            quick_attempts: delivery.quick_attempts,
+            retry,
+            retry_for: delivery.retry_for,
+        },
+        disable_after: delivery.disable_after,
+        max_hold: config.wal.max_hold,
+        max_retained: config.wal.max_retained.0,
     })
 }
 

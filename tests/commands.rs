@@ -15,7 +15,7 @@ use walhook::mock::Behaviour;
 use crate::support::{PATIENCE, RULES, SECRET, World, answers, get, text};
 
 /// What makes a delivery end as a dead letter in no time.
-const IMPATIENT: &str = "[delivery]\nretry_base = \"10ms\"\nretry_cap = \"20ms\"\ntimeout = \"60s\"\n\
+const IMPATIENT: &str = "[delivery]\nretry_base = \"10ms\"\nretry_cap = \"20ms\"\nretry_for = \"0s\"\ntimeout = \"60s\"\n\
                          header_prefix = \"acme\"";
 
 const ALL: [&str; 15] = [

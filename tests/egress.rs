@@ -139,7 +139,7 @@ async fn misbehaving(how: &'static [u8], again: bool) -> Result<(String, JoinSet
 
 #[tokio::test]
 async fn case_30_endpoints_that_misbehave_cost_other_accounts_and_memory_nothing() -> Result<()> {
-    let sections = "[delivery]\ntimeout = \"1s\"\nconnect_timeout = \"1s\"\nquick_attempts = 1";
+    let sections = "[delivery]\ntimeout = \"1s\"\nconnect_timeout = \"1s\"\nquick_attempts = 1\nretry_for = \"0s\"";
     let mut world = World::with(sections, RULES, &[]).await?;
     let mut servers = Vec::new();
     for (how, again) in [

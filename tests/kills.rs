@@ -16,7 +16,7 @@ use walhook::engine::dispatcher::UNPERSISTED_MAX;
 use walhook::io::clock::unix_us;
 use walhook::io::sql::Connection;
 
-use crate::support::audit::{Audit, Demand, End, Endpoint, audit};
+use crate::support::audit::{Audit, Demand, End, Endpoint, audit, settled};
 use crate::support::traffic::{self, FLAPPING, TOUCHED, Traffic};
 use crate::support::{PATIENCE, Running, SECRET, World, answers, get};
 
@@ -30,7 +30,7 @@ const KILLS: usize = 5;
 const REST: Duration = Duration::from_millis(25);
 
 /// Few attempts soon after one another, so that dead letters come while the test runs.
-const QUICK: &str = "[delivery]\nretry_base = \"100ms\"\nretry_cap = \"1s\"\n";
+const QUICK: &str = "[delivery]\nretry_base = \"100ms\"\nretry_cap = \"5s\"\n";
 
 pub(crate) fn from_env<T: std::str::FromStr>(name: &str) -> Option<T> {
     std::env::var(name).ok()?.parse().ok()
@@ -132,7 +132,7 @@ async fn kill_by_seed(seed: u64, kills: usize) -> Result<String> {
     let running = world.run().await?;
     until_busy(&world, 100).await?;
     let journal = traffic.stop().await;
-    world.settled().await.with_context(|| running.log())?;
+    settled(&world, &endpoints).await.with_context(|| running.log())?;
     ensure!(journal.rolled_back > 0 && journal.doubtful.is_empty(), "{}", journal.rolled_back);
     let lives: Vec<End> = deaths.iter().map(|death| death.end).collect();
     let audit = audit(&world, &journal, &endpoints, &lives).await?;
@@ -217,7 +217,7 @@ async fn duplicates_stay_within_the_bound_when_outcomes_cannot_be_stored() {
     let death = kill(&world, running, "stalled").await.unwrap();
     drop(holder);
     let _running = world.run().await.unwrap();
-    world.settled().await.unwrap();
+    settled(&world, &endpoints).await.unwrap();
     let audit = audit(&world, &journal, &endpoints, &[death.end]).await.unwrap();
     println!("in flight {}, duplicates {}", death.in_flight, audit.repeated[0]);
     assert!(audit.repeated[0] <= most, "{audit:?}");
@@ -239,7 +239,7 @@ async fn sigterm_in_traffic_loses_nothing_and_sends_nothing_twice() {
     }
     let _running = world.run().await.unwrap();
     let journal = traffic.stop().await;
-    world.settled().await.unwrap();
+    settled(&world, &endpoints).await.unwrap();
     let audit = audit(&world, &journal, &endpoints, &[]).await.unwrap();
     println!("{audit:?}");
     assert_eq!(audit.repeated_within, 0);
@@ -301,7 +301,7 @@ async fn case_25_standby_takes_over_by_itself_when_the_leader_is_killed() {
     assert!(took < TAKEOVER, "{took:?}\n{}", standby.log());
     until_busy(&world, 100).await.unwrap();
     let journal = traffic.stop().await;
-    world.settled().await.unwrap();
+    settled(&world, &endpoints).await.unwrap();
     let audit = audit(&world, &journal, &endpoints, &[death.end]).await.unwrap();
     println!("in flight {}, {audit:?}", death.in_flight);
     assert!(audit.repeated[0] <= death.in_flight + u64::try_from(UNPERSISTED_MAX).unwrap());
@@ -351,7 +351,7 @@ async fn freeze(seed: u64, in_transaction: bool) -> Result<()> {
     ensure!(answers(admin, "/leaderz").await, "the new leader leads no more");
     until_busy(&world, 100).await?;
     let journal = traffic.stop().await;
-    world.settled().await?;
+    settled(&world, &endpoints).await?;
     ensure!(world.value("SELECT epoch FROM walhook.lease").await? == epoch, "led twice");
     let audit = audit(&world, &journal, &endpoints, &[end]).await?;
     println!("in flight {in_flight}, {audit:?}");

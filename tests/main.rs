@@ -15,6 +15,7 @@ mod support;
 mod changes;
 mod commands;
 mod connections;
+mod deferral;
 mod disk;
 mod egress;
 mod endpoint_commands;

@@ -51,6 +51,9 @@ pub struct Config {
     /// How much memory pending events may take.
     #[serde(default)]
     pub memory: Memory,
+    /// How much WAL undelivered events may hold back.
+    #[serde(default)]
+    pub wal: Wal,
     /// Where requests may go.
     #[serde(default)]
     pub egress: Egress,
@@ -238,6 +241,12 @@ pub struct Delivery {
     /// Every backoff's upper bound.
     #[serde(deserialize_with = "units::duration", serialize_with = "units::as_duration")]
     pub retry_cap: Duration,
+    /// A failure so long after a delivery's first one makes it a dead letter.
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::as_duration")]
+    pub retry_for: Duration,
+    /// An endpoint is switched off after so long with nothing but failures.
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::as_duration")]
+    pub disable_after: Duration,
 }
 
 impl Default for Delivery {
@@ -252,6 +261,8 @@ impl Default for Delivery {
             quick_attempts: 2,
             retry_base: Duration::from_secs(10),
             retry_cap: Duration::from_secs(8 * 3600),
+            retry_for: Duration::from_secs(72 * 3600),
+            disable_after: Duration::from_secs(5 * 24 * 3600),
         }
     }
 }
@@ -315,6 +326,23 @@ impl Memory {
 impl Default for Memory {
     fn default() -> Self {
         Self { limit: ByteSize(256 << 20) }
+    }
+}
+
+/// `[wal]`: how much WAL undelivered events may hold back. What would hold more is deferred.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Wal {
+    /// For how long a delivery may hold the checkpoint back.
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::as_duration")]
+    pub max_hold: Duration,
+    /// By how much the checkpoint may lag behind what was read.
+    pub max_retained: ByteSize,
+}
+
+impl Default for Wal {
+    fn default() -> Self {
+        Self { max_hold: Duration::from_secs(30), max_retained: ByteSize(256 << 20) }
     }
 }
 

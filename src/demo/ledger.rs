@@ -47,6 +47,7 @@ struct Delivery {
     expected: bool,
     received: Option<Duration>,
     dead: bool,
+    deferred: bool,
 }
 
 /// Counts of one class of account, with the latencies of its deliveries.
@@ -60,6 +61,8 @@ pub struct Tally {
     pub delivered: u64,
     /// Of these, dead letters that were never received.
     pub dead: u64,
+    /// Of these, deferred when the pipeline was stopped, and never received.
+    pub deferred: u64,
     /// From the acknowledged commit to the 2xx, in microseconds; not ordered.
     latencies_us: Vec<u32>,
     /// The same, of deliveries that the kill did not touch.
@@ -67,10 +70,10 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Deliveries that are neither received nor dead letters yet.
+    /// Deliveries that are neither received nor known to stand in a table.
     #[must_use]
     pub fn waiting(&self) -> u64 {
-        self.expected.saturating_sub(self.delivered + self.dead)
+        self.expected.saturating_sub(self.delivered + self.dead + self.deferred)
     }
 
     /// A percentile of commit to 2xx; `None` without a delivery.
@@ -244,13 +247,29 @@ impl Ledger {
         self.tallies.entry(delivery.class).or_default().dead += 1;
     }
 
+    /// The state tables hold this delivery as deferred, and nothing sends it any more. Repeating it
+    /// changes nothing.
+    pub fn handle_deferred(&mut self, endpoint: i64, change: Change) {
+        let record = self.changes.get_mut(&change);
+        let delivery = record
+            .and_then(|r| r.deliveries.iter_mut().find(|d| d.endpoint == endpoint && d.expected));
+        if let Some(delivery) = delivery
+            && !delivery.dead
+            && !delivery.deferred
+            && delivery.received.is_none()
+        {
+            delivery.deferred = true;
+            self.tallies.entry(delivery.class).or_default().deferred += 1;
+        }
+    }
+
     /// One class's counts.
     #[must_use]
     pub fn tally(&self, class: Class) -> Tally {
         self.tallies.get(&class).cloned().unwrap_or_default()
     }
 
-    /// Deliveries that are neither received nor dead letters yet.
+    /// Deliveries that are neither received nor known to stand in a table.
     #[must_use]
     pub fn waiting(&self, class: Class) -> u64 {
         self.tallies.get(&class).map_or(0, Tally::waiting)
@@ -294,10 +313,10 @@ impl Ledger {
         }
     }
 
-    /// Some deliveries that are neither received nor dead letters, for a person to look into.
+    /// Some deliveries that are neither received nor in a table, for a person to look into.
     #[must_use]
     pub fn missing(&self, at_most: usize) -> Vec<(i64, Change)> {
-        let missing = |d: &&Delivery| d.expected && d.received.is_none() && !d.dead;
+        let missing = |d: &&Delivery| d.expected && d.received.is_none() && !d.dead && !d.deferred;
         let of = |(change, record): (&Change, &Record)| -> Vec<(i64, Change)> {
             record.deliveries.iter().filter(missing).map(|d| (d.endpoint, *change)).collect()
         };
@@ -332,8 +351,14 @@ impl Record {
     fn delivery(&mut self, endpoint: i64, class: Class) -> &mut Delivery {
         let at = self.deliveries.iter().position(|d| d.endpoint == endpoint);
         let at = at.unwrap_or_else(|| {
-            let new = Delivery { endpoint, class, expected: false, received: None, dead: false };
-            self.deliveries.push(new);
+            self.deliveries.push(Delivery {
+                endpoint,
+                class,
+                expected: false,
+                received: None,
+                dead: false,
+                deferred: false,
+            });
             self.deliveries.len() - 1
         });
         #[expect(clippy::indexing_slicing, reason = "found or pushed just above")]
@@ -447,6 +472,8 @@ mod tests {
         ledger.handle_dead_letter(SMALL, created);
         ledger.handle_dead_letter(SMALL, created);
         assert_eq!((ledger.tally(Class::Small).dead, ledger.waiting_in_all()), (1, 0));
+        ledger.handle_deferred(SMALL, created);
+        assert_eq!(ledger.tally(Class::Small).deferred, 0, "it was moved meanwhile");
         ledger.handle_received(receipt(SMALL, created), 2 * MS);
         let tally = ledger.tally(Class::Small);
         assert_eq!((tally.dead, tally.delivered, tally.waiting()), (0, 1, 0));

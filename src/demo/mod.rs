@@ -186,8 +186,9 @@ impl Demo {
         }
         self.state = State::Draining;
         self.drain(options, &mut view, began).await?;
-        self.collect_dead_letters(0).await?;
         self.pipeline.stop().await?;
+        self.collect_deferred().await?;
+        self.collect_dead_letters(0).await?;
         self.retained = self.retained().await?;
         let (kills, retained) = (self.kills, self.retained);
         let ran = ran.as_secs_f64();
@@ -326,7 +327,8 @@ impl Demo {
         Ok(())
     }
 
-    /// Waits until nothing is waiting, or nothing moves any more.
+    /// Waits until nothing is waiting but what is deferred for the endpoint that is dead, or nothing
+    /// moves any more.
     async fn drain(&mut self, options: &Options, view: &mut View, began: Instant) -> Result<()> {
         let mut last = (u64::MAX, Instant::now());
         loop {
@@ -336,7 +338,10 @@ impl Demo {
             if waiting != last.0 {
                 last = (waiting, Instant::now());
             }
-            if waiting == 0 || last.1.elapsed() > DRAIN_STALLED {
+            let stuck = self.books.with(|ledger, _| ledger.waiting(Class::Dead));
+            let is_deferred = stuck > 0 && self.deferred_of(Class::Dead).await? >= stuck;
+            if waiting == 0 || (waiting == stuck && is_deferred) || last.1.elapsed() > DRAIN_STALLED
+            {
                 return Ok(());
             }
             tokio::select! {
@@ -385,6 +390,32 @@ impl Demo {
             let endpoint: i64 = row.get::<_, &str>(1).parse().context("dead_letters.endpoint")?;
             let change = receive::change_in_row(row.get(2), row.get(3)).context("bodies.row")?;
             self.books.with(|ledger, _| ledger.handle_dead_letter(endpoint, change));
+        }
+        Ok(())
+    }
+
+    /// How many deliveries to this class of endpoint are deferred.
+    async fn deferred_of(&self, class: Class) -> Result<u64> {
+        let sql = "SELECT endpoint, deferred FROM walhook.backlog";
+        let endpoints = plan::endpoints(&plan::accounts());
+        let mut deferred = 0;
+        for row in self.observer.query(sql, &[]).await? {
+            let endpoint: i64 = row.get::<_, &str>(0).parse().context("backlog.endpoint")?;
+            if endpoints.iter().any(|e| e.id == endpoint && e.class == class) {
+                deferred += u64::try_from(row.get::<_, i64>(1)).unwrap_or(0);
+            }
+        }
+        Ok(deferred)
+    }
+
+    /// Enters what is deferred, when nothing runs any more that could send it.
+    async fn collect_deferred(&mut self) -> Result<()> {
+        let sql = "SELECT d.endpoint, b.event_type, b.row
+                   FROM walhook.deferred d JOIN walhook.bodies b USING (pipeline, event_id)";
+        for row in self.observer.query(sql, &[]).await? {
+            let endpoint: i64 = row.get::<_, &str>(0).parse().context("deferred.endpoint")?;
+            let change = receive::change_in_row(row.get(1), row.get(2)).context("bodies.row")?;
+            self.books.with(|ledger, _| ledger.handle_deferred(endpoint, change));
         }
         Ok(())
     }

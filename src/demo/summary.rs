@@ -17,7 +17,7 @@ pub struct Summary {
     pub expected: u64,
     /// Distinct, from the receivers' verified requests.
     pub delivered: u64,
-    /// Waiting in the deferral tables.
+    /// Waiting in the table `deferred`.
     pub deferred: u64,
     /// In `dead_letters`, and never received.
     pub dead_letters: u64,
@@ -64,6 +64,8 @@ pub struct ClassSummary {
     pub expected: u64,
     /// Distinct.
     pub delivered: u64,
+    /// Waiting in the table, and never received.
+    pub deferred: u64,
     /// Never received.
     pub dead_letters: u64,
     /// Must be 0.
@@ -85,6 +87,7 @@ impl ClassSummary {
             committed: tally.committed,
             expected: tally.expected,
             delivered: tally.delivered,
+            deferred: tally.deferred,
             dead_letters: tally.dead,
             lost: tally.waiting(),
             p50_ms: ms(tally.latency(50)),
@@ -108,7 +111,7 @@ impl Summary {
             committed: sum(|c| c.committed),
             expected: sum(|c| c.expected),
             delivered: sum(|c| c.delivered),
-            deferred: 0,
+            deferred: sum(|c| c.deferred),
             dead_letters: sum(|c| c.dead_letters),
             dropped: 0,
             lost: sum(|c| c.lost),
@@ -151,11 +154,12 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<7}{:>10}{:>9}{:>10}{:>6}{:>6}{:>10}{:>10}{:>10}",
+            "{:<7}{:>10}{:>9}{:>10}{:>9}{:>6}{:>6}{:>10}{:>10}{:>10}",
             "account",
             "committed",
             "expected",
             "delivered",
+            "deferred",
             "dead",
             "lost",
             "p50",
@@ -166,11 +170,12 @@ impl fmt::Display for Summary {
         for (class, counts) in Class::ALL.into_iter().zip(classes) {
             writeln!(
                 f,
-                "{:<7}{:>10}{:>9}{:>10}{:>6}{:>6}{:>10}{:>10}{:>10}",
+                "{:<7}{:>10}{:>9}{:>10}{:>9}{:>6}{:>6}{:>10}{:>10}{:>10}",
                 class.as_str(),
                 grouped(counts.committed),
                 grouped(counts.expected),
                 grouped(counts.delivered),
+                grouped(counts.deferred),
                 grouped(counts.dead_letters),
                 grouped(counts.lost),
                 millis(counts.p50_ms),
@@ -186,11 +191,12 @@ impl fmt::Display for Summary {
         let kills = if self.kills == 0 { "no SIGKILL" } else { "a SIGKILL in the middle" };
         write!(
             f,
-            "\n{} deliveries were due for {} committed events, with {kills}: {} delivered, {} dead \
-             letters, {} lost; {} sent twice, {} signatures verified",
+            "\n{} deliveries were due for {} committed events, with {kills}: {} delivered, {} \
+             deferred, {} dead letters, {} lost; {} sent twice, {} signatures verified",
             grouped(self.expected),
             grouped(self.committed),
             grouped(self.delivered),
+            grouped(self.deferred),
             grouped(self.dead_letters),
             grouped(self.lost),
             grouped(self.duplicates),
@@ -228,7 +234,7 @@ mod tests {
         assert_eq!((summary.expected, summary.delivered, summary.lost), (3, 3, 0));
         assert_eq!(summary.fault(), None);
         assert_eq!(summary.small.p99_ms, Some(5.0));
-        assert!(summary.to_string().contains("3 delivered, 0 dead letters, 0 lost"));
+        assert!(summary.to_string().contains("3 delivered, 0 deferred, 0 dead letters, 0 lost"));
     }
 
     #[test]

@@ -34,6 +34,10 @@ pub mod route;
 
 pub mod lane;
 
+pub mod backlog;
+
+pub mod breaker;
+
 pub mod schedule;
 
 pub mod dispatcher;

@@ -208,6 +208,16 @@ pub enum DeferReason {
 }
 
 impl DeferReason {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [Self; 6] =
+        [Self::Failed, Self::Overflow, Self::Breaker, Self::Paused, Self::Held, Self::Behind];
+
+    /// Its place in [`DeferReason::ALL`].
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
     /// The word in the state tables, the command line and the metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -12,8 +12,8 @@ use std::time::Duration;
 use jiff::civil;
 use rand::{Rng, RngExt};
 
-/// No delivery waits longer in memory, whatever its endpoint asks for: while it waits, it holds the
-/// checkpoint back, and this is what `wal.max_hold` grants by default.
+/// No delivery waits longer in memory: while it waits, it holds the checkpoint back, and this is what
+/// `wal.max_hold` grants by default. What is to wait longer is deferred.
 pub const QUICK_RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// How long to wait after a failure.
@@ -64,6 +64,18 @@ impl RetryPolicy {
         self.base.saturating_mul(factor).min(self.cap)
     }
 
+    /// A wait that an endpoint asks for, as far as it is granted: at most the cap.
+    #[must_use]
+    pub fn bounded(&self, wait: Duration) -> Duration {
+        wait.min(self.cap)
+    }
+
+    /// The longest wait of all.
+    #[must_use]
+    pub fn cap(&self) -> Duration {
+        self.cap
+    }
+
     /// A wait drawn evenly from zero to [`RetryPolicy::ceiling`].
     #[must_use]
     pub fn delay(&self, failures: u32, rng: &mut impl Rng) -> Duration {
@@ -84,12 +96,6 @@ pub fn parse_retry_after(value: &str, now_unix_s: i64) -> Option<Duration> {
     }
     let wait_s = http_date(value)?.saturating_sub(now_unix_s);
     Some(Duration::from_secs(u64::try_from(wait_s).unwrap_or(0)))
-}
-
-/// The wait as far as it can be kept in memory: at most [`QUICK_RETRY_MAX`].
-#[must_use]
-pub fn bounded(wait: Duration) -> Duration {
-    wait.min(QUICK_RETRY_MAX)
 }
 
 /// Seconds since 1970 of an HTTP-date (RFC 9110, section 5.6.7).
@@ -182,8 +188,9 @@ mod tests {
     }
 
     #[test]
-    fn wait_in_memory_is_bounded() {
-        assert_eq!(bounded(seconds(5)), seconds(5));
-        assert_eq!(bounded(Duration::MAX), QUICK_RETRY_MAX);
+    fn wait_that_an_endpoint_asks_for_is_bounded() {
+        let policy = RetryPolicy::new(seconds(1), seconds(60)).unwrap();
+        assert_eq!(policy.bounded(seconds(5)), seconds(5));
+        assert_eq!(policy.bounded(Duration::MAX), seconds(60));
     }
 }

@@ -40,6 +40,8 @@ pub struct Tracker {
     first_slot: u64,
     next_number: u64,
     frontier: Lsn,
+    received: Lsn,
+    read_to: Lsn,
 }
 
 #[derive(Debug)]
@@ -65,7 +67,14 @@ impl Tracker {
     /// A tracker for a stream that starts at `frontier`.
     #[must_use]
     pub fn new(frontier: Lsn) -> Self {
-        Self { entries: VecDeque::new(), first_slot: 0, next_number: 0, frontier }
+        Self {
+            entries: VecDeque::new(),
+            first_slot: 0,
+            next_number: 0,
+            frontier,
+            received: frontier,
+            read_to: frontier,
+        }
     }
 
     /// BEGIN was read: the next transaction in commit order.
@@ -74,6 +83,7 @@ impl Tracker {
         debug_assert!(tail.is_none_or(|tail| tail.end_lsn.is_some()), "the last one is still open");
         debug_assert!(tail.is_none_or(|tail| tail.commit_lsn < commit_lsn), "not in commit order");
         let settled_before = tail.and_then(Entry::settled_end);
+        self.received = self.received.max(commit_lsn);
         if settled_before.is_some() {
             self.entries.pop_back();
         }
@@ -123,6 +133,8 @@ impl Tracker {
             return;
         };
         entry.end_lsn = Some(end_lsn);
+        self.received = self.received.max(end_lsn);
+        self.read_to = self.read_to.max(end_lsn);
         self.pop_settled();
     }
 
@@ -130,6 +142,8 @@ impl Tracker {
     ///
     /// A keepalive may lag behind what was read since; such a one changes nothing.
     pub fn progress(&mut self, wal_end: Lsn) {
+        self.received = self.received.max(wal_end);
+        self.read_to = self.read_to.max(wal_end);
         let Some(tail) = self.entries.back_mut() else {
             self.frontier = self.frontier.max(wal_end);
             return;
@@ -144,6 +158,18 @@ impl Tracker {
         self.frontier
     }
 
+    /// How far the stream was read: within the transaction that commits there, or behind it.
+    #[must_use]
+    pub fn received(&self) -> Lsn {
+        self.received
+    }
+
+    /// Every transaction that ends no later was read whole.
+    #[must_use]
+    pub fn read_to(&self) -> Lsn {
+        self.read_to
+    }
+
     /// The number of entries held, for the memory budget: one for each transaction that the
     /// frontier has not passed, less those whose entry a later one took over.
     #[must_use]
@@ -156,6 +182,22 @@ impl Tracker {
     #[must_use]
     pub fn oldest_unsettled(&self) -> Option<Tick> {
         self.entries.front().map(|entry| entry.opened)
+    }
+
+    /// The last transaction, in commit order, up to which deliveries are to be deferred: those that
+    /// were opened no later than `opened`, and, of those whose COMMIT was read, the ones that keep
+    /// the frontier below `lsn`. `None`: no transaction is so old.
+    #[must_use]
+    pub fn overdue(&self, opened: Tick, lsn: Lsn) -> Option<TxnSeq> {
+        let old = self.entries.partition_point(|entry| entry.opened <= opened);
+        // The one that `lsn` lies in, or behind which it lies, holds the frontier below it as well.
+        let below =
+            self.entries.partition_point(|entry| entry.end_lsn.is_some_and(|end| end < lsn));
+        let holds =
+            self.frontier < lsn && self.entries.get(below).is_some_and(|e| e.end_lsn.is_some());
+        let last = old.max(below + usize::from(holds)).checked_sub(1)?;
+        let slot = self.first_slot + u64::try_from(last).unwrap_or(u64::MAX);
+        self.entries.get(last).map(|entry| TxnSeq { number: entry.number, slot })
     }
 
     /// Whether the frontier has passed the transaction.
@@ -365,6 +407,33 @@ mod tests {
         assert_eq!(tracker.frontier(), Lsn(4));
         assert!(tracker.is_passed(settled) && !tracker.is_passed(last));
         assert_eq!(tracker.oldest_unsettled(), Some(Tick(3)));
+    }
+
+    #[test]
+    fn tracker_names_the_transactions_that_are_too_old_or_hold_too_much() {
+        let mut tracker = Tracker::new(Lsn(100));
+        let seqs: Vec<TxnSeq> = (1..=3u64)
+            .map(|n| {
+                let txn = tracker.open(Lsn(100 * n + 90), Tick(n));
+                tracker.add(txn, 1);
+                tracker.close(txn, Lsn(100 * n + 100));
+                txn
+            })
+            .collect();
+        assert_eq!(tracker.overdue(Tick(0), Lsn(0)), None);
+        assert_eq!(tracker.overdue(Tick(0), Lsn(100)), None, "the frontier is there");
+        assert_eq!(tracker.overdue(Tick(2), Lsn(0)), Some(seqs[1]), "opened no later");
+        // From 200 on the second holds the frontier below 201, and the first before it.
+        assert_eq!(tracker.overdue(Tick(0), Lsn(101)), Some(seqs[0]));
+        assert_eq!(tracker.overdue(Tick(0), Lsn(200)), Some(seqs[0]));
+        assert_eq!(tracker.overdue(Tick(0), Lsn(201)), Some(seqs[1]));
+        assert_eq!(tracker.overdue(Tick(1), Lsn(900)), Some(seqs[2]));
+        // One that is still being read cannot be passed, however much there is of it.
+        let reading = tracker.open(Lsn(900), Tick(9));
+        tracker.add(reading, 1);
+        assert_eq!(tracker.overdue(Tick(1), Lsn(2_000)), Some(seqs[2]));
+        assert_eq!(tracker.overdue(Tick(9), Lsn(0)), Some(reading));
+        assert_eq!((tracker.received(), tracker.read_to()), (Lsn(900), Lsn(400)));
     }
 
     #[test]

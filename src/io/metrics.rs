@@ -14,6 +14,7 @@ use prometheus::{
 
 use crate::engine::attempt::{FailureKind, Outcome};
 use crate::engine::event::UnroutableReason;
+use crate::engine::persist::DeferReason;
 use crate::engine::rule::pattern_covers;
 
 /// From a loopback receiver to one that answers after hours of retries.
@@ -63,6 +64,10 @@ pub struct Metrics {
     pub dead: IntCounter,
     /// `walhook_deliveries_total{result="dropped"}`: the customer removed the endpoint meanwhile.
     pub dropped: IntCounter,
+    /// `walhook_deliveries_total{result="deferred"}`: left memory for the table `deferred`.
+    deferred_in_all: IntCounter,
+    /// The same by why: `walhook_deferred_total{reason}`.
+    deferred_by_reason: HashMap<&'static str, IntCounter>,
     attempts: HashMap<&'static str, IntCounter>,
     delivery_latency: Histogram,
     queue_wait: Histogram,
@@ -78,6 +83,12 @@ pub struct Metrics {
     pub lanes_waiting: IntGauge,
     /// `walhook_queued_bytes`: memory that pending events take.
     pub queued_bytes: IntGauge,
+    /// `walhook_deferred`: deliveries in the table `deferred`, or on their way there.
+    pub deferred: IntGauge,
+    /// `walhook_backlogs`: endpoints that have some.
+    pub backlogs: IntGauge,
+    /// `walhook_breakers_open`: of these, those whose breaker is not closed.
+    pub breakers_open: IntGauge,
     /// `walhook_dead_letters`: rows in the table of dead letters.
     pub dead_letters: IntGauge,
     /// `walhook_gaps`: ranges of WAL that were not delivered and that nothing has closed.
@@ -105,7 +116,7 @@ impl Metrics {
         let deliveries = counters(
             r,
             "walhook_deliveries_total",
-            "Deliveries that came to an end, by how.",
+            "Deliveries that came to an end or were deferred, by how.",
             "result",
         )?;
         let attempts = counters(
@@ -113,6 +124,12 @@ impl Metrics {
             "walhook_attempts_total",
             "Requests that came to an end, by what came of them.",
             "outcome",
+        )?;
+        let deferred = counters(
+            r,
+            "walhook_deferred_total",
+            "Deliveries that left memory for the table of deferred ones, by why.",
+            "reason",
         )?;
         let unroutable = counters(
             r,
@@ -140,6 +157,12 @@ impl Metrics {
             logged: deliveries.with_label_values(&["logged"]),
             dead: deliveries.with_label_values(&["dead"]),
             dropped: deliveries.with_label_values(&["dropped"]),
+            deferred_in_all: deliveries.with_label_values(&["deferred"]),
+            deferred_by_reason: DeferReason::ALL
+                .map(DeferReason::as_str)
+                .into_iter()
+                .map(|name| (name, deferred.with_label_values(&[name])))
+                .collect(),
             attempts: outcomes.map(|name| (name, attempts.with_label_values(&[name]))).collect(),
             delivery_latency: histogram(
                 r,
@@ -164,6 +187,13 @@ impl Metrics {
             lanes_ready: lanes.with_label_values(&["ready"]),
             lanes_waiting: lanes.with_label_values(&["waiting"]),
             queued_bytes: gauge(r, "walhook_queued_bytes", "Memory that pending events take.")?,
+            deferred: gauge(r, "walhook_deferred", "Deliveries that are deferred.")?,
+            backlogs: gauge(r, "walhook_backlogs", "Endpoints with deferred deliveries.")?,
+            breakers_open: gauge(
+                r,
+                "walhook_breakers_open",
+                "Endpoints that fail too often to be sent to.",
+            )?,
             dead_letters: gauge(r, "walhook_dead_letters", "Dead letters that are stored.")?,
             gaps: gauge(r, "walhook_gaps", "Ranges of WAL that were not delivered.")?,
             state_bytes: gauge(r, "walhook_state_bytes", "Bytes that the state tables take.")?,
@@ -210,6 +240,14 @@ impl Metrics {
         };
         if let Some(counter) = self.events.get(event_type).or_else(by_pattern) {
             counter.inc();
+        }
+    }
+
+    /// Counts deliveries that were deferred for this reason.
+    pub fn count_deferred(&self, reason: DeferReason, deliveries: u64) {
+        self.deferred_in_all.inc_by(deliveries);
+        if let Some(counter) = self.deferred_by_reason.get(reason.as_str()) {
+            counter.inc_by(deliveries);
         }
     }
 
@@ -344,6 +382,7 @@ mod tests {
             metrics.count_attempt(&outcome(Err(kind)));
         }
         metrics.count_unroutable(UnroutableReason::Value);
+        metrics.count_deferred(DeferReason::Held, 2);
         metrics.set_slot(5, None);
         metrics.set_leader(true);
         let text = metrics.render().unwrap();
@@ -357,6 +396,9 @@ mod tests {
             "walhook_delivery_latency_seconds_bucket{le=\"0.005\"} 0".into(),
             "walhook_delivery_latency_seconds_bucket{le=\"0.01\"} 1".into(),
             "walhook_attempt_seconds_count 13".into(),
+            "walhook_deliveries_total{result=\"deferred\"} 2".into(),
+            "walhook_deferred_total{reason=\"held\"} 2".into(),
+            "walhook_deferred_total{reason=\"failed\"} 0".into(),
             "walhook_unroutable_total{reason=\"value\"} 1".into(),
             "walhook_in_flight{pool=\"slow\"} 0".into(),
             "walhook_lanes{state=\"ready\"} 0".into(),

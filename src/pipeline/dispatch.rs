@@ -12,12 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::lookups::{LookupReply, LookupRequest};
 use super::reader::Batch;
+use super::refill::{RefillReply, RefillRequest};
 use super::writer::PersistRequest;
 use crate::engine::attempt::{Attempt, DeliveryId, Failure, FailureKind, Outcome};
-use crate::engine::dispatcher::{Counters, Dispatcher, Retry, Settled};
+use crate::engine::dispatcher::{BreakerChange, Counters, Dispatcher, Retry, Settled};
 use crate::engine::event::Item;
 use crate::engine::lsn::Lsn;
-use crate::engine::persist::Persisted;
+use crate::engine::persist::{DeferReason, Persisted};
 use crate::io::clock::{Clock, unix_us};
 use crate::io::failpoint::Failpoint;
 use crate::io::metrics::Metrics;
@@ -35,6 +36,8 @@ pub(super) struct Ends {
     pub(super) retries: mpsc::Receiver<Retry>,
     pub(super) lookup: mpsc::Sender<LookupRequest>,
     pub(super) looked_up: mpsc::Receiver<LookupReply>,
+    pub(super) refill: mpsc::Sender<RefillRequest>,
+    pub(super) refilled: mpsc::Receiver<RefillReply>,
     pub(super) persist: mpsc::Sender<PersistRequest>,
     pub(super) persisted: mpsc::Receiver<Persisted>,
     pub(super) flush: watch::Sender<Lsn>,
@@ -75,6 +78,9 @@ pub(super) async fn dispatch(
         if let Some(accounts) = dispatcher.poll_lookup(now) {
             let _ = ends.lookup.try_send(LookupRequest { accounts });
         }
+        if let Some(pages) = dispatcher.poll_refill(now) {
+            let _ = ends.refill.try_send(RefillRequest { pages });
+        }
         if let Some(batch) = dispatcher.poll_persist(now) {
             let _ = ends.persist.try_send(PersistRequest { batch });
         }
@@ -99,6 +105,9 @@ pub(super) async fn dispatch(
             }
             Some(reply) = ends.looked_up.recv() => {
                 dispatcher.handle_lookup(&reply.snapshot, reply.answers, clock.now());
+            }
+            Some(RefillReply { pages }) = ends.refilled.recv() => {
+                dispatcher.handle_refilled(pages, clock.now());
             }
             Some(ended) = attempts.join_next() => {
                 let mut next = Some(ended);
@@ -151,12 +160,20 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
     let (metrics, gauges, counters) = (&tools.metrics, dispatcher.gauges(), dispatcher.counters());
     metrics.dead.inc_by(counters.dead - reported.dead);
     metrics.dropped.inc_by(counters.dropped - reported.dropped);
+    for (reason, (now, then)) in
+        DeferReason::ALL.into_iter().zip(counters.deferred.into_iter().zip(reported.deferred))
+    {
+        metrics.count_deferred(reason, now - then);
+    }
     *reported = counters;
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     metrics.in_flight_fast.set(gauges.in_flight_fast.into());
     metrics.in_flight_slow.set(gauges.in_flight_slow.into());
     metrics.lanes_ready.set(count(gauges.lanes_ready));
     metrics.lanes_waiting.set(count(gauges.lanes_waiting));
+    metrics.deferred.set(i64::try_from(gauges.deferred).unwrap_or(i64::MAX));
+    metrics.backlogs.set(count(gauges.backlogs));
+    metrics.breakers_open.set(count(gauges.breakers_open));
     metrics.queued_bytes.set(count(gauges.queued_bytes));
     let now = tools.clock.now();
     let age = gauges.oldest_unsettled.map_or(Duration::ZERO, |since| now.since(since));
@@ -192,12 +209,23 @@ fn settle(
         tools.metrics.count_attempt(&outcome);
     }
     let settled = dispatcher.handle_outcome(delivery, &outcome, tools.clock.now());
-    let Some(Settled { event, delivered, disabled }) = settled else { return };
+    let Some(Settled { event, endpoint, delivered, disabled, breaker }) = settled else { return };
     if delivered && !tools.sender.is_live() {
         tools.metrics.logged.inc();
     } else if delivered {
         let us = u64::try_from(unix_us() - event.commit_time_us).unwrap_or(0);
         tools.metrics.count_delivered(Duration::from_micros(us));
+    }
+    match breaker {
+        Some(BreakerChange::Opened(wait)) => tracing::warn!(
+            %endpoint, account = %event.account, ?wait,
+            "the endpoint fails too often: its breaker opened, and its deliveries are deferred"
+        ),
+        Some(BreakerChange::Closed) => tracing::info!(
+            %endpoint, account = %event.account,
+            "the endpoint took a delivery: its breaker closed, and what was deferred comes back"
+        ),
+        None => {}
     }
     if let Some(disabled) = disabled {
         tracing::warn!(

@@ -210,7 +210,7 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
     let left_out = store.left_out(frontier).await?;
     store.clear_halt().await?;
     let changes = Changes::new(frontier);
-    let start = Start { frontier, settled, disabled, backlog };
+    let start = Start { frontier, settled, disabled, backlog, unix_us_at_zero: 0 };
     let system_identifier = expected.system_identifier;
     Ok(Leader { epoch, system_identifier, start, store, session, rules, changes, left_out })
 }

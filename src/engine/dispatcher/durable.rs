@@ -1,14 +1,20 @@
 //! What is to be made durable: collected between state transactions, handed out one at a time.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::event::{EndpointId, Unroutable};
-use super::super::lane::Origin;
+use super::super::attempt::DeliveryId;
+use super::super::event::EndpointId;
+use super::super::lane::{DELIVERY_BYTES, Held};
+use super::super::lsn::Lsn;
 use super::super::persist::{
-    DeadLetter, DeadReason, DisableEndpoint, PersistBatch, Persisted, Retried,
+    DeadLetter, Defer, DisableEndpoint, PersistBatch, Persisted, QueueId, Retried, RowId, Tried,
 };
-use super::*;
+use super::super::schedule::LaneId;
+use super::super::tick::Tick;
+use super::super::tracker::TxnSeq;
+use super::{Dispatcher, PERSIST_SLOW, UNPERSISTED_MAX};
 
 /// How long outcomes wait for others before they are stored together.
 const PERSIST_EVERY: Duration = Duration::from_millis(100);
@@ -24,6 +30,17 @@ const PROGRESS_BYTES: u64 = 8 << 20;
 /// Dead letters in one state transaction: bounds its size and its time.
 const DEAD_LETTERS_MAX: usize = 1_000;
 
+/// Rows inserted in one state transaction at most, and at least where it has been slow: sending stops
+/// while one takes longer than [`PERSIST_SLOW`].
+const ROWS_MAX: usize = 5_000;
+const ROWS_MIN: usize = 100;
+
+/// Bytes of events in one state transaction, but one event at least.
+const ROWS_BYTES: usize = 8 << 20;
+
+/// A state transaction that takes longer makes the next one smaller.
+const ROWS_SLOW: Duration = Duration::from_millis(300);
+
 /// What waits for the next state transaction, and what is in the one under way.
 #[derive(Debug)]
 pub(super) struct Durable {
@@ -33,6 +50,18 @@ pub(super) struct Durable {
     touched: bool,
     outcomes: usize,
     dying: VecDeque<Dying>,
+    /// Rows to be inserted, in the order of their numbers.
+    leaving: VecDeque<Leaving>,
+    /// What they, and those in the batch under way, hold in memory.
+    leaving_bytes: usize,
+    /// How many rows have been in `leaving` so far, and in a batch.
+    insertions: u64,
+    handed_out: u64,
+    rows_max: usize,
+    /// Rows to be changed, with the number of the insertion that must come first.
+    changes: BTreeMap<RowId, (u64, RowChange)>,
+    /// Queues of which the table `backlog` is outdated.
+    outdated: Vec<QueueId>,
     retried: Vec<Retried>,
     disabled: Vec<DisableEndpoint>,
     enabled: Vec<EndpointId>,
@@ -41,29 +70,45 @@ pub(super) struct Durable {
 
 /// A dead letter that does not count as settled yet.
 #[derive(Debug)]
-struct Dying {
-    letter: DeadLetter,
-    /// The transaction that waits for it to be stored.
-    txn: TxnSeq,
-    body: Body,
+pub(super) struct Dying {
+    pub(super) letter: DeadLetter,
+    pub(super) body: Body,
 }
 
 /// What remains in memory until then.
 #[derive(Debug)]
-enum Body {
+pub(super) enum Body {
     /// An unroutable change stands in no lane.
-    Unroutable(Arc<Held>),
+    Unroutable { txn: TxnSeq, held: Arc<Held> },
     /// A delivery keeps its place in its queue.
-    Delivery { lane: LaneId, endpoint: EndpointId, id: DeliveryId, ordinal: u64 },
+    Delivery { txn: TxnSeq, ordinal: u64, lane: LaneId, endpoint: EndpointId, id: DeliveryId },
+    /// So does one that has a row in the table.
+    Row { row: RowId, insertion: u64, lane: LaneId, id: DeliveryId },
 }
 
-/// How a delivery ends without success.
-#[derive(Debug, Clone)]
-pub(super) struct End {
-    pub(super) reason: DeadReason,
-    /// The last error, for a person.
-    pub(super) detail: String,
-    pub(super) last_status: Option<u16>,
+/// A delivery on its way into the table. It does not count as settled yet.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    pub(super) row: Defer,
+    pub(super) held: Arc<Held>,
+    /// The transaction that waits for it to be stored.
+    pub(super) txn: TxnSeq,
+    pub(super) ordinal: u64,
+}
+
+impl Leaving {
+    fn bytes(&self) -> usize {
+        DELIVERY_BYTES + self.held.event.size_bytes()
+    }
+}
+
+/// What becomes of a row.
+#[derive(Debug)]
+pub(super) enum RowChange {
+    /// It goes.
+    Remove,
+    /// It is tried later.
+    Retime(Tried),
 }
 
 #[derive(Debug)]
@@ -72,6 +117,10 @@ struct UnderWay {
     frontier: Lsn,
     outcomes: usize,
     dying: Vec<Dying>,
+    stored: Vec<Leaving>,
+    removed: Vec<RowId>,
+    /// Queues whose row in the table `backlog` goes.
+    over: Vec<QueueId>,
 }
 
 impl Durable {
@@ -82,6 +131,13 @@ impl Durable {
             touched: false,
             outcomes: 0,
             dying: VecDeque::new(),
+            leaving: VecDeque::new(),
+            leaving_bytes: 0,
+            insertions: 0,
+            handed_out: 0,
+            rows_max: ROWS_MAX,
+            changes: BTreeMap::new(),
+            outdated: Vec::new(),
             retried: Vec::new(),
             disabled: Vec::new(),
             enabled: Vec::new(),
@@ -116,6 +172,55 @@ impl Durable {
         self.touched = true;
     }
 
+    /// The delivery keeps its place until its dead letter is stored.
+    pub(super) fn die(&mut self, mut dying: Dying) {
+        if let Body::Row { row, .. } = &dying.body
+            && let Some((_, RowChange::Retime(tried))) = self.changes.remove(row)
+        {
+            dying.letter.history.splice(0..0, tried.history);
+        }
+        self.dying.push_back(dying);
+        self.touched = true;
+    }
+
+    /// The number of the row that leaves next.
+    pub(super) fn next_insertion(&self) -> u64 {
+        self.insertions + 1
+    }
+
+    /// The row is to be inserted.
+    pub(super) fn leave(&mut self, leaving: Leaving) {
+        self.insertions += 1;
+        self.leaving_bytes += leaving.bytes();
+        self.leaving.push_back(leaving);
+        self.touched = true;
+    }
+
+    /// What the rows that are not stored yet hold in memory.
+    pub(super) fn leaving_bytes(&self) -> usize {
+        self.leaving_bytes
+    }
+
+    /// The row is to be changed, after its insertion where that has a number.
+    pub(super) fn change(&mut self, row: RowId, insertion: u64, change: RowChange) {
+        let before = self.changes.remove(&row);
+        let change = match (before, change) {
+            (Some((_, RowChange::Retime(before))), RowChange::Retime(mut tried)) => {
+                tried.history.splice(0..0, before.history);
+                RowChange::Retime(tried)
+            }
+            (_, change) => change,
+        };
+        self.changes.insert(row, (insertion, change));
+        self.touched = true;
+    }
+
+    /// What the table `backlog` says of the queue is outdated.
+    pub(super) fn outdated(&mut self, queue: QueueId) {
+        self.outdated.push(queue);
+        self.touched = true;
+    }
+
     /// Whether sending must wait for the state database.
     pub(super) fn is_behind(&self, now: Tick) -> bool {
         let under_way = self.under_way.as_ref();
@@ -134,7 +239,10 @@ impl Durable {
         if self.under_way.is_some() {
             return None;
         }
-        let full = self.outcomes >= UNPERSISTED_MAX || self.dying.len() >= DEAD_LETTERS_MAX;
+        let full = self.outcomes >= UNPERSISTED_MAX
+            || self.dying.len() >= DEAD_LETTERS_MAX
+            || self.leaving.len() >= self.rows_max
+            || self.leaving_bytes >= ROWS_BYTES;
         if self.has_work() {
             let at_once = full || stopping;
             Some(if at_once { self.last_stored } else { self.last_stored + PERSIST_EVERY })
@@ -148,10 +256,21 @@ impl Durable {
         }
     }
 
+    /// Batches become smaller when they take long, and grow again.
+    fn adapt(&mut self, took: Duration, rows: usize) {
+        if took > ROWS_SLOW && rows > 0 {
+            self.rows_max = (rows / 2).max(ROWS_MIN);
+        } else if rows >= self.rows_max {
+            self.rows_max = (self.rows_max * 2).min(ROWS_MAX);
+        }
+    }
+
     fn has_work(&self) -> bool {
         self.touched
             || self.outcomes > 0
             || !self.dying.is_empty()
+            || !self.leaving.is_empty()
+            || !self.changes.is_empty()
             || !self.retried.is_empty()
             || !self.disabled.is_empty()
             || !self.enabled.is_empty()
@@ -172,33 +291,124 @@ impl Dispatcher {
         if self.durable.deadline(frontier, self.stopping).is_none_or(|due| due > now) {
             return None;
         }
+        let mut batch = PersistBatch { frontier, ..PersistBatch::default() };
+        let stored = self.hand_out_rows(&mut batch);
+        let dying = self.hand_out_dying(&mut batch);
+        let mut removed = self.hand_out_changes(&mut batch);
+        removed.extend(batch.died.iter().map(|(row, _)| row.clone()));
+        self.hand_out_backlogs(&mut batch, now);
+        batch.settled = self.ahead.take(|txn| self.tracker.is_passed(txn));
         let durable = &mut self.durable;
-        let count = durable.dying.len().min(DEAD_LETTERS_MAX);
-        let dying: Vec<Dying> = durable.dying.drain(..count).collect();
-        for Dying { letter, txn, body } in &dying {
-            // With its dead letter, not after it: else a crash in between would send it once more.
-            if let Body::Delivery { endpoint, ordinal, .. } = body {
-                let event = &letter.event;
-                self.ahead.push(&event.account, endpoint, *ordinal, event, *txn);
-            }
-        }
-        let batch = PersistBatch {
-            frontier,
-            settled: self.ahead.take(|txn| self.tracker.is_passed(txn)),
-            dead_letters: dying.iter().map(|dying| dying.letter.clone()).collect(),
-            retried: std::mem::take(&mut durable.retried),
-            disabled: std::mem::take(&mut durable.disabled),
-            enabled: std::mem::take(&mut durable.enabled),
-            ..PersistBatch::default()
-        };
+        batch.retried = std::mem::take(&mut durable.retried);
+        batch.disabled = std::mem::take(&mut durable.disabled);
+        batch.enabled = std::mem::take(&mut durable.enabled);
         durable.touched = false;
         durable.under_way = Some(UnderWay {
             started: now,
             frontier,
             outcomes: std::mem::take(&mut durable.outcomes),
             dying,
+            stored,
+            removed,
+            over: batch.backlog_gone.clone(),
         });
         Some(batch)
+    }
+
+    /// The rows that are to be inserted, as many as fit.
+    fn hand_out_rows(&mut self, batch: &mut PersistBatch) -> Vec<Leaving> {
+        let mut stored = Vec::new();
+        let mut bytes = 0;
+        while let Some(leaving) = self.durable.leaving.front() {
+            bytes += leaving.bytes();
+            if stored.len() >= self.durable.rows_max || (bytes > ROWS_BYTES && !stored.is_empty()) {
+                break;
+            }
+            let Some(leaving) = self.durable.leaving.pop_front() else { break };
+            self.durable.handed_out += 1;
+            let Defer { id, event, .. } = &leaving.row;
+            let QueueId { account, endpoint } = &id.queue;
+            // With its row, not after it: else a crash in between would send it once more.
+            self.ahead.push(account, endpoint, leaving.ordinal, event, leaving.txn);
+            if let Some(detour) = self.detours.get_mut(&id.queue) {
+                detour.backlog.handed_out();
+            }
+            batch.deferred.push(leaving.row.clone());
+            self.outdate(&leaving.row.id.queue);
+            stored.push(leaving);
+        }
+        stored
+    }
+
+    fn hand_out_dying(&mut self, batch: &mut PersistBatch) -> Vec<Dying> {
+        let mut dying: Vec<Dying> = Vec::new();
+        while dying.len() < DEAD_LETTERS_MAX
+            && let Some(first) = self.durable.dying.front()
+        {
+            let is_inserted = match &first.body {
+                Body::Row { insertion, .. } => *insertion <= self.durable.handed_out,
+                Body::Unroutable { .. } | Body::Delivery { .. } => true,
+            };
+            if !is_inserted {
+                break;
+            }
+            let Some(next) = self.durable.dying.pop_front() else { break };
+            let letter = next.letter.clone();
+            match &next.body {
+                Body::Unroutable { .. } => batch.dead_letters.push(letter),
+                Body::Delivery { txn, ordinal, endpoint, .. } => {
+                    let event = &letter.event;
+                    self.ahead.push(&event.account, endpoint, *ordinal, event, *txn);
+                    batch.dead_letters.push(letter);
+                }
+                Body::Row { row, .. } => {
+                    self.take_out(row);
+                    batch.died.push((row.clone(), letter));
+                }
+            }
+            dying.push(next);
+        }
+        dying
+    }
+
+    /// Changes of rows that are there, or in this batch. Returns those that go.
+    fn hand_out_changes(&mut self, batch: &mut PersistBatch) -> Vec<RowId> {
+        let handed_out = self.durable.handed_out;
+        let mut removed = Vec::new();
+        for (row, (insertion, change)) in std::mem::take(&mut self.durable.changes) {
+            if insertion > handed_out {
+                self.durable.changes.insert(row, (insertion, change));
+                continue;
+            }
+            match change {
+                RowChange::Retime(tried) => batch.retimed.push((row, tried)),
+                RowChange::Remove => {
+                    self.take_out(&row);
+                    batch.resolved.push(row.clone());
+                    removed.push(row);
+                }
+            }
+        }
+        removed
+    }
+
+    fn take_out(&mut self, row: &RowId) {
+        if let Some(detour) = self.detours.get_mut(&row.queue) {
+            detour.backlog.taken_out();
+        }
+        self.outdate(&row.queue);
+    }
+
+    fn hand_out_backlogs(&mut self, batch: &mut PersistBatch, now: Tick) {
+        for queue in std::mem::take(&mut self.durable.outdated) {
+            let Some(detour) = self.detours.get_mut(&queue) else { continue };
+            detour.is_stale = false;
+            if detour.backlog.is_over() {
+                batch.backlog_gone.push(queue);
+            } else {
+                batch.backlog.push(detour.as_row(&queue, now, self.unix_us_at_zero));
+            }
+        }
     }
 
     /// The batch handed out last is durable. Returns the flush LSN: what the source may forget.
@@ -210,113 +420,35 @@ impl Dispatcher {
         assert!(under_way.frontier >= self.durable.stored_frontier, "the checkpoint went back");
         self.durable.stored_frontier = under_way.frontier;
         self.durable.last_stored = now;
-        for Dying { letter, txn, body } in under_way.dying {
-            drop(letter);
-            self.tracker.complete(txn);
-            self.durable.touch();
-            match body {
-                Body::Unroutable(held) => self.free(held),
-                Body::Delivery { lane, endpoint, id, .. } => self.bury(lane, &endpoint, id, now),
+        self.durable.adapt(now.since(under_way.started), under_way.stored.len());
+        for leaving in under_way.stored {
+            self.handle_row_stored(leaving, now);
+        }
+        for row in under_way.removed {
+            if let Some(detour) = self.detours.get_mut(&row.queue) {
+                detour.backlog.removed(&row.key);
             }
+        }
+        for dying in under_way.dying {
+            self.durable.touch();
+            self.bury(dying, now);
+        }
+        for queue in under_way.over {
+            self.look_after(&queue, now);
         }
         self.recovered.prune(self.durable.stored_frontier);
         self.durable.stored_frontier
     }
 
-    /// A change without endpoint becomes a dead letter.
-    pub(super) fn die_unroutable(&mut self, unroutable: Unroutable, txn: TxnSeq) {
-        let Unroutable { event, reason: _, detail } = unroutable;
-        self.bytes += DELIVERY_BYTES;
-        self.counters.dead += 1;
-        let letter = DeadLetter {
-            event: Arc::clone(&event),
-            endpoint: None,
-            reason: DeadReason::Unroutable,
-            detail,
-            attempts: 0,
-            last_status: None,
-            history: Vec::new(),
-        };
-        let body = Body::Unroutable(Arc::new(Held { event }));
-        self.durable.dying.push_back(Dying { letter, txn, body });
+    fn handle_row_stored(&mut self, leaving: Leaving, now: Tick) {
         self.durable.touch();
-    }
-
-    /// The delivery's dead letter is stored: those that waited for its keys go on.
-    fn bury(&mut self, id: LaneId, endpoint: &EndpointId, delivery: DeliveryId, now: Tick) {
-        let Some(lane) = self.lanes.get_mut(&id) else { return };
-        let pending = lane.remove(endpoint, delivery);
-        lane.refresh(endpoint, now);
-        if let Some(pending) = pending {
-            self.free(pending.held);
+        self.durable.leaving_bytes = self.durable.leaving_bytes.saturating_sub(leaving.bytes());
+        let Leaving { row, held, txn, .. } = leaving;
+        self.tracker.complete(txn);
+        self.free(held);
+        if let Some(detour) = self.detours.get_mut(&row.id.queue) {
+            detour.backlog.stored(&row.id.key);
         }
-        self.sync(id);
-        self.rest_if_idle(id, delivery);
-    }
-
-    /// Gives a delivery's memory back.
-    fn free(&mut self, held: Arc<Held>) {
-        self.bytes = self.bytes.saturating_sub(DELIVERY_BYTES);
-        self.let_go(held);
-    }
-
-    /// A delivery ends without success.
-    pub(super) fn die(
-        &mut self,
-        id: LaneId,
-        endpoint: &EndpointId,
-        delivery: DeliveryId,
-        end: End,
-    ) {
-        let Some(lane) = self.lanes.get_mut(&id) else { return };
-        let Some(pending) = lane.queue(endpoint).and_then(|queue| queue.get(delivery)) else {
-            return;
-        };
-        let End { reason, detail, last_status } = end;
-        let letter = DeadLetter {
-            event: Arc::clone(&pending.held.event),
-            endpoint: Some(endpoint.clone()),
-            reason,
-            detail,
-            attempts: pending.attempts,
-            last_status,
-            history: Vec::new(),
-        };
-        match pending.origin {
-            Origin::Stream { txn, ordinal } => {
-                self.counters.dead += 1;
-                if let Some(queue) = lane.queue_mut(endpoint) {
-                    queue.die(delivery);
-                }
-                let endpoint = endpoint.clone();
-                let body = Body::Delivery { lane: id, endpoint, id: delivery, ordinal };
-                self.durable.dying.push_back(Dying { letter, txn, body });
-                self.durable.touch();
-            }
-            Origin::Retry { dead_letter, job } => {
-                self.durable.retried(Retried { dead_letter, job, error: Some(letter) });
-                if let Some(pending) = lane.remove(endpoint, delivery) {
-                    self.free(pending.held);
-                }
-            }
-        }
-    }
-
-    /// A delivery ends with a 2xx, or because its endpoint was removed.
-    pub(super) fn settle(&mut self, id: LaneId, endpoint: &EndpointId, delivery: DeliveryId) {
-        let Some(lane) = self.lanes.get_mut(&id) else { return };
-        let Some(pending) = lane.remove(endpoint, delivery) else { return };
-        let event = &pending.held.event;
-        match pending.origin {
-            Origin::Stream { txn, ordinal } => {
-                self.ahead.push(&event.account, endpoint, ordinal, event, txn);
-                self.tracker.complete(txn);
-                self.durable.touch();
-            }
-            Origin::Retry { dead_letter, job } => {
-                self.durable.retried(Retried { dead_letter, job, error: None });
-            }
-        }
-        self.free(pending.held);
+        self.look_after(&row.id.queue, now);
     }
 }

@@ -7,12 +7,12 @@ use super::super::endpoint::Routes;
 use super::super::event::{
     AccountId, EndpointId, Event, Invalidation, Item, RowKeys, Scope, Unroutable,
 };
-use super::super::lane::{Held, New, Source};
-use super::super::persist::EventKey;
+use super::super::lane::{DELIVERY_BYTES, Held, New, Source};
+use super::super::persist::{EventKey, QueueId};
 use super::super::route::Snapshot;
 use super::super::tick::Tick;
 use super::super::tracker::TxnSeq;
-use super::{DELIVERY_BYTES, Dispatcher, Ordering, Retry};
+use super::{Dispatcher, Ordering, Retry};
 
 /// The key of everything that is ordered by account.
 const ACCOUNT_KEY: u64 = 0;
@@ -153,8 +153,14 @@ impl Dispatcher {
                     }
                     self.tracker.add(txn, 1);
                     let keys = self.ordering_keys(&event);
-                    let source = Source::Stream(txn);
-                    self.enqueue(&endpoint.id, Arc::clone(&held), source, keys, routes.weight, now);
+                    let (held, weight) = (Arc::clone(&held), routes.weight);
+                    let account = event.account.clone();
+                    let queue = QueueId { account, endpoint: endpoint.id.clone() };
+                    if let Some(reason) = self.why_defer(&queue, &keys) {
+                        self.defer_arrival(&queue, held, txn, &keys, reason, weight);
+                    } else {
+                        self.enqueue(&endpoint.id, held, Source::Stream(txn), keys, weight, now);
+                    }
                 }
             }
             To::One { endpoint, dead_letter, job } => {
@@ -164,6 +170,7 @@ impl Dispatcher {
             }
         }
         self.let_go(held);
+        self.relieve(now);
     }
 
     /// Whether an earlier leader has settled this delivery ahead of its checkpoint.
@@ -172,7 +179,7 @@ impl Dispatcher {
             && self.recovered.contains(&event.account, endpoint, &EventKey::of(event))
     }
 
-    fn ordering_keys(&self, event: &Event) -> RowKeys {
+    pub(super) fn ordering_keys(&self, event: &Event) -> RowKeys {
         let by_account = match self.settings.ordering {
             Ordering::None => return RowKeys::new(),
             Ordering::Account => true,
@@ -187,7 +194,7 @@ impl Dispatcher {
         keys
     }
 
-    fn enqueue(
+    pub(super) fn enqueue(
         &mut self,
         endpoint: &EndpointId,
         held: Arc<Held>,
@@ -195,16 +202,23 @@ impl Dispatcher {
         keys: RowKeys,
         weight: f64,
         now: Tick,
-    ) {
-        let id = DeliveryId(self.next_id);
-        self.next_id += 1;
+    ) -> DeliveryId {
+        let id = self.next_delivery();
         self.bytes += DELIVERY_BYTES;
         let account = held.event.account.clone();
         let lane_id = self.lane(&account, weight);
-        let Some(lane) = self.lanes.get_mut(&lane_id) else { return };
-        lane.push(endpoint, New { id, held, source, now }, keys);
-        lane.refresh(endpoint, now);
+        if let Some(lane) = self.lanes.get_mut(&lane_id) {
+            lane.push(endpoint, New { id, held, source, now }, keys);
+            lane.refresh(endpoint, now);
+        }
         self.sync(lane_id);
+        id
+    }
+
+    /// A handle for a delivery, above all earlier ones.
+    pub(super) fn next_delivery(&mut self) -> DeliveryId {
+        self.next_id += 1;
+        DeliveryId(self.next_id - 1)
     }
 
     /// The account's routes have come: what waited for them goes on.

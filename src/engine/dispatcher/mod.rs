@@ -20,16 +20,26 @@
 //!   are not known yet counts as one. So the frontier never passes what is not settled.
 //! - A dead letter counts as settled only when [`Dispatcher::handle_persisted`] says that it is
 //!   stored.
+//! - The same holds for a delivery that is deferred: see [`defer`]. That is the one way out of memory
+//!   without an end.
 //! - At most [`UNPERSISTED_MAX`] outcomes are not durable, beside what is in flight: beyond that, and
 //!   while a state transaction takes longer than [`PERSIST_SLOW`], nothing is sent.
-//! - Memory: each pending event is counted once, each delivery of it by a constant. At the limit
-//!   [`Dispatcher::wants_input`] says no.
+//! - Memory: each pending event is counted once, each delivery of it by a constant. At three quarters
+//!   of the limit the longest queues are deferred. At the limit [`Dispatcher::wants_input`] says no,
+//!   until what is deferred is stored: the stream waits for the state database, never for an endpoint.
 
+mod defer;
 mod durable;
+mod ending;
+mod held;
 mod input;
+mod outcome;
+mod refill;
 mod send;
+mod settings;
 #[cfg(test)]
 mod simulation;
+mod stop;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -39,21 +49,26 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 
 use super::attempt::DeliveryId;
-use super::event::{AccountId, EndpointId, Event};
+use super::event::{AccountId, EndpointId};
 use super::lane::{Held, Lane};
 use super::lsn::Lsn;
-use super::persist::{BacklogRow, DisableEndpoint, SettledRange};
+use super::persist::QueueId;
 use super::route::Router;
 use super::schedule::{LaneId, Pool, Scheduler};
-use super::settle::SettlePolicy;
-use super::settled::{Ahead, Recovered};
+use super::settled::{Ahead, Recovered, last_commit_lsn};
 use super::tick::Tick;
 use super::tracker::{Tracker, TxnSeq};
 
+use defer::Detour;
 use durable::Durable;
 use input::Parked;
+use refill::Refills;
 use send::InFlight;
-pub use send::{Dispatch, Settled};
+
+pub use outcome::Settled;
+pub use send::Dispatch;
+pub use settings::{Counters, Gauges, Ordering, Retry, Settings, Start};
+pub use stop::BreakerChange;
 
 /// Outcomes that may be lost by a crash, and so sent twice, beside what is in flight.
 pub const UNPERSISTED_MAX: usize = 4_096;
@@ -61,91 +76,8 @@ pub const UNPERSISTED_MAX: usize = 4_096;
 /// A state transaction that takes longer stops sending until it is done.
 pub const PERSIST_SLOW: Duration = Duration::from_secs(1);
 
-/// What a queued delivery takes beside its event: its entry, its keys, its place in the maps.
-const DELIVERY_BYTES: usize = 320;
-
 /// Lanes kept although nothing is pending in them, for what they know of their endpoints.
 const IDLE_LANES: usize = 4_096;
-
-/// What is delivered in order to one endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ordering {
-    /// The events of one row; of tables without a primary key, those of the account.
-    Row,
-    /// All events of the account.
-    Account,
-    /// Nothing.
-    None,
-}
-
-/// What the configuration decides here.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// For pending events and cached routes together, in bytes.
-    pub memory_limit: usize,
-    /// Requests in flight to endpoints that answer within a second.
-    pub fast_slots: u32,
-    /// Requests in flight beside those, to slower endpoints.
-    pub slow_slots: u32,
-    /// What is delivered in order.
-    pub ordering: Ordering,
-    /// What an outcome means.
-    pub settle: SettlePolicy,
-}
-
-/// Where an earlier leader left off.
-#[derive(Debug, Clone, Default)]
-pub struct Start {
-    /// The checkpoint.
-    pub frontier: Lsn,
-    /// What is settled ahead of it.
-    pub settled: Vec<SettledRange>,
-    /// The endpoints that walhook has switched off.
-    pub disabled: Vec<DisableEndpoint>,
-    /// The queues that have deferred rows.
-    pub backlog: Vec<BacklogRow>,
-}
-
-/// An operator's retry of one dead letter.
-#[derive(Debug, Clone)]
-pub struct Retry {
-    /// The dead letter's id.
-    pub dead_letter: i64,
-    /// The job that asked.
-    pub job: i64,
-    /// What to send.
-    pub event: Arc<Event>,
-    /// Where to.
-    pub endpoint: EndpointId,
-}
-
-/// What happened so far, for metrics. Each only grows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Deliveries that an endpoint took.
-    pub delivered: u64,
-    /// Deliveries (and unroutable changes) that became dead letters.
-    pub dead: u64,
-    /// Deliveries whose endpoint was removed.
-    pub dropped: u64,
-}
-
-/// How things stand, for metrics and `/readyz`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Gauges {
-    /// Lanes with a delivery that waits for nothing but a slot.
-    pub lanes_ready: usize,
-    /// Lanes whose pending deliveries all wait for something else.
-    pub lanes_waiting: usize,
-    /// Bytes that pending events and deliveries take.
-    pub queued_bytes: usize,
-    /// Requests in flight to fast endpoints.
-    pub in_flight_fast: u32,
-    /// Requests in flight to slow endpoints.
-    pub in_flight_slow: u32,
-    /// When the oldest transaction that is not settled was read.
-    pub oldest_unsettled: Option<Tick>,
-}
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -167,6 +99,11 @@ pub struct Dispatcher {
     aging: VecDeque<(Tick, DeliveryId)>,
     timers: BinaryHeap<Reverse<Timer>>,
     disabled: HashMap<EndpointId, String>,
+    /// The queues that have deferred rows.
+    detours: HashMap<QueueId, Detour>,
+    refills: Refills,
+    /// The frontier is not looked at again before then.
+    next_release: Tick,
     recovered: Recovered,
     ahead: Ahead,
     durable: Durable,
@@ -177,7 +114,10 @@ pub struct Dispatcher {
     unseen: Vec<(u32, TxnSeq)>,
     next_id: u64,
     bytes: usize,
+    /// Below this, making room was tried and did not help.
+    relieve_above: usize,
     counters: Counters,
+    unix_us_at_zero: i64,
     stopping: bool,
 }
 
@@ -185,10 +125,18 @@ pub struct Dispatcher {
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Timer {
     due: Tick,
-    lane: LaneId,
-    endpoint: EndpointId,
-    /// A delivery that backed off; else the endpoint's rate limit lets the next one go.
-    delivery: Option<DeliveryId>,
+    wake: Wake,
+}
+
+/// What becomes possible.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Wake {
+    /// A delivery that backed off is due.
+    Delivery(LaneId, EndpointId, DeliveryId),
+    /// The endpoint's own rate limit lets the next request go.
+    RateLimit(LaneId, EndpointId),
+    /// A row in the table is due.
+    Detour(QueueId),
 }
 
 impl Dispatcher {
@@ -198,7 +146,8 @@ impl Dispatcher {
         // An eighth of the memory caches routes of accounts that have nothing pending.
         let cache_bytes = settings.memory_limit / 8;
         let disabled = start.disabled.into_iter().map(|d| (d.endpoint, d.reason)).collect();
-        Self {
+        let known_from = last_commit_lsn(&start.settled).unwrap_or_default();
+        let mut dispatcher = Self {
             rng,
             router: Router::new(cache_bytes as u64),
             tracker: Tracker::new(start.frontier),
@@ -211,6 +160,9 @@ impl Dispatcher {
             aging: VecDeque::new(),
             timers: BinaryHeap::new(),
             disabled,
+            detours: HashMap::new(),
+            refills: Refills::new(settings.memory_limit, known_from),
+            next_release: Tick(0),
             recovered: Recovered::from_ranges(start.settled),
             ahead: Ahead::new(),
             durable: Durable::new(start.frontier),
@@ -218,10 +170,14 @@ impl Dispatcher {
             unseen: Vec::new(),
             next_id: 0,
             bytes: cache_bytes,
+            relieve_above: 0,
             counters: Counters::default(),
+            unix_us_at_zero: start.unix_us_at_zero,
             stopping: false,
             settings,
-        }
+        };
+        dispatcher.recover_detours(start.backlog);
+        dispatcher
     }
 
     /// Whether there is room for more of the stream.
@@ -253,7 +209,8 @@ impl Dispatcher {
         let aging = self.aging.front().filter(|_| room).map(|(start, _)| *start + send::FAST_HOLD);
         let persist = self.durable.deadline(self.tracker.frontier(), self.stopping);
         let lookup = self.router.deadline();
-        let next = [timer, aging, persist, lookup].into_iter().flatten().min();
+        let release = self.release_deadline();
+        let next = [timer, aging, persist, lookup, release].into_iter().flatten().min();
         next.map(|tick| tick.max(now))
     }
 
@@ -278,6 +235,9 @@ impl Dispatcher {
             lanes_ready: ready.len(),
             lanes_waiting: waiting.len(),
             queued_bytes: self.bytes,
+            deferred: self.detours.values().map(Detour::rows).sum(),
+            backlogs: self.detours.len(),
+            breakers_open: self.detours.values().filter(|d| d.breaker.is_some()).count(),
             in_flight_fast: self.scheduler.in_flight(Pool::Fast),
             in_flight_slow: self.scheduler.in_flight(Pool::Slow),
             oldest_unsettled: self.tracker.oldest_unsettled(),
@@ -321,6 +281,19 @@ impl Dispatcher {
             self.scheduler.remove_lane(oldest);
             self.router.unpin(&lane.account);
         }
+    }
+
+    /// What the wall clock would say, in microseconds since 1970-01-01 UTC, had nobody set it since
+    /// tick 0.
+    fn unix_us(&self, tick: Tick) -> i64 {
+        self.unix_us_at_zero.saturating_add_unsigned(tick.0)
+    }
+
+    /// When the wall clock says `unix_us`, but never later than a retry may be: it may have been set
+    /// back since that was written.
+    fn tick_at(&self, unix_us: i64, now: Tick) -> Tick {
+        let us = u64::try_from(unix_us.saturating_sub(self.unix_us_at_zero)).unwrap_or(0);
+        Tick(us).min(now + self.settings.settle.retry.cap())
     }
 
     /// Forgets one holder of an event, and its memory with the last.

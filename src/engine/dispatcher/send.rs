@@ -1,19 +1,18 @@
-//! What is sent next, and what an outcome means for it.
+//! What is sent next.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
+use super::super::attempt::{Attempt, DeliveryId};
 use super::super::endpoint::Endpoint;
-use super::super::event::{EndpointId, Event};
-use super::super::lane::{DEFAULT_MAX_IN_FLIGHT, Origin, Queue};
-use super::super::persist::{DeadReason, DisableEndpoint};
+use super::super::event::EndpointId;
+use super::super::lane::{DEFAULT_MAX_IN_FLIGHT, Origin};
+use super::super::persist::DeadReason;
 use super::super::schedule::{Charge, LaneId, Pool};
-use super::super::settle::{Settlement, settle};
 use super::super::tick::Tick;
-use super::durable::End;
-use super::{Dispatcher, Timer};
+use super::ending::End;
+use super::{Dispatcher, Timer, Wake};
 
 /// A request older than this leaves the fast pool for the slow one.
 pub(super) const FAST_HOLD: Duration = Duration::from_secs(1);
@@ -21,10 +20,10 @@ pub(super) const FAST_HOLD: Duration = Duration::from_secs(1);
 /// A request under way.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    lane: LaneId,
-    endpoint: EndpointId,
-    charge: Charge,
-    started: Tick,
+    pub(super) lane: LaneId,
+    pub(super) endpoint: EndpointId,
+    pub(super) charge: Charge,
+    pub(super) started: Tick,
 }
 
 /// A request to send now.
@@ -36,22 +35,12 @@ pub struct Dispatch {
     pub waited: Duration,
 }
 
-/// What an outcome came to, for metrics and logs.
-#[derive(Debug)]
-pub struct Settled {
-    /// The event.
-    pub event: Arc<Event>,
-    /// Whether the endpoint took it.
-    pub delivered: bool,
-    /// Set when walhook switched the endpoint off because of this: the reason.
-    pub disabled: Option<DisableEndpoint>,
-}
-
 impl Dispatcher {
     /// The next request to send, where one may be sent; answered by [`Dispatcher::handle_outcome`].
     pub fn poll_attempt(&mut self, now: Tick) -> Option<Dispatch> {
         self.handle_due_timers(now);
         self.move_old_requests(now);
+        self.release_frontier(now);
         if self.stopping || self.durable.is_behind(now) {
             return None;
         }
@@ -86,9 +75,9 @@ impl Dispatcher {
             return None;
         };
         let endpoint = match routes.endpoint(&endpoint_id) {
-            None => return self.give_up(id, &endpoint_id, None),
+            None => return self.give_up(id, &endpoint_id, None, now),
             Some(endpoint) => match self.why_unusable(endpoint) {
-                Some(why) => return self.give_up(id, &endpoint_id, Some(why)),
+                Some(why) => return self.give_up(id, &endpoint_id, Some(why), now),
                 None => Arc::clone(endpoint),
             },
         };
@@ -96,8 +85,8 @@ impl Dispatcher {
         if let Some(lane) = self.lanes.get_mut(&id) {
             lane.refresh(&endpoint_id, now);
             if let Some(due) = lane.queue(&endpoint_id).and_then(|q| q.rate_limited_until(now)) {
-                let timer = Timer { due, lane: id, endpoint: endpoint_id, delivery: None };
-                self.timers.push(Reverse(timer));
+                let wake = Wake::RateLimit(id, endpoint_id);
+                self.timers.push(Reverse(Timer { due, wake }));
             }
         }
         self.sync(id);
@@ -157,101 +146,61 @@ impl Dispatcher {
     /// Ends what is pending for an endpoint that is gone (`None`: dropped) or cannot be used.
     ///
     /// Requests in flight end by themselves.
-    fn give_up<T>(&mut self, id: LaneId, endpoint: &EndpointId, why: Option<End>) -> Option<T> {
-        let idle = self.lanes.get(&id).and_then(|lane| lane.queue(endpoint)).map(Queue::idle);
-        for delivery in idle.unwrap_or_default() {
-            let queue = self.lanes.get(&id).and_then(|lane| lane.queue(endpoint));
-            let origin = queue.and_then(|queue| queue.get(delivery)).map(|pending| pending.origin);
+    fn give_up<T>(
+        &mut self,
+        id: LaneId,
+        endpoint: &EndpointId,
+        why: Option<End>,
+        now: Tick,
+    ) -> Option<T> {
+        let queue = self.lanes.get(&id).and_then(|lane| lane.queue(endpoint));
+        let idle: Vec<(DeliveryId, Origin)> = queue
+            .into_iter()
+            .flat_map(|queue| queue.idle().map(|pending| (pending.id, pending.origin)))
+            .collect();
+        for (delivery, origin) in idle {
             match (&why, origin) {
-                (Some(end), Some(_)) => self.die(id, endpoint, delivery, end.clone()),
-                (None, Some(Origin::Stream { .. })) => {
+                (Some(end), _) => self.die(id, endpoint, delivery, end.clone()),
+                (None, Origin::Stream { .. } | Origin::Deferred { .. }) => {
                     self.counters.dropped += 1;
                     self.settle(id, endpoint, delivery);
                 }
-                (None, Some(Origin::Retry { .. })) => {
+                (None, Origin::Retry { .. }) => {
                     let reason = DeadReason::EndpointDisabled;
                     let detail = "the endpoint was removed".to_owned();
                     self.die(id, endpoint, delivery, End { reason, detail, last_status: None });
                 }
-                (_, None) => debug_assert!(false, "an idle delivery is pending"),
             }
             self.rest_if_idle(id, delivery);
         }
         self.sync(id);
+        if let Some(queue) = self.queue_id(id, endpoint) {
+            self.forget_breaker(&queue, now);
+            self.look_after(&queue, now);
+        }
         None
-    }
-
-    /// Takes what came of an attempt.
-    ///
-    /// Returns `None` for a delivery that is not in flight.
-    pub fn handle_outcome(
-        &mut self,
-        id: DeliveryId,
-        outcome: &Outcome,
-        now: Tick,
-    ) -> Option<Settled> {
-        let InFlight { lane: lane_id, endpoint, charge, started } = self.in_flight.remove(&id)?;
-        let held_for = now.since(started);
-        self.scheduler.finish(charge, held_for);
-        self.durable.count_outcome();
-        let lane = self.lanes.get_mut(&lane_id)?;
-        let queue = lane.queue_mut(&endpoint)?;
-        queue.hold.ended(started, held_for);
-        match &outcome.result {
-            Ok(answer) if outcome.delivered() || answer.status == 410 => {
-                queue.limit.succeeded(queue.in_flight());
-            }
-            Ok(answer) if matches!(answer.status, 429 | 503) => queue.limit.throttled(),
-            Err(failure) if failure.kind == FailureKind::Timeout => queue.limit.timed_out(),
-            Ok(_) | Err(_) => {}
-        }
-        let pending = queue.get(id)?;
-        let event = Arc::clone(&pending.held.event);
-        let last_status = outcome.result.as_ref().ok().map(|answer| answer.status);
-        let mut disabled = None;
-        match settle(outcome, pending.attempts, &self.settings.settle, &mut self.rng) {
-            Settlement::Delivered => {
-                self.counters.delivered += 1;
-                self.settle(lane_id, &endpoint, id);
-            }
-            Settlement::Retry { after } => {
-                queue.back_off(id);
-                let due = now + after;
-                let (lane, endpoint) = (lane_id, endpoint.clone());
-                self.timers.push(Reverse(Timer { due, lane, endpoint, delivery: Some(id) }));
-            }
-            Settlement::Dead { reason, detail } => {
-                self.die(lane_id, &endpoint, id, End { reason, detail, last_status });
-            }
-            Settlement::Disable { detail } => {
-                let disable = DisableEndpoint { endpoint: endpoint.clone(), reason: detail };
-                let (reason, detail) = (DeadReason::EndpointDisabled, disable.reason.clone());
-                self.die(lane_id, &endpoint, id, End { reason, detail, last_status });
-                self.disabled.insert(disable.endpoint.clone(), disable.reason.clone());
-                self.durable.disable(disable.clone());
-                disabled = Some(disable);
-            }
-        }
-        if let Some(lane) = self.lanes.get_mut(&lane_id) {
-            lane.refresh(&endpoint, now);
-        }
-        self.sync(lane_id);
-        self.rest_if_idle(lane_id, id);
-        Some(Settled { event, delivered: outcome.delivered(), disabled })
     }
 
     /// Deliveries whose backoff is over, and endpoints whose rate limit lets the next request go.
     fn handle_due_timers(&mut self, now: Tick) {
         while self.timers.peek().is_some_and(|Reverse(timer)| timer.due <= now) {
             let Some(Reverse(timer)) = self.timers.pop() else { return };
-            // The lane may have gone, and its number may be another's: then nothing is found in it.
-            let Some(lane) = self.lanes.get_mut(&timer.lane) else { continue };
-            if let (Some(id), Some(queue)) = (timer.delivery, lane.queue_mut(&timer.endpoint)) {
-                queue.due(id, now);
+            match timer.wake {
+                Wake::Delivery(lane, endpoint, id) => self.wake(lane, &endpoint, Some(id), now),
+                Wake::RateLimit(lane, endpoint) => self.wake(lane, &endpoint, None, now),
+                Wake::Detour(queue) => self.wake_detour(&queue, now),
             }
-            lane.refresh(&timer.endpoint, now);
-            self.sync(timer.lane);
         }
+    }
+
+    fn wake(&mut self, id: LaneId, endpoint: &EndpointId, due: Option<DeliveryId>, now: Tick) {
+        // The lane may have gone, and its number may be another's: then nothing is found in it.
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        if let (Some(due), Some(queue)) = (due, lane.queue_mut(endpoint)) {
+            queue.due(due, now);
+        }
+        lane.refresh(endpoint, now);
+        self.sync(id);
     }
 
     /// Frees the fast slots of requests that have become old, as far as the slow pool has room.

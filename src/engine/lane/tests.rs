@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::event::Operation;
+use crate::engine::event::{Event, Operation};
 use crate::engine::lsn::Lsn;
 use crate::engine::position::{EventId, Position, WalPosition};
 
@@ -131,7 +131,7 @@ proptest! {
                     if let Some(at) = pick(&model, n, |m| m.in_flight) {
                         (model[at].in_flight, model[at].backing_off) = (false, true);
                         let endpoint = id(model[at].endpoint);
-                        lane.queue_mut(&endpoint).unwrap().back_off(DeliveryId(model[at].id));
+                        lane.queue_mut(&endpoint).unwrap().back_off(DeliveryId(model[at].id), now);
                         lane.refresh(&endpoint, now);
                     }
                 }
@@ -160,7 +160,7 @@ proptest! {
                 }
                 Action::GiveUp(endpoint, dead) => {
                     let Some(queue) = lane.queue_mut(&id(endpoint)) else { continue };
-                    let idle: Vec<u64> = queue.idle().into_iter().map(|id| id.0).collect();
+                    let idle: Vec<u64> = queue.idle().map(|pending| pending.id.0).collect();
                     let expected = model.iter().filter(|m| m.endpoint == endpoint && !m.in_flight && !m.dying);
                     prop_assert_eq!(&idle, &expected.map(|m| m.id).collect::<Vec<_>>());
                     for n in idle {

@@ -13,12 +13,18 @@ use crate::engine::attempt::{Answer, Attempt, Failure, FailureKind, Outcome};
 use crate::engine::endpoint::{Endpoint, Routes, Secret};
 use crate::engine::event::{AccountId, EndpointId, Event, Operation, RowKeys};
 use crate::engine::lsn::Lsn;
-use crate::engine::persist::{DeadReason, PersistBatch, SettledRange};
+use crate::engine::persist::{
+    BacklogRow, DeadReason, Deferred, PersistBatch, QueueId, Refill, Refilled, RowId, RowKey,
+    SettledRange, Tried,
+};
 use crate::engine::position::{EventId, Position, WalPosition};
+use crate::engine::tick::Tick;
 
 pub(super) const ACCOUNTS: u32 = 12;
 pub(super) const TIMEOUT: Duration = Duration::from_secs(15);
 pub(super) const FIRST_LSN: u64 = 1_000;
+/// What the wall clock says at tick 0.
+pub(super) const UNIX_US: i64 = 1_700_000_000_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Temper {
@@ -28,6 +34,10 @@ pub(super) enum Temper {
     Hanging,
     Refusing,
     Gone,
+    /// Refuses until then.
+    Back(Tick),
+    /// Refuses some rows, always.
+    Picky,
 }
 
 /// One item of the stream, or a change of the endpoint table that comes with it.
@@ -57,6 +67,10 @@ pub(super) struct World {
     pub(super) settled: Vec<(Lsn, Vec<SettledRange>)>,
     pub(super) disabled: BTreeMap<EndpointId, String>,
     pub(super) dead: HashMap<(EventId, String), DeadReason>,
+    pub(super) deferred: BTreeMap<QueueId, BTreeMap<RowKey, (Arc<Event>, Tried)>>,
+    pub(super) backlog: BTreeMap<QueueId, BacklogRow>,
+    /// Rows that were ever deferred.
+    pub(super) deferrals: u64,
     pub(super) duplicates: u64,
     /// The last event of a row that an endpoint received for the first time.
     pub(super) last_first: HashMap<(String, AccountId, u64), Position>,
@@ -93,14 +107,15 @@ pub(super) fn event(rng: &mut SmallRng, txn: u64, n: u32) -> Arc<Event> {
 impl World {
     pub(super) fn new(rng: &mut SmallRng, transactions: u64) -> Self {
         let mut world = Self { frontier: Lsn(FIRST_LSN), ..Self::default() };
-        let tempers = [
-            Temper::Fast,
-            Temper::Slow,
-            Temper::Flaky,
-            Temper::Hanging,
-            Temper::Refusing,
-            Temper::Gone,
-        ];
+        let tempers = |rng: &mut SmallRng| match rng.random_range(0..10) {
+            0 => Temper::Slow,
+            1 | 2 => Temper::Flaky,
+            3 => Temper::Hanging,
+            4 => Temper::Refusing,
+            5 => Temper::Gone,
+            6 | 7 => Temper::Back(Tick(rng.random_range(0..60_000_000))),
+            _ => Temper::Picky,
+        };
         // The first transaction registers endpoints; later ones change some.
         let mut changes = Vec::new();
         for account in 0..ACCOUNTS {
@@ -108,7 +123,7 @@ impl World {
                 let id = format!("{account}-{n}");
                 changes.push(Change::Endpoint { id: id.clone(), row: Some((account, true)) });
                 let healthy = rng.random_bool(0.5);
-                let temper = tempers[if healthy { 0 } else { rng.random_range(0..tempers.len()) }];
+                let temper = if healthy { Temper::Fast } else { tempers(rng) };
                 world.tempers.insert(id, temper);
             }
         }
@@ -181,12 +196,16 @@ impl World {
         Routes::new(endpoints.collect(), 1.0)
     }
 
-    pub(super) fn answer(&self, rng: &mut SmallRng, endpoint: &EndpointId) -> Outcome {
+    pub(super) fn answer(&self, rng: &mut SmallRng, attempt: &Attempt, now: Tick) -> Outcome {
         let status = |status| Ok(Answer { status, retry_after: None, excerpt: String::new() });
         let failure = |kind| Err(Failure { kind, detail: "simulated".into() });
         let ms = Duration::from_millis;
-        let (result, elapsed) = match self.tempers[endpoint.as_str()] {
-            Temper::Fast => (status(200), ms(rng.random_range(1..30))),
+        let (result, elapsed) = match self.tempers[attempt.endpoint.id.as_str()] {
+            Temper::Back(since) if now < since => (status(500), ms(3)),
+            Temper::Picky if attempt.event.keys[0].is_multiple_of(3) => (status(422), ms(2)),
+            Temper::Fast | Temper::Back(_) | Temper::Picky => {
+                (status(200), ms(rng.random_range(1..30)))
+            }
             Temper::Slow => (status(200), ms(rng.random_range(1_000..5_000))),
             Temper::Flaky if rng.random_bool(0.3) => (status(503), ms(5)),
             Temper::Flaky => (status(200), ms(20)),
@@ -222,7 +241,8 @@ impl World {
             let row = (endpoint.clone(), event.account.clone(), *key);
             let before = self.last_first.insert(row.clone(), event.position);
             let in_order = before < Some(event.position) || self.changed().contains(&row.0);
-            assert!(in_order, "{} came out of order", event.id);
+            let (id, position) = (event.id, event.position);
+            assert!(in_order, "{id} at {position:?} came to {row:?} after {before:?}");
         }
     }
 
@@ -236,12 +256,70 @@ impl World {
             let endpoint = letter.endpoint.map(|e| e.to_string()).unwrap_or_default();
             self.dead.insert((letter.event.id, endpoint), letter.reason);
         }
+        self.store_rows(batch.deferred.into_iter().map(|d| (d.id, d.event, d.tried)));
+        for row in batch.resolved {
+            self.take_row(&row);
+        }
+        for (row, tried) in batch.retimed {
+            let table = self.deferred.get_mut(&row.queue).unwrap();
+            table.get_mut(&row.key).unwrap().1 = tried;
+        }
+        for (row, letter) in batch.died {
+            self.take_row(&row);
+            self.dead.insert((row.event, row.queue.endpoint.to_string()), letter.reason);
+        }
+        for row in batch.backlog {
+            let stored = self.deferred.get(&row.queue).map_or(0, BTreeMap::len);
+            assert_eq!(row.rows, stored as u64, "the backlog miscounts its rows");
+            self.backlog.insert(row.queue.clone(), row);
+        }
+        for queue in batch.backlog_gone {
+            assert!(!self.deferred.contains_key(&queue), "rows are left and nobody knows");
+            self.backlog.remove(&queue);
+        }
+        assert!(
+            self.deferred.keys().eq(self.backlog.keys().filter(|q| self.deferred.contains_key(*q)))
+        );
         for d in batch.disabled {
             self.disabled.insert(d.endpoint, d.reason);
         }
         for e in batch.enabled {
             self.disabled.remove(&e);
         }
+    }
+
+    fn store_rows(&mut self, rows: impl Iterator<Item = (RowId, Arc<Event>, Tried)>) {
+        for (id, event, tried) in rows {
+            self.deferrals += 1;
+            let before = self.deferred.entry(id.queue).or_default().insert(id.key, (event, tried));
+            assert!(before.is_none(), "deferred twice");
+        }
+    }
+
+    fn take_row(&mut self, row: &RowId) {
+        let table = self.deferred.get_mut(&row.queue).expect("the queue has rows");
+        table.remove(&row.key).expect("the row is there");
+        if table.is_empty() {
+            self.deferred.remove(&row.queue);
+        }
+    }
+
+    pub(super) fn refill(&self, pages: &[Refill]) -> Vec<Refilled> {
+        let read = |page: &Refill| {
+            let from = |key: &RowKey| page.from.as_ref().is_none_or(|from| from <= key);
+            let table = self.deferred.get(&page.queue).into_iter().flatten();
+            let mut behind = table.filter(|(key, _)| from(key));
+            let row = |(key, (event, tried)): (&RowKey, &(Arc<Event>, Tried))| Deferred {
+                key: key.clone(),
+                event: Arc::clone(event),
+                attempts: tried.attempts,
+                first_attempt_us: tried.first_attempt_us,
+                due_us: tried.due_us,
+            };
+            let rows = behind.by_ref().take(page.rows as usize).map(row).collect();
+            Refilled { queue: page.queue.clone(), rows, end: behind.next().is_none() }
+        };
+        pages.iter().map(read).collect()
     }
 }
 
@@ -261,7 +339,7 @@ pub(super) fn account_for(seed: u64, world: &World) {
                 let key = (event.id, endpoint.clone());
                 let ended = world.received.contains_key(&key) || world.dead.contains_key(&key);
                 assert!(ended, "seed {seed}: {key:?} was lost");
-                if world.tempers[endpoint] == Temper::Fast {
+                if matches!(world.tempers[endpoint], Temper::Fast | Temper::Back(_)) {
                     assert!(world.received.contains_key(&key), "seed {seed}: {key:?} not received");
                 }
             }

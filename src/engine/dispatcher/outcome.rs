@@ -1,0 +1,177 @@
+//! What an outcome means for its delivery, and for what stands behind it.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::attempt::{DeliveryId, FailureKind, Outcome};
+use super::super::event::{EndpointId, Event};
+use super::super::lane::{Origin, Queue};
+use super::super::persist::{AttemptRecord, DeadReason, DisableEndpoint};
+use super::super::schedule::LaneId;
+use super::super::settle::{Place, Progress, Settlement, failure_text, settle};
+use super::super::tick::{Tick, micros};
+use super::defer::Exit;
+use super::ending::End;
+use super::send::InFlight;
+use super::stop::BreakerChange;
+use super::{Dispatcher, Timer, Wake};
+
+/// Attempts that a delivery's history tells of: the last ones.
+const HISTORY_MAX: usize = 10;
+
+/// What an outcome came to, for metrics and logs.
+#[derive(Debug)]
+pub struct Settled {
+    /// The event.
+    pub event: Arc<Event>,
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// Whether the endpoint took it.
+    pub delivered: bool,
+    /// Set when walhook switched the endpoint off because of this: the reason.
+    pub disabled: Option<DisableEndpoint>,
+    /// Set when the endpoint's breaker opened or closed because of this.
+    pub breaker: Option<BreakerChange>,
+}
+
+impl Dispatcher {
+    /// Takes what came of an attempt.
+    ///
+    /// Returns `None` for a delivery that is not in flight.
+    pub fn handle_outcome(
+        &mut self,
+        id: DeliveryId,
+        outcome: &Outcome,
+        now: Tick,
+    ) -> Option<Settled> {
+        let InFlight { lane: lane_id, endpoint, charge, started } = self.in_flight.remove(&id)?;
+        let held_for = now.since(started);
+        self.scheduler.finish(charge, held_for);
+        self.durable.count_outcome();
+        let queue = self.lanes.get_mut(&lane_id)?.queue_mut(&endpoint)?;
+        queue.hold.ended(started, held_for);
+        adapt(queue, outcome);
+        let pending = queue.get(id)?;
+        let (event, origin) = (Arc::clone(&pending.held.event), pending.origin);
+        if !outcome.delivered() {
+            self.note_failure(lane_id, &endpoint, id, outcome, now);
+        }
+        let queue = self.queue_id(lane_id, &endpoint)?;
+        let is_test = self.is_test(&queue, id, origin);
+        let disabled = self.apply(lane_id, &endpoint, id, outcome, now);
+        let breaker = self.note_health(lane_id, &queue, is_test, outcome, now);
+        let disabled = disabled.or_else(|| self.give_up_failing(&queue, outcome, now));
+        if let Some(lane) = self.lanes.get_mut(&lane_id) {
+            lane.refresh(&endpoint, now);
+        }
+        self.sync(lane_id);
+        self.look_after(&queue, now);
+        self.rest_if_idle(lane_id, id);
+        Some(Settled { event, endpoint, delivered: outcome.delivered(), disabled, breaker })
+    }
+
+    fn apply(
+        &mut self,
+        lane_id: LaneId,
+        endpoint: &EndpointId,
+        id: DeliveryId,
+        outcome: &Outcome,
+        now: Tick,
+    ) -> Option<DisableEndpoint> {
+        let queue = self.queue_id(lane_id, endpoint)?;
+        let progress = self.progress(lane_id, endpoint, id, now)?;
+        let may_wait = progress.place != Place::Memory || !self.is_stopped(&queue);
+        let last_status = outcome.result.as_ref().ok().map(|answer| answer.status);
+        match settle(outcome, progress, &self.settings.settle, &mut self.rng) {
+            Settlement::Delivered => {
+                self.counters.delivered += 1;
+                self.settle(lane_id, endpoint, id);
+            }
+            Settlement::Retry { after } if may_wait => {
+                let due = now + after;
+                let in_memory = self.lanes.get_mut(&lane_id)?.queue_mut(endpoint)?;
+                in_memory.back_off(id, due);
+                let wake = Wake::Delivery(lane_id, endpoint.clone(), id);
+                self.timers.push(Reverse(Timer { due, wake }));
+            }
+            Settlement::Retry { after } | Settlement::Defer { after } => {
+                let in_memory = self.lanes.get(&lane_id)?.queue(endpoint)?;
+                let ids = in_memory.with_those_behind(&[id]);
+                self.leave(lane_id, endpoint, &ids, Exit::Failed(id, now + after), now);
+            }
+            Settlement::Dead { reason, detail } => {
+                self.die(lane_id, endpoint, id, End { reason, detail, last_status });
+            }
+            Settlement::Disable { detail } => {
+                let disable = DisableEndpoint { endpoint: endpoint.clone(), reason: detail };
+                let (reason, detail) = (DeadReason::EndpointDisabled, disable.reason.clone());
+                self.die(lane_id, endpoint, id, End { reason, detail, last_status });
+                self.switch_off(&queue, disable.clone(), now);
+                return Some(disable);
+            }
+        }
+        None
+    }
+
+    /// What was tried of a delivery whose attempt has just ended.
+    fn progress(
+        &self,
+        lane_id: LaneId,
+        endpoint: &EndpointId,
+        id: DeliveryId,
+        now: Tick,
+    ) -> Option<Progress> {
+        let queue = self.queue_id(lane_id, endpoint)?;
+        let pending = self.lanes.get(&lane_id)?.queue(endpoint)?.get(id)?;
+        let place = match pending.origin {
+            Origin::Stream { .. } => Place::Memory,
+            Origin::Deferred { .. } => Place::Table,
+            Origin::Retry { .. } => Place::DeadLetters,
+        };
+        let active_us = self.active_us(&queue, now);
+        let first_us = pending.tried.as_ref().and_then(|tried| tried.first_attempt_us);
+        let tried_us = active_us.saturating_sub(first_us.unwrap_or(active_us));
+        let tried_for = Duration::from_micros(u64::try_from(tried_us).unwrap_or(0));
+        Some(Progress { place, attempts: pending.attempts, tried_for })
+    }
+
+    /// Adds a failed attempt to what is known of the delivery.
+    fn note_failure(
+        &mut self,
+        lane_id: LaneId,
+        endpoint: &EndpointId,
+        id: DeliveryId,
+        outcome: &Outcome,
+        now: Tick,
+    ) {
+        let Some(queue) = self.queue_id(lane_id, endpoint) else { return };
+        let (at_us, active_us) = (self.unix_us(now), self.active_us(&queue, now));
+        let in_memory = self.lanes.get_mut(&lane_id).and_then(|lane| lane.queue_mut(endpoint));
+        let Some(pending) = in_memory.and_then(|queue| queue.get_mut(id)) else { return };
+        let status = outcome.result.as_ref().ok().map(|answer| answer.status);
+        let error = failure_text(outcome);
+        let tried = pending.tried.get_or_insert_default();
+        tried.attempts = pending.attempts;
+        // It began earlier than it ended.
+        let took_us = i64::try_from(micros(outcome.elapsed)).unwrap_or(i64::MAX);
+        tried.first_attempt_us.get_or_insert(active_us.saturating_sub(took_us));
+        (tried.last_status, tried.detail) = (status, error.clone());
+        if tried.history.len() >= HISTORY_MAX {
+            tried.history.remove(0);
+        }
+        tried.history.push(AttemptRecord { at_us, status, latency: outcome.elapsed, error });
+    }
+}
+
+/// How many requests the endpoint takes at once follows from how it answers.
+fn adapt(queue: &mut Queue, outcome: &Outcome) {
+    match &outcome.result {
+        Ok(answer) if outcome.delivered() || answer.status == 410 => {
+            queue.limit.succeeded(queue.in_flight());
+        }
+        Ok(answer) if matches!(answer.status, 429 | 503) => queue.limit.throttled(),
+        Err(failure) if failure.kind == FailureKind::Timeout => queue.limit.timed_out(),
+        Ok(_) | Err(_) => {}
+    }
+}

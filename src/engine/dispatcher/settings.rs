@@ -1,0 +1,109 @@
+//! What the dispatcher is given, and what it tells.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::engine::event::{EndpointId, Event};
+use crate::engine::lsn::Lsn;
+use crate::engine::persist::{BacklogRow, DeferReason, DisableEndpoint, SettledRange};
+use crate::engine::settle::SettlePolicy;
+use crate::engine::tick::Tick;
+
+/// What is delivered in order to one endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ordering {
+    /// The events of one row; of tables without a primary key, those of the account.
+    Row,
+    /// All events of the account.
+    Account,
+    /// Nothing.
+    None,
+}
+
+/// What the configuration decides here.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// For pending events and cached routes together, in bytes.
+    pub memory_limit: usize,
+    /// Deliveries that wait in memory for one endpoint, at most.
+    pub queue_max: usize,
+    /// Requests in flight to endpoints that answer within a second.
+    pub fast_slots: u32,
+    /// Requests in flight beside those, to slower endpoints.
+    pub slow_slots: u32,
+    /// What is delivered in order.
+    pub ordering: Ordering,
+    /// What an outcome means.
+    pub settle: SettlePolicy,
+    /// An endpoint is switched off after so long with nothing but failures.
+    pub disable_after: Duration,
+    /// A delivery that holds the frontier back is deferred after so long.
+    pub max_hold: Duration,
+    /// Deliveries are deferred while the frontier is so many bytes behind what was read.
+    pub max_retained: u64,
+}
+
+/// Where an earlier leader left off.
+#[derive(Debug, Clone, Default)]
+pub struct Start {
+    /// The checkpoint.
+    pub frontier: Lsn,
+    /// What is settled ahead of it.
+    pub settled: Vec<SettledRange>,
+    /// The endpoints that walhook has switched off.
+    pub disabled: Vec<DisableEndpoint>,
+    /// The queues that have deferred rows.
+    pub backlog: Vec<BacklogRow>,
+    /// What the wall clock said at tick 0: microseconds since 1970-01-01 UTC. A step of it later
+    /// changes nothing.
+    pub unix_us_at_zero: i64,
+}
+
+/// An operator's retry of one dead letter.
+#[derive(Debug, Clone)]
+pub struct Retry {
+    /// The dead letter's id.
+    pub dead_letter: i64,
+    /// The job that asked.
+    pub job: i64,
+    /// What to send.
+    pub event: Arc<Event>,
+    /// Where to.
+    pub endpoint: EndpointId,
+}
+
+/// What happened so far, for metrics. Each only grows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Deliveries that an endpoint took.
+    pub delivered: u64,
+    /// Deliveries (and unroutable changes) that became dead letters.
+    pub dead: u64,
+    /// Deliveries whose endpoint was removed.
+    pub dropped: u64,
+    /// Deliveries that were deferred, by [`DeferReason`].
+    pub deferred: [u64; DeferReason::ALL.len()],
+}
+
+/// How things stand, for metrics and `/readyz`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Gauges {
+    /// Lanes with a delivery that waits for nothing but a slot.
+    pub lanes_ready: usize,
+    /// Lanes whose pending deliveries all wait for something else.
+    pub lanes_waiting: usize,
+    /// Bytes that pending events and deliveries take.
+    pub queued_bytes: usize,
+    /// Deliveries in the table `deferred`, or on their way there.
+    pub deferred: u64,
+    /// Queues that have some.
+    pub backlogs: usize,
+    /// Of these, those whose endpoint's breaker is not closed.
+    pub breakers_open: usize,
+    /// Requests in flight to fast endpoints.
+    pub in_flight_fast: u32,
+    /// Requests in flight to slow endpoints.
+    pub in_flight_slow: u32,
+    /// When the oldest transaction that is not settled was read.
+    pub oldest_unsettled: Option<Tick>,
+}

@@ -1,0 +1,159 @@
+//! Endpoints to which nothing is sent for a while: their breaker is open.
+//!
+//! What arrives for them is deferred, what waited in memory is too, and their clock stands still.
+
+use std::time::Duration;
+
+use super::super::attempt::{DeliveryId, FailureKind, Outcome};
+use super::super::breaker::{Breaker, Lately, Went};
+use super::super::lane::Origin;
+use super::super::persist::{DeferReason, DisableEndpoint, QueueId};
+use super::super::schedule::LaneId;
+use super::super::settle::failure_text;
+use super::super::tick::{Tick, micros};
+use super::Dispatcher;
+use super::defer::{Detour, Exit};
+
+/// An endpoint's breaker opened or closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BreakerChange {
+    /// It fails too often: nothing is sent to it for so long.
+    Opened(Duration),
+    /// A probe came through.
+    Closed,
+}
+
+impl Detour {
+    /// For how long the queue was stopped so far.
+    pub(super) fn stopped_us(&self, now: Tick) -> i64 {
+        let open = self.breaker.as_ref().map_or(Duration::ZERO, |b| now.since(b.since));
+        self.stopped_before_us.saturating_add_unsigned(micros(open))
+    }
+
+    /// Closes the breaker, if it is not closed.
+    pub(super) fn close_breaker(&mut self, now: Tick) -> bool {
+        self.stopped_before_us = self.stopped_us(now);
+        if self.breaker.take().is_none() {
+            return false;
+        }
+        self.backlog.block_all(DeferReason::Behind);
+        true
+    }
+}
+
+impl Dispatcher {
+    /// Whether an outcome of this delivery tells whether the breaker may close.
+    pub(super) fn is_test(&self, queue: &QueueId, id: DeliveryId, origin: Origin) -> bool {
+        let breaker = self.detours.get(queue).and_then(|detour| detour.breaker.as_ref());
+        let is_probe = |breaker: &Breaker| breaker.probe() == Some(id);
+        breaker.is_some_and(|b| is_probe(b) || matches!(origin, Origin::Retry { .. }))
+    }
+
+    /// What an outcome says of its endpoint's health. Call it after the delivery was seen to.
+    /// `is_test`: see [`Dispatcher::is_test`], as it was before.
+    pub(super) fn note_health(
+        &mut self,
+        lane_id: LaneId,
+        queue: &QueueId,
+        is_test: bool,
+        outcome: &Outcome,
+        now: Tick,
+    ) -> Option<BreakerChange> {
+        let went = went(outcome);
+        let detour = self.detours.get(queue);
+        if detour.is_none_or(|detour| detour.breaker.is_none()) {
+            let in_memory = self.lanes.get_mut(&lane_id)?.queue_mut(&queue.endpoint)?;
+            let opens = in_memory.lately.note(went, now);
+            return if opens { self.open_breaker(lane_id, queue, now) } else { None };
+        }
+        if !is_test {
+            return None;
+        }
+        self.outdate(queue);
+        let detour = self.detours.get_mut(queue)?;
+        if went == Went::Well {
+            detour.close_breaker(now);
+            return Some(BreakerChange::Closed);
+        }
+        detour.breaker.as_mut()?.reopen(now, &mut self.rng);
+        None
+    }
+
+    fn open_breaker(&mut self, id: LaneId, queue: &QueueId, now: Tick) -> Option<BreakerChange> {
+        let in_memory = self.lanes.get_mut(&id)?.queue_mut(&queue.endpoint)?;
+        in_memory.lately = Lately::default();
+        let idle: Vec<DeliveryId> = in_memory.idle().map(|pending| pending.id).collect();
+        let breaker = Breaker::open(now, &mut self.rng);
+        let until = breaker.open_until()?;
+        let detour = self.detour(queue);
+        detour.breaker = Some(breaker);
+        detour.backlog.block_all(DeferReason::Breaker);
+        self.leave(id, &queue.endpoint, &idle, Exit::Other(DeferReason::Breaker), now);
+        // Without a row there is no probe: what comes next is one.
+        self.detours.get(queue)?.breaker.as_ref()?;
+        self.outdate(queue);
+        Some(BreakerChange::Opened(until.since(now)))
+    }
+
+    /// Switches an endpoint off that has answered with nothing but failures for too long.
+    pub(super) fn give_up_failing(
+        &mut self,
+        queue: &QueueId,
+        outcome: &Outcome,
+        now: Tick,
+    ) -> Option<DisableEndpoint> {
+        let now_us = self.unix_us(now);
+        let detour = self.detours.get_mut(queue)?;
+        if went(outcome) == Went::Well {
+            if detour.failing_since_us.take().is_some() {
+                self.outdate(queue);
+            }
+            return None;
+        }
+        let Some(since_us) = detour.failing_since_us else {
+            detour.failing_since_us = Some(now_us);
+            self.outdate(queue);
+            return None;
+        };
+        let failing_us = u64::try_from(now_us.saturating_sub(since_us)).unwrap_or(0);
+        let limit = self.settings.disable_after;
+        if Duration::from_micros(failing_us) < limit || self.disabled.contains_key(&queue.endpoint)
+        {
+            return None;
+        }
+        let limit = humantime::format_duration(limit);
+        let reason = format!("nothing but failures for {limit}; last: {}", failure_text(outcome));
+        let disable = DisableEndpoint { endpoint: queue.endpoint.clone(), reason };
+        self.switch_off(queue, disable.clone(), now);
+        Some(disable)
+    }
+
+    /// Nothing is sent to the endpoint any more: what is queued or deferred for it becomes dead letters.
+    pub(super) fn switch_off(&mut self, queue: &QueueId, disable: DisableEndpoint, now: Tick) {
+        self.disabled.insert(disable.endpoint.clone(), disable.reason.clone());
+        self.durable.disable(disable);
+        self.forget_breaker(queue, now);
+    }
+
+    /// Nothing is to be sent to the endpoint any more, or nothing can be: no reason to go slowly.
+    pub(super) fn forget_breaker(&mut self, queue: &QueueId, now: Tick) {
+        if let Some(detour) = self.detours.get_mut(queue)
+            && detour.close_breaker(now)
+        {
+            self.outdate(queue);
+        }
+    }
+
+    /// Whether deliveries to the queue's endpoint wait in the table, whatever comes.
+    pub(super) fn is_stopped(&self, queue: &QueueId) -> bool {
+        self.detours.get(queue).is_some_and(|detour| detour.breaker.is_some())
+    }
+}
+
+fn went(outcome: &Outcome) -> Went {
+    match &outcome.result {
+        Ok(answer) if outcome.delivered() || answer.status == 410 => Went::Well,
+        Err(failure) if failure.kind == FailureKind::Timeout => Went::Nowhere,
+        Ok(_) | Err(_) => Went::Badly,
+    }
+}

@@ -1,0 +1,160 @@
+//! Deliveries that leave memory for the table `deferred`: in order, across kills, at nobody else's cost.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use axum::http::StatusCode;
+use tokio::time::{Instant, sleep};
+use walhook::mock::Behaviour;
+
+use crate::support::{PATIENCE, RULES, World, taken};
+
+/// Attempts follow each other soon.
+const QUICK: &str = "[delivery]\ntimeout = \"2s\"\nconnect_timeout = \"1s\"\nretry_base = \"50ms\"\n\
+                     retry_cap = \"400ms\"\n";
+
+/// Little memory: what one endpoint does not take soon fills it.
+const SMALL: &str =
+    "\n[memory]\nlimit = \"1MiB\"\n\n[wal]\nmax_hold = \"2s\"\nmax_retained = \"16MiB\"\n";
+
+const DEFERRED: &str = "SELECT count(*) FROM walhook.deferred";
+
+fn down() -> Behaviour {
+    Behaviour::status(StatusCode::SERVICE_UNAVAILABLE)
+}
+
+/// Rows with several versions each, in as many transactions.
+async fn versions(
+    world: &World,
+    account: i64,
+    rows: i64,
+    updates: RangeInclusive<i64>,
+) -> Result<()> {
+    let insert = "INSERT INTO subscribers (id, account_id)
+                  SELECT $1::bigint * 1000000 + n, $1 FROM generate_series(1, $2::bigint) n";
+    world.sql.execute(insert, &[&account, &rows]).await?;
+    for n in updates {
+        let update = "UPDATE subscribers SET status = $2 WHERE account_id = $1";
+        world.sql.execute(update, &[&account, &n.to_string()]).await?;
+    }
+    Ok(())
+}
+
+/// What an endpoint took of each row first comes in the order of its commits.
+fn ensure_in_order(world: &World, path: &str, expected: usize) -> Result<()> {
+    let mut seen = BTreeMap::<String, usize>::new();
+    let mut last = BTreeMap::<i64, i64>::new();
+    for request in world.mock.received().iter().filter(|r| r.path == path && r.is_taken()) {
+        let again = seen.entry(request.id.clone()).or_default();
+        *again += 1;
+        if *again > 1 {
+            continue;
+        }
+        let body: serde_json::Value = serde_json::from_slice(&request.body)?;
+        let id = body["data"]["id"].as_i64().unwrap();
+        let version = body["data"]["status"].as_str().map_or(0, |s| s.parse().unwrap_or(0));
+        let before = last.insert(id, version);
+        ensure!(before.is_none_or(|before| before < version), "{id}: {version} after {before:?}");
+    }
+    ensure!(seen.len() == expected, "{path} took {} of {expected}", seen.len());
+    Ok(())
+}
+
+#[tokio::test]
+async fn deliveries_to_an_endpoint_that_was_down_come_in_order_across_kills() -> Result<()> {
+    let mut world = World::with(QUICK, RULES, &[]).await?;
+    world.hook(1, 1, "").await?;
+    world.hook(2, 2, "").await?;
+    world.mock.set_behaviour("/1", down());
+    let running = world.run().await?;
+    versions(&world, 1, 20, 1..=9).await?;
+    versions(&world, 2, 20, 1..=9).await?;
+    // The checkpoint passes them all, although one endpoint has taken nothing.
+    world.settled().await?;
+    ensure!(taken(&world.mock.received())["/2"].len() == 200);
+    ensure!(world.value(DEFERRED).await? == "200");
+    running.kill().await?;
+
+    let running = world.run().await?;
+    versions(&world, 1, 0, 10..=10).await?;
+    world.until(DEFERRED, "220").await?;
+    ensure!(world.value("SELECT sum(deferred) FROM walhook.backlog").await? == "220");
+    running.kill().await?;
+    world.mock.set_behaviour("/1", Behaviour::ok());
+    let before = world.mock.stats().received;
+    let running = world.run().await?;
+    world.mock.wait_until("some taken", PATIENCE, |s| s.received >= before + 30).await?;
+    running.kill().await?;
+
+    let running = world.run().await?;
+    world.until(DEFERRED, "0").await?;
+    ensure_in_order(&world, "/1", 220)?;
+    world.until("SELECT count(*) FROM walhook.backlog", "0").await?;
+    ensure!(world.value("SELECT count(*) FROM walhook.bodies").await? == "0");
+    ensure!(world.value("SELECT count(*) FROM walhook.dead_letters").await? == "0");
+    world.until_metric("walhook_deferred", "0").await?;
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn case_21_dead_endpoint_and_full_memory_delay_no_other_account_and_hold_no_wal() -> Result<()>
+{
+    let mut world = World::with(&format!("{QUICK}{SMALL}"), RULES, &[]).await?;
+    world.hook(1, 1, "").await?;
+    world.hook(2, 2, "").await?;
+    world.mock.set_behaviour("/1", Behaviour::hang());
+    let running = world.run().await?;
+    // Several times what memory holds, for an endpoint that hangs.
+    versions(&world, 1, 2_000, 1..=4).await?;
+    let began = Instant::now();
+    world.subscribe(9_000_001, 2).await?;
+    let other = |r: &&walhook::mock::Received| r.path == "/2" && r.is_taken();
+    let deadline = Instant::now() + PATIENCE;
+    while !world.mock.received().iter().any(|r| other(&r)) {
+        ensure!(Instant::now() < deadline, "the other account waits\n{}", running.log());
+        sleep(Duration::from_millis(20)).await;
+    }
+    println!(
+        "the other account's event took {:?} behind 10,000 of a dead endpoint",
+        began.elapsed()
+    );
+    world.settled().await?;
+    world.until(DEFERRED, "10000").await?;
+    let retained = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn) < 16 << 20
+                    FROM pg_replication_slots WHERE slot_name = 'walhook'";
+    world.until(retained, "t").await?;
+    world.mock.set_behaviour("/1", Behaviour::ok());
+    ensure!(running.terminate().await?.success());
+
+    // A leader that begins with them delivers them.
+    let running = world.run().await?;
+    world.until(DEFERRED, "0").await?;
+    ensure_in_order(&world, "/1", 10_000)?;
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn delivery_that_fails_for_retry_for_becomes_a_dead_letter_with_its_history() -> Result<()> {
+    let sections = format!("{QUICK}retry_for = \"2s\"\n");
+    let mut world = World::with(&sections, RULES, &[]).await?;
+    world.hook(1, 1, "").await?;
+    world.mock.set_behaviour("/1", Behaviour::status(StatusCode::UNPROCESSABLE_ENTITY));
+    let running = world.run().await?;
+    world.subscribe(1, 1).await?;
+    world.until(DEFERRED, "1").await?;
+    world.until("SELECT reason FROM walhook.dead_letters", "exhausted").await?;
+    let told = "SELECT attempts > 3 AND last_status = 422 AND jsonb_array_length(history) > 2
+                FROM walhook.dead_letters";
+    ensure!(world.value(told).await? == "t");
+    world.until(DEFERRED, "0").await?;
+    // What comes next goes directly.
+    world.mock.set_behaviour("/1", Behaviour::ok());
+    world.subscribe(2, 1).await?;
+    world.delivered(1).await?;
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}

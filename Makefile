@@ -39,6 +39,7 @@ build: prerequisites ## Build the release binary, target/release/walhook
 	$(CARGO) build --release --locked
 
 test: prerequisites lint ## Check and test everything, as CI does
+	@sh scripts/prerequisites openssl
 	if $(CARGO) nextest --version >/dev/null 2>&1; \
 		then $(CARGO) nextest run --workspace --locked; \
 		else $(CARGO) test --workspace --locked --lib --bins --tests; fi
@@ -47,6 +48,7 @@ test: prerequisites lint ## Check and test everything, as CI does
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 
 test-matrix: prerequisites ## Run the tests that start a server on each PostgreSQL that is found
+	@sh scripts/prerequisites openssl
 	sh scripts/test-matrix
 
 torture: prerequisites ## Break everything by seed while traffic runs, and audit: SEED=1 MINUTES=10

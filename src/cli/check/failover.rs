@@ -3,7 +3,7 @@
 use anyhow::Result;
 use tokio_postgres::Client;
 
-use super::Report;
+use super::{NAME, Report};
 use crate::io::source::server_version;
 
 /// `synchronized_standby_slots`, and slots that standbys follow.
@@ -28,10 +28,13 @@ pub(super) async fn settings(client: &Client, report: &mut Report) -> Result<()>
 /// Whether the slot is there after a failover. Only where there is a standby to fail over to: one that
 /// has a slot, or streams now.
 pub(super) async fn slot(client: &Client, name: &str, report: &mut Report) -> Result<()> {
+    // The connection that `check` has just tried may not be gone yet; it is no standby. Of another
+    // role's the name may be hidden, which makes it null.
     let sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_type = 'physical')
-                   OR EXISTS (SELECT FROM pg_stat_replication r WHERE NOT EXISTS (
+                   OR EXISTS (SELECT FROM pg_stat_replication r
+                              WHERE application_name IS DISTINCT FROM $1 AND NOT EXISTS (
                                   SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid))";
-    let has_standby: bool = client.query_one(sql, &[]).await?.try_get(0)?;
+    let has_standby: bool = client.query_one(sql, &[&NAME]).await?.try_get(0)?;
     if !has_standby {
         return Ok(());
     }

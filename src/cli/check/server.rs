@@ -17,6 +17,9 @@ use crate::io::sql;
 /// The `application_name` of our replication connection.
 const REPLICATION_NAME: &str = "walhook";
 
+/// Slots that we use at most: the live one, its anchor, and a temporary one while something is replayed.
+const SLOTS: i64 = 3;
+
 pub(super) async fn check(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
     settings(client, report).await?;
     failover::settings(client, report).await?;
@@ -88,23 +91,12 @@ pub(super) async fn slot(
     report: &mut Report,
 ) -> Result<()> {
     let name = &config.source.slot;
-    let free = "SELECT current_setting($1)::bigint - count(*) FROM ";
-    if slot.is_none() {
-        let sql = format!("{free} pg_replication_slots");
-        let left: i64 = client.query_one(&sql, &[&"max_replication_slots"]).await?.try_get(0)?;
-        match left {
-            1.. => report.pass("max_replication_slots", format!("{left} left")),
-            _ => report.fail(
-                "max_replication_slots",
-                "none left",
-                "raise it and restart the server, or drop a slot that is not used",
-            ),
-        }
-    }
+    free_slots(name, client, report).await?;
     let active_pid = slot.as_ref().and_then(|slot| slot.active_pid);
     if active_pid.is_none() {
-        let sql = format!("{free} pg_stat_replication");
-        let left: i64 = client.query_one(&sql, &[&"max_wal_senders"]).await?.try_get(0)?;
+        let sql =
+            "SELECT current_setting('max_wal_senders')::bigint - count(*) FROM pg_stat_replication";
+        let left: i64 = one(client, sql).await?;
         match left {
             1.. => report.pass("max_wal_senders", format!("{left} left")),
             _ => report.fail("max_wal_senders", "none left", "raise it and restart the server"),
@@ -144,6 +136,31 @@ pub(super) async fn slot(
     }
     age::check(config, client, report).await?;
     failover::slot(client, name, report).await
+}
+
+/// Whether the server has room for the slots of ours that are not there yet.
+async fn free_slots(name: &str, client: &Client, report: &mut Report) -> Result<()> {
+    let sql = "SELECT current_setting('max_replication_slots')::bigint - count(*),
+                      count(*) FILTER (WHERE slot_name = $1::text),
+                      count(*) FILTER (WHERE slot_name = $1::text || '_anchor')
+               FROM pg_replication_slots";
+    let row = client.query_one(sql, &[&name]).await?;
+    let (left, live, anchors): (i64, i64, i64) =
+        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let missing = SLOTS - live - anchors;
+    let mend = "raise it and restart the server, or drop a slot that is not used";
+    if left >= missing {
+        report.pass("max_replication_slots", format!("{left} left"));
+    } else if left == 0 && live == 0 {
+        report.fail("max_replication_slots", "none left", mend);
+    } else {
+        let finding = format!(
+            "{left} left, but walhook needs {missing} more: a running leader keeps {name}_anchor, and \
+             a replay reads from a slot of its own"
+        );
+        report.warn("max_replication_slots", finding, mend);
+    }
+    Ok(())
 }
 
 /// A session for people: its pid and what is known of it.

@@ -31,6 +31,7 @@ mod refusals;
 mod retry_after;
 mod rows;
 mod rules;
+mod setup;
 mod shape;
 mod shutdown;
 mod takeover;

@@ -4,18 +4,18 @@
 //! can never be read, and a checkpoint is the place where the slot begins. Every step looks first
 //! and does only what is missing, so an interrupted set-up is mended by running it again.
 
+mod publication;
 mod script;
 mod slot;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use tokio_postgres::Client;
 
 use super::{CommandResult, Common, Failure, print_json, print_line, secret};
-use crate::config::{Config, RuleOperation};
-use crate::engine::catalog::TableName;
+use crate::config::Config;
 use crate::engine::endpoint::Secret;
 use crate::engine::halt::{self, Halt, SourceIdentity};
 use crate::engine::lsn::Lsn;
@@ -25,13 +25,11 @@ use crate::io::slot::{Slot, read as read_slot};
 use crate::io::source;
 use crate::io::sql::Connection;
 
+pub use script::Server;
 pub(crate) use script::{looked_up, published, state_tables, state_views};
 pub(crate) use slot::create_slot_within;
 
 const NAME: &str = "walhook setup";
-
-/// Since version 18 a replica identity must not hold generated columns, unless they are published.
-const GENERATED_COLUMNS: i32 = 180_000;
 
 /// What the command takes.
 #[derive(Debug, clap::Args)]
@@ -39,14 +37,16 @@ const GENERATED_COLUMNS: i32 = 180_000;
 Examples:
   walhook setup
   walhook setup --admin-url postgres://postgres@localhost/app   as another role; grants included
-  walhook setup --print-sql > setup.sql                         for an administrator to run")]
+  walhook setup --print-sql > setup.sql                         for an administrator to run
+  walhook setup --print-sql=rds                                 likewise, for Amazon RDS and Aurora")]
 pub struct Args {
     /// A role that may do what our own may not; it also grants our own role what that needs
     #[arg(long, value_name = "URL", env = "WALHOOK_ADMIN_URL", hide_env_values = true, value_parser = secret)]
     admin_url: Option<Secret>,
-    /// Print the statements and run none
-    #[arg(long)]
-    print_sql: bool,
+    /// Print the statements, with the grants for this kind of server, and run none
+    #[arg(long, value_name = "SERVER", num_args = 0..=1, require_equals = true,
+          default_missing_value = "self-hosted")]
+    print_sql: Option<Server>,
     /// How long to try to create the slot, which waits for the transactions open at that moment
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
     wait: Duration,
@@ -74,8 +74,8 @@ struct Step {
 /// When a step fails, or cannot be done without losing changes; the message says what to do.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
-    if args.print_sql {
-        return print_script(&config, common);
+    if let Some(server) = args.print_sql {
+        return print_script(&config, server, common);
     }
     let mut report = Report { steps: vec![], quiet: common.json };
     set_up(&config, args.admin_url.as_ref(), args.wait, &mut report).await?;
@@ -85,9 +85,10 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     Ok(())
 }
 
-fn print_script(config: &Config, common: &Common) -> CommandResult {
+fn print_script(config: &Config, server: Server, common: &Common) -> CommandResult {
     let source = Conninfo::parse(&config.source.url).context("source.url")?;
-    let script = script::whole(config, source.user(), &source).map_err(anyhow::Error::from)?;
+    let script =
+        script::whole(config, server, source.user(), &source).map_err(anyhow::Error::from)?;
     if common.json {
         return print_json(&serde_json::json!({ "sql": script }));
     }
@@ -177,7 +178,7 @@ async fn set_up(
         read_slot(&sessions.source, &config.source.slot).await.map_err(anyhow::Error::from)?;
     let checkpoint = Checkpoint::read(config, sessions.state()).await?;
     usable(&config.source.slot, slot.as_ref(), checkpoint.as_ref())?;
-    publication(config, &sessions.source, slot.is_some(), report).await?;
+    publication::publication(config, &sessions.source, slot.is_some(), report).await?;
     let begin = create_slot(config, &sessions, slot, wait, report).await?;
     first_rows(config, &sessions, begin, checkpoint, report).await
 }
@@ -239,14 +240,14 @@ async fn grants(config: &Config, sessions: &Sessions, report: &mut Report) -> Co
     if sessions.state.is_none() {
         statements.extend(script::state_grants(role, &config.state.schema));
     }
-    let replication = sessions
-        .source
-        .query_opt("SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = $1", &[role])
-        .await
-        .map_err(anyhow::Error::from)?
-        .with_context(|| format!("source.url's role {role} does not exist; create it first"))?;
-    if !replication.try_get::<_, bool>(0).map_err(anyhow::Error::from)? {
-        statements.push(format!("ALTER ROLE {} REPLICATION", quote_ident(role)));
+    let may_replicate = source::may_replicate(&sessions.source, role).await?;
+    match may_replicate {
+        Some(true) => {}
+        Some(false) => statements.push(right_to_replicate(&sessions.source, role).await?),
+        None => {
+            let error = anyhow::anyhow!("source.url's role {role} does not exist; create it first");
+            return Err(error.into());
+        }
     }
     for statement in &statements {
         let failed = || format!("the administrator may not run: {statement}");
@@ -254,6 +255,14 @@ async fn grants(config: &Config, sessions: &Sessions, report: &mut Report) -> Co
     }
     let detail = format!("{} statements run", statements.len());
     report.step(&format!("grants to {role}"), Did::Changed, detail)
+}
+
+/// The statement that gives the right to replicate on this server.
+async fn right_to_replicate(client: &Client, role: &str) -> Result<String> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'rds_replication')";
+    let is_rds = client.query_one(sql, &[]).await?.try_get(0)?;
+    let server = if is_rds { Server::Rds } else { Server::SelfHosted };
+    Ok(server.may_replicate(role))
 }
 
 /// Refuses state that belongs to another database than the source.
@@ -274,106 +283,6 @@ async fn same_source(config: &Config, sessions: &Sessions) -> CommandResult {
     Ok(halt::check_source(&sessions.identity, &stored)?)
 }
 
-async fn publication(
-    config: &Config,
-    client: &Client,
-    slot_exists: bool,
-    report: &mut Report,
-) -> CommandResult {
-    let name = &config.source.publication;
-    let step = format!("publication {name}");
-    let wanted = published(config).map_err(anyhow::Error::from)?;
-    let (mut partitioned, mut generated) = (false, false);
-    for table in &wanted {
-        let table = publishable(client, table).await?;
-        partitioned |= table.kind == 'p';
-        generated |= table.identifies_by_generated;
-    }
-    generated &= source::server_version(client).await? >= GENERATED_COLUMNS;
-    let list = wanted.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let Some(found) = source::publication(client, name).await? else {
-        if slot_exists {
-            return Err(anyhow::anyhow!(
-                "the slot {} is older than the publication {name} would be, and could never be read; \
-                 run `walhook teardown`, then set up again",
-                config.source.slot
-            )
-            .into());
-        }
-        execute(client, &script::create_publication(name, &wanted, generated)).await?;
-        return report.step(&step, Did::Created, list);
-    };
-    if let Some(table) = wanted.intersection(&found.filtered).next() {
-        return Err(anyhow::anyhow!(
-            "the publication {name} has a row filter on {table}, which hides changes; set its tables \
-             again without WHERE, and use `when` in the rule"
-        )
-        .into());
-    }
-    let missing: Vec<&TableName> =
-        wanted.iter().filter(|table| !found.tables.contains(*table)).collect();
-    if !missing.is_empty() {
-        execute(client, &script::add_to_publication(name, &missing)).await?;
-    }
-    let truncates = config.events.iter().any(|rule| rule.on.contains(&RuleOperation::Truncate));
-    let mut changes: Vec<String> =
-        missing.into_iter().map(|table| format!("{table} added")).collect();
-    for (is_needed, option, change) in [
-        (
-            partitioned && !found.via_root,
-            "publish_via_partition_root = true",
-            "partitions published as their root",
-        ),
-        (
-            !(found.insert && found.update && found.delete) || (truncates && !found.truncate),
-            "publish = 'insert, update, delete, truncate'",
-            "every operation published",
-        ),
-        (
-            generated && !found.generated,
-            "publish_generated_columns = stored",
-            "generated columns published, which replica identities hold",
-        ),
-    ] {
-        if is_needed {
-            execute(client, &script::set_publication(name, option)).await?;
-            changes.push(change.to_owned());
-        }
-    }
-    if changes.is_empty() {
-        return report.step(&step, Did::Exists, list);
-    }
-    report.step(&step, Did::Changed, changes.join(", "))
-}
-
-async fn execute(client: &Client, sql: &str) -> Result<()> {
-    let failed = || format!("cannot run `{sql}`; use --admin-url or --print-sql");
-    client.batch_execute(sql).await.with_context(failed)
-}
-
-/// The table.
-///
-/// # Errors
-/// When publishing it is impossible, or would break the customer's own writes.
-async fn publishable(client: &Client, name: &TableName) -> Result<source::Table> {
-    let found = source::table(client, name).await?;
-    let table = found.with_context(|| {
-        format!("there is no table {name}; create it, or correct the configuration")
-    })?;
-    ensure!(
-        table.is_publishable(),
-        "{name} is not a table, so it cannot be published; of a view name the tables it stands on in \
-         endpoints.watch"
-    );
-    if let Some(first) = table.without_identity.first() {
-        bail!(
-            "{first} has no replica identity: publishing it would make your own UPDATE and DELETE of \
-             it fail; give it a primary key, or ALTER TABLE {first} REPLICA IDENTITY FULL"
-        );
-    }
-    Ok(table)
-}
-
 /// Creates the slot where it is missing, and returns the position where it begins.
 async fn create_slot(
     config: &Config,
@@ -385,7 +294,13 @@ async fn create_slot(
     let name = &config.source.slot;
     let step = format!("slot {name}");
     let Some(slot) = slot else {
-        let begin = create_slot_within(&sessions.source, name, wait, report.quiet).await?;
+        // An administrator need not have the right that was just granted to our role.
+        let own = match source::replication_right(&sessions.source).await?.1 {
+            true => None,
+            false => Some(Connection::open(&config.source.url, NAME).await.context("source.url")?),
+        };
+        let client = own.as_ref().unwrap_or(&sessions.source);
+        let begin = create_slot_within(client, name, wait, report.quiet).await?;
         report.step(&step, Did::Created, format!("begins at {begin}"))?;
         return Ok(begin);
     };

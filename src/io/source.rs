@@ -15,6 +15,10 @@ pub const OLDEST_SERVER: i32 = 140_000;
 /// Row filters and column lists came with version 15.
 const ROW_FILTERS: i32 = 150_000;
 
+/// Whether the role `r` may replicate. Amazon's servers give the right through a role instead.
+const MAY_REPLICATE: &str = "rolsuper OR rolreplication OR EXISTS (
+    SELECT FROM pg_roles g WHERE g.rolname = 'rds_replication' AND pg_has_role(r.oid, g.oid, 'USAGE'))";
+
 /// The server's version as `server_version_num` has it, such as 150018.
 ///
 /// # Errors
@@ -22,6 +26,28 @@ const ROW_FILTERS: i32 = 150_000;
 pub async fn server_version(client: &Client) -> Result<i32> {
     let row = client.query_one("SELECT current_setting('server_version_num')::int", &[]).await?;
     Ok(row.try_get(0)?)
+}
+
+/// The session's role, and whether it may replicate.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn replication_right(client: &Client) -> Result<(String, bool)> {
+    let sql = format!(
+        "SELECT rolname::text, {MAY_REPLICATE} FROM pg_roles r WHERE rolname = current_user"
+    );
+    let row = client.query_one(&sql, &[]).await?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
+}
+
+/// Whether a role of this name may replicate; `None` when there is no such role.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn may_replicate(client: &Client, role: &str) -> Result<Option<bool>> {
+    let sql = format!("SELECT {MAY_REPLICATE} FROM pg_roles r WHERE rolname = $1");
+    let row = client.query_opt(&sql, &[&role]).await?;
+    Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
 
 /// Reads which database this is; `info` is what the session was opened with.

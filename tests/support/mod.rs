@@ -164,6 +164,11 @@ impl World {
             .with_context(|| format!("{args:?}: {}{}", text(&output.stdout), text(&output.stderr)))
     }
 
+    /// Starts a command; killed when dropped.
+    pub fn start(&self, args: &[&str]) -> Result<Child> {
+        Ok(self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+    }
+
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_walhook"));
         command.args(args).arg("--config").arg(self.dir.path().join("walhook.toml"));

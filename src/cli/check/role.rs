@@ -7,6 +7,7 @@ use super::{Report, one};
 use crate::cli::setup::looked_up;
 use crate::config::Config;
 use crate::io::ident::{quote_ident, quote_name};
+use crate::io::source;
 
 /// Below this a timeout may end a look-up or a state transaction of ours that is merely slow.
 const SHORTEST_TIMEOUT_MS: i64 = 30_000;
@@ -52,17 +53,7 @@ pub(super) async fn mend_of_state(client: &Client) -> Result<&'static str> {
 }
 
 async fn privileges(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
-    let row = client
-        .query_one(
-            // Amazon's servers give the right through a role instead.
-            "SELECT rolname::text, rolsuper OR rolreplication OR EXISTS (
-                 SELECT FROM pg_roles g
-                 WHERE g.rolname = 'rds_replication' AND pg_has_role(r.oid, g.oid, 'USAGE'))
-             FROM pg_roles r WHERE rolname = current_user",
-            &[],
-        )
-        .await?;
-    let (role, may_replicate): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
+    let (role, may_replicate) = source::replication_right(client).await?;
     let quoted = quote_ident(&role);
     if may_replicate {
         report.pass("privileges", format!("{role} may replicate"));

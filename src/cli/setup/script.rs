@@ -100,25 +100,72 @@ pub(super) fn state_grants(role: &str, schema: &str) -> Vec<String> {
     ]
 }
 
+/// What gives a role the right to replicate, and what has to be set before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Server {
+    /// Your own
+    SelfHosted,
+    /// Amazon RDS and Aurora
+    Rds,
+    /// Google Cloud SQL
+    CloudSql,
+    /// Azure Database, flexible server
+    Azure,
+    /// Supabase
+    Supabase,
+}
+
+impl Server {
+    fn before(self) -> &'static str {
+        match self {
+            Self::SelfHosted => {
+                "Before: wal_level = logical, and a restart. ALTER ROLE … REPLICATION is a superuser's."
+            }
+            Self::Rds => {
+                "Before: rds.logical_replication = 1 in the parameter group, and a reboot."
+            }
+            Self::CloudSql => "Before: the flag cloudsql.logical_decoding = on, and a restart.",
+            Self::Azure => "Before: the server parameter wal_level = LOGICAL, and a restart.",
+            Self::Supabase => "As postgres, over the direct connection and not the pooler.",
+        }
+    }
+
+    pub(super) fn may_replicate(self, role: &str) -> String {
+        let role = quote_ident(role);
+        match self {
+            Self::Rds => format!("GRANT rds_replication TO {role}"),
+            Self::SelfHosted | Self::CloudSql | Self::Azure | Self::Supabase => {
+                format!("ALTER ROLE {role} REPLICATION")
+            }
+        }
+    }
+}
+
 /// The whole set-up as a script for psql. `role` is our own, `source` what its URL says.
 pub(super) fn whole(
     config: &Config,
+    server: Server,
     role: &str,
     source: &Conninfo,
 ) -> Result<String, TableNameError> {
     let published = published(config)?;
     let slot = quote_literal(&config.source.slot);
-    let role_name = quote_ident(role);
     let mut script = Script(String::new());
 
-    script.comment("In the source database, as its owner or an administrator.");
-    script.comment("On Amazon RDS and Aurora instead: GRANT rds_replication TO the role.");
-    script.statement(&format!("ALTER ROLE {role_name} REPLICATION"));
+    script
+        .comment("Part 1, in the source database, as an administrator: one who owns the published");
+    script.comment("tables and may CREATE in the database.");
+    script.comment(server.before());
+    script.comment(&format!("CREATE ROLE {} LOGIN PASSWORD '…';", quote_ident(role)));
+    script.statement(&server.may_replicate(role));
     source_grants(role, &looked_up(config)?).iter().for_each(|grant| script.statement(grant));
+    script.comment("From PostgreSQL 18 on, where a replica identity holds a generated column, add");
+    script.comment("publish_generated_columns = stored to the options.");
+    script.statement(&create_publication(&config.source.publication, &published, false));
     let own_database = config.state.url.is_some();
     if own_database {
         script.0.push('\n');
-        script.comment("In the state database.");
+        script.comment("Likewise, in the state database.");
     }
     script.0.push('\n');
     script.0.push_str(&state(&config.state.schema));
@@ -126,10 +173,16 @@ pub(super) fn whole(
     state_grants(role, &config.state.schema).iter().for_each(|grant| script.statement(grant));
 
     script.0.push('\n');
-    script.comment("In the source database. The publication must be older than the slot.");
-    script.statement(&create_publication(&config.source.publication, &published, false));
-    script
-        .comment("The slot waits for open transactions; with a timeout it fails cleanly instead.");
+    script.comment(&format!(
+        "Part 2, in the source database, as {role}: what `walhook setup` does too."
+    ));
+    script.comment(
+        "The slot must be younger than the publication. It waits for open transactions; with",
+    );
+    script.comment(
+        "a timeout it fails cleanly instead. From PostgreSQL 17 on, with three more arguments,",
+    );
+    script.comment("false, false, true, standbys can keep it.");
     script.statement("SET lock_timeout = '1s'");
     script.statement(&format!("SELECT pg_create_logical_replication_slot({slot}, 'pgoutput')"));
     script.statement("RESET lock_timeout");

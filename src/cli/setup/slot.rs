@@ -46,8 +46,8 @@ pub(crate) async fn create_slot_within(
             Err(error) => error,
         };
         if error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) {
-            let help = "see `walhook check` for privileges and free slots";
-            return Err(error).with_context(|| format!("cannot create the slot {name}; {help}"));
+            let mend = mend(client, &error).await?;
+            return Err(error).with_context(|| format!("cannot create the slot {name}; {mend}"));
         }
         let blockers = blockers(client).await?;
         if Instant::now() >= deadline {
@@ -62,6 +62,33 @@ pub(crate) async fn create_slot_within(
         }
         sleep(PAUSE).await;
     }
+}
+
+/// What to do about a refusal.
+async fn mend(client: &Client, error: &tokio_postgres::Error) -> Result<String> {
+    let Some(code) = error.code() else { return Ok("see `walhook check`".to_owned()) };
+    if *code == SqlState::CONFIGURATION_LIMIT_EXCEEDED {
+        let sql = "SELECT current_setting('max_replication_slots'),
+                          string_agg(slot_name || CASE WHEN active THEN '' ELSE ' (inactive)' END,
+                                     ', ' ORDER BY slot_name)
+                   FROM pg_replication_slots";
+        let row = client.query_one(sql, &[]).await?;
+        let (most, slots): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        return Ok(format!(
+            "max_replication_slots = {most} are used by {slots}: drop one that nobody reads, or raise \
+             it and restart the server"
+        ));
+    }
+    Ok(match *code {
+        SqlState::INSUFFICIENT_PRIVILEGE => {
+            "our role may not replicate: use --admin-url or --print-sql"
+        }
+        SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE => {
+            "set wal_level = logical and restart the server"
+        }
+        _ => "see `walhook check` for privileges and free slots",
+    }
+    .to_owned())
 }
 
 /// Who holds the transactions that a new slot waits for: all with a transaction id, in any database.

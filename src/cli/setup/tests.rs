@@ -149,7 +149,7 @@ async fn printed_script_sets_up_the_same() {
     fixture.run("CREATE ROLE sender LOGIN").await;
     let config = fixture.config_as("sender", "");
     let source = Conninfo::parse(&config.source.url).unwrap();
-    let text = script::whole(&config, "sender", &source).unwrap();
+    let text = script::whole(&config, Server::SelfHosted, "sender", &source).unwrap();
     // A slot cannot be created in a transaction that has written, so one statement at a time.
     let client = fixture.connect().await;
     for statement in text.split(";\n") {

@@ -1,0 +1,114 @@
+//! The publication: made where it is missing, completed where it lacks something.
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio_postgres::Client;
+
+use super::script::{self, published};
+use super::{Did, Report};
+use crate::cli::CommandResult;
+use crate::config::{Config, RuleOperation};
+use crate::engine::catalog::TableName;
+use crate::io::source;
+
+/// Since version 18 a replica identity must not hold generated columns, unless they are published.
+const GENERATED_COLUMNS: i32 = 180_000;
+
+pub(super) async fn publication(
+    config: &Config,
+    client: &Client,
+    slot_exists: bool,
+    report: &mut Report,
+) -> CommandResult {
+    let name = &config.source.publication;
+    let step = format!("publication {name}");
+    let wanted = published(config).map_err(anyhow::Error::from)?;
+    let (mut partitioned, mut generated) = (false, false);
+    for table in &wanted {
+        let table = publishable(client, table).await?;
+        partitioned |= table.kind == 'p';
+        generated |= table.identifies_by_generated;
+    }
+    generated &= source::server_version(client).await? >= GENERATED_COLUMNS;
+    let list = wanted.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let Some(found) = source::publication(client, name).await? else {
+        if slot_exists {
+            return Err(anyhow::anyhow!(
+                "the slot {} is older than the publication {name} would be, and could never be read; \
+                 run `walhook teardown`, then set up again",
+                config.source.slot
+            )
+            .into());
+        }
+        execute(client, &script::create_publication(name, &wanted, generated)).await?;
+        return report.step(&step, Did::Created, list);
+    };
+    if let Some(table) = wanted.intersection(&found.filtered).next() {
+        return Err(anyhow::anyhow!(
+            "the publication {name} has a row filter on {table}, which hides changes; set its tables \
+             again without WHERE, and use `when` in the rule"
+        )
+        .into());
+    }
+    let missing: Vec<&TableName> =
+        wanted.iter().filter(|table| !found.tables.contains(*table)).collect();
+    if !missing.is_empty() {
+        execute(client, &script::add_to_publication(name, &missing)).await?;
+    }
+    let truncates = config.events.iter().any(|rule| rule.on.contains(&RuleOperation::Truncate));
+    let mut changes: Vec<String> =
+        missing.into_iter().map(|table| format!("{table} added")).collect();
+    for (is_needed, option, change) in [
+        (
+            partitioned && !found.via_root,
+            "publish_via_partition_root = true",
+            "partitions published as their root",
+        ),
+        (
+            !(found.insert && found.update && found.delete) || (truncates && !found.truncate),
+            "publish = 'insert, update, delete, truncate'",
+            "every operation published",
+        ),
+        (
+            generated && !found.generated,
+            "publish_generated_columns = stored",
+            "generated columns published, which replica identities hold",
+        ),
+    ] {
+        if is_needed {
+            execute(client, &script::set_publication(name, option)).await?;
+            changes.push(change.to_owned());
+        }
+    }
+    if changes.is_empty() {
+        return report.step(&step, Did::Exists, list);
+    }
+    report.step(&step, Did::Changed, changes.join(", "))
+}
+
+async fn execute(client: &Client, sql: &str) -> Result<()> {
+    let failed = || format!("cannot run `{sql}`; use --admin-url or --print-sql");
+    client.batch_execute(sql).await.with_context(failed)
+}
+
+/// The table.
+///
+/// # Errors
+/// When publishing it is impossible, or would break the customer's own writes.
+async fn publishable(client: &Client, name: &TableName) -> Result<source::Table> {
+    let found = source::table(client, name).await?;
+    let table = found.with_context(|| {
+        format!("there is no table {name}; create it, or correct the configuration")
+    })?;
+    ensure!(
+        table.is_publishable(),
+        "{name} is not a table, so it cannot be published; of a view name the tables it stands on in \
+         endpoints.watch"
+    );
+    if let Some(first) = table.without_identity.first() {
+        bail!(
+            "{first} has no replica identity: publishing it would make your own UPDATE and DELETE of \
+             it fail; give it a primary key, or ALTER TABLE {first} REPLICA IDENTITY FULL"
+        );
+    }
+    Ok(table)
+}

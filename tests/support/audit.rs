@@ -230,6 +230,11 @@ impl Found {
             }
             return;
         }
+        if change.version <= endpoint.since {
+            // Written before the endpoint was there: it is not owed this. After a crash it may get it
+            // all the same, since what is read again is routed to the endpoints of now.
+            return;
+        }
         let last = self.last.get(&row).copied().unwrap_or(order);
         self.last.insert(row, last.max(order));
         if last > order && endpoint.demand != Demand::Nothing {

@@ -48,10 +48,6 @@ async fn crash_between_any_two_steps_of_a_delivery_loses_and_invents_nothing() {
     let traffic = Traffic::start(&world, 14, REST).await.unwrap();
     let mut lives = Vec::new();
     for at in Failpoint::ALL {
-        // Nothing is deferred yet.
-        if at == Failpoint::DeferredCommitted {
-            continue;
-        }
         for passage in [1, 5] {
             lives.push(crash(&mut world, at, passage).await.unwrap());
         }

@@ -176,6 +176,9 @@ CREATE TABLE IF NOT EXISTS {schema}.jobs (
     error        text
 );
 
+-- Of a replay: everything before it was sent again.
+ALTER TABLE {schema}.jobs ADD COLUMN IF NOT EXISTS position pg_lsn;
+
 CREATE INDEX IF NOT EXISTS jobs_unfinished ON {schema}.jobs (pipeline, id) WHERE finished_at IS NULL;
 
 -- Endpoints that are stopped, by walhook (`disabled`, `suspended`) or by an operator (`paused`), since
@@ -218,3 +221,12 @@ CREATE OR REPLACE VIEW {schema}.deliveries_pending AS
 SELECT pipeline, endpoint, d.account, event_id, d.event_type, b.committed_at, d.reason, d.attempts,
        d.next_attempt_at, d.last_status, d.detail, d.deferred_at, d.replay_id
 FROM {schema}.deferred d JOIN {schema}.bodies b USING (pipeline, event_id);
+
+-- Where the WAL ended when: maps the time that an operator names to a position. Bounded: what is older
+-- than the replay window goes, and at most so many rows stay.
+CREATE TABLE IF NOT EXISTS {schema}.checkpoint_history (
+    pipeline  text NOT NULL,
+    at        timestamptz NOT NULL,
+    lsn       pg_lsn NOT NULL,
+    PRIMARY KEY (pipeline, at)
+);

@@ -14,19 +14,21 @@
 //! is free. A leader goes on through a lost connection; when another has led meanwhile (the epoch has
 //! changed) it forgets all it has in memory and stands by again.
 
+mod anchor;
 mod backoff;
 mod dispatch;
 mod jobs;
 mod lookups;
 mod observe;
 mod published;
+pub(crate) mod range;
 mod reader;
 mod refill;
+mod rulebook;
 mod source;
 mod upkeep;
 mod writer;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +53,7 @@ use crate::io::metrics::Metrics;
 use crate::io::sender::Sender;
 use crate::io::state::StateStore;
 use reader::{Batch, Reader};
+use rulebook::Rulebook;
 use source::{Leader, become_leader};
 
 /// Batches between reader and dispatcher. A batch is at most [`reader::BATCH_BYTES`] and one event.
@@ -204,9 +207,6 @@ async fn lead(
     let reader = Reader {
         config: config.clone(),
         epoch,
-        system_identifier,
-        relations: HashMap::new(),
-        types: HashMap::new(),
         batch: Batch::default(),
         broken: None,
         left_out,
@@ -214,7 +214,7 @@ async fn lead(
         clock,
         metrics: Arc::clone(metrics),
         health: Arc::clone(health),
-        rules,
+        book: Rulebook::new(config.clone(), system_identifier, rules),
         changes,
         batches,
         flushed,
@@ -240,6 +240,7 @@ async fn lead(
             tokio::select! {
                 () = abort.cancelled() => {}
                 () = upkeep::keep(&config, epoch, &metrics) => {}
+                () = anchor::keep(&config, epoch, &metrics) => {}
             }
             Ok(())
         }

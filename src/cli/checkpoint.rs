@@ -1,18 +1,29 @@
-//! `walhook checkpoint`: where the pipeline goes on, and from where it could.
+//! `walhook checkpoint`: where the pipeline goes on, from where it could, and how to reset it.
+
+mod reset;
 
 use anyhow::Context;
 use serde::Serialize;
 
+use crate::config::Config;
 use crate::engine::event::rfc3339;
 use crate::engine::halt::Halt;
 use crate::io::slot::{Slot, WalStatus};
 use crate::io::state::Overview;
 
+use super::replay::Window;
 use super::status::{bytes, open_state, read_slot};
 use super::{CommandResult, Common, print_json, print_line};
 
-/// Show the checkpoint
+/// Show the checkpoint, or reset it
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Back: everything since is sent again, as a replay beside the live stream, whose own checkpoint never
+moves back. Forward: what lies in between is never sent; that needs --skip and is recorded as a gap.
+
+Examples:
+  walhook checkpoint reset --to 2026-11-23T17:00:00Z
+  walhook checkpoint reset --to 16/B374D848 --skip")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -22,25 +33,35 @@ pub struct Args {
 enum Command {
     /// Show the checkpoint, and the range of positions that is possible
     Show,
+    /// Send everything since a past position again, or skip forward to a later one
+    Reset(reset::Reset),
 }
 
-/// Prints the checkpoint.
+/// Runs the subcommand.
 ///
 /// # Errors
-/// When a database cannot be reached, or there is no slot.
+/// When a database cannot be reached, there is no slot, or the position is not a possible one.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
-    let Command::Show = args.command;
     let config = common.load()?;
-    let state = open_state(&config).await?;
+    match args.command {
+        Command::Show => show(&config, common.json).await,
+        Command::Reset(args) => reset::run(&config, args, common.json).await,
+    }
+}
+
+async fn show(config: &Config, json: bool) -> CommandResult {
+    let state = open_state(config).await?;
     // The slot first: what a leader confirms is never ahead of the checkpoint at that moment.
-    let slot = read_slot(&config).await.context("cannot read the slot from the source")?;
+    let slot = read_slot(config).await.context("cannot read the slot from the source")?;
+    // Without an anchor there is nothing to send again, and that is no failure here.
+    let window = Window::read(config, &state).await.ok();
     let overview = state.overview().await?;
     let slot = slot.ok_or_else(|| Halt::SlotMissing {
         slot: config.source.slot.clone(),
         from: overview.frontier,
     })?;
-    let report = Report::new(&overview, &slot);
-    if common.json { print_json(&report) } else { print_line(&report.to_text()) }
+    let report = Report::new(&overview, &slot, window);
+    if json { print_json(&report) } else { print_line(&report.to_text()) }
 }
 
 /// What `show` prints. Times are RFC 3339 in UTC.
@@ -56,6 +77,8 @@ struct Report {
     lag_bytes: u64,
     /// What lies between the checkpoint and the first position that the slot can still send.
     missing_bytes: u64,
+    /// What can be sent again; null without a replay window.
+    replayable: Option<Possible>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -65,7 +88,7 @@ struct Possible {
 }
 
 impl Report {
-    fn new(overview: &Overview, slot: &Slot) -> Self {
+    fn new(overview: &Overview, slot: &Slot, window: Option<Window>) -> Self {
         // Below confirmed_flush the server sends nothing, whatever is asked for: it starts there
         // without a word. `restart_lsn` is only where decoding begins.
         let from = slot.confirmed_flush.filter(|_| slot.wal_status != WalStatus::Lost);
@@ -79,6 +102,10 @@ impl Report {
                 .map(|from| Possible { from: from.to_string(), to: slot.wal_end.to_string() }),
             lag_bytes: slot.wal_end.bytes_since(overview.frontier),
             missing_bytes: from.unwrap_or(slot.wal_end).bytes_since(overview.frontier),
+            replayable: window.map(|window| Possible {
+                from: window.oldest.to_string(),
+                to: window.checkpoint.to_string(),
+            }),
         }
     }
 
@@ -88,12 +115,17 @@ impl Report {
             || "none: the slot is lost".to_owned(),
             |possible| format!("{} to {}", possible.from, possible.to),
         );
+        let replayable = self.replayable.as_ref().map_or_else(
+            || "none: there is no replay window".to_owned(),
+            |window| format!("{} to {}", window.from, window.to),
+        );
         let mut text = format!(
             "checkpoint           {}, written {}, {} behind the WAL\n\
              confirmed_flush_lsn  {}\n\
              restart_lsn          {}\n\
              current WAL          {}\n\
-             possible range       {possible}",
+             possible range       {possible}\n\
+             can be sent again    {replayable}",
             self.frontier,
             self.written_at,
             bytes(self.lag_bytes),
@@ -131,16 +163,16 @@ mod tests {
         let config = fixture.config();
         let mut overview = fixture.open().await.overview().await.unwrap();
         let mut slot = read_slot(&config).await.unwrap().unwrap();
-        let behind = Report::new(&overview, &slot);
+        let behind = Report::new(&overview, &slot, None);
         assert!(behind.missing_bytes > 0 && behind.to_text().contains("GAP"), "0/100 is long gone");
 
         overview.frontier = slot.confirmed_flush.unwrap();
-        let report = Report::new(&overview, &slot);
+        let report = Report::new(&overview, &slot, None);
         assert_eq!(report.missing_bytes, 0);
         assert_eq!(report.possible.as_ref().unwrap().from, report.frontier);
         assert!(!report.to_text().contains("GAP"));
 
         slot.wal_status = WalStatus::Lost;
-        assert_eq!(Report::new(&overview, &slot).possible, None);
+        assert_eq!(Report::new(&overview, &slot, None).possible, None);
     }
 }

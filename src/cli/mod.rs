@@ -18,6 +18,7 @@ pub mod health;
 mod job;
 pub mod mock_endpoint;
 pub mod recover;
+pub mod replay;
 pub mod run;
 pub mod setup;
 pub mod status;
@@ -77,10 +78,12 @@ pub enum Command {
     Status(status::Args),
     /// Ask the instance that runs here whether it is ready
     Health(health::Args),
-    /// Show the checkpoint
+    /// Show the checkpoint, or reset it
     Checkpoint(checkpoint::Args),
     /// List, retry or discard deliveries that wait for their next attempt
     Deferred(deferred::Args),
+    /// Send a past range again, beside the live stream
+    Replay(replay::Args),
     /// List, show, retry or discard dead letters
     DeadLetters(dead_letters::Args),
     /// List endpoints with how they stand, or send one a test event
@@ -116,6 +119,7 @@ impl Cli {
             Command::Checkpoint(args) => checkpoint::run(args, common).await,
             Command::Deferred(args) => deferred::run(args, common).await,
             Command::Endpoints(args) => endpoints::run(args, common).await,
+            Command::Replay(args) => replay::run(args, common).await,
             Command::DeadLetters(args) => dead_letters::run(args, common).await,
             Command::Gaps(args) => gaps::run(args, common).await,
             Command::Recover(args) => recover::run(args, common).await,

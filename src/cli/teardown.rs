@@ -11,6 +11,7 @@ use super::setup::{existing_tables, state_tables, state_views};
 use super::{CommandResult, Common, print_json, print_line, secret};
 use crate::config::Config;
 use crate::engine::endpoint::Secret;
+use crate::io::anchor;
 use crate::io::ident::quote_ident;
 use crate::io::pg::Conninfo;
 use crate::io::slot;
@@ -85,7 +86,7 @@ pub(super) async fn refuse_while_active(config: &Config, source: &Client) -> Res
 fn plan(config: &Config) -> String {
     let slot = &config.source.slot;
     format!(
-        "This drops the slot {slot}, the publication {} and all of {slot}'s state in the schema {}: \
+        "This drops the slots {slot} and {slot}_anchor, the publication {} and all of {slot}'s state in the schema {}: \
          what is not yet delivered is forgotten.",
         config.source.publication, config.state.schema
     )
@@ -95,10 +96,12 @@ fn plan(config: &Config) -> String {
 async fn tear_down(config: &Config, source: &Client) -> Result<Vec<String>> {
     let mut dropped = vec![];
     let slot = &config.source.slot;
-    if slot::read(source, slot).await?.is_some() {
-        let drop = source.execute("SELECT pg_drop_replication_slot($1)", &[slot]).await;
-        drop.with_context(|| format!("cannot drop the slot {slot}"))?;
-        dropped.push(format!("slot {slot}"));
+    for slot in [slot.clone(), anchor::name(slot)] {
+        if slot::read(source, &slot).await?.is_some() {
+            let drop = source.execute("SELECT pg_drop_replication_slot($1)", &[&slot]).await;
+            drop.with_context(|| format!("cannot drop the slot {slot}"))?;
+            dropped.push(format!("slot {slot}"));
+        }
     }
     let publication = &config.source.publication;
     if source::publication(source, publication).await?.is_some() {

@@ -47,7 +47,7 @@ pub(super) const SECTIONS: &[Section] = &[
             ("slot", Text),
             ("publication", Text),
             ("lease_timeout", Text),
-            ("replay_window", NotYet),
+            ("replay_window", Text),
         ],
     },
     Section {

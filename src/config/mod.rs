@@ -106,6 +106,9 @@ pub struct Source {
         serialize_with = "units::as_duration"
     )]
     pub lease_timeout: Duration,
+    /// How much WAL behind the checkpoint is kept for replays; 0 keeps none.
+    #[serde(default = "defaults::replay_window")]
+    pub replay_window: ByteSize,
 }
 
 /// `[state]`
@@ -411,8 +414,13 @@ pub enum LogFormat {
 mod defaults {
     use std::time::Duration;
 
+    use super::ByteSize;
+
     pub(super) fn lease_timeout() -> Duration {
         Duration::from_secs(10)
+    }
+    pub(super) fn replay_window() -> ByteSize {
+        ByteSize(1 << 30)
     }
     pub(super) fn walhook() -> String {
         "walhook".to_owned()

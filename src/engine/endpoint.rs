@@ -34,11 +34,7 @@ impl Endpoint {
     /// Whether the endpoint asked for events of this type.
     #[must_use]
     pub fn wants(&self, event_type: &str) -> bool {
-        self.event_types.iter().any(|pattern| match pattern.strip_suffix('*') {
-            None => pattern == event_type,
-            Some("") => true,
-            Some(prefix) => prefix.ends_with('.') && event_type.starts_with(prefix),
-        })
+        wants(&self.event_types, event_type)
     }
 
     /// An estimate of the memory that the endpoint holds, in bytes.
@@ -51,6 +47,16 @@ impl Endpoint {
             + self.headers.iter().map(|(k, v)| text(k) + text(v)).sum::<usize>()
             + self.secrets.len() * 64
     }
+}
+
+/// Whether any of `patterns` (exact types, `*`, or a prefix such as `subscriber.*`) fits the type.
+#[must_use]
+pub fn wants(patterns: &[String], event_type: &str) -> bool {
+    patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
+        None => pattern == event_type,
+        Some("") => true,
+        Some(prefix) => prefix.ends_with('.') && event_type.starts_with(prefix),
+    })
 }
 
 /// A signing secret, as its row holds it. Never printed.

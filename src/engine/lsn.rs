@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
 /// A WAL byte position: the 64-bit "log sequence number" of PostgreSQL.
 ///
 /// Shape: printed as PostgreSQL prints `pg_lsn`, two hexadecimal halves with a slash (`16/B374D848`).
@@ -50,6 +52,19 @@ impl FromStr for Lsn {
             .and_then(|(high, low)| Some((parse(high)?, parse(low)?)))
             .map(|(high, low)| Self(u64::from(high) << 32 | u64::from(low)))
             .ok_or_else(|| ParseLsnError(text.to_owned()))
+    }
+}
+
+/// As its text.
+impl Serialize for Lsn {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Lsn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 

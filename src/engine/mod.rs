@@ -57,3 +57,5 @@ pub mod settled;
 pub mod tracker;
 
 pub mod persist;
+
+pub mod replay;

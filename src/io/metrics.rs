@@ -95,6 +95,8 @@ pub struct Metrics {
     pub gaps: IntGauge,
     /// `walhook_state_bytes`: what the state tables take on disk.
     pub state_bytes: IntGauge,
+    /// `walhook_replay_window_bytes`: WAL that the anchor slot makes the server keep for replays.
+    pub replay_window: IntGauge,
     oldest_unsettled: Gauge,
     slot_retained: IntGauge,
     slot_safe: Gauge,
@@ -220,6 +222,11 @@ impl Metrics {
                 r,
                 "walhook_checkpoint_lag_bytes",
                 "WAL between the checkpoint and the end of what was received.",
+            )?,
+            replay_window: gauge(
+                r,
+                "walhook_replay_window_bytes",
+                "WAL that the anchor slot makes the server keep for replays.",
             )?,
             leader: gauge(r, "walhook_leader", "Whether this instance is the leader.")?,
             unroutable: UNROUTABLE

@@ -17,6 +17,8 @@ mod resolve;
 pub mod sender;
 pub mod slot;
 
+pub mod anchor;
+
 pub mod catalog;
 
 pub mod lookup;

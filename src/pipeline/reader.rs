@@ -4,9 +4,6 @@
 //! and watches a SQL session: a server that shuts down ends that one at once, and we close the stream,
 //! for which the server would wait otherwise.
 
-mod learn;
-
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
@@ -15,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Stop;
 use super::backoff::Backoff;
+use super::rulebook::{Rulebook, Unlearned};
 use super::source::{Obstacle, Session, reopen};
 use crate::config::Config;
 use crate::engine::change::{Changes, Step};
@@ -22,15 +20,13 @@ use crate::engine::event::Item;
 use crate::engine::feedback::Feedback;
 use crate::engine::halt::Halt;
 use crate::engine::lsn::Lsn;
-use crate::engine::pgoutput::{self, DecodeError, Message, Relation};
-use crate::engine::rule::Rules;
+use crate::engine::pgoutput::{self, DecodeError, Message};
 use crate::io::admin::Health;
 use crate::io::clock::Clock;
 use crate::io::failpoint::Failpoint;
 use crate::io::metrics::Metrics;
 use crate::io::sql::{Connection, error_text};
 use crate::io::wire::{self, Class, Frame, WireError};
-use learn::Unlearned;
 
 /// Items in a batch at most: enough to make the channel cheap.
 const BATCH_ITEMS: usize = 256;
@@ -40,14 +36,20 @@ pub(super) const BATCH_BYTES: usize = 64 << 10;
 
 /// Items in stream order.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
-    pub(super) items: Vec<Item>,
+pub(crate) struct Batch {
+    pub(crate) items: Vec<Item>,
     bytes: usize,
 }
 
 impl Batch {
-    fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.items.len() >= BATCH_ITEMS || self.bytes >= BATCH_BYTES
+    }
+
+    /// Counts the bytes of the items from this one on, which are new.
+    pub(super) fn count_from(&mut self, first: usize) {
+        let new = self.items.get(first..).unwrap_or_default();
+        self.bytes += new.iter().map(size_bytes).sum::<usize>();
     }
 }
 
@@ -55,19 +57,14 @@ impl Batch {
 pub(super) struct Reader {
     pub(super) config: Config,
     pub(super) epoch: i64,
-    pub(super) system_identifier: u64,
     pub(super) clock: Clock,
     pub(super) metrics: Arc<Metrics>,
     pub(super) health: Arc<watch::Sender<Health>>,
-    pub(super) rules: Rules,
+    pub(super) book: Rulebook,
     pub(super) changes: Changes,
     pub(super) batches: mpsc::Sender<Batch>,
     pub(super) flushed: watch::Receiver<Lsn>,
     pub(super) feedback: Feedback,
-    /// The tables as they were described last: rules that are compiled anew are bound to them.
-    pub(super) relations: HashMap<u32, Arc<Relation>>,
-    /// What the stream calls the types that are not built in: schema and name.
-    pub(super) types: HashMap<u32, (String, String)>,
     /// Not handed on yet. Outlives a connection: `changes` does not give these items again.
     pub(super) batch: Batch,
     /// Why nothing more is read: the pipeline halts as soon as all that was read is settled.
@@ -341,8 +338,7 @@ impl Reader {
     ) -> Result<Option<Ended>, Stop> {
         let from = self.batch.items.len();
         let made = self.make_items(at, message, client).await;
-        let new = self.batch.items.get(from..).unwrap_or_default();
-        self.batch.bytes += new.iter().map(size_bytes).sum::<usize>();
+        self.batch.count_from(from);
         made
     }
 
@@ -357,7 +353,7 @@ impl Reader {
             Err(error) => return self.not_understood(at, &error).map(Some),
         };
         // Before any step is given: what fails here can be tried again on the next connection.
-        match self.learn(&message, client).await {
+        match self.book.learn(&message, client).await {
             Ok(()) => {}
             Err(Unlearned::Unanswered(problem)) => return Ok(Some(Ended::Lost(problem))),
             Err(Unlearned::Stop(Stop::Halted(halt))) => {
@@ -376,18 +372,17 @@ impl Reader {
                     self.batch.items.push(Item::Begin { commit_lsn: transaction.commit_lsn });
                 }
                 Step::Relation(relation) => {
-                    self.relations.insert(relation.oid, Arc::clone(&relation));
-                    if let Err(broken) = self.rules.handle_relation(&relation) {
+                    if let Err(broken) = self.book.bind(&relation) {
                         self.halt_when_settled(Halt::RuleBroken(broken.to_string()));
                         return Ok(None);
                     }
                 }
                 Step::Change(change) => {
                     self.metrics.changes.inc();
-                    self.rules.handle_change(&change, &mut self.batch.items);
+                    self.book.rules.handle_change(&change, &mut self.batch.items);
                 }
                 Step::Message(message) => {
-                    self.rules.handle_message(&message, &mut self.batch.items);
+                    self.book.rules.handle_message(&message, &mut self.batch.items);
                 }
                 Step::Commit { end_lsn } => {
                     self.feedback.handle_received(end_lsn, self.clock.now());

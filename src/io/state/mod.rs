@@ -15,12 +15,14 @@ mod deferred;
 mod endpoints;
 mod event;
 mod gaps;
+mod history;
 mod inspect;
 mod jobs;
 mod persist;
 mod recover;
 mod refill;
 mod upkeep;
+mod replays;
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -35,6 +37,7 @@ pub use inspect::{DisabledSince, Overview};
 pub use jobs::{Ask, Job, JobState};
 pub use persist::StoredAttempt;
 pub use upkeep::Sizes;
+pub use replays::{REPLAY_JOB, StoredReplay};
 
 use futures_util::try_join;
 use tokio_postgres::error::SqlState;

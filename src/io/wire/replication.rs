@@ -126,6 +126,18 @@ impl Replication {
         Ok(parse_history(history, timeline))
     }
 
+    /// Makes `copy` a temporary copy of the slot `from`, which must not be streaming. It belongs to this
+    /// connection and vanishes with it.
+    ///
+    /// # Errors
+    /// [`WireError::Session`]: there is no such slot, no slot is free, or the copy exists.
+    pub async fn copy_slot(&mut self, from: &str, copy: &str) -> Result<(), WireError> {
+        let (from, copy) = (quote('\'', from), quote('\'', copy));
+        // Slot names hold no backslash.
+        let sql = format!("SELECT pg_copy_logical_replication_slot({from}, {copy}, true)");
+        self.row(&sql).await.map(|_| ())
+    }
+
     /// Starts streaming from `slot` what `publication` publishes, from `at`.
     ///
     /// A change that takes more than `max_message_bytes` is not read but for its head.

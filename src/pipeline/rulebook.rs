@@ -1,30 +1,62 @@
-//! What the stream's tables and types are, where the rules do not know: asks the catalog beside it.
+//! The rules, with what a stream tells of the source's tables and types. Where they do not know a table,
+//! the catalog is asked beside the stream.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::Reader;
+use super::Stop;
+use super::source::compile_rules;
+use crate::config::Config;
 use crate::engine::halt::Halt;
 use crate::engine::pgoutput::{Message, Relation};
-use crate::engine::rule::Lacks;
+use crate::engine::rule::{Lacks, RuleBroken, Rules};
 use crate::io::catalog::{self, Standing};
 use crate::io::sql::Connection;
-use crate::pipeline::Stop;
-use crate::pipeline::source::compile_rules;
 
 /// For one answer of the catalog: no status goes to the server meanwhile.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why something could not be learned.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Unlearned {
     /// The SQL session gave no answer.
+    #[error("{0}")]
     Unanswered(String),
     /// What was learned stops the pipeline.
-    Stop(Stop),
+    #[error(transparent)]
+    Stop(#[from] Stop),
 }
 
-impl Reader {
+/// The rules of one stream. Outlives its connections.
+pub(super) struct Rulebook {
+    config: Config,
+    system_identifier: u64,
+    pub(super) rules: Rules,
+    /// The tables as they were described last: rules that are compiled anew are bound to them.
+    relations: HashMap<u32, Arc<Relation>>,
+    /// What the stream calls the types that are not built in: schema and name.
+    types: HashMap<u32, (String, String)>,
+}
+
+impl Rulebook {
+    /// The rules as they were compiled, before a stream.
+    pub(super) fn new(config: Config, system_identifier: u64, rules: Rules) -> Self {
+        let (relations, types) = Default::default();
+        Self { config, system_identifier, rules, relations, types }
+    }
+
+    /// Binds the rules to a table as the stream describes it.
+    ///
+    /// # Errors
+    /// When a rule does not fit it any more.
+    pub(super) fn bind(&mut self, relation: &Arc<Relation>) -> Result<(), RuleBroken> {
+        self.relations.insert(relation.oid, Arc::clone(relation));
+        self.rules.handle_relation(relation)
+    }
+
     /// Learns what `message` says of types, and what the rules lack to understand the table that it
     /// describes.
     ///

@@ -1,0 +1,118 @@
+//! What a replay would send, counted by reading the range here.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::Context;
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::config::Config;
+use crate::engine::endpoint::Routes;
+use crate::engine::event::{AccountId, Item};
+use crate::engine::replay::ReplayRange;
+use crate::io::lookup::Lookups;
+use crate::io::sql::Connection;
+use crate::pipeline::range::Range;
+
+/// Batches on their way.
+const BATCHES: usize = 8;
+
+/// Accounts whose events are counted together before their endpoints are looked up.
+const ACCOUNTS_AT_ONCE: usize = 500;
+
+/// What a replay would send.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Counts {
+    /// Events that the filter admits, whether or not anyone wants them.
+    events: u64,
+    /// Deliveries to the endpoints of now.
+    deliveries: u64,
+    /// Deliveries by event type.
+    by_type: BTreeMap<String, u64>,
+    /// Changes that could not be turned into an event; they are not sent again.
+    unroutable: u64,
+}
+
+impl Counts {
+    pub(super) fn to_text(&self, range: &ReplayRange) -> String {
+        let mut text = format!(
+            "{} to {} would send {} deliveries of {} events",
+            range.from, range.to, self.deliveries, self.events
+        );
+        for (event_type, count) in &self.by_type {
+            text.push_str(&format!("\n  {event_type}  {count}"));
+        }
+        if self.unroutable > 0 {
+            text.push_str(&format!(
+                "\n{} changes could not be turned into an event and are not sent again",
+                self.unroutable
+            ));
+        }
+        text
+    }
+}
+
+/// Reads the range and counts. Sends nothing.
+pub(super) async fn count(config: &Config, range: &ReplayRange) -> anyhow::Result<Counts> {
+    let purpose = format!("dry_run_{}", std::process::id());
+    let reader = Range::open(config, range.from, range.to, &purpose).await?;
+    let client = Connection::open(&config.source.url, "walhook replay").await?;
+    let lookups = Lookups::new(&config.endpoints, config.accounts.as_ref());
+    let (out, mut batches) = mpsc::channel(BATCHES);
+    let mut task = JoinSet::new();
+    task.spawn(reader.read(out));
+    let mut counts = Counts::default();
+    let mut pending: HashMap<AccountId, BTreeMap<String, u64>> = HashMap::new();
+    while let Some(batch) = batches.recv().await {
+        for item in batch.items {
+            match item {
+                Item::Event(event) if range.filter.admits(&event) => {
+                    counts.events += 1;
+                    let types = pending.entry(event.account.clone()).or_default();
+                    *types.entry(event.event_type.to_string()).or_default() += 1;
+                }
+                Item::Unroutable(_) => counts.unroutable += 1,
+                Item::Event(_)
+                | Item::Begin { .. }
+                | Item::Invalidate(_)
+                | Item::Commit { .. }
+                | Item::Progress { .. } => {}
+            }
+        }
+        if pending.len() >= ACCOUNTS_AT_ONCE {
+            route(&client, &lookups, range, &mut pending, &mut counts).await?;
+        }
+    }
+    route(&client, &lookups, range, &mut pending, &mut counts).await?;
+    task.join_next().await.context("the reader is gone")?.context("the reader panicked")??;
+    Ok(counts)
+}
+
+/// Counts the deliveries of what is pending.
+async fn route(
+    client: &Connection,
+    lookups: &Lookups,
+    range: &ReplayRange,
+    pending: &mut HashMap<AccountId, BTreeMap<String, u64>>,
+    counts: &mut Counts,
+) -> anyhow::Result<()> {
+    let accounts: Vec<AccountId> = pending.keys().cloned().collect();
+    for some in accounts.chunks(ACCOUNTS_AT_ONCE) {
+        for (account, routes) in lookups.fetch(client, some).await?.routes {
+            for (event_type, events) in pending.remove(&account).unwrap_or_default() {
+                let deliveries = events * takers(&routes, &event_type, range);
+                counts.deliveries += deliveries;
+                *counts.by_type.entry(event_type).or_default() += deliveries;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn takers(routes: &Routes, event_type: &str, range: &ReplayRange) -> u64 {
+    let takes = |endpoint: &&std::sync::Arc<crate::engine::endpoint::Endpoint>| {
+        endpoint.enabled && endpoint.wants(event_type) && range.filter.admits_endpoint(&endpoint.id)
+    };
+    routes.endpoints.iter().filter(takes).count() as u64
+}

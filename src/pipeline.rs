@@ -24,6 +24,7 @@ mod published;
 pub(crate) mod range;
 mod reader;
 mod refill;
+mod replay;
 mod rulebook;
 mod source;
 mod upkeep;
@@ -162,6 +163,7 @@ async fn lead(
     let start = Start { unix_us_at_zero: unix_us(), ..start };
     let (batches, input) = mpsc::channel(BATCHES);
     let (retry, retries) = mpsc::channel(RETRIES);
+    let (replay, replays) = mpsc::channel(1);
     let (lookup, lookup_requests) = mpsc::channel(1);
     let (reply, looked_up) = mpsc::channel(1);
     let (refill, refill_requests) = mpsc::channel(1);
@@ -181,7 +183,7 @@ async fn lead(
     tasks.spawn({
         let ends = dispatch::Ends {
             input,
-            retries,
+            retries, replays,
             lookup,
             looked_up,
             refill,
@@ -230,6 +232,17 @@ async fn lead(
                 () = drain.cancelled() => {}
                 () = abort.cancelled() => {}
                 () = jobs::feed(&config, epoch, retry) => {}
+            }
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let (config, drain, abort) = (config.clone(), drain.clone(), abort.clone());
+        async move {
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = abort.cancelled() => {}
+                () = replay::feed(&config, epoch, replay) => {}
             }
             Ok(())
         }

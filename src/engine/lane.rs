@@ -34,10 +34,10 @@ pub enum Source {
         /// What was tried before.
         tried: Box<Tried>,
     },
-    /// An operator's retry.
+    /// An operator's retry or replay.
     Retry {
-        /// The dead letter's id.
-        dead_letter: i64,
+        /// The dead letter's id; none: a replay's.
+        dead_letter: Option<i64>,
         /// The job that asked.
         job: i64,
     },

@@ -86,6 +86,19 @@ pub struct DeadLetter {
     pub last_status: Option<u16>,
     /// The attempts that no stored row tells of yet, oldest first.
     pub history: Vec<AttemptRecord>,
+    /// 0, or the replay that the delivery belongs to.
+    pub replay: i64,
+}
+
+/// How far a replay is, from its beginning on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReplayCounts {
+    /// The replay's job.
+    pub job: i64,
+    /// Deliveries that an endpoint took.
+    pub done: i64,
+    /// Deliveries that ended as dead letters.
+    pub failed: i64,
 }
 
 /// How an operator's retry of a dead letter ended.
@@ -126,6 +139,8 @@ pub struct PersistBatch {
     pub dead_letters: Vec<DeadLetter>,
     /// Results of operators' retries.
     pub retried: Vec<Retried>,
+    /// How far replays are that went on since the last batch.
+    pub replayed: Vec<ReplayCounts>,
     /// Endpoints to switch off.
     pub disabled: Vec<DisableEndpoint>,
     /// Endpoints to switch on again: their row was changed.

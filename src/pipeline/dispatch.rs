@@ -15,7 +15,7 @@ use super::reader::Batch;
 use super::refill::{RefillReply, RefillRequest};
 use super::writer::PersistRequest;
 use crate::engine::attempt::{Attempt, DeliveryId, Failure, FailureKind, Outcome};
-use crate::engine::dispatcher::{BreakerChange, Counters, Dispatcher, Retry, Settled};
+use crate::engine::dispatcher::{BreakerChange, Counters, Dispatcher, ReplayInput, Retry, Settled};
 use crate::engine::event::Item;
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{DeferReason, Persisted};
@@ -34,6 +34,7 @@ const GAUGES_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Ends {
     pub(super) input: mpsc::Receiver<Batch>,
     pub(super) retries: mpsc::Receiver<Retry>,
+    pub(super) replays: mpsc::Receiver<ReplayInput>,
     pub(super) lookup: mpsc::Sender<LookupRequest>,
     pub(super) looked_up: mpsc::Receiver<LookupReply>,
     pub(super) refill: mpsc::Sender<RefillRequest>,
@@ -129,6 +130,9 @@ pub(super) async fn dispatch(
             }
             Some(retry) = ends.retries.recv(), if dispatcher.wants_input() => {
                 dispatcher.handle_retry(retry, clock.now());
+            }
+            Some(input) = ends.replays.recv(), if dispatcher.wants_replay() => {
+                dispatcher.handle_replay(input, clock.now());
             }
             () = sleep_until(wake) => {}
         }

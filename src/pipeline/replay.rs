@@ -1,30 +1,41 @@
-//! The task that carries replays out, one after the other: reads the range, and feeds the dispatcher as
-//! fast as that takes it.
+//! The task that carries replays out, one after the other: reads the range, routes its events, and feeds
+//! the dispatcher as fast as that takes them.
 //!
-//! The dispatcher tells of progress through the table of jobs, in the transaction that makes outcomes
-//! durable. So a leader that comes later goes on at what is settled, and a command line sees the same.
+//! The dispatcher counts what has ended in the transaction that makes it durable. Now and then the feeder
+//! waits until all that it fed has ended, and stores the position: there the next leader goes on.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
+use anyhow::Context;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::open_state;
 use super::range::Range;
 use super::reader::Batch;
 use crate::config::Config;
-use crate::engine::dispatcher::ReplayInput;
+use crate::engine::dispatcher::{Replay, ReplayInput};
+use crate::engine::endpoint::Routes;
+use crate::engine::event::{AccountId, Item};
+use crate::engine::lsn::Lsn;
+use crate::engine::persist::ReplayCounts;
+use crate::io::lookup::Lookups;
+use crate::io::sql::Connection;
 use crate::io::state::{StateStore, StoredReplay};
 
 /// How often the table of jobs is looked at while there is nothing to do.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// How often the progress of a replay is looked at, and whether it was cancelled.
-const POLL: Duration = Duration::from_millis(250);
+const POLL: Duration = Duration::from_millis(100);
 
-/// Batches on their way from the range to the dispatcher.
+/// Batches on their way from the range.
 const BATCHES: usize = 2;
+
+/// Deliveries after which the position is stored: a leader that comes later sends so many again.
+const STORE_EVERY: i64 = 5_000;
 
 /// Between two tries of a replay that the source interrupts.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -34,125 +45,184 @@ const TRIES: u32 = 5;
 
 /// Carries replays out until it is dropped.
 pub(super) async fn feed(config: &Config, epoch: i64, input: mpsc::Sender<ReplayInput>) {
+    let mut feeder = Feeder {
+        lookups: Lookups::new(&config.endpoints, config.accounts.as_ref()),
+        config,
+        epoch,
+        input,
+        fed: HashMap::new(),
+    };
     loop {
-        if let Err(error) = look(config, epoch, &input).await {
+        if let Err(error) = feeder.look().await {
             tracing::debug!(error = %format!("{error:#}"), "cannot look for replays");
         }
         sleep(EVERY).await;
     }
 }
 
-async fn look(
-    config: &Config,
+struct Feeder<'a> {
+    config: &'a Config,
     epoch: i64,
-    input: &mpsc::Sender<ReplayInput>,
-) -> anyhow::Result<()> {
-    let mut store = open_state(config).await?;
-    store.write_as(epoch);
-    loop {
-        let Some(replay) = store.next_replay().await? else {
-            sleep(EVERY).await;
-            continue;
-        };
-        tracing::info!(
-            replay = replay.id, from = %replay.position, to = %replay.range.to,
-            "sending a past range again"
-        );
-        input.send(ReplayInput::start(&replay)).await?;
-        let carried_out = carry_out(config, &store, &replay, input).await;
-        // Also when we could not say how it went: nothing of it must stay behind in the dispatcher.
-        input.send(ReplayInput::End { job: replay.id }).await?;
-        let problem = carried_out?;
-        store.finish_job(replay.id, problem.as_deref()).await?;
-        tracing::info!(replay = replay.id, problem, "the replay has ended");
-    }
+    lookups: Lookups,
+    input: mpsc::Sender<ReplayInput>,
+    /// For each replay that is not finished how many deliveries have been fed, those that earlier
+    /// leaders counted included. Outlives a lost connection, as the dispatcher's counts do.
+    fed: HashMap<i64, i64>,
 }
 
-/// Feeds a replay until all of it is settled. Says why it ended early, where it did.
-async fn carry_out(
-    config: &Config,
-    store: &StateStore,
-    replay: &StoredReplay,
-    input: &mpsc::Sender<ReplayInput>,
-) -> anyhow::Result<Option<String>> {
-    let mut tries = 0;
-    let mut from = replay.position.max(replay.range.from);
-    loop {
-        let problem = match feed_range(config, store, replay, from, input).await? {
-            Fed::Settled | Fed::Cancelled => return Ok(None),
-            Fed::Broken(problem) => problem,
-        };
-        let now = store.replay(replay.id).await?;
-        let position = now.map_or(from, |replay| replay.position.max(from));
-        tries = if position > from { 1 } else { tries + 1 };
-        from = position;
-        if tries >= TRIES {
-            return Ok(Some(problem));
-        }
-        tracing::warn!(replay = replay.id, %problem, "the replay was interrupted; trying again");
-        sleep(PAUSE).await;
-        // What the dispatcher still has of it comes again.
-        input.send(ReplayInput::End { job: replay.id }).await?;
-        let again = StoredReplay { position: from, ..replay.clone() };
-        input.send(ReplayInput::start(&again)).await?;
-    }
-}
-
+/// How feeding a range ended.
 enum Fed {
-    /// Up to the range's end.
+    /// All of it has ended and is stored.
     Settled,
-    /// By an operator; the job is finished already.
+    /// It was ended by an operator.
     Cancelled,
     /// The range could not be read to its end.
     Broken(String),
 }
 
-async fn feed_range(
-    config: &Config,
-    store: &StateStore,
-    replay: &StoredReplay,
-    from: crate::engine::lsn::Lsn,
-    input: &mpsc::Sender<ReplayInput>,
-) -> anyhow::Result<Fed> {
-    let purpose = format!("replay_{}", replay.id);
-    let range = match Range::open(config, from, replay.range.to, &purpose).await {
-        Ok(range) => range,
-        Err(error) => return Ok(Fed::Broken(format!("{error:#}"))),
-    };
-    let (out, mut batches) = mpsc::channel::<Batch>(BATCHES);
-    let mut task = JoinSet::new();
-    task.spawn(range.read(out));
-    let mut look_at = Instant::now() + POLL;
-    let mut at_end = false;
-    loop {
-        tokio::select! {
-            biased;
-            () = tokio::time::sleep_until(look_at) => {
-                look_at = Instant::now() + POLL;
-                match store.replay(replay.id).await? {
-                    None => return Ok(Fed::Cancelled),
-                    Some(now) if now.finished => return Ok(Fed::Cancelled),
-                    Some(now) if at_end && now.position >= replay.range.to => return Ok(Fed::Settled),
-                    Some(_) => {}
+impl Feeder<'_> {
+    async fn look(&mut self) -> anyhow::Result<()> {
+        let mut store = open_state(self.config).await?;
+        store.write_as(self.epoch);
+        loop {
+            let Some(replay) = store.next_replay().await? else {
+                sleep(EVERY).await;
+                continue;
+            };
+            let (from, to) = (replay.position, replay.range.to);
+            tracing::info!(replay = replay.id, %from, %to, "sending a past range again");
+            let StoredReplay { id: job, done, failed, .. } = replay;
+            self.fed.entry(job).or_insert(done + failed);
+            self.input.send(ReplayInput::Start(ReplayCounts { job, done, failed })).await?;
+            let problem = self.carry_out(&mut store, replay).await?;
+            self.input.send(ReplayInput::End(job)).await?;
+            self.fed.remove(&job);
+            store.finish_job(job, problem.as_deref()).await?;
+            tracing::info!(replay = job, problem, "the replay has ended");
+        }
+    }
+
+    /// Feeds a replay until all of it is settled. Says why it ended early, where it did.
+    async fn carry_out(
+        &mut self,
+        store: &mut StateStore,
+        mut replay: StoredReplay,
+    ) -> anyhow::Result<Option<String>> {
+        let mut tries = 0;
+        loop {
+            let problem = match self.feed_range(store, &replay).await? {
+                Fed::Settled | Fed::Cancelled => return Ok(None),
+                Fed::Broken(problem) => problem,
+            };
+            let Some(now) = store.replay(replay.id).await? else { return Ok(None) };
+            tries = if now.position > replay.position { 1 } else { tries + 1 };
+            replay = now;
+            if tries >= TRIES {
+                return Ok(Some(problem));
+            }
+            tracing::warn!(replay = replay.id, %problem, "the replay was interrupted; trying again");
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn feed_range(
+        &mut self,
+        store: &mut StateStore,
+        replay: &StoredReplay,
+    ) -> anyhow::Result<Fed> {
+        let (from, to) = (replay.position.max(replay.range.from), replay.range.to);
+        let purpose = format!("replay_{}", replay.id);
+        let range = match Range::open(self.config, from, to, &purpose).await {
+            Ok(range) => range,
+            Err(error) => return Ok(Fed::Broken(format!("{error:#}"))),
+        };
+        let client = Connection::open(&self.config.source.url, "walhook replay").await?;
+        let (out, mut batches) = mpsc::channel::<Batch>(BATCHES);
+        let mut task = JoinSet::new();
+        task.spawn(range.read(out));
+        let mut unstored = 0;
+        while let Some(batch) = batches.recv().await {
+            let mut end = None;
+            for delivery in self.route(&client, replay, batch.items, &mut end).await? {
+                unstored += 1;
+                *self.fed.entry(replay.id).or_default() += 1;
+                // The dispatcher takes it when it has room; a cancelled replay must not wait for that.
+                tokio::select! {
+                    sent = self.input.send(ReplayInput::Deliver(delivery)) => sent?,
+                    () = cancelled(store, replay.id) => return Ok(Fed::Cancelled),
                 }
             }
-            batch = batches.recv(), if !at_end => match batch {
-                Some(batch) => {
-                    let items = ReplayInput::Items { job: replay.id, items: batch.items };
-                    // The dispatcher takes it when it has room; a cancelled replay must not wait.
-                    tokio::select! {
-                        sent = input.send(items) => sent?,
-                        () = cancelled(store, replay.id) => return Ok(Fed::Cancelled),
-                    }
+            if let Some(end) = end.filter(|end| unstored >= STORE_EVERY || *end >= to) {
+                if !self.until_ended(store, replay.id).await? {
+                    return Ok(Fed::Cancelled);
                 }
-                None => {
-                    match task.join_next().await {
-                        Some(Ok(Ok(()))) => at_end = true,
-                        Some(Ok(Err(error))) => return Ok(Fed::Broken(format!("{error:#}"))),
-                        Some(Err(_)) | None => return Ok(Fed::Broken("its reader panicked".into())),
-                    }
+                store.set_replay_position(replay.id, end).await?;
+                unstored = 0;
+            }
+        }
+        match task.join_next().await.context("the range has no reader")? {
+            Ok(Ok(())) => Ok(Fed::Settled),
+            Ok(Err(error)) => Ok(Fed::Broken(format!("{error:#}"))),
+            Err(_) => Ok(Fed::Broken("the range's reader panicked".to_owned())),
+        }
+    }
+
+    /// The deliveries that items make, to the endpoints of now. `end` becomes the position up to which
+    /// transactions are complete with these items, where any is.
+    async fn route(
+        &self,
+        client: &Connection,
+        replay: &StoredReplay,
+        items: Vec<Item>,
+        end: &mut Option<Lsn>,
+    ) -> anyhow::Result<Vec<Replay>> {
+        let filter = &replay.range.filter;
+        let mut events = Vec::new();
+        for item in items {
+            match item {
+                Item::Event(event) if filter.admits(&event) => events.push(event),
+                Item::Commit { end_lsn } => *end = Some(end_lsn),
+                Item::Progress { wal_end } => *end = Some(wal_end),
+                // What cannot be routed stands among the dead letters since the first time.
+                Item::Event(_) | Item::Unroutable(_) | Item::Invalidate(_) => {}
+                // What is complete ends before a transaction that is not.
+                Item::Begin { .. } => {}
+            }
+        }
+        if events.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut accounts: Vec<AccountId> = events.iter().map(|e| e.account.clone()).collect();
+        accounts.sort_unstable();
+        accounts.dedup();
+        let routes = self.lookups.fetch(client, &accounts).await?.routes;
+        let routes: HashMap<AccountId, Routes> = routes.into_iter().collect();
+        let mut deliveries = Vec::new();
+        for event in events {
+            let endpoints = routes.get(&event.account).map(|r| r.endpoints.as_slice());
+            for endpoint in endpoints.unwrap_or_default() {
+                if endpoint.enabled
+                    && endpoint.wants(&event.event_type)
+                    && filter.admits_endpoint(&endpoint.id)
+                {
+                    let (event, endpoint) = (event.clone(), endpoint.id.clone());
+                    deliveries.push(Replay { job: replay.id, event, endpoint });
                 }
-            },
+            }
+        }
+        Ok(deliveries)
+    }
+
+    /// Waits until all that was fed has ended and that is stored; `false` when the replay was cancelled
+    /// meanwhile.
+    async fn until_ended(&self, store: &StateStore, id: i64) -> anyhow::Result<bool> {
+        let fed = self.fed.get(&id).copied().unwrap_or_default();
+        loop {
+            match store.replay(id).await? {
+                None | Some(StoredReplay { finished: true, .. }) => return Ok(false),
+                Some(now) if now.done + now.failed >= fed => return Ok(true),
+                Some(_) => sleep(POLL).await,
+            }
         }
     }
 }

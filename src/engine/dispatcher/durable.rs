@@ -300,6 +300,7 @@ impl Dispatcher {
         batch.settled = self.ahead.take(|txn| self.tracker.is_passed(txn));
         let durable = &mut self.durable;
         batch.retried = std::mem::take(&mut durable.retried);
+        self.replays.hand_out(&mut batch);
         batch.disabled = std::mem::take(&mut durable.disabled);
         batch.enabled = std::mem::take(&mut durable.enabled);
         durable.touched = false;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::attempt::DeliveryId;
 use super::super::event::{EndpointId, Unroutable};
 use super::super::lane::{DELIVERY_BYTES, Held, Origin};
-use super::super::persist::{DeadLetter, DeadReason, QueueId, Retried, RowId};
+use super::super::persist::{DeadLetter, DeadReason, QueueId, RowId};
 use super::super::schedule::LaneId;
 use super::super::tick::Tick;
 use super::super::tracker::TxnSeq;
@@ -35,6 +35,7 @@ impl Dispatcher {
             attempts: 0,
             last_status: None,
             history: Vec::new(),
+            replay: 0,
         };
         let body = Body::Unroutable { txn, held: Arc::new(Held { event }) };
         self.durable.die(Dying { letter, body });
@@ -64,6 +65,7 @@ impl Dispatcher {
             attempts: pending.attempts,
             last_status: last_status.or(tried.last_status),
             history: tried.history,
+            replay: pending.row_key().replay,
         };
         let (key, origin) = (pending.row_key(), pending.origin);
         let body = match origin {
@@ -75,7 +77,7 @@ impl Dispatcher {
                 Body::Row { row, insertion, lane: id, id: delivery }
             }
             Origin::Retry { dead_letter, job } => {
-                self.durable.retried(Retried { dead_letter, job, error: Some(letter) });
+                self.end_retry(dead_letter, job, Some(letter));
                 self.forget(id, endpoint, delivery);
                 return;
             }
@@ -105,9 +107,7 @@ impl Dispatcher {
                 self.outdate(&row.queue);
                 self.durable.change(row, insertion, RowChange::Remove);
             }
-            Origin::Retry { dead_letter, job } => {
-                self.durable.retried(Retried { dead_letter, job, error: None });
-            }
+            Origin::Retry { dead_letter, job } => self.end_retry(dead_letter, job, None),
         }
         self.free(pending.held);
     }

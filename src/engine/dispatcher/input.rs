@@ -30,7 +30,7 @@ pub(super) enum To {
     /// All that want it; the transaction counts it as one delivery until it is routed.
     All(TxnSeq),
     /// One, on an operator's wish.
-    One { endpoint: EndpointId, dead_letter: i64, job: i64 },
+    One { endpoint: EndpointId, dead_letter: Option<i64>, job: i64 },
 }
 
 impl Dispatcher {
@@ -56,7 +56,7 @@ impl Dispatcher {
     /// Sends a dead letter again. Call only while [`Dispatcher::wants_input`] says yes.
     pub fn handle_retry(&mut self, retry: Retry, now: Tick) {
         let Retry { dead_letter, job, event, endpoint } = retry;
-        self.arrive(event, To::One { endpoint, dead_letter, job }, now);
+        self.arrive(event, To::One { endpoint, dead_letter: Some(dead_letter), job }, now);
     }
 
     /// The next accounts whose endpoints are to be looked up; answered by
@@ -97,7 +97,7 @@ impl Dispatcher {
     }
 
     /// Routes an event, or parks it behind what waits for the same account's routes.
-    fn arrive(&mut self, event: Arc<Event>, to: To, now: Tick) {
+    pub(super) fn arrive(&mut self, event: Arc<Event>, to: To, now: Tick) {
         self.bytes += event.size_bytes();
         let account = event.account.clone();
         let held = Arc::new(Held { event });

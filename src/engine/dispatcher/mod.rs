@@ -35,6 +35,7 @@ mod held;
 mod input;
 mod outcome;
 mod refill;
+mod replay;
 mod send;
 mod settings;
 #[cfg(test)]
@@ -63,9 +64,11 @@ use defer::Detour;
 use durable::Durable;
 use input::Parked;
 use refill::Refills;
+use replay::Replays;
 use send::InFlight;
 
 pub use outcome::Settled;
+pub use replay::{Replay, ReplayInput};
 pub use send::Dispatch;
 pub use settings::{Counters, Gauges, Ordering, Retry, Settings, Start};
 pub use stop::BreakerChange;
@@ -102,6 +105,7 @@ pub struct Dispatcher {
     /// The queues that have deferred rows.
     detours: HashMap<QueueId, Detour>,
     refills: Refills,
+    replays: Replays,
     /// The frontier is not looked at again before then.
     next_release: Tick,
     recovered: Recovered,
@@ -162,6 +166,7 @@ impl Dispatcher {
             disabled,
             detours: HashMap::new(),
             refills: Refills::new(settings.memory_limit, known_from),
+            replays: Replays::default(),
             next_release: Tick(0),
             recovered: Recovered::from_ranges(start.settled),
             ahead: Ahead::new(),

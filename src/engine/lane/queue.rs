@@ -33,10 +33,10 @@ pub enum Origin {
         /// Which insertion makes the row durable, while the process knows; 0: it is.
         insertion: u64,
     },
-    /// An operator's retry of a dead letter.
+    /// An operator's retry of a dead letter, or a replay.
     Retry {
-        /// The dead letter's id.
-        dead_letter: i64,
+        /// The dead letter's id; none: a replay's.
+        dead_letter: Option<i64>,
         /// The job that asked.
         job: i64,
     },

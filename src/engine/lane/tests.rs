@@ -93,7 +93,7 @@ proptest! {
         for action in actions {
             match action {
                 Action::Push { endpoint, keys } => {
-                    let source = Source::Retry { dead_letter: 0, job: 0 };
+                    let source = Source::Retry { dead_letter: Some(0), job: 0 };
                     let new = New { id: DeliveryId(next), held: held(), source, now };
                     lane.push(&id(endpoint), new, RowKeys::from_slice(&keys));
                     lane.refresh(&id(endpoint), now);
@@ -192,7 +192,7 @@ fn endpoints_of_a_lane_take_turns() {
     let mut lane = Lane::new(AccountId::new("a"));
     let now = Tick(0);
     for n in 0..6 {
-        let source = Source::Retry { dead_letter: 0, job: 0 };
+        let source = Source::Retry { dead_letter: Some(0), job: 0 };
         let endpoint = id(u8::from(n >= 3));
         lane.push(&endpoint, New { id: DeliveryId(n), held: held(), source, now }, RowKeys::new());
         lane.refresh(&endpoint, now);
@@ -212,7 +212,7 @@ fn endpoints_of_a_lane_take_turns() {
 fn row_rate_limit_spaces_requests() {
     let mut lane = Lane::new(AccountId::new("a"));
     for n in 0..2 {
-        let source = Source::Retry { dead_letter: 0, job: 0 };
+        let source = Source::Retry { dead_letter: Some(0), job: 0 };
         lane.push(
             &id(0),
             New { id: DeliveryId(n), held: held(), source, now: Tick(0) },

@@ -90,6 +90,7 @@ pub(crate) fn dead(event: &Arc<Event>, endpoint: &str) -> DeadLetter {
         attempts: 2,
         last_status: Some(500),
         history: Vec::new(),
+        replay: 0,
     }
 }
 

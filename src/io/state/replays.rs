@@ -1,11 +1,12 @@
 //! Replays, as jobs: asked for by the command line, carried out by the leader, resumed by the next.
 
 use serde::Serialize;
-use tokio_postgres::Row;
+use tokio_postgres::{Row, Transaction};
 use tokio_postgres::types::{PgLsn, Type};
 
-use super::{Param, Scope, StateError, StateStore, as_rfc3339, lsn, unreadable};
+use super::{Param, Scope, StateError, StateStore, as_rfc3339, fence, lsn, unreadable};
 use crate::engine::lsn::Lsn;
+use crate::engine::persist::ReplayCounts;
 use crate::engine::replay::ReplayRange;
 
 /// The kind of job that sends a past range again.
@@ -118,6 +119,23 @@ impl StateStore {
         row.as_ref().map(read).transpose()
     }
 
+    /// Records, as the leader, that everything before `position` was sent again.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`], [`StateError::Sql`].
+    pub async fn set_replay_position(&mut self, id: i64, position: Lsn) -> Result<(), StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let tx = self.connection.transaction().await?;
+        fence(&tx, &self.scope, epoch).await?;
+        let sql = format!("UPDATE {s}.jobs SET position = $3 WHERE pipeline = $1 AND id = $2");
+        let position = PgLsn::from(position.0);
+        let params: [Param<'_>; 3] =
+            [(pipeline, Type::TEXT), (&id, Type::INT8), (&position, Type::PG_LSN)];
+        tx.execute_typed(&sql, &params).await?;
+        Ok(tx.commit().await?)
+    }
+
     /// Ends a replay before its time; the leader stops feeding it within a second. Says whether there
     /// was such a replay to end.
     ///
@@ -133,6 +151,33 @@ impl StateStore {
             [(pipeline, Type::TEXT), (&REPLAY_JOB, Type::TEXT), (&id, Type::INT8)];
         Ok(self.connection.execute_typed(&sql, &params).await? > 0)
     }
+}
+
+/// Sets how far replays are; whole counts, so that a batch stored twice changes nothing.
+pub(super) async fn count(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    replayed: &[ReplayCounts],
+) -> Result<(), StateError> {
+    if replayed.is_empty() {
+        return Ok(());
+    }
+    let jobs: Vec<i64> = replayed.iter().map(|counts| counts.job).collect();
+    let done: Vec<i64> = replayed.iter().map(|counts| counts.done).collect();
+    let failed: Vec<i64> = replayed.iter().map(|counts| counts.failed).collect();
+    let sql = format!(
+        "UPDATE {s}.jobs j SET done = r.done, failed = r.failed
+         FROM unnest($2::int8[], $3::int8[], $4::int8[]) AS r(job, done, failed)
+         WHERE j.pipeline = $1 AND j.id = r.job"
+    );
+    let params: [Param<'_>; 4] = [
+        (pipeline, Type::TEXT),
+        (&jobs, Type::INT8_ARRAY),
+        (&done, Type::INT8_ARRAY),
+        (&failed, Type::INT8_ARRAY),
+    ];
+    tx.execute_typed(&sql, &params).await?;
+    Ok(())
 }
 
 fn read(row: &Row) -> Result<StoredReplay, StateError> {

@@ -251,6 +251,7 @@ async fn retry_job_hands_out_each_dead_letter_once_and_counts_results_once() {
         attempts: 1,
         last_status: None,
         history: Vec::new(),
+        replay: 0,
         detail: "refused".into(),
         ..dead(&one, "8")
     });

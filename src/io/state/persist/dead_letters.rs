@@ -26,13 +26,16 @@ pub(super) async fn insert(
     let histories: Vec<Option<String>> = letters.iter().map(|l| records(&l.history)).collect();
     let insert = format!(
         "INSERT INTO {s}.dead_letters
-                (pipeline, event_id, endpoint, reason, detail, attempts, last_status, history)
-         SELECT $1, event, endpoint, reason, detail, attempts, status, history::jsonb
-         FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::int4[], $7::int4[], $8::text[])
-              AS r(event, endpoint, reason, detail, attempts, status, history)
+                (pipeline, event_id, endpoint, reason, detail, attempts, last_status, history,
+                 replay_id)
+         SELECT $1, event, endpoint, reason, detail, attempts, status, history::jsonb, replay
+         FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::int4[], $7::int4[], $8::text[],
+                     $9::int8[])
+              AS r(event, endpoint, reason, detail, attempts, status, history, replay)
          ON CONFLICT DO NOTHING"
     );
-    let params: [Param<'_>; 8] = [
+    let replays: Vec<i64> = letters.iter().map(|l| l.replay).collect();
+    let params: [Param<'_>; 9] = [
         (pipeline, Type::TEXT),
         (&ids, Type::TEXT_ARRAY),
         (&endpoints, Type::TEXT_ARRAY),
@@ -41,6 +44,7 @@ pub(super) async fn insert(
         (&attempts, Type::INT4_ARRAY),
         (&statuses, Type::INT4_ARRAY),
         (&histories, Type::TEXT_ARRAY),
+        (&replays, Type::INT8_ARRAY),
     ];
     tx.execute_typed(&insert, &params).await?;
     Ok(())

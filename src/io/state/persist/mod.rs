@@ -37,7 +37,7 @@ use crate::engine::lsn::Lsn;
 use crate::engine::persist::{PersistBatch, Persisted, SettledRange};
 use crate::engine::settled;
 
-use super::{Param, Scope, StateError, StateStore, fence, lsn};
+use super::{Param, Scope, StateError, StateStore, fence, lsn, replays};
 
 pub(super) use bodies::with_unused;
 pub use history::StoredAttempt;
@@ -83,6 +83,7 @@ pub(super) async fn write(
         deferred::die(tx, scope, &batch.died),
         deferred::resolve(tx, scope, &batch.resolved),
         dead_letters::remove_delivered(tx, scope, &batch.retried),
+        replays::count(tx, scope, &batch.replayed),
         backlog::store(tx, scope, &batch.backlog),
         backlog::remove(tx, scope, &batch.backlog_gone),
         stops::enable(tx, scope, &batch.enabled),

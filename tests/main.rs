@@ -28,6 +28,7 @@ mod kills;
 mod network;
 mod partitions;
 mod refusals;
+mod replay;
 mod retry_after;
 mod rows;
 mod rules;

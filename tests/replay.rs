@@ -1,0 +1,142 @@
+//! What was delivered is sent again: ranges of the past, beside the live stream.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use bytes::Bytes;
+use walhook::mock::Received;
+
+use crate::support::{World, text};
+
+const ENDED: &str = "SELECT count(*) FROM walhook.jobs WHERE finished_at IS NULL";
+const TEMPORARY: &str = "SELECT count(*) FROM pg_replication_slots WHERE temporary";
+
+/// A world that has delivered the subscribers 1 to `rows` of account 1 and as many of account 2, each in a
+/// transaction of its own, since the returned position.
+async fn delivered(rows: i64) -> Result<(World, crate::support::Running, String)> {
+    let mut world = World::new().await?;
+    world.hook(1, 1, "").await?;
+    world.hook(2, 2, "").await?;
+    let running = world.run().await?;
+    let anchor = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'walhook_anchor'";
+    world.until(anchor, "1").await?;
+    world.settled().await?;
+    let from = world.value("SELECT frontier FROM walhook.checkpoint").await?;
+    for id in 1..=rows {
+        world.subscribe(id, 1).await?;
+        world.subscribe(1_000 + id, 2).await?;
+    }
+    world.delivered(u64::try_from(2 * rows)?).await?;
+    world.settled().await?;
+    Ok((world, running, from))
+}
+
+/// The bodies by id, of the requests that are replays, or of those that are not.
+fn by_id(received: &[Received], replay: bool) -> BTreeMap<String, Bytes> {
+    let these = received.iter().filter(|request| request.replay == replay);
+    these.map(|request| (request.id.clone(), request.body.clone())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_07_same_window_replayed_twice_has_the_ids_and_bodies_of_the_first_time() {
+    let (world, running, from) = delivered(20).await.unwrap();
+    let dry = world.walhook_json(&["replay", "start", "--from", &from, "--dry-run"]).await.unwrap();
+    assert_eq!(dry["deliveries"], 40, "{dry}");
+    let first = by_id(&world.mock.received(), false);
+    let mut before = world.mock.received().len();
+    for _ in 0..2 {
+        let replay = world.walhook_json(&["replay", "start", "--from", &from]).await.unwrap();
+        assert_eq!((&replay["done"], &replay["failed"]), (&40.into(), &0.into()), "{replay}");
+        let again = world.mock.received();
+        assert!(again[before..].iter().all(|request| request.replay && request.verified));
+        assert_eq!(by_id(&again[before..], true), first);
+        before = again.len();
+    }
+    // By endpoint and type, and in the list.
+    let filtered = ["replay", "start", "--from", &from, "--endpoint", "2", "--type", "subscriber.*"];
+    let replay = world.walhook_json(&filtered).await.unwrap();
+    assert_eq!(replay["done"], 20, "{replay}");
+    assert!(world.mock.received()[before..].iter().all(|request| request.path == "/2"));
+    let listed = world.walhook_json(&["replay", "list"]).await.unwrap();
+    assert_eq!(listed["replays"].as_array().map(Vec::len), Some(3), "{listed}");
+    world.until(TEMPORARY, "0").await.unwrap();
+    assert!(running.terminate().await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_29_replay_goes_on_after_a_kill_beside_the_live_stream_and_leaves_no_slot() {
+    let (mut world, running, from) = delivered(150).await.unwrap();
+    // The replayed requests take long enough to be interrupted.
+    world.sql.batch_execute("UPDATE webhooks SET url = url || '?delay=20ms' WHERE id = 1").await.unwrap();
+    let asked = ["replay", "start", "--from", &from, "--account", "1", "--wait", "0s", "--json"];
+    assert!(world.walhook(&asked).await.unwrap().status.success());
+    let before = world.mock.stats().received;
+    world.mock.wait_until("some replayed", crate::support::PATIENCE, |s| s.received >= before + 20).await.unwrap();
+    running.kill().await.unwrap();
+    world.until(TEMPORARY, "0").await.unwrap();
+    assert_eq!(world.value(ENDED).await.unwrap(), "1");
+
+    let running = world.run().await.unwrap();
+    world.subscribe(5_000, 2).await.unwrap();
+    world.delivered(301).await.unwrap();
+    world.until(ENDED, "0").await.unwrap();
+    let received = world.mock.received();
+    let account_1 = |requests: BTreeMap<String, Bytes>| -> BTreeMap<String, Bytes> {
+        let ours = requests.into_iter().filter(|(_, body)| {
+            String::from_utf8_lossy(body).contains(r#""account_id":"1""#)
+        });
+        ours.collect()
+    };
+    assert_eq!(account_1(by_id(&received, true)), account_1(by_id(&received, false)));
+    assert!(by_id(&received, true).len() == 150, "nothing of account 2");
+    world.until(TEMPORARY, "0").await.unwrap();
+    assert!(running.terminate().await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replay_to_a_failing_endpoint_ends_with_dead_letters_of_its_own() {
+    let (world, running, from) = delivered(2).await.unwrap();
+    world.sql.batch_execute("UPDATE webhooks SET url = 'http://127.0.0.1:1/' WHERE id = 2").await.unwrap();
+    world.settled().await.unwrap();
+    let replay = world.walhook_json(&["replay", "start", "--from", &from]).await.unwrap();
+    assert_eq!((&replay["done"], &replay["failed"]), (&2.into(), &2.into()), "{replay}");
+    let dead = "SELECT count(*) FROM walhook.dead_letters WHERE replay_id > 0 AND endpoint = '2'";
+    assert_eq!(world.value(dead).await.unwrap(), "2");
+    assert!(running.terminate().await.unwrap().success());
+}
+
+async fn refused(world: &World, args: &[&str], code: i32, says: &str) -> Result<()> {
+    let output = world.walhook(args).await?;
+    let said = text(&output.stderr);
+    ensure!(output.status.code() == Some(code) && said.contains(says), "{args:?}: {said}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_03_checkpoint_is_reset_within_what_is_possible_only() {
+    let (mut world, running, from) = delivered(5).await.unwrap();
+    let possible = "what can be sent again, which is ";
+    refused(&world, &["checkpoint", "reset", "--to", "0/1", "--yes"], 1, possible).await.unwrap();
+    refused(&world, &["checkpoint", "reset", "--to", "FFFF/0", "--yes"], 1, "beyond the end of the WAL").await.unwrap();
+    let reset = world.walhook_json(&["checkpoint", "reset", "--to", &from, "--yes"]).await.unwrap();
+    assert_eq!(reset["done"], 10, "everything since, as a replay: {reset}");
+    assert!(running.terminate().await.unwrap().success());
+
+    for id in 100..110 {
+        world.subscribe(id, 1).await.unwrap();
+    }
+    let ahead = world.value("SELECT pg_current_wal_insert_lsn()").await.unwrap();
+    world.subscribe(110, 1).await.unwrap();
+    let forward = ["checkpoint", "reset", "--to", &ahead];
+    refused(&world, &forward, 2, "add --skip").await.unwrap();
+    let skipped = world.walhook(&[&forward[..], &["--skip", "--yes"]].concat()).await.unwrap();
+    assert!(skipped.status.success(), "{}", text(&skipped.stderr));
+    let gap = world.value("SELECT count(*) FROM walhook.gaps WHERE closed_at IS NULL").await.unwrap();
+    assert_eq!(gap, "1");
+    let running = world.run().await.unwrap();
+    world.delivered(11).await.unwrap();
+    world.settled().await.unwrap();
+    let ids: Vec<i64> = crate::support::taken(&world.mock.received())["/1"].iter().map(|(_, id)| *id).collect();
+    assert_eq!(ids.iter().filter(|id| **id >= 100).collect::<Vec<_>>(), [&110]);
+    assert!(running.terminate().await.unwrap().success());
+}

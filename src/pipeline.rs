@@ -183,7 +183,8 @@ async fn lead(
     tasks.spawn({
         let ends = dispatch::Ends {
             input,
-            retries, replays,
+            retries,
+            replays,
             lookup,
             looked_up,
             refill,

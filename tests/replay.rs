@@ -53,7 +53,8 @@ async fn case_07_same_window_replayed_twice_has_the_ids_and_bodies_of_the_first_
         before = again.len();
     }
     // By endpoint and type, and in the list.
-    let filtered = ["replay", "start", "--from", &from, "--endpoint", "2", "--type", "subscriber.*"];
+    let filtered =
+        ["replay", "start", "--from", &from, "--endpoint", "2", "--type", "subscriber.*"];
     let replay = world.walhook_json(&filtered).await.unwrap();
     assert_eq!(replay["done"], 20, "{replay}");
     assert!(world.mock.received()[before..].iter().all(|request| request.path == "/2"));
@@ -67,11 +68,19 @@ async fn case_07_same_window_replayed_twice_has_the_ids_and_bodies_of_the_first_
 async fn case_29_replay_goes_on_after_a_kill_beside_the_live_stream_and_leaves_no_slot() {
     let (mut world, running, from) = delivered(150).await.unwrap();
     // The replayed requests take long enough to be interrupted.
-    world.sql.batch_execute("UPDATE webhooks SET url = url || '?delay=20ms' WHERE id = 1").await.unwrap();
+    world
+        .sql
+        .batch_execute("UPDATE webhooks SET url = url || '?delay=20ms' WHERE id = 1")
+        .await
+        .unwrap();
     let asked = ["replay", "start", "--from", &from, "--account", "1", "--wait", "0s", "--json"];
     assert!(world.walhook(&asked).await.unwrap().status.success());
     let before = world.mock.stats().received;
-    world.mock.wait_until("some replayed", crate::support::PATIENCE, |s| s.received >= before + 20).await.unwrap();
+    world
+        .mock
+        .wait_until("some replayed", crate::support::PATIENCE, |s| s.received >= before + 20)
+        .await
+        .unwrap();
     running.kill().await.unwrap();
     world.until(TEMPORARY, "0").await.unwrap();
     assert_eq!(world.value(ENDED).await.unwrap(), "1");
@@ -82,9 +91,9 @@ async fn case_29_replay_goes_on_after_a_kill_beside_the_live_stream_and_leaves_n
     world.until(ENDED, "0").await.unwrap();
     let received = world.mock.received();
     let account_1 = |requests: BTreeMap<String, Bytes>| -> BTreeMap<String, Bytes> {
-        let ours = requests.into_iter().filter(|(_, body)| {
-            String::from_utf8_lossy(body).contains(r#""account_id":"1""#)
-        });
+        let ours = requests
+            .into_iter()
+            .filter(|(_, body)| String::from_utf8_lossy(body).contains(r#""account_id":"1""#));
         ours.collect()
     };
     assert_eq!(account_1(by_id(&received, true)), account_1(by_id(&received, false)));
@@ -96,7 +105,11 @@ async fn case_29_replay_goes_on_after_a_kill_beside_the_live_stream_and_leaves_n
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replay_to_a_failing_endpoint_ends_with_dead_letters_of_its_own() {
     let (world, running, from) = delivered(2).await.unwrap();
-    world.sql.batch_execute("UPDATE webhooks SET url = 'http://127.0.0.1:1/' WHERE id = 2").await.unwrap();
+    world
+        .sql
+        .batch_execute("UPDATE webhooks SET url = 'http://127.0.0.1:1/' WHERE id = 2")
+        .await
+        .unwrap();
     world.settled().await.unwrap();
     let replay = world.walhook_json(&["replay", "start", "--from", &from]).await.unwrap();
     assert_eq!((&replay["done"], &replay["failed"]), (&2.into(), &2.into()), "{replay}");
@@ -117,7 +130,14 @@ async fn case_03_checkpoint_is_reset_within_what_is_possible_only() {
     let (mut world, running, from) = delivered(5).await.unwrap();
     let possible = "what can be sent again, which is ";
     refused(&world, &["checkpoint", "reset", "--to", "0/1", "--yes"], 1, possible).await.unwrap();
-    refused(&world, &["checkpoint", "reset", "--to", "FFFF/0", "--yes"], 1, "beyond the end of the WAL").await.unwrap();
+    refused(
+        &world,
+        &["checkpoint", "reset", "--to", "FFFF/0", "--yes"],
+        1,
+        "beyond the end of the WAL",
+    )
+    .await
+    .unwrap();
     let reset = world.walhook_json(&["checkpoint", "reset", "--to", &from, "--yes"]).await.unwrap();
     assert_eq!(reset["done"], 10, "everything since, as a replay: {reset}");
     assert!(running.terminate().await.unwrap().success());
@@ -131,12 +151,14 @@ async fn case_03_checkpoint_is_reset_within_what_is_possible_only() {
     refused(&world, &forward, 2, "add --skip").await.unwrap();
     let skipped = world.walhook(&[&forward[..], &["--skip", "--yes"]].concat()).await.unwrap();
     assert!(skipped.status.success(), "{}", text(&skipped.stderr));
-    let gap = world.value("SELECT count(*) FROM walhook.gaps WHERE closed_at IS NULL").await.unwrap();
+    let gap =
+        world.value("SELECT count(*) FROM walhook.gaps WHERE closed_at IS NULL").await.unwrap();
     assert_eq!(gap, "1");
     let running = world.run().await.unwrap();
     world.delivered(11).await.unwrap();
     world.settled().await.unwrap();
-    let ids: Vec<i64> = crate::support::taken(&world.mock.received())["/1"].iter().map(|(_, id)| *id).collect();
+    let ids: Vec<i64> =
+        crate::support::taken(&world.mock.received())["/1"].iter().map(|(_, id)| *id).collect();
     assert_eq!(ids.iter().filter(|id| **id >= 100).collect::<Vec<_>>(), [&110]);
     assert!(running.terminate().await.unwrap().success());
 }

@@ -65,8 +65,9 @@ async fn skip(
     args: &Reset,
     json: bool,
 ) -> CommandResult {
-    let source =
-        Connection::open(&config.source.url, "walhook checkpoint").await.map_err(anyhow::Error::from)?;
+    let source = Connection::open(&config.source.url, "walhook checkpoint")
+        .await
+        .map_err(anyhow::Error::from)?;
     let wal_end = slot::wal_end(&source).await.context("cannot read the end of the WAL")?;
     if to > wal_end {
         return Err(anyhow!(

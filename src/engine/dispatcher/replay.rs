@@ -9,9 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::super::event::{EndpointId, Event};
-use super::super::persist::{
-    DeadLetter, DeadReason, PersistBatch, QueueId, ReplayCounts, Retried,
-};
+use super::super::persist::{DeadLetter, DeadReason, PersistBatch, QueueId, ReplayCounts, Retried};
 use super::super::tick::Tick;
 use super::Dispatcher;
 use super::input::To;

@@ -21,8 +21,8 @@ mod jobs;
 mod persist;
 mod recover;
 mod refill;
-mod upkeep;
 mod replays;
+mod upkeep;
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -36,8 +36,8 @@ pub use gaps::Gap;
 pub use inspect::{DisabledSince, Overview};
 pub use jobs::{Ask, Job, JobState};
 pub use persist::StoredAttempt;
-pub use upkeep::Sizes;
 pub use replays::{REPLAY_JOB, StoredReplay};
+pub use upkeep::Sizes;
 
 use futures_util::try_join;
 use tokio_postgres::error::SqlState;

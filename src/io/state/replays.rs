@@ -1,8 +1,8 @@
 //! Replays, as jobs: asked for by the command line, carried out by the leader, resumed by the next.
 
 use serde::Serialize;
-use tokio_postgres::{Row, Transaction};
 use tokio_postgres::types::{PgLsn, Type};
+use tokio_postgres::{Row, Transaction};
 
 use super::{Param, Scope, StateError, StateStore, as_rfc3339, fence, lsn, unreadable};
 use crate::engine::lsn::Lsn;

@@ -10,6 +10,9 @@ use walhook::demo::cluster::{Cluster, StopMode};
 use crate::support::{PATIENCE, RULES, World, text};
 
 /// `run` must halt for a reason that says all of this, and `status` must show it.
+const CONFIRMED: &str =
+    "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'walhook'";
+
 async fn halts(world: &mut World, expected: &[&str]) -> Result<()> {
     let (status, log) = world.spawn()?.ended_with_log().await?;
     ensure!(status.code() == Some(3), "{status}, not a halt:\n{log}");
@@ -82,7 +85,8 @@ async fn halt_names_its_reason_and_ends_when_that_is_mended() -> Result<()> {
         (
             "UPDATE walhook.checkpoint SET frontier = '0/100'".to_owned(),
             "UPDATE walhook.checkpoint
-             SET frontier = (SELECT confirmed_flush_lsn FROM pg_replication_slots)"
+             SET frontier = (SELECT confirmed_flush_lsn FROM pg_replication_slots
+                             WHERE slot_name = 'walhook')"
                 .to_owned(),
             vec!["\"walhook\" begins at", "after the checkpoint 0/100", "recover --accept-gap"],
         ),
@@ -107,14 +111,14 @@ async fn halt_names_its_reason_and_ends_when_that_is_mended() -> Result<()> {
     let frontier = world.value("SELECT frontier FROM walhook.checkpoint").await?;
     let gone = ["slot \"walhook\" does not exist", &*frontier, "recover --accept-gap"];
     halts(&mut world, &gone).await?;
-    ensure!(world.value("SELECT count(*) FROM pg_replication_slots").await? == "0");
+    ensure!(world.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'walhook'").await? == "0");
     let setup = world.walhook(&["setup"]).await?;
     ensure!(setup.status.code() == Some(3), "setup must not hide the gap: {}", setup.status);
 
     // Made again behind our back, it begins where a gap ends.
     world.subscribe(1, 1).await?;
     run_sql(&world, "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput')").await?;
-    let begin = world.value("SELECT confirmed_flush_lsn FROM pg_replication_slots").await?;
+    let begin = world.value(CONFIRMED).await?;
     halts(&mut world, &[&format!("begins at {begin}, after the checkpoint {frontier}")]).await
 }
 
@@ -136,7 +140,7 @@ async fn case_04_halt_of_a_leader_whose_slot_was_recreated_states_the_gap_from_i
     .await?;
     drop_slot(&world).await?;
     run_sql(&world, "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput')").await?;
-    let begin = world.value("SELECT confirmed_flush_lsn FROM pg_replication_slots").await?;
+    let begin = world.value(CONFIRMED).await?;
 
     let (status, log) = running.ended_with_log().await?;
     ensure!(status.code() == Some(3), "{status}:\n{log}");
@@ -148,7 +152,7 @@ async fn case_04_halt_of_a_leader_whose_slot_was_recreated_states_the_gap_from_i
     let recreated = format!("begins at {begin}, after the checkpoint {checkpoint}");
     let expected = if log.contains(&missing) { missing } else { recreated };
     shown(&world, &log, &[&expected, "recover --accept-gap"]).await?;
-    let after = world.value("SELECT confirmed_flush_lsn FROM pg_replication_slots").await?;
+    let after = world.value(CONFIRMED).await?;
     ensure!(after == begin, "the slot was moved from {begin} to {after}");
     Ok(())
 }
@@ -169,7 +173,7 @@ async fn case_16_halt_of_a_leader_whose_slot_is_lost_comes_within_seconds_and_le
     }
     run_sql(&world, "CHECKPOINT").await?;
     let lost_at = Instant::now();
-    ensure!(world.value("SELECT wal_status FROM pg_replication_slots").await? == "lost");
+    ensure!(world.value("SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'walhook'").await? == "lost");
 
     let (status, log) = running.ended_with_log().await?;
     ensure!(status.code() == Some(3), "{status}:\n{log}");

@@ -62,11 +62,11 @@ async fn endure(seed: u64) -> Result<String> {
     Ok(shown)
 }
 
-/// Waits until what failed during the faults has come through, as far as it does so soon.
+/// Waits until what failed during the faults has come through: a breaker may stay open for 45 s.
 async fn until_drained(world: &World) -> Result<()> {
     let began = Instant::now();
     let waiting = "SELECT count(*) FROM walhook.deferred";
-    while world.value(waiting).await? != "0" && began.elapsed() < Duration::from_secs(20) {
+    while world.value(waiting).await? != "0" && began.elapsed() < Duration::from_secs(90) {
         sleep(Duration::from_millis(100)).await;
     }
     Ok(())
@@ -104,6 +104,8 @@ async fn endure_or_tell(seed: u64) {
     }
 }
 
+/// Failed once: a leader that came back after another had led, and gone, took the slot that this one had
+/// moved on for a gap, and halted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_invented_by_the_faults_of_seed_1() {
     endure_or_tell(1).await;

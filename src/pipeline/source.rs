@@ -235,12 +235,13 @@ pub(super) async fn reopen(config: &Config, epoch: i64, at: Lsn) -> Result<Sessi
     store.write_as(epoch);
     let expected = store.source_identity().await?;
     let session = open(config, &expected, at).await?;
-    check_slot(config, &session.sentinel, at).await?;
-    published::check(config, &session.sentinel).await.map_err(Obstacle::Passing)??;
-    // The slot was free for a while: has another led meanwhile?
+    // The slot was free for a while: has another led meanwhile? Asked first, for that one has moved the
+    // slot on, which would look like a gap.
     if store.current_epoch().await? != epoch {
         return Err(Obstacle::Stop(Stop::Fenced));
     }
+    check_slot(config, &session.sentinel, at).await?;
+    published::check(config, &session.sentinel).await.map_err(Obstacle::Passing)??;
     store_promotion(&mut store, session.promoted).await?;
     Ok(session)
 }

@@ -437,8 +437,10 @@ async fn case_27_state_in_another_cluster_holds_acknowledgement_back_while_it_is
     world.delivered(1).await?;
     let at = world.value("SELECT pg_current_wal_insert_lsn()").await?;
     let flushed = |lsn: &str| {
-        format!("SELECT confirmed_flush_lsn >= '{lsn}'::pg_lsn FROM pg_replication_slots
-                 WHERE slot_name = 'walhook'")
+        format!(
+            "SELECT confirmed_flush_lsn >= '{lsn}'::pg_lsn FROM pg_replication_slots
+                 WHERE slot_name = 'walhook'"
+        )
     };
     // The commit's own end is at most there.
     world.subscribe(2, 1).await?;
@@ -448,9 +450,10 @@ async fn case_27_state_in_another_cluster_holds_acknowledgement_back_while_it_is
     let before = world.value("SELECT pg_current_wal_insert_lsn()").await?;
     world.subscribe(3, 1).await?;
     running.until_logged("cannot store the checkpoint").await?;
-    let passed =
-        format!("SELECT confirmed_flush_lsn > '{before}'::pg_lsn FROM pg_replication_slots
-                 WHERE slot_name = 'walhook'");
+    let passed = format!(
+        "SELECT confirmed_flush_lsn > '{before}'::pg_lsn FROM pg_replication_slots
+                 WHERE slot_name = 'walhook'"
+    );
     ensure!(world.value(&passed).await? == "f", "acknowledged what is stored nowhere");
     ensure!(code(&world.walhook(&["status"]).await?) == 1);
 

@@ -139,8 +139,10 @@ async fn case_21_dead_endpoint_and_full_memory_delay_no_other_account_and_hold_n
 
 #[tokio::test]
 async fn delivery_that_fails_for_retry_for_becomes_a_dead_letter_with_its_history() -> Result<()> {
-    let sections = format!("{QUICK}retry_for = \"2s\"\n");
-    let mut world = World::with(&sections, RULES, &[]).await?;
+    // Too few attempts in that time to open the breaker, which would stop the clock.
+    let sections =
+        "[delivery]\nretry_base = \"400ms\"\nretry_cap = \"800ms\"\nretry_for = \"2s\"\n";
+    let mut world = World::with(sections, RULES, &[]).await?;
     world.hook(1, 1, "").await?;
     world.mock.set_behaviour("/1", Behaviour::status(StatusCode::UNPROCESSABLE_ENTITY));
     let running = world.run().await?;

@@ -95,6 +95,7 @@ async fn case_23_connection_with_a_timeout_of_two_seconds_is_kept_while_more_tha
     world.mock.set_default(Behaviour::delay(Duration::from_millis(500)));
     let running = world.run().await.unwrap();
     backlog(&world, 4_000, 2_000).await.unwrap();
+    world.until("SELECT count(*) > 500 FROM walhook.deferred", "t").await.unwrap();
     let connected = "SELECT pid, backend_start FROM pg_stat_replication";
     let walsender = world.value(connected).await.unwrap();
     assert!(!walsender.is_empty());
@@ -103,7 +104,6 @@ async fn case_23_connection_with_a_timeout_of_two_seconds_is_kept_while_more_tha
         assert_eq!(world.value(connected).await.unwrap(), walsender, "{}", running.log());
         sleep(Duration::from_millis(100)).await;
     }
-    world.until("SELECT count(*) > 500 FROM walhook.deferred", "t").await.unwrap();
     world.mock.set_default(Behaviour::ok());
     world.delivered(4_000).await.unwrap();
     assert!(!running.log().contains("the stream ended"), "{}", running.log());

@@ -8,6 +8,7 @@ use crate::cli::setup::{existing_tables, state_tables};
 use crate::config::Config;
 use crate::engine::halt::{self, Halt, SourceIdentity};
 use crate::engine::lsn::Lsn;
+use crate::io::anchor;
 use crate::io::ident::quote_ident;
 use crate::io::pg::Conninfo;
 use crate::io::slot::{Slot, WalStatus};
@@ -21,12 +22,12 @@ const REPLICATION_NAME: &str = "walhook";
 const SLOTS: i64 = 3;
 
 pub(super) async fn check(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
-    settings(client, report).await?;
+    settings(config, client, report).await?;
     failover::settings(client, report).await?;
     role::check(config, client, report).await
 }
 
-async fn settings(client: &Client, report: &mut Report) -> Result<()> {
+async fn settings(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
     let wal_level: String = one(client, "SELECT current_setting('wal_level')").await?;
     if wal_level == "logical" {
         report.pass("wal_level", wal_level);
@@ -40,6 +41,15 @@ async fn settings(client: &Client, report: &mut Report) -> Result<()> {
             "unlimited: while walhook is stopped, WAL may fill the server's disk",
             "set it to what the disk can spare",
         );
+    } else if keep_bytes(client).await? < config.source.replay_window.0 {
+        let window = config.source.replay_window;
+        report.warn(
+            "max_slot_wal_keep_size",
+            format!(
+                "{keep}, less than source.replay_window ({window}): the window is lost now and then"
+            ),
+            "raise it, or lower source.replay_window",
+        );
     } else {
         report.pass("max_slot_wal_keep_size", keep);
     }
@@ -47,7 +57,8 @@ async fn settings(client: &Client, report: &mut Report) -> Result<()> {
     if timeout == "0" {
         report.warn(
             "wal_sender_timeout",
-            "0: an instance that hangs keeps the slot for ever, and no standby can take over",
+            "0: a client that hangs keeps its slot for ever; walhook's own session has \
+             source.lease_timeout instead",
             "set wal_sender_timeout = 60s",
         );
     } else {
@@ -138,13 +149,22 @@ pub(super) async fn slot(
     failover::slot(client, name, report).await
 }
 
+/// What `max_slot_wal_keep_size` limits a slot to; it is kept in megabytes.
+async fn keep_bytes(client: &Client) -> Result<u64> {
+    let sql = "SELECT setting::bigint * 1048576 FROM pg_settings
+               WHERE name = 'max_slot_wal_keep_size'";
+    let bytes: i64 = client.query_one(sql, &[]).await?.try_get(0)?;
+    Ok(u64::try_from(bytes).unwrap_or(u64::MAX))
+}
+
 /// Whether the server has room for the slots of ours that are not there yet.
 async fn free_slots(name: &str, client: &Client, report: &mut Report) -> Result<()> {
     let sql = "SELECT current_setting('max_replication_slots')::bigint - count(*),
                       count(*) FILTER (WHERE slot_name = $1::text),
-                      count(*) FILTER (WHERE slot_name = $1::text || '_anchor')
+                      count(*) FILTER (WHERE slot_name = $2::text)
                FROM pg_replication_slots";
-    let row = client.query_one(sql, &[&name]).await?;
+    let anchor = anchor::name(name);
+    let row = client.query_one(sql, &[&name, &anchor]).await?;
     let (left, live, anchors): (i64, i64, i64) =
         (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let missing = SLOTS - live - anchors;
@@ -155,7 +175,7 @@ async fn free_slots(name: &str, client: &Client, report: &mut Report) -> Result<
         report.fail("max_replication_slots", "none left", mend);
     } else {
         let finding = format!(
-            "{left} left, but walhook needs {missing} more: a running leader keeps {name}_anchor, and \
+            "{left} left, but walhook needs {missing} more: a running leader keeps {anchor}, and \
              a replay reads from a slot of its own"
         );
         report.warn("max_replication_slots", finding, mend);

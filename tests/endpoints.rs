@@ -135,7 +135,9 @@ async fn changes_of_an_endpoint_count_for_every_event_after_them() -> Result<()>
         .mock
         .wait_until("row 5", PATIENCE, |_| rows(&world.mock.received(), "/4").contains(&5))
         .await?;
-    assert_eq!(world.value("SELECT count(*) FROM walhook.dead_letters").await?, "0");
+    // What waited for the endpoint while it was switched off is a dead letter, and nothing else is.
+    let others = "SELECT count(*) FROM walhook.dead_letters WHERE reason <> 'endpoint_disabled'";
+    assert_eq!(world.value(others).await?, "0");
     Ok(())
 }
 

@@ -87,7 +87,10 @@ async fn check_names_each_fault_with_its_mend() {
         let found = complaints(&config).await;
         assert!(found.iter().any(|line| line.starts_with(expected)), "{expected}: {found:?}");
         fixture.run(mends).await;
-        assert_eq!(complaints(&config).await, Vec::<String>::new(), "after {mends}");
+        let mut left = complaints(&config).await;
+        // From version 18 on nobody can tell whether it was made again, or only altered, as here.
+        left.retain(|line| !line.starts_with("warn  publication: walhook was made or altered"));
+        assert_eq!(left, Vec::<String>::new(), "after {mends}");
     }
 }
 

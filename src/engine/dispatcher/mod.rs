@@ -20,7 +20,7 @@
 //!   are not known yet counts as one. So the frontier never passes what is not settled.
 //! - A dead letter counts as settled only when [`Dispatcher::handle_persisted`] says that it is
 //!   stored.
-//! - The same holds for a delivery that is deferred: see [`defer`]. That is the one way out of memory
+//! - The same holds for a delivery that is deferred: see the module `defer`. That is the one way out of memory
 //!   without an end.
 //! - At most [`UNPERSISTED_MAX`] outcomes are not durable, beside what is in flight: beyond that, and
 //!   while a state transaction takes longer than [`PERSIST_SLOW`], nothing is sent.

@@ -16,6 +16,7 @@
 
 mod anchor;
 mod backoff;
+mod desk;
 mod dispatch;
 mod jobs;
 mod lookups;
@@ -53,7 +54,9 @@ use crate::io::lookup::Lookups;
 use crate::io::metrics::Metrics;
 use crate::io::sender::Sender;
 use crate::io::state::StateStore;
+use lookups::LookupDesk;
 use reader::{Batch, Reader};
+use refill::Refiller;
 use rulebook::Rulebook;
 use source::{Leader, become_leader};
 
@@ -203,9 +206,22 @@ async fn lead(
         }
     });
     tasks.spawn(writer::write(store, persist_requests, stored, Arc::clone(health), abort.clone()));
-    let url = config.source.url.clone();
-    tasks.spawn(refill::refill(config.clone(), refill_requests, refilled, abort.clone()));
-    tasks.spawn(lookups::look_up(url, lookups, lookup_requests, reply, abort.clone()));
+    tasks.spawn({
+        let desk = Refiller::new(config.clone());
+        let serving = desk::serve(desk, refill_requests, refilled, abort.clone());
+        async move {
+            serving.await;
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let desk = LookupDesk::new(config.source.url.clone(), lookups);
+        let serving = desk::serve(desk, lookup_requests, reply, abort.clone());
+        async move {
+            serving.await;
+            Ok(())
+        }
+    });
     let feedback = Feedback::new(flushed_at, flushed_at, session.sender_timeout, clock.now());
     let reader = Reader {
         config: config.clone(),

@@ -1,12 +1,6 @@
-//! The task that looks accounts' endpoints up, batch after batch, on a connection of its own.
+//! Looks accounts' endpoints up, batch after batch.
 
-use std::time::Duration;
-
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-
-use super::Stop;
-use super::backoff::Backoff;
+use super::desk::Desk;
 use crate::engine::endpoint::{Routes, Secret};
 use crate::engine::event::AccountId;
 use crate::engine::route::Snapshot;
@@ -24,58 +18,36 @@ pub(super) struct LookupReply {
     pub(super) answers: Vec<(AccountId, Routes)>,
 }
 
-/// A look-up that takes longer is given up and asked again on a new connection.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Answers look-ups until the dispatcher ends or `abort`. While the database is away it tries again
-/// with backoff; also when the endpoint table cannot be read, which is a person's to mend: what is
-/// committed meanwhile waits, and nothing is lost.
-pub(super) async fn look_up(
+/// Reads the endpoint table. One that cannot be read is a person's to mend: what is committed
+/// meanwhile waits, and nothing is lost.
+pub(super) struct LookupDesk {
     url: Secret,
     lookups: Lookups,
-    mut requests: mpsc::Receiver<LookupRequest>,
-    replies: mpsc::Sender<LookupReply>,
-    abort: CancellationToken,
-) -> Result<(), Stop> {
-    let mut connection: Option<Connection> = None;
-    while let Some(LookupRequest { accounts }) = requests.recv().await {
-        let mut backoff = Backoff::new();
-        let reply = loop {
-            let asked = ask(&mut connection, &url, &lookups, &accounts);
-            let answered = tokio::select! {
-                biased;
-                () = abort.cancelled() => return Ok(()),
-                answered = tokio::time::timeout(LOOKUP_TIMEOUT, asked) => answered,
-            };
-            let problem = match answered {
-                Ok(Ok(reply)) => break reply,
-                Ok(Err(error)) => format!("{error:#}"),
-                Err(_) => format!("no answer within {LOOKUP_TIMEOUT:?}"),
-            };
-            connection = None;
-            tracing::warn!(%problem, accounts = accounts.len(), "cannot look endpoints up; trying again");
-            tokio::select! {
-                () = abort.cancelled() => return Ok(()),
-                () = backoff.wait() => {}
-            }
-        };
-        if replies.send(reply).await.is_err() {
-            return Ok(());
-        }
-    }
-    Ok(())
+    connection: Option<Connection>,
 }
 
-async fn ask(
-    connection: &mut Option<Connection>,
-    url: &Secret,
-    lookups: &Lookups,
-    accounts: &[AccountId],
-) -> anyhow::Result<LookupReply> {
-    let client = match connection {
-        Some(client) => client,
-        None => connection.insert(Connection::open(url, "walhook look-ups").await?),
-    };
-    let Fetched { snapshot, routes } = lookups.fetch(client, accounts).await?;
-    Ok(LookupReply { snapshot: snapshot.parse()?, answers: routes })
+impl LookupDesk {
+    pub(super) fn new(url: Secret, lookups: Lookups) -> Self {
+        Self { url, lookups, connection: None }
+    }
+}
+
+impl Desk for LookupDesk {
+    type Question = LookupRequest;
+    type Answer = LookupReply;
+
+    const DOES: &str = "look endpoints up";
+
+    async fn answer(&mut self, request: &LookupRequest) -> anyhow::Result<LookupReply> {
+        let client = match &mut self.connection {
+            Some(client) => client,
+            None => self.connection.insert(Connection::open(&self.url, "walhook look-ups").await?),
+        };
+        let Fetched { snapshot, routes } = self.lookups.fetch(client, &request.accounts).await?;
+        Ok(LookupReply { snapshot: snapshot.parse()?, answers: routes })
+    }
+
+    fn hang_up(&mut self) {
+        self.connection = None;
+    }
 }

@@ -43,13 +43,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config};
-use crate::engine::dispatcher::{Dispatcher, Ordering, Settings, Start};
+use crate::engine::dispatcher::{Dispatcher, Ordering, Settings};
 use crate::engine::feedback::Feedback;
 use crate::engine::halt::Halt;
 use crate::engine::retry::RetryPolicy;
 use crate::engine::settle::SettlePolicy;
 use crate::io::admin::{self, Health, Role};
-use crate::io::clock::{Clock, unix_us};
 use crate::io::lookup::Lookups;
 use crate::io::metrics::Metrics;
 use crate::io::sender::Sender;
@@ -160,10 +159,8 @@ async fn lead(
     health: &Arc<watch::Sender<Health>>,
     shutdown: &CancellationToken,
 ) -> Result<(), Stop> {
-    let Leader { epoch, system_identifier, start, store, session, rules, changes, left_out } =
+    let Leader { epoch, clock, system_identifier, start, store, session, rules, changes, left_out } =
         leader;
-    let clock = Clock::start();
-    let start = Start { unix_us_at_zero: unix_us(), ..start };
     let (batches, input) = mpsc::channel(BATCHES);
     let (retry, retries) = mpsc::channel(RETRIES);
     let (replay, replays) = mpsc::channel(1);

@@ -13,6 +13,7 @@
 mod support;
 
 mod changes;
+mod clock;
 mod commands;
 mod connections;
 mod deferral;

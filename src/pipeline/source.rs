@@ -20,6 +20,7 @@ use crate::engine::lsn::Lsn;
 use crate::engine::rule::{RuleSettings, Rules};
 use crate::io::admin::{Health, Role};
 use crate::io::catalog;
+use crate::io::clock::Clock;
 use crate::io::pg::Conninfo;
 use crate::io::slot::{self, Slot};
 use crate::io::source::{self, hosts};
@@ -49,6 +50,8 @@ pub(super) struct Session {
 #[derive(Debug)]
 pub(super) struct Leader {
     pub(super) epoch: i64,
+    /// Started when the lease was taken.
+    pub(super) clock: Clock,
     pub(super) system_identifier: u64,
     pub(super) start: Start,
     pub(super) store: StateStore,
@@ -203,16 +206,17 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
     let refused = published::refuse_to_break_writes(config, &session.sentinel).await;
     refused.map_err(unless_passing)?;
     let holder = format!("{} pid {}", hostname(), std::process::id());
-    let Recovery { epoch, frontier, settled, disabled, backlog } =
+    let Recovery { epoch, now_us, frontier, settled, disabled, backlog } =
         store.take_lease(&holder).await?;
+    let clock = Clock::start();
     check_slot(config, &session.sentinel, frontier).await?;
     store_promotion(&mut store, session.promoted).await?;
     let left_out = store.left_out(frontier).await?;
     store.clear_halt().await?;
     let changes = Changes::new(frontier);
-    let start = Start { frontier, settled, disabled, backlog, unix_us_at_zero: 0 };
+    let start = Start { frontier, settled, disabled, backlog, unix_us_at_zero: now_us };
     let system_identifier = expected.system_identifier;
-    Ok(Leader { epoch, system_identifier, start, store, session, rules, changes, left_out })
+    Ok(Leader { epoch, clock, system_identifier, start, store, session, rules, changes, left_out })
 }
 
 /// A server that goes away in the middle of a question is no reason to give up.

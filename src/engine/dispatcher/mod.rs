@@ -288,13 +288,13 @@ impl Dispatcher {
         }
     }
 
-    /// What the wall clock would say, in microseconds since 1970-01-01 UTC, had nobody set it since
-    /// tick 0.
+    /// What the state database's clock would say, in microseconds since 1970-01-01 UTC, had nobody set
+    /// it since tick 0.
     fn unix_us(&self, tick: Tick) -> i64 {
         self.unix_us_at_zero.saturating_add_unsigned(tick.0)
     }
 
-    /// When the wall clock says `unix_us`, but never later than a retry may be: it may have been set
+    /// When that clock says `unix_us`, but never later than a retry may be: it may have been set
     /// back since that was written.
     fn tick_at(&self, unix_us: i64, now: Tick) -> Tick {
         let us = u64::try_from(unix_us.saturating_sub(self.unix_us_at_zero)).unwrap_or(0);

@@ -54,8 +54,8 @@ pub struct Start {
     pub disabled: Vec<DisableEndpoint>,
     /// The queues that have deferred rows.
     pub backlog: Vec<BacklogRow>,
-    /// What the wall clock said at tick 0: microseconds since 1970-01-01 UTC. A step of it later
-    /// changes nothing.
+    /// What the state database's clock said at tick 0: microseconds since 1970-01-01 UTC. All leaders
+    /// go by that one, whatever their own say; a step of it later changes nothing.
     pub unix_us_at_zero: i64,
 }
 

@@ -173,6 +173,8 @@ pub struct Recovery {
     /// The epoch that was taken; every transaction from now on carries it.
     pub epoch: i64,
     /// Where the stream starts again.
+    /// The database's clock when it was taken: microseconds since 1970-01-01 UTC.
+    pub now_us: i64,
     pub frontier: Lsn,
     /// What lies behind the frontier and is settled all the same.
     pub settled: Vec<SettledRange>,
@@ -330,7 +332,8 @@ impl StateStore {
         let tx = self.connection.transaction().await?;
         let bump = format!(
             "UPDATE {s}.lease SET epoch = epoch + 1, holder = $2, taken_at = clock_timestamp()
-             WHERE pipeline = $1 AND partition = 0 RETURNING epoch"
+             WHERE pipeline = $1 AND partition = 0
+             RETURNING epoch, (extract(epoch FROM taken_at) * 1000000)::int8"
         );
         let bumped =
             tx.query_typed_opt(&bump, &[(pipeline, Type::TEXT), (&holder, Type::TEXT)]).await?;
@@ -358,6 +361,7 @@ impl StateStore {
             epoch,
             frontier: lsn(&checkpoint, 0)?,
             settled: read_ranges(&ranges)?,
+            now_us: bumped.try_get(1)?,
             disabled: off.iter().map(read_disabled).collect::<Result<_, _>>()?,
             backlog: behind.iter().map(read_backlog).collect::<Result<_, _>>()?,
         };

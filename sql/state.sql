@@ -193,6 +193,24 @@ CREATE TABLE IF NOT EXISTS {schema}.endpoint_state (
 
 ALTER TABLE {schema}.endpoint_state ADD COLUMN IF NOT EXISTS kind text NOT NULL DEFAULT 'disabled';
 
+-- What somebody is to be told of, one row for each endpoint and type: what happens again before it is
+-- sent adds to `count`. Sent, the row stays for a while with 0, so that the next one waits until `due_at`.
+CREATE TABLE IF NOT EXISTS {schema}.notices (
+    pipeline  text NOT NULL,
+    endpoint  text NOT NULL,
+    type      text NOT NULL,
+    account   text,
+    detail    text NOT NULL,
+    count     bigint NOT NULL,
+    first_at  timestamptz NOT NULL,
+    last_at   timestamptz NOT NULL,
+    attempts  integer NOT NULL DEFAULT 0,
+    due_at    timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (pipeline, endpoint, type)
+) WITH (fillfactor = 50);
+
+CREATE INDEX IF NOT EXISTS notices_due ON {schema}.notices (pipeline, due_at);
+
 -- For people: every endpoint that has something in these tables.
 CREATE OR REPLACE VIEW {schema}.endpoints AS
 WITH behind AS (SELECT pipeline, endpoint, string_agg(account, ', ') AS account,

@@ -35,6 +35,7 @@
 //! | lane | an account's pending deliveries, with a queue for each endpoint |
 //! | settle | to bring a delivery to an end that the checkpoint may pass |
 //! | dead letter | a delivery that ended without success, stored for the operator |
+//! | notice | what whoever runs walhook is told of an endpoint, at `notify.url` |
 //! | frontier | the end LSN of the longest prefix of settled transactions |
 //! | checkpoint | the frontier as stored in the state database |
 //! | epoch | counts the leaders; fences what an earlier one still writes |

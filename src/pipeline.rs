@@ -20,6 +20,7 @@ mod desk;
 mod dispatch;
 mod jobs;
 mod lookups;
+mod notify;
 mod observe;
 mod published;
 pub(crate) mod range;
@@ -194,6 +195,7 @@ async fn lead(
             flush,
         };
         let grace = config.delivery.timeout + STORE_GRACE;
+        let sender = sender.clone();
         let tools = dispatch::Tools { sender, metrics: Arc::clone(metrics), clock, grace };
         let (drain, abort) = (drain.clone(), abort.clone());
         async move {
@@ -262,6 +264,18 @@ async fn lead(
         }
     });
     tasks.spawn({
+        let (config, metrics) = (config.clone(), Arc::clone(metrics));
+        let (drain, abort) = (drain.clone(), abort.clone());
+        async move {
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = abort.cancelled() => {}
+                () = notify::keep(&config, epoch, &sender, &metrics) => {}
+            }
+            Ok(())
+        }
+    });
+    tasks.spawn({
         let (config, metrics, abort) = (config.clone(), Arc::clone(metrics), abort.clone());
         async move {
             tokio::select! {
@@ -317,6 +331,7 @@ fn settings(config: &Config) -> Result<Settings, Stop> {
         disable_after: delivery.disable_after,
         max_hold: config.wal.max_hold,
         max_retained: config.wal.max_retained.0,
+        notifies: config.notify.url.is_some(),
     })
 }
 

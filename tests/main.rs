@@ -27,6 +27,7 @@ mod files;
 mod halts;
 mod kills;
 mod network;
+mod notify;
 mod partitions;
 mod refusals;
 mod replay;

@@ -5,6 +5,7 @@
 mod age;
 mod connection;
 mod failover;
+mod notify;
 mod pooler;
 mod role;
 mod server;
@@ -124,6 +125,7 @@ fn line(finding: &Finding) -> String {
 }
 
 async fn check(config: &Config, report: &mut Report) -> Result<()> {
+    notify::check(config, report).await;
     let Some(source) = connection::open(config, report).await else { return Ok(()) };
     if !connection::pools(config, report).await? {
         return Ok(());

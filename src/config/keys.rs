@@ -119,6 +119,7 @@ pub(super) const SECTIONS: &[Section] = &[
             ("proxy", Text),
         ],
     },
+    Section { name: "notify", keys: &[("url", Text), ("secret", Text)] },
     Section {
         name: "admin",
         keys: &[
@@ -256,6 +257,7 @@ mod tests {
             ("memory", fields::<config::Memory>()),
             ("wal", fields::<config::Wal>()),
             ("egress", fields::<config::Egress>()),
+            ("notify", fields::<config::Notify>()),
             ("admin", fields::<config::Admin>()),
             ("log", fields::<config::Log>()),
         ];

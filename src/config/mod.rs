@@ -57,6 +57,9 @@ pub struct Config {
     /// Where requests may go.
     #[serde(default)]
     pub egress: Egress,
+    /// Who is told of what happens to endpoints.
+    #[serde(default)]
+    pub notify: Notify,
     /// The admin server.
     #[serde(default)]
     pub admin: Admin,
@@ -369,6 +372,26 @@ pub struct Egress {
         skip_serializing_if = "Option::is_none"
     )]
     pub proxy: Option<Secret>,
+}
+
+/// `[notify]`: who is told of what happens to endpoints.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Notify {
+    /// Where notices go. Its path may be all that protects it, so it is never printed whole.
+    #[serde(
+        deserialize_with = "units::optional_secret",
+        serialize_with = "units::optional_host",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub url: Option<Secret>,
+    /// What they are signed with. There is one where there is a URL.
+    #[serde(
+        deserialize_with = "units::optional_secret",
+        serialize_with = "units::optional_stars",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub secret: Option<Secret>,
 }
 
 /// `[admin]`

@@ -107,6 +107,31 @@ pub(super) fn optional_hidden<S: Serializer>(
     }
 }
 
+/// Writes the scheme and the host of a URL, and nothing of its path.
+pub(super) fn optional_host<S: Serializer>(
+    secret: &Option<Secret>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let url = secret.as_ref().and_then(|secret| url::Url::parse(secret.expose()).ok());
+    match url.as_ref().map(|url| (url.scheme(), url.host_str())) {
+        Some((scheme, Some(host))) => {
+            serializer.collect_str(&format_args!("{scheme}://{host}/***"))
+        }
+        _ => optional_stars(secret, serializer),
+    }
+}
+
+/// Writes that there is one.
+pub(super) fn optional_stars<S: Serializer>(
+    secret: &Option<Secret>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match secret {
+        Some(_) => serializer.serialize_str("***"),
+        None => serializer.serialize_none(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,10 +4,11 @@ mod rule;
 
 use std::time::Duration;
 
-use super::{Config, Delivery};
+use super::{Config, Delivery, Notify};
 use crate::engine::catalog::TableName;
 use crate::engine::egress::Proxy;
 use crate::engine::endpoint::Secret;
+use crate::engine::sign;
 use crate::io::pg::Conninfo;
 
 /// A slot's name may have 63 bytes; `_anchor` and the like must fit behind it.
@@ -62,6 +63,7 @@ pub(super) fn validate(config: &Config) -> Result<(), Problem> {
     if let Some(Err(error)) = config.egress.proxy.as_ref().map(Proxy::parse) {
         return problem("egress.proxy", error.to_string());
     }
+    notify(&config.notify)?;
     let filter = crate::io::log::filter(&config.log);
     filter.map(drop).or_else(|error| problem("log.level", format!("{error:#}")))
 }
@@ -97,6 +99,26 @@ fn table(key: &str, text: &str) -> Result<(), Problem> {
 
 fn at_least_one(key: &str, number: u32) -> Result<(), Problem> {
     if number == 0 { problem(key, "must be at least 1") } else { Ok(()) }
+}
+
+/// Whether it may be contacted is for `walhook check` to say.
+fn notify(notify: &Notify) -> Result<(), Problem> {
+    let Some(url) = &notify.url else {
+        return match notify.secret {
+            Some(_) => problem("notify.secret", "signs nothing without notify.url; set that too"),
+            None => Ok(()),
+        };
+    };
+    let parsed = url::Url::parse(url.expose());
+    if !parsed.is_ok_and(|url| url.has_host() && matches!(url.scheme(), "http" | "https")) {
+        let rule = "is no URL such as https://ops.example.com/walhook";
+        return problem("notify.url", rule);
+    }
+    let Some(secret) = &notify.secret else {
+        return problem("notify.secret", "is missing: notices are signed; write whsec_ and base64");
+    };
+    let signed = sign::sign("", 0, b"", std::slice::from_ref(secret));
+    signed.map(drop).or_else(|error| problem("notify.secret", error.to_string()))
 }
 
 fn delivery(delivery: &Delivery) -> Result<(), Problem> {

@@ -58,4 +58,6 @@ pub mod tracker;
 
 pub mod persist;
 
+pub mod notice;
+
 pub mod replay;

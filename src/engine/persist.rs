@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::event::{AccountId, EndpointId, Event};
 use super::lsn::Lsn;
+use super::notice::Notice;
 use super::position::{EventId, Position};
 
 /// Orders the events of a stream: by position, and by type among those of one change.
@@ -159,6 +160,8 @@ pub struct PersistBatch {
     pub backlog: Vec<BacklogRow>,
     /// Rows of the table `backlog` to be removed: none of their deferred rows is left.
     pub backlog_gone: Vec<QueueId>,
+    /// What someone is to be notified of.
+    pub notices: Vec<Notice>,
 }
 
 /// What a batch came to, once it is durable.
@@ -352,8 +355,8 @@ pub struct BacklogRow {
     pub failing_since_us: Option<i64>,
     /// For how long it was stopped so far: paused, or its breaker open.
     pub stopped_us: i64,
-    /// While its breaker is open: when it is tried next, in microseconds since 1970-01-01 UTC. For
-    /// people alone.
+    /// Until its breaker is closed: when it is tried next, in microseconds since 1970-01-01 UTC. For
+    /// people, and so that the next leader can tell that the endpoint has recovered.
     pub open_until_us: Option<i64>,
 }
 

@@ -13,6 +13,7 @@ use prometheus::{
 };
 
 use crate::engine::attempt::{FailureKind, Outcome};
+use crate::engine::dispatcher::EndpointChange;
 use crate::engine::event::UnroutableReason;
 use crate::engine::persist::DeferReason;
 use crate::engine::rule::pattern_covers;
@@ -49,6 +50,31 @@ const UNROUTABLE: [UnroutableReason; 6] = [
     UnroutableReason::Table,
 ];
 
+/// What came of a notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoticeResult {
+    /// `notify.url` took it.
+    Sent,
+    /// It did not, and is asked again.
+    Failed,
+    /// It did not for too long: the notice is given up.
+    Lapsed,
+}
+
+impl NoticeResult {
+    const ALL: [Self; 3] = [Self::Sent, Self::Failed, Self::Lapsed];
+
+    /// The label's value.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Failed => "failed",
+            Self::Lapsed => "lapsed",
+        }
+    }
+}
+
 /// The program's metrics. Cheap to update from any task.
 #[derive(Debug)]
 pub struct Metrics {
@@ -69,6 +95,8 @@ pub struct Metrics {
     /// The same by why: `walhook_deferred_total{reason}`.
     deferred_by_reason: HashMap<&'static str, IntCounter>,
     attempts: HashMap<&'static str, IntCounter>,
+    endpoint_changes: HashMap<&'static str, IntCounter>,
+    notices: HashMap<&'static str, IntCounter>,
     delivery_latency: Histogram,
     queue_wait: Histogram,
     attempt_duration: Histogram,
@@ -139,6 +167,18 @@ impl Metrics {
             "Changes that could not be turned into an event, by why.",
             "reason",
         )?;
+        let endpoint_changes = counters(
+            r,
+            "walhook_endpoint_changes_total",
+            "Changes of endpoints' states, by what they became.",
+            "change",
+        )?;
+        let notices = counters(
+            r,
+            "walhook_notices_total",
+            "Requests to notify.url that came to an end, and notices given up.",
+            "result",
+        )?;
         let in_flight =
             gauges(r, "walhook_in_flight", "Requests in flight, by the pool they hold.", "pool")?;
         let lanes = gauges(r, "walhook_lanes", "Accounts with pending deliveries.", "state")?;
@@ -166,6 +206,14 @@ impl Metrics {
                 .map(|name| (name, deferred.with_label_values(&[name])))
                 .collect(),
             attempts: outcomes.map(|name| (name, attempts.with_label_values(&[name]))).collect(),
+            endpoint_changes: EndpointChange::ALL
+                .map(EndpointChange::as_str)
+                .map(|name| (name, endpoint_changes.with_label_values(&[name])))
+                .into(),
+            notices: NoticeResult::ALL
+                .map(NoticeResult::as_str)
+                .map(|name| (name, notices.with_label_values(&[name])))
+                .into(),
             delivery_latency: histogram(
                 r,
                 "walhook_delivery_latency_seconds",
@@ -283,6 +331,20 @@ impl Metrics {
         self.attempt_duration.observe(outcome.elapsed.as_secs_f64());
     }
 
+    /// Counts a change of an endpoint's state.
+    pub fn count_endpoint_change(&self, change: EndpointChange) {
+        if let Some(counter) = self.endpoint_changes.get(change.as_str()) {
+            counter.inc();
+        }
+    }
+
+    /// Counts what came of a notice.
+    pub fn count_notice(&self, result: NoticeResult) {
+        if let Some(counter) = self.notices.get(result.as_str()) {
+            counter.inc();
+        }
+    }
+
     /// Counts a delivery that ended with a 2xx, `since_commit` after its transaction's commit.
     pub fn count_delivered(&self, since_commit: Duration) {
         self.delivered.inc();
@@ -361,79 +423,4 @@ fn histogram(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::attempt::{Answer, Failure};
-
-    fn outcome(result: Result<u16, FailureKind>) -> Outcome {
-        Outcome {
-            result: result
-                .map(|status| Answer { status, retry_after: None, excerpt: String::new() })
-                .map_err(|kind| Failure { kind, detail: String::new() }),
-            elapsed: Duration::from_millis(30),
-        }
-    }
-
-    #[test]
-    fn metrics_show_what_was_counted_under_the_contracts_names() {
-        let metrics = Metrics::new(["a.b", "a.c", "order.*"]).unwrap();
-        metrics.changes.inc_by(3);
-        metrics.count_event("a.b");
-        metrics.count_event("unknown");
-        metrics.count_event("order.paid");
-        metrics.count_delivered(Duration::from_millis(7));
-        for status in [204, 301, 410, 500, 99] {
-            metrics.count_attempt(&outcome(Ok(status)));
-        }
-        for kind in FAILURES {
-            metrics.count_attempt(&outcome(Err(kind)));
-        }
-        metrics.count_unroutable(UnroutableReason::Value);
-        metrics.count_deferred(DeferReason::Held, 2);
-        metrics.set_slot(5, None);
-        metrics.set_leader(true);
-        let text = metrics.render().unwrap();
-        let mut lines = vec![
-            "walhook_changes_total 3".to_owned(),
-            "walhook_events_total{type=\"a.b\"} 1".into(),
-            "walhook_events_total{type=\"a.c\"} 0".into(),
-            "walhook_events_total{type=\"order.*\"} 1".into(),
-            "walhook_deliveries_total{result=\"delivered\"} 1".into(),
-            "walhook_deliveries_total{result=\"dead\"} 0".into(),
-            "walhook_delivery_latency_seconds_bucket{le=\"0.005\"} 0".into(),
-            "walhook_delivery_latency_seconds_bucket{le=\"0.01\"} 1".into(),
-            "walhook_attempt_seconds_count 13".into(),
-            "walhook_deliveries_total{result=\"deferred\"} 2".into(),
-            "walhook_deferred_total{reason=\"held\"} 2".into(),
-            "walhook_deferred_total{reason=\"failed\"} 0".into(),
-            "walhook_unroutable_total{reason=\"value\"} 1".into(),
-            "walhook_in_flight{pool=\"slow\"} 0".into(),
-            "walhook_lanes{state=\"ready\"} 0".into(),
-            "walhook_slot_retained_bytes 5".into(),
-            "walhook_slot_safe_bytes inf".into(),
-            "walhook_leader 1".into(),
-        ];
-        let outcomes = STATUS_CLASSES.into_iter().chain(FAILURES.map(FailureKind::as_str));
-        lines.extend(outcomes.map(|o| format!("walhook_attempts_total{{outcome=\"{o}\"}} 1")));
-        for line in lines {
-            assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
-        }
-        assert!(!text.contains("unknown"), "label values are those of the configuration");
-    }
-
-    #[test]
-    fn every_metric_and_label_value_is_documented() {
-        let text = Metrics::new(["a.b"]).unwrap().render().unwrap();
-        let docs = include_str!("../../docs/operations.md");
-        for line in text.lines() {
-            if let Some(rest) = line.strip_prefix("# TYPE ") {
-                let name = rest.split(' ').next().unwrap();
-                assert!(docs.contains(&format!("`{name}")), "{name} is not in operations.md");
-            }
-            let value = line.split_once("=\"").and_then(|(_, rest)| rest.split_once('"'));
-            if let Some((value, _)) = value.filter(|(v, _)| *v != "a.b" && !line.contains("le=")) {
-                assert!(docs.contains(&format!("`{value}`")), "{value} is not in operations.md");
-            }
-        }
-    }
-}
+mod tests;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::transport::{Transport, TransportError};
 use crate::config::{Delivery, DeliveryMode, Egress};
 use crate::engine::attempt::{Answer, Attempt, Outcome};
+use crate::engine::endpoint::Endpoint;
+use crate::engine::notice::DueNotice;
 
 /// Makes attempts. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -45,9 +47,30 @@ impl Sender {
                     endpoint = %endpoint.id, replay = attempt.replay,
                     "not sent, because delivery.mode is \"log\""
                 );
-                let answer = Answer { status: 200, retry_after: None, excerpt: String::new() };
-                Outcome { result: Ok(answer), elapsed: Duration::ZERO }
+                taken()
             }
         }
     }
+
+    /// Sends a notice of the pipeline to the endpoint of whoever runs it.
+    pub async fn send_notice(&self, to: &Endpoint, notice: &DueNotice, pipeline: &str) -> Outcome {
+        let (id, number) = (notice.id(pipeline), notice.attempts.saturating_add(1));
+        match self {
+            Self::Live(transport) => {
+                transport.post_notice(to, id, notice.body(pipeline), number).await
+            }
+            Self::Log => {
+                tracing::info!(
+                    notice = %id, r#type = notice.kind, endpoint = notice.endpoint,
+                    "not sent, because delivery.mode is \"log\""
+                );
+                taken()
+            }
+        }
+    }
+}
+
+fn taken() -> Outcome {
+    let answer = Answer { status: 200, retry_after: None, excerpt: String::new() };
+    Outcome { result: Ok(answer), elapsed: Duration::ZERO }
 }

@@ -24,6 +24,8 @@ use super::resolve::{Lookup, Resolver, system_lookup};
 use crate::config;
 use crate::engine::attempt::{Answer, Attempt, Failure, FailureKind, Outcome};
 use crate::engine::egress::{Policy, Proxy, ProxyError};
+use crate::engine::endpoint::Endpoint;
+use crate::engine::position::EventId;
 use crate::engine::retry::parse_retry_after;
 use crate::engine::sign;
 use connect::{ACCOUNT, Connector};
@@ -103,6 +105,22 @@ pub struct Transport {
     replay_header: HeaderName,
 }
 
+/// What is posted where.
+struct Post<'a> {
+    endpoint: &'a Endpoint,
+    id: EventId,
+    body: Bytes,
+    number: u32,
+    replay: bool,
+}
+
+impl<'a> Post<'a> {
+    fn of(attempt: &'a Attempt) -> Self {
+        let Attempt { endpoint, event, number, replay, .. } = attempt;
+        Self { endpoint, id: event.id, body: event.body(), number: *number, replay: *replay }
+    }
+}
+
 impl Transport {
     /// A transport for `[delivery]` and `[egress]`.
     ///
@@ -177,11 +195,27 @@ impl Transport {
     }
 
     async fn attempt(&self, attempt: &Attempt, keep: bool) -> Outcome {
+        self.post(&Post::of(attempt), keep).await
+    }
+
+    /// Posts what no change made, as [`Transport::send`] posts an event: signed, and under the same
+    /// rules. `number` counts the attempts from 1.
+    pub async fn post_notice(
+        &self,
+        endpoint: &Endpoint,
+        id: EventId,
+        body: Bytes,
+        number: u32,
+    ) -> Outcome {
+        self.post(&Post { endpoint, id, body, number, replay: false }, false).await
+    }
+
+    async fn post(&self, post: &Post<'_>, keep: bool) -> Outcome {
         let started = Instant::now();
-        let result = match self.request(attempt) {
+        let result = match self.request(post) {
             Ok(request) => {
                 let exchange =
-                    ACCOUNT.scope(attempt.event.account.clone(), self.exchange(request, keep));
+                    ACCOUNT.scope(post.endpoint.account.clone(), self.exchange(request, keep));
                 let ended = timeout_at(started + self.timeout, exchange).await;
                 ended.unwrap_or_else(|_| Err(self.timed_out()))
             }
@@ -203,9 +237,9 @@ impl Transport {
         Ok(Answer { status: status.as_u16(), retry_after, excerpt })
     }
 
-    fn request(&self, attempt: &Attempt) -> Result<Request<Full<Bytes>>, Failure> {
+    fn request(&self, post: &Post<'_>) -> Result<Request<Full<Bytes>>, Failure> {
         let invalid = |detail: String| failure(FailureKind::Invalid, &detail);
-        let url = Url::parse(&attempt.endpoint.url)
+        let url = Url::parse(&post.endpoint.url)
             .map_err(|error| invalid(format!("the URL cannot be read: {error}")))?;
         if !url.has_host() {
             return Err(invalid("the URL names no host".to_owned()));
@@ -218,17 +252,17 @@ impl Transport {
             .parse()
             .map_err(|error| invalid(format!("the URL cannot be requested: {error}")))?;
 
-        let body = attempt.event.body();
-        let id = attempt.event.id.to_string();
+        let body = post.body.clone();
+        let id = post.id.to_string();
         let timestamp = unix_us() / 1_000_000;
-        let signature = sign::sign(&id, timestamp, &body, &attempt.endpoint.secrets)
+        let signature = sign::sign(&id, timestamp, &body, &post.endpoint.secrets)
             .map_err(|error| invalid(error.to_string()))?;
         let ours = |text: &str| {
             HeaderValue::from_str(text)
                 .map_err(|_| invalid("a header cannot be written".to_owned()))
         };
-        let mut headers = HeaderMap::with_capacity(8 + attempt.endpoint.headers.len());
-        for (name, value) in &attempt.endpoint.headers {
+        let mut headers = HeaderMap::with_capacity(8 + post.endpoint.headers.len());
+        for (name, value) in &post.endpoint.headers {
             let (name, value) = self.own_header(name, value).map_err(invalid)?;
             headers.append(name, value);
         }
@@ -238,8 +272,8 @@ impl Transport {
         headers.insert("webhook-id", ours(&id)?);
         headers.insert("webhook-timestamp", ours(&timestamp.to_string())?);
         headers.insert("webhook-signature", ours(&signature)?);
-        headers.insert(&self.attempt_header, attempt.number.into());
-        if attempt.replay {
+        headers.insert(&self.attempt_header, post.number.into());
+        if post.replay {
             headers.insert(&self.replay_header, HeaderValue::from_static("true"));
         }
         tracing::trace!(%id, body = %String::from_utf8_lossy(&body), "sending");

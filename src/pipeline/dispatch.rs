@@ -15,7 +15,9 @@ use super::reader::Batch;
 use super::refill::{RefillReply, RefillRequest};
 use super::writer::PersistRequest;
 use crate::engine::attempt::{Attempt, DeliveryId, Failure, FailureKind, Outcome};
-use crate::engine::dispatcher::{BreakerChange, Counters, Dispatcher, ReplayInput, Retry, Settled};
+use crate::engine::dispatcher::{
+    Counters, Dispatcher, EndpointChange, EndpointChanged, ReplayInput, Retry, Settled,
+};
 use crate::engine::event::Item;
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{DeferReason, Persisted};
@@ -84,6 +86,10 @@ pub(super) async fn dispatch(
         }
         if let Some(batch) = dispatcher.poll_persist(now) {
             let _ = ends.persist.try_send(PersistRequest { batch });
+        }
+        while let Some(changed) = dispatcher.poll_endpoint_change() {
+            log_change(&changed);
+            tools.metrics.count_endpoint_change(changed.change);
         }
         if give_up_at.is_some_and(|at| dispatcher.is_drained() || Instant::now() >= at) {
             return;
@@ -213,28 +219,33 @@ fn settle(
         tools.metrics.count_attempt(&outcome);
     }
     let settled = dispatcher.handle_outcome(delivery, &outcome, tools.clock.now());
-    let Some(Settled { event, endpoint, delivered, disabled, breaker }) = settled else { return };
+    let Some(Settled { event, delivered }) = settled else { return };
     if delivered && !tools.sender.is_live() {
         tools.metrics.logged.inc();
     } else if delivered {
         let us = u64::try_from(unix_us() - event.commit_time_us).unwrap_or(0);
         tools.metrics.count_delivered(Duration::from_micros(us));
     }
-    match breaker {
-        Some(BreakerChange::Opened(wait)) => tracing::warn!(
-            %endpoint, account = %event.account, ?wait,
+}
+
+/// Each change of an endpoint's state is a line.
+fn log_change(EndpointChanged { endpoint, account, change, detail }: &EndpointChanged) {
+    let account = account.as_deref().unwrap_or("unknown");
+    match change {
+        EndpointChange::Disabled => tracing::warn!(
+            %endpoint, account, reason = %detail,
+            "switched the endpoint off; a change of its row switches it on again"
+        ),
+        EndpointChange::Enabled => {
+            tracing::info!(%endpoint, account, reason = %detail, "switched the endpoint on again");
+        }
+        EndpointChange::BreakerOpened => tracing::warn!(
+            %endpoint, account, reason = %detail,
             "the endpoint fails too often: its breaker opened, and its deliveries are deferred"
         ),
-        Some(BreakerChange::Closed) => tracing::info!(
-            %endpoint, account = %event.account,
-            "the endpoint took a delivery: its breaker closed, and what was deferred comes back"
+        EndpointChange::BreakerClosed => tracing::info!(
+            %endpoint, account, reason = %detail,
+            "the endpoint's breaker closed, and what was deferred comes back"
         ),
-        None => {}
-    }
-    if let Some(disabled) = disabled {
-        tracing::warn!(
-            endpoint = %disabled.endpoint, account = %event.account, reason = %disabled.reason,
-            "switched the endpoint off; a change of its row switches it on again"
-        );
     }
 }

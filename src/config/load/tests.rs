@@ -226,7 +226,9 @@ fn errors_and_the_printed_configuration_hold_no_secret() {
         assert!(error.starts_with("w.toml:2:7: "), "{error}");
         assert!(!error.contains("hush"), "{error}");
     }
-    let config = with("[state]\nurl = \"postgres://u:hush@h/d\"\n", &[]).unwrap();
+    let more = "[state]\nurl = \"postgres://u:hush@h/d\"\n[notify]\nurl = \"https://h/hush?hush\"\n\
+                secret = \"hush\"\n";
+    let config = with(more, &[]).unwrap();
     for text in [
         format!("{config:?}"),
         toml::to_string(&config).unwrap(),
@@ -256,6 +258,16 @@ fn inconsistent_values_are_refused_at_the_key() {
         ),
         ("[scheduler]\nfast_slots = 0", "w.toml:6:14: scheduler.fast_slots: must be at least 1"),
         ("[state]\nschema = \"pg_x\"", "w.toml:6:10: state.schema: names that begin with pg_"),
+        (
+            "[notify]\nurl = \"ftp://h/\"\nsecret = \"s\"",
+            "w.toml:6:7: notify.url: is no URL such as",
+        ),
+        ("[notify]\nurl = \"https://h/\"", "w.toml:5:1: notify.secret: is missing"),
+        ("[notify]\nsecret = \"s\"", "w.toml:6:10: notify.secret: signs nothing without"),
+        (
+            "[notify]\nurl = \"https://h/\"\nsecret = \"whsec_?\"",
+            "w.toml:7:10: notify.secret: a secret begins with whsec_",
+        ),
         (
             "[accounts]\ntable = \"a b\"",
             "w.toml:6:9: accounts.table: \"a b\" is not the name of a table",

@@ -44,6 +44,9 @@ pub(super) struct Detour {
     pub(super) stopped_before_us: i64,
     /// `None`: closed.
     pub(super) breaker: Option<Breaker>,
+    /// Set while it is not known whether the endpoint is any better than when an earlier leader's
+    /// breaker was open: what the table says of that one.
+    pub(super) was_open_until_us: Option<i64>,
 }
 
 /// Why deliveries leave memory.
@@ -65,6 +68,7 @@ impl Detour {
             failing_since_us: None,
             stopped_before_us: 0,
             breaker: None,
+            was_open_until_us: None,
         }
     }
 
@@ -74,14 +78,16 @@ impl Detour {
     }
 
     pub(super) fn as_row(&self, queue: &QueueId, now: Tick, unix_us_at_zero: i64) -> BacklogRow {
-        let open_until = self.breaker.as_ref().and_then(Breaker::open_until);
+        let until = |breaker: &Breaker| breaker.open_until().unwrap_or(now);
+        let until_us = |until: Tick| unix_us_at_zero.saturating_add_unsigned(until.0);
+        let open_until_us = self.breaker.as_ref().map(until).map(until_us);
         BacklogRow {
             queue: queue.clone(),
             blocked: self.backlog.blocked().clone(),
             rows: self.backlog.in_table(),
             failing_since_us: self.failing_since_us,
             stopped_us: self.stopped_us(now),
-            open_until_us: open_until.map(|until| unix_us_at_zero.saturating_add_unsigned(until.0)),
+            open_until_us: open_until_us.or(self.was_open_until_us),
         }
     }
 }
@@ -90,10 +96,16 @@ impl Dispatcher {
     /// Goes on with the deferred rows that an earlier leader left.
     pub(super) fn recover_detours(&mut self, rows: Vec<BacklogRow>) {
         for row in rows {
-            let BacklogRow { queue, blocked, rows, failing_since_us, stopped_us, .. } = row;
+            let BacklogRow { queue, blocked, rows, failing_since_us, stopped_us, open_until_us } =
+                row;
             let backlog = Backlog::recovered(blocked, rows);
             let stopped_before_us = stopped_us;
-            let detour = Detour { failing_since_us, stopped_before_us, ..Detour::new(backlog) };
+            let detour = Detour {
+                failing_since_us,
+                stopped_before_us,
+                was_open_until_us: open_until_us,
+                ..Detour::new(backlog)
+            };
             self.detours.insert(queue.clone(), detour);
             if rows == 0 {
                 // Its first rows were never stored.

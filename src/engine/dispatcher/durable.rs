@@ -301,6 +301,7 @@ impl Dispatcher {
         let durable = &mut self.durable;
         batch.retried = std::mem::take(&mut durable.retried);
         self.replays.hand_out(&mut batch);
+        batch.notices = self.notices.hand_out();
         batch.disabled = std::mem::take(&mut durable.disabled);
         batch.enabled = std::mem::take(&mut durable.enabled);
         durable.touched = false;
@@ -355,6 +356,7 @@ impl Dispatcher {
             }
             let Some(next) = self.durable.dying.pop_front() else { break };
             let letter = next.letter.clone();
+            self.notices.add_letter(&letter);
             match &next.body {
                 Body::Unroutable { .. } => batch.dead_letters.push(letter),
                 Body::Delivery { txn, ordinal, endpoint, .. } => {

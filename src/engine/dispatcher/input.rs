@@ -12,7 +12,7 @@ use super::super::persist::{EventKey, QueueId};
 use super::super::route::Snapshot;
 use super::super::tick::Tick;
 use super::super::tracker::TxnSeq;
-use super::{Dispatcher, Ordering, Retry};
+use super::{Dispatcher, EndpointChange, EndpointChanged, Ordering, Retry};
 
 /// The key of everything that is ordered by account.
 const ACCOUNT_KEY: u64 = 0;
@@ -124,10 +124,16 @@ impl Dispatcher {
     }
 
     fn handle_invalidation(&mut self, invalidation: Invalidation) {
-        if let Scope::Endpoint { endpoints, .. } = &invalidation.scope {
+        if let Scope::Endpoint { endpoints, accounts } = &invalidation.scope {
             for endpoint in endpoints {
                 if self.disabled.remove(endpoint).is_some() {
                     self.durable.enable(endpoint.clone());
+                    self.tell(EndpointChanged {
+                        endpoint: endpoint.clone(),
+                        account: accounts.last().cloned(),
+                        change: EndpointChange::Enabled,
+                        detail: "its row was changed or removed".to_owned(),
+                    });
                 }
             }
         }

@@ -28,6 +28,7 @@
 //!   of the limit the longest queues are deferred. At the limit [`Dispatcher::wants_input`] says no,
 //!   until what is deferred is stored: the stream waits for the state database, never for an endpoint.
 
+mod changes;
 mod defer;
 mod durable;
 mod ending;
@@ -53,6 +54,7 @@ use super::attempt::DeliveryId;
 use super::event::{AccountId, EndpointId};
 use super::lane::{Held, Lane};
 use super::lsn::Lsn;
+use super::notice::Notices;
 use super::persist::QueueId;
 use super::route::Router;
 use super::schedule::{LaneId, Pool, Scheduler};
@@ -67,11 +69,11 @@ use refill::Refills;
 use replay::Replays;
 use send::InFlight;
 
+pub use changes::{EndpointChange, EndpointChanged};
 pub use outcome::Settled;
 pub use replay::{Replay, ReplayInput};
 pub use send::Dispatch;
 pub use settings::{Counters, Gauges, Ordering, Retry, Settings, Start};
-pub use stop::BreakerChange;
 
 /// Outcomes that may be lost by a crash, and so sent twice, beside what is in flight.
 pub const UNPERSISTED_MAX: usize = 4_096;
@@ -111,6 +113,9 @@ pub struct Dispatcher {
     recovered: Recovered,
     ahead: Ahead,
     durable: Durable,
+    /// What has changed about endpoints and nobody has polled for.
+    changes: VecDeque<EndpointChanged>,
+    notices: Notices,
     /// The transaction that is being read.
     reading: Option<TxnSeq>,
     /// Transactions that changed a watched table and that no look-up has been known to see: each
@@ -171,6 +176,8 @@ impl Dispatcher {
             recovered: Recovered::from_ranges(start.settled),
             ahead: Ahead::new(),
             durable: Durable::new(start.frontier),
+            changes: VecDeque::new(),
+            notices: Notices::new(settings.notifies),
             reading: None,
             unseen: Vec::new(),
             next_id: 0,

@@ -14,7 +14,6 @@ use super::super::tick::{Tick, micros};
 use super::defer::Exit;
 use super::ending::End;
 use super::send::InFlight;
-use super::stop::BreakerChange;
 use super::{Dispatcher, Timer, Wake};
 
 /// Attempts that a delivery's history tells of: the last ones.
@@ -25,14 +24,8 @@ const HISTORY_MAX: usize = 10;
 pub struct Settled {
     /// The event.
     pub event: Arc<Event>,
-    /// The endpoint.
-    pub endpoint: EndpointId,
     /// Whether the endpoint took it.
     pub delivered: bool,
-    /// Set when walhook switched the endpoint off because of this: the reason.
-    pub disabled: Option<DisableEndpoint>,
-    /// Set when the endpoint's breaker opened or closed because of this.
-    pub breaker: Option<BreakerChange>,
 }
 
 impl Dispatcher {
@@ -59,16 +52,16 @@ impl Dispatcher {
         }
         let queue = self.queue_id(lane_id, &endpoint)?;
         let is_test = self.is_test(&queue, id, origin);
-        let disabled = self.apply(lane_id, &endpoint, id, outcome, now);
-        let breaker = self.note_health(lane_id, &queue, is_test, outcome, now);
-        let disabled = disabled.or_else(|| self.give_up_failing(&queue, outcome, now));
+        self.apply(lane_id, &endpoint, id, outcome, now)?;
+        self.note_health(lane_id, &queue, is_test, outcome, now);
+        self.give_up_failing(&queue, outcome, now);
         if let Some(lane) = self.lanes.get_mut(&lane_id) {
             lane.refresh(&endpoint, now);
         }
         self.sync(lane_id);
         self.look_after(&queue, now);
         self.rest_if_idle(lane_id, id);
-        Some(Settled { event, endpoint, delivered: outcome.delivered(), disabled, breaker })
+        Some(Settled { event, delivered: outcome.delivered() })
     }
 
     fn apply(
@@ -78,7 +71,7 @@ impl Dispatcher {
         id: DeliveryId,
         outcome: &Outcome,
         now: Tick,
-    ) -> Option<DisableEndpoint> {
+    ) -> Option<()> {
         let queue = self.queue_id(lane_id, endpoint)?;
         let progress = self.progress(lane_id, endpoint, id, now)?;
         let may_wait = progress.place != Place::Memory || !self.is_stopped(&queue);
@@ -107,11 +100,10 @@ impl Dispatcher {
                 let disable = DisableEndpoint { endpoint: endpoint.clone(), reason: detail };
                 let (reason, detail) = (DeadReason::EndpointDisabled, disable.reason.clone());
                 self.die(lane_id, endpoint, id, End { reason, detail, last_status });
-                self.switch_off(&queue, disable.clone(), now);
-                return Some(disable);
+                self.switch_off(&queue, disable, now);
             }
         }
-        None
+        Some(())
     }
 
     /// What was tried of a delivery whose attempt has just ended.

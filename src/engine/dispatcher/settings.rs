@@ -41,6 +41,8 @@ pub struct Settings {
     pub max_hold: Duration,
     /// Deliveries are deferred while the frontier is so many bytes behind what was read.
     pub max_retained: u64,
+    /// Whether someone is to be notified of what happens to endpoints.
+    pub notifies: bool,
 }
 
 /// Where an earlier leader left off.

@@ -74,6 +74,7 @@ impl Life {
             disable_after: Duration::from_secs(3_600),
             max_hold: Duration::from_secs(3),
             max_retained: 10_000,
+            notifies: true,
         };
         let disabled = world.disabled.iter();
         let disabled =

@@ -11,17 +11,11 @@ use super::super::persist::{DeferReason, DisableEndpoint, QueueId};
 use super::super::schedule::LaneId;
 use super::super::settle::failure_text;
 use super::super::tick::{Tick, micros};
-use super::Dispatcher;
 use super::defer::{Detour, Exit};
+use super::{Dispatcher, EndpointChange, EndpointChanged};
 
-/// An endpoint's breaker opened or closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BreakerChange {
-    /// It fails too often: nothing is sent to it for so long.
-    Opened(Duration),
-    /// A probe came through.
-    Closed,
-}
+/// Why a breaker closes.
+const CAME_THROUGH: &str = "it took a delivery";
 
 impl Detour {
     /// For how long the queue was stopped so far.
@@ -58,28 +52,51 @@ impl Dispatcher {
         is_test: bool,
         outcome: &Outcome,
         now: Tick,
-    ) -> Option<BreakerChange> {
+    ) {
         let went = went(outcome);
-        let detour = self.detours.get(queue);
-        if detour.is_none_or(|detour| detour.breaker.is_none()) {
-            let in_memory = self.lanes.get_mut(&lane_id)?.queue_mut(&queue.endpoint)?;
-            let opens = in_memory.lately.note(went, now);
-            return if opens { self.open_breaker(lane_id, queue, now) } else { None };
-        }
+        let detour = self.detours.get_mut(queue);
+        let Some(Detour { breaker: Some(breaker), .. }) = detour else {
+            if went == Went::Well {
+                self.forget_earlier_breaker(queue);
+            }
+            let in_memory = self.lanes.get_mut(&lane_id).and_then(|l| l.queue_mut(&queue.endpoint));
+            if in_memory.is_some_and(|in_memory| in_memory.lately.note(went, now))
+                && let Some(wait) = self.open_breaker(lane_id, queue, now)
+            {
+                let wait = humantime::format_duration(Duration::from_secs(wait.as_secs()));
+                let detail = format!("nothing is sent for {wait}; last: {}", failure_text(outcome));
+                self.tell_of(queue, EndpointChange::BreakerOpened, detail);
+            }
+            return;
+        };
         if !is_test {
-            return None;
+            return;
         }
-        self.outdate(queue);
-        let detour = self.detours.get_mut(queue)?;
         if went == Went::Well {
-            detour.close_breaker(now);
-            return Some(BreakerChange::Closed);
+            self.forget_breaker(queue, now);
+            self.tell_of(queue, EndpointChange::BreakerClosed, CAME_THROUGH.to_owned());
+        } else {
+            breaker.reopen(now, &mut self.rng);
+            self.outdate(queue);
         }
-        detour.breaker.as_mut()?.reopen(now, &mut self.rng);
-        None
     }
 
-    fn open_breaker(&mut self, id: LaneId, queue: &QueueId, now: Tick) -> Option<BreakerChange> {
+    /// What an earlier leader's breaker kept from the endpoint comes through again.
+    fn forget_earlier_breaker(&mut self, queue: &QueueId) {
+        let Some(detour) = self.detours.get_mut(queue) else { return };
+        if detour.was_open_until_us.take().is_some() {
+            self.outdate(queue);
+            self.tell_of(queue, EndpointChange::BreakerClosed, CAME_THROUGH.to_owned());
+        }
+    }
+
+    fn tell_of(&mut self, queue: &QueueId, change: EndpointChange, detail: String) {
+        let QueueId { account, endpoint } = queue.clone();
+        self.tell(EndpointChanged { endpoint, account: Some(account), change, detail });
+    }
+
+    /// Returns for how long nothing is sent.
+    fn open_breaker(&mut self, id: LaneId, queue: &QueueId, now: Tick) -> Option<Duration> {
         let in_memory = self.lanes.get_mut(&id)?.queue_mut(&queue.endpoint)?;
         in_memory.lately = Lately::default();
         let idle: Vec<DeliveryId> = in_memory.idle().map(|pending| pending.id).collect();
@@ -87,50 +104,46 @@ impl Dispatcher {
         let until = breaker.open_until()?;
         let detour = self.detour(queue);
         detour.breaker = Some(breaker);
+        detour.was_open_until_us = None;
         detour.backlog.block_all(DeferReason::Breaker);
         self.leave(id, &queue.endpoint, &idle, Exit::Other(DeferReason::Breaker), now);
         // Without a row there is no probe: what comes next is one.
         self.detours.get(queue)?.breaker.as_ref()?;
         self.outdate(queue);
-        Some(BreakerChange::Opened(until.since(now)))
+        Some(until.since(now))
     }
 
     /// Switches an endpoint off that has answered with nothing but failures for too long.
-    pub(super) fn give_up_failing(
-        &mut self,
-        queue: &QueueId,
-        outcome: &Outcome,
-        now: Tick,
-    ) -> Option<DisableEndpoint> {
+    pub(super) fn give_up_failing(&mut self, queue: &QueueId, outcome: &Outcome, now: Tick) {
         let now_us = self.unix_us(now);
-        let detour = self.detours.get_mut(queue)?;
+        let Some(detour) = self.detours.get_mut(queue) else { return };
         if went(outcome) == Went::Well {
             if detour.failing_since_us.take().is_some() {
                 self.outdate(queue);
             }
-            return None;
+            return;
         }
         let Some(since_us) = detour.failing_since_us else {
             detour.failing_since_us = Some(now_us);
             self.outdate(queue);
-            return None;
+            return;
         };
         let failing_us = u64::try_from(now_us.saturating_sub(since_us)).unwrap_or(0);
         let limit = self.settings.disable_after;
         if Duration::from_micros(failing_us) < limit || self.disabled.contains_key(&queue.endpoint)
         {
-            return None;
+            return;
         }
         let limit = humantime::format_duration(limit);
         let reason = format!("nothing but failures for {limit}; last: {}", failure_text(outcome));
         let disable = DisableEndpoint { endpoint: queue.endpoint.clone(), reason };
-        self.switch_off(queue, disable.clone(), now);
-        Some(disable)
+        self.switch_off(queue, disable, now);
     }
 
     /// Nothing is sent to the endpoint any more: what is queued or deferred for it becomes dead letters.
     pub(super) fn switch_off(&mut self, queue: &QueueId, disable: DisableEndpoint, now: Tick) {
         self.disabled.insert(disable.endpoint.clone(), disable.reason.clone());
+        self.tell_of(queue, EndpointChange::Disabled, disable.reason.clone());
         self.durable.disable(disable);
         self.forget_breaker(queue, now);
     }

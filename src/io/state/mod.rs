@@ -18,6 +18,7 @@ mod gaps;
 mod history;
 mod inspect;
 mod jobs;
+mod notices;
 mod persist;
 mod recover;
 mod refill;
@@ -59,7 +60,7 @@ use super::sql::{ConnectError, Connection, error_text, is_transient};
 pub const SCHEMA_VERSION: i32 = 1;
 
 /// The table that was added last: where it is missing, an earlier version's `setup` made the schema.
-const NEWEST_TABLE: &str = "backlog";
+const NEWEST_TABLE: &str = "notices";
 
 /// How long a session may sit idle inside a transaction: a frozen leader's lock on the lease ends
 /// then, and a takeover waits no longer for it. Far above what a busy leader takes between two
@@ -172,9 +173,9 @@ impl StateError {
 pub struct Recovery {
     /// The epoch that was taken; every transaction from now on carries it.
     pub epoch: i64,
-    /// Where the stream starts again.
     /// The database's clock when it was taken: microseconds since 1970-01-01 UTC.
     pub now_us: i64,
+    /// Where the stream starts again.
     pub frontier: Lsn,
     /// What lies behind the frontier and is settled all the same.
     pub settled: Vec<SettledRange>,
@@ -359,9 +360,9 @@ impl StateStore {
         let Some(checkpoint) = checkpoint else { return Err(self.scope.not_set_up()) };
         let recovery = Recovery {
             epoch,
+            now_us: bumped.try_get(1)?,
             frontier: lsn(&checkpoint, 0)?,
             settled: read_ranges(&ranges)?,
-            now_us: bumped.try_get(1)?,
             disabled: off.iter().map(read_disabled).collect::<Result<_, _>>()?,
             backlog: behind.iter().map(read_backlog).collect::<Result<_, _>>()?,
         };

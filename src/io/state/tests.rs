@@ -47,10 +47,11 @@ async fn state_opens_only_what_was_set_up_for_this_program() {
 
     let s = quote_ident(SCHEMA);
     fixture.admin.batch_execute(&schema_sql(SCHEMA)).await.expect("the schema applies twice");
-    let older = format!("DROP TABLE {s}.backlog CASCADE");
+    let older = format!("DROP TABLE {s}.{NEWEST_TABLE} CASCADE");
     fixture.admin.batch_execute(&older).await.unwrap();
     let error = open(SCHEMA, "p").await;
-    assert!(error.to_string().contains("backlog") && error.to_string().contains("walhook setup"));
+    let told = error.to_string();
+    assert!(told.contains(NEWEST_TABLE) && told.contains("walhook setup"), "{told}");
     let newer = format!("UPDATE {s}.meta SET schema_version = 2");
     fixture.admin.batch_execute(&newer).await.unwrap();
     assert!(matches!(open(SCHEMA, "p").await, StateError::SchemaTooNew { found: 2 }));

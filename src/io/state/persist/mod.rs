@@ -18,13 +18,15 @@
 //! - the backlog is set to the same numbers;
 //! - a delivered retry finds its dead letter gone, a failed one finds its job's id in `last_job`:
 //!   job counters add the rows that really changed, so neither counts again;
-//! - an endpoint is switched off (or on) already.
+//! - an endpoint is switched off (or on) already;
+//! - a notice counts once more than it should: the only thing that does.
 
 mod backlog;
 mod bodies;
 pub(super) mod dead_letters;
 mod deferred;
 mod history;
+mod notices;
 mod stops;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -88,6 +90,7 @@ pub(super) async fn write(
         backlog::remove(tx, scope, &batch.backlog_gone),
         stops::enable(tx, scope, &batch.enabled),
         stops::disable(tx, scope, &batch.disabled),
+        notices::add(tx, scope, &batch.notices),
         backlog::purge(tx, scope, &batch.purges),
     )?;
     Ok(Persisted { purged })

@@ -91,7 +91,7 @@ async fn header_that_the_row_may_not_set_makes_the_endpoint_invalid() {
 #[test]
 fn header_of_the_row_is_sensitive() {
     let attempt = attempt(endpoint("http://127.0.0.1/"));
-    let request = transport().request(&attempt).unwrap();
+    let request = transport().request(&Post::of(&attempt)).unwrap();
     assert!(!format!("{:?}", request.headers()).contains(HUSH));
 }
 

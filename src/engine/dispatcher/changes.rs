@@ -1,0 +1,74 @@
+//! What changes about endpoints: for the log, the metrics, and whoever is to be notified.
+
+use super::super::event::{AccountId, EndpointId};
+use super::super::notice::NoticeKind;
+use super::Dispatcher;
+
+/// What an endpoint has become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndpointChange {
+    /// walhook has switched it off.
+    Disabled,
+    /// It is on again.
+    Enabled,
+    /// It fails too often: what comes for it is deferred, and it is only probed.
+    BreakerOpened,
+    /// A probe came through.
+    BreakerClosed,
+}
+
+impl EndpointChange {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [Self; 4] =
+        [Self::Disabled, Self::Enabled, Self::BreakerOpened, Self::BreakerClosed];
+
+    /// The word in the metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled",
+            Self::Enabled => "enabled",
+            Self::BreakerOpened => "breaker_opened",
+            Self::BreakerClosed => "breaker_closed",
+        }
+    }
+
+    /// The notice that is made of it, where one is.
+    const fn notice(self) -> Option<NoticeKind> {
+        match self {
+            Self::Disabled => Some(NoticeKind::EndpointDisabled),
+            Self::Enabled | Self::BreakerClosed => Some(NoticeKind::EndpointRecovered),
+            Self::BreakerOpened => None,
+        }
+    }
+}
+
+/// That an endpoint has become something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointChanged {
+    /// Which.
+    pub endpoint: EndpointId,
+    /// The account that owns it, where that is known.
+    pub account: Option<AccountId>,
+    /// What it has become.
+    pub change: EndpointChange,
+    /// Why, for a person.
+    pub detail: String,
+}
+
+impl Dispatcher {
+    /// What has changed about endpoints, the oldest first.
+    pub fn poll_endpoint_change(&mut self) -> Option<EndpointChanged> {
+        self.changes.pop_front()
+    }
+
+    /// Tells of a change, and has it stored with the next batch where someone is to be notified.
+    pub(super) fn tell(&mut self, changed: EndpointChanged) {
+        if let Some(kind) = changed.change.notice() {
+            let EndpointChanged { endpoint, account, detail, .. } = &changed;
+            self.notices.add(kind, endpoint, account.as_ref(), detail);
+            self.durable.touch();
+        }
+        self.changes.push_back(changed);
+    }
+}

@@ -1,0 +1,80 @@
+//! What `/metrics` shows, and that it is documented.
+
+use super::*;
+use crate::engine::attempt::{Answer, Failure};
+
+fn outcome(result: Result<u16, FailureKind>) -> Outcome {
+    Outcome {
+        result: result
+            .map(|status| Answer { status, retry_after: None, excerpt: String::new() })
+            .map_err(|kind| Failure { kind, detail: String::new() }),
+        elapsed: Duration::from_millis(30),
+    }
+}
+
+#[test]
+fn metrics_show_what_was_counted_under_the_contracts_names() {
+    let metrics = Metrics::new(["a.b", "a.c", "order.*"]).unwrap();
+    metrics.changes.inc_by(3);
+    metrics.count_event("a.b");
+    metrics.count_event("unknown");
+    metrics.count_event("order.paid");
+    metrics.count_delivered(Duration::from_millis(7));
+    for status in [204, 301, 410, 500, 99] {
+        metrics.count_attempt(&outcome(Ok(status)));
+    }
+    for kind in FAILURES {
+        metrics.count_attempt(&outcome(Err(kind)));
+    }
+    metrics.count_unroutable(UnroutableReason::Value);
+    metrics.count_deferred(DeferReason::Held, 2);
+    metrics.count_endpoint_change(EndpointChange::Disabled);
+    metrics.count_notice(NoticeResult::Failed);
+    metrics.set_slot(5, None);
+    metrics.set_leader(true);
+    let text = metrics.render().unwrap();
+    let mut lines = vec![
+        "walhook_changes_total 3".to_owned(),
+        "walhook_events_total{type=\"a.b\"} 1".into(),
+        "walhook_events_total{type=\"a.c\"} 0".into(),
+        "walhook_events_total{type=\"order.*\"} 1".into(),
+        "walhook_deliveries_total{result=\"delivered\"} 1".into(),
+        "walhook_deliveries_total{result=\"dead\"} 0".into(),
+        "walhook_delivery_latency_seconds_bucket{le=\"0.005\"} 0".into(),
+        "walhook_delivery_latency_seconds_bucket{le=\"0.01\"} 1".into(),
+        "walhook_attempt_seconds_count 13".into(),
+        "walhook_deliveries_total{result=\"deferred\"} 2".into(),
+        "walhook_deferred_total{reason=\"held\"} 2".into(),
+        "walhook_deferred_total{reason=\"failed\"} 0".into(),
+        "walhook_unroutable_total{reason=\"value\"} 1".into(),
+        "walhook_in_flight{pool=\"slow\"} 0".into(),
+        "walhook_lanes{state=\"ready\"} 0".into(),
+        "walhook_slot_retained_bytes 5".into(),
+        "walhook_slot_safe_bytes inf".into(),
+        "walhook_endpoint_changes_total{change=\"disabled\"} 1".into(),
+        "walhook_notices_total{result=\"failed\"} 1".into(),
+        "walhook_leader 1".into(),
+    ];
+    let outcomes = STATUS_CLASSES.into_iter().chain(FAILURES.map(FailureKind::as_str));
+    lines.extend(outcomes.map(|o| format!("walhook_attempts_total{{outcome=\"{o}\"}} 1")));
+    for line in lines {
+        assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
+    }
+    assert!(!text.contains("unknown"), "label values are those of the configuration");
+}
+
+#[test]
+fn every_metric_and_label_value_is_documented() {
+    let text = Metrics::new(["a.b"]).unwrap().render().unwrap();
+    let docs = include_str!("../../../docs/operations.md");
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let name = rest.split(' ').next().unwrap();
+            assert!(docs.contains(&format!("`{name}")), "{name} is not in operations.md");
+        }
+        let value = line.split_once("=\"").and_then(|(_, rest)| rest.split_once('"'));
+        if let Some((value, _)) = value.filter(|(v, _)| *v != "a.b" && !line.contains("le=")) {
+            assert!(docs.contains(&format!("`{value}`")), "{value} is not in operations.md");
+        }
+    }
+}

@@ -37,6 +37,16 @@ impl Endpoint {
         wants(&self.event_types, event_type)
     }
 
+    /// Whether every event that `other` takes was one for this endpoint too.
+    ///
+    /// May say no where it is so: a pattern is not taken for the exact types that it stands for.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let takes_all = self.event_types.iter().any(|pattern| pattern == "*");
+        let takes = |pattern| takes_all || self.event_types.contains(pattern);
+        self.enabled && other.event_types.iter().all(takes)
+    }
+
     /// An estimate of the memory that the endpoint holds, in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> usize {

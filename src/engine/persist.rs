@@ -26,6 +26,12 @@ impl EventKey {
     pub fn of(event: &Event) -> Self {
         Self { position: event.position, event_type: Arc::clone(&event.event_type) }
     }
+
+    /// Before every event of the change at `position`, and after those of all earlier changes.
+    #[must_use]
+    pub fn before_all_at(position: Position) -> Self {
+        Self { position, event_type: "".into() }
+    }
 }
 
 /// Deliveries to one endpoint that are settled although the frontier has not passed them.

@@ -18,6 +18,12 @@ pub enum Position {
     Wal(WalPosition),
 }
 
+impl Position {
+    /// No position is before this one.
+    pub const FIRST: Self =
+        Self::Wal(WalPosition { commit_lsn: Lsn(0), change_lsn: Lsn(0), relation: 0, n: 0 });
+}
+
 /// The relation of a logical message: no table has this OID.
 pub const MESSAGE: u32 = 0;
 

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! event ──get──► routes, or want ──poll_lookup──► (SQL) ──handle_lookup──► routes
-//! change of a watched table ──handle_invalidation──► evicted, and remembered until SQL shows it
+//! change of a watched table ──handle_invalidation──► outdated, and remembered until SQL shows it
 //! ```
 //!
 //! # Why what it answers is true
 //!
-//! A change of the endpoint table arrives in the stream, in commit order, and evicts what it
+//! A change of the endpoint table arrives in the stream, in commit order, and outdates what it
 //! concerns. But the stream can show a commit before SQL does (under synchronous replication for
 //! seconds), and a look-up can overlap an invalidation. So every invalidation is remembered, with
 //! its transaction's id, until some look-up's snapshot has seen that transaction. A look-up's answer
@@ -26,6 +26,12 @@
 //!
 //! Routes also expire (`ROUTES_TTL`), so that an endpoint's mend reaches us even while the stream
 //! stands still, because memory is full of what that endpoint does not take.
+//!
+//! # Which endpoints have joined
+//!
+//! Routes that no longer hold stay in memory, as far as there is room, to be held against the ones
+//! that follow: an endpoint that they did not have, or that wanted less, has *joined* the account.
+//! Where there are none to compare, every endpoint that the stream has named lately counts as joined.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,9 +40,14 @@ use std::time::Duration;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
-use super::endpoint::Routes;
+use super::endpoint::{Endpoint, Routes};
 use super::event::{AccountId, EndpointId, Invalidation, Scope};
+use super::lsn::Lsn;
 use super::tick::Tick;
+
+use named::Named;
+
+mod named;
 
 /// Accounts looked up by one statement. Enough to make the round trip cheap, few enough to keep it
 /// short.
@@ -105,10 +116,24 @@ impl Snapshot {
     }
 }
 
+/// What a look-up has told of an account.
+#[derive(Debug)]
+pub struct LookedUp {
+    /// The account.
+    pub account: AccountId,
+    /// Its routes.
+    pub routes: Arc<Routes>,
+    /// The endpoints that have joined: to which earlier events of the account may not have been
+    /// routed, although they would be now.
+    pub joined: Vec<EndpointId>,
+}
+
 /// Routes with what tells whether they still hold.
 #[derive(Debug, Clone)]
 struct Known {
     routes: Arc<Routes>,
+    /// An invalidation concerns them.
+    outdated: bool,
     /// Counts the invalidations of everything: routes of an earlier era do not hold.
     era: u64,
     fetched: Tick,
@@ -126,6 +151,7 @@ pub struct Router {
     dropped: Arc<Mutex<Vec<(AccountId, Known)>>>,
     /// The account of every endpoint in known routes. May name more than that, never less.
     owners: HashMap<EndpointId, AccountId>,
+    named: Named,
     era: u64,
     /// Invalidations that no snapshot has been known to see, oldest first.
     unseen: VecDeque<Invalidation>,
@@ -164,6 +190,7 @@ impl Router {
             cache,
             dropped,
             owners: HashMap::new(),
+            named: Named::default(),
             era: 0,
             unseen: VecDeque::new(),
             wanted: VecDeque::new(),
@@ -177,12 +204,18 @@ impl Router {
     /// The account's routes, where they are known and hold.
     #[must_use]
     pub fn get(&self, account: &AccountId, now: Tick) -> Option<Arc<Routes>> {
-        let known = match self.pinned.get(account) {
-            Some(known) => known.clone()?,
-            None => self.cache.get(account)?,
-        };
-        let holds = known.era == self.era && now.since(known.fetched) < ROUTES_TTL;
+        let known = self.known(account)?;
+        let holds =
+            !known.outdated && known.era == self.era && now.since(known.fetched) < ROUTES_TTL;
         holds.then_some(known.routes)
+    }
+
+    /// The account's last routes, whether they hold or not.
+    fn known(&self, account: &AccountId) -> Option<Known> {
+        match self.pinned.get(account) {
+            Some(known) => known.clone(),
+            None => self.cache.get(account),
+        }
     }
 
     /// Asks for the account's routes; they come through [`Router::handle_lookup`].
@@ -210,17 +243,24 @@ impl Router {
         self.forget_owners_of_dropped();
     }
 
-    /// A watched table changed: what it concerns is looked up again.
-    pub fn handle_invalidation(&mut self, invalidation: Invalidation) {
+    /// A watched table changed: what it concerns is looked up again. `received`: how far the stream
+    /// was read, the transaction that made the change included.
+    pub fn handle_invalidation(&mut self, invalidation: Invalidation, received: Lsn) {
+        self.named.name(&invalidation.scope, received);
         match &invalidation.scope {
             Scope::All => self.era += 1,
             Scope::Endpoint { endpoints, accounts } => {
                 let owners = endpoints.iter().filter_map(|id| self.owners.get(id).cloned());
-                let evicted: Vec<AccountId> = owners.chain(accounts.iter().cloned()).collect();
-                evicted.iter().for_each(|account| self.evict(account));
+                let outdated: Vec<AccountId> = owners.chain(accounts.iter().cloned()).collect();
+                outdated.iter().for_each(|account| self.outdate(account));
             }
         }
         self.remember(invalidation);
+    }
+
+    /// The checkpoint is stored at `frontier`: nothing before it will be read again.
+    pub fn handle_checkpoint(&mut self, frontier: Lsn) {
+        self.named.forget(frontier);
     }
 
     /// Whether so much is remembered that the stream must wait for a look-up.
@@ -255,7 +295,7 @@ impl Router {
         snapshot: &Snapshot,
         answers: Vec<(AccountId, Routes)>,
         now: Tick,
-    ) -> Vec<(AccountId, Arc<Routes>)> {
+    ) -> Vec<LookedUp> {
         self.in_flight = false;
         let mut ready = Vec::with_capacity(answers.len());
         for (account, routes) in answers {
@@ -269,12 +309,13 @@ impl Router {
                 // SQL shows a move that the stream will show later: what the old account's routes
                 // say is outdated already, and nothing would find them by the endpoint's id then.
                 if let Some(before) = before.filter(|before| *before != account) {
-                    self.evict(&before);
+                    self.outdate(&before);
                 }
             }
             let routes = Arc::new(routes);
-            ready.push((account.clone(), Arc::clone(&routes)));
-            let known = Known { routes, era: self.era, fetched: now };
+            let joined = self.joined(&account, &routes);
+            ready.push(LookedUp { account: account.clone(), routes: Arc::clone(&routes), joined });
+            let known = Known { routes, outdated: false, era: self.era, fetched: now };
             match self.pinned.get_mut(&account) {
                 None => self.cache.insert(account, known),
                 Some(pinned) => {
@@ -310,13 +351,27 @@ impl Router {
         self.unseen.iter().any(|known| concerns(&known.scope) && !snapshot.sees(known.xid))
     }
 
-    fn evict(&mut self, account: &AccountId) {
+    fn joined(&self, account: &AccountId, routes: &Routes) -> Vec<EndpointId> {
+        let before = self.known(account).map(|known| known.routes);
+        let has_joined = |endpoint: &&Arc<Endpoint>| {
+            let takes_what_it_took = match &before {
+                Some(before) => before.endpoint(&endpoint.id).is_some_and(|b| b.covers(endpoint)),
+                None => !self.named.has(&endpoint.id),
+            };
+            endpoint.enabled && !takes_what_it_took
+        };
+        routes.endpoints.iter().filter(has_joined).map(|endpoint| endpoint.id.clone()).collect()
+    }
+
+    fn outdate(&mut self, account: &AccountId) {
         match self.pinned.get_mut(account) {
-            None => self.cache.invalidate(account),
-            Some(known) => {
-                let old = known.take().map(|known| (account.clone(), known));
-                self.dropped.lock().unwrap_or_else(PoisonError::into_inner).extend(old);
+            None => {
+                if let Some(known) = self.cache.get(account) {
+                    self.cache.insert(account.clone(), Known { outdated: true, ..known });
+                }
             }
+            Some(Some(known)) => known.outdated = true,
+            Some(None) => {}
         }
     }
 
@@ -338,10 +393,7 @@ impl Router {
         let dropped =
             std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner));
         for (account, old) in dropped {
-            let current = match self.pinned.get(&account) {
-                Some(known) => known.clone(),
-                None => self.cache.get(&account),
-            };
+            let current = self.known(&account);
             for endpoint in &old.routes.endpoints {
                 let kept =
                     current.as_ref().is_some_and(|c| c.routes.endpoint(&endpoint.id).is_some());

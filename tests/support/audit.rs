@@ -15,8 +15,7 @@ pub(crate) enum Demand {
     Delivered,
     /// All delivered, deferred or dead letters.
     Ended,
-    /// Nothing but what was committed, in any order: it was switched off for a while. After a crash
-    /// what was read then is routed anew, to the endpoints of now.
+    /// Nothing but what was committed, in order: it was switched off for a while.
     Nothing,
 }
 
@@ -230,14 +229,9 @@ impl Found {
             }
             return;
         }
-        if change.version <= endpoint.since {
-            // Written before the endpoint was there: it is not owed this. After a crash it may get it
-            // all the same, since what is read again is routed to the endpoints of now.
-            return;
-        }
         let last = self.last.get(&row).copied().unwrap_or(order);
         self.last.insert(row, last.max(order));
-        if last > order && endpoint.demand != Demand::Nothing {
+        if last > order {
             let problem = format!("endpoint {} got {change:?} after {last:?}", endpoint.id);
             self.problem(UNORDERED, problem);
         }

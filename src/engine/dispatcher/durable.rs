@@ -183,6 +183,16 @@ impl Durable {
         self.touched = true;
     }
 
+    /// Rows that had to be inserted so far.
+    pub(super) fn insertions(&self) -> u64 {
+        self.insertions
+    }
+
+    /// Of those, the ones that have been in a batch.
+    pub(super) fn handed_out(&self) -> u64 {
+        self.handed_out
+    }
+
     /// The number of the row that leaves next.
     pub(super) fn next_insertion(&self) -> u64 {
         self.insertions + 1
@@ -298,6 +308,7 @@ impl Dispatcher {
         removed.extend(batch.died.iter().map(|(row, _)| row.clone()));
         self.hand_out_backlogs(&mut batch, now);
         batch.settled = self.ahead.take(|txn| self.tracker.is_passed(txn));
+        batch.settled.extend(self.hand_out_joins());
         let durable = &mut self.durable;
         batch.retried = std::mem::take(&mut durable.retried);
         self.replays.hand_out(&mut batch);
@@ -440,6 +451,8 @@ impl Dispatcher {
             self.look_after(&queue, now);
         }
         self.recovered.prune(self.durable.stored_frontier);
+        self.router.handle_checkpoint(self.durable.stored_frontier);
+        self.end_joins(self.durable.stored_frontier, now);
         self.durable.stored_frontier
     }
 

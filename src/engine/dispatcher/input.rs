@@ -9,7 +9,7 @@ use super::super::event::{
 };
 use super::super::lane::{DELIVERY_BYTES, Held, New, Source};
 use super::super::persist::{EventKey, QueueId};
-use super::super::route::Snapshot;
+use super::super::route::{LookedUp, Snapshot};
 use super::super::tick::Tick;
 use super::super::tracker::TxnSeq;
 use super::{Dispatcher, EndpointChange, EndpointChanged, Ordering, Retry};
@@ -72,7 +72,12 @@ impl Dispatcher {
         answers: Vec<(AccountId, Routes)>,
         now: Tick,
     ) {
-        for (account, routes) in self.router.handle_lookup(snapshot, answers, now) {
+        for LookedUp { account, routes, joined } in
+            self.router.handle_lookup(snapshot, answers, now)
+        {
+            for endpoint in joined {
+                self.join(QueueId { account: account.clone(), endpoint });
+            }
             for Parked { held, to } in self.parked.remove(&account).into_iter().flatten() {
                 self.bytes = self.bytes.saturating_sub(DELIVERY_BYTES);
                 let txn = if let To::All(txn) = &to { Some(*txn) } else { None };
@@ -143,7 +148,7 @@ impl Dispatcher {
             self.tracker.add(txn, 1);
             self.unseen.push((invalidation.xid, txn));
         }
-        self.router.handle_invalidation(invalidation);
+        self.router.handle_invalidation(invalidation, self.tracker.received());
     }
 
     /// Queues an event for the endpoints that it is for.
@@ -162,6 +167,7 @@ impl Dispatcher {
                     let (held, weight) = (Arc::clone(&held), routes.weight);
                     let account = event.account.clone();
                     let queue = QueueId { account, endpoint: endpoint.id.clone() };
+                    self.begin_join(&queue, event.position);
                     if let Some(reason) = self.why_defer(&queue, &keys) {
                         self.defer_arrival(&queue, held, txn, &keys, reason, weight);
                     } else {
@@ -215,6 +221,12 @@ impl Dispatcher {
         let lane_id = self.lane(&account, weight);
         if let Some(lane) = self.lanes.get_mut(&lane_id) {
             lane.push(endpoint, New { id, held, source, now }, keys);
+            if !self.joins.is_empty()
+                && let Some(in_memory) = lane.queue_mut(endpoint)
+            {
+                let queue = QueueId { account, endpoint: endpoint.clone() };
+                in_memory.hold_from(self.joins.held_from(&queue));
+            }
             lane.refresh(endpoint, now);
         }
         self.sync(lane_id);

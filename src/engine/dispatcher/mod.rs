@@ -34,6 +34,7 @@ mod durable;
 mod ending;
 mod held;
 mod input;
+mod join;
 mod outcome;
 mod refill;
 mod replay;
@@ -65,6 +66,7 @@ use super::tracker::{Tracker, TxnSeq};
 use defer::Detour;
 use durable::Durable;
 use input::Parked;
+use join::Joins;
 use refill::Refills;
 use replay::Replays;
 use send::InFlight;
@@ -99,6 +101,7 @@ pub struct Dispatcher {
     idle: VecDeque<(LaneId, DeliveryId)>,
     /// Events whose account's routes are being looked up, in stream order.
     parked: HashMap<AccountId, VecDeque<Parked>>,
+    joins: Joins,
     in_flight: HashMap<DeliveryId, InFlight>,
     /// Requests from the fast pool by their start; some have ended.
     aging: VecDeque<(Tick, DeliveryId)>,
@@ -165,6 +168,7 @@ impl Dispatcher {
             lanes: HashMap::new(),
             idle: VecDeque::new(),
             parked: HashMap::new(),
+            joins: Joins::default(),
             in_flight: HashMap::new(),
             aging: VecDeque::new(),
             timers: BinaryHeap::new(),

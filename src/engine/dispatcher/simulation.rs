@@ -285,7 +285,7 @@ fn dispatcher_loses_and_invents_nothing_by_seed() {
 
 #[test]
 fn dispatcher_loses_and_invents_nothing_across_crashes_by_seed() {
-    for seed in 1_000..1_012 {
+    for seed in 1_000..1_024 {
         account_for(seed, &simulate(seed, 300, 6));
     }
 }

@@ -130,6 +130,8 @@ pub struct Queue {
     next_ordinal: u64,
     /// No request before then: the endpoint's own rate limit.
     not_before: Tick,
+    /// This delivery and later ones are not sent, for now.
+    held_from: Option<DeliveryId>,
     /// How long its requests hold a slot.
     pub hold: HoldEstimate,
     /// How its requests went lately.
@@ -150,6 +152,7 @@ impl Queue {
             bytes: 0,
             next_ordinal: first_ordinal,
             not_before: Tick(0),
+            held_from: None,
             hold: HoldEstimate::new(),
             lately: Lately::default(),
             limit: AdaptiveLimit::new(DEFAULT_MAX_IN_FLIGHT),
@@ -182,8 +185,20 @@ impl Queue {
     /// The oldest delivery that may be sent.
     #[must_use]
     pub fn first_ready(&self) -> Option<&Pending> {
-        let id = self.ready.first()?;
+        let id = self.ready.first().filter(|id| self.held_from.is_none_or(|from| **id < from))?;
         self.entries.get(id).map(|entry| &entry.pending)
+    }
+
+    /// Holds this delivery and later ones back; `None`: none.
+    pub fn hold_from(&mut self, from: Option<DeliveryId>) {
+        self.held_from = from;
+    }
+
+    /// Whether one of the stream's deliveries before this one is still pending, in whatever stage.
+    #[must_use]
+    pub fn owes_before(&self, id: DeliveryId) -> bool {
+        let is_owed = |entry: &Entry| matches!(entry.pending.origin, Origin::Stream { .. });
+        self.entries.range(..id).any(|(_, entry)| is_owed(entry))
     }
 
     /// Marks a ready delivery as being sent, and spaces the next one by the row's rate limit.
@@ -326,14 +341,16 @@ impl Queue {
     /// Whether something may be sent at this moment.
     #[must_use]
     pub fn is_sendable(&self, now: Tick) -> bool {
-        !self.ready.is_empty() && self.in_flight < self.limit.current() && self.not_before <= now
+        self.first_ready().is_some()
+            && self.in_flight < self.limit.current()
+            && self.not_before <= now
     }
 
     /// When the rate limit lets the next request go, where only that holds it.
     #[must_use]
     pub fn rate_limited_until(&self, now: Tick) -> Option<Tick> {
-        let held = !self.ready.is_empty() && self.not_before > now;
-        held.then_some(self.not_before)
+        let limited = self.first_ready().is_some() && self.not_before > now;
+        limited.then_some(self.not_before)
     }
 
     fn release(&mut self, key: u64, id: DeliveryId) {

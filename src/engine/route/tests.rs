@@ -146,7 +146,7 @@ proptest! {
                     world.visible.push(false);
                 }
                 Action::Stream if world.streamed < world.txns.len() => {
-                    router.handle_invalidation(world.invalidation(world.streamed));
+                    router.handle_invalidation(world.invalidation(world.streamed), Lsn(1));
                     world.streamed += 1;
                 }
                 Action::Reveal(nth) => {
@@ -169,8 +169,8 @@ proptest! {
                 }
                 Action::Answer => {
                     if let Some((snapshot, routes)) = answer.take() {
-                        for (owner, routes) in router.handle_lookup(&snapshot, routes, now) {
-                            world.check(owner.parse().unwrap(), &routes)?;
+                        for known in router.handle_lookup(&snapshot, routes, now) {
+                            world.check(known.account.parse().unwrap(), &known.routes)?;
                         }
                     }
                 }
@@ -225,7 +225,7 @@ fn invalidation_of_everything_outdates_every_account() {
     let answers = asked.into_iter().map(|a| (a, Routes::new(vec![], 1.0))).collect();
     assert_eq!(router.handle_lookup(&snapshot, answers, Tick(0)).len(), 1);
     assert!(router.get(&account(1), Tick(0)).is_some());
-    router.handle_invalidation(Invalidation { xid: 9, scope: Scope::All });
+    router.handle_invalidation(Invalidation { xid: 9, scope: Scope::All }, Lsn(9));
     assert!(router.get(&account(1), Tick(0)).is_none());
 }
 
@@ -246,8 +246,56 @@ fn transaction_with_very_many_changes_is_remembered_as_one() {
     for n in 0..100_000 {
         let endpoints = smallvec![EndpointId::new(n.to_string())];
         let scope = Scope::Endpoint { endpoints, accounts: smallvec![] };
-        router.handle_invalidation(Invalidation { xid: 3, scope });
+        router.handle_invalidation(Invalidation { xid: 3, scope }, Lsn(3));
     }
     assert!(router.unseen.len() <= OF_ONE_TXN);
     assert!(!router.is_full());
+}
+
+/// Looks account 1 up, and returns who has joined.
+fn joined(router: &mut Router, endpoints: Vec<Arc<Endpoint>>, now: Tick) -> Vec<EndpointId> {
+    router.want(&account(1));
+    router.poll_lookup(now).unwrap();
+    let snapshot: Snapshot = "1000:1000:".parse().unwrap();
+    let answers = vec![(account(1), Routes::new(endpoints, 1.0))];
+    router.handle_lookup(&snapshot, answers, now).remove(0).joined
+}
+
+fn named(n: u8) -> Invalidation {
+    let (endpoints, accounts) = (smallvec![endpoint_id(n)], smallvec![account(1)]);
+    Invalidation { xid: 3, scope: Scope::Endpoint { endpoints, accounts } }
+}
+
+#[test]
+fn endpoint_has_joined_when_the_routes_before_did_not_take_as_much() {
+    let mut router = Router::new(1 << 20);
+    let with = |types: &[&str], enabled| {
+        let event_types = types.iter().map(|t| (*t).to_owned()).collect();
+        Arc::new(Endpoint { event_types, enabled, ..(*endpoint(2, 1)).clone() })
+    };
+    let first = joined(&mut router, vec![endpoint(1, 1)], Tick(0));
+    assert_eq!(first, [], "of an account that nothing was known of, nobody was named");
+    let mut look_up = |endpoints| {
+        router.handle_invalidation(named(2), Lsn(7));
+        joined(&mut router, endpoints, Tick(1))
+    };
+    let two = [endpoint_id(2)];
+    assert_eq!(look_up(vec![endpoint(1, 1), with(&["a"], false)]), [], "it is not enabled");
+    assert_eq!(look_up(vec![endpoint(1, 1), with(&["a"], true)]), two, "switched on");
+    assert_eq!(look_up(vec![endpoint(1, 1), with(&["a"], true)]), [], "as it was");
+    assert_eq!(look_up(vec![endpoint(1, 1), with(&["b", "a"], true)]), two, "wants more");
+    assert_eq!(look_up(vec![endpoint(1, 1), with(&["b"], true)]), [], "wants less");
+    assert_eq!(look_up(vec![endpoint(1, 1)]), [], "gone");
+    assert_eq!(look_up(vec![endpoint(1, 1), with(&["b"], true)]), two, "and back");
+}
+
+#[test]
+fn endpoint_of_an_unknown_account_has_joined_when_it_was_named_since_the_checkpoint() {
+    for (checkpoint, expected) in [(Lsn(7), vec![endpoint_id(2)]), (Lsn(8), vec![])] {
+        let mut router = Router::new(1 << 20);
+        router.handle_invalidation(named(2), Lsn(7));
+        router.handle_checkpoint(checkpoint);
+        let found = joined(&mut router, vec![endpoint(1, 1), endpoint(2, 1)], Tick(0));
+        assert_eq!(found, expected, "{checkpoint}");
+    }
 }

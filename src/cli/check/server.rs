@@ -64,6 +64,8 @@ async fn settings(config: &Config, client: &Client, report: &mut Report) -> Resu
     } else {
         report.pass("wal_sender_timeout", timeout);
     }
+    let name: String = one(client, "SELECT getdatabaseencoding()::text").await?;
+    encoding(&name, report);
     let names: String = one(client, "SELECT current_setting('synchronous_standby_names')").await?;
     if may_be_synchronous(&names) {
         report.fail(
@@ -78,6 +80,19 @@ async fn settings(config: &Config, client: &Client, report: &mut Report) -> Resu
         report.pass("synchronous_standby_names", "commits do not wait for walhook");
     }
     Ok(())
+}
+
+fn encoding(name: &str, report: &mut Report) {
+    // Of that one PostgreSQL does not know what its bytes mean, and converts nothing.
+    if name == "SQL_ASCII" {
+        report.warn(
+            "encoding",
+            "SQL_ASCII: the server sends texts as they are, and walhook halts at one that is not UTF-8",
+            "keep UTF-8 only in published columns, or move to a database with encoding UTF8",
+        );
+    } else {
+        report.pass("encoding", name);
+    }
 }
 
 /// Whether `synchronous_standby_names` takes our sender for a standby. PostgreSQL makes no difference
@@ -264,6 +279,7 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
 
 #[cfg(test)]
 mod tests {
+    use super::super::Verdict;
     use super::*;
 
     #[test]
@@ -275,6 +291,15 @@ mod tests {
         }
         for names in ["", "a", "walhook2, a", "FIRST 1 (a, b)", "ANY 2 (my_walhook, b)"] {
             assert!(!may_be_synchronous(names), "{names}");
+        }
+    }
+
+    #[test]
+    fn encoding_that_promises_nothing_is_warned_of() {
+        for (name, expected) in [("SQL_ASCII", Verdict::Warn), ("UTF8", Verdict::Pass)] {
+            let mut report = Report::default();
+            encoding(name, &mut report);
+            assert_eq!(report.0[0].verdict, expected, "{name}");
         }
     }
 }

@@ -5,6 +5,7 @@
 //! database holds. At the end every delivery that was owed is received or a stored dead letter, and
 //! none is deferred any more.
 
+mod days;
 mod world;
 
 use std::cmp::Reverse;
@@ -46,6 +47,7 @@ enum Page {
 /// One process's life.
 struct Life {
     dispatcher: Dispatcher,
+    slots: usize,
     agenda: BinaryHeap<Reverse<(Tick, u64, Happens)>>,
     in_flight: HashMap<DeliveryId, (Attempt, Outcome)>,
     lookup: Option<(Snapshot, Vec<(AccountId, Routes)>)>,
@@ -58,24 +60,8 @@ struct Life {
 }
 
 impl Life {
-    fn new(world: &World, memory_limit: usize, rng: &mut SmallRng, now: Tick) -> Self {
-        let settings = Settings {
-            memory_limit,
-            queue_max: 40,
-            fast_slots: 16,
-            slow_slots: 16,
-            ordering: Ordering::Row,
-            settle: SettlePolicy {
-                quick_attempts: 3,
-                retry: RetryPolicy::new(Duration::from_millis(200), Duration::from_secs(60))
-                    .unwrap(),
-                retry_for: Duration::from_secs(600),
-            },
-            disable_after: Duration::from_secs(3_600),
-            max_hold: Duration::from_secs(3),
-            max_retained: 10_000,
-            notifies: true,
-        };
+    fn new(world: &World, settings: &Settings, rng: &mut SmallRng, now: Tick) -> Self {
+        let slots = (settings.fast_slots + settings.slow_slots) as usize;
         let disabled = world.disabled.iter();
         let disabled =
             disabled.map(|(e, r)| DisableEndpoint { endpoint: e.clone(), reason: r.clone() });
@@ -88,7 +74,8 @@ impl Life {
         };
         let next_txn = world.txns.iter().take_while(|t| t.end_lsn <= world.frontier).count();
         let mut life = Self {
-            dispatcher: Dispatcher::new(settings, start, SmallRng::from_rng(rng)),
+            dispatcher: Dispatcher::new(settings.clone(), start, SmallRng::from_rng(rng)),
+            slots,
             agenda: BinaryHeap::new(),
             in_flight: HashMap::new(),
             lookup: None,
@@ -116,7 +103,7 @@ impl Life {
             self.plan(now + outcome.elapsed, Happens::Answered(id), rng);
             self.in_flight.insert(id, (attempt, outcome));
         }
-        assert!(self.in_flight.len() <= 32, "more requests than slots");
+        assert!(self.in_flight.len() <= self.slots, "more requests than slots");
         if let Some(accounts) = self.dispatcher.poll_lookup(now) {
             // SQL may lag behind the stream, or run ahead of it.
             let lag = rng.random_range(0..3);
@@ -175,7 +162,7 @@ impl Life {
                     self.stream(world, now);
                 }
                 if self.next_txn < world.txns.len() {
-                    let next = Duration::from_micros(rng.random_range(100..20_000));
+                    let next = Duration::from_micros(rng.random_range(world.pause_us.clone()));
                     self.plan(now + next, Happens::Streamed, rng);
                 } else {
                     let wal_end = Lsn(world.txns.last().unwrap().end_lsn.0 + 500);
@@ -230,12 +217,41 @@ impl Life {
         self.next_txn += 1;
     }
 
+    /// What it had not stored is lost.
+    fn crash(&mut self, world: &mut World, rng: &mut SmallRng) {
+        world.excused += self.in_flight.len() as u64 + self.storing + self.unstored;
+        // The state transaction under way may have been committed.
+        if let Some(batch) = self.batch.take_if(|_| rng.random_bool(0.5)) {
+            world.store(batch);
+        }
+    }
+
     fn is_done(&self, world: &World) -> bool {
         self.next_txn == world.txns.len()
             && self.dispatcher.frontier() > world.txns.last().unwrap().end_lsn
             && world.frontier == self.dispatcher.frontier()
             && world.backlog.is_empty()
             && self.refill.is_none()
+    }
+}
+
+/// Minutes do what days do in the field.
+fn settings(memory_limit: usize) -> Settings {
+    Settings {
+        memory_limit,
+        queue_max: 40,
+        fast_slots: 16,
+        slow_slots: 16,
+        ordering: Ordering::Row,
+        settle: SettlePolicy {
+            quick_attempts: 3,
+            retry: RetryPolicy::new(Duration::from_millis(200), Duration::from_secs(60)).unwrap(),
+            retry_for: Duration::from_secs(600),
+        },
+        disable_after: Duration::from_secs(3_600),
+        max_hold: Duration::from_secs(3),
+        max_retained: 10_000,
+        notifies: true,
     }
 }
 
@@ -246,17 +262,14 @@ fn simulate(seed: u64, transactions: u64, crashes: u32) -> World {
     let mut now = Tick(0);
     let mut left = crashes;
     let memory_limit = if seed.is_multiple_of(2) { 1 << 20 } else { 1 << 17 };
-    let mut life = Life::new(&world, memory_limit, &mut rng, now);
+    let settings = settings(memory_limit);
+    let mut life = Life::new(&world, &settings, &mut rng, now);
     let end = Tick(0) + Duration::from_secs(7 * 24 * 3600);
     loop {
         if left > 0 && rng.random_bool(0.002) {
             left -= 1;
-            world.excused += life.in_flight.len() as u64 + life.storing + life.unstored;
-            // The state transaction under way may have been committed.
-            if let Some(batch) = life.batch.take_if(|_| rng.random_bool(0.5)) {
-                world.store(batch);
-            }
-            life = Life::new(&world, memory_limit, &mut rng, now);
+            life.crash(&mut world, &mut rng);
+            life = Life::new(&world, &settings, &mut rng, now);
         }
         life.poll(&mut world, &mut rng, now);
         if life.is_done(&world) {

@@ -2,6 +2,7 @@
 //! the state database holds.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,12 @@ pub(super) enum Temper {
     Back(Tick),
     /// Refuses some rows, always.
     Picky,
+    /// Refuses from the one moment to the other, and a few events always.
+    Down(Tick, Tick),
+    /// Refuses every other hour.
+    Flapping,
+    /// Refuses some events twice, and asks for a wait: sensible, none at all, or absurd.
+    Asking,
 }
 
 /// One item of the stream, or a change of the endpoint table that comes with it.
@@ -76,9 +83,20 @@ pub(super) struct World {
     pub(super) last_first: HashMap<(String, AccountId, u64), Position>,
     /// What the crashes so far excuse.
     pub(super) excused: u64,
+    /// Between two transactions of the stream.
+    pub(super) pause_us: Range<u64>,
+    /// Dead letters that nobody has looked at.
+    pub(super) died: Vec<(EventId, QueueId, DeadReason)>,
 }
 
-pub(super) fn event(rng: &mut SmallRng, txn: u64, n: u32) -> Arc<Event> {
+/// One event in forty: where many are refused for days, what stands behind them never ends.
+fn is_chosen(event: &Event, which: u64) -> bool {
+    let Position::Wal(position) = event.position;
+    position.change_lsn.0 % 41 == which
+}
+
+/// An event of one of an account's `rows`, or of two.
+pub(super) fn event(rng: &mut SmallRng, txn: u64, n: u32, rows: u64) -> Arc<Event> {
     let position = Position::Wal(WalPosition {
         commit_lsn: Lsn(txn),
         change_lsn: Lsn(txn - 50 + u64::from(n / 2)),
@@ -87,10 +105,10 @@ pub(super) fn event(rng: &mut SmallRng, txn: u64, n: u32) -> Arc<Event> {
     });
     // A third of all events are the first account's: the whale.
     let account = if rng.random_bool(0.33) { 0 } else { rng.random_range(0..ACCOUNTS) };
-    let row = rng.random_range(0u64..5) + u64::from(account) * 10 + 1;
+    let row = rng.random_range(0..rows) + u64::from(account) * 2 * rows + 1;
     let mut keys = RowKeys::from_slice(&[row]);
     if rng.random_bool(0.1) {
-        keys.push(row + 5);
+        keys.push(row + rows);
     }
     Arc::new(Event {
         id: EventId::derive(1, &position, "t", 0),
@@ -106,7 +124,8 @@ pub(super) fn event(rng: &mut SmallRng, txn: u64, n: u32) -> Arc<Event> {
 
 impl World {
     pub(super) fn new(rng: &mut SmallRng, transactions: u64) -> Self {
-        let mut world = Self { frontier: Lsn(FIRST_LSN), ..Self::default() };
+        let (frontier, pause_us) = (Lsn(FIRST_LSN), 100..20_000);
+        let mut world = Self { frontier, pause_us, ..Self::default() };
         let tempers = |rng: &mut SmallRng| match rng.random_range(0..10) {
             0 => Temper::Slow,
             1 | 2 => Temper::Flaky,
@@ -131,7 +150,7 @@ impl World {
             let end = FIRST_LSN + 100 + t * 100;
             if t > 0 {
                 let rows = if rng.random_bool(0.02) { 300 } else { rng.random_range(0..6) };
-                changes.extend((0..rows).map(|n| Change::Row(event(rng, end - 10, n % 100))));
+                changes.extend((0..rows).map(|n| Change::Row(event(rng, end - 10, n % 100, 5))));
                 changes.dedup_by(
                     |a, b| matches!((a, b), (Change::Row(a), Change::Row(b)) if a.id == b.id),
                 );
@@ -202,10 +221,22 @@ impl World {
         let ms = Duration::from_millis;
         let (result, elapsed) = match self.tempers[attempt.endpoint.id.as_str()] {
             Temper::Back(since) if now < since => (status(500), ms(3)),
-            Temper::Picky if attempt.event.keys[0].is_multiple_of(3) => (status(422), ms(2)),
-            Temper::Fast | Temper::Back(_) | Temper::Picky => {
-                (status(200), ms(rng.random_range(1..30)))
+            Temper::Down(from, until) if (from..until).contains(&now) => (status(500), ms(3)),
+            Temper::Down(..) if is_chosen(&attempt.event, 7) => (status(422), ms(2)),
+            Temper::Flapping if (now.0 / 3_600_000_000).is_multiple_of(2) => (status(502), ms(3)),
+            Temper::Asking if is_chosen(&attempt.event, 0) && attempt.number < 3 => {
+                let asks = [0, 600, 6 * 3_600, 10 * 365 * 86_400];
+                let asks = asks[rng.random_range(0..asks.len())];
+                let retry_after = Some(Duration::from_secs(asks));
+                (Ok(Answer { status: 429, retry_after, excerpt: String::new() }), ms(4))
             }
+            Temper::Picky if attempt.event.keys[0].is_multiple_of(3) => (status(422), ms(2)),
+            Temper::Fast
+            | Temper::Back(_)
+            | Temper::Picky
+            | Temper::Down(..)
+            | Temper::Flapping
+            | Temper::Asking => (status(200), ms(rng.random_range(1..30))),
             Temper::Slow => (status(200), ms(rng.random_range(1_000..5_000))),
             Temper::Flaky if rng.random_bool(0.3) => (status(503), ms(5)),
             Temper::Flaky => (status(200), ms(20)),
@@ -253,8 +284,10 @@ impl World {
         self.settled.extend(last.map(|last| (last, batch.settled)));
         self.settled.retain(|(last, _)| *last >= batch.frontier);
         for letter in batch.dead_letters {
-            let endpoint = letter.endpoint.map(|e| e.to_string()).unwrap_or_default();
-            self.dead.insert((letter.event.id, endpoint), letter.reason);
+            let endpoint = letter.endpoint.unwrap_or_else(|| EndpointId::new(""));
+            let account = letter.event.account.clone();
+            self.dead.insert((letter.event.id, endpoint.to_string()), letter.reason);
+            self.died.push((letter.event.id, QueueId { account, endpoint }, letter.reason));
         }
         self.store_rows(batch.deferred.into_iter().map(|d| (d.id, d.event, d.tried)));
         for row in batch.resolved {
@@ -267,6 +300,7 @@ impl World {
         for (row, letter) in batch.died {
             self.take_row(&row);
             self.dead.insert((row.event, row.queue.endpoint.to_string()), letter.reason);
+            self.died.push((row.event, row.queue, letter.reason));
         }
         for row in batch.backlog {
             let stored = self.deferred.get(&row.queue).map_or(0, BTreeMap::len);

@@ -164,6 +164,7 @@ async fn lead(
         leader;
     let (batches, input) = mpsc::channel(BATCHES);
     let (retry, retries) = mpsc::channel(RETRIES);
+    let (operator, asked) = mpsc::channel(1);
     let (replay, replays) = mpsc::channel(1);
     let (lookup, lookup_requests) = mpsc::channel(1);
     let (reply, looked_up) = mpsc::channel(1);
@@ -185,6 +186,7 @@ async fn lead(
         let ends = dispatch::Ends {
             input,
             retries,
+            operator: asked,
             replays,
             lookup,
             looked_up,
@@ -243,11 +245,12 @@ async fn lead(
     tasks.spawn(reader.read(session));
     tasks.spawn({
         let (config, drain, abort) = (config.clone(), drain.clone(), abort.clone());
+        let outlets = jobs::Outlets { retries: retry, operator };
         async move {
             tokio::select! {
                 () = drain.cancelled() => {}
                 () = abort.cancelled() => {}
-                () = jobs::feed(&config, epoch, retry) => {}
+                () = jobs::feed(&config, epoch, outlets) => {}
             }
             Ok(())
         }

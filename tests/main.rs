@@ -28,6 +28,7 @@ mod halts;
 mod kills;
 mod network;
 mod notify;
+mod operator;
 mod partitions;
 mod refusals;
 mod replay;

@@ -12,7 +12,7 @@ use crate::engine::event::rfc3339;
 use crate::engine::halt;
 use crate::io::slot::{self, Slot, WalStatus};
 use crate::io::sql::Connection;
-use crate::io::state::{DisabledSince, Gap, JobState, Overview, StateError, StateStore};
+use crate::io::state::{Gap, JobState, Overview, StateError, StateStore, StoppedSince};
 
 use super::{CommandResult, Common, Failure, print_json, print_line};
 
@@ -75,9 +75,25 @@ struct Report {
     standing: Standing,
     dead_letters: BTreeMap<String, i64>,
     gaps: Vec<Gap>,
-    disabled_endpoints: Vec<DisabledSince>,
+    disabled_endpoints: Vec<StoppedSince>,
+    paused_endpoints: Vec<Paused>,
     jobs: Vec<JobState>,
     halted: Option<Halt>,
+}
+
+/// An endpoint that an operator has paused.
+#[derive(Debug, Serialize)]
+struct Paused {
+    endpoint: String,
+    reason: String,
+    since: String,
+}
+
+impl Paused {
+    fn new(stopped: StoppedSince) -> Self {
+        let StoppedSince { endpoint, reason, since_us } = stopped;
+        Self { endpoint, reason, since: rfc3339(since_us) }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -180,6 +196,7 @@ fn report(
         dead_letters: overview.dead_letters.into_iter().collect(),
         gaps: overview.gaps,
         disabled_endpoints: overview.disabled,
+        paused_endpoints: overview.paused.into_iter().map(Paused::new).collect(),
         jobs,
         halted: overview.halt_reason.map(|reason| Halt { reason, since: halted_at }),
     }
@@ -231,8 +248,13 @@ impl Report {
         let disabled = self
             .disabled_endpoints
             .iter()
-            .map(|d| format!("{}: {} (since {})", d.endpoint, d.reason, rfc3339(d.disabled_at_us)));
+            .map(|d| format!("{}: {} (since {})", d.endpoint, d.reason, rfc3339(d.since_us)));
         lines.extend(each("switched off", disabled.collect()));
+        let paused = self
+            .paused_endpoints
+            .iter()
+            .map(|p| format!("{}: {} (since {})", p.endpoint, p.reason, p.since));
+        lines.extend(each("paused", paused.collect()));
         let jobs = self.jobs.iter().map(|j| {
             format!("{} {}: {} done, {} failed of {}", j.id, j.kind, j.done, j.failed, j.total)
         });

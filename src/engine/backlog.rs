@@ -276,6 +276,20 @@ impl Backlog {
         }
     }
 
+    /// An operator made this row due in the table, or removed it: it is looked at anew, whatever was known
+    /// of it. A row that the walk has not come to yet waits for that, as before.
+    pub fn look_again(&mut self, key: &RowKey, now: Tick) {
+        let Some(head) = self.heads.get_mut(key) else {
+            self.go_back_to(key);
+            return;
+        };
+        if self.waiting.remove(&(head.due, key.clone())) {
+            head.due = head.due.min(now);
+            self.waiting.insert((head.due, key.clone()));
+        }
+        self.lower_ceiling(key);
+    }
+
     /// The removal of a row is in the batch that was handed out.
     pub fn taken_out(&mut self) {
         self.in_table = self.in_table.saturating_sub(1);

@@ -112,6 +112,13 @@ impl Breaker {
         }
     }
 
+    /// Somebody believes that the endpoint is well again: a probe may be sent at once.
+    pub fn hasten(&mut self) {
+        if let Stage::Open(_) = self.stage {
+            self.stage = Stage::HalfOpen;
+        }
+    }
+
     /// Whether a probe may be sent now.
     #[must_use]
     pub fn wants_probe(&self, now: Tick) -> bool {

@@ -128,6 +128,26 @@ pub struct DisableEndpoint {
     pub reason: String,
 }
 
+/// An operator stops the sending to an endpoint for a while.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PauseEndpoint {
+    /// Which.
+    pub endpoint: EndpointId,
+    /// Why, for a person.
+    pub reason: String,
+    /// Since when: microseconds since 1970-01-01 UTC.
+    pub since_us: i64,
+}
+
+/// A job that is finished with the batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JobDone {
+    /// The job.
+    pub job: i64,
+    /// How many of what it asked for was not so before.
+    pub done: i64,
+}
+
 /// All that one state transaction makes durable together.
 ///
 /// Invariants: `frontier` never decreases from one batch to the next, and passes no delivery whose
@@ -150,8 +170,12 @@ pub struct PersistBatch {
     pub replayed: Vec<ReplayCounts>,
     /// Endpoints to switch off.
     pub disabled: Vec<DisableEndpoint>,
-    /// Endpoints to switch on again: their row was changed.
+    /// Endpoints that are stopped no more: their row was changed, or an operator says so.
     pub enabled: Vec<EndpointId>,
+    /// Endpoints that an operator stops.
+    pub paused: Vec<PauseEndpoint>,
+    /// Jobs that are finished with this batch.
+    pub jobs_done: Vec<JobDone>,
     /// Rows to be inserted; one that is there already is left as it is.
     pub deferred: Vec<Defer>,
     /// Rows to be removed: delivered, or nobody wants them any more.
@@ -359,7 +383,8 @@ pub struct BacklogRow {
     pub rows: u64,
     /// Since when nothing but failures came from the endpoint: microseconds since 1970-01-01 UTC.
     pub failing_since_us: Option<i64>,
-    /// For how long it was stopped so far: paused, or its breaker open.
+    /// For how long it was stopped so far: paused, or its breaker open. Without a pause that lasts, which
+    /// says itself since when.
     pub stopped_us: i64,
     /// Until its breaker is closed: when it is tried next, in microseconds since 1970-01-01 UTC. For
     /// people, and so that the next leader can tell that the endpoint has recovered.

@@ -117,6 +117,10 @@ pub struct Metrics {
     pub backlogs: IntGauge,
     /// `walhook_breakers_open`: of these, those whose breaker is not closed.
     pub breakers_open: IntGauge,
+    /// `walhook_endpoints_stopped{state="disabled"}`: endpoints that walhook has switched off.
+    pub endpoints_disabled: IntGauge,
+    /// `walhook_endpoints_stopped{state="paused"}`: endpoints that an operator has paused.
+    pub endpoints_paused: IntGauge,
     /// `walhook_dead_letters`: rows in the table of dead letters.
     pub dead_letters: IntGauge,
     /// `walhook_gaps`: ranges of WAL that were not delivered and that nothing has closed.
@@ -182,6 +186,12 @@ impl Metrics {
         let in_flight =
             gauges(r, "walhook_in_flight", "Requests in flight, by the pool they hold.", "pool")?;
         let lanes = gauges(r, "walhook_lanes", "Accounts with pending deliveries.", "state")?;
+        let stopped = gauges(
+            r,
+            "walhook_endpoints_stopped",
+            "Endpoints to which nothing is sent, by why.",
+            "state",
+        )?;
         let outcomes = STATUS_CLASSES.into_iter().chain(FAILURES.map(FailureKind::as_str));
         Ok(Self {
             changes: register(
@@ -244,6 +254,8 @@ impl Metrics {
                 "walhook_breakers_open",
                 "Endpoints that fail too often to be sent to.",
             )?,
+            endpoints_disabled: stopped.with_label_values(&["disabled"]),
+            endpoints_paused: stopped.with_label_values(&["paused"]),
             dead_letters: gauge(r, "walhook_dead_letters", "Dead letters that are stored.")?,
             gaps: gauge(r, "walhook_gaps", "Ranges of WAL that were not delivered.")?,
             state_bytes: gauge(r, "walhook_state_bytes", "Bytes that the state tables take.")?,

@@ -16,7 +16,8 @@ use super::refill::{RefillReply, RefillRequest};
 use super::writer::PersistRequest;
 use crate::engine::attempt::{Attempt, DeliveryId, Failure, FailureKind, Outcome};
 use crate::engine::dispatcher::{
-    Counters, Dispatcher, EndpointChange, EndpointChanged, ReplayInput, Retry, Settled,
+    Counters, Dispatcher, EndpointChange, EndpointChanged, OperatorInput, ReplayInput, Retry,
+    Settled,
 };
 use crate::engine::event::Item;
 use crate::engine::lsn::Lsn;
@@ -36,6 +37,7 @@ const GAUGES_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Ends {
     pub(super) input: mpsc::Receiver<Batch>,
     pub(super) retries: mpsc::Receiver<Retry>,
+    pub(super) operator: mpsc::Receiver<OperatorInput>,
     pub(super) replays: mpsc::Receiver<ReplayInput>,
     pub(super) lookup: mpsc::Sender<LookupRequest>,
     pub(super) looked_up: mpsc::Receiver<LookupReply>,
@@ -116,6 +118,9 @@ pub(super) async fn dispatch(
             Some(RefillReply { pages }) = ends.refilled.recv() => {
                 dispatcher.handle_refilled(pages, clock.now());
             }
+            Some(input) = ends.operator.recv() => {
+                dispatcher.handle_operator(input, clock.now());
+            }
             Some(ended) = attempts.join_next() => {
                 let mut next = Some(ended);
                 for _ in 0..OUTCOMES_AT_ONCE {
@@ -184,6 +189,8 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
     metrics.deferred.set(i64::try_from(gauges.deferred).unwrap_or(i64::MAX));
     metrics.backlogs.set(count(gauges.backlogs));
     metrics.breakers_open.set(count(gauges.breakers_open));
+    metrics.endpoints_disabled.set(count(gauges.endpoints_disabled));
+    metrics.endpoints_paused.set(count(gauges.endpoints_paused));
     metrics.queued_bytes.set(count(gauges.queued_bytes));
     let now = tools.clock.now();
     let age = gauges.oldest_unsettled.map_or(Duration::ZERO, |since| now.since(since));
@@ -234,7 +241,7 @@ fn log_change(EndpointChanged { endpoint, account, change, detail }: &EndpointCh
     match change {
         EndpointChange::Disabled => tracing::warn!(
             %endpoint, account, reason = %detail,
-            "switched the endpoint off; a change of its row switches it on again"
+            "switched the endpoint off; a change of its row, or `walhook endpoints resume`, switches it on again"
         ),
         EndpointChange::Enabled => {
             tracing::info!(%endpoint, account, reason = %detail, "switched the endpoint on again");
@@ -246,6 +253,14 @@ fn log_change(EndpointChanged { endpoint, account, change, detail }: &EndpointCh
         EndpointChange::BreakerClosed => tracing::info!(
             %endpoint, account, reason = %detail,
             "the endpoint's breaker closed, and what was deferred comes back"
+        ),
+        EndpointChange::Paused => tracing::warn!(
+            %endpoint, account, reason = %detail,
+            "an operator paused the endpoint: its deliveries are deferred until it is resumed"
+        ),
+        EndpointChange::Resumed => tracing::info!(
+            %endpoint, account, reason = %detail,
+            "an operator resumed the endpoint: what was deferred comes back"
         ),
     }
 }

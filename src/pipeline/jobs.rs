@@ -6,29 +6,39 @@ use tokio::sync::mpsc;
 
 use super::open_state;
 use crate::config::Config;
-use crate::engine::dispatcher::Retry;
-use crate::io::state::{Ask, DeadLetterFilter, DeferredCursor, StateStore};
+use crate::engine::dispatcher::{OperatorInput, Retry};
+use crate::engine::event::EndpointId;
+use crate::io::state::{Ask, Changed, DeadLetterFilter, DeferredCursor, EndpointStop, StateStore};
 
 /// How often the table of jobs is looked at.
 const EVERY: Duration = Duration::from_secs(1);
 
+/// How often it is looked whether the dispatcher is through with a job.
+const POLL: Duration = Duration::from_millis(200);
+
 /// Dead letters read at once: at most so many of their bodies are in memory twice.
 const PAGE: i64 = 100;
 
-/// Feeds dead letters that are to be sent again, until it is dropped.
+/// Where what a job asks of the dispatcher goes.
+pub(super) struct Outlets {
+    pub(super) retries: mpsc::Sender<Retry>,
+    pub(super) operator: mpsc::Sender<OperatorInput>,
+}
+
+/// Carries jobs out, until it is dropped.
 ///
 /// A job that a crash interrupts starts over: what was delivered is gone by then, and what failed was
 /// tried after the job was made.
-pub(super) async fn feed(config: &Config, epoch: i64, retries: mpsc::Sender<Retry>) {
+pub(super) async fn feed(config: &Config, epoch: i64, outlets: Outlets) {
     loop {
-        if let Err(error) = look(config, epoch, &retries).await {
+        if let Err(error) = look(config, epoch, &outlets).await {
             tracing::debug!(error = %format!("{error:#}"), "cannot look for jobs");
         }
         tokio::time::sleep(EVERY).await;
     }
 }
 
-async fn look(config: &Config, epoch: i64, retries: &mpsc::Sender<Retry>) -> anyhow::Result<()> {
+async fn look(config: &Config, epoch: i64, outlets: &Outlets) -> anyhow::Result<()> {
     let mut store = open_state(config).await?;
     store.write_as(epoch);
     loop {
@@ -38,25 +48,55 @@ async fn look(config: &Config, epoch: i64, retries: &mpsc::Sender<Retry>) -> any
         };
         match &job.ask {
             Ask::RetryDeadLetters(filter) => {
-                feed_job(&store, job.id, filter, retries).await?;
+                feed_job(&store, job.id, filter, &outlets.retries).await?;
                 wait_until_done(&store, job.id, filter).await?;
             }
             Ask::RetryDeferred(filter) => {
                 let mut at = DeferredCursor::default();
-                while let Some(next) = store.hurry_deferred(job.id, filter, &at).await? {
+                while let Some(Changed { rows, next }) =
+                    store.hurry_deferred(job.id, filter, &at).await?
+                {
+                    outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
                     at = next;
                 }
             }
             Ask::DiscardDeferred(filter) => {
                 let mut at = DeferredCursor::default();
-                while let Some(next) = store.discard_deferred(job.id, filter, &at).await? {
+                while let Some(Changed { rows, next }) =
+                    store.discard_deferred(job.id, filter, &at).await?
+                {
+                    outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
                     at = next;
                 }
+            }
+            Ask::PauseEndpoint(EndpointStop { endpoint, reason }) => {
+                let (endpoint, reason) = (EndpointId::new(endpoint.as_str()), reason.clone());
+                let input = OperatorInput::Pause { job: job.id, endpoint, reason };
+                stop_or_start(&store, outlets, job.id, input).await?;
+            }
+            Ask::ResumeEndpoint(EndpointStop { endpoint, .. }) => {
+                let endpoint = EndpointId::new(endpoint.as_str());
+                let input = OperatorInput::Resume { job: job.id, endpoint };
+                stop_or_start(&store, outlets, job.id, input).await?;
             }
         }
         store.finish_job(job.id, None).await?;
         tracing::info!(job = job.id, kind = job.ask.kind(), "carried out a job");
     }
+}
+
+/// Has the dispatcher do it, and waits until that is stored: the job ends in the same transaction.
+async fn stop_or_start(
+    store: &StateStore,
+    outlets: &Outlets,
+    job: i64,
+    input: OperatorInput,
+) -> anyhow::Result<()> {
+    outlets.operator.send(input).await?;
+    while store.job(job).await?.is_some_and(|job| !job.finished) {
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
 }
 
 async fn feed_job(
@@ -86,7 +126,7 @@ async fn wait_until_done(
     filter: &DeadLetterFilter,
 ) -> anyhow::Result<()> {
     while !store.dead_letters_to_retry(job, filter, 0, 1).await?.is_empty() {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(POLL).await;
     }
     Ok(())
 }

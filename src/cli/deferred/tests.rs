@@ -100,17 +100,19 @@ async fn carry_out_next(leader: &mut StateStore, kind: &str) -> JobState {
     match &job.ask {
         Ask::RetryDeferred(filter) => {
             let mut at = DeferredCursor::default();
-            while let Some(next) = leader.hurry_deferred(job.id, filter, &at).await.unwrap() {
-                at = next;
+            while let Some(changed) = leader.hurry_deferred(job.id, filter, &at).await.unwrap() {
+                at = changed.next;
             }
         }
         Ask::DiscardDeferred(filter) => {
             let mut at = DeferredCursor::default();
-            while let Some(next) = leader.discard_deferred(job.id, filter, &at).await.unwrap() {
-                at = next;
+            while let Some(changed) = leader.discard_deferred(job.id, filter, &at).await.unwrap() {
+                at = changed.next;
             }
         }
-        Ask::RetryDeadLetters(_) => panic!("nobody asked for that"),
+        Ask::RetryDeadLetters(_) | Ask::PauseEndpoint(_) | Ask::ResumeEndpoint(_) => {
+            panic!("nobody asked for that")
+        }
     }
     leader.finish_job(job.id, None).await.unwrap();
     leader.job(job.id).await.unwrap().unwrap()

@@ -1,6 +1,7 @@
-//! `walhook endpoints`: list, test.
+//! `walhook endpoints`: list, test, pause, resume.
 
 mod list;
+mod pause;
 mod test;
 
 #[cfg(test)]
@@ -8,7 +9,7 @@ mod tests;
 
 use super::{CommandResult, Common};
 
-/// List endpoints with how they stand, or send one a test event
+/// List endpoints with how they stand, send one a test event, pause or resume one
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -24,17 +25,23 @@ enum Command {
         /// Its id
         id: String,
     },
+    /// Have the leader send nothing to an endpoint: its deliveries wait in order until it is resumed
+    Pause(pause::Pause),
+    /// Have the leader send to an endpoint again, whether an operator paused it or walhook switched it off
+    Resume(pause::Resume),
 }
 
 /// Runs the subcommand.
 ///
 /// # Errors
 /// [`Failure::Failed`](super::Failure::Failed) when a database does not answer, when there is no such
-/// endpoint, or when it does not take the test event.
+/// endpoint, when it does not take the test event, or when the leader did not act within the wait.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
     match args.command {
         Command::List(asked) => list::run(&config, &asked, common.json).await,
         Command::Test { id } => test::run(&config, &id, common.json).await,
+        Command::Pause(asked) => pause::pause(&config, asked, common.json).await,
+        Command::Resume(asked) => pause::resume(&config, asked, common.json).await,
     }
 }

@@ -15,12 +15,22 @@ pub enum EndpointChange {
     BreakerOpened,
     /// A probe came through.
     BreakerClosed,
+    /// An operator has paused it.
+    Paused,
+    /// An operator has resumed it.
+    Resumed,
 }
 
 impl EndpointChange {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 4] =
-        [Self::Disabled, Self::Enabled, Self::BreakerOpened, Self::BreakerClosed];
+    pub const ALL: [Self; 6] = [
+        Self::Disabled,
+        Self::Enabled,
+        Self::BreakerOpened,
+        Self::BreakerClosed,
+        Self::Paused,
+        Self::Resumed,
+    ];
 
     /// The word in the metrics.
     #[must_use]
@@ -30,6 +40,8 @@ impl EndpointChange {
             Self::Enabled => "enabled",
             Self::BreakerOpened => "breaker_opened",
             Self::BreakerClosed => "breaker_closed",
+            Self::Paused => "paused",
+            Self::Resumed => "resumed",
         }
     }
 
@@ -38,7 +50,8 @@ impl EndpointChange {
         match self {
             Self::Disabled => Some(NoticeKind::EndpointDisabled),
             Self::Enabled | Self::BreakerClosed => Some(NoticeKind::EndpointRecovered),
-            Self::BreakerOpened => None,
+            // Whoever pauses and resumes knows.
+            Self::BreakerOpened | Self::Paused | Self::Resumed => None,
         }
     }
 }

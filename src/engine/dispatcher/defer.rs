@@ -118,6 +118,9 @@ impl Dispatcher {
 
     /// Why a delivery that arrives now must join the queue's deferred rows, if it must.
     pub(super) fn why_defer(&self, queue: &QueueId, keys: &RowKeys) -> Option<DeferReason> {
+        if self.is_paused(&queue.endpoint) {
+            return Some(DeferReason::Paused);
+        }
         if let Some(detour) = self.detours.get(queue)
             && detour.rows() > 0
             && detour.backlog.blocks(keys)
@@ -346,7 +349,8 @@ impl Dispatcher {
     /// Now on the queue's own clock, which stands still while the queue is stopped.
     pub(super) fn active_us(&self, queue: &QueueId, now: Tick) -> i64 {
         let stopped_us = self.detours.get(queue).map_or(0, |detour| detour.stopped_us(now));
-        self.unix_us(now).saturating_sub(stopped_us)
+        let paused_us = self.paused_us(&queue.endpoint, now);
+        self.unix_us(now).saturating_sub(stopped_us).saturating_sub(paused_us)
     }
 }
 

@@ -9,7 +9,8 @@ use super::super::event::EndpointId;
 use super::super::lane::{DELIVERY_BYTES, Held};
 use super::super::lsn::Lsn;
 use super::super::persist::{
-    DeadLetter, Defer, DisableEndpoint, PersistBatch, Persisted, QueueId, Retried, RowId, Tried,
+    DeadLetter, Defer, DisableEndpoint, JobDone, PauseEndpoint, PersistBatch, Persisted, QueueId,
+    Retried, RowId, Tried,
 };
 use super::super::schedule::LaneId;
 use super::super::tick::Tick;
@@ -65,6 +66,8 @@ pub(super) struct Durable {
     retried: Vec<Retried>,
     disabled: Vec<DisableEndpoint>,
     enabled: Vec<EndpointId>,
+    paused: Vec<PauseEndpoint>,
+    jobs: Vec<JobDone>,
     under_way: Option<UnderWay>,
 }
 
@@ -141,6 +144,8 @@ impl Durable {
             retried: Vec::new(),
             disabled: Vec::new(),
             enabled: Vec::new(),
+            paused: Vec::new(),
+            jobs: Vec::new(),
             under_way: None,
         }
     }
@@ -152,6 +157,7 @@ impl Durable {
 
     pub(super) fn enable(&mut self, endpoint: EndpointId) {
         self.disabled.retain(|disabled| disabled.endpoint != endpoint);
+        self.paused.retain(|paused| paused.endpoint != endpoint);
         self.enabled.push(endpoint);
         self.touched = true;
     }
@@ -159,6 +165,18 @@ impl Durable {
     pub(super) fn disable(&mut self, disabled: DisableEndpoint) {
         self.enabled.retain(|endpoint| *endpoint != disabled.endpoint);
         self.disabled.push(disabled);
+        self.touched = true;
+    }
+
+    pub(super) fn pause(&mut self, paused: PauseEndpoint) {
+        self.disabled.retain(|disabled| disabled.endpoint != paused.endpoint);
+        self.enabled.retain(|endpoint| *endpoint != paused.endpoint);
+        self.paused.push(paused);
+        self.touched = true;
+    }
+
+    pub(super) fn end_job(&mut self, job: JobDone) {
+        self.jobs.push(job);
         self.touched = true;
     }
 
@@ -284,6 +302,8 @@ impl Durable {
             || !self.retried.is_empty()
             || !self.disabled.is_empty()
             || !self.enabled.is_empty()
+            || !self.paused.is_empty()
+            || !self.jobs.is_empty()
     }
 }
 
@@ -315,6 +335,8 @@ impl Dispatcher {
         batch.notices = self.notices.hand_out();
         batch.disabled = std::mem::take(&mut durable.disabled);
         batch.enabled = std::mem::take(&mut durable.enabled);
+        batch.paused = std::mem::take(&mut durable.paused);
+        batch.jobs_done = std::mem::take(&mut durable.jobs);
         durable.touched = false;
         durable.under_way = Some(UnderWay {
             started: now,
@@ -438,16 +460,20 @@ impl Dispatcher {
         for leaving in under_way.stored {
             self.handle_row_stored(leaving, now);
         }
+        let mut queues = under_way.over;
         for row in under_way.removed {
             if let Some(detour) = self.detours.get_mut(&row.queue) {
                 detour.backlog.removed(&row.key);
+            }
+            if queues.last() != Some(&row.queue) {
+                queues.push(row.queue);
             }
         }
         for dying in under_way.dying {
             self.durable.touch();
             self.bury(dying, now);
         }
-        for queue in under_way.over {
+        for queue in queues {
             self.look_after(&queue, now);
         }
         self.recovered.prune(self.durable.stored_frontier);

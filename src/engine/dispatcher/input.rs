@@ -175,6 +175,9 @@ impl Dispatcher {
                     }
                 }
             }
+            To::One { endpoint, dead_letter, job } if self.is_paused(&endpoint) => {
+                self.refuse_paused(&event, endpoint, dead_letter, job);
+            }
             To::One { endpoint, dead_letter, job } => {
                 let source = Source::Retry { dead_letter, job };
                 let keys = RowKeys::new();

@@ -35,6 +35,7 @@ mod ending;
 mod held;
 mod input;
 mod join;
+mod operator;
 mod outcome;
 mod refill;
 mod replay;
@@ -72,6 +73,7 @@ use replay::Replays;
 use send::InFlight;
 
 pub use changes::{EndpointChange, EndpointChanged};
+pub use operator::OperatorInput;
 pub use outcome::Settled;
 pub use replay::{Replay, ReplayInput};
 pub use send::Dispatch;
@@ -107,6 +109,8 @@ pub struct Dispatcher {
     aging: VecDeque<(Tick, DeliveryId)>,
     timers: BinaryHeap<Reverse<Timer>>,
     disabled: HashMap<EndpointId, String>,
+    /// Those that an operator stopped, with since when: microseconds since 1970-01-01 UTC.
+    paused: HashMap<EndpointId, i64>,
     /// The queues that have deferred rows.
     detours: HashMap<QueueId, Detour>,
     refills: Refills,
@@ -158,6 +162,7 @@ impl Dispatcher {
         // An eighth of the memory caches routes of accounts that have nothing pending.
         let cache_bytes = settings.memory_limit / 8;
         let disabled = start.disabled.into_iter().map(|d| (d.endpoint, d.reason)).collect();
+        let paused = start.paused.into_iter().map(|p| (p.endpoint, p.since_us)).collect();
         let known_from = last_commit_lsn(&start.settled).unwrap_or_default();
         let mut dispatcher = Self {
             rng,
@@ -173,6 +178,7 @@ impl Dispatcher {
             aging: VecDeque::new(),
             timers: BinaryHeap::new(),
             disabled,
+            paused,
             detours: HashMap::new(),
             refills: Refills::new(settings.memory_limit, known_from),
             replays: Replays::default(),
@@ -254,6 +260,8 @@ impl Dispatcher {
             deferred: self.detours.values().map(Detour::rows).sum(),
             backlogs: self.detours.len(),
             breakers_open: self.detours.values().filter(|d| d.breaker.is_some()).count(),
+            endpoints_disabled: self.disabled.len(),
+            endpoints_paused: self.paused.len(),
             in_flight_fast: self.scheduler.in_flight(Pool::Fast),
             in_flight_slow: self.scheduler.in_flight(Pool::Slow),
             oldest_unsettled: self.tracker.oldest_unsettled(),

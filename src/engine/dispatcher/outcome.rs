@@ -13,6 +13,7 @@ use super::super::settle::{Place, Progress, Settlement, failure_text, settle};
 use super::super::tick::{Tick, micros};
 use super::defer::Exit;
 use super::ending::End;
+use super::operator::while_paused;
 use super::send::InFlight;
 use super::{Dispatcher, Timer, Wake};
 
@@ -76,7 +77,11 @@ impl Dispatcher {
         let progress = self.progress(lane_id, endpoint, id, now)?;
         let may_wait = progress.place != Place::Memory || !self.is_stopped(&queue);
         let last_status = outcome.result.as_ref().ok().map(|answer| answer.status);
-        match settle(outcome, progress, &self.settings.settle, &mut self.rng) {
+        let mut settlement = settle(outcome, progress, &self.settings.settle, &mut self.rng);
+        if self.is_paused(endpoint) {
+            settlement = while_paused(settlement, progress.place, outcome);
+        }
+        match settlement {
             Settlement::Delivered => {
                 self.counters.delivered += 1;
                 self.settle(lane_id, endpoint, id);

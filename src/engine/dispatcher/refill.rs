@@ -128,7 +128,13 @@ impl Dispatcher {
             };
             let rows: Vec<Read> = rows.into_iter().map(read).collect();
             let Some(detour) = self.detours.get_mut(&queue) else { continue };
-            for load in detour.backlog.take_page(rows, end, room, now) {
+            let counted = (detour.rows(), detour.backlog.in_table());
+            let loads = detour.backlog.take_page(rows, end, room, now);
+            if counted != (detour.rows(), detour.backlog.in_table()) {
+                // Somebody else has removed some.
+                self.outdate(&queue);
+            }
+            for load in loads {
                 let id = self.load(&queue, load, now);
                 let detour = self.detours.get_mut(&queue);
                 if let Some(breaker) = detour.and_then(|detour| detour.breaker.as_mut()) {
@@ -145,6 +151,7 @@ impl Dispatcher {
         match breaker {
             // An older event of its account waits for its routes.
             _ if self.parked.contains_key(&queue.account) => 0,
+            _ if self.is_paused(&queue.endpoint) => 0,
             None => usize::MAX,
             Some(breaker) => usize::from(breaker.wants_probe(now)),
         }
@@ -188,6 +195,7 @@ impl Dispatcher {
         if self.wanted_page(queue, now).is_some() {
             self.refills.join(queue, &mut self.detours);
         } else if let Some(detour) = self.detours.get_mut(queue)
+            && !self.paused.contains_key(&queue.endpoint)
             && let Some(due) = detour.next_time().filter(|due| *due > now)
             && detour.timer.is_none_or(|timer| due < timer)
         {
@@ -211,6 +219,7 @@ impl Dispatcher {
         let in_memory = self.lane_of.get(&queue.account).and_then(|id| self.lanes.get(id));
         let in_memory = in_memory.and_then(|lane| lane.queue(&queue.endpoint));
         let page = match &detour.breaker {
+            _ if self.is_paused(&queue.endpoint) => return None,
             Some(breaker) if !breaker.wants_probe(now) => return None,
             Some(_) => Page::Probe,
             None if in_memory.is_some_and(|queue| queue.len() >= WANTS_BELOW) => return None,

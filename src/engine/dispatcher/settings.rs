@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use crate::engine::event::{EndpointId, Event};
 use crate::engine::lsn::Lsn;
-use crate::engine::persist::{BacklogRow, DeferReason, DisableEndpoint, SettledRange};
+use crate::engine::persist::{
+    BacklogRow, DeferReason, DisableEndpoint, PauseEndpoint, SettledRange,
+};
 use crate::engine::settle::SettlePolicy;
 use crate::engine::tick::Tick;
 
@@ -54,6 +56,8 @@ pub struct Start {
     pub settled: Vec<SettledRange>,
     /// The endpoints that walhook has switched off.
     pub disabled: Vec<DisableEndpoint>,
+    /// The endpoints that an operator has paused.
+    pub paused: Vec<PauseEndpoint>,
     /// The queues that have deferred rows.
     pub backlog: Vec<BacklogRow>,
     /// What the state database's clock said at tick 0: microseconds since 1970-01-01 UTC. All leaders
@@ -102,6 +106,10 @@ pub struct Gauges {
     pub backlogs: usize,
     /// Of these, those whose endpoint's breaker is not closed.
     pub breakers_open: usize,
+    /// Endpoints that walhook has switched off.
+    pub endpoints_disabled: usize,
+    /// Endpoints that an operator has paused.
+    pub endpoints_paused: usize,
     /// Requests in flight to fast endpoints.
     pub in_flight_fast: u32,
     /// Requests in flight to slow endpoints.

@@ -9,7 +9,7 @@ mod days;
 mod world;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +21,9 @@ use super::*;
 use crate::engine::attempt::{Attempt, Outcome};
 use crate::engine::endpoint::Routes;
 use crate::engine::event::{Invalidation, Item, Scope};
-use crate::engine::persist::DisableEndpoint;
-use crate::engine::persist::{PersistBatch, Persisted, Refill, Refilled};
+use crate::engine::persist::{
+    DisableEndpoint, PauseEndpoint, PersistBatch, Persisted, Refill, Refilled,
+};
 use crate::engine::retry::RetryPolicy;
 use crate::engine::route::Snapshot;
 use crate::engine::settle::SettlePolicy;
@@ -54,6 +55,9 @@ struct Life {
     refill: Option<Page>,
     batch: Option<PersistBatch>,
     next_txn: usize,
+    /// The operator's job that was handed over last, and the endpoints that may not be sent to.
+    asked: Option<i64>,
+    paused: HashSet<EndpointId>,
     /// Outcomes in the batch that is being stored, and since it was handed out.
     storing: u64,
     unstored: u64,
@@ -65,10 +69,16 @@ impl Life {
         let disabled = world.disabled.iter();
         let disabled =
             disabled.map(|(e, r)| DisableEndpoint { endpoint: e.clone(), reason: r.clone() });
+        let paused = world.paused.iter().map(|(endpoint, since_us)| PauseEndpoint {
+            endpoint: endpoint.clone(),
+            reason: String::new(),
+            since_us: *since_us,
+        });
         let start = Start {
             frontier: world.frontier,
             settled: world.settled.iter().flat_map(|(_, ranges)| ranges.clone()).collect(),
             disabled: disabled.collect(),
+            paused: paused.collect(),
             backlog: world.backlog.values().cloned().collect(),
             unix_us_at_zero: UNIX_US,
         };
@@ -82,6 +92,8 @@ impl Life {
             refill: None,
             batch: None,
             next_txn,
+            asked: None,
+            paused: world.paused.keys().cloned().collect(),
             storing: 0,
             unstored: 0,
         };
@@ -95,8 +107,10 @@ impl Life {
 
     /// Lets the dispatcher do all that it can at this moment.
     fn poll(&mut self, world: &mut World, rng: &mut SmallRng, now: Tick) {
+        self.ask(world, now);
         while let Some(dispatch) = self.dispatcher.poll_attempt(now) {
             let attempt = dispatch.attempt;
+            assert!(!self.paused.contains(&attempt.endpoint.id), "sent to a paused endpoint");
             self.check_alone(&attempt);
             let outcome = world.answer(rng, &attempt, now);
             let id = attempt.delivery;
@@ -135,9 +149,29 @@ impl Life {
         }
     }
 
-    /// What happens next, and when: of the agenda, or that the dispatcher's own time has come.
-    fn next(&mut self, now: Tick) -> Option<(Tick, Happens)> {
-        let wake = self.dispatcher.deadline(now).map(|due| due.max(now + Duration::from_micros(1)));
+    /// Hands over what an operator asks, once in a life.
+    fn ask(&mut self, world: &World, now: Tick) {
+        let Some((job, endpoint, pause)) = world.job.clone() else { return };
+        if self.asked.replace(job) == Some(job) {
+            return;
+        }
+        let (changed, input) = if pause {
+            let reason = String::new();
+            let changed = self.paused.insert(endpoint.clone());
+            (changed, OperatorInput::Pause { job, endpoint, reason })
+        } else {
+            let changed = self.paused.remove(&endpoint);
+            (changed, OperatorInput::Resume { job, endpoint })
+        };
+        assert_eq!(self.dispatcher.handle_operator(input, now), changed);
+    }
+
+    /// What happens next, and when: of the agenda, or that the dispatcher's own time has come, or that
+    /// an operator does something.
+    fn next(&mut self, world: &World, now: Tick) -> Option<(Tick, Happens)> {
+        let operator = world.resume_at.as_ref().map(|(at, _)| *at);
+        let wake = self.dispatcher.deadline(now).into_iter().chain(operator).min();
+        let wake = wake.map(|due| due.max(now + Duration::from_micros(1)));
         let first = self.agenda.peek().map(|Reverse((at, ..))| *at);
         if let Some(wake) = wake.filter(|wake| first.is_none_or(|at| *wake < at)) {
             return Some((wake, Happens::Wake));
@@ -231,6 +265,8 @@ impl Life {
             && self.dispatcher.frontier() > world.txns.last().unwrap().end_lsn
             && world.frontier == self.dispatcher.frontier()
             && world.backlog.is_empty()
+            && world.job.is_none()
+            && world.resume_at.is_none()
             && self.refill.is_none()
     }
 }
@@ -257,8 +293,14 @@ fn settings(memory_limit: usize) -> Settings {
 
 /// Runs a world with its crashes to the end, and checks what came of it.
 fn simulate(seed: u64, transactions: u64, crashes: u32) -> World {
+    simulate_with(seed, transactions, crashes, 0)
+}
+
+/// As [`simulate`], with an operator who pauses endpoints.
+fn simulate_with(seed: u64, transactions: u64, crashes: u32, pauses: u32) -> World {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut world = World::new(&mut rng, transactions);
+    world.pauses_left = if world.tempers.is_empty() { 0 } else { pauses };
     let mut now = Tick(0);
     let mut left = crashes;
     let memory_limit = if seed.is_multiple_of(2) { 1 << 20 } else { 1 << 17 };
@@ -271,11 +313,12 @@ fn simulate(seed: u64, transactions: u64, crashes: u32) -> World {
             life.crash(&mut world, &mut rng);
             life = Life::new(&world, &settings, &mut rng, now);
         }
+        world.operate(&mut rng, now);
         life.poll(&mut world, &mut rng, now);
         if life.is_done(&world) {
             break;
         }
-        let Some((at, what)) = life.next(now) else {
+        let Some((at, what)) = life.next(&world, now) else {
             panic!("seed {seed}: nothing left to happen, and not done");
         };
         now = at;
@@ -300,6 +343,13 @@ fn dispatcher_loses_and_invents_nothing_by_seed() {
 fn dispatcher_loses_and_invents_nothing_across_crashes_by_seed() {
     for seed in 1_000..1_024 {
         account_for(seed, &simulate(seed, 300, 6));
+    }
+}
+
+#[test]
+fn dispatcher_sends_nothing_to_a_paused_endpoint_and_loses_nothing_across_crashes_by_seed() {
+    for seed in 2_000..2_012 {
+        account_for(seed, &simulate_with(seed, 300, 4, 5));
     }
 }
 

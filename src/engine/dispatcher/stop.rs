@@ -1,4 +1,5 @@
-//! Endpoints to which nothing is sent for a while: their breaker is open.
+//! Endpoints to which nothing is sent for a while: their breaker is open. (That an operator has paused one:
+//! see the module `operator`.)
 //!
 //! What arrives for them is deferred, what waited in memory is too, and their clock stands still.
 
@@ -18,7 +19,7 @@ use super::{Dispatcher, EndpointChange, EndpointChanged};
 const CAME_THROUGH: &str = "it took a delivery";
 
 impl Detour {
-    /// For how long the queue was stopped so far.
+    /// For how long the queue was stopped so far, a pause that lasts not counted.
     pub(super) fn stopped_us(&self, now: Tick) -> i64 {
         let open = self.breaker.as_ref().map_or(Duration::ZERO, |b| now.since(b.since));
         self.stopped_before_us.saturating_add_unsigned(micros(open))
@@ -54,6 +55,9 @@ impl Dispatcher {
         now: Tick,
     ) {
         let went = went(outcome);
+        if self.is_paused(&queue.endpoint) {
+            return;
+        }
         let detour = self.detours.get_mut(queue);
         let Some(Detour { breaker: Some(breaker), .. }) = detour else {
             if went == Went::Well {
@@ -123,6 +127,9 @@ impl Dispatcher {
             }
             return;
         }
+        if self.paused.contains_key(&queue.endpoint) {
+            return;
+        }
         let Some(since_us) = detour.failing_since_us else {
             detour.failing_since_us = Some(now_us);
             self.outdate(queue);
@@ -159,7 +166,8 @@ impl Dispatcher {
 
     /// Whether deliveries to the queue's endpoint wait in the table, whatever comes.
     pub(super) fn is_stopped(&self, queue: &QueueId) -> bool {
-        self.detours.get(queue).is_some_and(|detour| detour.breaker.is_some())
+        self.is_paused(&queue.endpoint)
+            || self.detours.get(queue).is_some_and(|detour| detour.breaker.is_some())
     }
 }
 

@@ -2,10 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{PgLsn, Type};
 
 use super::persist::{StoredAttempt, with_unused};
-use super::{Param, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence_alone};
+use super::{
+    Param, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence_alone, unreadable,
+};
+use crate::engine::event::{AccountId, EndpointId};
+use crate::engine::lsn::Lsn;
+use crate::engine::persist::{EventKey, QueueId, RowKey};
+use crate::engine::position::{Position, WalPosition};
 
 /// Rows changed in one transaction, during which the leader writes nothing.
 const CHUNK: i64 = 1_000;
@@ -77,6 +83,36 @@ pub struct DeferredCursor {
     pub endpoint: String,
     /// The replay.
     pub replay: i64,
+}
+
+/// Some of the rows that a job asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changed {
+    /// Those that were changed or removed; at most 1,000.
+    pub rows: Vec<(QueueId, RowKey)>,
+    /// Where to go on.
+    pub next: DeferredCursor,
+}
+
+/// The columns of a row's place: in a list, and in its queue.
+const PLACE: &str = "event_id, endpoint, replay_id, account, commit_lsn, change_lsn, relation, n, \
+                     event_type";
+
+fn read_place(row: &Row) -> Result<(QueueId, RowKey), StateError> {
+    let n: i64 = row.try_get("n")?;
+    let position = Position::Wal(WalPosition {
+        commit_lsn: Lsn(row.try_get::<_, PgLsn>("commit_lsn")?.into()),
+        change_lsn: Lsn(row.try_get::<_, PgLsn>("change_lsn")?.into()),
+        relation: row.try_get("relation")?,
+        n: u32::try_from(n).map_err(unreadable("deferred.n"))?,
+    });
+    let event_type = row.try_get::<_, &str>("event_type")?.into();
+    let queue = QueueId {
+        account: AccountId::new(row.try_get::<_, &str>("account")?),
+        endpoint: EndpointId::new(row.try_get::<_, &str>("endpoint")?),
+    };
+    let event = EventKey { position, event_type };
+    Ok((queue, RowKey { event, replay: row.try_get("replay_id")? }))
 }
 
 /// One deferred row, without its body.
@@ -162,8 +198,7 @@ impl StateStore {
     /// leader, and counts them as the job's: the first behind `after`. Returns where to go on; `None`
     /// when none was left.
     ///
-    /// The dispatcher finds out by itself that rows are gone. One that is in its memory may still be
-    /// sent.
+    /// The dispatcher must be told which rows are gone. One that is in flight may still arrive.
     ///
     /// # Errors
     /// [`StateError::Fenced`], [`StateError::Sql`].
@@ -172,11 +207,11 @@ impl StateStore {
         job: i64,
         filter: &DeferredFilter,
         after: &DeferredCursor,
-    ) -> Result<Option<DeferredCursor>, StateError> {
+    ) -> Result<Option<Changed>, StateError> {
         let s = &self.scope.s;
         let change = format!(
             "gone AS (DELETE FROM {s}.deferred WHERE ctid = ANY (ARRAY (SELECT place FROM chosen))
-                      RETURNING event_id, endpoint, replay_id),
+                      RETURNING {PLACE}),
              {}",
             with_unused(s, "deferred")
         );
@@ -185,7 +220,8 @@ impl StateStore {
 
     /// Lets some of the rows that a job asks for be tried as soon as their turn comes, as the leader,
     /// and counts them as the job's: the first behind `after`. Returns where to go on; `None` when none
-    /// was left. So a row that fails once more meanwhile is not hurried again.
+    /// was left. So a row that fails once more meanwhile is not hurried again. The dispatcher must be told
+    /// which rows these are: it knows the times of some by heart.
     ///
     /// # Errors
     /// [`StateError::Fenced`], [`StateError::Sql`].
@@ -194,12 +230,12 @@ impl StateStore {
         job: i64,
         filter: &DeferredFilter,
         after: &DeferredCursor,
-    ) -> Result<Option<DeferredCursor>, StateError> {
+    ) -> Result<Option<Changed>, StateError> {
         let s = &self.scope.s;
         let change = format!(
             "gone AS (UPDATE {s}.deferred SET next_attempt_at = NULL
                       WHERE ctid = ANY (ARRAY (SELECT place FROM chosen))
-                      RETURNING event_id, endpoint, replay_id)"
+                      RETURNING {PLACE})"
         );
         self.change_deferred(job, filter, after, "d.next_attempt_at IS NOT NULL", &change).await
     }
@@ -212,7 +248,7 @@ impl StateStore {
         after: &DeferredCursor,
         condition: &str,
         change: &str,
-    ) -> Result<Option<DeferredCursor>, StateError> {
+    ) -> Result<Option<Changed>, StateError> {
         let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
@@ -223,7 +259,7 @@ impl StateStore {
              {change},
              counted AS (UPDATE {s}.jobs SET done = done + (SELECT count(*) FROM gone)
                          WHERE pipeline = $1 AND id = $12)
-             SELECT event_id, endpoint, replay_id FROM gone ORDER BY 1 DESC, 2 DESC, 3 DESC LIMIT 1"
+             SELECT {PLACE} FROM gone ORDER BY event_id, endpoint, replay_id"
         );
         let mut params = filter.params(pipeline);
         params.push((&after.event, Type::TEXT));
@@ -232,14 +268,16 @@ impl StateStore {
         params.push((&job, Type::INT8));
         let tx = self.connection.transaction().await?;
         fence_alone(&tx, &self.scope, epoch).await?;
-        let last = tx.query_typed_opt(&sql, &params).await?;
+        let gone = tx.query_typed(&sql, &params).await?;
         tx.commit().await?;
-        let Some(last) = last else { return Ok(None) };
-        Ok(Some(DeferredCursor {
-            event: last.try_get(0)?,
-            endpoint: last.try_get(1)?,
-            replay: last.try_get(2)?,
-        }))
+        let Some(last) = gone.last() else { return Ok(None) };
+        let next = DeferredCursor {
+            event: last.try_get("event_id")?,
+            endpoint: last.try_get("endpoint")?,
+            replay: last.try_get("replay_id")?,
+        };
+        let rows = gone.iter().map(read_place).collect::<Result<_, _>>()?;
+        Ok(Some(Changed { rows, next }))
     }
 
     /// How many rows fit.

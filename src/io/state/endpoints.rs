@@ -1,8 +1,11 @@
 //! What the state tables know of endpoints.
 
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::{Param, Scope, StateError, StateStore};
+use crate::engine::event::EndpointId;
+use crate::engine::persist::{DisableEndpoint, PauseEndpoint};
 
 /// An endpoint that has something in the state tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,7 +14,7 @@ pub struct Standing {
     pub endpoint: String,
     /// The accounts of its deferred rows, where it has any.
     pub account: Option<String>,
-    /// `disabled`, `breaker_open`, `failing`, or `ok`.
+    /// `disabled`, `paused`, `breaker_open`, `failing`, or `ok`.
     pub state: String,
     /// Why it is stopped.
     pub reason: Option<String>,
@@ -77,5 +80,38 @@ impl StateStore {
         );
         let rows = self.connection.query_typed(&sql, &[(pipeline, Type::TEXT)]).await?;
         rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    }
+}
+
+/// The endpoints that are stopped, by whom.
+pub(super) struct Stops {
+    pub(super) disabled: Vec<DisableEndpoint>,
+    pub(super) paused: Vec<PauseEndpoint>,
+}
+
+/// Selects the stopped endpoints of the pipeline `$1` for [`Stops::read`].
+pub(super) fn stops_sql(s: &str) -> String {
+    format!(
+        "SELECT endpoint, reason, kind, (extract(epoch FROM disabled_at) * 1000000)::int8
+         FROM {s}.endpoint_state WHERE pipeline = $1 ORDER BY 1"
+    )
+}
+
+impl Stops {
+    pub(super) fn read(rows: &[Row]) -> Result<Self, StateError> {
+        let mut stops = Self { disabled: Vec::new(), paused: Vec::new() };
+        for row in rows {
+            let endpoint = EndpointId::new(row.try_get::<_, &str>(0)?);
+            let reason = row.try_get(1)?;
+            match row.try_get(2)? {
+                "disabled" => stops.disabled.push(DisableEndpoint { endpoint, reason }),
+                // Also what a later version calls otherwise: so nothing is sent, and nothing ends.
+                _ => {
+                    let since_us = row.try_get(3)?;
+                    stops.paused.push(PauseEndpoint { endpoint, reason, since_us });
+                }
+            }
+        }
+        Ok(stops)
     }
 }

@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 
 use super::*;
 use crate::demo::cluster::Cluster;
-use crate::engine::event::{AccountId, Event, Operation, RowKeys};
+use crate::engine::event::{AccountId, EndpointId, Event, Operation, RowKeys};
 use crate::engine::persist::{
     AttemptRecord, DeadLetter, DeadReason, Defer, DeferReason, EventKey, QueueId, RowId, RowKey,
     Tried,

@@ -34,19 +34,21 @@ pub struct Overview {
     /// The gaps that nothing has closed.
     pub gaps: Vec<Gap>,
     /// The endpoints that walhook has switched off.
-    pub disabled: Vec<DisabledSince>,
+    pub disabled: Vec<StoppedSince>,
+    /// The endpoints that an operator has paused.
+    pub paused: Vec<StoppedSince>,
 }
 
-/// An endpoint that walhook has switched off.
+/// An endpoint to which nothing is sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct DisabledSince {
+pub struct StoppedSince {
     /// Which.
     pub endpoint: String,
     /// Why.
     pub reason: String,
     /// Since when: microseconds since 1970-01-01 UTC.
     #[serde(rename = "disabled_at", serialize_with = "as_rfc3339")]
-    pub disabled_at_us: i64,
+    pub since_us: i64,
 }
 
 /// SQL for a timestamp as microseconds since 1970.
@@ -92,22 +94,25 @@ impl StateStore {
                 .map(|r| Ok((r.try_get(0)?, r.try_get(1)?)))
                 .collect::<Result<_, StateError>>()?,
             gaps: self.gaps(false).await?,
-            disabled: self.disabled().await?,
+            disabled: self.stopped("disabled").await?,
+            paused: self.stopped("paused").await?,
         })
     }
 
-    async fn disabled(&self) -> Result<Vec<DisabledSince>, StateError> {
+    async fn stopped(&self, kind: &str) -> Result<Vec<StoppedSince>, StateError> {
         let sql = format!(
-            "SELECT endpoint, reason, {} FROM {}.endpoint_state WHERE pipeline = $1 ORDER BY 3",
+            "SELECT endpoint, reason, {} FROM {}.endpoint_state
+             WHERE pipeline = $1 AND kind = $2 ORDER BY 3",
             us("disabled_at"),
             self.scope.s
         );
-        let rows = self.connection.query_typed(&sql, &[(&self.scope.pipeline, Type::TEXT)]).await?;
+        let params: [Param<'_>; 2] = [(&self.scope.pipeline, Type::TEXT), (&kind, Type::TEXT)];
+        let rows = self.connection.query_typed(&sql, &params).await?;
         let read = |r: &tokio_postgres::Row| {
-            Ok(DisabledSince {
+            Ok(StoppedSince {
                 endpoint: r.try_get(0)?,
                 reason: r.try_get(1)?,
-                disabled_at_us: r.try_get(2)?,
+                since_us: r.try_get(2)?,
             })
         };
         rows.iter().map(read).collect()

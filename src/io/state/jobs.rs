@@ -1,5 +1,6 @@
 //! Jobs: what the command line asks of the running leader.
 
+use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
@@ -25,16 +26,38 @@ pub enum Ask {
     RetryDeferred(DeferredFilter),
     /// Remove these deferred rows for good.
     DiscardDeferred(DeferredFilter),
+    /// Send nothing to this endpoint for a while.
+    PauseEndpoint(EndpointStop),
+    /// Send to this endpoint again.
+    ResumeEndpoint(EndpointStop),
+}
+
+/// Which endpoint is to be stopped or started. The `args` of a job.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndpointStop {
+    /// Its id.
+    pub endpoint: String,
+    /// Why, for a person.
+    #[serde(default)]
+    pub reason: String,
 }
 
 impl Ask {
     const RETRY_DEAD_LETTERS: &str = "dead_letters.retry";
     const RETRY_DEFERRED: &str = "deferred.retry";
     const DISCARD_DEFERRED: &str = "deferred.discard";
+    const PAUSE_ENDPOINT: &str = "endpoints.pause";
+    const RESUME_ENDPOINT: &str = "endpoints.resume";
 
     /// The kinds that a leader carries out.
-    const KINDS: [&str; 3] =
-        [Self::RETRY_DEAD_LETTERS, Self::RETRY_DEFERRED, Self::DISCARD_DEFERRED];
+    const KINDS: [&str; 5] = [
+        Self::RETRY_DEAD_LETTERS,
+        Self::RETRY_DEFERRED,
+        Self::DISCARD_DEFERRED,
+        Self::PAUSE_ENDPOINT,
+        Self::RESUME_ENDPOINT,
+    ];
 
     /// The word in the table's column `kind`.
     #[must_use]
@@ -43,6 +66,8 @@ impl Ask {
             Self::RetryDeadLetters(_) => Self::RETRY_DEAD_LETTERS,
             Self::RetryDeferred(_) => Self::RETRY_DEFERRED,
             Self::DiscardDeferred(_) => Self::DISCARD_DEFERRED,
+            Self::PauseEndpoint(_) => Self::PAUSE_ENDPOINT,
+            Self::ResumeEndpoint(_) => Self::RESUME_ENDPOINT,
         }
     }
 
@@ -52,6 +77,7 @@ impl Ask {
             Self::RetryDeferred(filter) | Self::DiscardDeferred(filter) => {
                 serde_json::json!(filter)
             }
+            Self::PauseEndpoint(stop) | Self::ResumeEndpoint(stop) => serde_json::json!(stop),
         }
     }
 
@@ -61,6 +87,8 @@ impl Ask {
             Self::RETRY_DEAD_LETTERS => serde_json::from_str(args).map(Self::RetryDeadLetters),
             Self::RETRY_DEFERRED => serde_json::from_str(args).map(Self::RetryDeferred),
             Self::DISCARD_DEFERRED => serde_json::from_str(args).map(Self::DiscardDeferred),
+            Self::PAUSE_ENDPOINT => serde_json::from_str(args).map(Self::PauseEndpoint),
+            Self::RESUME_ENDPOINT => serde_json::from_str(args).map(Self::ResumeEndpoint),
             _ => return Err(format!("there is no job of the kind {kind}")),
         }
         .map_err(unreadable)
@@ -147,6 +175,7 @@ impl StateStore {
             Ask::RetryDeferred(filter) | Ask::DiscardDeferred(filter) => {
                 self.count_deferred(filter).await?
             }
+            Ask::PauseEndpoint(_) | Ask::ResumeEndpoint(_) => 1,
         };
         if total == 0 {
             return Ok(None);

@@ -31,11 +31,11 @@ pub(crate) mod fixture;
 mod tests;
 
 pub use dead_letters::{DeadLetterFilter, StoredDeadLetter};
-pub use deferred::{DeferredCursor, DeferredFilter, StoredDeferred};
+pub use deferred::{Changed, DeferredCursor, DeferredFilter, StoredDeferred};
 pub use endpoints::Standing;
 pub use gaps::Gap;
-pub use inspect::{DisabledSince, Overview};
-pub use jobs::{Ask, Job, JobState};
+pub use inspect::{Overview, StoppedSince};
+pub use jobs::{Ask, EndpointStop, Job, JobState};
 pub use persist::StoredAttempt;
 pub use replays::{REPLAY_JOB, StoredReplay};
 pub use upkeep::Sizes;
@@ -46,12 +46,13 @@ use tokio_postgres::types::{PgLsn, ToSql, Type};
 use tokio_postgres::{Row, Transaction};
 
 use crate::engine::endpoint::Secret;
-use crate::engine::event::{EndpointId, rfc3339};
+use crate::engine::event::rfc3339;
 use crate::engine::halt::SourceIdentity;
 use crate::engine::lsn::Lsn;
-use crate::engine::persist::{BacklogRow, DisableEndpoint, SettledRange};
+use crate::engine::persist::{BacklogRow, DisableEndpoint, PauseEndpoint, SettledRange};
 use crate::engine::settled;
 
+use self::endpoints::{Stops, stops_sql};
 use self::refill::{backlog_sql, read_backlog};
 use super::ident::{quote_ident, quote_literal};
 use super::sql::{ConnectError, Connection, error_text, is_transient};
@@ -181,6 +182,8 @@ pub struct Recovery {
     pub settled: Vec<SettledRange>,
     /// The endpoints that are switched off.
     pub disabled: Vec<DisableEndpoint>,
+    /// The endpoints that an operator has paused.
+    pub paused: Vec<PauseEndpoint>,
     /// The queues that have deferred rows.
     pub backlog: Vec<BacklogRow>,
 }
@@ -346,24 +349,24 @@ impl StateStore {
             format!("SELECT frontier FROM {s}.checkpoint WHERE pipeline = $1 AND partition = 0");
         let ranges =
             format!("SELECT ranges FROM {s}.settled WHERE pipeline = $1 AND partition = 0");
-        let off = format!(
-            "SELECT endpoint, reason FROM {s}.endpoint_state WHERE pipeline = $1 ORDER BY 1"
-        );
+        let stopped = stops_sql(s);
         let behind = backlog_sql(s);
         let param: [Param<'_>; 1] = [(pipeline, Type::TEXT)];
-        let (checkpoint, ranges, off, behind) = try_join!(
+        let (checkpoint, ranges, stopped, behind) = try_join!(
             tx.query_typed_opt(&checkpoint, &param),
             tx.query_typed(&ranges, &param),
-            tx.query_typed(&off, &param),
+            tx.query_typed(&stopped, &param),
             tx.query_typed(&behind, &param),
         )?;
         let Some(checkpoint) = checkpoint else { return Err(self.scope.not_set_up()) };
+        let Stops { disabled, paused } = Stops::read(&stopped)?;
         let recovery = Recovery {
             epoch,
             now_us: bumped.try_get(1)?,
             frontier: lsn(&checkpoint, 0)?,
             settled: read_ranges(&ranges)?,
-            disabled: off.iter().map(read_disabled).collect::<Result<_, _>>()?,
+            disabled,
+            paused,
             backlog: behind.iter().map(read_backlog).collect::<Result<_, _>>()?,
         };
         tx.commit().await?;
@@ -464,11 +467,6 @@ fn read_ranges(rows: &[Row]) -> Result<Vec<SettledRange>, StateError> {
         ranges.extend(settled::decode(row.try_get(0)?).map_err(unreadable("settled.ranges"))?);
     }
     Ok(ranges)
-}
-
-fn read_disabled(row: &Row) -> Result<DisableEndpoint, StateError> {
-    let endpoint: &str = row.try_get(0)?;
-    Ok(DisableEndpoint { endpoint: EndpointId::new(endpoint), reason: row.try_get(1)? })
 }
 
 fn lsn(row: &Row, column: usize) -> Result<Lsn, StateError> {

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use super::fixture::{Fixture, SCHEMA, dead, event, range};
 use super::*;
-use crate::engine::persist::{DeadReason, PersistBatch, Retried};
+use crate::engine::event::EndpointId;
+use crate::engine::persist::{DeadReason, JobDone, PersistBatch, Retried};
 
 fn batch(frontier: u64) -> PersistBatch {
     PersistBatch { frontier: Lsn(frontier), ..PersistBatch::default() }
@@ -396,4 +397,34 @@ async fn overview_shows_halt_gaps_and_dead_letters() {
     store.clear_halt().await.unwrap();
     let seen = store.overview().await.unwrap();
     assert_eq!((seen.halt_reason, seen.halted_at_us), (None, None));
+}
+
+#[tokio::test]
+async fn paused_endpoints_are_recovered_with_their_job_ended_also_when_stored_twice() {
+    let fixture = Fixture::start().await;
+    let mut store = fixture.open().await;
+    store.take_lease("one").await.unwrap();
+    store.persist(&PersistBatch { disabled: vec![disable("7")], ..batch(0x200) }).await.unwrap();
+    let stop = EndpointStop { endpoint: "7".into(), reason: "migration".into() };
+    let asked = store.create_job(&Ask::PauseEndpoint(stop)).await.unwrap().unwrap();
+    let job = store.next_job().await.unwrap().unwrap();
+    assert_eq!((job.id, job.ask.kind()), (asked.id, "endpoints.pause"));
+    let pause = PauseEndpoint {
+        endpoint: EndpointId::new("7"),
+        reason: "migration".into(),
+        since_us: 1_700_000_000_000_000,
+    };
+    let jobs_done = vec![JobDone { job: job.id, done: 1 }];
+    let paused = PersistBatch { paused: vec![pause.clone()], jobs_done, ..batch(0x200) };
+    store.persist(&paused).await.unwrap();
+    store.persist(&paused).await.unwrap();
+    let ended = store.job(job.id).await.unwrap().unwrap();
+    assert!(ended.finished && ended.done == 1 && store.next_job().await.unwrap().is_none());
+    let seen = store.overview().await.unwrap();
+    assert_eq!((seen.disabled.len(), seen.paused[0].reason.as_str()), (0, "migration"));
+    let recovery = store.take_lease("two").await.unwrap();
+    assert_eq!((recovery.disabled, recovery.paused), (vec![], vec![pause]));
+    let on = PersistBatch { enabled: vec![EndpointId::new("7")], ..batch(0x300) };
+    store.persist(&on).await.unwrap();
+    assert_eq!(store.take_lease("three").await.unwrap().paused, []);
 }

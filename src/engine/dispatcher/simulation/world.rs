@@ -73,6 +73,13 @@ pub(super) struct World {
     pub(super) frontier: Lsn,
     pub(super) settled: Vec<(Lsn, Vec<SettledRange>)>,
     pub(super) disabled: BTreeMap<EndpointId, String>,
+    /// Since when an operator has paused them.
+    pub(super) paused: BTreeMap<EndpointId, i64>,
+    /// What an operator asks for until it is stored: the job, the endpoint, whether to pause it.
+    pub(super) job: Option<(i64, EndpointId, bool)>,
+    /// When the operator resumes what was paused last.
+    pub(super) resume_at: Option<(Tick, EndpointId)>,
+    pub(super) pauses_left: u32,
     pub(super) dead: HashMap<(EventId, String), DeadReason>,
     pub(super) deferred: BTreeMap<QueueId, BTreeMap<RowKey, (Arc<Event>, Tried)>>,
     pub(super) backlog: BTreeMap<QueueId, BacklogRow>,
@@ -319,6 +326,30 @@ impl World {
         }
         for e in batch.enabled {
             self.disabled.remove(&e);
+            self.paused.remove(&e);
+        }
+        for p in batch.paused {
+            self.disabled.remove(&p.endpoint);
+            self.paused.insert(p.endpoint, p.since_us);
+        }
+        self.job.take_if(|(job, ..)| batch.jobs_done.iter().any(|done| done.job == *job));
+    }
+
+    /// Now and then an operator pauses an endpoint, often for longer than retries last, and resumes it.
+    pub(super) fn operate(&mut self, rng: &mut SmallRng, now: Tick) {
+        if self.job.is_some() {
+            return;
+        }
+        if let Some((_, endpoint)) = self.resume_at.take_if(|(at, _)| *at <= now) {
+            self.job = Some((i64::from(self.pauses_left) * 2, endpoint, false));
+        } else if self.resume_at.is_none() && self.pauses_left > 0 && rng.random_bool(0.005) {
+            let mut ids: Vec<&String> = self.tempers.keys().collect();
+            ids.sort();
+            let endpoint = EndpointId::new(ids[rng.random_range(0..ids.len())].as_str());
+            self.job = Some((i64::from(self.pauses_left) * 2 - 1, endpoint.clone(), true));
+            self.pauses_left -= 1;
+            let lasts = Duration::from_secs(rng.random_range(0..2_000));
+            self.resume_at = Some((now + lasts, endpoint));
         }
     }
 

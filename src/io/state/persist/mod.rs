@@ -47,7 +47,7 @@ pub use history::StoredAttempt;
 impl StateStore {
     /// Makes `batch` durable, all of it or nothing.
     ///
-    /// Of an endpoint that is in both `enabled` and `disabled`, the latter stands.
+    /// Of an endpoint that is in several of `enabled`, `disabled` and `paused`, the last of these stands.
     ///
     /// # Errors
     /// [`StateError::Fenced`] and [`StateError::FrontierDecreases`]: nothing was written, and trying
@@ -90,6 +90,8 @@ pub(super) async fn write(
         backlog::remove(tx, scope, &batch.backlog_gone),
         stops::enable(tx, scope, &batch.enabled),
         stops::disable(tx, scope, &batch.disabled),
+        stops::pause(tx, scope, &batch.paused),
+        stops::end_jobs(tx, scope, &batch.jobs_done),
         notices::add(tx, scope, &batch.notices),
         backlog::purge(tx, scope, &batch.purges),
     )?;

@@ -1,11 +1,13 @@
-//! The table `endpoint_state`: endpoints that are stopped.
+//! The table `endpoint_state`: endpoints that are stopped; and the ends of the jobs that asked for it.
+
+use std::time::SystemTime;
 
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 
-use super::{Scope, StateError, storable};
+use super::{Param, Scope, StateError, storable, system_time};
 use crate::engine::event::EndpointId;
-use crate::engine::persist::DisableEndpoint;
+use crate::engine::persist::{DisableEndpoint, JobDone, PauseEndpoint};
 
 pub(super) async fn enable(
     tx: &Transaction<'_>,
@@ -41,5 +43,54 @@ pub(super) async fn disable(
         &[(pipeline, Type::TEXT), (&endpoints, Type::TEXT_ARRAY), (&reasons, Type::TEXT_ARRAY)],
     )
     .await?;
+    Ok(())
+}
+
+pub(super) async fn pause(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    paused: &[PauseEndpoint],
+) -> Result<(), StateError> {
+    if paused.is_empty() {
+        return Ok(());
+    }
+    let insert = format!(
+        "INSERT INTO {s}.endpoint_state (pipeline, kind, endpoint, reason, disabled_at)
+         SELECT $1, 'paused', * FROM unnest($2::text[], $3::text[], $4::timestamptz[])
+         ON CONFLICT (pipeline, endpoint) DO UPDATE SET kind = excluded.kind, reason = excluded.reason,
+             disabled_at = excluded.disabled_at"
+    );
+    let endpoints: Vec<&str> = paused.iter().map(|p| p.endpoint.as_str()).collect();
+    let reasons: Vec<String> = paused.iter().map(|p| storable(&p.reason)).collect();
+    let since: Vec<SystemTime> = paused.iter().map(|p| system_time(p.since_us)).collect();
+    let params: [Param<'_>; 4] = [
+        (pipeline, Type::TEXT),
+        (&endpoints, Type::TEXT_ARRAY),
+        (&reasons, Type::TEXT_ARRAY),
+        (&since, Type::TIMESTAMPTZ_ARRAY),
+    ];
+    tx.execute_typed(&insert, &params).await?;
+    Ok(())
+}
+
+/// A job that is finished already stays as it is, so that a batch stored twice counts once.
+pub(super) async fn end_jobs(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    jobs: &[JobDone],
+) -> Result<(), StateError> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    let update = format!(
+        "UPDATE {s}.jobs j SET done = r.done, finished_at = now()
+         FROM unnest($2::int8[], $3::int8[]) AS r(job, done)
+         WHERE j.pipeline = $1 AND j.id = r.job AND j.finished_at IS NULL"
+    );
+    let ids: Vec<i64> = jobs.iter().map(|job| job.job).collect();
+    let done: Vec<i64> = jobs.iter().map(|job| job.done).collect();
+    let params: [Param<'_>; 3] =
+        [(pipeline, Type::TEXT), (&ids, Type::INT8_ARRAY), (&done, Type::INT8_ARRAY)];
+    tx.execute_typed(&update, &params).await?;
     Ok(())
 }

@@ -2,6 +2,7 @@
 #
 #   make demo DEMO="--for 30s --json"           arguments for the demo
 #   make loadtest LOADTEST="--users 64"         arguments for the load test (goose's)
+#   make bench-million BENCH="--rows 100000"    arguments for a scenario; --help lists them
 #   make fuzz FUZZ_SECONDS=60                 seconds for all targets together
 #   make torture SEED=7 MINUTES=30           seed after seed of faults, from 7 on
 #   make test-matrix PG_BIN_DIRS=DIR:DIR        directories of server binaries; left out, all that are found
@@ -13,6 +14,7 @@ SHELL := /bin/sh
 CARGO ?= $(shell command -v cargo || echo "$$HOME/.cargo/bin/cargo")
 DEMO ?=
 LOADTEST ?=
+BENCH ?=
 FUZZ_SECONDS ?= 600
 SEED ?= 1
 MINUTES ?= 10
@@ -22,7 +24,8 @@ VERSIONS := 14 15 16 17 18
 TEST_VERSIONS ?= 18
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-matrix torture postgres fuzz lint fmt docs loadtest clean prerequisites
+.PHONY: help demo build test test-matrix torture postgres fuzz lint fmt docs loadtest \
+	bench-outage bench-million bench-deferred bench-replay clean prerequisites
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -73,7 +76,15 @@ docs: prerequisites ## Build the code's documentation, target/doc/walhook/index.
 
 loadtest: prerequisites ## Measure commit to 2xx with goose, release build, against a throw-away PostgreSQL
 	$(CARGO) build --release --locked -p walhook -p walhook-loadtest
-	$(CARGO) run --release --locked --quiet -p walhook-loadtest -- $(LOADTEST)
+	$(CARGO) run --release --locked --quiet -p walhook-loadtest --bin walhook-loadtest -- $(LOADTEST)
+
+bench-outage: prerequisites ## Every endpoint dead for ten minutes at 500 commits a second, and back
+bench-million: prerequisites ## A transaction of a million rows for a slow endpoint, and who feels it
+bench-deferred: prerequisites ## A million deferred rows: start, fill and drain, and ten rounds of both
+bench-replay: prerequisites ## A replay of 500,000 changes beside live traffic
+bench-outage bench-million bench-deferred bench-replay:
+	$(CARGO) build --release --locked -p walhook -p walhook-loadtest
+	$(CARGO) run --release --locked --quiet -p walhook-loadtest --bin bench -- $(@:bench-%=%) $(BENCH)
 
 clean: ## Remove what was built
 	$(CARGO) clean

@@ -1,7 +1,6 @@
 //! What is loaded: a database, the walhook that reads it, and the endpoint that answers.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use walhook::demo::cluster::Cluster;
 use walhook::demo::receive::change_in;
 use walhook::engine::endpoint::Secret;
 use walhook::io::sql::Connection;
+use walhook_loadtest::program;
 
 /// Accounts that goose's users share, each with one endpoint.
 const ACCOUNTS: i64 = 50;
@@ -150,20 +150,6 @@ async fn answer(State(waiting): State<Waiting>, body: Bytes) -> StatusCode {
         let _ = waiter.send(Instant::now());
     }
     StatusCode::NO_CONTENT
-}
-
-/// The `walhook` to run: the one that was built beside this program, unless another is named.
-fn program() -> Result<PathBuf> {
-    if let Some(program) = std::env::var_os("WALHOOK_LOADTEST_PROGRAM") {
-        return Ok(program.into());
-    }
-    let beside = std::env::current_exe()?.with_file_name("walhook");
-    ensure!(
-        beside.is_file(),
-        "{} is not there; build it, or name another in WALHOOK_LOADTEST_PROGRAM",
-        beside.display()
-    );
-    Ok(beside)
 }
 
 async fn wait_until_leading(pipeline: &Pipeline) -> Result<()> {

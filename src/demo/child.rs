@@ -69,10 +69,22 @@ impl Pipeline {
     /// # Errors
     /// When the file cannot be written.
     pub fn new(program: PathBuf, directory: &Path, url: &str) -> Result<Self> {
+        Self::configured(program, directory, |admin| configuration(url, admin))
+    }
+
+    /// The same with a configuration of the caller's, who is given the address to listen on.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn configured(
+        program: PathBuf,
+        directory: &Path,
+        configuration: impl FnOnce(SocketAddr) -> String,
+    ) -> Result<Self> {
         // Free at this moment; should somebody else take it, `run` says so and the demo fails.
         let admin = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
         let config = directory.join("walhook.toml");
-        fs::write(&config, configuration(url, admin))?;
+        fs::write(&config, configuration(admin))?;
         Ok(Self { program, config, log: directory.join("log"), admin, child: None })
     }
 
@@ -81,7 +93,8 @@ impl Pipeline {
     /// # Errors
     /// When it fails; the message holds the end of its output.
     pub async fn setup(&self) -> Result<()> {
-        let status = self.command("setup")?.status().await.context("cannot run walhook setup")?;
+        let status =
+            self.command(&["setup"])?.status().await.context("cannot run walhook setup")?;
         ensure!(status.success(), "walhook setup: {status}\n{}", self.log_tail());
         Ok(())
     }
@@ -91,8 +104,34 @@ impl Pipeline {
     /// # Errors
     /// When it cannot be started.
     pub fn start(&mut self) -> Result<()> {
-        self.child = Some(self.command("run")?.spawn().context("cannot run walhook run")?);
+        self.child = Some(self.command(&["run"])?.spawn().context("cannot run walhook run")?);
         Ok(())
+    }
+
+    /// Another command beside it, such as `["replay", "list"]`.
+    ///
+    /// # Errors
+    /// When it fails; the message holds what it printed to standard error.
+    pub async fn beside(&self, args: &[&str]) -> Result<()> {
+        let mut command = self.command(args)?;
+        let output = command.stderr(Stdio::piped()).output().await?;
+        let problem = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "walhook {}: {problem}", args.join(" "));
+        Ok(())
+    }
+
+    /// The process that `start` made, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
+    }
+
+    /// Its metrics, in Prometheus' text format.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn metrics(&self) -> Result<String> {
+        Ok(self.get("/metrics").await?.1)
     }
 
     /// Whether it says that it leads: it streams and delivers. (`/readyz` also wants a checkpoint
@@ -103,7 +142,7 @@ impl Pipeline {
 
     /// Requests in flight, as its metrics say.
     pub async fn in_flight(&self) -> Option<u64> {
-        let (_, metrics) = self.get("/metrics").await.ok()?;
+        let metrics = self.metrics().await.ok()?;
         let value = |line: &str| -> Option<f64> {
             line.strip_prefix("walhook_in_flight")?.rsplit(' ').next()?.parse().ok()
         };
@@ -160,10 +199,10 @@ impl Pipeline {
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
-    fn command(&self, name: &str) -> Result<Command> {
+    fn command(&self, args: &[&str]) -> Result<Command> {
         let log = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
         let mut command = Command::new(&self.program);
-        command.arg(name).arg("--config").arg(&self.config);
+        command.args(args).arg("--config").arg(&self.config);
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with("WALHOOK_") {
                 command.env_remove(variable);

@@ -124,7 +124,7 @@ impl Diary {
         match changed.change {
             EndpointChange::BreakerOpened => self.open.entry(queue).or_default().push((now, None)),
             EndpointChange::BreakerClosed | EndpointChange::Disabled => self.close(&queue, now),
-            EndpointChange::Enabled => {}
+            EndpointChange::Enabled | EndpointChange::Paused | EndpointChange::Resumed => {}
         }
     }
 
@@ -218,7 +218,7 @@ fn simulate(seed: u64, transactions: u64, crashes: u32) -> (Diary, Duration) {
         if life.is_done(&world) {
             break;
         }
-        let Some((at, what)) = life.next(now) else {
+        let Some((at, what)) = life.next(&world, now) else {
             panic!("seed {seed}: nothing left to happen, and not done");
         };
         now = at;

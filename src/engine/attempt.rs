@@ -76,6 +76,9 @@ pub enum FailureKind {
     Timeout,
     /// The connection broke, or what came was no HTTP.
     Protocol,
+    /// walhook gave it up early, since too many endpoints hung at once: it says nothing of this one, which
+    /// may have received it.
+    Aborted,
 }
 
 impl FailureKind {
@@ -91,6 +94,7 @@ impl FailureKind {
             Self::Tls => "tls",
             Self::Timeout => "timeout",
             Self::Protocol => "protocol",
+            Self::Aborted => "aborted",
         }
     }
 }
@@ -100,5 +104,11 @@ impl Outcome {
     #[must_use]
     pub fn delivered(&self) -> bool {
         matches!(&self.result, Ok(answer) if (200..300).contains(&answer.status))
+    }
+
+    /// Whether walhook gave the request up, so that the endpoint is not to blame.
+    #[must_use]
+    pub fn aborted(&self) -> bool {
+        matches!(&self.result, Err(failure) if failure.kind == FailureKind::Aborted)
     }
 }

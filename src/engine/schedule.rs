@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Requests that hold a slot for [`SLOW_AFTER`] or longer live in a pool of their own, with its own V
-//! and tags: a pool full of hanging requests delays nobody whose endpoint answers.
+//! and tags: a pool full of hanging requests delays nobody whose endpoint answers. When that pool is full
+//! too, and few fast slots are free, a request that has become old is given up, and tried again later.
 //!
 //! Why nobody starves: a lane that becomes ready gets a tag of at least V, and every request adds at
 //! least [`MIN_CHARGE`] to its lane's tag, so the lanes ahead overtake a waiting one only so often. No
@@ -300,6 +301,13 @@ impl Scheduler {
         charge.pool = Pool::Slow;
         charge.paid_elsewhere = SLOW_AFTER;
         true
+    }
+
+    /// Whether few fast slots are free: at most a quarter.
+    #[must_use]
+    pub fn is_pressed(&self) -> bool {
+        let free = self.fast.total.saturating_sub(self.fast.in_flight);
+        free <= self.fast.total / 4
     }
 
     /// The request ended, `actual` after it started: its slot is free, and the lane's tag is corrected

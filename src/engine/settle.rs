@@ -105,7 +105,10 @@ pub fn settle(
     match progress.place {
         Place::Memory if quick && after <= QUICK_RETRY_MAX => Settlement::Retry { after },
         Place::DeadLetters if quick => Settlement::Retry { after: after.min(QUICK_RETRY_MAX) },
-        Place::Memory | Place::Table if progress.tried_for < policy.retry_for => {
+        // An attempt that we gave up ourselves is not the last one.
+        Place::Memory | Place::Table
+            if progress.tried_for < policy.retry_for || outcome.aborted() =>
+        {
             Settlement::Defer { after }
         }
         Place::Memory | Place::Table | Place::DeadLetters => {
@@ -136,7 +139,8 @@ fn failure_reason(kind: FailureKind) -> DeadReason {
         | FailureKind::Proxy
         | FailureKind::Tls
         | FailureKind::Timeout
-        | FailureKind::Protocol => DeadReason::Exhausted,
+        | FailureKind::Protocol
+        | FailureKind::Aborted => DeadReason::Exhausted,
     }
 }
 
@@ -210,6 +214,12 @@ mod tests {
         let (reason, detail) = (DeadReason::EndpointInvalid, "invalid: of a kind".to_owned());
         let settled = settle_at(&failed(FailureKind::Invalid), Place::Table, 2, 72);
         assert_eq!(settled, Settlement::Dead { reason, detail });
+    }
+
+    #[test]
+    fn settle_does_not_give_a_delivery_up_for_an_attempt_that_was_aborted() {
+        let settled = settle_at(&failed(FailureKind::Aborted), Place::Table, 30, 99);
+        assert!(matches!(settled, Settlement::Defer { .. }), "{settled:?}");
     }
 
     #[test]

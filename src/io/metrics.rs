@@ -28,7 +28,7 @@ const LATENCY_BUCKETS: [f64; 17] = [
 const ATTEMPT_BUCKETS: [f64; 13] =
     [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
-const FAILURES: [FailureKind; 8] = [
+const FAILURES: [FailureKind; 9] = [
     FailureKind::Invalid,
     FailureKind::Forbidden,
     FailureKind::Dns,
@@ -37,6 +37,7 @@ const FAILURES: [FailureKind; 8] = [
     FailureKind::Tls,
     FailureKind::Timeout,
     FailureKind::Protocol,
+    FailureKind::Aborted,
 ];
 
 const STATUS_CLASSES: [&str; 5] = ["2xx", "3xx", "4xx", "5xx", "other"];

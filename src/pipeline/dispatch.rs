@@ -1,11 +1,12 @@
 //! The task that owns the dispatcher: feeds it what comes, does what it asks.
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -70,6 +71,7 @@ pub(super) async fn dispatch(
 ) {
     let clock = tools.clock;
     let mut attempts: JoinSet<(DeliveryId, Outcome)> = JoinSet::new();
+    let mut under_way = UnderWay::new();
     let mut give_up_at: Option<Instant> = None;
     let mut next_gauges = Instant::now();
     let mut reported = Counters::default();
@@ -77,7 +79,13 @@ pub(super) async fn dispatch(
         let now = clock.now();
         while let Some(dispatch) = dispatcher.poll_attempt(now) {
             tools.metrics.observe_queue_wait(dispatch.waited);
-            attempts.spawn(attempt(tools.sender.clone(), dispatch.attempt));
+            let (give_up, given_up) = oneshot::channel();
+            under_way.insert(dispatch.attempt.delivery, give_up);
+            attempts.spawn(attempt(tools.sender.clone(), dispatch.attempt, given_up));
+        }
+        while let Some(delivery) = dispatcher.poll_abort() {
+            // One that has just ended does not listen any more.
+            under_way.remove(&delivery).map(|give_up| give_up.send(()));
         }
         // One batch at a time is asked for, and each channel holds one: neither can be full.
         if let Some(accounts) = dispatcher.poll_lookup(now) {
@@ -125,11 +133,11 @@ pub(super) async fn dispatch(
                 let mut next = Some(ended);
                 for _ in 0..OUTCOMES_AT_ONCE {
                     let Some(ended) = next else { break };
-                    settle(&mut dispatcher, ended, &tools);
+                    settle(&mut dispatcher, ended, &mut under_way, &tools);
                     next = attempts.try_join_next();
                 }
                 if let Some(ended) = next {
-                    settle(&mut dispatcher, ended, &tools);
+                    settle(&mut dispatcher, ended, &mut under_way, &tools);
                 }
                 // Under a flood of outcomes the stream must still have its turn.
                 if dispatcher.wants_input() && let Ok(batch) = ends.input.try_recv() {
@@ -197,12 +205,27 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
     metrics.set_oldest_unsettled(age);
 }
 
-/// One attempt, whose outcome comes even if it panics.
-async fn attempt(sender: Sender, attempt: Attempt) -> (DeliveryId, Outcome) {
+/// For each attempt the way to give it up.
+type UnderWay = HashMap<DeliveryId, oneshot::Sender<()>>;
+
+/// One attempt, whose outcome comes even if it panics, or is given up.
+async fn attempt(
+    sender: Sender,
+    attempt: Attempt,
+    given_up: oneshot::Receiver<()>,
+) -> (DeliveryId, Outcome) {
     Failpoint::Sending.pass();
     let started = Instant::now();
     let delivery = attempt.delivery;
-    let outcome = AssertUnwindSafe(sender.send(&attempt)).catch_unwind().await;
+    let outcome = tokio::select! {
+        biased;
+        outcome = AssertUnwindSafe(sender.send(&attempt)).catch_unwind() => outcome,
+        Ok(()) = given_up => {
+            let detail = "given up by walhook: too many endpoints hang at once".to_owned();
+            let result = Err(Failure { kind: FailureKind::Aborted, detail });
+            Ok(Outcome { result, elapsed: started.elapsed() })
+        }
+    };
     let outcome = outcome.unwrap_or_else(|_| {
         tracing::error!(event = %attempt.event.id, "an attempt panicked; this is a bug in walhook");
         let detail = "walhook panicked while sending it".to_owned();
@@ -218,10 +241,12 @@ async fn attempt(sender: Sender, attempt: Attempt) -> (DeliveryId, Outcome) {
 fn settle(
     dispatcher: &mut Dispatcher,
     ended: Result<(DeliveryId, Outcome), tokio::task::JoinError>,
+    under_way: &mut UnderWay,
     tools: &Tools,
 ) {
     // Attempts catch their panics and are aborted only when this task ends.
     let Ok((delivery, outcome)) = ended else { return };
+    under_way.remove(&delivery);
     if tools.sender.is_live() {
         tools.metrics.count_attempt(&outcome);
     }

@@ -107,6 +107,8 @@ pub struct Dispatcher {
     in_flight: HashMap<DeliveryId, InFlight>,
     /// Requests from the fast pool by their start; some have ended.
     aging: VecDeque<(Tick, DeliveryId)>,
+    /// Requests to be given up.
+    aborting: VecDeque<DeliveryId>,
     timers: BinaryHeap<Reverse<Timer>>,
     disabled: HashMap<EndpointId, String>,
     /// Those that an operator stopped, with since when: microseconds since 1970-01-01 UTC.
@@ -176,6 +178,7 @@ impl Dispatcher {
             joins: Joins::default(),
             in_flight: HashMap::new(),
             aging: VecDeque::new(),
+            aborting: VecDeque::new(),
             timers: BinaryHeap::new(),
             disabled,
             paused,
@@ -226,8 +229,9 @@ impl Dispatcher {
     #[must_use]
     pub fn deadline(&self, now: Tick) -> Option<Tick> {
         let timer = self.timers.peek().map(|Reverse(timer)| timer.due);
-        // Where the slow pool is full, only an outcome lets an old request move.
-        let room = self.scheduler.in_flight(Pool::Slow) < self.settings.slow_slots;
+        // Where the slow pool is full, only an outcome lets an old request move; or it is given up.
+        let room = self.scheduler.in_flight(Pool::Slow) < self.settings.slow_slots
+            || self.scheduler.is_pressed();
         let aging = self.aging.front().filter(|_| room).map(|(start, _)| *start + send::FAST_HOLD);
         let persist = self.durable.deadline(self.tracker.frontier(), self.stopping);
         let lookup = self.router.deadline();

@@ -47,6 +47,18 @@ impl Dispatcher {
         [Pool::Fast, Pool::Slow].into_iter().find_map(|pool| self.poll_pool(pool, now))
     }
 
+    /// The next request to give up; answered by [`Dispatcher::handle_outcome`] like every other one: it may
+    /// have ended otherwise at that moment. Poll it after [`Dispatcher::poll_attempt`].
+    ///
+    /// The endpoint may have received it, and gets it once more: it counts as an attempt. Of the
+    /// endpoint's health it says nothing (see [`FailureKind::Aborted`]), but that its next requests are
+    /// to be expected to take long.
+    ///
+    /// [`FailureKind::Aborted`]: super::super::attempt::FailureKind::Aborted
+    pub fn poll_abort(&mut self) -> Option<DeliveryId> {
+        self.aborting.pop_front()
+    }
+
     fn poll_pool(&mut self, pool: Pool, now: Tick) -> Option<Dispatch> {
         while let Some(lane) = self.scheduler.peek(pool) {
             if let Some(dispatch) = self.poll_lane(lane, pool, now) {
@@ -203,17 +215,22 @@ impl Dispatcher {
         self.sync(id);
     }
 
-    /// Frees the fast slots of requests that have become old, as far as the slow pool has room.
+    /// Frees the fast slots of requests that have become old, as far as the slow pool has room. Where it
+    /// has none, many endpoints hang at once; then, when fast slots become few, the old ones are given up.
     fn move_old_requests(&mut self, now: Tick) {
         while let Some((started, id)) = self.aging.front().copied() {
             if now.since(started) < FAST_HOLD {
                 return;
             }
-            if let Some(request) = self.in_flight.get_mut(&id)
+            let request = self.in_flight.get_mut(&id).filter(|request| request.started == started);
+            if let Some(request) = request
                 && !self.scheduler.move_to_slow(&mut request.charge)
             {
-                // The slow pool is full: it stays, and those behind it.
-                return;
+                if !self.scheduler.is_pressed() {
+                    // It stays, and those behind it.
+                    return;
+                }
+                self.aborting.push_back(id);
             }
             self.aging.pop_front();
         }

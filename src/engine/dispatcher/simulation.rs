@@ -18,7 +18,7 @@ use rand::{RngExt, SeedableRng};
 use smallvec::smallvec;
 
 use super::*;
-use crate::engine::attempt::{Attempt, Outcome};
+use crate::engine::attempt::{Attempt, Failure, FailureKind, Outcome};
 use crate::engine::endpoint::Routes;
 use crate::engine::event::{Invalidation, Item, Scope};
 use crate::engine::persist::{
@@ -117,6 +117,9 @@ impl Life {
             self.plan(now + outcome.elapsed, Happens::Answered(id), rng);
             self.in_flight.insert(id, (attempt, outcome));
         }
+        while let Some(id) = self.dispatcher.poll_abort() {
+            self.abort(id, world, rng, now);
+        }
         assert!(self.in_flight.len() <= self.slots, "more requests than slots");
         if let Some(accounts) = self.dispatcher.poll_lookup(now) {
             // SQL may lag behind the stream, or run ahead of it.
@@ -147,6 +150,20 @@ impl Life {
             let slow = if rng.random_bool(0.05) { 1_500 } else { 5 };
             self.plan(now + Duration::from_millis(slow), Happens::Stored, rng);
         }
+    }
+
+    /// A request is given up; half of those that would have been taken have been.
+    fn abort(&mut self, id: DeliveryId, world: &mut World, rng: &mut SmallRng, now: Tick) {
+        let (attempt, outcome) = self.in_flight.get_mut(&id).unwrap();
+        if outcome.delivered() && rng.random_bool(0.5) {
+            world.receive(attempt);
+            world.excused += 1;
+        }
+        let failure = Failure { kind: FailureKind::Aborted, detail: String::new() };
+        *outcome = Outcome { result: Err(failure), elapsed: Duration::from_secs(1) };
+        world.aborts += 1;
+        self.agenda.retain(|Reverse((.., what))| *what != Happens::Answered(id));
+        self.plan(now, Happens::Answered(id), rng);
     }
 
     /// Hands over what an operator asks, once in a life.
@@ -271,13 +288,16 @@ impl Life {
     }
 }
 
+/// Slots of each pool.
+const SLOTS: u32 = 16;
+
 /// Minutes do what days do in the field.
 fn settings(memory_limit: usize) -> Settings {
     Settings {
         memory_limit,
         queue_max: 40,
-        fast_slots: 16,
-        slow_slots: 16,
+        fast_slots: SLOTS,
+        slow_slots: SLOTS,
         ordering: Ordering::Row,
         settle: SettlePolicy {
             quick_attempts: 3,
@@ -293,18 +313,18 @@ fn settings(memory_limit: usize) -> Settings {
 
 /// Runs a world with its crashes to the end, and checks what came of it.
 fn simulate(seed: u64, transactions: u64, crashes: u32) -> World {
-    simulate_with(seed, transactions, crashes, 0)
+    simulate_with(seed, transactions, crashes, 0, SLOTS)
 }
 
-/// As [`simulate`], with an operator who pauses endpoints.
-fn simulate_with(seed: u64, transactions: u64, crashes: u32, pauses: u32) -> World {
+/// As [`simulate`], with an operator who pauses endpoints, and so many slots in each pool.
+fn simulate_with(seed: u64, transactions: u64, crashes: u32, pauses: u32, slots: u32) -> World {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut world = World::new(&mut rng, transactions);
     world.pauses_left = if world.tempers.is_empty() { 0 } else { pauses };
     let mut now = Tick(0);
     let mut left = crashes;
     let memory_limit = if seed.is_multiple_of(2) { 1 << 20 } else { 1 << 17 };
-    let settings = settings(memory_limit);
+    let settings = Settings { fast_slots: slots, slow_slots: slots, ..settings(memory_limit) };
     let mut life = Life::new(&world, &settings, &mut rng, now);
     let end = Tick(0) + Duration::from_secs(7 * 24 * 3600);
     loop {
@@ -349,8 +369,19 @@ fn dispatcher_loses_and_invents_nothing_across_crashes_by_seed() {
 #[test]
 fn dispatcher_sends_nothing_to_a_paused_endpoint_and_loses_nothing_across_crashes_by_seed() {
     for seed in 2_000..2_012 {
-        account_for(seed, &simulate_with(seed, 300, 4, 5));
+        account_for(seed, &simulate_with(seed, 300, 4, 5, SLOTS));
     }
+}
+
+#[test]
+fn dispatcher_loses_and_invents_nothing_where_requests_are_given_up_by_seed() {
+    let mut aborts = 0;
+    for seed in 3_000..3_012 {
+        let world = simulate_with(seed, 300, 2, 0, 3);
+        account_for(seed, &world);
+        aborts += world.aborts;
+    }
+    assert!(aborts > 10, "only {aborts} requests were given up");
 }
 
 #[test]

@@ -55,7 +55,7 @@ impl Dispatcher {
         now: Tick,
     ) {
         let went = went(outcome);
-        if self.is_paused(&queue.endpoint) {
+        if self.is_paused(&queue.endpoint) || outcome.aborted() {
             return;
         }
         let detour = self.detours.get_mut(queue);
@@ -127,7 +127,7 @@ impl Dispatcher {
             }
             return;
         }
-        if self.paused.contains_key(&queue.endpoint) {
+        if self.paused.contains_key(&queue.endpoint) || outcome.aborted() {
             return;
         }
         let Some(since_us) = detour.failing_since_us else {

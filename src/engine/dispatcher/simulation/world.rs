@@ -80,6 +80,8 @@ pub(super) struct World {
     /// When the operator resumes what was paused last.
     pub(super) resume_at: Option<(Tick, EndpointId)>,
     pub(super) pauses_left: u32,
+    /// Requests that were given up.
+    pub(super) aborts: u32,
     pub(super) dead: HashMap<(EventId, String), DeadReason>,
     pub(super) deferred: BTreeMap<QueueId, BTreeMap<RowKey, (Arc<Event>, Tried)>>,
     pub(super) backlog: BTreeMap<QueueId, BacklogRow>,

@@ -160,3 +160,85 @@ async fn delivery_that_fails_for_retry_for_becomes_a_dead_letter_with_its_histor
     ensure!(running.terminate().await?.success());
     Ok(())
 }
+
+/// Short, so that half a minute has many of each.
+const MANY: &str = "\n[wal]\nmax_hold = \"1s\"\nmax_retained = \"4MiB\"\n";
+
+#[tokio::test]
+async fn case_20_endpoint_that_hangs_costs_neither_connection_nor_other_accounts_nor_wal()
+-> Result<()> {
+    let server = [("wal_sender_timeout", "3s")];
+    let mut world = World::with(&format!("{QUICK}{MANY}"), RULES, &server).await?;
+    world.hook(1, 1, "").await?;
+    world.hook(2, 2, "").await?;
+    world.mock.set_behaviour("/1", Behaviour::hang());
+    let running = world.run().await?;
+    let walsender = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'walhook'";
+    let connected = world.value(walsender).await?;
+    let written = "SELECT (pg_current_wal_lsn() - '0/0')::bigint";
+    let retained = "SELECT (pg_current_wal_lsn() - confirmed_flush_lsn)::bigint
+                    FROM pg_replication_slots WHERE slot_name = 'walhook'";
+    let first: u64 = world.value(written).await?.parse()?;
+    let (began, mut most, mut slowest, mut n) = (Instant::now(), 0, Duration::ZERO, 0);
+    // Several times every limit of time there is, and of WAL.
+    while began.elapsed() < Duration::from_secs(15) || n < 100 {
+        n += 1;
+        world.subscribe(1_000_000 + n, 1).await?;
+        world.value("SELECT pg_logical_emit_message(false, 'noise', repeat('x', 700000))").await?;
+        world.subscribe(2_000_000 + n, 2).await?;
+        let committed = Instant::now();
+        let count = u64::try_from(n)?;
+        world.mock.wait_until("the other account", PATIENCE, |s| s.distinct >= count).await?;
+        slowest = slowest.max(committed.elapsed());
+        most = most.max(world.value(retained).await?.parse::<u64>()?);
+        sleep(Duration::from_millis(100)).await;
+    }
+    let all = world.value(written).await?.parse::<u64>()? - first;
+    println!("{n} events each; {all} bytes of WAL, {most} retained; the slowest took {slowest:?}");
+    ensure!(all > 64 << 20 && most < 32 << 20, "{most} of {all} bytes of WAL were retained");
+    ensure!(slowest < Duration::from_secs(5), "the other account waited for {slowest:?}");
+    ensure!(world.value(walsender).await? == connected, "the connection did not last");
+    world.mock.set_behaviour("/1", Behaviour::ok());
+    world.walhook_json(&["deferred", "retry", "--endpoint", "1"]).await?;
+    world.until(DEFERRED, "0").await?;
+    ensure_in_order(&world, "/1", usize::try_from(n)?)?;
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn case_33_every_endpoint_dead_under_load_then_back_bounds_memory_and_wal_and_loses_nothing()
+-> Result<()> {
+    let mut world = World::with(&format!("{QUICK}{SMALL}"), RULES, &[]).await?;
+    for account in 1..=6 {
+        world.hook(account, account, "").await?;
+        let dead = if account % 2 == 0 { Behaviour::hang() } else { down() };
+        world.mock.set_behaviour(&format!("/{account}"), dead);
+    }
+    let running = world.run().await?;
+    let before = running.resident_peak_bytes()?;
+    for account in 1..=6 {
+        versions(&world, account, 200, 1..=4).await?;
+    }
+    world.settled().await?;
+    world.until(DEFERRED, "6000").await?;
+    let retained = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn) < 16 << 20
+                    FROM pg_replication_slots WHERE slot_name = 'walhook'";
+    world.until(retained, "t").await?;
+    for account in 1..=6 {
+        world.mock.set_behaviour(&format!("/{account}"), Behaviour::ok());
+    }
+    // Else the breakers wait for half a minute.
+    world.walhook_json(&["deferred", "retry", "--all"]).await?;
+    world.until(DEFERRED, "0").await?;
+    let grown = running.resident_peak_bytes()? - before;
+    println!("{} KiB more were resident at most", grown >> 10);
+    ensure!(grown < 48 << 20, "{grown} bytes more were resident");
+    for account in 1..=6 {
+        ensure_in_order(&world, &format!("/{account}"), 1_000)?;
+    }
+    ensure!(world.value("SELECT count(*) FROM walhook.dead_letters").await? == "0");
+    world.until("SELECT count(*) FROM walhook.backlog", "0").await?;
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}

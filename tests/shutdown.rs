@@ -171,6 +171,42 @@ async fn case_24_nothing_is_lost_when_the_server_restarts_again_and_again_in_tra
     through_breakage(12, 3, restart).await.unwrap();
 }
 
+/// How often the leader has tried in vain to reach the source.
+fn tries(running: &Running) -> usize {
+    running.log().matches("cannot connect; trying again").count()
+}
+
+#[tokio::test]
+async fn case_24_leader_backs_off_while_the_server_is_away_and_begins_anew_each_time() {
+    let mut world = traffic::world("", &[]).await.unwrap();
+    world.hook(1, 1, "").await.unwrap();
+    let running = world.run().await.unwrap();
+    for expected in 1..=2 {
+        let before = tries(&running);
+        stop_fast(&mut world).await.unwrap();
+        let stopped = Instant::now();
+        let mut at = Vec::new();
+        // Waits of 50 ms to 1.6 s, each at least half of that: 1.6 s together, and half a second more
+        // than the five before.
+        while at.len() < 6 {
+            assert!(stopped.elapsed() < PATIENCE, "{at:?}\n{}", running.log());
+            let now = tries(&running) - before;
+            at.resize(now.max(at.len()), stopped.elapsed());
+            sleep(Duration::from_millis(5)).await;
+        }
+        println!("tried in vain after {at:?}");
+        assert!(stopped.elapsed() > Duration::from_millis(1_000), "tried at {at:?}");
+        // As many tries again would take 64 times as long.
+        sleep(Duration::from_secs(2)).await;
+        let more = tries(&running) - before - 6;
+        assert!(more <= 2, "{more} more tries within two seconds");
+        start_again(&mut world).await.unwrap();
+        world.sql.batch_execute("INSERT INTO subscribers (account_id) VALUES (1)").await.unwrap();
+        world.delivered(expected).await.unwrap();
+    }
+    assert!(running.terminate().await.unwrap().success());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_when_its_sessions_are_terminated() {
     let terminate = async |world: &mut World| {

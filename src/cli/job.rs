@@ -24,34 +24,64 @@ pub(super) async fn ask(
 ) -> Result<JobState, Failure> {
     let mut state = open_state(config).await?;
     let job = state.create_job(ask).await?.ok_or_else(|| anyhow!(nothing))?;
-    let leader = match read_slot(config).await {
-        Ok(slot) => slot.is_some_and(|slot| slot.active_pid.is_some()),
-        Err(error) => {
-            note(&format!("cannot tell whether a leader runs: {error:#}"));
-            true
-        }
-    };
-    if !leader {
-        note(&format!("no leader runs now: job {} stands until one does", job.id));
-    }
-    watch(&state, job, wait).await
+    note_without_leader(config, &format!("job {} stands until one does", job.id)).await;
+    wait_for(&state, job, wait).await
 }
 
-/// Shows on a terminal how far the job is.
-async fn watch(state: &StateStore, mut job: JobState, wait: Duration) -> Result<JobState, Failure> {
+/// Says when no leader runs now that would take up what was asked, and what that means.
+pub(super) async fn note_without_leader(config: &Config, then: &str) {
+    match read_slot(config).await {
+        Ok(slot) if slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) => {}
+        Ok(_) => note(&format!("no leader runs now: {then}")),
+        Err(error) => note(&format!("cannot tell whether a leader runs: {error:#}")),
+    }
+}
+
+/// Work of the leader's that comes to an end.
+pub(super) trait Awaited: Sized {
+    /// Whether it has.
+    fn is_finished(&self) -> bool;
+
+    /// How far it is, on one line.
+    fn progress(&self) -> String;
+
+    /// The same as it is now.
+    async fn look_again(&self, state: &StateStore) -> Result<Self, Failure>;
+}
+
+impl Awaited for JobState {
+    fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    fn progress(&self) -> String {
+        text(self)
+    }
+
+    async fn look_again(&self, state: &StateStore) -> Result<Self, Failure> {
+        Ok(state.job(self.id).await?.ok_or_else(|| anyhow!("job {} is gone", self.id))?)
+    }
+}
+
+/// Waits until the work has ended, at most `wait`; shows on a terminal how far it is.
+pub(super) async fn wait_for<A: Awaited>(
+    state: &StateStore,
+    mut work: A,
+    wait: Duration,
+) -> Result<A, Failure> {
     let deadline = Instant::now() + wait;
     let terminal = std::io::stderr().is_terminal();
-    while !job.finished && Instant::now() < deadline {
+    while !work.is_finished() && Instant::now() < deadline {
         if terminal {
-            let _ = write!(std::io::stderr(), "\r{}", text(&job));
+            let _ = write!(std::io::stderr(), "\r{}", work.progress());
         }
         sleep(POLL.min(deadline.duration_since(Instant::now()))).await;
-        job = state.job(job.id).await?.ok_or_else(|| anyhow!("job {} is gone", job.id))?;
+        work = work.look_again(state).await?;
     }
     if terminal {
-        let _ = writeln!(std::io::stderr());
+        let _ = writeln!(std::io::stderr(), "\r{}", work.progress());
     }
-    Ok(job)
+    Ok(work)
 }
 
 /// How far a job is.

@@ -7,12 +7,10 @@ mod bounds;
 mod dry_run;
 mod print;
 
-use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use serde_json::json;
-use tokio::time::{Instant, sleep};
 
 pub(super) use bounds::{Moment, Window};
 
@@ -20,11 +18,9 @@ use crate::config::Config;
 use crate::engine::replay::{ReplayFilter, ReplayRange};
 use crate::io::state::{StateStore, StoredReplay};
 
-use super::status::{open_state, read_slot};
+use super::job::{self, Awaited};
+use super::status::open_state;
 use super::{CommandResult, Common, Failure, print_json, print_line};
-
-/// How often a replay's progress is looked at.
-const POLL: Duration = Duration::from_millis(250);
 
 /// Send past events again: same ids, same bodies, marked as replays
 #[derive(Debug, clap::Args)]
@@ -130,11 +126,8 @@ pub(super) async fn carry_out(
     json: bool,
 ) -> CommandResult {
     let replay = state.create_replay(range).await?;
-    let leader = read_slot(config).await.context("cannot tell whether a leader runs")?;
-    if leader.is_none_or(|slot| slot.active_pid.is_none()) {
-        note(&format!("no leader runs now: replay {} begins when one does", replay.id));
-    }
-    let replay = watch(state, replay, wait).await?;
+    job::note_without_leader(config, &format!("replay {} begins when one does", replay.id)).await;
+    let replay = job::wait_for(state, replay, wait).await?;
     if json {
         print_json(&replay)?;
     } else {
@@ -150,26 +143,18 @@ pub(super) async fn carry_out(
     }
 }
 
-/// Waits for the end of the replay, at most `wait`; shows on a terminal how far it is.
-async fn watch(
-    state: &StateStore,
-    mut replay: StoredReplay,
-    wait: Duration,
-) -> Result<StoredReplay, Failure> {
-    let deadline = Instant::now() + wait;
-    let terminal = std::io::stderr().is_terminal();
-    while !replay.finished && Instant::now() < deadline {
-        if terminal {
-            let _ = write!(std::io::stderr(), "\r{}", print::bar(&replay));
-        }
-        sleep(POLL.min(deadline.duration_since(Instant::now()))).await;
-        let id = replay.id;
-        replay = state.replay(id).await?.ok_or_else(|| anyhow!("replay {id} is gone"))?;
+impl Awaited for StoredReplay {
+    fn is_finished(&self) -> bool {
+        self.finished
     }
-    if terminal {
-        let _ = writeln!(std::io::stderr(), "\r{}", print::bar(&replay));
+
+    fn progress(&self) -> String {
+        print::bar(self)
     }
-    Ok(replay)
+
+    async fn look_again(&self, state: &StateStore) -> Result<Self, Failure> {
+        Ok(state.replay(self.id).await?.ok_or_else(|| anyhow!("replay {} is gone", self.id))?)
+    }
 }
 
 async fn cancel(config: &Config, id: i64, json: bool) -> CommandResult {
@@ -186,11 +171,6 @@ async fn cancel(config: &Config, id: i64, json: bool) -> CommandResult {
     } else {
         print_line(&format!("cancelled replay {id}; requests under way may still arrive"))
     }
-}
-
-/// A remark beside the result, which goes to standard output.
-fn note(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 -- walhook's state, in the schema that `state.schema` names ({schema} below).
 -- Every key begins with `pipeline` (the slot's name) and, where a leader writes, `partition` (0 today).
 -- Applied by `walhook setup`, idempotent: only CREATE … IF NOT EXISTS and ADD COLUMN IF NOT EXISTS
--- (for tables that an earlier version made), never a rewrite. Views are replaced.
+-- (for tables that an earlier version made), never a rewrite. Views, and an index that was too narrow,
+-- are replaced.
 
 CREATE SCHEMA IF NOT EXISTS {schema};
 
@@ -155,7 +156,10 @@ ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS skipped bigint NOT NULL DEFAU
 -- While its endpoint is suspended a gap still grows.
 ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS growing boolean NOT NULL DEFAULT false;
 
-CREATE UNIQUE INDEX IF NOT EXISTS gaps_growing ON {schema}.gaps (pipeline, endpoint) WHERE growing;
+-- An earlier version's, which an endpoint that moved to another account could meet.
+DROP INDEX IF EXISTS {schema}.gaps_growing;
+CREATE UNIQUE INDEX IF NOT EXISTS gaps_growing_of_account
+    ON {schema}.gaps (pipeline, endpoint, account) WHERE growing;
 
 -- The commit LSN of the one transaction whose unreadable rest is given up, where that is the gap.
 ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS left_out pg_lsn;
@@ -181,8 +185,8 @@ ALTER TABLE {schema}.jobs ADD COLUMN IF NOT EXISTS position pg_lsn;
 
 CREATE INDEX IF NOT EXISTS jobs_unfinished ON {schema}.jobs (pipeline, id) WHERE finished_at IS NULL;
 
--- Endpoints that are stopped, by walhook (`disabled`, `suspended`) or by an operator (`paused`), since
--- `disabled_at`. A change of the endpoint's row switches a disabled one on again.
+-- Endpoints that are stopped, by walhook (`disabled`) or by an operator (`paused`), since
+-- `disabled_at`. One that is suspended has a growing gap instead. A change of the endpoint's row switches a disabled one on again.
 CREATE TABLE IF NOT EXISTS {schema}.endpoint_state (
     pipeline     text NOT NULL,
     endpoint     text NOT NULL,
@@ -219,14 +223,18 @@ WITH behind AS (SELECT pipeline, endpoint, string_agg(account, ', ') AS account,
                 FROM {schema}.backlog GROUP BY 1, 2),
      dead AS (SELECT pipeline, endpoint, count(*) AS dead_letters FROM {schema}.dead_letters
               WHERE endpoint <> '' GROUP BY 1, 2),
-     gap AS (SELECT pipeline, endpoint, sum(removed + skipped)::bigint AS in_gaps FROM {schema}.gaps
+     gap AS (SELECT pipeline, endpoint, sum(removed + skipped)::bigint AS in_gaps,
+                    max(reason) FILTER (WHERE growing) AS suspended,
+                    min(recorded_at) FILTER (WHERE growing) AS suspended_at FROM {schema}.gaps
              WHERE endpoint IS NOT NULL AND closed_at IS NULL GROUP BY 1, 2)
 SELECT pipeline, endpoint, b.account,
-       CASE WHEN s.kind IS NOT NULL THEN s.kind
+       CASE WHEN suspended IS NOT NULL THEN 'suspended'
+            WHEN s.kind IS NOT NULL THEN s.kind
             WHEN b.breaker_open_until IS NOT NULL THEN 'breaker_open'
             WHEN b.failing_since IS NOT NULL THEN 'failing'
             ELSE 'ok' END AS state,
-       s.reason, coalesce(s.disabled_at, b.failing_since) AS since,
+       coalesce(suspended, s.reason) AS reason,
+       coalesce(suspended_at, s.disabled_at, b.failing_since) AS since,
        coalesce(b.deferred, 0) AS deferred, coalesce(dead_letters, 0) AS dead_letters,
        coalesce(in_gaps, 0) AS in_gaps, b.breaker_open_until
 FROM behind b

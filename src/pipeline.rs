@@ -48,6 +48,7 @@ use crate::engine::dispatcher::{Dispatcher, Ordering, Settings};
 use crate::engine::feedback::Feedback;
 use crate::engine::halt::Halt;
 use crate::engine::retry::RetryPolicy;
+use crate::engine::room::StateSize;
 use crate::engine::settle::SettlePolicy;
 use crate::io::admin::{self, Health, Role};
 use crate::io::lookup::Lookups;
@@ -172,6 +173,7 @@ async fn lead(
     let (refilled, pages) = mpsc::channel(1);
     let (persist, persist_requests) = mpsc::channel(1);
     let (stored, persisted) = mpsc::channel(1);
+    let (measured, sizes) = watch::channel(StateSize::default());
     let flushed_at = start.frontier;
     let (flush, flushed) = watch::channel(flushed_at);
     let lookups = Lookups::new(&config.endpoints, config.accounts.as_ref());
@@ -194,6 +196,7 @@ async fn lead(
             refilled: pages,
             persist,
             persisted,
+            sizes,
             flush,
         };
         let grace = config.delivery.timeout + STORE_GRACE;
@@ -283,7 +286,7 @@ async fn lead(
         async move {
             tokio::select! {
                 () = abort.cancelled() => {}
-                () = upkeep::keep(&config, epoch, &metrics) => {}
+                () = upkeep::keep(&config, epoch, &metrics, &measured) => {}
                 () = anchor::keep(&config, epoch, &metrics) => {}
             }
             Ok(())
@@ -335,6 +338,7 @@ fn settings(config: &Config) -> Result<Settings, Stop> {
         max_hold: config.wal.max_hold,
         max_retained: config.wal.max_retained.0,
         notifies: config.notify.url.is_some(),
+        state_max: config.state.max_size.0,
     })
 }
 

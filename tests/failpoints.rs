@@ -47,7 +47,8 @@ async fn crash_between_any_two_steps_of_a_delivery_loses_and_invents_nothing() {
     endpoints.push(Endpoint { id: 71, account: 7, demand: Demand::Ended, since: 0 });
     let traffic = Traffic::start(&world, 14, REST).await.unwrap();
     let mut lives = Vec::new();
-    for at in Failpoint::ALL {
+    // Nothing is suspended here: tests/bounds.rs crashes there.
+    for at in Failpoint::ALL.into_iter().filter(|at| *at != Failpoint::GapCommitted) {
         for passage in [1, 5] {
             lives.push(crash(&mut world, at, passage).await.unwrap());
         }

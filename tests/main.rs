@@ -12,6 +12,7 @@
 #[allow(unreachable_pub, reason = "what the modules beside it use of it is public")]
 mod support;
 
+mod bounds;
 mod changes;
 mod clock;
 mod commands;

@@ -1,17 +1,24 @@
 //! `walhook gaps`: what was not delivered, and what became of it.
 
+use serde::Serialize;
 use serde_json::json;
 
 use super::status::open_state;
 use super::{CommandResult, Common, print_json, print_line};
+use crate::config::Config;
 use crate::engine::event::rfc3339;
+use crate::engine::lsn::Lsn;
+use crate::io::sql::Connection;
 use crate::io::state::Gap;
+use crate::pipeline::range;
 
 /// List what was not delivered; close a gap that is dealt with
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A gap is recorded by `walhook recover`, which gives up what cannot be read. Open gaps stand in
-`walhook status` and in the metric walhook_gaps until somebody closes them.
+A gap is recorded by `walhook recover`, which gives up what cannot be read, and by a leader that
+suspends an endpoint at state.max_size. Open gaps stand in `walhook status` and in the metric
+walhook_gaps until somebody closes them, or until a replay has sent an endpoint all of its gap: `list`
+prints the command.
 
 Examples:
   walhook gaps list
@@ -39,22 +46,34 @@ enum Command {
     },
 }
 
+/// A gap as it is shown, with what closes it.
+#[derive(Debug, Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    gap: Gap,
+    /// The command that sends it again and so closes it, where there is one now.
+    replay: Option<String>,
+    /// Why there is none, where it is an endpoint's and open.
+    no_replay: Option<String>,
+}
+
 /// Lists or closes.
 ///
 /// # Errors
 /// When the state database cannot be reached, or there is no open gap of that id.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
-    let state = open_state(&common.load()?).await?;
+    let config = common.load()?;
+    let state = open_state(&config).await?;
     match args.command {
         Command::List { all } => {
-            let gaps = state.gaps(all).await?;
+            let gaps = shown(&config, state.gaps(all).await?).await;
             if common.json {
                 return print_json(&json!({ "gaps": gaps }));
             }
             if gaps.is_empty() {
                 return print_line("no gaps");
             }
-            gaps.iter().try_for_each(|gap| print_line(&to_text(gap)))
+            gaps.iter().try_for_each(|gap| print_line(&gap.to_text()))
         }
         Command::Close { id, note } => {
             let gap = state.close_gap(id, note.as_deref()).await?.ok_or_else(|| {
@@ -69,18 +88,140 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     }
 }
 
+/// Finds out which of the gaps a replay can close.
+async fn shown(config: &Config, gaps: Vec<Gap>) -> Vec<Shown> {
+    let is_endpoints = |gap: &Gap| gap.endpoint.is_some() && gap.closed_at_us.is_none();
+    let oldest = if gaps.iter().any(is_endpoints) { oldest(config).await } else { Ok(Lsn::ZERO) };
+    let show = |gap: Gap| {
+        let way = is_endpoints(&gap).then(|| way(&gap, &oldest)).transpose();
+        let (replay, no_replay) = match way {
+            Ok(replay) => (replay, None),
+            Err(why) => (None, Some(why)),
+        };
+        Shown { gap, replay, no_replay }
+    };
+    gaps.into_iter().map(show).collect()
+}
+
+/// The oldest position that can be sent again, or why nothing can.
+async fn oldest(config: &Config) -> Result<Lsn, String> {
+    let asked = async {
+        let source = Connection::open(&config.source.url, "walhook gaps").await?;
+        range::oldest(config, &source).await
+    };
+    asked.await.map_err(|error: anyhow::Error| format!("{error:#}"))
+}
+
+/// The command that sends an endpoint's gap again, or why there is none.
+fn way(gap: &Gap, oldest: &Result<Lsn, String>) -> Result<String, String> {
+    let Gap { id, from_lsn, to_lsn, endpoint, account, growing, .. } = gap;
+    if *growing {
+        return Err(
+            "it still grows: when the state tables have room again, a replay can send it".into()
+        );
+    }
+    let by_hand =
+        format!("Send what is missing by hand, then `walhook gaps close {id} --note ...`");
+    let oldest = oldest.as_ref().map_err(|why| format!("{why}. {by_hand}"))?;
+    let unreadable = |_| format!("its range cannot be read. {by_hand}");
+    let (from, to): (Lsn, Lsn) =
+        (from_lsn.parse().map_err(unreadable)?, to_lsn.parse().map_err(unreadable)?);
+    if from < *oldest {
+        return Err(format!(
+            "the WAL from {from} on is no longer kept: what can be sent again begins at {oldest} \
+             (source.replay_window). {by_hand}"
+        ));
+    }
+    // Its last commit record begins at `to`, and a replay ends before the one it is told.
+    let behind = Lsn(to.0.saturating_add(1));
+    let mut command = format!("walhook replay start --from {from} --to {behind}");
+    for (flag, value) in [("--endpoint", endpoint), ("--account", account)] {
+        if let Some(value) = value {
+            command.push_str(&format!(" {flag} {}", quoted(value)));
+        }
+    }
+    Ok(command)
+}
+
+/// A word for a shell.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:@".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+impl Shown {
+    fn to_text(&self) -> String {
+        let mut text = to_text(&self.gap);
+        if let Some(replay) = &self.replay {
+            text.push_str(&format!("\n       send it again: {replay}"));
+        }
+        if let Some(why) = &self.no_replay {
+            text.push_str(&format!("\n       no replay: {why}"));
+        }
+        text
+    }
+}
+
 fn to_text(gap: &Gap) -> String {
-    let Gap { id, from_lsn, to_lsn, endpoint, reason, recorded_at_us, closed_at_us, note } = gap;
-    let mut text = format!("{id:<6} {from_lsn} to {to_lsn}  recorded {}", rfc3339(*recorded_at_us));
-    if let Some(endpoint) = endpoint {
-        text.push_str(&format!(", endpoint {endpoint} only"));
+    let mut text = format!(
+        "{:<6} {} to {}  recorded {}",
+        gap.id,
+        gap.from_lsn,
+        gap.to_lsn,
+        rfc3339(gap.recorded_at_us)
+    );
+    if let Some(endpoint) = &gap.endpoint {
+        let deliveries = gap.removed + gap.skipped;
+        text.push_str(&format!(", endpoint {endpoint} only: {deliveries} deliveries"));
     }
-    if let Some(closed_at_us) = closed_at_us {
-        text.push_str(&format!(", closed {}", rfc3339(*closed_at_us)));
+    if gap.growing {
+        text.push_str(" so far");
     }
-    text.push_str(&format!("\n       {reason}"));
-    if let Some(note) = note {
+    if let Some(closed_at_us) = gap.closed_at_us {
+        text.push_str(&format!(", closed {}", rfc3339(closed_at_us)));
+    }
+    text.push_str(&format!("\n       {}", gap.reason));
+    if let Some(note) = &gap.note {
         text.push_str(&format!("\n       note: {note}"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gap() -> Gap {
+        Gap {
+            id: 3,
+            from_lsn: "0/10".into(),
+            to_lsn: "0/FF".into(),
+            endpoint: Some("it's".into()),
+            account: Some("42".into()),
+            removed: 5,
+            skipped: 2,
+            growing: false,
+            reason: "suspended".into(),
+            recorded_at_us: 0,
+            closed_at_us: None,
+            note: None,
+        }
+    }
+
+    #[test]
+    fn endpoints_gap_is_shown_with_the_replay_that_sends_it_or_why_there_is_none() {
+        let shown = |gap: &Gap, oldest| way(gap, &oldest);
+        let replay =
+            r"walhook replay start --from 0/10 --to 0/100 --endpoint 'it'\''s' --account 42";
+        assert_eq!(shown(&gap(), Ok(Lsn(0x10))).as_deref(), Ok(replay));
+        let gone = shown(&gap(), Ok(Lsn(0x11))).unwrap_err();
+        assert!(gone.contains("begins at 0/11") && gone.contains("gaps close 3"), "{gone}");
+        assert!(shown(&gap(), Err("no window".into())).unwrap_err().starts_with("no window. "));
+        let growing = Gap { growing: true, ..gap() };
+        assert!(shown(&growing, Ok(Lsn(0))).unwrap_err().contains("still grows"));
+        assert!(to_text(&growing).contains("7 deliveries so far"), "{}", to_text(&growing));
+    }
 }

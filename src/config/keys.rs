@@ -20,13 +20,11 @@ pub(super) enum Kind {
     Rule,
     /// Of a rule, and it must be there.
     RequiredOfRule,
-    /// Known to later versions; refused, because ignoring it would break what it promises.
-    NotYet,
     /// Known, and refused for this reason, which is also the mend.
     Refused(&'static str),
 }
 
-use Kind::{List, NotYet, Number, Refused, Required, RequiredOfRule, Rule, Switch, Text};
+use Kind::{List, Number, Refused, Required, RequiredOfRule, Rule, Switch, Text};
 
 /// A section and its keys.
 #[derive(Debug)]
@@ -52,7 +50,7 @@ pub(super) const SECTIONS: &[Section] = &[
     },
     Section {
         name: "state",
-        keys: &[("url", Text), ("schema", Text), ("retention", Text), ("max_size", NotYet)],
+        keys: &[("url", Text), ("schema", Text), ("retention", Text), ("max_size", Text)],
     },
     Section {
         name: "endpoints",
@@ -146,7 +144,7 @@ impl Section {
 
     /// The keys that this version acts on.
     pub(super) fn supported(&self) -> impl Iterator<Item = &'static str> + use<> {
-        let refused = |kind: &Kind| matches!(kind, NotYet | Refused(_));
+        let refused = |kind: &Kind| matches!(kind, Refused(_));
         self.keys.iter().filter(move |(_, kind)| !refused(kind)).map(|(name, _)| *name)
     }
 }

@@ -262,17 +262,14 @@ impl Setting {
                 });
                 DeValue::Array(items.into_iter().map(item).collect::<DeArray<'_>>())
             }
-            Kind::Text
-            | Kind::Required
-            | Kind::Rule
-            | Kind::RequiredOfRule
-            | Kind::NotYet
-            | Kind::Refused(_) => text,
+            Kind::Text | Kind::Required | Kind::Rule | Kind::RequiredOfRule | Kind::Refused(_) => {
+                text
+            }
         }
     }
 }
 
-/// Refuses keys that do not exist, keys of later versions and missing ones; notes where each is.
+/// Refuses keys that do not exist, those that protect nothing, and missing ones; notes where each is.
 fn known_keys(origins: &mut Origins<'_>, root: &DeTable<'_>) -> Result<(), ConfigError> {
     for (name, value) in root {
         let Some(section) = Section::named(name.get_ref()) else {
@@ -331,9 +328,6 @@ fn known_keys_of(
         let problem = match section.kind(key) {
             None => Some(suggestion(key, section.supported()))
                 .map(|near| format!("there is no key {path}.{key}; {near}")),
-            Some(Kind::NotYet) => {
-                Some(format!("{path}.{key} is not supported by this version; remove it"))
-            }
             Some(Kind::Refused(reason)) => Some(format!("{path}.{key} {reason}; remove it")),
             Some(_) => None,
         };

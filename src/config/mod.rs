@@ -130,6 +130,8 @@ pub struct State {
     /// How long dead letters, finished jobs and closed gaps are kept.
     #[serde(deserialize_with = "units::duration", serialize_with = "units::as_duration")]
     pub retention: Duration,
+    /// What the state tables may take; beyond it an endpoint is suspended.
+    pub max_size: ByteSize,
 }
 
 impl Default for State {
@@ -138,6 +140,7 @@ impl Default for State {
             url: None,
             schema: defaults::walhook(),
             retention: Duration::from_secs(30 * 24 * 3600),
+            max_size: ByteSize(10 << 30),
         }
     }
 }

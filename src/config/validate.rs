@@ -23,6 +23,9 @@ const MAX_NAME: usize = 63;
 /// Time in which somebody may look at a dead letter.
 const LEAST_RETENTION: Duration = Duration::from_secs(3600);
 
+/// The empty tables take about a megabyte.
+const LEAST_STATE_SIZE: u64 = 8 << 20;
+
 /// The key, and what is wrong with its value.
 pub(super) type Problem = (String, String);
 
@@ -45,6 +48,9 @@ pub(super) fn validate(config: &Config) -> Result<(), Problem> {
     }
     if config.state.retention < LEAST_RETENTION {
         return problem("state.retention", "is below 1h; a dead letter must be there to be seen");
+    }
+    if config.state.max_size.0 < LEAST_STATE_SIZE {
+        return problem("state.max_size", "is below 8MiB; a few deferred deliveries would fill it");
     }
     table("endpoints.table", &config.endpoints.table)?;
     for watched in &config.endpoints.watch {

@@ -176,6 +176,12 @@ impl Backlog {
         self.in_table
     }
 
+    /// Whether this row stands in the queue in memory.
+    #[must_use]
+    pub fn is_loaded(&self, key: &RowKey) -> bool {
+        self.loaded.contains(key)
+    }
+
     /// Rows that stand in the queue in memory.
     #[must_use]
     pub fn loaded(&self) -> usize {
@@ -219,6 +225,34 @@ impl Backlog {
         self.block(keys);
         self.storing.insert(key.clone());
         self.lower_ceiling(key);
+    }
+
+    /// A row that no batch was handed out with will not be stored after all.
+    pub fn skip(&mut self, key: &RowKey) {
+        self.rows = self.rows.saturating_sub(1);
+        self.unasked = self.unasked.saturating_sub(1);
+        self.storing.remove(key);
+    }
+
+    /// Nothing is read back any more: what is known of rows that wait is forgotten.
+    pub fn give_up(&mut self) {
+        self.heads.clear();
+        self.waiting.clear();
+        self.held.clear();
+        (self.cursor, self.at_end, self.full, self.met) = (None, false, false, None);
+    }
+
+    /// Whether every row is in the table, and none of them in the queue.
+    #[must_use]
+    pub fn is_all_in_table(&self) -> bool {
+        self.storing.is_empty() && self.loaded.is_empty()
+    }
+
+    /// Rows were removed from the table without being read; `all`: none is left.
+    pub fn purged(&mut self, rows: u64, all: bool) {
+        debug_assert!(self.is_all_in_table(), "a row that is known was removed");
+        self.rows = if all { 0 } else { self.rows.saturating_sub(rows) };
+        self.in_table = if all { 0 } else { self.in_table.saturating_sub(rows) };
     }
 
     /// The row is in the batch that was handed out.

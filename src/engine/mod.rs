@@ -36,6 +36,8 @@ pub mod lane;
 
 pub mod backlog;
 
+pub mod room;
+
 pub mod breaker;
 
 pub mod schedule;

@@ -40,7 +40,9 @@ const WAIT_MAX: Duration = Duration::from_secs(3_600);
 pub enum NoticeKind {
     /// walhook has switched an endpoint off.
     EndpointDisabled,
-    /// An endpoint is on again, or its breaker has closed.
+    /// The state tables are full: an endpoint's deliveries are counted in a gap.
+    EndpointSuspended,
+    /// An endpoint is on again or no longer suspended, or its breaker has closed.
     EndpointRecovered,
     /// Deliveries became dead letters because their last attempts failed.
     DeliveryExhausted,
@@ -48,14 +50,19 @@ pub enum NoticeKind {
 
 impl NoticeKind {
     /// All of them.
-    pub const ALL: [Self; 3] =
-        [Self::EndpointDisabled, Self::EndpointRecovered, Self::DeliveryExhausted];
+    pub const ALL: [Self; 4] = [
+        Self::EndpointDisabled,
+        Self::EndpointSuspended,
+        Self::EndpointRecovered,
+        Self::DeliveryExhausted,
+    ];
 
     /// The event's type, also in the state tables.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::EndpointDisabled => "endpoint.disabled",
+            Self::EndpointSuspended => "endpoint.suspended",
             Self::EndpointRecovered => "endpoint.recovered",
             Self::DeliveryExhausted => "delivery.exhausted",
         }

@@ -8,6 +8,10 @@ use super::lsn::Lsn;
 use super::notice::Notice;
 use super::position::{EventId, Position};
 
+mod gap;
+
+pub use gap::{GapChange, Purge, Purged};
+
 /// Orders the events of a stream: by position, and by type among those of one change.
 ///
 /// The type is part of the key, not the rule's place in the configuration, so that the order
@@ -184,14 +188,17 @@ pub struct PersistBatch {
     pub retimed: Vec<(RowId, Tried)>,
     /// Rows that become dead letters.
     pub died: Vec<(RowId, DeadLetter)>,
-    /// Rows to be removed by the queue; answered by [`Persisted::purged`].
-    pub purges: Vec<Purge>,
     /// Rows of the table `backlog` to be inserted or replaced.
     pub backlog: Vec<BacklogRow>,
     /// Rows of the table `backlog` to be removed: none of their deferred rows is left.
     pub backlog_gone: Vec<QueueId>,
     /// What someone is to be notified of.
     pub notices: Vec<Notice>,
+    /// What the gaps of suspended queues are to say.
+    pub gaps: Vec<GapChange>,
+    /// Rows of suspended queues to be removed, and counted in their gaps; answered by
+    /// [`Persisted::purged`].
+    pub purges: Vec<Purge>,
 }
 
 /// What a batch came to, once it is durable.
@@ -389,40 +396,4 @@ pub struct BacklogRow {
     /// Until its breaker is closed: when it is tried next, in microseconds since 1970-01-01 UTC. For
     /// people, and so that the next leader can tell that the endpoint has recovered.
     pub open_until_us: Option<i64>,
-}
-
-/// Removes the rows of one queue, some at a time.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Purge {
-    /// Which.
-    pub queue: QueueId,
-    /// At most so many rows.
-    pub rows: u32,
-    /// What becomes of them.
-    pub how: PurgeHow,
-}
-
-/// What becomes of the rows that a [`Purge`] removes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PurgeHow {
-    /// They become dead letters.
-    Die {
-        /// Why.
-        reason: DeadReason,
-        /// For a person.
-        detail: String,
-    },
-    /// The endpoint was removed: nobody wants them.
-    Drop,
-}
-
-/// What a [`Purge`] came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Purged {
-    /// The queue.
-    pub queue: QueueId,
-    /// How many rows were removed.
-    pub rows: u64,
-    /// Whether none is left.
-    pub all: bool,
 }

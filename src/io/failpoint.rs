@@ -5,7 +5,7 @@
 //! neither the variable's name nor the counting.
 //!
 //! ```text
-//! received → sending → answered → storing → (deferred | dead_letter)_committed → checkpoint_committed
+//! received → sending → answered → storing → (deferred | dead_letter | gap)_committed → checkpoint_committed
 //!                                                                                     → flush_sent
 //! ```
 
@@ -24,6 +24,8 @@ pub enum Failpoint {
     DeferredCommitted,
     /// The same with dead letters.
     DeadLetterCommitted,
+    /// The same with deliveries that a gap counts.
+    GapCommitted,
     /// A state transaction is committed, the dispatcher does not know.
     CheckpointCommitted,
     /// The server has been told how far it may forget.
@@ -32,13 +34,14 @@ pub enum Failpoint {
 
 impl Failpoint {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Received,
         Self::Sending,
         Self::Answered,
         Self::Storing,
         Self::DeferredCommitted,
         Self::DeadLetterCommitted,
+        Self::GapCommitted,
         Self::CheckpointCommitted,
         Self::FlushSent,
     ];
@@ -53,6 +56,7 @@ impl Failpoint {
             Self::Storing => "storing",
             Self::DeferredCommitted => "deferred_committed",
             Self::DeadLetterCommitted => "dead_letter_committed",
+            Self::GapCommitted => "gap_committed",
             Self::CheckpointCommitted => "checkpoint_committed",
             Self::FlushSent => "flush_sent",
         }

@@ -91,6 +91,8 @@ pub struct Metrics {
     pub dead: IntCounter,
     /// `walhook_deliveries_total{result="dropped"}`: the customer removed the endpoint meanwhile.
     pub dropped: IntCounter,
+    /// `walhook_deliveries_total{result="gap"}`: a gap counts it, for its endpoint was suspended.
+    pub in_gaps: IntCounter,
     /// `walhook_deliveries_total{result="deferred"}`: left memory for the table `deferred`.
     deferred_in_all: IntCounter,
     /// The same by why: `walhook_deferred_total{reason}`.
@@ -122,6 +124,8 @@ pub struct Metrics {
     pub endpoints_disabled: IntGauge,
     /// `walhook_endpoints_stopped{state="paused"}`: endpoints that an operator has paused.
     pub endpoints_paused: IntGauge,
+    /// `walhook_endpoints_stopped{state="suspended"}`: those whose deliveries are counted in gaps.
+    pub endpoints_suspended: IntGauge,
     /// `walhook_dead_letters`: rows in the table of dead letters.
     pub dead_letters: IntGauge,
     /// `walhook_gaps`: ranges of WAL that were not delivered and that nothing has closed.
@@ -210,6 +214,7 @@ impl Metrics {
             logged: deliveries.with_label_values(&["logged"]),
             dead: deliveries.with_label_values(&["dead"]),
             dropped: deliveries.with_label_values(&["dropped"]),
+            in_gaps: deliveries.with_label_values(&["gap"]),
             deferred_in_all: deliveries.with_label_values(&["deferred"]),
             deferred_by_reason: DeferReason::ALL
                 .map(DeferReason::as_str)
@@ -257,6 +262,7 @@ impl Metrics {
             )?,
             endpoints_disabled: stopped.with_label_values(&["disabled"]),
             endpoints_paused: stopped.with_label_values(&["paused"]),
+            endpoints_suspended: stopped.with_label_values(&["suspended"]),
             dead_letters: gauge(r, "walhook_dead_letters", "Dead letters that are stored.")?,
             gaps: gauge(r, "walhook_gaps", "Ranges of WAL that were not delivered.")?,
             state_bytes: gauge(r, "walhook_state_bytes", "Bytes that the state tables take.")?,

@@ -23,6 +23,7 @@ use crate::engine::dispatcher::{
 use crate::engine::event::Item;
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{DeferReason, Persisted};
+use crate::engine::room::StateSize;
 use crate::io::clock::{Clock, unix_us};
 use crate::io::failpoint::Failpoint;
 use crate::io::metrics::Metrics;
@@ -46,6 +47,8 @@ pub(super) struct Ends {
     pub(super) refilled: mpsc::Receiver<RefillReply>,
     pub(super) persist: mpsc::Sender<PersistRequest>,
     pub(super) persisted: mpsc::Receiver<Persisted>,
+    /// What the state tables take; the last measure is enough.
+    pub(super) sizes: watch::Receiver<StateSize>,
     pub(super) flush: watch::Sender<Lsn>,
 }
 
@@ -129,6 +132,17 @@ pub(super) async fn dispatch(
             Some(input) = ends.operator.recv() => {
                 dispatcher.handle_operator(input, clock.now());
             }
+            Ok(()) = ends.sizes.changed() => {
+                let size = *ends.sizes.borrow_and_update();
+                if dispatcher.handle_state_size(size, clock.now()) {
+                    tracing::error!(
+                        total_bytes = size.total_bytes,
+                        "the state tables have reached state.max_size, and no endpoint has deferred \
+                         deliveries to give up: remove dead letters with `walhook dead-letters discard`, or \
+                         raise state.max_size"
+                    );
+                }
+            }
             Some(ended) = attempts.join_next() => {
                 let mut next = Some(ended);
                 for _ in 0..OUTCOMES_AT_ONCE {
@@ -183,6 +197,7 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
     let (metrics, gauges, counters) = (&tools.metrics, dispatcher.gauges(), dispatcher.counters());
     metrics.dead.inc_by(counters.dead - reported.dead);
     metrics.dropped.inc_by(counters.dropped - reported.dropped);
+    metrics.in_gaps.inc_by(counters.in_gaps - reported.in_gaps);
     for (reason, (now, then)) in
         DeferReason::ALL.into_iter().zip(counters.deferred.into_iter().zip(reported.deferred))
     {
@@ -199,6 +214,7 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
     metrics.breakers_open.set(count(gauges.breakers_open));
     metrics.endpoints_disabled.set(count(gauges.endpoints_disabled));
     metrics.endpoints_paused.set(count(gauges.endpoints_paused));
+    metrics.endpoints_suspended.set(count(gauges.queues_suspended));
     metrics.queued_bytes.set(count(gauges.queued_bytes));
     let now = tools.clock.now();
     let age = gauges.oldest_unsettled.map_or(Duration::ZERO, |since| now.since(since));
@@ -286,6 +302,15 @@ fn log_change(EndpointChanged { endpoint, account, change, detail }: &EndpointCh
         EndpointChange::Resumed => tracing::info!(
             %endpoint, account, reason = %detail,
             "an operator resumed the endpoint: what was deferred comes back"
+        ),
+        EndpointChange::Suspended => tracing::error!(
+            %endpoint, account, reason = %detail,
+            "state.max_size is reached: suspended the endpoint. What was deferred for it becomes a gap, and so \
+             does what comes until there is room; then `walhook gaps list` shows the replay that sends it"
+        ),
+        EndpointChange::Unsuspended => tracing::warn!(
+            %endpoint, account, reason = %detail,
+            "the endpoint is no longer suspended; `walhook gaps list` shows the replay that sends what it missed"
         ),
     }
 }

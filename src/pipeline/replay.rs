@@ -92,11 +92,21 @@ impl Feeder<'_> {
             let (from, to) = (replay.position, replay.range.to);
             tracing::info!(replay = replay.id, %from, %to, "sending a past range again");
             let StoredReplay { id: job, done, failed, .. } = replay;
+            let range = replay.range.clone();
             self.fed.entry(job).or_insert(done + failed);
             self.input.send(ReplayInput::Start(ReplayCounts { job, done, failed })).await?;
             let problem = self.carry_out(&mut store, replay).await?;
             self.input.send(ReplayInput::End(job)).await?;
             self.fed.remove(&job);
+            if problem.is_none() {
+                for gap in store.close_replayed_gaps(job, &range).await? {
+                    tracing::info!(
+                        gap,
+                        replay = job,
+                        "closed the gap that the replay has sent again"
+                    );
+                }
+            }
             store.finish_job(job, problem.as_deref()).await?;
             tracing::info!(replay = job, problem, "the replay has ended");
         }

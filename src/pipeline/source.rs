@@ -206,7 +206,7 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
     let refused = published::refuse_to_break_writes(config, &session.sentinel).await;
     refused.map_err(unless_passing)?;
     let holder = format!("{} pid {}", hostname(), std::process::id());
-    let Recovery { epoch, now_us, frontier, settled, disabled, paused, backlog } =
+    let Recovery { epoch, now_us, frontier, settled, disabled, paused, backlog, suspended } =
         store.take_lease(&holder).await?;
     let clock = Clock::start();
     check_slot(config, &session.sentinel, frontier).await?;
@@ -214,7 +214,8 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
     let left_out = store.left_out(frontier).await?;
     store.clear_halt().await?;
     let changes = Changes::new(frontier);
-    let start = Start { frontier, settled, disabled, paused, backlog, unix_us_at_zero: now_us };
+    let unix_us_at_zero = now_us;
+    let start = Start { frontier, settled, disabled, paused, backlog, suspended, unix_us_at_zero };
     let system_identifier = expected.system_identifier;
     Ok(Leader { epoch, clock, system_identifier, start, store, session, rules, changes, left_out })
 }

@@ -3,30 +3,51 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::open_state;
 use crate::config::Config;
+use crate::engine::room::StateSize;
 use crate::io::metrics::Metrics;
 use crate::io::state::{StateError, StateStore};
 
-/// How often. A round removes a thousand rows that are too old: many times what a day can add.
-const EVERY: Duration = Duration::from_secs(5);
+/// How often the tables are measured: they exceed `state.max_size` by what comes in between.
+const MEASURE_EVERY: Duration = Duration::from_secs(1);
 
-/// Measures and cleans, until it is dropped. What fails is tried again.
-pub(super) async fn keep(config: &Config, epoch: i64, metrics: &Metrics) {
+/// How often rows that are too old are removed, a thousand in each round: many times what a day can
+/// add. And how often tables are looked at for dead rows.
+const CLEAN_EVERY: Duration = Duration::from_secs(5);
+
+/// After a failure: it is logged, and a new session opened.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Measures and cleans, until it is dropped. What fails is tried again. Tells the sizes to `measured`.
+pub(super) async fn keep(
+    config: &Config,
+    epoch: i64,
+    metrics: &Metrics,
+    measured: &watch::Sender<StateSize>,
+) {
     // Apart from each other: to vacuum may take minutes, and sizes are wanted meanwhile.
     let measure = async {
         loop {
-            report(measure(config, epoch, metrics).await);
-            tokio::time::sleep(EVERY).await;
+            report(measure(config, epoch, metrics, measured).await);
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    let expire = async {
+        loop {
+            report(expire(config, epoch).await);
+            tokio::time::sleep(PAUSE).await;
         }
     };
     let vacuum = async {
         loop {
-            report(vacuum(config, epoch).await);
-            tokio::time::sleep(EVERY).await;
+            report(vacuum(config, epoch, measured).await);
+            tokio::time::sleep(PAUSE).await;
         }
     };
-    futures_util::join!(measure, vacuum);
+    futures_util::join!(measure, expire, vacuum);
 }
 
 fn report(ended: Result<Infallible, StateError>) {
@@ -35,28 +56,50 @@ fn report(ended: Result<Infallible, StateError>) {
 }
 
 /// Over and over, on the same session until something fails.
-async fn measure(config: &Config, epoch: i64, metrics: &Metrics) -> Result<Infallible, StateError> {
-    let mut store = open(config, epoch).await?;
+async fn measure(
+    config: &Config,
+    epoch: i64,
+    metrics: &Metrics,
+    measured: &watch::Sender<StateSize>,
+) -> Result<Infallible, StateError> {
+    let store = open(config, epoch).await?;
+    // Where the session before was lost, the server may have crashed.
+    store.count_rows().await?;
     loop {
-        let sizes = store.sizes().await?;
-        metrics.state_bytes.set(i64::try_from(sizes.total_bytes).unwrap_or(i64::MAX));
-        let removed = store.expire(config.state.retention).await?;
-        if removed > 0 {
-            tracing::info!(rows = removed, "removed what state.retention no longer keeps");
-        }
-        tokio::time::sleep(EVERY).await;
+        let size = store.sizes().await?;
+        metrics.state_bytes.set(i64::try_from(size.total_bytes).unwrap_or(i64::MAX));
+        measured.send_replace(size);
+        tokio::time::sleep(MEASURE_EVERY).await;
     }
 }
 
 /// Likewise.
-async fn vacuum(config: &Config, epoch: i64) -> Result<Infallible, StateError> {
+async fn expire(config: &Config, epoch: i64) -> Result<Infallible, StateError> {
+    let mut store = open(config, epoch).await?;
+    loop {
+        let removed = store.expire(config.state.retention).await?;
+        if removed > 0 {
+            tracing::info!(rows = removed, "removed what state.retention no longer keeps");
+        }
+        tokio::time::sleep(CLEAN_EVERY).await;
+    }
+}
+
+/// Likewise.
+async fn vacuum(
+    config: &Config,
+    epoch: i64,
+    measured: &watch::Sender<StateSize>,
+) -> Result<Infallible, StateError> {
     let store = open(config, epoch).await?;
     loop {
-        let vacuumed = store.vacuum().await?;
+        // Near the bound the room of removed rows is wanted soon.
+        let is_near = measured.borrow().is_near(config.state.max_size.0);
+        let vacuumed = store.vacuum(is_near).await?;
         if !vacuumed.is_empty() {
             tracing::debug!(tables = vacuumed.join(", "), "vacuumed");
         }
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(if is_near { MEASURE_EVERY } else { CLEAN_EVERY }).await;
     }
 }
 

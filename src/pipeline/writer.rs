@@ -73,6 +73,9 @@ pub(super) async fn write(
         if !batch.dead_letters.is_empty() || !batch.died.is_empty() {
             Failpoint::DeadLetterCommitted.pass();
         }
+        if !batch.gaps.is_empty() || !batch.purges.is_empty() {
+            Failpoint::GapCommitted.pass();
+        }
         Failpoint::CheckpointCommitted.pass();
         health.send_modify(|health| health.checkpoint_written_at = Some(Instant::now()));
         if persisted.send(done).await.is_err() {

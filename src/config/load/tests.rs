@@ -144,10 +144,7 @@ fn error_names_place_key_and_mend() {
             "w.toml:7:3: egress.allow: invalid IP address syntax",
         ),
         ("[deliver]", "w.toml:5:2: there is no section deliver; did you mean delivery?"),
-        (
-            "[state]\nmax_size = \"10GiB\"",
-            "w.toml:6:1: state.max_size is not supported by this version",
-        ),
+        ("[state]\nmax_size = \"7MiB\"", "w.toml:6:12: state.max_size: is below 8MiB"),
         (
             "[delivery]\nmode = \"dry\"",
             "w.toml:6:8: delivery.mode: unknown variant `dry`, expected `live` or `log`",
@@ -193,7 +190,7 @@ fn error_names_the_variable() {
         ("WALHOOK_DELIVER__TIMEOUT", "1s", "there is no section deliver; did you mean delivery?"),
         ("WALHOOK_EGRESS__ALLOW", "10.0.0.0/8,x", "egress.allow: invalid IP address syntax"),
         ("WALHOOK_EVENTS__TYPE", "a.b", "rules can be set in the file only"),
-        ("WALHOOK_STATE__MAX_SIZE", "1GiB", "state.max_size is not supported by this version"),
+        ("WALHOOK_STATE__MAX_SIZE", "much", "state.max_size: \"much\" is not a size"),
     ] {
         let error = with("", &[(name, value)]).unwrap_err();
         let expected = format!("environment variable {name}: {expected}");

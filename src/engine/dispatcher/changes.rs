@@ -19,16 +19,22 @@ pub enum EndpointChange {
     Paused,
     /// An operator has resumed it.
     Resumed,
+    /// The state tables are full: its deferred deliveries, and those that come, are counted in a gap.
+    Suspended,
+    /// They have room again: its deliveries go as before.
+    Unsuspended,
 }
 
 impl EndpointChange {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Disabled,
         Self::Enabled,
         Self::BreakerOpened,
         Self::BreakerClosed,
         Self::Paused,
+        Self::Suspended,
+        Self::Unsuspended,
         Self::Resumed,
     ];
 
@@ -41,6 +47,8 @@ impl EndpointChange {
             Self::BreakerOpened => "breaker_opened",
             Self::BreakerClosed => "breaker_closed",
             Self::Paused => "paused",
+            Self::Suspended => "suspended",
+            Self::Unsuspended => "unsuspended",
             Self::Resumed => "resumed",
         }
     }
@@ -49,7 +57,10 @@ impl EndpointChange {
     const fn notice(self) -> Option<NoticeKind> {
         match self {
             Self::Disabled => Some(NoticeKind::EndpointDisabled),
-            Self::Enabled | Self::BreakerClosed => Some(NoticeKind::EndpointRecovered),
+            Self::Suspended => Some(NoticeKind::EndpointSuspended),
+            Self::Enabled | Self::BreakerClosed | Self::Unsuspended => {
+                Some(NoticeKind::EndpointRecovered)
+            }
             // Whoever pauses and resumes knows.
             Self::BreakerOpened | Self::Paused | Self::Resumed => None,
         }

@@ -25,6 +25,7 @@ use super::super::tick::Tick;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
 use super::durable::{Leaving, RowChange};
+use super::suspend::Suspension;
 
 /// Bytes that wait in memory for one endpoint; what comes beyond is deferred.
 const QUEUE_BYTES_MAX: usize = 4 << 20;
@@ -47,6 +48,7 @@ pub(super) struct Detour {
     /// Set while it is not known whether the endpoint is any better than when an earlier leader's
     /// breaker was open: what the table says of that one.
     pub(super) was_open_until_us: Option<i64>,
+    pub(super) suspension: Option<Suspension>,
 }
 
 /// Why deliveries leave memory.
@@ -69,6 +71,7 @@ impl Detour {
             stopped_before_us: 0,
             breaker: None,
             was_open_until_us: None,
+            suspension: None,
         }
     }
 
@@ -118,6 +121,9 @@ impl Dispatcher {
 
     /// Why a delivery that arrives now must join the queue's deferred rows, if it must.
     pub(super) fn why_defer(&self, queue: &QueueId, keys: &RowKeys) -> Option<DeferReason> {
+        if self.is_suspended(queue) {
+            return Some(DeferReason::Overflow);
+        }
         if self.is_paused(&queue.endpoint) {
             return Some(DeferReason::Paused);
         }
@@ -154,9 +160,14 @@ impl Dispatcher {
         if reason == DeferReason::Overflow {
             detour.backlog.block_all(reason);
         }
-        let tried = Tried::default();
-        detour.backlog.defer(&key, keys, &tried, None, false);
-        self.store_row(queue, key, Kept { held, txn, ordinal }, reason, tried);
+        let (tried, kept) = (Tried::default(), Kept { held, txn, ordinal });
+        self.defer_or_skip(
+            queue,
+            key,
+            keys,
+            kept,
+            Leave { reason, tried, due: None, behind: false },
+        );
         self.rest_if_idle(lane_id, id);
     }
 
@@ -205,17 +216,13 @@ impl Dispatcher {
         let detour = self.detour(queue);
         match pending.origin {
             Origin::Stream { txn, ordinal } => {
-                detour.backlog.defer(&key, &keys, &tried, due, behind);
-                self.store_row(
-                    queue,
-                    key,
-                    Kept { held: pending.held, txn, ordinal },
-                    reason,
-                    tried,
-                );
+                let kept = Kept { held: pending.held, txn, ordinal };
+                self.defer_or_skip(queue, key, &keys, kept, Leave { reason, tried, due, behind });
             }
             Origin::Deferred { insertion, .. } => {
-                if let Some(due) = due {
+                if detour.is_suspended() {
+                    detour.backlog.unload(&key, &keys, false);
+                } else if let Some(due) = due {
                     detour.backlog.fail(&key, &keys, &tried, due);
                     let row = RowId { queue: queue.clone(), key, event: pending.held.event.id };
                     self.durable.change(row, insertion, RowChange::Retime(tried));
@@ -238,6 +245,10 @@ impl Dispatcher {
         id: DeliveryId,
     ) {
         let Some(queue) = self.queue_id(lane_id, endpoint) else { return };
+        if self.is_suspended(&queue) {
+            // Nothing new is sent to it, so it holds the frontier no longer than one request takes.
+            return;
+        }
         let insertion = self.durable.next_insertion();
         let Some(in_memory) = self.lanes.get_mut(&lane_id).and_then(|l| l.queue_mut(endpoint))
         else {
@@ -255,7 +266,26 @@ impl Dispatcher {
         pending.tried = Some(Box::new(Tried { history: Vec::new(), ..tried.clone() }));
         self.bytes += DELIVERY_BYTES;
         self.detour(&queue).backlog.keep(&key, &keys);
-        self.store_row(&queue, key, Kept { held, txn, ordinal }, DeferReason::Held, tried);
+        self.store_row(&queue, key, Kept { held, txn, ordinal }, DeferReason::Held, tried, false);
+    }
+
+    /// A delivery of the stream leaves memory: into the table, or, while its queue is suspended, into
+    /// the gap.
+    fn defer_or_skip(
+        &mut self,
+        queue: &QueueId,
+        key: RowKey,
+        keys: &RowKeys,
+        kept: Kept,
+        leave: Leave,
+    ) {
+        let Leave { reason, tried, due, behind } = leave;
+        let detour = self.detour(queue);
+        let skip = detour.is_suspended();
+        if !skip {
+            detour.backlog.defer(&key, keys, &tried, due, behind);
+        }
+        self.store_row(queue, key, kept, reason, tried, skip);
     }
 
     /// Makes room when what is queued in memory takes too much: the longest queues lose their tails.
@@ -312,15 +342,16 @@ impl Dispatcher {
         kept: Kept,
         reason: DeferReason,
         tried: Tried,
+        skip: bool,
     ) {
         let Kept { held, txn, ordinal } = kept;
         let event = Arc::clone(&held.event);
         let id = RowId { queue: queue.clone(), key, event: event.id };
-        if let Some(count) = self.counters.deferred.get_mut(reason.index()) {
+        if !skip && let Some(count) = self.counters.deferred.get_mut(reason.index()) {
             *count += 1;
         }
         let row = Defer { id, event, reason, tried };
-        self.durable.leave(Leaving { row, held, txn, ordinal });
+        self.durable.leave(Leaving { row, held, txn, ordinal, skip });
         self.outdate(queue);
     }
 
@@ -359,4 +390,14 @@ struct Kept {
     held: Arc<Held>,
     txn: TxnSeq,
     ordinal: u64,
+}
+
+/// How a delivery leaves memory.
+struct Leave {
+    reason: DeferReason,
+    tried: Tried,
+    /// It failed, and is not tried before then.
+    due: Option<Tick>,
+    /// It only leaves because one that failed does.
+    behind: bool,
 }

@@ -1,20 +1,16 @@
 //! What is to be made durable: collected between state transactions, handed out one at a time.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::attempt::DeliveryId;
 use super::super::event::EndpointId;
-use super::super::lane::{DELIVERY_BYTES, Held};
 use super::super::lsn::Lsn;
 use super::super::persist::{
-    DeadLetter, Defer, DisableEndpoint, JobDone, PauseEndpoint, PersistBatch, Persisted, QueueId,
-    Retried, RowId, Tried,
+    Defer, DisableEndpoint, JobDone, PauseEndpoint, PersistBatch, Persisted, QueueId, Retried,
+    RowId,
 };
-use super::super::schedule::LaneId;
 use super::super::tick::Tick;
-use super::super::tracker::TxnSeq;
+pub(super) use super::outgoing::{Body, Dying, Leaving, RowChange};
 use super::{Dispatcher, PERSIST_SLOW, UNPERSISTED_MAX};
 
 /// How long outcomes wait for others before they are stored together.
@@ -69,49 +65,6 @@ pub(super) struct Durable {
     paused: Vec<PauseEndpoint>,
     jobs: Vec<JobDone>,
     under_way: Option<UnderWay>,
-}
-
-/// A dead letter that does not count as settled yet.
-#[derive(Debug)]
-pub(super) struct Dying {
-    pub(super) letter: DeadLetter,
-    pub(super) body: Body,
-}
-
-/// What remains in memory until then.
-#[derive(Debug)]
-pub(super) enum Body {
-    /// An unroutable change stands in no lane.
-    Unroutable { txn: TxnSeq, held: Arc<Held> },
-    /// A delivery keeps its place in its queue.
-    Delivery { txn: TxnSeq, ordinal: u64, lane: LaneId, endpoint: EndpointId, id: DeliveryId },
-    /// So does one that has a row in the table.
-    Row { row: RowId, insertion: u64, lane: LaneId, id: DeliveryId },
-}
-
-/// A delivery on its way into the table. It does not count as settled yet.
-#[derive(Debug)]
-pub(super) struct Leaving {
-    pub(super) row: Defer,
-    pub(super) held: Arc<Held>,
-    /// The transaction that waits for it to be stored.
-    pub(super) txn: TxnSeq,
-    pub(super) ordinal: u64,
-}
-
-impl Leaving {
-    fn bytes(&self) -> usize {
-        DELIVERY_BYTES + self.held.event.size_bytes()
-    }
-}
-
-/// What becomes of a row.
-#[derive(Debug)]
-pub(super) enum RowChange {
-    /// It goes.
-    Remove,
-    /// It is tried later.
-    Retime(Tried),
 }
 
 #[derive(Debug)]
@@ -224,6 +177,11 @@ impl Durable {
         self.touched = true;
     }
 
+    /// What is to be inserted, and in no batch yet.
+    pub(super) fn leaving_mut(&mut self) -> impl Iterator<Item = &mut Leaving> {
+        self.leaving.iter_mut()
+    }
+
     /// What the rows that are not stored yet hold in memory.
     pub(super) fn leaving_bytes(&self) -> usize {
         self.leaving_bytes
@@ -326,6 +284,7 @@ impl Dispatcher {
         let dying = self.hand_out_dying(&mut batch);
         let mut removed = self.hand_out_changes(&mut batch);
         removed.extend(batch.died.iter().map(|(row, _)| row.clone()));
+        self.hand_out_gaps(&mut batch, self.durable.rows_max.saturating_sub(stored.len()));
         self.hand_out_backlogs(&mut batch, now);
         batch.settled = self.ahead.take(|txn| self.tracker.is_passed(txn));
         batch.settled.extend(self.hand_out_joins());
@@ -365,11 +324,15 @@ impl Dispatcher {
             let QueueId { account, endpoint } = &id.queue;
             // With its row, not after it: else a crash in between would send it once more.
             self.ahead.push(account, endpoint, leaving.ordinal, event, leaving.txn);
-            if let Some(detour) = self.detours.get_mut(&id.queue) {
-                detour.backlog.handed_out();
+            if leaving.skip {
+                self.count_skipped(&id.queue, event.position.commit_lsn());
+            } else {
+                if let Some(detour) = self.detours.get_mut(&id.queue) {
+                    detour.backlog.handed_out();
+                }
+                batch.deferred.push(leaving.row.clone());
+                self.outdate(&leaving.row.id.queue);
             }
-            batch.deferred.push(leaving.row.clone());
-            self.outdate(&leaving.row.id.queue);
             stored.push(leaving);
         }
         stored
@@ -448,7 +411,7 @@ impl Dispatcher {
     }
 
     /// The batch handed out last is durable. Returns the flush LSN: what the source may forget.
-    pub fn handle_persisted(&mut self, _persisted: &Persisted, now: Tick) -> Lsn {
+    pub fn handle_persisted(&mut self, persisted: &Persisted, now: Tick) -> Lsn {
         let Some(under_way) = self.durable.under_way.take() else {
             debug_assert!(false, "nothing was to be persisted");
             return self.durable.stored_frontier;
@@ -456,7 +419,9 @@ impl Dispatcher {
         assert!(under_way.frontier >= self.durable.stored_frontier, "the checkpoint went back");
         self.durable.stored_frontier = under_way.frontier;
         self.durable.last_stored = now;
-        self.durable.adapt(now.since(under_way.started), under_way.stored.len());
+        let purged = persisted.purged.iter().map(|purged| purged.rows).sum::<u64>();
+        let rows = under_way.stored.len() + usize::try_from(purged).unwrap_or(usize::MAX);
+        self.durable.adapt(now.since(under_way.started), rows);
         for leaving in under_way.stored {
             self.handle_row_stored(leaving, now);
         }
@@ -473,6 +438,7 @@ impl Dispatcher {
             self.durable.touch();
             self.bury(dying, now);
         }
+        self.handle_purged(&persisted.purged, now);
         for queue in queues {
             self.look_after(&queue, now);
         }
@@ -485,10 +451,10 @@ impl Dispatcher {
     fn handle_row_stored(&mut self, leaving: Leaving, now: Tick) {
         self.durable.touch();
         self.durable.leaving_bytes = self.durable.leaving_bytes.saturating_sub(leaving.bytes());
-        let Leaving { row, held, txn, .. } = leaving;
+        let Leaving { row, held, txn, skip, .. } = leaving;
         self.tracker.complete(txn);
         self.free(held);
-        if let Some(detour) = self.detours.get_mut(&row.id.queue) {
+        if !skip && let Some(detour) = self.detours.get_mut(&row.id.queue) {
             detour.backlog.stored(&row.id.key);
         }
         self.look_after(&row.id.queue, now);

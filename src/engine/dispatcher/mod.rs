@@ -22,6 +22,7 @@
 //!   stored.
 //! - The same holds for a delivery that is deferred: see the module `defer`. That is the one way out of memory
 //!   without an end.
+//! - While its endpoint is suspended it is counted in a gap instead: see the module `suspend`.
 //! - At most [`UNPERSISTED_MAX`] outcomes are not durable, beside what is in flight: beyond that, and
 //!   while a state transaction takes longer than [`PERSIST_SLOW`], nothing is sent.
 //! - Memory: each pending event is counted once, each delivery of it by a constant. At three quarters
@@ -37,6 +38,7 @@ mod input;
 mod join;
 mod operator;
 mod outcome;
+mod outgoing;
 mod refill;
 mod replay;
 mod send;
@@ -44,6 +46,7 @@ mod settings;
 #[cfg(test)]
 mod simulation;
 mod stop;
+mod suspend;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -71,6 +74,7 @@ use join::Joins;
 use refill::Refills;
 use replay::Replays;
 use send::InFlight;
+use suspend::Suspensions;
 
 pub use changes::{EndpointChange, EndpointChanged};
 pub use operator::OperatorInput;
@@ -115,6 +119,7 @@ pub struct Dispatcher {
     paused: HashMap<EndpointId, i64>,
     /// The queues that have deferred rows.
     detours: HashMap<QueueId, Detour>,
+    suspensions: Suspensions,
     refills: Refills,
     replays: Replays,
     /// The frontier is not looked at again before then.
@@ -183,6 +188,7 @@ impl Dispatcher {
             disabled,
             paused,
             detours: HashMap::new(),
+            suspensions: Suspensions::default(),
             refills: Refills::new(settings.memory_limit, known_from),
             replays: Replays::default(),
             next_release: Tick(0),
@@ -202,6 +208,7 @@ impl Dispatcher {
             settings,
         };
         dispatcher.recover_detours(start.backlog);
+        dispatcher.recover_suspensions(start.suspended);
         dispatcher
     }
 
@@ -266,6 +273,7 @@ impl Dispatcher {
             breakers_open: self.detours.values().filter(|d| d.breaker.is_some()).count(),
             endpoints_disabled: self.disabled.len(),
             endpoints_paused: self.paused.len(),
+            queues_suspended: self.detours.values().filter(|d| d.is_suspended()).count(),
             in_flight_fast: self.scheduler.in_flight(Pool::Fast),
             in_flight_slow: self.scheduler.in_flight(Pool::Slow),
             oldest_unsettled: self.tracker.oldest_unsettled(),

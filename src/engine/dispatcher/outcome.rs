@@ -75,7 +75,11 @@ impl Dispatcher {
     ) -> Option<()> {
         let queue = self.queue_id(lane_id, endpoint)?;
         let progress = self.progress(lane_id, endpoint, id, now)?;
-        let may_wait = progress.place != Place::Memory || !self.is_stopped(&queue);
+        let may_wait = match progress.place {
+            Place::Memory => !self.is_stopped(&queue),
+            Place::Table => !self.is_suspended(&queue),
+            Place::DeadLetters => true,
+        };
         let last_status = outcome.result.as_ref().ok().map(|answer| answer.status);
         let mut settlement = settle(outcome, progress, &self.settings.settle, &mut self.rng);
         if self.is_paused(endpoint) {

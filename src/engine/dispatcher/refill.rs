@@ -120,6 +120,7 @@ impl Dispatcher {
         let heads = if known < self.refills.heads_max { HEADS_MAX } else { HEADS_MIN };
         for Refilled { queue, rows, end } in pages {
             let bytes = self.refills.page_bytes;
+            let heads = if self.is_suspended(&queue) { 0 } else { heads };
             let room = Room { rows: self.rows_to_load(&queue, now), bytes, heads };
             let read = |row: Deferred| Read {
                 keys: self.row_keys(&row),
@@ -151,7 +152,7 @@ impl Dispatcher {
         match breaker {
             // An older event of its account waits for its routes.
             _ if self.parked.contains_key(&queue.account) => 0,
-            _ if self.is_paused(&queue.endpoint) => 0,
+            _ if self.is_paused(&queue.endpoint) || self.is_suspended(queue) => 0,
             None => usize::MAX,
             Some(breaker) => usize::from(breaker.wants_probe(now)),
         }
@@ -176,6 +177,11 @@ impl Dispatcher {
     /// that its deliveries are sent directly again when none is left.
     pub(super) fn look_after(&mut self, queue: &QueueId, now: Tick) {
         let Some(detour) = self.detours.get_mut(queue) else { return };
+        if detour.suspension.is_some() {
+            // Its rows may be removed now.
+            self.durable.touch();
+            return;
+        }
         if detour.rows() == 0 {
             detour.close_breaker(now);
             detour.backlog.unblock();
@@ -215,7 +221,7 @@ impl Dispatcher {
     }
 
     fn wanted_page(&self, queue: &QueueId, now: Tick) -> Option<Page> {
-        let detour = self.detours.get(queue)?;
+        let detour = self.detours.get(queue).filter(|detour| !detour.is_suspended())?;
         let in_memory = self.lane_of.get(&queue.account).and_then(|id| self.lanes.get(id));
         let in_memory = in_memory.and_then(|lane| lane.queue(&queue.endpoint));
         let page = match &detour.breaker {

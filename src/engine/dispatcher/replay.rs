@@ -93,7 +93,7 @@ impl Dispatcher {
         let queue = QueueId { account: event.account.clone(), endpoint };
         if self.is_stopped(&queue) {
             // To wait for it would hold the replay up for everyone.
-            let detail = "the endpoint is paused, or its breaker is open".to_owned();
+            let detail = "the endpoint is paused or suspended, or its breaker is open".to_owned();
             let letter = DeadLetter {
                 event,
                 endpoint: Some(queue.endpoint),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::engine::event::{EndpointId, Event};
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{
-    BacklogRow, DeferReason, DisableEndpoint, PauseEndpoint, SettledRange,
+    BacklogRow, DeferReason, DisableEndpoint, GapChange, PauseEndpoint, SettledRange,
 };
 use crate::engine::settle::SettlePolicy;
 use crate::engine::tick::Tick;
@@ -45,6 +45,8 @@ pub struct Settings {
     pub max_retained: u64,
     /// Whether someone is to be notified of what happens to endpoints.
     pub notifies: bool,
+    /// What the state tables may take, in bytes.
+    pub state_max: u64,
 }
 
 /// Where an earlier leader left off.
@@ -60,6 +62,8 @@ pub struct Start {
     pub paused: Vec<PauseEndpoint>,
     /// The queues that have deferred rows.
     pub backlog: Vec<BacklogRow>,
+    /// The gaps of suspended queues.
+    pub suspended: Vec<GapChange>,
     /// What the state database's clock said at tick 0: microseconds since 1970-01-01 UTC. All leaders
     /// go by that one, whatever their own say; a step of it later changes nothing.
     pub unix_us_at_zero: i64,
@@ -87,6 +91,8 @@ pub struct Counters {
     pub dead: u64,
     /// Deliveries whose endpoint was removed.
     pub dropped: u64,
+    /// Deliveries that a gap counts, of endpoints that were suspended.
+    pub in_gaps: u64,
     /// Deliveries that were deferred, by [`DeferReason`].
     pub deferred: [u64; DeferReason::ALL.len()],
 }
@@ -110,6 +116,8 @@ pub struct Gauges {
     pub endpoints_disabled: usize,
     /// Endpoints that an operator has paused.
     pub endpoints_paused: usize,
+    /// Queues whose deliveries are counted in gaps.
+    pub queues_suspended: usize,
     /// Requests in flight to fast endpoints.
     pub in_flight_fast: u32,
     /// Requests in flight to slow endpoints.

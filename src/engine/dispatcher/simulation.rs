@@ -6,6 +6,7 @@
 //! none is deferred any more.
 
 mod days;
+mod gaps;
 mod world;
 
 use std::cmp::Reverse;
@@ -21,9 +22,7 @@ use super::*;
 use crate::engine::attempt::{Attempt, Failure, FailureKind, Outcome};
 use crate::engine::endpoint::Routes;
 use crate::engine::event::{Invalidation, Item, Scope};
-use crate::engine::persist::{
-    DisableEndpoint, PauseEndpoint, PersistBatch, Persisted, Refill, Refilled,
-};
+use crate::engine::persist::{DisableEndpoint, PauseEndpoint, PersistBatch, Refill, Refilled};
 use crate::engine::retry::RetryPolicy;
 use crate::engine::route::Snapshot;
 use crate::engine::settle::SettlePolicy;
@@ -36,6 +35,7 @@ enum Happens {
     LookedUp,
     Refilled,
     Stored,
+    Measured,
     Wake,
 }
 
@@ -80,6 +80,7 @@ impl Life {
             disabled: disabled.collect(),
             paused: paused.collect(),
             backlog: world.backlog.values().cloned().collect(),
+            suspended: world.growing().collect(),
             unix_us_at_zero: UNIX_US,
         };
         let next_txn = world.txns.iter().take_while(|t| t.end_lsn <= world.frontier).count();
@@ -98,6 +99,9 @@ impl Life {
             unstored: 0,
         };
         life.plan(now, Happens::Streamed, rng);
+        if world.bound.is_some() {
+            life.plan(now, Happens::Measured, rng);
+        }
         life
     }
 
@@ -240,9 +244,13 @@ impl Life {
                 self.dispatcher.handle_refilled(pages, now);
             }
             Happens::Stored => {
-                world.store(self.batch.take().unwrap());
-                self.dispatcher.handle_persisted(&Persisted::default(), now);
+                let persisted = world.store(self.batch.take().unwrap());
+                self.dispatcher.handle_persisted(&persisted, now);
                 self.storing = 0;
+            }
+            Happens::Measured => {
+                self.dispatcher.handle_state_size(world.size(), now);
+                self.plan(now + Duration::from_millis(500), Happens::Measured, rng);
             }
             Happens::Wake => {}
         }
@@ -284,6 +292,7 @@ impl Life {
             && world.backlog.is_empty()
             && world.job.is_none()
             && world.resume_at.is_none()
+            && world.growing().next().is_none()
             && self.refill.is_none()
     }
 }
@@ -308,23 +317,34 @@ fn settings(memory_limit: usize) -> Settings {
         max_hold: Duration::from_secs(3),
         max_retained: 10_000,
         notifies: true,
+        state_max: u64::MAX,
     }
 }
 
 /// Runs a world with its crashes to the end, and checks what came of it.
 fn simulate(seed: u64, transactions: u64, crashes: u32) -> World {
-    simulate_with(seed, transactions, crashes, 0, SLOTS)
+    simulate_with(seed, transactions, crashes, 0, SLOTS, None)
 }
 
-/// As [`simulate`], with an operator who pauses endpoints, and so many slots in each pool.
-fn simulate_with(seed: u64, transactions: u64, crashes: u32, pauses: u32, slots: u32) -> World {
+/// As [`simulate`], with an operator who pauses endpoints, so many slots in each pool, and where the
+/// table may take so many bytes.
+fn simulate_with(
+    seed: u64,
+    transactions: u64,
+    crashes: u32,
+    pauses: u32,
+    slots: u32,
+    bound: Option<u64>,
+) -> World {
     let mut rng = SmallRng::seed_from_u64(seed);
-    let mut world = World::new(&mut rng, transactions);
+    let mut world = World { bound, ..World::new(&mut rng, transactions) };
     world.pauses_left = if world.tempers.is_empty() { 0 } else { pauses };
     let mut now = Tick(0);
     let mut left = crashes;
     let memory_limit = if seed.is_multiple_of(2) { 1 << 20 } else { 1 << 17 };
-    let settings = Settings { fast_slots: slots, slow_slots: slots, ..settings(memory_limit) };
+    let state_max = bound.unwrap_or(u64::MAX);
+    let settings =
+        Settings { fast_slots: slots, slow_slots: slots, state_max, ..settings(memory_limit) };
     let mut life = Life::new(&world, &settings, &mut rng, now);
     let end = Tick(0) + Duration::from_secs(7 * 24 * 3600);
     loop {
@@ -369,7 +389,7 @@ fn dispatcher_loses_and_invents_nothing_across_crashes_by_seed() {
 #[test]
 fn dispatcher_sends_nothing_to_a_paused_endpoint_and_loses_nothing_across_crashes_by_seed() {
     for seed in 2_000..2_012 {
-        account_for(seed, &simulate_with(seed, 300, 4, 5, SLOTS));
+        account_for(seed, &simulate_with(seed, 300, 4, 5, SLOTS, None));
     }
 }
 
@@ -377,7 +397,7 @@ fn dispatcher_sends_nothing_to_a_paused_endpoint_and_loses_nothing_across_crashe
 fn dispatcher_loses_and_invents_nothing_where_requests_are_given_up_by_seed() {
     let mut aborts = 0;
     for seed in 3_000..3_012 {
-        let world = simulate_with(seed, 300, 2, 0, 3);
+        let world = simulate_with(seed, 300, 2, 0, 3, None);
         account_for(seed, &world);
         aborts += world.aborts;
     }

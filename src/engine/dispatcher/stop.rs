@@ -55,7 +55,7 @@ impl Dispatcher {
         now: Tick,
     ) {
         let went = went(outcome);
-        if self.is_paused(&queue.endpoint) || outcome.aborted() {
+        if self.is_paused(&queue.endpoint) || self.is_suspended(queue) || outcome.aborted() {
             return;
         }
         let detour = self.detours.get_mut(queue);
@@ -94,7 +94,7 @@ impl Dispatcher {
         }
     }
 
-    fn tell_of(&mut self, queue: &QueueId, change: EndpointChange, detail: String) {
+    pub(super) fn tell_of(&mut self, queue: &QueueId, change: EndpointChange, detail: String) {
         let QueueId { account, endpoint } = queue.clone();
         self.tell(EndpointChanged { endpoint, account: Some(account), change, detail });
     }
@@ -164,10 +164,10 @@ impl Dispatcher {
         }
     }
 
-    /// Whether deliveries to the queue's endpoint wait in the table, whatever comes.
+    /// Whether no delivery to the queue's endpoint waits in memory, whatever comes.
     pub(super) fn is_stopped(&self, queue: &QueueId) -> bool {
-        self.is_paused(&queue.endpoint)
-            || self.detours.get(queue).is_some_and(|detour| detour.breaker.is_some())
+        let stopped = |detour: &Detour| detour.breaker.is_some() || detour.is_suspended();
+        self.is_paused(&queue.endpoint) || self.detours.get(queue).is_some_and(stopped)
     }
 }
 

@@ -14,7 +14,7 @@ pub struct Standing {
     pub endpoint: String,
     /// The accounts of its deferred rows, where it has any.
     pub account: Option<String>,
-    /// `disabled`, `paused`, `breaker_open`, `failing`, or `ok`.
+    /// `suspended`, `disabled`, `paused`, `breaker_open`, `failing`, or `ok`.
     pub state: String,
     /// Why it is stopped.
     pub reason: Option<String>,

@@ -4,10 +4,15 @@ use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::{PgLsn, Type};
 
+use crate::engine::event::{AccountId, EndpointId};
 use crate::engine::lsn::Lsn;
+use crate::engine::persist::{GapChange, QueueId};
+use crate::engine::replay::ReplayRange;
 
 use super::inspect::us;
-use super::{Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339};
+use super::{
+    Param, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence, unreadable,
+};
 
 /// A range of WAL whose changes were not delivered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -20,6 +25,14 @@ pub struct Gap {
     pub to_lsn: String,
     /// The endpoint whose deliveries these are; `None`: of all of them.
     pub endpoint: Option<String>,
+    /// Of an endpoint: the account whose events these are.
+    pub account: Option<String>,
+    /// Of an endpoint: deliveries that were deferred, and removed from that table.
+    pub removed: i64,
+    /// Of an endpoint: deliveries that came while it was suspended.
+    pub skipped: i64,
+    /// The endpoint is suspended: more is counted in it.
+    pub growing: bool,
     /// Why there is one.
     pub reason: String,
     /// When it was recorded: microseconds since 1970-01-01 UTC.
@@ -73,6 +86,53 @@ impl StateStore {
         row.as_ref().map(read).transpose()
     }
 
+    /// Closes, as the leader, the gaps of an endpoint that a replay has sent again: it covered them, has
+    /// come to its end, and every delivery that they count was taken. Returns their ids.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`], [`StateError::Sql`].
+    pub async fn close_replayed_gaps(
+        &mut self,
+        replay: i64,
+        ReplayRange { from, to, filter }: &ReplayRange,
+    ) -> Result<Vec<i64>, StateError> {
+        let everything =
+            filter.types.is_empty() && filter.since_us.is_none() && filter.until_us.is_none();
+        let Some(endpoint) = filter.endpoint.as_deref().filter(|_| everything) else {
+            return Ok(Vec::new());
+        };
+        let Scope { s, pipeline, .. } = &self.scope;
+        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let sql = format!(
+            "WITH covered AS (
+                 SELECT id, removed + skipped AS deliveries FROM {s}.gaps
+                 WHERE pipeline = $1 AND endpoint = $3 AND ($4::text IS NULL OR account = $4)
+                   AND closed_at IS NULL AND NOT growing AND from_lsn >= $5 AND to_lsn < $6),
+             ended AS (
+                 SELECT done FROM {s}.jobs WHERE pipeline = $1 AND id = $2 AND failed = 0
+                    AND finished_at IS NULL AND position >= $6)
+             UPDATE {s}.gaps g SET closed_at = now(), note = 'sent again by replay ' || $2
+             FROM covered c, ended e
+             WHERE g.id = c.id AND e.done >= (SELECT sum(deliveries) FROM covered)
+             RETURNING g.id"
+        );
+        let (from, to) = (PgLsn::from(from.0), PgLsn::from(to.0));
+        let account = filter.account.as_deref();
+        let params: [Param<'_>; 6] = [
+            (pipeline, Type::TEXT),
+            (&replay, Type::INT8),
+            (&endpoint, Type::TEXT),
+            (&account, Type::TEXT),
+            (&from, Type::PG_LSN),
+            (&to, Type::PG_LSN),
+        ];
+        let tx = self.connection.transaction().await?;
+        fence(&tx, &self.scope, epoch).await?;
+        let closed = tx.query_typed(&sql, &params).await?;
+        tx.commit().await?;
+        closed.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    }
+
     /// The commit LSNs of the transactions from `frontier` on whose unreadable rest is given up, whether
     /// that gap is closed or not.
     ///
@@ -90,9 +150,31 @@ impl StateStore {
     }
 }
 
+/// Selects the growing gaps of the pipeline `$1` for [`read_growing`].
+pub(super) fn growing_sql(s: &str) -> String {
+    format!(
+        "SELECT endpoint, account, skipped FROM {s}.gaps WHERE pipeline = $1 AND growing ORDER BY 1, 2"
+    )
+}
+
+pub(super) fn read_growing(row: &Row) -> Result<GapChange, StateError> {
+    let (endpoint, account): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
+    let skipped: i64 = row.try_get(2)?;
+    Ok(GapChange {
+        queue: QueueId { account: AccountId::new(account), endpoint: EndpointId::new(endpoint) },
+        opens: None,
+        skipped: u64::try_from(skipped).map_err(unreadable("gaps.skipped"))?,
+        span: None,
+        growing: true,
+    })
+}
+
 fn columns() -> String {
     let (recorded, closed) = (us("recorded_at"), us("closed_at"));
-    format!("id, from_lsn::text, to_lsn::text, endpoint, reason, {recorded}, {closed}, note")
+    format!(
+        "id, from_lsn::text, to_lsn::text, endpoint, reason, {recorded}, {closed}, note, account, removed,
+         skipped, growing"
+    )
 }
 
 fn read(row: &Row) -> Result<Gap, StateError> {
@@ -105,5 +187,9 @@ fn read(row: &Row) -> Result<Gap, StateError> {
         recorded_at_us: row.try_get(5)?,
         closed_at_us: row.try_get(6)?,
         note: row.try_get(7)?,
+        account: row.try_get(8)?,
+        removed: row.try_get(9)?,
+        skipped: row.try_get(10)?,
+        growing: row.try_get(11)?,
     })
 }

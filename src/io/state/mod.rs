@@ -23,6 +23,7 @@ mod persist;
 mod recover;
 mod refill;
 mod replays;
+mod times;
 mod upkeep;
 
 #[cfg(test)]
@@ -38,7 +39,6 @@ pub use inspect::{Overview, StoppedSince};
 pub use jobs::{Ask, EndpointStop, Job, JobState};
 pub use persist::StoredAttempt;
 pub use replays::{REPLAY_JOB, StoredReplay};
-pub use upkeep::Sizes;
 
 use futures_util::try_join;
 use tokio_postgres::error::SqlState;
@@ -46,14 +46,14 @@ use tokio_postgres::types::{PgLsn, ToSql, Type};
 use tokio_postgres::{Row, Transaction};
 
 use crate::engine::endpoint::Secret;
-use crate::engine::event::rfc3339;
 use crate::engine::halt::SourceIdentity;
 use crate::engine::lsn::Lsn;
-use crate::engine::persist::{BacklogRow, DisableEndpoint, PauseEndpoint, SettledRange};
+use crate::engine::persist::{BacklogRow, DisableEndpoint, GapChange, PauseEndpoint, SettledRange};
 use crate::engine::settled;
 
 use self::endpoints::{Stops, stops_sql};
 use self::refill::{backlog_sql, read_backlog};
+use self::times::{as_optional_rfc3339, as_rfc3339};
 use super::ident::{quote_ident, quote_literal};
 use super::sql::{ConnectError, Connection, error_text, is_transient};
 
@@ -186,6 +186,8 @@ pub struct Recovery {
     pub paused: Vec<PauseEndpoint>,
     /// The queues that have deferred rows.
     pub backlog: Vec<BacklogRow>,
+    /// The gaps of suspended queues.
+    pub suspended: Vec<GapChange>,
 }
 
 /// One pipeline's state, over one session.
@@ -352,11 +354,13 @@ impl StateStore {
         let stopped = stops_sql(s);
         let behind = backlog_sql(s);
         let param: [Param<'_>; 1] = [(pipeline, Type::TEXT)];
-        let (checkpoint, ranges, stopped, behind) = try_join!(
+        let growing = gaps::growing_sql(s);
+        let (checkpoint, ranges, stopped, behind, growing) = try_join!(
             tx.query_typed_opt(&checkpoint, &param),
             tx.query_typed(&ranges, &param),
             tx.query_typed(&stopped, &param),
             tx.query_typed(&behind, &param),
+            tx.query_typed(&growing, &param),
         )?;
         let Some(checkpoint) = checkpoint else { return Err(self.scope.not_set_up()) };
         let Stops { disabled, paused } = Stops::read(&stopped)?;
@@ -368,6 +372,7 @@ impl StateStore {
             disabled,
             paused,
             backlog: behind.iter().map(read_backlog).collect::<Result<_, _>>()?,
+            suspended: growing.iter().map(gaps::read_growing).collect::<Result<_, _>>()?,
         };
         tx.commit().await?;
         self.epoch = Some(epoch);
@@ -471,22 +476,6 @@ fn read_ranges(rows: &[Row]) -> Result<Vec<SettledRange>, StateError> {
 
 fn lsn(row: &Row, column: usize) -> Result<Lsn, StateError> {
     Ok(Lsn(row.try_get::<_, PgLsn>(column)?.into()))
-}
-
-/// Times in JSON are RFC 3339 in UTC.
-fn as_rfc3339<S: serde::Serializer>(unix_us: &i64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&rfc3339(*unix_us))
-}
-
-/// As [`as_rfc3339`]; `null` where there is no time.
-fn as_optional_rfc3339<S: serde::Serializer>(
-    unix_us: &Option<i64>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    match unix_us {
-        Some(unix_us) => as_rfc3339(unix_us, serializer),
-        None => serializer.serialize_none(),
-    }
 }
 
 /// Wraps why a stored value cannot be read.

@@ -1,6 +1,7 @@
 //! Against a real PostgreSQL.
 
 mod deferred;
+mod gaps;
 mod load;
 mod upkeep;
 

@@ -6,6 +6,7 @@ use tokio_postgres::types::Type;
 
 use super::persist::dead_letters::remove;
 use super::{Param, Scope, StateError, StateStore};
+use crate::engine::room::StateSize;
 use crate::engine::tick::micros;
 
 /// Dead letters, jobs or gaps removed in one transaction, during which the leader writes nothing.
@@ -16,8 +17,9 @@ const SAMPLED_PAGES: f64 = 64.0;
 
 const PAGE_BYTES: f64 = 8192.0;
 
-/// Dead rows, and their share of all, from which on a table is vacuumed.
+/// Dead rows, and their share of all, from which on a table is vacuumed; fewer rows near the bound.
 const DEAD_ROWS_MIN: i64 = 10_000;
+const DEAD_ROWS_MIN_NEAR: i64 = 500;
 const DEAD_ROWS_SHARE: i64 = 5;
 
 /// The tables that grow with what is deferred or dead, and what a row takes in them beside the columns
@@ -28,18 +30,6 @@ const TABLES: [(&str, &str, i64); 3] = [
     ("dead_letters", "coalesce(pg_column_size(history), 0) + length(detail)", 300),
 ];
 
-/// What the state tables take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Sizes {
-    /// On disk, indexes included, with the room that removed rows have left.
-    pub total_bytes: u64,
-    /// Without that room: an estimate. Never above `total_bytes`.
-    ///
-    /// It tells a table that is full from one that was: PostgreSQL gives room back only at a file's
-    /// end, but uses it again.
-    pub used_bytes: u64,
-}
-
 impl StateStore {
     /// What the tables of the schema take, those of other pipelines in it included.
     ///
@@ -47,7 +37,7 @@ impl StateStore {
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub async fn sizes(&self) -> Result<Sizes, StateError> {
+    pub async fn sizes(&self) -> Result<StateSize, StateError> {
         let total = "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::int8
                      FROM pg_class c WHERE c.relnamespace = to_regnamespace($1) AND c.relkind = 'r'";
         let schema: [Param<'_>; 1] = [(&self.scope.s, Type::TEXT)];
@@ -57,7 +47,7 @@ impl StateStore {
             used += self.used(table, measured, beside).await?;
         }
         let total_bytes = u64::try_from(total).unwrap_or_default();
-        Ok(Sizes { total_bytes, used_bytes: used.min(total_bytes) })
+        Ok(StateSize { total_bytes, used_bytes: used.min(total_bytes) })
     }
 
     async fn used(&self, table: &str, measured: &str, beside: i64) -> Result<u64, StateError> {
@@ -83,7 +73,7 @@ impl StateStore {
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub async fn vacuum(&self) -> Result<Vec<String>, StateError> {
+    pub async fn vacuum(&self, is_near_bound: bool) -> Result<Vec<String>, StateError> {
         let worth = "SELECT quote_ident(c.relname) FROM pg_class c
              WHERE c.relnamespace = to_regnamespace($1) AND c.relkind = 'r'
                AND pg_has_role(c.relowner, 'USAGE')
@@ -91,7 +81,7 @@ impl StateStore {
                    > greatest($2, pg_stat_get_live_tuples(c.oid) / $3)";
         let params: [Param<'_>; 3] = [
             (&self.scope.s, Type::TEXT),
-            (&DEAD_ROWS_MIN, Type::INT8),
+            (if is_near_bound { &DEAD_ROWS_MIN_NEAR } else { &DEAD_ROWS_MIN }, Type::INT8),
             (&DEAD_ROWS_SHARE, Type::INT8),
         ];
         let mut vacuumed = Vec::new();
@@ -102,6 +92,17 @@ impl StateStore {
             vacuumed.push(table);
         }
         Ok(vacuumed)
+    }
+
+    /// Counts the rows of the tables that grow, for [`StateStore::sizes`]: a crash of the server loses
+    /// its statistics. Tables that belong to another role are left out.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn count_rows(&self) -> Result<(), StateError> {
+        let tables: Vec<String> =
+            TABLES.iter().map(|(table, ..)| format!("{}.{table}", self.scope.s)).collect();
+        Ok(self.connection.batch_execute(&format!("ANALYZE {}", tables.join(", "))).await?)
     }
 
     /// Removes some of the dead letters, finished jobs and closed gaps that are older than

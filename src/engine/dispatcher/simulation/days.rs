@@ -49,6 +49,7 @@ fn settings() -> Settings {
         max_hold: Duration::from_secs(30),
         max_retained: 256 << 20,
         notifies: true,
+        state_max: u64::MAX,
     }
 }
 
@@ -124,7 +125,11 @@ impl Diary {
         match changed.change {
             EndpointChange::BreakerOpened => self.open.entry(queue).or_default().push((now, None)),
             EndpointChange::BreakerClosed | EndpointChange::Disabled => self.close(&queue, now),
-            EndpointChange::Enabled | EndpointChange::Paused | EndpointChange::Resumed => {}
+            EndpointChange::Enabled
+            | EndpointChange::Paused
+            | EndpointChange::Resumed
+            | EndpointChange::Suspended
+            | EndpointChange::Unsuspended => {}
         }
     }
 

@@ -1,13 +1,12 @@
-//! The table `backlog`, and the rows of a queue that leave `deferred` all together.
+//! The table `backlog`.
 
 use std::time::SystemTime;
 
-use futures_util::future::try_join_all;
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 
-use super::{Param, Scope, StateError, bodies, storable, system_time};
-use crate::engine::persist::{BacklogRow, Blocked, Purge, PurgeHow, Purged, QueueId};
+use super::{Param, Scope, StateError, bodies, system_time};
+use crate::engine::persist::{BacklogRow, Blocked, QueueId};
 
 /// Inserts or replaces rows.
 pub(super) async fn store(
@@ -80,57 +79,4 @@ pub(super) async fn remove(
         [(pipeline, Type::TEXT), (&endpoints, Type::TEXT_ARRAY), (&accounts, Type::TEXT_ARRAY)];
     tx.execute_typed(&sql, &params).await?;
     Ok(())
-}
-
-/// Removes rows of queues, the oldest first.
-pub(super) async fn purge(
-    tx: &Transaction<'_>,
-    scope: &Scope,
-    purges: &[Purge],
-) -> Result<Vec<Purged>, StateError> {
-    try_join_all(purges.iter().map(|purge| purge_one(tx, scope, purge))).await
-}
-
-async fn purge_one(
-    tx: &Transaction<'_>,
-    Scope { s, pipeline, .. }: &Scope,
-    purge: &Purge,
-) -> Result<Purged, StateError> {
-    let QueueId { account, endpoint } = &purge.queue;
-    let (endpoint, account) = (endpoint.as_str(), account.as_str());
-    let rows = i64::from(purge.rows);
-    let gone = format!(
-        "WITH gone AS (
-             DELETE FROM {s}.deferred WHERE ctid = ANY (ARRAY (
-                 SELECT ctid FROM {s}.deferred
-                 WHERE pipeline = $1 AND endpoint = $2 AND account = $3
-                 ORDER BY commit_lsn, change_lsn, relation, n, event_type, replay_id LIMIT $4))
-             RETURNING *)"
-    );
-    let mut params: Vec<Param<'_>> = vec![
-        (pipeline, Type::TEXT),
-        (&endpoint, Type::TEXT),
-        (&account, Type::TEXT),
-        (&rows, Type::INT8),
-    ];
-    let (reason, detail);
-    let then = match &purge.how {
-        PurgeHow::Die { reason: r, detail: d } => {
-            (reason, detail) = (r.as_str(), storable(d));
-            params.push((&reason, Type::TEXT));
-            params.push((&detail, Type::TEXT));
-            format!(
-                "died AS (
-                     INSERT INTO {s}.dead_letters (pipeline, event_id, endpoint, replay_id, reason,
-                            detail, attempts, last_status, history)
-                     SELECT pipeline, event_id, endpoint, replay_id, $5, $6, attempts, last_status,
-                            history
-                     FROM gone ON CONFLICT DO NOTHING)"
-            )
-        }
-        PurgeHow::Drop => bodies::with_unused(s, "deferred"),
-    };
-    let sql = format!("{gone}, {then} SELECT count(*) FROM gone");
-    let removed: i64 = tx.query_typed_one(&sql, &params).await?.try_get(0)?;
-    Ok(Purged { queue: purge.queue.clone(), rows: removed.cast_unsigned(), all: removed < rows })
 }

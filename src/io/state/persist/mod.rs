@@ -14,7 +14,9 @@
 //!   row's likewise;
 //! - a row that was resolved or became a dead letter is not there; one that was retimed counts the
 //!   attempt already, which then adds nothing to its history;
-//! - a purge removes as many rows again, or what is left: it names no row;
+//! - a gap is set to the same numbers; one that has ended grows no more;
+//! - a purge removes as many rows again, or what is left: it names no row, and the gap counts those that
+//!   it removed;
 //! - the backlog is set to the same numbers;
 //! - a delivered retry finds its dead letter gone, a failed one finds its job's id in `last_job`:
 //!   job counters add the rows that really changed, so neither counts again;
@@ -25,6 +27,7 @@ mod backlog;
 mod bodies;
 pub(super) mod dead_letters;
 mod deferred;
+mod gaps;
 mod history;
 mod notices;
 mod stops;
@@ -93,7 +96,8 @@ pub(super) async fn write(
         stops::pause(tx, scope, &batch.paused),
         stops::end_jobs(tx, scope, &batch.jobs_done),
         notices::add(tx, scope, &batch.notices),
-        backlog::purge(tx, scope, &batch.purges),
+        gaps::store(tx, scope, batch.frontier, &batch.gaps),
+        gaps::purge(tx, scope, &batch.purges),
     )?;
     Ok(Persisted { purged })
 }

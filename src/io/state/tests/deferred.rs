@@ -6,8 +6,7 @@ use super::super::fixture::{Fixture, SCHEMA, dead, defer, event, queue, row_id, 
 use super::batch;
 use crate::engine::event::Event;
 use crate::engine::persist::{
-    BacklogRow, Blocked, DeadReason, Defer, PersistBatch, Purge, PurgeHow, Purged, Refill, RowKey,
-    Tried,
+    BacklogRow, Blocked, Defer, GapChange, PersistBatch, Purge, Refill, RowKey, Tried,
 };
 use crate::io::ident::quote_ident;
 use crate::io::state::{DeadLetterFilter, StateError, StateStore, persist};
@@ -156,34 +155,6 @@ async fn body_lives_as_long_as_a_row_or_a_dead_letter_needs_it() {
 }
 
 #[tokio::test]
-async fn purge_takes_the_oldest_rows_of_one_queue_and_says_when_none_is_left() {
-    let fixture = Fixture::start().await;
-    let mut store = leader(&fixture).await;
-    let rows = (1..=5).map(|n| defer(&event(0x100 * n, "1"), "7"));
-    let others = [defer(&event(0x100, "1"), "8"), defer(&event(0x600, "2"), "7")];
-    store.persist(&deferring(rows.chain(others))).await.unwrap();
-    let purge = |endpoint, rows, how| Purge { queue: queue(endpoint), rows, how };
-    let die =
-        || PurgeHow::Die { reason: DeadReason::EndpointDisabled, detail: "answered 410".into() };
-    let mut purged = async |purges: Vec<Purge>| {
-        store.persist(&PersistBatch { purges, ..batch(0x100) }).await.unwrap().purged
-    };
-    let says = |endpoint, rows, all| Purged { queue: queue(endpoint), rows, all };
-    let both = vec![purge("7", 2, die()), purge("9", 2, PurgeHow::Drop)];
-    assert_eq!(purged(both).await, [says("7", 2, false), says("9", 0, true)]);
-    assert_eq!(purged(vec![purge("7", 2, PurgeHow::Drop)]).await, [says("7", 2, false)]);
-    assert_eq!(purged(vec![purge("7", 2, PurgeHow::Drop)]).await, [says("7", 1, true)]);
-    assert_eq!(fixture.count("deferred").await, 2, "other queues keep theirs");
-    let letters = store.dead_letters(&DeadLetterFilter::default(), 0, 9).await.unwrap();
-    let commits: Vec<u64> = letters.iter().map(|l| l.event.position.commit_lsn().0).collect();
-    assert_eq!(commits, [0x100, 0x200]);
-    assert_eq!(letters[0].reason, "endpoint_disabled");
-    assert_eq!((letters[0].attempts, letters[0].history.len()), (1, 1), "what was tried stays");
-    // 0x100 of account 1 (a letter and a row), 0x200 (a letter), 0x600 of account 2.
-    assert_eq!(fixture.count("bodies").await, 3);
-}
-
-#[tokio::test]
 async fn backlog_is_there_for_the_next_leader() {
     let fixture = Fixture::start().await;
     let mut store = leader(&fixture).await;
@@ -290,7 +261,14 @@ async fn work_is_proportional_to_the_batch_also_by_statistics_of_an_empty_table(
         resolved: some.iter().take(40).map(id).collect(),
         retimed: some.iter().skip(40).take(30).map(|e| (id(e), tried(2))).collect(),
         died: some.iter().skip(70).map(|e| (id(e), dead(e, "7"))).collect(),
-        purges: vec![Purge { queue: queue("7"), rows: 100, how: PurgeHow::Drop }],
+        gaps: vec![GapChange {
+            queue: queue("7"),
+            opens: Some("full".into()),
+            skipped: 0,
+            span: None,
+            growing: true,
+        }],
+        purges: vec![Purge { queue: queue("7"), rows: 100 }],
         ..batch(0x100)
     };
     let tx = store.connection.transaction().await.unwrap();

@@ -1,0 +1,56 @@
+//! What leaves memory with a state transaction: dead letters, rows, and changes of rows.
+
+use std::sync::Arc;
+
+use super::super::attempt::DeliveryId;
+use super::super::event::EndpointId;
+use super::super::lane::{DELIVERY_BYTES, Held};
+use super::super::persist::{DeadLetter, Defer, RowId, Tried};
+use super::super::schedule::LaneId;
+use super::super::tracker::TxnSeq;
+
+/// A dead letter that does not count as settled yet.
+#[derive(Debug)]
+pub(super) struct Dying {
+    pub(super) letter: DeadLetter,
+    pub(super) body: Body,
+}
+
+/// What remains in memory until then.
+#[derive(Debug)]
+pub(super) enum Body {
+    /// An unroutable change stands in no lane.
+    Unroutable { txn: TxnSeq, held: Arc<Held> },
+    /// A delivery keeps its place in its queue.
+    Delivery { txn: TxnSeq, ordinal: u64, lane: LaneId, endpoint: EndpointId, id: DeliveryId },
+    /// So does one that has a row in the table.
+    Row { row: RowId, insertion: u64, lane: LaneId, id: DeliveryId },
+}
+
+/// A delivery on its way into the table. It does not count as settled yet.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    pub(super) row: Defer,
+    pub(super) held: Arc<Held>,
+    /// The transaction that waits for it to be stored.
+    pub(super) txn: TxnSeq,
+    pub(super) ordinal: u64,
+    /// It gets no row: its queue's gap counts it.
+    pub(super) skip: bool,
+}
+
+impl Leaving {
+    /// What it holds in memory.
+    pub(super) fn bytes(&self) -> usize {
+        DELIVERY_BYTES + self.held.event.size_bytes()
+    }
+}
+
+/// What becomes of a row.
+#[derive(Debug)]
+pub(super) enum RowChange {
+    /// It goes.
+    Remove,
+    /// It is tried later.
+    Retime(Tried),
+}

@@ -33,7 +33,7 @@ const ROWS_MAX: usize = 5_000;
 const ROWS_MIN: usize = 100;
 
 /// Bytes of events in one state transaction, but one event at least.
-const ROWS_BYTES: usize = 8 << 20;
+pub(super) const ROWS_BYTES: usize = 8 << 20;
 
 /// A state transaction that takes longer makes the next one smaller.
 const ROWS_SLOW: Duration = Duration::from_millis(300);

@@ -16,6 +16,7 @@ use super::super::tick::Tick;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
 use super::defer::Exit;
+use super::durable::ROWS_BYTES;
 
 /// How often the frontier is looked at.
 const RELEASE_EVERY: Duration = Duration::from_secs(1);
@@ -45,9 +46,12 @@ impl Dispatcher {
         let opened = now - self.settings.max_hold;
         let lsn = Lsn(self.tracker.received().0.saturating_sub(self.settings.max_retained));
         let Some(last) = self.tracker.overdue(opened, lsn) else { return };
-        // What came a moment ago with a transaction that takes long to read may still go directly,
-        // unless there is too much WAL.
-        let since = if self.tracker.frontier() < lsn { now } else { opened };
+        // What came a moment ago with a transaction that takes long to read may still go directly, unless
+        // there is too much WAL. While the state database has more to store than one batch, the frontier
+        // waits for that, and what joins the line's end would not free any WAL sooner.
+        let is_in_line = self.durable.leaving_bytes() > ROWS_BYTES;
+        let too_much_wal = self.tracker.frontier() < lsn && !is_in_line;
+        let since = if too_much_wal { now } else { opened };
         for Overdue { lane, endpoint, idle, in_flight } in self.overdue(last, since) {
             for id in in_flight {
                 self.keep_in_flight(lane, &endpoint, id);
@@ -90,4 +94,120 @@ fn ids<'a>(
         .filter(|pending| matches!(pending.origin, Origin::Stream { .. }) && pending.since <= since)
         .map(|pending| pending.id)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::super::{Ordering, Settings, Start};
+    use super::*;
+    use crate::engine::endpoint::{Endpoint, Routes, Secret};
+    use crate::engine::event::{AccountId, Event, Item, Operation, RowKeys};
+    use crate::engine::position::{EventId, Position, WalPosition};
+    use crate::engine::retry::RetryPolicy;
+    use crate::engine::settle::SettlePolicy;
+
+    const NOW: Tick = Tick(60_000_000);
+
+    fn dispatcher() -> Dispatcher {
+        let settings = Settings {
+            memory_limit: 256 << 20,
+            queue_max: 4_096,
+            fast_slots: 16,
+            slow_slots: 16,
+            ordering: Ordering::Row,
+            settle: SettlePolicy {
+                quick_attempts: 2,
+                retry: RetryPolicy::new(Duration::from_secs(1), Duration::from_secs(60)).unwrap(),
+                retry_for: Duration::from_secs(600),
+            },
+            disable_after: Duration::from_secs(3_600),
+            max_hold: Duration::from_secs(30),
+            max_retained: 10_000,
+            notifies: false,
+            state_max: u64::MAX,
+        };
+        let start = Start { frontier: Lsn(1_000), ..Start::default() };
+        Dispatcher::new(settings, start, SmallRng::seed_from_u64(1))
+    }
+
+    fn event(account: &str, commit: u64, n: u64, row: &Bytes) -> Item {
+        let position = Position::Wal(WalPosition {
+            commit_lsn: Lsn(commit),
+            change_lsn: Lsn(commit - 500 + n),
+            relation: 1,
+            n: 0,
+        });
+        Item::Event(Arc::new(Event {
+            id: EventId::derive(1, &position, "t", 0),
+            position,
+            event_type: "t".into(),
+            account: AccountId::new(account),
+            operation: Operation::Insert,
+            commit_time_us: 0,
+            keys: RowKeys::from_slice(&[n]),
+            row: row.clone(),
+        }))
+    }
+
+    fn routes(account: &AccountId) -> Routes {
+        let endpoint = Endpoint {
+            id: EndpointId::new(account.as_str()),
+            account: account.clone(),
+            url: String::new(),
+            event_types: vec!["*".into()],
+            secrets: vec![Secret::new("s")],
+            enabled: true,
+            headers: vec![],
+            max_in_flight: None,
+            rate_per_second: None,
+            invalid: None,
+        };
+        Routes::new(vec![Arc::new(endpoint)], 1.0)
+    }
+
+    /// A whale's transaction of so many rows, a small one behind it, and then much WAL.
+    fn behind_a_whale(rows: u64, row_bytes: usize) -> Dispatcher {
+        let mut dispatcher = dispatcher();
+        let row = Bytes::from(vec![b' '; row_bytes]);
+        let whale = (0..rows).map(|n| event("whale", 2_000, n, &row));
+        let small = event("small", 3_000, 0, &Bytes::from_static(b"\"data\":{}"));
+        let items = [Item::Begin { commit_lsn: Lsn(2_000) }]
+            .into_iter()
+            .chain(whale)
+            .chain([Item::Commit { end_lsn: Lsn(2_010) }, Item::Begin { commit_lsn: Lsn(3_000) }])
+            .chain([small, Item::Commit { end_lsn: Lsn(3_010) }])
+            .chain([Item::Progress { wal_end: Lsn(90_000) }]);
+        for item in items {
+            dispatcher.handle_item(item, NOW);
+        }
+        let accounts = dispatcher.poll_lookup(NOW).unwrap();
+        let answers = accounts.into_iter().map(|account| (account.clone(), routes(&account)));
+        dispatcher.handle_lookup(&"9:9:".parse().unwrap(), answers.collect(), NOW);
+        dispatcher
+    }
+
+    fn is_sent(dispatcher: &mut Dispatcher, account: &str) -> bool {
+        let mut sent = std::iter::from_fn(|| dispatcher.poll_attempt(NOW));
+        sent.any(|dispatch| dispatch.attempt.event.account.as_str() == account)
+    }
+
+    #[test]
+    fn delivery_that_came_a_moment_ago_is_deferred_when_there_is_too_much_wal() {
+        let mut dispatcher = behind_a_whale(10, 100);
+        assert!(!is_sent(&mut dispatcher, "small"));
+        assert_eq!(dispatcher.counters().deferred[DeferReason::Held.index()], 11);
+    }
+
+    #[test]
+    fn delivery_that_came_a_moment_ago_is_sent_when_the_frontier_waits_for_the_state_database() {
+        let mut dispatcher = behind_a_whale(30, 1 << 20);
+        assert!(is_sent(&mut dispatcher, "small"));
+        assert_eq!(dispatcher.counters().deferred[DeferReason::Held.index()], 0);
+    }
 }

@@ -1,5 +1,5 @@
 //! The task that carries replays out, one after the other: reads the range, routes its events, and feeds
-//! the dispatcher as fast as that takes them.
+//! the dispatcher as fast as that takes them, at most 2,000 deliveries a second.
 //!
 //! The dispatcher counts what has ended in the transaction that makes it durable. Now and then the feeder
 //! waits until all that it fed has ended, and stores the position: there the next leader goes on.
@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use super::open_state;
 use super::range::Range;
@@ -36,6 +36,12 @@ const BATCHES: usize = 2;
 
 /// Deliveries after which the position is stored: a leader that comes later sends so many again.
 const STORE_EVERY: i64 = 5_000;
+
+/// Deliveries that are fed together, and how long from one lot to the next. Endpoints that answer at once
+/// would let a replay take every core that walhook and PostgreSQL have, and the live events would wait for
+/// them: in small lots these never wait for many.
+const LOT: u32 = 4;
+const LOT_EVERY: Duration = Duration::from_millis(2);
 
 /// Between two tries of a replay that the source interrupts.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -68,6 +74,30 @@ struct Feeder<'a> {
     /// For each replay that is not finished how many deliveries have been fed, those that earlier
     /// leaders counted included. Outlives a lost connection, as the dispatcher's counts do.
     fed: HashMap<i64, i64>,
+}
+
+/// Keeps lots apart.
+struct Pace {
+    lots: Interval,
+    left: u32,
+}
+
+impl Pace {
+    fn new() -> Self {
+        let mut lots = interval(LOT_EVERY);
+        // What was missed is not made up for.
+        lots.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { lots, left: 0 }
+    }
+
+    /// Waits until one more delivery may go.
+    async fn wait(&mut self) {
+        if self.left == 0 {
+            self.lots.tick().await;
+            self.left = LOT;
+        }
+        self.left -= 1;
+    }
 }
 
 /// How feeding a range ended.
@@ -151,11 +181,13 @@ impl Feeder<'_> {
         let mut task = JoinSet::new();
         task.spawn(range.read(out));
         let mut unstored = 0;
+        let mut pace = Pace::new();
         while let Some(batch) = batches.recv().await {
             let mut end = None;
             for delivery in self.route(&client, replay, batch.items, &mut end).await? {
                 unstored += 1;
                 *self.fed.entry(replay.id).or_default() += 1;
+                pace.wait().await;
                 // The dispatcher takes it when it has room; a cancelled replay must not wait for that.
                 tokio::select! {
                     sent = self.input.send(ReplayInput::Deliver(delivery)) => sent?,

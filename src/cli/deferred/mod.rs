@@ -101,7 +101,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
 
 async fn page(state: &StateStore, list: &List) -> Result<print::Page, Failure> {
     let mut filter = list.filters.to_filter();
-    filter.events = list.event.clone().map(|event| vec![event]);
+    filter.ids = list.event.clone().map(|event| vec![event]);
     let after = list.after.clone().unwrap_or_default();
     // One more than asked for tells whether there are more.
     let mut deferred = state.deferred(&filter, &after, list.limit + 1).await?;

@@ -57,7 +57,7 @@ pub(super) struct Selection {
 impl Filters {
     pub(super) fn to_filter(&self) -> DeferredFilter {
         DeferredFilter {
-            events: None,
+            ids: None,
             endpoint: self.endpoint.clone(),
             account: self.account.clone(),
             event_type: self.event_type.clone(),
@@ -72,7 +72,7 @@ impl Selection {
     pub(super) fn to_filter(&self) -> Result<DeferredFilter, Failure> {
         let events: Vec<String> = self.events.iter().map(ToString::to_string).collect();
         let events = (!events.is_empty()).then_some(events);
-        let filter = DeferredFilter { events, ..self.filters.to_filter() };
+        let filter = DeferredFilter { ids: events, ..self.filters.to_filter() };
         if filter.is_empty() != self.all {
             return Err(Failure::Usage(anyhow!(
                 "say which: give events, filters such as --endpoint, or --all (and not both)"

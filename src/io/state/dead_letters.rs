@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
@@ -11,65 +10,7 @@ use crate::engine::event::{EndpointId, Event};
 use super::event::{EVENT_COLUMNS, read_event};
 use super::persist::StoredAttempt;
 use super::persist::dead_letters::remove;
-use super::{Param, Scope, StateError, StateStore, hold_off_leader, unreadable};
-
-/// Which dead letters: those that fit everything that is given. The `args` of a retry job.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DeadLetterFilter {
-    /// These ids.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ids: Option<Vec<i64>>,
-    /// This endpoint's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub endpoint: Option<String>,
-    /// This account's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub account: Option<String>,
-    /// Of this event type.
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    pub event_type: Option<String>,
-    /// Dead for this reason.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// Dead at this time or later: microseconds since 1970-01-01 UTC.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub since_us: Option<i64>,
-    /// Dead before this time: microseconds since 1970-01-01 UTC.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub until_us: Option<i64>,
-}
-
-impl DeadLetterFilter {
-    /// The condition over `dead_letters d` and `bodies b`, which takes `$1` to `$8`.
-    pub(super) const CONDITION: &str = "d.pipeline = $1
-        AND ($2::int8[] IS NULL OR d.id = ANY ($2))
-        AND ($3::text IS NULL OR d.endpoint = $3)
-        AND ($4::text IS NULL OR b.account = $4)
-        AND ($5::text IS NULL OR b.event_type = $5)
-        AND ($6::text IS NULL OR d.reason = $6)
-        AND ($7::int8 IS NULL OR d.died_at >= 'epoch'::timestamptz + $7 * interval '1 microsecond')
-        AND ($8::int8 IS NULL OR d.died_at < 'epoch'::timestamptz + $8 * interval '1 microsecond')";
-
-    pub(super) fn params<'a>(&'a self, pipeline: &'a String) -> Vec<Param<'a>> {
-        vec![
-            (pipeline, Type::TEXT),
-            (&self.ids, Type::INT8_ARRAY),
-            (&self.endpoint, Type::TEXT),
-            (&self.account, Type::TEXT),
-            (&self.event_type, Type::TEXT),
-            (&self.reason, Type::TEXT),
-            (&self.since_us, Type::INT8),
-            (&self.until_us, Type::INT8),
-        ]
-    }
-
-    /// Whether it names nothing, so that every dead letter fits.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
+use super::{DeadLetterFilter, Scope, StateError, StateStore, hold_off_leader, unreadable};
 
 /// One dead letter with its event.
 #[derive(Debug, Clone)]
@@ -148,7 +89,7 @@ impl StateStore {
         let sql = format!(
             "SELECT {COLUMNS}, {EVENT_COLUMNS} FROM {s}.dead_letters d JOIN {s}.bodies b USING (pipeline, event_id)
              WHERE {} AND {condition} ORDER BY d.id LIMIT $10",
-            DeadLetterFilter::CONDITION
+            DeadLetterFilter::condition()
         );
         let mut params = filter.params(pipeline);
         params.push((&after_id, Type::INT8));
@@ -173,7 +114,7 @@ impl StateStore {
         let sql = format!(
             "SELECT count(*) FROM {s}.dead_letters d JOIN {s}.bodies b USING (pipeline, event_id)
              WHERE {} AND {condition}",
-            DeadLetterFilter::CONDITION
+            DeadLetterFilter::condition()
         );
         let row = self.connection.query_typed_one(&sql, &filter.params(pipeline)).await?;
         Ok(row.try_get(0)?)
@@ -203,7 +144,7 @@ impl StateStore {
         let choose = format!(
             "SELECT d.id FROM {s}.dead_letters d JOIN {s}.bodies b USING (pipeline, event_id)
              WHERE {} AND d.id > $9 AND d.id <= $10 ORDER BY d.id LIMIT 1000",
-            DeadLetterFilter::CONDITION
+            DeadLetterFilter::condition()
         );
         let (mut after, mut removed) = (0i64, 0);
         loop {

@@ -1,12 +1,13 @@
 //! Deferred rows as an operator sees them: found, listed, hurried, discarded.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::{PgLsn, Type};
 
 use super::persist::{StoredAttempt, with_unused};
 use super::{
-    Param, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence_alone, unreadable,
+    DeferredFilter, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence_alone,
+    unreadable,
 };
 use crate::engine::event::{AccountId, EndpointId};
 use crate::engine::lsn::Lsn;
@@ -15,64 +16,6 @@ use crate::engine::position::{Position, WalPosition};
 
 /// Rows changed in one transaction, during which the leader writes nothing.
 const CHUNK: i64 = 1_000;
-
-/// Which deferred rows: those that fit everything that is given. The `args` of a job.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DeferredFilter {
-    /// Of these events.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub events: Option<Vec<String>>,
-    /// This endpoint's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub endpoint: Option<String>,
-    /// This account's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub account: Option<String>,
-    /// Of this event type.
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    pub event_type: Option<String>,
-    /// Deferred for this reason.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// Deferred at this time or later: microseconds since 1970-01-01 UTC.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub since_us: Option<i64>,
-    /// Deferred before this time: microseconds since 1970-01-01 UTC.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub until_us: Option<i64>,
-}
-
-/// The condition of a [`DeferredFilter`] over `deferred d`, which takes `$1` to `$8`.
-const CONDITION: &str = "d.pipeline = $1
-    AND ($2::text[] IS NULL OR d.event_id = ANY ($2))
-    AND ($3::text IS NULL OR d.endpoint = $3)
-    AND ($4::text IS NULL OR d.account = $4)
-    AND ($5::text IS NULL OR d.event_type = $5)
-    AND ($6::text IS NULL OR d.reason = $6)
-    AND ($7::int8 IS NULL OR d.deferred_at >= 'epoch'::timestamptz + $7 * interval '1 microsecond')
-    AND ($8::int8 IS NULL OR d.deferred_at < 'epoch'::timestamptz + $8 * interval '1 microsecond')";
-
-impl DeferredFilter {
-    fn params<'a>(&'a self, pipeline: &'a String) -> Vec<Param<'a>> {
-        vec![
-            (pipeline, Type::TEXT),
-            (&self.events, Type::TEXT_ARRAY),
-            (&self.endpoint, Type::TEXT),
-            (&self.account, Type::TEXT),
-            (&self.event_type, Type::TEXT),
-            (&self.reason, Type::TEXT),
-            (&self.since_us, Type::INT8),
-            (&self.until_us, Type::INT8),
-        ]
-    }
-
-    /// Whether it names nothing, so that every row fits.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
 
 /// Where a list goes on: behind this row, in the order of events, endpoints and replays.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -164,9 +107,10 @@ impl StateStore {
             d.last_status, d.detail, (extract(epoch FROM d.deferred_at) * 1000000)::int8 AS at,
             d.history::text";
         let Scope { s, pipeline, .. } = &self.scope;
+        let filters = DeferredFilter::condition();
         let sql = format!(
             "SELECT {columns} FROM {s}.deferred d
-             WHERE {CONDITION} AND (d.event_id, d.endpoint, d.replay_id) > ($9, $10, $11)
+             WHERE {filters} AND (d.event_id, d.endpoint, d.replay_id) > ($9, $10, $11)
              ORDER BY d.event_id, d.endpoint, d.replay_id LIMIT $12"
         );
         let mut params = filter.params(pipeline);
@@ -251,9 +195,10 @@ impl StateStore {
     ) -> Result<Option<Changed>, StateError> {
         let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
         let Scope { s, pipeline, .. } = &self.scope;
+        let filters = DeferredFilter::condition();
         let sql = format!(
             "WITH chosen AS (
-                 SELECT d.ctid AS place FROM {s}.deferred d WHERE {CONDITION} AND {condition}
+                 SELECT d.ctid AS place FROM {s}.deferred d WHERE {filters} AND {condition}
                     AND (d.event_id, d.endpoint, d.replay_id) > ($9, $10, $11)
                  ORDER BY d.event_id, d.endpoint, d.replay_id LIMIT {CHUNK}),
              {change},
@@ -286,7 +231,8 @@ impl StateStore {
     /// [`StateError::Sql`].
     pub async fn count_deferred(&self, filter: &DeferredFilter) -> Result<i64, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
-        let sql = format!("SELECT count(*) FROM {s}.deferred d WHERE {CONDITION}");
+        let filters = DeferredFilter::condition();
+        let sql = format!("SELECT count(*) FROM {s}.deferred d WHERE {filters}");
         let row = self.connection.query_typed_one(&sql, &filter.params(pipeline)).await?;
         Ok(row.try_get(0)?)
     }

@@ -14,6 +14,7 @@ mod dead_letters;
 mod deferred;
 mod endpoints;
 mod event;
+mod filter;
 mod gaps;
 mod history;
 mod inspect;
@@ -31,9 +32,10 @@ pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;
 
-pub use dead_letters::{DeadLetterFilter, StoredDeadLetter};
-pub use deferred::{Changed, DeferredCursor, DeferredFilter, StoredDeferred};
+pub use dead_letters::StoredDeadLetter;
+pub use deferred::{Changed, DeferredCursor, StoredDeferred};
 pub use endpoints::Standing;
+pub use filter::{DeadLetterFilter, DeferredFilter, Filter};
 pub use gaps::Gap;
 pub use inspect::{Overview, StoppedSince};
 pub use jobs::{Ask, EndpointStop, Job, JobState};

@@ -1,0 +1,98 @@
+//! Which dead letters or deferred rows an operator means.
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::types::{ToSql, Type};
+
+use super::Param;
+
+/// Those that fit everything that is given. The `args` of a job.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Filter<Id> {
+    /// These: dead letters by the ids of their table, deferred rows by those of their events.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ids: Option<Vec<Id>>,
+    /// This endpoint's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// This account's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account: Option<String>,
+    /// Of this event type.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub event_type: Option<String>,
+    /// Dead, or deferred, for this reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Stored at this time or later: microseconds since 1970-01-01 UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since_us: Option<i64>,
+    /// Stored before this time: microseconds since 1970-01-01 UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until_us: Option<i64>,
+}
+
+/// Which dead letters.
+pub type DeadLetterFilter = Filter<i64>;
+
+/// Which deferred rows.
+pub type DeferredFilter = Filter<String>;
+
+impl<Id: Default + PartialEq> Filter<Id> {
+    /// Whether it names nothing, so that everything fits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl DeadLetterFilter {
+    /// The condition over `dead_letters d` and `bodies b`, which takes `$1` to `$8`.
+    pub(super) fn condition() -> String {
+        condition("d.id", "int8", "b", "d.died_at")
+    }
+
+    pub(super) fn params<'a>(&'a self, pipeline: &'a String) -> Vec<Param<'a>> {
+        self.params_with(pipeline, Type::INT8_ARRAY)
+    }
+}
+
+impl DeferredFilter {
+    /// The condition over `deferred d`, which takes `$1` to `$8`.
+    pub(super) fn condition() -> String {
+        condition("d.event_id", "text", "d", "d.deferred_at")
+    }
+
+    pub(super) fn params<'a>(&'a self, pipeline: &'a String) -> Vec<Param<'a>> {
+        self.params_with(pipeline, Type::TEXT_ARRAY)
+    }
+}
+
+impl<Id: ToSql + Sync> Filter<Id> {
+    fn params_with<'a>(&'a self, pipeline: &'a String, ids: Type) -> Vec<Param<'a>> {
+        vec![
+            (pipeline, Type::TEXT),
+            (&self.ids, ids),
+            (&self.endpoint, Type::TEXT),
+            (&self.account, Type::TEXT),
+            (&self.event_type, Type::TEXT),
+            (&self.reason, Type::TEXT),
+            (&self.since_us, Type::INT8),
+            (&self.until_us, Type::INT8),
+        ]
+    }
+}
+
+/// `event` names the table that knows account and type.
+fn condition(id: &str, id_type: &str, event: &str, at: &str) -> String {
+    format!(
+        "d.pipeline = $1
+         AND ($2::{id_type}[] IS NULL OR {id} = ANY ($2))
+         AND ($3::text IS NULL OR d.endpoint = $3)
+         AND ($4::text IS NULL OR {event}.account = $4)
+         AND ($5::text IS NULL OR {event}.event_type = $5)
+         AND ($6::text IS NULL OR d.reason = $6)
+         AND ($7::int8 IS NULL OR {at} >= 'epoch'::timestamptz + $7 * interval '1 microsecond')
+         AND ($8::int8 IS NULL OR {at} < 'epoch'::timestamptz + $8 * interval '1 microsecond')"
+    )
+}

@@ -98,6 +98,9 @@ async fn many_exhausted_deliveries_are_one_notice_and_a_count() -> Result<()> {
     world.sql.batch_execute(insert).await?;
     world.settled().await?;
     until_told(&world, "delivery.exhausted").await?;
+    // What it told is taken off its count, and the next one waits.
+    let pauses = "SELECT count(*) FROM walhook.notices WHERE due_at > now() + interval '5 minutes'";
+    world.until(pauses, "1").await?;
     ensure!(running.terminate().await?.success());
     let dead = "SELECT count(*) FROM walhook.dead_letters WHERE reason = 'exhausted'";
     let dead: i64 = world.value(dead).await?.parse()?;

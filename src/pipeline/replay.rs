@@ -1,5 +1,5 @@
 //! The task that carries replays out, one after the other: reads the range, routes its events, and feeds
-//! the dispatcher as fast as that takes them, at most 2,000 deliveries a second.
+//! the dispatcher as fast as that takes them, at most 1,000 deliveries a second.
 //!
 //! The dispatcher counts what has ended in the transaction that makes it durable. Now and then the feeder
 //! waits until all that it fed has ended, and stores the position: there the next leader goes on.
@@ -40,7 +40,7 @@ const STORE_EVERY: i64 = 5_000;
 /// Deliveries that are fed together, and how long from one lot to the next. Endpoints that answer at once
 /// would let a replay take every core that walhook and PostgreSQL have, and the live events would wait for
 /// them: in small lots these never wait for many.
-const LOT: u32 = 4;
+const LOT: u32 = 2;
 const LOT_EVERY: Duration = Duration::from_millis(2);
 
 /// Between two tries of a replay that the source interrupts.

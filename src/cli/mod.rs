@@ -11,6 +11,7 @@ pub mod dead_letters;
 pub mod deferred;
 pub mod demo;
 pub mod endpoints;
+mod filter;
 #[cfg(test)]
 mod fixture;
 pub mod gaps;

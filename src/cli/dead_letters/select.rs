@@ -1,10 +1,8 @@
 //! Which dead letters the command line means.
 
-use anyhow::anyhow;
 use clap::builder::PossibleValuesParser;
 
-use crate::cli::Failure;
-use crate::cli::time::time_us;
+use crate::cli::{Failure, filter};
 use crate::engine::persist::DeadReason;
 use crate::io::state::DeadLetterFilter;
 
@@ -18,24 +16,11 @@ const REASONS: [&str; 4] = [
 /// Filters; those given must all fit.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct Filters {
-    /// Of this endpoint
-    #[arg(long, value_name = "ID")]
-    pub(super) endpoint: Option<String>,
-    /// Of this account
-    #[arg(long, value_name = "ID")]
-    pub(super) account: Option<String>,
-    /// Of this event type
-    #[arg(long = "type", value_name = "TYPE")]
-    pub(super) event_type: Option<String>,
+    #[command(flatten)]
+    pub(super) shared: filter::Shared,
     /// For this reason
     #[arg(long, value_parser = PossibleValuesParser::new(REASONS))]
     pub(super) reason: Option<String>,
-    /// Stored at this time or later: RFC 3339, or an age such as 2h
-    #[arg(long, value_name = "TIME", value_parser = time_us)]
-    pub(super) since: Option<i64>,
-    /// Stored before this time: RFC 3339, or an age such as 2h
-    #[arg(long, value_name = "TIME", value_parser = time_us)]
-    pub(super) until: Option<i64>,
 }
 
 /// Ids, filters or, said openly, all of them.
@@ -53,15 +38,7 @@ pub(super) struct Selection {
 
 impl Filters {
     pub(super) fn to_filter(&self) -> DeadLetterFilter {
-        DeadLetterFilter {
-            ids: None,
-            endpoint: self.endpoint.clone(),
-            account: self.account.clone(),
-            event_type: self.event_type.clone(),
-            reason: self.reason.clone(),
-            since_us: self.since,
-            until_us: self.until,
-        }
+        self.shared.to_filter(self.reason.clone())
     }
 }
 
@@ -69,27 +46,6 @@ impl Selection {
     pub(super) fn to_filter(&self) -> Result<DeadLetterFilter, Failure> {
         let ids = (!self.ids.is_empty()).then(|| self.ids.clone());
         let filter = DeadLetterFilter { ids, ..self.filters.to_filter() };
-        if filter.is_empty() != self.all {
-            return Err(Failure::Usage(anyhow!(
-                "say which: give ids, filters such as --endpoint, or --all (and not both)"
-            )));
-        }
-        Ok(filter)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn selection_of_everything_must_be_said_openly() {
-        assert!(matches!(Selection::default().to_filter(), Err(Failure::Usage(_))));
-        let all = Selection { all: true, ..Selection::default() };
-        assert_eq!(all.to_filter().unwrap(), DeadLetterFilter::default());
-        let both = Selection { ids: vec![1], ..all };
-        assert!(matches!(both.to_filter(), Err(Failure::Usage(_))));
-        let one = Selection { ids: vec![1], ..Selection::default() };
-        assert_eq!(one.to_filter().unwrap().ids, Some(vec![1]));
+        filter::openly(filter, self.all, "ids")
     }
 }

@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use tokio::time::sleep;
 
 use super::*;
+use crate::cli::filter::Shared;
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{DeadLetter, DeadReason, PersistBatch, Retried};
 use crate::io::state::fixture::{Fixture, dead, event};
@@ -26,12 +27,12 @@ async fn with_letters(fixture: &Fixture) -> StateStore {
 }
 
 fn filters(endpoint: Option<&str>, account: Option<&str>, reason: Option<&str>) -> Filters {
-    Filters {
+    let shared = Shared {
         endpoint: endpoint.map(str::to_owned),
         account: account.map(str::to_owned),
-        reason: reason.map(str::to_owned),
-        ..Filters::default()
-    }
+        ..Shared::default()
+    };
+    Filters { shared, reason: reason.map(str::to_owned) }
 }
 
 #[tokio::test]
@@ -46,12 +47,13 @@ async fn list_filters_and_pages() {
     assert_eq!(ids(filters(Some("7"), None, None)).await, [1, 2]);
     assert_eq!(ids(filters(Some("7"), Some("2"), None)).await, [2]);
     assert_eq!(ids(filters(None, None, Some("unroutable"))).await, [4]);
-    let of_type = |name: &str| Filters { event_type: Some(name.into()), ..Filters::default() };
+    let of = |shared| Filters { shared, reason: None };
+    let of_type = |name: &str| of(Shared { event_type: Some(name.into()), ..Shared::default() });
     assert_eq!(ids(of_type("a.b")).await.len(), 4);
     assert_eq!(ids(of_type("a.c")).await.len(), 0);
     let now = crate::io::clock::unix_us();
-    let since = |at| Filters { since: Some(at), ..Filters::default() };
-    let until = |at| Filters { until: Some(at), ..Filters::default() };
+    let since = |at| of(Shared { since: Some(at), ..Shared::default() });
+    let until = |at| of(Shared { until: Some(at), ..Shared::default() });
     assert_eq!(ids(since(now - 60_000_000)).await.len(), 4);
     assert_eq!(ids(since(now + 60_000_000)).await.len(), 0);
     assert_eq!(ids(until(now - 60_000_000)).await.len(), 0);

@@ -1,10 +1,8 @@
 //! Which deferred deliveries the command line means.
 
-use anyhow::anyhow;
 use clap::builder::PossibleValuesParser;
 
-use crate::cli::Failure;
-use crate::cli::time::time_us;
+use crate::cli::{Failure, filter};
 use crate::engine::persist::DeferReason;
 use crate::engine::position::EventId;
 use crate::io::state::{DeferredCursor, DeferredFilter, StoredDeferred};
@@ -21,24 +19,11 @@ const REASONS: [&str; 6] = [
 /// Filters; those given must all fit.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct Filters {
-    /// To this endpoint
-    #[arg(long, value_name = "ID")]
-    pub(super) endpoint: Option<String>,
-    /// Of this account
-    #[arg(long, value_name = "ID")]
-    pub(super) account: Option<String>,
-    /// Of this event type
-    #[arg(long = "type", value_name = "TYPE")]
-    pub(super) event_type: Option<String>,
+    #[command(flatten)]
+    pub(super) shared: filter::Shared,
     /// Deferred for this reason
     #[arg(long, value_parser = PossibleValuesParser::new(REASONS))]
     pub(super) reason: Option<String>,
-    /// Deferred at this time or later: RFC 3339, or an age such as 2h
-    #[arg(long, value_name = "TIME", value_parser = time_us)]
-    pub(super) since: Option<i64>,
-    /// Deferred before this time: RFC 3339, or an age such as 2h
-    #[arg(long, value_name = "TIME", value_parser = time_us)]
-    pub(super) until: Option<i64>,
 }
 
 /// Events, filters or, said openly, all of them.
@@ -56,15 +41,7 @@ pub(super) struct Selection {
 
 impl Filters {
     pub(super) fn to_filter(&self) -> DeferredFilter {
-        DeferredFilter {
-            ids: None,
-            endpoint: self.endpoint.clone(),
-            account: self.account.clone(),
-            event_type: self.event_type.clone(),
-            reason: self.reason.clone(),
-            since_us: self.since,
-            until_us: self.until,
-        }
+        self.shared.to_filter(self.reason.clone())
     }
 }
 
@@ -73,12 +50,7 @@ impl Selection {
         let events: Vec<String> = self.events.iter().map(ToString::to_string).collect();
         let events = (!events.is_empty()).then_some(events);
         let filter = DeferredFilter { ids: events, ..self.filters.to_filter() };
-        if filter.is_empty() != self.all {
-            return Err(Failure::Usage(anyhow!(
-                "say which: give events, filters such as --endpoint, or --all (and not both)"
-            )));
-        }
-        Ok(filter)
+        filter::openly(filter, self.all, "events")
     }
 }
 

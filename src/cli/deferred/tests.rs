@@ -1,6 +1,7 @@
 //! Against a real PostgreSQL.
 
 use super::*;
+use crate::cli::filter::Shared;
 use crate::engine::event::Event;
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{Defer, DeferReason, PersistBatch, Tried};
@@ -25,12 +26,12 @@ async fn with_rows(fixture: &Fixture) -> (StateStore, Arc<Event>) {
 }
 
 fn filters(endpoint: Option<&str>, account: Option<&str>, reason: Option<&str>) -> Filters {
-    Filters {
+    let shared = Shared {
         endpoint: endpoint.map(str::to_owned),
         account: account.map(str::to_owned),
-        reason: reason.map(str::to_owned),
-        ..Filters::default()
-    }
+        ..Shared::default()
+    };
+    Filters { shared, reason: reason.map(str::to_owned) }
 }
 
 #[tokio::test]
@@ -44,11 +45,12 @@ async fn list_filters_and_pages() {
     assert_eq!(count(filters(Some("7"), None, None)).await, 2);
     assert_eq!(count(filters(Some("7"), Some("1"), None)).await, 1);
     assert_eq!(count(filters(None, None, Some("overflow"))).await, 1);
-    let of_type = |name: &str| Filters { event_type: Some(name.into()), ..Filters::default() };
+    let of = |shared| Filters { shared, reason: None };
+    let of_type = |name: &str| of(Shared { event_type: Some(name.into()), ..Shared::default() });
     assert_eq!((count(of_type("a.b")).await, count(of_type("a.c")).await), (3, 0));
     let now = crate::io::clock::unix_us();
-    let since = |at| Filters { since: Some(at), ..Filters::default() };
-    let until = |at| Filters { until: Some(at), ..Filters::default() };
+    let since = |at| of(Shared { since: Some(at), ..Shared::default() });
+    let until = |at| of(Shared { until: Some(at), ..Shared::default() });
     assert_eq!(count(since(now - 60_000_000)).await, 3);
     assert_eq!(count(since(now + 60_000_000)).await, 0);
     assert_eq!(count(until(now - 60_000_000)).await, 0);

@@ -194,11 +194,13 @@ async fn deferred_discard_lets_go_what_stood_behind_in_its_order() -> Result<()>
     statuses(&world, 1, &["a", "b", "c"]).await?;
     world.until(DEFERRED, "4").await?;
     world.mock.set_behaviour("/1", Behaviour::ok());
-    let listed = world.walhook_json(&["deferred", "list"]).await?;
-    let event = |n: usize| listed["deferred"][n]["event_id"].as_str().unwrap().to_owned();
+    // In the order of their commits: ids of one millisecond have none.
+    let events = "SELECT string_agg(event_id, ' ' ORDER BY commit_lsn) FROM walhook.deferred";
+    let events = world.value(events).await?;
+    let events: Vec<&str> = events.split(' ').collect();
     // One from the middle, which nobody knows of but the table, then the one that holds the others up.
     for n in [2, 0] {
-        let discard = world.walhook(&["deferred", "discard", &event(n), "--yes"]).await?;
+        let discard = world.walhook(&["deferred", "discard", events[n], "--yes"]).await?;
         ensure!(discard.status.success(), "{}", said(&discard));
     }
     world.until(DEFERRED, "0").await?;

@@ -83,7 +83,7 @@ const OF_RULES: &str = "DROP TABLE IF EXISTS log, made; ALTER PUBLICATION walhoo
     SET TABLE subscribers, webhooks";
 
 #[tokio::test]
-async fn mistakes_in_publication_and_identity_are_named_with_their_mend() -> Result<()> {
+async fn case_17_mistakes_in_identity_and_publication_are_named_with_their_mend() -> Result<()> {
     let mut world = world_of_sender("", RULES).await?;
     ensure!(complaints(&world).await?.is_empty());
     for mistake in [

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use axum::http::StatusCode;
 use tokio::time::{Instant, sleep};
 use walhook::mock::Behaviour;
 
-use crate::support::{PATIENCE, RULES, World, taken};
+use crate::support::{PATIENCE, RULES, World, get, taken};
 
 /// Attempts follow each other soon.
 const QUICK: &str = "[delivery]\ntimeout = \"2s\"\nconnect_timeout = \"1s\"\nretry_base = \"50ms\"\n\
@@ -222,6 +222,10 @@ async fn case_33_every_endpoint_dead_under_load_then_back_bounds_memory_and_wal_
     }
     world.settled().await?;
     world.until(DEFERRED, "6000").await?;
+    let (_, metrics) = get(world.admin, "/metrics").await?;
+    let queued = metrics.lines().find_map(|line| line.strip_prefix("walhook_queued_bytes "));
+    let queued: u32 = queued.context("no walhook_queued_bytes")?.parse()?;
+    ensure!(queued <= 1 << 20, "{queued} bytes are queued, with a limit of 1 MiB");
     let retained = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn) < 16 << 20
                     FROM pg_replication_slots WHERE slot_name = 'walhook'";
     world.until(retained, "t").await?;
@@ -233,7 +237,9 @@ async fn case_33_every_endpoint_dead_under_load_then_back_bounds_memory_and_wal_
     world.until(DEFERRED, "0").await?;
     let grown = running.resident_peak_bytes()? - before;
     println!("{} KiB more were resident at most", grown >> 10);
-    ensure!(grown < 48 << 20, "{grown} bytes more were resident");
+    // Hundreds of requests at once, each with its connection, and the code that is read for the first
+    // time: some 50 MiB in a debug build, whatever the backlog.
+    ensure!(grown < 96 << 20, "{grown} bytes more were resident");
     for account in 1..=6 {
         ensure_in_order(&world, &format!("/{account}"), 1_000)?;
     }

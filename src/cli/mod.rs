@@ -87,7 +87,7 @@ pub enum Command {
     Replay(replay::Args),
     /// List, show, retry or discard dead letters
     DeadLetters(dead_letters::Args),
-    /// List endpoints with how they stand, or send one a test event
+    /// List endpoints with how they stand, test, pause or resume one
     Endpoints(endpoints::Args),
     /// List what was not delivered, and close what is dealt with
     Gaps(gaps::Args),

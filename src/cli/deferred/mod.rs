@@ -28,7 +28,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// List deferred deliveries, in the order of their commits
+    /// List deferred deliveries, those of the oldest commits first
     List(List),
     /// Have the leader try them as soon as their turn comes, whatever their next attempt's time
     Retry(Retry),

@@ -237,8 +237,8 @@ async fn case_33_every_endpoint_dead_under_load_then_back_bounds_memory_and_wal_
     world.until(DEFERRED, "0").await?;
     let grown = running.resident_peak_bytes()? - before;
     println!("{} KiB more were resident at most", grown >> 10);
-    // Hundreds of requests at once, each with its connection, and the code that is read for the first
-    // time: some 50 MiB in a debug build, whatever the backlog.
+    // 31 to 57 MiB were seen in debug builds, with 32 slots as with 1,280; what of it is code that is read
+    // for the first time is not known. So the counted bytes above are the sharper check.
     ensure!(grown < 96 << 20, "{grown} bytes more were resident");
     for account in 1..=6 {
         ensure_in_order(&world, &format!("/{account}"), 1_000)?;

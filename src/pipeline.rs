@@ -51,7 +51,6 @@ use crate::engine::retry::RetryPolicy;
 use crate::engine::room::StateSize;
 use crate::engine::settle::SettlePolicy;
 use crate::io::admin::{self, Health, Role};
-use crate::io::lookup::Lookups;
 use crate::io::metrics::Metrics;
 use crate::io::sender::Sender;
 use crate::io::state::StateStore;
@@ -176,7 +175,6 @@ async fn lead(
     let (measured, sizes) = watch::channel(StateSize::default());
     let flushed_at = start.frontier;
     let (flush, flushed) = watch::channel(flushed_at);
-    let lookups = Lookups::new(&config.endpoints, config.accounts.as_ref());
     let dispatcher =
         Dispatcher::new(settings(config)?, start, SmallRng::from_rng(&mut rand::rng()));
 
@@ -219,7 +217,7 @@ async fn lead(
         }
     });
     tasks.spawn({
-        let desk = LookupDesk::new(config.source.url.clone(), lookups);
+        let desk = LookupDesk::new(config.clone());
         let serving = desk::serve(desk, lookup_requests, reply, abort.clone());
         async move {
             serving.await;

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 use walhook::engine::endpoint::Secret;
-use walhook::io::sql::Connection;
+use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
 
 use crate::support::{RULES, SCHEMA, World};
 
@@ -64,7 +64,7 @@ async fn full_disk_of_the_state_database_holds_the_checkpoint_back_until_there_i
     let url = world.cluster.url("state");
     world.env.push(("WALHOOK_STATE__URL".to_owned(), url.clone()));
     world.set_up().await?;
-    let state = Connection::open(&Secret::new(url), "test").await?;
+    let state = Connection::open_with_path(&Secret::new(url), "test", SERVER_SEARCH_PATH).await?;
     let count = async || -> Result<i64> {
         Ok(state.query_one("SELECT count(*) FROM walhook.dead_letters", &[]).await?.get(0))
     };

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use tokio::time::Instant;
 use walhook::engine::endpoint::Secret;
-use walhook::io::sql::Connection;
+use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
 
 use crate::support::{PATIENCE, RULES, SCHEMA, World, text};
 
@@ -32,7 +32,9 @@ fn url_of(world: &World, role: &str) -> String {
 }
 
 async fn connect(world: &World, role: &str) -> Result<Connection> {
-    Connection::open(&Secret::new(url_of(world, role)), "test").await.map_err(Into::into)
+    Connection::open_with_path(&Secret::new(url_of(world, role)), "test", SERVER_SEARCH_PATH)
+        .await
+        .map_err(Into::into)
 }
 
 async fn run_statements(client: &Connection, script: &str) -> Result<()> {

@@ -264,11 +264,11 @@ async fn case_15_idle_slot_retains_little_while_another_database_writes() {
     world.sql.batch_execute("CREATE DATABASE other").await.unwrap();
     let url = walhook::engine::endpoint::Secret::new(world.cluster.url("other"));
     let other = walhook::io::sql::Connection::open(&url, "other").await.unwrap();
-    other.batch_execute("CREATE TABLE t (a text)").await.unwrap();
+    other.batch_execute("CREATE TABLE public.t (a text)").await.unwrap();
     let written = "SELECT pg_current_wal_lsn() - '0/0'";
     let before: f64 = world.value(written).await.unwrap().parse().unwrap();
     for _ in 0..4 {
-        let fill = "INSERT INTO t SELECT repeat('x', 1000) FROM generate_series(1, 48000)";
+        let fill = "INSERT INTO public.t SELECT repeat('x', 1000) FROM generate_series(1, 48000)";
         other.batch_execute(fill).await.unwrap();
         // As max_wal_size makes the server do; the slot's restart position follows checkpoints.
         other.batch_execute("CHECKPOINT").await.unwrap();

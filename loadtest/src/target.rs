@@ -18,7 +18,7 @@ use walhook::demo::child::{Pipeline, Scratch};
 use walhook::demo::cluster::Cluster;
 use walhook::demo::receive::change_in;
 use walhook::engine::endpoint::Secret;
-use walhook::io::sql::Connection;
+use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_loadtest::program;
 
 /// Accounts that goose's users share, each with one endpoint.
@@ -68,7 +68,8 @@ pub(crate) async fn prepare() -> Result<(Target, Owned)> {
         Err(_) => {
             let cluster = Cluster::start(&std::env::temp_dir(), &[]).await?;
             let url = Secret::new(cluster.url("postgres"));
-            let connection = Connection::open(&url, "walhook load test").await?;
+            let connection =
+                Connection::open_with_path(&url, "walhook load test", SERVER_SEARCH_PATH).await?;
             connection.batch_execute(include_str!("../../sql/demo.sql")).await?;
             let scratch = Scratch::new()?;
             let mut pipeline = Pipeline::new(program()?, scratch.path(), url.expose())?;
@@ -88,7 +89,7 @@ pub(crate) async fn prepare() -> Result<(Target, Owned)> {
 impl Target {
     /// A session of its own.
     pub(crate) async fn connect(&self) -> Result<Connection> {
-        Ok(Connection::open(&self.url, "walhook load test").await?)
+        Ok(Connection::open_with_path(&self.url, "walhook load test", SERVER_SEARCH_PATH).await?)
     }
 
     /// The account that a user inserts for.

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use walhook::demo::child::{Pipeline, Scratch};
 use walhook::demo::cluster::Cluster;
 use walhook::engine::endpoint::Secret;
-use walhook::io::sql::Connection;
+use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
 
 use crate::books::Books;
 use crate::program;
@@ -40,7 +40,8 @@ impl World {
     pub async fn start(extra: &str) -> Result<Self> {
         let cluster = Cluster::start(&std::env::temp_dir(), &[]).await?;
         let url = cluster.url("postgres");
-        let sql = Connection::open(&Secret::new(url.clone()), "load").await?;
+        let sql = Connection::open_with_path(&Secret::new(url.clone()), "load", SERVER_SEARCH_PATH)
+            .await?;
         sql.batch_execute(include_str!("../../sql/demo.sql")).await?;
         let scratch = Scratch::new()?;
         let walhook = Pipeline::configured(program()?, scratch.path(), |admin| {
@@ -62,7 +63,12 @@ impl World {
     /// # Errors
     /// When the server does not take it.
     pub async fn connect(&self) -> Result<Connection> {
-        Ok(Connection::open(&Secret::new(self.cluster.url("postgres")), "load").await?)
+        Ok(Connection::open_with_path(
+            &Secret::new(self.cluster.url("postgres")),
+            "load",
+            SERVER_SEARCH_PATH,
+        )
+        .await?)
     }
 
     /// Adds an account with one endpoint that has the same id.

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::demo::cluster::Cluster;
 use crate::engine::endpoint::Secret;
 use crate::engine::lsn::Lsn;
-use crate::io::sql::Connection;
+use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
 use crate::io::wire;
 
 const SCHEMA: &str = "
@@ -43,7 +43,9 @@ impl Fixture {
     }
 
     pub(crate) async fn connect_as(&self, role: &str) -> Connection {
-        Connection::open(&Secret::new(self.url(role)), "test").await.unwrap()
+        Connection::open_with_path(&Secret::new(self.url(role)), "test", SERVER_SEARCH_PATH)
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn run(&self, sql: &str) {

@@ -66,6 +66,7 @@ pub(super) const SECTIONS: &[Section] = &[
             ("max_in_flight", Text),
             ("rate_per_second", Text),
             ("watch", List),
+            ("search_path", Text),
         ],
     },
     Section { name: "accounts", keys: &[("table", Required), ("id", Text), ("weight", Text)] },

@@ -181,6 +181,10 @@ pub struct Endpoints {
     /// Published tables whose changes invalidate cached routes; `[table]` when left out.
     #[serde(default)]
     pub watch: Vec<String>,
+    /// The schemas that are searched while the table or view is read: for functions of yours that rely
+    /// on a path.
+    #[serde(default = "defaults::search_path")]
+    pub search_path: String,
 }
 
 impl Endpoints {
@@ -468,6 +472,9 @@ mod defaults {
     }
     pub(super) fn enabled() -> String {
         "enabled".to_owned()
+    }
+    pub(super) fn search_path() -> String {
+        crate::io::sql::SEARCH_PATH.to_owned()
     }
     pub(super) fn weight() -> String {
         "weight".to_owned()

@@ -56,6 +56,7 @@ pub(super) fn validate(config: &Config) -> Result<(), Problem> {
     for watched in &config.endpoints.watch {
         table("endpoints.watch", watched)?;
     }
+    search_path("endpoints.search_path", &config.endpoints.search_path)?;
     if let Some(accounts) = &config.accounts {
         table("accounts.table", &accounts.table)?;
     }
@@ -97,6 +98,27 @@ fn name(key: &str, name: &str) -> Result<(), Problem> {
         return Ok(());
     }
     problem(key, format!("{name:?} is not a name; it needs 1 to {MAX_NAME} bytes"))
+}
+
+/// Names in between commas, as SQL writes them. Empty is refused: it would be no list that says what it
+/// means.
+fn search_path(key: &str, list: &str) -> Result<(), Problem> {
+    let bare = |name: &str| {
+        !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || ['_', '$'].contains(&c))
+    };
+    // In between quotation marks anything; what is in front of and behind them has none.
+    let mut outside = String::new();
+    for (at, part) in list.split('"').enumerate() {
+        match at % 2 {
+            0 => outside.push_str(part),
+            _ => outside.push('q'),
+        }
+    }
+    let closed = list.matches('"').count().is_multiple_of(2) && !list.contains(char::is_control);
+    if closed && outside.split(',').all(|name| bare(name.trim())) {
+        return Ok(());
+    }
+    problem(key, format!("{list:?} is no list of schemas, such as \"pg_catalog, pg_temp\""))
 }
 
 fn table(key: &str, text: &str) -> Result<(), Problem> {

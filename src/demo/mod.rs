@@ -38,7 +38,7 @@ use self::summary::Summary;
 use self::view::{Frame, View, grouped};
 use self::writer::Books;
 use crate::engine::endpoint::Secret;
-use crate::io::sql::Connection;
+use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
 
 /// For `walhook run` to stream.
 const LEADING_TIMEOUT: Duration = Duration::from_secs(30);
@@ -130,7 +130,7 @@ impl Demo {
         let endpoints = plan::endpoints(&accounts);
         let books = Books::open(Ledger::new(&endpoints));
         let receivers = Receivers::start(&endpoints, books.clone()).await?;
-        let observer = Connection::open(&url, "walhook demo").await?;
+        let observer = Connection::open_with_path(&url, "walhook demo", SERVER_SEARCH_PATH).await?;
         let urls: Vec<String> =
             endpoints.iter().map(|e| receivers.url(e)).collect::<Result<_>>()?;
         schema::create(&observer, &accounts, &endpoints, &urls).await?;
@@ -276,7 +276,7 @@ impl Demo {
     }
 
     async fn connect(&self) -> Result<Connection> {
-        Ok(Connection::open(&self.url, "walhook demo").await?)
+        Ok(Connection::open_with_path(&self.url, "walhook demo", SERVER_SEARCH_PATH).await?)
     }
 
     /// SIGKILL in the middle of the traffic.

@@ -261,6 +261,7 @@ mod tests {
     use crate::demo::cluster::Cluster;
     use crate::demo::{plan, schema};
     use crate::engine::endpoint::Secret;
+    use crate::io::sql::SERVER_SEARCH_PATH;
     use std::collections::HashSet;
 
     /// The WAL itself is the witness: what a logical slot decodes is what the ledger expects.
@@ -270,7 +271,7 @@ mod tests {
         let url = Secret::new(cluster.url("postgres"));
         let accounts = plan::accounts();
         let endpoints = plan::endpoints(&accounts);
-        let connection = || Connection::open(&url, "test");
+        let connection = || Connection::open_with_path(&url, "test", SERVER_SEARCH_PATH);
         let admin = connection().await.unwrap();
         schema::create(&admin, &accounts, &endpoints, &vec![String::new(); endpoints.len()])
             .await

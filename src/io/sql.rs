@@ -6,12 +6,22 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
 
 use super::pg::{self, Conninfo, ConninfoError, Link, LinkError, Security, SessionAttrs, StartUp};
 use crate::engine::endpoint::Secret;
 
 /// The class "invalid authorization specification".
 const AUTHORIZATION_CLASS: &str = "28";
+
+/// What every session of ours searches for a name without a schema: nothing that a role may write to.
+///
+/// `pg_temp` stands last, for it would be searched first if it were left out.
+pub const SEARCH_PATH: &str = "pg_catalog, pg_temp";
+
+/// What a server searches where nobody says otherwise: for sessions that carry out the statements of
+/// others, such as the demo's customers.
+pub const SERVER_SEARCH_PATH: &str = "\"$user\", public";
 
 /// A SQL session together with the task that drives it; both end when this is dropped.
 #[derive(Debug)]
@@ -64,6 +74,7 @@ impl ConnectError {
 struct SqlStartUp<'a> {
     info: &'a Conninfo,
     application_name: &'a str,
+    search_path: &'a str,
 }
 
 impl StartUp for SqlStartUp<'_> {
@@ -71,7 +82,7 @@ impl StartUp for SqlStartUp<'_> {
     type Error = ConnectError;
 
     async fn start_up(&self, link: Link) -> Result<Connection, ConnectError> {
-        Connection::over(link, self.info, self.application_name).await
+        Connection::over(link, self).await
     }
 
     fn is_final(error: &ConnectError) -> bool {
@@ -88,20 +99,30 @@ impl StartUp for SqlStartUp<'_> {
 }
 
 impl Connection {
-    /// Connects and pins the session's settings that others rely on.
+    /// Connects and pins the session's settings that others rely on, [`SEARCH_PATH`] among them.
     ///
     /// # Errors
     /// [`ConnectError`]
     pub async fn open(url: &Secret, application_name: &str) -> Result<Self, ConnectError> {
-        let info = Conninfo::parse(url)?;
-        pg::open(&info, SqlStartUp { info: &info, application_name }).await
+        Self::open_with_path(url, application_name, SEARCH_PATH).await
     }
 
-    async fn over(
-        link: Link,
-        info: &Conninfo,
+    /// The same with another `search_path`, for statements that call what is not ours: a customer's view
+    /// may rely on one. Our own statements are safe under any.
+    ///
+    /// # Errors
+    /// [`ConnectError`], also where `search_path` is no list of names.
+    pub async fn open_with_path(
+        url: &Secret,
         application_name: &str,
+        search_path: &str,
     ) -> Result<Self, ConnectError> {
+        let info = Conninfo::parse(url)?;
+        pg::open(&info, SqlStartUp { info: &info, application_name, search_path }).await
+    }
+
+    async fn over(link: Link, start_up: &SqlStartUp<'_>) -> Result<Self, ConnectError> {
+        let SqlStartUp { info, application_name, search_path } = *start_up;
         let Link { target, security, socket, end_point, password } = link;
         let at = || format!("{target} (database {}, user {})", info.database(), info.user());
         let hint = match &password {
@@ -128,6 +149,22 @@ impl Connection {
         let (client, connection) = config.connect_raw(socket, linked).await.map_err(refused)?;
         let mut driver = JoinSet::new();
         driver.spawn(connection);
+        // The path before anything else, so that no statement of ours runs without it.
+        // `on` even where the database's default is `off`: what is acknowledged must be durable.
+        // No timeout for idling: most of our sessions do little else, and one watches for the server's
+        // shutdown by idling.
+        // No compiling: the estimates of our questions to the catalog are high and their answers short;
+        // a takeover would wait for the compiler, for 0.2 to 4 s.
+        let settings = format!(
+            "SET search_path = {SEARCH_PATH}; SET synchronous_commit = on; SET timezone = 'UTC';
+             SET jit = off; SET idle_session_timeout = 0"
+        );
+        client.batch_execute(&settings).await.map_err(refused)?;
+        if search_path != SEARCH_PATH {
+            let set = "SELECT pg_catalog.set_config('search_path', $1, false)";
+            let path: [(&(dyn ToSql + Sync), Type); 1] = [(&search_path, Type::TEXT)];
+            client.query_typed_one(set, &path).await.map_err(refused)?;
+        }
         if info.attrs != SessionAttrs::Any {
             let row = client.query_typed_one(SessionAttrs::QUERY, &[]).await.map_err(refused)?;
             let bits = (row.try_get(0).map_err(refused)?, row.try_get(1).map_err(refused)?);
@@ -135,14 +172,6 @@ impl Connection {
                 return Err(ConnectError::WrongHost { target });
             }
         }
-        // `on` even where the database's default is `off`: what is acknowledged must be durable.
-        // No timeout for idling: most of our sessions do little else, and one watches for the server's
-        // shutdown by idling.
-        // No compiling: the estimates of our questions to the catalog are high and their answers short;
-        // a takeover would wait for the compiler, for 0.2 to 4 s.
-        let settings = "SET synchronous_commit = on; SET timezone = 'UTC'; SET jit = off;
-            SET idle_session_timeout = 0";
-        client.batch_execute(settings).await.map_err(refused)?;
         Ok(Self { client, driver, security })
     }
 

@@ -1,10 +1,11 @@
 //! Looks accounts' endpoints up, batch after batch.
 
 use super::desk::Desk;
-use crate::engine::endpoint::{Routes, Secret};
+use crate::config::Config;
+use crate::engine::endpoint::Routes;
 use crate::engine::event::AccountId;
 use crate::engine::route::Snapshot;
-use crate::io::lookup::{Fetched, Lookups};
+use crate::io::lookup::{self, Fetched, Lookups};
 use crate::io::sql::Connection;
 
 /// What the dispatcher asks.
@@ -21,14 +22,15 @@ pub(super) struct LookupReply {
 /// Reads the endpoint table. One that cannot be read is a person's to mend: what is committed
 /// meanwhile waits, and nothing is lost.
 pub(super) struct LookupDesk {
-    url: Secret,
+    config: Config,
     lookups: Lookups,
     connection: Option<Connection>,
 }
 
 impl LookupDesk {
-    pub(super) fn new(url: Secret, lookups: Lookups) -> Self {
-        Self { url, lookups, connection: None }
+    pub(super) fn new(config: Config) -> Self {
+        let lookups = Lookups::new(&config.endpoints, config.accounts.as_ref());
+        Self { config, lookups, connection: None }
     }
 }
 
@@ -41,7 +43,10 @@ impl Desk for LookupDesk {
     async fn answer(&mut self, request: &LookupRequest) -> anyhow::Result<LookupReply> {
         let client = match &mut self.connection {
             Some(client) => client,
-            None => self.connection.insert(Connection::open(&self.url, "walhook look-ups").await?),
+            None => {
+                let opened = lookup::connect(&self.config, "walhook look-ups").await?;
+                self.connection.insert(opened)
+            }
         };
         let Fetched { snapshot, routes } = self.lookups.fetch(client, &request.accounts).await?;
         Ok(LookupReply { snapshot: snapshot.parse()?, answers: routes })

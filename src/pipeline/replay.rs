@@ -21,7 +21,7 @@ use crate::engine::endpoint::Routes;
 use crate::engine::event::{AccountId, Item};
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::ReplayCounts;
-use crate::io::lookup::Lookups;
+use crate::io::lookup::{self, Lookups};
 use crate::io::sql::Connection;
 use crate::io::state::{StateStore, StoredReplay};
 
@@ -176,7 +176,7 @@ impl Feeder<'_> {
             Ok(range) => range,
             Err(error) => return Ok(Fed::Broken(format!("{error:#}"))),
         };
-        let client = Connection::open(&self.config.source.url, "walhook replay").await?;
+        let client = lookup::connect(self.config, "walhook replay").await?;
         let (out, mut batches) = mpsc::channel::<Batch>(BATCHES);
         let mut task = JoinSet::new();
         task.spawn(range.read(out));

@@ -18,7 +18,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 use walhook::demo::cluster::Cluster;
 use walhook::engine::endpoint::Secret;
-use walhook::io::sql::Connection;
+use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook::mock::{Mock, Received, Settings};
 
 /// The secret of every endpoint that [`World::hook`] registers.
@@ -288,7 +288,12 @@ impl World {
 }
 
 async fn connect(cluster: &Cluster) -> Result<Connection> {
-    Ok(Connection::open(&Secret::new(cluster.url("postgres")), "test").await?)
+    Ok(Connection::open_with_path(
+        &Secret::new(cluster.url("postgres")),
+        "test",
+        SERVER_SEARCH_PATH,
+    )
+    .await?)
 }
 
 impl Running {

@@ -13,7 +13,7 @@ use rcgen::{
 use tempfile::TempDir;
 use tokio::time::Instant;
 use walhook::demo::cluster::Cluster;
-use walhook::io::sql::Connection;
+use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
 
 use super::PATIENCE;
 
@@ -176,5 +176,10 @@ async fn reload(cluster: &Cluster, admin: &Connection) -> Result<()> {
 pub async fn by_socket(cluster: &Cluster) -> Result<Connection> {
     let (dir, port) = (cluster.socket_dir().display(), cluster.port());
     let url = format!("postgres://postgres@/postgres?host={dir}&port={port}");
-    Ok(Connection::open(&walhook::engine::endpoint::Secret::new(url), "test").await?)
+    Ok(Connection::open_with_path(
+        &walhook::engine::endpoint::Secret::new(url),
+        "test",
+        SERVER_SEARCH_PATH,
+    )
+    .await?)
 }

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use walhook::engine::endpoint::Secret;
-use walhook::io::sql::Connection;
+use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
 
 use super::World;
 
@@ -154,7 +154,9 @@ impl Session {
         while !self.stop.is_cancelled() {
             let client = match &connection {
                 Some(client) => client,
-                None => match Connection::open(&self.url, "writer").await {
+                None => match Connection::open_with_path(&self.url, "writer", SERVER_SEARCH_PATH)
+                    .await
+                {
                     Ok(client) => connection.insert(client),
                     Err(_) => {
                         sleep(Duration::from_millis(20)).await;

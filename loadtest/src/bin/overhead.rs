@@ -29,7 +29,7 @@ use walhook::demo::child::Scratch;
 use walhook::demo::cluster::Cluster;
 use walhook::engine::endpoint::Secret;
 use walhook::engine::lane::DEFAULT_MAX_IN_FLIGHT;
-use walhook::io::sql::Connection;
+use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
 
 /// For one run of either side.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -65,7 +65,12 @@ struct Took {
 
 async fn compare(deliveries: u64, pairs: u64) -> Result<()> {
     let cluster = Cluster::start(&std::env::temp_dir(), &[]).await?;
-    let sql = Connection::open(&Secret::new(cluster.url("postgres")), "overhead").await?;
+    let sql = Connection::open_with_path(
+        &Secret::new(cluster.url("postgres")),
+        "overhead",
+        SERVER_SEARCH_PATH,
+    )
+    .await?;
     sql.batch_execute(include_str!("../../../sql/demo.sql")).await?;
     let sink = Sink::start().await?;
     sql.batch_execute(&format!(

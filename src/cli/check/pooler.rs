@@ -1,10 +1,11 @@
-//! A connection pooler between us and the server: what of a session does it keep?
+//! A connection pooler between us and the server: does it leave us our sessions?
 
 use std::time::Duration;
 
 use anyhow::Result;
+use tokio::time::timeout;
 
-use super::{NAME, Report, one};
+use super::{NAME, Report};
 use crate::engine::endpoint::Secret;
 use crate::io::sql::Connection;
 use crate::io::wire;
@@ -14,6 +15,9 @@ const WHAT: &str = "connection pooler";
 /// For one statement, which a pool that is too small would let wait.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Clients that ask in between: a pool need not lend the session that it took back last.
+const OTHERS: usize = 4;
+
 /// Checks the URL that stands under `key`. Returns whether SQL through it works.
 pub(super) async fn check(key: &str, url: &Secret, report: &mut Report) -> Result<bool> {
     match wire::is_pooled(url, NAME).await {
@@ -21,42 +25,43 @@ pub(super) async fn check(key: &str, url: &Secret, report: &mut Report) -> Resul
         // What cannot be reached is told of elsewhere.
         Ok(false) | Err(_) => return Ok(true),
     }
-    if !keeps_prepared_statements(url).await? {
-        report.fail(
-            WHAT,
-            format!(
-                "{key} leads through one that forgets prepared statements between transactions"
-            ),
-            format!(
-                "set max_prepared_statements = 200 there (PgBouncer 1.21 or later), or pool_mode = \
-                 session for our user, or let {key} lead past it"
-            ),
-        );
-        return Ok(false);
+    if keeps_sessions(url).await? {
+        report.pass(WHAT, format!("{key} leads through one that keeps sessions"));
+        return Ok(true);
     }
-    // Sessions turn it on, but a transaction may run in one that another client has opened.
-    let client = Connection::open(url, NAME).await?;
-    let default: String =
-        one(&client, "SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'").await?;
-    if default == "off" {
-        report.fail(
-            WHAT,
-            format!("{key} leads through one, and synchronous_commit is off by default"),
-            "ALTER ROLE ... SET synchronous_commit = on, for our user, and reconnect the pooler",
-        );
-    } else {
-        report.pass(WHAT, format!("{key} leads through one that keeps prepared statements"));
+    report.fail(
+        WHAT,
+        format!(
+            "{key} leads through one that lends the server's sessions by transaction: what walhook \
+             sets for its sessions, search_path above all, does not hold there"
+        ),
+        format!("set pool_mode = session there for our user, or let {key} lead past it"),
+    );
+    Ok(false)
+}
+
+/// Whether a client stays with one session of the server while others come and go.
+async fn keeps_sessions(url: &Secret) -> Result<bool> {
+    let ours = Connection::open(url, NAME).await?;
+    let Some(mine) = pid(&ours).await else { return Ok(false) };
+    let mut others = Vec::new();
+    for _ in 0..OTHERS {
+        // A pool by session may have none left, which is for `run` to meet.
+        let Ok(other) = Connection::open(url, NAME).await else { break };
+        // It is held until the end, so that whoever gets ours keeps it from us.
+        if other.batch_execute("BEGIN").await.is_err() || pid(&other).await == Some(mine) {
+            return Ok(false);
+        }
+        others.push(other);
+        if pid(&ours).await != Some(mine) {
+            return Ok(false);
+        }
     }
     Ok(true)
 }
 
-/// Prepares a statement in one session, gives the server's session that has it to another client, and
-/// asks for the statement.
-async fn keeps_prepared_statements(url: &Secret) -> Result<bool> {
-    let (ours, other) = (Connection::open(url, NAME).await?, Connection::open(url, NAME).await?);
-    // It may be there already: an earlier client's.
-    let Ok(statement) = ours.prepare("SELECT 1").await else { return Ok(false) };
-    other.batch_execute("BEGIN").await?;
-    let asked = tokio::time::timeout(PATIENCE, ours.query(&statement, &[])).await;
-    Ok(asked.is_ok_and(|answered| answered.is_ok()))
+/// The process that serves the client now.
+async fn pid(client: &Connection) -> Option<i32> {
+    let asked = client.query_typed_one("SELECT pg_catalog.pg_backend_pid()", &[]);
+    timeout(PATIENCE, asked).await.ok()?.ok()?.try_get(0).ok()
 }

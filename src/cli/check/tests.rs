@@ -60,7 +60,7 @@ async fn check_names_each_fault_with_its_mend() {
         (
             "ALTER TABLE subscribers REPLICA IDENTITY NOTHING",
             "ALTER TABLE subscribers REPLICA IDENTITY DEFAULT",
-            "fail  replica identity: subscribers has no replica identity",
+            "fail  replica identity: public.subscribers has no replica identity",
         ),
         (
             "ALTER PUBLICATION walhook SET (publish = 'insert')",
@@ -109,6 +109,34 @@ async fn check_fails_where_run_would_halt_and_says_how_to_recover() {
                      WHERE NOT EXISTS (SELECT FROM pg_replication_slots)";
         fixture.run(again).await;
     }
+}
+
+#[tokio::test]
+async fn check_names_search_path_where_the_endpoint_view_relies_on_one() {
+    let fixture = Fixture::start_with(&[("max_slot_wal_keep_size", "1GB")]).await;
+    fixture
+        .run(
+            "CREATE SCHEMA \"Billing\";
+             CREATE FUNCTION \"Billing\".is_paid(bigint) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+             CREATE FUNCTION public.is_on(bigint) RETURNS boolean LANGUAGE plpgsql AS
+                 'BEGIN RETURN is_paid($1); END';
+             INSERT INTO webhooks (account_id, url, event_types, secret)
+                 VALUES (7, 'https://a.example', '{*}', 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw');
+             CREATE VIEW paid AS SELECT id, account_id, url, event_types, secret,
+                 is_on(account_id) AS enabled FROM webhooks",
+        )
+        .await;
+    let mut config = fixture.config("");
+    config.endpoints.watch = vec!["public.webhooks".to_owned()];
+    config.endpoints.table = "public.paid".to_owned();
+    setup::quietly(&config).await.unwrap();
+    let found = complaints(&config).await;
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("fail  look-up: "), "{found:?}");
+    assert!(found[0].contains("is_paid(bigint) does not exist"), "{found:?}");
+    assert!(found[0].contains("endpoints.search_path"), "{found:?}");
+    config.endpoints.search_path = "pg_catalog, \"Billing\", pg_temp".to_owned();
+    assert_eq!(complaints(&config).await, Vec::<String>::new());
 }
 
 #[tokio::test]

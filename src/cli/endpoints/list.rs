@@ -63,7 +63,7 @@ pub(super) async fn run(config: &Config, asked: &List, json: bool) -> CommandRes
 
 pub(super) async fn page(config: &Config, asked: &List) -> Result<Page, Failure> {
     let state = open_state(config).await?;
-    let source = Connection::open(&config.source.url, "walhook endpoints").await;
+    let source = lookup::connect(config, "walhook endpoints").await;
     let source = source.context("source.url")?;
     let limit = usize::try_from(asked.limit).unwrap_or(usize::MAX);
     // One more than asked for tells whether there are more.

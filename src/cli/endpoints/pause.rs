@@ -9,7 +9,6 @@ use crate::cli::status::open_state;
 use crate::cli::{CommandResult, Failure, job, print_json, print_line};
 use crate::config::Config;
 use crate::io::lookup;
-use crate::io::sql::Connection;
 use crate::io::state::{Ask, EndpointStop, JobState};
 
 #[derive(Debug, clap::Args)]
@@ -64,7 +63,7 @@ pub(super) async fn resume(config: &Config, asked: Resume, json: bool) -> Comman
 
 /// One that the customer has removed may still be stopped.
 async fn ensure_known(config: &Config, id: &str) -> Result<(), Failure> {
-    let source = Connection::open(&config.source.url, "walhook endpoints").await;
+    let source = lookup::connect(config, "walhook endpoints").await;
     let source = source.context("source.url")?;
     let ids = [id.to_owned()];
     let rows = lookup::list(&source, &config.endpoints, Some(&ids), None, "", 1).await;

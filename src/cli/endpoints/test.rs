@@ -18,7 +18,6 @@ use crate::engine::lsn::Lsn;
 use crate::engine::position::{EventId, Position, WalPosition};
 use crate::io::clock::unix_us;
 use crate::io::lookup::{self, Lookups};
-use crate::io::sql::Connection;
 use crate::io::transport::Transport;
 
 const TYPE: &str = "webhook.test";
@@ -102,7 +101,7 @@ impl Said {
 
 /// Looks the endpoint up as an attempt does, whether it is switched on or not.
 async fn find(config: &Config, id: &str) -> Result<Arc<Endpoint>, Failure> {
-    let source = Connection::open(&config.source.url, "walhook endpoints").await;
+    let source = lookup::connect(config, "walhook endpoints").await;
     let source = source.context("source.url")?;
     let ids = [id.to_owned()];
     let rows = lookup::list(&source, &config.endpoints, Some(&ids), None, "", 1).await;

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::engine::endpoint::Routes;
 use crate::engine::event::{AccountId, Item};
 use crate::engine::replay::ReplayRange;
-use crate::io::lookup::Lookups;
+use crate::io::lookup::{self, Lookups};
 use crate::io::sql::Connection;
 use crate::pipeline::range::Range;
 
@@ -57,7 +57,7 @@ impl Counts {
 pub(super) async fn count(config: &Config, range: &ReplayRange) -> anyhow::Result<Counts> {
     let purpose = format!("dry_run_{}", std::process::id());
     let reader = Range::open(config, range.from, range.to, &purpose).await?;
-    let client = Connection::open(&config.source.url, "walhook replay").await?;
+    let client = lookup::connect(config, "walhook replay").await?;
     let lookups = Lookups::new(&config.endpoints, config.accounts.as_ref());
     let (out, mut batches) = mpsc::channel(BATCHES);
     let mut task = JoinSet::new();

@@ -306,3 +306,22 @@ fn slot_names_leave_room_for_a_suffix() {
         assert_eq!(with("", &[("WALHOOK_SOURCE__SLOT", &slot)]).is_ok(), good, "{slot}");
     }
 }
+
+#[test]
+fn search_path_is_a_list_of_names() {
+    for (path, is_list) in [
+        ("pg_catalog, pg_temp", true),
+        ("\\\"$user\\\", public", true),
+        ("$user,\\\"My, \\\"\\\"Schema\\\"", true),
+        ("", false),
+        ("a,,b", false),
+        ("a b", false),
+        ("\\\"a", false),
+        ("a; DROP TABLE b", false),
+        ("\\\"a\\\" b", false),
+    ] {
+        let text = format!("{MINIMAL}search_path = \"{path}\"\n");
+        let loaded = parse(Path::new("test.toml"), &text, []);
+        assert_eq!(loaded.is_ok(), is_list, "{path}: {loaded:?}");
+    }
+}

@@ -6,7 +6,7 @@ use crate::config::Bigint;
 use crate::demo::cluster::Cluster;
 use crate::engine::endpoint::Secret;
 use crate::engine::value::put_value;
-use crate::io::sql::Connection;
+use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
 
 const SCHEMA: &str = r#"
     CREATE SCHEMA "My Schema";
@@ -34,7 +34,13 @@ const SCHEMA: &str = r#"
 #[tokio::test]
 async fn catalog_tells_of_tables_keys_identities_and_partitions() {
     let cluster = Cluster::start(&std::env::temp_dir(), &[]).await.unwrap();
-    let client = Connection::open(&Secret::new(cluster.url("postgres")), "test").await.unwrap();
+    let client = Connection::open_with_path(
+        &Secret::new(cluster.url("postgres")),
+        "test",
+        SERVER_SEARCH_PATH,
+    )
+    .await
+    .unwrap();
     client.batch_execute(SCHEMA).await.unwrap();
     let names = [
         "plain",
@@ -140,7 +146,13 @@ const VALUES: &[(&str, &str, &str)] = &[
 #[tokio::test]
 async fn values_of_each_type_are_written_as_the_contract_says() {
     let cluster = Cluster::start(&std::env::temp_dir(), &[]).await.unwrap();
-    let client = Connection::open(&Secret::new(cluster.url("postgres")), "test").await.unwrap();
+    let client = Connection::open_with_path(
+        &Secret::new(cluster.url("postgres")),
+        "test",
+        SERVER_SEARCH_PATH,
+    )
+    .await
+    .unwrap();
     client.batch_execute(SCHEMA).await.unwrap();
     client.batch_execute("SET datestyle = ISO; SET bytea_output = hex").await.unwrap();
     let catalog = load(&client, ["plain"]).await.unwrap();

@@ -13,11 +13,13 @@
 
 mod list;
 mod row;
+mod session;
 
 #[cfg(test)]
 mod tests;
 
 pub use list::{Listed, list};
+pub use session::connect;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

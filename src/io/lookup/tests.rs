@@ -3,11 +3,17 @@
 use super::*;
 use crate::demo::cluster::Cluster;
 use crate::engine::endpoint::Secret;
-use crate::io::sql::Connection;
+use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
 
 async fn start() -> (Cluster, Connection) {
     let cluster = Cluster::start(&std::env::temp_dir(), &[]).await.unwrap();
-    let client = Connection::open(&Secret::new(cluster.url("postgres")), "test").await.unwrap();
+    let client = Connection::open_with_path(
+        &Secret::new(cluster.url("postgres")),
+        "test",
+        SERVER_SEARCH_PATH,
+    )
+    .await
+    .unwrap();
     (cluster, client)
 }
 
@@ -159,7 +165,13 @@ async fn lookup_snapshot_is_that_of_the_rows() {
     let none = lookups.fetch(&client, &[]).await.unwrap();
     assert!(none.routes.is_empty() && none.snapshot.contains(':'), "{none:?}");
 
-    let writer = Connection::open(&Secret::new(cluster.url("postgres")), "test").await.unwrap();
+    let writer = Connection::open_with_path(
+        &Secret::new(cluster.url("postgres")),
+        "test",
+        SERVER_SEARCH_PATH,
+    )
+    .await
+    .unwrap();
     let insert = "BEGIN; INSERT INTO hooks VALUES (1, 7, 'http://x/', '{*}', 's', true)";
     writer.batch_execute(insert).await.unwrap();
     let xid: String =

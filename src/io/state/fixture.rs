@@ -14,6 +14,7 @@ use crate::engine::persist::{
     Tried,
 };
 use crate::engine::position::{EventId, Position, WalPosition};
+use crate::io::sql::SERVER_SEARCH_PATH;
 
 /// A cluster whose database `postgres` holds the state of the pipeline `p`, at frontier 0/100.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ impl Fixture {
     pub(crate) async fn start_with(settings: &[(&str, &str)]) -> Self {
         let cluster = Cluster::start(&std::env::temp_dir(), settings).await.unwrap();
         let url = Secret::new(cluster.url("postgres"));
-        let admin = Connection::open(&url, "test").await.unwrap();
+        let admin = Connection::open_with_path(&url, "test", SERVER_SEARCH_PATH).await.unwrap();
         set_up(&admin, "p").await;
         Self { url, admin, cluster }
     }

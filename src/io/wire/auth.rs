@@ -13,6 +13,7 @@ use tokio_postgres::config::ChannelBinding as Binding;
 use super::connection::{Connection, Received, malformed, notice, unexpected};
 use super::error::{ServerError, WireError};
 use crate::io::pg::Conninfo;
+use crate::io::sql::SEARCH_PATH;
 
 /// Settings that text output depends on, pinned against what a role, a database or the server says.
 const PINNED: [(&str, &str); 9] = [
@@ -26,7 +27,7 @@ const PINNED: [(&str, &str); 9] = [
     // Not output: a role that is set to see no warnings would not see PostgreSQL 18 skip the publication.
     ("client_min_messages", "notice"),
     // Values of regclass and its kin name their schema unless it is searched.
-    ("search_path", "pg_catalog"),
+    ("search_path", SEARCH_PATH),
 ];
 
 /// What the connection is for.

@@ -14,7 +14,7 @@ use crate::engine::endpoint::Secret;
 use crate::engine::lsn::Lsn;
 use crate::engine::pgoutput::{Datum, OldTuple, Tuple, decode, decode_head};
 use crate::engine::position::WalPosition;
-use crate::io::sql::Connection;
+use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
 
 /// What no step of a test needs even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -27,7 +27,7 @@ async fn cluster() -> Cluster {
 }
 
 async fn sql(cluster: &Cluster) -> Connection {
-    Connection::open(&url(cluster), "test").await.unwrap()
+    Connection::open_with_path(&url(cluster), "test", SERVER_SEARCH_PATH).await.unwrap()
 }
 
 fn url(cluster: &Cluster) -> Secret {

@@ -34,6 +34,9 @@ pub struct Outcome {
     pub result: Result<Answer, Failure>,
     /// From the call to the end of the answer.
     pub elapsed: Duration,
+    /// How often the request was sent again on another connection within the attempt, because the
+    /// one before it surely did not answer it.
+    pub resends: u32,
 }
 
 /// The endpoint answered.
@@ -100,6 +103,12 @@ impl FailureKind {
 }
 
 impl Outcome {
+    /// What came of a request that was sent once.
+    #[must_use]
+    pub fn new(result: Result<Answer, Failure>, elapsed: Duration) -> Self {
+        Self { result, elapsed, resends: 0 }
+    }
+
     /// Whether the endpoint took the event: a 2xx.
     #[must_use]
     pub fn delivered(&self) -> bool {

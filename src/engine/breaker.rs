@@ -24,6 +24,10 @@ const REQUESTS_MIN: u32 = 10;
 /// Of these, so many in a hundred failed: it opens.
 const FAILED_PERCENT: u32 = 70;
 
+/// Of these, so many in a hundred had to be sent again on another connection: it opens although they
+/// arrived, for each costs both sides twice.
+const RESENT_PERCENT: u32 = 50;
+
 /// So many timeouts in a row open it too: each holds a slot for many seconds.
 const TIMEOUTS_MAX: u32 = 5;
 
@@ -49,32 +53,46 @@ pub enum Went {
 /// How the requests to an endpoint went lately.
 #[derive(Debug, Clone, Default)]
 pub struct Lately {
-    /// Second, requests, failures; a second's place is its remainder.
-    seconds: [(u64, u32, u32); SECONDS],
+    /// A second's place is its remainder.
+    seconds: [Second; SECONDS],
     timeouts: u32,
 }
 
+/// The requests that ended within one second.
+#[derive(Debug, Clone, Copy, Default)]
+struct Second {
+    second: u64,
+    requests: u32,
+    failed: u32,
+    resent: u32,
+}
+
 impl Lately {
-    /// Takes how a request went. True: the breaker is to open.
-    pub fn note(&mut self, went: Went, now: Tick) -> bool {
+    /// Takes how a request went, and whether it had to be sent again on another connection. True: the
+    /// breaker is to open.
+    pub fn note(&mut self, went: Went, resent: bool, now: Tick) -> bool {
         let second = now.0 / 1_000_000;
         let place = usize::try_from(second).unwrap_or(0) % SECONDS;
         if let Some(slot) = self.seconds.get_mut(place) {
-            if slot.0 != second {
-                *slot = (second, 0, 0);
+            if slot.second != second {
+                *slot = Second { second, ..Second::default() };
             }
-            slot.1 = slot.1.saturating_add(1);
-            slot.2 = slot.2.saturating_add(u32::from(went != Went::Well));
+            slot.requests = slot.requests.saturating_add(1);
+            slot.failed = slot.failed.saturating_add(u32::from(went != Went::Well));
+            slot.resent = slot.resent.saturating_add(u32::from(resent));
         }
         self.timeouts = if went == Went::Nowhere { self.timeouts.saturating_add(1) } else { 0 };
-        if went == Went::Well {
+        if went == Went::Well && !resent {
             return false;
         }
-        let within = |slot: &&(u64, u32, u32)| slot.0 + WINDOW.as_secs() > second;
+        let within = |slot: &&Second| slot.second + WINDOW.as_secs() > second;
         let recent = || self.seconds.iter().filter(within);
-        let requests: u32 = recent().map(|slot| slot.1).sum();
-        let failed: u32 = recent().map(|slot| slot.2).sum();
-        let often = requests >= REQUESTS_MIN && failed * 100 >= requests * FAILED_PERCENT;
+        let requests: u32 = recent().map(|slot| slot.requests).sum();
+        let failed: u32 = recent().map(|slot| slot.failed).sum();
+        let resent: u32 = recent().map(|slot| slot.resent).sum();
+        let often = requests >= REQUESTS_MIN
+            && (failed * 100 >= requests * FAILED_PERCENT
+                || resent * 100 > requests * RESENT_PERCENT);
         often || self.timeouts >= TIMEOUTS_MAX
     }
 }
@@ -171,28 +189,32 @@ mod tests {
     proptest! {
         #[test]
         fn breaker_opens_when_a_scan_of_all_requests_says_so(
-            requests in proptest::collection::vec((0u64..3_000_000, 0u8..4), 1..120),
+            requests in proptest::collection::vec(
+                (0u64..3_000_000, 0u8..4, proptest::bool::weighted(0.4)), 1..120,
+            ),
         ) {
             let mut lately = Lately::default();
-            let mut all: Vec<(Tick, Went)> = Vec::new();
+            let mut all: Vec<(Tick, Went, bool)> = Vec::new();
             let mut now = Tick(0);
-            for (after, kind) in requests {
+            for (after, kind, resent) in requests {
                 now = now + Duration::from_micros(after);
                 let went = match kind {
                     0 => Went::Well,
                     1 => Went::Nowhere,
                     _ => Went::Badly,
                 };
-                all.push((now, went));
+                all.push((now, went, resent));
                 let second = |at: Tick| at.0 / 1_000_000;
-                let recent = all.iter().filter(|(at, _)| second(*at) + 10 > second(now));
-                let recent: Vec<Went> = recent.map(|(_, went)| *went).collect();
-                let failed = recent.iter().filter(|went| **went != Went::Well).count();
-                let in_a_row = all.iter().rev().take_while(|(_, went)| *went == Went::Nowhere);
-                let opens = went != Went::Well
-                    && (recent.len() >= 10 && failed * 10 >= recent.len() * 7
+                let recent = all.iter().filter(|(at, ..)| second(*at) + 10 > second(now));
+                let recent: Vec<(Went, bool)> = recent.map(|(_, went, sent)| (*went, *sent)).collect();
+                let failed = recent.iter().filter(|(went, _)| *went != Went::Well).count();
+                let sent_again = recent.iter().filter(|(_, resent)| *resent).count();
+                let in_a_row = all.iter().rev().take_while(|(_, went, _)| *went == Went::Nowhere);
+                let opens = (went != Went::Well || resent)
+                    && (recent.len() >= 10
+                        && (failed * 10 >= recent.len() * 7 || sent_again * 2 > recent.len())
                         || in_a_row.count() >= 5);
-                prop_assert_eq!(lately.note(went, now), opens);
+                prop_assert_eq!(lately.note(went, resent, now), opens);
             }
         }
     }

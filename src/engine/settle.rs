@@ -172,12 +172,12 @@ mod tests {
     fn answered(status: u16, retry_after_s: Option<u64>, excerpt: &str) -> Outcome {
         let retry_after = retry_after_s.map(Duration::from_secs);
         let answer = Answer { status, retry_after, excerpt: excerpt.to_owned() };
-        Outcome { result: Ok(answer), elapsed: Duration::from_millis(1) }
+        Outcome::new(Ok(answer), Duration::from_millis(1))
     }
 
     fn failed(kind: FailureKind) -> Outcome {
         let failure = Failure { kind, detail: "of a kind".to_owned() };
-        Outcome { result: Err(failure), elapsed: Duration::from_millis(1) }
+        Outcome::new(Err(failure), Duration::from_millis(1))
     }
 
     fn settle_at(outcome: &Outcome, place: Place, attempts: u32, hours: u32) -> Settlement {

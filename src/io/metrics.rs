@@ -100,6 +100,7 @@ pub struct Metrics {
     attempts: HashMap<&'static str, IntCounter>,
     endpoint_changes: HashMap<&'static str, IntCounter>,
     notices: HashMap<&'static str, IntCounter>,
+    resends: IntCounter,
     delivery_latency: Histogram,
     queue_wait: Histogram,
     attempt_duration: Histogram,
@@ -230,6 +231,13 @@ impl Metrics {
                 .map(NoticeResult::as_str)
                 .map(|name| (name, notices.with_label_values(&[name])))
                 .into(),
+            resends: register(
+                r,
+                IntCounter::new(
+                    "walhook_resends_total",
+                    "Requests sent again on another connection within their attempt.",
+                )?,
+            )?,
             delivery_latency: histogram(
                 r,
                 "walhook_delivery_latency_seconds",
@@ -347,6 +355,7 @@ impl Metrics {
         if let Some(counter) = self.attempts.get(label) {
             counter.inc();
         }
+        self.resends.inc_by(outcome.resends.into());
         self.attempt_duration.observe(outcome.elapsed.as_secs_f64());
     }
 

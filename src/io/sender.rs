@@ -72,5 +72,5 @@ impl Sender {
 
 fn taken() -> Outcome {
     let answer = Answer { status: 200, retry_after: None, excerpt: String::new() };
-    Outcome { result: Ok(answer), elapsed: Duration::ZERO }
+    Outcome::new(Ok(answer), Duration::ZERO)
 }

@@ -221,7 +221,7 @@ impl Transport {
             }
             Err(failure) => Err(failure),
         };
-        Outcome { result, elapsed: started.elapsed() }
+        Outcome::new(result, started.elapsed())
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>, keep: bool) -> Result<Answer, Failure> {

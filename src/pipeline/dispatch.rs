@@ -239,14 +239,14 @@ async fn attempt(
         Ok(()) = given_up => {
             let detail = "given up by walhook: too many endpoints hang at once".to_owned();
             let result = Err(Failure { kind: FailureKind::Aborted, detail });
-            Ok(Outcome { result, elapsed: started.elapsed() })
+            Ok(Outcome::new(result, started.elapsed()))
         }
     };
     let outcome = outcome.unwrap_or_else(|_| {
         tracing::error!(event = %attempt.event.id, "an attempt panicked; this is a bug in walhook");
         let detail = "walhook panicked while sending it".to_owned();
         let result = Err(Failure { kind: FailureKind::Protocol, detail });
-        Outcome { result, elapsed: started.elapsed() }
+        Outcome::new(result, started.elapsed())
     });
     if outcome.result.is_ok() {
         Failpoint::Answered.pass();

@@ -73,7 +73,7 @@ pub(super) async fn run(config: &Config, id: &str, json: bool) -> CommandResult 
 /// The end of every attempt on an endpoint whose row cannot be used.
 fn unusable(problem: &str) -> Outcome {
     let failure = attempt::Failure { kind: FailureKind::Invalid, detail: problem.to_owned() };
-    Outcome { result: Err(failure), elapsed: Duration::ZERO }
+    Outcome::new(Err(failure), Duration::ZERO)
 }
 
 /// What came of the attempt, for a person.

@@ -164,7 +164,7 @@ impl Life {
             world.excused += 1;
         }
         let failure = Failure { kind: FailureKind::Aborted, detail: String::new() };
-        *outcome = Outcome { result: Err(failure), elapsed: Duration::from_secs(1) };
+        *outcome = Outcome::new(Err(failure), Duration::from_secs(1));
         world.aborts += 1;
         self.agenda.retain(|Reverse((.., what))| *what != Happens::Answered(id));
         self.plan(now, Happens::Answered(id), rng);

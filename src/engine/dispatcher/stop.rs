@@ -18,6 +18,10 @@ use super::{Dispatcher, EndpointChange, EndpointChanged};
 /// Why a breaker closes.
 const CAME_THROUGH: &str = "it took a delivery";
 
+/// Why a breaker opens although the deliveries arrive.
+const RESENT: &str =
+    "taken, but more than half of the requests had to be sent again on another connection";
+
 impl Detour {
     /// For how long the queue was stopped so far, a pause that lasts not counted.
     pub(super) fn stopped_us(&self, now: Tick) -> i64 {
@@ -64,11 +68,14 @@ impl Dispatcher {
                 self.forget_earlier_breaker(queue);
             }
             let in_memory = self.lanes.get_mut(&lane_id).and_then(|l| l.queue_mut(&queue.endpoint));
-            if in_memory.is_some_and(|in_memory| in_memory.lately.note(went, now))
+            let resent = outcome.resends > 0;
+            if in_memory.is_some_and(|in_memory| in_memory.lately.note(went, resent, now))
                 && let Some(wait) = self.open_breaker(lane_id, queue, now)
             {
                 let wait = humantime::format_duration(Duration::from_secs(wait.as_secs()));
-                let detail = format!("nothing is sent for {wait}; last: {}", failure_text(outcome));
+                let last =
+                    if outcome.delivered() { RESENT.to_owned() } else { failure_text(outcome) };
+                let detail = format!("nothing is sent for {wait}; last: {last}");
                 self.tell_of(queue, EndpointChange::BreakerOpened, detail);
             }
             return;

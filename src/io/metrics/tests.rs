@@ -4,12 +4,10 @@ use super::*;
 use crate::engine::attempt::{Answer, Failure};
 
 fn outcome(result: Result<u16, FailureKind>) -> Outcome {
-    Outcome {
-        result: result
-            .map(|status| Answer { status, retry_after: None, excerpt: String::new() })
-            .map_err(|kind| Failure { kind, detail: String::new() }),
-        elapsed: Duration::from_millis(30),
-    }
+    let result = result
+        .map(|status| Answer { status, retry_after: None, excerpt: String::new() })
+        .map_err(|kind| Failure { kind, detail: String::new() });
+    Outcome::new(result, Duration::from_millis(30))
 }
 
 #[test]
@@ -21,7 +19,7 @@ fn metrics_show_what_was_counted_under_the_contracts_names() {
     metrics.count_event("order.paid");
     metrics.count_delivered(Duration::from_millis(7));
     for status in [204, 301, 410, 500, 99] {
-        metrics.count_attempt(&outcome(Ok(status)));
+        metrics.count_attempt(&Outcome { resends: 2, ..outcome(Ok(status)) });
     }
     for kind in FAILURES {
         metrics.count_attempt(&outcome(Err(kind)));
@@ -43,6 +41,7 @@ fn metrics_show_what_was_counted_under_the_contracts_names() {
         "walhook_delivery_latency_seconds_bucket{le=\"0.005\"} 0".into(),
         "walhook_delivery_latency_seconds_bucket{le=\"0.01\"} 1".into(),
         "walhook_attempt_seconds_count 14".into(),
+        "walhook_resends_total 10".into(),
         "walhook_deliveries_total{result=\"deferred\"} 2".into(),
         "walhook_deferred_total{reason=\"held\"} 2".into(),
         "walhook_deferred_total{reason=\"failed\"} 0".into(),

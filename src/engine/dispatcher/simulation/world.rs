@@ -259,7 +259,7 @@ impl World {
             Temper::Refusing => (failure(FailureKind::Connect), ms(1)),
             Temper::Gone => (status(410), ms(10)),
         };
-        Outcome { result, elapsed }
+        Outcome::new(result, elapsed)
     }
 
     /// The endpoints whose row later transactions change: what they are owed depends on when they are

@@ -1,6 +1,6 @@
 -- walhook's state, in the schema that `state.schema` names ({schema} below).
 -- Every key begins with `pipeline` (the slot's name) and, where a leader writes, `partition` (0 today).
--- Applied by `walhook setup`, idempotent: only CREATE … IF NOT EXISTS and ADD COLUMN IF NOT EXISTS
+-- Applied by `walhook setup`, idempotent: only CREATE ... IF NOT EXISTS and ADD COLUMN IF NOT EXISTS
 -- (for tables that an earlier version made), never a rewrite. Views, and an index that was too narrow,
 -- are replaced.
 

@@ -290,3 +290,18 @@ fn guarantees_name_tests_that_are_there() {
     }
     assert!(named > 20, "{named} tests are named");
 }
+
+/// A server whose encoding is not UTF8 reads our SQL in its own.
+#[test]
+fn sql_files_are_ascii() {
+    let mut files = 0;
+    for entry in fs::read_dir(root().join("sql")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        for (line, text) in text.lines().enumerate() {
+            assert!(text.is_ascii(), "{}:{}: {text}", path.display(), line + 1);
+        }
+        files += 1;
+    }
+    assert!(files > 0);
+}

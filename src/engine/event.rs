@@ -66,6 +66,24 @@ macro_rules! text_id {
     };
 }
 
+/// Bytes of an account's or endpoint's id at most: the state tables keep both in one index entry, which
+/// PostgreSQL bounds to 2,704 bytes.
+pub const ID_MAX_BYTES: usize = 512;
+
+/// What is wrong with a text as an account's or endpoint's id, for a person. Does not repeat the text.
+///
+/// # Errors
+/// It is longer than [`ID_MAX_BYTES`], or holds NUL, which no column's text does.
+pub fn check_id(text: &str) -> Result<(), String> {
+    if text.len() > ID_MAX_BYTES {
+        return Err(format!("takes {} bytes, more than {ID_MAX_BYTES}", text.len()));
+    }
+    if text.contains('\0') {
+        return Err("holds a NUL character, which no id in a table can".to_owned());
+    }
+    Ok(())
+}
+
 text_id! {
     /// An account: the customer's customer, owner of endpoints. Always text, whatever the column.
     AccountId

@@ -162,6 +162,8 @@ pub struct JobDone {
 /// `deferred` and in `resolved` both.
 #[derive(Debug, Clone, Default)]
 pub struct PersistBatch {
+    /// Tells it from the leader's others: they are numbered from 1 on. Stored again, it has the same.
+    pub number: u64,
     /// Everything before this is settled.
     pub frontier: Lsn,
     /// Settled ahead of the frontier; appended, never rewritten.

@@ -29,6 +29,7 @@ pub struct Connection {
     client: Client,
     driver: JoinSet<Result<(), tokio_postgres::Error>>,
     security: Security,
+    server_encoding: Option<String>,
 }
 
 /// Why there is no session. Names where and as whom; holds no password.
@@ -147,6 +148,7 @@ impl Connection {
         }
         let linked = pg::Linked { end_point };
         let (client, connection) = config.connect_raw(socket, linked).await.map_err(refused)?;
+        let server_encoding = connection.parameter("server_encoding").map(str::to_owned);
         let mut driver = JoinSet::new();
         driver.spawn(connection);
         // The path before anything else, so that no statement of ours runs without it.
@@ -172,13 +174,19 @@ impl Connection {
                 return Err(ConnectError::WrongHost { target });
             }
         }
-        Ok(Self { client, driver, security })
+        Ok(Self { client, driver, security, server_encoding })
     }
 
     /// How well it is protected.
     #[must_use]
     pub fn security(&self) -> &Security {
         &self.security
+    }
+
+    /// The encoding of the database, as PostgreSQL names it.
+    #[must_use]
+    pub fn server_encoding(&self) -> Option<&str> {
+        self.server_encoding.as_deref()
     }
 
     /// Waits until the session ends, and says why (`None`: it was closed in order).
@@ -234,6 +242,14 @@ pub fn is_transient(error: &tokio_postgres::Error) -> bool {
             SqlState::READ_ONLY_SQL_TRANSACTION,
         ]
         .contains(code)
+}
+
+/// Whether the server refuses the statement for the values in it: a data exception, a violated
+/// constraint, or a program limit (a row or an index entry that is too large, say). Other values may pass.
+#[must_use]
+pub fn is_data_error(error: &tokio_postgres::Error) -> bool {
+    let class = error.code().and_then(|code| code.code().get(..2));
+    class.is_some_and(|class| ["22", "23", "54"].contains(&class))
 }
 
 fn has_io_error(error: &tokio_postgres::Error) -> bool {

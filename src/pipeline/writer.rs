@@ -25,7 +25,8 @@ const PERSIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Stores batch after batch, until the dispatcher ends or `abort`.
 ///
 /// While the state database is away it tries the same batch again with backoff: nothing is
-/// acknowledged meanwhile, and the dispatcher sends nothing.
+/// acknowledged meanwhile, and the dispatcher sends nothing. Likewise where it refuses every value (by a
+/// constraint or trigger that somebody put on our tables): rows from outside must not end the process.
 ///
 /// # Errors
 /// [`Stop::Fenced`] when another leader has taken over; [`Stop::Failed`] when the state database
@@ -49,7 +50,7 @@ pub(super) async fn write(
             let problem = match stored {
                 Ok(Ok(done)) => break done,
                 Ok(Err(StateError::Fenced { .. })) => return Err(Stop::Fenced),
-                Ok(Err(error)) if !error.is_transient() => {
+                Ok(Err(error)) if !error.is_transient() && !error.is_data_error() => {
                     return Err(Stop::Failed(
                         anyhow::Error::new(error).context("cannot store the checkpoint"),
                     ));

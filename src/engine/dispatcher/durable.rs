@@ -65,6 +65,8 @@ pub(super) struct Durable {
     paused: Vec<PauseEndpoint>,
     jobs: Vec<JobDone>,
     under_way: Option<UnderWay>,
+    /// Handed out so far.
+    batches: u64,
 }
 
 #[derive(Debug)]
@@ -100,6 +102,7 @@ impl Durable {
             paused: Vec::new(),
             jobs: Vec::new(),
             under_way: None,
+            batches: 0,
         }
     }
 
@@ -279,7 +282,9 @@ impl Dispatcher {
         if self.durable.deadline(frontier, self.stopping).is_none_or(|due| due > now) {
             return None;
         }
-        let mut batch = PersistBatch { frontier, ..PersistBatch::default() };
+        self.durable.batches += 1;
+        let number = self.durable.batches;
+        let mut batch = PersistBatch { number, frontier, ..PersistBatch::default() };
         let stored = self.hand_out_rows(&mut batch);
         let dying = self.hand_out_dying(&mut batch);
         let mut removed = self.hand_out_changes(&mut batch);

@@ -14,7 +14,7 @@ use crate::engine::change::{Change, Rows};
 use crate::engine::condition::{Condition, Field, Inputs, Side};
 use crate::engine::event::{
     AccountId, EndpointId, Event, Invalidation, Item, Operation, Scope, Unroutable,
-    UnroutableReason,
+    UnroutableReason, check_id,
 };
 use crate::engine::position::{EventId, Position};
 use crate::engine::row::{Cell, RowView};
@@ -213,7 +213,10 @@ fn account(rule: &Rule, bound: &BoundRule, view: &RowView<'_>) -> Result<Account
         (Account::Named(name), column) => (name, column),
     };
     match column.map_or(Cell::Null, |column| view.current(column)) {
-        Cell::Text(text) => Ok(AccountId::new(text)),
+        Cell::Text(text) => match check_id(text) {
+            Ok(()) => Ok(AccountId::new(text)),
+            Err(why) => Err(format!("the account in column {name} {why}")),
+        },
         Cell::Null => Err(format!("the account column {name} is null")),
         Cell::Unknown(missing) => Err(format!("the account column {name} is not known: {missing}")),
     }

@@ -10,7 +10,7 @@ use super::{
 use crate::config::{EventRule, RuleOperation};
 use crate::engine::catalog::{Catalog, Table, TableName};
 use crate::engine::condition::{Condition, ConditionError, DataExpression, Side};
-use crate::engine::event::AccountId;
+use crate::engine::event::{AccountId, check_id};
 use crate::engine::value::Kind;
 
 /// So many columns at most are listed in a message.
@@ -114,7 +114,13 @@ impl Check<'_> {
     fn account(&mut self, rule: &EventRule) -> Option<Account> {
         match (&rule.account, &rule.account_value) {
             (Some(name), None) => Some(Account::Named(name.clone())),
-            (None, Some(value)) => Some(Account::Fixed(AccountId::new(value.as_str()))),
+            (None, Some(value)) => match check_id(value) {
+                Ok(()) => Some(Account::Fixed(AccountId::new(value.as_str()))),
+                Err(why) => {
+                    self.fail(format!("account_value {why}"));
+                    None
+                }
+            },
             (Some(_), Some(_)) | (None, None) => {
                 self.fail("give either account or account_value");
                 None

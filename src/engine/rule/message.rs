@@ -17,7 +17,8 @@ use super::build::bound_row;
 use super::{Account, MessageRule};
 use crate::engine::change::{LogicalMessage, MessageContent};
 use crate::engine::event::{
-    AccountId, Event, Item, Operation, RowKeys, Unroutable, UnroutableReason, put_json_text,
+    AccountId, Event, Item, Operation, RowKeys, Unroutable, UnroutableReason, check_id,
+    put_json_text,
 };
 use crate::engine::position::{EventId, Position};
 
@@ -135,12 +136,13 @@ impl<'a> Content<'a> {
             .map_err(|_| "the message's content is not a JSON object".to_owned())?;
         let value = members.get(key);
         let value = value.ok_or_else(|| format!("the message's content has no key {key}"))?.get();
-        match value.as_bytes().first() {
+        let account = match value.as_bytes().first() {
             Some(b'"') => serde_json::from_str::<String>(value)
-                .map(AccountId::new)
-                .map_err(|_| format!("the text under {key} cannot be read")),
-            Some(b'-' | b'0'..=b'9') => Ok(AccountId::new(value)),
-            _ => Err(format!("the account under {key} is neither a string nor a number")),
-        }
+                .map_err(|_| format!("the text under {key} cannot be read"))?,
+            Some(b'-' | b'0'..=b'9') => value.to_owned(),
+            _ => return Err(format!("the account under {key} is neither a string nor a number")),
+        };
+        check_id(&account).map_err(|why| format!("the account under {key} {why}"))?;
+        Ok(AccountId::new(account))
     }
 }

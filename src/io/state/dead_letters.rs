@@ -10,7 +10,7 @@ use crate::engine::event::{EndpointId, Event};
 use super::event::{EVENT_COLUMNS, read_event};
 use super::persist::StoredAttempt;
 use super::persist::dead_letters::remove;
-use super::{DeadLetterFilter, Scope, StateError, StateStore, hold_off_leader, unreadable};
+use super::{DeadLetterFilter, Scope, StateError, StateStore, hold_off_leader, text, unreadable};
 
 /// One dead letter with its event.
 #[derive(Debug, Clone)]
@@ -171,9 +171,9 @@ fn read(row: &Row) -> Result<StoredDeadLetter, StateError> {
     let of = |column: &str| format!("{column} of dead letter {id}");
     Ok(StoredDeadLetter {
         id,
-        endpoint: (!endpoint.is_empty()).then(|| EndpointId::new(endpoint)),
+        endpoint: (!endpoint.is_empty()).then(|| EndpointId::new(text::read(endpoint))),
         reason: row.try_get("reason")?,
-        detail: row.try_get("detail")?,
+        detail: text::get(row, "detail")?,
         attempts: u32::try_from(attempts).map_err(unreadable(&of("attempts")))?,
         last_status: status
             .map(u16::try_from)

@@ -7,9 +7,8 @@ use tokio_postgres::types::{PgLsn, Type};
 use super::persist::{StoredAttempt, with_unused};
 use super::{
     DeferredFilter, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence_alone,
-    unreadable,
+    text, unreadable,
 };
-use crate::engine::event::{AccountId, EndpointId};
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{EventKey, QueueId, RowKey};
 use crate::engine::position::{Position, WalPosition};
@@ -50,10 +49,7 @@ fn read_place(row: &Row) -> Result<(QueueId, RowKey), StateError> {
         n: u32::try_from(n).map_err(unreadable("deferred.n"))?,
     });
     let event_type = row.try_get::<_, &str>("event_type")?.into();
-    let queue = QueueId {
-        account: AccountId::new(row.try_get::<_, &str>("account")?),
-        endpoint: EndpointId::new(row.try_get::<_, &str>("endpoint")?),
-    };
+    let queue = text::queue(row.try_get("account")?, row.try_get("endpoint")?);
     let event = EventKey { position, event_type };
     Ok((queue, RowKey { event, replay: row.try_get("replay_id")? }))
 }
@@ -123,14 +119,14 @@ impl StateStore {
             Ok(StoredDeferred {
                 event_id: row.try_get("event_id")?,
                 event_type: row.try_get("event_type")?,
-                account: row.try_get("account")?,
-                endpoint: row.try_get("endpoint")?,
+                account: text::get(row, "account")?,
+                endpoint: text::get(row, "endpoint")?,
                 replay_id: row.try_get("replay_id")?,
                 reason: row.try_get("reason")?,
                 attempts: row.try_get("attempts")?,
                 next_attempt_at_us: row.try_get("next")?,
                 last_status: row.try_get("last_status")?,
-                detail: row.try_get("detail")?,
+                detail: text::get(row, "detail")?,
                 deferred_at_us: row.try_get("at")?,
                 history: StoredAttempt::read(row.try_get("history")?)?,
             })
@@ -218,7 +214,7 @@ impl StateStore {
         let Some(last) = gone.last() else { return Ok(None) };
         let next = DeferredCursor {
             event: last.try_get("event_id")?,
-            endpoint: last.try_get("endpoint")?,
+            endpoint: text::get(last, "endpoint")?,
             replay: last.try_get("replay_id")?,
         };
         let rows = gone.iter().map(read_place).collect::<Result<_, _>>()?;

@@ -3,7 +3,7 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::{Param, Scope, StateError, StateStore};
+use super::{Param, Scope, StateError, StateStore, text};
 use crate::engine::event::EndpointId;
 use crate::engine::persist::{DisableEndpoint, PauseEndpoint};
 
@@ -56,10 +56,10 @@ impl StateStore {
         rows.iter()
             .map(|row| {
                 Ok(Standing {
-                    endpoint: row.try_get(0)?,
-                    account: row.try_get(1)?,
+                    endpoint: text::get(row, 0)?,
+                    account: text::get_opt(row, 1)?,
                     state: row.try_get(2)?,
-                    reason: row.try_get(3)?,
+                    reason: text::get_opt(row, 3)?,
                     since_us: row.try_get(4)?,
                     deferred: row.try_get(5)?,
                     dead_letters: row.try_get(6)?,
@@ -101,8 +101,8 @@ impl Stops {
     pub(super) fn read(rows: &[Row]) -> Result<Self, StateError> {
         let mut stops = Self { disabled: Vec::new(), paused: Vec::new() };
         for row in rows {
-            let endpoint = EndpointId::new(row.try_get::<_, &str>(0)?);
-            let reason = row.try_get(1)?;
+            let endpoint = EndpointId::new(text::get(row, 0)?);
+            let reason = text::get(row, 1)?;
             match row.try_get(2)? {
                 "disabled" => stops.disabled.push(DisableEndpoint { endpoint, reason }),
                 // Also what a later version calls otherwise: so nothing is sent, and nothing ends.

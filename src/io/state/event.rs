@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tokio_postgres::Row;
 use tokio_postgres::types::PgLsn;
 
-use super::{StateError, unreadable};
+use super::{StateError, text, unreadable};
 use crate::engine::event::{AccountId, Event, Operation, RowKeys};
 use crate::engine::lsn::Lsn;
 use crate::engine::position::{Position, WalPosition};
@@ -32,7 +32,7 @@ pub(super) fn read_event(row: &Row) -> Result<Event, StateError> {
         id: id.parse().map_err(unreadable(&of("event_id")))?,
         position: Position::Wal(position),
         event_type: event_type.into(),
-        account: AccountId::new(account),
+        account: AccountId::new(text::read(account)),
         operation: parse_operation(operation)
             .ok_or(operation)
             .map_err(unreadable(&of("operation")))?,

@@ -14,7 +14,7 @@ use crate::engine::persist::{
     Tried,
 };
 use crate::engine::position::{EventId, Position, WalPosition};
-use crate::io::sql::SERVER_SEARCH_PATH;
+use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
 
 /// A cluster whose database `postgres` holds the state of the pipeline `p`, at frontier 0/100.
 #[derive(Debug)]

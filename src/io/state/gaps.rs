@@ -4,14 +4,13 @@ use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::{PgLsn, Type};
 
-use crate::engine::event::{AccountId, EndpointId};
 use crate::engine::lsn::Lsn;
-use crate::engine::persist::{GapChange, QueueId};
+use crate::engine::persist::GapChange;
 use crate::engine::replay::ReplayRange;
 
 use super::inspect::us;
 use super::{
-    Param, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence, unreadable,
+    Param, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence, text, unreadable,
 };
 
 /// A range of WAL whose changes were not delivered.
@@ -161,7 +160,7 @@ pub(super) fn read_growing(row: &Row) -> Result<GapChange, StateError> {
     let (endpoint, account): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
     let skipped: i64 = row.try_get(2)?;
     Ok(GapChange {
-        queue: QueueId { account: AccountId::new(account), endpoint: EndpointId::new(endpoint) },
+        queue: text::queue(account, endpoint),
         opens: None,
         skipped: u64::try_from(skipped).map_err(unreadable("gaps.skipped"))?,
         span: None,
@@ -182,12 +181,12 @@ fn read(row: &Row) -> Result<Gap, StateError> {
         id: row.try_get(0)?,
         from_lsn: row.try_get(1)?,
         to_lsn: row.try_get(2)?,
-        endpoint: row.try_get(3)?,
-        reason: row.try_get(4)?,
+        endpoint: text::get_opt(row, 3)?,
+        reason: text::get(row, 4)?,
         recorded_at_us: row.try_get(5)?,
         closed_at_us: row.try_get(6)?,
-        note: row.try_get(7)?,
-        account: row.try_get(8)?,
+        note: text::get_opt(row, 7)?,
+        account: text::get_opt(row, 8)?,
         removed: row.try_get(9)?,
         skipped: row.try_get(10)?,
         growing: row.try_get(11)?,

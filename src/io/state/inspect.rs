@@ -6,7 +6,7 @@ use tokio_postgres::types::Type;
 use crate::engine::lsn::Lsn;
 
 use super::gaps::Gap;
-use super::{Param, Scope, StateError, StateStore, as_rfc3339, lsn};
+use super::{Param, Scope, StateError, StateStore, as_rfc3339, lsn, text};
 
 /// The state tables at a glance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,11 +81,11 @@ impl StateStore {
         let dead = self.connection.query_typed(&dead, &param).await?;
         Ok(Overview {
             epoch: row.try_get(0)?,
-            holder: row.try_get(1)?,
+            holder: text::get_opt(&row, 1)?,
             taken_at_us: row.try_get(2)?,
             frontier: lsn(&row, 3)?,
             frontier_at_us: row.try_get(4)?,
-            halt_reason: row.try_get(5)?,
+            halt_reason: text::get_opt(&row, 5)?,
             halted_at_us: row.try_get(6)?,
             settled_rows: row.try_get(7)?,
             deferred: row.try_get(8)?,
@@ -110,8 +110,8 @@ impl StateStore {
         let rows = self.connection.query_typed(&sql, &params).await?;
         let read = |r: &tokio_postgres::Row| {
             Ok(StoppedSince {
-                endpoint: r.try_get(0)?,
-                reason: r.try_get(1)?,
+                endpoint: text::get(r, 0)?,
+                reason: text::get(r, 1)?,
                 since_us: r.try_get(2)?,
             })
         };

@@ -5,7 +5,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::{
-    DeadLetterFilter, DeferredFilter, Param, Scope, StateError, StateStore, as_rfc3339, fence,
+    DeadLetterFilter, DeferredFilter, Param, Scope, StateError, StateStore, as_rfc3339, fence, text,
 };
 
 /// A job that is not finished.
@@ -139,7 +139,7 @@ impl StateStore {
                 .await?;
             let Some(row) = row else { return Ok(None) };
             let id: i64 = row.try_get(0)?;
-            match Ask::read(row.try_get(1)?, row.try_get(2)?) {
+            match Ask::read(row.try_get(1)?, &text::read(row.try_get(2)?)) {
                 Ok(ask) => return Ok(Some(Job { id, ask })),
                 Err(error) => self.finish_job(id, Some(&error)).await?,
             }
@@ -236,6 +236,6 @@ fn read(row: &Row) -> Result<JobState, StateError> {
         failed: row.try_get(4)?,
         created_at_us: row.try_get(5)?,
         finished: row.try_get(6)?,
-        error: row.try_get(7)?,
+        error: text::get_opt(row, 7)?,
     })
 }

@@ -24,6 +24,8 @@ mod persist;
 mod recover;
 mod refill;
 mod replays;
+mod session;
+mod text;
 mod times;
 mod upkeep;
 
@@ -43,9 +45,9 @@ pub use persist::StoredAttempt;
 pub use replays::{REPLAY_JOB, StoredReplay};
 
 use futures_util::try_join;
+use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{PgLsn, ToSql, Type};
-use tokio_postgres::{Row, Transaction};
 
 use crate::engine::endpoint::Secret;
 use crate::engine::halt::SourceIdentity;
@@ -55,9 +57,10 @@ use crate::engine::settled;
 
 use self::endpoints::{Stops, stops_sql};
 use self::refill::{backlog_sql, read_backlog};
+use self::session::{Session, Transaction};
 use self::times::{as_optional_rfc3339, as_rfc3339};
 use super::ident::{quote_ident, quote_literal};
-use super::sql::{ConnectError, Connection, error_text, is_transient};
+use super::sql::{ConnectError, error_text, is_data_error, is_transient};
 
 /// The version of the state tables that this program reads and writes.
 pub const SCHEMA_VERSION: i32 = 1;
@@ -171,6 +174,14 @@ impl StateError {
     }
 }
 
+impl StateError {
+    /// Whether the server refused the values that it was given, whatever they are.
+    #[must_use]
+    pub fn is_data_error(&self) -> bool {
+        matches!(self, Self::Sql(error) if is_data_error(error))
+    }
+}
+
 /// What a new leader starts from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovery {
@@ -195,7 +206,7 @@ pub struct Recovery {
 /// One pipeline's state, over one session.
 #[derive(Debug)]
 pub struct StateStore {
-    connection: Connection,
+    connection: Session,
     url: Secret,
     scope: Scope,
     epoch: Option<i64>,
@@ -301,8 +312,8 @@ impl StateStore {
         Ok(SourceIdentity {
             system_identifier: system.parse().map_err(unreadable("meta.system_identifier"))?,
             timeline: u32::try_from(timeline).map_err(unreadable("meta.timeline"))?,
-            host: row.try_get(2)?,
-            database: row.try_get(3)?,
+            host: text::get(&row, 2)?,
+            database: text::get(&row, 3)?,
         })
     }
 
@@ -427,9 +438,8 @@ impl Scope {
     }
 }
 
-async fn connect(url: &Secret) -> Result<Connection, StateError> {
-    let connection =
-        Connection::open(url, APPLICATION_NAME).await.map_err(StateError::Connection)?;
+async fn connect(url: &Secret) -> Result<Session, StateError> {
+    let connection = Session::open(url, APPLICATION_NAME).await?;
     let timeout = quote_literal(IDLE_IN_TRANSACTION);
     connection
         .batch_execute(&format!("SET idle_in_transaction_session_timeout = {timeout}; {PLANS}"))

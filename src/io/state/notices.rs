@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
-use super::{Param, Scope, StateError, StateStore, fence, unreadable};
+use super::{Param, Scope, StateError, StateStore, fence, text, unreadable};
 use crate::engine::notice::{DueNotice, PAUSE};
 use crate::engine::tick::micros;
 
@@ -36,9 +36,9 @@ impl StateStore {
         let attempts: i32 = row.try_get(7)?;
         Ok(Some(DueNotice {
             kind: row.try_get(0)?,
-            endpoint: row.try_get(1)?,
-            account: row.try_get(2)?,
-            detail: row.try_get(3)?,
+            endpoint: text::get(&row, 1)?,
+            account: text::get_opt(&row, 2)?,
+            detail: text::get(&row, 3)?,
             count: row.try_get(4)?,
             first_us: row.try_get(5)?,
             last_us: row.try_get(6)?,

@@ -1,12 +1,11 @@
 //! The way out of a halt: what the operator gives up, recorded in the transaction that gives it up.
 
-use tokio_postgres::Transaction;
 use tokio_postgres::types::{PgLsn, Type};
 
 use crate::engine::halt::SourceIdentity;
 use crate::engine::lsn::Lsn;
 
-use super::{Param, Scope, StateError, StateStore, fence, lsn};
+use super::{Param, Scope, StateError, StateStore, Transaction, fence, lsn};
 
 /// Who takes the lease here: `walhook status` shows it until the next leader comes.
 const HOLDER: &str = "walhook recover";

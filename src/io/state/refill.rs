@@ -6,11 +6,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{PgLsn, Type};
 
 use super::event::{EVENT_COLUMNS, read_event};
-use super::{Param, Scope, StateError, StateStore, unreadable};
-use crate::engine::event::{AccountId, EndpointId};
-use crate::engine::persist::{
-    BacklogRow, Blocked, Deferred, EventKey, QueueId, Refill, Refilled, RowKey,
-};
+use super::{Param, Scope, StateError, StateStore, text, unreadable};
+use crate::engine::persist::{BacklogRow, Blocked, Deferred, EventKey, Refill, Refilled, RowKey};
 use crate::engine::position::Position;
 
 impl StateStore {
@@ -135,7 +132,7 @@ pub(super) fn read_backlog(row: &Row) -> Result<BacklogRow, StateError> {
     let blocked: Option<Vec<i64>> = row.try_get(2)?;
     let rows: i64 = row.try_get(3)?;
     Ok(BacklogRow {
-        queue: QueueId { account: AccountId::new(account), endpoint: EndpointId::new(endpoint) },
+        queue: text::queue(account, endpoint),
         blocked: blocked.map_or(Blocked::All, |keys| {
             Blocked::Keys(keys.into_iter().map(i64::cast_unsigned).collect())
         }),

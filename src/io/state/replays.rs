@@ -1,10 +1,12 @@
 //! Replays, as jobs: asked for by the command line, carried out by the leader, resumed by the next.
 
 use serde::Serialize;
+use tokio_postgres::Row;
 use tokio_postgres::types::{PgLsn, Type};
-use tokio_postgres::{Row, Transaction};
 
-use super::{Param, Scope, StateError, StateStore, as_rfc3339, fence, lsn, unreadable};
+use super::{
+    Param, Scope, StateError, StateStore, Transaction, as_rfc3339, fence, lsn, text, unreadable,
+};
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::ReplayCounts;
 use crate::engine::replay::ReplayRange;
@@ -181,7 +183,8 @@ pub(super) async fn count(
 }
 
 fn read(row: &Row) -> Result<StoredReplay, StateError> {
-    let range = serde_json::from_str(row.try_get(1)?).map_err(unreadable("jobs.args"))?;
+    let range =
+        serde_json::from_str(&text::read(row.try_get(1)?)).map_err(unreadable("jobs.args"))?;
     Ok(StoredReplay {
         id: row.try_get(0)?,
         range,
@@ -190,6 +193,6 @@ fn read(row: &Row) -> Result<StoredReplay, StateError> {
         failed: row.try_get(4)?,
         created_at_us: row.try_get(5)?,
         finished: row.try_get(6)?,
-        error: row.try_get(7)?,
+        error: text::get_opt(row, 7)?,
     })
 }

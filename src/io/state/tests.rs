@@ -3,6 +3,7 @@
 mod deferred;
 mod gaps;
 mod load;
+mod text;
 mod upkeep;
 
 use std::time::Duration;
@@ -177,7 +178,8 @@ async fn state_survives_a_lost_session_and_frees_a_frozen_leaders_lock() {
     let fixture = Fixture::start().await;
     let mut store = fixture.open().await;
     store.take_lease("one").await.unwrap();
-    let row = store.connection.query_one("SHOW idle_in_transaction_session_timeout", &[]).await;
+    let row =
+        store.connection.query_typed_one("SHOW idle_in_transaction_session_timeout", &[]).await;
     assert_eq!(row.unwrap().get::<_, &str>(0), IDLE_IN_TRANSACTION);
 
     // A leader that stands still inside a transaction, with less patience than is usual.

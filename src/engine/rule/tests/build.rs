@@ -134,7 +134,14 @@ fn account_that_cannot_be_told_is_unroutable() {
     let (mut rules, relation) = bound(&rule("s", "['update', 'insert']", ""), subscribers());
     let null = insert(&[T("5"), Null, T("b"), Null]);
     let toast = update(None, &[T("5"), Unchanged, T("b"), Null]);
-    for (rows, part) in [(null, "is null"), (toast, "is not known")] {
+    let long = "x".repeat(513);
+    let too_long = insert(&[T("5"), T(&long), T("b"), Null]);
+    let cases = [
+        (null, "is null"),
+        (toast, "is not known"),
+        (too_long, "account_id takes 513 bytes, more"),
+    ];
+    for (rows, part) in cases {
         let unroutable = unroutable(&mut rules, &relation, rows);
         assert_eq!(unroutable.reason, UnroutableReason::Account);
         assert!(unroutable.detail.contains(part), "{}", unroutable.detail);

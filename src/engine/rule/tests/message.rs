@@ -58,6 +58,21 @@ fn message_that_names_no_account_is_unroutable_and_not_quoted() {
 }
 
 #[test]
+fn message_whose_account_no_table_can_hold_is_unroutable_and_not_quoted() {
+    let long = format!("{{\"of\": \"hush{}\"}}", "x".repeat(509));
+    for content in ["{\"of\": \"hush\\u0000\"}", &long, "{\"of\": \"hush\\ud800\"}"] {
+        let items = told(&rule_for("a", "account = 'of'"), "p", content.as_bytes());
+        let [Item::Unroutable(unroutable)] = &items[..] else { panic!("{items:?}") };
+        assert_eq!(unroutable.reason, UnroutableReason::Account);
+        assert!(!unroutable.detail.contains("hush"), "{}", unroutable.detail);
+        assert_eq!(unroutable.event.account, AccountId::new(""));
+    }
+    let longest = format!("{{\"of\": \"{}\"}}", "x".repeat(512));
+    let items = told(&rule_for("a", "account = 'of'"), "p", longest.as_bytes());
+    assert!(matches!(&items[..], [Item::Event(_)]), "{items:?}");
+}
+
+#[test]
 fn message_that_is_too_large_is_unroutable_without_its_data() {
     let bounded = rule_for("a", "account_value = '1'") + "max_bytes = 1024\n";
     let items = told(&bounded, "p", &[b'1'; 1025]);

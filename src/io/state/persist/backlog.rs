@@ -2,10 +2,9 @@
 
 use std::time::SystemTime;
 
-use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 
-use super::{Param, Scope, StateError, bodies, system_time};
+use super::{Param, Scope, StateError, Transaction, bodies, system_time};
 use crate::engine::persist::{BacklogRow, Blocked, QueueId};
 
 /// Inserts or replaces rows.

@@ -17,10 +17,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tokio_postgres::Transaction;
 use tokio_postgres::types::{PgLsn, Type};
 
-use super::{Scope, StateError, system_time};
+use super::{Scope, StateError, Transaction, system_time};
 use crate::engine::event::Event;
 use crate::engine::persist::PersistBatch;
 use crate::engine::position::Position;

@@ -1,10 +1,9 @@
 //! The table `dead_letters`: letters inserted, delivered after all, tried once more in vain.
 
-use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 
 use super::history::{last_ten, records};
-use super::{Param, Scope, StateError, bodies, saturate, storable};
+use super::{Param, Scope, StateError, Transaction, bodies, saturate, storable};
 use crate::engine::persist::{DeadLetter, Retried};
 
 /// Inserts letters; one that is there already stays as it is. Their bodies must be there.

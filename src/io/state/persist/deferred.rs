@@ -2,11 +2,10 @@
 
 use std::time::SystemTime;
 
-use tokio_postgres::Transaction;
 use tokio_postgres::types::{PgLsn, Type};
 
 use super::history::{last_ten, records};
-use super::{Param, Scope, StateError, bodies, saturate, storable, system_time};
+use super::{Param, Scope, StateError, Transaction, bodies, saturate, storable, system_time};
 use crate::engine::persist::{DeadLetter, Defer, RowId, Tried};
 use crate::engine::position::Position;
 

@@ -1,10 +1,9 @@
 //! The table `gaps`, as far as a leader writes it: gaps of suspended queues, and the rows that go there.
 
 use futures_util::future::try_join_all;
-use tokio_postgres::Transaction;
 use tokio_postgres::types::{PgLsn, Type};
 
-use super::{Param, Scope, StateError, bodies};
+use super::{Param, Scope, StateError, Transaction, bodies};
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{GapChange, Purge, Purged, QueueId};
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::unreadable;
+use super::super::{text, unreadable};
 use super::{StateError, storable};
 use crate::engine::event::rfc3339;
 use crate::engine::persist::AttemptRecord;
@@ -26,7 +26,7 @@ pub struct StoredAttempt {
 impl StoredAttempt {
     /// Reads what a table's column `history` holds.
     pub(in super::super) fn read(history: Option<&str>) -> Result<Vec<Self>, StateError> {
-        let read = |json| serde_json::from_str(json).map_err(unreadable("a history"));
+        let read = |json| serde_json::from_str(&text::read(json)).map_err(unreadable("a history"));
         history.map_or_else(|| Ok(Vec::new()), read)
     }
 }

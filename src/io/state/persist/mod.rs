@@ -21,7 +21,9 @@
 //! - a delivered retry finds its dead letter gone, a failed one finds its job's id in `last_job`:
 //!   job counters add the rows that really changed, so neither counts again;
 //! - an endpoint is switched off (or on) already;
-//! - a notice counts once more than it should: the only thing that does.
+//! - a notice counts once more than it should: the only thing that does;
+//! - a row that the server refuses for its data ([`isolate`]) is refused again, and what stands in its
+//!   place is there already.
 
 mod backlog;
 mod bodies;
@@ -29,20 +31,21 @@ pub(super) mod dead_letters;
 mod deferred;
 mod gaps;
 mod history;
+mod isolate;
 mod notices;
 mod stops;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::try_join;
-use tokio_postgres::Transaction;
 use tokio_postgres::types::{PgLsn, Type};
 
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{PersistBatch, Persisted, SettledRange};
 use crate::engine::settled;
+use crate::io::sql::is_data_error;
 
-use super::{Param, Scope, StateError, StateStore, fence, lsn, replays};
+use super::{Param, Scope, StateError, StateStore, Transaction, fence, lsn, replays};
 
 pub(super) use bodies::with_unused;
 pub use history::StoredAttempt;
@@ -60,7 +63,16 @@ impl StateStore {
         // No lease taken is no right to write.
         let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
         let tx = self.connection.transaction().await?;
-        let persisted = write(&tx, &self.scope, epoch, batch).await?;
+        let persisted = match write(&tx, &self.scope, epoch, batch).await {
+            Err(StateError::Sql(error)) if is_data_error(&error) => {
+                tx.rollback().await?;
+                let tx = self.connection.transaction().await?;
+                let persisted = isolate::write(&tx, &self.scope, epoch, batch).await?;
+                tx.commit().await?;
+                return Ok(persisted);
+            }
+            written => written?,
+        };
         tx.commit().await?;
         Ok(persisted)
     }
@@ -74,12 +86,35 @@ pub(super) async fn write(
     batch: &PersistBatch,
 ) -> Result<Persisted, StateError> {
     // Answered in this order: whoever is fenced off learns it first, and rolls the rest back.
-    // What adds rows goes before what removes some: a body that is still needed then shows it.
-    let (.., purged) = try_join!(
+    let ((), persisted) =
+        try_join!(write_frontier(tx, scope, epoch, batch), write_rows(tx, scope, batch))?;
+    Ok(persisted)
+}
+
+/// The fence, and what is settled.
+async fn write_frontier(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    epoch: i64,
+    batch: &PersistBatch,
+) -> Result<(), StateError> {
+    try_join!(
         fence(tx, scope, epoch),
         checkpoint(tx, scope, batch.frontier),
         append_settled(tx, scope, &batch.settled),
         remove_passed(tx, scope, batch.frontier),
+    )?;
+    Ok(())
+}
+
+/// All else: rows, each of which tells of one thing.
+async fn write_rows(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    batch: &PersistBatch,
+) -> Result<Persisted, StateError> {
+    // What adds rows goes before what removes some: a body that is still needed then shows it.
+    let (.., purged) = try_join!(
         bodies::insert(tx, scope, batch),
         dead_letters::insert(tx, scope, &batch.dead_letters),
         dead_letters::mark_failed(tx, scope, &batch.retried),
@@ -100,6 +135,13 @@ pub(super) async fn write(
         gaps::purge(tx, scope, &batch.purges),
     )?;
     Ok(Persisted { purged })
+}
+
+impl Persisted {
+    /// Takes what a further part of the same batch came to.
+    fn add(&mut self, part: Self) {
+        self.purged.extend(part.purged);
+    }
 }
 
 async fn checkpoint(tx: &Transaction<'_>, scope: &Scope, frontier: Lsn) -> Result<(), StateError> {

@@ -1,9 +1,8 @@
 //! The table `notices`: what happened is added to what waits to be told.
 
-use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 
-use super::{Param, Scope, StateError, storable};
+use super::{Param, Scope, StateError, Transaction, storable};
 use crate::engine::notice::Notice;
 
 /// Of one endpoint and kind at most one notice.

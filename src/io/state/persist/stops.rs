@@ -2,10 +2,9 @@
 
 use std::time::SystemTime;
 
-use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 
-use super::{Param, Scope, StateError, storable, system_time};
+use super::{Param, Scope, StateError, Transaction, storable, system_time};
 use crate::engine::event::EndpointId;
 use crate::engine::persist::{DisableEndpoint, JobDone, PauseEndpoint};
 

@@ -220,12 +220,9 @@ async fn fenced_leader_defers_nothing() {
 }
 
 /// Rows and index entries that this session's transaction has looked at.
-async fn rows_read(client: &impl tokio_postgres::GenericClient) -> i64 {
-    let sql = "SELECT sum(pg_stat_get_xact_tuples_returned(c.oid)
-                          + pg_stat_get_xact_tuples_fetched(c.oid))::int8
-               FROM pg_class c WHERE relname ~ '^(deferred|bodies|dead_letters)'";
-    client.query_one(sql, &[]).await.unwrap().get(0)
-}
+const ROWS_READ: &str = "SELECT sum(pg_stat_get_xact_tuples_returned(c.oid)
+           + pg_stat_get_xact_tuples_fetched(c.oid))::int8
+    FROM pg_class c WHERE relname ~ '^(deferred|bodies|dead_letters)'";
 
 #[tokio::test]
 async fn work_is_proportional_to_the_batch_also_by_statistics_of_an_empty_table() {
@@ -251,7 +248,8 @@ async fn work_is_proportional_to_the_batch_also_by_statistics_of_an_empty_table(
     store.connection.batch_execute("BEGIN").await.unwrap();
     let (commits, end) = page(&store, Refill { rows: 10, ..all("7") }).await;
     assert_eq!((commits.len(), end), (10, false));
-    let read = rows_read(&*store.connection).await;
+    let read = store.connection.query_typed_one(ROWS_READ, &[]).await;
+    let read: i64 = read.unwrap().get(0);
     assert!((10..100).contains(&read), "10 rows of {ROWS} took {read}");
     store.connection.batch_execute("ROLLBACK").await.unwrap();
 
@@ -273,6 +271,7 @@ async fn work_is_proportional_to_the_batch_also_by_statistics_of_an_empty_table(
     };
     let tx = store.connection.transaction().await.unwrap();
     persist::write(&tx, &store.scope, 1, &changes).await.unwrap();
-    let read = rows_read(&tx).await;
+    let read = tx.query_typed_one(ROWS_READ, &[]).await;
+    let read: i64 = read.unwrap().get(0);
     assert!((200..3_000).contains(&read), "200 rows of {ROWS} took {read}");
 }

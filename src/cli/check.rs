@@ -4,6 +4,7 @@
 
 mod age;
 mod connection;
+mod cost;
 mod failover;
 mod look_up;
 mod notify;

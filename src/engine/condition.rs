@@ -11,21 +11,25 @@
 //! taken apart, `char(n)` keeps its blanks, and a timestamptz is `2026-11-23 17:46:00.5+00`, which
 //! compares in order of time from year 1 to 9999.
 //!
-//! Comprehension macros are refused and the text is bounded, because an evaluation cannot be
-//! stopped half-way.
+//! An evaluation cannot be stopped half-way, so what it can cost is bounded beforehand: comprehension
+//! macros are refused; text and nesting are bounded, so that each value is used a bounded number of
+//! times; what the expressions of one change may read is bounded by its [`Allowance`]; patterns are
+//! compiled with the rule ([`pattern`]).
 
 mod check;
 mod data;
 mod parse;
+mod pattern;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cel::common::traits::Indexer;
 use cel::common::types::{CelBool, CelDouble, CelInt, CelNull, CelString, Type};
 use cel::common::value::{CowVal, Val};
 use cel::context::VariableResolver;
-use cel::{Context, ExecutionError, Program, Value};
+use cel::{Context, ExecutionError, IdedExpr, Value};
 
 pub use data::DataExpression;
 
@@ -38,8 +42,8 @@ pub const MAX_TEXT_BYTES: usize = 4096;
 
 /// A compiled condition.
 pub struct Condition {
-    program: Program,
-    /// Holds the standard functions; building it takes ten times as long as an evaluation.
+    expression: IdedExpr,
+    /// Holds the standard functions and the compiled patterns; building it takes ten times as long as an evaluation.
     root: Context<'static, 'static>,
     reads: check::Reads,
 }
@@ -91,6 +95,37 @@ pub struct Field<'a> {
     pub cell: Cell<'a>,
 }
 
+/// What the expressions of one change may read together, in bytes of text, a column each time that it
+/// is read. Sixteen times what a rule sends by default: enough for a few rules over a text of a MiB, and
+/// some 10 ms of work.
+pub const READ_BYTES_MAX: usize = 16 << 20;
+
+/// What the expressions of one change may still read. Atomic only because values are shared so in CEL.
+#[derive(Debug)]
+pub struct Allowance(AtomicUsize);
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self(AtomicUsize::new(READ_BYTES_MAX))
+    }
+}
+
+impl Allowance {
+    /// Takes `bytes`; what is left is nothing once they do not suffice, so that no later expression
+    /// is answered where an earlier one was not.
+    fn take(&self, bytes: usize) -> Result<(), String> {
+        let rest = self.0.load(Ordering::Relaxed).checked_sub(bytes);
+        self.0.store(rest.unwrap_or(0), Ordering::Relaxed);
+        rest.map(|_| ()).ok_or_else(|| {
+            format!(
+                "the expressions read more than {} MiB of this change's values; read large columns in \
+                 fewer places",
+                READ_BYTES_MAX >> 20
+            )
+        })
+    }
+}
+
 /// What a condition is evaluated over: all columns that [`Condition::columns`] names.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
@@ -100,6 +135,8 @@ pub struct Inputs<'a> {
     pub old: &'a [Field<'a>],
     /// `new`
     pub new: &'a [Field<'a>],
+    /// What may be read of them.
+    pub allowance: &'a Allowance,
 }
 
 impl Condition {
@@ -110,10 +147,11 @@ impl Condition {
     /// `operation` and named columns of `old` and `new`, calls an unknown function, or surely does
     /// not yield a boolean.
     pub fn compile(text: &str) -> Result<Self, ConditionError> {
-        let program = parse::parse(bounded(text)?)?;
-        let root = Context::default();
-        let reads = check::Reads::of(program.expression(), &root)?;
-        Ok(Self { program, root, reads })
+        let mut expression = parse::parse(bounded(text)?)?;
+        let mut root = Context::default();
+        pattern::compile(&mut expression, &mut root)?;
+        let reads = check::Reads::of(&expression)?;
+        Ok(Self { expression, root, reads })
     }
 
     /// The columns that the condition may read, sorted by name.
@@ -140,7 +178,7 @@ impl Condition {
         let variables = Variables::of(inputs);
         let mut context = self.root.new_inner_scope();
         context.set_variable_resolver(&variables);
-        let result = Value::resolve_val(self.program.expression(), &context)
+        let result = Value::resolve_val(&self.expression, &context)
             .map_err(|error| EvalError(describe(&error)))?;
         let result = result.downcast_ref::<CelBool>().map(|result| *result.inner());
         result.ok_or_else(|| EvalError("the condition's result is not a boolean".to_owned()))
@@ -189,8 +227,8 @@ struct Variables<'a> {
 impl<'a> Variables<'a> {
     fn of(inputs: &Inputs<'a>) -> Self {
         Self {
-            old: Row { side: Side::Old, fields: inputs.old },
-            new: Row { side: Side::New, fields: inputs.new },
+            old: Row { side: Side::Old, fields: inputs.old, allowance: inputs.allowance },
+            new: Row { side: Side::New, fields: inputs.new, allowance: inputs.allowance },
             operation: inputs.operation.as_str(),
         }
     }
@@ -212,6 +250,7 @@ impl VariableResolver for Variables<'_> {
 struct Row<'a> {
     side: Side,
     fields: &'a [Field<'a>],
+    allowance: &'a Allowance,
 }
 
 impl Row<'_> {
@@ -233,6 +272,7 @@ impl Row<'_> {
             Cell::Unknown(missing) => return Err(self.error(column, &missing)),
             Cell::Text(text) => text,
         };
+        self.allowance.take(text.len()).map_err(|why| self.error(column, &why))?;
         convert(field.kind, text).map_err(|why| self.error(column, &why))
     }
 }

@@ -21,6 +21,7 @@ mod keys;
 mod learn;
 mod message;
 mod name;
+mod probe;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use bytes::BytesMut;
 
 use super::catalog::Catalog;
 use super::change::{Change, LogicalMessage};
-use super::condition::{Condition, DataExpression, Side};
+use super::condition::{Allowance, Condition, DataExpression, Side};
 use super::event::{AccountId, Item};
 use super::pgoutput::Relation;
 use crate::config::{Bigint, Config, Endpoints, EventRule, Payload, RuleOperation};
@@ -38,6 +39,7 @@ use bind::Identity;
 pub use compile::subject;
 pub use learn::Lacks;
 pub use name::{is_type, is_type_pattern, pattern_covers};
+pub use probe::Probe;
 
 /// What the configuration says about making events.
 #[derive(Debug, Clone, Copy)]
@@ -312,6 +314,7 @@ impl Rules {
             binding,
             change,
             scratch: &mut self.scratch,
+            allowance: Allowance::default(),
         }
         .build(out);
         self.give_scratch_back();

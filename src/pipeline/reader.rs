@@ -34,6 +34,10 @@ const BATCH_ITEMS: usize = 256;
 /// Event bytes in a batch, beyond which it takes no further change.
 pub(super) const BATCH_BYTES: usize = 64 << 10;
 
+/// Messages that are handled in a row at most before what they made is handed on: a rule may take
+/// milliseconds for each.
+const MESSAGES_IN_A_ROW: usize = 64;
+
 /// Items in stream order.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
@@ -243,11 +247,16 @@ impl Reader {
                 frame = stream.next(), if reading => {
                     self.stream_moved();
                     let mut next = frame.map(Some);
+                    let mut handled = 0;
                     while let Some(frame) = match next { Ok(frame) => frame, Err(e) => return self.lost(e) } {
                         if let Some(ended) = self.handle_frame(frame, &sentinel).await? {
                             return Ok(ended);
                         }
-                        if self.batch.is_full() || self.broken.is_some() {
+                        handled += 1;
+                        if self.batch.is_full()
+                            || self.broken.is_some()
+                            || handled == MESSAGES_IN_A_ROW
+                        {
                             break;
                         }
                         next = stream.try_next();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use tokio_postgres::Client;
 
+use super::cost::Costs;
 use super::{Report, Verdict};
 use crate::cli::setup::{looked_up, published};
 use crate::config::{Config, RuleOperation};
@@ -211,14 +212,19 @@ async fn rules(
     }
     // The number only goes into the ids of events.
     let errors = Rules::compile(settings, &catalog, 0).err().unwrap_or_default();
+    let mut costs = Costs::new(settings, &catalog);
     for (index, rule) in config.events.iter().enumerate() {
         let subject = rule::subject(index, rule);
         if errors.iter().all(|error| error.subject != subject) {
             let messages = "messages need no table";
             let fits = rule.table.as_ref().map(|table| format!("fits {table}"));
-            report.pass(&subject, fits.unwrap_or_else(|| messages.to_owned()));
+            let cost = costs.measure(index, rule, report);
+            let cost = cost.map(|cost| format!("; {cost}")).unwrap_or_default();
+            let finding = fits.unwrap_or_else(|| messages.to_owned()) + &cost;
+            report.pass(&subject, finding);
         }
     }
+    costs.finish(report);
     for RuleError { subject, message } in errors {
         report.add(Verdict::Fail, &subject, message, None);
     }

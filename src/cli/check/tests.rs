@@ -9,6 +9,12 @@ async fn complaints(config: &Config) -> Vec<String> {
     report.0.iter().filter(|f| f.verdict != Verdict::Pass).map(line).collect()
 }
 
+async fn passes(config: &Config) -> Vec<String> {
+    let mut report = Report::default();
+    check(config, &mut report).await.unwrap();
+    report.0.iter().filter(|f| f.verdict == Verdict::Pass).map(line).collect()
+}
+
 #[tokio::test]
 async fn check_passes_what_setup_made_and_warns_of_unbounded_wal() {
     let fixture = Fixture::start().await;
@@ -201,4 +207,23 @@ async fn check_says_that_the_server_cannot_be_reached() {
     let found = complaints(&config).await;
     assert_eq!(found.len(), 1);
     assert!(found[0].starts_with("fail  connection: ") && !found[0].contains("hush"));
+}
+
+#[tokio::test]
+async fn check_shows_what_each_rule_costs_a_row_and_warns_of_a_costly_one() {
+    let fixture = Fixture::start_with(&[("max_slot_wal_keep_size", "1GB")]).await;
+    let mut config = fixture.config("");
+    setup::quietly(&config).await.unwrap();
+    let cheap = passes(&config).await;
+    let line = cheap.iter().find(|line| line.contains("rule 1 (a.b): fits ")).unwrap();
+    assert!(
+        line.contains(" a row, ") && line.ends_with("where texts and json have 16 KiB"),
+        "{line}"
+    );
+
+    // Every column is read some hundred times.
+    let reads = vec!["new.email.contains('y')"; 150].join(" || ");
+    config.events[0].when = Some(reads);
+    let found = complaints(&config).await;
+    assert!(found.iter().any(|line| line.starts_with("warn  rule 1 (a.b): costs ")), "{found:?}");
 }

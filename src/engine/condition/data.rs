@@ -23,7 +23,9 @@ use cel::common::value::Val;
 use cel::{Context, IdedExpr, Value};
 
 use super::check::{Reads, Walk, column_of};
-use super::{ConditionError, EvalError, Inputs, Side, Variables, bounded, describe, parse};
+use super::{
+    ConditionError, EvalError, Inputs, Side, Variables, bounded, describe, parse, pattern,
+};
 use crate::config::Bigint;
 use crate::engine::event::put_json_text;
 use crate::engine::row::Cell;
@@ -32,7 +34,7 @@ use crate::engine::value::{Kind, put_value};
 /// A compiled `data` expression.
 pub struct DataExpression {
     shape: Shape,
-    /// Holds the standard functions.
+    /// Holds the standard functions and the compiled patterns.
     root: Context<'static, 'static>,
     reads: Reads,
     reads_row: bool,
@@ -66,10 +68,11 @@ impl DataExpression {
     /// As [`Condition::compile`](super::Condition::compile), but for the result, which may be anything
     /// that JSON has a form for; and for keys of maps that are no literals, or occur twice.
     pub fn compile(text: &str) -> Result<Self, ConditionError> {
-        let program = parse::parse(bounded(text)?)?;
-        let root = Context::default();
-        let mut build = Build { walk: Walk::default(), functions: &root, reads_row: false };
-        let shape = build.shape(program.expression())?;
+        let mut expression = parse::parse(bounded(text)?)?;
+        let mut root = Context::default();
+        pattern::compile(&mut expression, &mut root)?;
+        let mut build = Build { walk: Walk::default(), reads_row: false };
+        let shape = build.shape(&expression)?;
         let (reads, reads_row) = (Reads::of_walk(build.walk), build.reads_row);
         Ok(Self { shape, root, reads, reads_row })
     }
@@ -117,13 +120,12 @@ impl DataExpression {
 }
 
 /// Takes an expression apart.
-struct Build<'a> {
+struct Build {
     walk: Walk,
-    functions: &'a Context<'static, 'static>,
     reads_row: bool,
 }
 
-impl Build<'_> {
+impl Build {
     fn shape(&mut self, node: &IdedExpr) -> Result<Shape, ConditionError> {
         if let Some((side, column)) = column_of(&node.expr)? {
             self.walk.read(side, column);
@@ -145,7 +147,7 @@ impl Build<'_> {
                 let [condition, yes, no] = call.args.as_slice() else {
                     return Err(ConditionError("?: takes three operands".to_owned()));
                 };
-                self.walk.expression(condition, self.functions)?;
+                self.walk.expression(condition)?;
                 let (yes, no) = (Box::new(self.shape(yes)?), Box::new(self.shape(no)?));
                 Ok(Shape::Choice { condition: condition.clone(), yes, no })
             }
@@ -157,7 +159,7 @@ impl Build<'_> {
             | Expr::Struct(_)
             | Expr::Comprehension(_)
             | Expr::Unspecified => {
-                self.walk.expression(node, self.functions)?;
+                self.walk.expression(node)?;
                 Ok(Shape::Computed(node.clone()))
             }
         }

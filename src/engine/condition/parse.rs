@@ -5,7 +5,7 @@
 //! nesting is bounded before it begins, and it runs on a stack that suffices for the bound. The
 //! evaluation recurses as deep, with frames of half that size, on whichever thread it runs.
 
-use cel::Program;
+use cel::{IdedExpr, Program};
 
 use super::ConditionError;
 
@@ -17,7 +17,7 @@ const MAX_NESTING: usize = 20;
 /// memory, and only while a condition is compiled.
 const STACK_BYTES: usize = 32 << 20;
 
-pub(super) fn parse(text: &str) -> Result<Program, ConditionError> {
+pub(super) fn parse(text: &str) -> Result<IdedExpr, ConditionError> {
     if nesting(text) > MAX_NESTING {
         return Err(ConditionError(
             "the expression is nested too deeply; write less brackets, or shorter chains of \
@@ -26,10 +26,11 @@ pub(super) fn parse(text: &str) -> Result<Program, ConditionError> {
         ));
     }
     let compile = || {
-        Program::compile(text).map_err(|errors| {
+        let program = Program::compile(text).map_err(|errors| {
             let first = errors.errors.first().map_or("cannot be read", |error| &error.msg);
             ConditionError(format!("the expression is not CEL: {first}"))
-        })
+        })?;
+        Ok(program.expression().clone())
     };
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().stack_size(STACK_BYTES);

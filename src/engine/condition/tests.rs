@@ -6,7 +6,12 @@ use crate::engine::row::Missing;
 const UNKNOWN: Cell<'static> = Cell::Unknown(Missing::NotLogged);
 
 fn evaluate(text: &str, old: &[Field<'_>], new: &[Field<'_>]) -> Result<bool, EvalError> {
-    Condition::compile(text).unwrap().evaluate(&Inputs { operation: Operation::Update, old, new })
+    Condition::compile(text).unwrap().evaluate(&Inputs {
+        operation: Operation::Update,
+        old,
+        new,
+        allowance: &Allowance::default(),
+    })
 }
 
 fn field<'a>(name: &'a str, kind: &'a Kind, cell: Cell<'a>) -> Field<'a> {
@@ -164,7 +169,12 @@ fn deep_nesting_is_refused_or_evaluated_and_never_overflows_the_stack() {
     for n in [8, 15, 19, 30, 100, 400] {
         for text in nested(n) {
             if let Ok(condition) = Condition::compile(&text) {
-                let inputs = Inputs { operation: Operation::Insert, old: &[], new: &[] };
+                let inputs = Inputs {
+                    operation: Operation::Insert,
+                    old: &[],
+                    new: &[],
+                    allowance: &Allowance::default(),
+                };
                 let _ = condition.evaluate(&inputs);
             }
         }

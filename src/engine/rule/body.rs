@@ -5,7 +5,7 @@ use bytes::{BufMut, BytesMut};
 use super::bind::{BoundField, BoundRule};
 use super::build::with_inputs;
 use crate::config::Bigint;
-use crate::engine::condition::DataExpression;
+use crate::engine::condition::{Allowance, DataExpression};
 use crate::engine::row::{Cell, Missing, RowView};
 use crate::engine::value::{Kind, ValueError, put_value};
 
@@ -37,6 +37,7 @@ impl Writer<'_> {
         data: &DataExpression,
         bound: &BoundRule,
         view: &RowView<'_>,
+        allowance: &Allowance,
         limit: usize,
     ) {
         self.out.put_slice(b"\"data\":");
@@ -53,6 +54,7 @@ impl Writer<'_> {
             &bound.built,
             |side| data.columns(side),
             view,
+            allowance,
             |inputs| data.write(out, inputs, bigint, limit, &mut put_row),
         );
         if let Err(error) = written {

@@ -11,7 +11,7 @@ use super::keys::keys;
 use super::{Account, Rule, is_type, pattern_covers};
 use crate::config::{Bigint, RuleOperation};
 use crate::engine::change::{Change, Rows};
-use crate::engine::condition::{Condition, Field, Inputs, Side};
+use crate::engine::condition::{Allowance, Condition, Field, Inputs, Side};
 use crate::engine::event::{
     AccountId, EndpointId, Event, Invalidation, Item, Operation, Scope, Unroutable,
     UnroutableReason, check_id,
@@ -27,6 +27,8 @@ pub(super) struct Builder<'a> {
     pub(super) change: &'a Change<'a>,
     /// Kept from one change to the next; what leaves is a copy of the right size.
     pub(super) scratch: &'a mut BytesMut,
+    /// Of all rules' expressions together.
+    pub(super) allowance: Allowance,
 }
 
 impl Builder<'_> {
@@ -83,7 +85,7 @@ impl Builder<'_> {
             return Some(self.oversize(&event_type, rule, *bytes, view));
         }
         if let Some(condition) = &rule.condition {
-            match evaluate(condition, bound, view) {
+            match evaluate(condition, bound, view, &self.allowance) {
                 Ok(false) => return None,
                 Ok(true) => {}
                 Err(detail) => {
@@ -157,8 +159,9 @@ impl Builder<'_> {
     ) -> Result<(), String> {
         self.scratch.clear();
         let mut writer = Writer { out: self.scratch, bigint: self.bigint, failed: None };
+        let allowance = &self.allowance;
         match (&rule.data, bound.data, &rule.data_column) {
-            (Some(data), _, _) => writer.put_built(data, bound, view, rule.max_bytes),
+            (Some(data), _, _) => writer.put_built(data, bound, view, allowance, rule.max_bytes),
             (None, Some(column), Some(name)) => {
                 writer.put_data_column(name, view.current(column));
             }
@@ -222,11 +225,17 @@ fn account(rule: &Rule, bound: &BoundRule, view: &RowView<'_>) -> Result<Account
     }
 }
 
-fn evaluate(condition: &Condition, bound: &BoundRule, view: &RowView<'_>) -> Result<bool, String> {
+fn evaluate(
+    condition: &Condition,
+    bound: &BoundRule,
+    view: &RowView<'_>,
+    allowance: &Allowance,
+) -> Result<bool, String> {
     let result = with_inputs(
         &bound.condition,
         |side| condition.columns(side),
         view,
+        allowance,
         |inputs| condition.evaluate(inputs),
     );
     result.map_err(|error| error.to_string())
@@ -237,6 +246,7 @@ pub(super) fn with_inputs<'c, R>(
     reads: &'c BoundReads,
     names: impl Fn(Side) -> &'c [String],
     view: &RowView<'_>,
+    allowance: &Allowance,
     use_them: impl FnOnce(&Inputs<'_>) -> R,
 ) -> R {
     let fields = |side| -> SmallVec<[Field<'_>; 4]> {
@@ -247,7 +257,7 @@ pub(super) fn with_inputs<'c, R>(
         named.map(|(name, (column, kind))| Field { name, kind, cell: cell(*column) }).collect()
     };
     let (old, new) = (fields(Side::Old), fields(Side::New));
-    use_them(&Inputs { operation: view.operation(), old: &old, new: &new })
+    use_them(&Inputs { operation: view.operation(), old: &old, new: &new, allowance })
 }
 
 /// Everything where an id that the row had or has is not known.

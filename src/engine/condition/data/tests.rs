@@ -1,3 +1,4 @@
+use crate::engine::condition::Allowance;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -12,7 +13,8 @@ fn field<'a>(name: &'a str, kind: &'a Kind, cell: Cell<'a>) -> Field<'a> {
 
 fn write(text: &str, new: &[Field<'_>], limit: usize) -> Result<String, EvalError> {
     let data = DataExpression::compile(text).unwrap();
-    let inputs = Inputs { operation: Operation::Insert, old: &[], new };
+    let inputs =
+        Inputs { operation: Operation::Insert, old: &[], new, allowance: &Allowance::default() };
     let mut out = BytesMut::new();
     let mut put_row = |out: &mut BytesMut| out.put_slice(b"{\"id\":7}");
     data.write(&mut out, &inputs, Bigint::Number, limit, &mut put_row)?;

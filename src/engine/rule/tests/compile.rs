@@ -91,3 +91,21 @@ fn compile_takes_old_columns_under_full_identity() {
     let events = rule("z", "['update', 'delete']", "when = \"old.status == 'a'\"");
     assert_eq!(errors(&config(&events), &catalog_with(full(subscribers()))), [""; 0]);
 }
+
+#[test]
+fn probe_makes_a_row_that_each_rule_of_rows_takes() {
+    let rules = "[[events]]\ntype = 'a.b'\ntable = 'subscribers'\non = ['update']\n\
+                 account = 'account_id'\ncolumns = ['*']\n\
+                 when = \"new.status.matches('^person') && old.status == new.status\"\n\
+                 [[events]]\ntype = 'a.c'\ntable = 'subscribers'\non = ['truncate']\n\
+                 account_value = '1'\n\
+                 [[events]]\ntype = 'a.d'\ntable = 'subscribers'\non = ['delete']\n\
+                 account = 'account_id'\ncolumns = ['attrs']\nwhen = \"old.status == ''\"\n";
+    let config = config(rules);
+    let (settings, catalog) = (RuleSettings::of(&config), catalog_with(full(subscribers())));
+    let probe = |index| Probe::new(settings, index, &catalog, 20);
+    assert!(probe(0).unwrap().run());
+    assert!(probe(1).is_none());
+    assert!(!probe(2).unwrap().run());
+    assert!(probe(3).is_none());
+}

@@ -334,6 +334,13 @@ impl Memory {
         const LEAST: u64 = 1 << 20;
         usize::try_from((self.limit.0 / 4).max(LEAST)).unwrap_or(usize::MAX)
     }
+
+    /// What the endpoints of one account may take: half of the limit. Events of an account that has more
+    /// are dead letters.
+    #[must_use]
+    pub fn max_account_bytes(&self) -> usize {
+        usize::try_from(self.limit.0 / 2).unwrap_or(usize::MAX)
+    }
 }
 
 impl Default for Memory {

@@ -264,6 +264,7 @@ impl Backlog {
     /// The row is durable.
     pub fn stored(&mut self, key: &RowKey) {
         self.storing.remove(key);
+        self.give_room_back();
         if self.cursor.as_ref().is_none_or(|cursor| cursor <= key) {
             self.at_end = false;
         }
@@ -333,8 +334,22 @@ impl Backlog {
     pub fn removed(&mut self, key: &RowKey) {
         if self.reading.is_none() {
             self.gone.remove(key);
+            self.give_room_back();
         } else if let Some(durably) = self.gone.get_mut(key) {
             *durably = true;
+        }
+    }
+
+    /// Maps that are empty keep the room of what they held, and there are as many backlogs as endpoints.
+    fn give_room_back(&mut self) {
+        if self.storing.is_empty() {
+            self.storing = BTreeSet::new();
+        }
+        if self.loaded.is_empty() {
+            self.loaded = HashSet::new();
+        }
+        if self.gone.is_empty() {
+            self.gone = HashMap::new();
         }
     }
 

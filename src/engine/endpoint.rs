@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::event::{AccountId, EndpointId};
+use super::heap::{block, shared_text};
 
 /// One endpoint, as its row stood when it was looked up.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,15 +48,22 @@ impl Endpoint {
         self.enabled && other.event_types.iter().all(takes)
     }
 
-    /// An estimate of the memory that the endpoint holds, in bytes.
+    /// What the endpoint holds in memory, with its place among its account's, in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
-        let text = |s: &str| s.len() + 24;
-        256 + text(&self.id)
-            + text(&self.url)
-            + self.event_types.iter().map(|t| text(t)).sum::<usize>()
-            + self.headers.iter().map(|(k, v)| text(k) + text(v)).sum::<usize>()
-            + self.secrets.len() * 64
+        let texts = |texts: &[String]| texts.iter().map(|text| block(text.len())).sum::<usize>();
+        let header = |(name, value): &(String, String)| block(name.len()) + block(value.len());
+        block(2 * size_of::<usize>() + size_of::<Self>())
+            + size_of::<Arc<Self>>()
+            + shared_text(self.id.len())
+            + block(self.url.len())
+            + block(self.event_types.len() * size_of::<String>())
+            + texts(&self.event_types)
+            + block(self.secrets.len() * size_of::<Secret>())
+            + self.secrets.iter().map(|secret| shared_text(secret.0.len())).sum::<usize>()
+            + block(self.headers.len() * size_of::<(String, String)>())
+            + self.headers.iter().map(header).sum::<usize>()
+            + self.invalid.as_ref().map_or(0, |why| block(why.len()))
     }
 }
 
@@ -100,6 +108,10 @@ pub struct Routes {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// The account's share against others; 1 unless the accounts table says otherwise. Above 0.
     pub weight: f64,
+    /// The account has more endpoints than memory is given for: none of them is in `endpoints`, and its
+    /// events cannot be routed.
+    pub too_large: bool,
+    bytes: usize,
 }
 
 impl Routes {
@@ -107,7 +119,21 @@ impl Routes {
     #[must_use]
     pub fn new(mut endpoints: Vec<Arc<Endpoint>>, weight: f64) -> Self {
         endpoints.sort_by(|a, b| a.id.cmp(&b.id));
-        Self { endpoints, weight }
+        endpoints.shrink_to_fit();
+        let bytes = endpoints.iter().map(|endpoint| endpoint.size_bytes()).sum();
+        Self { endpoints, weight, too_large: false, bytes }
+    }
+
+    /// What is known of an account that has too many endpoints.
+    #[must_use]
+    pub fn too_large(weight: f64) -> Self {
+        Self { endpoints: Vec::new(), weight, too_large: true, bytes: 0 }
+    }
+
+    /// What the routes hold in memory, in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        block(2 * size_of::<usize>() + size_of::<Self>()) + self.bytes
     }
 
     /// The endpoint with this id, where the account has it.

@@ -16,7 +16,7 @@ use super::tracker::TxnSeq;
 
 mod queue;
 
-pub use queue::{DELIVERY_BYTES, Held, Origin, Pending, Queue, Removed};
+pub use queue::{DELIVERY_BYTES, Held, Origin, Pending, QUEUE_BYTES, Queue, Removed};
 
 /// Requests in flight to one endpoint at most, where its row does not say: a quarter of the fast
 /// slots.
@@ -61,13 +61,11 @@ pub struct New {
 pub struct Lane {
     /// The account.
     pub account: AccountId,
-    queues: HashMap<EndpointId, Queue>,
+    queues: HashMap<EndpointId, Box<Queue>>,
     /// For each pool the endpoints to take in turn. May name some that have become unsendable.
     fast: VecDeque<EndpointId>,
     slow: VecDeque<EndpointId>,
     pending: usize,
-    /// The delivery after which it became idle last.
-    pub last: DeliveryId,
     /// Waits for its routes: nothing is sent meanwhile.
     pub unrouted: bool,
 }
@@ -82,7 +80,6 @@ impl Lane {
             fast: VecDeque::new(),
             slow: VecDeque::new(),
             pending: 0,
-            last: DeliveryId(0),
             unrouted: false,
         }
     }
@@ -101,7 +98,9 @@ impl Lane {
             Source::Retry { dead_letter, job } => (Origin::Retry { dead_letter, job }, None),
         };
         let attempts = tried.as_ref().map_or(0, |tried| tried.attempts);
-        queue.push(Pending { id, held, origin, attempts, tried, since: now, queued_at: now }, keys);
+        let (since, queued_at, counted) = (now, now, DELIVERY_BYTES);
+        let pending = Pending { id, held, origin, attempts, tried, since, queued_at, counted };
+        queue.push(pending, keys);
         self.pending += 1;
     }
 
@@ -115,7 +114,7 @@ impl Lane {
         // A queue that was forgotten and made anew must not continue its ordinals: ids are above
         // all ordinals given out so far, and never next to one.
         let first_ordinal = id.0.saturating_add(1);
-        self.queues.entry(endpoint.clone()).or_insert_with(|| Queue::new(first_ordinal))
+        self.queues.entry(endpoint.clone()).or_insert_with(|| Box::new(Queue::new(first_ordinal)))
     }
 
     /// Takes a delivery out, whatever its stage, and lets the next ones of its keys go.
@@ -128,17 +127,32 @@ impl Lane {
     /// The endpoint's queue, where there is one.
     #[must_use]
     pub fn queue(&self, endpoint: &EndpointId) -> Option<&Queue> {
-        self.queues.get(endpoint)
+        self.queues.get(endpoint).map(|queue| &**queue)
     }
 
     /// The endpoint's queue, where there is one.
     pub fn queue_mut(&mut self, endpoint: &EndpointId) -> Option<&mut Queue> {
-        self.queues.get_mut(endpoint)
+        self.queues.get_mut(endpoint).map(|queue| &mut **queue)
+    }
+
+    /// Forgets an endpoint's queue, in which nothing is pending. False: it has a turn, and stays.
+    pub fn forget(&mut self, endpoint: &EndpointId) -> bool {
+        let has_turn = self.queues.get(endpoint).is_some_and(|queue| queue.ring.is_some());
+        if !has_turn && let Some(queue) = self.queues.remove(endpoint) {
+            debug_assert!(queue.is_empty(), "a queue with deliveries is forgotten");
+        }
+        !has_turn
+    }
+
+    /// Whether it has no queues.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queues.is_empty()
     }
 
     /// The endpoints' queues, in no order.
     pub fn queues(&self) -> impl Iterator<Item = (&EndpointId, &Queue)> {
-        self.queues.iter()
+        self.queues.iter().map(|(endpoint, queue)| (endpoint, &**queue))
     }
 
     /// The endpoints that have a queue.

@@ -7,6 +7,7 @@ pub mod lsn;
 pub mod tick;
 
 pub mod halt;
+pub mod heap;
 
 pub mod pgoutput;
 

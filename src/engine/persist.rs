@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::event::{AccountId, EndpointId, Event};
+use super::heap::block;
 use super::lsn::Lsn;
 use super::notice::Notice;
 use super::position::{EventId, Position};
@@ -318,6 +319,18 @@ pub struct Tried {
     pub detail: String,
     /// The attempts that the row does not tell of yet, oldest first.
     pub history: Vec<AttemptRecord>,
+}
+
+impl Tried {
+    /// What it holds in memory, in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        let errors = self.history.iter().map(|attempt| block(attempt.error.len())).sum::<usize>();
+        block(size_of::<Self>())
+            + block(self.detail.len())
+            + block(self.history.capacity() * size_of::<AttemptRecord>())
+            + errors
+    }
 }
 
 /// A delivery that leaves memory for the table `deferred`.

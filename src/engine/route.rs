@@ -34,7 +34,7 @@
 //! Where there are none to compare, every endpoint that the stream has named lately counts as joined.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use moka::policy::EvictionPolicy;
@@ -42,6 +42,7 @@ use moka::sync::Cache;
 
 use super::endpoint::{Endpoint, Routes};
 use super::event::{AccountId, EndpointId, Invalidation, Scope};
+use super::heap::map_entry;
 use super::lsn::Lsn;
 use super::tick::Tick;
 
@@ -55,6 +56,9 @@ pub const LOOKUP_BATCH: usize = 500;
 
 /// How long routes are believed while nothing invalidates them.
 const ROUTES_TTL: Duration = Duration::from_secs(60);
+
+/// For each endpoint they are believed so much longer: reading hundreds of thousands takes seconds.
+const TTL_OF_ENDPOINT: Duration = Duration::from_millis(3);
 
 /// How long to wait before asking again when SQL does not show yet what the stream has shown.
 const UNSEEN_RETRY: Duration = Duration::from_millis(20);
@@ -121,12 +125,22 @@ impl Snapshot {
 pub struct LookedUp {
     /// The account.
     pub account: AccountId,
-    /// Its routes.
+    /// Its routes. Large ones are pinned: unpin them where nothing is pending.
     pub routes: Arc<Routes>,
     /// The endpoints that have joined: to which earlier events of the account may not have been
     /// routed, although they would be now.
     pub joined: Vec<EndpointId>,
 }
+
+/// Routes that would take more than one part in so many of the cache are never in it: they would drive
+/// out all others.
+const CACHE_PARTS: usize = 8;
+
+/// What is known of an account beside its routes.
+const KNOWN_BYTES: usize = map_entry(size_of::<AccountId>() + size_of::<Option<Known>>()) + 64;
+
+/// What `owners` takes of an endpoint; its id is shared with the endpoint.
+const OWNER_BYTES: usize = map_entry(size_of::<EndpointId>() + size_of::<AccountId>());
 
 /// Routes with what tells whether they still hold.
 #[derive(Debug, Clone)]
@@ -139,14 +153,24 @@ struct Known {
     fetched: Tick,
 }
 
+impl Known {
+    fn bytes(&self) -> usize {
+        KNOWN_BYTES + self.routes.size_bytes()
+    }
+}
+
 /// The routes of all accounts, as far as they are known.
 ///
 /// Invariant: an account whose deliveries are pending is *pinned*: its routes are never evicted for
-/// room. The others live in a cache of bounded size that drops the least recently used.
+/// room. The others live in a cache of bounded size that drops the least recently used. Large ones are
+/// pinned when they are looked up, for the cache does not take them.
 #[derive(Debug)]
 pub struct Router {
     pinned: HashMap<AccountId, Option<Known>>,
+    pinned_bytes: usize,
     cache: Cache<AccountId, Known>,
+    /// Larger ones are not for the cache.
+    cached_max: usize,
     /// What the cache has dropped since we looked last.
     dropped: Arc<Mutex<Vec<(AccountId, Known)>>>,
     /// The account of every endpoint in known routes. May name more than that, never less.
@@ -160,7 +184,8 @@ pub struct Router {
     again: VecDeque<(Tick, AccountId)>,
     /// All accounts in `wanted`, `again` or the batch in flight.
     asking: HashSet<AccountId>,
-    in_flight: bool,
+    /// The batch in flight.
+    in_flight: Option<Vec<AccountId>>,
     /// No look-up for its snapshot's sake alone before then.
     probe_at: Tick,
 }
@@ -172,8 +197,7 @@ impl Router {
         let dropped = Arc::new(Mutex::new(Vec::new()));
         let heap = Arc::clone(&dropped);
         let weigh = |account: &AccountId, known: &Known| {
-            let endpoints: usize = known.routes.endpoints.iter().map(|e| e.size_bytes()).sum();
-            u32::try_from(endpoints + account.len() + 256).unwrap_or(u32::MAX)
+            u32::try_from(known.bytes() + account.len() + 128).unwrap_or(u32::MAX)
         };
         let cache = Cache::builder()
             .max_capacity(cache_bytes)
@@ -187,7 +211,9 @@ impl Router {
             .build();
         Self {
             pinned: HashMap::new(),
+            pinned_bytes: 0,
             cache,
+            cached_max: usize::try_from(cache_bytes).unwrap_or(usize::MAX) / CACHE_PARTS,
             dropped,
             owners: HashMap::new(),
             named: Named::default(),
@@ -196,7 +222,7 @@ impl Router {
             wanted: VecDeque::new(),
             again: VecDeque::new(),
             asking: HashSet::new(),
-            in_flight: false,
+            in_flight: None,
             probe_at: Tick(0),
         }
     }
@@ -205,8 +231,9 @@ impl Router {
     #[must_use]
     pub fn get(&self, account: &AccountId, now: Tick) -> Option<Arc<Routes>> {
         let known = self.known(account)?;
-        let holds =
-            !known.outdated && known.era == self.era && now.since(known.fetched) < ROUTES_TTL;
+        let endpoints = u32::try_from(known.routes.endpoints.len()).unwrap_or(u32::MAX);
+        let ttl = ROUTES_TTL + TTL_OF_ENDPOINT * endpoints;
+        let holds = !known.outdated && known.era == self.era && now.since(known.fetched) < ttl;
         holds.then_some(known.routes)
     }
 
@@ -231,14 +258,28 @@ impl Router {
             return;
         }
         let known = self.cache.get(account);
+        self.pinned_bytes += pinned_bytes(known.as_ref());
         self.pinned.insert(account.clone(), known);
         self.cache.invalidate(account);
     }
 
+    /// What all routes hold in memory.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let cached = usize::try_from(self.cache.weighted_size()).unwrap_or(usize::MAX);
+        self.pinned_bytes + cached + self.owners.len() * OWNER_BYTES
+    }
+
     /// Lets the account's routes be evicted for room again.
     pub fn unpin(&mut self, account: &AccountId) {
-        if let Some(Some(known)) = self.pinned.remove(account) {
-            self.cache.insert(account.clone(), known);
+        let known = self.pinned.remove(account);
+        self.pinned_bytes -= known.as_ref().map_or(0, |known| pinned_bytes(known.as_ref()));
+        if let Some(Some(known)) = known {
+            if known.routes.size_bytes() > self.cached_max {
+                self.dropped().push((account.clone(), known));
+            } else {
+                self.cache.insert(account.clone(), known);
+            }
         }
         self.forget_owners_of_dropped();
     }
@@ -274,7 +315,7 @@ impl Router {
     /// An empty batch asks for a snapshot alone. Each batch is answered once, by
     /// [`Router::handle_lookup`].
     pub fn poll_lookup(&mut self, now: Tick) -> Option<Vec<AccountId>> {
-        if self.in_flight {
+        if self.in_flight.is_some() {
             return None;
         }
         let due = self.again.partition_point(|(due, _)| *due <= now);
@@ -282,13 +323,15 @@ impl Router {
         if self.wanted.is_empty() && (self.unseen.is_empty() || self.probe_at > now) {
             return None;
         }
-        self.in_flight = true;
         let count = self.wanted.len().min(LOOKUP_BATCH);
-        Some(self.wanted.drain(..count).collect())
+        let batch: Vec<AccountId> = self.wanted.drain(..count).collect();
+        self.in_flight = Some(batch.clone());
+        Some(batch)
     }
 
     /// Takes a batch's answer and returns what is now known.
     ///
+    /// It may end early; the accounts that are missing are asked for again.
     /// Accounts for which SQL does not show yet what the stream has shown are asked again shortly.
     pub fn handle_lookup(
         &mut self,
@@ -296,7 +339,10 @@ impl Router {
         answers: Vec<(AccountId, Routes)>,
         now: Tick,
     ) -> Vec<LookedUp> {
-        self.in_flight = false;
+        let asked = self.in_flight.take().unwrap_or_default();
+        for account in asked.into_iter().skip(answers.len()).rev() {
+            self.wanted.push_front(account);
+        }
         let mut ready = Vec::with_capacity(answers.len());
         for (account, routes) in answers {
             if self.is_outdated(snapshot, &account, &routes) {
@@ -316,11 +362,16 @@ impl Router {
             let joined = self.joined(&account, &routes);
             ready.push(LookedUp { account: account.clone(), routes: Arc::clone(&routes), joined });
             let known = Known { routes, outdated: false, era: self.era, fetched: now };
+            if known.routes.size_bytes() > self.cached_max {
+                self.pin(&account);
+            }
             match self.pinned.get_mut(&account) {
                 None => self.cache.insert(account, known),
                 Some(pinned) => {
+                    self.pinned_bytes += pinned_bytes(Some(&known));
+                    self.pinned_bytes -= pinned_bytes(pinned.as_ref());
                     let old = pinned.replace(known).map(|old| (account, old));
-                    self.dropped.lock().unwrap_or_else(PoisonError::into_inner).extend(old);
+                    self.dropped().extend(old);
                 }
             }
         }
@@ -333,7 +384,7 @@ impl Router {
     /// When [`Router::poll_lookup`] may have something although nothing else happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Tick> {
-        if self.in_flight {
+        if self.in_flight.is_some() {
             return None;
         }
         let probe = (!self.unseen.is_empty()).then_some(self.probe_at);
@@ -388,10 +439,13 @@ impl Router {
         }
     }
 
+    fn dropped(&self) -> MutexGuard<'_, Vec<(AccountId, Known)>> {
+        self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Forgets whose the endpoints are that stand in no known routes any more.
     fn forget_owners_of_dropped(&mut self) {
-        let dropped =
-            std::mem::take(&mut *self.dropped.lock().unwrap_or_else(PoisonError::into_inner));
+        let dropped = std::mem::take(&mut *self.dropped());
         for (account, old) in dropped {
             let current = self.known(&account);
             for endpoint in &old.routes.endpoints {
@@ -403,6 +457,11 @@ impl Router {
             }
         }
     }
+}
+
+/// What an account that is pinned takes.
+fn pinned_bytes(known: Option<&Known>) -> usize {
+    known.map_or(KNOWN_BYTES, Known::bytes)
 }
 
 fn covers(last: &Invalidation, next: &Invalidation) -> bool {

@@ -189,6 +189,12 @@ impl Recovered {
         }
     }
 
+    /// The ranges that are known.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
     /// Whether nothing is left to skip.
     #[must_use]
     pub fn is_empty(&self) -> bool {

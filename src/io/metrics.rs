@@ -115,6 +115,8 @@ pub struct Metrics {
     pub lanes_waiting: IntGauge,
     /// `walhook_queued_bytes`: memory that pending events take.
     pub queued_bytes: IntGauge,
+    /// `walhook_kept_bytes`: memory that routes, queues, and what is known of deferred deliveries take.
+    pub kept_bytes: IntGauge,
     /// `walhook_deferred`: deliveries in the table `deferred`, or on their way there.
     pub deferred: IntGauge,
     /// `walhook_backlogs`: endpoints that have some.
@@ -261,6 +263,7 @@ impl Metrics {
             lanes_ready: lanes.with_label_values(&["ready"]),
             lanes_waiting: lanes.with_label_values(&["waiting"]),
             queued_bytes: gauge(r, "walhook_queued_bytes", "Memory that pending events take.")?,
+            kept_bytes: gauge(r, "walhook_kept_bytes", "Memory that routes and queues take.")?,
             deferred: gauge(r, "walhook_deferred", "Deliveries that are deferred.")?,
             backlogs: gauge(r, "walhook_backlogs", "Endpoints with deferred deliveries.")?,
             breakers_open: gauge(

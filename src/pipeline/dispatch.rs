@@ -80,6 +80,7 @@ pub(super) async fn dispatch(
     let mut reported = Counters::default();
     loop {
         let now = clock.now();
+        dispatcher.fan_out(now);
         while let Some(dispatch) = dispatcher.poll_attempt(now) {
             tools.metrics.observe_queue_wait(dispatch.waited);
             let (give_up, given_up) = oneshot::channel();
@@ -216,6 +217,7 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
     metrics.endpoints_paused.set(count(gauges.endpoints_paused));
     metrics.endpoints_suspended.set(count(gauges.queues_suspended));
     metrics.queued_bytes.set(count(gauges.queued_bytes));
+    metrics.kept_bytes.set(count(gauges.kept_bytes));
     let now = tools.clock.now();
     let age = gauges.oldest_unsettled.map_or(Duration::ZERO, |since| now.since(since));
     metrics.set_oldest_unsettled(age);

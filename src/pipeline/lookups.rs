@@ -13,7 +13,7 @@ pub(super) struct LookupRequest {
     pub(super) accounts: Vec<AccountId>,
 }
 
-/// The answer: one for each request.
+/// The answer: one for each request, perhaps for the first of the accounts only.
 pub(super) struct LookupReply {
     pub(super) snapshot: Snapshot,
     pub(super) answers: Vec<(AccountId, Routes)>,
@@ -29,7 +29,8 @@ pub(super) struct LookupDesk {
 
 impl LookupDesk {
     pub(super) fn new(config: Config) -> Self {
-        let lookups = Lookups::new(&config.endpoints, config.accounts.as_ref());
+        let lookups = Lookups::new(&config.endpoints, config.accounts.as_ref())
+            .bounded(config.memory.max_account_bytes());
         Self { config, lookups, connection: None }
     }
 }

@@ -5,6 +5,7 @@
 //! waits until all that it fed has ended, and stores the position: there the next leader goes on.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,12 +18,11 @@ use super::range::Range;
 use super::reader::Batch;
 use crate::config::Config;
 use crate::engine::dispatcher::{Replay, ReplayInput};
-use crate::engine::endpoint::Routes;
-use crate::engine::event::{AccountId, Item};
+use crate::engine::endpoint::{Endpoint, Routes};
+use crate::engine::event::{AccountId, Event, Item};
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::ReplayCounts;
 use crate::io::lookup::{self, Lookups};
-use crate::io::sql::Connection;
 use crate::io::state::{StateStore, StoredReplay};
 
 /// How often the table of jobs is looked at while there is nothing to do.
@@ -52,7 +52,8 @@ const TRIES: u32 = 5;
 /// Carries replays out until it is dropped.
 pub(super) async fn feed(config: &Config, epoch: i64, input: mpsc::Sender<ReplayInput>) {
     let mut feeder = Feeder {
-        lookups: Lookups::new(&config.endpoints, config.accounts.as_ref()),
+        lookups: Lookups::new(&config.endpoints, config.accounts.as_ref())
+            .bounded(config.memory.max_account_bytes()),
         config,
         epoch,
         input,
@@ -184,14 +185,33 @@ impl Feeder<'_> {
         let mut pace = Pace::new();
         while let Some(batch) = batches.recv().await {
             let mut end = None;
-            for delivery in self.route(&client, replay, batch.items, &mut end).await? {
-                unstored += 1;
-                *self.fed.entry(replay.id).or_default() += 1;
-                pace.wait().await;
-                // The dispatcher takes it when it has room; a cancelled replay must not wait for that.
-                tokio::select! {
-                    sent = self.input.send(ReplayInput::Deliver(delivery)) => sent?,
-                    () = cancelled(store, replay.id) => return Ok(Fed::Cancelled),
+            let events = events(replay, batch.items, &mut end);
+            let mut accounts: Vec<AccountId> = events.iter().map(|e| e.account.clone()).collect();
+            accounts.sort_unstable();
+            accounts.dedup();
+            let mut accounts = accounts.as_slice();
+            while !accounts.is_empty() {
+                // As many of them as memory has room for, and one delivery after the other: an account may
+                // have very many endpoints.
+                let routes = self.lookups.fetch(&client, accounts).await?.routes;
+                accounts = accounts.get(routes.len().max(1)..).unwrap_or_default();
+                if let Some((account, _)) = routes.iter().find(|(_, routes)| routes.too_large) {
+                    let account = account.escape_debug();
+                    return Ok(Fed::Broken(format!(
+                        "the endpoints of account {account} take more memory than one account is given: \
+                         raise memory.limit"
+                    )));
+                }
+                let routes = routes.into_iter().collect();
+                for delivery in deliveries(replay, &events, &routes) {
+                    unstored += 1;
+                    *self.fed.entry(replay.id).or_default() += 1;
+                    pace.wait().await;
+                    // The dispatcher takes it when it has room; a cancelled replay must not wait for that.
+                    tokio::select! {
+                        sent = self.input.send(ReplayInput::Deliver(delivery)) => sent?,
+                        () = cancelled(store, replay.id) => return Ok(Fed::Cancelled),
+                    }
                 }
             }
             if let Some(end) = end.filter(|end| unstored >= STORE_EVERY || *end >= to) {
@@ -209,52 +229,6 @@ impl Feeder<'_> {
         }
     }
 
-    /// The deliveries that items make, to the endpoints of now. `end` becomes the position up to which
-    /// transactions are complete with these items, where any is.
-    async fn route(
-        &self,
-        client: &Connection,
-        replay: &StoredReplay,
-        items: Vec<Item>,
-        end: &mut Option<Lsn>,
-    ) -> anyhow::Result<Vec<Replay>> {
-        let filter = &replay.range.filter;
-        let mut events = Vec::new();
-        for item in items {
-            match item {
-                Item::Event(event) if filter.admits(&event) => events.push(event),
-                Item::Commit { end_lsn } => *end = Some(end_lsn),
-                Item::Progress { wal_end } => *end = Some(wal_end),
-                // What cannot be routed stands among the dead letters since the first time.
-                Item::Event(_) | Item::Unroutable(_) | Item::Invalidate(_) => {}
-                // What is complete ends before a transaction that is not.
-                Item::Begin { .. } => {}
-            }
-        }
-        if events.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut accounts: Vec<AccountId> = events.iter().map(|e| e.account.clone()).collect();
-        accounts.sort_unstable();
-        accounts.dedup();
-        let routes = self.lookups.fetch(client, &accounts).await?.routes;
-        let routes: HashMap<AccountId, Routes> = routes.into_iter().collect();
-        let mut deliveries = Vec::new();
-        for event in events {
-            let endpoints = routes.get(&event.account).map(|r| r.endpoints.as_slice());
-            for endpoint in endpoints.unwrap_or_default() {
-                if endpoint.enabled
-                    && endpoint.wants(&event.event_type)
-                    && filter.admits_endpoint(&endpoint.id)
-                {
-                    let (event, endpoint) = (event.clone(), endpoint.id.clone());
-                    deliveries.push(Replay { job: replay.id, event, endpoint });
-                }
-            }
-        }
-        Ok(deliveries)
-    }
-
     /// Waits until all that was fed has ended and that is stored; `false` when the replay was cancelled
     /// meanwhile.
     async fn until_ended(&self, store: &StateStore, id: i64) -> anyhow::Result<bool> {
@@ -267,6 +241,44 @@ impl Feeder<'_> {
             }
         }
     }
+}
+
+/// The events among the items that are to be sent again. `end` becomes the position up to which
+/// transactions are complete with these items, where any is.
+fn events(replay: &StoredReplay, items: Vec<Item>, end: &mut Option<Lsn>) -> Vec<Arc<Event>> {
+    let mut events = Vec::new();
+    for item in items {
+        match item {
+            Item::Event(event) if replay.range.filter.admits(&event) => events.push(event),
+            Item::Commit { end_lsn } => *end = Some(end_lsn),
+            Item::Progress { wal_end } => *end = Some(wal_end),
+            // What cannot be routed stands among the dead letters since the first time.
+            Item::Event(_) | Item::Unroutable(_) | Item::Invalidate(_) => {}
+            // What is complete ends before a transaction that is not.
+            Item::Begin { .. } => {}
+        }
+    }
+    events
+}
+
+/// The deliveries that events make.
+fn deliveries<'a>(
+    replay: &'a StoredReplay,
+    events: &'a [Arc<Event>],
+    routes: &'a HashMap<AccountId, Routes>,
+) -> impl Iterator<Item = Replay> + 'a {
+    let filter = &replay.range.filter;
+    events.iter().flat_map(move |event| {
+        let endpoints = routes.get(&event.account).into_iter().flat_map(|r| &r.endpoints);
+        let takes = move |e: &&Arc<Endpoint>| {
+            e.enabled && e.wants(&event.event_type) && filter.admits_endpoint(&e.id)
+        };
+        endpoints.filter(takes).map(move |endpoint| Replay {
+            job: replay.id,
+            event: Arc::clone(event),
+            endpoint: endpoint.id.clone(),
+        })
+    })
 }
 
 /// Waits until the replay has been ended by an operator.

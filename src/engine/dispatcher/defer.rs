@@ -109,7 +109,7 @@ impl Dispatcher {
                 was_open_until_us: open_until_us,
                 ..Detour::new(backlog)
             };
-            self.detours.insert(queue.clone(), detour);
+            self.detours.insert(queue.clone(), Box::new(detour));
             if rows == 0 {
                 // Its first rows were never stored.
                 self.outdate(&queue);
@@ -153,6 +153,7 @@ impl Dispatcher {
         let id = self.next_delivery();
         let lane_id = self.lane(&queue.account, weight);
         let Some(lane) = self.lanes.get_mut(&lane_id) else { return };
+        self.queues += usize::from(lane.queue(&queue.endpoint).is_none());
         let ordinal = lane.take_ordinal(&queue.endpoint, id);
         self.bytes += DELIVERY_BYTES;
         let key = RowKey { event: EventKey::of(&held.event), replay: 0 };
@@ -160,7 +161,8 @@ impl Dispatcher {
         if reason == DeferReason::Overflow {
             detour.backlog.block_all(reason);
         }
-        let (tried, kept) = (Tried::default(), Kept { held, txn, ordinal });
+        let (tried, counted) = (Tried::default(), DELIVERY_BYTES);
+        let kept = Kept { held, txn, ordinal, counted };
         self.defer_or_skip(
             queue,
             key,
@@ -168,7 +170,7 @@ impl Dispatcher {
             kept,
             Leave { reason, tried, due: None, behind: false },
         );
-        self.rest_if_idle(lane_id, id);
+        self.rest_if_idle(lane_id, &queue.endpoint, id);
     }
 
     /// Takes deliveries out of a queue in memory into the table, oldest first. What is in the table
@@ -197,13 +199,14 @@ impl Dispatcher {
         }
         self.sync(lane_id);
         if let Some(last) = ids.last() {
-            self.rest_if_idle(lane_id, *last);
+            self.rest_if_idle(lane_id, endpoint, *last);
         }
         self.look_after(&queue, now);
     }
 
     fn take_over(&mut self, queue: &QueueId, id: DeliveryId, removed: Removed, exit: Exit) {
         let Removed { pending, keys, due } = removed;
+        let counted = pending.counted;
         let (due, behind, reason) = match exit {
             Exit::Failed(failed, due) if failed == id => (Some(due), false, DeferReason::Failed),
             Exit::Failed(..) => (due, true, DeferReason::Behind),
@@ -216,7 +219,7 @@ impl Dispatcher {
         let detour = self.detour(queue);
         match pending.origin {
             Origin::Stream { txn, ordinal } => {
-                let kept = Kept { held: pending.held, txn, ordinal };
+                let kept = Kept { held: pending.held, txn, ordinal, counted };
                 self.defer_or_skip(queue, key, &keys, kept, Leave { reason, tried, due, behind });
             }
             Origin::Deferred { insertion, .. } => {
@@ -230,7 +233,7 @@ impl Dispatcher {
                 } else {
                     detour.backlog.unload(&key, &keys, behind);
                 }
-                self.free(pending.held);
+                self.free(pending.held, counted);
             }
             Origin::Retry { .. } => debug_assert!(false, "an operator's retry is not deferred"),
         }
@@ -264,9 +267,11 @@ impl Dispatcher {
         tried.attempts = pending.attempts;
         // The row tells of them now.
         pending.tried = Some(Box::new(Tried { history: Vec::new(), ..tried.clone() }));
-        self.bytes += DELIVERY_BYTES;
+        let counted = DELIVERY_BYTES + tried.size_bytes();
+        self.bytes += counted;
         self.detour(&queue).backlog.keep(&key, &keys);
-        self.store_row(&queue, key, Kept { held, txn, ordinal }, DeferReason::Held, tried, false);
+        let kept = Kept { held, txn, ordinal, counted };
+        self.store_row(&queue, key, kept, DeferReason::Held, tried, false);
     }
 
     /// A delivery of the stream leaves memory: into the table, or, while its queue is suspended, into
@@ -332,7 +337,7 @@ impl Dispatcher {
 
     /// What is not on its way out of memory.
     fn bytes_to_stay(&self) -> usize {
-        self.bytes.saturating_sub(self.durable.leaving_bytes())
+        self.used_bytes().saturating_sub(self.durable.leaving_bytes())
     }
 
     fn store_row(
@@ -344,14 +349,15 @@ impl Dispatcher {
         tried: Tried,
         skip: bool,
     ) {
-        let Kept { held, txn, ordinal } = kept;
+        let Kept { held, txn, ordinal, counted } = kept;
         let event = Arc::clone(&held.event);
         let id = RowId { queue: queue.clone(), key, event: event.id };
         if !skip && let Some(count) = self.counters.deferred.get_mut(reason.index()) {
             *count += 1;
         }
         let row = Defer { id, event, reason, tried };
-        self.durable.leave(Leaving { row, held, txn, ordinal, skip });
+        let bytes = DELIVERY_BYTES + held.event.size_bytes();
+        self.durable.leave(Leaving { row, held, txn, ordinal, skip, counted, bytes });
         self.outdate(queue);
     }
 
@@ -359,7 +365,7 @@ impl Dispatcher {
     pub(super) fn detour(&mut self, queue: &QueueId) -> &mut Detour {
         self.detours.entry(queue.clone()).or_insert_with(|| {
             let blocked = Blocked::Keys(Vec::new());
-            Detour::new(Backlog::new(blocked, DeferReason::Behind))
+            Box::new(Detour::new(Backlog::new(blocked, DeferReason::Behind)))
         })
     }
 
@@ -390,6 +396,7 @@ struct Kept {
     held: Arc<Held>,
     txn: TxnSeq,
     ordinal: u64,
+    counted: usize,
 }
 
 /// How a delivery leaves memory.

@@ -1,9 +1,11 @@
 //! What is to be made durable: collected between state transactions, handed out one at a time.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::event::EndpointId;
+use super::super::lane::DELIVERY_BYTES;
 use super::super::lsn::Lsn;
 use super::super::persist::{
     Defer, DisableEndpoint, JobDone, PauseEndpoint, PersistBatch, Persisted, QueueId, Retried,
@@ -173,9 +175,13 @@ impl Durable {
     }
 
     /// The row is to be inserted.
-    pub(super) fn leave(&mut self, leaving: Leaving) {
+    pub(super) fn leave(&mut self, mut leaving: Leaving) {
         self.insertions += 1;
-        self.leaving_bytes += leaving.bytes();
+        let before = self.leaving.back().map(|before| &before.held);
+        if before.is_some_and(|before| Arc::ptr_eq(before, &leaving.held)) {
+            leaving.bytes = DELIVERY_BYTES;
+        }
+        self.leaving_bytes += leaving.bytes;
         self.leaving.push_back(leaving);
         self.touched = true;
     }
@@ -319,7 +325,7 @@ impl Dispatcher {
         let mut stored = Vec::new();
         let mut bytes = 0;
         while let Some(leaving) = self.durable.leaving.front() {
-            bytes += leaving.bytes();
+            bytes += leaving.bytes;
             if stored.len() >= self.durable.rows_max || (bytes > ROWS_BYTES && !stored.is_empty()) {
                 break;
             }
@@ -455,10 +461,10 @@ impl Dispatcher {
 
     fn handle_row_stored(&mut self, leaving: Leaving, now: Tick) {
         self.durable.touch();
-        self.durable.leaving_bytes = self.durable.leaving_bytes.saturating_sub(leaving.bytes());
-        let Leaving { row, held, txn, skip, .. } = leaving;
+        self.durable.leaving_bytes = self.durable.leaving_bytes.saturating_sub(leaving.bytes);
+        let Leaving { row, held, txn, skip, counted, .. } = leaving;
         self.tracker.complete(txn);
-        self.free(held);
+        self.free(held, counted);
         if !skip && let Some(detour) = self.detours.get_mut(&row.id.queue) {
             detour.backlog.stored(&row.id.key);
         }

@@ -109,7 +109,7 @@ impl Dispatcher {
             }
             Origin::Retry { dead_letter, job } => self.end_retry(dead_letter, job, None),
         }
-        self.free(pending.held);
+        self.free(pending.held, pending.counted);
     }
 
     /// What died is stored: its transaction no longer waits, and what waited for its keys goes on.
@@ -117,7 +117,7 @@ impl Dispatcher {
         match dying.body {
             Body::Unroutable { txn, held } => {
                 self.tracker.complete(txn);
-                self.free(held);
+                self.free(held, DELIVERY_BYTES);
             }
             Body::Delivery { txn, lane, endpoint, id, .. } => {
                 self.tracker.complete(txn);
@@ -140,7 +140,7 @@ impl Dispatcher {
         }
         self.sync(id);
         let queue = self.queue_id(id, endpoint);
-        self.rest_if_idle(id, delivery);
+        self.rest_if_idle(id, endpoint, delivery);
         if let Some(queue) = queue {
             self.look_after(&queue, now);
         }
@@ -149,13 +149,14 @@ impl Dispatcher {
     fn forget(&mut self, id: LaneId, endpoint: &EndpointId, delivery: DeliveryId) {
         let lane = self.lanes.get_mut(&id);
         if let Some(removed) = lane.and_then(|lane| lane.remove(endpoint, delivery)) {
-            self.free(removed.pending.held);
+            self.free(removed.pending.held, removed.pending.counted);
         }
     }
 
     /// Gives a delivery's memory back.
-    pub(super) fn free(&mut self, held: Arc<Held>) {
-        self.bytes = self.bytes.saturating_sub(DELIVERY_BYTES);
+    pub(super) fn free(&mut self, held: Arc<Held>, counted: usize) {
+        debug_assert!(counted <= self.bytes, "more memory is given back than was taken");
+        self.bytes = self.bytes.saturating_sub(counted);
         self.let_go(held);
     }
 }

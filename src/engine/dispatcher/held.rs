@@ -52,6 +52,7 @@ impl Dispatcher {
         let is_in_line = self.durable.leaving_bytes() > ROWS_BYTES;
         let too_much_wal = self.tracker.frontier() < lsn && !is_in_line;
         let since = if too_much_wal { now } else { opened };
+        self.waiting.note_overdue(last, since);
         for Overdue { lane, endpoint, idle, in_flight } in self.overdue(last, since) {
             for id in in_flight {
                 self.keep_in_flight(lane, &endpoint, id);

@@ -12,26 +12,15 @@ use super::super::persist::{EventKey, QueueId};
 use super::super::route::{LookedUp, Snapshot};
 use super::super::tick::Tick;
 use super::super::tracker::TxnSeq;
+use super::fan_out::To;
 use super::{Dispatcher, EndpointChange, EndpointChanged, Ordering, Retry};
 
 /// The key of everything that is ordered by account.
 const ACCOUNT_KEY: u64 = 0;
 
-/// An event that waits for its account's routes.
-#[derive(Debug)]
-pub(super) struct Parked {
-    held: Arc<Held>,
-    to: To,
-}
-
-/// Which of the account's endpoints an event is for.
-#[derive(Debug)]
-pub(super) enum To {
-    /// All that want it; the transaction counts it as one delivery until it is routed.
-    All(TxnSeq),
-    /// One, on an operator's wish.
-    One { endpoint: EndpointId, dead_letter: Option<i64>, job: i64 },
-}
+/// Endpoints that waiting events are routed to as a look-up's answer comes. The others have their turn
+/// later, slice by slice.
+const ROUTED_AT_ONCE: usize = 1_024;
 
 impl Dispatcher {
     /// Takes the next item of the stream.
@@ -72,21 +61,16 @@ impl Dispatcher {
         answers: Vec<(AccountId, Routes)>,
         now: Tick,
     ) {
+        let mut left = ROUTED_AT_ONCE;
         for LookedUp { account, routes, joined } in
             self.router.handle_lookup(snapshot, answers, now)
         {
             for endpoint in joined {
                 self.join(QueueId { account: account.clone(), endpoint });
             }
-            for Parked { held, to } in self.parked.remove(&account).into_iter().flatten() {
-                self.bytes = self.bytes.saturating_sub(DELIVERY_BYTES);
-                let txn = if let To::All(txn) = &to { Some(*txn) } else { None };
-                self.route(held, to, &routes, now);
-                if let Some(txn) = txn {
-                    self.tracker.complete(txn);
-                }
-            }
+            self.handle_routes(&account, &routes, &mut left, now);
             self.handle_lane_routed(&account, routes.weight, now);
+            self.unpin_if_idle(&account);
         }
         let (seen, unseen) = self.unseen.drain(..).partition(|(xid, _)| snapshot.sees(*xid));
         self.unseen = unseen;
@@ -99,25 +83,6 @@ impl Dispatcher {
         let Some(txn) = self.reading else { return };
         self.durable.touch();
         self.arrive(event, To::All(txn), now);
-    }
-
-    /// Routes an event, or parks it behind what waits for the same account's routes.
-    pub(super) fn arrive(&mut self, event: Arc<Event>, to: To, now: Tick) {
-        self.bytes += event.size_bytes();
-        let account = event.account.clone();
-        let held = Arc::new(Held { event });
-        let waiting = self.parked.contains_key(&account);
-        let routes = if waiting { None } else { self.router.get(&account, now) };
-        if let Some(routes) = routes {
-            self.route(held, to, &routes, now);
-            return;
-        }
-        if let To::All(txn) = &to {
-            self.tracker.add(*txn, 1);
-        }
-        self.bytes += DELIVERY_BYTES;
-        self.router.want(&account);
-        self.parked.entry(account).or_default().push_back(Parked { held, to });
     }
 
     fn handle_unroutable(&mut self, unroutable: Unroutable) {
@@ -151,45 +116,8 @@ impl Dispatcher {
         self.router.handle_invalidation(invalidation, self.tracker.received());
     }
 
-    /// Queues an event for the endpoints that it is for.
-    fn route(&mut self, held: Arc<Held>, to: To, routes: &Routes, now: Tick) {
-        let event = Arc::clone(&held.event);
-        match to {
-            To::All(txn) => {
-                let takers =
-                    routes.endpoints.iter().filter(|e| e.enabled && e.wants(&event.event_type));
-                for endpoint in takers {
-                    if self.was_settled(&event, &endpoint.id) {
-                        continue;
-                    }
-                    self.tracker.add(txn, 1);
-                    let keys = self.ordering_keys(&event);
-                    let (held, weight) = (Arc::clone(&held), routes.weight);
-                    let account = event.account.clone();
-                    let queue = QueueId { account, endpoint: endpoint.id.clone() };
-                    self.begin_join(&queue, event.position);
-                    if let Some(reason) = self.why_defer(&queue, &keys) {
-                        self.defer_arrival(&queue, held, txn, &keys, reason, weight);
-                    } else {
-                        self.enqueue(&endpoint.id, held, Source::Stream(txn), keys, weight, now);
-                    }
-                }
-            }
-            To::One { endpoint, dead_letter, job } if self.is_paused(&endpoint) => {
-                self.refuse_paused(&event, endpoint, dead_letter, job);
-            }
-            To::One { endpoint, dead_letter, job } => {
-                let source = Source::Retry { dead_letter, job };
-                let keys = RowKeys::new();
-                self.enqueue(&endpoint, Arc::clone(&held), source, keys, routes.weight, now);
-            }
-        }
-        self.let_go(held);
-        self.relieve(now);
-    }
-
     /// Whether an earlier leader has settled this delivery ahead of its checkpoint.
-    fn was_settled(&self, event: &Event, endpoint: &EndpointId) -> bool {
+    pub(super) fn was_settled(&self, event: &Event, endpoint: &EndpointId) -> bool {
         !self.recovered.is_empty()
             && self.recovered.contains(&event.account, endpoint, &EventKey::of(event))
     }
@@ -223,6 +151,7 @@ impl Dispatcher {
         let account = held.event.account.clone();
         let lane_id = self.lane(&account, weight);
         if let Some(lane) = self.lanes.get_mut(&lane_id) {
+            self.queues += usize::from(lane.queue(endpoint).is_none());
             lane.push(endpoint, New { id, held, source, now }, keys);
             if !self.joins.is_empty()
                 && let Some(in_memory) = lane.queue_mut(endpoint)

@@ -64,6 +64,11 @@ impl Joins {
     pub(super) fn is_empty(&self) -> bool {
         self.queues.is_empty()
     }
+
+    /// How many queues have some.
+    pub(super) fn len(&self) -> usize {
+        self.queues.len()
+    }
 }
 
 impl Dispatcher {

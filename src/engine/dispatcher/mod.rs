@@ -33,9 +33,11 @@ mod changes;
 mod defer;
 mod durable;
 mod ending;
+mod fan_out;
 mod held;
 mod input;
 mod join;
+mod memory;
 mod operator;
 mod outcome;
 mod outgoing;
@@ -50,14 +52,13 @@ mod suspend;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
 
 use super::attempt::DeliveryId;
 use super::event::{AccountId, EndpointId};
-use super::lane::{Held, Lane};
+use super::lane::Lane;
 use super::lsn::Lsn;
 use super::notice::Notices;
 use super::persist::QueueId;
@@ -69,7 +70,7 @@ use super::tracker::{Tracker, TxnSeq};
 
 use defer::Detour;
 use durable::Durable;
-use input::Parked;
+use fan_out::Waiting;
 use join::Joins;
 use refill::Refills;
 use replay::Replays;
@@ -89,9 +90,6 @@ pub const UNPERSISTED_MAX: usize = 4_096;
 /// A state transaction that takes longer stops sending until it is done.
 pub const PERSIST_SLOW: Duration = Duration::from_secs(1);
 
-/// Lanes kept although nothing is pending in them, for what they know of their endpoints.
-const IDLE_LANES: usize = 4_096;
-
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Dispatcher {
@@ -102,11 +100,12 @@ pub struct Dispatcher {
     scheduler: Scheduler,
     lane_of: HashMap<AccountId, LaneId>,
     lanes: HashMap<LaneId, Lane>,
-    /// Lanes in the order in which they became idle, with the delivery that was their last; some
-    /// are active again.
-    idle: VecDeque<(LaneId, DeliveryId)>,
-    /// Events whose account's routes are being looked up, in stream order.
-    parked: HashMap<AccountId, VecDeque<Parked>>,
+    /// The queues in all lanes.
+    queues: usize,
+    /// Queues in the order in which they became idle, with the delivery that was their last; some are
+    /// active again.
+    idle: VecDeque<(LaneId, EndpointId, DeliveryId)>,
+    waiting: Waiting,
     joins: Joins,
     in_flight: HashMap<DeliveryId, InFlight>,
     /// Requests from the fast pool by their start; some have ended.
@@ -118,7 +117,7 @@ pub struct Dispatcher {
     /// Those that an operator stopped, with since when: microseconds since 1970-01-01 UTC.
     paused: HashMap<EndpointId, i64>,
     /// The queues that have deferred rows.
-    detours: HashMap<QueueId, Detour>,
+    detours: HashMap<QueueId, Box<Detour>>,
     suspensions: Suspensions,
     refills: Refills,
     replays: Replays,
@@ -178,8 +177,9 @@ impl Dispatcher {
             scheduler: Scheduler::new(settings.fast_slots, settings.slow_slots),
             lane_of: HashMap::new(),
             lanes: HashMap::new(),
+            queues: 0,
             idle: VecDeque::new(),
-            parked: HashMap::new(),
+            waiting: Waiting::default(),
             joins: Joins::default(),
             in_flight: HashMap::new(),
             aging: VecDeque::new(),
@@ -200,7 +200,7 @@ impl Dispatcher {
             reading: None,
             unseen: Vec::new(),
             next_id: 0,
-            bytes: cache_bytes,
+            bytes: 0,
             relieve_above: 0,
             counters: Counters::default(),
             unix_us_at_zero: start.unix_us_at_zero,
@@ -215,10 +215,7 @@ impl Dispatcher {
     /// Whether there is room for more of the stream.
     #[must_use]
     pub fn wants_input(&self) -> bool {
-        let bookkeeping = self.tracker.open_transactions() * 64;
-        !self.stopping
-            && self.bytes + bookkeeping < self.settings.memory_limit
-            && !self.router.is_full()
+        !self.stopping && self.used_bytes() < self.settings.memory_limit && !self.router.is_full()
     }
 
     /// Ends the sending: what is in flight may end, and what is settled may be stored.
@@ -243,7 +240,8 @@ impl Dispatcher {
         let persist = self.durable.deadline(self.tracker.frontier(), self.stopping);
         let lookup = self.router.deadline();
         let release = self.release_deadline();
-        let next = [timer, aging, persist, lookup, release].into_iter().flatten().min();
+        let slice = self.waiting.is_ready().then_some(now);
+        let next = [timer, aging, persist, lookup, release, slice].into_iter().flatten().min();
         next.map(|tick| tick.max(now))
     }
 
@@ -268,7 +266,8 @@ impl Dispatcher {
             lanes_ready: ready.len(),
             lanes_waiting: waiting.len(),
             queued_bytes: self.bytes,
-            deferred: self.detours.values().map(Detour::rows).sum(),
+            kept_bytes: self.kept_bytes(),
+            deferred: self.detours.values().map(|detour| detour.rows()).sum(),
             backlogs: self.detours.len(),
             breakers_open: self.detours.values().filter(|d| d.breaker.is_some()).count(),
             endpoints_disabled: self.disabled.len(),
@@ -300,25 +299,6 @@ impl Dispatcher {
         }
     }
 
-    /// A lane in which nothing is pending is kept for a while, for what it knows of its endpoints.
-    fn rest_if_idle(&mut self, id: LaneId, last: DeliveryId) {
-        let Some(lane) = self.lanes.get_mut(&id).filter(|lane| lane.pending() == 0) else { return };
-        lane.last = last;
-        self.idle.push_back((id, last));
-        if self.idle.len() <= IDLE_LANES {
-            return;
-        }
-        let Some((oldest, last)) = self.idle.pop_front() else { return };
-        // It may be active again, gone, or stand further back in the line as well.
-        if self.lanes.get(&oldest).is_some_and(|lane| lane.pending() == 0 && lane.last == last)
-            && let Some(lane) = self.lanes.remove(&oldest)
-        {
-            self.lane_of.remove(&lane.account);
-            self.scheduler.remove_lane(oldest);
-            self.router.unpin(&lane.account);
-        }
-    }
-
     /// What the state database's clock would say, in microseconds since 1970-01-01 UTC, had nobody set
     /// it since tick 0.
     fn unix_us(&self, tick: Tick) -> i64 {
@@ -330,12 +310,5 @@ impl Dispatcher {
     fn tick_at(&self, unix_us: i64, now: Tick) -> Tick {
         let us = u64::try_from(unix_us.saturating_sub(self.unix_us_at_zero)).unwrap_or(0);
         Tick(us).min(now + self.settings.settle.retry.cap())
-    }
-
-    /// Forgets one holder of an event, and its memory with the last.
-    fn let_go(&mut self, held: Arc<Held>) {
-        if let Some(held) = Arc::into_inner(held) {
-            self.bytes = self.bytes.saturating_sub(held.event.size_bytes());
-        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::super::attempt::{DeliveryId, FailureKind, Outcome};
 use super::super::event::{EndpointId, Event};
-use super::super::lane::{Origin, Queue};
+use super::super::lane::{DELIVERY_BYTES, Origin, Queue};
 use super::super::persist::{AttemptRecord, DeadReason, DisableEndpoint};
 use super::super::schedule::LaneId;
 use super::super::settle::{Place, Progress, Settlement, failure_text, settle};
@@ -61,7 +61,7 @@ impl Dispatcher {
         }
         self.sync(lane_id);
         self.look_after(&queue, now);
-        self.rest_if_idle(lane_id, id);
+        self.rest_if_idle(lane_id, &endpoint, id);
         Some(Settled { event, delivered: outcome.delivered() })
     }
 
@@ -162,6 +162,8 @@ impl Dispatcher {
             tried.history.remove(0);
         }
         tried.history.push(AttemptRecord { at_us, status, latency: outcome.elapsed, error });
+        let before = std::mem::replace(&mut pending.counted, DELIVERY_BYTES + tried.size_bytes());
+        self.bytes = (self.bytes + pending.counted).saturating_sub(before);
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::super::attempt::DeliveryId;
 use super::super::event::EndpointId;
-use super::super::lane::{DELIVERY_BYTES, Held};
+use super::super::lane::Held;
 use super::super::persist::{DeadLetter, Defer, RowId, Tried};
 use super::super::schedule::LaneId;
 use super::super::tracker::TxnSeq;
@@ -37,13 +37,11 @@ pub(super) struct Leaving {
     pub(super) ordinal: u64,
     /// It gets no row: its queue's gap counts it.
     pub(super) skip: bool,
-}
-
-impl Leaving {
-    /// What it holds in memory.
-    pub(super) fn bytes(&self) -> usize {
-        DELIVERY_BYTES + self.held.event.size_bytes()
-    }
+    /// What it counts for in the memory budget, beside its event.
+    pub(super) counted: usize,
+    /// What it holds in memory, and adds to its state transaction: its event too, where the one before it
+    /// is not of the same.
+    pub(super) bytes: usize,
 }
 
 /// What becomes of a row.

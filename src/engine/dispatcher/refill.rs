@@ -65,7 +65,7 @@ impl Refills {
         Self { line: VecDeque::new(), known_from, reserved: 0, page_bytes, heads_max }
     }
 
-    pub(super) fn join(&mut self, queue: &QueueId, detours: &mut HashMap<QueueId, Detour>) {
+    pub(super) fn join(&mut self, queue: &QueueId, detours: &mut HashMap<QueueId, Box<Detour>>) {
         if let Some(detour) = detours.get_mut(queue)
             && !std::mem::replace(&mut detour.in_line, true)
         {
@@ -77,7 +77,7 @@ impl Refills {
 impl Dispatcher {
     /// The pages to be read next; answered by [`Dispatcher::handle_refilled`]. One batch at a time.
     pub fn poll_refill(&mut self, now: Tick) -> Option<Vec<Refill>> {
-        let room = self.bytes < self.settings.memory_limit / 4 * 3;
+        let room = self.used_bytes() < self.settings.memory_limit / 4 * 3;
         let is_caught_up = self.tracker.read_to() > self.refills.known_from;
         if self.refills.reserved > 0 || self.stopping || !room || !is_caught_up {
             return None;
@@ -88,7 +88,7 @@ impl Dispatcher {
                 break;
             }
             let Some(queue) = self.refills.line.pop_front() else { break };
-            if self.parked.contains_key(&queue.account) {
+            if self.waiting.has(&queue.account) {
                 self.refills.line.push_back(queue);
                 continue;
             }
@@ -151,7 +151,7 @@ impl Dispatcher {
         let breaker = self.detours.get(queue).and_then(|detour| detour.breaker.as_ref());
         match breaker {
             // An older event of its account waits for its routes.
-            _ if self.parked.contains_key(&queue.account) => 0,
+            _ if self.waiting.has(&queue.account) => 0,
             _ if self.is_paused(&queue.endpoint) || self.is_suspended(queue) => 0,
             None => usize::MAX,
             Some(breaker) => usize::from(breaker.wants_probe(now)),

@@ -12,7 +12,7 @@ use super::super::event::{EndpointId, Event};
 use super::super::persist::{DeadLetter, DeadReason, PersistBatch, QueueId, ReplayCounts, Retried};
 use super::super::tick::Tick;
 use super::Dispatcher;
-use super::input::To;
+use super::fan_out::To;
 
 /// Replayed deliveries in memory at once: as many requests in flight, at most.
 const REPLAYS_MAX: usize = 16;

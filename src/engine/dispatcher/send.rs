@@ -87,6 +87,15 @@ impl Dispatcher {
             return None;
         };
         let endpoint = match routes.endpoint(&endpoint_id) {
+            None if routes.too_large => {
+                let detail =
+                    "the endpoints of its account take more memory than one account is given: \
+                              raise memory.limit"
+                        .to_owned();
+                let reason = DeadReason::EndpointInvalid;
+                let why = End { reason, detail, last_status: None };
+                return self.give_up(id, &endpoint_id, Some(why), now);
+            }
             None => return self.give_up(id, &endpoint_id, None, now),
             Some(endpoint) => match self.why_unusable(endpoint) {
                 Some(why) => return self.give_up(id, &endpoint_id, Some(why), now),
@@ -183,7 +192,7 @@ impl Dispatcher {
                     self.die(id, endpoint, delivery, End { reason, detail, last_status: None });
                 }
             }
-            self.rest_if_idle(id, delivery);
+            self.rest_if_idle(id, endpoint, delivery);
         }
         self.sync(id);
         if let Some(queue) = self.queue_id(id, endpoint) {

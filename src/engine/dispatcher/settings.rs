@@ -104,8 +104,10 @@ pub struct Gauges {
     pub lanes_ready: usize,
     /// Lanes whose pending deliveries all wait for something else.
     pub lanes_waiting: usize,
-    /// Bytes that pending events and deliveries take.
+    /// Bytes that pending events and deliveries take; 0 when nothing is pending.
     pub queued_bytes: usize,
+    /// Bytes that routes, queues, and what is known of deferred rows take.
+    pub kept_bytes: usize,
     /// Deliveries in the table `deferred`, or on their way there.
     pub deferred: u64,
     /// Queues that have some.

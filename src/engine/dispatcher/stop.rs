@@ -63,7 +63,7 @@ impl Dispatcher {
             return;
         }
         let detour = self.detours.get_mut(queue);
-        let Some(Detour { breaker: Some(breaker), .. }) = detour else {
+        let Some(breaker) = detour.and_then(|detour| detour.breaker.as_mut()) else {
             if went == Went::Well {
                 self.forget_earlier_breaker(queue);
             }
@@ -173,8 +173,9 @@ impl Dispatcher {
 
     /// Whether no delivery to the queue's endpoint waits in memory, whatever comes.
     pub(super) fn is_stopped(&self, queue: &QueueId) -> bool {
-        let stopped = |detour: &Detour| detour.breaker.is_some() || detour.is_suspended();
-        self.is_paused(&queue.endpoint) || self.detours.get(queue).is_some_and(stopped)
+        let detour = self.detours.get(queue);
+        self.is_paused(&queue.endpoint)
+            || detour.is_some_and(|detour| detour.breaker.is_some() || detour.is_suspended())
     }
 }
 

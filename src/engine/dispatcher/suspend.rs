@@ -102,13 +102,13 @@ impl Dispatcher {
 
     /// Whether deliveries to the queue's endpoint are counted in a gap.
     pub(super) fn is_suspended(&self, queue: &QueueId) -> bool {
-        self.detours.get(queue).is_some_and(Detour::is_suspended)
+        self.detours.get(queue).is_some_and(|detour| detour.is_suspended())
     }
 
     fn give_up_rows(&mut self, size: StateSize, now: Tick) -> bool {
         let rows_left = |queue| {
-            let detour: Option<&Detour> = self.detours.get(queue);
-            detour.and_then(|d| d.suspension.as_ref()).is_some_and(|s| s.rows_left)
+            let suspension = self.detours.get(queue).and_then(|detour| detour.suspension.as_ref());
+            suspension.is_some_and(|suspension| suspension.rows_left)
         };
         if now < self.suspensions.trusts_from || self.suspensions.queues.iter().any(rows_left) {
             return false;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::DEFAULT_MAX_IN_FLIGHT;
 use crate::engine::attempt::DeliveryId;
 use crate::engine::breaker::Lately;
-use crate::engine::event::{Event, RowKeys};
+use crate::engine::event::{EndpointId, Event, RowKeys};
+use crate::engine::heap::{block, map_entry};
 use crate::engine::persist::{EventKey, RowKey, Tried};
 use crate::engine::schedule::{AdaptiveLimit, HoldEstimate, Pool};
 use crate::engine::tick::Tick;
@@ -17,6 +18,18 @@ use crate::engine::tracker::TxnSeq;
 /// row on the way into the table. Measured: with it resident memory stays within a twentieth of the
 /// limit (`docs/benchmarks.md`).
 pub const DELIVERY_BYTES: usize = 576;
+
+/// What a queue takes beside its deliveries: itself, its place among the lane's, and the least that its maps
+/// allocate with the first delivery and keep.
+pub const QUEUE_BYTES: usize = block(size_of::<Queue>())
+    + map_entry(size_of::<EndpointId>() + size_of::<Box<Queue>>())
+    + NODE_BYTES;
+
+/// A node of 11 entries in `entries`, one in `ready`, a table of four in `keys`, and its first list.
+const NODE_BYTES: usize = block(11 * 16 + 16)
+    + block(11 * 8 + 16)
+    + block(4 * (size_of::<(u64, VecDeque<DeliveryId>)>() + 1) + 16)
+    + block(4 * size_of::<DeliveryId>());
 
 /// Where a pending delivery came from, and so what settling it means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +81,8 @@ pub struct Pending {
     pub since: Tick,
     /// When it was queued, or became due again.
     pub queued_at: Tick,
+    /// What it counts for in the memory budget, beside its event.
+    pub counted: usize,
 }
 
 impl Pending {
@@ -123,7 +138,8 @@ pub struct Removed {
 /// One endpoint's pending deliveries.
 #[derive(Debug)]
 pub struct Queue {
-    entries: BTreeMap<DeliveryId, Entry>,
+    /// Boxed, for most queues hold one or none, and a node has room for eleven.
+    entries: BTreeMap<DeliveryId, Box<Entry>>,
     /// For each ordering key its deliveries, oldest first; the first holds the key.
     keys: HashMap<u64, VecDeque<DeliveryId>>,
     ready: BTreeSet<DeliveryId>,
@@ -142,6 +158,8 @@ pub struct Queue {
     pub limit: AdaptiveLimit,
     /// The pool in whose ring of the lane it stands.
     pub(super) ring: Option<Pool>,
+    /// The delivery after which it became idle last.
+    pub last: DeliveryId,
 }
 
 impl Queue {
@@ -159,6 +177,7 @@ impl Queue {
             lately: Lately::default(),
             limit: AdaptiveLimit::new(DEFAULT_MAX_IN_FLIGHT),
             ring: None,
+            last: DeliveryId(0),
         }
     }
 
@@ -181,7 +200,7 @@ impl Queue {
         if stage == Stage::Ready {
             self.ready.insert(id);
         }
-        self.entries.insert(id, Entry { pending, keys, stage });
+        self.entries.insert(id, Box::new(Entry { pending, keys, stage }));
     }
 
     /// The oldest delivery that may be sent.
@@ -240,13 +259,13 @@ impl Queue {
     /// The deliveries that are neither in flight nor dying, oldest first.
     pub fn idle(&self) -> impl DoubleEndedIterator<Item = &Pending> {
         let idle = |entry: &&Entry| !matches!(entry.stage, Stage::InFlight | Stage::Dying);
-        self.entries.values().filter(idle).map(|entry| &entry.pending)
+        self.entries.values().map(|entry| &**entry).filter(idle).map(|entry| &entry.pending)
     }
 
     /// The deliveries in flight, oldest first.
     pub fn sent(&self) -> impl Iterator<Item = &Pending> {
         let sent = |entry: &&Entry| entry.stage == Stage::InFlight;
-        self.entries.values().filter(sent).map(|entry| &entry.pending)
+        self.entries.values().map(|entry| &**entry).filter(sent).map(|entry| &entry.pending)
     }
 
     /// These deliveries and all that stand behind them: that share a key with one of them, or with one
@@ -301,7 +320,7 @@ impl Queue {
     }
 
     pub(super) fn remove(&mut self, id: DeliveryId) -> Option<Removed> {
-        let Entry { pending, keys, stage } = self.entries.remove(&id)?;
+        let Entry { pending, keys, stage } = *self.entries.remove(&id)?;
         let mut due = None;
         match stage {
             Stage::InFlight => self.in_flight = self.in_flight.saturating_sub(1),

@@ -21,13 +21,15 @@ mod tests;
 pub use list::{Listed, list};
 pub use session::connect;
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio_postgres::types::Type;
+use futures_util::TryStreamExt;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use crate::config;
-use crate::engine::endpoint::Routes;
+use crate::engine::endpoint::{Endpoint, Routes};
 use crate::engine::event::AccountId;
 
 use super::ident::{quote_ident, quote_literal, quote_table};
@@ -74,7 +76,8 @@ impl LookupError {
 pub struct Fetched {
     /// `pg_current_snapshot()` as text, of the statement that read the rows.
     pub snapshot: String,
-    /// One entry for each account asked for, in that order; often without endpoints.
+    /// One entry for each account asked for, in that order; often without endpoints. Where all together
+    /// would take too much memory it ends early, but not before the first: ask again for the others.
     pub routes: Vec<(AccountId, Routes)>,
 }
 
@@ -87,6 +90,8 @@ pub struct Lookups {
     document: String,
     /// The endpoint table's id column, quoted.
     id: String,
+    /// What the endpoints of one account, or of one answer, may take in memory, in bytes.
+    max_bytes: usize,
     /// What the catalog said last. Never held across an await.
     plan: Mutex<Option<Arc<Plan>>>,
 }
@@ -208,8 +213,16 @@ impl Lookups {
             }),
             document,
             id: column(&endpoints.id),
+            max_bytes: usize::MAX,
             plan: Mutex::new(None),
         }
+    }
+
+    /// The same, but an account whose endpoints would take more than so many bytes of memory is
+    /// [`Routes::too_large`], and an answer ends before the account with which it would.
+    #[must_use]
+    pub fn bounded(self, max_bytes: usize) -> Self {
+        Self { max_bytes, ..self }
     }
 
     /// Looks `accounts` up by one statement. None at all still yields a snapshot.
@@ -291,44 +304,93 @@ impl Lookups {
         };
         let in_endpoints = sift(Some(plan.endpoints.kind));
         let in_accounts = sift(plan.accounts.as_ref().map(|a| a.kind));
-        let rows = client
-            .query_typed(
-                &plan.sql,
-                &[(&in_endpoints, Type::TEXT_ARRAY), (&in_accounts, Type::TEXT_ARRAY)],
-            )
-            .await?;
-        let first = rows.first().ok_or_else(|| shape("the statement yields no row"))?;
-        let oids: (Option<u32>, Option<u32>) = (first.try_get(1)?, first.try_get(2)?);
-        if oids != (Some(plan.endpoints.oid), plan.accounts.as_ref().map(|a| a.oid)) {
-            return Ok(None);
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&in_endpoints, Type::TEXT_ARRAY), (&in_accounts, Type::TEXT_ARRAY)];
+        let mut rows = pin!(client.query_typed_raw(&plan.sql, parameters).await?);
+        let mut answer = Answer::new(accounts, self.max_bytes);
+        let mut snapshot: Option<String> = None;
+        // One row at a time: an account may have hundreds of thousands.
+        while let Some(row) = rows.try_next().await? {
+            if snapshot.is_none() {
+                let oids: (Option<u32>, Option<u32>) = (row.try_get(1)?, row.try_get(2)?);
+                if oids != (Some(plan.endpoints.oid), plan.accounts.as_ref().map(|a| a.oid)) {
+                    return Ok(None);
+                }
+                snapshot = Some(row.try_get(0)?);
+            }
+            if !answer.add(&row)? {
+                break;
+            }
         }
-        let none = Routes { endpoints: Vec::new(), weight: 1.0 };
-        let mut routes: Vec<_> = accounts.iter().map(|a| (a.clone(), none.clone())).collect();
-        for row in &rows {
-            add(row, &mut routes)?;
-        }
-        // The statement orders by the column's type, 9 before 10; routes are found by bytes.
-        for (_, routes) in &mut routes {
-            *routes = Routes::new(std::mem::take(&mut routes.endpoints), routes.weight);
-        }
-        Ok(Some(Fetched { snapshot: first.try_get(0)?, routes }))
+        let snapshot = snapshot.ok_or_else(|| shape("the statement yields no row"))?;
+        Ok(Some(Fetched { snapshot, routes: answer.into_routes() }))
     }
 }
 
-/// Adds a row of the answer to the account that it is about.
-fn add(row: &Row, routes: &mut [(AccountId, Routes)]) -> Result<(), LookupError> {
-    // Null when there was no account to ask for.
-    let Some(at) = row.try_get::<_, Option<i64>>(3)? else { return Ok(()) };
-    let at = usize::try_from(at).ok().and_then(|at| at.checked_sub(1));
-    let (account, routes) = at
-        .and_then(|at| routes.get_mut(at))
-        .ok_or_else(|| shape("the statement answers for an account that was not asked for"))?;
-    let weight: Option<f64> = row.try_get(5)?;
-    routes.weight = weight.filter(|w| w.is_finite() && *w > 0.0).unwrap_or(1.0);
-    if let Some(document) = row.try_get::<_, Option<&str>>(4)? {
-        routes.endpoints.push(Arc::new(row::read(document, account)?));
+/// The answer as far as it was read.
+struct Answer {
+    accounts: Vec<(AccountId, Found)>,
+    max_bytes: usize,
+    /// What the accounts before the last one take.
+    bytes: usize,
+    /// The account that was read last.
+    last: usize,
+}
+
+/// What was read of one account.
+struct Found {
+    endpoints: Vec<Arc<Endpoint>>,
+    bytes: usize,
+    weight: f64,
+    too_large: bool,
+}
+
+impl Answer {
+    fn new(accounts: &[AccountId], max_bytes: usize) -> Self {
+        let none = || Found { endpoints: Vec::new(), bytes: 0, weight: 1.0, too_large: false };
+        let accounts = accounts.iter().map(|account| (account.clone(), none())).collect();
+        Self { accounts, max_bytes, bytes: 0, last: 0 }
     }
-    Ok(())
+
+    /// Adds a row of the answer, which come account by account. False: the answer ends before its account.
+    fn add(&mut self, row: &Row) -> Result<bool, LookupError> {
+        // Null when there was no account to ask for.
+        let Some(at) = row.try_get::<_, Option<i64>>(3)? else { return Ok(true) };
+        let not_asked = || shape("the statement answers for an account that was not asked for");
+        let at = usize::try_from(at).ok().and_then(|at| at.checked_sub(1)).ok_or_else(not_asked)?;
+        if at != self.last {
+            self.bytes += self.accounts.get(self.last).map_or(0, |(_, before)| before.bytes);
+            self.last = at;
+        }
+        let (account, found) = self.accounts.get_mut(at).ok_or_else(not_asked)?;
+        let weight: Option<f64> = row.try_get(5)?;
+        found.weight = weight.filter(|w| w.is_finite() && *w > 0.0).unwrap_or(1.0);
+        if found.too_large {
+            return Ok(true);
+        }
+        if let Some(document) = row.try_get::<_, Option<&str>>(4)? {
+            let endpoint = Arc::new(row::read(document, account)?);
+            found.bytes += endpoint.size_bytes();
+            found.endpoints.push(endpoint);
+        }
+        if self.bytes > 0 && self.bytes + found.bytes > self.max_bytes {
+            self.accounts.truncate(at);
+            return Ok(false);
+        }
+        if found.bytes > self.max_bytes {
+            (found.endpoints, found.bytes, found.too_large) = (Vec::new(), 0, true);
+        }
+        Ok(true)
+    }
+
+    /// The statement orders by the column's type, 9 before 10; routes are found by bytes.
+    fn into_routes(self) -> Vec<(AccountId, Routes)> {
+        let routes = |(account, found): (AccountId, Found)| match found.too_large {
+            true => (account, Routes::too_large(found.weight)),
+            false => (account, Routes::new(found.endpoints, found.weight)),
+        };
+        self.accounts.into_iter().map(routes).collect()
+    }
 }
 
 fn shape(what: &str) -> LookupError {

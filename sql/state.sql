@@ -8,44 +8,44 @@ CREATE SCHEMA IF NOT EXISTS {schema};
 
 -- Who we are talking to. Another cluster, timeline or database than the stored one halts.
 CREATE TABLE IF NOT EXISTS {schema}.meta (
-    pipeline           text PRIMARY KEY,
+    pipeline           pg_catalog.text PRIMARY KEY,
     schema_version     integer NOT NULL,
     system_identifier  numeric(20) NOT NULL,
     timeline           integer NOT NULL,
-    host               text NOT NULL,
-    database           text NOT NULL,
-    created_at         timestamptz NOT NULL DEFAULT now()
+    host               pg_catalog.text NOT NULL,
+    database           pg_catalog.text NOT NULL,
+    created_at         pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 
 -- The fence: every state transaction takes FOR SHARE on its row, a new leader increments the epoch.
 CREATE TABLE IF NOT EXISTS {schema}.lease (
-    pipeline   text NOT NULL,
+    pipeline   pg_catalog.text NOT NULL,
     partition  integer NOT NULL DEFAULT 0,
     epoch      bigint NOT NULL,
-    holder     text,
-    taken_at   timestamptz,
+    holder     pg_catalog.text,
+    taken_at   pg_catalog.timestamptz,
     PRIMARY KEY (pipeline, partition)
 );
 
 -- Everything before `frontier` is settled.
 CREATE TABLE IF NOT EXISTS {schema}.checkpoint (
-    pipeline     text NOT NULL,
+    pipeline     pg_catalog.text NOT NULL,
     partition    integer NOT NULL DEFAULT 0,
-    frontier     pg_lsn NOT NULL,
-    updated_at   timestamptz NOT NULL DEFAULT now(),
-    halt_reason  text,
-    halted_at    timestamptz,
+    frontier     pg_catalog.pg_lsn NOT NULL,
+    updated_at   pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    halt_reason  pg_catalog.text,
+    halted_at    pg_catalog.timestamptz,
     PRIMARY KEY (pipeline, partition)
 ) WITH (fillfactor = 50);
 
 -- Deliveries settled ahead of the frontier: appended with each persisted batch, removed when the
 -- frontier has passed `last_commit_lsn`. `ranges` is engine::settled's encoding.
 CREATE TABLE IF NOT EXISTS {schema}.settled (
-    pipeline         text NOT NULL,
+    pipeline         pg_catalog.text NOT NULL,
     partition        integer NOT NULL DEFAULT 0,
     seq              bigint GENERATED ALWAYS AS IDENTITY,
-    last_commit_lsn  pg_lsn NOT NULL,
-    ranges           bytea NOT NULL,
+    last_commit_lsn  pg_catalog.pg_lsn NOT NULL,
+    ranges           pg_catalog.bytea NOT NULL,
     -- In this order, so that removing what the frontier has passed reads only that.
     PRIMARY KEY (pipeline, partition, last_commit_lsn, seq)
 );
@@ -54,18 +54,18 @@ CREATE TABLE IF NOT EXISTS {schema}.settled (
 -- letter of the event takes it along. `n` and `keys` are unsigned in the program; `keys` holds their
 -- bits.
 CREATE TABLE IF NOT EXISTS {schema}.bodies (
-    pipeline      text NOT NULL,
-    event_id      text NOT NULL,
-    event_type    text NOT NULL,
-    account       text NOT NULL,
-    operation     text NOT NULL,
-    committed_at  timestamptz NOT NULL,
-    commit_lsn    pg_lsn NOT NULL,
-    change_lsn    pg_lsn NOT NULL,
-    relation      oid NOT NULL,
+    pipeline      pg_catalog.text NOT NULL,
+    event_id      pg_catalog.text NOT NULL,
+    event_type    pg_catalog.text NOT NULL,
+    account       pg_catalog.text NOT NULL,
+    operation     pg_catalog.text NOT NULL,
+    committed_at  pg_catalog.timestamptz NOT NULL,
+    commit_lsn    pg_catalog.pg_lsn NOT NULL,
+    change_lsn    pg_catalog.pg_lsn NOT NULL,
+    relation      pg_catalog.oid NOT NULL,
     n             bigint NOT NULL,
     keys          bigint[] NOT NULL,
-    row           bytea NOT NULL,
+    row           pg_catalog.bytea NOT NULL,
     PRIMARY KEY (pipeline, event_id)
 ) WITH (autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_scale_factor = 0.1,
         toast.autovacuum_vacuum_threshold = 20000, toast.autovacuum_vacuum_scale_factor = 0.1);
@@ -75,24 +75,24 @@ CREATE TABLE IF NOT EXISTS {schema}.bodies (
 -- its bytes, as in the program. `first_attempt_us` is a time of the queue's own clock, which stands
 -- still while it is stopped (`backlog.stopped_us`). `next_attempt_at` null: as soon as its turn comes.
 CREATE TABLE IF NOT EXISTS {schema}.deferred (
-    pipeline          text NOT NULL,
-    endpoint          text NOT NULL,
-    account           text NOT NULL,
-    commit_lsn        pg_lsn NOT NULL,
-    change_lsn        pg_lsn NOT NULL,
-    relation          oid NOT NULL,
+    pipeline          pg_catalog.text NOT NULL,
+    endpoint          pg_catalog.text NOT NULL,
+    account           pg_catalog.text NOT NULL,
+    commit_lsn        pg_catalog.pg_lsn NOT NULL,
+    change_lsn        pg_catalog.pg_lsn NOT NULL,
+    relation          pg_catalog.oid NOT NULL,
     n                 bigint NOT NULL,
-    event_type        text COLLATE "C" NOT NULL,
+    event_type        pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
     replay_id         bigint NOT NULL DEFAULT 0,
-    event_id          text NOT NULL,
-    reason            text NOT NULL,
+    event_id          pg_catalog.text NOT NULL,
+    reason            pg_catalog.text NOT NULL,
     attempts          integer NOT NULL,
     first_attempt_us  bigint,
-    next_attempt_at   timestamptz,
+    next_attempt_at   pg_catalog.timestamptz,
     last_status       integer,
-    detail            text NOT NULL,
-    history           jsonb,
-    deferred_at       timestamptz NOT NULL DEFAULT now(),
+    detail            pg_catalog.text NOT NULL,
+    history           pg_catalog.jsonb,
+    deferred_at       pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
     PRIMARY KEY (pipeline, endpoint, account, commit_lsn, change_lsn, relation, n, event_type, replay_id),
     UNIQUE (pipeline, event_id, endpoint, replay_id)
 ) WITH (autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_scale_factor = 0.1);
@@ -101,14 +101,14 @@ CREATE TABLE IF NOT EXISTS {schema}.deferred (
 -- deliveries join them: those that hold one of `blocked`, or all where that is null. The bits of `blocked`
 -- are unsigned in the program.
 CREATE TABLE IF NOT EXISTS {schema}.backlog (
-    pipeline            text NOT NULL,
-    endpoint            text NOT NULL,
-    account             text NOT NULL,
+    pipeline            pg_catalog.text NOT NULL,
+    endpoint            pg_catalog.text NOT NULL,
+    account             pg_catalog.text NOT NULL,
     blocked             bigint[],
     deferred            bigint NOT NULL,
-    failing_since       timestamptz,
+    failing_since       pg_catalog.timestamptz,
     stopped_us          bigint NOT NULL,
-    breaker_open_until  timestamptz,
+    breaker_open_until  pg_catalog.timestamptz,
     PRIMARY KEY (pipeline, endpoint, account)
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.5);
 
@@ -116,22 +116,22 @@ CREATE TABLE IF NOT EXISTS {schema}.backlog (
 -- retry that failed last: it keeps a result that is stored twice from counting twice.
 CREATE TABLE IF NOT EXISTS {schema}.dead_letters (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    pipeline     text NOT NULL,
-    event_id     text NOT NULL,
-    endpoint     text NOT NULL,
+    pipeline     pg_catalog.text NOT NULL,
+    event_id     pg_catalog.text NOT NULL,
+    endpoint     pg_catalog.text NOT NULL,
     replay_id    bigint NOT NULL DEFAULT 0,
-    reason       text NOT NULL,
-    detail       text NOT NULL,
+    reason       pg_catalog.text NOT NULL,
+    detail       pg_catalog.text NOT NULL,
     attempts     integer NOT NULL,
     last_status  integer,
-    died_at      timestamptz NOT NULL DEFAULT now(),
-    tried_at     timestamptz NOT NULL DEFAULT now(),
+    died_at      pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    tried_at     pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
     last_job     bigint,
     UNIQUE (pipeline, event_id, endpoint, replay_id)
 );
 
 -- The last ten attempts, the oldest first: time, status, latency and error of each.
-ALTER TABLE {schema}.dead_letters ADD COLUMN IF NOT EXISTS history jsonb;
+ALTER TABLE {schema}.dead_letters ADD COLUMN IF NOT EXISTS history pg_catalog.jsonb;
 
 -- For their retention. Without the pipeline, so that it is no way to a letter by its event.
 CREATE INDEX IF NOT EXISTS dead_letters_died ON {schema}.dead_letters (died_at);
@@ -139,18 +139,18 @@ CREATE INDEX IF NOT EXISTS dead_letters_died ON {schema}.dead_letters (died_at);
 -- Ranges of WAL whose changes were not delivered, and which the operator knows of.
 CREATE TABLE IF NOT EXISTS {schema}.gaps (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    pipeline     text NOT NULL,
-    from_lsn     pg_lsn NOT NULL,
-    to_lsn       pg_lsn NOT NULL,
-    reason       text NOT NULL,
-    recorded_at  timestamptz NOT NULL DEFAULT now(),
-    closed_at    timestamptz
+    pipeline     pg_catalog.text NOT NULL,
+    from_lsn     pg_catalog.pg_lsn NOT NULL,
+    to_lsn       pg_catalog.pg_lsn NOT NULL,
+    reason       pg_catalog.text NOT NULL,
+    recorded_at  pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    closed_at    pg_catalog.timestamptz
 );
 
 -- Of one endpoint, where it is not the whole stream that has the gap: both ends are then commit LSNs
 -- of transactions in it. `removed` deliveries were taken out of `deferred`, `skipped` ones came later.
-ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS endpoint text;
-ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS account text;
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS endpoint pg_catalog.text;
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS account pg_catalog.text;
 ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS removed bigint NOT NULL DEFAULT 0;
 ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS skipped bigint NOT NULL DEFAULT 0;
 -- While its endpoint is suspended a gap still grows.
@@ -162,54 +162,54 @@ CREATE UNIQUE INDEX IF NOT EXISTS gaps_growing_of_account
     ON {schema}.gaps (pipeline, endpoint, account) WHERE growing;
 
 -- The commit LSN of the one transaction whose unreadable rest is given up, where that is the gap.
-ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS left_out pg_lsn;
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS left_out pg_catalog.pg_lsn;
 -- What the operator said when closing it.
-ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS note text;
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS note pg_catalog.text;
 
 -- What the command line asks of the running leader. `total` is how many it concerned when it was asked.
 CREATE TABLE IF NOT EXISTS {schema}.jobs (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    pipeline     text NOT NULL,
-    kind         text NOT NULL,
-    args         jsonb NOT NULL,
+    pipeline     pg_catalog.text NOT NULL,
+    kind         pg_catalog.text NOT NULL,
+    args         pg_catalog.jsonb NOT NULL,
     total        bigint,
     done         bigint NOT NULL DEFAULT 0,
     failed       bigint NOT NULL DEFAULT 0,
-    created_at   timestamptz NOT NULL DEFAULT now(),
-    finished_at  timestamptz,
-    error        text
+    created_at   pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    finished_at  pg_catalog.timestamptz,
+    error        pg_catalog.text
 );
 
 -- Of a replay: everything before it was sent again.
-ALTER TABLE {schema}.jobs ADD COLUMN IF NOT EXISTS position pg_lsn;
+ALTER TABLE {schema}.jobs ADD COLUMN IF NOT EXISTS position pg_catalog.pg_lsn;
 
 CREATE INDEX IF NOT EXISTS jobs_unfinished ON {schema}.jobs (pipeline, id) WHERE finished_at IS NULL;
 
 -- Endpoints that are stopped, by walhook (`disabled`) or by an operator (`paused`), since
 -- `disabled_at`. One that is suspended has a growing gap instead. A change of the endpoint's row switches a disabled one on again.
 CREATE TABLE IF NOT EXISTS {schema}.endpoint_state (
-    pipeline     text NOT NULL,
-    endpoint     text NOT NULL,
-    reason       text NOT NULL,
-    disabled_at  timestamptz NOT NULL DEFAULT now(),
+    pipeline     pg_catalog.text NOT NULL,
+    endpoint     pg_catalog.text NOT NULL,
+    reason       pg_catalog.text NOT NULL,
+    disabled_at  pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
     PRIMARY KEY (pipeline, endpoint)
 );
 
-ALTER TABLE {schema}.endpoint_state ADD COLUMN IF NOT EXISTS kind text NOT NULL DEFAULT 'disabled';
+ALTER TABLE {schema}.endpoint_state ADD COLUMN IF NOT EXISTS kind pg_catalog.text NOT NULL DEFAULT 'disabled';
 
 -- What somebody is to be told of, one row for each endpoint and type: what happens again before it is
 -- sent adds to `count`. Sent, the row stays for a while with 0, so that the next one waits until `due_at`.
 CREATE TABLE IF NOT EXISTS {schema}.notices (
-    pipeline  text NOT NULL,
-    endpoint  text NOT NULL,
-    type      text NOT NULL,
-    account   text,
-    detail    text NOT NULL,
+    pipeline  pg_catalog.text NOT NULL,
+    endpoint  pg_catalog.text NOT NULL,
+    type      pg_catalog.text NOT NULL,
+    account   pg_catalog.text,
+    detail    pg_catalog.text NOT NULL,
     count     bigint NOT NULL,
-    first_at  timestamptz NOT NULL,
-    last_at   timestamptz NOT NULL,
+    first_at  pg_catalog.timestamptz NOT NULL,
+    last_at   pg_catalog.timestamptz NOT NULL,
     attempts  integer NOT NULL DEFAULT 0,
-    due_at    timestamptz NOT NULL DEFAULT now(),
+    due_at    pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
     PRIMARY KEY (pipeline, endpoint, type)
 ) WITH (fillfactor = 50);
 
@@ -217,42 +217,56 @@ CREATE INDEX IF NOT EXISTS notices_due ON {schema}.notices (pipeline, due_at);
 
 -- For people: every endpoint that has something in these tables.
 CREATE OR REPLACE VIEW {schema}.endpoints AS
-WITH behind AS (SELECT pipeline, endpoint, string_agg(account, ', ') AS account,
-                       sum(deferred)::bigint AS deferred, min(failing_since) AS failing_since,
-                       max(breaker_open_until) AS breaker_open_until
+WITH behind AS (SELECT pipeline, endpoint, pg_catalog.string_agg(account, ', ') AS account,
+                       pg_catalog.sum(deferred)::bigint AS deferred,
+                       pg_catalog.min(failing_since) AS failing_since,
+                       pg_catalog.max(breaker_open_until) AS breaker_open_until
                 FROM {schema}.backlog GROUP BY 1, 2),
-     dead AS (SELECT pipeline, endpoint, count(*) AS dead_letters FROM {schema}.dead_letters
-              WHERE endpoint <> '' GROUP BY 1, 2),
-     gap AS (SELECT pipeline, endpoint, sum(removed + skipped)::bigint AS in_gaps,
-                    max(reason) FILTER (WHERE growing) AS suspended,
-                    min(recorded_at) FILTER (WHERE growing) AS suspended_at FROM {schema}.gaps
+     dead AS (SELECT pipeline, endpoint, pg_catalog.count(*) AS dead_letters
+              FROM {schema}.dead_letters
+              WHERE endpoint OPERATOR(pg_catalog.<>) '' GROUP BY 1, 2),
+     gap AS (SELECT pipeline, endpoint,
+                    pg_catalog.sum(removed OPERATOR(pg_catalog.+) skipped)::bigint AS in_gaps,
+                    pg_catalog.max(reason) FILTER (WHERE growing) AS suspended,
+                    pg_catalog.min(recorded_at) FILTER (WHERE growing) AS suspended_at
+             FROM {schema}.gaps
              WHERE endpoint IS NOT NULL AND closed_at IS NULL GROUP BY 1, 2)
-SELECT pipeline, endpoint, b.account,
-       CASE WHEN suspended IS NOT NULL THEN 'suspended'
+SELECT coalesce(coalesce(coalesce(b.pipeline, s.pipeline), d.pipeline), g.pipeline) AS pipeline,
+       coalesce(coalesce(coalesce(b.endpoint, s.endpoint), d.endpoint), g.endpoint) AS endpoint,
+       b.account,
+       CASE WHEN g.suspended IS NOT NULL THEN 'suspended'
             WHEN s.kind IS NOT NULL THEN s.kind
             WHEN b.breaker_open_until IS NOT NULL THEN 'breaker_open'
             WHEN b.failing_since IS NOT NULL THEN 'failing'
             ELSE 'ok' END AS state,
-       coalesce(suspended, s.reason) AS reason,
-       coalesce(suspended_at, s.disabled_at, b.failing_since) AS since,
-       coalesce(b.deferred, 0) AS deferred, coalesce(dead_letters, 0) AS dead_letters,
-       coalesce(in_gaps, 0) AS in_gaps, b.breaker_open_until
+       coalesce(g.suspended, s.reason) AS reason,
+       coalesce(g.suspended_at, s.disabled_at, b.failing_since) AS since,
+       coalesce(b.deferred, 0) AS deferred, coalesce(d.dead_letters, 0) AS dead_letters,
+       coalesce(g.in_gaps, 0) AS in_gaps, b.breaker_open_until
 FROM behind b
-     FULL JOIN {schema}.endpoint_state s USING (pipeline, endpoint)
-     FULL JOIN dead USING (pipeline, endpoint)
-     FULL JOIN gap USING (pipeline, endpoint);
+     FULL JOIN {schema}.endpoint_state s
+          ON s.pipeline OPERATOR(pg_catalog.=) b.pipeline
+         AND s.endpoint OPERATOR(pg_catalog.=) b.endpoint
+     FULL JOIN dead d
+          ON d.pipeline OPERATOR(pg_catalog.=) coalesce(b.pipeline, s.pipeline)
+         AND d.endpoint OPERATOR(pg_catalog.=) coalesce(b.endpoint, s.endpoint)
+     FULL JOIN gap g
+          ON g.pipeline OPERATOR(pg_catalog.=) coalesce(coalesce(b.pipeline, s.pipeline), d.pipeline)
+         AND g.endpoint OPERATOR(pg_catalog.=) coalesce(coalesce(b.endpoint, s.endpoint), d.endpoint);
 
 -- For people: every delivery that waits in the table.
 CREATE OR REPLACE VIEW {schema}.deliveries_pending AS
-SELECT pipeline, endpoint, d.account, event_id, d.event_type, b.committed_at, d.reason, d.attempts,
-       d.next_attempt_at, d.last_status, d.detail, d.deferred_at, d.replay_id
-FROM {schema}.deferred d JOIN {schema}.bodies b USING (pipeline, event_id);
+SELECT d.pipeline, d.endpoint, d.account, d.event_id, d.event_type, b.committed_at, d.reason,
+       d.attempts, d.next_attempt_at, d.last_status, d.detail, d.deferred_at, d.replay_id
+FROM {schema}.deferred d
+     JOIN {schema}.bodies b ON b.pipeline OPERATOR(pg_catalog.=) d.pipeline
+                           AND b.event_id OPERATOR(pg_catalog.=) d.event_id;
 
 -- Where the WAL ended when: maps the time that an operator names to a position. Bounded: what is older
 -- than the replay window goes, and at most so many rows stay.
 CREATE TABLE IF NOT EXISTS {schema}.checkpoint_history (
-    pipeline  text NOT NULL,
-    at        timestamptz NOT NULL,
-    lsn       pg_lsn NOT NULL,
+    pipeline  pg_catalog.text NOT NULL,
+    at        pg_catalog.timestamptz NOT NULL,
+    lsn       pg_catalog.pg_lsn NOT NULL,
     PRIMARY KEY (pipeline, at)
 );

@@ -145,7 +145,7 @@ async fn check(config: &Config, report: &mut Report) -> Result<()> {
     } else {
         report.pass("server", text);
     }
-    if one(&source, "SELECT pg_is_in_recovery()").await? {
+    if one(&source, "SELECT pg_catalog.pg_is_in_recovery()").await? {
         report.fail("server", "is a standby", "let source.url lead to the primary");
         return Ok(());
     }

@@ -312,7 +312,8 @@ async fn recover(
         Begin::Slot(to) => to,
         Begin::NewSlot { drop_lost } => {
             if drop_lost {
-                let drop = source.execute("SELECT pg_drop_replication_slot($1)", &[name]).await;
+                let drop =
+                    source.execute("SELECT pg_catalog.pg_drop_replication_slot($1)", &[name]).await;
                 drop.with_context(|| format!("cannot drop the slot {name}"))?;
             }
             create_slot_within(source, name, wait, quiet).await?

@@ -20,6 +20,7 @@ use crate::engine::endpoint::Secret;
 use crate::engine::halt::{self, Halt, SourceIdentity};
 use crate::engine::lsn::Lsn;
 use crate::io::ident::quote_ident;
+use crate::io::op::EQ;
 use crate::io::pg::Conninfo;
 use crate::io::slot::{Slot, read as read_slot};
 use crate::io::source;
@@ -225,8 +226,11 @@ pub(crate) async fn existing_tables(
 ) -> Result<usize> {
     let row = client
         .query_one(
-            "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-             WHERE n.nspname = $1 AND c.relname = ANY ($2)",
+            &format!(
+                "SELECT pg_catalog.count(*) FROM pg_catalog.pg_class c
+                      JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+             WHERE n.nspname {EQ} $1 AND c.relname {EQ} ANY ($2)"
+            ),
             &[&schema, &tables],
         )
         .await?;
@@ -259,8 +263,10 @@ async fn grants(config: &Config, sessions: &Sessions, report: &mut Report) -> Co
 
 /// The statement that gives the right to replicate on this server.
 async fn right_to_replicate(client: &Client, role: &str) -> Result<String> {
-    let sql = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'rds_replication')";
-    let is_rds = client.query_one(sql, &[]).await?.try_get(0)?;
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname {EQ} 'rds_replication')"
+    );
+    let is_rds = client.query_one(&sql, &[]).await?.try_get(0)?;
     let server = if is_rds { Server::Rds } else { Server::SelfHosted };
     Ok(server.may_replicate(role))
 }
@@ -268,7 +274,8 @@ async fn right_to_replicate(client: &Client, role: &str) -> Result<String> {
 /// Refuses state that belongs to another database than the source.
 async fn same_source(config: &Config, sessions: &Sessions) -> CommandResult {
     let sql = format!(
-        "SELECT system_identifier::text, timeline, host, database FROM {}.meta WHERE pipeline = $1",
+        "SELECT system_identifier::pg_catalog.text, timeline, host, database FROM {}.meta
+         WHERE pipeline {EQ} $1",
         quote_ident(&config.state.schema)
     );
     let row = sessions.state().query_opt(&sql, &[&config.source.slot]).await;
@@ -319,7 +326,8 @@ struct Checkpoint {
 impl Checkpoint {
     async fn read(config: &Config, state: &Client) -> Result<Option<Self>> {
         let sql = format!(
-            "SELECT frontier::text FROM {}.checkpoint WHERE pipeline = $1 AND partition = 0",
+            "SELECT frontier::pg_catalog.text FROM {}.checkpoint
+             WHERE pipeline {EQ} $1 AND partition {EQ} 0",
             quote_ident(&config.state.schema)
         );
         let row = state.query_opt(&sql, &[&config.source.slot]).await?;
@@ -341,10 +349,11 @@ async fn first_rows(
         "WITH meta AS (
              INSERT INTO {schema}.meta
                     (pipeline, schema_version, system_identifier, timeline, host, database)
-             VALUES ($1, $2, $3::text::numeric, $4, $5, $6) ON CONFLICT DO NOTHING),
+             VALUES ($1, $2, $3::pg_catalog.text::numeric, $4, $5, $6) ON CONFLICT DO NOTHING),
          lease AS (
              INSERT INTO {schema}.lease (pipeline, epoch) VALUES ($1, 0) ON CONFLICT DO NOTHING)
-         INSERT INTO {schema}.checkpoint (pipeline, frontier) VALUES ($1, $7::text::pg_lsn)
+         INSERT INTO {schema}.checkpoint (pipeline, frontier)
+         VALUES ($1, $7::pg_catalog.text::pg_catalog.pg_lsn)
          ON CONFLICT DO NOTHING"
     );
     let id = &sessions.identity;

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::engine::endpoint::Secret;
 use crate::io::anchor;
 use crate::io::ident::quote_ident;
+use crate::io::op::{EQ, NE};
 use crate::io::pg::Conninfo;
 use crate::io::slot;
 use crate::io::source;
@@ -98,7 +99,8 @@ async fn tear_down(config: &Config, source: &Client) -> Result<Vec<String>> {
     let slot = &config.source.slot;
     for slot in [slot.clone(), anchor::name(slot)] {
         if slot::read(source, &slot).await?.is_some() {
-            let drop = source.execute("SELECT pg_drop_replication_slot($1)", &[&slot]).await;
+            let drop =
+                source.execute("SELECT pg_catalog.pg_drop_replication_slot($1)", &[&slot]).await;
             drop.with_context(|| format!("cannot drop the slot {slot}"))?;
             dropped.push(format!("slot {slot}"));
         }
@@ -132,11 +134,11 @@ async fn state(config: &Config, client: &Client, dropped: &mut Vec<String>) -> R
     }
     let slot = &config.source.slot;
     if found == tables.len() {
-        let sql = format!("SELECT count(*) FROM {schema}.meta WHERE pipeline <> $1");
+        let sql = format!("SELECT pg_catalog.count(*) FROM {schema}.meta WHERE pipeline {NE} $1");
         let others: i64 = client.query_one(&sql, &[slot]).await?.try_get(0)?;
         if others > 0 {
             for table in tables {
-                let sql = format!("DELETE FROM {schema}.{table} WHERE pipeline = $1");
+                let sql = format!("DELETE FROM {schema}.{table} WHERE pipeline {EQ} $1");
                 client.execute(&sql, &[slot]).await?;
             }
             dropped.push(format!("state of {slot} (the schema {name} holds other pipelines)"));

@@ -30,7 +30,7 @@ pub async fn read(client: &Client, slot: &str) -> Result<Option<Slot>, tokio_pos
 /// # Errors
 /// The server's: there is one already, no slot is free, or the live slot is lost.
 pub async fn create(client: &Client, slot: &str) -> Result<(), tokio_postgres::Error> {
-    let sql = "SELECT pg_copy_logical_replication_slot($1, $2, false)";
+    let sql = "SELECT pg_catalog.pg_copy_logical_replication_slot($1, $2, false)";
     client.query_typed(sql, &[(&slot, Type::TEXT), (&name(slot), Type::TEXT)]).await?;
     Ok(())
 }
@@ -41,7 +41,7 @@ pub async fn create(client: &Client, slot: &str) -> Result<(), tokio_postgres::E
 /// The server's: it is behind already, lost, or being copied at this moment.
 pub async fn advance(client: &Client, slot: &str, to: Lsn) -> Result<(), tokio_postgres::Error> {
     let to = PgLsn::from(to.0);
-    let sql = "SELECT pg_replication_slot_advance($1, $2)";
+    let sql = "SELECT pg_catalog.pg_replication_slot_advance($1, $2)";
     client.query_typed(sql, &[(&name(slot), Type::TEXT), (&to, Type::PG_LSN)]).await?;
     Ok(())
 }
@@ -51,7 +51,7 @@ pub async fn advance(client: &Client, slot: &str, to: Lsn) -> Result<(), tokio_p
 /// # Errors
 /// The server's: there is none, or it is in use.
 pub async fn drop(client: &Client, slot: &str) -> Result<(), tokio_postgres::Error> {
-    let sql = "SELECT pg_drop_replication_slot($1)";
+    let sql = "SELECT pg_catalog.pg_drop_replication_slot($1)";
     client.query_typed(sql, &[(&name(slot), Type::TEXT)]).await?;
     Ok(())
 }

@@ -8,68 +8,79 @@ use tokio_postgres::{Client, Row};
 use crate::engine::catalog::{Catalog, Table, TableColumn, TableName};
 use crate::engine::pgoutput::ReplicaIdentity;
 use crate::engine::value::{TypeShape, Types};
+use crate::io::op::{EQ, GE, GT, LE, NE};
 
 /// The named tables and views, with the partitions of those that are partitioned.
 ///
 /// Arrays are aggregated by the server, so that one statement, and so one snapshot, tells all.
 /// `indisvalid`, `indimmediate` and `indisreplident`: what PostgreSQL itself asks for
 /// (`RelationGetIndexList`): a deferrable primary key orders events, but is no identity.
-const TABLES: &str = "
+fn tables_sql() -> String {
+    format!(
+        "
     WITH named AS (
         SELECT c.oid, c.relkind
-        FROM unnest($1::text[], $2::text[]) AS wanted(nspname, relname)
-        JOIN pg_namespace n ON n.nspname = wanted.nspname
-        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.relname
-        WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+        FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS wanted(nspname, relname)
+        JOIN pg_catalog.pg_namespace n ON n.nspname {EQ} wanted.nspname
+        JOIN pg_catalog.pg_class c ON c.relnamespace {EQ} n.oid AND c.relname {EQ} wanted.relname
+        WHERE c.relkind {EQ} ANY ('{{r,p,v,m,f}}')
     ), covered AS (
         SELECT oid FROM named
         UNION
-        SELECT p.relid FROM named, pg_partition_tree(named.oid) p WHERE named.relkind = 'p'
+        SELECT p.relid FROM named, pg_catalog.pg_partition_tree(named.oid) p
+            WHERE named.relkind {EQ} 'p'
     ), keys AS (
         SELECT i.indrelid, i.indisprimary, i.indisreplident, i.indimmediate,
-               array_agg(a.attname::text ORDER BY k.ord) AS columns
+               pg_catalog.array_agg(a.attname::pg_catalog.text ORDER BY k.ord) AS columns
         FROM covered
-        JOIN pg_index i ON i.indrelid = covered.oid AND i.indisvalid
+        JOIN pg_catalog.pg_index i ON i.indrelid {EQ} covered.oid AND i.indisvalid
                        AND (i.indisprimary OR i.indisreplident)
-        CROSS JOIN unnest(i.indkey) WITH ORDINALITY AS k(attnum, ord)
-        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-        WHERE k.ord <= i.indnkeyatts
+        CROSS JOIN pg_catalog.unnest(i.indkey) WITH ORDINALITY AS k(attnum, ord)
+        JOIN pg_catalog.pg_attribute a ON a.attrelid {EQ} i.indrelid AND a.attnum {EQ} k.attnum
+        WHERE k.ord {LE} i.indnkeyatts
         GROUP BY i.indexrelid, i.indrelid, i.indisprimary, i.indisreplident, i.indimmediate
     )
-    SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name,
-           c.relkind IN ('v', 'm') AS is_view, c.relkind = 'p' AS is_partitioned,
-           c.relreplident::text AS identity,
-           ARRAY(SELECT r.relid::oid
-                 FROM pg_partition_ancestors(c.oid) WITH ORDINALITY AS r(relid, ord)
-                 WHERE r.relid <> c.oid ORDER BY r.ord) AS ancestors,
-           ARRAY(SELECT a.attname::text FROM pg_attribute a
-                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    SELECT c.oid, n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS name,
+           c.relkind {EQ} ANY ('{{v,m}}') AS is_view, c.relkind {EQ} 'p' AS is_partitioned,
+           c.relreplident::pg_catalog.text AS identity,
+           ARRAY(SELECT r.relid::pg_catalog.oid
+                 FROM pg_catalog.pg_partition_ancestors(c.oid) WITH ORDINALITY AS r(relid, ord)
+                 WHERE r.relid {NE} c.oid ORDER BY r.ord) AS ancestors,
+           ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute a
+                 WHERE a.attrelid {EQ} c.oid AND a.attnum {GT} 0 AND NOT a.attisdropped
                  ORDER BY a.attnum) AS column_names,
-           ARRAY(SELECT a.atttypid FROM pg_attribute a
-                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+           ARRAY(SELECT a.atttypid FROM pg_catalog.pg_attribute a
+                 WHERE a.attrelid {EQ} c.oid AND a.attnum {GT} 0 AND NOT a.attisdropped
                  ORDER BY a.attnum) AS column_types,
-           ARRAY(SELECT a.attgenerated <> '' FROM pg_attribute a
-                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+           ARRAY(SELECT a.attgenerated {NE} '' FROM pg_catalog.pg_attribute a
+                 WHERE a.attrelid {EQ} c.oid AND a.attnum {GT} 0 AND NOT a.attisdropped
                  ORDER BY a.attnum) AS columns_generated,
-           (SELECT k.columns FROM keys k WHERE k.indrelid = c.oid AND k.indisprimary)
+           (SELECT k.columns FROM keys k WHERE k.indrelid {EQ} c.oid AND k.indisprimary)
                AS primary_key,
-           EXISTS (SELECT FROM keys k WHERE k.indrelid = c.oid AND k.indisprimary AND k.indimmediate)
+           EXISTS (SELECT FROM keys k WHERE k.indrelid {EQ} c.oid AND k.indisprimary
+               AND k.indimmediate)
                AS key_identifies,
-           (SELECT k.columns FROM keys k WHERE k.indrelid = c.oid AND k.indisreplident)
+           (SELECT k.columns FROM keys k WHERE k.indrelid {EQ} c.oid AND k.indisreplident)
                AS identity_index
     FROM covered
-    JOIN pg_class c ON c.oid = covered.oid
-    JOIN pg_namespace n ON n.oid = c.relnamespace";
+    JOIN pg_catalog.pg_class c ON c.oid {EQ} covered.oid
+    JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace"
+    )
+}
 
 /// Domains and arrays: all else is written as text, or built in.
 ///
 /// An array is the `typarray` of its element: int2vector and point have a `typelem` too, and are
 /// none.
-const TYPES: &str = "
-    SELECT t.oid, t.typbasetype, e.oid AS element, e.typdelim::text AS delimiter
-    FROM pg_type t
-    LEFT JOIN pg_type e ON e.typarray = t.oid
-    WHERE t.typtype = 'd' OR e.oid IS NOT NULL OR t.oid >= 16384";
+fn types_sql() -> String {
+    format!(
+        "
+    SELECT t.oid, t.typbasetype, e.oid AS element, e.typdelim::pg_catalog.text AS delimiter
+    FROM pg_catalog.pg_type t
+    LEFT JOIN pg_catalog.pg_type e ON e.typarray {EQ} t.oid
+    WHERE t.typtype {EQ} 'd' OR e.oid IS NOT NULL OR t.oid {GE} 16384"
+    )
+}
 
 /// Reads what the catalog says about the tables that `names` lists, as the configuration writes
 /// them. A table that does not exist is left out.
@@ -87,10 +98,10 @@ pub async fn load<N: AsRef<str>>(
         schemas.push(schema);
         tables.push(name);
     }
-    let rows = client.query(TABLES, &[&schemas, &tables]).await;
+    let rows = client.query(&tables_sql(), &[&schemas, &tables]).await;
     let rows = rows.context("cannot read the tables from the source's catalog")?;
     let tables = rows.iter().map(table).collect::<Result<Vec<_>>>()?;
-    let rows = client.query(TYPES, &[]).await;
+    let rows = client.query(&types_sql(), &[]).await;
     let rows = rows.context("cannot read the types from the source's catalog")?;
     let shapes = rows.iter().map(shape).collect::<Result<HashMap<_, _>>>()?;
     Ok(Catalog::new(tables, Types::with_catalog(&shapes)))
@@ -119,15 +130,19 @@ pub async fn standing(
 ) -> Result<Standing> {
     let row = client
         .query_one(
-            "SELECT EXISTS (SELECT FROM pg_partition_ancestors($1::oid) a
-                            WHERE a.relid = ANY ($2::oid[])),
-                    EXISTS (SELECT FROM pg_publication p, pg_class c
-                            JOIN pg_namespace n ON n.oid = c.relnamespace
-                            WHERE p.pubname = $3 AND c.oid = $1
+            &format!(
+                "SELECT EXISTS (SELECT
+                      FROM pg_catalog.pg_partition_ancestors($1::pg_catalog.oid) a
+                            WHERE a.relid {EQ} ANY ($2::pg_catalog.oid[])),
+                    EXISTS (SELECT FROM pg_catalog.pg_publication p, pg_catalog.pg_class c
+                            JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+                            WHERE p.pubname {EQ} $3 AND c.oid {EQ} $1
                               AND (p.puballtables
-                                   OR EXISTS (SELECT FROM pg_publication_tables t
-                                              WHERE t.pubname = p.pubname AND t.schemaname = n.nspname
-                                                AND t.tablename = c.relname)))",
+                                   OR EXISTS (SELECT FROM pg_catalog.pg_publication_tables t
+                                              WHERE t.pubname {EQ} p.pubname
+                                              AND t.schemaname {EQ} n.nspname
+                                                AND t.tablename {EQ} c.relname)))"
+            ),
             &[&table, &partitioned, &publication],
         )
         .await

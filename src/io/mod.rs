@@ -6,6 +6,8 @@ pub mod wire;
 
 pub mod ident;
 
+pub mod op;
+
 pub mod source;
 
 pub mod refused_writes;

@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 
 use super::ident::quote_ident;
 use super::source::server_version;
+use crate::io::op::{EQ, GT};
 
 /// Row filters and column lists came with version 15, `publish_generated_columns` with 18.
 const LISTS: i32 = 150_000;
@@ -13,52 +14,60 @@ const GENERATED: i32 = 180_000;
 
 /// Every table that is written to: the published ones, and the partitions below them, to which the
 /// list and the filter of the published one apply. A filter's columns are what it depends on.
-const WRITTEN: &str = "
+fn written_sql(lists: &str) -> String {
+    format!(
+        "
     WITH published AS (
         SELECT c.oid, r.oid AS rel, {lists}
-        FROM pg_publication p
-        JOIN pg_publication_tables t ON t.pubname = p.pubname
-        JOIN pg_namespace n ON n.nspname = t.schemaname
-        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
-        LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid
-        WHERE p.pubname = $1 AND (p.pubupdate OR p.pubdelete)
+        FROM pg_catalog.pg_publication p
+        JOIN pg_catalog.pg_publication_tables t ON t.pubname {EQ} p.pubname
+        JOIN pg_catalog.pg_namespace n ON n.nspname {EQ} t.schemaname
+        JOIN pg_catalog.pg_class c ON c.relnamespace {EQ} n.oid AND c.relname {EQ} t.tablename
+        LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid {EQ} p.oid AND r.prrelid {EQ} c.oid
+        WHERE p.pubname {EQ} $1 AND (p.pubupdate OR p.pubdelete)
     ), written AS (
         SELECT oid AS published, oid FROM published
         UNION
-        SELECT p.oid, t.relid FROM published p CROSS JOIN pg_partition_tree(p.oid) t
+        SELECT p.oid, t.relid FROM published p CROSS JOIN pg_catalog.pg_partition_tree(p.oid) t
     ), known AS (
-        SELECT c.oid, c.relreplident = 'f' AS is_full, p.prattrs IS NOT NULL AS has_list, p.generated,
+        SELECT c.oid, c.relreplident {EQ} 'f' AS is_full, p.prattrs IS NOT NULL AS has_list,
+            p.generated,
                k.attnums,
-               ARRAY(SELECT a.attname FROM pg_attribute a
-                     WHERE a.attrelid = c.oid AND a.attnum = ANY (k.attnums)) AS key,
-               ARRAY(SELECT a.attname FROM pg_attribute a
-                     WHERE a.attrelid = p.oid AND a.attnum = ANY (p.prattrs)) AS list,
-               ARRAY(SELECT a.attname FROM pg_depend d
-                     JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-                     WHERE d.classid = 'pg_publication_rel'::regclass AND d.objid = p.rel
-                       AND d.refobjid = p.oid AND d.refobjsubid > 0
+               ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a
+                     WHERE a.attrelid {EQ} c.oid AND a.attnum {EQ} ANY (k.attnums)) AS key,
+               ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a
+                     WHERE a.attrelid {EQ} p.oid AND a.attnum {EQ} ANY (p.prattrs)) AS list,
+               ARRAY(SELECT a.attname FROM pg_catalog.pg_depend d
+                     JOIN pg_catalog.pg_attribute a ON a.attrelid {EQ} d.refobjid
+                     AND a.attnum {EQ} d.refobjsubid
+                     WHERE d.classid {EQ} 'pg_catalog.pg_publication_rel'::pg_catalog.regclass
+                     AND d.objid {EQ} p.rel
+                       AND d.refobjid {EQ} p.oid AND d.refobjsubid {GT} 0
                        AND p.filtered AND p.prattrs IS NULL) AS filter
         FROM written w
-        JOIN published p ON p.oid = w.published
-        JOIN pg_class c ON c.oid = w.oid AND c.relkind = 'r'
+        JOIN published p ON p.oid {EQ} w.published
+        JOIN pg_catalog.pg_class c ON c.oid {EQ} w.oid AND c.relkind {EQ} 'r'
         LEFT JOIN LATERAL (
-            SELECT i.indkey::smallint[] AS attnums FROM pg_index i
-            WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate
-              AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident
-                  ELSE false END
+            SELECT i.indkey::smallint[] AS attnums FROM pg_catalog.pg_index i
+            WHERE i.indrelid {EQ} c.oid AND i.indisvalid AND i.indimmediate
+              AND CASE WHEN c.relreplident {EQ} 'd' THEN i.indisprimary
+                  ELSE c.relreplident {EQ} 'i' AND i.indisreplident END
             LIMIT 1) k ON true
     )
-    SELECT oid::regclass::text,
+    SELECT oid::pg_catalog.regclass::pg_catalog.text,
            CASE
            WHEN NOT is_full AND attnums IS NULL THEN 'identity'
-           WHEN has_list AND (is_full OR NOT key <@ list) THEN 'list'
-           WHEN NOT is_full AND NOT filter <@ key THEN 'filter'
+           WHEN has_list AND (is_full OR NOT key OPERATOR(pg_catalog.<@) list) THEN 'list'
+           WHEN NOT is_full AND NOT filter OPERATOR(pg_catalog.<@) key THEN 'filter'
            WHEN generated AND EXISTS (
-               SELECT FROM pg_attribute a
-               WHERE a.attrelid = known.oid AND a.attnum > 0 AND NOT a.attisdropped
-                 AND a.attgenerated = 's' AND (is_full OR a.attnum = ANY (attnums))) THEN 'generated'
+               SELECT FROM pg_catalog.pg_attribute a
+               WHERE a.attrelid {EQ} known.oid AND a.attnum {GT} 0 AND NOT a.attisdropped
+                 AND a.attgenerated {EQ} 's' AND (is_full OR a.attnum {EQ} ANY (attnums)))
+                 THEN 'generated'
            END
-    FROM known ORDER BY 1";
+    FROM known ORDER BY 1"
+    )
+}
 
 /// A table whose UPDATE and DELETE fail because it is published.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,8 +90,9 @@ pub async fn refused_writes(client: &Client, publication: &str) -> Result<Vec<Re
         LISTS.. => "r.prattrs::smallint[] AS prattrs, r.prqual IS NOT NULL AS filtered",
         _ => "NULL::smallint[] AS prattrs, false AS filtered",
     };
-    let generated = if version >= GENERATED { "p.pubgencols = 'n'" } else { "false" };
-    let sql = WRITTEN.replace("{lists}", &format!("{lists}, {generated} AS generated"));
+    let generated =
+        if version >= GENERATED { "p.pubgencols OPERATOR(pg_catalog.=) 'n'" } else { "false" };
+    let sql = written_sql(&format!("{lists}, {generated} AS generated"));
     let mut found = Vec::new();
     for row in client.query(&sql, &[&publication]).await? {
         let table: String = row.try_get(0)?;

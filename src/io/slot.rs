@@ -6,13 +6,19 @@ use tokio_postgres::types::{PgLsn, Type};
 
 use crate::engine::halt::SlotState;
 use crate::engine::lsn::Lsn;
+use crate::io::op::EQ;
 
-const SLOT: &str = "
-    SELECT plugin::text, database::text, coalesce(database = current_database(), false), active_pid,
+fn slot_sql() -> String {
+    format!(
+        "
+    SELECT plugin::pg_catalog.text, database::pg_catalog.text,
+        coalesce(database {EQ} pg_catalog.current_database(), false), active_pid,
            wal_status, confirmed_flush_lsn, restart_lsn, safe_wal_size,
-           CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
-                ELSE pg_current_wal_insert_lsn() END
-      FROM pg_catalog.pg_replication_slots WHERE slot_name = $1";
+           CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+                ELSE pg_catalog.pg_current_wal_insert_lsn() END
+      FROM pg_catalog.pg_replication_slots WHERE slot_name {EQ} $1"
+    )
+}
 
 /// A slot as `pg_replication_slots` shows it, with the WAL's end at the same moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +91,7 @@ impl Slot {
 /// # Errors
 /// The server's.
 pub async fn read(client: &Client, slot: &str) -> Result<Option<Slot>, tokio_postgres::Error> {
-    let Some(row) = client.query_typed_opt(SLOT, &[(&slot, Type::TEXT)]).await? else {
+    let Some(row) = client.query_typed_opt(&slot_sql(), &[(&slot, Type::TEXT)]).await? else {
         return Ok(None);
     };
     let lsn = |lsn: PgLsn| Lsn(lsn.into());
@@ -117,6 +123,6 @@ pub async fn read(client: &Client, slot: &str) -> Result<Option<Slot>, tokio_pos
 /// # Errors
 /// The server's; on a standby always.
 pub async fn wal_end(client: &Client) -> Result<Lsn, tokio_postgres::Error> {
-    let row = client.query_one("SELECT pg_current_wal_insert_lsn()", &[]).await?;
+    let row = client.query_one("SELECT pg_catalog.pg_current_wal_insert_lsn()", &[]).await?;
     Ok(Lsn(row.try_get::<_, PgLsn>(0)?.into()))
 }

@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 
 use crate::engine::catalog::TableName;
 use crate::engine::halt::SourceIdentity;
+use crate::io::op::{EQ, GT, NE};
 use crate::io::pg::Conninfo;
 
 /// The oldest server that walhook works with.
@@ -16,15 +17,26 @@ pub const OLDEST_SERVER: i32 = 140_000;
 const ROW_FILTERS: i32 = 150_000;
 
 /// Whether the role `r` may replicate. Amazon's servers give the right through a role instead.
-const MAY_REPLICATE: &str = "rolsuper OR rolreplication OR EXISTS (
-    SELECT FROM pg_roles g WHERE g.rolname = 'rds_replication' AND pg_has_role(r.oid, g.oid, 'USAGE'))";
+fn may_replicate_sql() -> String {
+    format!(
+        "rolsuper OR rolreplication OR EXISTS (
+    SELECT FROM pg_catalog.pg_roles g WHERE g.rolname {EQ} 'rds_replication'
+        AND pg_catalog.pg_has_role(r.oid, g.oid, 'USAGE'))"
+    )
+}
+
+/// The timeline that is written to, from the first eight digits of the name of a file of the WAL.
+pub(crate) const TIMELINE: &str = "('x' OPERATOR(pg_catalog.||) pg_catalog.left(
+    pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8))::bit(32)::integer";
 
 /// The server's version as `server_version_num` has it, such as 150018.
 ///
 /// # Errors
 /// When the server does not answer.
 pub async fn server_version(client: &Client) -> Result<i32> {
-    let row = client.query_one("SELECT current_setting('server_version_num')::int", &[]).await?;
+    let row = client
+        .query_one("SELECT pg_catalog.current_setting('server_version_num')::int", &[])
+        .await?;
     Ok(row.try_get(0)?)
 }
 
@@ -34,7 +46,9 @@ pub async fn server_version(client: &Client) -> Result<i32> {
 /// When the server does not answer.
 pub async fn replication_right(client: &Client) -> Result<(String, bool)> {
     let sql = format!(
-        "SELECT rolname::text, {MAY_REPLICATE} FROM pg_roles r WHERE rolname = current_user"
+        "SELECT rolname::pg_catalog.text, {} FROM pg_catalog.pg_roles r
+         WHERE rolname {EQ} current_user",
+        may_replicate_sql()
     );
     let row = client.query_one(&sql, &[]).await?;
     Ok((row.try_get(0)?, row.try_get(1)?))
@@ -45,7 +59,8 @@ pub async fn replication_right(client: &Client) -> Result<(String, bool)> {
 /// # Errors
 /// When the server does not answer.
 pub async fn may_replicate(client: &Client, role: &str) -> Result<Option<bool>> {
-    let sql = format!("SELECT {MAY_REPLICATE} FROM pg_roles r WHERE rolname = $1");
+    let sql =
+        format!("SELECT {} FROM pg_catalog.pg_roles r WHERE rolname {EQ} $1", may_replicate_sql());
     let row = client.query_opt(&sql, &[&role]).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
@@ -57,9 +72,12 @@ pub async fn may_replicate(client: &Client, role: &str) -> Result<Option<bool>> 
 pub async fn identity(client: &Client, info: &Conninfo) -> Result<SourceIdentity> {
     let row = client
         .query_one(
-            "SELECT system_identifier::text, current_database()::text,
-                    ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int
-             FROM pg_control_system()",
+            &format!(
+                "SELECT system_identifier::pg_catalog.text,
+                      pg_catalog.current_database()::pg_catalog.text,
+                    {TIMELINE}
+             FROM pg_catalog.pg_control_system()"
+            ),
             &[],
         )
         .await
@@ -111,23 +129,30 @@ pub async fn publication(client: &Client, name: &str) -> Result<Option<Publicati
     let row = client
         .query_opt(
             // The last is a column that older servers do not have.
-            "SELECT pubviaroot, pubinsert, pubupdate, pubdelete, pubtruncate,
-                    coalesce(to_jsonb(p) ->> 'pubgencols' <> 'n', false)
-             FROM pg_publication p WHERE pubname = $1",
+            &format!("SELECT pubviaroot, pubinsert, pubupdate, pubdelete, pubtruncate,
+                    coalesce(pg_catalog.to_jsonb(p) OPERATOR(pg_catalog.->>) 'pubgencols' {NE} 'n', false)
+             FROM pg_catalog.pg_publication p WHERE pubname {EQ} $1"),
             &[&name],
         )
         .await?;
     let Some(row) = row else { return Ok(None) };
-    let members = "FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-                   JOIN pg_class c ON c.oid = r.prrelid
-                   JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1";
+    let members = format!(
+        "FROM pg_catalog.pg_publication_rel r
+        JOIN pg_catalog.pg_publication p ON p.oid {EQ} r.prpubid
+                   JOIN pg_catalog.pg_class c ON c.oid {EQ} r.prrelid
+                   JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+                   WHERE p.pubname {EQ} $1"
+    );
     let mut tables = names(
         client,
-        "SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = $1",
+        &format!(
+            "SELECT schemaname::pg_catalog.text, tablename::pg_catalog.text
+                  FROM pg_catalog.pg_publication_tables WHERE pubname {EQ} $1"
+        ),
         name,
     )
     .await?;
-    let select = format!("SELECT n.nspname::text, c.relname::text {members}");
+    let select = format!("SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text {members}");
     tables.append(&mut names(client, &select, name).await?);
     let (mut filtered, mut lists) = Default::default();
     if server_version(client).await? >= ROW_FILTERS {
@@ -159,17 +184,21 @@ async fn column_lists(
     client: &Client,
     name: &str,
 ) -> Result<BTreeMap<TableName, BTreeSet<String>>> {
-    let sql = "SELECT n.nspname::text, c.relname::text,
-                      ARRAY(SELECT a.attname::text FROM pg_attribute a
-                            WHERE a.attrelid = c.oid AND a.attnum = ANY (r.prattrs))
-               FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-               JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-               WHERE p.pubname = $1 AND r.prattrs IS NOT NULL";
+    let sql = format!(
+        "SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text,
+                      ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute a
+                            WHERE a.attrelid {EQ} c.oid AND a.attnum {EQ} ANY (r.prattrs))
+               FROM pg_catalog.pg_publication_rel r
+               JOIN pg_catalog.pg_publication p ON p.oid {EQ} r.prpubid
+               JOIN pg_catalog.pg_class c ON c.oid {EQ} r.prrelid
+               JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+               WHERE p.pubname {EQ} $1 AND r.prattrs IS NOT NULL"
+    );
     let list = |row: &tokio_postgres::Row| {
         let table = TableName { schema: row.try_get(0)?, name: row.try_get(1)? };
         Ok((table, row.try_get::<_, Vec<String>>(2)?.into_iter().collect()))
     };
-    client.query(sql, &[&name]).await?.iter().map(list).collect()
+    client.query(&sql, &[&name]).await?.iter().map(list).collect()
 }
 
 /// A table or view of the source.
@@ -209,9 +238,12 @@ impl Table {
 pub async fn table(client: &Client, name: &TableName) -> Result<Option<Table>> {
     let row = client
         .query_opt(
-            "SELECT c.oid, c.relkind::text
-             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-             WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')",
+            &format!(
+                "SELECT c.oid, c.relkind::pg_catalog.text
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+             WHERE n.nspname {EQ} $1 AND c.relname {EQ} $2
+             AND c.relkind {EQ} ANY ('{{r,p,v,m,f}}')"
+            ),
             &[&name.schema, &name.name],
         )
         .await?;
@@ -220,10 +252,14 @@ pub async fn table(client: &Client, name: &TableName) -> Result<Option<Table>> {
     let kind: &str = row.try_get(1)?;
     let columns = client
         .query(
-            "SELECT a.attname::text,
-                    format_type(CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END, NULL)
-             FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-             WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+            &format!(
+                "SELECT a.attname::pg_catalog.text,
+                    pg_catalog.format_type(CASE WHEN t.typtype {EQ} 'd'
+                        THEN t.typbasetype ELSE t.oid END, NULL)
+             FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid {EQ} a.atttypid
+             WHERE a.attrelid {EQ} $1 AND a.attnum {GT} 0 AND NOT a.attisdropped
+             ORDER BY a.attnum"
+            ),
             &[&oid],
         )
         .await?;
@@ -240,19 +276,22 @@ pub async fn table(client: &Client, name: &TableName) -> Result<Option<Table>> {
 async fn without_identity(client: &Client, oid: u32) -> Result<Vec<String>> {
     let rows = client
         .query(
-            "SELECT c.oid::regclass::text FROM pg_class c
-             WHERE (c.oid = $1 OR c.oid IN (SELECT relid FROM pg_partition_tree($1::oid::regclass)))
-               AND c.relkind = 'r'
-               AND NOT CASE c.relreplident
-                   WHEN 'f' THEN true
-                   WHEN 'd' THEN EXISTS (SELECT FROM pg_index i
-                                         WHERE i.indrelid = c.oid AND i.indisprimary
+            &format!(
+                "SELECT c.oid::pg_catalog.regclass::pg_catalog.text FROM pg_catalog.pg_class c
+             WHERE (c.oid {EQ} $1 OR c.oid {EQ} ANY (SELECT relid
+             FROM pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass)))
+               AND c.relkind {EQ} 'r'
+               AND NOT CASE
+                   WHEN c.relreplident {EQ} 'f' THEN true
+                   WHEN c.relreplident {EQ} 'd' THEN EXISTS (SELECT FROM pg_catalog.pg_index i
+                                         WHERE i.indrelid {EQ} c.oid AND i.indisprimary
                                            AND i.indimmediate AND i.indisvalid)
-                   WHEN 'i' THEN EXISTS (SELECT FROM pg_index i
-                                         WHERE i.indrelid = c.oid AND i.indisreplident
+                   WHEN c.relreplident {EQ} 'i' THEN EXISTS (SELECT FROM pg_catalog.pg_index i
+                                         WHERE i.indrelid {EQ} c.oid AND i.indisreplident
                                            AND i.indisvalid)
                    ELSE false END
-             ORDER BY 1",
+             ORDER BY 1"
+            ),
             &[&oid],
         )
         .await?;
@@ -262,16 +301,20 @@ async fn without_identity(client: &Client, oid: u32) -> Result<Vec<String>> {
 async fn identifies_by_generated(client: &Client, oid: u32) -> Result<bool> {
     let row = client
         .query_one(
-            "SELECT EXISTS (
-                 SELECT FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-                 WHERE (c.oid = $1 OR c.oid IN (SELECT relid FROM pg_partition_tree($1::oid::regclass)))
-                   AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped
-                   AND a.attgenerated = 's'
-                   AND CASE c.relreplident WHEN 'f' THEN true ELSE EXISTS (
-                           SELECT FROM pg_index i
-                           WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey)
-                             AND CASE c.relreplident WHEN 'd' THEN i.indisprimary
-                                 ELSE i.indisreplident END) END)",
+            &format!(
+                "SELECT EXISTS (
+                 SELECT FROM pg_catalog.pg_class c
+                     JOIN pg_catalog.pg_attribute a ON a.attrelid {EQ} c.oid
+                 WHERE (c.oid {EQ} $1 OR c.oid {EQ} ANY (SELECT relid
+                 FROM pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass)))
+                   AND c.relkind {EQ} 'r' AND a.attnum {GT} 0 AND NOT a.attisdropped
+                   AND a.attgenerated {EQ} 's'
+                   AND CASE WHEN c.relreplident {EQ} 'f' THEN true ELSE EXISTS (
+                           SELECT FROM pg_catalog.pg_index i
+                           WHERE i.indrelid {EQ} c.oid AND a.attnum {EQ} ANY (i.indkey)
+                             AND CASE WHEN c.relreplident {EQ} 'd' THEN i.indisprimary
+                                 ELSE i.indisreplident END) END)"
+            ),
             &[&oid],
         )
         .await?;

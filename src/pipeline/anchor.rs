@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::engine::lsn::Lsn;
 use crate::io::anchor;
 use crate::io::metrics::Metrics;
+use crate::io::op::TIMES;
 use crate::io::slot::{self, Slot};
 use crate::io::sql::Connection;
 
@@ -115,6 +116,8 @@ async fn hold(
 /// this order: what is committed after that moment stands behind that position.
 async fn source_time(client: &Connection) -> anyhow::Result<(Lsn, i64)> {
     let wal_end = slot::wal_end(client).await?;
-    let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8";
-    Ok((wal_end, client.query_one(sql, &[]).await?.try_get(0)?))
+    let sql = format!(
+        "SELECT (extract(epoch FROM pg_catalog.clock_timestamp()) {TIMES} 1000000)::bigint"
+    );
+    Ok((wal_end, client.query_one(&sql, &[]).await?.try_get(0)?))
 }

@@ -7,6 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use super::Report;
 use crate::config::Config;
+use crate::io::op::{EQ, LE};
 use crate::io::source::server_version;
 
 /// From this version on a peek does not tell: there is a warning where there was an error.
@@ -19,10 +20,12 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
     let (slot, publication) = (&config.source.slot, &config.source.publication);
     // Catalog rows older than `catalog_xmin` are seen by all that the slot has still to read. The row
     // is also young when the publication's options were changed, which does no harm.
-    let sql = "SELECT age(p.xmin) <= age(s.catalog_xmin), s.active
-               FROM pg_publication p, pg_replication_slots s
-               WHERE p.pubname = $1 AND s.slot_name = $2 AND s.catalog_xmin IS NOT NULL";
-    let Some(row) = client.query_opt(sql, &[publication, slot]).await? else { return Ok(()) };
+    let sql = format!(
+        "SELECT pg_catalog.age(p.xmin) {LE} pg_catalog.age(s.catalog_xmin), s.active
+               FROM pg_catalog.pg_publication p, pg_catalog.pg_replication_slots s
+               WHERE p.pubname {EQ} $1 AND s.slot_name {EQ} $2 AND s.catalog_xmin IS NOT NULL"
+    );
+    let Some(row) = client.query_opt(&sql, &[publication, slot]).await? else { return Ok(()) };
     let (is_young, is_active): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
     if !is_young {
         return Ok(());
@@ -48,8 +51,9 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
 
 /// Reads the slot's first change without taking it.
 async fn peek(client: &Client, slot: &str, publication: &str) -> Result<(), tokio_postgres::Error> {
-    let sql = "SELECT count(*) FROM pg_logical_slot_peek_binary_changes(
-                   $1, NULL, 1, 'proto_version', '1', 'publication_names', quote_ident($2))";
+    let sql = "SELECT pg_catalog.count(*) FROM pg_catalog.pg_logical_slot_peek_binary_changes(
+                   $1, NULL, 1, 'proto_version', '1', 'publication_names',
+                       pg_catalog.quote_ident($2))";
     client.batch_execute(PEEK).await?;
     let peeked = client.query_one(sql, &[&slot, &publication]).await;
     client.batch_execute("ROLLBACK").await?;

@@ -67,9 +67,10 @@ pub(super) async fn replication(
             return Ok(());
         }
     };
-    let sql = "SELECT system_identifier::text FROM pg_control_system()";
+    let sql = "SELECT system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system()";
     let identifier: i64 = one::<String>(source, sql).await?.parse()?;
-    let database: String = one(source, "SELECT current_database()::text").await?;
+    let database: String =
+        one(source, "SELECT pg_catalog.current_database()::pg_catalog.text").await?;
     if (identifier.cast_unsigned(), &database) != (system.system_identifier, &system.database) {
         let finding = format!("{key} leads to another cluster or database than source.url");
         report.fail(what, finding, format!("correct {key}"));

@@ -4,6 +4,7 @@ use anyhow::Result;
 use tokio_postgres::Client;
 
 use super::{NAME, Report};
+use crate::io::op::{EQ, NE};
 use crate::io::source::server_version;
 
 /// `synchronized_standby_slots`, and slots that standbys follow.
@@ -11,7 +12,7 @@ const FAILOVER: i32 = 170_000;
 
 pub(super) async fn settings(client: &Client, report: &mut Report) -> Result<()> {
     // Since version 18; null on older servers.
-    let sql = "SELECT current_setting('idle_replication_slot_timeout', true)";
+    let sql = "SELECT pg_catalog.current_setting('idle_replication_slot_timeout', true)";
     let timeout: Option<String> = client.query_one(sql, &[]).await?.try_get(0)?;
     match timeout.as_deref() {
         None => {}
@@ -30,11 +31,13 @@ pub(super) async fn settings(client: &Client, report: &mut Report) -> Result<()>
 pub(super) async fn slot(client: &Client, name: &str, report: &mut Report) -> Result<()> {
     // The connection that `check` has just tried may not be gone yet; it is no standby. Of another
     // role's the name may be hidden, which makes it null.
-    let sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_type = 'physical')
-                   OR EXISTS (SELECT FROM pg_stat_replication r
-                              WHERE application_name IS DISTINCT FROM $1 AND NOT EXISTS (
-                                  SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid))";
-    let has_standby: bool = client.query_one(sql, &[&NAME]).await?.try_get(0)?;
+    let sql = format!("SELECT EXISTS (SELECT FROM pg_catalog.pg_replication_slots
+                       WHERE slot_type {EQ} 'physical')
+                   OR EXISTS (SELECT FROM pg_catalog.pg_stat_replication r
+                              WHERE (application_name IS NULL OR application_name {NE} $1) AND NOT EXISTS (
+                                  SELECT FROM pg_catalog.pg_replication_slots s
+                                      WHERE s.active_pid {EQ} r.pid))");
+    let has_standby: bool = client.query_one(&sql, &[&NAME]).await?.try_get(0)?;
     if !has_standby {
         return Ok(());
     }
@@ -45,9 +48,11 @@ pub(super) async fn slot(client: &Client, name: &str, report: &mut Report) -> Re
         report.warn("failover", finding, mend);
         return Ok(());
     }
-    let sql = "SELECT failover, current_setting('synchronized_standby_slots') <> ''
-               FROM pg_replication_slots WHERE slot_name = $1";
-    let row = client.query_one(sql, &[&name]).await?;
+    let sql = format!(
+        "SELECT failover, pg_catalog.current_setting('synchronized_standby_slots') {NE} ''
+               FROM pg_catalog.pg_replication_slots WHERE slot_name {EQ} $1"
+    );
+    let row = client.query_one(&sql, &[&name]).await?;
     match (row.try_get(0)?, row.try_get(1)?) {
         (true, true) => report.pass("failover", format!("standbys keep {name}")),
         (true, false) => report.warn(

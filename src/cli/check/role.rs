@@ -7,6 +7,7 @@ use super::{Report, one};
 use crate::cli::setup::looked_up;
 use crate::config::Config;
 use crate::io::ident::{quote_ident, quote_name};
+use crate::io::op::{EQ, GT, LE};
 use crate::io::source;
 
 /// Below this a timeout may end a look-up or a state transaction of ours that is merely slow.
@@ -28,9 +29,12 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
 /// As they are in our own session: the server's, the database's or the role's setting.
 async fn timeouts(client: &Client, report: &mut Report) -> Result<()> {
     let names: Vec<&str> = TIMEOUTS.to_vec();
-    let sql = "SELECT name, setting::bigint, current_user::text FROM pg_settings
-               WHERE name = ANY ($1) AND setting::bigint BETWEEN 1 AND $2 ORDER BY name";
-    let short = client.query(sql, &[&names, &(SHORTEST_TIMEOUT_MS - 1)]).await?;
+    let sql = format!(
+        "SELECT name, setting::bigint, current_user::pg_catalog.text FROM pg_catalog.pg_settings
+               WHERE name {EQ} ANY ($1) AND setting::bigint {GT} 0
+                 AND setting::bigint {LE} $2 ORDER BY name"
+    );
+    let short = client.query(&sql, &[&names, &(SHORTEST_TIMEOUT_MS - 1)]).await?;
     for row in &short {
         let (name, ms, role): (&str, i64, &str) =
             (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
@@ -45,7 +49,7 @@ async fn timeouts(client: &Client, report: &mut Report) -> Result<()> {
 
 /// What to do where state tables are missing.
 pub(super) async fn mend_of_state(client: &Client) -> Result<&'static str> {
-    let sql = "SELECT has_database_privilege(current_database(), 'CREATE')";
+    let sql = "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')";
     Ok(match one(client, sql).await? {
         true => "run `walhook setup`",
         false => "our role may not CREATE in this database: run `walhook setup --admin-url`",
@@ -62,11 +66,14 @@ async fn privileges(config: &Config, client: &Client, report: &mut Report) -> Re
         report.fail("privileges", format!("{role} may not replicate"), mend);
     }
     for table in looked_up(config)? {
-        let sql =
-            "SELECT has_schema_privilege(n.oid, 'USAGE'), has_table_privilege(c.oid, 'SELECT')
-                   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                   WHERE n.nspname = $1 AND c.relname = $2";
-        let row = client.query_opt(sql, &[&table.schema, &table.name]).await?;
+        let sql = format!(
+            "SELECT pg_catalog.has_schema_privilege(n.oid, 'USAGE'),
+                     pg_catalog.has_table_privilege(c.oid, 'SELECT')
+                   FROM pg_catalog.pg_class c
+                   JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+                   WHERE n.nspname {EQ} $1 AND c.relname {EQ} $2"
+        );
+        let row = client.query_opt(&sql, &[&table.schema, &table.name]).await?;
         // That a table does not exist is said where its columns are checked.
         let Some(row) = row else { continue };
         let schema = quote_ident(&table.schema);

@@ -10,6 +10,7 @@ use crate::engine::halt::{self, Halt, SourceIdentity};
 use crate::engine::lsn::Lsn;
 use crate::io::anchor;
 use crate::io::ident::quote_ident;
+use crate::io::op::{EQ, MINUS};
 use crate::io::pg::Conninfo;
 use crate::io::slot::{Slot, WalStatus};
 use crate::io::source;
@@ -28,13 +29,14 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
 }
 
 async fn settings(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
-    let wal_level: String = one(client, "SELECT current_setting('wal_level')").await?;
+    let wal_level: String = one(client, "SELECT pg_catalog.current_setting('wal_level')").await?;
     if wal_level == "logical" {
         report.pass("wal_level", wal_level);
     } else {
         report.fail("wal_level", wal_level, "set wal_level = logical and restart the server");
     }
-    let keep: String = one(client, "SELECT current_setting('max_slot_wal_keep_size')").await?;
+    let keep: String =
+        one(client, "SELECT pg_catalog.current_setting('max_slot_wal_keep_size')").await?;
     if keep == "-1" {
         report.warn(
             "max_slot_wal_keep_size",
@@ -53,7 +55,8 @@ async fn settings(config: &Config, client: &Client, report: &mut Report) -> Resu
     } else {
         report.pass("max_slot_wal_keep_size", keep);
     }
-    let timeout: String = one(client, "SELECT current_setting('wal_sender_timeout')").await?;
+    let timeout: String =
+        one(client, "SELECT pg_catalog.current_setting('wal_sender_timeout')").await?;
     if timeout == "0" {
         report.warn(
             "wal_sender_timeout",
@@ -64,9 +67,11 @@ async fn settings(config: &Config, client: &Client, report: &mut Report) -> Resu
     } else {
         report.pass("wal_sender_timeout", timeout);
     }
-    let name: String = one(client, "SELECT getdatabaseencoding()::text").await?;
+    let name: String =
+        one(client, "SELECT pg_catalog.getdatabaseencoding()::pg_catalog.text").await?;
     encoding(&name, report);
-    let names: String = one(client, "SELECT current_setting('synchronous_standby_names')").await?;
+    let names: String =
+        one(client, "SELECT pg_catalog.current_setting('synchronous_standby_names')").await?;
     if may_be_synchronous(&names) {
         report.fail(
             "synchronous_standby_names",
@@ -120,8 +125,9 @@ pub(super) async fn slot(
     free_slots(name, client, report).await?;
     let active_pid = slot.as_ref().and_then(|slot| slot.active_pid);
     if active_pid.is_none() {
-        let sql =
-            "SELECT current_setting('max_wal_senders')::bigint - count(*) FROM pg_stat_replication";
+        let sql = "SELECT pg_catalog.current_setting('max_wal_senders')::bigint
+                       OPERATOR(pg_catalog.-) pg_catalog.count(*)
+                   FROM pg_catalog.pg_stat_replication";
         let left: i64 = one(client, sql).await?;
         match left {
             1.. => report.pass("max_wal_senders", format!("{left} left")),
@@ -166,20 +172,23 @@ pub(super) async fn slot(
 
 /// What `max_slot_wal_keep_size` limits a slot to; it is kept in megabytes.
 async fn keep_bytes(client: &Client) -> Result<u64> {
-    let sql = "SELECT setting::bigint * 1048576 FROM pg_settings
-               WHERE name = 'max_slot_wal_keep_size'";
+    let sql = "SELECT setting::bigint OPERATOR(pg_catalog.*) 1048576 FROM pg_catalog.pg_settings
+               WHERE name OPERATOR(pg_catalog.=) 'max_slot_wal_keep_size'";
     let bytes: i64 = client.query_one(sql, &[]).await?.try_get(0)?;
     Ok(u64::try_from(bytes).unwrap_or(u64::MAX))
 }
 
 /// Whether the server has room for the slots of ours that are not there yet.
 async fn free_slots(name: &str, client: &Client, report: &mut Report) -> Result<()> {
-    let sql = "SELECT current_setting('max_replication_slots')::bigint - count(*),
-                      count(*) FILTER (WHERE slot_name = $1::text),
-                      count(*) FILTER (WHERE slot_name = $2::text)
-               FROM pg_replication_slots";
+    let sql = format!(
+        "SELECT pg_catalog.current_setting('max_replication_slots')::bigint
+                    {MINUS} pg_catalog.count(*),
+                pg_catalog.count(*) FILTER (WHERE slot_name {EQ} $1::pg_catalog.text),
+                pg_catalog.count(*) FILTER (WHERE slot_name {EQ} $2::pg_catalog.text)
+         FROM pg_catalog.pg_replication_slots"
+    );
     let anchor = anchor::name(name);
-    let row = client.query_one(sql, &[&name, &anchor]).await?;
+    let row = client.query_one(&sql, &[&name, &anchor]).await?;
     let (left, live, anchors): (i64, i64, i64) =
         (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let missing = SLOTS - live - anchors;
@@ -200,10 +209,11 @@ async fn free_slots(name: &str, client: &Client, report: &mut Report) -> Result<
 
 /// A session for people: its pid and what is known of it.
 pub(crate) async fn session(client: &Client, pid: i32) -> Result<String> {
-    let sql = "SELECT format('pid %s (%s, %s, %s)', pid, usename,
-                      coalesce(nullif(application_name, ''), 'no application name'),
-                      coalesce(host(client_addr), 'local'))
-               FROM pg_stat_activity WHERE pid = $1";
+    let sql = "SELECT pg_catalog.format('pid %s (%s, %s, %s)', pid, usename,
+                      CASE WHEN application_name OPERATOR(pg_catalog.<>) '' THEN application_name
+                      ELSE 'no application name' END,
+                      coalesce(pg_catalog.host(client_addr), 'local'))
+               FROM pg_catalog.pg_stat_activity WHERE pid OPERATOR(pg_catalog.=) $1";
     match client.query_opt(sql, &[&pid]).await? {
         Some(row) => Ok(row.try_get(0)?),
         None => Ok(format!("pid {pid}")),
@@ -225,13 +235,17 @@ pub(super) async fn state(
         report.fail("state", finding, role::mend_of_state(client).await?);
         return Ok(None);
     }
-    let role: String = one(client, "SELECT current_user::text").await?;
-    let sql = "SELECT has_schema_privilege($1, 'USAGE') AND coalesce(bool_and(
-                          has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
-                          AND has_table_privilege(c.oid, 'UPDATE')
-                          AND has_table_privilege(c.oid, 'DELETE')), false)
-               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-               WHERE n.nspname = $1 AND c.relname = ANY ($2)";
+    let role: String = one(client, "SELECT current_user::pg_catalog.text").await?;
+    let sql =
+        "SELECT pg_catalog.has_schema_privilege($1, 'USAGE') AND coalesce(pg_catalog.bool_and(
+                          pg_catalog.has_table_privilege(c.oid, 'SELECT')
+                          AND pg_catalog.has_table_privilege(c.oid, 'INSERT')
+                          AND pg_catalog.has_table_privilege(c.oid, 'UPDATE')
+                          AND pg_catalog.has_table_privilege(c.oid, 'DELETE')), false)
+               FROM pg_catalog.pg_class c
+               JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+               WHERE n.nspname OPERATOR(pg_catalog.=) $1
+               AND c.relname OPERATOR(pg_catalog.=) ANY ($2)";
     if !client.query_one(sql, &[schema, &tables]).await?.try_get::<_, bool>(0)? {
         let finding = format!("{role} may not use the schema {schema}");
         report.fail("state", finding, "run `walhook setup --admin-url`, which grants it");
@@ -244,10 +258,10 @@ pub(super) async fn state(
 async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Result<Option<Lsn>> {
     let schema = quote_ident(&config.state.schema);
     let sql = format!(
-        "SELECT m.system_identifier::text, m.timeline, m.host, m.database,
-                c.frontier::text, c.halt_reason
-         FROM {schema}.meta m JOIN {schema}.checkpoint c USING (pipeline)
-         WHERE pipeline = $1 AND c.partition = 0"
+        "SELECT m.system_identifier::pg_catalog.text, m.timeline, m.host, m.database,
+                c.frontier::pg_catalog.text, c.halt_reason
+         FROM {schema}.meta m JOIN {schema}.checkpoint c ON c.pipeline {EQ} m.pipeline
+         WHERE m.pipeline {EQ} $1 AND c.partition {EQ} 0"
     );
     let Some(row) = client.query_opt(&sql, &[&config.source.slot]).await? else {
         report.fail("checkpoint", "there is none", "run `walhook setup`");

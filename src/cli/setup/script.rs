@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use crate::config::Config;
 use crate::engine::catalog::{TableName, TableNameError};
 use crate::io::ident::{quote_ident, quote_literal, quote_name};
+use crate::io::op::{EQ, PLUS};
 use crate::io::pg::Conninfo;
-use crate::io::source::hosts;
+use crate::io::source::{TIMELINE, hosts};
+use crate::io::sql::SEARCH_PATH;
 
 /// The version of the state schema that this version of walhook writes.
 pub(crate) const SCHEMA_VERSION: i32 = 1;
@@ -148,10 +150,15 @@ pub(super) fn whole(
     role: &str,
     source: &Conninfo,
 ) -> Result<String, TableNameError> {
+    /// Makes of the server's signed 64-bit integer the unsigned one that it stands for.
+    const UNSIGNED: &str = "18446744073709551616";
     let published = published(config)?;
     let slot = quote_literal(&config.source.slot);
     let mut script = Script(String::new());
 
+    script.comment("Names without a schema are searched for where nobody else can put any.");
+    script.statement(&format!("SET search_path = {SEARCH_PATH}"));
+    script.0.push('\n');
     script
         .comment("Part 1, in the source database, as an administrator: one who owns the published");
     script.comment("tables and may CREATE in the database.");
@@ -184,7 +191,9 @@ pub(super) fn whole(
     );
     script.comment("false, false, true, standbys can keep it.");
     script.statement("SET lock_timeout = '1s'");
-    script.statement(&format!("SELECT pg_create_logical_replication_slot({slot}, 'pgoutput')"));
+    script.statement(&format!(
+        "SELECT pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput')"
+    ));
     script.statement("RESET lock_timeout");
 
     script.0.push('\n');
@@ -196,9 +205,10 @@ pub(super) fn whole(
     script.comment("The first checkpoint: where the slot begins.");
     script.statement(&format!(
         "INSERT INTO {schema}.meta (pipeline, schema_version, system_identifier, timeline, host, database)
-SELECT {slot}, {SCHEMA_VERSION}, (system_identifier::numeric + 2 ^ 64::numeric) % 2 ^ 64::numeric,
-       ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int, {}, current_database()
-FROM pg_control_system() ON CONFLICT DO NOTHING",
+SELECT {slot}, {SCHEMA_VERSION},
+       (system_identifier::numeric {PLUS} {UNSIGNED}) OPERATOR(pg_catalog.%) {UNSIGNED},
+       {TIMELINE}, {}, pg_catalog.current_database()
+FROM pg_catalog.pg_control_system() ON CONFLICT DO NOTHING",
         quote_literal(&hosts(source)),
     ));
     script.statement(&format!(
@@ -206,7 +216,8 @@ FROM pg_control_system() ON CONFLICT DO NOTHING",
     ));
     script.statement(&format!(
         "INSERT INTO {schema}.checkpoint (pipeline, frontier)
-SELECT slot_name, confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = {slot}
+SELECT slot_name, confirmed_flush_lsn FROM pg_catalog.pg_replication_slots
+    WHERE slot_name {EQ} {slot}
 ON CONFLICT DO NOTHING"
     ));
     Ok(script.0)

@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use crate::engine::lsn::Lsn;
+use crate::io::op::{CAT, EQ, NE};
 use crate::io::source;
 
 /// Slots that follow a promotion came with version 17.
@@ -36,9 +37,11 @@ pub(crate) async fn create_slot_within(
     let mut shown = String::new();
     // A standby that synchronises slots then has it too, and a promotion loses nothing.
     let sql = if source::server_version(client).await? >= FAILOVER_SLOTS {
-        "SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput', failover => true)"
+        "SELECT lsn::pg_catalog.text
+         FROM pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput', failover => true)"
     } else {
-        "SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')"
+        "SELECT lsn::pg_catalog.text
+         FROM pg_catalog.pg_create_logical_replication_slot($1, 'pgoutput')"
     };
     loop {
         let error = match client.query_one(sql, &[&name]).await {
@@ -68,11 +71,14 @@ pub(crate) async fn create_slot_within(
 async fn mend(client: &Client, error: &tokio_postgres::Error) -> Result<String> {
     let Some(code) = error.code() else { return Ok("see `walhook check`".to_owned()) };
     if *code == SqlState::CONFIGURATION_LIMIT_EXCEEDED {
-        let sql = "SELECT current_setting('max_replication_slots'),
-                          string_agg(slot_name || CASE WHEN active THEN '' ELSE ' (inactive)' END,
+        let sql = format!(
+            "SELECT pg_catalog.current_setting('max_replication_slots'),
+                          pg_catalog.string_agg(
+                       slot_name {CAT} CASE WHEN active THEN '' ELSE ' (inactive)' END,
                                      ', ' ORDER BY slot_name)
-                   FROM pg_replication_slots";
-        let row = client.query_one(sql, &[]).await?;
+                   FROM pg_catalog.pg_replication_slots"
+        );
+        let row = client.query_one(&sql, &[]).await?;
         let (most, slots): (String, String) = (row.try_get(0)?, row.try_get(1)?);
         return Ok(format!(
             "max_replication_slots = {most} are used by {slots}: drop one that nobody reads, or raise \
@@ -95,15 +101,15 @@ async fn mend(client: &Client, error: &tokio_postgres::Error) -> Result<String> 
 async fn blockers(client: &Client) -> Result<String> {
     let rows = client
         .query(
-            "SELECT DISTINCT
+            &format!("SELECT DISTINCT
                     CASE WHEN l.pid IS NULL THEN 'a prepared transaction'
-                    ELSE format('pid %s (%s, %s, %s)', l.pid, a.usename,
-                                coalesce(nullif(a.application_name, ''), 'no application name'),
+                    ELSE pg_catalog.format('pid %s (%s, %s, %s)', l.pid, a.usename,
+                                CASE WHEN a.application_name {NE} '' THEN a.application_name ELSE 'no application name' END,
                                 coalesce(a.state, 'state unknown')) END
-             FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-             WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted
-               AND l.pid IS DISTINCT FROM pg_backend_pid()
-             ORDER BY 1",
+             FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid {EQ} l.pid
+             WHERE l.locktype {EQ} 'transactionid' AND l.mode {EQ} 'ExclusiveLock' AND l.granted
+               AND (l.pid IS NULL OR l.pid {NE} pg_catalog.pg_backend_pid())
+             ORDER BY 1"),
             &[],
         )
         .await?;

@@ -81,7 +81,7 @@ pub enum SessionAttrs {
 impl SessionAttrs {
     /// Says whether the server is in recovery and whether the session's transactions are read-only.
     pub(crate) const QUERY: &str = "SELECT pg_catalog.pg_is_in_recovery(),
-        pg_catalog.current_setting('transaction_read_only')::pg_catalog.bool";
+        pg_catalog.current_setting('transaction_read_only')::boolean";
 
     /// Whether a server of which [`SessionAttrs::QUERY`] says this will do.
     #[must_use]

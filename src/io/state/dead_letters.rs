@@ -6,6 +6,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::engine::event::{EndpointId, Event};
+use crate::io::op::{EQ, GT, LE, LT, NE};
 
 use super::event::{EVENT_COLUMNS, read_event};
 use super::persist::StoredAttempt;
@@ -38,8 +39,13 @@ pub struct StoredDeadLetter {
 }
 
 const COLUMNS: &str = "d.id, d.endpoint, d.reason, d.detail, d.attempts, d.last_status,
-    (extract(epoch FROM d.died_at) * 1000000)::int8 AS died,
-    (extract(epoch FROM d.tried_at) * 1000000)::int8 AS tried, d.history::text";
+    (extract(epoch FROM d.died_at) OPERATOR(pg_catalog.*) 1000000)::bigint AS died,
+    (extract(epoch FROM d.tried_at) OPERATOR(pg_catalog.*) 1000000)::bigint AS tried,
+        d.history::pg_catalog.text";
+
+/// That body `b` is of the event of dead letter `d`.
+const SAME_EVENT: &str =
+    "b.pipeline OPERATOR(pg_catalog.=) d.pipeline AND b.event_id OPERATOR(pg_catalog.=) d.event_id";
 
 impl StateStore {
     /// The next dead letters that the job asks for by `filter` and has not tried, in the order of their ids.
@@ -58,8 +64,9 @@ impl StateStore {
     ) -> Result<Vec<StoredDeadLetter>, StateError> {
         let s = &self.scope.s;
         let condition = format!(
-            "d.id > $9 AND d.endpoint <> '' AND d.last_job IS DISTINCT FROM $11 AND d.tried_at <
-             (SELECT created_at FROM {s}.jobs j WHERE j.pipeline = $1 AND j.id = $11)"
+            "d.id {GT} $9 AND d.endpoint {NE} '' AND (d.last_job IS NULL OR d.last_job {NE} $11)
+             AND d.tried_at {LT} (SELECT created_at FROM {s}.jobs j WHERE j.pipeline {EQ} $1
+             AND j.id {EQ} $11)"
         );
         self.select(filter, &condition, after_id, limit, Some(job)).await
     }
@@ -74,7 +81,7 @@ impl StateStore {
         after_id: i64,
         limit: i64,
     ) -> Result<Vec<StoredDeadLetter>, StateError> {
-        self.select(filter, "d.id > $9", after_id, limit, None).await
+        self.select(filter, &format!("d.id {GT} $9"), after_id, limit, None).await
     }
 
     async fn select(
@@ -87,7 +94,7 @@ impl StateStore {
     ) -> Result<Vec<StoredDeadLetter>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT {COLUMNS}, {EVENT_COLUMNS} FROM {s}.dead_letters d JOIN {s}.bodies b USING (pipeline, event_id)
+            "SELECT {COLUMNS}, {EVENT_COLUMNS} FROM {s}.dead_letters d JOIN {s}.bodies b ON {SAME_EVENT}
              WHERE {} AND {condition} ORDER BY d.id LIMIT $10",
             DeadLetterFilter::condition()
         );
@@ -112,7 +119,7 @@ impl StateStore {
     async fn count(&self, filter: &DeadLetterFilter, condition: &str) -> Result<i64, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT count(*) FROM {s}.dead_letters d JOIN {s}.bodies b USING (pipeline, event_id)
+            "SELECT pg_catalog.count(*) FROM {s}.dead_letters d JOIN {s}.bodies b ON {SAME_EVENT}
              WHERE {} AND {condition}",
             DeadLetterFilter::condition()
         );
@@ -125,7 +132,7 @@ impl StateStore {
         &self,
         filter: &DeadLetterFilter,
     ) -> Result<i64, StateError> {
-        self.count(filter, "d.endpoint <> ''").await
+        self.count(filter, &format!("d.endpoint {NE} ''")).await
     }
 
     /// Removes dead letters for good, in transactions of at most 1,000; returns how many.
@@ -139,11 +146,13 @@ impl StateStore {
         filter: &DeadLetterFilter,
     ) -> Result<i64, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
-        let last = format!("SELECT coalesce(max(id), 0) FROM {s}.dead_letters WHERE pipeline = $1");
+        let last = format!(
+            "SELECT coalesce(pg_catalog.max(id), 0) FROM {s}.dead_letters WHERE pipeline {EQ} $1"
+        );
         let last: i64 = self.one(&last).await?.try_get(0)?;
         let choose = format!(
-            "SELECT d.id FROM {s}.dead_letters d JOIN {s}.bodies b USING (pipeline, event_id)
-             WHERE {} AND d.id > $9 AND d.id <= $10 ORDER BY d.id LIMIT 1000",
+            "SELECT d.id FROM {s}.dead_letters d JOIN {s}.bodies b ON {SAME_EVENT}
+             WHERE {} AND d.id {GT} $9 AND d.id {LE} $10 ORDER BY d.id LIMIT 1000",
             DeadLetterFilter::condition()
         );
         let (mut after, mut removed) = (0i64, 0);

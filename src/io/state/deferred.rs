@@ -12,6 +12,7 @@ use super::{
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{EventKey, QueueId, RowKey};
 use crate::engine::position::{Position, WalPosition};
+use crate::io::op::{EQ, GT, PLUS, TIMES};
 
 /// Rows changed in one transaction, during which the leader writes nothing.
 const CHUNK: i64 = 1_000;
@@ -98,15 +99,15 @@ impl StateStore {
         after: &DeferredCursor,
         limit: i64,
     ) -> Result<Vec<StoredDeferred>, StateError> {
-        let columns = "d.event_id, d.event_type, d.account, d.endpoint, d.replay_id, d.reason,
-            d.attempts, (extract(epoch FROM d.next_attempt_at) * 1000000)::int8 AS next,
-            d.last_status, d.detail, (extract(epoch FROM d.deferred_at) * 1000000)::int8 AS at,
-            d.history::text";
+        let columns = format!("d.event_id, d.event_type, d.account, d.endpoint, d.replay_id, d.reason,
+            d.attempts, (extract(epoch FROM d.next_attempt_at) {TIMES} 1000000)::bigint AS next,
+            d.last_status, d.detail, (extract(epoch FROM d.deferred_at) {TIMES} 1000000)::bigint AS at,
+            d.history::pg_catalog.text");
         let Scope { s, pipeline, .. } = &self.scope;
         let filters = DeferredFilter::condition();
         let sql = format!(
             "SELECT {columns} FROM {s}.deferred d
-             WHERE {filters} AND (d.event_id, d.endpoint, d.replay_id) > ($9, $10, $11)
+             WHERE {filters} AND (d.event_id, d.endpoint, d.replay_id) {GT} ($9, $10, $11)
              ORDER BY d.event_id, d.endpoint, d.replay_id LIMIT $12"
         );
         let mut params = filter.params(pipeline);
@@ -150,7 +151,8 @@ impl StateStore {
     ) -> Result<Option<Changed>, StateError> {
         let s = &self.scope.s;
         let change = format!(
-            "gone AS (DELETE FROM {s}.deferred WHERE ctid = ANY (ARRAY (SELECT place FROM chosen))
+            "gone AS (DELETE FROM {s}.deferred WHERE ctid {EQ} ANY (ARRAY (SELECT place
+             FROM chosen))
                       RETURNING {PLACE}),
              {}",
             with_unused(s, "deferred")
@@ -174,7 +176,7 @@ impl StateStore {
         let s = &self.scope.s;
         let change = format!(
             "gone AS (UPDATE {s}.deferred SET next_attempt_at = NULL
-                      WHERE ctid = ANY (ARRAY (SELECT place FROM chosen))
+                      WHERE ctid {EQ} ANY (ARRAY (SELECT place FROM chosen))
                       RETURNING {PLACE})"
         );
         self.change_deferred(job, filter, after, "d.next_attempt_at IS NOT NULL", &change).await
@@ -195,11 +197,12 @@ impl StateStore {
         let sql = format!(
             "WITH chosen AS (
                  SELECT d.ctid AS place FROM {s}.deferred d WHERE {filters} AND {condition}
-                    AND (d.event_id, d.endpoint, d.replay_id) > ($9, $10, $11)
+                    AND (d.event_id, d.endpoint, d.replay_id) {GT} ($9, $10, $11)
                  ORDER BY d.event_id, d.endpoint, d.replay_id LIMIT {CHUNK}),
              {change},
-             counted AS (UPDATE {s}.jobs SET done = done + (SELECT count(*) FROM gone)
-                         WHERE pipeline = $1 AND id = $12)
+             counted AS (UPDATE {s}.jobs SET done = done {PLUS} (SELECT pg_catalog.count(*)
+                 FROM gone)
+                         WHERE pipeline {EQ} $1 AND id {EQ} $12)
              SELECT {PLACE} FROM gone ORDER BY event_id, endpoint, replay_id"
         );
         let mut params = filter.params(pipeline);
@@ -228,7 +231,7 @@ impl StateStore {
     pub async fn count_deferred(&self, filter: &DeferredFilter) -> Result<i64, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let filters = DeferredFilter::condition();
-        let sql = format!("SELECT count(*) FROM {s}.deferred d WHERE {filters}");
+        let sql = format!("SELECT pg_catalog.count(*) FROM {s}.deferred d WHERE {filters}");
         let row = self.connection.query_typed_one(&sql, &filter.params(pipeline)).await?;
         Ok(row.try_get(0)?)
     }

@@ -6,6 +6,7 @@ use tokio_postgres::types::Type;
 use super::{Param, Scope, StateError, StateStore, text};
 use crate::engine::event::EndpointId;
 use crate::engine::persist::{DisableEndpoint, PauseEndpoint};
+use crate::io::op::{EQ, GT, NE, to_us};
 
 /// An endpoint that has something in the state tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,11 +41,11 @@ impl StateStore {
     ) -> Result<Vec<Standing>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT endpoint, account, state, reason, (extract(epoch FROM since) * 1000000)::int8,
-                    deferred, dead_letters
-             FROM {s}.endpoints WHERE pipeline = $1 AND ($2::text[] IS NULL OR endpoint = ANY ($2))
-               AND endpoint COLLATE \"C\" > $3
-             ORDER BY endpoint COLLATE \"C\" LIMIT $4"
+            "SELECT endpoint, account, state, reason, {}, deferred, dead_letters
+             FROM {s}.endpoints WHERE pipeline {EQ} $1 AND ($2 IS NULL OR endpoint {EQ} ANY ($2))
+               AND endpoint COLLATE pg_catalog.\"C\" {GT} $3
+             ORDER BY endpoint COLLATE pg_catalog.\"C\" LIMIT $4",
+            to_us("since")
         );
         let params: [Param<'_>; 4] = [
             (pipeline, Type::TEXT),
@@ -75,7 +76,8 @@ impl StateStore {
     pub async fn troubled(&self) -> Result<Vec<(String, i64)>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT state, count(*) FROM {s}.endpoints WHERE pipeline = $1 AND state <> 'ok'
+            "SELECT state, pg_catalog.count(*) FROM {s}.endpoints WHERE pipeline {EQ} $1
+             AND state {NE} 'ok'
              GROUP BY 1 ORDER BY 1"
         );
         let rows = self.connection.query_typed(&sql, &[(pipeline, Type::TEXT)]).await?;
@@ -92,8 +94,9 @@ pub(super) struct Stops {
 /// Selects the stopped endpoints of the pipeline `$1` for [`Stops::read`].
 pub(super) fn stops_sql(s: &str) -> String {
     format!(
-        "SELECT endpoint, reason, kind, (extract(epoch FROM disabled_at) * 1000000)::int8
-         FROM {s}.endpoint_state WHERE pipeline = $1 ORDER BY 1"
+        "SELECT endpoint, reason, kind, {} FROM {s}.endpoint_state WHERE pipeline {EQ} $1
+         ORDER BY 1",
+        to_us("disabled_at")
     )
 }
 

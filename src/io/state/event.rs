@@ -11,7 +11,7 @@ use crate::engine::position::{Position, WalPosition};
 
 /// What [`read_event`] wants of `bodies b`.
 pub(super) const EVENT_COLUMNS: &str = "b.event_id, b.event_type, b.account, b.operation,
-    (extract(epoch FROM b.committed_at) * 1000000)::int8 AS committed,
+    (extract(epoch FROM b.committed_at) OPERATOR(pg_catalog.*) 1000000)::bigint AS committed,
     b.commit_lsn, b.change_lsn, b.relation, b.n, b.keys, b.row";
 
 /// Reads the event back from a row that has [`EVENT_COLUMNS`].

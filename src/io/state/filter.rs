@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::types::{ToSql, Type};
 
 use super::Param;
+use crate::io::op::{EQ, GE, LT, from_us};
 
 /// Those that fit everything that is given. The `args` of a job.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +50,7 @@ impl<Id: Default + PartialEq> Filter<Id> {
 impl DeadLetterFilter {
     /// The condition over `dead_letters d` and `bodies b`, which takes `$1` to `$8`.
     pub(super) fn condition() -> String {
-        condition("d.id", "int8", "b", "d.died_at")
+        condition("d.id", "b", "d.died_at")
     }
 
     pub(super) fn params<'a>(&'a self, pipeline: &'a String) -> Vec<Param<'a>> {
@@ -60,7 +61,7 @@ impl DeadLetterFilter {
 impl DeferredFilter {
     /// The condition over `deferred d`, which takes `$1` to `$8`.
     pub(super) fn condition() -> String {
-        condition("d.event_id", "text", "d", "d.deferred_at")
+        condition("d.event_id", "d", "d.deferred_at")
     }
 
     pub(super) fn params<'a>(&'a self, pipeline: &'a String) -> Vec<Param<'a>> {
@@ -84,15 +85,16 @@ impl<Id: ToSql + Sync> Filter<Id> {
 }
 
 /// `event` names the table that knows account and type.
-fn condition(id: &str, id_type: &str, event: &str, at: &str) -> String {
+fn condition(id: &str, event: &str, at: &str) -> String {
+    let (since, until) = (from_us("$7"), from_us("$8"));
     format!(
-        "d.pipeline = $1
-         AND ($2::{id_type}[] IS NULL OR {id} = ANY ($2))
-         AND ($3::text IS NULL OR d.endpoint = $3)
-         AND ($4::text IS NULL OR {event}.account = $4)
-         AND ($5::text IS NULL OR {event}.event_type = $5)
-         AND ($6::text IS NULL OR d.reason = $6)
-         AND ($7::int8 IS NULL OR {at} >= 'epoch'::timestamptz + $7 * interval '1 microsecond')
-         AND ($8::int8 IS NULL OR {at} < 'epoch'::timestamptz + $8 * interval '1 microsecond')"
+        "d.pipeline {EQ} $1
+         AND ($2 IS NULL OR {id} {EQ} ANY ($2))
+         AND ($3 IS NULL OR d.endpoint {EQ} $3)
+         AND ($4 IS NULL OR {event}.account {EQ} $4)
+         AND ($5 IS NULL OR {event}.event_type {EQ} $5)
+         AND ($6 IS NULL OR d.reason {EQ} $6)
+         AND ($7 IS NULL OR {at} {GE} {since})
+         AND ($8 IS NULL OR {at} {LT} {until})"
     )
 }

@@ -7,8 +7,8 @@ use tokio_postgres::types::{PgLsn, Type};
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::GapChange;
 use crate::engine::replay::ReplayRange;
+use crate::io::op::{CAT, EQ, GE, LT, PLUS, to_us};
 
-use super::inspect::us;
 use super::{
     Param, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence, text, unreadable,
 };
@@ -52,7 +52,8 @@ impl StateStore {
     pub async fn gaps(&self, closed_too: bool) -> Result<Vec<Gap>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT {} FROM {s}.gaps WHERE pipeline = $1 AND ($2 OR closed_at IS NULL) ORDER BY id",
+            "SELECT {} FROM {s}.gaps WHERE pipeline {EQ} $1 AND ($2 OR closed_at IS NULL)
+             ORDER BY id",
             columns()
         );
         let rows = self
@@ -70,8 +71,8 @@ impl StateStore {
     pub async fn close_gap(&self, id: i64, note: Option<&str>) -> Result<Option<Gap>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "UPDATE {s}.gaps SET closed_at = now(), note = $3
-             WHERE pipeline = $1 AND id = $2 AND closed_at IS NULL AND NOT growing
+            "UPDATE {s}.gaps SET closed_at = pg_catalog.now(), note = $3
+             WHERE pipeline {EQ} $1 AND id {EQ} $2 AND closed_at IS NULL AND NOT growing
              RETURNING {}",
             columns()
         );
@@ -104,15 +105,16 @@ impl StateStore {
         let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
         let sql = format!(
             "WITH covered AS (
-                 SELECT id, removed + skipped AS deliveries FROM {s}.gaps
-                 WHERE pipeline = $1 AND endpoint = $3 AND ($4::text IS NULL OR account = $4)
-                   AND closed_at IS NULL AND NOT growing AND from_lsn >= $5 AND to_lsn < $6),
+                 SELECT id, removed {PLUS} skipped AS deliveries FROM {s}.gaps
+                 WHERE pipeline {EQ} $1 AND endpoint {EQ} $3 AND ($4 IS NULL OR account {EQ} $4)
+                   AND closed_at IS NULL AND NOT growing AND from_lsn {GE} $5 AND to_lsn {LT} $6),
              ended AS (
-                 SELECT done FROM {s}.jobs WHERE pipeline = $1 AND id = $2 AND failed = 0
-                    AND finished_at IS NULL AND position >= $6)
-             UPDATE {s}.gaps g SET closed_at = now(), note = 'sent again by replay ' || $2
+                 SELECT done FROM {s}.jobs WHERE pipeline {EQ} $1 AND id {EQ} $2 AND failed {EQ} 0
+                    AND finished_at IS NULL AND position {GE} $6)
+             UPDATE {s}.gaps g SET closed_at = pg_catalog.now(),
+                 note = 'sent again by replay ' {CAT} $2
              FROM covered c, ended e
-             WHERE g.id = c.id AND e.done >= (SELECT sum(deliveries) FROM covered)
+             WHERE g.id {EQ} c.id AND e.done {GE} (SELECT pg_catalog.sum(deliveries) FROM covered)
              RETURNING g.id"
         );
         let (from, to) = (PgLsn::from(from.0), PgLsn::from(to.0));
@@ -140,7 +142,8 @@ impl StateStore {
     pub async fn left_out(&self, frontier: Lsn) -> Result<Vec<Lsn>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let frontier = PgLsn::from(frontier.0);
-        let sql = format!("SELECT left_out FROM {s}.gaps WHERE pipeline = $1 AND left_out >= $2");
+        let sql =
+            format!("SELECT left_out FROM {s}.gaps WHERE pipeline {EQ} $1 AND left_out {GE} $2");
         let rows = self
             .connection
             .query_typed(&sql, &[(pipeline, Type::TEXT), (&frontier, Type::PG_LSN)])
@@ -152,7 +155,8 @@ impl StateStore {
 /// Selects the growing gaps of the pipeline `$1` for [`read_growing`].
 pub(super) fn growing_sql(s: &str) -> String {
     format!(
-        "SELECT endpoint, account, skipped FROM {s}.gaps WHERE pipeline = $1 AND growing ORDER BY 1, 2"
+        "SELECT endpoint, account, skipped FROM {s}.gaps WHERE pipeline {EQ} $1 AND growing
+         ORDER BY 1, 2"
     )
 }
 
@@ -169,10 +173,11 @@ pub(super) fn read_growing(row: &Row) -> Result<GapChange, StateError> {
 }
 
 fn columns() -> String {
-    let (recorded, closed) = (us("recorded_at"), us("closed_at"));
+    let (recorded, closed) = (to_us("recorded_at"), to_us("closed_at"));
     format!(
-        "id, from_lsn::text, to_lsn::text, endpoint, reason, {recorded}, {closed}, note, account, removed,
-         skipped, growing"
+        "id, from_lsn::pg_catalog.text, to_lsn::pg_catalog.text, endpoint, reason, {recorded},
+         {closed},
+         note, account, removed, skipped, growing"
     )
 }
 

@@ -4,6 +4,7 @@ use tokio_postgres::types::{PgLsn, Type};
 
 use super::{Param, Scope, StateError, StateStore, fence, lsn};
 use crate::engine::lsn::Lsn;
+use crate::io::op::{EQ, GE, LE, LT, PLUS, from_us, to_us};
 
 /// Entries kept at most: a week of minutes.
 const ENTRIES_MAX: i64 = 10_080;
@@ -27,18 +28,19 @@ impl StateStore {
         let tx = self.connection.transaction().await?;
         fence(&tx, &self.scope, epoch).await?;
         let insert = format!(
-            "INSERT INTO {s}.checkpoint_history (pipeline, at, lsn)
-             VALUES ($1, 'epoch'::timestamptz + $2 * interval '1 microsecond', $3)
-             ON CONFLICT DO NOTHING"
+            "INSERT INTO {s}.checkpoint_history (pipeline, at, lsn) VALUES ($1, {}, $3)
+             ON CONFLICT DO NOTHING",
+            from_us("$2")
         );
         let (wal_end, oldest) = (PgLsn::from(wal_end.0), PgLsn::from(oldest.0));
         let row: [Param<'_>; 3] =
             [(pipeline, Type::TEXT), (&at_us, Type::INT8), (&wal_end, Type::PG_LSN)];
         tx.execute_typed(&insert, &row).await?;
         let forget = format!(
-            "DELETE FROM {s}.checkpoint_history WHERE pipeline = $1 AND at < greatest(
-                 (SELECT max(at) FROM {s}.checkpoint_history WHERE pipeline = $1 AND lsn <= $2),
-                 (SELECT at FROM {s}.checkpoint_history WHERE pipeline = $1
+            "DELETE FROM {s}.checkpoint_history WHERE pipeline {EQ} $1 AND at {LT} greatest(
+                 (SELECT pg_catalog.max(at) FROM {s}.checkpoint_history
+                  WHERE pipeline {EQ} $1 AND lsn {LE} $2),
+                 (SELECT at FROM {s}.checkpoint_history WHERE pipeline {EQ} $1
                   ORDER BY at DESC OFFSET $3 LIMIT 1))"
         );
         let bounds: [Param<'_>; 3] =
@@ -53,7 +55,7 @@ impl StateStore {
     /// # Errors
     /// [`StateError::Sql`].
     pub async fn position_before(&self, at_us: i64) -> Result<Option<Lsn>, StateError> {
-        self.history("at <= t.at ORDER BY h.at DESC", at_us).await
+        self.history(&format!("{LE} t.at ORDER BY h.at DESC"), at_us).await
     }
 
     /// A position that no transaction committed before `at_us` stands behind; `None` when that lies
@@ -64,7 +66,8 @@ impl StateStore {
     pub async fn position_after(&self, at_us: i64) -> Result<Option<Lsn>, StateError> {
         // A commit's time is taken a moment before its record is written, so the next entry may be a
         // moment too early; the one a minute later is not.
-        self.history("at >= t.at + interval '1 minute' ORDER BY h.at", at_us).await
+        let later = format!("{GE} (t.at {PLUS} interval '1 minute') ORDER BY h.at");
+        self.history(&later, at_us).await
     }
 
     /// When the WAL had reached `position`, a minute more or less: microseconds since 1970-01-01 UTC.
@@ -74,8 +77,8 @@ impl StateStore {
     pub async fn time_of(&self, position: Lsn) -> Result<Option<i64>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT (extract(epoch FROM min(at)) * 1000000)::int8 FROM {s}.checkpoint_history
-             WHERE pipeline = $1 AND lsn >= $2"
+            "SELECT {} FROM {s}.checkpoint_history WHERE pipeline {EQ} $1 AND lsn {GE} $2",
+            to_us("pg_catalog.min(at)")
         );
         let position = PgLsn::from(position.0);
         let params: [Param<'_>; 2] = [(pipeline, Type::TEXT), (&position, Type::PG_LSN)];
@@ -86,9 +89,9 @@ impl StateStore {
     async fn history(&self, condition: &str, at_us: i64) -> Result<Option<Lsn>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT h.lsn FROM {s}.checkpoint_history h,
-                    (SELECT 'epoch'::timestamptz + $2 * interval '1 microsecond' AS at) t
-             WHERE h.pipeline = $1 AND h.{condition} LIMIT 1"
+            "SELECT h.lsn FROM {s}.checkpoint_history h, (SELECT {} AS at) t
+             WHERE h.pipeline {EQ} $1 AND h.at {condition} LIMIT 1",
+            from_us("$2")
         );
         let params: [Param<'_>; 2] = [(pipeline, Type::TEXT), (&at_us, Type::INT8)];
         let row = self.connection.query_typed_opt(&sql, &params).await?;

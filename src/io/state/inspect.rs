@@ -4,6 +4,7 @@ use serde::Serialize;
 use tokio_postgres::types::Type;
 
 use crate::engine::lsn::Lsn;
+use crate::io::op::{EQ, to_us};
 
 use super::gaps::Gap;
 use super::{Param, Scope, StateError, StateStore, as_rfc3339, lsn, text};
@@ -51,11 +52,6 @@ pub struct StoppedSince {
     pub since_us: i64,
 }
 
-/// SQL for a timestamp as microseconds since 1970.
-pub(super) fn us(column: &str) -> String {
-    format!("(extract(epoch FROM {column}) * 1000000)::int8")
-}
-
 impl StateStore {
     /// Reads the state tables at a glance.
     ///
@@ -66,17 +62,20 @@ impl StateStore {
         let param: [Param<'_>; 1] = [(pipeline, Type::TEXT)];
         let head = format!(
             "SELECT l.epoch, l.holder, {}, c.frontier, {}, c.halt_reason, {},
-                    (SELECT count(*) FROM {s}.settled WHERE pipeline = $1),
-                    (SELECT coalesce(sum(deferred), 0)::int8 FROM {s}.backlog WHERE pipeline = $1)
-             FROM {s}.lease l JOIN {s}.checkpoint c USING (pipeline, partition)
-             WHERE pipeline = $1 AND partition = 0",
-            us("l.taken_at"),
-            us("c.updated_at"),
-            us("c.halted_at")
+                    (SELECT pg_catalog.count(*) FROM {s}.settled WHERE pipeline {EQ} $1),
+                    (SELECT coalesce(pg_catalog.sum(deferred), 0)::bigint FROM {s}.backlog
+                     WHERE pipeline {EQ} $1)
+             FROM {s}.lease l
+             JOIN {s}.checkpoint c ON c.pipeline {EQ} l.pipeline AND c.partition {EQ} l.partition
+             WHERE l.pipeline {EQ} $1 AND l.partition {EQ} 0",
+            to_us("l.taken_at"),
+            to_us("c.updated_at"),
+            to_us("c.halted_at")
         );
         let row = self.one(&head).await?;
         let dead = format!(
-            "SELECT reason, count(*) FROM {s}.dead_letters WHERE pipeline = $1 GROUP BY 1 ORDER BY 1"
+            "SELECT reason, pg_catalog.count(*) FROM {s}.dead_letters WHERE pipeline {EQ} $1
+             GROUP BY 1 ORDER BY 1"
         );
         let dead = self.connection.query_typed(&dead, &param).await?;
         Ok(Overview {
@@ -102,8 +101,8 @@ impl StateStore {
     async fn stopped(&self, kind: &str) -> Result<Vec<StoppedSince>, StateError> {
         let sql = format!(
             "SELECT endpoint, reason, {} FROM {}.endpoint_state
-             WHERE pipeline = $1 AND kind = $2 ORDER BY 3",
-            us("disabled_at"),
+             WHERE pipeline {EQ} $1 AND kind {EQ} $2 ORDER BY 3",
+            to_us("disabled_at"),
             self.scope.s
         );
         let params: [Param<'_>; 2] = [(&self.scope.pipeline, Type::TEXT), (&kind, Type::TEXT)];

@@ -7,6 +7,7 @@ use tokio_postgres::types::Type;
 use super::{
     DeadLetterFilter, DeferredFilter, Param, Scope, StateError, StateStore, as_rfc3339, fence, text,
 };
+use crate::io::op::EQ;
 
 /// A job that is not finished.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,8 +129,8 @@ impl StateStore {
         loop {
             let Scope { s, pipeline, .. } = &self.scope;
             let sql = format!(
-                "SELECT id, kind, args::text FROM {s}.jobs
-                 WHERE pipeline = $1 AND kind = ANY ($2) AND finished_at IS NULL
+                "SELECT id, kind, args::pg_catalog.text FROM {s}.jobs
+                 WHERE pipeline {EQ} $1 AND kind {EQ} ANY ($2) AND finished_at IS NULL
                  ORDER BY id LIMIT 1"
             );
             let kinds: &[&str] = &Ask::KINDS;
@@ -156,8 +157,8 @@ impl StateStore {
         let tx = self.connection.transaction().await?;
         fence(&tx, &self.scope, epoch).await?;
         let sql = format!(
-            "UPDATE {s}.jobs SET finished_at = now(), error = $3
-             WHERE pipeline = $1 AND id = $2 AND finished_at IS NULL"
+            "UPDATE {s}.jobs SET finished_at = pg_catalog.now(), error = $3
+             WHERE pipeline {EQ} $1 AND id {EQ} $2 AND finished_at IS NULL"
         );
         tx.execute_typed(&sql, &[(pipeline, Type::TEXT), (&id, Type::INT8), (&error, Type::TEXT)])
             .await?;
@@ -201,7 +202,8 @@ impl StateStore {
     /// [`StateError::Sql`].
     pub async fn job(&self, id: i64) -> Result<Option<JobState>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
-        let sql = format!("SELECT {JOB_COLUMNS} FROM {s}.jobs WHERE pipeline = $1 AND id = $2");
+        let sql =
+            format!("SELECT {JOB_COLUMNS} FROM {s}.jobs WHERE pipeline {EQ} $1 AND id {EQ} $2");
         let row = self
             .connection
             .query_typed_opt(&sql, &[(pipeline, Type::TEXT), (&id, Type::INT8)])
@@ -216,7 +218,7 @@ impl StateStore {
     pub async fn unfinished_jobs(&self) -> Result<Vec<JobState>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT {JOB_COLUMNS} FROM {s}.jobs WHERE pipeline = $1 AND finished_at IS NULL
+            "SELECT {JOB_COLUMNS} FROM {s}.jobs WHERE pipeline {EQ} $1 AND finished_at IS NULL
              ORDER BY id"
         );
         let rows = self.connection.query_typed(&sql, &[(pipeline, Type::TEXT)]).await?;
@@ -225,7 +227,8 @@ impl StateStore {
 }
 
 const JOB_COLUMNS: &str = "id, kind, coalesce(total, 0), done, failed,
-    (extract(epoch FROM created_at) * 1000000)::int8, finished_at IS NOT NULL, error";
+    (extract(epoch FROM created_at) OPERATOR(pg_catalog.*) 1000000)::bigint,
+        finished_at IS NOT NULL, error";
 
 fn read(row: &Row) -> Result<JobState, StateError> {
     Ok(JobState {

@@ -54,6 +54,7 @@ use crate::engine::halt::SourceIdentity;
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{BacklogRow, DisableEndpoint, GapChange, PauseEndpoint, SettledRange};
 use crate::engine::settled;
+use crate::io::op::{EQ, PLUS, to_us};
 
 use self::endpoints::{Stops, stops_sql};
 use self::refill::{backlog_sql, read_backlog};
@@ -271,7 +272,8 @@ impl StateStore {
     async fn check_schema(&self) -> Result<(), StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT schema_version, to_regclass($2) IS NOT NULL FROM {s}.meta WHERE pipeline = $1"
+            "SELECT schema_version, pg_catalog.to_regclass($2) IS NOT NULL FROM {s}.meta
+             WHERE pipeline {EQ} $1"
         );
         let newest = format!("{s}.{NEWEST_TABLE}");
         let row = self
@@ -303,7 +305,8 @@ impl StateStore {
     /// [`StateError::Sql`], [`StateError::Unreadable`].
     pub async fn source_identity(&self) -> Result<SourceIdentity, StateError> {
         let sql = format!(
-            "SELECT system_identifier::text, timeline, host, database FROM {}.meta WHERE pipeline = $1",
+            "SELECT system_identifier::pg_catalog.text, timeline, host, database FROM {}.meta
+             WHERE pipeline {EQ} $1",
             self.scope.s
         );
         let row = self.one(&sql).await?;
@@ -323,8 +326,9 @@ impl StateStore {
     /// [`StateError::NotSetUp`], [`StateError::Sql`].
     pub async fn frontier(&self) -> Result<Lsn, StateError> {
         let s = &self.scope.s;
-        let sql =
-            format!("SELECT frontier FROM {s}.checkpoint WHERE pipeline = $1 AND partition = 0");
+        let sql = format!(
+            "SELECT frontier FROM {s}.checkpoint WHERE pipeline {EQ} $1 AND partition {EQ} 0"
+        );
         lsn(&self.one(&sql).await?, 0)
     }
 
@@ -334,7 +338,8 @@ impl StateStore {
     /// [`StateError::NotSetUp`], [`StateError::Sql`].
     pub async fn current_epoch(&self) -> Result<i64, StateError> {
         let s = &self.scope.s;
-        let sql = format!("SELECT epoch FROM {s}.lease WHERE pipeline = $1 AND partition = 0");
+        let sql =
+            format!("SELECT epoch FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} 0");
         Ok(self.one(&sql).await?.try_get(0)?)
     }
 
@@ -350,9 +355,10 @@ impl StateStore {
         let Scope { s, pipeline, .. } = &self.scope;
         let tx = self.connection.transaction().await?;
         let bump = format!(
-            "UPDATE {s}.lease SET epoch = epoch + 1, holder = $2, taken_at = clock_timestamp()
-             WHERE pipeline = $1 AND partition = 0
-             RETURNING epoch, (extract(epoch FROM taken_at) * 1000000)::int8"
+            "UPDATE {s}.lease
+             SET epoch = epoch {PLUS} 1, holder = $2, taken_at = pg_catalog.clock_timestamp()
+             WHERE pipeline {EQ} $1 AND partition {EQ} 0 RETURNING epoch, {}",
+            to_us("taken_at")
         );
         let bumped =
             tx.query_typed_opt(&bump, &[(pipeline, Type::TEXT), (&holder, Type::TEXT)]).await?;
@@ -360,10 +366,11 @@ impl StateStore {
         let epoch: i64 = bumped.try_get(0)?;
 
         // Each statement reads by a snapshot of its own, taken after the bump had its row.
-        let checkpoint =
-            format!("SELECT frontier FROM {s}.checkpoint WHERE pipeline = $1 AND partition = 0");
+        let checkpoint = format!(
+            "SELECT frontier FROM {s}.checkpoint WHERE pipeline {EQ} $1 AND partition {EQ} 0"
+        );
         let ranges =
-            format!("SELECT ranges FROM {s}.settled WHERE pipeline = $1 AND partition = 0");
+            format!("SELECT ranges FROM {s}.settled WHERE pipeline {EQ} $1 AND partition {EQ} 0");
         let stopped = stops_sql(s);
         let behind = backlog_sql(s);
         let param: [Param<'_>; 1] = [(pipeline, Type::TEXT)];
@@ -417,8 +424,8 @@ impl StateStore {
         }
         let sql = format!(
             "UPDATE {s}.checkpoint SET halt_reason = $2,
-                    halted_at = CASE WHEN $2 IS NULL THEN NULL ELSE now() END
-             WHERE pipeline = $1 AND partition = 0"
+                    halted_at = CASE WHEN $2 IS NULL THEN NULL ELSE pg_catalog.now() END
+             WHERE pipeline {EQ} $1 AND partition {EQ} 0"
         );
         tx.execute_typed(&sql, &[(pipeline, Type::TEXT), (&reason, Type::TEXT)]).await?;
         Ok(tx.commit().await?)
@@ -454,7 +461,8 @@ async fn connect(url: &Secret) -> Result<Session, StateError> {
 async fn fence(tx: &Transaction<'_>, scope: &Scope, epoch: i64) -> Result<(), StateError> {
     let Scope { s, pipeline, .. } = scope;
     let sql = format!(
-        "SELECT FROM {s}.lease WHERE pipeline = $1 AND partition = 0 AND epoch = $2 FOR SHARE"
+        "SELECT FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} 0
+         AND epoch {EQ} $2 FOR SHARE"
     );
     let row = tx.query_typed_opt(&sql, &[(pipeline, Type::TEXT), (&epoch, Type::INT8)]).await?;
     row.map(|_| ()).ok_or(StateError::Fenced { epoch })
@@ -472,8 +480,9 @@ async fn fence_alone(tx: &Transaction<'_>, scope: &Scope, epoch: i64) -> Result<
 /// Short transactions only: the leader sends nothing meanwhile.
 async fn hold_off_leader(tx: &Transaction<'_>, scope: &Scope) -> Result<(), StateError> {
     let Scope { s, pipeline, .. } = scope;
-    let sql =
-        format!("SELECT FROM {s}.lease WHERE pipeline = $1 AND partition = 0 FOR NO KEY UPDATE");
+    let sql = format!(
+        "SELECT FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} 0 FOR NO KEY UPDATE"
+    );
     let row = tx.query_typed_opt(&sql, &[(pipeline, Type::TEXT)]).await?;
     row.map(|_| ()).ok_or_else(|| scope.not_set_up())
 }

@@ -7,6 +7,7 @@ use tokio_postgres::types::Type;
 use super::{Param, Scope, StateError, StateStore, fence, text, unreadable};
 use crate::engine::notice::{DueNotice, PAUSE};
 use crate::engine::tick::micros;
+use crate::io::op::{EQ, GT, LE, MINUS, PLUS, TIMES, interval};
 
 impl StateStore {
     /// The notice that is due for the longest time. Removes what was sent so long ago that it holds
@@ -20,14 +21,16 @@ impl StateStore {
         let tx = self.connection.transaction().await?;
         fence(&tx, &self.scope, epoch).await?;
         let told = format!(
-            "DELETE FROM {s}.notices WHERE pipeline = $1 AND due_at <= now() AND count = 0"
+            "DELETE FROM {s}.notices WHERE pipeline {EQ} $1 AND due_at {LE} pg_catalog.now()
+             AND count {EQ} 0"
         );
         tx.execute_typed(&told, &[(pipeline, Type::TEXT)]).await?;
         let sql = format!(
             "SELECT type, endpoint, account, detail, count,
-                    (extract(epoch FROM first_at) * 1000000)::int8,
-                    (extract(epoch FROM last_at) * 1000000)::int8, attempts
-             FROM {s}.notices WHERE pipeline = $1 AND due_at <= now() AND count > 0
+                    (extract(epoch FROM first_at) {TIMES} 1000000)::bigint,
+                    (extract(epoch FROM last_at) {TIMES} 1000000)::bigint, attempts
+             FROM {s}.notices WHERE pipeline {EQ} $1 AND due_at {LE} pg_catalog.now()
+             AND count {GT} 0
              ORDER BY due_at, last_at LIMIT 1"
         );
         let row = tx.query_typed_opt(&sql, &[(pipeline, Type::TEXT)]).await?;
@@ -74,10 +77,11 @@ impl StateStore {
         let tx = self.connection.transaction().await?;
         fence(&tx, &self.scope, epoch).await?;
         let sql = format!(
-            "UPDATE {s}.notices SET count = count - $4, attempts = $5,
-                    first_at = CASE WHEN $4 > 0 THEN last_at ELSE first_at END,
-                    due_at = now() + $6 * interval '1 microsecond'
-             WHERE pipeline = $1 AND endpoint = $2 AND type = $3"
+            "UPDATE {s}.notices SET count = count {MINUS} $4, attempts = $5,
+                    first_at = CASE WHEN $4 {GT} 0 THEN last_at ELSE first_at END,
+                    due_at = pg_catalog.now() {PLUS} {}
+             WHERE pipeline {EQ} $1 AND endpoint {EQ} $2 AND type {EQ} $3",
+            interval("$6")
         );
         let attempts = i32::try_from(turn.attempts).unwrap_or(i32::MAX);
         let wait_us = i64::try_from(micros(turn.wait)).unwrap_or(i64::MAX);

@@ -4,6 +4,7 @@ use tokio_postgres::types::{PgLsn, Type};
 
 use crate::engine::halt::SourceIdentity;
 use crate::engine::lsn::Lsn;
+use crate::io::op::{EQ, PLUS};
 
 use super::{Param, Scope, StateError, StateStore, Transaction, fence, lsn};
 
@@ -44,11 +45,11 @@ impl StateStore {
         ];
         tx.execute_typed(&gap, &gap_row).await?;
         let go_on = format!(
-            "UPDATE {s}.checkpoint SET frontier = $2, updated_at = now()
-             WHERE pipeline = $1 AND partition = 0"
+            "UPDATE {s}.checkpoint SET frontier = $2, updated_at = pg_catalog.now()
+             WHERE pipeline {EQ} $1 AND partition {EQ} 0"
         );
         tx.execute_typed(&go_on, &[(pipeline, Type::TEXT), (&to, Type::PG_LSN)]).await?;
-        let forget = format!("DELETE FROM {s}.settled WHERE pipeline = $1");
+        let forget = format!("DELETE FROM {s}.settled WHERE pipeline {EQ} $1");
         tx.execute_typed(&forget, &[(pipeline, Type::TEXT)]).await?;
         if let Some(identity) = adopt {
             store_identity(&tx, &self.scope, identity).await?;
@@ -111,7 +112,7 @@ impl StateStore {
         let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
         let tx = self.connection.transaction().await?;
         fence(&tx, &self.scope, epoch).await?;
-        let sql = format!("UPDATE {s}.meta SET timeline = $2 WHERE pipeline = $1");
+        let sql = format!("UPDATE {s}.meta SET timeline = $2 WHERE pipeline {EQ} $1");
         let timeline = timeline.cast_signed();
         tx.execute_typed(&sql, &[(pipeline, Type::TEXT), (&timeline, Type::INT4)]).await?;
         Ok(tx.commit().await?)
@@ -122,15 +123,16 @@ impl StateStore {
 async fn take_over(tx: &Transaction<'_>, scope: &Scope, at: Lsn) -> Result<i64, StateError> {
     let Scope { s, pipeline, .. } = scope;
     let bump = format!(
-        "UPDATE {s}.lease SET epoch = epoch + 1, holder = $2, taken_at = clock_timestamp()
-         WHERE pipeline = $1 AND partition = 0 RETURNING epoch"
+        "UPDATE {s}.lease
+         SET epoch = epoch {PLUS} 1, holder = $2, taken_at = pg_catalog.clock_timestamp()
+         WHERE pipeline {EQ} $1 AND partition {EQ} 0 RETURNING epoch"
     );
     let bumped =
         tx.query_typed_opt(&bump, &[(pipeline, Type::TEXT), (&HOLDER, Type::TEXT)]).await?;
     let epoch = bumped.ok_or_else(|| scope.not_set_up())?.try_get(0)?;
     let forget_halt = format!(
         "UPDATE {s}.checkpoint SET halt_reason = NULL, halted_at = NULL
-         WHERE pipeline = $1 AND partition = 0 RETURNING frontier"
+         WHERE pipeline {EQ} $1 AND partition {EQ} 0 RETURNING frontier"
     );
     let row = tx.query_typed_opt(&forget_halt, &[(pipeline, Type::TEXT)]).await?;
     let now = lsn(&row.ok_or_else(|| scope.not_set_up())?, 0)?;
@@ -145,7 +147,7 @@ async fn store_identity(
     let Scope { s, pipeline, .. } = scope;
     let sql = format!(
         "UPDATE {s}.meta SET system_identifier = $2::numeric, timeline = $3, host = $4, database = $5
-         WHERE pipeline = $1"
+         WHERE pipeline {EQ} $1"
     );
     let SourceIdentity { system_identifier, timeline, host, database } = identity;
     // As text: the type is unsigned here and numeric there.

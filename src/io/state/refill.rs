@@ -9,6 +9,7 @@ use super::event::{EVENT_COLUMNS, read_event};
 use super::{Param, Scope, StateError, StateStore, text, unreadable};
 use crate::engine::persist::{BacklogRow, Blocked, Deferred, EventKey, Refill, Refilled, RowKey};
 use crate::engine::position::Position;
+use crate::io::op::{EQ, GE, LE, TIMES};
 
 impl StateStore {
     /// Reads a page of each queue, in the order of the stream.
@@ -49,25 +50,27 @@ impl StateStore {
         let sql = format!(
             "SELECT * FROM (
                  SELECT r.at, r.bytes, d.replay_id, d.attempts, d.first_attempt_us,
-                        (extract(epoch FROM d.next_attempt_at) * 1000000)::int8 AS due, d.rank,
-                        count(*) OVER (PARTITION BY r.at) AS found,
-                        sum(octet_length(b.row)) OVER (PARTITION BY r.at ORDER BY d.rank) AS so_far,
+                        (extract(epoch FROM d.next_attempt_at) {TIMES} 1000000)::bigint AS due,
+                        d.rank,
+                        pg_catalog.count(*) OVER (PARTITION BY r.at) AS found,
+                        pg_catalog.sum(pg_catalog.octet_length(b.row))
+                            OVER (PARTITION BY r.at ORDER BY d.rank) AS so_far,
                         {EVENT_COLUMNS}
-                 FROM unnest($2::text[], $3::text[], $4::pg_lsn[], $5::pg_lsn[], $6::oid[],
-                             $7::int8[], $8::text[], $9::int8[], $10::int8[], $11::int8[])
+                 FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
                       WITH ORDINALITY AS r(endpoint, account, commit, change, relation, n, type,
                                            replay, rows, bytes, at)
                  CROSS JOIN LATERAL (
-                     SELECT q.*, row_number() OVER (ORDER BY {place}) AS rank FROM (
+                     SELECT q.*, pg_catalog.row_number() OVER (ORDER BY {place}) AS rank FROM (
                          SELECT * FROM {s}.deferred q
-                         WHERE q.pipeline = $1 AND q.endpoint = r.endpoint AND q.account = r.account
-                           AND ({place}) >= (r.commit, r.change, r.relation, r.n, r.type, r.replay)
+                         WHERE q.pipeline {EQ} $1 AND q.endpoint {EQ} r.endpoint
+                           AND q.account {EQ} r.account
+                           AND ({place}) {GE} (r.commit, r.change, r.relation, r.n, r.type, r.replay)
                          ORDER BY {place} LIMIT $12) q) d
                  CROSS JOIN LATERAL (
-                     SELECT * FROM {s}.bodies b WHERE b.pipeline = $1 AND b.event_id = d.event_id
-                     LIMIT 1) b
-                 WHERE d.rank <= r.rows) page
-             WHERE so_far <= bytes OR rank = 1 ORDER BY at, rank"
+                     SELECT * FROM {s}.bodies b
+                     WHERE b.pipeline {EQ} $1 AND b.event_id {EQ} d.event_id LIMIT 1) b
+                 WHERE d.rank {LE} r.rows) page
+             WHERE so_far {LE} bytes OR rank {EQ} 1 ORDER BY at, rank"
         );
         let params: [Param<'_>; 12] = [
             (pipeline, Type::TEXT),
@@ -121,9 +124,9 @@ fn read(row: &Row) -> Result<Deferred, StateError> {
 pub(super) fn backlog_sql(s: &str) -> String {
     format!(
         "SELECT endpoint, account, blocked, deferred,
-                (extract(epoch FROM failing_since) * 1000000)::int8, stopped_us,
-                (extract(epoch FROM breaker_open_until) * 1000000)::int8
-         FROM {s}.backlog WHERE pipeline = $1 ORDER BY 1, 2"
+                (extract(epoch FROM failing_since) {TIMES} 1000000)::bigint, stopped_us,
+                (extract(epoch FROM breaker_open_until) {TIMES} 1000000)::bigint
+         FROM {s}.backlog WHERE pipeline {EQ} $1 ORDER BY 1, 2"
     )
 }
 

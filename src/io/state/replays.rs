@@ -10,12 +10,14 @@ use super::{
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::ReplayCounts;
 use crate::engine::replay::ReplayRange;
+use crate::io::op::EQ;
 
 /// The kind of job that sends a past range again.
 pub const REPLAY_JOB: &str = "replay";
 
-const COLUMNS: &str = "id, args::text, coalesce(position, '0/0'), done, failed,
-    (extract(epoch FROM created_at) * 1000000)::int8, finished_at IS NOT NULL, error";
+const COLUMNS: &str = "id, args::pg_catalog.text, coalesce(position, '0/0'), done, failed,
+    (extract(epoch FROM created_at) OPERATOR(pg_catalog.*) 1000000)::bigint,
+        finished_at IS NOT NULL, error";
 
 /// A replay, and how far it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -82,8 +84,9 @@ impl StateStore {
     /// [`StateError::Sql`], [`StateError::Unreadable`].
     pub async fn replay(&self, id: i64) -> Result<Option<StoredReplay>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
-        let sql =
-            format!("SELECT {COLUMNS} FROM {s}.jobs WHERE pipeline = $1 AND kind = $2 AND id = $3");
+        let sql = format!(
+            "SELECT {COLUMNS} FROM {s}.jobs WHERE pipeline {EQ} $1 AND kind {EQ} $2 AND id {EQ} $3"
+        );
         let params: [Param<'_>; 3] =
             [(pipeline, Type::TEXT), (&REPLAY_JOB, Type::TEXT), (&id, Type::INT8)];
         let row = self.connection.query_typed_opt(&sql, &params).await?;
@@ -97,7 +100,7 @@ impl StateStore {
     pub async fn replays(&self, limit: i64) -> Result<Vec<StoredReplay>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT {COLUMNS} FROM {s}.jobs WHERE pipeline = $1 AND kind = $2
+            "SELECT {COLUMNS} FROM {s}.jobs WHERE pipeline {EQ} $1 AND kind {EQ} $2
              ORDER BY id DESC LIMIT $3"
         );
         let params: [Param<'_>; 3] =
@@ -114,7 +117,7 @@ impl StateStore {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
             "SELECT {COLUMNS} FROM {s}.jobs
-             WHERE pipeline = $1 AND kind = $2 AND finished_at IS NULL ORDER BY id LIMIT 1"
+             WHERE pipeline {EQ} $1 AND kind {EQ} $2 AND finished_at IS NULL ORDER BY id LIMIT 1"
         );
         let params: [Param<'_>; 2] = [(pipeline, Type::TEXT), (&REPLAY_JOB, Type::TEXT)];
         let row = self.connection.query_typed_opt(&sql, &params).await?;
@@ -130,7 +133,8 @@ impl StateStore {
         let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
         let tx = self.connection.transaction().await?;
         fence(&tx, &self.scope, epoch).await?;
-        let sql = format!("UPDATE {s}.jobs SET position = $3 WHERE pipeline = $1 AND id = $2");
+        let sql =
+            format!("UPDATE {s}.jobs SET position = $3 WHERE pipeline {EQ} $1 AND id {EQ} $2");
         let position = PgLsn::from(position.0);
         let params: [Param<'_>; 3] =
             [(pipeline, Type::TEXT), (&id, Type::INT8), (&position, Type::PG_LSN)];
@@ -146,8 +150,8 @@ impl StateStore {
     pub async fn cancel_replay(&mut self, id: i64) -> Result<bool, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "UPDATE {s}.jobs SET finished_at = now(), error = 'cancelled'
-             WHERE pipeline = $1 AND kind = $2 AND id = $3 AND finished_at IS NULL"
+            "UPDATE {s}.jobs SET finished_at = pg_catalog.now(), error = 'cancelled'
+             WHERE pipeline {EQ} $1 AND kind {EQ} $2 AND id {EQ} $3 AND finished_at IS NULL"
         );
         let params: [Param<'_>; 3] =
             [(pipeline, Type::TEXT), (&REPLAY_JOB, Type::TEXT), (&id, Type::INT8)];
@@ -169,8 +173,8 @@ pub(super) async fn count(
     let failed: Vec<i64> = replayed.iter().map(|counts| counts.failed).collect();
     let sql = format!(
         "UPDATE {s}.jobs j SET done = r.done, failed = r.failed
-         FROM unnest($2::int8[], $3::int8[], $4::int8[]) AS r(job, done, failed)
-         WHERE j.pipeline = $1 AND j.id = r.job"
+         FROM unnest($2, $3, $4) AS r(job, done, failed)
+         WHERE j.pipeline {EQ} $1 AND j.id {EQ} r.job"
     );
     let params: [Param<'_>; 4] = [
         (pipeline, Type::TEXT),

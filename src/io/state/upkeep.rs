@@ -8,6 +8,7 @@ use super::persist::dead_letters::remove;
 use super::{Param, Scope, StateError, StateStore};
 use crate::engine::room::StateSize;
 use crate::engine::tick::micros;
+use crate::io::op::{EQ, GT, LT, MINUS, interval};
 
 /// Dead letters, jobs or gaps removed in one transaction, during which the leader writes nothing.
 const CHUNK: i64 = 1_000;
@@ -22,12 +23,16 @@ const DEAD_ROWS_MIN: i64 = 10_000;
 const DEAD_ROWS_MIN_NEAR: i64 = 500;
 const DEAD_ROWS_SHARE: i64 = 5;
 
+/// What rows of two of the tables hold that differs from row to row.
+const HISTORY_AND_DETAIL: &str = "coalesce(pg_catalog.pg_column_size(history), 0)
+    OPERATOR(pg_catalog.+) pg_catalog.length(detail)";
+
 /// The tables that grow with what is deferred or dead, and what a row takes in them beside the columns
 /// that [`StateStore::sizes`] measures: the others, the row's header, its entries in the indexes.
 const TABLES: [(&str, &str, i64); 3] = [
-    ("bodies", "pg_column_size(row)", 260),
-    ("deferred", "coalesce(pg_column_size(history), 0) + length(detail)", 340),
-    ("dead_letters", "coalesce(pg_column_size(history), 0) + length(detail)", 300),
+    ("bodies", "pg_catalog.pg_column_size(row)", 260),
+    ("deferred", HISTORY_AND_DETAIL, 340),
+    ("dead_letters", HISTORY_AND_DETAIL, 300),
 ];
 
 impl StateStore {
@@ -38,10 +43,14 @@ impl StateStore {
     /// # Errors
     /// [`StateError::Sql`].
     pub async fn sizes(&self) -> Result<StateSize, StateError> {
-        let total = "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::int8
-                     FROM pg_class c WHERE c.relnamespace = to_regnamespace($1) AND c.relkind = 'r'";
+        let total = format!(
+            "SELECT coalesce(pg_catalog.sum(pg_catalog.pg_total_relation_size(c.oid)), 0)::bigint
+                     FROM pg_catalog.pg_class c
+                     WHERE c.relnamespace {EQ} pg_catalog.to_regnamespace($1)
+                       AND c.relkind {EQ} 'r'"
+        );
         let schema: [Param<'_>; 1] = [(&self.scope.s, Type::TEXT)];
-        let total: i64 = self.connection.query_typed_one(total, &schema).await?.try_get(0)?;
+        let total: i64 = self.connection.query_typed_one(&total, &schema).await?.try_get(0)?;
         let mut used = 0;
         for (table, measured, beside) in TABLES {
             used += self.used(table, measured, beside).await?;
@@ -52,14 +61,15 @@ impl StateStore {
 
     async fn used(&self, table: &str, measured: &str, beside: i64) -> Result<u64, StateError> {
         let s = &self.scope.s;
-        let sql = "SELECT pg_stat_get_live_tuples(to_regclass($1)),
-                          pg_relation_size(to_regclass($1))::float8";
+        let sql = "SELECT pg_catalog.pg_stat_get_live_tuples(pg_catalog.to_regclass($1)),
+                          pg_catalog.pg_relation_size(pg_catalog.to_regclass($1))::double precision";
         let name = format!("{s}.{table}");
         let row = self.connection.query_typed_one(sql, &[(&name, Type::TEXT)]).await?;
         let (rows, bytes): (i64, f64) = (row.try_get(0)?, row.try_get(1)?);
         let percent = (100.0 * SAMPLED_PAGES * PAGE_BYTES / bytes.max(1.0)).min(100.0);
         let sample = format!(
-            "SELECT coalesce(avg({measured}), 0)::int8 FROM {name} TABLESAMPLE SYSTEM ({percent})"
+            "SELECT coalesce(pg_catalog.avg({measured}), 0)::bigint FROM {name}
+             TABLESAMPLE pg_catalog.system ({percent})"
         );
         let of_row: i64 = self.connection.query_typed_one(&sample, &[]).await?.try_get(0)?;
         Ok(u64::try_from(rows.saturating_mul(of_row.saturating_add(beside))).unwrap_or_default())
@@ -74,18 +84,21 @@ impl StateStore {
     /// # Errors
     /// [`StateError::Sql`].
     pub async fn vacuum(&self, is_near_bound: bool) -> Result<Vec<String>, StateError> {
-        let worth = "SELECT quote_ident(c.relname) FROM pg_class c
-             WHERE c.relnamespace = to_regnamespace($1) AND c.relkind = 'r'
-               AND pg_has_role(c.relowner, 'USAGE')
-               AND pg_stat_get_dead_tuples(c.oid)
-                   > greatest($2, pg_stat_get_live_tuples(c.oid) / $3)";
+        let worth = format!(
+            "SELECT pg_catalog.quote_ident(c.relname) FROM pg_catalog.pg_class c
+             WHERE c.relnamespace {EQ} pg_catalog.to_regnamespace($1)
+               AND c.relkind {EQ} 'r'
+               AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
+               AND pg_catalog.pg_stat_get_dead_tuples(c.oid) {GT} greatest(
+                   $2, pg_catalog.pg_stat_get_live_tuples(c.oid) OPERATOR(pg_catalog./) $3)"
+        );
         let params: [Param<'_>; 3] = [
             (&self.scope.s, Type::TEXT),
             (if is_near_bound { &DEAD_ROWS_MIN_NEAR } else { &DEAD_ROWS_MIN }, Type::INT8),
             (&DEAD_ROWS_SHARE, Type::INT8),
         ];
         let mut vacuumed = Vec::new();
-        for row in self.connection.query_typed(worth, &params).await? {
+        for row in self.connection.query_typed(&worth, &params).await? {
             let table: String = row.try_get(0)?;
             let vacuum = format!("VACUUM (ANALYZE) {}.{table}", self.scope.s);
             self.connection.batch_execute(&vacuum).await?;
@@ -116,11 +129,11 @@ impl StateStore {
         let age_us = i64::try_from(micros(retention)).unwrap_or(i64::MAX);
         let params: [Param<'_>; 3] =
             [(pipeline, Type::TEXT), (&age_us, Type::INT8), (&CHUNK, Type::INT8)];
-        let old = "now() - $2 * interval '1 microsecond'";
+        let old = format!("(pg_catalog.now() {MINUS} {})", interval("$2"));
         let tx = self.connection.transaction().await?;
         super::fence_alone(&tx, &self.scope, epoch).await?;
         let letters = format!(
-            "SELECT id FROM {s}.dead_letters WHERE pipeline = $1 AND died_at < {old}
+            "SELECT id FROM {s}.dead_letters WHERE pipeline {EQ} $1 AND died_at {LT} {old}
              ORDER BY died_at LIMIT $3"
         );
         let rows = tx.query_typed(&letters, &params).await?;
@@ -129,8 +142,9 @@ impl StateStore {
             u64::try_from(remove(&tx, &self.scope, &ids, &vec![0; ids.len()]).await?).unwrap_or(0);
         for (table, since) in [("jobs", "finished_at"), ("gaps", "closed_at")] {
             let delete = format!(
-                "DELETE FROM {s}.{table} WHERE id = ANY (ARRAY (
-                     SELECT id FROM {s}.{table} WHERE pipeline = $1 AND {since} < {old} LIMIT $3))"
+                "DELETE FROM {s}.{table} WHERE id {EQ} ANY (ARRAY (
+                     SELECT id FROM {s}.{table} WHERE pipeline {EQ} $1
+                         AND {since} {LT} {old} LIMIT $3))"
             );
             removed += tx.execute_typed(&delete, &params).await?;
         }

@@ -11,6 +11,7 @@ use super::connection::{Connection, Received, malformed, notice, unexpected};
 use super::error::{ServerError, WireError};
 use super::stream::Stream;
 use crate::engine::lsn::Lsn;
+use crate::io::op::EQ;
 use crate::io::pg::SessionAttrs;
 
 /// For one command. START_REPLICATION finds its slot taken at once; nothing here waits for others.
@@ -81,7 +82,9 @@ impl Replication {
     /// [`WireError`]
     pub async fn wal_sender_timeout(&mut self) -> Result<Duration, WireError> {
         let setting = self
-            .value("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'")
+            .value(&format!(
+                "SELECT setting FROM pg_catalog.pg_settings WHERE name {EQ} 'wal_sender_timeout'"
+            ))
             .await?;
         let millis = setting.parse();
         millis.map(Duration::from_millis).map_err(|_| WireError::Protocol {
@@ -134,7 +137,8 @@ impl Replication {
     pub async fn copy_slot(&mut self, from: &str, copy: &str) -> Result<(), WireError> {
         let (from, copy) = (quote('\'', from), quote('\'', copy));
         // Slot names hold no backslash.
-        let sql = format!("SELECT pg_copy_logical_replication_slot({from}, {copy}, true)");
+        let sql =
+            format!("SELECT pg_catalog.pg_copy_logical_replication_slot({from}, {copy}, true)");
         self.row(&sql).await.map(|_| ())
     }
 

@@ -6,6 +6,7 @@ use tokio_postgres::types::Type;
 
 use super::{Param, Scope, StateError, Transaction, bodies, system_time};
 use crate::engine::persist::{BacklogRow, Blocked, QueueId};
+use crate::io::op::EQ;
 
 /// Inserts or replaces rows.
 pub(super) async fn store(
@@ -36,8 +37,7 @@ pub(super) async fn store(
         "INSERT INTO {s}.backlog AS b (pipeline, endpoint, account, blocked, deferred, failing_since,
                 stopped_us, breaker_open_until)
          SELECT $1, endpoint, account, blocked::bigint[], deferred, failing, stopped, open
-         FROM unnest($2::text[], $3::text[], $4::text[], $5::int8[], $6::timestamptz[], $7::int8[],
-                     $8::timestamptz[])
+         FROM unnest($2, $3, $4, $5, $6, $7, $8)
               AS r(endpoint, account, blocked, deferred, failing, stopped, open)
          ON CONFLICT (pipeline, endpoint, account) DO UPDATE SET blocked = excluded.blocked,
              deferred = excluded.deferred, failing_since = excluded.failing_since,
@@ -69,10 +69,10 @@ pub(super) async fn remove(
     let endpoints: Vec<&str> = queues.iter().map(|queue| queue.endpoint.as_str()).collect();
     let accounts: Vec<&str> = queues.iter().map(|queue| queue.account.as_str()).collect();
     let sql = format!(
-        "DELETE FROM {s}.backlog WHERE ctid = ANY (ARRAY (
-             SELECT (SELECT b.ctid FROM {s}.backlog b WHERE b.pipeline = $1
-                       AND b.endpoint = r.endpoint AND b.account = r.account)
-             FROM unnest($2::text[], $3::text[]) AS r(endpoint, account)))"
+        "DELETE FROM {s}.backlog WHERE ctid {EQ} ANY (ARRAY (
+             SELECT (SELECT b.ctid FROM {s}.backlog b WHERE b.pipeline {EQ} $1
+                       AND b.endpoint {EQ} r.endpoint AND b.account {EQ} r.account)
+             FROM unnest($2, $3) AS r(endpoint, account)))"
     );
     let params: [Param<'_>; 3] =
         [(pipeline, Type::TEXT), (&endpoints, Type::TEXT_ARRAY), (&accounts, Type::TEXT_ARRAY)];

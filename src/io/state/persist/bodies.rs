@@ -23,6 +23,7 @@ use super::{Scope, StateError, Transaction, system_time};
 use crate::engine::event::Event;
 use crate::engine::persist::PersistBatch;
 use crate::engine::position::Position;
+use crate::io::op::EQ;
 
 /// Inserts the bodies that the batch's new rows need and that are not there.
 pub(super) async fn insert(
@@ -59,8 +60,7 @@ pub(super) async fn insert(
         "INSERT INTO {s}.bodies (pipeline, event_id, event_type, account, operation,
                 committed_at, commit_lsn, change_lsn, relation, n, keys, row)
          SELECT $1, id, type, account, operation, at, commit, change, relation, n, keys::bigint[], row
-         FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
-                     $7::pg_lsn[], $8::pg_lsn[], $9::oid[], $10::int8[], $11::text[], $12::bytea[])
+         FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
               AS e(id, type, account, operation, at, commit, change, relation, n, keys, row)
          ON CONFLICT DO NOTHING"
     );
@@ -98,17 +98,18 @@ pub(super) fn array(hashes: &[u64]) -> String {
 pub(in super::super) fn with_unused(s: &str, table: &str) -> String {
     let needed_by = |of: &str, gone: &str| {
         format!(
-            "(SELECT count(*) FROM {s}.{of} o WHERE o.pipeline = $1 AND o.event_id = g.event_id)
-              = {gone}"
+            "(SELECT pg_catalog.count(*) FROM {s}.{of} o WHERE o.pipeline {EQ} $1
+             AND o.event_id {EQ} g.event_id)
+              {EQ} {gone}"
         )
     };
     let (of_deferred, of_dead) = if table == "deferred" { ("g.n", "0") } else { ("0", "g.n") };
     format!(
         "unused AS (
-             DELETE FROM {s}.bodies WHERE ctid = ANY (ARRAY (
+             DELETE FROM {s}.bodies WHERE ctid {EQ} ANY (ARRAY (
                  SELECT (SELECT b.ctid FROM {s}.bodies b
-                         WHERE b.pipeline = $1 AND b.event_id = g.event_id)
-                 FROM (SELECT event_id, count(*) AS n FROM gone GROUP BY 1) g
+                         WHERE b.pipeline {EQ} $1 AND b.event_id {EQ} g.event_id)
+                 FROM (SELECT event_id, pg_catalog.count(*) AS n FROM gone GROUP BY 1) g
                  WHERE {} AND {})))",
         needed_by("deferred", of_deferred),
         needed_by("dead_letters", of_dead)

@@ -5,6 +5,7 @@ use tokio_postgres::types::Type;
 use super::history::{last_ten, records};
 use super::{Param, Scope, StateError, Transaction, bodies, saturate, storable};
 use crate::engine::persist::{DeadLetter, Retried};
+use crate::io::op::{EQ, NE, PLUS};
 
 /// Inserts letters; one that is there already stays as it is. Their bodies must be there.
 pub(super) async fn insert(
@@ -27,9 +28,9 @@ pub(super) async fn insert(
         "INSERT INTO {s}.dead_letters
                 (pipeline, event_id, endpoint, reason, detail, attempts, last_status, history,
                  replay_id)
-         SELECT $1, event, endpoint, reason, detail, attempts, status, history::jsonb, replay
-         FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::int4[], $7::int4[], $8::text[],
-                     $9::int8[])
+         SELECT $1, event, endpoint, reason, detail, attempts, status, history::pg_catalog.jsonb,
+             replay
+         FROM unnest($2, $3, $4, $5, $6, $7, $8, $9)
               AS r(event, endpoint, reason, detail, attempts, status, history, replay)
          ON CONFLICT DO NOTHING"
     );
@@ -73,14 +74,14 @@ pub(in super::super) async fn remove(
 ) -> Result<i64, StateError> {
     let remove = format!(
         "WITH gone AS (
-             DELETE FROM {s}.dead_letters WHERE pipeline = $1 AND id = ANY ($2)
-             RETURNING event_id, ($3::int8[])[array_position($2::int8[], id)] AS job),
+             DELETE FROM {s}.dead_letters WHERE pipeline {EQ} $1 AND id {EQ} ANY ($2)
+             RETURNING event_id, $3[pg_catalog.array_position($2, id)] AS job),
          counted AS (
-             UPDATE {s}.jobs j SET done = j.done + g.n
-             FROM (SELECT job, count(*) AS n FROM gone GROUP BY job) g
-             WHERE j.pipeline = $1 AND j.id = g.job),
+             UPDATE {s}.jobs j SET done = j.done {PLUS} g.n
+             FROM (SELECT job, pg_catalog.count(*) AS n FROM gone GROUP BY job) g
+             WHERE j.pipeline {EQ} $1 AND j.id {EQ} g.job),
          {}
-         SELECT count(*) FROM gone",
+         SELECT pg_catalog.count(*) FROM gone",
         bodies::with_unused(s, "dead_letters")
     );
     let params: [Param<'_>; 3] =
@@ -110,15 +111,16 @@ pub(super) async fn mark_failed(
     let update = format!(
         "WITH tried AS (
              UPDATE {s}.dead_letters d
-             SET reason = r.reason, detail = r.detail, attempts = d.attempts + r.attempts,
-                 last_status = r.status, history = {}, tried_at = now(), last_job = r.job
-             FROM unnest($2::int8[], $3::int8[], $4::text[], $5::text[], $6::int4[], $7::int4[], $8::text[])
+             SET reason = r.reason, detail = r.detail, attempts = d.attempts {PLUS} r.attempts,
+                 last_status = r.status, history = {}, tried_at = pg_catalog.now(), last_job = r.job
+             FROM unnest($2, $3, $4, $5, $6, $7, $8)
                   AS r(id, job, reason, detail, attempts, status, history)
-             WHERE d.pipeline = $1 AND d.id = r.id AND d.last_job IS DISTINCT FROM r.job
+             WHERE d.pipeline {EQ} $1 AND d.id {EQ} r.id
+               AND (d.last_job IS NULL OR d.last_job {NE} r.job)
              RETURNING r.job)
-         UPDATE {s}.jobs j SET failed = j.failed + t.n
-         FROM (SELECT job, count(*) AS n FROM tried GROUP BY job) t
-         WHERE j.pipeline = $1 AND j.id = t.job",
+         UPDATE {s}.jobs j SET failed = j.failed {PLUS} t.n
+         FROM (SELECT job, pg_catalog.count(*) AS n FROM tried GROUP BY job) t
+         WHERE j.pipeline {EQ} $1 AND j.id {EQ} t.job",
         last_ten("d.history", "r.history")
     );
     tx.execute_typed(

@@ -8,13 +8,14 @@ use super::history::{last_ten, records};
 use super::{Param, Scope, StateError, Transaction, bodies, saturate, storable, system_time};
 use crate::engine::persist::{DeadLetter, Defer, RowId, Tried};
 use crate::engine::position::Position;
+use crate::io::op::{EQ, LT};
 
 /// The place of the row that `r` names by its second unique key: event, endpoint, replay. See the
 /// module `bodies` for why it is asked so.
 fn place(s: &str) -> String {
     format!(
-        "(SELECT d.ctid FROM {s}.deferred d WHERE d.pipeline = $1 AND d.event_id = r.event
-            AND d.endpoint = r.endpoint AND d.replay_id = r.replay)"
+        "(SELECT d.ctid FROM {s}.deferred d WHERE d.pipeline {EQ} $1 AND d.event_id {EQ} r.event
+            AND d.endpoint {EQ} r.endpoint AND d.replay_id {EQ} r.replay)"
     )
 }
 
@@ -108,10 +109,8 @@ pub(super) async fn insert(
                  event_type, reason, attempts, first_attempt_us, next_attempt_at, last_status, detail,
                  history)
          SELECT $1, event, endpoint, replay, account, commit, change, relation, n, type, reason,
-                attempts, first, due, status, detail, history::jsonb
-         FROM unnest($2::text[], $3::text[], $4::int8[], $5::text[], $6::pg_lsn[], $7::pg_lsn[],
-                     $8::oid[], $9::int8[], $10::text[], $11::text[], $12::int4[], $13::int8[],
-                     $14::timestamptz[], $15::int4[], $16::text[], $17::text[])
+                attempts, first, due, status, detail, history::pg_catalog.jsonb
+         FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
               AS r(event, endpoint, replay, account, commit, change, relation, n, type, reason,
                    attempts, first, due, status, detail, history)
          ON CONFLICT DO NOTHING"
@@ -153,13 +152,12 @@ pub(super) async fn retime(
                  history)
          SELECT d.pipeline, d.event_id, d.endpoint, d.replay_id, d.account, d.commit_lsn, d.change_lsn,
                 d.relation, d.n, d.event_type, d.reason, r.attempts, r.first, r.due, r.status, r.detail,
-                CASE WHEN d.attempts < r.attempts THEN {history} ELSE d.history END
-         FROM unnest($2::text[], $3::text[], $4::int8[], $5::int4[], $6::int8[], $7::timestamptz[],
-                     $8::int4[], $9::text[], $10::text[])
+                CASE WHEN d.attempts {LT} r.attempts THEN {history} ELSE d.history END
+         FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10)
               AS r(event, endpoint, replay, attempts, first, due, status, detail, history)
          CROSS JOIN LATERAL (
-             SELECT * FROM {s}.deferred d WHERE d.pipeline = $1 AND d.event_id = r.event
-                AND d.endpoint = r.endpoint AND d.replay_id = r.replay LIMIT 1) d
+             SELECT * FROM {s}.deferred d WHERE d.pipeline {EQ} $1 AND d.event_id {EQ} r.event
+                AND d.endpoint {EQ} r.endpoint AND d.replay_id {EQ} r.replay LIMIT 1) d
          ON CONFLICT (pipeline, event_id, endpoint, replay_id) DO UPDATE SET
              attempts = excluded.attempts, first_attempt_us = excluded.first_attempt_us,
              next_attempt_at = excluded.next_attempt_at, last_status = excluded.last_status,
@@ -193,18 +191,18 @@ pub(super) async fn die(
         "INSERT INTO {s}.dead_letters
                 (pipeline, event_id, endpoint, replay_id, reason, detail, attempts, last_status, history)
          SELECT $1, event, endpoint, replay, reason, detail, attempts, status, {history}
-         FROM (SELECT (SELECT h.history FROM {s}.deferred h WHERE h.ctid = r.place) AS stored, r.*
+         FROM (SELECT (SELECT h.history FROM {s}.deferred h
+         WHERE h.ctid {EQ} r.place) AS stored, r.*
                FROM (SELECT {place} AS place, r.*
-                     FROM unnest($2::text[], $3::text[], $4::int8[], $5::text[], $6::text[],
-                                 $7::int4[], $8::int4[], $9::text[])
+                     FROM unnest($2, $3, $4, $5, $6, $7, $8, $9)
                           AS r(event, endpoint, replay, reason, detail, attempts, status, history)) r
                WHERE r.place IS NOT NULL) r
          ON CONFLICT DO NOTHING",
         history = last_ten("r.stored", "r.history")
     );
     let delete = format!(
-        "DELETE FROM {s}.deferred WHERE ctid = ANY (ARRAY (
-             SELECT {place} FROM unnest($2::text[], $3::text[], $4::int8[]) AS r(event, endpoint, replay)))"
+        "DELETE FROM {s}.deferred WHERE ctid {EQ} ANY (ARRAY (
+             SELECT {place} FROM unnest($2, $3, $4) AS r(event, endpoint, replay)))"
     );
     let mut params = named.params(pipeline);
     let letter: [Param<'_>; 5] = [
@@ -233,9 +231,8 @@ pub(super) async fn resolve(
     let named = Named::new(resolved.iter());
     let sql = format!(
         "WITH gone AS (
-             DELETE FROM {s}.deferred WHERE ctid = ANY (ARRAY (
-                 SELECT {} FROM unnest($2::text[], $3::text[], $4::int8[])
-                                AS r(event, endpoint, replay)))
+             DELETE FROM {s}.deferred WHERE ctid {EQ} ANY (ARRAY (
+                 SELECT {} FROM unnest($2, $3, $4) AS r(event, endpoint, replay)))
              RETURNING event_id),
          {} SELECT",
         place(s),

@@ -6,6 +6,7 @@ use tokio_postgres::types::{PgLsn, Type};
 use super::{Param, Scope, StateError, Transaction, bodies};
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{GapChange, Purge, Purged, QueueId};
+use crate::io::op::{EQ, PLUS};
 
 /// Begins gaps and says how far they have grown.
 ///
@@ -35,10 +36,10 @@ pub(super) async fn store(
     let open = format!(
         "INSERT INTO {s}.gaps (pipeline, endpoint, account, reason, from_lsn, to_lsn, growing)
          SELECT $1, r.endpoint, r.account, r.reason, f.lsn, f.lsn, true
-         FROM unnest($2::text[], $3::text[], $4::text[], $5::pg_lsn[]) AS r(endpoint, account, reason, first)
+         FROM unnest($2, $3, $4, $5) AS r(endpoint, account, reason, first)
          CROSS JOIN LATERAL (SELECT coalesce((
              SELECT d.commit_lsn FROM {s}.deferred d
-             WHERE d.pipeline = $1 AND d.endpoint = r.endpoint AND d.account = r.account
+             WHERE d.pipeline {EQ} $1 AND d.endpoint {EQ} r.endpoint AND d.account {EQ} r.account
              ORDER BY d.commit_lsn, d.change_lsn, d.relation, d.n, d.event_type, d.replay_id LIMIT 1),
              r.first, $6) AS lsn) f
          WHERE r.reason IS NOT NULL
@@ -47,13 +48,14 @@ pub(super) async fn store(
     let grow = format!(
         "UPDATE {s}.gaps g SET skipped = r.skipped, from_lsn = least(g.from_lsn, r.first),
                 to_lsn = greatest(g.to_lsn, r.last), growing = r.growing
-         FROM unnest($2::text[], $3::text[], $4::int8[], $5::pg_lsn[], $6::pg_lsn[], $7::bool[])
+         FROM unnest($2, $3, $4, $5, $6, $7)
               AS r(endpoint, account, skipped, first, last, growing)
-         WHERE g.pipeline = $1 AND g.endpoint = r.endpoint AND g.account = r.account AND g.growing"
+         WHERE g.pipeline {EQ} $1 AND g.endpoint {EQ} r.endpoint AND g.account {EQ} r.account
+           AND g.growing"
     );
     let forget = format!(
-        "DELETE FROM {s}.gaps WHERE pipeline = $1 AND endpoint = ANY ($2) AND NOT growing
-           AND closed_at IS NULL AND removed + skipped = 0"
+        "DELETE FROM {s}.gaps WHERE pipeline {EQ} $1 AND endpoint {EQ} ANY ($2) AND NOT growing
+           AND closed_at IS NULL AND removed {PLUS} skipped {EQ} 0"
     );
     let of_open: [Param<'_>; 6] = [
         (pipeline, Type::TEXT),
@@ -98,21 +100,22 @@ async fn purge_one(
 ) -> Result<Purged, StateError> {
     let QueueId { account, endpoint } = queue;
     let (endpoint, account, rows) = (endpoint.as_str(), account.as_str(), i64::from(*rows));
-    let of_queue = "pipeline = $1 AND endpoint = $2 AND account = $3";
+    let of_queue = format!("pipeline {EQ} $1 AND endpoint {EQ} $2 AND account {EQ} $3");
     let sql = format!(
         "WITH gone AS (
-             DELETE FROM {s}.deferred WHERE ctid = ANY (ARRAY (
+             DELETE FROM {s}.deferred WHERE ctid {EQ} ANY (ARRAY (
                  SELECT ctid FROM {s}.deferred
                  WHERE {of_queue} AND EXISTS (SELECT FROM {s}.gaps WHERE {of_queue} AND growing)
                  ORDER BY commit_lsn, change_lsn, relation, n, event_type, replay_id LIMIT $4))
              RETURNING event_id, commit_lsn),
          counted AS (
-             UPDATE {s}.gaps SET removed = removed + c.n, from_lsn = least(from_lsn, c.first),
+             UPDATE {s}.gaps SET removed = removed {PLUS} c.n, from_lsn = least(from_lsn, c.first),
                     to_lsn = greatest(to_lsn, c.last)
-             FROM (SELECT count(*) AS n, min(commit_lsn) AS first, max(commit_lsn) AS last FROM gone) c
+             FROM (SELECT pg_catalog.count(*) AS n, pg_catalog.min(commit_lsn) AS first,
+                          pg_catalog.max(commit_lsn) AS last FROM gone) c
              WHERE {of_queue} AND growing),
          {}
-         SELECT count(*) FROM gone",
+         SELECT pg_catalog.count(*) FROM gone",
         bodies::with_unused(s, "deferred")
     );
     let params: [Param<'_>; 4] = [

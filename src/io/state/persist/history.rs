@@ -6,6 +6,7 @@ use super::super::{text, unreadable};
 use super::{StateError, storable};
 use crate::engine::event::rfc3339;
 use crate::engine::persist::AttemptRecord;
+use crate::io::op::CAT;
 
 /// Attempts that a row keeps.
 const KEPT: usize = 10;
@@ -51,9 +52,10 @@ pub(super) fn records(history: &[AttemptRecord]) -> Option<String> {
 /// SQL for the last attempts of `stored` (a `jsonb`) and `new` (its text); null when there are none.
 pub(super) fn last_ten(stored: &str, new: &str) -> String {
     format!(
-        "(SELECT jsonb_agg(e ORDER BY at) FROM (
-              SELECT e, at FROM jsonb_array_elements(coalesce({stored}, '[]') || coalesce({new}::jsonb, '[]'))
-                                WITH ORDINALITY x(e, at)
+        "(SELECT pg_catalog.jsonb_agg(e ORDER BY at) FROM (
+              SELECT e, at FROM pg_catalog.jsonb_array_elements(
+                  coalesce({stored}, '[]') {CAT} coalesce({new}::pg_catalog.jsonb, '[]'))
+                  WITH ORDINALITY x(e, at)
               ORDER BY at DESC LIMIT {KEPT}) kept)"
     )
 }

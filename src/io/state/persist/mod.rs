@@ -43,6 +43,7 @@ use tokio_postgres::types::{PgLsn, Type};
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{PersistBatch, Persisted, SettledRange};
 use crate::engine::settled;
+use crate::io::op::{EQ, LE, LT};
 use crate::io::sql::is_data_error;
 
 use super::{Param, Scope, StateError, StateStore, Transaction, fence, lsn, replays};
@@ -148,10 +149,11 @@ async fn checkpoint(tx: &Transaction<'_>, scope: &Scope, frontier: Lsn) -> Resul
     let Scope { s, pipeline, .. } = scope;
     let advance = format!(
         "WITH stored AS (SELECT frontier FROM {s}.checkpoint
-                         WHERE pipeline = $1 AND partition = 0 FOR UPDATE),
-              advanced AS (UPDATE {s}.checkpoint c SET frontier = $2, updated_at = clock_timestamp()
-                           FROM stored WHERE c.pipeline = $1 AND c.partition = 0
-                             AND stored.frontier <= $2)
+                         WHERE pipeline {EQ} $1 AND partition {EQ} 0 FOR UPDATE),
+              advanced AS (UPDATE {s}.checkpoint c
+                           SET frontier = $2, updated_at = pg_catalog.clock_timestamp()
+                           FROM stored WHERE c.pipeline {EQ} $1 AND c.partition {EQ} 0
+                             AND stored.frontier {LE} $2)
          SELECT frontier FROM stored"
     );
     let asked = PgLsn::from(frontier.0);
@@ -191,7 +193,8 @@ async fn remove_passed(
     frontier: Lsn,
 ) -> Result<(), StateError> {
     let delete = format!(
-        "DELETE FROM {s}.settled WHERE pipeline = $1 AND partition = 0 AND last_commit_lsn < $2"
+        "DELETE FROM {s}.settled WHERE pipeline {EQ} $1 AND partition {EQ} 0
+         AND last_commit_lsn {LT} $2"
     );
     let frontier = PgLsn::from(frontier.0);
     tx.execute_typed(&delete, &[(pipeline, Type::TEXT), (&frontier, Type::PG_LSN)]).await?;

@@ -4,6 +4,7 @@ use tokio_postgres::types::Type;
 
 use super::{Param, Scope, StateError, Transaction, storable};
 use crate::engine::notice::Notice;
+use crate::io::op::{EQ, PLUS};
 
 /// Of one endpoint and kind at most one notice.
 pub(super) async fn add(
@@ -16,13 +17,13 @@ pub(super) async fn add(
     }
     let insert = format!(
         "INSERT INTO {s}.notices AS n (pipeline, endpoint, type, account, detail, count, first_at, last_at)
-         SELECT $1, endpoint, type, account, detail, count, now(), now()
-         FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::int8[])
+         SELECT $1, endpoint, type, account, detail, count, pg_catalog.now(), pg_catalog.now()
+         FROM unnest($2, $3, $4, $5, $6)
               AS r(endpoint, type, account, detail, count)
          ON CONFLICT (pipeline, endpoint, type) DO UPDATE SET
              account = coalesce(excluded.account, n.account), detail = excluded.detail,
-             count = n.count + excluded.count, last_at = excluded.last_at,
-             first_at = CASE WHEN n.count = 0 THEN excluded.first_at ELSE n.first_at END"
+             count = n.count {PLUS} excluded.count, last_at = excluded.last_at,
+             first_at = CASE WHEN n.count {EQ} 0 THEN excluded.first_at ELSE n.first_at END"
     );
     let endpoints: Vec<&str> = notices.iter().map(|n| n.endpoint.as_str()).collect();
     let kinds: Vec<&str> = notices.iter().map(|n| n.kind.as_str()).collect();

@@ -7,6 +7,7 @@ use tokio_postgres::types::Type;
 use super::{Param, Scope, StateError, Transaction, storable, system_time};
 use crate::engine::event::EndpointId;
 use crate::engine::persist::{DisableEndpoint, JobDone, PauseEndpoint};
+use crate::io::op::EQ;
 
 pub(super) async fn enable(
     tx: &Transaction<'_>,
@@ -17,7 +18,7 @@ pub(super) async fn enable(
         return Ok(());
     }
     let delete =
-        format!("DELETE FROM {s}.endpoint_state WHERE pipeline = $1 AND endpoint = ANY($2)");
+        format!("DELETE FROM {s}.endpoint_state WHERE pipeline {EQ} $1 AND endpoint {EQ} ANY($2)");
     let endpoints: Vec<&str> = endpoints.iter().map(EndpointId::as_str).collect();
     tx.execute_typed(&delete, &[(pipeline, Type::TEXT), (&endpoints, Type::TEXT_ARRAY)]).await?;
     Ok(())
@@ -33,7 +34,7 @@ pub(super) async fn disable(
     }
     let insert = format!(
         "INSERT INTO {s}.endpoint_state (pipeline, endpoint, reason)
-         SELECT $1, * FROM unnest($2::text[], $3::text[]) ON CONFLICT DO NOTHING"
+         SELECT $1, * FROM unnest($2, $3) ON CONFLICT DO NOTHING"
     );
     let endpoints: Vec<&str> = disabled.iter().map(|d| d.endpoint.as_str()).collect();
     let reasons: Vec<String> = disabled.iter().map(|d| storable(&d.reason)).collect();
@@ -55,7 +56,7 @@ pub(super) async fn pause(
     }
     let insert = format!(
         "INSERT INTO {s}.endpoint_state (pipeline, kind, endpoint, reason, disabled_at)
-         SELECT $1, 'paused', * FROM unnest($2::text[], $3::text[], $4::timestamptz[])
+         SELECT $1, 'paused', * FROM unnest($2, $3, $4)
          ON CONFLICT (pipeline, endpoint) DO UPDATE SET kind = excluded.kind, reason = excluded.reason,
              disabled_at = excluded.disabled_at"
     );
@@ -82,9 +83,9 @@ pub(super) async fn end_jobs(
         return Ok(());
     }
     let update = format!(
-        "UPDATE {s}.jobs j SET done = r.done, finished_at = now()
-         FROM unnest($2::int8[], $3::int8[]) AS r(job, done)
-         WHERE j.pipeline = $1 AND j.id = r.job AND j.finished_at IS NULL"
+        "UPDATE {s}.jobs j SET done = r.done, finished_at = pg_catalog.now()
+         FROM unnest($2, $3) AS r(job, done)
+         WHERE j.pipeline {EQ} $1 AND j.id {EQ} r.job AND j.finished_at IS NULL"
     );
     let ids: Vec<i64> = jobs.iter().map(|job| job.job).collect();
     let done: Vec<i64> = jobs.iter().map(|job| job.done).collect();

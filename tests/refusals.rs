@@ -112,17 +112,19 @@ async fn case_17_mistakes_in_identity_and_publication_are_named_with_their_mend(
             breaks: "CREATE TABLE log (id int); INSERT INTO log VALUES (1);
                      ALTER PUBLICATION walhook ADD TABLE log",
             mends: OF_RULES,
-            check: "fail  replica identity: log has no replica identity, so that its own UPDATE",
-            mend: "or ALTER TABLE log REPLICA IDENTITY FULL",
-            run: Run::Refuses("makes UPDATE and DELETE of log fail: it has no replica identity"),
+            check: "fail  replica identity: public.log has no replica identity, so that its own UPDATE",
+            mend: "or ALTER TABLE public.log REPLICA IDENTITY FULL",
+            run: Run::Refuses(
+                "makes UPDATE and DELETE of public.log fail: it has no replica identity",
+            ),
         },
         Mistake {
             breaks: "CREATE TABLE log (id int PRIMARY KEY DEFERRABLE);
                      ALTER PUBLICATION walhook ADD TABLE log",
             mends: OF_RULES,
-            check: "fail  replica identity: log has no replica identity",
-            mend: "or ALTER TABLE log REPLICA IDENTITY FULL",
-            run: Run::Refuses("makes UPDATE and DELETE of log fail"),
+            check: "fail  replica identity: public.log has no replica identity",
+            mend: "or ALTER TABLE public.log REPLICA IDENTITY FULL",
+            run: Run::Refuses("makes UPDATE and DELETE of public.log fail"),
         },
     ] {
         refused(&mut world, &mistake).await.context(mistake.breaks)?;
@@ -158,16 +160,16 @@ async fn row_filters_and_column_lists_that_hide_what_rules_need_are_named() -> R
             breaks: "CREATE TABLE log (id int PRIMARY KEY, a int);
                      ALTER PUBLICATION walhook ADD TABLE log (a)",
             mends: OF_RULES,
-            check: "fail  replica identity: log has a column list that its replica identity does not fit",
-            mend: "publish log again without it",
+            check: "fail  replica identity: public.log has a column list that its replica identity does not fit",
+            mend: "publish public.log again without it",
             run: Run::Refuses("log fail: it has a column list"),
         },
         Mistake {
             breaks: "CREATE TABLE log (id int PRIMARY KEY, a int);
                      ALTER PUBLICATION walhook ADD TABLE log WHERE (a > 0)",
             mends: OF_RULES,
-            check: "fail  replica identity: log has a row filter that its replica identity does not fit",
-            mend: "publish log again without it",
+            check: "fail  replica identity: public.log has a row filter that its replica identity does not fit",
+            mend: "publish public.log again without it",
             run: Run::Refuses("log fail: it has a row filter"),
         },
     ] {
@@ -210,7 +212,8 @@ async fn refused_tables_are_those_whose_own_updates_fail() -> Result<()> {
     let mut failing = Vec::new();
     for table in ["fine", "whole", "by_index", "bare", "nothing", "late", "made", "parted_1"] {
         let named = found.iter().any(|line| {
-            line.starts_with(&format!("fail  replica identity: {table} ")) && line.contains("; ")
+            line.starts_with(&format!("fail  replica identity: public.{table} "))
+                && line.contains("; ")
         });
         let fails = update_fails(&world, table).await;
         ensure!(named == fails, "{table}: named {named}, fails {fails}: {found:#?}");

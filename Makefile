@@ -46,6 +46,7 @@ build: prerequisites ## Build the release binary, target/release/walhook
 
 test: prerequisites lint ## Check and test everything, as CI does
 	@sh scripts/prerequisites openssl
+	@sh scripts/prerequisites nginx
 	if $(CARGO) nextest --version >/dev/null 2>&1; \
 		then $(CARGO) nextest run --workspace --locked; \
 		else $(CARGO) test --workspace --locked --lib --bins --tests; fi
@@ -55,6 +56,7 @@ test: prerequisites lint ## Check and test everything, as CI does
 
 test-matrix: prerequisites ## Run the tests that start a server on each PostgreSQL that is found
 	@sh scripts/prerequisites openssl
+	@sh scripts/prerequisites nginx
 	sh scripts/test-matrix
 
 torture: prerequisites ## Break everything by seed while traffic runs, and audit: SEED=1 MINUTES=10

@@ -120,8 +120,8 @@ async fn stand_by_and_lead(
     health: &Arc<watch::Sender<Health>>,
     shutdown: &CancellationToken,
 ) -> Result<(), Stop> {
-    let sender =
-        Sender::new(&config.delivery, &config.egress).map_err(|e| Stop::Config(e.to_string()))?;
+    let sender = Sender::new(&config.delivery, &config.egress, &config.memory)
+        .map_err(|e| Stop::Config(e.to_string()))?;
     if !sender.is_live() {
         tracing::warn!(
             "delivery.mode is \"log\": NOTHING IS SENT; each delivery is logged instead, and the checkpoint \

@@ -31,6 +31,7 @@ mod network;
 mod notify;
 mod operator;
 mod partitions;
+mod receivers;
 mod refusals;
 mod replay;
 mod retry_after;

@@ -47,6 +47,10 @@ pub mod dispatcher;
 
 pub mod attempt;
 
+pub mod answer_head;
+
+pub mod frames;
+
 pub mod sign;
 
 pub mod egress;

@@ -117,6 +117,8 @@ pub struct Metrics {
     pub queued_bytes: IntGauge,
     /// `walhook_kept_bytes`: memory that routes, queues, and what is known of deferred deliveries take.
     pub kept_bytes: IntGauge,
+    /// `walhook_connection_bytes`: memory that connections to endpoints take.
+    pub connection_bytes: IntGauge,
     /// `walhook_deferred`: deliveries in the table `deferred`, or on their way there.
     pub deferred: IntGauge,
     /// `walhook_backlogs`: endpoints that have some.
@@ -264,6 +266,11 @@ impl Metrics {
             lanes_waiting: lanes.with_label_values(&["waiting"]),
             queued_bytes: gauge(r, "walhook_queued_bytes", "Memory that pending events take.")?,
             kept_bytes: gauge(r, "walhook_kept_bytes", "Memory that routes and queues take.")?,
+            connection_bytes: gauge(
+                r,
+                "walhook_connection_bytes",
+                "Memory that connections to endpoints and their unfinished answers take.",
+            )?,
             deferred: gauge(r, "walhook_deferred", "Deliveries that are deferred.")?,
             backlogs: gauge(r, "walhook_backlogs", "Endpoints with deferred deliveries.")?,
             breakers_open: gauge(

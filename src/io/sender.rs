@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
+
 use super::transport::{Transport, TransportError};
-use crate::config::{Delivery, DeliveryMode, Egress};
+use crate::config::{Delivery, DeliveryMode, Egress, Memory};
 use crate::engine::attempt::{Answer, Attempt, Outcome};
 use crate::engine::endpoint::Endpoint;
 use crate::engine::notice::DueNotice;
@@ -23,9 +25,15 @@ impl Sender {
     ///
     /// # Errors
     /// [`TransportError`]
-    pub fn new(delivery: &Delivery, egress: &Egress) -> Result<Self, TransportError> {
+    pub fn new(
+        delivery: &Delivery,
+        egress: &Egress,
+        memory: &Memory,
+    ) -> Result<Self, TransportError> {
         match delivery.mode {
-            DeliveryMode::Live => Ok(Self::Live(Arc::new(Transport::new(delivery, egress)?))),
+            DeliveryMode::Live => {
+                Ok(Self::Live(Arc::new(Transport::new(delivery, egress, memory)?)))
+            }
             DeliveryMode::Log => Ok(Self::Log),
         }
     }
@@ -34,6 +42,27 @@ impl Sender {
     #[must_use]
     pub fn is_live(&self) -> bool {
         matches!(self, Self::Live(_))
+    }
+
+    /// Spawns what makes an attempt, on the threads for requests where there are any.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        attempts: &mut JoinSet<T>,
+        attempt: impl Future<Output = T> + Send + 'static,
+    ) {
+        match self {
+            Self::Live(transport) => attempts.spawn_on(attempt, transport.threads()),
+            Self::Log => attempts.spawn(attempt),
+        };
+    }
+
+    /// Bytes that connections and unfinished answers hold.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        match self {
+            Self::Live(transport) => transport.held_bytes(),
+            Self::Log => 0,
+        }
     }
 
     /// Makes one attempt. See [`Transport::send`].

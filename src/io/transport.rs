@@ -1,9 +1,14 @@
 //! One attempt over HTTP: a signed request goes out, an [`Outcome`] comes back, and nothing else.
 
+mod clients;
 mod connect;
 mod error;
+mod guard;
+mod memory;
+mod workers;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,11 +16,10 @@ use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, U
 use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use rustls_platform_verifier::Verifier;
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
@@ -28,8 +32,11 @@ use crate::engine::endpoint::Endpoint;
 use crate::engine::position::EventId;
 use crate::engine::retry::parse_retry_after;
 use crate::engine::sign;
-use connect::{ACCOUNT, Connector};
-use error::{classify, failure, printable};
+use clients::Clients;
+use connect::{ACCOUNT, TcpConnector};
+use error::{failure, printable};
+use memory::AnswerMemory;
+use workers::Workers;
 
 /// Of an answer's body, what is read so that the connection can be used again. A longer answer costs
 /// the endpoint its connection, not us our memory.
@@ -37,27 +44,6 @@ const BODY_MAX: usize = 64 << 10;
 
 /// Of an answer's body, what is kept for the operator.
 const EXCERPT_MAX: usize = 1 << 10;
-
-/// An idle connection is closed after this time: below the 5 s that the least patient common servers
-/// keep it (Node.js, uvicorn), so that a request seldom meets a connection that the other side is just
-/// closing; and so that idle sockets are at most what a few seconds' requests have opened.
-const POOL_IDLE: Duration = Duration::from_secs(4);
-
-/// Idle connections kept for one host: as many as one endpoint has requests in flight by default.
-const POOL_IDLE_PER_HOST: usize = 64;
-
-/// As much as is read of one answer.
-const HTTP2_STREAM_WINDOW: u32 = 64 << 10;
-
-/// Sixteen answers at once on one connection.
-const HTTP2_CONNECTION_WINDOW: u32 = 1 << 20;
-
-/// A connection with requests in flight that is silent for so long is asked whether it lives: below
-/// the default timeout, so that a retry already finds a new connection.
-const HTTP2_PING_AFTER: Duration = Duration::from_secs(5);
-
-/// And this is how long it may take to say so.
-const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Headers that an endpoint's row may not set: ours, and those that belong to the connection.
 const RESERVED: [&str; 12] = [
@@ -89,6 +75,9 @@ pub enum TransportError {
     /// There is nothing to judge certificates by.
     #[error("cannot set up TLS; install the system's CA certificates")]
     Tls(#[source] rustls::Error),
+    /// The operating system starts no threads.
+    #[error("cannot start the threads that send requests")]
+    Threads(#[source] std::io::Error),
     /// The proxy cannot be used.
     #[error("egress.proxy {0}")]
     Proxy(#[from] ProxyError),
@@ -97,7 +86,9 @@ pub enum TransportError {
 /// Sends attempts. Cheap to clone; all clones share one pool of connections.
 #[derive(Debug, Clone)]
 pub struct Transport {
-    client: Client<Connector, Full<Bytes>>,
+    clients: Arc<Clients>,
+    memory: Arc<AnswerMemory>,
+    workers: Arc<Workers>,
     policy: Arc<Policy>,
     timeout: Duration,
     user_agent: HeaderValue,
@@ -122,22 +113,24 @@ impl<'a> Post<'a> {
 }
 
 impl Transport {
-    /// A transport for `[delivery]` and `[egress]`.
+    /// A transport for `[delivery]`, `[egress]` and `[memory]`.
     ///
     /// # Errors
     /// [`TransportError`]
     pub fn new(
         delivery: &config::Delivery,
         egress: &config::Egress,
+        memory: &config::Memory,
     ) -> Result<Self, TransportError> {
         let tls = tls_config([]).map_err(TransportError::Tls)?;
-        Self::with(delivery, egress, tls, Arc::new(system_lookup))
+        Self::with(delivery, egress, memory, tls, Arc::new(system_lookup))
     }
 
     /// With this judge of certificates, and names resolved so.
     fn with(
         delivery: &config::Delivery,
         egress: &config::Egress,
+        memory: &config::Memory,
         tls: ClientConfig,
         lookup: Arc<Lookup>,
     ) -> Result<Self, TransportError> {
@@ -157,23 +150,13 @@ impl Transport {
         // Half of the time for connecting, so that the other half is left for what was known before.
         let resolver = Resolver::new(Arc::clone(&policy), lookup, delivery.connect_timeout / 2);
         let proxy = egress.proxy.as_ref().map(Proxy::parse).transpose()?;
-        let connector = Connector::new(resolver, proxy, tls, delivery.connect_timeout);
-        // It asks for no compressed answer and follows no redirect: it only exchanges. A request
-        // whose connection turned out closed before any of it was sent is begun anew.
-        let client = Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(POOL_IDLE)
-            .pool_max_idle_per_host(POOL_IDLE_PER_HOST)
-            // What an HTTP/2 server may send before anyone reads it: it is held in our memory.
-            .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
-            .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
-            // A request that times out takes an HTTP/1 connection with it, but not an HTTP/2 one.
-            .http2_keep_alive_interval(HTTP2_PING_AFTER)
-            .http2_keep_alive_timeout(HTTP2_PING_TIMEOUT)
-            .build(connector);
+        let limit = usize::try_from(memory.limit.0).unwrap_or(usize::MAX);
+        let memory = Arc::new(AnswerMemory::new(limit));
+        let tcp = TcpConnector::new(resolver, proxy, delivery.connect_timeout, Arc::clone(&memory));
         Ok(Self {
-            client,
+            clients: Arc::new(Clients::new(&tcp, tls)),
+            memory,
+            workers: Arc::new(Workers::start().map_err(TransportError::Threads)?),
             policy,
             timeout: delivery.timeout,
             user_agent,
@@ -194,6 +177,18 @@ impl Transport {
         self.attempt(attempt, true).await
     }
 
+    /// The threads that requests are made on, and nothing else.
+    #[must_use]
+    pub fn threads(&self) -> &Handle {
+        self.workers.handle()
+    }
+
+    /// Bytes that connections and unfinished answers hold.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.memory.bytes()
+    }
+
     async fn attempt(&self, attempt: &Attempt, keep: bool) -> Outcome {
         self.post(&Post::of(attempt), keep).await
     }
@@ -212,20 +207,21 @@ impl Transport {
 
     async fn post(&self, post: &Post<'_>, keep: bool) -> Outcome {
         let started = Instant::now();
-        let result = match self.request(post) {
-            Ok(request) => {
-                let exchange =
-                    ACCOUNT.scope(post.endpoint.account.clone(), self.exchange(request, keep));
-                let ended = timeout_at(started + self.timeout, exchange).await;
-                ended.unwrap_or_else(|_| Err(self.timed_out()))
-            }
-            Err(failure) => Err(failure),
-        };
-        Outcome::new(result, started.elapsed())
+        let resends = AtomicU32::new(0);
+        let exchange =
+            ACCOUNT.scope(post.endpoint.account.clone(), self.exchange(post, keep, &resends));
+        let ended = timeout_at(started + self.timeout, exchange).await;
+        let result = ended.unwrap_or_else(|_| Err(self.timed_out()));
+        Outcome { result, elapsed: started.elapsed(), resends: resends.into_inner() }
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>, keep: bool) -> Result<Answer, Failure> {
-        let response = self.client.request(request).await.map_err(|error| classify(&error))?;
+    async fn exchange(
+        &self,
+        post: &Post<'_>,
+        keep: bool,
+        resends: &AtomicU32,
+    ) -> Result<Answer, Failure> {
+        let response = self.clients.send(|| self.request(post), resends).await?;
         let status = response.status();
         let retry_after = response
             .headers()

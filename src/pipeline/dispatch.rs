@@ -81,11 +81,13 @@ pub(super) async fn dispatch(
     loop {
         let now = clock.now();
         dispatcher.fan_out(now);
+        dispatcher.handle_answer_bytes(tools.sender.held_bytes());
         while let Some(dispatch) = dispatcher.poll_attempt(now) {
             tools.metrics.observe_queue_wait(dispatch.waited);
             let (give_up, given_up) = oneshot::channel();
             under_way.insert(dispatch.attempt.delivery, give_up);
-            attempts.spawn(attempt(tools.sender.clone(), dispatch.attempt, given_up));
+            let attempt = attempt(tools.sender.clone(), dispatch.attempt, given_up);
+            tools.sender.spawn(&mut attempts, attempt);
         }
         while let Some(delivery) = dispatcher.poll_abort() {
             // One that has just ended does not listen any more.
@@ -218,6 +220,7 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
     metrics.endpoints_suspended.set(count(gauges.queues_suspended));
     metrics.queued_bytes.set(count(gauges.queued_bytes));
     metrics.kept_bytes.set(count(gauges.kept_bytes));
+    metrics.connection_bytes.set(count(tools.sender.held_bytes()));
     let now = tools.clock.now();
     let age = gauges.oldest_unsettled.map_or(Duration::ZERO, |since| now.since(since));
     metrics.set_oldest_unsettled(age);

@@ -27,7 +27,7 @@ pub(super) async fn run(config: &Config, id: &str, json: bool) -> CommandResult 
         return Err(anyhow!("delivery.mode is \"log\": nothing is sent from here").into());
     }
     let endpoint = find(config, id).await?;
-    let transport = Transport::new(&config.delivery, &config.egress);
+    let transport = Transport::new(&config.delivery, &config.egress, &config.memory);
     let transport = transport.map_err(anyhow::Error::from)?;
     let event = event(&endpoint);
     let attempt = Attempt {

@@ -1,7 +1,7 @@
 //! What is held in memory, and what of it is forgotten first.
 //!
 //! Counted are what is pending (events, deliveries, pages that are asked for), and what is kept beside:
-//! routes, queues, what is known of deferred rows, transactions. The two together stay within the limit:
+//! routes, queues, what is known of deferred rows, transactions, connections to endpoints. The two together stay within the limit:
 //! the stream stops while they reach it. What is kept counts for an eighth of the limit at least, and for
 //! half of it at most, so that it never stops the stream alone.
 
@@ -39,10 +39,17 @@ impl Dispatcher {
             + (self.recovered.len() + self.joins.len()) * RANGE_BYTES
     }
 
+    /// So many bytes are held by the connections to endpoints. They count as what is kept does, up to an
+    /// eighth of the limit.
+    pub fn handle_answer_bytes(&mut self, bytes: usize) {
+        self.answer_bytes = bytes;
+    }
+
     /// What counts against the limit.
     pub(super) fn used_bytes(&self) -> usize {
         let limit = self.settings.memory_limit;
-        self.bytes + self.kept_bytes().clamp(limit / 8, limit / 2)
+        let beside = self.kept_bytes() + self.answer_bytes.min(limit / 8);
+        self.bytes + beside.clamp(limit / 8, limit / 2)
     }
 
     /// A queue in which nothing is pending is kept for a while, for what it knows of its endpoint; a lane

@@ -141,6 +141,8 @@ pub struct Dispatcher {
     counters: Counters,
     unix_us_at_zero: i64,
     stopping: bool,
+    /// What connections to endpoints hold.
+    answer_bytes: usize,
 }
 
 /// Something that becomes possible at a moment.
@@ -205,6 +207,7 @@ impl Dispatcher {
             counters: Counters::default(),
             unix_us_at_zero: start.unix_us_at_zero,
             stopping: false,
+            answer_bytes: 0,
             settings,
         };
         dispatcher.recover_detours(start.backlog);

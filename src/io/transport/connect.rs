@@ -17,7 +17,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Uri;
-use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use hyper_rustls::HttpsConnector;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,6 +27,8 @@ use tokio::time::timeout;
 use tower_service::Service;
 use url::Host;
 
+use super::guard::{Answers, Metered};
+use super::memory::{AnswerMemory, Charge};
 use crate::engine::egress::{Proxy, TUNNEL_ANSWER_MAX, TunnelAnswer, tunnel_answer};
 use crate::engine::event::AccountId;
 use crate::io::resolve::{ResolveError, Resolver};
@@ -61,7 +63,7 @@ pub(super) enum ConnectError {
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Connecting<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
-type Tcp = TokioIo<TcpStream>;
+type Tcp = TokioIo<Metered>;
 
 /// Connects for the pool, the handshake of TLS included.
 #[derive(Debug, Clone)]
@@ -72,19 +74,14 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    pub(super) fn new(
-        resolver: Resolver,
-        proxy: Option<Proxy>,
-        tls: ClientConfig,
-        patience: Duration,
-    ) -> Self {
-        let tcp = TcpConnector { resolver, proxy: proxy.map(Arc::new), patience };
+    pub(super) fn new(tcp: TcpConnector, tls: ClientConfig) -> Self {
+        let patience = tcp.patience;
         Self { tls: HttpsConnector::from((tcp, tls)), patience }
     }
 }
 
 impl Service<Uri> for Connector {
-    type Response = MaybeHttpsStream<Tcp>;
+    type Response = TokioIo<Answers>;
     type Error = BoxError;
     type Future = Connecting<Self::Response, BoxError>;
 
@@ -94,16 +91,20 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, to: Uri) -> Self::Future {
         let connecting = timeout(self.patience, self.tls.call(to));
-        Box::pin(async move { connecting.await.unwrap_or(Err(ConnectError::Timeout.into())) })
+        Box::pin(async move {
+            let stream = connecting.await.unwrap_or(Err(ConnectError::Timeout.into()))?;
+            Ok(TokioIo::new(Answers::new(stream)))
+        })
     }
 }
 
 /// Connects up to where the endpoint's own bytes begin.
 #[derive(Debug, Clone)]
-struct TcpConnector {
+pub(super) struct TcpConnector {
     resolver: Resolver,
     proxy: Option<Arc<Proxy>>,
     patience: Duration,
+    memory: Arc<AnswerMemory>,
 }
 
 impl Service<Uri> for TcpConnector {
@@ -122,12 +123,21 @@ impl Service<Uri> for TcpConnector {
         Box::pin(async move {
             let stream = connector.connect(&to, &account).await?;
             stream.set_nodelay(true).map_err(ConnectError::Dial)?;
-            Ok(TokioIo::new(stream))
+            Ok(TokioIo::new(Metered::new(stream, Charge::new(&connector.memory, account))))
         })
     }
 }
 
 impl TcpConnector {
+    pub(super) fn new(
+        resolver: Resolver,
+        proxy: Option<Proxy>,
+        patience: Duration,
+        memory: Arc<AnswerMemory>,
+    ) -> Self {
+        Self { resolver, proxy: proxy.map(Arc::new), patience, memory }
+    }
+
     async fn connect(&self, to: &Uri, account: &AccountId) -> Result<TcpStream, ConnectError> {
         let host = Host::parse(to.host().unwrap_or_default()).map_err(|_| ResolveError::Nothing)?;
         let default = if to.scheme() == Some(&http::uri::Scheme::HTTPS) { 443 } else { 80 };

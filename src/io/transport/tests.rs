@@ -4,8 +4,13 @@
 mod answers;
 mod dns;
 mod failures;
+mod floods;
+mod http2;
+mod nginx;
+mod odd;
 mod proxy;
 mod request;
+mod resends;
 mod tls;
 
 use std::net::SocketAddr;
@@ -181,11 +186,16 @@ fn egress() -> config::Egress {
 }
 
 fn transport() -> Transport {
-    Transport::new(&delivery(), &egress()).unwrap()
+    Transport::new(&delivery(), &egress(), &config::Memory::default()).unwrap()
 }
 
 fn hasty() -> Transport {
-    Transport::new(&config::Delivery { timeout: SHORT, ..delivery() }, &egress()).unwrap()
+    Transport::new(
+        &config::Delivery { timeout: SHORT, ..delivery() },
+        &egress(),
+        &config::Memory::default(),
+    )
+    .unwrap()
 }
 
 fn endpoint(url: &str) -> Endpoint {

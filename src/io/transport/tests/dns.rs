@@ -6,7 +6,14 @@ use super::*;
 
 /// A transport for which these names resolve to these addresses, and no other name resolves.
 pub(super) fn naming(names: &[(&str, &[&str])], egress: &config::Egress) -> Transport {
-    Transport::with(&delivery(), egress, tls_config([]).unwrap(), lookup(names)).unwrap()
+    Transport::with(
+        &delivery(),
+        egress,
+        &config::Memory::default(),
+        tls_config([]).unwrap(),
+        lookup(names),
+    )
+    .unwrap()
 }
 
 pub(super) fn lookup(names: &[(&str, &[&str])]) -> Arc<Lookup> {
@@ -75,7 +82,9 @@ async fn case_31_name_that_resolves_otherwise_the_second_time_is_judged_the_seco
         Ok(vec![address.parse().unwrap()])
     });
     let tls = tls_config([]).unwrap();
-    let transport = Transport::with(&delivery(), &half_private(), tls, rebinding).unwrap();
+    let transport =
+        Transport::with(&delivery(), &half_private(), &config::Memory::default(), tls, rebinding)
+            .unwrap();
     let url = format!("http://rebinding.example:{port}/");
     assert_eq!(answer(&transport, &url).await.status, 200);
     drop(public);
@@ -113,7 +122,14 @@ async fn look_up_that_is_silent_is_a_dns_failure_within_the_time_for_connecting(
         Err(std::io::ErrorKind::TimedOut.into())
     });
     let delivery = config::Delivery { connect_timeout: SHORT, ..delivery() };
-    let transport = Transport::with(&delivery, &egress(), tls_config([]).unwrap(), silent).unwrap();
+    let transport = Transport::with(
+        &delivery,
+        &egress(),
+        &config::Memory::default(),
+        tls_config([]).unwrap(),
+        silent,
+    )
+    .unwrap();
     let detail = refusal(&transport, "https://silent.example/", FailureKind::Dns).await;
     assert_eq!(detail, "the name is not resolved within 250ms");
 }

@@ -112,12 +112,14 @@ async fn proxy_that_opens_no_tunnel_is_a_failure_with_its_reason() {
     ] {
         let proxy = Server::start(script).await;
         let delivery = config::Delivery { connect_timeout: SHORT, ..delivery() };
-        let transport = Transport::new(&delivery, &through(proxy.addr)).unwrap();
+        let transport =
+            Transport::new(&delivery, &through(proxy.addr), &config::Memory::default()).unwrap();
         let detail = refusal(&transport, "https://127.0.0.1:9/", FailureKind::Proxy).await;
         assert!(detail.contains(expected), "{detail}");
     }
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let transport = Transport::new(&delivery(), &through(free)).unwrap();
+    let transport =
+        Transport::new(&delivery(), &through(free), &config::Memory::default()).unwrap();
     let detail = refusal(&transport, "http://127.0.0.1:9/", FailureKind::Proxy).await;
     assert!(detail.contains("cannot reach it") && detail.contains("refused"), "{detail}");
 }

@@ -19,12 +19,12 @@ pub(super) fn authority() -> CertifiedIssuer<'static, KeyPair> {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-/// Answers 200 over HTTP/1.1, or over HTTP/2 when that is agreed upon.
-pub(super) async fn serve(
+/// Accepts with a certificate of the authority, or with one that signs itself.
+pub(super) fn acceptor(
     authority: Option<&CertifiedIssuer<'static, KeyPair>>,
     params: CertificateParams,
     alpn: &[&str],
-) -> TlsServer {
+) -> TlsAcceptor {
     let key = KeyPair::generate().unwrap();
     let certificate = match authority {
         Some(authority) => params.signed_by(&key, authority).unwrap(),
@@ -41,7 +41,16 @@ pub(super) async fn serve(
         )
         .unwrap();
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// Answers 200 over HTTP/1.1, or over HTTP/2 when that is agreed upon.
+pub(super) async fn serve(
+    authority: Option<&CertifiedIssuer<'static, KeyPair>>,
+    params: CertificateParams,
+    alpn: &[&str],
+) -> TlsServer {
+    let acceptor = acceptor(authority, params, alpn);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://localhost:{}/?token={HUSH}", listener.local_addr().unwrap().port());
     let protocol = Arc::new(Mutex::new(Vec::new()));
@@ -70,7 +79,7 @@ pub(super) fn params(name: &str) -> CertificateParams {
     CertificateParams::new(vec![name.to_owned()]).unwrap()
 }
 
-fn trusting(authority: &CertifiedIssuer<'static, KeyPair>) -> Transport {
+pub(super) fn trusting(authority: &CertifiedIssuer<'static, KeyPair>) -> Transport {
     trusting_with(authority, &[("localhost", &["127.0.0.1"])], &egress())
 }
 
@@ -80,7 +89,8 @@ pub(super) fn trusting_with(
     egress: &config::Egress,
 ) -> Transport {
     let tls = tls_config([authority.der().clone()]).unwrap();
-    Transport::with(&delivery(), egress, tls, super::dns::lookup(names)).unwrap()
+    Transport::with(&delivery(), egress, &config::Memory::default(), tls, super::dns::lookup(names))
+        .unwrap()
 }
 
 #[tokio::test]

@@ -37,6 +37,7 @@ mod replay;
 mod retry_after;
 mod rows;
 mod rules;
+mod search_path;
 mod setup;
 mod shape;
 mod shutdown;

@@ -9,6 +9,16 @@
 //!                                                                                     → flush_sent
 //! ```
 
+/// The `search_path` that a test puts in the place of every pin: `WALHOOK_TEST_SEARCH_PATH`, in a debug
+/// build alone. It is how statements of ours are shown to be safe without one.
+#[must_use]
+pub fn search_path() -> Option<&'static str> {
+    #[cfg(debug_assertions)]
+    return armed::search_path();
+    #[cfg(not(debug_assertions))]
+    return None;
+}
+
 /// Where the program can be made to crash; in the order in which a delivery comes by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failpoint {
@@ -80,6 +90,13 @@ mod armed {
     struct Armed {
         at: Failpoint,
         passages_left: AtomicU64,
+    }
+
+    static SEARCH_PATH: OnceLock<Option<String>> = OnceLock::new();
+
+    pub(super) fn search_path() -> Option<&'static str> {
+        let path = SEARCH_PATH.get_or_init(|| std::env::var("WALHOOK_TEST_SEARCH_PATH").ok());
+        path.as_deref()
     }
 
     static ARMED: OnceLock<Option<Armed>> = OnceLock::new();

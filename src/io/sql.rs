@@ -8,6 +8,7 @@ use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::failpoint;
 use super::pg::{self, Conninfo, ConninfoError, Link, LinkError, Security, SessionAttrs, StartUp};
 use crate::engine::endpoint::Secret;
 
@@ -157,8 +158,9 @@ impl Connection {
         // shutdown by idling.
         // No compiling: the estimates of our questions to the catalog are high and their answers short;
         // a takeover would wait for the compiler, for 0.2 to 4 s.
+        let pin = failpoint::search_path().unwrap_or(SEARCH_PATH);
         let settings = format!(
-            "SET search_path = {SEARCH_PATH}; SET synchronous_commit = on; SET timezone = 'UTC';
+            "SET search_path = {pin}; SET synchronous_commit = on; SET timezone = 'UTC';
              SET jit = off; SET idle_session_timeout = 0"
         );
         client.batch_execute(&settings).await.map_err(refused)?;

@@ -12,11 +12,12 @@ use tokio_postgres::config::ChannelBinding as Binding;
 
 use super::connection::{Connection, Received, malformed, notice, unexpected};
 use super::error::{ServerError, WireError};
+use crate::io::failpoint;
 use crate::io::pg::Conninfo;
 use crate::io::sql::SEARCH_PATH;
 
 /// Settings that text output depends on, pinned against what a role, a database or the server says.
-const PINNED: [(&str, &str); 9] = [
+const PINNED: [(&str, &str); 8] = [
     ("client_encoding", "UTF8"),
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
@@ -26,8 +27,6 @@ const PINNED: [(&str, &str); 9] = [
     ("xmlbinary", "base64"),
     // Not output: a role that is set to see no warnings would not see PostgreSQL 18 skip the publication.
     ("client_min_messages", "notice"),
-    // Values of regclass and its kin name their schema unless it is searched.
-    ("search_path", SEARCH_PATH),
 ];
 
 /// What the connection is for.
@@ -59,6 +58,8 @@ pub(super) async fn start_up(
     if purpose == Purpose::Replication {
         parameters.push(("replication", "database"));
         parameters.extend(PINNED);
+        // Values of regclass and its kin name their schema unless it is searched.
+        parameters.push(("search_path", failpoint::search_path().unwrap_or(SEARCH_PATH)));
     }
     parameters.extend(info.options.as_deref().map(|options| ("options", options)));
     connection.send(|out| frontend::startup_message(parameters, out)).await?;

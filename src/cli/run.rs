@@ -28,6 +28,7 @@ pub async fn run(_args: Args, common: &Common) -> CommandResult {
             common.config.display()
         )));
     }
+    crate::io::descriptors::raise();
     let shutdown = CancellationToken::new();
     let mut signals = tokio::task::JoinSet::new();
     signals.spawn(watch_signals(shutdown.clone()));

@@ -15,6 +15,7 @@ pub mod row_security;
 
 pub mod sql;
 
+pub mod descriptors;
 mod resolve;
 pub mod sender;
 pub mod slot;

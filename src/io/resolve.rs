@@ -2,42 +2,66 @@
 //! server that does not answer one account costs no other.
 //!
 //! ```text
-//! name ─► known for less than 30 s? ─yes─► its addresses ─► judged ─► those permitted
-//!            │ no                              ▲
-//!            └─► a turn of the account ─► a turn of all ─► operating system ─┘
+//! name ─► known for less than 30 s? ─yes──────────────────────► its addresses ─► judged ─► permitted
+//!            │ no                                                    ▲
+//!            ├─► silent a moment ago? ─yes─► what was known, or an error
+//!            │ no                                                    │
+//!            └─► a turn of the account ─► a place for a second ─► name servers ◄── a slow place for 9 s
+//!                                              └──── still no answer ─────────────────────┘
 //! ```
 //!
-//! The operating system is asked on a thread that cannot be stopped, and a name server that is silent
-//! holds it for many seconds. So there are [`LOOKUPS_MAX`] such threads, of which one account holds
-//! [`LOOKUPS_PER_ACCOUNT`] at most, until the system has answered and not only until we have lost
-//! patience. What is judged is never remembered: addresses are, and each connection judges anew.
+//! A look-up is a task, which costs some sockets and no thread, and can be dropped. It holds one of
+//! the places that others need for [`QUICK`] at most; then it goes on in one of the places for slow
+//! names, of which an account has one, or ends there if none is free. An account that has not yet had
+//! an answer asks one thing at a time; one that has waited for a name server in vain has slow places
+//! only, until it is answered. A name that nobody answered for is asked for again only after a while,
+//! and its attempts fail at once.
+//!
+//! What is judged is never remembered: addresses are, and each connection judges anew.
+
+mod places;
+mod system;
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fmt;
+use std::future::Future;
 use std::io;
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use moka::sync::Cache;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
+use tokio_util::task::TaskTracker;
 
 use crate::engine::egress::{Policy, Refusal};
 use crate::engine::event::AccountId;
-
-/// Look-ups at a time: a quarter of the runtime's threads for what blocks.
-const LOOKUPS_MAX: usize = 128;
-
-/// Of one account. Sixteen accounts whose name servers are all silent do not stop the others.
-const LOOKUPS_PER_ACCOUNT: usize = 8;
+use crate::io::descriptors;
+use places::{Place, Places};
+pub(super) use system::System;
 
 /// Addresses are used for so long without asking again: a customer who moves waits no longer.
 const FRESH: Duration = Duration::from_secs(30);
 
 /// And for so long when asking fails: what was right before an outage mostly is right within it.
 const STALE: Duration = Duration::from_secs(600);
+
+/// So long one waits for an answer where older addresses are known.
+const STALE_PATIENCE: Duration = Duration::from_millis(100);
+
+/// So long a look-up holds a place that others need.
+const QUICK: Duration = Duration::from_secs(1);
+
+/// So long it goes on in a place for slow names.
+const SLOW: Duration = Duration::from_secs(9);
+
+/// A name that nobody answered for is left alone for so long, then twice that, and so on.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// But for no longer than this.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Names that are remembered; beyond, those that are seldom used are forgotten.
 const NAMES_MAX: u64 = 16_384;
@@ -46,7 +70,7 @@ const NAMES_MAX: u64 = 16_384;
 const ADDRESSES_MAX: usize = 8;
 
 /// What leads nowhere.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum ResolveError {
     /// The name leads to no permitted address.
     #[error("{0}")]
@@ -57,20 +81,33 @@ pub(super) enum ResolveError {
     /// It resolves to nothing.
     #[error("the name resolves to no address")]
     Nothing,
-    /// The system has not answered, or so many look-ups wait that ours had no turn.
+    /// The name servers have not answered, or so many look-ups wait that ours had no turn.
     #[error("the name is not resolved within {0:?}")]
     Silent(Duration),
+    /// The name servers did not answer a moment ago, and are not asked again so soon.
+    #[error("the name's servers do not answer; they are asked again {0:?} after they were last")]
+    Left(Duration),
+    /// The account's other look-ups are not answered, and take up all that it may ask at a time.
+    #[error("other names of the account are not answered, and this one waits for them")]
+    Crowded,
 }
 
-/// Asks for a name's addresses; blocks.
-pub(super) type Lookup = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
+/// The addresses of a name, once they come.
+pub(super) type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
 
-/// The operating system's resolver.
-pub(super) fn system_lookup(name: &str) -> io::Result<Vec<IpAddr>> {
-    Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect())
+/// Asks for a name's addresses. What it returns can be dropped.
+pub(super) type Lookup = dyn Fn(String) -> Answer + Send + Sync;
+
+/// The system's name servers.
+pub(super) fn system_lookup() -> Arc<Lookup> {
+    let system = Arc::new(System::new());
+    Arc::new(move |name| {
+        let system = Arc::clone(&system);
+        Box::pin(async move { system.addresses(&name).await })
+    })
 }
 
-/// Resolves names. Cheap to clone; all clones share what is known and the turns.
+/// Resolves names. Cheap to clone; all clones share what is known and the places.
 #[derive(Clone)]
 pub(super) struct Resolver(Arc<Inner>);
 
@@ -80,8 +117,11 @@ struct Inner {
     /// How long one waits.
     patience: Duration,
     known: Cache<String, Known>,
-    turns: Arc<Semaphore>,
-    accounts: Arc<Accounts>,
+    silent: Cache<String, Silence>,
+    /// What is being asked just now.
+    asking: Mutex<HashMap<String, Asking>>,
+    places: Arc<Places>,
+    tasks: TaskTracker,
 }
 
 #[derive(Clone)]
@@ -89,6 +129,16 @@ struct Known {
     addresses: Arc<[IpAddr]>,
     since: Instant,
 }
+
+/// A name that nobody answered for.
+#[derive(Debug, Clone, Copy)]
+struct Silence {
+    since: Instant,
+    lasts: Duration,
+}
+
+/// `None` until there is an answer.
+type Asking = watch::Receiver<Option<Result<Arc<[IpAddr]>, ResolveError>>>;
 
 impl fmt::Debug for Resolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -103,8 +153,10 @@ impl Resolver {
             lookup,
             patience,
             known: Cache::builder().max_capacity(NAMES_MAX).time_to_live(STALE).build(),
-            turns: Arc::new(Semaphore::new(LOOKUPS_MAX)),
-            accounts: Arc::default(),
+            silent: Cache::builder().max_capacity(NAMES_MAX).time_to_live(STALE).build(),
+            asking: Mutex::default(),
+            places: Arc::new(Places::new(descriptors::limit())),
+            tasks: TaskTracker::new(),
         }))
     }
 
@@ -153,83 +205,145 @@ impl Resolver {
         account: Option<&AccountId>,
     ) -> Result<Arc<[IpAddr]>, ResolveError> {
         let known = self.0.known.get(name);
-        match known {
-            Some(known) if known.since.elapsed() < FRESH => Ok(known.addresses),
-            known => {
-                let asked = timeout(self.0.patience, self.ask(name, account)).await;
-                let asked = asked.unwrap_or(Err(ResolveError::Silent(self.0.patience)));
-                asked.or_else(|error| known.map(|known| known.addresses).ok_or(error))
+        let patience = match &known {
+            Some(known) if known.since.elapsed() < FRESH => {
+                return Ok(Arc::clone(&known.addresses));
             }
-        }
+            Some(_) => self.0.patience.min(STALE_PATIENCE),
+            None => self.0.patience,
+        };
+        let asked = timeout(patience, self.ask(name, account)).await;
+        let asked = asked.unwrap_or(Err(ResolveError::Silent(patience)));
+        asked.or_else(|error| known.map(|known| known.addresses).ok_or(error))
     }
 
-    /// Takes the turns and asks. What was asked is answered and remembered although nobody waits for
-    /// it any more, and only then are the turns given back.
+    /// Waits for the answer that is under way already, or takes a place and asks.
     async fn ask(
         &self,
         name: &str,
         account: Option<&AccountId>,
     ) -> Result<Arc<[IpAddr]>, ResolveError> {
-        let of_account = match account {
-            Some(account) => Some(Turn::take(&self.0.accounts, account).await),
+        if let Some(asking) = self.under_way(name) {
+            return answer(asking).await;
+        }
+        self.0.check_silence(name)?;
+        let place = match account {
+            Some(account) => match Places::take(&self.0.places, account).await {
+                Some(place) => Some(place),
+                None => return Err(ResolveError::Crowded),
+            },
+            // The operator's own names are few.
             None => None,
         };
-        let of_all = Arc::clone(&self.0.turns).acquire_owned().await;
-        if let Some(known) = self.0.known.get(name).filter(|known| known.since.elapsed() < FRESH) {
-            return Ok(known.addresses); // another's answer came while we waited
+        // While we waited for our place, another may have asked, or been answered.
+        self.0.check_silence(name)?;
+        let known = self.0.known.get(name).filter(|known| known.since.elapsed() < FRESH);
+        if let Some(known) = known {
+            return Ok(known.addresses);
         }
+        let asking = self.start(name, place);
+        answer(asking).await
+    }
+
+    fn under_way(&self, name: &str) -> Option<Asking> {
+        self.0.asking().get(name).cloned()
+    }
+
+    /// Asks on a task of its own: what was asked is answered and remembered although nobody waits for
+    /// it any more.
+    fn start(&self, name: &str, place: Option<Place>) -> Asking {
+        let mut all = self.0.asking();
+        if let Some(asking) = all.get(name) {
+            return asking.clone();
+        }
+        let (tell, asking) = watch::channel(None);
+        all.insert(name.to_owned(), asking.clone());
+        drop(all);
         let (inner, name) = (Arc::clone(&self.0), name.to_owned());
-        let asking = tokio::task::spawn_blocking(move || {
-            let answer = (inner.lookup)(&name).map(Arc::<[IpAddr]>::from);
-            if let Ok(addresses) = &answer {
-                let known = Known { addresses: Arc::clone(addresses), since: Instant::now() };
-                inner.known.insert(name, known);
-            }
-            drop((of_account, of_all));
-            answer
+        self.0.tasks.spawn(async move {
+            // Taken off the list however the task ends.
+            let listed = Listed { inner: &inner, name: &name };
+            let answer = inner.look_up(&name, place).await;
+            drop(listed);
+            tell.send_replace(Some(answer));
         });
-        let answer = asking.await.unwrap_or_else(|panic| Err(io::Error::other(panic)));
-        answer.map_err(|error| ResolveError::Dns(Arc::new(error)))
+        asking
     }
 }
 
-/// The turns of the accounts that are asking just now; there is no entry for the others.
-#[derive(Debug, Default)]
-struct Accounts(Mutex<HashMap<AccountId, Arc<Semaphore>>>);
-
-/// One account's turn, or its wait for one.
-#[derive(Debug)]
-struct Turn {
-    accounts: Arc<Accounts>,
-    account: AccountId,
-    permit: Option<OwnedSemaphorePermit>,
+/// A name on the list of those that are being asked.
+struct Listed<'a> {
+    inner: &'a Inner,
+    name: &'a str,
 }
 
-impl Turn {
-    async fn take(accounts: &Arc<Accounts>, account: &AccountId) -> Self {
-        let turns = {
-            let mut all = accounts.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let turns = all.entry(account.clone());
-            Arc::clone(turns.or_insert_with(|| Arc::new(Semaphore::new(LOOKUPS_PER_ACCOUNT))))
-        };
-        // Made before the wait: dropped in the middle of it, it clears up too.
-        let mut turn =
-            Self { accounts: Arc::clone(accounts), account: account.clone(), permit: None };
-        turn.permit = turns.acquire_owned().await.ok();
-        turn
-    }
-}
-
-impl Drop for Turn {
+impl Drop for Listed<'_> {
     fn drop(&mut self) {
-        let mut all = self.accounts.0.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.permit.take());
-        // Handles are made under the lock alone; whoever waits or asks holds one.
-        if let Entry::Occupied(turns) = all.entry(self.account.clone())
-            && Arc::strong_count(turns.get()) == 1
-        {
-            turns.remove();
+        self.inner.asking().remove(self.name);
+    }
+}
+
+async fn answer(mut asking: Asking) -> Result<Arc<[IpAddr]>, ResolveError> {
+    let ended = || ResolveError::Dns(Arc::new(io::Error::other("the look-up has ended")));
+    let answer = asking.wait_for(Option::is_some).await.map_err(|_| ended())?;
+    answer.clone().unwrap_or_else(|| Err(ended()))
+}
+
+impl Inner {
+    fn asking(&self) -> std::sync::MutexGuard<'_, HashMap<String, Asking>> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An error while the name is left alone.
+    fn check_silence(&self, name: &str) -> Result<(), ResolveError> {
+        match self.silent.get(name) {
+            Some(silence) if silence.since.elapsed() < silence.lasts => {
+                Err(ResolveError::Left(silence.lasts))
+            }
+            Some(_) | None => Ok(()),
         }
+    }
+
+    async fn look_up(
+        &self,
+        name: &str,
+        mut place: Option<Place>,
+    ) -> Result<Arc<[IpAddr]>, ResolveError> {
+        let mut asked = (self.lookup)(name.to_owned());
+        let mut found = timeout(QUICK, &mut asked).await.ok();
+        if let Some(place) = &mut place {
+            match found {
+                Some(Err(ref error)) if error.kind() == io::ErrorKind::TimedOut => {}
+                Some(_) => place.answered(),
+                // Nobody answered within the time of a quick place.
+                None if !place.slow_down() => return Err(self.note_silence(name)),
+                None => {}
+            }
+        }
+        if found.is_none() {
+            found = timeout(SLOW, asked).await.ok();
+        }
+        match found {
+            Some(Ok(addresses)) => {
+                let addresses: Arc<[IpAddr]> = addresses.into();
+                let known = Known { addresses: Arc::clone(&addresses), since: Instant::now() };
+                self.known.insert(name.to_owned(), known);
+                self.silent.invalidate(name);
+                Ok(addresses)
+            }
+            Some(Err(error)) if error.kind() != io::ErrorKind::TimedOut => {
+                self.silent.invalidate(name);
+                Err(ResolveError::Dns(Arc::new(error)))
+            }
+            Some(Err(_)) | None => Err(self.note_silence(name)),
+        }
+    }
+
+    fn note_silence(&self, name: &str) -> ResolveError {
+        let before = self.silent.get(name).map(|silence| silence.lasts * 2);
+        let lasts = before.unwrap_or(SILENCE).min(SILENCE_MAX);
+        self.silent.insert(name.to_owned(), Silence { since: Instant::now(), lasts });
+        ResolveError::Left(lasts)
     }
 }
 

@@ -123,7 +123,7 @@ impl Transport {
         memory: &config::Memory,
     ) -> Result<Self, TransportError> {
         let tls = tls_config([]).map_err(TransportError::Tls)?;
-        Self::with(delivery, egress, memory, tls, Arc::new(system_lookup))
+        Self::with(delivery, egress, memory, tls, system_lookup())
     }
 
     /// With this judge of certificates, and names resolved so.

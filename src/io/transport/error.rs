@@ -36,7 +36,11 @@ fn connect_kind(error: &ConnectError) -> FailureKind {
     match error {
         ConnectError::Resolve(ResolveError::Forbidden(_)) => FailureKind::Forbidden,
         ConnectError::Resolve(
-            ResolveError::Dns(_) | ResolveError::Nothing | ResolveError::Silent(_),
+            ResolveError::Dns(_)
+            | ResolveError::Nothing
+            | ResolveError::Silent(_)
+            | ResolveError::Left(_)
+            | ResolveError::Crowded,
         ) => FailureKind::Dns,
         ConnectError::Proxy(_) => FailureKind::Proxy,
         ConnectError::Dial(_) | ConnectError::Timeout => FailureKind::Connect,

@@ -14,7 +14,7 @@
 //! Source: RFC 9112, sections 2.2, 4, 5.2, 6.3 and 9.3.
 
 /// Bytes of the heads of one answer, the informational ones before it included.
-pub const HEAD_MAX: usize = 256 << 10;
+pub const HEAD_MAX: usize = 128 << 10;
 
 /// Informational (1xx) answers before one that is final.
 pub const INFORMATIONAL_MAX: u32 = 16;
@@ -113,7 +113,7 @@ impl HeadReader {
                 return Err(HeadError::TooLarge);
             }
             let room = LINE_MAX.saturating_sub(self.line.len());
-            self.line.extend(piece.iter().take(room));
+            self.line.extend_from_slice(piece.get(..room).unwrap_or(piece));
             let ended = piece.last() == Some(&b'\n');
             if self.status.is_none() && !ended {
                 may_be_status(&self.line)?;

@@ -28,15 +28,15 @@ use super::memory::Charge;
 use crate::engine::answer_head::{HeadError, HeadReader};
 use crate::engine::frames::{FrameError, Frames};
 
-/// What a connection reads before others have their turn: a third of a millisecond of the cheapest
-/// frames.
-const TURN: usize = 16 << 10;
+/// What a connection reads before others have their turn: more than most answers have, and a tenth of a
+/// millisecond of the smallest frames. A thousand connections may stand in line.
+const TURN: usize = 4 << 10;
 
 /// What may come before any request: a handshake with a long chain of certificates.
 const BYTES_FIRST: u64 = 256 << 10;
 
 /// For each request: the largest head, as much again of body, and what frames and encrypts them.
-const BYTES_A_REQUEST: u64 = 1 << 20;
+const BYTES_A_REQUEST: u64 = 512 << 10;
 
 /// What may be left over from earlier requests.
 const BYTES_MAX: u64 = 16 << 20;

@@ -166,6 +166,25 @@ ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS left_out pg_catalog.pg_lsn;
 -- What the operator said when closing it.
 ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS note pg_catalog.text;
 
+-- Of one table of the source, whose changes were not in the stream: a replay does not send them either.
+-- `find_rows` is the query that finds the rows.
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS source_table pg_catalog.text;
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS find_rows pg_catalog.text;
+
+-- The last look at what the publication covers: where the WAL ended and the oldest open transaction
+-- before it, what it saw (engine::coverage's JSON), and what is wrong with single tables. The next look
+-- is compared with it, also after a restart.
+CREATE TABLE IF NOT EXISTS {schema}.coverage (
+    pipeline   pg_catalog.text NOT NULL,
+    partition  integer NOT NULL DEFAULT 0,
+    lsn        pg_catalog.pg_lsn NOT NULL,
+    xid        bigint NOT NULL,
+    looked_at  timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    seen       pg_catalog.text NOT NULL,
+    alarms     pg_catalog.text[] NOT NULL,
+    PRIMARY KEY (pipeline, partition)
+) WITH (fillfactor = 50);
+
 -- What the command line asks of the running leader. `total` is how many it concerned when it was asked.
 CREATE TABLE IF NOT EXISTS {schema}.jobs (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -16,6 +16,7 @@
 
 mod anchor;
 mod backoff;
+mod coverage;
 mod desk;
 mod dispatch;
 mod jobs;
@@ -173,6 +174,7 @@ async fn lead(
     let (persist, persist_requests) = mpsc::channel(1);
     let (stored, persisted) = mpsc::channel(1);
     let (measured, sizes) = watch::channel(StateSize::default());
+    let (evict, evictions) = watch::channel(None);
     let flushed_at = start.frontier;
     let (flush, flushed) = watch::channel(flushed_at);
     let dispatcher =
@@ -239,6 +241,7 @@ async fn lead(
         changes,
         batches,
         flushed,
+        evictions,
         feedback,
         drain: drain.clone(),
         abort: abort.clone(),
@@ -292,10 +295,11 @@ async fn lead(
     });
     tasks.spawn({
         let (config, metrics, abort) = (config.clone(), Arc::clone(metrics), abort.clone());
+        let leader = observe::Leading { epoch, system_identifier };
         async move {
             tokio::select! {
                 () = abort.cancelled() => Ok(()),
-                halt = observe::observe(&config, &metrics) => Err(Stop::Halted(halt)),
+                ended = observe::observe(&config, &metrics, leader, &evict) => Err(ended),
             }
         }
     });

@@ -14,9 +14,11 @@ mod support;
 
 mod bounds;
 mod changes;
+mod children;
 mod clock;
 mod commands;
 mod connections;
+mod coverage;
 mod deferral;
 mod disk;
 mod egress;

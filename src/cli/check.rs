@@ -5,6 +5,7 @@
 mod age;
 mod connection;
 mod cost;
+mod coverage;
 mod failover;
 mod look_up;
 mod notify;

@@ -15,8 +15,8 @@ use crate::pipeline::range;
 /// List what was not delivered; close a gap that is dealt with
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A gap is recorded by `walhook recover`, which gives up what cannot be read, and by a leader that
-suspends an endpoint at state.max_size. Open gaps stand in `walhook status` and in the metric
+A gap is recorded by `walhook recover`, which gives up what cannot be read, by a leader that suspends
+an endpoint at state.max_size, and by one that finds that a table was not published for a time. Open gaps stand in `walhook status` and in the metric
 walhook_gaps until somebody closes them, or until a replay has sent an endpoint all of its gap: `list`
 prints the command.
 
@@ -53,7 +53,7 @@ struct Shown {
     gap: Gap,
     /// The command that sends it again and so closes it, where there is one now.
     replay: Option<String>,
-    /// Why there is none, where it is an endpoint's and open.
+    /// Why there is none, where it is an endpoint's or a table's and open.
     no_replay: Option<String>,
 }
 
@@ -93,7 +93,10 @@ async fn shown(config: &Config, gaps: Vec<Gap>) -> Vec<Shown> {
     let is_endpoints = |gap: &Gap| gap.endpoint.is_some() && gap.closed_at_us.is_none();
     let oldest = if gaps.iter().any(is_endpoints) { oldest(config).await } else { Ok(Lsn::ZERO) };
     let show = |gap: Gap| {
-        let way = is_endpoints(&gap).then(|| way(&gap, &oldest)).transpose();
+        let way = match &gap.table {
+            Some(_) if gap.closed_at_us.is_none() => Err(not_in_any_stream(&gap)),
+            _ => is_endpoints(&gap).then(|| way(&gap, &oldest)).transpose(),
+        };
         let (replay, no_replay) = match way {
             Ok(replay) => (replay, None),
             Err(why) => (None, Some(why)),
@@ -101,6 +104,19 @@ async fn shown(config: &Config, gaps: Vec<Gap>) -> Vec<Shown> {
         Shown { gap, replay, no_replay }
     };
     gaps.into_iter().map(show).collect()
+}
+
+/// What was not published when it was committed is sent by no slot.
+fn not_in_any_stream(Gap { id, find, .. }: &Gap) -> String {
+    let rows = if find.is_some() {
+        "The query finds the rows that were written then and not since (deleted ones it cannot); send"
+    } else {
+        "Its rows cannot be found any more; send"
+    };
+    format!(
+        "what was committed while the table was not published is in no slot's stream. {rows} what is \
+         missing by hand, then `walhook gaps close {id} --note ...`"
+    )
 }
 
 /// The oldest position that can be sent again, or why nothing can.
@@ -161,6 +177,9 @@ impl Shown {
         if let Some(why) = &self.no_replay {
             text.push_str(&format!("\n       no replay: {why}"));
         }
+        if let (Some(_), Some(find)) = (&self.no_replay, &self.gap.find) {
+            text.push_str(&format!("\n       find the rows: {find}"));
+        }
         text
     }
 }
@@ -176,6 +195,9 @@ fn to_text(gap: &Gap) -> String {
     if let Some(endpoint) = &gap.endpoint {
         let deliveries = gap.removed + gap.skipped;
         text.push_str(&format!(", endpoint {endpoint} only: {deliveries} deliveries"));
+    }
+    if let Some(table) = &gap.table {
+        text.push_str(&format!(", table {table} only"));
     }
     if gap.growing {
         text.push_str(" so far");
@@ -200,6 +222,8 @@ mod tests {
             from_lsn: "0/10".into(),
             to_lsn: "0/FF".into(),
             endpoint: Some("it's".into()),
+            table: None,
+            find: None,
             account: Some("42".into()),
             removed: 5,
             skipped: 2,

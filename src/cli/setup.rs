@@ -14,11 +14,14 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use tokio_postgres::Client;
 
+use super::status::open_state;
 use super::{CommandResult, Common, Failure, print_json, print_line, secret};
 use crate::config::Config;
+use crate::engine::coverage::begin;
 use crate::engine::endpoint::Secret;
 use crate::engine::halt::{self, Halt, SourceIdentity};
 use crate::engine::lsn::Lsn;
+use crate::io::coverage;
 use crate::io::ident::quote_ident;
 use crate::io::op::EQ;
 use crate::io::pg::Conninfo;
@@ -378,8 +381,25 @@ async fn first_rows(
         Some(checkpoint) if inserted == 0 => {
             report.step("checkpoint", Did::Exists, checkpoint.frontier.to_string())
         }
-        _ => report.step("checkpoint", Did::Created, format!("begins at {begin}")),
+        _ => {
+            first_look(config, sessions).await?;
+            report.step("checkpoint", Did::Created, format!("begins at {begin}"))
+        }
     }
+}
+
+/// What the publication covers now: what changes from here on, before the first leader looks, is found.
+async fn first_look(config: &Config, sessions: &Sessions) -> Result<(), Failure> {
+    let mut state = open_state(config).await?;
+    state.write_as(state.current_epoch().await?);
+    let named = published(config).map_err(anyhow::Error::from)?;
+    let (name, system) = (&config.source.publication, sessions.identity.system_identifier);
+    let looked = coverage::look(&sessions.source, name, &named, system).await?;
+    if let Some(mut seen) = looked.coverage {
+        begin(&mut seen, looked.before);
+        state.store_look(looked.before, &seen, &[], &[]).await?;
+    }
+    Ok(())
 }
 
 /// Sets up without printing, for the tests of the commands that need it.

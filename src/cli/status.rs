@@ -75,6 +75,8 @@ struct Report {
     standing: Standing,
     dead_letters: BTreeMap<String, i64>,
     gaps: Vec<Gap>,
+    /// Partitions and children of the rules' tables whose changes are missing, as the leader saw last.
+    uncovered: Vec<String>,
     disabled_endpoints: Vec<StoppedSince>,
     paused_endpoints: Vec<Paused>,
     jobs: Vec<JobState>,
@@ -195,6 +197,7 @@ fn report(
         standing,
         dead_letters: overview.dead_letters.into_iter().collect(),
         gaps: overview.gaps,
+        uncovered: overview.uncovered,
         disabled_endpoints: overview.disabled,
         paused_endpoints: overview.paused.into_iter().map(Paused::new).collect(),
         jobs,
@@ -245,6 +248,7 @@ impl Report {
             )
         });
         lines.extend(each("gaps", gaps.collect()));
+        lines.extend(self.uncovered.iter().map(|alarm| ("NOT COVERED", alarm.clone())));
         let disabled = self
             .disabled_endpoints
             .iter()

@@ -31,7 +31,10 @@ pub struct Table {
     pub is_view: bool,
     /// Whether it is partitioned: its rows stand in its partitions.
     pub is_partitioned: bool,
-    /// The partitioned tables above it, from its parent to the root; empty for most.
+    /// Whether it inherits from others, without being a partition: a row is in one of them alone.
+    pub is_inherited: bool,
+    /// The tables above it, partitioned ones or those that it inherits from, the nearest first; empty
+    /// for most.
     pub ancestors: Vec<u32>,
     /// Its columns, in order, without dropped ones.
     pub columns: Vec<TableColumn>,
@@ -58,10 +61,12 @@ pub struct TableColumn {
 }
 
 impl Table {
-    /// The OID of the partition root; the table's own where it is no partition.
+    /// The OID of the partition root; the table's own where it is no partition. What inherits has keys of
+    /// its own.
     #[must_use]
     pub fn root(&self) -> u32 {
-        self.ancestors.last().copied().unwrap_or(self.oid)
+        let root = self.ancestors.last().filter(|_| !self.is_inherited);
+        root.copied().unwrap_or(self.oid)
     }
 
     /// The column with this name.
@@ -120,15 +125,26 @@ impl Catalog {
 
     /// The partitions below the table that hold rows; none where it is not partitioned.
     pub fn leaves(&self, oid: u32) -> impl Iterator<Item = &Table> {
-        let parents: HashSet<u32> =
-            self.tables.values().filter_map(|table| table.ancestors.first().copied()).collect();
         let below = self.tables.values().filter(move |table| table.ancestors.contains(&oid));
-        below.filter(move |table| !parents.contains(&table.oid))
+        below.filter(|table| !table.is_inherited && !table.is_partitioned)
     }
 
-    /// The partitioned tables.
-    pub fn partitioned(&self) -> impl Iterator<Item = &Table> {
-        self.tables.values().filter(|table| table.is_partitioned)
+    /// The tables that inherit from this one, at any distance, by name.
+    #[must_use]
+    pub fn children(&self, oid: u32) -> Vec<&Table> {
+        let below = self.tables.values().filter(|table| table.ancestors.contains(&oid));
+        let mut children: Vec<&Table> = below.filter(|table| table.is_inherited).collect();
+        children.sort_unstable_by_key(|table| (&table.schema, &table.name));
+        children
+    }
+
+    /// The partitioned tables, and those that others inherit from.
+    #[must_use]
+    pub fn parents(&self) -> Vec<&Table> {
+        let above: HashSet<u32> =
+            self.tables.values().flat_map(|table| table.ancestors.iter().copied()).collect();
+        let all = self.tables.values();
+        all.filter(|table| table.is_partitioned || above.contains(&table.oid)).collect()
     }
 
     /// Adds a table that was not read from the source.
@@ -136,9 +152,9 @@ impl Catalog {
         self.tables.insert(table.oid, table);
     }
 
-    /// Keeps the partitions that an older catalog has of the same tables: one that was detached or
+    /// Keeps what an older catalog has below the same tables: a partition or child that was detached or
     /// dropped since may have rows in the WAL from before.
-    pub fn keep_partitions(&mut self, older: &Self) {
+    pub fn keep_descendants(&mut self, older: &Self) {
         for table in older.tables.values() {
             if table.ancestors.iter().any(|oid| self.tables.contains_key(oid)) {
                 self.tables.entry(table.oid).or_insert_with(|| table.clone());

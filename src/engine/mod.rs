@@ -21,6 +21,8 @@ pub mod row;
 
 pub mod catalog;
 
+pub mod coverage;
+
 pub mod condition;
 
 pub mod rule;

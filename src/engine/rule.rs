@@ -153,6 +153,7 @@ pub struct Rules {
     /// Sorted by type.
     messages: Vec<MessageRule>,
     watch: Watch,
+    weak: Vec<RuleError>,
     /// By the OID in RELATION messages.
     bindings: HashMap<u32, bind::Binding>,
     /// Tables that may have been partitions of one that rules name, and why that cannot be told.
@@ -237,8 +238,8 @@ impl Account {
 /// Which columns a rule sends.
 #[derive(Debug)]
 enum Columns {
-    /// `["*"]`
-    All,
+    /// `["*"]`; the columns that the rule's table had when the catalog was read.
+    All(HashSet<String>),
     Named(Vec<String>),
 }
 
@@ -262,7 +263,8 @@ impl Rules {
         catalog: &Catalog,
         system_identifier: u64,
     ) -> Result<Self, Vec<RuleError>> {
-        let compile::Compiled { rules, messages, watch } = compile::compile(settings, catalog)?;
+        let compile::Compiled { rules, messages, watch, weak } =
+            compile::compile(settings, catalog)?;
         Ok(Self {
             system_identifier,
             bigint: settings.payload.bigint,
@@ -270,11 +272,19 @@ impl Rules {
             rules,
             messages,
             watch,
+            weak,
             bindings: HashMap::new(),
             doubtful: HashMap::new(),
             mended: HashSet::new(),
             scratch: BytesMut::new(),
         })
+    }
+
+    /// Which children of a rule's table log less of old rows than the rule needs, and the fix. Their
+    /// changes that lack it become dead letters.
+    #[must_use]
+    pub fn weak(&self) -> &[RuleError] {
+        &self.weak
     }
 
     /// Binds the rules of a table to the columns that its following changes have.

@@ -1,6 +1,7 @@
 //! Reads the [`Catalog`] with SQL.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio_postgres::{Client, Row};
@@ -8,27 +9,30 @@ use tokio_postgres::{Client, Row};
 use crate::engine::catalog::{Catalog, Table, TableColumn, TableName};
 use crate::engine::pgoutput::ReplicaIdentity;
 use crate::engine::value::{TypeShape, Types};
-use crate::io::op::{EQ, GE, GT, LE, NE};
+use crate::io::op::{EQ, GE, GT, LE, NE, PLUS};
 
-/// The named tables and views, with the partitions of those that are partitioned.
+/// How often a transaction that has committed is looked for.
+const SHOWN_POLL: Duration = Duration::from_millis(10);
+
+/// The named tables and views, with what lies below them: partitions, and tables that inherit.
 ///
 /// Arrays are aggregated by the server, so that one statement, and so one snapshot, tells all.
 /// `indisvalid`, `indimmediate` and `indisreplident`: what PostgreSQL itself asks for
 /// (`RelationGetIndexList`): a deferrable primary key orders events, but is no identity.
 fn tables_sql() -> String {
     format!(
-        "
-    WITH named AS (
-        SELECT c.oid, c.relkind
-        FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS wanted(nspname, relname)
+        r#"
+    WITH RECURSIVE covered AS (
+        SELECT c.oid
+        FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]),
+                        pg_catalog.unnest($2::pg_catalog.text[])) AS wanted(nspname, relname)
         JOIN pg_catalog.pg_namespace n ON n.nspname {EQ} wanted.nspname
-        JOIN pg_catalog.pg_class c ON c.relnamespace {EQ} n.oid AND c.relname {EQ} wanted.relname
-        WHERE c.relkind {EQ} ANY ('{{r,p,v,m,f}}')
-    ), covered AS (
-        SELECT oid FROM named
+        JOIN pg_catalog.pg_class c ON c.relnamespace {EQ} n.oid
+                                  AND c.relname {EQ} wanted.relname
+        WHERE c.relkind {EQ} ANY ('{{r,p,v,m,f}}'::pg_catalog."char"[])
         UNION
-        SELECT p.relid FROM named, pg_catalog.pg_partition_tree(named.oid) p
-            WHERE named.relkind {EQ} 'p'
+        SELECT i.inhrelid FROM covered
+        JOIN pg_catalog.pg_inherits i ON i.inhparent {EQ} covered.oid
     ), keys AS (
         SELECT i.indrelid, i.indisprimary, i.indisreplident, i.indimmediate,
                pg_catalog.array_agg(a.attname::pg_catalog.text ORDER BY k.ord) AS columns
@@ -36,35 +40,47 @@ fn tables_sql() -> String {
         JOIN pg_catalog.pg_index i ON i.indrelid {EQ} covered.oid AND i.indisvalid
                        AND (i.indisprimary OR i.indisreplident)
         CROSS JOIN pg_catalog.unnest(i.indkey) WITH ORDINALITY AS k(attnum, ord)
-        JOIN pg_catalog.pg_attribute a ON a.attrelid {EQ} i.indrelid AND a.attnum {EQ} k.attnum
+        JOIN pg_catalog.pg_attribute a ON a.attrelid {EQ} i.indrelid
+                                      AND a.attnum {EQ} k.attnum
         WHERE k.ord {LE} i.indnkeyatts
         GROUP BY i.indexrelid, i.indrelid, i.indisprimary, i.indisreplident, i.indimmediate
     )
     SELECT c.oid, n.nspname::pg_catalog.text AS schema, c.relname::pg_catalog.text AS name,
-           c.relkind {EQ} ANY ('{{v,m}}') AS is_view, c.relkind {EQ} 'p' AS is_partitioned,
-           c.relreplident::pg_catalog.text AS identity,
-           ARRAY(SELECT r.relid::pg_catalog.oid
-                 FROM pg_catalog.pg_partition_ancestors(c.oid) WITH ORDINALITY AS r(relid, ord)
-                 WHERE r.relid {NE} c.oid ORDER BY r.ord) AS ancestors,
+           c.relkind {EQ} ANY ('{{v,m}}'::pg_catalog."char"[]) AS is_view,
+           c.relkind {EQ} 'p' AS is_partitioned,
+           c.relreplident::pg_catalog.text AS identity, NOT c.relispartition AND EXISTS (
+               SELECT FROM pg_catalog.pg_inherits i
+               WHERE i.inhrelid {EQ} c.oid) AS is_inherited,
+           ARRAY(WITH RECURSIVE up(relid, depth) AS (
+                     SELECT i.inhparent, 1 FROM pg_catalog.pg_inherits i
+                     WHERE i.inhrelid {EQ} c.oid
+                     UNION
+                     SELECT i.inhparent, up.depth {PLUS} 1 FROM up
+                     JOIN pg_catalog.pg_inherits i ON i.inhrelid {EQ} up.relid)
+                 SELECT up.relid FROM up GROUP BY up.relid
+                 ORDER BY pg_catalog.max(up.depth), up.relid) AS ancestors,
            ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute a
-                 WHERE a.attrelid {EQ} c.oid AND a.attnum {GT} 0 AND NOT a.attisdropped
+                 WHERE a.attrelid {EQ} c.oid
+                   AND a.attnum {GT} 0 AND NOT a.attisdropped
                  ORDER BY a.attnum) AS column_names,
            ARRAY(SELECT a.atttypid FROM pg_catalog.pg_attribute a
-                 WHERE a.attrelid {EQ} c.oid AND a.attnum {GT} 0 AND NOT a.attisdropped
+                 WHERE a.attrelid {EQ} c.oid
+                   AND a.attnum {GT} 0 AND NOT a.attisdropped
                  ORDER BY a.attnum) AS column_types,
            ARRAY(SELECT a.attgenerated {NE} '' FROM pg_catalog.pg_attribute a
-                 WHERE a.attrelid {EQ} c.oid AND a.attnum {GT} 0 AND NOT a.attisdropped
+                 WHERE a.attrelid {EQ} c.oid
+                   AND a.attnum {GT} 0 AND NOT a.attisdropped
                  ORDER BY a.attnum) AS columns_generated,
-           (SELECT k.columns FROM keys k WHERE k.indrelid {EQ} c.oid AND k.indisprimary)
-               AS primary_key,
-           EXISTS (SELECT FROM keys k WHERE k.indrelid {EQ} c.oid AND k.indisprimary
-               AND k.indimmediate)
-               AS key_identifies,
-           (SELECT k.columns FROM keys k WHERE k.indrelid {EQ} c.oid AND k.indisreplident)
-               AS identity_index
+           (SELECT k.columns FROM keys k
+            WHERE k.indrelid {EQ} c.oid AND k.indisprimary) AS primary_key,
+           EXISTS (SELECT FROM keys k
+                   WHERE k.indrelid {EQ} c.oid AND k.indisprimary
+                     AND k.indimmediate) AS key_identifies,
+           (SELECT k.columns FROM keys k
+            WHERE k.indrelid {EQ} c.oid AND k.indisreplident) AS identity_index
     FROM covered
     JOIN pg_catalog.pg_class c ON c.oid {EQ} covered.oid
-    JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace"
+    JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace"#
     )
 }
 
@@ -78,7 +94,8 @@ fn types_sql() -> String {
     SELECT t.oid, t.typbasetype, e.oid AS element, e.typdelim::pg_catalog.text AS delimiter
     FROM pg_catalog.pg_type t
     LEFT JOIN pg_catalog.pg_type e ON e.typarray {EQ} t.oid
-    WHERE t.typtype {EQ} 'd' OR e.oid IS NOT NULL OR t.oid {GE} 16384"
+    WHERE t.typtype {EQ} 'd' OR e.oid IS NOT NULL
+       OR t.oid {GE} 16384"
     )
 }
 
@@ -107,18 +124,37 @@ pub async fn load<N: AsRef<str>>(
     Ok(Catalog::new(tables, Types::with_catalog(&shapes)))
 }
 
-/// What a table is to others that are partitioned.
+/// Waits until the catalog shows what the transaction with this 32-bit id has done: the stream can show
+/// a commit before SQL does, under synchronous replication by seconds.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn until_shown(client: &Client, xid: u32) -> Result<()> {
+    // The server gives the lock up after it has shown the transaction as ended.
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l
+                        WHERE l.locktype {EQ} 'transactionid' AND l.granted
+                          AND l.transactionid {EQ} $1::pg_catalog.text::pg_catalog.xid)"
+    );
+    let xid = xid.to_string();
+    while client.query_one(&sql, &[&xid]).await?.try_get(0)? {
+        tokio::time::sleep(SHOWN_POLL).await;
+    }
+    Ok(())
+}
+
+/// What a table is to others that may have partitions or children.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// A partition of one of them.
-    Partition,
+    /// A partition of one of them, or one that inherits.
+    Descendant,
     /// None: it is published for itself.
     Independent,
-    /// It may have been one, for it is neither a partition nor published now.
+    /// It may have been one, for it is neither one nor published now.
     Unclear,
 }
 
-/// Asks how a published table stands to `partitioned`, now.
+/// Asks how a published table stands to `parents`, now.
 ///
 /// # Errors
 /// When the server does not answer.
@@ -126,29 +162,36 @@ pub async fn standing(
     client: &Client,
     publication: &str,
     table: u32,
-    partitioned: &[u32],
+    parents: &[u32],
 ) -> Result<Standing> {
     let row = client
         .query_one(
             &format!(
-                "SELECT EXISTS (SELECT
-                      FROM pg_catalog.pg_partition_ancestors($1::pg_catalog.oid) a
-                            WHERE a.relid {EQ} ANY ($2::pg_catalog.oid[])),
+                "WITH RECURSIVE up AS (
+                 SELECT i.inhparent AS relid FROM pg_catalog.pg_inherits i
+                 WHERE i.inhrelid {EQ} $1::pg_catalog.oid
+                 UNION
+                 SELECT i.inhparent FROM up
+                 JOIN pg_catalog.pg_inherits i ON i.inhrelid {EQ} up.relid)
+             SELECT EXISTS (SELECT FROM up
+                            WHERE up.relid {EQ} ANY ($2::pg_catalog.oid[])),
                     EXISTS (SELECT FROM pg_catalog.pg_publication p, pg_catalog.pg_class c
-                            JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
-                            WHERE p.pubname {EQ} $3 AND c.oid {EQ} $1
+                            JOIN pg_catalog.pg_namespace n
+                              ON n.oid {EQ} c.relnamespace
+                            WHERE p.pubname {EQ} $3::pg_catalog.text
+                              AND c.oid {EQ} $1::pg_catalog.oid
                               AND (p.puballtables
                                    OR EXISTS (SELECT FROM pg_catalog.pg_publication_tables t
                                               WHERE t.pubname {EQ} p.pubname
-                                              AND t.schemaname {EQ} n.nspname
+                                                AND t.schemaname {EQ} n.nspname
                                                 AND t.tablename {EQ} c.relname)))"
             ),
-            &[&table, &partitioned, &publication],
+            &[&table, &parents, &publication],
         )
         .await
         .context("cannot ask the source's catalog about a table")?;
     Ok(match (row.try_get(0)?, row.try_get(1)?) {
-        (true, _) => Standing::Partition,
+        (true, _) => Standing::Descendant,
         (false, true) => Standing::Independent,
         (false, false) => Standing::Unclear,
     })
@@ -186,6 +229,7 @@ fn table(row: &Row) -> Result<Table> {
         name: row.try_get("name")?,
         is_view: row.try_get("is_view")?,
         is_partitioned: row.try_get("is_partitioned")?,
+        is_inherited: row.try_get("is_inherited")?,
         ancestors: row.try_get("ancestors")?,
         columns,
         primary_key,

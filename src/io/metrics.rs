@@ -135,6 +135,8 @@ pub struct Metrics {
     pub dead_letters: IntGauge,
     /// `walhook_gaps`: ranges of WAL that were not delivered and that nothing has closed.
     pub gaps: IntGauge,
+    /// `walhook_uncovered_tables`: tables below those that rules name whose changes are missing.
+    pub uncovered: IntGauge,
     /// `walhook_state_bytes`: what the state tables take on disk.
     pub state_bytes: IntGauge,
     /// `walhook_replay_window_bytes`: WAL that the anchor slot makes the server keep for replays.
@@ -283,6 +285,11 @@ impl Metrics {
             endpoints_suspended: stopped.with_label_values(&["suspended"]),
             dead_letters: gauge(r, "walhook_dead_letters", "Dead letters that are stored.")?,
             gaps: gauge(r, "walhook_gaps", "Ranges of WAL that were not delivered.")?,
+            uncovered: gauge(
+                r,
+                "walhook_uncovered_tables",
+                "Partitions and children of the rules' tables whose changes are missing.",
+            )?,
             state_bytes: gauge(r, "walhook_state_bytes", "Bytes that the state tables take.")?,
             oldest_unsettled: register(
                 r,

@@ -24,6 +24,8 @@ pub mod anchor;
 
 pub mod catalog;
 
+pub mod coverage;
+
 pub mod lookup;
 
 pub mod state;

@@ -208,6 +208,8 @@ pub struct Table {
     pub oid: u32,
     /// `pg_class.relkind`: `r` table, `p` partitioned, `v` view, `m` materialized view, `f` foreign.
     pub kind: char,
+    /// Whether its changes are in the WAL: it is neither unlogged nor temporary.
+    pub is_logged: bool,
     /// Columns with their types as SQL prints them, a domain's as what it stands on.
     pub columns: Vec<(String, String)>,
     /// The table itself or those of its partitions that have no replica identity: a publication of
@@ -239,7 +241,7 @@ pub async fn table(client: &Client, name: &TableName) -> Result<Option<Table>> {
     let row = client
         .query_opt(
             &format!(
-                "SELECT c.oid, c.relkind::pg_catalog.text
+                "SELECT c.oid, c.relkind::pg_catalog.text, c.relpersistence::pg_catalog.text
              FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
              WHERE n.nspname {EQ} $1 AND c.relname {EQ} $2
              AND c.relkind {EQ} ANY ('{{r,p,v,m,f}}')"
@@ -267,6 +269,7 @@ pub async fn table(client: &Client, name: &TableName) -> Result<Option<Table>> {
     Ok(Some(Table {
         oid,
         kind: kind.chars().next().unwrap_or_default(),
+        is_logged: row.try_get::<_, &str>(2)? == "p",
         columns: columns.iter().map(column).collect::<Result<_>>()?,
         without_identity: without_identity(client, oid).await?,
         identifies_by_generated: identifies_by_generated(client, oid).await?,

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::sync::watch;
 
+use super::coverage::Watcher;
 use super::source::compile_rules;
 use super::{Stop, open_state, published};
 use crate::config::Config;
@@ -13,6 +15,7 @@ use crate::engine::lsn::Lsn;
 use crate::io::metrics::Metrics;
 use crate::io::slot;
 use crate::io::sql::Connection;
+use crate::io::state::StateError;
 
 /// Often enough for an alert, seldom enough to cost nothing.
 const EVERY: Duration = Duration::from_secs(5);
@@ -20,41 +23,81 @@ const EVERY: Duration = Duration::from_secs(5);
 /// A server that does not answer in this time is asked again later.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What becomes of changes that lack what a rule needs.
+const DEAD: &str = "until then such changes become dead letters";
+
+/// Who leads what.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Leading {
+    pub(super) epoch: i64,
+    pub(super) system_identifier: u64,
+}
+
 /// Keeps the gauges that only the server knows, until there is a reason to halt. What cannot be asked
-/// keeps its value.
-pub(super) async fn observe(config: &Config, metrics: &Metrics) -> Halt {
+/// keeps its value. `evict` is told when cached routes may be outdated without a change that says so.
+///
+/// Another leader's lease ends it too.
+pub(super) async fn observe(
+    config: &Config,
+    metrics: &Metrics,
+    leading: Leading,
+    evict: &watch::Sender<Option<u32>>,
+) -> Stop {
+    let mut watcher = Watcher::new(config, metrics, leading.system_identifier);
     loop {
-        let error = match watch(config, metrics).await {
-            Ok(halt) => return halt,
+        let error = match watch(config, metrics, &mut watcher, leading.epoch, evict).await {
+            Ok(halt) => return Stop::Halted(halt),
             Err(error) => error,
         };
+        if let Some(StateError::Fenced { .. }) = error.downcast_ref() {
+            return Stop::Fenced;
+        }
         tracing::debug!(error = %format!("{error:#}"), "cannot observe the slot");
         tokio::time::sleep(EVERY).await;
     }
 }
 
 /// Asks over and over, on the same sessions, until that fails.
-async fn watch(config: &Config, metrics: &Metrics) -> anyhow::Result<Halt> {
+async fn watch(
+    config: &Config,
+    metrics: &Metrics,
+    watcher: &mut Watcher<'_>,
+    epoch: i64,
+    evict: &watch::Sender<Option<u32>>,
+) -> anyhow::Result<Halt> {
     let client = Connection::open(&config.source.url, "walhook observer").await?;
-    let state = open_state(config).await?;
+    let mut state = open_state(config).await?;
+    state.write_as(epoch);
     let mut misfit = None;
     loop {
         let asked = async {
             let slot = slot::read(&client, &config.source.slot).await?;
             let published = published::check(config, &client).await?;
-            let misfits = misfits(config, &client).await?;
-            anyhow::Ok((slot, state.overview().await?, published, misfits))
+            let fit = fit(config, &client).await?;
+            anyhow::Ok((slot, state.overview().await?, published, fit))
         };
-        let (slot, overview, published, misfits) =
+        let (slot, overview, published, fit) =
             tokio::time::timeout(TIMEOUT, asked).await.context("no answer")??;
         if let Err(halt) = published {
             return Ok(halt);
         }
+        let (misfits, weak) = match fit {
+            Ok(weak) => (None, weak),
+            Err(problem) => (Some(problem), Vec::new()),
+        };
         let wal_end = slot.as_ref().map_or(Lsn::ZERO, |slot| slot.wal_end);
         misfit =
             misfits.map(|problem| misfit.take().unwrap_or_else(|| Misfit::new(problem, wal_end)));
         if let Some(Misfit { problem, .. }) = misfit.take_if(|m| overview.frontier >= m.seen_at) {
             return Ok(Halt::RuleBroken(problem));
+        }
+        if misfit.is_none() {
+            let looked = watcher.look(&client, &mut state, weak);
+            let lost = tokio::time::timeout(TIMEOUT, looked).await.context("no answer")??;
+            if lost.is_some() {
+                // The endpoint table may be among those that have lost changes.
+                evict.send_replace(lost);
+            }
         }
         let dead_letters = overview.dead_letters.iter().map(|(_, count)| count).sum();
         metrics.dead_letters.set(dead_letters);
@@ -82,13 +125,13 @@ impl Misfit {
     }
 }
 
-/// What is wrong with the rules now. A table that is not written to sends no RELATION message that
-/// would tell.
-async fn misfits(config: &Config, client: &Connection) -> anyhow::Result<Option<String>> {
+/// What is wrong with the rules now; else with children of their tables. A table that is not written to
+/// sends no RELATION message that would tell.
+async fn fit(config: &Config, client: &Connection) -> anyhow::Result<Result<Vec<String>, String>> {
     // The number only goes into the ids of events.
     match compile_rules(config, client, 0).await {
-        Ok(_) => Ok(None),
-        Err(Stop::Config(problem)) => Ok(Some(problem.replace('\n', "; "))),
+        Ok(rules) => Ok(Ok(rules.weak().iter().map(|weak| format!("{weak}; {DEAD}")).collect())),
+        Err(Stop::Config(problem)) => Ok(Err(problem.replace('\n', "; "))),
         Err(stop) => Err(stop.into()),
     }
 }

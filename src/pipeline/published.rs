@@ -11,8 +11,10 @@ use anyhow::Context;
 use super::Stop;
 use crate::config::Config;
 use crate::engine::catalog::TableName;
+use crate::engine::coverage::{Kind, Lack};
 use crate::engine::halt::Halt;
 use crate::engine::rule::RuleSettings;
+use crate::io::coverage::{self, Seen};
 use crate::io::refused_writes::{RefusedWrites, refused_writes};
 use crate::io::row_security;
 use crate::io::source::{self, Publication};
@@ -33,6 +35,7 @@ pub(super) async fn check(
     };
     let tables = needed(config)?;
     if let Some(problem) = find_problem(config, &publication, &tables) {
+        let problem = without_wal(client, name, &tables).await?.unwrap_or(problem);
         return Ok(Err(Halt::Unpublished { publication: name.clone(), problem }));
     }
     let hidden = row_security::hidden(client, &looked_up(config)?).await?;
@@ -65,8 +68,29 @@ pub(super) async fn refuse_to_break_writes(
     }
 }
 
+/// What is wrong with a table that cannot be published, and the fix.
+async fn without_wal(
+    client: &Connection,
+    publication: &str,
+    tables: &BTreeSet<TableName>,
+) -> anyhow::Result<Option<String>> {
+    let looked = coverage::look(client, publication, tables, 0).await?;
+    let named = looked.tables.iter().filter(|seen| seen.covered.kind == Kind::Named);
+    Ok(named.into_iter().find_map(|Seen { name, covered, .. }| match covered.lack? {
+        Lack::Unlogged => Some(format!(
+            "cannot hold the table {name}, which is unlogged: ALTER TABLE {name} SET LOGGED, then run \
+             `walhook setup`"
+        )),
+        Lack::Foreign => Some(format!(
+            "cannot hold {name}, which is a foreign table: its changes are in another server's WAL; \
+             remove what names it from the configuration, and run a walhook there"
+        )),
+        Lack::Unpublished | Lack::Identityless | Lack::Filtered => None,
+    }))
+}
+
 /// The tables whose changes must be in the stream.
-fn needed(config: &Config) -> anyhow::Result<BTreeSet<TableName>> {
+pub(super) fn needed(config: &Config) -> anyhow::Result<BTreeSet<TableName>> {
     let rules = config.rule_tables();
     let tables = rules.chain(RuleSettings::of(config).watched()).map(str::parse::<TableName>);
     tables.collect::<Result<_, _>>().context("a table's name")

@@ -175,7 +175,8 @@ impl Range {
         message: Result<Message<'_>, DecodeError>,
     ) -> anyhow::Result<bool> {
         let message = message.with_context(|| format!("cannot understand the stream at {at}"))?;
-        self.book.learn(&message, &self.sentinel).await?;
+        let xid = self.changes.transaction().map(|transaction| transaction.xid);
+        self.book.learn(&message, xid, &self.sentinel).await?;
         let first = self.batch.items.len();
         let mut ended = false;
         for step in self.changes.handle(at, message)? {

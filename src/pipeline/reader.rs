@@ -16,7 +16,7 @@ use super::rulebook::{Rulebook, Unlearned};
 use super::source::{Obstacle, Session, reopen};
 use crate::config::Config;
 use crate::engine::change::{Changes, Step};
-use crate::engine::event::Item;
+use crate::engine::event::{Invalidation, Item, Scope};
 use crate::engine::feedback::Feedback;
 use crate::engine::halt::Halt;
 use crate::engine::lsn::Lsn;
@@ -68,6 +68,9 @@ pub(super) struct Reader {
     pub(super) changes: Changes,
     pub(super) batches: mpsc::Sender<Batch>,
     pub(super) flushed: watch::Receiver<Lsn>,
+    /// A transaction that cached routes must not be older than, when changes of the watched tables may
+    /// never have been in the stream.
+    pub(super) evictions: watch::Receiver<Option<u32>>,
     pub(super) feedback: Feedback,
     /// Not handed on yet. Outlives a connection: `changes` does not give these items again.
     pub(super) batch: Batch,
@@ -239,6 +242,11 @@ impl Reader {
                     }
                     self.feedback.handle_flushed(*self.flushed.borrow_and_update());
                 }
+                Ok(()) = self.evictions.changed() => {
+                    let xid = *self.evictions.borrow_and_update();
+                    let invalidate = |xid| Invalidation { xid, scope: Scope::All };
+                    self.batch.items.extend(xid.map(invalidate).map(Item::Invalidate));
+                }
                 () = sleep_until(wake) => {}
                 room = batches.reserve(), if !self.batch.items.is_empty() => match room {
                     Ok(room) => room.send(std::mem::take(&mut self.batch)),
@@ -362,7 +370,8 @@ impl Reader {
             Err(error) => return self.not_understood(at, &error).map(Some),
         };
         // Before any step is given: what fails here can be tried again on the next connection.
-        match self.book.learn(&message, client).await {
+        let xid = self.changes.transaction().map(|transaction| transaction.xid);
+        match self.book.learn(&message, xid, client).await {
             Ok(()) => {}
             Err(Unlearned::Unanswered(problem)) => return Ok(Some(Ended::Lost(problem))),
             Err(Unlearned::Stop(Stop::Halted(halt))) => {

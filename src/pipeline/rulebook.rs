@@ -61,10 +61,12 @@ impl Rulebook {
     /// describes.
     ///
     /// The server describes a table anew when it was altered, attached or detached, also where the
-    /// description is the same: so each one is a reason to ask.
+    /// description is the same: so each one is a reason to ask. `xid` is the transaction around it, which
+    /// may have made what is asked for.
     pub(super) async fn learn(
         &mut self,
         message: &Message<'_>,
+        xid: Option<u32>,
         client: &Connection,
     ) -> Result<(), Unlearned> {
         if let Message::Type { oid, schema, name } = message {
@@ -73,6 +75,10 @@ impl Rulebook {
         let Message::Relation(relation) = message else { return Ok(()) };
         let Some(lacks) = self.rules.lacks(relation) else { return Ok(()) };
         let ask = async {
+            if let Some(xid) = xid {
+                let shown = catalog::until_shown(client, xid).await;
+                shown.map_err(|error| Unlearned::Unanswered(format!("{error:#}")))?;
+            }
             match lacks {
                 Lacks::Type => self.read_catalog(client).await,
                 Lacks::Identity => {
@@ -90,19 +96,20 @@ impl Rulebook {
     }
 
     async fn place(&mut self, relation: &Relation, client: &Connection) -> Result<(), Unlearned> {
-        let partitioned = self.rules.partitioned();
+        let named = self.rules.named();
         let publication = &self.config.source.publication;
-        let standing = catalog::standing(client, publication, relation.oid, &partitioned).await;
+        let standing = catalog::standing(client, publication, relation.oid, &named).await;
         match standing.map_err(|error| Unlearned::Unanswered(format!("{error:#}")))? {
             Standing::Independent => {}
-            Standing::Partition => self.read_catalog(client).await?,
+            Standing::Descendant => self.read_catalog(client).await?,
             Standing::Unclear => {
-                self.rules.handle_doubtful(relation);
-                tracing::warn!(
-                    schema = %relation.schema, table = %relation.name,
-                    "neither a partition nor published now: if it has the columns of a partitioned \
-                     table that rules name, its changes become dead letters"
-                );
+                if self.rules.handle_doubtful(relation) {
+                    tracing::warn!(
+                        schema = %relation.schema, table = %relation.name,
+                        "neither a partition, a child nor published now, but with the columns of one \
+                         of a table that rules name: its changes become dead letters"
+                    );
+                }
             }
         }
         Ok(())

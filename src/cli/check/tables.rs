@@ -6,7 +6,7 @@ use anyhow::Result;
 use tokio_postgres::Client;
 
 use super::cost::Costs;
-use super::{Report, Verdict};
+use super::{Report, Verdict, coverage};
 use crate::cli::setup::{looked_up, published};
 use crate::config::{Config, RuleOperation};
 use crate::engine::catalog::TableName;
@@ -31,6 +31,7 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
     match &publication {
         Some(publication) => {
             check_publication(config, publication, &tables, report)?;
+            coverage::check(config, client, report).await?;
             writes(&config.source.publication, client, report).await?;
         }
         None => {
@@ -59,7 +60,8 @@ fn check_publication(
     let name = &config.source.publication;
     let before = report.0.len();
     for table in published(config)? {
-        if !publication.tables.contains(&table) {
+        let is_logged = tables.get(&table).is_none_or(|table| table.is_logged);
+        if !publication.tables.contains(&table) && is_logged {
             report.fail(
                 "publication",
                 format!("{name} does not hold {table}"),
@@ -211,7 +213,13 @@ async fn rules(
         catalog.leave_out(&publication.lists);
     }
     // The number only goes into the ids of events.
-    let errors = Rules::compile(settings, &catalog, 0).err().unwrap_or_default();
+    let (errors, weak) = match Rules::compile(settings, &catalog, 0) {
+        Ok(rules) => (Vec::new(), rules.weak().to_vec()),
+        Err(errors) => (errors, Vec::new()),
+    };
+    for RuleError { subject, message } in weak {
+        report.add(Verdict::Fail, &subject, format!("of a child of its table: {message}"), None);
+    }
     let mut costs = Costs::new(settings, &catalog);
     for (index, rule) in config.events.iter().enumerate() {
         let subject = rule::subject(index, rule);

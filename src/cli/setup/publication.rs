@@ -1,5 +1,7 @@
 //! The publication: made where it is missing, completed where it lacks something.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, bail, ensure};
 use tokio_postgres::Client;
 
@@ -8,6 +10,8 @@ use super::{Did, Report};
 use crate::cli::CommandResult;
 use crate::config::{Config, RuleOperation};
 use crate::engine::catalog::TableName;
+use crate::engine::coverage::{Kind, Lack};
+use crate::io::coverage::{self, Seen};
 use crate::io::source;
 
 /// Since version 18 a replica identity must not hold generated columns, unless they are published.
@@ -29,7 +33,13 @@ pub(super) async fn publication(
         generated |= table.identifies_by_generated;
     }
     generated &= source::server_version(client).await? >= GENERATED_COLUMNS;
-    let list = wanted.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    // The system's number only marks the look, which is not kept.
+    let looked = coverage::look(client, name, &wanted, 0).await?;
+    let children = children(&looked.tables)?;
+    let mut list = wanted.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if !children.left_out.is_empty() {
+        list.push_str(&format!(" (left out: {})", children.left_out.join("; ")));
+    }
     let Some(found) = source::publication(client, name).await? else {
         if slot_exists {
             return Err(anyhow::anyhow!(
@@ -39,7 +49,10 @@ pub(super) async fn publication(
             )
             .into());
         }
-        execute(client, &script::create_publication(name, &wanted, generated)).await?;
+        let (has_children, all) =
+            (children.exist, wanted.union(&children.missing).cloned().collect());
+        let create = script::create_publication(name, &all, has_children, generated);
+        execute(client, &create).await?;
         return report.step(&step, Did::Created, list);
     };
     if let Some(table) = wanted.intersection(&found.filtered).next() {
@@ -49,10 +62,10 @@ pub(super) async fn publication(
         )
         .into());
     }
-    let missing: Vec<&TableName> =
-        wanted.iter().filter(|table| !found.tables.contains(*table)).collect();
+    let missing = wanted.iter().filter(|table| !found.tables.contains(*table));
+    let missing: BTreeSet<&TableName> = missing.chain(&children.missing).collect();
     if !missing.is_empty() {
-        execute(client, &script::add_to_publication(name, &missing)).await?;
+        execute(client, &script::add_to_publication(name, &missing, children.exist)).await?;
     }
     let truncates = config.events.iter().any(|rule| rule.on.contains(&RuleOperation::Truncate));
     let mut changes: Vec<String> =
@@ -85,6 +98,44 @@ pub(super) async fn publication(
     report.step(&step, Did::Changed, changes.join(", "))
 }
 
+/// What inherits from the wanted tables.
+struct Children {
+    exist: bool,
+    /// Those that are to be added.
+    missing: BTreeSet<TableName>,
+    /// What makes no WAL, in words.
+    left_out: Vec<String>,
+}
+
+/// # Errors
+/// When publishing a child would break the customer's own writes.
+fn children(tables: &[Seen]) -> Result<Children> {
+    let mut children = Children { exist: false, missing: BTreeSet::new(), left_out: Vec::new() };
+    for Seen { name, covered, .. } in tables.iter().filter(|seen| seen.covered.kind != Kind::Named)
+    {
+        children.exist |= covered.kind == Kind::Child;
+        match covered.lack {
+            Some(Lack::Unpublished) if covered.kind == Kind::Child => {
+                children.missing.insert(name.clone());
+            }
+            Some(Lack::Identityless) => {
+                bail!("{}", no_identity(&covered.describe(), &covered.name))
+            }
+            Some(Lack::Unlogged) => children.left_out.push(format!("{name} is unlogged")),
+            Some(Lack::Foreign) => children.left_out.push(format!("{name} is a foreign table")),
+            Some(Lack::Unpublished | Lack::Filtered) | None => {}
+        }
+    }
+    Ok(children)
+}
+
+fn no_identity(table: &str, name: &str) -> String {
+    format!(
+        "{table} has no replica identity: publishing it would make your own UPDATE and DELETE of it fail; \
+         give it a primary key, or ALTER TABLE {name} REPLICA IDENTITY FULL"
+    )
+}
+
 async fn execute(client: &Client, sql: &str) -> Result<()> {
     let failed = || format!("cannot run `{sql}`; use --admin-url or --print-sql");
     client.batch_execute(sql).await.with_context(failed)
@@ -104,11 +155,12 @@ async fn publishable(client: &Client, name: &TableName) -> Result<source::Table>
         "{name} is not a table, so it cannot be published; of a view name the tables it stands on in \
          endpoints.watch"
     );
+    ensure!(
+        table.is_logged,
+        "{name} is unlogged, so that it cannot be published; ALTER TABLE {name} SET LOGGED"
+    );
     if let Some(first) = table.without_identity.first() {
-        bail!(
-            "{first} has no replica identity: publishing it would make your own UPDATE and DELETE of \
-             it fail; give it a primary key, or ALTER TABLE {first} REPLICA IDENTITY FULL"
-        );
+        bail!("{}", no_identity(first, first));
     }
     Ok(table)
 }

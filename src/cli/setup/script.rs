@@ -52,18 +52,24 @@ pub(crate) fn looked_up(config: &Config) -> Result<BTreeSet<TableName>, TableNam
         .collect()
 }
 
-fn list<'a>(tables: impl IntoIterator<Item = &'a TableName>) -> String {
-    tables.into_iter().map(quote_name).collect::<Vec<_>>().join(", ")
+fn members<'a>(tables: impl IntoIterator<Item = &'a TableName>, only: bool) -> String {
+    let only = if only { "ONLY " } else { "" };
+    let tables = tables.into_iter().map(|table| format!("{only}{}", quote_name(table)));
+    tables.collect::<Vec<_>>().join(", ")
 }
 
 /// Changes of partitions are published as the root's, so that a rule may name the root and a new
 /// partition needs no other publication.
+///
+/// With `only`, the children of the tables are listed themselves, and others are not meant: of an
+/// unlogged one the server would refuse all.
 pub(super) fn create_publication(
     name: &str,
     tables: &BTreeSet<TableName>,
+    only: bool,
     generated: bool,
 ) -> String {
-    let (name, tables) = (quote_ident(name), list(tables));
+    let (name, tables) = (quote_ident(name), members(tables, only));
     let generated = if generated { ", publish_generated_columns = stored" } else { "" };
     format!(
         "CREATE PUBLICATION {name} FOR TABLE {tables} \
@@ -71,8 +77,8 @@ pub(super) fn create_publication(
     )
 }
 
-pub(super) fn add_to_publication(name: &str, tables: &[&TableName]) -> String {
-    let tables = list(tables.iter().copied());
+pub(super) fn add_to_publication(name: &str, tables: &BTreeSet<&TableName>, only: bool) -> String {
+    let tables = members(tables.iter().copied(), only);
     format!("ALTER PUBLICATION {} ADD TABLE {tables}", quote_ident(name))
 }
 
@@ -168,7 +174,7 @@ pub(super) fn whole(
     source_grants(role, &looked_up(config)?).iter().for_each(|grant| script.statement(grant));
     script.comment("From PostgreSQL 18 on, where a replica identity holds a generated column, add");
     script.comment("publish_generated_columns = stored to the options.");
-    script.statement(&create_publication(&config.source.publication, &published, false));
+    script.statement(&create_publication(&config.source.publication, &published, false, false));
     let own_database = config.state.url.is_some();
     if own_database {
         script.0.push('\n');

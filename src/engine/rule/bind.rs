@@ -88,6 +88,9 @@ pub(super) fn bind(
     identity: Identity,
 ) -> Result<Option<Binding>, RuleBroken> {
     let index = |name: &str| relation.columns.iter().position(|column| column.name == name);
+    // One more child, of many that come and go, is no reason to halt: where it logs less than a rule
+    // needs, `Rules::weak` says so, and what lacks it becomes a dead letter.
+    let identity = if table.is_inherited { Identity::Mended } else { identity };
     let covers = |oid: u32| table.oid == oid || table.ancestors.contains(&oid);
     let mut bound = Vec::new();
     for (at, rule) in rules.iter().enumerate().filter(|(_, rule)| covers(rule.table)) {
@@ -146,7 +149,11 @@ impl Binder<'_> {
     fn fields(&self) -> Result<Vec<BoundField>, RuleBroken> {
         let all = self.relation.columns.iter().map(|column| column.name.as_str());
         let selected: Vec<&str> = match &self.rule.columns {
-            Columns::All => all.collect(),
+            // What a child has beyond its parent was never asked for.
+            Columns::All(known) if self.table.is_inherited => {
+                all.filter(|name| known.contains(*name)).collect()
+            }
+            Columns::All(_) => all.collect(),
             Columns::Named(names) => names.iter().map(String::as_str).collect(),
         };
         let mut names = HashSet::new();

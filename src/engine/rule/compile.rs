@@ -21,6 +21,8 @@ pub(super) struct Compiled {
     pub(super) rules: Vec<Rule>,
     pub(super) messages: Vec<MessageRule>,
     pub(super) watch: Watch,
+    /// What is wrong with children of the rules' tables, which fails nothing.
+    pub(super) weak: Vec<RuleError>,
 }
 
 pub(super) fn compile(
@@ -28,20 +30,22 @@ pub(super) fn compile(
     catalog: &Catalog,
 ) -> Result<Compiled, Vec<RuleError>> {
     let mut errors = Vec::new();
-    let (mut rules, mut messages) = (Vec::new(), Vec::new());
+    let (mut rules, mut messages, mut weak) = (Vec::new(), Vec::new(), Vec::new());
     for (index, rule) in settings.events.iter().enumerate() {
         let mut check = Check { subject: subject(index, rule), errors: &mut errors };
         check.event_type(rule);
         if rule.on.contains(&RuleOperation::Message) {
             messages.extend(check.message_rule(rule));
         } else {
-            rules.extend(check.rule(rule, catalog));
+            let compiled = check.rule(rule, catalog);
+            weak.extend(compiled.iter().flat_map(|rule| weak_children(rule, catalog)));
+            rules.extend(compiled);
         }
     }
     messages.sort_by(|a, b| a.event_type.cmp(&b.event_type));
     let mut check = Check { subject: "endpoints".to_owned(), errors: &mut errors };
     match check.watch(settings, catalog) {
-        Some(watch) if errors.is_empty() => Ok(Compiled { rules, messages, watch }),
+        Some(watch) if errors.is_empty() => Ok(Compiled { rules, messages, watch, weak }),
         Some(_) | None => Err(errors),
     }
 }
@@ -265,7 +269,7 @@ impl Check<'_> {
                 self.fail(format!("two columns are sent as {name:?}; rename one of them"));
             }
         }
-        if all { Columns::All } else { Columns::Named(selected) }
+        if all { Columns::All(selected.into_iter().collect()) } else { Columns::Named(selected) }
     }
 
     fn condition(&mut self, rule: &EventRule) -> Option<Condition> {
@@ -393,6 +397,14 @@ impl Check<'_> {
         let (id, account) = (endpoints.id.clone(), endpoints.account.clone());
         Some(Watch { endpoint_table: table.oid, id, account, others })
     }
+}
+
+/// The children of the rule's table whose replica identity does not fit the rule.
+fn weak_children(rule: &Rule, catalog: &Catalog) -> Vec<RuleError> {
+    let mut errors = Vec::new();
+    let mut check = Check { subject: rule.label.clone(), errors: &mut errors };
+    catalog.children(rule.table).into_iter().for_each(|child| check.identity(rule, child));
+    errors
 }
 
 /// The columns whose old values an event of `operation` cannot do without.

@@ -46,6 +46,7 @@ fn table(oid: u32, name: &str, columns: &[(&str, u32)], primary_key: &[&str]) ->
         name: name.to_owned(),
         is_view: oid == SHOWN,
         is_partitioned: oid == PARTED,
+        is_inherited: false,
         ancestors: if oid == PART { vec![PARTED] } else { vec![] },
         columns: columns.iter().map(column).collect(),
         primary_key: names(primary_key),

@@ -26,6 +26,10 @@ pub struct Gap {
     pub endpoint: Option<String>,
     /// Of an endpoint: the account whose events these are.
     pub account: Option<String>,
+    /// The table of the source whose changes were not in the stream; `None`: it is not about one.
+    pub table: Option<String>,
+    /// Of such a table: the query that finds the rows, where they can be found.
+    pub find: Option<String>,
     /// Of an endpoint: deliveries that were deferred, and removed from that table.
     pub removed: i64,
     /// Of an endpoint: deliveries that came while it was suspended.
@@ -177,7 +181,8 @@ fn columns() -> String {
     format!(
         "id, from_lsn::pg_catalog.text, to_lsn::pg_catalog.text, endpoint, reason, {recorded},
          {closed},
-         note, account, removed, skipped, growing"
+         note, account, removed, skipped, growing,
+         source_table, find_rows"
     )
 }
 
@@ -195,5 +200,7 @@ fn read(row: &Row) -> Result<Gap, StateError> {
         removed: row.try_get(9)?,
         skipped: row.try_get(10)?,
         growing: row.try_get(11)?,
+        table: row.try_get(12)?,
+        find: row.try_get(13)?,
     })
 }

@@ -34,6 +34,8 @@ pub struct Overview {
     pub dead_letters: Vec<(String, i64)>,
     /// The gaps that nothing has closed.
     pub gaps: Vec<Gap>,
+    /// Tables whose changes are missing, in words.
+    pub uncovered: Vec<String>,
     /// The endpoints that walhook has switched off.
     pub disabled: Vec<StoppedSince>,
     /// The endpoints that an operator has paused.
@@ -93,6 +95,7 @@ impl StateStore {
                 .map(|r| Ok((r.try_get(0)?, r.try_get(1)?)))
                 .collect::<Result<_, StateError>>()?,
             gaps: self.gaps(false).await?,
+            uncovered: self.coverage_alarms().await?,
             disabled: self.stopped("disabled").await?,
             paused: self.stopped("paused").await?,
         })

@@ -10,6 +10,7 @@
 //! A connection may be lost after COMMIT was sent and before its answer came. The caller then
 //! reconnects and stores the same batch again: the module `persist` says why that changes nothing.
 
+mod coverage;
 mod dead_letters;
 mod deferred;
 mod endpoints;
@@ -34,6 +35,7 @@ pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;
 
+pub use coverage::MAX_ALARMS;
 pub use dead_letters::StoredDeadLetter;
 pub use deferred::{Changed, DeferredCursor, StoredDeferred};
 pub use endpoints::Standing;
@@ -67,7 +69,7 @@ use super::sql::{ConnectError, error_text, is_data_error, is_transient};
 pub const SCHEMA_VERSION: i32 = 1;
 
 /// The table that was added last: where it is missing, an earlier version's `setup` made the schema.
-const NEWEST_TABLE: &str = "notices";
+const NEWEST_TABLE: &str = "coverage";
 
 /// How long a session may sit idle inside a transaction: a frozen leader's lock on the lease ends
 /// then, and a takeover waits no longer for it. Far above what a busy leader takes between two

@@ -33,6 +33,7 @@ mod network;
 mod notify;
 mod operator;
 mod partitions;
+mod poolers;
 mod receivers;
 mod refusals;
 mod replay;

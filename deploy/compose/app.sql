@@ -1,3 +1,6 @@
+-- The role that walhook runs as. `walhook setup --admin-url` grants it what it needs.
+CREATE ROLE walhook LOGIN PASSWORD 'walhook';
+
 -- The example's tables: what a product that sends webhooks has already.
 
 CREATE TABLE accounts (
@@ -25,4 +28,4 @@ ALTER TABLE webhooks REPLICA IDENTITY FULL;
 
 INSERT INTO accounts (name) VALUES ('Example');
 INSERT INTO webhooks (account_id, url, secret)
-    VALUES (1, 'http://mock-endpoint:8080/', 'a-secret-for-this-machine');
+    VALUES (1, 'http://mock-endpoint:8080/', 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw');

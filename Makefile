@@ -3,6 +3,7 @@
 #   make demo DEMO="--for 30s --json"           arguments for the demo
 #   make loadtest LOADTEST="--users 64"         arguments for the load test (goose's)
 #   make bench-million BENCH="--rows 100000"    arguments for a scenario; --help lists them
+#   make hostile BENCH="--only rows,names"     behaviours, separated by commas; --help lists the rest
 #   make fuzz FUZZ_SECONDS=60                 seconds for all targets together
 #   make torture SEED=7 MINUTES=30           seed after seed of faults, from 7 on
 #   make test-matrix PG_BIN_DIRS=DIR:DIR        directories of server binaries; left out, all that are found
@@ -28,7 +29,7 @@ export NEXTEST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo build test test-matrix torture postgres fuzz lint fmt docs loadtest \
-	bench-outage bench-million bench-deferred bench-replay clean prerequisites
+	bench-outage bench-million bench-deferred bench-replay hostile clean prerequisites
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -90,6 +91,10 @@ bench-replay: prerequisites ## A replay of 500,000 changes beside live traffic
 bench-outage bench-million bench-deferred bench-replay:
 	$(CARGO) build --release --locked -p walhook -p walhook-loadtest
 	$(CARGO) run --release --locked --quiet -p walhook-loadtest --bin bench -- $(@:bench-%=%) $(BENCH)
+
+hostile: prerequisites ## One account beside each hostile behaviour in turn: what it feels, and that nothing is lost
+	$(CARGO) build --release --locked -p walhook -p walhook-loadtest
+	$(CARGO) run --release --locked --quiet -p walhook-loadtest --bin bench -- hostile $(BENCH)
 
 clean: ## Remove what was built
 	$(CARGO) clean

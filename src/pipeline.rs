@@ -67,6 +67,12 @@ const BATCHES: usize = 8;
 /// Deliveries that wait in memory for one endpoint; what comes beyond is deferred.
 const QUEUE_MAX: usize = 4_096;
 
+/// Endpoints that an event is routed to at once: a fraction of a millisecond.
+const SLICE: usize = 256;
+
+/// An account's lane with so many deliveries has enough to send: more than there are slots by default.
+const LANE_MAX: usize = 2_048;
+
 /// Dead letters on their way from the state database to the dispatcher.
 const RETRIES: usize = 64;
 
@@ -324,6 +330,8 @@ fn settings(config: &Config) -> Result<Settings, Stop> {
     Ok(Settings {
         memory_limit: usize::try_from(config.memory.limit.0).unwrap_or(usize::MAX),
         queue_max: QUEUE_MAX,
+        slice: SLICE,
+        lane_max: LANE_MAX,
         fast_slots: config.scheduler.fast_slots,
         slow_slots: config.scheduler.slow_slots,
         ordering: match delivery.ordering {

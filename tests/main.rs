@@ -28,6 +28,7 @@ mod failover;
 mod failpoints;
 mod files;
 mod halts;
+mod hostile;
 mod kills;
 mod network;
 mod notify;

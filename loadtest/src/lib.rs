@@ -2,7 +2,7 @@
 //! and books that hold what was committed against what arrived.
 //!
 //! Each scenario is a file of `src/bench`, a subcommand of the program `bench`, and a target of the
-//! `Makefile` (`bench-outage`, `bench-million`, `bench-deferred`, `bench-replay`). It prints a table and
+//! `Makefile` (`bench-outage`, `bench-million`, `bench-deferred`, `bench-replay`, `hostile`). It prints a table and
 //! the outcome of its audit, and fails when the audit does.
 
 use std::future::Future;

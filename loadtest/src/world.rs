@@ -1,5 +1,6 @@
 //! A throw-away PostgreSQL with the demo's tables, and the real `walhook` beside it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -31,6 +32,21 @@ pub struct World {
     _scratch: Scratch,
 }
 
+/// What a world has beside the usual.
+#[derive(Debug, Clone, Default)]
+pub struct Layout<'a> {
+    /// Run behind the demo's schema.
+    pub schema: &'a str,
+    /// Keys of `[endpoints]`.
+    pub endpoints: &'a str,
+    /// Sections of the configuration.
+    pub extra: &'a str,
+    /// Rules behind the usual ones.
+    pub events: &'a str,
+    /// Run instead of the `walhook` that was built beside this program.
+    pub program: Option<PathBuf>,
+}
+
 impl World {
     /// Starts a server, makes the tables and runs `walhook setup`. `extra` is added to the
     /// configuration, which is the default one but for loopback addresses.
@@ -38,20 +54,31 @@ impl World {
     /// # Errors
     /// When any of it fails.
     pub async fn start(extra: &str) -> Result<Self> {
+        Self::arranged(Layout { extra, ..Layout::default() }).await
+    }
+
+    /// The same, otherwise arranged.
+    ///
+    /// # Errors
+    /// When any of it fails.
+    pub async fn arranged(layout: Layout<'_>) -> Result<Self> {
+        let Layout { schema, endpoints, extra, events, program: instead } = layout;
         let cluster = Cluster::start(&std::env::temp_dir(), &[]).await?;
         let url = cluster.url("postgres");
         let sql = Connection::open_with_path(&Secret::new(url.clone()), "load", SERVER_SEARCH_PATH)
             .await?;
         sql.batch_execute(include_str!("../../sql/demo.sql")).await?;
+        sql.batch_execute(schema).await?;
         let scratch = Scratch::new()?;
-        let walhook = Pipeline::configured(program()?, scratch.path(), |admin| {
+        let program = instead.map_or_else(program, Ok)?;
+        let walhook = Pipeline::configured(program, scratch.path(), |admin| {
             format!(
-                "[source]\nurl = \"{url}\"\n[endpoints]\ntable = \"public.webhooks\"\n\
+                "[source]\nurl = \"{url}\"\n[endpoints]\ntable = \"public.webhooks\"\n{endpoints}\n\
                  [egress]\nallow = [\"127.0.0.0/8\"]\n[admin]\nlisten = \"{admin}\"\n{extra}\n\
                  [[events]]\ntype = \"subscriber.created\"\ntable = \"public.subscribers\"\n\
                  on = [\"insert\"]\naccount = \"account_id\"\ncolumns = [\"id\", \"version\"]\n\
                  [[events]]\ntype = \"subscriber.updated\"\ntable = \"public.subscribers\"\n\
-                 on = [\"update\"]\naccount = \"account_id\"\ncolumns = [\"id\", \"version\"]\n"
+                 on = [\"update\"]\naccount = \"account_id\"\ncolumns = [\"id\", \"version\"]\n{events}"
             )
         })?;
         walhook.setup().await?;

@@ -7,6 +7,8 @@
 
 #[path = "../bench/deferred.rs"]
 mod deferred;
+#[path = "../bench/hostile.rs"]
+mod hostile;
 #[path = "../bench/million.rs"]
 mod million;
 #[path = "../bench/outage.rs"]
@@ -33,6 +35,8 @@ enum Scenario {
     Million(million::Args),
     /// A million deferred rows: start, fill, drain; then rounds of filling and draining
     Deferred(deferred::Args),
+    /// One victim beside each hostile behaviour in turn
+    Hostile(hostile::Args),
     /// A past window is sent again beside live traffic
     Replay(replay::Args),
 }
@@ -45,6 +49,7 @@ async fn main() -> Result<()> {
             Scenario::Outage(args) => outage::run(args).await,
             Scenario::Million(args) => million::run(args).await,
             Scenario::Deferred(args) => deferred::run(args).await,
+            Scenario::Hostile(args) => hostile::run(args).await,
             Scenario::Replay(args) => replay::run(args).await,
         }
     })

@@ -3,7 +3,7 @@
 //!
 //! An event of an account with few endpoints whose routes are known is routed as it arrives. Every other
 //! one waits here: for its account's routes, behind the account's earlier events, or for its slices. A
-//! slice queues the event for the next [`SLICE`] endpoints, in the order of their ids, as they are known at
+//! slice queues the event for the next few hundred endpoints, in the order of their ids, as they are known at
 //! that moment; so routes that change in between do no harm, and none are kept for it. One account's
 //! slice is followed by another's.
 //!
@@ -25,14 +25,8 @@ use super::super::tracker::TxnSeq;
 use super::Dispatcher;
 use super::durable::ROWS_BYTES;
 
-/// Endpoints at once. A slice takes a fraction of a millisecond.
-const SLICE: usize = 256;
-
 /// Accounts in line that are looked at for one slice.
 const LOOKED_AT_ONCE: usize = 64;
-
-/// A lane with so many deliveries in memory has enough to send: more than there are slots by default.
-const LANE_HAS_ENOUGH: usize = 2_048;
 
 /// An event that waits.
 #[derive(Debug)]
@@ -118,7 +112,8 @@ impl Dispatcher {
         let held = Arc::new(Held { event });
         let in_turn = !self.waiting.has(&account) || matches!(to, To::One { .. });
         let routes = if in_turn { self.router.get(&account, now) } else { None };
-        let at_once = |routes: &Arc<Routes>| !routes.too_large && routes.endpoints.len() <= SLICE;
+        let slice = self.settings.slice;
+        let at_once = |routes: &Arc<Routes>| !routes.too_large && routes.endpoints.len() <= slice;
         if let Some(routes) = routes.as_ref().filter(|routes| at_once(routes)) {
             match to {
                 To::All(txn) => self.route(&held, txn, &routes.endpoints, routes.weight, None, now),
@@ -151,7 +146,7 @@ impl Dispatcher {
         self.relieve(now);
         for _ in 0..self.waiting.line.len().min(LOOKED_AT_ONCE) {
             let Some(account) = self.waiting.line.pop_front() else { return };
-            if self.route_slice(&account, None, &mut { SLICE }, now) {
+            if self.route_slice(&account, None, &mut { self.settings.slice }, now) {
                 self.waiting.is_ready = !self.waiting.line.is_empty();
                 return;
             }
@@ -201,13 +196,9 @@ impl Dispatcher {
                 return worked;
             }
             worked = true;
-            *left = left.saturating_sub(self.route_next(
-                account,
-                &routes,
-                *left,
-                may_go.flatten(),
-                now,
-            ));
+            let at_once = (*left).min(self.settings.slice);
+            let came_to = self.route_next(account, &routes, at_once, may_go.flatten(), now);
+            *left = left.saturating_sub(came_to);
         }
     }
 
@@ -217,7 +208,7 @@ impl Dispatcher {
         let events = self.waiting.accounts.get(account)?;
         let first = events.events.front()?;
         let To::All(txn) = first.to else { return Some(None) };
-        if routes.too_large || routes.endpoints.len() <= SLICE {
+        if routes.too_large || routes.endpoints.len() <= self.settings.slice {
             return Some(None);
         }
         let limit = self.settings.memory_limit;
@@ -230,10 +221,14 @@ impl Dispatcher {
             None
         };
         let lane = self.lane_of.get(account).and_then(|id| self.lanes.get(id));
+        let leaving = self.durable.leaving_bytes();
         let goes = match reason {
-            Some(_) => self.durable.leaving_bytes() < 2 * ROWS_BYTES && used < limit,
+            // What is deferred makes room only when it is stored; but where the events that wait fill
+            // memory by themselves, nothing else does.
+            Some(_) => leaving < 2 * ROWS_BYTES && (used < limit || leaving < limit / 8),
             None => {
-                used < limit / 4 * 3 && lane.is_none_or(|lane| lane.pending() < LANE_HAS_ENOUGH)
+                used < limit / 4 * 3
+                    && lane.is_none_or(|lane| lane.pending() < self.settings.lane_max)
             }
         };
         goes.then_some(reason)
@@ -341,3 +336,6 @@ impl Dispatcher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -119,6 +119,8 @@ mod tests {
         let settings = Settings {
             memory_limit: 256 << 20,
             queue_max: 4_096,
+            slice: 256,
+            lane_max: 2_048,
             fast_slots: 16,
             slow_slots: 16,
             ordering: Ordering::Row,

@@ -29,6 +29,11 @@ pub struct Settings {
     pub memory_limit: usize,
     /// Deliveries that wait in memory for one endpoint, at most.
     pub queue_max: usize,
+    /// Endpoints that an event is routed to at once; above 0. Others have their turn in between.
+    pub slice: usize,
+    /// An event of an account with more endpoints than that waits while so many deliveries of the account
+    /// are in memory.
+    pub lane_max: usize,
     /// Requests in flight to endpoints that answer within a second.
     pub fast_slots: u32,
     /// Requests in flight beside those, to slower endpoints.

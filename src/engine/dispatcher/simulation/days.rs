@@ -37,6 +37,8 @@ fn settings() -> Settings {
     Settings {
         memory_limit: MEMORY,
         queue_max: 200,
+        slice: 256,
+        lane_max: 2_048,
         fast_slots: 16,
         slow_slots: 16,
         ordering: Ordering::Row,

@@ -155,6 +155,8 @@ fn left_to_the_path(sql: &str) -> Vec<String> {
             }
             // An assignment.
             "=" if assigns => {}
+            // The sign of a number, behind an operator.
+            "-" if before == ")" && i > 3 && at(i - 3) == "." && at(i - 4) == "pg_catalog" => {}
             "*" if ["(", ",", ".", "SELECT"].contains(&before) => {}
             _ if word.starts_with(|c: char| "+-*/<>=~!@#%^&|".contains(c)) => {
                 let qualified = at(i.wrapping_sub(2)) == "pg_catalog" && before == ".";
@@ -163,7 +165,8 @@ fn left_to_the_path(sql: &str) -> Vec<String> {
                 }
             }
             _ if is_name && after == "(" && before != "." => {
-                let is_alias = ["AS", "INTO", ")"].contains(&before) || at(i + 2).is_empty();
+                let is_alias = ["AS", "INTO", "RECURSIVE", "WITH", ")"].contains(&before)
+                    || at(i + 2).is_empty();
                 if !is_alias && !GRAMMAR.contains(&word) && !is_alias_of_rows(&words, i) {
                     found.push(format!("{word}("));
                 }

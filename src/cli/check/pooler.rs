@@ -40,20 +40,23 @@ pub(super) async fn check(key: &str, url: &Secret, report: &mut Report) -> Resul
     Ok(false)
 }
 
-/// Whether a client stays with one session of the server while others come and go.
+/// Whether a client stays with one session of the server while others begin transactions.
 async fn keeps_sessions(url: &Secret) -> Result<bool> {
     let ours = Connection::open(url, NAME).await?;
-    let Some(mine) = pid(&ours).await else { return Ok(false) };
+    // All before the first question: what a client's coming brings along would go to the next who asks.
     let mut others = Vec::new();
     for _ in 0..OTHERS {
         // A pool by session may have none left, which is for `run` to meet.
         let Ok(other) = Connection::open(url, NAME).await else { break };
-        // It is held until the end, so that whoever gets ours keeps it from us.
-        if other.batch_execute("BEGIN").await.is_err() || pid(&other).await == Some(mine) {
-            return Ok(false);
-        }
         others.push(other);
-        if pid(&ours).await != Some(mine) {
+    }
+    let Some(mine) = pid(&ours).await else { return Ok(false) };
+    // Their transactions stay open, so that whoever gets ours keeps it from us.
+    for other in &others {
+        if other.batch_execute("BEGIN").await.is_err()
+            || pid(other).await == Some(mine)
+            || pid(&ours).await != Some(mine)
+        {
             return Ok(false);
         }
     }

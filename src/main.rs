@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use walhook::cli::Cli;
+use walhook::cli::{Cli, Failure};
+use walhook::engine::escape::{lines, one_line};
 use walhook::io::log::redact;
 
 #[global_allocator]
@@ -24,7 +25,14 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("walhook: {}", redact(&failure.to_string()));
+            let text = failure.to_string();
+            let text = redact(&text);
+            // What is wrong with the configuration is a list; all else may quote text of rows.
+            let text = match failure {
+                Failure::Usage(_) => lines(&text),
+                Failure::Failed(_) | Failure::Halted(_) => one_line(&text),
+            };
+            eprintln!("walhook: {text}");
             ExitCode::from(failure.exit_code())
         }
     }

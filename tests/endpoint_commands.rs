@@ -94,3 +94,39 @@ async fn endpoints_are_listed_with_how_they_stand_and_without_their_secrets() ->
     ensure!(status["state_bytes"].as_u64() > Some(0), "{status}");
     Ok(())
 }
+
+/// Item 19: what rows and answers hold must not end a line, move a cursor or turn the direction.
+#[tokio::test]
+async fn text_from_outside_reaches_the_terminal_escaped_and_json_unchanged() -> Result<()> {
+    let world = World::with("", RULES, &[]).await?;
+    world.hook(2, 1, "").await?;
+    let hostile = "gone\u{1b}[2J\nforged  line\r\u{9b}1A\u{202e}\u{7f}";
+    for (insert, values) in [
+        ("endpoint_state (pipeline, endpoint, reason)", "'walhook', '2', $1"),
+        (
+            "dead_letters (pipeline, event_id, endpoint, reason, detail, attempts)",
+            "'walhook', 'evt_x', $1, 'exhausted', $1, 1",
+        ),
+    ] {
+        let insert = format!("INSERT INTO walhook.{insert} VALUES ({values})");
+        world.sql.execute(&insert, &[&hostile]).await?;
+    }
+    for command in [&["status"][..], &["endpoints", "list"], &["endpoints", "list", "--trouble"]] {
+        let plain = said(&world.walhook(command).await?);
+        ensure!(
+            plain.contains("gone\\u001b[2J\\nforged  line\\r\\u009b1A\\u202e\\u007f"),
+            "{plain}"
+        );
+        let json = said(&world.walhook(&[command, &["--json"]].concat()).await?);
+        for text in [&plain, &json] {
+            ensure!(!text.contains(|c: char| c != '\n' && c.is_control()), "{text:?}");
+            ensure!(!text.contains('\u{202e}'), "{text:?}");
+        }
+        let read: serde_json::Value = serde_json::from_str(&json)?;
+        let same = serde_json::to_string(hostile)?;
+        ensure!(read.to_string().contains(&same), "{read}");
+    }
+    let forged = said(&world.walhook(&["endpoints", "resume", "x\u{1b}[2J\ny"]).await?);
+    ensure!(!forged.contains('\u{1b}') && !forged.contains("\ny"), "{forged:?}");
+    Ok(())
+}

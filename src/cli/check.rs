@@ -18,6 +18,7 @@ use anyhow::Result;
 use serde::Serialize;
 use tokio_postgres::Client;
 
+use super::table::one_line;
 use super::{CommandResult, Common, print_json, print_line};
 use crate::config::Config;
 use crate::engine::halt::Halt;
@@ -124,7 +125,7 @@ fn line(finding: &Finding) -> String {
         Verdict::Fail => "fail",
     };
     let mend = finding.mend.as_ref().map(|mend| format!("; {mend}")).unwrap_or_default();
-    format!("{verdict}  {}: {}{mend}", finding.what, finding.finding)
+    one_line(&format!("{verdict}  {}: {}{mend}", finding.what, finding.finding))
 }
 
 async fn check(config: &Config, report: &mut Report) -> Result<()> {

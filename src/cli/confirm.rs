@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 
 use super::{CommandResult, Failure};
+use crate::engine::escape::lines;
 
 /// Says on standard error what `command` is about to do, and asks for the slot's name.
 ///
@@ -13,7 +14,7 @@ pub(super) fn confirm(command: &str, plan: &str, slot: &str) -> CommandResult {
         let error = anyhow::anyhow!("{command} asks, but there is no terminal; add --yes");
         return Err(Failure::Usage(error));
     }
-    eprint!("{plan}\nType the slot's name, {slot}, to go on: ");
+    eprint!("{}\nType the slot's name, {slot}, to go on: ", lines(plan));
     std::io::stderr().flush().map_err(anyhow::Error::from)?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).map_err(anyhow::Error::from)?;
@@ -35,7 +36,7 @@ pub(super) fn confirm_removal(question: &str) -> CommandResult {
         )));
     }
     let mut answer = String::new();
-    write!(stderr, "{question} [y/N] ")
+    write!(stderr, "{} [y/N] ", lines(question))
         .and_then(|()| stderr.flush())
         .and_then(|()| std::io::stdin().read_line(&mut answer))
         .map_err(anyhow::Error::from)?;

@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::status::open_state;
+use super::table::one_line;
 use super::{CommandResult, Common, print_json, print_line};
 use crate::config::Config;
 use crate::engine::event::rfc3339;
@@ -172,10 +173,10 @@ impl Shown {
     fn to_text(&self) -> String {
         let mut text = to_text(&self.gap);
         if let Some(replay) = &self.replay {
-            text.push_str(&format!("\n       send it again: {replay}"));
+            text.push_str(&format!("\n       send it again: {}", one_line(replay)));
         }
         if let Some(why) = &self.no_replay {
-            text.push_str(&format!("\n       no replay: {why}"));
+            text.push_str(&format!("\n       no replay: {}", one_line(why)));
         }
         if let (Some(_), Some(find)) = (&self.no_replay, &self.gap.find) {
             text.push_str(&format!("\n       find the rows: {find}"));
@@ -194,6 +195,7 @@ fn to_text(gap: &Gap) -> String {
     );
     if let Some(endpoint) = &gap.endpoint {
         let deliveries = gap.removed + gap.skipped;
+        let endpoint = one_line(endpoint);
         text.push_str(&format!(", endpoint {endpoint} only: {deliveries} deliveries"));
     }
     if let Some(table) = &gap.table {
@@ -205,9 +207,9 @@ fn to_text(gap: &Gap) -> String {
     if let Some(closed_at_us) = gap.closed_at_us {
         text.push_str(&format!(", closed {}", rfc3339(closed_at_us)));
     }
-    text.push_str(&format!("\n       {}", gap.reason));
+    text.push_str(&format!("\n       {}", one_line(&gap.reason)));
     if let Some(note) = &gap.note {
-        text.push_str(&format!("\n       note: {note}"));
+        text.push_str(&format!("\n       note: {}", one_line(note)));
     }
     text
 }

@@ -7,7 +7,8 @@ use anyhow::anyhow;
 use tokio::time::{Instant, sleep};
 
 use super::status::{open_state, read_slot};
-use super::{CommandResult, Failure, print_json, print_line};
+use super::table::one_line;
+use super::{CommandResult, Failure, print_json, print_line, print_remark};
 use crate::config::Config;
 use crate::io::state::{Ask, JobState, StateStore};
 
@@ -73,13 +74,13 @@ pub(super) async fn wait_for<A: Awaited>(
     let terminal = std::io::stderr().is_terminal();
     while !work.is_finished() && Instant::now() < deadline {
         if terminal {
-            let _ = write!(std::io::stderr(), "\r{}", work.progress());
+            let _ = write!(std::io::stderr(), "\r{}", one_line(&work.progress()));
         }
         sleep(POLL.min(deadline.duration_since(Instant::now()))).await;
         work = work.look_again(state).await?;
     }
     if terminal {
-        let _ = writeln!(std::io::stderr(), "\r{}", work.progress());
+        let _ = writeln!(std::io::stderr(), "\r{}", one_line(&work.progress()));
     }
     Ok(work)
 }
@@ -112,5 +113,5 @@ pub(super) fn verdict(job: &JobState) -> CommandResult {
 
 /// A remark beside the result, which goes to standard output.
 fn note(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    print_remark(text);
 }

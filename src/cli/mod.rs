@@ -34,6 +34,7 @@ use serde::Serialize;
 
 use crate::config::{Config, ConfigError};
 use crate::engine::endpoint::Secret;
+use crate::engine::escape;
 use crate::engine::halt::Halt;
 
 /// Turn committed PostgreSQL row changes into signed webhooks
@@ -212,13 +213,21 @@ pub fn print_json(value: &impl Serialize) -> CommandResult {
     print_line(&text)
 }
 
-/// Writes a line to standard output; a reader that has closed its end is a failure, not a panic.
+/// Writes a remark beside the result to standard error, escaped as [`print_line`] does.
+pub(crate) fn print_remark(text: &str) {
+    use std::io::Write;
+    let _nobody_reads_it = writeln!(std::io::stderr(), "{}", escape::lines(text));
+}
+
+/// Writes a line, or several, to standard output; a reader that has closed its end is a failure, not a
+/// panic. What does more than to be seen is escaped: in JSON it stays the same JSON.
 ///
 /// # Errors
 /// When standard output is closed.
 pub fn print_line(line: &str) -> CommandResult {
     use std::io::Write;
-    writeln!(std::io::stdout(), "{line}").map_err(|error| Failure::Failed(error.into()))
+    writeln!(std::io::stdout(), "{}", escape::lines(line))
+        .map_err(|error| Failure::Failed(error.into()))
 }
 
 #[cfg(test)]

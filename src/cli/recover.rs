@@ -17,7 +17,7 @@ use super::confirm::confirm;
 use super::setup::create_slot_within;
 use super::status::{bytes, open_state};
 use super::teardown::refuse_while_active;
-use super::{CommandResult, Common, Failure, print_json, print_line};
+use super::{CommandResult, Common, Failure, print_json, print_line, print_remark};
 use crate::config::Config;
 use crate::engine::halt::{self, Halt, SourceIdentity};
 use crate::engine::lsn::Lsn;
@@ -85,7 +85,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     if !args.yes {
         confirm("recover", &text, &config.source.slot)?;
     } else if !common.json {
-        eprintln!("{text}");
+        print_remark(&text);
     }
     let done = recover(&config, &mut sessions, plan, args.wait, common.json).await?;
     if common.json {

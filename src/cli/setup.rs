@@ -15,6 +15,7 @@ use serde::Serialize;
 use tokio_postgres::Client;
 
 use super::status::open_state;
+use super::table::one_line;
 use super::{CommandResult, Common, Failure, print_json, print_line, secret};
 use crate::config::Config;
 use crate::engine::coverage::begin;
@@ -115,7 +116,7 @@ impl Report {
                 Did::Created => "created",
                 Did::Changed => "changed",
             };
-            print_line(&format!("{word}  {step}: {detail}"))?;
+            print_line(&one_line(&format!("{word}  {step}: {detail}")))?;
         }
         self.steps.push(Step { step: step.to_owned(), did, detail });
         Ok(())

@@ -14,6 +14,7 @@ use crate::io::slot::{self, Slot, WalStatus};
 use crate::io::sql::Connection;
 use crate::io::state::{Gap, JobState, Overview, StateError, StateStore, StoppedSince};
 
+use super::table::one_line;
 use super::{CommandResult, Common, Failure, print_json, print_line};
 
 /// Show leader, slot, checkpoint, dead letters, gaps and why the pipeline halted, if it did
@@ -268,7 +269,7 @@ impl Report {
             lines.push(("HALTED", format!("since {since}: {}", halt.reason)));
         }
         let lines: Vec<String> =
-            lines.iter().map(|(name, value)| format!("{name:<13} {value}")).collect();
+            lines.iter().map(|(name, value)| format!("{name:<13} {}", one_line(value))).collect();
         lines.join("\n")
     }
 

@@ -1,17 +1,20 @@
 //! Rows for a terminal.
 
+use crate::engine::escape;
 use crate::engine::event::rfc3339;
 use crate::io::state::StoredAttempt;
 
-/// What an endpoint answered must not move the cursor of whoever reads the list.
+/// A value from outside: it neither ends the line nor moves the cursor of whoever reads it.
 pub(super) fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    escape::one_line(text).into_owned()
 }
 
-/// Columns as wide as their widest cell; the last one ends where it ends.
+/// Columns as wide as their widest cell; the last one ends where it ends. Each cell is on one line.
 pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let rows: Vec<[String; N]> =
+        rows.iter().map(|row| row.each_ref().map(|c| one_line(c))).collect();
     let mut widths = [0; N];
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = cell.chars().count().max(*width);
         }
@@ -38,4 +41,19 @@ pub(super) fn attempts(history: &[StoredAttempt], indent: &str) -> String {
     };
     let lines: Vec<String> = history.iter().map(line).collect();
     if lines.is_empty() { "none".to_owned() } else { lines.join(&format!("\n{indent}")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_of_text_from_outside_has_a_line_a_row() {
+        let hostile = "a\u{1b}[2J\nb\r\u{9b}\u{202e}\t".to_owned();
+        let row = [hostile.clone(), "x".to_owned(), hostile];
+        let text = table(&[row.clone(), row]);
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(!text.contains(|c| escape::is_unfit(c) && c != '\n'), "{text:?}");
+        assert!(text.starts_with("a\\u001b[2J\\nb\\r\\u009b\\u202e\\t  x  "), "{text}");
+    }
 }

@@ -8,6 +8,7 @@ use tokio_postgres::error::SqlState;
 use super::check::session;
 use super::confirm::confirm;
 use super::setup::{existing_tables, state_tables, state_views};
+use super::table::one_line;
 use super::{CommandResult, Common, print_json, print_line, secret};
 use crate::config::Config;
 use crate::engine::endpoint::Secret;
@@ -56,7 +57,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     if dropped.is_empty() {
         return print_line("there was nothing to drop");
     }
-    dropped.iter().try_for_each(|what| print_line(&format!("dropped  {what}")))
+    dropped.iter().try_for_each(|what| print_line(&one_line(&format!("dropped  {what}"))))
 }
 
 /// Opens the source database, as an administrator where one is given.

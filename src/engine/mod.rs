@@ -29,6 +29,7 @@ pub mod rule;
 
 pub mod position;
 
+pub mod escape;
 pub mod event;
 
 pub mod endpoint;

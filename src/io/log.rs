@@ -1,7 +1,8 @@
 //! The log: to standard error, as `[log]` says.
 //!
 //! Secrets are kept out of it where they are held (their types do not print). As a second defence
-//! every line goes through [`redact`] on its way out.
+//! every line goes through [`redact`] on its way out; and what came from outside neither ends a line
+//! nor acts on a terminal, for all but the end of an event is escaped there too.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -11,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{Log, LogFormat};
+use crate::engine::escape::one_line;
 
 /// At these targets' debug level stand the parameters of SQL statements, so rows of customers.
 const QUIETED: [&str; 1] = ["tokio_postgres=warn"];
@@ -20,9 +22,8 @@ const QUIETED: [&str; 1] = ["tokio_postgres=warn"];
 /// # Errors
 /// When `log.level` cannot be read.
 pub fn init(log: &Log) -> Result<()> {
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter(log)?)
-        .with_writer(|| Redacted(io::stderr()));
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter(log)?).with_writer(|| Lines(io::stderr()));
     let _already_started = match log.format {
         LogFormat::Text => lines.with_ansi(false).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),
@@ -92,13 +93,15 @@ fn after_secret<'a>(text: &'a str, out: &mut String) -> &'a str {
     text.get(text.find(part).unwrap_or(text.len())..).unwrap_or_default()
 }
 
-/// Redacts every write; the subscriber writes a line at a time.
-struct Redacted<W>(W);
+/// Redacts and escapes every write; the subscriber writes an event at a time, as one line.
+struct Lines<W>(W);
 
-impl<W: Write> Write for Redacted<W> {
+impl<W: Write> Write for Lines<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(bytes);
-        self.0.write_all(redact(&text).as_bytes())?;
+        let (event, end) = text.strip_suffix('\n').map_or((&*text, ""), |event| (event, "\n"));
+        let line = format!("{}{end}", one_line(&redact(event)));
+        self.0.write_all(line.as_bytes())?;
         Ok(bytes.len())
     }
 
@@ -133,9 +136,53 @@ mod tests {
 
     #[test]
     fn log_writer_hides_secrets_whatever_is_logged() {
-        let mut out = Redacted(vec![]);
+        let mut out = Lines(vec![]);
         out.write_all(b"url=postgres://u:hush@h/d\n").unwrap();
         assert_eq!(out.0, b"url=postgres://u:***@h/d\n");
+    }
+
+    /// What a row of a customer may hold.
+    const HOSTILE: &str = "id\u{1b}[2J\n2026-01-01T00:00:00Z  INFO forged\u{9b}1A\u{202e}\u{7f}";
+
+    fn logged(json: bool) -> String {
+        let (lines, out) = (tracing_subscriber::fmt().with_ansi(false), Captured::default());
+        let writer = out.clone();
+        let lines = lines.with_writer(move || Lines(writer.clone()));
+        let log = || {
+            tracing::info!(endpoint = %HOSTILE, debugged = ?HOSTILE, "{HOSTILE}");
+            tracing::info!(r#type = HOSTILE, "plain");
+        };
+        if json {
+            tracing::subscriber::with_default(lines.json().flatten_event(true).finish(), log);
+        } else {
+            tracing::subscriber::with_default(lines.finish(), log);
+        }
+        String::from_utf8(out.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[derive(Clone, Default)]
+    struct Captured(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn log_of_text_from_outside_is_one_line_an_event_without_characters_that_act() {
+        for json in [false, true] {
+            let log = logged(json);
+            assert_eq!(log.lines().count(), 2, "{log}");
+            assert!(!log.contains(|c| crate::engine::escape::is_unfit(c) && c != '\n'), "{log:?}");
+        }
+        let log = logged(true);
+        let event: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+        assert_eq!((&event["endpoint"], &event["message"]), (&HOSTILE.into(), &HOSTILE.into()));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::cli::confirm::confirm;
 use crate::cli::replay::{Moment, Window, carry_out};
 use crate::cli::status::{bytes, open_state};
 use crate::cli::teardown::refuse_while_active;
-use crate::cli::{CommandResult, Failure, print_json, print_line};
+use crate::cli::{CommandResult, Failure, print_json, print_line, print_remark};
 use crate::config::Config;
 use crate::engine::lsn::Lsn;
 use crate::engine::replay::ReplayFilter;
@@ -52,7 +52,7 @@ pub(super) async fn run(config: &Config, args: Reset, json: bool) -> CommandResu
     if !args.yes {
         confirm("checkpoint reset", &plan, &config.source.slot)?;
     } else if !json {
-        eprintln!("{plan}");
+        print_remark(&plan.to_string());
     }
     carry_out(config, &mut state, &range, args.wait, json).await
 }
@@ -88,7 +88,7 @@ async fn skip(
     if !args.yes {
         confirm("checkpoint reset", &plan, &config.source.slot)?;
     } else if !json {
-        eprintln!("{plan}");
+        print_remark(&plan.to_string());
     }
     let reason = "skipped with `walhook checkpoint reset --skip`";
     open_state(config).await?.accept_gap(checkpoint, to, reason, None).await?;

@@ -65,7 +65,7 @@ fn brief(letter: &StoredDeadLetter) -> Value {
     })
 }
 
-/// A dead letter with its last attempts, the position of its change and, to the byte, its request's body.
+/// A dead letter with its last attempts, the position of its change and its request's body, each character of it.
 #[derive(Debug, serde::Serialize)]
 pub(super) struct Whole<'a> {
     #[serde(flatten)]
@@ -97,7 +97,7 @@ pub(super) fn whole_text(letter: &StoredDeadLetter) -> String {
         ("account", letter.event.account.to_string()),
         ("endpoint", letter.endpoint.as_deref().unwrap_or("none").to_owned()),
         ("reason", letter.reason.clone()),
-        ("detail", one_line(&letter.detail)),
+        ("detail", letter.detail.clone()),
         ("attempts", letter.attempts.to_string()),
         ("last status", letter.last_status.map_or_else(|| "none".into(), |s| s.to_string())),
         ("stored", rfc3339(letter.died_at_us)),
@@ -107,7 +107,12 @@ pub(super) fn whole_text(letter: &StoredDeadLetter) -> String {
         ("position", format!("{} in {}", position.change_lsn, position.commit_lsn)),
         ("body", String::from_utf8_lossy(&letter.event.body()).into_owned()),
     ];
+    // The attempts stand on lines of their own, each escaped by itself.
+    let value = |name: &str, value: &str| match name {
+        "tried" => value.to_owned(),
+        _ => one_line(value),
+    };
     let rows: Vec<String> =
-        rows.iter().map(|(name, value)| format!("{name:<12} {value}")).collect();
+        rows.iter().map(|(name, text)| format!("{name:<12} {}", value(name, text))).collect();
     rows.join("\n")
 }

@@ -58,10 +58,10 @@ pub(super) async fn run(config: &Config, id: &str, json: bool) -> CommandResult 
             ("event", event.id.to_string()),
             ("status", status),
             ("latency", format!("{latency_ms} ms")),
-            ("answer", answer.as_deref().map_or_else(|| "none".to_owned(), one_line)),
+            ("answer", answer.unwrap_or_else(|| "none".to_owned())),
         ];
         for (name, value) in rows {
-            print_line(&format!("{name:<10} {value}"))?;
+            print_line(&format!("{name:<10} {}", one_line(&value)))?;
         }
     }
     if outcome.delivered() {

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Args, Sessions};
 use crate::cli::confirm::confirm;
-use crate::cli::{CommandResult, Common, print_json, print_line};
+use crate::cli::{CommandResult, Common, print_json, print_line, print_remark};
 use crate::config::Config;
 use crate::engine::change::{Changes, Rows, Step};
 use crate::engine::event::rfc3339;
@@ -112,7 +112,7 @@ pub(super) async fn run(
     if !args.yes {
         confirm("recover", &text, name)?;
     } else if !common.json {
-        eprintln!("{text}");
+        print_remark(&text);
     }
     let epoch = sessions.state.leave_out(from, commit, &reason).await?;
     if common.json {

@@ -1,5 +1,6 @@
 //! Replays as text.
 
+use crate::cli::table::one_line;
 use crate::engine::replay::ReplayRange;
 use crate::io::state::StoredReplay;
 
@@ -25,7 +26,7 @@ pub(super) fn line(replay: &StoredReplay) -> String {
     if !filter.types.is_empty() {
         text.push_str(&format!("  type {}", filter.types.join(", ")));
     }
-    text
+    one_line(&text)
 }
 
 /// A line for each, or that there is none.

@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
+use crate::cli::print_remark;
 use crate::engine::lsn::Lsn;
 use crate::io::op::{CAT, EQ, NE};
 use crate::io::source;
@@ -60,7 +61,7 @@ pub(crate) async fn create_slot_within(
             );
         }
         if !quiet && blockers != shown {
-            eprintln!("waiting  slot {name}: for open transactions of {blockers}");
+            print_remark(&format!("waiting  slot {name}: for open transactions of {blockers}"));
             shown = blockers;
         }
         sleep(PAUSE).await;

@@ -6,6 +6,7 @@ use hyper_util::client::legacy;
 
 use super::connect::ConnectError;
 use crate::engine::attempt::{Failure, FailureKind};
+use crate::engine::escape::is_unfit;
 use crate::io::resolve::ResolveError;
 
 /// Of an error's text, what is kept for the operator.
@@ -64,8 +65,7 @@ pub(super) fn printable(text: &str, max: usize) -> String {
     for c in text.chars() {
         let shown = match c {
             '\n' => c,
-            '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
-            c if c.is_control() => char::REPLACEMENT_CHARACTER,
+            c if is_unfit(c) => char::REPLACEMENT_CHARACTER,
             c => c,
         };
         if out.len() + shown.len_utf8() > max {

@@ -1,10 +1,21 @@
 //! What the customer's endpoint table says about one endpoint.
 
+mod header;
+mod url;
+
 use std::fmt;
 use std::sync::Arc;
 
 use super::event::{AccountId, EndpointId};
 use super::heap::{block, shared_text};
+pub use header::{HEADERS_BYTES_MAX, HEADERS_MAX, parse_header, read_headers};
+pub use url::{URL_BYTES_MAX, read_url};
+
+/// Secrets that sign one request, at most.
+pub const SECRETS_MAX: usize = 10;
+
+/// Event types and patterns that one endpoint may ask for.
+pub const EVENT_TYPES_MAX: usize = 1_000;
 
 /// One endpoint, as its row stood when it was looked up.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,7 +24,7 @@ pub struct Endpoint {
     pub id: EndpointId,
     /// The account that owns it.
     pub account: AccountId,
-    /// Where requests go, as the row says; checked at the attempt.
+    /// Where requests go, as the row says. Whether that is allowed is checked at the attempt.
     pub url: String,
     /// Which event types it wants: exact names, `*`, or a prefix such as `subscriber.*`.
     pub event_types: Vec<String>,
@@ -27,7 +38,8 @@ pub struct Endpoint {
     pub max_in_flight: Option<u32>,
     /// The row's upper bound on requests a second, where it sets one.
     pub rate_per_second: Option<f64>,
-    /// Why the row cannot be used (a null secret, say), where it cannot.
+    /// Why the row cannot be used (a null secret, say), where it cannot; then what it asks for becomes
+    /// dead letters. Names no value of the row, which may be secret.
     pub invalid: Option<String>,
 }
 
@@ -108,9 +120,10 @@ pub struct Routes {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// The account's share against others; 1 unless the accounts table says otherwise. Above 0.
     pub weight: f64,
-    /// The account has more endpoints than memory is given for: none of them is in `endpoints`, and its
-    /// events cannot be routed.
-    pub too_large: bool,
+    /// Why the account's endpoints are not known, where they take more memory than there is, or the
+    /// database refuses to read their rows: then none of them is in `endpoints`, and the account's events
+    /// cannot be routed.
+    pub refused: Option<String>,
     bytes: usize,
 }
 
@@ -121,13 +134,21 @@ impl Routes {
         endpoints.sort_by(|a, b| a.id.cmp(&b.id));
         endpoints.shrink_to_fit();
         let bytes = endpoints.iter().map(|endpoint| endpoint.size_bytes()).sum();
-        Self { endpoints, weight, too_large: false, bytes }
+        Self { endpoints, weight, refused: None, bytes }
     }
 
     /// What is known of an account that has too many endpoints.
     #[must_use]
     pub fn too_large(weight: f64) -> Self {
-        Self { endpoints: Vec::new(), weight, too_large: true, bytes: 0 }
+        let why = "the endpoints of its account take more memory than one account is given: raise memory.limit";
+        Self::refused(why.to_owned(), weight)
+    }
+
+    /// What is known of an account whose endpoints cannot be read.
+    #[must_use]
+    pub fn refused(why: String, weight: f64) -> Self {
+        let bytes = block(why.len());
+        Self { endpoints: Vec::new(), weight, refused: Some(why), bytes }
     }
 
     /// What the routes hold in memory, in bytes.

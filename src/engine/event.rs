@@ -243,6 +243,8 @@ pub enum UnroutableReason {
     TooLarge,
     /// Whether the table was a partition of the rule's could not be told.
     Table,
+    /// The database refuses to read the account's endpoints.
+    Endpoints,
 }
 
 impl UnroutableReason {
@@ -256,6 +258,7 @@ impl UnroutableReason {
             Self::Type => "type",
             Self::TooLarge => "too_large",
             Self::Table => "table",
+            Self::Endpoints => "endpoints",
         }
     }
 }

@@ -47,8 +47,10 @@ use super::lsn::Lsn;
 use super::tick::Tick;
 
 use named::Named;
+use owners::Owners;
 
 mod named;
+mod owners;
 
 /// Accounts looked up by one statement. Enough to make the round trip cheap, few enough to keep it
 /// short.
@@ -139,9 +141,6 @@ const CACHE_PARTS: usize = 8;
 /// What is known of an account beside its routes.
 const KNOWN_BYTES: usize = map_entry(size_of::<AccountId>() + size_of::<Option<Known>>()) + 64;
 
-/// What `owners` takes of an endpoint; its id is shared with the endpoint.
-const OWNER_BYTES: usize = map_entry(size_of::<EndpointId>() + size_of::<AccountId>());
-
 /// Routes with what tells whether they still hold.
 #[derive(Debug, Clone)]
 struct Known {
@@ -173,8 +172,7 @@ pub struct Router {
     cached_max: usize,
     /// What the cache has dropped since we looked last.
     dropped: Arc<Mutex<Vec<(AccountId, Known)>>>,
-    /// The account of every endpoint in known routes. May name more than that, never less.
-    owners: HashMap<EndpointId, AccountId>,
+    owners: Owners,
     named: Named,
     era: u64,
     /// Invalidations that no snapshot has been known to see, oldest first.
@@ -215,7 +213,7 @@ impl Router {
             cache,
             cached_max: usize::try_from(cache_bytes).unwrap_or(usize::MAX) / CACHE_PARTS,
             dropped,
-            owners: HashMap::new(),
+            owners: Owners::default(),
             named: Named::default(),
             era: 0,
             unseen: VecDeque::new(),
@@ -245,6 +243,12 @@ impl Router {
         }
     }
 
+    /// How many enabled endpoints in known routes cannot be used.
+    #[must_use]
+    pub fn invalid(&self) -> usize {
+        self.owners.invalid()
+    }
+
     /// Asks for the account's routes; they come through [`Router::handle_lookup`].
     pub fn want(&mut self, account: &AccountId) {
         if self.asking.insert(account.clone()) {
@@ -267,7 +271,7 @@ impl Router {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let cached = usize::try_from(self.cache.weighted_size()).unwrap_or(usize::MAX);
-        self.pinned_bytes + cached + self.owners.len() * OWNER_BYTES
+        self.pinned_bytes + cached + self.owners.bytes()
     }
 
     /// Lets the account's routes be evicted for room again.
@@ -291,7 +295,7 @@ impl Router {
         match &invalidation.scope {
             Scope::All => self.era += 1,
             Scope::Endpoint { endpoints, accounts } => {
-                let owners = endpoints.iter().filter_map(|id| self.owners.get(id).cloned());
+                let owners = endpoints.iter().flat_map(|id| self.owners.of(id)).cloned();
                 let outdated: Vec<AccountId> = owners.chain(accounts.iter().cloned()).collect();
                 outdated.iter().for_each(|account| self.outdate(account));
             }
@@ -331,7 +335,7 @@ impl Router {
 
     /// Takes a batch's answer and returns what is now known.
     ///
-    /// It may end early; the accounts that are missing are asked for again.
+    /// Some may be missing; these are asked for again.
     /// Accounts for which SQL does not show yet what the stream has shown are asked again shortly.
     pub fn handle_lookup(
         &mut self,
@@ -340,8 +344,11 @@ impl Router {
         now: Tick,
     ) -> Vec<LookedUp> {
         let asked = self.in_flight.take().unwrap_or_default();
-        for account in asked.into_iter().skip(answers.len()).rev() {
-            self.wanted.push_front(account);
+        if asked.len() > answers.len() {
+            let answered: HashSet<&AccountId> =
+                answers.iter().map(|(account, _)| account).collect();
+            let missing = asked.into_iter().rev().filter(|account| !answered.contains(account));
+            missing.for_each(|account| self.wanted.push_front(account));
         }
         let mut ready = Vec::with_capacity(answers.len());
         for (account, routes) in answers {
@@ -351,10 +358,9 @@ impl Router {
             }
             self.asking.remove(&account);
             for endpoint in &routes.endpoints {
-                let before = self.owners.insert(endpoint.id.clone(), account.clone());
-                // SQL shows a move that the stream will show later: what the old account's routes
-                // say is outdated already, and nothing would find them by the endpoint's id then.
-                if let Some(before) = before.filter(|before| *before != account) {
+                // SQL shows a move that the stream will show later: what the old account's routes say
+                // is outdated already. Or both texts are one key, and they are looked up once more.
+                for before in self.owners.add(endpoint, &account) {
                     self.outdate(&before);
                 }
             }
@@ -451,8 +457,8 @@ impl Router {
             for endpoint in &old.routes.endpoints {
                 let kept =
                     current.as_ref().is_some_and(|c| c.routes.endpoint(&endpoint.id).is_some());
-                if !kept && self.owners.get(&endpoint.id) == Some(&account) {
-                    self.owners.remove(&endpoint.id);
+                if !kept {
+                    self.owners.remove(&endpoint.id, &account);
                 }
             }
         }

@@ -3,14 +3,20 @@
 //! The signed content is `id.timestamp.body`. A secret is one of three, told apart by its prefix:
 //! `whsec_` and base64 (HMAC-SHA256 with those bytes, `v1,…`), `whsk_` and base64 (an ed25519 private
 //! key: 32 bytes of seed, or 64 with the public key behind it, `v1a,…`), any other text (HMAC-SHA256
-//! with the text's bytes).
+//! with the text's bytes). White space around it is not part of it. Base64 is read in both alphabets,
+//! padded or not, as the standard's libraries between them write it. What holds one of the standard's
+//! prefixes in another place was meant as a key and is none: it is refused, for signed as plain text no
+//! library would verify it.
 //!
 //! Source: the Standard Webhooks specification, version 1.0.0, "Signature scheme".
 
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+use serde::Serialize;
 use sha2::Sha256;
 
 use super::endpoint::Secret;
@@ -27,6 +33,12 @@ pub enum SignError {
     /// What follows the prefix is not base64.
     #[error("a secret begins with {0} but what follows is not base64")]
     NotBase64(&'static str),
+    /// One of the standard's prefixes stands in it, but not in front.
+    #[error("a secret holds whsec_, whsk_ or whpk_ but does not begin with whsec_ or whsk_")]
+    Misplaced,
+    /// It is a key to verify with.
+    #[error("a secret is a public key (whpk_); the private one begins with whsk_")]
+    PublicKey,
     /// The private key has a length that no ed25519 key has.
     #[error("a secret begins with whsk_ but does not hold an ed25519 key of 32 or 64 bytes")]
     NotEd25519,
@@ -39,12 +51,66 @@ enum Key {
 
 const SYMMETRIC: &str = "whsec_";
 const ASYMMETRIC: &str = "whsk_";
+const PUBLIC: &str = "whpk_";
+
+/// Base64 as it is met: with or without padding, also where the last character holds spare bits.
+const LENIENT: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
+
+/// A secret with fewer bytes is weak.
+///
+/// Source: the Standard Webhooks specification, version 1.0.0, "Signature scheme": 24 to 64 bytes.
+pub const STRONG_BYTES: usize = 24;
+
+/// Bytes that one request may have signed at once: with more, for all of its secrets together, signing
+/// takes so long (a millisecond) that it must not keep others waiting.
+const CHEAP_BYTES: usize = 256 << 10;
+
+/// What is weak about a secret that can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weakness {
+    /// It is plain text, which the standard's libraries do not take for a secret.
+    Plain,
+    /// It has fewer than [`STRONG_BYTES`] bytes.
+    Short,
+}
+
+/// Whether the secret can be signed with; and what is weak about it, where something is.
+///
+/// # Errors
+/// [`SignError`]
+pub fn judge(secret: &Secret) -> Result<Option<Weakness>, SignError> {
+    Ok(match Key::parse(secret)? {
+        Key::Symmetric(key) if key.len() < STRONG_BYTES => Some(Weakness::Short),
+        Key::Symmetric(_) if !secret.expose().trim().starts_with(SYMMETRIC) => {
+            Some(Weakness::Plain)
+        }
+        Key::Symmetric(_) | Key::Ed25519(_) => None,
+    })
+}
+
+/// Whether signing a body of so many bytes with so many secrets takes long.
+#[must_use]
+pub fn takes_long(body_bytes: usize, secrets: usize) -> bool {
+    body_bytes.saturating_mul(secrets) > CHEAP_BYTES
+}
 
 impl Key {
     fn parse(secret: &Secret) -> Result<Self, SignError> {
-        let text = secret.expose();
+        let text = secret.expose().trim();
+        let marked = |text: &str| {
+            let text = text.to_ascii_lowercase();
+            [SYMMETRIC, ASYMMETRIC, PUBLIC].iter().any(|prefix| text.contains(prefix))
+        };
         let decode = |prefix, encoded: &str| {
-            STANDARD.decode(encoded).map_err(|_| SignError::NotBase64(prefix))
+            let standard = encoded.replace('-', "+").replace('_', "/");
+            let decoded = LENIENT.decode(standard).ok().filter(|_| !marked(encoded));
+            decoded.ok_or(SignError::NotBase64(prefix))
         };
         if let Some(encoded) = text.strip_prefix(SYMMETRIC) {
             let key = decode(SYMMETRIC, encoded)?;
@@ -58,6 +124,12 @@ impl Key {
         }
         if text.is_empty() {
             return Err(SignError::Empty);
+        }
+        if text.starts_with(PUBLIC) {
+            return Err(SignError::PublicKey);
+        }
+        if marked(text) {
+            return Err(SignError::Misplaced);
         }
         Ok(Self::Symmetric(text.as_bytes().to_vec()))
     }
@@ -171,6 +243,50 @@ mod tests {
     }
 
     #[test]
+    fn secret_signs_alike_in_every_form_of_its_base64() {
+        let key = [251, 255, 254, 62, 63, 251, 239, 190, 7, 7];
+        let standard = STANDARD.encode(key);
+        let bare = standard.trim_end_matches('=');
+        let url_safe = standard.replace('+', "-").replace('/', "_");
+        assert!(standard.ends_with('=') && url_safe.contains('-') && url_safe.contains('_'));
+        let signed = |text: String| {
+            sign(ID, TIMESTAMP, BODY, &[Secret::new(text)]).map_err(|e| e.to_string())
+        };
+        let expected = signed(format!("whsec_{standard}"));
+        assert!(expected.is_ok());
+        for text in [
+            format!("whsec_{bare}"),
+            format!("whsec_{url_safe}"),
+            format!("whsec_{}", url_safe.trim_end_matches('=')),
+            format!("whsec_{standard}\n"),
+            format!(" \twhsec_{standard}\r\n "),
+        ] {
+            assert_eq!(signed(text.clone()), expected, "{text:?}");
+        }
+        let seed = |text: &str| signed(format!("whsk_{text}"));
+        let encoded = STANDARD.encode([251; 32]);
+        assert_eq!(seed(&encoded), seed(encoded.trim_end_matches('=')));
+        assert_eq!(seed(&encoded), seed(&encoded.replace('+', "-").replace('/', "_")));
+        assert_eq!(signed("hush".into()), signed(" hush\n".into()), "plain text too");
+    }
+
+    #[test]
+    fn weak_secrets_are_told_apart() {
+        let judged = |text: &str| judge(&Secret::new(text));
+        assert_eq!(judged(SECRET), Ok(None));
+        assert_eq!(judged(&format!("whsk_{}", STANDARD.encode([7; 32]))), Ok(None));
+        assert_eq!(judged("whsec_aHVzaA"), Ok(Some(Weakness::Short)));
+        assert_eq!(judged("hush"), Ok(Some(Weakness::Short)));
+        assert_eq!(judged("a passphrase of some length"), Ok(Some(Weakness::Plain)));
+    }
+
+    #[test]
+    fn signing_takes_long_by_bytes_times_secrets() {
+        assert!(!takes_long(64 << 10, 1) && !takes_long(2_000, 10));
+        assert!(takes_long(1 << 20, 1) && takes_long(64 << 10, 10));
+    }
+
+    #[test]
     fn malformed_secret_is_refused_without_being_named() {
         for (secret, expected) in [
             ("", SignError::Empty),
@@ -178,9 +294,19 @@ mod tests {
             ("whsec_hush!", SignError::NotBase64("whsec_")),
             ("whsk_hush!", SignError::NotBase64("whsk_")),
             ("whsk_aHVzaA==", SignError::NotEd25519),
+            ("  \n", SignError::Empty),
+            ("whsec_hu sh", SignError::NotBase64("whsec_")),
+            ("whsec_whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", SignError::NotBase64("whsec_")),
+            ("v1,whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", SignError::Misplaced),
+            ("\"whsec_hush\"", SignError::Misplaced),
+            ("WHSEC_hush", SignError::Misplaced),
+            ("secret=whsk_hush", SignError::Misplaced),
+            ("whpk_hush", SignError::PublicKey),
         ] {
-            let error = sign(ID, TIMESTAMP, BODY, &[Secret::new(secret)]).unwrap_err();
+            let secret = Secret::new(secret);
+            let error = sign(ID, TIMESTAMP, BODY, std::slice::from_ref(&secret)).unwrap_err();
             assert_eq!(error, expected);
+            assert_eq!(judge(&secret), Err(expected));
             assert!(!error.to_string().contains("hush"));
         }
         assert_eq!(sign(ID, TIMESTAMP, BODY, &[]), Err(SignError::NoSecret));

@@ -42,13 +42,14 @@ const FAILURES: [FailureKind; 9] = [
 
 const STATUS_CLASSES: [&str; 5] = ["2xx", "3xx", "4xx", "5xx", "other"];
 
-const UNROUTABLE: [UnroutableReason; 6] = [
+const UNROUTABLE: [UnroutableReason; 7] = [
     UnroutableReason::Account,
     UnroutableReason::Condition,
     UnroutableReason::Value,
     UnroutableReason::Type,
     UnroutableReason::TooLarge,
     UnroutableReason::Table,
+    UnroutableReason::Endpoints,
 ];
 
 /// What came of a notice.
@@ -131,6 +132,8 @@ pub struct Metrics {
     pub endpoints_paused: IntGauge,
     /// `walhook_endpoints_stopped{state="suspended"}`: those whose deliveries are counted in gaps.
     pub endpoints_suspended: IntGauge,
+    /// `walhook_endpoints_invalid`: endpoints whose row cannot be used, of those that are known.
+    pub endpoints_invalid: IntGauge,
     /// `walhook_dead_letters`: rows in the table of dead letters.
     pub dead_letters: IntGauge,
     /// `walhook_gaps`: ranges of WAL that were not delivered and that nothing has closed.
@@ -283,6 +286,11 @@ impl Metrics {
             endpoints_disabled: stopped.with_label_values(&["disabled"]),
             endpoints_paused: stopped.with_label_values(&["paused"]),
             endpoints_suspended: stopped.with_label_values(&["suspended"]),
+            endpoints_invalid: gauge(
+                r,
+                "walhook_endpoints_invalid",
+                "Endpoints whose row cannot be used, of those that are known.",
+            )?,
             dead_letters: gauge(r, "walhook_dead_letters", "Dead letters that are stored.")?,
             gaps: gauge(r, "walhook_gaps", "Ranges of WAL that were not delivered.")?,
             uncovered: gauge(
@@ -350,10 +358,10 @@ impl Metrics {
         }
     }
 
-    /// Counts a change that could not be turned into an event.
-    pub fn count_unroutable(&self, reason: UnroutableReason) {
+    /// Counts changes that could not be turned into events, or events whose endpoints cannot be told.
+    pub fn count_unroutable(&self, reason: UnroutableReason, changes: u64) {
         if let Some(counter) = self.unroutable.get(reason.as_str()) {
-            counter.inc();
+            counter.inc_by(changes);
         }
     }
 

@@ -254,6 +254,24 @@ pub fn is_data_error(error: &tokio_postgres::Error) -> bool {
     class.is_some_and(|class| ["22", "23", "54"].contains(&class))
 }
 
+/// Classes of errors that say nothing of the rows that a statement read: warnings, connections,
+/// features, transactions, rights, missing objects, resources, the server's and its operator's doing.
+///
+/// Source: PostgreSQL manual, "PostgreSQL Error Codes".
+const NOT_THE_ROWS: [&str; 33] = [
+    "00", "01", "02", "03", "08", "09", "0A", "0B", "0F", "0L", "0P", "0Z", "24", "25", "26", "27",
+    "28", "2B", "2D", "34", "3B", "3D", "3F", "40", "42", "53", "55", "57", "58", "72", "F0", "HV",
+    "XX",
+];
+
+/// Whether the rows that the statement read are to blame, so that it may succeed for others: as
+/// [`is_data_error`], and every exception that a function or a view of the customer's raises.
+#[must_use]
+pub fn is_row_error(error: &tokio_postgres::Error) -> bool {
+    let class = error.code().and_then(|code| code.code().get(..2));
+    class.is_some_and(|class| !NOT_THE_ROWS.contains(&class))
+}
+
 fn has_io_error(error: &tokio_postgres::Error) -> bool {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {

@@ -20,6 +20,8 @@ use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use rustls_platform_verifier::Verifier;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
@@ -28,10 +30,10 @@ use super::resolve::{Lookup, Resolver, system_lookup};
 use crate::config;
 use crate::engine::attempt::{Answer, Attempt, Failure, FailureKind, Outcome};
 use crate::engine::egress::{Policy, Proxy, ProxyError};
-use crate::engine::endpoint::Endpoint;
+use crate::engine::endpoint::{Endpoint, parse_header, read_url};
 use crate::engine::position::EventId;
 use crate::engine::retry::parse_retry_after;
-use crate::engine::sign;
+use crate::engine::sign::{self, SignError};
 use clients::Clients;
 use connect::{ACCOUNT, TcpConnector};
 use error::{failure, printable};
@@ -45,21 +47,8 @@ const BODY_MAX: usize = 64 << 10;
 /// Of an answer's body, what is kept for the operator.
 const EXCERPT_MAX: usize = 1 << 10;
 
-/// Headers that an endpoint's row may not set: ours, and those that belong to the connection.
-const RESERVED: [&str; 12] = [
-    "host",
-    "content-length",
-    "content-type",
-    "transfer-encoding",
-    "connection",
-    "keep-alive",
-    "upgrade",
-    "te",
-    "trailer",
-    "webhook-id",
-    "webhook-timestamp",
-    "webhook-signature",
-];
+/// Large bodies that are signed at a time.
+const SIGNING: usize = 2;
 
 /// The settings do not make a client.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +83,9 @@ pub struct Transport {
     user_agent: HeaderValue,
     attempt_header: HeaderName,
     replay_header: HeaderName,
+    header_prefix: String,
+    /// Turns at signing what takes long.
+    signing: Arc<Semaphore>,
 }
 
 /// What is posted where.
@@ -103,6 +95,14 @@ struct Post<'a> {
     body: Bytes,
     number: u32,
     replay: bool,
+}
+
+/// What is signed once an attempt, however often it is sent.
+struct Signed {
+    id: String,
+    /// Seconds since 1970.
+    timestamp: i64,
+    signature: String,
 }
 
 impl<'a> Post<'a> {
@@ -162,6 +162,8 @@ impl Transport {
             user_agent,
             attempt_header: header("attempt")?,
             replay_header: header("replay")?,
+            header_prefix: delivery.header_prefix.clone(),
+            signing: Arc::new(Semaphore::new(SIGNING)),
         })
     }
 
@@ -221,7 +223,9 @@ impl Transport {
         keep: bool,
         resends: &AtomicU32,
     ) -> Result<Answer, Failure> {
-        let response = self.clients.send(|| self.request(post), resends).await?;
+        let uri = self.target(post)?;
+        let signed = self.sign(post).await?;
+        let response = self.clients.send(|| self.request(post, &uri, &signed), resends).await?;
         let status = response.status();
         let retry_after = response
             .headers()
@@ -233,41 +237,43 @@ impl Transport {
         Ok(Answer { status: status.as_u16(), retry_after, excerpt })
     }
 
-    fn request(&self, post: &Post<'_>) -> Result<Request<Full<Bytes>>, Failure> {
+    /// Where the request goes, if it may.
+    fn target(&self, post: &Post<'_>) -> Result<Uri, Failure> {
         let invalid = |detail: String| failure(FailureKind::Invalid, &detail);
-        let url = Url::parse(&post.endpoint.url)
-            .map_err(|error| invalid(format!("the URL cannot be read: {error}")))?;
-        if !url.has_host() {
-            return Err(invalid("the URL names no host".to_owned()));
-        }
+        let (url, uri) = read_url(&post.endpoint.url)
+            .map_err(|complaint| invalid(format!("the url {complaint}")))?;
+        let url = Url::parse(url).map_err(|_| invalid("the url cannot be read".to_owned()))?;
         self.policy
             .check_url(&url)
             .map_err(|refusal| failure(FailureKind::Forbidden, &refusal.to_string()))?;
-        let uri: Uri = url
-            .as_str()
-            .parse()
-            .map_err(|error| invalid(format!("the URL cannot be requested: {error}")))?;
+        Ok(uri)
+    }
 
+    fn request(
+        &self,
+        post: &Post<'_>,
+        uri: &Uri,
+        signed: &Signed,
+    ) -> Result<Request<Full<Bytes>>, Failure> {
+        let invalid = |detail: String| failure(FailureKind::Invalid, &detail);
+        let Signed { id, timestamp, signature } = signed;
         let body = post.body.clone();
-        let id = post.id.to_string();
-        let timestamp = unix_us() / 1_000_000;
-        let signature = sign::sign(&id, timestamp, &body, &post.endpoint.secrets)
-            .map_err(|error| invalid(error.to_string()))?;
         let ours = |text: &str| {
             HeaderValue::from_str(text)
                 .map_err(|_| invalid("a header cannot be written".to_owned()))
         };
         let mut headers = HeaderMap::with_capacity(8 + post.endpoint.headers.len());
         for (name, value) in &post.endpoint.headers {
-            let (name, value) = self.own_header(name, value).map_err(invalid)?;
+            let (name, value) = parse_header(name, value, &self.header_prefix)
+                .map_err(|complaint| invalid(format!("the headers {complaint}")))?;
             headers.append(name, value);
         }
         headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.entry(USER_AGENT).or_insert_with(|| self.user_agent.clone());
-        headers.insert("webhook-id", ours(&id)?);
+        headers.insert("webhook-id", ours(id)?);
         headers.insert("webhook-timestamp", ours(&timestamp.to_string())?);
-        headers.insert("webhook-signature", ours(&signature)?);
+        headers.insert("webhook-signature", ours(signature)?);
         headers.insert(&self.attempt_header, post.number.into());
         if post.replay {
             headers.insert(&self.replay_header, HeaderValue::from_static("true"));
@@ -275,23 +281,28 @@ impl Transport {
         tracing::trace!(%id, body = %String::from_utf8_lossy(&body), "sending");
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = uri;
+        *request.uri_mut() = uri.clone();
         *request.headers_mut() = headers;
         Ok(request)
     }
 
-    /// A header of the endpoint's row, or what is wrong with it; never its value, which may be secret.
-    fn own_header(&self, name: &str, value: &str) -> Result<(HeaderName, HeaderValue), String> {
-        let parsed =
-            HeaderName::try_from(name).map_err(|_| format!("{name:?} is not a header's name"))?;
-        let ours = [&self.attempt_header, &self.replay_header].contains(&&parsed);
-        if ours || RESERVED.contains(&parsed.as_str()) {
-            return Err(format!("the row may not set the header {parsed}"));
-        }
-        let mut value = HeaderValue::from_str(value)
-            .map_err(|_| format!("the value of header {parsed} cannot stand in a header"))?;
-        value.set_sensitive(true);
-        Ok((parsed, value))
+    /// Signs, where that takes long beside the requests of others, and not on too many cores.
+    async fn sign(&self, post: &Post<'_>) -> Result<Signed, Failure> {
+        let Post { endpoint, body, .. } = post;
+        let (id, timestamp) = (post.id.to_string(), unix_us() / 1_000_000);
+        let signature = if sign::takes_long(body.len(), endpoint.secrets.len()) {
+            // The semaphore is never closed.
+            let _turn = self.signing.acquire().await;
+            let (id, body, secrets) = (id.clone(), body.clone(), endpoint.secrets.clone());
+            let signed = spawn_blocking(move || sign::sign(&id, timestamp, &body, &secrets)).await;
+            // It does not panic; and only a runtime that ends gives it up.
+            signed.unwrap_or(Err(SignError::NoSecret))
+        } else {
+            sign::sign(&id, timestamp, body, &endpoint.secrets)
+        };
+        let signature =
+            signature.map_err(|error| failure(FailureKind::Invalid, &error.to_string()))?;
+        Ok(Signed { id, timestamp, signature })
     }
 
     fn timed_out(&self) -> Failure {

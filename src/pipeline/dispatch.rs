@@ -20,7 +20,7 @@ use crate::engine::dispatcher::{
     Counters, Dispatcher, EndpointChange, EndpointChanged, OperatorInput, ReplayInput, Retry,
     Settled,
 };
-use crate::engine::event::Item;
+use crate::engine::event::{Item, UnroutableReason};
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{DeferReason, Persisted};
 use crate::engine::room::StateSize;
@@ -185,7 +185,7 @@ fn take(dispatcher: &mut Dispatcher, batch: Batch, tools: &Tools) {
     for item in batch.items {
         match &item {
             Item::Event(event) => tools.metrics.count_event(&event.event_type),
-            Item::Unroutable(unroutable) => tools.metrics.count_unroutable(unroutable.reason),
+            Item::Unroutable(unroutable) => tools.metrics.count_unroutable(unroutable.reason, 1),
             Item::Begin { .. }
             | Item::Invalidate(_)
             | Item::Commit { .. }
@@ -201,6 +201,7 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
     metrics.dead.inc_by(counters.dead - reported.dead);
     metrics.dropped.inc_by(counters.dropped - reported.dropped);
     metrics.in_gaps.inc_by(counters.in_gaps - reported.in_gaps);
+    metrics.count_unroutable(UnroutableReason::Endpoints, counters.refused - reported.refused);
     for (reason, (now, then)) in
         DeferReason::ALL.into_iter().zip(counters.deferred.into_iter().zip(reported.deferred))
     {
@@ -217,6 +218,7 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
     metrics.breakers_open.set(count(gauges.breakers_open));
     metrics.endpoints_disabled.set(count(gauges.endpoints_disabled));
     metrics.endpoints_paused.set(count(gauges.endpoints_paused));
+    metrics.endpoints_invalid.set(count(gauges.endpoints_invalid));
     metrics.endpoints_suspended.set(count(gauges.queues_suspended));
     metrics.queued_bytes.set(count(gauges.queued_bytes));
     metrics.kept_bytes.set(count(gauges.kept_bytes));

@@ -13,7 +13,7 @@ pub(super) struct LookupRequest {
     pub(super) accounts: Vec<AccountId>,
 }
 
-/// The answer: one for each request, perhaps for the first of the accounts only.
+/// The answer: one for each request, perhaps for some of the accounts only.
 pub(super) struct LookupReply {
     pub(super) snapshot: Snapshot,
     pub(super) answers: Vec<(AccountId, Routes)>,
@@ -29,8 +29,7 @@ pub(super) struct LookupDesk {
 
 impl LookupDesk {
     pub(super) fn new(config: Config) -> Self {
-        let lookups = Lookups::new(&config.endpoints, config.accounts.as_ref())
-            .bounded(config.memory.max_account_bytes());
+        let lookups = Lookups::of(&config);
         Self { config, lookups, connection: None }
     }
 }
@@ -49,7 +48,8 @@ impl Desk for LookupDesk {
                 self.connection.insert(opened)
             }
         };
-        let Fetched { snapshot, routes } = self.lookups.fetch(client, &request.accounts).await?;
+        let Fetched { snapshot, routes, .. } =
+            self.lookups.fetch(client, &request.accounts).await?;
         Ok(LookupReply { snapshot: snapshot.parse()?, answers: routes })
     }
 

@@ -51,14 +51,8 @@ const TRIES: u32 = 5;
 
 /// Carries replays out until it is dropped.
 pub(super) async fn feed(config: &Config, epoch: i64, input: mpsc::Sender<ReplayInput>) {
-    let mut feeder = Feeder {
-        lookups: Lookups::new(&config.endpoints, config.accounts.as_ref())
-            .bounded(config.memory.max_account_bytes()),
-        config,
-        epoch,
-        input,
-        fed: HashMap::new(),
-    };
+    let mut feeder =
+        Feeder { lookups: Lookups::of(config), config, epoch, input, fed: HashMap::new() };
     loop {
         if let Err(error) = feeder.look().await {
             tracing::debug!(error = %format!("{error:#}"), "cannot look for replays");
@@ -189,20 +183,19 @@ impl Feeder<'_> {
             let mut accounts: Vec<AccountId> = events.iter().map(|e| e.account.clone()).collect();
             accounts.sort_unstable();
             accounts.dedup();
-            let mut accounts = accounts.as_slice();
             while !accounts.is_empty() {
                 // As many of them as memory has room for, and one delivery after the other: an account may
                 // have very many endpoints.
-                let routes = self.lookups.fetch(&client, accounts).await?.routes;
-                accounts = accounts.get(routes.len().max(1)..).unwrap_or_default();
-                if let Some((account, _)) = routes.iter().find(|(_, routes)| routes.too_large) {
-                    let account = account.escape_debug();
-                    return Ok(Fed::Broken(format!(
-                        "the endpoints of account {account} take more memory than one account is given: \
-                         raise memory.limit"
-                    )));
+                let routes = self.lookups.fetch(&client, &accounts).await?.routes;
+                let routes: HashMap<AccountId, Routes> = routes.into_iter().collect();
+                accounts.retain(|account| !routes.contains_key(account));
+                for (account, routes) in &routes {
+                    if let Some(why) = &routes.refused {
+                        // The others' must not wait for it; it can be replayed by itself afterwards.
+                        let account = account.escape_debug();
+                        tracing::warn!(replay = replay.id, %account, %why, "a replay leaves the account out");
+                    }
                 }
-                let routes = routes.into_iter().collect();
                 for delivery in deliveries(replay, &events, &routes) {
                     unstored += 1;
                     *self.fed.entry(replay.id).or_default() += 1;

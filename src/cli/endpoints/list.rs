@@ -11,7 +11,7 @@ use crate::cli::table::{one_line, table};
 use crate::cli::{CommandResult, Failure, print_json, print_line};
 use crate::config::Config;
 use crate::engine::event::rfc3339;
-use crate::io::lookup::{self, Listed};
+use crate::io::lookup::{self, Listed, Lookups, Which};
 use crate::io::sql::Connection;
 use crate::io::state::Standing;
 
@@ -49,6 +49,7 @@ pub(super) struct Line {
     /// Null when there is no such row.
     enabled: Option<bool>,
     /// `removed`: there is no such row in the endpoint table, but something in the state tables.
+    /// `invalid`: the row cannot be used, as the reason says.
     state: String,
     reason: Option<String>,
     since: Option<String>,
@@ -101,7 +102,8 @@ async fn rows(
     after: &str,
     limit: i64,
 ) -> Result<Vec<Listed>, Failure> {
-    let listed = lookup::list(source, &config.endpoints, ids, account, after, limit).await;
+    let which = Which { ids, account, after, limit };
+    let listed = Lookups::of(config).list(source, which).await;
     Ok(listed.context("cannot read the endpoint table")?)
 }
 
@@ -111,12 +113,19 @@ impl Line {
             Some(s) => (s.account, s.reason, s.since_us, s.deferred, s.dead_letters, s.state),
             None => (None, None, None, 0, 0, "ok".to_owned()),
         };
+        let invalid = row.as_ref().filter(|row| row.enabled).and_then(|row| row.invalid.clone());
+        let (state, reason) = match (&row, invalid) {
+            (None, _) => ("removed".to_owned(), reason),
+            // What an operator or walhook has decided says more, but for what is only waiting.
+            (Some(_), Some(why)) if reason.is_none() => ("invalid".to_owned(), Some(why)),
+            (Some(_), _) => (state, reason),
+        };
         Self {
             id,
             account_id: row.as_ref().map(|row| row.account.clone()).or(account),
             host: row.as_ref().and_then(|row| host(&row.url)),
             enabled: row.as_ref().map(|row| row.enabled),
-            state: if row.is_some() { state } else { "removed".to_owned() },
+            state,
             reason,
             since: since.map(rfc3339),
             deferred,

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::cli::status::open_state;
 use crate::cli::{CommandResult, Failure, job, print_json, print_line};
 use crate::config::Config;
-use crate::io::lookup;
+use crate::io::lookup::{self, Lookups, Which};
 use crate::io::state::{Ask, EndpointStop, JobState};
 
 #[derive(Debug, clap::Args)]
@@ -66,7 +66,8 @@ async fn ensure_known(config: &Config, id: &str) -> Result<(), Failure> {
     let source = lookup::connect(config, "walhook endpoints").await;
     let source = source.context("source.url")?;
     let ids = [id.to_owned()];
-    let rows = lookup::list(&source, &config.endpoints, Some(&ids), None, "", 1).await;
+    let which = Which { ids: Some(&ids), limit: 1, ..Which::default() };
+    let rows = Lookups::of(config).list(&source, which).await;
     if !rows.context("cannot read the endpoint table")?.is_empty()
         || !open_state(config).await?.standings(Some(&ids), "", 1).await?.is_empty()
     {

@@ -17,7 +17,7 @@ use crate::engine::event::{AccountId, EndpointId, Event, Operation, RowKeys};
 use crate::engine::lsn::Lsn;
 use crate::engine::position::{EventId, Position, WalPosition};
 use crate::io::clock::unix_us;
-use crate::io::lookup::{self, Lookups};
+use crate::io::lookup::{self, Lookups, Which};
 use crate::io::transport::Transport;
 
 const TYPE: &str = "webhook.test";
@@ -104,13 +104,15 @@ async fn find(config: &Config, id: &str) -> Result<Arc<Endpoint>, Failure> {
     let source = lookup::connect(config, "walhook endpoints").await;
     let source = source.context("source.url")?;
     let ids = [id.to_owned()];
-    let rows = lookup::list(&source, &config.endpoints, Some(&ids), None, "", 1).await;
+    let lookups = Lookups::of(config);
+    let which = Which { ids: Some(&ids), limit: 1, ..Which::default() };
+    let rows = lookups.list(&source, which).await;
     let rows = rows.context("cannot read the endpoint table")?;
     let none = || anyhow!("{} has no endpoint {id}", config.endpoints.table);
     let account = AccountId::new(rows.first().ok_or_else(none)?.account.as_str());
-    let lookups = Lookups::new(&config.endpoints, None);
-    let found = lookups.fetch(&source, &[account]).await.context("cannot look the endpoint up")?;
-    let mut routes = found.routes.into_iter().map(|(_, routes)| routes);
+    let found = lookups.fetch_all(&source, &[account]).await;
+    let found = found.context("cannot look the endpoint up")?;
+    let mut routes = found.into_iter().map(|(_, routes)| routes);
     let endpoint = routes.find_map(|routes| routes.endpoint(&EndpointId::new(id)).cloned());
     Ok(endpoint.ok_or_else(none)?)
 }

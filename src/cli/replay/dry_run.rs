@@ -58,7 +58,7 @@ pub(super) async fn count(config: &Config, range: &ReplayRange) -> anyhow::Resul
     let purpose = format!("dry_run_{}", std::process::id());
     let reader = Range::open(config, range.from, range.to, &purpose).await?;
     let client = lookup::connect(config, "walhook replay").await?;
-    let lookups = Lookups::new(&config.endpoints, config.accounts.as_ref());
+    let lookups = Lookups::of(config);
     let (out, mut batches) = mpsc::channel(BATCHES);
     let mut task = JoinSet::new();
     task.spawn(reader.read(out));
@@ -99,7 +99,7 @@ async fn route(
 ) -> anyhow::Result<()> {
     let accounts: Vec<AccountId> = pending.keys().cloned().collect();
     for some in accounts.chunks(ACCOUNTS_AT_ONCE) {
-        for (account, routes) in lookups.fetch(client, some).await?.routes {
+        for (account, routes) in lookups.fetch_all(client, some).await? {
             for (event_type, events) in pending.remove(&account).unwrap_or_default() {
                 let deliveries = events * takers(&routes, &event_type, range);
                 counts.deliveries += deliveries;

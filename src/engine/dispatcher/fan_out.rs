@@ -113,7 +113,8 @@ impl Dispatcher {
         let in_turn = !self.waiting.has(&account) || matches!(to, To::One { .. });
         let routes = if in_turn { self.router.get(&account, now) } else { None };
         let slice = self.settings.slice;
-        let at_once = |routes: &Arc<Routes>| !routes.too_large && routes.endpoints.len() <= slice;
+        let at_once =
+            |routes: &Arc<Routes>| routes.refused.is_none() && routes.endpoints.len() <= slice;
         if let Some(routes) = routes.as_ref().filter(|routes| at_once(routes)) {
             match to {
                 To::All(txn) => self.route(&held, txn, &routes.endpoints, routes.weight, None, now),
@@ -208,7 +209,7 @@ impl Dispatcher {
         let events = self.waiting.accounts.get(account)?;
         let first = events.events.front()?;
         let To::All(txn) = first.to else { return Some(None) };
-        if routes.too_large || routes.endpoints.len() <= self.settings.slice {
+        if routes.refused.is_some() || routes.endpoints.len() <= self.settings.slice {
             return Some(None);
         }
         let limit = self.settings.memory_limit;
@@ -248,7 +249,7 @@ impl Dispatcher {
         let Some(first) = events.events.front_mut() else { return 0 };
         let mut came_to = 1;
         if let To::All(txn) = first.to
-            && !routes.too_large
+            && routes.refused.is_none()
         {
             let after = |endpoint: &Arc<Endpoint>| {
                 first.after.as_ref().is_some_and(|after| endpoint.id <= *after)
@@ -271,12 +272,10 @@ impl Dispatcher {
         events.bytes = events.bytes.saturating_sub(held.event.size_bytes());
         self.bytes = self.bytes.saturating_sub(DELIVERY_BYTES);
         match to {
-            To::All(txn) if routes.too_large => {
-                let detail =
-                    "the endpoints of its account take more memory than one account is given: \
-                              raise memory.limit"
-                        .to_owned();
-                let (event, reason) = (Arc::clone(&held.event), UnroutableReason::TooLarge);
+            To::All(txn) if routes.refused.is_some() => {
+                self.counters.refused += 1;
+                let detail = routes.refused.clone().unwrap_or_default();
+                let (event, reason) = (Arc::clone(&held.event), UnroutableReason::Endpoints);
                 self.die_unroutable(Unroutable { event, reason, detail }, txn);
                 return came_to;
             }

@@ -275,6 +275,7 @@ impl Dispatcher {
             breakers_open: self.detours.values().filter(|d| d.breaker.is_some()).count(),
             endpoints_disabled: self.disabled.len(),
             endpoints_paused: self.paused.len(),
+            endpoints_invalid: self.router.invalid(),
             queues_suspended: self.detours.values().filter(|d| d.is_suspended()).count(),
             in_flight_fast: self.scheduler.in_flight(Pool::Fast),
             in_flight_slow: self.scheduler.in_flight(Pool::Slow),

@@ -87,16 +87,14 @@ impl Dispatcher {
             return None;
         };
         let endpoint = match routes.endpoint(&endpoint_id) {
-            None if routes.too_large => {
-                let detail =
-                    "the endpoints of its account take more memory than one account is given: \
-                              raise memory.limit"
-                        .to_owned();
-                let reason = DeadReason::EndpointInvalid;
-                let why = End { reason, detail, last_status: None };
-                return self.give_up(id, &endpoint_id, Some(why), now);
+            None => {
+                let end = |why: &String| End {
+                    reason: DeadReason::EndpointInvalid,
+                    detail: why.clone(),
+                    last_status: None,
+                };
+                return self.give_up(id, &endpoint_id, routes.refused.as_ref().map(end), now);
             }
-            None => return self.give_up(id, &endpoint_id, None, now),
             Some(endpoint) => match self.why_unusable(endpoint) {
                 Some(why) => return self.give_up(id, &endpoint_id, Some(why), now),
                 None => Arc::clone(endpoint),

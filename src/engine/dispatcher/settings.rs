@@ -94,6 +94,8 @@ pub struct Counters {
     pub delivered: u64,
     /// Deliveries (and unroutable changes) that became dead letters.
     pub dead: u64,
+    /// Events of accounts whose endpoints the database refuses to read; counted in `dead` too.
+    pub refused: u64,
     /// Deliveries whose endpoint was removed.
     pub dropped: u64,
     /// Deliveries that a gap counts, of endpoints that were suspended.
@@ -123,6 +125,8 @@ pub struct Gauges {
     pub endpoints_disabled: usize,
     /// Endpoints that an operator has paused.
     pub endpoints_paused: usize,
+    /// Endpoints whose row cannot be used, of those whose rows are known now.
+    pub endpoints_invalid: usize,
     /// Queues whose deliveries are counted in gaps.
     pub queues_suspended: usize,
     /// Requests in flight to fast endpoints.

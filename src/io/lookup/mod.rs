@@ -4,36 +4,55 @@
 //! caller can tell which invalidations the rows have seen already.
 //!
 //! Accounts are text here, columns are what the customer made them. The statement compares in the
-//! column's own type, so that the customer's index serves; for that each value must be one of that
-//! type, and a single `abc` for a `bigint` column would fail the whole batch. So values are sifted
-//! first by the column's type as the catalog has it: what cannot be a value of the type cannot stand
-//! in the column either, and has no endpoints. The type's OID comes back with the rows: if a
-//! migration has changed it since we read the catalog, the catalog is read again and the answer
-//! thrown away.
+//! column's own type, by the equality that joins go by, so that the customer's index serves; for that each
+//! value must be one of that type, and a single `abc` for a `bigint` column would fail the whole batch. So
+//! values are sifted first by the column's type as the catalog has it: what cannot be a value of the type
+//! cannot stand in the column either, and has no endpoints. The types' OIDs come back with the rows: if a
+//! migration has changed one since we read the catalog, the catalog is read again and the answer thrown
+//! away.
+//!
+//! No row fails another's (see [`statement`] and [`isolate`]), and an answer is bounded: what is too much
+//! for one is left for the next.
 
+mod column;
+mod isolate;
 mod list;
 mod row;
 mod session;
+mod statement;
 
 #[cfg(test)]
 mod tests;
 
-pub use list::{Listed, list};
+pub use list::{Listed, Which};
 pub use session::connect;
 
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::TryStreamExt;
+use tokio::time::{Duration, Instant};
+use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Row};
 
-use crate::config;
+use crate::config::{self, Config};
 use crate::engine::endpoint::{Endpoint, Routes};
-use crate::engine::event::AccountId;
+use crate::engine::event::{AccountId, EndpointId, ID_MAX_BYTES};
 
-use super::ident::{quote_ident, quote_literal, quote_table};
-use super::sql::{error_text, is_transient};
+use super::sql::{error_text, is_row_error, is_transient};
+use column::Column;
+use statement::{Accounts, Source, Types, WeightSource};
+
+/// How long batches are asked for by the slower statement after the quicker one was refused.
+const FENCED: Duration = Duration::from_secs(60);
+
+/// How often the log says that a weight cannot be used.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
+/// Accounts that are known to be refused and so are asked for alone.
+const SUSPECTS_MAX: usize = 4_096;
 
 /// Why nothing was looked up.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +66,21 @@ pub enum LookupError {
         column: String,
         /// The configuration's key.
         key: &'static str,
+    },
+    /// Values of the column's type cannot be compared, so that no account would be found.
+    #[error(
+        "{table}.{column} is {kind}, or is made of it, which has no equality, so that no account would be \
+         found; give the column another type, or let `{key}` name another"
+    )]
+    Incomparable {
+        /// The table, as the configuration names it.
+        table: String,
+        /// The column.
+        column: String,
+        /// The configuration's key.
+        key: &'static str,
+        /// The type.
+        kind: String,
     },
     /// The row's columns are not what they must be.
     #[error("the endpoint table cannot be read: {0}")]
@@ -64,7 +98,7 @@ impl LookupError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::NoColumn { .. } | Self::Shape(_) => false,
+            Self::NoColumn { .. } | Self::Incomparable { .. } | Self::Shape(_) => false,
             Self::TypeChanged => true,
             Self::Sql(error) => is_transient(error),
         }
@@ -72,160 +106,112 @@ impl LookupError {
 }
 
 /// What a look-up found.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Fetched {
-    /// `pg_current_snapshot()` as text, of the statement that read the rows.
+    /// `pg_current_snapshot()` as text, of the statement that read the rows; of several, of the oldest.
     pub snapshot: String,
-    /// One entry for each account asked for, in that order; often without endpoints. Where all together
-    /// would take too much memory it ends early, but not before the first: ask again for the others.
+    /// One entry for each account that is answered for, often without endpoints. Where all together would
+    /// take too much memory, or too long, some are missing, but not all: ask again for them.
     pub routes: Vec<(AccountId, Routes)>,
+    /// What the endpoints take in memory.
+    bytes: usize,
+}
+
+impl Fetched {
+    fn add(&mut self, other: Self) {
+        self.routes.extend(other.routes);
+        self.bytes += other.bytes;
+    }
 }
 
 /// The look-ups that a configuration makes.
 #[derive(Debug)]
 pub struct Lookups {
-    endpoints: Column,
-    accounts: Option<(Column, String)>,
-    /// A `jsonb` object of an endpoint's row, over the alias `e`.
-    document: String,
-    /// The endpoint table's id column, quoted.
-    id: String,
+    source: Source,
+    account: Column,
+    id: Column,
+    weights: Option<WeightSource>,
+    /// `delivery.header_prefix`.
+    prefix: String,
     /// What the endpoints of one account, or of one answer, may take in memory, in bytes.
     max_bytes: usize,
-    /// What the catalog said last. Never held across an await.
-    plan: Mutex<Option<Arc<Plan>>>,
+    /// Never held across an await.
+    memory: Mutex<Memory>,
 }
 
-/// A column that holds accounts.
-#[derive(Debug)]
-struct Column {
-    /// The table, as the configuration names it.
-    table: String,
-    name: String,
-    key: &'static str,
+/// What is remembered from one look-up to the next.
+#[derive(Debug, Default)]
+struct Memory {
+    /// What the catalog said last.
+    plan: Option<Arc<Plan>>,
+    /// The accounts whose statement was refused the last time, for their data.
+    suspects: HashSet<AccountId>,
+    /// One whose statement was not.
+    good: Option<AccountId>,
+    /// Until then the statement for a batch is the fenced one: the other was refused.
+    fenced_until: Option<Instant>,
+    warned: Option<Instant>,
 }
 
-/// The statement, for the types that the account columns had when the catalog was read.
-#[derive(Debug)]
+/// The statements, for the types that the columns had when the catalog was read.
+#[derive(Debug, Clone)]
 struct Plan {
-    sql: String,
-    endpoints: ColumnType,
-    accounts: Option<ColumnType>,
+    batch: String,
+    fenced: String,
+    one: String,
+    ids: String,
+    some: String,
+    types: Types,
+    /// The statement for one account that asks for no weights, where another does.
+    unweighted: Option<String>,
 }
 
-/// What the catalog says of a column.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct ColumnType {
-    oid: u32,
-    /// The type under all domains, quoted, for a cast.
-    cast: String,
-    kind: Kind,
-}
-
-/// Which texts can be values of a type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Int2,
-    Int4,
-    Int8,
-    Uuid,
-    /// All of them.
-    Text,
-    /// Not known here: compared as text, without the help of an index.
-    Other,
-}
-
-impl Kind {
-    fn of(type_name: &str, category: i8) -> Self {
-        match type_name {
-            "int2" => Self::Int2,
-            "int4" => Self::Int4,
-            "int8" => Self::Int8,
-            "uuid" => Self::Uuid,
-            _ if category == i8::from_be_bytes([b'S']) => Self::Text,
-            _ => Self::Other,
-        }
-    }
-
-    fn holds(self, text: &str) -> bool {
-        match self {
-            Self::Int2 => text.parse::<i16>().is_ok(),
-            Self::Int4 => text.parse::<i32>().is_ok(),
-            Self::Int8 => text.parse::<i64>().is_ok(),
-            // The form that PostgreSQL prints, which is the form that accounts come in.
-            Self::Uuid => {
-                text.len() == 36
-                    && text.bytes().enumerate().all(|(at, byte)| match at {
-                        8 | 13 | 18 | 23 => byte == b'-',
-                        _ => byte.is_ascii_hexdigit(),
-                    })
-            }
-            Self::Text | Self::Other => !text.contains('\0'),
-        }
+impl Plan {
+    fn without_weights(&self) -> Option<Self> {
+        let one = self.unweighted.clone()?;
+        Some(Self { one, unweighted: None, ..self.clone() })
     }
 }
 
-impl ColumnType {
-    /// A comparison of the column with a text.
-    fn equals(&self, column: &str, text: &str) -> String {
-        match self.kind {
-            Kind::Int2 | Kind::Int4 | Kind::Int8 | Kind::Uuid | Kind::Text => {
-                format!("{column} = {text}::{}", self.cast)
-            }
-            Kind::Other => format!("{column}::text = {text}"),
-        }
-    }
+/// What one statement told.
+struct Once {
+    fetched: Fetched,
+    too_much: Option<TooMuch>,
 }
+
+/// The answer holds more than it may.
+struct TooMuch;
 
 impl Lookups {
-    /// Prepares the look-ups that the configuration asks for.
+    /// The look-ups of a configuration. An account whose endpoints would take more memory than one is given
+    /// is [refused](Routes::refused), and an answer ends before the account with which it would.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let prefix = config.delivery.header_prefix.clone();
+        let max_bytes = config.memory.max_account_bytes();
+        Self { prefix, max_bytes, ..Self::new(&config.endpoints, config.accounts.as_ref()) }
+    }
+
+    /// Those of these tables, under the default header prefix.
     #[must_use]
     pub fn new(endpoints: &config::Endpoints, accounts: Option<&config::Accounts>) -> Self {
-        let column = |name: &str| format!("e.{}", quote_ident(name));
-        let optional =
-            |name: &Option<String>| name.as_deref().map_or_else(|| "NULL".to_owned(), column);
-        // The id as text: the JSON number of a bigint would do, that of a numeric might not.
-        let document = format!(
-            "jsonb_build_object('id', {}::text, 'url', {}, 'event_types', {}, 'secret', {},
-                    'enabled', {}, 'headers', {}, 'max_in_flight', {}, 'rate_per_second', {})",
-            column(&endpoints.id),
-            column(&endpoints.url),
-            column(&endpoints.event_types),
-            column(&endpoints.secret),
-            column(&endpoints.enabled),
-            optional(&endpoints.headers),
-            optional(&endpoints.max_in_flight),
-            optional(&endpoints.rate_per_second),
-        );
+        let column =
+            |name: &str, key| Column { table: endpoints.table.clone(), name: name.to_owned(), key };
         Self {
-            endpoints: Column {
-                table: endpoints.table.clone(),
-                name: endpoints.account.clone(),
-                key: "endpoints.account",
-            },
-            accounts: accounts.map(|accounts| {
-                let id = Column {
-                    table: accounts.table.clone(),
-                    name: accounts.id.clone(),
-                    key: "accounts.id",
-                };
-                (id, accounts.weight.clone())
-            }),
-            document,
-            id: column(&endpoints.id),
+            source: Source::new(endpoints),
+            account: column(&endpoints.account, "endpoints.account"),
+            id: column(&endpoints.id, "endpoints.id"),
+            weights: accounts.map(WeightSource::new),
+            prefix: config::Delivery::default().header_prefix,
             max_bytes: usize::MAX,
-            plan: Mutex::new(None),
+            memory: Mutex::default(),
         }
     }
 
-    /// The same, but an account whose endpoints would take more than so many bytes of memory is
-    /// [`Routes::too_large`], and an answer ends before the account with which it would.
-    #[must_use]
-    pub fn bounded(self, max_bytes: usize) -> Self {
-        Self { max_bytes, ..self }
-    }
-
-    /// Looks `accounts` up by one statement. None at all still yields a snapshot.
+    /// Looks `accounts` up. None at all still yields a snapshot.
+    ///
+    /// An account whose rows the database refuses, for what they hold, is answered for alone: its
+    /// endpoints are [`invalid`](Endpoint::invalid), or its routes [`refused`](Routes::refused).
     ///
     /// # Errors
     /// [`LookupError`]; which see for what may be tried again.
@@ -236,200 +222,253 @@ impl Lookups {
     ) -> Result<Fetched, LookupError> {
         if let Some(plan) = self.known_plan() {
             // An error may come from a type that has changed just as well: read the catalog again.
-            if let Ok(Some(fetched)) = self.execute(client, &plan, accounts).await {
+            if let Ok(fetched) = self.fetch_by(client, &plan, accounts).await {
                 return Ok(fetched);
             }
         }
         let plan = self.read_catalog(client).await?;
-        self.execute(client, &plan, accounts).await?.ok_or(LookupError::TypeChanged)
+        self.fetch_by(client, &plan, accounts).await
     }
 
-    fn known_plan(&self) -> Option<Arc<Plan>> {
-        self.plan.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// As [`Lookups::fetch`], answer after answer, until every account is answered for.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn fetch_all(
+        &self,
+        client: &Client,
+        accounts: &[AccountId],
+    ) -> Result<Vec<(AccountId, Routes)>, LookupError> {
+        let mut routes = Vec::with_capacity(accounts.len());
+        let mut left = accounts.to_vec();
+        while !left.is_empty() {
+            routes.extend(self.fetch(client, &left).await?.routes);
+            let answered: HashSet<&AccountId> = routes.iter().map(|(account, _)| account).collect();
+            left.retain(|account| !answered.contains(account));
+        }
+        Ok(routes)
     }
 
-    async fn read_catalog(&self, client: &Client) -> Result<Arc<Plan>, LookupError> {
-        let endpoints = self.endpoints.read_type(client).await?;
-        let accounts = match &self.accounts {
-            Some((id, _)) => Some(id.read_type(client).await?),
-            None => None,
-        };
-        let sql = self.statement(&endpoints, accounts.as_ref());
-        let plan = Arc::new(Plan { sql, endpoints, accounts });
-        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&plan));
-        Ok(plan)
-    }
-
-    /// One row for each endpoint, one for each account without, and one when there is no account.
-    /// `$1` and `$2`: the accounts, null where the endpoint (or account) table cannot have them.
-    fn statement(&self, endpoints: &ColumnType, accounts: Option<&ColumnType>) -> String {
-        let account = format!("e.{}", quote_ident(&self.endpoints.name));
-        let weights = self.accounts.as_ref().zip(accounts);
-        let weight = weights.map_or_else(
-            || "NULL::float8".to_owned(),
-            |((column, weight), kind)| {
-                format!(
-                    "(SELECT w.{}::float8 FROM {} w WHERE {} LIMIT 1)",
-                    quote_ident(weight),
-                    quote_table(&column.table),
-                    kind.equals(&format!("w.{}", quote_ident(&column.name)), "a.weighed"),
-                )
-            },
-        );
-        format!(
-            "SELECT pg_current_snapshot()::text, {}, {}, a.at, f.document, {weight}
-             FROM (SELECT) one
-             LEFT JOIN unnest($1::text[], $2::text[]) WITH ORDINALITY a(account, weighed, at) ON true
-             LEFT JOIN LATERAL (SELECT {}::text AS document, {} AS id FROM {} e WHERE {}) f ON true
-             ORDER BY a.at, f.id",
-            self.endpoints.type_oid(),
-            self.accounts.as_ref().map_or_else(|| "NULL::oid".to_owned(), |(c, _)| c.type_oid()),
-            self.document,
-            self.id,
-            quote_table(&self.endpoints.table),
-            endpoints.equals(&account, "a.account"),
-        )
-    }
-
-    /// `None`: the plan is for other types than the columns have now.
-    async fn execute(
+    async fn fetch_by(
         &self,
         client: &Client,
         plan: &Plan,
         accounts: &[AccountId],
-    ) -> Result<Option<Fetched>, LookupError> {
-        let sift = |kind: Option<Kind>| -> Vec<Option<&str>> {
-            let fits = |a: &&str| kind.is_some_and(|kind| kind.holds(a));
-            accounts.iter().map(|a| Some(a.as_str()).filter(fits)).collect()
+    ) -> Result<Fetched, LookupError> {
+        let (suspects, others): (Vec<AccountId>, Vec<AccountId>) = {
+            let memory = self.memory();
+            accounts.iter().cloned().partition(|a| memory.suspects.contains(a))
         };
-        let in_endpoints = sift(Some(plan.endpoints.kind));
-        let in_accounts = sift(plan.accounts.as_ref().map(|a| a.kind));
-        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
-            [(&in_endpoints, Type::TEXT_ARRAY), (&in_accounts, Type::TEXT_ARRAY)];
-        let mut rows = pin!(client.query_typed_raw(&plan.sql, parameters).await?);
-        let mut answer = Answer::new(accounts, self.max_bytes);
-        let mut snapshot: Option<String> = None;
-        // One row at a time: an account may have hundreds of thousands.
-        while let Some(row) = rows.try_next().await? {
-            if snapshot.is_none() {
-                let oids: (Option<u32>, Option<u32>) = (row.try_get(1)?, row.try_get(2)?);
-                if oids != (Some(plan.endpoints.oid), plan.accounts.as_ref().map(|a| a.oid)) {
-                    return Ok(None);
+        let form = if others.len() == 1 { Accounts::One } else { Accounts::Batch };
+        let mut fetched = if self.is_fenced() {
+            self.isolate(client, plan, &others).await?
+        } else {
+            match self.once(client, plan, &others, form).await {
+                Ok(Once { fetched, too_much: None }) => fetched,
+                Ok(Once { too_much: Some(TooMuch), .. }) => {
+                    self.isolate(client, plan, &others).await?
                 }
-                snapshot = Some(row.try_get(0)?);
+                Err(LookupError::Sql(error)) if is_row_error(&error) => {
+                    if form == Accounts::Batch {
+                        self.memory().fenced_until = Some(Instant::now() + FENCED);
+                    }
+                    self.isolate(client, plan, &others).await?
+                }
+                Err(error) => return Err(error),
             }
-            if !answer.add(&row)? {
-                break;
-            }
-        }
-        let snapshot = snapshot.ok_or_else(|| shape("the statement yields no row"))?;
-        Ok(Some(Fetched { snapshot, routes: answer.into_routes() }))
-    }
-}
-
-/// The answer as far as it was read.
-struct Answer {
-    accounts: Vec<(AccountId, Found)>,
-    max_bytes: usize,
-    /// What the accounts before the last one take.
-    bytes: usize,
-    /// The account that was read last.
-    last: usize,
-}
-
-/// What was read of one account.
-struct Found {
-    endpoints: Vec<Arc<Endpoint>>,
-    bytes: usize,
-    weight: f64,
-    too_large: bool,
-}
-
-impl Answer {
-    fn new(accounts: &[AccountId], max_bytes: usize) -> Self {
-        let none = || Found { endpoints: Vec::new(), bytes: 0, weight: 1.0, too_large: false };
-        let accounts = accounts.iter().map(|account| (account.clone(), none())).collect();
-        Self { accounts, max_bytes, bytes: 0, last: 0 }
-    }
-
-    /// Adds a row of the answer, which come account by account. False: the answer ends before its account.
-    fn add(&mut self, row: &Row) -> Result<bool, LookupError> {
-        // Null when there was no account to ask for.
-        let Some(at) = row.try_get::<_, Option<i64>>(3)? else { return Ok(true) };
-        let not_asked = || shape("the statement answers for an account that was not asked for");
-        let at = usize::try_from(at).ok().and_then(|at| at.checked_sub(1)).ok_or_else(not_asked)?;
-        if at != self.last {
-            self.bytes += self.accounts.get(self.last).map_or(0, |(_, before)| before.bytes);
-            self.last = at;
-        }
-        let (account, found) = self.accounts.get_mut(at).ok_or_else(not_asked)?;
-        let weight: Option<f64> = row.try_get(5)?;
-        found.weight = weight.filter(|w| w.is_finite() && *w > 0.0).unwrap_or(1.0);
-        if found.too_large {
-            return Ok(true);
-        }
-        if let Some(document) = row.try_get::<_, Option<&str>>(4)? {
-            let endpoint = Arc::new(row::read(document, account)?);
-            found.bytes += endpoint.size_bytes();
-            found.endpoints.push(endpoint);
-        }
-        if self.bytes > 0 && self.bytes + found.bytes > self.max_bytes {
-            self.accounts.truncate(at);
-            return Ok(false);
-        }
-        if found.bytes > self.max_bytes {
-            (found.endpoints, found.bytes, found.too_large) = (Vec::new(), 0, true);
-        }
-        Ok(true)
-    }
-
-    /// The statement orders by the column's type, 9 before 10; routes are found by bytes.
-    fn into_routes(self) -> Vec<(AccountId, Routes)> {
-        let routes = |(account, found): (AccountId, Found)| match found.too_large {
-            true => (account, Routes::too_large(found.weight)),
-            false => (account, Routes::new(found.endpoints, found.weight)),
         };
-        self.accounts.into_iter().map(routes).collect()
+        if !suspects.is_empty() {
+            fetched.add(self.isolate(client, plan, &suspects).await?);
+        }
+        self.remember(&fetched.routes);
+        Ok(fetched)
     }
+
+    /// Whose statement is refused is asked for alone the next time.
+    fn remember(&self, routes: &[(AccountId, Routes)]) {
+        let mut memory = self.memory();
+        for (account, routes) in routes {
+            let is_refused = routes.refused.is_some()
+                || routes.endpoints.iter().any(|endpoint| is_refused(endpoint));
+            if !is_refused {
+                memory.suspects.remove(account);
+            } else if memory.suspects.len() < SUSPECTS_MAX {
+                memory.suspects.insert(account.clone());
+            }
+        }
+        let good = routes.iter().find(|(_, routes)| {
+            routes.refused.is_none() && routes.endpoints.iter().any(|e| e.invalid.is_none())
+        });
+        if let Some((account, _)) = good {
+            memory.good = Some(account.clone());
+        }
+    }
+
+    fn is_fenced(&self) -> bool {
+        self.memory().fenced_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    fn last_good(&self) -> Option<AccountId> {
+        self.memory().good.clone()
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known_plan(&self) -> Option<Arc<Plan>> {
+        self.memory().plan.clone()
+    }
+
+    async fn read_catalog(&self, client: &Client) -> Result<Arc<Plan>, LookupError> {
+        let weighed = match &self.weights {
+            Some(weights) => Some(weights.id.read_key(client).await?),
+            None => None,
+        };
+        let account = self.account.read_key(client).await?;
+        let id = self.id.read_type(client).await?;
+        let types = Types { account, id, weighed };
+        let batch = |weights, accounts| {
+            statement::batch(&self.source, &self.account, &self.id, weights, &types, accounts)
+        };
+        let weights = self.weights.as_ref();
+        let plan = Arc::new(Plan {
+            batch: batch(weights, Accounts::Batch),
+            fenced: batch(weights, Accounts::Fenced),
+            one: batch(weights, Accounts::One),
+            unweighted: weights.map(|_| batch(None, Accounts::One)),
+            ids: statement::ids(&self.source, &types),
+            some: statement::some(&self.source, &types),
+            types,
+        });
+        self.memory().plan = Some(Arc::clone(&plan));
+        Ok(plan)
+    }
+
+    /// Makes one statement. What holds too much is told; of one account it is made less.
+    async fn once(
+        &self,
+        client: &Client,
+        plan: &Plan,
+        accounts: &[AccountId],
+        form: Accounts,
+    ) -> Result<Once, LookupError> {
+        let types = &plan.types;
+        let fits = |account: &&AccountId| account.len() <= ID_MAX_BYTES;
+        let short = || accounts.iter().map(|account| Some(account).filter(fits));
+        let in_endpoints: Vec<Option<Cow<'_, str>>> =
+            short().map(|account| types.account.value(account?)).collect();
+        let in_accounts: Vec<Option<Cow<'_, str>>> =
+            short().map(|account| types.weighed.as_ref()?.value(account?)).collect();
+        let (sql, params): (_, [(&(dyn ToSql + Sync), Type); 2]) =
+            match (&in_endpoints[..], &in_accounts[..]) {
+                ([in_endpoints], [in_accounts]) if form == Accounts::One => {
+                    (&plan.one, [(in_endpoints, Type::TEXT), (in_accounts, Type::TEXT)])
+                }
+                _ => {
+                    let all = [
+                        (&in_endpoints as _, Type::TEXT_ARRAY),
+                        (&in_accounts as _, Type::TEXT_ARRAY),
+                    ];
+                    (if form == Accounts::Fenced { &plan.fenced } else { &plan.batch }, all)
+                }
+            };
+        let mut rows = pin!(client.query_typed_raw(sql, params).await?);
+        let mut found: Vec<(Vec<Endpoint>, f64)> = vec![(Vec::new(), 1.0); accounts.len()];
+        let mut fetched = Fetched::default();
+        while let Some(row) = rows.try_next().await? {
+            if fetched.snapshot.is_empty() {
+                let oids = [row.try_get(1)?, row.try_get(2)?, row.try_get::<_, Option<u32>>(3)?];
+                let unweighted = plan.unweighted.is_none();
+                let weighed = types.weighed.as_ref().map(|t| t.oid).filter(|_| !unweighted);
+                if oids != [Some(types.account.oid), Some(types.id.oid), weighed] {
+                    return Err(LookupError::TypeChanged);
+                }
+                fetched.snapshot = row.try_get(0)?;
+            }
+            // Null when there was no account to ask for.
+            let Some(at) = row.try_get::<_, Option<i64>>(4)? else { continue };
+            let at = usize::try_from(at).ok().and_then(|at| at.checked_sub(1));
+            let (account, (endpoints, weight)) =
+                at.and_then(|at| accounts.get(at).zip(found.get_mut(at))).ok_or_else(|| {
+                    shape("the statement answers for an account that was not asked for")
+                })?;
+            if let Some(text) = row.try_get::<_, Option<&str>>(6)?
+                && endpoints.is_empty()
+            {
+                *weight = row::positive(text).unwrap_or_else(|| {
+                    self.warn_of_weight(account);
+                    1.0
+                });
+            }
+            if row.try_get::<_, Option<bool>>(5)?.is_none() {
+                continue;
+            }
+            let endpoint = row::read(&row::RowText::of(&row, 7)?, account, &self.prefix);
+            fetched.bytes += endpoint.size_bytes();
+            if fetched.bytes > self.max_bytes {
+                if form != Accounts::One {
+                    return Ok(Once { fetched: Fetched::default(), too_much: Some(TooMuch) });
+                }
+                fetched.routes = vec![(account.clone(), Routes::too_large(*weight))];
+                return Ok(Once { fetched, too_much: None });
+            }
+            endpoints.push(endpoint);
+        }
+        if fetched.snapshot.is_empty() {
+            return Err(shape("the statement yields no row"));
+        }
+        let routes = found.into_iter().map(|(all, weight)| Routes::new(unique(all), weight));
+        fetched.routes = accounts.iter().cloned().zip(routes).collect();
+        Ok(Once { fetched, too_much: None })
+    }
+
+    /// Says that an account's weight cannot be used and so is 1, now and then.
+    fn warn_of_weight(&self, account: &AccountId) {
+        let Some(weights) = &self.weights else { return };
+        let now = Instant::now();
+        let mut memory = self.memory();
+        if memory.warned.is_some_and(|at| now.duration_since(at) < WARN_EVERY) {
+            return;
+        }
+        memory.warned = Some(now);
+        tracing::warn!(
+            account = %account, table = %weights.id.table,
+            "the account's weight is no number above 0 that can be used, so it counts as 1; others may be \
+             as wrong"
+        );
+    }
+}
+
+/// Whether the endpoint is one that the database refused to read.
+fn is_refused(endpoint: &Endpoint) -> bool {
+    endpoint.invalid.as_deref().is_some_and(|why| why.starts_with(REFUSED))
+}
+
+/// How the reason of an endpoint begins that the database refused to read.
+const REFUSED: &str = "the database refuses to read it";
+
+/// Endpoints by their ids: rows that are alike count once, and of several others with one id none can be
+/// told from the rest.
+fn unique(endpoints: Vec<Endpoint>) -> Vec<Arc<Endpoint>> {
+    let mut by_id: HashMap<EndpointId, Endpoint> = HashMap::with_capacity(endpoints.len());
+    for endpoint in endpoints {
+        match by_id.entry(endpoint.id.clone()) {
+            std::collections::hash_map::Entry::Vacant(entry) => _ = entry.insert(endpoint),
+            std::collections::hash_map::Entry::Occupied(mut entry) if *entry.get() != endpoint => {
+                let both = entry.get_mut();
+                both.enabled |= endpoint.enabled;
+                both.event_types.extend(endpoint.event_types);
+                both.event_types.sort();
+                both.event_types.dedup();
+                both.invalid.get_or_insert_with(|| "several rows have this id".to_owned());
+            }
+            std::collections::hash_map::Entry::Occupied(_) => {}
+        }
+    }
+    by_id.into_values().map(Arc::new).collect()
 }
 
 fn shape(what: &str) -> LookupError {
     LookupError::Shape(what.to_owned())
-}
-
-impl Column {
-    /// SQL for the OID of the column's type at this moment.
-    fn type_oid(&self) -> String {
-        format!(
-            "(SELECT atttypid FROM pg_catalog.pg_attribute WHERE attrelid = to_regclass({})
-              AND attname = {} AND NOT attisdropped)",
-            quote_literal(&quote_table(&self.table)),
-            quote_literal(&self.name)
-        )
-    }
-
-    async fn read_type(&self, client: &Client) -> Result<ColumnType, LookupError> {
-        let sql = format!(
-            "WITH RECURSIVE t AS (
-                 SELECT t.* FROM pg_catalog.pg_type t WHERE t.oid = {oid}
-                 UNION ALL
-                 SELECT base.* FROM pg_catalog.pg_type base JOIN t ON t.typbasetype = base.oid
-                 WHERE t.typtype = 'd')
-             SELECT {oid}, t.typname::text, n.nspname::text, t.typcategory
-             FROM t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace WHERE t.typtype <> 'd'",
-            oid = self.type_oid()
-        );
-        let row = client.query_typed_opt(&sql, &[]).await?;
-        let row = row.ok_or_else(|| LookupError::NoColumn {
-            table: self.table.clone(),
-            column: self.name.clone(),
-            key: self.key,
-        })?;
-        let (name, schema): (&str, &str) = (row.try_get(1)?, row.try_get(2)?);
-        Ok(ColumnType {
-            oid: row.try_get(0)?,
-            cast: format!("{}.{}", quote_ident(schema), quote_ident(name)),
-            kind: Kind::of(name, row.try_get(3)?),
-        })
-    }
 }

@@ -24,7 +24,7 @@ fn metrics_show_what_was_counted_under_the_contracts_names() {
     for kind in FAILURES {
         metrics.count_attempt(&outcome(Err(kind)));
     }
-    metrics.count_unroutable(UnroutableReason::Value);
+    metrics.count_unroutable(UnroutableReason::Value, 1);
     metrics.count_deferred(DeferReason::Held, 2);
     metrics.count_endpoint_change(EndpointChange::Disabled);
     metrics.count_notice(NoticeResult::Failed);

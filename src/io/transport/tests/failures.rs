@@ -122,7 +122,7 @@ async fn url_that_cannot_be_used_fails_without_being_told() {
         ("http://[::1/hush", FailureKind::Invalid),
         ("http:///", FailureKind::Invalid),
         ("data:hush", FailureKind::Invalid),
-        ("ftp://example.com/hush", FailureKind::Forbidden),
+        ("ftp://example.com/hush", FailureKind::Invalid),
         ("https://me:hush@example.com/", FailureKind::Forbidden),
     ] {
         refusal(&transport, url, kind).await;

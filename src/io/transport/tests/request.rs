@@ -88,10 +88,12 @@ async fn header_that_the_row_may_not_set_makes_the_endpoint_invalid() {
     assert_eq!(server.received().len(), 0);
 }
 
-#[test]
-fn header_of_the_row_is_sensitive() {
+#[tokio::test]
+async fn header_of_the_row_is_sensitive() {
     let attempt = attempt(endpoint("http://127.0.0.1/"));
-    let request = transport().request(&Post::of(&attempt)).unwrap();
+    let (transport, post) = (transport(), Post::of(&attempt));
+    let (uri, signed) = (transport.target(&post).unwrap(), transport.sign(&post).await.unwrap());
+    let request = transport.request(&post, &uri, &signed).unwrap();
     assert!(!format!("{:?}", request.headers()).contains(HUSH));
 }
 

@@ -4,6 +4,7 @@
 //! can never be read, and a checkpoint is the place where the slot begins. Every step looks first
 //! and does only what is missing, so an interrupted set-up is mended by running it again.
 
+mod owner;
 mod publication;
 mod script;
 mod slot;
@@ -211,6 +212,11 @@ async fn state_schema(config: &Config, sessions: &Sessions, report: &mut Report)
     let tables = state_tables();
     let before = existing_tables(sessions.state(), schema, &tables).await?;
     let step = format!("state schema {schema}");
+    if before < tables.len() || sessions.grant_to.is_some() {
+        let own = Conninfo::parse(config.state.url.as_ref().unwrap_or(&config.source.url));
+        let own = own.map_err(anyhow::Error::from)?;
+        owner::ensure_no_stranger(sessions.state(), schema, own.user()).await?;
+    }
     // Not run when all is there: CREATE SCHEMA IF NOT EXISTS asks for the right to create one.
     if before == tables.len() {
         return report.step(&step, Did::Exists, format!("{before} tables"));

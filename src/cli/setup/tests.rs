@@ -143,6 +143,28 @@ async fn setup_grants_our_role_what_it_needs_through_the_administrator() {
     own.batch_execute("SELECT * FROM webhooks; DELETE FROM walhook.dead_letters").await.unwrap();
 }
 
+/// Whose triggers would run as the administrator.
+#[tokio::test]
+async fn setup_refuses_a_state_schema_that_a_stranger_made_before() {
+    let fixture = Fixture::start().await;
+    fixture
+        .run("CREATE ROLE sender LOGIN; CREATE ROLE guest; GRANT CREATE ON DATABASE app TO guest")
+        .await;
+    let (config, admin) = (fixture.config_as("sender", ""), fixture.config("").source.url);
+    for made in [
+        "SET ROLE guest; CREATE SCHEMA walhook",
+        "CREATE SCHEMA walhook; CREATE TABLE walhook.meta (a int);
+         ALTER TABLE walhook.meta OWNER TO guest",
+    ] {
+        fixture.run(made).await;
+        let refused = format!("{:?}", steps(&config, Some(&admin), SOON).await.unwrap_err());
+        assert!(refused.contains("belongs to guest"), "{made}: {refused}");
+        fixture.run("DROP SCHEMA walhook CASCADE").await;
+    }
+    steps(&config, Some(&admin), SOON).await.unwrap();
+    assert_eq!(did(&steps(&config, None, SOON).await.unwrap()), [Did::Exists; 4]);
+}
+
 #[tokio::test]
 async fn printed_script_sets_up_the_same() {
     let fixture = Fixture::start().await;

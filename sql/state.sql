@@ -133,7 +133,25 @@ CREATE TABLE IF NOT EXISTS {schema}.dead_letters (
 -- The last ten attempts, the oldest first: time, status, latency and error of each.
 ALTER TABLE {schema}.dead_letters ADD COLUMN IF NOT EXISTS history pg_catalog.jsonb;
 
--- For their retention. Without the pipeline, so that it is no way to a letter by its event.
+-- The account, and what the letter takes with its event's body, in bytes. Null in an earlier version's,
+-- which counts for nobody.
+ALTER TABLE {schema}.dead_letters ADD COLUMN IF NOT EXISTS account pg_catalog.text;
+ALTER TABLE {schema}.dead_letters ADD COLUMN IF NOT EXISTS bytes bigint;
+
+-- How many of them a queue has, and what they take: the sums over `dead_letters`. No row: none.
+CREATE TABLE IF NOT EXISTS {schema}.dead_letter_counts (
+    pipeline  pg_catalog.text NOT NULL,
+    endpoint  pg_catalog.text NOT NULL,
+    account   pg_catalog.text NOT NULL,
+    letters   bigint NOT NULL,
+    bytes     bigint NOT NULL,
+    PRIMARY KEY (pipeline, endpoint, account)
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.5);
+
+-- To the letters of one queue. Without the pipeline, so that it is no way to a letter by its event.
+CREATE INDEX IF NOT EXISTS dead_letters_of ON {schema}.dead_letters (endpoint, account);
+
+-- For their retention. Likewise.
 CREATE INDEX IF NOT EXISTS dead_letters_died ON {schema}.dead_letters (died_at);
 
 -- Ranges of WAL whose changes were not delivered, and which the operator knows of.
@@ -184,6 +202,17 @@ CREATE TABLE IF NOT EXISTS {schema}.coverage (
     alarms     pg_catalog.text[] NOT NULL,
     PRIMARY KEY (pipeline, partition)
 ) WITH (fillfactor = 50);
+
+-- A queue's dead letters beyond those that are rows: `removed` were rows, `skipped` never. `endpoint` is ''
+-- for unroutable changes. The record grows until it is closed; then the next one begins. What counted
+-- last keeps a batch that is stored twice from counting twice.
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS dead_letters boolean NOT NULL DEFAULT false;
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS last_at pg_catalog.timestamptz;
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS counted_epoch bigint;
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS counted_step bigint;
+
+CREATE UNIQUE INDEX IF NOT EXISTS gaps_of_dead_letters
+    ON {schema}.gaps (pipeline, endpoint, account) WHERE dead_letters AND closed_at IS NULL;
 
 -- What the command line asks of the running leader. `total` is how many it concerned when it was asked.
 CREATE TABLE IF NOT EXISTS {schema}.jobs (
@@ -241,15 +270,19 @@ WITH behind AS (SELECT pipeline, endpoint, pg_catalog.string_agg(account, ', ') 
                        pg_catalog.min(failing_since) AS failing_since,
                        pg_catalog.max(breaker_open_until) AS breaker_open_until
                 FROM {schema}.backlog GROUP BY 1, 2),
-     dead AS (SELECT pipeline, endpoint, pg_catalog.count(*) AS dead_letters
-              FROM {schema}.dead_letters
+     dead AS (SELECT pipeline, endpoint, pg_catalog.sum(n)::bigint AS dead_letters
+              FROM (SELECT pipeline, endpoint, pg_catalog.count(*) AS n
+                    FROM {schema}.dead_letters GROUP BY 1, 2
+                    UNION ALL
+                    SELECT pipeline, endpoint, removed OPERATOR(pg_catalog.+) skipped
+                    FROM {schema}.gaps WHERE dead_letters AND closed_at IS NULL) d
               WHERE endpoint OPERATOR(pg_catalog.<>) '' GROUP BY 1, 2),
      gap AS (SELECT pipeline, endpoint,
                     pg_catalog.sum(removed OPERATOR(pg_catalog.+) skipped)::bigint AS in_gaps,
                     pg_catalog.max(reason) FILTER (WHERE growing) AS suspended,
                     pg_catalog.min(recorded_at) FILTER (WHERE growing) AS suspended_at
              FROM {schema}.gaps
-             WHERE endpoint IS NOT NULL AND closed_at IS NULL GROUP BY 1, 2)
+             WHERE endpoint IS NOT NULL AND NOT dead_letters AND closed_at IS NULL GROUP BY 1, 2)
 SELECT coalesce(coalesce(coalesce(b.pipeline, s.pipeline), d.pipeline), g.pipeline) AS pipeline,
        coalesce(coalesce(coalesce(b.endpoint, s.endpoint), d.endpoint), g.endpoint) AS endpoint,
        b.account,

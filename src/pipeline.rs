@@ -49,7 +49,7 @@ use crate::engine::dispatcher::{Dispatcher, Ordering, Settings};
 use crate::engine::feedback::Feedback;
 use crate::engine::halt::Halt;
 use crate::engine::retry::RetryPolicy;
-use crate::engine::room::StateSize;
+use crate::engine::room::Measured;
 use crate::engine::settle::SettlePolicy;
 use crate::io::admin::{self, Health, Role};
 use crate::io::metrics::Metrics;
@@ -179,7 +179,7 @@ async fn lead(
     let (refilled, pages) = mpsc::channel(1);
     let (persist, persist_requests) = mpsc::channel(1);
     let (stored, persisted) = mpsc::channel(1);
-    let (measured, sizes) = watch::channel(StateSize::default());
+    let (measured, sizes) = watch::channel(Measured::default());
     let (evict, evictions) = watch::channel(None);
     let flushed_at = start.frontier;
     let (flush, flushed) = watch::channel(flushed_at);

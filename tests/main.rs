@@ -22,6 +22,7 @@ mod coverage;
 mod deferral;
 mod disk;
 mod egress;
+mod encodings;
 mod endpoint_commands;
 mod endpoints;
 mod failover;

@@ -17,7 +17,9 @@ use crate::pipeline::range;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A gap is recorded by `walhook recover`, which gives up what cannot be read, by a leader that suspends
-an endpoint at state.max_size, and by one that finds that a table was not published for a time. Open gaps stand in `walhook status` and in the metric
+an endpoint at state.max_size, and by one that finds that a table was not published for a time. Dead
+letters of an endpoint beyond the first 1,000 are one gap too. Open gaps stand in `walhook status` and in
+the metric
 walhook_gaps until somebody closes them, or until a replay has sent an endpoint all of its gap: `list`
 prints the command.
 
@@ -152,8 +154,13 @@ fn way(gap: &Gap, oldest: &Result<Lsn, String>) -> Result<String, String> {
     // Its last commit record begins at `to`, and a replay ends before the one it is told.
     let behind = Lsn(to.0.saturating_add(1));
     let mut command = format!("walhook replay start --from {from} --to {behind}");
+    let known = |id: &Option<String>| id.as_ref().is_some_and(|id| !id.is_empty());
+    if !known(endpoint) && !known(account) {
+        return Err(format!("whose changes these are could not be told. {by_hand}"));
+    }
     for (flag, value) in [("--endpoint", endpoint), ("--account", account)] {
-        if let Some(value) = value {
+        // Without an endpoint these are unroutable changes.
+        if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
             command.push_str(&format!(" {flag} {}", quoted(value)));
         }
     }
@@ -196,7 +203,15 @@ fn to_text(gap: &Gap) -> String {
     if let Some(endpoint) = &gap.endpoint {
         let deliveries = gap.removed + gap.skipped;
         let endpoint = one_line(endpoint);
-        text.push_str(&format!(", endpoint {endpoint} only: {deliveries} deliveries"));
+        let account = one_line(gap.account.as_deref().unwrap_or_default());
+        text.push_str(&match (gap.dead_letters, &*endpoint) {
+            (false, _) => format!(", endpoint {endpoint} only: {deliveries} deliveries"),
+            (true, "") => format!(", account {account}: {deliveries} unroutable changes"),
+            (true, _) => format!(", endpoint {endpoint}: {deliveries} dead letters"),
+        });
+    }
+    if let Some(last_at_us) = gap.last_at_us.filter(|_| gap.closed_at_us.is_none()) {
+        text.push_str(&format!(" so far, the last at {}", rfc3339(last_at_us)));
     }
     if let Some(table) = &gap.table {
         text.push_str(&format!(", table {table} only"));
@@ -230,6 +245,8 @@ mod tests {
             removed: 5,
             skipped: 2,
             growing: false,
+            dead_letters: false,
+            last_at_us: None,
             reason: "suspended".into(),
             recorded_at_us: 0,
             closed_at_us: None,
@@ -249,5 +266,19 @@ mod tests {
         let growing = Gap { growing: true, ..gap() };
         assert!(shown(&growing, Ok(Lsn(0))).unwrap_err().contains("still grows"));
         assert!(to_text(&growing).contains("7 deliveries so far"), "{}", to_text(&growing));
+    }
+
+    #[test]
+    fn record_of_dead_letters_is_shown_with_the_replay_that_sends_them_or_why_there_is_none() {
+        let letters = Gap { dead_letters: true, last_at_us: Some(0), ..gap() };
+        let text = to_text(&letters);
+        assert!(text.contains("endpoint it's: 7 dead letters so far, the last at 1970"), "{text}");
+        let unroutable = Gap { endpoint: Some(String::new()), ..letters };
+        let text = to_text(&unroutable);
+        assert!(text.contains("account 42: 7 unroutable changes so far"), "{text}");
+        let replay = "walhook replay start --from 0/10 --to 0/100 --account 42";
+        assert_eq!(way(&unroutable, &Ok(Lsn(0))).as_deref(), Ok(replay));
+        let nobodys = Gap { account: Some(String::new()), ..unroutable };
+        assert!(way(&nobodys, &Ok(Lsn(0))).unwrap_err().contains("could not be told"));
     }
 }

@@ -11,7 +11,7 @@ use super::position::{EventId, Position};
 
 mod gap;
 
-pub use gap::{GapChange, Purge, Purged};
+pub use gap::{GapChange, LETTERS_MAX, Purge, Purged};
 
 /// Orders the events of a stream: by position, and by type among those of one change.
 ///
@@ -169,7 +169,8 @@ pub struct PersistBatch {
     pub frontier: Lsn,
     /// Settled ahead of the frontier; appended, never rewritten.
     pub settled: Vec<SettledRange>,
-    /// To be inserted; one that is there already (event id, endpoint) is left as it is.
+    /// To be inserted; one that is there already (event id, endpoint) is left as it is. Beyond the first
+    /// [`LETTERS_MAX`] of a queue they are counted in one record.
     pub dead_letters: Vec<DeadLetter>,
     /// Results of operators' retries.
     pub retried: Vec<Retried>,
@@ -202,6 +203,9 @@ pub struct PersistBatch {
     /// Rows of suspended queues to be removed, and counted in their gaps; answered by
     /// [`Persisted::purged`].
     pub purges: Vec<Purge>,
+    /// Dead letters to be removed, and counted in their queues' records; answered by
+    /// [`Persisted::letters_purged`].
+    pub letter_purges: Vec<Purge>,
 }
 
 /// What a batch came to, once it is durable.
@@ -209,6 +213,11 @@ pub struct PersistBatch {
 pub struct Persisted {
     /// What became of the batch's purges, in their order.
     pub purged: Vec<Purged>,
+    /// What became of its purges of dead letters, in their order.
+    pub letters_purged: Vec<Purged>,
+    /// Queues whose dead letters are counted in a record from this batch on, as they have
+    /// [`LETTERS_MAX`] rows.
+    pub beyond: Vec<QueueId>,
 }
 
 /// The deliveries of one account to one endpoint: a queue in memory, a backlog in the table.

@@ -6,6 +6,8 @@
 //! used alone would suspend before the tables have grown to their bound. Between giving up and going
 //! on lies a good part of the bound: each gap stands for as much, so gaps are few.
 
+use super::persist::QueueId;
+
 /// Of the bound: what must be used, beside a size on disk at the bound, for the tables to be full.
 const FULL_PERCENT: u64 = 80;
 
@@ -19,6 +21,27 @@ pub struct StateSize {
     pub total_bytes: u64,
     /// Without that room: an estimate. Never above `total_bytes`.
     pub used_bytes: u64,
+}
+
+/// What one queue has in the state tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// The queue; without an endpoint's id, the unroutable changes of the account.
+    pub queue: QueueId,
+    /// Its dead letters that are rows.
+    pub letters: u64,
+    /// What they take, their events' bodies included.
+    pub letter_bytes: u64,
+}
+
+/// One measurement.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// What the tables take.
+    pub size: StateSize,
+    /// The queues that hold most of them with dead letters and deferred rows together, the largest first,
+    /// while there is not room enough.
+    pub holders: Vec<Holder>,
 }
 
 /// What a size means.
@@ -52,7 +75,9 @@ impl StateSize {
     }
 }
 
-fn share(bytes: u64, percent: u64) -> u64 {
+/// So much of `bytes`.
+#[must_use]
+pub fn share(bytes: u64, percent: u64) -> u64 {
     bytes / 100 * percent
 }
 

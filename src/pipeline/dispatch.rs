@@ -23,7 +23,7 @@ use crate::engine::dispatcher::{
 use crate::engine::event::{Item, UnroutableReason};
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{DeferReason, Persisted};
-use crate::engine::room::StateSize;
+use crate::engine::room::Measured;
 use crate::io::clock::{Clock, unix_us};
 use crate::io::failpoint::Failpoint;
 use crate::io::metrics::Metrics;
@@ -48,7 +48,7 @@ pub(super) struct Ends {
     pub(super) persist: mpsc::Sender<PersistRequest>,
     pub(super) persisted: mpsc::Receiver<Persisted>,
     /// What the state tables take; the last measure is enough.
-    pub(super) sizes: watch::Receiver<StateSize>,
+    pub(super) sizes: watch::Receiver<Measured>,
     pub(super) flush: watch::Sender<Lsn>,
 }
 
@@ -136,13 +136,12 @@ pub(super) async fn dispatch(
                 dispatcher.handle_operator(input, clock.now());
             }
             Ok(()) = ends.sizes.changed() => {
-                let size = *ends.sizes.borrow_and_update();
-                if dispatcher.handle_state_size(size, clock.now()) {
+                let measured = ends.sizes.borrow_and_update().clone();
+                if dispatcher.handle_state_size(&measured, clock.now()) {
                     tracing::error!(
-                        total_bytes = size.total_bytes,
-                        "the state tables have reached state.max_size, and no endpoint has deferred \
-                         deliveries to give up: remove dead letters with `walhook dead-letters discard`, or \
-                         raise state.max_size"
+                        total_bytes = measured.size.total_bytes,
+                        "the state tables have reached state.max_size, and no endpoint has dead \
+                         letters or deferred deliveries to give up: raise state.max_size"
                     );
                 }
             }

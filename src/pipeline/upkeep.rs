@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::open_state;
 use crate::config::Config;
-use crate::engine::room::StateSize;
+use crate::engine::room::{Measured, Room};
 use crate::io::metrics::Metrics;
 use crate::io::state::{StateError, StateStore};
 
@@ -26,7 +26,7 @@ pub(super) async fn keep(
     config: &Config,
     epoch: i64,
     metrics: &Metrics,
-    measured: &watch::Sender<StateSize>,
+    measured: &watch::Sender<Measured>,
 ) {
     // Apart from each other: to vacuum may take minutes, and sizes are wanted meanwhile.
     let measure = async {
@@ -60,7 +60,7 @@ async fn measure(
     config: &Config,
     epoch: i64,
     metrics: &Metrics,
-    measured: &watch::Sender<StateSize>,
+    measured: &watch::Sender<Measured>,
 ) -> Result<Infallible, StateError> {
     let store = open(config, epoch).await?;
     // Where the session before was lost, the server may have crashed.
@@ -68,7 +68,11 @@ async fn measure(
     loop {
         let size = store.sizes().await?;
         metrics.state_bytes.set(i64::try_from(size.total_bytes).unwrap_or(i64::MAX));
-        measured.send_replace(size);
+        let holders = match size.room(config.state.max_size.0) {
+            Room::None | Room::Little => store.holders().await?,
+            Room::Enough => Vec::new(),
+        };
+        measured.send_replace(Measured { size, holders });
         tokio::time::sleep(MEASURE_EVERY).await;
     }
 }
@@ -89,12 +93,12 @@ async fn expire(config: &Config, epoch: i64) -> Result<Infallible, StateError> {
 async fn vacuum(
     config: &Config,
     epoch: i64,
-    measured: &watch::Sender<StateSize>,
+    measured: &watch::Sender<Measured>,
 ) -> Result<Infallible, StateError> {
     let store = open(config, epoch).await?;
     loop {
         // Near the bound the room of removed rows is wanted soon.
-        let is_near = measured.borrow().is_near(config.state.max_size.0);
+        let is_near = measured.borrow().size.is_near(config.state.max_size.0);
         let vacuumed = store.vacuum(is_near).await?;
         if !vacuumed.is_empty() {
             tracing::debug!(tables = vacuumed.join(", "), "vacuumed");

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Stop;
 use super::backoff::Backoff;
-use crate::engine::persist::{PersistBatch, Persisted};
+use crate::engine::persist::{LETTERS_MAX, PersistBatch, Persisted, Purged, QueueId};
 use crate::io::admin::Health;
 use crate::io::failpoint::Failpoint;
 use crate::io::state::{StateError, StateStore};
@@ -68,13 +68,15 @@ pub(super) async fn write(
                 tracing::warn!(%problem, "the state database cannot be reached");
             }
         };
+        report(&done);
         if !batch.deferred.is_empty() {
             Failpoint::DeferredCommitted.pass();
         }
         if !batch.dead_letters.is_empty() || !batch.died.is_empty() {
             Failpoint::DeadLetterCommitted.pass();
         }
-        if !batch.gaps.is_empty() || !batch.purges.is_empty() {
+        let purges = batch.purges.len() + batch.letter_purges.len();
+        if !batch.gaps.is_empty() || purges > 0 {
             Failpoint::GapCommitted.pass();
         }
         Failpoint::CheckpointCommitted.pass();
@@ -84,4 +86,24 @@ pub(super) async fn write(
         }
     }
     Ok(())
+}
+
+/// What is lost to a bound of the dead letters is said aloud.
+fn report(Persisted { letters_purged, beyond, .. }: &Persisted) {
+    for QueueId { account, endpoint } in beyond {
+        tracing::error!(
+            %endpoint, %account,
+            "{LETTERS_MAX} dead letters stand there for it: those that follow are counted in one gap; \
+             `walhook gaps list` shows the replay that sends them"
+        );
+    }
+    for Purged { queue: QueueId { account, endpoint }, rows, .. } in letters_purged {
+        if *rows > 0 {
+            tracing::error!(
+                %endpoint, %account, rows,
+                "state.max_size is reached, and it holds the most: its dead letters are counted in one gap; \
+                 `walhook gaps list` shows the replay that sends them"
+            );
+        }
+    }
 }

@@ -102,7 +102,21 @@ async fn page(state: &StateStore, list: &List) -> Result<print::Page, Failure> {
     let more = letters.len() > limit;
     letters.truncate(limit);
     let next_after = letters.last().map(|letter| letter.id).filter(|_| more);
-    Ok(print::Page { letters, next_after })
+    // What is counted only, where the list is of everything, or of an endpoint or account.
+    let filter = list.filters.to_filter();
+    let of_queue = DeadLetterFilter {
+        endpoint: filter.endpoint.clone(),
+        account: filter.account.clone(),
+        ..DeadLetterFilter::default()
+    };
+    let mut beyond = if filter == of_queue { state.gaps(false).await? } else { Vec::new() };
+    beyond.retain(|gap| {
+        let fits = |wanted: &Option<String>, of: &Option<String>| wanted.is_none() || wanted == of;
+        gap.dead_letters
+            && fits(&filter.endpoint, &gap.endpoint)
+            && fits(&filter.account, &gap.account)
+    });
+    Ok(print::Page { letters, next_after, beyond })
 }
 
 async fn show(config: &Config, id: i64, json: bool) -> CommandResult {

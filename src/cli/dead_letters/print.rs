@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::cli::table::{attempts, one_line, table};
 use crate::engine::event::rfc3339;
 use crate::engine::position::Position;
-use crate::io::state::{StoredAttempt, StoredDeadLetter};
+use crate::io::state::{Gap, StoredAttempt, StoredDeadLetter};
 
 /// One page of a list.
 #[derive(Debug)]
@@ -15,16 +15,18 @@ pub(super) struct Page {
     pub(super) letters: Vec<StoredDeadLetter>,
     /// Where the next page begins, if there is one.
     pub(super) next_after: Option<i64>,
+    /// Records of letters that are counted only.
+    pub(super) beyond: Vec<Gap>,
 }
 
 impl Page {
     pub(super) fn to_json(&self) -> Value {
         let letters: Vec<Value> = self.letters.iter().map(brief).collect();
-        json!({ "dead_letters": letters, "next_after": self.next_after })
+        json!({ "dead_letters": letters, "next_after": self.next_after, "beyond": self.beyond })
     }
 
     pub(super) fn to_text(&self) -> String {
-        if self.letters.is_empty() {
+        if self.letters.is_empty() && self.beyond.is_empty() {
             return "no dead letter fits".to_owned();
         }
         let head = ["ID", "STORED", "REASON", "ENDPOINT", "ACCOUNT", "TYPE", "DETAIL"];
@@ -43,6 +45,19 @@ impl Page {
         let mut text = table(&rows);
         if let Some(after) = self.next_after {
             text.push_str(&format!("\nthere are more: --after {after}"));
+        }
+        for Gap { id, endpoint, account, removed, skipped, reason, .. } in &self.beyond {
+            let of = |id: &Option<String>| match id.as_deref() {
+                None | Some("") => "-".to_owned(),
+                Some(id) => one_line(id),
+            };
+            text.push_str(&format!(
+                "\nand {} more of endpoint {} of account {}, counted in gap {id} (`walhook gaps list`): {}",
+                removed + skipped,
+                of(endpoint),
+                of(account),
+                one_line(reason)
+            ));
         }
         text
     }

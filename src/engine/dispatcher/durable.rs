@@ -430,7 +430,8 @@ impl Dispatcher {
         assert!(under_way.frontier >= self.durable.stored_frontier, "the checkpoint went back");
         self.durable.stored_frontier = under_way.frontier;
         self.durable.last_stored = now;
-        let purged = persisted.purged.iter().map(|purged| purged.rows).sum::<u64>();
+        let purged = persisted.purged.iter().chain(&persisted.letters_purged);
+        let purged = purged.map(|purged| purged.rows).sum::<u64>();
         let rows = under_way.stored.len() + usize::try_from(purged).unwrap_or(usize::MAX);
         self.durable.adapt(now.since(under_way.started), rows);
         for leaving in under_way.stored {
@@ -450,6 +451,7 @@ impl Dispatcher {
             self.bury(dying, now);
         }
         self.handle_purged(&persisted.purged, now);
+        self.handle_letters_purged(&persisted.letters_purged, now);
         for queue in queues {
             self.look_after(&queue, now);
         }

@@ -250,7 +250,7 @@ impl Life {
                 self.storing = 0;
             }
             Happens::Measured => {
-                self.dispatcher.handle_state_size(world.size(), now);
+                self.dispatcher.handle_state_size(&world.size(), now);
                 self.plan(now + Duration::from_millis(500), Happens::Measured, rng);
             }
             Happens::Wake => {}

@@ -10,6 +10,9 @@
 //! stored is), so that the backlog's numbers stay exact. Before the next queue is suspended the removal
 //! is over, and the server's statistics show it.
 //!
+//! Dead letters go first, and without a suspension: whoever holds most of both has its letters counted in
+//! the record of those beyond the first thousand. With no letters left it is suspended.
+//!
 //! With room again a queue goes on by itself, with an empty backlog.
 
 use std::collections::BTreeSet;
@@ -19,9 +22,9 @@ use super::super::backlog::Backlog;
 use super::super::event::EndpointId;
 use super::super::lsn::Lsn;
 use super::super::persist::{
-    Blocked, DeferReason, GapChange, PersistBatch, Purge, Purged, QueueId,
+    Blocked, DeferReason, GapChange, LETTERS_MAX, PersistBatch, Purge, Purged, QueueId,
 };
-use super::super::room::{Room, StateSize};
+use super::super::room::{Holder, Measured, Room, share};
 use super::super::tick::Tick;
 use super::Dispatcher;
 use super::changes::EndpointChange;
@@ -30,6 +33,9 @@ use super::defer::{Detour, Exit};
 /// How late the server's statistics may tell of rows that were removed. A session reports at once, or,
 /// when it has just done so and falls silent, after ten seconds.
 const STATISTICS_LAG: Duration = Duration::from_secs(15);
+
+/// Of the bound: dead letters of several queues are given up at once until they are so much.
+const LETTERS_PERCENT: u64 = 5;
 
 /// How often it is said that nothing is left to give up.
 const SAID_EVERY: Duration = Duration::from_secs(60);
@@ -41,6 +47,8 @@ pub(super) struct Suspensions {
     /// A size that was measured before may not show what was removed.
     trusts_from: Tick,
     said: Option<Tick>,
+    /// Queues whose dead letters are being removed.
+    letters: BTreeSet<QueueId>,
 }
 
 /// What is known of one.
@@ -86,17 +94,20 @@ impl Dispatcher {
 
     /// Takes what the state tables were measured to take. Says, once a minute, that they are full and no
     /// queue has rows to give up.
-    pub fn handle_state_size(&mut self, size: StateSize, now: Tick) -> bool {
+    pub fn handle_state_size(&mut self, measured: &Measured, now: Tick) -> bool {
         if self.stopping {
             return false;
         }
-        match size.room(self.settings.state_max) {
-            Room::None => self.give_up_rows(size, now),
+        match measured.size.room(self.settings.state_max) {
+            Room::None => self.give_up_rows(measured, now),
             Room::Enough => {
                 self.resume_suspended();
                 false
             }
-            Room::Little => false,
+            Room::Little => {
+                self.make_room_to_resume(measured, now);
+                false
+            }
         }
     }
 
@@ -105,19 +116,61 @@ impl Dispatcher {
         self.detours.get(queue).is_some_and(|detour| detour.is_suspended())
     }
 
-    fn give_up_rows(&mut self, size: StateSize, now: Tick) -> bool {
+    /// Whether something is being given up, or a size may not show yet what was.
+    fn gives_up(&self, now: Tick) -> bool {
         let rows_left = |queue| {
             let suspension = self.detours.get(queue).and_then(|detour| detour.suspension.as_ref());
             suspension.is_some_and(|suspension| suspension.rows_left)
         };
-        if now < self.suspensions.trusts_from || self.suspensions.queues.iter().any(rows_left) {
+        let is_busy =
+            !self.suspensions.letters.is_empty() || self.suspensions.queues.iter().any(rows_left);
+        is_busy || now < self.suspensions.trusts_from
+    }
+
+    /// Dead letters stay for weeks: where only they keep suspended queues from going on, those of whoever
+    /// holds most go as well.
+    fn make_room_to_resume(&mut self, Measured { holders, .. }: &Measured, now: Tick) {
+        let waits = self.suspensions.queues.iter().any(|queue| self.is_suspended(queue));
+        if waits && !self.gives_up(now) {
+            self.give_up_letters(holders.iter().filter(|holder| holder.letters > 0));
+        }
+    }
+
+    /// Those of the first, and of more until a good part of the bound is given up.
+    fn give_up_letters<'a>(&mut self, holders: impl Iterator<Item = &'a Holder>) {
+        let mut given_up = 0;
+        for holder in holders {
+            if given_up >= share(self.settings.state_max, LETTERS_PERCENT) {
+                break;
+            }
+            given_up += holder.letter_bytes;
+            self.suspensions.letters.insert(holder.queue.clone());
+            self.durable.touch();
+        }
+    }
+
+    fn give_up_rows(&mut self, Measured { size, holders }: &Measured, now: Tick) -> bool {
+        if self.gives_up(now) {
             return false;
         }
-        let most = self
-            .detours
-            .iter()
-            .filter(|(_, detour)| detour.suspension.is_none() && detour.rows() > 0)
-            .max_by(|(a, x), (b, y)| (x.rows(), b).cmp(&(y.rows(), a)));
+        let can_go = |detour: &Detour| detour.suspension.is_none() && detour.rows() > 0;
+        let able = |holder: &&Holder| {
+            holder.letters > 0
+                || self.detours.get(&holder.queue).is_some_and(|detour| can_go(detour))
+        };
+        let able: Vec<&Holder> = holders.iter().filter(able).collect();
+        self.give_up_letters(able.iter().copied().take_while(|holder| holder.letters > 0));
+        if !self.suspensions.letters.is_empty() {
+            return false;
+        }
+        let most = match able.first() {
+            Some(holder) => self.detours.get_key_value(&holder.queue),
+            None => self
+                .detours
+                .iter()
+                .filter(|(_, detour)| can_go(detour))
+                .max_by(|(a, x), (b, y)| (x.rows(), b).cmp(&(y.rows(), a))),
+        };
         let Some((queue, detour)) = most else {
             let said = self.suspensions.said.is_some_and(|said| now.since(said) < SAID_EVERY);
             if !said {
@@ -209,6 +262,13 @@ impl Dispatcher {
 
     /// What gaps are to say, and at most `rows` rows to be removed.
     pub(super) fn hand_out_gaps(&mut self, batch: &mut PersistBatch, mut rows: usize) {
+        for queue in &self.suspensions.letters {
+            let at_once = u32::try_from(rows).unwrap_or(u32::MAX).min(LETTERS_MAX);
+            if at_once > 0 {
+                batch.letter_purges.push(Purge { queue: queue.clone(), rows: at_once });
+                rows -= at_once as usize;
+            }
+        }
         let handed_out = self.durable.handed_out();
         let mut ended = Vec::new();
         for queue in &self.suspensions.queues {
@@ -240,6 +300,17 @@ impl Dispatcher {
             self.suspensions.queues.remove(&queue);
             // It is looked after, and forgotten where nothing is left, with the next batch.
             self.outdate(&queue);
+        }
+    }
+
+    pub(super) fn handle_letters_purged(&mut self, purged: &[Purged], now: Tick) {
+        for Purged { queue, rows, all } in purged {
+            self.counters.in_gaps += rows;
+            if *all {
+                self.suspensions.letters.remove(queue);
+                self.suspensions.trusts_from = now + STATISTICS_LAG;
+            }
+            self.durable.touch();
         }
     }
 

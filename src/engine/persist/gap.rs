@@ -20,8 +20,12 @@ pub struct GapChange {
     pub growing: bool,
 }
 
+/// Dead letters of a queue that are rows. Those after are counted in one record of the table `gaps`: the
+/// range of their commits, how many, and why the last one died.
+pub const LETTERS_MAX: u32 = 1_000;
+
 /// Removes the oldest rows of a suspended queue, and counts them in its growing gap. Without such a gap
-/// it removes nothing.
+/// it removes nothing. Of dead letters: any of the queue's, counted in its record of those.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Purge {
     /// Which.

@@ -6,7 +6,7 @@ use crate::engine::coverage::{Coverage, Loss, Moment};
 
 use crate::io::op::EQ;
 
-use super::{Param, Scope, StateError, StateStore, fence, lsn, unreadable};
+use super::{Param, Scope, StateError, StateStore, fence, lsn, text, unreadable};
 
 /// So many alarms are stored, and their number.
 pub const MAX_ALARMS: usize = 100;
@@ -27,7 +27,7 @@ impl StateStore {
         let Some(row) = row else { return Ok(None) };
         let xid: i64 = row.try_get(1)?;
         let at = Moment { lsn: lsn(&row, 0)?, xid: xid.cast_unsigned() };
-        let read = serde_json::from_str(row.try_get(2)?);
+        let read = serde_json::from_str(&text::read(row.try_get(2)?));
         if let Err(error) = &read {
             tracing::warn!(%error, "the last look at the publication was stored by another version");
         }
@@ -97,6 +97,7 @@ impl StateStore {
              WHERE pipeline {EQ} $1 AND partition {EQ} 0"
         );
         let row = self.connection.query_typed_opt(&sql, &[(pipeline, Type::TEXT)]).await?;
-        Ok(row.map(|row| row.try_get(0)).transpose()?.unwrap_or_default())
+        let stored: Vec<String> = row.map(|row| row.try_get(0)).transpose()?.unwrap_or_default();
+        Ok(stored.iter().map(|alarm| text::read(alarm).into_owned()).collect())
     }
 }

@@ -36,6 +36,12 @@ pub struct Gap {
     pub skipped: i64,
     /// The endpoint is suspended: more is counted in it.
     pub growing: bool,
+    /// It counts dead letters: `removed` were rows of their table, `skipped` came when the endpoint had too
+    /// many. It grows until it is closed. Without an endpoint's id these are unroutable changes.
+    pub dead_letters: bool,
+    /// Of dead letters: when the last one was counted; microseconds since 1970-01-01 UTC.
+    #[serde(rename = "last_at", serialize_with = "as_optional_rfc3339")]
+    pub last_at_us: Option<i64>,
     /// Why there is one.
     pub reason: String,
     /// When it was recorded: microseconds since 1970-01-01 UTC.
@@ -181,8 +187,8 @@ fn columns() -> String {
     format!(
         "id, from_lsn::pg_catalog.text, to_lsn::pg_catalog.text, endpoint, reason, {recorded},
          {closed},
-         note, account, removed, skipped, growing,
-         source_table, find_rows"
+         note, account, removed, skipped, growing, source_table, find_rows, dead_letters, {}",
+        to_us("last_at")
     )
 }
 
@@ -200,7 +206,9 @@ fn read(row: &Row) -> Result<Gap, StateError> {
         removed: row.try_get(9)?,
         skipped: row.try_get(10)?,
         growing: row.try_get(11)?,
-        table: row.try_get(12)?,
-        find: row.try_get(13)?,
+        table: text::get_opt(row, 12)?,
+        find: text::get_opt(row, 13)?,
+        dead_letters: row.try_get(14)?,
+        last_at_us: row.try_get(15)?,
     })
 }

@@ -18,6 +18,7 @@ mod event;
 mod filter;
 mod gaps;
 mod history;
+mod holders;
 mod inspect;
 mod jobs;
 mod notices;
@@ -69,7 +70,7 @@ use super::sql::{ConnectError, error_text, is_data_error, is_transient};
 pub const SCHEMA_VERSION: i32 = 1;
 
 /// The table that was added last: where it is missing, an earlier version's `setup` made the schema.
-const NEWEST_TABLE: &str = "coverage";
+const NEWEST_TABLE: &str = "dead_letter_counts";
 
 /// How long a session may sit idle inside a transaction: a frozen leader's lock on the lease ends
 /// then, and a takeover waits no longer for it. Far above what a busy leader takes between two

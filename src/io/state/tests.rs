@@ -2,6 +2,7 @@
 
 mod deferred;
 mod gaps;
+mod letters;
 mod load;
 mod text;
 mod upkeep;

@@ -96,6 +96,9 @@ pub(super) struct World {
     pub(super) bound: Option<u64>,
     pub(super) largest: u64,
     pub(super) gaps: Vec<Gap>,
+    /// The dead letters that are rows, and those that are counted instead.
+    pub(super) letters: BTreeMap<QueueId, Vec<(EventId, Lsn)>>,
+    pub(super) beyond: Vec<Gap>,
     /// What the crashes so far excuse.
     pub(super) excused: u64,
     /// Between two transactions of the stream.
@@ -299,10 +302,9 @@ impl World {
         self.settled.extend(last.map(|last| (last, batch.settled)));
         self.settled.retain(|(last, _)| *last >= batch.frontier);
         for letter in batch.dead_letters {
-            let endpoint = letter.endpoint.unwrap_or_else(|| EndpointId::new(""));
+            let endpoint = letter.endpoint.clone().unwrap_or_else(|| EndpointId::new(""));
             let account = letter.event.account.clone();
-            self.dead.insert((letter.event.id, endpoint.to_string()), letter.reason);
-            self.died.push((letter.event.id, QueueId { account, endpoint }, letter.reason));
+            self.store_letter(QueueId { account, endpoint }, &letter);
         }
         self.store_rows(batch.deferred.into_iter().map(|d| (d.id, d.event, d.tried)));
         for row in batch.resolved {
@@ -314,8 +316,7 @@ impl World {
         }
         for (row, letter) in batch.died {
             self.take_row(&row);
-            self.dead.insert((row.event, row.queue.endpoint.to_string()), letter.reason);
-            self.died.push((row.event, row.queue, letter.reason));
+            self.store_letter(row.queue, &letter);
         }
         for row in batch.backlog {
             let stored = self.deferred.get(&row.queue).map_or(0, BTreeMap::len);
@@ -342,7 +343,10 @@ impl World {
         }
         self.job.take_if(|(job, ..)| batch.jobs_done.iter().any(|done| done.job == *job));
         self.store_gaps(batch.gaps);
-        Persisted { purged: batch.purges.into_iter().map(|purge| self.purge(purge)).collect() }
+        let purged = batch.purges.into_iter().map(|purge| self.purge(purge)).collect();
+        let letters_purged = batch.letter_purges.into_iter();
+        let letters_purged = letters_purged.map(|purge| self.purge_letters(purge)).collect();
+        Persisted { purged, letters_purged, beyond: Vec::new() }
     }
 
     /// Now and then an operator pauses an endpoint, often for longer than retries last, and resumes it.

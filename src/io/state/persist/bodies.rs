@@ -31,21 +31,26 @@ pub(super) async fn insert(
     Scope { s, pipeline, .. }: &Scope,
     batch: &PersistBatch,
 ) -> Result<(), StateError> {
-    let dead = batch.dead_letters.iter().map(|letter| &letter.event);
-    let deferred = batch.deferred.iter().map(|defer| &defer.event);
-    // Ordered by id: neighbours in time are neighbours in the index.
-    let events: BTreeMap<String, &Arc<Event>> =
-        dead.chain(deferred).map(|event| (event.id.to_string(), event)).collect();
+    // Ordered by id: neighbours in time are neighbours in the index. A deferred row's body is needed; a
+    // letter's where the letter is a row, which it is by now.
+    let mut events: BTreeMap<String, (&Arc<Event>, bool)> = BTreeMap::new();
+    for letter in &batch.dead_letters {
+        events.insert(letter.event.id.to_string(), (&letter.event, false));
+    }
+    for defer in &batch.deferred {
+        events.insert(defer.event.id.to_string(), (&defer.event, true));
+    }
     if events.is_empty() {
         return Ok(());
     }
     let ids: Vec<&str> = events.keys().map(String::as_str).collect();
-    let types: Vec<&str> = events.values().map(|e| &*e.event_type).collect();
-    let accounts: Vec<&str> = events.values().map(|e| e.account.as_str()).collect();
-    let operations: Vec<&str> = events.values().map(|e| e.operation.as_str()).collect();
-    let times: Vec<SystemTime> = events.values().map(|e| system_time(e.commit_time_us)).collect();
+    let types: Vec<&str> = events.values().map(|(e, _)| &*e.event_type).collect();
+    let accounts: Vec<&str> = events.values().map(|(e, _)| e.account.as_str()).collect();
+    let operations: Vec<&str> = events.values().map(|(e, _)| e.operation.as_str()).collect();
+    let times: Vec<SystemTime> =
+        events.values().map(|(e, _)| system_time(e.commit_time_us)).collect();
     let positions = || {
-        events.values().map(|e| {
+        events.values().map(|(e, _)| {
             let Position::Wal(position) = e.position;
             position
         })
@@ -54,14 +59,17 @@ pub(super) async fn insert(
     let changes: Vec<PgLsn> = positions().map(|p| p.change_lsn.0.into()).collect();
     let relations: Vec<u32> = positions().map(|p| p.relation).collect();
     let ns: Vec<i64> = positions().map(|p| i64::from(p.n)).collect();
-    let keys: Vec<String> = events.values().map(|e| array(&e.keys)).collect();
-    let rows: Vec<&[u8]> = events.values().map(|e| &*e.row).collect();
+    let keys: Vec<String> = events.values().map(|(e, _)| array(&e.keys)).collect();
+    let needed: Vec<bool> = events.values().map(|(_, needed)| *needed).collect();
+    let rows: Vec<&[u8]> = events.values().map(|(e, _)| &*e.row).collect();
     let insert = format!(
         "INSERT INTO {s}.bodies (pipeline, event_id, event_type, account, operation,
                 committed_at, commit_lsn, change_lsn, relation, n, keys, row)
          SELECT $1, id, type, account, operation, at, commit, change, relation, n, keys::bigint[], row
-         FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
-              AS e(id, type, account, operation, at, commit, change, relation, n, keys, row)
+         FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+              AS e(id, type, account, operation, at, commit, change, relation, n, keys, row, needed)
+         WHERE e.needed OR (SELECT d.id FROM {s}.dead_letters d
+                            WHERE d.pipeline {EQ} $1 AND d.event_id {EQ} e.id LIMIT 1) IS NOT NULL
          ON CONFLICT DO NOTHING"
     );
     tx.execute_typed(
@@ -79,6 +87,7 @@ pub(super) async fn insert(
             (&ns, Type::INT8_ARRAY),
             (&keys, Type::TEXT_ARRAY),
             (&rows, Type::BYTEA_ARRAY),
+            (&needed, Type::BOOL_ARRAY),
         ],
     )
     .await?;

@@ -5,8 +5,10 @@ use std::time::SystemTime;
 use tokio_postgres::types::{PgLsn, Type};
 
 use super::history::{last_ten, records};
-use super::{Param, Scope, StateError, Transaction, bodies, saturate, storable, system_time};
-use crate::engine::persist::{DeadLetter, Defer, RowId, Tried};
+use super::{
+    Param, Scope, StateError, Step, Transaction, bodies, dead_letters, saturate, system_time,
+};
+use crate::engine::persist::{DeadLetter, Defer, QueueId, RowId, Tried};
 use crate::engine::position::Position;
 use crate::io::op::{EQ, LT};
 
@@ -62,7 +64,7 @@ impl TriedColumns {
             first: tried.clone().map(|t| t.first_attempt_us).collect(),
             due: tried.clone().map(|t| t.due_us.map(system_time)).collect(),
             statuses: tried.clone().map(|t| t.last_status.map(i32::from)).collect(),
-            details: tried.clone().map(|t| storable(&t.detail)).collect(),
+            details: tried.clone().map(|t| t.detail.clone()).collect(),
             histories: tried.map(|t| records(&t.history)).collect(),
         }
     }
@@ -170,53 +172,27 @@ pub(super) async fn retime(
     Ok(())
 }
 
-/// Turns rows into dead letters, which take their bodies over. A row that is gone is passed over.
+/// Turns rows into dead letters, which take their bodies over. A row that is gone is passed over. Returns
+/// the queues whose letters are counted in a record from now on.
 pub(super) async fn die(
     tx: &Transaction<'_>,
-    Scope { s, pipeline, .. }: &Scope,
+    scope: &Scope,
+    step: Step,
     died: &[(RowId, DeadLetter)],
-) -> Result<(), StateError> {
+) -> Result<Vec<QueueId>, StateError> {
     if died.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
-    let named = Named::new(died.iter().map(|(id, _)| id));
-    let reasons: Vec<&str> = died.iter().map(|(_, l)| l.reason.as_str()).collect();
-    let details: Vec<String> = died.iter().map(|(_, l)| storable(&l.detail)).collect();
-    let attempts: Vec<i32> = died.iter().map(|(_, l)| saturate(l.attempts)).collect();
-    let statuses: Vec<Option<i32>> =
-        died.iter().map(|(_, l)| l.last_status.map(i32::from)).collect();
-    let histories: Vec<Option<String>> = died.iter().map(|(_, l)| records(&l.history)).collect();
-    let place = place(s);
-    let insert = format!(
-        "INSERT INTO {s}.dead_letters
-                (pipeline, event_id, endpoint, replay_id, reason, detail, attempts, last_status, history)
-         SELECT $1, event, endpoint, replay, reason, detail, attempts, status, {history}
-         FROM (SELECT (SELECT h.history FROM {s}.deferred h
-         WHERE h.ctid {EQ} r.place) AS stored, r.*
-               FROM (SELECT {place} AS place, r.*
-                     FROM unnest($2, $3, $4, $5, $6, $7, $8, $9)
-                          AS r(event, endpoint, replay, reason, detail, attempts, status, history)) r
-               WHERE r.place IS NOT NULL) r
-         ON CONFLICT DO NOTHING",
-        history = last_ten("r.stored", "r.history")
-    );
-    let delete = format!(
-        "DELETE FROM {s}.deferred WHERE ctid {EQ} ANY (ARRAY (
-             SELECT {place} FROM unnest($2, $3, $4) AS r(event, endpoint, replay)))"
-    );
-    let mut params = named.params(pipeline);
-    let letter: [Param<'_>; 5] = [
-        (&reasons, Type::TEXT_ARRAY),
-        (&details, Type::TEXT_ARRAY),
-        (&attempts, Type::INT4_ARRAY),
-        (&statuses, Type::INT4_ARRAY),
-        (&histories, Type::TEXT_ARRAY),
-    ];
-    params.extend(letter);
-    let keys = named.params(pipeline);
-    // In this order: statements that are sent together are carried out one after the other.
-    futures_util::try_join!(tx.execute_typed(&insert, &params), tx.execute_typed(&delete, &keys))?;
-    Ok(())
+    let place = place(&scope.s);
+    let rows: Vec<RowId> = died.iter().map(|(id, _)| id.clone()).collect();
+    let letters = died.iter().map(|(_, letter)| letter);
+    // In this order: statements that are sent together are carried out one after the other. Of a letter that
+    // is only counted the body goes with the row.
+    let (beyond, ()) = futures_util::try_join!(
+        dead_letters::insert_deferred(tx, scope, &place, step, letters),
+        resolve(tx, scope, &rows)
+    )?;
+    Ok(beyond)
 }
 
 /// Removes rows, with the bodies that nothing else needs.

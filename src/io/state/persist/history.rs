@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::super::{text, unreadable};
-use super::{StateError, storable};
+use super::StateError;
 use crate::engine::event::rfc3339;
 use crate::engine::persist::AttemptRecord;
 use crate::io::op::CAT;
@@ -42,7 +42,8 @@ pub(super) fn records(history: &[AttemptRecord]) -> Option<String> {
             at: rfc3339(attempt.at_us),
             status: attempt.status,
             latency_ms: u64::try_from(attempt.latency.as_millis()).unwrap_or(u64::MAX),
-            error: storable(&attempt.error),
+            // Within JSON it would be an escape, which `jsonb` refuses.
+            error: attempt.error.replace('\0', "\u{fffd}"),
         })
         .collect();
     // Texts and numbers: there is nothing in it that JSON could not hold.

@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{PersistBatch, Persisted, Scope, StateError, Transaction, write_frontier, write_rows};
+use super::{
+    PersistBatch, Persisted, Scope, StateError, Step, Transaction, write_frontier, write_rows,
+};
 use crate::engine::event::{AccountId, Event};
 use crate::engine::persist::{DeadLetter, DeadReason, Retried};
 use crate::io::sql::is_data_error;
@@ -26,10 +28,12 @@ pub(super) async fn write(
 ) -> Result<Persisted, StateError> {
     write_frontier(tx, scope, epoch, batch).await?;
     let mut persisted = Persisted::default();
+    let mut step = Step::first(epoch, batch);
     let mut pieces = vec![(rows_of(batch), 0)];
     while let Some((piece, weakened)) = pieces.pop() {
+        step = step.next().next();
         tx.batch_execute("SAVEPOINT piece").await?;
-        let refused = match write_rows(tx, scope, &piece).await {
+        let refused = match write_rows(tx, scope, step, &piece).await {
             Ok(stored) => {
                 tx.batch_execute("RELEASE SAVEPOINT piece").await?;
                 persisted.add(stored);
@@ -87,7 +91,8 @@ macro_rules! for_each_part {
             jobs_done,
             notices,
             gaps,
-            purges
+            purges,
+            letter_purges
         )
     };
 }

@@ -14,6 +14,8 @@
 //!   row's likewise;
 //! - a row that was resolved or became a dead letter is not there; one that was retimed counts the
 //!   attempt already, which then adds nothing to its history;
+//! - a dead letter that was counted instead of stored is counted once: the record knows which [`Step`] it
+//!   counted last;
 //! - a gap is set to the same numbers; one that has ended grows no more;
 //! - a purge removes as many rows again, or what is left: it names no row, and the gap counts those that
 //!   it removed;
@@ -32,6 +34,7 @@ mod deferred;
 mod gaps;
 mod history;
 mod isolate;
+mod letters;
 mod notices;
 mod stops;
 
@@ -87,8 +90,9 @@ pub(super) async fn write(
     batch: &PersistBatch,
 ) -> Result<Persisted, StateError> {
     // Answered in this order: whoever is fenced off learns it first, and rolls the rest back.
+    let step = Step::first(epoch, batch);
     let ((), persisted) =
-        try_join!(write_frontier(tx, scope, epoch, batch), write_rows(tx, scope, batch))?;
+        try_join!(write_frontier(tx, scope, epoch, batch), write_rows(tx, scope, step, batch))?;
     Ok(persisted)
 }
 
@@ -112,16 +116,18 @@ async fn write_frontier(
 async fn write_rows(
     tx: &Transaction<'_>,
     scope: &Scope,
+    step: Step,
     batch: &PersistBatch,
 ) -> Result<Persisted, StateError> {
-    // What adds rows goes before what removes some: a body that is still needed then shows it.
-    let (.., purged) = try_join!(
+    // What adds rows goes before what removes some: a body that is still needed then shows it. And letters
+    // before bodies: those that are only counted need none.
+    let (beyond, .., beyond_died, _, _, _, _, _, _, _, _, _, _, _, purged, letters_purged) = try_join!(
+        dead_letters::insert(tx, scope, step, &batch.dead_letters),
         bodies::insert(tx, scope, batch),
-        dead_letters::insert(tx, scope, &batch.dead_letters),
         dead_letters::mark_failed(tx, scope, &batch.retried),
         deferred::insert(tx, scope, &batch.deferred),
         deferred::retime(tx, scope, &batch.retimed),
-        deferred::die(tx, scope, &batch.died),
+        deferred::die(tx, scope, step.next(), &batch.died),
         deferred::resolve(tx, scope, &batch.resolved),
         dead_letters::remove_delivered(tx, scope, &batch.retried),
         replays::count(tx, scope, &batch.replayed),
@@ -134,14 +140,37 @@ async fn write_rows(
         notices::add(tx, scope, &batch.notices),
         gaps::store(tx, scope, batch.frontier, &batch.gaps),
         gaps::purge(tx, scope, &batch.purges),
+        letters::purge(tx, scope, &batch.letter_purges),
     )?;
-    Ok(Persisted { purged })
+    let beyond = [beyond, beyond_died].concat();
+    Ok(Persisted { purged, letters_purged, beyond })
 }
 
 impl Persisted {
     /// Takes what a further part of the same batch came to.
     fn add(&mut self, part: Self) {
         self.purged.extend(part.purged);
+        self.letters_purged.extend(part.letters_purged);
+        self.beyond.extend(part.beyond);
+    }
+}
+
+/// Tells a statement that counts from every earlier one. Stored again, a batch has the same steps.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    epoch: i64,
+    step: i64,
+}
+
+impl Step {
+    /// Of a batch.
+    fn first(epoch: i64, batch: &PersistBatch) -> Self {
+        // Of one batch there are at most a million.
+        Self { epoch, step: i64::try_from(batch.number << 20).unwrap_or(i64::MAX) }
+    }
+
+    fn next(self) -> Self {
+        Self { step: self.step.saturating_add(1), ..self }
     }
 }
 
@@ -199,11 +228,6 @@ async fn remove_passed(
     let frontier = PgLsn::from(frontier.0);
     tx.execute_typed(&delete, &[(pipeline, Type::TEXT), (&frontier, Type::PG_LSN)]).await?;
     Ok(())
-}
-
-/// PostgreSQL's text holds no NUL, but what an endpoint answers may.
-fn storable(text: &str) -> String {
-    text.replace('\0', "\u{fffd}")
 }
 
 fn saturate(n: u32) -> i32 {

@@ -2,7 +2,7 @@
 
 use tokio_postgres::types::Type;
 
-use super::{Param, Scope, StateError, Transaction, storable};
+use super::{Param, Scope, StateError, Transaction};
 use crate::engine::notice::Notice;
 use crate::io::op::{EQ, PLUS};
 
@@ -28,7 +28,7 @@ pub(super) async fn add(
     let endpoints: Vec<&str> = notices.iter().map(|n| n.endpoint.as_str()).collect();
     let kinds: Vec<&str> = notices.iter().map(|n| n.kind.as_str()).collect();
     let accounts: Vec<Option<&str>> = notices.iter().map(|n| n.account.as_deref()).collect();
-    let details: Vec<String> = notices.iter().map(|n| storable(&n.detail)).collect();
+    let details: Vec<&str> = notices.iter().map(|n| n.detail.as_str()).collect();
     let counts: Vec<i64> =
         notices.iter().map(|n| i64::try_from(n.count).unwrap_or(i64::MAX)).collect();
     let params: [Param<'_>; 6] = [

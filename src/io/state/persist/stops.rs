@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use tokio_postgres::types::Type;
 
-use super::{Param, Scope, StateError, Transaction, storable, system_time};
+use super::{Param, Scope, StateError, Transaction, system_time};
 use crate::engine::event::EndpointId;
 use crate::engine::persist::{DisableEndpoint, JobDone, PauseEndpoint};
 use crate::io::op::EQ;
@@ -37,7 +37,7 @@ pub(super) async fn disable(
          SELECT $1, * FROM unnest($2, $3) ON CONFLICT DO NOTHING"
     );
     let endpoints: Vec<&str> = disabled.iter().map(|d| d.endpoint.as_str()).collect();
-    let reasons: Vec<String> = disabled.iter().map(|d| storable(&d.reason)).collect();
+    let reasons: Vec<&str> = disabled.iter().map(|d| d.reason.as_str()).collect();
     tx.execute_typed(
         &insert,
         &[(pipeline, Type::TEXT), (&endpoints, Type::TEXT_ARRAY), (&reasons, Type::TEXT_ARRAY)],
@@ -61,7 +61,7 @@ pub(super) async fn pause(
              disabled_at = excluded.disabled_at"
     );
     let endpoints: Vec<&str> = paused.iter().map(|p| p.endpoint.as_str()).collect();
-    let reasons: Vec<String> = paused.iter().map(|p| storable(&p.reason)).collect();
+    let reasons: Vec<&str> = paused.iter().map(|p| p.reason.as_str()).collect();
     let since: Vec<SystemTime> = paused.iter().map(|p| system_time(p.since_us)).collect();
     let params: [Param<'_>; 4] = [
         (pipeline, Type::TEXT),

@@ -205,7 +205,7 @@ async fn row_that_the_server_refuses_is_stored_by_its_position_and_all_others_as
         assert_eq!(fixture.count("dead_letters").await, 210);
         let refused = format!(
             "dead_letters d JOIN {s}.bodies b USING (pipeline, event_id)
-             WHERE endpoint = '' AND account = '' AND reason = 'unroutable'
+             WHERE endpoint = '' AND b.account = '' AND reason = 'unroutable'
                AND detail ~ 'SQLSTATE (23514|54000)' AND row = '\"data\":null'"
         );
         assert_eq!(fixture.count(&refused).await, 20);

@@ -25,7 +25,7 @@ const DEAD_ROWS_SHARE: i64 = 5;
 
 /// What rows of two of the tables hold that differs from row to row.
 const HISTORY_AND_DETAIL: &str = "coalesce(pg_catalog.pg_column_size(history), 0)
-    {PLUS} pg_catalog.length(detail)";
+    OPERATOR(pg_catalog.+) pg_catalog.length(detail)";
 
 /// The tables that grow with what is deferred or dead, and what a row takes in them beside the columns
 /// that [`StateStore::sizes`] measures: the others, the row's header, its entries in the indexes.
@@ -151,7 +151,7 @@ impl StateStore {
         if removed > 0 {
             let none = format!(
                 "DELETE FROM {s}.dead_letter_counts
-                 WHERE pipeline {EQ} $1 AND letters {EQ} 0"
+                 WHERE pipeline {EQ} $1 AND letters {EQ} 0::bigint"
             );
             tx.execute_typed(&none, &[(pipeline, Type::TEXT)]).await?;
         }

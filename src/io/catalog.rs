@@ -51,8 +51,8 @@ fn tables_sql() -> String {
            c.relreplident::pg_catalog.text AS identity, NOT c.relispartition AND EXISTS (
                SELECT FROM pg_catalog.pg_inherits i
                WHERE i.inhrelid {EQ} c.oid) AS is_inherited,
-           ARRAY(WITH RECURSIVE up(relid, depth) AS (
-                     SELECT i.inhparent, 1 FROM pg_catalog.pg_inherits i
+           ARRAY(WITH RECURSIVE up AS (
+                     SELECT i.inhparent AS relid, 1 AS depth FROM pg_catalog.pg_inherits i
                      WHERE i.inhrelid {EQ} c.oid
                      UNION
                      SELECT i.inhparent, up.depth {PLUS} 1 FROM up

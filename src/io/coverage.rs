@@ -78,7 +78,7 @@ const MEMBERS: &str = r#"
                      AND r.prrelid OPERATOR(pg_catalog.=) c.oid) AS is_member_since_birth,
            EXISTS (SELECT FROM pg_catalog.pg_depend d
                    JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) d.objid
-                                                 AND a.attnum OPERATOR(pg_catalog.=) -1
+                                                 AND a.attnum OPERATOR(pg_catalog.=) '-1'
                                                  AND a.xmin OPERATOR(pg_catalog.=) d.xmin
                    WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
                      AND d.objid OPERATOR(pg_catalog.=) c.oid
@@ -304,6 +304,3 @@ fn seen(row: &Row) -> Result<Seen> {
         name,
     })
 }
-
-#[cfg(test)]
-mod tests;

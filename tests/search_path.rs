@@ -101,9 +101,8 @@ async fn statements_refer_to_nothing_of_a_hostile_schema_in_the_path() -> Result
     world.sql.batch_execute(include_str!("search_path/shadows.sql")).await?;
     let (superuser, ours) = ("postgres://postgres@", "postgres://walhook@");
     world.edit_config(superuser, ours)?;
-    let hooks =
-        "table = \"public.hooks\"\nwatch = [\"public.webhooks\"]\nsearch_path = \"pg_catalog\"";
-    world.edit_config("table = \"public.webhooks\"", hooks)?;
+    let hooks = "table = \"public.hooks\"\nwatch = [\"public.webhooks\"]\nsearch_path";
+    world.edit_config("table = \"public.webhooks\"", &format!("{hooks} = \"{HOSTILE}\""))?;
     let admin = world.cluster.url("postgres").replace(superuser, "postgres://boss@");
     world.env.push(("WALHOOK_TEST_SEARCH_PATH".to_owned(), HOSTILE.to_owned()));
 

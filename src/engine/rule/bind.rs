@@ -10,7 +10,7 @@ use crate::engine::catalog::Table;
 use crate::engine::condition::Side;
 use crate::engine::event::put_json_text;
 use crate::engine::pgoutput::{Relation, ReplicaIdentity};
-use crate::engine::value::{Kind, Types};
+use crate::engine::value::{Kind, Types, oid};
 
 /// What is to be done with the changes of one relation.
 #[derive(Debug)]
@@ -26,6 +26,43 @@ pub(super) struct Binding {
     pub(super) rules: Vec<BoundRule>,
 }
 
+/// `character(n)`, whose text is padded with blanks that mean nothing.
+const PADDED: u32 = 1042;
+
+/// The types whose equal values have one text, but for the blanks of `character(n)`: `boolean`, `bytea`,
+/// `"char"`, `name`, integers, `text`, `oid`, `varchar`, `date`, timestamps, `inet`, `cidr`, `macaddr`,
+/// `uuid`.
+///
+/// Source: PostgreSQL, `pg_type.dat`.
+const ONE_TEXT: [u32; 18] = [
+    16,
+    17,
+    18,
+    19,
+    oid::INT8,
+    oid::INT2,
+    oid::INT4,
+    oid::TEXT,
+    26,
+    650,
+    829,
+    869,
+    PADDED,
+    1043,
+    1082,
+    1114,
+    1184,
+    oid::UUID,
+];
+
+/// A key's text as it is compared and shown: without the blanks of `character(n)`.
+pub(super) fn key_text<'t>(relation: &Relation, column: usize, text: &'t str) -> &'t str {
+    match relation.columns.get(column) {
+        Some(column) if column.type_oid == PADDED => text.trim_end_matches(' '),
+        _ => text,
+    }
+}
+
 /// What a change of the relation invalidates.
 #[derive(Debug)]
 pub(super) enum Invalidates {
@@ -34,6 +71,9 @@ pub(super) enum Invalidates {
     Endpoint {
         id: usize,
         account: Option<usize>,
+        /// Two texts may be one account to the column's type (`1.0` and `1.00`): then a change concerns
+        /// every account that is known.
+        every_account: bool,
     },
 }
 
@@ -98,7 +138,10 @@ pub(super) fn bind(
     }
     let invalidates = if covers(watch.endpoint_table) {
         let account = index(&watch.account);
-        index(&watch.id).map(|id| Invalidates::Endpoint { id, account }).or(Some(Invalidates::All))
+        let column = account.and_then(|account| relation.columns.get(account));
+        let every_account = column.is_none_or(|column| !ONE_TEXT.contains(&column.type_oid));
+        let endpoint = |id| Invalidates::Endpoint { id, account, every_account };
+        index(&watch.id).map(endpoint).or(Some(Invalidates::All))
     } else {
         watch.others.iter().any(|oid| covers(*oid)).then_some(Invalidates::All)
     };

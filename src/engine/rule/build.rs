@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
-use super::bind::{Binding, BoundReads, BoundRule, Invalidates};
+use super::bind::{Binding, BoundReads, BoundRule, Invalidates, key_text};
 use super::body::Writer;
 use super::keys::keys;
 use super::{Account, Rule, is_type, pattern_covers};
@@ -13,9 +13,10 @@ use crate::config::{Bigint, RuleOperation};
 use crate::engine::change::{Change, Rows};
 use crate::engine::condition::{Allowance, Condition, Field, Inputs, Side};
 use crate::engine::event::{
-    AccountId, EndpointId, Event, Invalidation, Item, Operation, Scope, Unroutable,
+    AccountId, EndpointId, Event, ID_MAX_BYTES, Invalidation, Item, Operation, Scope, Unroutable,
     UnroutableReason, check_id,
 };
+use crate::engine::pgoutput::Relation;
 use crate::engine::position::{EventId, Position};
 use crate::engine::row::{Cell, RowView};
 
@@ -36,7 +37,14 @@ impl Builder<'_> {
         let view = RowView::new(&self.change.relation, &self.change.rows);
         if let Some(invalidates) = &self.binding.invalidates {
             let xid = self.change.transaction.xid;
-            out.push(Item::Invalidate(Invalidation { xid, scope: scope(invalidates, &view) }));
+            let scope = scope(invalidates, &view, &self.change.relation);
+            let concerns_all =
+                matches!(invalidates, Invalidates::Endpoint { every_account: true, .. })
+                    && scope != Scope::All;
+            out.push(Item::Invalidate(Invalidation { xid, scope }));
+            if concerns_all {
+                out.push(Item::Invalidate(Invalidation { xid, scope: Scope::All }));
+            }
         }
         let operation = match view.operation() {
             Operation::Insert => RuleOperation::Insert,
@@ -93,7 +101,7 @@ impl Builder<'_> {
                 }
             }
         }
-        let account = account(rule, bound, view).unwrap_or_else(|detail| {
+        let account = account(rule, bound, view, &self.change.relation).unwrap_or_else(|detail| {
             failure.get_or_insert((UnroutableReason::Account, detail));
             AccountId::new("")
         });
@@ -210,16 +218,24 @@ fn event_type(rule: &Rule, bound: &BoundRule, view: &RowView<'_>) -> Result<Arc<
 }
 
 /// The account that the change belongs to, or why that cannot be told.
-fn account(rule: &Rule, bound: &BoundRule, view: &RowView<'_>) -> Result<AccountId, String> {
+fn account(
+    rule: &Rule,
+    bound: &BoundRule,
+    view: &RowView<'_>,
+    relation: &Relation,
+) -> Result<AccountId, String> {
     let (name, column) = match (&rule.account, bound.account) {
         (Account::Fixed(account), _) => return Ok(account.clone()),
         (Account::Named(name), column) => (name, column),
     };
     match column.map_or(Cell::Null, |column| view.current(column)) {
-        Cell::Text(text) => match check_id(text) {
-            Ok(()) => Ok(AccountId::new(text)),
-            Err(why) => Err(format!("the account in column {name} {why}")),
-        },
+        Cell::Text(text) => {
+            let text = column.map_or(text, |column| key_text(relation, column, text));
+            match check_id(text) {
+                Ok(()) => Ok(AccountId::new(text)),
+                Err(why) => Err(format!("the account in column {name} {why}")),
+            }
+        }
         Cell::Null => Err(format!("the account column {name} is null")),
         Cell::Unknown(missing) => Err(format!("the account column {name} is not known: {missing}")),
     }
@@ -261,8 +277,10 @@ pub(super) fn with_inputs<'c, R>(
 }
 
 /// Everything where an id that the row had or has is not known.
-fn scope(invalidates: &Invalidates, view: &RowView<'_>) -> Scope {
-    let Invalidates::Endpoint { id, account } = invalidates else { return Scope::All };
+fn scope(invalidates: &Invalidates, view: &RowView<'_>, relation: &Relation) -> Scope {
+    let Invalidates::Endpoint { id, account, every_account: _ } = invalidates else {
+        return Scope::All;
+    };
     let both = |column: usize| -> SmallVec<[Cell<'_>; 2]> {
         match view.operation() {
             Operation::Insert => SmallVec::from_slice(&[view.after(column)]),
@@ -271,10 +289,18 @@ fn scope(invalidates: &Invalidates, view: &RowView<'_>) -> Scope {
             Operation::Truncate | Operation::Message => SmallVec::new(),
         }
     };
-    let ids: Option<SmallVec<[&str; 2]>> = both(*id).into_iter().map(Cell::text).collect();
-    let Some(mut ids) = ids.filter(|ids| !ids.is_empty()) else { return Scope::All };
-    let accounts = account.map(both).unwrap_or_default();
-    let mut accounts: SmallVec<[&str; 2]> = accounts.into_iter().filter_map(Cell::text).collect();
+    let texts = |column: usize| -> SmallVec<[Option<&str>; 2]> {
+        let cells = both(column).into_iter();
+        cells.map(|cell| Some(key_text(relation, column, cell.text()?))).collect()
+    };
+    let ids: Option<SmallVec<[&str; 2]>> = texts(*id).into_iter().collect();
+    // One that is too long is known by another name.
+    let short = |ids: &SmallVec<[&str; 2]>| {
+        !ids.is_empty() && ids.iter().all(|id| id.len() <= ID_MAX_BYTES)
+    };
+    let Some(mut ids) = ids.filter(short) else { return Scope::All };
+    let accounts = account.map(texts).unwrap_or_default();
+    let mut accounts: SmallVec<[&str; 2]> = accounts.into_iter().flatten().collect();
     ids.dedup();
     accounts.dedup();
     Scope::Endpoint {

@@ -284,7 +284,9 @@ async fn case_15_idle_slot_retains_little_while_another_database_writes() {
         if bytes < f64::from(32 << 20) {
             break;
         }
-        assert!(begun.elapsed() < Duration::from_secs(15), "the slot retains {bytes} bytes");
+        // A busy server's slot passes over a checkpoint's record, and takes the next that tells of running
+        // transactions: the background writer makes one every 15 s.
+        assert!(begun.elapsed() < Duration::from_secs(45), "the slot retains {bytes} bytes");
         sleep(Duration::from_secs(1)).await;
     }
 }

@@ -95,9 +95,10 @@ async fn change_too_large_to_be_read_is_a_dead_letter_by_its_position_and_memory
     let created = |id| ("subscriber.created".to_owned(), id);
     ensure!(taken(&received)["/1"] == [1, 2, 3, 4].map(created), "{:?}", taken(&received));
 
-    let dead = "SELECT string_agg(concat_ws(' ', event_type, operation, reason, account = ''), ', '
+    let dead =
+        "SELECT string_agg(concat_ws(' ', event_type, operation, reason, b.account = ''), ', '
                                   ORDER BY id)
-                FROM walhook.dead_letters JOIN walhook.bodies USING (pipeline, event_id)";
+                FROM walhook.dead_letters JOIN walhook.bodies b USING (pipeline, event_id)";
     let expected = "subscriber.updated update unroutable t, subscriber.deleted delete unroutable t";
     ensure!(world.value(dead).await? == expected, "{}", world.value(dead).await?);
     let letters = world.walhook_json(&["dead-letters", "list"]).await?.to_string();

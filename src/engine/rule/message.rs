@@ -4,13 +4,13 @@
 //! no UTF-8 become one in base64.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::build::bound_row;
@@ -91,6 +91,38 @@ fn event(
     })
 }
 
+/// Finds the value under one key of an object, the last of several, and keeps nothing else: an object of
+/// a large message has millions of keys.
+struct Member<'k>(&'k str);
+
+impl<'de> DeserializeSeed<'de> for Member<'_> {
+    type Value = Option<&'de RawValue>;
+
+    fn deserialize<D: Deserializer<'de>>(self, object: D) -> Result<Self::Value, D::Error> {
+        object.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Member<'_> {
+    type Value = Option<&'de RawValue>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+        let mut found = None;
+        while let Some(key) = members.next_key::<Cow<'de, str>>()? {
+            if key == self.0 {
+                found = Some(members.next_value()?);
+            } else {
+                members.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(found)
+    }
+}
+
 /// What a message says.
 #[derive(Debug, Clone, Copy)]
 enum Content<'a> {
@@ -132,9 +164,9 @@ impl<'a> Content<'a> {
         let Self::Json(text) = self else {
             return Err("the message's content is not JSON, so it names no account".to_owned());
         };
-        let members: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_str(text)
+        let value = Member(key)
+            .deserialize(&mut serde_json::Deserializer::from_str(text))
             .map_err(|_| "the message's content is not a JSON object".to_owned())?;
-        let value = members.get(key);
         let value = value.ok_or_else(|| format!("the message's content has no key {key}"))?.get();
         let account = match value.as_bytes().first() {
             Some(b'"') => serde_json::from_str::<String>(value)

@@ -103,3 +103,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn message_of_many_keys_has_the_account_under_the_last_of_its_name() {
+    let many: String = (0..10_000).map(|n| format!("\"k{n}\": [{n}], ")).collect();
+    let content = format!("{{\"of\": \"first\", {many}\"o\\u0066\": \"last\", \"z\": null}}");
+    let items = told(&rule_for("a", "account = 'of'"), "p", content.as_bytes());
+    let [Item::Event(event)] = &items[..] else { panic!("{items:?}") };
+    assert_eq!(event.account, AccountId::new("last"));
+}

@@ -52,6 +52,7 @@ use crate::engine::retry::RetryPolicy;
 use crate::engine::room::Measured;
 use crate::engine::settle::SettlePolicy;
 use crate::io::admin::{self, Health, Role};
+use crate::io::descriptors;
 use crate::io::metrics::Metrics;
 use crate::io::sender::Sender;
 use crate::io::state::StateStore;
@@ -327,13 +328,14 @@ fn settings(config: &Config) -> Result<Settings, Stop> {
     let delivery = &config.delivery;
     let retry = RetryPolicy::new(delivery.retry_base, delivery.retry_cap)
         .map_err(|e| Stop::Config(format!("[delivery]: {e}")))?;
+    let (fast_slots, slow_slots) = slots(&config.scheduler);
     Ok(Settings {
         memory_limit: usize::try_from(config.memory.limit.0).unwrap_or(usize::MAX),
         queue_max: QUEUE_MAX,
         slice: SLICE,
         lane_max: LANE_MAX,
-        fast_slots: config.scheduler.fast_slots,
-        slow_slots: config.scheduler.slow_slots,
+        fast_slots,
+        slow_slots,
         ordering: match delivery.ordering {
             config::Ordering::Row => Ordering::Row,
             config::Ordering::Account => Ordering::Account,
@@ -350,6 +352,23 @@ fn settings(config: &Config) -> Result<Settings, Stop> {
         notifies: config.notify.url.is_some(),
         state_max: config.state.max_size.0,
     })
+}
+
+/// The slots of the configuration, or fewer where the process may not have so many sockets: a request that
+/// found none would count against its endpoint, and the admin server would not answer.
+fn slots(scheduler: &config::Scheduler) -> (u32, u32) {
+    let (limit, wished) = (descriptors::limit(), (scheduler.fast_slots, scheduler.slow_slots));
+    let slots = descriptors::fitting_slots(limit, wished);
+    if slots != wished {
+        tracing::warn!(
+            open_files = limit,
+            fast_slots = slots.0,
+            slow_slots = slots.1,
+            "fewer requests are sent at once than [scheduler] says, for the limit of open files allows no \
+             more; raise it (ulimit -n, LimitNOFILE)"
+        );
+    }
+    slots
 }
 
 /// Stores why we halt, where `walhook status` shows it. The log has it in any case.

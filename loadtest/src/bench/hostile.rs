@@ -203,9 +203,6 @@ async fn measure(args: &Args, attack: Attack) -> Result<Report> {
     world.sql.batch_execute(&plan.prepare).await?;
     world.run().await?;
     let pid = world.walhook.pid().context("walhook has ended")?;
-    if let Some(files) = plan.max_files {
-        limit_files(pid, files)?;
-    }
     let traffic = Traffic::start(&world, &books, &[VICTIM], VICTIM_PER_SECOND * 4.0).await?;
     sleep(WARM_UP).await;
     let (mut quiet, mut hostile, mut committed) = (Vec::new(), Vec::new(), 0);
@@ -323,14 +320,6 @@ async fn withdraw(world: &World) -> Result<()> {
         sleep(LOOK_EVERY).await;
     }
     sleep(WARM_UP / 2).await;
-    Ok(())
-}
-
-fn limit_files(pid: u32, files: u32) -> Result<()> {
-    let limit = format!("--nofile={files}:{files}");
-    let status =
-        std::process::Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]).status()?;
-    ensure!(status.success(), "prlimit: {status}");
     Ok(())
 }
 

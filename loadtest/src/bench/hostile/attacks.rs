@@ -65,7 +65,6 @@ pub(crate) struct Plan {
     /// There is one hostile phase, which lasts until so many deliveries have gone.
     pub(crate) is_once: bool,
     pub(crate) once_done: u64,
-    pub(crate) max_files: Option<u32>,
 }
 
 impl Attack {
@@ -121,7 +120,7 @@ impl Attack {
                 Err(why) => return Ok(Err(why)),
             },
             Self::Messages => messages(),
-            Self::Descriptors => descriptors(servers),
+            Self::Descriptors => descriptors(servers)?,
             Self::Rules => rules(servers),
             Self::FanOut => fan_out(servers, endpoints),
         }))
@@ -246,20 +245,20 @@ fn messages() -> Plan {
 }
 
 /// Each on an address of its own, so that no connection serves two.
-fn descriptors(servers: &Servers) -> Plan {
+fn descriptors(servers: &Servers) -> Result<Plan> {
     let port = servers.port(Malice::Hangs);
     let register = format!(
         "INSERT INTO webhooks (id, account_id, url)
          SELECT 'e' || g, 100 + g, format('http://127.0.%s.%s:{port}/', 1 + g / 200, 1 + g % 200)
          FROM generate_series(1, 400) g"
     );
-    Plan {
+    Ok(Plan {
+        program: Some(servers.with_files(256)?),
         register,
         events: (101..=500).map(event).collect(),
         every: Some(Duration::from_millis(10)),
-        max_files: Some(256),
         ..Plan::default()
-    }
+    })
 }
 
 fn rules(servers: &Servers) -> Plan {

@@ -93,17 +93,25 @@ impl Servers {
         if !tried.is_ok_and(|output| output.status.success()) {
             return Ok(Err("no mount of our own".to_owned()));
         }
-        let script = self.scratch.path().join("walhook");
-        let walhook = program()?;
-        let text = format!(
-            "#!/bin/sh\nexec unshare -m sh -c '{} && exec \"$0\" \"$@\"' '{}' \"$@\"\n",
-            mount.replace('\'', "\""),
-            walhook.display()
-        );
-        std::fs::write(&script, text)?;
-        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o700))?;
+        let mount = mount.replace('\'', "\"");
+        let script =
+            self.script(&format!("exec unshare -m sh -c '{mount} && exec \"$0\" \"$@\"'"))?;
         self.tasks.lock().await.spawn(answer_names(socket));
         Ok(Ok(script))
+    }
+
+    /// The program, with so many files and sockets at most.
+    pub(crate) fn with_files(&self, files: u32) -> Result<PathBuf> {
+        self.script(&format!("ulimit -n {files}\nexec"))
+    }
+
+    /// A script that runs the program behind `exec`, with the script's arguments.
+    fn script(&self, exec: &str) -> Result<PathBuf> {
+        let script = self.scratch.path().join("walhook");
+        let text = format!("#!/bin/sh\n{exec} '{}' \"$@\"\n", program()?.display());
+        std::fs::write(&script, text)?;
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o700))?;
+        Ok(script)
     }
 }
 

@@ -24,7 +24,7 @@ pub struct Args {
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9724")]
     listen: SocketAddr,
-    /// Verify signatures with this secret (whsec_…, or any text)
+    /// Verify signatures with this secret (whsec_ and base64, as in an endpoint's row)
     #[arg(long, env = "WALHOOK_MOCK_SECRET", hide_env_values = true)]
     secret: Option<String>,
     /// Wait before each answer

@@ -1,5 +1,8 @@
 //! Who takes part in the demo: one whale and fifty small accounts, and where their webhooks go.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
 /// What happened to a subscriber: the demo's three event types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -109,10 +112,16 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Its signing secret.
+    /// The 32 bytes that its requests are signed with.
+    #[must_use]
+    pub fn key(&self) -> String {
+        format!("demo-secret-of-endpoint-{:08}", self.id)
+    }
+
+    /// Its signing secret, which holds the [key](Self::key).
     #[must_use]
     pub fn secret(&self) -> String {
-        format!("demo-secret-of-endpoint-{}", self.id)
+        format!("whsec_{}", STANDARD.encode(self.key()))
     }
 }
 

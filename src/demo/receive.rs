@@ -76,9 +76,10 @@ impl Example {
     #[must_use]
     pub fn verification(&self) -> String {
         format!(
-            "secret={} id={} timestamp={}\nbody={}\nprintf '%s.%s.%s' \"$id\" \"$timestamp\" \"$body\" \
-             | openssl dgst -sha256 -hmac \"$secret\" -binary | openssl base64",
-            quoted(&self.secret),
+            "key=$(echo {} | openssl base64 -d | od -An -v -tx1 | tr -d ' \\n') id={} timestamp={}\nbody={}\n\
+             printf '%s.%s.%s' \"$id\" \"$timestamp\" \"$body\" \
+             | openssl dgst -sha256 -mac HMAC -macopt \"hexkey:$key\" -binary | openssl base64",
+            quoted(self.secret.trim_start_matches("whsec_")),
             quoted(self.header("webhook-id")),
             quoted(self.header("webhook-timestamp")),
             quoted(&self.body)
@@ -126,7 +127,7 @@ mod tests {
         use hmac::{Hmac, KeyInit, Mac};
         let [.., endpoint] = plan::endpoints(&plan::accounts())[..] else { panic!("no endpoint") };
         let body = r#"{"id":"evt_1","data":{"email":"o'neill@example.com","note":"50 % \\n"}}"#;
-        let mut mac = Hmac::<sha2::Sha256>::new_from_slice(endpoint.secret().as_bytes()).unwrap();
+        let mut mac = Hmac::<sha2::Sha256>::new_from_slice(endpoint.key().as_bytes()).unwrap();
         mac.update(format!("evt_1.1700000000.{body}").as_bytes());
         let signature =
             base64::engine::general_purpose::STANDARD.encode(mac.finalize().into_bytes());

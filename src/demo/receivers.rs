@@ -142,7 +142,7 @@ fn is_signed(endpoint: &Endpoint, headers: &HeaderMap, body: &[u8]) -> bool {
     ) else {
         return false;
     };
-    let Ok(mut mac) = Hmac::<sha2::Sha256>::new_from_slice(endpoint.secret().as_bytes()) else {
+    let Ok(mut mac) = Hmac::<sha2::Sha256>::new_from_slice(endpoint.key().as_bytes()) else {
         return false;
     };
     for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
@@ -168,8 +168,8 @@ mod tests {
 
     const BODY: &str = r#"{"type":"subscriber.created","data":{"id":7,"version":7}}"#;
 
-    async fn post(url: &str, secret: &str) -> String {
-        let mut mac = Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()).unwrap();
+    async fn post(url: &str, key: &str) -> String {
+        let mut mac = Hmac::<sha2::Sha256>::new_from_slice(key.as_bytes()).unwrap();
         mac.update(format!("evt_1.1700000000.{BODY}").as_bytes());
         let signature = STANDARD.encode(mac.finalize().into_bytes());
         let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
@@ -194,12 +194,12 @@ mod tests {
         let small = endpoints.iter().find(|e| e.class == Class::Small).unwrap();
         let url = receivers.url(small).unwrap();
 
-        assert_eq!(post(&url, "another secret").await, "401");
+        assert_eq!(post(&url, "another key").await, "401");
         let seen = |ledger: &mut Ledger, _| (ledger.verified(), ledger.violations().unverified);
         assert_eq!(books.with(seen), (0, 1));
         assert!(receivers.take_example().is_none());
 
-        assert_eq!(post(&url, &small.secret()).await, "204");
+        assert_eq!(post(&url, &small.key()).await, "204");
         assert_eq!(books.with(seen), (1, 1));
         assert!(receivers.take_example().unwrap().to_string().contains(BODY));
         assert!(receivers.take_example().is_none(), "only the first");

@@ -3,6 +3,8 @@
 //! Asks no running instance, so it works from anywhere and says something about a pipeline that
 //! does not run.
 
+mod invalid;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -16,6 +18,7 @@ use crate::io::state::{Gap, JobState, Overview, StateError, StateStore, StoppedS
 
 use super::table::one_line;
 use super::{CommandResult, Common, Failure, print_json, print_line};
+use invalid::Invalid;
 
 /// Show leader, slot, checkpoint, dead letters, gaps and why the pipeline halted, if it did
 #[derive(Debug, clap::Args)]
@@ -127,6 +130,8 @@ struct Standing {
     endpoints: BTreeMap<String, i64>,
     /// What the state tables take on disk.
     state_bytes: u64,
+    /// Of the endpoint table, now.
+    invalid_endpoints: Invalid,
 }
 
 #[derive(Debug, Serialize)]
@@ -155,6 +160,10 @@ async fn gather(config: &Config) -> Result<Report, Failure> {
         deferred: overview.deferred,
         endpoints: state.troubled().await?.into_iter().collect(),
         state_bytes: state.sizes().await?.total_bytes,
+        invalid_endpoints: match &source_error {
+            None => Invalid::gather(config).await,
+            Some(_) => Invalid::unknown(),
+        },
     };
     Ok(report(config, overview, standing, jobs, slot, source_error))
 }
@@ -234,6 +243,8 @@ impl Report {
         let troubled: Vec<String> =
             self.standing.endpoints.iter().map(|(state, n)| format!("{state} {n}")).collect();
         lines.push(("in trouble", or_none(&troubled)));
+        let invalid = self.standing.invalid_endpoints.to_text();
+        lines.extend(invalid.into_iter().map(|line| ("invalid", line)));
         lines.push(("state", format!("{} in tables", bytes(self.standing.state_bytes))));
         let each = |name, items: Vec<String>| {
             let items = if items.is_empty() { vec!["none".to_owned()] } else { items };
@@ -376,6 +387,7 @@ mod tests {
             "7: answered 410",
             "in trouble    disabled 1",
             "deferred      0",
+            "invalid       unknown: ",
             "KiB in tables",
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");

@@ -162,3 +162,22 @@ async fn case_03_checkpoint_is_reset_within_what_is_possible_only() {
     assert_eq!(ids.iter().filter(|id| **id >= 100).collect::<Vec<_>>(), [&110]);
     assert!(running.terminate().await.unwrap().success());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replay_names_the_account_whose_endpoints_cannot_be_read_and_sends_the_others() {
+    let (mut world, running, from) = delivered(3).await.unwrap();
+    assert!(running.terminate().await.unwrap().success());
+    let refused = "
+        CREATE FUNCTION is_readable(bigint) RETURNS boolean STABLE LANGUAGE plpgsql
+            AS $$ BEGIN IF $1 = 2 THEN RAISE 'no'; END IF; RETURN true; END $$;
+        CREATE VIEW hooks AS SELECT * FROM webhooks WHERE public.is_readable(account_id)";
+    world.sql.batch_execute(refused).await.unwrap();
+    let view = "\"public.hooks\"\nwatch = [\"public.webhooks\"]";
+    world.reconfigure("\"public.webhooks\"", view).unwrap();
+    let running = world.run().await.unwrap();
+    let replay = world.walhook_json(&["replay", "start", "--from", &from]).await.unwrap();
+    let error = replay["error"].as_str().unwrap_or_default();
+    assert!(error.contains("3 of account 2 ("), "{replay}");
+    assert_eq!(replay["done"], 3, "{replay}");
+    assert!(running.terminate().await.unwrap().success());
+}

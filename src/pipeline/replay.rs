@@ -4,6 +4,8 @@
 //! The dispatcher counts what has ended in the transaction that makes it durable. Now and then the feeder
 //! waits until all that it fed has ended, and stores the position: there the next leader goes on.
 
+mod left_out;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +26,7 @@ use crate::engine::lsn::Lsn;
 use crate::engine::persist::ReplayCounts;
 use crate::io::lookup::{self, Lookups};
 use crate::io::state::{StateStore, StoredReplay};
+use left_out::LeftOut;
 
 /// How often the table of jobs is looked at while there is nothing to do.
 const EVERY: Duration = Duration::from_secs(1);
@@ -51,8 +54,14 @@ const TRIES: u32 = 5;
 
 /// Carries replays out until it is dropped.
 pub(super) async fn feed(config: &Config, epoch: i64, input: mpsc::Sender<ReplayInput>) {
-    let mut feeder =
-        Feeder { lookups: Lookups::of(config), config, epoch, input, fed: HashMap::new() };
+    let mut feeder = Feeder {
+        lookups: Lookups::of(config),
+        config,
+        epoch,
+        input,
+        fed: HashMap::new(),
+        left_out: HashMap::new(),
+    };
     loop {
         if let Err(error) = feeder.look().await {
             tracing::debug!(error = %format!("{error:#}"), "cannot look for replays");
@@ -69,6 +78,8 @@ struct Feeder<'a> {
     /// For each replay that is not finished how many deliveries have been fed, those that earlier
     /// leaders counted included. Outlives a lost connection, as the dispatcher's counts do.
     fed: HashMap<i64, i64>,
+    /// What each of them has left out up to its stored position, since this leader carries it out.
+    left_out: HashMap<i64, LeftOut>,
 }
 
 /// Keeps lots apart.
@@ -123,6 +134,11 @@ impl Feeder<'_> {
             let problem = self.carry_out(&mut store, replay).await?;
             self.input.send(ReplayInput::End(job)).await?;
             self.fed.remove(&job);
+            let left_out = self.left_out.remove(&job).and_then(|left_out| left_out.to_text());
+            let problem = match (problem, left_out) {
+                (Some(problem), Some(left_out)) => Some(format!("{problem}; {left_out}")),
+                (problem, left_out) => problem.or(left_out),
+            };
             if problem.is_none() {
                 for gap in store.close_replayed_gaps(job, &range).await? {
                     tracing::info!(
@@ -176,6 +192,7 @@ impl Feeder<'_> {
         let mut task = JoinSet::new();
         task.spawn(range.read(out));
         let mut unstored = 0;
+        let mut left_out = LeftOut::default();
         let mut pace = Pace::new();
         while let Some(batch) = batches.recv().await {
             let mut end = None;
@@ -192,6 +209,8 @@ impl Feeder<'_> {
                 for (account, routes) in &routes {
                     if let Some(why) = &routes.refused {
                         // The others' must not wait for it; it can be replayed by itself afterwards.
+                        let of_account = events.iter().filter(|e| e.account == *account).count();
+                        left_out.add(account, of_account as u64, why);
                         let account = account.escape_debug();
                         tracing::warn!(replay = replay.id, %account, %why, "a replay leaves the account out");
                     }
@@ -212,6 +231,8 @@ impl Feeder<'_> {
                     return Ok(Fed::Cancelled);
                 }
                 store.set_replay_position(replay.id, end).await?;
+                let before = self.left_out.entry(replay.id).or_default();
+                before.append(std::mem::take(&mut left_out));
                 unstored = 0;
             }
         }

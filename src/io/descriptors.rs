@@ -40,11 +40,11 @@ pub fn limit() -> usize {
 pub fn fitting_slots(descriptors: usize, (fast, slow): (u32, u32)) -> (u32, u32) {
     let requests = descriptors.saturating_sub(RESERVED) / EACH_REQUEST;
     let requests = u32::try_from(requests).unwrap_or(u32::MAX).max(REQUESTS_MIN);
-    let wished = fast.saturating_add(slow);
-    if wished <= requests {
+    let wished = u64::from(fast) + u64::from(slow);
+    if wished <= u64::from(requests) {
         return (fast, slow);
     }
-    let part = u64::from(requests) * u64::from(fast) / u64::from(wished);
+    let part = u64::from(requests) * u64::from(fast) / wished;
     let part = u32::try_from(part).unwrap_or(requests).max(1);
     (part, requests.saturating_sub(part).max(1))
 }

@@ -42,6 +42,7 @@ mod refusals;
 mod replay;
 mod retry_after;
 mod rows;
+mod rubbish;
 mod rules;
 mod search_path;
 mod setup;

@@ -6,10 +6,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const ENOUGH: u64 = 65_536;
 
 /// Not for requests: sessions, the admin server, files, name look-ups.
-const RESERVED: usize = 128;
-
-/// A request holds one, and so does a connection that is kept for the next.
-const EACH_REQUEST: usize = 2;
+const RESERVED: usize = 96;
 
 /// Requests in flight that there are in any case.
 const REQUESTS_MIN: u32 = 8;
@@ -35,18 +32,16 @@ pub fn limit() -> usize {
 }
 
 /// How many of the slots wished for, fast and slow, a process with so many descriptors can fill without
-/// using up those that sessions and the admin server need. Both parts shrink alike.
+/// using up those that sessions and the admin server need.
+///
+/// The slow ones give way first: endpoints that hang fill them all, however many there are, and how long
+/// others then wait depends on the fast ones.
 #[must_use]
 pub fn fitting_slots(descriptors: usize, (fast, slow): (u32, u32)) -> (u32, u32) {
-    let requests = descriptors.saturating_sub(RESERVED) / EACH_REQUEST;
-    let requests = u32::try_from(requests).unwrap_or(u32::MAX).max(REQUESTS_MIN);
-    let wished = u64::from(fast) + u64::from(slow);
-    if wished <= u64::from(requests) {
-        return (fast, slow);
-    }
-    let part = u64::from(requests) * u64::from(fast) / wished;
-    let part = u32::try_from(part).unwrap_or(requests).max(1);
-    (part, requests.saturating_sub(part).max(1))
+    let requests = u32::try_from(descriptors.saturating_sub(RESERVED)).unwrap_or(u32::MAX);
+    let requests = requests.max(REQUESTS_MIN);
+    let fast = fast.min(requests / 4 * 3);
+    (fast, slow.min(requests - fast))
 }
 
 #[cfg(test)]
@@ -56,10 +51,10 @@ mod tests {
     #[test]
     fn slots_fit_the_descriptors_and_are_never_more_than_wished_for() {
         assert_eq!(fitting_slots(65_536, (256, 1024)), (256, 1024));
-        assert_eq!(fitting_slots(1_024, (256, 1024)), (89, 359));
-        assert_eq!(fitting_slots(256, (256, 1024)), (12, 52));
+        assert_eq!(fitting_slots(1_024, (256, 1024)), (256, 672));
+        assert_eq!(fitting_slots(256, (256, 1024)), (120, 40));
         assert_eq!(fitting_slots(256, (4, 4)), (4, 4));
-        assert_eq!(fitting_slots(16, (256, 1024)), (1, 7));
-        assert_eq!(fitting_slots(16, (u32::MAX, u32::MAX)), (4, 4));
+        assert_eq!(fitting_slots(16, (256, 1024)), (6, 2));
+        assert_eq!(fitting_slots(usize::MAX, (u32::MAX, u32::MAX)), (3_221_225_469, 1_073_741_826));
     }
 }

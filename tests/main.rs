@@ -30,6 +30,7 @@ mod failpoints;
 mod files;
 mod halts;
 mod hostile;
+mod key_texts;
 mod keys;
 mod kills;
 mod network;

@@ -54,6 +54,8 @@ pub struct TableColumn {
     pub name: String,
     /// Its type's OID.
     pub type_oid: u32,
+    /// Whether its collation takes different texts for equal ones.
+    pub is_loose: bool,
     /// Whether it is a generated column: PostgreSQL does not publish those.
     pub is_generated: bool,
     /// Whether the publication's column list leaves it out.

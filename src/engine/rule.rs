@@ -21,6 +21,7 @@ mod keys;
 mod learn;
 mod message;
 mod name;
+mod pair;
 mod probe;
 
 use std::collections::{HashMap, HashSet};
@@ -39,6 +40,7 @@ use bind::Identity;
 pub use compile::subject;
 pub use learn::Lacks;
 pub use name::{is_type, is_type_pattern, pattern_covers};
+pub use pair::casts;
 pub use probe::Probe;
 
 /// What the configuration says about making events.
@@ -249,6 +251,8 @@ struct Watch {
     endpoint_table: u32,
     id: String,
     account: String,
+    /// One account may come in several texts, by the collation or by the rules.
+    has_several_texts: bool,
     others: Vec<u32>,
 }
 
@@ -322,6 +326,7 @@ impl Rules {
             bigint: self.bigint,
             rules: &self.rules,
             binding,
+            types: &self.catalog.types,
             change,
             scratch: &mut self.scratch,
             allowance: Allowance::default(),

@@ -67,6 +67,13 @@ fn tables_sql() -> String {
                  WHERE a.attrelid {EQ} c.oid
                    AND a.attnum {GT} 0 AND NOT a.attisdropped
                  ORDER BY a.attnum) AS column_types,
+           ARRAY(SELECT EXISTS (SELECT FROM pg_catalog.pg_collation l
+                                WHERE l.oid {EQ} a.attcollation
+                                  AND NOT l.collisdeterministic)
+                 FROM pg_catalog.pg_attribute a
+                 WHERE a.attrelid {EQ} c.oid
+                   AND a.attnum {GT} 0 AND NOT a.attisdropped
+                 ORDER BY a.attnum) AS columns_loose,
            ARRAY(SELECT a.attgenerated {NE} '' FROM pg_catalog.pg_attribute a
                  WHERE a.attrelid {EQ} c.oid
                    AND a.attnum {GT} 0 AND NOT a.attisdropped
@@ -200,14 +207,17 @@ pub async fn standing(
 fn table(row: &Row) -> Result<Table> {
     let names: Vec<String> = row.try_get("column_names")?;
     let types: Vec<u32> = row.try_get("column_types")?;
+    let loose: Vec<bool> = row.try_get("columns_loose")?;
     let generated: Vec<bool> = row.try_get("columns_generated")?;
     let columns: Vec<_> = names
         .into_iter()
         .zip(types)
+        .zip(loose)
         .zip(generated)
-        .map(|((name, type_oid), is_generated)| TableColumn {
+        .map(|(((name, type_oid), is_loose), is_generated)| TableColumn {
             name,
             type_oid,
+            is_loose,
             is_generated,
             is_left_out: false,
         })

@@ -20,6 +20,17 @@ const AUTHORIZATION_CLASS: &str = "28";
 /// `pg_temp` stands last, for it would be searched first if it were left out.
 pub const SEARCH_PATH: &str = "pg_catalog, pg_temp";
 
+/// Settings that text output depends on, pinned against what a role, a database or the server says: so
+/// that a key has the same text in a look-up as in the stream.
+pub const OUTPUT: [(&str, &str); 6] = [
+    ("datestyle", "ISO"),
+    ("intervalstyle", "postgres"),
+    ("timezone", "UTC"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("xmlbinary", "base64"),
+];
+
 /// What a server searches where nobody says otherwise: for sessions that carry out the statements of
 /// others, such as the demo's customers.
 pub const SERVER_SEARCH_PATH: &str = "\"$user\", public";
@@ -159,9 +170,11 @@ impl Connection {
         // No compiling: the estimates of our questions to the catalog are high and their answers short;
         // a takeover would wait for the compiler, for 0.2 to 4 s.
         let pin = failpoint::search_path().unwrap_or(SEARCH_PATH);
+        let output: String =
+            OUTPUT.iter().map(|(name, value)| format!("SET {name} = '{value}'; ")).collect();
         let settings = format!(
-            "SET search_path = {pin}; SET synchronous_commit = on; SET timezone = 'UTC';
-             SET jit = off; SET idle_session_timeout = 0"
+            "SET search_path = {pin}; {output}SET synchronous_commit = on; SET jit = off;
+             SET idle_session_timeout = 0"
         );
         client.batch_execute(&settings).await.map_err(refused)?;
         if search_path != SEARCH_PATH {

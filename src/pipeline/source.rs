@@ -21,6 +21,7 @@ use crate::engine::rule::{RuleSettings, Rules};
 use crate::io::admin::{Health, Role};
 use crate::io::catalog;
 use crate::io::clock::Clock;
+use crate::io::lookup::{LookupError, Lookups};
 use crate::io::pg::Conninfo;
 use crate::io::slot::{self, Slot};
 use crate::io::source::{self, hosts};
@@ -201,6 +202,12 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
     let session = open(config, &expected, at).await?;
     let compiled = compile_rules(config, &session.sentinel, expected.system_identifier).await;
     let rules = compiled.map_err(unless_passing)?;
+    // What else may be wrong there is told by each look-up, and can be fixed meanwhile.
+    if let Err(error @ LookupError::Incomparable { .. }) =
+        Lookups::of(config).check_types(&session.sentinel).await
+    {
+        return Err(Stop::Config(error.to_string()).into());
+    }
     // After the rules: one that names no table at all is the configuration's fault.
     published::check(config, &session.sentinel).await.map_err(Obstacle::Passing)??;
     let refused = published::refuse_to_break_writes(config, &session.sentinel).await;

@@ -220,6 +220,9 @@ async fn rules(
     for RuleError { subject, message } in weak {
         report.add(Verdict::Fail, &subject, format!("of a child of its table: {message}"), None);
     }
+    for RuleError { subject, message } in rule::casts(settings, &catalog) {
+        report.warn(&subject, message, "give both columns one type");
+    }
     let mut costs = Costs::new(settings, &catalog);
     for (index, rule) in config.events.iter().enumerate() {
         let subject = rule::subject(index, rule);

@@ -26,9 +26,6 @@ pub(super) struct Binding {
     pub(super) rules: Vec<BoundRule>,
 }
 
-/// `character(n)`, whose text is padded with blanks that mean nothing.
-const PADDED: u32 = 1042;
-
 /// The types whose equal values have one text, but for the blanks of `character(n)`: `boolean`, `bytea`,
 /// `"char"`, `name`, integers, `text`, `oid`, `varchar`, `date`, timestamps, `inet`, `cidr`, `macaddr`,
 /// `uuid`.
@@ -38,7 +35,7 @@ const ONE_TEXT: [u32; 18] = [
     16,
     17,
     18,
-    19,
+    oid::NAME,
     oid::INT8,
     oid::INT2,
     oid::INT4,
@@ -47,18 +44,23 @@ const ONE_TEXT: [u32; 18] = [
     650,
     829,
     869,
-    PADDED,
-    1043,
-    1082,
+    oid::BPCHAR,
+    oid::VARCHAR,
+    oid::DATE,
     1114,
     1184,
     oid::UUID,
 ];
 
-/// A key's text as it is compared and shown: without the blanks of `character(n)`.
-pub(super) fn key_text<'t>(relation: &Relation, column: usize, text: &'t str) -> &'t str {
+/// A key's text as it is compared and shown: without the blanks that pad `character(n)`.
+pub(super) fn key_text<'t>(
+    types: &Types,
+    relation: &Relation,
+    column: usize,
+    text: &'t str,
+) -> &'t str {
     match relation.columns.get(column) {
-        Some(column) if column.type_oid == PADDED => text.trim_end_matches(' '),
+        Some(column) if types.base(column.type_oid) == oid::BPCHAR => text.trim_end_matches(' '),
         _ => text,
     }
 }
@@ -71,8 +73,8 @@ pub(super) enum Invalidates {
     Endpoint {
         id: usize,
         account: Option<usize>,
-        /// Two texts may be one account to the column's type (`1.0` and `1.00`): then a change concerns
-        /// every account that is known.
+        /// One account may come in two texts: to the column's type (`1.0` and `1.00`) or collation, or
+        /// from the column of a rule. Then a change concerns every account that is known.
         every_account: bool,
     },
 }
@@ -139,7 +141,9 @@ pub(super) fn bind(
     let invalidates = if covers(watch.endpoint_table) {
         let account = index(&watch.account);
         let column = account.and_then(|account| relation.columns.get(account));
-        let every_account = column.is_none_or(|column| !ONE_TEXT.contains(&column.type_oid));
+        let one_text = |oid: u32| ONE_TEXT.contains(&types.base(oid));
+        let every_account =
+            watch.has_several_texts || column.is_none_or(|column| !one_text(column.type_oid));
         let endpoint = |id| Invalidates::Endpoint { id, account, every_account };
         index(&watch.id).map(endpoint).or(Some(Invalidates::All))
     } else {

@@ -19,12 +19,14 @@ use crate::engine::event::{
 use crate::engine::pgoutput::Relation;
 use crate::engine::position::{EventId, Position};
 use crate::engine::row::{Cell, RowView};
+use crate::engine::value::Types;
 
 pub(super) struct Builder<'a> {
     pub(super) system_identifier: u64,
     pub(super) bigint: Bigint,
     pub(super) rules: &'a [Rule],
     pub(super) binding: &'a Binding,
+    pub(super) types: &'a Types,
     pub(super) change: &'a Change<'a>,
     /// Kept from one change to the next; what leaves is a copy of the right size.
     pub(super) scratch: &'a mut BytesMut,
@@ -37,7 +39,7 @@ impl Builder<'_> {
         let view = RowView::new(&self.change.relation, &self.change.rows);
         if let Some(invalidates) = &self.binding.invalidates {
             let xid = self.change.transaction.xid;
-            let scope = scope(invalidates, &view, &self.change.relation);
+            let scope = scope(invalidates, &view, self.types, &self.change.relation);
             let concerns_all =
                 matches!(invalidates, Invalidates::Endpoint { every_account: true, .. })
                     && scope != Scope::All;
@@ -101,7 +103,8 @@ impl Builder<'_> {
                 }
             }
         }
-        let account = account(rule, bound, view, &self.change.relation).unwrap_or_else(|detail| {
+        let account = account(rule, bound, view, self.types, &self.change.relation);
+        let account = account.unwrap_or_else(|detail| {
             failure.get_or_insert((UnroutableReason::Account, detail));
             AccountId::new("")
         });
@@ -222,6 +225,7 @@ fn account(
     rule: &Rule,
     bound: &BoundRule,
     view: &RowView<'_>,
+    types: &Types,
     relation: &Relation,
 ) -> Result<AccountId, String> {
     let (name, column) = match (&rule.account, bound.account) {
@@ -230,7 +234,7 @@ fn account(
     };
     match column.map_or(Cell::Null, |column| view.current(column)) {
         Cell::Text(text) => {
-            let text = column.map_or(text, |column| key_text(relation, column, text));
+            let text = column.map_or(text, |column| key_text(types, relation, column, text));
             match check_id(text) {
                 Ok(()) => Ok(AccountId::new(text)),
                 Err(why) => Err(format!("the account in column {name} {why}")),
@@ -277,7 +281,12 @@ pub(super) fn with_inputs<'c, R>(
 }
 
 /// Everything where an id that the row had or has is not known.
-fn scope(invalidates: &Invalidates, view: &RowView<'_>, relation: &Relation) -> Scope {
+fn scope(
+    invalidates: &Invalidates,
+    view: &RowView<'_>,
+    types: &Types,
+    relation: &Relation,
+) -> Scope {
     let Invalidates::Endpoint { id, account, every_account: _ } = invalidates else {
         return Scope::All;
     };
@@ -291,7 +300,7 @@ fn scope(invalidates: &Invalidates, view: &RowView<'_>, relation: &Relation) -> 
     };
     let texts = |column: usize| -> SmallVec<[Option<&str>; 2]> {
         let cells = both(column).into_iter();
-        cells.map(|cell| Some(key_text(relation, column, cell.text()?))).collect()
+        cells.map(|cell| Some(key_text(types, relation, column, cell.text()?))).collect()
     };
     let ids: Option<SmallVec<[&str; 2]>> = texts(*id).into_iter().collect();
     // One that is too long is known by another name.

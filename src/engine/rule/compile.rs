@@ -6,6 +6,7 @@ use std::fmt;
 
 use super::{
     Account, Columns, MessageRule, Rule, RuleError, RuleSettings, Watch, is_type, is_type_pattern,
+    pair,
 };
 use crate::config::{EventRule, RuleOperation};
 use crate::engine::catalog::{Catalog, Table, TableName};
@@ -42,10 +43,14 @@ pub(super) fn compile(
             rules.extend(compiled);
         }
     }
+    errors.extend(rules.iter().filter_map(|rule| pair::lossy(rule, settings, catalog)));
     messages.sort_by(|a, b| a.event_type.cmp(&b.event_type));
     let mut check = Check { subject: "endpoints".to_owned(), errors: &mut errors };
     match check.watch(settings, catalog) {
-        Some(watch) if errors.is_empty() => Ok(Compiled { rules, messages, watch, weak }),
+        Some(mut watch) if errors.is_empty() => {
+            watch.has_several_texts = pair::has_several_texts(&rules, &messages, settings, catalog);
+            Ok(Compiled { rules, messages, watch, weak })
+        }
         Some(_) | None => Err(errors),
     }
 }
@@ -395,7 +400,8 @@ impl Check<'_> {
             }
         }
         let (id, account) = (endpoints.id.clone(), endpoints.account.clone());
-        Some(Watch { endpoint_table: table.oid, id, account, others })
+        let has_several_texts = false; // Until all rules are known.
+        Some(Watch { endpoint_table: table.oid, id, account, has_several_texts, others })
     }
 }
 

@@ -20,7 +20,7 @@ use crate::engine::event::{
 use crate::engine::lsn::Lsn;
 use crate::engine::pgoutput::{Column, Datum, OldTuple, ReplicaIdentity, Tuple};
 use crate::engine::position::{EventId, Position, WalPosition};
-use crate::engine::value::{Types, oid};
+use crate::engine::value::{TypeShape, Types, oid};
 
 use Datum::{Null, Text as T, Unchanged};
 
@@ -37,6 +37,7 @@ fn table(oid: u32, name: &str, columns: &[(&str, u32)], primary_key: &[&str]) ->
     let column = |(name, type_oid): &(&str, u32)| TableColumn {
         name: (*name).to_owned(),
         type_oid: *type_oid,
+        is_loose: false,
         is_generated: *name == "made",
         is_left_out: *name == "hidden",
     };

@@ -47,13 +47,19 @@ pub mod oid {
     pub const INT8: u32 = 20;
     pub const INT2: u32 = 21;
     pub const INT4: u32 = 23;
+    pub const NAME: u32 = 19;
     pub const TEXT: u32 = 25;
     pub const JSON: u32 = 114;
     pub const FLOAT4: u32 = 700;
     pub const FLOAT8: u32 = 701;
+    pub const MONEY: u32 = 790;
+    pub const BPCHAR: u32 = 1042;
+    pub const VARCHAR: u32 = 1043;
     pub const DATE: u32 = 1082;
+    pub const TIME: u32 = 1083;
     pub const TIMESTAMP: u32 = 1114;
     pub const TIMESTAMPTZ: u32 = 1184;
+    pub const TIMETZ: u32 = 1266;
     pub const NUMERIC: u32 = 1700;
     pub const UUID: u32 = 2950;
     pub const JSONB: u32 = 3802;
@@ -135,10 +141,15 @@ pub enum TypeShape {
     Plain,
 }
 
+/// Domains over domains, and arrays of them; PostgreSQL allows no cycle.
+const MAX_DEPTH: u32 = 64;
+
 /// How the types of a database are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Types {
     kinds: HashMap<u32, Kind>,
+    /// What domains stand on, which may be a domain in turn.
+    bases: HashMap<u32, u32>,
 }
 
 impl Default for Types {
@@ -147,7 +158,7 @@ impl Default for Types {
         let comma = |kind| Kind::Array { element: Arc::new(kind), delimiter: b',' };
         let arrays = ARRAYS.into_iter().map(|(oid, kind)| (oid, comma(kind)));
         let scalars = SCALARS.into_iter().map(|(oid, _, kind)| (oid, kind));
-        Self { kinds: scalars.chain(arrays).collect() }
+        Self { kinds: scalars.chain(arrays).collect(), bases: HashMap::new() }
     }
 }
 
@@ -156,7 +167,10 @@ impl Types {
     #[must_use]
     pub fn with_catalog(shapes: &HashMap<u32, TypeShape>) -> Self {
         let mut types = Self::default();
-        for oid in shapes.keys() {
+        for (oid, shape) in shapes {
+            if let TypeShape::Domain { base } = shape {
+                types.bases.insert(*oid, *base);
+            }
             let kind = types.resolve(shapes, *oid, 0);
             types.kinds.insert(*oid, kind);
         }
@@ -164,8 +178,6 @@ impl Types {
     }
 
     fn resolve(&self, shapes: &HashMap<u32, TypeShape>, oid: u32, depth: u32) -> Kind {
-        /// Domains over domains, and arrays of them; PostgreSQL allows no cycle.
-        const MAX_DEPTH: u32 = 64;
         if let Some(known) = self.kinds.get(&oid) {
             return known.clone();
         }
@@ -180,6 +192,14 @@ impl Types {
             },
             Some(TypeShape::Plain) | None => Kind::Text,
         }
+    }
+
+    /// The type under all domains, as far as it is known.
+    #[must_use]
+    pub fn base(&self, type_oid: u32) -> u32 {
+        let under = |oid: &u32| self.bases.get(oid).copied();
+        let all = std::iter::successors(Some(type_oid), under).take(MAX_DEPTH as usize);
+        all.last().unwrap_or(type_oid)
     }
 
     /// How values of the type are written.
@@ -205,6 +225,9 @@ impl Types {
         let built_in =
             SCALARS.into_iter().find(|(_, scalar, _)| schema == "pg_catalog" && *scalar == element);
         let kind = built_in.map_or(Kind::Text, |(_, _, kind)| kind);
+        if (schema, name) == ("pg_catalog", "bpchar") {
+            self.bases.insert(type_oid, oid::BPCHAR);
+        }
         let kind = match is_array {
             true => Kind::Array { element: Arc::new(kind), delimiter: delimiter(schema, element) },
             false => kind,

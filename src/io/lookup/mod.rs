@@ -208,6 +208,14 @@ impl Lookups {
         }
     }
 
+    /// Reads the types of the columns that keys are compared with.
+    ///
+    /// # Errors
+    /// [`LookupError`], among them that the values of one cannot be compared.
+    pub async fn check_types(&self, client: &Client) -> Result<(), LookupError> {
+        self.read_catalog(client).await.map(|_| ())
+    }
+
     /// Looks `accounts` up. None at all still yields a snapshot.
     ///
     /// An account whose rows the database refuses, for what they hold, is answered for alone: its

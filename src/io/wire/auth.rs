@@ -14,17 +14,11 @@ use super::connection::{Connection, Received, malformed, notice, unexpected};
 use super::error::{ServerError, WireError};
 use crate::io::failpoint;
 use crate::io::pg::Conninfo;
-use crate::io::sql::SEARCH_PATH;
+use crate::io::sql::{OUTPUT, SEARCH_PATH};
 
-/// Settings that text output depends on, pinned against what a role, a database or the server says.
-const PINNED: [(&str, &str); 8] = [
+/// Pinned beside [`OUTPUT`].
+const PINNED: [(&str, &str); 2] = [
     ("client_encoding", "UTF8"),
-    ("datestyle", "ISO"),
-    ("intervalstyle", "postgres"),
-    ("timezone", "UTC"),
-    ("extra_float_digits", "3"),
-    ("bytea_output", "hex"),
-    ("xmlbinary", "base64"),
     // Not output: a role that is set to see no warnings would not see PostgreSQL 18 skip the publication.
     ("client_min_messages", "notice"),
 ];
@@ -57,6 +51,7 @@ pub(super) async fn start_up(
     ];
     if purpose == Purpose::Replication {
         parameters.push(("replication", "database"));
+        parameters.extend(OUTPUT);
         parameters.extend(PINNED);
         // Values of regclass and its kin name their schema unless it is searched.
         parameters.push(("search_path", failpoint::search_path().unwrap_or(SEARCH_PATH)));

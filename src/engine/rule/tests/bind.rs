@@ -88,3 +88,72 @@ fn relation_is_known_by_oid_after_a_rename_and_by_name_after_a_drop() {
         assert_eq!(items(&mut rules, &other, insert(&new)).len(), events, "{oid} {name}");
     }
 }
+
+/// What a new endpoint of account 42 invalidates, and what is wrong with the rule.
+fn compared(endpoint: u32, event: u32, is_loose: bool) -> (Vec<Item>, Vec<String>) {
+    let (mut subscribers, mut webhooks) = (subscribers(), webhooks());
+    subscribers.columns[1].type_oid = event;
+    webhooks.columns[1] =
+        TableColumn { type_oid: endpoint, is_loose, ..webhooks.columns[1].clone() };
+    let relation = relation(&webhooks);
+    let shapes = [(DOMAIN, TypeShape::Domain { base: oid::BPCHAR })].into();
+    let catalog = Catalog::new([subscribers, webhooks], Types::with_catalog(&shapes));
+    let config = config(&rule("s", "['insert']", ""));
+    let errors = errors(&config, &catalog);
+    let casts = casts(RuleSettings::of(&config), &catalog);
+    if !errors.is_empty() {
+        return (Vec::new(), errors);
+    }
+    let mut rules = Rules::compile(RuleSettings::of(&config), &catalog, SYSTEM).unwrap();
+    rules.handle_relation(&relation).unwrap();
+    let new = insert(&[T("e1"), T("42  "), Null, Null, Null, Null]);
+    (items(&mut rules, &relation, new), casts.iter().map(ToString::to_string).collect())
+}
+
+const DOMAIN: u32 = 30_000;
+
+#[test]
+fn new_endpoint_concerns_every_account_where_one_may_come_in_several_texts() {
+    for (endpoint, event, is_loose, every_account) in [
+        (oid::INT8, oid::INT4, false, false),
+        (oid::UUID, oid::UUID, false, false),
+        (oid::TEXT, oid::VARCHAR, false, false),
+        (oid::TEXT, oid::INT8, false, false),
+        (DOMAIN, oid::BPCHAR, false, false),
+        (oid::TEXT, oid::TEXT, true, true),
+        (oid::INT8, oid::NUMERIC, false, true),
+        (oid::INT8, oid::TEXT, false, true),
+        (oid::UUID, oid::TEXT, false, true),
+        (DOMAIN, oid::TEXT, false, true),
+        (oid::NUMERIC, oid::NUMERIC, false, true),
+    ] {
+        let (items, _) = compared(endpoint, event, is_loose);
+        let [Item::Invalidate(first), rest @ ..] = &items[..] else { panic!("{items:?}") };
+        let Scope::Endpoint { accounts, .. } = &first.scope else { panic!("{first:?}") };
+        let text = if endpoint == DOMAIN { "42" } else { "42  " };
+        assert_eq!(accounts[..], [AccountId::new(text)], "{endpoint}, {event}");
+        let all = matches!(rest, [Item::Invalidate(i)] if i.scope == Scope::All);
+        assert!(all == every_account && rest.len() == usize::from(all), "{endpoint}, {event}");
+    }
+}
+
+#[test]
+fn account_whose_type_is_cut_is_refused_and_one_that_sql_would_cast_is_told() {
+    for (endpoint, event, problem) in [
+        (oid::DATE, oid::TIMESTAMPTZ, "would take only a part"),
+        (oid::DATE, oid::TIMESTAMP, "would take only a part"),
+        (oid::FLOAT4, oid::FLOAT8, "would take only a part"),
+        (oid::INT8, oid::TEXT, "without a cast"),
+        (oid::TEXT, oid::UUID, "without a cast"),
+        (oid::INT8, oid::NUMERIC, ""),
+        (oid::INT8, oid::FLOAT8, ""),
+        (oid::TEXT, oid::VARCHAR, ""),
+        (oid::TEXT, DOMAIN, ""),
+        (oid::TIMESTAMP, oid::DATE, ""),
+    ] {
+        let (_, told) = compared(endpoint, event, false);
+        let found = told.concat();
+        assert!(told.len() == usize::from(!problem.is_empty()), "{endpoint}, {event}: {found}");
+        assert!(found.contains(problem), "{endpoint}, {event}: {found}");
+    }
+}

@@ -14,7 +14,7 @@
 //! An evaluation cannot be stopped half-way, so what it can cost is bounded beforehand: comprehension
 //! macros are refused; text and nesting are bounded, so that each value is used a bounded number of
 //! times; what the expressions of one change may read is bounded by its [`Allowance`]; patterns are
-//! compiled with the rule ([`pattern`]).
+//! compiled with the rule (the module `pattern`).
 
 mod check;
 mod data;

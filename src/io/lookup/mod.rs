@@ -11,7 +11,7 @@
 //! migration has changed one since we read the catalog, the catalog is read again and the answer thrown
 //! away.
 //!
-//! No row fails another's (see [`statement`] and [`isolate`]), and an answer is bounded: what is too much
+//! No row fails another's (see `statement` and `isolate`), and an answer is bounded: what is too much
 //! for one is left for the next.
 
 mod column;

@@ -105,7 +105,7 @@ pub enum Stop {
 /// [`Stop`], except [`Stop::Fenced`], which leads back to standing by.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Stop> {
     let types = config.events.iter().map(|rule| rule.event_type.as_str());
-    let metrics = Arc::new(Metrics::new(types).map_err(anyhow::Error::from)?);
+    let metrics = Arc::new(Metrics::new(&config.source.slot, types).map_err(anyhow::Error::from)?);
     let (health, watched) = watch::channel(Health::default());
     let health = Arc::new(health);
     let mut server = JoinSet::new();

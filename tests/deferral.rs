@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use tokio::time::{Instant, sleep};
 use walhook::mock::Behaviour;
 
-use crate::support::{PATIENCE, RULES, World, get, taken};
+use crate::support::{PATIENCE, RULES, World, taken};
 
 /// Attempts follow each other soon.
 const QUICK: &str = "[delivery]\ntimeout = \"2s\"\nconnect_timeout = \"1s\"\nretry_base = \"50ms\"\n\
@@ -223,7 +223,7 @@ async fn case_33_every_endpoint_dead_under_load_then_back_bounds_memory_and_wal_
     }
     world.settled().await?;
     world.until(DEFERRED, "6000").await?;
-    let (_, metrics) = get(world.admin, "/metrics").await?;
+    let metrics = world.metrics().await?;
     let queued = metrics.lines().find_map(|line| line.strip_prefix("walhook_queued_bytes "));
     let queued: u32 = queued.context("no walhook_queued_bytes")?.parse()?;
     ensure!(queued <= 1 << 20, "{queued} bytes are queued, with a limit of 1 MiB");

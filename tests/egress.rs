@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::support::{PATIENCE, RULES, SECRET, World, answers, get, text};
+use crate::support::{PATIENCE, RULES, SECRET, World, answers, text};
 
 #[tokio::test]
 async fn log_mode_sends_nothing_and_settles_each_delivery_by_logging_it() -> Result<()> {
@@ -176,7 +176,7 @@ async fn case_30_endpoints_that_misbehave_cost_other_accounts_and_memory_nothing
     let deadline = Instant::now() + PATIENCE;
     for outcome in ["timeout", "protocol", "3xx", "5xx"] {
         let none = format!("walhook_attempts_total{{outcome=\"{outcome}\"}} 0\n");
-        while get(world.admin, "/metrics").await?.1.contains(&none) {
+        while world.metrics().await?.contains(&none) {
             ensure!(Instant::now() < deadline, "no attempt ended as {outcome}");
             sleep(Duration::from_millis(50)).await;
         }

@@ -26,7 +26,8 @@ fn yaml(path: &str) -> Value {
 /// The series that `/metrics` shows: name → the values of each of its labels. A label whose values are
 /// the configuration's has none here.
 fn series() -> BTreeMap<String, BTreeMap<String, BTreeSet<String>>> {
-    let metrics = walhook::io::metrics::Metrics::new(["any.type"]).unwrap().render().unwrap();
+    let metrics =
+        walhook::io::metrics::Metrics::new("any", ["any.type"]).unwrap().render().unwrap();
     let mut series: BTreeMap<String, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
     for line in metrics.lines().filter(|line| !line.starts_with('#')) {
         let (series_of, _) = line.rsplit_once(' ').unwrap();

@@ -6,11 +6,11 @@ use anyhow::{Context, Result, ensure};
 use tokio::time::{Instant, sleep};
 use walhook::mock::Stats;
 
-use crate::support::{PATIENCE, RULES, SECRET, World, get};
+use crate::support::{PATIENCE, RULES, SECRET, World};
 
 /// A metric's value.
 async fn metric(world: &World, name: &str) -> Result<u64> {
-    let (_, metrics) = get(world.admin, "/metrics").await?;
+    let metrics = world.metrics().await?;
     let prefix = format!("{name} ");
     let value = metrics.lines().find_map(|line| line.strip_prefix(&prefix));
     Ok(value.with_context(|| format!("no {name}"))?.parse()?)

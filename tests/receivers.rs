@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::support::{SECRET, World, get};
+use crate::support::{SECRET, World};
 
 /// Says this first to each request, and then that for as long as the client reads.
 struct Flood {
@@ -65,7 +65,7 @@ async fn case_40_receivers_that_send_without_end_delay_no_other_account_and_hold
     }
     // All of the victim's, while the floods are tried again and again.
     world.delivered(100).await?;
-    let (_, metrics) = get(world.admin, "/metrics").await?;
+    let metrics = world.metrics().await?;
     let series = "walhook_attempts_total{outcome=\"protocol\"} ";
     let failed = metrics.lines().find_map(|line| line.strip_prefix(series));
     let failed: u64 = failed.context("no such series")?.parse()?;

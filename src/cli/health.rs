@@ -97,7 +97,7 @@ mod tests {
     async fn health_is_what_the_instance_says_of_itself() {
         let listener = admin::bind("0.0.0.0:0".parse().unwrap()).await.unwrap();
         let listen = listener.local_addr().unwrap();
-        let metrics = Arc::new(Metrics::new([]).unwrap());
+        let metrics = Arc::new(Metrics::new("walhook", []).unwrap());
         let (tell, health) = watch::channel(admin::Health::default());
         let mut server = JoinSet::new();
         server.spawn(admin::serve(listener, metrics, health, CancellationToken::new()));

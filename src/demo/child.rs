@@ -126,12 +126,12 @@ impl Pipeline {
         self.child.as_ref().and_then(Child::id)
     }
 
-    /// Its metrics, in Prometheus' text format.
+    /// Its metrics, in Prometheus' text format, without the label that tells it from other pipelines.
     ///
     /// # Errors
     /// When it does not answer.
     pub async fn metrics(&self) -> Result<String> {
-        Ok(self.get("/metrics").await?.1)
+        Ok(without_pipeline(&self.get("/metrics").await?.1))
     }
 
     /// Whether it says that it leads: it streams and delivers. (`/readyz` also wants a checkpoint
@@ -267,4 +267,22 @@ columns = ["id", "email", "status", "version"]
         ));
     }
     toml
+}
+
+/// Metrics as they would be without the label `pipeline`, for whoever knows which one it asked.
+#[must_use]
+pub fn without_pipeline(metrics: &str) -> String {
+    const LABEL: &str = "pipeline=\"";
+    let without = |line: &str| -> Option<String> {
+        let (before, rest) = line.split_once(LABEL)?;
+        let (_, after) = rest.split_once('"')?;
+        Some(match (before.strip_suffix(','), after.strip_prefix(',')) {
+            (Some(before), _) => format!("{before}{after}\n"),
+            (None, Some(after)) => format!("{before}{after}\n"),
+            (None, None) => {
+                format!("{}{}\n", before.trim_end_matches('{'), after.trim_start_matches('}'))
+            }
+        })
+    };
+    metrics.lines().map(|line| without(line).unwrap_or_else(|| format!("{line}\n"))).collect()
 }

@@ -199,7 +199,7 @@ mod tests {
     async fn admin_server_answers_by_the_instances_role() {
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let metrics = Arc::new(Metrics::new(["a.b"]).unwrap());
+        let metrics = Arc::new(Metrics::new("walhook", ["a.b"]).unwrap());
         let (tell, health) = watch::channel(Health::default());
         let shutdown = CancellationToken::new();
         let mut server = tokio::task::JoinSet::new();
@@ -224,7 +224,10 @@ mod tests {
         assert_eq!(get(address, "/readyz").await.1, "halted: the slot is lost\n");
         metrics.changes.inc();
         let (status, body) = get(address, "/metrics").await;
-        assert!(status == 200 && body.contains("\nwalhook_changes_total 1\n"), "{body}");
+        assert!(
+            status == 200 && body.contains("\nwalhook_changes_total{pipeline=\"walhook\"} 1\n"),
+            "{body}"
+        );
         assert_eq!(get(address, "/else").await.0, 404);
 
         // A request that never comes to its end does not hold the shutdown up.
@@ -244,7 +247,7 @@ mod tests {
         for (listen, from) in addresses {
             let listener = bind(listen.parse().unwrap()).await.unwrap();
             let port = listener.local_addr().unwrap().port();
-            let metrics = Arc::new(Metrics::new([]).unwrap());
+            let metrics = Arc::new(Metrics::new("walhook", []).unwrap());
             let (_tell, health) = watch::channel(Health::default());
             let mut server = tokio::task::JoinSet::new();
             server.spawn(serve(listener, metrics, health, CancellationToken::new()));

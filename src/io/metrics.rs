@@ -1,7 +1,9 @@
 //! What `/metrics` shows. `docs/operations.md` lists every name, label and label value.
 //!
-//! No label names an account or an endpoint: their number has no bound, and a metric costs memory
-//! for each. Label values are resolved once, when the registry is made.
+//! Every series has the label `pipeline`, the name of the slot, so that one Prometheus tells several
+//! pipelines apart, whatever its scrape configuration calls the targets. No label names an account or
+//! an endpoint: their number has no bound, and a metric costs memory for each. Label values are resolved
+//! once, when the registry is made.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -153,12 +155,17 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// A registry of its own, with a counter for each of the event types that the rules name.
+    /// A registry of its own, for the pipeline of this slot, with a counter for each of the event types
+    /// that the rules name.
     ///
     /// # Errors
     /// Never for names as they stand here.
-    pub fn new<'a>(event_types: impl IntoIterator<Item = &'a str>) -> prometheus::Result<Self> {
-        let registry = Registry::new();
+    pub fn new<'a>(
+        pipeline: &str,
+        event_types: impl IntoIterator<Item = &'a str>,
+    ) -> prometheus::Result<Self> {
+        let common = HashMap::from([("pipeline".to_owned(), pipeline.to_owned())]);
+        let registry = Registry::new_custom(None, Some(common))?;
         let r = &registry;
         let events =
             counters(r, "walhook_events_total", "Events made, by the rule's type.", "type")?;

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
+use walhook::demo::child::without_pipeline;
 use walhook::demo::cluster::Cluster;
 use walhook::engine::endpoint::Secret;
 use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
@@ -249,11 +250,16 @@ impl World {
         Ok(())
     }
 
-    /// Waits until a metric, named with its labels as `/metrics` prints it, has this value.
+    /// Its metrics in Prometheus' text format, without the label `pipeline`.
+    pub async fn metrics(&self) -> Result<String> {
+        Ok(without_pipeline(&get(self.admin, "/metrics").await?.1))
+    }
+
+    /// Waits until a metric, named with its labels as `World::metrics` has it, has this value.
     pub async fn until_metric(&self, series: &str, wanted: &str) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let (_, metrics) = get(self.admin, "/metrics").await?;
+            let metrics = self.metrics().await?;
             let line = metrics.lines().find(|line| line.strip_prefix(series).is_some());
             if line.is_some_and(|line| line.ends_with(&format!(" {wanted}"))) {
                 return Ok(());

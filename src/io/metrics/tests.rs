@@ -1,6 +1,7 @@
 //! What `/metrics` shows, and that it is documented.
 
 use super::*;
+use crate::demo::child::without_pipeline;
 use crate::engine::attempt::{Answer, Failure};
 
 fn outcome(result: Result<u16, FailureKind>) -> Outcome {
@@ -12,7 +13,7 @@ fn outcome(result: Result<u16, FailureKind>) -> Outcome {
 
 #[test]
 fn metrics_show_what_was_counted_under_the_contracts_names() {
-    let metrics = Metrics::new(["a.b", "a.c", "order.*"]).unwrap();
+    let metrics = Metrics::new("main", ["a.b", "a.c", "order.*"]).unwrap();
     metrics.changes.inc_by(3);
     metrics.count_event("a.b");
     metrics.count_event("unknown");
@@ -56,15 +57,21 @@ fn metrics_show_what_was_counted_under_the_contracts_names() {
     ];
     let outcomes = STATUS_CLASSES.into_iter().chain(FAILURES.map(FailureKind::as_str));
     lines.extend(outcomes.map(|o| format!("walhook_attempts_total{{outcome=\"{o}\"}} 1")));
+    let of_pipeline = without_pipeline(&text);
     for line in lines {
-        assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
+        assert!(of_pipeline.lines().any(|l| l == line), "{line} is not in:\n{text}");
     }
     assert!(!text.contains("unknown"), "label values are those of the configuration");
 }
 
 #[test]
 fn every_metric_and_label_value_is_documented() {
-    let text = Metrics::new(["a.b"]).unwrap().render().unwrap();
+    let text = Metrics::new("main", ["a.b"]).unwrap().render().unwrap();
+    let series = text.lines().filter(|line| !line.starts_with('#'));
+    for line in series {
+        assert!(line.contains("pipeline=\"main\""), "{line} does not name the pipeline");
+    }
+    let text = without_pipeline(&text);
     let docs = include_str!("../../../docs/operations.md");
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("# TYPE ") {

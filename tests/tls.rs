@@ -29,7 +29,7 @@ struct Server {
 
 impl Server {
     async fn start() -> Result<Self> {
-        let cluster = Cluster::start(&std::env::temp_dir(), &[]).await?;
+        let cluster = Cluster::start_copied(&std::env::temp_dir(), &[]).await?;
         let admin = by_socket(&cluster).await?;
         let authority = Authority::ecdsa(&PKCS_ECDSA_P256_SHA256)?;
         present(&cluster, &admin, &authority.issue("localhost")?, None).await?;

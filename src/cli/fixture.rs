@@ -30,7 +30,7 @@ impl Fixture {
     }
 
     pub(crate) async fn start_with(settings: &[(&str, &str)]) -> Self {
-        let cluster = Cluster::start(&std::env::temp_dir(), settings).await.unwrap();
+        let cluster = Cluster::start_copied(&std::env::temp_dir(), settings).await.unwrap();
         let admin = Connection::open(&Secret::new(cluster.url("postgres")), "test").await.unwrap();
         admin.batch_execute("CREATE DATABASE app").await.unwrap();
         let fixture = Self { cluster };

@@ -267,7 +267,7 @@ mod tests {
     /// The WAL itself is the witness: what a logical slot decodes is what the ledger expects.
     #[tokio::test]
     async fn writers_enter_exactly_what_the_wal_says_was_committed() {
-        let cluster = Cluster::start(&std::env::temp_dir(), &[]).await.unwrap();
+        let cluster = Cluster::start_copied(&std::env::temp_dir(), &[]).await.unwrap();
         let url = Secret::new(cluster.url("postgres"));
         let accounts = plan::accounts();
         let endpoints = plan::endpoints(&accounts);

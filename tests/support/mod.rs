@@ -96,7 +96,7 @@ impl World {
 
     /// A cluster without any table, and a configuration.
     pub async fn bare(sections: &str, rules: &str, server: &[(&str, &str)]) -> Result<Self> {
-        let cluster = Cluster::start(&std::env::temp_dir(), server).await?;
+        let cluster = Cluster::start_copied(&std::env::temp_dir(), server).await?;
         let sql = connect(&cluster).await?;
         let secret = Some(Secret::new(SECRET));
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));

@@ -33,7 +33,7 @@ const SCHEMA: &str = r#"
 
 #[tokio::test]
 async fn catalog_tells_of_tables_keys_identities_and_partitions() {
-    let cluster = Cluster::start(&std::env::temp_dir(), &[]).await.unwrap();
+    let cluster = Cluster::start_copied(&std::env::temp_dir(), &[]).await.unwrap();
     let client = Connection::open_with_path(
         &Secret::new(cluster.url("postgres")),
         "test",
@@ -145,7 +145,7 @@ const VALUES: &[(&str, &str, &str)] = &[
 
 #[tokio::test]
 async fn values_of_each_type_are_written_as_the_contract_says() {
-    let cluster = Cluster::start(&std::env::temp_dir(), &[]).await.unwrap();
+    let cluster = Cluster::start_copied(&std::env::temp_dir(), &[]).await.unwrap();
     let client = Connection::open_with_path(
         &Secret::new(cluster.url("postgres")),
         "test",

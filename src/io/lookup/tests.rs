@@ -9,7 +9,7 @@ use crate::engine::endpoint::Secret;
 use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
 
 async fn start() -> (Cluster, Connection) {
-    let cluster = Cluster::start(&std::env::temp_dir(), &[]).await.unwrap();
+    let cluster = Cluster::start_copied(&std::env::temp_dir(), &[]).await.unwrap();
     let client = Connection::open_with_path(
         &Secret::new(cluster.url("postgres")),
         "test",

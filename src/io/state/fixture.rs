@@ -32,7 +32,7 @@ impl Fixture {
     }
 
     pub(crate) async fn start_with(settings: &[(&str, &str)]) -> Self {
-        let cluster = Cluster::start(&std::env::temp_dir(), settings).await.unwrap();
+        let cluster = Cluster::start_copied(&std::env::temp_dir(), settings).await.unwrap();
         let url = Secret::new(cluster.url("postgres"));
         let admin = Connection::open_with_path(&url, "test", SERVER_SEARCH_PATH).await.unwrap();
         set_up(&admin, "p").await;

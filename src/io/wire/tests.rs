@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const MAX_MESSAGE: usize = 1 << 20;
 
 async fn cluster() -> Cluster {
-    Cluster::start(&std::env::temp_dir(), &[]).await.unwrap()
+    Cluster::start_copied(&std::env::temp_dir(), &[]).await.unwrap()
 }
 
 async fn sql(cluster: &Cluster) -> Connection {

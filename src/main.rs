@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("walhook: cannot start the runtime: {error}");
+            complain(&format!("cannot start the runtime: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -32,8 +32,14 @@ fn main() -> ExitCode {
                 Failure::Usage(_) => lines(&text),
                 Failure::Failed(_) | Failure::Halted(_) => one_line(&text),
             };
-            eprintln!("walhook: {text}");
+            complain(&text);
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+/// Says on standard error what went wrong. Where nobody reads that any more, nothing can be said.
+fn complain(text: &str) {
+    use std::io::Write;
+    let _nobody_reads_it = writeln!(std::io::stderr(), "walhook: {text}");
 }

@@ -3,7 +3,7 @@
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use super::{Cli, CommandResult, Common, Failure};
+use super::{Cli, CommandResult, Common};
 
 /// What the command takes.
 #[derive(Debug, clap::Args)]
@@ -16,10 +16,9 @@ pub struct Args {
 /// Prints the script.
 ///
 /// # Errors
-/// When standard output is closed.
+/// When it cannot be written.
 pub async fn run(args: Args, _: &Common) -> CommandResult {
     let mut script = vec![];
     clap_complete::generate(args.shell, &mut Cli::command(), "walhook", &mut script);
-    let written = std::io::Write::write_all(&mut std::io::stdout(), &script);
-    written.map_err(|error| Failure::Failed(error.into()))
+    super::write_out(&script)
 }

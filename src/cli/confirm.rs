@@ -14,8 +14,10 @@ pub(super) fn confirm(command: &str, plan: &str, slot: &str) -> CommandResult {
         let error = anyhow::anyhow!("{command} asks, but there is no terminal; add --yes");
         return Err(Failure::Usage(error));
     }
-    eprint!("{}\nType the slot's name, {slot}, to go on: ", lines(plan));
-    std::io::stderr().flush().map_err(anyhow::Error::from)?;
+    let mut stderr = std::io::stderr();
+    write!(stderr, "{}\nType the slot's name, {slot}, to go on: ", lines(plan))
+        .and_then(|()| stderr.flush())
+        .map_err(anyhow::Error::from)?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).map_err(anyhow::Error::from)?;
     if answer.trim() == slot {

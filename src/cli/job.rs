@@ -15,18 +15,17 @@ use crate::io::state::{Ask, JobState, StateStore};
 /// How often a job is looked at.
 const POLL: Duration = Duration::from_millis(200);
 
-/// Leaves a job and waits for its end, at most `wait`; says when no leader runs. `nothing` is the
-/// error when it would concern nothing.
+/// Leaves a job and waits for its end, at most `wait`; says when no leader runs. `None`: it would concern
+/// nothing, and there is none.
 pub(super) async fn ask(
     config: &Config,
     ask: &Ask,
-    nothing: &'static str,
     wait: Duration,
-) -> Result<JobState, Failure> {
+) -> Result<Option<JobState>, Failure> {
     let mut state = open_state(config).await?;
-    let job = state.create_job(ask).await?.ok_or_else(|| anyhow!(nothing))?;
+    let Some(job) = state.create_job(ask).await? else { return Ok(None) };
     note_without_leader(config, &format!("job {} stands until one does", job.id)).await;
-    wait_for(&state, job, wait).await
+    wait_for(&state, job, wait).await.map(Some)
 }
 
 /// Says when no leader runs now that would take up what was asked, and what that means.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 
-use super::{CommandResult, Common, Failure, print_json, print_line};
+use super::{CommandResult, Common, Failure, print_json, print_line, print_remark};
 use crate::engine::endpoint::Secret;
 use crate::mock::{Behaviour, Mock, Received, Settings};
 
@@ -69,7 +69,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
             ..plain
         });
     }
-    eprintln!("listening on http://{}; Ctrl-C ends it", mock.address());
+    print_remark(&format!("listening on http://{}; Ctrl-C ends it", mock.address()));
     super::run::until_signal().await.map_err(anyhow::Error::from)?;
     let stats = mock.stats();
     if common.json {

@@ -207,7 +207,7 @@ pub type CommandResult = Result<(), Failure>;
 /// Writes a result to standard output as one JSON object.
 ///
 /// # Errors
-/// When standard output is closed, or the value is not representable.
+/// When it cannot be written, or the value is not representable.
 pub fn print_json(value: &impl Serialize) -> CommandResult {
     let text = serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?;
     print_line(&text)
@@ -219,15 +219,30 @@ pub(crate) fn print_remark(text: &str) {
     let _nobody_reads_it = writeln!(std::io::stderr(), "{}", escape::lines(text));
 }
 
-/// Writes a line, or several, to standard output; a reader that has closed its end is a failure, not a
-/// panic. What does more than to be seen is escaped: in JSON it stays the same JSON.
+/// Writes a line, or several, to standard output. What does more than to be seen is escaped: in JSON it
+/// stays the same JSON.
 ///
 /// # Errors
-/// When standard output is closed.
+/// See [`write_out`].
 pub fn print_line(line: &str) -> CommandResult {
-    use std::io::Write;
-    writeln!(std::io::stdout(), "{}", escape::lines(line))
-        .map_err(|error| Failure::Failed(error.into()))
+    write_out(format!("{}\n", escape::lines(line)).as_bytes())
+}
+
+/// Writes to standard output as it is. A reader that has seen enough (`walhook status | head -1`) is no
+/// failure: the command goes on to its end, and its exit code says how that was.
+///
+/// # Errors
+/// When it cannot be written for another reason: the disk is full, say.
+fn write_out(bytes: &[u8]) -> CommandResult {
+    use std::io::{ErrorKind, Write};
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            let error = anyhow::Error::new(error).context("cannot write to standard output");
+            Err(Failure::Failed(error))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -81,14 +81,18 @@ impl View {
         }
     }
 
+    /// Where whoever looked on has seen enough, the demo goes on, and its exit code tells.
     fn write(&self, text: &str) -> Result<()> {
-        if self.to_stderr {
-            let mut out = std::io::stderr().lock();
-            return Ok(out.write_all(text.as_bytes())?);
+        let written = if self.to_stderr {
+            std::io::stderr().lock().write_all(text.as_bytes())
+        } else {
+            let mut out = std::io::stdout().lock();
+            out.write_all(text.as_bytes()).and_then(|()| out.flush())
+        };
+        match written {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+            Ok(()) | Err(_) => Ok(()),
         }
-        let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes())?;
-        Ok(out.flush()?)
     }
 }
 

@@ -18,6 +18,9 @@ pub struct ReplayRange {
     pub from: Lsn,
     /// Commit records from here on do not count.
     pub to: Lsn,
+    /// Where what can be sent again begins behind `from` by now, it begins there: that is what was asked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_oldest: bool,
     /// Which of the events in between.
     #[serde(default)]
     pub filter: ReplayFilter,
@@ -112,10 +115,12 @@ mod tests {
         let range = ReplayRange {
             from: Lsn(0x1_0000_0002),
             to: Lsn(u64::MAX),
+            from_oldest: false,
             filter: ReplayFilter { account: Some("42".into()), ..ReplayFilter::default() },
         };
         let text = serde_json::to_string(&range).unwrap();
         assert!(text.contains(r#""from":"1/2""#), "{text}");
+        assert!(!text.contains("oldest"), "an earlier version can read it: {text}");
         assert_eq!(serde_json::from_str::<ReplayRange>(&text).unwrap(), range);
     }
 }

@@ -63,8 +63,8 @@ pub(crate) async fn oldest(config: &Config, client: &Connection) -> anyhow::Resu
 }
 
 impl Range {
-    /// Opens the range [`from`, `to`) of commit records. `purpose` makes the temporary slot's name
-    /// unique: digits and letters.
+    /// Opens the range [`from`, `to`) of commit records. With `from_oldest` it begins where the window
+    /// does, where that is later. `purpose` makes the temporary slot's name unique: digits and letters.
     ///
     /// # Errors
     /// When `from` lies before the replay window, or the source refuses.
@@ -72,11 +72,14 @@ impl Range {
         config: &Config,
         from: Lsn,
         to: Lsn,
+        from_oldest: bool,
         purpose: &str,
     ) -> anyhow::Result<Self> {
         let source = &config.source;
         let sentinel = Connection::open(&source.url, "walhook replay").await?;
         let oldest = oldest(config, &sentinel).await?;
+        // What lies before it is gone since it was asked for.
+        let from = if from_oldest { from.max(oldest).min(to) } else { from };
         if from < oldest {
             bail!("{from} lies before the replay window, which begins at {oldest}");
         }

@@ -183,7 +183,8 @@ impl Feeder<'_> {
     ) -> anyhow::Result<Fed> {
         let (from, to) = (replay.position.max(replay.range.from), replay.range.to);
         let purpose = format!("replay_{}", replay.id);
-        let range = match Range::open(self.config, from, to, &purpose).await {
+        let from_oldest = replay.range.from_oldest;
+        let range = match Range::open(self.config, from, to, from_oldest, &purpose).await {
             Ok(range) => range,
             Err(error) => return Ok(Fed::Broken(format!("{error:#}"))),
         };

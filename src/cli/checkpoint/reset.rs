@@ -18,7 +18,7 @@ use crate::io::sql::Connection;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Reset {
-    /// Where to: an LSN, an RFC 3339 time, or an age such as 2h
+    /// Where to: an LSN, an RFC 3339 time, an age such as 2h, or oldest: as far back as can be
     #[arg(long, value_name = "POSITION", value_parser = Moment::parse)]
     to: Moment,
     /// Forward, too: what lies in between is never sent

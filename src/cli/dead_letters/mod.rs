@@ -11,7 +11,7 @@ mod tests;
 
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use serde_json::json;
 
 use crate::config::Config;
@@ -21,6 +21,9 @@ use super::confirm::confirm_removal;
 use super::status::open_state;
 use super::{CommandResult, Common, Failure, job, print_json, print_line};
 use select::{Filters, Selection};
+
+/// Of retries that failed again, so many are shown with their errors.
+const ERRORS_SHOWN: i64 = 20;
 
 /// List, show, retry or discard deliveries that ended without success
 #[derive(Debug, clap::Args)]
@@ -128,8 +131,22 @@ async fn show(config: &Config, id: i64, json: bool) -> CommandResult {
 
 async fn run_retry(config: &Config, retry: &Retry, json: bool) -> CommandResult {
     let ask = Ask::RetryDeadLetters(retry.selection.to_filter()?);
-    let job = job::ask(config, &ask, "no dead letter with an endpoint fits", retry.wait).await?;
-    job::print(&job, json)?;
+    let job = job::ask(config, &ask, retry.wait).await?;
+    let job = job.context("no dead letter with an endpoint fits")?;
+    let failed = match job.failed {
+        0 => Vec::new(),
+        _ => open_state(config).await?.retried_in_vain(job.id, ERRORS_SHOWN).await?,
+    };
+    if json {
+        print_json(&print::retry_json(&job, &failed))?;
+    } else {
+        job::print(&job, false)?;
+        failed.iter().try_for_each(|letter| print_line(&print::failed_line(letter)))?;
+        let more = job.failed.saturating_sub(i64::try_from(failed.len()).unwrap_or(i64::MAX));
+        if more > 0 {
+            print_line(&format!("and {more} more; `walhook dead-letters list` shows them"))?;
+        }
+    }
     // Without a wait, having asked is all there is to do.
     if retry.wait.is_zero() { Ok(()) } else { job::verdict(&job) }
 }

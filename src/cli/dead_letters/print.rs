@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::cli::table::{attempts, one_line, table};
 use crate::engine::event::rfc3339;
 use crate::engine::position::Position;
-use crate::io::state::{Gap, StoredAttempt, StoredDeadLetter};
+use crate::io::state::{Gap, JobState, StoredAttempt, StoredDeadLetter};
 
 /// One page of a list.
 #[derive(Debug)]
@@ -78,6 +78,25 @@ fn brief(letter: &StoredDeadLetter) -> Value {
         "died_at": rfc3339(letter.died_at_us),
         "tried_at": rfc3339(letter.tried_at_us),
     })
+}
+
+/// A job of retries, with what those that failed again failed by.
+pub(super) fn retry_json(job: &JobState, failed: &[StoredDeadLetter]) -> Value {
+    let mut value = json!(job);
+    if let Some(object) = value.as_object_mut() {
+        object.insert("errors".to_owned(), failed.iter().map(brief).collect());
+    }
+    value
+}
+
+/// What a retry failed by.
+pub(super) fn failed_line(letter: &StoredDeadLetter) -> String {
+    let StoredDeadLetter { id, endpoint, event, attempts, detail, .. } = letter;
+    let endpoint = endpoint.as_deref().unwrap_or("-");
+    one_line(&format!(
+        "dead letter {id} (endpoint {endpoint}, event {}), after {attempts} attempts: {detail}",
+        event.id
+    ))
 }
 
 /// A dead letter with its last attempts, the position of its change and its request's body, each character of it.

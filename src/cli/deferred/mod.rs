@@ -11,8 +11,10 @@ mod tests;
 
 use std::time::Duration;
 
-use crate::config::Config;
-use crate::io::state::{Ask, DeferredCursor, StateStore};
+use anyhow::Context;
+use serde_json::json;
+
+use crate::io::state::{Ask, DeferredCursor, JobState, StateStore};
 
 use super::confirm::confirm_removal;
 use super::status::open_state;
@@ -76,7 +78,7 @@ struct Discard {
 ///
 /// # Errors
 /// [`Failure::Usage`] when nothing is selected or nobody can be asked; [`Failure::Failed`] when no
-/// row fits, or the job did not end within the wait.
+/// row fits what is to be retried, or the job did not end within the wait.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
     match args.command {
@@ -86,7 +88,8 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         }
         Command::Retry(Retry { selection, wait }) => {
             let ask = Ask::RetryDeferred(selection.to_filter()?);
-            carry_out(&config, &ask, wait, common.json).await
+            let job = job::ask(&config, &ask, wait).await?;
+            end(&job.context("no deferred delivery fits")?, wait, common.json)
         }
         Command::Discard(Discard { selection, yes, wait }) => {
             let filter = selection.to_filter()?;
@@ -94,7 +97,13 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
             if count > 0 && !yes {
                 confirm_removal(&format!("Remove {count} deferred deliveries for good?"))?;
             }
-            carry_out(&config, &Ask::DiscardDeferred(filter), wait, common.json).await
+            let ask = Ask::DiscardDeferred(filter);
+            match job::ask(&config, &ask, wait).await? {
+                Some(job) => end(&job, wait, common.json),
+                // Nothing is left of what was to go, as asked.
+                None if common.json => print_json(&json!({ "discarded": 0 })),
+                None => print_line("discarded 0"),
+            }
         }
     }
 }
@@ -112,9 +121,8 @@ async fn page(state: &StateStore, list: &List) -> Result<print::Page, Failure> {
     Ok(print::Page { deferred, next_after })
 }
 
-async fn carry_out(config: &Config, ask: &Ask, wait: Duration, json: bool) -> CommandResult {
-    let job = job::ask(config, ask, "no deferred delivery fits", wait).await?;
-    job::print(&job, json)?;
-    // Without a wait, having asked is all there is to do.
-    if wait.is_zero() { Ok(()) } else { job::verdict(&job) }
+/// What came of a job. Without a wait, having asked is all there is to do.
+fn end(job: &JobState, wait: Duration, json: bool) -> CommandResult {
+    job::print(job, json)?;
+    if wait.is_zero() { Ok(()) } else { job::verdict(job) }
 }

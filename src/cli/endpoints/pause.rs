@@ -86,7 +86,7 @@ async fn carry_out(
     [done, already]: [String; 2],
     json: bool,
 ) -> CommandResult {
-    let job = job::ask(config, ask, "nothing is to be done", wait).await?;
+    let job = job::ask(config, ask, wait).await?.context("nothing is to be done")?;
     let changed = job.done > 0;
     if json {
         let JobState { id: job, finished, .. } = job;

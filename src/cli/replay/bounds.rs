@@ -19,18 +19,23 @@ pub(crate) enum Moment {
     Position(Lsn),
     /// Microseconds since 1970-01-01 UTC.
     Time(i64),
+    /// As far back as anything can be sent again, wherever that is when it is.
+    Oldest,
 }
 
 impl Moment {
-    /// Reads an LSN, an RFC 3339 time, or an age.
+    /// Reads an LSN, an RFC 3339 time, an age, or the word `oldest`.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        if text == "oldest" {
+            return Ok(Self::Oldest);
+        }
         if let Ok(lsn) = text.parse() {
             return Ok(Self::Position(lsn));
         }
         time_us(text).map(Self::Time).map_err(|_| {
             format!(
                 "{text:?} is no position; write it as an LSN (16/B374D848), a time \
-                 (2026-11-23T17:46:00Z) or an age (2h)"
+                 (2026-11-23T17:46:00Z), an age (2h), or oldest"
             )
         })
     }
@@ -63,7 +68,9 @@ impl Window {
         to: Option<Moment>,
         mut filter: ReplayFilter,
     ) -> Result<ReplayRange, Failure> {
+        let from_oldest = from == Moment::Oldest;
         let from = match from {
+            Moment::Oldest => self.oldest,
             Moment::Position(lsn) => lsn,
             Moment::Time(since_us) => {
                 filter.since_us = Some(since_us);
@@ -72,6 +79,7 @@ impl Window {
         };
         let to = match to {
             None => self.checkpoint,
+            Some(Moment::Oldest) => self.oldest,
             Some(Moment::Position(lsn)) => lsn,
             Some(Moment::Time(until_us)) => {
                 filter.until_us = Some(until_us);
@@ -91,7 +99,7 @@ impl Window {
                 "the range ends at {to}, before it begins at {from}"
             )));
         }
-        Ok(ReplayRange { from, to, filter })
+        Ok(ReplayRange { from, to, from_oldest, filter })
     }
 
     async fn refuse(&self, state: &StateStore, what: &str) -> Failure {
@@ -117,6 +125,7 @@ mod tests {
         assert_eq!(Moment::parse("16/B374D848"), Ok(Moment::Position(Lsn(0x16_B374_D848))));
         assert_eq!(Moment::parse("1970-01-01T00:00:01Z"), Ok(Moment::Time(1_000_000)));
         assert!(matches!(Moment::parse("2h"), Ok(Moment::Time(_))));
+        assert_eq!(Moment::parse("oldest"), Ok(Moment::Oldest));
         assert!(Moment::parse("yesterday").unwrap_err().contains("is no position"));
     }
 }

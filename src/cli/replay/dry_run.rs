@@ -56,7 +56,7 @@ impl Counts {
 /// Reads the range and counts. Sends nothing.
 pub(super) async fn count(config: &Config, range: &ReplayRange) -> anyhow::Result<Counts> {
     let purpose = format!("dry_run_{}", std::process::id());
-    let reader = Range::open(config, range.from, range.to, &purpose).await?;
+    let reader = Range::open(config, range.from, range.to, range.from_oldest, &purpose).await?;
     let client = lookup::connect(config, "walhook replay").await?;
     let lookups = Lookups::of(config);
     let (out, mut batches) = mpsc::channel(BATCHES);

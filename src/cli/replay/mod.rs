@@ -56,7 +56,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Start {
-    /// Where it begins: an LSN, an RFC 3339 time, or an age such as 2h
+    /// Where it begins: an LSN, an RFC 3339 time, an age such as 2h, or oldest: as far back as can be
     #[arg(long, value_name = "POSITION", value_parser = Moment::parse)]
     from: Moment,
     /// Where it ends; the checkpoint when left out

@@ -8,7 +8,7 @@ const BAR_CHARS: usize = 30;
 
 /// A line for one replay.
 pub(super) fn line(replay: &StoredReplay) -> String {
-    let ReplayRange { from, to, filter } = &replay.range;
+    let ReplayRange { from, to, filter, .. } = &replay.range;
     let state = match (&replay.error, replay.finished) {
         (Some(error), _) => error.clone(),
         (None, true) => "done".to_owned(),
@@ -68,7 +68,7 @@ mod tests {
         let filter = ReplayFilter { account: Some("42".into()), ..ReplayFilter::default() };
         StoredReplay {
             id: 3,
-            range: ReplayRange { from: Lsn(100), to: Lsn(200), filter },
+            range: ReplayRange { from: Lsn(100), to: Lsn(200), from_oldest: false, filter },
             position: Lsn(position),
             done: 5,
             failed: 1,

@@ -43,7 +43,7 @@ async fn dry_run_counts_exactly_the_range_and_leaves_no_slot() {
     let config = fixture.config("");
     let (source, at) = history(&fixture, &config, 4).await;
     let count = async |from: Lsn, to: Lsn| {
-        let range = ReplayRange { from, to, filter: ReplayFilter::default() };
+        let range = ReplayRange { from, to, from_oldest: false, filter: ReplayFilter::default() };
         let counts = serde_json::to_value(dry_run::count(&config, &range).await.unwrap()).unwrap();
         assert_eq!(counts["events"], counts["deliveries"], "one endpoint wants them");
         counts["events"].as_u64().unwrap()
@@ -52,7 +52,7 @@ async fn dry_run_counts_exactly_the_range_and_leaves_no_slot() {
     assert_eq!(count(at[1], at[3]).await, 2);
     assert_eq!(count(at[2], at[2]).await, 0);
     let filter = ReplayFilter { endpoint: Some("2".into()), ..ReplayFilter::default() };
-    let range = ReplayRange { from: at[0], to: at[4], filter };
+    let range = ReplayRange { from: at[0], to: at[4], from_oldest: false, filter };
     let counts = serde_json::to_value(dry_run::count(&config, &range).await.unwrap()).unwrap();
     assert_eq!((&counts["events"], &counts["deliveries"]), (&json!(4), &json!(0)));
 
@@ -92,8 +92,11 @@ async fn range_outside_of_the_window_is_refused_with_what_is_possible() {
     assert!(backwards.contains("before it begins"), "{backwards}");
 
     anchor::advance(&source, "walhook", at[1]).await.unwrap();
-    let error =
-        dry_run::count(&config, &ReplayRange { from: at[0], to: at[1], filter: none() }).await;
+    let error = dry_run::count(
+        &config,
+        &ReplayRange { from: at[0], to: at[1], from_oldest: false, filter: none() },
+    )
+    .await;
     assert!(error.unwrap_err().to_string().contains("before the replay window"));
     anchor::drop(&source, "walhook").await.unwrap();
     let error = Window::read(&config, &state).await.unwrap_err().to_string();
@@ -106,7 +109,12 @@ async fn replay_is_listed_and_cancelled_once() {
     let config = fixture.config("");
     setup::quietly(&config).await.unwrap();
     let mut state = open_state(&config).await.unwrap();
-    let range = ReplayRange { from: Lsn(1), to: Lsn(9), filter: ReplayFilter::default() };
+    let range = ReplayRange {
+        from: Lsn(1),
+        to: Lsn(9),
+        from_oldest: false,
+        filter: ReplayFilter::default(),
+    };
     let replay = state.create_replay(&range).await.unwrap();
     assert_eq!((replay.position, &replay.range), (Lsn(1), &range));
     assert_eq!(state.next_replay().await.unwrap().as_ref(), Some(&replay));

@@ -96,8 +96,7 @@ impl Dispatcher {
     fn handle_invalidation(&mut self, invalidation: Invalidation) {
         if let Scope::Endpoint { endpoints, accounts } = &invalidation.scope {
             for endpoint in endpoints {
-                if self.disabled.remove(endpoint).is_some() {
-                    self.durable.enable(endpoint.clone());
+                if self.switch_on(endpoint) {
                     self.tell(EndpointChanged {
                         endpoint: endpoint.clone(),
                         account: accounts.last().cloned(),

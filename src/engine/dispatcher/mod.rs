@@ -43,6 +43,8 @@ mod outcome;
 mod outgoing;
 mod refill;
 mod replay;
+#[cfg(test)]
+mod rig;
 mod send;
 mod settings;
 #[cfg(test)]

@@ -114,8 +114,7 @@ impl Dispatcher {
 
     fn resume(&mut self, endpoint: EndpointId, now: Tick) -> bool {
         let detail = "an operator resumed it".to_owned();
-        if self.disabled.remove(&endpoint).is_some() {
-            self.durable.enable(endpoint.clone());
+        if self.switch_on(&endpoint) {
             self.tell_of_operator(endpoint, EndpointChange::Enabled, detail);
             return true;
         }

@@ -39,7 +39,8 @@ impl Dispatcher {
         outcome: &Outcome,
         now: Tick,
     ) -> Option<Settled> {
-        let InFlight { lane: lane_id, endpoint, charge, started } = self.in_flight.remove(&id)?;
+        let request = self.in_flight.remove(&id)?;
+        let InFlight { lane: lane_id, endpoint, charge, started, outdated } = request;
         let held_for = now.since(started);
         self.scheduler.finish(charge, held_for);
         self.durable.count_outcome();
@@ -53,7 +54,7 @@ impl Dispatcher {
         }
         let queue = self.queue_id(lane_id, &endpoint)?;
         let is_test = self.is_test(&queue, id, origin);
-        self.apply(lane_id, &endpoint, id, outcome, now)?;
+        self.apply(lane_id, &endpoint, id, (outcome, outdated), now)?;
         self.note_health(lane_id, &queue, is_test, outcome, now);
         self.give_up_failing(&queue, outcome, now);
         if let Some(lane) = self.lanes.get_mut(&lane_id) {
@@ -70,7 +71,7 @@ impl Dispatcher {
         lane_id: LaneId,
         endpoint: &EndpointId,
         id: DeliveryId,
-        outcome: &Outcome,
+        (outcome, outdated): (&Outcome, bool),
         now: Tick,
     ) -> Option<()> {
         let queue = self.queue_id(lane_id, endpoint)?;
@@ -82,7 +83,8 @@ impl Dispatcher {
         };
         let last_status = outcome.result.as_ref().ok().map(|answer| answer.status);
         let mut settlement = settle(outcome, progress, &self.settings.settle, &mut self.rng);
-        if self.is_paused(endpoint) {
+        let wants_no_more = matches!(settlement, Settlement::Disable { .. });
+        if self.is_paused(endpoint) || (outdated && wants_no_more) {
             settlement = while_paused(settlement, progress.place, outcome);
         }
         match settlement {

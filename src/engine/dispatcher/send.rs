@@ -24,6 +24,8 @@ pub(super) struct InFlight {
     pub(super) endpoint: EndpointId,
     pub(super) charge: Charge,
     pub(super) started: Tick,
+    /// The endpoint was switched on again since: that it wants no more is what it said before.
+    pub(super) outdated: bool,
 }
 
 /// A request to send now.
@@ -141,7 +143,8 @@ impl Dispatcher {
         let charge = self.scheduler.start(id, pool, queue.hold.expected(now));
         queue.hold.started(now);
         let endpoint = endpoint.id.clone();
-        self.in_flight.insert(delivery, InFlight { lane: id, endpoint, charge, started: now });
+        let request = InFlight { lane: id, endpoint, charge, started: now, outdated: false };
+        self.in_flight.insert(delivery, request);
         if pool == Pool::Fast {
             self.aging.push_back((now, delivery));
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::super::attempt::{DeliveryId, FailureKind, Outcome};
 use super::super::breaker::{Breaker, Lately, Went};
+use super::super::event::EndpointId;
 use super::super::lane::Origin;
 use super::super::persist::{DeferReason, DisableEndpoint, QueueId};
 use super::super::schedule::LaneId;
@@ -59,7 +60,8 @@ impl Dispatcher {
         now: Tick,
     ) {
         let went = went(outcome);
-        if self.is_paused(&queue.endpoint) || self.is_suspended(queue) || outcome.aborted() {
+        let is_off = self.is_paused(&queue.endpoint) || self.disabled.contains_key(&queue.endpoint);
+        if is_off || self.is_suspended(queue) || outcome.aborted() {
             return;
         }
         let detour = self.detours.get_mut(queue);
@@ -155,11 +157,30 @@ impl Dispatcher {
     }
 
     /// Nothing is sent to the endpoint any more: what is queued or deferred for it becomes dead letters.
+    ///
+    /// That it is so already changes nothing and is told nobody: many requests may be in flight when the
+    /// first of them is answered so, also of several accounts while an endpoint moves.
     pub(super) fn switch_off(&mut self, queue: &QueueId, disable: DisableEndpoint, now: Tick) {
+        self.forget_breaker(queue, now);
+        if self.disabled.contains_key(&disable.endpoint) {
+            return;
+        }
         self.disabled.insert(disable.endpoint.clone(), disable.reason.clone());
         self.tell_of(queue, EndpointChange::Disabled, disable.reason.clone());
         self.durable.disable(disable);
-        self.forget_breaker(queue, now);
+    }
+
+    /// Something is sent to the endpoint again, where it was switched off. What requests that are in flight
+    /// say of it is outdated: they were sent to what it was before.
+    pub(super) fn switch_on(&mut self, endpoint: &EndpointId) -> bool {
+        if self.disabled.remove(endpoint).is_none() {
+            return false;
+        }
+        self.durable.enable(endpoint.clone());
+        for request in self.in_flight.values_mut().filter(|r| r.endpoint == *endpoint) {
+            request.outdated = true;
+        }
+        true
     }
 
     /// Nothing is to be sent to the endpoint any more, or nothing can be: no reason to go slowly.
@@ -186,3 +207,6 @@ fn went(outcome: &Outcome) -> Went {
         Ok(_) | Err(_) => Went::Badly,
     }
 }
+
+#[cfg(test)]
+mod tests;

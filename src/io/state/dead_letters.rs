@@ -84,6 +84,19 @@ impl StateStore {
         self.select(filter, &format!("d.id {GT} $9"), after_id, limit, None).await
     }
 
+    /// Those that this job has retried and that failed again, in the order of their ids.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`], [`StateError::Unreadable`].
+    pub async fn retried_in_vain(
+        &self,
+        job: i64,
+        limit: i64,
+    ) -> Result<Vec<StoredDeadLetter>, StateError> {
+        let condition = format!("d.id {GT} $9 AND d.last_job {EQ} $11");
+        self.select(&DeadLetterFilter::default(), &condition, 0, limit, Some(job)).await
+    }
+
     async fn select(
         &self,
         filter: &DeadLetterFilter,

@@ -104,7 +104,7 @@ impl StateStore {
     pub async fn close_replayed_gaps(
         &mut self,
         replay: i64,
-        ReplayRange { from, to, filter }: &ReplayRange,
+        ReplayRange { from, to, filter, .. }: &ReplayRange,
     ) -> Result<Vec<i64>, StateError> {
         let everything =
             filter.types.is_empty() && filter.since_us.is_none() && filter.until_us.is_none();

@@ -93,6 +93,7 @@ async fn replay_closes_the_gaps_that_it_covered_when_every_delivery_was_taken() 
     ];
     store.persist(&PersistBatch { gaps: gap.to_vec(), ..batch(0x100) }).await.unwrap();
     let whole = |endpoint: &str| ReplayRange {
+        from_oldest: false,
         from: Lsn(0x100),
         to: Lsn(0x301),
         filter: ReplayFilter { endpoint: Some(endpoint.into()), ..ReplayFilter::default() },

@@ -136,8 +136,10 @@ async fn stand_by_and_lead(
              passes it as if it had been delivered"
         );
     }
+    let mut started = false;
     loop {
-        let Some(leader) = become_leader(config, health, shutdown).await? else { return Ok(()) };
+        let leader = become_leader(config, health, shutdown, &mut started).await?;
+        let Some(leader) = leader else { return Ok(()) };
         tracing::info!(
             epoch = leader.epoch, frontier = %leader.start.frontier, slot = %config.source.slot,
             "leading: streaming from the slot"

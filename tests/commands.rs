@@ -417,7 +417,7 @@ async fn run_shows_its_health_and_refuses_a_port_that_is_taken() -> Result<()> {
         + (SELECT count(*) FROM pg_namespace WHERE nspname = 'walhook')";
     ensure!(world.value(left).await? == "0");
     let (status, log) = world.spawn()?.ended_with_log().await?;
-    ensure!(status.code() == Some(1) && log.contains("run `walhook setup`"), "{status}: {log}");
+    ensure!(status.code() == Some(2) && log.contains("run `walhook setup`"), "{status}: {log}");
     Ok(())
 }
 

@@ -99,7 +99,7 @@ async fn halt_names_its_reason_and_ends_when_that_is_mended() -> Result<()> {
 
     run_sql(&world, "ALTER SCHEMA walhook RENAME TO away").await?;
     let (status, log) = world.spawn()?.ended_with_log().await?;
-    ensure!(status.code() == Some(1) && log.contains("run `walhook setup`"), "{status}: {log}");
+    ensure!(status.code() == Some(2) && log.contains("run `walhook setup`"), "{status}: {log}");
     run_sql(&world, "ALTER SCHEMA away RENAME TO walhook").await?;
 
     run_sql(&world, "DROP PUBLICATION walhook").await?;
@@ -289,9 +289,9 @@ async fn halt_when_a_table_leaves_the_publication_or_is_made_again() -> Result<(
         ensure!(status.code() == Some(3), "{leave}: {status}:\n{log}");
         shown(&world, &log, &["publication \"walhook\"", missing, "walhook setup"]).await?;
 
-        // It halts again until that is put right.
+        // It does not start until that is put right.
         let (status, _) = world.spawn()?.ended_with_log().await?;
-        ensure!(status.code() == Some(3), "{leave}: {status} when started again");
+        ensure!(status.code() == Some(2), "{leave}: {status} when started again");
         world.set_up().await?;
         run_sql(&world, "ALTER PUBLICATION walhook SET (publish = 'insert, update, delete, truncate')")
             .await?;

@@ -61,7 +61,7 @@ async fn open(url: &str) -> Result<Security, Refusal> {
         (Ok(sql), Ok(_)) => Ok(sql.security().clone()),
         (Err(sql), Err(replication)) => {
             let passing = wire::classify(&replication) == Class::Retry;
-            assert_eq!(passing, sql.is_passing(), "{sql:?} {replication:?}");
+            assert_eq!(passing, sql.cure().is_waiting(), "{sql:?} {replication:?}");
             let texts = [
                 format!("{:#}", anyhow::Error::from(sql)),
                 format!("{:#}", anyhow::Error::from(replication)),

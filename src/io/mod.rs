@@ -2,6 +2,8 @@
 
 pub mod pg;
 
+pub mod cure;
+
 pub mod wire;
 
 pub mod ident;

@@ -8,6 +8,7 @@ use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::cure::Cure;
 use super::failpoint;
 use super::pg::{self, Conninfo, ConninfoError, Link, LinkError, Security, SessionAttrs, StartUp};
 use crate::engine::endpoint::Secret;
@@ -72,14 +73,14 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Whether it may pass by itself. All else is for a person to mend, here or at the server.
+    /// Whether it may pass by itself.
     #[must_use]
-    pub fn is_passing(&self) -> bool {
+    pub fn cure(&self) -> Cure {
         match self {
-            Self::Conninfo(_) => false,
-            Self::Link(error) => error.is_passing(),
-            Self::Session { source, .. } => is_transient(source),
-            Self::WrongHost { .. } => true,
+            Self::Conninfo(_) => Cure::Person,
+            Self::Link(error) => error.cure(),
+            Self::Session { source, .. } => Cure::of_sql(source),
+            Self::WrongHost { .. } => Cure::Waiting,
         }
     }
 }
@@ -102,7 +103,7 @@ impl StartUp for SqlStartUp<'_> {
         match error {
             ConnectError::Session { source, .. } => {
                 let authorization = |code: &SqlState| code.code().starts_with(AUTHORIZATION_CLASS);
-                source.code().map_or_else(|| !is_transient(source), authorization)
+                source.code().map_or_else(|| !Cure::of_sql(source).is_waiting(), authorization)
             }
             ConnectError::Conninfo(_) | ConnectError::Link(_) | ConnectError::WrongHost { .. } => {
                 false
@@ -238,27 +239,6 @@ pub fn error_text(error: &tokio_postgres::Error) -> String {
     )
 }
 
-/// Whether the same statement may well succeed later, on a new connection if need be.
-#[must_use]
-pub fn is_transient(error: &tokio_postgres::Error) -> bool {
-    let Some(code) = error.code() else {
-        // Not an answer of the server: the connection failed, unless it was our own doing.
-        return error.is_closed() || has_io_error(error);
-    };
-    let class = code.code().get(..2).unwrap_or_default();
-    // Connection exceptions, insufficient resources, operator intervention.
-    ["08", "53", "57"].contains(&class)
-        || [
-            SqlState::T_R_SERIALIZATION_FAILURE,
-            SqlState::T_R_DEADLOCK_DETECTED,
-            SqlState::LOCK_NOT_AVAILABLE,
-            SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
-            SqlState::IO_ERROR,
-            SqlState::READ_ONLY_SQL_TRANSACTION,
-        ]
-        .contains(code)
-}
-
 /// Whether the server refuses the statement for the values in it: a data exception, a violated
 /// constraint, or a program limit (a row or an index entry that is too large, say). Other values may pass.
 #[must_use]
@@ -285,18 +265,6 @@ pub fn is_row_error(error: &tokio_postgres::Error) -> bool {
     class.is_some_and(|class| !NOT_THE_ROWS.contains(&class))
 }
 
-fn has_io_error(error: &tokio_postgres::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(error) = cause.downcast_ref::<std::io::Error>() {
-            // The other side's refusal of our certificate comes as an error of the socket.
-            return pg::tls_error(error).is_none();
-        }
-        source = cause.source();
-    }
-    false
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -306,7 +274,7 @@ mod tests {
         // Port 1 of the loopback address: nobody listens there.
         let url = Secret::new("postgres://u:hush@127.0.0.1:1/d");
         let error = Connection::open(&url, "test").await.unwrap_err();
-        assert!(error.is_passing());
+        assert!(error.cure().is_waiting());
         let error = format!("{:#}", anyhow::Error::from(error));
         assert!(error.starts_with("cannot connect to 127.0.0.1:1: "), "{error}");
         assert!(!error.contains("hush"), "{error}");
@@ -315,7 +283,7 @@ mod tests {
     #[tokio::test]
     async fn connection_by_a_url_that_says_nothing_does_not_pass() {
         let error = Connection::open(&Secret::new("hush"), "test").await.unwrap_err();
-        assert!(!error.is_passing());
+        assert!(!error.cure().is_waiting());
         assert!(!format!("{error} {error:?}").contains("hush"), "{error:?}");
     }
 }

@@ -176,8 +176,11 @@ impl Reader {
                     return Err(Stop::Halted(halt.since(*self.flushed.borrow())));
                 }
                 Err(Obstacle::Stop(stop)) => return Err(stop),
+                Err(Obstacle::Refused { later: Some(halt), .. }) => {
+                    return Err(Stop::Halted(halt.since(*self.flushed.borrow())));
+                }
                 Err(Obstacle::SlotInUse) => tracing::info!("the slot is still in use"),
-                Err(Obstacle::Passing(problem) | Obstacle::NoAccess(problem)) => {
+                Err(Obstacle::Passing(problem) | Obstacle::Refused { problem, .. }) => {
                     tracing::warn!(problem = %format!("{problem:#}"), "cannot connect; trying again");
                 }
             }
@@ -286,7 +289,7 @@ impl Reader {
         match Obstacle::from(error) {
             Obstacle::Stop(stop) => Err(stop),
             Obstacle::SlotInUse => Ok(Ended::Lost("the slot is in use".to_owned())),
-            Obstacle::Passing(problem) | Obstacle::NoAccess(problem) => {
+            Obstacle::Passing(problem) | Obstacle::Refused { problem, .. } => {
                 Ok(Ended::Lost(format!("{problem:#}")))
             }
         }

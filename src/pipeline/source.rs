@@ -21,11 +21,12 @@ use crate::engine::rule::{RuleSettings, Rules};
 use crate::io::admin::{Health, Role};
 use crate::io::catalog;
 use crate::io::clock::Clock;
+use crate::io::cure::Cure;
 use crate::io::lookup::{LookupError, Lookups};
 use crate::io::pg::Conninfo;
 use crate::io::slot::{self, Slot};
 use crate::io::source::{self, hosts};
-use crate::io::sql::{ConnectError, Connection, is_transient};
+use crate::io::sql::{ConnectError, Connection};
 use crate::io::state::{Recovery, StateError, StateStore};
 use crate::io::wire::{self, Class, Replication, WireError};
 
@@ -70,11 +71,29 @@ pub(super) enum Obstacle {
     SlotInUse,
     /// May pass by itself.
     Passing(anyhow::Error),
-    /// The server does not let us in, or is not the one that we trust: wrong configuration, unless it
-    /// has been otherwise before.
-    NoAccess(anyhow::Error),
+    /// Waiting does not cure it: `run` refuses to start with it. Once started, it is waited for, unless
+    /// going on would lose changes.
+    Refused {
+        /// What, and the fix.
+        problem: anyhow::Error,
+        /// What it means after the start, where it is not waited for.
+        later: Option<halt::Halt>,
+    },
     /// Does not.
     Stop(Stop),
+}
+
+impl Obstacle {
+    fn by_cure(cure: Cure, error: impl Into<anyhow::Error>) -> Self {
+        match cure {
+            Cure::Waiting => Self::Passing(error.into()),
+            Cure::Person => Self::refused(error),
+        }
+    }
+
+    fn refused(problem: impl Into<anyhow::Error>) -> Self {
+        Self::Refused { problem: problem.into(), later: None }
+    }
 }
 
 impl From<Stop> for Obstacle {
@@ -91,27 +110,29 @@ impl From<halt::Halt> for Obstacle {
 
 impl From<tokio_postgres::Error> for Obstacle {
     fn from(error: tokio_postgres::Error) -> Self {
-        Self::Passing(error.into())
+        Self::by_cure(Cure::of_sql(&error), error)
     }
 }
 
 impl From<StateError> for Obstacle {
     fn from(error: StateError) -> Self {
-        if matches!(error, StateError::Fenced { .. }) {
-            Self::Stop(Stop::Fenced)
-        } else if error.is_transient() {
-            Self::Passing(error.into())
-        } else if matches!(error, StateError::Connection(_)) {
-            Self::NoAccess(error.into())
-        } else {
-            Self::Stop(Stop::Failed(error.into()))
+        match error {
+            StateError::Fenced { .. } => Self::Stop(Stop::Fenced),
+            StateError::FrontierDecreases { .. }
+            | StateError::CheckpointMoved { .. }
+            | StateError::Unreadable { .. } => Self::Stop(Stop::Failed(error.into())),
+            StateError::NotSetUp { .. }
+            | StateError::SchemaTooOld { .. }
+            | StateError::SchemaTooNew { .. }
+            | StateError::Connection(_)
+            | StateError::Sql(_) => Self::by_cure(error.cure(), error),
         }
     }
 }
 
 impl From<ConnectError> for Obstacle {
     fn from(error: ConnectError) -> Self {
-        if error.is_passing() { Self::Passing(error.into()) } else { Self::NoAccess(error.into()) }
+        Self::by_cure(error.cure(), error)
     }
 }
 
@@ -128,36 +149,46 @@ impl From<WireError> for Obstacle {
                 let problem = format!("{:#}", anyhow::Error::from(error));
                 halt::Halt::PublicationMissing { problem }.into()
             }
-            Class::Access => Self::NoAccess(error.into()),
+            Class::Access => Self::refused(error),
+            // What the server says of a configuration or a right, not of what it sends.
+            Class::Fatal if matches!(error, WireError::Session(_) | WireError::Start(_)) => {
+                Self::refused(error)
+            }
             Class::Unsendable | Class::Fatal => Self::Stop(Stop::Failed(error.into())),
         }
     }
 }
 
 /// Waits until the slot is ours, and takes the lease. `None` on shutdown.
+///
+/// `started` is whether this configuration has led to the slot once: until then what waiting does not
+/// cure is refused.
 pub(super) async fn become_leader(
     config: &Config,
     health: &watch::Sender<Health>,
     shutdown: &CancellationToken,
+    started: &mut bool,
 ) -> Result<Option<Leader>, Stop> {
     let mut backoff = Backoff::new();
     let mut said_standby = false;
-    // Whether this configuration has led to the slot once.
-    let mut had_access = false;
     loop {
         let tried = tokio::select! {
             biased;
             () = shutdown.cancelled() => return Ok(None),
-            tried = tokio::time::timeout(OPEN_TIMEOUT, try_to_lead(config)) => tried,
+            tried = tokio::time::timeout(OPEN_TIMEOUT, try_to_lead(config, *started)) => tried,
         };
         match tried {
-            Ok(Ok(leader)) => return Ok(Some(leader)),
+            Ok(Ok(leader)) => {
+                *started = true;
+                return Ok(Some(leader));
+            }
             Ok(Err(Obstacle::Stop(stop))) => return Err(stop),
-            Ok(Err(Obstacle::NoAccess(problem))) if !had_access => {
+            Ok(Err(Obstacle::Refused { problem, .. })) if !*started => {
                 return Err(Stop::Config(format!("{problem:#}")));
             }
+            Ok(Err(Obstacle::Refused { later: Some(halt), .. })) => return Err(halt.into()),
             Ok(Err(Obstacle::SlotInUse)) => {
-                had_access = true;
+                *started = true;
                 if !std::mem::replace(&mut said_standby, true) {
                     tracing::info!(slot = %config.source.slot, "standing by: another instance streams from the slot");
                 }
@@ -168,7 +199,7 @@ pub(super) async fn become_leader(
                 }
                 backoff.stay_short();
             }
-            Ok(Err(Obstacle::Passing(problem) | Obstacle::NoAccess(problem))) => {
+            Ok(Err(Obstacle::Passing(problem) | Obstacle::Refused { problem, .. })) => {
                 tracing::warn!(problem = %format!("{problem:#}"), "cannot start streaming; trying again");
             }
             Err(_) => tracing::warn!("opening the source took over {OPEN_TIMEOUT:?}; trying again"),
@@ -195,23 +226,26 @@ async fn until_free(config: &Config) {
 
 /// Start, then bump the epoch, then read what the earlier leader has stored: it may have stored more
 /// after we looked first, and stores nothing after the bump.
-async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
+async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, Obstacle> {
     let mut store = open_state(config).await?;
     let expected = store.source_identity().await?;
     let at = store.frontier().await?;
     let session = open(config, &expected, at).await?;
     let compiled = compile_rules(config, &session.sentinel, expected.system_identifier).await;
     let rules = compiled.map_err(unless_passing)?;
-    // What else may be wrong there is told by each look-up, and can be fixed meanwhile.
-    if let Err(error @ LookupError::Incomparable { .. }) =
-        Lookups::of(config).check_types(&session.sentinel).await
-    {
-        return Err(Stop::Config(error.to_string()).into());
-    }
     // After the rules: one that names no table at all is the configuration's fault.
-    published::check(config, &session.sentinel).await.map_err(Obstacle::Passing)??;
-    let refused = published::refuse_to_break_writes(config, &session.sentinel).await;
-    refused.map_err(unless_passing)?;
+    published::check(config, &session.sentinel).await.map_err(asked)?.map_err(refuse_halt)?;
+    // Both are told while we run, and help nobody by ending it.
+    if !started {
+        // What else may be wrong there is told by each look-up, and can be fixed meanwhile.
+        if let Err(error @ LookupError::Incomparable { .. }) =
+            Lookups::of(config).check_types(&session.sentinel).await
+        {
+            return Err(Obstacle::refused(error));
+        }
+        let refused = published::refuse_to_break_writes(config, &session.sentinel).await;
+        refused.map_err(unless_passing)?;
+    }
     let holder = format!("{} pid {}", hostname(), std::process::id());
     let Recovery { epoch, now_us, frontier, settled, disabled, paused, backlog, suspended } =
         store.take_lease(&holder).await?;
@@ -227,18 +261,34 @@ async fn try_to_lead(config: &Config) -> Result<Leader, Obstacle> {
     Ok(Leader { epoch, clock, system_identifier, start, store, session, rules, changes, left_out })
 }
 
+/// What a question to the catalog ended with, by who can cure it.
+fn asked(problem: anyhow::Error) -> Obstacle {
+    match Cure::of(&*problem) {
+        Some(cure) => Obstacle::by_cure(cure, problem),
+        None => Obstacle::Stop(Stop::Failed(problem)),
+    }
+}
+
 /// A server that goes away in the middle of a question is no reason to give up.
 fn unless_passing(stop: Stop) -> Obstacle {
     match stop {
-        Stop::Failed(problem)
-            if problem.chain().filter_map(|error| error.downcast_ref()).any(is_transient) =>
-        {
-            Obstacle::Passing(problem)
+        Stop::Failed(problem) => asked(problem),
+        Stop::Config(problem) => {
+            // Lines are for the terminal; a halt's reason is one.
+            let later = Some(halt::Halt::RuleBroken(problem.replace('\n', "; ")));
+            Obstacle::Refused { problem: anyhow::anyhow!(problem), later }
         }
-        stop @ (Stop::Failed(_) | Stop::Config(_) | Stop::Halted(_) | Stop::Fenced) => {
-            Obstacle::Stop(stop)
-        }
+        stop @ (Stop::Halted(_) | Stop::Fenced) => Obstacle::Stop(stop),
     }
+}
+
+/// What is missing from the publication, or hidden from our role, is refused at the start. That there is
+/// no publication is more than that: the slot cannot be read past what was written without it.
+fn refuse_halt(halt: halt::Halt) -> Obstacle {
+    if matches!(halt, halt::Halt::Unpublished { .. } | halt::Halt::RowsHidden { .. }) {
+        return Obstacle::Refused { problem: anyhow::anyhow!(halt.to_string()), later: Some(halt) };
+    }
+    halt.into()
 }
 
 /// Opens the source again for a leader that has received everything up to `at`.

@@ -50,7 +50,14 @@ pub(super) async fn write(
             let problem = match stored {
                 Ok(Ok(done)) => break done,
                 Ok(Err(StateError::Fenced { .. })) => return Err(Stop::Fenced),
-                Ok(Err(error)) if !error.is_transient() && !error.is_data_error() => {
+                // A defect, or another's doing; all else a person or time cures, and nothing is sent
+                // meanwhile.
+                Ok(Err(
+                    error @ (StateError::FrontierDecreases { .. }
+                    | StateError::CheckpointMoved { .. }
+                    | StateError::Unreadable { .. }
+                    | StateError::SchemaTooNew { .. }),
+                )) => {
                     return Err(Stop::Failed(
                         anyhow::Error::new(error).context("cannot store the checkpoint"),
                     ));

@@ -41,7 +41,8 @@ use crate::config::{self, Config};
 use crate::engine::endpoint::{Endpoint, Routes};
 use crate::engine::event::{AccountId, EndpointId, ID_MAX_BYTES};
 
-use super::sql::{error_text, is_row_error, is_transient};
+use super::cure::Cure;
+use super::sql::{error_text, is_row_error};
 use column::Column;
 use statement::{Accounts, Source, Types, WeightSource};
 
@@ -94,13 +95,13 @@ pub enum LookupError {
 }
 
 impl LookupError {
-    /// Whether trying again, on a new connection where this one is lost, may well succeed.
+    /// Whether it may pass by itself.
     #[must_use]
-    pub fn is_transient(&self) -> bool {
+    pub fn cure(&self) -> Cure {
         match self {
-            Self::NoColumn { .. } | Self::Incomparable { .. } | Self::Shape(_) => false,
-            Self::TypeChanged => true,
-            Self::Sql(error) => is_transient(error),
+            Self::NoColumn { .. } | Self::Incomparable { .. } | Self::Shape(_) => Cure::Person,
+            Self::TypeChanged => Cure::Waiting,
+            Self::Sql(error) => Cure::of_sql(error),
         }
     }
 }

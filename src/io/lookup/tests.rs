@@ -218,7 +218,7 @@ async fn lookup_notices_a_migrated_account_column() {
         error.to_string(),
         "public.hooks has no column account_id; correct `endpoints.account`"
     );
-    assert!(!error.is_transient());
+    assert!(!error.cure().is_waiting());
 }
 
 /// An endpoint for each of the accounts 1 to 8, in a table whose columns take anything.

@@ -9,6 +9,7 @@ use rustls::CertificateError;
 use rustls::pki_types::UnixTime;
 
 use super::kinds::SslMode;
+use crate::io::cure::Cure;
 
 /// No way to a host. Names the host, what was asked for and the mend; holds no password.
 #[derive(Debug, thiserror::Error)]
@@ -99,19 +100,19 @@ pub enum LinkError {
 }
 
 impl LinkError {
-    /// Whether it may pass by itself. All else is for a person to mend, here or at the server.
+    /// Whether it may pass by itself.
     #[must_use]
-    pub fn is_passing(&self) -> bool {
+    pub fn cure(&self) -> Cure {
         match self {
             Self::Unreachable { .. }
             | Self::Timeout { .. }
             | Self::NoAnswer { .. }
-            | Self::Broken { .. } => true,
+            | Self::Broken { .. } => Cure::Waiting,
             Self::NoTls { .. }
             | Self::Certificate { .. }
             | Self::Handshake { .. }
             | Self::File { .. }
-            | Self::SystemRoots(_) => false,
+            | Self::SystemRoots(_) => Cure::Person,
         }
     }
 

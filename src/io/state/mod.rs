@@ -63,8 +63,9 @@ use self::endpoints::{Stops, stops_sql};
 use self::refill::{backlog_sql, read_backlog};
 use self::session::{Session, Transaction};
 use self::times::{as_optional_rfc3339, as_rfc3339};
+use super::cure::Cure;
 use super::ident::{quote_ident, quote_literal};
-use super::sql::{ConnectError, error_text, is_data_error, is_transient};
+use super::sql::{ConnectError, error_text, is_data_error};
 
 /// The version of the state tables that this program reads and writes.
 pub const SCHEMA_VERSION: i32 = 1;
@@ -161,9 +162,9 @@ pub enum StateError {
 }
 
 impl StateError {
-    /// Whether trying again, on a new connection where this one is lost, may well succeed.
+    /// Whether it may pass by itself.
     #[must_use]
-    pub fn is_transient(&self) -> bool {
+    pub fn cure(&self) -> Cure {
         match self {
             Self::Fenced { .. }
             | Self::NotSetUp { .. }
@@ -171,9 +172,9 @@ impl StateError {
             | Self::SchemaTooOld { .. }
             | Self::FrontierDecreases { .. }
             | Self::CheckpointMoved { .. }
-            | Self::Unreadable { .. } => false,
-            Self::Connection(error) => error.is_passing(),
-            Self::Sql(error) => is_transient(error),
+            | Self::Unreadable { .. } => Cure::Person,
+            Self::Connection(error) => error.cure(),
+            Self::Sql(error) => Cure::of_sql(error),
         }
     }
 }

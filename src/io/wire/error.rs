@@ -6,6 +6,7 @@ use std::time::Duration;
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::ErrorFields;
 
+use crate::io::cure::Cure;
 use crate::io::pg::{ConninfoError, LinkError, tls_error};
 
 /// An ErrorResponse or NoticeResponse.
@@ -190,7 +191,7 @@ pub fn classify(error: &WireError) -> Class {
         | WireError::AuthenticationMethod { .. }
         | WireError::ChannelBinding { .. }
         | WireError::Scram(_) => Class::Access,
-        WireError::Link(error) if error.is_passing() => Class::Retry,
+        WireError::Link(error) if error.cure().is_waiting() => Class::Retry,
         WireError::Link(_) => Class::Access,
         WireError::Oversize { .. } | WireError::Protocol { .. } => Class::Fatal,
         // The server's refusal of our certificate comes as an error of the socket.
@@ -232,15 +233,13 @@ const UNDEFINED_FILE: &str = "58P01";
 
 /// Source: PostgreSQL manual, "PostgreSQL Error Codes".
 fn by_sqlstate(sqlstate: &str) -> Class {
-    match sqlstate.get(..2).unwrap_or_default() {
+    match sqlstate.get(..2) {
         // Operator intervention: shutdown, crash, starting up, terminated.
-        "57" => Class::Shutdown,
-        // Feature not supported, authorization, no such database, syntax and privileges, limits
-        // exceeded, configuration, and internal errors.
-        "0A" | "28" | "3D" | "42" | "54" | "F0" | "XX" => Class::Fatal,
-        // All else passes: connection trouble, too many connections, I/O. What nobody thought of is
-        // tried again with backoff and stays visible, rather than stopping what would heal.
-        _ => Class::Retry,
+        Some("57") => Class::Shutdown,
+        Some(_) | None => match Cure::of_sqlstate(sqlstate) {
+            Cure::Waiting => Class::Retry,
+            Cure::Person => Class::Fatal,
+        },
     }
 }
 

@@ -322,3 +322,24 @@ CREATE TABLE IF NOT EXISTS {schema}.checkpoint_history (
     lsn       pg_catalog.pg_lsn NOT NULL,
     PRIMARY KEY (pipeline, at)
 );
+
+-- The slots of the source that walhook makes: written before the slot is, so that one of the same name
+-- that somebody else made is never taken for ours.
+CREATE TABLE IF NOT EXISTS {schema}.slots (
+    pipeline     pg_catalog.text NOT NULL,
+    slot         pg_catalog.text NOT NULL,
+    recorded_at  pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    PRIMARY KEY (pipeline, slot)
+);
+
+-- What `walhook upgrade prepare` found settled. It counts while the lease has `epoch`: nobody has led since.
+CREATE TABLE IF NOT EXISTS {schema}.upgrades (
+    pipeline        pg_catalog.text PRIMARY KEY,
+    epoch           bigint NOT NULL,
+    server_version  integer NOT NULL,
+    lsn             pg_catalog.pg_lsn NOT NULL,
+    prepared_at     pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+
+-- The positions are of the WAL of an earlier cluster: nothing can be sent again from there.
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS other_wal boolean NOT NULL DEFAULT false;

@@ -30,6 +30,7 @@ mod failpoints;
 mod files;
 mod halts;
 mod hostile;
+mod idle_slots;
 mod key_texts;
 mod keys;
 mod kills;

@@ -116,6 +116,8 @@ async fn change_too_large_to_be_read_is_a_dead_letter_by_its_position_and_memory
 async fn slot_that_is_lost_or_gone_or_recreated_is_recovered_from_with_a_gap() -> Result<()> {
     let server = [("max_slot_wal_keep_size", "16MB"), ("min_wal_size", "32MB")];
     let mut world = World::with("", RULES, &server).await?;
+    // The anchor would have what is missing: below.
+    world.edit_config("[endpoints]", "replay_window = \"0\"\n[endpoints]")?;
     world.hook(1, 1, "").await?;
 
     let fill = "SELECT pg_logical_emit_message(false, 'test', ''), pg_switch_wal()";
@@ -161,6 +163,104 @@ async fn slot_that_is_lost_or_gone_or_recreated_is_recovered_from_with_a_gap() -
     ensure!(all.contains("note: sent by hand") && all.contains("is lost"), "{all}");
     let status = text(&world.walhook(&["status"]).await?.stdout);
     ensure!(!status.contains("\"walhook\" is lost"), "{status}");
+    Ok(())
+}
+
+/// Where the anchor stands, once there is one.
+async fn until_anchored(world: &World) -> Result<()> {
+    let anchors = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'walhook_anchor'";
+    world.until(anchors, "1").await
+}
+
+#[tokio::test]
+async fn slot_that_is_gone_or_recreated_is_made_of_the_anchor_and_only_the_rest_is_a_gap()
+-> Result<()> {
+    let mut world = World::with("", RULES, &[]).await?;
+    world.hook(1, 1, "").await?;
+    let running = world.run().await?;
+    world.subscribe(1, 1).await?;
+    world.delivered(1).await?;
+    world.settled().await?;
+    until_anchored(&world).await?;
+    ensure!(running.terminate().await?.success());
+
+    let recovered =
+        async |world: &World| world.walhook_json(&["recover", "--accept-gap", "--yes"]).await;
+    // Gone.
+    drop_slot(&world).await?;
+    world.subscribe(2, 1).await?;
+    halts(&mut world, "slot \"walhook\" does not exist").await?;
+    let done = recovered(&world).await?;
+    ensure!(done["recovered"]["bytes"] == 0 && done["recovered"]["gap"].is_null(), "{done}");
+    let running = world.run().await?;
+    world.delivered(2).await?;
+    world.settled().await?;
+    ensure!(running.terminate().await?.success());
+
+    // Made again by somebody.
+    drop_slot(&world).await?;
+    world.subscribe(3, 1).await?;
+    let create = "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput')";
+    world.sql.batch_execute(create).await?;
+    halts(&mut world, "begins at").await?;
+    let done = recovered(&world).await?;
+    ensure!(done["recovered"]["gap"].is_null(), "{done}");
+    let running = world.run().await?;
+    world.delivered(3).await?;
+    world.settled().await?;
+    ensure!(running.terminate().await?.success());
+    ensure!(open_gaps(&world).await? == "0");
+
+    // The anchor has only the later part.
+    drop_slot(&world).await?;
+    world.subscribe(4, 1).await?;
+    let advance = "SELECT pg_replication_slot_advance('walhook_anchor', pg_current_wal_lsn())";
+    world.sql.batch_execute(advance).await?;
+    world.subscribe(5, 1).await?;
+    let done = recovered(&world).await?;
+    let gap = &done["recovered"]["gap"];
+    ensure!(gap["to_lsn"] == done["recovered"]["to"] && gap["replay"].is_null(), "{done}");
+    ensure!(gap["no_replay"].as_str().is_some_and(|why| why.contains("no longer kept")), "{done}");
+    let running = world.run().await?;
+    world.delivered(4).await?;
+    world.settled().await?;
+    let created = |id| ("subscriber.created".to_owned(), id);
+    let received = world.mock.received();
+    ensure!(taken(&received)["/1"] == [1, 2, 3, 5].map(created), "{:?}", taken(&received));
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn gap_of_the_whole_stream_prints_the_replay_that_sends_it_where_its_wal_is_kept()
+-> Result<()> {
+    let mut world = World::with("", RULES, &[]).await?;
+    world.hook(1, 1, "").await?;
+    let running = world.run().await?;
+    until_anchored(&world).await?;
+    world.settled().await?;
+    ensure!(running.terminate().await?.success());
+    world.until("SELECT count(active_pid) FROM pg_replication_slots", "0").await?;
+    world.subscribe(1, 1).await?;
+    let end = world.value("SELECT pg_current_wal_insert_lsn()").await?;
+    let reset = ["checkpoint", "reset", "--to", &end, "--skip", "--yes"];
+    ensure!(world.walhook(&reset).await?.status.success());
+    let gaps = world.walhook_json(&["gaps", "list"]).await?;
+    let command = gaps["gaps"][0]["replay"].as_str().context("no replay")?.to_owned();
+    ensure!(command.contains(&format!("--to {end}")), "{command}");
+    let status = text(&world.walhook(&["status"]).await?.stdout);
+    ensure!(status.contains(&command), "{status}");
+
+    let running = world.run().await?;
+    world.subscribe(2, 1).await?;
+    world.delivered(1).await?;
+    let words: Vec<&str> = command.split(' ').skip(1).collect();
+    let replayed = world.walhook(&words).await?;
+    ensure!(replayed.status.success(), "{}", text(&replayed.stderr));
+    let received = world.delivered(2).await?;
+    let created = |id| ("subscriber.created".to_owned(), id);
+    ensure!(taken(&received)["/1"] == [2, 1].map(created), "{:?}", taken(&received));
+    ensure!(running.terminate().await?.success());
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use crate::io::slot::{Slot, WalStatus};
 use crate::io::state::Overview;
 
 use super::replay::Window;
-use super::status::{bytes, open_state, read_slot};
+use super::status::{bytes, checkpoint, open_state, read_slot};
 use super::{CommandResult, Common, print_json, print_line};
 
 /// Show the checkpoint, or reset it
@@ -55,7 +55,8 @@ async fn show(config: &Config, json: bool) -> CommandResult {
     let slot = read_slot(config).await.context("cannot read the slot from the source")?;
     // Without an anchor there is nothing to send again, and that is no failure here.
     let window = Window::read(config, &state).await.ok();
-    let overview = state.overview().await?;
+    let mut overview = state.overview().await?;
+    overview.frontier = checkpoint(config, &state, slot.as_ref()).await?;
     let slot = slot.ok_or_else(|| Halt::SlotMissing {
         slot: config.source.slot.clone(),
         from: overview.frontier,

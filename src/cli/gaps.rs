@@ -21,7 +21,7 @@ an endpoint at state.max_size, and by one that finds that a table was not publis
 letters of an endpoint beyond the first 1,000 are one gap too. Open gaps stand in `walhook status` and in
 the metric
 walhook_gaps until somebody closes them, or until a replay has sent an endpoint all of its gap: `list`
-prints the command.
+prints the command that sends one again, where its WAL is still kept.
 
 Examples:
   walhook gaps list
@@ -51,13 +51,13 @@ enum Command {
 
 /// A gap as it is shown, with what closes it.
 #[derive(Debug, Serialize)]
-struct Shown {
+pub(super) struct Shown {
     #[serde(flatten)]
-    gap: Gap,
-    /// The command that sends it again and so closes it, where there is one now.
-    replay: Option<String>,
-    /// Why there is none, where it is an endpoint's or a table's and open.
-    no_replay: Option<String>,
+    pub(super) gap: Gap,
+    /// The command that sends it again, where there is one now.
+    pub(super) replay: Option<String>,
+    /// Why there is none, where it is open.
+    pub(super) no_replay: Option<String>,
 }
 
 /// Lists or closes.
@@ -91,14 +91,14 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     }
 }
 
-/// Finds out which of the gaps a replay can close.
-async fn shown(config: &Config, gaps: Vec<Gap>) -> Vec<Shown> {
-    let is_endpoints = |gap: &Gap| gap.endpoint.is_some() && gap.closed_at_us.is_none();
-    let oldest = if gaps.iter().any(is_endpoints) { oldest(config).await } else { Ok(Lsn::ZERO) };
+/// Finds out which of the gaps a replay can send again.
+pub(super) async fn shown(config: &Config, gaps: Vec<Gap>) -> Vec<Shown> {
+    let may_be = |gap: &Gap| gap.closed_at_us.is_none() && gap.table.is_none();
+    let oldest = if gaps.iter().any(may_be) { oldest(config).await } else { Ok(Lsn::ZERO) };
     let show = |gap: Gap| {
         let way = match &gap.table {
             Some(_) if gap.closed_at_us.is_none() => Err(not_in_any_stream(&gap)),
-            _ => is_endpoints(&gap).then(|| way(&gap, &oldest)).transpose(),
+            _ => may_be(&gap).then(|| way(&gap, &oldest)).transpose(),
         };
         let (replay, no_replay) = match way {
             Ok(replay) => (replay, None),
@@ -131,7 +131,7 @@ async fn oldest(config: &Config) -> Result<Lsn, String> {
     asked.await.map_err(|error: anyhow::Error| format!("{error:#}"))
 }
 
-/// The command that sends an endpoint's gap again, or why there is none.
+/// The command that sends a gap again, or why there is none.
 fn way(gap: &Gap, oldest: &Result<Lsn, String>) -> Result<String, String> {
     let Gap { id, from_lsn, to_lsn, endpoint, account, growing, .. } = gap;
     if *growing {
@@ -141,6 +141,12 @@ fn way(gap: &Gap, oldest: &Result<Lsn, String>) -> Result<String, String> {
     }
     let by_hand =
         format!("Send what is missing by hand, then `walhook gaps close {id} --note ...`");
+    if gap.unreadable {
+        return Err(format!("the rest of the transaction cannot be read, now as then. {by_hand}"));
+    }
+    if gap.other_wal {
+        return Err(format!("its positions are of the WAL of an earlier cluster. {by_hand}"));
+    }
     let oldest = oldest.as_ref().map_err(|why| format!("{why}. {by_hand}"))?;
     let unreadable = |_| format!("its range cannot be read. {by_hand}");
     let (from, to): (Lsn, Lsn) =
@@ -150,6 +156,12 @@ fn way(gap: &Gap, oldest: &Result<Lsn, String>) -> Result<String, String> {
             "the WAL from {from} on is no longer kept: what can be sent again begins at {oldest} \
              (source.replay_window). {by_hand}"
         ));
+    }
+    if endpoint.is_none() {
+        if to <= from {
+            return Err(format!("its positions do not make a range. {by_hand}"));
+        }
+        return Ok(format!("walhook replay start --from {from} --to {to}"));
     }
     // Its last commit record begins at `to`, and a replay ends before the one it is told.
     let behind = Lsn(to.0.saturating_add(1));
@@ -177,7 +189,7 @@ fn quoted(word: &str) -> String {
 }
 
 impl Shown {
-    fn to_text(&self) -> String {
+    pub(super) fn to_text(&self) -> String {
         let mut text = to_text(&self.gap);
         if let Some(replay) = &self.replay {
             text.push_str(&format!("\n       send it again: {}", one_line(replay)));
@@ -247,6 +259,8 @@ mod tests {
             growing: false,
             dead_letters: false,
             last_at_us: None,
+            unreadable: false,
+            other_wal: false,
             reason: "suspended".into(),
             recorded_at_us: 0,
             closed_at_us: None,
@@ -266,6 +280,23 @@ mod tests {
         let growing = Gap { growing: true, ..gap() };
         assert!(shown(&growing, Ok(Lsn(0))).unwrap_err().contains("still grows"));
         assert!(to_text(&growing).contains("7 deliveries so far"), "{}", to_text(&growing));
+    }
+
+    #[test]
+    fn gap_of_the_whole_stream_is_shown_with_the_replay_that_sends_it_or_why_there_is_none() {
+        let whole = Gap { endpoint: None, account: None, ..gap() };
+        let shown = |gap: &Gap| way(gap, &Ok(Lsn(0x10)));
+        let replay = "walhook replay start --from 0/10 --to 0/FF";
+        assert_eq!(shown(&whole).as_deref(), Ok(replay));
+        for (gap, why) in [
+            (Gap { unreadable: true, ..whole.clone() }, "cannot be read"),
+            (Gap { other_wal: true, ..whole.clone() }, "earlier cluster"),
+            (Gap { to_lsn: "0/F".into(), ..whole.clone() }, "do not make a range"),
+            (Gap { from_lsn: "0/F".into(), ..whole.clone() }, "no longer kept"),
+        ] {
+            let text = shown(&gap).unwrap_err();
+            assert!(text.contains(why) && text.contains("gaps close 3"), "{text}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod filter;
 mod fixture;
 pub mod gaps;
 pub mod health;
+mod holder;
 mod job;
 pub mod mock_endpoint;
 pub mod recover;
@@ -26,6 +27,7 @@ pub mod status;
 mod table;
 pub mod teardown;
 mod time;
+pub mod upgrade;
 
 use std::path::PathBuf;
 
@@ -94,6 +96,8 @@ pub enum Command {
     Gaps(gaps::Args),
     /// Resolve a halt: accept a gap, adopt another cluster, or skip what cannot be read
     Recover(recover::Args),
+    /// Prepare a major upgrade of PostgreSQL, and go on after it
+    Upgrade(upgrade::Args),
     /// Drop slot, publication and state, after asking
     Teardown(teardown::Args),
     /// Receive webhooks, for tests: verify signatures, delay and fail as scripted
@@ -125,6 +129,7 @@ impl Cli {
             Command::DeadLetters(args) => dead_letters::run(args, common).await,
             Command::Gaps(args) => gaps::run(args, common).await,
             Command::Recover(args) => recover::run(args, common).await,
+            Command::Upgrade(args) => upgrade::run(args, common).await,
             Command::Teardown(args) => teardown::run(args, common).await,
             Command::MockEndpoint(args) => mock_endpoint::run(args, common).await,
             Command::Config(args) => config::run(args, common).await,

@@ -14,18 +14,22 @@ use serde_json::json;
 use tokio_postgres::Client;
 
 use super::confirm::confirm;
-use super::setup::create_slot_within;
+use super::gaps::{self, Shown};
+use super::holder::refuse_while_active;
+use super::setup::{FAILOVER_SLOTS, create_slot_within};
 use super::status::{bytes, open_state};
-use super::teardown::refuse_while_active;
 use super::{CommandResult, Common, Failure, print_json, print_line, print_remark};
 use crate::config::Config;
 use crate::engine::halt::{self, Halt, SourceIdentity};
 use crate::engine::lsn::Lsn;
+use crate::io::anchor;
 use crate::io::pg::Conninfo;
+use crate::io::prepared;
 use crate::io::slot::{self, Slot};
 use crate::io::source;
 use crate::io::sql::Connection;
 use crate::io::state::StateStore;
+use crate::io::wire;
 
 const NAME: &str = "walhook recover";
 
@@ -91,7 +95,8 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     if common.json {
         return print_json(&json!({ "recovered": done }));
     }
-    print_line(&format!("recovered  goes on from {}; start `walhook run`", done.to))
+    print_line(&format!("recovered  goes on from {}; start `walhook run`", done.to))?;
+    done.gap.map_or(Ok(()), |gap| print_line(&format!("gap  {}", gap.to_text())))
 }
 
 struct Sessions {
@@ -149,6 +154,9 @@ enum Begin {
     Slot(Lsn),
     /// Where a new slot will begin.
     NewSlot { drop_lost: bool },
+    /// Where the anchor slot stands, of which the slot is made anew; at the checkpoint where it reaches back
+    /// to that.
+    Anchor { at: Lsn, drop: bool },
 }
 
 /// Finds out what the halt is, and how to resolve it.
@@ -156,7 +164,7 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
     let name = &config.source.slot;
     // The slot first: what a leader confirms is never ahead of the checkpoint at that moment.
     let slot = slot::read(&sessions.source, name).await.map_err(anyhow::Error::from)?;
-    let from = sessions.state.frontier().await?;
+    let from = prepared::checkpoint(&sessions.state, &sessions.source, name, slot.as_ref()).await?;
     let other_source = halt::check_source(&sessions.found, &sessions.stored).err();
     let bad_slot = halt::check_slot(name, slot.as_ref().map(Slot::state).as_ref(), from).err();
     // In another WAL the two positions do not compare.
@@ -194,9 +202,37 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
         None if sessions.same_wal() => Begin::Checkpoint,
         None => Begin::Slot(begin_of(name, slot)?),
     };
+    let begin = better(&sessions.source, name, begin, from, sessions.same_wal()).await?;
     readable(config, &sessions.source, begin).await?;
     let wal_end = slot::wal_end(&sessions.source).await.map_err(anyhow::Error::from)?;
     Ok(Found::Something(Plan { from, begin, reason, adopt, wal_end }))
+}
+
+/// The anchor keeps what came before a slot that is gone, lost or made anew: from there nothing, or less,
+/// is given up.
+async fn better(
+    client: &Client,
+    name: &str,
+    begin: Begin,
+    from: Lsn,
+    same_wal: bool,
+) -> Result<Begin> {
+    let (drop, otherwise) = match begin {
+        Begin::NewSlot { drop_lost } => (drop_lost, None),
+        Begin::Slot(to) => (true, Some(to)),
+        Begin::Checkpoint | Begin::Anchor { .. } => return Ok(begin),
+    };
+    // Of an older copy of the cluster the positions do not say what was sent.
+    if !same_wal || slot::wal_end(client).await? < from {
+        return Ok(begin);
+    }
+    let anchor = anchor::read(client, name).await?;
+    let anchor = anchor.filter(|anchor| anchor.is_ours() && !anchor.is_lost());
+    let at = anchor.and_then(|anchor| anchor.confirmed_flush);
+    Ok(match at {
+        Some(at) if otherwise.is_none_or(|to| at < to) => Begin::Anchor { at: at.max(from), drop },
+        Some(_) | None => begin,
+    })
 }
 
 /// Where the slot begins.
@@ -215,6 +251,9 @@ async fn readable(config: &Config, client: &Client, begin: Begin) -> Result<()> 
     let slot = &config.source.slot;
     let drop = match begin {
         Begin::NewSlot { .. } => String::new(),
+        Begin::Anchor { .. } => {
+            format!("drop the slot {}, which is older, then ", anchor::name(slot))
+        }
         Begin::Checkpoint | Begin::Slot(_) => {
             format!("drop the slot {slot}, which is older and could not be read, then ")
         }
@@ -244,7 +283,16 @@ impl Plan {
                 ));
                 return lines.join("\n");
             }
-            Begin::Slot(to) => to.to_string(),
+            Begin::Anchor { at, drop } if at == from => {
+                let anchor = anchor::name(slot);
+                lines.push(format!(
+                    "Nothing is given up: the slot {anchor} still has what was committed from the \
+                     checkpoint {from} on. It {} the slot {slot} of it.",
+                    if drop { "makes anew" } else { "makes" }
+                ));
+                return lines.join("\n");
+            }
+            Begin::Slot(to) | Begin::Anchor { at: to, .. } => to.to_string(),
             Begin::NewSlot { .. } => format!("the present, {} or later", self.wal_end),
         };
         lines.push(if self.wal_end < from && sessions.same_wal() {
@@ -255,7 +303,10 @@ impl Plan {
                 self.wal_end
             )
         } else if sessions.same_wal() {
-            let end = if let Begin::Slot(to) = self.begin { to } else { self.wal_end };
+            let end = match self.begin {
+                Begin::Slot(to) | Begin::Anchor { at: to, .. } => to,
+                Begin::Checkpoint | Begin::NewSlot { .. } => self.wal_end,
+            };
             let size = end.bytes_since(from);
             format!(
                 "This gives up every change from the checkpoint {from} to {to}: {size} bytes of WAL \
@@ -275,6 +326,10 @@ impl Plan {
             Begin::NewSlot { drop_lost: false } => {
                 lines.push(format!("It creates the slot {slot}."))
             }
+            Begin::Anchor { .. } => lines.push(format!(
+                "It makes the slot {slot} of {}, which has what came after that.",
+                anchor::name(slot)
+            )),
             Begin::Checkpoint | Begin::Slot(_) => {}
         }
         lines.push("The gap is recorded; dead letters stay.".to_owned());
@@ -294,6 +349,8 @@ struct Recovered {
     reason: String,
     /// The lease's epoch now.
     epoch: i64,
+    /// What was given up, with the command that sends it again where there is one.
+    gap: Option<Shown>,
 }
 
 async fn recover(
@@ -310,20 +367,42 @@ async fn recover(
     let to = match begin {
         Begin::Checkpoint => from,
         Begin::Slot(to) => to,
+        Begin::Anchor { at, drop } => {
+            if drop {
+                slot::drop(source, name)
+                    .await
+                    .with_context(|| format!("cannot drop the slot {name}"))?;
+            }
+            anchor::make_slot(source, name).await.with_context(|| {
+                format!("cannot make the slot {name} of {}", anchor::name(name))
+            })?;
+            follow_failover(config, source, name).await?;
+            at
+        }
         Begin::NewSlot { drop_lost } => {
             if drop_lost {
-                let drop =
-                    source.execute("SELECT pg_catalog.pg_drop_replication_slot($1)", &[name]).await;
-                drop.with_context(|| format!("cannot drop the slot {name}"))?;
+                slot::drop(source, name)
+                    .await
+                    .with_context(|| format!("cannot drop the slot {name}"))?;
             }
             create_slot_within(source, name, wait, quiet).await?
         }
     };
-    let epoch = match begin {
-        Begin::Checkpoint => state.adopt(from, found).await?,
-        Begin::Slot(_) | Begin::NewSlot { .. } => {
-            state.accept_gap(from, to, &reason, adopt.then_some(found)).await?
-        }
+    // What `upgrade prepare` has found settled is not stored yet.
+    let stored = state.frontier().await?;
+    if stored < from {
+        state.resume_prepared(stored, from).await?;
+    }
+    let gives_up = !matches!(begin, Begin::Checkpoint)
+        && !matches!(begin, Begin::Anchor { at, .. } if at == from);
+    let (epoch, gap) = if gives_up {
+        let epoch = state.accept_gap(from, to, &reason, adopt.then_some(&*found)).await?;
+        let last = state.gaps(false).await?.pop();
+        (epoch, gaps::shown(config, last.into_iter().collect()).await.pop())
+    } else if adopt {
+        (state.adopt(from, found).await?, None)
+    } else {
+        (state.go_on(from).await?, None)
     };
     Ok(Recovered {
         from: from.to_string(),
@@ -331,7 +410,19 @@ async fn recover(
         bytes: (same_wal && from <= to).then(|| to.bytes_since(from)),
         reason,
         epoch,
+        gap,
     })
+}
+
+/// A copy is not kept by standbys, as a slot that `setup` makes is from 17 on.
+async fn follow_failover(config: &Config, source: &Client, name: &str) -> Result<()> {
+    if source::server_version(source).await? < FAILOVER_SLOTS {
+        return Ok(());
+    }
+    let url = config.source.replication_url.as_ref().unwrap_or(&config.source.url);
+    let mut replication = wire::connect(url, NAME).await?;
+    let set = replication.set_failover(name).await;
+    set.with_context(|| format!("cannot let standbys keep the slot {name}"))
 }
 
 mod skip;

@@ -4,6 +4,7 @@
 //! can never be read, and a checkpoint is the place where the slot begins. Every step looks first
 //! and does only what is missing, so an interrupted set-up is mended by running it again.
 
+mod own;
 mod owner;
 mod publication;
 mod script;
@@ -27,13 +28,15 @@ use crate::io::coverage;
 use crate::io::ident::quote_ident;
 use crate::io::op::EQ;
 use crate::io::pg::Conninfo;
+use crate::io::prepared;
 use crate::io::slot::{Slot, read as read_slot};
 use crate::io::source;
 use crate::io::sql::Connection;
+use crate::io::state::slots;
 
 pub use script::Server;
 pub(crate) use script::{looked_up, published, state_tables, state_views};
-pub(crate) use slot::create_slot_within;
+pub(crate) use slot::{FAILOVER_SLOTS, create_slot_within};
 
 const NAME: &str = "walhook setup";
 
@@ -183,24 +186,39 @@ async fn set_up(
     let slot =
         read_slot(&sessions.source, &config.source.slot).await.map_err(anyhow::Error::from)?;
     let checkpoint = Checkpoint::read(config, sessions.state()).await?;
-    usable(&config.source.slot, slot.as_ref(), checkpoint.as_ref())?;
+    if checkpoint.is_none() {
+        own::ensure_ours(config, &sessions, slot.as_ref()).await?;
+    }
+    usable(config, &sessions, slot.as_ref(), checkpoint.as_ref()).await?;
     publication::publication(config, &sessions.source, slot.is_some(), report).await?;
     let begin = create_slot(config, &sessions, slot, wait, report).await?;
     first_rows(config, &sessions, begin, checkpoint, report).await
 }
 
 /// Refuses a slot, or the lack of one, with which changes would be missing.
-fn usable(name: &str, slot: Option<&Slot>, checkpoint: Option<&Checkpoint>) -> CommandResult {
+async fn usable(
+    config: &Config,
+    sessions: &Sessions,
+    slot: Option<&Slot>,
+    checkpoint: Option<&Checkpoint>,
+) -> CommandResult {
+    let name = &config.source.slot;
     let state = slot.map(Slot::state);
     if let Some(checkpoint) = checkpoint {
-        return Ok(halt::check_slot(name, state.as_ref(), checkpoint.frontier)?);
+        let mut at = checkpoint.frontier;
+        if slot.and_then(|slot| slot.confirmed_flush).is_some_and(|confirmed| confirmed > at) {
+            // Prepared for an upgrade?
+            let store = open_state(config).await?;
+            at = prepared::checkpoint(&store, &sessions.source, name, slot).await?;
+        }
+        return Ok(halt::check_slot(name, state.as_ref(), at)?);
     }
     let Some(state) = state else { return Ok(()) };
     let from = state.confirmed_flush.unwrap_or_default();
     match halt::check_slot(name, Some(&state), from) {
-        Err(Halt::SlotLost { .. }) => Err(anyhow::anyhow!(
-            "the slot {name} is lost (max_slot_wal_keep_size), and no checkpoint rests on it: run \
-             `walhook teardown`, then set up again"
+        Err(Halt::SlotLost { why, .. }) => Err(anyhow::anyhow!(
+            "the slot {name} is lost, and no checkpoint rests on it: {why}. Run `walhook teardown`, \
+             then set up again"
         )
         .into()),
         checked => Ok(checked?),
@@ -317,7 +335,16 @@ async fn create_slot(
             false => Some(Connection::open(&config.source.url, NAME).await.context("source.url")?),
         };
         let client = own.as_ref().unwrap_or(&sessions.source);
-        let begin = create_slot_within(client, name, wait, report.quiet).await?;
+        // Before the slot: interrupted between the two, the next run knows that it is ours.
+        let (state, schema) = (sessions.state(), &config.state.schema);
+        slots::record(state, schema, name).await.context("cannot record the slot")?;
+        let begin = match create_slot_within(client, name, wait, report.quiet).await {
+            Ok(begin) => begin,
+            Err(error) => {
+                slots::forget(state, schema, name).await.context("cannot take back the record")?;
+                return Err(error.into());
+            }
+        };
         report.step(&step, Did::Created, format!("begins at {begin}"))?;
         return Ok(begin);
     };

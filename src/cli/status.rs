@@ -12,10 +12,13 @@ use serde::Serialize;
 use crate::config::{Config, DeliveryMode};
 use crate::engine::event::rfc3339;
 use crate::engine::halt;
+use crate::engine::lsn::Lsn;
+use crate::io::prepared;
 use crate::io::slot::{self, Slot, WalStatus};
 use crate::io::sql::Connection;
-use crate::io::state::{Gap, JobState, Overview, StateError, StateStore, StoppedSince};
+use crate::io::state::{JobState, Overview, Prepared, StateError, StateStore, StoppedSince};
 
+use super::gaps::{self, Shown};
 use super::table::one_line;
 use super::{CommandResult, Common, Failure, print_json, print_line};
 use invalid::Invalid;
@@ -60,6 +63,16 @@ pub(super) async fn read_slot(config: &Config) -> anyhow::Result<Option<Slot>> {
     Ok(slot::read(&source, &config.source.slot).await?)
 }
 
+/// The checkpoint of a pipeline that is prepared for an upgrade.
+pub(super) async fn checkpoint(
+    config: &Config,
+    state: &StateStore,
+    slot: Option<&Slot>,
+) -> anyhow::Result<Lsn> {
+    let source = Connection::open(&config.source.url, "walhook status").await?;
+    prepared::checkpoint(state, &source, &config.source.slot, slot).await
+}
+
 /// Everything that `status` shows. Times are RFC 3339 in UTC.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -78,7 +91,9 @@ struct Report {
     #[serde(flatten)]
     standing: Standing,
     dead_letters: BTreeMap<String, i64>,
-    gaps: Vec<Gap>,
+    gaps: Vec<Shown>,
+    /// An upgrade of PostgreSQL that is prepared and not finished.
+    prepared: Option<Prepared>,
     /// Partitions and children of the rules' tables whose changes are missing, as the leader saw last.
     uncovered: Vec<String>,
     disabled_endpoints: Vec<StoppedSince>,
@@ -154,7 +169,12 @@ async fn gather(config: &Config) -> Result<Report, Failure> {
         Ok(slot) => (slot, None),
         Err(error) => (None, Some(format!("{error:#}"))),
     };
-    let overview = state.overview().await?;
+    let mut overview = state.overview().await?;
+    let prepared = state.prepared().await?.filter(|prepared| prepared.holds);
+    if prepared.is_some() && source_error.is_none() {
+        overview.frontier = checkpoint(config, &state, slot.as_ref()).await?;
+    }
+    let gaps = gaps::shown(config, std::mem::take(&mut overview.gaps)).await;
     let jobs = state.unfinished_jobs().await?;
     let standing = Standing {
         deferred: overview.deferred,
@@ -165,7 +185,8 @@ async fn gather(config: &Config) -> Result<Report, Failure> {
             Some(_) => Invalid::unknown(),
         },
     };
-    Ok(report(config, overview, standing, jobs, slot, source_error))
+    let report = report(config, overview, standing, jobs, slot, source_error);
+    Ok(Report { gaps, prepared, ..report })
 }
 
 fn report(
@@ -206,7 +227,8 @@ fn report(
         settled_rows: overview.settled_rows,
         standing,
         dead_letters: overview.dead_letters.into_iter().collect(),
-        gaps: overview.gaps,
+        gaps: Vec::new(),
+        prepared: None,
         uncovered: overview.uncovered,
         disabled_endpoints: overview.disabled,
         paused_endpoints: overview.paused.into_iter().map(Paused::new).collect(),
@@ -225,6 +247,13 @@ impl Report {
         }
         lines.push(("slot", self.slot_text()));
         lines.extend(self.slot_problem.iter().map(|problem| ("SLOT PROBLEM", problem.clone())));
+        if let Some(prepared) = &self.prepared {
+            let since = rfc3339(prepared.prepared_at_us);
+            let text = format!(
+                "for a major upgrade since {since}: go on with pg_upgrade, or with `walhook run` as before"
+            );
+            lines.push(("prepared", text));
+        }
         let lag = self.checkpoint.lag_bytes.map(|b| format!(", {} behind the WAL", bytes(b)));
         lines.push((
             "checkpoint",
@@ -250,13 +279,15 @@ impl Report {
             let items = if items.is_empty() { vec!["none".to_owned()] } else { items };
             items.into_iter().map(move |item| (name, item))
         };
-        let gaps = self.gaps.iter().map(|g| {
+        let gaps = self.gaps.iter().map(|Shown { gap: g, replay, .. }| {
+            let again = replay.as_ref().map(|replay| format!("; send it again: {replay}"));
             format!(
-                "{} to {}: {} (recorded {})",
+                "{} to {}: {} (recorded {}){}",
                 g.from_lsn,
                 g.to_lsn,
                 g.reason,
-                rfc3339(g.recorded_at_us)
+                rfc3339(g.recorded_at_us),
+                again.unwrap_or_default()
             )
         });
         lines.extend(each("gaps", gaps.collect()));
@@ -341,7 +372,6 @@ pub(super) fn bytes(n: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::lsn::Lsn;
     use crate::engine::persist::{DisableEndpoint, PersistBatch};
     use crate::io::state::fixture::{Fixture, dead, event};
 

@@ -1,12 +1,17 @@
 //! `walhook teardown`: drops what `walhook setup` made for this pipeline.
+//!
+//! Publication and state go in transactions, which are committed last, and the slots, which know none, in
+//! between: whatever cannot be dropped shows before anything is. Interrupted, it is run again.
+
+mod rights;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
-use tokio_postgres::Client;
+use serde::Serialize;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Transaction};
 
-use super::check::session;
 use super::confirm::confirm;
+use super::holder::{refuse_while_active, user};
 use super::setup::{existing_tables, state_tables, state_views};
 use super::table::one_line;
 use super::{CommandResult, Common, print_json, print_line, secret};
@@ -19,13 +24,18 @@ use crate::io::pg::Conninfo;
 use crate::io::slot;
 use crate::io::source;
 use crate::io::sql::Connection;
+use crate::io::state::slots;
 
 const NAME: &str = "walhook teardown";
+
+/// Somebody may be reading the tables.
+const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '10s'";
 
 /// What the command takes.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Refuses while an instance runs. What has not been delivered is forgotten, dead letters too.
+Refuses while an instance runs, and before anything is dropped where a right is missing. A slot that
+walhook did not make stays. What has not been delivered is forgotten, dead letters too.
 
 Examples:
   walhook teardown --yes
@@ -39,206 +49,328 @@ pub struct Args {
     admin_url: Option<Secret>,
 }
 
+/// What was done, item by item.
+#[derive(Debug, Default, Serialize)]
+struct Done {
+    dropped: Vec<String>,
+    /// What stays, and why.
+    kept: Vec<String>,
+}
+
 /// Drops the slot, the publication and the state, after asking.
 ///
 /// # Errors
-/// When it is not confirmed, the slot is in use, or our role may not drop.
+/// When it is not confirmed, the slot is in use, or our role may not drop something: nothing is dropped
+/// then.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
-    let source = open(&config, args.admin_url.as_ref()).await?;
-    refuse_while_active(&config, &source).await?;
-    if !args.yes {
-        confirm("teardown", &plan(&config), &config.source.slot)?;
-    }
-    let dropped = tear_down(&config, &source).await?;
-    if common.json {
-        return print_json(&json!({ "dropped": dropped }));
-    }
-    if dropped.is_empty() {
+    let mut sessions = Sessions::open(&config, args.admin_url.as_ref()).await?;
+    let plan = plan(&config, &sessions).await?;
+    if plan.is_empty() {
+        if common.json {
+            return print_json(&Done { kept: plan.kept, ..Done::default() });
+        }
+        plan.kept.iter().try_for_each(|what| print_line(&one_line(&format!("kept     {what}"))))?;
         return print_line("there was nothing to drop");
     }
-    dropped.iter().try_for_each(|what| print_line(&one_line(&format!("dropped  {what}"))))
-}
-
-/// Opens the source database, as an administrator where one is given.
-async fn open(config: &Config, admin: Option<&Secret>) -> Result<Connection> {
-    let Some(url) = admin else {
-        return Connection::open(&config.source.url, NAME).await.context("source.url");
+    if !args.yes {
+        confirm("teardown", &plan.to_text(&config), &config.source.slot)?;
+    }
+    let done = tear_down(&config, &mut sessions, plan).await?;
+    if common.json {
+        return print_json(&done);
+    }
+    let lines = |word: &'static str, items: Vec<String>| {
+        items.into_iter().map(move |what| one_line(&format!("{word}  {what}")))
     };
-    let own = Conninfo::parse(&config.source.url).context("source.url")?;
-    let theirs = Conninfo::parse(url).context("--admin-url")?;
-    ensure!(
-        own.database() == theirs.database(),
-        "--admin-url leads to another database than source.url; name the same"
-    );
-    Connection::open(url, NAME).await.context("--admin-url")
+    lines("dropped", done.dropped)
+        .chain(lines("kept   ", done.kept))
+        .try_for_each(|line| print_line(&line))
 }
 
-/// Refuses while the slot is active, and names the session.
-pub(super) async fn refuse_while_active(config: &Config, source: &Client) -> Result<()> {
-    let slot = slot::read(source, &config.source.slot).await?;
-    let Some(pid) = slot.and_then(|slot| slot.active_pid) else { return Ok(()) };
-    anyhow::bail!(
-        "the slot {} is in use by {}; stop that first",
-        config.source.slot,
-        session(source, pid).await?
-    )
+/// The databases.
+struct Sessions {
+    source: Connection,
+    /// Whose right to replicate drops the slots, where the source's session has none.
+    replicating: Option<Connection>,
+    state: Option<Connection>,
 }
 
-fn plan(config: &Config) -> String {
-    let slot = &config.source.slot;
-    format!(
-        "This drops the slots {slot} and {slot}_anchor, the publication {} and all of {slot}'s state in the schema {}: \
-         what is not yet delivered is forgotten.",
-        config.source.publication, config.state.schema
-    )
+impl Sessions {
+    /// Opens them; the source's as an administrator where one is given.
+    async fn open(config: &Config, admin: Option<&Secret>) -> Result<Self> {
+        let own = Connection::open(&config.source.url, NAME).await.context("source.url");
+        let (source, replicating) = match admin {
+            None => (own?, None),
+            Some(url) => {
+                let info = Conninfo::parse(&config.source.url).context("source.url")?;
+                let theirs = Conninfo::parse(url).context("--admin-url")?;
+                ensure!(
+                    info.database() == theirs.database(),
+                    "--admin-url leads to another database than source.url; name the same"
+                );
+                let admin = Connection::open(url, NAME).await.context("--admin-url")?;
+                let may = source::replication_right(&admin).await?.1;
+                // Our own role may be gone already.
+                (admin, own.ok().filter(|_| !may))
+            }
+        };
+        let state = match &config.state.url {
+            None => None,
+            Some(url) => Some(Connection::open(url, NAME).await.context("state.url")?),
+        };
+        Ok(Self { source, replicating, state })
+    }
+
+    fn state(&self) -> &Client {
+        self.state.as_ref().unwrap_or(&self.source)
+    }
+
+    fn replicating(&self) -> &Client {
+        self.replicating.as_ref().unwrap_or(&self.source)
+    }
 }
 
-/// The slot first: until it is gone it pins WAL, whatever happens to the rest.
-async fn tear_down(config: &Config, source: &Client) -> Result<Vec<String>> {
-    let mut dropped = vec![];
-    let slot = &config.source.slot;
-    for slot in [slot.clone(), anchor::name(slot)] {
-        if slot::read(source, &slot).await?.is_some() {
-            let drop =
-                source.execute("SELECT pg_catalog.pg_drop_replication_slot($1)", &[&slot]).await;
-            drop.with_context(|| format!("cannot drop the slot {slot}"))?;
-            dropped.push(format!("slot {slot}"));
+/// What is there to be dropped.
+#[derive(Debug, Default)]
+struct Plan {
+    slots: Vec<String>,
+    publication: bool,
+    state: State,
+    kept: Vec<String>,
+}
+
+/// What of the state.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Nothing,
+    /// The tables hold other pipelines: the rows of this one.
+    Rows,
+    /// These tables, their views, and the schema where nothing else is in it.
+    Tables(Vec<&'static str>),
+}
+
+impl Plan {
+    fn is_empty(&self) -> bool {
+        self.slots.is_empty() && !self.publication && self.state == State::Nothing
+    }
+
+    fn to_text(&self, config: &Config) -> String {
+        let mut items: Vec<String> =
+            self.slots.iter().map(|slot| format!("the slot {slot}")).collect();
+        if self.publication {
+            items.push(format!("the publication {}", config.source.publication));
         }
+        let (slot, schema) = (&config.source.slot, &config.state.schema);
+        match &self.state {
+            State::Nothing => {}
+            State::Rows => items.push(format!("{slot}'s state in the schema {schema}")),
+            State::Tables(tables) => {
+                items.push(format!("{} state tables in the schema {schema}", tables.len()));
+            }
+        }
+        let mut text =
+            format!("This drops {}: what is not yet delivered is forgotten.", items.join(", "));
+        for kept in &self.kept {
+            text.push_str(&format!("\nIt keeps {kept}."));
+        }
+        text
+    }
+}
+
+/// Looks what is there, and whether all of it may be dropped.
+async fn plan(config: &Config, sessions: &Sessions) -> Result<Plan> {
+    let source = &sessions.source;
+    refuse_while_active(config, source).await?;
+    let (schema, name) = (&config.state.schema, &config.source.slot);
+    let mut plan = Plan::default();
+    let tables = existing(sessions.state(), schema).await?;
+    let ours = is_set_up(sessions.state(), schema, &tables, name).await?;
+    for slot in [name.clone(), anchor::name(name)] {
+        let Some(found) = slot::read(source, &slot).await? else { continue };
+        if !ours || !found.is_ours() {
+            plan.kept.push(format!(
+                "the slot {slot}: walhook did not make it, or its state is gone; if nobody reads it, \
+                 `SELECT pg_catalog.pg_drop_replication_slot('{slot}')`"
+            ));
+            continue;
+        }
+        if let Some(pid) = found.active_pid {
+            anyhow::bail!(
+                "the slot {slot} is in use by {}; stop that first",
+                user(config, source, pid).await?
+            );
+        }
+        plan.slots.push(slot);
     }
     let publication = &config.source.publication;
-    if source::publication(source, publication).await?.is_some() {
+    plan.publication = source::publication(source, publication).await?.is_some();
+    plan.state = if tables.is_empty() {
+        State::Nothing
+    } else if has_others(sessions.state(), schema, &tables, name).await? {
+        State::Rows
+    } else {
+        State::Tables(tables)
+    };
+    if plan.state == State::Rows && !ours {
+        plan.state = State::Nothing;
+    }
+    rights::check(config, sessions, &plan).await?;
+    Ok(plan)
+}
+
+/// Those of the state tables that are there.
+async fn existing(client: &Client, schema: &str) -> Result<Vec<&'static str>> {
+    let mut found = vec![];
+    for table in state_tables() {
+        if existing_tables(client, schema, &[table]).await? > 0 {
+            found.push(table);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether the state knows the pipeline: its slots are ours then.
+async fn is_set_up(client: &Client, schema: &str, tables: &[&str], name: &str) -> Result<bool> {
+    let s = quote_ident(schema);
+    for table in ["checkpoint", "meta"].iter().filter(|table| tables.contains(table)) {
+        let sql = format!("SELECT EXISTS (SELECT FROM {s}.{table} WHERE pipeline {EQ} $1)");
+        let found = client.query_one(&sql, &[&name]).await;
+        if found
+            .with_context(|| format!("cannot read {schema}.{table} (--admin-url)"))?
+            .try_get(0)?
+        {
+            return Ok(true);
+        }
+    }
+    Ok(tables.contains(&"slots") && slots::is_recorded(client, schema, name).await?)
+}
+
+/// Whether the tables hold other pipelines.
+async fn has_others(client: &Client, schema: &str, tables: &[&str], name: &str) -> Result<bool> {
+    if !tables.contains(&"meta") {
+        return Ok(false);
+    }
+    let s = quote_ident(schema);
+    let sql = format!("SELECT EXISTS (SELECT FROM {s}.meta WHERE pipeline {NE} $1)");
+    Ok(client.query_one(&sql, &[&name]).await?.try_get(0)?)
+}
+
+/// Drops what the plan says, or nothing.
+async fn tear_down(config: &Config, sessions: &mut Sessions, plan: Plan) -> Result<Done> {
+    let Sessions { source, replicating, state } = sessions;
+    let mut done = Done { dropped: vec![], kept: plan.kept };
+    // Slots know no transaction: they go when all else has gone as far as it can.
+    let mut tx = source.transaction().await?;
+    tx.batch_execute(LOCK_TIMEOUT).await?;
+    let publication = &config.source.publication;
+    if plan.publication {
         let drop = format!("DROP PUBLICATION {}", quote_ident(publication));
         let failed =
             || format!("cannot drop the publication {publication}; its owner can (--admin-url)");
-        source.batch_execute(&drop).await.with_context(failed)?;
-        dropped.push(format!("publication {publication}"));
+        tx.batch_execute(&drop).await.with_context(failed)?;
     }
-    match &config.state.url {
-        None => state(config, source, &mut dropped).await?,
-        Some(url) => {
-            let state_db = Connection::open(url, NAME).await.context("state.url")?;
-            state(config, &state_db, &mut dropped).await?;
+    let (mut dropped, mut kept) = (vec![], vec![]);
+    let state_tx = match state {
+        None => {
+            drop_state(config, &mut tx, &plan.state, &mut dropped, &mut kept).await?;
+            None
         }
+        Some(state) => {
+            let mut tx = state.transaction().await?;
+            tx.batch_execute(LOCK_TIMEOUT).await?;
+            drop_state(config, &mut tx, &plan.state, &mut dropped, &mut kept).await?;
+            Some(tx)
+        }
+    };
+    for slot in &plan.slots {
+        let sql = "SELECT pg_catalog.pg_drop_replication_slot($1)";
+        let drop = match replicating {
+            Some(client) => client.execute(sql, &[slot]).await,
+            None => tx.execute(sql, &[slot]).await,
+        };
+        drop.with_context(|| {
+            let before = match done.dropped.as_slice() {
+                [] => "; nothing was dropped".to_owned(),
+                dropped => format!("; dropped already: {}", dropped.join(", ")),
+            };
+            format!("cannot drop the slot {slot}{before}")
+        })?;
+        done.dropped.push(format!("slot {slot}"));
     }
-    Ok(dropped)
+    tx.commit().await.context("the slots are dropped, the rest is not; run it again")?;
+    if plan.publication {
+        done.dropped.push(format!("publication {publication}"));
+    }
+    if let Some(tx) = state_tx {
+        tx.commit().await.context("the state is not dropped yet; run it again")?;
+    }
+    done.dropped.append(&mut dropped);
+    done.kept.append(&mut kept);
+    Ok(done)
 }
 
-/// Removes this pipeline's rows, and with the last pipeline the tables and their schema.
-async fn state(config: &Config, client: &Client, dropped: &mut Vec<String>) -> Result<()> {
+/// Removes this pipeline's rows, or the tables and their schema.
+async fn drop_state(
+    config: &Config,
+    tx: &mut Transaction<'_>,
+    state: &State,
+    dropped: &mut Vec<String>,
+    kept: &mut Vec<String>,
+) -> Result<()> {
     let name = &config.state.schema;
     let schema = quote_ident(name);
-    let tables = state_tables();
-    let found = existing_tables(client, name, &tables).await?;
-    if found == 0 {
-        return Ok(());
-    }
     let slot = &config.source.slot;
-    if found == tables.len() {
-        let sql = format!("SELECT pg_catalog.count(*) FROM {schema}.meta WHERE pipeline {NE} $1");
-        let others: i64 = client.query_one(&sql, &[slot]).await?.try_get(0)?;
-        if others > 0 {
-            for table in tables {
-                let sql = format!("DELETE FROM {schema}.{table} WHERE pipeline {EQ} $1");
-                client.execute(&sql, &[slot]).await?;
+    let tables = match state {
+        State::Nothing => return Ok(()),
+        State::Rows => {
+            for table in state_tables() {
+                if existing_tables_in(tx, name, table).await? {
+                    let sql = format!("DELETE FROM {schema}.{table} WHERE pipeline {EQ} $1");
+                    tx.execute(&sql, &[slot]).await?;
+                }
             }
-            dropped.push(format!("state of {slot} (the schema {name} holds other pipelines)"));
+            dropped.push(format!("state of {slot} in {name}"));
+            kept.push(format!("the schema {name}: it holds other pipelines"));
             return Ok(());
         }
-    }
+        State::Tables(tables) => tables,
+    };
     let views = state_views().into_iter().map(|view| ("VIEW", view));
-    for (kind, relation) in views.chain(tables.into_iter().map(|table| ("TABLE", table))) {
+    for (kind, relation) in views.chain(tables.iter().map(|table| ("TABLE", *table))) {
         let drop = format!("DROP {kind} IF EXISTS {schema}.{relation}");
-        let failed = || format!("cannot drop {name}.{relation}; its owner can (--admin-url)");
-        client.batch_execute(&drop).await.with_context(failed)?;
+        let failed = || {
+            format!(
+                "cannot drop {name}.{relation}, so nothing was dropped: what depends on it goes first"
+            )
+        };
+        tx.batch_execute(&drop).await.with_context(failed)?;
+        dropped.push(format!("{} {name}.{relation}", kind.to_lowercase()));
     }
-    dropped.push(format!("state tables in {name}"));
     // What is not ours in it stays, and so does the schema then; `public` is never ours.
     if name == "public" {
         return Ok(());
     }
-    match client.batch_execute(&format!("DROP SCHEMA {schema}")).await {
-        Ok(()) => dropped.push(format!("schema {name}")),
-        Err(error) if error.code() == Some(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST) => {}
+    let inner = tx.transaction().await?;
+    match inner.batch_execute(&format!("DROP SCHEMA {schema}")).await {
+        Ok(()) => {
+            inner.commit().await?;
+            dropped.push(format!("schema {name}"));
+        }
+        Err(error) if error.code() == Some(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST) => {
+            kept.push(format!("the schema {name}: it holds what is not walhook's"));
+        }
         Err(error) => return Err(error).with_context(|| format!("cannot drop the schema {name}")),
     }
     Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cli::fixture::Fixture;
-    use crate::cli::setup;
-
-    const LEFT: &str = "SELECT concat_ws(' ', (SELECT count(*) FROM pg_replication_slots),
-        (SELECT count(*) FROM pg_publication),
-        (SELECT count(*) FROM pg_namespace WHERE nspname = 'walhook'))";
-
-    #[tokio::test]
-    async fn teardown_leaves_nothing_and_is_done_once() {
-        let fixture = Fixture::start().await;
-        let config = fixture.config("");
-        setup::quietly(&config).await.unwrap();
-        assert_eq!(fixture.text(LEFT).await, "1 1 1");
-        let source = fixture.connect().await;
-        let dropped = tear_down(&config, &source).await.unwrap();
-        assert_eq!(dropped.len(), 4, "{dropped:?}");
-        assert_eq!(fixture.text(LEFT).await, "0 0 0");
-        assert!(tear_down(&config, &source).await.unwrap().is_empty());
-        setup::quietly(&config).await.unwrap();
-        assert_eq!(fixture.text(LEFT).await, "1 1 1");
-    }
-
-    #[tokio::test]
-    async fn teardown_as_the_owner_drops_what_our_role_may_not() {
-        let fixture = Fixture::start().await;
-        setup::quietly(&fixture.config("")).await.unwrap();
-        fixture.run("CREATE ROLE sender LOGIN REPLICATION").await;
-        let config = fixture.config_as("sender", "");
-        let own = open(&config, None).await.unwrap();
-        let error = format!("{:#}", tear_down(&config, &own).await.unwrap_err());
-        assert!(error.contains("--admin-url"), "{error}");
-
-        let elsewhere = Secret::new(fixture.cluster.url("postgres"));
-        assert!(open(&config, Some(&elsewhere)).await.is_err());
-        let admin = Secret::new(fixture.cluster.url("app"));
-        let admin = open(&config, Some(&admin)).await.unwrap();
-        tear_down(&config, &admin).await.unwrap();
-        assert_eq!(fixture.text(LEFT).await, "0 0 0");
-    }
-
-    #[tokio::test]
-    async fn teardown_keeps_the_state_of_other_pipelines_and_what_is_not_ours() {
-        let fixture = Fixture::start().await;
-        let config = fixture.config("");
-        setup::quietly(&config).await.unwrap();
-        let mut other = config.clone();
-        other.source.slot = "other".to_owned();
-        other.source.publication = "other".to_owned();
-        setup::quietly(&other).await.unwrap();
-        fixture.run("CREATE TABLE walhook.mine ()").await;
-        let source = fixture.connect().await;
-
-        tear_down(&config, &source).await.unwrap();
-        let left = "SELECT string_agg(pipeline, ' ') FROM walhook.checkpoint";
-        assert_eq!(fixture.text(left).await, "other");
-
-        tear_down(&other, &source).await.unwrap();
-        assert_eq!(fixture.text("SELECT count(*)::text FROM walhook.mine").await, "0");
-    }
-
-    #[tokio::test]
-    async fn teardown_refuses_while_the_slot_is_in_use_and_names_the_process() {
-        let fixture = Fixture::start().await;
-        let config = fixture.config("");
-        setup::quietly(&config).await.unwrap();
-        let source = fixture.connect().await;
-        let reader = fixture.read_slot().await;
-        let slot = slot::read(&source, "walhook").await.unwrap().unwrap();
-        let pid = slot.active_pid.unwrap();
-        let error = refuse_while_active(&config, &source).await.unwrap_err().to_string();
-        assert!(error.contains(&format!("pid {pid} (postgres, a reader")), "{error}");
-        drop(reader);
-    }
+async fn existing_tables_in(tx: &Transaction<'_>, schema: &str, table: &str) -> Result<bool> {
+    let sql = "SELECT pg_catalog.to_regclass($1) IS NOT NULL";
+    let name = format!("{}.{}", quote_ident(schema), quote_ident(table));
+    Ok(tx.query_one(sql, &[&name]).await?.try_get(0)?)
 }
+
+#[cfg(test)]
+mod tests;

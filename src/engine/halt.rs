@@ -3,21 +3,26 @@
 //! A halt ends the process with exit code 3 and stands in the checkpoint's row until it is resolved.
 //! START_REPLICATION itself says nothing of all this: it clamps a position that the slot has passed.
 
+mod lost;
+
 use std::fmt;
 
 use super::lsn::Lsn;
+pub use lost::Lost;
 
 /// What a slot's row says, as far as it decides whether we may go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotState {
     /// Where the server would start at the earliest; `None` for a physical slot.
     pub confirmed_flush: Option<Lsn>,
-    /// The server has removed WAL that the slot needed.
-    pub lost: bool,
+    /// Why it cannot be read any more, where that is so.
+    pub lost: Option<Lost>,
     /// The output plugin.
     pub plugin: String,
     /// Whether it belongs to the database that we are connected to.
     pub here: bool,
+    /// Whether it vanishes with the session that made it.
+    pub temporary: bool,
 }
 
 /// Which database this is, beyond its address.
@@ -55,22 +60,24 @@ pub enum Halt {
         /// The checkpoint.
         from: Lsn,
     },
-    /// The server has removed WAL that the slot needed.
+    /// The server has given the slot up.
     #[error(
-        "replication slot {slot:?} is lost: the server removed WAL that it needed \
-         (max_slot_wal_keep_size). Changes committed after {from} cannot be read. \
-         `walhook recover --accept-gap` makes a new slot, records the gap and goes on from there"
+        "replication slot {slot:?} is lost: {why}. Changes committed after {from} cannot be read. \
+         `walhook recover --accept-gap` makes a new slot, records the gap and goes on from there. \
+         {}, so that it does not happen again", why.fix()
     )]
     SlotLost {
         /// Its name.
         slot: String,
+        /// Why it is lost.
+        why: Lost,
         /// The checkpoint.
         from: Lsn,
     },
     /// The slot is not one of ours.
     #[error(
-        "replication slot {slot:?} is not ours: {problem}. Choose another name in source.slot, or drop \
-         that slot and run `walhook setup`"
+        "replication slot {slot:?} is not ours: {problem}. Choose another name in source.slot; or, if \
+         nobody needs that slot, `SELECT pg_catalog.pg_drop_replication_slot('{slot}')` and run `walhook setup`"
     )]
     SlotForeign {
         /// Its name.
@@ -96,7 +103,8 @@ pub enum Halt {
     #[error(
         "this is not the database that walhook was set up for: {what} is {found}, it was {expected}. \
          If this is a copy, do not run walhook on it: it would send to your customers. If it is the \
-         new primary, `walhook recover --adopt-cluster` records the gap and goes on here"
+         new primary, `walhook recover --adopt-cluster` records the gap and goes on here; if it is the \
+         one that was made by pg_upgrade after `walhook upgrade prepare`, `walhook upgrade finish` does"
     )]
     OtherSource {
         /// What differs.
@@ -222,16 +230,23 @@ pub fn check_wal_end(wal_end: Lsn, from: Lsn) -> Result<(), Halt> {
 pub fn check_slot(name: &str, slot: Option<&SlotState>, from: Lsn) -> Result<(), Halt> {
     let name = || name.to_owned();
     let Some(slot) = slot else { return Err(Halt::SlotMissing { slot: name(), from }) };
+    if slot.temporary {
+        let problem = "it is a temporary one of another session".to_owned();
+        return Err(Halt::SlotForeign { slot: name(), problem });
+    }
     if slot.plugin != "pgoutput" {
-        let problem = format!("its plugin is {:?}, not pgoutput", slot.plugin);
+        let problem = match slot.plugin.as_str() {
+            "" => "it is a physical slot".to_owned(),
+            plugin => format!("its plugin is {plugin:?}, not pgoutput"),
+        };
         return Err(Halt::SlotForeign { slot: name(), problem });
     }
     if !slot.here {
         let problem = "it belongs to another database of this cluster".to_owned();
         return Err(Halt::SlotForeign { slot: name(), problem });
     }
-    if slot.lost {
-        return Err(Halt::SlotLost { slot: name(), from });
+    if let Some(why) = slot.lost.clone() {
+        return Err(Halt::SlotLost { slot: name(), why, from });
     }
     match slot.confirmed_flush {
         Some(to) if to > from => Err(Halt::Gap { slot: name(), from, to }),
@@ -289,7 +304,13 @@ mod tests {
 
     fn slot(confirmed: u64) -> SlotState {
         let confirmed_flush = Some(Lsn(confirmed));
-        SlotState { confirmed_flush, lost: false, plugin: "pgoutput".into(), here: true }
+        SlotState {
+            confirmed_flush,
+            lost: None,
+            plugin: "pgoutput".into(),
+            here: true,
+            temporary: false,
+        }
     }
 
     #[test]
@@ -308,7 +329,7 @@ mod tests {
     #[test]
     fn missing_lost_and_foreign_slots_halt() {
         assert!(matches!(check_slot("s", None, Lsn(5)), Err(Halt::SlotMissing { .. })));
-        let lost = SlotState { lost: true, ..slot(1) };
+        let lost = SlotState { lost: Some(Lost::WalLevel), ..slot(1) };
         assert!(matches!(check_slot("s", Some(&lost), Lsn(5)), Err(Halt::SlotLost { .. })));
         let other = SlotState { plugin: "test_decoding".into(), ..slot(1) };
         assert!(matches!(check_slot("s", Some(&other), Lsn(5)), Err(Halt::SlotForeign { .. })));

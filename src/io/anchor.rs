@@ -5,7 +5,7 @@
 //! live slot itself stays at the checkpoint, so a takeover does not decode the window again.
 
 use tokio_postgres::Client;
-use tokio_postgres::types::{PgLsn, Type};
+use tokio_postgres::types::Type;
 
 use super::slot::{self, Slot};
 use crate::engine::lsn::Lsn;
@@ -35,15 +35,22 @@ pub async fn create(client: &Client, slot: &str) -> Result<(), tokio_postgres::E
     Ok(())
 }
 
+/// Makes the live slot, which must not be there, of the anchor: it begins where that stands.
+///
+/// # Errors
+/// The server's: there is one already, no slot is free, or the anchor is lost or in use.
+pub async fn make_slot(client: &Client, slot: &str) -> Result<(), tokio_postgres::Error> {
+    let sql = "SELECT pg_catalog.pg_copy_logical_replication_slot($1, $2, false)";
+    client.query_typed(sql, &[(&name(slot), Type::TEXT), (&slot, Type::TEXT)]).await?;
+    Ok(())
+}
+
 /// Moves the anchor forward to `to`, and lets the server forget what lies before.
 ///
 /// # Errors
 /// The server's: it is behind already, lost, or being copied at this moment.
 pub async fn advance(client: &Client, slot: &str, to: Lsn) -> Result<(), tokio_postgres::Error> {
-    let to = PgLsn::from(to.0);
-    let sql = "SELECT pg_catalog.pg_replication_slot_advance($1, $2)";
-    client.query_typed(sql, &[(&name(slot), Type::TEXT), (&to, Type::PG_LSN)]).await?;
-    Ok(())
+    slot::advance(client, &name(slot), to).await
 }
 
 /// Drops the anchor.
@@ -51,7 +58,5 @@ pub async fn advance(client: &Client, slot: &str, to: Lsn) -> Result<(), tokio_p
 /// # Errors
 /// The server's: there is none, or it is in use.
 pub async fn drop(client: &Client, slot: &str) -> Result<(), tokio_postgres::Error> {
-    let sql = "SELECT pg_catalog.pg_drop_replication_slot($1)";
-    client.query_typed(sql, &[(&name(slot), Type::TEXT)]).await?;
-    Ok(())
+    slot::drop(client, &name(slot)).await
 }

@@ -23,6 +23,7 @@ pub mod sender;
 pub mod slot;
 
 pub mod anchor;
+pub mod prepared;
 
 pub mod catalog;
 

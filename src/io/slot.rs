@@ -1,10 +1,12 @@
 //! What the source says of a replication slot.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use tokio_postgres::Client;
 use tokio_postgres::types::{PgLsn, Type};
 
-use crate::engine::halt::SlotState;
+use crate::engine::halt::{Lost, SlotState};
 use crate::engine::lsn::Lsn;
 use crate::io::op::EQ;
 
@@ -15,8 +17,13 @@ fn slot_sql() -> String {
         coalesce(database {EQ} pg_catalog.current_database(), false), active_pid,
            wal_status, confirmed_flush_lsn, restart_lsn, safe_wal_size,
            CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
-                ELSE pg_catalog.pg_current_wal_insert_lsn() END
-      FROM pg_catalog.pg_replication_slots WHERE slot_name {EQ} $1"
+                ELSE pg_catalog.pg_current_wal_insert_lsn() END,
+           pg_catalog.to_jsonb(s) OPERATOR(pg_catalog.->>) 'invalidation_reason',
+           coalesce((pg_catalog.to_jsonb(s) OPERATOR(pg_catalog.->>) 'conflicting')::boolean, false),
+           pg_catalog.current_setting('max_slot_wal_keep_size'),
+           coalesce(pg_catalog.current_setting('idle_replication_slot_timeout', true), ''),
+           s.temporary, s.two_phase
+      FROM pg_catalog.pg_replication_slots s WHERE slot_name {EQ} $1"
     )
 }
 
@@ -41,6 +48,12 @@ pub struct Slot {
     pub safe_bytes: Option<u64>,
     /// The end of the WAL.
     pub wal_end: Lsn,
+    /// Why it cannot be read any more, where that is so.
+    pub lost: Option<Lost>,
+    /// It vanishes with the session that made it.
+    pub temporary: bool,
+    /// It decodes prepared transactions.
+    pub two_phase: bool,
 }
 
 /// The column `wal_status`.
@@ -71,7 +84,13 @@ impl Slot {
     /// Whether its WAL is gone, so that it can never be read again.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        self.wal_status == WalStatus::Lost
+        self.lost.is_some()
+    }
+
+    /// Whether it may be one of ours: a lasting one of pgoutput in this database.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.here && self.plugin.as_deref() == Some("pgoutput") && !self.temporary
     }
 
     /// What decides whether streaming from it would miss something.
@@ -79,9 +98,10 @@ impl Slot {
     pub fn state(&self) -> SlotState {
         SlotState {
             confirmed_flush: self.confirmed_flush,
-            lost: self.is_lost(),
+            lost: self.lost.clone(),
             plugin: self.plugin.clone().unwrap_or_default(),
             here: self.here,
+            temporary: self.temporary,
         }
     }
 }
@@ -103,8 +123,20 @@ pub async fn read(client: &Client, slot: &str) -> Result<Option<Slot>, tokio_pos
         Some(_) | None => WalStatus::Unknown,
     };
     let safe: Option<i64> = row.try_get(7)?;
+    let word: Option<&str> = row.try_get(9)?;
+    let lost = (wal_status == WalStatus::Lost || word.is_some())
+        .then(|| {
+            let conflicting = row.try_get(10)?;
+            Ok::<_, tokio_postgres::Error>(Lost::new(
+                word,
+                conflicting,
+                row.try_get(11)?,
+                row.try_get(12)?,
+            ))
+        })
+        .transpose()?;
     // Of a lost slot the column is null, as of one without a limit.
-    let safe = if wal_status == WalStatus::Lost { Some(0) } else { safe };
+    let safe = if lost.is_some() { Some(0) } else { safe };
     Ok(Some(Slot {
         plugin: row.try_get(0)?,
         database: row.try_get(1)?,
@@ -115,6 +147,9 @@ pub async fn read(client: &Client, slot: &str) -> Result<Option<Slot>, tokio_pos
         restart: row.try_get::<_, Option<PgLsn>>(6)?.map(lsn),
         safe_bytes: safe.map(|bytes| u64::try_from(bytes).unwrap_or(0)),
         wal_end: row.try_get::<_, Option<PgLsn>>(8)?.map(lsn).unwrap_or_default(),
+        lost,
+        temporary: row.try_get(13)?,
+        two_phase: row.try_get(14)?,
     }))
 }
 
@@ -125,4 +160,63 @@ pub async fn read(client: &Client, slot: &str) -> Result<Option<Slot>, tokio_pos
 pub async fn wal_end(client: &Client) -> Result<Lsn, tokio_postgres::Error> {
     let row = client.query_one("SELECT pg_catalog.pg_current_wal_insert_lsn()", &[]).await?;
     Ok(Lsn(row.try_get::<_, PgLsn>(0)?.into()))
+}
+
+/// What `idle_replication_slot_timeout` is set to; `None` where it is 0, and before version 18.
+///
+/// # Errors
+/// The server's.
+pub async fn idle_timeout(client: &Client) -> Result<Option<Duration>, tokio_postgres::Error> {
+    let sql = "SELECT extract(epoch FROM pg_catalog.current_setting(
+                   'idle_replication_slot_timeout', true)::interval)::bigint";
+    let seconds: Option<i64> = client.query_one(sql, &[]).await?.try_get(0)?;
+    let seconds = seconds.and_then(|seconds| u64::try_from(seconds).ok());
+    Ok(seconds.filter(|seconds| *seconds > 0).map(Duration::from_secs))
+}
+
+/// What of a primary's WAL is on disk.
+///
+/// # Errors
+/// The server's; on a standby always.
+pub async fn wal_flushed(client: &Client) -> Result<Lsn, tokio_postgres::Error> {
+    let row = client.query_one("SELECT pg_catalog.pg_current_wal_flush_lsn()", &[]).await?;
+    Ok(Lsn(row.try_get::<_, PgLsn>(0)?.into()))
+}
+
+/// Moves a slot forward to `to`, which must be flushed.
+///
+/// # Errors
+/// The server's: it is behind already, lost, or in use.
+pub async fn advance(client: &Client, slot: &str, to: Lsn) -> Result<(), tokio_postgres::Error> {
+    let to = PgLsn::from(to.0);
+    let sql = "SELECT pg_catalog.pg_replication_slot_advance($1, $2)";
+    client.query_typed(sql, &[(&slot, Type::TEXT), (&to, Type::PG_LSN)]).await?;
+    Ok(())
+}
+
+/// Drops a slot.
+///
+/// # Errors
+/// The server's: there is none, or it is in use.
+pub async fn drop(client: &Client, slot: &str) -> Result<(), tokio_postgres::Error> {
+    let sql = "SELECT pg_catalog.pg_drop_replication_slot($1)";
+    client.query_typed(sql, &[(&slot, Type::TEXT)]).await?;
+    Ok(())
+}
+
+/// The cluster's lasting logical slots but for this pipeline's two.
+///
+/// # Errors
+/// The server's.
+pub async fn other_logical(
+    client: &Client,
+    slot: &str,
+) -> Result<Vec<String>, tokio_postgres::Error> {
+    let sql = format!(
+        "SELECT slot_name::pg_catalog.text FROM pg_catalog.pg_replication_slots
+         WHERE slot_type {EQ} 'logical' AND NOT temporary
+           AND NOT slot_name {EQ} ANY (ARRAY[$1, $1 OPERATOR(pg_catalog.||) '_anchor']) ORDER BY 1"
+    );
+    let rows = client.query_typed(&sql, &[(&slot, Type::TEXT)]).await?;
+    rows.iter().map(|row| row.try_get(0)).collect()
 }

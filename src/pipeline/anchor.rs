@@ -3,9 +3,11 @@
 //!
 //! Nothing here holds delivery up. Without an anchor there is no replay, and a warning.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio_postgres::error::SqlState;
 
 use super::open_state;
 use crate::config::Config;
@@ -13,7 +15,7 @@ use crate::engine::lsn::Lsn;
 use crate::io::anchor;
 use crate::io::metrics::Metrics;
 use crate::io::op::TIMES;
-use crate::io::slot::{self, Slot};
+use crate::io::slot;
 use crate::io::sql::Connection;
 
 /// How often the anchor is looked at.
@@ -26,35 +28,104 @@ const RECORD_EVERY_US: i64 = 60_000_000;
 /// WAL in between.
 const STEP: u64 = 16;
 
+/// The anchor is touched so many times within `idle_replication_slot_timeout`: one that comes late, or
+/// finds the slot being copied, must not lose it.
+const TOUCHES: u32 = 5;
+
+/// Between two touches at least: the time-out may be a second.
+const TOUCH_EVERY_MIN: Duration = Duration::from_millis(100);
+
 /// Keeps the window until it is dropped.
 pub(super) async fn keep(config: &Config, epoch: i64, metrics: &Metrics) {
     let mut said = String::new();
     loop {
-        if let Err(error) = watch(config, epoch, metrics).await {
-            let problem = format!("{error:#}");
-            if problem != said {
-                tracing::warn!(%problem, "cannot keep the replay window; delivery goes on");
-                said = problem;
-            }
-        }
+        let Err(error) = keep_on_one_session(config, epoch, metrics, &mut said).await;
+        say(&error, &mut said);
         tokio::time::sleep(EVERY).await;
     }
 }
 
-/// Keeps it on the same sessions until that fails.
-async fn watch(config: &Config, epoch: i64, metrics: &Metrics) -> anyhow::Result<()> {
-    let (slot, window) = (&config.source.slot, config.source.replay_window.0);
+fn say(error: &anyhow::Error, said: &mut String) {
+    let problem = format!("{error:#}");
+    if problem != *said {
+        tracing::warn!(%problem, "cannot keep the replay window; delivery goes on");
+        *said = problem;
+    }
+}
+
+/// Until the source's session ends. A state database that is away does not keep the anchor from being
+/// touched.
+async fn keep_on_one_session(
+    config: &Config,
+    epoch: i64,
+    metrics: &Metrics,
+    said: &mut String,
+) -> anyhow::Result<Infallible> {
     let client = Connection::open(&config.source.url, "walhook replay window").await?;
+    let window = async {
+        while !client.is_closed() {
+            let Err(error) = watch(&client, config, epoch, metrics).await;
+            say(&error, said);
+            tokio::time::sleep(EVERY).await;
+        }
+    };
+    tokio::select! {
+        touched = touch(&client, &config.source.slot) => touched,
+        () = window => anyhow::bail!("the session of the replay window ended"),
+    }
+}
+
+/// Keeps the server from giving the anchor up for being idle: it is never read from, and from version 18
+/// on `idle_replication_slot_timeout` may be set. A slot counts as used when it was moved, were it to
+/// where it is.
+async fn touch(client: &Connection, slot: &str) -> anyhow::Result<Infallible> {
+    loop {
+        let Some(timeout) = slot::idle_timeout(client).await? else {
+            tokio::time::sleep(EVERY).await;
+            continue;
+        };
+        if let Some(anchor) = anchor::read(client, slot).await?
+            && let Some(at) = anchor.confirmed_flush.filter(|_| !anchor.is_lost())
+            && anchor.is_ours()
+        {
+            match anchor::advance(client, slot, at).await {
+                // It is used at this moment, was moved on, or is gone: the next look tells.
+                Err(error) if error.code().is_some_and(is_passing) => {}
+                touched => touched?,
+            }
+        }
+        tokio::time::sleep((timeout / TOUCHES).clamp(TOUCH_EVERY_MIN, EVERY)).await;
+    }
+}
+
+fn is_passing(code: &SqlState) -> bool {
+    [
+        SqlState::OBJECT_IN_USE,
+        SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+        SqlState::UNDEFINED_OBJECT,
+        SqlState::INVALID_PARAMETER_VALUE,
+    ]
+    .contains(code)
+}
+
+/// Keeps it on the same sessions until that fails.
+async fn watch(
+    client: &Connection,
+    config: &Config,
+    epoch: i64,
+    metrics: &Metrics,
+) -> anyhow::Result<Infallible> {
+    let (slot, window) = (&config.source.slot, config.source.replay_window.0);
     let mut store = open_state(config).await?;
     store.write_as(epoch);
     let mut recorded_us = 0;
     loop {
         let checkpoint = store.frontier().await?;
-        let anchor = hold(&client, slot, window, checkpoint).await?;
+        let anchor = hold(client, slot, window, checkpoint).await?;
         metrics
             .replay_window
             .set(i64::try_from(anchor.map_or(0, |a| a.retained)).unwrap_or(i64::MAX));
-        let (wal_end, now_us) = source_time(&client).await?;
+        let (wal_end, now_us) = source_time(client).await?;
         if now_us >= recorded_us + RECORD_EVERY_US {
             let oldest = anchor.map_or(checkpoint, |anchor| anchor.at);
             store.record_history(now_us, wal_end, oldest).await?;
@@ -63,7 +134,6 @@ async fn watch(config: &Config, epoch: i64, metrics: &Metrics) -> anyhow::Result
         tokio::time::sleep(EVERY).await;
     }
 }
-
 /// Where the anchor stands, and how much WAL it keeps.
 #[derive(Debug, Clone, Copy)]
 struct Anchor {
@@ -80,13 +150,16 @@ async fn hold(
 ) -> anyhow::Result<Option<Anchor>> {
     let name = anchor::name(slot);
     let mut found = anchor::read(client, slot).await?;
-    let useless = found.as_ref().is_some_and(Slot::is_lost);
-    if useless {
-        tracing::warn!(
-            slot = %name,
-            "the replay window is lost: the server removed its WAL (max_slot_wal_keep_size); it begins \
-             anew now"
+    if found.as_ref().is_some_and(|found| !found.is_ours()) {
+        anyhow::bail!(
+            "the slot {name} is another program's: drop or rename it, and the window begins"
         );
+    }
+    let why = found.as_ref().and_then(|found| found.lost.as_ref());
+    let useless = why.is_some();
+    if let Some(why) = why {
+        let fix = why.fix();
+        tracing::warn!(slot = %name, "the replay window is lost: {why}; it begins anew now. {fix}");
     }
     if found.is_some() && (useless || window == 0) {
         anchor::drop(client, slot).await.with_context(|| format!("cannot drop the slot {name}"))?;

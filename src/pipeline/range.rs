@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow, bail};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::reader::Batch;
+pub(crate) use super::reader::Batch;
 use super::rulebook::Rulebook;
 use super::source::compile_rules;
 use crate::config::Config;
@@ -53,12 +53,13 @@ pub(crate) async fn oldest(config: &Config, client: &Connection) -> anyhow::Resu
              source.replay_window above 0"
         );
     };
-    match anchor.confirmed_flush {
-        Some(at) if !anchor.is_lost() => Ok(at),
-        Some(_) | None => bail!(
-            "the replay window is lost: the server removed the WAL of the slot {name} \
-             (max_slot_wal_keep_size). A running leader begins it anew"
+    match (anchor.confirmed_flush, anchor.lost) {
+        (Some(at), None) => Ok(at),
+        (_, Some(why)) => bail!(
+            "the replay window is lost, with its slot {name}: {why}. A running leader begins it anew. {}",
+            why.fix()
         ),
+        (None, None) => bail!("the slot {name} is being created; try again"),
     }
 }
 
@@ -75,14 +76,30 @@ impl Range {
         from_oldest: bool,
         purpose: &str,
     ) -> anyhow::Result<Self> {
-        let source = &config.source;
-        let sentinel = Connection::open(&source.url, "walhook replay").await?;
+        let sentinel = Connection::open(&config.source.url, "walhook replay").await?;
         let oldest = oldest(config, &sentinel).await?;
         // What lies before it is gone since it was asked for.
         let from = if from_oldest { from.max(oldest).min(to) } else { from };
         if from < oldest {
             bail!("{from} lies before the replay window, which begins at {oldest}");
         }
+        let anchor = anchor::name(&config.source.slot);
+        Self::open_copy(config, sentinel, &anchor, from, to, purpose).await
+    }
+
+    /// Opens the range as a copy of this slot has it, which must reach back to `from`.
+    ///
+    /// # Errors
+    /// When the source refuses.
+    pub(crate) async fn open_copy(
+        config: &Config,
+        sentinel: Connection,
+        of: &str,
+        from: Lsn,
+        to: Lsn,
+        purpose: &str,
+    ) -> anyhow::Result<Self> {
+        let source = &config.source;
         let wal_end = slot::wal_end(&sentinel).await?;
         if to > wal_end {
             bail!("{to} lies beyond the end of the WAL, {wal_end}");
@@ -94,10 +111,9 @@ impl Range {
         let book = Rulebook::new(config.clone(), system, rules);
         // A slot's name has at most 63 bytes; its own are ASCII.
         let copy = format!("{:.30}_{purpose}", source.slot);
-        replication
-            .copy_slot(&anchor::name(&source.slot), &copy)
-            .await
-            .context("cannot copy the anchor slot; are all of max_replication_slots in use?")?;
+        replication.copy_slot(of, &copy).await.with_context(|| {
+            format!("cannot copy the slot {of}; are all of max_replication_slots in use?")
+        })?;
         let replication = replication.with_messages(config.reads_messages());
         let limit = config.memory.max_change_bytes();
         let stream = replication.start(&copy, &source.publication, from, limit).await?;

@@ -24,6 +24,7 @@ use crate::io::clock::Clock;
 use crate::io::cure::Cure;
 use crate::io::lookup::{LookupError, Lookups};
 use crate::io::pg::Conninfo;
+use crate::io::prepared;
 use crate::io::slot::{self, Slot};
 use crate::io::source::{self, hosts};
 use crate::io::sql::{ConnectError, Connection};
@@ -229,7 +230,7 @@ async fn until_free(config: &Config) {
 async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, Obstacle> {
     let mut store = open_state(config).await?;
     let expected = store.source_identity().await?;
-    let at = store.frontier().await?;
+    let at = resume_prepared(config, &mut store, &expected).await?;
     let session = open(config, &expected, at).await?;
     let compiled = compile_rules(config, &session.sentinel, expected.system_identifier).await;
     let rules = compiled.map_err(unless_passing)?;
@@ -267,6 +268,33 @@ fn asked(problem: anyhow::Error) -> Obstacle {
         Some(cure) => Obstacle::by_cure(cure, problem),
         None => Obstacle::Stop(Stop::Failed(problem)),
     }
+}
+
+/// The checkpoint. Where an upgrade was prepared and then given up, it moves to where the slots were put.
+async fn resume_prepared(
+    config: &Config,
+    store: &mut StateStore,
+    expected: &SourceIdentity,
+) -> Result<Lsn, Obstacle> {
+    let stored = store.frontier().await?;
+    if !store.prepared().await?.is_some_and(|prepared| prepared.holds) {
+        return Ok(stored);
+    }
+    let client = Connection::open(direct_url(config), "walhook").await?;
+    let info = Conninfo::parse(&config.source.url).map_err(ConnectError::from)?;
+    let found = source::identity(&client, &info).await.map_err(asked)?;
+    let slot = slot::read(&client, &config.source.slot).await?;
+    // Another cluster is refused when it is opened; another leader moves the checkpoint itself.
+    if found != *expected || slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) {
+        return Ok(stored);
+    }
+    let at = prepared::checkpoint(store, &client, &config.source.slot, slot.as_ref()).await;
+    let at = at.map_err(asked)?;
+    if at > stored {
+        store.resume_prepared(stored, at).await?;
+        tracing::info!(%at, "going on from where `walhook upgrade prepare` left the slots");
+    }
+    Ok(at)
 }
 
 /// A server that goes away in the middle of a question is no reason to give up.

@@ -4,7 +4,9 @@ use anyhow::Result;
 use tokio_postgres::Client;
 
 use super::{Report, age, failover, one, role};
+use crate::cli::holder::user;
 use crate::cli::setup::{existing_tables, state_tables};
+use crate::cli::status::open_state;
 use crate::config::Config;
 use crate::engine::halt::{self, Halt, SourceIdentity};
 use crate::engine::lsn::Lsn;
@@ -12,7 +14,8 @@ use crate::io::anchor;
 use crate::io::ident::quote_ident;
 use crate::io::op::{EQ, MINUS};
 use crate::io::pg::Conninfo;
-use crate::io::slot::{Slot, WalStatus};
+use crate::io::prepared;
+use crate::io::slot::{self, Slot, WalStatus};
 use crate::io::source;
 use crate::io::sql;
 
@@ -142,8 +145,8 @@ pub(super) async fn slot(
             report.fail("slot", format!("{name} does not exist"), "run `walhook setup`");
             return Ok(());
         }
-        (Err(Halt::SlotLost { .. }), None) => {
-            let finding = format!("{name} is lost, and no checkpoint rests on it");
+        (Err(Halt::SlotLost { why, .. }), None) => {
+            let finding = format!("{name} is lost, and no checkpoint rests on it: {why}");
             report.fail("slot", finding, "run `walhook teardown`, then `walhook setup`");
             return Ok(());
         }
@@ -161,7 +164,7 @@ pub(super) async fn slot(
             "start `walhook run`, or raise the limit",
         );
     } else if let Some(pid) = active_pid {
-        report.pass("slot", format!("{name} is in use by {}", session(client, pid).await?));
+        report.pass("slot", format!("{name} is in use by {}", user(config, client, pid).await?));
     } else {
         let retained = slot.retained_bytes();
         report.pass("slot", format!("{name} is free and retains {retained} bytes of WAL"));
@@ -279,7 +282,14 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
     if let Err(halt) = &same {
         report.halt("state", halt);
     }
-    let frontier: Lsn = row.try_get::<_, &str>(4)?.parse()?;
+    let stored: Lsn = row.try_get::<_, &str>(4)?.parse()?;
+    let frontier = if same.is_ok() {
+        let slot = slot::read(&source, &config.source.slot).await?;
+        let state = open_state(config).await?;
+        prepared::checkpoint(&state, &source, &config.source.slot, slot.as_ref()).await?
+    } else {
+        stored
+    };
     match row.try_get::<_, Option<&str>>(5)? {
         Some(reason) => {
             // The lines below say whether the reason still stands.

@@ -6,9 +6,9 @@ use anyhow::{Context, anyhow};
 use serde_json::json;
 
 use crate::cli::confirm::confirm;
+use crate::cli::holder::refuse_while_active;
 use crate::cli::replay::{Moment, Window, carry_out};
 use crate::cli::status::{bytes, open_state};
-use crate::cli::teardown::refuse_while_active;
 use crate::cli::{CommandResult, Failure, print_json, print_line, print_remark};
 use crate::config::Config;
 use crate::engine::lsn::Lsn;

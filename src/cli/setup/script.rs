@@ -184,6 +184,11 @@ pub(super) fn whole(
     script.0.push_str(&state(&config.state.schema));
     script.0.push('\n');
     state_grants(role, &config.state.schema).iter().for_each(|grant| script.statement(grant));
+    script.comment("The slot below is ours: without this, `walhook setup` does not take it.");
+    script.statement(&format!(
+        "INSERT INTO {}.slots (pipeline, slot) VALUES ({slot}, {slot}) ON CONFLICT DO NOTHING",
+        quote_ident(&config.state.schema)
+    ));
 
     script.0.push('\n');
     script.comment(&format!(

@@ -13,7 +13,7 @@ use crate::io::op::{CAT, EQ, NE};
 use crate::io::source;
 
 /// Slots that follow a promotion came with version 17.
-const FAILOVER_SLOTS: i32 = 170_000;
+pub(crate) const FAILOVER_SLOTS: i32 = 170_000;
 
 /// Between two tries to create the slot, for the sessions that queue behind us.
 const PAUSE: Duration = Duration::from_millis(500);

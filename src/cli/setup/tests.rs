@@ -179,3 +179,68 @@ async fn printed_script_sets_up_the_same() {
     }
     assert_eq!(did(&steps(&config, None, SOON).await.unwrap()), [Did::Exists; 4]);
 }
+
+const SLOT: &str = "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput')";
+
+#[tokio::test]
+async fn setup_refuses_a_slot_that_it_did_not_make_of_whatever_kind() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    let elsewhere = Secret::new(fixture.cluster.url("postgres"));
+    let elsewhere = Connection::open(&elsewhere, "test").await.unwrap();
+    let client = fixture.connect().await;
+    let two_phase = "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput', false, true)";
+    let temporary = "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput', true)";
+    let physical = "SELECT pg_create_physical_replication_slot('walhook')";
+    let anchor = "SELECT pg_create_logical_replication_slot('walhook_anchor', 'pgoutput')";
+    for (client, create, says) in [
+        (&client, SLOT, "a slot of the plugin pgoutput, and walhook did not make it"),
+        (&client, two_phase, "for prepared transactions too"),
+        (&client, temporary, "a temporary slot"),
+        (&client, physical, "a physical slot"),
+        (&client, anchor, "\"walhook_anchor\" is not ours"),
+        (&elsewhere, SLOT, "of the database postgres"),
+    ] {
+        client.batch_execute(create).await.unwrap();
+        let slots = "SELECT string_agg(concat_ws(' ', slot_name, confirmed_flush_lsn), ' ')
+                     FROM pg_replication_slots";
+        let before = fixture.text(slots).await;
+        let error = steps(&config, None, SOON).await.unwrap_err();
+        assert_eq!(error.exit_code(), 3, "{error}");
+        for part in [says, "source.slot", "pg_drop_replication_slot"] {
+            assert!(error.to_string().contains(part), "{part} is not in: {error}");
+        }
+        assert_eq!(fixture.text(slots).await, before);
+        let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots";
+        client.batch_execute(drop).await.unwrap();
+    }
+    assert_eq!(fixture.text("SELECT count(*)::text FROM pg_publication").await, "0");
+    steps(&config, None, SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn setup_goes_on_with_the_slot_that_it_was_making_when_it_was_interrupted() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    steps(&config, None, SOON).await.unwrap();
+    // Interrupted before the first checkpoint.
+    fixture.run("DELETE FROM walhook.checkpoint; DELETE FROM walhook.meta").await;
+    steps(&config, None, SOON).await.unwrap();
+    // As an earlier version left it: no record, but a checkpoint.
+    fixture.run("DELETE FROM walhook.slots").await;
+    assert_eq!(did(&steps(&config, None, SOON).await.unwrap()), [Did::Exists; 4]);
+}
+
+#[tokio::test]
+async fn setup_that_could_not_make_its_slot_takes_none_that_somebody_makes_meanwhile() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    let blocker = fixture.connect().await;
+    let open = "BEGIN; INSERT INTO subscribers (account_id, email) VALUES (1, 'a')";
+    blocker.batch_execute(open).await.unwrap();
+    steps(&config, None, SOON).await.unwrap_err();
+    blocker.batch_execute("ROLLBACK").await.unwrap();
+    fixture.run(SLOT).await;
+    let error = steps(&config, None, SOON).await.unwrap_err().to_string();
+    assert!(error.contains("did not make it"), "{error}");
+}

@@ -42,6 +42,10 @@ pub struct Gap {
     /// Of dead letters: when the last one was counted; microseconds since 1970-01-01 UTC.
     #[serde(rename = "last_at", serialize_with = "as_optional_rfc3339")]
     pub last_at_us: Option<i64>,
+    /// It is what could not be read of one transaction.
+    pub unreadable: bool,
+    /// Its positions are of the WAL of an earlier cluster.
+    pub other_wal: bool,
     /// Why there is one.
     pub reason: String,
     /// When it was recorded: microseconds since 1970-01-01 UTC.
@@ -187,7 +191,8 @@ fn columns() -> String {
     format!(
         "id, from_lsn::pg_catalog.text, to_lsn::pg_catalog.text, endpoint, reason, {recorded},
          {closed},
-         note, account, removed, skipped, growing, source_table, find_rows, dead_letters, {}",
+         note, account, removed, skipped, growing, source_table, find_rows, dead_letters, {},
+         left_out IS NOT NULL, other_wal",
         to_us("last_at")
     )
 }
@@ -210,5 +215,7 @@ fn read(row: &Row) -> Result<Gap, StateError> {
         find: text::get_opt(row, 13)?,
         dead_letters: row.try_get(14)?,
         last_at_us: row.try_get(15)?,
+        unreadable: row.try_get(16)?,
+        other_wal: row.try_get(17)?,
     })
 }

@@ -27,8 +27,10 @@ mod recover;
 mod refill;
 mod replays;
 mod session;
+pub mod slots;
 mod text;
 mod times;
+mod upgrade;
 mod upkeep;
 
 #[cfg(test)]
@@ -46,6 +48,7 @@ pub use inspect::{Overview, StoppedSince};
 pub use jobs::{Ask, EndpointStop, Job, JobState};
 pub use persist::StoredAttempt;
 pub use replays::{REPLAY_JOB, StoredReplay};
+pub use upgrade::Prepared;
 
 use futures_util::try_join;
 use tokio_postgres::Row;
@@ -71,7 +74,7 @@ use super::sql::{ConnectError, error_text, is_data_error};
 pub const SCHEMA_VERSION: i32 = 1;
 
 /// The table that was added last: where it is missing, an earlier version's `setup` made the schema.
-const NEWEST_TABLE: &str = "dead_letter_counts";
+const NEWEST_TABLE: &str = "upgrades";
 
 /// How long a session may sit idle inside a transaction: a frozen leader's lock on the lease ends
 /// then, and a takeover waits no longer for it. Far above what a busy leader takes between two
@@ -345,6 +348,17 @@ impl StateStore {
         let sql =
             format!("SELECT epoch FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} 0");
         Ok(self.one(&sql).await?.try_get(0)?)
+    }
+
+    /// Who took the lease last: `host pid n`.
+    ///
+    /// # Errors
+    /// [`StateError::NotSetUp`], [`StateError::Sql`].
+    pub async fn holder(&self) -> Result<Option<String>, StateError> {
+        let s = &self.scope.s;
+        let sql =
+            format!("SELECT holder FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} 0");
+        Ok(text::get_opt(&self.one(&sql).await?, 0)?)
     }
 
     /// Takes the lease, and reads what the leaders before left.

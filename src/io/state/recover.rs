@@ -44,13 +44,7 @@ impl StateStore {
             (&reason, Type::TEXT),
         ];
         tx.execute_typed(&gap, &gap_row).await?;
-        let go_on = format!(
-            "UPDATE {s}.checkpoint SET frontier = $2, updated_at = pg_catalog.now()
-             WHERE pipeline {EQ} $1 AND partition {EQ} 0"
-        );
-        tx.execute_typed(&go_on, &[(pipeline, Type::TEXT), (&to, Type::PG_LSN)]).await?;
-        let forget = format!("DELETE FROM {s}.settled WHERE pipeline {EQ} $1");
-        tx.execute_typed(&forget, &[(pipeline, Type::TEXT)]).await?;
+        begin_at(&tx, &self.scope, Lsn(to.into())).await?;
         if let Some(identity) = adopt {
             store_identity(&tx, &self.scope, identity).await?;
         }
@@ -88,6 +82,17 @@ impl StateStore {
         Ok(epoch)
     }
 
+    /// Goes on at the checkpoint `at`: forgets the halt, and nothing else. Returns the new epoch.
+    ///
+    /// # Errors
+    /// As [`StateStore::accept_gap`].
+    pub async fn go_on(&mut self, at: Lsn) -> Result<i64, StateError> {
+        let tx = self.connection.transaction().await?;
+        let epoch = take_over(&tx, &self.scope, at).await?;
+        tx.commit().await?;
+        Ok(epoch)
+    }
+
     /// Takes note that the source is another one now, whose positions go on from `at`, the
     /// checkpoint: nothing is given up. Returns the new epoch.
     ///
@@ -119,8 +124,30 @@ impl StateStore {
     }
 }
 
+/// Moves the checkpoint, and forgets what was settled ahead of the old one.
+pub(super) async fn begin_at(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    at: Lsn,
+) -> Result<(), StateError> {
+    let Scope { s, pipeline, .. } = scope;
+    let at = PgLsn::from(at.0);
+    let go_on = format!(
+        "UPDATE {s}.checkpoint SET frontier = $2, updated_at = pg_catalog.now()
+         WHERE pipeline {EQ} $1 AND partition {EQ} 0"
+    );
+    tx.execute_typed(&go_on, &[(pipeline, Type::TEXT), (&at, Type::PG_LSN)]).await?;
+    let forget = format!("DELETE FROM {s}.settled WHERE pipeline {EQ} $1");
+    tx.execute_typed(&forget, &[(pipeline, Type::TEXT)]).await?;
+    Ok(())
+}
+
 /// Fences every leader, makes sure that the checkpoint is still at `at`, and forgets the halt.
-async fn take_over(tx: &Transaction<'_>, scope: &Scope, at: Lsn) -> Result<i64, StateError> {
+pub(super) async fn take_over(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    at: Lsn,
+) -> Result<i64, StateError> {
     let Scope { s, pipeline, .. } = scope;
     let bump = format!(
         "UPDATE {s}.lease
@@ -139,7 +166,7 @@ async fn take_over(tx: &Transaction<'_>, scope: &Scope, at: Lsn) -> Result<i64, 
     if now == at { Ok(epoch) } else { Err(StateError::CheckpointMoved { from: at, to: now }) }
 }
 
-async fn store_identity(
+pub(super) async fn store_identity(
     tx: &Transaction<'_>,
     scope: &Scope,
     identity: &SourceIdentity,
@@ -160,5 +187,7 @@ async fn store_identity(
         (database, Type::TEXT),
     ];
     tx.execute_typed(&sql, &row).await?;
+    let gaps = format!("UPDATE {s}.gaps SET other_wal = true WHERE pipeline {EQ} $1");
+    tx.execute_typed(&gaps, &[(pipeline, Type::TEXT)]).await?;
     Ok(())
 }

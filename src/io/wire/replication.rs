@@ -142,6 +142,15 @@ impl Replication {
         self.row(&sql).await.map(|_| ())
     }
 
+    /// Lets standbys keep `slot`, on version 17 and later.
+    ///
+    /// # Errors
+    /// [`WireError::Session`]: there is no such slot, or it is in use.
+    pub async fn set_failover(&mut self, slot: &str) -> Result<(), WireError> {
+        let slot = quote('"', slot);
+        self.row(&format!("ALTER_REPLICATION_SLOT {slot} (FAILOVER true)")).await.map(|_| ())
+    }
+
     /// Starts streaming from `slot` what `publication` publishes, from `at`.
     ///
     /// A change that takes more than `max_message_bytes` is not read but for its head.

@@ -1,0 +1,50 @@
+//! Who uses a slot: for the operator who is to stop it.
+
+use anyhow::Result;
+use tokio_postgres::Client;
+
+use super::check::session;
+use super::status::open_state;
+use crate::config::Config;
+use crate::io::op::EQ;
+use crate::io::slot;
+
+/// Refuses while the pipeline's slot is active, and names the process.
+pub(super) async fn refuse_while_active(config: &Config, source: &Client) -> Result<()> {
+    let slot = slot::read(source, &config.source.slot).await?;
+    let Some(pid) = slot.and_then(|slot| slot.active_pid) else { return Ok(()) };
+    anyhow::bail!(
+        "the slot {} is in use by {}; stop that first",
+        config.source.slot,
+        user(config, source, pid).await?
+    )
+}
+
+/// The process at the other end of the session `pid`: where that is a walhook, its own pid and host, as it
+/// wrote them when it took the lease.
+pub(super) async fn user(config: &Config, source: &Client, pid: i32) -> Result<String> {
+    let session = session(source, pid).await?;
+    let sql = format!(
+        "SELECT coalesce(pg_catalog.bool_or(application_name {EQ} 'walhook'), false)
+         FROM pg_catalog.pg_stat_activity WHERE pid {EQ} $1"
+    );
+    let is_walhook: bool = source.query_one(&sql, &[&pid]).await?.try_get(0)?;
+    if !is_walhook {
+        return Ok(session);
+    }
+    // Nobody may have the state tables that this configuration names.
+    let holder = match open_state(config).await {
+        Ok(state) => state.holder().await.ok().flatten(),
+        Err(_) => None,
+    };
+    Ok(match holder {
+        // It is written as `host pid n`.
+        Some(holder) => match holder.rsplit_once(" pid ") {
+            Some((host, own)) => {
+                format!("walhook, pid {own} on {host} (its session in the server: {session})")
+            }
+            None => format!("walhook, {holder} (its session in the server: {session})"),
+        },
+        None => session,
+    })
+}

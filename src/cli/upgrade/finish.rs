@@ -1,0 +1,252 @@
+//! `walhook upgrade finish`: adopts the upgraded cluster, and goes on where the old one ended.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use serde::Serialize;
+use serde_json::json;
+
+use super::CARRIED;
+use crate::cli::confirm::confirm;
+use crate::cli::gaps::{self, Shown};
+use crate::cli::holder::refuse_while_active;
+use crate::cli::setup::create_slot_within;
+use crate::cli::status::open_state;
+use crate::cli::{CommandResult, Failure, print_json, print_line, print_remark};
+use crate::config::Config;
+use crate::engine::halt::{self, SourceIdentity};
+use crate::engine::lsn::Lsn;
+use crate::io::pg::Conninfo;
+use crate::io::slot::{self, Slot};
+use crate::io::sql::Connection;
+use crate::io::state::{Prepared, StateStore};
+use crate::io::{anchor, source};
+
+const NAME: &str = "walhook upgrade";
+
+/// pg_upgrade makes the slots one after the other on a server that does nothing else, some 60 bytes of WAL
+/// apart, those of others in between. A commit that made an event is longer than that.
+const TOGETHER_BYTES: u64 = 64 * 64;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Finish {
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// How long to try to create a slot that did not come along
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
+    wait: Duration,
+}
+
+/// What was done.
+#[derive(Debug, Serialize)]
+pub(super) struct Finished {
+    /// Where the stream goes on, in the new cluster's WAL.
+    pub(super) from: String,
+    /// Whether the slot came along, so that nothing is missing.
+    pub(super) slot_carried: bool,
+    pub(super) deferred: i64,
+    dead_letters: i64,
+    /// What may be missing, where the slot did not come along.
+    pub(super) gap: Option<Shown>,
+    epoch: i64,
+}
+
+/// What was found on the new cluster.
+pub(super) struct Sessions {
+    client: Connection,
+    state: StateStore,
+    stored: SourceIdentity,
+    found: SourceIdentity,
+    checkpoint: Lsn,
+}
+
+/// How to go on.
+#[derive(Debug)]
+pub(super) enum Plan {
+    /// The slot came along and begins here.
+    Carried(Lsn),
+    /// What came along says nothing, or nothing did; the reason.
+    Gap { slot: Option<Lsn>, drop: bool, reason: String },
+}
+
+pub(super) async fn run(config: &Config, args: Finish, json: bool) -> CommandResult {
+    let (sessions, plan) = find(config).await?;
+    let text = sessions.to_text(config, &plan);
+    if !args.yes {
+        confirm("upgrade finish", &text, &config.source.slot)?;
+    } else if !json {
+        print_remark(&text);
+    }
+    let done = finish(config, sessions, plan, args.wait, json).await?;
+    if json {
+        return print_json(&json!({ "finished": done }));
+    }
+    print_line(&format!(
+        "finished  goes on from {}; kept: {} deferred deliveries, {} dead letters. The replay window begins \
+         here. Start `walhook run`",
+        done.from, done.deferred, done.dead_letters
+    ))?;
+    done.gap.map_or(Ok(()), |gap| print_line(&format!("gap  {}", gap.to_text())))
+}
+
+/// Looks whether this is the cluster that the prepared one has become.
+pub(super) async fn find(config: &Config) -> Result<(Sessions, Plan), Failure> {
+    let name = &config.source.slot;
+    let info = Conninfo::parse(&config.source.url).context("source.url")?;
+    let client = Connection::open(&config.source.url, NAME).await.context("source.url")?;
+    refuse_while_active(config, &client).await?;
+    let state = open_state(config).await?;
+    let stored = state.source_identity().await?;
+    let found = source::identity(&client, &info).await?;
+    let recorded = state.prepared().await?;
+    if halt::check_source(&found, &stored).is_ok() {
+        let prepared = recorded.is_some_and(|prepared| prepared.holds);
+        return Err(anyhow!(
+            "this is the cluster that walhook was set up for ({found}){}",
+            if prepared {
+                ", which was prepared: upgrade it first, or go on here with `walhook run`"
+            } else {
+                ": there is nothing to finish; `walhook upgrade prepare` comes before pg_upgrade"
+            }
+        )
+        .into());
+    }
+    let prepared = match recorded {
+        Some(prepared) if prepared.holds => prepared,
+        Some(_) => {
+            return Err(not_prepared(
+                "an instance has led since `walhook upgrade prepare`, and what it left is not known",
+            ));
+        }
+        None => return Err(not_prepared("no `walhook upgrade prepare` is recorded")),
+    };
+    let version = source::server_version(&client).await?;
+    if found.database != stored.database
+        || found.system_identifier == stored.system_identifier
+        || version / 10_000 < prepared.server_version / 10_000
+    {
+        return Err(not_prepared(&format!(
+            "this is no upgrade of the cluster that was prepared ({stored}), but {found}"
+        )));
+    }
+    let publication = &config.source.publication;
+    if source::publication(&client, publication).await?.is_none() {
+        return Err(anyhow!(
+            "the publication {publication} did not come along: create it with the statement that \
+             `walhook setup --print-sql` shows, drop the slot {name}, and finish again"
+        )
+        .into());
+    }
+    let slot = slot::read(&client, name).await.map_err(anyhow::Error::from)?;
+    let anchor = anchor::read(&client, name).await.map_err(anyhow::Error::from)?;
+    let checkpoint = state.frontier().await?;
+    let plan = judge(name, &prepared, slot.as_ref(), anchor.as_ref())?;
+    Ok((Sessions { client, state, stored, found, checkpoint }, plan))
+}
+
+fn not_prepared(why: &str) -> Failure {
+    Failure::Halted(format!(
+        "{why}. If this is a copy, do not run walhook on it: it would send to your customers. If it is the \
+         right database, `walhook recover --adopt-cluster` goes on here and records the gap"
+    ))
+}
+
+/// Whether the slot is the one that pg_upgrade made of the prepared one.
+fn judge(
+    name: &str,
+    prepared: &Prepared,
+    slot: Option<&Slot>,
+    anchor: Option<&Slot>,
+) -> Result<Plan, Failure> {
+    let before = "what was committed after `walhook upgrade prepare` and before the slot began, if writers \
+                  were let in, was not sent";
+    let Some(slot) = slot else {
+        let reason = if prepared.server_version < CARRIED {
+            format!(
+                "PostgreSQL {} takes no slots along: {before}",
+                prepared.server_version / 10_000
+            )
+        } else {
+            format!("the slot {name} did not come along: {before}")
+        };
+        return Ok(Plan::Gap { slot: None, drop: false, reason });
+    };
+    let at = slot.confirmed_flush.unwrap_or_default();
+    let lost = slot.lost.is_some();
+    match halt::check_slot(name, Some(&slot.state()), at) {
+        Err(halt::Halt::SlotLost { .. }) | Ok(()) => {}
+        Err(halt) => return Err(halt.into()),
+    }
+    let together =
+        anchor.filter(|anchor| !anchor.is_lost()).and_then(|anchor| anchor.confirmed_flush);
+    let together = together.is_some_and(|anchor| at.0.abs_diff(anchor.0) <= TOGETHER_BYTES);
+    if prepared.server_version >= CARRIED && together && !lost && at > prepared.lsn {
+        return Ok(Plan::Carried(at));
+    }
+    let reason = format!("the slot {name} is not the one that pg_upgrade took along: {before}");
+    Ok(Plan::Gap { slot: Some(at).filter(|_| !lost), drop: lost, reason })
+}
+
+impl Sessions {
+    fn to_text(&self, config: &Config, plan: &Plan) -> String {
+        let slot = &config.source.slot;
+        let how = match plan {
+            Plan::Carried(at) => format!(
+                "Nothing is given up: pg_upgrade took the slot {slot} along, which it does only when that \
+                 has read everything. The stream goes on at {at}."
+            ),
+            Plan::Gap { slot: Some(at), reason, .. } => {
+                format!("The stream goes on at {at}, and this is recorded as a gap: {reason}.")
+            }
+            Plan::Gap { slot: None, reason, .. } => {
+                format!("It creates the slot {slot}, and this is recorded as a gap: {reason}.")
+            }
+        };
+        format!(
+            "It was prepared on  {}\nIt is to adopt      {}\nIf that is a copy, do not go on: walhook would \
+             send to your customers.\n{how}",
+            self.stored, self.found
+        )
+    }
+}
+
+pub(super) async fn finish(
+    config: &Config,
+    sessions: Sessions,
+    plan: Plan,
+    wait: Duration,
+    quiet: bool,
+) -> Result<Finished, Failure> {
+    let name = &config.source.slot;
+    let Sessions { client, mut state, found, checkpoint, .. } = sessions;
+    let (to, reason) = match plan {
+        Plan::Carried(at) => (at, None),
+        Plan::Gap { slot: Some(at), reason, .. } => (at, Some(reason)),
+        Plan::Gap { slot: None, drop, reason } => {
+            if drop {
+                slot::drop(&client, name)
+                    .await
+                    .with_context(|| format!("cannot drop the slot {name}"))?;
+            }
+            (create_slot_within(&client, name, wait, quiet).await?, Some(reason))
+        }
+    };
+    let epoch = state.finish_upgrade(checkpoint, to, &found, reason.as_deref()).await?;
+    let overview = state.overview().await?;
+    let gap = match reason {
+        None => None,
+        Some(_) => {
+            let last = overview.gaps.last().cloned();
+            gaps::shown(config, last.into_iter().collect()).await.pop()
+        }
+    };
+    Ok(Finished {
+        from: to.to_string(),
+        slot_carried: gap.is_none(),
+        deferred: overview.deferred,
+        dead_letters: overview.dead_letters.iter().map(|(_, n)| n).sum(),
+        gap,
+        epoch,
+    })
+}

@@ -214,6 +214,54 @@ ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS counted_step bigint;
 CREATE UNIQUE INDEX IF NOT EXISTS gaps_of_dead_letters
     ON {schema}.gaps (pipeline, endpoint, account) WHERE dead_letters AND closed_at IS NULL;
 
+-- Events that could not be routed, since their account's endpoints could not be looked up: deliveries
+-- without an endpoint yet. The key is the event's place among its account's. Such a row holds its event
+-- itself: a version that does not know of this table removes bodies that no deferred row needs. Endpoints
+-- up to `routed_to`, in the order of the bytes of their ids, have theirs.
+CREATE TABLE IF NOT EXISTS {schema}.unrouted (
+    pipeline      pg_catalog.text NOT NULL,
+    account       pg_catalog.text NOT NULL,
+    commit_lsn    pg_catalog.pg_lsn NOT NULL,
+    change_lsn    pg_catalog.pg_lsn NOT NULL,
+    relation      pg_catalog.oid NOT NULL,
+    n             bigint NOT NULL,
+    event_type    pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    event_id      pg_catalog.text NOT NULL,
+    operation     pg_catalog.text NOT NULL,
+    committed_at  pg_catalog.timestamptz NOT NULL,
+    keys          bigint[] NOT NULL,
+    row           pg_catalog.bytea NOT NULL,
+    routed_to     pg_catalog.text,
+    stored_at     pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    PRIMARY KEY (pipeline, account, commit_lsn, change_lsn, relation, n, event_type)
+) WITH (autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_scale_factor = 0.1,
+        toast.autovacuum_vacuum_threshold = 20000, toast.autovacuum_vacuum_scale_factor = 0.1);
+
+-- What the next leader must know of an account that has such events: how many, and which of their
+-- deliveries were settled before they came here (engine::settled's encoding; null: none).
+CREATE TABLE IF NOT EXISTS {schema}.unrouted_accounts (
+    pipeline  pg_catalog.text NOT NULL,
+    account   pg_catalog.text NOT NULL,
+    rows      bigint NOT NULL,
+    settled   pg_catalog.bytea,
+    PRIMARY KEY (pipeline, account)
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.5);
+
+-- Endpoints that joined while there are such events: one that commits before `joined_lsn` is not for it.
+CREATE TABLE IF NOT EXISTS {schema}.unrouted_joined (
+    pipeline    pg_catalog.text NOT NULL,
+    endpoint    pg_catalog.text NOT NULL,
+    joined_lsn  pg_catalog.pg_lsn NOT NULL,
+    PRIMARY KEY (pipeline, endpoint)
+) WITH (fillfactor = 50);
+
+-- Such events that were given up, of one account: `removed` were rows, and `endpoint` is ''. The record
+-- grows until it is closed; then the next one begins.
+ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS unrouted boolean NOT NULL DEFAULT false;
+
+CREATE UNIQUE INDEX IF NOT EXISTS gaps_of_unrouted
+    ON {schema}.gaps (pipeline, account) WHERE unrouted AND closed_at IS NULL;
+
 -- What the command line asks of the running leader. `total` is how many it concerned when it was asked.
 CREATE TABLE IF NOT EXISTS {schema}.jobs (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -282,7 +330,8 @@ WITH behind AS (SELECT pipeline, endpoint, pg_catalog.string_agg(account, ', ') 
                     pg_catalog.max(reason) FILTER (WHERE growing) AS suspended,
                     pg_catalog.min(recorded_at) FILTER (WHERE growing) AS suspended_at
              FROM {schema}.gaps
-             WHERE endpoint IS NOT NULL AND NOT dead_letters AND closed_at IS NULL GROUP BY 1, 2)
+             WHERE endpoint IS NOT NULL AND NOT dead_letters AND NOT unrouted AND closed_at IS NULL
+             GROUP BY 1, 2)
 SELECT coalesce(coalesce(coalesce(b.pipeline, s.pipeline), d.pipeline), g.pipeline) AS pipeline,
        coalesce(coalesce(coalesce(b.endpoint, s.endpoint), d.endpoint), g.endpoint) AS endpoint,
        b.account,
@@ -306,13 +355,17 @@ FROM behind b
           ON g.pipeline OPERATOR(pg_catalog.=) coalesce(coalesce(b.pipeline, s.pipeline), d.pipeline)
          AND g.endpoint OPERATOR(pg_catalog.=) coalesce(coalesce(b.endpoint, s.endpoint), d.endpoint);
 
--- For people: every delivery that waits in the table.
+-- For people: every delivery that waits in a table. `endpoint` is '' for an event that could not be routed.
 CREATE OR REPLACE VIEW {schema}.deliveries_pending AS
 SELECT d.pipeline, d.endpoint, d.account, d.event_id, d.event_type, b.committed_at, d.reason,
        d.attempts, d.next_attempt_at, d.last_status, d.detail, d.deferred_at, d.replay_id
 FROM {schema}.deferred d
      JOIN {schema}.bodies b ON b.pipeline OPERATOR(pg_catalog.=) d.pipeline
-                           AND b.event_id OPERATOR(pg_catalog.=) d.event_id;
+                           AND b.event_id OPERATOR(pg_catalog.=) d.event_id
+UNION ALL
+SELECT u.pipeline, '', u.account, u.event_id, u.event_type, u.committed_at, 'unrouted', 0, NULL, NULL, '',
+       u.stored_at, 0
+FROM {schema}.unrouted u;
 
 -- Where the WAL ended when: maps the time that an operator names to a position. Bounded: what is older
 -- than the replay window goes, and at most so many rows stay.

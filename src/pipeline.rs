@@ -178,8 +178,9 @@ async fn lead(
     let (replay, replays) = mpsc::channel(1);
     let (lookup, lookup_requests) = mpsc::channel(1);
     let (reply, looked_up) = mpsc::channel(1);
-    let (refill, refill_requests) = mpsc::channel(1);
-    let (refilled, pages) = mpsc::channel(1);
+    // Two kinds of pages, one request of each at a time.
+    let (refill, refill_requests) = mpsc::channel(2);
+    let (refilled, pages) = mpsc::channel(2);
     let (persist, persist_requests) = mpsc::channel(1);
     let (stored, persisted) = mpsc::channel(1);
     let (measured, sizes) = watch::channel(Measured::default());

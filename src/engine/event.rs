@@ -270,6 +270,17 @@ pub struct Invalidation {
     pub xid: u32,
     /// What it concerns.
     pub scope: Scope,
+    /// Endpoints that, as the WAL shows, have come to be with this change, have come to another account, or
+    /// were switched on.
+    pub joined: SmallVec<[EndpointId; 1]>,
+}
+
+impl Invalidation {
+    /// One with which no endpoint is seen to have joined.
+    #[must_use]
+    pub fn new(xid: u32, scope: Scope) -> Self {
+        Self { xid, scope, joined: SmallVec::new() }
+    }
 }
 
 /// What an invalidation concerns.

@@ -10,8 +10,13 @@ use super::notice::Notice;
 use super::position::{EventId, Position};
 
 mod gap;
+mod unrouted;
 
 pub use gap::{GapChange, LETTERS_MAX, Purge, Purged};
+pub use unrouted::{
+    Joined, NO_ENDPOINT, Routed, Unrouted, UnroutedAccount, UnroutedKey, UnroutedPage,
+    UnroutedPurge, UnroutedPurged, UnroutedRefill,
+};
 
 /// Orders the events of a stream: by position, and by type among those of one change.
 ///
@@ -184,6 +189,20 @@ pub struct PersistBatch {
     pub paused: Vec<PauseEndpoint>,
     /// Jobs that are finished with this batch.
     pub jobs_done: Vec<JobDone>,
+    /// Events without an endpoint to be inserted as rows; one that is there already is left as it is.
+    pub unrouted: Vec<Arc<Event>>,
+    /// Such rows that were routed: what became of each endpoint's delivery is in the same batch, or in an
+    /// earlier one. A row may be in `unrouted` and here both.
+    pub routed: Vec<Routed>,
+    /// The accounts that have such rows, as far as they changed.
+    pub unrouted_accounts: Vec<UnroutedAccount>,
+    /// Such rows to be removed, and counted in their accounts' gaps; answered by
+    /// [`Persisted::unrouted_purged`].
+    pub unrouted_purges: Vec<UnroutedPurge>,
+    /// Endpoints that joined meanwhile, to be remembered.
+    pub joined: Vec<Joined>,
+    /// No such row is left: what joined before need not be remembered.
+    pub joined_passed: bool,
     /// Rows to be inserted; one that is there already is left as it is.
     pub deferred: Vec<Defer>,
     /// Rows to be removed: delivered, or nobody wants them any more.
@@ -215,6 +234,8 @@ pub struct Persisted {
     pub purged: Vec<Purged>,
     /// What became of its purges of dead letters, in their order.
     pub letters_purged: Vec<Purged>,
+    /// What became of its purges of rows without an endpoint, in their order.
+    pub unrouted_purged: Vec<UnroutedPurged>,
     /// Queues whose dead letters are counted in a record from this batch on, as they have
     /// [`LETTERS_MAX`] rows.
     pub beyond: Vec<QueueId>,
@@ -272,12 +293,21 @@ pub enum DeferReason {
     Held,
     /// An earlier delivery with one of its keys is deferred.
     Behind,
+    /// Its account's endpoints could not be looked up when it came.
+    Unrouted,
 }
 
 impl DeferReason {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 6] =
-        [Self::Failed, Self::Overflow, Self::Breaker, Self::Paused, Self::Held, Self::Behind];
+    pub const ALL: [Self; 7] = [
+        Self::Failed,
+        Self::Overflow,
+        Self::Breaker,
+        Self::Paused,
+        Self::Held,
+        Self::Behind,
+        Self::Unrouted,
+    ];
 
     /// Its place in [`DeferReason::ALL`].
     #[must_use]
@@ -295,6 +325,7 @@ impl DeferReason {
             Self::Paused => "paused",
             Self::Held => "held",
             Self::Behind => "behind",
+            Self::Unrouted => "unrouted",
         }
     }
 }

@@ -21,6 +21,8 @@ pub struct StateSize {
     pub total_bytes: u64,
     /// Without that room: an estimate. Never above `total_bytes`.
     pub used_bytes: u64,
+    /// Of this, what the rows without an endpoint take.
+    pub unrouted_bytes: u64,
 }
 
 /// What one queue has in the state tables.
@@ -87,7 +89,9 @@ mod tests {
 
     #[test]
     fn room_is_none_at_the_bound_and_enough_well_below_it() {
-        let room = |total_bytes, used_bytes| StateSize { total_bytes, used_bytes }.room(1_000);
+        let room = |total_bytes, used_bytes| {
+            StateSize { total_bytes, used_bytes, unrouted_bytes: 0 }.room(1_000)
+        };
         assert_eq!(room(999, 999), Room::Little, "the disk still has what the bound allows");
         assert_eq!(room(1_000, 799), Room::Little, "removed rows have left room");
         assert_eq!(room(1_000, 800), Room::None);

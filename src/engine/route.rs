@@ -236,6 +236,11 @@ impl Router {
     }
 
     /// The account's last routes, whether they hold or not.
+    #[must_use]
+    pub fn last(&self, account: &AccountId) -> Option<Arc<Routes>> {
+        self.known(account).map(|known| known.routes)
+    }
+
     fn known(&self, account: &AccountId) -> Option<Known> {
         match self.pinned.get(account) {
             Some(known) => known.clone(),
@@ -439,7 +444,7 @@ impl Router {
             || self.unseen.back().is_some_and(|last| covers(last, &invalidation))
         {
             self.unseen.truncate(self.unseen.len() - of_same);
-            self.unseen.push_back(Invalidation { xid: invalidation.xid, scope: Scope::All });
+            self.unseen.push_back(Invalidation::new(invalidation.xid, Scope::All));
         } else {
             self.unseen.push_back(invalidation);
         }

@@ -251,6 +251,7 @@ struct Watch {
     endpoint_table: u32,
     id: String,
     account: String,
+    enabled: String,
     /// One account may come in several texts, by the collation or by the rules.
     has_several_texts: bool,
     others: Vec<u32>,

@@ -170,6 +170,22 @@ impl Recovered {
         ranges.get(first_not_before).is_some_and(|(from, _)| from <= key)
     }
 
+    /// What is known of one account, of all its endpoints.
+    #[must_use]
+    pub fn of(&self, account: &AccountId) -> Vec<SettledRange> {
+        let endpoints = self.ranges.get(account).into_iter().flatten();
+        let of_endpoint = |(endpoint, ranges): (&EndpointId, &VecDeque<(EventKey, EventKey)>)| {
+            let range = |(from, to): &(EventKey, EventKey)| SettledRange {
+                account: account.clone(),
+                endpoint: endpoint.clone(),
+                from: from.clone(),
+                to: to.clone(),
+            };
+            ranges.iter().map(range).collect::<Vec<_>>()
+        };
+        endpoints.flat_map(of_endpoint).collect()
+    }
+
     /// Forgets the ranges that the frontier has passed. Each costs once; with none to forget, it is
     /// one comparison.
     pub fn prune(&mut self, frontier: Lsn) {

@@ -93,12 +93,15 @@ pub(super) async fn dispatch(
             // One that has just ended does not listen any more.
             under_way.remove(&delivery).map(|give_up| give_up.send(()));
         }
-        // One batch at a time is asked for, and each channel holds one: neither can be full.
+        // One batch of each kind at a time is asked for, and the channels hold as many: none can be full.
         if let Some(accounts) = dispatcher.poll_lookup(now) {
             let _ = ends.lookup.try_send(LookupRequest { accounts });
         }
         if let Some(pages) = dispatcher.poll_refill(now) {
-            let _ = ends.refill.try_send(RefillRequest { pages });
+            let _ = ends.refill.try_send(RefillRequest::Deferred(pages));
+        }
+        if let Some(pages) = dispatcher.poll_unrouted() {
+            let _ = ends.refill.try_send(RefillRequest::Unrouted(pages));
         }
         if let Some(batch) = dispatcher.poll_persist(now) {
             let _ = ends.persist.try_send(PersistRequest { batch });
@@ -129,9 +132,10 @@ pub(super) async fn dispatch(
             Some(reply) = ends.looked_up.recv() => {
                 dispatcher.handle_lookup(&reply.snapshot, reply.answers, clock.now());
             }
-            Some(RefillReply { pages }) = ends.refilled.recv() => {
-                dispatcher.handle_refilled(pages, clock.now());
-            }
+            Some(reply) = ends.refilled.recv() => match reply {
+                RefillReply::Deferred(pages) => dispatcher.handle_refilled(pages, clock.now()),
+                RefillReply::Unrouted(pages) => dispatcher.handle_unrouted(pages, clock.now()),
+            },
             Some(input) = ends.operator.recv() => {
                 dispatcher.handle_operator(input, clock.now());
             }

@@ -247,7 +247,7 @@ impl Reader {
                 }
                 Ok(()) = self.evictions.changed() => {
                     let xid = *self.evictions.borrow_and_update();
-                    let invalidate = |xid| Invalidation { xid, scope: Scope::All };
+                    let invalidate = |xid| Invalidation::new(xid, Scope::All);
                     self.batch.items.extend(xid.map(invalidate).map(Item::Invalidate));
                 }
                 () = sleep_until(wake) => {}

@@ -3,17 +3,23 @@
 use super::desk::Desk;
 use super::open_state;
 use crate::config::Config;
-use crate::engine::persist::{Refill, Refilled};
+use crate::engine::persist::{Refill, Refilled, UnroutedPage, UnroutedRefill};
 use crate::io::state::StateStore;
 
 /// What the dispatcher asks.
-pub(super) struct RefillRequest {
-    pub(super) pages: Vec<Refill>,
+pub(super) enum RefillRequest {
+    /// Deferred rows.
+    Deferred(Vec<Refill>),
+    /// Events without an endpoint.
+    Unrouted(Vec<UnroutedRefill>),
 }
 
 /// The answer: one for each request.
-pub(super) struct RefillReply {
-    pub(super) pages: Vec<Refilled>,
+pub(super) enum RefillReply {
+    /// Deferred rows.
+    Deferred(Vec<Refilled>),
+    /// Events without an endpoint.
+    Unrouted(Vec<UnroutedPage>),
 }
 
 /// Reads pages from the state database.
@@ -39,7 +45,10 @@ impl Desk for Refiller {
             Some(store) => store,
             None => self.store.insert(open_state(&self.config).await?),
         };
-        Ok(RefillReply { pages: store.refill(&request.pages).await? })
+        Ok(match request {
+            RefillRequest::Deferred(pages) => RefillReply::Deferred(store.refill(pages).await?),
+            RefillRequest::Unrouted(pages) => RefillReply::Unrouted(store.unrouted(pages).await?),
+        })
     }
 
     fn hang_up(&mut self) {

@@ -248,8 +248,9 @@ async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, Obstacle>
         refused.map_err(unless_passing)?;
     }
     let holder = format!("{} pid {}", hostname(), std::process::id());
-    let Recovery { epoch, now_us, frontier, settled, disabled, paused, backlog, suspended } =
-        store.take_lease(&holder).await?;
+    let recovered = store.take_lease(&holder).await?;
+    let Recovery { epoch, now_us, frontier, settled, disabled, paused, .. } = recovered;
+    let Recovery { backlog, suspended, unrouted, joined, .. } = recovered;
     let clock = Clock::start();
     check_slot(config, &session.sentinel, frontier).await?;
     store_promotion(&mut store, session.promoted).await?;
@@ -257,7 +258,17 @@ async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, Obstacle>
     store.clear_halt().await?;
     let changes = Changes::new(frontier);
     let unix_us_at_zero = now_us;
-    let start = Start { frontier, settled, disabled, paused, backlog, suspended, unix_us_at_zero };
+    let start = Start {
+        frontier,
+        settled,
+        disabled,
+        paused,
+        backlog,
+        suspended,
+        unrouted,
+        joined,
+        unix_us_at_zero,
+    };
     let system_identifier = expected.system_identifier;
     Ok(Leader { epoch, clock, system_identifier, start, store, session, rules, changes, left_out })
 }

@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Stop;
 use super::backoff::Backoff;
-use crate::engine::persist::{LETTERS_MAX, PersistBatch, Persisted, Purged, QueueId};
+use crate::engine::persist::{
+    LETTERS_MAX, PersistBatch, Persisted, Purged, QueueId, UnroutedPurged,
+};
 use crate::io::admin::Health;
 use crate::io::failpoint::Failpoint;
 use crate::io::state::{StateError, StateStore};
@@ -82,7 +84,7 @@ pub(super) async fn write(
         if !batch.dead_letters.is_empty() || !batch.died.is_empty() {
             Failpoint::DeadLetterCommitted.pass();
         }
-        let purges = batch.purges.len() + batch.letter_purges.len();
+        let purges = batch.purges.len() + batch.letter_purges.len() + batch.unrouted_purges.len();
         if !batch.gaps.is_empty() || purges > 0 {
             Failpoint::GapCommitted.pass();
         }
@@ -96,7 +98,16 @@ pub(super) async fn write(
 }
 
 /// What is lost to a bound of the dead letters is said aloud.
-fn report(Persisted { letters_purged, beyond, .. }: &Persisted) {
+fn report(Persisted { letters_purged, beyond, unrouted_purged, .. }: &Persisted) {
+    for UnroutedPurged { account, rows, .. } in
+        unrouted_purged.iter().filter(|purged| purged.rows > 0)
+    {
+        tracing::error!(
+            %account, rows,
+            "events that cannot be routed take a quarter of state.max_size, and the account has the most: \
+             they are counted in one gap; `walhook gaps list` shows the replay that sends them"
+        );
+    }
     for QueueId { account, endpoint } in beyond {
         tracing::error!(
             %endpoint, %account,

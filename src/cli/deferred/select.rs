@@ -7,13 +7,14 @@ use crate::engine::persist::DeferReason;
 use crate::engine::position::EventId;
 use crate::io::state::{DeferredCursor, DeferredFilter, StoredDeferred};
 
-const REASONS: [&str; 6] = [
+const REASONS: [&str; 7] = [
     DeferReason::Failed.as_str(),
     DeferReason::Overflow.as_str(),
     DeferReason::Breaker.as_str(),
     DeferReason::Paused.as_str(),
     DeferReason::Held.as_str(),
     DeferReason::Behind.as_str(),
+    DeferReason::Unrouted.as_str(),
 ];
 
 /// Filters; those given must all fit.

@@ -18,13 +18,13 @@ use super::super::breaker::Breaker;
 use super::super::event::{EndpointId, RowKeys};
 use super::super::lane::{DELIVERY_BYTES, Held, Origin, Queue, Removed};
 use super::super::persist::{
-    BacklogRow, Blocked, Defer, DeferReason, EventKey, QueueId, RowId, RowKey, Tried,
+    BacklogRow, Blocked, Defer, DeferReason, EventKey, QueueId, RowId, RowKey, Tried, UnroutedKey,
 };
 use super::super::schedule::LaneId;
 use super::super::tick::Tick;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
-use super::durable::{Leaving, RowChange};
+use super::durable::{Leaves, Leaving, RowChange};
 use super::suspend::Suspension;
 
 /// Bytes that wait in memory for one endpoint; what comes beyond is deferred.
@@ -162,7 +162,7 @@ impl Dispatcher {
             detour.backlog.block_all(reason);
         }
         let (tried, counted) = (Tried::default(), DELIVERY_BYTES);
-        let kept = Kept { held, txn, ordinal, counted };
+        let kept = Kept { held, txn: Some(txn), ordinal, counted, routed: None };
         self.defer_or_skip(
             queue,
             key,
@@ -171,6 +171,27 @@ impl Dispatcher {
             Leave { reason, tried, due: None, behind: false },
         );
         self.rest_if_idle(lane_id, &queue.endpoint, id);
+    }
+
+    /// Defers what a row without an endpoint becomes for one.
+    pub(super) fn defer_routed(
+        &mut self,
+        queue: &QueueId,
+        held: Arc<Held>,
+        keys: &RowKeys,
+        row: UnroutedKey,
+    ) {
+        self.bytes += DELIVERY_BYTES;
+        let key = RowKey { event: EventKey::of(&held.event), replay: 0 };
+        let kept = Kept { held, txn: None, ordinal: 0, counted: DELIVERY_BYTES, routed: Some(row) };
+        let (reason, tried) = (DeferReason::Unrouted, Tried::default());
+        self.defer_or_skip(
+            queue,
+            key,
+            keys,
+            kept,
+            Leave { reason, tried, due: None, behind: false },
+        );
     }
 
     /// Takes deliveries out of a queue in memory into the table, oldest first. What is in the table
@@ -219,7 +240,8 @@ impl Dispatcher {
         let detour = self.detour(queue);
         match pending.origin {
             Origin::Stream { txn, ordinal } => {
-                let kept = Kept { held: pending.held, txn, ordinal, counted };
+                let (held, txn, routed) = (pending.held, Some(txn), None);
+                let kept = Kept { held, txn, ordinal, counted, routed };
                 self.defer_or_skip(queue, key, &keys, kept, Leave { reason, tried, due, behind });
             }
             Origin::Deferred { insertion, .. } => {
@@ -270,7 +292,7 @@ impl Dispatcher {
         let counted = DELIVERY_BYTES + tried.size_bytes();
         self.bytes += counted;
         self.detour(&queue).backlog.keep(&key, &keys);
-        let kept = Kept { held, txn, ordinal, counted };
+        let kept = Kept { held, txn: Some(txn), ordinal, counted, routed: None };
         self.store_row(&queue, key, kept, DeferReason::Held, tried, false);
     }
 
@@ -296,6 +318,10 @@ impl Dispatcher {
     /// Makes room when what is queued in memory takes too much: the longest queues lose their tails.
     pub(super) fn relieve(&mut self, now: Tick) {
         let limit = self.settings.memory_limit;
+        if self.bytes_to_stay() < limit / 4 * 3 {
+            return;
+        }
+        self.relieve_of_unrouted(now);
         if self.bytes_to_stay() < (limit / 4 * 3).max(self.relieve_above) {
             return;
         }
@@ -336,7 +362,7 @@ impl Dispatcher {
     }
 
     /// What is not on its way out of memory.
-    fn bytes_to_stay(&self) -> usize {
+    pub(super) fn bytes_to_stay(&self) -> usize {
         self.used_bytes().saturating_sub(self.durable.leaving_bytes())
     }
 
@@ -349,7 +375,7 @@ impl Dispatcher {
         tried: Tried,
         skip: bool,
     ) {
-        let Kept { held, txn, ordinal, counted } = kept;
+        let Kept { held, txn, ordinal, counted, routed } = kept;
         let event = Arc::clone(&held.event);
         let id = RowId { queue: queue.clone(), key, event: event.id };
         if !skip && let Some(count) = self.counters.deferred.get_mut(reason.index()) {
@@ -357,7 +383,8 @@ impl Dispatcher {
         }
         let row = Defer { id, event, reason, tried };
         let bytes = DELIVERY_BYTES + held.event.size_bytes();
-        self.durable.leave(Leaving { row, held, txn, ordinal, skip, counted, bytes });
+        let kind = if skip { Leaves::Skipped } else { Leaves::Deferred };
+        self.durable.leave(Leaving { row, held, txn, ordinal, kind, routed, counted, bytes });
         self.outdate(queue);
     }
 
@@ -394,9 +421,12 @@ impl Dispatcher {
 /// What remains in memory of a delivery until its row is stored.
 struct Kept {
     held: Arc<Held>,
-    txn: TxnSeq,
+    /// The transaction that waits for it; none waits for what was a row before it was routed.
+    txn: Option<TxnSeq>,
     ordinal: u64,
     counted: usize,
+    /// The row that it was.
+    routed: Option<UnroutedKey>,
 }
 
 /// How a delivery leaves memory.

@@ -9,10 +9,10 @@ use super::super::lane::DELIVERY_BYTES;
 use super::super::lsn::Lsn;
 use super::super::persist::{
     Defer, DisableEndpoint, JobDone, PauseEndpoint, PersistBatch, Persisted, QueueId, Retried,
-    RowId,
+    Routed, RowId, UnroutedKey,
 };
 use super::super::tick::Tick;
-pub(super) use super::outgoing::{Body, Dying, Leaving, RowChange};
+pub(super) use super::outgoing::{Body, Dying, Leaves, Leaving, RowChange};
 use super::{Dispatcher, PERSIST_SLOW, UNPERSISTED_MAX};
 
 /// How long outcomes wait for others before they are stored together.
@@ -79,6 +79,8 @@ struct UnderWay {
     dying: Vec<Dying>,
     stored: Vec<Leaving>,
     removed: Vec<RowId>,
+    /// Rows without an endpoint that go.
+    routed: Vec<UnroutedKey>,
     /// Queues whose row in the table `backlog` goes.
     over: Vec<QueueId>,
 }
@@ -191,6 +193,11 @@ impl Durable {
         self.leaving.iter_mut()
     }
 
+    /// Rows inserted in one state transaction at most, as things are.
+    pub(super) fn rows_max(&self) -> usize {
+        self.rows_max
+    }
+
     /// What the rows that are not stored yet hold in memory.
     pub(super) fn leaving_bytes(&self) -> usize {
         self.leaving_bytes
@@ -295,6 +302,11 @@ impl Dispatcher {
         let dying = self.hand_out_dying(&mut batch);
         let mut removed = self.hand_out_changes(&mut batch);
         removed.extend(batch.died.iter().map(|(row, _)| row.clone()));
+        let mut routed = self.hand_out_shelves(&mut batch);
+        routed.extend(dying.iter().filter_map(|dying| match &dying.body {
+            Body::Unrouted { row, .. } => Some(row.clone()),
+            Body::Unroutable { .. } | Body::Delivery { .. } | Body::Row { .. } => None,
+        }));
         self.hand_out_gaps(&mut batch, self.durable.rows_max.saturating_sub(stored.len()));
         self.hand_out_backlogs(&mut batch, now);
         batch.settled = self.ahead.take(|txn| self.tracker.is_passed(txn));
@@ -315,6 +327,7 @@ impl Dispatcher {
             dying,
             stored,
             removed,
+            routed,
             over: batch.backlog_gone.clone(),
         });
         Some(batch)
@@ -334,15 +347,29 @@ impl Dispatcher {
             let Defer { id, event, .. } = &leaving.row;
             let QueueId { account, endpoint } = &id.queue;
             // With its row, not after it: else a crash in between would send it once more.
-            self.ahead.push(account, endpoint, leaving.ordinal, event, leaving.txn);
-            if leaving.skip {
-                self.count_skipped(&id.queue, event.position.commit_lsn());
-            } else {
-                if let Some(detour) = self.detours.get_mut(&id.queue) {
-                    detour.backlog.handed_out();
+            if let Some(txn) = leaving.txn {
+                self.ahead.push(account, endpoint, leaving.ordinal, event, txn);
+            }
+            if let Some(row) = &leaving.routed {
+                let routed = Routed { row: row.clone(), to: Some(endpoint.clone()) };
+                match batch.routed.last_mut().filter(|last| last.row == *row) {
+                    Some(last) => *last = routed,
+                    None => batch.routed.push(routed),
                 }
-                batch.deferred.push(leaving.row.clone());
-                self.outdate(&leaving.row.id.queue);
+            }
+            match leaving.kind {
+                Leaves::Unrouted => {
+                    batch.unrouted.push(Arc::clone(event));
+                    self.shelved_handed_out(&leaving.row.id.queue.account);
+                }
+                Leaves::Skipped => self.count_skipped(&id.queue, event.position.commit_lsn()),
+                Leaves::Deferred => {
+                    if let Some(detour) = self.detours.get_mut(&id.queue) {
+                        detour.backlog.handed_out();
+                    }
+                    batch.deferred.push(leaving.row.clone());
+                    self.outdate(&leaving.row.id.queue);
+                }
             }
             stored.push(leaving);
         }
@@ -355,7 +382,9 @@ impl Dispatcher {
             && let Some(first) = self.durable.dying.front()
         {
             let is_inserted = match &first.body {
-                Body::Row { insertion, .. } => *insertion <= self.durable.handed_out,
+                Body::Row { insertion, .. } | Body::Unrouted { insertion, .. } => {
+                    *insertion <= self.durable.handed_out
+                }
                 Body::Unroutable { .. } | Body::Delivery { .. } => true,
             };
             if !is_inserted {
@@ -366,6 +395,11 @@ impl Dispatcher {
             self.notices.add_letter(&letter);
             match &next.body {
                 Body::Unroutable { .. } => batch.dead_letters.push(letter),
+                Body::Unrouted { row, .. } => {
+                    batch.dead_letters.push(letter);
+                    let row = row.clone();
+                    self.unrouted_died(&row, batch);
+                }
                 Body::Delivery { txn, ordinal, endpoint, .. } => {
                     let event = &letter.event;
                     self.ahead.push(&event.account, endpoint, *ordinal, event, *txn);
@@ -431,7 +465,8 @@ impl Dispatcher {
         self.durable.stored_frontier = under_way.frontier;
         self.durable.last_stored = now;
         let purged = persisted.purged.iter().chain(&persisted.letters_purged);
-        let purged = purged.map(|purged| purged.rows).sum::<u64>();
+        let unrouted = persisted.unrouted_purged.iter().map(|purged| purged.rows);
+        let purged = purged.map(|purged| purged.rows).chain(unrouted).sum::<u64>();
         let rows = under_way.stored.len() + usize::try_from(purged).unwrap_or(usize::MAX);
         self.durable.adapt(now.since(under_way.started), rows);
         for leaving in under_way.stored {
@@ -446,11 +481,13 @@ impl Dispatcher {
                 queues.push(row.queue);
             }
         }
+        self.handle_rows_routed(under_way.routed, now);
         for dying in under_way.dying {
             self.durable.touch();
             self.bury(dying, now);
         }
         self.handle_purged(&persisted.purged, now);
+        self.handle_unrouted_purged(&persisted.unrouted_purged, now);
         self.handle_letters_purged(&persisted.letters_purged, now);
         for queue in queues {
             self.look_after(&queue, now);
@@ -464,10 +501,18 @@ impl Dispatcher {
     fn handle_row_stored(&mut self, leaving: Leaving, now: Tick) {
         self.durable.touch();
         self.durable.leaving_bytes = self.durable.leaving_bytes.saturating_sub(leaving.bytes);
-        let Leaving { row, held, txn, skip, counted, .. } = leaving;
-        self.tracker.complete(txn);
+        let Leaving { row, held, txn, kind, counted, .. } = leaving;
+        if let Some(txn) = txn {
+            self.tracker.complete(txn);
+        }
         self.free(held, counted);
-        if !skip && let Some(detour) = self.detours.get_mut(&row.id.queue) {
+        if kind == Leaves::Unrouted {
+            self.shelved_stored(&row.id.queue.account);
+            return;
+        }
+        if kind == Leaves::Deferred
+            && let Some(detour) = self.detours.get_mut(&row.id.queue)
+        {
             detour.backlog.stored(&row.id.key);
         }
         self.look_after(&row.id.queue, now);

@@ -119,6 +119,7 @@ impl Dispatcher {
                 self.tracker.complete(txn);
                 self.free(held, DELIVERY_BYTES);
             }
+            Body::Unrouted { held, .. } => self.free(held, DELIVERY_BYTES),
             Body::Delivery { txn, lane, endpoint, id, .. } => {
                 self.tracker.complete(txn);
                 self.leave_room(lane, &endpoint, id, now);

@@ -9,12 +9,14 @@
 //!
 //! While its lane has enough to send, or memory is short, an event waits; while it waits it holds the
 //! frontier. What is left of it is deferred, as fast as that is stored, when nothing of the account has moved
-//! for too long, too much WAL is held back, or the account's waiting events take too much memory. An
+//! for too long, too much WAL is held back, or the account's waiting events take too much memory. Where its
+//! routes are not known then, the events become rows without an endpoint (see the module `unrouted`). An
 //! event that moves is not deferred for its age alone: a row for each of hundreds of thousands of
 //! endpoints costs everybody more than a checkpoint that is minutes old.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::endpoint::{Endpoint, Routes};
 use super::super::event::{AccountId, EndpointId, Event, RowKeys, Unroutable, UnroutableReason};
@@ -24,6 +26,9 @@ use super::super::tick::Tick;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
 use super::durable::ROWS_BYTES;
+
+/// A look-up that is not answered for so long is not waited for where memory is short.
+const STALL: Duration = Duration::from_secs(1);
 
 /// Accounts in line that are looked at for one slice.
 const LOOKED_AT_ONCE: usize = 64;
@@ -73,6 +78,10 @@ impl Waiting {
         self.accounts.contains_key(account)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.accounts.is_empty()
+    }
+
     /// Whether something may be possible at this moment.
     pub(super) fn is_ready(&self) -> bool {
         self.is_ready
@@ -107,10 +116,26 @@ impl Waiting {
 impl Dispatcher {
     /// Routes an event, or has it wait behind what waits for the same account.
     pub(super) fn arrive(&mut self, event: Arc<Event>, to: To, now: Tick) {
+        if matches!(to, To::All(_)) && self.was_shelved(&event) {
+            return;
+        }
         self.bytes += event.size_bytes();
         let account = event.account.clone();
         let held = Arc::new(Held { event });
-        let in_turn = !self.waiting.has(&account) || matches!(to, To::One { .. });
+        let has_shelf = self.shelves.has(&account);
+        if let To::All(txn) = to
+            && has_shelf
+            && !self.waiting.has(&account)
+            && self.router.get(&account, now).is_none()
+        {
+            self.tracker.add(txn, 1);
+            self.bytes += DELIVERY_BYTES;
+            self.shelve(held, txn);
+            self.relieve(now);
+            return;
+        }
+        let waits = has_shelf || self.waiting.has(&account);
+        let in_turn = !waits || matches!(to, To::One { .. });
         let routes = if in_turn { self.router.get(&account, now) } else { None };
         let slice = self.settings.slice;
         let at_once =
@@ -136,12 +161,20 @@ impl Dispatcher {
         } else if !self.waiting.accounts.get(&account).is_some_and(|events| events.in_line) {
             self.router.want(&account);
         }
+        self.relieve(now);
     }
 
     /// Routes the next slice of what waits. Call before [`Dispatcher::poll_attempt`].
     pub fn fan_out(&mut self, now: Tick) {
         self.waiting.is_ready = false;
-        if self.stopping || self.waiting.line.is_empty() {
+        if self.stopping {
+            return;
+        }
+        self.route_shelves(now);
+        if !self.waiting.is_empty() && self.is_stalled(now) {
+            self.relieve(now);
+        }
+        if self.waiting.line.is_empty() {
             return;
         }
         self.relieve(now);
@@ -162,6 +195,9 @@ impl Dispatcher {
         left: &mut usize,
         now: Tick,
     ) {
+        if self.shelves.has(account) {
+            self.route_shelf(account, Some(routes), now);
+        }
         let Some(events) = self.waiting.accounts.get_mut(account) else { return };
         if !std::mem::replace(&mut events.in_line, true) {
             self.route_slice(account, Some(routes), left, now);
@@ -181,6 +217,13 @@ impl Dispatcher {
         let mut worked = false;
         loop {
             let Some(events) = self.waiting.accounts.get_mut(account) else { return true };
+            if self.shelves.has(account)
+                && events.events.front().is_some_and(|first| matches!(first.to, To::All(_)))
+            {
+                // It goes on when the shelf is empty.
+                events.in_line = false;
+                return true;
+            }
             if events.events.is_empty() {
                 self.waiting.accounts.remove(account);
                 self.unpin_if_idle(account);
@@ -302,7 +345,9 @@ impl Dispatcher {
     ) {
         let event = Arc::clone(&held.event);
         for endpoint in endpoints.iter().filter(|e| e.enabled && e.wants(&event.event_type)) {
-            if self.was_settled(&event, &endpoint.id) {
+            if self.was_settled(&event, &endpoint.id)
+                || self.joined_after(&endpoint.id, event.position.commit_lsn())
+            {
                 continue;
             }
             self.tracker.add(txn, 1);
@@ -317,6 +362,106 @@ impl Dispatcher {
                 self.enqueue(&endpoint.id, held, Source::Stream(txn), keys, weight, now);
             }
         }
+    }
+
+    /// Whether look-ups are not answered.
+    fn is_stalled(&self, now: Tick) -> bool {
+        self.asked_at.is_some_and(|at| now.since(at) >= STALL)
+    }
+
+    /// When look-ups that are not answered by then are not waited for any more.
+    pub(super) fn stall_deadline(&self, now: Tick) -> Option<Tick> {
+        let short = self.used_bytes() >= self.settings.memory_limit / 4 * 3;
+        let at = self.asked_at.filter(|_| short && !self.waiting.is_empty())? + STALL;
+        (at > now).then_some(at)
+    }
+
+    /// The account's shelf is empty.
+    pub(super) fn resume_waiting(&mut self, account: &AccountId, now: Tick) {
+        if !self.waiting.has(account) {
+            return;
+        }
+        if self.router.get(account, now).is_some() {
+            self.waiting.join_line(account);
+        } else {
+            self.router.want(account);
+        }
+    }
+
+    /// Makes room while look-ups are not answered: what waits for them becomes rows, of the account that
+    /// holds most first.
+    pub(super) fn relieve_of_unrouted(&mut self, now: Tick) {
+        let is_stalled = self.is_stalled(now);
+        let waits = |(account, events): (&AccountId, &Events)| {
+            let long = is_stalled || now.since(events.moved) >= STALL;
+            (long && self.waits_for_routes(account, now)).then(|| (events.bytes, account.clone()))
+        };
+        let mut accounts: Vec<(usize, AccountId)> =
+            self.waiting.accounts.iter().filter_map(waits).collect();
+        accounts.sort_unstable_by(|(a, x), (b, y)| b.cmp(a).then_with(|| x.cmp(y)));
+        for (_, account) in accounts {
+            if self.bytes_to_stay() < self.settings.memory_limit / 8 * 5 {
+                return;
+            }
+            self.shelve_waiting(&account, now);
+        }
+    }
+
+    /// What has held the frontier back for too long, and cannot be routed, becomes rows.
+    pub(super) fn shelve_overdue(&mut self, now: Tick) {
+        let is_overdue = |(account, events): (&AccountId, &Events)| {
+            let first = events.events.iter().find_map(|parked| match parked.to {
+                To::All(txn) => Some(txn),
+                To::One { .. } => None,
+            })?;
+            let overdue = events.overdue.is_some_and(|last| first <= last);
+            (overdue && self.waits_for_routes(account, now)).then(|| account.clone())
+        };
+        let mut accounts: Vec<AccountId> =
+            self.waiting.accounts.iter().filter_map(is_overdue).collect();
+        accounts.sort_unstable();
+        for account in accounts {
+            self.shelve_waiting(&account, now);
+        }
+    }
+
+    fn waits_for_routes(&self, account: &AccountId, now: Tick) -> bool {
+        self.shelves.has(account) || self.router.get(account, now).is_none()
+    }
+
+    /// All that waits of an account's becomes rows. An event that has come to some of its endpoints goes on
+    /// by the routes that were known last, as deferred deliveries.
+    fn shelve_waiting(&mut self, account: &AccountId, now: Tick) {
+        while let Some(events) = self.waiting.accounts.get(account)
+            && let Some(first) = events.events.front()
+            && first.after.is_some()
+        {
+            let Some(routes) = self.router.last(account) else { return };
+            let leaving = self.durable.leaving_bytes();
+            let left = (2 * ROWS_BYTES).saturating_sub(leaving) / DELIVERY_BYTES;
+            if left == 0 {
+                return;
+            }
+            self.route_next(account, &routes, left, Some(DeferReason::Held), now);
+        }
+        let Some(events) = self.waiting.accounts.get_mut(account) else { return };
+        let mut shelved = Vec::new();
+        for parked in std::mem::take(&mut events.events) {
+            if let To::All(txn) = parked.to {
+                events.bytes = events.bytes.saturating_sub(parked.held.event.size_bytes());
+                shelved.push((parked.held, txn));
+            } else {
+                events.events.push_back(parked);
+            }
+        }
+        (events.moved, events.overdue) = (now, None);
+        if events.events.is_empty() && !events.in_line {
+            self.waiting.accounts.remove(account);
+        }
+        for (held, txn) in shelved {
+            self.shelve(held, txn);
+        }
+        self.unpin_if_idle(account);
     }
 
     fn route_one(

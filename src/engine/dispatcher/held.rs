@@ -53,6 +53,7 @@ impl Dispatcher {
         let too_much_wal = self.tracker.frontier() < lsn && !is_in_line;
         let since = if too_much_wal { now } else { opened };
         self.waiting.note_overdue(last, since);
+        self.shelve_overdue(now);
         for Overdue { lane, endpoint, idle, in_flight } in self.overdue(last, since) {
             for id in in_flight {
                 self.keep_in_flight(lane, &endpoint, id);

@@ -51,7 +51,9 @@ impl Dispatcher {
     /// The next accounts whose endpoints are to be looked up; answered by
     /// [`Dispatcher::handle_lookup`]. One batch at a time; an empty one asks for a snapshot alone.
     pub fn poll_lookup(&mut self, now: Tick) -> Option<Vec<AccountId>> {
-        self.router.poll_lookup(now)
+        let accounts = self.router.poll_lookup(now)?;
+        self.asked_at = Some(now);
+        Some(accounts)
     }
 
     /// Takes the answer to [`Dispatcher::poll_lookup`].
@@ -61,6 +63,7 @@ impl Dispatcher {
         answers: Vec<(AccountId, Routes)>,
         now: Tick,
     ) {
+        self.asked_at = None;
         let mut left = ROUTED_AT_ONCE;
         for LookedUp { account, routes, joined } in
             self.router.handle_lookup(snapshot, answers, now)
@@ -106,6 +109,7 @@ impl Dispatcher {
                 }
             }
         }
+        self.note_joined(&invalidation.joined);
         if let Some(txn) = self.reading
             && self.unseen.last() != Some(&(invalidation.xid, txn))
         {

@@ -37,6 +37,7 @@ impl Dispatcher {
             + self.detours.len() * DETOUR_BYTES
             + self.tracker.open_transactions() * TXN_BYTES
             + (self.recovered.len() + self.joins.len()) * RANGE_BYTES
+            + self.shelves.bytes()
     }
 
     /// So many bytes are held by the connections to endpoints. They count as what is kept does, up to an

@@ -22,6 +22,7 @@
 //!   stored.
 //! - The same holds for a delivery that is deferred: see the module `defer`. That is the one way out of memory
 //!   without an end.
+//! - So it does for an event whose account's endpoints cannot be looked up: see the module `unrouted`.
 //! - While its endpoint is suspended it is counted in a gap instead: see the module `suspend`.
 //! - At most [`UNPERSISTED_MAX`] outcomes are not durable, beside what is in flight: beyond that, and
 //!   while a state transaction takes longer than [`PERSIST_SLOW`], nothing is sent.
@@ -51,6 +52,7 @@ mod settings;
 mod simulation;
 mod stop;
 mod suspend;
+mod unrouted;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -78,6 +80,7 @@ use refill::Refills;
 use replay::Replays;
 use send::InFlight;
 use suspend::Suspensions;
+use unrouted::Shelves;
 
 pub use changes::{EndpointChange, EndpointChanged};
 pub use operator::OperatorInput;
@@ -123,6 +126,9 @@ pub struct Dispatcher {
     suspensions: Suspensions,
     refills: Refills,
     replays: Replays,
+    shelves: Shelves,
+    /// Since when a look-up has not been answered.
+    asked_at: Option<Tick>,
     /// The frontier is not looked at again before then.
     next_release: Tick,
     recovered: Recovered,
@@ -195,8 +201,10 @@ impl Dispatcher {
             suspensions: Suspensions::default(),
             refills: Refills::new(settings.memory_limit, known_from),
             replays: Replays::default(),
+            shelves: Shelves::new(),
+            asked_at: None,
             next_release: Tick(0),
-            recovered: Recovered::from_ranges(start.settled),
+            recovered: Recovered::from_ranges(start.settled.iter().cloned()),
             ahead: Ahead::new(),
             durable: Durable::new(start.frontier),
             changes: VecDeque::new(),
@@ -213,6 +221,7 @@ impl Dispatcher {
             settings,
         };
         dispatcher.recover_detours(start.backlog);
+        dispatcher.recover_shelves(start.unrouted, start.joined, &start.settled);
         dispatcher.recover_suspensions(start.suspended);
         dispatcher
     }
@@ -246,7 +255,9 @@ impl Dispatcher {
         let lookup = self.router.deadline();
         let release = self.release_deadline();
         let slice = self.waiting.is_ready().then_some(now);
-        let next = [timer, aging, persist, lookup, release, slice].into_iter().flatten().min();
+        let stall = self.stall_deadline(now);
+        let next =
+            [timer, aging, persist, lookup, release, slice, stall].into_iter().flatten().min();
         next.map(|tick| tick.max(now))
     }
 
@@ -274,6 +285,8 @@ impl Dispatcher {
             kept_bytes: self.kept_bytes(),
             deferred: self.detours.values().map(|detour| detour.rows()).sum(),
             backlogs: self.detours.len(),
+            unrouted: self.shelves.rows(),
+            unrouted_accounts: self.shelves.len(),
             breakers_open: self.detours.values().filter(|d| d.breaker.is_some()).count(),
             endpoints_disabled: self.disabled.len(),
             endpoints_paused: self.paused.len(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::attempt::DeliveryId;
 use super::super::event::EndpointId;
 use super::super::lane::Held;
-use super::super::persist::{DeadLetter, Defer, RowId, Tried};
+use super::super::persist::{DeadLetter, Defer, RowId, Tried, UnroutedKey};
 use super::super::schedule::LaneId;
 use super::super::tracker::TxnSeq;
 
@@ -25,23 +25,37 @@ pub(super) enum Body {
     Delivery { txn: TxnSeq, ordinal: u64, lane: LaneId, endpoint: EndpointId, id: DeliveryId },
     /// So does one that has a row in the table.
     Row { row: RowId, insertion: u64, lane: LaneId, id: DeliveryId },
+    /// An event that has a row without an endpoint, and was routed in part by what was inserted so far.
+    Unrouted { row: UnroutedKey, insertion: u64, held: Arc<Held> },
 }
 
-/// A delivery on its way into the table. It does not count as settled yet.
+/// A delivery, or an event without an endpoint, on its way into its table. It does not count as settled yet.
 #[derive(Debug)]
 pub(super) struct Leaving {
     pub(super) row: Defer,
     pub(super) held: Arc<Held>,
-    /// The transaction that waits for it to be stored.
-    pub(super) txn: TxnSeq,
+    /// The transaction that waits for it to be stored; none waits for what was a row before it was routed.
+    pub(super) txn: Option<TxnSeq>,
     pub(super) ordinal: u64,
-    /// It gets no row: its queue's gap counts it.
-    pub(super) skip: bool,
+    pub(super) kind: Leaves,
+    /// The row without an endpoint that it comes from: routed up to this endpoint.
+    pub(super) routed: Option<UnroutedKey>,
     /// What it counts for in the memory budget, beside its event.
     pub(super) counted: usize,
     /// What it holds in memory, and adds to its state transaction: its event too, where the one before it
     /// is not of the same.
     pub(super) bytes: usize,
+}
+
+/// What a delivery that leaves memory becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leaves {
+    /// A row of `deferred`.
+    Deferred,
+    /// No row: its queue's gap counts it.
+    Skipped,
+    /// A row without an endpoint.
+    Unrouted,
 }
 
 /// What becomes of a row.

@@ -5,8 +5,8 @@
 //!
 //! Rows can be ahead of the stream: an earlier leader deferred them before it had settled what comes
 //! before them. So nothing is read back until the stream is where that leader had settled something
-//! last, nor into a queue while events of its account wait for routes: an older one might be among
-//! them.
+//! last, nor into a queue while events of its account wait for routes, or stand on a shelf since an earlier
+//! leader: an older one might be among them.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
@@ -65,6 +65,11 @@ impl Refills {
         Self { line: VecDeque::new(), known_from, reserved: 0, page_bytes, heads_max }
     }
 
+    /// No row stands behind this that the stream did not show to us.
+    pub(super) fn known_from(&self) -> Lsn {
+        self.known_from
+    }
+
     pub(super) fn join(&mut self, queue: &QueueId, detours: &mut HashMap<QueueId, Box<Detour>>) {
         if let Some(detour) = detours.get_mut(queue)
             && !std::mem::replace(&mut detour.in_line, true)
@@ -88,7 +93,7 @@ impl Dispatcher {
                 break;
             }
             let Some(queue) = self.refills.line.pop_front() else { break };
-            if self.waiting.has(&queue.account) {
+            if self.waiting.has(&queue.account) || self.shelves.holds_back(&queue.account) {
                 self.refills.line.push_back(queue);
                 continue;
             }
@@ -152,6 +157,7 @@ impl Dispatcher {
         match breaker {
             // An older event of its account waits for its routes.
             _ if self.waiting.has(&queue.account) => 0,
+            _ if self.shelves.holds_back(&queue.account) => 0,
             _ if self.is_paused(&queue.endpoint) || self.is_suspended(queue) => 0,
             None => usize::MAX,
             Some(breaker) => usize::from(breaker.wants_probe(now)),

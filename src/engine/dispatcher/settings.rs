@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::engine::event::{EndpointId, Event};
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{
-    BacklogRow, DeferReason, DisableEndpoint, GapChange, PauseEndpoint, SettledRange,
+    BacklogRow, DeferReason, DisableEndpoint, GapChange, Joined, PauseEndpoint, SettledRange,
+    UnroutedAccount,
 };
 use crate::engine::settle::SettlePolicy;
 use crate::engine::tick::Tick;
@@ -69,6 +70,10 @@ pub struct Start {
     pub backlog: Vec<BacklogRow>,
     /// The gaps of suspended queues.
     pub suspended: Vec<GapChange>,
+    /// The accounts that have rows without an endpoint.
+    pub unrouted: Vec<UnroutedAccount>,
+    /// The endpoints that joined since the first of these rows.
+    pub joined: Vec<Joined>,
     /// What the state database's clock said at tick 0: microseconds since 1970-01-01 UTC. All leaders
     /// go by that one, whatever their own say; a step of it later changes nothing.
     pub unix_us_at_zero: i64,
@@ -100,6 +105,12 @@ pub struct Counters {
     pub dropped: u64,
     /// Deliveries that a gap counts, of endpoints that were suspended.
     pub in_gaps: u64,
+    /// Events that became rows without an endpoint, since theirs could not be looked up.
+    pub unrouted: u64,
+    /// Of such rows, those that were routed.
+    pub routed_later: u64,
+    /// Of these, those that no endpoint wanted.
+    pub unwanted: u64,
     /// Deliveries that were deferred, by [`DeferReason`].
     pub deferred: [u64; DeferReason::ALL.len()],
 }
@@ -119,6 +130,10 @@ pub struct Gauges {
     pub deferred: u64,
     /// Queues that have some.
     pub backlogs: usize,
+    /// Events that have a row without an endpoint, or are on the way there.
+    pub unrouted: u64,
+    /// The accounts that have some.
+    pub unrouted_accounts: usize,
     /// Of these, those whose endpoint's breaker is not closed.
     pub breakers_open: usize,
     /// Endpoints that walhook has switched off.

@@ -7,6 +7,7 @@
 
 mod days;
 mod gaps;
+mod outages;
 mod world;
 
 use std::cmp::Reverse;
@@ -22,7 +23,10 @@ use super::*;
 use crate::engine::attempt::{Attempt, Failure, FailureKind, Outcome};
 use crate::engine::endpoint::Routes;
 use crate::engine::event::{Invalidation, Item, Scope};
-use crate::engine::persist::{DisableEndpoint, PauseEndpoint, PersistBatch, Refill, Refilled};
+use crate::engine::persist::{
+    DisableEndpoint, PauseEndpoint, PersistBatch, Refill, Refilled, UnroutedPage,
+};
+use crate::engine::position::EventId;
 use crate::engine::retry::RetryPolicy;
 use crate::engine::route::Snapshot;
 use crate::engine::settle::SettlePolicy;
@@ -34,6 +38,7 @@ enum Happens {
     Answered(DeliveryId),
     LookedUp,
     Refilled,
+    Routable,
     Stored,
     Measured,
     Wake,
@@ -45,13 +50,24 @@ enum Page {
     Read(Vec<Refilled>),
 }
 
+/// A look-up under way: its answer, or what was asked while look-ups fail.
+enum LookUp {
+    Asked(Vec<AccountId>),
+    Answered(Snapshot, Vec<(AccountId, Routes)>),
+}
+
 /// One process's life.
 struct Life {
     dispatcher: Dispatcher,
     slots: usize,
     agenda: BinaryHeap<Reverse<(Tick, u64, Happens)>>,
     in_flight: HashMap<DeliveryId, (Attempt, Outcome)>,
-    lookup: Option<(Snapshot, Vec<(AccountId, Routes)>)>,
+    lookup: Option<LookUp>,
+    unrouted: Option<Vec<UnroutedPage>>,
+    /// Where the endpoints joined that it was told of.
+    joined: HashMap<EndpointId, Lsn>,
+    /// Of the rows that were inserted, how many were looked at.
+    insertions: u64,
     refill: Option<Page>,
     batch: Option<PersistBatch>,
     next_txn: usize,
@@ -81,6 +97,8 @@ impl Life {
             paused: paused.collect(),
             backlog: world.backlog.values().cloned().collect(),
             suspended: world.growing().collect(),
+            unrouted: world.unrouted.accounts.values().cloned().collect(),
+            joined: world.unrouted.joined(),
             unix_us_at_zero: UNIX_US,
         };
         let next_txn = world.txns.iter().take_while(|t| t.end_lsn <= world.frontier).count();
@@ -90,6 +108,9 @@ impl Life {
             agenda: BinaryHeap::new(),
             in_flight: HashMap::new(),
             lookup: None,
+            unrouted: None,
+            joined: world.unrouted.joined().into_iter().map(|j| (j.endpoint, j.at)).collect(),
+            insertions: 0,
             refill: None,
             batch: None,
             next_txn,
@@ -113,6 +134,7 @@ impl Life {
     fn poll(&mut self, world: &mut World, rng: &mut SmallRng, now: Tick) {
         self.ask(world, now);
         self.dispatcher.fan_out(now);
+        self.check_routed();
         while let Some(dispatch) = self.dispatcher.poll_attempt(now) {
             let attempt = dispatch.attempt;
             assert!(!self.paused.contains(&attempt.endpoint.id), "sent to a paused endpoint");
@@ -127,18 +149,14 @@ impl Life {
         }
         assert!(self.in_flight.len() <= self.slots, "more requests than slots");
         if let Some(accounts) = self.dispatcher.poll_lookup(now) {
-            // SQL may lag behind the stream, or run ahead of it.
-            let lag = rng.random_range(0..3);
-            let ahead = rng.random_range(0..3);
-            let end = (self.next_txn + ahead).saturating_sub(lag).min(world.txns.len());
-            // What one snapshot has seen, every later one sees.
-            let end = end.max(world.visible);
-            world.visible = end;
-            let xmax = world.txns.get(end).map_or(1 << 20, |t| u64::from(t.xid));
-            let snapshot = format!("{xmax}:{xmax}:").parse().unwrap();
-            let routes = accounts.into_iter().map(|a| (a.clone(), world.routes(end, &a)));
-            self.lookup = Some((snapshot, routes.collect()));
-            self.plan(now + Duration::from_millis(rng.random_range(1..20)), Happens::LookedUp, rng);
+            let takes = Duration::from_millis(rng.random_range(1..20));
+            if let Some(until) = world.unrouted.outage(now) {
+                self.lookup = Some(LookUp::Asked(accounts));
+                self.plan(until + takes, Happens::LookedUp, rng);
+            } else {
+                self.lookup = Some(self.look_up(accounts, world, rng));
+                self.plan(now + takes, Happens::LookedUp, rng);
+            }
         }
         if let Some(pages) = self.dispatcher.poll_refill(now) {
             assert!(self.refill.is_none(), "two pages at once");
@@ -148,6 +166,12 @@ impl Life {
             let slow = if rng.random_bool(0.05) { 500 } else { 3 };
             self.plan(now + Duration::from_millis(slow), Happens::Refilled, rng);
         }
+        if let Some(pages) = self.dispatcher.poll_unrouted() {
+            assert!(self.unrouted.is_none(), "two pages at once");
+            self.unrouted = Some(world.unrouted.read(&pages));
+            let slow = if rng.random_bool(0.05) { 500 } else { 3 };
+            self.plan(now + Duration::from_millis(slow), Happens::Routable, rng);
+        }
         if let Some(batch) = self.dispatcher.poll_persist(now) {
             assert!(self.batch.is_none(), "two state transactions at once");
             self.batch = Some(batch);
@@ -155,6 +179,20 @@ impl Life {
             let slow = if rng.random_bool(0.05) { 1_500 } else { 5 };
             self.plan(now + Duration::from_millis(slow), Happens::Stored, rng);
         }
+    }
+
+    fn look_up(&self, accounts: Vec<AccountId>, world: &mut World, rng: &mut SmallRng) -> LookUp {
+        // SQL may lag behind the stream, or run ahead of it.
+        let lag = rng.random_range(0..3);
+        let ahead = rng.random_range(0..3);
+        let end = (self.next_txn + ahead).saturating_sub(lag).min(world.txns.len());
+        // What one snapshot has seen, every later one sees.
+        let end = end.max(world.visible);
+        world.visible = end;
+        let xmax = world.txns.get(end).map_or(1 << 20, |t| u64::from(t.xid));
+        let snapshot = format!("{xmax}:{xmax}:").parse().unwrap();
+        let routes = accounts.into_iter().map(|a| (a.clone(), world.routes(end, &a)));
+        LookUp::Answered(snapshot, routes.collect())
     }
 
     /// A request is given up; half of those that would have been taken have been.
@@ -234,7 +272,17 @@ impl Life {
                 self.dispatcher.handle_outcome(id, &outcome, now);
             }
             Happens::LookedUp => {
-                let (snapshot, routes) = self.lookup.take().unwrap();
+                let looked_up = match self.lookup.take().unwrap() {
+                    LookUp::Asked(accounts) if world.unrouted.outage(now).is_some() => {
+                        let again = now + Duration::from_millis(rng.random_range(1..200));
+                        self.lookup = Some(LookUp::Asked(accounts));
+                        self.plan(again, Happens::LookedUp, rng);
+                        return;
+                    }
+                    LookUp::Asked(accounts) => self.look_up(accounts, world, rng),
+                    answered @ LookUp::Answered(..) => answered,
+                };
+                let LookUp::Answered(snapshot, routes) = looked_up else { return };
                 self.dispatcher.handle_lookup(&snapshot, routes, now);
             }
             Happens::Refilled => {
@@ -243,6 +291,10 @@ impl Life {
                     Page::Read(pages) => pages,
                 };
                 self.dispatcher.handle_refilled(pages, now);
+            }
+            Happens::Routable => {
+                let pages = self.unrouted.take().unwrap();
+                self.dispatcher.handle_unrouted(pages, now);
             }
             Happens::Stored => {
                 let persisted = world.store(self.batch.take().unwrap());
@@ -257,19 +309,25 @@ impl Life {
         }
     }
 
-    fn stream(&mut self, world: &World, now: Tick) {
-        let txn = &world.txns[self.next_txn];
+    fn stream(&mut self, world: &mut World, now: Tick) {
+        let txn = world.txns[self.next_txn].clone();
         self.dispatcher.handle_item(Item::Begin { commit_lsn: txn.commit_lsn }, now);
         for change in &txn.changes {
             let item = match change {
-                Change::Row(event) => Item::Event(Arc::clone(event)),
-                Change::Endpoint { id, row } => Item::Invalidate(Invalidation {
-                    xid: txn.xid,
-                    scope: Scope::Endpoint {
-                        endpoints: smallvec![EndpointId::new(id.as_str())],
-                        accounts: row.iter().map(|(a, _)| AccountId::new(a.to_string())).collect(),
-                    },
-                }),
+                Change::Row(event) => {
+                    let recognised = self.dispatcher.was_shelved(event);
+                    world.unrouted.recognised += u64::from(recognised);
+                    Item::Event(Arc::clone(event))
+                }
+                Change::Endpoint { id, row } => {
+                    let joined = world.joins(self.next_txn, id);
+                    let at = txn.commit_lsn;
+                    self.joined.extend(joined.iter().map(|endpoint| (endpoint.clone(), at)));
+                    let accounts = row.iter().map(|(a, _)| AccountId::new(a.to_string()));
+                    let endpoints = smallvec![EndpointId::new(id.as_str())];
+                    let scope = Scope::Endpoint { endpoints, accounts: accounts.collect() };
+                    Item::Invalidate(Invalidation { xid: txn.xid, scope, joined })
+                }
             };
             self.dispatcher.handle_item(item, now);
         }
@@ -279,6 +337,7 @@ impl Life {
 
     /// What it had not stored is lost.
     fn crash(&mut self, world: &mut World, rng: &mut SmallRng) {
+        world.unrouted.crashes += u64::from(!world.unrouted.accounts.is_empty());
         world.excused += self.in_flight.len() as u64 + self.storing + self.unstored;
         // The state transaction under way may have been committed.
         if let Some(batch) = self.batch.take_if(|_| rng.random_bool(0.5)) {
@@ -291,6 +350,7 @@ impl Life {
             && self.dispatcher.frontier() > world.txns.last().unwrap().end_lsn
             && world.frontier == self.dispatcher.frontier()
             && world.backlog.is_empty()
+            && world.unrouted.accounts.is_empty()
             && world.job.is_none()
             && world.resume_at.is_none()
             && world.growing().next().is_none()
@@ -342,6 +402,17 @@ fn simulate_with(
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut world = World { bound, ..World::new(&mut rng, transactions) };
     world.pauses_left = if world.tempers.is_empty() { 0 } else { pauses };
+    run(seed, world, rng, crashes, slots, bound)
+}
+
+fn run(
+    seed: u64,
+    mut world: World,
+    mut rng: SmallRng,
+    crashes: u32,
+    slots: u32,
+    bound: Option<u64>,
+) -> World {
     let mut now = Tick(0);
     let mut left = crashes;
     let memory_limit = if seed.is_multiple_of(2) { 1 << 20 } else { 1 << 17 };
@@ -374,6 +445,7 @@ fn simulate_with(
     assert_eq!(gauges.lanes_ready + gauges.lanes_waiting, 0, "seed {seed}");
     assert_eq!(gauges.queued_bytes, 0, "seed {seed}: memory is not given back");
     assert_eq!((gauges.deferred, gauges.backlogs), (0, 0), "seed {seed}");
+    assert_eq!((gauges.unrouted, gauges.unrouted_accounts), (0, 0), "seed {seed}");
     world
 }
 

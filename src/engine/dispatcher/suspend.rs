@@ -29,6 +29,7 @@ use super::super::tick::Tick;
 use super::Dispatcher;
 use super::changes::EndpointChange;
 use super::defer::{Detour, Exit};
+use super::durable::Leaves;
 
 /// How late the server's statistics may tell of rows that were removed. A session reports at once, or,
 /// when it has just done so and falls silent, after ten seconds.
@@ -98,6 +99,7 @@ impl Dispatcher {
         if self.stopping {
             return false;
         }
+        self.bound_unrouted(measured, now);
         match measured.size.room(self.settings.state_max) {
             Room::None => self.give_up_rows(measured, now),
             Room::Enough => {
@@ -218,7 +220,7 @@ impl Dispatcher {
         let Some(detour) = self.detours.get_mut(queue) else { return };
         for leaving in self.durable.leaving_mut().filter(|l| l.row.id.queue == *queue) {
             if !detour.backlog.is_loaded(&leaving.row.id.key) {
-                leaving.skip = true;
+                leaving.kind = Leaves::Skipped;
                 detour.backlog.skip(&leaving.row.id.key);
             }
         }

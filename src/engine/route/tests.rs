@@ -122,7 +122,7 @@ impl World {
         let accounts = logged.into_iter().chain(txn.owner).map(account).collect();
         let scope = Scope::Endpoint { endpoints: smallvec![endpoint_id(txn.endpoint)], accounts };
         let xid = u32::try_from((FIRST_XID + n as u64) & 0xFFFF_FFFF).unwrap();
-        Invalidation { xid, scope }
+        Invalidation::new(xid, scope)
     }
 }
 
@@ -225,7 +225,7 @@ fn invalidation_of_everything_outdates_every_account() {
     let answers = asked.into_iter().map(|a| (a, Routes::new(vec![], 1.0))).collect();
     assert_eq!(router.handle_lookup(&snapshot, answers, Tick(0)).len(), 1);
     assert!(router.get(&account(1), Tick(0)).is_some());
-    router.handle_invalidation(Invalidation { xid: 9, scope: Scope::All }, Lsn(9));
+    router.handle_invalidation(Invalidation::new(9, Scope::All), Lsn(9));
     assert!(router.get(&account(1), Tick(0)).is_none());
 }
 
@@ -246,7 +246,7 @@ fn transaction_with_very_many_changes_is_remembered_as_one() {
     for n in 0..100_000 {
         let endpoints = smallvec![EndpointId::new(n.to_string())];
         let scope = Scope::Endpoint { endpoints, accounts: smallvec![] };
-        router.handle_invalidation(Invalidation { xid: 3, scope }, Lsn(3));
+        router.handle_invalidation(Invalidation::new(3, scope), Lsn(3));
     }
     assert!(router.unseen.len() <= OF_ONE_TXN);
     assert!(!router.is_full());
@@ -263,7 +263,7 @@ fn joined(router: &mut Router, endpoints: Vec<Arc<Endpoint>>, now: Tick) -> Vec<
 
 fn named(n: u8) -> Invalidation {
     let (endpoints, accounts) = (smallvec![endpoint_id(n)], smallvec![account(1)]);
-    Invalidation { xid: 3, scope: Scope::Endpoint { endpoints, accounts } }
+    Invalidation::new(3, Scope::Endpoint { endpoints, accounts })
 }
 
 #[test]

@@ -73,6 +73,8 @@ pub(super) enum Invalidates {
     Endpoint {
         id: usize,
         account: Option<usize>,
+        /// The column that says whether it is switched on.
+        enabled: Option<usize>,
         /// One account may come in two texts: to the column's type (`1.0` and `1.00`) or collation, or
         /// from the column of a rule. Then a change concerns every account that is known.
         every_account: bool,
@@ -144,7 +146,8 @@ pub(super) fn bind(
         let one_text = |oid: u32| ONE_TEXT.contains(&types.base(oid));
         let every_account =
             watch.has_several_texts || column.is_none_or(|column| !one_text(column.type_oid));
-        let endpoint = |id| Invalidates::Endpoint { id, account, every_account };
+        let enabled = index(&watch.enabled);
+        let endpoint = |id| Invalidates::Endpoint { id, account, enabled, every_account };
         index(&watch.id).map(endpoint).or(Some(Invalidates::All))
     } else {
         watch.others.iter().any(|oid| covers(*oid)).then_some(Invalidates::All)

@@ -43,9 +43,10 @@ impl Builder<'_> {
             let concerns_all =
                 matches!(invalidates, Invalidates::Endpoint { every_account: true, .. })
                     && scope != Scope::All;
-            out.push(Item::Invalidate(Invalidation { xid, scope }));
+            let joined = joined(invalidates, &view, &scope);
+            out.push(Item::Invalidate(Invalidation { xid, scope, joined }));
             if concerns_all {
-                out.push(Item::Invalidate(Invalidation { xid, scope: Scope::All }));
+                out.push(Item::Invalidate(Invalidation::new(xid, Scope::All)));
             }
         }
         let operation = match view.operation() {
@@ -287,7 +288,7 @@ fn scope(
     types: &Types,
     relation: &Relation,
 ) -> Scope {
-    let Invalidates::Endpoint { id, account, every_account: _ } = invalidates else {
+    let Invalidates::Endpoint { id, account, .. } = invalidates else {
         return Scope::All;
     };
     let both = |column: usize| -> SmallVec<[Cell<'_>; 2]> {
@@ -316,4 +317,34 @@ fn scope(
         endpoints: ids.into_iter().map(EndpointId::new).collect(),
         accounts: accounts.into_iter().map(AccountId::new).collect(),
     }
+}
+
+/// The endpoint, where the change shows that it gets what it did not get before: its row is new, or has
+/// come from another id or account, or was switched on.
+fn joined(
+    invalidates: &Invalidates,
+    view: &RowView<'_>,
+    scope: &Scope,
+) -> SmallVec<[EndpointId; 1]> {
+    let (Invalidates::Endpoint { account, enabled, .. }, Scope::Endpoint { endpoints, .. }) =
+        (invalidates, scope)
+    else {
+        return SmallVec::new();
+    };
+    let differs = |column: usize| {
+        let (before, after) = (view.before(column), view.after(column));
+        before.is_known() && after.is_known() && before != after
+    };
+    let has_joined = match view.operation() {
+        Operation::Insert => true,
+        Operation::Update => {
+            endpoints.len() > 1
+                || account.is_some_and(differs)
+                || enabled
+                    .is_some_and(|column| differs(column) && view.after(column).text() == Some("t"))
+        }
+        Operation::Delete | Operation::Truncate | Operation::Message => false,
+    };
+    let endpoint = endpoints.last().filter(|_| has_joined);
+    endpoint.cloned().into_iter().collect()
 }

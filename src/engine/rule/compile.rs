@@ -400,8 +400,9 @@ impl Check<'_> {
             }
         }
         let (id, account) = (endpoints.id.clone(), endpoints.account.clone());
+        let enabled = endpoints.enabled.clone();
         let has_several_texts = false; // Until all rules are known.
-        Some(Watch { endpoint_table: table.oid, id, account, has_several_texts, others })
+        Some(Watch { endpoint_table: table.oid, id, account, enabled, has_several_texts, others })
     }
 }
 

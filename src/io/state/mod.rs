@@ -30,6 +30,7 @@ mod session;
 pub mod slots;
 mod text;
 mod times;
+mod unrouted;
 mod upgrade;
 mod upkeep;
 
@@ -58,7 +59,9 @@ use tokio_postgres::types::{PgLsn, ToSql, Type};
 use crate::engine::endpoint::Secret;
 use crate::engine::halt::SourceIdentity;
 use crate::engine::lsn::Lsn;
-use crate::engine::persist::{BacklogRow, DisableEndpoint, GapChange, PauseEndpoint, SettledRange};
+use crate::engine::persist::{
+    BacklogRow, DisableEndpoint, GapChange, Joined, PauseEndpoint, SettledRange, UnroutedAccount,
+};
 use crate::engine::settled;
 use crate::io::op::{EQ, PLUS, to_us};
 
@@ -74,7 +77,7 @@ use super::sql::{ConnectError, error_text, is_data_error};
 pub const SCHEMA_VERSION: i32 = 1;
 
 /// The table that was added last: where it is missing, an earlier version's `setup` made the schema.
-const NEWEST_TABLE: &str = "upgrades";
+const NEWEST_TABLE: &str = "unrouted_joined";
 
 /// How long a session may sit idle inside a transaction: a frozen leader's lock on the lease ends
 /// then, and a takeover waits no longer for it. Far above what a busy leader takes between two
@@ -209,6 +212,10 @@ pub struct Recovery {
     pub backlog: Vec<BacklogRow>,
     /// The gaps of suspended queues.
     pub suspended: Vec<GapChange>,
+    /// The accounts that have rows without an endpoint.
+    pub unrouted: Vec<UnroutedAccount>,
+    /// The endpoints that joined since the first of these rows.
+    pub joined: Vec<Joined>,
 }
 
 /// One pipeline's state, over one session.
@@ -393,12 +400,15 @@ impl StateStore {
         let behind = backlog_sql(s);
         let param: [Param<'_>; 1] = [(pipeline, Type::TEXT)];
         let growing = gaps::growing_sql(s);
-        let (checkpoint, ranges, stopped, behind, growing) = try_join!(
+        let (unrouted, joined) = (unrouted::accounts_sql(s), unrouted::joined_sql(s));
+        let (checkpoint, ranges, stopped, behind, growing, unrouted, joined) = try_join!(
             tx.query_typed_opt(&checkpoint, &param),
             tx.query_typed(&ranges, &param),
             tx.query_typed(&stopped, &param),
             tx.query_typed(&behind, &param),
             tx.query_typed(&growing, &param),
+            tx.query_typed(&unrouted, &param),
+            tx.query_typed(&joined, &param),
         )?;
         let Some(checkpoint) = checkpoint else { return Err(self.scope.not_set_up()) };
         let Stops { disabled, paused } = Stops::read(&stopped)?;
@@ -411,6 +421,8 @@ impl StateStore {
             paused,
             backlog: behind.iter().map(read_backlog).collect::<Result<_, _>>()?,
             suspended: growing.iter().map(gaps::read_growing).collect::<Result<_, _>>()?,
+            unrouted: unrouted.iter().map(unrouted::read_account).collect::<Result<_, _>>()?,
+            joined: joined.iter().map(unrouted::read_joined).collect::<Result<_, _>>()?,
         };
         tx.commit().await?;
         self.epoch = Some(epoch);

@@ -5,6 +5,7 @@ mod gaps;
 mod letters;
 mod load;
 mod text;
+mod unrouted;
 mod upkeep;
 
 use std::time::Duration;

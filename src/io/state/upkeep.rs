@@ -27,12 +27,16 @@ const DEAD_ROWS_SHARE: i64 = 5;
 const HISTORY_AND_DETAIL: &str = "coalesce(pg_catalog.pg_column_size(history), 0)
     OPERATOR(pg_catalog.+) pg_catalog.length(detail)";
 
+/// Of the tables the one that has a share of its own.
+const UNROUTED: &str = "unrouted";
+
 /// The tables that grow with what is deferred or dead, and what a row takes in them beside the columns
 /// that [`StateStore::sizes`] measures: the others, the row's header, its entries in the indexes.
-const TABLES: [(&str, &str, i64); 3] = [
+const TABLES: [(&str, &str, i64); 4] = [
     ("bodies", "pg_catalog.pg_column_size(row)", 260),
     ("deferred", HISTORY_AND_DETAIL, 340),
     ("dead_letters", HISTORY_AND_DETAIL, 300),
+    (UNROUTED, "pg_catalog.pg_column_size(row)", 320),
 ];
 
 impl StateStore {
@@ -51,12 +55,17 @@ impl StateStore {
         );
         let schema: [Param<'_>; 1] = [(&self.scope.s, Type::TEXT)];
         let total: i64 = self.connection.query_typed_one(&total, &schema).await?.try_get(0)?;
-        let mut used = 0;
+        let (mut used, mut unrouted_bytes) = (0, 0);
         for (table, measured, beside) in TABLES {
-            used += self.used(table, measured, beside).await?;
+            let bytes = self.used(table, measured, beside).await?;
+            used += bytes;
+            if table == UNROUTED {
+                unrouted_bytes = bytes;
+            }
         }
         let total_bytes = u64::try_from(total).unwrap_or_default();
-        Ok(StateSize { total_bytes, used_bytes: used.min(total_bytes) })
+        let used_bytes = used.min(total_bytes);
+        Ok(StateSize { total_bytes, used_bytes, unrouted_bytes })
     }
 
     async fn used(&self, table: &str, measured: &str, beside: i64) -> Result<u64, StateError> {

@@ -30,9 +30,10 @@ impl World {
     pub(super) fn size(&mut self) -> Measured {
         let rows: usize = self.deferred.values().map(BTreeMap::len).sum();
         let letters: usize = self.letters.values().map(Vec::len).sum();
-        let used_bytes = (rows + letters) as u64 * ROW_BYTES;
+        let unrouted_bytes = self.unrouted.rows() * ROW_BYTES;
+        let used_bytes = (rows + letters) as u64 * ROW_BYTES + unrouted_bytes;
         self.largest = self.largest.max(used_bytes);
-        let size = StateSize { total_bytes: self.largest, used_bytes };
+        let size = StateSize { total_bytes: self.largest, used_bytes, unrouted_bytes };
         let queues: BTreeSet<&QueueId> = self.deferred.keys().chain(self.letters.keys()).collect();
         let mut holders: Vec<(usize, Holder)> = queues
             .into_iter()

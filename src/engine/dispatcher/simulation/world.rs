@@ -22,6 +22,7 @@ use crate::engine::position::{EventId, Position, WalPosition};
 use crate::engine::tick::Tick;
 
 use super::gaps::Gap;
+use super::outages::UnroutedTable;
 
 pub(super) const ACCOUNTS: u32 = 12;
 pub(super) const TIMEOUT: Duration = Duration::from_secs(15);
@@ -99,6 +100,8 @@ pub(super) struct World {
     /// The dead letters that are rows, and those that are counted instead.
     pub(super) letters: BTreeMap<QueueId, Vec<(EventId, Lsn)>>,
     pub(super) beyond: Vec<Gap>,
+    /// Events without an endpoint.
+    pub(super) unrouted: UnroutedTable,
     /// What the crashes so far excuse.
     pub(super) excused: u64,
     /// Between two transactions of the stream.
@@ -298,6 +301,7 @@ impl World {
     pub(super) fn store(&mut self, batch: PersistBatch) -> Persisted {
         assert!(batch.frontier >= self.frontier, "the checkpoint went back");
         self.frontier = batch.frontier;
+        let unrouted_purged = self.unrouted.store(&batch);
         let last = batch.settled.iter().map(|r| r.to.position.commit_lsn()).max();
         self.settled.extend(last.map(|last| (last, batch.settled)));
         self.settled.retain(|(last, _)| *last >= batch.frontier);
@@ -346,7 +350,7 @@ impl World {
         let purged = batch.purges.into_iter().map(|purge| self.purge(purge)).collect();
         let letters_purged = batch.letter_purges.into_iter();
         let letters_purged = letters_purged.map(|purge| self.purge_letters(purge)).collect();
-        Persisted { purged, letters_purged, beyond: Vec::new() }
+        Persisted { purged, letters_purged, beyond: Vec::new(), unrouted_purged }
     }
 
     /// Now and then an operator pauses an endpoint, often for longer than retries last, and resumes it.
@@ -418,6 +422,7 @@ pub(super) fn account_for(seed: u64, world: &World) {
                 let key = (event.id, endpoint.clone());
                 let in_gap = world.is_in_gap(event, endpoint);
                 let received = world.received.contains_key(&key);
+                let in_gap = in_gap || world.unrouted.given_up.contains(&event.id);
                 let ended = received || world.dead.contains_key(&key) || in_gap;
                 assert!(ended, "seed {seed}: {key:?} was lost");
                 if matches!(world.tempers[endpoint], Temper::Fast | Temper::Back(_)) {

@@ -77,7 +77,7 @@ fn answer_410_to_a_request_from_before_the_endpoint_was_switched_on_again_does_n
                 accounts: smallvec::smallvec![],
             };
             rig.dispatcher.handle_item(Item::Begin { commit_lsn: Lsn(90_000) }, rig.now);
-            rig.dispatcher.handle_item(Item::Invalidate(Invalidation { xid: 5, scope }), rig.now);
+            rig.dispatcher.handle_item(Item::Invalidate(Invalidation::new(5, scope)), rig.now);
             rig.dispatcher.handle_item(Item::Commit { end_lsn: Lsn(90_010) }, rig.now);
         } else {
             let resume = OperatorInput::Resume { job: 1, endpoint };

@@ -78,6 +78,11 @@ macro_rules! for_each_part {
         $do!(
             dead_letters,
             retried,
+            unrouted,
+            routed,
+            unrouted_purges,
+            unrouted_accounts,
+            joined,
             deferred,
             retimed,
             died,
@@ -136,6 +141,10 @@ fn weaker(mut row: PersistBatch, weakened: u32, code: &str) -> Option<PersistBat
         } else {
             row.dead_letters.push(by_position(&defer.event, defer.id.key.replay, refusal));
         }
+        return Some(row);
+    }
+    if let Some(event) = row.unrouted.pop() {
+        row.dead_letters.push(by_position(&event, 0, refusal));
         return Some(row);
     }
     if let Some((id, letter)) = row.died.pop() {

@@ -19,7 +19,8 @@
 //! - a gap is set to the same numbers; one that has ended grows no more;
 //! - a purge removes as many rows again, or what is left: it names no row, and the gap counts those that
 //!   it removed;
-//! - the backlog is set to the same numbers;
+//! - an event without an endpoint is a row already; one that was routed is not there, or routed as far;
+//! - the backlog is set to the same numbers, and so are the accounts that have such events;
 //! - a delivered retry finds its dead letter gone, a failed one finds its job's id in `last_job`:
 //!   job counters add the rows that really changed, so neither counts again;
 //! - an endpoint is switched off (or on) already;
@@ -37,6 +38,7 @@ mod isolate;
 mod letters;
 mod notices;
 mod stops;
+mod unrouted;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -44,7 +46,7 @@ use futures_util::try_join;
 use tokio_postgres::types::{PgLsn, Type};
 
 use crate::engine::lsn::Lsn;
-use crate::engine::persist::{PersistBatch, Persisted, SettledRange};
+use crate::engine::persist::{PersistBatch, Persisted, SettledRange, UnroutedPurged};
 use crate::engine::settled;
 use crate::io::op::{EQ, LE, LT};
 use crate::io::sql::is_data_error;
@@ -119,6 +121,35 @@ async fn write_rows(
     step: Step,
     batch: &PersistBatch,
 ) -> Result<Persisted, StateError> {
+    let (rows, unrouted_purged) =
+        (write_deferred(tx, scope, step, batch), write_unrouted(tx, scope, batch));
+    let (persisted, unrouted_purged) = try_join!(rows, unrouted_purged)?;
+    Ok(Persisted { unrouted_purged, ..persisted })
+}
+
+/// Rows without an endpoint, and all that is to be known of them.
+async fn write_unrouted(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    batch: &PersistBatch,
+) -> Result<Vec<UnroutedPurged>, StateError> {
+    let ((), (), (), purged, ()) = try_join!(
+        unrouted::insert(tx, scope, &batch.unrouted),
+        unrouted::route(tx, scope, &batch.routed),
+        unrouted::store_accounts(tx, scope, &batch.unrouted_accounts),
+        unrouted::purge(tx, scope, &batch.unrouted_purges),
+        unrouted::store_joined(tx, scope, &batch.joined, batch.joined_passed),
+    )?;
+    Ok(purged)
+}
+
+/// Rows of endpoints.
+async fn write_deferred(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    step: Step,
+    batch: &PersistBatch,
+) -> Result<Persisted, StateError> {
     // What adds rows goes before what removes some: a body that is still needed then shows it. And letters
     // before bodies: those that are only counted need none.
     let (beyond, .., beyond_died, _, _, _, _, _, _, _, _, _, _, _, purged, letters_purged) = try_join!(
@@ -143,7 +174,7 @@ async fn write_rows(
         letters::purge(tx, scope, &batch.letter_purges),
     )?;
     let beyond = [beyond, beyond_died].concat();
-    Ok(Persisted { purged, letters_purged, beyond })
+    Ok(Persisted { purged, letters_purged, beyond, unrouted_purged: Vec::new() })
 }
 
 impl Persisted {
@@ -151,6 +182,7 @@ impl Persisted {
     fn add(&mut self, part: Self) {
         self.purged.extend(part.purged);
         self.letters_purged.extend(part.letters_purged);
+        self.unrouted_purged.extend(part.unrouted_purged);
         self.beyond.extend(part.beyond);
     }
 }

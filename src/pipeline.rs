@@ -357,21 +357,10 @@ fn settings(config: &Config) -> Result<Settings, Stop> {
     })
 }
 
-/// The slots of the configuration, or fewer where the process may not have so many sockets: a request that
-/// found none would count against its endpoint, and the admin server would not answer.
+/// The slots of the configuration, or fewer where the process may not have so many sockets: requests that
+/// found none would be tried over and over, and sessions of ours might find none.
 fn slots(scheduler: &config::Scheduler) -> (u32, u32) {
-    let (limit, wished) = (descriptors::limit(), (scheduler.fast_slots, scheduler.slow_slots));
-    let slots = descriptors::fitting_slots(limit, wished);
-    if slots != wished {
-        tracing::warn!(
-            open_files = limit,
-            fast_slots = slots.0,
-            slow_slots = slots.1,
-            "fewer requests are sent at once than [scheduler] says, for the limit of open files allows no \
-             more; raise it (ulimit -n, LimitNOFILE)"
-        );
-    }
-    slots
+    descriptors::fitting_slots(descriptors::limit(), (scheduler.fast_slots, scheduler.slow_slots))
 }
 
 /// Stores why we halt, where `walhook status` shows it. The log has it in any case.

@@ -20,6 +20,7 @@ mod commands;
 mod connections;
 mod coverage;
 mod deferral;
+mod descriptors;
 mod disk;
 mod egress;
 mod encodings;

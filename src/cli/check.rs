@@ -23,6 +23,7 @@ use super::{CommandResult, Common, print_json, print_line};
 use crate::config::Config;
 use crate::engine::halt::Halt;
 use crate::engine::lsn::Lsn;
+use crate::io::descriptors;
 use crate::io::slot;
 use crate::io::source;
 use crate::io::sql::Connection;
@@ -103,6 +104,10 @@ impl Report {
 pub async fn run(_: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
     let mut report = Report::default();
+    descriptors::raise();
+    let scheduler = &config.scheduler;
+    let slots = (scheduler.fast_slots, scheduler.slow_slots);
+    open_files(slots, descriptors::limit(), &mut report);
     check(&config, &mut report).await?;
     let (failures, warnings) = (report.count(Verdict::Fail), report.count(Verdict::Warn));
     if common.json {
@@ -116,6 +121,21 @@ pub async fn run(_: Args, common: &Common) -> CommandResult {
         return Ok(());
     }
     Err(anyhow::anyhow!("check: failures: {failures}, warnings: {warnings}").into())
+}
+
+/// Whether a process with the limit of this one could fill all slots. The service has its own.
+fn open_files(slots: (u32, u32), limit: usize, report: &mut Report) {
+    let needed = descriptors::needed(slots);
+    if limit >= needed {
+        report.pass("open files", format!("the limit here is {limit}; all slots need {needed}"));
+        return;
+    }
+    let (fast, slow) = descriptors::fitting_slots(limit, slots);
+    let finding = format!(
+        "the limit here is {limit}, and all slots need {needed}: at most {fast} fast and {slow} slow \
+         requests would be sent at once"
+    );
+    report.warn("open files", finding, descriptors::advice(needed));
 }
 
 fn line(finding: &Finding) -> String {

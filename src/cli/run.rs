@@ -29,6 +29,7 @@ pub async fn run(_args: Args, common: &Common) -> CommandResult {
         )));
     }
     crate::io::descriptors::raise();
+    crate::io::descriptors::tell((config.scheduler.fast_slots, config.scheduler.slow_slots));
     let shutdown = CancellationToken::new();
     let mut signals = tokio::task::JoinSet::new();
     signals.spawn(watch_signals(shutdown.clone()));

@@ -82,6 +82,8 @@ pub enum FailureKind {
     /// walhook gave it up early, since too many endpoints hung at once: it says nothing of this one, which
     /// may have received it.
     Aborted,
+    /// The process had no file, port or memory left for it: it was not sent, and is no attempt.
+    Local,
 }
 
 impl FailureKind {
@@ -98,6 +100,7 @@ impl FailureKind {
             Self::Timeout => "timeout",
             Self::Protocol => "protocol",
             Self::Aborted => "aborted",
+            Self::Local => "local",
         }
     }
 }
@@ -119,5 +122,11 @@ impl Outcome {
     #[must_use]
     pub fn aborted(&self) -> bool {
         matches!(&self.result, Err(failure) if failure.kind == FailureKind::Aborted)
+    }
+
+    /// Whether it was not sent for want of something of our own: it says nothing of the endpoint.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        matches!(&self.result, Err(failure) if failure.kind == FailureKind::Local)
     }
 }

@@ -140,7 +140,8 @@ fn failure_reason(kind: FailureKind) -> DeadReason {
         | FailureKind::Tls
         | FailureKind::Timeout
         | FailureKind::Protocol
-        | FailureKind::Aborted => DeadReason::Exhausted,
+        | FailureKind::Aborted
+        | FailureKind::Local => DeadReason::Exhausted,
     }
 }
 

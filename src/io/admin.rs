@@ -1,4 +1,4 @@
-//! The admin server: `/livez`, `/readyz`, `/leaderz`, `/metrics`.
+//! The admin server: `/livez`, `/readyz`, `/leaderz`, `/metrics`, over HTTP/1.
 //!
 //! It asks nobody: the pipeline leaves what it knows in a watch channel, so that a stuck pipeline
 //! shows by the age of its last word rather than by a request that hangs.
@@ -18,7 +18,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::faults::{self, Fault};
 use super::metrics::Metrics;
+
+mod listener;
 
 /// A leader whose stream has been silent for this long is not ready. The server speaks at least
 /// every 10 s, because status updates ask it to.
@@ -26,10 +29,6 @@ pub const STREAM_SILENT: Duration = Duration::from_secs(30);
 
 /// A leader whose checkpoint is this old is not ready. It is written every 10 s even when idle.
 pub const CHECKPOINT_OLD: Duration = Duration::from_secs(30);
-
-/// How long requests under way may take after the shutdown began: each is answered from memory, so
-/// what takes longer is a client that does not send or read, and the process's end waits for it.
-const DRAIN: Duration = Duration::from_millis(200);
 
 /// What an instance is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,36 +108,37 @@ pub async fn bind(listen: SocketAddr) -> Result<TcpListener> {
 }
 
 /// Serves until `shutdown` is cancelled, then ends within a second.
-///
-/// # Errors
-/// When the listener breaks.
 pub async fn serve(
     listener: TcpListener,
     metrics: Arc<Metrics>,
     health: watch::Receiver<Health>,
     shutdown: CancellationToken,
-) -> Result<()> {
+) {
     let router = Router::new()
         .route("/livez", get(async || text(StatusCode::OK, "alive")))
         .route("/readyz", get(readyz))
         .route("/leaderz", get(leaderz))
         .route("/metrics", get(render))
         .with_state(Shared { metrics, health });
-    let drained = shutdown.clone();
-    let server = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned());
-    tokio::select! {
-        result = server.into_future() => result.context("the admin server broke"),
-        // A client that sends its request byte by byte must not hold the shutdown up.
-        () = async { drained.cancelled().await; tokio::time::sleep(DRAIN).await } => Ok(()),
-    }
+    listener::serve(listener, router, shutdown).await;
 }
 
 async fn readyz(State(shared): State<Shared>) -> Response {
     let ready = shared.health.borrow().readiness(Instant::now());
-    match ready {
-        Ok(()) => text(StatusCode::OK, "ready"),
+    match with_faults(ready, faults::lasting()) {
+        Ok(lines) => text(StatusCode::OK, &lines),
         Err(reasons) => text(StatusCode::SERVICE_UNAVAILABLE, &reasons),
     }
+}
+
+/// Readiness with what the process has run out of. Ports are short for one address, and all others are
+/// delivered to; without files or memory nobody is.
+fn with_faults(ready: Result<(), String>, faults: Vec<(Fault, String)>) -> Result<String, String> {
+    let is_ready = ready.is_ok() && faults.iter().all(|(fault, _)| *fault == Fault::Ports);
+    let reason = ready.err().or_else(|| is_ready.then(|| "ready".to_owned()));
+    let lines: Vec<String> =
+        reason.into_iter().chain(faults.into_iter().map(|(_, line)| line)).collect();
+    if is_ready { Ok(lines.join("\n")) } else { Err(lines.join("\n")) }
 }
 
 async fn leaderz(State(shared): State<Shared>) -> Response {
@@ -235,7 +235,7 @@ mod tests {
         slow.write_all(b"GET /livez HTTP/1.1\r\nhost:").await.unwrap();
         shutdown.cancel();
         let end = tokio::time::timeout(Duration::from_secs(10), server.join_next()).await;
-        end.expect("the server ends").unwrap().unwrap().unwrap();
+        end.expect("the server ends").unwrap().unwrap();
     }
 
     #[tokio::test]
@@ -254,6 +254,18 @@ mod tests {
             let address = SocketAddr::new(from.parse().unwrap(), port);
             assert_eq!(get(address, "/livez").await.0, 200, "{listen}");
         }
+    }
+
+    #[test]
+    fn readiness_tells_what_the_process_has_run_out_of() {
+        let files = || (Fault::Descriptors, "for 3 s: no file".to_owned());
+        let ports = || (Fault::Ports, "for 1 s: no port".to_owned());
+        assert_eq!(with_faults(Ok(()), vec![]), Ok("ready".into()));
+        assert_eq!(with_faults(Ok(()), vec![ports()]), Ok("ready\nfor 1 s: no port".into()));
+        let both = with_faults(Ok(()), vec![files(), ports()]);
+        assert_eq!(both, Err("for 3 s: no file\nfor 1 s: no port".into()));
+        let halted = with_faults(Err("halted: x".into()), vec![files()]);
+        assert_eq!(halted, Err("halted: x\nfor 3 s: no file".into()));
     }
 
     #[tokio::test]

@@ -11,8 +11,8 @@ const RESERVED: usize = 96;
 /// Requests in flight that there are in any case.
 const REQUESTS_MIN: u32 = 8;
 
-/// Raises the soft limit towards the hard one, as far as is of use: the soft one is 1,024 on many
-/// systems, for the sake of programs that use `select`.
+/// Raises the soft limit to the hard one, or to 65,536 where that is higher: the soft one is 1,024 on
+/// many systems, for the sake of programs that use `select`.
 pub fn raise() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let wanted = maximum.unwrap_or(ENOUGH).min(ENOUGH);
@@ -29,6 +29,46 @@ pub fn raise() {
 pub fn limit() -> usize {
     let current = getrlimit(Resource::Nofile).current.unwrap_or(ENOUGH);
     usize::try_from(current).unwrap_or(usize::MAX)
+}
+
+/// How many descriptors a process needs that fills so many slots, fast and slow: a socket each, and what
+/// is kept for all else.
+#[must_use]
+pub fn needed((fast, slow): (u32, u32)) -> usize {
+    let slots = usize::try_from(u64::from(fast) + u64::from(slow)).unwrap_or(usize::MAX);
+    slots.saturating_add(RESERVED)
+}
+
+/// What to do where the limit is too low for so many.
+#[must_use]
+pub fn advice(needed: usize) -> String {
+    format!(
+        "raise the limit of open files to {needed} or more: LimitNOFILE={needed} in the systemd unit, \
+         ulimits in Compose, or `ulimit -Hn {needed}` before"
+    )
+}
+
+/// Says at the start how many requests may be sent at once, and why they are fewer than asked for.
+pub fn tell(wished: (u32, u32)) {
+    let (limit, needed) = (limit(), needed(wished));
+    let (fast, slow) = fitting_slots(limit, wished);
+    if (fast, slow) == wished {
+        tracing::info!(
+            open_files = limit,
+            needed,
+            "the limit of open files suffices for all slots"
+        );
+    } else {
+        tracing::warn!(
+            open_files = limit,
+            needed,
+            fast_slots = fast,
+            slow_slots = slow,
+            "fewer requests are sent at once than [scheduler] says, for the limit of open files allows no \
+             more; {}",
+            advice(needed)
+        );
+    }
 }
 
 /// How many of the slots wished for, fast and slow, a process with so many descriptors can fill without
@@ -55,6 +95,9 @@ mod tests {
         assert_eq!(fitting_slots(256, (256, 1024)), (120, 40));
         assert_eq!(fitting_slots(256, (4, 4)), (4, 4));
         assert_eq!(fitting_slots(16, (256, 1024)), (6, 2));
+        assert_eq!(needed((256, 1024)), 1_376);
+        assert_eq!(fitting_slots(needed((256, 1024)), (256, 1024)), (256, 1024));
+        assert_ne!(fitting_slots(needed((256, 1024)) - 1, (256, 1024)), (256, 1024));
         assert_eq!(fitting_slots(usize::MAX, (u32::MAX, u32::MAX)), (3_221_225_469, 1_073_741_826));
     }
 }

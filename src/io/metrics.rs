@@ -14,6 +14,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use super::faults;
 use crate::engine::attempt::{FailureKind, Outcome};
 use crate::engine::dispatcher::EndpointChange;
 use crate::engine::event::UnroutableReason;
@@ -30,7 +31,7 @@ const LATENCY_BUCKETS: [f64; 17] = [
 const ATTEMPT_BUCKETS: [f64; 13] =
     [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
-const FAILURES: [FailureKind; 9] = [
+const FAILURES: [FailureKind; 10] = [
     FailureKind::Invalid,
     FailureKind::Forbidden,
     FailureKind::Dns,
@@ -40,6 +41,7 @@ const FAILURES: [FailureKind; 9] = [
     FailureKind::Timeout,
     FailureKind::Protocol,
     FailureKind::Aborted,
+    FailureKind::Local,
 ];
 
 const STATUS_CLASSES: [&str; 5] = ["2xx", "3xx", "4xx", "5xx", "other"];
@@ -103,6 +105,8 @@ pub struct Metrics {
     attempts: HashMap<&'static str, IntCounter>,
     endpoint_changes: HashMap<&'static str, IntCounter>,
     notices: HashMap<&'static str, IntCounter>,
+    /// `walhook_notify_failing`: whether `notify.url` did not take the last notice.
+    pub notify_failing: IntGauge,
     resends: IntCounter,
     delivery_latency: Histogram,
     queue_wait: Histogram,
@@ -167,6 +171,7 @@ impl Metrics {
         let common = HashMap::from([("pipeline".to_owned(), pipeline.to_owned())]);
         let registry = Registry::new_custom(None, Some(common))?;
         let r = &registry;
+        register(r, faults::counters())?;
         let events =
             counters(r, "walhook_events_total", "Events made, by the rule's type.", "type")?;
         let deliveries = counters(
@@ -214,6 +219,15 @@ impl Metrics {
             "Endpoints to which nothing is sent, by why.",
             "state",
         )?;
+        let slot_safe = register(
+            r,
+            Gauge::new(
+                "walhook_slot_safe_bytes",
+                "WAL that can still be written before the slot is lost; infinite without a limit.",
+            )?,
+        )?;
+        // Until the leader has asked, it is not known.
+        slot_safe.set(f64::NAN);
         let outcomes = STATUS_CLASSES.into_iter().chain(FAILURES.map(FailureKind::as_str));
         Ok(Self {
             changes: register(
@@ -247,6 +261,11 @@ impl Metrics {
                 .map(NoticeResult::as_str)
                 .map(|name| (name, notices.with_label_values(&[name])))
                 .into(),
+            notify_failing: gauge(
+                r,
+                "walhook_notify_failing",
+                "Whether notify.url did not take the last notice.",
+            )?,
             resends: register(
                 r,
                 IntCounter::new(
@@ -318,13 +337,7 @@ impl Metrics {
                 "walhook_slot_retained_bytes",
                 "WAL that the slot makes the server keep.",
             )?,
-            slot_safe: register(
-                r,
-                Gauge::new(
-                    "walhook_slot_safe_bytes",
-                    "WAL that can still be written before the slot is lost; infinite without a limit.",
-                )?,
-            )?,
+            slot_safe,
             checkpoint_lag: gauge(
                 r,
                 "walhook_checkpoint_lag_bytes",
@@ -400,6 +413,7 @@ impl Metrics {
 
     /// Counts what came of a notice.
     pub fn count_notice(&self, result: NoticeResult) {
+        self.notify_failing.set(i64::from(result != NoticeResult::Sent));
         if let Some(counter) = self.notices.get(result.as_str()) {
             counter.inc();
         }
@@ -433,9 +447,41 @@ impl Metrics {
         self.checkpoint_lag.set(saturate(bytes));
     }
 
-    /// Says whether this instance is the leader.
+    /// Says whether this instance is the leader. What only a leader knows is forgotten when it no longer
+    /// is, or it would stand there beside what the next one says.
     pub fn set_leader(&self, leader: bool) {
         self.leader.set(i64::from(leader));
+        if leader {
+            return;
+        }
+        for gauge in [
+            &self.notify_failing,
+            &self.in_flight_fast,
+            &self.in_flight_slow,
+            &self.lanes_ready,
+            &self.lanes_waiting,
+            &self.queued_bytes,
+            &self.kept_bytes,
+            &self.connection_bytes,
+            &self.deferred,
+            &self.backlogs,
+            &self.breakers_open,
+            &self.endpoints_disabled,
+            &self.endpoints_paused,
+            &self.endpoints_suspended,
+            &self.endpoints_invalid,
+            &self.dead_letters,
+            &self.gaps,
+            &self.uncovered,
+            &self.state_bytes,
+            &self.replay_window,
+            &self.slot_retained,
+            &self.checkpoint_lag,
+        ] {
+            gauge.set(0);
+        }
+        self.oldest_unsettled.set(0.0);
+        self.slot_safe.set(f64::NAN);
     }
 
     /// All metrics in Prometheus' text format.

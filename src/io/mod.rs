@@ -18,6 +18,7 @@ pub mod row_security;
 pub mod sql;
 
 pub mod descriptors;
+pub mod faults;
 mod resolve;
 pub mod sender;
 pub mod slot;

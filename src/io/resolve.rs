@@ -39,6 +39,7 @@ use tokio_util::task::TaskTracker;
 use crate::engine::egress::{Policy, Refusal};
 use crate::engine::event::AccountId;
 use crate::io::descriptors;
+use crate::io::faults::Fault;
 use places::{Place, Places};
 pub(super) use system::System;
 
@@ -313,7 +314,8 @@ impl Inner {
         let mut found = timeout(QUICK, &mut asked).await.ok();
         if let Some(place) = &mut place {
             match found {
-                Some(Err(ref error)) if error.kind() == io::ErrorKind::TimedOut => {}
+                Some(Err(ref error))
+                    if error.kind() == io::ErrorKind::TimedOut || Fault::of(error).is_some() => {}
                 Some(_) => place.answered(),
                 // Nobody answered within the time of a quick place.
                 None if !place.slow_down() => return Err(self.note_silence(name)),

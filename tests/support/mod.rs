@@ -170,8 +170,29 @@ impl World {
         Ok(self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
     }
 
+    /// As [`World::walhook`], by a process that may have so many files open.
+    pub async fn walhook_limited(&self, args: &[&str], files: u32) -> Result<Output> {
+        Ok(timeout(PATIENCE, self.limited(args, files).output()).await??)
+    }
+
+    /// As [`World::spawn`], likewise.
+    pub fn spawn_limited(&mut self, files: u32) -> Result<Running> {
+        let command = self.limited(&["run"], files);
+        self.spawn_as(command)
+    }
+
+    fn limited(&self, args: &[&str], files: u32) -> Command {
+        let mut command = Command::new("sh");
+        let limit = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+        command.arg("-c").arg(limit).arg(env!("CARGO_BIN_EXE_walhook"));
+        self.complete(command, args)
+    }
+
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_walhook"));
+        self.complete(Command::new(env!("CARGO_BIN_EXE_walhook")), args)
+    }
+
+    fn complete(&self, mut command: Command, args: &[&str]) -> Command {
         command.args(args).arg("--config").arg(self.dir.path().join("walhook.toml"));
         command.stdin(Stdio::null()).kill_on_drop(true);
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
@@ -185,10 +206,15 @@ impl World {
 
     /// As [`World::spawn`], with variables in its environment.
     pub fn spawn_with(&mut self, env: &[(&str, &str)]) -> Result<Running> {
+        let mut command = self.command(&["run"]);
+        command.envs(env.iter().copied());
+        self.spawn_as(command)
+    }
+
+    fn spawn_as(&mut self, mut command: Command) -> Result<Running> {
         self.runs += 1;
         let log = self.dir.path().join(format!("run-{}.log", self.runs));
-        let mut command = self.command(&["run"]);
-        command.envs(env.iter().copied()).stdout(Stdio::null());
+        command.stdout(Stdio::null());
         let child = command.stderr(std::fs::File::create(&log)?).spawn()?;
         Ok(Running { child, log })
     }
@@ -314,6 +340,11 @@ impl Running {
             sleep(Duration::from_millis(20)).await;
         }
         Ok(())
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Result<u32> {
+        self.child.id().context("it has ended")
     }
 
     /// Kills it as a crash would, and waits until it is gone.

@@ -227,3 +227,19 @@ async fn check_shows_what_each_rule_costs_a_row_and_warns_of_a_costly_one() {
     let found = complaints(&config).await;
     assert!(found.iter().any(|line| line.starts_with("warn  rule 1 (a.b): costs ")), "{found:?}");
 }
+
+#[test]
+fn check_warns_where_the_limit_of_open_files_does_not_suffice_for_all_slots() {
+    let said = |limit| {
+        let mut report = Report::default();
+        open_files((256, 1_024), limit, &mut report);
+        line(&report.0[0])
+    };
+    assert_eq!(said(1_376), "pass  open files: the limit here is 1376; all slots need 1376");
+    let warned = said(1_024);
+    assert!(warned.starts_with("warn  open files: the limit here is 1024"), "{warned}");
+    assert!(
+        warned.contains("256 fast and 672 slow") && warned.contains("LimitNOFILE=1376"),
+        "{warned}"
+    );
+}

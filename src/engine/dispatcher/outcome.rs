@@ -32,7 +32,7 @@ pub struct Settled {
 impl Dispatcher {
     /// Takes what came of an attempt.
     ///
-    /// Returns `None` for a delivery that is not in flight.
+    /// Returns `None` for a delivery that is not in flight, or was not sent for want of something of ours.
     pub fn handle_outcome(
         &mut self,
         id: DeliveryId,
@@ -44,8 +44,13 @@ impl Dispatcher {
         let held_for = now.since(started);
         self.scheduler.finish(charge, held_for);
         self.durable.count_outcome();
+        if outcome.is_local() {
+            self.put_off(lane_id, &endpoint, id, started, now);
+            return None;
+        }
         let queue = self.lanes.get_mut(&lane_id)?.queue_mut(&endpoint)?;
         queue.hold.ended(started, held_for);
+        queue.was_sent();
         adapt(queue, outcome);
         let pending = queue.get(id)?;
         let (event, origin) = (Arc::clone(&pending.held.event), pending.origin);
@@ -64,6 +69,37 @@ impl Dispatcher {
         self.look_after(&queue, now);
         self.rest_if_idle(lane_id, &endpoint, id);
         Some(Settled { event, delivered: outcome.delivered() })
+    }
+
+    /// Tries a delivery again that was not sent, for want of something of our own: see
+    /// [`FailureKind::Local`].
+    fn put_off(
+        &mut self,
+        lane_id: LaneId,
+        endpoint: &EndpointId,
+        id: DeliveryId,
+        started: Tick,
+        now: Tick,
+    ) -> Option<()> {
+        let queue = self.queue_id(lane_id, endpoint)?;
+        let is_stopped = self.is_stopped(&queue);
+        let in_memory = self.lanes.get_mut(&lane_id)?.queue_mut(endpoint)?;
+        in_memory.hold.withdrawn(started);
+        let is_retry = matches!(in_memory.get(id)?.origin, Origin::Retry { .. });
+        let due = in_memory.put_off(id, now, &mut self.rng);
+        let wake = Wake::Delivery(lane_id, endpoint.clone(), id);
+        self.timers.push(Reverse(Timer { due, wake }));
+        if is_stopped && !is_retry {
+            // It does not wait in memory, nor do those behind it.
+            let ids = self.lanes.get(&lane_id)?.queue(endpoint)?.with_those_behind(&[id]);
+            self.leave(lane_id, endpoint, &ids, Exit::Failed(id, due), now);
+        }
+        if let Some(lane) = self.lanes.get_mut(&lane_id) {
+            lane.refresh(endpoint, now);
+        }
+        self.sync(lane_id);
+        self.look_after(&queue, now);
+        Some(())
     }
 
     fn apply(

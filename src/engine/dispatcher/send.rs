@@ -105,7 +105,8 @@ impl Dispatcher {
         let dispatch = self.start(id, &endpoint, pool, now);
         if let Some(lane) = self.lanes.get_mut(&id) {
             lane.refresh(&endpoint_id, now);
-            if let Some(due) = lane.queue(&endpoint_id).and_then(|q| q.rate_limited_until(now)) {
+            // Whatever comes meanwhile waits for this one timer.
+            if let Some(due) = lane.queue(&endpoint_id).and_then(|q| q.resting_until(now)) {
                 let wake = Wake::RateLimit(id, endpoint_id);
                 self.timers.push(Reverse(Timer { due, wake }));
             }

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::{Rng, RngExt};
+
 use super::DEFAULT_MAX_IN_FLIGHT;
 use crate::engine::attempt::DeliveryId;
 use crate::engine::breaker::Lately;
@@ -30,6 +32,12 @@ const NODE_BYTES: usize = block(11 * 16 + 16)
     + block(11 * 8 + 16)
     + block(4 * (size_of::<(u64, VecDeque<DeliveryId>)>() + 1) + 16)
     + block(4 * size_of::<DeliveryId>());
+
+/// The first wait of an endpoint for which we had no file, port or memory left.
+const REST_MIN: Duration = Duration::from_millis(500);
+
+/// The longest: what frees them is others' requests that end, or an operator.
+const REST_MAX: Duration = Duration::from_secs(5);
 
 /// Where a pending delivery came from, and so what settling it means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,8 +154,11 @@ pub struct Queue {
     in_flight: u32,
     bytes: usize,
     next_ordinal: u64,
-    /// No request before then: the endpoint's own rate limit.
+    /// No request before then: the endpoint's own rate limit, or we had nothing to send it with.
     not_before: Tick,
+    /// How often in a row the latter was so, and until when it waits for that.
+    put_off: u32,
+    put_off_until: Tick,
     /// This delivery and later ones are not sent, for now.
     held_from: Option<DeliveryId>,
     /// How long its requests hold a slot.
@@ -172,6 +183,8 @@ impl Queue {
             bytes: 0,
             next_ordinal: first_ordinal,
             not_before: Tick(0),
+            put_off: 0,
+            put_off_until: Tick(0),
             held_from: None,
             hold: HoldEstimate::new(),
             lately: Lately::default(),
@@ -243,6 +256,30 @@ impl Queue {
             entry.stage = Stage::BackingOff(due);
             self.in_flight = self.in_flight.saturating_sub(1);
         }
+    }
+
+    /// A delivery in flight was not sent, for want of something of our own. That was no attempt, and
+    /// nothing else is sent to the endpoint either before it is tried again.
+    ///
+    /// Returns when that is: after [`REST_MIN`], then twice that and so on up to [`REST_MAX`], less up to
+    /// half by `rng`.
+    pub fn put_off(&mut self, id: DeliveryId, now: Tick, rng: &mut impl Rng) -> Tick {
+        if self.put_off_until <= now {
+            let rest = REST_MIN.saturating_mul(1 << self.put_off.min(8)).min(REST_MAX);
+            self.put_off_until = now + rest.mul_f64(rng.random_range(0.5..=1.0));
+            self.put_off = self.put_off.saturating_add(1);
+            self.not_before = self.not_before.max(self.put_off_until);
+        }
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.pending.attempts = entry.pending.attempts.saturating_sub(1);
+        }
+        self.back_off(id, self.not_before);
+        self.not_before
+    }
+
+    /// A request was sent: we have what it takes.
+    pub fn was_sent(&mut self) {
+        self.put_off = 0;
     }
 
     /// A delivery ends as a dead letter. It keeps its keys until that is stored and it is removed.
@@ -367,11 +404,10 @@ impl Queue {
             && self.not_before <= now
     }
 
-    /// When the rate limit lets the next request go, where only that holds it.
+    /// When the next request may go, where that is not now.
     #[must_use]
-    pub fn rate_limited_until(&self, now: Tick) -> Option<Tick> {
-        let limited = self.first_ready().is_some() && self.not_before > now;
-        limited.then_some(self.not_before)
+    pub fn resting_until(&self, now: Tick) -> Option<Tick> {
+        (self.not_before > now).then_some(self.not_before)
     }
 
     fn release(&mut self, key: u64, id: DeliveryId) {

@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
 
 use super::*;
 use crate::engine::event::{Event, Operation};
@@ -224,6 +226,45 @@ fn row_rate_limit_spaces_requests() {
     let queue = lane.queue_mut(&id(0)).unwrap();
     queue.start(DeliveryId(0), Tick(0), Some(4.0));
     assert!(!queue.is_sendable(Tick(0)));
-    assert_eq!(queue.rate_limited_until(Tick(0)), Some(Tick(250_000)));
+    assert_eq!(queue.resting_until(Tick(0)), Some(Tick(250_000)));
     assert!(queue.is_sendable(Tick(250_000)));
+}
+
+#[test]
+fn queue_counts_no_attempt_and_rests_when_nothing_was_left_to_send_with() {
+    let mut lane = Lane::new(AccountId::new("a"));
+    for n in 0..2 {
+        let source = Source::Retry { dead_letter: Some(0), job: 0 };
+        lane.push(
+            &id(0),
+            New { id: DeliveryId(n), held: held(), source, now: Tick(0) },
+            RowKeys::new(),
+        );
+    }
+    let mut rng = SmallRng::seed_from_u64(1);
+    let queue = lane.queue_mut(&id(0)).unwrap();
+    let mut now = Tick(0);
+    let mut waits = Vec::new();
+    for _ in 0..12 {
+        queue.start(DeliveryId(0), now, None);
+        queue.start(DeliveryId(1), now, None);
+        let due = queue.put_off(DeliveryId(0), now, &mut rng);
+        // Those that fail at the same time are one fault.
+        assert_eq!(queue.put_off(DeliveryId(1), now, &mut rng), due);
+        assert!(!queue.is_sendable(now) && queue.resting_until(now) == Some(due));
+        waits.push(due.since(now));
+        now = due;
+        queue.due(DeliveryId(0), now);
+        queue.due(DeliveryId(1), now);
+        assert!(queue.is_sendable(now));
+    }
+    assert!((250..=500).contains(&waits[0].as_millis()), "{waits:?}");
+    assert!(waits.iter().all(|wait| wait.as_millis() <= 5_000), "{waits:?}");
+    assert!(waits[4..].iter().all(|wait| wait.as_millis() >= 2_500), "{waits:?}");
+    assert_eq!(queue.get(DeliveryId(0)).unwrap().attempts, 0);
+    // One that is sent ends it.
+    queue.start(DeliveryId(0), now, None);
+    queue.was_sent();
+    let wait = queue.put_off(DeliveryId(0), now, &mut rng).since(now);
+    assert!(wait.as_millis() <= 500, "{wait:?}");
 }

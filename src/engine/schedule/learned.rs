@@ -40,12 +40,17 @@ impl HoldEstimate {
 
     /// The request that started at `started` held its slot for `hold`.
     pub fn ended(&mut self, started: Tick, hold: Duration) {
-        debug_assert!(self.in_flight > 0, "nothing in flight");
-        self.in_flight = self.in_flight.saturating_sub(1);
-        self.starts_us = self.starts_us.saturating_sub(u128::from(started.0));
+        self.withdrawn(started);
         let hold = micros(hold);
         self.ewma_us =
             Some(self.ewma_us.map_or(hold, |ewma| ewma - ewma / EWMA_PARTS + hold / EWMA_PARTS));
+    }
+
+    /// The request that started at `started` was not sent after all: it tells nothing.
+    pub fn withdrawn(&mut self, started: Tick) {
+        debug_assert!(self.in_flight > 0, "nothing in flight");
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.starts_us = self.starts_us.saturating_sub(u128::from(started.0));
     }
 
     /// What the next request is expected to hold.

@@ -19,6 +19,7 @@ use super::binding::tls_server_end_point;
 use super::conninfo::{Conninfo, Host, Password, Place};
 use super::error::LinkError;
 use super::kinds::{Keepalive, SslMode};
+use crate::io::faults;
 
 /// A socket of any kind.
 pub trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -165,7 +166,10 @@ async fn ways(host: &Host) -> Result<Vec<Way>, LinkError> {
 }
 
 fn unreachable(host: &Host) -> impl Fn(std::io::Error) -> LinkError {
-    |source| LinkError::Unreachable { target: host.to_string(), source }
+    |source| {
+        faults::note(&source);
+        LinkError::Unreachable { target: host.to_string(), source }
+    }
 }
 
 async fn link(

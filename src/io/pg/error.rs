@@ -92,6 +92,15 @@ pub enum LinkError {
         /// What is wrong, and the mend.
         problem: String,
     },
+    /// A file that the URL names cannot be opened now, for want of something of our own.
+    #[error("cannot read {}", path.display())]
+    Local {
+        /// The file.
+        path: PathBuf,
+        /// What is used up.
+        #[source]
+        source: io::Error,
+    },
     /// There is nothing to judge certificates by.
     #[error(
         "sslrootcert=system: cannot read the system's CA certificates; install ca-certificates"
@@ -106,6 +115,7 @@ impl LinkError {
         match self {
             Self::Unreachable { .. }
             | Self::Timeout { .. }
+            | Self::Local { .. }
             | Self::NoAnswer { .. }
             | Self::Broken { .. } => Cure::Waiting,
             Self::NoTls { .. }

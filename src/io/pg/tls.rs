@@ -20,6 +20,7 @@ use rustls_platform_verifier::Verifier;
 
 use super::error::LinkError;
 use super::kinds::{Root, SslMode, Tls};
+use crate::io::faults;
 
 impl Tls {
     /// The client side of a handshake. Reads the files anew, so that a renewed certificate is used
@@ -155,7 +156,7 @@ fn certificates(
     path: &Path,
 ) -> Result<Vec<CertificateDer<'static>>, LinkError> {
     let file = |problem: String| LinkError::File { option, path: path.to_owned(), problem };
-    let text = fs::read(path).map_err(|error| file(format!("cannot be read: {error}")))?;
+    let text = fs::read(path).map_err(unreadable(option, path))?;
     let certificates: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(&text).collect();
     match certificates {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
@@ -164,11 +165,22 @@ fn certificates(
     }
 }
 
+/// What nobody can open at the moment is no fault of the file.
+fn unreadable(option: &'static str, path: &Path) -> impl Fn(std::io::Error) -> LinkError {
+    move |error| match faults::note(&error) {
+        Some(_) => LinkError::Local { path: path.to_owned(), source: error },
+        None => {
+            let problem = format!("cannot be read: {error}");
+            LinkError::File { option, path: path.to_owned(), problem }
+        }
+    }
+}
+
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, LinkError> {
     let file =
         |problem: String| LinkError::File { option: "sslkey", path: path.to_owned(), problem };
-    let cannot = |error: std::io::Error| file(format!("cannot be read: {error}"));
-    let metadata = fs::metadata(path).map_err(cannot)?;
+    let cannot = unreadable("sslkey", path);
+    let metadata = fs::metadata(path).map_err(&cannot)?;
     // As libpq: a key of root's may be readable by a group.
     let (allowed, mend) = if metadata.uid() == 0 { (0o640, "640") } else { (0o600, "600") };
     if metadata.permissions().mode() & 0o777 & !allowed != 0 {

@@ -23,6 +23,8 @@ use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::{Hosts, TokioResolver};
 use tokio::time::Instant;
 
+use crate::io::faults;
+
 /// Name servers that are asked. Source: resolv.conf(5), `MAXNS`.
 const SERVERS_MAX: usize = 3;
 
@@ -112,7 +114,11 @@ impl System {
     }
 
     fn build(&self) -> io::Result<Asked> {
-        let conf = Conf::read(&fs::read_to_string(&self.conf).unwrap_or_default());
+        // A file that is not there is as good as an empty one; one that we cannot open just now is not.
+        let conf = match fs::read_to_string(&self.conf) {
+            Err(error) if faults::note(&error).is_some() => return Err(error),
+            conf => Conf::read(&conf.unwrap_or_default()),
+        };
         let servers = conf.servers.iter().map(|ip| {
             let mut server = NameServerConfig::udp_and_tcp(*ip);
             server.connections.iter_mut().for_each(|connection| connection.port = self.port);
@@ -133,8 +139,10 @@ impl System {
             .build()
             .map_err(io::Error::other)?;
         let mut hosts = Hosts::default();
-        if let Ok(file) = fs::File::open(&self.hosts) {
-            hosts.read_hosts_conf(file)?;
+        match fs::File::open(&self.hosts) {
+            Ok(file) => hosts.read_hosts_conf(file)?,
+            Err(error) if faults::note(&error).is_some() => return Err(error),
+            Err(_) => {}
         }
         Ok(Asked { hosts, resolver })
     }
@@ -144,6 +152,11 @@ impl System {
 fn told(error: NetError) -> io::Error {
     if let NetError::Timeout = error {
         return io::Error::new(io::ErrorKind::TimedOut, "the name servers do not answer");
+    }
+    if let NetError::Io(error) = &error
+        && let Some(code) = error.raw_os_error()
+    {
+        return io::Error::from_raw_os_error(code);
     }
     let NetError::Dns(DnsError::NoRecordsFound(none)) = error else {
         return io::Error::other(error);

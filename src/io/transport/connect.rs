@@ -10,7 +10,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -21,7 +21,7 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tower_service::Service;
@@ -31,6 +31,7 @@ use super::guard::{Answers, Metered};
 use super::memory::{AnswerMemory, Charge};
 use crate::engine::egress::{Proxy, TUNNEL_ANSWER_MAX, TunnelAnswer, tunnel_answer};
 use crate::engine::event::AccountId;
+use crate::io::faults::Fault;
 use crate::io::resolve::{ResolveError, Resolver};
 
 tokio::task_local! {
@@ -59,6 +60,17 @@ pub(super) enum ConnectError {
     /// It took too long.
     #[error("no connection within delivery.connect_timeout")]
     Timeout,
+}
+
+impl ConnectError {
+    /// The operating system's error, where it is one.
+    pub(super) fn of_system(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Dial(error) => Some(error),
+            Self::Resolve(ResolveError::Dns(error)) => Some(&**error),
+            Self::Resolve(_) | Self::Proxy(_) | Self::Timeout => None,
+        }
+    }
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -172,7 +184,8 @@ impl TcpConnector {
             for address in to.iter().take(TUNNELS_MAX) {
                 match self.open_tunnel(proxy, *address).await {
                     Ok(stream) => return Ok(stream),
-                    Err(error) => reason = format!("{address}: {error}"),
+                    Err(NoTunnel::Local(error)) => return Err(error),
+                    Err(NoTunnel::Proxy(error)) => reason = format!("{address}: {error}"),
                 }
             }
             Err(ConnectError::Proxy(reason))
@@ -181,32 +194,45 @@ impl TcpConnector {
         timeout(patience, opening).await.unwrap_or_else(|_| Err(late()))
     }
 
-    async fn open_tunnel(&self, proxy: &Proxy, to: SocketAddr) -> Result<TcpStream, String> {
-        let unreachable = |error: &dyn std::fmt::Display| format!("cannot reach it: {error}");
+    async fn open_tunnel(&self, proxy: &Proxy, to: SocketAddr) -> Result<TcpStream, NoTunnel> {
+        let unreachable = |error: ConnectError| match error.of_system().and_then(Fault::of) {
+            Some(_) => NoTunnel::Local(error),
+            None => NoTunnel::Proxy(format!("cannot reach it: {error}")),
+        };
         let addresses = match &proxy.host {
-            Host::Domain(name) => self.resolver.own(name).await.map_err(|e| unreachable(&e))?,
+            Host::Domain(name) => {
+                self.resolver.own(name).await.map_err(|e| unreachable(e.into()))?
+            }
             Host::Ipv4(address) => vec![(*address).into()],
             Host::Ipv6(address) => vec![(*address).into()],
         };
         let addresses: Vec<SocketAddr> =
             addresses.into_iter().map(|address| SocketAddr::new(address, proxy.port)).collect();
-        let mut stream = dial(&addresses).await.map_err(|e| unreachable(&e))?;
-        let broken = |error: io::Error| format!("the connection to it broke: {error}");
+        let mut stream = dial(&addresses).await.map_err(|e| unreachable(ConnectError::Dial(e)))?;
+        let broken =
+            |error: io::Error| NoTunnel::Proxy(format!("the connection to it broke: {error}"));
         stream.write_all(proxy.connect_request(to).as_bytes()).await.map_err(broken)?;
         let mut answer = Vec::with_capacity(256);
         loop {
             let room = TUNNEL_ANSWER_MAX.saturating_sub(answer.len());
             let mut bounded = (&mut stream).take(u64::try_from(room).unwrap_or_default());
             if bounded.read_buf(&mut answer).await.map_err(broken)? == 0 {
-                return Err("it closed the connection".to_owned());
+                return Err(NoTunnel::Proxy("it closed the connection".to_owned()));
             }
             match tunnel_answer(&answer) {
                 TunnelAnswer::Partial => {}
                 TunnelAnswer::Open => return Ok(stream),
-                TunnelAnswer::Refused(reason) => return Err(reason),
+                TunnelAnswer::Refused(reason) => return Err(NoTunnel::Proxy(reason)),
             }
         }
     }
+}
+
+/// Why one address cannot be reached through the proxy.
+enum NoTunnel {
+    /// We have nothing left to reach the proxy with.
+    Local(ConnectError),
+    Proxy(String),
 }
 
 /// The first connection that one of the addresses takes. They are tried in order, each with a head
@@ -214,12 +240,14 @@ impl TcpConnector {
 async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     let mut waiting = addresses.iter().copied();
     let mut racing = JoinSet::new();
+    let mut local = None;
     let mut failed = io::Error::new(io::ErrorKind::AddrNotAvailable, "there is no address");
     loop {
         if let Some(address) = waiting.next() {
-            racing.spawn(TcpStream::connect(address));
+            racing.spawn(connect(address));
         } else if racing.is_empty() {
-            return Err(failed);
+            // What we could not try may have taken the connection.
+            return Err(local.unwrap_or(failed));
         }
         let ended = if waiting.len() == 0 {
             racing.join_next().await
@@ -228,8 +256,32 @@ async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
         };
         match ended {
             Some(Ok(Ok(stream))) => return Ok(stream),
+            Some(Ok(Err(error))) if Fault::of(&error).is_some() => local = Some(error),
             Some(Ok(Err(error))) => failed = error,
             Some(Err(_)) | None => {}
         }
     }
+}
+
+/// EADDRNOTAVAIL means that no local port is left for the address, and also that this machine has no
+/// address of its family: only the first is a lack that passes. A datagram socket has ports of its own.
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let error = match TcpStream::connect(address).await {
+        Err(error) if Fault::of(&error) == Some(Fault::Ports) => error,
+        ended => return ended,
+    };
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let probe = async { UdpSocket::bind((any, 0)).await?.connect(address).await };
+    match probe.await {
+        Err(probe) if probe.kind() != io::ErrorKind::AddrNotAvailable => {}
+        Err(_) => {
+            let reason = format!("this machine has no address from which {address} can be reached");
+            return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, reason));
+        }
+        Ok(()) => {}
+    }
+    Err(error)
 }

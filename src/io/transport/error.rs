@@ -7,6 +7,7 @@ use hyper_util::client::legacy;
 use super::connect::ConnectError;
 use crate::engine::attempt::{Failure, FailureKind};
 use crate::engine::escape::is_unfit;
+use crate::io::faults;
 use crate::io::resolve::ResolveError;
 
 /// Of an error's text, what is kept for the operator.
@@ -34,6 +35,9 @@ pub(super) fn classify(error: &legacy::Error) -> Failure {
 }
 
 fn connect_kind(error: &ConnectError) -> FailureKind {
+    if error.of_system().and_then(faults::note).is_some() {
+        return FailureKind::Local;
+    }
     match error {
         ConnectError::Resolve(ResolveError::Forbidden(_)) => FailureKind::Forbidden,
         ConnectError::Resolve(

@@ -241,6 +241,10 @@ impl World {
         let failure = |kind| Err(Failure { kind, detail: "simulated".into() });
         let ms = Duration::from_millis;
         let (result, elapsed) = match self.tempers[attempt.endpoint.id.as_str()] {
+            // We have nothing to send it with: now and then, and in spells of a second.
+            _ if rng.random_bool(0.005) || (now.0 / 1_000_000) % 53 == 11 => {
+                (failure(FailureKind::Local), Duration::ZERO)
+            }
             Temper::Back(since) if now < since => (status(500), ms(3)),
             Temper::Down(from, until) if (from..until).contains(&now) => (status(500), ms(3)),
             Temper::Down(..) if is_chosen(&attempt.event, 7) => (status(422), ms(2)),

@@ -51,6 +51,7 @@ test: prerequisites lint ## Check and test everything, as CI does
 	if $(CARGO) nextest --version >/dev/null 2>&1; \
 		then $(CARGO) nextest run --workspace --locked; \
 		else $(CARGO) test --workspace --locked --lib --bins --tests; fi
+	sh scripts/alerts
 	sh scripts/test-matrix install $(TEST_VERSIONS)
 	$(CARGO) test --workspace --locked --doc
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked

@@ -7,7 +7,7 @@ use std::{fs, io::Write};
 
 use clap::CommandFactory;
 use dockerfile_parser_rs::{Dockerfile, Instruction};
-use promql_parser::parser::{Expr, MatrixSelector};
+use promql_parser::parser::{Expr, LabelModifier, MatrixSelector};
 use promql_parser::util::{ExprVisitor, walk_expr};
 use serde_yaml_ng::Value;
 
@@ -47,12 +47,20 @@ fn series() -> BTreeMap<String, BTreeMap<String, BTreeSet<String>>> {
 struct Unknown {
     series: BTreeMap<String, BTreeMap<String, BTreeSet<String>>>,
     found: Vec<String>,
+    /// The labels that aggregations keep, and those of the series that were asked for.
+    by: BTreeSet<String>,
+    of_series: BTreeSet<String>,
 }
 
 impl ExprVisitor for Unknown {
     type Error = std::convert::Infallible;
 
     fn pre_visit(&mut self, expr: &Expr) -> Result<bool, Self::Error> {
+        if let Expr::Aggregate(aggregate) = expr
+            && let Some(LabelModifier::Include(by)) = &aggregate.modifier
+        {
+            self.by.extend(by.labels.iter().cloned());
+        }
         let (Expr::VectorSelector(selector)
         | Expr::MatrixSelector(MatrixSelector { vs: selector, .. })) = expr
         else {
@@ -63,8 +71,13 @@ impl ExprVisitor for Unknown {
             self.found.push(name);
             return Ok(true);
         };
+        self.of_series.extend(labels.keys().cloned());
         for matcher in &selector.matchers.matchers {
             let known = labels.get(&matcher.name);
+            if known.is_some() && matcher.name == "pipeline" && matcher.value == "$pipeline" {
+                // The dashboard's variable.
+                continue;
+            }
             if !known.is_some_and(|values| values.contains(&matcher.value)) {
                 self.found.push(format!("{name} with {}", matcher.name));
             }
@@ -73,25 +86,54 @@ impl ExprVisitor for Unknown {
     }
 }
 
-/// Parses what a panel or an alert asks, and holds it against what the program says.
-fn check_promql(place: &str, promql: &str) {
+/// Parses what a panel or an alert asks, and holds it against what the program says; returns the labels
+/// by which it is told apart.
+fn check_promql(place: &str, promql: &str) -> BTreeSet<String> {
     // The dashboard's own variable is a time.
     let promql = promql.replace("$__rate_interval", "5m");
     let parsed = promql_parser::parser::parse(&promql)
         .unwrap_or_else(|error| panic!("{place}: {promql}: {error}"));
-    let mut unknown = Unknown { series: series(), found: vec![] };
+    let mut unknown = Unknown {
+        series: series(),
+        found: vec![],
+        by: BTreeSet::new(),
+        of_series: BTreeSet::new(),
+    };
     walk_expr(&mut unknown, &parsed).unwrap();
     assert!(unknown.found.is_empty(), "{place}: {promql}: there is no {:?}", unknown.found);
+    let strange: Vec<_> = unknown.by.difference(&unknown.of_series).collect();
+    // A histogram's buckets have one label more.
+    let strange: Vec<_> = strange.into_iter().filter(|label| *label != "le").collect();
+    assert!(strange.is_empty(), "{place}: {promql}: no series has {strange:?}");
+    unknown.by
+}
+
+/// The labels that a template asks for, each behind `before`, such as `{{ $labels.reason }}`.
+fn asked_for<'a>(template: &'a str, before: &'a str) -> impl Iterator<Item = &'a str> {
+    let end = |rest: &'a str| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next();
+    template.split(before).skip(1).filter_map(end).filter(|label| !label.is_empty())
 }
 
 #[test]
 fn alerts_parse_and_ask_for_what_metrics_show() {
     let alerts = yaml("deploy/alerts.yml");
+    yaml("deploy/alerts.test.yml");
+    let tests = read("deploy/alerts.test.yml");
     let rules = alerts["groups"][0]["rules"].as_sequence().unwrap();
     assert!(rules.len() >= 5);
     for rule in rules {
         let name = rule["alert"].as_str().unwrap();
-        check_promql(name, rule["expr"].as_str().unwrap());
+        let labels = check_promql(name, rule["expr"].as_str().unwrap());
+        assert!(labels.contains("pipeline"), "{name} adds up different pipelines");
+        for annotation in rule["annotations"].as_mapping().unwrap().values() {
+            for label in asked_for(annotation.as_str().unwrap(), "$labels.") {
+                assert!(labels.contains(label), "{name}: it has no label {label}");
+            }
+        }
+        assert!(
+            tests.contains(&format!("alertname: {name}\n")),
+            "{name} has no test that it fires"
+        );
         assert!(rule["labels"]["severity"].is_string(), "{name}");
         assert!(rule["annotations"]["summary"].is_string(), "{name}");
     }
@@ -110,7 +152,14 @@ fn dashboard_is_json_whose_panels_ask_for_what_metrics_show() {
         let targets = panel["targets"].as_array().unwrap();
         assert!(!targets.is_empty(), "{title}");
         for target in targets {
-            check_promql(title, target["expr"].as_str().unwrap());
+            let promql = target["expr"].as_str().unwrap();
+            let labels = check_promql(title, promql);
+            let selectors = promql.matches("walhook_").count();
+            let of_pipeline = promql.matches("pipeline=~\"$pipeline\"").count();
+            assert_eq!(selectors, of_pipeline, "{title}: {promql} adds up different pipelines");
+            for label in asked_for(target["legendFormat"].as_str().unwrap(), "{{") {
+                assert!(labels.contains(label), "{title}: it has no label {label}");
+            }
         }
     }
 }

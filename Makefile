@@ -48,6 +48,7 @@ build: prerequisites ## Build the release binary, target/release/walhook
 test: prerequisites lint ## Check and test everything, as CI does
 	@sh scripts/prerequisites openssl
 	@sh scripts/prerequisites nginx
+	@sh scripts/postgres-versions upgrade >/dev/null
 	if $(CARGO) nextest --version >/dev/null 2>&1; \
 		then $(CARGO) nextest run --workspace --locked; \
 		else $(CARGO) test --workspace --locked --lib --bins --tests; fi

@@ -55,5 +55,6 @@ mod takeover;
 mod tls;
 mod torture;
 mod transactions;
+mod upgrade;
 mod values;
 mod ways_out;

@@ -260,6 +260,9 @@ async fn gap_of_the_whole_stream_prints_the_replay_that_sends_it_where_its_wal_i
     let received = world.delivered(2).await?;
     let created = |id| ("subscriber.created".to_owned(), id);
     ensure!(taken(&received)["/1"] == [2, 1].map(created), "{:?}", taken(&received));
+    // Then it is closed.
+    let closed = "SELECT note FROM walhook.gaps WHERE closed_at IS NOT NULL";
+    world.until(closed, "sent again by replay 1").await?;
     ensure!(running.terminate().await?.success());
     Ok(())
 }

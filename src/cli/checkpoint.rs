@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::engine::event::rfc3339;
 use crate::engine::halt::Halt;
-use crate::io::slot::{Slot, WalStatus};
+use crate::io::slot::Slot;
 use crate::io::state::Overview;
 
 use super::replay::Window;
@@ -54,7 +54,7 @@ async fn show(config: &Config, json: bool) -> CommandResult {
     // The slot first: what a leader confirms is never ahead of the checkpoint at that moment.
     let slot = read_slot(config).await.context("cannot read the slot from the source")?;
     // Without an anchor there is nothing to send again, and that is no failure here.
-    let window = Window::read(config, &state).await.ok();
+    let window = Window::read(config, &state).await.map_err(|failure| failure.to_string());
     let mut overview = state.overview().await?;
     overview.frontier = checkpoint(config, &state, slot.as_ref()).await?;
     let slot = slot.ok_or_else(|| Halt::SlotMissing {
@@ -75,11 +75,15 @@ struct Report {
     current_lsn: String,
     /// Null when the slot can send nothing.
     possible: Option<Possible>,
+    /// Why the slot can send nothing, where it is lost.
+    lost: Option<String>,
     lag_bytes: u64,
     /// What lies between the checkpoint and the first position that the slot can still send.
     missing_bytes: u64,
     /// What can be sent again; null without a replay window.
     replayable: Option<Possible>,
+    /// Why there is none.
+    no_replay: Option<String>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -89,10 +93,10 @@ struct Possible {
 }
 
 impl Report {
-    fn new(overview: &Overview, slot: &Slot, window: Option<Window>) -> Self {
+    fn new(overview: &Overview, slot: &Slot, window: Result<Window, String>) -> Self {
         // Below confirmed_flush the server sends nothing, whatever is asked for: it starts there
         // without a word. `restart_lsn` is only where decoding begins.
-        let from = slot.confirmed_flush.filter(|_| slot.wal_status != WalStatus::Lost);
+        let from = slot.confirmed_flush.filter(|_| !slot.is_lost());
         Self {
             frontier: overview.frontier.to_string(),
             written_at: rfc3339(overview.frontier_at_us),
@@ -103,7 +107,9 @@ impl Report {
                 .map(|from| Possible { from: from.to_string(), to: slot.wal_end.to_string() }),
             lag_bytes: slot.wal_end.bytes_since(overview.frontier),
             missing_bytes: from.unwrap_or(slot.wal_end).bytes_since(overview.frontier),
-            replayable: window.map(|window| Possible {
+            lost: slot.lost.as_ref().map(|why| format!("{why}. {}", why.fix())),
+            no_replay: window.as_ref().err().cloned(),
+            replayable: window.ok().map(|window| Possible {
                 from: window.oldest.to_string(),
                 to: window.checkpoint.to_string(),
             }),
@@ -113,11 +119,11 @@ impl Report {
     fn to_text(&self) -> String {
         let or_none = |lsn: &Option<String>| lsn.clone().unwrap_or_else(|| "none".to_owned());
         let possible = self.possible.as_ref().map_or_else(
-            || "none: the slot is lost".to_owned(),
+            || format!("none: the slot is lost: {}", self.lost.as_deref().unwrap_or_default()),
             |possible| format!("{} to {}", possible.from, possible.to),
         );
         let replayable = self.replayable.as_ref().map_or_else(
-            || "none: there is no replay window".to_owned(),
+            || format!("none: {}", self.no_replay.as_deref().unwrap_or_default()),
             |window| format!("{} to {}", window.from, window.to),
         );
         let mut text = format!(
@@ -148,6 +154,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::halt::Lost;
     use crate::io::state::fixture::Fixture;
 
     #[tokio::test]
@@ -164,16 +171,20 @@ mod tests {
         let config = fixture.config();
         let mut overview = fixture.open().await.overview().await.unwrap();
         let mut slot = read_slot(&config).await.unwrap().unwrap();
-        let behind = Report::new(&overview, &slot, None);
+        let behind = Report::new(&overview, &slot, Err("no window".to_owned()));
         assert!(behind.missing_bytes > 0 && behind.to_text().contains("GAP"), "0/100 is long gone");
 
         overview.frontier = slot.confirmed_flush.unwrap();
-        let report = Report::new(&overview, &slot, None);
+        let report = Report::new(&overview, &slot, Err("no window".to_owned()));
         assert_eq!(report.missing_bytes, 0);
         assert_eq!(report.possible.as_ref().unwrap().from, report.frontier);
         assert!(!report.to_text().contains("GAP"));
 
-        slot.wal_status = WalStatus::Lost;
-        assert_eq!(Report::new(&overview, &slot, None).possible, None);
+        slot.lost = Some(Lost::IdleTimeout("5s".to_owned()));
+        let report = Report::new(&overview, &slot, Err("no window".to_owned()));
+        assert_eq!(report.possible, None);
+        let text = report.to_text();
+        assert!(text.contains("idle_replication_slot_timeout = 5s"), "{text}");
+        assert!(text.contains("can be sent again    none: no window"), "{text}");
     }
 }

@@ -51,7 +51,19 @@ impl Cluster {
     /// When no server binaries are found (the message says how to install them), or when the server
     /// does not start (the message holds the end of its log).
     pub async fn start(parent: &Path, settings: &[(&str, &str)]) -> Result<Self> {
-        let cluster = Self::make(parent)?;
+        Self::start_with(find_server_binaries()?, parent, settings).await
+    }
+
+    /// The same with the server binaries of this directory.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub async fn start_with(
+        bin: PathBuf,
+        parent: &Path,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
+        let cluster = Self::make(bin, parent)?;
         cluster.initdb()?;
         cluster.begin(settings).await
     }
@@ -63,7 +75,7 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::start`].
     pub async fn start_copied(parent: &Path, settings: &[(&str, &str)]) -> Result<Self> {
-        let cluster = Self::make(parent)?;
+        let cluster = Self::make(find_server_binaries()?, parent)?;
         match template::of(&cluster.bin)? {
             Some(template) => template.copy_or_make(&cluster.data(), || cluster.initdb())?,
             None => cluster.initdb()?,
@@ -72,8 +84,7 @@ impl Cluster {
     }
 
     /// A cluster with a directory of its own, and nothing in it.
-    fn make(parent: &Path) -> Result<Self> {
-        let bin = find_server_binaries()?;
+    fn make(bin: PathBuf, parent: &Path) -> Result<Self> {
         let owner = unprivileged_owner()?;
         let dir = make_directory(parent, owner)?;
         Ok(Self { bin, dir, port: 0, owner, postmaster: None })
@@ -226,7 +237,8 @@ impl Cluster {
     }
 
     /// A command of the server's own user: PostgreSQL refuses to run as root.
-    fn command(&self, program: &str) -> Command {
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.bin.join(program));
         command.stdin(Stdio::null()).current_dir(&self.dir).env("LC_ALL", "C");
         if let Some((uid, gid)) = self.owner {

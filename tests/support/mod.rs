@@ -96,7 +96,11 @@ impl World {
 
     /// A cluster without any table, and a configuration.
     pub async fn bare(sections: &str, rules: &str, server: &[(&str, &str)]) -> Result<Self> {
-        let cluster = Cluster::start_copied(&std::env::temp_dir(), server).await?;
+        Self::on(Cluster::start_copied(&std::env::temp_dir(), server).await?, sections, rules).await
+    }
+
+    /// As [`World::bare`], on this cluster.
+    pub async fn on(cluster: Cluster, sections: &str, rules: &str) -> Result<Self> {
         let sql = connect(&cluster).await?;
         let secret = Some(Secret::new(SECRET));
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -371,9 +375,14 @@ impl Running {
         Ok(kib.parse::<u64>()? << 10)
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> Result<u32> {
+        self.child.id().context("it has ended")
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: &str) -> Result<()> {
-        let pid = self.child.id().context("it has ended")?.to_string();
+        let pid = self.pid()?.to_string();
         let sent = std::process::Command::new("kill").args(["-s", signal, &pid]).status()?;
         ensure!(sent.success(), "cannot send {signal}");
         Ok(())

@@ -169,6 +169,11 @@ pub(super) async fn slot(
         let retained = slot.retained_bytes();
         report.pass("slot", format!("{name} is free and retains {retained} bytes of WAL"));
     }
+    let anchor_name = anchor::name(name);
+    if let Some(why) = anchor::read(client, name).await?.and_then(|anchor| anchor.lost) {
+        let finding = format!("{anchor_name} is lost, and the replay window with it: {why}");
+        report.warn("anchor", finding, format!("a running leader begins it anew. {}", why.fix()));
+    }
     age::check(config, client, report).await?;
     failover::slot(client, name, report).await
 }

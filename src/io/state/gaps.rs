@@ -7,7 +7,7 @@ use tokio_postgres::types::{PgLsn, Type};
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::GapChange;
 use crate::engine::replay::ReplayRange;
-use crate::io::op::{CAT, EQ, GE, LT, PLUS, to_us};
+use crate::io::op::{CAT, EQ, GE, LE, LT, PLUS, to_us};
 
 use super::{
     Param, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence, text, unreadable,
@@ -100,8 +100,9 @@ impl StateStore {
         row.as_ref().map(read).transpose()
     }
 
-    /// Closes, as the leader, the gaps of an endpoint that a replay has sent again: it covered them, has
-    /// come to its end, and every delivery that they count was taken. Returns their ids.
+    /// Closes, as the leader, the gaps that a replay has sent again: those of an endpoint that it covered,
+    /// where it has come to its end and every delivery that they count was taken; without an endpoint
+    /// those of the whole stream that it covered. Returns their ids.
     ///
     /// # Errors
     /// [`StateError::Fenced`], [`StateError::Sql`].
@@ -112,16 +113,22 @@ impl StateStore {
     ) -> Result<Vec<i64>, StateError> {
         let everything =
             filter.types.is_empty() && filter.since_us.is_none() && filter.until_us.is_none();
-        let Some(endpoint) = filter.endpoint.as_deref().filter(|_| everything) else {
+        let endpoint = filter.endpoint.as_deref();
+        if !everything || (endpoint.is_none() && filter.account.is_some()) {
             return Ok(Vec::new());
-        };
+        }
         let Scope { s, pipeline, .. } = &self.scope;
         let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
         let sql = format!(
             "WITH covered AS (
                  SELECT id, removed {PLUS} skipped AS deliveries FROM {s}.gaps
-                 WHERE pipeline {EQ} $1 AND endpoint {EQ} $3 AND ($4 IS NULL OR account {EQ} $4)
-                   AND closed_at IS NULL AND NOT growing AND from_lsn {GE} $5 AND to_lsn {LT} $6),
+                 WHERE pipeline {EQ} $1 AND closed_at IS NULL AND NOT growing
+                   AND NOT other_wal AND from_lsn {GE} $5
+                   AND CASE WHEN $3 IS NULL
+                       THEN endpoint IS NULL AND source_table IS NULL AND left_out IS NULL
+                            AND from_lsn {LT} to_lsn AND to_lsn {LE} $6
+                       ELSE endpoint {EQ} $3 AND ($4 IS NULL OR account {EQ} $4)
+                            AND to_lsn {LT} $6 END),
              ended AS (
                  SELECT done FROM {s}.jobs WHERE pipeline {EQ} $1 AND id {EQ} $2 AND failed {EQ} 0
                     AND finished_at IS NULL AND position {GE} $6)

@@ -375,11 +375,6 @@ impl Running {
         Ok(kib.parse::<u64>()? << 10)
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> Result<u32> {
-        self.child.id().context("it has ended")
-    }
-
     /// Sends a signal.
     pub fn signal(&self, signal: &str) -> Result<()> {
         let pid = self.pid()?.to_string();

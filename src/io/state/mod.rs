@@ -77,7 +77,7 @@ use super::sql::{ConnectError, error_text, is_data_error};
 pub const SCHEMA_VERSION: i32 = 1;
 
 /// The table that was added last: where it is missing, an earlier version's `setup` made the schema.
-const NEWEST_TABLE: &str = "unrouted_joined";
+const NEWEST_TABLE: &str = "upgrades";
 
 /// How long a session may sit idle inside a transaction: a frozen leader's lock on the lease ends
 /// then, and a takeover waits no longer for it. Far above what a busy leader takes between two

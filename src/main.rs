@@ -41,5 +41,5 @@ fn main() -> ExitCode {
 /// Says on standard error what went wrong. Where nobody reads that any more, nothing can be said.
 fn complain(text: &str) {
     use std::io::Write;
-    let _nobody_reads_it = writeln!(std::io::stderr(), "walhook: {text}");
+    let _nobody_reads_it = writeln!(std::io::stderr(), "error: {text}");
 }

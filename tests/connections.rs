@@ -67,7 +67,9 @@ async fn environment_and_password_file_complete_a_url() -> Result<()> {
     for (changed, expected) in [
         (("PGPASSWORD", "wrong"), "password authentication failed for user \"sender\""),
         (("PGHOST", "127.0.0.1"), "\"localhost\""),
-        (("PGUSER", "nobody"), "no line of"),
+        (("PGUSER", "nobody"), "add a line to the server's pg_hba.conf that lets nobody connect"),
+        (("PGDATABASE", "template1"), "the server wants a password, and there is none"),
+        (("PGDATABASE", "template1"), "no line of"),
         (("PGTARGETSESSIONATTRS", "standby"), "is not what target_session_attrs asks for"),
         (("PGSSLROOTCERT", "/nowhere"), "sslrootcert /nowhere: cannot be read"),
     ] {

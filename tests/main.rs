@@ -19,6 +19,7 @@ mod clock;
 mod commands;
 mod connections;
 mod coverage;
+mod credentials;
 mod deferral;
 mod descriptors;
 mod disk;

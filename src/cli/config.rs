@@ -45,7 +45,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
             if common.json {
                 return print_json(&json!({ "valid": true, "rules": rules }));
             }
-            print_line(&format!("{}: valid, event rules: {rules}", common.config.display()))
+            print_line(&format!("{}: valid, event rules: {rules}", common.path()?.display()))
         }
     }
 }

@@ -141,9 +141,9 @@ impl Cli {
 /// What every command takes.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Common {
-    /// The configuration file
-    #[arg(long, global = true, value_name = "FILE", default_value = crate::config::DEFAULT_PATH, env = "WALHOOK_CONFIG")]
-    pub config: PathBuf,
+    /// The configuration file [default: walhook.toml, or else /etc/walhook/walhook.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "WALHOOK_CONFIG")]
+    pub config: Option<PathBuf>,
     /// Print the result as one JSON object
     #[arg(long, global = true)]
     pub json: bool,
@@ -156,10 +156,27 @@ impl Common {
     /// [`Failure::Usage`], with what is wrong and where.
     pub fn load(&self) -> Result<Config, Failure> {
         // A variable that is not UTF-8 can only be somebody else's.
-        let env = std::env::vars_os().filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        });
-        Ok(crate::config::load(&self.config, env)?)
+        let env: Vec<(String, String)> = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        for stranger in crate::config::strangers(env.iter().map(|(name, _)| name.clone())) {
+            print_remark(&format!("warning: environment variable {stranger}"));
+        }
+        Ok(crate::config::load(&self.path()?, env)?)
+    }
+
+    /// The configuration file: the one that is named, or the first that exists where it is looked for.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] where there is none.
+    pub fn path(&self) -> Result<PathBuf, Failure> {
+        if let Some(path) = &self.config {
+            return Ok(path.clone());
+        }
+        let mut paths = crate::config::DEFAULT_PATHS.iter().map(PathBuf::from);
+        // One that may not be looked at is there for all we know, and reading it says why not.
+        let found = paths.find(|path| path.try_exists().unwrap_or(true));
+        Ok(found.ok_or(ConfigError::NoFile)?)
     }
 }
 

@@ -25,7 +25,7 @@ pub async fn run(_args: Args, common: &Common) -> CommandResult {
     if config.events.is_empty() {
         return Err(Failure::Usage(anyhow::anyhow!(
             "{}: no [[events]] rule: nothing would be sent; add at least one",
-            common.config.display()
+            common.path()?.display()
         )));
     }
     crate::io::descriptors::raise();

@@ -442,8 +442,9 @@ mod tests {
     async fn status_says_what_the_state_holds_when_the_source_is_down() {
         let fixture = Fixture::start().await;
         let mut config = fixture.config();
-        config.state.url = Some(fixture.url.clone());
-        config.source.url = crate::engine::endpoint::Secret::new("postgres://x:hush@127.0.0.1:1/x");
+        config.state.url = Some(fixture.url.clone().into());
+        config.source.url =
+            crate::engine::endpoint::Secret::new("postgres://x:hush@127.0.0.1:1/x").into();
         let report = gather(&config).await.unwrap();
         let text = report.to_text();
         assert!(text.contains("did not answer") && text.contains("0/100"), "{text}");

@@ -161,7 +161,7 @@ pub(super) fn suggestion(word: &str, names: impl Iterator<Item = &'static str>) 
 }
 
 /// The Levenshtein distance: how many letters to insert, delete or replace.
-fn distance(a: &str, b: &str) -> usize {
+pub(super) fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, from) in a.chars().enumerate() {

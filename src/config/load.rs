@@ -19,7 +19,9 @@ use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::keys::{EVENTS, Kind, SECTIONS, Section, suggestion};
-use super::{Config, validate};
+use super::{Config, DEFAULT_PATHS, validate};
+use crate::engine::endpoint::Secret;
+use crate::io::pg::DatabaseUrl;
 
 /// What every environment variable that sets a key begins with.
 const PREFIX: &str = "WALHOOK_";
@@ -39,6 +41,13 @@ pub enum ConfigError {
         /// The operating system's reason.
         source: io::Error,
     },
+    /// None was named, and none stands where it is looked for.
+    #[error(
+        "there is no configuration: neither {} nor {} exists; name one with --config or in \
+         WALHOOK_CONFIG, or begin with `walhook config show --example > walhook.toml`",
+        DEFAULT_PATHS[0], DEFAULT_PATHS[1]
+    )]
+    NoFile,
     /// A key, a value or their combination cannot be used.
     #[error("{place}: {problem}")]
     Invalid {
@@ -73,9 +82,10 @@ impl fmt::Display for Place {
 /// Reads the file at `path` and lays the variables of `env` over it.
 ///
 /// `WALHOOK_<SECTION>__<KEY>` sets a key; with `_FILE` appended it names a file that holds the
-/// value, whose trailing line break is stripped. An empty variable counts as not set. Names without
+/// value, whose trailing line break is stripped. A database URL's file is read again at each connection
+/// ([`DatabaseUrl`]), all others here alone. An empty variable counts as not set. Names without
 /// the double underscore (`WALHOOK_CONFIG`, and what Kubernetes sets for a service called walhook)
-/// are not keys.
+/// are not keys; [`strangers`](super::strangers) finds those that were meant to be.
 ///
 /// # Errors
 /// [`ConfigError`]: the first thing that is wrong, where it stands, and the mend.
@@ -99,9 +109,10 @@ pub(crate) fn parse(
     let mut root = DeTable::parse(text).map_err(|error| origins.error(&error))?;
     overlay(&mut origins, root.get_mut(), &settings);
     known_keys(&mut origins, root.get_ref())?;
-    let config = Config::deserialize(toml::de::Deserializer::from(root))
+    let mut config = Config::deserialize(toml::de::Deserializer::from(root))
         .map_err(|error| origins.error(&error))?;
     validate::validate(&config).map_err(|(key, problem)| origins.invalid(&key, &problem))?;
+    settings.iter().for_each(|setting| setting.reread_by(&mut config));
     Ok(config)
 }
 
@@ -178,6 +189,8 @@ struct Setting {
     key: &'static str,
     kind: Kind,
     value: String,
+    /// Where the value was read from.
+    file: Option<PathBuf>,
 }
 
 /// Picks out of the environment the variables that set keys, and reads the files they name.
@@ -217,17 +230,22 @@ fn setting(variable: &str, value: String) -> Result<Option<Setting>, String> {
         return Err("rules can be set in the file only".to_owned());
     }
     let named = |key: &str| section.keys.iter().copied().find(|(name, _)| *name == key);
-    let (value, (key, kind)) = if let Some(found) = named(&key) {
-        (value, found)
+    let (value, file, (key, kind)) = if let Some(found) = named(&key) {
+        (value, None, found)
     } else if let Some(found) = key.strip_suffix("_file").and_then(named) {
         let content = std::fs::read_to_string(&value)
             .map_err(|error| format!("cannot read the file {value}: {error}"))?;
-        (content.trim_end_matches(['\r', '\n']).to_owned(), found)
+        let content = content.trim_end_matches(['\r', '\n']).to_owned();
+        if content.is_empty() {
+            return Err(format!("the file {value} is empty; write the value into it"));
+        }
+        (content, Some(PathBuf::from(value)), found)
     } else {
         let near = suggestion(&key, section.supported());
         return Err(format!("there is no key {}.{key}; {near}", section.name));
     };
-    Ok(Some(Setting { variable: variable.to_owned(), section: section.name, key, kind, value }))
+    let variable = variable.to_owned();
+    Ok(Some(Setting { variable, section: section.name, key, kind, value, file }))
 }
 
 /// Lays the environment's values over the file's.
@@ -246,6 +264,18 @@ fn overlay<'i>(origins: &mut Origins<'_>, root: &mut DeTable<'i>, settings: &'i 
 }
 
 impl Setting {
+    /// Has a database URL's file read again at each connection.
+    fn reread_by(&self, config: &mut Config) {
+        let Some(file) = &self.file else { return };
+        let url = || DatabaseUrl::of_file(Secret::new(self.value.as_str()), file.clone());
+        match (self.section, self.key) {
+            ("source", "url") => config.source.url = url(),
+            ("source", "replication_url") => config.source.replication_url = Some(url()),
+            ("state", "url") => config.state.url = Some(url()),
+            _ => {}
+        }
+    }
+
     /// Reads the text as the type that the key wants. What does not fit stays text, and serde then
     /// says what was wanted.
     fn typed(&self, span: &std::ops::Range<usize>) -> DeValue<'_> {

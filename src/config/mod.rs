@@ -5,6 +5,7 @@
 mod keys;
 mod load;
 mod rule;
+mod stranger;
 mod units;
 mod validate;
 
@@ -17,10 +18,12 @@ use serde::{Deserialize, Serialize};
 pub(crate) use load::parse;
 pub use load::{ConfigError, Place, load};
 pub use rule::{EventRule, RuleOperation};
+pub use stranger::strangers;
 pub use units::ByteSize;
 
 use crate::engine::egress::HostPattern;
 use crate::engine::endpoint::Secret;
+use crate::io::pg::DatabaseUrl;
 
 /// The whole configuration.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -86,16 +89,16 @@ impl Config {
 #[serde(deny_unknown_fields)]
 pub struct Source {
     /// A `postgres://` URL; holds a password, so it is never printed.
-    #[serde(deserialize_with = "units::secret", serialize_with = "units::hidden")]
-    pub url: Secret,
+    #[serde(deserialize_with = "units::database_url", serialize_with = "units::hidden_url")]
+    pub url: DatabaseUrl,
     /// For the replication connection, where `url` goes through a pooler.
     #[serde(
         default,
-        deserialize_with = "units::optional_secret",
-        serialize_with = "units::optional_hidden",
+        deserialize_with = "units::optional_database_url",
+        serialize_with = "units::optional_hidden_url",
         skip_serializing_if = "Option::is_none"
     )]
-    pub replication_url: Option<Secret>,
+    pub replication_url: Option<DatabaseUrl>,
     /// The replication slot; names the pipeline, so it is part of every state key.
     #[serde(default = "defaults::walhook")]
     pub slot: String,
@@ -120,11 +123,11 @@ pub struct Source {
 pub struct State {
     /// Another database than the source's.
     #[serde(
-        deserialize_with = "units::optional_secret",
-        serialize_with = "units::optional_hidden",
+        deserialize_with = "units::optional_database_url",
+        serialize_with = "units::optional_hidden_url",
         skip_serializing_if = "Option::is_none"
     )]
-    pub url: Option<Secret>,
+    pub url: Option<DatabaseUrl>,
     /// The schema of the state tables.
     pub schema: String,
     /// How long dead letters, finished jobs and closed gaps are kept.
@@ -488,8 +491,8 @@ mod defaults {
     }
 }
 
-/// Where a configuration is looked for when none is named.
-pub const DEFAULT_PATH: &str = "walhook.toml";
+/// Where a configuration is looked for when none is named: the first that exists.
+pub const DEFAULT_PATHS: [&str; 2] = ["walhook.toml", "/etc/walhook/walhook.toml"];
 
 /// The commented example; a test holds it against the defaults.
 pub const EXAMPLE: &str = include_str!("../../walhook.example.toml");

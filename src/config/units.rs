@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::engine::endpoint::Secret;
 use crate::io::log::redact;
+use crate::io::pg::DatabaseUrl;
 
 /// A size in bytes, written as `256MiB`, `10GiB`, `64KiB` or a plain number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +86,18 @@ pub(super) fn optional_secret<'de, D: Deserializer<'de>>(
     secret(deserializer).map(Some)
 }
 
+pub(super) fn database_url<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<DatabaseUrl, D::Error> {
+    secret(deserializer).map(DatabaseUrl::from)
+}
+
+pub(super) fn optional_database_url<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<DatabaseUrl>, D::Error> {
+    database_url(deserializer).map(Some)
+}
+
 pub(super) fn as_duration<S: Serializer>(
     duration: &Duration,
     serializer: S,
@@ -93,8 +106,21 @@ pub(super) fn as_duration<S: Serializer>(
 }
 
 /// Writes a database URL without what is secret in it.
-pub(super) fn hidden<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&redact(secret.expose()))
+pub(super) fn hidden_url<S: Serializer>(
+    url: &DatabaseUrl,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&redact(url.expose()))
+}
+
+pub(super) fn optional_hidden_url<S: Serializer>(
+    url: &Option<DatabaseUrl>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match url {
+        Some(url) => hidden_url(url, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 pub(super) fn optional_hidden<S: Serializer>(
@@ -102,7 +128,7 @@ pub(super) fn optional_hidden<S: Serializer>(
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     match secret {
-        Some(secret) => hidden(secret, serializer),
+        Some(secret) => serializer.serialize_str(&redact(secret.expose())),
         None => serializer.serialize_none(),
     }
 }

@@ -7,9 +7,8 @@ use std::time::Duration;
 use super::{Config, Delivery, Notify};
 use crate::engine::catalog::TableName;
 use crate::engine::egress::Proxy;
-use crate::engine::endpoint::Secret;
 use crate::engine::sign;
-use crate::io::pg::Conninfo;
+use crate::io::pg::{Conninfo, DatabaseUrl};
 
 /// A slot's name may have 63 bytes; `_anchor` and the like must fit behind it.
 const MAX_SLOT_NAME: usize = 63 - "_anchor".len();
@@ -79,7 +78,7 @@ fn problem<T>(key: &str, problem: impl Into<String>) -> Result<T, Problem> {
     Err((key.to_owned(), problem.into()))
 }
 
-fn url(key: &str, url: Option<&Secret>) -> Result<(), Problem> {
+fn url(key: &str, url: Option<&DatabaseUrl>) -> Result<(), Problem> {
     let Some(url) = url else { return Ok(()) };
     Conninfo::parse(url).map(drop).or_else(|error| problem(key, error.to_string()))
 }

@@ -167,7 +167,7 @@ mod tests {
     fn cure_of_an_error_is_that_of_its_first_known_cause() {
         let link = LinkError::Unreachable {
             target: "h:1".to_owned(),
-            source: std::io::ErrorKind::ConnectionRefused.into(),
+            why: std::io::ErrorKind::ConnectionRefused.into(),
         };
         let error = anyhow::Error::new(StateError::Connection(link.into())).context("asking");
         assert_eq!(Cure::of(&*error), Some(Cure::Waiting));

@@ -10,11 +10,16 @@ use tokio_postgres::types::{ToSql, Type};
 
 use super::cure::Cure;
 use super::failpoint;
-use super::pg::{self, Conninfo, ConninfoError, Link, LinkError, Security, SessionAttrs, StartUp};
-use crate::engine::endpoint::Secret;
+use super::pg::{
+    self, AsDatabaseUrl, Conninfo, ConninfoError, Link, LinkError, Refusal, Security, SessionAttrs,
+    StartUp,
+};
 
 /// The class "invalid authorization specification".
 const AUTHORIZATION_CLASS: &str = "28";
+
+/// What tokio-postgres says where the server wants a password that it was not given.
+const PASSWORD_MISSING: &str = "password missing";
 
 /// What every session of ours searches for a name without a schema: nothing that a role may write to.
 ///
@@ -55,14 +60,27 @@ pub enum ConnectError {
     #[error(transparent)]
     Link(#[from] LinkError),
     /// The server is there, and there is no session.
-    #[error("no session with {at}: {}{hint}", error_text(.source))]
+    #[error("no session with {at}: {}{fix}", error_text(.source))]
     Session {
         /// Host, database and user.
         at: String,
-        /// What may be the reason, or nothing.
-        hint: String,
+        /// What to do about it, behind a semicolon, or nothing.
+        fix: String,
+        /// Whether another password may be found the next time.
+        rereads_password: bool,
         /// What the server or the protocol says.
         source: tokio_postgres::Error,
+    },
+    /// The server wants a password and there is none.
+    #[error(
+        "no session with {at}: the server wants a password, and there is {why}; set it in the URL, in \
+         PGPASSWORD or in a password file"
+    )]
+    PasswordMissing {
+        /// Host, database and user.
+        at: String,
+        /// Where it was looked for.
+        why: String,
     },
     /// None of the hosts is of the kind that `target_session_attrs` wants.
     #[error("{target} is not what target_session_attrs asks for")]
@@ -77,12 +95,26 @@ impl ConnectError {
     #[must_use]
     pub fn cure(&self) -> Cure {
         match self {
-            Self::Conninfo(_) => Cure::Person,
+            Self::Conninfo(error) => error.cure(),
             Self::Link(error) => error.cure(),
+            // The new one is in the file before the server knows it, or after.
+            Self::Session { source, rereads_password: true, .. } if is_of_password(source) => {
+                Cure::Waiting
+            }
             Self::Session { source, .. } => Cure::of_sql(source),
+            Self::PasswordMissing { .. } => Cure::Person,
             Self::WrongHost { .. } => Cure::Waiting,
         }
     }
+}
+
+/// Whether the server does not take the password, or does not know the user that came with it.
+fn is_of_password(error: &tokio_postgres::Error) -> bool {
+    let code = error.code();
+    code == Some(&SqlState::INVALID_PASSWORD)
+        || code == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
+            && error.as_db_error().and_then(|error| error.routine())
+                == Some("InitializeSessionUserId")
 }
 
 struct SqlStartUp<'a> {
@@ -105,6 +137,7 @@ impl StartUp for SqlStartUp<'_> {
                 let authorization = |code: &SqlState| code.code().starts_with(AUTHORIZATION_CLASS);
                 source.code().map_or_else(|| !Cure::of_sql(source).is_waiting(), authorization)
             }
+            ConnectError::PasswordMissing { .. } => true,
             ConnectError::Conninfo(_) | ConnectError::Link(_) | ConnectError::WrongHost { .. } => {
                 false
             }
@@ -117,7 +150,10 @@ impl Connection {
     ///
     /// # Errors
     /// [`ConnectError`]
-    pub async fn open(url: &Secret, application_name: &str) -> Result<Self, ConnectError> {
+    pub async fn open(
+        url: &impl AsDatabaseUrl,
+        application_name: &str,
+    ) -> Result<Self, ConnectError> {
         Self::open_with_path(url, application_name, SEARCH_PATH).await
     }
 
@@ -127,7 +163,7 @@ impl Connection {
     /// # Errors
     /// [`ConnectError`], also where `search_path` is no list of names.
     pub async fn open_with_path(
-        url: &Secret,
+        url: &impl AsDatabaseUrl,
         application_name: &str,
         search_path: &str,
     ) -> Result<Self, ConnectError> {
@@ -139,11 +175,20 @@ impl Connection {
         let SqlStartUp { info, application_name, search_path } = *start_up;
         let Link { target, security, socket, end_point, password } = link;
         let at = || format!("{target} (database {}, user {})", info.database(), info.user());
-        let hint = match &password {
-            Ok(_) => String::new(),
-            Err(why) => format!("; if it wants a password: there is {why}"),
+        let no_password = password.as_ref().err().cloned();
+        let refused = |source: tokio_postgres::Error| match &no_password {
+            Some(why) if source.to_string().contains(PASSWORD_MISSING) => {
+                ConnectError::PasswordMissing { at: at(), why: why.clone() }
+            }
+            _ => {
+                let (sqlstate, routine) = source.as_db_error().map_or(("", ""), |error| {
+                    (error.code().code(), error.routine().unwrap_or_default())
+                });
+                let fix = Refusal { sqlstate, routine, replication: false }.fix(info);
+                let rereads_password = info.rereads_password();
+                ConnectError::Session { at: at(), fix, rereads_password, source }
+            }
         };
-        let refused = |source| ConnectError::Session { at: at(), hint: hint.clone(), source };
         let mut config = tokio_postgres::Config::new();
         config
             .user(info.user())
@@ -268,6 +313,7 @@ pub fn is_row_error(error: &tokio_postgres::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::endpoint::Secret;
 
     #[tokio::test]
     async fn connection_error_names_host_and_port_and_may_pass() {

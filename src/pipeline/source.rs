@@ -14,7 +14,6 @@ use super::{Stop, open_state, published};
 use crate::config::Config;
 use crate::engine::change::Changes;
 use crate::engine::dispatcher::Start;
-use crate::engine::endpoint::Secret;
 use crate::engine::halt::{self, SourceIdentity};
 use crate::engine::lsn::Lsn;
 use crate::engine::rule::{RuleSettings, Rules};
@@ -23,7 +22,7 @@ use crate::io::catalog;
 use crate::io::clock::Clock;
 use crate::io::cure::Cure;
 use crate::io::lookup::{LookupError, Lookups};
-use crate::io::pg::Conninfo;
+use crate::io::pg::{Conninfo, DatabaseUrl};
 use crate::io::prepared;
 use crate::io::slot::{self, Slot};
 use crate::io::source::{self, hosts};
@@ -364,7 +363,7 @@ async fn check_slot(config: &Config, sentinel: &Connection, at: Lsn) -> Result<(
 }
 
 /// Where the server itself answers, and no connection pooler.
-fn direct_url(config: &Config) -> &Secret {
+fn direct_url(config: &Config) -> &DatabaseUrl {
     config.source.replication_url.as_ref().unwrap_or(&config.source.url)
 }
 

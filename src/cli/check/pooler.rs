@@ -6,7 +6,7 @@ use anyhow::Result;
 use tokio::time::timeout;
 
 use super::{NAME, Report};
-use crate::engine::endpoint::Secret;
+use crate::io::pg::DatabaseUrl;
 use crate::io::sql::Connection;
 use crate::io::wire;
 
@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const OTHERS: usize = 4;
 
 /// Checks the URL that stands under `key`. Returns whether SQL through it works.
-pub(super) async fn check(key: &str, url: &Secret, report: &mut Report) -> Result<bool> {
+pub(super) async fn check(key: &str, url: &DatabaseUrl, report: &mut Report) -> Result<bool> {
     match wire::is_pooled(url, NAME).await {
         Ok(true) => {}
         // What cannot be reached is told of elsewhere.
@@ -41,7 +41,7 @@ pub(super) async fn check(key: &str, url: &Secret, report: &mut Report) -> Resul
 }
 
 /// Whether a client stays with one session of the server while others begin transactions.
-async fn keeps_sessions(url: &Secret) -> Result<bool> {
+async fn keeps_sessions(url: &DatabaseUrl) -> Result<bool> {
     let ours = Connection::open(url, NAME).await?;
     // All before the first question: what a client's coming brings along would go to the next who asks.
     let mut others = Vec::new();

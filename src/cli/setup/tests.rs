@@ -150,7 +150,8 @@ async fn setup_refuses_a_state_schema_that_a_stranger_made_before() {
     fixture
         .run("CREATE ROLE sender LOGIN; CREATE ROLE guest; GRANT CREATE ON DATABASE app TO guest")
         .await;
-    let (config, admin) = (fixture.config_as("sender", ""), fixture.config("").source.url);
+    let config = fixture.config_as("sender", "");
+    let admin = Secret::new(fixture.config("").source.url.expose());
     for made in [
         "SET ROLE guest; CREATE SCHEMA walhook",
         "CREATE SCHEMA walhook; CREATE TABLE walhook.meta (a int);

@@ -114,7 +114,7 @@ async fn teardown_as_the_owner_drops_what_our_role_may_not() {
              GRANT SELECT ON ALL TABLES IN SCHEMA walhook TO keeper",
         )
         .await;
-    let admin = fixture.config_as("keeper", "").source.url;
+    let admin = Secret::new(fixture.config_as("keeper", "").source.url.expose());
     torn_down(&config, Some(&admin)).await.unwrap();
     assert_eq!(fixture.text(LEFT).await, "0 0 0");
 }

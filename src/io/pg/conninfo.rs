@@ -11,7 +11,9 @@ use super::grammar::{self, Options};
 use super::kinds::{
     CHANNEL_BINDINGS, Keepalive, Root, SESSION_ATTRS, SSL_MODES, SessionAttrs, SslMode, Tls,
 };
+use super::url::AsDatabaseUrl;
 use crate::engine::endpoint::Secret;
+use crate::io::cure::Cure;
 
 const DEFAULT_PORT: u16 = 5432;
 
@@ -21,12 +23,26 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A URL that describes no connection: what is wrong with it, and the mend. Holds no part of the URL
 /// but names of options.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ConninfoError(String);
+#[error("{problem}")]
+pub struct ConninfoError {
+    problem: String,
+    cure: Cure,
+}
 
 impl ConninfoError {
     pub(super) fn new(problem: impl Into<String>) -> Self {
-        Self(problem.into())
+        Self { problem: problem.into(), cure: Cure::Person }
+    }
+
+    /// Of a file that held a good URL before, and is perhaps just being written.
+    pub(super) fn of_file(problem: String) -> Self {
+        Self { problem, cure: Cure::Waiting }
+    }
+
+    /// Whether it may pass by itself.
+    #[must_use]
+    pub fn cure(&self) -> Cure {
+        self.cure
     }
 }
 
@@ -40,6 +56,8 @@ pub struct Conninfo {
     database: String,
     pub(super) password: Option<Password>,
     pub(super) passfile: Option<PathBuf>,
+    /// The file that user and password were read from, where the URL stands in one.
+    url_file: Option<PathBuf>,
     /// What goes into the start-up message as `options`.
     pub(crate) options: Option<String>,
     pub(super) connect_timeout: Duration,
@@ -97,11 +115,11 @@ impl fmt::Display for Host {
 
 impl Conninfo {
     /// Reads a URL, and of this process's environment the `PG*` variables where it is silent. Reads no
-    /// file.
+    /// file but that of the URL itself, which is read anew each time.
     ///
     /// # Errors
     /// [`ConninfoError`]
-    pub fn parse(url: &Secret) -> Result<Self, ConninfoError> {
+    pub fn parse(url: &impl AsDatabaseUrl) -> Result<Self, ConninfoError> {
         Self::parse_with(url, &|name| std::env::var(name).ok())
     }
 
@@ -110,6 +128,13 @@ impl Conninfo {
     /// # Errors
     /// [`ConninfoError`]
     pub fn parse_with(
+        url: &impl AsDatabaseUrl,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConninfoError> {
+        url.to_database_url().conninfo(environment)
+    }
+
+    pub(super) fn read(
         url: &Secret,
         environment: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, ConninfoError> {
@@ -134,6 +159,7 @@ impl Conninfo {
             user,
             password: given.0.get("password").map(|value| Password(value.bytes.clone())),
             passfile,
+            url_file: None,
             options: given.text("options")?.map(str::to_owned),
             connect_timeout: given.seconds("connect_timeout")?.unwrap_or(CONNECT_TIMEOUT),
             keepalive: Keepalive {
@@ -173,6 +199,36 @@ impl Conninfo {
     #[must_use]
     pub fn database(&self) -> &str {
         &self.database
+    }
+
+    /// Whether both lead to the same database.
+    pub(super) fn leads_where(&self, other: &Self) -> bool {
+        (&self.hosts, &self.database) == (&other.hosts, &other.database)
+    }
+
+    /// The same for another user, or with another password.
+    pub(super) fn with_credentials_of(self, other: Self, file: &Path) -> Self {
+        let Self { user, password, .. } = other;
+        Self { user, password, url_file: Some(file.to_owned()), ..self }
+    }
+
+    /// Whether the next connection may find another password than this one: it stands in a file.
+    #[must_use]
+    pub fn rereads_password(&self) -> bool {
+        let is_in_passfile = || self.passfile.as_deref().is_some_and(Path::exists);
+        self.url_file.is_some() || self.password.is_none() && is_in_passfile()
+    }
+
+    /// Where the password is taken from, for people.
+    pub(super) fn password_whence(&self) -> String {
+        match (&self.url_file, &self.password, &self.passfile) {
+            (Some(file), Some(_), _) => {
+                format!("the file {} at each connection", file.display())
+            }
+            (_, Some(_), _) => "the URL or PGPASSWORD".to_owned(),
+            (_, None, Some(file)) => format!("{} at each connection", file.display()),
+            (_, None, None) => "nowhere".to_owned(),
+        }
     }
 
     /// How a server that speaks TLS is verified: with a root, also in the modes that demand less.

@@ -130,9 +130,9 @@ pub(crate) async fn open<S: StartUp>(info: &Conninfo, start_up: S) -> Result<S::
         }
     }
     // A name without addresses is an error of its look-up, so this is for the compiler.
-    let source = std::io::Error::other("there is no address");
+    let why = std::io::Error::other("there is no address");
     Err(last.unwrap_or_else(|| {
-        S::Error::from(LinkError::Unreachable { target: info.to_string(), source })
+        S::Error::from(LinkError::Unreachable { target: info.to_string(), why })
     }))
 }
 
@@ -160,15 +160,19 @@ async fn ways(host: &Host) -> Result<Vec<Way>, LinkError> {
         Place::Address(address) => vec![Way::Tcp(SocketAddr::new(*address, host.port))],
         Place::Name => {
             let addresses = lookup_host((host.name.as_str(), host.port)).await;
-            addresses.map_err(unreachable(host))?.map(Way::Tcp).collect()
+            let unknown = |why| {
+                faults::note(&why);
+                LinkError::UnknownName { target: host.to_string(), why }
+            };
+            addresses.map_err(unknown)?.map(Way::Tcp).collect()
         }
     })
 }
 
 fn unreachable(host: &Host) -> impl Fn(std::io::Error) -> LinkError {
-    |source| {
-        faults::note(&source);
-        LinkError::Unreachable { target: host.to_string(), source }
+    |why| {
+        faults::note(&why);
+        LinkError::Unreachable { target: host.to_string(), why }
     }
 }
 

@@ -14,17 +14,30 @@ use crate::io::cure::Cure;
 /// No way to a host. Names the host, what was asked for and the mend; holds no password.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// Nobody answers there, or the name is unknown.
-    #[error("cannot connect to {target}")]
+    /// Nobody answers there.
+    #[error("cannot connect to {target}: {}", unreachable(.why))]
     Unreachable {
         /// Host and port.
         target: String,
         /// Why.
-        #[source]
-        source: io::Error,
+        why: io::Error,
+    },
+    /// The name is unknown, or nobody can be asked for it.
+    #[error(
+        "cannot connect to {target}: there is no such host name ({why}); correct it in the URL, or the \
+         name service of this machine"
+    )]
+    UnknownName {
+        /// Host and port.
+        target: String,
+        /// What the name service says.
+        why: io::Error,
     },
     /// Connecting, authentication included, took too long.
-    #[error("cannot connect to {target}: no session within {after:?}")]
+    #[error(
+        "cannot connect to {target}: no session within {after:?}; is the address right, and does a \
+         firewall let us through?"
+    )]
     Timeout {
         /// Host and port.
         target: String,
@@ -114,6 +127,7 @@ impl LinkError {
     pub fn cure(&self) -> Cure {
         match self {
             Self::Unreachable { .. }
+            | Self::UnknownName { .. }
             | Self::Timeout { .. }
             | Self::Local { .. }
             | Self::NoAnswer { .. }
@@ -136,6 +150,23 @@ impl LinkError {
             None => Self::Broken { target, mode, source: error },
         }
     }
+}
+
+/// The cause and the fix.
+fn unreachable(why: &io::Error) -> String {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the kinds are many; the rest is shown")]
+    let fix = match why.kind() {
+        io::ErrorKind::ConnectionRefused => {
+            "nobody listens there; start the server, let its listen_addresses take this address in, or \
+             correct host and port in the URL"
+        }
+        io::ErrorKind::NotFound => {
+            "the server's socket is not there; start it, or correct host and port in the URL"
+        }
+        io::ErrorKind::PermissionDenied => "this user may not open the server's socket",
+        _ => "is the address right, and is there a way to it from here?",
+    };
+    format!("{why}; {fix}")
 }
 
 /// The TLS library's error inside one of the socket's.

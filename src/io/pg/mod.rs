@@ -27,7 +27,9 @@ mod grammar;
 mod kinds;
 mod linked;
 mod passfile;
+mod refusal;
 mod tls;
+mod url;
 
 pub use conninfo::{Conninfo, ConninfoError, Host, Place};
 pub use dial::{Link, Security, Socket};
@@ -35,3 +37,5 @@ pub(crate) use dial::{StartUp, open};
 pub use error::{LinkError, tls_error};
 pub use kinds::{Root, SessionAttrs, SslMode};
 pub(crate) use linked::Linked;
+pub(crate) use refusal::Refusal;
+pub use url::{AsDatabaseUrl, DatabaseUrl};

@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 
 use super::*;
 use crate::demo::cluster::Cluster;
+use crate::engine::endpoint::Secret;
 use crate::engine::event::{AccountId, EndpointId, Event, Operation, RowKeys};
 use crate::engine::persist::{
     AttemptRecord, DeadLetter, DeadReason, Defer, DeferReason, EventKey, QueueId, RowId, RowKey,
@@ -162,7 +163,7 @@ impl Fixture {
     pub(crate) fn common(&self, json: bool) -> (tempfile::NamedTempFile, crate::cli::Common) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), self.toml()).unwrap();
-        let common = crate::cli::Common { config: file.path().to_owned(), json };
+        let common = crate::cli::Common { config: Some(file.path().to_owned()), json };
         (file, common)
     }
 }

@@ -56,7 +56,7 @@ use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{PgLsn, ToSql, Type};
 
-use crate::engine::endpoint::Secret;
+use super::pg::{AsDatabaseUrl, DatabaseUrl};
 use crate::engine::halt::SourceIdentity;
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{
@@ -222,7 +222,7 @@ pub struct Recovery {
 #[derive(Debug)]
 pub struct StateStore {
     connection: Session,
-    url: Secret,
+    url: DatabaseUrl,
     scope: Scope,
     epoch: Option<i64>,
 }
@@ -244,14 +244,19 @@ impl StateStore {
     /// # Errors
     /// [`StateError::NotSetUp`], [`StateError::SchemaTooNew`], [`StateError::SchemaTooOld`],
     /// [`StateError::Connection`].
-    pub async fn open(url: &Secret, schema: &str, pipeline: &str) -> Result<Self, StateError> {
+    pub async fn open(
+        url: &impl AsDatabaseUrl,
+        schema: &str,
+        pipeline: &str,
+    ) -> Result<Self, StateError> {
+        let url = url.to_database_url();
         let scope = Scope {
             schema: schema.to_owned(),
             s: quote_ident(schema),
             pipeline: pipeline.to_owned(),
         };
-        let connection = connect(url).await?;
-        let store = Self { connection, url: url.clone(), scope, epoch: None };
+        let connection = connect(&url).await?;
+        let store = Self { connection, url, scope, epoch: None };
         store.check_schema().await?;
         Ok(store)
     }
@@ -475,7 +480,7 @@ impl Scope {
     }
 }
 
-async fn connect(url: &Secret) -> Result<Session, StateError> {
+async fn connect(url: &DatabaseUrl) -> Result<Session, StateError> {
     let connection = Session::open(url, APPLICATION_NAME).await?;
     let timeout = quote_literal(IDLE_IN_TRANSACTION);
     connection

@@ -4,7 +4,7 @@ use tokio_postgres::{Error, Row};
 
 use super::text::{Charset, Storable};
 use super::{Param, StateError};
-use crate::engine::endpoint::Secret;
+use crate::io::pg::DatabaseUrl;
 use crate::io::sql::Connection;
 
 /// The session. It has no method that takes a parameter as it is.
@@ -21,7 +21,10 @@ pub(super) struct Transaction<'a> {
 }
 
 impl Session {
-    pub(super) async fn open(url: &Secret, application_name: &str) -> Result<Self, StateError> {
+    pub(super) async fn open(
+        url: &DatabaseUrl,
+        application_name: &str,
+    ) -> Result<Self, StateError> {
         let opened = Connection::open(url, application_name).await;
         let connection = opened.map_err(StateError::Connection)?;
         let charset = Charset::of(connection.server_encoding());

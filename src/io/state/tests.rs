@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::fixture::{Fixture, SCHEMA, dead, event, range};
 use super::*;
+use crate::engine::endpoint::Secret;
 use crate::engine::event::EndpointId;
 use crate::engine::persist::{DeadReason, JobDone, PersistBatch, Retried};
 

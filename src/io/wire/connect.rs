@@ -4,8 +4,7 @@ use super::auth::{Purpose, start_up};
 use super::connection::Connection;
 use super::error::WireError;
 use super::replication::Replication;
-use crate::engine::endpoint::Secret;
-use crate::io::pg::{self, Conninfo, Link, SessionAttrs, StartUp};
+use crate::io::pg::{self, AsDatabaseUrl, Conninfo, Link, SessionAttrs, StartUp};
 
 /// The class "invalid authorization specification".
 const AUTHORIZATION_CLASS: &str = "28";
@@ -15,7 +14,10 @@ const AUTHORIZATION_CLASS: &str = "28";
 /// # Errors
 /// [`WireError`]. As in libpq, a host that refuses the authentication ends the search: the others
 /// would only hide it.
-pub async fn connect(url: &Secret, application_name: &str) -> Result<Replication, WireError> {
+pub async fn connect(
+    url: &impl AsDatabaseUrl,
+    application_name: &str,
+) -> Result<Replication, WireError> {
     let info = Conninfo::parse(url)?;
     let purpose = Purpose::Replication;
     Ok(pg::open(&info, WireStartUp { purpose, info: &info, application_name }).await?.0)
@@ -26,7 +28,10 @@ pub async fn connect(url: &Secret, application_name: &str) -> Result<Replication
 ///
 /// # Errors
 /// [`WireError`]
-pub async fn is_pooled(url: &Secret, application_name: &str) -> Result<bool, WireError> {
+pub async fn is_pooled(
+    url: &impl AsDatabaseUrl,
+    application_name: &str,
+) -> Result<bool, WireError> {
     let info = Conninfo::parse(url)?;
     let start_up = WireStartUp { purpose: Purpose::Probe, info: &info, application_name };
     let (mut session, pid) = pg::open(&info, start_up).await?;

@@ -186,6 +186,7 @@ pub enum Class {
 #[must_use]
 pub fn classify(error: &WireError) -> Class {
     match error {
+        WireError::Conninfo(error) if error.cure().is_waiting() => Class::Retry,
         WireError::Conninfo(_)
         | WireError::PasswordMissing { .. }
         | WireError::AuthenticationMethod { .. }

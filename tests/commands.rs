@@ -483,7 +483,7 @@ async fn mock_endpoint_counts_what_it_received() -> Result<()> {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let (status, _) = get(address, "/a").await?;
-    ensure!(status == 200, "{status}");
+    ensure!(status == 401, "{status}");
     let pid = child.id().context("it has ended")?.to_string();
     ensure!(std::process::Command::new("kill").args(["-s", "TERM", &pid]).status()?.success());
     let output = timeout(PATIENCE, child.wait_with_output()).await??;

@@ -18,15 +18,21 @@ use crate::mock::{Behaviour, Mock, Received, Settings};
 ///   http://127.0.0.1:9724/flaky?fail=0.3&retry_after=2
 ///   http://127.0.0.1:9724/broken?status=500
 ///   http://127.0.0.1:9724/stuck?hang
+///
+/// With a secret, what is not signed with it, or minutes ago, is answered with 401 whatever the script
+/// says. Memory is bounded: it tells 2,097,152 different deliveries apart (those after are counted as
+/// `untold`) and counts 10,000 paths of at most 1 KiB apart, reads bodies of at most 2 MiB, 128 at a time,
+/// holds 256 MiB of those that wait for their answer, and refuses more than 10,000 waiting requests with 503.
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9724")]
     listen: SocketAddr,
-    /// Verify signatures with this secret (whsec_ and base64, as in an endpoint's row)
+    /// Verify signatures with this secret (whsec_ and base64, as in an endpoint's row), and answer 401 where
+    /// it does not fit; given several times, one of them has to
     #[arg(long, env = "WALHOOK_MOCK_SECRET", hide_env_values = true)]
-    secret: Option<String>,
+    secret: Vec<String>,
     /// Wait before each answer
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     delay: Option<Duration>,
@@ -49,7 +55,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     if args.fail_rate.is_some_and(|rate| !(0.0..=1.0).contains(&rate)) {
         return Err(Failure::Usage(anyhow::anyhow!("--fail-rate is a share from 0 to 1")));
     }
-    let verifies = args.secret.is_some();
+    let verifies = !args.secret.is_empty();
     let on_request: Option<fn(&Received)> = match (args.quiet || common.json, verifies) {
         (true, _) => None,
         (false, true) => Some(|received| {
@@ -57,9 +63,11 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         }),
         (false, false) => Some(|received| show(received, "not checked")),
     };
-    let secret = args.secret.map(Secret::new);
-    let mock =
-        Mock::start(args.listen, Settings { secret, on_request, ..Settings::default() }).await?;
+    let secrets = args.secret.into_iter().map(Secret::new).collect();
+    // Nobody asks for them.
+    let keep = 0;
+    let settings = Settings { secrets, strict: verifies, keep, on_request };
+    let mock = Mock::start(args.listen, settings).await?;
     if args.delay.is_some() || args.status.is_some() || args.fail_rate.is_some() {
         let plain = Behaviour::ok();
         mock.set_default(Behaviour {

@@ -10,6 +10,13 @@ use serde::Serialize;
 use super::Behaviour;
 use crate::io::clock::unix_us;
 
+/// A longer path is not counted apart.
+const PATH_MAX: usize = 1 << 10;
+
+/// What a request takes that is kept, beside its texts, and each of its headers.
+const REQUEST_BYTES: usize = 256;
+const HEADER_BYTES: usize = 128;
+
 /// A request that was answered.
 #[derive(Debug, Clone)]
 pub struct Received {
@@ -51,6 +58,15 @@ impl Received {
             at_unix_us: unix_us(),
             answered: 0,
         }
+    }
+
+    fn size_bytes(&self) -> usize {
+        let headers = self.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
+        REQUEST_BYTES
+            + self.path.len()
+            + self.id.len()
+            + self.body.len()
+            + headers.map(|bytes| bytes + HEADER_BYTES).sum::<usize>()
     }
 
     /// Whether it was answered with a 2xx.
@@ -96,7 +112,7 @@ pub struct Stats {
 pub(super) struct Bounds {
     /// Whole requests, the last ones.
     pub(super) requests: usize,
-    /// Their bodies' bytes.
+    /// The bytes of all that they hold.
     pub(super) bytes: usize,
     /// Different deliveries, which are told apart by a hash of 16 bytes.
     pub(super) distinct: usize,
@@ -112,6 +128,8 @@ pub(super) struct Ledger {
     taken: HashSet<[u64; 2]>,
     stats: Stats,
     pub(super) in_flight: u64,
+    /// Bodies that wait for their answer.
+    pub(super) waiting_bytes: usize,
     pub(super) behaviours: HashMap<String, Behaviour>,
     pub(super) default: Option<Behaviour>,
 }
@@ -125,6 +143,7 @@ impl Ledger {
             taken: HashSet::new(),
             stats: Stats::default(),
             in_flight: 0,
+            waiting_bytes: 0,
             behaviours: HashMap::new(),
             default: None,
         }
@@ -141,18 +160,18 @@ impl Ledger {
             self.stats.taken += 1;
             self.tell_apart(&received);
         }
-        self.kept_bytes += received.body.len();
+        self.kept_bytes += received.size_bytes();
         self.kept.push_back(received);
         while self.kept.len() > self.bounds.requests || self.kept_bytes > self.bounds.bytes {
             let Some(oldest) = self.kept.pop_front() else { break };
-            self.kept_bytes -= oldest.body.len();
+            self.kept_bytes -= oldest.size_bytes();
         }
     }
 
     fn tell_apart(&mut self, received: &Received) {
         let Received { path, id, .. } = received;
         let stats = &mut self.stats;
-        let room = stats.by_path.len() < self.bounds.paths;
+        let room = stats.by_path.len() < self.bounds.paths && path.len() <= PATH_MAX;
         match stats.by_path.get_mut(path) {
             Some(count) => *count += 1,
             None if room => drop(stats.by_path.insert(path.clone(), 1)),

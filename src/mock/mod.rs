@@ -18,7 +18,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -34,8 +34,18 @@ use ledger::{Bounds, Ledger};
 /// Above walhook's own limit of an event, so that what it sends is never refused here.
 const BODY_MAX: usize = 2 << 20;
 
-/// Bodies that are kept, in bytes, however few requests they are.
+/// What requests that are kept may take, in bytes, however few they are; and so much again what bodies
+/// may that wait for their answer. Of those beyond, the body is forgotten.
 const KEPT_BYTES_MAX: usize = 256 << 20;
+
+/// Requests that wait for their answer; more are refused with 503.
+const IN_FLIGHT_MAX: u64 = 10_000;
+
+/// Bodies that are read at a time, each within [`READ_WITHIN`].
+const READING_MAX: usize = 128;
+
+/// A client that sends its body more slowly is refused.
+const READ_WITHIN: Duration = Duration::from_secs(30);
 
 /// Different deliveries that are told apart: at about 32 bytes each, 64 MiB. More are counted too, as
 /// [`Stats::untold`].
@@ -47,8 +57,10 @@ const PATHS_MAX: usize = 10_000;
 /// What a receiver does with all requests alike.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// What signatures are verified with; without it they count as not verified.
-    pub secret: Option<Secret>,
+    /// What signatures are verified with: one of them has to fit; without any they count as not verified.
+    pub secrets: Vec<Secret>,
+    /// Whether requests whose signature does not fit are answered with 401, whatever the script says.
+    pub strict: bool,
     /// How many requests are kept; older ones are forgotten, the counts go on.
     pub keep: usize,
     /// Called for each request right before it is answered.
@@ -57,7 +69,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { secret: None, keep: 100_000, on_request: None }
+        Self { secrets: Vec::new(), strict: false, keep: 100_000, on_request: None }
     }
 }
 
@@ -74,6 +86,7 @@ struct Shared {
     settings: Settings,
     ledger: Mutex<Ledger>,
     arrived: Notify,
+    reading: Semaphore,
 }
 
 impl Shared {
@@ -82,12 +95,15 @@ impl Shared {
     }
 }
 
-/// Counts a request as in flight until it is answered or its client has gone.
-struct InFlight<'a>(&'a Shared);
+/// Counts a request as in flight until it is answered or its client has gone, and its body's bytes.
+struct InFlight<'a>(&'a Shared, usize);
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.0.ledger().in_flight -= 1;
+        let mut ledger = self.0.ledger();
+        ledger.in_flight -= 1;
+        ledger.waiting_bytes -= self.1;
+        drop(ledger);
         self.0.arrived.notify_waiters();
     }
 }
@@ -108,7 +124,12 @@ impl Mock {
             distinct: DISTINCT_MAX,
             paths: PATHS_MAX,
         }));
-        let shared = Arc::new(Shared { settings, ledger, arrived: Notify::new() });
+        let shared = Arc::new(Shared {
+            settings,
+            ledger,
+            arrived: Notify::new(),
+            reading: Semaphore::new(READING_MAX),
+        });
         let router = Router::new().fallback(receive).with_state(Arc::clone(&shared));
         let mut server = JoinSet::new();
         server.spawn(async move { axum::serve(listener, router).await });
@@ -187,25 +208,41 @@ async fn receive(State(shared): State<Arc<Shared>>, request: Request) -> Respons
     if parts.method == Method::GET && parts.uri.path() == "/stats" {
         return axum::Json(shared.ledger().stats()).into_response();
     }
-    let Ok(body) = to_bytes(body, BODY_MAX).await else {
-        return StatusCode::PAYLOAD_TOO_LARGE.into_response();
+    let read = async {
+        // The semaphore is never closed.
+        let _turn = shared.reading.acquire().await;
+        timeout(READ_WITHIN, to_bytes(body, BODY_MAX)).await
+    };
+    let body = match read.await {
+        Ok(Ok(body)) => body,
+        Ok(Err(_)) => return StatusCode::PAYLOAD_TOO_LARGE.into_response(),
+        Err(_) => return StatusCode::REQUEST_TIMEOUT.into_response(),
     };
     let path = parts.uri.path().to_owned();
     let verified = verify(&shared.settings, &parts.headers, &body);
     let mut received = Received::new(path, &parts.headers, body, verified);
     let query = parts.uri.query().unwrap_or_default();
-    let behaviour = {
+    let (behaviour, waiting_bytes) = {
         let mut ledger = shared.ledger();
+        if ledger.in_flight >= IN_FLIGHT_MAX {
+            return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        }
+        if ledger.waiting_bytes + received.body.len() > KEPT_BYTES_MAX {
+            received.body.clear();
+        }
         ledger.in_flight += 1;
-        ledger.behaviour(&received.path)
+        ledger.waiting_bytes += received.body.len();
+        (ledger.behaviour(&received.path), received.body.len())
     };
-    let _in_flight = InFlight(&shared);
+    let _in_flight = InFlight(&shared, waiting_bytes);
     shared.arrived.notify_waiters();
     let behaviour = match behaviour.map_or_else(|| Behaviour::from_query(query), Ok) {
         Ok(behaviour) => behaviour,
         Err(problem) => return (StatusCode::BAD_REQUEST, format!("{problem:#}\n")).into_response(),
     };
+    let is_refused = shared.settings.strict && !verified;
     let answer = match behaviour.answer(&received.id, received.attempt) {
+        _ if is_refused => (StatusCode::UNAUTHORIZED, None),
         Answer::Never => std::future::pending().await,
         Answer::After { delay, status, retry_after } => {
             if !delay.is_zero() {
@@ -231,17 +268,13 @@ fn verify(settings: &Settings, headers: &HeaderMap, body: &[u8]) -> bool {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let parts = (|| {
         let timestamp: i64 = text("webhook-timestamp")?.parse().ok()?;
-        Some((
-            settings.secret.as_ref()?,
-            text("webhook-id")?,
-            timestamp,
-            text("webhook-signature")?,
-        ))
+        Some((text("webhook-id")?, timestamp, text("webhook-signature")?))
     })();
-    let Some((secret, id, timestamp, signature)) = parts else { return false };
+    let Some((id, timestamp, signature)) = parts else { return false };
     // The specification asks receivers to refuse what is minutes old: it may be a replay.
     let fresh = (unix_us() / 1_000_000 - timestamp).abs() < 300;
-    fresh && sign::verify(id, timestamp, body, signature, secret)
+    let fits = |secret| sign::verify(id, timestamp, body, signature, secret);
+    fresh && settings.secrets.iter().any(fits)
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ async fn post(mock: &Mock, path: &str, id: &str, secret: &str) -> reqwest::Respo
 #[tokio::test]
 async fn mock_verifies_counts_and_keeps_what_it_receives() {
     let mock =
-        mock(Settings { secret: Some(Secret::new("s")), keep: 3, ..Settings::default() }).await;
+        mock(Settings { secrets: vec![Secret::new("s")], keep: 3, ..Settings::default() }).await;
     assert_eq!(post(&mock, "/a", "1", "s").await.status(), 200);
     assert_eq!(post(&mock, "/a", "1", "s").await.status(), 200);
     assert_eq!(post(&mock, "/b", "1", "wrong").await.status(), 200);
@@ -46,7 +46,7 @@ async fn mock_verifies_counts_and_keeps_what_it_receives() {
 
 #[test]
 fn ledger_forgets_beyond_its_bounds_and_says_so() {
-    let bounds = Bounds { requests: 4, bytes: 10, distinct: 3, paths: 2 };
+    let bounds = Bounds { requests: 4, bytes: 1_000, distinct: 3, paths: 2 };
     let mut ledger = Ledger::new(bounds);
     let mut take = |path: &str, id: &'static str| {
         let headers =
@@ -61,11 +61,42 @@ fn ledger_forgets_beyond_its_bounds_and_says_so() {
     take("/b", "1");
     take("/c", "1");
     let (stats, kept) = take("/c", "2");
-    assert_eq!(kept, 2, "two bodies have 8 bytes");
+    assert_eq!(kept, 2, "of some 400 bytes each");
     assert_eq!((stats.distinct, stats.duplicates, stats.untold), (3, 1, 1));
     assert_eq!((stats.by_path["/a"], stats.by_path.len(), stats.by_other_paths), (2, 2, 2));
     let (stats, _) = take("/b", "1");
     assert_eq!((stats.duplicates, stats.untold, stats.taken), (2, 1, 6), "what is known stays so");
+}
+
+#[tokio::test]
+async fn mock_refuses_what_is_not_signed_with_one_of_its_secrets() {
+    let secrets = ["old", "new"].map(Secret::new).to_vec();
+    let mock = mock(Settings { secrets, strict: true, ..Settings::default() }).await;
+    for (id, secret, status) in [("1", "old", 200), ("2", "new", 200), ("3", "wrong", 401)] {
+        assert_eq!(post(&mock, "/a", id, secret).await.status(), status, "{secret}");
+    }
+    // Whatever its script says: neither late nor never.
+    assert_eq!(post(&mock, "/b?hang", "4", "wrong").await.status(), 401);
+    let unsigned = reqwest::Client::new().post(mock.url("/a")).body("{}").send().await.unwrap();
+    assert_eq!(unsigned.status(), 401);
+    let stats = mock.stats();
+    assert_eq!((stats.received, stats.taken, stats.verified), (5, 2, 2));
+}
+
+#[test]
+fn ledger_counts_all_that_a_kept_request_holds_and_no_long_path_apart() {
+    let bounds = Bounds { requests: 1_000, bytes: 1 << 20, distinct: 10, paths: 10 };
+    let mut ledger = Ledger::new(bounds);
+    let large = HeaderValue::from_bytes(&[b'x'; 60_000]).unwrap();
+    for n in 0..100 {
+        let headers = HeaderMap::from_iter([("webhook-id".parse().unwrap(), large.clone())]);
+        let path = format!("/{n}{}", "p".repeat(10_000));
+        let received = Received::new(path, &headers, bytes::Bytes::new(), true);
+        ledger.enter(Received { answered: 200, ..received });
+    }
+    assert!(ledger.received().len() <= 8, "a path, an id and a header take some 130 kB");
+    let stats = ledger.stats();
+    assert_eq!((stats.by_path.len(), stats.by_other_paths), (0, 100));
 }
 
 #[tokio::test]

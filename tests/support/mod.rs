@@ -102,9 +102,9 @@ impl World {
     /// As [`World::bare`], on this cluster.
     pub async fn on(cluster: Cluster, sections: &str, rules: &str) -> Result<Self> {
         let sql = connect(&cluster).await?;
-        let secret = Some(Secret::new(SECRET));
+        let secrets = vec![Secret::new(SECRET)];
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-        let settings = Settings { secret, keep: 1_000_000, ..Settings::default() };
+        let settings = Settings { secrets, keep: 1_000_000, ..Settings::default() };
         let mock = Mock::start(any_port, settings).await?;
         let admin = std::net::TcpListener::bind(any_port)?.local_addr()?;
         let dir = TempDir::new()?;

@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::io::faults;
@@ -34,6 +35,9 @@ const DRAIN: Duration = Duration::from_millis(200);
 /// Descriptors that are kept, so that probes are answered when the process has no others left.
 const SPARES: usize = 4;
 
+/// A connection that is older is no probe that is just answered.
+const IDLE: Duration = Duration::from_secs(1);
+
 /// Until the next try when nothing could be accepted.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -49,12 +53,14 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => open.start(stream, router.clone(), shutdown.clone()),
                 Err(error) => {
-                    // The connection still waits: in a spare's place it can be taken.
-                    if faults::note(&error).is_some() && spares.pop().is_none() {
-                        open.close_oldest();
-                    }
                     tracing::debug!(%error, "cannot accept a connection to the admin server");
-                    tokio::time::sleep(PAUSE).await;
+                    // The connection still waits: in a spare's place it can be taken, if nobody else
+                    // is quicker.
+                    if faults::note(&error).is_none() || spares.pop().is_none() {
+                        open.close_idle();
+                        tokio::time::sleep(PAUSE).await;
+                        refill(&mut spares, &listener);
+                    }
                 }
             }
         }
@@ -77,24 +83,32 @@ fn refill(spares: &mut Vec<OwnedFd>, listener: &TcpListener) {
 struct Open {
     tasks: JoinSet<()>,
     /// Oldest first; those that have ended are among them.
-    ages: VecDeque<AbortHandle>,
+    ages: VecDeque<(Instant, AbortHandle)>,
 }
 
 impl Open {
     fn start(&mut self, stream: TcpStream, router: Router, shutdown: CancellationToken) {
-        self.ages.retain(|handle| !handle.is_finished());
+        self.ages.retain(|(_, handle)| !handle.is_finished());
         if self.ages.len() >= CONNECTIONS_MAX {
             self.close_oldest();
         }
-        self.ages.push_back(self.tasks.spawn(async move {
+        let task = self.tasks.spawn(async move {
             if let Err(error) = converse(stream, router, shutdown).await {
                 tracing::debug!(%error, "a connection to the admin server broke");
             }
-        }));
+        });
+        self.ages.push_back((Instant::now(), task));
+    }
+
+    /// Those that have been here longer than an answer takes.
+    fn close_idle(&mut self) {
+        while self.ages.front().is_some_and(|(since, _)| since.elapsed() >= IDLE) {
+            self.close_oldest();
+        }
     }
 
     fn close_oldest(&mut self) {
-        if let Some(oldest) = self.ages.pop_front() {
+        if let Some((_, oldest)) = self.ages.pop_front() {
             oldest.abort();
         }
     }
@@ -127,7 +141,7 @@ mod tests {
 
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::time::{Instant, timeout};
+    use tokio::time::timeout;
 
     const SOON: Duration = Duration::from_secs(4);
 

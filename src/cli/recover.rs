@@ -39,8 +39,9 @@ const NAME: &str = "walhook recover";
     group = clap::ArgGroup::new("halt").required(true)
         .args(["accept_gap", "adopt_cluster", "skip_change"]),
     after_help = "\
-Shows what it is about to give up, and asks. Refuses while an instance runs. What it gave up stands
-in `walhook status` and `walhook gaps list`; dead letters stay.
+Shows what it is about to give up, and asks. Refuses while an instance runs. What the anchor slot
+still has is not given up: the slot is made of it. What was given up stands in `walhook status` and
+`walhook gaps list`, with the command that sends it again where there is one; dead letters stay.
 
 Examples:
   walhook recover --accept-gap            the slot is gone or lost, or begins after the checkpoint;
@@ -49,7 +50,7 @@ Examples:
   walhook recover --skip-change 0/1BD0498 the transaction with this commit LSN cannot be read"
 )]
 pub struct Args {
-    /// Give up the changes that cannot be read any more; make a new slot where it is gone or lost
+    /// Give up what can be read from no slot any more; make a new slot where it is gone or lost
     #[arg(long)]
     accept_gap: bool,
     /// Go on at the database that answers now, which is another than the one that was set up
@@ -202,37 +203,10 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
         None if sessions.same_wal() => Begin::Checkpoint,
         None => Begin::Slot(begin_of(name, slot)?),
     };
-    let begin = better(&sessions.source, name, begin, from, sessions.same_wal()).await?;
+    let begin = window::better(config, sessions, begin, from).await?;
     readable(config, &sessions.source, begin).await?;
     let wal_end = slot::wal_end(&sessions.source).await.map_err(anyhow::Error::from)?;
     Ok(Found::Something(Plan { from, begin, reason, adopt, wal_end }))
-}
-
-/// The anchor keeps what came before a slot that is gone, lost or made anew: from there nothing, or less,
-/// is given up.
-async fn better(
-    client: &Client,
-    name: &str,
-    begin: Begin,
-    from: Lsn,
-    same_wal: bool,
-) -> Result<Begin> {
-    let (drop, otherwise) = match begin {
-        Begin::NewSlot { drop_lost } => (drop_lost, None),
-        Begin::Slot(to) => (true, Some(to)),
-        Begin::Checkpoint | Begin::Anchor { .. } => return Ok(begin),
-    };
-    // Of an older copy of the cluster the positions do not say what was sent.
-    if !same_wal || slot::wal_end(client).await? < from {
-        return Ok(begin);
-    }
-    let anchor = anchor::read(client, name).await?;
-    let anchor = anchor.filter(|anchor| anchor.is_ours() && !anchor.is_lost());
-    let at = anchor.and_then(|anchor| anchor.confirmed_flush);
-    Ok(match at {
-        Some(at) if otherwise.is_none_or(|to| at < to) => Begin::Anchor { at: at.max(from), drop },
-        Some(_) | None => begin,
-    })
 }
 
 /// Where the slot begins.
@@ -428,3 +402,4 @@ async fn follow_failover(config: &Config, source: &Client, name: &str) -> Result
 mod skip;
 #[cfg(test)]
 mod tests;
+mod window;

@@ -10,21 +10,22 @@ use crate::engine::endpoint::Secret;
 use crate::mock::{Behaviour, Mock, Received, Settings};
 
 /// Receive webhooks, for tests: verify signatures, delay and fail as scripted
-///
-/// Prints a line for each request, and the counts at the end; `GET /stats` shows them meanwhile. Every
-/// path is an endpoint. Beside the options, a URL's query scripts its own endpoint:
-///
-///   http://127.0.0.1:9724/slow?delay=2s
-///   http://127.0.0.1:9724/flaky?fail=0.3&retry_after=2
-///   http://127.0.0.1:9724/broken?status=500
-///   http://127.0.0.1:9724/stuck?hang
-///
-/// With a secret, what is not signed with it, or minutes ago, is answered with 401 whatever the script
-/// says. Memory is bounded: it tells 2,097,152 different deliveries apart (those after are counted as
-/// `untold`) and counts 10,000 paths of at most 1 KiB apart, reads bodies of at most 2 MiB, 128 at a time,
-/// holds 256 MiB of those that wait for their answer, and refuses more than 10,000 waiting requests with 503.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Prints a line for each request, and the counts at the end; `GET /stats` shows them meanwhile. Every
+path is an endpoint. Beside the options, a URL's query scripts its own endpoint:
+
+  http://127.0.0.1:9724/slow?delay=2s
+  http://127.0.0.1:9724/flaky?fail=0.3&retry_after=2
+  http://127.0.0.1:9724/broken?status=500
+  http://127.0.0.1:9724/stuck?hang
+
+With a secret, what is not signed with it, or was minutes ago, is answered with 401, whatever the script
+says.
+
+Memory is bounded. It tells 2,097,152 different deliveries apart (those after are counted as `untold`),
+counts 10,000 paths of at most 1 KiB apart, reads bodies of at most 2 MiB, 128 at a time, holds 256 MiB
+of those that wait for their answer, and answers 503 when 10,000 requests wait.")]
 pub struct Args {
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9724")]

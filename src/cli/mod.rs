@@ -43,7 +43,7 @@ use crate::engine::halt::Halt;
 ///
 /// walhook tails a logical replication slot, makes events of row changes as the rules in
 /// walhook.toml say, and POSTs them to the URLs that each account has registered. What is
-/// committed is delivered or kept as a dead letter, never lost.
+/// committed is delivered, kept as a dead letter or recorded as a gap, never lost.
 #[derive(Debug, Parser)]
 #[command(name = "walhook", version, verbatim_doc_comment, after_help = EXAMPLES)]
 pub struct Cli {

@@ -279,6 +279,17 @@ CREATE TABLE IF NOT EXISTS {schema}.jobs (
 -- Of a replay: everything before it was sent again.
 ALTER TABLE {schema}.jobs ADD COLUMN IF NOT EXISTS position pg_catalog.pg_lsn;
 
+-- Of a replay: how many of its deliveries were deferred under its id, dropped as their endpoint was removed,
+-- and counted in gaps, beside `done` and `failed`: so each is in one of the five. What became of those that
+-- were deferred: the rows that are gone, by how. The others wait.
+ALTER TABLE {schema}.jobs ADD COLUMN IF NOT EXISTS deferred bigint NOT NULL DEFAULT 0;
+ALTER TABLE {schema}.jobs ADD COLUMN IF NOT EXISTS dropped bigint NOT NULL DEFAULT 0;
+ALTER TABLE {schema}.jobs ADD COLUMN IF NOT EXISTS in_gaps bigint NOT NULL DEFAULT 0;
+ALTER TABLE {schema}.jobs ADD COLUMN IF NOT EXISTS late_done bigint NOT NULL DEFAULT 0;
+ALTER TABLE {schema}.jobs ADD COLUMN IF NOT EXISTS late_failed bigint NOT NULL DEFAULT 0;
+ALTER TABLE {schema}.jobs ADD COLUMN IF NOT EXISTS late_dropped bigint NOT NULL DEFAULT 0;
+ALTER TABLE {schema}.jobs ADD COLUMN IF NOT EXISTS late_in_gaps bigint NOT NULL DEFAULT 0;
+
 CREATE INDEX IF NOT EXISTS jobs_unfinished ON {schema}.jobs (pipeline, id) WHERE finished_at IS NULL;
 
 -- Endpoints that are stopped, by walhook (`disabled`) or by an operator (`paused`), since

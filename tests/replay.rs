@@ -102,22 +102,6 @@ async fn case_29_replay_goes_on_after_a_kill_beside_the_live_stream_and_leaves_n
     assert!(running.terminate().await.unwrap().success());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replay_to_a_failing_endpoint_ends_with_dead_letters_of_its_own() {
-    let (world, running, from) = delivered(2).await.unwrap();
-    world
-        .sql
-        .batch_execute("UPDATE webhooks SET url = 'http://127.0.0.1:1/' WHERE id = 2")
-        .await
-        .unwrap();
-    world.settled().await.unwrap();
-    let replay = world.walhook_json(&["replay", "start", "--from", &from]).await.unwrap();
-    assert_eq!((&replay["done"], &replay["failed"]), (&2.into(), &2.into()), "{replay}");
-    let dead = "SELECT count(*) FROM walhook.dead_letters WHERE replay_id > 0 AND endpoint = '2'";
-    assert_eq!(world.value(dead).await.unwrap(), "2");
-    assert!(running.terminate().await.unwrap().success());
-}
-
 async fn refused(world: &World, args: &[&str], code: i32, says: &str) -> Result<()> {
     let output = world.walhook(args).await?;
     let said = text(&output.stderr);
@@ -179,5 +163,121 @@ async fn replay_names_the_account_whose_endpoints_cannot_be_read_and_sends_the_o
     let error = replay["error"].as_str().unwrap_or_default();
     assert!(error.contains("3 of account 2 ("), "{replay}");
     assert_eq!(replay["done"], 3, "{replay}");
+    assert!(running.terminate().await.unwrap().success());
+}
+
+/// Where nothing listens.
+const NOWHERE: &str = "UPDATE webhooks SET url = 'http://127.0.0.1:1/' WHERE id = 2";
+
+/// Item 12: whatever the endpoint, a replay is read to its end, and says what waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replay_to_a_stopped_endpoint_waits_under_its_id_and_is_delivered_when_that_is_well() {
+    let (world, running, from) = delivered(15).await.unwrap();
+    let paused = world.walhook(&["endpoints", "pause", "2"]).await.unwrap();
+    assert!(paused.status.success(), "{}", text(&paused.stderr));
+    let first = world.walhook_json(&["replay", "start", "--from", &from]).await.unwrap();
+    assert_eq!((&first["delivered"], &first["waiting"]), (&15.into(), &15.into()), "{first}");
+    assert_eq!((&first["dead"], &first["finished"]), (&0.into(), &true.into()), "{first}");
+    let id = first["id"].to_string();
+    let listed = world.walhook_json(&["deferred", "list", "--replay", &id]).await.unwrap();
+    assert_eq!(listed["deferred"].as_array().map(Vec::len), Some(15), "{listed}");
+    // The next one is not held up by it.
+    let second =
+        world.walhook(&["replay", "start", "--from", &from, "--endpoint", "1"]).await.unwrap();
+    assert!(second.status.success(), "{}", text(&second.stderr));
+    assert!(text(&second.stdout).contains("delivered 15, waiting 0, dead 0"));
+    // A wait for all of it ends when its time is over, and the replay goes on.
+    let asked = ["replay", "start", "--from", &from, "--endpoint", "2", "--wait", "1s"];
+    let third = world.walhook(&asked).await.unwrap();
+    assert_eq!(third.status.code(), Some(1));
+    let said = text(&third.stdout) + &text(&third.stderr);
+    assert!(said.contains("waiting 15") && said.contains("deferred list --replay"), "{said}");
+    assert!(said.contains("15 deliveries of replay"), "{said}");
+
+    // Without a pause, but with nobody who listens: the breaker opens in the midst of it.
+    world.sql.batch_execute(NOWHERE).await.unwrap();
+    world.settled().await.unwrap();
+    let resumed = world.walhook(&["endpoints", "resume", "2"]).await.unwrap();
+    assert!(resumed.status.success(), "{}", text(&resumed.stderr));
+    let fourth = world.walhook(&["replay", "start", "--from", &from]).await.unwrap();
+    assert!(fourth.status.success(), "{}", text(&fourth.stderr));
+    assert!(text(&fourth.stdout).contains("delivered 15, waiting 15, dead 0"));
+    let waiting = "SELECT count(*) FROM walhook.deferred WHERE replay_id > 0";
+    assert_eq!(world.value(waiting).await.unwrap(), "45");
+
+    // A cancelled one takes along what waits of it; the others are delivered, and counted so.
+    let cancelled = world.walhook(&["replay", "cancel", &id]).await.unwrap();
+    assert!(cancelled.status.success(), "{}", text(&cancelled.stderr));
+    world.until(waiting, "30").await.unwrap();
+    let well =
+        format!("UPDATE webhooks SET url = 'http://{}/2' WHERE id = 2", world.mock.address());
+    world.sql.batch_execute(&well).await.unwrap();
+    let hurried = ["deferred", "retry", "--all", "--wait", "0s"];
+    assert!(world.walhook(&hurried).await.unwrap().status.success());
+    world.until(waiting, "0").await.unwrap();
+    let listed = world.walhook_json(&["replay", "list"]).await.unwrap();
+    let of = |n: usize, what: &str| listed["replays"][n][what].as_i64();
+    for (n, delivered, dropped) in [(0, 30, 0), (1, 15, 0), (2, 15, 0), (3, 15, 15)] {
+        assert_eq!(of(n, "delivered"), Some(delivered), "{listed}");
+        assert_eq!((of(n, "waiting"), of(n, "dropped")), (Some(0), Some(dropped)), "{listed}");
+    }
+    let again = world.mock.received();
+    let again = again.iter().filter(|request| request.replay && request.path == "/2");
+    assert!(again.count() >= 30, "what waited came marked as a replay");
+    assert!(running.terminate().await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replay_says_what_is_dead_and_waits_for_all_of_it_where_that_is_asked() {
+    let (world, running, from) = delivered(6).await.unwrap();
+    // Slow enough to be waited for, and one that wants no more.
+    let slow = "UPDATE webhooks SET url = url || '?delay=300ms' WHERE id = 1";
+    let gone = "UPDATE webhooks SET url = url || '?status=410' WHERE id = 2";
+    world.sql.batch_execute(&format!("{slow}; {gone}")).await.unwrap();
+    world.settled().await.unwrap();
+    let one = ["replay", "start", "--from", "oldest", "--endpoint", "1", "--wait"];
+    let waited = world.walhook(&one).await.unwrap();
+    let said = text(&waited.stdout) + &text(&waited.stderr);
+    assert!(waited.status.success() && said.contains("waiting 0, dead 0"), "{said}");
+    let dead = world.walhook(&["replay", "start", "--from", &from]).await.unwrap();
+    let said = text(&dead.stdout) + &text(&dead.stderr);
+    assert_eq!(dead.status.code(), Some(1), "{said}");
+    assert!(said.contains("delivered 6, waiting 0, dead 6"), "{said}");
+    assert!(said.contains("dead-letters list --replay"), "{said}");
+    let id = world.value("SELECT max(id) FROM walhook.jobs WHERE kind = 'replay'").await.unwrap();
+    let letters = world.walhook_json(&["dead-letters", "list", "--replay", &id]).await.unwrap();
+    assert_eq!(letters["dead_letters"].as_array().map(Vec::len), Some(6), "{letters}");
+
+    let unknown = ["replay", "start", "--from", &from, "--endpoint", "99"];
+    refused(&world, &unknown, 1, "has no endpoint 99").await.unwrap();
+    world.sql.batch_execute("UPDATE webhooks SET enabled = false WHERE id = 1").await.unwrap();
+    let off = ["replay", "start", "--from", &from, "--endpoint", "1"];
+    refused(&world, &off, 1, "endpoint 1 is switched off").await.unwrap();
+    assert!(running.terminate().await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replay_that_waits_goes_on_across_a_kill_with_the_counts_that_it_had() {
+    let (mut world, running, from) = delivered(20).await.unwrap();
+    world.sql.batch_execute(NOWHERE).await.unwrap();
+    world.settled().await.unwrap();
+    let first = world.walhook_json(&["replay", "start", "--from", &from]).await.unwrap();
+    assert_eq!((&first["delivered"], &first["waiting"]), (&20.into(), &20.into()), "{first}");
+    running.kill().await.unwrap();
+    let running = world.run().await.unwrap();
+    let listed = world.walhook_json(&["replay", "list"]).await.unwrap();
+    let replay = &listed["replays"][0];
+    assert_eq!((&replay["delivered"], &replay["waiting"]), (&20.into(), &20.into()), "{replay}");
+    // Whoever waits for it is told that it goes on.
+    let mut waiting =
+        world.start(&["replay", "start", "--from", &from, "--endpoint", "2", "--wait"]).unwrap();
+    world.until("SELECT count(*) FROM walhook.deferred WHERE replay_id > 0", "40").await.unwrap();
+    let pid = i32::try_from(waiting.id().unwrap()).unwrap();
+    let interrupt = std::process::Command::new("kill").args(["-INT", &pid.to_string()]).status();
+    assert!(interrupt.unwrap().success());
+    let ended = waiting.wait().await.unwrap();
+    assert_eq!(ended.code(), Some(1));
+    let cancelled = "SELECT count(*) FROM walhook.jobs WHERE error IS NOT NULL";
+    assert_eq!(world.value(cancelled).await.unwrap(), "0", "it goes on");
     assert!(running.terminate().await.unwrap().success());
 }

@@ -18,6 +18,9 @@ pub(super) struct Shared {
     /// Of this event type
     #[arg(long = "type", value_name = "TYPE")]
     pub(super) event_type: Option<String>,
+    /// Of this replay, as `replay list` shows it
+    #[arg(long, value_name = "ID")]
+    pub(super) replay: Option<i64>,
     /// Stored at this time or later: RFC 3339, or an age such as 2h
     #[arg(long, value_name = "TIME", value_parser = time_us)]
     pub(super) since: Option<i64>,
@@ -34,6 +37,7 @@ impl Shared {
             account: self.account.clone(),
             event_type: self.event_type.clone(),
             reason,
+            replay: self.replay,
             since_us: self.since,
             until_us: self.until,
         }

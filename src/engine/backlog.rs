@@ -232,6 +232,10 @@ impl Backlog {
         self.rows = self.rows.saturating_sub(1);
         self.unasked = self.unasked.saturating_sub(1);
         self.storing.remove(key);
+        if let Some(head) = self.heads.remove(key) {
+            self.waiting.remove(&(head.due, key.clone()));
+            self.full = false;
+        }
     }
 
     /// Nothing is read back any more: what is known of rows that wait is forgotten.

@@ -112,10 +112,24 @@ pub struct DeadLetter {
 pub struct ReplayCounts {
     /// The replay's job.
     pub job: i64,
-    /// Deliveries that an endpoint took.
+    /// Deliveries that an endpoint took at once.
     pub done: i64,
-    /// Deliveries that ended as dead letters.
+    /// Deliveries that ended as dead letters without having been deferred.
     pub failed: i64,
+    /// Deliveries that were deferred, whatever became of them since: as many rows were inserted.
+    pub deferred: i64,
+    /// Deliveries whose endpoint was removed before they were sent or deferred.
+    pub dropped: i64,
+    /// Deliveries that were counted in the gaps of suspended queues instead of being deferred.
+    pub in_gaps: i64,
+}
+
+impl ReplayCounts {
+    /// Deliveries that need not be in memory any more.
+    #[must_use]
+    pub fn total(&self) -> i64 {
+        self.done + self.failed + self.deferred + self.dropped + self.in_gaps
+    }
 }
 
 /// How an operator's retry of a dead letter ended.
@@ -162,7 +176,7 @@ pub struct JobDone {
 ///
 /// Invariants: `frontier` never decreases from one batch to the next, and passes no delivery whose
 /// dead letter or deferred row is only in this batch. A row stands at most once among `resolved`,
-/// `retimed` and `died`.
+/// `dropped`, `retimed` and `died`.
 ///
 /// The parts that concern deferred rows take effect in the order of these fields: a row may be in
 /// `deferred` and in `resolved` both.
@@ -205,8 +219,10 @@ pub struct PersistBatch {
     pub joined_passed: bool,
     /// Rows to be inserted; one that is there already is left as it is.
     pub deferred: Vec<Defer>,
-    /// Rows to be removed: delivered, or nobody wants them any more.
+    /// Rows to be removed: delivered.
     pub resolved: Vec<RowId>,
+    /// Rows to be removed: nobody wants them any more.
+    pub dropped: Vec<RowId>,
     /// Rows whose next attempt is later.
     pub retimed: Vec<(RowId, Tried)>,
     /// Rows that become dead letters.

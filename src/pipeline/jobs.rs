@@ -8,7 +8,9 @@ use super::open_state;
 use crate::config::Config;
 use crate::engine::dispatcher::{OperatorInput, Retry};
 use crate::engine::event::EndpointId;
-use crate::io::state::{Ask, Changed, DeadLetterFilter, DeferredCursor, EndpointStop, StateStore};
+use crate::io::state::{
+    Ask, Changed, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, StateStore,
+};
 
 /// How often the table of jobs is looked at.
 const EVERY: Duration = Duration::from_secs(1);
@@ -42,6 +44,9 @@ async fn look(config: &Config, epoch: i64, outlets: &Outlets) -> anyhow::Result<
     let mut store = open_state(config).await?;
     store.write_as(epoch);
     loop {
+        if let Some(replay) = store.cancelled_replay().await? {
+            discard_replay(&mut store, outlets, replay).await?;
+        }
         let Some(job) = store.next_job().await? else {
             tokio::time::sleep(EVERY).await;
             continue;
@@ -83,6 +88,23 @@ async fn look(config: &Config, epoch: i64, outlets: &Outlets) -> anyhow::Result<
         store.finish_job(job.id, None).await?;
         tracing::info!(job = job.id, kind = job.ask.kind(), "carried out a job");
     }
+}
+
+/// Removes what is deferred under the id of a replay that was cancelled.
+async fn discard_replay(
+    store: &mut StateStore,
+    outlets: &Outlets,
+    replay: i64,
+) -> anyhow::Result<()> {
+    let filter = DeferredFilter { replay: Some(replay), ..DeferredFilter::default() };
+    let (mut at, mut removed) = (DeferredCursor::default(), 0);
+    while let Some(Changed { rows, next }) = store.discard_deferred(0, &filter, &at).await? {
+        removed += rows.len();
+        outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
+        at = next;
+    }
+    tracing::info!(replay, removed, "removed what was deferred for a cancelled replay");
+    Ok(())
 }
 
 /// Has the dispatcher do it, and waits until that is stored: the job ends in the same transaction.

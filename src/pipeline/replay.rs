@@ -1,12 +1,13 @@
 //! The task that carries replays out, one after the other: reads the range, routes its events, and feeds
 //! the dispatcher as fast as that takes them, at most 1,000 deliveries a second.
 //!
-//! The dispatcher counts what has ended in the transaction that makes it durable. Now and then the feeder
-//! waits until all that it fed has ended, and stores the position: there the next leader goes on.
+//! The dispatcher counts what has ended, or is deferred, in the transaction that makes it durable. Now and
+//! then the feeder waits until all that it fed has, and stores the position: there the next leader goes on.
+//! What the one before had deferred from there on is passed over; what it had delivered is sent again.
 
 mod left_out;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,6 @@ use crate::engine::dispatcher::{Replay, ReplayInput};
 use crate::engine::endpoint::{Endpoint, Routes};
 use crate::engine::event::{AccountId, Event, Item};
 use crate::engine::lsn::Lsn;
-use crate::engine::persist::ReplayCounts;
 use crate::io::lookup::{self, Lookups};
 use crate::io::state::{StateStore, StoredReplay};
 use left_out::LeftOut;
@@ -61,6 +61,7 @@ pub(super) async fn feed(config: &Config, epoch: i64, input: mpsc::Sender<Replay
         input,
         fed: HashMap::new(),
         left_out: HashMap::new(),
+        begun: None,
     };
     loop {
         if let Err(error) = feeder.look().await {
@@ -80,6 +81,9 @@ struct Feeder<'a> {
     fed: HashMap<i64, i64>,
     /// What each of them has left out up to its stored position, since this leader carries it out.
     left_out: HashMap<i64, LeftOut>,
+    /// The replay whose range this leader reads for the first time, from its beginning: nothing of it can be
+    /// deferred already.
+    begun: Option<i64>,
 }
 
 /// Keeps lots apart.
@@ -108,7 +112,7 @@ impl Pace {
 
 /// How feeding a range ended.
 enum Fed {
-    /// All of it has ended and is stored.
+    /// All of it has ended or is deferred, and that is stored.
     Settled,
     /// It was ended by an operator.
     Cancelled,
@@ -127,10 +131,12 @@ impl Feeder<'_> {
             };
             let (from, to) = (replay.position, replay.range.to);
             tracing::info!(replay = replay.id, %from, %to, "sending a past range again");
-            let StoredReplay { id: job, done, failed, .. } = replay;
+            let StoredReplay { id: job, counts, .. } = replay;
             let range = replay.range.clone();
-            self.fed.entry(job).or_insert(done + failed);
-            self.input.send(ReplayInput::Start(ReplayCounts { job, done, failed })).await?;
+            let is_new = !self.fed.contains_key(&job) && counts.total() == 0;
+            self.begun = (is_new && from <= range.from).then_some(job);
+            self.fed.entry(job).or_insert(counts.total());
+            self.input.send(ReplayInput::Start(counts)).await?;
             let problem = self.carry_out(&mut store, replay).await?;
             self.input.send(ReplayInput::End(job)).await?;
             self.fed.remove(&job);
@@ -149,7 +155,15 @@ impl Feeder<'_> {
                 }
             }
             store.finish_job(job, problem.as_deref()).await?;
-            tracing::info!(replay = job, problem, "the replay has ended");
+            let left = store.replay(job).await?;
+            let (waiting, dead) = left.map_or((0, 0), |left| (left.waiting, left.dead));
+            tracing::info!(
+                replay = job,
+                problem,
+                waiting,
+                dead,
+                "the replay's range is read to its end"
+            );
         }
     }
 
@@ -182,6 +196,11 @@ impl Feeder<'_> {
         replay: &StoredReplay,
     ) -> anyhow::Result<Fed> {
         let (from, to) = (replay.position.max(replay.range.from), replay.range.to);
+        // What was fed before the connection was lost is a row by then, or has ended.
+        if !self.until_ended(store, replay.id).await? {
+            return Ok(Fed::Cancelled);
+        }
+        let may_be_there = self.begun.take() != Some(replay.id);
         let purpose = format!("replay_{}", replay.id);
         let from_oldest = replay.range.from_oldest;
         let range = match Range::open(self.config, from, to, from_oldest, &purpose).await {
@@ -198,6 +217,13 @@ impl Feeder<'_> {
         while let Some(batch) = batches.recv().await {
             let mut end = None;
             let events = events(replay, batch.items, &mut end);
+            let there = match may_be_there && !events.is_empty() {
+                true => {
+                    let ids: Vec<String> = events.iter().map(|e| e.id.to_string()).collect();
+                    store.replayed_before(replay.id, &ids).await?
+                }
+                false => HashSet::new(),
+            };
             let mut accounts: Vec<AccountId> = events.iter().map(|e| e.account.clone()).collect();
             accounts.sort_unstable();
             accounts.dedup();
@@ -217,6 +243,11 @@ impl Feeder<'_> {
                     }
                 }
                 for delivery in deliveries(replay, &events, &routes) {
+                    let Replay { event, endpoint, .. } = &delivery;
+                    if may_be_there && there.contains(&(event.id.to_string(), endpoint.to_string()))
+                    {
+                        continue;
+                    }
                     unstored += 1;
                     *self.fed.entry(replay.id).or_default() += 1;
                     pace.wait().await;
@@ -244,14 +275,14 @@ impl Feeder<'_> {
         }
     }
 
-    /// Waits until all that was fed has ended and that is stored; `false` when the replay was cancelled
+    /// Waits until all that was fed has ended or is deferred, and that is stored; `false` when the replay was cancelled
     /// meanwhile.
     async fn until_ended(&self, store: &StateStore, id: i64) -> anyhow::Result<bool> {
         let fed = self.fed.get(&id).copied().unwrap_or_default();
         loop {
             match store.replay(id).await? {
                 None | Some(StoredReplay { finished: true, .. }) => return Ok(false),
-                Some(now) if now.done + now.failed >= fed => return Ok(true),
+                Some(now) if now.counts.total() >= fed => return Ok(true),
                 Some(_) => sleep(POLL).await,
             }
         }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::cli::confirm::confirm;
 use crate::cli::holder::refuse_while_active;
-use crate::cli::replay::{Moment, Window, carry_out};
+use crate::cli::replay::{Moment, Wait, Window, carry_out};
 use crate::cli::status::{bytes, open_state};
 use crate::cli::{CommandResult, Failure, print_json, print_line, print_remark};
 use crate::config::Config;
@@ -54,7 +54,7 @@ pub(super) async fn run(config: &Config, args: Reset, json: bool) -> CommandResu
     } else if !json {
         print_remark(&plan.to_string());
     }
-    carry_out(config, &mut state, &range, args.wait, json).await
+    carry_out(config, &mut state, &range, Wait::for_range(args.wait), json).await
 }
 
 /// Moves the checkpoint forward over what is not delivered, and records that.

@@ -9,16 +9,18 @@ mod print;
 
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use serde_json::json;
 
 pub(super) use bounds::{Moment, Window};
 
 use crate::config::Config;
 use crate::engine::replay::{ReplayFilter, ReplayRange};
+use crate::io::lookup::{self, Lookups, Which};
 use crate::io::state::{StateStore, StoredReplay};
 
 use super::job::{self, Awaited};
+use super::run::until_signal;
 use super::status::open_state;
 use super::{CommandResult, Common, Failure, print_json, print_line};
 
@@ -28,7 +30,12 @@ use super::{CommandResult, Common, Failure, print_json, print_line};
 Events keep their ids, so a receiver that drops repeats by webhook-id drops these too. They go to the
 endpoints of now, carry the header <prefix>-replay: true, and take what the live stream leaves.
 
+What an endpoint does not take is deferred under the replay's id and tried again as all that is deferred,
+and so is what is for an endpoint that is paused or whose breaker is open: the replay reads on. So at its
+end, deliveries may wait. That is no failure; a dead letter is, and then the command exits with 1.
+
 Examples:
+  walhook replay start --from oldest --wait
   walhook replay start --from 2h --endpoint 17 --dry-run
   walhook replay start --from 2026-11-23T17:00:00Z --to 2026-11-23T18:00:00Z --account 42
   walhook replay start --from 16/B374D848 --type 'subscriber.*'")]
@@ -47,7 +54,7 @@ enum Command {
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(i64).range(1..=1_000))]
         limit: i64,
     },
-    /// End a replay; what it has sent stays sent
+    /// End a replay, and discard what waits of it; what it has sent stays sent
     Cancel {
         /// Its id
         id: i64,
@@ -74,9 +81,38 @@ struct Start {
     /// Only count what would be sent
     #[arg(long)]
     dry_run: bool,
-    /// How long to wait for its end, showing the progress; 0s does not wait
-    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
-    wait: Duration,
+    /// Wait until nothing of it waits any more, each delivery taken or dead, at most so long when a time is
+    /// given; 0s does not wait at all. Without it: until the range is read to its end, at most 1h
+    #[arg(long, num_args = 0..=1, value_name = "TIME", default_missing_value = "forever",
+          value_parser = Wait::parse)]
+    wait: Option<Wait>,
+}
+
+/// How long to wait for what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wait {
+    at_most: Duration,
+    /// Not only for the end of the range.
+    for_all: bool,
+}
+
+/// As good as for ever, and clocks can still be added to.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+impl Wait {
+    /// For the end of the range.
+    pub(super) fn for_range(at_most: Duration) -> Self {
+        Self { at_most, for_all: false }
+    }
+
+    fn parse(text: &str) -> Result<Self, humantime::DurationError> {
+        let for_all = true;
+        match text {
+            "forever" => Ok(Self { at_most: FOREVER, for_all }),
+            text => humantime::parse_duration(text)
+                .map(|time| Self { at_most: time.min(FOREVER), for_all }),
+        }
+    }
 }
 
 /// Runs the subcommand.
@@ -102,6 +138,9 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
 
 async fn run_start(config: &Config, start: Start, json: bool) -> CommandResult {
     let mut state = open_state(config).await?;
+    if let Some(endpoint) = &start.endpoint {
+        ensure_endpoint(config, endpoint).await?;
+    }
     let window = Window::read(config, &state).await?;
     let filter = ReplayFilter {
         account: start.account,
@@ -114,7 +153,30 @@ async fn run_start(config: &Config, start: Start, json: bool) -> CommandResult {
         let counts = dry_run::count(config, &range).await?;
         return if json { print_json(&counts) } else { print_line(&counts.to_text(&range)) };
     }
-    carry_out(config, &mut state, &range, start.wait, json).await
+    let wait = start.wait.unwrap_or(Wait::for_range(Duration::from_secs(3_600)));
+    carry_out(config, &mut state, &range, wait, json).await
+}
+
+/// A replay goes to the endpoints of now, so to one that is not there it would send nothing, and say
+/// nothing of that.
+async fn ensure_endpoint(config: &Config, id: &str) -> CommandResult {
+    let source = lookup::connect(config, "walhook replay").await.context("source.url")?;
+    let ids = [id.to_owned()];
+    let which = Which { ids: Some(&ids), limit: 1, ..Which::default() };
+    let rows = Lookups::of(config).list(&source, which).await;
+    let rows = rows.context("cannot read the endpoint table")?;
+    let table = &config.endpoints.table;
+    match rows.first() {
+        None => Err(anyhow!(
+            "{table} has no endpoint {id}, so nothing would be sent; `walhook endpoints list` shows them"
+        )
+        .into()),
+        Some(row) if !row.enabled => Err(anyhow!(
+            "endpoint {id} is switched off in {table}, so nothing would be sent; switch its row on first"
+        )
+        .into()),
+        Some(_) => Ok(()),
+    }
 }
 
 /// Asks the leader for the replay, and waits for its end.
@@ -122,38 +184,84 @@ pub(super) async fn carry_out(
     config: &Config,
     state: &mut StateStore,
     range: &ReplayRange,
-    wait: Duration,
+    wait: Wait,
     json: bool,
 ) -> CommandResult {
     let replay = state.create_replay(range).await?;
-    job::note_without_leader(config, &format!("replay {} begins when one does", replay.id)).await;
-    let replay = job::wait_for(state, replay, wait).await?;
+    let id = replay.id;
+    job::note_without_leader(config, &format!("replay {id} begins when one does")).await;
+    let Wait { at_most, for_all } = wait;
+    let waiting = job::wait_for(state, Waited { replay, for_all }, at_most);
+    let Waited { replay, .. } = tokio::select! {
+        ended = waiting => ended?,
+        signal = until_signal() => {
+            signal.map_err(anyhow::Error::from)?;
+            return Err(anyhow!(
+                "interrupted: replay {id} goes on without this command; `walhook replay list` shows how \
+                 far it is, `walhook replay cancel {id}` ends it"
+            )
+            .into());
+        }
+    };
     if json {
         print_json(&replay)?;
     } else {
         print_line(&print::line(&replay))?;
+        print::remarks(&replay).iter().try_for_each(|remark| print_line(remark))?;
     }
-    match &replay.error {
-        Some(error) => Err(anyhow!("replay {}: {error}", replay.id).into()),
-        None if !replay.finished && !wait.is_zero() => {
-            Err(anyhow!("replay {} is not finished; it goes on without this command", replay.id)
-                .into())
-        }
-        None => Ok(()),
-    }
+    if at_most.is_zero() { Ok(()) } else { verdict(&replay, for_all) }
 }
 
-impl Awaited for StoredReplay {
+/// Whether nothing went wrong with what was waited for.
+fn verdict(replay: &StoredReplay, for_all: bool) -> CommandResult {
+    let StoredReplay { id, dead, in_gaps, waiting, .. } = replay;
+    if let Some(error) = &replay.error {
+        return Err(anyhow!("replay {id}: {error}").into());
+    }
+    if *dead > 0 {
+        return Err(anyhow!(
+            "{dead} deliveries of replay {id} are dead letters: `walhook dead-letters list --replay {id}` \
+             shows them and why"
+        )
+        .into());
+    }
+    if *in_gaps > 0 {
+        return Err(
+            anyhow!("{in_gaps} deliveries of replay {id} are counted in gaps, not sent").into()
+        );
+    }
+    if !replay.finished {
+        return Err(anyhow!("replay {id} is not finished; it goes on without this command").into());
+    }
+    if for_all && *waiting > 0 {
+        return Err(anyhow!(
+            "{waiting} deliveries of replay {id} still wait; they go on without this command"
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// A replay, and what of it is waited for.
+struct Waited {
+    replay: StoredReplay,
+    for_all: bool,
+}
+
+impl Awaited for Waited {
     fn is_finished(&self) -> bool {
-        self.finished
+        let Self { replay, for_all } = self;
+        if *for_all && replay.error.is_none() { replay.is_over() } else { replay.finished }
     }
 
     fn progress(&self) -> String {
-        print::bar(self)
+        print::bar(&self.replay)
     }
 
     async fn look_again(&self, state: &StateStore) -> Result<Self, Failure> {
-        Ok(state.replay(self.id).await?.ok_or_else(|| anyhow!("replay {} is gone", self.id))?)
+        let id = self.replay.id;
+        let replay = state.replay(id).await?.ok_or_else(|| anyhow!("replay {id} is gone"))?;
+        Ok(Self { replay, for_all: self.for_all })
     }
 }
 
@@ -161,7 +269,7 @@ async fn cancel(config: &Config, id: i64, json: bool) -> CommandResult {
     let mut state = open_state(config).await?;
     if !state.cancel_replay(id).await? {
         let why = match state.replay(id).await? {
-            Some(_) => format!("replay {id} has ended already"),
+            Some(_) => format!("replay {id} has ended already, and nothing of it waits"),
             None => format!("there is no replay {id}; `walhook replay list` shows them"),
         };
         return Err(anyhow!(why).into());
@@ -169,7 +277,9 @@ async fn cancel(config: &Config, id: i64, json: bool) -> CommandResult {
     if json {
         print_json(&json!({ "cancelled": id }))
     } else {
-        print_line(&format!("cancelled replay {id}; requests under way may still arrive"))
+        print_line(&format!(
+            "cancelled replay {id}: what waits of it is discarded; requests under way may still arrive"
+        ))
     }
 }
 

@@ -195,7 +195,7 @@ impl Dispatcher {
     }
 
     /// Takes deliveries out of a queue in memory into the table, oldest first. What is in the table
-    /// already is just forgotten here, and operators' retries stay.
+    /// already is just forgotten here, and operators' retries stay: they are dead letters meanwhile.
     pub(super) fn leave(
         &mut self,
         lane_id: LaneId,
@@ -208,7 +208,8 @@ impl Dispatcher {
         for id in ids {
             let Some(lane) = self.lanes.get_mut(&lane_id) else { return };
             let pending = lane.queue(endpoint).and_then(|in_memory| in_memory.get(*id));
-            if pending.is_none_or(|pending| matches!(pending.origin, Origin::Retry { .. })) {
+            let is_letter = |origin| matches!(origin, Origin::Retry { dead_letter: Some(_), .. });
+            if pending.is_none_or(|pending| is_letter(pending.origin)) {
                 continue;
             }
             if let Some(removed) = lane.remove(endpoint, *id) {
@@ -237,14 +238,27 @@ impl Dispatcher {
         let mut tried = pending.tried.map(|tried| *tried).unwrap_or_default();
         tried.attempts = pending.attempts;
         tried.due_us = due.map(|due| self.unix_us(due));
-        let detour = self.detour(queue);
         match pending.origin {
             Origin::Stream { txn, ordinal } => {
                 let (held, txn, routed) = (pending.held, Some(txn), None);
                 let kept = Kept { held, txn, ordinal, counted, routed };
                 self.defer_or_skip(queue, key, &keys, kept, Leave { reason, tried, due, behind });
             }
+            Origin::Retry { dead_letter: None, job } => {
+                self.replays.leave_memory();
+                if self.replays.is_known(job) {
+                    let (held, txn, routed) = (pending.held, None, None);
+                    let kept = Kept { held, txn, ordinal: 0, counted, routed };
+                    let leave = Leave { reason, tried, due, behind };
+                    self.defer_or_skip(queue, key, &keys, kept, leave);
+                } else {
+                    // Cancelled meanwhile.
+                    self.replays.count_dropped(job);
+                    self.free(pending.held, counted);
+                }
+            }
             Origin::Deferred { insertion, .. } => {
+                let detour = self.detour(queue);
                 if detour.is_suspended() {
                     detour.backlog.unload(&key, &keys, false);
                 } else if let Some(due) = due {
@@ -257,7 +271,9 @@ impl Dispatcher {
                 }
                 self.free(pending.held, counted);
             }
-            Origin::Retry { .. } => debug_assert!(false, "an operator's retry is not deferred"),
+            Origin::Retry { dead_letter: Some(_), .. } => {
+                debug_assert!(false, "an operator's retry is not deferred");
+            }
         }
     }
 
@@ -281,22 +297,46 @@ impl Dispatcher {
         };
         let keys = in_memory.keys(id).cloned().unwrap_or_default();
         let Some(pending) = in_memory.get_mut(id) else { return };
-        let Origin::Stream { txn, ordinal } = pending.origin else { return };
+        let (txn, ordinal) = match pending.origin {
+            Origin::Stream { txn, ordinal } => (Some(txn), ordinal),
+            Origin::Retry { dead_letter: None, job } if self.replays.is_known(job) => (None, 0),
+            Origin::Retry { .. } | Origin::Deferred { .. } => return,
+        };
         let key = pending.row_key();
-        pending.origin = Origin::Deferred { replay: 0, insertion };
+        pending.origin = Origin::Deferred { replay: key.replay, insertion };
         let held = Arc::clone(&pending.held);
         let mut tried = pending.tried.as_deref().cloned().unwrap_or_default();
         tried.attempts = pending.attempts;
         // The row tells of them now.
         pending.tried = Some(Box::new(Tried { history: Vec::new(), ..tried.clone() }));
+        if txn.is_none() {
+            self.replays.leave_memory();
+        }
         let counted = DELIVERY_BYTES + tried.size_bytes();
         self.bytes += counted;
         self.detour(&queue).backlog.keep(&key, &keys);
-        let kept = Kept { held, txn: Some(txn), ordinal, counted, routed: None };
+        let kept = Kept { held, txn, ordinal, counted, routed: None };
         self.store_row(&queue, key, kept, DeferReason::Held, tried, false);
     }
 
-    /// A delivery of the stream leaves memory: into the table, or, while its queue is suspended, into
+    /// A delivery of a replay is deferred under the replay's id, without being queued. Its event counts in
+    /// the memory budget already.
+    pub(super) fn defer_replayed(
+        &mut self,
+        queue: &QueueId,
+        held: Arc<Held>,
+        job: i64,
+        reason: DeferReason,
+    ) {
+        self.bytes += DELIVERY_BYTES;
+        let key = RowKey { event: EventKey::of(&held.event), replay: job };
+        let counted = DELIVERY_BYTES;
+        let kept = Kept { held, txn: None, ordinal: 0, counted, routed: None };
+        let leave = Leave { reason, tried: Tried::default(), due: None, behind: false };
+        self.defer_or_skip(queue, key, &RowKeys::new(), kept, leave);
+    }
+
+    /// A delivery of the stream, or of a replay, leaves memory: into the table, or, while its queue is suspended, into
     /// the gap.
     fn defer_or_skip(
         &mut self,
@@ -421,7 +461,8 @@ impl Dispatcher {
 /// What remains in memory of a delivery until its row is stored.
 struct Kept {
     held: Arc<Held>,
-    /// The transaction that waits for it; none waits for what was a row before it was routed.
+    /// The transaction that waits for it; none waits for a replay's, nor for what was a row
+    /// before it was routed.
     txn: Option<TxnSeq>,
     ordinal: u64,
     counted: usize,

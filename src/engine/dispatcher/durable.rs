@@ -188,6 +188,12 @@ impl Durable {
         self.touched = true;
     }
 
+    /// A row that was to be inserted is not.
+    pub(super) fn forget_leaving(&mut self, bytes: usize) {
+        self.leaving_bytes = self.leaving_bytes.saturating_sub(bytes);
+        self.touched = true;
+    }
+
     /// What is to be inserted, and in no batch yet.
     pub(super) fn leaving_mut(&mut self) -> impl Iterator<Item = &mut Leaving> {
         self.leaving.iter_mut()
@@ -344,12 +350,14 @@ impl Dispatcher {
             }
             let Some(leaving) = self.durable.leaving.pop_front() else { break };
             self.durable.handed_out += 1;
+            let Some(leaving) = self.unless_cancelled(leaving) else { continue };
             let Defer { id, event, .. } = &leaving.row;
             let QueueId { account, endpoint } = &id.queue;
             // With its row, not after it: else a crash in between would send it once more.
             if let Some(txn) = leaving.txn {
                 self.ahead.push(account, endpoint, leaving.ordinal, event, txn);
             }
+            self.replays.count_left(id.key.replay, leaving.kind == Leaves::Skipped);
             if let Some(row) = &leaving.routed {
                 let routed = Routed { row: row.clone(), to: Some(endpoint.clone()) };
                 match batch.routed.last_mut().filter(|last| last.row == *row) {
@@ -426,9 +434,13 @@ impl Dispatcher {
             }
             match change {
                 RowChange::Retime(tried) => batch.retimed.push((row, tried)),
-                RowChange::Remove => {
+                RowChange::Remove | RowChange::Drop => {
                     self.take_out(&row);
-                    batch.resolved.push(row.clone());
+                    let part = match change {
+                        RowChange::Drop => &mut batch.dropped,
+                        RowChange::Remove | RowChange::Retime(_) => &mut batch.resolved,
+                    };
+                    part.push(row.clone());
                     removed.push(row);
                 }
             }

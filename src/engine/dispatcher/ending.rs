@@ -21,6 +21,15 @@ pub(super) struct End {
     pub(super) last_status: Option<u16>,
 }
 
+/// How a delivery ends of which nothing is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// With a 2xx.
+    Delivered,
+    /// Its endpoint was removed.
+    Dropped,
+}
+
 impl Dispatcher {
     /// A change without endpoint becomes a dead letter.
     pub(super) fn die_unroutable(&mut self, unroutable: Unroutable, txn: TxnSeq) {
@@ -88,7 +97,13 @@ impl Dispatcher {
     }
 
     /// A delivery ends with a 2xx, or because its endpoint was removed.
-    pub(super) fn settle(&mut self, id: LaneId, endpoint: &EndpointId, delivery: DeliveryId) {
+    pub(super) fn settle(
+        &mut self,
+        id: LaneId,
+        endpoint: &EndpointId,
+        delivery: DeliveryId,
+        ended: Ended,
+    ) {
         let Some(lane) = self.lanes.get_mut(&id) else { return };
         let Some(removed) = lane.remove(endpoint, delivery) else { return };
         let account = lane.account.clone();
@@ -105,7 +120,11 @@ impl Dispatcher {
                 let row = RowId { key: pending.row_key(), event: event.id, queue };
                 self.detour(&row.queue).backlog.resolve(&row.key);
                 self.outdate(&row.queue);
-                self.durable.change(row, insertion, RowChange::Remove);
+                let change = match ended {
+                    Ended::Delivered => RowChange::Remove,
+                    Ended::Dropped => RowChange::Drop,
+                };
+                self.durable.change(row, insertion, change);
             }
             Origin::Retry { dead_letter, job } => self.end_retry(dead_letter, job, None),
         }
@@ -147,7 +166,7 @@ impl Dispatcher {
         }
     }
 
-    fn forget(&mut self, id: LaneId, endpoint: &EndpointId, delivery: DeliveryId) {
+    pub(super) fn forget(&mut self, id: LaneId, endpoint: &EndpointId, delivery: DeliveryId) {
         let lane = self.lanes.get_mut(&id);
         if let Some(removed) = lane.and_then(|lane| lane.remove(endpoint, delivery)) {
             self.free(removed.pending.held, removed.pending.counted);

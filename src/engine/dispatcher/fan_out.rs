@@ -472,11 +472,25 @@ impl Dispatcher {
         weight: f64,
         now: Tick,
     ) {
-        if self.is_paused(&endpoint) {
+        if let Some(dead_letter) = dead_letter
+            && self.is_paused(&endpoint)
+        {
             self.refuse_paused(&held.event, endpoint, dead_letter, job);
-        } else {
-            let source = Source::Retry { dead_letter, job };
-            self.enqueue(&endpoint, Arc::clone(held), source, RowKeys::new(), weight, now);
+            return;
+        }
+        let queue = QueueId { account: held.event.account.clone(), endpoint };
+        if dead_letter.is_none()
+            && let Some(reason) = self.why_defer_replayed(&queue, now)
+        {
+            self.replays.leave_memory();
+            self.defer_replayed(&queue, Arc::clone(held), job, reason);
+            return;
+        }
+        let source = Source::Retry { dead_letter, job };
+        let held = Arc::clone(held);
+        let id = self.enqueue(&queue.endpoint, held, source, RowKeys::new(), weight, now);
+        if dead_letter.is_none() {
+            self.replays.queued(queue, id, now);
         }
     }
 }

@@ -254,10 +254,11 @@ impl Dispatcher {
         let persist = self.durable.deadline(self.tracker.frontier(), self.stopping);
         let lookup = self.router.deadline();
         let release = self.release_deadline();
+        let replays = self.replays.deadline();
         let slice = self.waiting.is_ready().then_some(now);
         let stall = self.stall_deadline(now);
-        let next =
-            [timer, aging, persist, lookup, release, slice, stall].into_iter().flatten().min();
+        let next = [timer, aging, persist, lookup, release, replays, slice, stall];
+        let next = next.into_iter().flatten().min();
         next.map(|tick| tick.max(now))
     }
 

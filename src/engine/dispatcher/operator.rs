@@ -2,8 +2,8 @@
 //!
 //! What waits in memory for a paused endpoint is deferred, and so is all that arrives. Nothing is read
 //! back, and the clock of its queues stands still: neither `retry_for` nor `disable_after` counts, so a
-//! pause ends no delivery. What is in flight ends by itself. Operators' retries and replays are not
-//! deferred: they end in vain.
+//! pause ends no delivery. What is in flight ends by itself. Operators' retries are not
+//! deferred: they are dead letters meanwhile, and stay so.
 //!
 //! A pause is of the endpoint, not of one account's queue, and outlives the process: the table
 //! `endpoint_state` says since when. That and the end of the job are stored in one transaction, so a
@@ -27,7 +27,7 @@ use super::defer::Exit;
 use super::ending::End;
 use super::{Dispatcher, EndpointChange, EndpointChanged};
 
-/// What operators' retries and replays to a paused endpoint end with.
+/// What operators' retries to a paused endpoint end with.
 const PAUSED: &str = "the endpoint is paused; `walhook endpoints resume` lets its deliveries flow";
 
 /// What an operator asks.
@@ -98,7 +98,8 @@ impl Dispatcher {
         let queue = self.lanes.get_mut(&lane).and_then(|lane| lane.queue_mut(endpoint));
         let Some(queue) = queue else { return };
         queue.lately = Lately::default();
-        let is_retry = |origin: Origin| matches!(origin, Origin::Retry { .. });
+        let is_retry =
+            |origin: Origin| matches!(origin, Origin::Retry { dead_letter: Some(_), .. });
         let (retries, others): (Vec<_>, Vec<_>) = queue
             .idle()
             .map(|pending| (pending.id, is_retry(pending.origin)))
@@ -187,12 +188,12 @@ impl Dispatcher {
         since.map_or(0, |since| self.unix_us(now).saturating_sub(*since).max(0))
     }
 
-    /// An operator's retry, or a delivery of a replay, ends before it was queued: its endpoint is paused.
+    /// An operator's retry ends before it was queued: its endpoint is paused.
     pub(super) fn refuse_paused(
         &mut self,
         event: &Arc<Event>,
         endpoint: EndpointId,
-        dead_letter: Option<i64>,
+        dead_letter: i64,
         job: i64,
     ) {
         let letter = DeadLetter {
@@ -205,7 +206,7 @@ impl Dispatcher {
             history: Vec::new(),
             replay: 0,
         };
-        self.end_retry(dead_letter, job, Some(letter));
+        self.end_retry(Some(dead_letter), job, Some(letter));
     }
 }
 

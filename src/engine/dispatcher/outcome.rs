@@ -12,7 +12,7 @@ use super::super::schedule::LaneId;
 use super::super::settle::{Place, Progress, Settlement, failure_text, settle};
 use super::super::tick::{Tick, micros};
 use super::defer::Exit;
-use super::ending::End;
+use super::ending::{End, Ended};
 use super::operator::while_paused;
 use super::send::InFlight;
 use super::{Dispatcher, Timer, Wake};
@@ -126,7 +126,7 @@ impl Dispatcher {
         match settlement {
             Settlement::Delivered => {
                 self.counters.delivered += 1;
-                self.settle(lane_id, endpoint, id);
+                self.settle(lane_id, endpoint, id, Ended::Delivered);
             }
             Settlement::Retry { after } if may_wait => {
                 let due = now + after;
@@ -165,8 +165,9 @@ impl Dispatcher {
         let pending = self.lanes.get(&lane_id)?.queue(endpoint)?.get(id)?;
         let place = match pending.origin {
             Origin::Stream { .. } => Place::Memory,
-            Origin::Deferred { .. } => Place::Table,
-            Origin::Retry { .. } => Place::DeadLetters,
+            // A replay's is not tried twice in a row: whoever fails must not hold the replay up.
+            Origin::Deferred { .. } | Origin::Retry { dead_letter: None, .. } => Place::Table,
+            Origin::Retry { dead_letter: Some(_), .. } => Place::DeadLetters,
         };
         let active_us = self.active_us(&queue, now);
         let first_us = pending.tried.as_ref().and_then(|tried| tried.first_attempt_us);

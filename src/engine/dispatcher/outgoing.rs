@@ -34,7 +34,8 @@ pub(super) enum Body {
 pub(super) struct Leaving {
     pub(super) row: Defer,
     pub(super) held: Arc<Held>,
-    /// The transaction that waits for it to be stored; none waits for what was a row before it was routed.
+    /// The transaction that waits for it to be stored; none waits for a replay's, nor for what was a row
+    /// before it was routed.
     pub(super) txn: Option<TxnSeq>,
     pub(super) ordinal: u64,
     pub(super) kind: Leaves,
@@ -61,8 +62,10 @@ pub(super) enum Leaves {
 /// What becomes of a row.
 #[derive(Debug)]
 pub(super) enum RowChange {
-    /// It goes.
+    /// It goes: delivered.
     Remove,
+    /// It goes: nobody wants it any more.
+    Drop,
     /// It is tried later.
     Retime(Tried),
 }

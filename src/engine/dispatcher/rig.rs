@@ -8,7 +8,9 @@ use bytes::Bytes;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use super::{Dispatch, Dispatcher, EndpointChanged, Ordering, Settings, Start};
+use super::{
+    Dispatch, Dispatcher, EndpointChanged, Ordering, Replay, ReplayInput, Settings, Start,
+};
 use crate::engine::attempt::{Answer, DeliveryId, Outcome};
 use crate::engine::endpoint::{Endpoint, Routes, Secret};
 use crate::engine::event::{AccountId, EndpointId, Event, Item, Operation, RowKeys};
@@ -67,13 +69,21 @@ pub(super) struct Rig {
     /// What was to be made durable so far.
     pub(super) stored: Vec<PersistBatch>,
     next_commit: u64,
+    /// The accounts have no endpoint any more.
+    pub(super) removed: bool,
 }
 
 impl Rig {
     pub(super) fn new(settings: Settings) -> Self {
         let start = Start { frontier: Lsn(1_000), ..Start::default() };
         let dispatcher = Dispatcher::new(settings, start, SmallRng::seed_from_u64(1));
-        Self { dispatcher, now: Tick(60_000_000), stored: Vec::new(), next_commit: 2_000 }
+        Self {
+            dispatcher,
+            now: Tick(60_000_000),
+            stored: Vec::new(),
+            next_commit: 2_000,
+            removed: false,
+        }
     }
 
     pub(super) fn wait(&mut self, duration: Duration) {
@@ -100,7 +110,11 @@ impl Rig {
 
     pub(super) fn look_up(&mut self) {
         let Some(accounts) = self.dispatcher.poll_lookup(self.now) else { return };
+        let removed = self.removed;
         let routes = |account: AccountId| {
+            if removed {
+                return (account, Routes::new(Vec::new(), 1.0));
+            }
             let endpoint = Endpoint {
                 id: EndpointId::new(account.as_str()),
                 account: account.clone(),
@@ -123,6 +137,15 @@ impl Rig {
     pub(super) fn send(&mut self) -> Vec<Dispatch> {
         self.dispatcher.fan_out(self.now);
         std::iter::from_fn(|| self.dispatcher.poll_attempt(self.now)).collect()
+    }
+
+    /// A replay, which has begun, sends an event again, to the account's endpoint.
+    pub(super) fn replay(&mut self, job: i64, event: &Arc<Event>) {
+        assert!(self.dispatcher.wants_replay());
+        let endpoint = EndpointId::new(event.account.as_str());
+        let replay = Replay { job, event: Arc::clone(event), endpoint };
+        self.dispatcher.handle_replay(ReplayInput::Deliver(replay), self.now);
+        self.look_up();
     }
 
     pub(super) fn answer(&mut self, delivery: DeliveryId, status: u16) {

@@ -11,7 +11,7 @@ use super::super::lane::{DEFAULT_MAX_IN_FLIGHT, Origin};
 use super::super::persist::DeadReason;
 use super::super::schedule::{Charge, LaneId, Pool};
 use super::super::tick::Tick;
-use super::ending::End;
+use super::ending::{End, Ended};
 use super::{Dispatcher, Timer, Wake};
 
 /// A request older than this leaves the fast pool for the slow one.
@@ -43,6 +43,7 @@ impl Dispatcher {
         self.handle_due_timers(now);
         self.move_old_requests(now);
         self.release_frontier(now);
+        self.release_replays(now);
         if self.stopping || self.durable.is_behind(now) {
             return None;
         }
@@ -137,7 +138,7 @@ impl Dispatcher {
                 endpoint: Arc::clone(endpoint),
                 event: Arc::clone(&pending.held.event),
                 number: pending.attempts + 1,
-                replay: matches!(pending.origin, Origin::Retry { .. }),
+                replay: pending.origin.is_asked_for(),
             },
         };
         queue.start(delivery, now, endpoint.rate_per_second);
@@ -186,9 +187,14 @@ impl Dispatcher {
                 (Some(end), _) => self.die(id, endpoint, delivery, end.clone()),
                 (None, Origin::Stream { .. } | Origin::Deferred { .. }) => {
                     self.counters.dropped += 1;
-                    self.settle(id, endpoint, delivery);
+                    self.settle(id, endpoint, delivery, Ended::Dropped);
                 }
-                (None, Origin::Retry { .. }) => {
+                (None, Origin::Retry { dead_letter: None, job }) => {
+                    self.counters.dropped += 1;
+                    self.end_replayed(job, |counts| counts.dropped += 1);
+                    self.forget(id, endpoint, delivery);
+                }
+                (None, Origin::Retry { dead_letter: Some(_), .. }) => {
                     let reason = DeadReason::EndpointDisabled;
                     let detail = "the endpoint was removed".to_owned();
                     self.die(id, endpoint, delivery, End { reason, detail, last_status: None });

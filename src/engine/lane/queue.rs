@@ -65,6 +65,24 @@ pub enum Origin {
     },
 }
 
+impl Origin {
+    /// The replay that the delivery belongs to.
+    #[must_use]
+    pub fn replay(self) -> Option<i64> {
+        match self {
+            Self::Retry { dead_letter: None, job } => Some(job),
+            Self::Deferred { replay, .. } => (replay != 0).then_some(replay),
+            Self::Stream { .. } | Self::Retry { dead_letter: Some(_), .. } => None,
+        }
+    }
+
+    /// Whether an operator asked for it: a retry, or a replay.
+    #[must_use]
+    pub fn is_asked_for(self) -> bool {
+        matches!(self, Self::Retry { .. }) || self.replay().is_some()
+    }
+}
+
 /// An event while any of its deliveries is pending. Dropping the last one frees its memory.
 #[derive(Debug)]
 pub struct Held {
@@ -97,10 +115,7 @@ impl Pending {
     /// Its place among the deferred rows of its queue.
     #[must_use]
     pub fn row_key(&self) -> RowKey {
-        let replay = match self.origin {
-            Origin::Deferred { replay, .. } => replay,
-            Origin::Stream { .. } | Origin::Retry { .. } => 0,
-        };
+        let replay = self.origin.replay().unwrap_or(0);
         RowKey { event: EventKey::of(&self.held.event), replay }
     }
 

@@ -109,7 +109,7 @@ impl StateStore {
         let sql = format!(
             "SELECT {COLUMNS}, {EVENT_COLUMNS} FROM {s}.dead_letters d JOIN {s}.bodies b ON {SAME_EVENT}
              WHERE {} AND {condition} ORDER BY d.id LIMIT $10",
-            DeadLetterFilter::condition()
+            filter.condition()
         );
         let mut params = filter.params(pipeline);
         params.push((&after_id, Type::INT8));
@@ -134,7 +134,7 @@ impl StateStore {
         let sql = format!(
             "SELECT pg_catalog.count(*) FROM {s}.dead_letters d JOIN {s}.bodies b ON {SAME_EVENT}
              WHERE {} AND {condition}",
-            DeadLetterFilter::condition()
+            filter.condition()
         );
         let row = self.connection.query_typed_one(&sql, &filter.params(pipeline)).await?;
         Ok(row.try_get(0)?)
@@ -166,7 +166,7 @@ impl StateStore {
         let choose = format!(
             "SELECT d.id FROM {s}.dead_letters d JOIN {s}.bodies b ON {SAME_EVENT}
              WHERE {} AND d.id {GT} $9 AND d.id {LE} $10 ORDER BY d.id LIMIT 1000",
-            DeadLetterFilter::condition()
+            filter.condition()
         );
         let (mut after, mut removed) = (0i64, 0);
         loop {

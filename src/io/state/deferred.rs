@@ -5,6 +5,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{PgLsn, Type};
 
 use super::persist::{StoredAttempt, with_unused};
+use super::replays::{Late, with_late};
 use super::{
     DeferredFilter, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence_alone,
     text, unreadable,
@@ -104,7 +105,7 @@ impl StateStore {
             d.last_status, d.detail, (extract(epoch FROM d.deferred_at) {TIMES} 1000000)::bigint AS at,
             d.history::pg_catalog.text");
         let Scope { s, pipeline, .. } = &self.scope;
-        let filters = DeferredFilter::condition();
+        let filters = filter.condition();
         let sql = format!(
             "SELECT {columns} FROM {s}.deferred d
              WHERE {filters} AND (d.event_id, d.endpoint, d.replay_id) {GT} ($9, $10, $11)
@@ -154,7 +155,8 @@ impl StateStore {
             "gone AS (DELETE FROM {s}.deferred WHERE ctid {EQ} ANY (ARRAY (SELECT place
              FROM chosen))
                       RETURNING {PLACE}),
-             {}",
+             {}, {}",
+            with_late(s, Late::Dropped),
             with_unused(s, "deferred")
         );
         self.change_deferred(job, filter, after, "true", &change).await
@@ -193,7 +195,7 @@ impl StateStore {
     ) -> Result<Option<Changed>, StateError> {
         let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
         let Scope { s, pipeline, .. } = &self.scope;
-        let filters = DeferredFilter::condition();
+        let filters = filter.condition();
         let sql = format!(
             "WITH chosen AS (
                  SELECT d.ctid AS place FROM {s}.deferred d WHERE {filters} AND {condition}
@@ -230,7 +232,7 @@ impl StateStore {
     /// [`StateError::Sql`].
     pub async fn count_deferred(&self, filter: &DeferredFilter) -> Result<i64, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
-        let filters = DeferredFilter::condition();
+        let filters = filter.condition();
         let sql = format!("SELECT pg_catalog.count(*) FROM {s}.deferred d WHERE {filters}");
         let row = self.connection.query_typed_one(&sql, &filter.params(pipeline)).await?;
         Ok(row.try_get(0)?)

@@ -25,6 +25,9 @@ pub struct Filter<Id> {
     /// Dead, or deferred, for this reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Of this replay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay: Option<i64>,
     /// Stored at this time or later: microseconds since 1970-01-01 UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since_us: Option<i64>,
@@ -49,8 +52,8 @@ impl<Id: Default + PartialEq> Filter<Id> {
 
 impl DeadLetterFilter {
     /// The condition over `dead_letters d` and `bodies b`, which takes `$1` to `$8`.
-    pub(super) fn condition() -> String {
-        condition("d.id", "b", "d.died_at")
+    pub(super) fn condition(&self) -> String {
+        condition("d.id", "b", "d.died_at", self.replay)
     }
 
     pub(super) fn params<'a>(&'a self, pipeline: &'a String) -> Vec<Param<'a>> {
@@ -60,8 +63,8 @@ impl DeadLetterFilter {
 
 impl DeferredFilter {
     /// The condition over `deferred d`, which takes `$1` to `$8`.
-    pub(super) fn condition() -> String {
-        condition("d.event_id", "d", "d.deferred_at")
+    pub(super) fn condition(&self) -> String {
+        condition("d.event_id", "d", "d.deferred_at", self.replay)
     }
 
     pub(super) fn params<'a>(&'a self, pipeline: &'a String) -> Vec<Param<'a>> {
@@ -85,7 +88,8 @@ impl<Id: ToSql + Sync> Filter<Id> {
 }
 
 /// `event` names the table that knows account and type.
-fn condition(id: &str, event: &str, at: &str) -> String {
+fn condition(id: &str, event: &str, at: &str, replay: Option<i64>) -> String {
+    let replay = replay.map_or_else(String::new, |replay| format!("AND d.replay_id {EQ} {replay}"));
     let (since, until) = (from_us("$7"), from_us("$8"));
     format!(
         "d.pipeline {EQ} $1
@@ -95,6 +99,6 @@ fn condition(id: &str, event: &str, at: &str) -> String {
          AND ($5 IS NULL OR {event}.event_type {EQ} $5)
          AND ($6 IS NULL OR d.reason {EQ} $6)
          AND ($7 IS NULL OR {at} {GE} {since})
-         AND ($8 IS NULL OR {at} {LT} {until})"
+         AND ($8 IS NULL OR {at} {LT} {until}) {replay}"
     )
 }

@@ -101,7 +101,7 @@ impl StateStore {
     }
 
     /// Closes, as the leader, the gaps that a replay has sent again: those of an endpoint that it covered,
-    /// where it has come to its end and every delivery that they count was taken; without an endpoint
+    /// where it has come to its end and every delivery that they count was taken or is deferred again; without an endpoint
     /// those of the whole stream that it covered. Returns their ids.
     ///
     /// # Errors
@@ -130,8 +130,10 @@ impl StateStore {
                        ELSE endpoint {EQ} $3 AND ($4 IS NULL OR account {EQ} $4)
                             AND to_lsn {LT} $6 END),
              ended AS (
-                 SELECT done FROM {s}.jobs WHERE pipeline {EQ} $1 AND id {EQ} $2 AND failed {EQ} 0
-                    AND finished_at IS NULL AND position {GE} $6)
+                 SELECT done {PLUS} deferred AS done FROM {s}.jobs WHERE pipeline {EQ} $1 AND id {EQ} $2
+                    AND finished_at IS NULL AND position {GE} $6 AND failed {EQ} 0
+                    AND late_failed {EQ} 0 AND late_dropped {EQ} 0
+                    AND in_gaps {EQ} 0 AND late_in_gaps {EQ} 0)
              UPDATE {s}.gaps g SET closed_at = pg_catalog.now(),
                  note = 'sent again by replay ' {CAT} $2
              FROM covered c, ended e

@@ -1,5 +1,7 @@
 //! Replays, as jobs: asked for by the command line, carried out by the leader, resumed by the next.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::{PgLsn, Type};
@@ -10,14 +12,54 @@ use super::{
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::ReplayCounts;
 use crate::engine::replay::ReplayRange;
-use crate::io::op::EQ;
+use crate::io::op::{EQ, GT, PLUS};
+
+/// The error of a replay that an operator has ended.
+const CANCELLED: &str = "cancelled";
 
 /// The kind of job that sends a past range again.
 pub const REPLAY_JOB: &str = "replay";
 
 const COLUMNS: &str = "id, args::pg_catalog.text, coalesce(position, '0/0'), done, failed,
     (extract(epoch FROM created_at) OPERATOR(pg_catalog.*) 1000000)::bigint,
-        finished_at IS NOT NULL, error";
+        finished_at IS NOT NULL, error, deferred, dropped, in_gaps, late_done, late_failed,
+        late_dropped, late_in_gaps";
+
+/// Of a replay, how many of its deliveries are deferred now.
+const WAITING: &str =
+    "(deferred OPERATOR(pg_catalog.-) late_done OPERATOR(pg_catalog.-) late_failed
+    OPERATOR(pg_catalog.-) late_dropped OPERATOR(pg_catalog.-) late_in_gaps)";
+
+/// What becomes of a deferred row.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Late {
+    /// Delivered.
+    Done,
+    /// A dead letter.
+    Failed,
+    /// Its endpoint was removed, or an operator discarded it.
+    Dropped,
+    /// Its queue was suspended.
+    InGaps,
+}
+
+/// What a `WITH` goes on with that has `gone`, the deferred rows which it deletes (with their `replay_id`):
+/// counts those of replays. `$1` is the pipeline.
+pub(super) fn with_late(s: &str, late: Late) -> String {
+    let column = match late {
+        Late::Done => "late_done",
+        Late::Failed => "late_failed",
+        Late::Dropped => "late_dropped",
+        Late::InGaps => "late_in_gaps",
+    };
+    format!(
+        "late AS (
+             UPDATE {s}.jobs j SET {column} = j.{column} {PLUS} g.n
+             FROM (SELECT replay_id, pg_catalog.count(*) AS n FROM gone
+                   WHERE replay_id {GT} 0 GROUP BY 1) g
+             WHERE j.pipeline {EQ} $1 AND j.id {EQ} g.replay_id)"
+    )
+}
 
 /// A replay, and how far it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -27,22 +69,41 @@ pub struct StoredReplay {
     /// What it sends again.
     #[serde(flatten)]
     pub range: ReplayRange,
-    /// Everything before this was sent again.
+    /// Everything before this was sent again, or is deferred.
     pub position: Lsn,
     /// Deliveries that an endpoint took.
+    pub delivered: i64,
+    /// Deliveries that are deferred under the replay's id, and are tried again.
+    pub waiting: i64,
+    /// Deliveries that ended as dead letters.
+    pub dead: i64,
+    /// Deliveries whose endpoint was removed meanwhile, or which an operator discarded.
+    pub dropped: i64,
+    /// Deliveries that are counted in gaps, since their endpoints were suspended.
+    pub in_gaps: i64,
+    /// `delivered`, for scripts from before that had a name.
     pub done: i64,
-    /// Deliveries that were deferred, or ended as dead letters.
+    /// `dead`, likewise.
     pub failed: i64,
+    /// What the dispatcher goes on with: each delivery by how it left memory.
+    #[serde(skip)]
+    pub counts: ReplayCounts,
     /// When it was asked for: microseconds since 1970-01-01 UTC.
     #[serde(rename = "created_at", serialize_with = "as_rfc3339")]
     pub created_at_us: i64,
-    /// Whether it has come to an end.
+    /// Whether its range was read to the end. Deliveries may still wait.
     pub finished: bool,
     /// Why it ended early, where it did.
     pub error: Option<String>,
 }
 
 impl StoredReplay {
+    /// Whether nothing of it is still to come: its range was read to the end, and nothing waits.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.finished && self.waiting == 0
+    }
+
     /// How much of the range is done, from 0 to 1.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "for people")]
@@ -142,20 +203,63 @@ impl StateStore {
         Ok(tx.commit().await?)
     }
 
-    /// Ends a replay before its time; the leader stops feeding it within a second. Says whether there
-    /// was such a replay to end.
+    /// Ends a replay before its time; the leader stops feeding it within a second, and then removes what is
+    /// deferred under its id. Says whether there was such a replay to end.
     ///
     /// # Errors
     /// [`StateError::Sql`].
     pub async fn cancel_replay(&mut self, id: i64) -> Result<bool, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "UPDATE {s}.jobs SET finished_at = pg_catalog.now(), error = 'cancelled'
-             WHERE pipeline {EQ} $1 AND kind {EQ} $2 AND id {EQ} $3 AND finished_at IS NULL"
+            "UPDATE {s}.jobs SET finished_at = coalesce(finished_at, pg_catalog.now()),
+                    error = '{CANCELLED}'
+             WHERE pipeline {EQ} $1 AND kind {EQ} $2 AND id {EQ} $3
+               AND (finished_at IS NULL OR {WAITING} {GT} 0)"
         );
         let params: [Param<'_>; 3] =
             [(pipeline, Type::TEXT), (&REPLAY_JOB, Type::TEXT), (&id, Type::INT8)];
         Ok(self.connection.execute_typed(&sql, &params).await? > 0)
+    }
+
+    /// A replay that was cancelled and under whose id something is still deferred.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn cancelled_replay(&self) -> Result<Option<i64>, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "SELECT id FROM {s}.jobs WHERE pipeline {EQ} $1 AND kind {EQ} $2 AND error {EQ} $3
+             AND {WAITING} {GT} 0 ORDER BY id LIMIT 1"
+        );
+        let params: [Param<'_>; 3] =
+            [(pipeline, Type::TEXT), (&REPLAY_JOB, Type::TEXT), (&CANCELLED, Type::TEXT)];
+        let row = self.connection.query_typed_opt(&sql, &params).await?;
+        Ok(row.map(|row| row.try_get(0)).transpose()?)
+    }
+
+    /// Of these events, which deliveries are deferred under the replay's id already, or dead: by the
+    /// event's id and the endpoint. An earlier leader, or an earlier connection of this one, fed them.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn replayed_before(
+        &self,
+        replay: i64,
+        events: &[String],
+    ) -> Result<HashSet<(String, String)>, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let of = |table: &str| {
+            format!(
+                "SELECT r.event, d.endpoint FROM pg_catalog.unnest($2) AS r(event)
+                 CROSS JOIN LATERAL (SELECT endpoint FROM {s}.{table} t WHERE t.pipeline {EQ} $1
+                    AND t.event_id {EQ} r.event AND t.replay_id {EQ} $3 OFFSET 0) d"
+            )
+        };
+        let sql = format!("{} UNION ALL {}", of("deferred"), of("dead_letters"));
+        let params: [Param<'_>; 3] =
+            [(pipeline, Type::TEXT), (&events, Type::TEXT_ARRAY), (&replay, Type::INT8)];
+        let rows = self.connection.query_typed(&sql, &params).await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, text::get(row, 1)?))).collect()
     }
 }
 
@@ -171,16 +275,23 @@ pub(super) async fn count(
     let jobs: Vec<i64> = replayed.iter().map(|counts| counts.job).collect();
     let done: Vec<i64> = replayed.iter().map(|counts| counts.done).collect();
     let failed: Vec<i64> = replayed.iter().map(|counts| counts.failed).collect();
+    let deferred: Vec<i64> = replayed.iter().map(|counts| counts.deferred).collect();
+    let dropped: Vec<i64> = replayed.iter().map(|counts| counts.dropped).collect();
+    let in_gaps: Vec<i64> = replayed.iter().map(|counts| counts.in_gaps).collect();
     let sql = format!(
-        "UPDATE {s}.jobs j SET done = r.done, failed = r.failed
-         FROM unnest($2, $3, $4) AS r(job, done, failed)
+        "UPDATE {s}.jobs j SET done = r.done, failed = r.failed, deferred = r.deferred,
+                dropped = r.dropped, in_gaps = r.in_gaps
+         FROM unnest($2, $3, $4, $5, $6, $7) AS r(job, done, failed, deferred, dropped, in_gaps)
          WHERE j.pipeline {EQ} $1 AND j.id {EQ} r.job"
     );
-    let params: [Param<'_>; 4] = [
+    let params: [Param<'_>; 7] = [
         (pipeline, Type::TEXT),
         (&jobs, Type::INT8_ARRAY),
         (&done, Type::INT8_ARRAY),
         (&failed, Type::INT8_ARRAY),
+        (&deferred, Type::INT8_ARRAY),
+        (&dropped, Type::INT8_ARRAY),
+        (&in_gaps, Type::INT8_ARRAY),
     ];
     tx.execute_typed(&sql, &params).await?;
     Ok(())
@@ -189,12 +300,29 @@ pub(super) async fn count(
 fn read(row: &Row) -> Result<StoredReplay, StateError> {
     let range =
         serde_json::from_str(&text::read(row.try_get(1)?)).map_err(unreadable("jobs.args"))?;
-    Ok(StoredReplay {
-        id: row.try_get(0)?,
-        range,
-        position: lsn(row, 2)?,
+    let counts = ReplayCounts {
+        job: row.try_get(0)?,
         done: row.try_get(3)?,
         failed: row.try_get(4)?,
+        deferred: row.try_get(8)?,
+        dropped: row.try_get(9)?,
+        in_gaps: row.try_get(10)?,
+    };
+    let late = |column| row.try_get::<_, i64>(column);
+    let (done, failed, dropped, in_gaps) = (late(11)?, late(12)?, late(13)?, late(14)?);
+    let (delivered, dead) = (counts.done + done, counts.failed + failed);
+    Ok(StoredReplay {
+        id: counts.job,
+        range,
+        position: lsn(row, 2)?,
+        delivered,
+        waiting: (counts.deferred - done - failed - dropped - in_gaps).max(0),
+        dead,
+        dropped: counts.dropped + dropped,
+        in_gaps: counts.in_gaps + in_gaps,
+        done: delivered,
+        failed: dead,
+        counts,
         created_at_us: row.try_get(5)?,
         finished: row.try_get(6)?,
         error: text::get_opt(row, 7)?,

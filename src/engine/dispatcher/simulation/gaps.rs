@@ -125,7 +125,7 @@ impl World {
     pub(super) fn purge(&mut self, Purge { queue, rows }: Purge) -> Purged {
         let mut table = self.deferred.remove(&queue).unwrap_or_default();
         let gap = self.growing_gap(&queue).expect("rows go to a gap");
-        let mut removed = 0;
+        let (mut removed, mut of_replays) = (0, Vec::new());
         while removed < u64::from(rows)
             && let Some((key, _)) = table.pop_first()
         {
@@ -133,6 +133,10 @@ impl World {
             (gap.from, gap.to) = (gap.from.min(commit), gap.to.max(commit));
             gap.counted += 1;
             removed += 1;
+            of_replays.push(key.replay);
+        }
+        for replay in of_replays {
+            self.count_late(replay, |counts| counts.in_gaps += 1);
         }
         if !table.is_empty() {
             self.deferred.insert(queue.clone(), table);

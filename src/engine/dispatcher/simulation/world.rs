@@ -15,8 +15,8 @@ use crate::engine::endpoint::{Endpoint, Routes, Secret};
 use crate::engine::event::{AccountId, EndpointId, Event, Operation, RowKeys};
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{
-    BacklogRow, DeadReason, Deferred, PersistBatch, Persisted, QueueId, Refill, Refilled, RowId,
-    RowKey, SettledRange, Tried,
+    BacklogRow, DeadReason, Deferred, PersistBatch, Persisted, QueueId, Refill, Refilled,
+    ReplayCounts, RowId, RowKey, SettledRange, Tried,
 };
 use crate::engine::position::{EventId, Position, WalPosition};
 use crate::engine::tick::Tick;
@@ -106,6 +106,13 @@ pub(super) struct World {
     pub(super) excused: u64,
     /// Between two transactions of the stream.
     pub(super) pause_us: Range<u64>,
+    /// What replays count, and what became of their rows.
+    pub(super) replays: BTreeMap<i64, ReplayCounts>,
+    pub(super) late: BTreeMap<i64, ReplayCounts>,
+    /// Rows that an operator has discarded: what is in memory of them still asks for changes.
+    pub(super) discarded: HashSet<(QueueId, RowKey)>,
+    /// What replays were received of, and how often.
+    pub(super) replayed: HashMap<(EventId, String), u32>,
     /// Dead letters that nobody has looked at.
     pub(super) died: Vec<(EventId, QueueId, DeadReason)>,
 }
@@ -287,6 +294,10 @@ impl World {
     /// First deliveries of one row's events come in commit order.
     pub(super) fn receive(&mut self, attempt: &Attempt) {
         let (event, endpoint) = (&attempt.event, attempt.endpoint.id.to_string());
+        if attempt.replay {
+            *self.replayed.entry((event.id, endpoint)).or_default() += 1;
+            return;
+        }
         let times = self.received.entry((event.id, endpoint.clone())).or_default();
         *times += 1;
         if *times > 1 {
@@ -316,19 +327,34 @@ impl World {
         }
         self.store_rows(batch.deferred.into_iter().map(|d| (d.id, d.event, d.tried)));
         for row in batch.resolved {
-            self.take_row(&row);
+            if self.take_row(&row) {
+                self.count_late(row.key.replay, |counts| counts.done += 1);
+            }
         }
+        for row in batch.dropped {
+            if self.take_row(&row) {
+                self.count_late(row.key.replay, |counts| counts.dropped += 1);
+            }
+        }
+        self.replays.extend(batch.replayed.into_iter().map(|counts| (counts.job, counts)));
         for (row, tried) in batch.retimed {
+            if self.discarded.contains(&(row.queue.clone(), row.key.clone())) {
+                continue;
+            }
             let table = self.deferred.get_mut(&row.queue).unwrap();
             table.get_mut(&row.key).unwrap().1 = tried;
         }
         for (row, letter) in batch.died {
-            self.take_row(&row);
-            self.store_letter(row.queue, &letter);
+            if self.take_row(&row) {
+                self.count_late(row.key.replay, |counts| counts.failed += 1);
+                self.store_letter(row.queue, &letter);
+            }
         }
         for row in batch.backlog {
             let stored = self.deferred.get(&row.queue).map_or(0, BTreeMap::len);
-            assert_eq!(row.rows, stored as u64, "the backlog miscounts its rows");
+            // Until it has walked its queue anew, where somebody else has removed some.
+            let exact = self.discarded.is_empty();
+            assert!(!exact || row.rows == stored as u64, "the backlog miscounts its rows");
             self.backlog.insert(row.queue.clone(), row);
         }
         for queue in batch.backlog_gone {
@@ -336,7 +362,11 @@ impl World {
             self.backlog.remove(&queue);
         }
         assert!(
-            self.deferred.keys().eq(self.backlog.keys().filter(|q| self.deferred.contains_key(*q)))
+            !self.discarded.is_empty()
+                || self
+                    .deferred
+                    .keys()
+                    .eq(self.backlog.keys().filter(|q| self.deferred.contains_key(*q)))
         );
         for d in batch.disabled {
             self.disabled.insert(d.endpoint, d.reason);
@@ -383,12 +413,24 @@ impl World {
         }
     }
 
-    fn take_row(&mut self, row: &RowId) {
+    /// What became of a row of a replay.
+    pub(super) fn count_late(&mut self, replay: i64, add: impl FnOnce(&mut ReplayCounts)) {
+        if replay != 0 {
+            add(self.late.entry(replay).or_default());
+        }
+    }
+
+    /// False: an operator has discarded it meanwhile.
+    fn take_row(&mut self, row: &RowId) -> bool {
+        if self.discarded.contains(&(row.queue.clone(), row.key.clone())) {
+            return false;
+        }
         let table = self.deferred.get_mut(&row.queue).expect("the queue has rows");
         table.remove(&row.key).expect("the row is there");
         if table.is_empty() {
             self.deferred.remove(&row.queue);
         }
+        true
     }
 
     pub(super) fn refill(&self, pages: &[Refill]) -> Vec<Refilled> {

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use tokio_postgres::types::{PgLsn, Type};
 
+use super::super::replays::{Late, with_late};
 use super::history::{last_ten, records};
 use super::{
     Param, Scope, StateError, Step, Transaction, bodies, dead_letters, saturate, system_time,
@@ -190,16 +191,17 @@ pub(super) async fn die(
     // is only counted the body goes with the row.
     let (beyond, ()) = futures_util::try_join!(
         dead_letters::insert_deferred(tx, scope, &place, step, letters),
-        resolve(tx, scope, &rows)
+        resolve(tx, scope, &rows, Late::Failed)
     )?;
     Ok(beyond)
 }
 
-/// Removes rows, with the bodies that nothing else needs.
+/// Removes rows, with the bodies that nothing else needs. `late` is what becomes of them.
 pub(super) async fn resolve(
     tx: &Transaction<'_>,
     Scope { s, pipeline, .. }: &Scope,
     resolved: &[RowId],
+    late: Late,
 ) -> Result<(), StateError> {
     if resolved.is_empty() {
         return Ok(());
@@ -209,9 +211,10 @@ pub(super) async fn resolve(
         "WITH gone AS (
              DELETE FROM {s}.deferred WHERE ctid {EQ} ANY (ARRAY (
                  SELECT {} FROM unnest($2, $3, $4) AS r(event, endpoint, replay)))
-             RETURNING event_id),
-         {} SELECT",
+             RETURNING event_id, replay_id),
+         {}, {} SELECT",
         place(s),
+        with_late(s, late),
         bodies::with_unused(s, "deferred")
     );
     tx.query_typed(&sql, &named.params(pipeline)).await?;

@@ -3,6 +3,7 @@
 use futures_util::future::try_join_all;
 use tokio_postgres::types::{PgLsn, Type};
 
+use super::super::replays::{Late, with_late};
 use super::{Param, Scope, StateError, Transaction, bodies};
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{GapChange, Purge, Purged, QueueId};
@@ -107,15 +108,16 @@ async fn purge_one(
                  SELECT ctid FROM {s}.deferred
                  WHERE {of_queue} AND EXISTS (SELECT FROM {s}.gaps WHERE {of_queue} AND growing)
                  ORDER BY commit_lsn, change_lsn, relation, n, event_type, replay_id LIMIT $4))
-             RETURNING event_id, commit_lsn),
+             RETURNING event_id, commit_lsn, replay_id),
          counted AS (
              UPDATE {s}.gaps SET removed = removed {PLUS} c.n, from_lsn = least(from_lsn, c.first),
                     to_lsn = greatest(to_lsn, c.last)
              FROM (SELECT pg_catalog.count(*) AS n, pg_catalog.min(commit_lsn) AS first,
                           pg_catalog.max(commit_lsn) AS last FROM gone) c
              WHERE {of_queue} AND growing),
-         {}
+         {}, {}
          SELECT pg_catalog.count(*) FROM gone",
+        with_late(s, Late::InGaps),
         bodies::with_unused(s, "deferred")
     );
     let params: [Param<'_>; 4] = [

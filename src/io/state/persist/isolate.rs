@@ -87,6 +87,7 @@ macro_rules! for_each_part {
             retimed,
             died,
             resolved,
+            dropped,
             replayed,
             backlog,
             backlog_gone,

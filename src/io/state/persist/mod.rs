@@ -21,6 +21,8 @@
 //!   it removed;
 //! - an event without an endpoint is a row already; one that was routed is not there, or routed as far;
 //! - the backlog is set to the same numbers, and so are the accounts that have such events;
+//! - a replay is set to the same numbers, and what became of its rows is counted with those that are
+//!   really removed;
 //! - a delivered retry finds its dead letter gone, a failed one finds its job's id in `last_job`:
 //!   job counters add the rows that really changed, so neither counts again;
 //! - an endpoint is switched off (or on) already;
@@ -51,7 +53,8 @@ use crate::engine::settled;
 use crate::io::op::{EQ, LE, LT};
 use crate::io::sql::is_data_error;
 
-use super::{Param, Scope, StateError, StateStore, Transaction, fence, lsn, replays};
+use super::replays::{self, Late};
+use super::{Param, Scope, StateError, StateStore, Transaction, fence, lsn};
 
 pub(super) use bodies::with_unused;
 pub use history::StoredAttempt;
@@ -152,14 +155,15 @@ async fn write_deferred(
 ) -> Result<Persisted, StateError> {
     // What adds rows goes before what removes some: a body that is still needed then shows it. And letters
     // before bodies: those that are only counted need none.
-    let (beyond, .., beyond_died, _, _, _, _, _, _, _, _, _, _, _, purged, letters_purged) = try_join!(
+    let (beyond, .., beyond_died, _, _, _, _, _, _, _, _, _, _, _, _, purged, letters_purged) = try_join!(
         dead_letters::insert(tx, scope, step, &batch.dead_letters),
         bodies::insert(tx, scope, batch),
         dead_letters::mark_failed(tx, scope, &batch.retried),
         deferred::insert(tx, scope, &batch.deferred),
         deferred::retime(tx, scope, &batch.retimed),
         deferred::die(tx, scope, step.next(), &batch.died),
-        deferred::resolve(tx, scope, &batch.resolved),
+        deferred::resolve(tx, scope, &batch.resolved, Late::Done),
+        deferred::resolve(tx, scope, &batch.dropped, Late::Dropped),
         dead_letters::remove_delivered(tx, scope, &batch.retried),
         replays::count(tx, scope, &batch.replayed),
         backlog::store(tx, scope, &batch.backlog),

@@ -103,7 +103,7 @@ async fn replay_closes_the_gaps_that_it_covered_when_every_delivery_was_taken() 
     // What a replay of the range came to, and how many gaps that closes.
     let mut closes = async |range: ReplayRange, done: i64, failed: i64, position: u64| {
         let job = store.create_replay(&range).await.unwrap().id;
-        let replayed = vec![ReplayCounts { job, done, failed }];
+        let replayed = vec![ReplayCounts { job, done, failed, ..ReplayCounts::default() }];
         store.persist(&PersistBatch { replayed, ..batch(0x100) }).await.unwrap();
         store.set_replay_position(job, Lsn(position)).await.unwrap();
         let closed = store.close_replayed_gaps(job, &range).await.unwrap().len();

@@ -255,6 +255,14 @@ CREATE TABLE IF NOT EXISTS {schema}.unrouted_joined (
     PRIMARY KEY (pipeline, endpoint)
 ) WITH (fillfactor = 50);
 
+-- Transactions (by their 32-bit ids) that changed a watched table, that the frontier has passed, and that no
+-- look-up is known to have seen.
+CREATE TABLE IF NOT EXISTS {schema}.unseen (
+    pipeline  pg_catalog.text NOT NULL,
+    xid       bigint NOT NULL,
+    PRIMARY KEY (pipeline, xid)
+) WITH (fillfactor = 50);
+
 -- Such events that were given up, of one account: `removed` were rows, and `endpoint` is ''. The record
 -- grows until it is closed; then the next one begins.
 ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS unrouted boolean NOT NULL DEFAULT false;

@@ -56,6 +56,7 @@ mod takeover;
 mod tls;
 mod torture;
 mod transactions;
+mod unrouted;
 mod upgrade;
 mod values;
 mod ways_out;

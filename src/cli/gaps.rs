@@ -216,6 +216,9 @@ fn to_text(gap: &Gap) -> String {
         let endpoint = one_line(endpoint);
         let account = one_line(gap.account.as_deref().unwrap_or_default());
         text.push_str(&match (gap.dead_letters, &*endpoint) {
+            _ if gap.unrouted => {
+                format!(", account {account}: {deliveries} events that could not be routed")
+            }
             (false, _) => format!(", endpoint {endpoint} only: {deliveries} deliveries"),
             (true, "") => format!(", account {account}: {deliveries} unroutable changes"),
             (true, _) => format!(", endpoint {endpoint}: {deliveries} dead letters"),
@@ -257,6 +260,7 @@ mod tests {
             skipped: 2,
             growing: false,
             dead_letters: false,
+            unrouted: false,
             last_at_us: None,
             unreadable: false,
             other_wal: false,
@@ -279,6 +283,11 @@ mod tests {
         let growing = Gap { growing: true, ..gap() };
         assert!(shown(&growing, Ok(Lsn(0))).unwrap_err().contains("still grows"));
         assert!(to_text(&growing).contains("7 deliveries so far"), "{}", to_text(&growing));
+        let unrouted = Gap { unrouted: true, endpoint: Some(String::new()), ..gap() };
+        let replay = "walhook replay start --from 0/10 --to 0/100 --account 42";
+        assert_eq!(shown(&unrouted, Ok(Lsn(0x10))).as_deref(), Ok(replay));
+        let text = to_text(&unrouted);
+        assert!(text.contains("account 42: 7 events that could not be routed"), "{text}");
     }
 
     #[test]

@@ -141,6 +141,8 @@ struct SlotReport {
 struct Standing {
     /// Deferred deliveries.
     deferred: i64,
+    /// Events that are stored without an endpoint, since their account's could not be looked up.
+    unrouted: i64,
     /// How many endpoints are in each state but `ok`.
     endpoints: BTreeMap<String, i64>,
     /// What the state tables take on disk.
@@ -178,6 +180,7 @@ async fn gather(config: &Config) -> Result<Report, Failure> {
     let jobs = state.unfinished_jobs().await?;
     let standing = Standing {
         deferred: overview.deferred,
+        unrouted: overview.unrouted,
         endpoints: state.troubled().await?.into_iter().collect(),
         state_bytes: state.sizes().await?.total_bytes,
         invalid_endpoints: match &source_error {
@@ -266,6 +269,13 @@ impl Report {
         ));
         lines.push(("settled", format!("{} rows ahead of the checkpoint", self.settled_rows)));
         lines.push(("deferred", self.standing.deferred.to_string()));
+        if self.standing.unrouted > 0 {
+            let text = format!(
+                "{} events whose account's endpoints could not be looked up",
+                self.standing.unrouted
+            );
+            lines.push(("unrouted", text));
+        }
         let dead: Vec<String> =
             self.dead_letters.iter().map(|(reason, n)| format!("{reason} {n}")).collect();
         lines.push(("dead letters", or_none(&dead)));

@@ -213,6 +213,10 @@ pub struct PersistBatch {
     /// Such rows to be removed, and counted in their accounts' gaps; answered by
     /// [`Persisted::unrouted_purged`].
     pub unrouted_purges: Vec<UnroutedPurge>,
+    /// Transactions whose changes of watched tables look-ups may not show yet, to be remembered.
+    pub unseen: Vec<u32>,
+    /// Of those that are remembered, the ones that a look-up has seen.
+    pub seen: Vec<u32>,
     /// Endpoints that joined meanwhile, to be remembered.
     pub joined: Vec<Joined>,
     /// No such row is left: what joined before need not be remembered.

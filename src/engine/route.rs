@@ -68,7 +68,7 @@ const UNSEEN_RETRY: Duration = Duration::from_millis(20);
 /// So many invalidations of one transaction are remembered as one of everything.
 const OF_ONE_TXN: usize = 256;
 
-/// So many stop the input until a snapshot has seen some of them.
+/// With so many the older half is remembered as one: see [`Snapshot::sees_all_to`].
 const REMEMBER_AT_MOST: usize = 4_096;
 
 /// A snapshot as `pg_current_snapshot()` prints it: which transactions its statement sees.
@@ -109,16 +109,27 @@ impl Snapshot {
     /// one nearest to `xmax` is meant, since transactions are never 2³¹ apart.
     #[must_use]
     pub fn sees(&self, xid: u32) -> bool {
+        let xid = self.whole(xid);
+        xid < self.xmin || (xid < self.xmax && !self.in_progress.contains(&xid))
+    }
+
+    /// Whether all that have committed are seen up to this one, by their ids.
+    #[must_use]
+    pub fn sees_all_to(&self, xid: u32) -> bool {
+        self.whole(xid) < self.xmin
+    }
+
+    /// The 64-bit id that is meant by its lower half.
+    fn whole(&self, xid: u32) -> u64 {
         let half = 1u64 << 31;
         let near = (self.xmax & !0xFFFF_FFFF) | u64::from(xid);
-        let xid = if near > self.xmax.saturating_add(half) {
+        if near > self.xmax.saturating_add(half) {
             near.wrapping_sub(half << 1)
         } else if near.saturating_add(half) < self.xmax {
             near + (half << 1)
         } else {
             near
-        };
-        xid < self.xmin || (xid < self.xmax && !self.in_progress.contains(&xid))
+        }
     }
 }
 
@@ -177,6 +188,8 @@ pub struct Router {
     era: u64,
     /// Invalidations that no snapshot has been known to see, oldest first.
     unseen: VecDeque<Invalidation>,
+    /// Older ones, which concern everything: the latest of their transactions.
+    older: Option<u32>,
     wanted: VecDeque<AccountId>,
     /// Asked again no earlier than then.
     again: VecDeque<(Tick, AccountId)>,
@@ -217,6 +230,7 @@ impl Router {
             named: Named::default(),
             era: 0,
             unseen: VecDeque::new(),
+            older: None,
             wanted: VecDeque::new(),
             again: VecDeque::new(),
             asking: HashSet::new(),
@@ -308,15 +322,14 @@ impl Router {
         self.remember(invalidation);
     }
 
+    /// An earlier leader has heard of a change that look-ups may not show yet.
+    pub fn expect(&mut self, xid: u32) {
+        self.remember(Invalidation::new(xid, Scope::All));
+    }
+
     /// The checkpoint is stored at `frontier`: nothing before it will be read again.
     pub fn handle_checkpoint(&mut self, frontier: Lsn) {
         self.named.forget(frontier);
-    }
-
-    /// Whether so much is remembered that the stream must wait for a look-up.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.unseen.len() >= REMEMBER_AT_MOST
     }
 
     /// The next accounts to look up, where there are some and no batch is in flight.
@@ -329,7 +342,8 @@ impl Router {
         }
         let due = self.again.partition_point(|(due, _)| *due <= now);
         self.wanted.extend(self.again.drain(..due).map(|(_, account)| account));
-        if self.wanted.is_empty() && (self.unseen.is_empty() || self.probe_at > now) {
+        let is_seen = self.unseen.is_empty() && self.older.is_none();
+        if self.wanted.is_empty() && (is_seen || self.probe_at > now) {
             return None;
         }
         let count = self.wanted.len().min(LOOKUP_BATCH);
@@ -386,6 +400,7 @@ impl Router {
                 }
             }
         }
+        self.older.take_if(|older| snapshot.sees_all_to(*older));
         self.unseen.retain(|invalidation| !snapshot.sees(invalidation.xid));
         self.probe_at = now + UNSEEN_RETRY;
         self.forget_owners_of_dropped();
@@ -398,7 +413,8 @@ impl Router {
         if self.in_flight.is_some() {
             return None;
         }
-        let probe = (!self.unseen.is_empty()).then_some(self.probe_at);
+        let is_seen = self.unseen.is_empty() && self.older.is_none();
+        let probe = (!is_seen).then_some(self.probe_at);
         self.again.front().map(|(due, _)| *due).into_iter().chain(probe).min()
     }
 
@@ -410,7 +426,8 @@ impl Router {
                     || endpoints.iter().any(|id| routes.endpoint(id).is_some())
             }
         };
-        self.unseen.iter().any(|known| concerns(&known.scope) && !snapshot.sees(known.xid))
+        self.older.is_some_and(|older| !snapshot.sees_all_to(older))
+            || self.unseen.iter().any(|known| concerns(&known.scope) && !snapshot.sees(known.xid))
     }
 
     fn joined(&self, account: &AccountId, routes: &Routes) -> Vec<EndpointId> {
@@ -448,6 +465,11 @@ impl Router {
         } else {
             self.unseen.push_back(invalidation);
         }
+        if self.unseen.len() >= REMEMBER_AT_MOST {
+            let older =
+                self.unseen.drain(..REMEMBER_AT_MOST / 2).map(|invalidation| invalidation.xid);
+            self.older = older.chain(self.older).reduce(later);
+        }
     }
 
     fn dropped(&self) -> MutexGuard<'_, Vec<(AccountId, Known)>> {
@@ -473,6 +495,11 @@ impl Router {
 /// What an account that is pinned takes.
 fn pinned_bytes(known: Option<&Known>) -> usize {
     known.map_or(KNOWN_BYTES, Known::bytes)
+}
+
+/// The later of two transactions that are less than 2³¹ apart.
+fn later(a: u32, b: u32) -> u32 {
+    if a.wrapping_sub(b).cast_signed() > 0 { a } else { b }
 }
 
 fn covers(last: &Invalidation, next: &Invalidation) -> bool {

@@ -102,6 +102,15 @@ pub struct Metrics {
     deferred_in_all: IntCounter,
     /// The same by why: `walhook_deferred_total{reason}`.
     deferred_by_reason: HashMap<&'static str, IntCounter>,
+    /// `walhook_unrouted_total{result}`: events that became rows without an endpoint; of these, those that
+    /// were routed; and of these, those that no endpoint wanted.
+    pub unrouted_stored: IntCounter,
+    /// See above.
+    pub unrouted_routed: IntCounter,
+    /// See above.
+    pub unrouted_unwanted: IntCounter,
+    /// `walhook_unrouted`: events that have such a row, or are on the way there.
+    pub unrouted: IntGauge,
     attempts: HashMap<&'static str, IntCounter>,
     endpoint_changes: HashMap<&'static str, IntCounter>,
     notices: HashMap<&'static str, IntCounter>,
@@ -186,6 +195,12 @@ impl Metrics {
             "Requests that came to an end, by what came of them.",
             "outcome",
         )?;
+        let unrouted = counters(
+            r,
+            "walhook_unrouted_total",
+            "Events that were stored without an endpoint, and what became of them.",
+            "result",
+        )?;
         let deferred = counters(
             r,
             "walhook_deferred_total",
@@ -246,6 +261,10 @@ impl Metrics {
             dead: deliveries.with_label_values(&["dead"]),
             dropped: deliveries.with_label_values(&["dropped"]),
             in_gaps: deliveries.with_label_values(&["gap"]),
+            unrouted_stored: unrouted.with_label_values(&["stored"]),
+            unrouted_routed: unrouted.with_label_values(&["routed"]),
+            unrouted_unwanted: unrouted.with_label_values(&["unwanted"]),
+            unrouted: gauge(r, "walhook_unrouted", "Events that are stored without an endpoint.")?,
             deferred_in_all: deliveries.with_label_values(&["deferred"]),
             deferred_by_reason: DeferReason::ALL
                 .map(DeferReason::as_str)

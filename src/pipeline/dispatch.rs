@@ -210,6 +210,10 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
     {
         metrics.count_deferred(reason, now - then);
     }
+    metrics.unrouted_stored.inc_by(counters.unrouted - reported.unrouted);
+    metrics.unrouted_routed.inc_by(counters.routed_later - reported.routed_later);
+    metrics.unrouted_unwanted.inc_by(counters.unwanted - reported.unwanted);
+    metrics.unrouted.set(i64::try_from(gauges.unrouted).unwrap_or(i64::MAX));
     *reported = counters;
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     metrics.in_flight_fast.set(gauges.in_flight_fast.into());

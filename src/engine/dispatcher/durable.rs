@@ -308,6 +308,7 @@ impl Dispatcher {
         let dying = self.hand_out_dying(&mut batch);
         let mut removed = self.hand_out_changes(&mut batch);
         removed.extend(batch.died.iter().map(|(row, _)| row.clone()));
+        self.hand_out_unseen(&mut batch);
         let mut routed = self.hand_out_shelves(&mut batch);
         routed.extend(dying.iter().filter_map(|dying| match &dying.body {
             Body::Unrouted { row, .. } => Some(row.clone()),
@@ -493,6 +494,7 @@ impl Dispatcher {
                 queues.push(row.queue);
             }
         }
+        self.handle_unseen_stored();
         self.handle_rows_routed(under_way.routed, now);
         for dying in under_way.dying {
             self.durable.touch();

@@ -54,6 +54,7 @@ impl Dispatcher {
         let since = if too_much_wal { now } else { opened };
         self.waiting.note_overdue(last, since);
         self.shelve_overdue(now);
+        self.release_unseen(last);
         for Overdue { lane, endpoint, idle, in_flight } in self.overdue(last, since) {
             for id in in_flight {
                 self.keep_in_flight(lane, &endpoint, id);

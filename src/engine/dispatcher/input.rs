@@ -11,7 +11,6 @@ use super::super::lane::{DELIVERY_BYTES, Held, New, Source};
 use super::super::persist::{EventKey, QueueId};
 use super::super::route::{LookedUp, Snapshot};
 use super::super::tick::Tick;
-use super::super::tracker::TxnSeq;
 use super::fan_out::To;
 use super::{Dispatcher, EndpointChange, EndpointChanged, Ordering, Retry};
 
@@ -75,10 +74,7 @@ impl Dispatcher {
             self.handle_lane_routed(&account, routes.weight, now);
             self.unpin_if_idle(&account);
         }
-        let (seen, unseen) = self.unseen.drain(..).partition(|(xid, _)| snapshot.sees(*xid));
-        self.unseen = unseen;
-        let seen: Vec<(u32, TxnSeq)> = seen;
-        seen.into_iter().for_each(|(_, txn)| self.tracker.complete(txn));
+        self.note_seen(snapshot);
     }
 
     fn handle_event(&mut self, event: Arc<Event>, now: Tick) {
@@ -110,12 +106,7 @@ impl Dispatcher {
             }
         }
         self.note_joined(&invalidation.joined);
-        if let Some(txn) = self.reading
-            && self.unseen.last() != Some(&(invalidation.xid, txn))
-        {
-            self.tracker.add(txn, 1);
-            self.unseen.push((invalidation.xid, txn));
-        }
+        self.note_unseen(invalidation.xid);
         self.router.handle_invalidation(invalidation, self.tracker.received());
     }
 

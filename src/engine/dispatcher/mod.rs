@@ -53,6 +53,7 @@ mod simulation;
 mod stop;
 mod suspend;
 mod unrouted;
+mod unseen;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -81,6 +82,7 @@ use replay::Replays;
 use send::InFlight;
 use suspend::Suspensions;
 use unrouted::Shelves;
+use unseen::Unseen;
 
 pub use changes::{EndpointChange, EndpointChanged};
 pub use operator::OperatorInput;
@@ -139,9 +141,7 @@ pub struct Dispatcher {
     notices: Notices,
     /// The transaction that is being read.
     reading: Option<TxnSeq>,
-    /// Transactions that changed a watched table and that no look-up has been known to see: each
-    /// holds the frontier (see [`super::route`]).
-    unseen: Vec<(u32, TxnSeq)>,
+    unseen: Unseen,
     next_id: u64,
     bytes: usize,
     /// Below this, making room was tried and did not help.
@@ -210,7 +210,7 @@ impl Dispatcher {
             changes: VecDeque::new(),
             notices: Notices::new(settings.notifies),
             reading: None,
-            unseen: Vec::new(),
+            unseen: Unseen::default(),
             next_id: 0,
             bytes: 0,
             relieve_above: 0,
@@ -221,6 +221,7 @@ impl Dispatcher {
             settings,
         };
         dispatcher.recover_detours(start.backlog);
+        dispatcher.recover_unseen(start.unseen);
         dispatcher.recover_shelves(start.unrouted, start.joined, &start.settled);
         dispatcher.recover_suspensions(start.suspended);
         dispatcher
@@ -229,7 +230,7 @@ impl Dispatcher {
     /// Whether there is room for more of the stream.
     #[must_use]
     pub fn wants_input(&self) -> bool {
-        !self.stopping && self.used_bytes() < self.settings.memory_limit && !self.router.is_full()
+        !self.stopping && self.used_bytes() < self.settings.memory_limit
     }
 
     /// Ends the sending: what is in flight may end, and what is settled may be stored.

@@ -74,6 +74,8 @@ pub struct Start {
     pub unrouted: Vec<UnroutedAccount>,
     /// The endpoints that joined since the first of these rows.
     pub joined: Vec<Joined>,
+    /// Transactions whose changes of watched tables look-ups may not show yet.
+    pub unseen: Vec<u32>,
     /// What the state database's clock said at tick 0: microseconds since 1970-01-01 UTC. All leaders
     /// go by that one, whatever their own say; a step of it later changes nothing.
     pub unix_us_at_zero: i64,

@@ -100,6 +100,7 @@ impl Life {
             suspended: world.growing().collect(),
             unrouted: world.unrouted.accounts.values().cloned().collect(),
             joined: world.unrouted.joined(),
+            unseen: world.unrouted.unseen.iter().copied().collect(),
             unix_us_at_zero: UNIX_US,
         };
         let next_txn = world.txns.iter().take_while(|t| t.end_lsn <= world.frontier).count();

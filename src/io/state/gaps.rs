@@ -46,6 +46,8 @@ pub struct Gap {
     pub unreadable: bool,
     /// Its positions are of the WAL of an earlier cluster.
     pub other_wal: bool,
+    /// It counts events of an account that could not be routed: `removed` were rows without an endpoint.
+    pub unrouted: bool,
     /// Why there is one.
     pub reason: String,
     /// When it was recorded: microseconds since 1970-01-01 UTC.
@@ -101,8 +103,9 @@ impl StateStore {
     }
 
     /// Closes, as the leader, the gaps that a replay has sent again: those of an endpoint that it covered,
-    /// where it has come to its end and every delivery that they count was taken or is deferred again; without an endpoint
-    /// those of the whole stream that it covered. Returns their ids.
+    /// where it has come to its end and every delivery that they count was taken or is deferred again; without
+    /// an endpoint those of the whole stream that it covered, and of an account's events that could not be
+    /// routed (how many deliveries these are owed nobody knows). Returns their ids.
     ///
     /// # Errors
     /// [`StateError::Fenced`], [`StateError::Sql`].
@@ -114,20 +117,23 @@ impl StateStore {
         let everything =
             filter.types.is_empty() && filter.since_us.is_none() && filter.until_us.is_none();
         let endpoint = filter.endpoint.as_deref();
-        if !everything || (endpoint.is_none() && filter.account.is_some()) {
+        if !everything {
             return Ok(Vec::new());
         }
         let Scope { s, pipeline, .. } = &self.scope;
         let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
         let sql = format!(
             "WITH covered AS (
-                 SELECT id, removed {PLUS} skipped AS deliveries FROM {s}.gaps
+                 SELECT id, CASE WHEN unrouted THEN 0 ELSE removed {PLUS} skipped END AS deliveries
+                 FROM {s}.gaps
                  WHERE pipeline {EQ} $1 AND closed_at IS NULL AND NOT growing
                    AND NOT other_wal AND from_lsn {GE} $5
-                   AND CASE WHEN $3 IS NULL
-                       THEN endpoint IS NULL AND source_table IS NULL AND left_out IS NULL
+                   AND CASE WHEN $3 IS NULL AND unrouted
+                       THEN ($4 IS NULL OR account {EQ} $4) AND to_lsn {LT} $6
+                       WHEN $3 IS NULL
+                       THEN $4 IS NULL AND endpoint IS NULL AND source_table IS NULL AND left_out IS NULL
                             AND from_lsn {LT} to_lsn AND to_lsn {LE} $6
-                       ELSE endpoint {EQ} $3 AND ($4 IS NULL OR account {EQ} $4)
+                       ELSE endpoint {EQ} $3 AND NOT unrouted AND ($4 IS NULL OR account {EQ} $4)
                             AND to_lsn {LT} $6 END),
              ended AS (
                  SELECT done {PLUS} deferred AS done FROM {s}.jobs WHERE pipeline {EQ} $1 AND id {EQ} $2
@@ -201,7 +207,7 @@ fn columns() -> String {
         "id, from_lsn::pg_catalog.text, to_lsn::pg_catalog.text, endpoint, reason, {recorded},
          {closed},
          note, account, removed, skipped, growing, source_table, find_rows, dead_letters, {},
-         left_out IS NOT NULL, other_wal",
+         left_out IS NOT NULL, other_wal, unrouted",
         to_us("last_at")
     )
 }
@@ -226,5 +232,6 @@ fn read(row: &Row) -> Result<Gap, StateError> {
         last_at_us: row.try_get(15)?,
         unreadable: row.try_get(16)?,
         other_wal: row.try_get(17)?,
+        unrouted: row.try_get(18)?,
     })
 }

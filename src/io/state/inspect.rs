@@ -30,6 +30,8 @@ pub struct Overview {
     pub settled_rows: i64,
     /// How many deferred rows there are, as their queues count them.
     pub deferred: i64,
+    /// How many events are stored without an endpoint.
+    pub unrouted: i64,
     /// How many dead letters there are for each reason.
     pub dead_letters: Vec<(String, i64)>,
     /// The gaps that nothing has closed.
@@ -66,6 +68,8 @@ impl StateStore {
             "SELECT l.epoch, l.holder, {}, c.frontier, {}, c.halt_reason, {},
                     (SELECT pg_catalog.count(*) FROM {s}.settled WHERE pipeline {EQ} $1),
                     (SELECT coalesce(pg_catalog.sum(deferred), 0)::bigint FROM {s}.backlog
+                     WHERE pipeline {EQ} $1),
+                    (SELECT coalesce(pg_catalog.sum(rows), 0)::bigint FROM {s}.unrouted_accounts
                      WHERE pipeline {EQ} $1)
              FROM {s}.lease l
              JOIN {s}.checkpoint c ON c.pipeline {EQ} l.pipeline AND c.partition {EQ} l.partition
@@ -90,6 +94,7 @@ impl StateStore {
             halted_at_us: row.try_get(6)?,
             settled_rows: row.try_get(7)?,
             deferred: row.try_get(8)?,
+            unrouted: row.try_get(9)?,
             dead_letters: dead
                 .iter()
                 .map(|r| Ok((r.try_get(0)?, r.try_get(1)?)))

@@ -77,7 +77,7 @@ use super::sql::{ConnectError, error_text, is_data_error};
 pub const SCHEMA_VERSION: i32 = 1;
 
 /// The table that was added last: where it is missing, an earlier version's `setup` made the schema.
-const NEWEST_TABLE: &str = "upgrades";
+const NEWEST_TABLE: &str = "unseen";
 
 /// How long a session may sit idle inside a transaction: a frozen leader's lock on the lease ends
 /// then, and a takeover waits no longer for it. Far above what a busy leader takes between two
@@ -216,6 +216,8 @@ pub struct Recovery {
     pub unrouted: Vec<UnroutedAccount>,
     /// The endpoints that joined since the first of these rows.
     pub joined: Vec<Joined>,
+    /// Transactions whose changes of watched tables look-ups may not show yet.
+    pub unseen: Vec<u32>,
 }
 
 /// One pipeline's state, over one session.
@@ -406,7 +408,8 @@ impl StateStore {
         let param: [Param<'_>; 1] = [(pipeline, Type::TEXT)];
         let growing = gaps::growing_sql(s);
         let (unrouted, joined) = (unrouted::accounts_sql(s), unrouted::joined_sql(s));
-        let (checkpoint, ranges, stopped, behind, growing, unrouted, joined) = try_join!(
+        let unseen = unrouted::unseen_sql(s);
+        let (checkpoint, ranges, stopped, behind, growing, unrouted, joined, unseen) = try_join!(
             tx.query_typed_opt(&checkpoint, &param),
             tx.query_typed(&ranges, &param),
             tx.query_typed(&stopped, &param),
@@ -414,6 +417,7 @@ impl StateStore {
             tx.query_typed(&growing, &param),
             tx.query_typed(&unrouted, &param),
             tx.query_typed(&joined, &param),
+            tx.query_typed(&unseen, &param),
         )?;
         let Some(checkpoint) = checkpoint else { return Err(self.scope.not_set_up()) };
         let Stops { disabled, paused } = Stops::read(&stopped)?;
@@ -428,6 +432,7 @@ impl StateStore {
             suspended: growing.iter().map(gaps::read_growing).collect::<Result<_, _>>()?,
             unrouted: unrouted.iter().map(unrouted::read_account).collect::<Result<_, _>>()?,
             joined: joined.iter().map(unrouted::read_joined).collect::<Result<_, _>>()?,
+            unseen: unseen.iter().map(unrouted::read_unseen).collect::<Result<_, _>>()?,
         };
         tx.commit().await?;
         self.epoch = Some(epoch);

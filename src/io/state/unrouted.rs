@@ -43,6 +43,15 @@ pub(super) fn read_joined(row: &Row) -> Result<Joined, StateError> {
     Ok(Joined { endpoint: EndpointId::new(text::read(row.try_get(0)?)), at: lsn(row, 1)? })
 }
 
+/// Selects the transactions of the pipeline `$1` for [`read_unseen`].
+pub(super) fn unseen_sql(s: &str) -> String {
+    format!("SELECT xid FROM {s}.unseen WHERE pipeline {EQ} $1 ORDER BY 1")
+}
+
+pub(super) fn read_unseen(row: &Row) -> Result<u32, StateError> {
+    u32::try_from(row.try_get::<_, i64>(0)?).map_err(unreadable("unseen.xid"))
+}
+
 impl StateStore {
     /// Reads a page of each account's events, in the order of the stream.
     ///

@@ -1,7 +1,7 @@
 //! Look-ups that fail for a while: outages that begin, end and flap, with crashes between; and the table of
 //! events that could not be routed meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,9 @@ pub(super) struct UnroutedTable {
     rows: BTreeMap<AccountId, BTreeMap<EventKey, Row>>,
     pub(super) accounts: BTreeMap<AccountId, UnroutedAccount>,
     joined: BTreeMap<EndpointId, Lsn>,
+    /// Transactions that look-ups may not show yet, and how many were ever stored.
+    pub(super) unseen: BTreeSet<u32>,
+    remembered: usize,
     /// Those that became a gap.
     pub(super) given_up: HashSet<EventId>,
     /// From when to when look-ups fail.
@@ -109,6 +112,9 @@ impl UnroutedTable {
         let purged = batch.unrouted_purges.iter().map(|purge| self.purge(purge)).collect();
         self.rows.retain(|_, rows| !rows.is_empty());
         assert!(self.rows.keys().all(|a| self.accounts.contains_key(a)), "nobody knows of rows");
+        self.remembered += batch.unseen.len();
+        self.unseen.extend(&batch.unseen);
+        self.unseen.retain(|xid| !batch.seen.contains(xid));
         if batch.joined_passed {
             self.joined.clear();
         }
@@ -192,6 +198,7 @@ struct Seen {
     kept_out: u64,
     crashes: u64,
     given_up: usize,
+    remembered: usize,
 }
 
 fn account_for_outages(seeds: std::ops::Range<u64>, crashes: u32, bound: Option<u64>) -> Seen {
@@ -208,6 +215,7 @@ fn account_for_outages(seeds: std::ops::Range<u64>, crashes: u32, bound: Option<
         seen.kept_out += table.kept_out;
         seen.crashes += table.crashes;
         seen.given_up += table.given_up.len();
+        seen.remembered += table.remembered;
     }
     println!("{seen:?}");
     seen
@@ -224,6 +232,7 @@ fn dispatcher_loses_and_invents_nothing_while_look_ups_fail_across_crashes_by_se
     let seen = account_for_outages(5_000..5_036, 8, None);
     assert!(seen.stored > 1_000 && seen.routed == seen.stored, "{seen:?}");
     assert!(seen.recognised > 100 && seen.kept_out > 0 && seen.crashes > 10, "{seen:?}");
+    assert!(seen.remembered > 10, "{seen:?}");
 }
 
 #[test]

@@ -83,6 +83,8 @@ macro_rules! for_each_part {
             unrouted_purges,
             unrouted_accounts,
             joined,
+            unseen,
+            seen,
             deferred,
             retimed,
             died,

@@ -130,18 +130,19 @@ async fn write_rows(
     Ok(Persisted { unrouted_purged, ..persisted })
 }
 
-/// Rows without an endpoint, and all that is to be known of them.
+/// Rows without an endpoint, and what is to be remembered while look-ups fail.
 async fn write_unrouted(
     tx: &Transaction<'_>,
     scope: &Scope,
     batch: &PersistBatch,
 ) -> Result<Vec<UnroutedPurged>, StateError> {
-    let ((), (), (), purged, ()) = try_join!(
+    let ((), (), (), purged, (), ()) = try_join!(
         unrouted::insert(tx, scope, &batch.unrouted),
         unrouted::route(tx, scope, &batch.routed),
         unrouted::store_accounts(tx, scope, &batch.unrouted_accounts),
         unrouted::purge(tx, scope, &batch.unrouted_purges),
         unrouted::store_joined(tx, scope, &batch.joined, batch.joined_passed),
+        unrouted::store_unseen(tx, scope, &batch.unseen, &batch.seen),
     )?;
     Ok(purged)
 }

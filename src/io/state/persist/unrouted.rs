@@ -1,5 +1,5 @@
 //! The tables `unrouted`, `unrouted_accounts` and `unrouted_joined`: events whose account's endpoints are not
-//! known.
+//! known; and `unseen`.
 //!
 //! A row holds its event, and no body: an earlier version of walhook, which does not know of these rows, would
 //! remove it.
@@ -212,6 +212,30 @@ pub(super) async fn store_joined(
     let params: [Param<'_>; 3] =
         [(pipeline, Type::TEXT), (&endpoints, Type::TEXT_ARRAY), (&at, Type::PG_LSN_ARRAY)];
     tx.execute_typed(&store, &params).await?;
+    Ok(())
+}
+
+/// Remembers transactions that look-ups may not show yet, and forgets those that one has seen.
+pub(super) async fn store_unseen(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    unseen: &[u32],
+    seen: &[u32],
+) -> Result<(), StateError> {
+    let ids = |xids: &[u32]| xids.iter().map(|xid| i64::from(*xid)).collect::<Vec<i64>>();
+    if !unseen.is_empty() {
+        let store = format!(
+            "INSERT INTO {s}.unseen (pipeline, xid) SELECT $1, xid FROM unnest($2) AS r(xid)
+             ON CONFLICT DO NOTHING"
+        );
+        let unseen = ids(unseen);
+        tx.execute_typed(&store, &[(pipeline, Type::TEXT), (&unseen, Type::INT8_ARRAY)]).await?;
+    }
+    if !seen.is_empty() {
+        let forget = format!("DELETE FROM {s}.unseen WHERE pipeline {EQ} $1 AND xid {EQ} ANY ($2)");
+        let seen = ids(seen);
+        tx.execute_typed(&forget, &[(pipeline, Type::TEXT), (&seen, Type::INT8_ARRAY)]).await?;
+    }
     Ok(())
 }
 

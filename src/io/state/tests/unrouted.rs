@@ -10,6 +10,7 @@ use crate::engine::persist::{
     EventKey, Joined, PersistBatch, Routed, UnroutedAccount, UnroutedKey, UnroutedPurge,
     UnroutedPurged, UnroutedRefill,
 };
+use crate::engine::replay::{ReplayFilter, ReplayRange};
 use crate::io::ident::quote_ident;
 use crate::io::state::StateStore;
 
@@ -153,7 +154,19 @@ async fn unrouted_events_that_are_given_up_are_one_record_that_grows_until_it_is
     let sql = format!("SELECT count(*) FROM {}.endpoints", quote_ident(SCHEMA));
     assert_eq!(fixture.admin.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0), 0);
 
-    store.close_gap(gap.id, None).await.unwrap().unwrap();
+    // A replay to all of the account's endpoints closes it; one to a single endpoint does not.
+    let mut closes = async |endpoint: Option<&str>| {
+        let (from, to) = (Lsn(0x100), Lsn(0x301));
+        let (account, endpoint) = (Some("1".to_owned()), endpoint.map(str::to_owned));
+        let filter = ReplayFilter { account, endpoint, ..ReplayFilter::default() };
+        let range = ReplayRange { from_oldest: false, from, to, filter };
+        let job = store.create_replay(&range).await.unwrap().id;
+        store.set_replay_position(job, to).await.unwrap();
+        let closed = store.close_replayed_gaps(job, &range).await.unwrap().len();
+        store.finish_job(job, None).await.unwrap();
+        closed
+    };
+    assert_eq!((closes(Some("")).await, closes(None).await), (0, 1));
     store.persist(&storing(&[event(0x300, "1")])).await.unwrap();
     store.persist(&purge(9)).await.unwrap();
     let [gap] = &store.gaps(false).await.unwrap()[..] else { panic!("another record") };

@@ -107,6 +107,8 @@ struct Sessions {
     found: SourceIdentity,
     /// Whom it led to at set-up.
     stored: SourceIdentity,
+    /// Whether `walhook upgrade prepare` was the last to be here.
+    prepared: bool,
 }
 
 impl Sessions {
@@ -117,7 +119,8 @@ impl Sessions {
         let found = source::identity(&source, &Conninfo::parse(url).context("source.url")?).await?;
         let state = open_state(config).await?;
         let stored = state.source_identity().await?;
-        Ok(Self { source, state, found, stored })
+        let prepared = state.prepared().await?.is_some_and(|prepared| prepared.holds);
+        Ok(Self { source, state, found, stored, prepared })
     }
 
     /// Whether positions in the WAL, then and now, are positions in the same WAL.
@@ -247,6 +250,12 @@ impl Plan {
             lines.push(
                 "If that is a copy, do not go on: walhook would send to your customers.".to_owned(),
             );
+            if sessions.prepared {
+                lines.push(
+                    "An upgrade was prepared: after pg_upgrade, `walhook upgrade finish` gives up nothing."
+                        .to_owned(),
+                );
+            }
         }
         let slot = &config.source.slot;
         let from = self.from;

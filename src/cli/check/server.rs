@@ -170,7 +170,11 @@ pub(super) async fn slot(
         report.pass("slot", format!("{name} is free and retains {retained} bytes of WAL"));
     }
     let anchor_name = anchor::name(name);
-    if let Some(why) = anchor::read(client, name).await?.and_then(|anchor| anchor.lost) {
+    let anchor = anchor::read(client, name).await?;
+    if anchor.as_ref().is_some_and(|anchor| !anchor.is_ours()) {
+        let finding = format!("{anchor_name} is another program's, so that there is no replay window");
+        report.warn("anchor", finding, "drop that slot, or choose another source.slot");
+    } else if let Some(why) = anchor.and_then(|anchor| anchor.lost) {
         let finding = format!("{anchor_name} is lost, and the replay window with it: {why}");
         report.warn("anchor", finding, format!("a running leader begins it anew. {}", why.fix()));
     }

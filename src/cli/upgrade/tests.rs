@@ -100,7 +100,7 @@ async fn finish_records_a_gap_where_the_slots_did_not_come_along() {
     let fixture = Fixture::start().await;
     let config = fixture.config("");
     setup::quietly(&config).await.unwrap();
-    let old = "UPDATE walhook.upgrades SET server_version = 150018";
+    let old = "UPDATE walhook.upgrades SET server_version = 140018";
     for dropped in ["none", "walhook"] {
         prepare(&config, WAIT).await.unwrap();
         fixture.run(old).await;

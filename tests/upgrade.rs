@@ -141,9 +141,7 @@ async fn real_upgrade_after_prepare_loses_and_repeats_nothing_and_leaves_no_gap(
     ensure!(status.code() == Some(3) && log.contains("walhook upgrade finish"), "{status}: {log}");
     // Writers that are early are no loss either.
     world.subscribe(4, 1).await?;
-    let unasked = world.walhook(&["upgrade", "finish"]).await?;
-    ensure!(unasked.status.code() == Some(2), "{}", unasked.status);
-    let finished = &world.walhook_json(&["upgrade", "finish", "--yes"]).await?["finished"];
+    let finished = &world.walhook_json(&["upgrade", "finish"]).await?["finished"];
     ensure!(finished["slot_carried"] == true && finished["gap"].is_null(), "{finished}");
     ensure!(finished["deferred"] == 1, "{finished}");
     let gaps = world.walhook_json(&["gaps", "list", "--all"]).await?;
@@ -199,6 +197,8 @@ async fn real_upgrade_whose_slot_was_made_again_records_a_gap() -> Result<()> {
     if carried {
         world.sql.batch_execute("SELECT pg_drop_replication_slot('walhook')").await?;
     }
+    let unasked = world.walhook(&["upgrade", "finish"]).await?;
+    ensure!(unasked.status.code() == Some(2), "{}", unasked.status);
     let finished = &world.walhook_json(&["upgrade", "finish", "--yes"]).await?["finished"];
     let reason = finished["gap"]["reason"].as_str().unwrap_or_default();
     ensure!(finished["slot_carried"] == false, "{finished}");

@@ -172,7 +172,8 @@ pub(super) async fn slot(
     let anchor_name = anchor::name(name);
     let anchor = anchor::read(client, name).await?;
     if anchor.as_ref().is_some_and(|anchor| !anchor.is_ours()) {
-        let finding = format!("{anchor_name} is another program's, so that there is no replay window");
+        let finding =
+            format!("{anchor_name} is another program's, so that there is no replay window");
         report.warn("anchor", finding, "drop that slot, or choose another source.slot");
     } else if let Some(why) = anchor.and_then(|anchor| anchor.lost) {
         let finding = format!("{anchor_name} is lost, and the replay window with it: {why}");

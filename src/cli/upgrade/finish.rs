@@ -30,7 +30,7 @@ const TOGETHER_BYTES: u64 = 64 * 64;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Finish {
-    /// Do not ask
+    /// Do not ask, as it does where a gap would be recorded or the host is another
     #[arg(long)]
     yes: bool,
     /// How long to try to create a slot that did not come along
@@ -73,7 +73,10 @@ pub(super) enum Plan {
 pub(super) async fn run(config: &Config, args: Finish, json: bool) -> CommandResult {
     let (sessions, plan) = find(config).await?;
     let text = sessions.to_text(config, &plan);
-    if !args.yes {
+    // The prepare was the operator's word. What is given up, or an address that a copy would have, it did
+    // not speak of.
+    let known = matches!(plan, Plan::Carried(_)) && sessions.found.host == sessions.stored.host;
+    if !args.yes && !known {
         confirm("upgrade finish", &text, &config.source.slot)?;
     } else if !json {
         print_remark(&text);

@@ -163,7 +163,7 @@ async fn nothing_owed(config: &Config, name: &str, from: Lsn, to: Lsn) -> Result
     if let Some(first) = first {
         bail!(
             "{owed} changes that rules cover were committed after the checkpoint {from} and are not \
-             delivered, the first at {first}. Stop what writes to the published tables, let `walhook run` \
+             known to be delivered, the first at {first}. Stop what writes to the published tables, let `walhook run` \
              deliver them until `walhook checkpoint show` is past that, stop it, and prepare again"
         );
     }

@@ -4,10 +4,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use walhook::demo::cluster::{Cluster, StopMode, find_server_binaries};
 
 use crate::support::{RULES, SCHEMA, World, taken, text};
+
+/// What makes another pipeline of the configuration.
+const OTHER: [(&str, &str); 2] =
+    [("WALHOOK_SOURCE__SLOT", "other"), ("WALHOOK_SOURCE__PUBLICATION", "other")];
 
 /// Whether the test is for the server that the others run on: elsewhere it has nothing to learn.
 fn is_the_second_server() -> bool {
@@ -70,18 +74,8 @@ async fn move_to(world: &mut World, mut new: Cluster) -> Result<()> {
     world.reconnect().await
 }
 
-/// Prepares, as an operator does: what was committed last before walhook was stopped may be owed still.
-async fn prepared(world: &mut World) -> Result<serde_json::Value> {
-    for _ in 0..20 {
-        let output = world.walhook(&["--json", "upgrade", "prepare"]).await?;
-        if output.status.success() {
-            let done: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-            return Ok(done["prepared"].clone());
-        }
-        ensure!(text(&output.stderr).contains("that rules cover"), "{}", text(&output.stderr));
-        ensure!(world.run().await?.terminate().await?.success());
-    }
-    bail!("something is owed for ever")
+async fn prepared(world: &World) -> Result<serde_json::Value> {
+    Ok(world.walhook_json(&["upgrade", "prepare"]).await?["prepared"].clone())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -100,7 +94,6 @@ async fn real_upgrade_after_prepare_loses_and_repeats_nothing_and_leaves_no_gap(
     world.subscribe(2, 2).await?;
     world.until("SELECT count(*) FROM walhook.deferred", "1").await?;
     world.delivered(1).await?;
-    world.settled().await?;
     ensure!(
         world.walhook(&["upgrade", "prepare"]).await?.status.code() == Some(1),
         "a leader runs"
@@ -108,7 +101,7 @@ async fn real_upgrade_after_prepare_loses_and_repeats_nothing_and_leaves_no_gap(
     ensure!(running.terminate().await?.success());
 
     // A writer comes after the prepare: pg_upgrade refuses, and nothing is lost.
-    let first = prepared(&mut world).await?;
+    let first = prepared(&world).await?;
     ensure!(first["slots_carried"] == true && first["deferred"] == 1, "{first}");
     world.subscribe(3, 1).await?;
     world.cluster.stop(StopMode::Fast).await?;
@@ -120,18 +113,23 @@ async fn real_upgrade_after_prepare_loses_and_repeats_nothing_and_leaves_no_gap(
     ensure!(text(&owed.stderr).contains("1 changes that rules cover"), "{}", text(&owed.stderr));
     let running = world.run().await?;
     world.delivered(2).await?;
-    world.settled().await?;
     ensure!(running.terminate().await?.success());
 
     // Given up once more, with nothing in between; then in earnest, and again after somebody's write.
-    prepared(&mut world).await?;
+    prepared(&world).await?;
     ensure!(world.walhook(&["status"]).await?.status.success());
     let running = world.run().await?;
-    world.settled().await?;
     ensure!(running.terminate().await?.success());
-    prepared(&mut world).await?;
+    prepared(&world).await?;
     world.sql.batch_execute("CREATE TABLE of_somebody ()").await?;
-    prepared(&mut world).await?;
+    // A second pipeline: what its prepare writes, the first one's slots have not read, and a prepare that
+    // holds writes nothing.
+    world.env = OTHER.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    world.set_up().await?;
+    prepared(&world).await?;
+    world.env.clear();
+    let last = prepared(&world).await?;
+    ensure!(last["other_slots"] == serde_json::json!(["other", "other_anchor"]), "{last}");
     world.cluster.stop(StopMode::Fast).await?;
     let (done, said) = pg_upgrade(&world.cluster, &new)?;
     ensure!(done, "{said}");
@@ -146,11 +144,14 @@ async fn real_upgrade_after_prepare_loses_and_repeats_nothing_and_leaves_no_gap(
     ensure!(finished["deferred"] == 1, "{finished}");
     let gaps = world.walhook_json(&["gaps", "list", "--all"]).await?;
     ensure!(gaps["gaps"] == serde_json::json!([]), "{gaps}");
+    world.env = OTHER.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let other = &world.walhook_json(&["upgrade", "finish"]).await?["finished"];
+    ensure!(other["slot_carried"] == true, "{other}");
+    world.env.clear();
     let running = world.run().await?;
     world.delivered(3).await?;
     ensure!(world.walhook(&["endpoints", "resume", "2"]).await?.status.success());
     let received = world.delivered(4).await?;
-    world.settled().await?;
     let created = |id| ("subscriber.created".to_owned(), id);
     ensure!(taken(&received)["/1"] == [1, 3, 4].map(created), "{:?}", taken(&received));
     ensure!(taken(&received)["/2"] == [created(2)], "{:?}", taken(&received));
@@ -177,9 +178,8 @@ async fn real_upgrade_whose_slot_was_made_again_records_a_gap() -> Result<()> {
     let running = world.run().await?;
     world.subscribe(1, 1).await?;
     world.delivered(1).await?;
-    world.settled().await?;
     ensure!(running.terminate().await?.success());
-    let carried = prepared(&mut world).await?["slots_carried"] == true;
+    let carried = prepared(&world).await?["slots_carried"] == true;
     world.cluster.stop(StopMode::Fast).await?;
     if !carried {
         let checksums = ["--enable", "--no-sync", "-D"];
@@ -188,9 +188,7 @@ async fn real_upgrade_whose_slot_was_made_again_records_a_gap() -> Result<()> {
         ensure!(enabled.status.success(), "{}", text(&enabled.stderr));
     }
     let (done, said) = pg_upgrade(&world.cluster, &new)?;
-    if !done {
-        bail!("{said}");
-    }
+    ensure!(done, "{said}");
     move_to(&mut world, new).await?;
     // Lost with what came before somebody made the slot again.
     world.subscribe(2, 1).await?;

@@ -27,6 +27,18 @@ CREATE TABLE IF NOT EXISTS {schema}.lease (
     PRIMARY KEY (pipeline, partition)
 );
 
+-- What fails now, as the leader says, for `walhook status`.
+CREATE TABLE IF NOT EXISTS {schema}.troubles (
+    pipeline   pg_catalog.text NOT NULL,
+    partition  integer NOT NULL DEFAULT 0,
+    part       pg_catalog.text NOT NULL,
+    says       pg_catalog.text NOT NULL,
+    since      pg_catalog.text NOT NULL,
+    error      pg_catalog.text NOT NULL,
+    fix        pg_catalog.text NOT NULL,
+    PRIMARY KEY (pipeline, partition, part)
+);
+
 -- Everything before `frontier` is settled.
 CREATE TABLE IF NOT EXISTS {schema}.checkpoint (
     pipeline     pg_catalog.text NOT NULL,

@@ -41,7 +41,6 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config};
@@ -51,8 +50,9 @@ use crate::engine::halt::Halt;
 use crate::engine::retry::RetryPolicy;
 use crate::engine::room::Measured;
 use crate::engine::settle::SettlePolicy;
-use crate::io::admin::{self, Health, Role};
+use crate::io::admin;
 use crate::io::descriptors;
+use crate::io::health::{Role, Teller};
 use crate::io::metrics::Metrics;
 use crate::io::sender::Sender;
 use crate::io::state::StateStore;
@@ -106,15 +106,14 @@ pub enum Stop {
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Stop> {
     let types = config.events.iter().map(|rule| rule.event_type.as_str());
     let metrics = Arc::new(Metrics::new(&config.source.slot, types).map_err(anyhow::Error::from)?);
-    let (health, watched) = watch::channel(Health::default());
-    let health = Arc::new(health);
+    let (tell, watched) = Teller::new(&config.source.slot);
     let mut server = JoinSet::new();
     let listener = admin::bind(config.admin.listen).await?;
     let closed = CancellationToken::new();
     server.spawn(admin::serve(listener, Arc::clone(&metrics), watched, closed.clone()));
-    let result = stand_by_and_lead(&config, &metrics, &health, &shutdown).await;
+    let result = stand_by_and_lead(&config, &metrics, &tell, &shutdown).await;
     if let Err(Stop::Halted(halt)) = &result {
-        health.send_modify(|health| health.role = Role::Halted(halt.to_string()));
+        tell.set_role(Role::Halted(halt.to_string()));
         store_halt(&config, &halt.to_string()).await;
     }
     closed.cancel();
@@ -125,7 +124,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Stop
 async fn stand_by_and_lead(
     config: &Config,
     metrics: &Arc<Metrics>,
-    health: &Arc<watch::Sender<Health>>,
+    tell: &Teller,
     shutdown: &CancellationToken,
 ) -> Result<(), Stop> {
     let sender = Sender::new(&config.delivery, &config.egress, &config.memory)
@@ -138,26 +137,21 @@ async fn stand_by_and_lead(
     }
     let mut started = false;
     loop {
-        let leader = become_leader(config, health, shutdown, &mut started).await?;
+        let leader = become_leader(config, tell, shutdown, &mut started).await?;
         let Some(leader) = leader else { return Ok(()) };
         tracing::info!(
             epoch = leader.epoch, frontier = %leader.start.frontier, slot = %config.source.slot,
             "leading: streaming from the slot"
         );
-        health.send_modify(|health| {
-            // Taking the lease wrote to the state database, and read the stream's first answer.
-            let now = Some(Instant::now());
-            *health =
-                Health { role: Role::Leader, stream_moving_at: now, checkpoint_written_at: now };
-        });
+        tell.set_role(Role::Leader);
         metrics.set_leader(true);
-        let ended = lead(config, leader, sender.clone(), metrics, health, shutdown).await;
+        let ended = lead(config, leader, sender.clone(), metrics, tell, shutdown).await;
         metrics.set_leader(false);
         match ended {
             Err(Stop::Fenced) => tracing::warn!("another instance has taken over; standing by"),
             ended => return ended,
         }
-        health.send_modify(|health| health.role = Role::Standby);
+        tell.set_role(Role::Standby);
     }
 }
 
@@ -167,7 +161,7 @@ async fn lead(
     leader: Leader,
     sender: Sender,
     metrics: &Arc<Metrics>,
-    health: &Arc<watch::Sender<Health>>,
+    tell: &Teller,
     shutdown: &CancellationToken,
 ) -> Result<(), Stop> {
     let Leader { epoch, clock, system_identifier, start, store, session, rules, changes, left_out } =
@@ -219,10 +213,10 @@ async fn lead(
             Ok(())
         }
     });
-    tasks.spawn(writer::write(store, persist_requests, stored, Arc::clone(health), abort.clone()));
+    tasks.spawn(writer::write(store, persist_requests, stored, tell.clone(), abort.clone()));
     tasks.spawn({
         let desk = Refiller::new(config.clone());
-        let serving = desk::serve(desk, refill_requests, refilled, abort.clone());
+        let serving = desk::serve(desk, refill_requests, refilled, tell.clone(), abort.clone());
         async move {
             serving.await;
             Ok(())
@@ -230,7 +224,7 @@ async fn lead(
     });
     tasks.spawn({
         let desk = LookupDesk::new(config.clone());
-        let serving = desk::serve(desk, lookup_requests, reply, abort.clone());
+        let serving = desk::serve(desk, lookup_requests, reply, tell.clone(), abort.clone());
         async move {
             serving.await;
             Ok(())
@@ -246,7 +240,7 @@ async fn lead(
         unreadable: None,
         clock,
         metrics: Arc::clone(metrics),
-        health: Arc::clone(health),
+        tell: tell.clone(),
         book: Rulebook::new(config.clone(), system_identifier, rules),
         changes,
         batches,
@@ -258,58 +252,62 @@ async fn lead(
     };
     tasks.spawn(reader.read(session));
     tasks.spawn({
-        let (config, drain, abort) = (config.clone(), drain.clone(), abort.clone());
+        let (config, tell) = (config.clone(), tell.clone());
+        let (drain, abort) = (drain.clone(), abort.clone());
         let outlets = jobs::Outlets { retries: retry, operator };
         async move {
             tokio::select! {
                 () = drain.cancelled() => {}
                 () = abort.cancelled() => {}
-                () = jobs::feed(&config, epoch, outlets) => {}
+                () = jobs::feed(&config, epoch, &tell, outlets) => {}
             }
             Ok(())
         }
     });
     tasks.spawn({
-        let (config, drain, abort) = (config.clone(), drain.clone(), abort.clone());
-        async move {
-            tokio::select! {
-                () = drain.cancelled() => {}
-                () = abort.cancelled() => {}
-                () = replay::feed(&config, epoch, replay) => {}
-            }
-            Ok(())
-        }
-    });
-    tasks.spawn({
-        let (config, metrics) = (config.clone(), Arc::clone(metrics));
+        let (config, tell) = (config.clone(), tell.clone());
         let (drain, abort) = (drain.clone(), abort.clone());
         async move {
             tokio::select! {
                 () = drain.cancelled() => {}
                 () = abort.cancelled() => {}
-                () = notify::keep(&config, epoch, &sender, &metrics) => {}
+                () = replay::feed(&config, epoch, &tell, replay) => {}
             }
             Ok(())
         }
     });
     tasks.spawn({
-        let (config, metrics, abort) = (config.clone(), Arc::clone(metrics), abort.clone());
+        let (config, metrics, tell) = (config.clone(), Arc::clone(metrics), tell.clone());
+        let (drain, abort) = (drain.clone(), abort.clone());
+        async move {
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = abort.cancelled() => {}
+                () = notify::keep(&config, epoch, &sender, &metrics, &tell) => {}
+            }
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let (config, metrics, tell) = (config.clone(), Arc::clone(metrics), tell.clone());
+        let abort = abort.clone();
         async move {
             tokio::select! {
                 () = abort.cancelled() => {}
-                () = upkeep::keep(&config, epoch, &metrics, &measured) => {}
-                () = anchor::keep(&config, epoch, &metrics) => {}
+                () = upkeep::keep(&config, epoch, &metrics, &tell, &measured) => {}
+                () = anchor::keep(&config, epoch, &metrics, &tell) => {}
             }
             Ok(())
         }
     });
     tasks.spawn({
-        let (config, metrics, abort) = (config.clone(), Arc::clone(metrics), abort.clone());
+        let (config, metrics, tell) = (config.clone(), Arc::clone(metrics), tell.clone());
+        let abort = abort.clone();
         let leader = observe::Leading { epoch, system_identifier };
         async move {
             tokio::select! {
                 () = abort.cancelled() => Ok(()),
-                ended = observe::observe(&config, &metrics, leader, &evict) => Err(ended),
+                ended = observe::observe(&config, &metrics, &tell, leader, &evict) => Err(ended),
             }
         }
     });

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::{CommandResult, Common, print_json, print_line};
 
 /// An instance answers from memory.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Its answers are a few lines.
 const ANSWER_MAX: u64 = 64 << 10;
@@ -30,10 +30,10 @@ pub struct Args {
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
-struct Health {
-    healthy: bool,
+pub(super) struct Health {
+    pub(super) healthy: bool,
     /// The instance's own words.
-    answer: String,
+    pub(super) answer: String,
 }
 
 /// Runs the command.
@@ -60,7 +60,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
 }
 
 /// Who listens on every interface is reached on the loopback one.
-fn reachable(listen: SocketAddr) -> SocketAddr {
+pub(super) fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         ip if !ip.is_unspecified() => ip,
         IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -69,7 +69,7 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-async fn ask(address: SocketAddr, path: &str) -> Result<Health> {
+pub(super) async fn ask(address: SocketAddr, path: &str) -> Result<Health> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
@@ -90,7 +90,8 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::io::admin::{self, Role};
+    use crate::io::admin;
+    use crate::io::health::{self, Role};
     use crate::io::metrics::Metrics;
 
     #[tokio::test]
@@ -98,7 +99,7 @@ mod tests {
         let listener = admin::bind("0.0.0.0:0".parse().unwrap()).await.unwrap();
         let listen = listener.local_addr().unwrap();
         let metrics = Arc::new(Metrics::new("walhook", []).unwrap());
-        let (tell, health) = watch::channel(admin::Health::default());
+        let (tell, health) = watch::channel(health::Health::default());
         let mut server = JoinSet::new();
         server.spawn(admin::serve(listener, metrics, health, CancellationToken::new()));
         for (role, healthy, answer) in [

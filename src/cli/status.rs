@@ -3,6 +3,7 @@
 //! Asks no running instance, so it works from anywhere and says something about a pipeline that
 //! does not run.
 
+mod failing;
 mod invalid;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use crate::io::prepared;
 use crate::io::slot::{self, Slot, WalStatus};
 use crate::io::sql::Connection;
 use crate::io::state::{JobState, Overview, Prepared, StateError, StateStore, StoppedSince};
+use crate::io::trouble::Told;
 
 use super::gaps::{self, Shown};
 use super::table::one_line;
@@ -33,7 +35,23 @@ pub struct Args {}
 /// [`Failure::Halted`] when the pipeline has halted, after the state is printed.
 pub async fn run(_args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
-    let report = gather(&config).await?;
+    let (gathered, instance) = tokio::join!(gather(&config), failing::instance(&config));
+    let mut report = match gathered {
+        Ok(report) => report,
+        Err(failure) => {
+            // The databases say nothing; an instance that runs here still does.
+            let troubles = instance.map(|instance| instance.troubles).unwrap_or_default();
+            if common.json {
+                print_json(&Unanswered { pipeline: config.source.slot.clone(), troubles })?;
+            } else {
+                for told in &troubles {
+                    print_line(&one_line(&format!("FAILING       {}", failing::to_line(told))))?;
+                }
+            }
+            return Err(failure);
+        }
+    };
+    report.troubles = failing::troubles(&report.overview, instance, report.leader.running);
     if common.json {
         print_json(&report)?;
     } else {
@@ -100,6 +118,18 @@ struct Report {
     paused_endpoints: Vec<Paused>,
     jobs: Vec<JobState>,
     halted: Option<Halt>,
+    /// What fails now, since when, and the fix.
+    troubles: Vec<Told>,
+    /// As it was read.
+    #[serde(skip)]
+    overview: Overview,
+}
+
+/// What is left to say where the state database does not answer.
+#[derive(Debug, Serialize)]
+struct Unanswered {
+    pipeline: String,
+    troubles: Vec<Told>,
 }
 
 /// An endpoint that an operator has paused.
@@ -205,7 +235,10 @@ fn report(
     let state = slot.as_ref().map(Slot::state);
     let checked = halt::check_slot(&config.source.slot, state.as_ref(), overview.frontier);
     let slot_problem = checked.err().filter(|_| source_error.is_none());
+    let read = overview.clone();
     Report {
+        troubles: Vec::new(),
+        overview: read,
         pipeline: config.source.slot.clone(),
         mode: config.delivery.mode,
         leader: Leader {
@@ -248,6 +281,7 @@ impl Report {
             let text = "log: nothing is sent (delivery.mode of this configuration)";
             lines.push(("MODE", text.to_owned()));
         }
+        lines.extend(self.troubles.iter().map(|told| ("FAILING", failing::to_line(told))));
         lines.push(("slot", self.slot_text()));
         lines.extend(self.slot_problem.iter().map(|problem| ("SLOT PROBLEM", problem.clone())));
         if let Some(prepared) = &self.prepared {

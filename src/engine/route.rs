@@ -24,8 +24,10 @@
 //! again, and believe a look-up that does not show it yet. While anything is remembered, look-ups are
 //! made for their snapshot's sake alone.
 //!
-//! Routes also expire (`ROUTES_TTL`), so that an endpoint's mend reaches us even while the stream
-//! stands still, because memory is full of what that endpoint does not take.
+//! Routes also grow old (`ROUTES_TTL`): they are asked for again, so that a corrected endpoint reaches us
+//! even while the stream stands still, because memory is full of what that endpoint does not take. Until
+//! the answer comes they go on being used: no invalidation says that they do not hold, and an account that
+//! is known must not notice that look-ups fail.
 //!
 //! # Which endpoints have joined
 //!
@@ -56,10 +58,10 @@ mod owners;
 /// short.
 pub const LOOKUP_BATCH: usize = 500;
 
-/// How long routes are believed while nothing invalidates them.
+/// How old routes get before they are asked for again, although nothing invalidates them.
 const ROUTES_TTL: Duration = Duration::from_secs(60);
 
-/// For each endpoint they are believed so much longer: reading hundreds of thousands takes seconds.
+/// For each endpoint they may be so much older: reading hundreds of thousands takes seconds.
 const TTL_OF_ENDPOINT: Duration = Duration::from_millis(3);
 
 /// How long to wait before asking again when SQL does not show yet what the stream has shown.
@@ -197,6 +199,9 @@ pub struct Router {
     asking: HashSet<AccountId>,
     /// The batch in flight.
     in_flight: Option<Vec<AccountId>>,
+    /// Large routes that nobody needs now: kept until the batch in flight is answered, for while look-ups
+    /// fail they would not come back.
+    kept: HashSet<AccountId>,
     /// No look-up for its snapshot's sake alone before then.
     probe_at: Tick,
 }
@@ -235,18 +240,30 @@ impl Router {
             again: VecDeque::new(),
             asking: HashSet::new(),
             in_flight: None,
+            kept: HashSet::new(),
             probe_at: Tick(0),
         }
     }
 
-    /// The account's routes, where they are known and hold.
+    /// The account's routes, where they are known and hold. Old ones are asked for again beside that.
     #[must_use]
-    pub fn get(&self, account: &AccountId, now: Tick) -> Option<Arc<Routes>> {
-        let known = self.known(account)?;
+    pub fn get(&mut self, account: &AccountId, now: Tick) -> Option<Arc<Routes>> {
+        let known = self.known(account).filter(|known| self.still_holds(known))?;
         let endpoints = u32::try_from(known.routes.endpoints.len()).unwrap_or(u32::MAX);
-        let ttl = ROUTES_TTL + TTL_OF_ENDPOINT * endpoints;
-        let holds = !known.outdated && known.era == self.era && now.since(known.fetched) < ttl;
-        holds.then_some(known.routes)
+        if now.since(known.fetched) >= ROUTES_TTL + TTL_OF_ENDPOINT * endpoints {
+            self.want(account);
+        }
+        Some(known.routes)
+    }
+
+    /// Whether the account's routes are known and hold.
+    #[must_use]
+    pub fn holds(&self, account: &AccountId) -> bool {
+        self.known(account).is_some_and(|known| self.still_holds(&known))
+    }
+
+    fn still_holds(&self, known: &Known) -> bool {
+        !known.outdated && known.era == self.era
     }
 
     /// The account's last routes, whether they hold or not.
@@ -293,8 +310,16 @@ impl Router {
         self.pinned_bytes + cached + self.owners.bytes()
     }
 
-    /// Lets the account's routes be evicted for room again.
+    /// Lets the account's routes be evicted for room again. Large ones are kept while a look-up is under way:
+    /// see [`Router::take_kept`].
     pub fn unpin(&mut self, account: &AccountId) {
+        if self.in_flight.is_some()
+            && let Some(Some(known)) = self.pinned.get(account)
+            && known.routes.size_bytes() > self.cached_max
+        {
+            self.kept.insert(account.clone());
+            return;
+        }
         let known = self.pinned.remove(account);
         self.pinned_bytes -= known.as_ref().map_or(0, |known| pinned_bytes(known.as_ref()));
         if let Some(Some(known)) = known {
@@ -305,6 +330,12 @@ impl Router {
             }
         }
         self.forget_owners_of_dropped();
+    }
+
+    /// The accounts whose routes were kept although nobody needed them. Call it after
+    /// [`Router::handle_lookup`], and unpin those again for which nothing is pending.
+    pub fn take_kept(&mut self) -> HashSet<AccountId> {
+        std::mem::take(&mut self.kept)
     }
 
     /// A watched table changed: what it concerns is looked up again. `received`: how far the stream

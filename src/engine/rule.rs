@@ -37,7 +37,7 @@ use super::pgoutput::Relation;
 use crate::config::{Bigint, Config, Endpoints, EventRule, Payload, RuleOperation};
 
 use bind::Identity;
-pub use compile::subject;
+pub use compile::{EndpointTable, subject};
 pub use learn::Lacks;
 pub use name::{is_type, is_type_pattern, pattern_covers};
 pub use pair::casts;
@@ -255,6 +255,8 @@ struct Watch {
     /// One account may come in several texts, by the collation or by the rules.
     has_several_texts: bool,
     others: Vec<u32>,
+    /// The endpoint table, or a column of it, was not there.
+    lacks: bool,
 }
 
 impl Rules {
@@ -268,8 +270,21 @@ impl Rules {
         catalog: &Catalog,
         system_identifier: u64,
     ) -> Result<Self, Vec<RuleError>> {
+        Self::compile_with(settings, catalog, system_identifier, EndpointTable::Checked)
+    }
+
+    /// As [`Rules::compile`], with what is to become of an endpoint table that lacks something.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn compile_with(
+        settings: RuleSettings<'_>,
+        catalog: &Catalog,
+        system_identifier: u64,
+        endpoints: EndpointTable,
+    ) -> Result<Self, Vec<RuleError>> {
         let compile::Compiled { rules, messages, watch, weak } =
-            compile::compile(settings, catalog)?;
+            compile::compile(settings, catalog, endpoints)?;
         Ok(Self {
             system_identifier,
             bigint: settings.payload.bigint,

@@ -1,4 +1,4 @@
-//! The admin server: `/livez`, `/readyz`, `/leaderz`, `/metrics`, over HTTP/1.
+//! The admin server: `/livez`, `/readyz`, `/leaderz`, `/troubles`, `/metrics`, over HTTP/1.
 //!
 //! It asks nobody: the pipeline leaves what it knows in a watch channel, so that a stuck pipeline
 //! shows by the age of its last word rather than by a request that hangs.
@@ -19,77 +19,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::faults::{self, Fault};
+use super::health::{Health, Role};
 use super::metrics::Metrics;
+use super::trouble::Part;
 
 mod listener;
-
-/// A leader whose stream has been silent for this long is not ready. The server speaks at least
-/// every 10 s, because status updates ask it to.
-pub const STREAM_SILENT: Duration = Duration::from_secs(30);
-
-/// A leader whose checkpoint is this old is not ready. It is written every 10 s even when idle.
-pub const CHECKPOINT_OLD: Duration = Duration::from_secs(30);
-
-/// What an instance is doing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Role {
-    /// Not yet connected.
-    Starting,
-    /// Waits for the slot, which another instance holds.
-    Standby,
-    /// Holds the slot.
-    Leader,
-    /// Stopped to protect data, for this reason.
-    Halted(String),
-}
-
-/// What the pipeline last said of itself.
-#[derive(Debug, Clone)]
-pub struct Health {
-    /// What it is doing.
-    pub role: Role,
-    /// When the server was last heard on the replication connection.
-    pub stream_moving_at: Option<Instant>,
-    /// When the checkpoint was last written.
-    pub checkpoint_written_at: Option<Instant>,
-}
-
-impl Default for Health {
-    fn default() -> Self {
-        Self { role: Role::Starting, stream_moving_at: None, checkpoint_written_at: None }
-    }
-}
-
-impl Health {
-    /// Whether the instance does its part, as seen at `now`; if not, why.
-    ///
-    /// # Errors
-    /// The reasons, one a line, for a person.
-    pub fn readiness(&self, now: Instant) -> Result<(), String> {
-        match &self.role {
-            Role::Starting => Err("starting".to_owned()),
-            Role::Standby => Ok(()),
-            Role::Halted(reason) => Err(format!("halted: {reason}")),
-            Role::Leader => {
-                let late = |what: &str, at: Option<Instant>, bound: Duration| match at {
-                    None => Some(format!("{what}: not yet")),
-                    Some(at) if now.duration_since(at) >= bound => {
-                        Some(format!("{what}: last {} s ago", now.duration_since(at).as_secs()))
-                    }
-                    Some(_) => None,
-                };
-                let reasons: Vec<String> = [
-                    late("the stream moved", self.stream_moving_at, STREAM_SILENT),
-                    late("the checkpoint was written", self.checkpoint_written_at, CHECKPOINT_OLD),
-                ]
-                .into_iter()
-                .flatten()
-                .collect();
-                if reasons.is_empty() { Ok(()) } else { Err(reasons.join("\n")) }
-            }
-        }
-    }
-}
 
 #[derive(Debug, Clone)]
 struct Shared {
@@ -118,6 +52,7 @@ pub async fn serve(
         .route("/livez", get(async || text(StatusCode::OK, "alive")))
         .route("/readyz", get(readyz))
         .route("/leaderz", get(leaderz))
+        .route("/troubles", get(troubles))
         .route("/metrics", get(render))
         .with_state(Shared { metrics, health });
     listener::serve(listener, router, shutdown).await;
@@ -150,7 +85,25 @@ async fn leaderz(State(shared): State<Shared>) -> Response {
     }
 }
 
+/// What fails now, as JSON, for `walhook status` on the same machine.
+async fn troubles(State(shared): State<Shared>) -> Response {
+    let instance = shared.health.borrow().instance();
+    match serde_json::to_string(&instance) {
+        Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
 async fn render(State(shared): State<Shared>) -> Response {
+    let now = Instant::now();
+    {
+        let health = shared.health.borrow();
+        for part in Part::ALL {
+            let trouble = health.troubles.get(&part);
+            let age = trouble.map_or(Duration::ZERO, |trouble| now.duration_since(trouble.since));
+            shared.metrics.set_failing(part, age);
+        }
+    }
     match shared.metrics.render() {
         Ok(body) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], body)
             .into_response(),
@@ -178,23 +131,6 @@ mod tests {
         (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
     }
 
-    #[test]
-    fn leader_is_ready_while_its_stream_moves_and_its_checkpoint_is_written() {
-        let start = Instant::now();
-        let leader = Health {
-            role: Role::Leader,
-            stream_moving_at: Some(start),
-            checkpoint_written_at: Some(start + Duration::from_secs(20)),
-        };
-        assert_eq!(leader.readiness(start + Duration::from_secs(29)), Ok(()));
-        let reasons = leader.readiness(start + Duration::from_secs(31)).unwrap_err();
-        assert_eq!(reasons, "the stream moved: last 31 s ago");
-        let reasons = leader.readiness(start + Duration::from_secs(60)).unwrap_err();
-        assert!(reasons.contains("checkpoint was written: last 40 s ago"), "{reasons}");
-        let new = Health { role: Role::Leader, ..Health::default() };
-        assert!(new.readiness(start).unwrap_err().contains("not yet"));
-    }
-
     #[tokio::test]
     async fn admin_server_answers_by_the_instances_role() {
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -216,6 +152,7 @@ mod tests {
                 role: role.clone(),
                 stream_moving_at: now,
                 checkpoint_written_at: now,
+                ..Health::default()
             });
             assert_eq!(get(address, "/livez").await.0, 200, "{role:?}");
             assert_eq!(get(address, "/readyz").await.0, ready, "{role:?}");

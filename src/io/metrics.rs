@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 use super::faults;
@@ -20,6 +20,8 @@ use crate::engine::dispatcher::EndpointChange;
 use crate::engine::event::UnroutableReason;
 use crate::engine::persist::DeferReason;
 use crate::engine::rule::pattern_covers;
+
+use super::trouble::Part;
 
 /// From a loopback receiver to one that answers after hours of retries.
 const LATENCY_BUCKETS: [f64; 17] = [
@@ -164,6 +166,7 @@ pub struct Metrics {
     slot_safe: Gauge,
     checkpoint_lag: IntGauge,
     leader: IntGauge,
+    failing: HashMap<Part, Gauge>,
     unroutable: HashMap<&'static str, IntCounter>,
 }
 
@@ -243,6 +246,13 @@ impl Metrics {
         )?;
         // Until the leader has asked, it is not known.
         slot_safe.set(f64::NAN);
+        let failing = register(
+            r,
+            GaugeVec::new(
+                Opts::new("walhook_failing_seconds", "For how long a part has been failing."),
+                &["part", "delivery"],
+            )?,
+        )?;
         let outcomes = STATUS_CLASSES.into_iter().chain(FAILURES.map(FailureKind::as_str));
         Ok(Self {
             changes: register(
@@ -368,6 +378,12 @@ impl Metrics {
                 "WAL that the anchor slot makes the server keep for replays.",
             )?,
             leader: gauge(r, "walhook_leader", "Whether this instance is the leader.")?,
+            failing: Part::ALL
+                .map(|part| {
+                    let delivery = if part.stops_delivery() { "stops" } else { "goes_on" };
+                    (part, failing.with_label_values(&[part.as_str(), delivery]))
+                })
+                .into(),
             unroutable: UNROUTABLE
                 .map(UnroutableReason::as_str)
                 .map(|name| (name, unroutable.with_label_values(&[name])))
@@ -464,6 +480,13 @@ impl Metrics {
     /// Sets the distance from the checkpoint to the end of what was received.
     pub fn set_checkpoint_lag(&self, bytes: u64) {
         self.checkpoint_lag.set(saturate(bytes));
+    }
+
+    /// Sets for how long a part has been failing; zero: it works.
+    pub fn set_failing(&self, part: Part, age: Duration) {
+        if let Some(gauge) = self.failing.get(&part) {
+            gauge.set(age.as_secs_f64());
+        }
     }
 
     /// Says whether this instance is the leader. What only a leader knows is forgotten when it no longer

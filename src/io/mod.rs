@@ -40,6 +40,9 @@ pub mod metrics;
 
 pub mod admin;
 
+pub mod health;
+pub mod trouble;
+
 pub mod log;
 
 pub mod clock;

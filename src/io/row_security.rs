@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Result;
 use tokio_postgres::Client;
 
 use super::ident::quote_ident;
@@ -85,7 +84,10 @@ impl Hidden {
 ///
 /// # Errors
 /// When the server does not answer.
-pub async fn hidden(client: &Client, looked_up: &BTreeSet<TableName>) -> Result<Vec<Hidden>> {
+pub async fn hidden(
+    client: &Client,
+    looked_up: &BTreeSet<TableName>,
+) -> Result<Vec<Hidden>, tokio_postgres::Error> {
     let schemas: Vec<&str> = looked_up.iter().map(|table| table.schema.as_str()).collect();
     let names: Vec<&str> = looked_up.iter().map(|table| table.name.as_str()).collect();
     let found = |row: &tokio_postgres::Row| {

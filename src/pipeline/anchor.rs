@@ -7,16 +7,19 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 
 use super::open_state;
 use crate::config::Config;
 use crate::engine::lsn::Lsn;
 use crate::io::anchor;
+use crate::io::health::Teller;
 use crate::io::metrics::Metrics;
 use crate::io::op::TIMES;
 use crate::io::slot;
 use crate::io::sql::Connection;
+use crate::io::trouble::Part;
 
 /// How often the anchor is looked at.
 const EVERY: Duration = Duration::from_secs(5);
@@ -36,20 +39,11 @@ const TOUCHES: u32 = 5;
 const TOUCH_EVERY_MIN: Duration = Duration::from_millis(100);
 
 /// Keeps the window until it is dropped.
-pub(super) async fn keep(config: &Config, epoch: i64, metrics: &Metrics) {
-    let mut said = String::new();
+pub(super) async fn keep(config: &Config, epoch: i64, metrics: &Metrics, tell: &Teller) {
     loop {
-        let Err(error) = keep_on_one_session(config, epoch, metrics, &mut said).await;
-        say(&error, &mut said);
+        let Err(error) = keep_on_one_session(config, epoch, metrics, tell).await;
+        tell.fails(Part::ReplayWindow, Instant::now(), error.as_ref());
         tokio::time::sleep(EVERY).await;
-    }
-}
-
-fn say(error: &anyhow::Error, said: &mut String) {
-    let problem = format!("{error:#}");
-    if problem != *said {
-        tracing::warn!(%problem, "cannot keep the replay window; delivery goes on");
-        *said = problem;
     }
 }
 
@@ -59,13 +53,13 @@ async fn keep_on_one_session(
     config: &Config,
     epoch: i64,
     metrics: &Metrics,
-    said: &mut String,
+    tell: &Teller,
 ) -> anyhow::Result<Infallible> {
     let client = Connection::open(&config.source.url, "walhook replay window").await?;
     let window = async {
         while !client.is_closed() {
-            let Err(error) = watch(&client, config, epoch, metrics).await;
-            say(&error, said);
+            let Err(error) = watch(&client, config, epoch, metrics, tell).await;
+            tell.fails(Part::ReplayWindow, Instant::now(), error.as_ref());
             tokio::time::sleep(EVERY).await;
         }
     };
@@ -114,6 +108,7 @@ async fn watch(
     config: &Config,
     epoch: i64,
     metrics: &Metrics,
+    tell: &Teller,
 ) -> anyhow::Result<Infallible> {
     let (slot, window) = (&config.source.slot, config.source.replay_window.0);
     let mut store = open_state(config).await?;
@@ -131,6 +126,7 @@ async fn watch(
             store.record_history(now_us, wal_end, oldest).await?;
             recorded_us = now_us;
         }
+        tell.works(Part::ReplayWindow);
         tokio::time::sleep(EVERY).await;
     }
 }

@@ -3,14 +3,17 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::open_state;
 use crate::config::Config;
 use crate::engine::dispatcher::{OperatorInput, Retry};
 use crate::engine::event::EndpointId;
+use crate::io::health::Teller;
 use crate::io::state::{
     Ask, Changed, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, StateStore,
 };
+use crate::io::trouble::Part;
 
 /// How often the table of jobs is looked at.
 const EVERY: Duration = Duration::from_secs(1);
@@ -31,23 +34,25 @@ pub(super) struct Outlets {
 ///
 /// A job that a crash interrupts starts over: what was delivered is gone by then, and what failed was
 /// tried after the job was made.
-pub(super) async fn feed(config: &Config, epoch: i64, outlets: Outlets) {
+pub(super) async fn feed(config: &Config, epoch: i64, tell: &Teller, outlets: Outlets) {
     loop {
-        if let Err(error) = look(config, epoch, &outlets).await {
-            tracing::debug!(error = %format!("{error:#}"), "cannot look for jobs");
+        if let Err(error) = look(config, epoch, tell, &outlets).await {
+            tell.fails(Part::Jobs, Instant::now(), error.as_ref());
         }
         tokio::time::sleep(EVERY).await;
     }
 }
 
-async fn look(config: &Config, epoch: i64, outlets: &Outlets) -> anyhow::Result<()> {
+async fn look(config: &Config, epoch: i64, tell: &Teller, outlets: &Outlets) -> anyhow::Result<()> {
     let mut store = open_state(config).await?;
     store.write_as(epoch);
     loop {
         if let Some(replay) = store.cancelled_replay().await? {
             discard_replay(&mut store, outlets, replay).await?;
         }
-        let Some(job) = store.next_job().await? else {
+        let next = store.next_job().await?;
+        tell.works(Part::Jobs);
+        let Some(job) = next else {
             tokio::time::sleep(EVERY).await;
             continue;
         };

@@ -5,8 +5,8 @@ use crate::config::Config;
 use crate::engine::endpoint::Routes;
 use crate::engine::event::AccountId;
 use crate::engine::route::Snapshot;
-use crate::io::lookup::{self, Fetched, Lookups};
-use crate::io::sql::Connection;
+use crate::io::lookup::{Fetched, LookupSession, Lookups};
+use crate::io::trouble::Part;
 
 /// What the dispatcher asks.
 pub(super) struct LookupRequest {
@@ -24,13 +24,24 @@ pub(super) struct LookupReply {
 pub(super) struct LookupDesk {
     config: Config,
     lookups: Lookups,
-    connection: Option<Connection>,
+    session: Option<LookupSession>,
 }
 
 impl LookupDesk {
     pub(super) fn new(config: Config) -> Self {
         let lookups = Lookups::of(&config);
-        Self { config, lookups, connection: None }
+        Self { config, lookups, session: None }
+    }
+
+    async fn fetch(&mut self, accounts: &[AccountId]) -> anyhow::Result<Fetched> {
+        let session = match &mut self.session {
+            Some(session) => session,
+            None => {
+                let opened = LookupSession::open(&self.config, "walhook look-ups").await?;
+                self.session.insert(opened)
+            }
+        };
+        Ok(session.fetch(&self.lookups, accounts).await?)
     }
 }
 
@@ -38,22 +49,21 @@ impl Desk for LookupDesk {
     type Question = LookupRequest;
     type Answer = LookupReply;
 
-    const DOES: &str = "look endpoints up";
+    const PART: Part = Part::Lookups;
 
     async fn answer(&mut self, request: &LookupRequest) -> anyhow::Result<LookupReply> {
-        let client = match &mut self.connection {
-            Some(client) => client,
-            None => {
-                let opened = lookup::connect(&self.config, "walhook look-ups").await?;
-                self.connection.insert(opened)
-            }
-        };
-        let Fetched { snapshot, routes, .. } =
-            self.lookups.fetch(client, &request.accounts).await?;
+        let Fetched { snapshot, routes, .. } = self.fetch(&request.accounts).await?;
         Ok(LookupReply { snapshot: snapshot.parse()?, answers: routes })
     }
 
-    fn hang_up(&mut self) {
-        self.connection = None;
+    async fn probe(&mut self) -> anyhow::Result<()> {
+        self.fetch(&[]).await.map(|_| ())
+    }
+
+    fn hang_up(&mut self, hung: bool) {
+        // A session that was refused something is as good as before, and another might not be had.
+        if hung || self.session.as_ref().is_some_and(LookupSession::is_closed) {
+            self.session = None;
+        }
     }
 }

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::backoff::Backoff;
 use super::open_state;
 use crate::config::Config;
@@ -12,25 +14,34 @@ use crate::engine::endpoint::{Endpoint, Secret};
 use crate::engine::event::{AccountId, EndpointId};
 use crate::engine::notice::{DueNotice, wait_after};
 use crate::engine::settle::failure_text;
+use crate::io::health::Teller;
 use crate::io::metrics::{Metrics, NoticeResult};
 use crate::io::sender::Sender;
 use crate::io::state::{StateError, StateStore};
+use crate::io::trouble::Part;
 
 /// How often the table is looked at.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Tells, until it is dropped. Where there is no `notify.url`, waits for that.
-pub(super) async fn keep(config: &Config, epoch: i64, sender: &Sender, metrics: &Metrics) {
+pub(super) async fn keep(
+    config: &Config,
+    epoch: i64,
+    sender: &Sender,
+    metrics: &Metrics,
+    tell: &Teller,
+) {
     let Some(to) = receiver(config) else { return std::future::pending().await };
     loop {
         let ended = async {
             let mut store = open_state(config).await?;
             store.write_as(epoch);
-            let notifier = Notifier { to: &to, pipeline: &config.source.slot, sender, metrics };
+            let pipeline = &config.source.slot;
+            let notifier = Notifier { to: &to, pipeline, sender, metrics, health: tell };
             notifier.tell(&mut store).await
         };
         let Err(error) = ended.await else { return };
-        tracing::debug!(%error, "cannot read the notices");
+        tell.fails(Part::Notices, Instant::now(), &error);
         tokio::time::sleep(EVERY).await;
     }
 }
@@ -57,6 +68,7 @@ struct Notifier<'a> {
     pipeline: &'a str,
     sender: &'a Sender,
     metrics: &'a Metrics,
+    health: &'a Teller,
 }
 
 impl Notifier<'_> {
@@ -65,7 +77,9 @@ impl Notifier<'_> {
         // Beside each notice's own waits: many of them must not hammer a receiver that is down.
         let mut backoff = Backoff::new();
         loop {
-            let Some(notice) = store.next_notice().await? else {
+            let next = store.next_notice().await?;
+            self.health.works(Part::Notices);
+            let Some(notice) = next else {
                 tokio::time::sleep(EVERY).await;
                 continue;
             };

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::coverage::Watcher;
 use super::source::compile_rules;
@@ -12,10 +13,13 @@ use super::{Stop, open_state, published};
 use crate::config::Config;
 use crate::engine::halt::Halt;
 use crate::engine::lsn::Lsn;
+use crate::engine::rule::EndpointTable;
+use crate::io::health::Teller;
 use crate::io::metrics::Metrics;
 use crate::io::slot;
 use crate::io::sql::Connection;
 use crate::io::state::StateError;
+use crate::io::trouble::Part;
 
 /// Often enough for an alert, seldom enough to cost nothing.
 const EVERY: Duration = Duration::from_secs(5);
@@ -40,19 +44,20 @@ pub(super) struct Leading {
 pub(super) async fn observe(
     config: &Config,
     metrics: &Metrics,
+    tell: &Teller,
     leading: Leading,
     evict: &watch::Sender<Option<u32>>,
 ) -> Stop {
     let mut watcher = Watcher::new(config, metrics, leading.system_identifier);
     loop {
-        let error = match watch(config, metrics, &mut watcher, leading.epoch, evict).await {
+        let error = match watch(config, metrics, tell, &mut watcher, leading.epoch, evict).await {
             Ok(halt) => return Stop::Halted(halt),
             Err(error) => error,
         };
         if let Some(StateError::Fenced { .. }) = error.downcast_ref() {
             return Stop::Fenced;
         }
-        tracing::debug!(error = %format!("{error:#}"), "cannot observe the slot");
+        tell.fails(Part::Observer, Instant::now(), error.as_ref());
         tokio::time::sleep(EVERY).await;
     }
 }
@@ -61,6 +66,7 @@ pub(super) async fn observe(
 async fn watch(
     config: &Config,
     metrics: &Metrics,
+    tell: &Teller,
     watcher: &mut Watcher<'_>,
     epoch: i64,
     evict: &watch::Sender<Option<u32>>,
@@ -73,13 +79,22 @@ async fn watch(
         let asked = async {
             let slot = slot::read(&client, &config.source.slot).await?;
             let published = published::check(config, &client).await?;
+            let watched = published::unwatched(config, &client).await?;
             let fit = fit(config, &client).await?;
-            anyhow::Ok((slot, state.overview().await?, published, fit))
+            anyhow::Ok((slot, state.overview().await?, published, watched, fit))
         };
-        let (slot, overview, published, fit) =
+        let (slot, overview, published, watched, fit) =
             tokio::time::timeout(TIMEOUT, asked).await.context("no answer")??;
         if let Err(halt) = published {
             return Ok(halt);
+        }
+        match watched {
+            Ok(()) => tell.works(Part::Watch),
+            Err(halt) => {
+                let fix = "see to it that the publication holds the table; `walhook setup` does it";
+                tell.fails_with(Part::Watch, Instant::now(), &halt.to_string(), fix);
+                evict.send_replace(Some(seen_by_all(&client).await?));
+            }
         }
         let (misfits, weak) = match fit {
             Ok(weak) => (None, weak),
@@ -106,8 +121,18 @@ async fn watch(
             metrics.set_slot(slot.retained_bytes(), slot.safe_bytes);
             metrics.set_checkpoint_lag(slot.wal_end.bytes_since(overview.frontier));
         }
+        tell.works(Part::Observer);
         tokio::time::sleep(EVERY).await;
     }
+}
+
+/// A transaction that every look-up from now on sees.
+async fn seen_by_all(client: &Connection) -> anyhow::Result<u32> {
+    let sql = "SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text";
+    let row = client.query_typed_one(sql, &[]).await?;
+    let snapshot: &str = row.try_get(0)?;
+    let xmin: u64 = snapshot.split(':').next().unwrap_or_default().parse()?;
+    Ok(u32::try_from(xmin.wrapping_sub(1) % (1 << 32)).unwrap_or_default())
 }
 
 /// Rules that no longer fit the catalog.
@@ -129,7 +154,7 @@ impl Misfit {
 /// sends no RELATION message that would tell.
 async fn fit(config: &Config, client: &Connection) -> anyhow::Result<Result<Vec<String>, String>> {
     // The number only goes into the ids of events.
-    match compile_rules(config, client, 0).await {
+    match compile_rules(config, client, 0, EndpointTable::LookedUp).await {
         Ok(rules) => Ok(Ok(rules.weak().iter().map(|weak| format!("{weak}; {DEAD}")).collect())),
         Err(Stop::Config(problem)) => Ok(Err(problem.replace('\n', "; "))),
         Err(stop) => Err(stop.into()),

@@ -1,8 +1,7 @@
 //! Whether the source still shows us what the rules need.
 //!
 //! A table that leaves the publication, because somebody drops the table or alters the publication,
-//! leaves the stream without a word; rows that row-level security hides leave a look-up likewise. So
-//! this is looked at whenever the source is opened, and every few seconds.
+//! leaves the stream without a word. So this is looked at whenever the source is opened, and every few seconds.
 
 use std::collections::BTreeSet;
 
@@ -33,11 +32,41 @@ pub(super) async fn check(
         let problem = format!("publication {name:?} does not exist");
         return Ok(Err(Halt::PublicationMissing { problem }));
     };
-    let tables = needed(config)?;
+    let rules = config.rule_tables().map(str::parse::<TableName>);
+    let tables: BTreeSet<TableName> = rules.collect::<Result<_, _>>().context("a table's name")?;
     if let Some(problem) = find_problem(config, &publication, &tables) {
         let problem = without_wal(client, name, &tables).await?.unwrap_or(problem);
         return Ok(Err(Halt::Unpublished { publication: name.clone(), problem }));
     }
+    Ok(Ok(()))
+}
+
+/// What keeps changes of the watched tables out of the stream. Refused at the start; while we run it is
+/// told, and endpoints are looked up anew again and again: to halt would keep everything from everyone.
+///
+/// # Errors
+/// When the server does not answer.
+pub(super) async fn unwatched(
+    config: &Config,
+    client: &Connection,
+) -> anyhow::Result<Result<(), Halt>> {
+    let name = &config.source.publication;
+    let Some(publication) = source::publication(client, name).await? else { return Ok(Ok(())) };
+    let tables = needed(config)?;
+    let Some(problem) = find_problem(config, &publication, &tables) else { return Ok(Ok(())) };
+    let problem = without_wal(client, name, &tables).await?.unwrap_or(problem);
+    Ok(Err(Halt::Unpublished { publication: name.clone(), problem }))
+}
+
+/// Refuses to start where row-level security may hide rows that are looked up. While we run, look-ups
+/// fail of it and say so.
+///
+/// # Errors
+/// When the server does not answer; what it answers is the inner result.
+pub(super) async fn check_rows(
+    config: &Config,
+    client: &Connection,
+) -> anyhow::Result<Result<(), Halt>> {
     let hidden = row_security::hidden(client, &looked_up(config)?).await?;
     Ok(hidden.into_iter().next().map_or(Ok(()), |hidden| {
         let mend = hidden.mend();

@@ -21,6 +21,7 @@ use crate::engine::event::Item;
 use crate::engine::feedback::StatusUpdate;
 use crate::engine::lsn::Lsn;
 use crate::engine::pgoutput::{self, DecodeError, Message};
+use crate::engine::rule::EndpointTable;
 use crate::io::sql::{Connection, error_text};
 use crate::io::wire::{self, Frame, Stream};
 use crate::io::{anchor, slot};
@@ -107,7 +108,9 @@ impl Range {
         let url = source.replication_url.as_ref().unwrap_or(&source.url);
         let mut replication = wire::connect(url, "walhook replay").await?;
         let system = replication.identify_system().await?.system_identifier;
-        let rules = compile_rules(config, &sentinel, system).await.map_err(|e| anyhow!("{e}"))?;
+        let rules = compile_rules(config, &sentinel, system, EndpointTable::Checked)
+            .await
+            .map_err(|e| anyhow!("{e}"))?;
         let book = Rulebook::new(config.clone(), system, rules);
         // A slot's name has at most 63 bytes; its own are ASCII.
         let copy = format!("{:.30}_{purpose}", source.slot);

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Stop;
 use super::backoff::Backoff;
 use super::rulebook::{Rulebook, Unlearned};
-use super::source::{Obstacle, Session, reopen};
+use super::source::{self, Obstacle, Session, reopen};
 use crate::config::Config;
 use crate::engine::change::{Changes, Step};
 use crate::engine::event::{Invalidation, Item, Scope};
@@ -21,11 +21,12 @@ use crate::engine::feedback::Feedback;
 use crate::engine::halt::Halt;
 use crate::engine::lsn::Lsn;
 use crate::engine::pgoutput::{self, DecodeError, Message};
-use crate::io::admin::Health;
 use crate::io::clock::Clock;
 use crate::io::failpoint::Failpoint;
+use crate::io::health::Teller;
 use crate::io::metrics::Metrics;
 use crate::io::sql::{Connection, error_text};
+use crate::io::trouble::Part;
 use crate::io::wire::{self, Class, Frame, WireError};
 
 /// Items in a batch at most: enough to make the channel cheap.
@@ -63,7 +64,7 @@ pub(super) struct Reader {
     pub(super) epoch: i64,
     pub(super) clock: Clock,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) health: Arc<watch::Sender<Health>>,
+    pub(super) tell: Teller,
     pub(super) book: Rulebook,
     pub(super) changes: Changes,
     pub(super) batches: mpsc::Sender<Batch>,
@@ -105,19 +106,21 @@ impl Reader {
                 Ended::Stopped => return Ok(()),
                 Ended::Lost(problem) => problem,
             };
-            self.health.send_modify(|health| health.stream_moving_at = None);
+            self.tell.stream_lost();
             if self.broken.is_some() {
                 return self.halt().await;
             }
             if self.drain.is_cancelled() {
                 return Ok(());
             }
-            tracing::warn!(%problem, "the stream ended; connecting again");
+            let fix = "see the server's log if it does not come back by itself";
+            self.tell.fails_with(Part::Stream, Instant::now(), &problem, fix);
             session = match self.reconnect().await? {
                 Some(session) => session,
                 None => return Ok(()),
             };
             self.changes.handle_reconnected();
+            self.tell.works(Part::Stream);
             tracing::info!(at = %self.changes.resume_lsn(), "streaming again");
         }
     }
@@ -179,9 +182,13 @@ impl Reader {
                 Err(Obstacle::Refused { later: Some(halt), .. }) => {
                     return Err(Stop::Halted(halt.since(*self.flushed.borrow())));
                 }
-                Err(Obstacle::SlotInUse) => tracing::info!("the slot is still in use"),
+                Err(Obstacle::SlotInUse) => {
+                    let (problem, fix) = (source::IN_USE, source::IN_USE_FIX);
+                    self.tell.fails_with(Part::Stream, Instant::now(), problem, fix);
+                }
                 Err(Obstacle::Passing(problem) | Obstacle::Refused { problem, .. }) => {
-                    tracing::warn!(problem = %format!("{problem:#}"), "cannot connect; trying again");
+                    tracing::debug!(problem = %format!("{problem:#}"), "cannot connect; trying again");
+                    self.tell.fails(Part::Stream, Instant::now(), problem.as_ref());
                 }
             }
         }
@@ -278,7 +285,7 @@ impl Reader {
     }
 
     fn stream_moved(&self) {
-        self.health.send_modify(|health| health.stream_moving_at = Some(Instant::now()));
+        self.tell.stream_moved();
     }
 
     /// What it means that the stream ended so.

@@ -5,6 +5,7 @@ use super::open_state;
 use crate::config::Config;
 use crate::engine::persist::{Refill, Refilled, UnroutedPage, UnroutedRefill};
 use crate::io::state::StateStore;
+use crate::io::trouble::Part;
 
 /// What the dispatcher asks.
 pub(super) enum RefillRequest {
@@ -38,7 +39,7 @@ impl Desk for Refiller {
     type Question = RefillRequest;
     type Answer = RefillReply;
 
-    const DOES: &str = "read deferred deliveries back";
+    const PART: Part = Part::Deferred;
 
     async fn answer(&mut self, request: &RefillRequest) -> anyhow::Result<RefillReply> {
         let store = match &mut self.store {
@@ -51,7 +52,14 @@ impl Desk for Refiller {
         })
     }
 
-    fn hang_up(&mut self) {
+    async fn probe(&mut self) -> anyhow::Result<()> {
+        // Nobody waits for a page, and a session that is not needed is not opened.
+        let Some(store) = &self.store else { return Ok(()) };
+        store.frontier().await?;
+        Ok(())
+    }
+
+    fn hang_up(&mut self, _hung: bool) {
         self.store = None;
     }
 }

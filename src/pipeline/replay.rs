@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 
 use super::open_state;
 use super::range::Range;
@@ -24,8 +24,10 @@ use crate::engine::dispatcher::{Replay, ReplayInput};
 use crate::engine::endpoint::{Endpoint, Routes};
 use crate::engine::event::{AccountId, Event, Item};
 use crate::engine::lsn::Lsn;
-use crate::io::lookup::{self, Lookups};
+use crate::io::health::Teller;
+use crate::io::lookup::{LookupSession, Lookups};
 use crate::io::state::{StateStore, StoredReplay};
+use crate::io::trouble::Part;
 use left_out::LeftOut;
 
 /// How often the table of jobs is looked at while there is nothing to do.
@@ -53,7 +55,12 @@ const PAUSE: Duration = Duration::from_secs(5);
 const TRIES: u32 = 5;
 
 /// Carries replays out until it is dropped.
-pub(super) async fn feed(config: &Config, epoch: i64, input: mpsc::Sender<ReplayInput>) {
+pub(super) async fn feed(
+    config: &Config,
+    epoch: i64,
+    tell: &Teller,
+    input: mpsc::Sender<ReplayInput>,
+) {
     let mut feeder = Feeder {
         lookups: Lookups::of(config),
         config,
@@ -64,8 +71,8 @@ pub(super) async fn feed(config: &Config, epoch: i64, input: mpsc::Sender<Replay
         begun: None,
     };
     loop {
-        if let Err(error) = feeder.look().await {
-            tracing::debug!(error = %format!("{error:#}"), "cannot look for replays");
+        if let Err(error) = feeder.look(tell).await {
+            tell.fails(Part::Replays, Instant::now(), error.as_ref());
         }
         sleep(EVERY).await;
     }
@@ -121,11 +128,13 @@ enum Fed {
 }
 
 impl Feeder<'_> {
-    async fn look(&mut self) -> anyhow::Result<()> {
+    async fn look(&mut self, tell: &Teller) -> anyhow::Result<()> {
         let mut store = open_state(self.config).await?;
         store.write_as(self.epoch);
         loop {
-            let Some(replay) = store.next_replay().await? else {
+            let next = store.next_replay().await?;
+            tell.works(Part::Replays);
+            let Some(replay) = next else {
                 sleep(EVERY).await;
                 continue;
             };
@@ -207,7 +216,7 @@ impl Feeder<'_> {
             Ok(range) => range,
             Err(error) => return Ok(Fed::Broken(format!("{error:#}"))),
         };
-        let client = lookup::connect(self.config, "walhook replay").await?;
+        let session = LookupSession::open(self.config, "walhook replay").await?;
         let (out, mut batches) = mpsc::channel::<Batch>(BATCHES);
         let mut task = JoinSet::new();
         task.spawn(range.read(out));
@@ -230,7 +239,7 @@ impl Feeder<'_> {
             while !accounts.is_empty() {
                 // As many of them as memory has room for, and one delivery after the other: an account may
                 // have very many endpoints.
-                let routes = self.lookups.fetch(&client, &accounts).await?.routes;
+                let routes = session.fetch(&self.lookups, &accounts).await?.routes;
                 let routes: HashMap<AccountId, Routes> = routes.into_iter().collect();
                 accounts.retain(|account| !routes.contains_key(account));
                 for (account, routes) in &routes {

@@ -12,7 +12,7 @@ use super::source::compile_rules;
 use crate::config::Config;
 use crate::engine::halt::Halt;
 use crate::engine::pgoutput::{Message, Relation};
-use crate::engine::rule::{Lacks, RuleBroken, Rules};
+use crate::engine::rule::{EndpointTable, Lacks, RuleBroken, Rules};
 use crate::io::catalog::{self, Standing};
 use crate::io::sql::Connection;
 
@@ -118,7 +118,9 @@ impl Rulebook {
     /// Compiles the rules against the catalog as it is now, and binds them to the tables known so far.
     async fn read_catalog(&mut self, client: &Connection) -> Result<(), Unlearned> {
         tracing::info!("a table or type is not known: reading the catalog again");
-        let compiled = compile_rules(&self.config, client, self.system_identifier).await;
+        let compiled =
+            compile_rules(&self.config, client, self.system_identifier, EndpointTable::LookedUp)
+                .await;
         let mut rules = compiled.map_err(|stop| match stop {
             Stop::Failed(error) => Unlearned::Unanswered(format!("{error:#}")),
             // They fitted when we started: what they have lost is told as a rule's other losses are.

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
@@ -16,11 +16,11 @@ use crate::engine::change::Changes;
 use crate::engine::dispatcher::Start;
 use crate::engine::halt::{self, SourceIdentity};
 use crate::engine::lsn::Lsn;
-use crate::engine::rule::{RuleSettings, Rules};
-use crate::io::admin::{Health, Role};
+use crate::engine::rule::{EndpointTable, RuleSettings, Rules};
 use crate::io::catalog;
 use crate::io::clock::Clock;
 use crate::io::cure::Cure;
+use crate::io::health::{Role, Teller};
 use crate::io::lookup::{LookupError, Lookups};
 use crate::io::pg::{Conninfo, DatabaseUrl};
 use crate::io::prepared;
@@ -28,10 +28,18 @@ use crate::io::slot::{self, Slot};
 use crate::io::source::{self, hosts};
 use crate::io::sql::{ConnectError, Connection};
 use crate::io::state::{Recovery, StateError, StateStore};
+use crate::io::trouble::Part;
 use crate::io::wire::{self, Class, Replication, WireError};
 
 /// How long one attempt to open the source may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What is told when the slot that was ours is not free.
+pub(super) const IN_USE: &str = "the slot is in use by another session";
+
+/// And what to do about it.
+pub(super) const IN_USE_FIX: &str =
+    "see whose it is in pg_stat_replication; the server frees it after wal_sender_timeout";
 
 /// How often a standby looks whether the slot is free.
 const STANDBY_POLL: Duration = Duration::from_millis(100);
@@ -165,13 +173,14 @@ impl From<WireError> for Obstacle {
 /// cure is refused.
 pub(super) async fn become_leader(
     config: &Config,
-    health: &watch::Sender<Health>,
+    tell: &Teller,
     shutdown: &CancellationToken,
     started: &mut bool,
 ) -> Result<Option<Leader>, Stop> {
     let mut backoff = Backoff::new();
     let mut said_standby = false;
     loop {
+        let began = Instant::now();
         let tried = tokio::select! {
             biased;
             () = shutdown.cancelled() => return Ok(None),
@@ -192,7 +201,7 @@ pub(super) async fn become_leader(
                 if !std::mem::replace(&mut said_standby, true) {
                     tracing::info!(slot = %config.source.slot, "standing by: another instance streams from the slot");
                 }
-                health.send_modify(|health| health.role = Role::Standby);
+                tell.set_role(Role::Standby);
                 tokio::select! {
                     () = shutdown.cancelled() => return Ok(None),
                     () = until_free(config) => {}
@@ -200,9 +209,12 @@ pub(super) async fn become_leader(
                 backoff.stay_short();
             }
             Ok(Err(Obstacle::Passing(problem) | Obstacle::Refused { problem, .. })) => {
-                tracing::warn!(problem = %format!("{problem:#}"), "cannot start streaming; trying again");
+                tell.fails(Part::Start, began, problem.as_ref());
             }
-            Err(_) => tracing::warn!("opening the source took over {OPEN_TIMEOUT:?}; trying again"),
+            Err(_) => {
+                let problem = format!("opening state and source took over {OPEN_TIMEOUT:?}");
+                tell.fails_with(Part::Start, began, &problem, "find out what keeps the server");
+            }
         }
         tokio::select! {
             () = shutdown.cancelled() => return Ok(None),
@@ -231,12 +243,18 @@ async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, Obstacle>
     let expected = store.source_identity().await?;
     let at = resume_prepared(config, &mut store, &expected).await?;
     let session = open(config, &expected, at).await?;
-    let compiled = compile_rules(config, &session.sentinel, expected.system_identifier).await;
+    let endpoints = if started { EndpointTable::LookedUp } else { EndpointTable::Checked };
+    let system = expected.system_identifier;
+    let compiled = compile_rules(config, &session.sentinel, system, endpoints).await;
     let rules = compiled.map_err(unless_passing)?;
     // After the rules: one that names no table at all is the configuration's fault.
     published::check(config, &session.sentinel).await.map_err(asked)?.map_err(refuse_halt)?;
-    // Both are told while we run, and help nobody by ending it.
+    // These are told while we run, and help nobody by ending it.
     if !started {
+        let watched = published::unwatched(config, &session.sentinel).await;
+        watched.map_err(asked)?.map_err(refuse_halt)?;
+        let shown = published::check_rows(config, &session.sentinel).await;
+        shown.map_err(asked)?.map_err(refuse_halt)?;
         // What else may be wrong there is told by each look-up, and can be fixed meanwhile.
         if let Err(error @ LookupError::Incomparable { .. }) =
             Lookups::of(config).check_types(&session.sentinel).await
@@ -429,13 +447,14 @@ pub(super) async fn compile_rules(
     config: &Config,
     client: &Connection,
     system: u64,
+    endpoints: EndpointTable,
 ) -> Result<Rules, Stop> {
     let settings = RuleSettings::of(config);
     let mut catalog = catalog::load(client, settings.tables()).await?;
     if let Some(publication) = source::publication(client, &config.source.publication).await? {
         catalog.leave_out(&publication.lists);
     }
-    Rules::compile(settings, &catalog, system).map_err(|errors| {
+    Rules::compile_with(settings, &catalog, system, endpoints).map_err(|errors| {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
         Stop::Config(errors.join("\n"))
     })

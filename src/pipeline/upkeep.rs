@@ -4,12 +4,15 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::open_state;
 use crate::config::Config;
 use crate::engine::room::{Measured, Room};
+use crate::io::health::Teller;
 use crate::io::metrics::Metrics;
 use crate::io::state::{StateError, StateStore};
+use crate::io::trouble::Part;
 
 /// How often the tables are measured: they exceed `state.max_size` by what comes in between.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
@@ -26,33 +29,34 @@ pub(super) async fn keep(
     config: &Config,
     epoch: i64,
     metrics: &Metrics,
+    tell: &Teller,
     measured: &watch::Sender<Measured>,
 ) {
     // Apart from each other: to vacuum may take minutes, and sizes are wanted meanwhile.
     let measure = async {
         loop {
-            report(measure(config, epoch, metrics, measured).await);
+            report(tell, Part::Sizes, measure(config, epoch, metrics, tell, measured).await);
             tokio::time::sleep(PAUSE).await;
         }
     };
     let expire = async {
         loop {
-            report(expire(config, epoch).await);
+            report(tell, Part::Retention, expire(config, epoch, tell).await);
             tokio::time::sleep(PAUSE).await;
         }
     };
     let vacuum = async {
         loop {
-            report(vacuum(config, epoch, measured).await);
+            report(tell, Part::Vacuum, vacuum(config, epoch, tell, measured).await);
             tokio::time::sleep(PAUSE).await;
         }
     };
     futures_util::join!(measure, expire, vacuum);
 }
 
-fn report(ended: Result<Infallible, StateError>) {
+fn report(tell: &Teller, part: Part, ended: Result<Infallible, StateError>) {
     let Err(error) = ended;
-    tracing::debug!(%error, "cannot keep the state tables");
+    tell.fails(part, Instant::now(), &error);
 }
 
 /// Over and over, on the same session until something fails.
@@ -60,6 +64,7 @@ async fn measure(
     config: &Config,
     epoch: i64,
     metrics: &Metrics,
+    tell: &Teller,
     measured: &watch::Sender<Measured>,
 ) -> Result<Infallible, StateError> {
     let store = open(config, epoch).await?;
@@ -73,18 +78,20 @@ async fn measure(
             Room::Enough => Vec::new(),
         };
         measured.send_replace(Measured { size, holders });
+        tell.works(Part::Sizes);
         tokio::time::sleep(MEASURE_EVERY).await;
     }
 }
 
 /// Likewise.
-async fn expire(config: &Config, epoch: i64) -> Result<Infallible, StateError> {
+async fn expire(config: &Config, epoch: i64, tell: &Teller) -> Result<Infallible, StateError> {
     let mut store = open(config, epoch).await?;
     loop {
         let removed = store.expire(config.state.retention).await?;
         if removed > 0 {
             tracing::info!(rows = removed, "removed what state.retention no longer keeps");
         }
+        tell.works(Part::Retention);
         tokio::time::sleep(CLEAN_EVERY).await;
     }
 }
@@ -93,6 +100,7 @@ async fn expire(config: &Config, epoch: i64) -> Result<Infallible, StateError> {
 async fn vacuum(
     config: &Config,
     epoch: i64,
+    tell: &Teller,
     measured: &watch::Sender<Measured>,
 ) -> Result<Infallible, StateError> {
     let store = open(config, epoch).await?;
@@ -103,6 +111,7 @@ async fn vacuum(
         if !vacuumed.is_empty() {
             tracing::debug!(tables = vacuumed.join(", "), "vacuumed");
         }
+        tell.works(Part::Vacuum);
         tokio::time::sleep(if is_near { MEASURE_EVERY } else { CLEAN_EVERY }).await;
     }
 }

@@ -1,10 +1,9 @@
 //! The task that makes outcomes durable: one state transaction at a time, tried until it succeeds.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Stop;
@@ -12,14 +11,21 @@ use super::backoff::Backoff;
 use crate::engine::persist::{
     LETTERS_MAX, PersistBatch, Persisted, Purged, QueueId, UnroutedPurged,
 };
-use crate::io::admin::Health;
 use crate::io::failpoint::Failpoint;
+use crate::io::health::Teller;
 use crate::io::state::{StateError, StateStore};
+use crate::io::trouble::{Part, Told};
 
 /// What the dispatcher asks.
 pub(super) struct PersistRequest {
     pub(super) batch: PersistBatch,
 }
+
+/// How often `walhook status` is shown what fails, at most.
+const SHOW_EVERY: Duration = Duration::from_secs(1);
+
+/// To show it takes no longer.
+const SHOW_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A state transaction that takes longer is given up and tried again on a new connection.
 const PERSIST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -28,26 +34,37 @@ const PERSIST_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// While the state database is away it tries the same batch again with backoff: nothing is
 /// acknowledged meanwhile, and the dispatcher sends nothing. Likewise where it refuses every value (by a
-/// constraint or trigger that somebody put on our tables): rows from outside must not end the process.
+/// constraint or trigger that somebody put on our tables, a right that was revoked, a full disk): rows from
+/// outside must not end the process, and what a person did, a person can undo. Meanwhile `tell` is told.
 ///
 /// # Errors
-/// [`Stop::Fenced`] when another leader has taken over; [`Stop::Failed`] when the state database
-/// refuses for a reason that waiting does not mend.
+/// [`Stop::Fenced`] when another leader has taken over; [`Stop::Failed`] when what stands
+/// there is not what this program wrote.
 pub(super) async fn write(
     mut store: StateStore,
     mut requests: mpsc::Receiver<PersistRequest>,
     persisted: mpsc::Sender<Persisted>,
-    health: Arc<watch::Sender<Health>>,
+    tell: Teller,
     abort: CancellationToken,
 ) -> Result<(), Stop> {
-    while let Some(PersistRequest { batch }) = requests.recv().await {
+    let mut shown = Shown::default();
+    loop {
+        let request = tokio::select! {
+            request = requests.recv() => request,
+            () = sleep(SHOW_EVERY) => {
+                shown.update(&mut store, &tell).await;
+                continue;
+            }
+        };
+        let Some(PersistRequest { batch }) = request else { return Ok(()) };
+        let since = Instant::now();
         let mut backoff = Backoff::new();
         Failpoint::Storing.pass();
         let done = loop {
             let stored = tokio::select! {
                 biased;
                 () = abort.cancelled() => return Ok(()),
-                stored = tokio::time::timeout(PERSIST_TIMEOUT, store.persist(&batch)) => stored,
+                stored = timeout(PERSIST_TIMEOUT, store.persist(&batch)) => stored,
             };
             let problem = match stored {
                 Ok(Ok(done)) => break done,
@@ -64,17 +81,24 @@ pub(super) async fn write(
                         anyhow::Error::new(error).context("cannot store the checkpoint"),
                     ));
                 }
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("no answer within {PERSIST_TIMEOUT:?}"),
+                Ok(Err(error)) => Some(error),
+                Err(_) => None,
             };
-            tracing::warn!(%problem, "cannot store the checkpoint; trying again, and sending nothing meanwhile");
+            match problem {
+                Some(error) => tell.fails(Part::State, since, &error),
+                None => tell.fails_with(
+                    Part::State,
+                    since,
+                    &format!("no answer within {PERSIST_TIMEOUT:?}"),
+                    "find out what keeps the state database: a lock, its disk, the network",
+                ),
+            }
             tokio::select! {
                 () = abort.cancelled() => return Ok(()),
                 () = backoff.wait() => {}
             }
             if let Err(error) = store.reconnect().await {
-                let problem = format!("{:#}", anyhow::Error::new(error));
-                tracing::warn!(%problem, "the state database cannot be reached");
+                tell.fails(Part::State, since, &error);
             }
         };
         report(&done);
@@ -89,12 +113,42 @@ pub(super) async fn write(
             Failpoint::GapCommitted.pass();
         }
         Failpoint::CheckpointCommitted.pass();
-        health.send_modify(|health| health.checkpoint_written_at = Some(Instant::now()));
+        tell.checkpoint_written();
+        tell.works(Part::State);
         if persisted.send(done).await.is_err() {
             return Ok(());
         }
+        shown.update(&mut store, &tell).await;
     }
-    Ok(())
+}
+
+/// What `walhook status` is shown of what fails: by this task, for it has the one session that must be
+/// there in any case.
+#[derive(Default)]
+struct Shown {
+    /// What stands in the table; at first that is not known.
+    stored: Option<Vec<Told>>,
+    next: Option<Instant>,
+}
+
+impl Shown {
+    /// Stores what fails now, where the table says something else. What does not go in is tried again.
+    async fn update(&mut self, store: &mut StateStore, tell: &Teller) {
+        let now = Instant::now();
+        if self.next.is_some_and(|next| now < next) {
+            return;
+        }
+        self.next = Some(now + SHOW_EVERY);
+        let troubles = tell.health().told();
+        if self.stored.as_ref() == Some(&troubles) {
+            return;
+        }
+        match timeout(SHOW_TIMEOUT, store.store_troubles(&troubles)).await {
+            Ok(Ok(())) => self.stored = Some(troubles),
+            Ok(Err(error)) => tracing::debug!(%error, "cannot store what fails"),
+            Err(_) => tracing::debug!("cannot store what fails: no answer"),
+        }
+    }
 }
 
 /// What is lost to a bound of the dead letters is said aloud.

@@ -307,6 +307,21 @@ impl World {
         Ok(std::fs::write(path, config.replace(from, to))?)
     }
 
+    /// Waits until `/readyz` is 200, or is not, and returns what it says.
+    pub async fn until_ready(&self, wanted: bool) -> Result<String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let said = get(self.admin, "/readyz").await;
+            if let Ok((status, body)) = &said
+                && (*status == 200) == wanted
+            {
+                return Ok(body.clone());
+            }
+            ensure!(Instant::now() < deadline, "/readyz says {said:?}");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// A new SQL session, for another transaction beside [`World::sql`]'s.
     pub async fn connect(&self) -> Result<Connection> {
         connect(&self.cluster).await

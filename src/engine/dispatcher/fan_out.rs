@@ -394,7 +394,7 @@ impl Dispatcher {
         let is_stalled = self.is_stalled(now);
         let waits = |(account, events): (&AccountId, &Events)| {
             let long = is_stalled || now.since(events.moved) >= STALL;
-            (long && self.waits_for_routes(account, now)).then(|| (events.bytes, account.clone()))
+            (long && self.waits_for_routes(account)).then(|| (events.bytes, account.clone()))
         };
         let mut accounts: Vec<(usize, AccountId)> =
             self.waiting.accounts.iter().filter_map(waits).collect();
@@ -415,7 +415,7 @@ impl Dispatcher {
                 To::One { .. } => None,
             })?;
             let overdue = events.overdue.is_some_and(|last| first <= last);
-            (overdue && self.waits_for_routes(account, now)).then(|| account.clone())
+            (overdue && self.waits_for_routes(account)).then(|| account.clone())
         };
         let mut accounts: Vec<AccountId> =
             self.waiting.accounts.iter().filter_map(is_overdue).collect();
@@ -425,8 +425,8 @@ impl Dispatcher {
         }
     }
 
-    fn waits_for_routes(&self, account: &AccountId, now: Tick) -> bool {
-        self.shelves.has(account) || self.router.get(account, now).is_none()
+    fn waits_for_routes(&self, account: &AccountId) -> bool {
+        self.shelves.has(account) || !self.router.holds(account)
     }
 
     /// All that waits of an account's becomes rows. An event that has come to some of its endpoints goes on

@@ -74,6 +74,9 @@ impl Dispatcher {
             self.handle_lane_routed(&account, routes.weight, now);
             self.unpin_if_idle(&account);
         }
+        for account in self.router.take_kept() {
+            self.unpin_if_idle(&account);
+        }
         self.note_seen(snapshot);
     }
 

@@ -229,15 +229,81 @@ fn invalidation_of_everything_outdates_every_account() {
     assert!(router.get(&account(1), Tick(0)).is_none());
 }
 
+/// A router that knows accounts `0..known`, each with an endpoint of its number.
+fn router_that_knows(known: u8, cache_bytes: u64) -> Router {
+    let mut router = Router::new(cache_bytes);
+    (0..known).for_each(|n| router.want(&account(n)));
+    let asked = router.poll_lookup(Tick(0)).unwrap();
+    let n = |a: &AccountId| a.parse::<u8>().unwrap();
+    let routes = asked.iter().map(|a| (a.clone(), Routes::new(vec![endpoint(n(a), n(a))], 1.0)));
+    router.handle_lookup(&"5:5:".parse().unwrap(), routes.collect(), Tick(0));
+    router
+}
+
 #[test]
-fn routes_expire_although_nothing_invalidates_them() {
-    let mut router = Router::new(1 << 20);
-    router.want(&account(1));
-    router.poll_lookup(Tick(0)).unwrap();
-    let snapshot: Snapshot = "5:5:".parse().unwrap();
-    router.handle_lookup(&snapshot, vec![(account(1), Routes::new(vec![], 1.0))], Tick(0));
-    assert!(router.get(&account(1), Tick(0) + ROUTES_TTL - Duration::from_micros(1)).is_some());
-    assert!(router.get(&account(1), Tick(0) + ROUTES_TTL).is_none());
+fn routes_that_are_old_are_asked_for_again_and_used_until_the_answer_comes() {
+    let mut router = router_that_knows(1, 1 << 20);
+    let before = Tick(0) + ROUTES_TTL - Duration::from_micros(1);
+    assert!(router.get(&account(0), before).is_some() && router.poll_lookup(before).is_none());
+    let old = Tick(0) + ROUTES_TTL + TTL_OF_ENDPOINT;
+    assert_eq!(router.get(&account(0), old).unwrap().endpoints.len(), 1);
+    assert_eq!(router.poll_lookup(old), Some(vec![account(0)]));
+    assert_eq!(router.get(&account(0), old).unwrap().endpoints.len(), 1);
+    let answer = vec![(account(0), Routes::new(vec![], 1.0))];
+    router.handle_lookup(&"5:5:".parse().unwrap(), answer, old);
+    assert_eq!(router.get(&account(0), old).unwrap().endpoints.len(), 0);
+    assert!(router.poll_lookup(old).is_none());
+}
+
+#[test]
+fn large_routes_that_nobody_needs_are_kept_while_a_look_up_is_not_answered() {
+    // Nothing fits into the cache, so that what is known is pinned.
+    let mut router = router_that_knows(2, 0);
+    router.want(&account(9));
+    assert!(router.poll_lookup(Tick(1)).is_some());
+    router.unpin(&account(0));
+    assert!(router.get(&account(0), Tick(2)).is_some());
+    router.handle_lookup(&"5:5:".parse().unwrap(), vec![], Tick(3));
+    assert_eq!(router.take_kept(), HashSet::from([account(0)]));
+    router.unpin(&account(0));
+    assert!(router.get(&account(0), Tick(3)).is_none());
+    assert!(router.get(&account(1), Tick(3)).is_some());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Look-ups fail for ten minutes: no answer comes.
+    #[test]
+    fn account_that_is_known_keeps_its_routes_through_ten_minutes_without_look_ups(
+        uses in proptest::collection::vec((0u64..600_000, 0u8..6, 0u8..4), 1..200),
+    ) {
+        let mut uses = uses;
+        uses.sort_unstable();
+        let mut router = router_that_knows(4, 1 << 20);
+        let mut outdated = HashSet::new();
+        let mut is_asked = false;
+        for (ms, n, what) in uses {
+            let now = Tick(0) + Duration::from_millis(ms);
+            match what {
+                0 => router.pin(&account(n)),
+                1 => router.unpin(&account(n)),
+                2 if ms % 7 == 0 => {
+                    outdated.insert(n);
+                    let accounts = smallvec![account(n)];
+                    let scope = Scope::Endpoint { endpoints: smallvec![], accounts };
+                    router.handle_invalidation(Invalidation { xid: 9, scope, joined: smallvec![] }, Lsn(7));
+                }
+                _ => {}
+            }
+            let holds = n < 4 && !outdated.contains(&n);
+            prop_assert_eq!(router.get(&account(n), now).is_some(), holds, "{} at {} ms", n, ms);
+            if !holds {
+                router.want(&account(n));
+            }
+            prop_assert!(router.poll_lookup(now).is_none() || !std::mem::replace(&mut is_asked, true));
+        }
+    }
 }
 
 #[test]

@@ -17,6 +17,15 @@ use crate::engine::value::Kind;
 /// So many columns at most are listed in a message.
 const MAX_LISTED: usize = 20;
 
+/// What becomes of an endpoint table that lacks something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndpointTable {
+    /// It is an error.
+    Checked,
+    /// Look-ups tell it, and go on when it is there again: for a pipeline that runs.
+    LookedUp,
+}
+
 /// What the configuration is compiled to.
 pub(super) struct Compiled {
     pub(super) rules: Vec<Rule>,
@@ -29,6 +38,7 @@ pub(super) struct Compiled {
 pub(super) fn compile(
     settings: RuleSettings<'_>,
     catalog: &Catalog,
+    endpoints: EndpointTable,
 ) -> Result<Compiled, Vec<RuleError>> {
     let mut errors = Vec::new();
     let (mut rules, mut messages, mut weak) = (Vec::new(), Vec::new(), Vec::new());
@@ -45,14 +55,19 @@ pub(super) fn compile(
     }
     errors.extend(rules.iter().filter_map(|rule| pair::lossy(rule, settings, catalog)));
     messages.sort_by(|a, b| a.event_type.cmp(&b.event_type));
-    let mut check = Check { subject: "endpoints".to_owned(), errors: &mut errors };
-    match check.watch(settings, catalog) {
-        Some(mut watch) if errors.is_empty() => {
-            watch.has_several_texts = pair::has_several_texts(&rules, &messages, settings, catalog);
-            Ok(Compiled { rules, messages, watch, weak })
-        }
-        Some(_) | None => Err(errors),
+    let mut lacks = Vec::new();
+    let mut check = Check { subject: "endpoints".to_owned(), errors: &mut lacks };
+    let mut watch = check.watch(settings, catalog);
+    watch.lacks = !lacks.is_empty();
+    match endpoints {
+        EndpointTable::Checked => errors.extend(lacks),
+        EndpointTable::LookedUp => {}
     }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    watch.has_several_texts = pair::has_several_texts(&rules, &messages, settings, catalog);
+    Ok(Compiled { rules, messages, watch, weak })
 }
 
 /// How messages name the rule that stands at `index`, counted from 0: `rule 2 (subscriber.updated)`.
@@ -368,9 +383,9 @@ impl Check<'_> {
         }
     }
 
-    fn watch(&mut self, settings: RuleSettings<'_>, catalog: &Catalog) -> Option<Watch> {
+    fn watch(&mut self, settings: RuleSettings<'_>, catalog: &Catalog) -> Watch {
         let endpoints = settings.endpoints;
-        let table = self.table(&endpoints.table, catalog)?;
+        let table = self.table(&endpoints.table, catalog);
         for (key, column) in [
             ("id", Some(&endpoints.id)),
             ("account", Some(&endpoints.account)),
@@ -382,10 +397,12 @@ impl Check<'_> {
             ("max_in_flight", endpoints.max_in_flight.as_ref()),
             ("rate_per_second", endpoints.rate_per_second.as_ref()),
         ] {
-            if let Some(column) = column {
+            if let Some((column, table)) = column.zip(table) {
                 self.column(key, column, table);
             }
         }
+        // None is 0.
+        let endpoint_table = table.map_or(0, |table| table.oid);
         let mut others = Vec::new();
         for name in settings.watched() {
             let Some(watched) = self.table(name, catalog) else { continue };
@@ -395,14 +412,14 @@ impl Check<'_> {
                      it in endpoints.watch"
                 ));
             }
-            if watched.oid != table.oid {
+            if watched.oid != endpoint_table {
                 others.push(watched.oid);
             }
         }
         let (id, account) = (endpoints.id.clone(), endpoints.account.clone());
         let enabled = endpoints.enabled.clone();
         let has_several_texts = false; // Until all rules are known.
-        Some(Watch { endpoint_table: table.oid, id, account, enabled, has_several_texts, others })
+        Watch { endpoint_table, id, account, enabled, has_several_texts, others, lacks: false }
     }
 }
 

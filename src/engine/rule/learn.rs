@@ -29,6 +29,10 @@ impl Rules {
     /// What has to be known before the changes of `relation` are handled, beyond what is.
     #[must_use]
     pub fn lacks(&self, relation: &Relation) -> Option<Lacks> {
+        if self.watch.lacks {
+            // It may be this one, made again.
+            return Some(Lacks::Type);
+        }
         let known = self.table(relation).filter(|_| !self.doubtful.contains_key(&relation.oid));
         let Some(table) = known else {
             return self.may_descend(relation).then_some(Lacks::Standing);

@@ -39,6 +39,9 @@ impl Refusal {
             LookupError::Sql(_)
             | LookupError::NoColumn { .. }
             | LookupError::Incomparable { .. }
+            | LookupError::Retyped { .. }
+            | LookupError::Hidden { .. }
+            | LookupError::Connect(_)
             | LookupError::Shape(_)
             | LookupError::TypeChanged => Err(error),
         }

@@ -17,6 +17,7 @@
 mod column;
 mod isolate;
 mod list;
+mod retyped;
 mod row;
 mod session;
 mod statement;
@@ -25,7 +26,7 @@ mod statement;
 mod tests;
 
 pub use list::{Listed, Which};
-pub use session::connect;
+pub use session::{LookupSession, connect};
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -35,6 +36,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::TryStreamExt;
 use tokio::time::{Duration, Instant};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::config::{self, Config};
@@ -86,6 +88,37 @@ pub enum LookupError {
     /// The row's columns are not what they must be.
     #[error("the endpoint table cannot be read: {0}")]
     Shape(String),
+    /// A column has another type since we started, with values that cannot be used.
+    #[error(
+        "{table}.{column} is {is} now and was {was}, and no endpoint can be used any more; give it its type \
+         back, or values that can be used"
+    )]
+    Retyped {
+        /// The table, as the configuration names it.
+        table: String,
+        /// The column.
+        column: String,
+        /// Its type before.
+        was: String,
+        /// Its type now.
+        is: String,
+    },
+    /// Row-level security may hide rows.
+    #[error(
+        "row-level security may hide rows of {table} from the role {role}, so that an account's endpoints \
+         would just not be there: {fix}"
+    )]
+    Hidden {
+        /// The table, which may stand behind a view.
+        table: String,
+        /// Who reads it: our role, or the view's owner.
+        role: String,
+        /// The statement.
+        fix: String,
+    },
+    /// No session.
+    #[error(transparent)]
+    Connect(#[from] super::sql::ConnectError),
     /// A column's type changes faster than it can be read.
     #[error("the type of an account column has just been changed")]
     TypeChanged,
@@ -99,8 +132,13 @@ impl LookupError {
     #[must_use]
     pub fn cure(&self) -> Cure {
         match self {
-            Self::NoColumn { .. } | Self::Incomparable { .. } | Self::Shape(_) => Cure::Person,
+            Self::NoColumn { .. }
+            | Self::Incomparable { .. }
+            | Self::Retyped { .. }
+            | Self::Hidden { .. }
+            | Self::Shape(_) => Cure::Person,
             Self::TypeChanged => Cure::Waiting,
+            Self::Connect(error) => error.cure(),
             Self::Sql(error) => Cure::of_sql(error),
         }
     }
@@ -132,6 +170,8 @@ pub struct Lookups {
     account: Column,
     id: Column,
     weights: Option<WeightSource>,
+    /// The names of the endpoint table's columns that are read.
+    columns: Vec<String>,
     /// `delivery.header_prefix`.
     prefix: String,
     /// What the endpoints of one account, or of one answer, may take in memory, in bytes.
@@ -145,6 +185,8 @@ pub struct Lookups {
 struct Memory {
     /// What the catalog said last.
     plan: Option<Arc<Plan>>,
+    /// The columns' types, with which rows could be read.
+    column_types: Option<retyped::ColumnTypes>,
     /// The accounts whose statement was refused the last time, for their data.
     suspects: HashSet<AccountId>,
     /// One whose statement was not.
@@ -203,10 +245,28 @@ impl Lookups {
             account: column(&endpoints.account, "endpoints.account"),
             id: column(&endpoints.id, "endpoints.id"),
             weights: accounts.map(WeightSource::new),
+            columns: [
+                &endpoints.url,
+                &endpoints.event_types,
+                &endpoints.secret,
+                &endpoints.enabled,
+            ]
+            .into_iter()
+            .chain(&endpoints.headers)
+            .chain(&endpoints.max_in_flight)
+            .chain(&endpoints.rate_per_second)
+            .cloned()
+            .collect(),
             prefix: config::Delivery::default().header_prefix,
             max_bytes: usize::MAX,
             memory: Mutex::default(),
         }
+    }
+
+    /// The tables and views that are read, as the configuration names them.
+    pub(super) fn tables(&self) -> impl Iterator<Item = &str> {
+        let weights = self.weights.iter().map(|weights| &*weights.id.table);
+        std::iter::once(&*self.account.table).chain(weights)
     }
 
     /// Reads the types of the columns that keys are compared with.
@@ -230,9 +290,13 @@ impl Lookups {
         accounts: &[AccountId],
     ) -> Result<Fetched, LookupError> {
         if let Some(plan) = self.known_plan() {
-            // An error may come from a type that has changed just as well: read the catalog again.
-            if let Ok(fetched) = self.fetch_by(client, &plan, accounts).await {
-                return Ok(fetched);
+            match self.fetch_by(client, &plan, accounts).await {
+                Err(error @ LookupError::Retyped { .. }) => return Err(error),
+                // A lock, or time: to try at once would only take as long again.
+                Err(LookupError::Sql(error)) if is_overtime(&error) => return Err(error.into()),
+                // It may come from a type that has changed: read the catalog again.
+                Err(_) => {}
+                Ok(fetched) => return Ok(fetched),
             }
         }
         let plan = self.read_catalog(client).await?;
@@ -289,6 +353,7 @@ impl Lookups {
         if !suspects.is_empty() {
             fetched.add(self.isolate(client, plan, &suspects).await?);
         }
+        self.ensure_not_retyped(client, plan, &fetched).await?;
         self.remember(&fetched.routes);
         Ok(fetched)
     }
@@ -336,6 +401,10 @@ impl Lookups {
         };
         let account = self.account.read_key(client).await?;
         let id = self.id.read_type(client).await?;
+        if self.memory().column_types.is_none() {
+            let types = self.column_types(client).await?;
+            self.memory().column_types = Some(types);
+        }
         let types = Types { account, id, weighed };
         let batch = |weights, accounts| {
             statement::batch(&self.source, &self.account, &self.id, weights, &types, accounts)
@@ -476,6 +545,12 @@ fn unique(endpoints: Vec<Endpoint>) -> Vec<Arc<Endpoint>> {
         }
     }
     by_id.into_values().map(Arc::new).collect()
+}
+
+/// Whether a lock or the statement took too long, or the session has ended.
+fn is_overtime(error: &tokio_postgres::Error) -> bool {
+    let late = [SqlState::LOCK_NOT_AVAILABLE, SqlState::QUERY_CANCELED];
+    error.is_closed() || error.code().is_some_and(|code| late.contains(code))
 }
 
 fn shape(what: &str) -> LookupError {

@@ -1,7 +1,25 @@
 //! The session in which the customer's tables and views are read.
 
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio_postgres::error::SqlState;
+
+use super::{Fetched, LookupError, Lookups};
 use crate::config::Config;
+use crate::engine::event::AccountId;
+use crate::io::row_security;
 use crate::io::sql::{ConnectError, Connection};
+
+/// A look-up that waits longer for a lock fails, and says so; one that takes longer likewise. Another
+/// table that a migration holds must not look like a slow network.
+const LIMITS: &str = "SET lock_timeout = '5s'; SET statement_timeout = '30s'";
+
+/// With this a statement fails where row-level security might hide rows, instead of not showing them.
+const HIDE_NOTHING: &str = "SET row_security = off";
+
+/// For policies that hide nothing.
+const HIDE: &str = "SET row_security = on";
 
 /// Opens a session for look-ups. It alone has the path that `endpoints.search_path` names, for
 /// functions behind a view that rely on one; statements of ours are safe under any.
@@ -11,4 +29,74 @@ use crate::io::sql::{ConnectError, Connection};
 pub async fn connect(config: &Config, application_name: &str) -> Result<Connection, ConnectError> {
     let (url, path) = (&config.source.url, &config.endpoints.search_path);
     Connection::open_with_path(url, application_name, path).await
+}
+
+/// A session whose look-ups come to an end, and in which no row is hidden without a word: an account
+/// whose endpoints row-level security hides would look like one that has none, and its events would be
+/// gone.
+#[derive(Debug)]
+pub struct LookupSession {
+    client: Connection,
+    /// Policies stand on what is read, and hide nothing: that is looked at with each look-up.
+    has_policies: AtomicBool,
+}
+
+impl LookupSession {
+    /// Opens one.
+    ///
+    /// # Errors
+    /// [`LookupError::Connect`], [`LookupError::Sql`].
+    pub async fn open(config: &Config, application_name: &str) -> Result<Self, LookupError> {
+        let client = connect(config, application_name).await?;
+        client.batch_execute(&format!("{LIMITS}; {HIDE_NOTHING}")).await?;
+        Ok(Self { client, has_policies: AtomicBool::new(false) })
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// As [`Lookups::fetch`].
+    ///
+    /// # Errors
+    /// As there, and [`LookupError::Hidden`].
+    pub async fn fetch(
+        &self,
+        lookups: &Lookups,
+        accounts: &[AccountId],
+    ) -> Result<Fetched, LookupError> {
+        if !self.has_policies.load(Ordering::Relaxed) {
+            match lookups.fetch(&self.client, accounts).await {
+                Err(LookupError::Sql(error))
+                    if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) =>
+                {
+                    // A right, or row-level security: one that hides nothing is no reason to fail.
+                    self.ensure_all_shown(lookups).await?;
+                    self.client.batch_execute(HIDE).await?;
+                    self.has_policies.store(true, Ordering::Relaxed);
+                }
+                fetched => return fetched,
+            }
+        }
+        let fetched = lookups.fetch(&self.client, accounts).await;
+        // Afterwards: what is hidden by then may have been hidden from the look-up.
+        let shown = self.ensure_all_shown(lookups).await;
+        if fetched.is_err() || shown.is_err() {
+            self.client.batch_execute(HIDE_NOTHING).await?;
+            self.has_policies.store(false, Ordering::Relaxed);
+        }
+        shown.and(fetched)
+    }
+
+    async fn ensure_all_shown(&self, lookups: &Lookups) -> Result<(), LookupError> {
+        let tables = lookups.tables().filter_map(|name| name.parse().ok());
+        let tables: BTreeSet<_> = tables.collect();
+        let hidden = row_security::hidden(&self.client, &tables).await?;
+        hidden.into_iter().next().map_or(Ok(()), |hidden| {
+            let (table, fix) = (hidden.table.to_string(), hidden.mend());
+            Err(LookupError::Hidden { table, role: hidden.role, fix })
+        })
+    }
 }

@@ -5,12 +5,13 @@ use tokio_postgres::types::Type;
 
 use crate::engine::lsn::Lsn;
 use crate::io::op::{EQ, to_us};
+use crate::io::trouble::Told;
 
 use super::gaps::Gap;
 use super::{Param, Scope, StateError, StateStore, as_rfc3339, lsn, text};
 
 /// The state tables at a glance.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Overview {
     /// How many leaders there have been.
     pub epoch: i64,
@@ -22,6 +23,8 @@ pub struct Overview {
     pub frontier: Lsn,
     /// When it was written last: microseconds since 1970-01-01 UTC.
     pub frontier_at_us: i64,
+    /// How long ago that is by the database's clock, in seconds.
+    pub frontier_age_seconds: f64,
     /// Why the pipeline has halted, where it has.
     pub halt_reason: Option<String>,
     /// When it halted: microseconds since 1970-01-01 UTC.
@@ -36,6 +39,8 @@ pub struct Overview {
     pub dead_letters: Vec<(String, i64)>,
     /// The gaps that nothing has closed.
     pub gaps: Vec<Gap>,
+    /// What the leader says that fails.
+    pub troubles: Vec<Told>,
     /// Tables whose changes are missing, in words.
     pub uncovered: Vec<String>,
     /// The endpoints that walhook has switched off.
@@ -70,7 +75,9 @@ impl StateStore {
                     (SELECT coalesce(pg_catalog.sum(deferred), 0)::bigint FROM {s}.backlog
                      WHERE pipeline {EQ} $1),
                     (SELECT coalesce(pg_catalog.sum(rows), 0)::bigint FROM {s}.unrouted_accounts
-                     WHERE pipeline {EQ} $1)
+                     WHERE pipeline {EQ} $1),
+                    extract(epoch FROM pg_catalog.clock_timestamp()
+                        OPERATOR(pg_catalog.-) c.updated_at)::double precision
              FROM {s}.lease l
              JOIN {s}.checkpoint c ON c.pipeline {EQ} l.pipeline AND c.partition {EQ} l.partition
              WHERE l.pipeline {EQ} $1 AND l.partition {EQ} 0",
@@ -90,6 +97,7 @@ impl StateStore {
             taken_at_us: row.try_get(2)?,
             frontier: lsn(&row, 3)?,
             frontier_at_us: row.try_get(4)?,
+            frontier_age_seconds: row.try_get(10)?,
             halt_reason: text::get_opt(&row, 5)?,
             halted_at_us: row.try_get(6)?,
             settled_rows: row.try_get(7)?,
@@ -100,6 +108,7 @@ impl StateStore {
                 .map(|r| Ok((r.try_get(0)?, r.try_get(1)?)))
                 .collect::<Result<_, StateError>>()?,
             gaps: self.gaps(false).await?,
+            troubles: self.troubles().await?,
             uncovered: self.coverage_alarms().await?,
             disabled: self.stopped("disabled").await?,
             paused: self.stopped("paused").await?,

@@ -30,6 +30,7 @@ mod session;
 pub mod slots;
 mod text;
 mod times;
+mod troubles;
 mod unrouted;
 mod upgrade;
 mod upkeep;
@@ -77,7 +78,7 @@ use super::sql::{ConnectError, error_text, is_data_error};
 pub const SCHEMA_VERSION: i32 = 1;
 
 /// The table that was added last: where it is missing, an earlier version's `setup` made the schema.
-const NEWEST_TABLE: &str = "unseen";
+const NEWEST_TABLE: &str = "troubles";
 
 /// How long a session may sit idle inside a transaction: a frozen leader's lock on the lease ends
 /// then, and a takeover waits no longer for it. Far above what a busy leader takes between two

@@ -1,0 +1,313 @@
+//! What is wrong now, in words for the operator: which part fails, since when, why, what that costs
+//! meanwhile, and the fix.
+//!
+//! `/readyz`, `walhook status`, the metric `walhook_failing_seconds` and the log all say what stands here.
+
+use std::error::Error;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::{Duration, Instant};
+
+use super::lookup::LookupError;
+use super::wire::ServerError;
+
+/// So long something may fail before the instance is not ready: most of what fails is well again at the
+/// second attempt.
+pub const PASSING: Duration = Duration::from_secs(3);
+
+/// A part of the pipeline that goes on by itself when what it needs is there again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// Opening state and source, before this instance leads or stands by.
+    Start,
+    /// The replication stream.
+    Stream,
+    /// Storing outcomes and the checkpoint.
+    State,
+    /// Looking endpoints up.
+    Lookups,
+    /// Reading deferred deliveries back.
+    Deferred,
+    /// Commands for the leader.
+    Jobs,
+    /// Replays.
+    Replays,
+    /// Watching the slot, the publication and the catalog.
+    Observer,
+    /// The anchor slot.
+    ReplayWindow,
+    /// Measuring the state tables.
+    Sizes,
+    /// Removing what is too old from them.
+    Retention,
+    /// Vacuuming them.
+    Vacuum,
+    /// Telling `notify.url`.
+    Notices,
+    /// Changes of the watched tables.
+    Watch,
+}
+
+impl Part {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::Start,
+        Self::Stream,
+        Self::State,
+        Self::Lookups,
+        Self::Deferred,
+        Self::Jobs,
+        Self::Replays,
+        Self::Observer,
+        Self::ReplayWindow,
+        Self::Sizes,
+        Self::Retention,
+        Self::Vacuum,
+        Self::Notices,
+        Self::Watch,
+    ];
+
+    /// The label's value in the metrics, and the name in `--json`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stream => "stream",
+            Self::State => "state",
+            Self::Lookups => "lookups",
+            Self::Deferred => "deferred",
+            Self::Jobs => "jobs",
+            Self::Replays => "replays",
+            Self::Observer => "observer",
+            Self::ReplayWindow => "replay_window",
+            Self::Sizes => "sizes",
+            Self::Retention => "retention",
+            Self::Vacuum => "vacuum",
+            Self::Notices => "notices",
+            Self::Watch => "watch",
+        }
+    }
+
+    /// What does not work, and what that costs meanwhile.
+    #[must_use]
+    pub const fn says(self) -> &'static str {
+        match self {
+            Self::Start => "cannot start streaming; nothing is sent until it can",
+            Self::Stream => {
+                "the stream is interrupted; what is committed meanwhile is sent afterwards"
+            }
+            Self::State => {
+                "cannot store the checkpoint; nothing is sent meanwhile, and the slot retains WAL"
+            }
+            Self::Lookups => {
+                "cannot look endpoints up; accounts that are known go on, events of all others wait"
+            }
+            Self::Deferred => "cannot read deferred deliveries back; they wait",
+            Self::Jobs => "cannot look for commands; `retry`, `pause` and the like wait",
+            Self::Replays => "cannot look for replays; they wait",
+            Self::Observer => {
+                "cannot watch slot, publication and catalog; delivery goes on, and the slot's metrics stand still"
+            }
+            Self::ReplayWindow => "cannot keep the replay window; delivery goes on",
+            Self::Sizes => "cannot measure the state tables; state.max_size is not kept",
+            Self::Retention => "cannot remove what state.retention no longer keeps",
+            Self::Vacuum => "cannot vacuum the state tables; they grow",
+            Self::Notices => "cannot read the notices for notify.url; they wait",
+            Self::Watch => {
+                "changes of the endpoint table do not come; until they do, endpoints are looked up anew \
+                 every 5 s"
+            }
+        }
+    }
+
+    /// What works again, for the log.
+    #[must_use]
+    pub const fn works(self) -> &'static str {
+        match self {
+            Self::Start => "state and source can be opened",
+            Self::Stream => "the stream goes on",
+            Self::State => "the checkpoint is stored",
+            Self::Lookups => "endpoints are looked up",
+            Self::Deferred => "deferred deliveries are read back",
+            Self::Jobs => "commands are looked for",
+            Self::Replays => "replays are looked for",
+            Self::Observer => "slot, publication and catalog are watched",
+            Self::ReplayWindow => "the replay window is kept",
+            Self::Sizes => "the state tables are measured",
+            Self::Retention => "what is too old is removed",
+            Self::Vacuum => "the state tables are vacuumed",
+            Self::Notices => "notices are read",
+            Self::Watch => "changes of the endpoint table come",
+        }
+    }
+
+    /// Whether somebody gets nothing meanwhile, so that the instance is not ready.
+    #[must_use]
+    pub const fn stops_delivery(self) -> bool {
+        match self {
+            Self::Start | Self::Stream | Self::State | Self::Lookups | Self::Deferred => true,
+            Self::Jobs
+            | Self::Replays
+            | Self::Observer
+            | Self::ReplayWindow
+            | Self::Sizes
+            | Self::Retention
+            | Self::Vacuum
+            | Self::Notices
+            | Self::Watch => false,
+        }
+    }
+}
+
+/// Something that fails now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// Since when.
+    pub since: Instant,
+    /// The same in microseconds since 1970-01-01 UTC.
+    pub since_us: i64,
+    /// The last error, without secrets.
+    pub error: String,
+    /// What to do about it.
+    pub fix: String,
+    /// When the log was told last.
+    pub(super) told: Option<Instant>,
+}
+
+impl Trouble {
+    /// The line of `/readyz`.
+    #[must_use]
+    pub fn to_line(&self, part: Part, now: Instant) -> String {
+        let Self { since, error, fix, .. } = self;
+        let seconds = now.duration_since(*since).as_secs();
+        format!("{}: for {seconds} s: {error}; fix: {fix}", part.says())
+    }
+}
+
+/// A trouble as `status` shows it, wherever it comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// Which part, by [`Part::as_str`].
+    pub part: String,
+    /// What does not work, and what that costs.
+    pub says: String,
+    /// Since when: RFC 3339 in UTC.
+    pub since: String,
+    /// The last error.
+    pub error: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+/// What an instance says of itself at `/troubles`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// The slot's name.
+    pub pipeline: String,
+    /// `starting`, `standby`, `leader` or `halted`.
+    pub role: String,
+    /// What fails now.
+    pub troubles: Vec<Told>,
+}
+
+/// What to do about an error, by what caused it.
+#[must_use]
+pub fn fix(error: &(dyn Error + 'static)) -> &'static str {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(LookupError::NoColumn { .. } | LookupError::Incomparable { .. }) =
+            error.downcast_ref()
+        {
+            return "put the table or the column back, or correct the configuration and start again";
+        }
+        if let Some(LookupError::Hidden { .. } | LookupError::Retyped { .. }) = error.downcast_ref()
+        {
+            return "what it names";
+        }
+        let code = error
+            .downcast_ref::<tokio_postgres::Error>()
+            .and_then(|sql| sql.code().map(|code| code.code().to_owned()))
+            .or_else(|| error.downcast_ref::<ServerError>().map(|e| e.sqlstate.clone()));
+        if let Some(code) = code {
+            return fix_of_sqlstate(&code);
+        }
+        cause = error.source();
+    }
+    "see to it that the server runs and can be reached at the configured URL"
+}
+
+/// By the code of the server's error.
+///
+/// Source: PostgreSQL manual, "PostgreSQL Error Codes".
+fn fix_of_sqlstate(code: &str) -> &'static str {
+    match code {
+        "42501" => {
+            "grant our role the right that it lacks; `walhook setup --print-sql` shows the grants"
+        }
+        "42P01" | "3F000" | "42703" | "42883" | "42704" => {
+            "put back what it names, or correct the configuration and start again; `walhook check` shows \
+             what is missing"
+        }
+        "42804" | "42P18" | "42846" => {
+            "give the column its type back, or correct the configuration and start again"
+        }
+        "55P03" => {
+            "let the transaction end that holds the lock; pg_locks shows which one it is, and \
+             pg_stat_activity what it does"
+        }
+        "57014" => {
+            "find out what makes the statement slow: an index on the endpoint table's account column that \
+             is missing, a lock, a busy server"
+        }
+        "53300" => {
+            "end other sessions, or raise max_connections (or CONNECTION LIMIT of our role or database); \
+             `walhook check` says how many we need"
+        }
+        "53100" => "make room on the server's disk",
+        "53200" => "give the server memory",
+        "25006" => {
+            "the server is a standby or read-only: let the URL name the primary, or set \
+             default_transaction_read_only = off"
+        }
+        "28P01" | "28000" => {
+            "correct the password or the role in the URL, or the line in pg_hba.conf"
+        }
+        "3D000" => "create the database, or correct its name in the URL",
+        "55000" => "see the error: the object is not in a state in which it can be used",
+        "55006" => "see who uses the slot: active_pid in pg_replication_slots",
+        "57P03" => "wait until the server has started; see its log if it does not",
+        _ if code.starts_with("57P") => "start the server again",
+        _ if code.starts_with("08") => "see to it that the server can be reached",
+        _ => "see the error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_says_what_fails_since_when_why_and_the_fix() {
+        let since = Instant::now();
+        let trouble = Trouble {
+            since,
+            since_us: 0,
+            error: "permission denied".to_owned(),
+            fix: fix_of_sqlstate("42501").to_owned(),
+            told: None,
+        };
+        let line = trouble.to_line(Part::Lookups, since + Duration::from_secs(7));
+        for part in ["look endpoints up", "7 s", "permission denied", "fix: grant", "wait"] {
+            assert!(line.contains(part), "{line}");
+        }
+    }
+
+    #[test]
+    fn parts_are_called_the_same_everywhere() {
+        for part in Part::ALL {
+            let json = serde_json::to_value(part).unwrap();
+            assert_eq!(json, part.as_str());
+        }
+    }
+}

@@ -30,6 +30,9 @@ use super::durable::ROWS_BYTES;
 /// A look-up that is not answered for so long is not waited for where memory is short.
 const STALL: Duration = Duration::from_secs(1);
 
+/// Where nothing that waits can become rows, that is looked at so often.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
 /// Accounts in line that are looked at for one slice.
 const LOOKED_AT_ONCE: usize = 64;
 
@@ -59,6 +62,8 @@ pub(super) struct Waiting {
     line: VecDeque<AccountId>,
     /// Nobody has seen yet that none of them can go on.
     is_ready: bool,
+    /// Whether one of them may become rows is not looked at before then.
+    look_at: Tick,
 }
 
 /// One account's, in stream order.
@@ -392,12 +397,19 @@ impl Dispatcher {
     /// holds most first.
     pub(super) fn relieve_of_unrouted(&mut self, now: Tick) {
         let is_stalled = self.is_stalled(now);
+        if now < self.waiting.look_at {
+            return;
+        }
         let waits = |(account, events): (&AccountId, &Events)| {
             let long = is_stalled || now.since(events.moved) >= STALL;
             (long && self.waits_for_routes(account)).then(|| (events.bytes, account.clone()))
         };
         let mut accounts: Vec<(usize, AccountId)> =
             self.waiting.accounts.iter().filter_map(waits).collect();
+        if accounts.is_empty() {
+            // To look again costs a look at all of them.
+            self.waiting.look_at = now + LOOK_EVERY;
+        }
         accounts.sort_unstable_by(|(a, x), (b, y)| b.cmp(a).then_with(|| x.cmp(y)));
         for (_, account) in accounts {
             if self.bytes_to_stay() < self.settings.memory_limit / 8 * 5 {

@@ -354,6 +354,7 @@ impl Dispatcher {
                 shelf.going = shelf.going.saturating_sub(1);
                 shelf.old = shelf.old.saturating_sub(1);
             }
+            self.shelves.join_line(&account);
             self.clear_shelf(&account, now);
         }
     }

@@ -124,7 +124,8 @@ impl StateStore {
     }
 }
 
-/// Moves the checkpoint, and forgets what was settled ahead of the old one.
+/// Moves the checkpoint, and forgets what was settled ahead of the old one, and which changes of watched
+/// tables before it look-ups did not show yet: in another cluster none ever would.
 pub(super) async fn begin_at(
     tx: &Transaction<'_>,
     scope: &Scope,
@@ -137,8 +138,10 @@ pub(super) async fn begin_at(
          WHERE pipeline {EQ} $1 AND partition {EQ} 0"
     );
     tx.execute_typed(&go_on, &[(pipeline, Type::TEXT), (&at, Type::PG_LSN)]).await?;
-    let forget = format!("DELETE FROM {s}.settled WHERE pipeline {EQ} $1");
-    tx.execute_typed(&forget, &[(pipeline, Type::TEXT)]).await?;
+    for table in ["settled", "unseen"] {
+        let forget = format!("DELETE FROM {s}.{table} WHERE pipeline {EQ} $1");
+        tx.execute_typed(&forget, &[(pipeline, Type::TEXT)]).await?;
+    }
     Ok(())
 }
 

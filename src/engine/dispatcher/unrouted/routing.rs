@@ -123,10 +123,13 @@ impl Dispatcher {
         }
     }
 
-    /// Rows are counted, but none is there: somebody has removed them.
+    /// Rows are counted, but none is where it was looked for: it stands before the others (in another cluster
+    /// positions began anew), or somebody has removed them.
     fn count_anew(&mut self, account: &AccountId, now: Tick) {
         let Some(shelf) = self.shelves.accounts.get_mut(account) else { return };
-        if shelf.storing.is_empty() {
+        if shelf.cursor.take().is_some() {
+            self.shelves.join_line(account);
+        } else if shelf.storing.is_empty() {
             (shelf.rows, shelf.in_table, shelf.unread, shelf.old) = (0, 0, 0, 0);
             self.shelves.outdate(account);
             self.durable.touch();

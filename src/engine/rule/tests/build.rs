@@ -217,6 +217,39 @@ fn endpoint_change_invalidates_by_all_ids_and_accounts_it_tells() {
 }
 
 #[test]
+fn endpoint_has_joined_where_the_change_shows_that_it_gets_what_it_did_not_get() {
+    let table = webhooks();
+    let enabled = table.columns.iter().position(|column| column.name == "enabled").unwrap();
+    let (mut rules, _) = bound("", subscribers());
+    let relation = relation(&table);
+    rules.handle_relation(&relation).unwrap();
+    let mut joined = |rows| match items(&mut rules, &relation, rows).as_slice() {
+        [Item::Invalidate(invalidation), ..] => {
+            invalidation.joined.first().map(ToString::to_string)
+        }
+        other => panic!("{other:?}"),
+    };
+    let new = [T("e1"), T("42"), Null, Null, Null, T("t")];
+    let with = |column: usize, value| {
+        let mut row = new;
+        row[column] = value;
+        row
+    };
+    let e1 = Some("e1".to_owned());
+    assert_eq!(joined(insert(&new)), e1);
+    assert_eq!(joined(update(None, &new)), None, "nobody knows what it was");
+    assert_eq!(joined(update(Some(whole(&new)), &new)), None);
+    let other_id = [T("e0"), Null, Null, Null, Null, Null];
+    assert_eq!(joined(update(Some(key(&other_id)), &new)), e1, "it had another id");
+    assert_eq!(joined(update(Some(whole(&with(1, T("41")))), &new)), e1, "another account");
+    let off = with(enabled, T("f"));
+    assert_eq!(joined(update(Some(whole(&off)), &new)), e1, "it was switched on");
+    assert_eq!(joined(update(Some(whole(&new)), &off)), None);
+    assert_eq!(joined(Rows::Delete { old: key(&new) }), None);
+    assert_eq!(joined(Rows::Truncate), None);
+}
+
+#[test]
 fn endpoint_change_invalidates_everything_where_the_id_is_not_the_identity() {
     let mut table = webhooks();
     table.identity_columns = vec!["url".to_owned()];

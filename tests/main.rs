@@ -59,4 +59,5 @@ mod transactions;
 mod unrouted;
 mod upgrade;
 mod values;
+mod walk;
 mod ways_out;

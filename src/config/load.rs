@@ -233,8 +233,11 @@ fn setting(variable: &str, value: String) -> Result<Option<Setting>, String> {
     let (value, file, (key, kind)) = if let Some(found) = named(&key) {
         (value, None, found)
     } else if let Some(found) = key.strip_suffix("_file").and_then(named) {
-        let content = std::fs::read_to_string(&value)
-            .map_err(|error| format!("cannot read the file {value}: {error}"))?;
+        let content = std::fs::read_to_string(&value).map_err(|error| {
+            format!(
+                "cannot read the file {value}: {error}; correct the path, or let walhook read it"
+            )
+        })?;
         let content = content.trim_end_matches(['\r', '\n']).to_owned();
         if content.is_empty() {
             return Err(format!("the file {value} is empty; write the value into it"));

@@ -416,6 +416,7 @@ pub struct Notify {
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
     /// Where the admin server listens.
+    #[serde(deserialize_with = "units::address")]
     pub listen: SocketAddr,
 }
 

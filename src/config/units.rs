@@ -1,6 +1,7 @@
 //! Durations, sizes and secrets as the configuration writes them.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -8,6 +9,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::engine::endpoint::Secret;
 use crate::io::log::redact;
 use crate::io::pg::DatabaseUrl;
+
+/// An address and a port.
+pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        let problem = "is no address with a port; write it as 127.0.0.1:9723 or [::]:9723";
+        de::Error::custom(format!("{text:?} {problem}"))
+    })
+}
 
 /// A size in bytes, written as `256MiB`, `10GiB`, `64KiB` or a plain number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -299,6 +299,11 @@ impl World {
         }
     }
 
+    /// Another configuration in the place of the first one.
+    pub fn write_config(&self, toml: &str) -> Result<()> {
+        Ok(std::fs::write(self.dir.path().join("walhook.toml"), toml)?)
+    }
+
     /// Replaces a piece of the configuration.
     pub fn reconfigure(&self, from: &str, to: &str) -> Result<()> {
         let path = self.dir.path().join("walhook.toml");

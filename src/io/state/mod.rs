@@ -164,7 +164,7 @@ pub enum StateError {
     #[error("no connection to the state database")]
     Connection(#[source] ConnectError),
     /// The server refused, or the session was lost.
-    #[error("state database: {}", error_text(.0))]
+    #[error("state database: {}{}", error_text(.0), session::advice(.0))]
     Sql(#[from] tokio_postgres::Error),
 }
 

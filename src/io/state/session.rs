@@ -1,11 +1,21 @@
 //! A session with the state database whose parameters are all made [storable](super::text).
 
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Error, Row};
 
 use super::text::{Charset, Storable};
 use super::{Param, StateError};
 use crate::io::pg::DatabaseUrl;
 use crate::io::sql::Connection;
+
+/// What a person does about a refusal, as an addition to a message.
+pub(super) fn advice(error: &Error) -> &'static str {
+    if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+        "; run `walhook setup --admin-url`, which grants our role what it needs"
+    } else {
+        ""
+    }
+}
 
 /// The session. It has no method that takes a parameter as it is.
 #[derive(Debug)]

@@ -1,9 +1,5 @@
-use std::time::Duration;
-
-use tokio::time::Instant;
-
 use super::*;
-use crate::engine::condition::{Allowance, Condition, Field, Inputs, READ_BYTES_MAX};
+use crate::engine::condition::{Allowance, Condition, Field, Inputs, READ_BYTES_MAX, parse};
 use crate::engine::event::Operation;
 use crate::engine::row::Cell;
 use crate::engine::value::Kind;
@@ -84,26 +80,31 @@ fn pattern_that_a_row_can_make_costly_is_refused_or_given_up() {
         };
         (0..bytes).map(letter).collect()
     };
-    let start = Instant::now();
     for _ in 0..20 {
         assert_eq!(hostile.is_match(&letters(2000)), Ok(false));
     }
     let gave_up = hostile.is_match(&letters(4 << 20)).unwrap_err();
     assert!(gave_up.contains("takes too long"), "{gave_up}");
+    // The states that fit were forgotten a few times, within a quarter of the text.
+    let states = hostile.caches.lock().unwrap().1.clear_count();
+    let read = hostile.caches.lock().unwrap().1.search_total_len();
+    assert!(states <= 3 && read < 1 << 20, "forgot all {states} times in {read} bytes");
     // By the text alone: nothing that is known from before helps or hinders.
     assert!(hostile.is_match(&letters(4 << 20)).is_err());
-    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
 }
 
 #[test]
 fn expression_with_a_common_pattern_costs_rows_no_compilation() {
-    let when = Condition::compile(&format!("new.c.matches(r'{EMAIL}')")).unwrap();
-    let start = Instant::now();
+    let text = format!("new.c.matches(r'{EMAIL}')");
+    // No call is left that would compile its pattern, and what is called instead has none to compile.
+    let mut expression = parse::parse(&text).unwrap();
+    compile(&mut expression, &mut Context::default()).unwrap();
+    let Expr::Call(call) = &expression.expr else { panic!("{expression:?}") };
+    assert_eq!((call.func_name.as_str(), call.args.len()), ("@matches0", 1));
+    let when = Condition::compile(&text).unwrap();
     for n in 0..2000 {
         assert_eq!(evaluate(&when, &format!("person{n}@example.com")), Ok(true));
     }
-    // A debug build takes 50 ms; compiling for each row took a minute.
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -250,3 +250,45 @@ async fn address_of_ip_version_6_stands_in_brackets() -> Result<()> {
     assert_eq!(reach(&by_address).await, [Ok(()), Ok(())]);
     Ok(())
 }
+
+#[tokio::test]
+async fn running_leader_has_as_many_sessions_as_check_says() -> Result<()> {
+    let mut world = World::new().await?;
+    world
+        .sql
+        .batch_execute("CREATE ROLE reader SUPERUSER LOGIN; CREATE ROLE keeper SUPERUSER LOGIN")
+        .await?;
+    let url = |role: &str| world.cluster.url("postgres").replace("postgres@", &format!("{role}@"));
+    let urls = [("WALHOOK_SOURCE__URL", url("reader")), ("WALHOOK_STATE__URL", url("keeper"))];
+    world.env.extend(urls.map(|(name, url)| (name.to_owned(), url)));
+    world.hook(1, 7, "").await?;
+    let running = world.run().await?;
+    world.subscribe(1, 7).await?;
+    world.delivered(1).await?;
+    let found = world.walhook_json(&["check"]).await?;
+    let told: Vec<String> = found["findings"]
+        .as_array()
+        .context("no findings")?
+        .iter()
+        .filter(|finding| finding["what"] == "sessions")
+        .filter_map(|finding| finding["finding"].as_str().map(str::to_owned))
+        .collect();
+    for (role, key) in [("reader", "source.url"), ("keeper", "state.url")] {
+        let count = format!(
+            "SELECT count(*) FROM pg_stat_activity
+             WHERE usename = '{role}' AND application_name <> 'walhook check'"
+        );
+        // Each task opens its own once it has something to ask.
+        let deadline = tokio::time::Instant::now() + crate::support::PATIENCE;
+        loop {
+            let says = format!("{key} may have the {} of a leader", world.value(&count).await?);
+            if told.iter().any(|line| line.starts_with(&says)) {
+                break;
+            }
+            anyhow::ensure!(tokio::time::Instant::now() < deadline, "{says}: {told:?}");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+    assert!(running.terminate().await?.success());
+    Ok(())
+}

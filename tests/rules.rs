@@ -379,3 +379,119 @@ data = "{'order': row, 'from': old.total, 'to': {'doc': new.doc, 'big': new.big}
     assert!(world.value(letter).await?.starts_with(expected));
     world.until_metric("walhook_unroutable_total{reason=\"value\"}", "1").await
 }
+
+const GENERATED: &str = "
+    CREATE TABLE people (id bigint PRIMARY KEY, owner bigint NOT NULL, email text,
+        account text GENERATED ALWAYS AS ('a' || owner) STORED,
+        shout text GENERATED ALWAYS AS (upper(email)) STORED);
+    ALTER TABLE people REPLICA IDENTITY FULL;
+    CREATE TABLE webhooks (id bigint PRIMARY KEY, owner bigint NOT NULL,
+        account_id text GENERATED ALWAYS AS ('a' || owner) STORED, url text NOT NULL,
+        event_types text[] NOT NULL DEFAULT '{*}', secret text, enabled boolean NOT NULL DEFAULT true)";
+
+fn of_people(account: &str, rest: &str) -> String {
+    format!(
+        "[[events]]\ntype = \"person.saved\"\ntable = \"public.people\"\non = [\"insert\", \"update\"]\n\
+         account = \"{account}\"\n{rest}\n"
+    )
+}
+
+#[tokio::test]
+async fn generated_columns_serve_rules_where_the_publication_publishes_them() -> Result<()> {
+    let named =
+        of_people("account", "columns = [\"id\", \"shout\"]\nwhen = \"new.shout.startsWith('A')\"");
+    let mut world = World::bare("", &named, &[]).await?;
+    world.sql.batch_execute(GENERATED).await?;
+    let version: i32 = world.value("SHOW server_version_num").await?.parse()?;
+    if version < 180_000 {
+        // None is ever published: `check` and `run` refuse each by its name.
+        world.sql.batch_execute("ALTER TABLE people REPLICA IDENTITY DEFAULT").await?;
+        world.set_up().await?;
+        let check = text(&world.walhook(&["check"]).await?.stdout);
+        for key in
+            ["account: the column account", "columns: the column shout", "when: the column shout"]
+        {
+            let line =
+                format!("fail  rule 1 (person.saved): {key} of public.people is generated, ");
+            assert!(check.contains(&line), "{key}: {check}");
+        }
+        assert!(check.contains("before version 18; use the columns it is made from"), "{check}");
+        let (status, log) = world.spawn()?.ended_with_log().await?;
+        assert!(status.code() == Some(2) && log.contains("is generated"), "{status}: {log}");
+        // With * they are left out.
+        world.edit_config(
+            "columns = [\"id\", \"shout\"]\nwhen = \"new.shout.startsWith('A')\"",
+            "columns = [\"*\"]",
+        )?;
+        world.edit_config("account = \"account\"", "account_value = \"a7\"")?;
+    } else {
+        world
+            .sql
+            .batch_execute("ALTER TABLE people ADD unseen int GENERATED ALWAYS AS (id * 2) VIRTUAL")
+            .await?;
+        world.set_up().await?;
+        world
+            .sql
+            .batch_execute("ALTER PUBLICATION walhook SET (publish_generated_columns = none)")
+            .await?;
+        let check = text(&world.walhook(&["check"]).await?.stdout);
+        assert!(
+            check.contains(
+                "columns: the column shout of public.people is generated, and the publication \
+                                does not publish it; ALTER PUBLICATION"
+            ),
+            "{check}"
+        );
+        let (status, _) = world.spawn()?.ended_with_log().await?;
+        assert_eq!(status.code(), Some(2));
+        // By the publication's option, then by a column list.
+        world
+            .sql
+            .batch_execute("ALTER PUBLICATION walhook SET (publish_generated_columns = stored)")
+            .await?;
+    }
+    let url = world.mock.url("/1");
+    let hook =
+        format!("INSERT INTO webhooks (id, owner, url, secret) VALUES (1, 7, '{url}', '{SECRET}')");
+    world.sql.batch_execute(&hook).await?;
+    let running = world.run().await?;
+    world.sql.batch_execute("INSERT INTO people (id, owner, email) VALUES (1, 7, 'ann')").await?;
+    let received = world.delivered(1).await?;
+    let data = received[0].json()["data"].clone();
+    if version < 180_000 {
+        assert_eq!(data, serde_json::json!({ "id": 1, "owner": 7, "email": "ann" }));
+        return Ok(());
+    }
+    assert_eq!(data, serde_json::json!({ "id": 1, "shout": "ANN" }));
+    // What the condition reads is there, also of the old row.
+    world.sql.batch_execute("INSERT INTO people (id, owner, email) VALUES (2, 7, 'bob')").await?;
+    world.sql.batch_execute("UPDATE people SET email = 'abe' WHERE id = 2").await?;
+    let received = world.delivered(2).await?;
+    assert_eq!(received[1].json()["previous"], serde_json::json!({ "shout": "BOB" }));
+    assert!(running.terminate().await?.success());
+
+    let columns = "columns = [\"id\", \"shout\"]\nwhen = \"new.shout.startsWith('A')\"";
+    world.edit_config(columns, "columns = [\"*\"]")?;
+    let running = world.run().await?;
+    world.sql.batch_execute("INSERT INTO people (id, owner, email) VALUES (3, 7, 'cid')").await?;
+    let received = world.delivered(3).await?;
+    assert_eq!(
+        received[2].json()["data"],
+        serde_json::json!({ "id": 3, "owner": 7, "email": "cid", "account": "a7", "shout": "CID" })
+    );
+    assert!(running.terminate().await?.success());
+
+    // One that is virtual is never published.
+    world.edit_config("columns = [\"*\"]", "columns = [\"unseen\"]")?;
+    let check = text(&world.walhook(&["check"]).await?.stdout);
+    assert!(
+        check.contains(
+            "the column unseen of public.people is generated, and PostgreSQL does not publish \
+                            generated columns that are virtual"
+        ),
+        "{check}"
+    );
+    let (status, _) = world.spawn()?.ended_with_log().await?;
+    assert_eq!(status.code(), Some(2));
+    Ok(())
+}

@@ -12,6 +12,7 @@ mod notify;
 mod pooler;
 mod role;
 mod server;
+mod sessions;
 mod tables;
 
 use anyhow::Result;
@@ -24,9 +25,10 @@ use crate::config::Config;
 use crate::engine::halt::Halt;
 use crate::engine::lsn::Lsn;
 use crate::io::descriptors;
+use crate::io::preflight::Fault;
 use crate::io::slot;
 use crate::io::source;
-use crate::io::sql::Connection;
+use crate::io::sql::{ConnectError, Connection};
 
 pub(crate) use server::session;
 
@@ -85,6 +87,16 @@ impl Report {
 
     fn fail(&mut self, what: &str, finding: impl Into<String>, mend: impl Into<String>) {
         self.add(Verdict::Fail, what, finding.into(), Some(mend.into()));
+    }
+
+    /// There is no session; the error names cause and fix.
+    fn fail_to_connect(&mut self, what: &str, key: &str, error: &ConnectError) {
+        self.add(Verdict::Fail, what, format!("{key}: {error}"), None);
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        let Fault { what, finding, fix } = fault;
+        self.add(Verdict::Fail, &what, finding, Some(fix));
     }
 
     /// A failure whose text names the mend already.
@@ -173,6 +185,7 @@ async fn check(config: &Config, report: &mut Report) -> Result<()> {
     }
     connection::replication(config, &source, report).await?;
     server::check(config, &source, report).await?;
+    sessions::check(config, &source, report).await?;
     // The slot first: what a leader confirms is never ahead of the checkpoint at that moment.
     let slot = slot::read(&source, &config.source.slot).await?;
     let frontier = state(config, &source, report).await?;
@@ -197,7 +210,7 @@ async fn state(config: &Config, source: &Connection, report: &mut Report) -> Res
     match Connection::open(url, NAME).await {
         Ok(state) => server::state(config, &state, report).await,
         Err(error) => {
-            report.fail("state", format!("{error:#}"), "correct state.url");
+            report.fail_to_connect("state", "state.url", &error);
             Ok(None)
         }
     }

@@ -56,10 +56,36 @@ pub struct TableColumn {
     pub type_oid: u32,
     /// Whether its collation takes different texts for equal ones.
     pub is_loose: bool,
-    /// Whether it is a generated column: PostgreSQL does not publish those.
-    pub is_generated: bool,
+    /// Whether it is a generated column, and what becomes of it in the stream.
+    pub generated: Generated,
     /// Whether the publication's column list leaves it out.
     pub is_left_out: bool,
+}
+
+/// What a column is to the stream, beyond one that is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Generated {
+    /// It is no generated column.
+    No,
+    /// It is stored, and the publication publishes it.
+    Published,
+    /// It is stored, and the publication could publish it (PostgreSQL 18 and later).
+    Unpublished,
+    /// It is stored, and this server publishes none.
+    Unpublishable,
+    /// It is computed when it is read, and never published.
+    Virtual,
+}
+
+impl TableColumn {
+    /// Whether it is a generated column that changes do not carry.
+    #[must_use]
+    pub fn is_withheld(&self) -> bool {
+        match self.generated {
+            Generated::No | Generated::Published => false,
+            Generated::Unpublished | Generated::Unpublishable | Generated::Virtual => true,
+        }
+    }
 }
 
 impl Table {
@@ -114,13 +140,21 @@ impl Catalog {
     }
 
     /// Marks the columns that a publication leaves out. `lists` holds the columns of those tables that
-    /// it publishes with a list.
-    pub fn leave_out(&mut self, lists: &BTreeMap<TableName, BTreeSet<String>>) {
+    /// it publishes with a list; `generated` is whether it publishes the stored generated columns of
+    /// the others.
+    ///
+    /// Source: PostgreSQL manual, "Generated Column Replication".
+    pub fn leave_out(&mut self, lists: &BTreeMap<TableName, BTreeSet<String>>, generated: bool) {
         for table in self.tables.values_mut() {
             let name = TableName { schema: table.schema.clone(), name: table.name.clone() };
             let list = lists.get(&name);
             for column in &mut table.columns {
                 column.is_left_out = list.is_some_and(|list| !list.contains(&column.name));
+                if matches!(column.generated, Generated::Unpublished | Generated::Published) {
+                    let published = list.map_or(generated, |_| !column.is_left_out);
+                    column.generated =
+                        if published { Generated::Published } else { Generated::Unpublished };
+                }
             }
         }
     }

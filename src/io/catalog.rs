@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio_postgres::{Client, Row};
 
-use crate::engine::catalog::{Catalog, Table, TableColumn, TableName};
+use crate::engine::catalog::{Catalog, Generated, Table, TableColumn, TableName};
 use crate::engine::pgoutput::ReplicaIdentity;
 use crate::engine::value::{TypeShape, Types};
-use crate::io::op::{EQ, GE, GT, LE, NE, PLUS};
+use crate::io::op::{EQ, GE, GT, LE, PLUS};
 
 /// How often a transaction that has committed is looked for.
 const SHOWN_POLL: Duration = Duration::from_millis(10);
@@ -74,7 +74,8 @@ fn tables_sql() -> String {
                  WHERE a.attrelid {EQ} c.oid
                    AND a.attnum {GT} 0 AND NOT a.attisdropped
                  ORDER BY a.attnum) AS columns_loose,
-           ARRAY(SELECT a.attgenerated {NE} '' FROM pg_catalog.pg_attribute a
+           pg_catalog.current_setting('server_version_num')::integer {GE} 180000 AS can_publish,
+           ARRAY(SELECT a.attgenerated::pg_catalog.text FROM pg_catalog.pg_attribute a
                  WHERE a.attrelid {EQ} c.oid
                    AND a.attnum {GT} 0 AND NOT a.attisdropped
                  ORDER BY a.attnum) AS columns_generated,
@@ -208,17 +209,23 @@ fn table(row: &Row) -> Result<Table> {
     let names: Vec<String> = row.try_get("column_names")?;
     let types: Vec<u32> = row.try_get("column_types")?;
     let loose: Vec<bool> = row.try_get("columns_loose")?;
-    let generated: Vec<bool> = row.try_get("columns_generated")?;
+    let generated: Vec<String> = row.try_get("columns_generated")?;
+    let can_publish: bool = row.try_get("can_publish")?;
     let columns: Vec<_> = names
         .into_iter()
         .zip(types)
         .zip(loose)
         .zip(generated)
-        .map(|(((name, type_oid), is_loose), is_generated)| TableColumn {
+        .map(|(((name, type_oid), is_loose), generated)| TableColumn {
             name,
             type_oid,
             is_loose,
-            is_generated,
+            generated: match &*generated {
+                "" => Generated::No,
+                "s" if can_publish => Generated::Unpublished,
+                "s" => Generated::Unpublishable,
+                _ => Generated::Virtual,
+            },
             is_left_out: false,
         })
         .collect();

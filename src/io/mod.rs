@@ -4,6 +4,8 @@ pub mod pg;
 
 pub mod cure;
 
+pub mod preflight;
+
 pub mod wire;
 
 pub mod ident;

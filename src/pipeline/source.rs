@@ -23,6 +23,7 @@ use crate::io::cure::Cure;
 use crate::io::health::{Role, Teller};
 use crate::io::lookup::{LookupError, Lookups};
 use crate::io::pg::{Conninfo, DatabaseUrl};
+use crate::io::preflight;
 use crate::io::prepared;
 use crate::io::slot::{self, Slot};
 use crate::io::source::{self, hosts};
@@ -239,6 +240,9 @@ async fn until_free(config: &Config) {
 /// Start, then bump the epoch, then read what the earlier leader has stored: it may have stored more
 /// after we looked first, and stores nothing after the bump.
 async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, Obstacle> {
+    if !started {
+        preflight(config).await?;
+    }
     let mut store = open_state(config).await?;
     let expected = store.source_identity().await?;
     let at = resume_prepared(config, &mut store, &expected).await?;
@@ -289,6 +293,23 @@ async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, Obstacle>
     };
     let system_identifier = expected.system_identifier;
     Ok(Leader { epoch, clock, system_identifier, start, store, session, rules, changes, left_out })
+}
+
+/// Refuses what is not in place at the source, all of it at once.
+async fn preflight(config: &Config) -> Result<(), Obstacle> {
+    let client = Connection::open(direct_url(config), "walhook").await?;
+    let version = source::server_version(&client).await.map_err(asked)?;
+    if version < source::OLDEST_SERVER {
+        let version = version / 10_000;
+        let problem = format!("the server is PostgreSQL {version}; walhook needs 14 or later");
+        return Err(Obstacle::refused(anyhow::anyhow!(problem)));
+    }
+    let faults = preflight::faults(config, &client).await.map_err(asked)?;
+    if faults.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    Err(Obstacle::refused(anyhow::anyhow!(lines.join("\n"))))
 }
 
 /// What a question to the catalog ended with, by who can cure it.
@@ -452,7 +473,7 @@ pub(super) async fn compile_rules(
     let settings = RuleSettings::of(config);
     let mut catalog = catalog::load(client, settings.tables()).await?;
     if let Some(publication) = source::publication(client, &config.source.publication).await? {
-        catalog.leave_out(&publication.lists);
+        catalog.leave_out(&publication.lists, publication.generated);
     }
     Rules::compile_with(settings, &catalog, system, endpoints).map_err(|errors| {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();

@@ -16,8 +16,7 @@ pub(super) async fn open(config: &Config, report: &mut Report) -> Option<Connect
             Some(source)
         }
         Err(error) => {
-            let mend = "correct source.url, or let the server take connections from here";
-            report.fail("connection", format!("{error:#}"), mend);
+            report.fail_to_connect("connection", "source.url", &error);
             None
         }
     }
@@ -48,7 +47,7 @@ pub(super) async fn replication(
         Some(url) => match Connection::open(url, NAME).await {
             Ok(direct) => ("source.replication_url", Some(direct), url),
             Err(error) => {
-                report.fail(what, format!("{error:#}"), "correct source.replication_url");
+                report.fail_to_connect(what, "source.replication_url", &error);
                 return Ok(());
             }
         },

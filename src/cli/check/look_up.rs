@@ -1,13 +1,20 @@
 //! Does a look-up work, in the session in which `run` makes them?
 
 use anyhow::Result;
+use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use url::Url;
 
 use super::{NAME, Report};
 use crate::config::Config;
+use crate::engine::egress::Policy;
+use crate::engine::escape;
 use crate::engine::event::AccountId;
+use crate::engine::rule::pattern_covers;
 use crate::engine::sign::Weakness;
+use crate::io::ident::{quote_ident, quote_table};
 use crate::io::lookup::{self, Listed, LookupError, Lookups, Which};
+use crate::io::sql::error_text;
 
 const WHAT: &str = "look-up";
 
@@ -15,7 +22,10 @@ const WHAT: &str = "look-up";
 const LOOKED_AT: i64 = 10_000;
 
 /// Endpoints that are named of those with one thing wrong.
-const NAMED: usize = 5;
+const NAMED: usize = 10;
+
+/// Characters of an event type that are shown.
+const LONGEST_NAMED: usize = 64;
 
 /// What a name that is not found says, in the words of the server.
 const MISSING: [SqlState; 5] = [
@@ -47,7 +57,8 @@ pub(super) async fn check(config: &Config, report: &mut Report) -> Result<()> {
         Ok(listed) => {
             let path = &config.endpoints.search_path;
             report.pass(WHAT, format!("works under the search_path {path}"));
-            endpoints(&listed, report);
+            endpoints(config, &listed, report);
+            weights(config, &client, report).await?;
         }
         Err(error) => {
             let mend = mend(config, &error);
@@ -57,39 +68,127 @@ pub(super) async fn check(config: &Config, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// What is wrong, or weak, with the endpoints that are switched on. Never fails: other endpoints work.
-fn endpoints(listed: &[Listed], report: &mut Report) {
+/// What is wrong, or weak, with the endpoints that are switched on. Never fails: other endpoints work, and
+/// rows can be corrected while we run.
+fn endpoints(config: &Config, listed: &[Listed], report: &mut Report) {
     let enabled: Vec<&Listed> = listed.iter().filter(|row| row.enabled).collect();
+    let table = &config.endpoints.table;
+    if enabled.is_empty() {
+        let finding = match listed.len() {
+            0 => format!("{table} holds none"),
+            all => format!("none of the {all} in {table} is switched on"),
+        };
+        report.warn("endpoints", finding, "events find nobody until a row is added or switched on");
+        return;
+    }
     let among = match i64::try_from(listed.len()) {
         Ok(LOOKED_AT) => format!("of the first {LOOKED_AT} endpoints"),
         _ => format!("of {} endpoints", listed.len()),
     };
-    let invalid: Vec<&&Listed> = enabled.iter().filter(|row| row.invalid.is_some()).collect();
-    if !invalid.is_empty() {
-        let named = invalid
-            .iter()
-            .take(NAMED)
-            .map(|row| format!("{} ({})", row.id, row.invalid.as_deref().unwrap_or_default()));
-        let named = named.collect::<Vec<_>>().join(", ");
-        let finding = format!("{} {among} cannot be used: {named}", invalid.len());
-        let mend = "correct their rows: until then what comes for them becomes dead letters";
-        report.warn("endpoints", finding, mend);
+    let mut tell = |what: &str, finding: &str, fix: &str, ids: &[String]| {
+        if let Some(named) = named(ids) {
+            report.warn(what, format!("{} {among} {finding}: {named}", ids.len()), fix);
+        }
+    };
+    let of = |wrong: &dyn Fn(&Listed) -> Option<String>| -> Vec<String> {
+        let rows = enabled.iter().filter_map(|row| Some((row, wrong(row)?)));
+        rows.map(|(row, why)| match why.is_empty() {
+            true => row.id.clone(),
+            false => format!("{} ({why})", row.id),
+        })
+        .collect()
+    };
+    tell(
+        "endpoints",
+        "cannot be used",
+        "correct their rows: until then what comes for them becomes dead letters",
+        &of(&|row| row.invalid.clone()),
+    );
+    let policy = Policy::new(&config.egress);
+    let refused = of(&|row| {
+        let url = row.invalid.is_none().then(|| Url::parse(&row.url).ok())??;
+        policy.check_url(&url).err().map(|refusal| refusal.to_string())
+    });
+    tell(
+        "endpoints",
+        "have a URL that [egress] refuses",
+        "correct their rows, or allow it in [egress]: until then deliveries to them fail",
+        &refused,
+    );
+    let unknown = of(&|row| {
+        let mut types = row.event_types.iter().filter(|pattern| !is_of_a_rule(config, pattern));
+        let first = types.next().filter(|_| row.invalid.is_none())?;
+        Some(escape::one_line(&first.chars().take(LONGEST_NAMED).collect::<String>()).into_owned())
+    });
+    tell(
+        "endpoints",
+        "want event types that no rule makes",
+        "correct their rows, or add a rule",
+        &unknown,
+    );
+    let weak = |wanted| of(&|row| (row.weak == Some(wanted)).then(String::new));
+    let fix = "use whsec_ and the base64 of 24 to 64 random bytes";
+    let finding = "have a secret of plain text, which few libraries take";
+    tell("secrets", finding, fix, &weak(Weakness::Plain));
+    tell("secrets", "have a secret of fewer than 24 bytes", fix, &weak(Weakness::Short));
+}
+
+/// The first of them; `None` where there is none.
+fn named(ids: &[String]) -> Option<String> {
+    if ids.is_empty() {
+        return None;
     }
-    for (weakness, what) in [
-        (Weakness::Plain, "have a secret of plain text, which few libraries take"),
-        (Weakness::Short, "have a secret of fewer than 24 bytes"),
-    ] {
-        let weak: Vec<&str> = enabled
-            .iter()
-            .filter(|row| row.weak == Some(weakness))
-            .map(|row| row.id.as_str())
-            .collect();
-        if !weak.is_empty() {
-            let named = weak.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
-            let finding = format!("{} {among} {what}: {named}", weak.len());
-            report.warn("secrets", finding, "use whsec_ and the base64 of 24 to 64 random bytes");
+    let more = if ids.len() > NAMED { ", ..." } else { "" };
+    Some(format!("{}{more}", ids.get(..NAMED).unwrap_or(ids).join(", ")))
+}
+
+/// Whether a rule makes events that the pattern of an endpoint takes.
+fn is_of_a_rule(config: &Config, pattern: &str) -> bool {
+    config.events.iter().any(|rule| {
+        let of_rows = rule.type_column.is_some() && pattern_covers(&rule.event_type, pattern);
+        pattern == rule.event_type || pattern_covers(pattern, &rule.event_type) || of_rows
+    })
+}
+
+/// Accounts whose weight cannot be used: they count as 1.
+async fn weights(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
+    let Some(accounts) = &config.accounts else { return Ok(()) };
+    let sql = format!(
+        "SELECT pg_catalog.left(w.{}::pg_catalog.text, 64), pg_catalog.left(w.{}::pg_catalog.text, 64)
+         FROM {} w LIMIT {LOOKED_AT}",
+        quote_ident(&accounts.id),
+        quote_ident(&accounts.weight),
+        quote_table(&accounts.table),
+    );
+    let rows = match client.query(&sql, &[]).await {
+        Ok(rows) => rows,
+        // Each look-up asks for one account alone, and takes 1 where that fails.
+        Err(error) => {
+            let finding = format!("the weights cannot be read: {}", error_text(&error));
+            report.warn(
+                "accounts",
+                finding,
+                format!("correct what {} holds or calls", accounts.table),
+            );
+            return Ok(());
+        }
+    };
+    let mut wrong = Vec::new();
+    for row in &rows {
+        let (id, weight): (Option<&str>, Option<&str>) = (row.try_get(0)?, row.try_get(1)?);
+        if weight.and_then(lookup::weight).is_none() {
+            wrong.push(escape::one_line(id.unwrap_or("null")).into_owned());
         }
     }
+    if let Some(named) = named(&wrong) {
+        let finding = format!(
+            "{} of {} accounts have no weight above 0, so that it counts as 1: {named}",
+            wrong.len(),
+            rows.len()
+        );
+        report.warn("accounts", finding, format!("correct {} of their rows", accounts.weight));
+    }
+    Ok(())
 }
 
 fn mend(config: &Config, error: &LookupError) -> String {

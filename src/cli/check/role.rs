@@ -6,9 +6,9 @@ use tokio_postgres::Client;
 use super::{Report, one};
 use crate::cli::setup::looked_up;
 use crate::config::Config;
-use crate::io::ident::{quote_ident, quote_name};
+use crate::io::ident::quote_ident;
 use crate::io::op::{EQ, GT, LE};
-use crate::io::source;
+use crate::io::preflight;
 
 /// Below this a timeout may end a look-up or a state transaction of ours that is merely slow.
 const SHORTEST_TIMEOUT_MS: i64 = 30_000;
@@ -57,38 +57,25 @@ pub(super) async fn mend_of_state(client: &Client) -> Result<&'static str> {
 }
 
 async fn privileges(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
-    let (role, may_replicate) = source::replication_right(client).await?;
-    let quoted = quote_ident(&role);
-    if may_replicate {
-        report.pass("privileges", format!("{role} may replicate"));
-    } else {
-        let mend = format!("ALTER ROLE {quoted} REPLICATION, or run `walhook setup --admin-url`");
-        report.fail("privileges", format!("{role} may not replicate"), mend);
+    let (role, fault) = preflight::replication_right(client).await?;
+    match fault {
+        None => report.pass("privileges", format!("{role} may replicate")),
+        Some(fault) => report.fault(fault),
     }
     for table in looked_up(config)? {
-        let sql = format!(
-            "SELECT pg_catalog.has_schema_privilege(n.oid, 'USAGE'),
-                     pg_catalog.has_table_privilege(c.oid, 'SELECT')
-                   FROM pg_catalog.pg_class c
-                   JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
-                   WHERE n.nspname {EQ} $1 AND c.relname {EQ} $2"
+        match preflight::read_right(client, &role, &table).await? {
+            None => report.pass("privileges", format!("{role} may read {table}")),
+            Some(fault) => report.fault(fault),
+        }
+    }
+    let sql = format!("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname {EQ} current_user");
+    if one(client, &sql).await? {
+        report.warn(
+            "role",
+            format!("{role} is a superuser: what a view or a trigger of yours calls runs with its rights"),
+            "use a role of its own with the rights that docs/install.md lists: `walhook setup --admin-url` \
+             grants them",
         );
-        let row = client.query_opt(&sql, &[&table.schema, &table.name]).await?;
-        // That a table does not exist is said where its columns are checked.
-        let Some(row) = row else { continue };
-        let schema = quote_ident(&table.schema);
-        let mend = match (row.try_get(0)?, row.try_get(1)?) {
-            (true, true) => {
-                report.pass("privileges", format!("{role} may read {table}"));
-                continue;
-            }
-            (true, false) => format!("GRANT SELECT ON {} TO {quoted}", quote_name(&table)),
-            (false, _) => format!(
-                "GRANT USAGE ON SCHEMA {schema} TO {quoted}; GRANT SELECT ON {} TO {quoted}",
-                quote_name(&table)
-            ),
-        };
-        report.fail("privileges", format!("{role} may not read {table}"), mend);
     }
     Ok(())
 }

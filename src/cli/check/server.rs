@@ -14,6 +14,7 @@ use crate::io::anchor;
 use crate::io::ident::quote_ident;
 use crate::io::op::{EQ, MINUS};
 use crate::io::pg::Conninfo;
+use crate::io::preflight;
 use crate::io::prepared;
 use crate::io::slot::{self, Slot, WalStatus};
 use crate::io::source;
@@ -32,11 +33,9 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
 }
 
 async fn settings(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
-    let wal_level: String = one(client, "SELECT pg_catalog.current_setting('wal_level')").await?;
-    if wal_level == "logical" {
-        report.pass("wal_level", wal_level);
-    } else {
-        report.fail("wal_level", wal_level, "set wal_level = logical and restart the server");
+    match preflight::wal_level(client).await? {
+        Ok(finding) => report.pass("wal_level", finding),
+        Err(fault) => report.fault(fault),
     }
     let keep: String =
         one(client, "SELECT pg_catalog.current_setting('max_slot_wal_keep_size')").await?;

@@ -11,6 +11,7 @@ use crate::cli::setup::{looked_up, published};
 use crate::config::{Config, RuleOperation};
 use crate::engine::catalog::TableName;
 use crate::engine::rule::{self, RuleError, RuleSettings, Rules};
+use crate::io::preflight::{self, Fault};
 use crate::io::refused_writes::{RefusedWrites, refused_writes};
 use crate::io::source::{self, Publication, Table};
 use crate::io::{catalog, row_security};
@@ -47,7 +48,7 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
     if hidden.is_empty() {
         report.pass("row-level security", "hides no rows that are looked up");
     }
-    endpoint_columns(config, &tables, report)?;
+    looked_up_columns(config, client, report).await?;
     rules(config, client, publication.as_ref(), report).await
 }
 
@@ -116,84 +117,23 @@ async fn writes(publication: &str, client: &Client, report: &mut Report) -> Resu
     Ok(())
 }
 
-/// What a column of the endpoint or account table may be.
-struct Wanted<'a> {
-    key: &'static str,
-    column: &'a str,
-    types: &'static [&'static str],
-}
-
-fn wanted<'a>(key: &'static str, column: &'a str, types: &'static [&'static str]) -> Wanted<'a> {
-    Wanted { key, column, types }
-}
-
-const ANY: &[&str] = &[];
-const TEXT: &[&str] = &["text", "character varying", "citext"];
-const TEXTS: &[&str] = &["text[]", "character varying[]", "citext[]"];
-const SECRET: &[&str] = &["text", "text[]", "character varying", "character varying[]"];
-const BOOLEAN: &[&str] = &["boolean"];
-const JSON: &[&str] = &["jsonb", "json"];
-const WHOLE: &[&str] = &["integer", "smallint", "bigint"];
-const NUMBER: &[&str] = &["double precision", "numeric", "real", "integer", "smallint", "bigint"];
-
-fn endpoint_columns(config: &Config, tables: &Tables, report: &mut Report) -> Result<()> {
-    let endpoints = &config.endpoints;
-    let all = [
-        wanted("endpoints.id", &endpoints.id, ANY),
-        wanted("endpoints.account", &endpoints.account, ANY),
-        wanted("endpoints.url", &endpoints.url, TEXT),
-        wanted("endpoints.event_types", &endpoints.event_types, TEXTS),
-        wanted("endpoints.secret", &endpoints.secret, SECRET),
-        wanted("endpoints.enabled", &endpoints.enabled, BOOLEAN),
-    ];
-    let optional = [
-        ("endpoints.headers", &endpoints.headers, JSON),
-        ("endpoints.max_in_flight", &endpoints.max_in_flight, WHOLE),
-        ("endpoints.rate_per_second", &endpoints.rate_per_second, NUMBER),
-    ];
-    let named = optional.iter().filter_map(|(key, column, types)| {
-        column.as_ref().map(|column| wanted(key, column, types))
-    });
-    let all: Vec<Wanted<'_>> = all.into_iter().chain(named).collect();
-    columns("endpoints", &endpoints.table.parse()?, &all, tables, report);
-    let Some(accounts) = &config.accounts else { return Ok(()) };
-    let all = [
-        wanted("accounts.id", &accounts.id, ANY),
-        wanted("accounts.weight", &accounts.weight, NUMBER),
-    ];
-    columns("accounts", &accounts.table.parse()?, &all, tables, report);
-    Ok(())
-}
-
-fn columns(
-    section: &str,
-    name: &TableName,
-    wanted: &[Wanted<'_>],
-    tables: &Tables,
-    report: &mut Report,
-) {
-    let Some(table) = tables.get(name) else {
-        let mend = format!("correct {section}.table, or create it");
-        report.fail(&format!("{section}.table"), format!("{name} does not exist"), mend);
-        return;
-    };
-    let before = report.0.len();
-    for Wanted { key, column, types } in wanted {
-        let Some(found) = table.column(column) else {
-            let finding = format!("{name} has no column {column}");
-            report.fail(key, finding, format!("name the column in {key}"));
-            continue;
-        };
-        // A type outside pg_catalog is printed with its schema.
-        let bare = found.rsplit('.').next().unwrap_or(found);
-        if !types.is_empty() && !types.contains(&bare) {
-            let mend = format!("it must be {}", types.join(" or "));
-            report.fail(key, format!("{name}.{column} is {found}"), mend);
+/// What the look-ups read is there, and of a type that they read.
+async fn looked_up_columns(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
+    let faults = preflight::columns(config, client).await?;
+    for (section, table) in [
+        ("endpoints", Some(config.endpoints.table.as_str())),
+        ("accounts", config.accounts.as_ref().map(|accounts| accounts.table.as_str())),
+    ] {
+        let Some(table) = table else { continue };
+        let mut of_section =
+            faults.iter().filter(|fault| fault.what.starts_with(section)).peekable();
+        if of_section.peek().is_none() {
+            report.pass(section, format!("{table} has the columns that are named"));
         }
+        of_section
+            .for_each(|Fault { what, finding, fix }| report.fail(what, finding, fix.as_str()));
     }
-    if report.0.len() == before {
-        report.pass(section, format!("{name} has the columns that are named"));
-    }
+    Ok(())
 }
 
 /// What `run` would say of the rules.
@@ -210,7 +150,7 @@ async fn rules(
     let settings = RuleSettings::of(config);
     let mut catalog = catalog::load(client, settings.tables()).await?;
     if let Some(publication) = publication {
-        catalog.leave_out(&publication.lists);
+        catalog.leave_out(&publication.lists, publication.generated);
     }
     // The number only goes into the ids of events.
     let (errors, weak) = match Rules::compile(settings, &catalog, 0) {

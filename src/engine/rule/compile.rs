@@ -9,7 +9,7 @@ use super::{
     pair,
 };
 use crate::config::{EventRule, RuleOperation};
-use crate::engine::catalog::{Catalog, Table, TableName};
+use crate::engine::catalog::{Catalog, Generated, Table, TableName};
 use crate::engine::condition::{Condition, ConditionError, DataExpression, Side};
 use crate::engine::event::{AccountId, check_id};
 use crate::engine::value::Kind;
@@ -109,13 +109,10 @@ impl Check<'_> {
     /// A column that changes have to carry.
     fn published_column(&mut self, key: &str, column: &str, table: &Table) {
         self.column(key, column, table);
-        if table.column(column).is_some_and(|column| column.is_generated) {
-            self.fail(format!(
-                "{key}: the column {column} of {table} is generated, and PostgreSQL does not \
-                 publish generated columns; use the columns it is made from"
-            ));
-        }
-        if table.column(column).is_some_and(|column| column.is_left_out) {
+        let Some(found) = table.column(column) else { return };
+        if let Some(why) = withheld(found.generated) {
+            self.fail(format!("{key}: the column {column} of {table} is generated, {why}"));
+        } else if found.is_left_out {
             self.fail(format!(
                 "{key}: the publication's column list leaves out {column} of {table}; publish the \
                  table without a list, or with this column in it"
@@ -262,7 +259,7 @@ impl Check<'_> {
                 let published = table
                     .columns
                     .iter()
-                    .filter(|column| !column.is_generated && !column.is_left_out);
+                    .filter(|column| !column.is_withheld() && !column.is_left_out);
                 published.map(|column| column.name.clone()).collect()
             }
             false => rule.columns.clone(),
@@ -420,6 +417,25 @@ impl Check<'_> {
         let enabled = endpoints.enabled.clone();
         let has_several_texts = false; // Until all rules are known.
         Watch { endpoint_table, id, account, enabled, has_several_texts, others, lacks: false }
+    }
+}
+
+/// Why changes do not carry a generated column, and the fix.
+fn withheld(generated: Generated) -> Option<&'static str> {
+    match generated {
+        Generated::No | Generated::Published => None,
+        Generated::Unpublished => Some(
+            "and the publication does not publish it; ALTER PUBLICATION ... SET \
+             (publish_generated_columns = stored), or name it in the publication's column list",
+        ),
+        Generated::Unpublishable => Some(
+            "and PostgreSQL does not publish generated columns before version 18; use the columns it is \
+             made from",
+        ),
+        Generated::Virtual => Some(
+            "and PostgreSQL does not publish generated columns that are virtual; use the columns it is \
+             made from, or make it STORED",
+        ),
     }
 }
 

@@ -75,7 +75,7 @@ impl Rules {
             return true;
         }
         let mut watched = watch.others.iter().filter_map(|oid| self.catalog.table(*oid));
-        if watched.any(|table| table.columns.iter().all(|c| c.is_generated || has(&c.name))) {
+        if watched.any(|table| table.columns.iter().all(|c| c.is_withheld() || has(&c.name))) {
             return true;
         }
         let mut rules = self.rules.iter().filter_map(|rule| self.catalog.table(rule.table));

@@ -72,7 +72,7 @@ impl Probe {
 
 /// As the stream would describe the table.
 fn relation(table: &Table) -> Relation {
-    let is_sent = |column: &&TableColumn| !column.is_generated && !column.is_left_out;
+    let is_sent = |column: &&TableColumn| !column.is_withheld() && !column.is_left_out;
     let column = |column: &TableColumn| Column {
         key: table.logs_old(&column.name),
         name: column.name.clone(),

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::engine::catalog::{Table, TableColumn};
+use crate::engine::catalog::{Generated, Table, TableColumn};
 use crate::engine::change::{Rows, Transaction};
 use crate::engine::event::{
     AccountId, EndpointId, Event, Invalidation, Operation, Scope, Unroutable, UnroutableReason,
@@ -38,7 +38,7 @@ fn table(oid: u32, name: &str, columns: &[(&str, u32)], primary_key: &[&str]) ->
         name: (*name).to_owned(),
         type_oid: *type_oid,
         is_loose: false,
-        is_generated: *name == "made",
+        generated: if *name == "made" { Generated::Unpublishable } else { Generated::No },
         is_left_out: *name == "hidden",
     };
     Table {

@@ -74,7 +74,7 @@ async fn catalog_tells_of_tables_keys_identities_and_partitions() {
         assert!(catalog.find(name).unwrap().identity_columns.is_empty(), "{name}");
     }
     let generated: Vec<_> =
-        catalog.find("bare").unwrap().columns.iter().map(|column| column.is_generated).collect();
+        catalog.find("bare").unwrap().columns.iter().map(TableColumn::is_withheld).collect();
     assert_eq!(generated, [false, true]);
     assert!(catalog.find("shown").unwrap().is_view);
     assert!(catalog.find("no_such_table").is_none());

@@ -21,6 +21,9 @@ pub struct Listed {
     /// Where requests go. May hold secrets: show its host alone.
     #[serde(skip)]
     pub url: String,
+    /// The event types that it wants, as patterns.
+    #[serde(skip)]
+    pub event_types: Vec<String>,
     /// Whether the customer has it switched on.
     pub enabled: bool,
     /// Why the row cannot be used, where it cannot.
@@ -132,6 +135,7 @@ impl Listed {
             id: endpoint.id.to_string(),
             account: endpoint.account.to_string(),
             url: endpoint.url.clone(),
+            event_types: endpoint.event_types.clone(),
             enabled: endpoint.enabled,
             invalid: endpoint.invalid.clone(),
             weak,

@@ -26,6 +26,7 @@ mod statement;
 mod tests;
 
 pub use list::{Listed, Which};
+pub use row::positive as weight;
 pub use session::{LookupSession, connect};
 
 use std::borrow::Cow;

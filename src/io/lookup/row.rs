@@ -208,7 +208,7 @@ fn max_in_flight(text: &str) -> Option<u32> {
 }
 
 /// A number above 0, as the column's type prints it.
-pub(super) fn positive(text: &str) -> Option<f64> {
+pub fn positive(text: &str) -> Option<f64> {
     let number: f64 = text.trim().parse().ok().filter(|_| text.len() <= NUMBER_BYTES_MAX)?;
     (number.is_finite() && number > 0.0).then_some(number)
 }

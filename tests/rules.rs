@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use walhook::mock::{Behaviour, Received};
 
-use crate::support::{SCHEMA, World, bodies};
+use crate::support::{SCHEMA, SECRET, World, bodies, text};
 
 const MESSAGES: &str = r#"
 [[events]]

@@ -64,6 +64,7 @@ Begin with:
 Every key of the configuration can be set by the environment too, as WALHOOK_<SECTION>__<KEY>,
 and with _FILE appended be read from a file:
   WALHOOK_SOURCE__URL_FILE=/run/secrets/walhook-url walhook check
+The files of database URLs are read again at each connection, so that a password can be rotated.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 halted to protect data";
 

@@ -8,6 +8,9 @@ use crate::pipeline::{self, Stop};
 
 /// Stream changes and deliver them, until SIGTERM or Ctrl-C
 ///
+/// Does not start, and exits with 2, where something is wrong that waiting does not cure: configuration,
+/// rules, rights, columns. It waits for what may pass, such as a server that is away, and says why.
+///
 /// Only one instance streams from a slot; every further one stands by and takes over by itself.
 /// The first signal drains: requests in flight may end and their outcomes are stored. A second one
 /// exits at once, which loses nothing either: what was not stored is sent again.

@@ -18,6 +18,7 @@
 
 mod check;
 mod data;
+mod hint;
 mod parse;
 mod pattern;
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
@@ -130,6 +131,12 @@ impl From<StateError> for Obstacle {
             StateError::FrontierDecreases { .. }
             | StateError::CheckpointMoved { .. }
             | StateError::Unreadable { .. } => Self::Stop(Stop::Failed(error.into())),
+            StateError::Sql(ref refused)
+                if refused.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) =>
+            {
+                let fix = "run `walhook setup --admin-url`, which grants our role what it needs";
+                Self::refused(anyhow::anyhow!("{error}; {fix}"))
+            }
             StateError::NotSetUp { .. }
             | StateError::SchemaTooOld { .. }
             | StateError::SchemaTooNew { .. }

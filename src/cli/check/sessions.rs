@@ -33,17 +33,20 @@ struct Need {
     least: i64,
     /// With all that comes on top.
     most: i64,
+    /// Replication connections among them.
+    senders: i64,
 }
 
 pub(super) async fn check(config: &Config, source: &Client, report: &mut Report) -> Result<()> {
     let of_state = if config.state.url.is_none() { OF_STATE } else { 0 };
     let least = OF_SOURCE + SENDERS + of_state;
-    limits(source, Need { key: "source.url", least, most: least + FOR_A_WHILE }, report).await?;
+    let most = least + FOR_A_WHILE;
+    limits(source, Need { key: "source.url", least, most, senders: SENDERS }, report).await?;
     let Some(url) = &config.state.url else { return Ok(()) };
     // That there is none is said where the state is looked at.
     let Ok(state) = open(url).await else { return Ok(()) };
     let most = OF_STATE + FOR_A_WHILE;
-    limits(&state, Need { key: "state.url", least: OF_STATE, most }, report).await
+    limits(&state, Need { key: "state.url", least: OF_STATE, most, senders: 0 }, report).await
 }
 
 async fn open(url: &DatabaseUrl) -> Result<Connection> {
@@ -84,7 +87,7 @@ async fn limits(client: &Client, need: Need, report: &mut Report) -> Result<()> 
         let (kind, name): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
         let (limit, others): (i64, i64) = (row.try_get(2)?, row.try_get(3)?);
         let (least, most) = match kind {
-            "server" => (need.least - SENDERS, need.most - SENDERS),
+            "server" => (need.least - need.senders, need.most - need.senders),
             _ => (need.least, need.most),
         };
         if limit - others >= most {
@@ -120,7 +123,7 @@ async fn limits(client: &Client, need: Need, report: &mut Report) -> Result<()> 
         }
     }
     if !is_tight {
-        let Need { key, least, most } = need;
+        let Need { key, least, most, .. } = need;
         report
             .pass(WHAT, format!("{key} may have the {least} of a leader, and the {most} at most"));
     }

@@ -275,7 +275,7 @@ async fn check_warns_of_rows_and_never_fails_for_them() {
              SELECT 4, 'http://10.0.0.1/' || n, '{{*}}', '{secret}' FROM generate_series(1, 12) n;
              INSERT INTO webhooks (account_id, url, event_types, secret) VALUES
                  (5, 'https://a.example/', '{{a.b,subscriber.creatd}}', '{secret}'),
-                 (6, 'https://a.example/', '{{*}}', 'whsec_hush'),
+                 (6, 'https://a.example/', '{{*}}', 'whsec_?hush!'),
                  (7, 'gopher://a', '{{*}}', '{secret}');
              INSERT INTO accounts VALUES (1, 2), (2, NULL), (3, 0), (4, 'NaN')"
         ))
@@ -283,7 +283,7 @@ async fn check_warns_of_rows_and_never_fails_for_them() {
     let found = complaints(&config).await;
     for expected in [
         "warn  endpoints: 2 of 18 endpoints cannot be used: 17 (the secret ",
-        "warn  endpoints: 12 of 18 endpoints have a URL that [egress] refuses: 13 (",
+        "warn  endpoints: 12 of 18 endpoints have a URL that [egress] refuses: 10 (",
         "warn  endpoints: 1 of 18 endpoints want event types that no rule makes: 16 (subscriber.creatd)",
         "warn  accounts: 3 of 4 accounts have no weight above 0, so that it counts as 1: 2, 3, 4",
     ] {
@@ -305,7 +305,8 @@ async fn check_takes_event_types_in_json() {
     setup::quietly(&config).await.unwrap();
     for kind in ["jsonb", "json"] {
         let alter = format!(
-            "ALTER TABLE webhooks ALTER event_types TYPE {kind} USING to_json(event_types)::{kind}"
+            "ALTER TABLE webhooks ALTER event_types DROP DEFAULT,
+                 ALTER event_types TYPE {kind} USING to_json(event_types)::{kind}"
         );
         fixture.run(&alter).await;
         assert_eq!(complaints(&config).await, Vec::<String>::new(), "{kind}");

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use cel::IdedExpr;
 use cel::common::ast::{CallExpr, Expr, LiteralValue, operators};
 
+use super::hint;
 use super::pattern::MATCHES;
 use super::{ConditionError, Side};
 use crate::engine::value::Kind;
@@ -155,7 +156,8 @@ impl Walk {
                 Err(refuse(format!("{name} cannot be used as a whole; name a column: {name}.id")))
             }
             Expr::Ident(name) => Err(refuse(format!(
-                "the expression reads {name}; it may read old, new and operation only"
+                "the expression reads {name}; it may read old, new and operation only: {}",
+                hint::of_name(name)
             ))),
             Expr::List(list) => list.elements.iter().try_for_each(|e| self.expression(e)),
             Expr::Call(call) => self.call(call),
@@ -190,8 +192,10 @@ impl Walk {
             ));
         }
         if !OPERATORS.contains(&name) && !FUNCTIONS.contains(&name) && !name.starts_with(MATCHES) {
+            let meant = hint::of_function(name, &FUNCTIONS);
+            let meant = meant.map_or_else(String::new, |meant| format!("; {meant}"));
             return Err(refuse(format!(
-                "the expression calls {name}; it may call {}",
+                "the expression calls {name}; it may call {}{meant}",
                 FUNCTIONS.join(", ")
             )));
         }
@@ -208,6 +212,7 @@ impl Walk {
                 | operators::GREATER_EQUALS,
                 [left, right],
             ) => {
+                senseless(name, left, right)?;
                 self.compare(left, right)?;
                 self.compare(right, left)
             }
@@ -247,6 +252,28 @@ impl Walk {
             self.compared.push(Compared { side, column: column.to_owned(), literal });
         }
         Ok(())
+    }
+}
+
+/// Refuses comparisons that read no column, and those whose answer never is yes.
+fn senseless(operator: &str, left: &IdedExpr, right: &IdedExpr) -> Result<(), ConditionError> {
+    fn literal(side: &IdedExpr) -> Option<&LiteralValue> {
+        let Expr::Literal(literal) = &side.expr else { return None };
+        Some(literal)
+    }
+    match (literal(left), literal(right)) {
+        (Some(LiteralValue::String(name)), Some(LiteralValue::String(_))) => Err(refuse(format!(
+            "two texts are compared, which never changes; a column is written new.{0}, without quotes",
+            name.inner()
+        ))),
+        (Some(LiteralValue::Null), _) | (_, Some(LiteralValue::Null))
+            if !matches!(operator, operators::EQUALS | operators::NOT_EQUALS) =>
+        {
+            Err(refuse(
+                "null is neither less nor more than anything; compare with == null or != null",
+            ))
+        }
+        _ => Ok(()),
     }
 }
 

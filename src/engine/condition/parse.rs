@@ -8,6 +8,7 @@
 use cel::{IdedExpr, Program};
 
 use super::ConditionError;
+use super::hint::{self, Guess};
 
 /// Brackets and chained operators that may be open at one place: evaluating so many takes 1.3 MB in
 /// a debug build, of the 2 MB that a thread has.
@@ -26,10 +27,8 @@ pub(super) fn parse(text: &str) -> Result<IdedExpr, ConditionError> {
         ));
     }
     let compile = || {
-        let program = Program::compile(text).map_err(|errors| {
-            let first = errors.errors.first().map_or("cannot be read", |error| &error.msg);
-            ConditionError(format!("the expression is not CEL: {first}"))
-        })?;
+        let program =
+            Program::compile(text).map_err(|errors| not_cel(text, errors.errors.first()))?;
         Ok(program.expression().clone())
     };
     std::thread::scope(|scope| {
@@ -40,6 +39,28 @@ pub(super) fn parse(text: &str) -> Result<IdedExpr, ConditionError> {
         let crashed = || ConditionError("the expression is not CEL".to_owned());
         parser.join().unwrap_or_else(|_| Err(crashed()))
     })
+}
+
+/// What is wrong, where, and what was probably meant.
+fn not_cel(text: &str, error: Option<&cel::ParseError>) -> ConditionError {
+    if let Some(Guess { at, meant }) = hint::of_text(text) {
+        let place = hint::place(text, at);
+        return ConditionError(format!(
+            "the expression is not CEL; did you mean {meant}? ({place})"
+        ));
+    }
+    let Some(error) = error else {
+        return ConditionError("the expression is not CEL".to_owned());
+    };
+    let message = error.msg.replace('\n', " ");
+    let (line, column) = error.pos;
+    let place = match (usize::try_from(line), usize::try_from(column)) {
+        (Ok(line @ 1..), Ok(column @ 1..)) => {
+            format!(" ({})", hint::place(text, hint::offset(text, line, column)))
+        }
+        _ => String::new(),
+    };
+    ConditionError(format!("the expression is not CEL: {message}{place}"))
 }
 
 /// An upper bound of the syntax tree's depth: open brackets, and in each the operators since the

@@ -121,6 +121,23 @@ fn condition_refuses_what_it_cannot_bound_or_check() {
     for (text, part) in [
         ("", "not CEL"),
         ("new.status ==", "not CEL"),
+        (
+            "new.status = 'x'",
+            "did you mean == for =? (at character 12, where the ^ stands in: new.status ^= 'x')",
+        ),
+        ("new.a == 1 and new.b == 2", "did you mean && for and?"),
+        ("new.a == 1 or new.b == 2", "did you mean || for or?"),
+        ("new.a == ", "at character"),
+        (
+            "status == 'x'",
+            "for a column write new.status or old.status, for a text 'status' in quotes",
+        ),
+        ("NEW.status == 'x'", "did you mean new?"),
+        ("new.status == NULL", "did you mean null?"),
+        ("\"status\" == 'x'", "a column is written new.status, without quotes"),
+        ("new.a > null", "compare with == null or != null"),
+        ("length(new.a) > 1", "did you mean size?"),
+        ("new.a.starts_with('x')", "did you mean startsWith?"),
         ("new.tags.exists(t, t == 'x')", "macros"),
         ("[1].all(x, x > 0)", "macros"),
         ("[1, 2].map(x, x) == [1]", "macros"),

@@ -342,6 +342,19 @@ CREATE TABLE IF NOT EXISTS {schema}.notices (
 
 CREATE INDEX IF NOT EXISTS notices_due ON {schema}.notices (pipeline, due_at);
 
+-- Endpoints that fail: since when, how often, when last and by what. Written when one begins to fail and once
+-- a minute at most while it does; the row goes when the endpoint takes something again.
+CREATE TABLE IF NOT EXISTS {schema}.endpoint_errors (
+    pipeline       pg_catalog.text NOT NULL,
+    endpoint       pg_catalog.text NOT NULL,
+    account        pg_catalog.text NOT NULL,
+    failing_since  pg_catalog.timestamptz NOT NULL,
+    failed         bigint NOT NULL,
+    last_at        pg_catalog.timestamptz NOT NULL,
+    error          pg_catalog.text NOT NULL,
+    PRIMARY KEY (pipeline, endpoint, account)
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.5);
+
 -- For people: every endpoint that has something in these tables.
 CREATE OR REPLACE VIEW {schema}.endpoints AS
 WITH behind AS (SELECT pipeline, endpoint, pg_catalog.string_agg(account, ', ') AS account,
@@ -362,19 +375,27 @@ WITH behind AS (SELECT pipeline, endpoint, pg_catalog.string_agg(account, ', ') 
                     pg_catalog.min(recorded_at) FILTER (WHERE growing) AS suspended_at
              FROM {schema}.gaps
              WHERE endpoint IS NOT NULL AND NOT dead_letters AND NOT unrouted AND closed_at IS NULL
-             GROUP BY 1, 2)
-SELECT coalesce(coalesce(coalesce(b.pipeline, s.pipeline), d.pipeline), g.pipeline) AS pipeline,
-       coalesce(coalesce(coalesce(b.endpoint, s.endpoint), d.endpoint), g.endpoint) AS endpoint,
-       b.account,
+             GROUP BY 1, 2),
+     bad AS (SELECT pipeline, endpoint, pg_catalog.string_agg(account, ', ') AS account,
+                    pg_catalog.min(failing_since) AS failing_since,
+                    pg_catalog.sum(failed)::bigint AS failed, pg_catalog.max(last_at) AS last_at,
+                    (pg_catalog.array_agg(error ORDER BY last_at DESC))[1] AS error
+             FROM {schema}.endpoint_errors GROUP BY 1, 2)
+SELECT coalesce(coalesce(coalesce(coalesce(b.pipeline, s.pipeline), d.pipeline), g.pipeline),
+                e.pipeline) AS pipeline,
+       coalesce(coalesce(coalesce(coalesce(b.endpoint, s.endpoint), d.endpoint), g.endpoint),
+                e.endpoint) AS endpoint,
+       coalesce(b.account, e.account) AS account,
        CASE WHEN g.suspended IS NOT NULL THEN 'suspended'
             WHEN s.kind IS NOT NULL THEN s.kind
             WHEN b.breaker_open_until IS NOT NULL THEN 'breaker_open'
-            WHEN b.failing_since IS NOT NULL THEN 'failing'
+            WHEN coalesce(b.failing_since, e.failing_since) IS NOT NULL THEN 'failing'
             ELSE 'ok' END AS state,
        coalesce(g.suspended, s.reason) AS reason,
-       coalesce(g.suspended_at, s.disabled_at, b.failing_since) AS since,
+       coalesce(g.suspended_at, s.disabled_at, b.failing_since, e.failing_since) AS since,
        coalesce(b.deferred, 0) AS deferred, coalesce(d.dead_letters, 0) AS dead_letters,
-       coalesce(g.in_gaps, 0) AS in_gaps, b.breaker_open_until
+       coalesce(g.in_gaps, 0) AS in_gaps, b.breaker_open_until,
+       e.error AS last_error, e.last_at AS last_error_at, coalesce(e.failed, 0) AS failed
 FROM behind b
      FULL JOIN {schema}.endpoint_state s
           ON s.pipeline OPERATOR(pg_catalog.=) b.pipeline
@@ -384,7 +405,12 @@ FROM behind b
          AND d.endpoint OPERATOR(pg_catalog.=) coalesce(b.endpoint, s.endpoint)
      FULL JOIN gap g
           ON g.pipeline OPERATOR(pg_catalog.=) coalesce(coalesce(b.pipeline, s.pipeline), d.pipeline)
-         AND g.endpoint OPERATOR(pg_catalog.=) coalesce(coalesce(b.endpoint, s.endpoint), d.endpoint);
+         AND g.endpoint OPERATOR(pg_catalog.=) coalesce(coalesce(b.endpoint, s.endpoint), d.endpoint)
+     FULL JOIN bad e
+          ON e.pipeline OPERATOR(pg_catalog.=)
+             coalesce(coalesce(coalesce(b.pipeline, s.pipeline), d.pipeline), g.pipeline)
+         AND e.endpoint OPERATOR(pg_catalog.=)
+             coalesce(coalesce(coalesce(b.endpoint, s.endpoint), d.endpoint), g.endpoint);
 
 -- For people: every delivery that waits in a table. `endpoint` is '' for an event that could not be routed.
 CREATE OR REPLACE VIEW {schema}.deliveries_pending AS

@@ -33,6 +33,7 @@ mod source;
 mod upkeep;
 mod writer;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +55,7 @@ use crate::io::admin;
 use crate::io::descriptors;
 use crate::io::health::{Role, Teller};
 use crate::io::metrics::Metrics;
+use crate::io::pg::Conninfo;
 use crate::io::sender::Sender;
 use crate::io::state::StateStore;
 use lookups::LookupDesk;
@@ -76,6 +78,9 @@ const LANE_MAX: usize = 2_048;
 
 /// Dead letters on their way from the state database to the dispatcher.
 const RETRIES: usize = 64;
+
+/// Event types that the first line names.
+const TYPES_SAID: usize = 20;
 
 /// Beyond the longest request: for storing the last outcomes.
 const STORE_GRACE: Duration = Duration::from_secs(5);
@@ -109,6 +114,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Stop
     let (tell, watched) = Teller::new(&config.source.slot);
     let mut server = JoinSet::new();
     let listener = admin::bind(config.admin.listen).await?;
+    say_who_starts(&config, listener.local_addr().ok());
     let closed = CancellationToken::new();
     server.spawn(admin::serve(listener, Arc::clone(&metrics), watched, closed.clone()));
     let result = stand_by_and_lead(&config, &metrics, &tell, &shutdown).await;
@@ -119,6 +125,31 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Stop
     closed.cancel();
     while server.join_next().await.is_some() {}
     result
+}
+
+/// The first line: what runs here, and on what.
+fn say_who_starts(config: &Config, admin: Option<SocketAddr>) {
+    let mut types: Vec<&str> = config.events.iter().map(|rule| rule.event_type.as_str()).collect();
+    types.sort_unstable();
+    types.dedup();
+    let more = types.len().saturating_sub(TYPES_SAID);
+    types.truncate(TYPES_SAID);
+    let mut types = types.join(", ");
+    if more > 0 {
+        types.push_str(&format!(" and {more} more"));
+    }
+    let source = Conninfo::parse(&config.source.url).ok();
+    let source = source.as_ref();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        admin = %admin.unwrap_or(config.admin.listen),
+        rules = config.events.len(),
+        types,
+        role = source.map_or("unknown", Conninfo::user),
+        database = source.map_or("unknown", Conninfo::database),
+        slot = %config.source.slot,
+        "walhook starts"
+    );
 }
 
 async fn stand_by_and_lead(

@@ -46,27 +46,26 @@ pub async fn run(_args: Args, common: &Common) -> CommandResult {
     }
 }
 
-/// Waits for SIGTERM or Ctrl-C.
-pub(super) async fn until_signal() -> std::io::Result<()> {
+/// Waits for SIGTERM or Ctrl-C; says which.
+pub(super) async fn until_signal() -> std::io::Result<&'static str> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
     }
-    Ok(())
 }
 
 /// The first signal starts the shutdown, the second ends the process.
 async fn watch_signals(shutdown: CancellationToken) -> std::io::Result<()> {
     for again in [false, true] {
-        until_signal().await?;
+        let signal = until_signal().await?;
         if again {
             tracing::warn!("second signal: exiting at once");
             std::process::exit(1);
         }
         tracing::info!(
-            "shutting down: waiting for requests in flight; a second signal exits at once"
+            "shutting down, stopped by {signal}: waiting for requests in flight; a second signal exits at once"
         );
         shutdown.cancel();
     }

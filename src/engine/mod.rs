@@ -69,5 +69,6 @@ pub mod tracker;
 pub mod persist;
 
 pub mod notice;
+pub mod pace;
 
 pub mod replay;

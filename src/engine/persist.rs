@@ -172,6 +172,21 @@ pub struct JobDone {
     pub done: i64,
 }
 
+/// That an endpoint fails.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointError {
+    /// The endpoint, and whose.
+    pub queue: QueueId,
+    /// Since when: microseconds since 1970-01-01 UTC.
+    pub since_us: i64,
+    /// Requests that have failed since.
+    pub failed: u64,
+    /// When the last one did: microseconds since 1970-01-01 UTC.
+    pub last_us: i64,
+    /// What it failed by, for a person: no secrets, a few hundred bytes.
+    pub error: String,
+}
+
 /// All that one state transaction makes durable together.
 ///
 /// Invariants: `frontier` never decreases from one batch to the next, and passes no delivery whose
@@ -235,6 +250,10 @@ pub struct PersistBatch {
     pub backlog: Vec<BacklogRow>,
     /// Rows of the table `backlog` to be removed: none of their deferred rows is left.
     pub backlog_gone: Vec<QueueId>,
+    /// Endpoints that fail, and what is known of it.
+    pub errors: Vec<EndpointError>,
+    /// Endpoints that fail no more.
+    pub errors_gone: Vec<QueueId>,
     /// What someone is to be notified of.
     pub notices: Vec<Notice>,
     /// What the gaps of suspended queues are to say.

@@ -22,8 +22,10 @@ use crate::engine::dispatcher::{
 };
 use crate::engine::event::{Item, UnroutableReason};
 use crate::engine::lsn::Lsn;
+use crate::engine::pace::LinePace;
 use crate::engine::persist::{DeferReason, Persisted};
 use crate::engine::room::Measured;
+use crate::engine::tick::Tick;
 use crate::io::clock::{Clock, unix_us};
 use crate::io::failpoint::Failpoint;
 use crate::io::metrics::Metrics;
@@ -78,6 +80,8 @@ pub(super) async fn dispatch(
     let mut give_up_at: Option<Instant> = None;
     let mut next_gauges = Instant::now();
     let mut reported = Counters::default();
+    let mut log = ChangeLog::default();
+    let mut in_flight_then = 0;
     loop {
         let now = clock.now();
         dispatcher.fan_out(now);
@@ -107,10 +111,12 @@ pub(super) async fn dispatch(
             let _ = ends.persist.try_send(PersistRequest { batch });
         }
         while let Some(changed) = dispatcher.poll_endpoint_change() {
-            log_change(&changed);
+            log.change(&changed, now);
             tools.metrics.count_endpoint_change(changed.change);
         }
         if give_up_at.is_some_and(|at| dispatcher.is_drained() || Instant::now() >= at) {
+            report(&dispatcher, &mut reported, &tools);
+            say_what_is_left(&dispatcher, in_flight_then, under_way.len(), &tools);
             return;
         }
         let wake =
@@ -123,6 +129,7 @@ pub(super) async fn dispatch(
             () = abort.cancelled() => return,
             () = drain.cancelled(), if give_up_at.is_none() => {
                 dispatcher.stop();
+                in_flight_then = under_way.len();
                 give_up_at = Some(Instant::now() + tools.grace);
             }
             Some(persisted) = ends.persisted.recv() => {
@@ -178,6 +185,50 @@ pub(super) async fn dispatch(
         if Instant::now() >= next_gauges {
             next_gauges = Instant::now() + GAUGES_EVERY;
             report(&dispatcher, &mut reported, &tools);
+            log.say_withheld(clock.now());
+        }
+    }
+}
+
+/// The last line of a leader that was asked to stop.
+fn say_what_is_left(dispatcher: &Dispatcher, in_flight: usize, sent_again: usize, tools: &Tools) {
+    let gauges = dispatcher.gauges();
+    tracing::info!(
+        finished = in_flight.saturating_sub(sent_again),
+        sent_again,
+        queued = dispatcher.queued(),
+        deferred = gauges.deferred,
+        dead_letters = tools.metrics.dead_letters.get(),
+        checkpoint = %dispatcher.frontier(),
+        "stopped: of the requests in flight `finished` came to an end, and `sent_again` are sent again at the \
+         next start, as is what was still `queued`; `deferred` deliveries and dead letters are stored"
+    );
+}
+
+/// Lines about endpoints, at a bounded rate for each kind.
+#[derive(Default)]
+struct ChangeLog {
+    paces: [LinePace; EndpointChange::ALL.len()],
+}
+
+impl ChangeLog {
+    fn change(&mut self, changed: &EndpointChanged, now: Tick) {
+        let place = EndpointChange::ALL.iter().position(|change| *change == changed.change);
+        let pace = place.and_then(|place| self.paces.get_mut(place));
+        if pace.is_none_or(|pace| pace.admits(now)) {
+            log_change(changed);
+        }
+    }
+
+    fn say_withheld(&mut self, now: Tick) {
+        for (pace, change) in self.paces.iter_mut().zip(EndpointChange::ALL) {
+            if let Some(more) = pace.take_withheld(now) {
+                tracing::warn!(
+                    change = change.as_str(),
+                    more,
+                    "and so many more endpoints; `walhook endpoints list --trouble` shows how they stand"
+                );
+            }
         }
     }
 }
@@ -322,6 +373,14 @@ fn log_change(EndpointChanged { endpoint, account, change, detail }: &EndpointCh
             "state.max_size is reached: suspended the endpoint. What was deferred for it becomes a gap, and so \
              does what comes until there is room; then `walhook gaps list` shows the replay that sends it"
         ),
+        EndpointChange::Failing => tracing::warn!(
+            %endpoint, account, error = %detail,
+            "a request to the endpoint failed; it is tried again, and further failures are not logged \
+             one by one"
+        ),
+        EndpointChange::Recovered => {
+            tracing::info!(%endpoint, account, "the endpoint is well again: {detail}");
+        }
         EndpointChange::Unsuspended => tracing::warn!(
             %endpoint, account, reason = %detail,
             "the endpoint is no longer suspended; `walhook gaps list` shows the replay that sends what it missed"

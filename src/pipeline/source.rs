@@ -278,7 +278,7 @@ async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, Obstacle>
     let holder = format!("{} pid {}", hostname(), std::process::id());
     let recovered = store.take_lease(&holder).await?;
     let Recovery { epoch, now_us, frontier, settled, disabled, paused, .. } = recovered;
-    let Recovery { backlog, suspended, unrouted, joined, unseen, .. } = recovered;
+    let Recovery { backlog, suspended, unrouted, joined, unseen, failing, .. } = recovered;
     let clock = Clock::start();
     check_slot(config, &session.sentinel, frontier).await?;
     store_promotion(&mut store, session.promoted).await?;
@@ -294,6 +294,7 @@ async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, Obstacle>
         backlog,
         suspended,
         unrouted,
+        failing,
         joined,
         unseen,
         unix_us_at_zero,

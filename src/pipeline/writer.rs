@@ -8,9 +8,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Stop;
 use super::backoff::Backoff;
+use crate::engine::pace::LinePace;
 use crate::engine::persist::{
-    LETTERS_MAX, PersistBatch, Persisted, Purged, QueueId, UnroutedPurged,
+    DeadLetter, LETTERS_MAX, PersistBatch, Persisted, Purged, QueueId, UnroutedPurged,
 };
+use crate::engine::tick::Tick;
 use crate::io::failpoint::Failpoint;
 use crate::io::health::Teller;
 use crate::io::state::{StateError, StateStore};
@@ -47,6 +49,7 @@ pub(super) async fn write(
     tell: Teller,
     abort: CancellationToken,
 ) -> Result<(), Stop> {
+    let mut letters = LetterLog::new();
     let mut shown = Shown::default();
     loop {
         let request = tokio::select! {
@@ -102,6 +105,7 @@ pub(super) async fn write(
             }
         };
         report(&done);
+        letters.log(&store, &batch).await;
         if !batch.deferred.is_empty() {
             Failpoint::DeferredCommitted.pass();
         }
@@ -175,6 +179,49 @@ fn report(Persisted { letters_purged, beyond, unrouted_purged, .. }: &Persisted)
                 %endpoint, %account, rows,
                 "state.max_size is reached, and it holds the most: its dead letters are counted in one gap; \
                  `walhook gaps list` shows the replay that sends them"
+            );
+        }
+    }
+}
+
+/// A line for each dead letter, at a bounded rate.
+struct LetterLog {
+    pace: LinePace,
+    began: Instant,
+}
+
+/// To learn the ids of a few letters may take so long.
+const IDS_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl LetterLog {
+    fn new() -> Self {
+        Self { pace: LinePace::default(), began: Instant::now() }
+    }
+
+    /// Logs those that the batch has stored.
+    async fn log(&mut self, store: &StateStore, batch: &PersistBatch) {
+        let now = Tick(0) + self.began.elapsed();
+        let died = batch.died.iter().map(|(_, letter)| letter);
+        let letters = batch.dead_letters.iter().chain(died);
+        let logged: Vec<&DeadLetter> = letters.filter(|_| self.pace.admits(now)).collect();
+        if !logged.is_empty() {
+            let ids = timeout(IDS_TIMEOUT, store.letter_ids(&logged)).await;
+            let ids = ids.ok().and_then(Result::ok).unwrap_or_default();
+            for (n, letter) in logged.into_iter().enumerate() {
+                let DeadLetter { event, endpoint, reason, detail, attempts, replay, .. } = letter;
+                let detail: String = detail.chars().take(240).collect();
+                tracing::warn!(
+                    dead_letter = ids.get(n).copied().flatten(),
+                    endpoint = endpoint.as_deref().unwrap_or("none"), account = %event.account,
+                    event = %event.id, reason = reason.as_str(), attempts, replay, %detail,
+                    "a delivery is a dead letter; `walhook dead-letters show` shows one, `retry` sends it again"
+                );
+            }
+        }
+        if let Some(more) = self.pace.take_withheld(now) {
+            tracing::warn!(
+                more,
+                "and so many more dead letters; `walhook dead-letters list` shows them"
             );
         }
     }

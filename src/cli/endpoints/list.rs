@@ -55,6 +55,10 @@ pub(super) struct Line {
     since: Option<String>,
     deferred: i64,
     dead_letters: i64,
+    /// What the last request failed by, and when, and how many have failed in a row: while it fails.
+    last_error: Option<String>,
+    last_error_at: Option<String>,
+    failed: i64,
 }
 
 pub(super) async fn run(config: &Config, asked: &List, json: bool) -> CommandResult {
@@ -109,10 +113,14 @@ async fn rows(
 
 impl Line {
     fn new(id: String, row: Option<Listed>, standing: Option<Standing>) -> Self {
-        let (account, reason, since, deferred, dead_letters, state) = match standing {
-            Some(s) => (s.account, s.reason, s.since_us, s.deferred, s.dead_letters, s.state),
-            None => (None, None, None, 0, 0, "ok".to_owned()),
-        };
+        let standing = standing.unwrap_or_else(|| Standing {
+            endpoint: id.clone(),
+            state: "ok".to_owned(),
+            ..Standing::default()
+        });
+        let reason = why(&standing);
+        let Standing { account, since_us, deferred, dead_letters, state, failed, .. } = standing;
+        let Standing { last_error, last_error_us, .. } = standing;
         let invalid = row.as_ref().filter(|row| row.enabled).and_then(|row| row.invalid.clone());
         let (state, reason) = match (&row, invalid) {
             (None, _) => ("removed".to_owned(), reason),
@@ -127,11 +135,28 @@ impl Line {
             enabled: row.as_ref().map(|row| row.enabled),
             state,
             reason,
-            since: since.map(rfc3339),
+            since: since_us.map(rfc3339),
             deferred,
             dead_letters,
+            last_error,
+            last_error_at: last_error_us.map(rfc3339),
+            failed,
         }
     }
+}
+
+/// Why nothing, or little, is sent to it.
+fn why(standing: &Standing) -> Option<String> {
+    let reason = || match (&*standing.state, standing.open_until_us) {
+        ("breaker_open", Some(until)) => {
+            Some(format!("it failed too often, and is tried again at {}", rfc3339(until)))
+        }
+        ("failing", _) if standing.failed > 0 => {
+            Some(format!("{} requests have failed in a row", standing.failed))
+        }
+        _ => None,
+    };
+    standing.reason.clone().or_else(reason)
 }
 
 /// Host and port of a URL: its user, path and query may be secret.
@@ -147,7 +172,16 @@ impl Page {
             "no endpoint fits".to_owned()
         } else {
             let head = [
-                "ID", "ACCOUNT", "HOST", "ENABLED", "STATE", "SINCE", "DEFERRED", "DEAD", "REASON",
+                "ID",
+                "ACCOUNT",
+                "HOST",
+                "ENABLED",
+                "STATE",
+                "SINCE",
+                "DEFERRED",
+                "DEAD",
+                "REASON",
+                "LAST ERROR",
             ];
             let mut rows = vec![head.map(str::to_owned)];
             rows.extend(self.endpoints.iter().map(|line| {
@@ -164,6 +198,10 @@ impl Page {
                     line.deferred.to_string(),
                     line.dead_letters.to_string(),
                     one_line(line.reason.as_deref().unwrap_or("-")),
+                    match (&line.last_error_at, &line.last_error) {
+                        (Some(at), Some(error)) => one_line(&format!("{at} {error}")),
+                        _ => "-".to_owned(),
+                    },
                 ]
             }));
             table(&rows)

@@ -23,11 +23,15 @@ pub enum EndpointChange {
     Suspended,
     /// They have room again: its deliveries go as before.
     Unsuspended,
+    /// A request to it failed, after one that it took, or as the first one.
+    Failing,
+    /// It has taken one since.
+    Recovered,
 }
 
 impl EndpointChange {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Disabled,
         Self::Enabled,
         Self::BreakerOpened,
@@ -36,6 +40,8 @@ impl EndpointChange {
         Self::Suspended,
         Self::Unsuspended,
         Self::Resumed,
+        Self::Failing,
+        Self::Recovered,
     ];
 
     /// The word in the metrics.
@@ -49,6 +55,8 @@ impl EndpointChange {
             Self::Paused => "paused",
             Self::Suspended => "suspended",
             Self::Unsuspended => "unsuspended",
+            Self::Failing => "failing",
+            Self::Recovered => "recovered",
             Self::Resumed => "resumed",
         }
     }
@@ -61,8 +69,12 @@ impl EndpointChange {
             Self::Enabled | Self::BreakerClosed | Self::Unsuspended => {
                 Some(NoticeKind::EndpointRecovered)
             }
-            // Whoever pauses and resumes knows.
-            Self::BreakerOpened | Self::Paused | Self::Resumed => None,
+            // Whoever pauses and resumes knows, and single failures are nobody's business.
+            Self::BreakerOpened
+            | Self::Paused
+            | Self::Resumed
+            | Self::Failing
+            | Self::Recovered => None,
         }
     }
 }

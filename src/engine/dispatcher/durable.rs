@@ -318,6 +318,7 @@ impl Dispatcher {
         self.hand_out_backlogs(&mut batch, now);
         batch.settled = self.ahead.take(|txn| self.tracker.is_passed(txn));
         batch.settled.extend(self.hand_out_joins());
+        self.hand_out_failing(&mut batch, now);
         let durable = &mut self.durable;
         batch.retried = std::mem::take(&mut durable.retried);
         self.replays.hand_out(&mut batch);

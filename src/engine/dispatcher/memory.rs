@@ -15,6 +15,7 @@ use super::super::persist::QueueId;
 use super::super::schedule::LaneId;
 use super::Dispatcher;
 use super::defer::Detour;
+use super::failing::FAILING_BYTES;
 
 /// What is known of one queue that has deferred rows: its entry, a node of each of its maps, its name.
 const DETOUR_BYTES: usize =
@@ -35,6 +36,7 @@ impl Dispatcher {
         self.router.bytes()
             + self.queues * QUEUE_BYTES
             + self.detours.len() * DETOUR_BYTES
+            + self.failures.len() * FAILING_BYTES
             + self.tracker.open_transactions() * TXN_BYTES
             + (self.recovered.len() + self.joins.len()) * RANGE_BYTES
             + self.shelves.bytes()

@@ -34,6 +34,7 @@ mod changes;
 mod defer;
 mod durable;
 mod ending;
+mod failing;
 mod fan_out;
 mod held;
 mod input;
@@ -75,6 +76,7 @@ use super::tracker::{Tracker, TxnSeq};
 
 use defer::Detour;
 use durable::Durable;
+use failing::Failures;
 use fan_out::Waiting;
 use join::Joins;
 use refill::Refills;
@@ -127,6 +129,7 @@ pub struct Dispatcher {
     detours: HashMap<QueueId, Box<Detour>>,
     suspensions: Suspensions,
     refills: Refills,
+    failures: Failures,
     replays: Replays,
     shelves: Shelves,
     /// Since when a look-up has not been answered.
@@ -199,6 +202,7 @@ impl Dispatcher {
             paused,
             detours: HashMap::new(),
             suspensions: Suspensions::default(),
+            failures: Failures::new(settings.memory_limit, start.failing, Tick(0)),
             refills: Refills::new(settings.memory_limit, known_from),
             replays: Replays::default(),
             shelves: Shelves::new(),
@@ -273,6 +277,13 @@ impl Dispatcher {
     #[must_use]
     pub fn frontier(&self) -> Lsn {
         self.tracker.frontier()
+    }
+
+    /// Deliveries in memory that are neither in flight nor in a table.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        let pending = self.lanes.values().map(Lane::pending).sum::<usize>();
+        pending.saturating_sub(self.in_flight.len())
     }
 
     /// How things stand.

@@ -58,6 +58,13 @@ impl Dispatcher {
             self.note_failure(lane_id, &endpoint, id, outcome, now);
         }
         let queue = self.queue_id(lane_id, &endpoint)?;
+        if outcome.delivered() {
+            self.end_failing(&queue, now);
+        } else if !outcome.aborted() {
+            // Of one that wants no more the log is told that it is switched off.
+            let is_told = outcome.result.as_ref().is_ok_and(|answer| answer.status == 410);
+            self.begin_failing(&queue, event.id, &failure_text(outcome), is_told, now);
+        }
         let is_test = self.is_test(&queue, id, origin);
         self.apply(lane_id, &endpoint, id, (outcome, outdated), now)?;
         self.note_health(lane_id, &queue, is_test, outcome, now);
@@ -85,7 +92,8 @@ impl Dispatcher {
         let is_stopped = self.is_stopped(&queue);
         let in_memory = self.lanes.get_mut(&lane_id)?.queue_mut(endpoint)?;
         in_memory.hold.withdrawn(started);
-        let is_retry = matches!(in_memory.get(id)?.origin, Origin::Retry { .. });
+        let origin = in_memory.get(id)?.origin;
+        let is_retry = matches!(origin, Origin::Retry { dead_letter: Some(_), .. });
         let due = in_memory.put_off(id, now, &mut self.rng);
         let wake = Wake::Delivery(lane_id, endpoint.clone(), id);
         self.timers.push(Reverse(Timer { due, wake }));

@@ -204,6 +204,9 @@ impl Dispatcher {
         }
         self.sync(id);
         if let Some(queue) = self.queue_id(id, endpoint) {
+            if why.is_none() {
+                self.forget_failing(&queue, now);
+            }
             self.forget_breaker(&queue, now);
             self.look_after(&queue, now);
         }

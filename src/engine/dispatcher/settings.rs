@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::engine::event::{EndpointId, Event};
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{
-    BacklogRow, DeferReason, DisableEndpoint, GapChange, Joined, PauseEndpoint, SettledRange,
-    UnroutedAccount,
+    BacklogRow, DeferReason, DisableEndpoint, EndpointError, GapChange, Joined, PauseEndpoint,
+    SettledRange, UnroutedAccount,
 };
 use crate::engine::settle::SettlePolicy;
 use crate::engine::tick::Tick;
@@ -76,6 +76,8 @@ pub struct Start {
     pub joined: Vec<Joined>,
     /// Transactions whose changes of watched tables look-ups may not show yet.
     pub unseen: Vec<u32>,
+    /// The endpoints that fail.
+    pub failing: Vec<EndpointError>,
     /// What the state database's clock said at tick 0: microseconds since 1970-01-01 UTC. All leaders
     /// go by that one, whatever their own say; a step of it later changes nothing.
     pub unix_us_at_zero: i64,

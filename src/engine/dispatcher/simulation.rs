@@ -98,6 +98,7 @@ impl Life {
             paused: paused.collect(),
             backlog: world.backlog.values().cloned().collect(),
             suspended: world.growing().collect(),
+            failing: Vec::new(),
             unrouted: world.unrouted.accounts.values().cloned().collect(),
             joined: world.unrouted.joined(),
             unseen: world.unrouted.unseen.iter().copied().collect(),

@@ -6,12 +6,15 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::engine::event::{EndpointId, Event};
+use crate::engine::persist::DeadLetter;
 use crate::io::op::{EQ, GT, LE, LT, NE};
 
 use super::event::{EVENT_COLUMNS, read_event};
 use super::persist::StoredAttempt;
 use super::persist::dead_letters::remove;
-use super::{DeadLetterFilter, Scope, StateError, StateStore, hold_off_leader, text, unreadable};
+use super::{
+    DeadLetterFilter, Param, Scope, StateError, StateStore, hold_off_leader, text, unreadable,
+};
 
 /// One dead letter with its event.
 #[derive(Debug, Clone)]
@@ -82,6 +85,35 @@ impl StateStore {
         limit: i64,
     ) -> Result<Vec<StoredDeadLetter>, StateError> {
         self.select(filter, &format!("d.id {GT} $9"), after_id, limit, None).await
+    }
+
+    /// The ids of these letters, where they are rows and not only counted.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn letter_ids(
+        &self,
+        letters: &[&DeadLetter],
+    ) -> Result<Vec<Option<i64>>, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "SELECT (SELECT l.id FROM {s}.dead_letters l WHERE l.pipeline {EQ} $1
+                        AND l.event_id {EQ} r.event AND l.endpoint {EQ} r.endpoint
+                        AND l.replay_id {EQ} r.replay)
+             FROM unnest($2, $3, $4) WITH ORDINALITY AS r(event, endpoint, replay, at) ORDER BY r.at"
+        );
+        let events: Vec<String> = letters.iter().map(|l| l.event.id.to_string()).collect();
+        let endpoints: Vec<&str> =
+            letters.iter().map(|l| l.endpoint.as_deref().unwrap_or_default()).collect();
+        let replays: Vec<i64> = letters.iter().map(|l| l.replay).collect();
+        let params: [Param<'_>; 4] = [
+            (pipeline, Type::TEXT),
+            (&events, Type::TEXT_ARRAY),
+            (&endpoints, Type::TEXT_ARRAY),
+            (&replays, Type::INT8_ARRAY),
+        ];
+        let rows = self.connection.query_typed(&sql, &params).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
     }
 
     /// Those that this job has retried and that failed again, in the order of their ids.

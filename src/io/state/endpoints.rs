@@ -5,11 +5,11 @@ use tokio_postgres::types::Type;
 
 use super::{Param, Scope, StateError, StateStore, text};
 use crate::engine::event::EndpointId;
-use crate::engine::persist::{DisableEndpoint, PauseEndpoint};
+use crate::engine::persist::{DisableEndpoint, EndpointError, PauseEndpoint};
 use crate::io::op::{EQ, GT, NE, to_us};
 
 /// An endpoint that has something in the state tables.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Standing {
     /// Its id.
     pub endpoint: String,
@@ -25,6 +25,14 @@ pub struct Standing {
     pub deferred: i64,
     /// Its dead letters.
     pub dead_letters: i64,
+    /// When it is tried next, while its breaker is open: microseconds since 1970-01-01 UTC.
+    pub open_until_us: Option<i64>,
+    /// What its last request failed by, while it fails.
+    pub last_error: Option<String>,
+    /// When: microseconds since 1970-01-01 UTC.
+    pub last_error_us: Option<i64>,
+    /// Requests that have failed since it took one.
+    pub failed: i64,
 }
 
 impl StateStore {
@@ -41,11 +49,13 @@ impl StateStore {
     ) -> Result<Vec<Standing>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT endpoint, account, state, reason, {}, deferred, dead_letters
+            "SELECT endpoint, account, state, reason, {}, deferred, dead_letters, {}, last_error, {}, failed
              FROM {s}.endpoints WHERE pipeline {EQ} $1 AND ($2 IS NULL OR endpoint {EQ} ANY ($2))
                AND endpoint COLLATE pg_catalog.\"C\" {GT} $3
              ORDER BY endpoint COLLATE pg_catalog.\"C\" LIMIT $4",
-            to_us("since")
+            to_us("since"),
+            to_us("breaker_open_until"),
+            to_us("last_error_at")
         );
         let params: [Param<'_>; 4] = [
             (pipeline, Type::TEXT),
@@ -64,6 +74,10 @@ impl StateStore {
                     since_us: row.try_get(4)?,
                     deferred: row.try_get(5)?,
                     dead_letters: row.try_get(6)?,
+                    open_until_us: row.try_get(7)?,
+                    last_error: text::get_opt(row, 8)?,
+                    last_error_us: row.try_get(9)?,
+                    failed: row.try_get(10)?,
                 })
             })
             .collect()
@@ -83,6 +97,27 @@ impl StateStore {
         let rows = self.connection.query_typed(&sql, &[(pipeline, Type::TEXT)]).await?;
         rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
     }
+}
+
+/// Selects the endpoints of the pipeline `$1` that fail for [`read_error`].
+pub(super) fn errors_sql(s: &str) -> String {
+    format!(
+        "SELECT account, endpoint, {}, failed, {}, error FROM {s}.endpoint_errors
+         WHERE pipeline {EQ} $1 ORDER BY 2, 1",
+        to_us("failing_since"),
+        to_us("last_at")
+    )
+}
+
+pub(super) fn read_error(row: &Row) -> Result<EndpointError, StateError> {
+    let failed: i64 = row.try_get(3)?;
+    Ok(EndpointError {
+        queue: text::queue(row.try_get(0)?, row.try_get(1)?),
+        since_us: row.try_get(2)?,
+        failed: failed.cast_unsigned(),
+        last_us: row.try_get(4)?,
+        error: text::get(row, 5)?,
+    })
 }
 
 /// The endpoints that are stopped, by whom.

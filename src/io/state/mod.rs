@@ -61,7 +61,8 @@ use super::pg::{AsDatabaseUrl, DatabaseUrl};
 use crate::engine::halt::SourceIdentity;
 use crate::engine::lsn::Lsn;
 use crate::engine::persist::{
-    BacklogRow, DisableEndpoint, GapChange, Joined, PauseEndpoint, SettledRange, UnroutedAccount,
+    BacklogRow, DisableEndpoint, EndpointError, GapChange, Joined, PauseEndpoint, SettledRange,
+    UnroutedAccount,
 };
 use crate::engine::settled;
 use crate::io::op::{EQ, PLUS, to_us};
@@ -78,7 +79,7 @@ use super::sql::{ConnectError, error_text, is_data_error};
 pub const SCHEMA_VERSION: i32 = 1;
 
 /// The table that was added last: where it is missing, an earlier version's `setup` made the schema.
-const NEWEST_TABLE: &str = "troubles";
+const NEWEST_TABLE: &str = "endpoint_errors";
 
 /// How long a session may sit idle inside a transaction: a frozen leader's lock on the lease ends
 /// then, and a takeover waits no longer for it. Far above what a busy leader takes between two
@@ -219,6 +220,8 @@ pub struct Recovery {
     pub joined: Vec<Joined>,
     /// Transactions whose changes of watched tables look-ups may not show yet.
     pub unseen: Vec<u32>,
+    /// The endpoints that fail.
+    pub failing: Vec<EndpointError>,
 }
 
 /// One pipeline's state, over one session.
@@ -409,8 +412,8 @@ impl StateStore {
         let param: [Param<'_>; 1] = [(pipeline, Type::TEXT)];
         let growing = gaps::growing_sql(s);
         let (unrouted, joined) = (unrouted::accounts_sql(s), unrouted::joined_sql(s));
-        let unseen = unrouted::unseen_sql(s);
-        let (checkpoint, ranges, stopped, behind, growing, unrouted, joined, unseen) = try_join!(
+        let (unseen, failing) = (unrouted::unseen_sql(s), endpoints::errors_sql(s));
+        let (checkpoint, ranges, stopped, behind, growing, unrouted, joined, unseen, failing) = try_join!(
             tx.query_typed_opt(&checkpoint, &param),
             tx.query_typed(&ranges, &param),
             tx.query_typed(&stopped, &param),
@@ -419,6 +422,7 @@ impl StateStore {
             tx.query_typed(&unrouted, &param),
             tx.query_typed(&joined, &param),
             tx.query_typed(&unseen, &param),
+            tx.query_typed(&failing, &param),
         )?;
         let Some(checkpoint) = checkpoint else { return Err(self.scope.not_set_up()) };
         let Stops { disabled, paused } = Stops::read(&stopped)?;
@@ -434,6 +438,7 @@ impl StateStore {
             unrouted: unrouted.iter().map(unrouted::read_account).collect::<Result<_, _>>()?,
             joined: joined.iter().map(unrouted::read_joined).collect::<Result<_, _>>()?,
             unseen: unseen.iter().map(unrouted::read_unseen).collect::<Result<_, _>>()?,
+            failing: failing.iter().map(endpoints::read_error).collect::<Result<_, _>>()?,
         };
         tx.commit().await?;
         self.epoch = Some(epoch);

@@ -157,6 +157,13 @@ impl StateStore {
             );
             removed += tx.execute_typed(&delete, &params).await?;
         }
+        // Of endpoints that nothing is sent to any more, and of removed ones.
+        let errors = format!(
+            "DELETE FROM {s}.endpoint_errors WHERE ctid {EQ} ANY (ARRAY (
+                 SELECT ctid FROM {s}.endpoint_errors WHERE pipeline {EQ} $1
+                     AND last_at {LT} {old} LIMIT $3))"
+        );
+        removed += tx.execute_typed(&errors, &params).await?;
         if removed > 0 {
             let none = format!(
                 "DELETE FROM {s}.dead_letter_counts

@@ -131,7 +131,9 @@ impl Diary {
             | EndpointChange::Paused
             | EndpointChange::Resumed
             | EndpointChange::Suspended
-            | EndpointChange::Unsuspended => {}
+            | EndpointChange::Unsuspended
+            | EndpointChange::Failing
+            | EndpointChange::Recovered => {}
         }
     }
 

@@ -93,6 +93,8 @@ macro_rules! for_each_part {
             replayed,
             backlog,
             backlog_gone,
+            errors,
+            errors_gone,
             enabled,
             disabled,
             paused,

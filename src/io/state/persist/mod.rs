@@ -34,6 +34,7 @@ mod backlog;
 mod bodies;
 pub(super) mod dead_letters;
 mod deferred;
+mod errors;
 mod gaps;
 mod history;
 mod isolate;
@@ -156,28 +157,31 @@ async fn write_deferred(
 ) -> Result<Persisted, StateError> {
     // What adds rows goes before what removes some: a body that is still needed then shows it. And letters
     // before bodies: those that are only counted need none.
-    let (beyond, .., beyond_died, _, _, _, _, _, _, _, _, _, _, _, _, purged, letters_purged) = try_join!(
-        dead_letters::insert(tx, scope, step, &batch.dead_letters),
-        bodies::insert(tx, scope, batch),
-        dead_letters::mark_failed(tx, scope, &batch.retried),
-        deferred::insert(tx, scope, &batch.deferred),
-        deferred::retime(tx, scope, &batch.retimed),
-        deferred::die(tx, scope, step.next(), &batch.died),
-        deferred::resolve(tx, scope, &batch.resolved, Late::Done),
-        deferred::resolve(tx, scope, &batch.dropped, Late::Dropped),
-        dead_letters::remove_delivered(tx, scope, &batch.retried),
-        replays::count(tx, scope, &batch.replayed),
-        backlog::store(tx, scope, &batch.backlog),
-        backlog::remove(tx, scope, &batch.backlog_gone),
-        stops::enable(tx, scope, &batch.enabled),
-        stops::disable(tx, scope, &batch.disabled),
-        stops::pause(tx, scope, &batch.paused),
-        stops::end_jobs(tx, scope, &batch.jobs_done),
-        notices::add(tx, scope, &batch.notices),
-        gaps::store(tx, scope, batch.frontier, &batch.gaps),
-        gaps::purge(tx, scope, &batch.purges),
-        letters::purge(tx, scope, &batch.letter_purges),
-    )?;
+    let (beyond, .., beyond_died, _, _, _, _, _, _, _, _, _, _, _, _, _, _, purged, letters_purged) =
+        try_join!(
+            dead_letters::insert(tx, scope, step, &batch.dead_letters),
+            bodies::insert(tx, scope, batch),
+            dead_letters::mark_failed(tx, scope, &batch.retried),
+            deferred::insert(tx, scope, &batch.deferred),
+            deferred::retime(tx, scope, &batch.retimed),
+            deferred::die(tx, scope, step.next(), &batch.died),
+            deferred::resolve(tx, scope, &batch.resolved, Late::Done),
+            deferred::resolve(tx, scope, &batch.dropped, Late::Dropped),
+            dead_letters::remove_delivered(tx, scope, &batch.retried),
+            replays::count(tx, scope, &batch.replayed),
+            backlog::store(tx, scope, &batch.backlog),
+            backlog::remove(tx, scope, &batch.backlog_gone),
+            stops::enable(tx, scope, &batch.enabled),
+            stops::disable(tx, scope, &batch.disabled),
+            stops::pause(tx, scope, &batch.paused),
+            stops::end_jobs(tx, scope, &batch.jobs_done),
+            errors::store(tx, scope, &batch.errors),
+            errors::remove(tx, scope, &batch.errors_gone),
+            notices::add(tx, scope, &batch.notices),
+            gaps::store(tx, scope, batch.frontier, &batch.gaps),
+            gaps::purge(tx, scope, &batch.purges),
+            letters::purge(tx, scope, &batch.letter_purges),
+        )?;
     let beyond = [beyond, beyond_died].concat();
     Ok(Persisted { purged, letters_purged, beyond, unrouted_purged: Vec::new() })
 }

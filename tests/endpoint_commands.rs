@@ -130,3 +130,97 @@ async fn text_from_outside_reaches_the_terminal_escaped_and_json_unchanged() -> 
     ensure!(!forged.contains('\u{1b}') && !forged.contains("\ny"), "{forged:?}");
     Ok(())
 }
+
+/// Item 17: whoever is woken sees at once what fails, since when and by what; and when it is well again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_failure_recovery_and_dead_letters_are_logged_and_the_list_shows_the_last_error()
+-> Result<()> {
+    let mut world = World::with("", RULES, &[]).await?;
+    world.hook(1, 1, "?token=hush").await?;
+    // Refused by [egress], which allows no private addresses.
+    world.sql.batch_execute("UPDATE webhooks SET url = 'http://10.0.0.1/x?token=hush'").await?;
+    let running = world.run().await?;
+    running.until_logged("walhook starts").await?;
+    running.until_logged("rules=").await?;
+    world.subscribe(1, 1).await?;
+    running.until_logged("a request to the endpoint failed").await?;
+    world.until("SELECT count(*) FROM walhook.endpoint_errors", "1").await?;
+    let listed = world.walhook_json(&["endpoints", "list"]).await?;
+    let one = &listed["endpoints"][0];
+    ensure!(one["state"] == "failing" && one["failed"].as_i64() >= Some(1), "{listed}");
+    ensure!(one["last_error"].to_string().contains("forbidden"), "{listed}");
+    ensure!(one["last_error_at"].is_string() && one["reason"].is_string(), "{listed}");
+    let plain = said(&world.walhook(&["endpoints", "list", "--trouble"]).await?);
+    ensure!(plain.contains("LAST ERROR") && plain.contains("forbidden"), "{plain}");
+
+    // Well again: a line, and nothing in the list.
+    let well = format!("UPDATE webhooks SET url = 'http://{}/1'", world.mock.address());
+    world.sql.batch_execute(&well).await?;
+    world.subscribe(2, 1).await?;
+    let hurry = ["deferred", "retry", "--all", "--wait", "0s"];
+    while world.mock.received().is_empty() {
+        world.walhook(&hurry).await?;
+    }
+    running.until_logged("the endpoint is well again").await?;
+    world.until("SELECT count(*) FROM walhook.endpoint_errors", "0").await?;
+
+    // Each dead letter is a line with its id; a retry in vain says by what.
+    world.mock.set_behaviour("/1", Behaviour::status(StatusCode::GONE));
+    world.subscribe(3, 1).await?;
+    running.until_logged("a delivery is a dead letter").await?;
+    running.until_logged("dead_letter=1 endpoint=1").await?;
+    let off = world.walhook_json(&["endpoints", "list"]).await?;
+    ensure!(off["endpoints"][0]["last_error"].to_string().contains("status 410"), "{off}");
+    ensure!(world.walhook(&["endpoints", "resume", "1"]).await?.status.success());
+    world.mock.set_behaviour("/1", Behaviour::status(StatusCode::IM_A_TEAPOT));
+    let retried = world.walhook(&["dead-letters", "retry", "1"]).await?;
+    ensure!(retried.status.code() == Some(1), "{}", said(&retried));
+    ensure!(said(&retried).contains("status 418"), "{}", said(&retried));
+    let json = world.walhook_json(&["dead-letters", "retry", "1"]).await?;
+    ensure!(json["errors"][0]["detail"].to_string().contains("status 418"), "{json}");
+
+    let (ended, log) = {
+        running.signal("TERM")?;
+        running.ended_with_log().await?
+    };
+    ensure!(ended.success(), "{log}");
+    ensure!(log.contains("stopped by SIGTERM") && log.contains("sent_again=0"), "{log}");
+    ensure!(!log.contains("hush"), "{log}");
+    Ok(())
+}
+
+/// Item 18: discarding nothing is done, and whoever reads no further is told nothing.
+#[tokio::test]
+async fn discarding_nothing_succeeds_and_a_closed_pipe_is_quiet() -> Result<()> {
+    let world = World::with("", RULES, &[]).await?;
+    for command in ["dead-letters", "deferred"] {
+        let nothing = world.walhook(&[command, "discard", "--all"]).await?;
+        ensure!(nothing.status.success(), "{command}: {}", said(&nothing));
+        ensure!(said(&nothing).contains("discarded 0"), "{command}: {}", said(&nothing));
+        let json = world.walhook_json(&[command, "discard", "--all"]).await?;
+        ensure!(json["discarded"] == 0, "{json}");
+    }
+    for command in [
+        &["status"][..],
+        &["status", "--json"],
+        &["endpoints", "list"],
+        &["gaps", "list"],
+        &["replay", "list"],
+        &["dead-letters", "list", "--json"],
+        &["deferred", "list"],
+        &["config", "show", "--example"],
+        &["completions", "bash"],
+        &["--help"],
+    ] {
+        let open = world.walhook(command).await?;
+        // Whoever reads has gone before the first word.
+        let closed = world.walhook_into_closed_pipe(command).await?;
+        let stderr = text(&closed.stderr);
+        ensure!(
+            !stderr.contains("panicked") && !stderr.contains("roken pipe"),
+            "{command:?}: {stderr}"
+        );
+        ensure!(closed.status.code() == open.status.code(), "{command:?}: {:?}", closed.status);
+    }
+    Ok(())
+}

@@ -169,6 +169,16 @@ impl World {
             .with_context(|| format!("{args:?}: {}{}", text(&output.stdout), text(&output.stderr)))
     }
 
+    /// Runs a command whose standard output nobody reads.
+    pub async fn walhook_into_closed_pipe(&self, args: &[&str]) -> Result<Output> {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let mut command = self.command(args);
+        let child = command.stdout(Stdio::from(writer)).stderr(Stdio::piped()).spawn()?;
+        drop(command);
+        Ok(child.wait_with_output().await?)
+    }
+
     /// Starts a command; killed when dropped.
     pub fn start(&self, args: &[&str]) -> Result<Child> {
         Ok(self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)

@@ -350,9 +350,13 @@ impl Dispatcher {
     ) {
         let event = Arc::clone(&held.event);
         for endpoint in endpoints.iter().filter(|e| e.enabled && e.wants(&event.event_type)) {
-            if self.was_settled(&event, &endpoint.id)
-                || self.joined_after(&endpoint.id, event.position.commit_lsn())
-            {
+            if self.was_settled(&event, &endpoint.id) {
+                continue;
+            }
+            if self.joined_after(&endpoint.id, event.position.commit_lsn()) {
+                // Nor after a crash, behind what it gets from now on.
+                let account = event.account.clone();
+                self.join(QueueId { account, endpoint: endpoint.id.clone() });
                 continue;
             }
             self.tracker.add(txn, 1);

@@ -187,7 +187,7 @@ async fn replay_to_a_stopped_endpoint_waits_under_its_id_and_is_delivered_when_t
     assert!(second.status.success(), "{}", text(&second.stderr));
     assert!(text(&second.stdout).contains("delivered 15, waiting 0, dead 0"));
     // A wait for all of it ends when its time is over, and the replay goes on.
-    let asked = ["replay", "start", "--from", &from, "--endpoint", "2", "--wait", "1s"];
+    let asked = ["replay", "start", "--from", &from, "--endpoint", "2", "--wait", "12s"];
     let third = world.walhook(&asked).await.unwrap();
     assert_eq!(third.status.code(), Some(1));
     let said = text(&third.stdout) + &text(&third.stderr);

@@ -212,7 +212,7 @@ impl LetterLog {
                 let detail: String = detail.chars().take(240).collect();
                 tracing::warn!(
                     dead_letter = ids.get(n).copied().flatten(),
-                    endpoint = endpoint.as_deref().unwrap_or("none"), account = %event.account,
+                    endpoint = %endpoint.as_deref().unwrap_or("none"), account = %event.account,
                     event = %event.id, reason = reason.as_str(), attempts, replay, %detail,
                     "a delivery is a dead letter; `walhook dead-letters show` shows one, `retry` sends it again"
                 );

@@ -297,6 +297,9 @@ impl Dispatcher {
     /// What is to be made durable now, in one transaction; answered by
     /// [`Dispatcher::handle_persisted`]. One at a time.
     pub fn poll_persist(&mut self, now: Tick) -> Option<PersistBatch> {
+        if self.failures.is_due(now) {
+            self.durable.touch();
+        }
         let frontier = self.tracker.frontier();
         if self.durable.deadline(frontier, self.stopping).is_none_or(|due| due > now) {
             return None;

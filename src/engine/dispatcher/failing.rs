@@ -76,6 +76,11 @@ impl Failures {
         self.queues.len()
     }
 
+    /// Whether a row is to be written or removed now.
+    pub(super) fn is_due(&self, now: Tick) -> bool {
+        self.due.first().is_some_and(|(due, _)| *due <= now)
+    }
+
     fn plan(&mut self, queue: &QueueId, at: Tick) {
         let Some(failing) = self.queues.get_mut(queue) else { return };
         if let Some(before) = failing.due.replace(at) {

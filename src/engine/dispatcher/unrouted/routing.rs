@@ -75,7 +75,10 @@ impl Dispatcher {
                 continue;
             }
             let Some(shelf) = self.shelves.accounts.get_mut(&account) else { continue };
-            shelf.in_line = false;
+            if !std::mem::take(&mut shelf.in_line) || !matches!(shelf.page, Page::None) {
+                // In the line since an earlier shelf of the account.
+                continue;
+            }
             shelf.page = Page::Asked(shelf.storing.front().cloned());
             self.shelves.pages += 1;
             let (after, rows) = (shelf.cursor.clone(), PAGE_ROWS);
@@ -95,9 +98,9 @@ impl Dispatcher {
         for UnroutedPage { account, rows, end } in pages {
             let gives_up = self.shelves.bound.gives_up(&account);
             let Some(shelf) = self.shelves.accounts.get_mut(&account) else { continue };
-            let Page::Asked(ceiling) = std::mem::replace(&mut shelf.page, Page::None) else {
-                continue;
-            };
+            let Page::Asked(ceiling) = &mut shelf.page else { continue };
+            let ceiling = ceiling.take();
+            shelf.page = Page::None;
             let found = rows.len();
             let mut read = VecDeque::with_capacity(found);
             for Unrouted { event, routed_to: after } in rows {

@@ -121,9 +121,11 @@ impl Notices {
         notice.count += 1;
     }
 
-    /// A dead letter is to be stored: one that was tried in vain is worth a notice.
+    /// A dead letter is to be stored: one that was tried in vain is worth a notice, where it is not a
+    /// replay's, whose operator is told by the command.
     pub fn add_letter(&mut self, letter: &DeadLetter) {
         if letter.reason == DeadReason::Exhausted
+            && letter.replay == 0
             && let Some(endpoint) = &letter.endpoint
         {
             let account = Some(&letter.event.account);

@@ -187,7 +187,7 @@ async fn mistakes_of_a_new_user_in_rights_and_columns_are_named_with_their_fix()
             mends: "SELECT",
             check: "fail  state: the schema walhook has ",
             mend: "run `walhook setup --admin-url`",
-            run: "lacks the table gaps; run `walhook setup`",
+            run: "run `walhook setup`",
         },
     ] {
         if mistake.mends == "SELECT" {

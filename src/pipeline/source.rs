@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::time::Instant;
-use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
@@ -124,6 +123,18 @@ impl From<tokio_postgres::Error> for Obstacle {
     }
 }
 
+/// What to do where the state tables refuse a statement for what is missing.
+fn fix_of_state(refused: &tokio_postgres::Error) -> Option<&'static str> {
+    match refused.code()?.code() {
+        "42501" => Some("run `walhook setup --admin-url`, which grants our role what it needs"),
+        // A schema, a table, a column or a function.
+        "3F000" | "42P01" | "42703" | "42883" => {
+            Some("run `walhook setup`, which adds what is missing")
+        }
+        _ => None,
+    }
+}
+
 impl From<StateError> for Obstacle {
     fn from(error: StateError) -> Self {
         match error {
@@ -131,10 +142,8 @@ impl From<StateError> for Obstacle {
             StateError::FrontierDecreases { .. }
             | StateError::CheckpointMoved { .. }
             | StateError::Unreadable { .. } => Self::Stop(Stop::Failed(error.into())),
-            StateError::Sql(ref refused)
-                if refused.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) =>
-            {
-                let fix = "run `walhook setup --admin-url`, which grants our role what it needs";
+            StateError::Sql(ref refused) if fix_of_state(refused).is_some() => {
+                let fix = fix_of_state(refused).unwrap_or_default();
                 Self::refused(anyhow::anyhow!("{error}; {fix}"))
             }
             StateError::NotSetUp { .. }
@@ -247,11 +256,12 @@ async fn until_free(config: &Config) {
 /// Start, then bump the epoch, then read what the earlier leader has stored: it may have stored more
 /// after we looked first, and stores nothing after the bump.
 async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, Obstacle> {
+    // The state first: where it is not set up, `walhook setup` may be all that is missing.
+    let mut store = open_state(config).await?;
+    let expected = store.source_identity().await?;
     if !started {
         preflight(config).await?;
     }
-    let mut store = open_state(config).await?;
-    let expected = store.source_identity().await?;
     let at = resume_prepared(config, &mut store, &expected).await?;
     let session = open(config, &expected, at).await?;
     let endpoints = if started { EndpointTable::LookedUp } else { EndpointTable::Checked };

@@ -289,6 +289,24 @@ const AFTER: &[Mistake] = &[
         code: 2,
         says: &["WALHOOK_SOURCE__URL_FILE: cannot read the file /no/such/file", "correct the path"],
     },
+    Mistake {
+        wrong: sql("ALTER ROLE walhook NOREPLICATION", "ALTER ROLE walhook REPLICATION"),
+        command: RUN,
+        code: 2,
+        says: &["replicat", "ALTER ROLE \"walhook\" REPLICATION"],
+    },
+    Mistake {
+        wrong: sql("REVOKE SELECT ON webhooks FROM walhook", "GRANT SELECT ON webhooks TO walhook"),
+        command: RUN,
+        code: 2,
+        says: &["webhooks", "GRANT SELECT"],
+    },
+    Mistake {
+        wrong: config("allow = [\"127.0.0.0/8\"]", "allow = []"),
+        command: CHECK,
+        code: 0,
+        says: &["egress.allow"],
+    },
 ];
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! A new user's walk from the README to the second rule, by a role without superuser rights, and on its
 //! way each mistake that docs/install.md warns of: every message names the thing and the fix.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use walhook::mock::Received;
 
 use crate::support::{SECRET, World, text};
@@ -85,14 +85,18 @@ async fn make(world: &World, mistake: &Mistake) -> Result<()> {
 }
 
 async fn make_all(world: &World, mistakes: &[Mistake]) -> Result<()> {
+    let mut wrong = String::new();
     for (n, mistake) in mistakes.iter().enumerate() {
         let what = match mistake.wrong {
             Wrong::Sql { does, .. } => does,
             Wrong::Config { to, .. } => to,
             Wrong::Env(name, _) => name,
         };
-        make(world, mistake).await.with_context(|| format!("mistake {n}: {what}"))?;
+        if let Err(error) = make(world, mistake).await {
+            wrong.push_str(&format!("mistake {n}, {what}: {error}\n"));
+        }
     }
+    ensure!(wrong.is_empty(), "{wrong}");
     Ok(())
 }
 
@@ -110,7 +114,12 @@ const BEFORE: &[Mistake] = &[
         code: 1,
         says: &["public.hooks does not exist", "endpoints.table"],
     },
-    Mistake { wrong: sql("", ""), command: RUN, code: 2, says: &["run `walhook setup`"] },
+    Mistake {
+        wrong: sql("", ""),
+        command: RUN,
+        code: 2,
+        says: &["walhook may not replicate", "run `walhook setup --admin-url`"],
+    },
     Mistake {
         wrong: sql("", ""),
         command: CHECK,
@@ -263,7 +272,7 @@ const AFTER: &[Mistake] = &[
         ),
         command: RUN,
         code: 2,
-        says: &["public.webhooks has no column enabled", "active"],
+        says: &["public.webhooks has no column enabled", "name the column in endpoints.enabled"],
     },
     Mistake {
         wrong: config("columns = [\"id\", \"email\", \"status\"]", "columns = [\"id\", \"mail\"]"),

@@ -12,23 +12,23 @@ use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
 use crate::support::{RULES, SCHEMA, World};
 
 /// A file system of 24 MiB in memory; gone when dropped.
-struct SmallDisk(TempDir);
+pub(crate) struct SmallDisk(TempDir);
 
 impl SmallDisk {
     /// `None` where we may not mount.
-    fn mount() -> Result<Option<Self>> {
+    pub(crate) fn mount() -> Result<Option<Self>> {
         let dir = TempDir::new()?;
         let mount = ["-t", "tmpfs", "-o", "size=24m,mode=755", "walhook-test"];
         let mounted = Command::new("mount").args(mount).arg(dir.path()).output();
         Ok(mounted.is_ok_and(|output| output.status.success()).then_some(Self(dir)))
     }
 
-    fn filler(&self) -> PathBuf {
+    pub(crate) fn filler(&self) -> PathBuf {
         self.0.path().join("filler")
     }
 
     /// Writes until nothing more goes in.
-    fn fill(&self) -> Result<()> {
+    pub(crate) fn fill(&self) -> Result<()> {
         use std::io::Write as _;
         let mut file = std::fs::File::create(self.filler())?;
         for piece in [1 << 20, 4 << 10] {

@@ -39,6 +39,7 @@ mod kills;
 mod network;
 mod notify;
 mod operator;
+mod outages;
 mod partitions;
 mod poolers;
 mod receivers;

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 
 use super::clock::unix_us;
+use super::sql::error_text;
 use super::trouble::{Instance, PASSING, Part, Told, Trouble, fix};
 use crate::engine::event::rfc3339;
 
@@ -228,19 +229,23 @@ impl Teller {
     }
 }
 
-/// An error with its causes, as anyhow prints them.
+/// An error with its causes, on one line.
 fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
+    let say = |error: &(dyn Error + 'static)| match error.downcast_ref() {
+        Some(sql) => error_text(sql),
+        None => error.to_string(),
+    };
+    let mut text = say(error);
     let mut cause = error.source();
     while let Some(error) = cause {
-        let next = error.to_string();
+        let next = say(error);
         // Some texts hold that of their cause.
         if !text.contains(&next) {
             text = format!("{text}: {next}");
         }
         cause = error.source();
     }
-    text
+    text.replace('\n', "; ")
 }
 
 #[cfg(test)]

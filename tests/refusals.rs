@@ -152,7 +152,7 @@ async fn mistakes_of_a_new_user_in_rights_and_columns_are_named_with_their_fix()
             mends: "ALTER TABLE webhooks RENAME signing_key TO secret",
             check: "fail  endpoints.secret: public.webhooks has no column secret",
             mend: "name the column in endpoints.secret",
-            run: "endpoints.secret: public.webhooks has no column secret; name the column in",
+            run: "endpoints.secret: public.webhooks has no column secret; there are id, account_id",
         },
         Mistake {
             breaks: "ALTER TABLE webhooks ALTER enabled DROP DEFAULT, ALTER enabled TYPE text",

@@ -19,6 +19,9 @@ fn wanted<'a>(key: &'static str, column: &'a str, types: &'static [&'static str]
     Wanted { key, column, types }
 }
 
+/// So many columns at most are listed in a message.
+const MAX_LISTED: usize = 20;
+
 const ANY: &[&str] = &[];
 const TEXT: &[&str] = &["text", "character varying", "character", "citext"];
 const TEXTS: &[&str] = &["text[]", "character varying[]", "citext[]", "jsonb", "json"];
@@ -80,7 +83,10 @@ async fn of_table(
         let what = (*key).to_owned();
         let Some(found) = table.column(column) else {
             let finding = format!("{name} has no column {column}");
-            faults.push(Fault { what, finding, fix: format!("name the column in {key}") });
+            let there: Vec<&str> =
+                table.columns.iter().map(|(name, _)| name.as_str()).take(MAX_LISTED).collect();
+            let fix = format!("there are {}; name the column in {key}", there.join(", "));
+            faults.push(Fault { what, finding, fix });
             continue;
         };
         // A type outside pg_catalog is printed with its schema.

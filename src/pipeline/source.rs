@@ -256,12 +256,12 @@ async fn until_free(config: &Config) {
 /// Start, then bump the epoch, then read what the earlier leader has stored: it may have stored more
 /// after we looked first, and stores nothing after the bump.
 async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, Obstacle> {
-    // The state first: where it is not set up, `walhook setup` may be all that is missing.
-    let mut store = open_state(config).await?;
-    let expected = store.source_identity().await?;
+    // First: what is told names the rights that `walhook setup` needs too.
     if !started {
         preflight(config).await?;
     }
+    let mut store = open_state(config).await?;
+    let expected = store.source_identity().await?;
     let at = resume_prepared(config, &mut store, &expected).await?;
     let session = open(config, &expected, at).await?;
     let endpoints = if started { EndpointTable::LookedUp } else { EndpointTable::Checked };

@@ -56,7 +56,8 @@ async fn environment_and_password_file_complete_a_url() -> Result<()> {
     let connection = async |changed: &[(&str, &str)]| -> Result<String> {
         let output = world.walhook_with(&["check"], &[&env[..], changed].concat()).await?;
         let lines = text(&output.stdout);
-        Ok(lines.lines().next().with_context(|| text(&output.stderr))?.to_owned())
+        let line = lines.lines().find(|line| line.contains("  connection: "));
+        Ok(line.with_context(|| text(&output.stderr))?.to_owned())
     };
     let line = connection(&[]).await?;
     assert!(

@@ -5,33 +5,25 @@ use super::keys::{EVENTS, SECTIONS, distance};
 /// What the variables of this program begin with.
 const PREFIX: &str = "WALHOOK_";
 
-/// Those that are no keys, beside what Kubernetes sets: of the commands, the mock endpoint, the tests and
-/// the container's own.
-const OURS: [&str; 5] = [
-    "WALHOOK_CONFIG",
-    "WALHOOK_ADMIN_URL",
-    "WALHOOK_MOCK_SECRET",
-    "WALHOOK_FAILPOINT",
-    "WALHOOK_SEED",
-];
+/// Of the commands: no key, though it begins with the name of a section.
+const ADMIN_URL: &str = "WALHOOK_ADMIN_URL";
 
-/// What begins so is ours too.
-const OUR_PREFIXES: [&str; 3] = ["WALHOOK_TEST_", "WALHOOK_LOADTEST_", "WALHOOK_TORTURE_"];
+/// So many letters are typing errors; further from every key, the name is somebody else's.
+const TYPING_ERRORS: usize = 2;
 
-/// Names of variables that begin with `WALHOOK_` and set nothing, each with what to write instead. Values
-/// are not looked at.
+/// Names of variables that begin with `WALHOOK_`, look as if they were meant to set a key, and set nothing;
+/// each with what to write instead. Values are not looked at.
 ///
-/// A name with a double underscore sets a key, or is an error: that is not for here.
+/// Meant to is what is nearly a key, or begins with the name of a section: all else under our prefix
+/// (`WALHOOK_BIN`) is no business of ours. A name with a double underscore sets a key, or is an error: that is
+/// not for here.
 pub fn strangers(names: impl IntoIterator<Item = String>) -> Vec<String> {
-    let mut names: Vec<String> = names.into_iter().filter(|name| is_strange(name)).collect();
-    names.sort();
-    names.iter().map(|name| format!("{name} sets nothing; {}", instead(name))).collect()
-}
-
-fn is_strange(name: &str) -> bool {
-    name.strip_prefix(PREFIX).is_some_and(|rest| !rest.contains("__") && !is_of_kubernetes(name))
-        && !OURS.contains(&name)
-        && !OUR_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    let mut found: Vec<String> = names
+        .into_iter()
+        .filter_map(|name| Some(format!("{name} sets nothing; {}", instead(&name)?)))
+        .collect();
+    found.sort();
+    found
 }
 
 /// What Kubernetes sets for each service: `WALHOOK_SERVICE_HOST`, `WALHOOK_PORT_9723_TCP_ADDR`, and the
@@ -43,26 +35,39 @@ fn is_of_kubernetes(name: &str) -> bool {
         || name.split_once("_PORT").is_some_and(|(_, rest)| port(rest))
 }
 
-/// The key that the name is nearest to, as a variable.
-fn instead(name: &str) -> String {
-    let meant = name.strip_prefix(PREFIX).unwrap_or(name).to_lowercase();
-    let mut nearest: Option<(usize, String)> = None;
-    for section in SECTIONS.iter().filter(|section| section.name != EVENTS) {
-        for key in section.supported() {
-            for file in ["", "_file"] {
-                let far = distance(&meant, &format!("{}_{key}{file}", section.name));
-                if nearest.as_ref().is_none_or(|(least, _)| far < *least) {
-                    let variable = format!("{PREFIX}{}__{key}{file}", section.name).to_uppercase();
-                    nearest = Some((far, variable));
-                }
-            }
-        }
+/// What to write instead of the name; `None` where it was not meant to set a key.
+fn instead(name: &str) -> Option<String> {
+    let rest = name.strip_prefix(PREFIX)?;
+    if rest.contains("__") || is_of_kubernetes(name) || name == ADMIN_URL {
+        return None;
     }
-    match nearest {
-        Some((0, variable)) => format!("write {variable}, with two underscores"),
-        Some((far, variable)) if far <= 1 + meant.len() / 4 => format!("did you mean {variable}?"),
-        Some(_) | None => format!("keys are set as {PREFIX}<SECTION>__<KEY>"),
+    let meant = rest.to_lowercase();
+    let (far, variable) = nearest(&meant)?;
+    let section = SECTIONS.iter().find(|section| {
+        let rest = meant.strip_prefix(section.name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    });
+    let near = if section.is_some() { 1 + meant.len() / 4 } else { TYPING_ERRORS };
+    match section {
+        _ if far == 0 => Some(format!("write {variable}, with two underscores")),
+        Some(section) if section.name == EVENTS => Some("rules can be set in the file only".into()),
+        _ if far <= near => Some(format!("did you mean {variable}?")),
+        Some(_) => Some(format!("keys are set as {PREFIX}<SECTION>__<KEY>")),
+        None => None,
     }
+}
+
+/// The key that is nearest, as a variable, and how many letters away it is.
+fn nearest(meant: &str) -> Option<(usize, String)> {
+    let keys = SECTIONS.iter().filter(|section| section.name != EVENTS).flat_map(|section| {
+        section.supported().flat_map(|key| ["", "_file"].map(|file| (section.name, key, file)))
+    });
+    let far = |(section, key, file): &(&str, &str, &str)| {
+        distance(meant, &format!("{section}_{key}{file}"))
+    };
+    let (section, key, file) = keys.min_by_key(far)?;
+    let variable = format!("{PREFIX}{section}__{key}{file}").to_uppercase();
+    Some((far(&(section, key, file)), variable))
 }
 
 #[cfg(test)]
@@ -80,15 +85,33 @@ mod tests {
             ("WALHOOK_SOURCE_URL_FILE", "write WALHOOK_SOURCE__URL_FILE, with two underscores"),
             ("WALHOOK_STATE_MAX_SIZE", "write WALHOOK_STATE__MAX_SIZE, with two underscores"),
             ("WALHOOK_SOURCE_REPLICATON_URL", "did you mean WALHOOK_SOURCE__REPLICATION_URL?"),
-            ("WALHOOK_COLOUR", "keys are set as WALHOOK_<SECTION>__<KEY>"),
+            ("WALHOOK_SOUCRE_URL", "did you mean WALHOOK_SOURCE__URL?"),
+            ("WALHOOK_SOURCEURL", "did you mean WALHOOK_SOURCE__URL?"),
+            ("WALHOOK_SOURCE", "keys are set as WALHOOK_<SECTION>__<KEY>"),
+            ("WALHOOK_EGRESS_COLOUR_OF_THE_SKY", "keys are set as WALHOOK_<SECTION>__<KEY>"),
+            ("WALHOOK_EVENTS_TYPE", "rules can be set in the file only"),
         ] {
             assert_eq!(found(&[name]), [format!("{name} sets nothing; {says}")]);
         }
     }
 
     #[test]
-    fn variables_of_kubernetes_and_of_the_commands_are_not_strange() {
+    fn variables_that_were_not_meant_to_set_a_key_are_not_remarked_on() {
         let names = [
+            "WALHOOK_BIN",
+            "WALHOOK_REPO",
+            "WALHOOK_VERSION",
+            "WALHOOK_COLOUR",
+            "WALHOOK_IMAGE_TAG",
+            "WALHOOK_DATABASE_URL",
+            "WALHOOK_TEST_ONLY_ONE",
+            "WALHOOK_LOADTEST_SECONDS",
+            "WALHOOK_LOGGING_OFF",
+            "WALHOOK_SOURCES",
+            "WALHOOK_MOCK_SECRET",
+            "WALHOOK_FAILPOINT",
+            "WALHOOK_SEED",
+            "WALHOOK_",
             "WALHOOK_SERVICE_HOST",
             "WALHOOK_SERVICE_PORT",
             "WALHOOK_SERVICE_PORT_ADMIN",

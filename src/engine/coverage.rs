@@ -148,9 +148,10 @@ impl Lack {
                  publication's owner and the table's a role that walhook's is a member of"
             ),
             Self::Identityless => format!(
-                "{what} has no replica identity, and is not in the publication {publication} because its \
-                 own UPDATE and DELETE would fail then: its changes are not sent; give it a primary key, \
-                 or ALTER TABLE {name} REPLICA IDENTITY FULL"
+                "{what} has no replica identity that can be published, and is not in the publication {publication} because its \
+                 own UPDATE and DELETE would fail then: its changes are not sent; give it a primary key \
+                 and REPLICA IDENTITY DEFAULT, or, where it has no virtual generated column, ALTER TABLE \
+                 {name} REPLICA IDENTITY FULL"
             ),
             Self::Filtered => format!(
                 "{what} has a row filter in the publication {publication}, which hides changes: publish \

@@ -52,7 +52,12 @@ const MEMBERS: &str = r#"
             FROM pg_catalog.pg_attribute a
             WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid
               AND a.attnum OPERATOR(pg_catalog.>) 0) AS shape,
-           c.relreplident OPERATOR(pg_catalog.=) 'f' OR EXISTS (
+           c.relreplident OPERATOR(pg_catalog.=) 'f' AND NOT EXISTS (
+               SELECT FROM pg_catalog.pg_attribute a
+               WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid
+                 AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped
+                 AND a.attgenerated OPERATOR(pg_catalog.=) 'v'
+           ) OR EXISTS (
                SELECT FROM pg_catalog.pg_index i
                WHERE i.indrelid OPERATOR(pg_catalog.=) c.oid AND i.indisvalid
                  AND (c.relreplident OPERATOR(pg_catalog.=) 'd' AND i.indisprimary AND i.indimmediate

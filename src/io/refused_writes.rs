@@ -33,6 +33,9 @@ fn written_sql(lists: &str) -> String {
         SELECT c.oid, c.relreplident {EQ} 'f' AS is_full, p.prattrs IS NOT NULL AS has_list,
             p.generated,
                k.attnums,
+               (SELECT a.attname FROM pg_catalog.pg_attribute a
+                WHERE a.attrelid {EQ} c.oid AND a.attnum {GT} 0 AND NOT a.attisdropped
+                  AND a.attgenerated {EQ} 'v' ORDER BY a.attnum LIMIT 1) AS virtual,
                ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a
                      WHERE a.attrelid {EQ} c.oid AND a.attnum {EQ} ANY (k.attnums)) AS key,
                ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a
@@ -57,6 +60,7 @@ fn written_sql(lists: &str) -> String {
     SELECT oid::pg_catalog.regclass::pg_catalog.text,
            CASE
            WHEN NOT is_full AND attnums IS NULL THEN 'identity'
+           WHEN is_full AND virtual IS NOT NULL THEN 'virtual'
            WHEN has_list AND (is_full OR NOT key OPERATOR(pg_catalog.<@) list) THEN 'list'
            WHEN NOT is_full AND NOT filter OPERATOR(pg_catalog.<@) key THEN 'filter'
            WHEN generated AND EXISTS (
@@ -64,7 +68,7 @@ fn written_sql(lists: &str) -> String {
                WHERE a.attrelid {EQ} known.oid AND a.attnum {GT} 0 AND NOT a.attisdropped
                  AND a.attgenerated {EQ} 's' AND (is_full OR a.attnum {EQ} ANY (attnums)))
                  THEN 'generated'
-           END
+           END, virtual::pg_catalog.text
     FROM known ORDER BY 1"
     )
 }
@@ -75,9 +79,25 @@ pub struct RefusedWrites {
     /// The table, as SQL writes it.
     pub table: String,
     /// Why they fail, in words that follow the table's name.
-    pub problem: &'static str,
+    pub problem: String,
     /// What to do.
     pub mend: String,
+}
+
+/// Why a table with REPLICA IDENTITY FULL and a virtual generated column cannot be published, whatever the
+/// publication says of generated columns, in words that follow the table's name; and what to do.
+#[must_use]
+pub fn unpublishable_column(table: &str, column: &str) -> (String, String) {
+    (
+        format!(
+            "has REPLICA IDENTITY FULL, which does not go with its virtual generated column {}",
+            quote_ident(column)
+        ),
+        format!(
+            "ALTER TABLE {table} REPLICA IDENTITY DEFAULT, which goes by its primary key, or USING INDEX, or \
+             drop the column"
+        ),
+    )
 }
 
 /// Finds such tables, whoever needs them published.
@@ -98,6 +118,11 @@ pub async fn refused_writes(client: &Client, publication: &str) -> Result<Vec<Re
         let table: String = row.try_get(0)?;
         let again = format!("publish {table} again without it");
         let (problem, mend) = match row.try_get(1)? {
+            Some("virtual") => {
+                let (problem, mend) = unpublishable_column(&table, row.try_get(2)?);
+                found.push(RefusedWrites { table, problem, mend });
+                continue;
+            }
             Some("identity") => (
                 "has no replica identity",
                 format!(
@@ -116,7 +141,7 @@ pub async fn refused_writes(client: &Client, publication: &str) -> Result<Vec<Re
             ),
             Some(_) | None => continue,
         };
-        found.push(RefusedWrites { table, problem, mend });
+        found.push(RefusedWrites { table, problem: problem.to_owned(), mend });
     }
     Ok(found)
 }

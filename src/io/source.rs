@@ -215,6 +215,9 @@ pub struct Table {
     /// The table itself or those of its partitions that have no replica identity: a publication of
     /// their updates makes the customer's own UPDATE and DELETE fail.
     pub without_identity: Vec<String>,
+    /// Those of them whose whole old row could not be logged, for it has the virtual generated column that is
+    /// named beside: to publish them has the same effect.
+    pub whole_with_virtual: Vec<(String, String)>,
     /// Whether its replica identity, or that of a partition, holds a stored generated column.
     pub identifies_by_generated: bool,
 }
@@ -272,6 +275,7 @@ pub async fn table(client: &Client, name: &TableName) -> Result<Option<Table>> {
         is_logged: row.try_get::<_, &str>(2)? == "p",
         columns: columns.iter().map(column).collect::<Result<_>>()?,
         without_identity: without_identity(client, oid).await?,
+        whole_with_virtual: whole_with_virtual(client, oid).await?,
         identifies_by_generated: identifies_by_generated(client, oid).await?,
     }))
 }
@@ -299,6 +303,25 @@ async fn without_identity(client: &Client, oid: u32) -> Result<Vec<String>> {
         )
         .await?;
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+async fn whole_with_virtual(client: &Client, oid: u32) -> Result<Vec<(String, String)>> {
+    let rows = client
+        .query(
+            &format!(
+                "SELECT DISTINCT ON (1) c.oid::pg_catalog.regclass::pg_catalog.text,
+                    a.attname::pg_catalog.text
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid {EQ} c.oid
+             WHERE (c.oid {EQ} $1 OR c.oid {EQ} ANY (SELECT relid
+             FROM pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass)))
+               AND c.relkind {EQ} 'r' AND c.relreplident {EQ} 'f'
+               AND a.attnum {GT} 0 AND NOT a.attisdropped AND a.attgenerated {EQ} 'v'
+             ORDER BY 1, a.attnum"
+            ),
+            &[&oid],
+        )
+        .await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
 async fn identifies_by_generated(client: &Client, oid: u32) -> Result<bool> {

@@ -86,7 +86,7 @@ pub(super) async fn refuse_to_break_writes(
     let name = &config.source.publication;
     let refused = refused_writes(client, name).await?;
     let line = |table: &RefusedWrites| {
-        let (table, problem, mend) = (&table.table, table.problem, &table.mend);
+        let (table, problem, mend) = (&table.table, &table.problem, &table.mend);
         format!(
             "publication {name:?} makes UPDATE and DELETE of {table} fail: it {problem}; {mend}"
         )

@@ -12,6 +12,7 @@ use crate::config::{Config, RuleOperation};
 use crate::engine::catalog::TableName;
 use crate::engine::coverage::{Kind, Lack};
 use crate::io::coverage::{self, Seen};
+use crate::io::refused_writes::unpublishable_column;
 use crate::io::source;
 
 /// Since version 18 a replica identity must not hold generated columns, unless they are published.
@@ -131,8 +132,9 @@ fn children(tables: &[Seen]) -> Result<Children> {
 
 fn no_identity(table: &str, name: &str) -> String {
     format!(
-        "{table} has no replica identity: publishing it would make your own UPDATE and DELETE of it fail; \
-         give it a primary key, or ALTER TABLE {name} REPLICA IDENTITY FULL"
+        "{table} has no replica identity that can be published: your own UPDATE and DELETE of it would \
+         fail; give it a primary key and REPLICA IDENTITY DEFAULT, or, where it has no virtual generated \
+         column, ALTER TABLE {name} REPLICA IDENTITY FULL"
     )
 }
 
@@ -161,6 +163,12 @@ async fn publishable(client: &Client, name: &TableName) -> Result<source::Table>
     );
     if let Some(first) = table.without_identity.first() {
         bail!("{}", no_identity(first, first));
+    }
+    if let Some((first, column)) = table.whole_with_virtual.first() {
+        let (problem, fix) = unpublishable_column(first, column);
+        bail!(
+            "{first} {problem}: publishing it would make your own UPDATE and DELETE of it fail; {fix}"
+        );
     }
     Ok(table)
 }

@@ -93,7 +93,19 @@ async fn setup_refuses_tables_whose_publication_would_break_the_customers_writes
         assert_eq!(fixture.text("SELECT count(*)::text FROM pg_publication").await, "0");
         fixture.run(mends).await;
     }
+    if fixture.text("SHOW server_version_num").await.parse::<i32>().unwrap() >= 180_000 {
+        fixture.run("ALTER TABLE subscribers ADD \"N\" int GENERATED ALWAYS AS (id) VIRTUAL").await;
+        fixture.run("ALTER TABLE subscribers REPLICA IDENTITY FULL").await;
+        let error = steps(&config, None, SOON).await.unwrap_err().to_string();
+        let fix = error.split_once("does not go with its virtual generated column \"N\"");
+        let (_, fix) = fix.unwrap_or_else(|| panic!("{error}"));
+        assert_eq!(fixture.text("SELECT count(*)::text FROM pg_publication").await, "0");
+        let (_, fix) = fix.split_once("; ").unwrap();
+        fixture.run(fix.split(", ").next().unwrap()).await;
+    }
     steps(&config, None, SOON).await.unwrap();
+    fixture.run("INSERT INTO subscribers (account_id, email) VALUES (1, 'a')").await;
+    fixture.run("UPDATE subscribers SET email = 'b'").await;
 }
 
 #[tokio::test]

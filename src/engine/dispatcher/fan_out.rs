@@ -22,6 +22,7 @@ use super::super::endpoint::{Endpoint, Routes};
 use super::super::event::{AccountId, EndpointId, Event, RowKeys, Unroutable, UnroutableReason};
 use super::super::lane::{DELIVERY_BYTES, Held, Source};
 use super::super::persist::{DeferReason, QueueId};
+use super::super::position::Position;
 use super::super::tick::Tick;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
@@ -85,6 +86,13 @@ impl Waiting {
 
     pub(super) fn is_empty(&self) -> bool {
         self.accounts.is_empty()
+    }
+
+    /// Where the first of the account's events stands that waits, operators' retries apart.
+    pub(super) fn first_position(&self, account: &AccountId) -> Option<Position> {
+        let mut events = self.accounts.get(account)?.events.iter();
+        let first = events.find(|parked| matches!(parked.to, To::All(_)))?;
+        Some(first.held.event.position)
     }
 
     /// Whether something may be possible at this moment.
@@ -327,7 +335,10 @@ impl Dispatcher {
                 self.die_unroutable(Unroutable { event, reason, detail }, txn);
                 return came_to;
             }
-            To::All(txn) => self.tracker.complete(txn),
+            To::All(txn) => {
+                self.tracker.complete(txn);
+                self.touch_joins();
+            }
             To::One { endpoint, dead_letter, job } => {
                 self.route_one(&held, endpoint, (dead_letter, job), routes.weight, now);
             }

@@ -4,10 +4,13 @@
 //! endpoint that had joined behind the checkpoint would get the events between the two, after newer
 //! ones of the same rows, which it has received already. So, before the first event is sent to it, it
 //! is stored that everything before that event is settled for it: a settled range like any other. That
-//! takes one state transaction, for which the endpoint's deliveries wait.
+//! takes one state transaction, for which the endpoint's deliveries wait. The first event may also come from
+//! a row without an endpoint (see [`super::unrouted`]): its deferred deliveries wait as well.
 //!
 //! It must be true, too. An endpoint that was there before (its row was switched on again, or moved, or
-//! wants more types) may have older deliveries in memory. Those end first: delivered, dead or deferred.
+//! wants more types) may have older deliveries in memory. Those end first: delivered, dead or deferred. Nor is
+//! anything stored while an older event of the account has not been routed: rows of an earlier leader's are
+//! routed before events that are read again.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -79,11 +82,22 @@ impl Dispatcher {
 
     /// The next delivery is routed to the queue: the first after a join, perhaps.
     pub(super) fn begin_join(&mut self, queue: &QueueId, position: Position) {
-        let joins = self.joins.queues.get_mut(queue);
-        let Some(join) = joins.and_then(VecDeque::back_mut) else { return };
+        let Some(joins) = self.joins.queues.get_mut(queue) else { return };
+        // What an earlier leader left on a shelf is routed before older events that are read again.
+        for first in joins.iter_mut().filter_map(|join| join.first.as_mut()) {
+            first.position = first.position.min(position);
+        }
+        let Some(join) = joins.back_mut() else { return };
         if join.first.is_none() {
             let id = DeliveryId(self.next_id);
             join.first = Some(First { id, position, last_insertion: None });
+            self.durable.touch();
+        }
+    }
+
+    /// Older events are out of the way: ranges of joins may be stored.
+    pub(super) fn touch_joins(&mut self) {
+        if !self.joins.is_empty() {
             self.durable.touch();
         }
     }
@@ -94,6 +108,13 @@ impl Dispatcher {
         for (queue, joins) in &mut self.joins.queues {
             let Some(join) = joins.front_mut() else { continue };
             let Some(first) = &mut join.first else { continue };
+            let waits = self.waiting.first_position(&queue.account);
+            if waits.is_some_and(|waits| waits < first.position)
+                || self.shelves.holds_back(&queue.account)
+            {
+                // An older event may yet come to the queue.
+                continue;
+            }
             if first.last_insertion.is_none() {
                 let lane = self.lane_of.get(&queue.account).and_then(|id| self.lanes.get(id));
                 let in_memory = lane.and_then(|lane| lane.queue(&queue.endpoint));

@@ -391,6 +391,17 @@ fn settings(memory_limit: usize) -> Settings {
     }
 }
 
+/// Names the seed of a run that fails.
+struct Named(u64);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("seed {} failed", self.0);
+        }
+    }
+}
+
 /// Runs a world with its crashes to the end, and checks what came of it.
 fn simulate(seed: u64, transactions: u64, crashes: u32) -> World {
     simulate_with(seed, transactions, crashes, 0, SLOTS, None)
@@ -420,6 +431,7 @@ fn run(
     slots: u32,
     bound: Option<u64>,
 ) -> World {
+    let _named = Named(seed);
     let mut now = Tick(0);
     let mut left = crashes;
     let memory_limit = if seed.is_multiple_of(2) { 1 << 20 } else { 1 << 17 };

@@ -348,6 +348,9 @@ impl Dispatcher {
 
     /// These rows are durably gone.
     pub(super) fn handle_rows_routed(&mut self, gone: Vec<UnroutedKey>, now: Tick) {
+        if !gone.is_empty() {
+            self.touch_joins();
+        }
         for UnroutedKey { account, .. } in gone {
             if let Some(shelf) = self.shelves.accounts.get_mut(&account) {
                 shelf.rows = shelf.rows.saturating_sub(1);

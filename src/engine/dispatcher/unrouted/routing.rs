@@ -224,6 +224,7 @@ impl Dispatcher {
         let name = UnroutedKey { account: account.clone(), event: key };
         for endpoint in owed {
             let queue = QueueId { account: account.clone(), endpoint };
+            self.begin_join(&queue, event.position);
             self.defer_routed(&queue, Arc::clone(&held), &keys, name.clone());
             self.look_after(&queue, now);
         }

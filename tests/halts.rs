@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::time::Instant;
 use walhook::demo::cluster::{Cluster, StopMode};
 
-use crate::support::{PATIENCE, RULES, World, text};
+use crate::support::{PATIENCE, RULES, World, bodies, text};
 
 /// `run` must halt for a reason that says all of this, and `status` must show it.
 const CONFIRMED: &str =
@@ -285,11 +285,40 @@ async fn halt_when_the_publication_goes_while_it_runs_and_rows_are_written_witho
 }
 
 #[tokio::test]
+async fn endpoint_table_that_leaves_the_publication_halts_nothing_and_is_looked_up_anew()
+-> Result<()> {
+    let mut world = World::new().await?;
+    world.hook(1, 1, "").await?;
+    let running = world.run().await?;
+    world.subscribe(1, 1).await?;
+    world.delivered(1).await?;
+    run_sql(&world, "ALTER PUBLICATION walhook DROP TABLE webhooks").await?;
+    let told = "SELECT count(*) FROM walhook.troubles WHERE part = 'watch'";
+    world.until(told, "1").await?;
+
+    // Nothing in the stream tells of an endpoint that comes now.
+    world.hook(2, 1, "").await?;
+    let deadline = Instant::now() + PATIENCE;
+    for id in 2.. {
+        world.subscribe(id, 1).await?;
+        let received = world.delivered(u64::try_from(id)?).await?;
+        if !bodies(&received, "/2").is_empty() {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "the second endpoint gets nothing: {}", running.log());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    world.set_up().await?;
+    world.until(told, "0").await?;
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
 async fn halt_when_a_table_leaves_the_publication_or_is_made_again() -> Result<()> {
     let mut world = World::new().await?;
     world.hook(1, 1, "").await?;
     for (leave, missing) in [
-        ("ALTER PUBLICATION walhook DROP TABLE webhooks", "public.webhooks"),
         ("DROP TABLE subscribers; CREATE TABLE subscribers (id bigint PRIMARY KEY, account_id bigint NOT NULL,
               email text, status text); ALTER TABLE subscribers REPLICA IDENTITY FULL", "public.subscribers"),
         ("ALTER PUBLICATION walhook SET (publish = 'insert')", "does not publish updates"),

@@ -47,13 +47,13 @@ async fn run_statements(client: &Connection, script: &str) -> Result<()> {
 
 /// `check` finds nothing, `setup` has nothing to do, and events are delivered.
 async fn works(world: &mut World) -> Result<()> {
+    world.hook(1, 1, "").await?;
     let output = world.walhook(&["check"]).await?;
     let lines = text(&output.stdout);
     ensure!(lines.lines().all(|line| line.starts_with("pass")), "check: {lines}");
     let steps = world.walhook_json(&["setup"]).await?;
     let steps = steps["steps"].as_array().context("no steps")?;
     ensure!(steps.iter().all(|step| step["did"] == "exists"), "{steps:?}");
-    world.hook(1, 1, "").await?;
     let running = world.run().await?;
     world.subscribe(1, 1).await?;
     world.delivered(1).await?;

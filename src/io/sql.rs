@@ -177,7 +177,7 @@ impl Connection {
         let at = || format!("{target} (database {}, user {})", info.database(), info.user());
         let no_password = password.as_ref().err().cloned();
         let refused = |source: tokio_postgres::Error| match &no_password {
-            Some(why) if source.to_string().contains(PASSWORD_MISSING) => {
+            Some(why) if is_missing_password(&source) => {
                 ConnectError::PasswordMissing { at: at(), why: why.clone() }
             }
             _ => {
@@ -273,6 +273,10 @@ impl DerefMut for Connection {
     fn deref_mut(&mut self) -> &mut Client {
         &mut self.client
     }
+}
+
+fn is_missing_password(error: &tokio_postgres::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|cause| cause.to_string() == PASSWORD_MISSING)
 }
 
 /// The server's own words, which tokio-postgres prints only as "db error".

@@ -256,14 +256,22 @@ async fn until_free(config: &Config) {
 /// Start, then bump the epoch, then read what the earlier leader has stored: it may have stored more
 /// after we looked first, and stores nothing after the bump.
 async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, Obstacle> {
-    // First: what is told names the rights that `walhook setup` needs too.
-    if !started {
-        preflight(config).await?;
-    }
-    let mut store = open_state(config).await?;
+    let refused = if started { Ok(()) } else { preflight(config).await };
+    let mut store = match open_state(config).await {
+        Ok(store) => store,
+        // What is told of the source names the rights that `walhook setup` needs too.
+        Err(error) => return Err(refused.err().unwrap_or_else(|| error.into())),
+    };
     let expected = store.source_identity().await?;
     let at = resume_prepared(config, &mut store, &expected).await?;
-    let session = open(config, &expected, at).await?;
+    let session = match open(config, &expected, at).await {
+        // Another database than ours need not hold what we look for.
+        Err(Obstacle::Stop(stop)) => return Err(stop.into()),
+        session => {
+            refused?;
+            session?
+        }
+    };
     let endpoints = if started { EndpointTable::LookedUp } else { EndpointTable::Checked };
     let system = expected.system_identifier;
     let compiled = compile_rules(config, &session.sentinel, system, endpoints).await;

@@ -29,7 +29,7 @@ pub mod teardown;
 mod time;
 pub mod upgrade;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 use serde::Serialize;
@@ -174,11 +174,15 @@ impl Common {
         if let Some(path) = &self.config {
             return Ok(path.clone());
         }
-        let mut paths = crate::config::DEFAULT_PATHS.iter().map(PathBuf::from);
         // One that may not be looked at is there for all we know, and reading it says why not.
-        let found = paths.find(|path| path.try_exists().unwrap_or(true));
-        Ok(found.ok_or(ConfigError::NoFile)?)
+        Ok(default_path(|path| path.try_exists().unwrap_or(true))?)
     }
+}
+
+/// Where the configuration is looked for, the first that is there.
+fn default_path(is_there: impl Fn(&Path) -> bool) -> Result<PathBuf, ConfigError> {
+    let found = crate::config::DEFAULT_PATHS.iter().map(Path::new).find(|path| is_there(path));
+    found.map(Path::to_owned).ok_or(ConfigError::NoFile)
 }
 
 /// Reads a database URL from the command line, so that it is never printed.
@@ -277,6 +281,18 @@ mod tests {
     #[test]
     fn command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn configuration_is_looked_for_here_then_in_etc_and_the_error_names_both() {
+        let (here, etc) = (Path::new("walhook.toml"), Path::new("/etc/walhook/walhook.toml"));
+        assert_eq!(default_path(|_| true).unwrap(), here);
+        assert_eq!(default_path(|path| path == etc).unwrap(), etc);
+        let failure = Failure::from(default_path(|_| false).unwrap_err());
+        let said = failure.to_string();
+        assert!(said.contains("neither walhook.toml nor /etc/walhook/walhook.toml"), "{said}");
+        assert!(said.contains("--config") && said.contains("WALHOOK_CONFIG"), "{said}");
+        assert_eq!(failure.exit_code(), 2);
     }
 
     #[test]

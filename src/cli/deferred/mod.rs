@@ -118,7 +118,8 @@ async fn page(state: &StateStore, list: &List) -> Result<print::Page, Failure> {
     let more = deferred.len() > limit;
     deferred.truncate(limit);
     let next_after = deferred.last().map(select::place).filter(|_| more);
-    Ok(print::Page { deferred, next_after })
+    let without_endpoint = state.without_endpoint(&filter).await?.map(print::Waiting::new);
+    Ok(print::Page { deferred, next_after, without_endpoint })
 }
 
 /// What came of a job. Without a wait, having asked is all there is to do.

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::cli::filter::Shared;
-use crate::engine::event::Event;
+use crate::engine::event::{AccountId, Event};
 use crate::engine::lsn::Lsn;
-use crate::engine::persist::{Defer, DeferReason, PersistBatch, Tried};
+use crate::engine::persist::{Defer, DeferReason, PersistBatch, Tried, UnroutedAccount};
 use crate::io::state::fixture::{Fixture, defer, event};
 use crate::io::state::{DeferredFilter, JobState};
 use std::sync::Arc;
@@ -88,6 +88,67 @@ async fn list_says_what_was_tried_and_when_next() {
     assert_eq!(row["history"][0]["latency_ms"], 12);
     assert_eq!((&row["account_id"], &row["type"]), (&"1".into(), &"a.b".into()));
     assert_eq!(json["next_after"], serde_json::Value::Null);
+}
+
+#[tokio::test]
+async fn list_ends_with_what_waits_without_an_endpoint_by_the_filter() {
+    let fixture = Fixture::start().await;
+    let (mut store, _) = with_rows(&fixture).await;
+    let page_of = async |store: &StateStore, shared, reason: Option<&str>| {
+        let filters = Filters { shared, reason: reason.map(str::to_owned) };
+        page(store, &List { filters, limit: 9, ..List::default() }).await.unwrap()
+    };
+    let page = page_of(&store, Shared::default(), None).await;
+    assert!(page.without_endpoint.is_none() && !page.to_text().contains("without an endpoint"));
+
+    let mut unrouted = vec![event(0x300, "40"), event(0x310, "40")];
+    unrouted.extend((0..12_u32).map(|n| event(0x320 + u64::from(n), &(50 + n).to_string())));
+    let counted = |account: &str, rows| UnroutedAccount {
+        account: AccountId::new(account),
+        rows,
+        settled: Vec::new(),
+    };
+    let mut unrouted_accounts = vec![counted("40", 2)];
+    unrouted_accounts.extend((50..62).map(|n: u32| counted(&n.to_string(), 1)));
+    let frontier = Lsn(0x100);
+    let batch = PersistBatch { frontier, unrouted, unrouted_accounts, ..PersistBatch::default() };
+    store.persist(&batch).await.unwrap();
+
+    let text = page_of(&store, Shared::default(), None).await.to_text();
+    let last = text.lines().last().unwrap();
+    let begins = "without an endpoint: 14 events wait (by account: 40: 2, 50: 1, ";
+    assert!(last.starts_with(begins) && last.contains("others: "), "{text}");
+    assert!(last.contains("of 13 accounts cannot") && last.contains("`walhook check`"), "{text}");
+    assert!(text.contains("evt_"), "the deliveries are listed too:\n{text}");
+
+    let account = |account: &str| Shared { account: Some(account.into()), ..Shared::default() };
+    let page = page_of(&store, account("40"), None).await;
+    assert!(page.to_text().starts_with("no deferred delivery fits\nwithout"), "{page:?}");
+    let json = serde_json::to_value(&page).unwrap();
+    let waiting = &json["without_endpoint"];
+    assert_eq!((&waiting["events"], &waiting["accounts"]), (&2.into(), &1.into()));
+    assert_eq!(waiting["most"], serde_json::json!([{ "account_id": "40", "events": 2 }]));
+    assert!(waiting["since"].as_str().unwrap().ends_with('Z') && waiting["fix"].is_string());
+
+    let of_type = |name: &str| Shared { event_type: Some(name.into()), ..Shared::default() };
+    let of = |endpoint: &str| Shared { endpoint: Some(endpoint.into()), ..Shared::default() };
+    let soon = crate::io::clock::unix_us() + 60_000_000;
+    for (shared, reason, shown) in [
+        (account("41"), None, false),
+        (of_type("a.b"), None, true),
+        (of_type("a.c"), None, false),
+        (Shared::default(), Some("unrouted"), true),
+        (Shared::default(), Some("failed"), false),
+        // They may be for this endpoint: nobody knows.
+        (of("7"), None, true),
+        (Shared { replay: Some(3), ..Shared::default() }, None, false),
+        (Shared { since: Some(soon), ..Shared::default() }, None, false),
+        (Shared { until: Some(soon), ..Shared::default() }, None, true),
+    ] {
+        let case = format!("{shared:?} {reason:?}");
+        let json = serde_json::to_value(page_of(&store, shared, reason).await).unwrap();
+        assert_eq!(!json["without_endpoint"].is_null(), shown, "{case}");
+    }
 }
 
 /// Does what the leader does with the next job.

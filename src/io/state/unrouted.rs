@@ -3,16 +3,19 @@
 
 use std::sync::Arc;
 
+use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::{PgLsn, Type};
 
 use super::event::{EVENT_COLUMNS, read_event};
-use super::{Param, Scope, StateError, StateStore, lsn, text, unreadable};
+use super::{
+    DeferredFilter, Param, Scope, StateError, StateStore, as_rfc3339, lsn, text, unreadable,
+};
 use crate::engine::event::{AccountId, EndpointId};
 use crate::engine::persist::{Joined, Unrouted, UnroutedAccount, UnroutedPage, UnroutedRefill};
 use crate::engine::position::Position;
 use crate::engine::settled;
-use crate::io::op::{EQ, GT, LE};
+use crate::io::op::{EQ, GT, LE, TIMES};
 
 /// Selects the accounts of the pipeline `$1` for [`read_account`].
 pub(super) fn accounts_sql(s: &str) -> String {
@@ -52,7 +55,75 @@ pub(super) fn read_unseen(row: &Row) -> Result<u32, StateError> {
     u32::try_from(row.try_get::<_, i64>(0)?).map_err(unreadable("unseen.xid"))
 }
 
+/// So many accounts are named.
+const NAMED: i64 = 10;
+
+/// Events that wait without an endpoint: those of their accounts cannot be looked up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WithoutEndpoint {
+    /// How many.
+    pub events: i64,
+    /// Of how many accounts.
+    pub accounts: i64,
+    /// When the oldest was stored: microseconds since 1970-01-01 UTC.
+    #[serde(rename = "since", serialize_with = "as_rfc3339")]
+    pub since_us: i64,
+    /// The accounts that have most of them; at most 10.
+    pub most: Vec<OfAccount>,
+}
+
+/// How many of them are an account's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OfAccount {
+    /// The account.
+    #[serde(rename = "account_id")]
+    pub account: String,
+    /// How many.
+    pub events: i64,
+}
+
 impl StateStore {
+    /// Counts the events without an endpoint that fit the filter; `None` where there are none. Which endpoint
+    /// they are for is not known, so the filter's does not matter; of a replay there are none.
+    ///
+    /// Time: that of reading the table once, which is at most a quarter of `state.max_size`.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn without_endpoint(
+        &self,
+        filter: &DeferredFilter,
+    ) -> Result<Option<WithoutEndpoint>, StateError> {
+        if filter.replay.is_some_and(|replay| replay != 0) {
+            return Ok(None);
+        }
+        let filter = DeferredFilter { endpoint: None, replay: None, ..filter.clone() };
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "SELECT account, events,
+                    (pg_catalog.sum(events) OVER ())::bigint, pg_catalog.count(*) OVER (),
+                    (extract(epoch FROM pg_catalog.min(since) OVER ()) {TIMES} 1000000)::bigint
+             FROM (SELECT d.account, pg_catalog.count(*) AS events, pg_catalog.min(d.deferred_at) AS since
+                   FROM (SELECT u.pipeline, u.account, u.event_id, u.event_type, u.stored_at AS deferred_at,
+                                NULL::pg_catalog.text AS endpoint, 'unrouted'::pg_catalog.text AS reason
+                         FROM {s}.unrouted u) d
+                   WHERE {} GROUP BY d.account) a
+             ORDER BY events DESC, account LIMIT {NAMED}",
+            filter.condition()
+        );
+        let rows = self.connection.query_typed(&sql, &filter.params(pipeline)).await?;
+        let Some(first) = rows.first() else { return Ok(None) };
+        let of = |row: &Row| {
+            Ok(OfAccount { account: text::get(row, "account")?, events: row.try_get(1)? })
+        };
+        Ok(Some(WithoutEndpoint {
+            events: first.try_get(2)?,
+            accounts: first.try_get(3)?,
+            since_us: first.try_get(4)?,
+            most: rows.iter().map(of).collect::<Result<_, StateError>>()?,
+        }))
+    }
+
     /// Reads a page of each account's events, in the order of the stream.
     ///
     /// Memory: what the requests allow together, twice for a moment. Time: that of as many walks along an

@@ -27,6 +27,7 @@ mod egress;
 mod encodings;
 mod endpoint_commands;
 mod endpoints;
+mod errors;
 mod failover;
 mod failpoints;
 mod files;

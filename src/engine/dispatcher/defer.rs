@@ -127,6 +127,10 @@ impl Dispatcher {
         if self.is_paused(&queue.endpoint) {
             return Some(DeferReason::Paused);
         }
+        if self.detours.get(queue).is_some_and(|detour| detour.suspension.is_some()) {
+            // What was counted in its gap is not stored yet.
+            return Some(DeferReason::Behind);
+        }
         if let Some(detour) = self.detours.get(queue)
             && detour.rows() > 0
             && detour.backlog.blocks(keys)

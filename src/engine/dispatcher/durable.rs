@@ -507,6 +507,7 @@ impl Dispatcher {
         self.handle_purged(&persisted.purged, now);
         self.handle_unrouted_purged(&persisted.unrouted_purged, now);
         self.handle_letters_purged(&persisted.letters_purged, now);
+        self.end_suspensions(now);
         for queue in queues {
             self.look_after(&queue, now);
         }

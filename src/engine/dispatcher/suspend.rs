@@ -13,7 +13,8 @@
 //! Dead letters go first, and without a suspension: whoever holds most of both has its letters counted in
 //! the record of those beyond the first thousand. With no letters left it is suspended.
 //!
-//! With room again a queue goes on by itself, with an empty backlog.
+//! With room again a queue goes on by itself, with an empty backlog. What comes before the last that was
+//! counted is stored is deferred: sent, it would overtake that one where a crash brings it back.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -67,6 +68,8 @@ pub(super) struct Suspension {
     rows_left: bool,
     /// The queue goes on, but what left memory up to this insertion is still counted.
     ends_with: Option<u64>,
+    /// The last of it is in the state transaction under way.
+    is_ending: bool,
 }
 
 impl Detour {
@@ -294,14 +297,30 @@ impl Dispatcher {
                 rows = rows.saturating_sub(in_table.max(1));
             }
             if !growing {
-                detour.suspension = None;
+                suspension.is_ending = true;
                 ended.push(queue.clone());
             }
         }
         for queue in ended {
-            self.suspensions.queues.remove(&queue);
-            // It is looked after, and forgotten where nothing is left, with the next batch.
+            // It is looked after, and forgotten where nothing is left, when that is stored.
             self.outdate(&queue);
+        }
+    }
+
+    /// A batch is stored, and with it all that was counted of queues that go on: from now on they are sent
+    /// to directly. Sooner, a crash would have brought what was counted behind newer events.
+    pub(super) fn end_suspensions(&mut self, now: Tick) {
+        let is_over = |queue: &&QueueId| {
+            let suspension = self.detours.get(queue).and_then(|detour| detour.suspension.as_ref());
+            suspension.is_none_or(|suspension| suspension.is_ending)
+        };
+        let over: Vec<QueueId> = self.suspensions.queues.iter().filter(is_over).cloned().collect();
+        for queue in over {
+            self.suspensions.queues.remove(&queue);
+            if let Some(detour) = self.detours.get_mut(&queue) {
+                detour.suspension = None;
+            }
+            self.look_after(&queue, now);
         }
     }
 

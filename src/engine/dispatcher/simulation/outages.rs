@@ -241,6 +241,6 @@ fn dispatcher_loses_and_invents_nothing_while_look_ups_fail_across_crashes_by_se
 
 #[test]
 fn dispatcher_gives_up_what_cannot_be_routed_at_its_bound_across_crashes_by_seed() {
-    let seen = account_for_outages((6_018..6_030).chain([6_258]), 6, Some(60_000));
+    let seen = account_for_outages((6_018..6_030).chain([6_258, 60_725, 60_733]), 6, Some(60_000));
     assert!(seen.given_up > 100 && seen.routed > 100, "{seen:?}");
 }

@@ -250,7 +250,7 @@ pub(crate) fn print_remark(text: &str) {
 /// stays the same JSON.
 ///
 /// # Errors
-/// See [`write_out`].
+/// When it cannot be written: the disk is full, say. A reader that has gone is none.
 pub fn print_line(line: &str) -> CommandResult {
     write_out(format!("{}\n", escape::lines(line)).as_bytes())
 }

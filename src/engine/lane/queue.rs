@@ -276,8 +276,8 @@ impl Queue {
     /// A delivery in flight was not sent, for want of something of our own. That was no attempt, and
     /// nothing else is sent to the endpoint either before it is tried again.
     ///
-    /// Returns when that is: after [`REST_MIN`], then twice that and so on up to [`REST_MAX`], less up to
-    /// half by `rng`.
+    /// Returns when that is: after 500 ms, then twice that and so on up to 5 s, less up to half
+    /// by `rng`.
     pub fn put_off(&mut self, id: DeliveryId, now: Tick, rng: &mut impl Rng) -> Tick {
         if self.put_off_until <= now {
             let rest = REST_MIN.saturating_mul(1 << self.put_off.min(8)).min(REST_MAX);

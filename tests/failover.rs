@@ -4,7 +4,7 @@
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result, ensure};
-use walhook::demo::cluster::{Cluster, StopMode};
+use walhook_testkit::cluster::{Cluster, StopMode};
 
 use crate::support::{RULES, SCHEMA, World, taken};
 

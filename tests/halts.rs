@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::time::Instant;
-use walhook::demo::cluster::{Cluster, StopMode};
+use walhook_testkit::cluster::{Cluster, StopMode};
 
 use crate::support::{PATIENCE, RULES, World, bodies, text};
 

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::time::{Instant, sleep};
-use walhook::demo::cluster::StopMode;
 use walhook::engine::endpoint::Secret;
 use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_testkit::cluster::StopMode;
 
 use crate::disk::SmallDisk;
 use crate::support::{RULES, Running, SCHEMA, World, get, text};

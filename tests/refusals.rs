@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::time::Instant;
-use walhook::demo::cluster::StopMode;
+use walhook_testkit::cluster::StopMode;
 
 use crate::support::{RULES, SCHEMA, World, text};
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::time::{Instant, sleep};
-use walhook::demo::cluster::StopMode;
 use walhook::mock::Behaviour;
+use walhook_testkit::cluster::StopMode;
 
 use crate::kills::{endpoints, walsender_of};
 use crate::support::audit::audit;

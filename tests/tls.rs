@@ -10,11 +10,11 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use walhook::demo::cluster::Cluster;
 use walhook::engine::endpoint::Secret;
 use walhook::io::pg::{Security, SslMode};
 use walhook::io::sql::Connection;
 use walhook::io::wire::{self, Class, WireError};
+use walhook_testkit::cluster::Cluster;
 
 use crate::support::tls::{
     Authority, Pair, by_socket, host_rules, openssl, present, private_file, rsa_key, set_ssl,

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use walhook::demo::cluster::StopMode;
+use walhook_testkit::cluster::StopMode;
 
 use crate::changes::{data_of, on_insert, rows};
 use crate::support::World;

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use walhook::demo::cluster::{Cluster, StopMode, find_server_binaries};
+use walhook_testkit::cluster::{Cluster, StopMode, find_server_binaries};
 
 use crate::support::{RULES, SCHEMA, World, taken, text};
 

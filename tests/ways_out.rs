@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use walhook::demo::cluster::StopMode;
+use walhook_testkit::cluster::StopMode;
 
 use crate::support::{RULES, Running, World, taken, text};
 
@@ -290,7 +290,7 @@ fn copy_data(from: &Path, to: &Path) -> Result<()> {
 
 #[tokio::test]
 async fn older_copy_of_the_cluster_is_recovered_from_with_a_gap() -> Result<()> {
-    let mut state = walhook::demo::cluster::Cluster::start(&std::env::temp_dir(), &[]).await?;
+    let mut state = walhook_testkit::cluster::Cluster::start(&std::env::temp_dir(), &[]).await?;
     let sections = format!("[state]\nurl = \"{}\"", state.url("postgres"));
     let mut world = World::with(&sections, RULES, &[]).await?;
     world.hook(1, 1, "").await?;

@@ -14,12 +14,13 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
-use walhook::demo::child::{Pipeline, Scratch};
-use walhook::demo::cluster::Cluster;
+use walhook::demo::configuration::configuration;
 use walhook::demo::receive::change_in;
 use walhook::engine::endpoint::Secret;
 use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_loadtest::program;
+use walhook_testkit::cluster::Cluster;
+use walhook_testkit::program::{Pipeline, Scratch};
 
 /// Accounts that goose's users share, each with one endpoint.
 const ACCOUNTS: i64 = 50;
@@ -72,7 +73,9 @@ pub(crate) async fn prepare() -> Result<(Target, Owned)> {
                 Connection::open_with_path(&url, "walhook load test", SERVER_SEARCH_PATH).await?;
             connection.batch_execute(include_str!("../../sql/demo.sql")).await?;
             let scratch = Scratch::new()?;
-            let mut pipeline = Pipeline::new(program()?, scratch.path(), url.expose())?;
+            let mut pipeline = Pipeline::new(program()?, scratch.path(), |admin| {
+                configuration(url.expose(), admin)
+            })?;
             pipeline.setup().await?;
             pipeline.start()?;
             wait_until_leading(&pipeline).await?;

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::time::{Instant, sleep};
-use walhook::demo::child::{Pipeline, Scratch};
-use walhook::demo::cluster::Cluster;
 use walhook::engine::endpoint::Secret;
 use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_testkit::cluster::Cluster;
+use walhook_testkit::program::{Pipeline, Scratch};
 
 use crate::books::Books;
 use crate::program;
@@ -71,7 +71,7 @@ impl World {
         sql.batch_execute(schema).await?;
         let scratch = Scratch::new()?;
         let program = instead.map_or_else(program, Ok)?;
-        let walhook = Pipeline::configured(program, scratch.path(), |admin| {
+        let walhook = Pipeline::new(program, scratch.path(), |admin| {
             format!(
                 "[source]\nurl = \"{url}\"\n[endpoints]\ntable = \"public.webhooks\"\n{endpoints}\n\
                  [egress]\nallow = [\"127.0.0.0/8\"]\n[admin]\nlisten = \"{admin}\"\n{extra}\n\

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use crate::config::Config;
-use crate::demo::cluster::Cluster;
 use crate::engine::endpoint::Secret;
 use crate::engine::lsn::Lsn;
 use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
 use crate::io::wire;
+use walhook_testkit::cluster::Cluster;
 
 const SCHEMA: &str = "
     CREATE TABLE webhooks (

@@ -11,8 +11,7 @@
 //! the state tables. Everything started here ends with the value that owns it: an error, a panic or
 //! a second Ctrl-C drops them all.
 
-pub mod child;
-pub mod cluster;
+pub mod configuration;
 pub mod ledger;
 pub mod plan;
 pub mod receive;
@@ -28,9 +27,10 @@ use anyhow::{Context, Result, bail};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
+use walhook_testkit::cluster::Cluster;
+use walhook_testkit::program::{Pipeline, Scratch};
 
-use self::child::{Pipeline, Scratch};
-use self::cluster::Cluster;
+use self::configuration::configuration;
 use self::ledger::Ledger;
 use self::plan::Class;
 use self::receivers::Receivers;
@@ -146,7 +146,8 @@ impl Demo {
             Class::Dead.describe()
         ))?;
         let program = std::env::current_exe().context("cannot tell which program this is")?;
-        let mut pipeline = Pipeline::new(program, scratch.path(), url.expose())?;
+        let mut pipeline =
+            Pipeline::new(program, scratch.path(), |admin| configuration(url.expose(), admin))?;
         pipeline.setup().await?;
         pipeline.start()?;
         let mut demo = Self {

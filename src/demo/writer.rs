@@ -258,11 +258,11 @@ async fn update(transaction: &Transaction<'_>, ids: &[i64]) -> Result<Vec<Row>> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::cluster::Cluster;
     use crate::demo::{plan, schema};
     use crate::engine::endpoint::Secret;
     use crate::io::sql::SERVER_SEARCH_PATH;
     use std::collections::HashSet;
+    use walhook_testkit::cluster::Cluster;
 
     /// The WAL itself is the witness: what a logical slot decodes is what the ledger expects.
     #[tokio::test]

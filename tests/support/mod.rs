@@ -16,11 +16,11 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
-use walhook::demo::child::without_pipeline;
-use walhook::demo::cluster::Cluster;
 use walhook::engine::endpoint::Secret;
 use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook::mock::{Mock, Received, Settings};
+use walhook_testkit::cluster::Cluster;
+use walhook_testkit::program::without_pipeline;
 
 /// The secret of every endpoint that [`World::hook`] registers.
 pub const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";

@@ -13,10 +13,10 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep, timeout};
-use walhook::demo::cluster::StopMode;
 use walhook::io::clock::unix_us;
 use walhook::io::sql::Connection;
 use walhook::mock::Behaviour;
+use walhook_testkit::cluster::StopMode;
 
 use super::audit::End;
 use super::proxy::{Network, Proxy};

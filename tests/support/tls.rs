@@ -12,8 +12,8 @@ use rcgen::{
 };
 use tempfile::TempDir;
 use tokio::time::Instant;
-use walhook::demo::cluster::Cluster;
 use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_testkit::cluster::Cluster;
 
 use super::PATIENCE;
 

@@ -25,11 +25,11 @@ use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
-use walhook::demo::child::Scratch;
-use walhook::demo::cluster::Cluster;
 use walhook::engine::endpoint::Secret;
 use walhook::engine::lane::DEFAULT_MAX_IN_FLIGHT;
 use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_testkit::cluster::Cluster;
+use walhook_testkit::program::Scratch;
 
 /// For one run of either side.
 const PATIENCE: Duration = Duration::from_secs(600);

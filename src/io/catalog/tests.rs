@@ -3,10 +3,10 @@ use tokio_postgres::SimpleQueryMessage;
 
 use super::*;
 use crate::config::Bigint;
-use crate::demo::cluster::Cluster;
 use crate::engine::endpoint::Secret;
 use crate::engine::value::put_value;
 use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_testkit::cluster::Cluster;
 
 const SCHEMA: &str = r#"
     CREATE SCHEMA "My Schema";

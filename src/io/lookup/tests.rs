@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::*;
-use crate::demo::cluster::Cluster;
 use crate::engine::endpoint::Secret;
 use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_testkit::cluster::Cluster;
 
 async fn start() -> (Cluster, Connection) {
     let cluster = Cluster::start_copied(&std::env::temp_dir(), &[]).await.unwrap();

@@ -1,8 +1,8 @@
 //! What `/metrics` shows, and that it is documented.
 
 use super::*;
-use crate::demo::child::without_pipeline;
 use crate::engine::attempt::{Answer, Failure};
+use walhook_testkit::program::without_pipeline;
 
 fn outcome(result: Result<u16, FailureKind>) -> Outcome {
     let result = result

@@ -7,7 +7,6 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::*;
-use crate::demo::cluster::Cluster;
 use crate::engine::endpoint::Secret;
 use crate::engine::event::{AccountId, EndpointId, Event, Operation, RowKeys};
 use crate::engine::persist::{
@@ -16,6 +15,7 @@ use crate::engine::persist::{
 };
 use crate::engine::position::{EventId, Position, WalPosition};
 use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_testkit::cluster::Cluster;
 
 /// A cluster whose database `postgres` holds the state of the pipeline `p`, at frontier 0/100.
 #[derive(Debug)]

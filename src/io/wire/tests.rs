@@ -8,13 +8,13 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
-use crate::demo::cluster::Cluster;
 use crate::engine::change::{Changes, MessageContent, Rows, Step};
 use crate::engine::endpoint::Secret;
 use crate::engine::lsn::Lsn;
 use crate::engine::pgoutput::{Datum, OldTuple, Tuple, decode, decode_head};
 use crate::engine::position::WalPosition;
 use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_testkit::cluster::Cluster;
 
 /// What no step of a test needs even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);

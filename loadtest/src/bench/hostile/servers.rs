@@ -12,8 +12,8 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
-use walhook::demo::child::Scratch;
 use walhook_loadtest::program;
+use walhook_testkit::program::Scratch;
 
 /// Where the name server listens: nobody else does there.
 const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 9, 53, 53);

@@ -3,9 +3,9 @@
 use tokio::time::sleep_until;
 
 use super::*;
-use crate::demo::cluster::StopMode;
 use crate::engine::feedback::Feedback;
 use crate::io::clock::Clock;
+use walhook_testkit::cluster::StopMode;
 
 /// Drives a connection as the module's documentation says, with nothing settled but what `settle`
 /// says of each commit, until it ends or `done` is reached.

@@ -1,4 +1,4 @@
-//! The pipeline as the demo runs it: the real commands, as child processes.
+//! The program under test: its real commands, as child processes.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -12,8 +12,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
-
-use super::plan::Kind;
 
 /// For a request to the admin server.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -64,19 +62,12 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Writes the configuration into `directory`; starts nothing.
+    /// Writes the configuration, which is given the address to listen on, into `directory`; starts
+    /// nothing.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn new(program: PathBuf, directory: &Path, url: &str) -> Result<Self> {
-        Self::configured(program, directory, |admin| configuration(url, admin))
-    }
-
-    /// The same with a configuration of the caller's, who is given the address to listen on.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn configured(
+    pub fn new(
         program: PathBuf,
         directory: &Path,
         configuration: impl FnOnce(SocketAddr) -> String,
@@ -230,43 +221,6 @@ impl Pipeline {
         let status = head.split(' ').nth(1).context("the answer has no status")?.parse()?;
         Ok((status, body.to_owned()))
     }
-}
-
-/// The configuration that the demo runs with.
-fn configuration(url: &str, admin: SocketAddr) -> String {
-    let mut toml = format!(
-        r#"[source]
-url = "{url}"
-
-[endpoints]
-table = "public.webhooks"
-
-[delivery]
-quick_attempts = 4
-retry_base = "200ms"
-
-[egress]
-allow = ["127.0.0.0/8"]
-
-[admin]
-listen = "{admin}"
-"#
-    );
-    for kind in Kind::ALL {
-        toml.push_str(&format!(
-            r#"
-[[events]]
-type = "{}"
-table = "public.subscribers"
-on = ["{}"]
-account = "account_id"
-columns = ["id", "email", "status", "version"]
-"#,
-            kind.event_type(),
-            kind.operation()
-        ));
-    }
-    toml
 }
 
 /// Metrics as they would be without the label `pipeline`, for whoever knows which one it asked.

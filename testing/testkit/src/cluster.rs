@@ -11,13 +11,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use tokio::time::{Instant, sleep};
-
-use crate::engine::endpoint::Secret;
-use crate::io::sql::Connection;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::NoTls;
 
 /// What PostgreSQL's own `initdb` needs at most on a slow machine.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// For a server at our port to say whose it is.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Another process may take a port between our choice and the server's start.
 const PORT_TRIES: u32 = 5;
@@ -198,10 +199,8 @@ impl Cluster {
 
     /// Whether it is our server that answers at our port: another one may have taken it.
     async fn answers(&self) -> bool {
-        let url = Secret::new(self.url("postgres"));
-        let Ok(session) = Connection::open(&url, "cluster").await else { return false };
-        let row = session.query_one("SHOW data_directory", &[]).await;
-        row.is_ok_and(|row| row.get::<_, &str>(0) == self.data().to_string_lossy())
+        let shown = timeout(ANSWER_TIMEOUT, show(&self.url("postgres"), "data_directory")).await;
+        matches!(shown, Ok(Ok(dir)) if dir == self.data().to_string_lossy())
     }
 
     /// Stops the server with `pg_ctl stop` and waits until it is down.
@@ -280,6 +279,16 @@ impl Drop for Cluster {
             let _ = child.wait();
         }
         let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A setting of the server at a URL.
+async fn show(url: &str, setting: &str) -> Result<String> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    let statement = format!("SHOW {setting}");
+    tokio::select! {
+        row = client.query_one(&statement, &[]) => Ok(row?.try_get(0)?),
+        ended = connection => ended.map(|()| bail!("the session ended"))?,
     }
 }
 

@@ -1,0 +1,7 @@
+//! What the tests, the demo and the load tests stand on.
+//!
+//! It speaks URLs, paths and ports: it depends on no crate of the product, so that each of them can
+//! be tested with it, and nothing of it is in the product's libraries.
+
+pub mod cluster;
+pub mod program;

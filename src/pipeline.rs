@@ -254,7 +254,7 @@ async fn lead(
         }
     });
     tasks.spawn({
-        let desk = LookupDesk::new(config.clone());
+        let desk = LookupDesk::new(config.clone(), tell.clone());
         let serving = desk::serve(desk, lookup_requests, reply, tell.clone(), abort.clone());
         async move {
             serving.await;

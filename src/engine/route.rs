@@ -193,7 +193,7 @@ pub struct Router {
     /// Older ones, which concern everything: the latest of their transactions.
     older: Option<u32>,
     wanted: VecDeque<AccountId>,
-    /// Asked again no earlier than then.
+    /// Asked again no earlier than then, the earliest first.
     again: VecDeque<(Tick, AccountId)>,
     /// All accounts in `wanted`, `again` or the batch in flight.
     asking: HashSet<AccountId>,
@@ -383,6 +383,22 @@ impl Router {
         Some(batch)
     }
 
+    /// These of the batch in flight are not answered for, and asked for again no earlier than so long from
+    /// now. Call it before [`Router::handle_lookup`].
+    pub fn put_off(&mut self, accounts: Vec<(AccountId, Duration)>, now: Tick) {
+        let Some(batch) = self.in_flight.as_mut().filter(|_| !accounts.is_empty()) else { return };
+        let put_off: HashSet<&AccountId> = accounts.iter().map(|(account, _)| account).collect();
+        batch.retain(|account| !put_off.contains(account));
+        for (account, wait) in accounts {
+            self.ask_again(now + wait, account);
+        }
+    }
+
+    fn ask_again(&mut self, at: Tick, account: AccountId) {
+        let place = self.again.partition_point(|(due, _)| *due <= at);
+        self.again.insert(place, (at, account));
+    }
+
     /// Takes a batch's answer and returns what is now known.
     ///
     /// Some may be missing; these are asked for again.
@@ -403,7 +419,7 @@ impl Router {
         let mut ready = Vec::with_capacity(answers.len());
         for (account, routes) in answers {
             if self.is_outdated(snapshot, &account, &routes) {
-                self.again.push_back((now + UNSEEN_RETRY, account));
+                self.ask_again(now + UNSEEN_RETRY, account);
                 continue;
             }
             self.asking.remove(&account);

@@ -27,6 +27,8 @@ pub enum Part {
     State,
     /// Looking endpoints up.
     Lookups,
+    /// Looking the endpoints of single accounts up.
+    Accounts,
     /// Reading deferred deliveries back.
     Deferred,
     /// Commands for the leader.
@@ -51,11 +53,12 @@ pub enum Part {
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Start,
         Self::Stream,
         Self::State,
         Self::Lookups,
+        Self::Accounts,
         Self::Deferred,
         Self::Jobs,
         Self::Replays,
@@ -76,6 +79,7 @@ impl Part {
             Self::Stream => "stream",
             Self::State => "state",
             Self::Lookups => "lookups",
+            Self::Accounts => "accounts",
             Self::Deferred => "deferred",
             Self::Jobs => "jobs",
             Self::Replays => "replays",
@@ -103,6 +107,9 @@ impl Part {
             Self::Lookups => {
                 "cannot look endpoints up; accounts that are known go on, events of all others wait"
             }
+            Self::Accounts => {
+                "cannot look up the endpoints of single accounts; their events wait, all others are sent"
+            }
             Self::Deferred => "cannot read deferred deliveries back; they wait",
             Self::Jobs => "cannot look for commands; `retry`, `pause` and the like wait",
             Self::Replays => "cannot look for replays; they wait",
@@ -129,6 +136,7 @@ impl Part {
             Self::Stream => "the stream goes on",
             Self::State => "the checkpoint is stored",
             Self::Lookups => "endpoints are looked up",
+            Self::Accounts => "the endpoints of all accounts are looked up",
             Self::Deferred => "deferred deliveries are read back",
             Self::Jobs => "commands are looked for",
             Self::Replays => "replays are looked for",
@@ -147,7 +155,10 @@ impl Part {
     pub const fn stops_delivery(self) -> bool {
         match self {
             Self::Start | Self::Stream | Self::State | Self::Lookups | Self::Deferred => true,
-            Self::Jobs
+            // One account's rows are no reason to call the instance unready for all: who takes unready
+            // instances away would stop everybody's.
+            Self::Accounts
+            | Self::Jobs
             | Self::Replays
             | Self::Observer
             | Self::ReplayWindow

@@ -11,9 +11,6 @@ use super::backoff::Backoff;
 use crate::io::health::Teller;
 use crate::io::trouble::Part;
 
-/// A question that takes longer is given up and asked again on a new connection.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// A question that takes longer is a trouble, although it may yet be answered.
 const SLOW: Duration = Duration::from_secs(8);
 
@@ -39,6 +36,9 @@ pub(super) trait Desk {
 
     /// What fails while there is no answer.
     const PART: Part;
+
+    /// A question that takes longer is given up and asked again on a new connection.
+    const PATIENCE: Duration = Duration::from_secs(30);
 
     /// Answers, on the connection that it has, or else on a new one.
     fn answer(
@@ -85,7 +85,7 @@ pub(super) async fn serve<D: Desk>(
             let answered = tokio::select! {
                 biased;
                 () = abort.cancelled() => return,
-                answered = timeout(PATIENCE, in_time(asked, &tell, D::PART, since)) => answered,
+                answered = timeout(D::PATIENCE, in_time(asked, &tell, D::PART, since)) => answered,
             };
             let (hung, failed) = match answered {
                 Ok(Ok(answer)) => {

@@ -137,6 +137,7 @@ pub(super) async fn dispatch(
                 ends.flush.send_if_modified(|lsn| std::mem::replace(lsn, flush) != flush);
             }
             Some(reply) = ends.looked_up.recv() => {
+                dispatcher.put_off_lookup(reply.put_off, clock.now());
                 dispatcher.handle_lookup(&reply.snapshot, reply.answers, clock.now());
             }
             Some(reply) = ends.refilled.recv() => match reply {

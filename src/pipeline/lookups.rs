@@ -1,11 +1,14 @@
 //! Looks accounts' endpoints up, batch after batch.
 
+use std::time::Duration;
+
 use super::desk::Desk;
 use crate::config::Config;
 use crate::engine::endpoint::Routes;
 use crate::engine::event::AccountId;
 use crate::engine::route::Snapshot;
-use crate::io::lookup::{Fetched, LookupSession, Lookups};
+use crate::io::health::Teller;
+use crate::io::lookup::{Answer, Apart, LookupSession, Lookups};
 use crate::io::trouble::Part;
 
 /// What the dispatcher asks.
@@ -16,6 +19,8 @@ pub(super) struct LookupRequest {
 /// The answer: one for each request, perhaps for some of the accounts only.
 pub(super) struct LookupReply {
     pub(super) snapshot: Snapshot,
+    /// Accounts that are not answered for, and how long they are not to be asked for.
+    pub(super) put_off: Vec<(AccountId, Duration)>,
     pub(super) answers: Vec<(AccountId, Routes)>,
 }
 
@@ -24,16 +29,18 @@ pub(super) struct LookupReply {
 pub(super) struct LookupDesk {
     config: Config,
     lookups: Lookups,
+    apart: Apart,
     session: Option<LookupSession>,
+    tell: Teller,
 }
 
 impl LookupDesk {
-    pub(super) fn new(config: Config) -> Self {
+    pub(super) fn new(config: Config, tell: Teller) -> Self {
         let lookups = Lookups::of(&config);
-        Self { config, lookups, session: None }
+        Self { config, lookups, apart: Apart::default(), session: None, tell }
     }
 
-    async fn fetch(&mut self, accounts: &[AccountId]) -> anyhow::Result<Fetched> {
+    async fn fetch(&mut self, accounts: &[AccountId]) -> anyhow::Result<Answer> {
         let session = match &mut self.session {
             Some(session) => session,
             None => {
@@ -41,7 +48,15 @@ impl LookupDesk {
                 self.session.insert(opened)
             }
         };
-        Ok(session.fetch(&self.lookups, accounts).await?)
+        let answer = self.apart.fetch(session, &self.lookups, accounts).await?;
+        match self.apart.failing() {
+            Some(failing) => {
+                let (since, error) = (failing.since, failing.error);
+                self.tell.fails_with(Part::Accounts, since, &error, &failing.fix);
+            }
+            None => self.tell.works(Part::Accounts),
+        }
+        Ok(answer)
     }
 }
 
@@ -51,9 +66,13 @@ impl Desk for LookupDesk {
 
     const PART: Part = Part::Lookups;
 
+    /// A batch's statement may take 30 s, and then it is asked again in parts.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     async fn answer(&mut self, request: &LookupRequest) -> anyhow::Result<LookupReply> {
-        let Fetched { snapshot, routes, .. } = self.fetch(&request.accounts).await?;
-        Ok(LookupReply { snapshot: snapshot.parse()?, answers: routes })
+        let Answer { fetched, put_off } = self.fetch(&request.accounts).await?;
+        let snapshot = fetched.snapshot.parse()?;
+        Ok(LookupReply { snapshot, put_off, answers: fetched.routes })
     }
 
     async fn probe(&mut self) -> anyhow::Result<()> {

@@ -1,6 +1,7 @@
 //! What comes in: the stream's items, operators' retries, and routes; and how they reach the lanes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::attempt::DeliveryId;
 use super::super::endpoint::Routes;
@@ -53,6 +54,12 @@ impl Dispatcher {
         let accounts = self.router.poll_lookup(now)?;
         self.asked_at = Some(now);
         Some(accounts)
+    }
+
+    /// Of the batch that [`Dispatcher::poll_lookup`] asked for, these are not answered for, and asked for
+    /// again no earlier than so long from now. Call it before [`Dispatcher::handle_lookup`].
+    pub fn put_off_lookup(&mut self, accounts: Vec<(AccountId, Duration)>, now: Tick) {
+        self.router.put_off(accounts, now);
     }
 
     /// Takes the answer to [`Dispatcher::poll_lookup`].

@@ -256,6 +256,26 @@ fn routes_that_are_old_are_asked_for_again_and_used_until_the_answer_comes() {
 }
 
 #[test]
+fn account_that_is_put_off_is_asked_for_again_when_its_time_has_come_and_keeps_nobody_waiting() {
+    let snapshot: Snapshot = "5:5:".parse().unwrap();
+    let mut router = Router::new(1 << 20);
+    (0..3).for_each(|n| router.want(&account(n)));
+    assert_eq!(router.poll_lookup(Tick(0)).unwrap().len(), 3);
+    let later = Tick(0) + Duration::from_secs(5);
+    let put_off = vec![(account(1), Duration::from_secs(5)), (account(0), Duration::ZERO)];
+    router.put_off(put_off, Tick(0));
+    router.handle_lookup(&snapshot, vec![(account(2), Routes::new(vec![], 1.0))], Tick(0));
+    assert!(router.holds(&account(2)) && !router.holds(&account(1)));
+    router.want(&account(1));
+    router.want(&account(4));
+    assert_eq!(router.poll_lookup(Tick(0)), Some(vec![account(4), account(0)]));
+    let answers = [4, 0].map(|n| (account(n), Routes::new(vec![], 1.0)));
+    router.handle_lookup(&snapshot, answers.to_vec(), Tick(0));
+    assert_eq!((router.poll_lookup(Tick(1)), router.deadline()), (None, Some(later)));
+    assert_eq!(router.poll_lookup(later), Some(vec![account(1)]));
+}
+
+#[test]
 fn large_routes_that_nobody_needs_are_kept_while_a_look_up_is_not_answered() {
     // Nothing fits into the cache, so that what is known is pinned.
     let mut router = router_that_knows(2, 0);

@@ -43,6 +43,7 @@ impl Refusal {
             | LookupError::Hidden { .. }
             | LookupError::Connect(_)
             | LookupError::Shape(_)
+            | LookupError::Many(_)
             | LookupError::TypeChanged => Err(error),
         }
     }

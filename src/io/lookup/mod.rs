@@ -14,6 +14,7 @@
 //! No row fails another's (see `statement` and `isolate`), and an answer is bounded: what is too much
 //! for one is left for the next.
 
+mod apart;
 mod column;
 mod isolate;
 mod list;
@@ -25,6 +26,7 @@ mod statement;
 #[cfg(test)]
 mod tests;
 
+pub use apart::{Answer, Apart};
 pub use list::{Listed, Which};
 pub use row::positive as weight;
 pub use session::{LookupSession, connect};
@@ -120,6 +122,9 @@ pub enum LookupError {
     /// No session.
     #[error(transparent)]
     Connect(#[from] super::sql::ConnectError),
+    /// The look-up fails for more accounts than are told apart from the others.
+    #[error("cannot look up {0} accounts, each for itself; see what their rows have in common")]
+    Many(usize),
     /// A column's type changes faster than it can be read.
     #[error("the type of an account column has just been changed")]
     TypeChanged,
@@ -138,7 +143,7 @@ impl LookupError {
             | Self::Retyped { .. }
             | Self::Hidden { .. }
             | Self::Shape(_) => Cure::Person,
-            Self::TypeChanged => Cure::Waiting,
+            Self::TypeChanged | Self::Many(_) => Cure::Waiting,
             Self::Connect(error) => error.cure(),
             Self::Sql(error) => Cure::of_sql(error),
         }
@@ -344,7 +349,7 @@ impl Lookups {
                 }
                 Err(LookupError::Sql(error)) if is_row_error(&error) => {
                     if form == Accounts::Batch {
-                        self.memory().fenced_until = Some(Instant::now() + FENCED);
+                        self.fence(FENCED);
                     }
                     self.isolate(client, plan, &others).await?
                 }
@@ -383,8 +388,18 @@ impl Lookups {
         self.memory().fenced_until.is_some_and(|until| Instant::now() < until)
     }
 
+    /// From now on, and for so long, no batch computes rows of accounts that are not asked for.
+    fn fence(&self, time: Duration) {
+        self.memory().fenced_until = Some(Instant::now() + time);
+    }
+
     fn last_good(&self) -> Option<AccountId> {
         self.memory().good.clone()
+    }
+
+    /// An account that has no rows, where one can be named.
+    fn nobody(&self) -> Option<AccountId> {
+        self.known_plan()?.types.account.sample().map(AccountId::new)
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {

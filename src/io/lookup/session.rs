@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::time::Duration;
 use tokio_postgres::error::SqlState;
 
 use super::{Fetched, LookupError, Lookups};
@@ -13,7 +14,10 @@ use crate::io::sql::{ConnectError, Connection};
 
 /// A look-up that waits longer for a lock fails, and says so; one that takes longer likewise. Another
 /// table that a migration holds must not look like a slow network.
-const LIMITS: &str = "SET lock_timeout = '5s'; SET statement_timeout = '30s'";
+const LOCK_LIMIT: &str = "SET lock_timeout = '5s'";
+
+/// How long a statement may take, where nothing else is said.
+pub(super) const USUAL: Duration = Duration::from_secs(30);
 
 /// With this a statement fails where row-level security might hide rows, instead of not showing them.
 const HIDE_NOTHING: &str = "SET row_security = off";
@@ -36,9 +40,9 @@ pub async fn connect(config: &Config, application_name: &str) -> Result<Connecti
 /// gone.
 #[derive(Debug)]
 pub struct LookupSession {
-    client: Connection,
+    pub(super) client: Connection,
     /// Policies stand on what is read, and hide nothing: that is looked at with each look-up.
-    has_policies: AtomicBool,
+    pub(super) has_policies: AtomicBool,
 }
 
 impl LookupSession {
@@ -48,8 +52,16 @@ impl LookupSession {
     /// [`LookupError::Connect`], [`LookupError::Sql`].
     pub async fn open(config: &Config, application_name: &str) -> Result<Self, LookupError> {
         let client = connect(config, application_name).await?;
-        client.batch_execute(&format!("{LIMITS}; {HIDE_NOTHING}")).await?;
-        Ok(Self { client, has_policies: AtomicBool::new(false) })
+        client.batch_execute(&format!("{LOCK_LIMIT}; {HIDE_NOTHING}")).await?;
+        let session = Self { client, has_policies: AtomicBool::new(false) };
+        session.limit(USUAL).await?;
+        Ok(session)
+    }
+
+    /// Statements may take so long from now on.
+    pub(super) async fn limit(&self, limit: Duration) -> Result<(), LookupError> {
+        let set = format!("SET statement_timeout = {}", limit.as_millis());
+        Ok(self.client.batch_execute(&set).await?)
     }
 
     /// Whether it has ended.

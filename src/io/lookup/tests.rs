@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+mod apart;
+
 use super::*;
 use crate::engine::endpoint::Secret;
 use crate::io::sql::{Connection, SERVER_SEARCH_PATH};

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use walhook::cli::{Cli, Failure};
 use walhook::engine::escape::{lines, one_line};
-use walhook::io::log::redact;
+use walhook::engine::redact::redact;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

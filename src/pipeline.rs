@@ -17,12 +17,14 @@
 mod anchor;
 mod backoff;
 mod coverage;
+mod cure;
 mod desk;
 mod dispatch;
 mod jobs;
 mod lookups;
 mod notify;
 mod observe;
+pub(crate) mod prepared;
 mod published;
 pub(crate) mod range;
 mod reader;
@@ -44,7 +46,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, DeliveryMode};
 use crate::engine::dispatcher::{Dispatcher, Ordering, Settings};
 use crate::engine::feedback::Feedback;
 use crate::engine::halt::Halt;
@@ -158,8 +160,12 @@ async fn stand_by_and_lead(
     tell: &Teller,
     shutdown: &CancellationToken,
 ) -> Result<(), Stop> {
-    let sender = Sender::new(&config.delivery, &config.egress, &config.memory)
-        .map_err(|e| Stop::Config(e.to_string()))?;
+    let sender = match config.delivery.mode {
+        DeliveryMode::Live => {
+            Sender::Live(Arc::new(config.transport().map_err(|e| Stop::Config(e.to_string()))?))
+        }
+        DeliveryMode::Log => Sender::Log,
+    };
     if !sender.is_live() {
         tracing::warn!(
             "delivery.mode is \"log\": NOTHING IS SENT; each delivery is logged instead, and the checkpoint \

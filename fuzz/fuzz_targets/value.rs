@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
-use walhook::config::Bigint;
-use walhook::engine::value::{Kind, put_value};
+use walhook::engine::rule_settings::Bigint;
+use walhook::engine::types::Kind;
+use walhook::engine::value::put_value;
 
 /// The first byte: which kind, in how many arrays.
 fn kind(byte: u8) -> Kind {

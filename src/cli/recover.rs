@@ -24,12 +24,12 @@ use crate::engine::halt::{self, Halt, SourceIdentity};
 use crate::engine::lsn::Lsn;
 use crate::io::anchor;
 use crate::io::pg::Conninfo;
-use crate::io::prepared;
 use crate::io::slot::{self, Slot};
 use crate::io::source;
 use crate::io::sql::Connection;
 use crate::io::state::StateStore;
 use crate::io::wire;
+use crate::pipeline::prepared;
 
 const NAME: &str = "walhook recover";
 

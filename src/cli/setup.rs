@@ -28,11 +28,11 @@ use crate::io::coverage;
 use crate::io::ident::quote_ident;
 use crate::io::op::EQ;
 use crate::io::pg::Conninfo;
-use crate::io::prepared;
 use crate::io::slot::{Slot, read as read_slot};
 use crate::io::source;
 use crate::io::sql::Connection;
 use crate::io::state::slots;
+use crate::pipeline::prepared;
 
 pub use script::Server;
 pub(crate) use script::{looked_up, published, state_tables, state_views};

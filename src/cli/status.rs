@@ -14,11 +14,11 @@ use crate::config::{Config, DeliveryMode};
 use crate::engine::event::rfc3339;
 use crate::engine::halt;
 use crate::engine::lsn::Lsn;
-use crate::io::prepared;
 use crate::io::slot::{self, Slot, WalStatus};
 use crate::io::sql::Connection;
+use crate::io::state::Told;
 use crate::io::state::{JobState, Overview, Prepared, StateError, StateStore, StoppedSince};
-use crate::io::trouble::Told;
+use crate::pipeline::prepared;
 
 use super::gaps::{self, Shown};
 use super::table::one_line;

@@ -4,7 +4,6 @@
 
 mod keys;
 mod load;
-mod rule;
 mod stranger;
 mod units;
 mod validate;
@@ -17,13 +16,17 @@ use serde::{Deserialize, Serialize};
 #[cfg(test)]
 pub(crate) use load::parse;
 pub use load::{ConfigError, Place, load};
-pub use rule::{EventRule, RuleOperation};
 pub use stranger::strangers;
-pub use units::ByteSize;
 
-use crate::engine::egress::HostPattern;
+use crate::engine::egress::{HostPattern, Policy};
 use crate::engine::endpoint::Secret;
+use crate::engine::rule::RuleSettings;
+use crate::engine::rule_settings::{EventRule, Payload, RuleOperation};
+use crate::engine::settings::{Accounts, Endpoints, HEADER_PREFIX};
+use crate::engine::size::ByteSize;
+use crate::io::lookup::LookupSettings;
 use crate::io::pg::DatabaseUrl;
+use crate::io::transport::{self, Transport, TransportError};
 
 /// The whole configuration.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -75,6 +78,42 @@ impl Config {
     /// The tables that the rules name, as they name them.
     pub fn rule_tables(&self) -> impl Iterator<Item = &str> {
         self.events.iter().filter_map(|rule| rule.table.as_deref())
+    }
+
+    /// The part that is about making events.
+    #[must_use]
+    pub fn rules(&self) -> RuleSettings<'_> {
+        RuleSettings { events: &self.events, endpoints: &self.endpoints, payload: &self.payload }
+    }
+
+    /// The part that is about looking endpoints up.
+    #[must_use]
+    pub fn lookups(&self) -> LookupSettings<'_> {
+        LookupSettings {
+            url: &self.source.url,
+            endpoints: &self.endpoints,
+            accounts: self.accounts.as_ref(),
+            header_prefix: &self.delivery.header_prefix,
+            max_account_bytes: self.memory.max_account_bytes(),
+        }
+    }
+
+    /// What sends requests as `[delivery]`, `[egress]` and `[memory]` say.
+    ///
+    /// # Errors
+    /// [`TransportError`]
+    pub fn transport(&self) -> Result<Transport, TransportError> {
+        let Delivery { header_prefix, user_agent, timeout, connect_timeout, .. } = &self.delivery;
+        let requests = transport::Requests {
+            header_prefix: header_prefix.clone(),
+            user_agent: user_agent.clone(),
+            timeout: *timeout,
+            connect_timeout: *connect_timeout,
+        };
+        let egress =
+            transport::Egress { policy: self.egress.policy(), proxy: self.egress.proxy.clone() };
+        let memory_limit = usize::try_from(self.memory.limit.0).unwrap_or(usize::MAX);
+        Transport::new(&requests, &egress, memory_limit)
     }
 
     /// Whether a rule listens to logical messages, so that the stream has to carry them.
@@ -148,89 +187,6 @@ impl Default for State {
     }
 }
 
-/// `[endpoints]`: the customer's own table or view, and which column is what.
-#[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Endpoints {
-    /// `schema.name` of the table or view.
-    pub table: String,
-    /// The id column.
-    #[serde(default = "defaults::id")]
-    pub id: String,
-    /// The account column.
-    #[serde(default = "defaults::account_id")]
-    pub account: String,
-    /// The URL column.
-    #[serde(default = "defaults::url")]
-    pub url: String,
-    /// The event types column, `text[]`.
-    #[serde(default = "defaults::event_types")]
-    pub event_types: String,
-    /// The secrets column, `text` or `text[]`.
-    #[serde(default = "defaults::secret")]
-    pub secret: String,
-    /// The switch, a `boolean` column.
-    #[serde(default = "defaults::enabled")]
-    pub enabled: String,
-    /// The extra headers column, `jsonb`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub headers: Option<String>,
-    /// The column that bounds requests in flight.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_in_flight: Option<String>,
-    /// The column that bounds requests a second.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rate_per_second: Option<String>,
-    /// Published tables whose changes invalidate cached routes; `[table]` when left out.
-    #[serde(default)]
-    pub watch: Vec<String>,
-    /// The schemas that are searched while the table or view is read: for functions of yours that rely
-    /// on a path.
-    #[serde(default = "defaults::search_path")]
-    pub search_path: String,
-}
-
-impl Endpoints {
-    /// The published tables whose changes invalidate cached routes: `watch`, or else `[table]`.
-    #[must_use]
-    pub fn watched(&self) -> &[String] {
-        if self.watch.is_empty() { std::slice::from_ref(&self.table) } else { &self.watch }
-    }
-}
-
-/// `[accounts]`
-#[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Accounts {
-    /// `schema.name` of the table or view.
-    pub table: String,
-    /// The id column.
-    #[serde(default = "defaults::id")]
-    pub id: String,
-    /// The weight column, a number above 0.
-    #[serde(default = "defaults::weight")]
-    pub weight: String,
-}
-
-/// `[payload]`
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Payload {
-    /// How a `bigint` is written.
-    pub bigint: Bigint,
-}
-
-/// How a `bigint` is written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Bigint {
-    /// As a JSON number, digits exact.
-    #[default]
-    Number,
-    /// As a string, for receivers whose numbers are doubles.
-    String,
-}
-
 /// `[delivery]`
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -269,7 +225,7 @@ impl Default for Delivery {
     fn default() -> Self {
         Self {
             mode: DeliveryMode::Live,
-            header_prefix: defaults::walhook(),
+            header_prefix: HEADER_PREFIX.to_owned(),
             user_agent: concat!("walhook/", env!("CARGO_PKG_VERSION")).to_owned(),
             timeout: Duration::from_secs(15),
             connect_timeout: Duration::from_secs(5),
@@ -391,6 +347,15 @@ pub struct Egress {
     pub proxy: Option<Secret>,
 }
 
+impl Egress {
+    /// Which URLs and addresses may be contacted.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        let Self { allow, deny, only_hosts, https_only, proxy: _ } = self.clone();
+        Policy { allow, deny, only_hosts, https_only }
+    }
+}
+
 /// `[notify]`: who is told of what happens to endpoints.
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -455,7 +420,7 @@ pub enum LogFormat {
 mod defaults {
     use std::time::Duration;
 
-    use super::ByteSize;
+    use crate::engine::size::ByteSize;
 
     pub(super) fn lease_timeout() -> Duration {
         Duration::from_secs(10)
@@ -465,30 +430,6 @@ mod defaults {
     }
     pub(super) fn walhook() -> String {
         "walhook".to_owned()
-    }
-    pub(super) fn id() -> String {
-        "id".to_owned()
-    }
-    pub(super) fn account_id() -> String {
-        "account_id".to_owned()
-    }
-    pub(super) fn url() -> String {
-        "url".to_owned()
-    }
-    pub(super) fn event_types() -> String {
-        "event_types".to_owned()
-    }
-    pub(super) fn secret() -> String {
-        "secret".to_owned()
-    }
-    pub(super) fn enabled() -> String {
-        "enabled".to_owned()
-    }
-    pub(super) fn search_path() -> String {
-        crate::io::sql::SEARCH_PATH.to_owned()
-    }
-    pub(super) fn weight() -> String {
-        "weight".to_owned()
     }
 }
 

@@ -7,8 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 
-use super::pgoutput::ReplicaIdentity;
-use super::value::Types;
+use crate::engine::types::Types;
 
 /// The tables that the configuration names, their partitions, and the types of the database.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +44,19 @@ pub struct Table {
     /// The names of the columns of which the replica identity logs old values. All of them for
     /// FULL; empty where it logs nothing.
     pub identity_columns: Vec<String>,
+}
+
+/// Which columns of an old row are logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplicaIdentity {
+    /// `d`: the primary key.
+    Default,
+    /// `n`: none.
+    Nothing,
+    /// `f`: all.
+    Full,
+    /// `i`: those of an index.
+    Index,
 }
 
 /// A column.

@@ -36,7 +36,7 @@ pub use data::DataExpression;
 
 use super::event::Operation;
 use super::row::Cell;
-use super::value::Kind;
+use crate::engine::types::Kind;
 
 /// The longest text of an expression, in bytes.
 pub const MAX_TEXT_BYTES: usize = 4096;

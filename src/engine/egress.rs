@@ -15,8 +15,6 @@ use url::{Host, Url};
 pub use host::HostPattern;
 pub use proxy::{Proxy, ProxyError, TUNNEL_ANSWER_MAX, TunnelAnswer, tunnel_answer};
 
-use crate::config;
-
 /// Why something must not be contacted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -86,24 +84,17 @@ const V6: [(Ipv6Addr, u8, &str); 10] = [
 /// What the configuration allows.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
-    allow: Vec<IpNet>,
-    deny: Vec<IpNet>,
-    only_hosts: Vec<HostPattern>,
-    https_only: bool,
+    /// Address blocks that may be contacted although they are private.
+    pub allow: Vec<IpNet>,
+    /// Address blocks that may not, although they are public. `deny` wins.
+    pub deny: Vec<IpNet>,
+    /// When not empty, no other host is contacted.
+    pub only_hosts: Vec<HostPattern>,
+    /// Refuse `http://`.
+    pub https_only: bool,
 }
 
 impl Policy {
-    /// The policy of `[egress]`.
-    #[must_use]
-    pub fn new(egress: &config::Egress) -> Self {
-        Self {
-            allow: egress.allow.clone(),
-            deny: egress.deny.clone(),
-            only_hosts: egress.only_hosts.clone(),
-            https_only: egress.https_only,
-        }
-    }
-
     /// Whether a request to this URL may begin.
     ///
     /// # Errors

@@ -31,6 +31,11 @@ pub mod position;
 
 pub mod escape;
 pub mod event;
+pub mod redact;
+pub mod rule_settings;
+pub mod settings;
+pub mod size;
+pub mod types;
 
 pub mod endpoint;
 
@@ -59,6 +64,7 @@ pub mod sign;
 pub mod egress;
 
 pub mod retry;
+pub mod retry_after;
 
 pub mod settle;
 

@@ -10,6 +10,7 @@ mod tests;
 pub use decode::{DecodeError, decode};
 pub use head::decode_head;
 
+use super::catalog::ReplicaIdentity;
 use super::event::Operation;
 use super::lsn::Lsn;
 
@@ -157,17 +158,4 @@ pub struct Column {
     pub type_oid: u32,
     /// Its type's modifier, -1 for none.
     pub type_modifier: i32,
-}
-
-/// Which columns of an old row are logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReplicaIdentity {
-    /// `d`: the primary key.
-    Default,
-    /// `n`: none.
-    Nothing,
-    /// `f`: all.
-    Full,
-    /// `i`: those of an index.
-    Index,
 }

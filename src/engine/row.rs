@@ -7,7 +7,8 @@ use std::fmt;
 
 use super::change::Rows;
 use super::event::Operation;
-use super::pgoutput::{Datum, OldTuple, Relation, ReplicaIdentity, Tuple};
+use super::pgoutput::{Datum, OldTuple, Relation, Tuple};
+use crate::engine::catalog::ReplicaIdentity;
 
 /// A column's value before or after a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -34,7 +34,8 @@ use super::change::{Change, LogicalMessage};
 use super::condition::{Allowance, Condition, DataExpression, Side};
 use super::event::{AccountId, Item};
 use super::pgoutput::Relation;
-use crate::config::{Bigint, Config, Endpoints, EventRule, Payload, RuleOperation};
+use super::rule_settings::{Bigint, EventRule, Payload, RuleOperation};
+use super::settings::Endpoints;
 
 use bind::Identity;
 pub use compile::{EndpointTable, subject};
@@ -55,12 +56,6 @@ pub struct RuleSettings<'a> {
 }
 
 impl<'a> RuleSettings<'a> {
-    /// The part of `config` that is about events.
-    #[must_use]
-    pub fn of(config: &'a Config) -> Self {
-        Self { events: &config.events, endpoints: &config.endpoints, payload: &config.payload }
-    }
-
     /// Every table that the settings name, as they name it: what the catalog has to hold.
     pub fn tables(&self) -> impl Iterator<Item = &'a str> + use<'a> {
         let rules = self.events.iter().filter_map(|rule| rule.table.as_deref());

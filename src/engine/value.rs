@@ -12,17 +12,15 @@
 
 mod array;
 mod time;
-mod types;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{BufMut, BytesMut};
 use serde::de::IgnoredAny;
 
-pub use types::{Kind, TypeShape, Types, oid};
-
 use super::event::put_json_text;
-use crate::config::Bigint;
+use super::types::Kind;
+use crate::engine::rule_settings::Bigint;
 
 /// A value's text is not what PostgreSQL prints for its type. Holds no part of the value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

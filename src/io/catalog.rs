@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio_postgres::{Client, Row};
 
+use crate::engine::catalog::ReplicaIdentity;
 use crate::engine::catalog::{Catalog, Generated, Table, TableColumn, TableName};
-use crate::engine::pgoutput::ReplicaIdentity;
-use crate::engine::value::{TypeShape, Types};
+use crate::engine::types::{TypeShape, Types};
 use crate::io::op::{EQ, GE, GT, LE, PLUS};
 
 /// How often a transaction that has committed is looked for.

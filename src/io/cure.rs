@@ -10,7 +10,6 @@ use tokio_postgres::error::SqlState;
 use super::lookup::LookupError;
 use super::pg::{LinkError, tls_error};
 use super::sql::ConnectError;
-use super::state::StateError;
 use super::wire::{self, Class, WireError};
 
 /// Who cures what a server, or the way to it, refuses.
@@ -61,20 +60,9 @@ impl Cure {
         if waiting { Self::Waiting } else { Self::Person }
     }
 
-    /// Of an error, by the first of its causes that is known here; `None` where there is none.
+    /// Of one error alone, without its causes; `None` where it is not known here.
     #[must_use]
     pub fn of(error: &(dyn Error + 'static)) -> Option<Self> {
-        let mut cause = Some(error);
-        while let Some(error) = cause {
-            if let Some(cure) = Self::of_one(error) {
-                return Some(cure);
-            }
-            cause = error.source();
-        }
-        None
-    }
-
-    fn of_one(error: &(dyn Error + 'static)) -> Option<Self> {
         if let Some(error) = error.downcast_ref::<ConnectError>() {
             return Some(error.cure());
         }
@@ -85,9 +73,6 @@ impl Cure {
             return Some(Self::of_wire(error));
         }
         if let Some(error) = error.downcast_ref::<LookupError>() {
-            return Some(error.cure());
-        }
-        if let Some(error) = error.downcast_ref::<StateError>() {
             return Some(error.cure());
         }
         error.downcast_ref::<tokio_postgres::Error>().map(Self::of_sql)
@@ -161,18 +146,5 @@ mod tests {
         ] {
             assert_eq!(Cure::of_sqlstate(code), cure, "{code}");
         }
-    }
-
-    #[test]
-    fn cure_of_an_error_is_that_of_its_first_known_cause() {
-        let link = LinkError::Unreachable {
-            target: "h:1".to_owned(),
-            why: std::io::ErrorKind::ConnectionRefused.into(),
-        };
-        let error = anyhow::Error::new(StateError::Connection(link.into())).context("asking");
-        assert_eq!(Cure::of(&*error), Some(Cure::Waiting));
-        let error = StateError::NotSetUp { schema: "s".to_owned(), pipeline: "p".to_owned() };
-        assert_eq!(Cure::of(&error), Some(Cure::Person));
-        assert_eq!(Cure::of(&*anyhow::anyhow!("a number")), None);
     }
 }

@@ -26,7 +26,6 @@ pub mod sender;
 pub mod slot;
 
 pub mod anchor;
-pub mod prepared;
 
 pub mod catalog;
 

@@ -14,9 +14,9 @@ use tokio_postgres::Client;
 pub use columns::columns;
 
 use super::ident::{quote_ident, quote_name};
+use super::lookup::LookupSettings;
 use super::op::EQ;
 use super::source;
-use crate::config::Config;
 use crate::engine::catalog::TableName;
 
 /// What is not in place.
@@ -41,15 +41,15 @@ impl fmt::Display for Fault {
 ///
 /// # Errors
 /// When the server does not answer.
-pub async fn faults(config: &Config, client: &Client) -> Result<Vec<Fault>> {
+pub async fn faults(settings: LookupSettings<'_>, client: &Client) -> Result<Vec<Fault>> {
     let mut faults = Vec::new();
     faults.extend(wal_level(client).await?.err());
     let (role, fault) = replication_right(client).await?;
     faults.extend(fault);
-    for table in looked_up(config)? {
+    for table in looked_up(settings)? {
         faults.extend(read_right(client, &role, &table).await?);
     }
-    faults.extend(columns(config, client).await?);
+    faults.extend(columns(settings, client).await?);
     Ok(faults)
 }
 
@@ -57,9 +57,9 @@ pub async fn faults(config: &Config, client: &Client) -> Result<Vec<Fault>> {
 ///
 /// # Errors
 /// When the configuration's names cannot be read.
-pub fn looked_up(config: &Config) -> Result<BTreeSet<TableName>> {
-    let accounts = config.accounts.as_ref().map(|accounts| accounts.table.as_str());
-    let tables = std::iter::once(config.endpoints.table.as_str()).chain(accounts);
+pub fn looked_up(settings: LookupSettings<'_>) -> Result<BTreeSet<TableName>> {
+    let accounts = settings.accounts.map(|accounts| accounts.table.as_str());
+    let tables = std::iter::once(settings.endpoints.table.as_str()).chain(accounts);
     tables.map(str::parse).collect::<Result<_, _>>().context("a table's name")
 }
 

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::transport::{Transport, TransportError};
-use crate::config::{Delivery, DeliveryMode, Egress, Memory};
+use super::transport::Transport;
 use crate::engine::attempt::{Answer, Attempt, Outcome};
 use crate::engine::endpoint::Endpoint;
 use crate::engine::notice::DueNotice;
@@ -21,23 +20,6 @@ pub enum Sender {
 }
 
 impl Sender {
-    /// The sender that `delivery.mode` names.
-    ///
-    /// # Errors
-    /// [`TransportError`]
-    pub fn new(
-        delivery: &Delivery,
-        egress: &Egress,
-        memory: &Memory,
-    ) -> Result<Self, TransportError> {
-        match delivery.mode {
-            DeliveryMode::Live => {
-                Ok(Self::Live(Arc::new(Transport::new(delivery, egress, memory)?)))
-            }
-            DeliveryMode::Log => Ok(Self::Log),
-        }
-    }
-
     /// Whether attempts are requests.
     #[must_use]
     pub fn is_live(&self) -> bool {

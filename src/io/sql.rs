@@ -14,17 +14,13 @@ use super::pg::{
     self, AsDatabaseUrl, Conninfo, ConninfoError, Link, LinkError, Refusal, Security, SessionAttrs,
     StartUp,
 };
+use crate::engine::settings::SEARCH_PATH;
 
 /// The class "invalid authorization specification".
 const AUTHORIZATION_CLASS: &str = "28";
 
 /// What tokio-postgres says where the server wants a password that it was not given.
 const PASSWORD_MISSING: &str = "password missing";
-
-/// What every session of ours searches for a name without a schema: nothing that a role may write to.
-///
-/// `pg_temp` stands last, for it would be searched first if it were left out.
-pub const SEARCH_PATH: &str = "pg_catalog, pg_temp";
 
 /// Settings that text output depends on, pinned against what a role, a database or the server says: so
 /// that a key has the same text in a look-up as in the stream.

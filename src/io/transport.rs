@@ -27,12 +27,11 @@ use url::Url;
 
 use super::clock::unix_us;
 use super::resolve::{Lookup, Resolver, system_lookup};
-use crate::config;
 use crate::engine::attempt::{Answer, Attempt, Failure, FailureKind, Outcome};
 use crate::engine::egress::{Policy, Proxy, ProxyError};
-use crate::engine::endpoint::{Endpoint, parse_header, read_url};
+use crate::engine::endpoint::{Endpoint, Secret, parse_header, read_url};
 use crate::engine::position::EventId;
-use crate::engine::retry::parse_retry_after;
+use crate::engine::retry_after::parse_retry_after;
 use crate::engine::sign::{self, SignError};
 use clients::Clients;
 use connect::{ACCOUNT, TcpConnector};
@@ -49,6 +48,28 @@ const EXCERPT_MAX: usize = 1 << 10;
 
 /// Large bodies that are signed at a time.
 const SIGNING: usize = 2;
+
+/// How requests are made.
+#[derive(Debug, Clone)]
+pub struct Requests {
+    /// The prefix of the headers that are ours.
+    pub header_prefix: String,
+    /// The `user-agent` header.
+    pub user_agent: String,
+    /// For one whole request.
+    pub timeout: Duration,
+    /// For connecting, within `timeout`.
+    pub connect_timeout: Duration,
+}
+
+/// Where requests may go, and by which way.
+#[derive(Debug, Clone, Default)]
+pub struct Egress {
+    /// Which URLs and addresses.
+    pub policy: Policy,
+    /// An `http://` URL: all requests go through tunnels of this proxy.
+    pub proxy: Option<Secret>,
+}
 
 /// The settings do not make a client.
 #[derive(Debug, thiserror::Error)]
@@ -113,56 +134,56 @@ impl<'a> Post<'a> {
 }
 
 impl Transport {
-    /// A transport for `[delivery]`, `[egress]` and `[memory]`.
+    /// A transport that makes such requests, where `egress` allows it. Units: `memory_limit` is `memory.limit`
+    /// in bytes, of which answers may take a part.
     ///
     /// # Errors
     /// [`TransportError`]
     pub fn new(
-        delivery: &config::Delivery,
-        egress: &config::Egress,
-        memory: &config::Memory,
+        requests: &Requests,
+        egress: &Egress,
+        memory_limit: usize,
     ) -> Result<Self, TransportError> {
         let tls = tls_config([]).map_err(TransportError::Tls)?;
-        Self::with(delivery, egress, memory, tls, system_lookup())
+        Self::with(requests, egress, memory_limit, tls, system_lookup())
     }
 
     /// With this judge of certificates, and names resolved so.
     fn with(
-        delivery: &config::Delivery,
-        egress: &config::Egress,
-        memory: &config::Memory,
+        requests: &Requests,
+        egress: &Egress,
+        memory_limit: usize,
         tls: ClientConfig,
         lookup: Arc<Lookup>,
     ) -> Result<Self, TransportError> {
         let header = |suffix: &str| {
-            let prefix = delivery.header_prefix.to_ascii_lowercase();
+            let prefix = requests.header_prefix.to_ascii_lowercase();
             HeaderName::try_from(format!("{prefix}-{suffix}")).map_err(|_| TransportError::Header {
                 key: "delivery.header_prefix",
-                value: delivery.header_prefix.clone(),
+                value: requests.header_prefix.clone(),
             })
         };
         let user_agent =
-            HeaderValue::try_from(&delivery.user_agent).map_err(|_| TransportError::Header {
+            HeaderValue::try_from(&requests.user_agent).map_err(|_| TransportError::Header {
                 key: "delivery.user_agent",
-                value: delivery.user_agent.clone(),
+                value: requests.user_agent.clone(),
             })?;
-        let policy = Arc::new(Policy::new(egress));
+        let policy = Arc::new(egress.policy.clone());
         // Half of the time for connecting, so that the other half is left for what was known before.
-        let resolver = Resolver::new(Arc::clone(&policy), lookup, delivery.connect_timeout / 2);
+        let resolver = Resolver::new(Arc::clone(&policy), lookup, requests.connect_timeout / 2);
         let proxy = egress.proxy.as_ref().map(Proxy::parse).transpose()?;
-        let limit = usize::try_from(memory.limit.0).unwrap_or(usize::MAX);
-        let memory = Arc::new(AnswerMemory::new(limit));
-        let tcp = TcpConnector::new(resolver, proxy, delivery.connect_timeout, Arc::clone(&memory));
+        let memory = Arc::new(AnswerMemory::new(memory_limit));
+        let tcp = TcpConnector::new(resolver, proxy, requests.connect_timeout, Arc::clone(&memory));
         Ok(Self {
             clients: Arc::new(Clients::new(&tcp, tls)),
             memory,
             workers: Arc::new(Workers::start().map_err(TransportError::Threads)?),
             policy,
-            timeout: delivery.timeout,
+            timeout: requests.timeout,
             user_agent,
             attempt_header: header("attempt")?,
             replay_header: header("replay")?,
-            header_prefix: delivery.header_prefix.clone(),
+            header_prefix: requests.header_prefix.clone(),
             signing: Arc::new(Semaphore::new(SIGNING)),
         })
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Duration, Instant};
 
 use super::lookup::LookupError;
+use super::state::Told;
 use super::wire::ServerError;
 
 /// So long something may fail before the instance is not ready: most of what fails is well again at the
@@ -194,21 +195,6 @@ impl Trouble {
         let seconds = now.duration_since(*since).as_secs();
         format!("{}: for {seconds} s: {error}; fix: {fix}", part.says())
     }
-}
-
-/// A trouble as `status` shows it, wherever it comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Told {
-    /// Which part, by [`Part::as_str`].
-    pub part: String,
-    /// What does not work, and what that costs.
-    pub says: String,
-    /// Since when: RFC 3339 in UTC.
-    pub since: String,
-    /// The last error.
-    pub error: String,
-    /// What to do about it.
-    pub fix: String,
 }
 
 /// What an instance says of itself at `/troubles`.

@@ -36,7 +36,7 @@ pub(super) struct LookupDesk {
 
 impl LookupDesk {
     pub(super) fn new(config: Config, tell: Teller) -> Self {
-        let lookups = Lookups::of(&config);
+        let lookups = Lookups::of(config.lookups());
         Self { config, lookups, apart: Apart::default(), session: None, tell }
     }
 
@@ -44,7 +44,7 @@ impl LookupDesk {
         let session = match &mut self.session {
             Some(session) => session,
             None => {
-                let opened = LookupSession::open(&self.config, "walhook look-ups").await?;
+                let opened = LookupSession::open(self.config.lookups(), "walhook look-ups").await?;
                 self.session.insert(opened)
             }
         };

@@ -12,7 +12,6 @@ use crate::config::Config;
 use crate::engine::catalog::TableName;
 use crate::engine::coverage::{Kind, Lack};
 use crate::engine::halt::Halt;
-use crate::engine::rule::RuleSettings;
 use crate::io::coverage::{self, Seen};
 use crate::io::refused_writes::{RefusedWrites, refused_writes};
 use crate::io::row_security;
@@ -121,7 +120,7 @@ async fn without_wal(
 /// The tables whose changes must be in the stream.
 pub(super) fn needed(config: &Config) -> anyhow::Result<BTreeSet<TableName>> {
     let rules = config.rule_tables();
-    let tables = rules.chain(RuleSettings::of(config).watched()).map(str::parse::<TableName>);
+    let tables = rules.chain(config.rules().watched()).map(str::parse::<TableName>);
     tables.collect::<Result<_, _>>().context("a table's name")
 }
 

@@ -62,7 +62,7 @@ pub(super) async fn feed(
     input: mpsc::Sender<ReplayInput>,
 ) {
     let mut feeder = Feeder {
-        lookups: Lookups::of(config),
+        lookups: Lookups::of(config.lookups()),
         config,
         epoch,
         input,
@@ -216,7 +216,7 @@ impl Feeder<'_> {
             Ok(range) => range,
             Err(error) => return Ok(Fed::Broken(format!("{error:#}"))),
         };
-        let session = LookupSession::open(self.config, "walhook replay").await?;
+        let session = LookupSession::open(self.config.lookups(), "walhook replay").await?;
         let (out, mut batches) = mpsc::channel::<Batch>(BATCHES);
         let mut task = JoinSet::new();
         task.spawn(range.read(out));

@@ -10,13 +10,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
+use super::cure;
 use super::{Stop, open_state, published};
 use crate::config::Config;
 use crate::engine::change::Changes;
 use crate::engine::dispatcher::Start;
 use crate::engine::halt::{self, SourceIdentity};
 use crate::engine::lsn::Lsn;
-use crate::engine::rule::{EndpointTable, RuleSettings, Rules};
+use crate::engine::rule::{EndpointTable, Rules};
 use crate::io::catalog;
 use crate::io::clock::Clock;
 use crate::io::cure::Cure;
@@ -24,13 +25,13 @@ use crate::io::health::{Role, Teller};
 use crate::io::lookup::{LookupError, Lookups};
 use crate::io::pg::{Conninfo, DatabaseUrl};
 use crate::io::preflight;
-use crate::io::prepared;
 use crate::io::slot::{self, Slot};
 use crate::io::source::{self, hosts};
 use crate::io::sql::{ConnectError, Connection};
 use crate::io::state::{Recovery, StateError, StateStore};
 use crate::io::trouble::Part;
 use crate::io::wire::{self, Class, Replication, WireError};
+use crate::pipeline::prepared;
 
 /// How long one attempt to open the source may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -286,7 +287,7 @@ async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, Obstacle>
         shown.map_err(asked)?.map_err(refuse_halt)?;
         // What else may be wrong there is told by each look-up, and can be fixed meanwhile.
         if let Err(error @ LookupError::Incomparable { .. }) =
-            Lookups::of(config).check_types(&session.sentinel).await
+            Lookups::of(config.lookups()).check_types(&session.sentinel).await
         {
             return Err(Obstacle::refused(error));
         }
@@ -330,7 +331,7 @@ async fn preflight(config: &Config) -> Result<(), Obstacle> {
         let problem = format!("the server is PostgreSQL {version}; walhook needs 14 or later");
         return Err(Obstacle::refused(anyhow::anyhow!(problem)));
     }
-    let faults = preflight::faults(config, &client).await.map_err(asked)?;
+    let faults = preflight::faults(config.lookups(), &client).await.map_err(asked)?;
     if faults.is_empty() {
         return Ok(());
     }
@@ -340,7 +341,7 @@ async fn preflight(config: &Config) -> Result<(), Obstacle> {
 
 /// What a question to the catalog ended with, by who can cure it.
 fn asked(problem: anyhow::Error) -> Obstacle {
-    match Cure::of(&*problem) {
+    match cure::of(&*problem) {
         Some(cure) => Obstacle::by_cure(cure, problem),
         None => Obstacle::Stop(Stop::Failed(problem)),
     }
@@ -496,7 +497,7 @@ pub(super) async fn compile_rules(
     system: u64,
     endpoints: EndpointTable,
 ) -> Result<Rules, Stop> {
-    let settings = RuleSettings::of(config);
+    let settings = config.rules();
     let mut catalog = catalog::load(client, settings.tables()).await?;
     if let Some(publication) = source::publication(client, &config.source.publication).await? {
         catalog.leave_out(&publication.lists, publication.generated);

@@ -15,8 +15,9 @@ use crate::engine::persist::{
 use crate::engine::tick::Tick;
 use crate::io::failpoint::Failpoint;
 use crate::io::health::Teller;
+use crate::io::state::Told;
 use crate::io::state::{StateError, StateStore};
-use crate::io::trouble::{Part, Told};
+use crate::io::trouble::Part;
 
 /// What the dispatcher asks.
 pub(super) struct PersistRequest {

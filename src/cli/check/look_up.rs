@@ -7,7 +7,6 @@ use url::Url;
 
 use super::{NAME, Report};
 use crate::config::Config;
-use crate::engine::egress::Policy;
 use crate::engine::escape;
 use crate::engine::event::AccountId;
 use crate::engine::rule::pattern_covers;
@@ -38,7 +37,7 @@ const MISSING: [SqlState; 5] = [
 
 /// Looks up the endpoints of an account that has one: functions behind a view are only called for rows.
 pub(super) async fn check(config: &Config, report: &mut Report) -> Result<()> {
-    let client = match lookup::connect(config, NAME).await {
+    let client = match lookup::connect(config.lookups(), NAME).await {
         Ok(client) => client,
         Err(error) => {
             report.fail(WHAT, format!("{error:#}"), "correct endpoints.search_path");
@@ -46,7 +45,7 @@ pub(super) async fn check(config: &Config, report: &mut Report) -> Result<()> {
         }
     };
     let looked_up = async {
-        let lookups = Lookups::of(config);
+        let lookups = Lookups::of(config.lookups());
         let listed = lookups.list(&client, Which { limit: LOOKED_AT, ..Which::default() }).await?;
         let first = listed.iter().find(|row| row.invalid.is_none()).or(listed.first());
         let accounts: Vec<_> = first.iter().map(|row| AccountId::new(&*row.account)).collect();
@@ -104,7 +103,7 @@ fn endpoints(config: &Config, listed: &[Listed], report: &mut Report) {
         "correct their rows: until then what comes for them becomes dead letters",
         &of(&|row| row.invalid.clone()),
     );
-    let policy = Policy::new(&config.egress);
+    let policy = config.egress.policy();
     let refused = of(&|row| {
         let url = row.invalid.is_none().then(|| Url::parse(&row.url).ok())??;
         policy.check_url(&url).err().map(|refusal| refusal.to_string())

@@ -8,7 +8,6 @@ use url::{Host, Url};
 
 use super::Report;
 use crate::config::Config;
-use crate::engine::egress::Policy;
 
 const WHAT: &str = "notify.url";
 
@@ -30,7 +29,7 @@ pub(super) async fn check(config: &Config, report: &mut Report) {
 }
 
 async fn problem(config: &Config, url: &Url) -> Option<String> {
-    let policy = Policy::new(&config.egress);
+    let policy = config.egress.policy();
     if let Err(refusal) = policy.check_url(url) {
         return Some(refusal.to_string());
     }

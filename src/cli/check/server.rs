@@ -15,10 +15,10 @@ use crate::io::ident::quote_ident;
 use crate::io::op::{EQ, MINUS};
 use crate::io::pg::Conninfo;
 use crate::io::preflight;
-use crate::io::prepared;
 use crate::io::slot::{self, Slot, WalStatus};
 use crate::io::source;
 use crate::io::sql;
+use crate::pipeline::prepared;
 
 /// The `application_name` of our replication connection.
 const REPLICATION_NAME: &str = "walhook";

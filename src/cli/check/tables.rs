@@ -8,9 +8,10 @@ use tokio_postgres::Client;
 use super::cost::Costs;
 use super::{Report, Verdict, coverage};
 use crate::cli::setup::{looked_up, published};
-use crate::config::{Config, RuleOperation};
+use crate::config::Config;
 use crate::engine::catalog::TableName;
-use crate::engine::rule::{self, RuleError, RuleSettings, Rules};
+use crate::engine::rule::{self, RuleError, Rules};
+use crate::engine::rule_settings::RuleOperation;
 use crate::io::preflight::{self, Fault};
 use crate::io::refused_writes::{RefusedWrites, refused_writes};
 use crate::io::source::{self, Publication, Table};
@@ -119,7 +120,7 @@ async fn writes(publication: &str, client: &Client, report: &mut Report) -> Resu
 
 /// What the look-ups read is there, and of a type that they read.
 async fn looked_up_columns(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
-    let faults = preflight::columns(config, client).await?;
+    let faults = preflight::columns(config.lookups(), client).await?;
     for (section, table) in [
         ("endpoints", Some(config.endpoints.table.as_str())),
         ("accounts", config.accounts.as_ref().map(|accounts| accounts.table.as_str())),
@@ -147,7 +148,7 @@ async fn rules(
         let mend = "add [[events]]; `walhook config show --example` has one";
         report.fail("rules", "there is none, so nothing would ever be sent", mend);
     }
-    let settings = RuleSettings::of(config);
+    let settings = config.rules();
     let mut catalog = catalog::load(client, settings.tables()).await?;
     if let Some(publication) = publication {
         catalog.leave_out(&publication.lists, publication.generated);

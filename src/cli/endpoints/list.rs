@@ -68,7 +68,7 @@ pub(super) async fn run(config: &Config, asked: &List, json: bool) -> CommandRes
 
 pub(super) async fn page(config: &Config, asked: &List) -> Result<Page, Failure> {
     let state = open_state(config).await?;
-    let source = lookup::connect(config, "walhook endpoints").await;
+    let source = lookup::connect(config.lookups(), "walhook endpoints").await;
     let source = source.context("source.url")?;
     let limit = usize::try_from(asked.limit).unwrap_or(usize::MAX);
     // One more than asked for tells whether there are more.
@@ -107,7 +107,7 @@ async fn rows(
     limit: i64,
 ) -> Result<Vec<Listed>, Failure> {
     let which = Which { ids, account, after, limit };
-    let listed = Lookups::of(config).list(source, which).await;
+    let listed = Lookups::of(config.lookups()).list(source, which).await;
     Ok(listed.context("cannot read the endpoint table")?)
 }
 

@@ -63,11 +63,11 @@ pub(super) async fn resume(config: &Config, asked: Resume, json: bool) -> Comman
 
 /// One that the customer has removed may still be stopped.
 async fn ensure_known(config: &Config, id: &str) -> Result<(), Failure> {
-    let source = lookup::connect(config, "walhook endpoints").await;
+    let source = lookup::connect(config.lookups(), "walhook endpoints").await;
     let source = source.context("source.url")?;
     let ids = [id.to_owned()];
     let which = Which { ids: Some(&ids), limit: 1, ..Which::default() };
-    let rows = Lookups::of(config).list(&source, which).await;
+    let rows = Lookups::of(config.lookups()).list(&source, which).await;
     if !rows.context("cannot read the endpoint table")?.is_empty()
         || !open_state(config).await?.standings(Some(&ids), "", 1).await?.is_empty()
     {

@@ -18,7 +18,6 @@ use crate::engine::lsn::Lsn;
 use crate::engine::position::{EventId, Position, WalPosition};
 use crate::io::clock::unix_us;
 use crate::io::lookup::{self, Lookups, Which};
-use crate::io::transport::Transport;
 
 const TYPE: &str = "webhook.test";
 
@@ -27,7 +26,7 @@ pub(super) async fn run(config: &Config, id: &str, json: bool) -> CommandResult 
         return Err(anyhow!("delivery.mode is \"log\": nothing is sent from here").into());
     }
     let endpoint = find(config, id).await?;
-    let transport = Transport::new(&config.delivery, &config.egress, &config.memory);
+    let transport = config.transport();
     let transport = transport.map_err(anyhow::Error::from)?;
     let event = event(&endpoint);
     let attempt = Attempt {
@@ -101,10 +100,10 @@ impl Said {
 
 /// Looks the endpoint up as an attempt does, whether it is switched on or not.
 async fn find(config: &Config, id: &str) -> Result<Arc<Endpoint>, Failure> {
-    let source = lookup::connect(config, "walhook endpoints").await;
+    let source = lookup::connect(config.lookups(), "walhook endpoints").await;
     let source = source.context("source.url")?;
     let ids = [id.to_owned()];
-    let lookups = Lookups::of(config);
+    let lookups = Lookups::of(config.lookups());
     let which = Which { ids: Some(&ids), limit: 1, ..Which::default() };
     let rows = lookups.list(&source, which).await;
     let rows = rows.context("cannot read the endpoint table")?;

@@ -57,8 +57,8 @@ impl Counts {
 pub(super) async fn count(config: &Config, range: &ReplayRange) -> anyhow::Result<Counts> {
     let purpose = format!("dry_run_{}", std::process::id());
     let reader = Range::open(config, range.from, range.to, range.from_oldest, &purpose).await?;
-    let client = lookup::connect(config, "walhook replay").await?;
-    let lookups = Lookups::of(config);
+    let client = lookup::connect(config.lookups(), "walhook replay").await?;
+    let lookups = Lookups::of(config.lookups());
     let (out, mut batches) = mpsc::channel(BATCHES);
     let mut task = JoinSet::new();
     task.spawn(reader.read(out));

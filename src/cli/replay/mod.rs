@@ -160,10 +160,10 @@ async fn run_start(config: &Config, start: Start, json: bool) -> CommandResult {
 /// A replay goes to the endpoints of now, so to one that is not there it would send nothing, and say
 /// nothing of that.
 async fn ensure_endpoint(config: &Config, id: &str) -> CommandResult {
-    let source = lookup::connect(config, "walhook replay").await.context("source.url")?;
+    let source = lookup::connect(config.lookups(), "walhook replay").await.context("source.url")?;
     let ids = [id.to_owned()];
     let which = Which { ids: Some(&ids), limit: 1, ..Which::default() };
-    let rows = Lookups::of(config).list(&source, which).await;
+    let rows = Lookups::of(config.lookups()).list(&source, which).await;
     let rows = rows.context("cannot read the endpoint table")?;
     let table = &config.endpoints.table;
     match rows.first() {

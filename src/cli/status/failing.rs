@@ -8,7 +8,8 @@ use crate::config::Config;
 use crate::engine::event::rfc3339;
 use crate::io::health::CHECKPOINT_OLD;
 use crate::io::state::Overview;
-use crate::io::trouble::{Instance, Part, Told};
+use crate::io::state::Told;
+use crate::io::trouble::{Instance, Part};
 
 /// The instance of this pipeline that runs here, if one does and answers.
 pub(super) async fn instance(config: &Config) -> Option<Instance> {

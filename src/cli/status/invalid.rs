@@ -61,11 +61,11 @@ impl Invalid {
     }
 
     async fn read(&mut self, config: &Config) -> Result<()> {
-        let client = lookup::connect(config, "walhook status").await?;
+        let client = lookup::connect(config.lookups(), "walhook status").await?;
         // The server must not go on with what nobody waits for.
         let bound = format!("SET statement_timeout = {}", TIME.as_millis());
         client.batch_execute(&bound).await.context("cannot bound the statement")?;
-        let lookups = Lookups::of(config);
+        let lookups = Lookups::of(config.lookups());
         let mut after = String::new();
         loop {
             let which = Which { after: &after, limit: PAGE.try_into()?, ..Which::default() };

@@ -20,7 +20,8 @@ use crate::io::pg::Conninfo;
 use crate::io::slot::{self, Slot};
 use crate::io::sql::Connection;
 use crate::io::state::{REPLAY_JOB, StateStore};
-use crate::io::{anchor, prepared, source};
+use crate::io::{anchor, source};
+use crate::pipeline::prepared;
 use crate::pipeline::range::{Batch, Range};
 
 const NAME: &str = "walhook upgrade";

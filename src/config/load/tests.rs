@@ -1,7 +1,9 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::{Bigint, ByteSize, EXAMPLE};
+use crate::config::EXAMPLE;
+use crate::engine::rule_settings::Bigint;
+use crate::engine::size::ByteSize;
 
 const MINIMAL: &str = "[source]\nurl = \"postgres://u:hush@h/d\"\n[endpoints]\n\
                        table = \"public.webhooks\"\n";

@@ -6,7 +6,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::pgoutput::{Column, Datum, Message, ReplicaIdentity};
+use crate::engine::catalog::ReplicaIdentity;
+use crate::engine::pgoutput::{Column, Datum, Message};
 use crate::engine::position::MESSAGE;
 
 /// Tables are numbered; their OIDs go the other way, to tell one order from the other.

@@ -8,7 +8,7 @@ use cel::common::ast::{CallExpr, Expr, LiteralValue, operators};
 use super::hint;
 use super::pattern::MATCHES;
 use super::{ConditionError, Side};
-use crate::engine::value::Kind;
+use crate::engine::types::Kind;
 
 /// Functions that an expression may call, beside operators.
 const FUNCTIONS: [&str; 12] = [

@@ -26,10 +26,11 @@ use super::check::{Reads, Walk, column_of};
 use super::{
     ConditionError, EvalError, Inputs, Side, Variables, bounded, describe, parse, pattern,
 };
-use crate::config::Bigint;
 use crate::engine::event::put_json_text;
 use crate::engine::row::Cell;
-use crate::engine::value::{Kind, put_value};
+use crate::engine::rule_settings::Bigint;
+use crate::engine::types::Kind;
+use crate::engine::value::put_value;
 
 /// A compiled `data` expression.
 pub struct DataExpression {

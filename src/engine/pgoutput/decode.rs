@@ -3,9 +3,8 @@
 //! The bytes come from a server that we trust no further than its length fields: every read is
 //! checked against what is left, and no length sizes an allocation before it was.
 
-use super::{
-    Column, Datum, Message, OldTuple, PG_EPOCH_US, Relation, ReplicaIdentity, Tuple as Row,
-};
+use super::{Column, Datum, Message, OldTuple, PG_EPOCH_US, Relation, Tuple as Row};
+use crate::engine::catalog::ReplicaIdentity;
 use crate::engine::lsn::Lsn;
 
 const BEGIN: u8 = b'B';

@@ -6,11 +6,12 @@ use bytes::{Bytes, BytesMut};
 
 use super::compile::needs_old;
 use super::{Columns, Rule, RuleBroken, Watch};
+use crate::engine::catalog::ReplicaIdentity;
 use crate::engine::catalog::Table;
 use crate::engine::condition::Side;
 use crate::engine::event::put_json_text;
-use crate::engine::pgoutput::{Relation, ReplicaIdentity};
-use crate::engine::value::{Kind, Types, oid};
+use crate::engine::pgoutput::Relation;
+use crate::engine::types::{Kind, Types, oid};
 
 /// What is to be done with the changes of one relation.
 #[derive(Debug)]

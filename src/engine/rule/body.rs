@@ -4,10 +4,11 @@ use bytes::{BufMut, BytesMut};
 
 use super::bind::{BoundField, BoundRule};
 use super::build::with_inputs;
-use crate::config::Bigint;
 use crate::engine::condition::{Allowance, DataExpression};
 use crate::engine::row::{Cell, Missing, RowView};
-use crate::engine::value::{Kind, ValueError, put_value};
+use crate::engine::rule_settings::Bigint;
+use crate::engine::types::Kind;
+use crate::engine::value::{ValueError, put_value};
 
 pub(super) struct Writer<'a> {
     pub(super) out: &'a mut BytesMut,

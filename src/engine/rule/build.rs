@@ -9,7 +9,6 @@ use super::bind::{Binding, BoundReads, BoundRule, Invalidates, key_text};
 use super::body::Writer;
 use super::keys::keys;
 use super::{Account, Rule, is_type, pattern_covers};
-use crate::config::{Bigint, RuleOperation};
 use crate::engine::change::{Change, Rows};
 use crate::engine::condition::{Allowance, Condition, Field, Inputs, Side};
 use crate::engine::event::{
@@ -19,7 +18,8 @@ use crate::engine::event::{
 use crate::engine::pgoutput::Relation;
 use crate::engine::position::{EventId, Position};
 use crate::engine::row::{Cell, RowView};
-use crate::engine::value::Types;
+use crate::engine::rule_settings::{Bigint, RuleOperation};
+use crate::engine::types::Types;
 
 pub(super) struct Builder<'a> {
     pub(super) system_identifier: u64,

@@ -8,11 +8,11 @@ use super::{
     Account, Columns, MessageRule, Rule, RuleError, RuleSettings, Watch, is_type, is_type_pattern,
     pair,
 };
-use crate::config::{EventRule, RuleOperation};
 use crate::engine::catalog::{Catalog, Generated, Table, TableName};
 use crate::engine::condition::{Condition, ConditionError, DataExpression, Side};
 use crate::engine::event::{AccountId, check_id};
-use crate::engine::value::Kind;
+use crate::engine::rule_settings::{EventRule, RuleOperation};
+use crate::engine::types::Kind;
 
 /// So many columns at most are listed in a message.
 const MAX_LISTED: usize = 20;

@@ -2,7 +2,7 @@
 
 use super::{MessageRule, Rule, RuleError, RuleSettings};
 use crate::engine::catalog::{Catalog, Table, TableColumn};
-use crate::engine::value::oid;
+use crate::engine::types::oid;
 
 /// Types that read a timestamp, and leave a part of it out.
 const PARTS_OF_TIME: [u32; 3] = [oid::DATE, oid::TIME, oid::TIMETZ];

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use super::{RuleSettings, Rules};
-use crate::config::RuleOperation;
 use crate::engine::catalog::{Catalog, Table, TableColumn};
 use crate::engine::change::{Change, Rows, Transaction};
 use crate::engine::event::Item;
 use crate::engine::lsn::Lsn;
 use crate::engine::pgoutput::{Column, Datum, OldTuple, Relation, Tuple};
 use crate::engine::position::WalPosition;
-use crate::engine::value::Kind;
+use crate::engine::rule_settings::RuleOperation;
+use crate::engine::types::Kind;
 
 /// One rule, bound to its table, with a row that fits the table's columns.
 #[derive(Debug)]

@@ -12,15 +12,16 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::engine::catalog::ReplicaIdentity;
 use crate::engine::catalog::{Generated, Table, TableColumn};
 use crate::engine::change::{Rows, Transaction};
 use crate::engine::event::{
     AccountId, EndpointId, Event, Invalidation, Operation, Scope, Unroutable, UnroutableReason,
 };
 use crate::engine::lsn::Lsn;
-use crate::engine::pgoutput::{Column, Datum, OldTuple, ReplicaIdentity, Tuple};
+use crate::engine::pgoutput::{Column, Datum, OldTuple, Tuple};
 use crate::engine::position::{EventId, Position, WalPosition};
-use crate::engine::value::{TypeShape, Types, oid};
+use crate::engine::types::{TypeShape, Types, oid};
 
 use Datum::{Null, Text as T, Unchanged};
 
@@ -115,10 +116,25 @@ fn relation(table: &Table) -> Arc<Relation> {
     })
 }
 
+/// What a configuration says about events.
+#[derive(serde::Deserialize)]
+struct Config {
+    endpoints: Endpoints,
+    #[serde(default)]
+    events: Vec<EventRule>,
+    #[serde(default)]
+    payload: Payload,
+}
+
+impl Config {
+    fn rules(&self) -> RuleSettings<'_> {
+        RuleSettings { events: &self.events, endpoints: &self.endpoints, payload: &self.payload }
+    }
+}
+
 /// The configuration, as a user writes it; `webhooks` is the endpoint table.
 fn config(events: &str) -> Config {
-    let head = "[source]\nurl = 'postgres://localhost/x'\n[endpoints]\ntable = 'webhooks'\n";
-    toml::from_str(&format!("{head}{events}")).unwrap()
+    toml::from_str(&format!("[endpoints]\ntable = 'webhooks'\n{events}")).unwrap()
 }
 
 fn rule(event_type: &str, on: &str, more: &str) -> String {
@@ -132,7 +148,7 @@ fn rule(event_type: &str, on: &str, more: &str) -> String {
 const SYSTEM: u64 = 7;
 
 fn errors(config: &Config, catalog: &Catalog) -> Vec<String> {
-    match Rules::compile(RuleSettings::of(config), catalog, SYSTEM) {
+    match Rules::compile(config.rules(), catalog, SYSTEM) {
         Ok(_) => Vec::new(),
         Err(errors) => errors.iter().map(ToString::to_string).collect(),
     }
@@ -143,7 +159,7 @@ fn bound(events: &str, subscribers: Table) -> (Rules, Arc<Relation>) {
     let relation = relation(&subscribers);
     let config = config(events);
     let catalog = catalog_with(subscribers);
-    let mut rules = Rules::compile(RuleSettings::of(&config), &catalog, SYSTEM).unwrap();
+    let mut rules = Rules::compile(config.rules(), &catalog, SYSTEM).unwrap();
     rules.handle_relation(&relation).unwrap();
     (rules, relation)
 }

@@ -7,8 +7,9 @@ use std::borrow::Cow;
 
 use bytes::{BufMut, BytesMut};
 
-use super::{Kind, ValueError, put_kind};
-use crate::config::Bigint;
+use super::{ValueError, put_kind};
+use crate::engine::rule_settings::Bigint;
+use crate::engine::types::Kind;
 
 /// PostgreSQL's `MAXDIM`.
 const MAX_DIMENSIONS: usize = 6;

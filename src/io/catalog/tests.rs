@@ -2,8 +2,8 @@ use bytes::BytesMut;
 use tokio_postgres::SimpleQueryMessage;
 
 use super::*;
-use crate::config::Bigint;
 use crate::engine::endpoint::Secret;
+use crate::engine::rule_settings::Bigint;
 use crate::engine::value::put_value;
 use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_testkit::cluster::Cluster;

@@ -42,9 +42,10 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
-use crate::config::{self, Config};
 use crate::engine::endpoint::{Endpoint, Routes};
 use crate::engine::event::{AccountId, EndpointId, ID_MAX_BYTES};
+use crate::engine::settings;
+use crate::io::pg::DatabaseUrl;
 
 use super::cure::Cure;
 use super::sql::{error_text, is_row_error};
@@ -169,6 +170,21 @@ impl Fetched {
     }
 }
 
+/// What look-ups need to know.
+#[derive(Debug, Clone, Copy)]
+pub struct LookupSettings<'a> {
+    /// The database that holds the tables.
+    pub url: &'a DatabaseUrl,
+    /// `[endpoints]`
+    pub endpoints: &'a settings::Endpoints,
+    /// `[accounts]`
+    pub accounts: Option<&'a settings::Accounts>,
+    /// `delivery.header_prefix`: a row's own headers must not begin so.
+    pub header_prefix: &'a str,
+    /// What the endpoints of one account may take in memory, in bytes.
+    pub max_account_bytes: usize,
+}
+
 /// The look-ups that a configuration makes.
 #[derive(Debug)]
 pub struct Lookups {
@@ -235,15 +251,15 @@ impl Lookups {
     /// The look-ups of a configuration. An account whose endpoints would take more memory than one is given
     /// is [refused](Routes::refused), and an answer ends before the account with which it would.
     #[must_use]
-    pub fn of(config: &Config) -> Self {
-        let prefix = config.delivery.header_prefix.clone();
-        let max_bytes = config.memory.max_account_bytes();
-        Self { prefix, max_bytes, ..Self::new(&config.endpoints, config.accounts.as_ref()) }
+    pub fn of(settings: LookupSettings<'_>) -> Self {
+        let LookupSettings { endpoints, accounts, header_prefix, max_account_bytes, .. } = settings;
+        let (prefix, max_bytes) = (header_prefix.to_owned(), max_account_bytes);
+        Self { prefix, max_bytes, ..Self::new(endpoints, accounts) }
     }
 
     /// Those of these tables, under the default header prefix.
     #[must_use]
-    pub fn new(endpoints: &config::Endpoints, accounts: Option<&config::Accounts>) -> Self {
+    pub fn new(endpoints: &settings::Endpoints, accounts: Option<&settings::Accounts>) -> Self {
         let column =
             |name: &str, key| Column { table: endpoints.table.clone(), name: name.to_owned(), key };
         Self {
@@ -263,7 +279,7 @@ impl Lookups {
             .chain(&endpoints.rate_per_second)
             .cloned()
             .collect(),
-            prefix: config::Delivery::default().header_prefix,
+            prefix: settings::HEADER_PREFIX.to_owned(),
             max_bytes: usize::MAX,
             memory: Mutex::default(),
         }

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::time::Duration;
 use tokio_postgres::error::SqlState;
 
-use super::{Fetched, LookupError, Lookups};
-use crate::config::Config;
+use super::{Fetched, LookupError, LookupSettings, Lookups};
 use crate::engine::event::AccountId;
 use crate::io::row_security;
 use crate::io::sql::{ConnectError, Connection};
@@ -30,9 +29,12 @@ const HIDE: &str = "SET row_security = on";
 ///
 /// # Errors
 /// [`ConnectError`]
-pub async fn connect(config: &Config, application_name: &str) -> Result<Connection, ConnectError> {
-    let (url, path) = (&config.source.url, &config.endpoints.search_path);
-    Connection::open_with_path(url, application_name, path).await
+pub async fn connect(
+    settings: LookupSettings<'_>,
+    application_name: &str,
+) -> Result<Connection, ConnectError> {
+    let path = &settings.endpoints.search_path;
+    Connection::open_with_path(settings.url, application_name, path).await
 }
 
 /// A session whose look-ups come to an end, and in which no row is hidden without a word: an account
@@ -50,8 +52,11 @@ impl LookupSession {
     ///
     /// # Errors
     /// [`LookupError::Connect`], [`LookupError::Sql`].
-    pub async fn open(config: &Config, application_name: &str) -> Result<Self, LookupError> {
-        let client = connect(config, application_name).await?;
+    pub async fn open(
+        settings: LookupSettings<'_>,
+        application_name: &str,
+    ) -> Result<Self, LookupError> {
+        let client = connect(settings, application_name).await?;
         client.batch_execute(&format!("{LOCK_LIMIT}; {HIDE_NOTHING}")).await?;
         let session = Self { client, has_policies: AtomicBool::new(false) };
         session.limit(USUAL).await?;

@@ -4,9 +4,9 @@
 //! Every name is qualified, so that it means the same under any `search_path`.
 
 use super::column::{Column, ColumnType};
-use crate::config;
 use crate::engine::endpoint::{HEADERS_BYTES_MAX, URL_BYTES_MAX};
 use crate::engine::event::ID_MAX_BYTES;
+use crate::engine::settings;
 use crate::io::ident::{quote_ident, quote_table};
 
 /// The text of an endpoint's event types, or of its secrets, at most.
@@ -40,7 +40,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    pub(super) fn new(endpoints: &config::Endpoints) -> Self {
+    pub(super) fn new(endpoints: &settings::Endpoints) -> Self {
         let column = |name: &str| format!("e.{}", quote_ident(name));
         let optional = |name: &Option<String>| name.as_deref().map(column);
         Self {
@@ -114,7 +114,7 @@ pub(super) struct WeightSource {
 }
 
 impl WeightSource {
-    pub(super) fn new(accounts: &config::Accounts) -> Self {
+    pub(super) fn new(accounts: &settings::Accounts) -> Self {
         let id =
             Column { table: accounts.table.clone(), name: accounts.id.clone(), key: "accounts.id" };
         Self { id, weight: accounts.weight.clone() }

@@ -25,8 +25,8 @@ async fn start() -> (Cluster, Connection) {
 fn lookups(toml: &str) -> Lookups {
     #[derive(serde::Deserialize)]
     struct Tables {
-        endpoints: config::Endpoints,
-        accounts: Option<config::Accounts>,
+        endpoints: settings::Endpoints,
+        accounts: Option<settings::Accounts>,
     }
     let tables: Tables = toml::from_str(toml).unwrap();
     Lookups::new(&tables.endpoints, tables.accounts.as_ref())

@@ -4,8 +4,8 @@ use anyhow::Result;
 use tokio_postgres::Client;
 
 use super::Fault;
-use crate::config::Config;
 use crate::engine::catalog::TableName;
+use crate::io::lookup::LookupSettings;
 use crate::io::source;
 
 /// What a column of the endpoint or account table may be.
@@ -36,8 +36,8 @@ const NUMBER: &[&str] = &["double precision", "numeric", "real", "integer", "sma
 ///
 /// # Errors
 /// When the server does not answer.
-pub async fn columns(config: &Config, client: &Client) -> Result<Vec<Fault>> {
-    let endpoints = &config.endpoints;
+pub async fn columns(settings: LookupSettings<'_>, client: &Client) -> Result<Vec<Fault>> {
+    let LookupSettings { endpoints, accounts, .. } = settings;
     let all = [
         wanted("endpoints.id", &endpoints.id, ANY),
         wanted("endpoints.account", &endpoints.account, ANY),
@@ -56,7 +56,7 @@ pub async fn columns(config: &Config, client: &Client) -> Result<Vec<Fault>> {
     });
     let all: Vec<Wanted<'_>> = all.into_iter().chain(named).collect();
     let mut faults = of_table(client, "endpoints", &endpoints.table, &all).await?;
-    if let Some(accounts) = &config.accounts {
+    if let Some(accounts) = accounts {
         let all = [
             wanted("accounts.id", &accounts.id, ANY),
             wanted("accounts.weight", &accounts.weight, NUMBER),

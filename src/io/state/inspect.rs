@@ -5,7 +5,7 @@ use tokio_postgres::types::Type;
 
 use crate::engine::lsn::Lsn;
 use crate::io::op::{EQ, to_us};
-use crate::io::trouble::Told;
+use crate::io::state::Told;
 
 use super::gaps::Gap;
 use super::{Param, Scope, StateError, StateStore, as_rfc3339, lsn, text};

@@ -50,6 +50,7 @@ pub use inspect::{Overview, StoppedSince};
 pub use jobs::{Ask, EndpointStop, Job, JobState};
 pub use persist::StoredAttempt;
 pub use replays::{REPLAY_JOB, StoredReplay};
+pub use troubles::Told;
 pub use unrouted::{OfAccount, WithoutEndpoint};
 pub use upgrade::Prepared;
 

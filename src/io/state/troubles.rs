@@ -1,11 +1,26 @@
 //! What the leader says that fails, for `walhook status`.
 
+use serde::{Deserialize, Serialize};
 use tokio_postgres::types::Type;
 
 use crate::io::op::EQ;
-use crate::io::trouble::Told;
 
 use super::{Param, Scope, StateError, StateStore, fence, text};
+
+/// A trouble as `status` shows it, wherever it comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// Which part of the pipeline, such as `lookups`.
+    pub part: String,
+    /// What does not work, and what that costs.
+    pub says: String,
+    /// Since when: RFC 3339 in UTC.
+    pub since: String,
+    /// The last error.
+    pub error: String,
+    /// What to do about it.
+    pub fix: String,
+}
 
 impl StateStore {
     /// Stores, as the leader, what fails now in the place of what failed before.

@@ -29,6 +29,9 @@ use crate::engine::event::{AccountId, EndpointId, Event, Operation, RowKeys};
 use crate::engine::lsn::Lsn;
 use crate::engine::position::{EventId, Position, WalPosition};
 
+/// `memory.limit`, in bytes.
+const MEMORY: usize = 256 << 20;
+
 /// What no exchange of a test needs even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -176,26 +179,29 @@ fn ok() -> Step {
     write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
 }
 
-fn delivery() -> config::Delivery {
-    config::Delivery { timeout: PATIENCE, connect_timeout: PATIENCE, ..Default::default() }
+fn requests() -> Requests {
+    Requests {
+        header_prefix: "walhook".to_owned(),
+        user_agent: "walhook/test".to_owned(),
+        timeout: PATIENCE,
+        connect_timeout: PATIENCE,
+    }
 }
 
 /// Loopback is allowed, as nothing else is there to talk to.
-fn egress() -> config::Egress {
-    config::Egress { allow: vec!["127.0.0.0/8".parse().unwrap()], ..Default::default() }
+fn egress() -> Egress {
+    Egress {
+        policy: Policy { allow: vec!["127.0.0.0/8".parse().unwrap()], ..Policy::default() },
+        proxy: None,
+    }
 }
 
 fn transport() -> Transport {
-    Transport::new(&delivery(), &egress(), &config::Memory::default()).unwrap()
+    Transport::new(&requests(), &egress(), MEMORY).unwrap()
 }
 
 fn hasty() -> Transport {
-    Transport::new(
-        &config::Delivery { timeout: SHORT, ..delivery() },
-        &egress(),
-        &config::Memory::default(),
-    )
-    .unwrap()
+    Transport::new(&Requests { timeout: SHORT, ..requests() }, &egress(), MEMORY).unwrap()
 }
 
 fn endpoint(url: &str) -> Endpoint {

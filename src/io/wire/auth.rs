@@ -12,9 +12,10 @@ use tokio_postgres::config::ChannelBinding as Binding;
 
 use super::connection::{Connection, Received, malformed, notice, unexpected};
 use super::error::{ServerError, WireError};
+use crate::engine::settings::SEARCH_PATH;
 use crate::io::failpoint;
 use crate::io::pg::Conninfo;
-use crate::io::sql::{OUTPUT, SEARCH_PATH};
+use crate::io::sql::OUTPUT;
 
 /// Pinned beside [`OUTPUT`].
 const PINNED: [(&str, &str); 2] = [

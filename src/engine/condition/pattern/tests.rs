@@ -2,7 +2,7 @@ use super::*;
 use crate::engine::condition::{Allowance, Condition, Field, Inputs, READ_BYTES_MAX, parse};
 use crate::engine::event::Operation;
 use crate::engine::row::Cell;
-use crate::engine::value::Kind;
+use crate::engine::types::Kind;
 
 /// Pattern of case 42: it took 8 ms to compile, for each row.
 const EMAIL: &str = r"^[\w.+-]{1,64}@[\w-]+[.]com$";

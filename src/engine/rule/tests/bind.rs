@@ -7,7 +7,7 @@ fn partition_is_covered_by_the_rules_of_its_root_and_ordered_with_it() {
     let events = rule("p", "['insert']", "columns = ['id']").replace("subscribers", "parted");
     let config = config(&events);
     let catalog = catalog_with(subscribers());
-    let mut rules = Rules::compile(RuleSettings::of(&config), &catalog, SYSTEM).unwrap();
+    let mut rules = Rules::compile(config.rules(), &catalog, SYSTEM).unwrap();
     let mut keys = |oid| {
         let relation = relation(catalog.table(oid).unwrap());
         rules.handle_relation(&relation).unwrap();
@@ -100,11 +100,11 @@ fn compared(endpoint: u32, event: u32, is_loose: bool) -> (Vec<Item>, Vec<String
     let catalog = Catalog::new([subscribers, webhooks], Types::with_catalog(&shapes));
     let config = config(&rule("s", "['insert']", ""));
     let errors = errors(&config, &catalog);
-    let casts = casts(RuleSettings::of(&config), &catalog);
+    let casts = casts(config.rules(), &catalog);
     if !errors.is_empty() {
         return (Vec::new(), errors);
     }
-    let mut rules = Rules::compile(RuleSettings::of(&config), &catalog, SYSTEM).unwrap();
+    let mut rules = Rules::compile(config.rules(), &catalog, SYSTEM).unwrap();
     rules.handle_relation(&relation).unwrap();
     let new = insert(&[T("e1"), T("42  "), Null, Null, Null, Null]);
     (items(&mut rules, &relation, new), casts.iter().map(ToString::to_string).collect())

@@ -292,7 +292,7 @@ fn table_without_primary_key_has_no_ordering_key() {
     let events = rule("b", "['insert']", "columns = ['id']").replace("subscribers", "bare");
     let config = config(&events);
     let catalog = catalog_with(subscribers());
-    let mut rules = Rules::compile(RuleSettings::of(&config), &catalog, SYSTEM).unwrap();
+    let mut rules = Rules::compile(config.rules(), &catalog, SYSTEM).unwrap();
     let relation = relation(catalog.table(BARE).unwrap());
     rules.handle_relation(&relation).unwrap();
     assert!(event(&mut rules, &relation, insert(&[T("5"), T("42"), Null])).keys.is_empty());

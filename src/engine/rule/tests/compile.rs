@@ -102,7 +102,7 @@ fn probe_makes_a_row_that_each_rule_of_rows_takes() {
                  [[events]]\ntype = 'a.d'\ntable = 'subscribers'\non = ['delete']\n\
                  account = 'account_id'\ncolumns = ['attrs']\nwhen = \"old.status == ''\"\n";
     let config = config(rules);
-    let (settings, catalog) = (RuleSettings::of(&config), catalog_with(full(subscribers())));
+    let (settings, catalog) = (config.rules(), catalog_with(full(subscribers())));
     let probe = |index| Probe::new(settings, index, &catalog, 20);
     assert!(probe(0).unwrap().run());
     assert!(probe(1).is_none());

@@ -8,7 +8,7 @@ fn parted(on: &str) -> String {
 
 fn compiled(events: &str, subscribers: Table) -> Rules {
     let config = config(events);
-    Rules::compile(RuleSettings::of(&config), &catalog_with(subscribers), SYSTEM).unwrap()
+    Rules::compile(config.rules(), &catalog_with(subscribers), SYSTEM).unwrap()
 }
 
 /// A table that the catalog does not hold, with the columns of `like`.

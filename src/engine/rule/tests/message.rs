@@ -15,7 +15,7 @@ fn told(events: &str, prefix: &str, content: &[u8]) -> Vec<Item> {
 fn told_of(events: &str, prefix: &str, content: MessageContent<'_>) -> Vec<Item> {
     let config = config(events);
     let catalog = catalog_with(subscribers());
-    let mut rules = Rules::compile(RuleSettings::of(&config), &catalog, SYSTEM).unwrap();
+    let mut rules = Rules::compile(config.rules(), &catalog, SYSTEM).unwrap();
     let commit_lsn = Lsn(9);
     let message = LogicalMessage {
         transaction: Transaction { commit_lsn, commit_time_us: 1_000_000, xid: 77 },

@@ -5,15 +5,8 @@ use std::net::IpAddr;
 use super::*;
 
 /// A transport for which these names resolve to these addresses, and no other name resolves.
-pub(super) fn naming(names: &[(&str, &[&str])], egress: &config::Egress) -> Transport {
-    Transport::with(
-        &delivery(),
-        egress,
-        &config::Memory::default(),
-        tls_config([]).unwrap(),
-        lookup(names),
-    )
-    .unwrap()
+pub(super) fn naming(names: &[(&str, &[&str])], egress: &Egress) -> Transport {
+    Transport::with(&requests(), egress, MEMORY, tls_config([]).unwrap(), lookup(names)).unwrap()
 }
 
 pub(super) fn lookup(names: &[(&str, &[&str])]) -> Arc<Lookup> {
@@ -29,8 +22,11 @@ pub(super) fn lookup(names: &[(&str, &[&str])]) -> Arc<Lookup> {
 
 /// 127.0.0.1 plays the public address, 127.0.0.2 the private one. Only what asks the system for a
 /// connection can reach either, so a connection to the second would show.
-fn half_private() -> config::Egress {
-    config::Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], ..config::Egress::default() }
+fn half_private() -> Egress {
+    Egress {
+        policy: Policy { allow: vec!["127.0.0.1/32".parse().unwrap()], ..Policy::default() },
+        proxy: None,
+    }
 }
 
 /// Counts the connections to 127.0.0.2 at the port of a server at 127.0.0.1.
@@ -83,9 +79,7 @@ async fn case_31_name_that_resolves_otherwise_the_second_time_is_judged_the_seco
         Box::pin(std::future::ready(Ok(vec![address.parse().unwrap()])))
     });
     let tls = tls_config([]).unwrap();
-    let transport =
-        Transport::with(&delivery(), &half_private(), &config::Memory::default(), tls, rebinding)
-            .unwrap();
+    let transport = Transport::with(&requests(), &half_private(), MEMORY, tls, rebinding).unwrap();
     let url = format!("http://rebinding.example:{port}/");
     assert_eq!(answer(&transport, &url).await.status, 200);
     drop(public);
@@ -117,15 +111,9 @@ async fn address_that_is_silent_does_not_keep_the_next_one_from_being_tried() {
 #[tokio::test]
 async fn look_up_that_is_silent_is_a_dns_failure_within_the_time_for_connecting() {
     let silent: Arc<Lookup> = Arc::new(|_| Box::pin(std::future::pending()));
-    let delivery = config::Delivery { connect_timeout: SHORT, ..delivery() };
-    let transport = Transport::with(
-        &delivery,
-        &egress(),
-        &config::Memory::default(),
-        tls_config([]).unwrap(),
-        silent,
-    )
-    .unwrap();
+    let requests = Requests { connect_timeout: SHORT, ..requests() };
+    let transport =
+        Transport::with(&requests, &egress(), MEMORY, tls_config([]).unwrap(), silent).unwrap();
     let detail = refusal(&transport, "https://silent.example/", FailureKind::Dns).await;
     assert_eq!(detail, "the name is not resolved within 250ms");
 }

@@ -65,8 +65,8 @@ async fn blackhole_is_a_connect_failure_within_the_time_for_connecting() {
     while let Ok(stream) = tokio::time::timeout(SHORT, TcpStream::connect(addr)).await {
         filling.push(stream.unwrap());
     }
-    let delivery = config::Delivery { connect_timeout: SHORT, ..delivery() };
-    let transport = Transport::new(&delivery, &egress(), &config::Memory::default()).unwrap();
+    let requests = Requests { connect_timeout: SHORT, ..requests() };
+    let transport = Transport::new(&requests, &egress(), MEMORY).unwrap();
     let started = Instant::now();
     let detail = refusal(&transport, &format!("http://{addr}/"), FailureKind::Connect).await;
     assert_eq!(detail, "no connection within delivery.connect_timeout");
@@ -84,9 +84,7 @@ async fn name_that_does_not_resolve_is_a_dns_failure() {
 async fn address_that_is_not_allowed_is_forbidden_by_name_and_in_every_form() {
     let server = Server::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
     let port = server.addr.port();
-    let strict =
-        Transport::new(&delivery(), &config::Egress::default(), &config::Memory::default())
-            .unwrap();
+    let strict = Transport::new(&requests(), &Egress::default(), MEMORY).unwrap();
     for host in [
         "localhost",
         "LOCALHOST",

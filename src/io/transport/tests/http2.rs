@@ -100,11 +100,10 @@ impl RawServer {
     }
 
     /// As [`RawServer::transport`], with such a `memory.limit`.
-    pub(super) fn transport_within(&self, memory_limit: u64) -> Transport {
+    pub(super) fn transport_within(&self, memory_limit: usize) -> Transport {
         let tls = tls_config([self.authority.der().clone()]).unwrap();
-        let memory = config::Memory { limit: config::ByteSize(memory_limit) };
         let names = super::dns::lookup(&[("localhost", &["127.0.0.1"])]);
-        Transport::with(&delivery(), &egress(), &memory, tls, names).unwrap()
+        Transport::with(&requests(), &egress(), memory_limit, tls, names).unwrap()
     }
 
     pub(super) async fn outcome(&self, transport: &Transport) -> Outcome {

@@ -48,9 +48,9 @@ impl TunnelServer {
     }
 }
 
-fn through(proxy: SocketAddr) -> config::Egress {
+fn through(proxy: SocketAddr) -> Egress {
     let url = format!("http://{HUSH}-user:{HUSH}-password@{proxy}");
-    config::Egress { proxy: Some(Secret::new(url)), ..egress() }
+    Egress { proxy: Some(Secret::new(url)), ..egress() }
 }
 
 #[tokio::test]
@@ -111,15 +111,13 @@ async fn proxy_that_opens_no_tunnel_is_a_failure_with_its_reason() {
         (vec![], "has not answered within 450ms"),
     ] {
         let proxy = Server::start(script).await;
-        let delivery = config::Delivery { connect_timeout: SHORT, ..delivery() };
-        let transport =
-            Transport::new(&delivery, &through(proxy.addr), &config::Memory::default()).unwrap();
+        let requests = Requests { connect_timeout: SHORT, ..requests() };
+        let transport = Transport::new(&requests, &through(proxy.addr), MEMORY).unwrap();
         let detail = refusal(&transport, "https://127.0.0.1:9/", FailureKind::Proxy).await;
         assert!(detail.contains(expected), "{detail}");
     }
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let transport =
-        Transport::new(&delivery(), &through(free), &config::Memory::default()).unwrap();
+    let transport = Transport::new(&requests(), &through(free), MEMORY).unwrap();
     let detail = refusal(&transport, "http://127.0.0.1:9/", FailureKind::Proxy).await;
     assert!(detail.contains("cannot reach it") && detail.contains("refused"), "{detail}");
 }

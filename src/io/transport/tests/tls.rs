@@ -86,11 +86,10 @@ pub(super) fn trusting(authority: &CertifiedIssuer<'static, KeyPair>) -> Transpo
 pub(super) fn trusting_with(
     authority: &CertifiedIssuer<'static, KeyPair>,
     names: &[(&str, &[&str])],
-    egress: &config::Egress,
+    egress: &Egress,
 ) -> Transport {
     let tls = tls_config([authority.der().clone()]).unwrap();
-    Transport::with(&delivery(), egress, &config::Memory::default(), tls, super::dns::lookup(names))
-        .unwrap()
+    Transport::with(&requests(), egress, MEMORY, tls, super::dns::lookup(names)).unwrap()
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
-//! `[[events]]`: what a rule may say.
+//! What the configuration says about events: the rules, and how values are written.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::ByteSize;
+use super::size::ByteSize;
 
 /// What a rule listens to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
@@ -98,4 +98,23 @@ pub struct EventRule {
 
 fn max_bytes() -> ByteSize {
     ByteSize(1 << 20)
+}
+
+/// `[payload]`
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Payload {
+    /// How a `bigint` is written.
+    pub bigint: Bigint,
+}
+
+/// How a `bigint` is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bigint {
+    /// As a JSON number, digits exact.
+    #[default]
+    Number,
+    /// As a string, for receivers whose numbers are doubles.
+    String,
 }

@@ -240,3 +240,56 @@ impl Types {
 fn delimiter(schema: &str, element: &str) -> u8 {
     if (schema, element) == ("pg_catalog", "box") { b';' } else { b',' }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn array_of(element: Kind) -> Kind {
+        Kind::Array { element: Arc::new(element), delimiter: b',' }
+    }
+
+    #[test]
+    fn types_follow_domains_and_arrays_whatever_the_order() {
+        let shapes = [
+            (20_001, TypeShape::Domain { base: 20_000 }),
+            (20_000, TypeShape::Domain { base: oid::INT4 }),
+            (20_002, TypeShape::Array { element: 20_001, delimiter: b',' }),
+            (20_003, TypeShape::Domain { base: 20_002 }),
+            (20_004, TypeShape::Plain),
+            (20_005, TypeShape::Array { element: 20_004, delimiter: b',' }),
+        ];
+        let types = Types::with_catalog(&shapes.into_iter().collect());
+        assert_eq!(types.kind(20_001), Some(Kind::Integer));
+        assert_eq!(types.kind(20_002), Some(array_of(Kind::Integer)));
+        assert_eq!(types.kind(20_003), Some(array_of(Kind::Integer)));
+        assert_eq!(types.kind(20_004), Some(Kind::Text));
+        assert_eq!(types.kind(20_005), Some(array_of(Kind::Text)));
+        assert_eq!(types.kind(oid::INT8_ARRAY), Some(array_of(Kind::Bigint)));
+        assert_eq!(types.kind(1186), Some(Kind::Text), "interval");
+        assert_eq!(types.kind(20_006), None, "made after the catalog was read");
+    }
+
+    #[test]
+    fn type_that_the_catalog_no_longer_has_is_written_by_the_name_in_the_stream() {
+        let mut types = Types::with_catalog(&[(20_000, TypeShape::Plain)].into_iter().collect());
+        let cases = [
+            (20_000, "pg_catalog", "int4", Kind::Text),
+            (20_001, "pg_catalog", "int4", Kind::Integer),
+            (20_002, "pg_catalog", "_jsonb", array_of(Kind::Json)),
+            (20_003, "public", "int4", Kind::Text),
+            (20_004, "public", "_mood", array_of(Kind::Text)),
+            (
+                20_005,
+                "pg_catalog",
+                "_box",
+                Kind::Array { element: std::sync::Arc::new(Kind::Text), delimiter: b';' },
+            ),
+            (oid::INT8, "public", "mood", Kind::Bigint),
+        ];
+        for (type_oid, schema, name, expected) in cases {
+            types.handle_type(type_oid, schema, name);
+            assert_eq!(types.kind(type_oid), Some(expected), "{name}");
+        }
+    }
+}

@@ -1,21 +1,21 @@
 //! Where a pipeline goes on that was prepared for an upgrade: its slots tell, see [`Prepared::settled`].
 //!
-//! [`Prepared::settled`]: super::state::Prepared::settled
+//! [`Prepared::settled`]: crate::io::state::Prepared::settled
 
 use anyhow::Result;
 use tokio_postgres::Client;
 
-use super::anchor;
-use super::slot::Slot;
-use super::state::StateStore;
 use crate::engine::lsn::Lsn;
+use crate::io::anchor;
+use crate::io::slot::Slot;
+use crate::io::state::StateStore;
 
 /// The checkpoint: the stored one, or the position behind it up to which `walhook upgrade prepare` has
 /// found nothing owed. `slot` was read before.
 ///
 /// # Errors
 /// When source or state do not answer.
-pub async fn checkpoint(
+pub(crate) async fn checkpoint(
     store: &StateStore,
     source: &Client,
     name: &str,

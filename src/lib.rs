@@ -15,7 +15,7 @@
 //! - [`io`] does: sockets, SQL, HTTP.
 //! - [`pipeline`] wires: bounded channels, tasks, shutdown.
 //! - [`cli`] has a file for each command; [`config`] is what `walhook.toml` says.
-//! - [`demo`] and [`mock`] are the demo and the receiver that it and the tests use.
+//! - [`demo`] is the demo; what it and the tests stand on is the crate `walhook-testkit`.
 //!
 //! # Glossary
 //!
@@ -46,5 +46,4 @@ pub mod config;
 pub mod demo;
 pub mod engine;
 pub mod io;
-pub mod mock;
 pub mod pipeline;

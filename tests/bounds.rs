@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use axum::http::StatusCode;
 use tokio::time::sleep;
-use walhook::mock::Behaviour;
+use walhook_testkit::receiver::Behaviour;
 
 use crate::support::{RULES, World, taken, text};
 
@@ -152,7 +152,7 @@ async fn endpoint_with_most_deferred_rows_is_suspended_at_the_bound_and_a_replay
     replay_gaps(&world).await?;
     ensure_taken(&world, "/1", ids.start..ids.end + 10)?;
     ensure_taken(&world, "/2", 2_000_000..others)?;
-    let late = |request: &walhook::mock::Received| -> i64 {
+    let late = |request: &walhook_testkit::receiver::Received| -> i64 {
         let body = request.json();
         let committed: jiff::Timestamp = body["timestamp"].as_str().unwrap().parse().unwrap();
         request.at_unix_us - committed.as_microsecond()

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use walhook::mock::{Behaviour, Received};
+use walhook_testkit::receiver::{Behaviour, Received};
 
 use crate::support::{World, bodies, taken};
 

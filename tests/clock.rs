@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use walhook::engine::endpoint::Secret;
 use walhook::engine::sign;
 use walhook::io::clock::unix_us;
-use walhook::mock::{Behaviour, Received};
+use walhook_testkit::receiver::{Behaviour, Received};
 
 use crate::support::{PATIENCE, RULES, Running, SECRET, World, answers};
 

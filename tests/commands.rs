@@ -9,8 +9,8 @@ use axum::http::StatusCode;
 use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::{Instant, timeout};
-use walhook::mock::Behaviour;
 use walhook_testkit::cluster::{Cluster, StopMode};
+use walhook_testkit::receiver::Behaviour;
 
 use crate::support::{PATIENCE, RULES, SECRET, World, answers, get, text};
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use axum::http::StatusCode;
 use tokio::time::{Instant, sleep};
-use walhook::mock::Behaviour;
+use walhook_testkit::receiver::Behaviour;
 
 use crate::support::{PATIENCE, RULES, World, taken};
 
@@ -111,7 +111,7 @@ async fn case_21_dead_endpoint_and_full_memory_delay_no_other_account_and_hold_n
     versions(&world, 1, 2_000, 1..=4).await?;
     let began = Instant::now();
     world.subscribe(9_000_001, 2).await?;
-    let other = |r: &&walhook::mock::Received| r.path == "/2" && r.is_taken();
+    let other = |r: &&walhook_testkit::receiver::Received| r.path == "/2" && r.is_taken();
     let deadline = Instant::now() + PATIENCE;
     while !world.mock.received().iter().any(|r| other(&r)) {
         ensure!(Instant::now() < deadline, "the other account waits\n{}", running.log());

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
-use walhook::mock::Behaviour;
+use walhook_testkit::receiver::Behaviour;
 
 use crate::support::{PATIENCE, RULES, Running, World, get, text};
 

@@ -4,7 +4,7 @@ use std::process::Output;
 
 use anyhow::{Context, Result, ensure};
 use axum::http::StatusCode;
-use walhook::mock::Behaviour;
+use walhook_testkit::receiver::Behaviour;
 
 use crate::support::{RULES, World, text};
 

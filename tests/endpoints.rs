@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use walhook::engine::endpoint::Secret;
 use walhook::engine::sign;
-use walhook::mock::{Behaviour, Received};
+use walhook_testkit::receiver::{Behaviour, Received};
 
 use crate::support::{PATIENCE, RULES, SCHEMA, SECRET, World, bodies, taken};
 

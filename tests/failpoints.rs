@@ -32,7 +32,7 @@ async fn crash(world: &mut World, at: Failpoint, passage: u32) -> Result<End> {
     let running = world.spawn_with(&[("WALHOOK_FAILPOINT", &armed)])?;
     let (status, log) = running.ended_with_log().await.with_context(|| armed.clone())?;
     ensure!(status.signal() == Some(SIGABRT), "{armed}: {status}\n{log}");
-    let noticed = |stats: &walhook::mock::Stats| stats.in_flight == 0;
+    let noticed = |stats: &walhook_testkit::receiver::Stats| stats.in_flight == 0;
     world.mock.wait_until("no request in flight", PATIENCE, noticed).await?;
     Ok(End { received: world.mock.stats().received, at_unix_us: unix_us() })
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::time::{Instant, sleep};
-use walhook::mock::Stats;
+use walhook_testkit::receiver::Stats;
 
 use crate::support::{PATIENCE, RULES, SECRET, World};
 

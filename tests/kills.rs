@@ -78,8 +78,9 @@ struct Death {
 /// Waits until requests are in flight, after so many more have been answered.
 async fn until_busy(world: &World, more: u64) -> Result<()> {
     let before = world.mock.stats().received;
-    let busy =
-        |stats: &walhook::mock::Stats| stats.received >= before + more && stats.in_flight > 0;
+    let busy = |stats: &walhook_testkit::receiver::Stats| {
+        stats.received >= before + more && stats.in_flight > 0
+    };
     world.mock.wait_until("requests in flight", PATIENCE, busy).await
 }
 
@@ -87,7 +88,7 @@ async fn until_busy(world: &World, more: u64) -> Result<()> {
 async fn kill(world: &World, running: Running, state: &'static str) -> Result<Death> {
     let in_flight = world.mock.stats().in_flight;
     running.kill().await?;
-    let noticed = |stats: &walhook::mock::Stats| stats.in_flight == 0;
+    let noticed = |stats: &walhook_testkit::receiver::Stats| stats.in_flight == 0;
     world.mock.wait_until("no request in flight", PATIENCE, noticed).await?;
     Ok(Death { state, in_flight, end: ending(world) })
 }
@@ -202,7 +203,7 @@ async fn endpoint_that_joined_before_a_crash_gets_no_older_event_behind_a_newer_
 
     let _running = world.run().await.unwrap();
     sql.batch_execute("DELETE FROM subscribers WHERE id = 2").await.unwrap();
-    let last = |stats: &walhook::mock::Stats| stats.distinct == 3;
+    let last = |stats: &walhook_testkit::receiver::Stats| stats.distinct == 3;
     world.mock.wait_until("the last event", PATIENCE, last).await.unwrap();
     // Nor does anything come behind it.
     world.settled().await.unwrap();

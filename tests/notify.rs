@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use axum::http::StatusCode;
 use tokio::time::Instant;
-use walhook::mock::{Behaviour, Received};
+use walhook_testkit::receiver::{Behaviour, Received};
 
 use crate::support::{PATIENCE, RULES, SECRET, World};
 
@@ -126,7 +126,7 @@ async fn notice_arrives_after_its_receiver_was_down_and_walhook_was_killed() -> 
     world.until("SELECT count(*) FROM walhook.notices WHERE attempts > 0", "1").await?;
     world.until_metric("walhook_notices_total{result=\"failed\"}", "1").await?;
     world.mock.set_behaviour(PATH, Behaviour::hang());
-    let hangs = |s: &walhook::mock::Stats| s.in_flight == 1;
+    let hangs = |s: &walhook_testkit::receiver::Stats| s.in_flight == 1;
     world.mock.wait_until("the notice hangs", PATIENCE, hangs).await?;
 
     // Neither deliveries nor a shutdown wait for it.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
-use walhook::mock::Received;
+use walhook_testkit::receiver::Received;
 
 use crate::support::{World, text};
 

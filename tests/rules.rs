@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use walhook::mock::{Behaviour, Received};
+use walhook_testkit::receiver::{Behaviour, Received};
 
 use crate::support::{SCHEMA, SECRET, World, bodies, text};
 

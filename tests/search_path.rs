@@ -10,7 +10,7 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use axum::http::StatusCode;
-use walhook::mock::Behaviour;
+use walhook_testkit::receiver::Behaviour;
 
 use crate::support::{RULES, SCHEMA, World, text};
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::time::{Instant, sleep};
-use walhook::mock::Behaviour;
 use walhook_testkit::cluster::StopMode;
+use walhook_testkit::receiver::Behaviour;
 
 use crate::kills::{endpoints, walsender_of};
 use crate::support::audit::audit;
@@ -139,14 +139,15 @@ async fn through_breakage(
     let traffic = Traffic::start(&world, seed, Duration::from_millis(20)).await?;
     for _ in 0..times {
         let before = world.mock.stats().received;
-        let moved =
-            |stats: &walhook::mock::Stats| stats.received >= before + 50 && stats.in_flight > 0;
+        let moved = |stats: &walhook_testkit::receiver::Stats| {
+            stats.received >= before + 50 && stats.in_flight > 0
+        };
         let waited = world.mock.wait_until("traffic", PATIENCE, moved).await;
         waited.with_context(|| running.log())?;
         break_it(&mut world).await?;
     }
     let before = world.mock.stats().received;
-    let moved = |stats: &walhook::mock::Stats| stats.received >= before + 50;
+    let moved = |stats: &walhook_testkit::receiver::Stats| stats.received >= before + 50;
     world.mock.wait_until("traffic", PATIENCE, moved).await.with_context(|| running.log())?;
     let journal = traffic.stop().await;
     world.settled().await.with_context(|| running.log())?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
-use walhook::mock::Received;
+use walhook_testkit::receiver::Received;
 
 use crate::support::{RULES, SCHEMA, World, text};
 

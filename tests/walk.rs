@@ -2,7 +2,7 @@
 //! way each mistake that docs/install.md warns of: every message names the thing and the fix.
 
 use anyhow::{Result, ensure};
-use walhook::mock::Received;
+use walhook_testkit::receiver::Received;
 
 use crate::support::{SECRET, World, text};
 

@@ -1,18 +1,12 @@
 //! What is loaded: a database, the walhook that reads it, and the endpoint that answers.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use axum::Router;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::routing::post;
-use bytes::Bytes;
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use walhook::demo::configuration::configuration;
 use walhook::demo::receive::change_in;
@@ -21,6 +15,7 @@ use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_loadtest::program;
 use walhook_testkit::cluster::Cluster;
 use walhook_testkit::program::{Pipeline, Scratch};
+use walhook_testkit::receiver::{Received, Receiver, Settings};
 
 /// Accounts that goose's users share, each with one endpoint.
 const ACCOUNTS: i64 = 50;
@@ -42,7 +37,7 @@ pub(crate) struct Target {
 #[derive(Debug)]
 pub(crate) struct Owned {
     own: Option<(Pipeline, Cluster, Scratch)>,
-    _endpoint: JoinSet<std::io::Result<()>>,
+    _endpoint: Receiver,
 }
 
 impl Owned {
@@ -58,11 +53,13 @@ impl Owned {
 /// Finds or starts everything, and adds the accounts.
 pub(crate) async fn prepare() -> Result<(Target, Owned)> {
     let waiting = Waiting::default();
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-    let endpoint_url = format!("http://{}/", listener.local_addr()?);
-    let router = Router::new().route("/", post(answer)).with_state(waiting.clone());
-    let mut endpoint = JoinSet::new();
-    endpoint.spawn(async move { axum::serve(listener, router).await });
+    let waits = Arc::clone(&waiting);
+    let settings = Settings {
+        keep: 0,
+        on_request: Some(Arc::new(move |request| tell(&waits, request))),
+        ..Settings::default()
+    };
+    let endpoint = Receiver::start(SocketAddr::from(([127, 0, 0, 1], 0)), settings).await?;
 
     let (url, own) = match std::env::var("WALHOOK_LOADTEST_URL") {
         Ok(url) => (Secret::new(url), None),
@@ -85,7 +82,7 @@ pub(crate) async fn prepare() -> Result<(Target, Owned)> {
     // Far above ids that are there already.
     let first_account = (1 << 40) + i64::from(rand::random::<u32>()) * ACCOUNTS;
     let target = Target { url, first_account, waiting };
-    target.add_accounts(&endpoint_url).await?;
+    target.add_accounts(&endpoint.url("/")).await?;
     Ok((target, Owned { own, _endpoint: endpoint }))
 }
 
@@ -145,15 +142,15 @@ impl Target {
     }
 }
 
-/// The endpoint: answers at once, and tells the user that waits.
-async fn answer(State(waiting): State<Waiting>, body: Bytes) -> StatusCode {
-    let Ok(change) = change_in(&body) else { return StatusCode::BAD_REQUEST };
+/// Tells the user that waits for a request's change.
+fn tell(waiting: &Mutex<HashMap<i64, oneshot::Sender<Instant>>>, request: &Received) -> Result<()> {
+    let change = change_in(&request.body)?;
     let waiter = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&change.version);
     if let Some(waiter) = waiter {
         // A user that has given up no longer listens.
         let _ = waiter.send(Instant::now());
     }
-    StatusCode::NO_CONTENT
+    Ok(())
 }
 
 async fn wait_until_leading(pipeline: &Pipeline) -> Result<()> {

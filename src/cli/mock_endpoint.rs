@@ -1,13 +1,16 @@
 //! `walhook mock-endpoint`: a receiver to try things with.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use walhook_testkit::receiver::{Behaviour, Hook, Received, Receiver, Settings};
+use walhook_testkit::sign::{Signed, Verifier};
 
 use super::{CommandResult, Common, Failure, print_json, print_line, print_remark};
 use crate::engine::endpoint::Secret;
-use crate::mock::{Behaviour, Mock, Received, Settings};
+use crate::engine::sign;
 
 /// Receive webhooks, for tests: verify signatures, delay and fail as scripted
 #[derive(Debug, clap::Args)]
@@ -57,30 +60,34 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         return Err(Failure::Usage(anyhow::anyhow!("--fail-rate is a share from 0 to 1")));
     }
     let verifies = !args.secret.is_empty();
-    let on_request: Option<fn(&Received)> = match (args.quiet || common.json, verifies) {
-        (true, _) => None,
-        (false, true) => Some(|received| {
-            show(received, if received.verified { "verified" } else { "NOT VERIFIED" })
-        }),
-        (false, false) => Some(|received| show(received, "not checked")),
+    let on_request: Option<Hook> = match args.quiet || common.json {
+        true => None,
+        false => Some(Arc::new(move |received| {
+            show(received, verifies);
+            Ok(())
+        })),
     };
-    let secrets = args.secret.into_iter().map(Secret::new).collect();
-    // Nobody asks for them.
-    let keep = 0;
-    let settings = Settings { secrets, strict: verifies, keep, on_request };
-    let mock = Mock::start(args.listen, settings).await?;
-    if args.delay.is_some() || args.status.is_some() || args.fail_rate.is_some() {
-        let plain = Behaviour::ok();
-        mock.set_default(Behaviour {
-            delay: args.delay.unwrap_or(plain.delay),
-            status: args.status.unwrap_or(plain.status),
-            fail_rate: args.fail_rate.unwrap_or(plain.fail_rate),
-            ..plain
-        });
-    }
-    print_remark(&format!("listening on http://{}; Ctrl-C ends it", mock.address()));
+    let scripted = args.delay.is_some() || args.status.is_some() || args.fail_rate.is_some();
+    let plain = Behaviour::ok();
+    let default = scripted.then(|| Behaviour {
+        delay: args.delay.unwrap_or(plain.delay),
+        status: args.status.unwrap_or(plain.status),
+        fail_rate: args.fail_rate.unwrap_or(plain.fail_rate),
+        ..plain
+    });
+    let settings = Settings {
+        verify: verifies.then(|| verifier(args.secret)),
+        strict: verifies,
+        // Nobody asks for them.
+        keep: 0,
+        on_request,
+        default,
+        ..Settings::default()
+    };
+    let receiver = Receiver::start(args.listen, settings).await?;
+    print_remark(&format!("listening on http://{}; Ctrl-C ends it", receiver.address()));
     super::run::until_signal().await.map_err(anyhow::Error::from)?;
-    let stats = mock.stats();
+    let stats = receiver.stats();
     if common.json {
         return print_json(&stats);
     }
@@ -94,7 +101,21 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     ))
 }
 
-fn show(received: &Received, signature: &str) {
+/// Takes every kind of secret that an endpoint's row may hold.
+fn verifier(secrets: Vec<String>) -> Verifier {
+    let secrets: Vec<Secret> = secrets.into_iter().map(Secret::new).collect();
+    Arc::new(move |signed| {
+        let Signed { id, timestamp, body, signatures, .. } = *signed;
+        secrets.iter().any(|secret| sign::verify(id, timestamp, body, signatures, secret))
+    })
+}
+
+fn show(received: &Received, verifies: bool) {
+    let signature = match (verifies, received.verified) {
+        (false, _) => "not checked",
+        (true, true) => "verified",
+        (true, false) => "NOT VERIFIED",
+    };
     let body = received.json();
     let event_type = body.get("type").and_then(serde_json::Value::as_str).unwrap_or("-");
     let Received { path, id, attempt, answered, .. } = received;

@@ -2,23 +2,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Result;
-use axum::Router;
-use axum::extract::{Path, State};
-use axum::routing::post;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
-use hmac::{Hmac, KeyInit, Mac};
-use http::{HeaderMap, StatusCode, Uri};
-use rand::RngExt;
-use tokio::net::{TcpListener, TcpSocket};
-use tokio::task::JoinSet;
-use tokio::time::sleep;
+use http::StatusCode;
+use tokio::net::TcpSocket;
+use walhook_testkit::receiver::{Behaviour, Received, Receiver, Settings};
 
 use super::ledger::Receipt;
 use super::plan::{Class, Endpoint};
@@ -37,40 +27,42 @@ const FLAKY: f64 = 0.3;
 /// All endpoints, until dropped.
 #[derive(Debug)]
 pub struct Receivers {
-    address: SocketAddr,
+    receiver: Receiver,
     /// Bound and never listened on, so that connections are refused.
     dead: TcpSocket,
-    shared: Arc<Shared>,
-    server: JoinSet<std::io::Result<()>>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    endpoints: HashMap<i64, Endpoint>,
-    books: Books,
-    example: Mutex<Option<Example>>,
-    example_taken: AtomicBool,
+    example: Arc<OnceLock<Example>>,
+    example_taken: bool,
 }
 
 impl Receivers {
-    /// Listens on a loopback port.
+    /// Listens on a loopback port. A request is entered into the books when it is answered: one that the
+    /// pipeline has given up, or was killed over, is not.
     ///
     /// # Errors
     /// When there is no port.
     pub async fn start(endpoints: &[Endpoint], books: Books) -> Result<Self> {
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
         let dead = TcpSocket::new_v4()?;
-        dead.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-        let address = listener.local_addr()?;
-        let endpoints = endpoints.iter().map(|endpoint| (endpoint.id, *endpoint)).collect();
-        let example_taken = AtomicBool::new(false);
-        let shared =
-            Arc::new(Shared { endpoints, books, example: Mutex::new(None), example_taken });
-        let router =
-            Router::new().route("/hooks/{endpoint}", post(receive)).with_state(shared.clone());
-        let mut server = JoinSet::new();
-        server.spawn(async move { axum::serve(listener, router).await });
-        Ok(Self { address, dead, shared, server })
+        dead.bind(any_port)?;
+        let of_path: Arc<HashMap<String, Endpoint>> =
+            Arc::new(endpoints.iter().map(|endpoint| (path(endpoint), *endpoint)).collect());
+        let example = Arc::new(OnceLock::new());
+        let (shown, secrets) = (Arc::clone(&example), Arc::clone(&of_path));
+        let settings = Settings {
+            verify: Some(Arc::new(move |signed| {
+                secrets.get(signed.path).is_some_and(|endpoint| signed.fits(&endpoint.secret()))
+            })),
+            strict: true,
+            keep: 0,
+            on_request: Some(Arc::new(move |request| enter(request, &of_path, &books, &shown))),
+            default: Some(Behaviour::status(StatusCode::NOT_FOUND)),
+            ..Settings::default()
+        };
+        let receiver = Receiver::start(any_port, settings).await?;
+        for endpoint in endpoints {
+            receiver.set_behaviour(&path(endpoint), behaviour(endpoint.class));
+        }
+        Ok(Self { receiver, dead, example, example_taken: false })
     }
 
     /// Where an endpoint's webhooks go.
@@ -80,82 +72,62 @@ impl Receivers {
     pub fn url(&self, endpoint: &Endpoint) -> Result<String> {
         let address = match endpoint.class {
             Class::Dead => self.dead.local_addr()?,
-            Class::Small | Class::Slow | Class::Flaky | Class::Whale => self.address,
+            Class::Small | Class::Slow | Class::Flaky | Class::Whale => self.receiver.address(),
         };
-        Ok(format!("http://{address}/hooks/{}", endpoint.id))
+        Ok(format!("http://{address}{}", path(endpoint)))
     }
 
     /// The first request of a small account, once.
     #[must_use]
-    pub fn take_example(&self) -> Option<Example> {
-        self.shared.example.lock().unwrap_or_else(PoisonError::into_inner).take()
+    pub fn take_example(&mut self) -> Option<Example> {
+        let example = self.example.get().filter(|_| !self.example_taken)?;
+        self.example_taken = true;
+        Some(example.clone())
     }
 
     /// Says when the server has ended, which it does only by an error. Cancel-safe.
     pub async fn failed(&mut self) -> anyhow::Error {
-        match self.server.join_next().await {
-            Some(Ok(Err(error))) => anyhow::Error::new(error).context("the mock endpoints"),
-            Some(Err(error)) => anyhow::Error::new(error).context("the mock endpoints"),
-            Some(Ok(Ok(()))) | None => anyhow::anyhow!("the mock endpoints have ended"),
-        }
+        self.receiver.failed().await
     }
 }
 
-/// One request: scripted as its endpoint's class says, entered when it is answered. A request that
-/// the pipeline has given up, or was killed over, is not answered and not entered.
-async fn receive(
-    State(shared): State<Arc<Shared>>,
-    Path(endpoint): Path<i64>,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-) -> StatusCode {
-    let Some(endpoint) = shared.endpoints.get(&endpoint) else { return StatusCode::NOT_FOUND };
-    if !is_signed(endpoint, &headers, &body) {
-        shared.books.with(|ledger, _| ledger.handle_unverified());
-        return StatusCode::UNAUTHORIZED;
-    }
-    match endpoint.class {
-        Class::Slow => sleep(SLOW).await,
-        Class::Whale => sleep(WHALE).await,
-        Class::Flaky if rand::rng().random_bool(FLAKY) => return StatusCode::SERVICE_UNAVAILABLE,
-        Class::Small | Class::Flaky | Class::Dead => {}
-    }
-    let (Some(event_id), Ok(change)) = (header(&headers, "webhook-id"), change_in(&body)) else {
-        return StatusCode::BAD_REQUEST;
-    };
-    let receipt = Receipt { endpoint: endpoint.id, event_id, change };
-    shared.books.with(|ledger, at| ledger.handle_received(receipt, at));
-    if endpoint.class == Class::Small && !shared.example_taken.swap(true, Ordering::Relaxed) {
-        let example = Example::new(endpoint, uri.path(), &headers, &body);
-        *shared.example.lock().unwrap_or_else(PoisonError::into_inner) = Some(example);
-    }
-    StatusCode::NO_CONTENT
+fn path(endpoint: &Endpoint) -> String {
+    format!("/hooks/{}", endpoint.id)
 }
 
-/// Whether one of the request's signatures is ours: Standard Webhooks, HMAC-SHA256.
-fn is_signed(endpoint: &Endpoint, headers: &HeaderMap, body: &[u8]) -> bool {
-    let (Some(id), Some(timestamp), Some(signatures)) = (
-        header(headers, "webhook-id"),
-        header(headers, "webhook-timestamp"),
-        header(headers, "webhook-signature"),
-    ) else {
-        return false;
+fn behaviour(class: Class) -> Behaviour {
+    let status = StatusCode::NO_CONTENT;
+    let delay = match class {
+        Class::Slow => SLOW,
+        Class::Whale => WHALE,
+        Class::Small | Class::Flaky | Class::Dead => Duration::ZERO,
     };
-    let Ok(mut mac) = Hmac::<sha2::Sha256>::new_from_slice(endpoint.key().as_bytes()) else {
-        return false;
-    };
-    for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
-        mac.update(part);
-    }
-    signatures
-        .split(' ')
-        .filter_map(|signature| STANDARD.decode(signature.strip_prefix("v1,")?).ok())
-        .any(|signature| mac.clone().verify_slice(&signature).is_ok())
+    let fail_rate = if class == Class::Flaky { FLAKY } else { 0.0 };
+    Behaviour { status, delay, fail_rate, ..Behaviour::ok() }
 }
 
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name)?.to_str().ok()
+/// Enters a request that is about to be answered.
+fn enter(
+    request: &Received,
+    endpoints: &HashMap<String, Endpoint>,
+    books: &Books,
+    example: &OnceLock<Example>,
+) -> Result<()> {
+    let Some(endpoint) = endpoints.get(&request.path) else { return Ok(()) };
+    if !request.verified {
+        books.with(|ledger, _| ledger.handle_unverified());
+    }
+    if !request.is_taken() {
+        return Ok(());
+    }
+    let change = change_in(&request.body)?;
+    let receipt = Receipt { endpoint: endpoint.id, event_id: &request.id, change };
+    books.with(|ledger, at| ledger.handle_received(receipt, at));
+    if endpoint.class == Class::Small {
+        let Received { path, headers, body, .. } = request;
+        example.get_or_init(|| Example::new(endpoint, path, headers, body));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -165,18 +137,19 @@ mod tests {
     use crate::demo::plan;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
+    use walhook_testkit::clock::unix_us;
+    use walhook_testkit::sign::sign;
 
     const BODY: &str = r#"{"type":"subscriber.created","data":{"id":7,"version":7}}"#;
 
-    async fn post(url: &str, key: &str) -> String {
-        let mut mac = Hmac::<sha2::Sha256>::new_from_slice(key.as_bytes()).unwrap();
-        mac.update(format!("evt_1.1700000000.{BODY}").as_bytes());
-        let signature = STANDARD.encode(mac.finalize().into_bytes());
+    async fn post(url: &str, secret: &str) -> String {
+        let now = unix_us() / 1_000_000;
+        let signature = sign(secret, "evt_1", now, BODY.as_bytes());
         let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
         let request = format!(
             "POST /{path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-length: {}\r\n\
-             webhook-id: evt_1\r\nwebhook-timestamp: 1700000000\r\n\
-             webhook-signature: v1,AAAA v1,{signature}\r\n\r\n{BODY}",
+             webhook-id: evt_1\r\nwebhook-timestamp: {now}\r\n\
+             webhook-signature: v1,AAAA {signature}\r\n\r\n{BODY}",
             BODY.len()
         );
         let mut stream = TcpStream::connect(host).await.unwrap();
@@ -190,7 +163,7 @@ mod tests {
     async fn receivers_enter_what_verifies_and_refuse_what_does_not() {
         let endpoints = plan::endpoints(&plan::accounts());
         let books = Books::open(Ledger::new(&endpoints));
-        let receivers = Receivers::start(&endpoints, books.clone()).await.unwrap();
+        let mut receivers = Receivers::start(&endpoints, books.clone()).await.unwrap();
         let small = endpoints.iter().find(|e| e.class == Class::Small).unwrap();
         let url = receivers.url(small).unwrap();
 
@@ -199,7 +172,7 @@ mod tests {
         assert_eq!(books.with(seen), (0, 1));
         assert!(receivers.take_example().is_none());
 
-        assert_eq!(post(&url, &small.key()).await, "204");
+        assert_eq!(post(&url, &small.secret()).await, "204");
         assert_eq!(books.with(seen), (1, 1));
         assert!(receivers.take_example().unwrap().to_string().contains(BODY));
         assert!(receivers.take_example().is_none(), "only the first");

@@ -18,9 +18,10 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 use walhook::engine::endpoint::Secret;
 use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
-use walhook::mock::{Mock, Received, Settings};
 use walhook_testkit::cluster::Cluster;
 use walhook_testkit::program::without_pipeline;
+use walhook_testkit::receiver::{Received, Receiver, Settings};
+use walhook_testkit::sign::with_one_of;
 
 /// The secret of every endpoint that [`World::hook`] registers.
 pub const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -64,7 +65,7 @@ columns = ["id", "email", "status"]
 pub struct World {
     pub cluster: Cluster,
     pub sql: Connection,
-    pub mock: Mock,
+    pub mock: Receiver,
     pub admin: SocketAddr,
     /// Variables in the environment of every command, such as another address of the server.
     pub env: Vec<(String, String)>,
@@ -102,10 +103,13 @@ impl World {
     /// As [`World::bare`], on this cluster.
     pub async fn on(cluster: Cluster, sections: &str, rules: &str) -> Result<Self> {
         let sql = connect(&cluster).await?;
-        let secrets = vec![Secret::new(SECRET)];
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-        let settings = Settings { secrets, keep: 1_000_000, ..Settings::default() };
-        let mock = Mock::start(any_port, settings).await?;
+        let settings = Settings {
+            verify: Some(with_one_of(vec![SECRET.to_owned()])),
+            keep: 1_000_000,
+            ..Settings::default()
+        };
+        let mock = Receiver::start(any_port, settings).await?;
         let admin = std::net::TcpListener::bind(any_port)?.local_addr()?;
         let dir = TempDir::new()?;
         let config = format!(

@@ -15,8 +15,8 @@ use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep, timeout};
 use walhook::io::clock::unix_us;
 use walhook::io::sql::Connection;
-use walhook::mock::Behaviour;
 use walhook_testkit::cluster::StopMode;
+use walhook_testkit::receiver::Behaviour;
 
 use super::audit::End;
 use super::proxy::{Network, Proxy};

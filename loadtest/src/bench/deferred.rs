@@ -10,13 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use axum::http::StatusCode;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use walhook_loadtest::books::{Audit, Books};
-use walhook_loadtest::receiver::{Behaviour, Receiver};
+use walhook_loadtest::receiver;
 use walhook_loadtest::report::{mib, table, write_json};
 use walhook_loadtest::sample::{Resident, Spread, load};
 use walhook_loadtest::world::World;
+use walhook_testkit::receiver::{Behaviour, Receiver};
 
 /// Their endpoints are down, and up again.
 const SICK: std::ops::RangeInclusive<i64> = 1..=20;
@@ -137,14 +139,14 @@ struct Case {
 impl Case {
     async fn new() -> Result<Self> {
         let books = Arc::new(Books::default());
-        let mut sick = Receiver::start(Arc::clone(&books)).await?;
-        sick.set(Behaviour::Fail)?;
-        let well = Receiver::start(Arc::clone(&books)).await?;
+        let sick = receiver::start(Arc::clone(&books)).await?;
+        sick.set_default(Behaviour::status(StatusCode::INTERNAL_SERVER_ERROR));
+        let well = receiver::start(Arc::clone(&books)).await?;
         let world = World::start("").await?;
         for account in SICK {
-            world.add_account(account, &sick.url(account)).await?;
+            world.add_account(account, &receiver::url(&sick, account)).await?;
         }
-        world.add_account(LIVE, &well.url(LIVE)).await?;
+        world.add_account(LIVE, &receiver::url(&well, LIVE)).await?;
         Ok(Self { books, sick, _well: well, world })
     }
 
@@ -193,7 +195,7 @@ impl Case {
     }
 
     async fn drain(&mut self, report: &mut Report) -> Result<()> {
-        self.sick.set(Behaviour::Take)?;
+        self.sick.set_default(Behaviour::ok());
         self.world.run().await?;
         let began = Instant::now();
         let (delivered, committed) = (self.books.delivered(), self.books.audit(SICK).committed);
@@ -224,13 +226,13 @@ impl Case {
 
     /// Fills and drains. The program is started anew in between: so no breaker is waited for.
     async fn round(&mut self, rows: usize) -> Result<[u64; 2]> {
-        self.sick.set(Behaviour::Fail)?;
+        self.sick.set_default(Behaviour::status(StatusCode::INTERNAL_SERVER_ERROR));
         self.world.run().await?;
         self.commit(rows).await?;
         self.world.settled(PATIENCE).await?;
         self.world.walhook.stop().await?;
         let filled = self.world.state_bytes().await?;
-        self.sick.set(Behaviour::Take)?;
+        self.sick.set_default(Behaviour::ok());
         self.world.run().await?;
         self.until_empty().await?;
         self.world.walhook.stop().await?;

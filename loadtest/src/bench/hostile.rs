@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use walhook::io::sql::Connection;
 use walhook_loadtest::books::{Audit, Books};
-use walhook_loadtest::receiver::Receiver;
+use walhook_loadtest::receiver;
 use walhook_loadtest::report::{mib, table, write_json};
 use walhook_loadtest::sample::{Metrics, Resident, Spread};
 use walhook_loadtest::traffic::Traffic;
@@ -175,7 +175,7 @@ async fn measure(args: &Args, attack: Attack) -> Result<Report> {
         wrong: Vec::new(),
     };
     let books = Arc::new(Books::default());
-    let receiver = Receiver::start(Arc::clone(&books)).await?;
+    let receiver = receiver::start(Arc::clone(&books)).await?;
     let servers = Servers::start().await?;
     let plan = match attack.plan(&servers, args.endpoints).await? {
         Ok(plan) => plan,
@@ -194,8 +194,8 @@ async fn measure(args: &Args, attack: Attack) -> Result<Report> {
     })
     .await?;
     let url = match plan.victim_host {
-        None => receiver.url(VICTIM),
-        Some(host) => receiver.url(VICTIM).replace("127.0.0.1", host),
+        None => receiver::url(&receiver, VICTIM),
+        Some(host) => receiver::url(&receiver, VICTIM).replace("127.0.0.1", host),
     };
     world.sql.execute("INSERT INTO accounts VALUES (1, 'Victim')", &[]).await?;
     let insert = "INSERT INTO webhooks (id, account_id, url) VALUES ('victim', 1, $1)";

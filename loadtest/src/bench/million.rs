@@ -16,11 +16,12 @@ use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use walhook_loadtest::books::{Audit, Books};
-use walhook_loadtest::receiver::{Behaviour, Receiver};
+use walhook_loadtest::receiver;
 use walhook_loadtest::report::{mib, table, write_json};
 use walhook_loadtest::sample::{Resident, Spread, load};
 use walhook_loadtest::traffic::Traffic;
 use walhook_loadtest::world::World;
+use walhook_testkit::receiver::Behaviour;
 
 const WHALE: i64 = 1;
 
@@ -102,14 +103,14 @@ pub(crate) async fn run(args: Args) -> Result<()> {
 
 async fn measure(args: &Args) -> Result<Report> {
     let books = Arc::new(Books::default());
-    let mut slow = Receiver::start(Arc::clone(&books)).await?;
-    slow.set(Behaviour::After(args.delay))?;
-    let quick = Receiver::start(Arc::clone(&books)).await?;
+    let slow = receiver::start(Arc::clone(&books)).await?;
+    slow.set_default(Behaviour::delay(args.delay));
+    let quick = receiver::start(Arc::clone(&books)).await?;
     let mut world = World::start("").await?;
-    world.add_account(WHALE, &slow.url(WHALE)).await?;
+    world.add_account(WHALE, &receiver::url(&slow, WHALE)).await?;
     let small = WHALE + 1..=WHALE + args.accounts;
     for account in small.clone() {
-        world.add_account(account, &quick.url(account)).await?;
+        world.add_account(account, &receiver::url(&quick, account)).await?;
     }
     // Reads the same WAL once more when all is over, and nothing else.
     world

@@ -12,15 +12,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use axum::http::StatusCode;
 use serde::Serialize;
 use tokio::time::{Instant, sleep, sleep_until};
 use walhook_loadtest::books::{Audit, Books};
 use walhook_loadtest::plot::{Panel, svg};
-use walhook_loadtest::receiver::{Behaviour, Receiver};
+use walhook_loadtest::receiver;
 use walhook_loadtest::report::{mib, table, write_json};
 use walhook_loadtest::sample::{Resident, load};
 use walhook_loadtest::traffic::Traffic;
 use walhook_loadtest::world::World;
+use walhook_testkit::receiver::Behaviour;
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
@@ -32,19 +34,13 @@ const MEMORY_LIMIT: u64 = 256 << 20;
 const MAX_RETAINED: u64 = 256 << 20;
 const REPLAY_WINDOW: u64 = 1 << 30;
 
-/// What an account's endpoint does while it is dead, by the account's last digit.
-const DEAD: [Behaviour; 10] = [
-    Behaviour::Refuse,
-    Behaviour::Refuse,
-    Behaviour::Refuse,
-    Behaviour::Refuse,
-    Behaviour::Fail,
-    Behaviour::Fail,
-    Behaviour::Fail,
-    Behaviour::Fail,
-    Behaviour::Hang,
-    Behaviour::Hang,
-];
+/// What an account's endpoint does while it is dead, by the account's last digit; `None`: it refuses
+/// connections.
+fn dead() -> [Option<Behaviour>; 10] {
+    let fails = Some(Behaviour::status(StatusCode::INTERNAL_SERVER_ERROR));
+    let hangs = Some(Behaviour::hang());
+    [None, None, None, None, fails, fails, fails, fails, hangs, hangs]
+}
 
 #[derive(Debug, clap::Args)]
 /// What can be chosen.
@@ -112,13 +108,13 @@ pub(crate) async fn run(args: Args) -> Result<()> {
 async fn measure(args: &Args) -> Result<Report> {
     let books = Arc::new(Books::default());
     let mut receivers = Vec::new();
-    for _ in DEAD {
-        receivers.push(Receiver::start(Arc::clone(&books)).await?);
+    for _ in dead() {
+        receivers.push(receiver::start(Arc::clone(&books)).await?);
     }
     let mut world = World::start("").await?;
     let accounts: Vec<i64> = (1..=args.accounts).collect();
     for (account, receiver) in accounts.iter().zip(receivers.iter().cycle()) {
-        world.add_account(*account, &receiver.url(*account)).await?;
+        world.add_account(*account, &receiver::url(receiver, *account)).await?;
     }
     world.run().await?;
     let traffic = Traffic::start(&world, &books, &accounts, args.rate).await?;
@@ -126,13 +122,17 @@ async fn measure(args: &Args) -> Result<Report> {
 
     log.keep_for(args.around).await?;
     let died = books.now();
-    for (receiver, dead) in receivers.iter_mut().zip(DEAD) {
-        receiver.set(dead)?;
+    for (receiver, dead) in receivers.iter_mut().zip(dead()) {
+        match dead {
+            Some(behaviour) => receiver.set_default(behaviour),
+            None => receiver.refuse(),
+        }
     }
     log.keep_for(Duration::from_secs_f64(args.minutes * 60.0)).await?;
     let back = books.now();
     for receiver in &mut receivers {
-        receiver.set(Behaviour::Take)?;
+        receiver.listen()?;
+        receiver.set_default(Behaviour::ok());
     }
     log.keep_for(args.around).await?;
     traffic.stop().await?;

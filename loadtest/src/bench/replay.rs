@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 use serde::Serialize;
 use tokio::time::sleep;
 use walhook_loadtest::books::{Audit, Books};
-use walhook_loadtest::receiver::Receiver;
+use walhook_loadtest::receiver;
 use walhook_loadtest::report::{mib, table, write_json};
 use walhook_loadtest::sample::{Resident, Spread, load};
 use walhook_loadtest::traffic::Traffic;
@@ -89,11 +89,11 @@ pub(crate) async fn run(args: Args) -> Result<()> {
 
 async fn measure(args: &Args) -> Result<Report> {
     let books = Arc::new(Books::default());
-    let receiver = Receiver::start(Arc::clone(&books)).await?;
+    let receiver = receiver::start(Arc::clone(&books)).await?;
     let mut world = World::start("").await?;
     let live = LIVE..=LIVE + args.accounts - 1;
     for account in PAST.chain(live.clone()) {
-        world.add_account(account, &receiver.url(account)).await?;
+        world.add_account(account, &receiver::url(&receiver, account)).await?;
     }
     let load_before = load()?;
     world.run().await?;

@@ -3,5 +3,8 @@
 //! It speaks URLs, paths and ports: it depends on no crate of the product, so that each of them can
 //! be tested with it, and nothing of it is in the product's libraries.
 
+pub mod clock;
 pub mod cluster;
 pub mod program;
+pub mod receiver;
+pub mod sign;

@@ -1,4 +1,4 @@
-//! How a mock endpoint answers.
+//! How a receiver answers.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What mock endpoints have received.
+//! What a receiver has got.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::Behaviour;
-use crate::io::clock::unix_us;
+use crate::clock::unix_us;
 
 /// A longer path is not counted apart.
 const PATH_MAX: usize = 1 << 10;
@@ -107,7 +107,7 @@ pub struct Stats {
     pub by_other_paths: u64,
 }
 
-/// What a ledger may remember.
+/// What it may remember.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
     /// Whole requests, the last ones.
@@ -121,7 +121,7 @@ pub(super) struct Bounds {
 }
 
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(super) struct Counts {
     bounds: Bounds,
     kept: VecDeque<Received>,
     kept_bytes: usize,
@@ -134,7 +134,7 @@ pub(super) struct Ledger {
     pub(super) default: Option<Behaviour>,
 }
 
-impl Ledger {
+impl Counts {
     pub(super) fn new(bounds: Bounds) -> Self {
         Self {
             bounds,

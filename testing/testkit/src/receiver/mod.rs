@@ -1,11 +1,11 @@
-//! A receiver for tests, the load tests and `walhook mock-endpoint`: verifies signatures, counts, and
-//! behaves as scripted.
+//! The receiver of the tests, the demo, the load tests and of `walhook mock-endpoint`: verifies
+//! signatures, counts, and behaves as scripted.
 //!
 //! One server plays many endpoints: the path tells them apart, and the query string scripts each
 //! ([`Behaviour::from_query`]). A test changes a path's behaviour while it runs.
 
 mod behaviour;
-mod ledger;
+mod counts;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,19 +17,18 @@ use axum::body::to_bytes;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 pub use behaviour::Behaviour;
-pub use ledger::{Received, Stats};
+pub use counts::{Received, Stats};
 
-use crate::engine::endpoint::Secret;
-use crate::engine::sign;
-use crate::io::clock::unix_us;
+use crate::clock::unix_us;
+use crate::sign::{Signed, Verifier};
 use behaviour::Answer;
-use ledger::{Bounds, Ledger};
+use counts::{Bounds, Counts};
 
 /// Above walhook's own limit of an event, so that what it sends is never refused here.
 const BODY_MAX: usize = 2 << 20;
@@ -54,44 +53,77 @@ const DISTINCT_MAX: usize = 2 << 20;
 /// Paths that are counted apart; a stranger may ask for as many as he likes.
 const PATHS_MAX: usize = 10_000;
 
+/// Connections that wait to be accepted.
+const ACCEPT_BACKLOG: u32 = 1_024;
+
+/// Called for each request right before it is answered; an error is answered with 400.
+pub type Hook = Arc<dyn Fn(&Received) -> Result<()> + Send + Sync>;
+
 /// What a receiver does with all requests alike.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Settings {
-    /// What signatures are verified with: one of them has to fit; without any they count as not verified.
-    pub secrets: Vec<Secret>,
+    /// What verifies signatures; without it they count as not verified.
+    pub verify: Option<Verifier>,
     /// Whether requests whose signature does not fit are answered with 401, whatever the script says.
     pub strict: bool,
     /// How many requests are kept; older ones are forgotten, the counts go on.
     pub keep: usize,
-    /// Called for each request right before it is answered.
-    pub on_request: Option<fn(&Received)>,
+    /// Is told of each request.
+    pub on_request: Option<Hook>,
+    /// What a path without a behaviour of its own does, whatever the query says.
+    pub default: Option<Behaviour>,
+    /// Whether it may [refuse](Receiver::refuse) connections; its port may then be shared.
+    pub may_refuse: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { secrets: Vec::new(), strict: false, keep: 100_000, on_request: None }
+        Self {
+            verify: None,
+            strict: false,
+            keep: 100_000,
+            on_request: None,
+            default: None,
+            may_refuse: false,
+        }
+    }
+}
+
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { strict, keep, default, may_refuse, .. } = self;
+        f.debug_struct("Settings")
+            .field("strict", strict)
+            .field("keep", keep)
+            .field("default", default)
+            .field("may_refuse", may_refuse)
+            .finish_non_exhaustive()
     }
 }
 
 /// A running receiver; gone when dropped.
 #[derive(Debug)]
-pub struct Mock {
+pub struct Receiver {
     address: SocketAddr,
     shared: Arc<Shared>,
-    _server: JoinSet<std::io::Result<()>>,
+    server: JoinSet<std::io::Result<()>>,
+    /// Ends the listening, and the connections once they are idle.
+    open: Option<oneshot::Sender<()>>,
+    /// Never listens: keeps the port ours while nobody does.
+    held: Option<TcpSocket>,
 }
 
 #[derive(Debug)]
 struct Shared {
     settings: Settings,
-    ledger: Mutex<Ledger>,
+    counts: Mutex<Counts>,
     arrived: Notify,
     reading: Semaphore,
 }
 
 impl Shared {
-    fn ledger(&self) -> std::sync::MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    fn counts(&self) -> std::sync::MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -100,40 +132,87 @@ struct InFlight<'a>(&'a Shared, usize);
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        let mut ledger = self.0.ledger();
-        ledger.in_flight -= 1;
-        ledger.waiting_bytes -= self.1;
-        drop(ledger);
+        let mut counts = self.0.counts();
+        counts.in_flight -= 1;
+        counts.waiting_bytes -= self.1;
+        drop(counts);
         self.0.arrived.notify_waiters();
     }
 }
 
-impl Mock {
+impl Receiver {
     /// Listens on `listen`; port 0 takes a free one.
     ///
     /// # Errors
     /// When the address cannot be had.
     pub async fn start(listen: SocketAddr, settings: Settings) -> Result<Self> {
-        let listener = TcpListener::bind(listen)
-            .await
-            .with_context(|| format!("cannot listen on {listen}"))?;
+        let cannot = || format!("cannot listen on {listen}");
+        let (held, listener) = if settings.may_refuse {
+            let held = shared_socket(listen).with_context(cannot)?;
+            let listener = shared_socket(held.local_addr()?)?.listen(ACCEPT_BACKLOG)?;
+            (Some(held), listener)
+        } else {
+            (None, TcpListener::bind(listen).await.with_context(cannot)?)
+        };
         let address = listener.local_addr()?;
-        let ledger = Mutex::new(Ledger::new(Bounds {
+        let bounds = Bounds {
             requests: settings.keep,
             bytes: KEPT_BYTES_MAX,
             distinct: DISTINCT_MAX,
             paths: PATHS_MAX,
-        }));
+        };
+        let mut counts = Counts::new(bounds);
+        counts.default = settings.default;
         let shared = Arc::new(Shared {
             settings,
-            ledger,
+            counts: Mutex::new(counts),
             arrived: Notify::new(),
             reading: Semaphore::new(READING_MAX),
         });
-        let router = Router::new().fallback(receive).with_state(Arc::clone(&shared));
-        let mut server = JoinSet::new();
-        server.spawn(async move { axum::serve(listener, router).await });
-        Ok(Self { address, shared, _server: server })
+        let mut receiver = Self { address, shared, server: JoinSet::new(), open: None, held };
+        receiver.serve(listener);
+        Ok(receiver)
+    }
+
+    fn serve(&mut self, listener: TcpListener) {
+        let router = Router::new().fallback(receive).with_state(Arc::clone(&self.shared));
+        let (open, closed) = oneshot::channel::<()>();
+        self.open = Some(open);
+        self.server.spawn(async move {
+            let ended = async {
+                // Dropped, or told: both mean the end.
+                let _ = closed.await;
+            };
+            axum::serve(listener, router).with_graceful_shutdown(ended).await
+        });
+    }
+
+    /// From now on connections are refused, where the settings say that it may: nobody listens.
+    pub fn refuse(&mut self) {
+        if self.held.is_some() {
+            self.open = None;
+        }
+    }
+
+    /// Listens again after [`Receiver::refuse`].
+    ///
+    /// # Errors
+    /// When the port cannot be had again.
+    pub fn listen(&mut self) -> Result<()> {
+        if self.open.is_none() {
+            let listener = shared_socket(self.address)?.listen(ACCEPT_BACKLOG)?;
+            self.serve(listener);
+        }
+        Ok(())
+    }
+
+    /// Says when it has ended, which it does only by an error. Cancel-safe.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        match self.server.join_next().await {
+            Some(Ok(Err(error))) => anyhow::Error::new(error).context("the receiver"),
+            Some(Err(error)) => anyhow::Error::new(error).context("the receiver"),
+            Some(Ok(Ok(()))) | None => anyhow::anyhow!("the receiver has ended"),
+        }
     }
 
     /// Where it listens.
@@ -150,30 +229,30 @@ impl Mock {
 
     /// From now on, requests to `path` are answered so, whatever their query says.
     pub fn set_behaviour(&self, path: &str, behaviour: Behaviour) {
-        self.shared.ledger().behaviours.insert(path.to_owned(), behaviour);
+        self.shared.counts().behaviours.insert(path.to_owned(), behaviour);
     }
 
     /// From now on, requests to any path without a behaviour of its own are answered so.
     pub fn set_default(&self, behaviour: Behaviour) {
-        self.shared.ledger().default = Some(behaviour);
+        self.shared.counts().default = Some(behaviour);
     }
 
     /// From now on, requests to paths without a behaviour of their own are answered as their query
     /// says.
     pub fn clear_default(&self) {
-        self.shared.ledger().default = None;
+        self.shared.counts().default = None;
     }
 
     /// What was answered, in order.
     #[must_use]
     pub fn received(&self) -> Vec<Received> {
-        self.shared.ledger().received()
+        self.shared.counts().received()
     }
 
     /// The counts so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.shared.ledger().stats()
+        self.shared.counts().stats()
     }
 
     /// Waits until the counts are as wanted.
@@ -206,7 +285,7 @@ impl Mock {
 async fn receive(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     if parts.method == Method::GET && parts.uri.path() == "/stats" {
-        return axum::Json(shared.ledger().stats()).into_response();
+        return axum::Json(shared.counts().stats()).into_response();
     }
     let read = async {
         // The semaphore is never closed.
@@ -219,20 +298,20 @@ async fn receive(State(shared): State<Arc<Shared>>, request: Request) -> Respons
         Err(_) => return StatusCode::REQUEST_TIMEOUT.into_response(),
     };
     let path = parts.uri.path().to_owned();
-    let verified = verify(&shared.settings, &parts.headers, &body);
+    let verified = verify(&shared.settings, &path, &parts.headers, &body);
     let mut received = Received::new(path, &parts.headers, body, verified);
     let query = parts.uri.query().unwrap_or_default();
     let (behaviour, waiting_bytes) = {
-        let mut ledger = shared.ledger();
-        if ledger.in_flight >= IN_FLIGHT_MAX {
+        let mut counts = shared.counts();
+        if counts.in_flight >= IN_FLIGHT_MAX {
             return StatusCode::SERVICE_UNAVAILABLE.into_response();
         }
-        if ledger.waiting_bytes + received.body.len() > KEPT_BYTES_MAX {
+        if counts.waiting_bytes + received.body.len() > KEPT_BYTES_MAX {
             received.body.clear();
         }
-        ledger.in_flight += 1;
-        ledger.waiting_bytes += received.body.len();
-        (ledger.behaviour(&received.path), received.body.len())
+        counts.in_flight += 1;
+        counts.waiting_bytes += received.body.len();
+        (counts.behaviour(&received.path), received.body.len())
     };
     let _in_flight = InFlight(&shared, waiting_bytes);
     shared.arrived.notify_waiters();
@@ -253,10 +332,11 @@ async fn receive(State(shared): State<Arc<Shared>>, request: Request) -> Respons
     };
     let (status, retry_after) = answer;
     received.answered = status.as_u16();
-    if let Some(hook) = shared.settings.on_request {
-        hook(&received);
+    let told = shared.settings.on_request.as_ref().map_or(Ok(()), |hook| hook(&received));
+    if let Err(problem) = told {
+        return (StatusCode::BAD_REQUEST, format!("{problem:#}\n")).into_response();
     }
-    shared.ledger().enter(received);
+    shared.counts().enter(received);
     let mut response = status.into_response();
     if let Some(seconds) = retry_after {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -264,17 +344,26 @@ async fn receive(State(shared): State<Arc<Shared>>, request: Request) -> Respons
     response
 }
 
-fn verify(settings: &Settings, headers: &HeaderMap, body: &[u8]) -> bool {
+fn verify(settings: &Settings, path: &str, headers: &HeaderMap, body: &[u8]) -> bool {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let parts = (|| {
         let timestamp: i64 = text("webhook-timestamp")?.parse().ok()?;
         Some((text("webhook-id")?, timestamp, text("webhook-signature")?))
     })();
-    let Some((id, timestamp, signature)) = parts else { return false };
+    let Some((id, timestamp, signatures)) = parts else { return false };
     // The specification asks receivers to refuse what is minutes old: it may be a replay.
     let fresh = (unix_us() / 1_000_000 - timestamp).abs() < 300;
-    let fits = |secret| sign::verify(id, timestamp, body, signature, secret);
-    fresh && settings.secrets.iter().any(fits)
+    let signed = Signed { path, id, timestamp, signatures, body };
+    fresh && settings.verify.as_ref().is_some_and(|verify| verify(&signed))
+}
+
+/// A socket that shares its port with our others, and with nobody else's.
+fn shared_socket(address: SocketAddr) -> Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseport(true)?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 #[cfg(test)]

@@ -11,14 +11,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::lookups::{LookupReply, LookupRequest};
+use super::lookups::LookupRequest;
 use super::reader::Batch;
 use super::refill::{RefillReply, RefillRequest};
 use super::writer::PersistRequest;
 use crate::engine::attempt::{Attempt, DeliveryId, Failure, FailureKind, Outcome};
 use crate::engine::dispatcher::{
-    Counters, Dispatcher, EndpointChange, EndpointChanged, OperatorInput, ReplayInput, Retry,
-    Settled,
+    Counters, Dispatch, Dispatcher, Effect, EndpointChange, EndpointChanged, Input, LookUpAnswer,
+    OperatorInput, ReplayInput, Retry, Settled,
 };
 use crate::engine::event::{Item, UnroutableReason};
 use crate::engine::lsn::Lsn;
@@ -44,7 +44,7 @@ pub(super) struct Ends {
     pub(super) operator: mpsc::Receiver<OperatorInput>,
     pub(super) replays: mpsc::Receiver<ReplayInput>,
     pub(super) lookup: mpsc::Sender<LookupRequest>,
-    pub(super) looked_up: mpsc::Receiver<LookupReply>,
+    pub(super) looked_up: mpsc::Receiver<LookUpAnswer>,
     pub(super) refill: mpsc::Sender<RefillRequest>,
     pub(super) refilled: mpsc::Receiver<RefillReply>,
     pub(super) persist: mpsc::Sender<PersistRequest>,
@@ -68,143 +68,232 @@ pub(super) struct Tools {
 ///
 /// Correctness does not depend on how it ends: what is not stored is sent again.
 pub(super) async fn dispatch(
-    mut dispatcher: Dispatcher,
+    dispatcher: Dispatcher,
     mut ends: Ends,
     tools: Tools,
     drain: CancellationToken,
     abort: CancellationToken,
 ) {
     let clock = tools.clock;
-    let mut attempts: JoinSet<(DeliveryId, Outcome)> = JoinSet::new();
-    let mut under_way = UnderWay::new();
+    let mut driver = Driver::new(dispatcher, tools);
     let mut give_up_at: Option<Instant> = None;
-    let mut next_gauges = Instant::now();
-    let mut reported = Counters::default();
-    let mut log = ChangeLog::default();
-    let mut in_flight_then = 0;
     loop {
-        let now = clock.now();
-        dispatcher.fan_out(now);
-        dispatcher.handle_answer_bytes(tools.sender.held_bytes());
-        while let Some(dispatch) = dispatcher.poll_attempt(now) {
-            tools.metrics.observe_queue_wait(dispatch.waited);
-            let (give_up, given_up) = oneshot::channel();
-            under_way.insert(dispatch.attempt.delivery, give_up);
-            let attempt = attempt(tools.sender.clone(), dispatch.attempt, given_up);
-            tools.sender.spawn(&mut attempts, attempt);
-        }
-        while let Some(delivery) = dispatcher.poll_abort() {
-            // One that has just ended does not listen any more.
-            under_way.remove(&delivery).map(|give_up| give_up.send(()));
-        }
-        // One batch of each kind at a time is asked for, and the channels hold as many: none can be full.
-        if let Some(accounts) = dispatcher.poll_lookup(now) {
-            let _ = ends.lookup.try_send(LookupRequest { accounts });
-        }
-        if let Some(pages) = dispatcher.poll_refill(now) {
-            let _ = ends.refill.try_send(RefillRequest::Deferred(pages));
-        }
-        if let Some(pages) = dispatcher.poll_unrouted() {
-            let _ = ends.refill.try_send(RefillRequest::Unrouted(pages));
-        }
-        if let Some(batch) = dispatcher.poll_persist(now) {
-            let _ = ends.persist.try_send(PersistRequest { batch });
-        }
-        while let Some(changed) = dispatcher.poll_endpoint_change() {
-            log.change(&changed, now);
-            tools.metrics.count_endpoint_change(changed.change);
-        }
+        let now = driver.carry_out_all(&ends);
+        let dispatcher = &driver.dispatcher;
         if give_up_at.is_some_and(|at| dispatcher.is_drained() || Instant::now() >= at) {
-            report(&dispatcher, &mut reported, &tools);
-            say_what_is_left(&dispatcher, in_flight_then, under_way.len(), &tools);
+            driver.say_what_is_left();
             return;
         }
-        let wake =
-            dispatcher.deadline(now).map_or(next_gauges, |d| clock.instant(d).min(next_gauges));
-        let wake = give_up_at.map_or(wake, |at| at.min(wake));
+        let due = dispatcher.deadline().map(|due| clock.instant(due.max(now)));
+        let wakes = [Some(driver.next_gauges), due, give_up_at];
+        let wake = wakes.into_iter().flatten().min().unwrap_or_else(Instant::now);
+        let (takes_items, takes_replays) = (dispatcher.wants_input(), dispatcher.wants_replay());
 
         tokio::select! {
             // First what ends things, then what frees room, then what takes it.
             biased;
             () = abort.cancelled() => return,
             () = drain.cancelled(), if give_up_at.is_none() => {
-                dispatcher.stop();
-                in_flight_then = under_way.len();
-                give_up_at = Some(Instant::now() + tools.grace);
+                driver.in_flight_then = driver.under_way.len();
+                give_up_at = Some(Instant::now() + driver.tools.grace);
+                driver.handle(Input::Stop);
             }
             Some(persisted) = ends.persisted.recv() => {
-                let flush = dispatcher.handle_persisted(&persisted, clock.now());
-                ends.flush.send_if_modified(|lsn| std::mem::replace(lsn, flush) != flush);
+                driver.handle(Input::Stored(Box::new(persisted)));
             }
-            Some(reply) = ends.looked_up.recv() => {
-                dispatcher.put_off_lookup(reply.put_off, clock.now());
-                dispatcher.handle_lookup(&reply.snapshot, reply.answers, clock.now());
-            }
-            Some(reply) = ends.refilled.recv() => match reply {
-                RefillReply::Deferred(pages) => dispatcher.handle_refilled(pages, clock.now()),
-                RefillReply::Unrouted(pages) => dispatcher.handle_unrouted(pages, clock.now()),
-            },
-            Some(input) = ends.operator.recv() => {
-                dispatcher.handle_operator(input, clock.now());
+            Some(answer) = ends.looked_up.recv() => driver.handle(Input::Routes(Box::new(answer))),
+            Some(reply) = ends.refilled.recv() => driver.handle(match reply {
+                RefillReply::Deferred(pages) => Input::DeferredPages(pages),
+                RefillReply::Unrouted(pages) => Input::UnroutedPages(pages),
+            }),
+            Some(command) = ends.operator.recv() => {
+                driver.handle(Input::Command(Box::new(command)));
             }
             Ok(()) = ends.sizes.changed() => {
                 let measured = ends.sizes.borrow_and_update().clone();
-                if dispatcher.handle_state_size(&measured, clock.now()) {
-                    tracing::error!(
-                        total_bytes = measured.size.total_bytes,
-                        "the state tables have reached state.max_size, and no endpoint has dead \
-                         letters or deferred deliveries to give up: raise state.max_size"
-                    );
-                }
+                driver.handle(Input::StateSize(Box::new(measured)));
             }
-            Some(ended) = attempts.join_next() => {
-                let mut next = Some(ended);
-                for _ in 0..OUTCOMES_AT_ONCE {
-                    let Some(ended) = next else { break };
-                    settle(&mut dispatcher, ended, &mut under_way, &tools);
-                    next = attempts.try_join_next();
-                }
-                if let Some(ended) = next {
-                    settle(&mut dispatcher, ended, &mut under_way, &tools);
-                }
+            Some(ended) = driver.attempts.join_next() => {
+                driver.take_outcomes(ended);
                 // Under a flood of outcomes the stream must still have its turn.
-                if dispatcher.wants_input() && let Ok(batch) = ends.input.try_recv() {
-                    take(&mut dispatcher, batch, &tools);
+                if driver.dispatcher.wants_input() && let Ok(batch) = ends.input.try_recv() {
+                    driver.take(batch);
                 }
             }
-            Some(batch) = ends.input.recv(), if dispatcher.wants_input() => {
-                take(&mut dispatcher, batch, &tools);
+            Some(batch) = ends.input.recv(), if takes_items => driver.take(batch),
+            Some(retry) = ends.retries.recv(), if takes_items => {
+                driver.handle(Input::Retry(Box::new(retry)));
             }
-            Some(retry) = ends.retries.recv(), if dispatcher.wants_input() => {
-                dispatcher.handle_retry(retry, clock.now());
-            }
-            Some(input) = ends.replays.recv(), if dispatcher.wants_replay() => {
-                dispatcher.handle_replay(input, clock.now());
+            Some(input) = ends.replays.recv(), if takes_replays => {
+                driver.handle(Input::Replay(Box::new(input)));
             }
             () = sleep_until(wake) => {}
         }
-        if Instant::now() >= next_gauges {
-            next_gauges = Instant::now() + GAUGES_EVERY;
-            report(&dispatcher, &mut reported, &tools);
-            log.say_withheld(clock.now());
-        }
+        driver.report_now_and_then();
     }
 }
 
-/// The last line of a leader that was asked to stop.
-fn say_what_is_left(dispatcher: &Dispatcher, in_flight: usize, sent_again: usize, tools: &Tools) {
-    let gauges = dispatcher.gauges();
-    tracing::info!(
-        finished = in_flight.saturating_sub(sent_again),
-        sent_again,
-        queued = dispatcher.queued(),
-        deferred = gauges.deferred,
-        dead_letters = tools.metrics.dead_letters.get(),
-        checkpoint = %dispatcher.frontier(),
-        "stopped: of the requests in flight `finished` came to an end, and `sent_again` are sent again at the \
-         next start, as is what was still `queued`; `deferred` deliveries and dead letters are stored"
-    );
+/// The dispatcher with all that its effects need.
+struct Driver {
+    dispatcher: Dispatcher,
+    tools: Tools,
+    attempts: JoinSet<(DeliveryId, Outcome)>,
+    /// For each attempt the way to give it up.
+    under_way: HashMap<DeliveryId, oneshot::Sender<()>>,
+    connection_bytes: usize,
+    next_gauges: Instant,
+    reported: Counters,
+    log: ChangeLog,
+    /// Requests that were in flight when the end began.
+    in_flight_then: usize,
 }
+
+impl Driver {
+    fn new(dispatcher: Dispatcher, tools: Tools) -> Self {
+        Self {
+            dispatcher,
+            tools,
+            attempts: JoinSet::new(),
+            under_way: HashMap::new(),
+            connection_bytes: 0,
+            next_gauges: Instant::now(),
+            reported: Counters::default(),
+            log: ChangeLog::default(),
+            in_flight_then: 0,
+        }
+    }
+
+    fn handle(&mut self, input: Input) {
+        self.dispatcher.handle(self.tools.clock.now(), input);
+    }
+
+    /// Does all that is to be done at this moment, and says which it was.
+    fn carry_out_all(&mut self, ends: &Ends) -> Tick {
+        let now = self.tools.clock.now();
+        let held = self.tools.sender.held_bytes();
+        if std::mem::replace(&mut self.connection_bytes, held) != held {
+            self.dispatcher.handle(now, Input::ConnectionBytes(held));
+        }
+        while let Some(effect) = self.dispatcher.poll(now) {
+            self.carry_out(effect, ends, now);
+        }
+        now
+    }
+
+    fn carry_out(&mut self, effect: Effect, ends: &Ends, now: Tick) {
+        // One batch of each kind at a time is asked for, and the channels hold as many: none can be full.
+        match effect {
+            Effect::Send(Dispatch { attempt: next, waited }) => {
+                self.tools.metrics.observe_queue_wait(waited);
+                let (give_up, given_up) = oneshot::channel();
+                self.under_way.insert(next.delivery, give_up);
+                let attempt = attempt(self.tools.sender.clone(), next, given_up);
+                self.tools.sender.spawn(&mut self.attempts, attempt);
+            }
+            // One that has just ended does not listen any more.
+            Effect::Abort(delivery) => {
+                self.under_way.remove(&delivery).map(|give_up| give_up.send(()));
+            }
+            Effect::LookUp(accounts) => _ = ends.lookup.try_send(LookupRequest { accounts }),
+            Effect::ReadDeferred(pages) => {
+                let _ = ends.refill.try_send(RefillRequest::Deferred(pages));
+            }
+            Effect::ReadUnrouted(pages) => {
+                let _ = ends.refill.try_send(RefillRequest::Unrouted(pages));
+            }
+            Effect::Store(batch) => _ = ends.persist.try_send(PersistRequest { batch }),
+            Effect::Flush(flush) => {
+                ends.flush.send_if_modified(|lsn| std::mem::replace(lsn, flush) != flush);
+            }
+            Effect::Settled(settled) => self.count_settled(&settled),
+            Effect::Report(changed) => {
+                self.log.change(&changed, now);
+                self.tools.metrics.count_endpoint_change(changed.change);
+            }
+            Effect::StateFull { total_bytes } => tracing::error!(
+                total_bytes,
+                "the state tables have reached state.max_size, and no endpoint has dead \
+                 letters or deferred deliveries to give up: raise state.max_size"
+            ),
+        }
+    }
+
+    /// Takes an outcome, and those that have come meanwhile.
+    fn take_outcomes(&mut self, ended: Ended) {
+        let mut next = Some(ended);
+        for _ in 0..=OUTCOMES_AT_ONCE {
+            let Some(ended) = next else { return };
+            self.settle(ended);
+            next = self.attempts.try_join_next();
+        }
+        if let Some(ended) = next {
+            self.settle(ended);
+        }
+    }
+
+    fn settle(&mut self, ended: Ended) {
+        // Attempts catch their panics and are aborted only when this task ends.
+        let Ok((delivery, outcome)) = ended else { return };
+        self.under_way.remove(&delivery);
+        if self.tools.sender.is_live() {
+            self.tools.metrics.count_attempt(&outcome);
+        }
+        self.handle(Input::Outcome { delivery, outcome });
+    }
+
+    fn count_settled(&self, Settled { event, delivered }: &Settled) {
+        let metrics = &self.tools.metrics;
+        if *delivered && !self.tools.sender.is_live() {
+            metrics.logged.inc();
+        } else if *delivered {
+            let us = u64::try_from(unix_us() - event.commit_time_us).unwrap_or(0);
+            metrics.count_delivered(Duration::from_micros(us));
+        }
+    }
+
+    fn take(&mut self, batch: Batch) {
+        Failpoint::Received.pass();
+        let metrics = &self.tools.metrics;
+        for item in &batch.items {
+            match item {
+                Item::Event(event) => metrics.count_event(&event.event_type),
+                Item::Unroutable(unroutable) => metrics.count_unroutable(unroutable.reason, 1),
+                Item::Begin { .. }
+                | Item::Invalidate(_)
+                | Item::Commit { .. }
+                | Item::Progress { .. } => {}
+            }
+        }
+        self.handle(Input::Items(batch.items));
+    }
+
+    fn report_now_and_then(&mut self) {
+        if Instant::now() >= self.next_gauges {
+            self.next_gauges = Instant::now() + GAUGES_EVERY;
+            report(&self.dispatcher, &mut self.reported, &self.tools);
+            self.log.say_withheld(self.tools.clock.now());
+        }
+    }
+
+    /// The last line of a leader that was asked to stop.
+    fn say_what_is_left(&mut self) {
+        report(&self.dispatcher, &mut self.reported, &self.tools);
+        let (dispatcher, sent_again) = (&self.dispatcher, self.under_way.len());
+        tracing::info!(
+            finished = self.in_flight_then.saturating_sub(sent_again),
+            sent_again,
+            queued = dispatcher.queued(),
+            deferred = dispatcher.gauges().deferred,
+            dead_letters = self.tools.metrics.dead_letters.get(),
+            checkpoint = %dispatcher.frontier(),
+            "stopped: of the requests in flight `finished` came to an end, and `sent_again` are sent again at \
+             the next start, as is what was still `queued`; `deferred` deliveries and dead letters are stored"
+        );
+    }
+}
+
+/// What a task of an attempt came to.
+type Ended = Result<(DeliveryId, Outcome), tokio::task::JoinError>;
 
 /// Lines about endpoints, at a bounded rate for each kind.
 #[derive(Default)]
@@ -231,22 +320,6 @@ impl ChangeLog {
                 );
             }
         }
-    }
-}
-
-fn take(dispatcher: &mut Dispatcher, batch: Batch, tools: &Tools) {
-    Failpoint::Received.pass();
-    let now = tools.clock.now();
-    for item in batch.items {
-        match &item {
-            Item::Event(event) => tools.metrics.count_event(&event.event_type),
-            Item::Unroutable(unroutable) => tools.metrics.count_unroutable(unroutable.reason, 1),
-            Item::Begin { .. }
-            | Item::Invalidate(_)
-            | Item::Commit { .. }
-            | Item::Progress { .. } => {}
-        }
-        dispatcher.handle_item(item, now);
     }
 }
 
@@ -287,9 +360,6 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
     metrics.set_oldest_unsettled(age);
 }
 
-/// For each attempt the way to give it up.
-type UnderWay = HashMap<DeliveryId, oneshot::Sender<()>>;
-
 /// One attempt, whose outcome comes even if it panics, or is given up.
 async fn attempt(
     sender: Sender,
@@ -318,28 +388,6 @@ async fn attempt(
         Failpoint::Answered.pass();
     }
     (delivery, outcome)
-}
-
-fn settle(
-    dispatcher: &mut Dispatcher,
-    ended: Result<(DeliveryId, Outcome), tokio::task::JoinError>,
-    under_way: &mut UnderWay,
-    tools: &Tools,
-) {
-    // Attempts catch their panics and are aborted only when this task ends.
-    let Ok((delivery, outcome)) = ended else { return };
-    under_way.remove(&delivery);
-    if tools.sender.is_live() {
-        tools.metrics.count_attempt(&outcome);
-    }
-    let settled = dispatcher.handle_outcome(delivery, &outcome, tools.clock.now());
-    let Some(Settled { event, delivered }) = settled else { return };
-    if delivered && !tools.sender.is_live() {
-        tools.metrics.logged.inc();
-    } else if delivered {
-        let us = u64::try_from(unix_us() - event.commit_time_us).unwrap_or(0);
-        tools.metrics.count_delivered(Duration::from_micros(us));
-    }
 }
 
 /// Each change of an endpoint's state is a line.

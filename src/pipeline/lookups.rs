@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use super::desk::Desk;
 use crate::config::Config;
-use crate::engine::endpoint::Routes;
+use crate::engine::dispatcher::LookUpAnswer;
 use crate::engine::event::AccountId;
-use crate::engine::route::Snapshot;
 use crate::io::health::Teller;
 use crate::io::lookup::{Answer, Apart, LookupSession, Lookups};
 use crate::io::trouble::Part;
@@ -14,14 +13,6 @@ use crate::io::trouble::Part;
 /// What the dispatcher asks.
 pub(super) struct LookupRequest {
     pub(super) accounts: Vec<AccountId>,
-}
-
-/// The answer: one for each request, perhaps for some of the accounts only.
-pub(super) struct LookupReply {
-    pub(super) snapshot: Snapshot,
-    /// Accounts that are not answered for, and how long they are not to be asked for.
-    pub(super) put_off: Vec<(AccountId, Duration)>,
-    pub(super) answers: Vec<(AccountId, Routes)>,
 }
 
 /// Reads the endpoint table. One that cannot be read is a person's to mend: what is committed
@@ -62,17 +53,17 @@ impl LookupDesk {
 
 impl Desk for LookupDesk {
     type Question = LookupRequest;
-    type Answer = LookupReply;
+    type Answer = LookUpAnswer;
 
     const PART: Part = Part::Lookups;
 
     /// A batch's statement may take 30 s, and then it is asked again in parts.
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    async fn answer(&mut self, request: &LookupRequest) -> anyhow::Result<LookupReply> {
+    async fn answer(&mut self, request: &LookupRequest) -> anyhow::Result<LookUpAnswer> {
         let Answer { fetched, put_off } = self.fetch(&request.accounts).await?;
         let snapshot = fetched.snapshot.parse()?;
-        Ok(LookupReply { snapshot, put_off, answers: fetched.routes })
+        Ok(LookUpAnswer { snapshot, put_off, answers: fetched.routes })
     }
 
     async fn probe(&mut self) -> anyhow::Result<()> {

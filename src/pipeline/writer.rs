@@ -21,7 +21,7 @@ use crate::io::trouble::Part;
 
 /// What the dispatcher asks.
 pub(super) struct PersistRequest {
-    pub(super) batch: PersistBatch,
+    pub(super) batch: Box<PersistBatch>,
 }
 
 /// How often `walhook status` is shown what fails, at most.

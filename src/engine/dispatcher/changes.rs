@@ -94,7 +94,7 @@ pub struct EndpointChanged {
 
 impl Dispatcher {
     /// What has changed about endpoints, the oldest first.
-    pub fn poll_endpoint_change(&mut self) -> Option<EndpointChanged> {
+    pub(super) fn poll_endpoint_change(&mut self) -> Option<EndpointChanged> {
         self.changes.pop_front()
     }
 

@@ -296,7 +296,7 @@ impl UnderWay {
 impl Dispatcher {
     /// What is to be made durable now, in one transaction; answered by
     /// [`Dispatcher::handle_persisted`]. One at a time.
-    pub fn poll_persist(&mut self, now: Tick) -> Option<PersistBatch> {
+    pub(super) fn poll_persist(&mut self, now: Tick) -> Option<PersistBatch> {
         if self.failures.is_due(now) {
             self.durable.touch();
         }
@@ -473,7 +473,7 @@ impl Dispatcher {
     }
 
     /// The batch handed out last is durable. Returns the flush LSN: what the source may forget.
-    pub fn handle_persisted(&mut self, persisted: &Persisted, now: Tick) -> Lsn {
+    pub(super) fn handle_persisted(&mut self, persisted: &Persisted, now: Tick) -> Lsn {
         let Some(under_way) = self.durable.under_way.take() else {
             debug_assert!(false, "nothing was to be persisted");
             return self.durable.stored_frontier;

@@ -178,7 +178,7 @@ impl Dispatcher {
     }
 
     /// Routes the next slice of what waits. Call before [`Dispatcher::poll_attempt`].
-    pub fn fan_out(&mut self, now: Tick) {
+    pub(super) fn fan_out(&mut self, now: Tick) {
         self.waiting.is_ready = false;
         if self.stopping {
             return;

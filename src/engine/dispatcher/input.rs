@@ -24,7 +24,7 @@ const ROUTED_AT_ONCE: usize = 1_024;
 
 impl Dispatcher {
     /// Takes the next item of the stream.
-    pub fn handle_item(&mut self, item: Item, now: Tick) {
+    pub(super) fn handle_item(&mut self, item: Item, now: Tick) {
         match item {
             Item::Begin { commit_lsn } => {
                 debug_assert!(self.reading.is_none(), "a transaction begins inside another");
@@ -43,14 +43,14 @@ impl Dispatcher {
     }
 
     /// Sends a dead letter again. Call only while [`Dispatcher::wants_input`] says yes.
-    pub fn handle_retry(&mut self, retry: Retry, now: Tick) {
+    pub(super) fn handle_retry(&mut self, retry: Retry, now: Tick) {
         let Retry { dead_letter, job, event, endpoint } = retry;
         self.arrive(event, To::One { endpoint, dead_letter: Some(dead_letter), job }, now);
     }
 
     /// The next accounts whose endpoints are to be looked up; answered by
     /// [`Dispatcher::handle_lookup`]. One batch at a time; an empty one asks for a snapshot alone.
-    pub fn poll_lookup(&mut self, now: Tick) -> Option<Vec<AccountId>> {
+    pub(super) fn poll_lookup(&mut self, now: Tick) -> Option<Vec<AccountId>> {
         let accounts = self.router.poll_lookup(now)?;
         self.asked_at = Some(now);
         Some(accounts)
@@ -58,12 +58,12 @@ impl Dispatcher {
 
     /// Of the batch that [`Dispatcher::poll_lookup`] asked for, these are not answered for, and asked for
     /// again no earlier than so long from now. Call it before [`Dispatcher::handle_lookup`].
-    pub fn put_off_lookup(&mut self, accounts: Vec<(AccountId, Duration)>, now: Tick) {
+    pub(super) fn put_off_lookup(&mut self, accounts: Vec<(AccountId, Duration)>, now: Tick) {
         self.router.put_off(accounts, now);
     }
 
     /// Takes the answer to [`Dispatcher::poll_lookup`].
-    pub fn handle_lookup(
+    pub(super) fn handle_lookup(
         &mut self,
         snapshot: &Snapshot,
         answers: Vec<(AccountId, Routes)>,

@@ -44,7 +44,7 @@ impl Dispatcher {
 
     /// So many bytes are held by the connections to endpoints. They count as what is kept does, up to an
     /// eighth of the limit.
-    pub fn handle_answer_bytes(&mut self, bytes: usize) {
+    pub(super) fn handle_answer_bytes(&mut self, bytes: usize) {
         self.answer_bytes = bytes;
     }
 

@@ -11,15 +11,14 @@
 //!              └───────── poll_persist ─► (SQL) ─► handle_persisted ─► flush LSN
 //! ```
 //!
-//! Entry points are `handle_*`, exits are `poll_*`; `now` comes in, nothing is awaited. One task
+//! There is one way in and one way out, see the module `door`; `now` comes in, nothing is awaited. One task
 //! drives it, without a mutex. The same code runs in the simulation by seed.
 //!
 //! # What it promises
 //!
 //! - A transaction's deliveries are counted in the tracker before its end is: an event whose routes
 //!   are not known yet counts as one. So the frontier never passes what is not settled.
-//! - A dead letter counts as settled only when [`Dispatcher::handle_persisted`] says that it is
-//!   stored.
+//! - A dead letter counts as settled only when [`Input::Stored`] says that it is.
 //! - The same holds for a delivery that is deferred: see the module `defer`. That is the one way out of memory
 //!   without an end.
 //! - So it does for an event whose account's endpoints cannot be looked up: see the module `unrouted`.
@@ -32,6 +31,7 @@
 
 mod changes;
 mod defer;
+mod door;
 mod durable;
 mod ending;
 mod failing;
@@ -75,6 +75,7 @@ use super::tick::Tick;
 use super::tracker::{Tracker, TxnSeq};
 
 use defer::Detour;
+use door::Door;
 use durable::Durable;
 use failing::Failures;
 use fan_out::Waiting;
@@ -87,6 +88,7 @@ use unrouted::Shelves;
 use unseen::Unseen;
 
 pub use changes::{EndpointChange, EndpointChanged};
+pub use door::{Effect, Input, LookUpAnswer};
 pub use operator::OperatorInput;
 pub use outcome::Settled;
 pub use replay::{Replay, ReplayInput};
@@ -154,6 +156,7 @@ pub struct Dispatcher {
     stopping: bool,
     /// What connections to endpoints hold.
     answer_bytes: usize,
+    door: Door,
 }
 
 /// Something that becomes possible at a moment.
@@ -222,6 +225,7 @@ impl Dispatcher {
             unix_us_at_zero: start.unix_us_at_zero,
             stopping: false,
             answer_bytes: 0,
+            door: Door::default(),
             settings,
         };
         dispatcher.recover_detours(start.backlog);
@@ -238,19 +242,18 @@ impl Dispatcher {
     }
 
     /// Ends the sending: what is in flight may end, and what is settled may be stored.
-    pub fn stop(&mut self) {
+    fn stop(&mut self) {
         self.stopping = true;
     }
 
-    /// After [`Dispatcher::stop`]: whether nothing is in flight or still to be stored.
+    /// After [`Input::Stop`]: whether nothing is in flight or still to be stored.
     #[must_use]
     pub fn is_drained(&self) -> bool {
         self.in_flight.is_empty() && self.durable.is_clean(self.tracker.frontier())
     }
 
     /// When something may have become possible although nothing else happens.
-    #[must_use]
-    pub fn deadline(&self, now: Tick) -> Option<Tick> {
+    fn deadline_at(&self, now: Tick) -> Option<Tick> {
         let timer = self.timers.peek().map(|Reverse(timer)| timer.due);
         // Where the slow pool is full, only an outcome lets an old request move; or it is given up.
         let room = self.scheduler.in_flight(Pool::Slow) < self.settings.slow_slots

@@ -55,7 +55,7 @@ pub enum OperatorInput {
 
 impl Dispatcher {
     /// Does what an operator asks. False: it is so already.
-    pub fn handle_operator(&mut self, input: OperatorInput, now: Tick) -> bool {
+    pub(super) fn handle_operator(&mut self, input: OperatorInput, now: Tick) -> bool {
         let (job, changed) = match input {
             OperatorInput::Pause { job, endpoint, reason } => {
                 (job, self.pause(endpoint, reason, now))

@@ -33,7 +33,7 @@ impl Dispatcher {
     /// Takes what came of an attempt.
     ///
     /// Returns `None` for a delivery that is not in flight, or was not sent for want of something of ours.
-    pub fn handle_outcome(
+    pub(super) fn handle_outcome(
         &mut self,
         id: DeliveryId,
         outcome: &Outcome,

@@ -81,7 +81,7 @@ impl Refills {
 
 impl Dispatcher {
     /// The pages to be read next; answered by [`Dispatcher::handle_refilled`]. One batch at a time.
-    pub fn poll_refill(&mut self, now: Tick) -> Option<Vec<Refill>> {
+    pub(super) fn poll_refill(&mut self, now: Tick) -> Option<Vec<Refill>> {
         let room = self.used_bytes() < self.settings.memory_limit / 4 * 3;
         let is_caught_up = self.tracker.read_to() > self.refills.known_from;
         if self.refills.reserved > 0 || self.stopping || !room || !is_caught_up {
@@ -115,7 +115,7 @@ impl Dispatcher {
     }
 
     /// Takes the answer to [`Dispatcher::poll_refill`].
-    pub fn handle_refilled(&mut self, pages: Vec<Refilled>, now: Tick) {
+    pub(super) fn handle_refilled(&mut self, pages: Vec<Refilled>, now: Tick) {
         self.bytes = self.bytes.saturating_sub(std::mem::take(&mut self.refills.reserved));
         let known: usize = pages
             .iter()

@@ -151,7 +151,7 @@ impl Dispatcher {
     }
 
     /// Takes what is told of replays. Call only while [`Dispatcher::wants_replay`] says yes.
-    pub fn handle_replay(&mut self, input: ReplayInput, now: Tick) {
+    pub(super) fn handle_replay(&mut self, input: ReplayInput, now: Tick) {
         match input {
             ReplayInput::Start(counts) => {
                 self.replays.ended.remove(&counts.job);

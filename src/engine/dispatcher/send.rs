@@ -39,7 +39,7 @@ pub struct Dispatch {
 
 impl Dispatcher {
     /// The next request to send, where one may be sent; answered by [`Dispatcher::handle_outcome`].
-    pub fn poll_attempt(&mut self, now: Tick) -> Option<Dispatch> {
+    pub(super) fn poll_attempt(&mut self, now: Tick) -> Option<Dispatch> {
         self.handle_due_timers(now);
         self.move_old_requests(now);
         self.release_frontier(now);
@@ -58,7 +58,7 @@ impl Dispatcher {
     /// to be expected to take long.
     ///
     /// [`FailureKind::Aborted`]: super::super::attempt::FailureKind::Aborted
-    pub fn poll_abort(&mut self) -> Option<DeliveryId> {
+    pub(super) fn poll_abort(&mut self) -> Option<DeliveryId> {
         self.aborting.pop_front()
     }
 

@@ -71,6 +71,8 @@ struct Life {
     insertions: u64,
     refill: Option<Page>,
     batch: Option<PersistBatch>,
+    /// What became of endpoints, and nobody has looked at.
+    reports: Vec<EndpointChanged>,
     next_txn: usize,
     /// The operator's job that was handed over last, and the endpoints that may not be sent to.
     asked: Option<i64>,
@@ -116,6 +118,7 @@ impl Life {
             insertions: 0,
             refill: None,
             batch: None,
+            reports: Vec::new(),
             next_txn,
             asked: None,
             paused: world.paused.keys().cloned().collect(),
@@ -136,51 +139,61 @@ impl Life {
     /// Lets the dispatcher do all that it can at this moment.
     fn poll(&mut self, world: &mut World, rng: &mut SmallRng, now: Tick) {
         self.ask(world, now);
-        self.dispatcher.fan_out(now);
+        while let Some(effect) = self.dispatcher.poll(now) {
+            self.check_routed();
+            world.trace.note(now, &effect);
+            self.carry_out(effect, world, rng, now);
+        }
         self.check_routed();
-        while let Some(dispatch) = self.dispatcher.poll_attempt(now) {
-            let attempt = dispatch.attempt;
-            assert!(!self.paused.contains(&attempt.endpoint.id), "sent to a paused endpoint");
-            self.check_alone(&attempt);
-            let outcome = world.answer(rng, &attempt, now);
-            let id = attempt.delivery;
-            self.plan(now + outcome.elapsed, Happens::Answered(id), rng);
-            self.in_flight.insert(id, (attempt, outcome));
-        }
-        while let Some(id) = self.dispatcher.poll_abort() {
-            self.abort(id, world, rng, now);
-        }
         assert!(self.in_flight.len() <= self.slots, "more requests than slots");
-        if let Some(accounts) = self.dispatcher.poll_lookup(now) {
-            let takes = Duration::from_millis(rng.random_range(1..20));
-            if let Some(until) = world.unrouted.outage(now) {
-                self.lookup = Some(LookUp::Asked(accounts));
-                self.plan(until + takes, Happens::LookedUp, rng);
-            } else {
-                self.lookup = Some(self.look_up(accounts, world, rng));
-                self.plan(now + takes, Happens::LookedUp, rng);
+    }
+
+    fn carry_out(&mut self, effect: Effect, world: &mut World, rng: &mut SmallRng, now: Tick) {
+        match effect {
+            Effect::Send(Dispatch { attempt, .. }) => {
+                assert!(!self.paused.contains(&attempt.endpoint.id), "sent to a paused endpoint");
+                self.check_alone(&attempt);
+                let outcome = world.answer(rng, &attempt, now);
+                let id = attempt.delivery;
+                self.plan(now + outcome.elapsed, Happens::Answered(id), rng);
+                self.in_flight.insert(id, (attempt, outcome));
             }
-        }
-        if let Some(pages) = self.dispatcher.poll_refill(now) {
-            assert!(self.refill.is_none(), "two pages at once");
-            let at_once = rng.random_bool(0.5);
-            let page = if at_once { Page::Read(world.refill(&pages)) } else { Page::Asked(pages) };
-            self.refill = Some(page);
-            let slow = if rng.random_bool(0.05) { 500 } else { 3 };
-            self.plan(now + Duration::from_millis(slow), Happens::Refilled, rng);
-        }
-        if let Some(pages) = self.dispatcher.poll_unrouted() {
-            assert!(self.unrouted.is_none(), "two pages at once");
-            self.unrouted = Some(world.unrouted.read(&pages));
-            let slow = if rng.random_bool(0.05) { 500 } else { 3 };
-            self.plan(now + Duration::from_millis(slow), Happens::Routable, rng);
-        }
-        if let Some(batch) = self.dispatcher.poll_persist(now) {
-            assert!(self.batch.is_none(), "two state transactions at once");
-            self.batch = Some(batch);
-            self.storing = std::mem::take(&mut self.unstored);
-            let slow = if rng.random_bool(0.05) { 1_500 } else { 5 };
-            self.plan(now + Duration::from_millis(slow), Happens::Stored, rng);
+            Effect::Abort(id) => self.abort(id, world, rng, now),
+            Effect::LookUp(accounts) => {
+                let takes = Duration::from_millis(rng.random_range(1..20));
+                if let Some(until) = world.unrouted.outage(now) {
+                    self.lookup = Some(LookUp::Asked(accounts));
+                    self.plan(until + takes, Happens::LookedUp, rng);
+                } else {
+                    self.lookup = Some(self.look_up(accounts, world, rng));
+                    self.plan(now + takes, Happens::LookedUp, rng);
+                }
+            }
+            Effect::ReadDeferred(pages) => {
+                assert!(self.refill.is_none(), "two pages at once");
+                let at_once = rng.random_bool(0.5);
+                let page =
+                    if at_once { Page::Read(world.refill(&pages)) } else { Page::Asked(pages) };
+                self.refill = Some(page);
+                let slow = if rng.random_bool(0.05) { 500 } else { 3 };
+                self.plan(now + Duration::from_millis(slow), Happens::Refilled, rng);
+            }
+            Effect::ReadUnrouted(pages) => {
+                assert!(self.unrouted.is_none(), "two pages at once");
+                self.unrouted = Some(world.unrouted.read(&pages));
+                let slow = if rng.random_bool(0.05) { 500 } else { 3 };
+                self.plan(now + Duration::from_millis(slow), Happens::Routable, rng);
+            }
+            Effect::Store(batch) => {
+                assert!(self.batch.is_none(), "two state transactions at once");
+                self.batch = Some(*batch);
+                self.storing = std::mem::take(&mut self.unstored);
+                let slow = if rng.random_bool(0.05) { 1_500 } else { 5 };
+                self.plan(now + Duration::from_millis(slow), Happens::Stored, rng);
+            }
+            Effect::Flush(lsn) => assert_eq!(lsn, world.frontier, "the source forgets too much"),
+            Effect::Report(changed) => self.reports.push(*changed),
+            Effect::Settled(_) | Effect::StateFull { .. } => {}
         }
     }
 
@@ -233,7 +246,7 @@ impl Life {
     /// an operator does something.
     fn next(&mut self, world: &World, now: Tick) -> Option<(Tick, Happens)> {
         let operator = world.resume_at.as_ref().map(|(at, _)| *at);
-        let wake = self.dispatcher.deadline(now).into_iter().chain(operator).min();
+        let wake = self.dispatcher.deadline().into_iter().chain(operator).min();
         let wake = wake.map(|due| due.max(now + Duration::from_micros(1)));
         let first = self.agenda.peek().map(|Reverse((at, ..))| *at);
         if let Some(wake) = wake.filter(|wake| first.is_none_or(|at| *wake < at)) {
@@ -267,7 +280,7 @@ impl Life {
                     self.plan(now + next, Happens::Streamed, rng);
                 } else {
                     let wal_end = Lsn(world.txns.last().unwrap().end_lsn.0 + 500);
-                    self.dispatcher.handle_item(Item::Progress { wal_end }, now);
+                    self.dispatcher.handle(now, Input::Items(vec![Item::Progress { wal_end }]));
                 }
             }
             Happens::Answered(id) => {
@@ -276,7 +289,7 @@ impl Life {
                     world.receive(&attempt);
                 }
                 self.unstored += 1;
-                self.dispatcher.handle_outcome(id, &outcome, now);
+                self.dispatcher.handle(now, Input::Outcome { delivery: id, outcome });
             }
             Happens::LookedUp => {
                 let looked_up = match self.lookup.take().unwrap() {
@@ -289,27 +302,28 @@ impl Life {
                     LookUp::Asked(accounts) => self.look_up(accounts, world, rng),
                     answered @ LookUp::Answered(..) => answered,
                 };
-                let LookUp::Answered(snapshot, routes) = looked_up else { return };
-                self.dispatcher.handle_lookup(&snapshot, routes, now);
+                let LookUp::Answered(snapshot, answers) = looked_up else { return };
+                let answer = LookUpAnswer { snapshot, put_off: Vec::new(), answers };
+                self.dispatcher.handle(now, Input::Routes(Box::new(answer)));
             }
             Happens::Refilled => {
                 let pages = match self.refill.take().unwrap() {
                     Page::Asked(pages) => world.refill(&pages),
                     Page::Read(pages) => pages,
                 };
-                self.dispatcher.handle_refilled(pages, now);
+                self.dispatcher.handle(now, Input::DeferredPages(pages));
             }
             Happens::Routable => {
                 let pages = self.unrouted.take().unwrap();
-                self.dispatcher.handle_unrouted(pages, now);
+                self.dispatcher.handle(now, Input::UnroutedPages(pages));
             }
             Happens::Stored => {
                 let persisted = world.store(self.batch.take().unwrap());
-                self.dispatcher.handle_persisted(&persisted, now);
+                self.dispatcher.handle(now, Input::Stored(Box::new(persisted)));
                 self.storing = 0;
             }
             Happens::Measured => {
-                self.dispatcher.handle_state_size(&world.size(), now);
+                self.dispatcher.handle(now, Input::StateSize(Box::new(world.size())));
                 self.plan(now + Duration::from_millis(500), Happens::Measured, rng);
             }
             Happens::Wake => {}
@@ -318,7 +332,7 @@ impl Life {
 
     fn stream(&mut self, world: &mut World, now: Tick) {
         let txn = world.txns[self.next_txn].clone();
-        self.dispatcher.handle_item(Item::Begin { commit_lsn: txn.commit_lsn }, now);
+        let mut items = vec![Item::Begin { commit_lsn: txn.commit_lsn }];
         for change in &txn.changes {
             let item = match change {
                 Change::Row(event) => {
@@ -336,9 +350,10 @@ impl Life {
                     Item::Invalidate(Invalidation { xid: txn.xid, scope, joined })
                 }
             };
-            self.dispatcher.handle_item(item, now);
+            items.push(item);
         }
-        self.dispatcher.handle_item(Item::Commit { end_lsn: txn.end_lsn }, now);
+        items.push(Item::Commit { end_lsn: txn.end_lsn });
+        self.dispatcher.handle(now, Input::Items(items));
         self.next_txn += 1;
     }
 
@@ -459,6 +474,13 @@ fn run(
         now = at;
         assert!(now < end, "seed {seed}: not done within a week");
         life.handle(what, &mut world, &mut rng, now);
+    }
+    if std::env::var_os("WALHOOK_TRACE").is_some() {
+        println!(
+            "TRACE {seed} {crashes} {slots} {bound:?} {} {:x}",
+            world.trace.effects,
+            world.trace.digest()
+        );
     }
     let gauges = life.dispatcher.gauges();
     assert_eq!(gauges.lanes_ready + gauges.lanes_waiting, 0, "seed {seed}");

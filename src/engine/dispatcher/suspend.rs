@@ -98,7 +98,7 @@ impl Dispatcher {
 
     /// Takes what the state tables were measured to take. Says, once a minute, that they are full and no
     /// queue has rows to give up.
-    pub fn handle_state_size(&mut self, measured: &Measured, now: Tick) -> bool {
+    pub(super) fn handle_state_size(&mut self, measured: &Measured, now: Tick) -> bool {
         if self.stopping {
             return false;
         }

@@ -107,7 +107,7 @@ fn replay_to_an_endpoint_that_hangs_is_held_up_for_a_second_only() {
         sent.extend(rig.send());
     }
     assert!(!sent.is_empty());
-    let deadline = rig.dispatcher.deadline(rig.now).unwrap();
+    let deadline = rig.dispatcher.deadline_at(rig.now).unwrap();
     assert!(deadline <= rig.now + Duration::from_secs(1), "nothing wakes it");
     rig.wait(Duration::from_secs(1));
     sent.extend(rig.send());

@@ -237,7 +237,9 @@ fn simulate(seed: u64, transactions: u64, crashes: u32) -> (Diary, Duration) {
             diary.answered(attempt, outcome, settings.settle.retry.cap(), now);
         }
         life.handle(what, &mut world, &mut rng, now);
-        while let Some(changed) = life.dispatcher.poll_endpoint_change() {
+        let mut reports = std::mem::take(&mut life.reports);
+        reports.extend(std::iter::from_fn(|| life.dispatcher.poll_endpoint_change()));
+        for changed in reports {
             diary.changed(changed, now);
         }
         for (event, queue, reason) in std::mem::take(&mut world.died) {

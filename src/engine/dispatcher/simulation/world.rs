@@ -2,6 +2,8 @@
 //! the state database holds.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt::Debug;
+use std::hash::{DefaultHasher, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +13,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use crate::engine::attempt::{Answer, Attempt, Failure, FailureKind, Outcome};
+use crate::engine::dispatcher::Effect;
 use crate::engine::endpoint::{Endpoint, Routes, Secret};
 use crate::engine::event::{AccountId, EndpointId, Event, Operation, RowKeys};
 use crate::engine::lsn::Lsn;
@@ -65,9 +68,59 @@ pub(super) struct Txn {
     pub(super) changes: Vec<Change>,
 }
 
+/// All that dispatchers asked for, as a digest.
+#[derive(Default)]
+pub(super) struct Trace {
+    hasher: DefaultHasher,
+    pub(super) effects: u64,
+}
+
+impl Trace {
+    fn write(&mut self, now: Tick, effect: &dyn Debug) {
+        self.effects += 1;
+        let text = format!("{now:?} {effect:?}");
+        if std::env::var_os("WALHOOK_TRACE").is_some_and(|v| v == "all") {
+            println!("{text}");
+        }
+        self.hasher.write(text.as_bytes());
+    }
+
+    pub(super) fn note(&mut self, now: Tick, effect: &Effect) {
+        match effect {
+            Effect::Send(d) => self.write(now, &("send", &d.attempt, d.waited)),
+            Effect::Abort(id) => self.write(now, &("abort", id)),
+            Effect::LookUp(accounts) => self.write(now, &("look up", accounts)),
+            Effect::ReadDeferred(pages) => self.write(now, &("read deferred", pages)),
+            Effect::ReadUnrouted(pages) => self.write(now, &("read unrouted", pages)),
+            Effect::Store(batch) => self.note_batch(now, batch),
+            Effect::Flush(_)
+            | Effect::Settled(_)
+            | Effect::Report(_)
+            | Effect::StateFull { .. } => {}
+        }
+    }
+
+    fn note_batch(&mut self, now: Tick, batch: &PersistBatch) {
+        let mut batch = batch.clone();
+        batch.settled.sort_by(|a, b| {
+            (&a.account, &a.endpoint, &a.from).cmp(&(&b.account, &b.endpoint, &b.from))
+        });
+        batch.unrouted_accounts.sort_by(|a, b| a.account.cmp(&b.account));
+        for account in &mut batch.unrouted_accounts {
+            account.settled.sort_by(|a, b| (&a.endpoint, &a.from).cmp(&(&b.endpoint, &b.from)));
+        }
+        self.write(now, &batch);
+    }
+
+    pub(super) fn digest(&self) -> u64 {
+        self.hasher.finish()
+    }
+}
+
 /// What survives a crash.
 #[derive(Default)]
 pub(super) struct World {
+    pub(super) trace: Trace,
     pub(super) txns: Vec<Txn>,
     pub(super) tempers: HashMap<String, Temper>,
     pub(super) received: HashMap<(EventId, String), u32>,

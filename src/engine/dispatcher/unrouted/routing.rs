@@ -54,7 +54,7 @@ pub(super) struct Row {
 impl Dispatcher {
     /// The pages of unrouted events to be read next; answered by [`Dispatcher::handle_unrouted`]. One batch
     /// at a time.
-    pub fn poll_unrouted(&mut self) -> Option<Vec<UnroutedRefill>> {
+    pub(in super::super) fn poll_unrouted(&mut self) -> Option<Vec<UnroutedRefill>> {
         let limit = self.settings.memory_limit;
         let is_caught_up = self.tracker.read_to() > self.refills.known_from();
         let room = self.used_bytes() < limit / 4 * 3;
@@ -93,7 +93,7 @@ impl Dispatcher {
     }
 
     /// Takes the answer to [`Dispatcher::poll_unrouted`].
-    pub fn handle_unrouted(&mut self, pages: Vec<UnroutedPage>, now: Tick) {
+    pub(in super::super) fn handle_unrouted(&mut self, pages: Vec<UnroutedPage>, now: Tick) {
         self.bytes = self.bytes.saturating_sub(std::mem::take(&mut self.shelves.reserved));
         for UnroutedPage { account, rows, end } in pages {
             let gives_up = self.shelves.bound.gives_up(&account);

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use walhook::cli::{Cli, Failure};
-use walhook::engine::escape::{lines, one_line};
-use walhook::engine::redact::redact;
+use walhook_core::escape::{lines, one_line};
+use walhook_core::redact::redact;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -47,12 +47,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config, DeliveryMode};
-use crate::engine::dispatcher::{Dispatcher, Ordering, Settings};
 use crate::engine::feedback::Feedback;
-use crate::engine::halt::Halt;
-use crate::engine::retry::RetryPolicy;
-use crate::engine::room::Measured;
-use crate::engine::settle::SettlePolicy;
 use crate::io::admin;
 use crate::io::descriptors;
 use crate::io::health::{Role, Teller};
@@ -65,6 +60,11 @@ use reader::{Batch, Reader};
 use refill::Refiller;
 use rulebook::Rulebook;
 use source::{Leader, become_leader};
+use walhook_core::halt::Halt;
+use walhook_core::room::Measured;
+use walhook_dispatch::dispatcher::{Dispatcher, Ordering, Settings};
+use walhook_dispatch::retry::RetryPolicy;
+use walhook_dispatch::settle::SettlePolicy;
 
 /// Batches between reader and dispatcher. A batch is at most [`reader::BATCH_BYTES`] and one event.
 const BATCHES: usize = 8;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::time::{Instant, sleep};
-use walhook::engine::dispatcher::UNPERSISTED_MAX;
+use walhook_dispatch::dispatcher::UNPERSISTED_MAX;
 
 use crate::kills::endpoints;
 use crate::support::World;

@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use walhook::engine::pgoutput::{Message, decode, decode_head};
+use walhook_decode::pgoutput::{Message, decode, decode_head};
 
 fuzz_target!(|bytes: &[u8]| {
     let head = decode_head(bytes, 1 << 30);

@@ -9,9 +9,9 @@ use std::task::{Context, Poll};
 use futures_util::FutureExt;
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncRead, ReadBuf, join, sink};
-use walhook::engine::change::Changes;
-use walhook::engine::lsn::Lsn;
-use walhook::engine::pgoutput::{decode, decode_head};
+use walhook_decode::change::Changes;
+use walhook_core::lsn::Lsn;
+use walhook_decode::pgoutput::{decode, decode_head};
 use walhook::io::wire::{Frame, Stream};
 
 /// Reads so many bytes at a time.

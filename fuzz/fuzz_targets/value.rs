@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
-use walhook::engine::rule_settings::Bigint;
-use walhook::engine::types::Kind;
-use walhook::engine::value::put_value;
+use walhook_rules::settings::Bigint;
+use walhook_core::types::Kind;
+use walhook_rules::value::put_value;
 
 /// The first byte: which kind, in how many arrays.
 fn kind(byte: u8) -> Kind {

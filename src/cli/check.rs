@@ -22,13 +22,13 @@ use tokio_postgres::Client;
 use super::table::one_line;
 use super::{CommandResult, Common, print_json, print_line};
 use crate::config::Config;
-use crate::engine::halt::Halt;
-use crate::engine::lsn::Lsn;
 use crate::io::descriptors;
 use crate::io::preflight::Fault;
 use crate::io::slot;
 use crate::io::source;
 use crate::io::sql::{ConnectError, Connection};
+use walhook_core::halt::Halt;
+use walhook_core::lsn::Lsn;
 
 pub(crate) use server::session;
 

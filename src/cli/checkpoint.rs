@@ -6,10 +6,10 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::engine::event::rfc3339;
-use crate::engine::halt::Halt;
 use crate::io::slot::Slot;
 use crate::io::state::Overview;
+use walhook_core::event::rfc3339;
+use walhook_core::halt::Halt;
 
 use super::replay::Window;
 use super::status::{bytes, checkpoint, open_state, read_slot};
@@ -154,8 +154,8 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::halt::Lost;
     use crate::io::state::fixture::Fixture;
+    use walhook_core::halt::Lost;
 
     #[tokio::test]
     async fn checkpoint_shows_the_possible_range_and_a_gap() {

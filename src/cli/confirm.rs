@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 
 use super::{CommandResult, Failure};
-use crate::engine::escape::lines;
+use walhook_core::escape::lines;
 
 /// Says on standard error what `command` is about to do, and asks for the slot's name.
 ///

@@ -35,9 +35,9 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 
 use crate::config::{Config, ConfigError};
-use crate::engine::endpoint::Secret;
-use crate::engine::escape;
-use crate::engine::halt::Halt;
+use walhook_core::endpoint::Secret;
+use walhook_core::escape;
+use walhook_core::halt::Halt;
 
 /// Turn committed PostgreSQL row changes into signed webhooks
 ///

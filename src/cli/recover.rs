@@ -20,8 +20,6 @@ use super::setup::{FAILOVER_SLOTS, create_slot_within};
 use super::status::{bytes, open_state};
 use super::{CommandResult, Common, Failure, print_json, print_line, print_remark};
 use crate::config::Config;
-use crate::engine::halt::{self, Halt, SourceIdentity};
-use crate::engine::lsn::Lsn;
 use crate::io::anchor;
 use crate::io::pg::Conninfo;
 use crate::io::slot::{self, Slot};
@@ -30,6 +28,8 @@ use crate::io::sql::Connection;
 use crate::io::state::StateStore;
 use crate::io::wire;
 use crate::pipeline::prepared;
+use walhook_core::halt::{self, Halt, SourceIdentity};
+use walhook_core::lsn::Lsn;
 
 const NAME: &str = "walhook recover";
 

@@ -11,14 +11,14 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::config::{Config, DeliveryMode};
-use crate::engine::event::rfc3339;
-use crate::engine::halt;
-use crate::engine::lsn::Lsn;
 use crate::io::slot::{self, Slot, WalStatus};
 use crate::io::sql::Connection;
 use crate::io::state::Told;
 use crate::io::state::{JobState, Overview, Prepared, StateError, StateStore, StoppedSince};
 use crate::pipeline::prepared;
+use walhook_core::event::rfc3339;
+use walhook_core::halt;
+use walhook_core::lsn::Lsn;
 
 use super::gaps::{self, Shown};
 use super::table::one_line;
@@ -416,8 +416,8 @@ pub(super) fn bytes(n: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::persist::{DisableEndpoint, PersistBatch};
     use crate::io::state::fixture::{Fixture, dead, event};
+    use walhook_core::persist::{DisableEndpoint, PersistBatch};
 
     #[test]
     fn bytes_are_printed_with_their_unit() {
@@ -443,7 +443,7 @@ mod tests {
             frontier: Lsn(0x200),
             dead_letters: vec![dead(&event(0x300, "1"), "7")],
             disabled: vec![DisableEndpoint {
-                endpoint: crate::engine::event::EndpointId::new("7"),
+                endpoint: walhook_core::event::EndpointId::new("7"),
                 reason: "answered 410".into(),
             }],
             ..PersistBatch::default()
@@ -488,7 +488,7 @@ mod tests {
         let mut config = fixture.config();
         config.state.url = Some(fixture.url.clone().into());
         config.source.url =
-            crate::engine::endpoint::Secret::new("postgres://x:hush@127.0.0.1:1/x").into();
+            walhook_core::endpoint::Secret::new("postgres://x:hush@127.0.0.1:1/x").into();
         let report = gather(&config).await.unwrap();
         let text = report.to_text();
         assert!(text.contains("did not answer") && text.contains("0/100"), "{text}");

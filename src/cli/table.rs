@@ -1,8 +1,8 @@
 //! Rows for a terminal.
 
-use crate::engine::escape;
-use crate::engine::event::rfc3339;
 use crate::io::state::StoredAttempt;
+use walhook_core::escape;
+use walhook_core::event::rfc3339;
 
 /// A value from outside: it neither ends the line nor moves the cursor of whoever reads it.
 pub(super) fn one_line(text: &str) -> String {

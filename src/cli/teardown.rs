@@ -16,7 +16,6 @@ use super::setup::{existing_tables, state_tables, state_views};
 use super::table::one_line;
 use super::{CommandResult, Common, print_json, print_line, secret};
 use crate::config::Config;
-use crate::engine::endpoint::Secret;
 use crate::io::anchor;
 use crate::io::ident::quote_ident;
 use crate::io::op::{EQ, NE};
@@ -25,6 +24,7 @@ use crate::io::slot;
 use crate::io::source;
 use crate::io::sql::Connection;
 use crate::io::state::slots;
+use walhook_core::endpoint::Secret;
 
 const NAME: &str = "walhook teardown";
 

@@ -19,14 +19,14 @@ pub use load::{ConfigError, Place, load};
 pub use stranger::strangers;
 
 use crate::engine::egress::{HostPattern, Policy};
-use crate::engine::endpoint::Secret;
-use crate::engine::rule::RuleSettings;
-use crate::engine::rule_settings::{EventRule, Payload, RuleOperation};
-use crate::engine::settings::{Accounts, Endpoints, HEADER_PREFIX};
-use crate::engine::size::ByteSize;
 use crate::io::lookup::LookupSettings;
 use crate::io::pg::DatabaseUrl;
 use crate::io::transport::{self, Transport, TransportError};
+use walhook_core::endpoint::Secret;
+use walhook_core::settings::{Accounts, Endpoints, HEADER_PREFIX};
+use walhook_core::size::ByteSize;
+use walhook_rules::rule::RuleSettings;
+use walhook_rules::settings::{EventRule, Payload, RuleOperation};
 
 /// The whole configuration.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -420,7 +420,7 @@ pub enum LogFormat {
 mod defaults {
     use std::time::Duration;
 
-    use crate::engine::size::ByteSize;
+    use walhook_core::size::ByteSize;
 
     pub(super) fn lease_timeout() -> Duration {
         Duration::from_secs(10)

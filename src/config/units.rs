@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serializer, de};
 
-use crate::engine::endpoint::Secret;
-use crate::engine::redact::redact;
 use crate::io::pg::DatabaseUrl;
+use walhook_core::endpoint::Secret;
+use walhook_core::redact::redact;
 
 /// An address and a port.
 pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {

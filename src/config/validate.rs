@@ -5,10 +5,10 @@ mod rule;
 use std::time::Duration;
 
 use super::{Config, Delivery, Notify};
-use crate::engine::catalog::TableName;
 use crate::engine::egress::Proxy;
 use crate::engine::sign;
 use crate::io::pg::{Conninfo, DatabaseUrl};
+use walhook_core::catalog::TableName;
 
 /// A slot's name may have 63 bytes; `_anchor` and the like must fit behind it.
 const MAX_SLOT_NAME: usize = 63 - "_anchor".len();

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::lsn::Lsn;
+use walhook_core::lsn::Lsn;
 
 /// A moment: what was committed before it stands before `lsn`, and was written by a transaction that had
 /// ended or had a lower id than `xid`.

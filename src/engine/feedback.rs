@@ -20,8 +20,8 @@
 
 use std::time::Duration;
 
-use super::lsn::Lsn;
-use super::tick::Tick;
+use walhook_core::lsn::Lsn;
+use walhook_core::tick::Tick;
 
 /// The longest time between two status updates: PostgreSQL's own `wal_receiver_status_interval`.
 const MAX_INTERVAL: Duration = Duration::from_secs(10);
@@ -53,7 +53,7 @@ pub struct StatusUpdate {
     pub request_reply: bool,
 }
 
-/// Decides when to send which status update. Like [`Changes`](super::change::Changes), one lives
+/// Decides when to send which status update. Like [`Changes`](walhook_decode::change::Changes), one lives
 /// through all connections of a process: a position that was received on an earlier connection may
 /// be settled during a later one.
 ///

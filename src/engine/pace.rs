@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::tick::Tick;
+use walhook_core::tick::Tick;
 
 /// Lines that may come together.
 const BURST: u32 = 20;

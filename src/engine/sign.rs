@@ -19,7 +19,7 @@ use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use serde::Serialize;
 use sha2::Sha256;
 
-use super::endpoint::Secret;
+use walhook_core::endpoint::Secret;
 
 /// A secret cannot be used. Says what kind of thing is wrong, never the secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

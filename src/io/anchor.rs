@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use super::slot::{self, Slot};
-use crate::engine::lsn::Lsn;
+use walhook_core::lsn::Lsn;
 
 /// The anchor's name, for the live slot's. A slot's name has at most 63 bytes, the live one's 56.
 #[must_use]

@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio_postgres::{Client, Row};
 
-use crate::engine::catalog::ReplicaIdentity;
-use crate::engine::catalog::{Catalog, Generated, Table, TableColumn, TableName};
-use crate::engine::types::{TypeShape, Types};
 use crate::io::op::{EQ, GE, GT, LE, PLUS};
+use walhook_core::catalog::ReplicaIdentity;
+use walhook_core::catalog::{Catalog, Generated, Table, TableColumn, TableName};
+use walhook_core::types::{TypeShape, Types};
 
 /// How often a transaction that has committed is looked for.
 const SHOWN_POLL: Duration = Duration::from_millis(10);

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
-use crate::engine::tick::{Tick, micros};
+use walhook_core::tick::{Tick, micros};
 
 /// Turns this process's monotonic time into the engine's.
 #[derive(Debug, Clone, Copy)]

@@ -7,8 +7,8 @@ use tokio_postgres::{Client, Row};
 
 use super::ident::quote_ident;
 use super::source::server_version;
-use crate::engine::catalog::TableName;
 use crate::engine::coverage::{Coverage, Covered, Kind, Lack, Moment, Publication};
+use walhook_core::catalog::TableName;
 
 /// Row filters, and schemas in a publication, came with version 15.
 const FILTERS: i32 = 150_000;

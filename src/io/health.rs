@@ -11,9 +11,10 @@ use tokio::time::{Duration, Instant};
 
 use super::clock::unix_us;
 use super::sql::error_text;
-use super::trouble::{Instance, PASSING, Part, Trouble, fix};
-use crate::engine::event::rfc3339;
+use super::trouble::{Instance, PASSING, Part, Trouble};
+use crate::io::fix::fix;
 use crate::io::state::Told;
+use walhook_core::event::rfc3339;
 
 /// A leader whose stream has been silent for this long is not ready. The server speaks at least
 /// every 10 s, because status updates ask it to.

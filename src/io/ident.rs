@@ -1,6 +1,6 @@
 //! Names in SQL text: the one place that quotes them.
 
-use crate::engine::catalog::TableName;
+use walhook_core::catalog::TableName;
 
 /// Quotes an identifier: always, so that its letter case and reserved words do not matter.
 #[must_use]

@@ -11,8 +11,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{Log, LogFormat};
-use crate::engine::escape::one_line;
-use crate::engine::redact::redact;
+use walhook_core::escape::one_line;
+use walhook_core::redact::redact;
 
 /// At these targets' debug level stand the parameters of SQL statements, so rows of customers.
 const QUIETED: [&str; 1] = ["tokio_postgres=warn"];
@@ -115,7 +115,7 @@ mod tests {
         for json in [false, true] {
             let log = logged(json);
             assert_eq!(log.lines().count(), 2, "{log}");
-            assert!(!log.contains(|c| crate::engine::escape::is_unfit(c) && c != '\n'), "{log:?}");
+            assert!(!log.contains(|c| walhook_core::escape::is_unfit(c) && c != '\n'), "{log:?}");
         }
         let log = logged(true);
         let event: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();

@@ -15,11 +15,11 @@ use prometheus::{
 };
 
 use super::faults;
-use crate::engine::attempt::{FailureKind, Outcome};
-use crate::engine::dispatcher::EndpointChange;
-use crate::engine::event::UnroutableReason;
-use crate::engine::persist::DeferReason;
-use crate::engine::rule::pattern_covers;
+use walhook_core::attempt::{FailureKind, Outcome};
+use walhook_core::event::UnroutableReason;
+use walhook_core::persist::DeferReason;
+use walhook_dispatch::dispatcher::EndpointChange;
+use walhook_rules::rule::pattern_covers;
 
 use super::trouble::Part;
 

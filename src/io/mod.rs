@@ -3,6 +3,7 @@
 pub mod pg;
 
 pub mod cure;
+pub mod fix;
 
 pub mod preflight;
 

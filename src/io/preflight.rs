@@ -17,7 +17,7 @@ use super::ident::{quote_ident, quote_name};
 use super::lookup::LookupSettings;
 use super::op::EQ;
 use super::source;
-use crate::engine::catalog::TableName;
+use walhook_core::catalog::TableName;
 
 /// What is not in place.
 #[derive(Debug, Clone, PartialEq, Eq)]

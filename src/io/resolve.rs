@@ -37,11 +37,11 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::engine::egress::{Policy, Refusal};
-use crate::engine::event::AccountId;
 use crate::io::descriptors;
 use crate::io::faults::Fault;
 use places::{Place, Places};
 pub(super) use system::System;
+use walhook_core::event::AccountId;
 
 /// Addresses are used for so long without asking again: a customer who moves waits no longer.
 const FRESH: Duration = Duration::from_secs(30);

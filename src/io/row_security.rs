@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use tokio_postgres::Client;
 
 use super::ident::quote_ident;
-use crate::engine::catalog::TableName;
 use crate::io::op::{EQ, NE};
+use walhook_core::catalog::TableName;
 
 /// The tables that a look-up in the named tables and views reads, each with the role as which it is
 /// read: a view reads as its owner, unless it says `security_invoker`.

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::transport::Transport;
-use crate::engine::attempt::{Answer, Attempt, Outcome};
-use crate::engine::endpoint::Endpoint;
-use crate::engine::notice::DueNotice;
+use walhook_core::attempt::{Answer, Attempt, Outcome};
+use walhook_core::endpoint::Endpoint;
+use walhook_core::notice::DueNotice;
 
 /// Makes attempts. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -84,4 +84,45 @@ impl Sender {
 fn taken() -> Outcome {
     let answer = Answer { status: 200, retry_after: None, excerpt: String::new() };
     Outcome::new(Ok(answer), Duration::ZERO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::sign;
+    use walhook_core::endpoint::Secret;
+    use walhook_core::notice::NoticeKind;
+
+    /// What a receiver is built by: the headers, an empty line, the body over several lines.
+    #[test]
+    fn documented_notice_is_what_is_sent_and_its_signature_is_right() {
+        let (_, chapter) =
+            include_str!("../../docs/operations.md").split_once("\n## Notices\n").unwrap();
+        let block: Vec<&str> = chapter.lines().skip_while(|l| !l.starts_with("    POST")).collect();
+        let block: Vec<&str> = block.into_iter().take_while(|l| !l.starts_with('(')).collect();
+        let header = |name: &str| {
+            let name = format!("    {name}: ");
+            block.iter().find_map(|line| line.strip_prefix(&name)).unwrap()
+        };
+        let body: String =
+            block.iter().skip_while(|line| !line.is_empty()).map(|l| l.trim()).collect();
+
+        let us = |text: &str| text.parse::<jiff::Timestamp>().unwrap().as_microsecond();
+        let notice = DueNotice {
+            kind: NoticeKind::DeliveryExhausted.as_str().into(),
+            endpoint: "17".into(),
+            account: Some("42".into()),
+            detail: "status 500: try later".into(),
+            count: 1_204,
+            first_us: us("2026-11-25T16:36:00.498113Z"),
+            last_us: us("2026-11-25T16:46:00.512000Z"),
+            attempts: 0,
+        };
+        assert_eq!(body.as_bytes(), &*notice.body("walhook"));
+        assert_eq!(header("webhook-id"), notice.id("walhook").to_string());
+        let timestamp = header("webhook-timestamp").parse().unwrap();
+        let secret = [Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")];
+        let signed = sign::sign(header("webhook-id"), timestamp, body.as_bytes(), &secret);
+        assert_eq!(Ok(header("webhook-signature").to_owned()), signed);
+    }
 }

@@ -6,9 +6,9 @@ use serde::Serialize;
 use tokio_postgres::Client;
 use tokio_postgres::types::{PgLsn, Type};
 
-use crate::engine::halt::{Lost, SlotState};
-use crate::engine::lsn::Lsn;
 use crate::io::op::EQ;
+use walhook_core::halt::{Lost, SlotState};
+use walhook_core::lsn::Lsn;
 
 fn slot_sql() -> String {
     format!(

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result};
 use tokio_postgres::Client;
 
-use crate::engine::catalog::TableName;
-use crate::engine::halt::SourceIdentity;
 use crate::io::op::{EQ, GT, NE};
 use crate::io::pg::Conninfo;
+use walhook_core::catalog::TableName;
+use walhook_core::halt::SourceIdentity;
 
 /// The oldest server that walhook works with.
 pub const OLDEST_SERVER: i32 = 140_000;

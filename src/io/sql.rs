@@ -14,7 +14,7 @@ use super::pg::{
     self, AsDatabaseUrl, Conninfo, ConninfoError, Link, LinkError, Refusal, Security, SessionAttrs,
     StartUp,
 };
-use crate::engine::settings::SEARCH_PATH;
+use walhook_core::settings::SEARCH_PATH;
 
 /// The class "invalid authorization specification".
 const AUTHORIZATION_CLASS: &str = "28";
@@ -313,7 +313,7 @@ pub fn is_row_error(error: &tokio_postgres::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::endpoint::Secret;
+    use walhook_core::endpoint::Secret;
 
     #[tokio::test]
     async fn connection_error_names_host_and_port_and_may_pass() {

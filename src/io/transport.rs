@@ -27,16 +27,16 @@ use url::Url;
 
 use super::clock::unix_us;
 use super::resolve::{Lookup, Resolver, system_lookup};
-use crate::engine::attempt::{Answer, Attempt, Failure, FailureKind, Outcome};
 use crate::engine::egress::{Policy, Proxy, ProxyError};
-use crate::engine::endpoint::{Endpoint, Secret, parse_header, read_url};
-use crate::engine::position::EventId;
 use crate::engine::retry_after::parse_retry_after;
 use crate::engine::sign::{self, SignError};
 use clients::Clients;
 use connect::{ACCOUNT, TcpConnector};
 use error::{failure, printable};
 use memory::AnswerMemory;
+use walhook_core::attempt::{Answer, Attempt, Failure, FailureKind, Outcome};
+use walhook_core::endpoint::{Endpoint, Secret, parse_header, read_url};
+use walhook_core::position::EventId;
 use workers::Workers;
 
 /// Of an answer's body, what is read so that the connection can be used again. A longer answer costs

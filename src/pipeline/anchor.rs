@@ -12,7 +12,6 @@ use tokio_postgres::error::SqlState;
 
 use super::open_state;
 use crate::config::Config;
-use crate::engine::lsn::Lsn;
 use crate::io::anchor;
 use crate::io::health::Teller;
 use crate::io::metrics::Metrics;
@@ -20,6 +19,7 @@ use crate::io::op::TIMES;
 use crate::io::slot;
 use crate::io::sql::Connection;
 use crate::io::trouble::Part;
+use walhook_core::lsn::Lsn;
 
 /// How often the anchor is looked at.
 const EVERY: Duration = Duration::from_secs(5);

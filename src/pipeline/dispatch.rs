@@ -15,21 +15,21 @@ use super::lookups::LookupRequest;
 use super::reader::Batch;
 use super::refill::{RefillReply, RefillRequest};
 use super::writer::PersistRequest;
-use crate::engine::attempt::{Attempt, DeliveryId, Failure, FailureKind, Outcome};
-use crate::engine::dispatcher::{
-    Counters, Dispatch, Dispatcher, Effect, EndpointChange, EndpointChanged, Input, LookUpAnswer,
-    OperatorInput, ReplayInput, Retry, Settled,
-};
-use crate::engine::event::{Item, UnroutableReason};
-use crate::engine::lsn::Lsn;
 use crate::engine::pace::LinePace;
-use crate::engine::persist::{DeferReason, Persisted};
-use crate::engine::room::Measured;
-use crate::engine::tick::Tick;
 use crate::io::clock::{Clock, unix_us};
 use crate::io::failpoint::Failpoint;
 use crate::io::metrics::Metrics;
 use crate::io::sender::Sender;
+use walhook_core::attempt::{Attempt, DeliveryId, Failure, FailureKind, Outcome};
+use walhook_core::event::{Item, UnroutableReason};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{DeferReason, Persisted};
+use walhook_core::room::Measured;
+use walhook_core::tick::Tick;
+use walhook_dispatch::dispatcher::{
+    Counters, Dispatch, Dispatcher, Effect, EndpointChange, EndpointChanged, Input, LookUpAnswer,
+    OperatorInput, ReplayInput, Retry, Settled,
+};
 
 /// Outcomes taken at once before anything else has its turn.
 const OUTCOMES_AT_ONCE: usize = 256;

@@ -7,13 +7,13 @@ use tokio::time::Instant;
 
 use super::open_state;
 use crate::config::Config;
-use crate::engine::dispatcher::{OperatorInput, Retry};
-use crate::engine::event::EndpointId;
 use crate::io::health::Teller;
 use crate::io::state::{
     Ask, Changed, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, StateStore,
 };
 use crate::io::trouble::Part;
+use walhook_core::event::EndpointId;
+use walhook_dispatch::dispatcher::{OperatorInput, Retry};
 
 /// How often the table of jobs is looked at.
 const EVERY: Duration = Duration::from_secs(1);

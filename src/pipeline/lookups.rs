@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use super::desk::Desk;
 use crate::config::Config;
-use crate::engine::dispatcher::LookUpAnswer;
-use crate::engine::event::AccountId;
 use crate::io::health::Teller;
 use crate::io::lookup::{Answer, Apart, LookupSession, Lookups};
 use crate::io::trouble::Part;
+use walhook_core::event::AccountId;
+use walhook_dispatch::dispatcher::LookUpAnswer;
 
 /// What the dispatcher asks.
 pub(super) struct LookupRequest {

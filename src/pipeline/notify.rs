@@ -10,15 +10,15 @@ use tokio::time::Instant;
 use super::backoff::Backoff;
 use super::open_state;
 use crate::config::Config;
-use crate::engine::endpoint::{Endpoint, Secret};
-use crate::engine::event::{AccountId, EndpointId};
-use crate::engine::notice::{DueNotice, wait_after};
-use crate::engine::settle::failure_text;
 use crate::io::health::Teller;
 use crate::io::metrics::{Metrics, NoticeResult};
 use crate::io::sender::Sender;
 use crate::io::state::{StateError, StateStore};
 use crate::io::trouble::Part;
+use walhook_core::endpoint::{Endpoint, Secret};
+use walhook_core::event::{AccountId, EndpointId};
+use walhook_core::notice::{DueNotice, wait_after};
+use walhook_dispatch::settle::failure_text;
 
 /// How often the table is looked at.
 const EVERY: Duration = Duration::from_secs(1);

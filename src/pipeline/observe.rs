@@ -11,15 +11,15 @@ use super::coverage::Watcher;
 use super::source::compile_rules;
 use super::{Stop, open_state, published};
 use crate::config::Config;
-use crate::engine::halt::Halt;
-use crate::engine::lsn::Lsn;
-use crate::engine::rule::EndpointTable;
 use crate::io::health::Teller;
 use crate::io::metrics::Metrics;
 use crate::io::slot;
 use crate::io::sql::Connection;
 use crate::io::state::StateError;
 use crate::io::trouble::Part;
+use walhook_core::halt::Halt;
+use walhook_core::lsn::Lsn;
+use walhook_rules::rule::EndpointTable;
 
 /// Often enough for an alert, seldom enough to cost nothing.
 const EVERY: Duration = Duration::from_secs(5);

@@ -5,10 +5,10 @@
 use anyhow::Result;
 use tokio_postgres::Client;
 
-use crate::engine::lsn::Lsn;
 use crate::io::anchor;
 use crate::io::slot::Slot;
 use crate::io::state::StateStore;
+use walhook_core::lsn::Lsn;
 
 /// The checkpoint: the stored one, or the position behind it up to which `walhook upgrade prepare` has
 /// found nothing owed. `slot` was read before.

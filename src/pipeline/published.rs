@@ -9,14 +9,14 @@ use anyhow::Context;
 
 use super::Stop;
 use crate::config::Config;
-use crate::engine::catalog::TableName;
 use crate::engine::coverage::{Kind, Lack};
-use crate::engine::halt::Halt;
 use crate::io::coverage::{self, Seen};
 use crate::io::refused_writes::{RefusedWrites, refused_writes};
 use crate::io::row_security;
 use crate::io::source::{self, Publication};
 use crate::io::sql::Connection;
+use walhook_core::catalog::TableName;
+use walhook_core::halt::Halt;
 
 /// Looks.
 ///

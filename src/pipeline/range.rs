@@ -16,15 +16,15 @@ pub(crate) use super::reader::Batch;
 use super::rulebook::Rulebook;
 use super::source::compile_rules;
 use crate::config::Config;
-use crate::engine::change::{Changes, Step};
-use crate::engine::event::Item;
 use crate::engine::feedback::StatusUpdate;
-use crate::engine::lsn::Lsn;
-use crate::engine::pgoutput::{self, DecodeError, Message};
-use crate::engine::rule::EndpointTable;
 use crate::io::sql::{Connection, error_text};
 use crate::io::wire::{self, Frame, Stream};
 use crate::io::{anchor, slot};
+use walhook_core::event::Item;
+use walhook_core::lsn::Lsn;
+use walhook_decode::change::{Changes, Step};
+use walhook_decode::pgoutput::{self, DecodeError, Message};
+use walhook_rules::rule::EndpointTable;
 
 /// How often the server is told where we are, and asked to say where it is: the end of the range may
 /// lie where nothing is published.

@@ -15,12 +15,7 @@ use super::backoff::Backoff;
 use super::rulebook::{Rulebook, Unlearned};
 use super::source::{self, Obstacle, Session, reopen};
 use crate::config::Config;
-use crate::engine::change::{Changes, Step};
-use crate::engine::event::{Invalidation, Item, Scope};
 use crate::engine::feedback::Feedback;
-use crate::engine::halt::Halt;
-use crate::engine::lsn::Lsn;
-use crate::engine::pgoutput::{self, DecodeError, Message};
 use crate::io::clock::Clock;
 use crate::io::failpoint::Failpoint;
 use crate::io::health::Teller;
@@ -28,6 +23,11 @@ use crate::io::metrics::Metrics;
 use crate::io::sql::{Connection, error_text};
 use crate::io::trouble::Part;
 use crate::io::wire::{self, Class, Frame, WireError};
+use walhook_core::event::{Invalidation, Item, Scope};
+use walhook_core::halt::Halt;
+use walhook_core::lsn::Lsn;
+use walhook_decode::change::{Changes, Step};
+use walhook_decode::pgoutput::{self, DecodeError, Message};
 
 /// Items in a batch at most: enough to make the channel cheap.
 const BATCH_ITEMS: usize = 256;

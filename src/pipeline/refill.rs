@@ -3,9 +3,9 @@
 use super::desk::Desk;
 use super::open_state;
 use crate::config::Config;
-use crate::engine::persist::{Refill, Refilled, UnroutedPage, UnroutedRefill};
 use crate::io::state::StateStore;
 use crate::io::trouble::Part;
+use walhook_core::persist::{Refill, Refilled, UnroutedPage, UnroutedRefill};
 
 /// What the dispatcher asks.
 pub(super) enum RefillRequest {

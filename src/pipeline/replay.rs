@@ -20,15 +20,15 @@ use super::open_state;
 use super::range::Range;
 use super::reader::Batch;
 use crate::config::Config;
-use crate::engine::dispatcher::{Replay, ReplayInput};
-use crate::engine::endpoint::{Endpoint, Routes};
-use crate::engine::event::{AccountId, Event, Item};
-use crate::engine::lsn::Lsn;
 use crate::io::health::Teller;
 use crate::io::lookup::{LookupSession, Lookups};
 use crate::io::state::{StateStore, StoredReplay};
 use crate::io::trouble::Part;
 use left_out::LeftOut;
+use walhook_core::endpoint::{Endpoint, Routes};
+use walhook_core::event::{AccountId, Event, Item};
+use walhook_core::lsn::Lsn;
+use walhook_dispatch::dispatcher::{Replay, ReplayInput};
 
 /// How often the table of jobs is looked at while there is nothing to do.
 const EVERY: Duration = Duration::from_secs(1);

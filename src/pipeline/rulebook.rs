@@ -10,11 +10,11 @@ use tokio::time::timeout;
 use super::Stop;
 use super::source::compile_rules;
 use crate::config::Config;
-use crate::engine::halt::Halt;
-use crate::engine::pgoutput::{Message, Relation};
-use crate::engine::rule::{EndpointTable, Lacks, RuleBroken, Rules};
 use crate::io::catalog::{self, Standing};
 use crate::io::sql::Connection;
+use walhook_core::halt::Halt;
+use walhook_decode::pgoutput::{Message, Relation};
+use walhook_rules::rule::{EndpointTable, Lacks, RuleBroken, Rules};
 
 /// For one answer of the catalog: no status goes to the server meanwhile.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);

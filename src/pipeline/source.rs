@@ -13,11 +13,6 @@ use super::backoff::Backoff;
 use super::cure;
 use super::{Stop, open_state, published};
 use crate::config::Config;
-use crate::engine::change::Changes;
-use crate::engine::dispatcher::Start;
-use crate::engine::halt::{self, SourceIdentity};
-use crate::engine::lsn::Lsn;
-use crate::engine::rule::{EndpointTable, Rules};
 use crate::io::catalog;
 use crate::io::clock::Clock;
 use crate::io::cure::Cure;
@@ -32,6 +27,11 @@ use crate::io::state::{Recovery, StateError, StateStore};
 use crate::io::trouble::Part;
 use crate::io::wire::{self, Class, Replication, WireError};
 use crate::pipeline::prepared;
+use walhook_core::halt::{self, SourceIdentity};
+use walhook_core::lsn::Lsn;
+use walhook_decode::change::Changes;
+use walhook_dispatch::dispatcher::Start;
+use walhook_rules::rule::{EndpointTable, Rules};
 
 /// How long one attempt to open the source may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);

@@ -8,11 +8,11 @@ use tokio::time::Instant;
 
 use super::open_state;
 use crate::config::Config;
-use crate::engine::room::{Measured, Room};
 use crate::io::health::Teller;
 use crate::io::metrics::Metrics;
 use crate::io::state::{StateError, StateStore};
 use crate::io::trouble::Part;
+use walhook_core::room::{Measured, Room};
 
 /// How often the tables are measured: they exceed `state.max_size` by what comes in between.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);

@@ -9,15 +9,15 @@ use tokio_util::sync::CancellationToken;
 use super::Stop;
 use super::backoff::Backoff;
 use crate::engine::pace::LinePace;
-use crate::engine::persist::{
-    DeadLetter, LETTERS_MAX, PersistBatch, Persisted, Purged, QueueId, UnroutedPurged,
-};
-use crate::engine::tick::Tick;
 use crate::io::failpoint::Failpoint;
 use crate::io::health::Teller;
 use crate::io::state::Told;
 use crate::io::state::{StateError, StateStore};
 use crate::io::trouble::Part;
+use walhook_core::persist::{
+    DeadLetter, LETTERS_MAX, PersistBatch, Persisted, Purged, QueueId, UnroutedPurged,
+};
+use walhook_core::tick::Tick;
 
 /// What the dispatcher asks.
 pub(super) struct PersistRequest {

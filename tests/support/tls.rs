@@ -177,7 +177,7 @@ pub async fn by_socket(cluster: &Cluster) -> Result<Connection> {
     let (dir, port) = (cluster.socket_dir().display(), cluster.port());
     let url = format!("postgres://postgres@/postgres?host={dir}&port={port}");
     Ok(Connection::open_with_path(
-        &walhook::engine::endpoint::Secret::new(url),
+        &walhook_core::endpoint::Secret::new(url),
         "test",
         SERVER_SEARCH_PATH,
     )

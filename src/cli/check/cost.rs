@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Report;
-use crate::engine::catalog::Catalog;
-use crate::engine::rule::{Probe, RuleSettings, subject};
-use crate::engine::rule_settings::EventRule;
+use walhook_core::catalog::Catalog;
+use walhook_rules::rule::{Probe, RuleSettings, subject};
+use walhook_rules::settings::EventRule;
 
 /// A row with ordinary texts should cost no more: ten thousand such rows a second fill one core.
 const COSTLY: Duration = Duration::from_micros(100);

@@ -8,8 +8,6 @@ use crate::cli::holder::user;
 use crate::cli::setup::{existing_tables, state_tables};
 use crate::cli::status::open_state;
 use crate::config::Config;
-use crate::engine::halt::{self, Halt, SourceIdentity};
-use crate::engine::lsn::Lsn;
 use crate::io::anchor;
 use crate::io::ident::quote_ident;
 use crate::io::op::{EQ, MINUS};
@@ -19,6 +17,8 @@ use crate::io::slot::{self, Slot, WalStatus};
 use crate::io::source;
 use crate::io::sql;
 use crate::pipeline::prepared;
+use walhook_core::halt::{self, Halt, SourceIdentity};
+use walhook_core::lsn::Lsn;
 
 /// The `application_name` of our replication connection.
 const REPLICATION_NAME: &str = "walhook";

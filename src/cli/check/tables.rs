@@ -9,13 +9,13 @@ use super::cost::Costs;
 use super::{Report, Verdict, coverage};
 use crate::cli::setup::{looked_up, published};
 use crate::config::Config;
-use crate::engine::catalog::TableName;
-use crate::engine::rule::{self, RuleError, Rules};
-use crate::engine::rule_settings::RuleOperation;
 use crate::io::preflight::{self, Fault};
 use crate::io::refused_writes::{RefusedWrites, refused_writes};
 use crate::io::source::{self, Publication, Table};
 use crate::io::{catalog, row_security};
+use walhook_core::catalog::TableName;
+use walhook_rules::rule::{self, RuleError, Rules};
+use walhook_rules::settings::RuleOperation;
 
 type Tables = BTreeMap<TableName, Table>;
 

@@ -5,9 +5,9 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::cli::table::{attempts, one_line, table};
-use crate::engine::event::rfc3339;
-use crate::engine::position::Position;
 use crate::io::state::{Gap, JobState, StoredAttempt, StoredDeadLetter};
+use walhook_core::event::rfc3339;
+use walhook_core::position::Position;
 
 /// One page of a list.
 #[derive(Debug)]

@@ -3,8 +3,8 @@
 use clap::builder::PossibleValuesParser;
 
 use crate::cli::{Failure, filter};
-use crate::engine::persist::DeadReason;
 use crate::io::state::DeadLetterFilter;
+use walhook_core::persist::DeadReason;
 
 const REASONS: [&str; 4] = [
     DeadReason::Exhausted.as_str(),

@@ -6,9 +6,9 @@ use tokio::time::sleep;
 
 use super::*;
 use crate::cli::filter::Shared;
-use crate::engine::lsn::Lsn;
-use crate::engine::persist::{DeadLetter, DeadReason, PersistBatch, Retried};
 use crate::io::state::fixture::{Fixture, dead, event};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{DeadLetter, DeadReason, PersistBatch, Retried};
 
 /// A leader's store with dead letters 1 to 4: endpoint 7 (accounts 1, 2), 8, and none.
 async fn with_letters(fixture: &Fixture) -> StateStore {

@@ -2,12 +2,12 @@
 
 use super::*;
 use crate::cli::filter::Shared;
-use crate::engine::event::{AccountId, Event};
-use crate::engine::lsn::Lsn;
-use crate::engine::persist::{Defer, DeferReason, PersistBatch, Tried, UnroutedAccount};
 use crate::io::state::fixture::{Fixture, defer, event};
 use crate::io::state::{DeferredFilter, JobState};
 use std::sync::Arc;
+use walhook_core::event::{AccountId, Event};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{Defer, DeferReason, PersistBatch, Tried, UnroutedAccount};
 
 /// A leader's store with three deferred rows: endpoint 7 (accounts 1, 2), endpoint 8 (account 1).
 async fn with_rows(fixture: &Fixture) -> (StateStore, Arc<Event>) {

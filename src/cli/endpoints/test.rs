@@ -11,13 +11,13 @@ use super::list::host;
 use crate::cli::table::one_line;
 use crate::cli::{CommandResult, Failure, print_json, print_line};
 use crate::config::{Config, DeliveryMode};
-use crate::engine::attempt::{self, Attempt, DeliveryId, FailureKind, Outcome};
-use crate::engine::endpoint::Endpoint;
-use crate::engine::event::{AccountId, EndpointId, Event, Operation, RowKeys};
-use crate::engine::lsn::Lsn;
-use crate::engine::position::{EventId, Position, WalPosition};
 use crate::io::clock::unix_us;
 use crate::io::lookup::{self, Lookups, Which};
+use walhook_core::attempt::{self, Attempt, DeliveryId, FailureKind, Outcome};
+use walhook_core::endpoint::Endpoint;
+use walhook_core::event::{AccountId, EndpointId, Event, Operation, RowKeys};
+use walhook_core::lsn::Lsn;
+use walhook_core::position::{EventId, Position, WalPosition};
 
 const TYPE: &str = "webhook.test";
 

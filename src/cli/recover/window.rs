@@ -6,12 +6,12 @@ use tokio_postgres::Client;
 
 use super::{Begin, NAME, Sessions};
 use crate::config::Config;
-use crate::engine::lsn::Lsn;
 use crate::io::op::{EQ, LE};
 use crate::io::sql::Connection;
 use crate::io::wire::{self, Class, WireError};
 use crate::io::{anchor, slot};
 use crate::pipeline::range::{Batch, Range};
+use walhook_core::lsn::Lsn;
 
 /// From the anchor nothing, or less, is given up: where it can be read, the slot is made of it.
 pub(super) async fn better(

@@ -5,12 +5,12 @@ use anyhow::anyhow;
 use crate::cli::Failure;
 use crate::cli::time::time_us;
 use crate::config::Config;
-use crate::engine::event::rfc3339;
-use crate::engine::lsn::Lsn;
-use crate::engine::replay::{ReplayFilter, ReplayRange};
 use crate::io::sql::Connection;
 use crate::io::state::StateStore;
 use crate::pipeline::range;
+use walhook_core::event::rfc3339;
+use walhook_core::lsn::Lsn;
+use walhook_core::replay::{ReplayFilter, ReplayRange};
 
 /// A position as an operator names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,12 +8,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::config::Config;
-use crate::engine::endpoint::Routes;
-use crate::engine::event::{AccountId, Item};
-use crate::engine::replay::ReplayRange;
 use crate::io::lookup::{self, Lookups};
 use crate::io::sql::Connection;
 use crate::pipeline::range::Range;
+use walhook_core::endpoint::Routes;
+use walhook_core::event::{AccountId, Item};
+use walhook_core::replay::ReplayRange;
 
 /// Batches on their way.
 const BATCHES: usize = 8;
@@ -111,7 +111,7 @@ async fn route(
 }
 
 fn takers(routes: &Routes, event_type: &str, range: &ReplayRange) -> u64 {
-    let takes = |endpoint: &&std::sync::Arc<crate::engine::endpoint::Endpoint>| {
+    let takes = |endpoint: &&std::sync::Arc<walhook_core::endpoint::Endpoint>| {
         endpoint.enabled && endpoint.wants(event_type) && range.filter.admits_endpoint(&endpoint.id)
     };
     routes.endpoints.iter().filter(takes).count() as u64

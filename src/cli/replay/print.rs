@@ -1,8 +1,8 @@
 //! Replays as text.
 
 use crate::cli::table::one_line;
-use crate::engine::replay::ReplayRange;
 use crate::io::state::StoredReplay;
+use walhook_core::replay::ReplayRange;
 
 const BAR_CHARS: usize = 30;
 
@@ -92,9 +92,9 @@ pub(super) fn bar(replay: &StoredReplay) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::lsn::Lsn;
-    use crate::engine::persist::ReplayCounts;
-    use crate::engine::replay::ReplayFilter;
+    use walhook_core::lsn::Lsn;
+    use walhook_core::persist::ReplayCounts;
+    use walhook_core::replay::ReplayFilter;
 
     fn replay(position: u64) -> StoredReplay {
         let filter = ReplayFilter { account: Some("42".into()), ..ReplayFilter::default() };

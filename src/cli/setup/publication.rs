@@ -9,12 +9,12 @@ use super::script::{self, published};
 use super::{Did, Report};
 use crate::cli::CommandResult;
 use crate::config::Config;
-use crate::engine::catalog::TableName;
 use crate::engine::coverage::{Kind, Lack};
-use crate::engine::rule_settings::RuleOperation;
 use crate::io::coverage::{self, Seen};
 use crate::io::refused_writes::unpublishable_column;
 use crate::io::source;
+use walhook_core::catalog::TableName;
+use walhook_rules::settings::RuleOperation;
 
 /// Since version 18 a replica identity must not hold generated columns, unless they are published.
 const GENERATED_COLUMNS: i32 = 180_000;

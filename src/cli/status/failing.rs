@@ -5,11 +5,11 @@ use tokio::time::timeout;
 
 use super::super::health::{PATIENCE, ask, reachable};
 use crate::config::Config;
-use crate::engine::event::rfc3339;
 use crate::io::health::CHECKPOINT_OLD;
 use crate::io::state::Overview;
 use crate::io::state::Told;
 use crate::io::trouble::{Instance, Part};
+use walhook_core::event::rfc3339;
 
 /// The instance of this pipeline that runs here, if one does and answers.
 pub(super) async fn instance(config: &Config) -> Option<Instance> {

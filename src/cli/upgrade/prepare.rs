@@ -13,9 +13,6 @@ use crate::cli::holder::refuse_while_active;
 use crate::cli::status::open_state;
 use crate::cli::{CommandResult, Failure, print_json, print_line};
 use crate::config::Config;
-use crate::engine::event::Item;
-use crate::engine::halt;
-use crate::engine::lsn::Lsn;
 use crate::io::pg::Conninfo;
 use crate::io::slot::{self, Slot};
 use crate::io::sql::Connection;
@@ -23,6 +20,9 @@ use crate::io::state::{REPLAY_JOB, StateStore};
 use crate::io::{anchor, source};
 use crate::pipeline::prepared;
 use crate::pipeline::range::{Batch, Range};
+use walhook_core::event::Item;
+use walhook_core::halt;
+use walhook_core::lsn::Lsn;
 
 const NAME: &str = "walhook upgrade";
 

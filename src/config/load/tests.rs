@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::EXAMPLE;
-use crate::engine::rule_settings::Bigint;
-use crate::engine::size::ByteSize;
+use walhook_core::size::ByteSize;
+use walhook_rules::settings::Bigint;
 
 const MINIMAL: &str = "[source]\nurl = \"postgres://u:hush@h/d\"\n[endpoints]\n\
                        table = \"public.webhooks\"\n";

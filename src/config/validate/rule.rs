@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 
 use super::{Problem, problem, table};
-use crate::engine::condition::{Condition, DataExpression};
-use crate::engine::rule::{is_type, is_type_pattern};
-use crate::engine::rule_settings::{EventRule, RuleOperation};
-use crate::engine::size::ByteSize;
+use walhook_core::size::ByteSize;
+use walhook_rules::condition::{Condition, DataExpression};
+use walhook_rules::rule::{is_type, is_type_pattern};
+use walhook_rules::settings::{EventRule, RuleOperation};
 
 /// Less would leave no room for an event worth sending.
 const LEAST_MAX_BYTES: ByteSize = ByteSize(1 << 10);

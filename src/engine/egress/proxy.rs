@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use percent_encoding::percent_decode_str;
 use url::{Host, Url};
 
-use crate::engine::endpoint::Secret;
+use walhook_core::endpoint::Secret;
 
 /// A proxy that opens tunnels by CONNECT.
 #[derive(Debug, Clone)]

@@ -2,10 +2,10 @@ use bytes::BytesMut;
 use tokio_postgres::SimpleQueryMessage;
 
 use super::*;
-use crate::engine::endpoint::Secret;
-use crate::engine::rule_settings::Bigint;
-use crate::engine::value::put_value;
 use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_core::endpoint::Secret;
+use walhook_rules::settings::Bigint;
+use walhook_rules::value::put_value;
 use walhook_testkit::cluster::Cluster;
 
 const SCHEMA: &str = r#"

@@ -16,9 +16,9 @@ use tokio_postgres::error::SqlState;
 
 use super::session::USUAL;
 use super::{Fetched, LookupError, LookupSession, Lookups, SUSPECTS_MAX};
-use crate::engine::endpoint::Routes;
-use crate::engine::event::AccountId;
-use crate::io::trouble;
+use crate::io::fix::fix;
+use walhook_core::endpoint::Routes;
+use walhook_core::event::AccountId;
 
 /// Accounts that are asked whether others can be looked up.
 const WITNESSES: usize = 3;
@@ -187,7 +187,7 @@ impl Apart {
                     answer.fetched.add(found);
                 }
                 Err(error) if may_be_of_some(&error) => {
-                    let told = (code(&error), trouble::fix(&error));
+                    let told = (code(&error), fix(&error));
                     if !were_heard {
                         session.limit(self.times.alone).await?;
                         self.hear_witnesses(session, lookups, &part, error).await?;

@@ -13,9 +13,9 @@ use tokio_postgres::types::{ToSql, Type};
 
 use super::statement::{self, Accounts};
 use super::{Fetched, LookupError, Lookups, Once, Plan, REFUSED, TooMuch, row};
-use crate::engine::endpoint::{Endpoint, Routes};
-use crate::engine::event::AccountId;
 use crate::io::sql::is_row_error;
+use walhook_core::endpoint::{Endpoint, Routes};
+use walhook_core::event::AccountId;
 
 /// What is not isolated by then is asked for by the next look-up, so that the rest need not wait.
 const ISOLATING: Duration = Duration::from_secs(5);

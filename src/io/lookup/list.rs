@@ -6,10 +6,10 @@ use tokio_postgres::{Client, Row};
 
 use super::statement::{Source, Types};
 use super::{LookupError, Lookups, Plan, row};
-use crate::engine::endpoint::Endpoint;
-use crate::engine::event::{AccountId, ID_MAX_BYTES};
 use crate::engine::sign::{self, Weakness};
 use crate::io::sql::is_row_error;
+use walhook_core::endpoint::Endpoint;
+use walhook_core::event::{AccountId, ID_MAX_BYTES};
 
 /// An endpoint's row, as far as it may be shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -42,10 +42,10 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
-use crate::engine::endpoint::{Endpoint, Routes};
-use crate::engine::event::{AccountId, EndpointId, ID_MAX_BYTES};
-use crate::engine::settings;
 use crate::io::pg::DatabaseUrl;
+use walhook_core::endpoint::{Endpoint, Routes};
+use walhook_core::event::{AccountId, EndpointId, ID_MAX_BYTES};
+use walhook_core::settings;
 
 use super::cure::Cure;
 use super::sql::{error_text, is_row_error};

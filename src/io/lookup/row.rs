@@ -9,11 +9,11 @@ use serde_json::Value;
 use tokio_postgres::Row;
 
 use super::statement::{LIST_BYTES_MAX, NUMBER_BYTES_MAX, ROW_COLUMNS};
-use crate::engine::endpoint::{
+use crate::engine::sign;
+use walhook_core::endpoint::{
     EVENT_TYPES_MAX, Endpoint, HEADERS_BYTES_MAX, SECRETS_MAX, Secret, read_headers, read_url,
 };
-use crate::engine::event::{AccountId, EndpointId, ID_MAX_BYTES};
-use crate::engine::sign;
+use walhook_core::event::{AccountId, EndpointId, ID_MAX_BYTES};
 
 /// What stands for the id of a row that has none.
 pub(super) const NO_ID: &str = "(null)";

@@ -7,9 +7,9 @@ use tokio::time::Duration;
 use tokio_postgres::error::SqlState;
 
 use super::{Fetched, LookupError, LookupSettings, Lookups};
-use crate::engine::event::AccountId;
 use crate::io::row_security;
 use crate::io::sql::{ConnectError, Connection};
+use walhook_core::event::AccountId;
 
 /// A look-up that waits longer for a lock fails, and says so; one that takes longer likewise. Another
 /// table that a migration holds must not look like a slow network.

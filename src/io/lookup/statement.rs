@@ -4,10 +4,10 @@
 //! Every name is qualified, so that it means the same under any `search_path`.
 
 use super::column::{Column, ColumnType};
-use crate::engine::endpoint::{HEADERS_BYTES_MAX, URL_BYTES_MAX};
-use crate::engine::event::ID_MAX_BYTES;
-use crate::engine::settings;
 use crate::io::ident::{quote_ident, quote_table};
+use walhook_core::endpoint::{HEADERS_BYTES_MAX, URL_BYTES_MAX};
+use walhook_core::event::ID_MAX_BYTES;
+use walhook_core::settings;
 
 /// The text of an endpoint's event types, or of its secrets, at most.
 pub(super) const LIST_BYTES_MAX: usize = 256 << 10;

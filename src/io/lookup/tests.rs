@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 mod apart;
 
 use super::*;
-use crate::engine::endpoint::Secret;
 use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_core::endpoint::Secret;
 use walhook_testkit::cluster::Cluster;
 
 async fn start() -> (Cluster, Connection) {

@@ -1,7 +1,7 @@
 //! What `/metrics` shows, and that it is documented.
 
 use super::*;
-use crate::engine::attempt::{Answer, Failure};
+use walhook_core::attempt::{Answer, Failure};
 use walhook_testkit::program::without_pipeline;
 
 fn outcome(result: Result<u16, FailureKind>) -> Outcome {

@@ -12,8 +12,8 @@ use super::kinds::{
     CHANNEL_BINDINGS, Keepalive, Root, SESSION_ATTRS, SSL_MODES, SessionAttrs, SslMode, Tls,
 };
 use super::url::AsDatabaseUrl;
-use crate::engine::endpoint::Secret;
 use crate::io::cure::Cure;
+use walhook_core::endpoint::Secret;
 
 const DEFAULT_PORT: u16 = 5432;
 

@@ -85,7 +85,7 @@ fn field(text: &str) -> Option<(String, Option<&str>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::endpoint::Secret;
+    use walhook_core::endpoint::Secret;
 
     #[test]
     fn passfile_gives_the_first_line_that_fits() {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::conninfo::{Conninfo, ConninfoError};
-use crate::engine::endpoint::Secret;
+use walhook_core::endpoint::Secret;
 
 /// A database URL. Of one that stands in a file, user and password are those that the file has at the
 /// moment of a connection; all else is what it had when it was read first.

@@ -4,9 +4,9 @@ use anyhow::Result;
 use tokio_postgres::Client;
 
 use super::Fault;
-use crate::engine::catalog::TableName;
 use crate::io::lookup::LookupSettings;
 use crate::io::source;
+use walhook_core::catalog::TableName;
 
 /// What a column of the endpoint or account table may be.
 struct Wanted<'a> {

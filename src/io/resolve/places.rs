@@ -8,7 +8,7 @@ use std::time::Duration;
 use moka::sync::Cache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::engine::event::AccountId;
+use walhook_core::event::AccountId;
 
 /// Look-ups at a time that are not yet slow: a thousand accounts may bring silent name servers at one
 /// moment and still leave room.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use crate::engine::event::{EndpointId, Event};
-use crate::engine::persist::DeadLetter;
 use crate::io::op::{EQ, GT, LE, LT, NE};
+use walhook_core::event::{EndpointId, Event};
+use walhook_core::persist::DeadLetter;
 
 use super::event::{EVENT_COLUMNS, read_event};
 use super::persist::StoredAttempt;
@@ -23,7 +23,7 @@ pub struct StoredDeadLetter {
     pub id: i64,
     /// The endpoint; none for an unroutable change.
     pub endpoint: Option<EndpointId>,
-    /// Why: the words of [`DeadReason`](crate::engine::persist::DeadReason).
+    /// Why: the words of [`DeadReason`](walhook_core::persist::DeadReason).
     pub reason: String,
     /// The last error for a person.
     pub detail: String,

@@ -10,10 +10,10 @@ use super::{
     DeferredFilter, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence_alone,
     text, unreadable,
 };
-use crate::engine::lsn::Lsn;
-use crate::engine::persist::{EventKey, QueueId, RowKey};
-use crate::engine::position::{Position, WalPosition};
 use crate::io::op::{EQ, GT, PLUS, TIMES};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{EventKey, QueueId, RowKey};
+use walhook_core::position::{Position, WalPosition};
 
 /// Rows changed in one transaction, during which the leader writes nothing.
 const CHUNK: i64 = 1_000;
@@ -71,7 +71,7 @@ pub struct StoredDeferred {
     pub endpoint: String,
     /// The replay that it belongs to; 0: none.
     pub replay_id: i64,
-    /// Why: the words of [`DeferReason`](crate::engine::persist::DeferReason).
+    /// Why: the words of [`DeferReason`](walhook_core::persist::DeferReason).
     pub reason: String,
     /// How many attempts were made.
     pub attempts: i32,

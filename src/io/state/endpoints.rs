@@ -4,9 +4,9 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::{Param, Scope, StateError, StateStore, text};
-use crate::engine::event::EndpointId;
-use crate::engine::persist::{DisableEndpoint, EndpointError, PauseEndpoint};
 use crate::io::op::{EQ, GT, NE, to_us};
+use walhook_core::event::EndpointId;
+use walhook_core::persist::{DisableEndpoint, EndpointError, PauseEndpoint};
 
 /// An endpoint that has something in the state tables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -5,9 +5,9 @@ use tokio_postgres::Row;
 use tokio_postgres::types::PgLsn;
 
 use super::{StateError, text, unreadable};
-use crate::engine::event::{AccountId, Event, Operation, RowKeys};
-use crate::engine::lsn::Lsn;
-use crate::engine::position::{Position, WalPosition};
+use walhook_core::event::{AccountId, Event, Operation, RowKeys};
+use walhook_core::lsn::Lsn;
+use walhook_core::position::{Position, WalPosition};
 
 /// What [`read_event`] wants of `bodies b`.
 pub(super) const EVENT_COLUMNS: &str = "b.event_id, b.event_type, b.account, b.operation,

@@ -7,14 +7,14 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::*;
-use crate::engine::endpoint::Secret;
-use crate::engine::event::{AccountId, EndpointId, Event, Operation, RowKeys};
-use crate::engine::persist::{
+use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_core::endpoint::Secret;
+use walhook_core::event::{AccountId, EndpointId, Event, Operation, RowKeys};
+use walhook_core::persist::{
     AttemptRecord, DeadLetter, DeadReason, Defer, DeferReason, EventKey, QueueId, RowId, RowKey,
     Tried,
 };
-use crate::engine::position::{EventId, Position, WalPosition};
-use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_core::position::{EventId, Position, WalPosition};
 use walhook_testkit::cluster::Cluster;
 
 /// A cluster whose database `postgres` holds the state of the pipeline `p`, at frontier 0/100.

@@ -4,10 +4,10 @@ use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::{PgLsn, Type};
 
-use crate::engine::lsn::Lsn;
-use crate::engine::persist::GapChange;
-use crate::engine::replay::ReplayRange;
 use crate::io::op::{CAT, EQ, GE, LE, LT, PLUS, to_us};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::GapChange;
+use walhook_core::replay::ReplayRange;
 
 use super::{
     Param, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence, text, unreadable,

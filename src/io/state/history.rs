@@ -3,8 +3,8 @@
 use tokio_postgres::types::{PgLsn, Type};
 
 use super::{Param, Scope, StateError, StateStore, fence, lsn};
-use crate::engine::lsn::Lsn;
 use crate::io::op::{EQ, GE, LE, LT, PLUS, from_us, to_us};
+use walhook_core::lsn::Lsn;
 
 /// Entries kept at most: a week of minutes.
 const ENTRIES_MAX: i64 = 10_080;

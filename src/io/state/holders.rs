@@ -3,8 +3,8 @@
 use tokio_postgres::types::Type;
 
 use super::{Param, Scope, StateError, StateStore, text};
-use crate::engine::room::Holder;
 use crate::io::op::EQ;
+use walhook_core::room::Holder;
 
 /// So many, the largest first: enough to make room with, where each holds little.
 const LARGEST: i64 = 64;

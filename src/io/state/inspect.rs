@@ -3,9 +3,9 @@
 use serde::Serialize;
 use tokio_postgres::types::Type;
 
-use crate::engine::lsn::Lsn;
 use crate::io::op::{EQ, to_us};
 use crate::io::state::Told;
+use walhook_core::lsn::Lsn;
 
 use super::gaps::Gap;
 use super::{Param, Scope, StateError, StateStore, as_rfc3339, lsn, text};

@@ -60,14 +60,14 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use super::pg::{AsDatabaseUrl, DatabaseUrl};
-use crate::engine::halt::SourceIdentity;
-use crate::engine::lsn::Lsn;
-use crate::engine::persist::{
+use crate::io::op::{EQ, PLUS, to_us};
+use walhook_core::halt::SourceIdentity;
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{
     BacklogRow, DisableEndpoint, EndpointError, GapChange, Joined, PauseEndpoint, SettledRange,
     UnroutedAccount,
 };
-use crate::engine::settled;
-use crate::io::op::{EQ, PLUS, to_us};
+use walhook_core::settled;
 
 use self::endpoints::{Stops, stops_sql};
 use self::refill::{backlog_sql, read_backlog};

@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 
 use super::{Param, Scope, StateError, StateStore, fence, text, unreadable};
-use crate::engine::notice::{DueNotice, PAUSE};
-use crate::engine::tick::micros;
 use crate::io::op::{EQ, GT, LE, MINUS, PLUS, TIMES, interval};
+use walhook_core::notice::{DueNotice, PAUSE};
+use walhook_core::tick::micros;
 
 impl StateStore {
     /// The notice that is due for the longest time. Removes what was sent so long ago that it holds
@@ -111,12 +111,12 @@ struct Turn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::event::{AccountId, EndpointId};
-    use crate::engine::lsn::Lsn;
-    use crate::engine::notice::{Notice, NoticeKind};
-    use crate::engine::persist::PersistBatch;
     use crate::io::state::fixture::Fixture;
     use crate::io::state::quote_ident;
+    use walhook_core::event::{AccountId, EndpointId};
+    use walhook_core::lsn::Lsn;
+    use walhook_core::notice::{Notice, NoticeKind};
+    use walhook_core::persist::PersistBatch;
 
     fn batch(kind: NoticeKind, detail: &str, count: u64) -> PersistBatch {
         let (endpoint, account) = (EndpointId::new("7"), Some(AccountId::new("42")));

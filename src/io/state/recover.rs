@@ -2,9 +2,9 @@
 
 use tokio_postgres::types::{PgLsn, Type};
 
-use crate::engine::halt::SourceIdentity;
-use crate::engine::lsn::Lsn;
 use crate::io::op::{EQ, PLUS};
+use walhook_core::halt::SourceIdentity;
+use walhook_core::lsn::Lsn;
 
 use super::{Param, Scope, StateError, StateStore, Transaction, fence, lsn};
 

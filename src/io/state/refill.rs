@@ -7,9 +7,9 @@ use tokio_postgres::types::{PgLsn, Type};
 
 use super::event::{EVENT_COLUMNS, read_event};
 use super::{Param, Scope, StateError, StateStore, text, unreadable};
-use crate::engine::persist::{BacklogRow, Blocked, Deferred, EventKey, Refill, Refilled, RowKey};
-use crate::engine::position::Position;
 use crate::io::op::{EQ, GE, LE, TIMES};
+use walhook_core::persist::{BacklogRow, Blocked, Deferred, EventKey, Refill, Refilled, RowKey};
+use walhook_core::position::Position;
 
 impl StateStore {
     /// Reads a page of each queue, in the order of the stream.

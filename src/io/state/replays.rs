@@ -9,10 +9,10 @@ use tokio_postgres::types::{PgLsn, Type};
 use super::{
     Param, Scope, StateError, StateStore, Transaction, as_rfc3339, fence, lsn, text, unreadable,
 };
-use crate::engine::lsn::Lsn;
-use crate::engine::persist::ReplayCounts;
-use crate::engine::replay::ReplayRange;
 use crate::io::op::{EQ, GT, PLUS};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::ReplayCounts;
+use walhook_core::replay::ReplayRange;
 
 /// The error of a replay that an operator has ended.
 const CANCELLED: &str = "cancelled";

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use super::fixture::{Fixture, SCHEMA, dead, event, range};
 use super::*;
-use crate::engine::endpoint::Secret;
-use crate::engine::event::EndpointId;
-use crate::engine::persist::{DeadReason, JobDone, PersistBatch, Retried};
+use walhook_core::endpoint::Secret;
+use walhook_core::event::EndpointId;
+use walhook_core::persist::{DeadReason, JobDone, PersistBatch, Retried};
 
 fn batch(frontier: u64) -> PersistBatch {
     PersistBatch { frontier: Lsn(frontier), ..PersistBatch::default() }
@@ -218,7 +218,7 @@ async fn retry_job_hands_out_each_dead_letter_once_and_counts_results_once() {
     let mut store = fixture.open().await;
     store.take_lease("one").await.unwrap();
     let (one, two) = (event(0x210, "1"), event(0x220, "2"));
-    let unroutable = crate::engine::persist::DeadLetter {
+    let unroutable = walhook_core::persist::DeadLetter {
         endpoint: None,
         reason: DeadReason::Unroutable,
         ..dead(&event(0x230, ""), "")
@@ -261,7 +261,7 @@ async fn retry_job_hands_out_each_dead_letter_once_and_counts_results_once() {
     assert_eq!((found[0].attempts, found[0].last_status), (2, Some(500)));
     assert_eq!(found[0].detail, "status 500\u{fffd}", "PostgreSQL's text holds no NUL");
 
-    let error = Some(crate::engine::persist::DeadLetter {
+    let error = Some(walhook_core::persist::DeadLetter {
         attempts: 1,
         last_status: None,
         history: Vec::new(),

@@ -12,12 +12,12 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::fmt::{Display, Write as _};
 
-use crate::engine::event::{AccountId, EndpointId};
-use crate::engine::persist::QueueId;
 use bytes::{BufMut, BytesMut};
 use tokio_postgres::Row;
 use tokio_postgres::row::RowIndex;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+use walhook_core::event::{AccountId, EndpointId};
+use walhook_core::persist::QueueId;
 
 /// How an escape begins. A text that holds this by itself has it escaped too.
 const ESCAPE: &str = "&#x";

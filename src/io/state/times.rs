@@ -1,6 +1,6 @@
 //! How times look in JSON.
 
-use crate::engine::event::rfc3339;
+use walhook_core::event::rfc3339;
 
 /// RFC 3339 in UTC.
 pub(super) fn as_rfc3339<S: serde::Serializer>(

@@ -11,11 +11,11 @@ use super::event::{EVENT_COLUMNS, read_event};
 use super::{
     DeferredFilter, Param, Scope, StateError, StateStore, as_rfc3339, lsn, text, unreadable,
 };
-use crate::engine::event::{AccountId, EndpointId};
-use crate::engine::persist::{Joined, Unrouted, UnroutedAccount, UnroutedPage, UnroutedRefill};
-use crate::engine::position::Position;
-use crate::engine::settled;
 use crate::io::op::{EQ, GT, LE, TIMES};
+use walhook_core::event::{AccountId, EndpointId};
+use walhook_core::persist::{Joined, Unrouted, UnroutedAccount, UnroutedPage, UnroutedRefill};
+use walhook_core::position::Position;
+use walhook_core::settled;
 
 /// Selects the accounts of the pipeline `$1` for [`read_account`].
 pub(super) fn accounts_sql(s: &str) -> String {

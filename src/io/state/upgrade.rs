@@ -2,10 +2,10 @@
 
 use tokio_postgres::types::{PgLsn, Type};
 
-use crate::engine::halt::SourceIdentity;
-use crate::engine::lsn::Lsn;
 use crate::io::op::{EQ, to_us};
 use crate::io::slot::Slot;
+use walhook_core::halt::SourceIdentity;
+use walhook_core::lsn::Lsn;
 
 use super::recover::{begin_at, store_identity, take_over};
 use super::{Param, Scope, StateError, StateStore, as_rfc3339, lsn};

@@ -6,9 +6,9 @@ use tokio_postgres::types::Type;
 
 use super::persist::dead_letters::remove;
 use super::{Param, Scope, StateError, StateStore};
-use crate::engine::room::StateSize;
-use crate::engine::tick::micros;
 use crate::io::op::{EQ, GT, LT, MINUS, interval};
+use walhook_core::room::StateSize;
+use walhook_core::tick::micros;
 
 /// Dead letters, jobs or gaps removed in one transaction, during which the leader writes nothing.
 const CHUNK: i64 = 1_000;

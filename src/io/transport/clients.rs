@@ -30,7 +30,7 @@ use rustls::ClientConfig;
 use super::connect::{Connector, TcpConnector};
 use super::error::classify;
 use super::guard::Known;
-use crate::engine::attempt::Failure;
+use walhook_core::attempt::Failure;
 
 /// How often a request is sent again within its attempt.
 const RESENDS_MAX: u32 = 2;

@@ -30,9 +30,9 @@ use url::Host;
 use super::guard::{Answers, Metered};
 use super::memory::{AnswerMemory, Charge};
 use crate::engine::egress::{Proxy, TUNNEL_ANSWER_MAX, TunnelAnswer, tunnel_answer};
-use crate::engine::event::AccountId;
 use crate::io::faults::Fault;
 use crate::io::resolve::{ResolveError, Resolver};
+use walhook_core::event::AccountId;
 
 tokio::task_local! {
     /// Whose attempt the task makes: its look-ups take their turn among the account's.

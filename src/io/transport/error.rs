@@ -5,10 +5,10 @@ use std::error::Error;
 use hyper_util::client::legacy;
 
 use super::connect::ConnectError;
-use crate::engine::attempt::{Failure, FailureKind};
-use crate::engine::escape::is_unfit;
 use crate::io::faults;
 use crate::io::resolve::ResolveError;
+use walhook_core::attempt::{Failure, FailureKind};
+use walhook_core::escape::is_unfit;
 
 /// Of an error's text, what is kept for the operator.
 pub(super) const DETAIL_MAX: usize = 1 << 10;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::engine::event::AccountId;
+use walhook_core::event::AccountId;
 
 /// An open connection: the buffers of hyper and of TLS.
 const CONNECTION_BYTES: usize = 16 << 10;

@@ -23,11 +23,11 @@ use tokio::task::JoinSet;
 
 use super::error::DETAIL_MAX;
 use super::*;
-use crate::engine::attempt::DeliveryId;
-use crate::engine::endpoint::{Endpoint, Secret};
-use crate::engine::event::{AccountId, EndpointId, Event, Operation, RowKeys};
-use crate::engine::lsn::Lsn;
-use crate::engine::position::{EventId, Position, WalPosition};
+use walhook_core::attempt::DeliveryId;
+use walhook_core::endpoint::{Endpoint, Secret};
+use walhook_core::event::{AccountId, EndpointId, Event, Operation, RowKeys};
+use walhook_core::lsn::Lsn;
+use walhook_core::position::{EventId, Position, WalPosition};
 
 /// `memory.limit`, in bytes.
 const MEMORY: usize = 256 << 20;

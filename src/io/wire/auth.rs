@@ -12,10 +12,10 @@ use tokio_postgres::config::ChannelBinding as Binding;
 
 use super::connection::{Connection, Received, malformed, notice, unexpected};
 use super::error::{ServerError, WireError};
-use crate::engine::settings::SEARCH_PATH;
 use crate::io::failpoint;
 use crate::io::pg::Conninfo;
 use crate::io::sql::OUTPUT;
+use walhook_core::settings::SEARCH_PATH;
 
 /// Pinned beside [`OUTPUT`].
 const PINNED: [(&str, &str); 2] = [

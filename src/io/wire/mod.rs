@@ -9,7 +9,7 @@
 //!
 //! One task owns the socket and does both: it reads, and it sends status updates whatever the stages
 //! behind it do. [`Feedback`](crate::engine::feedback::Feedback) decides what to send and when, and
-//! [`Changes`](crate::engine::change::Changes) makes steps of payloads; both outlive connections. A
+//! [`Changes`](walhook_decode::change::Changes) makes steps of payloads; both outlive connections. A
 //! caller's loop, for one connection:
 //!
 //! ```ignore

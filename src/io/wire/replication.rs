@@ -10,9 +10,9 @@ use tokio::time::timeout;
 use super::connection::{Connection, Received, malformed, notice, unexpected};
 use super::error::{ServerError, WireError};
 use super::stream::Stream;
-use crate::engine::lsn::Lsn;
 use crate::io::op::EQ;
 use crate::io::pg::SessionAttrs;
+use walhook_core::lsn::Lsn;
 
 /// For one command. START_REPLICATION finds its slot taken at once; nothing here waits for others.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -159,7 +159,7 @@ impl Replication {
     /// delivers nothing. So `at` is a position that was received: [`Changes::resume_lsn`], or the
     /// checkpoint.
     ///
-    /// [`Changes::resume_lsn`]: crate::engine::change::Changes::resume_lsn
+    /// [`Changes::resume_lsn`]: walhook_decode::change::Changes::resume_lsn
     ///
     /// # Errors
     /// [`WireError::Start`] where the slot is in use, lost or missing; others as for any command.

@@ -8,9 +8,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::connection::{Connection, Received, malformed, notice, unexpected};
 use super::error::{OBJECT_NOT_IN_PREREQUISITE_STATE, ServerError, WireError};
 use crate::engine::feedback::StatusUpdate;
-use crate::engine::lsn::Lsn;
-use crate::engine::pgoutput::PG_EPOCH_US;
 use crate::io::clock::unix_us;
+use walhook_core::lsn::Lsn;
+use walhook_decode::pgoutput::PG_EPOCH_US;
 
 const XLOG_DATA: u8 = b'w';
 const KEEPALIVE: u8 = b'k';
@@ -42,7 +42,7 @@ pub enum Frame {
         wal_start: Lsn,
         /// As of `XLogData`.
         wal_end: Lsn,
-        /// Its beginning, long enough for [`decode_head`](crate::engine::pgoutput::decode_head).
+        /// Its beginning, long enough for [`decode_head`](walhook_decode::pgoutput::decode_head).
         head: Bytes,
         /// Its length.
         bytes: u64,

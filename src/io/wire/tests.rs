@@ -8,12 +8,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
-use crate::engine::change::{Changes, MessageContent, Rows, Step};
-use crate::engine::endpoint::Secret;
-use crate::engine::lsn::Lsn;
-use crate::engine::pgoutput::{Datum, OldTuple, Tuple, decode, decode_head};
-use crate::engine::position::WalPosition;
 use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_core::endpoint::Secret;
+use walhook_core::lsn::Lsn;
+use walhook_core::position::WalPosition;
+use walhook_decode::change::{Changes, MessageContent, Rows, Step};
+use walhook_decode::pgoutput::{Datum, OldTuple, Tuple, decode, decode_head};
 use walhook_testkit::cluster::Cluster;
 
 /// What no step of a test needs even on a busy machine.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::engine::event::AccountId;
+use walhook_core::event::AccountId;
 
 /// Accounts that are named.
 const NAMED: usize = 10;

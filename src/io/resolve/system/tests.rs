@@ -10,8 +10,8 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::engine::event::AccountId;
 use crate::io::resolve::{Lookup, Resolver};
+use walhook_core::event::AccountId;
 
 /// Knows `*.example`, with an address of each family; says that there is nothing else, and nothing at
 /// all of names below `silent`.

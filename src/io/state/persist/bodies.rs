@@ -20,10 +20,10 @@ use std::time::SystemTime;
 use tokio_postgres::types::{PgLsn, Type};
 
 use super::{Scope, StateError, Transaction, system_time};
-use crate::engine::event::Event;
-use crate::engine::persist::PersistBatch;
-use crate::engine::position::Position;
 use crate::io::op::EQ;
+use walhook_core::event::Event;
+use walhook_core::persist::PersistBatch;
+use walhook_core::position::Position;
 
 /// Inserts the bodies that the batch's new rows need and that are not there.
 pub(super) async fn insert(

@@ -5,8 +5,8 @@ use tokio_postgres::types::{PgLsn, Type};
 use super::super::text;
 use super::history::{last_ten, records};
 use super::{Param, Scope, StateError, Step, Transaction, bodies, letters, saturate};
-use crate::engine::persist::{DeadLetter, LETTERS_MAX, QueueId, Retried};
 use crate::io::op::{EQ, NE, PLUS};
+use walhook_core::persist::{DeadLetter, LETTERS_MAX, QueueId, Retried};
 
 /// Inserts letters; one that is there already stays as it is. Those beyond the first [`LETTERS_MAX`] of a
 /// queue are counted in its record instead. Returns the queues that have one from now on.

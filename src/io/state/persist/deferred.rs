@@ -9,9 +9,9 @@ use super::history::{last_ten, records};
 use super::{
     Param, Scope, StateError, Step, Transaction, bodies, dead_letters, saturate, system_time,
 };
-use crate::engine::persist::{DeadLetter, Defer, QueueId, RowId, Tried};
-use crate::engine::position::Position;
 use crate::io::op::{EQ, LT};
+use walhook_core::persist::{DeadLetter, Defer, QueueId, RowId, Tried};
+use walhook_core::position::Position;
 
 /// The place of the row that `r` names by its second unique key: event, endpoint, replay. See the
 /// module `bodies` for why it is asked so.

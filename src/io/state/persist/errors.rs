@@ -5,8 +5,8 @@ use std::time::SystemTime;
 use tokio_postgres::types::Type;
 
 use super::{Param, Scope, StateError, Transaction, system_time};
-use crate::engine::persist::{EndpointError, QueueId};
 use crate::io::op::EQ;
+use walhook_core::persist::{EndpointError, QueueId};
 
 /// Inserts or replaces rows.
 pub(super) async fn store(

@@ -5,9 +5,9 @@ use tokio_postgres::types::{PgLsn, Type};
 
 use super::super::replays::{Late, with_late};
 use super::{Param, Scope, StateError, Transaction, bodies};
-use crate::engine::lsn::Lsn;
-use crate::engine::persist::{GapChange, Purge, Purged, QueueId};
 use crate::io::op::{EQ, PLUS};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{GapChange, Purge, Purged, QueueId};
 
 /// Begins gaps and says how far they have grown.
 ///

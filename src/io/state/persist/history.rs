@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::super::{text, unreadable};
 use super::StateError;
-use crate::engine::event::rfc3339;
-use crate::engine::persist::AttemptRecord;
 use crate::io::op::CAT;
+use walhook_core::event::rfc3339;
+use walhook_core::persist::AttemptRecord;
 
 /// Attempts that a row keeps.
 const KEPT: usize = 10;

@@ -15,9 +15,9 @@ use bytes::Bytes;
 use super::{
     PersistBatch, Persisted, Scope, StateError, Step, Transaction, write_frontier, write_rows,
 };
-use crate::engine::event::{AccountId, Event};
-use crate::engine::persist::{DeadLetter, DeadReason, Retried};
 use crate::io::sql::is_data_error;
+use walhook_core::event::{AccountId, Event};
+use walhook_core::persist::{DeadLetter, DeadReason, Retried};
 
 /// Everything between BEGIN and COMMIT, row by row where need be.
 pub(super) async fn write(
@@ -43,7 +43,7 @@ pub(super) async fn write(
             Err(error) => return Err(error),
         };
         tx.batch_execute("ROLLBACK TO SAVEPOINT piece; RELEASE SAVEPOINT piece").await?;
-        let rows = piece.rows();
+        let rows = count(&piece);
         if rows > 1 {
             let (first, second) = split(piece, rows / 2);
             pieces.push((second, 0));
@@ -107,13 +107,11 @@ macro_rules! for_each_part {
     };
 }
 
-impl PersistBatch {
-    fn rows(&self) -> usize {
-        macro_rules! sum {
-            ($($part:ident),*) => { 0 $(+ self.$part.len())* };
-        }
-        for_each_part!(sum)
+fn count(batch: &PersistBatch) -> usize {
+    macro_rules! sum {
+        ($($part:ident),*) => { 0 $(+ batch.$part.len())* };
     }
+    for_each_part!(sum)
 }
 
 /// The first so many rows, and the others.

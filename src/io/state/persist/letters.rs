@@ -7,8 +7,8 @@ use futures_util::future::try_join_all;
 use tokio_postgres::types::Type;
 
 use super::{Param, Scope, StateError, Transaction, bodies};
-use crate::engine::persist::{Purge, Purged, QueueId};
 use crate::io::op::{EQ, PLUS};
+use walhook_core::persist::{Purge, Purged, QueueId};
 
 /// What a `WITH` goes on with that has `gone`, the letters which it deletes (with their `endpoint`, `account`
 /// and `bytes`): takes them off the counts. `$1` is the pipeline.

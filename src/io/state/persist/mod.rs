@@ -48,11 +48,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures_util::try_join;
 use tokio_postgres::types::{PgLsn, Type};
 
-use crate::engine::lsn::Lsn;
-use crate::engine::persist::{PersistBatch, Persisted, SettledRange, UnroutedPurged};
-use crate::engine::settled;
 use crate::io::op::{EQ, LE, LT};
 use crate::io::sql::is_data_error;
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{PersistBatch, Persisted, SettledRange, UnroutedPurged};
+use walhook_core::settled;
 
 use super::replays::{self, Late};
 use super::{Param, Scope, StateError, StateStore, Transaction, fence, lsn};
@@ -184,16 +184,6 @@ async fn write_deferred(
         )?;
     let beyond = [beyond, beyond_died].concat();
     Ok(Persisted { purged, letters_purged, beyond, unrouted_purged: Vec::new() })
-}
-
-impl Persisted {
-    /// Takes what a further part of the same batch came to.
-    fn add(&mut self, part: Self) {
-        self.purged.extend(part.purged);
-        self.letters_purged.extend(part.letters_purged);
-        self.unrouted_purged.extend(part.unrouted_purged);
-        self.beyond.extend(part.beyond);
-    }
 }
 
 /// Tells a statement that counts from every earlier one. Stored again, a batch has the same steps.

@@ -3,8 +3,8 @@
 use tokio_postgres::types::Type;
 
 use super::{Param, Scope, StateError, Transaction};
-use crate::engine::notice::Notice;
 use crate::io::op::{EQ, PLUS};
+use walhook_core::notice::Notice;
 
 /// Of one endpoint and kind at most one notice.
 pub(super) async fn add(

@@ -5,9 +5,9 @@ use std::time::SystemTime;
 use tokio_postgres::types::Type;
 
 use super::{Param, Scope, StateError, Transaction, system_time};
-use crate::engine::event::EndpointId;
-use crate::engine::persist::{DisableEndpoint, JobDone, PauseEndpoint};
 use crate::io::op::EQ;
+use walhook_core::event::EndpointId;
+use walhook_core::persist::{DisableEndpoint, JobDone, PauseEndpoint};
 
 pub(super) async fn enable(
     tx: &Transaction<'_>,

@@ -12,11 +12,11 @@ use tokio_postgres::types::{PgLsn, Type};
 
 use super::bodies::array;
 use super::{Param, Scope, StateError, Transaction, system_time};
-use crate::engine::event::Event;
-use crate::engine::persist::{Joined, Routed, UnroutedAccount, UnroutedPurge, UnroutedPurged};
-use crate::engine::position::Position;
-use crate::engine::settled;
 use crate::io::op::{EQ, MINUS, PLUS};
+use walhook_core::event::Event;
+use walhook_core::persist::{Joined, Routed, UnroutedAccount, UnroutedPurge, UnroutedPurged};
+use walhook_core::position::Position;
+use walhook_core::settled;
 
 /// Why an account's events became a gap.
 const GIVEN_UP: &str = "its endpoints could not be looked up, and a quarter of state.max_size was taken by \

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use super::super::fixture::{Fixture, SCHEMA, dead, defer, event, queue, row_id, tried};
 use super::batch;
-use crate::engine::event::Event;
-use crate::engine::persist::{
-    BacklogRow, Blocked, Defer, GapChange, PersistBatch, Purge, Refill, RowKey, Tried,
-};
 use crate::io::ident::quote_ident;
 use crate::io::state::{DeadLetterFilter, StateError, StateStore, persist};
+use walhook_core::event::Event;
+use walhook_core::persist::{
+    BacklogRow, Blocked, Defer, GapChange, PersistBatch, Purge, Refill, RowKey, Tried,
+};
 
 fn all(endpoint: &str) -> Refill {
     Refill { queue: queue(endpoint), from: None, rows: 100, bytes: u64::MAX }
@@ -99,7 +99,7 @@ async fn retimed_row_keeps_its_last_ten_attempts_and_counts_each_once() {
     let row = store.refill(&[all("7")]).await.unwrap().remove(0).rows.remove(0);
     assert_eq!((row.attempts, row.due_us), (12, tried(12).due_us));
 
-    let letter = crate::engine::persist::DeadLetter {
+    let letter = walhook_core::persist::DeadLetter {
         attempts: 13,
         history: tried(13).history,
         ..dead(&one, "7")

@@ -2,10 +2,10 @@
 
 use super::super::fixture::{Fixture, defer, event, queue};
 use super::batch;
-use crate::engine::lsn::Lsn;
-use crate::engine::persist::{GapChange, PersistBatch, Purge, Purged, ReplayCounts};
-use crate::engine::replay::{ReplayFilter, ReplayRange};
 use crate::io::state::{Gap, StateStore};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{GapChange, PersistBatch, Purge, Purged, ReplayCounts};
+use walhook_core::replay::{ReplayFilter, ReplayRange};
 
 fn change(endpoint: &str, skipped: u64, span: Option<(u64, u64)>, growing: bool) -> GapChange {
     let span = span.map(|(first, last)| (Lsn(first), Lsn(last)));

@@ -2,10 +2,10 @@
 
 use super::super::fixture::{Fixture, dead, defer, event, queue, row_id};
 use super::batch;
-use crate::engine::event::EndpointId;
-use crate::engine::persist::{BacklogRow, Blocked, DeadLetter, PersistBatch, Purge, QueueId};
-use crate::engine::room::Holder;
 use crate::io::state::{DeadLetterFilter, Gap, StateStore};
+use walhook_core::event::EndpointId;
+use walhook_core::persist::{BacklogRow, Blocked, DeadLetter, PersistBatch, Purge, QueueId};
+use walhook_core::room::Holder;
 
 const MAX: u64 = 1_000;
 
@@ -123,7 +123,7 @@ async fn purge_of_letters_counts_them_in_the_record_of_their_queue_and_the_large
     let none = || DeadLetter { endpoint: None, ..dead(&event(0xa_0000, "1"), "") };
     let mut dead_letters = [letters("7", 0..20), letters("8", 0..2), vec![none()]].concat();
     // Few, but large.
-    let large = crate::engine::event::Event {
+    let large = walhook_core::event::Event {
         row: vec![b'1'; 100_000].into(),
         ..std::sync::Arc::into_inner(event(0xb_0000, "1")).unwrap()
     };

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::super::fixture::{Fixture, defer, event, queue, row_id};
 use super::batch;
-use crate::engine::event::Event;
-use crate::engine::persist::{Defer, PersistBatch, Refill, RowId, RowKey, Tried};
+use walhook_core::event::Event;
+use walhook_core::persist::{Defer, PersistBatch, Refill, RowId, RowKey, Tried};
 
 /// As many rows as the leader inserts at once.
 const BATCH: u64 = 5_000;

@@ -1,15 +1,15 @@
 //! What comes from outside, in databases that cannot hold it.
 
 use super::*;
-use crate::engine::event::{AccountId, Event};
-use crate::engine::notice::{Notice, NoticeKind};
-use crate::engine::persist::{
-    BacklogRow, Blocked, DeadLetter, Defer, DeferReason, EventKey, GapChange, PauseEndpoint,
-    QueueId, Refill, RowId, RowKey, Tried,
-};
 use crate::io::sql::Connection;
 use crate::io::state::fixture::{set_up, tried};
 use std::sync::Arc;
+use walhook_core::event::{AccountId, Event};
+use walhook_core::notice::{Notice, NoticeKind};
+use walhook_core::persist::{
+    BacklogRow, Blocked, DeadLetter, Defer, DeferReason, EventKey, GapChange, PauseEndpoint,
+    QueueId, Refill, RowId, RowKey, Tried,
+};
 
 /// Accents, a currency, kana, an emoji, a control character of C1, what looks like an escape of ours, JSON.
 const ODD: &str = "é€カ😀\u{85}&#x27;\"\\u0000{}\n";
@@ -117,7 +117,7 @@ async fn round_trip(url: &Secret) {
             span: None,
             growing: true,
         };
-        let purges = vec![crate::engine::persist::Purge { queue: queue.clone(), rows: 10 }];
+        let purges = vec![walhook_core::persist::Purge { queue: queue.clone(), rows: 10 }];
         let suspended = PersistBatch {
             gaps: vec![gap],
             purges,
@@ -220,4 +220,4 @@ fn noise() -> String {
     (0..5_000).map(|_| char::from(rng.random_range(b'!'..=b'~'))).collect()
 }
 
-const ID_MAX: usize = crate::engine::event::ID_MAX_BYTES;
+const ID_MAX: usize = walhook_core::event::ID_MAX_BYTES;

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use super::super::fixture::{Fixture, SCHEMA, defer, event, range, row_id};
 use super::batch;
-use crate::engine::event::{AccountId, EndpointId, Event};
-use crate::engine::lsn::Lsn;
-use crate::engine::persist::{
+use crate::io::ident::quote_ident;
+use crate::io::state::StateStore;
+use walhook_core::event::{AccountId, EndpointId, Event};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{
     EventKey, Joined, PersistBatch, Routed, UnroutedAccount, UnroutedKey, UnroutedPurge,
     UnroutedPurged, UnroutedRefill,
 };
-use crate::engine::replay::{ReplayFilter, ReplayRange};
-use crate::io::ident::quote_ident;
-use crate::io::state::StateStore;
+use walhook_core::replay::{ReplayFilter, ReplayRange};
 
 fn account(rows: u64) -> UnroutedAccount {
     UnroutedAccount { account: AccountId::new("1"), rows, settled: vec![range(0x230, 0x240)] }
@@ -41,7 +41,7 @@ async fn leader(fixture: &Fixture) -> StateStore {
 /// The commit LSNs of an account's rows, how far each was routed, and whether these are all.
 async fn page(store: &StateStore, refill: UnroutedRefill) -> (Vec<(u64, Option<String>)>, bool) {
     let answer = store.unrouted(&[refill]).await.unwrap().remove(0);
-    let row = |row: &crate::engine::persist::Unrouted| {
+    let row = |row: &walhook_core::persist::Unrouted| {
         (row.event.position.commit_lsn().0, row.routed_to.as_ref().map(ToString::to_string))
     };
     (answer.rows.iter().map(row).collect(), answer.end)

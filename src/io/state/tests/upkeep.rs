@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::super::fixture::{Fixture, SCHEMA, dead, defer, event, row_id};
 use super::batch;
-use crate::engine::persist::PersistBatch;
 use crate::io::ident::quote_ident;
 use crate::io::state::{DeadLetterFilter, StateError};
+use walhook_core::persist::PersistBatch;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 

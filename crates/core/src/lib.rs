@@ -1,0 +1,24 @@
+//! The words that the parts of walhook speak with each other: positions, events, endpoints, attempts and
+//! their outcomes, what is stored, and what stops a pipeline.
+//!
+//! Plain data and its text forms. Nothing here decides, waits or opens anything.
+
+pub mod attempt;
+pub mod catalog;
+pub mod endpoint;
+pub mod escape;
+pub mod event;
+pub mod halt;
+pub mod heap;
+pub mod lsn;
+pub mod notice;
+pub mod persist;
+pub mod position;
+pub mod redact;
+pub mod replay;
+pub mod room;
+pub mod settings;
+pub mod settled;
+pub mod size;
+pub mod tick;
+pub mod types;

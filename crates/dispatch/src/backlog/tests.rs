@@ -1,0 +1,359 @@
+//! A backlog against a naive model: the list of all deferred deliveries, scanned.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::*;
+use walhook_core::event::{AccountId, Event, Operation};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::Deferred;
+use walhook_core::persist::EventKey;
+use walhook_core::position::{EventId, Position, WalPosition};
+
+fn event(n: u64, keys: &[u64]) -> Arc<Event> {
+    let position =
+        Position::Wal(WalPosition { commit_lsn: Lsn(n), change_lsn: Lsn(n), relation: 1, n: 0 });
+    Arc::new(Event {
+        id: EventId::derive(1, &position, "t", 0),
+        position,
+        event_type: "t".into(),
+        account: AccountId::new("a"),
+        operation: Operation::Insert,
+        commit_time_us: 0,
+        keys: RowKeys::from_slice(keys),
+        row: Bytes::new(),
+    })
+}
+
+fn key(event: &Event) -> RowKey {
+    RowKey { event: EventKey::of(event), replay: 0 }
+}
+
+#[derive(Debug, Clone)]
+enum Action {
+    /// An event comes: it is deferred where it must be, and else stands in memory.
+    Arrive(Vec<u64>),
+    /// One in memory fails for the last time, or leaves for another reason.
+    Leave(usize, Option<u64>),
+    /// One in flight gets a row.
+    Keep(usize),
+    HandOut,
+    Stored,
+    BeginPage(Page, usize),
+    Read,
+    TakePage,
+    Deliver(usize),
+    Fail(usize, u64),
+    Unload(usize),
+    Wait(u64),
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let keys = proptest::collection::btree_set(0u64..4, 0..3).prop_map(|k| k.into_iter().collect());
+    let due = prop_oneof![Just(None), (0u64..50).prop_map(Some)];
+    prop_oneof![
+        6 => keys.prop_map(Action::Arrive),
+        3 => (any::<usize>(), due).prop_map(|(n, due)| Action::Leave(n, due)),
+        1 => any::<usize>().prop_map(Action::Keep),
+        3 => Just(Action::HandOut),
+        3 => Just(Action::Stored),
+        5 => (1usize..5).prop_map(|rows| Action::BeginPage(Page::Rows, rows)),
+        1 => (1usize..5).prop_map(|rows| Action::BeginPage(Page::Probe, rows)),
+        5 => Just(Action::Read),
+        5 => Just(Action::TakePage),
+        8 => any::<usize>().prop_map(Action::Deliver),
+        4 => (any::<usize>(), 0u64..50).prop_map(|(n, due)| Action::Fail(n, due)),
+        1 => any::<usize>().prop_map(Action::Unload),
+        3 => (1u64..30).prop_map(Action::Wait),
+    ]
+}
+
+/// A delivery that has not ended.
+#[derive(Debug, Clone)]
+struct Live {
+    event: Arc<Event>,
+    keys: RowKeys,
+    /// In memory; else only in the table, or on its way there.
+    in_memory: bool,
+    has_row: bool,
+}
+
+/// A row to be inserted, and when it is due.
+type Insert = (RowKey, Arc<Event>, Option<Tick>);
+
+struct Model {
+    backlog: Backlog,
+    /// In stream order.
+    live: Vec<Live>,
+    table: BTreeMap<RowKey, (Arc<Event>, Option<Tick>)>,
+    /// Changes that no batch has, and those of the batch under way.
+    inserts: Vec<Insert>,
+    removals: Vec<RowKey>,
+    batch: Option<(Vec<Insert>, Vec<RowKey>)>,
+    page: Option<(Option<RowKey>, usize)>,
+    read: Option<(Vec<Read>, bool)>,
+    now: Tick,
+    next: u64,
+    room: Room,
+}
+
+impl Model {
+    fn new() -> Self {
+        Self {
+            backlog: Backlog::new(Blocked::Keys(Vec::new()), DeferReason::Behind),
+            live: Vec::new(),
+            table: BTreeMap::new(),
+            inserts: Vec::new(),
+            removals: Vec::new(),
+            batch: None,
+            page: None,
+            read: None,
+            now: Tick(0),
+            next: 1,
+            room: Room { rows: 3, bytes: 1 << 20, heads: 3 },
+        }
+    }
+
+    /// Of what is in memory, those that nothing older in memory holds back.
+    fn sendable(&self) -> Vec<usize> {
+        let mut found = Vec::new();
+        for (at, live) in self.live.iter().enumerate().filter(|(_, live)| live.in_memory) {
+            let before = self.live[..at].iter().filter(|live| live.in_memory);
+            let shares = |other: &Live| live.keys.iter().any(|k| other.keys.contains(k));
+            if !before.into_iter().any(shares) {
+                found.push(at);
+            }
+        }
+        found
+    }
+
+    fn pick(&self, n: usize, wanted: impl Fn(&Live) -> bool) -> Option<usize> {
+        let all: Vec<usize> =
+            self.sendable().into_iter().filter(|at| wanted(&self.live[*at])).collect();
+        (!all.is_empty()).then(|| all[n % all.len()])
+    }
+
+    /// Whatever is sent is the first of each of its keys, wherever the others stand.
+    fn check_first(&self, at: usize) {
+        let live = &self.live[at];
+        let ahead = self.live[..at].iter().find(|o| live.keys.iter().any(|k| o.keys.contains(k)));
+        assert!(ahead.is_none(), "{:?} overtakes {:?}", live.event.id, ahead);
+    }
+
+    fn insert(&mut self, at: usize, due: Option<Tick>) {
+        let live = &mut self.live[at];
+        live.has_row = true;
+        self.inserts.push((key(&live.event), Arc::clone(&live.event), due));
+    }
+
+    fn leave(&mut self, at: usize, due: Option<Tick>) {
+        self.leave_one(at, due, false);
+        let mut keys: Vec<u64> = self.live[at].keys.to_vec();
+        for behind in at + 1..self.live.len() {
+            let live = &self.live[behind];
+            if live.in_memory && live.keys.iter().any(|k| keys.contains(k)) {
+                keys.extend(live.keys.iter().copied());
+                self.leave_one(behind, None, due.is_some());
+            }
+        }
+    }
+
+    fn leave_one(&mut self, at: usize, due: Option<Tick>, behind: bool) {
+        let (row, keys) = (key(&self.live[at].event), self.live[at].keys.clone());
+        let tried = Tried::default();
+        match (self.live[at].has_row, due) {
+            (false, _) => {
+                self.backlog.defer(&row, &keys, &tried, due, behind);
+                self.insert(at, due);
+            }
+            (true, Some(due)) => self.backlog.fail(&row, &keys, &tried, due),
+            (true, None) => self.backlog.unload(&row, &keys, behind),
+        }
+        self.live[at].in_memory = false;
+    }
+
+    fn act(&mut self, action: &Action) {
+        match action {
+            Action::Arrive(keys) => {
+                let event = event(self.next, keys);
+                self.next += 1;
+                let keys = event.keys.clone();
+                let deferred = self.backlog.rows() > 0 && self.backlog.blocks(&keys);
+                self.live.push(Live { event, keys, in_memory: true, has_row: false });
+                if deferred {
+                    self.leave_one(self.live.len() - 1, None, false);
+                }
+            }
+            Action::Leave(n, after) => {
+                if let Some(at) = self.pick(*n, |live| !live.has_row) {
+                    self.leave(at, after.map(|after| self.now + Duration::from_micros(after)));
+                }
+            }
+            Action::Keep(n) => {
+                if let Some(at) = self.pick(*n, |live| !live.has_row) {
+                    let (row, keys) = (key(&self.live[at].event), self.live[at].keys.clone());
+                    self.backlog.keep(&row, &keys);
+                    self.insert(at, None);
+                }
+            }
+            Action::HandOut => {
+                if self.batch.is_none() {
+                    let (inserts, removals) =
+                        (std::mem::take(&mut self.inserts), std::mem::take(&mut self.removals));
+                    inserts.iter().for_each(|_| self.backlog.handed_out());
+                    removals.iter().for_each(|_| self.backlog.taken_out());
+                    self.batch = Some((inserts, removals));
+                }
+            }
+            Action::Stored => {
+                for (row, event, due) in self.batch.iter().flat_map(|(inserts, _)| inserts) {
+                    self.table.insert(row.clone(), (Arc::clone(event), *due));
+                    self.backlog.stored(row);
+                }
+                for row in self.batch.iter().flat_map(|(_, removals)| removals) {
+                    self.table.remove(row);
+                    self.backlog.removed(row);
+                }
+                self.batch = None;
+            }
+            Action::BeginPage(what, rows) => {
+                if self.backlog.wants_page(*what, self.now) {
+                    self.page = Some((self.backlog.begin_page(*what, self.now), *rows));
+                }
+            }
+            Action::Read => {
+                if let (Some((from, rows)), None) = (&self.page, &self.read) {
+                    let from = |row: &RowKey| from.as_ref().is_none_or(|from| from <= row);
+                    let mut behind = self.table.iter().filter(|(row, _)| from(row));
+                    let read = |(row, (event, due)): (&RowKey, &(Arc<Event>, Option<Tick>))| {
+                        let row = Deferred {
+                            key: row.clone(),
+                            event: Arc::clone(event),
+                            attempts: 0,
+                            first_attempt_us: None,
+                            due_us: None,
+                        };
+                        Read { keys: row.event.keys.clone(), due: *due, row }
+                    };
+                    let page: Vec<Read> = behind.by_ref().take(*rows).map(read).collect();
+                    self.read = Some((page, behind.next().is_none()));
+                }
+            }
+            Action::TakePage => {
+                let Some((page, end)) = self.read.take() else { return };
+                self.page = None;
+                let loads = self.backlog.take_page(page, end, self.room, self.now);
+                for load in loads {
+                    let at = self.live.iter().position(|l| key(&l.event) == load.row.key);
+                    let live = &mut self.live[at.expect("what has ended is not read back")];
+                    assert!(!live.in_memory, "read back while it is in memory");
+                    live.in_memory = true;
+                }
+            }
+            Action::Deliver(n) => {
+                if let Some(at) = self.pick(*n, |_| true) {
+                    self.check_first(at);
+                    let live = self.live.remove(at);
+                    if live.has_row {
+                        self.backlog.resolve(&key(&live.event));
+                        self.removals.push(key(&live.event));
+                    }
+                }
+            }
+            Action::Fail(n, after) => {
+                if let Some(at) = self.pick(*n, |live| live.has_row) {
+                    self.check_first(at);
+                    self.leave(at, Some(self.now + Duration::from_micros(*after)));
+                }
+            }
+            Action::Unload(n) => {
+                if let Some(at) = self.pick(*n, |live| live.has_row) {
+                    self.leave(at, None);
+                }
+            }
+            Action::Wait(us) => self.now = self.now + Duration::from_micros(*us),
+        }
+        let rows = self.live.iter().filter(|live| live.has_row).count();
+        assert_eq!(self.backlog.rows(), rows as u64);
+        if rows == 0 {
+            self.backlog.unblock();
+        }
+    }
+
+    /// Another leader goes on with what the table has, and reads the rest from the stream again.
+    fn restart(&mut self) {
+        self.act(&Action::HandOut);
+        self.act(&Action::Stored);
+        self.act(&Action::HandOut);
+        self.act(&Action::Stored);
+        let blocked = self.backlog.blocked().clone();
+        self.backlog = Backlog::recovered(blocked, self.backlog.in_table());
+        (self.page, self.read) = (None, None);
+        for at in 0..self.live.len() {
+            let blocked = self.backlog.rows() > 0 && self.backlog.blocks(&self.live[at].keys);
+            self.live[at].in_memory = !self.live[at].has_row;
+            if blocked && self.live[at].in_memory {
+                self.leave_one(at, None, false);
+            }
+        }
+    }
+
+    /// With nothing but success from now on, everything ends.
+    fn drain(&mut self) {
+        for _ in 0..2_000 {
+            for action in [
+                Action::HandOut,
+                Action::Stored,
+                Action::BeginPage(Page::Rows, 4),
+                Action::Read,
+                Action::TakePage,
+                Action::Deliver(0),
+                Action::Wait(5),
+            ] {
+                self.act(&action);
+            }
+            if self.live.is_empty() && self.batch.is_none() && self.removals.is_empty() {
+                break;
+            }
+        }
+        assert!(self.live.is_empty(), "stuck: {:?}, {:?}", self.live, self.backlog);
+        assert!(self.table.is_empty());
+        assert_eq!((self.backlog.rows(), self.backlog.in_table()), (0, 0));
+        assert!(self.backlog.is_quiet());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn backlog_keeps_the_order_of_each_key_and_forgets_nothing(
+        actions in proptest::collection::vec(action(), 1..200),
+        recovered in any::<prop::sample::Index>(),
+    ) {
+        let mut model = Model::new();
+        let restart = recovered.index(actions.len());
+        for (at, action) in actions.iter().enumerate() {
+            model.act(action);
+            if at == restart {
+                model.restart();
+            }
+        }
+        model.drain();
+    }
+}
+
+#[test]
+fn backlog_notices_that_its_rows_were_removed_by_others() {
+    let mut backlog = Backlog::recovered(Blocked::All, 7);
+    assert!(backlog.wants_page(Page::Rows, Tick(0)));
+    assert_eq!(backlog.begin_page(Page::Rows, Tick(0)), None);
+    let room = Room { rows: 1, bytes: 1, heads: 1 };
+    let none = backlog.take_page(vec![], true, room, Tick(0));
+    assert!(none.is_empty());
+    assert_eq!((backlog.rows(), backlog.in_table()), (0, 0));
+    assert!(!backlog.wants_page(Page::Rows, Tick(0)));
+}

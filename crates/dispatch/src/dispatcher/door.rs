@@ -1,0 +1,238 @@
+//! The one way in and the one way out.
+//!
+//! ```text
+//!             Items · Outcome · Routes · pages · Stored · …            Send · LookUp · Store · …
+//! driver ────────────── handle(now, Input) ──► Dispatcher ──► poll(now) ──────────────── driver
+//!    ▲                                                                                     │
+//!    └──────────────────────────────── deadline() ◄────────────────────────────────────────┘
+//! ```
+//!
+//! Whoever drives it (the program in real time, a simulation in its own) hands each input over with the
+//! moment at which it came, polls until nothing is left, and polls again when the deadline has come.
+//!
+//! Invariant: moments never decrease. Given the settings, the start, the seed, and the same inputs and polls
+//! at the same moments, the effects are the same.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::super::route::Snapshot;
+use super::{Dispatch, Dispatcher, EndpointChanged, OperatorInput, ReplayInput, Retry, Settled};
+use walhook_core::attempt::{DeliveryId, Outcome};
+use walhook_core::endpoint::Routes;
+use walhook_core::event::{AccountId, Item};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{
+    PersistBatch, Persisted, Refill, Refilled, UnroutedPage, UnroutedRefill,
+};
+use walhook_core::room::Measured;
+use walhook_core::tick::Tick;
+
+/// What comes in.
+#[derive(Debug)]
+pub enum Input {
+    /// The stream's next items, in its order. Only while [`Dispatcher::wants_input`] says yes.
+    Items(Vec<Item>),
+    /// What came of an attempt: answers [`Effect::Send`], also where it was given up. One for a delivery that
+    /// is not in flight changes nothing.
+    Outcome {
+        /// The delivery that the attempt named.
+        delivery: DeliveryId,
+        /// What came of it.
+        outcome: Outcome,
+    },
+    /// Answers [`Effect::LookUp`].
+    Routes(Box<LookUpAnswer>),
+    /// Answers [`Effect::ReadDeferred`]: a page for each that was asked for.
+    DeferredPages(Vec<Refilled>),
+    /// Answers [`Effect::ReadUnrouted`]: a page for each that was asked for.
+    UnroutedPages(Vec<UnroutedPage>),
+    /// The batch of the last [`Effect::Store`] is durable.
+    Stored(Box<Persisted>),
+    /// The state tables were measured.
+    StateSize(Box<Measured>),
+    /// So many bytes are held by the connections to endpoints.
+    ConnectionBytes(usize),
+    /// What an operator asks.
+    Command(Box<OperatorInput>),
+    /// A dead letter is sent again. Only while [`Dispatcher::wants_input`] says yes.
+    Retry(Box<Retry>),
+    /// What is told of replays. Only while [`Dispatcher::wants_replay`] says yes.
+    Replay(Box<ReplayInput>),
+    /// Nothing more is to be sent: what is in flight may end, and what is settled may be stored.
+    Stop,
+}
+
+/// What a look-up has told.
+#[derive(Debug)]
+pub struct LookUpAnswer {
+    /// Which transactions it saw.
+    pub snapshot: Snapshot,
+    /// Accounts that are not answered for, and how long from now they are not to be asked for.
+    pub put_off: Vec<(AccountId, Duration)>,
+    /// The routes of the accounts that were asked for; perhaps of some only.
+    pub answers: Vec<(AccountId, Routes)>,
+}
+
+/// What goes out.
+#[derive(Debug)]
+pub enum Effect {
+    /// A request is to be sent now; answered by [`Input::Outcome`].
+    Send(Dispatch),
+    /// A request in flight is to be given up; answered by its [`Input::Outcome`] like every other one: it may
+    /// have ended otherwise at that moment.
+    Abort(DeliveryId),
+    /// These accounts' endpoints are to be looked up; an empty list asks for a snapshot alone. Answered by
+    /// [`Input::Routes`], one at a time.
+    LookUp(Vec<AccountId>),
+    /// These pages of deferred rows are to be read; answered by [`Input::DeferredPages`], one batch at a time.
+    ReadDeferred(Vec<Refill>),
+    /// These pages of unrouted events are to be read; answered by [`Input::UnroutedPages`], one batch at a
+    /// time.
+    ReadUnrouted(Vec<UnroutedRefill>),
+    /// This is to be made durable, in one transaction; answered by [`Input::Stored`], one at a time.
+    Store(Box<PersistBatch>),
+    /// The source may forget everything before this. Never goes back.
+    Flush(Lsn),
+    /// An outcome was taken, for metrics and logs.
+    Settled(Settled),
+    /// An endpoint has become something, for metrics and logs.
+    Report(Box<EndpointChanged>),
+    /// The state tables are full, and nothing is left to be given up. Said once a minute.
+    StateFull {
+        /// What they take.
+        total_bytes: u64,
+    },
+}
+
+/// Whose turn it is in a round of polls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Turn {
+    /// What inputs left behind; then one slice of what waits is routed.
+    #[default]
+    Begin,
+    Attempts,
+    Aborts,
+    LookUps,
+    Deferred,
+    Unrouted,
+    Store,
+    Reports,
+}
+
+/// What of the door outlasts a call.
+#[derive(Debug, Default)]
+pub(super) struct Door {
+    turn: Turn,
+    /// What inputs left behind, in their order.
+    left: VecDeque<Effect>,
+    /// The last moment that was told.
+    now: Tick,
+}
+
+impl Door {
+    /// The last moment that was told.
+    pub(super) fn now(&self) -> Tick {
+        self.now
+    }
+
+    fn enter(&mut self, now: Tick) {
+        debug_assert!(now >= self.now, "time goes back");
+        self.now = now;
+    }
+}
+
+impl Dispatcher {
+    /// Takes one input.
+    pub fn handle(&mut self, now: Tick, input: Input) {
+        self.door.enter(now);
+        match input {
+            Input::Items(items) => items.into_iter().for_each(|item| self.handle_item(item, now)),
+            Input::Outcome { delivery, outcome } => {
+                let settled = self.handle_outcome(delivery, &outcome, now);
+                self.door.left.extend(settled.map(Effect::Settled));
+            }
+            Input::Routes(answer) => {
+                let LookUpAnswer { snapshot, put_off, answers } = *answer;
+                self.put_off_lookup(put_off, now);
+                self.handle_lookup(&snapshot, answers, now);
+            }
+            Input::DeferredPages(pages) => self.handle_refilled(pages, now),
+            Input::UnroutedPages(pages) => self.handle_unrouted(pages, now),
+            Input::Stored(persisted) => {
+                let flush = self.handle_persisted(&persisted, now);
+                self.door.left.push_back(Effect::Flush(flush));
+            }
+            Input::StateSize(measured) => {
+                if self.handle_state_size(&measured, now) {
+                    let total_bytes = measured.size.total_bytes;
+                    self.door.left.push_back(Effect::StateFull { total_bytes });
+                }
+            }
+            Input::ConnectionBytes(bytes) => self.handle_answer_bytes(bytes),
+            Input::Command(command) => _ = self.handle_operator(*command, now),
+            Input::Retry(retry) => self.handle_retry(*retry, now),
+            Input::Replay(replay) => self.handle_replay(*replay, now),
+            Input::Stop => self.stop(),
+        }
+    }
+
+    /// What is to be done next; `None`: nothing more at this moment. Poll until then after each input, or after
+    /// several, and when [`Dispatcher::deadline`] has come.
+    ///
+    /// One round, up to `None`, routes one slice of what waits at most, so that inputs have their turn however
+    /// many endpoints an account has.
+    pub fn poll(&mut self, now: Tick) -> Option<Effect> {
+        self.door.enter(now);
+        loop {
+            let (effect, next) = match self.door.turn {
+                Turn::Begin => {
+                    let left = self.door.left.pop_front();
+                    if left.is_none() {
+                        self.fan_out(now);
+                    }
+                    (left, Turn::Attempts)
+                }
+                Turn::Attempts => (self.poll_attempt(now).map(Effect::Send), Turn::Aborts),
+                Turn::Aborts => (self.poll_abort().map(Effect::Abort), Turn::LookUps),
+                Turn::LookUps => (self.poll_lookup(now).map(Effect::LookUp), Turn::Deferred),
+                Turn::Deferred => (self.poll_refill(now).map(Effect::ReadDeferred), Turn::Unrouted),
+                Turn::Unrouted => (self.poll_unrouted().map(Effect::ReadUnrouted), Turn::Store),
+                Turn::Store => {
+                    let batch = self.poll_persist(now);
+                    (batch.map(|batch| Effect::Store(Box::new(batch))), Turn::Reports)
+                }
+                Turn::Reports => {
+                    let report = self.poll_endpoint_change();
+                    if report.is_none() {
+                        self.door.turn = Turn::Begin;
+                        return None;
+                    }
+                    (report.map(|report| Effect::Report(Box::new(report))), Turn::Reports)
+                }
+            };
+            match effect {
+                // It may have more.
+                Some(effect) => return Some(effect),
+                None => self.door.turn = next,
+            }
+        }
+    }
+
+    /// When to poll although nothing comes in; at once, where that is past.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Tick> {
+        self.deadline_at(self.door.now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inputs_and_effects_are_small_enough_to_be_moved_often() {
+        assert!(size_of::<Input>() <= 96, "an input takes {} bytes", size_of::<Input>());
+        assert!(size_of::<Effect>() <= 64, "an effect takes {} bytes", size_of::<Effect>());
+    }
+}

@@ -1,0 +1,526 @@
+//! From an event to its account's endpoints: slice by slice, so that nobody waits for an account that has
+//! hundreds of thousands of them, and no more than that account's lane can use is in memory.
+//!
+//! An event of an account with few endpoints whose routes are known is routed as it arrives. Every other
+//! one waits here: for its account's routes, behind the account's earlier events, or for its slices. A
+//! slice queues the event for the next few hundred endpoints, in the order of their ids, as they are known at
+//! that moment; so routes that change in between do no harm, and none are kept for it. One account's
+//! slice is followed by another's.
+//!
+//! While its lane has enough to send, or memory is short, an event waits; while it waits it holds the
+//! frontier. What is left of it is deferred, as fast as that is stored, when nothing of the account has moved
+//! for too long, too much WAL is held back, or the account's waiting events take too much memory. Where its
+//! routes are not known then, the events become rows without an endpoint (see the module `unrouted`). An
+//! event that moves is not deferred for its age alone: a row for each of hundreds of thousands of
+//! endpoints costs everybody more than a checkpoint that is minutes old.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::lane::{DELIVERY_BYTES, Held, Source};
+use super::super::tracker::TxnSeq;
+use super::Dispatcher;
+use super::durable::ROWS_BYTES;
+use walhook_core::endpoint::{Endpoint, Routes};
+use walhook_core::event::{AccountId, EndpointId, Event, RowKeys, Unroutable, UnroutableReason};
+use walhook_core::persist::{DeferReason, QueueId};
+use walhook_core::position::Position;
+use walhook_core::tick::Tick;
+
+/// A look-up that is not answered for so long is not waited for where memory is short.
+const STALL: Duration = Duration::from_secs(1);
+
+/// Where nothing that waits can become rows, that is looked at so often.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Accounts in line that are looked at for one slice.
+const LOOKED_AT_ONCE: usize = 64;
+
+/// An event that waits.
+#[derive(Debug)]
+struct Parked {
+    held: Arc<Held>,
+    to: To,
+    /// The last endpoint that a slice came to.
+    after: Option<EndpointId>,
+}
+
+/// Which of the account's endpoints an event is for.
+#[derive(Debug)]
+pub(super) enum To {
+    /// All that want it; the transaction counts it as one delivery until it is routed.
+    All(TxnSeq),
+    /// One, on an operator's wish.
+    One { endpoint: EndpointId, dead_letter: Option<i64>, job: i64 },
+}
+
+/// The events that wait, by account.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    accounts: HashMap<AccountId, Events>,
+    /// Accounts whose routes are known.
+    line: VecDeque<AccountId>,
+    /// Nobody has seen yet that none of them can go on.
+    is_ready: bool,
+    /// Whether one of them may become rows is not looked at before then.
+    look_at: Tick,
+}
+
+/// One account's, in stream order.
+#[derive(Debug, Default)]
+struct Events {
+    events: VecDeque<Parked>,
+    bytes: usize,
+    in_line: bool,
+    /// When the first of them moved last.
+    moved: Tick,
+    /// Those of transactions up to this one hold the frontier back for too long.
+    overdue: Option<TxnSeq>,
+}
+
+impl Waiting {
+    pub(super) fn has(&self, account: &AccountId) -> bool {
+        self.accounts.contains_key(account)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.accounts.is_empty()
+    }
+
+    /// Where the first of the account's events stands that waits, operators' retries apart.
+    pub(super) fn first_position(&self, account: &AccountId) -> Option<Position> {
+        let mut events = self.accounts.get(account)?.events.iter();
+        let first = events.find(|parked| matches!(parked.to, To::All(_)))?;
+        Some(first.held.event.position)
+    }
+
+    /// Whether something may be possible at this moment.
+    pub(super) fn is_ready(&self) -> bool {
+        self.is_ready
+    }
+
+    fn push(&mut self, account: AccountId, parked: Parked, now: Tick) {
+        let new = || Events { moved: now, ..Events::default() };
+        let events = self.accounts.entry(account).or_insert_with(new);
+        events.bytes += parked.held.event.size_bytes();
+        events.events.push_back(parked);
+    }
+
+    /// The account's routes are known.
+    fn join_line(&mut self, account: &AccountId) {
+        if let Some(events) = self.accounts.get_mut(account)
+            && !std::mem::replace(&mut events.in_line, true)
+        {
+            self.line.push_back(account.clone());
+            self.is_ready = true;
+        }
+    }
+
+    /// Events of transactions up to `last` are overdue, where none of the account's has moved since then.
+    pub(super) fn note_overdue(&mut self, last: TxnSeq, since: Tick) {
+        for events in self.accounts.values_mut().filter(|events| events.moved <= since) {
+            events.overdue = Some(last);
+            self.is_ready |= events.in_line;
+        }
+    }
+}
+
+impl Dispatcher {
+    /// Routes an event, or has it wait behind what waits for the same account.
+    pub(super) fn arrive(&mut self, event: Arc<Event>, to: To, now: Tick) {
+        if matches!(to, To::All(_)) && self.was_shelved(&event) {
+            return;
+        }
+        self.bytes += event.size_bytes();
+        let account = event.account.clone();
+        let held = Arc::new(Held { event });
+        let has_shelf = self.shelves.has(&account);
+        if let To::All(txn) = to
+            && has_shelf
+            && !self.waiting.has(&account)
+            && self.router.get(&account, now).is_none()
+        {
+            self.tracker.add(txn, 1);
+            self.bytes += DELIVERY_BYTES;
+            self.shelve(held, txn);
+            self.relieve(now);
+            return;
+        }
+        let waits = has_shelf || self.waiting.has(&account);
+        let in_turn = !waits || matches!(to, To::One { .. });
+        let routes = if in_turn { self.router.get(&account, now) } else { None };
+        let slice = self.settings.slice;
+        let at_once =
+            |routes: &Arc<Routes>| routes.refused.is_none() && routes.endpoints.len() <= slice;
+        if let Some(routes) = routes.as_ref().filter(|routes| at_once(routes)) {
+            match to {
+                To::All(txn) => self.route(&held, txn, &routes.endpoints, routes.weight, None, now),
+                To::One { endpoint, dead_letter, job } => {
+                    self.route_one(&held, endpoint, (dead_letter, job), routes.weight, now);
+                }
+            }
+            self.let_go(held);
+            self.relieve(now);
+            return;
+        }
+        if let To::All(txn) = &to {
+            self.tracker.add(*txn, 1);
+        }
+        self.bytes += DELIVERY_BYTES;
+        self.waiting.push(account.clone(), Parked { held, to, after: None }, now);
+        if routes.is_some() {
+            self.waiting.join_line(&account);
+        } else if !self.waiting.accounts.get(&account).is_some_and(|events| events.in_line) {
+            self.router.want(&account);
+        }
+        self.relieve(now);
+    }
+
+    /// Routes the next slice of what waits. Call before [`Dispatcher::poll_attempt`].
+    pub(super) fn fan_out(&mut self, now: Tick) {
+        self.waiting.is_ready = false;
+        if self.stopping {
+            return;
+        }
+        self.route_shelves(now);
+        if !self.waiting.is_empty() && self.is_stalled(now) {
+            self.relieve(now);
+        }
+        if self.waiting.line.is_empty() {
+            return;
+        }
+        self.relieve(now);
+        for _ in 0..self.waiting.line.len().min(LOOKED_AT_ONCE) {
+            let Some(account) = self.waiting.line.pop_front() else { return };
+            if self.route_slice(&account, None, &mut { self.settings.slice }, now) {
+                self.waiting.is_ready = !self.waiting.line.is_empty();
+                return;
+            }
+        }
+    }
+
+    /// The account's routes have come. Routes of what waits as much as `left` allows.
+    pub(super) fn handle_routes(
+        &mut self,
+        account: &AccountId,
+        routes: &Arc<Routes>,
+        left: &mut usize,
+        now: Tick,
+    ) {
+        if self.shelves.has(account) {
+            self.route_shelf(account, Some(routes), now);
+        }
+        let Some(events) = self.waiting.accounts.get_mut(account) else { return };
+        if !std::mem::replace(&mut events.in_line, true) {
+            self.route_slice(account, Some(routes), left, now);
+            self.waiting.is_ready |= !self.waiting.line.is_empty();
+        }
+    }
+
+    /// Routes some of an account that has just left the line, and puts it back where more is left. False:
+    /// nothing can be done now.
+    fn route_slice(
+        &mut self,
+        account: &AccountId,
+        routes: Option<&Arc<Routes>>,
+        left: &mut usize,
+        now: Tick,
+    ) -> bool {
+        let mut worked = false;
+        loop {
+            let Some(events) = self.waiting.accounts.get_mut(account) else { return true };
+            if self.shelves.has(account)
+                && events.events.front().is_some_and(|first| matches!(first.to, To::All(_)))
+            {
+                // It goes on when the shelf is empty.
+                events.in_line = false;
+                return true;
+            }
+            if events.events.is_empty() {
+                self.waiting.accounts.remove(account);
+                self.unpin_if_idle(account);
+                return true;
+            }
+            let Some(routes) = routes.cloned().or_else(|| self.router.get(account, now)) else {
+                events.in_line = false;
+                self.router.want(account);
+                return true;
+            };
+            let may_go = self.may_go(account, &routes);
+            if *left == 0 || may_go.is_none() {
+                self.waiting.line.push_back(account.clone());
+                return worked;
+            }
+            worked = true;
+            let at_once = (*left).min(self.settings.slice);
+            let came_to = self.route_next(account, &routes, at_once, may_go.flatten(), now);
+            *left = left.saturating_sub(came_to);
+        }
+    }
+
+    /// Whether the account's first event may go on (`Some`), and why its deliveries are deferred, where
+    /// they are.
+    fn may_go(&self, account: &AccountId, routes: &Routes) -> Option<Option<DeferReason>> {
+        let events = self.waiting.accounts.get(account)?;
+        let first = events.events.front()?;
+        let To::All(txn) = first.to else { return Some(None) };
+        if routes.refused.is_some() || routes.endpoints.len() <= self.settings.slice {
+            return Some(None);
+        }
+        let limit = self.settings.memory_limit;
+        let used = self.used_bytes();
+        let reason = if events.overdue.is_some_and(|last| txn <= last) {
+            Some(DeferReason::Held)
+        } else if events.bytes >= limit / 8 && used >= limit / 2 {
+            Some(DeferReason::Overflow)
+        } else {
+            None
+        };
+        let lane = self.lane_of.get(account).and_then(|id| self.lanes.get(id));
+        let leaving = self.durable.leaving_bytes();
+        let goes = match reason {
+            // What is deferred makes room only when it is stored; but where the events that wait fill
+            // memory by themselves, nothing else does.
+            Some(_) => leaving < 2 * ROWS_BYTES && (used < limit || leaving < limit / 8),
+            None => {
+                used < limit / 4 * 3
+                    && lane.is_none_or(|lane| lane.pending() < self.settings.lane_max)
+            }
+        };
+        goes.then_some(reason)
+    }
+
+    /// Takes the account's first event on, by at most `left` endpoints. Returns how many it was.
+    fn route_next(
+        &mut self,
+        account: &AccountId,
+        routes: &Routes,
+        left: usize,
+        reason: Option<DeferReason>,
+        now: Tick,
+    ) -> usize {
+        let Some(events) = self.waiting.accounts.get_mut(account) else { return 0 };
+        events.moved = now;
+        let Some(first) = events.events.front_mut() else { return 0 };
+        let mut came_to = 1;
+        if let To::All(txn) = first.to
+            && routes.refused.is_none()
+        {
+            let after = |endpoint: &Arc<Endpoint>| {
+                first.after.as_ref().is_some_and(|after| endpoint.id <= *after)
+            };
+            let from = routes.endpoints.partition_point(after);
+            let to = routes.endpoints.len().min(from.saturating_add(left));
+            let slice = routes.endpoints.get(from..to).unwrap_or_default();
+            came_to = slice.len().max(1);
+            first.after = slice.last().map(|endpoint| endpoint.id.clone()).or(first.after.take());
+            let held = Arc::clone(&first.held);
+            self.route(&held, txn, slice, routes.weight, reason, now);
+            if to < routes.endpoints.len() {
+                self.let_go(held);
+                self.relieve(now);
+                return came_to;
+            }
+        }
+        let Some(events) = self.waiting.accounts.get_mut(account) else { return came_to };
+        let Some(Parked { held, to, .. }) = events.events.pop_front() else { return came_to };
+        events.bytes = events.bytes.saturating_sub(held.event.size_bytes());
+        self.bytes = self.bytes.saturating_sub(DELIVERY_BYTES);
+        match to {
+            To::All(txn) if routes.refused.is_some() => {
+                self.counters.refused += 1;
+                let detail = routes.refused.clone().unwrap_or_default();
+                let (event, reason) = (Arc::clone(&held.event), UnroutableReason::Endpoints);
+                self.die_unroutable(Unroutable { event, reason, detail }, txn);
+                return came_to;
+            }
+            To::All(txn) => {
+                self.tracker.complete(txn);
+                self.touch_joins();
+            }
+            To::One { endpoint, dead_letter, job } => {
+                self.route_one(&held, endpoint, (dead_letter, job), routes.weight, now);
+            }
+        }
+        self.let_go(held);
+        self.relieve(now);
+        came_to
+    }
+
+    /// Queues an event for those of `endpoints` that want it; or defers it for them, where there is a
+    /// `reason`.
+    fn route(
+        &mut self,
+        held: &Arc<Held>,
+        txn: TxnSeq,
+        endpoints: &[Arc<Endpoint>],
+        weight: f64,
+        reason: Option<DeferReason>,
+        now: Tick,
+    ) {
+        let event = Arc::clone(&held.event);
+        for endpoint in endpoints.iter().filter(|e| e.enabled && e.wants(&event.event_type)) {
+            if self.was_settled(&event, &endpoint.id) {
+                continue;
+            }
+            if self.joined_after(&endpoint.id, event.position.commit_lsn()) {
+                // Nor after a crash, behind what it gets from now on.
+                let account = event.account.clone();
+                self.join(QueueId { account, endpoint: endpoint.id.clone() });
+                continue;
+            }
+            self.tracker.add(txn, 1);
+            let keys = self.ordering_keys(&event);
+            let held = Arc::clone(held);
+            let account = event.account.clone();
+            let queue = QueueId { account, endpoint: endpoint.id.clone() };
+            self.begin_join(&queue, event.position);
+            if let Some(reason) = self.why_defer(&queue, &keys).or(reason) {
+                self.defer_arrival(&queue, held, txn, &keys, reason, weight);
+            } else {
+                self.enqueue(&endpoint.id, held, Source::Stream(txn), keys, weight, now);
+            }
+        }
+    }
+
+    /// Whether look-ups are not answered.
+    fn is_stalled(&self, now: Tick) -> bool {
+        self.asked_at.is_some_and(|at| now.since(at) >= STALL)
+    }
+
+    /// When look-ups that are not answered by then are not waited for any more.
+    pub(super) fn stall_deadline(&self, now: Tick) -> Option<Tick> {
+        let short = self.used_bytes() >= self.settings.memory_limit / 4 * 3;
+        let at = self.asked_at.filter(|_| short && !self.waiting.is_empty())? + STALL;
+        (at > now).then_some(at)
+    }
+
+    /// The account's shelf is empty.
+    pub(super) fn resume_waiting(&mut self, account: &AccountId, now: Tick) {
+        if !self.waiting.has(account) {
+            return;
+        }
+        if self.router.get(account, now).is_some() {
+            self.waiting.join_line(account);
+        } else {
+            self.router.want(account);
+        }
+    }
+
+    /// Makes room while look-ups are not answered: what waits for them becomes rows, of the account that
+    /// holds most first.
+    pub(super) fn relieve_of_unrouted(&mut self, now: Tick) {
+        let is_stalled = self.is_stalled(now);
+        if now < self.waiting.look_at {
+            return;
+        }
+        let waits = |(account, events): (&AccountId, &Events)| {
+            let long = is_stalled || now.since(events.moved) >= STALL;
+            (long && self.waits_for_routes(account)).then(|| (events.bytes, account.clone()))
+        };
+        let mut accounts: Vec<(usize, AccountId)> =
+            self.waiting.accounts.iter().filter_map(waits).collect();
+        if accounts.is_empty() {
+            // To look again costs a look at all of them.
+            self.waiting.look_at = now + LOOK_EVERY;
+        }
+        accounts.sort_unstable_by(|(a, x), (b, y)| b.cmp(a).then_with(|| x.cmp(y)));
+        for (_, account) in accounts {
+            if self.bytes_to_stay() < self.settings.memory_limit / 8 * 5 {
+                return;
+            }
+            self.shelve_waiting(&account, now);
+        }
+    }
+
+    /// What has held the frontier back for too long, and cannot be routed, becomes rows.
+    pub(super) fn shelve_overdue(&mut self, now: Tick) {
+        let is_overdue = |(account, events): (&AccountId, &Events)| {
+            let first = events.events.iter().find_map(|parked| match parked.to {
+                To::All(txn) => Some(txn),
+                To::One { .. } => None,
+            })?;
+            let overdue = events.overdue.is_some_and(|last| first <= last);
+            (overdue && self.waits_for_routes(account)).then(|| account.clone())
+        };
+        let mut accounts: Vec<AccountId> =
+            self.waiting.accounts.iter().filter_map(is_overdue).collect();
+        accounts.sort_unstable();
+        for account in accounts {
+            self.shelve_waiting(&account, now);
+        }
+    }
+
+    fn waits_for_routes(&self, account: &AccountId) -> bool {
+        self.shelves.has(account) || !self.router.holds(account)
+    }
+
+    /// All that waits of an account's becomes rows. An event that has come to some of its endpoints goes on
+    /// by the routes that were known last, as deferred deliveries.
+    fn shelve_waiting(&mut self, account: &AccountId, now: Tick) {
+        while let Some(events) = self.waiting.accounts.get(account)
+            && let Some(first) = events.events.front()
+            && first.after.is_some()
+        {
+            let Some(routes) = self.router.last(account) else { return };
+            let leaving = self.durable.leaving_bytes();
+            let left = (2 * ROWS_BYTES).saturating_sub(leaving) / DELIVERY_BYTES;
+            if left == 0 {
+                return;
+            }
+            self.route_next(account, &routes, left, Some(DeferReason::Held), now);
+        }
+        let Some(events) = self.waiting.accounts.get_mut(account) else { return };
+        let mut shelved = Vec::new();
+        for parked in std::mem::take(&mut events.events) {
+            if let To::All(txn) = parked.to {
+                events.bytes = events.bytes.saturating_sub(parked.held.event.size_bytes());
+                shelved.push((parked.held, txn));
+            } else {
+                events.events.push_back(parked);
+            }
+        }
+        (events.moved, events.overdue) = (now, None);
+        if events.events.is_empty() && !events.in_line {
+            self.waiting.accounts.remove(account);
+        }
+        for (held, txn) in shelved {
+            self.shelve(held, txn);
+        }
+        self.unpin_if_idle(account);
+    }
+
+    fn route_one(
+        &mut self,
+        held: &Arc<Held>,
+        endpoint: EndpointId,
+        (dead_letter, job): (Option<i64>, i64),
+        weight: f64,
+        now: Tick,
+    ) {
+        if let Some(dead_letter) = dead_letter
+            && self.is_paused(&endpoint)
+        {
+            self.refuse_paused(&held.event, endpoint, dead_letter, job);
+            return;
+        }
+        let queue = QueueId { account: held.event.account.clone(), endpoint };
+        if dead_letter.is_none()
+            && let Some(reason) = self.why_defer_replayed(&queue, now)
+        {
+            self.replays.leave_memory();
+            self.defer_replayed(&queue, Arc::clone(held), job, reason);
+            return;
+        }
+        let source = Source::Retry { dead_letter, job };
+        let held = Arc::clone(held);
+        let id = self.enqueue(&queue.endpoint, held, source, RowKeys::new(), weight, now);
+        if dead_letter.is_none() {
+            self.replays.queued(queue, id, now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

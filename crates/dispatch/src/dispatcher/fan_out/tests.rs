@@ -1,0 +1,223 @@
+//! An account with a thousand endpoints, and a small one beside it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use super::super::super::retry::RetryPolicy;
+use super::super::super::settle::SettlePolicy;
+use super::super::{Dispatch, Ordering, Settings, Start};
+use super::*;
+use walhook_core::attempt::{Answer, Outcome};
+use walhook_core::endpoint::Secret;
+use walhook_core::event::{Item, Operation};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::Persisted;
+use walhook_core::position::{EventId, Position, WalPosition};
+
+const ENDPOINTS: usize = 1_000;
+const SLICE: usize = 10;
+const LANE_MAX: usize = 50;
+const NOW: Tick = Tick(60_000_000);
+
+fn dispatcher() -> Dispatcher {
+    let settings = Settings {
+        memory_limit: 64 << 20,
+        queue_max: 100,
+        slice: SLICE,
+        lane_max: LANE_MAX,
+        fast_slots: 16,
+        slow_slots: 16,
+        ordering: Ordering::Row,
+        settle: SettlePolicy {
+            quick_attempts: 2,
+            retry: RetryPolicy::new(Duration::from_secs(1), Duration::from_secs(60)).unwrap(),
+            retry_for: Duration::from_secs(600),
+        },
+        disable_after: Duration::from_secs(3_600),
+        max_hold: Duration::from_secs(30),
+        max_retained: 1 << 30,
+        notifies: false,
+        state_max: u64::MAX,
+    };
+    let start = Start { frontier: Lsn(1_000), ..Start::default() };
+    Dispatcher::new(settings, start, SmallRng::seed_from_u64(1))
+}
+
+fn commit(dispatcher: &mut Dispatcher, account: &str, commit: u64, now: Tick) {
+    let position = Position::Wal(WalPosition {
+        commit_lsn: Lsn(commit),
+        change_lsn: Lsn(commit - 10),
+        relation: 1,
+        n: 0,
+    });
+    let event = Arc::new(Event {
+        id: EventId::derive(1, &position, "t", 0),
+        position,
+        event_type: "t".into(),
+        account: AccountId::new(account),
+        operation: Operation::Insert,
+        commit_time_us: 0,
+        keys: RowKeys::from_slice(&[1]),
+        row: Bytes::from_static(b"\"data\":{}"),
+    });
+    dispatcher.handle_item(Item::Begin { commit_lsn: Lsn(commit) }, now);
+    dispatcher.handle_item(Item::Event(event), now);
+    dispatcher.handle_item(Item::Commit { end_lsn: Lsn(commit + 10) }, now);
+    dispatcher.handle_item(Item::Progress { wal_end: Lsn(commit + 50) }, now);
+}
+
+fn routes(account: &AccountId) -> Routes {
+    let n = if account.as_str() == "large" { ENDPOINTS } else { 1 };
+    let endpoint = |n| {
+        Arc::new(Endpoint {
+            id: EndpointId::new(format!("{account}-{n}")),
+            account: account.clone(),
+            url: String::new(),
+            event_types: vec!["*".into()],
+            secrets: vec![Secret::new("s")],
+            enabled: true,
+            headers: vec![],
+            max_in_flight: None,
+            rate_per_second: None,
+            invalid: None,
+        })
+    };
+    Routes::new((0..n).map(endpoint).collect(), 1.0)
+}
+
+fn look_up(dispatcher: &mut Dispatcher, routes: impl Fn(&AccountId) -> Routes, now: Tick) {
+    if let Some(accounts) = dispatcher.poll_lookup(now) {
+        let answers = accounts.into_iter().map(|account| (account.clone(), routes(&account)));
+        dispatcher.handle_lookup(&"9:9:".parse().unwrap(), answers.collect(), now);
+    }
+}
+
+fn take(dispatcher: &mut Dispatcher, dispatch: &Dispatch, now: Tick) {
+    let answer = Answer { status: 204, retry_after: None, excerpt: String::new() };
+    let outcome = Outcome { result: Ok(answer), elapsed: Duration::from_millis(1), resends: 0 };
+    dispatcher.handle_outcome(dispatch.attempt.delivery, &outcome, now);
+}
+
+fn store(dispatcher: &mut Dispatcher, now: Tick) {
+    if dispatcher.poll_persist(now).is_some() {
+        dispatcher.handle_persisted(&Persisted::default(), now);
+    }
+}
+
+#[test]
+fn event_of_a_large_account_goes_out_as_its_lane_has_use_for_it_and_others_go_between() {
+    let mut dispatcher = dispatcher();
+    let mut now = NOW;
+    commit(&mut dispatcher, "large", 2_000, now);
+    look_up(&mut dispatcher, routes, now);
+    commit(&mut dispatcher, "small", 3_000, now);
+    look_up(&mut dispatcher, routes, now);
+    commit(&mut dispatcher, "large", 4_000, now);
+    let (mut order, mut most) = (Vec::new(), 0);
+    while order.len() < 2 * ENDPOINTS + 1 {
+        now = now + Duration::from_millis(200);
+        dispatcher.fan_out(now);
+        most = most.max(dispatcher.gauges().queued_bytes);
+        let sent: Vec<Dispatch> = std::iter::from_fn(|| dispatcher.poll_attempt(now)).collect();
+        assert!(!sent.is_empty(), "stands still after {}", order.len());
+        for dispatch in sent {
+            take(&mut dispatcher, &dispatch, now);
+            let event = &dispatch.attempt.event;
+            order.push((
+                event.account.clone(),
+                event.position,
+                dispatch.attempt.endpoint.id.clone(),
+            ));
+        }
+        store(&mut dispatcher, now);
+    }
+    let small = order.iter().position(|(account, ..)| account.as_str() == "small").unwrap();
+    assert!(small < 2 * LANE_MAX, "the small account waited for {small} deliveries");
+    assert!(
+        most < (LANE_MAX + 2 * SLICE + 10) * (DELIVERY_BYTES + 300),
+        "{most} bytes were queued"
+    );
+    let of_large = order.iter().filter(|(account, ..)| account.as_str() == "large");
+    let (first, second): (Vec<_>, Vec<_>) =
+        of_large.partition(|(_, position, _)| position.commit_lsn() == Lsn(2_000));
+    for mut ids in [first, second] {
+        ids.sort_by(|a, b| a.2.cmp(&b.2));
+        ids.dedup();
+        assert_eq!(ids.len(), ENDPOINTS, "each endpoint gets each event");
+    }
+    now = now + Duration::from_millis(200);
+    dispatcher.fan_out(now);
+    store(&mut dispatcher, now);
+    assert_eq!(dispatcher.gauges().queued_bytes, 0);
+    assert_eq!(dispatcher.frontier(), Lsn(4_050));
+}
+
+#[test]
+fn event_of_a_large_account_that_does_not_move_is_deferred_and_lets_the_frontier_go() {
+    let mut dispatcher = dispatcher();
+    let mut now = NOW;
+    commit(&mut dispatcher, "large", 2_000, now);
+    look_up(&mut dispatcher, routes, now);
+    // Nothing of what is sent is ever answered.
+    for _ in 0..600 {
+        now = now + Duration::from_millis(200);
+        dispatcher.fan_out(now);
+        while dispatcher.poll_attempt(now).is_some() {}
+        while dispatcher.poll_abort().is_some() {}
+        look_up(&mut dispatcher, routes, now);
+        store(&mut dispatcher, now);
+    }
+    let deferred: u64 = dispatcher.counters().deferred.iter().sum();
+    assert_eq!(deferred, ENDPOINTS as u64);
+    assert_eq!(dispatcher.frontier(), Lsn(2_050));
+}
+
+#[test]
+fn event_of_an_account_with_too_many_endpoints_is_a_dead_letter_and_nothing_stays_of_it() {
+    let mut dispatcher = dispatcher();
+    commit(&mut dispatcher, "large", 2_000, NOW);
+    let kept = dispatcher.gauges().kept_bytes;
+    look_up(&mut dispatcher, |_| Routes::too_large(1.0), NOW);
+    let now = NOW + Duration::from_millis(200);
+    let batch = dispatcher.poll_persist(now).unwrap();
+    assert_eq!(batch.dead_letters.len(), 1);
+    assert!(
+        batch.dead_letters[0].detail.contains("raise memory.limit"),
+        "{:?}",
+        batch.dead_letters
+    );
+    dispatcher.handle_persisted(&Persisted::default(), now);
+    assert_eq!(dispatcher.gauges().queued_bytes, 0);
+    assert!(dispatcher.gauges().kept_bytes < kept + 1_000);
+    assert_eq!(dispatcher.frontier(), Lsn(2_050));
+}
+
+#[test]
+fn routes_of_a_large_account_are_counted_while_it_is_active_and_given_back_when_it_is_idle() {
+    let mut dispatcher = dispatcher();
+    let mut now = NOW;
+    let kept = dispatcher.gauges().kept_bytes;
+    // Routes that nobody wants an event for are not kept at all.
+    let none = |account: &AccountId| {
+        let off = |e: Arc<Endpoint>| Arc::new(Endpoint { enabled: false, ..(*e).clone() });
+        let large = (0..20).flat_map(|_| routes(account).endpoints).enumerate();
+        let renamed = |(n, e): (usize, Arc<Endpoint>)| {
+            Arc::new(Endpoint { id: EndpointId::new(format!("{n:06}")), ..(*off(e)).clone() })
+        };
+        Routes::new(large.map(renamed).collect(), 1.0)
+    };
+    commit(&mut dispatcher, "large", 2_000, now);
+    look_up(&mut dispatcher, none, now);
+    assert!(dispatcher.gauges().kept_bytes > kept + 20_000 * 200, "they are counted");
+    while dispatcher.deadline_at(now).is_some_and(|due| due <= now) && dispatcher.waiting.is_ready()
+    {
+        dispatcher.fan_out(now);
+    }
+    now = now + Duration::from_millis(200);
+    store(&mut dispatcher, now);
+    assert_eq!(dispatcher.frontier(), Lsn(2_050));
+    assert!(dispatcher.gauges().kept_bytes < kept + 1_000, "they are given back");
+}

@@ -1,0 +1,218 @@
+//! The frontier is not held back for long: what does so is deferred.
+//!
+//! Looked at once a second at most, and only while the oldest unsettled transaction is too old or too
+//! much WAL was read since. Then each queue is looked at from its oldest delivery on, as far as its
+//! deliveries belong to transactions that are to be passed.
+
+use std::time::Duration;
+
+use super::super::lane::{Origin, Pending};
+use super::super::schedule::LaneId;
+use super::super::tracker::TxnSeq;
+use super::Dispatcher;
+use super::defer::Exit;
+use super::durable::ROWS_BYTES;
+use walhook_core::attempt::DeliveryId;
+use walhook_core::event::EndpointId;
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::DeferReason;
+use walhook_core::tick::Tick;
+
+/// How often the frontier is looked at.
+const RELEASE_EVERY: Duration = Duration::from_secs(1);
+
+/// What is to leave one queue.
+struct Overdue {
+    lane: LaneId,
+    endpoint: EndpointId,
+    /// With all that stand behind them; oldest first.
+    idle: Vec<DeliveryId>,
+    in_flight: Vec<DeliveryId>,
+}
+
+impl Dispatcher {
+    /// When the frontier is to be looked at although nothing else happens.
+    pub(super) fn release_deadline(&self) -> Option<Tick> {
+        let oldest = self.tracker.oldest_unsettled()?;
+        Some((oldest + self.settings.max_hold).max(self.next_release))
+    }
+
+    /// Defers what has held the frontier back for too long.
+    pub(super) fn release_frontier(&mut self, now: Tick) {
+        if now < self.next_release || self.stopping {
+            return;
+        }
+        self.next_release = now + RELEASE_EVERY;
+        let opened = now - self.settings.max_hold;
+        let lsn = Lsn(self.tracker.received().0.saturating_sub(self.settings.max_retained));
+        let Some(last) = self.tracker.overdue(opened, lsn) else { return };
+        // What came a moment ago with a transaction that takes long to read may still go directly, unless
+        // there is too much WAL. While the state database has more to store than one batch, the frontier
+        // waits for that, and what joins the line's end would not free any WAL sooner.
+        let is_in_line = self.durable.leaving_bytes() > ROWS_BYTES;
+        let too_much_wal = self.tracker.frontier() < lsn && !is_in_line;
+        let since = if too_much_wal { now } else { opened };
+        self.waiting.note_overdue(last, since);
+        self.shelve_overdue(now);
+        self.release_unseen(last);
+        for Overdue { lane, endpoint, idle, in_flight } in self.overdue(last, since) {
+            for id in in_flight {
+                self.keep_in_flight(lane, &endpoint, id);
+            }
+            self.leave(lane, &endpoint, &idle, Exit::Other(DeferReason::Held), now);
+        }
+    }
+
+    fn overdue(&self, last: TxnSeq, since: Tick) -> Vec<Overdue> {
+        let mut found = Vec::new();
+        for (lane, it) in &self.lanes {
+            for (endpoint, queue) in it.queues() {
+                let overdue = Overdue {
+                    lane: *lane,
+                    endpoint: endpoint.clone(),
+                    idle: queue.with_those_behind(&ids(queue.idle(), last, since)),
+                    in_flight: ids(queue.sent(), last, since),
+                };
+                if !overdue.idle.is_empty() || !overdue.in_flight.is_empty() {
+                    found.push(overdue);
+                }
+            }
+        }
+        found.sort_unstable_by(|a, b| (a.lane, &a.endpoint).cmp(&(b.lane, &b.endpoint)));
+        found
+    }
+}
+
+/// Those of the stream's deliveries, which come in its order, that belong to transactions up to `last`.
+fn ids<'a>(
+    pending: impl Iterator<Item = &'a Pending>,
+    last: TxnSeq,
+    since: Tick,
+) -> Vec<DeliveryId> {
+    pending
+        .take_while(|pending| match pending.origin {
+            Origin::Stream { txn, .. } => txn <= last,
+            Origin::Deferred { .. } | Origin::Retry { .. } => true,
+        })
+        .filter(|pending| matches!(pending.origin, Origin::Stream { .. }) && pending.since <= since)
+        .map(|pending| pending.id)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::super::{Ordering, Settings, Start};
+    use super::*;
+    use crate::retry::RetryPolicy;
+    use crate::settle::SettlePolicy;
+    use walhook_core::endpoint::{Endpoint, Routes, Secret};
+    use walhook_core::event::{AccountId, Event, Item, Operation, RowKeys};
+    use walhook_core::position::{EventId, Position, WalPosition};
+
+    const NOW: Tick = Tick(60_000_000);
+
+    fn dispatcher() -> Dispatcher {
+        let settings = Settings {
+            memory_limit: 256 << 20,
+            queue_max: 4_096,
+            slice: 256,
+            lane_max: 2_048,
+            fast_slots: 16,
+            slow_slots: 16,
+            ordering: Ordering::Row,
+            settle: SettlePolicy {
+                quick_attempts: 2,
+                retry: RetryPolicy::new(Duration::from_secs(1), Duration::from_secs(60)).unwrap(),
+                retry_for: Duration::from_secs(600),
+            },
+            disable_after: Duration::from_secs(3_600),
+            max_hold: Duration::from_secs(30),
+            max_retained: 10_000,
+            notifies: false,
+            state_max: u64::MAX,
+        };
+        let start = Start { frontier: Lsn(1_000), ..Start::default() };
+        Dispatcher::new(settings, start, SmallRng::seed_from_u64(1))
+    }
+
+    fn event(account: &str, commit: u64, n: u64, row: &Bytes) -> Item {
+        let position = Position::Wal(WalPosition {
+            commit_lsn: Lsn(commit),
+            change_lsn: Lsn(commit - 500 + n),
+            relation: 1,
+            n: 0,
+        });
+        Item::Event(Arc::new(Event {
+            id: EventId::derive(1, &position, "t", 0),
+            position,
+            event_type: "t".into(),
+            account: AccountId::new(account),
+            operation: Operation::Insert,
+            commit_time_us: 0,
+            keys: RowKeys::from_slice(&[n]),
+            row: row.clone(),
+        }))
+    }
+
+    fn routes(account: &AccountId) -> Routes {
+        let endpoint = Endpoint {
+            id: EndpointId::new(account.as_str()),
+            account: account.clone(),
+            url: String::new(),
+            event_types: vec!["*".into()],
+            secrets: vec![Secret::new("s")],
+            enabled: true,
+            headers: vec![],
+            max_in_flight: None,
+            rate_per_second: None,
+            invalid: None,
+        };
+        Routes::new(vec![Arc::new(endpoint)], 1.0)
+    }
+
+    /// A whale's transaction of so many rows, a small one behind it, and then much WAL.
+    fn behind_a_whale(rows: u64, row_bytes: usize) -> Dispatcher {
+        let mut dispatcher = dispatcher();
+        let row = Bytes::from(vec![b' '; row_bytes]);
+        let whale = (0..rows).map(|n| event("whale", 2_000, n, &row));
+        let small = event("small", 3_000, 0, &Bytes::from_static(b"\"data\":{}"));
+        let items = [Item::Begin { commit_lsn: Lsn(2_000) }]
+            .into_iter()
+            .chain(whale)
+            .chain([Item::Commit { end_lsn: Lsn(2_010) }, Item::Begin { commit_lsn: Lsn(3_000) }])
+            .chain([small, Item::Commit { end_lsn: Lsn(3_010) }])
+            .chain([Item::Progress { wal_end: Lsn(90_000) }]);
+        for item in items {
+            dispatcher.handle_item(item, NOW);
+        }
+        let accounts = dispatcher.poll_lookup(NOW).unwrap();
+        let answers = accounts.into_iter().map(|account| (account.clone(), routes(&account)));
+        dispatcher.handle_lookup(&"9:9:".parse().unwrap(), answers.collect(), NOW);
+        dispatcher
+    }
+
+    fn is_sent(dispatcher: &mut Dispatcher, account: &str) -> bool {
+        let mut sent = std::iter::from_fn(|| dispatcher.poll_attempt(NOW));
+        sent.any(|dispatch| dispatch.attempt.event.account.as_str() == account)
+    }
+
+    #[test]
+    fn delivery_that_came_a_moment_ago_is_deferred_when_there_is_too_much_wal() {
+        let mut dispatcher = behind_a_whale(10, 100);
+        assert!(!is_sent(&mut dispatcher, "small"));
+        assert_eq!(dispatcher.counters().deferred[DeferReason::Held.index()], 11);
+    }
+
+    #[test]
+    fn delivery_that_came_a_moment_ago_is_sent_when_the_frontier_waits_for_the_state_database() {
+        let mut dispatcher = behind_a_whale(30, 1 << 20);
+        assert!(is_sent(&mut dispatcher, "small"));
+        assert_eq!(dispatcher.counters().deferred[DeferReason::Held.index()], 0);
+    }
+}

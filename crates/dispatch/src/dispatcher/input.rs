@@ -1,0 +1,190 @@
+//! What comes in: the stream's items, operators' retries, and routes; and how they reach the lanes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::lane::{DELIVERY_BYTES, Held, New, Source};
+use super::super::route::{LookedUp, Snapshot};
+use super::fan_out::To;
+use super::{Dispatcher, EndpointChange, EndpointChanged, Ordering, Retry};
+use walhook_core::attempt::DeliveryId;
+use walhook_core::endpoint::Routes;
+use walhook_core::event::{
+    AccountId, EndpointId, Event, Invalidation, Item, RowKeys, Scope, Unroutable,
+};
+use walhook_core::persist::{EventKey, QueueId};
+use walhook_core::tick::Tick;
+
+/// The key of everything that is ordered by account.
+const ACCOUNT_KEY: u64 = 0;
+
+/// Endpoints that waiting events are routed to as a look-up's answer comes. The others have their turn
+/// later, slice by slice.
+const ROUTED_AT_ONCE: usize = 1_024;
+
+impl Dispatcher {
+    /// Takes the next item of the stream.
+    pub(super) fn handle_item(&mut self, item: Item, now: Tick) {
+        match item {
+            Item::Begin { commit_lsn } => {
+                debug_assert!(self.reading.is_none(), "a transaction begins inside another");
+                self.reading = Some(self.tracker.open(commit_lsn, now));
+            }
+            Item::Event(event) => self.handle_event(event, now),
+            Item::Unroutable(unroutable) => self.handle_unroutable(unroutable),
+            Item::Invalidate(invalidation) => self.handle_invalidation(invalidation),
+            Item::Commit { end_lsn } => {
+                if let Some(txn) = self.reading.take() {
+                    self.tracker.close(txn, end_lsn);
+                }
+            }
+            Item::Progress { wal_end } => self.tracker.progress(wal_end),
+        }
+    }
+
+    /// Sends a dead letter again. Call only while [`Dispatcher::wants_input`] says yes.
+    pub(super) fn handle_retry(&mut self, retry: Retry, now: Tick) {
+        let Retry { dead_letter, job, event, endpoint } = retry;
+        self.arrive(event, To::One { endpoint, dead_letter: Some(dead_letter), job }, now);
+    }
+
+    /// The next accounts whose endpoints are to be looked up; answered by
+    /// [`Dispatcher::handle_lookup`]. One batch at a time; an empty one asks for a snapshot alone.
+    pub(super) fn poll_lookup(&mut self, now: Tick) -> Option<Vec<AccountId>> {
+        let accounts = self.router.poll_lookup(now)?;
+        self.asked_at = Some(now);
+        Some(accounts)
+    }
+
+    /// Of the batch that [`Dispatcher::poll_lookup`] asked for, these are not answered for, and asked for
+    /// again no earlier than so long from now. Call it before [`Dispatcher::handle_lookup`].
+    pub(super) fn put_off_lookup(&mut self, accounts: Vec<(AccountId, Duration)>, now: Tick) {
+        self.router.put_off(accounts, now);
+    }
+
+    /// Takes the answer to [`Dispatcher::poll_lookup`].
+    pub(super) fn handle_lookup(
+        &mut self,
+        snapshot: &Snapshot,
+        answers: Vec<(AccountId, Routes)>,
+        now: Tick,
+    ) {
+        self.asked_at = None;
+        let mut left = ROUTED_AT_ONCE;
+        for LookedUp { account, routes, joined } in
+            self.router.handle_lookup(snapshot, answers, now)
+        {
+            for endpoint in joined {
+                self.join(QueueId { account: account.clone(), endpoint });
+            }
+            self.handle_routes(&account, &routes, &mut left, now);
+            self.handle_lane_routed(&account, routes.weight, now);
+            self.unpin_if_idle(&account);
+        }
+        for account in self.router.take_kept() {
+            self.unpin_if_idle(&account);
+        }
+        self.note_seen(snapshot);
+    }
+
+    fn handle_event(&mut self, event: Arc<Event>, now: Tick) {
+        debug_assert!(self.reading.is_some(), "an event outside of a transaction");
+        let Some(txn) = self.reading else { return };
+        self.durable.touch();
+        self.arrive(event, To::All(txn), now);
+    }
+
+    fn handle_unroutable(&mut self, unroutable: Unroutable) {
+        debug_assert!(self.reading.is_some(), "an event outside of a transaction");
+        let Some(txn) = self.reading else { return };
+        self.bytes += unroutable.event.size_bytes();
+        self.tracker.add(txn, 1);
+        self.die_unroutable(unroutable, txn);
+    }
+
+    fn handle_invalidation(&mut self, invalidation: Invalidation) {
+        if let Scope::Endpoint { endpoints, accounts } = &invalidation.scope {
+            for endpoint in endpoints {
+                if self.switch_on(endpoint) {
+                    self.tell(EndpointChanged {
+                        endpoint: endpoint.clone(),
+                        account: accounts.last().cloned(),
+                        change: EndpointChange::Enabled,
+                        detail: "its row was changed or removed".to_owned(),
+                    });
+                }
+            }
+        }
+        self.note_joined(&invalidation.joined);
+        self.note_unseen(invalidation.xid);
+        self.router.handle_invalidation(invalidation, self.tracker.received());
+    }
+
+    /// Whether an earlier leader has settled this delivery ahead of its checkpoint.
+    pub(super) fn was_settled(&self, event: &Event, endpoint: &EndpointId) -> bool {
+        !self.recovered.is_empty()
+            && self.recovered.contains(&event.account, endpoint, &EventKey::of(event))
+    }
+
+    pub(super) fn ordering_keys(&self, event: &Event) -> RowKeys {
+        let by_account = match self.settings.ordering {
+            Ordering::None => return RowKeys::new(),
+            Ordering::Account => true,
+            Ordering::Row => event.keys.is_empty(),
+        };
+        let mut keys = event.keys.clone();
+        if by_account {
+            keys = RowKeys::from_slice(&[ACCOUNT_KEY]);
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
+    pub(super) fn enqueue(
+        &mut self,
+        endpoint: &EndpointId,
+        held: Arc<Held>,
+        source: Source,
+        keys: RowKeys,
+        weight: f64,
+        now: Tick,
+    ) -> DeliveryId {
+        let id = self.next_delivery();
+        self.bytes += DELIVERY_BYTES;
+        let account = held.event.account.clone();
+        let lane_id = self.lane(&account, weight);
+        if let Some(lane) = self.lanes.get_mut(&lane_id) {
+            self.queues += usize::from(lane.queue(endpoint).is_none());
+            lane.push(endpoint, New { id, held, source, now }, keys);
+            if !self.joins.is_empty()
+                && let Some(in_memory) = lane.queue_mut(endpoint)
+            {
+                let queue = QueueId { account, endpoint: endpoint.clone() };
+                in_memory.hold_from(self.joins.held_from(&queue));
+            }
+            lane.refresh(endpoint, now);
+        }
+        self.sync(lane_id);
+        id
+    }
+
+    /// A handle for a delivery, above all earlier ones.
+    pub(super) fn next_delivery(&mut self) -> DeliveryId {
+        self.next_id += 1;
+        DeliveryId(self.next_id - 1)
+    }
+
+    /// The account's routes have come: what waited for them goes on.
+    fn handle_lane_routed(&mut self, account: &AccountId, weight: f64, now: Tick) {
+        let Some(id) = self.lane_of.get(account).copied() else { return };
+        self.scheduler.set_weight(id, weight);
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        lane.unrouted = false;
+        let endpoints: Vec<EndpointId> = lane.endpoints().cloned().collect();
+        for endpoint in &endpoints {
+            lane.refresh(endpoint, now);
+        }
+        self.sync(id);
+    }
+}

@@ -1,0 +1,165 @@
+//! An endpoint that joins an account in mid-stream gets no event from before, also after a crash.
+//!
+//! After a crash the stream is read again from the checkpoint, and routed to the endpoints of then. An
+//! endpoint that had joined behind the checkpoint would get the events between the two, after newer
+//! ones of the same rows, which it has received already. So, before the first event is sent to it, it
+//! is stored that everything before that event is settled for it: a settled range like any other. That
+//! takes one state transaction, for which the endpoint's deliveries wait. The first event may also come from
+//! a row without an endpoint (see [`super::unrouted`]): its deferred deliveries wait as well.
+//!
+//! It must be true, too. An endpoint that was there before (its row was switched on again, or moved, or
+//! wants more types) may have older deliveries in memory. Those end first: delivered, dead or deferred. Nor is
+//! anything stored while an older event of the account has not been routed: rows of an earlier leader's are
+//! routed before events that are read again.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::Dispatcher;
+use walhook_core::attempt::DeliveryId;
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{EventKey, QueueId, SettledRange};
+use walhook_core::position::Position;
+use walhook_core::tick::Tick;
+
+/// The joins that the stored checkpoint has not passed.
+#[derive(Debug, Default)]
+pub(super) struct Joins {
+    /// Of each queue in the order in which they happened; none is left without one. The first holds
+    /// the queue, once it has a first event.
+    queues: HashMap<QueueId, VecDeque<Join>>,
+}
+
+#[derive(Debug)]
+struct Join {
+    /// How far the stream was read then. Once the checkpoint is beyond, nothing from before will be
+    /// read again.
+    received: Lsn,
+    first: Option<First>,
+    /// Its range is in the state transaction under way.
+    is_storing: bool,
+}
+
+/// The first delivery after a join.
+#[derive(Debug)]
+struct First {
+    id: DeliveryId,
+    position: Position,
+    /// The last row that had to be inserted when no older delivery was left in the queue.
+    last_insertion: Option<u64>,
+}
+
+impl Joins {
+    /// The endpoint has joined. More joins before the next event are one.
+    fn expect(&mut self, queue: QueueId, received: Lsn) {
+        let joins = self.queues.entry(queue).or_default();
+        match joins.back_mut().filter(|join| join.first.is_none()) {
+            Some(join) => join.received = received,
+            None => joins.push_back(Join { received, first: None, is_storing: false }),
+        }
+    }
+
+    /// From which delivery on the queue is held back.
+    pub(super) fn held_from(&self, queue: &QueueId) -> Option<DeliveryId> {
+        let first = self.queues.get(queue)?.front()?.first.as_ref()?;
+        Some(first.id)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queues.is_empty()
+    }
+
+    /// How many queues have some.
+    pub(super) fn len(&self) -> usize {
+        self.queues.len()
+    }
+}
+
+impl Dispatcher {
+    /// The queue's endpoint has joined its account: it gets what is routed from now on.
+    pub(super) fn join(&mut self, queue: QueueId) {
+        self.joins.expect(queue, self.tracker.received());
+    }
+
+    /// The next delivery is routed to the queue: the first after a join, perhaps.
+    pub(super) fn begin_join(&mut self, queue: &QueueId, position: Position) {
+        let Some(joins) = self.joins.queues.get_mut(queue) else { return };
+        // What an earlier leader left on a shelf is routed before older events that are read again.
+        for first in joins.iter_mut().filter_map(|join| join.first.as_mut()) {
+            first.position = first.position.min(position);
+        }
+        let Some(join) = joins.back_mut() else { return };
+        if join.first.is_none() {
+            let id = DeliveryId(self.next_id);
+            join.first = Some(First { id, position, last_insertion: None });
+            self.durable.touch();
+        }
+    }
+
+    /// Older events are out of the way: ranges of joins may be stored.
+    pub(super) fn touch_joins(&mut self) {
+        if !self.joins.is_empty() {
+            self.durable.touch();
+        }
+    }
+
+    /// The ranges of joins that can be stored. Call after the batch's rows are handed out.
+    pub(super) fn hand_out_joins(&mut self) -> Vec<SettledRange> {
+        let mut ranges = Vec::new();
+        for (queue, joins) in &mut self.joins.queues {
+            let Some(join) = joins.front_mut() else { continue };
+            let Some(first) = &mut join.first else { continue };
+            let waits = self.waiting.first_position(&queue.account);
+            if waits.is_some_and(|waits| waits < first.position)
+                || self.shelves.holds_back(&queue.account)
+            {
+                // An older event may yet come to the queue.
+                continue;
+            }
+            if first.last_insertion.is_none() {
+                let lane = self.lane_of.get(&queue.account).and_then(|id| self.lanes.get(id));
+                let in_memory = lane.and_then(|lane| lane.queue(&queue.endpoint));
+                if in_memory.is_some_and(|in_memory| in_memory.owes_before(first.id)) {
+                    continue;
+                }
+            }
+            let last_insertion = first.last_insertion.get_or_insert(self.durable.insertions());
+            if *last_insertion <= self.durable.handed_out() {
+                join.is_storing = true;
+                ranges.push(SettledRange {
+                    account: queue.account.clone(),
+                    endpoint: queue.endpoint.clone(),
+                    from: EventKey::before_all_at(Position::FIRST),
+                    to: EventKey::before_all_at(first.position),
+                });
+            }
+        }
+        ranges
+    }
+
+    /// A batch is stored, and with it the checkpoint at `frontier`: joins whose range was in it, and
+    /// those that need none any more, let their queues go.
+    pub(super) fn end_joins(&mut self, frontier: Lsn, now: Tick) {
+        let mut let_go = Vec::new();
+        self.joins.queues.retain(|queue, joins| {
+            let before = joins.len();
+            while joins.front().is_some_and(|join| join.is_storing || join.received < frontier) {
+                joins.pop_front();
+            }
+            if joins.len() < before {
+                let_go.push(queue.clone());
+            }
+            !joins.is_empty()
+        });
+        let_go.sort_unstable();
+        for queue in let_go {
+            let Some(id) = self.lane_of.get(&queue.account).copied() else { continue };
+            let held_from = self.joins.held_from(&queue);
+            let Some(lane) = self.lanes.get_mut(&id) else { continue };
+            if let Some(in_memory) = lane.queue_mut(&queue.endpoint) {
+                in_memory.hold_from(held_from);
+            }
+            lane.refresh(&queue.endpoint, now);
+            self.sync(id);
+        }
+    }
+}

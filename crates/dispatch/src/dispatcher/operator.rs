@@ -1,0 +1,228 @@
+//! What an operator asks of an endpoint: that nothing is sent to it for a while, or that all flows again.
+//!
+//! What waits in memory for a paused endpoint is deferred, and so is all that arrives. Nothing is read
+//! back, and the clock of its queues stands still: neither `retry_for` nor `disable_after` counts, so a
+//! pause ends no delivery. What is in flight ends by itself. Operators' retries are not
+//! deferred: they are dead letters meanwhile, and stay so.
+//!
+//! A pause is of the endpoint, not of one account's queue, and outlives the process: the table
+//! `endpoint_state` says since when. That and the end of the job are stored in one transaction, so a
+//! crash in between has the next leader do it again, which changes nothing more.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::breaker::Lately;
+use super::super::lane::{Origin, Pending};
+use super::super::schedule::LaneId;
+use super::super::settle::{Place, Settlement, failure_text};
+use super::defer::Exit;
+use super::ending::End;
+use super::{Dispatcher, EndpointChange, EndpointChanged};
+use walhook_core::attempt::{DeliveryId, Outcome};
+use walhook_core::event::{EndpointId, Event};
+use walhook_core::persist::{
+    DeadLetter, DeadReason, DeferReason, JobDone, PauseEndpoint, QueueId, RowKey,
+};
+use walhook_core::tick::Tick;
+
+/// What operators' retries to a paused endpoint end with.
+const PAUSED: &str = "the endpoint is paused; `walhook endpoints resume` lets its deliveries flow";
+
+/// What an operator asks.
+#[derive(Debug, Clone)]
+pub enum OperatorInput {
+    /// Nothing is to be sent to the endpoint until it is resumed.
+    Pause {
+        /// The job that asks.
+        job: i64,
+        /// Which.
+        endpoint: EndpointId,
+        /// Why, for a person.
+        reason: String,
+    },
+    /// Deliveries to the endpoint flow again, whoever stopped them.
+    Resume {
+        /// The job that asks.
+        job: i64,
+        /// Which.
+        endpoint: EndpointId,
+    },
+    /// These rows of the table `deferred` were made due, or removed.
+    RowsChanged(Vec<(QueueId, RowKey)>),
+}
+
+impl Dispatcher {
+    /// Does what an operator asks. False: it is so already.
+    pub(super) fn handle_operator(&mut self, input: OperatorInput, now: Tick) -> bool {
+        let (job, changed) = match input {
+            OperatorInput::Pause { job, endpoint, reason } => {
+                (job, self.pause(endpoint, reason, now))
+            }
+            OperatorInput::Resume { job, endpoint } => (job, self.resume(endpoint, now)),
+            OperatorInput::RowsChanged(rows) => {
+                self.look_again(rows, now);
+                return true;
+            }
+        };
+        self.durable.end_job(JobDone { job, done: i64::from(changed) });
+        changed
+    }
+
+    fn pause(&mut self, endpoint: EndpointId, reason: String, now: Tick) -> bool {
+        if self.is_paused(&endpoint) {
+            return false;
+        }
+        // Its breaker's time ends where the pause begins.
+        for queue in self.queues_of(&endpoint) {
+            self.forget_breaker(&queue, now);
+        }
+        let since_us = self.unix_us(now);
+        self.disabled.remove(&endpoint);
+        self.paused.insert(endpoint.clone(), since_us);
+        let detail = reason.clone();
+        self.durable.pause(PauseEndpoint { endpoint: endpoint.clone(), reason, since_us });
+        let has_queue = |id: &LaneId| self.lanes.get(id)?.queue(&endpoint).map(|_| *id);
+        let mut lanes: Vec<LaneId> = self.lanes.keys().filter_map(has_queue).collect();
+        lanes.sort_unstable();
+        for lane in lanes {
+            self.clear_out(lane, &endpoint, now);
+        }
+        self.tell_of_operator(endpoint, EndpointChange::Paused, detail);
+        true
+    }
+
+    /// Nothing of the queue stays in memory but what is in flight.
+    fn clear_out(&mut self, lane: LaneId, endpoint: &EndpointId, now: Tick) {
+        let queue = self.lanes.get_mut(&lane).and_then(|lane| lane.queue_mut(endpoint));
+        let Some(queue) = queue else { return };
+        queue.lately = Lately::default();
+        let is_retry =
+            |origin: Origin| matches!(origin, Origin::Retry { dead_letter: Some(_), .. });
+        let (retries, others): (Vec<_>, Vec<_>) = queue
+            .idle()
+            .map(|pending| (pending.id, is_retry(pending.origin)))
+            .partition(|(_, retry)| *retry);
+        for (id, _) in retries {
+            let (reason, detail) = (DeadReason::Exhausted, PAUSED.to_owned());
+            self.die(lane, endpoint, id, End { reason, detail, last_status: None });
+            self.rest_if_idle(lane, endpoint, id);
+        }
+        let others: Vec<DeliveryId> = others.into_iter().map(|(id, _)| id).collect();
+        self.leave(lane, endpoint, &others, Exit::Other(DeferReason::Paused), now);
+    }
+
+    fn resume(&mut self, endpoint: EndpointId, now: Tick) -> bool {
+        let detail = "an operator resumed it".to_owned();
+        if self.switch_on(&endpoint) {
+            self.tell_of_operator(endpoint, EndpointChange::Enabled, detail);
+            return true;
+        }
+        let Some(since_us) = self.paused.remove(&endpoint) else { return false };
+        let stood_us = self.unix_us(now).saturating_sub(since_us).max(0);
+        self.durable.enable(endpoint.clone());
+        for queue in self.queues_of(&endpoint) {
+            if let Some(detour) = self.detours.get_mut(&queue) {
+                detour.stopped_before_us = detour.stopped_before_us.saturating_add(stood_us);
+                let failing = detour.failing_since_us;
+                detour.failing_since_us = failing.map(|since| since.saturating_add(stood_us));
+            }
+            self.outdate(&queue);
+            self.look_after(&queue, now);
+        }
+        self.tell_of_operator(endpoint, EndpointChange::Resumed, detail);
+        true
+    }
+
+    fn tell_of_operator(&mut self, endpoint: EndpointId, change: EndpointChange, detail: String) {
+        self.tell(EndpointChanged { endpoint, account: None, change, detail });
+    }
+
+    /// Rows of the table were made due or removed. Those that wait in memory for their turn are read anew,
+    /// and endpoints whose breaker is open are tried at once.
+    fn look_again(&mut self, rows: Vec<(QueueId, RowKey)>, now: Tick) {
+        let mut by_queue: BTreeMap<QueueId, HashSet<RowKey>> = BTreeMap::new();
+        for (queue, key) in rows {
+            by_queue.entry(queue).or_default().insert(key);
+        }
+        for (queue, keys) in by_queue {
+            let Some(detour) = self.detours.get_mut(&queue) else { continue };
+            if let Some(breaker) = &mut detour.breaker {
+                breaker.hasten();
+            }
+            for key in &keys {
+                detour.backlog.look_again(key, now);
+            }
+            self.unload(&queue, &keys, now);
+            self.look_after(&queue, now);
+        }
+    }
+
+    fn unload(&mut self, queue: &QueueId, keys: &HashSet<RowKey>, now: Tick) {
+        let Some(lane) = self.lane_of.get(&queue.account).copied() else { return };
+        let in_memory = self.lanes.get(&lane).and_then(|lane| lane.queue(&queue.endpoint));
+        let is_row = |p: &&Pending| {
+            matches!(p.origin, Origin::Deferred { .. }) && keys.contains(&p.row_key())
+        };
+        let idle = in_memory.into_iter().flat_map(|queue| queue.idle());
+        let ids: Vec<DeliveryId> = idle.filter(is_row).map(|pending| pending.id).collect();
+        self.leave(lane, &queue.endpoint, &ids, Exit::Other(DeferReason::Behind), now);
+    }
+
+    /// The endpoint's queues that go by way of the table.
+    fn queues_of(&self, endpoint: &EndpointId) -> Vec<QueueId> {
+        let mut queues: Vec<QueueId> =
+            self.detours.keys().filter(|queue| queue.endpoint == *endpoint).cloned().collect();
+        queues.sort_unstable();
+        queues
+    }
+
+    pub(super) fn is_paused(&self, endpoint: &EndpointId) -> bool {
+        self.paused.contains_key(endpoint)
+    }
+
+    /// For how long the endpoint has been paused.
+    pub(super) fn paused_us(&self, endpoint: &EndpointId, now: Tick) -> i64 {
+        let since = self.paused.get(endpoint);
+        since.map_or(0, |since| self.unix_us(now).saturating_sub(*since).max(0))
+    }
+
+    /// An operator's retry ends before it was queued: its endpoint is paused.
+    pub(super) fn refuse_paused(
+        &mut self,
+        event: &Arc<Event>,
+        endpoint: EndpointId,
+        dead_letter: i64,
+        job: i64,
+    ) {
+        let letter = DeadLetter {
+            event: Arc::clone(event),
+            endpoint: Some(endpoint),
+            reason: DeadReason::Exhausted,
+            detail: PAUSED.to_owned(),
+            attempts: 0,
+            last_status: None,
+            history: Vec::new(),
+            replay: 0,
+        };
+        self.end_retry(Some(dead_letter), job, Some(letter));
+    }
+}
+
+/// What becomes of a delivery that was in flight when its endpoint was paused: it does not end without
+/// success, as long as there is another way.
+pub(super) fn while_paused(settlement: Settlement, place: Place, outcome: &Outcome) -> Settlement {
+    let detail = failure_text(outcome);
+    match (settlement, place) {
+        (Settlement::Delivered, _) => Settlement::Delivered,
+        (
+            Settlement::Retry { after } | Settlement::Defer { after },
+            Place::Memory | Place::Table,
+        ) => Settlement::Defer { after },
+        (Settlement::Dead { .. } | Settlement::Disable { .. }, Place::Memory | Place::Table) => {
+            Settlement::Defer { after: Duration::ZERO }
+        }
+        (_, Place::DeadLetters) => Settlement::Dead { reason: DeadReason::Exhausted, detail },
+    }
+}

@@ -1,0 +1,252 @@
+//! How deferred rows come back: page by page, a page at a time for each queue, in turn.
+//!
+//! A queue wants a page while it has few deliveries in memory and there are rows that may go. Rows
+//! arrive in the lane's queue like any other delivery, and the scheduler decides from there.
+//!
+//! Rows can be ahead of the stream: an earlier leader deferred them before it had settled what comes
+//! before them. So nothing is read back until the stream is where that leader had settled something
+//! last, nor into a queue while events of its account wait for routes, or stand on a shelf since an earlier
+//! leader: an older one might be among them.
+
+use std::cmp::Reverse;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::super::backlog::{Load, Page, Read, Room};
+use super::super::lane::{Held, Source};
+use super::defer::Detour;
+use super::{Dispatcher, Timer, Wake};
+use walhook_core::attempt::DeliveryId;
+use walhook_core::event::RowKeys;
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{Deferred, QueueId, Refill, Refilled, Tried};
+use walhook_core::tick::Tick;
+
+/// Queues that are asked for at once.
+const QUEUES_AT_ONCE: usize = 32;
+
+/// Queues of the line that are looked at for that.
+const LOOKED_AT_ONCE: usize = 1_024;
+
+/// Rows of one page.
+const PAGE_ROWS: u32 = 128;
+
+/// A queue with fewer deliveries in memory wants a page.
+const WANTS_BELOW: usize = 64;
+
+/// Heads known of a queue, where few are known of those that are read back together.
+const HEADS_MAX: usize = 1_024;
+
+/// Heads known of a queue in any case. A queue whose heads are all known walks no further until one
+/// of them has ended.
+const HEADS_MIN: usize = 64;
+
+/// What a head takes, roughly.
+const HEAD_BYTES: usize = 256;
+
+/// The line of queues that want a page, and the request under way.
+#[derive(Debug)]
+pub(super) struct Refills {
+    line: VecDeque<QueueId>,
+    /// No row stands behind this that the stream did not show to us.
+    known_from: Lsn,
+    /// What the request under way may bring; 0: there is none.
+    reserved: usize,
+    page_bytes: usize,
+    /// Heads known of the queues of one request together, beyond which each has [`HEADS_MIN`].
+    heads_max: usize,
+}
+
+impl Refills {
+    pub(super) fn new(memory_limit: usize, known_from: Lsn) -> Self {
+        // All pages of one request together take a quarter of the memory.
+        let page_bytes = (memory_limit / 4 / QUEUES_AT_ONCE).max(16 << 10);
+        let heads_max = memory_limit / 16 / HEAD_BYTES;
+        Self { line: VecDeque::new(), known_from, reserved: 0, page_bytes, heads_max }
+    }
+
+    /// No row stands behind this that the stream did not show to us.
+    pub(super) fn known_from(&self) -> Lsn {
+        self.known_from
+    }
+
+    pub(super) fn join(&mut self, queue: &QueueId, detours: &mut HashMap<QueueId, Box<Detour>>) {
+        if let Some(detour) = detours.get_mut(queue)
+            && !std::mem::replace(&mut detour.in_line, true)
+        {
+            self.line.push_back(queue.clone());
+        }
+    }
+}
+
+impl Dispatcher {
+    /// The pages to be read next; answered by [`Dispatcher::handle_refilled`]. One batch at a time.
+    pub(super) fn poll_refill(&mut self, now: Tick) -> Option<Vec<Refill>> {
+        let room = self.used_bytes() < self.settings.memory_limit / 4 * 3;
+        let is_caught_up = self.tracker.read_to() > self.refills.known_from;
+        if self.refills.reserved > 0 || self.stopping || !room || !is_caught_up {
+            return None;
+        }
+        let mut pages = Vec::new();
+        for _ in 0..self.refills.line.len().min(LOOKED_AT_ONCE) {
+            if pages.len() >= QUEUES_AT_ONCE {
+                break;
+            }
+            let Some(queue) = self.refills.line.pop_front() else { break };
+            if self.waiting.has(&queue.account) || self.shelves.holds_back(&queue.account) {
+                self.refills.line.push_back(queue);
+                continue;
+            }
+            let wants = self.wanted_page(&queue, now);
+            let Some(detour) = self.detours.get_mut(&queue) else { continue };
+            detour.in_line = false;
+            if let Some(page) = wants {
+                let from = detour.backlog.begin_page(page, now);
+                let bytes = u64::try_from(self.refills.page_bytes).unwrap_or(u64::MAX);
+                pages.push(Refill { queue, from, rows: PAGE_ROWS, bytes });
+            }
+        }
+        if pages.is_empty() {
+            return None;
+        }
+        self.refills.reserved = pages.len() * self.refills.page_bytes;
+        self.bytes += self.refills.reserved;
+        Some(pages)
+    }
+
+    /// Takes the answer to [`Dispatcher::poll_refill`].
+    pub(super) fn handle_refilled(&mut self, pages: Vec<Refilled>, now: Tick) {
+        self.bytes = self.bytes.saturating_sub(std::mem::take(&mut self.refills.reserved));
+        let known: usize = pages
+            .iter()
+            .filter_map(|page| self.detours.get(&page.queue))
+            .map(|detour| detour.backlog.heads())
+            .sum();
+        let heads = if known < self.refills.heads_max { HEADS_MAX } else { HEADS_MIN };
+        for Refilled { queue, rows, end } in pages {
+            let bytes = self.refills.page_bytes;
+            let heads = if self.is_suspended(&queue) { 0 } else { heads };
+            let room = Room { rows: self.rows_to_load(&queue, now), bytes, heads };
+            let read = |row: Deferred| Read {
+                keys: self.row_keys(&row),
+                due: row.due_us.map(|us| self.tick_at(us, now)),
+                row,
+            };
+            let rows: Vec<Read> = rows.into_iter().map(read).collect();
+            let Some(detour) = self.detours.get_mut(&queue) else { continue };
+            let counted = (detour.rows(), detour.backlog.in_table());
+            let loads = detour.backlog.take_page(rows, end, room, now);
+            if counted != (detour.rows(), detour.backlog.in_table()) {
+                // Somebody else has removed some.
+                self.outdate(&queue);
+            }
+            for load in loads {
+                let id = self.load(&queue, load, now);
+                let detour = self.detours.get_mut(&queue);
+                if let Some(breaker) = detour.and_then(|detour| detour.breaker.as_mut()) {
+                    breaker.begin_probe(id);
+                }
+            }
+            self.look_after(&queue, now);
+        }
+    }
+
+    /// How many rows of a page may go into the queue. Things may have changed since it was asked for.
+    fn rows_to_load(&self, queue: &QueueId, now: Tick) -> usize {
+        let breaker = self.detours.get(queue).and_then(|detour| detour.breaker.as_ref());
+        match breaker {
+            // An older event of its account waits for its routes.
+            _ if self.waiting.has(&queue.account) => 0,
+            _ if self.shelves.holds_back(&queue.account) => 0,
+            _ if self.is_paused(&queue.endpoint) || self.is_suspended(queue) => 0,
+            None => usize::MAX,
+            Some(breaker) => usize::from(breaker.wants_probe(now)),
+        }
+    }
+
+    fn load(&mut self, queue: &QueueId, load: Load, now: Tick) -> DeliveryId {
+        let Load { row, keys } = load;
+        let Deferred { key, event, attempts, first_attempt_us, .. } = row;
+        self.bytes += event.size_bytes();
+        let weight = self.router.get(&queue.account, now).map_or(1.0, |routes| routes.weight);
+        let tried = Box::new(Tried { attempts, first_attempt_us, ..Tried::default() });
+        let source = Source::Deferred { replay: key.replay, tried };
+        self.enqueue(&queue.endpoint, Arc::new(Held { event }), source, keys, weight, now)
+    }
+
+    /// The ordering keys of a row; a replay is not ordered.
+    fn row_keys(&self, row: &Deferred) -> RowKeys {
+        if row.key.replay == 0 { self.ordering_keys(&row.event) } else { RowKeys::new() }
+    }
+
+    /// Sees to it that the queue's rows come back: now, if they may, or when the next is due. And
+    /// that its deliveries are sent directly again when none is left.
+    pub(super) fn look_after(&mut self, queue: &QueueId, now: Tick) {
+        let Some(detour) = self.detours.get_mut(queue) else { return };
+        if detour.suspension.is_some() {
+            // Its rows may be removed now.
+            self.durable.touch();
+            return;
+        }
+        if detour.rows() == 0 {
+            detour.close_breaker(now);
+            detour.backlog.unblock();
+        }
+        let in_memory = self.lane_of.get(&queue.account).and_then(|id| self.lanes.get(id));
+        let in_memory = in_memory.and_then(|lane| lane.queue(&queue.endpoint));
+        if let Some(breaker) = &mut detour.breaker
+            && let Some(probe) = breaker.probe()
+            && in_memory.is_none_or(|queue| queue.get(probe).is_none())
+        {
+            breaker.lose_probe();
+        }
+        if detour.backlog.is_forgettable() && !detour.is_stale {
+            self.detours.remove(queue);
+            return;
+        }
+        if self.wanted_page(queue, now).is_some() {
+            self.refills.join(queue, &mut self.detours);
+        } else if let Some(detour) = self.detours.get_mut(queue)
+            && !self.paused.contains_key(&queue.endpoint)
+            && let Some(due) = detour.next_time().filter(|due| *due > now)
+            && detour.timer.is_none_or(|timer| due < timer)
+        {
+            detour.timer = Some(due);
+            self.timers.push(Reverse(Timer { due, wake: Wake::Detour(queue.clone()) }));
+        }
+    }
+
+    /// A timer that was set for the queue has come.
+    pub(super) fn wake_detour(&mut self, queue: &QueueId, now: Tick) {
+        if let Some(detour) = self.detours.get_mut(queue) {
+            if detour.timer.is_some_and(|timer| timer <= now) {
+                detour.timer = None;
+            }
+            self.look_after(queue, now);
+        }
+    }
+
+    fn wanted_page(&self, queue: &QueueId, now: Tick) -> Option<Page> {
+        let detour = self.detours.get(queue).filter(|detour| !detour.is_suspended())?;
+        let in_memory = self.lane_of.get(&queue.account).and_then(|id| self.lanes.get(id));
+        let in_memory = in_memory.and_then(|lane| lane.queue(&queue.endpoint));
+        let page = match &detour.breaker {
+            _ if self.is_paused(&queue.endpoint) => return None,
+            Some(breaker) if !breaker.wants_probe(now) => return None,
+            Some(_) => Page::Probe,
+            None if in_memory.is_some_and(|queue| queue.len() >= WANTS_BELOW) => return None,
+            None => Page::Rows,
+        };
+        detour.backlog.wants_page(page, now).then_some(page)
+    }
+}
+
+impl Detour {
+    /// When a page may be wanted although nothing else happens.
+    fn next_time(&self) -> Option<Tick> {
+        match &self.breaker {
+            Some(breaker) => breaker.open_until(),
+            None => self.backlog.next_due(),
+        }
+    }
+}

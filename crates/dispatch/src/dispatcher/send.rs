@@ -1,0 +1,258 @@
+//! What is sent next.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::lane::{DEFAULT_MAX_IN_FLIGHT, Origin};
+use super::super::schedule::{Charge, LaneId, Pool};
+use super::ending::{End, Ended};
+use super::{Dispatcher, Timer, Wake};
+use walhook_core::attempt::{Attempt, DeliveryId};
+use walhook_core::endpoint::Endpoint;
+use walhook_core::event::EndpointId;
+use walhook_core::persist::DeadReason;
+use walhook_core::tick::Tick;
+
+/// A request older than this leaves the fast pool for the slow one.
+pub(super) const FAST_HOLD: Duration = Duration::from_secs(1);
+
+/// A request under way.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    pub(super) lane: LaneId,
+    pub(super) endpoint: EndpointId,
+    pub(super) charge: Charge,
+    pub(super) started: Tick,
+    /// The endpoint was switched on again since: that it wants no more is what it said before.
+    pub(super) outdated: bool,
+}
+
+/// A request to send now.
+#[derive(Debug)]
+pub struct Dispatch {
+    /// What to send where.
+    pub attempt: Attempt,
+    /// How long it waited since it was queued, or became due again.
+    pub waited: Duration,
+}
+
+impl Dispatcher {
+    /// The next request to send, where one may be sent; answered by [`Dispatcher::handle_outcome`].
+    pub(super) fn poll_attempt(&mut self, now: Tick) -> Option<Dispatch> {
+        self.handle_due_timers(now);
+        self.move_old_requests(now);
+        self.release_frontier(now);
+        self.release_replays(now);
+        if self.stopping || self.durable.is_behind(now) {
+            return None;
+        }
+        [Pool::Fast, Pool::Slow].into_iter().find_map(|pool| self.poll_pool(pool, now))
+    }
+
+    /// The next request to give up; answered by [`Dispatcher::handle_outcome`] like every other one: it may
+    /// have ended otherwise at that moment. Poll it after [`Dispatcher::poll_attempt`].
+    ///
+    /// The endpoint may have received it, and gets it once more: it counts as an attempt. Of the
+    /// endpoint's health it says nothing (see [`FailureKind::Aborted`]), but that its next requests are
+    /// to be expected to take long.
+    ///
+    /// [`FailureKind::Aborted`]: walhook_core::attempt::FailureKind::Aborted
+    pub(super) fn poll_abort(&mut self) -> Option<DeliveryId> {
+        self.aborting.pop_front()
+    }
+
+    fn poll_pool(&mut self, pool: Pool, now: Tick) -> Option<Dispatch> {
+        while let Some(lane) = self.scheduler.peek(pool) {
+            if let Some(dispatch) = self.poll_lane(lane, pool, now) {
+                return Some(dispatch);
+            }
+            // Whatever kept the lane from sending has taken it out of its turn: this ends.
+        }
+        None
+    }
+
+    /// Sends from the lane, or leaves it with fewer turns than before.
+    fn poll_lane(&mut self, id: LaneId, pool: Pool, now: Tick) -> Option<Dispatch> {
+        let Some(lane) = self.lanes.get_mut(&id) else {
+            debug_assert!(false, "the scheduler knows a lane that is gone");
+            self.scheduler.remove_lane(id);
+            return None;
+        };
+        let Some(routes) = self.router.get(&lane.account, now) else {
+            lane.unrouted = true;
+            self.router.want(&lane.account);
+            self.sync(id);
+            return None;
+        };
+        let Some(endpoint_id) = lane.take_turn(pool, now) else {
+            self.sync(id);
+            return None;
+        };
+        let endpoint = match routes.endpoint(&endpoint_id) {
+            None => {
+                let end = |why: &String| End {
+                    reason: DeadReason::EndpointInvalid,
+                    detail: why.clone(),
+                    last_status: None,
+                };
+                return self.give_up(id, &endpoint_id, routes.refused.as_ref().map(end), now);
+            }
+            Some(endpoint) => match self.why_unusable(endpoint) {
+                Some(why) => return self.give_up(id, &endpoint_id, Some(why), now),
+                None => Arc::clone(endpoint),
+            },
+        };
+        let dispatch = self.start(id, &endpoint, pool, now);
+        if let Some(lane) = self.lanes.get_mut(&id) {
+            lane.refresh(&endpoint_id, now);
+            // Whatever comes meanwhile waits for this one timer.
+            if let Some(due) = lane.queue(&endpoint_id).and_then(|q| q.resting_until(now)) {
+                let wake = Wake::RateLimit(id, endpoint_id);
+                self.timers.push(Reverse(Timer { due, wake }));
+            }
+        }
+        self.sync(id);
+        dispatch
+    }
+
+    /// Starts the endpoint's oldest ready delivery.
+    fn start(
+        &mut self,
+        id: LaneId,
+        endpoint: &Arc<Endpoint>,
+        pool: Pool,
+        now: Tick,
+    ) -> Option<Dispatch> {
+        let queue = self.lanes.get_mut(&id)?.queue_mut(&endpoint.id)?;
+        queue.limit.set_upper(endpoint.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT));
+        if !queue.is_sendable(now) {
+            return None;
+        }
+        let pending = queue.first_ready()?;
+        let delivery = pending.id;
+        let dispatch = Dispatch {
+            waited: now.since(pending.queued_at),
+            attempt: Attempt {
+                delivery,
+                endpoint: Arc::clone(endpoint),
+                event: Arc::clone(&pending.held.event),
+                number: pending.attempts + 1,
+                replay: pending.origin.is_asked_for(),
+            },
+        };
+        queue.start(delivery, now, endpoint.rate_per_second);
+        let charge = self.scheduler.start(id, pool, queue.hold.expected(now));
+        queue.hold.started(now);
+        let endpoint = endpoint.id.clone();
+        let request = InFlight { lane: id, endpoint, charge, started: now, outdated: false };
+        self.in_flight.insert(delivery, request);
+        if pool == Pool::Fast {
+            self.aging.push_back((now, delivery));
+        }
+        Some(dispatch)
+    }
+
+    /// Why nothing can be sent to an endpoint that the account has.
+    fn why_unusable(&self, endpoint: &Endpoint) -> Option<End> {
+        let end = |reason, detail| End { reason, detail, last_status: None };
+        if let Some(reason) = self.disabled.get(&endpoint.id) {
+            return Some(end(DeadReason::EndpointDisabled, reason.clone()));
+        }
+        if !endpoint.enabled {
+            let why = "the endpoint's row is not enabled".to_owned();
+            return Some(end(DeadReason::EndpointDisabled, why));
+        }
+        let why = endpoint.invalid.clone()?;
+        Some(end(DeadReason::EndpointInvalid, why))
+    }
+
+    /// Ends what is pending for an endpoint that is gone (`None`: dropped) or cannot be used.
+    ///
+    /// Requests in flight end by themselves.
+    fn give_up<T>(
+        &mut self,
+        id: LaneId,
+        endpoint: &EndpointId,
+        why: Option<End>,
+        now: Tick,
+    ) -> Option<T> {
+        let queue = self.lanes.get(&id).and_then(|lane| lane.queue(endpoint));
+        let idle: Vec<(DeliveryId, Origin)> = queue
+            .into_iter()
+            .flat_map(|queue| queue.idle().map(|pending| (pending.id, pending.origin)))
+            .collect();
+        for (delivery, origin) in idle {
+            match (&why, origin) {
+                (Some(end), _) => self.die(id, endpoint, delivery, end.clone()),
+                (None, Origin::Stream { .. } | Origin::Deferred { .. }) => {
+                    self.counters.dropped += 1;
+                    self.settle(id, endpoint, delivery, Ended::Dropped);
+                }
+                (None, Origin::Retry { dead_letter: None, job }) => {
+                    self.counters.dropped += 1;
+                    self.end_replayed(job, |counts| counts.dropped += 1);
+                    self.forget(id, endpoint, delivery);
+                }
+                (None, Origin::Retry { dead_letter: Some(_), .. }) => {
+                    let reason = DeadReason::EndpointDisabled;
+                    let detail = "the endpoint was removed".to_owned();
+                    self.die(id, endpoint, delivery, End { reason, detail, last_status: None });
+                }
+            }
+            self.rest_if_idle(id, endpoint, delivery);
+        }
+        self.sync(id);
+        if let Some(queue) = self.queue_id(id, endpoint) {
+            if why.is_none() {
+                self.forget_failing(&queue, now);
+            }
+            self.forget_breaker(&queue, now);
+            self.look_after(&queue, now);
+        }
+        None
+    }
+
+    /// Deliveries whose backoff is over, and endpoints whose rate limit lets the next request go.
+    fn handle_due_timers(&mut self, now: Tick) {
+        while self.timers.peek().is_some_and(|Reverse(timer)| timer.due <= now) {
+            let Some(Reverse(timer)) = self.timers.pop() else { return };
+            match timer.wake {
+                Wake::Delivery(lane, endpoint, id) => self.wake(lane, &endpoint, Some(id), now),
+                Wake::RateLimit(lane, endpoint) => self.wake(lane, &endpoint, None, now),
+                Wake::Detour(queue) => self.wake_detour(&queue, now),
+            }
+        }
+    }
+
+    fn wake(&mut self, id: LaneId, endpoint: &EndpointId, due: Option<DeliveryId>, now: Tick) {
+        // The lane may have gone, and its number may be another's: then nothing is found in it.
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        if let (Some(due), Some(queue)) = (due, lane.queue_mut(endpoint)) {
+            queue.due(due, now);
+        }
+        lane.refresh(endpoint, now);
+        self.sync(id);
+    }
+
+    /// Frees the fast slots of requests that have become old, as far as the slow pool has room. Where it
+    /// has none, many endpoints hang at once; then, when fast slots become few, the old ones are given up.
+    fn move_old_requests(&mut self, now: Tick) {
+        while let Some((started, id)) = self.aging.front().copied() {
+            if now.since(started) < FAST_HOLD {
+                return;
+            }
+            let request = self.in_flight.get_mut(&id).filter(|request| request.started == started);
+            if let Some(request) = request
+                && !self.scheduler.move_to_slow(&mut request.charge)
+            {
+                if !self.scheduler.is_pressed() {
+                    // It stays, and those behind it.
+                    return;
+                }
+                self.aborting.push_back(id);
+            }
+            self.aging.pop_front();
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What the dispatcher is given, and what it tells.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::settle::SettlePolicy;
+use walhook_core::event::{EndpointId, Event};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{
+    BacklogRow, DeferReason, DisableEndpoint, EndpointError, GapChange, Joined, PauseEndpoint,
+    SettledRange, UnroutedAccount,
+};
+use walhook_core::tick::Tick;
+
+/// What is delivered in order to one endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ordering {
+    /// The events of one row; of tables without a primary key, those of the account.
+    Row,
+    /// All events of the account.
+    Account,
+    /// Nothing.
+    None,
+}
+
+/// What the configuration decides here.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// For pending events and cached routes together, in bytes.
+    pub memory_limit: usize,
+    /// Deliveries that wait in memory for one endpoint, at most.
+    pub queue_max: usize,
+    /// Endpoints that an event is routed to at once; above 0. Others have their turn in between.
+    pub slice: usize,
+    /// An event of an account with more endpoints than that waits while so many deliveries of the account
+    /// are in memory.
+    pub lane_max: usize,
+    /// Requests in flight to endpoints that answer within a second.
+    pub fast_slots: u32,
+    /// Requests in flight beside those, to slower endpoints.
+    pub slow_slots: u32,
+    /// What is delivered in order.
+    pub ordering: Ordering,
+    /// What an outcome means.
+    pub settle: SettlePolicy,
+    /// An endpoint is switched off after so long with nothing but failures.
+    pub disable_after: Duration,
+    /// A delivery that holds the frontier back is deferred after so long.
+    pub max_hold: Duration,
+    /// Deliveries are deferred while the frontier is so many bytes behind what was read.
+    pub max_retained: u64,
+    /// Whether someone is to be notified of what happens to endpoints.
+    pub notifies: bool,
+    /// What the state tables may take, in bytes.
+    pub state_max: u64,
+}
+
+/// Where an earlier leader left off.
+#[derive(Debug, Clone, Default)]
+pub struct Start {
+    /// The checkpoint.
+    pub frontier: Lsn,
+    /// What is settled ahead of it.
+    pub settled: Vec<SettledRange>,
+    /// The endpoints that walhook has switched off.
+    pub disabled: Vec<DisableEndpoint>,
+    /// The endpoints that an operator has paused.
+    pub paused: Vec<PauseEndpoint>,
+    /// The queues that have deferred rows.
+    pub backlog: Vec<BacklogRow>,
+    /// The gaps of suspended queues.
+    pub suspended: Vec<GapChange>,
+    /// The accounts that have rows without an endpoint.
+    pub unrouted: Vec<UnroutedAccount>,
+    /// The endpoints that joined since the first of these rows.
+    pub joined: Vec<Joined>,
+    /// Transactions whose changes of watched tables look-ups may not show yet.
+    pub unseen: Vec<u32>,
+    /// The endpoints that fail.
+    pub failing: Vec<EndpointError>,
+    /// What the state database's clock said at tick 0: microseconds since 1970-01-01 UTC. All leaders
+    /// go by that one, whatever their own say; a step of it later changes nothing.
+    pub unix_us_at_zero: i64,
+}
+
+/// An operator's retry of one dead letter.
+#[derive(Debug, Clone)]
+pub struct Retry {
+    /// The dead letter's id.
+    pub dead_letter: i64,
+    /// The job that asked.
+    pub job: i64,
+    /// What to send.
+    pub event: Arc<Event>,
+    /// Where to.
+    pub endpoint: EndpointId,
+}
+
+/// What happened so far, for metrics. Each only grows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Deliveries that an endpoint took.
+    pub delivered: u64,
+    /// Deliveries (and unroutable changes) that became dead letters.
+    pub dead: u64,
+    /// Events of accounts whose endpoints the database refuses to read; counted in `dead` too.
+    pub refused: u64,
+    /// Deliveries whose endpoint was removed.
+    pub dropped: u64,
+    /// Deliveries that a gap counts, of endpoints that were suspended.
+    pub in_gaps: u64,
+    /// Events that became rows without an endpoint, since theirs could not be looked up.
+    pub unrouted: u64,
+    /// Of such rows, those that were routed.
+    pub routed_later: u64,
+    /// Of these, those that no endpoint wanted.
+    pub unwanted: u64,
+    /// Deliveries that were deferred, by [`DeferReason`].
+    pub deferred: [u64; DeferReason::ALL.len()],
+}
+
+/// How things stand, for metrics and `/readyz`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Gauges {
+    /// Lanes with a delivery that waits for nothing but a slot.
+    pub lanes_ready: usize,
+    /// Lanes whose pending deliveries all wait for something else.
+    pub lanes_waiting: usize,
+    /// Bytes that pending events and deliveries take; 0 when nothing is pending.
+    pub queued_bytes: usize,
+    /// Bytes that routes, queues, and what is known of deferred rows take.
+    pub kept_bytes: usize,
+    /// Deliveries in the table `deferred`, or on their way there.
+    pub deferred: u64,
+    /// Queues that have some.
+    pub backlogs: usize,
+    /// Events that have a row without an endpoint, or are on the way there.
+    pub unrouted: u64,
+    /// The accounts that have some.
+    pub unrouted_accounts: usize,
+    /// Of these, those whose endpoint's breaker is not closed.
+    pub breakers_open: usize,
+    /// Endpoints that walhook has switched off.
+    pub endpoints_disabled: usize,
+    /// Endpoints that an operator has paused.
+    pub endpoints_paused: usize,
+    /// Endpoints whose row cannot be used, of those whose rows are known now.
+    pub endpoints_invalid: usize,
+    /// Queues whose deliveries are counted in gaps.
+    pub queues_suspended: usize,
+    /// Requests in flight to fast endpoints.
+    pub in_flight_fast: u32,
+    /// Requests in flight to slow endpoints.
+    pub in_flight_slow: u32,
+    /// When the oldest transaction that is not settled was read.
+    pub oldest_unsettled: Option<Tick>,
+}

@@ -1,0 +1,534 @@
+//! The whole dispatcher in virtual time, by seed: a stream, endpoints of every temper, look-ups and
+//! state transactions that take their time, and crashes.
+//!
+//! A world outlives the crashes: what it committed, what its endpoints received, and what the state
+//! database holds. At the end every delivery that was owed is received or a stored dead letter, and
+//! none is deferred any more.
+
+mod days;
+mod gaps;
+mod outages;
+mod replays;
+mod world;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use smallvec::smallvec;
+
+use super::*;
+use crate::retry::RetryPolicy;
+use crate::route::Snapshot;
+use crate::settle::SettlePolicy;
+use walhook_core::attempt::{Attempt, Failure, FailureKind, Outcome};
+use walhook_core::endpoint::Routes;
+use walhook_core::event::{Invalidation, Item, Scope};
+use walhook_core::persist::{
+    DisableEndpoint, PauseEndpoint, PersistBatch, Refill, Refilled, UnroutedPage,
+};
+use walhook_core::position::EventId;
+use world::{Change, UNIX_US, World, account_for};
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Happens {
+    Streamed,
+    Answered(DeliveryId),
+    LookedUp,
+    Refilled,
+    Routable,
+    Stored,
+    Measured,
+    Wake,
+}
+
+/// What was asked of the table of deferred rows: read at once, or when it is answered.
+enum Page {
+    Asked(Vec<Refill>),
+    Read(Vec<Refilled>),
+}
+
+/// A look-up under way: its answer, or what was asked while look-ups fail.
+enum LookUp {
+    Asked(Vec<AccountId>),
+    Answered(Snapshot, Vec<(AccountId, Routes)>),
+}
+
+/// One process's life.
+struct Life {
+    dispatcher: Dispatcher,
+    slots: usize,
+    agenda: BinaryHeap<Reverse<(Tick, u64, Happens)>>,
+    in_flight: HashMap<DeliveryId, (Attempt, Outcome)>,
+    lookup: Option<LookUp>,
+    unrouted: Option<Vec<UnroutedPage>>,
+    /// Where the endpoints joined that it was told of.
+    joined: HashMap<EndpointId, Lsn>,
+    /// Of the rows that were inserted, how many were looked at.
+    insertions: u64,
+    refill: Option<Page>,
+    batch: Option<PersistBatch>,
+    /// What became of endpoints, and nobody has looked at.
+    reports: Vec<EndpointChanged>,
+    next_txn: usize,
+    /// The operator's job that was handed over last, and the endpoints that may not be sent to.
+    asked: Option<i64>,
+    paused: HashSet<EndpointId>,
+    /// Outcomes in the batch that is being stored, and since it was handed out.
+    storing: u64,
+    unstored: u64,
+}
+
+impl Life {
+    fn new(world: &World, settings: &Settings, rng: &mut SmallRng, now: Tick) -> Self {
+        let slots = (settings.fast_slots + settings.slow_slots) as usize;
+        let disabled = world.disabled.iter();
+        let disabled =
+            disabled.map(|(e, r)| DisableEndpoint { endpoint: e.clone(), reason: r.clone() });
+        let paused = world.paused.iter().map(|(endpoint, since_us)| PauseEndpoint {
+            endpoint: endpoint.clone(),
+            reason: String::new(),
+            since_us: *since_us,
+        });
+        let start = Start {
+            frontier: world.frontier,
+            settled: world.settled.iter().flat_map(|(_, ranges)| ranges.clone()).collect(),
+            disabled: disabled.collect(),
+            paused: paused.collect(),
+            backlog: world.backlog.values().cloned().collect(),
+            suspended: world.growing().collect(),
+            failing: Vec::new(),
+            unrouted: world.unrouted.accounts.values().cloned().collect(),
+            joined: world.unrouted.joined(),
+            unseen: world.unrouted.unseen.iter().copied().collect(),
+            unix_us_at_zero: UNIX_US,
+        };
+        let next_txn = world.txns.iter().take_while(|t| t.end_lsn <= world.frontier).count();
+        let mut life = Self {
+            dispatcher: Dispatcher::new(settings.clone(), start, SmallRng::from_rng(rng)),
+            slots,
+            agenda: BinaryHeap::new(),
+            in_flight: HashMap::new(),
+            lookup: None,
+            unrouted: None,
+            joined: world.unrouted.joined().into_iter().map(|j| (j.endpoint, j.at)).collect(),
+            insertions: 0,
+            refill: None,
+            batch: None,
+            reports: Vec::new(),
+            next_txn,
+            asked: None,
+            paused: world.paused.keys().cloned().collect(),
+            storing: 0,
+            unstored: 0,
+        };
+        life.plan(now, Happens::Streamed, rng);
+        if world.bound.is_some() {
+            life.plan(now, Happens::Measured, rng);
+        }
+        life
+    }
+
+    fn plan(&mut self, at: Tick, what: Happens, rng: &mut SmallRng) {
+        self.agenda.push(Reverse((at, rng.random(), what)));
+    }
+
+    /// Lets the dispatcher do all that it can at this moment.
+    fn poll(&mut self, world: &mut World, rng: &mut SmallRng, now: Tick) {
+        self.ask(world, now);
+        while let Some(effect) = self.dispatcher.poll(now) {
+            self.check_routed();
+            world.trace.note(now, &effect);
+            self.carry_out(effect, world, rng, now);
+        }
+        self.check_routed();
+        assert!(self.in_flight.len() <= self.slots, "more requests than slots");
+    }
+
+    fn carry_out(&mut self, effect: Effect, world: &mut World, rng: &mut SmallRng, now: Tick) {
+        match effect {
+            Effect::Send(Dispatch { attempt, .. }) => {
+                assert!(!self.paused.contains(&attempt.endpoint.id), "sent to a paused endpoint");
+                self.check_alone(&attempt);
+                let outcome = world.answer(rng, &attempt, now);
+                let id = attempt.delivery;
+                self.plan(now + outcome.elapsed, Happens::Answered(id), rng);
+                self.in_flight.insert(id, (attempt, outcome));
+            }
+            Effect::Abort(id) => self.abort(id, world, rng, now),
+            Effect::LookUp(accounts) => {
+                let takes = Duration::from_millis(rng.random_range(1..20));
+                if let Some(until) = world.unrouted.outage(now) {
+                    self.lookup = Some(LookUp::Asked(accounts));
+                    self.plan(until + takes, Happens::LookedUp, rng);
+                } else {
+                    self.lookup = Some(self.look_up(accounts, world, rng));
+                    self.plan(now + takes, Happens::LookedUp, rng);
+                }
+            }
+            Effect::ReadDeferred(pages) => {
+                assert!(self.refill.is_none(), "two pages at once");
+                let at_once = rng.random_bool(0.5);
+                let page =
+                    if at_once { Page::Read(world.refill(&pages)) } else { Page::Asked(pages) };
+                self.refill = Some(page);
+                let slow = if rng.random_bool(0.05) { 500 } else { 3 };
+                self.plan(now + Duration::from_millis(slow), Happens::Refilled, rng);
+            }
+            Effect::ReadUnrouted(pages) => {
+                assert!(self.unrouted.is_none(), "two pages at once");
+                self.unrouted = Some(world.unrouted.read(&pages));
+                let slow = if rng.random_bool(0.05) { 500 } else { 3 };
+                self.plan(now + Duration::from_millis(slow), Happens::Routable, rng);
+            }
+            Effect::Store(batch) => {
+                assert!(self.batch.is_none(), "two state transactions at once");
+                self.batch = Some(*batch);
+                self.storing = std::mem::take(&mut self.unstored);
+                let slow = if rng.random_bool(0.05) { 1_500 } else { 5 };
+                self.plan(now + Duration::from_millis(slow), Happens::Stored, rng);
+            }
+            Effect::Flush(lsn) => assert_eq!(lsn, world.frontier, "the source forgets too much"),
+            Effect::Report(changed) => self.reports.push(*changed),
+            Effect::Settled(_) | Effect::StateFull { .. } => {}
+        }
+    }
+
+    fn look_up(&self, accounts: Vec<AccountId>, world: &mut World, rng: &mut SmallRng) -> LookUp {
+        // SQL may lag behind the stream, or run ahead of it.
+        let lag = rng.random_range(0..3);
+        let ahead = rng.random_range(0..3);
+        let end = (self.next_txn + ahead).saturating_sub(lag).min(world.txns.len());
+        // What one snapshot has seen, every later one sees.
+        let end = end.max(world.visible);
+        world.visible = end;
+        let xmax = world.txns.get(end).map_or(1 << 20, |t| u64::from(t.xid));
+        let snapshot = format!("{xmax}:{xmax}:").parse().unwrap();
+        let routes = accounts.into_iter().map(|a| (a.clone(), world.routes(end, &a)));
+        LookUp::Answered(snapshot, routes.collect())
+    }
+
+    /// A request is given up; half of those that would have been taken have been.
+    fn abort(&mut self, id: DeliveryId, world: &mut World, rng: &mut SmallRng, now: Tick) {
+        let (attempt, outcome) = self.in_flight.get_mut(&id).unwrap();
+        if outcome.delivered() && rng.random_bool(0.5) {
+            world.receive(attempt);
+            world.excused += 1;
+        }
+        let failure = Failure { kind: FailureKind::Aborted, detail: String::new() };
+        *outcome = Outcome::new(Err(failure), Duration::from_secs(1));
+        world.aborts += 1;
+        self.agenda.retain(|Reverse((.., what))| *what != Happens::Answered(id));
+        self.plan(now, Happens::Answered(id), rng);
+    }
+
+    /// Hands over what an operator asks, once in a life.
+    fn ask(&mut self, world: &World, now: Tick) {
+        let Some((job, endpoint, pause)) = world.job.clone() else { return };
+        if self.asked.replace(job) == Some(job) {
+            return;
+        }
+        let (changed, input) = if pause {
+            let reason = String::new();
+            let changed = self.paused.insert(endpoint.clone());
+            (changed, OperatorInput::Pause { job, endpoint, reason })
+        } else {
+            let changed = self.paused.remove(&endpoint);
+            (changed, OperatorInput::Resume { job, endpoint })
+        };
+        assert_eq!(self.dispatcher.handle_operator(input, now), changed);
+    }
+
+    /// What happens next, and when: of the agenda, or that the dispatcher's own time has come, or that
+    /// an operator does something.
+    fn next(&mut self, world: &World, now: Tick) -> Option<(Tick, Happens)> {
+        let operator = world.resume_at.as_ref().map(|(at, _)| *at);
+        let wake = self.dispatcher.deadline().into_iter().chain(operator).min();
+        let wake = wake.map(|due| due.max(now + Duration::from_micros(1)));
+        let first = self.agenda.peek().map(|Reverse((at, ..))| *at);
+        if let Some(wake) = wake.filter(|wake| first.is_none_or(|at| *wake < at)) {
+            return Some((wake, Happens::Wake));
+        }
+        self.agenda.pop().map(|Reverse((at, _, what))| (at, what))
+    }
+
+    /// No two events of one row are in flight to one endpoint.
+    fn check_alone(&self, attempt: &Attempt) {
+        for (other, _) in self.in_flight.values() {
+            let shares = other.event.keys.iter().any(|k| attempt.event.keys.contains(k));
+            let same = other.endpoint.id == attempt.endpoint.id
+                && other.event.account == attempt.event.account;
+            let ordered = !other.replay && !attempt.replay;
+            assert!(
+                !(ordered && same && shares),
+                "two events of one row in flight to one endpoint"
+            );
+        }
+    }
+
+    fn handle(&mut self, what: Happens, world: &mut World, rng: &mut SmallRng, now: Tick) {
+        match what {
+            Happens::Streamed => {
+                if self.dispatcher.wants_input() && self.next_txn < world.txns.len() {
+                    self.stream(world, now);
+                }
+                if self.next_txn < world.txns.len() {
+                    let next = Duration::from_micros(rng.random_range(world.pause_us.clone()));
+                    self.plan(now + next, Happens::Streamed, rng);
+                } else {
+                    let wal_end = Lsn(world.txns.last().unwrap().end_lsn.0 + 500);
+                    self.dispatcher.handle(now, Input::Items(vec![Item::Progress { wal_end }]));
+                }
+            }
+            Happens::Answered(id) => {
+                let (attempt, outcome) = self.in_flight.remove(&id).unwrap();
+                if outcome.delivered() {
+                    world.receive(&attempt);
+                }
+                self.unstored += 1;
+                self.dispatcher.handle(now, Input::Outcome { delivery: id, outcome });
+            }
+            Happens::LookedUp => {
+                let looked_up = match self.lookup.take().unwrap() {
+                    LookUp::Asked(accounts) if world.unrouted.outage(now).is_some() => {
+                        let again = now + Duration::from_millis(rng.random_range(1..200));
+                        self.lookup = Some(LookUp::Asked(accounts));
+                        self.plan(again, Happens::LookedUp, rng);
+                        return;
+                    }
+                    LookUp::Asked(accounts) => self.look_up(accounts, world, rng),
+                    answered @ LookUp::Answered(..) => answered,
+                };
+                let LookUp::Answered(snapshot, answers) = looked_up else { return };
+                let answer = LookUpAnswer { snapshot, put_off: Vec::new(), answers };
+                self.dispatcher.handle(now, Input::Routes(Box::new(answer)));
+            }
+            Happens::Refilled => {
+                let pages = match self.refill.take().unwrap() {
+                    Page::Asked(pages) => world.refill(&pages),
+                    Page::Read(pages) => pages,
+                };
+                self.dispatcher.handle(now, Input::DeferredPages(pages));
+            }
+            Happens::Routable => {
+                let pages = self.unrouted.take().unwrap();
+                self.dispatcher.handle(now, Input::UnroutedPages(pages));
+            }
+            Happens::Stored => {
+                let persisted = world.store(self.batch.take().unwrap());
+                self.dispatcher.handle(now, Input::Stored(Box::new(persisted)));
+                self.storing = 0;
+            }
+            Happens::Measured => {
+                self.dispatcher.handle(now, Input::StateSize(Box::new(world.size())));
+                self.plan(now + Duration::from_millis(500), Happens::Measured, rng);
+            }
+            Happens::Wake => {}
+        }
+    }
+
+    fn stream(&mut self, world: &mut World, now: Tick) {
+        let txn = world.txns[self.next_txn].clone();
+        let mut items = vec![Item::Begin { commit_lsn: txn.commit_lsn }];
+        for change in &txn.changes {
+            let item = match change {
+                Change::Row(event) => {
+                    let recognised = self.dispatcher.was_shelved(event);
+                    world.unrouted.recognised += u64::from(recognised);
+                    Item::Event(Arc::clone(event))
+                }
+                Change::Endpoint { id, row } => {
+                    let joined = world.joins(self.next_txn, id);
+                    let at = txn.commit_lsn;
+                    self.joined.extend(joined.iter().map(|endpoint| (endpoint.clone(), at)));
+                    let accounts = row.iter().map(|(a, _)| AccountId::new(a.to_string()));
+                    let endpoints = smallvec![EndpointId::new(id.as_str())];
+                    let scope = Scope::Endpoint { endpoints, accounts: accounts.collect() };
+                    Item::Invalidate(Invalidation { xid: txn.xid, scope, joined })
+                }
+            };
+            items.push(item);
+        }
+        items.push(Item::Commit { end_lsn: txn.end_lsn });
+        self.dispatcher.handle(now, Input::Items(items));
+        self.next_txn += 1;
+    }
+
+    /// What it had not stored is lost.
+    fn crash(&mut self, world: &mut World, rng: &mut SmallRng) {
+        world.unrouted.crashes += u64::from(!world.unrouted.accounts.is_empty());
+        world.excused += self.in_flight.len() as u64 + self.storing + self.unstored;
+        // The state transaction under way may have been committed.
+        if let Some(batch) = self.batch.take_if(|_| rng.random_bool(0.5)) {
+            world.store(batch);
+        }
+    }
+
+    fn is_done(&self, world: &World) -> bool {
+        self.next_txn == world.txns.len()
+            && self.dispatcher.frontier() > world.txns.last().unwrap().end_lsn
+            && world.frontier == self.dispatcher.frontier()
+            && world.backlog.is_empty()
+            && world.unrouted.accounts.is_empty()
+            && world.job.is_none()
+            && world.resume_at.is_none()
+            && world.growing().next().is_none()
+            && self.refill.is_none()
+    }
+}
+
+/// Slots of each pool.
+const SLOTS: u32 = 16;
+
+/// Minutes do what days do in the field.
+fn settings(memory_limit: usize) -> Settings {
+    Settings {
+        memory_limit,
+        queue_max: 40,
+        slice: 256,
+        lane_max: 2_048,
+        fast_slots: SLOTS,
+        slow_slots: SLOTS,
+        ordering: Ordering::Row,
+        settle: SettlePolicy {
+            quick_attempts: 3,
+            retry: RetryPolicy::new(Duration::from_millis(200), Duration::from_secs(60)).unwrap(),
+            retry_for: Duration::from_secs(600),
+        },
+        disable_after: Duration::from_secs(3_600),
+        max_hold: Duration::from_secs(3),
+        max_retained: 10_000,
+        notifies: true,
+        state_max: u64::MAX,
+    }
+}
+
+/// Names the seed of a run that fails.
+struct Named(u64);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("seed {} failed", self.0);
+        }
+    }
+}
+
+/// Runs a world with its crashes to the end, and checks what came of it.
+fn simulate(seed: u64, transactions: u64, crashes: u32) -> World {
+    simulate_with(seed, transactions, crashes, 0, SLOTS, None)
+}
+
+/// As [`simulate`], with an operator who pauses endpoints, so many slots in each pool, and where the
+/// table may take so many bytes.
+fn simulate_with(
+    seed: u64,
+    transactions: u64,
+    crashes: u32,
+    pauses: u32,
+    slots: u32,
+    bound: Option<u64>,
+) -> World {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut world = World { bound, ..World::new(&mut rng, transactions) };
+    world.pauses_left = if world.tempers.is_empty() { 0 } else { pauses };
+    run(seed, world, rng, crashes, slots, bound)
+}
+
+fn run(
+    seed: u64,
+    mut world: World,
+    mut rng: SmallRng,
+    crashes: u32,
+    slots: u32,
+    bound: Option<u64>,
+) -> World {
+    let _named = Named(seed);
+    let mut now = Tick(0);
+    let mut left = crashes;
+    let memory_limit = if seed.is_multiple_of(2) { 1 << 20 } else { 1 << 17 };
+    let state_max = bound.unwrap_or(u64::MAX);
+    // In every third world an event is routed to one endpoint after the other.
+    let (slice, lane_max) = if seed.is_multiple_of(3) { (1, 4) } else { (256, 2_048) };
+    let (fast_slots, slow_slots, common) = (slots, slots, settings(memory_limit));
+    let settings = Settings { fast_slots, slow_slots, state_max, slice, lane_max, ..common };
+    let mut life = Life::new(&world, &settings, &mut rng, now);
+    let end = Tick(0) + Duration::from_secs(7 * 24 * 3600);
+    loop {
+        if left > 0 && rng.random_bool(0.002) {
+            left -= 1;
+            life.crash(&mut world, &mut rng);
+            life = Life::new(&world, &settings, &mut rng, now);
+        }
+        world.operate(&mut rng, now);
+        life.poll(&mut world, &mut rng, now);
+        if life.is_done(&world) {
+            break;
+        }
+        let Some((at, what)) = life.next(&world, now) else {
+            panic!("seed {seed}: nothing left to happen, and not done");
+        };
+        now = at;
+        assert!(now < end, "seed {seed}: not done within a week");
+        life.handle(what, &mut world, &mut rng, now);
+    }
+    if std::env::var_os("WALHOOK_TRACE").is_some() {
+        println!(
+            "TRACE {seed} {crashes} {slots} {bound:?} {} {:x}",
+            world.trace.effects,
+            world.trace.digest()
+        );
+    }
+    let gauges = life.dispatcher.gauges();
+    assert_eq!(gauges.lanes_ready + gauges.lanes_waiting, 0, "seed {seed}");
+    assert_eq!(gauges.queued_bytes, 0, "seed {seed}: memory is not given back");
+    assert_eq!((gauges.deferred, gauges.backlogs), (0, 0), "seed {seed}");
+    assert_eq!((gauges.unrouted, gauges.unrouted_accounts), (0, 0), "seed {seed}");
+    world
+}
+
+#[test]
+fn dispatcher_loses_and_invents_nothing_by_seed() {
+    for seed in 0..12 {
+        account_for(seed, &simulate(seed, 300, 0));
+    }
+}
+
+#[test]
+fn dispatcher_loses_and_invents_nothing_across_crashes_by_seed() {
+    for seed in 1_000..1_024 {
+        account_for(seed, &simulate(seed, 300, 6));
+    }
+}
+
+#[test]
+fn dispatcher_sends_nothing_to_a_paused_endpoint_and_loses_nothing_across_crashes_by_seed() {
+    for seed in 2_000..2_012 {
+        account_for(seed, &simulate_with(seed, 300, 4, 5, SLOTS, None));
+    }
+}
+
+#[test]
+fn dispatcher_loses_and_invents_nothing_where_requests_are_given_up_by_seed() {
+    let mut aborts = 0;
+    for seed in 3_000..3_018 {
+        let world = simulate_with(seed, 300, 2, 0, 3, None);
+        account_for(seed, &world);
+        aborts += world.aborts;
+    }
+    assert!(aborts > 10, "only {aborts} requests were given up");
+}
+
+#[test]
+fn simulation_is_the_same_for_the_same_seed() {
+    let summary = |seed| {
+        let world = simulate(seed, 200, 3);
+        let mut received: Vec<_> = world.received.into_iter().collect();
+        received.sort();
+        (received, world.dead.len(), world.duplicates)
+    };
+    assert_eq!(summary(7), summary(7));
+}

@@ -1,0 +1,212 @@
+//! Endpoints to which nothing is sent for a while: their breaker is open. (That an operator has paused one:
+//! see the module `operator`.)
+//!
+//! What arrives for them is deferred, what waited in memory is too, and their clock stands still.
+
+use std::time::Duration;
+
+use super::super::breaker::{Breaker, Lately, Went};
+use super::super::lane::Origin;
+use super::super::schedule::LaneId;
+use super::super::settle::failure_text;
+use super::defer::{Detour, Exit};
+use super::{Dispatcher, EndpointChange, EndpointChanged};
+use walhook_core::attempt::{DeliveryId, FailureKind, Outcome};
+use walhook_core::event::EndpointId;
+use walhook_core::persist::{DeferReason, DisableEndpoint, QueueId};
+use walhook_core::tick::{Tick, micros};
+
+/// Why a breaker closes.
+const CAME_THROUGH: &str = "it took a delivery";
+
+/// Why a breaker opens although the deliveries arrive.
+const RESENT: &str =
+    "taken, but more than half of the requests had to be sent again on another connection";
+
+impl Detour {
+    /// For how long the queue was stopped so far, a pause that lasts not counted.
+    pub(super) fn stopped_us(&self, now: Tick) -> i64 {
+        let open = self.breaker.as_ref().map_or(Duration::ZERO, |b| now.since(b.since));
+        self.stopped_before_us.saturating_add_unsigned(micros(open))
+    }
+
+    /// Closes the breaker, if it is not closed.
+    pub(super) fn close_breaker(&mut self, now: Tick) -> bool {
+        self.stopped_before_us = self.stopped_us(now);
+        if self.breaker.take().is_none() {
+            return false;
+        }
+        self.backlog.block_all(DeferReason::Behind);
+        true
+    }
+}
+
+impl Dispatcher {
+    /// Whether an outcome of this delivery tells whether the breaker may close.
+    pub(super) fn is_test(&self, queue: &QueueId, id: DeliveryId, origin: Origin) -> bool {
+        let breaker = self.detours.get(queue).and_then(|detour| detour.breaker.as_ref());
+        let is_probe = |breaker: &Breaker| breaker.probe() == Some(id);
+        breaker.is_some_and(|b| is_probe(b) || matches!(origin, Origin::Retry { .. }))
+    }
+
+    /// What an outcome says of its endpoint's health. Call it after the delivery was seen to.
+    /// `is_test`: see [`Dispatcher::is_test`], as it was before.
+    pub(super) fn note_health(
+        &mut self,
+        lane_id: LaneId,
+        queue: &QueueId,
+        is_test: bool,
+        outcome: &Outcome,
+        now: Tick,
+    ) {
+        let went = went(outcome);
+        let is_off = self.is_paused(&queue.endpoint) || self.disabled.contains_key(&queue.endpoint);
+        if is_off || self.is_suspended(queue) || outcome.aborted() {
+            return;
+        }
+        let detour = self.detours.get_mut(queue);
+        let Some(breaker) = detour.and_then(|detour| detour.breaker.as_mut()) else {
+            if went == Went::Well {
+                self.forget_earlier_breaker(queue);
+            }
+            let in_memory = self.lanes.get_mut(&lane_id).and_then(|l| l.queue_mut(&queue.endpoint));
+            let resent = outcome.resends > 0;
+            if in_memory.is_some_and(|in_memory| in_memory.lately.note(went, resent, now))
+                && let Some(wait) = self.open_breaker(lane_id, queue, now)
+            {
+                let wait = humantime::format_duration(Duration::from_secs(wait.as_secs()));
+                let last =
+                    if outcome.delivered() { RESENT.to_owned() } else { failure_text(outcome) };
+                let detail = format!("nothing is sent for {wait}; last: {last}");
+                self.tell_of(queue, EndpointChange::BreakerOpened, detail);
+            }
+            return;
+        };
+        if !is_test {
+            return;
+        }
+        if went == Went::Well {
+            self.forget_breaker(queue, now);
+            self.tell_of(queue, EndpointChange::BreakerClosed, CAME_THROUGH.to_owned());
+        } else {
+            breaker.reopen(now, &mut self.rng);
+            self.outdate(queue);
+        }
+    }
+
+    /// What an earlier leader's breaker kept from the endpoint comes through again.
+    fn forget_earlier_breaker(&mut self, queue: &QueueId) {
+        let Some(detour) = self.detours.get_mut(queue) else { return };
+        if detour.was_open_until_us.take().is_some() {
+            self.outdate(queue);
+            self.tell_of(queue, EndpointChange::BreakerClosed, CAME_THROUGH.to_owned());
+        }
+    }
+
+    pub(super) fn tell_of(&mut self, queue: &QueueId, change: EndpointChange, detail: String) {
+        let QueueId { account, endpoint } = queue.clone();
+        self.tell(EndpointChanged { endpoint, account: Some(account), change, detail });
+    }
+
+    /// Returns for how long nothing is sent.
+    fn open_breaker(&mut self, id: LaneId, queue: &QueueId, now: Tick) -> Option<Duration> {
+        let in_memory = self.lanes.get_mut(&id)?.queue_mut(&queue.endpoint)?;
+        in_memory.lately = Lately::default();
+        let idle: Vec<DeliveryId> = in_memory.idle().map(|pending| pending.id).collect();
+        let breaker = Breaker::open(now, &mut self.rng);
+        let until = breaker.open_until()?;
+        let detour = self.detour(queue);
+        detour.breaker = Some(breaker);
+        detour.was_open_until_us = None;
+        detour.backlog.block_all(DeferReason::Breaker);
+        self.leave(id, &queue.endpoint, &idle, Exit::Other(DeferReason::Breaker), now);
+        // Without a row there is no probe: what comes next is one.
+        self.detours.get(queue)?.breaker.as_ref()?;
+        self.outdate(queue);
+        Some(until.since(now))
+    }
+
+    /// Switches an endpoint off that has answered with nothing but failures for too long.
+    pub(super) fn give_up_failing(&mut self, queue: &QueueId, outcome: &Outcome, now: Tick) {
+        let now_us = self.unix_us(now);
+        let Some(detour) = self.detours.get_mut(queue) else { return };
+        if went(outcome) == Went::Well {
+            if detour.failing_since_us.take().is_some() {
+                self.outdate(queue);
+            }
+            return;
+        }
+        if self.paused.contains_key(&queue.endpoint) || outcome.aborted() {
+            return;
+        }
+        let Some(since_us) = detour.failing_since_us else {
+            detour.failing_since_us = Some(now_us);
+            self.outdate(queue);
+            return;
+        };
+        let failing_us = u64::try_from(now_us.saturating_sub(since_us)).unwrap_or(0);
+        let limit = self.settings.disable_after;
+        if Duration::from_micros(failing_us) < limit || self.disabled.contains_key(&queue.endpoint)
+        {
+            return;
+        }
+        let limit = humantime::format_duration(limit);
+        let reason = format!("nothing but failures for {limit}; last: {}", failure_text(outcome));
+        let disable = DisableEndpoint { endpoint: queue.endpoint.clone(), reason };
+        self.switch_off(queue, disable, now);
+    }
+
+    /// Nothing is sent to the endpoint any more: what is queued or deferred for it becomes dead letters.
+    ///
+    /// That it is so already changes nothing and is told nobody: many requests may be in flight when the
+    /// first of them is answered so, also of several accounts while an endpoint moves.
+    pub(super) fn switch_off(&mut self, queue: &QueueId, disable: DisableEndpoint, now: Tick) {
+        self.forget_breaker(queue, now);
+        if self.disabled.contains_key(&disable.endpoint) {
+            return;
+        }
+        self.disabled.insert(disable.endpoint.clone(), disable.reason.clone());
+        self.tell_of(queue, EndpointChange::Disabled, disable.reason.clone());
+        self.durable.disable(disable);
+    }
+
+    /// Something is sent to the endpoint again, where it was switched off. What requests that are in flight
+    /// say of it is outdated: they were sent to what it was before.
+    pub(super) fn switch_on(&mut self, endpoint: &EndpointId) -> bool {
+        if self.disabled.remove(endpoint).is_none() {
+            return false;
+        }
+        self.durable.enable(endpoint.clone());
+        for request in self.in_flight.values_mut().filter(|r| r.endpoint == *endpoint) {
+            request.outdated = true;
+        }
+        true
+    }
+
+    /// Nothing is to be sent to the endpoint any more, or nothing can be: no reason to go slowly.
+    pub(super) fn forget_breaker(&mut self, queue: &QueueId, now: Tick) {
+        if let Some(detour) = self.detours.get_mut(queue)
+            && detour.close_breaker(now)
+        {
+            self.outdate(queue);
+        }
+    }
+
+    /// Whether no delivery to the queue's endpoint waits in memory, whatever comes.
+    pub(super) fn is_stopped(&self, queue: &QueueId) -> bool {
+        let detour = self.detours.get(queue);
+        self.is_paused(&queue.endpoint)
+            || detour.is_some_and(|detour| detour.breaker.is_some() || detour.is_suspended())
+    }
+}
+
+fn went(outcome: &Outcome) -> Went {
+    match &outcome.result {
+        Ok(answer) if outcome.delivered() || answer.status == 410 => Went::Well,
+        Err(failure) if failure.kind == FailureKind::Timeout => Went::Nowhere,
+        Ok(_) | Err(_) => Went::Badly,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+//! Each change of an endpoint's state is told once, however many requests show it.
+
+use std::time::Duration;
+
+use crate::dispatcher::rig::{Rig, settings};
+use crate::dispatcher::{EndpointChange, OperatorInput, Settings};
+use walhook_core::event::{EndpointId, Invalidation, Item, Scope};
+use walhook_core::lsn::Lsn;
+use walhook_core::notice::NoticeKind;
+
+fn kinds(rig: &mut Rig) -> Vec<EndpointChange> {
+    // That it fails is not what it is.
+    let failing = [EndpointChange::Failing, EndpointChange::Recovered];
+    let changes = rig.changes().into_iter().map(|changed| changed.change);
+    changes.filter(|change| !failing.contains(change)).collect()
+}
+
+/// Ten requests are in flight to the endpoint `7`.
+fn ten_in_flight(settings: Settings) -> (Rig, Vec<walhook_core::attempt::DeliveryId>) {
+    let mut rig = Rig::new(settings);
+    let mut sent = Vec::new();
+    // The limit grows with each success.
+    for _ in 0..40 {
+        rig.commit("7");
+        for dispatch in rig.send() {
+            rig.answer(dispatch.attempt.delivery, 204);
+        }
+    }
+    for _ in 0..10 {
+        rig.commit("7");
+        sent.extend(rig.send().into_iter().map(|dispatch| dispatch.attempt.delivery));
+    }
+    rig.changes();
+    (rig, sent)
+}
+
+#[test]
+fn endpoint_that_answers_410_to_many_requests_in_flight_is_switched_off_once() {
+    let (mut rig, sent) = ten_in_flight(settings());
+    assert!(sent.len() >= 4, "{sent:?}");
+    for delivery in &sent {
+        rig.answer(*delivery, 410);
+    }
+    assert_eq!(kinds(&mut rig), [EndpointChange::Disabled]);
+    rig.store();
+    let disabled: Vec<_> = rig.stored.iter().flat_map(|batch| &batch.disabled).collect();
+    assert_eq!(disabled.len(), 1, "{disabled:?}");
+    let notices: Vec<_> = rig.stored.iter().flat_map(|batch| &batch.notices).collect();
+    let told = notices.iter().filter(|notice| notice.kind == NoticeKind::EndpointDisabled);
+    assert_eq!(told.map(|notice| notice.count).collect::<Vec<_>>(), [1]);
+    // What comes later, of which nothing is sent, is no further change either.
+    rig.commit("7");
+    assert!(rig.send().is_empty());
+    assert_eq!(kinds(&mut rig), []);
+}
+
+#[test]
+fn failures_of_requests_in_flight_do_not_open_the_breaker_of_an_endpoint_that_is_switched_off() {
+    let (mut rig, sent) = ten_in_flight(settings());
+    rig.answer(sent[0], 410);
+    for delivery in &sent[1..] {
+        rig.answer(*delivery, 500);
+    }
+    for _ in 0..20 {
+        rig.commit("7");
+        rig.send();
+    }
+    assert_eq!(kinds(&mut rig), [EndpointChange::Disabled]);
+}
+
+#[test]
+fn answer_410_to_a_request_from_before_the_endpoint_was_switched_on_again_does_not_switch_it_off() {
+    for by_row in [false, true] {
+        let (mut rig, sent) = ten_in_flight(settings());
+        rig.answer(sent[0], 410);
+        let endpoint = EndpointId::new("7");
+        if by_row {
+            let scope = Scope::Endpoint {
+                endpoints: smallvec::smallvec![endpoint],
+                accounts: smallvec::smallvec![],
+            };
+            rig.dispatcher.handle_item(Item::Begin { commit_lsn: Lsn(90_000) }, rig.now);
+            rig.dispatcher.handle_item(Item::Invalidate(Invalidation::new(5, scope)), rig.now);
+            rig.dispatcher.handle_item(Item::Commit { end_lsn: Lsn(90_010) }, rig.now);
+        } else {
+            let resume = OperatorInput::Resume { job: 1, endpoint };
+            assert!(rig.dispatcher.handle_operator(resume, rig.now));
+        }
+        for delivery in &sent[1..] {
+            rig.answer(*delivery, 410);
+        }
+        assert_eq!(kinds(&mut rig), [EndpointChange::Disabled, EndpointChange::Enabled]);
+        rig.store();
+        // They are not lost for it: they are tried again, and what the endpoint says then counts.
+        let deferred = rig.stored.iter().map(|batch| batch.deferred.len()).sum::<usize>();
+        assert_eq!(deferred, sent.len() - 1);
+    }
+}
+
+#[test]
+fn endpoint_that_fails_for_too_long_is_switched_off_once() {
+    let short = Settings { disable_after: Duration::from_millis(1), ..settings() };
+    let (mut rig, sent) = ten_in_flight(short);
+    // The first two failures defer something, and so begin the time.
+    for delivery in &sent[..2] {
+        rig.answer(*delivery, 500);
+    }
+    rig.wait(Duration::from_secs(20));
+    let again: Vec<_> = rig.send().into_iter().map(|d| d.attempt.delivery).collect();
+    again.iter().for_each(|delivery| rig.answer(*delivery, 500));
+    rig.wait(Duration::from_secs(1));
+    for delivery in &sent[2..] {
+        rig.answer(*delivery, 500);
+    }
+    let told = kinds(&mut rig);
+    assert_eq!(told.iter().filter(|c| **c == EndpointChange::Disabled).count(), 1, "{told:?}");
+}
+
+#[test]
+fn endpoint_is_paused_and_resumed_once_however_often_that_is_asked() {
+    let (mut rig, sent) = ten_in_flight(settings());
+    let endpoint = || EndpointId::new("7");
+    for job in 0..3 {
+        let pause = OperatorInput::Pause { job, endpoint: endpoint(), reason: "why".into() };
+        assert_eq!(rig.dispatcher.handle_operator(pause, rig.now), job == 0);
+    }
+    // What was in flight and answers now changes nothing.
+    sent.iter().for_each(|delivery| rig.answer(*delivery, 410));
+    for job in 3..6 {
+        let resume = OperatorInput::Resume { job, endpoint: endpoint() };
+        assert_eq!(rig.dispatcher.handle_operator(resume, rig.now), job == 3);
+    }
+    assert_eq!(kinds(&mut rig), [EndpointChange::Paused, EndpointChange::Resumed]);
+    rig.store();
+    let done: i64 = rig.stored.iter().flat_map(|b| &b.jobs_done).map(|job| job.done).sum();
+    assert_eq!(done, 2);
+}

@@ -1,0 +1,353 @@
+//! The bound of the state tables: the queue that holds most rows is suspended, and its rows become one
+//! record in `gaps`.
+//!
+//! While a queue is suspended nothing of it becomes a row any more: what leaves memory is counted in
+//! the gap, in the state transaction that settles it. Its rows are removed some at a time, each time in
+//! a state transaction that counts them in the gap. So each delivery is a row or counted, whenever a
+//! crash comes; and a growing gap tells the next leader to go on with it.
+//!
+//! Rows are removed when memory knows of none of them (what is in flight has ended, what was being
+//! stored is), so that the backlog's numbers stay exact. Before the next queue is suspended the removal
+//! is over, and the server's statistics show it.
+//!
+//! Dead letters go first, and without a suspension: whoever holds most of both has its letters counted in
+//! the record of those beyond the first thousand. With no letters left it is suspended.
+//!
+//! With room again a queue goes on by itself, with an empty backlog. What comes before the last that was
+//! counted is stored is deferred: sent, it would overtake that one where a crash brings it back.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::super::backlog::Backlog;
+use super::Dispatcher;
+use super::changes::EndpointChange;
+use super::defer::{Detour, Exit};
+use super::durable::Leaves;
+use walhook_core::event::EndpointId;
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{
+    Blocked, DeferReason, GapChange, LETTERS_MAX, PersistBatch, Purge, Purged, QueueId,
+};
+use walhook_core::room::{Holder, Measured, Room, share};
+use walhook_core::tick::Tick;
+
+/// How late the server's statistics may tell of rows that were removed. A session reports at once, or,
+/// when it has just done so and falls silent, after ten seconds.
+const STATISTICS_LAG: Duration = Duration::from_secs(15);
+
+/// Of the bound: dead letters of several queues are given up at once until they are so much.
+const LETTERS_PERCENT: u64 = 5;
+
+/// How often it is said that nothing is left to give up.
+const SAID_EVERY: Duration = Duration::from_secs(60);
+
+/// The suspended queues.
+#[derive(Debug, Default)]
+pub(super) struct Suspensions {
+    queues: BTreeSet<QueueId>,
+    /// A size that was measured before may not show what was removed.
+    trusts_from: Tick,
+    said: Option<Tick>,
+    /// Queues whose dead letters are being removed.
+    letters: BTreeSet<QueueId>,
+}
+
+/// What is known of one.
+#[derive(Debug, Default)]
+pub(super) struct Suspension {
+    /// Why, until the gap is stored.
+    opens: Option<String>,
+    skipped: u64,
+    span: Option<(Lsn, Lsn)>,
+    /// Rows that this leader removed.
+    removed: u64,
+    /// What the table `gaps` says is outdated.
+    is_stale: bool,
+    /// Rows may be left in the table.
+    rows_left: bool,
+    /// The queue goes on, but what left memory up to this insertion is still counted.
+    ends_with: Option<u64>,
+    /// The last of it is in the state transaction under way.
+    is_ending: bool,
+}
+
+impl Detour {
+    /// Whether its deliveries are counted in a gap instead of being deferred.
+    pub(super) fn is_suspended(&self) -> bool {
+        self.suspension.as_ref().is_some_and(|suspension| suspension.ends_with.is_none())
+    }
+
+    /// Whether rows may be removed without anybody knowing one of them.
+    fn wants_purge(&self) -> bool {
+        let rows_left = self.suspension.as_ref().is_some_and(|s| s.rows_left);
+        rows_left && self.backlog.is_all_in_table()
+    }
+}
+
+impl Dispatcher {
+    /// Goes on with the suspensions that an earlier leader left.
+    pub(super) fn recover_suspensions(&mut self, gaps: Vec<GapChange>) {
+        for GapChange { queue, skipped, .. } in gaps {
+            let suspension = Suspension { skipped, rows_left: true, ..Suspension::default() };
+            self.detour(&queue).suspension = Some(suspension);
+            self.suspensions.queues.insert(queue);
+            self.durable.touch();
+        }
+    }
+
+    /// Takes what the state tables were measured to take. Says, once a minute, that they are full and no
+    /// queue has rows to give up.
+    pub(super) fn handle_state_size(&mut self, measured: &Measured, now: Tick) -> bool {
+        if self.stopping {
+            return false;
+        }
+        self.bound_unrouted(measured, now);
+        match measured.size.room(self.settings.state_max) {
+            Room::None => self.give_up_rows(measured, now),
+            Room::Enough => {
+                self.resume_suspended();
+                false
+            }
+            Room::Little => {
+                self.make_room_to_resume(measured, now);
+                false
+            }
+        }
+    }
+
+    /// Whether deliveries to the queue's endpoint are counted in a gap.
+    pub(super) fn is_suspended(&self, queue: &QueueId) -> bool {
+        self.detours.get(queue).is_some_and(|detour| detour.is_suspended())
+    }
+
+    /// Whether something is being given up, or a size may not show yet what was.
+    fn gives_up(&self, now: Tick) -> bool {
+        let rows_left = |queue| {
+            let suspension = self.detours.get(queue).and_then(|detour| detour.suspension.as_ref());
+            suspension.is_some_and(|suspension| suspension.rows_left)
+        };
+        let is_busy =
+            !self.suspensions.letters.is_empty() || self.suspensions.queues.iter().any(rows_left);
+        is_busy || now < self.suspensions.trusts_from
+    }
+
+    /// Dead letters stay for weeks: where only they keep suspended queues from going on, those of whoever
+    /// holds most go as well.
+    fn make_room_to_resume(&mut self, Measured { holders, .. }: &Measured, now: Tick) {
+        let waits = self.suspensions.queues.iter().any(|queue| self.is_suspended(queue));
+        if waits && !self.gives_up(now) {
+            self.give_up_letters(holders.iter().filter(|holder| holder.letters > 0));
+        }
+    }
+
+    /// Those of the first, and of more until a good part of the bound is given up.
+    fn give_up_letters<'a>(&mut self, holders: impl Iterator<Item = &'a Holder>) {
+        let mut given_up = 0;
+        for holder in holders {
+            if given_up >= share(self.settings.state_max, LETTERS_PERCENT) {
+                break;
+            }
+            given_up += holder.letter_bytes;
+            self.suspensions.letters.insert(holder.queue.clone());
+            self.durable.touch();
+        }
+    }
+
+    fn give_up_rows(&mut self, Measured { size, holders }: &Measured, now: Tick) -> bool {
+        if self.gives_up(now) {
+            return false;
+        }
+        let can_go = |detour: &Detour| detour.suspension.is_none() && detour.rows() > 0;
+        let able = |holder: &&Holder| {
+            holder.letters > 0
+                || self.detours.get(&holder.queue).is_some_and(|detour| can_go(detour))
+        };
+        let able: Vec<&Holder> = holders.iter().filter(able).collect();
+        self.give_up_letters(able.iter().copied().take_while(|holder| holder.letters > 0));
+        if !self.suspensions.letters.is_empty() {
+            return false;
+        }
+        let most = match able.first() {
+            Some(holder) => self.detours.get_key_value(&holder.queue),
+            None => self
+                .detours
+                .iter()
+                .filter(|(_, detour)| can_go(detour))
+                .max_by(|(a, x), (b, y)| (x.rows(), b).cmp(&(y.rows(), a))),
+        };
+        let Some((queue, detour)) = most else {
+            let said = self.suspensions.said.is_some_and(|said| now.since(said) < SAID_EVERY);
+            if !said {
+                self.suspensions.said = Some(now);
+            }
+            return !said;
+        };
+        let (queue, rows) = (queue.clone(), detour.rows());
+        self.suspend(&queue, now);
+        let detail = format!(
+            "the state tables take {} bytes (used: {}), and it has the most deferred deliveries, {rows}",
+            size.total_bytes, size.used_bytes
+        );
+        self.tell_of(&queue, EndpointChange::Suspended, detail);
+        false
+    }
+
+    fn suspend(&mut self, queue: &QueueId, now: Tick) {
+        let reason =
+            "suspended: state.max_size was reached, and it had the most deferred deliveries";
+        let detour = self.detour(queue);
+        detour.close_breaker(now);
+        detour.backlog.give_up();
+        detour.suspension = Some(Suspension {
+            opens: Some(reason.to_owned()),
+            is_stale: true,
+            rows_left: true,
+            ..Suspension::default()
+        });
+        self.suspensions.queues.insert(queue.clone());
+        self.skip_leaving(queue);
+        if let Some(lane_id) = self.lane_of.get(&queue.account).copied()
+            && let Some(in_memory) = self.lanes.get(&lane_id).and_then(|l| l.queue(&queue.endpoint))
+        {
+            let idle: Vec<_> = in_memory.idle().map(|pending| pending.id).collect();
+            let endpoint: EndpointId = queue.endpoint.clone();
+            self.leave(lane_id, &endpoint, &idle, Exit::Other(DeferReason::Overflow), now);
+        }
+        self.outdate(queue);
+        self.durable.touch();
+    }
+
+    /// What was on its way into the table is counted instead, unless it is in flight as well.
+    fn skip_leaving(&mut self, queue: &QueueId) {
+        let Some(detour) = self.detours.get_mut(queue) else { return };
+        for leaving in self.durable.leaving_mut().filter(|l| l.row.id.queue == *queue) {
+            if !detour.backlog.is_loaded(&leaving.row.id.key) {
+                leaving.kind = Leaves::Skipped;
+                detour.backlog.skip(&leaving.row.id.key);
+            }
+        }
+    }
+
+    fn resume_suspended(&mut self) {
+        let mut resumed = Vec::new();
+        let last = self.durable.insertions();
+        for queue in &self.suspensions.queues {
+            let Some(detour) = self.detours.get_mut(queue) else { continue };
+            let can = detour.is_suspended() && detour.backlog.is_forgettable();
+            let Some(suspension) = detour.suspension.as_mut().filter(|s| can && !s.rows_left)
+            else {
+                continue;
+            };
+            suspension.ends_with = Some(last);
+            let counted = suspension.skipped + suspension.removed;
+            detour.backlog = Backlog::new(Blocked::Keys(Vec::new()), DeferReason::Behind);
+            self.durable.touch();
+            resumed.push((queue.clone(), counted));
+        }
+        for (queue, counted) in resumed {
+            let detail =
+                format!("the state tables have room again; its gap counts {counted} deliveries");
+            self.tell_of(&queue, EndpointChange::Unsuspended, detail);
+        }
+    }
+
+    /// One that was on its way into the table is counted in its queue's gap instead.
+    pub(super) fn count_skipped(&mut self, queue: &QueueId, commit_lsn: Lsn) {
+        self.counters.in_gaps += 1;
+        let suspension = self.detours.get_mut(queue).and_then(|d| d.suspension.as_mut());
+        debug_assert!(suspension.is_some(), "skipped, and nothing counts it");
+        if let Some(suspension) = suspension {
+            suspension.skipped += 1;
+            suspension.is_stale = true;
+            let (first, last) = suspension.span.unwrap_or((commit_lsn, commit_lsn));
+            suspension.span = Some((first.min(commit_lsn), last.max(commit_lsn)));
+        }
+    }
+
+    /// What gaps are to say, and at most `rows` rows to be removed.
+    pub(super) fn hand_out_gaps(&mut self, batch: &mut PersistBatch, mut rows: usize) {
+        for queue in &self.suspensions.letters {
+            let at_once = u32::try_from(rows).unwrap_or(u32::MAX).min(LETTERS_MAX);
+            if at_once > 0 {
+                batch.letter_purges.push(Purge { queue: queue.clone(), rows: at_once });
+                rows -= at_once as usize;
+            }
+        }
+        let handed_out = self.durable.handed_out();
+        let mut ended = Vec::new();
+        for queue in &self.suspensions.queues {
+            let Some(detour) = self.detours.get_mut(queue) else { continue };
+            let purges = rows > 0 && detour.wants_purge();
+            let in_table = usize::try_from(detour.backlog.in_table()).unwrap_or(usize::MAX);
+            let Some(suspension) = &mut detour.suspension else { continue };
+            let growing = suspension.ends_with.is_none_or(|last| last > handed_out);
+            if std::mem::take(&mut suspension.is_stale) || !growing {
+                batch.gaps.push(GapChange {
+                    queue: queue.clone(),
+                    opens: suspension.opens.take(),
+                    skipped: suspension.skipped,
+                    span: suspension.span,
+                    growing,
+                });
+            }
+            if purges {
+                let at_once = u32::try_from(rows).unwrap_or(u32::MAX);
+                batch.purges.push(Purge { queue: queue.clone(), rows: at_once });
+                rows = rows.saturating_sub(in_table.max(1));
+            }
+            if !growing {
+                suspension.is_ending = true;
+                ended.push(queue.clone());
+            }
+        }
+        for queue in ended {
+            // It is looked after, and forgotten where nothing is left, when that is stored.
+            self.outdate(&queue);
+        }
+    }
+
+    /// A batch is stored, and with it all that was counted of queues that go on: from now on they are sent
+    /// to directly. Sooner, a crash would have brought what was counted behind newer events.
+    pub(super) fn end_suspensions(&mut self, now: Tick) {
+        let is_over = |queue: &&QueueId| {
+            let suspension = self.detours.get(queue).and_then(|detour| detour.suspension.as_ref());
+            suspension.is_none_or(|suspension| suspension.is_ending)
+        };
+        let over: Vec<QueueId> = self.suspensions.queues.iter().filter(is_over).cloned().collect();
+        for queue in over {
+            self.suspensions.queues.remove(&queue);
+            if let Some(detour) = self.detours.get_mut(&queue) {
+                detour.suspension = None;
+            }
+            self.look_after(&queue, now);
+        }
+    }
+
+    pub(super) fn handle_letters_purged(&mut self, purged: &[Purged], now: Tick) {
+        for Purged { queue, rows, all } in purged {
+            self.counters.in_gaps += rows;
+            if *all {
+                self.suspensions.letters.remove(queue);
+                self.suspensions.trusts_from = now + STATISTICS_LAG;
+            }
+            self.durable.touch();
+        }
+    }
+
+    pub(super) fn handle_purged(&mut self, purged: &[Purged], now: Tick) {
+        for Purged { queue, rows, all } in purged {
+            self.counters.in_gaps += rows;
+            let Some(detour) = self.detours.get_mut(queue) else { continue };
+            detour.backlog.purged(*rows, *all);
+            if let Some(suspension) = &mut detour.suspension {
+                suspension.removed += rows;
+                suspension.rows_left = !all;
+            }
+            if *all {
+                self.suspensions.trusts_from = now + STATISTICS_LAG;
+            }
+            self.outdate(queue);
+        }
+    }
+}

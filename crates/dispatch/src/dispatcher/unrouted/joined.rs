@@ -1,0 +1,73 @@
+//! Which endpoints joined while events could not be routed.
+//!
+//! An endpoint that an event's account did not have when the event was committed gets nothing of it. Nobody
+//! knows what the account had then; but the stream shows each change of the endpoint table, in commit order.
+//! Of an endpoint whose row was inserted, or is seen to have come from another account, to have been switched
+//! on, or to want more, it is known where it joined. What the WAL does not tell is no reason to keep an event
+//! from an endpoint: one whose row was updated was there before.
+//!
+//! While there are rows without an endpoint, this is stored with them. So many endpoints are remembered; those
+//! beyond get the events from before as well.
+
+use std::collections::HashMap;
+
+use walhook_core::event::EndpointId;
+use walhook_core::heap::map_entry;
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{Joined, PersistBatch};
+
+/// Endpoints that are remembered.
+const JOINED_MAX: usize = 16_384;
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(super) struct Joiners {
+    at: HashMap<EndpointId, Lsn>,
+    /// Those that the table does not tell of, or not rightly.
+    unstored: Vec<EndpointId>,
+    /// The table tells of some.
+    is_stored: bool,
+}
+
+impl Joiners {
+    pub(super) fn recover(&mut self, joined: Vec<Joined>) {
+        self.is_stored = !joined.is_empty();
+        self.at = joined.into_iter().map(|joined| (joined.endpoint, joined.at)).collect();
+    }
+
+    /// The endpoint joined with the transaction that commits there.
+    pub(super) fn note(&mut self, endpoint: &EndpointId, at: Lsn) {
+        if self.at.len() < JOINED_MAX || self.at.contains_key(endpoint) {
+            let before = self.at.insert(endpoint.clone(), at);
+            if before != Some(at) {
+                self.unstored.push(endpoint.clone());
+            }
+        }
+    }
+
+    /// Whether an event that commits there was committed before the endpoint joined.
+    pub(super) fn keeps_out(&self, endpoint: &EndpointId, commit_lsn: Lsn) -> bool {
+        self.at.get(endpoint).is_some_and(|at| commit_lsn < *at)
+    }
+
+    /// `is_needed`: there are rows without an endpoint. `may_forget`: nor does anything wait in memory.
+    pub(super) fn hand_out(&mut self, batch: &mut PersistBatch, is_needed: bool, may_forget: bool) {
+        if is_needed {
+            let unstored = std::mem::take(&mut self.unstored);
+            let joined = |endpoint: EndpointId| {
+                let at = *self.at.get(&endpoint)?;
+                Some(Joined { endpoint, at })
+            };
+            batch.joined = unstored.into_iter().filter_map(joined).collect();
+            self.is_stored |= !batch.joined.is_empty();
+        } else if may_forget {
+            self.at.clear();
+            self.unstored.clear();
+            batch.joined_passed = std::mem::take(&mut self.is_stored);
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.at.len() * (map_entry(size_of::<(EndpointId, Lsn)>()) + 64)
+    }
+}

@@ -1,0 +1,268 @@
+//! Rows without an endpoint are read back and routed: account by account, page by page, slice by slice.
+//!
+//! A page is in memory before its account is looked up, so that what the look-up tells is used at once and
+//! need not be kept. While look-ups fail, few pages wait so.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::super::super::lane::{DELIVERY_BYTES, Held};
+use super::super::Dispatcher;
+use super::super::durable::{Body, Dying, ROWS_BYTES};
+use walhook_core::endpoint::{Endpoint, Routes};
+use walhook_core::event::{AccountId, EndpointId};
+use walhook_core::persist::{
+    DeadLetter, DeadReason, EventKey, QueueId, Unrouted, UnroutedKey, UnroutedPage, UnroutedRefill,
+};
+use walhook_core::tick::Tick;
+
+/// Accounts that are asked for at once, and whose pages are in memory.
+const ASKED_AT_ONCE: usize = 64;
+const PAGES_MAX: usize = 256;
+
+/// Accounts of the line that are looked at for that.
+const LOOKED_AT_ONCE: usize = 1_024;
+
+/// Rows of one page.
+const PAGE_ROWS: u32 = 128;
+
+/// Rows that were routed and are not in a batch yet, at most.
+const GONE_MAX: usize = 10_000;
+
+/// Pages that are taken on at once.
+const ROUTED_AT_ONCE: usize = 64;
+
+/// What is in memory of a shelf.
+#[derive(Debug)]
+pub(super) enum Page {
+    None,
+    /// Being read; only rows before this one are taken, since it may not show what stands in between.
+    Asked(Option<EventKey>),
+    Read(VecDeque<Row>),
+}
+
+/// A row in memory.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) held: Arc<Held>,
+    /// The last endpoint that it was routed to.
+    after: Option<EndpointId>,
+    /// Some endpoint wanted it.
+    wanted: bool,
+}
+
+impl Dispatcher {
+    /// The pages of unrouted events to be read next; answered by [`Dispatcher::handle_unrouted`]. One batch
+    /// at a time.
+    pub(in super::super) fn poll_unrouted(&mut self) -> Option<Vec<UnroutedRefill>> {
+        let limit = self.settings.memory_limit;
+        let is_caught_up = self.tracker.read_to() > self.refills.known_from();
+        let room = self.used_bytes() < limit / 4 * 3;
+        if self.shelves.reserved > 0 || self.stopping || !room || !is_caught_up {
+            return None;
+        }
+        let bytes = (limit / 16 / ASKED_AT_ONCE).max(4 << 10);
+        let mut pages = Vec::new();
+        for _ in 0..self.shelves.line.len().min(LOOKED_AT_ONCE) {
+            if pages.len() >= ASKED_AT_ONCE || self.shelves.pages >= PAGES_MAX {
+                break;
+            }
+            let Some(account) = self.shelves.line.pop_front() else { break };
+            if self.shelves.bound.gives_up(&account) {
+                if let Some(shelf) = self.shelves.accounts.get_mut(&account) {
+                    shelf.in_line = false;
+                }
+                continue;
+            }
+            let Some(shelf) = self.shelves.accounts.get_mut(&account) else { continue };
+            if !std::mem::take(&mut shelf.in_line) || !matches!(shelf.page, Page::None) {
+                // In the line since an earlier shelf of the account.
+                continue;
+            }
+            shelf.page = Page::Asked(shelf.storing.front().cloned());
+            self.shelves.pages += 1;
+            let (after, rows) = (shelf.cursor.clone(), PAGE_ROWS);
+            pages.push(UnroutedRefill { account, after, rows, bytes: bytes as u64 });
+        }
+        if pages.is_empty() {
+            return None;
+        }
+        self.shelves.reserved = pages.len() * bytes;
+        self.bytes += self.shelves.reserved;
+        Some(pages)
+    }
+
+    /// Takes the answer to [`Dispatcher::poll_unrouted`].
+    pub(in super::super) fn handle_unrouted(&mut self, pages: Vec<UnroutedPage>, now: Tick) {
+        self.bytes = self.bytes.saturating_sub(std::mem::take(&mut self.shelves.reserved));
+        for UnroutedPage { account, rows, end } in pages {
+            let gives_up = self.shelves.bound.gives_up(&account);
+            let Some(shelf) = self.shelves.accounts.get_mut(&account) else { continue };
+            let Page::Asked(ceiling) = &mut shelf.page else { continue };
+            let ceiling = ceiling.take();
+            shelf.page = Page::None;
+            let found = rows.len();
+            let mut read = VecDeque::with_capacity(found);
+            for Unrouted { event, routed_to: after } in rows {
+                let key = EventKey::of(&event);
+                if gives_up || ceiling.as_ref().is_some_and(|ceiling| *ceiling <= key) {
+                    break;
+                }
+                self.bytes += event.size_bytes() + DELIVERY_BYTES;
+                shelf.cursor = Some(key);
+                let wanted = after.is_some();
+                read.push_back(Row { held: Arc::new(Held { event }), after, wanted });
+            }
+            shelf.unread = shelf.unread.saturating_sub(read.len() as u64);
+            if read.is_empty() {
+                self.shelves.pages -= 1;
+                if found == 0 && end && ceiling.is_none() && shelf.going == 0 && !gives_up {
+                    self.count_anew(&account, now);
+                }
+                continue;
+            }
+            shelf.page = Page::Read(read);
+            self.route_shelf(&account, None, now);
+        }
+    }
+
+    /// Rows are counted, but none is where it was looked for: it stands before the others (in another cluster
+    /// positions began anew), or somebody has removed them.
+    fn count_anew(&mut self, account: &AccountId, now: Tick) {
+        let Some(shelf) = self.shelves.accounts.get_mut(account) else { return };
+        if shelf.cursor.take().is_some() {
+            self.shelves.join_line(account);
+        } else if shelf.storing.is_empty() {
+            (shelf.rows, shelf.in_table, shelf.unread, shelf.old) = (0, 0, 0, 0);
+            self.shelves.outdate(account);
+            self.durable.touch();
+            self.clear_shelf(account, now);
+        }
+    }
+
+    /// Goes on with pages that waited for room. Call before [`Dispatcher::poll_attempt`].
+    pub(in super::super) fn route_shelves(&mut self, now: Tick) {
+        for _ in 0..self.shelves.going.len().min(ROUTED_AT_ONCE) {
+            let Some(account) = self.shelves.going.pop_front() else { return };
+            self.route_shelf(&account, None, now);
+        }
+    }
+
+    /// Whether what becomes of rows may be queued for the state database.
+    fn may_route_rows(&self) -> bool {
+        let leaving = self.durable.leaving_bytes();
+        let limit = self.settings.memory_limit;
+        !self.stopping
+            && self.shelves.gone.len() < GONE_MAX
+            && leaving < 2 * ROWS_BYTES
+            && (self.used_bytes() < limit || leaving < limit / 8)
+    }
+
+    /// Routes the account's rows that are in memory, by these routes or what is known.
+    pub(in super::super) fn route_shelf(
+        &mut self,
+        account: &AccountId,
+        routes: Option<&Arc<Routes>>,
+        now: Tick,
+    ) {
+        loop {
+            let may_route = self.may_route_rows();
+            let Some(shelf) = self.shelves.accounts.get_mut(account) else { return };
+            let Page::Read(rows) = &mut shelf.page else { return };
+            if rows.is_empty() {
+                shelf.page = Page::None;
+                self.shelves.pages -= 1;
+                self.shelves.join_line(account);
+                self.clear_shelf(account, now);
+                return;
+            }
+            if !may_route {
+                if !self.shelves.going.contains(account) {
+                    self.shelves.going.push_back(account.clone());
+                }
+                return;
+            }
+            let Some(routes) = routes.cloned().or_else(|| self.router.get(account, now)) else {
+                self.router.want(account);
+                return;
+            };
+            self.route_row(account, &routes, now);
+        }
+    }
+
+    /// Takes the account's first row in memory on, by one slice.
+    fn route_row(&mut self, account: &AccountId, routes: &Routes, now: Tick) {
+        let Some(shelf) = self.shelves.accounts.get_mut(account) else { return };
+        let Page::Read(rows) = &mut shelf.page else { return };
+        let Some(row) = rows.front_mut() else { return };
+        let held = Arc::clone(&row.held);
+        let event = Arc::clone(&held.event);
+        let key = EventKey::of(&event);
+        let after = |endpoint: &Arc<Endpoint>| {
+            row.after.as_ref().is_some_and(|after| endpoint.id <= *after)
+        };
+        let from = routes.endpoints.partition_point(after);
+        let to = routes.endpoints.len().min(from.saturating_add(self.settings.slice));
+        let slice = routes.endpoints.get(from..to).unwrap_or_default();
+        let commit_lsn = event.position.commit_lsn();
+        let is_owed = |endpoint: &&Arc<Endpoint>| {
+            endpoint.enabled
+                && endpoint.wants(&event.event_type)
+                && !self.shelves.joiners.keeps_out(&endpoint.id, commit_lsn)
+        };
+        let mut owed: Vec<EndpointId> =
+            slice.iter().filter(is_owed).map(|endpoint| endpoint.id.clone()).collect();
+        let Some(shelf) = self.shelves.accounts.get_mut(account) else { return };
+        let Page::Read(rows) = &mut shelf.page else { return };
+        let Some(row) = rows.front_mut() else { return };
+        row.wanted |= !owed.is_empty();
+        row.after = slice.last().map(|endpoint| endpoint.id.clone()).or(row.after.take());
+        let ends = to >= routes.endpoints.len();
+        let row = if ends { rows.pop_front() } else { None };
+        owed.retain(|endpoint| !shelf.was_settled(account, endpoint, &key));
+        let keys = self.ordering_keys(&event);
+        let name = UnroutedKey { account: account.clone(), event: key };
+        for endpoint in owed {
+            let queue = QueueId { account: account.clone(), endpoint };
+            self.begin_join(&queue, event.position);
+            self.defer_routed(&queue, Arc::clone(&held), &keys, name.clone());
+            self.look_after(&queue, now);
+        }
+        let Some(row) = row else {
+            self.let_go(held);
+            return;
+        };
+        if let Some(shelf) = self.shelves.accounts.get_mut(account) {
+            shelf.going += 1;
+        }
+        self.counters.routed_later += 1;
+        self.durable.touch();
+        if let Some(why) = &routes.refused {
+            drop(held);
+            self.die_unrouted(row, name, why.clone());
+            return;
+        }
+        self.counters.unwanted += u64::from(!row.wanted);
+        self.shelves.gone.push_back((self.durable.insertions(), name));
+        drop(held);
+        self.free(row.held, DELIVERY_BYTES);
+    }
+
+    /// The row's event becomes a dead letter without endpoint: the database refuses to read its account's.
+    fn die_unrouted(&mut self, Row { held, .. }: Row, row: UnroutedKey, detail: String) {
+        self.counters.dead += 1;
+        self.counters.refused += 1;
+        let letter = DeadLetter {
+            event: Arc::clone(&held.event),
+            endpoint: None,
+            reason: DeadReason::Unroutable,
+            detail,
+            attempts: 0,
+            last_status: None,
+            history: Vec::new(),
+            replay: 0,
+        };
+        let insertion = self.durable.insertions();
+        self.durable.die(Dying { letter, body: Body::Unrouted { row, insertion, held } });
+    }
+}

@@ -1,0 +1,105 @@
+//! Transactions that changed a watched table and that no look-up has been known to see.
+//!
+//! Each holds the frontier: the next process would not hear of it again, and believe a look-up that does not
+//! show it yet (see [`super::super::route`]). While look-ups fail that could last for ever. So, when they
+//! have held it for too long, their ids are stored, and the frontier goes on: the next process remembers
+//! them, each as a change of everything.
+
+use super::super::route::Snapshot;
+use super::super::tracker::TxnSeq;
+use super::Dispatcher;
+use walhook_core::persist::PersistBatch;
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(super) struct Unseen {
+    of: Vec<(u32, Hold)>,
+    /// Stored, and seen since.
+    seen: Vec<u32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Hold {
+    /// The transaction waits for a look-up.
+    Held(TxnSeq),
+    /// It has waited for too long.
+    Overdue(TxnSeq),
+    /// Its id is in the state transaction under way.
+    Storing(TxnSeq),
+    /// Nothing waits.
+    Stored,
+}
+
+impl Dispatcher {
+    /// What an earlier leader has stored.
+    pub(super) fn recover_unseen(&mut self, xids: Vec<u32>) {
+        for xid in xids {
+            self.router.expect(xid);
+            self.unseen.of.push((xid, Hold::Stored));
+        }
+    }
+
+    /// A transaction that is being read has changed a watched table.
+    pub(super) fn note_unseen(&mut self, xid: u32) {
+        let is_last = |last: &(u32, Hold), txn: TxnSeq| {
+            last.0 == xid && matches!(last.1, Hold::Held(held) if held == txn)
+        };
+        if let Some(txn) = self.reading
+            && self.unseen.of.last().is_none_or(|last| !is_last(last, txn))
+        {
+            self.tracker.add(txn, 1);
+            self.unseen.of.push((xid, Hold::Held(txn)));
+        }
+    }
+
+    /// A look-up saw what its snapshot sees.
+    pub(super) fn note_seen(&mut self, snapshot: &Snapshot) {
+        let (seen, unseen): (Vec<_>, Vec<_>) =
+            self.unseen.of.drain(..).partition(|(xid, _)| snapshot.sees(*xid));
+        self.unseen.of = unseen;
+        for (xid, hold) in seen {
+            match hold {
+                Hold::Held(txn) | Hold::Overdue(txn) => self.tracker.complete(txn),
+                Hold::Storing(txn) => {
+                    self.tracker.complete(txn);
+                    self.unseen.seen.push(xid);
+                }
+                Hold::Stored => self.unseen.seen.push(xid),
+            }
+            self.durable.touch();
+        }
+    }
+
+    /// Transactions up to `last` hold the frontier back for too long.
+    pub(super) fn release_unseen(&mut self, last: TxnSeq) {
+        for (_, hold) in &mut self.unseen.of {
+            if let Hold::Held(txn) = *hold
+                && txn <= last
+            {
+                *hold = Hold::Overdue(txn);
+                self.durable.touch();
+            }
+        }
+    }
+
+    pub(super) fn hand_out_unseen(&mut self, batch: &mut PersistBatch) {
+        for (xid, hold) in &mut self.unseen.of {
+            if let Hold::Overdue(txn) = *hold {
+                batch.unseen.push(*xid);
+                *hold = Hold::Storing(txn);
+            }
+        }
+        batch.seen = std::mem::take(&mut self.unseen.seen);
+    }
+
+    /// What was handed out is stored.
+    pub(super) fn handle_unseen_stored(&mut self) {
+        for (_, hold) in &mut self.unseen.of {
+            if let Hold::Storing(txn) = *hold {
+                self.tracker.complete(txn);
+                self.durable.touch();
+                *hold = Hold::Stored;
+            }
+        }
+    }
+}

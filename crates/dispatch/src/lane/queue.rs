@@ -1,0 +1,457 @@
+//! One endpoint's pending deliveries: which may be sent, and which stand behind another.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::{Rng, RngExt};
+
+use super::DEFAULT_MAX_IN_FLIGHT;
+use crate::breaker::Lately;
+use crate::schedule::{AdaptiveLimit, HoldEstimate, Pool};
+use crate::tracker::TxnSeq;
+use walhook_core::attempt::DeliveryId;
+use walhook_core::event::{EndpointId, Event, RowKeys};
+use walhook_core::heap::{block, map_entry};
+use walhook_core::persist::{EventKey, RowKey, Tried};
+use walhook_core::tick::Tick;
+
+/// What a delivery takes in memory beside its event: its entry, its keys, its place in the maps, or its
+/// row on the way into the table. Measured: with it resident memory stays within a twentieth of the
+/// limit (`docs/benchmarks.md`).
+pub const DELIVERY_BYTES: usize = 576;
+
+/// What a queue takes beside its deliveries: itself, its place among the lane's, and the least that its maps
+/// allocate with the first delivery and keep.
+pub const QUEUE_BYTES: usize = block(size_of::<Queue>())
+    + map_entry(size_of::<EndpointId>() + size_of::<Box<Queue>>())
+    + NODE_BYTES;
+
+/// A node of 11 entries in `entries`, one in `ready`, a table of four in `keys`, and its first list.
+const NODE_BYTES: usize = block(11 * 16 + 16)
+    + block(11 * 8 + 16)
+    + block(4 * (size_of::<(u64, VecDeque<DeliveryId>)>() + 1) + 16)
+    + block(4 * size_of::<DeliveryId>());
+
+/// The first wait of an endpoint for which we had no file, port or memory left.
+const REST_MIN: Duration = Duration::from_millis(500);
+
+/// The longest: what frees them is others' requests that end, or an operator.
+const REST_MAX: Duration = Duration::from_secs(5);
+
+/// Where a pending delivery came from, and so what settling it means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The stream.
+    Stream {
+        /// The transaction that waits for it.
+        txn: TxnSeq,
+        /// Which delivery to this endpoint it is, in stream order.
+        ordinal: u64,
+    },
+    /// The table `deferred`, where it has a row that it resolves.
+    Deferred {
+        /// The replay that it belongs to; 0: none.
+        replay: i64,
+        /// Which insertion makes the row durable, while the process knows; 0: it is.
+        insertion: u64,
+    },
+    /// An operator's retry of a dead letter, or a replay.
+    Retry {
+        /// The dead letter's id; none: a replay's.
+        dead_letter: Option<i64>,
+        /// The job that asked.
+        job: i64,
+    },
+}
+
+impl Origin {
+    /// The replay that the delivery belongs to.
+    #[must_use]
+    pub fn replay(self) -> Option<i64> {
+        match self {
+            Self::Retry { dead_letter: None, job } => Some(job),
+            Self::Deferred { replay, .. } => (replay != 0).then_some(replay),
+            Self::Stream { .. } | Self::Retry { dead_letter: Some(_), .. } => None,
+        }
+    }
+
+    /// Whether an operator asked for it: a retry, or a replay.
+    #[must_use]
+    pub fn is_asked_for(self) -> bool {
+        matches!(self, Self::Retry { .. }) || self.replay().is_some()
+    }
+}
+
+/// An event while any of its deliveries is pending. Dropping the last one frees its memory.
+#[derive(Debug)]
+pub struct Held {
+    /// The event.
+    pub event: Arc<Event>,
+}
+
+/// A delivery in memory.
+#[derive(Debug)]
+pub struct Pending {
+    /// Its handle; grows along one queue. Of deliveries that share a key, the older has the lower.
+    pub id: DeliveryId,
+    /// The event, shared with its other deliveries.
+    pub held: Arc<Held>,
+    /// Where it came from.
+    pub origin: Origin,
+    /// Attempts made, those before it was deferred included.
+    pub attempts: u32,
+    /// What came of them, once one failed.
+    pub tried: Option<Box<Tried>>,
+    /// When it was queued.
+    pub since: Tick,
+    /// When it was queued, or became due again.
+    pub queued_at: Tick,
+    /// What it counts for in the memory budget, beside its event.
+    pub counted: usize,
+}
+
+impl Pending {
+    /// Its place among the deferred rows of its queue.
+    #[must_use]
+    pub fn row_key(&self) -> RowKey {
+        let replay = self.origin.replay().unwrap_or(0);
+        RowKey { event: EventKey::of(&self.held.event), replay }
+    }
+
+    fn bytes(&self) -> usize {
+        DELIVERY_BYTES + self.held.event.size_bytes()
+    }
+}
+
+/// Where a queued delivery stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Behind `n` older deliveries that hold one of its keys.
+    Behind(usize),
+    /// May be sent.
+    Ready,
+    /// Being sent.
+    InFlight,
+    /// Failed, and not due before then. Holds its keys.
+    BackingOff(Tick),
+    /// A dead letter that is not stored yet. Holds its keys: what follows must not overtake it, for
+    /// after a crash it would be sent again.
+    Dying,
+}
+
+#[derive(Debug)]
+struct Entry {
+    pending: Pending,
+    keys: RowKeys,
+    stage: Stage,
+}
+
+/// A delivery taken out of its queue.
+#[derive(Debug)]
+pub struct Removed {
+    /// The delivery.
+    pub pending: Pending,
+    /// The keys that it held.
+    pub keys: RowKeys,
+    /// Set while it backed off: until when.
+    pub due: Option<Tick>,
+}
+
+/// One endpoint's pending deliveries.
+#[derive(Debug)]
+pub struct Queue {
+    /// Boxed, for most queues hold one or none, and a node has room for eleven.
+    entries: BTreeMap<DeliveryId, Box<Entry>>,
+    /// For each ordering key its deliveries, oldest first; the first holds the key.
+    keys: HashMap<u64, VecDeque<DeliveryId>>,
+    ready: BTreeSet<DeliveryId>,
+    in_flight: u32,
+    bytes: usize,
+    next_ordinal: u64,
+    /// No request before then: the endpoint's own rate limit, or we had nothing to send it with.
+    not_before: Tick,
+    /// How often in a row the latter was so, and until when it waits for that.
+    put_off: u32,
+    put_off_until: Tick,
+    /// This delivery and later ones are not sent, for now.
+    held_from: Option<DeliveryId>,
+    /// How long its requests hold a slot.
+    pub hold: HoldEstimate,
+    /// How its requests went lately.
+    pub lately: Lately,
+    /// How many it takes at once.
+    pub limit: AdaptiveLimit,
+    /// The pool in whose ring of the lane it stands.
+    pub(super) ring: Option<Pool>,
+    /// The delivery after which it became idle last.
+    pub last: DeliveryId,
+}
+
+impl Queue {
+    pub(super) fn new(first_ordinal: u64) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            keys: HashMap::new(),
+            ready: BTreeSet::new(),
+            in_flight: 0,
+            bytes: 0,
+            next_ordinal: first_ordinal,
+            not_before: Tick(0),
+            put_off: 0,
+            put_off_until: Tick(0),
+            held_from: None,
+            hold: HoldEstimate::new(),
+            lately: Lately::default(),
+            limit: AdaptiveLimit::new(DEFAULT_MAX_IN_FLIGHT),
+            ring: None,
+            last: DeliveryId(0),
+        }
+    }
+
+    pub(super) fn take_ordinal(&mut self) -> u64 {
+        self.next_ordinal += 1;
+        self.next_ordinal - 1
+    }
+
+    pub(super) fn push(&mut self, pending: Pending, keys: RowKeys) {
+        let id = pending.id;
+        debug_assert!(self.entries.last_key_value().is_none_or(|(last, _)| *last < id));
+        self.bytes += pending.bytes();
+        let mut behind = 0;
+        for key in &keys {
+            let holders = self.keys.entry(*key).or_default();
+            behind += usize::from(!holders.is_empty());
+            holders.push_back(id);
+        }
+        let stage = if behind == 0 { Stage::Ready } else { Stage::Behind(behind) };
+        if stage == Stage::Ready {
+            self.ready.insert(id);
+        }
+        self.entries.insert(id, Box::new(Entry { pending, keys, stage }));
+    }
+
+    /// The oldest delivery that may be sent.
+    #[must_use]
+    pub fn first_ready(&self) -> Option<&Pending> {
+        let id = self.ready.first().filter(|id| self.held_from.is_none_or(|from| **id < from))?;
+        self.entries.get(id).map(|entry| &entry.pending)
+    }
+
+    /// Holds this delivery and later ones back; `None`: none.
+    pub fn hold_from(&mut self, from: Option<DeliveryId>) {
+        self.held_from = from;
+    }
+
+    /// Whether one of the stream's deliveries before this one is still pending, in whatever stage.
+    #[must_use]
+    pub fn owes_before(&self, id: DeliveryId) -> bool {
+        let is_owed = |entry: &Entry| matches!(entry.pending.origin, Origin::Stream { .. });
+        self.entries.range(..id).any(|(_, entry)| is_owed(entry))
+    }
+
+    /// Marks a ready delivery as being sent, and spaces the next one by the row's rate limit.
+    pub fn start(&mut self, id: DeliveryId, now: Tick, rate_per_second: Option<f64>) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        debug_assert_eq!(entry.stage, Stage::Ready, "only what is ready is sent");
+        entry.stage = Stage::InFlight;
+        entry.pending.attempts = entry.pending.attempts.saturating_add(1);
+        self.ready.remove(&id);
+        self.in_flight += 1;
+        if let Some(rate) = rate_per_second.filter(|rate| *rate > 0.0) {
+            let spacing = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(Duration::MAX);
+            self.not_before = self.not_before.max(now) + spacing;
+        }
+    }
+
+    /// A delivery in flight failed and will be tried again at `due`; it keeps its keys.
+    pub fn back_off(&mut self, id: DeliveryId, due: Tick) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            debug_assert_eq!(entry.stage, Stage::InFlight, "only what was sent can fail");
+            entry.stage = Stage::BackingOff(due);
+            self.in_flight = self.in_flight.saturating_sub(1);
+        }
+    }
+
+    /// A delivery in flight was not sent, for want of something of our own. That was no attempt, and
+    /// nothing else is sent to the endpoint either before it is tried again.
+    ///
+    /// Returns when that is: after 500 ms, then twice that and so on up to 5 s, less up to half
+    /// by `rng`.
+    pub fn put_off(&mut self, id: DeliveryId, now: Tick, rng: &mut impl Rng) -> Tick {
+        if self.put_off_until <= now {
+            let rest = REST_MIN.saturating_mul(1 << self.put_off.min(8)).min(REST_MAX);
+            self.put_off_until = now + rest.mul_f64(rng.random_range(0.5..=1.0));
+            self.put_off = self.put_off.saturating_add(1);
+            self.not_before = self.not_before.max(self.put_off_until);
+        }
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.pending.attempts = entry.pending.attempts.saturating_sub(1);
+        }
+        self.back_off(id, self.not_before);
+        self.not_before
+    }
+
+    /// A request was sent: we have what it takes.
+    pub fn was_sent(&mut self) {
+        self.put_off = 0;
+    }
+
+    /// A delivery ends as a dead letter. It keeps its keys until that is stored and it is removed.
+    pub fn die(&mut self, id: DeliveryId) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        match std::mem::replace(&mut entry.stage, Stage::Dying) {
+            Stage::InFlight => self.in_flight = self.in_flight.saturating_sub(1),
+            Stage::Ready => _ = self.ready.remove(&id),
+            Stage::Behind(_) | Stage::BackingOff(_) => {}
+            Stage::Dying => debug_assert!(false, "a delivery dies once"),
+        }
+    }
+
+    /// The deliveries that are neither in flight nor dying, oldest first.
+    pub fn idle(&self) -> impl DoubleEndedIterator<Item = &Pending> {
+        let idle = |entry: &&Entry| !matches!(entry.stage, Stage::InFlight | Stage::Dying);
+        self.entries.values().map(|entry| &**entry).filter(idle).map(|entry| &entry.pending)
+    }
+
+    /// The deliveries in flight, oldest first.
+    pub fn sent(&self) -> impl Iterator<Item = &Pending> {
+        let sent = |entry: &&Entry| entry.stage == Stage::InFlight;
+        self.entries.values().map(|entry| &**entry).filter(sent).map(|entry| &entry.pending)
+    }
+
+    /// These deliveries and all that stand behind them: that share a key with one of them, or with one
+    /// that does. Oldest first; without those that are dying.
+    #[must_use]
+    pub fn with_those_behind(&self, ids: &[DeliveryId]) -> Vec<DeliveryId> {
+        let mut found = Vec::new();
+        let (mut open, mut walked) =
+            (ids.iter().copied().collect::<BTreeSet<_>>(), BTreeSet::new());
+        // Ids are taken in ascending order, so whoever walks a key first finds all that is behind.
+        while let Some(next) = open.pop_first() {
+            let Some(entry) = self.entries.get(&next) else { continue };
+            if entry.stage != Stage::Dying {
+                found.push(next);
+            }
+            for key in &entry.keys {
+                if walked.insert(*key) {
+                    let holders = self.keys.get(key).into_iter().flatten();
+                    open.extend(holders.filter(|holder| **holder > next));
+                }
+            }
+        }
+        found
+    }
+
+    /// A delivery that backed off is due.
+    pub fn due(&mut self, id: DeliveryId, now: Tick) {
+        if let Some(entry) = self.entries.get_mut(&id)
+            && matches!(entry.stage, Stage::BackingOff(_))
+        {
+            entry.stage = Stage::Ready;
+            entry.pending.queued_at = now;
+            self.ready.insert(id);
+        }
+    }
+
+    /// Looks at a delivery.
+    #[must_use]
+    pub fn get(&self, id: DeliveryId) -> Option<&Pending> {
+        self.entries.get(&id).map(|entry| &entry.pending)
+    }
+
+    /// Changes a delivery; its id and its event must stay.
+    pub fn get_mut(&mut self, id: DeliveryId) -> Option<&mut Pending> {
+        self.entries.get_mut(&id).map(|entry| &mut entry.pending)
+    }
+
+    /// The keys that a delivery holds or waits for.
+    #[must_use]
+    pub fn keys(&self, id: DeliveryId) -> Option<&RowKeys> {
+        self.entries.get(&id).map(|entry| &entry.keys)
+    }
+
+    pub(super) fn remove(&mut self, id: DeliveryId) -> Option<Removed> {
+        let Entry { pending, keys, stage } = *self.entries.remove(&id)?;
+        let mut due = None;
+        match stage {
+            Stage::InFlight => self.in_flight = self.in_flight.saturating_sub(1),
+            Stage::Ready => _ = self.ready.remove(&id),
+            Stage::BackingOff(until) => due = Some(until),
+            Stage::Behind(_) | Stage::Dying => {}
+        }
+        self.bytes = self.bytes.saturating_sub(pending.bytes());
+        for key in &keys {
+            self.release(*key, id);
+        }
+        Some(Removed { pending, keys, due })
+    }
+
+    /// Deliveries pending, in whatever stage.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether nothing is pending.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// What its deliveries take, each with its whole event, however many share it.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Requests in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    /// Whether something may be sent at this moment.
+    #[must_use]
+    pub fn is_sendable(&self, now: Tick) -> bool {
+        self.first_ready().is_some()
+            && self.in_flight < self.limit.current()
+            && self.not_before <= now
+    }
+
+    /// When the next request may go, where that is not now.
+    #[must_use]
+    pub fn resting_until(&self, now: Tick) -> Option<Tick> {
+        (self.not_before > now).then_some(self.not_before)
+    }
+
+    fn release(&mut self, key: u64, id: DeliveryId) {
+        let Some(holders) = self.keys.get_mut(&key) else { return };
+        let was_first = holders.front() == Some(&id);
+        if was_first {
+            holders.pop_front();
+        } else if let Ok(at) = holders.binary_search(&id) {
+            holders.remove(at);
+        }
+        let Some(next) = holders.front().copied() else {
+            self.keys.remove(&key);
+            return;
+        };
+        if !was_first {
+            return;
+        }
+        let Some(entry) = self.entries.get_mut(&next) else { return };
+        match entry.stage {
+            Stage::Behind(1) => {
+                entry.stage = Stage::Ready;
+                self.ready.insert(next);
+            }
+            Stage::Behind(n) => entry.stage = Stage::Behind(n - 1),
+            // It died while it was behind.
+            Stage::Dying => {}
+            Stage::Ready | Stage::InFlight | Stage::BackingOff(_) => {
+                debug_assert!(false, "a delivery went ahead of the one that held its key");
+            }
+        }
+    }
+}

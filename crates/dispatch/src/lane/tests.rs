@@ -1,0 +1,270 @@
+//! A lane against a naive model: a list of deliveries, scanned.
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use super::*;
+use walhook_core::event::{Event, Operation};
+use walhook_core::lsn::Lsn;
+use walhook_core::position::{EventId, Position, WalPosition};
+
+fn held() -> Arc<Held> {
+    let position =
+        Position::Wal(WalPosition { commit_lsn: Lsn(1), change_lsn: Lsn(1), relation: 1, n: 0 });
+    Arc::new(Held {
+        event: Arc::new(Event {
+            id: EventId::derive(1, &position, "t", 0),
+            position,
+            event_type: "t".into(),
+            account: AccountId::new("a"),
+            operation: Operation::Insert,
+            commit_time_us: 0,
+            keys: RowKeys::new(),
+            row: Bytes::new(),
+        }),
+    })
+}
+
+#[derive(Debug, Clone)]
+enum Action {
+    Push { endpoint: u8, keys: Vec<u64> },
+    Send,
+    Deliver(usize),
+    Fail(usize),
+    Due(usize),
+    Die(usize),
+    Bury(usize),
+    GiveUp(u8, bool),
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let keys = proptest::collection::btree_set(0u64..4, 0..3).prop_map(|k| k.into_iter().collect());
+    prop_oneof![
+        6 => (0u8..3, keys).prop_map(|(endpoint, keys)| Action::Push { endpoint, keys }),
+        6 => Just(Action::Send),
+        4 => any::<usize>().prop_map(Action::Deliver),
+        2 => any::<usize>().prop_map(Action::Fail),
+        2 => any::<usize>().prop_map(Action::Due),
+        2 => any::<usize>().prop_map(Action::Die),
+        2 => any::<usize>().prop_map(Action::Bury),
+        1 => (0u8..3, any::<bool>()).prop_map(|(endpoint, dead)| Action::GiveUp(endpoint, dead)),
+    ]
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Modelled {
+    id: u64,
+    endpoint: u8,
+    keys: Vec<u64>,
+    in_flight: bool,
+    backing_off: bool,
+    dying: bool,
+}
+
+fn id(endpoint: u8) -> EndpointId {
+    EndpointId::new(endpoint.to_string())
+}
+
+/// The oldest delivery to the endpoint that nothing older with one of its keys holds back.
+fn sendable(model: &[Modelled], endpoint: u8) -> Option<usize> {
+    let shares = |a: &Modelled, b: &Modelled| a.keys.iter().any(|k| b.keys.contains(k));
+    model.iter().enumerate().position(|(at, m)| {
+        m.endpoint == endpoint
+            && !m.in_flight
+            && !m.backing_off
+            && !m.dying
+            && !model[..at].iter().any(|older| older.endpoint == endpoint && shares(older, m))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+    #[test]
+    fn lane_sends_what_a_naive_scan_would_send(actions in proptest::collection::vec(action(), 1..120)) {
+        let mut lane = Lane::new(AccountId::new("a"));
+        let mut model: Vec<Modelled> = Vec::new();
+        let mut next = 0;
+        let now = Tick(0);
+        let pick = |model: &[Modelled], n: usize, wanted: fn(&Modelled) -> bool| {
+            let all: Vec<usize> = (0..model.len()).filter(|at| wanted(&model[*at])).collect();
+            (!all.is_empty()).then(|| all[n % all.len()])
+        };
+        for action in actions {
+            match action {
+                Action::Push { endpoint, keys } => {
+                    let source = Source::Retry { dead_letter: Some(0), job: 0 };
+                    let new = New { id: DeliveryId(next), held: held(), source, now };
+                    lane.push(&id(endpoint), new, RowKeys::from_slice(&keys));
+                    lane.refresh(&id(endpoint), now);
+                    let m = Modelled { id: next, endpoint, keys, in_flight: false, backing_off: false, dying: false };
+                    model.push(m);
+                    next += 1;
+                }
+                Action::Send => {
+                    let Some(endpoint) = lane.take_turn(Pool::Fast, now) else {
+                        for endpoint in 0..3 {
+                            let in_flight = model.iter().filter(|m| m.endpoint == endpoint && m.in_flight).count();
+                            let limit = lane.queue(&id(endpoint)).map_or(1, |q| q.limit.current());
+                            let full = in_flight >= limit as usize;
+                            prop_assert!(full || sendable(&model, endpoint).is_none(), "endpoint {endpoint} was forgotten");
+                        }
+                        continue;
+                    };
+                    let n: u8 = endpoint.parse().unwrap();
+                    let queue = lane.queue_mut(&endpoint).unwrap();
+                    let first = queue.first_ready().unwrap().id;
+                    let at = sendable(&model, n).unwrap();
+                    prop_assert_eq!(first.0, model[at].id);
+                    queue.start(first, now, None);
+                    model[at].in_flight = true;
+                    lane.refresh(&endpoint, now);
+                }
+                Action::Deliver(n) => {
+                    if let Some(at) = pick(&model, n, |m| m.in_flight) {
+                        let m = model.remove(at);
+                        prop_assert!(lane.remove(&id(m.endpoint), DeliveryId(m.id)).is_some());
+                        lane.refresh(&id(m.endpoint), now);
+                    }
+                }
+                Action::Fail(n) => {
+                    if let Some(at) = pick(&model, n, |m| m.in_flight) {
+                        (model[at].in_flight, model[at].backing_off) = (false, true);
+                        let endpoint = id(model[at].endpoint);
+                        lane.queue_mut(&endpoint).unwrap().back_off(DeliveryId(model[at].id), now);
+                        lane.refresh(&endpoint, now);
+                    }
+                }
+                Action::Due(n) => {
+                    if let Some(at) = pick(&model, n, |m| m.backing_off) {
+                        model[at].backing_off = false;
+                        let endpoint = id(model[at].endpoint);
+                        lane.queue_mut(&endpoint).unwrap().due(DeliveryId(model[at].id), now);
+                        lane.refresh(&endpoint, now);
+                    }
+                }
+                Action::Die(n) => {
+                    if let Some(at) = pick(&model, n, |m| m.in_flight) {
+                        (model[at].in_flight, model[at].dying) = (false, true);
+                        let endpoint = id(model[at].endpoint);
+                        lane.queue_mut(&endpoint).unwrap().die(DeliveryId(model[at].id));
+                        lane.refresh(&endpoint, now);
+                    }
+                }
+                Action::Bury(n) => {
+                    if let Some(at) = pick(&model, n, |m| m.dying) {
+                        let m = model.remove(at);
+                        prop_assert!(lane.remove(&id(m.endpoint), DeliveryId(m.id)).is_some());
+                        lane.refresh(&id(m.endpoint), now);
+                    }
+                }
+                Action::GiveUp(endpoint, dead) => {
+                    let Some(queue) = lane.queue_mut(&id(endpoint)) else { continue };
+                    let idle: Vec<u64> = queue.idle().map(|pending| pending.id.0).collect();
+                    let expected = model.iter().filter(|m| m.endpoint == endpoint && !m.in_flight && !m.dying);
+                    prop_assert_eq!(&idle, &expected.map(|m| m.id).collect::<Vec<_>>());
+                    for n in idle {
+                        let at = model.iter().position(|m| m.id == n).unwrap();
+                        if dead {
+                            model[at].dying = true;
+                            lane.queue_mut(&id(endpoint)).unwrap().die(DeliveryId(n));
+                        } else {
+                            model.remove(at);
+                            prop_assert!(lane.remove(&id(endpoint), DeliveryId(n)).is_some());
+                        }
+                    }
+                    lane.refresh(&id(endpoint), now);
+                }
+            }
+            prop_assert_eq!(lane.pending(), model.len());
+            for endpoint in 0..3 {
+                if let Some(queue) = lane.queue(&id(endpoint)) {
+                    let in_flight = model.iter().filter(|m| m.endpoint == endpoint && m.in_flight).count();
+                    prop_assert_eq!(queue.in_flight() as usize, in_flight);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn endpoints_of_a_lane_take_turns() {
+    let mut lane = Lane::new(AccountId::new("a"));
+    let now = Tick(0);
+    for n in 0..6 {
+        let source = Source::Retry { dead_letter: Some(0), job: 0 };
+        let endpoint = id(u8::from(n >= 3));
+        lane.push(&endpoint, New { id: DeliveryId(n), held: held(), source, now }, RowKeys::new());
+        lane.refresh(&endpoint, now);
+    }
+    let mut turns = Vec::new();
+    while let Some(endpoint) = lane.take_turn(Pool::Fast, now) {
+        let queue = lane.queue_mut(&endpoint).unwrap();
+        let first = queue.first_ready().unwrap().id;
+        queue.start(first, now, None);
+        lane.refresh(&endpoint, now);
+        turns.push(endpoint.to_string());
+    }
+    assert_eq!(turns, ["0", "1", "0", "1", "0", "1"]);
+}
+
+#[test]
+fn row_rate_limit_spaces_requests() {
+    let mut lane = Lane::new(AccountId::new("a"));
+    for n in 0..2 {
+        let source = Source::Retry { dead_letter: Some(0), job: 0 };
+        lane.push(
+            &id(0),
+            New { id: DeliveryId(n), held: held(), source, now: Tick(0) },
+            RowKeys::new(),
+        );
+    }
+    lane.refresh(&id(0), Tick(0));
+    assert!(lane.take_turn(Pool::Fast, Tick(0)).is_some());
+    let queue = lane.queue_mut(&id(0)).unwrap();
+    queue.start(DeliveryId(0), Tick(0), Some(4.0));
+    assert!(!queue.is_sendable(Tick(0)));
+    assert_eq!(queue.resting_until(Tick(0)), Some(Tick(250_000)));
+    assert!(queue.is_sendable(Tick(250_000)));
+}
+
+#[test]
+fn queue_counts_no_attempt_and_rests_when_nothing_was_left_to_send_with() {
+    let mut lane = Lane::new(AccountId::new("a"));
+    for n in 0..2 {
+        let source = Source::Retry { dead_letter: Some(0), job: 0 };
+        lane.push(
+            &id(0),
+            New { id: DeliveryId(n), held: held(), source, now: Tick(0) },
+            RowKeys::new(),
+        );
+    }
+    let mut rng = SmallRng::seed_from_u64(1);
+    let queue = lane.queue_mut(&id(0)).unwrap();
+    let mut now = Tick(0);
+    let mut waits = Vec::new();
+    for _ in 0..12 {
+        queue.start(DeliveryId(0), now, None);
+        queue.start(DeliveryId(1), now, None);
+        let due = queue.put_off(DeliveryId(0), now, &mut rng);
+        // Those that fail at the same time are one fault.
+        assert_eq!(queue.put_off(DeliveryId(1), now, &mut rng), due);
+        assert!(!queue.is_sendable(now) && queue.resting_until(now) == Some(due));
+        waits.push(due.since(now));
+        now = due;
+        queue.due(DeliveryId(0), now);
+        queue.due(DeliveryId(1), now);
+        assert!(queue.is_sendable(now));
+    }
+    assert!((250..=500).contains(&waits[0].as_millis()), "{waits:?}");
+    assert!(waits.iter().all(|wait| wait.as_millis() <= 5_000), "{waits:?}");
+    assert!(waits[4..].iter().all(|wait| wait.as_millis() >= 2_500), "{waits:?}");
+    assert_eq!(queue.get(DeliveryId(0)).unwrap().attempts, 0);
+    // One that is sent ends it.
+    queue.start(DeliveryId(0), now, None);
+    queue.was_sent();
+    let wait = queue.put_off(DeliveryId(0), now, &mut rng).since(now);
+    assert!(wait.as_millis() <= 500, "{wait:?}");
+}

@@ -1,0 +1,396 @@
+//! Which lane sends next: start-time fair queueing over slot-seconds, in two pools.
+//!
+//! What is scarce is not events but request slots times the time each is held. A lane's share is
+//! therefore counted in slot-time: [`Scheduler::start`] charges the expected hold time in advance,
+//! [`Scheduler::finish`] corrects it to the time that was really held, so that an account with a
+//! five-second endpoint pays a hundred times what one with a 50 ms endpoint pays for each request.
+//!
+//! ```text
+//! start tag  = max(V, finish tag)          V: the pool's virtual time, the greatest start tag so far
+//! finish tag = start tag + cost / weight   the lane with the least tag goes next
+//! ```
+//!
+//! Requests that hold a slot for [`SLOW_AFTER`] or longer live in a pool of their own, with its own V
+//! and tags: a pool full of hanging requests delays nobody whose endpoint answers. When that pool is full
+//! too, and few fast slots are free, a request that has become old is given up, and tried again later.
+//!
+//! Why nobody starves: a lane that becomes ready gets a tag of at least V, and every request adds at
+//! least [`MIN_CHARGE`] to its lane's tag, so the lanes ahead overtake a waiting one only so often. No
+//! credit builds up: a tag below V counts as V.
+//!
+//! Cost: O(log n) for each call, with n the ready lanes; the order stands in a `BTreeSet`, and a tag
+//! that changes is moved at once.
+//!
+//! Sources: Goyal, Vin and Cheng, "Start-time Fair Queueing" (1996); Kubernetes' API priority and
+//! fairness, for the correction at the end of a request.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use walhook_core::tick::micros;
+
+mod learned;
+
+pub use learned::{AdaptiveLimit, HoldEstimate};
+
+/// A request that holds its slot so long, or is expected to, belongs to [`Pool::Slow`].
+pub const SLOW_AFTER: Duration = Duration::from_secs(1);
+
+/// The least that a request costs. Without it, lanes whose requests cost nothing would never move
+/// back in the order.
+pub const MIN_CHARGE: Duration = Duration::from_millis(1);
+
+/// Of so many fast slots, one goes only to lanes with nothing in flight: 8 of 256. An account that
+/// was quiet then finds a slot however many others are busy.
+const SLOTS_PER_RESERVED: u32 = 32;
+
+/// Weights are held as multiples of 1/65,536, and so bounded to what that can express.
+const WEIGHT_ONE: u32 = 1 << 16;
+
+/// An account's lane; an index, used again after the lane was removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LaneId(pub u32);
+
+/// Which slots a request takes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pool {
+    /// For what is expected to end within [`SLOW_AFTER`].
+    Fast,
+    /// For everything else.
+    Slow,
+}
+
+/// Slot-time divided by weight. Units: 1/65,536 of a microsecond at weight 1. 128 bits, because 64
+/// would be used up in days by one busy lane.
+type Tag = u128;
+
+/// One request in flight. Give it back through [`Scheduler::finish`], or its slot is lost.
+#[must_use = "the slot is freed only by Scheduler::finish"]
+#[derive(Debug, PartialEq, Eq)]
+pub struct Charge {
+    lane: LaneId,
+    pool: Pool,
+    /// What the lane's tag in `pool` was raised by.
+    charged: Tag,
+    /// Time that the request spent, and paid for, in another pool.
+    paid_elsewhere: Duration,
+}
+
+impl Charge {
+    /// Whose request it is.
+    #[must_use]
+    pub fn lane(&self) -> LaneId {
+        self.lane
+    }
+
+    /// Whose slot it holds now.
+    #[must_use]
+    pub fn pool(&self) -> Pool {
+        self.pool
+    }
+}
+
+/// All lanes in the order in which they may send.
+#[derive(Debug)]
+pub struct Scheduler {
+    fast: Slots,
+    slow: Slots,
+    lanes: Vec<Option<Lane>>,
+    vacant: Vec<LaneId>,
+}
+
+#[derive(Debug)]
+struct Slots {
+    total: u32,
+    reserved: u32,
+    in_flight: u32,
+    virtual_time: Tag,
+    ready: BTreeSet<(Tag, LaneId)>,
+    /// Those of `ready` with nothing in flight in either pool.
+    ready_idle: BTreeSet<(Tag, LaneId)>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    /// In units of 1/65,536; above 0.
+    weight: u32,
+    in_flight: u32,
+    fast: Standing,
+    slow: Standing,
+}
+
+/// Where a lane stands in one pool.
+#[derive(Debug, Clone, Copy, Default)]
+struct Standing {
+    tag: Tag,
+    ready: bool,
+}
+
+impl Slots {
+    fn new(total: u32, reserved: u32) -> Self {
+        Self {
+            total,
+            reserved,
+            in_flight: 0,
+            virtual_time: 0,
+            ready: BTreeSet::new(),
+            ready_idle: BTreeSet::new(),
+        }
+    }
+
+    fn insert(&mut self, id: LaneId, standing: Standing, idle: bool) {
+        if standing.ready {
+            self.ready.insert((standing.tag, id));
+            if idle {
+                self.ready_idle.insert((standing.tag, id));
+            }
+        }
+    }
+
+    fn remove(&mut self, id: LaneId, standing: Standing) {
+        if standing.ready {
+            self.ready.remove(&(standing.tag, id));
+            self.ready_idle.remove(&(standing.tag, id));
+        }
+    }
+}
+
+impl Lane {
+    fn standing_mut(&mut self, pool: Pool) -> &mut Standing {
+        match pool {
+            Pool::Fast => &mut self.fast,
+            Pool::Slow => &mut self.slow,
+        }
+    }
+
+    fn cost(&self, hold: Duration) -> Tag {
+        let scaled = Tag::from(micros(hold)) * Tag::from(WEIGHT_ONE) * Tag::from(WEIGHT_ONE);
+        scaled / Tag::from(self.weight)
+    }
+}
+
+impl Scheduler {
+    /// A scheduler without lanes. Of the fast slots, one in 32 is reserved for lanes with nothing in
+    /// flight.
+    #[must_use]
+    pub fn new(fast_slots: u32, slow_slots: u32) -> Self {
+        Self {
+            fast: Slots::new(fast_slots, fast_slots / SLOTS_PER_RESERVED),
+            slow: Slots::new(slow_slots, 0),
+            lanes: Vec::new(),
+            vacant: Vec::new(),
+        }
+    }
+
+    /// Adds a lane with the share `weight`; one that is not finite and above 0 counts as 1.
+    pub fn add_lane(&mut self, weight: f64) -> LaneId {
+        let lane = Lane {
+            weight: weight_units(weight),
+            in_flight: 0,
+            fast: Standing::default(),
+            slow: Standing::default(),
+        };
+        if let Some(id) = self.vacant.pop()
+            && let Some(place) = self.lanes.get_mut(index(id))
+        {
+            *place = Some(lane);
+            return id;
+        }
+        let id = LaneId(u32::try_from(self.lanes.len()).unwrap_or(u32::MAX));
+        self.lanes.push(Some(lane));
+        id
+    }
+
+    /// Changes the lane's share, for requests that start or end from now on.
+    pub fn set_weight(&mut self, lane: LaneId, weight: f64) {
+        if let Some(lane) = self.lane_mut(lane) {
+            lane.weight = weight_units(weight);
+        }
+    }
+
+    /// Forgets the lane. What it had used is forgotten too: one that comes back starts at V.
+    ///
+    /// Only when nothing of it is in flight; else it stays.
+    pub fn remove_lane(&mut self, lane: LaneId) {
+        debug_assert_eq!(self.lane_in_flight(lane), 0, "{lane:?} has requests in flight");
+        if self.lane_in_flight(lane) > 0 {
+            return;
+        }
+        self.set_ready(lane, Pool::Fast, false);
+        self.set_ready(lane, Pool::Slow, false);
+        if self.lanes.get_mut(index(lane)).and_then(Option::take).is_some() {
+            self.vacant.push(lane);
+        }
+    }
+
+    /// Whether the lane has something that may be sent now from this pool. Cheap when that is known
+    /// already.
+    pub fn set_ready(&mut self, lane: LaneId, pool: Pool, ready: bool) {
+        let virtual_time = self.slots(pool).virtual_time;
+        if self.lane_mut(lane).is_some_and(|lane| lane.standing_mut(pool).ready == ready) {
+            return;
+        }
+        self.update(lane, |lane, _, _| {
+            let standing = lane.standing_mut(pool);
+            standing.ready = ready;
+            if ready {
+                // The start tag is that of the moment of arrival, so that lanes which owe nothing go
+                // in the order in which they came.
+                standing.tag = standing.tag.max(virtual_time);
+            }
+        });
+    }
+
+    /// The ready lane with the least start tag, if a slot of the pool is free for it. Changes nothing.
+    #[must_use]
+    pub fn peek(&self, pool: Pool) -> Option<LaneId> {
+        let slots = self.slots(pool);
+        let free = slots.total.saturating_sub(slots.in_flight);
+        if free == 0 {
+            return None;
+        }
+        let order = if free <= slots.reserved { &slots.ready_idle } else { &slots.ready };
+        order.first().map(|(_, lane)| *lane)
+    }
+
+    /// The lane sends one request that is expected to hold its slot for `expected`.
+    ///
+    /// A free slot is the caller's to see to, by [`Scheduler::peek`]. Whether the lane is still ready
+    /// afterwards is too.
+    pub fn start(&mut self, lane: LaneId, pool: Pool, expected: Duration) -> Charge {
+        let slots = self.slots_mut(pool);
+        debug_assert!(slots.in_flight < slots.total, "no free slot in {pool:?}");
+        slots.in_flight += 1;
+        let mut charged = 0;
+        self.update(lane, |lane, fast, slow| {
+            charged = lane.cost(expected.max(MIN_CHARGE));
+            lane.in_flight += 1;
+            let slots = match pool {
+                Pool::Fast => fast,
+                Pool::Slow => slow,
+            };
+            let standing = lane.standing_mut(pool);
+            let start = standing.tag.max(slots.virtual_time);
+            slots.virtual_time = start;
+            standing.tag = start.saturating_add(charged);
+        });
+        Charge { lane, pool, charged, paid_elsewhere: Duration::ZERO }
+    }
+
+    /// A request that reached the age of [`SLOW_AFTER`] moves from FAST to SLOW and frees its fast
+    /// slot. Its lane then has paid FAST for that age, and pays SLOW for as much again in advance.
+    ///
+    /// False, and nothing changes, when SLOW is full; nor does anything change for a request that is
+    /// in SLOW already (true).
+    pub fn move_to_slow(&mut self, charge: &mut Charge) -> bool {
+        if charge.pool == Pool::Slow {
+            return true;
+        }
+        if self.slow.in_flight >= self.slow.total {
+            return false;
+        }
+        self.fast.in_flight = self.fast.in_flight.saturating_sub(1);
+        self.slow.in_flight += 1;
+        self.update(charge.lane, |lane, _, slow| {
+            let cost = lane.cost(SLOW_AFTER);
+            lane.fast.tag = corrected(lane.fast.tag, charge.charged, cost);
+            // V stays: it follows decisions, and this was none.
+            lane.slow.tag = lane.slow.tag.max(slow.virtual_time).saturating_add(cost);
+            charge.charged = cost;
+        });
+        charge.pool = Pool::Slow;
+        charge.paid_elsewhere = SLOW_AFTER;
+        true
+    }
+
+    /// Whether few fast slots are free: at most a quarter.
+    #[must_use]
+    pub fn is_pressed(&self) -> bool {
+        let free = self.fast.total.saturating_sub(self.fast.in_flight);
+        free <= self.fast.total / 4
+    }
+
+    /// The request ended, `actual` after it started: its slot is free, and the lane's tag is corrected
+    /// by (actual − charged) / weight.
+    pub fn finish(&mut self, charge: Charge, actual: Duration) {
+        let slots = self.slots_mut(charge.pool);
+        slots.in_flight = slots.in_flight.saturating_sub(1);
+        let hold = actual.saturating_sub(charge.paid_elsewhere).max(MIN_CHARGE);
+        self.update(charge.lane, |lane, _, _| {
+            lane.in_flight = lane.in_flight.saturating_sub(1);
+            let cost = lane.cost(hold);
+            let standing = lane.standing_mut(charge.pool);
+            standing.tag = corrected(standing.tag, charge.charged, cost);
+        });
+    }
+
+    /// The requests that hold a slot of the pool.
+    #[must_use]
+    pub fn in_flight(&self, pool: Pool) -> u32 {
+        self.slots(pool).in_flight
+    }
+
+    /// The lane's requests in flight, in both pools.
+    #[must_use]
+    pub fn lane_in_flight(&self, lane: LaneId) -> u32 {
+        self.lanes.get(index(lane)).and_then(Option::as_ref).map_or(0, |lane| lane.in_flight)
+    }
+
+    /// Takes the lane out of the order, changes it, and puts it back where it then belongs.
+    fn update(&mut self, id: LaneId, change: impl FnOnce(&mut Lane, &mut Slots, &mut Slots)) {
+        let Some(lane) = self.lanes.get_mut(index(id)).and_then(Option::as_mut) else {
+            debug_assert!(false, "{id:?} was removed");
+            return;
+        };
+        self.fast.remove(id, lane.fast);
+        self.slow.remove(id, lane.slow);
+        change(lane, &mut self.fast, &mut self.slow);
+        let idle = lane.in_flight == 0;
+        self.fast.insert(id, lane.fast, idle);
+        self.slow.insert(id, lane.slow, idle);
+    }
+
+    fn lane_mut(&mut self, id: LaneId) -> Option<&mut Lane> {
+        self.lanes.get_mut(index(id)).and_then(Option::as_mut)
+    }
+
+    fn slots(&self, pool: Pool) -> &Slots {
+        match pool {
+            Pool::Fast => &self.fast,
+            Pool::Slow => &self.slow,
+        }
+    }
+
+    fn slots_mut(&mut self, pool: Pool) -> &mut Slots {
+        match pool {
+            Pool::Fast => &mut self.fast,
+            Pool::Slow => &mut self.slow,
+        }
+    }
+}
+
+fn corrected(tag: Tag, charged: Tag, cost: Tag) -> Tag {
+    tag.saturating_add(cost).saturating_sub(charged)
+}
+
+fn index(lane: LaneId) -> usize {
+    usize::try_from(lane.0).unwrap_or(usize::MAX)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped to 1..=u32::MAX, where the fraction is meant to be lost"
+)]
+fn weight_units(weight: f64) -> u32 {
+    if !weight.is_finite() || weight <= 0.0 {
+        return WEIGHT_ONE;
+    }
+    (weight * f64::from(WEIGHT_ONE)).clamp(1.0, f64::from(u32::MAX)) as u32
+}
+
+#[cfg(test)]
+mod simulation;
+
+#[cfg(test)]
+mod tests;

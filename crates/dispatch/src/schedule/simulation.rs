@@ -1,0 +1,276 @@
+//! The point of it all, in virtual time: a whale with a slow endpoint does not delay small accounts.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use super::*;
+use walhook_core::tick::Tick;
+
+const FAST_SLOTS: u32 = 256;
+const SLOW_SLOTS: u32 = 1_024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Happening {
+    Arrives { account: usize },
+    TurnsSlow { request: u64 },
+    Ends { request: u64 },
+}
+
+/// An account with one endpoint that always takes the same time.
+struct Account {
+    lane: LaneId,
+    hold: Duration,
+    queue: VecDeque<Tick>,
+    estimate: HoldEstimate,
+    waits: Vec<Duration>,
+    slot_time: Duration,
+}
+
+struct Request {
+    account: usize,
+    arrived: Tick,
+    started: Tick,
+    charge: Charge,
+}
+
+struct Simulation {
+    now: Tick,
+    scheduler: Scheduler,
+    accounts: Vec<Account>,
+    by_lane: HashMap<LaneId, usize>,
+    agenda: BinaryHeap<Reverse<(Tick, Happening)>>,
+    requests: HashMap<u64, Request>,
+    next_request: u64,
+    /// Whether old requests are given up when both pools are full.
+    aborts: bool,
+}
+
+impl Simulation {
+    fn new(fast_slots: u32, slow_slots: u32) -> Self {
+        Self {
+            now: Tick(0),
+            scheduler: Scheduler::new(fast_slots, slow_slots),
+            accounts: vec![],
+            by_lane: HashMap::new(),
+            agenda: BinaryHeap::new(),
+            requests: HashMap::new(),
+            next_request: 0,
+            aborts: true,
+        }
+    }
+
+    fn account(&mut self, weight: f64, hold: Duration, backlog: usize) -> usize {
+        let lane = self.scheduler.add_lane(weight);
+        let account = self.accounts.len();
+        self.by_lane.insert(lane, account);
+        let queue = VecDeque::from(vec![self.now; backlog]);
+        let (estimate, waits, slot_time) = (HoldEstimate::new(), vec![], Duration::ZERO);
+        self.accounts.push(Account { lane, hold, queue, estimate, waits, slot_time });
+        self.refresh(account);
+        account
+    }
+
+    fn arrive(&mut self, at: Tick, account: usize) {
+        self.agenda.push(Reverse((at, Happening::Arrives { account })));
+    }
+
+    fn refresh(&mut self, account: usize) {
+        let account = &self.accounts[account];
+        let pool = account.estimate.pool(self.now);
+        for each in [Pool::Fast, Pool::Slow] {
+            let ready = each == pool && !account.queue.is_empty();
+            self.scheduler.set_ready(account.lane, each, ready);
+        }
+    }
+
+    fn dispatch(&mut self) {
+        for pool in [Pool::Fast, Pool::Slow] {
+            while let Some(lane) = self.scheduler.peek(pool) {
+                let at = self.by_lane[&lane];
+                let account = &mut self.accounts[at];
+                if account.estimate.pool(self.now) == pool {
+                    let arrived = account.queue.pop_front().expect("a ready lane has something");
+                    let expected = account.estimate.expected(self.now);
+                    let charge = self.scheduler.start(lane, pool, expected);
+                    account.estimate.started(self.now);
+                    let (id, started) = (self.next_request, self.now);
+                    self.next_request += 1;
+                    let (ends, turns_slow) = (started + account.hold, started + SLOW_AFTER);
+                    self.agenda.push(Reverse((ends, Happening::Ends { request: id })));
+                    if pool == Pool::Fast && ends > turns_slow {
+                        let turns = Happening::TurnsSlow { request: id };
+                        self.agenda.push(Reverse((turns_slow, turns)));
+                    }
+                    account.waits.push(started.since(arrived));
+                    self.requests.insert(id, Request { account: at, arrived, started, charge });
+                }
+                self.refresh(at);
+            }
+        }
+    }
+
+    fn end(&mut self, id: u64) -> Option<Request> {
+        // None when it was aborted.
+        let request = self.requests.remove(&id)?;
+        let hold = self.now.since(request.started);
+        let account = &mut self.accounts[request.account];
+        account.slot_time += hold;
+        account.estimate.ended(request.started, hold);
+        Some(request)
+    }
+
+    fn run(&mut self, until: Tick) {
+        self.dispatch();
+        while let Some(Reverse((at, happening))) =
+            self.agenda.pop().filter(|next| next.0.0 <= until)
+        {
+            self.now = at;
+            match happening {
+                Happening::Arrives { account } => {
+                    self.accounts[account].queue.push_back(at);
+                    self.refresh(account);
+                }
+                Happening::Ends { request } => {
+                    let Some(request) = self.end(request) else { continue };
+                    self.scheduler.finish(request.charge, at.since(request.started));
+                    self.refresh(request.account);
+                }
+                Happening::TurnsSlow { request: id } => {
+                    let Some(request) = self.requests.get_mut(&id) else { continue };
+                    let account = request.account;
+                    if self.scheduler.move_to_slow(&mut request.charge) {
+                        // It goes on.
+                    } else if !self.aborts || !self.scheduler.is_pressed() {
+                        let again = at + Duration::from_millis(100);
+                        self.agenda.push(Reverse((again, happening)));
+                    } else if let Some(aborted) = self.end(id) {
+                        self.scheduler.finish(aborted.charge, at.since(aborted.started));
+                        self.accounts[account].queue.push_front(aborted.arrived);
+                    }
+                    self.refresh(account);
+                }
+            }
+            self.dispatch();
+        }
+    }
+}
+
+fn p99(mut waits: Vec<Duration>) -> Duration {
+    waits.sort();
+    waits[waits.len() * 99 / 100]
+}
+
+/// Arrivals of 1,000 small accounts, each with an event every ten seconds on average, for `span`.
+fn small_arrivals(span: Duration) -> Vec<(Tick, usize)> {
+    let mut rng = SmallRng::seed_from_u64(7);
+    let end = micros(span);
+    let mut arrivals: Vec<(Tick, usize)> = (0..100 * span.as_secs())
+        .map(|_| (Tick(rng.random_range(0..end)), rng.random_range(0..1_000)))
+        .collect();
+    arrivals.sort();
+    arrivals
+}
+
+/// The same load in one queue for all slots: who comes first is served first.
+fn fifo_p99(arrivals: &[(Tick, usize)], whale: (usize, Duration), small: Duration) -> Duration {
+    let slots = FAST_SLOTS + SLOW_SLOTS;
+    let mut free_at: BinaryHeap<Reverse<Tick>> = (0..slots).map(|_| Reverse(Tick(0))).collect();
+    let mut serve = |arrived: Tick, hold: Duration| {
+        let Reverse(free) = free_at.pop().unwrap();
+        let start = free.max(arrived);
+        free_at.push(Reverse(start + hold));
+        start.since(arrived)
+    };
+    (0..whale.0).for_each(|_| _ = serve(Tick(0), whale.1));
+    p99(arrivals.iter().map(|(at, _)| serve(*at, small)).collect())
+}
+
+#[test]
+fn small_accounts_do_not_wait_for_a_whale_with_a_slow_endpoint() {
+    let (span, small_hold) = (Duration::from_secs(60), Duration::from_millis(50));
+    let (whale_events, whale_hold) = (200_000, Duration::from_secs(5));
+    let arrivals = small_arrivals(span);
+
+    let mut simulation = Simulation::new(FAST_SLOTS, SLOW_SLOTS);
+    let smalls: Vec<usize> = (0..1_000).map(|_| simulation.account(1.0, small_hold, 0)).collect();
+    let whale = simulation.account(1.0, whale_hold, whale_events);
+    arrivals.iter().for_each(|(at, small)| simulation.arrive(*at, smalls[*small]));
+    simulation.run(Tick(micros(span)));
+
+    let waits: Vec<Duration> =
+        smalls.iter().flat_map(|small| simulation.accounts[*small].waits.clone()).collect();
+    assert_eq!(waits.len(), arrivals.len(), "every small event was sent");
+    let fair = p99(waits);
+    let fifo = fifo_p99(&arrivals, (whale_events, whale_hold), small_hold);
+    let whale_sent = simulation.accounts[whale].waits.len();
+    println!(
+        "p99 queue wait of small accounts: {fair:?}, under FIFO {fifo:?}; whale: {whale_sent}"
+    );
+    // Without the reserve, half a second: the whale fills FAST before it is known to be slow.
+    assert!(fair < Duration::from_millis(100), "{fair:?}");
+    assert!(fifo > 100 * fair.max(Duration::from_secs(1)), "{fifo:?} against {fair:?}");
+    assert!(whale_sent > 10_000, "nor does the whale starve: {whale_sent}");
+}
+
+/// Each of 1,000 dead endpoints holds every request for the whole timeout, and none is known as dead at
+/// first: for the first seconds they fill FAST, second by second.
+fn p99_among_dead_endpoints(aborts: bool) -> Duration {
+    let (span, small_hold) = (Duration::from_secs(60), Duration::from_millis(50));
+    let arrivals = small_arrivals(span);
+
+    let mut simulation = Simulation::new(FAST_SLOTS, SLOW_SLOTS);
+    simulation.aborts = aborts;
+    let smalls: Vec<usize> = (0..1_000).map(|_| simulation.account(1.0, small_hold, 0)).collect();
+    for _ in 0..1_000 {
+        simulation.account(1.0, Duration::from_secs(15), 100);
+    }
+    arrivals.iter().for_each(|(at, small)| simulation.arrive(*at, smalls[*small]));
+    simulation.run(Tick(micros(span)));
+
+    let waits: Vec<Duration> =
+        smalls.iter().flat_map(|small| simulation.accounts[*small].waits.clone()).collect();
+    assert_eq!(waits.len(), arrivals.len(), "every small event was sent");
+    p99(waits)
+}
+
+#[test]
+fn small_accounts_do_not_wait_for_a_thousand_endpoints_that_die_at_once() {
+    let (with, without) = (p99_among_dead_endpoints(true), p99_among_dead_endpoints(false));
+    println!("p99 queue wait of small accounts: {with:?}, {without:?} where nothing is given up");
+    // Without the move to SLOW either, over 40 s.
+    assert!(with < Duration::from_secs(3), "{with:?}");
+    assert!(without > 3 * with.max(Duration::from_secs(1)), "{without:?} against {with:?}");
+}
+
+/// The slot-time that two lanes with endless queues had, in 200 s on eight slots.
+fn shares(one: (f64, u64), other: (f64, u64)) -> f64 {
+    let mut simulation = Simulation::new(8, 8);
+    let [one, other] = [one, other].map(|(weight, hold_ms)| {
+        simulation.account(weight, Duration::from_millis(hold_ms), 200_000)
+    });
+    simulation.run(Tick(200_000_000));
+    let slot_time = |account: usize| simulation.accounts[account].slot_time.as_secs_f64();
+    assert!(slot_time(one) + slot_time(other) > 8.0 * 190.0, "no slot stood idle");
+    slot_time(one) / slot_time(other)
+}
+
+#[test]
+fn equal_lanes_get_equal_slot_time_whatever_they_hold() {
+    for holds in [(50, 400), (20, 900), (1_100, 9_000)] {
+        let share = shares((1.0, holds.0), (1.0, holds.1));
+        println!("holds of {holds:?} ms: {share:.3}");
+        assert!((0.95..1.05).contains(&share), "{holds:?}: {share}");
+    }
+}
+
+#[test]
+fn weight_two_gets_twice_the_slot_time() {
+    for holds in [(50, 50), (50, 400), (400, 50)] {
+        let share = shares((2.0, holds.0), (1.0, holds.1));
+        println!("holds of {holds:?} ms, weights 2 and 1: {share:.3}");
+        assert!((1.9..2.1).contains(&share), "{holds:?}: {share}");
+    }
+}

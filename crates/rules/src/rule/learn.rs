@@ -1,0 +1,152 @@
+//! What the rules do not know of the source, and what they learn while changes stream.
+//!
+//! The catalog was read when the rules were compiled; the stream is older or younger than that. A
+//! type may have been made since, or dropped; and a table that is published under its own name may be
+//! a partition or child of one that rules name since, or no longer, or dropped.
+
+use std::collections::BTreeSet;
+
+use super::bind::{self, Binding, Identity};
+use super::{RuleBroken, Rules};
+use walhook_core::catalog::Table;
+use walhook_decode::pgoutput::Relation;
+
+/// What the rules have to be told before a table's changes can be handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lacks {
+    /// What type a column has, or whether a child has it from its parent: read the catalog, and where
+    /// that does not know the type, see [`Rules::handle_type`].
+    Type,
+    /// Whether the table is a partition or a child of one that rules name: ask the catalog.
+    Standing,
+    /// Whether the replica identity, which logged less than the rules need when the table was
+    /// described, has been mended: read the catalog, and if the rules fit it, say so with
+    /// [`Rules::handle_mended`].
+    Identity,
+}
+
+impl Rules {
+    /// What has to be known before the changes of `relation` are handled, beyond what is.
+    #[must_use]
+    pub fn lacks(&self, relation: &Relation) -> Option<Lacks> {
+        if self.watch.lacks {
+            // It may be this one, made again.
+            return Some(Lacks::Type);
+        }
+        let known = self.table(relation).filter(|_| !self.doubtful.contains_key(&relation.oid));
+        let Some(table) = known else {
+            return self.may_descend(relation).then_some(Lacks::Standing);
+        };
+        let types = &self.catalog.types;
+        if relation.columns.iter().any(|column| types.kind(column.type_oid).is_none()) {
+            return Some(Lacks::Type);
+        }
+        let is_new = |name: &str| table.column(name).is_none();
+        if table.is_inherited && relation.columns.iter().any(|column| is_new(&column.name)) {
+            return Some(Lacks::Type);
+        }
+        match self.bind(table, relation, Identity::Required) {
+            Err(RuleBroken::Identity { .. }) => Some(Lacks::Identity),
+            Ok(_)
+            | Err(
+                RuleBroken::Column { .. }
+                | RuleBroken::Duplicate { .. }
+                | RuleBroken::UnknownType { .. },
+            ) => None,
+        }
+    }
+
+    /// The tables that rules or endpoints name, and what lies between them and others: a partition or
+    /// child is one of these.
+    #[must_use]
+    pub fn named(&self) -> Vec<u32> {
+        let rules = self.rules.iter().map(|rule| rule.table);
+        let watched =
+            [self.watch.endpoint_table].into_iter().chain(self.watch.others.iter().copied());
+        rules.chain(watched).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Whether an unknown table may be a partition or child of one that is named: it has the columns
+    /// which that one's rules need. Of many tables most have not, and nobody is asked.
+    fn may_descend(&self, relation: &Relation) -> bool {
+        let has = |name: &str| relation.columns.iter().any(|column| column.name == name);
+        let watch = &self.watch;
+        if has(&watch.id) && has(&watch.account) {
+            return true;
+        }
+        let mut watched = watch.others.iter().filter_map(|oid| self.catalog.table(*oid));
+        if watched.any(|table| table.columns.iter().all(|c| c.is_withheld() || has(&c.name))) {
+            return true;
+        }
+        let mut rules = self.rules.iter().filter_map(|rule| self.catalog.table(rule.table));
+        rules.any(|table| table.is_partitioned || self.adopted(table, relation).is_some())
+    }
+
+    /// The unknown table as a descendant of `parent`, where it has the columns for that.
+    fn adopted(&self, parent: &Table, relation: &Relation) -> Option<Table> {
+        let table = Table {
+            oid: relation.oid,
+            schema: relation.schema.clone(),
+            name: relation.name.clone(),
+            is_partitioned: false,
+            is_inherited: !parent.is_partitioned,
+            ancestors: [parent.oid].into_iter().chain(parent.ancestors.iter().copied()).collect(),
+            ..parent.clone()
+        };
+        let bound = self.bind(&table, relation, Identity::Mended);
+        (!matches!(bound, Ok(None) | Err(RuleBroken::Column { .. }))).then_some(table)
+    }
+
+    /// Takes what the stream says of a type, where the catalog does not know it.
+    pub fn handle_type(&mut self, type_oid: u32, schema: &str, name: &str) {
+        self.catalog.types.handle_type(type_oid, schema, name);
+    }
+
+    /// Takes note that the catalog's table logs what the rules need.
+    pub fn handle_mended(&mut self, table: u32) {
+        self.mended.insert(table);
+    }
+
+    /// Takes over what rules that were compiled from an older catalog have learned.
+    pub fn inherit(&mut self, older: &mut Self) {
+        self.mended = std::mem::take(&mut older.mended);
+        self.doubtful = std::mem::take(&mut older.doubtful);
+        self.doubtful.retain(|oid, _| self.catalog.table(*oid).is_none());
+        self.catalog.keep_descendants(&older.catalog);
+    }
+
+    /// Takes a table that is neither a partition, a child nor published now. Where it has all columns that
+    /// the rules of a table with such need it may have been one when its rows were written: they become
+    /// dead letters rather than nothing. Returns whether it is so.
+    pub fn handle_doubtful(&mut self, relation: &Relation) -> bool {
+        // From the roots down, for a message is to name what the rule names.
+        let mut parents = self.catalog.parents();
+        parents.sort_unstable_by_key(|table| (table.ancestors.len(), table.oid));
+        let adopted = parents.into_iter().find_map(|parent| {
+            let table = self.adopted(parent, relation)?;
+            let kind = if parent.is_partitioned { "partition" } else { "child" };
+            Some((format!("{table} is no {kind} now, but may have been one of {parent}"), table))
+        });
+        let is_doubtful = adopted.is_some();
+        if let Some((doubt, table)) = adopted {
+            self.doubtful.insert(relation.oid, doubt);
+            self.catalog.insert(table);
+        }
+        is_doubtful
+    }
+
+    pub(super) fn bind(
+        &self,
+        table: &Table,
+        relation: &Relation,
+        identity: Identity,
+    ) -> Result<Option<Binding>, RuleBroken> {
+        bind::bind(&self.rules, &self.watch, &self.catalog.types, table, relation, identity)
+    }
+
+    /// What the catalog says of a table.
+    pub(super) fn table(&self, relation: &Relation) -> Option<&Table> {
+        let by_oid = self.catalog.table(relation.oid);
+        by_oid.or_else(|| self.catalog.by_name(&relation.schema, &relation.name))
+    }
+}

@@ -1,0 +1,120 @@
+//! What the configuration says about events: the rules, and how values are written.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use walhook_core::size::ByteSize;
+
+/// What a rule listens to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuleOperation {
+    /// INSERT and COPY.
+    Insert,
+    /// UPDATE.
+    Update,
+    /// DELETE.
+    Delete,
+    /// TRUNCATE.
+    Truncate,
+    /// `pg_logical_emit_message`.
+    Message,
+}
+
+impl RuleOperation {
+    /// The word in the configuration, which is also that of the publication's `publish` option.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Insert => "insert",
+            Self::Update => "update",
+            Self::Delete => "delete",
+            Self::Truncate => "truncate",
+            Self::Message => "message",
+        }
+    }
+
+    /// Whether it is about one row.
+    #[must_use]
+    pub const fn has_row(self) -> bool {
+        matches!(self, Self::Insert | Self::Update | Self::Delete)
+    }
+}
+
+impl fmt::Display for RuleOperation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// `[[events]]`: one rule.
+///
+/// Invariant, after validation: `table` is there or `on` is `["message"]` and `prefix` is; one of
+/// `account` and `account_value` is there.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventRule {
+    /// The event's type, such as `subscriber.updated`; with `type_column` a pattern, `order.*`.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// `schema.name` of the table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    /// The operations that make events.
+    pub on: Vec<RuleOperation>,
+    /// The column that holds the account; of a message the key in its content.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account: Option<String>,
+    /// The account itself, where no column holds it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account_value: Option<String>,
+    /// A CEL condition over `old`, `new` and `operation`; left out, every change matches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub when: Option<String>,
+    /// The columns to send; `["*"]` for all, also those that a migration adds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub columns: Vec<String>,
+    /// Column → name in the body.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rename: BTreeMap<String, String>,
+    /// A CEL expression over `old`, `new`, `operation` and `row` that builds `data`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
+    /// The column that holds the event's type, which `type` then bounds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub type_column: Option<String>,
+    /// The column whose JSON becomes `data`, instead of `columns`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_column: Option<String>,
+    /// The prefix of the messages that make events.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// The most that `data`, `previous` and `unchanged` of an event take together.
+    #[serde(default = "max_bytes")]
+    pub max_bytes: ByteSize,
+}
+
+fn max_bytes() -> ByteSize {
+    ByteSize(1 << 20)
+}
+
+/// `[payload]`
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Payload {
+    /// How a `bigint` is written.
+    pub bigint: Bigint,
+}
+
+/// How a `bigint` is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bigint {
+    /// As a JSON number, digits exact.
+    #[default]
+    Number,
+    /// As a string, for receivers whose numbers are doubles.
+    String,
+}

@@ -11,9 +11,11 @@
 //! One way. Only two things flow back: the outcome of an attempt (to the dispatcher), and the flush
 //! LSN (to the replication connection).
 //!
-//! - [`engine`] decides: no I/O, no clock, no ambient randomness.
-//! - [`io`] does: sockets, SQL, HTTP.
-//! - [`pipeline`] wires: bounded channels, tasks, shutdown.
+//! - `walhook-core` holds the words that the parts speak with each other.
+//! - `walhook-decode` and `walhook-rules` turn bytes into row changes, and those into events.
+//! - `walhook-dispatch` decides: no I/O, no clock, no ambient randomness.
+//! - `walhook-postgres`, `walhook-state` and `walhook-http` do: sockets, SQL, HTTP.
+//! - [`server`] wires: bounded channels, tasks, shutdown.
 //! - [`cli`] has a file for each command; [`config`] is what `walhook.toml` says.
 //! - [`demo`] is the demo; what it and the tests stand on is the crate `walhook-testkit`.
 //!
@@ -44,6 +46,4 @@
 pub mod cli;
 pub mod config;
 pub mod demo;
-pub mod engine;
-pub mod io;
-pub mod pipeline;
+pub mod server;

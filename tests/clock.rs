@@ -10,9 +10,9 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use axum::http::StatusCode;
 use tempfile::TempDir;
-use walhook::engine::sign;
-use walhook::io::clock::unix_us;
 use walhook_core::endpoint::Secret;
+use walhook_process::clock::unix_us;
+use walhook_sign as sign;
 use walhook_testkit::receiver::{Behaviour, Received};
 
 use crate::support::{PATIENCE, RULES, Running, SECRET, World, answers};

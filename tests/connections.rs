@@ -9,9 +9,9 @@ use rcgen::PKCS_ECDSA_P256_SHA256;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
-use walhook::io::sql::{ConnectError, Connection, SERVER_SEARCH_PATH};
-use walhook::io::wire::{self, WireError};
 use walhook_core::endpoint::Secret;
+use walhook_postgres::sql::{ConnectError, Connection, SERVER_SEARCH_PATH};
+use walhook_postgres::wire::{self, WireError};
 use walhook_testkit::cluster::{Cluster, StopMode};
 
 use crate::support::tls::{Authority, by_socket, host_rules, present, private_file};

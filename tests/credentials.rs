@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use tempfile::TempDir;
-use walhook::io::sql::Connection;
+use walhook_postgres::sql::Connection;
 
 use crate::support::tls::{by_socket, host_rules};
 use crate::support::{World, text};

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
-use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_core::endpoint::Secret;
+use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 
 use crate::support::{RULES, SCHEMA, World};
 

@@ -9,8 +9,8 @@ use anyhow::Result;
 use axum::http::StatusCode;
 use serde_json::json;
 use tokio::task::JoinSet;
-use walhook::engine::sign;
 use walhook_core::endpoint::Secret;
+use walhook_sign as sign;
 use walhook_testkit::receiver::{Behaviour, Received};
 
 use crate::support::{PATIENCE, RULES, SCHEMA, SECRET, World, bodies, taken};

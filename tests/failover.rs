@@ -73,7 +73,7 @@ async fn promote(world: &mut World, standby: Cluster) -> Result<()> {
 /// Waits until the standby's copy of our slot would outlive a promotion.
 async fn until_synchronised(world: &World, standby: &Cluster) -> Result<()> {
     let url = walhook_core::endpoint::Secret::new(standby.url("postgres"));
-    let session = walhook::io::sql::Connection::open(&url, "test").await?;
+    let session = walhook_postgres::sql::Connection::open(&url, "test").await?;
     let synced = "SELECT EXISTS (SELECT FROM pg_replication_slots
                   WHERE slot_name = 'walhook' AND synced AND NOT temporary)";
     for n in 0..600 {

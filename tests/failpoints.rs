@@ -5,9 +5,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use walhook::io::clock::unix_us;
-use walhook::io::failpoint::Failpoint;
 use walhook_dispatch::dispatcher::UNPERSISTED_MAX;
+use walhook_process::clock::unix_us;
+use walhook_process::failpoint::Failpoint;
 
 use crate::kills::endpoints;
 use crate::support::audit::{Demand, End, Endpoint, audit};

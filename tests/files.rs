@@ -27,7 +27,7 @@ fn yaml(path: &str) -> Value {
 /// the configuration's has none here.
 fn series() -> BTreeMap<String, BTreeMap<String, BTreeSet<String>>> {
     let metrics =
-        walhook::io::metrics::Metrics::new("any", ["any.type"]).unwrap().render().unwrap();
+        walhook::server::metrics::Metrics::new("any", ["any.type"]).unwrap().render().unwrap();
     let mut series: BTreeMap<String, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
     for line in metrics.lines().filter(|line| !line.starts_with('#')) {
         let (series_of, _) = line.rsplit_once(' ').unwrap();
@@ -322,7 +322,7 @@ fn documents_link_to_files_that_are_there() {
 }
 
 /// What proves a promise must be there: `kills::name` in `tests/kills.rs`, or below it, and
-/// `src/a/b.rs::name` in that file.
+/// `crates/a/src/b.rs::name` in that file.
 #[test]
 fn guarantees_name_tests_that_are_there() {
     let guarantees = read("docs/guarantees.md");
@@ -331,10 +331,9 @@ fn guarantees_name_tests_that_are_there() {
         let Some((place, test)) = name.rsplit_once("::").filter(|(_, test)| *test != "…") else {
             continue;
         };
-        let file = match place.strip_prefix("src/") {
-            Some(_) => place.to_owned(),
-            None => format!("tests/{}.rs", place.replace("::", "/")),
-        };
+        let is_file = place.ends_with(".rs");
+        let tests = || format!("tests/{}.rs", place.replace("::", "/"));
+        let file = if is_file { place.to_owned() } else { tests() };
         assert!(read(&file).contains(&format!("fn {test}(")), "{file} has no test {test}");
         named += 1;
     }

@@ -12,9 +12,9 @@ use anyhow::{Context, Result, ensure};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep};
-use walhook::io::clock::unix_us;
-use walhook::io::sql::Connection;
 use walhook_dispatch::dispatcher::UNPERSISTED_MAX;
+use walhook_postgres::sql::Connection;
+use walhook_process::clock::unix_us;
 
 use crate::support::audit::{Audit, Demand, End, Endpoint, audit, settled};
 use crate::support::traffic::{self, FLAPPING, TOUCHED, Traffic};

@@ -12,7 +12,7 @@ use axum::response::IntoResponse;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
-use walhook::io::clock::unix_us;
+use walhook_process::clock::unix_us;
 
 use crate::support::{PATIENCE, RULES, SECRET, World};
 

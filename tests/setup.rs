@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 use tokio::time::Instant;
-use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_core::endpoint::Secret;
+use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 
 use crate::support::{PATIENCE, RULES, SCHEMA, World, text};
 

@@ -268,7 +268,7 @@ async fn case_15_idle_slot_retains_little_while_another_database_writes() {
     world.delivered(1).await.unwrap();
     world.sql.batch_execute("CREATE DATABASE other").await.unwrap();
     let url = walhook_core::endpoint::Secret::new(world.cluster.url("other"));
-    let other = walhook::io::sql::Connection::open(&url, "other").await.unwrap();
+    let other = walhook_postgres::sql::Connection::open(&url, "other").await.unwrap();
     other.batch_execute("CREATE TABLE public.t (a text)").await.unwrap();
     let written = "SELECT pg_current_wal_lsn() - '0/0'";
     let before: f64 = world.value(written).await.unwrap().parse().unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::time::{Instant, sleep};
-use walhook::io::clock::unix_us;
+use walhook_process::clock::unix_us;
 
 use crate::kills::{from_env, until_slot_left, until_standing_by, walsender_of};
 use crate::support::traffic::{self, Traffic};

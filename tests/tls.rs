@@ -10,10 +10,10 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use walhook::io::pg::{Security, SslMode};
-use walhook::io::sql::Connection;
-use walhook::io::wire::{self, Class, WireError};
 use walhook_core::endpoint::Secret;
+use walhook_postgres::pg::{Security, SslMode};
+use walhook_postgres::sql::Connection;
+use walhook_postgres::wire::{self, Class, WireError};
 use walhook_testkit::cluster::Cluster;
 
 use crate::support::tls::{

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use walhook::io::sql::Connection;
+use walhook_postgres::sql::Connection;
 
 use crate::support::{SCHEMA, World};
 use read::{Shape, quoted};

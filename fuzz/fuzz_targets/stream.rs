@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, ReadBuf, join, sink};
 use walhook_decode::change::Changes;
 use walhook_core::lsn::Lsn;
 use walhook_decode::pgoutput::{decode, decode_head};
-use walhook::io::wire::{Frame, Stream};
+use walhook_postgres::wire::{Frame, Stream};
 
 /// Reads so many bytes at a time.
 struct Cut {

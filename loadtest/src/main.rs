@@ -22,7 +22,7 @@ use anyhow::{Result, ensure};
 use goose::prelude::*;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
-use walhook::io::sql::Connection;
+use walhook_postgres::sql::Connection;
 
 use target::Target;
 

@@ -8,7 +8,7 @@ use anyhow::Result;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
-use walhook::io::sql::Connection;
+use walhook_postgres::sql::Connection;
 
 use crate::books::Books;
 use crate::world::World;

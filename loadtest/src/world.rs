@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::time::{Instant, sleep};
-use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_core::endpoint::Secret;
+use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_testkit::cluster::Cluster;
 use walhook_testkit::program::{Pipeline, Scratch};
 

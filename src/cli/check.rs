@@ -22,13 +22,13 @@ use tokio_postgres::Client;
 use super::table::one_line;
 use super::{CommandResult, Common, print_json, print_line};
 use crate::config::Config;
-use crate::io::descriptors;
-use crate::io::preflight::Fault;
-use crate::io::slot;
-use crate::io::source;
-use crate::io::sql::{ConnectError, Connection};
 use walhook_core::halt::Halt;
 use walhook_core::lsn::Lsn;
+use walhook_postgres::preflight::Fault;
+use walhook_postgres::slot;
+use walhook_postgres::source;
+use walhook_postgres::sql::{ConnectError, Connection};
+use walhook_process::descriptors;
 
 pub(crate) use server::session;
 

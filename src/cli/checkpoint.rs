@@ -6,10 +6,10 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::io::slot::Slot;
-use crate::io::state::Overview;
 use walhook_core::event::rfc3339;
 use walhook_core::halt::Halt;
+use walhook_postgres::slot::Slot;
+use walhook_state::Overview;
 
 use super::replay::Window;
 use super::status::{bytes, checkpoint, open_state, read_slot};
@@ -154,7 +154,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::state::fixture::Fixture;
+    use crate::cli::state_fixture::Fixture;
     use walhook_core::halt::Lost;
 
     #[tokio::test]

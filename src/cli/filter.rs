@@ -4,7 +4,7 @@ use anyhow::anyhow;
 
 use super::Failure;
 use super::time::time_us;
-use crate::io::state::Filter;
+use walhook_state::Filter;
 
 /// Filters; those given must all fit.
 #[derive(Debug, Clone, Default, clap::Args)]

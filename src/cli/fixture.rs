@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use crate::config::Config;
-use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
-use crate::io::wire;
 use walhook_core::endpoint::Secret;
 use walhook_core::lsn::Lsn;
+use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_postgres::wire;
 use walhook_testkit::cluster::Cluster;
 
 const SCHEMA: &str = "

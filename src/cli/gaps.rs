@@ -7,11 +7,11 @@ use super::status::open_state;
 use super::table::one_line;
 use super::{CommandResult, Common, print_json, print_line};
 use crate::config::Config;
-use crate::io::sql::Connection;
-use crate::io::state::Gap;
-use crate::pipeline::range;
+use crate::server::range;
 use walhook_core::event::rfc3339;
 use walhook_core::lsn::Lsn;
+use walhook_postgres::sql::Connection;
+use walhook_state::Gap;
 
 /// List what was not delivered; close a gap that is dealt with
 #[derive(Debug, clap::Args)]

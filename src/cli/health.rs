@@ -90,9 +90,9 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::io::admin;
-    use crate::io::health::{self, Role};
-    use crate::io::metrics::Metrics;
+    use crate::server::admin;
+    use crate::server::health::{self, Role};
+    use crate::server::metrics::Metrics;
 
     #[tokio::test]
     async fn health_is_what_the_instance_says_of_itself() {

@@ -6,8 +6,8 @@ use tokio_postgres::Client;
 use super::check::session;
 use super::status::open_state;
 use crate::config::Config;
-use crate::io::op::EQ;
-use crate::io::slot;
+use walhook_postgres::op::EQ;
+use walhook_postgres::slot;
 
 /// Refuses while the pipeline's slot is active, and names the process.
 pub(super) async fn refuse_while_active(config: &Config, source: &Client) -> Result<()> {

@@ -10,7 +10,7 @@ use super::status::{open_state, read_slot};
 use super::table::one_line;
 use super::{CommandResult, Failure, print_json, print_line, print_remark};
 use crate::config::Config;
-use crate::io::state::{Ask, JobState, StateStore};
+use walhook_state::{Ask, JobState, StateStore};
 
 /// How often a job is looked at.
 const POLL: Duration = Duration::from_millis(200);

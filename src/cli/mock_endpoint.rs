@@ -9,8 +9,8 @@ use walhook_testkit::receiver::{Behaviour, Hook, Received, Receiver, Settings};
 use walhook_testkit::sign::{Signed, Verifier};
 
 use super::{CommandResult, Common, Failure, print_json, print_line, print_remark};
-use crate::engine::sign;
 use walhook_core::endpoint::Secret;
+use walhook_sign as sign;
 
 /// Receive webhooks, for tests: verify signatures, delay and fail as scripted
 #[derive(Debug, clap::Args)]

@@ -23,6 +23,8 @@ pub mod recover;
 pub mod replay;
 pub mod run;
 pub mod setup;
+#[cfg(test)]
+pub(crate) mod state_fixture;
 pub mod status;
 mod table;
 pub mod teardown;

@@ -20,16 +20,16 @@ use super::setup::{FAILOVER_SLOTS, create_slot_within};
 use super::status::{bytes, open_state};
 use super::{CommandResult, Common, Failure, print_json, print_line, print_remark};
 use crate::config::Config;
-use crate::io::anchor;
-use crate::io::pg::Conninfo;
-use crate::io::slot::{self, Slot};
-use crate::io::source;
-use crate::io::sql::Connection;
-use crate::io::state::StateStore;
-use crate::io::wire;
-use crate::pipeline::prepared;
+use crate::server::prepared;
 use walhook_core::halt::{self, Halt, SourceIdentity};
 use walhook_core::lsn::Lsn;
+use walhook_postgres::anchor;
+use walhook_postgres::pg::Conninfo;
+use walhook_postgres::slot::{self, Slot};
+use walhook_postgres::source;
+use walhook_postgres::sql::Connection;
+use walhook_postgres::wire;
+use walhook_state::StateStore;
 
 const NAME: &str = "walhook recover";
 

@@ -4,7 +4,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{CommandResult, Common, Failure};
-use crate::pipeline::{self, Stop};
+use crate::server::{self, Stop};
 
 /// Stream changes and deliver them, until SIGTERM or Ctrl-C
 ///
@@ -24,19 +24,19 @@ pub struct Args {}
 /// on would lose data, [`Failure::Failed`] for the rest.
 pub async fn run(_args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
-    crate::io::log::init(&config.log).map_err(Failure::Usage)?;
+    crate::server::log::init(&config.log).map_err(Failure::Usage)?;
     if config.events.is_empty() {
         return Err(Failure::Usage(anyhow::anyhow!(
             "{}: no [[events]] rule: nothing would be sent; add at least one",
             common.path()?.display()
         )));
     }
-    crate::io::descriptors::raise();
-    crate::io::descriptors::tell((config.scheduler.fast_slots, config.scheduler.slow_slots));
+    walhook_process::descriptors::raise();
+    walhook_process::descriptors::tell((config.scheduler.fast_slots, config.scheduler.slow_slots));
     let shutdown = CancellationToken::new();
     let mut signals = tokio::task::JoinSet::new();
     signals.spawn(watch_signals(shutdown.clone()));
-    let ended = pipeline::run(config, shutdown).await;
+    let ended = server::run(config, shutdown).await;
     signals.abort_all();
     match ended {
         Ok(()) | Err(Stop::Fenced) => Ok(()),

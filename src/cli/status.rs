@@ -11,14 +11,14 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::config::{Config, DeliveryMode};
-use crate::io::slot::{self, Slot, WalStatus};
-use crate::io::sql::Connection;
-use crate::io::state::Told;
-use crate::io::state::{JobState, Overview, Prepared, StateError, StateStore, StoppedSince};
-use crate::pipeline::prepared;
+use crate::server::prepared;
 use walhook_core::event::rfc3339;
 use walhook_core::halt;
 use walhook_core::lsn::Lsn;
+use walhook_postgres::slot::{self, Slot, WalStatus};
+use walhook_postgres::sql::Connection;
+use walhook_state::Told;
+use walhook_state::{JobState, Overview, Prepared, StateError, StateStore, StoppedSince};
 
 use super::gaps::{self, Shown};
 use super::table::one_line;
@@ -416,7 +416,7 @@ pub(super) fn bytes(n: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::state::fixture::{Fixture, dead, event};
+    use crate::cli::state_fixture::{Fixture, dead, event};
     use walhook_core::persist::{DisableEndpoint, PersistBatch};
 
     #[test]

@@ -1,8 +1,8 @@
 //! Rows for a terminal.
 
-use crate::io::state::StoredAttempt;
 use walhook_core::escape;
 use walhook_core::event::rfc3339;
+use walhook_state::StoredAttempt;
 
 /// A value from outside: it neither ends the line nor moves the cursor of whoever reads it.
 pub(super) fn one_line(text: &str) -> String {

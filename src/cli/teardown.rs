@@ -16,15 +16,15 @@ use super::setup::{existing_tables, state_tables, state_views};
 use super::table::one_line;
 use super::{CommandResult, Common, print_json, print_line, secret};
 use crate::config::Config;
-use crate::io::anchor;
-use crate::io::ident::quote_ident;
-use crate::io::op::{EQ, NE};
-use crate::io::pg::Conninfo;
-use crate::io::slot;
-use crate::io::source;
-use crate::io::sql::Connection;
-use crate::io::state::slots;
 use walhook_core::endpoint::Secret;
+use walhook_postgres::anchor;
+use walhook_postgres::ident::quote_ident;
+use walhook_postgres::op::{EQ, NE};
+use walhook_postgres::pg::Conninfo;
+use walhook_postgres::slot;
+use walhook_postgres::source;
+use walhook_postgres::sql::Connection;
+use walhook_state::slots;
 
 const NAME: &str = "walhook teardown";
 

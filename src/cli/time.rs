@@ -1,7 +1,7 @@
 //! Times on the command line.
 
-use crate::io::clock;
 use walhook_core::tick::micros;
+use walhook_process::clock;
 
 /// Reads a time, or an age, as microseconds since 1970-01-01 UTC.
 pub(super) fn time_us(text: &str) -> Result<i64, String> {

@@ -20,8 +20,8 @@ use toml::de::{DeArray, DeTable, DeValue};
 
 use super::keys::{EVENTS, Kind, SECTIONS, Section, suggestion};
 use super::{Config, DEFAULT_PATHS, validate};
-use crate::io::pg::DatabaseUrl;
 use walhook_core::endpoint::Secret;
+use walhook_postgres::pg::DatabaseUrl;
 
 /// What every environment variable that sets a key begins with.
 const PREFIX: &str = "WALHOOK_";

@@ -18,13 +18,13 @@ pub(crate) use load::parse;
 pub use load::{ConfigError, Place, load};
 pub use stranger::strangers;
 
-use crate::engine::egress::{HostPattern, Policy};
-use crate::io::lookup::LookupSettings;
-use crate::io::pg::DatabaseUrl;
-use crate::io::transport::{self, Transport, TransportError};
 use walhook_core::endpoint::Secret;
 use walhook_core::settings::{Accounts, Endpoints, HEADER_PREFIX};
 use walhook_core::size::ByteSize;
+use walhook_http::egress::{HostPattern, Policy};
+use walhook_http::transport::{self, Transport, TransportError};
+use walhook_postgres::lookup::LookupSettings;
+use walhook_postgres::pg::DatabaseUrl;
 use walhook_rules::rule::RuleSettings;
 use walhook_rules::settings::{EventRule, Payload, RuleOperation};
 
@@ -397,7 +397,7 @@ impl Default for Admin {
 pub struct Log {
     /// How lines look.
     pub format: LogFormat,
-    /// A level, or a `tracing` filter such as `info,walhook::io=debug`.
+    /// A level, or a `tracing` filter such as `info,walhook_postgres=debug`.
     pub level: String,
 }
 

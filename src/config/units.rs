@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serializer, de};
 
-use crate::io::pg::DatabaseUrl;
 use walhook_core::endpoint::Secret;
 use walhook_core::redact::redact;
+use walhook_postgres::pg::DatabaseUrl;
 
 /// An address and a port.
 pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {

@@ -5,10 +5,10 @@ mod rule;
 use std::time::Duration;
 
 use super::{Config, Delivery, Notify};
-use crate::engine::egress::Proxy;
-use crate::engine::sign;
-use crate::io::pg::{Conninfo, DatabaseUrl};
 use walhook_core::catalog::TableName;
+use walhook_http::egress::Proxy;
+use walhook_postgres::pg::{Conninfo, DatabaseUrl};
+use walhook_sign as sign;
 
 /// A slot's name may have 63 bytes; `_anchor` and the like must fit behind it.
 const MAX_SLOT_NAME: usize = 63 - "_anchor".len();
@@ -70,7 +70,7 @@ pub(super) fn validate(config: &Config) -> Result<(), Problem> {
         return problem("egress.proxy", error.to_string());
     }
     notify(&config.notify)?;
-    let filter = crate::io::log::filter(&config.log);
+    let filter = crate::server::log::filter(&config.log);
     filter.map(drop).or_else(|error| problem("log.level", format!("{error:#}")))
 }
 

@@ -37,8 +37,8 @@ use self::receivers::Receivers;
 use self::summary::Summary;
 use self::view::{Frame, View, grouped};
 use self::writer::Books;
-use crate::io::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_core::endpoint::Secret;
+use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 
 /// For `walhook run` to stream.
 const LEADING_TIMEOUT: Duration = Duration::from_secs(30);

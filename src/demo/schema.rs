@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::plan::{Account, Class, Endpoint};
-use crate::io::sql::Connection;
+use walhook_postgres::sql::Connection;
 
 /// Subscribers before the traffic begins.
 const WHALE_SUBSCRIBERS: i64 = 2_000;

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ledger::{Change, Ledger};
 use super::plan::{Class, Kind};
-use crate::io::sql::Connection;
+use walhook_postgres::sql::Connection;
 
 /// What the writers share.
 #[derive(Debug, Clone)]
@@ -259,9 +259,9 @@ async fn update(transaction: &Transaction<'_>, ids: &[i64]) -> Result<Vec<Row>> 
 mod tests {
     use super::*;
     use crate::demo::{plan, schema};
-    use crate::io::sql::SERVER_SEARCH_PATH;
     use std::collections::HashSet;
     use walhook_core::endpoint::Secret;
+    use walhook_postgres::sql::SERVER_SEARCH_PATH;
     use walhook_testkit::cluster::Cluster;
 
     /// The WAL itself is the witness: what a logical slot decodes is what the ledger expects.

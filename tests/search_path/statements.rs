@@ -236,7 +236,7 @@ fn statements_leave_no_name_to_the_path() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
     let mut count = 0;
-    for part in ["src/io", "src/cli", "src/pipeline", "src/server"] {
+    for part in ["crates/postgres/src", "crates/state/src", "src/cli", "src/server"] {
         let dir = root.join(part);
         for path in if dir.is_dir() { sources(&dir) } else { Vec::new() } {
             let text = std::fs::read_to_string(&path).unwrap();
@@ -271,7 +271,11 @@ fn statements_leave_no_name_to_the_path() {
         }
     }
     assert!(count > 100, "{count} statements were found");
-    assert!(found.is_empty(), "left to the search_path; see src/io/op.rs:\n{}", found.join("\n"));
+    assert!(
+        found.is_empty(),
+        "left to the search_path; see crates/postgres/src/op.rs:\n{}",
+        found.join("\n")
+    );
 }
 
 #[test]

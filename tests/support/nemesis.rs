@@ -13,8 +13,8 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep, timeout};
-use walhook::io::clock::unix_us;
-use walhook::io::sql::Connection;
+use walhook_postgres::sql::Connection;
+use walhook_process::clock::unix_us;
 use walhook_testkit::cluster::StopMode;
 use walhook_testkit::receiver::Behaviour;
 

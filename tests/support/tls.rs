@@ -12,7 +12,7 @@ use rcgen::{
 };
 use tempfile::TempDir;
 use tokio::time::Instant;
-use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_testkit::cluster::Cluster;
 
 use super::PATIENCE;

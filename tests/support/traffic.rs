@@ -16,8 +16,8 @@ use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_core::endpoint::Secret;
+use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 
 use super::World;
 

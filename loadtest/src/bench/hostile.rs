@@ -20,13 +20,13 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
-use walhook::io::sql::Connection;
 use walhook_loadtest::books::{Audit, Books};
 use walhook_loadtest::receiver;
 use walhook_loadtest::report::{mib, table, write_json};
 use walhook_loadtest::sample::{Metrics, Resident, Spread};
 use walhook_loadtest::traffic::Traffic;
 use walhook_loadtest::world::{Layout, World};
+use walhook_postgres::sql::Connection;
 
 use attacks::{Attack, Plan, SCHEMA};
 use servers::Servers;

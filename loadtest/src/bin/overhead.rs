@@ -25,9 +25,9 @@ use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
-use walhook::io::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_core::endpoint::Secret;
 use walhook_dispatch::lane::DEFAULT_MAX_IN_FLIGHT;
+use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_testkit::cluster::Cluster;
 use walhook_testkit::program::Scratch;
 

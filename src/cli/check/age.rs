@@ -7,8 +7,8 @@ use tokio_postgres::error::SqlState;
 
 use super::Report;
 use crate::config::Config;
-use crate::io::op::{EQ, LE};
-use crate::io::source::server_version;
+use walhook_postgres::op::{EQ, LE};
+use walhook_postgres::source::server_version;
 
 /// From this version on a peek does not tell: there is a warning where there was an error.
 const ONLY_WARNS: i32 = 180_000;

@@ -4,9 +4,9 @@ use anyhow::Result;
 
 use super::{NAME, Report, one, pooler};
 use crate::config::Config;
-use crate::io::pg::Security;
-use crate::io::sql::Connection;
-use crate::io::wire;
+use walhook_postgres::pg::Security;
+use walhook_postgres::sql::Connection;
+use walhook_postgres::wire;
 
 /// The SQL session; `None` when there is none to be had.
 pub(super) async fn open(config: &Config, report: &mut Report) -> Option<Connection> {

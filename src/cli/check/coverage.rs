@@ -6,8 +6,8 @@ use tokio_postgres::Client;
 use super::Report;
 use crate::cli::setup::published;
 use crate::config::Config;
-use crate::engine::coverage::{Kind, Lack};
-use crate::io::coverage::{Seen, look};
+use walhook_postgres::coverage::{Kind, Lack};
+use walhook_postgres::coverage::{Seen, look};
 
 const SUBJECT: &str = "publication";
 

@@ -4,8 +4,8 @@ use anyhow::Result;
 use tokio_postgres::Client;
 
 use super::{NAME, Report};
-use crate::io::op::{EQ, NE};
-use crate::io::source::server_version;
+use walhook_postgres::op::{EQ, NE};
+use walhook_postgres::source::server_version;
 
 /// `synchronized_standby_slots`, and slots that standbys follow.
 const FAILOVER: i32 = 170_000;

@@ -7,13 +7,13 @@ use url::Url;
 
 use super::{NAME, Report};
 use crate::config::Config;
-use crate::engine::sign::Weakness;
-use crate::io::ident::{quote_ident, quote_table};
-use crate::io::lookup::{self, Listed, LookupError, Lookups, Which};
-use crate::io::sql::error_text;
 use walhook_core::escape;
 use walhook_core::event::AccountId;
+use walhook_postgres::ident::{quote_ident, quote_table};
+use walhook_postgres::lookup::{self, Listed, LookupError, Lookups, Which};
+use walhook_postgres::sql::error_text;
 use walhook_rules::rule::pattern_covers;
+use walhook_sign::Weakness;
 
 const WHAT: &str = "look-up";
 

@@ -6,9 +6,9 @@ use anyhow::Result;
 use tokio::time::timeout;
 
 use super::{NAME, Report};
-use crate::io::pg::DatabaseUrl;
-use crate::io::sql::Connection;
-use crate::io::wire;
+use walhook_postgres::pg::DatabaseUrl;
+use walhook_postgres::sql::Connection;
+use walhook_postgres::wire;
 
 const WHAT: &str = "connection pooler";
 

@@ -6,9 +6,9 @@ use tokio_postgres::Client;
 use super::{Report, one};
 use crate::cli::setup::looked_up;
 use crate::config::Config;
-use crate::io::ident::quote_ident;
-use crate::io::op::{EQ, GT, LE};
-use crate::io::preflight;
+use walhook_postgres::ident::quote_ident;
+use walhook_postgres::op::{EQ, GT, LE};
+use walhook_postgres::preflight;
 
 /// Below this a timeout may end a look-up or a state transaction of ours that is merely slow.
 const SHORTEST_TIMEOUT_MS: i64 = 30_000;

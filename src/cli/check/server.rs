@@ -8,17 +8,17 @@ use crate::cli::holder::user;
 use crate::cli::setup::{existing_tables, state_tables};
 use crate::cli::status::open_state;
 use crate::config::Config;
-use crate::io::anchor;
-use crate::io::ident::quote_ident;
-use crate::io::op::{EQ, MINUS};
-use crate::io::pg::Conninfo;
-use crate::io::preflight;
-use crate::io::slot::{self, Slot, WalStatus};
-use crate::io::source;
-use crate::io::sql;
-use crate::pipeline::prepared;
+use crate::server::prepared;
 use walhook_core::halt::{self, Halt, SourceIdentity};
 use walhook_core::lsn::Lsn;
+use walhook_postgres::anchor;
+use walhook_postgres::ident::quote_ident;
+use walhook_postgres::op::{EQ, MINUS};
+use walhook_postgres::pg::Conninfo;
+use walhook_postgres::preflight;
+use walhook_postgres::slot::{self, Slot, WalStatus};
+use walhook_postgres::source;
+use walhook_postgres::sql;
 
 /// The `application_name` of our replication connection.
 const REPLICATION_NAME: &str = "walhook";

@@ -5,10 +5,10 @@ use tokio_postgres::Client;
 
 use super::{NAME, Report};
 use crate::config::Config;
-use crate::io::ident::quote_ident;
-use crate::io::op::{EQ, GE, MINUS};
-use crate::io::pg::DatabaseUrl;
-use crate::io::sql::Connection;
+use walhook_postgres::ident::quote_ident;
+use walhook_postgres::op::{EQ, GE, MINUS};
+use walhook_postgres::pg::DatabaseUrl;
+use walhook_postgres::sql::Connection;
 
 const WHAT: &str = "sessions";
 

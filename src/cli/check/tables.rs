@@ -9,11 +9,11 @@ use super::cost::Costs;
 use super::{Report, Verdict, coverage};
 use crate::cli::setup::{looked_up, published};
 use crate::config::Config;
-use crate::io::preflight::{self, Fault};
-use crate::io::refused_writes::{RefusedWrites, refused_writes};
-use crate::io::source::{self, Publication, Table};
-use crate::io::{catalog, row_security};
 use walhook_core::catalog::TableName;
+use walhook_postgres::preflight::{self, Fault};
+use walhook_postgres::refused_writes::{RefusedWrites, refused_writes};
+use walhook_postgres::source::{self, Publication, Table};
+use walhook_postgres::{catalog, row_security};
 use walhook_rules::rule::{self, RuleError, Rules};
 use walhook_rules::settings::RuleOperation;
 

@@ -11,10 +11,10 @@ use crate::cli::replay::{Moment, Wait, Window, carry_out};
 use crate::cli::status::{bytes, open_state};
 use crate::cli::{CommandResult, Failure, print_json, print_line, print_remark};
 use crate::config::Config;
-use crate::io::slot;
-use crate::io::sql::Connection;
 use walhook_core::lsn::Lsn;
 use walhook_core::replay::ReplayFilter;
+use walhook_postgres::slot;
+use walhook_postgres::sql::Connection;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Reset {

@@ -15,7 +15,7 @@ use anyhow::{Context, anyhow};
 use serde_json::json;
 
 use crate::config::Config;
-use crate::io::state::{Ask, DeadLetterFilter, StateStore};
+use walhook_state::{Ask, DeadLetterFilter, StateStore};
 
 use super::confirm::confirm_removal;
 use super::status::open_state;

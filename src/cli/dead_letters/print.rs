@@ -5,9 +5,9 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::cli::table::{attempts, one_line, table};
-use crate::io::state::{Gap, JobState, StoredAttempt, StoredDeadLetter};
 use walhook_core::event::rfc3339;
 use walhook_core::position::Position;
+use walhook_state::{Gap, JobState, StoredAttempt, StoredDeadLetter};
 
 /// One page of a list.
 #[derive(Debug)]

@@ -3,8 +3,8 @@
 use clap::builder::PossibleValuesParser;
 
 use crate::cli::{Failure, filter};
-use crate::io::state::DeadLetterFilter;
 use walhook_core::persist::DeadReason;
+use walhook_state::DeadLetterFilter;
 
 const REASONS: [&str; 4] = [
     DeadReason::Exhausted.as_str(),

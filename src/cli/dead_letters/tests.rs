@@ -6,7 +6,7 @@ use tokio::time::sleep;
 
 use super::*;
 use crate::cli::filter::Shared;
-use crate::io::state::fixture::{Fixture, dead, event};
+use crate::cli::state_fixture::{Fixture, dead, event};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{DeadLetter, DeadReason, PersistBatch, Retried};
 
@@ -51,7 +51,7 @@ async fn list_filters_and_pages() {
     let of_type = |name: &str| of(Shared { event_type: Some(name.into()), ..Shared::default() });
     assert_eq!(ids(of_type("a.b")).await.len(), 4);
     assert_eq!(ids(of_type("a.c")).await.len(), 0);
-    let now = crate::io::clock::unix_us();
+    let now = walhook_process::clock::unix_us();
     let since = |at| of(Shared { since: Some(at), ..Shared::default() });
     let until = |at| of(Shared { until: Some(at), ..Shared::default() });
     assert_eq!(ids(since(now - 60_000_000)).await.len(), 4);

@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::json;
 
-use crate::io::state::{Ask, DeferredCursor, JobState, StateStore};
+use walhook_state::{Ask, DeferredCursor, JobState, StateStore};
 
 use super::confirm::confirm_removal;
 use super::status::open_state;

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use crate::cli::table::{one_line, table, time};
-use crate::io::state::{OfAccount, StoredDeferred, WithoutEndpoint};
 use walhook_core::event::rfc3339;
+use walhook_state::{OfAccount, StoredDeferred, WithoutEndpoint};
 
 /// One page of a list.
 #[derive(Debug, Serialize)]

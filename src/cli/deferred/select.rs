@@ -3,9 +3,9 @@
 use clap::builder::PossibleValuesParser;
 
 use crate::cli::{Failure, filter};
-use crate::io::state::{DeferredCursor, DeferredFilter, StoredDeferred};
 use walhook_core::persist::DeferReason;
 use walhook_core::position::EventId;
+use walhook_state::{DeferredCursor, DeferredFilter, StoredDeferred};
 
 const REASONS: [&str; 7] = [
     DeferReason::Failed.as_str(),

@@ -2,12 +2,12 @@
 
 use super::*;
 use crate::cli::filter::Shared;
-use crate::io::state::fixture::{Fixture, defer, event};
-use crate::io::state::{DeferredFilter, JobState};
+use crate::cli::state_fixture::{Fixture, defer, event};
 use std::sync::Arc;
 use walhook_core::event::{AccountId, Event};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{Defer, DeferReason, PersistBatch, Tried, UnroutedAccount};
+use walhook_state::{DeferredFilter, JobState};
 
 /// A leader's store with three deferred rows: endpoint 7 (accounts 1, 2), endpoint 8 (account 1).
 async fn with_rows(fixture: &Fixture) -> (StateStore, Arc<Event>) {
@@ -48,7 +48,7 @@ async fn list_filters_and_pages() {
     let of = |shared| Filters { shared, reason: None };
     let of_type = |name: &str| of(Shared { event_type: Some(name.into()), ..Shared::default() });
     assert_eq!((count(of_type("a.b")).await, count(of_type("a.c")).await), (3, 0));
-    let now = crate::io::clock::unix_us();
+    let now = walhook_process::clock::unix_us();
     let since = |at| of(Shared { since: Some(at), ..Shared::default() });
     let until = |at| of(Shared { until: Some(at), ..Shared::default() });
     assert_eq!(count(since(now - 60_000_000)).await, 3);
@@ -132,7 +132,7 @@ async fn list_ends_with_what_waits_without_an_endpoint_by_the_filter() {
 
     let of_type = |name: &str| Shared { event_type: Some(name.into()), ..Shared::default() };
     let of = |endpoint: &str| Shared { endpoint: Some(endpoint.into()), ..Shared::default() };
-    let soon = crate::io::clock::unix_us() + 60_000_000;
+    let soon = walhook_process::clock::unix_us() + 60_000_000;
     for (shared, reason, shown) in [
         (account("41"), None, false),
         (of_type("a.b"), None, true),

@@ -10,10 +10,10 @@ use crate::cli::status::open_state;
 use crate::cli::table::{one_line, table};
 use crate::cli::{CommandResult, Failure, print_json, print_line};
 use crate::config::Config;
-use crate::io::lookup::{self, Listed, Lookups, Which};
-use crate::io::sql::Connection;
-use crate::io::state::Standing;
 use walhook_core::event::rfc3339;
+use walhook_postgres::lookup::{self, Listed, Lookups, Which};
+use walhook_postgres::sql::Connection;
+use walhook_state::Standing;
 
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct List {

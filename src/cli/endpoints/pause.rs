@@ -8,8 +8,8 @@ use serde_json::json;
 use crate::cli::status::open_state;
 use crate::cli::{CommandResult, Failure, job, print_json, print_line};
 use crate::config::Config;
-use crate::io::lookup::{self, Lookups, Which};
-use crate::io::state::{Ask, EndpointStop, JobState};
+use walhook_postgres::lookup::{self, Lookups, Which};
+use walhook_state::{Ask, EndpointStop, JobState};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Pause {

@@ -11,13 +11,13 @@ use super::list::host;
 use crate::cli::table::one_line;
 use crate::cli::{CommandResult, Failure, print_json, print_line};
 use crate::config::{Config, DeliveryMode};
-use crate::io::clock::unix_us;
-use crate::io::lookup::{self, Lookups, Which};
 use walhook_core::attempt::{self, Attempt, DeliveryId, FailureKind, Outcome};
 use walhook_core::endpoint::Endpoint;
 use walhook_core::event::{AccountId, EndpointId, Event, Operation, RowKeys};
 use walhook_core::lsn::Lsn;
 use walhook_core::position::{EventId, Position, WalPosition};
+use walhook_postgres::lookup::{self, Lookups, Which};
+use walhook_process::clock::unix_us;
 
 const TYPE: &str = "webhook.test";
 

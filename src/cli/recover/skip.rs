@@ -16,14 +16,14 @@ use super::{Args, Sessions};
 use crate::cli::confirm::confirm;
 use crate::cli::{CommandResult, Common, print_json, print_line, print_remark};
 use crate::config::Config;
-use crate::engine::feedback::StatusUpdate;
-use crate::io::slot::{self, Slot};
-use crate::io::wire::{self, Class, Frame, Stream};
 use walhook_core::event::rfc3339;
 use walhook_core::halt;
 use walhook_core::lsn::Lsn;
 use walhook_decode::change::{Changes, Rows, Step};
 use walhook_decode::pgoutput::{Message, decode, decode_head};
+use walhook_postgres::feedback::StatusUpdate;
+use walhook_postgres::slot::{self, Slot};
+use walhook_postgres::wire::{self, Class, Frame, Stream};
 
 /// Well within any `wal_sender_timeout`.
 const STATUS_EVERY: Duration = Duration::from_secs(1);

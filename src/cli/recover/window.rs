@@ -6,12 +6,12 @@ use tokio_postgres::Client;
 
 use super::{Begin, NAME, Sessions};
 use crate::config::Config;
-use crate::io::op::{EQ, LE};
-use crate::io::sql::Connection;
-use crate::io::wire::{self, Class, WireError};
-use crate::io::{anchor, slot};
-use crate::pipeline::range::{Batch, Range};
+use crate::server::range::{Batch, Range};
 use walhook_core::lsn::Lsn;
+use walhook_postgres::op::{EQ, LE};
+use walhook_postgres::sql::Connection;
+use walhook_postgres::wire::{self, Class, WireError};
+use walhook_postgres::{anchor, slot};
 
 /// From the anchor nothing, or less, is given up: where it can be read, the slot is made of it.
 pub(super) async fn better(

@@ -5,12 +5,12 @@ use anyhow::anyhow;
 use crate::cli::Failure;
 use crate::cli::time::time_us;
 use crate::config::Config;
-use crate::io::sql::Connection;
-use crate::io::state::StateStore;
-use crate::pipeline::range;
+use crate::server::range;
 use walhook_core::event::rfc3339;
 use walhook_core::lsn::Lsn;
 use walhook_core::replay::{ReplayFilter, ReplayRange};
+use walhook_postgres::sql::Connection;
+use walhook_state::StateStore;
 
 /// A position as an operator names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,12 +8,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::config::Config;
-use crate::io::lookup::{self, Lookups};
-use crate::io::sql::Connection;
-use crate::pipeline::range::Range;
+use crate::server::range::Range;
 use walhook_core::endpoint::Routes;
 use walhook_core::event::{AccountId, Item};
 use walhook_core::replay::ReplayRange;
+use walhook_postgres::lookup::{self, Lookups};
+use walhook_postgres::sql::Connection;
 
 /// Batches on their way.
 const BATCHES: usize = 8;

@@ -15,9 +15,9 @@ use serde_json::json;
 pub(super) use bounds::{Moment, Window};
 
 use crate::config::Config;
-use crate::io::lookup::{self, Lookups, Which};
-use crate::io::state::{StateStore, StoredReplay};
 use walhook_core::replay::{ReplayFilter, ReplayRange};
+use walhook_postgres::lookup::{self, Lookups, Which};
+use walhook_state::{StateStore, StoredReplay};
 
 use super::job::{self, Awaited};
 use super::run::until_signal;

@@ -1,8 +1,8 @@
 //! Replays as text.
 
 use crate::cli::table::one_line;
-use crate::io::state::StoredReplay;
 use walhook_core::replay::ReplayRange;
+use walhook_state::StoredReplay;
 
 const BAR_CHARS: usize = 30;
 

@@ -1,9 +1,9 @@
 use super::*;
 use crate::cli::fixture::Fixture;
 use crate::cli::setup;
-use crate::io::anchor;
-use crate::io::sql::Connection;
 use walhook_core::lsn::Lsn;
+use walhook_postgres::anchor;
+use walhook_postgres::sql::Connection;
 
 /// A database that is set up, with an anchor, and `rounds` updates of one subscriber behind it; returns
 /// where each of them begins, and where the last one ends.

@@ -4,10 +4,10 @@ use super::Sessions;
 use crate::cli::CommandResult;
 use crate::cli::holder::user;
 use crate::config::Config;
-use crate::io::anchor;
-use crate::io::slot::Slot;
-use crate::io::state::slots;
 use walhook_core::halt::Halt;
+use walhook_postgres::anchor;
+use walhook_postgres::slot::Slot;
+use walhook_state::slots;
 
 /// Refuses a slot that is there before the first checkpoint and was not recorded as ours: `slot`, or one of
 /// the anchor's name.

@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use tokio_postgres::Client;
 
-use crate::io::op::{EQ, NE};
+use walhook_postgres::op::{EQ, NE};
 
 /// Refuses a schema of which something belongs to a stranger: to somebody who is not the session's
 /// role or one that it is a member of, not `ours`, not the database's owner, and no superuser.

@@ -9,11 +9,11 @@ use super::script::{self, published};
 use super::{Did, Report};
 use crate::cli::CommandResult;
 use crate::config::Config;
-use crate::engine::coverage::{Kind, Lack};
-use crate::io::coverage::{self, Seen};
-use crate::io::refused_writes::unpublishable_column;
-use crate::io::source;
 use walhook_core::catalog::TableName;
+use walhook_postgres::coverage::{self, Seen};
+use walhook_postgres::coverage::{Kind, Lack};
+use walhook_postgres::refused_writes::unpublishable_column;
+use walhook_postgres::source;
 use walhook_rules::settings::RuleOperation;
 
 /// Since version 18 a replica identity must not hold generated columns, unless they are published.

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use crate::config::Config;
-use crate::io::ident::{quote_ident, quote_literal, quote_name};
-use crate::io::op::{EQ, PLUS};
-use crate::io::pg::Conninfo;
-use crate::io::source::{TIMELINE, hosts};
 use walhook_core::catalog::{TableName, TableNameError};
 use walhook_core::settings::SEARCH_PATH;
+use walhook_postgres::ident::{quote_ident, quote_literal, quote_name};
+use walhook_postgres::op::{EQ, PLUS};
+use walhook_postgres::pg::Conninfo;
+use walhook_postgres::source::{TIMELINE, hosts};
 
 /// The version of the state schema that this version of walhook writes.
 pub(crate) const SCHEMA_VERSION: i32 = 1;

@@ -8,9 +8,9 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use crate::cli::print_remark;
-use crate::io::op::{CAT, EQ, NE};
-use crate::io::source;
 use walhook_core::lsn::Lsn;
+use walhook_postgres::op::{CAT, EQ, NE};
+use walhook_postgres::source;
 
 /// Slots that follow a promotion came with version 17.
 pub(crate) const FAILOVER_SLOTS: i32 = 170_000;

@@ -5,11 +5,11 @@ use tokio::time::timeout;
 
 use super::super::health::{PATIENCE, ask, reachable};
 use crate::config::Config;
-use crate::io::health::CHECKPOINT_OLD;
-use crate::io::state::Overview;
-use crate::io::state::Told;
-use crate::io::trouble::{Instance, Part};
+use crate::server::health::CHECKPOINT_OLD;
+use crate::server::trouble::{Instance, Part};
 use walhook_core::event::rfc3339;
+use walhook_state::Overview;
+use walhook_state::Told;
 
 /// The instance of this pipeline that runs here, if one does and answers.
 pub(super) async fn instance(config: &Config) -> Option<Instance> {

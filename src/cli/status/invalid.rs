@@ -5,7 +5,7 @@ use serde::Serialize;
 use tokio::time::{Duration, Instant, timeout_at};
 
 use crate::config::Config;
-use crate::io::lookup::{self, Listed, Lookups, Which};
+use walhook_postgres::lookup::{self, Listed, Lookups, Which};
 
 /// Rows that are read by one statement.
 const PAGE: usize = 500;

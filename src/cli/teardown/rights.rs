@@ -6,9 +6,9 @@ use tokio_postgres::Client;
 use super::{Plan, Sessions, State};
 use crate::cli::setup::state_views;
 use crate::config::Config;
-use crate::io::ident::quote_ident;
-use crate::io::op::{EQ, NE};
-use crate::io::source;
+use walhook_postgres::ident::quote_ident;
+use walhook_postgres::op::{EQ, NE};
+use walhook_postgres::source;
 
 /// Refuses with every right that is missing.
 pub(super) async fn check(config: &Config, sessions: &Sessions, plan: &Plan) -> Result<()> {

@@ -14,13 +14,13 @@ use crate::cli::setup::create_slot_within;
 use crate::cli::status::open_state;
 use crate::cli::{CommandResult, Failure, print_json, print_line, print_remark};
 use crate::config::Config;
-use crate::io::pg::Conninfo;
-use crate::io::slot::{self, Slot};
-use crate::io::sql::Connection;
-use crate::io::state::{Prepared, StateStore};
-use crate::io::{anchor, source};
 use walhook_core::halt::{self, SourceIdentity};
 use walhook_core::lsn::Lsn;
+use walhook_postgres::pg::Conninfo;
+use walhook_postgres::slot::{self, Slot};
+use walhook_postgres::sql::Connection;
+use walhook_postgres::{anchor, source};
+use walhook_state::{Prepared, StateStore};
 
 const NAME: &str = "walhook upgrade";
 

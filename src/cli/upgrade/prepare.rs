@@ -13,16 +13,16 @@ use crate::cli::holder::refuse_while_active;
 use crate::cli::status::open_state;
 use crate::cli::{CommandResult, Failure, print_json, print_line};
 use crate::config::Config;
-use crate::io::pg::Conninfo;
-use crate::io::slot::{self, Slot};
-use crate::io::sql::Connection;
-use crate::io::state::{REPLAY_JOB, StateStore};
-use crate::io::{anchor, source};
-use crate::pipeline::prepared;
-use crate::pipeline::range::{Batch, Range};
+use crate::server::prepared;
+use crate::server::range::{Batch, Range};
 use walhook_core::event::Item;
 use walhook_core::halt;
 use walhook_core::lsn::Lsn;
+use walhook_postgres::pg::Conninfo;
+use walhook_postgres::slot::{self, Slot};
+use walhook_postgres::sql::Connection;
+use walhook_postgres::{anchor, source};
+use walhook_state::{REPLAY_JOB, StateStore};
 
 const NAME: &str = "walhook upgrade";
 

@@ -5,7 +5,7 @@ use super::prepare::prepare;
 use crate::cli::fixture::Fixture;
 use crate::cli::{Failure, setup};
 use crate::config::Config;
-use crate::io::state::StateStore;
+use walhook_state::StateStore;
 
 const WAIT: Duration = Duration::from_secs(60);
 

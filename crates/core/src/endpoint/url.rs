@@ -8,7 +8,7 @@ pub const URL_BYTES_MAX: usize = 8 << 10;
 
 /// Reads a row's URL. White space around it is not part of it.
 ///
-/// Whether the host may be contacted is for [`Policy`](walhook::engine::egress::Policy) to say, at each
+/// Whether the host may be contacted is for [`Policy`](walhook_http::egress::Policy) to say, at each
 /// attempt.
 ///
 /// # Errors

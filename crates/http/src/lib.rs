@@ -1,0 +1,14 @@
+//! Attempts → HTTP requests → outcomes: where requests may go, names and connections, signatures,
+//! requests, and the one place in which an answer becomes an outcome.
+//!
+//! ```text
+//! Attempt ─► egress ─► resolve ─► connect (proxy, TLS) ─► request ─► answer ─► Outcome
+//! ```
+
+pub mod answer_head;
+pub mod egress;
+pub mod frames;
+pub mod resolve;
+pub mod retry_after;
+pub mod sender;
+pub mod transport;

@@ -1,0 +1,353 @@
+//! Name resolution for endpoints: a name that leads to a forbidden address is refused, and a name
+//! server that does not answer one account costs no other.
+//!
+//! ```text
+//! name ─► known for less than 30 s? ─yes──────────────────────► its addresses ─► judged ─► permitted
+//!            │ no                                                    ▲
+//!            ├─► silent a moment ago? ─yes─► what was known, or an error
+//!            │ no                                                    │
+//!            └─► a turn of the account ─► a place for a second ─► name servers ◄── a slow place for 9 s
+//!                                              └──── still no answer ─────────────────────┘
+//! ```
+//!
+//! A look-up is a task, which costs some sockets and no thread, and can be dropped. It holds one of
+//! the places that others need for [`QUICK`] at most; then it goes on in one of the places for slow
+//! names, of which an account has one, or ends there if none is free. An account that has not yet had
+//! an answer asks one thing at a time; one that has waited for a name server in vain has slow places
+//! only, until it is answered. A name that nobody answered for is asked for again only after a while,
+//! and its attempts fail at once.
+//!
+//! What is judged is never remembered: addresses are, and each connection judges anew.
+
+mod places;
+mod system;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use moka::sync::Cache;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tokio_util::task::TaskTracker;
+
+use crate::egress::{Policy, Refusal};
+use places::{Place, Places};
+pub(super) use system::System;
+use walhook_core::event::AccountId;
+use walhook_process::descriptors;
+use walhook_process::faults::Fault;
+
+/// Addresses are used for so long without asking again: a customer who moves waits no longer.
+const FRESH: Duration = Duration::from_secs(30);
+
+/// And for so long when asking fails: what was right before an outage mostly is right within it.
+const STALE: Duration = Duration::from_secs(600);
+
+/// So long one waits for an answer where older addresses are known.
+const STALE_PATIENCE: Duration = Duration::from_millis(100);
+
+/// So long a look-up holds a place that others need.
+const QUICK: Duration = Duration::from_secs(1);
+
+/// So long it goes on in a place for slow names.
+const SLOW: Duration = Duration::from_secs(9);
+
+/// A name that nobody answered for is left alone for so long, then twice that, and so on.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// But for no longer than this.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// Names that are remembered; beyond, those that are seldom used are forgotten.
+const NAMES_MAX: u64 = 16_384;
+
+/// Addresses of one name that are tried: a name has as many as its owner likes.
+const ADDRESSES_MAX: usize = 8;
+
+/// What leads nowhere.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum ResolveError {
+    /// The name leads to no permitted address.
+    #[error("{0}")]
+    Forbidden(Refusal),
+    /// The name does not resolve.
+    #[error("the name does not resolve: {0}")]
+    Dns(Arc<io::Error>),
+    /// It resolves to nothing.
+    #[error("the name resolves to no address")]
+    Nothing,
+    /// The name servers have not answered, or so many look-ups wait that ours had no turn.
+    #[error("the name is not resolved within {0:?}")]
+    Silent(Duration),
+    /// The name servers did not answer a moment ago, and are not asked again so soon.
+    #[error("the name's servers do not answer; they are asked again {0:?} after they were last")]
+    Left(Duration),
+    /// The account's other look-ups are not answered, and take up all that it may ask at a time.
+    #[error("other names of the account are not answered, and this one waits for them")]
+    Crowded,
+}
+
+/// The addresses of a name, once they come.
+pub(super) type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
+
+/// Asks for a name's addresses. What it returns can be dropped.
+pub(super) type Lookup = dyn Fn(String) -> Answer + Send + Sync;
+
+/// The system's name servers.
+pub(super) fn system_lookup() -> Arc<Lookup> {
+    let system = Arc::new(System::new());
+    Arc::new(move |name| {
+        let system = Arc::clone(&system);
+        Box::pin(async move { system.addresses(&name).await })
+    })
+}
+
+/// Resolves names. Cheap to clone; all clones share what is known and the places.
+#[derive(Clone)]
+pub(super) struct Resolver(Arc<Inner>);
+
+struct Inner {
+    policy: Arc<Policy>,
+    lookup: Arc<Lookup>,
+    /// How long one waits.
+    patience: Duration,
+    known: Cache<String, Known>,
+    silent: Cache<String, Silence>,
+    /// What is being asked just now.
+    asking: Mutex<HashMap<String, Asking>>,
+    places: Arc<Places>,
+    tasks: TaskTracker,
+}
+
+#[derive(Clone)]
+struct Known {
+    addresses: Arc<[IpAddr]>,
+    since: Instant,
+}
+
+/// A name that nobody answered for.
+#[derive(Debug, Clone, Copy)]
+struct Silence {
+    since: Instant,
+    lasts: Duration,
+}
+
+/// `None` until there is an answer.
+type Asking = watch::Receiver<Option<Result<Arc<[IpAddr]>, ResolveError>>>;
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolver").finish_non_exhaustive()
+    }
+}
+
+impl Resolver {
+    pub(super) fn new(policy: Arc<Policy>, lookup: Arc<Lookup>, patience: Duration) -> Self {
+        Self(Arc::new(Inner {
+            policy,
+            lookup,
+            patience,
+            known: Cache::builder().max_capacity(NAMES_MAX).time_to_live(STALE).build(),
+            silent: Cache::builder().max_capacity(NAMES_MAX).time_to_live(STALE).build(),
+            asking: Mutex::default(),
+            places: Arc::new(Places::new(descriptors::limit())),
+            tasks: TaskTracker::new(),
+        }))
+    }
+
+    /// The permitted addresses of an endpoint's name, on behalf of its account.
+    ///
+    /// Of a name with public and private addresses these are the public ones. A name without a
+    /// permitted address is refused, with the first reason.
+    pub(super) async fn endpoint(
+        &self,
+        name: &str,
+        account: &AccountId,
+    ) -> Result<Vec<IpAddr>, ResolveError> {
+        let addresses = self.addresses(name, Some(account)).await?;
+        let judge = |address: &IpAddr| self.check(*address).map(|()| *address);
+        let (permitted, refused): (Vec<_>, Vec<_>) =
+            addresses.iter().map(judge).partition(Result::is_ok);
+        if permitted.is_empty() {
+            let first = refused.into_iter().find_map(Result::err);
+            return Err(first.unwrap_or(ResolveError::Nothing));
+        }
+        Ok(permitted.into_iter().flatten().take(ADDRESSES_MAX).collect())
+    }
+
+    /// The addresses of a name that the operator chose, whatever they are.
+    pub(super) async fn own(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
+        let addresses = self.addresses(name, None).await?;
+        match addresses.is_empty() {
+            true => Err(ResolveError::Nothing),
+            false => Ok(addresses.iter().copied().take(ADDRESSES_MAX).collect()),
+        }
+    }
+
+    /// Whether an address may be contacted.
+    pub(super) fn check(&self, address: IpAddr) -> Result<(), ResolveError> {
+        self.0.policy.check_address(address).map_err(ResolveError::Forbidden)
+    }
+
+    /// Asks anew the next time: none of the name's addresses took a connection.
+    pub(super) fn forget(&self, name: &str) {
+        self.0.known.invalidate(name);
+    }
+
+    async fn addresses(
+        &self,
+        name: &str,
+        account: Option<&AccountId>,
+    ) -> Result<Arc<[IpAddr]>, ResolveError> {
+        let known = self.0.known.get(name);
+        let patience = match &known {
+            Some(known) if known.since.elapsed() < FRESH => {
+                return Ok(Arc::clone(&known.addresses));
+            }
+            Some(_) => self.0.patience.min(STALE_PATIENCE),
+            None => self.0.patience,
+        };
+        let asked = timeout(patience, self.ask(name, account)).await;
+        let asked = asked.unwrap_or(Err(ResolveError::Silent(patience)));
+        asked.or_else(|error| known.map(|known| known.addresses).ok_or(error))
+    }
+
+    /// Waits for the answer that is under way already, or takes a place and asks.
+    async fn ask(
+        &self,
+        name: &str,
+        account: Option<&AccountId>,
+    ) -> Result<Arc<[IpAddr]>, ResolveError> {
+        if let Some(asking) = self.under_way(name) {
+            return answer(asking).await;
+        }
+        self.0.check_silence(name)?;
+        let place = match account {
+            Some(account) => match Places::take(&self.0.places, account).await {
+                Some(place) => Some(place),
+                None => return Err(ResolveError::Crowded),
+            },
+            // The operator's own names are few.
+            None => None,
+        };
+        // While we waited for our place, another may have asked, or been answered.
+        self.0.check_silence(name)?;
+        let known = self.0.known.get(name).filter(|known| known.since.elapsed() < FRESH);
+        if let Some(known) = known {
+            return Ok(known.addresses);
+        }
+        let asking = self.start(name, place);
+        answer(asking).await
+    }
+
+    fn under_way(&self, name: &str) -> Option<Asking> {
+        self.0.asking().get(name).cloned()
+    }
+
+    /// Asks on a task of its own: what was asked is answered and remembered although nobody waits for
+    /// it any more.
+    fn start(&self, name: &str, place: Option<Place>) -> Asking {
+        let mut all = self.0.asking();
+        if let Some(asking) = all.get(name) {
+            return asking.clone();
+        }
+        let (tell, asking) = watch::channel(None);
+        all.insert(name.to_owned(), asking.clone());
+        drop(all);
+        let (inner, name) = (Arc::clone(&self.0), name.to_owned());
+        self.0.tasks.spawn(async move {
+            // Taken off the list however the task ends.
+            let listed = Listed { inner: &inner, name: &name };
+            let answer = inner.look_up(&name, place).await;
+            drop(listed);
+            tell.send_replace(Some(answer));
+        });
+        asking
+    }
+}
+
+/// A name on the list of those that are being asked.
+struct Listed<'a> {
+    inner: &'a Inner,
+    name: &'a str,
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.inner.asking().remove(self.name);
+    }
+}
+
+async fn answer(mut asking: Asking) -> Result<Arc<[IpAddr]>, ResolveError> {
+    let ended = || ResolveError::Dns(Arc::new(io::Error::other("the look-up has ended")));
+    let answer = asking.wait_for(Option::is_some).await.map_err(|_| ended())?;
+    answer.clone().unwrap_or_else(|| Err(ended()))
+}
+
+impl Inner {
+    fn asking(&self) -> std::sync::MutexGuard<'_, HashMap<String, Asking>> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An error while the name is left alone.
+    fn check_silence(&self, name: &str) -> Result<(), ResolveError> {
+        match self.silent.get(name) {
+            Some(silence) if silence.since.elapsed() < silence.lasts => {
+                Err(ResolveError::Left(silence.lasts))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    async fn look_up(
+        &self,
+        name: &str,
+        mut place: Option<Place>,
+    ) -> Result<Arc<[IpAddr]>, ResolveError> {
+        let mut asked = (self.lookup)(name.to_owned());
+        let mut found = timeout(QUICK, &mut asked).await.ok();
+        if let Some(place) = &mut place {
+            match found {
+                Some(Err(ref error))
+                    if error.kind() == io::ErrorKind::TimedOut || Fault::of(error).is_some() => {}
+                Some(_) => place.answered(),
+                // Nobody answered within the time of a quick place.
+                None if !place.slow_down() => return Err(self.note_silence(name)),
+                None => {}
+            }
+        }
+        if found.is_none() {
+            found = timeout(SLOW, asked).await.ok();
+        }
+        match found {
+            Some(Ok(addresses)) => {
+                let addresses: Arc<[IpAddr]> = addresses.into();
+                let known = Known { addresses: Arc::clone(&addresses), since: Instant::now() };
+                self.known.insert(name.to_owned(), known);
+                self.silent.invalidate(name);
+                Ok(addresses)
+            }
+            Some(Err(error)) if error.kind() != io::ErrorKind::TimedOut => {
+                self.silent.invalidate(name);
+                Err(ResolveError::Dns(Arc::new(error)))
+            }
+            Some(Err(_)) | None => Err(self.note_silence(name)),
+        }
+    }
+
+    fn note_silence(&self, name: &str) -> ResolveError {
+        let before = self.silent.get(name).map(|silence| silence.lasts * 2);
+        let lasts = before.unwrap_or(SILENCE).min(SILENCE_MAX);
+        self.silent.insert(name.to_owned(), Silence { since: Instant::now(), lasts });
+        ResolveError::Left(lasts)
+    }
+}
+
+#[cfg(test)]
+mod tests;

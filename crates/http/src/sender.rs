@@ -1,0 +1,128 @@
+//! What becomes of attempts: requests, or, with `delivery.mode = "log"`, lines in the log.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::transport::Transport;
+use walhook_core::attempt::{Answer, Attempt, Outcome};
+use walhook_core::endpoint::Endpoint;
+use walhook_core::notice::DueNotice;
+
+/// Makes attempts. Cheap to clone.
+#[derive(Debug, Clone)]
+pub enum Sender {
+    /// Each is a request.
+    Live(Arc<Transport>),
+    /// Each is logged at info, and ends as if the endpoint had taken it. Nothing is contacted.
+    Log,
+}
+
+impl Sender {
+    /// Whether attempts are requests.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        matches!(self, Self::Live(_))
+    }
+
+    /// Spawns what makes an attempt, on the threads for requests where there are any.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        attempts: &mut JoinSet<T>,
+        attempt: impl Future<Output = T> + Send + 'static,
+    ) {
+        match self {
+            Self::Live(transport) => attempts.spawn_on(attempt, transport.threads()),
+            Self::Log => attempts.spawn(attempt),
+        };
+    }
+
+    /// Bytes that connections and unfinished answers hold.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        match self {
+            Self::Live(transport) => transport.held_bytes(),
+            Self::Log => 0,
+        }
+    }
+
+    /// Makes one attempt. See [`Transport::send`].
+    pub async fn send(&self, attempt: &Attempt) -> Outcome {
+        match self {
+            Self::Live(transport) => transport.send(attempt).await,
+            Self::Log => {
+                let Attempt { event, endpoint, .. } = attempt;
+                tracing::info!(
+                    event = %event.id, r#type = %event.event_type, account = %event.account,
+                    endpoint = %endpoint.id, replay = attempt.replay,
+                    "not sent, because delivery.mode is \"log\""
+                );
+                taken()
+            }
+        }
+    }
+
+    /// Sends a notice of the pipeline to the endpoint of whoever runs it.
+    pub async fn send_notice(&self, to: &Endpoint, notice: &DueNotice, pipeline: &str) -> Outcome {
+        let (id, number) = (notice.id(pipeline), notice.attempts.saturating_add(1));
+        match self {
+            Self::Live(transport) => {
+                transport.post_notice(to, id, notice.body(pipeline), number).await
+            }
+            Self::Log => {
+                tracing::info!(
+                    notice = %id, r#type = notice.kind, endpoint = notice.endpoint,
+                    "not sent, because delivery.mode is \"log\""
+                );
+                taken()
+            }
+        }
+    }
+}
+
+fn taken() -> Outcome {
+    let answer = Answer { status: 200, retry_after: None, excerpt: String::new() };
+    Outcome::new(Ok(answer), Duration::ZERO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use walhook_core::endpoint::Secret;
+    use walhook_core::notice::NoticeKind;
+    use walhook_sign as sign;
+
+    /// What a receiver is built by: the headers, an empty line, the body over several lines.
+    #[test]
+    fn documented_notice_is_what_is_sent_and_its_signature_is_right() {
+        let (_, chapter) =
+            include_str!("../../../docs/operations.md").split_once("\n## Notices\n").unwrap();
+        let block: Vec<&str> = chapter.lines().skip_while(|l| !l.starts_with("    POST")).collect();
+        let block: Vec<&str> = block.into_iter().take_while(|l| !l.starts_with('(')).collect();
+        let header = |name: &str| {
+            let name = format!("    {name}: ");
+            block.iter().find_map(|line| line.strip_prefix(&name)).unwrap()
+        };
+        let body: String =
+            block.iter().skip_while(|line| !line.is_empty()).map(|l| l.trim()).collect();
+
+        let us = |text: &str| text.parse::<jiff::Timestamp>().unwrap().as_microsecond();
+        let notice = DueNotice {
+            kind: NoticeKind::DeliveryExhausted.as_str().into(),
+            endpoint: "17".into(),
+            account: Some("42".into()),
+            detail: "status 500: try later".into(),
+            count: 1_204,
+            first_us: us("2026-11-25T16:36:00.498113Z"),
+            last_us: us("2026-11-25T16:46:00.512000Z"),
+            attempts: 0,
+        };
+        assert_eq!(body.as_bytes(), &*notice.body("walhook"));
+        assert_eq!(header("webhook-id"), notice.id("walhook").to_string());
+        let timestamp = header("webhook-timestamp").parse().unwrap();
+        let secret = [Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")];
+        let signed = sign::sign(header("webhook-id"), timestamp, body.as_bytes(), &secret);
+        assert_eq!(Ok(header("webhook-signature").to_owned()), signed);
+    }
+}

@@ -1,0 +1,287 @@
+//! Connections to endpoints: directly, or through a proxy's tunnel; to permitted addresses alone.
+//!
+//! ```text
+//! URL's host ─► Resolver (judged) ─► TCP to an address ────────────► TLS for the host's name
+//!                                └─► TCP to the proxy, CONNECT address ─┘
+//! ```
+//!
+//! The pool above calls this with the URL's scheme and authority and nothing else. On whose account's
+//! behalf that is stands in [`ACCOUNT`].
+
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper_rustls::HttpsConnector;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tower_service::Service;
+use url::Host;
+
+use super::guard::{Answers, Metered};
+use super::memory::{AnswerMemory, Charge};
+use crate::egress::{Proxy, TUNNEL_ANSWER_MAX, TunnelAnswer, tunnel_answer};
+use crate::resolve::{ResolveError, Resolver};
+use walhook_core::event::AccountId;
+use walhook_process::faults::Fault;
+
+tokio::task_local! {
+    /// Whose attempt the task makes: its look-ups take their turn among the account's.
+    pub(super) static ACCOUNT: AccountId;
+}
+
+/// The next address is tried beside the last one after this time. Source: RFC 8305, section 5.
+const HEAD_START: Duration = Duration::from_millis(250);
+
+/// Addresses that a proxy is asked for, one after the other.
+const TUNNELS_MAX: usize = 3;
+
+/// Why there is no connection. Found among the causes of the client's error.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    /// There is no address to connect to.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// None of the addresses takes a connection; this is what the last one said.
+    #[error("{0}")]
+    Dial(io::Error),
+    /// The proxy opens no tunnel.
+    #[error("the proxy opens no tunnel: {0}")]
+    Proxy(String),
+    /// It took too long.
+    #[error("no connection within delivery.connect_timeout")]
+    Timeout,
+}
+
+impl ConnectError {
+    /// The operating system's error, where it is one.
+    pub(super) fn of_system(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Dial(error) => Some(error),
+            Self::Resolve(ResolveError::Dns(error)) => Some(&**error),
+            Self::Resolve(_) | Self::Proxy(_) | Self::Timeout => None,
+        }
+    }
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type Connecting<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
+type Tcp = TokioIo<Metered>;
+
+/// Connects for the pool, the handshake of TLS included.
+#[derive(Debug, Clone)]
+pub(super) struct Connector {
+    tls: HttpsConnector<TcpConnector>,
+    /// For all of it.
+    patience: Duration,
+}
+
+impl Connector {
+    pub(super) fn new(tcp: TcpConnector, tls: ClientConfig) -> Self {
+        let patience = tcp.patience;
+        Self { tls: HttpsConnector::from((tcp, tls)), patience }
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<Answers>;
+    type Error = BoxError;
+    type Future = Connecting<Self::Response, BoxError>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.tls.poll_ready(cx)
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let connecting = timeout(self.patience, self.tls.call(to));
+        Box::pin(async move {
+            let stream = connecting.await.unwrap_or(Err(ConnectError::Timeout.into()))?;
+            Ok(TokioIo::new(Answers::new(stream)))
+        })
+    }
+}
+
+/// Connects up to where the endpoint's own bytes begin.
+#[derive(Debug, Clone)]
+pub(super) struct TcpConnector {
+    resolver: Resolver,
+    proxy: Option<Arc<Proxy>>,
+    patience: Duration,
+    memory: Arc<AnswerMemory>,
+}
+
+impl Service<Uri> for TcpConnector {
+    type Response = Tcp;
+    type Error = ConnectError;
+    type Future = Connecting<Tcp, ConnectError>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        // Here and not in the future: the pool may finish a connection on a task of its own.
+        let account = ACCOUNT.try_with(AccountId::clone).unwrap_or_else(|_| AccountId::new(""));
+        let connector = self.clone();
+        Box::pin(async move {
+            let stream = connector.connect(&to, &account).await?;
+            stream.set_nodelay(true).map_err(ConnectError::Dial)?;
+            Ok(TokioIo::new(Metered::new(stream, Charge::new(&connector.memory, account))))
+        })
+    }
+}
+
+impl TcpConnector {
+    pub(super) fn new(
+        resolver: Resolver,
+        proxy: Option<Proxy>,
+        patience: Duration,
+        memory: Arc<AnswerMemory>,
+    ) -> Self {
+        Self { resolver, proxy: proxy.map(Arc::new), patience, memory }
+    }
+
+    async fn connect(&self, to: &Uri, account: &AccountId) -> Result<TcpStream, ConnectError> {
+        let host = Host::parse(to.host().unwrap_or_default()).map_err(|_| ResolveError::Nothing)?;
+        let default = if to.scheme() == Some(&http::uri::Scheme::HTTPS) { 443 } else { 80 };
+        let port = to.port_u16().unwrap_or(default);
+        let addresses = match &host {
+            Host::Domain(name) => self.resolver.endpoint(name, account).await?,
+            Host::Ipv4(address) => vec![self.permitted((*address).into())?],
+            Host::Ipv6(address) => vec![self.permitted((*address).into())?],
+        };
+        let addresses: Vec<SocketAddr> =
+            addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect();
+        let connected = match &self.proxy {
+            Some(proxy) => self.tunnel(proxy, &addresses).await,
+            None => dial(&addresses).await.map_err(ConnectError::Dial),
+        };
+        if let (Err(ConnectError::Dial(_)), Host::Domain(name)) = (&connected, &host) {
+            self.resolver.forget(name);
+        }
+        connected
+    }
+
+    fn permitted(&self, address: IpAddr) -> Result<IpAddr, ResolveError> {
+        self.resolver.check(address).map(|()| address)
+    }
+
+    /// A tunnel to the first of the addresses for which the proxy opens one.
+    async fn tunnel(&self, proxy: &Proxy, to: &[SocketAddr]) -> Result<TcpStream, ConnectError> {
+        // Short of the time for the whole connection, so that the reason names the proxy.
+        let patience = self.patience * 9 / 10;
+        let opening = async {
+            let mut reason = String::new();
+            for address in to.iter().take(TUNNELS_MAX) {
+                match self.open_tunnel(proxy, *address).await {
+                    Ok(stream) => return Ok(stream),
+                    Err(NoTunnel::Local(error)) => return Err(error),
+                    Err(NoTunnel::Proxy(error)) => reason = format!("{address}: {error}"),
+                }
+            }
+            Err(ConnectError::Proxy(reason))
+        };
+        let late = || ConnectError::Proxy(format!("it has not answered within {patience:?}"));
+        timeout(patience, opening).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn open_tunnel(&self, proxy: &Proxy, to: SocketAddr) -> Result<TcpStream, NoTunnel> {
+        let unreachable = |error: ConnectError| match error.of_system().and_then(Fault::of) {
+            Some(_) => NoTunnel::Local(error),
+            None => NoTunnel::Proxy(format!("cannot reach it: {error}")),
+        };
+        let addresses = match &proxy.host {
+            Host::Domain(name) => {
+                self.resolver.own(name).await.map_err(|e| unreachable(e.into()))?
+            }
+            Host::Ipv4(address) => vec![(*address).into()],
+            Host::Ipv6(address) => vec![(*address).into()],
+        };
+        let addresses: Vec<SocketAddr> =
+            addresses.into_iter().map(|address| SocketAddr::new(address, proxy.port)).collect();
+        let mut stream = dial(&addresses).await.map_err(|e| unreachable(ConnectError::Dial(e)))?;
+        let broken =
+            |error: io::Error| NoTunnel::Proxy(format!("the connection to it broke: {error}"));
+        stream.write_all(proxy.connect_request(to).as_bytes()).await.map_err(broken)?;
+        let mut answer = Vec::with_capacity(256);
+        loop {
+            let room = TUNNEL_ANSWER_MAX.saturating_sub(answer.len());
+            let mut bounded = (&mut stream).take(u64::try_from(room).unwrap_or_default());
+            if bounded.read_buf(&mut answer).await.map_err(broken)? == 0 {
+                return Err(NoTunnel::Proxy("it closed the connection".to_owned()));
+            }
+            match tunnel_answer(&answer) {
+                TunnelAnswer::Partial => {}
+                TunnelAnswer::Open => return Ok(stream),
+                TunnelAnswer::Refused(reason) => return Err(NoTunnel::Proxy(reason)),
+            }
+        }
+    }
+}
+
+/// Why one address cannot be reached through the proxy.
+enum NoTunnel {
+    /// We have nothing left to reach the proxy with.
+    Local(ConnectError),
+    Proxy(String),
+}
+
+/// The first connection that one of the addresses takes. They are tried in order, each with a head
+/// start: an address that is silent delays the next one by that only.
+async fn dial(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut waiting = addresses.iter().copied();
+    let mut racing = JoinSet::new();
+    let mut local = None;
+    let mut failed = io::Error::new(io::ErrorKind::AddrNotAvailable, "there is no address");
+    loop {
+        if let Some(address) = waiting.next() {
+            racing.spawn(connect(address));
+        } else if racing.is_empty() {
+            // What we could not try may have taken the connection.
+            return Err(local.unwrap_or(failed));
+        }
+        let ended = if waiting.len() == 0 {
+            racing.join_next().await
+        } else {
+            timeout(HEAD_START, racing.join_next()).await.unwrap_or_default()
+        };
+        match ended {
+            Some(Ok(Ok(stream))) => return Ok(stream),
+            Some(Ok(Err(error))) if Fault::of(&error).is_some() => local = Some(error),
+            Some(Ok(Err(error))) => failed = error,
+            Some(Err(_)) | None => {}
+        }
+    }
+}
+
+/// EADDRNOTAVAIL means that no local port is left for the address, and also that this machine has no
+/// address of its family: only the first is a lack that passes. A datagram socket has ports of its own.
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let error = match TcpStream::connect(address).await {
+        Err(error) if Fault::of(&error) == Some(Fault::Ports) => error,
+        ended => return ended,
+    };
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let probe = async { UdpSocket::bind((any, 0)).await?.connect(address).await };
+    match probe.await {
+        Err(probe) if probe.kind() != io::ErrorKind::AddrNotAvailable => {}
+        Err(_) => {
+            let reason = format!("this machine has no address from which {address} can be reached");
+            return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, reason));
+        }
+        Ok(()) => {}
+    }
+    Err(error)
+}

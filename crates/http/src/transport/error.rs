@@ -1,0 +1,81 @@
+//! What an error of the HTTP client means, in words that may be shown.
+
+use std::error::Error;
+
+use hyper_util::client::legacy;
+
+use super::connect::ConnectError;
+use crate::resolve::ResolveError;
+use walhook_core::attempt::{Failure, FailureKind};
+use walhook_core::escape::is_unfit;
+use walhook_process::faults;
+
+/// Of an error's text, what is kept for the operator.
+pub(super) const DETAIL_MAX: usize = 1 << 10;
+
+/// The one place that decides what an error of the HTTP client means.
+pub(super) fn classify(error: &legacy::Error) -> Failure {
+    let mut kind = if error.is_connect() { FailureKind::Connect } else { FailureKind::Protocol };
+    let mut detail = Vec::new();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(connect) = error.downcast_ref::<ConnectError>() {
+            kind = connect_kind(connect);
+        } else if is_tls(error) {
+            kind = FailureKind::Tls;
+        }
+        detail.push(error.to_string());
+        cause = error.source();
+    }
+    detail.dedup();
+    if detail.is_empty() {
+        detail.push(error.to_string());
+    }
+    failure(kind, &detail.join(": "))
+}
+
+fn connect_kind(error: &ConnectError) -> FailureKind {
+    if error.of_system().and_then(faults::note).is_some() {
+        return FailureKind::Local;
+    }
+    match error {
+        ConnectError::Resolve(ResolveError::Forbidden(_)) => FailureKind::Forbidden,
+        ConnectError::Resolve(
+            ResolveError::Dns(_)
+            | ResolveError::Nothing
+            | ResolveError::Silent(_)
+            | ResolveError::Left(_)
+            | ResolveError::Crowded,
+        ) => FailureKind::Dns,
+        ConnectError::Proxy(_) => FailureKind::Proxy,
+        ConnectError::Dial(_) | ConnectError::Timeout => FailureKind::Connect,
+    }
+}
+
+/// rustls' errors come wrapped in I/O errors, one or more of them, whose sources they are not.
+fn is_tls(error: &(dyn Error + 'static)) -> bool {
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    error.is::<rustls::Error>() || wrapped.is_some_and(|inner| is_tls(inner))
+}
+
+pub(super) fn failure(kind: FailureKind, detail: &str) -> Failure {
+    Failure { kind, detail: printable(detail, DETAIL_MAX) }
+}
+
+/// Text that a terminal and a log take as it is: the first `max` bytes, without control characters
+/// and those that turn the direction of writing.
+pub(super) fn printable(text: &str, max: usize) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        let shown = match c {
+            '\n' => c,
+            c if is_unfit(c) => char::REPLACEMENT_CHARACTER,
+            c => c,
+        };
+        if out.len() + shown.len_utf8() > max {
+            break;
+        }
+        out.push(shown);
+    }
+    out
+}

@@ -1,0 +1,391 @@
+//! What stands between an endpoint's socket and the HTTP library: bounds, and a plain head.
+//!
+//! ```text
+//! socket ─► Metered ─► TLS ─► Answers ─► hyper
+//!           bytes,            HTTP/1: the head, in plain form; HTTP/2: frames counted
+//!           turns
+//! ```
+//!
+//! hyper and h2 read for as long as there is something to read, hold an answer's head until its end, and
+//! refuse an answer for any byte of it that is out of place. Below TLS each connection gives the thread
+//! up after [`TURN`], and may send what its requests' answers need and no more. Above TLS
+//! [`HeadReader`] and [`Frames`] decide.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use hyper_rustls::MaybeHttpsStream;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::memory::Charge;
+use crate::answer_head::{HeadError, HeadReader};
+use crate::frames::{FrameError, Frames};
+
+/// What a connection reads before others have their turn: more than most answers have, and a tenth of a
+/// millisecond of the smallest frames. A thousand connections may stand in line.
+const TURN: usize = 4 << 10;
+
+/// What may come before any request: a handshake with a long chain of certificates.
+const BYTES_FIRST: u64 = 256 << 10;
+
+/// For each request: the largest head, as much again of body, and what frames and encrypts them.
+const BYTES_A_REQUEST: u64 = 512 << 10;
+
+/// What may be left over from earlier requests.
+const BYTES_MAX: u64 = 16 << 20;
+
+/// The head of an HTTP/1 answer is read in such pieces.
+const PIECE: usize = 4 << 10;
+
+/// How hyper begins every request of ours. A body is JSON, and begins otherwise.
+const REQUEST: &[u8] = b"POST ";
+
+/// Why a connection was given up, found among the causes of the client's error.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Excess {
+    /// There is no answer in what came.
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    /// Too many frames.
+    #[error(transparent)]
+    Frames(#[from] FrameError),
+    /// Too many bytes.
+    #[error("the receiver sends more than its answers need")]
+    Bytes,
+    /// Too much to be held.
+    #[error("unfinished answers of this account hold more than their share of memory.limit")]
+    Memory,
+}
+
+/// What is known of a connection, for whoever sends a request on it.
+#[derive(Debug)]
+pub(super) struct Known {
+    http2: AtomicBool,
+    /// Requests of which the first bytes were written.
+    requests: AtomicU32,
+    /// HTTP/1: whether the last request's answer has begun. HTTP/2: whether any has.
+    answered: AtomicBool,
+    /// HTTP/2: GOAWAY came.
+    goes_away: AtomicBool,
+    /// HTTP/2: it wants HTTP/1.1.
+    wants_http1: AtomicBool,
+    /// It was given up for what the receiver sent.
+    given_up: AtomicBool,
+    bytes_left: AtomicU64,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            http2: AtomicBool::default(),
+            requests: AtomicU32::default(),
+            answered: AtomicBool::default(),
+            goes_away: AtomicBool::default(),
+            wants_http1: AtomicBool::default(),
+            given_up: AtomicBool::default(),
+            bytes_left: AtomicU64::new(BYTES_FIRST),
+        }
+    }
+}
+
+impl Known {
+    pub(super) fn is_http2(&self) -> bool {
+        self.http2.load(Relaxed)
+    }
+
+    pub(super) fn wants_http1(&self) -> bool {
+        self.wants_http1.load(Relaxed)
+    }
+
+    /// Whether a request that was handed to the connection, but of which nothing was written, may go to
+    /// another: it was in use before, or has said that it takes no more.
+    pub(super) fn lost_before_sending(&self) -> bool {
+        let in_use = self.requests.load(Relaxed) > 0;
+        (in_use || self.goes_away.load(Relaxed)) && !self.given_up.load(Relaxed)
+    }
+
+    /// Whether a request that was written went to a connection that had been in use, and was closed
+    /// before an answer to it began. `HTTP/2`: the caller knows that its stream had none.
+    pub(super) fn lost_before_answer(&self) -> bool {
+        let answered = self.answered.load(Relaxed);
+        let lost =
+            if self.is_http2() { answered } else { self.requests.load(Relaxed) > 1 && !answered };
+        lost && !self.given_up.load(Relaxed)
+    }
+
+    fn begin_requests(&self, requests: u32) {
+        if requests == 0 {
+            return;
+        }
+        self.requests.fetch_add(requests, Relaxed);
+        let more = BYTES_A_REQUEST.saturating_mul(requests.into());
+        let left = self.bytes_left.load(Relaxed);
+        self.bytes_left.store(left.saturating_add(more).min(BYTES_MAX), Relaxed);
+    }
+
+    fn give_up(&self, excess: impl Into<Excess>) -> io::Error {
+        self.given_up.store(true, Relaxed);
+        io::Error::other(excess.into())
+    }
+}
+
+/// A socket that gives others their turn, and reads no more than is due.
+#[derive(Debug)]
+pub(super) struct Metered {
+    stream: TcpStream,
+    known: Arc<Known>,
+    charge: Arc<Charge>,
+    /// Bytes since the task last waited.
+    in_turn: usize,
+}
+
+impl Metered {
+    pub(super) fn new(stream: TcpStream, charge: Charge) -> Self {
+        Self { stream, known: Arc::default(), charge: Arc::new(charge), in_turn: 0 }
+    }
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.in_turn >= TURN {
+            self.in_turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buf) else {
+            self.in_turn = 0;
+            return Poll::Pending;
+        };
+        read?;
+        let read = buf.filled().len() - before;
+        self.in_turn += read;
+        let read = u64::try_from(read).unwrap_or(u64::MAX);
+        let Some(left) = self.known.bytes_left.load(Relaxed).checked_sub(read) else {
+            return Poll::Ready(Err(self.known.give_up(Excess::Bytes)));
+        };
+        self.known.bytes_left.store(left, Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+}
+
+impl Connection for Metered {
+    fn connected(&self) -> Connected {
+        Connected::new().extra(Arc::clone(&self.known))
+    }
+}
+
+type Stream = MaybeHttpsStream<TokioIo<Metered>>;
+
+/// A connection, TLS included, whose answers are bounded and plain.
+#[derive(Debug)]
+pub(super) struct Answers {
+    stream: TokioIo<Stream>,
+    known: Arc<Known>,
+    charge: Arc<Charge>,
+    speech: Speech,
+}
+
+#[derive(Debug)]
+enum Speech {
+    Http1 {
+        /// While an answer's head is awaited.
+        head: Option<Box<HeadReader>>,
+        /// What was read and hyper has not got.
+        ready: Bytes,
+        /// What comes after the head of an answer without a body is dropped.
+        drops: bool,
+    },
+    Http2(Box<Frames>),
+}
+
+impl Answers {
+    pub(super) fn new(stream: Stream) -> Self {
+        let metered = match &stream {
+            MaybeHttpsStream::Http(io) => io.inner(),
+            MaybeHttpsStream::Https(io) => io.inner().get_ref().0.inner().inner(),
+        };
+        let (known, charge) = (Arc::clone(&metered.known), Arc::clone(&metered.charge));
+        let speech = if stream.connected().is_negotiated_h2() {
+            known.http2.store(true, Relaxed);
+            Speech::Http2(Box::default())
+        } else {
+            Speech::Http1 { head: None, ready: Bytes::new(), drops: false }
+        };
+        Self { stream: TokioIo::new(stream), known, charge, speech }
+    }
+
+    /// Takes note of what was written: the first `n` bytes of these.
+    fn wrote<'a>(&mut self, bufs: impl Iterator<Item = &'a [u8]>, mut n: usize) {
+        for buf in bufs {
+            let (written, _) = buf.split_at(n.min(buf.len()));
+            n -= written.len();
+            match &mut self.speech {
+                Speech::Http1 { head, drops, .. } if written.starts_with(REQUEST) => {
+                    *head = Some(Box::default());
+                    *drops = false;
+                    self.known.answered.store(false, Relaxed);
+                    self.known.begin_requests(1);
+                }
+                Speech::Http1 { .. } => {}
+                Speech::Http2(frames) => self.known.begin_requests(frames.sent(written)),
+            }
+        }
+    }
+}
+
+impl AsyncRead for Answers {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Self { stream, known, charge, speech } = self.get_mut();
+        let stream = Pin::new(stream);
+        match speech {
+            Speech::Http1 { head, ready, drops } => {
+                if head.is_some() {
+                    ready!(poll_head(stream, cx, head, ready, drops, known))?;
+                } else if ready.is_empty() {
+                    let mut nowhere = [0; PIECE];
+                    let mut dropped = ReadBuf::new(&mut nowhere);
+                    if !*drops {
+                        return stream.poll_read(cx, buf);
+                    }
+                    ready!(stream.poll_read(cx, &mut dropped))?;
+                    if !dropped.filled().is_empty() {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                }
+                let n = ready.len().min(buf.remaining());
+                buf.put_slice(&ready.split_to(n));
+                Poll::Ready(Ok(()))
+            }
+            Speech::Http2(frames) => {
+                let before = buf.filled().len();
+                ready!(stream.poll_read(cx, buf))?;
+                let read = buf.filled().get(before..).unwrap_or_default();
+                frames.received(read).map_err(|error| known.give_up(error))?;
+                if !charge.hold(frames.block_bytes()) {
+                    return Poll::Ready(Err(known.give_up(Excess::Memory)));
+                }
+                known.answered.store(frames.has_answered(), Relaxed);
+                known.goes_away.store(frames.goes_away(), Relaxed);
+                known.wants_http1.store(frames.wants_http1(), Relaxed);
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}
+
+/// Reads a head to its end: then `ready` holds it in plain form, with what came of the body.
+fn poll_head(
+    mut stream: Pin<&mut TokioIo<Stream>>,
+    cx: &mut Context<'_>,
+    head: &mut Option<Box<HeadReader>>,
+    ready: &mut Bytes,
+    drops: &mut bool,
+    known: &Known,
+) -> Poll<io::Result<()>> {
+    let mut piece = [0; PIECE];
+    while let Some(reader) = head {
+        let mut read = ReadBuf::new(&mut piece);
+        ready!(stream.as_mut().poll_read(cx, &mut read))?;
+        let read = read.filled();
+        if read.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        known.answered.store(true, Relaxed);
+        let Some(done) = reader.read(read).map_err(|error| known.give_up(error))? else { continue };
+        let mut plain = done.plain;
+        if !done.bodiless {
+            plain.extend_from_slice(read.get(done.used..).unwrap_or_default());
+        }
+        *drops = done.bodiless;
+        *ready = plain.into();
+        *head = None;
+    }
+    Poll::Ready(Ok(()))
+}
+
+impl AsyncWrite for Answers {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let n = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
+        self.wrote(std::iter::once(buf), n);
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let n = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
+        self.wrote(bufs.iter().map(|buf| &**buf), n);
+        Poll::Ready(Ok(n))
+    }
+}
+
+impl Connection for Answers {
+    fn connected(&self) -> Connected {
+        self.stream.inner().connected()
+    }
+}

@@ -1,0 +1,590 @@
+//! Looks accounts' endpoints up in the customer's table.
+//!
+//! One statement answers for a batch of accounts: rows and snapshot belong together, so that the
+//! caller can tell which invalidations the rows have seen already.
+//!
+//! Accounts are text here, columns are what the customer made them. The statement compares in the
+//! column's own type, by the equality that joins go by, so that the customer's index serves; for that each
+//! value must be one of that type, and a single `abc` for a `bigint` column would fail the whole batch. So
+//! values are sifted first by the column's type as the catalog has it: what cannot be a value of the type
+//! cannot stand in the column either, and has no endpoints. The types' OIDs come back with the rows: if a
+//! migration has changed one since we read the catalog, the catalog is read again and the answer thrown
+//! away.
+//!
+//! No row fails another's (see `statement` and `isolate`), and an answer is bounded: what is too much
+//! for one is left for the next.
+
+mod apart;
+mod column;
+mod isolate;
+mod list;
+mod retyped;
+mod row;
+mod session;
+mod statement;
+
+#[cfg(test)]
+mod tests;
+
+pub use apart::{Answer, Apart};
+pub use list::{Listed, Which};
+pub use row::positive as weight;
+pub use session::{LookupSession, connect};
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::TryStreamExt;
+use tokio::time::{Duration, Instant};
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
+
+use crate::pg::DatabaseUrl;
+use walhook_core::endpoint::{Endpoint, Routes};
+use walhook_core::event::{AccountId, EndpointId, ID_MAX_BYTES};
+use walhook_core::settings;
+
+use super::cure::Cure;
+use super::sql::{error_text, is_row_error};
+use column::Column;
+use statement::{Accounts, Source, Types, WeightSource};
+
+/// How long batches are asked for by the slower statement after the quicker one was refused.
+const FENCED: Duration = Duration::from_secs(60);
+
+/// How often the log says that a weight cannot be used.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
+/// Accounts that are known to be refused and so are asked for alone.
+const SUSPECTS_MAX: usize = 4_096;
+
+/// Why nothing was looked up.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    /// The table has no such column, or there is no such table.
+    #[error("{table} has no column {column}; correct `{key}`")]
+    NoColumn {
+        /// The table, as the configuration names it.
+        table: String,
+        /// The column.
+        column: String,
+        /// The configuration's key.
+        key: &'static str,
+    },
+    /// Values of the column's type cannot be compared, so that no account would be found.
+    #[error(
+        "{table}.{column} is {kind}, or is made of it, which has no equality, so that no account would be \
+         found; give the column another type, or let `{key}` name another"
+    )]
+    Incomparable {
+        /// The table, as the configuration names it.
+        table: String,
+        /// The column.
+        column: String,
+        /// The configuration's key.
+        key: &'static str,
+        /// The type.
+        kind: String,
+    },
+    /// The row's columns are not what they must be.
+    #[error("the endpoint table cannot be read: {0}")]
+    Shape(String),
+    /// A column has another type since we started, with values that cannot be used.
+    #[error(
+        "{table}.{column} is {is} now and was {was}, and no endpoint can be used any more; give it its type \
+         back, or values that can be used"
+    )]
+    Retyped {
+        /// The table, as the configuration names it.
+        table: String,
+        /// The column.
+        column: String,
+        /// Its type before.
+        was: String,
+        /// Its type now.
+        is: String,
+    },
+    /// Row-level security may hide rows.
+    #[error(
+        "row-level security may hide rows of {table} from the role {role}, so that an account's endpoints \
+         would just not be there: {fix}"
+    )]
+    Hidden {
+        /// The table, which may stand behind a view.
+        table: String,
+        /// Who reads it: our role, or the view's owner.
+        role: String,
+        /// The statement.
+        fix: String,
+    },
+    /// No session.
+    #[error(transparent)]
+    Connect(#[from] super::sql::ConnectError),
+    /// The look-up fails for more accounts than are told apart from the others.
+    #[error("cannot look up {0} accounts, each for itself; see what their rows have in common")]
+    Many(usize),
+    /// A column's type changes faster than it can be read.
+    #[error("the type of an account column has just been changed")]
+    TypeChanged,
+    /// The server refused, or the session was lost.
+    #[error("cannot look endpoints up: {}", error_text(.0))]
+    Sql(#[from] tokio_postgres::Error),
+}
+
+impl LookupError {
+    /// Whether it may pass by itself.
+    #[must_use]
+    pub fn cure(&self) -> Cure {
+        match self {
+            Self::NoColumn { .. }
+            | Self::Incomparable { .. }
+            | Self::Retyped { .. }
+            | Self::Hidden { .. }
+            | Self::Shape(_) => Cure::Person,
+            Self::TypeChanged | Self::Many(_) => Cure::Waiting,
+            Self::Connect(error) => error.cure(),
+            Self::Sql(error) => Cure::of_sql(error),
+        }
+    }
+}
+
+/// What a look-up found.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Fetched {
+    /// `pg_current_snapshot()` as text, of the statement that read the rows; of several, of the oldest.
+    pub snapshot: String,
+    /// One entry for each account that is answered for, often without endpoints. Where all together would
+    /// take too much memory, or too long, some are missing, but not all: ask again for them.
+    pub routes: Vec<(AccountId, Routes)>,
+    /// What the endpoints take in memory.
+    bytes: usize,
+}
+
+impl Fetched {
+    fn add(&mut self, other: Self) {
+        self.routes.extend(other.routes);
+        self.bytes += other.bytes;
+    }
+}
+
+/// What look-ups need to know.
+#[derive(Debug, Clone, Copy)]
+pub struct LookupSettings<'a> {
+    /// The database that holds the tables.
+    pub url: &'a DatabaseUrl,
+    /// `[endpoints]`
+    pub endpoints: &'a settings::Endpoints,
+    /// `[accounts]`
+    pub accounts: Option<&'a settings::Accounts>,
+    /// `delivery.header_prefix`: a row's own headers must not begin so.
+    pub header_prefix: &'a str,
+    /// What the endpoints of one account may take in memory, in bytes.
+    pub max_account_bytes: usize,
+}
+
+/// The look-ups that a configuration makes.
+#[derive(Debug)]
+pub struct Lookups {
+    source: Source,
+    account: Column,
+    id: Column,
+    weights: Option<WeightSource>,
+    /// The names of the endpoint table's columns that are read.
+    columns: Vec<String>,
+    /// `delivery.header_prefix`.
+    prefix: String,
+    /// What the endpoints of one account, or of one answer, may take in memory, in bytes.
+    max_bytes: usize,
+    /// Never held across an await.
+    memory: Mutex<Memory>,
+}
+
+/// What is remembered from one look-up to the next.
+#[derive(Debug, Default)]
+struct Memory {
+    /// What the catalog said last.
+    plan: Option<Arc<Plan>>,
+    /// The columns' types, with which rows could be read.
+    column_types: Option<retyped::ColumnTypes>,
+    /// The accounts whose statement was refused the last time, for their data.
+    suspects: HashSet<AccountId>,
+    /// One whose statement was not.
+    good: Option<AccountId>,
+    /// Until then the statement for a batch is the fenced one: the other was refused.
+    fenced_until: Option<Instant>,
+    warned: Option<Instant>,
+}
+
+/// The statements, for the types that the columns had when the catalog was read.
+#[derive(Debug, Clone)]
+struct Plan {
+    batch: String,
+    fenced: String,
+    one: String,
+    ids: String,
+    some: String,
+    types: Types,
+    /// The statement for one account that asks for no weights, where another does.
+    unweighted: Option<String>,
+}
+
+impl Plan {
+    fn without_weights(&self) -> Option<Self> {
+        let one = self.unweighted.clone()?;
+        Some(Self { one, unweighted: None, ..self.clone() })
+    }
+}
+
+/// What one statement told.
+struct Once {
+    fetched: Fetched,
+    too_much: Option<TooMuch>,
+}
+
+/// The answer holds more than it may.
+struct TooMuch;
+
+impl Lookups {
+    /// The look-ups of a configuration. An account whose endpoints would take more memory than one is given
+    /// is [refused](Routes::refused), and an answer ends before the account with which it would.
+    #[must_use]
+    pub fn of(settings: LookupSettings<'_>) -> Self {
+        let LookupSettings { endpoints, accounts, header_prefix, max_account_bytes, .. } = settings;
+        let (prefix, max_bytes) = (header_prefix.to_owned(), max_account_bytes);
+        Self { prefix, max_bytes, ..Self::new(endpoints, accounts) }
+    }
+
+    /// Those of these tables, under the default header prefix.
+    #[must_use]
+    pub fn new(endpoints: &settings::Endpoints, accounts: Option<&settings::Accounts>) -> Self {
+        let column =
+            |name: &str, key| Column { table: endpoints.table.clone(), name: name.to_owned(), key };
+        Self {
+            source: Source::new(endpoints),
+            account: column(&endpoints.account, "endpoints.account"),
+            id: column(&endpoints.id, "endpoints.id"),
+            weights: accounts.map(WeightSource::new),
+            columns: [
+                &endpoints.url,
+                &endpoints.event_types,
+                &endpoints.secret,
+                &endpoints.enabled,
+            ]
+            .into_iter()
+            .chain(&endpoints.headers)
+            .chain(&endpoints.max_in_flight)
+            .chain(&endpoints.rate_per_second)
+            .cloned()
+            .collect(),
+            prefix: settings::HEADER_PREFIX.to_owned(),
+            max_bytes: usize::MAX,
+            memory: Mutex::default(),
+        }
+    }
+
+    /// The tables and views that are read, as the configuration names them.
+    pub(super) fn tables(&self) -> impl Iterator<Item = &str> {
+        let weights = self.weights.iter().map(|weights| &*weights.id.table);
+        std::iter::once(&*self.account.table).chain(weights)
+    }
+
+    /// Reads the types of the columns that keys are compared with.
+    ///
+    /// # Errors
+    /// [`LookupError`], among them that the values of one cannot be compared.
+    pub async fn check_types(&self, client: &Client) -> Result<(), LookupError> {
+        self.read_catalog(client).await.map(|_| ())
+    }
+
+    /// Looks `accounts` up. None at all still yields a snapshot.
+    ///
+    /// An account whose rows the database refuses, for what they hold, is answered for alone: its
+    /// endpoints are [`invalid`](Endpoint::invalid), or its routes [`refused`](Routes::refused).
+    ///
+    /// # Errors
+    /// [`LookupError`]; which see for what may be tried again.
+    pub async fn fetch(
+        &self,
+        client: &Client,
+        accounts: &[AccountId],
+    ) -> Result<Fetched, LookupError> {
+        if let Some(plan) = self.known_plan() {
+            match self.fetch_by(client, &plan, accounts).await {
+                Err(error @ LookupError::Retyped { .. }) => return Err(error),
+                // A lock, or time: to try at once would only take as long again.
+                Err(LookupError::Sql(error)) if is_overtime(&error) => return Err(error.into()),
+                // It may come from a type that has changed: read the catalog again.
+                Err(_) => {}
+                Ok(fetched) => return Ok(fetched),
+            }
+        }
+        let plan = self.read_catalog(client).await?;
+        self.fetch_by(client, &plan, accounts).await
+    }
+
+    /// As [`Lookups::fetch`], answer after answer, until every account is answered for.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn fetch_all(
+        &self,
+        client: &Client,
+        accounts: &[AccountId],
+    ) -> Result<Vec<(AccountId, Routes)>, LookupError> {
+        let mut routes = Vec::with_capacity(accounts.len());
+        let mut left = accounts.to_vec();
+        while !left.is_empty() {
+            routes.extend(self.fetch(client, &left).await?.routes);
+            let answered: HashSet<&AccountId> = routes.iter().map(|(account, _)| account).collect();
+            left.retain(|account| !answered.contains(account));
+        }
+        Ok(routes)
+    }
+
+    async fn fetch_by(
+        &self,
+        client: &Client,
+        plan: &Plan,
+        accounts: &[AccountId],
+    ) -> Result<Fetched, LookupError> {
+        let (suspects, others): (Vec<AccountId>, Vec<AccountId>) = {
+            let memory = self.memory();
+            accounts.iter().cloned().partition(|a| memory.suspects.contains(a))
+        };
+        let form = if others.len() == 1 { Accounts::One } else { Accounts::Batch };
+        let mut fetched = if self.is_fenced() {
+            self.isolate(client, plan, &others).await?
+        } else {
+            match self.once(client, plan, &others, form).await {
+                Ok(Once { fetched, too_much: None }) => fetched,
+                Ok(Once { too_much: Some(TooMuch), .. }) => {
+                    self.isolate(client, plan, &others).await?
+                }
+                Err(LookupError::Sql(error)) if is_row_error(&error) => {
+                    if form == Accounts::Batch {
+                        self.fence(FENCED);
+                    }
+                    self.isolate(client, plan, &others).await?
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        if !suspects.is_empty() {
+            fetched.add(self.isolate(client, plan, &suspects).await?);
+        }
+        self.ensure_not_retyped(client, plan, &fetched).await?;
+        self.remember(&fetched.routes);
+        Ok(fetched)
+    }
+
+    /// Whose statement is refused is asked for alone the next time.
+    fn remember(&self, routes: &[(AccountId, Routes)]) {
+        let mut memory = self.memory();
+        for (account, routes) in routes {
+            let is_refused = routes.refused.is_some()
+                || routes.endpoints.iter().any(|endpoint| is_refused(endpoint));
+            if !is_refused {
+                memory.suspects.remove(account);
+            } else if memory.suspects.len() < SUSPECTS_MAX {
+                memory.suspects.insert(account.clone());
+            }
+        }
+        let good = routes.iter().find(|(_, routes)| {
+            routes.refused.is_none() && routes.endpoints.iter().any(|e| e.invalid.is_none())
+        });
+        if let Some((account, _)) = good {
+            memory.good = Some(account.clone());
+        }
+    }
+
+    fn is_fenced(&self) -> bool {
+        self.memory().fenced_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// From now on, and for so long, no batch computes rows of accounts that are not asked for.
+    fn fence(&self, time: Duration) {
+        self.memory().fenced_until = Some(Instant::now() + time);
+    }
+
+    fn last_good(&self) -> Option<AccountId> {
+        self.memory().good.clone()
+    }
+
+    /// An account that has no rows, where one can be named.
+    fn nobody(&self) -> Option<AccountId> {
+        self.known_plan()?.types.account.sample().map(AccountId::new)
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known_plan(&self) -> Option<Arc<Plan>> {
+        self.memory().plan.clone()
+    }
+
+    async fn read_catalog(&self, client: &Client) -> Result<Arc<Plan>, LookupError> {
+        let weighed = match &self.weights {
+            Some(weights) => Some(weights.id.read_key(client).await?),
+            None => None,
+        };
+        let account = self.account.read_key(client).await?;
+        let id = self.id.read_type(client).await?;
+        if self.memory().column_types.is_none() {
+            let types = self.column_types(client).await?;
+            self.memory().column_types = Some(types);
+        }
+        let types = Types { account, id, weighed };
+        let batch = |weights, accounts| {
+            statement::batch(&self.source, &self.account, &self.id, weights, &types, accounts)
+        };
+        let weights = self.weights.as_ref();
+        let plan = Arc::new(Plan {
+            batch: batch(weights, Accounts::Batch),
+            fenced: batch(weights, Accounts::Fenced),
+            one: batch(weights, Accounts::One),
+            unweighted: weights.map(|_| batch(None, Accounts::One)),
+            ids: statement::ids(&self.source, &types),
+            some: statement::some(&self.source, &types),
+            types,
+        });
+        self.memory().plan = Some(Arc::clone(&plan));
+        Ok(plan)
+    }
+
+    /// Makes one statement. What holds too much is told; of one account it is made less.
+    async fn once(
+        &self,
+        client: &Client,
+        plan: &Plan,
+        accounts: &[AccountId],
+        form: Accounts,
+    ) -> Result<Once, LookupError> {
+        let types = &plan.types;
+        let fits = |account: &&AccountId| account.len() <= ID_MAX_BYTES;
+        let short = || accounts.iter().map(|account| Some(account).filter(fits));
+        let in_endpoints: Vec<Option<Cow<'_, str>>> =
+            short().map(|account| types.account.value(account?)).collect();
+        let in_accounts: Vec<Option<Cow<'_, str>>> =
+            short().map(|account| types.weighed.as_ref()?.value(account?)).collect();
+        let (sql, params): (_, [(&(dyn ToSql + Sync), Type); 2]) =
+            match (&in_endpoints[..], &in_accounts[..]) {
+                ([in_endpoints], [in_accounts]) if form == Accounts::One => {
+                    (&plan.one, [(in_endpoints, Type::TEXT), (in_accounts, Type::TEXT)])
+                }
+                _ => {
+                    let all = [
+                        (&in_endpoints as _, Type::TEXT_ARRAY),
+                        (&in_accounts as _, Type::TEXT_ARRAY),
+                    ];
+                    (if form == Accounts::Fenced { &plan.fenced } else { &plan.batch }, all)
+                }
+            };
+        let mut rows = pin!(client.query_typed_raw(sql, params).await?);
+        let mut found: Vec<(Vec<Endpoint>, f64)> = vec![(Vec::new(), 1.0); accounts.len()];
+        let mut fetched = Fetched::default();
+        while let Some(row) = rows.try_next().await? {
+            if fetched.snapshot.is_empty() {
+                let oids = [row.try_get(1)?, row.try_get(2)?, row.try_get::<_, Option<u32>>(3)?];
+                let unweighted = plan.unweighted.is_none();
+                let weighed = types.weighed.as_ref().map(|t| t.oid).filter(|_| !unweighted);
+                if oids != [Some(types.account.oid), Some(types.id.oid), weighed] {
+                    return Err(LookupError::TypeChanged);
+                }
+                fetched.snapshot = row.try_get(0)?;
+            }
+            // Null when there was no account to ask for.
+            let Some(at) = row.try_get::<_, Option<i64>>(4)? else { continue };
+            let at = usize::try_from(at).ok().and_then(|at| at.checked_sub(1));
+            let (account, (endpoints, weight)) =
+                at.and_then(|at| accounts.get(at).zip(found.get_mut(at))).ok_or_else(|| {
+                    shape("the statement answers for an account that was not asked for")
+                })?;
+            if let Some(text) = row.try_get::<_, Option<&str>>(6)?
+                && endpoints.is_empty()
+            {
+                *weight = row::positive(text).unwrap_or_else(|| {
+                    self.warn_of_weight(account);
+                    1.0
+                });
+            }
+            if row.try_get::<_, Option<bool>>(5)?.is_none() {
+                continue;
+            }
+            let endpoint = row::read(&row::RowText::of(&row, 7)?, account, &self.prefix);
+            fetched.bytes += endpoint.size_bytes();
+            if fetched.bytes > self.max_bytes {
+                if form != Accounts::One {
+                    return Ok(Once { fetched: Fetched::default(), too_much: Some(TooMuch) });
+                }
+                fetched.routes = vec![(account.clone(), Routes::too_large(*weight))];
+                return Ok(Once { fetched, too_much: None });
+            }
+            endpoints.push(endpoint);
+        }
+        if fetched.snapshot.is_empty() {
+            return Err(shape("the statement yields no row"));
+        }
+        let routes = found.into_iter().map(|(all, weight)| Routes::new(unique(all), weight));
+        fetched.routes = accounts.iter().cloned().zip(routes).collect();
+        Ok(Once { fetched, too_much: None })
+    }
+
+    /// Says that an account's weight cannot be used and so is 1, now and then.
+    fn warn_of_weight(&self, account: &AccountId) {
+        let Some(weights) = &self.weights else { return };
+        let now = Instant::now();
+        let mut memory = self.memory();
+        if memory.warned.is_some_and(|at| now.duration_since(at) < WARN_EVERY) {
+            return;
+        }
+        memory.warned = Some(now);
+        tracing::warn!(
+            account = %account, table = %weights.id.table,
+            "the account's weight is no number above 0 that can be used, so it counts as 1; others may be \
+             as wrong"
+        );
+    }
+}
+
+/// Whether the endpoint is one that the database refused to read.
+fn is_refused(endpoint: &Endpoint) -> bool {
+    endpoint.invalid.as_deref().is_some_and(|why| why.starts_with(REFUSED))
+}
+
+/// How the reason of an endpoint begins that the database refused to read.
+const REFUSED: &str = "the database refuses to read it";
+
+/// Endpoints by their ids: rows that are alike count once, and of several others with one id none can be
+/// told from the rest.
+fn unique(endpoints: Vec<Endpoint>) -> Vec<Arc<Endpoint>> {
+    let mut by_id: HashMap<EndpointId, Endpoint> = HashMap::with_capacity(endpoints.len());
+    for endpoint in endpoints {
+        match by_id.entry(endpoint.id.clone()) {
+            std::collections::hash_map::Entry::Vacant(entry) => _ = entry.insert(endpoint),
+            std::collections::hash_map::Entry::Occupied(mut entry) if *entry.get() != endpoint => {
+                let both = entry.get_mut();
+                both.enabled |= endpoint.enabled;
+                both.event_types.extend(endpoint.event_types);
+                both.event_types.sort();
+                both.event_types.dedup();
+                both.invalid.get_or_insert_with(|| "several rows have this id".to_owned());
+            }
+            std::collections::hash_map::Entry::Occupied(_) => {}
+        }
+    }
+    by_id.into_values().map(Arc::new).collect()
+}
+
+/// Whether a lock or the statement took too long, or the session has ended.
+fn is_overtime(error: &tokio_postgres::Error) -> bool {
+    let late = [SqlState::LOCK_NOT_AVAILABLE, SqlState::QUERY_CANCELED];
+    error.is_closed() || error.code().is_some_and(|code| late.contains(code))
+}
+
+fn shape(what: &str) -> LookupError {
+    LookupError::Shape(what.to_owned())
+}

@@ -1,0 +1,119 @@
+//! The session in which the customer's tables and views are read.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::time::Duration;
+use tokio_postgres::error::SqlState;
+
+use super::{Fetched, LookupError, LookupSettings, Lookups};
+use crate::row_security;
+use crate::sql::{ConnectError, Connection};
+use walhook_core::event::AccountId;
+
+/// A look-up that waits longer for a lock fails, and says so; one that takes longer likewise. Another
+/// table that a migration holds must not look like a slow network.
+const LOCK_LIMIT: &str = "SET lock_timeout = '5s'";
+
+/// How long a statement may take, where nothing else is said.
+pub(super) const USUAL: Duration = Duration::from_secs(30);
+
+/// With this a statement fails where row-level security might hide rows, instead of not showing them.
+const HIDE_NOTHING: &str = "SET row_security = off";
+
+/// For policies that hide nothing.
+const HIDE: &str = "SET row_security = on";
+
+/// Opens a session for look-ups. It alone has the path that `endpoints.search_path` names, for
+/// functions behind a view that rely on one; statements of ours are safe under any.
+///
+/// # Errors
+/// [`ConnectError`]
+pub async fn connect(
+    settings: LookupSettings<'_>,
+    application_name: &str,
+) -> Result<Connection, ConnectError> {
+    let path = &settings.endpoints.search_path;
+    Connection::open_with_path(settings.url, application_name, path).await
+}
+
+/// A session whose look-ups come to an end, and in which no row is hidden without a word: an account
+/// whose endpoints row-level security hides would look like one that has none, and its events would be
+/// gone.
+#[derive(Debug)]
+pub struct LookupSession {
+    pub(super) client: Connection,
+    /// Policies stand on what is read, and hide nothing: that is looked at with each look-up.
+    pub(super) has_policies: AtomicBool,
+}
+
+impl LookupSession {
+    /// Opens one.
+    ///
+    /// # Errors
+    /// [`LookupError::Connect`], [`LookupError::Sql`].
+    pub async fn open(
+        settings: LookupSettings<'_>,
+        application_name: &str,
+    ) -> Result<Self, LookupError> {
+        let client = connect(settings, application_name).await?;
+        client.batch_execute(&format!("{LOCK_LIMIT}; {HIDE_NOTHING}")).await?;
+        let session = Self { client, has_policies: AtomicBool::new(false) };
+        session.limit(USUAL).await?;
+        Ok(session)
+    }
+
+    /// Statements may take so long from now on.
+    pub(super) async fn limit(&self, limit: Duration) -> Result<(), LookupError> {
+        let set = format!("SET statement_timeout = {}", limit.as_millis());
+        Ok(self.client.batch_execute(&set).await?)
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// As [`Lookups::fetch`].
+    ///
+    /// # Errors
+    /// As there, and [`LookupError::Hidden`].
+    pub async fn fetch(
+        &self,
+        lookups: &Lookups,
+        accounts: &[AccountId],
+    ) -> Result<Fetched, LookupError> {
+        if !self.has_policies.load(Ordering::Relaxed) {
+            match lookups.fetch(&self.client, accounts).await {
+                Err(LookupError::Sql(error))
+                    if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) =>
+                {
+                    // A right, or row-level security: one that hides nothing is no reason to fail.
+                    self.ensure_all_shown(lookups).await?;
+                    self.client.batch_execute(HIDE).await?;
+                    self.has_policies.store(true, Ordering::Relaxed);
+                }
+                fetched => return fetched,
+            }
+        }
+        let fetched = lookups.fetch(&self.client, accounts).await;
+        // Afterwards: what is hidden by then may have been hidden from the look-up.
+        let shown = self.ensure_all_shown(lookups).await;
+        if fetched.is_err() || shown.is_err() {
+            self.client.batch_execute(HIDE_NOTHING).await?;
+            self.has_policies.store(false, Ordering::Relaxed);
+        }
+        shown.and(fetched)
+    }
+
+    async fn ensure_all_shown(&self, lookups: &Lookups) -> Result<(), LookupError> {
+        let tables = lookups.tables().filter_map(|name| name.parse().ok());
+        let tables: BTreeSet<_> = tables.collect();
+        let hidden = row_security::hidden(&self.client, &tables).await?;
+        hidden.into_iter().next().map_or(Ok(()), |hidden| {
+            let (table, fix) = (hidden.table.to_string(), hidden.mend());
+            Err(LookupError::Hidden { table, role: hidden.role, fix })
+        })
+    }
+}

@@ -1,0 +1,147 @@
+//! Does the publication make the customer's own UPDATE and DELETE fail? PostgreSQL refuses them on a
+//! published table of which it could not log the old row as the publication wants it.
+
+use anyhow::Result;
+use tokio_postgres::Client;
+
+use super::ident::quote_ident;
+use super::source::server_version;
+use crate::op::{EQ, GT};
+
+/// Row filters and column lists came with version 15, `publish_generated_columns` with 18.
+const LISTS: i32 = 150_000;
+const GENERATED: i32 = 180_000;
+
+/// Every table that is written to: the published ones, and the partitions below them, to which the
+/// list and the filter of the published one apply. A filter's columns are what it depends on.
+fn written_sql(lists: &str) -> String {
+    format!(
+        "
+    WITH published AS (
+        SELECT c.oid, r.oid AS rel, {lists}
+        FROM pg_catalog.pg_publication p
+        JOIN pg_catalog.pg_publication_tables t ON t.pubname {EQ} p.pubname
+        JOIN pg_catalog.pg_namespace n ON n.nspname {EQ} t.schemaname
+        JOIN pg_catalog.pg_class c ON c.relnamespace {EQ} n.oid AND c.relname {EQ} t.tablename
+        LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid {EQ} p.oid AND r.prrelid {EQ} c.oid
+        WHERE p.pubname {EQ} $1 AND (p.pubupdate OR p.pubdelete)
+    ), written AS (
+        SELECT oid AS published, oid FROM published
+        UNION
+        SELECT p.oid, t.relid FROM published p CROSS JOIN pg_catalog.pg_partition_tree(p.oid) t
+    ), known AS (
+        SELECT c.oid, c.relreplident {EQ} 'f' AS is_full, p.prattrs IS NOT NULL AS has_list,
+            p.generated,
+               k.attnums,
+               (SELECT a.attname FROM pg_catalog.pg_attribute a
+                WHERE a.attrelid {EQ} c.oid AND a.attnum {GT} 0 AND NOT a.attisdropped
+                  AND a.attgenerated {EQ} 'v' ORDER BY a.attnum LIMIT 1) AS virtual,
+               ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a
+                     WHERE a.attrelid {EQ} c.oid AND a.attnum {EQ} ANY (k.attnums)) AS key,
+               ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a
+                     WHERE a.attrelid {EQ} p.oid AND a.attnum {EQ} ANY (p.prattrs)) AS list,
+               ARRAY(SELECT a.attname FROM pg_catalog.pg_depend d
+                     JOIN pg_catalog.pg_attribute a ON a.attrelid {EQ} d.refobjid
+                     AND a.attnum {EQ} d.refobjsubid
+                     WHERE d.classid {EQ} 'pg_catalog.pg_publication_rel'::pg_catalog.regclass
+                     AND d.objid {EQ} p.rel
+                       AND d.refobjid {EQ} p.oid AND d.refobjsubid {GT} 0
+                       AND p.filtered AND p.prattrs IS NULL) AS filter
+        FROM written w
+        JOIN published p ON p.oid {EQ} w.published
+        JOIN pg_catalog.pg_class c ON c.oid {EQ} w.oid AND c.relkind {EQ} 'r'
+        LEFT JOIN LATERAL (
+            SELECT i.indkey::smallint[] AS attnums FROM pg_catalog.pg_index i
+            WHERE i.indrelid {EQ} c.oid AND i.indisvalid AND i.indimmediate
+              AND CASE WHEN c.relreplident {EQ} 'd' THEN i.indisprimary
+                  ELSE c.relreplident {EQ} 'i' AND i.indisreplident END
+            LIMIT 1) k ON true
+    )
+    SELECT oid::pg_catalog.regclass::pg_catalog.text,
+           CASE
+           WHEN NOT is_full AND attnums IS NULL THEN 'identity'
+           WHEN is_full AND virtual IS NOT NULL THEN 'virtual'
+           WHEN has_list AND (is_full OR NOT key OPERATOR(pg_catalog.<@) list) THEN 'list'
+           WHEN NOT is_full AND NOT filter OPERATOR(pg_catalog.<@) key THEN 'filter'
+           WHEN generated AND EXISTS (
+               SELECT FROM pg_catalog.pg_attribute a
+               WHERE a.attrelid {EQ} known.oid AND a.attnum {GT} 0 AND NOT a.attisdropped
+                 AND a.attgenerated {EQ} 's' AND (is_full OR a.attnum {EQ} ANY (attnums)))
+                 THEN 'generated'
+           END, virtual::pg_catalog.text
+    FROM known ORDER BY 1"
+    )
+}
+
+/// A table whose UPDATE and DELETE fail because it is published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedWrites {
+    /// The table, as SQL writes it.
+    pub table: String,
+    /// Why they fail, in words that follow the table's name.
+    pub problem: String,
+    /// What to do.
+    pub mend: String,
+}
+
+/// Why a table with REPLICA IDENTITY FULL and a virtual generated column cannot be published, whatever the
+/// publication says of generated columns, in words that follow the table's name; and what to do.
+#[must_use]
+pub fn unpublishable_column(table: &str, column: &str) -> (String, String) {
+    (
+        format!(
+            "has REPLICA IDENTITY FULL, which does not go with its virtual generated column {}",
+            quote_ident(column)
+        ),
+        format!(
+            "ALTER TABLE {table} REPLICA IDENTITY DEFAULT, which goes by its primary key, or USING INDEX, or \
+             drop the column"
+        ),
+    )
+}
+
+/// Finds such tables, whoever needs them published.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn refused_writes(client: &Client, publication: &str) -> Result<Vec<RefusedWrites>> {
+    let version = server_version(client).await?;
+    let lists = match version {
+        LISTS.. => "r.prattrs::smallint[] AS prattrs, r.prqual IS NOT NULL AS filtered",
+        _ => "NULL::smallint[] AS prattrs, false AS filtered",
+    };
+    let generated =
+        if version >= GENERATED { "p.pubgencols OPERATOR(pg_catalog.=) 'n'" } else { "false" };
+    let sql = written_sql(&format!("{lists}, {generated} AS generated"));
+    let mut found = Vec::new();
+    for row in client.query(&sql, &[&publication]).await? {
+        let table: String = row.try_get(0)?;
+        let again = format!("publish {table} again without it");
+        let (problem, mend) = match row.try_get(1)? {
+            Some("virtual") => {
+                let (problem, mend) = unpublishable_column(&table, row.try_get(2)?);
+                found.push(RefusedWrites { table, problem, mend });
+                continue;
+            }
+            Some("identity") => (
+                "has no replica identity",
+                format!(
+                    "give it a primary key that is not deferrable, or ALTER TABLE {table} REPLICA \
+                     IDENTITY FULL"
+                ),
+            ),
+            Some("list") => ("has a column list that its replica identity does not fit", again),
+            Some("filter") => ("has a row filter that its replica identity does not fit", again),
+            Some("generated") => (
+                "has a generated column in its replica identity, which is not published",
+                format!(
+                    "ALTER PUBLICATION {} SET (publish_generated_columns = stored)",
+                    quote_ident(publication)
+                ),
+            ),
+            Some(_) | None => continue,
+        };
+        found.push(RefusedWrites { table, problem: problem.to_owned(), mend });
+    }
+    Ok(found)
+}

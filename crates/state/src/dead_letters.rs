@@ -1,0 +1,241 @@
+//! Dead letters as they are stored: found, listed, retried, discarded.
+
+use std::sync::Arc;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use walhook_core::event::{EndpointId, Event};
+use walhook_core::persist::DeadLetter;
+use walhook_postgres::op::{EQ, GT, LE, LT, NE};
+
+use super::event::{EVENT_COLUMNS, read_event};
+use super::persist::StoredAttempt;
+use super::persist::dead_letters::remove;
+use super::{
+    DeadLetterFilter, Param, Scope, StateError, StateStore, hold_off_leader, text, unreadable,
+};
+
+/// One dead letter with its event.
+#[derive(Debug, Clone)]
+pub struct StoredDeadLetter {
+    /// Its id in the table; they grow in the order of insertion.
+    pub id: i64,
+    /// The endpoint; none for an unroutable change.
+    pub endpoint: Option<EndpointId>,
+    /// Why: the words of [`DeadReason`](walhook_core::persist::DeadReason).
+    pub reason: String,
+    /// The last error for a person.
+    pub detail: String,
+    /// How many attempts were made, retries included.
+    pub attempts: u32,
+    /// The status of the last answer, where there was one.
+    pub last_status: Option<u16>,
+    /// When it was stored: microseconds since 1970-01-01 UTC.
+    pub died_at_us: i64,
+    /// When it was last stored or retried: microseconds since 1970-01-01 UTC.
+    pub tried_at_us: i64,
+    /// The last attempts, the oldest first.
+    pub history: Vec<StoredAttempt>,
+    /// The event.
+    pub event: Arc<Event>,
+}
+
+const COLUMNS: &str = "d.id, d.endpoint, d.reason, d.detail, d.attempts, d.last_status,
+    (extract(epoch FROM d.died_at) OPERATOR(pg_catalog.*) 1000000)::bigint AS died,
+    (extract(epoch FROM d.tried_at) OPERATOR(pg_catalog.*) 1000000)::bigint AS tried,
+        d.history::pg_catalog.text";
+
+/// That body `b` is of the event of dead letter `d`.
+const SAME_EVENT: &str =
+    "b.pipeline OPERATOR(pg_catalog.=) d.pipeline AND b.event_id OPERATOR(pg_catalog.=) d.event_id";
+
+impl StateStore {
+    /// The next dead letters that the job asks for by `filter` and has not tried, in the order of their ids.
+    ///
+    /// Only such as have an endpoint and were neither stored nor tried since the job was made: a job
+    /// that starts over from 0 after a crash goes on where it was.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`], [`StateError::Unreadable`].
+    pub async fn dead_letters_to_retry(
+        &self,
+        job: i64,
+        filter: &DeadLetterFilter,
+        after_id: i64,
+        limit: i64,
+    ) -> Result<Vec<StoredDeadLetter>, StateError> {
+        let s = &self.scope.s;
+        let condition = format!(
+            "d.id {GT} $9 AND d.endpoint {NE} '' AND (d.last_job IS NULL OR d.last_job {NE} $11)
+             AND d.tried_at {LT} (SELECT created_at FROM {s}.jobs j WHERE j.pipeline {EQ} $1
+             AND j.id {EQ} $11)"
+        );
+        self.select(filter, &condition, after_id, limit, Some(job)).await
+    }
+
+    /// Lists dead letters in the order of their ids.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`], [`StateError::Unreadable`].
+    pub async fn dead_letters(
+        &self,
+        filter: &DeadLetterFilter,
+        after_id: i64,
+        limit: i64,
+    ) -> Result<Vec<StoredDeadLetter>, StateError> {
+        self.select(filter, &format!("d.id {GT} $9"), after_id, limit, None).await
+    }
+
+    /// The ids of these letters, where they are rows and not only counted.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn letter_ids(
+        &self,
+        letters: &[&DeadLetter],
+    ) -> Result<Vec<Option<i64>>, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "SELECT (SELECT l.id FROM {s}.dead_letters l WHERE l.pipeline {EQ} $1
+                        AND l.event_id {EQ} r.event AND l.endpoint {EQ} r.endpoint
+                        AND l.replay_id {EQ} r.replay)
+             FROM unnest($2, $3, $4) WITH ORDINALITY AS r(event, endpoint, replay, at) ORDER BY r.at"
+        );
+        let events: Vec<String> = letters.iter().map(|l| l.event.id.to_string()).collect();
+        let endpoints: Vec<&str> =
+            letters.iter().map(|l| l.endpoint.as_deref().unwrap_or_default()).collect();
+        let replays: Vec<i64> = letters.iter().map(|l| l.replay).collect();
+        let params: [Param<'_>; 4] = [
+            (pipeline, Type::TEXT),
+            (&events, Type::TEXT_ARRAY),
+            (&endpoints, Type::TEXT_ARRAY),
+            (&replays, Type::INT8_ARRAY),
+        ];
+        let rows = self.connection.query_typed(&sql, &params).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    }
+
+    /// Those that this job has retried and that failed again, in the order of their ids.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`], [`StateError::Unreadable`].
+    pub async fn retried_in_vain(
+        &self,
+        job: i64,
+        limit: i64,
+    ) -> Result<Vec<StoredDeadLetter>, StateError> {
+        let condition = format!("d.id {GT} $9 AND d.last_job {EQ} $11");
+        self.select(&DeadLetterFilter::default(), &condition, 0, limit, Some(job)).await
+    }
+
+    async fn select(
+        &self,
+        filter: &DeadLetterFilter,
+        condition: &str,
+        after_id: i64,
+        limit: i64,
+        job: Option<i64>,
+    ) -> Result<Vec<StoredDeadLetter>, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "SELECT {COLUMNS}, {EVENT_COLUMNS} FROM {s}.dead_letters d JOIN {s}.bodies b ON {SAME_EVENT}
+             WHERE {} AND {condition} ORDER BY d.id LIMIT $10",
+            filter.condition()
+        );
+        let mut params = filter.params(pipeline);
+        params.push((&after_id, Type::INT8));
+        params.push((&limit, Type::INT8));
+        if let Some(job) = &job {
+            params.push((job, Type::INT8));
+        }
+        let rows = self.connection.query_typed(&sql, &params).await?;
+        rows.iter().map(read).collect()
+    }
+
+    /// How many dead letters fit.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn count_dead_letters(&self, filter: &DeadLetterFilter) -> Result<i64, StateError> {
+        self.count(filter, "true").await
+    }
+
+    async fn count(&self, filter: &DeadLetterFilter, condition: &str) -> Result<i64, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "SELECT pg_catalog.count(*) FROM {s}.dead_letters d JOIN {s}.bodies b ON {SAME_EVENT}
+             WHERE {} AND {condition}",
+            filter.condition()
+        );
+        let row = self.connection.query_typed_one(&sql, &filter.params(pipeline)).await?;
+        Ok(row.try_get(0)?)
+    }
+
+    /// How many dead letters that fit can be retried.
+    pub(super) async fn count_retryable(
+        &self,
+        filter: &DeadLetterFilter,
+    ) -> Result<i64, StateError> {
+        self.count(filter, &format!("d.endpoint {NE} ''")).await
+    }
+
+    /// Removes dead letters for good, in transactions of at most 1,000; returns how many.
+    ///
+    /// Needs no lease: an operator decides. Stops after those that stood there when it began.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`]; what was removed before stays removed.
+    pub async fn discard_dead_letters(
+        &mut self,
+        filter: &DeadLetterFilter,
+    ) -> Result<i64, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let last = format!(
+            "SELECT coalesce(pg_catalog.max(id), 0) FROM {s}.dead_letters WHERE pipeline {EQ} $1"
+        );
+        let last: i64 = self.one(&last).await?.try_get(0)?;
+        let choose = format!(
+            "SELECT d.id FROM {s}.dead_letters d JOIN {s}.bodies b ON {SAME_EVENT}
+             WHERE {} AND d.id {GT} $9 AND d.id {LE} $10 ORDER BY d.id LIMIT 1000",
+            filter.condition()
+        );
+        let (mut after, mut removed) = (0i64, 0);
+        loop {
+            let tx = self.connection.transaction().await?;
+            hold_off_leader(&tx, &self.scope).await?;
+            let mut params = filter.params(pipeline);
+            params.push((&after, Type::INT8));
+            params.push((&last, Type::INT8));
+            let rows = tx.query_typed(&choose, &params).await?;
+            let ids = rows.iter().map(|r| r.try_get(0)).collect::<Result<Vec<i64>, _>>()?;
+            let Some(highest) = ids.last().copied() else { return Ok(removed) };
+            removed += remove(&tx, &self.scope, &ids, &vec![0; ids.len()]).await?;
+            tx.commit().await?;
+            after = highest;
+        }
+    }
+}
+
+fn read(row: &Row) -> Result<StoredDeadLetter, StateError> {
+    let id: i64 = row.try_get("id")?;
+    let endpoint: &str = row.try_get("endpoint")?;
+    let status: Option<i32> = row.try_get("last_status")?;
+    let attempts: i32 = row.try_get("attempts")?;
+    let of = |column: &str| format!("{column} of dead letter {id}");
+    Ok(StoredDeadLetter {
+        id,
+        endpoint: (!endpoint.is_empty()).then(|| EndpointId::new(text::read(endpoint))),
+        reason: row.try_get("reason")?,
+        detail: text::get(row, "detail")?,
+        attempts: u32::try_from(attempts).map_err(unreadable(&of("attempts")))?,
+        last_status: status
+            .map(u16::try_from)
+            .transpose()
+            .map_err(unreadable(&of("last_status")))?,
+        died_at_us: row.try_get("died")?,
+        tried_at_us: row.try_get("tried")?,
+        history: StoredAttempt::read(row.try_get("history")?)?,
+        event: Arc::new(read_event(row)?),
+    })
+}

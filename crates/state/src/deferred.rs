@@ -1,0 +1,240 @@
+//! Deferred rows as an operator sees them: found, listed, hurried, discarded.
+
+use serde::Serialize;
+use tokio_postgres::Row;
+use tokio_postgres::types::{PgLsn, Type};
+
+use super::persist::{StoredAttempt, with_unused};
+use super::replays::{Late, with_late};
+use super::{
+    DeferredFilter, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence_alone,
+    text, unreadable,
+};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{EventKey, QueueId, RowKey};
+use walhook_core::position::{Position, WalPosition};
+use walhook_postgres::op::{EQ, GT, PLUS, TIMES};
+
+/// Rows changed in one transaction, during which the leader writes nothing.
+const CHUNK: i64 = 1_000;
+
+/// Where a list goes on: behind this row, in the order of events, endpoints and replays.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeferredCursor {
+    /// The event's id; empty for the beginning.
+    pub event: String,
+    /// The endpoint.
+    pub endpoint: String,
+    /// The replay.
+    pub replay: i64,
+}
+
+/// Some of the rows that a job asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changed {
+    /// Those that were changed or removed; at most 1,000.
+    pub rows: Vec<(QueueId, RowKey)>,
+    /// Where to go on.
+    pub next: DeferredCursor,
+}
+
+/// The columns of a row's place: in a list, and in its queue.
+const PLACE: &str = "event_id, endpoint, replay_id, account, commit_lsn, change_lsn, relation, n, \
+                     event_type";
+
+fn read_place(row: &Row) -> Result<(QueueId, RowKey), StateError> {
+    let n: i64 = row.try_get("n")?;
+    let position = Position::Wal(WalPosition {
+        commit_lsn: Lsn(row.try_get::<_, PgLsn>("commit_lsn")?.into()),
+        change_lsn: Lsn(row.try_get::<_, PgLsn>("change_lsn")?.into()),
+        relation: row.try_get("relation")?,
+        n: u32::try_from(n).map_err(unreadable("deferred.n"))?,
+    });
+    let event_type = row.try_get::<_, &str>("event_type")?.into();
+    let queue = text::queue(row.try_get("account")?, row.try_get("endpoint")?);
+    let event = EventKey { position, event_type };
+    Ok((queue, RowKey { event, replay: row.try_get("replay_id")? }))
+}
+
+/// One deferred row, without its body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StoredDeferred {
+    /// The event's id.
+    pub event_id: String,
+    /// The event's type.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// The account.
+    #[serde(rename = "account_id")]
+    pub account: String,
+    /// The endpoint.
+    pub endpoint: String,
+    /// The replay that it belongs to; 0: none.
+    pub replay_id: i64,
+    /// Why: the words of [`DeferReason`](walhook_core::persist::DeferReason).
+    pub reason: String,
+    /// How many attempts were made.
+    pub attempts: i32,
+    /// No attempt before then: microseconds since 1970-01-01 UTC. `None`: when its turn comes.
+    #[serde(rename = "next_attempt_at", serialize_with = "as_optional_rfc3339")]
+    pub next_attempt_at_us: Option<i64>,
+    /// The status of the last answer, where there was one.
+    pub last_status: Option<i32>,
+    /// The last error; empty when nothing failed.
+    pub detail: String,
+    /// When it was deferred: microseconds since 1970-01-01 UTC.
+    #[serde(rename = "deferred_at", serialize_with = "as_rfc3339")]
+    pub deferred_at_us: i64,
+    /// The last attempts, the oldest first.
+    pub history: Vec<StoredAttempt>,
+}
+
+impl StateStore {
+    /// Lists deferred rows in the order of their events' ids, which is that of their commits.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`], [`StateError::Unreadable`].
+    pub async fn deferred(
+        &self,
+        filter: &DeferredFilter,
+        after: &DeferredCursor,
+        limit: i64,
+    ) -> Result<Vec<StoredDeferred>, StateError> {
+        let columns = format!("d.event_id, d.event_type, d.account, d.endpoint, d.replay_id, d.reason,
+            d.attempts, (extract(epoch FROM d.next_attempt_at) {TIMES} 1000000)::bigint AS next,
+            d.last_status, d.detail, (extract(epoch FROM d.deferred_at) {TIMES} 1000000)::bigint AS at,
+            d.history::pg_catalog.text");
+        let Scope { s, pipeline, .. } = &self.scope;
+        let filters = filter.condition();
+        let sql = format!(
+            "SELECT {columns} FROM {s}.deferred d
+             WHERE {filters} AND (d.event_id, d.endpoint, d.replay_id) {GT} ($9, $10, $11)
+             ORDER BY d.event_id, d.endpoint, d.replay_id LIMIT $12"
+        );
+        let mut params = filter.params(pipeline);
+        params.push((&after.event, Type::TEXT));
+        params.push((&after.endpoint, Type::TEXT));
+        params.push((&after.replay, Type::INT8));
+        params.push((&limit, Type::INT8));
+        let rows = self.connection.query_typed(&sql, &params).await?;
+        let read = |row: &Row| {
+            Ok(StoredDeferred {
+                event_id: row.try_get("event_id")?,
+                event_type: row.try_get("event_type")?,
+                account: text::get(row, "account")?,
+                endpoint: text::get(row, "endpoint")?,
+                replay_id: row.try_get("replay_id")?,
+                reason: row.try_get("reason")?,
+                attempts: row.try_get("attempts")?,
+                next_attempt_at_us: row.try_get("next")?,
+                last_status: row.try_get("last_status")?,
+                detail: text::get(row, "detail")?,
+                deferred_at_us: row.try_get("at")?,
+                history: StoredAttempt::read(row.try_get("history")?)?,
+            })
+        };
+        rows.iter().map(read).collect()
+    }
+
+    /// Removes some of the rows that a job asks for, with the bodies that nothing else needs, as the
+    /// leader, and counts them as the job's: the first behind `after`. Returns where to go on; `None`
+    /// when none was left.
+    ///
+    /// The dispatcher must be told which rows are gone. One that is in flight may still arrive.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`], [`StateError::Sql`].
+    pub async fn discard_deferred(
+        &mut self,
+        job: i64,
+        filter: &DeferredFilter,
+        after: &DeferredCursor,
+    ) -> Result<Option<Changed>, StateError> {
+        let s = &self.scope.s;
+        let change = format!(
+            "gone AS (DELETE FROM {s}.deferred WHERE ctid {EQ} ANY (ARRAY (SELECT place
+             FROM chosen))
+                      RETURNING {PLACE}),
+             {}, {}",
+            with_late(s, Late::Dropped),
+            with_unused(s, "deferred")
+        );
+        self.change_deferred(job, filter, after, "true", &change).await
+    }
+
+    /// Lets some of the rows that a job asks for be tried as soon as their turn comes, as the leader,
+    /// and counts them as the job's: the first behind `after`. Returns where to go on; `None` when none
+    /// was left. So a row that fails once more meanwhile is not hurried again. The dispatcher must be told
+    /// which rows these are: it knows the times of some by heart.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`], [`StateError::Sql`].
+    pub async fn hurry_deferred(
+        &mut self,
+        job: i64,
+        filter: &DeferredFilter,
+        after: &DeferredCursor,
+    ) -> Result<Option<Changed>, StateError> {
+        let s = &self.scope.s;
+        let change = format!(
+            "gone AS (UPDATE {s}.deferred SET next_attempt_at = NULL
+                      WHERE ctid {EQ} ANY (ARRAY (SELECT place FROM chosen))
+                      RETURNING {PLACE})"
+        );
+        self.change_deferred(job, filter, after, "d.next_attempt_at IS NOT NULL", &change).await
+    }
+
+    /// Carries out `change`, which makes `gone` of the `place`s that are `chosen`.
+    async fn change_deferred(
+        &mut self,
+        job: i64,
+        filter: &DeferredFilter,
+        after: &DeferredCursor,
+        condition: &str,
+        change: &str,
+    ) -> Result<Option<Changed>, StateError> {
+        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let Scope { s, pipeline, .. } = &self.scope;
+        let filters = filter.condition();
+        let sql = format!(
+            "WITH chosen AS (
+                 SELECT d.ctid AS place FROM {s}.deferred d WHERE {filters} AND {condition}
+                    AND (d.event_id, d.endpoint, d.replay_id) {GT} ($9, $10, $11)
+                 ORDER BY d.event_id, d.endpoint, d.replay_id LIMIT {CHUNK}),
+             {change},
+             counted AS (UPDATE {s}.jobs SET done = done {PLUS} (SELECT pg_catalog.count(*)
+                 FROM gone)
+                         WHERE pipeline {EQ} $1 AND id {EQ} $12)
+             SELECT {PLACE} FROM gone ORDER BY event_id, endpoint, replay_id"
+        );
+        let mut params = filter.params(pipeline);
+        params.push((&after.event, Type::TEXT));
+        params.push((&after.endpoint, Type::TEXT));
+        params.push((&after.replay, Type::INT8));
+        params.push((&job, Type::INT8));
+        let tx = self.connection.transaction().await?;
+        fence_alone(&tx, &self.scope, epoch).await?;
+        let gone = tx.query_typed(&sql, &params).await?;
+        tx.commit().await?;
+        let Some(last) = gone.last() else { return Ok(None) };
+        let next = DeferredCursor {
+            event: last.try_get("event_id")?,
+            endpoint: text::get(last, "endpoint")?,
+            replay: last.try_get("replay_id")?,
+        };
+        let rows = gone.iter().map(read_place).collect::<Result<_, _>>()?;
+        Ok(Some(Changed { rows, next }))
+    }
+
+    /// How many rows fit.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn count_deferred(&self, filter: &DeferredFilter) -> Result<i64, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let filters = filter.condition();
+        let sql = format!("SELECT pg_catalog.count(*) FROM {s}.deferred d WHERE {filters}");
+        let row = self.connection.query_typed_one(&sql, &filter.params(pipeline)).await?;
+        Ok(row.try_get(0)?)
+    }
+}

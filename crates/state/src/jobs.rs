@@ -1,0 +1,244 @@
+//! Jobs: what the command line asks of the running leader.
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use super::{
+    DeadLetterFilter, DeferredFilter, Param, Scope, StateError, StateStore, as_rfc3339, fence, text,
+};
+use walhook_postgres::op::EQ;
+
+/// A job that is not finished.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// Its id.
+    pub id: i64,
+    /// What is to be done.
+    pub ask: Ask,
+}
+
+/// What a job asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ask {
+    /// Send these dead letters again.
+    RetryDeadLetters(DeadLetterFilter),
+    /// Try these deferred rows as soon as their turn comes.
+    RetryDeferred(DeferredFilter),
+    /// Remove these deferred rows for good.
+    DiscardDeferred(DeferredFilter),
+    /// Send nothing to this endpoint for a while.
+    PauseEndpoint(EndpointStop),
+    /// Send to this endpoint again.
+    ResumeEndpoint(EndpointStop),
+}
+
+/// Which endpoint is to be stopped or started. The `args` of a job.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndpointStop {
+    /// Its id.
+    pub endpoint: String,
+    /// Why, for a person.
+    #[serde(default)]
+    pub reason: String,
+}
+
+impl Ask {
+    const RETRY_DEAD_LETTERS: &str = "dead_letters.retry";
+    const RETRY_DEFERRED: &str = "deferred.retry";
+    const DISCARD_DEFERRED: &str = "deferred.discard";
+    const PAUSE_ENDPOINT: &str = "endpoints.pause";
+    const RESUME_ENDPOINT: &str = "endpoints.resume";
+
+    /// The kinds that a leader carries out.
+    const KINDS: [&str; 5] = [
+        Self::RETRY_DEAD_LETTERS,
+        Self::RETRY_DEFERRED,
+        Self::DISCARD_DEFERRED,
+        Self::PAUSE_ENDPOINT,
+        Self::RESUME_ENDPOINT,
+    ];
+
+    /// The word in the table's column `kind`.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::RetryDeadLetters(_) => Self::RETRY_DEAD_LETTERS,
+            Self::RetryDeferred(_) => Self::RETRY_DEFERRED,
+            Self::DiscardDeferred(_) => Self::DISCARD_DEFERRED,
+            Self::PauseEndpoint(_) => Self::PAUSE_ENDPOINT,
+            Self::ResumeEndpoint(_) => Self::RESUME_ENDPOINT,
+        }
+    }
+
+    fn args(&self) -> serde_json::Value {
+        match self {
+            Self::RetryDeadLetters(filter) => serde_json::json!(filter),
+            Self::RetryDeferred(filter) | Self::DiscardDeferred(filter) => {
+                serde_json::json!(filter)
+            }
+            Self::PauseEndpoint(stop) | Self::ResumeEndpoint(stop) => serde_json::json!(stop),
+        }
+    }
+
+    fn read(kind: &str, args: &str) -> Result<Self, String> {
+        let unreadable = |error| format!("the arguments cannot be read: {error}");
+        match kind {
+            Self::RETRY_DEAD_LETTERS => serde_json::from_str(args).map(Self::RetryDeadLetters),
+            Self::RETRY_DEFERRED => serde_json::from_str(args).map(Self::RetryDeferred),
+            Self::DISCARD_DEFERRED => serde_json::from_str(args).map(Self::DiscardDeferred),
+            Self::PAUSE_ENDPOINT => serde_json::from_str(args).map(Self::PauseEndpoint),
+            Self::RESUME_ENDPOINT => serde_json::from_str(args).map(Self::ResumeEndpoint),
+            _ => return Err(format!("there is no job of the kind {kind}")),
+        }
+        .map_err(unreadable)
+    }
+}
+
+/// How far a job is.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct JobState {
+    /// Its id.
+    pub id: i64,
+    /// What it does.
+    pub kind: String,
+    /// How many it concerned when it was made.
+    pub total: i64,
+    /// How many went well.
+    pub done: i64,
+    /// How many failed.
+    pub failed: i64,
+    /// When it was made: microseconds since 1970-01-01 UTC.
+    #[serde(rename = "created_at", serialize_with = "as_rfc3339")]
+    pub created_at_us: i64,
+    /// Whether the leader is through with it.
+    pub finished: bool,
+    /// Why it could not be carried out, where it could not.
+    pub error: Option<String>,
+}
+
+impl StateStore {
+    /// The oldest job that is not finished.
+    ///
+    /// One whose arguments cannot be read is finished with an error, and passed over.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`], [`StateError::Sql`].
+    pub async fn next_job(&mut self) -> Result<Option<Job>, StateError> {
+        loop {
+            let Scope { s, pipeline, .. } = &self.scope;
+            let sql = format!(
+                "SELECT id, kind, args::pg_catalog.text FROM {s}.jobs
+                 WHERE pipeline {EQ} $1 AND kind {EQ} ANY ($2) AND finished_at IS NULL
+                 ORDER BY id LIMIT 1"
+            );
+            let kinds: &[&str] = &Ask::KINDS;
+            let row = self
+                .connection
+                .query_typed_opt(&sql, &[(pipeline, Type::TEXT), (&kinds, Type::TEXT_ARRAY)])
+                .await?;
+            let Some(row) = row else { return Ok(None) };
+            let id: i64 = row.try_get(0)?;
+            match Ask::read(row.try_get(1)?, &text::read(row.try_get(2)?)) {
+                Ok(ask) => return Ok(Some(Job { id, ask })),
+                Err(error) => self.finish_job(id, Some(&error)).await?,
+            }
+        }
+    }
+
+    /// Marks a job as finished, well or with an error; a second time changes nothing.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`], [`StateError::Sql`].
+    pub async fn finish_job(&mut self, id: i64, error: Option<&str>) -> Result<(), StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let tx = self.connection.transaction().await?;
+        fence(&tx, &self.scope, epoch).await?;
+        let sql = format!(
+            "UPDATE {s}.jobs SET finished_at = pg_catalog.now(), error = $3
+             WHERE pipeline {EQ} $1 AND id {EQ} $2 AND finished_at IS NULL"
+        );
+        tx.execute_typed(&sql, &[(pipeline, Type::TEXT), (&id, Type::INT8), (&error, Type::TEXT)])
+            .await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Asks the leader; returns the job, or `None` when it would concern nothing. A retry of dead
+    /// letters concerns those that have an endpoint.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn create_job(&mut self, ask: &Ask) -> Result<Option<JobState>, StateError> {
+        let total = match ask {
+            Ask::RetryDeadLetters(filter) => self.count_retryable(filter).await?,
+            Ask::RetryDeferred(filter) | Ask::DiscardDeferred(filter) => {
+                self.count_deferred(filter).await?
+            }
+            Ask::PauseEndpoint(_) | Ask::ResumeEndpoint(_) => 1,
+        };
+        if total == 0 {
+            return Ok(None);
+        }
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "INSERT INTO {s}.jobs (pipeline, kind, args, total) VALUES ($1, $2, $3, $4)
+             RETURNING {JOB_COLUMNS}"
+        );
+        let (kind, args) = (ask.kind(), ask.args());
+        let params: [Param<'_>; 4] = [
+            (pipeline, Type::TEXT),
+            (&kind, Type::TEXT),
+            (&args, Type::JSONB),
+            (&total, Type::INT8),
+        ];
+        read(&self.connection.query_typed_one(&sql, &params).await?).map(Some)
+    }
+
+    /// How far a job is; `None` when there is no such job.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn job(&self, id: i64) -> Result<Option<JobState>, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql =
+            format!("SELECT {JOB_COLUMNS} FROM {s}.jobs WHERE pipeline {EQ} $1 AND id {EQ} $2");
+        let row = self
+            .connection
+            .query_typed_opt(&sql, &[(pipeline, Type::TEXT), (&id, Type::INT8)])
+            .await?;
+        row.as_ref().map(read).transpose()
+    }
+
+    /// The jobs that are not finished, the oldest first.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn unfinished_jobs(&self) -> Result<Vec<JobState>, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "SELECT {JOB_COLUMNS} FROM {s}.jobs WHERE pipeline {EQ} $1 AND finished_at IS NULL
+             ORDER BY id"
+        );
+        let rows = self.connection.query_typed(&sql, &[(pipeline, Type::TEXT)]).await?;
+        rows.iter().map(read).collect()
+    }
+}
+
+const JOB_COLUMNS: &str = "id, kind, coalesce(total, 0), done, failed,
+    (extract(epoch FROM created_at) OPERATOR(pg_catalog.*) 1000000)::bigint,
+        finished_at IS NOT NULL, error";
+
+fn read(row: &Row) -> Result<JobState, StateError> {
+    Ok(JobState {
+        id: row.try_get(0)?,
+        kind: row.try_get(1)?,
+        total: row.try_get(2)?,
+        done: row.try_get(3)?,
+        failed: row.try_get(4)?,
+        created_at_us: row.try_get(5)?,
+        finished: row.try_get(6)?,
+        error: text::get_opt(row, 7)?,
+    })
+}

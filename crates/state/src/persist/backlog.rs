@@ -1,0 +1,81 @@
+//! The table `backlog`.
+
+use std::time::SystemTime;
+
+use tokio_postgres::types::Type;
+
+use super::{Param, Scope, StateError, Transaction, bodies, system_time};
+use walhook_core::persist::{BacklogRow, Blocked, QueueId};
+use walhook_postgres::op::EQ;
+
+/// Inserts or replaces rows.
+pub(super) async fn store(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    rows: &[BacklogRow],
+) -> Result<(), StateError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let endpoints: Vec<&str> = rows.iter().map(|row| row.queue.endpoint.as_str()).collect();
+    let accounts: Vec<&str> = rows.iter().map(|row| row.queue.account.as_str()).collect();
+    let blocked: Vec<Option<String>> = rows
+        .iter()
+        .map(|row| match &row.blocked {
+            Blocked::Keys(keys) => Some(bodies::array(keys)),
+            Blocked::All => None,
+        })
+        .collect();
+    let deferred: Vec<i64> =
+        rows.iter().map(|row| i64::try_from(row.rows).unwrap_or(i64::MAX)).collect();
+    let time = |us: Option<i64>| us.map(system_time);
+    let failing: Vec<Option<SystemTime>> =
+        rows.iter().map(|row| time(row.failing_since_us)).collect();
+    let stopped: Vec<i64> = rows.iter().map(|row| row.stopped_us).collect();
+    let open: Vec<Option<SystemTime>> = rows.iter().map(|row| time(row.open_until_us)).collect();
+    let sql = format!(
+        "INSERT INTO {s}.backlog AS b (pipeline, endpoint, account, blocked, deferred, failing_since,
+                stopped_us, breaker_open_until)
+         SELECT $1, endpoint, account, blocked::bigint[], deferred, failing, stopped, open
+         FROM unnest($2, $3, $4, $5, $6, $7, $8)
+              AS r(endpoint, account, blocked, deferred, failing, stopped, open)
+         ON CONFLICT (pipeline, endpoint, account) DO UPDATE SET blocked = excluded.blocked,
+             deferred = excluded.deferred, failing_since = excluded.failing_since,
+             stopped_us = excluded.stopped_us, breaker_open_until = excluded.breaker_open_until"
+    );
+    let params: [Param<'_>; 8] = [
+        (pipeline, Type::TEXT),
+        (&endpoints, Type::TEXT_ARRAY),
+        (&accounts, Type::TEXT_ARRAY),
+        (&blocked, Type::TEXT_ARRAY),
+        (&deferred, Type::INT8_ARRAY),
+        (&failing, Type::TIMESTAMPTZ_ARRAY),
+        (&stopped, Type::INT8_ARRAY),
+        (&open, Type::TIMESTAMPTZ_ARRAY),
+    ];
+    tx.execute_typed(&sql, &params).await?;
+    Ok(())
+}
+
+/// Removes rows.
+pub(super) async fn remove(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    queues: &[QueueId],
+) -> Result<(), StateError> {
+    if queues.is_empty() {
+        return Ok(());
+    }
+    let endpoints: Vec<&str> = queues.iter().map(|queue| queue.endpoint.as_str()).collect();
+    let accounts: Vec<&str> = queues.iter().map(|queue| queue.account.as_str()).collect();
+    let sql = format!(
+        "DELETE FROM {s}.backlog WHERE ctid {EQ} ANY (ARRAY (
+             SELECT (SELECT b.ctid FROM {s}.backlog b WHERE b.pipeline {EQ} $1
+                       AND b.endpoint {EQ} r.endpoint AND b.account {EQ} r.account)
+             FROM unnest($2, $3) AS r(endpoint, account)))"
+    );
+    let params: [Param<'_>; 3] =
+        [(pipeline, Type::TEXT), (&endpoints, Type::TEXT_ARRAY), (&accounts, Type::TEXT_ARRAY)];
+    tx.execute_typed(&sql, &params).await?;
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! The table `bodies`: an event that left memory, once, for all of its deliveries.
+//!
+//! A body lives as long as a deferred row or a dead letter of its event does. So adding one of these
+//! and removing the last one must not overlap. They do not: all who write them hold the lease's row,
+//! a leader so that other sessions of its epoch may too, an operator's command so that nobody may
+//! ([`hold_off_leader`](super::super::hold_off_leader)). No body is locked, which a batch of thousands
+//! would pay for twice.
+//!
+//! # Plans
+//!
+//! These tables go from nothing to millions of rows and back within minutes, and the planner's
+//! statistics are of another hour. What is written here leaves it no choice that could be a
+//! catastrophe: a row is found by a scalar subquery over a whole unique key, and removed by its
+//! `ctid`. That is safe because nobody else updates these rows.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio_postgres::types::{PgLsn, Type};
+
+use super::{Scope, StateError, Transaction, system_time};
+use walhook_core::event::Event;
+use walhook_core::persist::PersistBatch;
+use walhook_core::position::Position;
+use walhook_postgres::op::EQ;
+
+/// Inserts the bodies that the batch's new rows need and that are not there.
+pub(super) async fn insert(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    batch: &PersistBatch,
+) -> Result<(), StateError> {
+    // Ordered by id: neighbours in time are neighbours in the index. A deferred row's body is needed; a
+    // letter's where the letter is a row, which it is by now.
+    let mut events: BTreeMap<String, (&Arc<Event>, bool)> = BTreeMap::new();
+    for letter in &batch.dead_letters {
+        events.insert(letter.event.id.to_string(), (&letter.event, false));
+    }
+    for defer in &batch.deferred {
+        events.insert(defer.event.id.to_string(), (&defer.event, true));
+    }
+    if events.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<&str> = events.keys().map(String::as_str).collect();
+    let types: Vec<&str> = events.values().map(|(e, _)| &*e.event_type).collect();
+    let accounts: Vec<&str> = events.values().map(|(e, _)| e.account.as_str()).collect();
+    let operations: Vec<&str> = events.values().map(|(e, _)| e.operation.as_str()).collect();
+    let times: Vec<SystemTime> =
+        events.values().map(|(e, _)| system_time(e.commit_time_us)).collect();
+    let positions = || {
+        events.values().map(|(e, _)| {
+            let Position::Wal(position) = e.position;
+            position
+        })
+    };
+    let commits: Vec<PgLsn> = positions().map(|p| p.commit_lsn.0.into()).collect();
+    let changes: Vec<PgLsn> = positions().map(|p| p.change_lsn.0.into()).collect();
+    let relations: Vec<u32> = positions().map(|p| p.relation).collect();
+    let ns: Vec<i64> = positions().map(|p| i64::from(p.n)).collect();
+    let keys: Vec<String> = events.values().map(|(e, _)| array(&e.keys)).collect();
+    let needed: Vec<bool> = events.values().map(|(_, needed)| *needed).collect();
+    let rows: Vec<&[u8]> = events.values().map(|(e, _)| &*e.row).collect();
+    let insert = format!(
+        "INSERT INTO {s}.bodies (pipeline, event_id, event_type, account, operation,
+                committed_at, commit_lsn, change_lsn, relation, n, keys, row)
+         SELECT $1, id, type, account, operation, at, commit, change, relation, n, keys::bigint[], row
+         FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+              AS e(id, type, account, operation, at, commit, change, relation, n, keys, row, needed)
+         WHERE e.needed OR (SELECT d.id FROM {s}.dead_letters d
+                            WHERE d.pipeline {EQ} $1 AND d.event_id {EQ} e.id LIMIT 1) IS NOT NULL
+         ON CONFLICT DO NOTHING"
+    );
+    tx.execute_typed(
+        &insert,
+        &[
+            (pipeline, Type::TEXT),
+            (&ids, Type::TEXT_ARRAY),
+            (&types, Type::TEXT_ARRAY),
+            (&accounts, Type::TEXT_ARRAY),
+            (&operations, Type::TEXT_ARRAY),
+            (&times, Type::TIMESTAMPTZ_ARRAY),
+            (&commits, Type::PG_LSN_ARRAY),
+            (&changes, Type::PG_LSN_ARRAY),
+            (&relations, Type::OID_ARRAY),
+            (&ns, Type::INT8_ARRAY),
+            (&keys, Type::TEXT_ARRAY),
+            (&rows, Type::BYTEA_ARRAY),
+            (&needed, Type::BOOL_ARRAY),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Hashes as the text of a `bigint[]`: an array of arrays has no unnest that yields arrays.
+pub(super) fn array(hashes: &[u64]) -> String {
+    let bits: Vec<String> = hashes.iter().map(|h| h.cast_signed().to_string()).collect();
+    format!("{{{}}}", bits.join(","))
+}
+
+/// What a `WITH` goes on with that has `gone`, the rows which it deletes from `table` (`deferred` or
+/// `dead_letters`): deletes the bodies that were needed by those alone. `$1` is the pipeline.
+///
+/// A statement does not see what it deletes itself as deleted, so it compares counts.
+pub(in super::super) fn with_unused(s: &str, table: &str) -> String {
+    let needed_by = |of: &str, gone: &str| {
+        format!(
+            "(SELECT pg_catalog.count(*) FROM {s}.{of} o WHERE o.pipeline {EQ} $1
+             AND o.event_id {EQ} g.event_id)
+              {EQ} {gone}"
+        )
+    };
+    let (of_deferred, of_dead) = if table == "deferred" { ("g.n", "0") } else { ("0", "g.n") };
+    format!(
+        "unused AS (
+             DELETE FROM {s}.bodies WHERE ctid {EQ} ANY (ARRAY (
+                 SELECT (SELECT b.ctid FROM {s}.bodies b
+                         WHERE b.pipeline {EQ} $1 AND b.event_id {EQ} g.event_id)
+                 FROM (SELECT event_id, pg_catalog.count(*) AS n FROM gone GROUP BY 1) g
+                 WHERE {} AND {})))",
+        needed_by("deferred", of_deferred),
+        needed_by("dead_letters", of_dead)
+    )
+}

@@ -1,0 +1,131 @@
+//! The table `gaps`, as far as a leader writes it: gaps of suspended queues, and the rows that go there.
+
+use futures_util::future::try_join_all;
+use tokio_postgres::types::{PgLsn, Type};
+
+use super::super::replays::{Late, with_late};
+use super::{Param, Scope, StateError, Transaction, bodies};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{GapChange, Purge, Purged, QueueId};
+use walhook_postgres::op::{EQ, PLUS};
+
+/// Begins gaps and says how far they have grown.
+///
+/// A new gap begins and ends at the queue's first row, or at `frontier` where there is none. One that
+/// has come to count nothing was none.
+pub(super) async fn store(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    frontier: Lsn,
+    gaps: &[GapChange],
+) -> Result<(), StateError> {
+    if gaps.is_empty() {
+        return Ok(());
+    }
+    let endpoints: Vec<&str> = gaps.iter().map(|gap| gap.queue.endpoint.as_str()).collect();
+    let accounts: Vec<&str> = gaps.iter().map(|gap| gap.queue.account.as_str()).collect();
+    let reasons: Vec<Option<&str>> = gaps.iter().map(|gap| gap.opens.as_deref()).collect();
+    let skipped: Vec<i64> =
+        gaps.iter().map(|gap| i64::try_from(gap.skipped).unwrap_or(i64::MAX)).collect();
+    let lsn = |lsn: Lsn| PgLsn::from(lsn.0);
+    let firsts: Vec<Option<PgLsn>> =
+        gaps.iter().map(|gap| gap.span.map(|(first, _)| lsn(first))).collect();
+    let lasts: Vec<Option<PgLsn>> =
+        gaps.iter().map(|gap| gap.span.map(|(_, last)| lsn(last))).collect();
+    let growing: Vec<bool> = gaps.iter().map(|gap| gap.growing).collect();
+    let frontier = lsn(frontier);
+    let open = format!(
+        "INSERT INTO {s}.gaps (pipeline, endpoint, account, reason, from_lsn, to_lsn, growing)
+         SELECT $1, r.endpoint, r.account, r.reason, f.lsn, f.lsn, true
+         FROM unnest($2, $3, $4, $5) AS r(endpoint, account, reason, first)
+         CROSS JOIN LATERAL (SELECT coalesce((
+             SELECT d.commit_lsn FROM {s}.deferred d
+             WHERE d.pipeline {EQ} $1 AND d.endpoint {EQ} r.endpoint AND d.account {EQ} r.account
+             ORDER BY d.commit_lsn, d.change_lsn, d.relation, d.n, d.event_type, d.replay_id LIMIT 1),
+             r.first, $6) AS lsn) f
+         WHERE r.reason IS NOT NULL
+         ON CONFLICT (pipeline, endpoint, account) WHERE growing DO NOTHING"
+    );
+    let grow = format!(
+        "UPDATE {s}.gaps g SET skipped = r.skipped, from_lsn = least(g.from_lsn, r.first),
+                to_lsn = greatest(g.to_lsn, r.last), growing = r.growing
+         FROM unnest($2, $3, $4, $5, $6, $7)
+              AS r(endpoint, account, skipped, first, last, growing)
+         WHERE g.pipeline {EQ} $1 AND g.endpoint {EQ} r.endpoint AND g.account {EQ} r.account
+           AND g.growing"
+    );
+    let forget = format!(
+        "DELETE FROM {s}.gaps WHERE pipeline {EQ} $1 AND endpoint {EQ} ANY ($2) AND NOT growing
+           AND closed_at IS NULL AND removed {PLUS} skipped {EQ} 0"
+    );
+    let of_open: [Param<'_>; 6] = [
+        (pipeline, Type::TEXT),
+        (&endpoints, Type::TEXT_ARRAY),
+        (&accounts, Type::TEXT_ARRAY),
+        (&reasons, Type::TEXT_ARRAY),
+        (&firsts, Type::PG_LSN_ARRAY),
+        (&frontier, Type::PG_LSN),
+    ];
+    let of_grow: [Param<'_>; 7] = [
+        (pipeline, Type::TEXT),
+        (&endpoints, Type::TEXT_ARRAY),
+        (&accounts, Type::TEXT_ARRAY),
+        (&skipped, Type::INT8_ARRAY),
+        (&firsts, Type::PG_LSN_ARRAY),
+        (&lasts, Type::PG_LSN_ARRAY),
+        (&growing, Type::BOOL_ARRAY),
+    ];
+    let of_forget: [Param<'_>; 2] = [(pipeline, Type::TEXT), (&endpoints, Type::TEXT_ARRAY)];
+    // In this order: statements that are sent together are carried out one after the other.
+    futures_util::try_join!(
+        tx.execute_typed(&open, &of_open),
+        tx.execute_typed(&grow, &of_grow),
+        tx.execute_typed(&forget, &of_forget),
+    )?;
+    Ok(())
+}
+
+/// Removes rows of suspended queues, the oldest first, and counts them in the queues' gaps.
+pub(super) async fn purge(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    purges: &[Purge],
+) -> Result<Vec<Purged>, StateError> {
+    try_join_all(purges.iter().map(|purge| purge_one(tx, scope, purge))).await
+}
+
+async fn purge_one(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    Purge { queue, rows }: &Purge,
+) -> Result<Purged, StateError> {
+    let QueueId { account, endpoint } = queue;
+    let (endpoint, account, rows) = (endpoint.as_str(), account.as_str(), i64::from(*rows));
+    let of_queue = format!("pipeline {EQ} $1 AND endpoint {EQ} $2 AND account {EQ} $3");
+    let sql = format!(
+        "WITH gone AS (
+             DELETE FROM {s}.deferred WHERE ctid {EQ} ANY (ARRAY (
+                 SELECT ctid FROM {s}.deferred
+                 WHERE {of_queue} AND EXISTS (SELECT FROM {s}.gaps WHERE {of_queue} AND growing)
+                 ORDER BY commit_lsn, change_lsn, relation, n, event_type, replay_id LIMIT $4))
+             RETURNING event_id, commit_lsn, replay_id),
+         counted AS (
+             UPDATE {s}.gaps SET removed = removed {PLUS} c.n, from_lsn = least(from_lsn, c.first),
+                    to_lsn = greatest(to_lsn, c.last)
+             FROM (SELECT pg_catalog.count(*) AS n, pg_catalog.min(commit_lsn) AS first,
+                          pg_catalog.max(commit_lsn) AS last FROM gone) c
+             WHERE {of_queue} AND growing),
+         {}, {}
+         SELECT pg_catalog.count(*) FROM gone",
+        with_late(s, Late::InGaps),
+        bodies::with_unused(s, "deferred")
+    );
+    let params: [Param<'_>; 4] = [
+        (pipeline, Type::TEXT),
+        (&endpoint, Type::TEXT),
+        (&account, Type::TEXT),
+        (&rows, Type::INT8),
+    ];
+    let removed: i64 = tx.query_typed_one(&sql, &params).await?.try_get(0)?;
+    Ok(Purged { queue: queue.clone(), rows: removed.cast_unsigned(), all: removed < rows })
+}

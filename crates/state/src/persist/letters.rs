@@ -1,0 +1,79 @@
+//! Dead letters beyond those that are rows: one record of the table `gaps` for each queue.
+//!
+//! How many rows a queue has stands in `dead_letter_counts`, which whoever inserts or deletes a letter
+//! brings up to date in the same statement. So nothing is ever counted anew, however many there are.
+
+use futures_util::future::try_join_all;
+use tokio_postgres::types::Type;
+
+use super::{Param, Scope, StateError, Transaction, bodies};
+use walhook_core::persist::{Purge, Purged, QueueId};
+use walhook_postgres::op::{EQ, PLUS};
+
+/// What a `WITH` goes on with that has `gone`, the letters which it deletes (with their `endpoint`, `account`
+/// and `bytes`): takes them off the counts. `$1` is the pipeline.
+pub(super) fn with_uncounted(s: &str) -> String {
+    format!(
+        "uncounted AS (
+             INSERT INTO {s}.dead_letter_counts AS c (pipeline, endpoint, account, letters, bytes)
+             SELECT $1, endpoint, account, OPERATOR(pg_catalog.-) pg_catalog.count(*),
+                    OPERATOR(pg_catalog.-) pg_catalog.sum(bytes)::bigint
+             FROM gone WHERE account IS NOT NULL GROUP BY endpoint, account
+             ON CONFLICT (pipeline, endpoint, account) DO UPDATE SET
+                 letters = greatest(c.letters {PLUS} excluded.letters, 0),
+                 bytes = greatest(c.bytes {PLUS} excluded.bytes, 0))"
+    )
+}
+
+/// Removes dead letters, and counts them in the records of their queues.
+pub(super) async fn purge(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    purges: &[Purge],
+) -> Result<Vec<Purged>, StateError> {
+    try_join_all(purges.iter().map(|purge| purge_one(tx, scope, purge))).await
+}
+
+async fn purge_one(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    Purge { queue, rows }: &Purge,
+) -> Result<Purged, StateError> {
+    let QueueId { account, endpoint } = queue;
+    let (endpoint, account, rows) = (endpoint.as_str(), account.as_str(), i64::from(*rows));
+    // The pipeline as no key: there is but one way to the rows of a queue. Ones of an earlier version have no
+    // account, and stay.
+    let sql = format!(
+        "WITH gone AS (
+             DELETE FROM {s}.dead_letters g WHERE g.ctid {EQ} ANY (ARRAY (
+                 SELECT d.ctid FROM {s}.dead_letters d
+                 WHERE d.endpoint {EQ} $2 AND d.account {EQ} $3
+                   AND (d.pipeline OPERATOR(pg_catalog.||) '') {EQ} $1 LIMIT $4))
+             RETURNING event_id, endpoint, account, bytes, (
+                 SELECT b.commit_lsn FROM {s}.bodies b WHERE b.pipeline {EQ} $1
+                    AND b.event_id {EQ} g.event_id) AS commit_lsn),
+         given_up AS (
+             INSERT INTO {s}.gaps AS g (pipeline, endpoint, account, reason, from_lsn, to_lsn, removed,
+                    dead_letters, last_at)
+             SELECT $1, $2, $3, 'dead letters, given up as state.max_size was reached',
+                    pg_catalog.min(commit_lsn), pg_catalog.max(commit_lsn), pg_catalog.count(*), true,
+                    pg_catalog.now()
+             FROM gone HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0
+             ON CONFLICT (pipeline, endpoint, account) WHERE dead_letters AND closed_at IS NULL
+             DO UPDATE SET removed = g.removed {PLUS} excluded.removed,
+                 from_lsn = least(g.from_lsn, excluded.from_lsn),
+                 to_lsn = greatest(g.to_lsn, excluded.to_lsn), last_at = excluded.last_at),
+         {}, {}
+         SELECT pg_catalog.count(*) FROM gone",
+        with_uncounted(s),
+        bodies::with_unused(s, "dead_letters")
+    );
+    let params: [Param<'_>; 4] = [
+        (pipeline, Type::TEXT),
+        (&endpoint, Type::TEXT),
+        (&account, Type::TEXT),
+        (&rows, Type::INT8),
+    ];
+    let removed: i64 = tx.query_typed_one(&sql, &params).await?.try_get(0)?;
+    Ok(Purged { queue: queue.clone(), rows: removed.cast_unsigned(), all: removed < rows })
+}

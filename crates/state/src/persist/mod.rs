@@ -1,0 +1,271 @@
+//! One batch, one transaction.
+//!
+//! Statements that do not need each other's answers are sent together, each with arrays instead of
+//! a statement a row: a batch costs three round trips (BEGIN; the fence and all writes; COMMIT).
+//!
+//! # Storing a batch twice
+//!
+//! When the connection is lost while COMMIT is under way, nobody can tell whether it counted, and
+//! the caller stores the batch again. Each part bears that:
+//!
+//! - the checkpoint is set to the same position (equal is not lower);
+//! - settled ranges stand there twice, which reads as once;
+//! - a dead letter's key (event, endpoint, replay) is there already, and so is its body; a deferred
+//!   row's likewise;
+//! - a row that was resolved or became a dead letter is not there; one that was retimed counts the
+//!   attempt already, which then adds nothing to its history;
+//! - a dead letter that was counted instead of stored is counted once: the record knows which [`Step`] it
+//!   counted last;
+//! - a gap is set to the same numbers; one that has ended grows no more;
+//! - a purge removes as many rows again, or what is left: it names no row, and the gap counts those that
+//!   it removed;
+//! - an event without an endpoint is a row already; one that was routed is not there, or routed as far;
+//! - the backlog is set to the same numbers, and so are the accounts that have such events;
+//! - a replay is set to the same numbers, and what became of its rows is counted with those that are
+//!   really removed;
+//! - a delivered retry finds its dead letter gone, a failed one finds its job's id in `last_job`:
+//!   job counters add the rows that really changed, so neither counts again;
+//! - an endpoint is switched off (or on) already;
+//! - a notice counts once more than it should: the only thing that does;
+//! - a row that the server refuses for its data ([`isolate`]) is refused again, and what stands in its
+//!   place is there already.
+
+mod backlog;
+mod bodies;
+pub(super) mod dead_letters;
+mod deferred;
+mod errors;
+mod gaps;
+mod history;
+mod isolate;
+mod letters;
+mod notices;
+mod stops;
+mod unrouted;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::try_join;
+use tokio_postgres::types::{PgLsn, Type};
+
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{PersistBatch, Persisted, SettledRange, UnroutedPurged};
+use walhook_core::settled;
+use walhook_postgres::op::{EQ, LE, LT};
+use walhook_postgres::sql::is_data_error;
+
+use super::replays::{self, Late};
+use super::{Param, Scope, StateError, StateStore, Transaction, fence, lsn};
+
+pub(super) use bodies::with_unused;
+pub use history::StoredAttempt;
+
+impl StateStore {
+    /// Makes `batch` durable, all of it or nothing.
+    ///
+    /// Of an endpoint that is in several of `enabled`, `disabled` and `paused`, the last of these stands.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`] and [`StateError::FrontierDecreases`]: nothing was written, and trying
+    /// again will not help. [`StateError::Sql`], when transient: [`StateStore::reconnect`] and store
+    /// the same batch again.
+    pub async fn persist(&mut self, batch: &PersistBatch) -> Result<Persisted, StateError> {
+        // No lease taken is no right to write.
+        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let tx = self.connection.transaction().await?;
+        let persisted = match write(&tx, &self.scope, epoch, batch).await {
+            Err(StateError::Sql(error)) if is_data_error(&error) => {
+                tx.rollback().await?;
+                let tx = self.connection.transaction().await?;
+                let persisted = isolate::write(&tx, &self.scope, epoch, batch).await?;
+                tx.commit().await?;
+                return Ok(persisted);
+            }
+            written => written?,
+        };
+        tx.commit().await?;
+        Ok(persisted)
+    }
+}
+
+/// Everything between BEGIN and COMMIT.
+pub(super) async fn write(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    epoch: i64,
+    batch: &PersistBatch,
+) -> Result<Persisted, StateError> {
+    // Answered in this order: whoever is fenced off learns it first, and rolls the rest back.
+    let step = Step::first(epoch, batch);
+    let ((), persisted) =
+        try_join!(write_frontier(tx, scope, epoch, batch), write_rows(tx, scope, step, batch))?;
+    Ok(persisted)
+}
+
+/// The fence, and what is settled.
+async fn write_frontier(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    epoch: i64,
+    batch: &PersistBatch,
+) -> Result<(), StateError> {
+    try_join!(
+        fence(tx, scope, epoch),
+        checkpoint(tx, scope, batch.frontier),
+        append_settled(tx, scope, &batch.settled),
+        remove_passed(tx, scope, batch.frontier),
+    )?;
+    Ok(())
+}
+
+/// All else: rows, each of which tells of one thing.
+async fn write_rows(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    step: Step,
+    batch: &PersistBatch,
+) -> Result<Persisted, StateError> {
+    let (rows, unrouted_purged) =
+        (write_deferred(tx, scope, step, batch), write_unrouted(tx, scope, batch));
+    let (persisted, unrouted_purged) = try_join!(rows, unrouted_purged)?;
+    Ok(Persisted { unrouted_purged, ..persisted })
+}
+
+/// Rows without an endpoint, and what is to be remembered while look-ups fail.
+async fn write_unrouted(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    batch: &PersistBatch,
+) -> Result<Vec<UnroutedPurged>, StateError> {
+    let ((), (), (), purged, (), ()) = try_join!(
+        unrouted::insert(tx, scope, &batch.unrouted),
+        unrouted::route(tx, scope, &batch.routed),
+        unrouted::store_accounts(tx, scope, &batch.unrouted_accounts),
+        unrouted::purge(tx, scope, &batch.unrouted_purges),
+        unrouted::store_joined(tx, scope, &batch.joined, batch.joined_passed),
+        unrouted::store_unseen(tx, scope, &batch.unseen, &batch.seen),
+    )?;
+    Ok(purged)
+}
+
+/// Rows of endpoints.
+async fn write_deferred(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    step: Step,
+    batch: &PersistBatch,
+) -> Result<Persisted, StateError> {
+    // What adds rows goes before what removes some: a body that is still needed then shows it. And letters
+    // before bodies: those that are only counted need none.
+    let (beyond, .., beyond_died, _, _, _, _, _, _, _, _, _, _, _, _, _, _, purged, letters_purged) =
+        try_join!(
+            dead_letters::insert(tx, scope, step, &batch.dead_letters),
+            bodies::insert(tx, scope, batch),
+            dead_letters::mark_failed(tx, scope, &batch.retried),
+            deferred::insert(tx, scope, &batch.deferred),
+            deferred::retime(tx, scope, &batch.retimed),
+            deferred::die(tx, scope, step.next(), &batch.died),
+            deferred::resolve(tx, scope, &batch.resolved, Late::Done),
+            deferred::resolve(tx, scope, &batch.dropped, Late::Dropped),
+            dead_letters::remove_delivered(tx, scope, &batch.retried),
+            replays::count(tx, scope, &batch.replayed),
+            backlog::store(tx, scope, &batch.backlog),
+            backlog::remove(tx, scope, &batch.backlog_gone),
+            stops::enable(tx, scope, &batch.enabled),
+            stops::disable(tx, scope, &batch.disabled),
+            stops::pause(tx, scope, &batch.paused),
+            stops::end_jobs(tx, scope, &batch.jobs_done),
+            errors::store(tx, scope, &batch.errors),
+            errors::remove(tx, scope, &batch.errors_gone),
+            notices::add(tx, scope, &batch.notices),
+            gaps::store(tx, scope, batch.frontier, &batch.gaps),
+            gaps::purge(tx, scope, &batch.purges),
+            letters::purge(tx, scope, &batch.letter_purges),
+        )?;
+    let beyond = [beyond, beyond_died].concat();
+    Ok(Persisted { purged, letters_purged, beyond, unrouted_purged: Vec::new() })
+}
+
+/// Tells a statement that counts from every earlier one. Stored again, a batch has the same steps.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    epoch: i64,
+    step: i64,
+}
+
+impl Step {
+    /// Of a batch.
+    fn first(epoch: i64, batch: &PersistBatch) -> Self {
+        // Of one batch there are at most a million.
+        Self { epoch, step: i64::try_from(batch.number << 20).unwrap_or(i64::MAX) }
+    }
+
+    fn next(self) -> Self {
+        Self { step: self.step.saturating_add(1), ..self }
+    }
+}
+
+async fn checkpoint(tx: &Transaction<'_>, scope: &Scope, frontier: Lsn) -> Result<(), StateError> {
+    let Scope { s, pipeline, .. } = scope;
+    let advance = format!(
+        "WITH stored AS (SELECT frontier FROM {s}.checkpoint
+                         WHERE pipeline {EQ} $1 AND partition {EQ} 0 FOR UPDATE),
+              advanced AS (UPDATE {s}.checkpoint c
+                           SET frontier = $2, updated_at = pg_catalog.clock_timestamp()
+                           FROM stored WHERE c.pipeline {EQ} $1 AND c.partition {EQ} 0
+                             AND stored.frontier {LE} $2)
+         SELECT frontier FROM stored"
+    );
+    let asked = PgLsn::from(frontier.0);
+    let stored =
+        tx.query_typed_opt(&advance, &[(pipeline, Type::TEXT), (&asked, Type::PG_LSN)]).await?;
+    match lsn(&stored.ok_or_else(|| scope.not_set_up())?, 0)? {
+        stored if stored > frontier => {
+            Err(StateError::FrontierDecreases { stored, asked: frontier })
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn append_settled(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    ranges: &[SettledRange],
+) -> Result<(), StateError> {
+    let Some(last) = settled::last_commit_lsn(ranges) else { return Ok(()) };
+    let insert = format!(
+        "INSERT INTO {s}.settled (pipeline, partition, last_commit_lsn, ranges) VALUES ($1, 0, $2, $3)"
+    );
+    let (last, ranges) = (PgLsn::from(last.0), settled::encode(ranges));
+    tx.execute_typed(
+        &insert,
+        &[(pipeline, Type::TEXT), (&last, Type::PG_LSN), (&ranges, Type::BYTEA)],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Removes ranges of which the frontier has passed every transaction. One that commits exactly at
+/// the frontier is still to come.
+async fn remove_passed(
+    tx: &Transaction<'_>,
+    Scope { s, pipeline, .. }: &Scope,
+    frontier: Lsn,
+) -> Result<(), StateError> {
+    let delete = format!(
+        "DELETE FROM {s}.settled WHERE pipeline {EQ} $1 AND partition {EQ} 0
+         AND last_commit_lsn {LT} $2"
+    );
+    let frontier = PgLsn::from(frontier.0);
+    tx.execute_typed(&delete, &[(pipeline, Type::TEXT), (&frontier, Type::PG_LSN)]).await?;
+    Ok(())
+}
+
+fn saturate(n: u32) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
+}
+
+fn system_time(unix_us: i64) -> SystemTime {
+    let distance = Duration::from_micros(unix_us.unsigned_abs());
+    if unix_us < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
+}

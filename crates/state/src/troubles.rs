@@ -1,0 +1,78 @@
+//! What the leader says that fails, for `walhook status`.
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::types::Type;
+
+use walhook_postgres::op::EQ;
+
+use super::{Param, Scope, StateError, StateStore, fence, text};
+
+/// A trouble as `status` shows it, wherever it comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// Which part of the pipeline, such as `lookups`.
+    pub part: String,
+    /// What does not work, and what that costs.
+    pub says: String,
+    /// Since when: RFC 3339 in UTC.
+    pub since: String,
+    /// The last error.
+    pub error: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+impl StateStore {
+    /// Stores, as the leader, what fails now in the place of what failed before.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`], [`StateError::Sql`].
+    pub async fn store_troubles(&mut self, troubles: &[Told]) -> Result<(), StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let tx = self.connection.transaction().await?;
+        fence(&tx, &self.scope, epoch).await?;
+        let remove =
+            format!("DELETE FROM {s}.troubles WHERE pipeline {EQ} $1 AND partition {EQ} 0");
+        tx.execute_typed(&remove, &[(pipeline, Type::TEXT)]).await?;
+        let add = format!(
+            "INSERT INTO {s}.troubles (pipeline, part, says, since, error, fix)
+             VALUES ($1, $2, $3, $4, $5, $6)"
+        );
+        for Told { part, says, since, error, fix } in troubles {
+            let row: [Param<'_>; 6] = [
+                (pipeline, Type::TEXT),
+                (part, Type::TEXT),
+                (says, Type::TEXT),
+                (since, Type::TEXT),
+                (error, Type::TEXT),
+                (fix, Type::TEXT),
+            ];
+            tx.execute_typed(&add, &row).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    /// What the leader said last that fails.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn troubles(&self) -> Result<Vec<Told>, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "SELECT part, says, since, error, fix FROM {s}.troubles
+             WHERE pipeline {EQ} $1 AND partition {EQ} 0 ORDER BY since"
+        );
+        let rows = self.connection.query_typed(&sql, &[(pipeline, Type::TEXT)]).await?;
+        let read = |row: &tokio_postgres::Row| {
+            Ok(Told {
+                part: text::get(row, 0)?,
+                says: text::get(row, 1)?,
+                since: text::get(row, 2)?,
+                error: text::get(row, 3)?,
+                fix: text::get(row, 4)?,
+            })
+        };
+        rows.iter().map(read).collect()
+    }
+}

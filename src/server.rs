@@ -1,0 +1,421 @@
+//! Wires the pipeline: builds the bounded channels, spawns every task, joins every task.
+//!
+//! ```text
+//!            ┌ reader ─────────────────────────┐        ┌ dispatch ──────────────────┐
+//! PostgreSQL │ wire → pgoutput → change → event │─Batch─►│ route → lane → schedule     │──► endpoints
+//!   ▲        └───────────────▲─────────────────┘        │        settle ◄── outcome ◄─┼─── (attempts)
+//!   │                        │ flush LSN                └──┬──────────▲───┬───────▲───┘
+//!   │                        └────────────────────────────┘          │   │       │
+//!   ├──────────── look-ups ◄── accounts ── routes ────────────────────┘   │       │
+//!   └──────────── writer ◄── what is to be durable ──────────────────────┘ done ─┘
+//! ```
+//!
+//! One process leads at a time: the one that holds the slot. The others stand by here until the slot
+//! is free. A leader goes on through a lost connection; when another has led meanwhile (the epoch has
+//! changed) it forgets all it has in memory and stands by again.
+
+pub mod admin;
+mod anchor;
+mod backoff;
+mod coverage;
+mod cure;
+mod desk;
+mod dispatch;
+pub mod health;
+mod jobs;
+pub mod log;
+mod lookups;
+pub mod metrics;
+mod notify;
+mod observe;
+mod pace;
+pub(crate) mod prepared;
+mod published;
+pub(crate) mod range;
+mod reader;
+mod refill;
+mod replay;
+mod rulebook;
+mod source;
+pub mod trouble;
+mod upkeep;
+mod writer;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{self, Config, DeliveryMode};
+use crate::server::health::{Role, Teller};
+use crate::server::metrics::Metrics;
+use lookups::LookupDesk;
+use reader::{Batch, Reader};
+use refill::Refiller;
+use rulebook::Rulebook;
+use source::{Leader, become_leader};
+use walhook_core::halt::Halt;
+use walhook_core::room::Measured;
+use walhook_dispatch::dispatcher::{Dispatcher, Ordering, Settings};
+use walhook_dispatch::retry::RetryPolicy;
+use walhook_dispatch::settle::SettlePolicy;
+use walhook_http::sender::Sender;
+use walhook_postgres::feedback::Feedback;
+use walhook_postgres::pg::Conninfo;
+use walhook_process::descriptors;
+use walhook_state::StateStore;
+
+/// Batches between reader and dispatcher. A batch is at most [`reader::BATCH_BYTES`] and one event.
+const BATCHES: usize = 8;
+
+/// Deliveries that wait in memory for one endpoint; what comes beyond is deferred.
+const QUEUE_MAX: usize = 4_096;
+
+/// Endpoints that an event is routed to at once: a fraction of a millisecond.
+const SLICE: usize = 256;
+
+/// An account's lane with so many deliveries has enough to send: more than there are slots by default.
+const LANE_MAX: usize = 2_048;
+
+/// Dead letters on their way from the state database to the dispatcher.
+const RETRIES: usize = 64;
+
+/// Event types that the first line names.
+const TYPES_SAID: usize = 20;
+
+/// Beyond the longest request: for storing the last outcomes.
+const STORE_GRACE: Duration = Duration::from_secs(5);
+
+/// Why the pipeline ended other than by a shutdown.
+#[derive(Debug, thiserror::Error)]
+pub enum Stop {
+    /// Going on would lose data silently.
+    #[error(transparent)]
+    Halted(#[from] Halt),
+    /// Another instance has taken over.
+    #[error("another instance has taken over")]
+    Fenced,
+    /// The configuration does not fit the database.
+    #[error("{0}")]
+    Config(String),
+    /// Waiting does not mend it.
+    #[error(transparent)]
+    Failed(#[from] anyhow::Error),
+}
+
+/// Runs until `shutdown`: stands by while another instance leads, leads when the slot is free.
+///
+/// `shutdown` drains: no new request is sent, those in flight may end, their outcomes are stored.
+///
+/// # Errors
+/// [`Stop`], except [`Stop::Fenced`], which leads back to standing by.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Stop> {
+    let types = config.events.iter().map(|rule| rule.event_type.as_str());
+    let metrics = Arc::new(Metrics::new(&config.source.slot, types).map_err(anyhow::Error::from)?);
+    let (tell, watched) = Teller::new(&config.source.slot);
+    let mut server = JoinSet::new();
+    let listener = admin::bind(config.admin.listen).await?;
+    say_who_starts(&config, listener.local_addr().ok());
+    let closed = CancellationToken::new();
+    server.spawn(admin::serve(listener, Arc::clone(&metrics), watched, closed.clone()));
+    let result = stand_by_and_lead(&config, &metrics, &tell, &shutdown).await;
+    if let Err(Stop::Halted(halt)) = &result {
+        tell.set_role(Role::Halted(halt.to_string()));
+        store_halt(&config, &halt.to_string()).await;
+    }
+    closed.cancel();
+    while server.join_next().await.is_some() {}
+    result
+}
+
+/// The first line: what runs here, and on what.
+fn say_who_starts(config: &Config, admin: Option<SocketAddr>) {
+    let mut types: Vec<&str> = config.events.iter().map(|rule| rule.event_type.as_str()).collect();
+    types.sort_unstable();
+    types.dedup();
+    let more = types.len().saturating_sub(TYPES_SAID);
+    types.truncate(TYPES_SAID);
+    let mut types = types.join(", ");
+    if more > 0 {
+        types.push_str(&format!(" and {more} more"));
+    }
+    let source = Conninfo::parse(&config.source.url).ok();
+    let source = source.as_ref();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        admin = %admin.unwrap_or(config.admin.listen),
+        rules = config.events.len(),
+        types,
+        role = source.map_or("unknown", Conninfo::user),
+        database = source.map_or("unknown", Conninfo::database),
+        slot = %config.source.slot,
+        "walhook starts"
+    );
+}
+
+async fn stand_by_and_lead(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    tell: &Teller,
+    shutdown: &CancellationToken,
+) -> Result<(), Stop> {
+    let sender = match config.delivery.mode {
+        DeliveryMode::Live => {
+            Sender::Live(Arc::new(config.transport().map_err(|e| Stop::Config(e.to_string()))?))
+        }
+        DeliveryMode::Log => Sender::Log,
+    };
+    if !sender.is_live() {
+        tracing::warn!(
+            "delivery.mode is \"log\": NOTHING IS SENT; each delivery is logged instead, and the checkpoint \
+             passes it as if it had been delivered"
+        );
+    }
+    let mut started = false;
+    loop {
+        let leader = become_leader(config, tell, shutdown, &mut started).await?;
+        let Some(leader) = leader else { return Ok(()) };
+        tracing::info!(
+            epoch = leader.epoch, frontier = %leader.start.frontier, slot = %config.source.slot,
+            "leading: streaming from the slot"
+        );
+        tell.set_role(Role::Leader);
+        metrics.set_leader(true);
+        let ended = lead(config, leader, sender.clone(), metrics, tell, shutdown).await;
+        metrics.set_leader(false);
+        match ended {
+            Err(Stop::Fenced) => tracing::warn!("another instance has taken over; standing by"),
+            ended => return ended,
+        }
+        tell.set_role(Role::Standby);
+    }
+}
+
+/// Leads until shutdown, or until something stops it. Joins every task that it spawns.
+async fn lead(
+    config: &Config,
+    leader: Leader,
+    sender: Sender,
+    metrics: &Arc<Metrics>,
+    tell: &Teller,
+    shutdown: &CancellationToken,
+) -> Result<(), Stop> {
+    let Leader { epoch, clock, system_identifier, start, store, session, rules, changes, left_out } =
+        leader;
+    let (batches, input) = mpsc::channel(BATCHES);
+    let (retry, retries) = mpsc::channel(RETRIES);
+    let (operator, asked) = mpsc::channel(1);
+    let (replay, replays) = mpsc::channel(1);
+    let (lookup, lookup_requests) = mpsc::channel(1);
+    let (reply, looked_up) = mpsc::channel(1);
+    // Two kinds of pages, one request of each at a time.
+    let (refill, refill_requests) = mpsc::channel(2);
+    let (refilled, pages) = mpsc::channel(2);
+    let (persist, persist_requests) = mpsc::channel(1);
+    let (stored, persisted) = mpsc::channel(1);
+    let (measured, sizes) = watch::channel(Measured::default());
+    let (evict, evictions) = watch::channel(None);
+    let flushed_at = start.frontier;
+    let (flush, flushed) = watch::channel(flushed_at);
+    let dispatcher =
+        Dispatcher::new(settings(config)?, start, SmallRng::from_rng(&mut rand::rng()));
+
+    // `drain` lets the dispatcher end what is in flight; `abort` ends all others, and it too when
+    // something has failed.
+    let (drain, abort) = (shutdown.child_token(), CancellationToken::new());
+    let mut tasks: JoinSet<Result<(), Stop>> = JoinSet::new();
+    tasks.spawn({
+        let ends = dispatch::Ends {
+            input,
+            retries,
+            operator: asked,
+            replays,
+            lookup,
+            looked_up,
+            refill,
+            refilled: pages,
+            persist,
+            persisted,
+            sizes,
+            flush,
+        };
+        let grace = config.delivery.timeout + STORE_GRACE;
+        let sender = sender.clone();
+        let tools = dispatch::Tools { sender, metrics: Arc::clone(metrics), clock, grace };
+        let (drain, abort) = (drain.clone(), abort.clone());
+        async move {
+            dispatch::dispatch(dispatcher, ends, tools, drain, abort.clone()).await;
+            abort.cancel();
+            Ok(())
+        }
+    });
+    tasks.spawn(writer::write(store, persist_requests, stored, tell.clone(), abort.clone()));
+    tasks.spawn({
+        let desk = Refiller::new(config.clone());
+        let serving = desk::serve(desk, refill_requests, refilled, tell.clone(), abort.clone());
+        async move {
+            serving.await;
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let desk = LookupDesk::new(config.clone(), tell.clone());
+        let serving = desk::serve(desk, lookup_requests, reply, tell.clone(), abort.clone());
+        async move {
+            serving.await;
+            Ok(())
+        }
+    });
+    let feedback = Feedback::new(flushed_at, flushed_at, session.sender_timeout, clock.now());
+    let reader = Reader {
+        config: config.clone(),
+        epoch,
+        batch: Batch::default(),
+        broken: None,
+        left_out,
+        unreadable: None,
+        clock,
+        metrics: Arc::clone(metrics),
+        tell: tell.clone(),
+        book: Rulebook::new(config.clone(), system_identifier, rules),
+        changes,
+        batches,
+        flushed,
+        evictions,
+        feedback,
+        drain: drain.clone(),
+        abort: abort.clone(),
+    };
+    tasks.spawn(reader.read(session));
+    tasks.spawn({
+        let (config, tell) = (config.clone(), tell.clone());
+        let (drain, abort) = (drain.clone(), abort.clone());
+        let outlets = jobs::Outlets { retries: retry, operator };
+        async move {
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = abort.cancelled() => {}
+                () = jobs::feed(&config, epoch, &tell, outlets) => {}
+            }
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let (config, tell) = (config.clone(), tell.clone());
+        let (drain, abort) = (drain.clone(), abort.clone());
+        async move {
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = abort.cancelled() => {}
+                () = replay::feed(&config, epoch, &tell, replay) => {}
+            }
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let (config, metrics, tell) = (config.clone(), Arc::clone(metrics), tell.clone());
+        let (drain, abort) = (drain.clone(), abort.clone());
+        async move {
+            tokio::select! {
+                () = drain.cancelled() => {}
+                () = abort.cancelled() => {}
+                () = notify::keep(&config, epoch, &sender, &metrics, &tell) => {}
+            }
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let (config, metrics, tell) = (config.clone(), Arc::clone(metrics), tell.clone());
+        let abort = abort.clone();
+        async move {
+            tokio::select! {
+                () = abort.cancelled() => {}
+                () = upkeep::keep(&config, epoch, &metrics, &tell, &measured) => {}
+                () = anchor::keep(&config, epoch, &metrics, &tell) => {}
+            }
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let (config, metrics, tell) = (config.clone(), Arc::clone(metrics), tell.clone());
+        let abort = abort.clone();
+        let leader = observe::Leading { epoch, system_identifier };
+        async move {
+            tokio::select! {
+                () = abort.cancelled() => Ok(()),
+                ended = observe::observe(&config, &metrics, &tell, leader, &evict) => Err(ended),
+            }
+        }
+    });
+
+    let mut result = Ok(());
+    while let Some(ended) = tasks.join_next().await {
+        let ended =
+            ended.context("a task of the pipeline panicked").map_err(Stop::Failed).flatten();
+        if let Err(stop) = ended {
+            abort.cancel();
+            // The first failure is the cause; what follows from the abort is not.
+            result = result.and(Err(stop));
+        }
+    }
+    result
+}
+
+fn settings(config: &Config) -> Result<Settings, Stop> {
+    let delivery = &config.delivery;
+    let retry = RetryPolicy::new(delivery.retry_base, delivery.retry_cap)
+        .map_err(|e| Stop::Config(format!("[delivery]: {e}")))?;
+    let (fast_slots, slow_slots) = slots(&config.scheduler);
+    Ok(Settings {
+        memory_limit: usize::try_from(config.memory.limit.0).unwrap_or(usize::MAX),
+        queue_max: QUEUE_MAX,
+        slice: SLICE,
+        lane_max: LANE_MAX,
+        fast_slots,
+        slow_slots,
+        ordering: match delivery.ordering {
+            config::Ordering::Row => Ordering::Row,
+            config::Ordering::Account => Ordering::Account,
+            config::Ordering::None => Ordering::None,
+        },
+        settle: SettlePolicy {
+            quick_attempts: delivery.quick_attempts,
+            retry,
+            retry_for: delivery.retry_for,
+        },
+        disable_after: delivery.disable_after,
+        max_hold: config.wal.max_hold,
+        max_retained: config.wal.max_retained.0,
+        notifies: config.notify.url.is_some(),
+        state_max: config.state.max_size.0,
+    })
+}
+
+/// The slots of the configuration, or fewer where the process may not have so many sockets: requests that
+/// found none would be tried over and over, and sessions of ours might find none.
+fn slots(scheduler: &config::Scheduler) -> (u32, u32) {
+    descriptors::fitting_slots(descriptors::limit(), (scheduler.fast_slots, scheduler.slow_slots))
+}
+
+/// Stores why we halt, where `walhook status` shows it. The log has it in any case.
+async fn store_halt(config: &Config, reason: &str) {
+    let stored = async {
+        let mut store = open_state(config).await?;
+        store.store_halt(reason).await
+    };
+    if let Err(error) = stored.await {
+        tracing::warn!(%error, "cannot store the reason of the halt");
+    }
+}
+
+/// Opens the state store that the configuration names.
+async fn open_state(config: &Config) -> Result<StateStore, walhook_state::StateError> {
+    let url = config.state.url.as_ref().unwrap_or(&config.source.url);
+    StateStore::open(url, &config.state.schema, &config.source.slot).await
+}

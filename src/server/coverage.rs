@@ -1,0 +1,146 @@
+//! Looks, every few seconds, at what the publication covers, and compares it with the look before:
+//! children of the rules' tables that are not published are added, and what was lost is recorded.
+//!
+//! The look before is read from the state, not kept: it may be another process's, from before a stop.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::published::needed;
+use crate::config::Config;
+use crate::server::metrics::Metrics;
+use walhook_postgres::coverage::{self, Looked, Seen};
+use walhook_postgres::coverage::{Covered, Kind, Loss, begin, compare};
+use walhook_postgres::sql::Connection;
+use walhook_state::{MAX_ALARMS, StateStore};
+
+/// So many tables are added to the publication after one look.
+const ADD_AT_ONCE: usize = 64;
+
+/// How often what goes on being wrong is logged again, and how many lines at most.
+const SAY_AGAIN: Duration = Duration::from_secs(600);
+const SAY_AT_ONCE: usize = 20;
+
+/// What looks.
+pub(super) struct Watcher<'a> {
+    config: &'a Config,
+    metrics: &'a Metrics,
+    system_identifier: u64,
+    said: Vec<String>,
+    said_at: Option<Instant>,
+}
+
+impl<'a> Watcher<'a> {
+    pub(super) fn new(config: &'a Config, metrics: &'a Metrics, system_identifier: u64) -> Self {
+        Self { config, metrics, system_identifier, said: Vec::new(), said_at: None }
+    }
+
+    /// Looks, and stores what it sees. `weak` is what the rules say of children.
+    ///
+    /// Returns a transaction that cached routes must not be older than, where changes were lost.
+    ///
+    /// # Errors
+    /// When source or state do not answer.
+    pub(super) async fn look(
+        &mut self,
+        client: &Connection,
+        store: &mut StateStore,
+        weak: Vec<String>,
+    ) -> anyhow::Result<Option<u32>> {
+        let publication = &self.config.source.publication;
+        let mut looked = self.once(client).await?;
+        let refused = add_children(client, publication, &looked).await?;
+        if let Some(before) = refused.added.then_some(looked.before) {
+            looked = Looked { before, ..self.once(client).await? };
+        }
+        let Looked { before, coverage, tables, after, .. } = looked;
+        // What is named and lacks something halts elsewhere. Until then the look before stays.
+        let is_good = |table: &Covered| table.kind != Kind::Named || table.lack.is_none();
+        let Some(mut now) = coverage.filter(|now| now.tables.values().all(is_good)) else {
+            return Ok(None);
+        };
+        let losses = match store.last_look().await? {
+            Some((at, then)) => compare(&then, &mut now, at, after),
+            None => {
+                begin(&mut now, before);
+                Vec::new()
+            }
+        };
+        let mut alarms: Vec<String> = tables
+            .iter()
+            .filter_map(|Seen { covered, .. }| Some(covered.lack?.describe(covered, publication)))
+            .chain(refused.why)
+            .chain(weak)
+            .collect();
+        self.metrics.uncovered.set(i64::try_from(alarms.len()).unwrap_or(i64::MAX));
+        self.say(&alarms);
+        if alarms.len() > MAX_ALARMS {
+            let more = format!("and {} more tables", alarms.len() - MAX_ALARMS);
+            alarms.truncate(MAX_ALARMS);
+            alarms.push(more);
+        }
+        store.store_look(before, &now, &losses, &alarms).await?;
+        for Loss { table, from, to, reason, .. } in losses.iter().take(SAY_AT_ONCE) {
+            tracing::error!(
+                table, from = %from.lsn, to = %to.lsn, reason,
+                "a gap: what was committed to the table meanwhile is not sent; `walhook gaps list` shows how \
+                 to find it"
+            );
+        }
+        if losses.len() > SAY_AT_ONCE {
+            tracing::error!(gaps = losses.len(), "and more gaps like these");
+        }
+        // Every look-up from now on sees the transactions before the oldest open one.
+        let seen = u32::try_from(before.xid.wrapping_sub(1) % (1 << 32)).unwrap_or_default();
+        Ok((!losses.is_empty()).then_some(seen))
+    }
+
+    async fn once(&self, client: &Connection) -> anyhow::Result<Looked> {
+        let named = needed(self.config)?;
+        coverage::look(client, &self.config.source.publication, &named, self.system_identifier)
+            .await
+    }
+
+    /// Logs what is new at once, and the rest now and then.
+    fn say(&mut self, alarms: &[String]) {
+        let now = Instant::now();
+        let is_due = self.said_at.is_none_or(|at| now.duration_since(at) >= SAY_AGAIN);
+        let new: Vec<&String> =
+            alarms.iter().filter(|alarm| is_due || !self.said.contains(alarm)).collect();
+        for alarm in new.iter().take(SAY_AT_ONCE) {
+            tracing::warn!(problem = %alarm, "changes of a table are missing");
+        }
+        if new.len() > SAY_AT_ONCE {
+            tracing::warn!(tables = new.len(), "and more tables like these; see `walhook status`");
+        }
+        if is_due {
+            self.said_at = Some(now);
+        }
+        self.said = alarms.to_vec();
+    }
+}
+
+/// What became of the children that could be added.
+struct Refused {
+    added: bool,
+    why: Vec<String>,
+}
+
+async fn add_children(
+    client: &Connection,
+    publication: &str,
+    looked: &Looked,
+) -> anyhow::Result<Refused> {
+    let mut refused = Refused { added: false, why: Vec::new() };
+    for Seen { name, .. } in looked.tables.iter().filter(|t| t.can_be_added).take(ADD_AT_ONCE) {
+        match coverage::add(client, publication, name).await {
+            Ok(()) => {
+                refused.added = true;
+                tracing::info!(table = %name, publication, "added a new child to the publication");
+            }
+            Err(error) => refused.why.push(format!("{error:#}; it is tried again")),
+        }
+    }
+    Ok(refused)
+}

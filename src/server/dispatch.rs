@@ -1,0 +1,438 @@
+//! The task that owns the dispatcher: feeds it what comes, does what it asks.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::lookups::LookupRequest;
+use super::reader::Batch;
+use super::refill::{RefillReply, RefillRequest};
+use super::writer::PersistRequest;
+use crate::server::metrics::Metrics;
+use crate::server::pace::LinePace;
+use walhook_core::attempt::{Attempt, DeliveryId, Failure, FailureKind, Outcome};
+use walhook_core::event::{Item, UnroutableReason};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{DeferReason, Persisted};
+use walhook_core::room::Measured;
+use walhook_core::tick::Tick;
+use walhook_dispatch::dispatcher::{
+    Counters, Dispatch, Dispatcher, Effect, EndpointChange, EndpointChanged, Input, LookUpAnswer,
+    OperatorInput, ReplayInput, Retry, Settled,
+};
+use walhook_http::sender::Sender;
+use walhook_process::clock::{Clock, unix_us};
+use walhook_process::failpoint::Failpoint;
+
+/// Outcomes taken at once before anything else has its turn.
+const OUTCOMES_AT_ONCE: usize = 256;
+
+/// How often gauges are brought up to date.
+const GAUGES_EVERY: Duration = Duration::from_secs(1);
+
+/// The dispatcher's ends of the pipeline's channels. All are bounded.
+pub(super) struct Ends {
+    pub(super) input: mpsc::Receiver<Batch>,
+    pub(super) retries: mpsc::Receiver<Retry>,
+    pub(super) operator: mpsc::Receiver<OperatorInput>,
+    pub(super) replays: mpsc::Receiver<ReplayInput>,
+    pub(super) lookup: mpsc::Sender<LookupRequest>,
+    pub(super) looked_up: mpsc::Receiver<LookUpAnswer>,
+    pub(super) refill: mpsc::Sender<RefillRequest>,
+    pub(super) refilled: mpsc::Receiver<RefillReply>,
+    pub(super) persist: mpsc::Sender<PersistRequest>,
+    pub(super) persisted: mpsc::Receiver<Persisted>,
+    /// What the state tables take; the last measure is enough.
+    pub(super) sizes: watch::Receiver<Measured>,
+    pub(super) flush: watch::Sender<Lsn>,
+}
+
+/// What the task works with beside the dispatcher.
+pub(super) struct Tools {
+    pub(super) sender: Sender,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) clock: Clock,
+    /// How long requests in flight may take to end after a shutdown began.
+    pub(super) grace: Duration,
+}
+
+/// Drives the dispatcher until `drain` (end what is in flight, store what is settled, at most for the
+/// grace) or `abort` (leave everything: another leads).
+///
+/// Correctness does not depend on how it ends: what is not stored is sent again.
+pub(super) async fn dispatch(
+    dispatcher: Dispatcher,
+    mut ends: Ends,
+    tools: Tools,
+    drain: CancellationToken,
+    abort: CancellationToken,
+) {
+    let clock = tools.clock;
+    let mut driver = Driver::new(dispatcher, tools);
+    let mut give_up_at: Option<Instant> = None;
+    loop {
+        let now = driver.carry_out_all(&ends);
+        let dispatcher = &driver.dispatcher;
+        if give_up_at.is_some_and(|at| dispatcher.is_drained() || Instant::now() >= at) {
+            driver.say_what_is_left();
+            return;
+        }
+        let due = dispatcher.deadline().map(|due| clock.instant(due.max(now)));
+        let wakes = [Some(driver.next_gauges), due, give_up_at];
+        let wake = wakes.into_iter().flatten().min().unwrap_or_else(Instant::now);
+        let (takes_items, takes_replays) = (dispatcher.wants_input(), dispatcher.wants_replay());
+
+        tokio::select! {
+            // First what ends things, then what frees room, then what takes it.
+            biased;
+            () = abort.cancelled() => return,
+            () = drain.cancelled(), if give_up_at.is_none() => {
+                driver.in_flight_then = driver.under_way.len();
+                give_up_at = Some(Instant::now() + driver.tools.grace);
+                driver.handle(Input::Stop);
+            }
+            Some(persisted) = ends.persisted.recv() => {
+                driver.handle(Input::Stored(Box::new(persisted)));
+            }
+            Some(answer) = ends.looked_up.recv() => driver.handle(Input::Routes(Box::new(answer))),
+            Some(reply) = ends.refilled.recv() => driver.handle(match reply {
+                RefillReply::Deferred(pages) => Input::DeferredPages(pages),
+                RefillReply::Unrouted(pages) => Input::UnroutedPages(pages),
+            }),
+            Some(command) = ends.operator.recv() => {
+                driver.handle(Input::Command(Box::new(command)));
+            }
+            Ok(()) = ends.sizes.changed() => {
+                let measured = ends.sizes.borrow_and_update().clone();
+                driver.handle(Input::StateSize(Box::new(measured)));
+            }
+            Some(ended) = driver.attempts.join_next() => {
+                driver.take_outcomes(ended);
+                // Under a flood of outcomes the stream must still have its turn.
+                if driver.dispatcher.wants_input() && let Ok(batch) = ends.input.try_recv() {
+                    driver.take(batch);
+                }
+            }
+            Some(batch) = ends.input.recv(), if takes_items => driver.take(batch),
+            Some(retry) = ends.retries.recv(), if takes_items => {
+                driver.handle(Input::Retry(Box::new(retry)));
+            }
+            Some(input) = ends.replays.recv(), if takes_replays => {
+                driver.handle(Input::Replay(Box::new(input)));
+            }
+            () = sleep_until(wake) => {}
+        }
+        driver.report_now_and_then();
+    }
+}
+
+/// The dispatcher with all that its effects need.
+struct Driver {
+    dispatcher: Dispatcher,
+    tools: Tools,
+    attempts: JoinSet<(DeliveryId, Outcome)>,
+    /// For each attempt the way to give it up.
+    under_way: HashMap<DeliveryId, oneshot::Sender<()>>,
+    connection_bytes: usize,
+    next_gauges: Instant,
+    reported: Counters,
+    log: ChangeLog,
+    /// Requests that were in flight when the end began.
+    in_flight_then: usize,
+}
+
+impl Driver {
+    fn new(dispatcher: Dispatcher, tools: Tools) -> Self {
+        Self {
+            dispatcher,
+            tools,
+            attempts: JoinSet::new(),
+            under_way: HashMap::new(),
+            connection_bytes: 0,
+            next_gauges: Instant::now(),
+            reported: Counters::default(),
+            log: ChangeLog::default(),
+            in_flight_then: 0,
+        }
+    }
+
+    fn handle(&mut self, input: Input) {
+        self.dispatcher.handle(self.tools.clock.now(), input);
+    }
+
+    /// Does all that is to be done at this moment, and says which it was.
+    fn carry_out_all(&mut self, ends: &Ends) -> Tick {
+        let now = self.tools.clock.now();
+        let held = self.tools.sender.held_bytes();
+        if std::mem::replace(&mut self.connection_bytes, held) != held {
+            self.dispatcher.handle(now, Input::ConnectionBytes(held));
+        }
+        while let Some(effect) = self.dispatcher.poll(now) {
+            self.carry_out(effect, ends, now);
+        }
+        now
+    }
+
+    fn carry_out(&mut self, effect: Effect, ends: &Ends, now: Tick) {
+        // One batch of each kind at a time is asked for, and the channels hold as many: none can be full.
+        match effect {
+            Effect::Send(Dispatch { attempt: next, waited }) => {
+                self.tools.metrics.observe_queue_wait(waited);
+                let (give_up, given_up) = oneshot::channel();
+                self.under_way.insert(next.delivery, give_up);
+                let attempt = attempt(self.tools.sender.clone(), next, given_up);
+                self.tools.sender.spawn(&mut self.attempts, attempt);
+            }
+            // One that has just ended does not listen any more.
+            Effect::Abort(delivery) => {
+                self.under_way.remove(&delivery).map(|give_up| give_up.send(()));
+            }
+            Effect::LookUp(accounts) => _ = ends.lookup.try_send(LookupRequest { accounts }),
+            Effect::ReadDeferred(pages) => {
+                let _ = ends.refill.try_send(RefillRequest::Deferred(pages));
+            }
+            Effect::ReadUnrouted(pages) => {
+                let _ = ends.refill.try_send(RefillRequest::Unrouted(pages));
+            }
+            Effect::Store(batch) => _ = ends.persist.try_send(PersistRequest { batch }),
+            Effect::Flush(flush) => {
+                ends.flush.send_if_modified(|lsn| std::mem::replace(lsn, flush) != flush);
+            }
+            Effect::Settled(settled) => self.count_settled(&settled),
+            Effect::Report(changed) => {
+                self.log.change(&changed, now);
+                self.tools.metrics.count_endpoint_change(changed.change);
+            }
+            Effect::StateFull { total_bytes } => tracing::error!(
+                total_bytes,
+                "the state tables have reached state.max_size, and no endpoint has dead \
+                 letters or deferred deliveries to give up: raise state.max_size"
+            ),
+        }
+    }
+
+    /// Takes an outcome, and those that have come meanwhile.
+    fn take_outcomes(&mut self, ended: Ended) {
+        let mut next = Some(ended);
+        for _ in 0..=OUTCOMES_AT_ONCE {
+            let Some(ended) = next else { return };
+            self.settle(ended);
+            next = self.attempts.try_join_next();
+        }
+        if let Some(ended) = next {
+            self.settle(ended);
+        }
+    }
+
+    fn settle(&mut self, ended: Ended) {
+        // Attempts catch their panics and are aborted only when this task ends.
+        let Ok((delivery, outcome)) = ended else { return };
+        self.under_way.remove(&delivery);
+        if self.tools.sender.is_live() {
+            self.tools.metrics.count_attempt(&outcome);
+        }
+        self.handle(Input::Outcome { delivery, outcome });
+    }
+
+    fn count_settled(&self, Settled { event, delivered }: &Settled) {
+        let metrics = &self.tools.metrics;
+        if *delivered && !self.tools.sender.is_live() {
+            metrics.logged.inc();
+        } else if *delivered {
+            let us = u64::try_from(unix_us() - event.commit_time_us).unwrap_or(0);
+            metrics.count_delivered(Duration::from_micros(us));
+        }
+    }
+
+    fn take(&mut self, batch: Batch) {
+        Failpoint::Received.pass();
+        let metrics = &self.tools.metrics;
+        for item in &batch.items {
+            match item {
+                Item::Event(event) => metrics.count_event(&event.event_type),
+                Item::Unroutable(unroutable) => metrics.count_unroutable(unroutable.reason, 1),
+                Item::Begin { .. }
+                | Item::Invalidate(_)
+                | Item::Commit { .. }
+                | Item::Progress { .. } => {}
+            }
+        }
+        self.handle(Input::Items(batch.items));
+    }
+
+    fn report_now_and_then(&mut self) {
+        if Instant::now() >= self.next_gauges {
+            self.next_gauges = Instant::now() + GAUGES_EVERY;
+            report(&self.dispatcher, &mut self.reported, &self.tools);
+            self.log.say_withheld(self.tools.clock.now());
+        }
+    }
+
+    /// The last line of a leader that was asked to stop.
+    fn say_what_is_left(&mut self) {
+        report(&self.dispatcher, &mut self.reported, &self.tools);
+        let (dispatcher, sent_again) = (&self.dispatcher, self.under_way.len());
+        tracing::info!(
+            finished = self.in_flight_then.saturating_sub(sent_again),
+            sent_again,
+            queued = dispatcher.queued(),
+            deferred = dispatcher.gauges().deferred,
+            dead_letters = self.tools.metrics.dead_letters.get(),
+            checkpoint = %dispatcher.frontier(),
+            "stopped: of the requests in flight `finished` came to an end, and `sent_again` are sent again at \
+             the next start, as is what was still `queued`; `deferred` deliveries and dead letters are stored"
+        );
+    }
+}
+
+/// What a task of an attempt came to.
+type Ended = Result<(DeliveryId, Outcome), tokio::task::JoinError>;
+
+/// Lines about endpoints, at a bounded rate for each kind.
+#[derive(Default)]
+struct ChangeLog {
+    paces: [LinePace; EndpointChange::ALL.len()],
+}
+
+impl ChangeLog {
+    fn change(&mut self, changed: &EndpointChanged, now: Tick) {
+        let place = EndpointChange::ALL.iter().position(|change| *change == changed.change);
+        let pace = place.and_then(|place| self.paces.get_mut(place));
+        if pace.is_none_or(|pace| pace.admits(now)) {
+            log_change(changed);
+        }
+    }
+
+    fn say_withheld(&mut self, now: Tick) {
+        for (pace, change) in self.paces.iter_mut().zip(EndpointChange::ALL) {
+            if let Some(more) = pace.take_withheld(now) {
+                tracing::warn!(
+                    change = change.as_str(),
+                    more,
+                    "and so many more endpoints; `walhook endpoints list --trouble` shows how they stand"
+                );
+            }
+        }
+    }
+}
+
+/// Brings the metrics up to date with the dispatcher.
+fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
+    let (metrics, gauges, counters) = (&tools.metrics, dispatcher.gauges(), dispatcher.counters());
+    metrics.dead.inc_by(counters.dead - reported.dead);
+    metrics.dropped.inc_by(counters.dropped - reported.dropped);
+    metrics.in_gaps.inc_by(counters.in_gaps - reported.in_gaps);
+    metrics.count_unroutable(UnroutableReason::Endpoints, counters.refused - reported.refused);
+    for (reason, (now, then)) in
+        DeferReason::ALL.into_iter().zip(counters.deferred.into_iter().zip(reported.deferred))
+    {
+        metrics.count_deferred(reason, now - then);
+    }
+    metrics.unrouted_stored.inc_by(counters.unrouted - reported.unrouted);
+    metrics.unrouted_routed.inc_by(counters.routed_later - reported.routed_later);
+    metrics.unrouted_unwanted.inc_by(counters.unwanted - reported.unwanted);
+    metrics.unrouted.set(i64::try_from(gauges.unrouted).unwrap_or(i64::MAX));
+    *reported = counters;
+    let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    metrics.in_flight_fast.set(gauges.in_flight_fast.into());
+    metrics.in_flight_slow.set(gauges.in_flight_slow.into());
+    metrics.lanes_ready.set(count(gauges.lanes_ready));
+    metrics.lanes_waiting.set(count(gauges.lanes_waiting));
+    metrics.deferred.set(i64::try_from(gauges.deferred).unwrap_or(i64::MAX));
+    metrics.backlogs.set(count(gauges.backlogs));
+    metrics.breakers_open.set(count(gauges.breakers_open));
+    metrics.endpoints_disabled.set(count(gauges.endpoints_disabled));
+    metrics.endpoints_paused.set(count(gauges.endpoints_paused));
+    metrics.endpoints_invalid.set(count(gauges.endpoints_invalid));
+    metrics.endpoints_suspended.set(count(gauges.queues_suspended));
+    metrics.queued_bytes.set(count(gauges.queued_bytes));
+    metrics.kept_bytes.set(count(gauges.kept_bytes));
+    metrics.connection_bytes.set(count(tools.sender.held_bytes()));
+    let now = tools.clock.now();
+    let age = gauges.oldest_unsettled.map_or(Duration::ZERO, |since| now.since(since));
+    metrics.set_oldest_unsettled(age);
+}
+
+/// One attempt, whose outcome comes even if it panics, or is given up.
+async fn attempt(
+    sender: Sender,
+    attempt: Attempt,
+    given_up: oneshot::Receiver<()>,
+) -> (DeliveryId, Outcome) {
+    Failpoint::Sending.pass();
+    let started = Instant::now();
+    let delivery = attempt.delivery;
+    let outcome = tokio::select! {
+        biased;
+        outcome = AssertUnwindSafe(sender.send(&attempt)).catch_unwind() => outcome,
+        Ok(()) = given_up => {
+            let detail = "given up by walhook: too many endpoints hang at once".to_owned();
+            let result = Err(Failure { kind: FailureKind::Aborted, detail });
+            Ok(Outcome::new(result, started.elapsed()))
+        }
+    };
+    let outcome = outcome.unwrap_or_else(|_| {
+        tracing::error!(event = %attempt.event.id, "an attempt panicked; this is a bug in walhook");
+        let detail = "walhook panicked while sending it".to_owned();
+        let result = Err(Failure { kind: FailureKind::Protocol, detail });
+        Outcome::new(result, started.elapsed())
+    });
+    if outcome.result.is_ok() {
+        Failpoint::Answered.pass();
+    }
+    (delivery, outcome)
+}
+
+/// Each change of an endpoint's state is a line.
+fn log_change(EndpointChanged { endpoint, account, change, detail }: &EndpointChanged) {
+    let account = account.as_deref().unwrap_or("unknown");
+    match change {
+        EndpointChange::Disabled => tracing::warn!(
+            %endpoint, account, reason = %detail,
+            "switched the endpoint off; a change of its row, or `walhook endpoints resume`, switches it on again"
+        ),
+        EndpointChange::Enabled => {
+            tracing::info!(%endpoint, account, reason = %detail, "switched the endpoint on again");
+        }
+        EndpointChange::BreakerOpened => tracing::warn!(
+            %endpoint, account, reason = %detail,
+            "the endpoint fails too often: its breaker opened, and its deliveries are deferred"
+        ),
+        EndpointChange::BreakerClosed => tracing::info!(
+            %endpoint, account, reason = %detail,
+            "the endpoint's breaker closed, and what was deferred comes back"
+        ),
+        EndpointChange::Paused => tracing::warn!(
+            %endpoint, account, reason = %detail,
+            "an operator paused the endpoint: its deliveries are deferred until it is resumed"
+        ),
+        EndpointChange::Resumed => tracing::info!(
+            %endpoint, account, reason = %detail,
+            "an operator resumed the endpoint: what was deferred comes back"
+        ),
+        EndpointChange::Suspended => tracing::error!(
+            %endpoint, account, reason = %detail,
+            "state.max_size is reached: suspended the endpoint. What was deferred for it becomes a gap, and so \
+             does what comes until there is room; then `walhook gaps list` shows the replay that sends it"
+        ),
+        EndpointChange::Failing => tracing::warn!(
+            %endpoint, account, error = %detail,
+            "a request to the endpoint failed; it is tried again, and further failures are not logged \
+             one by one"
+        ),
+        EndpointChange::Recovered => {
+            tracing::info!(%endpoint, account, "the endpoint is well again: {detail}");
+        }
+        EndpointChange::Unsuspended => tracing::warn!(
+            %endpoint, account, reason = %detail,
+            "the endpoint is no longer suspended; `walhook gaps list` shows the replay that sends what it missed"
+        ),
+    }
+}

@@ -1,0 +1,299 @@
+//! What an instance says of itself: its role, what moved last, and what is wrong.
+//!
+//! The pipeline's tasks tell; the admin server, the metrics and the writer (for `walhook status`) listen.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::time::{Duration, Instant};
+
+use super::trouble::{Instance, PASSING, Part, Trouble};
+use walhook_core::event::rfc3339;
+use walhook_postgres::fix::fix;
+use walhook_postgres::sql::error_text;
+use walhook_process::clock::unix_us;
+use walhook_state::Told;
+
+/// A leader whose stream has been silent for this long is not ready. The server speaks at least
+/// every 10 s, because status updates ask it to.
+pub const STREAM_SILENT: Duration = Duration::from_secs(30);
+
+/// A leader whose checkpoint is this old is not ready. It is written every 10 s even when idle.
+pub const CHECKPOINT_OLD: Duration = Duration::from_secs(30);
+
+/// Characters of an error that are kept.
+const ERROR_MAX: usize = 1_000;
+
+/// How often the log repeats what still fails.
+const REPEAT: Duration = Duration::from_secs(60);
+
+/// So long the log says nothing of what fails beside the deliveries: a server that starts again is
+/// trouble enough for one line.
+const MINOR: Duration = Duration::from_secs(10);
+
+/// What an instance is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// Not yet connected.
+    Starting,
+    /// Waits for the slot, which another instance holds.
+    Standby,
+    /// Holds the slot.
+    Leader,
+    /// Stopped to protect data, for this reason.
+    Halted(String),
+}
+
+/// What the pipeline last said of itself.
+#[derive(Debug, Clone)]
+pub struct Health {
+    /// The slot's name.
+    pub pipeline: String,
+    /// What it is doing.
+    pub role: Role,
+    /// When the server was last heard on the replication connection.
+    pub stream_moving_at: Option<Instant>,
+    /// When the checkpoint was last written.
+    pub checkpoint_written_at: Option<Instant>,
+    /// What fails now.
+    pub troubles: BTreeMap<Part, Trouble>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            pipeline: String::new(),
+            role: Role::Starting,
+            stream_moving_at: None,
+            checkpoint_written_at: None,
+            troubles: BTreeMap::new(),
+        }
+    }
+}
+
+impl Health {
+    /// Whether the instance does its part, as seen at `now`; if not, why.
+    ///
+    /// # Errors
+    /// The reasons, one a line, for a person.
+    pub fn readiness(&self, now: Instant) -> Result<(), String> {
+        let mut reasons: Vec<String> = match &self.role {
+            Role::Starting => vec!["starting".to_owned()],
+            Role::Standby => Vec::new(),
+            Role::Halted(reason) => vec![format!("halted: {reason}")],
+            Role::Leader => {
+                let late = |what: &str, at: Option<Instant>, bound: Duration| match at {
+                    None => Some(format!("{what}: not yet")),
+                    Some(at) if now.duration_since(at) >= bound => {
+                        Some(format!("{what}: last {} s ago", now.duration_since(at).as_secs()))
+                    }
+                    Some(_) => None,
+                };
+                [
+                    late("the stream moved", self.stream_moving_at, STREAM_SILENT),
+                    late("the checkpoint was written", self.checkpoint_written_at, CHECKPOINT_OLD),
+                ]
+                .into_iter()
+                .flatten()
+                .collect()
+            }
+        };
+        let lasting = self.troubles.iter().filter(|(part, trouble)| {
+            part.stops_delivery() && now.duration_since(trouble.since) >= PASSING
+        });
+        reasons.extend(lasting.map(|(part, trouble)| trouble.to_line(*part, now)));
+        if reasons.is_empty() { Ok(()) } else { Err(reasons.join("\n")) }
+    }
+
+    /// What the instance says to a `status` on the same machine.
+    #[must_use]
+    pub fn instance(&self) -> Instance {
+        let role = match self.role {
+            Role::Starting => "starting",
+            Role::Standby => "standby",
+            Role::Leader => "leader",
+            Role::Halted(_) => "halted",
+        };
+        let (pipeline, role) = (self.pipeline.clone(), role.to_owned());
+        Instance { pipeline, role, troubles: self.told() }
+    }
+
+    /// What fails now.
+    #[must_use]
+    pub fn told(&self) -> Vec<Told> {
+        let tell = |(part, trouble): (&Part, &Trouble)| Told {
+            part: part.as_str().to_owned(),
+            says: part.says().to_owned(),
+            since: rfc3339(trouble.since_us),
+            error: trouble.error.clone(),
+            fix: trouble.fix.clone(),
+        };
+        self.troubles.iter().map(tell).collect()
+    }
+}
+
+/// Where the pipeline's tasks say how they fare. Cheap to clone, and to call while all is well.
+#[derive(Debug, Clone)]
+pub struct Teller(Arc<watch::Sender<Health>>);
+
+impl Teller {
+    /// The two ends, for the pipeline of this name.
+    #[must_use]
+    pub fn new(pipeline: &str) -> (Self, watch::Receiver<Health>) {
+        let health = Health { pipeline: pipeline.to_owned(), ..Health::default() };
+        let (tell, listen) = watch::channel(health);
+        (Self(Arc::new(tell)), listen)
+    }
+
+    /// How things stand.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.0.borrow().clone()
+    }
+
+    /// What the instance does from now on. A leader starts anew, with nothing wrong: to take the lease it
+    /// wrote to the state database and read the stream's first answer.
+    pub fn set_role(&self, role: Role) {
+        self.0.send_modify(|health| {
+            if role == Role::Leader {
+                let now = Some(Instant::now());
+                health.stream_moving_at = now;
+                health.checkpoint_written_at = now;
+            }
+            health.role = role;
+            health.troubles.clear();
+        });
+    }
+
+    /// The server was heard on the replication connection.
+    pub fn stream_moved(&self) {
+        self.0.send_modify(|health| health.stream_moving_at = Some(Instant::now()));
+    }
+
+    /// The replication connection ended.
+    pub fn stream_lost(&self) {
+        self.0.send_modify(|health| health.stream_moving_at = None);
+    }
+
+    /// The checkpoint is stored.
+    pub fn checkpoint_written(&self) {
+        self.0.send_modify(|health| health.checkpoint_written_at = Some(Instant::now()));
+    }
+
+    /// `part` fails, and has done so since `since` at the latest. The log is told when it begins, and once
+    /// a minute while it lasts.
+    pub fn fails(&self, part: Part, since: Instant, error: &(dyn Error + 'static)) {
+        let text = chain(error);
+        self.fails_with(part, since, &text, fix(error));
+    }
+
+    /// The same, where what fails is no error of a database.
+    pub fn fails_with(&self, part: Part, since: Instant, error: &str, fix: &str) {
+        let now = Instant::now();
+        self.0.send_modify(|health| {
+            let trouble = health.troubles.entry(part).or_insert_with(|| {
+                let age = i64::try_from(now.duration_since(since).as_micros()).unwrap_or(0);
+                let since_us = unix_us().saturating_sub(age);
+                Trouble { since, since_us, error: String::new(), fix: String::new(), told: None }
+            });
+            trouble.error = error.chars().take(ERROR_MAX).collect();
+            fix.clone_into(&mut trouble.fix);
+            let (lasts, problem) = (now.duration_since(trouble.since), &trouble.error);
+            let seconds = lasts.as_secs();
+            match trouble.told {
+                None if part.stops_delivery() || lasts >= MINOR => {
+                    trouble.told = Some(now);
+                    tracing::warn!(%problem, fix, "{}; trying again", part.says());
+                }
+                Some(at) if now.duration_since(at) >= REPEAT => {
+                    trouble.told = Some(now);
+                    tracing::warn!(%problem, fix, seconds, "still: {}", part.says());
+                }
+                _ => tracing::debug!(%problem, seconds, "still: {}", part.says()),
+            }
+        });
+    }
+
+    /// `part` works.
+    pub fn works(&self, part: Part) {
+        self.0.send_if_modified(|health| match health.troubles.remove(&part) {
+            None => false,
+            Some(trouble) => {
+                let seconds = trouble.since.elapsed().as_secs();
+                if trouble.told.is_some() {
+                    tracing::info!(part = part.as_str(), seconds, "works again: {}", part.works());
+                }
+                true
+            }
+        });
+    }
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let say = |error: &(dyn Error + 'static)| match error.downcast_ref() {
+        Some(sql) => error_text(sql),
+        None => error.to_string(),
+    };
+    let mut text = say(error);
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = say(error);
+        // Some texts hold that of their cause.
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text.replace('\n', "; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leader_is_ready_while_its_stream_moves_and_its_checkpoint_is_written() {
+        let start = Instant::now();
+        let leader = Health {
+            role: Role::Leader,
+            stream_moving_at: Some(start),
+            checkpoint_written_at: Some(start + Duration::from_secs(20)),
+            ..Health::default()
+        };
+        assert_eq!(leader.readiness(start + Duration::from_secs(29)), Ok(()));
+        let reasons = leader.readiness(start + Duration::from_secs(31)).unwrap_err();
+        assert_eq!(reasons, "the stream moved: last 31 s ago");
+        let reasons = leader.readiness(start + Duration::from_secs(60)).unwrap_err();
+        assert!(reasons.contains("checkpoint was written: last 40 s ago"), "{reasons}");
+        let new = Health { role: Role::Leader, ..Health::default() };
+        assert!(new.readiness(start).unwrap_err().contains("not yet"));
+    }
+
+    #[test]
+    fn instance_is_not_ready_while_something_fails_that_stops_deliveries() {
+        let (tell, listen) = Teller::new("p");
+        for role in [Role::Leader, Role::Standby] {
+            tell.set_role(role);
+            let ready =
+                |after: u64| listen.borrow().readiness(Instant::now() + Duration::from_secs(after));
+            assert_eq!(ready(9), Ok(()));
+            tell.fails_with(Part::ReplayWindow, Instant::now(), "no slot", "make one");
+            assert_eq!(ready(9), Ok(()), "delivery goes on");
+            tell.fails_with(Part::Lookups, Instant::now(), "locked", "unlock");
+            tell.fails_with(Part::Lookups, Instant::now(), "still locked", "unlock it");
+            assert_eq!(ready(0), Ok(()), "it may pass in a moment");
+            let why = ready(9).unwrap_err();
+            assert!(why.contains("still locked; fix: unlock it"), "{why}");
+            let told = listen.borrow().told();
+            assert_eq!(
+                told.iter().map(|t| &*t.part).collect::<Vec<_>>(),
+                ["lookups", "replay_window"]
+            );
+            tell.works(Part::Lookups);
+            assert_eq!(ready(9), Ok(()));
+        }
+    }
+}

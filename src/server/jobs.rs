@@ -1,0 +1,159 @@
+//! The task that carries out what the command line asks of the leader.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::open_state;
+use crate::config::Config;
+use crate::server::health::Teller;
+use crate::server::trouble::Part;
+use walhook_core::event::EndpointId;
+use walhook_dispatch::dispatcher::{OperatorInput, Retry};
+use walhook_state::{
+    Ask, Changed, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, StateStore,
+};
+
+/// How often the table of jobs is looked at.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether the dispatcher is through with a job.
+const POLL: Duration = Duration::from_millis(200);
+
+/// Dead letters read at once: at most so many of their bodies are in memory twice.
+const PAGE: i64 = 100;
+
+/// Where what a job asks of the dispatcher goes.
+pub(super) struct Outlets {
+    pub(super) retries: mpsc::Sender<Retry>,
+    pub(super) operator: mpsc::Sender<OperatorInput>,
+}
+
+/// Carries jobs out, until it is dropped.
+///
+/// A job that a crash interrupts starts over: what was delivered is gone by then, and what failed was
+/// tried after the job was made.
+pub(super) async fn feed(config: &Config, epoch: i64, tell: &Teller, outlets: Outlets) {
+    loop {
+        if let Err(error) = look(config, epoch, tell, &outlets).await {
+            tell.fails(Part::Jobs, Instant::now(), error.as_ref());
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+async fn look(config: &Config, epoch: i64, tell: &Teller, outlets: &Outlets) -> anyhow::Result<()> {
+    let mut store = open_state(config).await?;
+    store.write_as(epoch);
+    loop {
+        if let Some(replay) = store.cancelled_replay().await? {
+            discard_replay(&mut store, outlets, replay).await?;
+        }
+        let next = store.next_job().await?;
+        tell.works(Part::Jobs);
+        let Some(job) = next else {
+            tokio::time::sleep(EVERY).await;
+            continue;
+        };
+        match &job.ask {
+            Ask::RetryDeadLetters(filter) => {
+                feed_job(&store, job.id, filter, &outlets.retries).await?;
+                wait_until_done(&store, job.id, filter).await?;
+            }
+            Ask::RetryDeferred(filter) => {
+                let mut at = DeferredCursor::default();
+                while let Some(Changed { rows, next }) =
+                    store.hurry_deferred(job.id, filter, &at).await?
+                {
+                    outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
+                    at = next;
+                }
+            }
+            Ask::DiscardDeferred(filter) => {
+                let mut at = DeferredCursor::default();
+                while let Some(Changed { rows, next }) =
+                    store.discard_deferred(job.id, filter, &at).await?
+                {
+                    outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
+                    at = next;
+                }
+            }
+            Ask::PauseEndpoint(EndpointStop { endpoint, reason }) => {
+                let (endpoint, reason) = (EndpointId::new(endpoint.as_str()), reason.clone());
+                let input = OperatorInput::Pause { job: job.id, endpoint, reason };
+                stop_or_start(&store, outlets, job.id, input).await?;
+            }
+            Ask::ResumeEndpoint(EndpointStop { endpoint, .. }) => {
+                let endpoint = EndpointId::new(endpoint.as_str());
+                let input = OperatorInput::Resume { job: job.id, endpoint };
+                stop_or_start(&store, outlets, job.id, input).await?;
+            }
+        }
+        store.finish_job(job.id, None).await?;
+        tracing::info!(job = job.id, kind = job.ask.kind(), "carried out a job");
+    }
+}
+
+/// Removes what is deferred under the id of a replay that was cancelled.
+async fn discard_replay(
+    store: &mut StateStore,
+    outlets: &Outlets,
+    replay: i64,
+) -> anyhow::Result<()> {
+    let filter = DeferredFilter { replay: Some(replay), ..DeferredFilter::default() };
+    let (mut at, mut removed) = (DeferredCursor::default(), 0);
+    while let Some(Changed { rows, next }) = store.discard_deferred(0, &filter, &at).await? {
+        removed += rows.len();
+        outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
+        at = next;
+    }
+    tracing::info!(replay, removed, "removed what was deferred for a cancelled replay");
+    Ok(())
+}
+
+/// Has the dispatcher do it, and waits until that is stored: the job ends in the same transaction.
+async fn stop_or_start(
+    store: &StateStore,
+    outlets: &Outlets,
+    job: i64,
+    input: OperatorInput,
+) -> anyhow::Result<()> {
+    outlets.operator.send(input).await?;
+    while store.job(job).await?.is_some_and(|job| !job.finished) {
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+async fn feed_job(
+    store: &StateStore,
+    job: i64,
+    filter: &DeadLetterFilter,
+    retries: &mpsc::Sender<Retry>,
+) -> anyhow::Result<()> {
+    let mut after = 0;
+    loop {
+        let page = store.dead_letters_to_retry(job, filter, after, PAGE).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = last.id;
+        for letter in page {
+            let Some(endpoint) = letter.endpoint else { continue };
+            let retry = Retry { dead_letter: letter.id, job, event: letter.event, endpoint };
+            retries.send(retry).await?;
+        }
+    }
+}
+
+/// Waits until every dead letter of the job has ended and that is stored: none is left that the job
+/// has not tried. One that is discarded meanwhile is not left either.
+async fn wait_until_done(
+    store: &StateStore,
+    job: i64,
+    filter: &DeadLetterFilter,
+) -> anyhow::Result<()> {
+    while !store.dead_letters_to_retry(job, filter, 0, 1).await?.is_empty() {
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,574 @@
+//! What `/metrics` shows. `docs/operations.md` lists every name, label and label value.
+//!
+//! Every series has the label `pipeline`, the name of the slot, so that one Prometheus tells several
+//! pipelines apart, whatever its scrape configuration calls the targets. No label names an account or
+//! an endpoint: their number has no bound, and a metric costs memory for each. Label values are resolved
+//! once, when the registry is made.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+use walhook_core::attempt::{FailureKind, Outcome};
+use walhook_core::event::UnroutableReason;
+use walhook_core::persist::DeferReason;
+use walhook_dispatch::dispatcher::EndpointChange;
+use walhook_process::faults;
+use walhook_rules::rule::pattern_covers;
+
+use super::trouble::Part;
+
+/// From a loopback receiver to one that answers after hours of retries.
+const LATENCY_BUCKETS: [f64; 17] = [
+    0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+    1_800.0, 7_200.0,
+];
+
+/// Up to the longest that a request may take.
+const ATTEMPT_BUCKETS: [f64; 13] =
+    [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
+
+const FAILURES: [FailureKind; 10] = [
+    FailureKind::Invalid,
+    FailureKind::Forbidden,
+    FailureKind::Dns,
+    FailureKind::Connect,
+    FailureKind::Proxy,
+    FailureKind::Tls,
+    FailureKind::Timeout,
+    FailureKind::Protocol,
+    FailureKind::Aborted,
+    FailureKind::Local,
+];
+
+const STATUS_CLASSES: [&str; 5] = ["2xx", "3xx", "4xx", "5xx", "other"];
+
+const UNROUTABLE: [UnroutableReason; 7] = [
+    UnroutableReason::Account,
+    UnroutableReason::Condition,
+    UnroutableReason::Value,
+    UnroutableReason::Type,
+    UnroutableReason::TooLarge,
+    UnroutableReason::Table,
+    UnroutableReason::Endpoints,
+];
+
+/// What came of a notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoticeResult {
+    /// `notify.url` took it.
+    Sent,
+    /// It did not, and is asked again.
+    Failed,
+    /// It did not for too long: the notice is given up.
+    Lapsed,
+}
+
+impl NoticeResult {
+    const ALL: [Self; 3] = [Self::Sent, Self::Failed, Self::Lapsed];
+
+    /// The label's value.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Failed => "failed",
+            Self::Lapsed => "lapsed",
+        }
+    }
+}
+
+/// The program's metrics. Cheap to update from any task.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// `walhook_changes_total`: row changes received in committed transactions.
+    pub changes: IntCounter,
+    events: HashMap<String, IntCounter>,
+    /// `walhook_deliveries_total{result="delivered"}`: ended with a 2xx.
+    pub delivered: IntCounter,
+    /// `walhook_deliveries_total{result="logged"}`: not sent but logged, as `delivery.mode` says.
+    pub logged: IntCounter,
+    /// `walhook_deliveries_total{result="dead"}`: ended as a dead letter.
+    pub dead: IntCounter,
+    /// `walhook_deliveries_total{result="dropped"}`: the customer removed the endpoint meanwhile.
+    pub dropped: IntCounter,
+    /// `walhook_deliveries_total{result="gap"}`: a gap counts it, for its endpoint was suspended.
+    pub in_gaps: IntCounter,
+    /// `walhook_deliveries_total{result="deferred"}`: left memory for the table `deferred`.
+    deferred_in_all: IntCounter,
+    /// The same by why: `walhook_deferred_total{reason}`.
+    deferred_by_reason: HashMap<&'static str, IntCounter>,
+    /// `walhook_unrouted_total{result}`: events that became rows without an endpoint; of these, those that
+    /// were routed; and of these, those that no endpoint wanted.
+    pub unrouted_stored: IntCounter,
+    /// See above.
+    pub unrouted_routed: IntCounter,
+    /// See above.
+    pub unrouted_unwanted: IntCounter,
+    /// `walhook_unrouted`: events that have such a row, or are on the way there.
+    pub unrouted: IntGauge,
+    attempts: HashMap<&'static str, IntCounter>,
+    endpoint_changes: HashMap<&'static str, IntCounter>,
+    notices: HashMap<&'static str, IntCounter>,
+    /// `walhook_notify_failing`: whether `notify.url` did not take the last notice.
+    pub notify_failing: IntGauge,
+    resends: IntCounter,
+    delivery_latency: Histogram,
+    queue_wait: Histogram,
+    attempt_duration: Histogram,
+    /// `walhook_in_flight{pool="fast"}`: requests that hold a slot of the fast pool.
+    pub in_flight_fast: IntGauge,
+    /// `walhook_in_flight{pool="slow"}`: requests that hold a slot of the slow pool.
+    pub in_flight_slow: IntGauge,
+    /// `walhook_lanes{state="ready"}`: lanes with a delivery that waits for nothing but a slot.
+    pub lanes_ready: IntGauge,
+    /// `walhook_lanes{state="waiting"}`: lanes whose pending deliveries all wait for something else:
+    /// an answer, a limit, or the time of a retry.
+    pub lanes_waiting: IntGauge,
+    /// `walhook_queued_bytes`: memory that pending events take.
+    pub queued_bytes: IntGauge,
+    /// `walhook_kept_bytes`: memory that routes, queues, and what is known of deferred deliveries take.
+    pub kept_bytes: IntGauge,
+    /// `walhook_connection_bytes`: memory that connections to endpoints take.
+    pub connection_bytes: IntGauge,
+    /// `walhook_deferred`: deliveries in the table `deferred`, or on their way there.
+    pub deferred: IntGauge,
+    /// `walhook_backlogs`: endpoints that have some.
+    pub backlogs: IntGauge,
+    /// `walhook_breakers_open`: of these, those whose breaker is not closed.
+    pub breakers_open: IntGauge,
+    /// `walhook_endpoints_stopped{state="disabled"}`: endpoints that walhook has switched off.
+    pub endpoints_disabled: IntGauge,
+    /// `walhook_endpoints_stopped{state="paused"}`: endpoints that an operator has paused.
+    pub endpoints_paused: IntGauge,
+    /// `walhook_endpoints_stopped{state="suspended"}`: those whose deliveries are counted in gaps.
+    pub endpoints_suspended: IntGauge,
+    /// `walhook_endpoints_invalid`: endpoints whose row cannot be used, of those that are known.
+    pub endpoints_invalid: IntGauge,
+    /// `walhook_dead_letters`: rows in the table of dead letters.
+    pub dead_letters: IntGauge,
+    /// `walhook_gaps`: ranges of WAL that were not delivered and that nothing has closed.
+    pub gaps: IntGauge,
+    /// `walhook_uncovered_tables`: tables below those that rules name whose changes are missing.
+    pub uncovered: IntGauge,
+    /// `walhook_state_bytes`: what the state tables take on disk.
+    pub state_bytes: IntGauge,
+    /// `walhook_replay_window_bytes`: WAL that the anchor slot makes the server keep for replays.
+    pub replay_window: IntGauge,
+    oldest_unsettled: Gauge,
+    slot_retained: IntGauge,
+    slot_safe: Gauge,
+    checkpoint_lag: IntGauge,
+    leader: IntGauge,
+    failing: HashMap<Part, Gauge>,
+    unroutable: HashMap<&'static str, IntCounter>,
+}
+
+impl Metrics {
+    /// A registry of its own, for the pipeline of this slot, with a counter for each of the event types
+    /// that the rules name.
+    ///
+    /// # Errors
+    /// Never for names as they stand here.
+    pub fn new<'a>(
+        pipeline: &str,
+        event_types: impl IntoIterator<Item = &'a str>,
+    ) -> prometheus::Result<Self> {
+        let common = HashMap::from([("pipeline".to_owned(), pipeline.to_owned())]);
+        let registry = Registry::new_custom(None, Some(common))?;
+        let r = &registry;
+        register(r, faults::counters())?;
+        let events =
+            counters(r, "walhook_events_total", "Events made, by the rule's type.", "type")?;
+        let deliveries = counters(
+            r,
+            "walhook_deliveries_total",
+            "Deliveries that came to an end or were deferred, by how.",
+            "result",
+        )?;
+        let attempts = counters(
+            r,
+            "walhook_attempts_total",
+            "Requests that came to an end, by what came of them.",
+            "outcome",
+        )?;
+        let unrouted = counters(
+            r,
+            "walhook_unrouted_total",
+            "Events that were stored without an endpoint, and what became of them.",
+            "result",
+        )?;
+        let deferred = counters(
+            r,
+            "walhook_deferred_total",
+            "Deliveries that left memory for the table of deferred ones, by why.",
+            "reason",
+        )?;
+        let unroutable = counters(
+            r,
+            "walhook_unroutable_total",
+            "Changes that could not be turned into an event, by why.",
+            "reason",
+        )?;
+        let endpoint_changes = counters(
+            r,
+            "walhook_endpoint_changes_total",
+            "Changes of endpoints' states, by what they became.",
+            "change",
+        )?;
+        let notices = counters(
+            r,
+            "walhook_notices_total",
+            "Requests to notify.url that came to an end, and notices given up.",
+            "result",
+        )?;
+        let in_flight =
+            gauges(r, "walhook_in_flight", "Requests in flight, by the pool they hold.", "pool")?;
+        let lanes = gauges(r, "walhook_lanes", "Accounts with pending deliveries.", "state")?;
+        let stopped = gauges(
+            r,
+            "walhook_endpoints_stopped",
+            "Endpoints to which nothing is sent, by why.",
+            "state",
+        )?;
+        let slot_safe = register(
+            r,
+            Gauge::new(
+                "walhook_slot_safe_bytes",
+                "WAL that can still be written before the slot is lost; infinite without a limit.",
+            )?,
+        )?;
+        // Until the leader has asked, it is not known.
+        slot_safe.set(f64::NAN);
+        let failing = register(
+            r,
+            GaugeVec::new(
+                Opts::new("walhook_failing_seconds", "For how long a part has been failing."),
+                &["part", "delivery"],
+            )?,
+        )?;
+        let outcomes = STATUS_CLASSES.into_iter().chain(FAILURES.map(FailureKind::as_str));
+        Ok(Self {
+            changes: register(
+                r,
+                IntCounter::new(
+                    "walhook_changes_total",
+                    "Row changes received in committed transactions.",
+                )?,
+            )?,
+            events: event_types
+                .into_iter()
+                .map(|name| (name.to_owned(), events.with_label_values(&[name])))
+                .collect(),
+            delivered: deliveries.with_label_values(&["delivered"]),
+            logged: deliveries.with_label_values(&["logged"]),
+            dead: deliveries.with_label_values(&["dead"]),
+            dropped: deliveries.with_label_values(&["dropped"]),
+            in_gaps: deliveries.with_label_values(&["gap"]),
+            unrouted_stored: unrouted.with_label_values(&["stored"]),
+            unrouted_routed: unrouted.with_label_values(&["routed"]),
+            unrouted_unwanted: unrouted.with_label_values(&["unwanted"]),
+            unrouted: gauge(r, "walhook_unrouted", "Events that are stored without an endpoint.")?,
+            deferred_in_all: deliveries.with_label_values(&["deferred"]),
+            deferred_by_reason: DeferReason::ALL
+                .map(DeferReason::as_str)
+                .into_iter()
+                .map(|name| (name, deferred.with_label_values(&[name])))
+                .collect(),
+            attempts: outcomes.map(|name| (name, attempts.with_label_values(&[name]))).collect(),
+            endpoint_changes: EndpointChange::ALL
+                .map(EndpointChange::as_str)
+                .map(|name| (name, endpoint_changes.with_label_values(&[name])))
+                .into(),
+            notices: NoticeResult::ALL
+                .map(NoticeResult::as_str)
+                .map(|name| (name, notices.with_label_values(&[name])))
+                .into(),
+            notify_failing: gauge(
+                r,
+                "walhook_notify_failing",
+                "Whether notify.url did not take the last notice.",
+            )?,
+            resends: register(
+                r,
+                IntCounter::new(
+                    "walhook_resends_total",
+                    "Requests sent again on another connection within their attempt.",
+                )?,
+            )?,
+            delivery_latency: histogram(
+                r,
+                "walhook_delivery_latency_seconds",
+                "From the commit to the 2xx.",
+                &LATENCY_BUCKETS,
+            )?,
+            queue_wait: histogram(
+                r,
+                "walhook_queue_wait_seconds",
+                "From when a delivery could first be sent to its first request.",
+                &LATENCY_BUCKETS,
+            )?,
+            attempt_duration: histogram(
+                r,
+                "walhook_attempt_seconds",
+                "How long a request took.",
+                &ATTEMPT_BUCKETS,
+            )?,
+            in_flight_fast: in_flight.with_label_values(&["fast"]),
+            in_flight_slow: in_flight.with_label_values(&["slow"]),
+            lanes_ready: lanes.with_label_values(&["ready"]),
+            lanes_waiting: lanes.with_label_values(&["waiting"]),
+            queued_bytes: gauge(r, "walhook_queued_bytes", "Memory that pending events take.")?,
+            kept_bytes: gauge(r, "walhook_kept_bytes", "Memory that routes and queues take.")?,
+            connection_bytes: gauge(
+                r,
+                "walhook_connection_bytes",
+                "Memory that connections to endpoints and their unfinished answers take.",
+            )?,
+            deferred: gauge(r, "walhook_deferred", "Deliveries that are deferred.")?,
+            backlogs: gauge(r, "walhook_backlogs", "Endpoints with deferred deliveries.")?,
+            breakers_open: gauge(
+                r,
+                "walhook_breakers_open",
+                "Endpoints that fail too often to be sent to.",
+            )?,
+            endpoints_disabled: stopped.with_label_values(&["disabled"]),
+            endpoints_paused: stopped.with_label_values(&["paused"]),
+            endpoints_suspended: stopped.with_label_values(&["suspended"]),
+            endpoints_invalid: gauge(
+                r,
+                "walhook_endpoints_invalid",
+                "Endpoints whose row cannot be used, of those that are known.",
+            )?,
+            dead_letters: gauge(r, "walhook_dead_letters", "Dead letters that are stored.")?,
+            gaps: gauge(r, "walhook_gaps", "Ranges of WAL that were not delivered.")?,
+            uncovered: gauge(
+                r,
+                "walhook_uncovered_tables",
+                "Partitions and children of the rules' tables whose changes are missing.",
+            )?,
+            state_bytes: gauge(r, "walhook_state_bytes", "Bytes that the state tables take.")?,
+            oldest_unsettled: register(
+                r,
+                Gauge::new(
+                    "walhook_oldest_unsettled_seconds",
+                    "Age of the oldest transaction that holds the checkpoint back.",
+                )?,
+            )?,
+            slot_retained: gauge(
+                r,
+                "walhook_slot_retained_bytes",
+                "WAL that the slot makes the server keep.",
+            )?,
+            slot_safe,
+            checkpoint_lag: gauge(
+                r,
+                "walhook_checkpoint_lag_bytes",
+                "WAL between the checkpoint and the end of what was received.",
+            )?,
+            replay_window: gauge(
+                r,
+                "walhook_replay_window_bytes",
+                "WAL that the anchor slot makes the server keep for replays.",
+            )?,
+            leader: gauge(r, "walhook_leader", "Whether this instance is the leader.")?,
+            failing: Part::ALL
+                .map(|part| {
+                    let delivery = if part.stops_delivery() { "stops" } else { "goes_on" };
+                    (part, failing.with_label_values(&[part.as_str(), delivery]))
+                })
+                .into(),
+            unroutable: UNROUTABLE
+                .map(UnroutableReason::as_str)
+                .map(|name| (name, unroutable.with_label_values(&[name])))
+                .into(),
+            registry,
+        })
+    }
+
+    /// Counts an event by its type, or else by the longest pattern of a rule that covers it: types that
+    /// rows bring along are without number. What no rule covers is not counted.
+    pub fn count_event(&self, event_type: &str) {
+        let by_pattern = || {
+            let covers = |name: &str| pattern_covers(name, event_type);
+            let named = self.events.iter().filter(|(name, _)| covers(name));
+            named.max_by_key(|(name, _)| name.len()).map(|(_, counter)| counter)
+        };
+        if let Some(counter) = self.events.get(event_type).or_else(by_pattern) {
+            counter.inc();
+        }
+    }
+
+    /// Counts deliveries that were deferred for this reason.
+    pub fn count_deferred(&self, reason: DeferReason, deliveries: u64) {
+        self.deferred_in_all.inc_by(deliveries);
+        if let Some(counter) = self.deferred_by_reason.get(reason.as_str()) {
+            counter.inc_by(deliveries);
+        }
+    }
+
+    /// Counts changes that could not be turned into events, or events whose endpoints cannot be told.
+    pub fn count_unroutable(&self, reason: UnroutableReason, changes: u64) {
+        if let Some(counter) = self.unroutable.get(reason.as_str()) {
+            counter.inc_by(changes);
+        }
+    }
+
+    /// Counts a request that came to an end, with the time it took.
+    pub fn count_attempt(&self, outcome: &Outcome) {
+        let label = match &outcome.result {
+            Err(failure) => failure.kind.as_str(),
+            Ok(answer) => match answer.status {
+                200..300 => "2xx",
+                300..400 => "3xx",
+                400..500 => "4xx",
+                500..600 => "5xx",
+                _ => "other",
+            },
+        };
+        if let Some(counter) = self.attempts.get(label) {
+            counter.inc();
+        }
+        self.resends.inc_by(outcome.resends.into());
+        self.attempt_duration.observe(outcome.elapsed.as_secs_f64());
+    }
+
+    /// Counts a change of an endpoint's state.
+    pub fn count_endpoint_change(&self, change: EndpointChange) {
+        if let Some(counter) = self.endpoint_changes.get(change.as_str()) {
+            counter.inc();
+        }
+    }
+
+    /// Counts what came of a notice.
+    pub fn count_notice(&self, result: NoticeResult) {
+        self.notify_failing.set(i64::from(result != NoticeResult::Sent));
+        if let Some(counter) = self.notices.get(result.as_str()) {
+            counter.inc();
+        }
+    }
+
+    /// Counts a delivery that ended with a 2xx, `since_commit` after its transaction's commit.
+    pub fn count_delivered(&self, since_commit: Duration) {
+        self.delivered.inc();
+        self.delivery_latency.observe(since_commit.as_secs_f64());
+    }
+
+    /// Records how long a delivery waited until its first request.
+    pub fn observe_queue_wait(&self, wait: Duration) {
+        self.queue_wait.observe(wait.as_secs_f64());
+    }
+
+    /// Sets the age of the oldest transaction that holds the checkpoint back; zero for none.
+    pub fn set_oldest_unsettled(&self, age: Duration) {
+        self.oldest_unsettled.set(age.as_secs_f64());
+    }
+
+    /// Sets what the server says of the slot. `safe_bytes` is `None` where nothing limits it.
+    pub fn set_slot(&self, retained_bytes: u64, safe_bytes: Option<u64>) {
+        self.slot_retained.set(saturate(retained_bytes));
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+        self.slot_safe.set(safe_bytes.map_or(f64::INFINITY, |bytes| bytes as f64));
+    }
+
+    /// Sets the distance from the checkpoint to the end of what was received.
+    pub fn set_checkpoint_lag(&self, bytes: u64) {
+        self.checkpoint_lag.set(saturate(bytes));
+    }
+
+    /// Sets for how long a part has been failing; zero: it works.
+    pub fn set_failing(&self, part: Part, age: Duration) {
+        if let Some(gauge) = self.failing.get(&part) {
+            gauge.set(age.as_secs_f64());
+        }
+    }
+
+    /// Says whether this instance is the leader. What only a leader knows is forgotten when it no longer
+    /// is, or it would stand there beside what the next one says.
+    pub fn set_leader(&self, leader: bool) {
+        self.leader.set(i64::from(leader));
+        if leader {
+            return;
+        }
+        for gauge in [
+            &self.notify_failing,
+            &self.in_flight_fast,
+            &self.in_flight_slow,
+            &self.lanes_ready,
+            &self.lanes_waiting,
+            &self.queued_bytes,
+            &self.kept_bytes,
+            &self.connection_bytes,
+            &self.deferred,
+            &self.backlogs,
+            &self.breakers_open,
+            &self.endpoints_disabled,
+            &self.endpoints_paused,
+            &self.endpoints_suspended,
+            &self.endpoints_invalid,
+            &self.dead_letters,
+            &self.gaps,
+            &self.uncovered,
+            &self.state_bytes,
+            &self.replay_window,
+            &self.slot_retained,
+            &self.checkpoint_lag,
+        ] {
+            gauge.set(0);
+        }
+        self.oldest_unsettled.set(0.0);
+        self.slot_safe.set(f64::NAN);
+    }
+
+    /// All metrics in Prometheus' text format.
+    ///
+    /// # Errors
+    /// When the encoder refuses, which it does for no metric that is registered here.
+    pub fn render(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+fn saturate(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, c: C) -> prometheus::Result<C> {
+    registry.register(Box::new(c.clone()))?;
+    Ok(c)
+}
+
+fn counters(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+) -> prometheus::Result<IntCounterVec> {
+    register(r, IntCounterVec::new(Opts::new(name, help), &[label])?)
+}
+
+fn gauges(r: &Registry, name: &str, help: &str, label: &str) -> prometheus::Result<IntGaugeVec> {
+    register(r, IntGaugeVec::new(Opts::new(name, help), &[label])?)
+}
+
+fn gauge(r: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+    register(r, IntGauge::new(name, help)?)
+}
+
+fn histogram(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    buckets: &[f64],
+) -> prometheus::Result<Histogram> {
+    register(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,167 @@
+//! Whether the source still shows us what the rules need.
+//!
+//! A table that leaves the publication, because somebody drops the table or alters the publication,
+//! leaves the stream without a word. So this is looked at whenever the source is opened, and every few seconds.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context;
+
+use super::Stop;
+use crate::config::Config;
+use walhook_core::catalog::TableName;
+use walhook_core::halt::Halt;
+use walhook_postgres::coverage::{self, Seen};
+use walhook_postgres::coverage::{Kind, Lack};
+use walhook_postgres::refused_writes::{RefusedWrites, refused_writes};
+use walhook_postgres::row_security;
+use walhook_postgres::source::{self, Publication};
+use walhook_postgres::sql::Connection;
+
+/// Looks.
+///
+/// # Errors
+/// When the server does not answer; what it answers is the inner result.
+pub(super) async fn check(
+    config: &Config,
+    client: &Connection,
+) -> anyhow::Result<Result<(), Halt>> {
+    let name = &config.source.publication;
+    let Some(publication) = source::publication(client, name).await? else {
+        let problem = format!("publication {name:?} does not exist");
+        return Ok(Err(Halt::PublicationMissing { problem }));
+    };
+    let rules = config.rule_tables().map(str::parse::<TableName>);
+    let tables: BTreeSet<TableName> = rules.collect::<Result<_, _>>().context("a table's name")?;
+    if let Some(problem) = find_problem(config, &publication, &tables) {
+        let problem = without_wal(client, name, &tables).await?.unwrap_or(problem);
+        return Ok(Err(Halt::Unpublished { publication: name.clone(), problem }));
+    }
+    Ok(Ok(()))
+}
+
+/// What keeps changes of the watched tables out of the stream. Refused at the start; while we run it is
+/// told, and endpoints are looked up anew again and again: to halt would keep everything from everyone.
+///
+/// # Errors
+/// When the server does not answer.
+pub(super) async fn unwatched(
+    config: &Config,
+    client: &Connection,
+) -> anyhow::Result<Result<(), Halt>> {
+    let name = &config.source.publication;
+    let Some(publication) = source::publication(client, name).await? else { return Ok(Ok(())) };
+    let tables = needed(config)?;
+    let Some(problem) = find_problem(config, &publication, &tables) else { return Ok(Ok(())) };
+    let problem = without_wal(client, name, &tables).await?.unwrap_or(problem);
+    Ok(Err(Halt::Unpublished { publication: name.clone(), problem }))
+}
+
+/// Refuses to start where row-level security may hide rows that are looked up. While we run, look-ups
+/// fail of it and say so.
+///
+/// # Errors
+/// When the server does not answer; what it answers is the inner result.
+pub(super) async fn check_rows(
+    config: &Config,
+    client: &Connection,
+) -> anyhow::Result<Result<(), Halt>> {
+    let hidden = row_security::hidden(client, &looked_up(config)?).await?;
+    Ok(hidden.into_iter().next().map_or(Ok(()), |hidden| {
+        let mend = hidden.mend();
+        Err(Halt::RowsHidden { table: hidden.table.to_string(), role: hidden.role, mend })
+    }))
+}
+
+/// Refuses to start where being published makes somebody's own writes fail. While we run, to halt
+/// would not help them.
+///
+/// # Errors
+/// [`Stop::Config`] when that is so; [`Stop::Failed`] when the server does not answer.
+pub(super) async fn refuse_to_break_writes(
+    config: &Config,
+    client: &Connection,
+) -> Result<(), Stop> {
+    let name = &config.source.publication;
+    let refused = refused_writes(client, name).await?;
+    let line = |table: &RefusedWrites| {
+        let (table, problem, mend) = (&table.table, &table.problem, &table.mend);
+        format!(
+            "publication {name:?} makes UPDATE and DELETE of {table} fail: it {problem}; {mend}"
+        )
+    };
+    match refused.is_empty() {
+        true => Ok(()),
+        false => Err(Stop::Config(refused.iter().map(line).collect::<Vec<_>>().join("\n"))),
+    }
+}
+
+/// What is wrong with a table that cannot be published, and the fix.
+async fn without_wal(
+    client: &Connection,
+    publication: &str,
+    tables: &BTreeSet<TableName>,
+) -> anyhow::Result<Option<String>> {
+    let looked = coverage::look(client, publication, tables, 0).await?;
+    let named = looked.tables.iter().filter(|seen| seen.covered.kind == Kind::Named);
+    Ok(named.into_iter().find_map(|Seen { name, covered, .. }| match covered.lack? {
+        Lack::Unlogged => Some(format!(
+            "cannot hold the table {name}, which is unlogged: ALTER TABLE {name} SET LOGGED, then run \
+             `walhook setup`"
+        )),
+        Lack::Foreign => Some(format!(
+            "cannot hold {name}, which is a foreign table: its changes are in another server's WAL; \
+             remove what names it from the configuration, and run a walhook there"
+        )),
+        Lack::Unpublished | Lack::Identityless | Lack::Filtered => None,
+    }))
+}
+
+/// The tables whose changes must be in the stream.
+pub(super) fn needed(config: &Config) -> anyhow::Result<BTreeSet<TableName>> {
+    let rules = config.rule_tables();
+    let tables = rules.chain(config.rules().watched()).map(str::parse::<TableName>);
+    tables.collect::<Result<_, _>>().context("a table's name")
+}
+
+/// The tables and views that are looked up.
+fn looked_up(config: &Config) -> anyhow::Result<BTreeSet<TableName>> {
+    let accounts = config.accounts.as_ref().map(|accounts| accounts.table.as_str());
+    let tables = std::iter::once(config.endpoints.table.as_str()).chain(accounts);
+    tables.map(str::parse).collect::<Result<_, _>>().context("a table's name")
+}
+
+/// The first thing that is missing, and the mend, in words that follow the publication's name.
+fn find_problem(
+    config: &Config,
+    publication: &Publication,
+    tables: &BTreeSet<TableName>,
+) -> Option<String> {
+    for table in tables {
+        if !publication.tables.contains(table) {
+            return Some(format!("does not hold the table {table}: `walhook setup` puts it back"));
+        }
+        if publication.filtered.contains(table) {
+            return Some(format!(
+                "has a row filter for the table {table}, which hides changes: publish it again \
+                 without WHERE, and use `when` in the rule"
+            ));
+        }
+    }
+    let operations: BTreeSet<&str> = config
+        .events
+        .iter()
+        .flat_map(|rule| &rule.on)
+        .map(|operation| operation.as_str())
+        // Endpoints are invalidated by every change of a row.
+        .chain(["insert", "update", "delete"])
+        .collect();
+    let published = [
+        ("insert", publication.insert),
+        ("update", publication.update),
+        ("delete", publication.delete),
+        ("truncate", publication.truncate),
+    ];
+    let missing = published.iter().find(|(name, is)| !is && operations.contains(name));
+    missing.map(|(name, _)| format!("does not publish {name}s: `walhook setup` has it do so"))
+}

@@ -1,0 +1,347 @@
+//! The task that carries replays out, one after the other: reads the range, routes its events, and feeds
+//! the dispatcher as fast as that takes them, at most 1,000 deliveries a second.
+//!
+//! The dispatcher counts what has ended, or is deferred, in the transaction that makes it durable. Now and
+//! then the feeder waits until all that it fed has, and stores the position: there the next leader goes on.
+//! What the one before had deferred from there on is passed over; what it had delivered is sent again.
+
+mod left_out;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
+
+use super::open_state;
+use super::range::Range;
+use super::reader::Batch;
+use crate::config::Config;
+use crate::server::health::Teller;
+use crate::server::trouble::Part;
+use left_out::LeftOut;
+use walhook_core::endpoint::{Endpoint, Routes};
+use walhook_core::event::{AccountId, Event, Item};
+use walhook_core::lsn::Lsn;
+use walhook_dispatch::dispatcher::{Replay, ReplayInput};
+use walhook_postgres::lookup::{LookupSession, Lookups};
+use walhook_state::{StateStore, StoredReplay};
+
+/// How often the table of jobs is looked at while there is nothing to do.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// How often the progress of a replay is looked at, and whether it was cancelled.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Batches on their way from the range.
+const BATCHES: usize = 2;
+
+/// Deliveries after which the position is stored: a leader that comes later sends so many again.
+const STORE_EVERY: i64 = 5_000;
+
+/// Deliveries that are fed together, and how long from one lot to the next. Endpoints that answer at once
+/// would let a replay take every core that walhook and PostgreSQL have, and the live events would wait for
+/// them: in small lots these never wait for many.
+const LOT: u32 = 2;
+const LOT_EVERY: Duration = Duration::from_millis(2);
+
+/// Between two tries of a replay that the source interrupts.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Tries without any progress between them, after which a replay is given up.
+const TRIES: u32 = 5;
+
+/// Carries replays out until it is dropped.
+pub(super) async fn feed(
+    config: &Config,
+    epoch: i64,
+    tell: &Teller,
+    input: mpsc::Sender<ReplayInput>,
+) {
+    let mut feeder = Feeder {
+        lookups: Lookups::of(config.lookups()),
+        config,
+        epoch,
+        input,
+        fed: HashMap::new(),
+        left_out: HashMap::new(),
+        begun: None,
+    };
+    loop {
+        if let Err(error) = feeder.look(tell).await {
+            tell.fails(Part::Replays, Instant::now(), error.as_ref());
+        }
+        sleep(EVERY).await;
+    }
+}
+
+struct Feeder<'a> {
+    config: &'a Config,
+    epoch: i64,
+    lookups: Lookups,
+    input: mpsc::Sender<ReplayInput>,
+    /// For each replay that is not finished how many deliveries have been fed, those that earlier
+    /// leaders counted included. Outlives a lost connection, as the dispatcher's counts do.
+    fed: HashMap<i64, i64>,
+    /// What each of them has left out up to its stored position, since this leader carries it out.
+    left_out: HashMap<i64, LeftOut>,
+    /// The replay whose range this leader reads for the first time, from its beginning: nothing of it can be
+    /// deferred already.
+    begun: Option<i64>,
+}
+
+/// Keeps lots apart.
+struct Pace {
+    lots: Interval,
+    left: u32,
+}
+
+impl Pace {
+    fn new() -> Self {
+        let mut lots = interval(LOT_EVERY);
+        // What was missed is not made up for.
+        lots.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { lots, left: 0 }
+    }
+
+    /// Waits until one more delivery may go.
+    async fn wait(&mut self) {
+        if self.left == 0 {
+            self.lots.tick().await;
+            self.left = LOT;
+        }
+        self.left -= 1;
+    }
+}
+
+/// How feeding a range ended.
+enum Fed {
+    /// All of it has ended or is deferred, and that is stored.
+    Settled,
+    /// It was ended by an operator.
+    Cancelled,
+    /// The range could not be read to its end.
+    Broken(String),
+}
+
+impl Feeder<'_> {
+    async fn look(&mut self, tell: &Teller) -> anyhow::Result<()> {
+        let mut store = open_state(self.config).await?;
+        store.write_as(self.epoch);
+        loop {
+            let next = store.next_replay().await?;
+            tell.works(Part::Replays);
+            let Some(replay) = next else {
+                sleep(EVERY).await;
+                continue;
+            };
+            let (from, to) = (replay.position, replay.range.to);
+            tracing::info!(replay = replay.id, %from, %to, "sending a past range again");
+            let StoredReplay { id: job, counts, .. } = replay;
+            let range = replay.range.clone();
+            let is_new = !self.fed.contains_key(&job) && counts.total() == 0;
+            self.begun = (is_new && from <= range.from).then_some(job);
+            self.fed.entry(job).or_insert(counts.total());
+            self.input.send(ReplayInput::Start(counts)).await?;
+            let problem = self.carry_out(&mut store, replay).await?;
+            self.input.send(ReplayInput::End(job)).await?;
+            self.fed.remove(&job);
+            let left_out = self.left_out.remove(&job).and_then(|left_out| left_out.to_text());
+            let problem = match (problem, left_out) {
+                (Some(problem), Some(left_out)) => Some(format!("{problem}; {left_out}")),
+                (problem, left_out) => problem.or(left_out),
+            };
+            if problem.is_none() {
+                for gap in store.close_replayed_gaps(job, &range).await? {
+                    tracing::info!(
+                        gap,
+                        replay = job,
+                        "closed the gap that the replay has sent again"
+                    );
+                }
+            }
+            store.finish_job(job, problem.as_deref()).await?;
+            let left = store.replay(job).await?;
+            let (waiting, dead) = left.map_or((0, 0), |left| (left.waiting, left.dead));
+            tracing::info!(
+                replay = job,
+                problem,
+                waiting,
+                dead,
+                "the replay's range is read to its end"
+            );
+        }
+    }
+
+    /// Feeds a replay until all of it is settled. Says why it ended early, where it did.
+    async fn carry_out(
+        &mut self,
+        store: &mut StateStore,
+        mut replay: StoredReplay,
+    ) -> anyhow::Result<Option<String>> {
+        let mut tries = 0;
+        loop {
+            let problem = match self.feed_range(store, &replay).await? {
+                Fed::Settled | Fed::Cancelled => return Ok(None),
+                Fed::Broken(problem) => problem,
+            };
+            let Some(now) = store.replay(replay.id).await? else { return Ok(None) };
+            tries = if now.position > replay.position { 1 } else { tries + 1 };
+            replay = now;
+            if tries >= TRIES {
+                return Ok(Some(problem));
+            }
+            tracing::warn!(replay = replay.id, %problem, "the replay was interrupted; trying again");
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn feed_range(
+        &mut self,
+        store: &mut StateStore,
+        replay: &StoredReplay,
+    ) -> anyhow::Result<Fed> {
+        let (from, to) = (replay.position.max(replay.range.from), replay.range.to);
+        // What was fed before the connection was lost is a row by then, or has ended.
+        if !self.until_ended(store, replay.id).await? {
+            return Ok(Fed::Cancelled);
+        }
+        let may_be_there = self.begun.take() != Some(replay.id);
+        let purpose = format!("replay_{}", replay.id);
+        let from_oldest = replay.range.from_oldest;
+        let range = match Range::open(self.config, from, to, from_oldest, &purpose).await {
+            Ok(range) => range,
+            Err(error) => return Ok(Fed::Broken(format!("{error:#}"))),
+        };
+        let session = LookupSession::open(self.config.lookups(), "walhook replay").await?;
+        let (out, mut batches) = mpsc::channel::<Batch>(BATCHES);
+        let mut task = JoinSet::new();
+        task.spawn(range.read(out));
+        let mut unstored = 0;
+        let mut left_out = LeftOut::default();
+        let mut pace = Pace::new();
+        while let Some(batch) = batches.recv().await {
+            let mut end = None;
+            let events = events(replay, batch.items, &mut end);
+            let there = match may_be_there && !events.is_empty() {
+                true => {
+                    let ids: Vec<String> = events.iter().map(|e| e.id.to_string()).collect();
+                    store.replayed_before(replay.id, &ids).await?
+                }
+                false => HashSet::new(),
+            };
+            let mut accounts: Vec<AccountId> = events.iter().map(|e| e.account.clone()).collect();
+            accounts.sort_unstable();
+            accounts.dedup();
+            while !accounts.is_empty() {
+                // As many of them as memory has room for, and one delivery after the other: an account may
+                // have very many endpoints.
+                let routes = session.fetch(&self.lookups, &accounts).await?.routes;
+                let routes: HashMap<AccountId, Routes> = routes.into_iter().collect();
+                accounts.retain(|account| !routes.contains_key(account));
+                for (account, routes) in &routes {
+                    if let Some(why) = &routes.refused {
+                        // The others' must not wait for it; it can be replayed by itself afterwards.
+                        let of_account = events.iter().filter(|e| e.account == *account).count();
+                        left_out.add(account, of_account as u64, why);
+                        let account = account.escape_debug();
+                        tracing::warn!(replay = replay.id, %account, %why, "a replay leaves the account out");
+                    }
+                }
+                for delivery in deliveries(replay, &events, &routes) {
+                    let Replay { event, endpoint, .. } = &delivery;
+                    if may_be_there && there.contains(&(event.id.to_string(), endpoint.to_string()))
+                    {
+                        continue;
+                    }
+                    unstored += 1;
+                    *self.fed.entry(replay.id).or_default() += 1;
+                    pace.wait().await;
+                    // The dispatcher takes it when it has room; a cancelled replay must not wait for that.
+                    tokio::select! {
+                        sent = self.input.send(ReplayInput::Deliver(delivery)) => sent?,
+                        () = cancelled(store, replay.id) => return Ok(Fed::Cancelled),
+                    }
+                }
+            }
+            if let Some(end) = end.filter(|end| unstored >= STORE_EVERY || *end >= to) {
+                if !self.until_ended(store, replay.id).await? {
+                    return Ok(Fed::Cancelled);
+                }
+                store.set_replay_position(replay.id, end).await?;
+                let before = self.left_out.entry(replay.id).or_default();
+                before.append(std::mem::take(&mut left_out));
+                unstored = 0;
+            }
+        }
+        match task.join_next().await.context("the range has no reader")? {
+            Ok(Ok(())) => Ok(Fed::Settled),
+            Ok(Err(error)) => Ok(Fed::Broken(format!("{error:#}"))),
+            Err(_) => Ok(Fed::Broken("the range's reader panicked".to_owned())),
+        }
+    }
+
+    /// Waits until all that was fed has ended or is deferred, and that is stored; `false` when the replay was cancelled
+    /// meanwhile.
+    async fn until_ended(&self, store: &StateStore, id: i64) -> anyhow::Result<bool> {
+        let fed = self.fed.get(&id).copied().unwrap_or_default();
+        loop {
+            match store.replay(id).await? {
+                None | Some(StoredReplay { finished: true, .. }) => return Ok(false),
+                Some(now) if now.counts.total() >= fed => return Ok(true),
+                Some(_) => sleep(POLL).await,
+            }
+        }
+    }
+}
+
+/// The events among the items that are to be sent again. `end` becomes the position up to which
+/// transactions are complete with these items, where any is.
+fn events(replay: &StoredReplay, items: Vec<Item>, end: &mut Option<Lsn>) -> Vec<Arc<Event>> {
+    let mut events = Vec::new();
+    for item in items {
+        match item {
+            Item::Event(event) if replay.range.filter.admits(&event) => events.push(event),
+            Item::Commit { end_lsn } => *end = Some(end_lsn),
+            Item::Progress { wal_end } => *end = Some(wal_end),
+            // What cannot be routed stands among the dead letters since the first time.
+            Item::Event(_) | Item::Unroutable(_) | Item::Invalidate(_) => {}
+            // What is complete ends before a transaction that is not.
+            Item::Begin { .. } => {}
+        }
+    }
+    events
+}
+
+/// The deliveries that events make.
+fn deliveries<'a>(
+    replay: &'a StoredReplay,
+    events: &'a [Arc<Event>],
+    routes: &'a HashMap<AccountId, Routes>,
+) -> impl Iterator<Item = Replay> + 'a {
+    let filter = &replay.range.filter;
+    events.iter().flat_map(move |event| {
+        let endpoints = routes.get(&event.account).into_iter().flat_map(|r| &r.endpoints);
+        let takes = move |e: &&Arc<Endpoint>| {
+            e.enabled && e.wants(&event.event_type) && filter.admits_endpoint(&e.id)
+        };
+        endpoints.filter(takes).map(move |endpoint| Replay {
+            job: replay.id,
+            event: Arc::clone(event),
+            endpoint: endpoint.id.clone(),
+        })
+    })
+}
+
+/// Waits until the replay has been ended by an operator.
+async fn cancelled(store: &StateStore, id: i64) {
+    loop {
+        sleep(POLL).await;
+        if let Ok(None | Some(StoredReplay { finished: true, .. })) = store.replay(id).await {
+            return;
+        }
+    }
+}

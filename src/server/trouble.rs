@@ -1,0 +1,234 @@
+//! What is wrong now, in words for the operator: which part fails, since when, why, what that costs
+//! meanwhile, and the fix.
+//!
+//! `/readyz`, `walhook status`, the metric `walhook_failing_seconds` and the log all say what stands here.
+
+use serde::{Deserialize, Serialize};
+use tokio::time::{Duration, Instant};
+
+use walhook_state::Told;
+
+/// So long something may fail before the instance is not ready: most of what fails is well again at the
+/// second attempt.
+pub const PASSING: Duration = Duration::from_secs(3);
+
+/// A part of the pipeline that goes on by itself when what it needs is there again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// Opening state and source, before this instance leads or stands by.
+    Start,
+    /// The replication stream.
+    Stream,
+    /// Storing outcomes and the checkpoint.
+    State,
+    /// Looking endpoints up.
+    Lookups,
+    /// Looking the endpoints of single accounts up.
+    Accounts,
+    /// Reading deferred deliveries back.
+    Deferred,
+    /// Commands for the leader.
+    Jobs,
+    /// Replays.
+    Replays,
+    /// Watching the slot, the publication and the catalog.
+    Observer,
+    /// The anchor slot.
+    ReplayWindow,
+    /// Measuring the state tables.
+    Sizes,
+    /// Removing what is too old from them.
+    Retention,
+    /// Vacuuming them.
+    Vacuum,
+    /// Telling `notify.url`.
+    Notices,
+    /// Changes of the watched tables.
+    Watch,
+}
+
+impl Part {
+    /// All of them.
+    pub const ALL: [Self; 15] = [
+        Self::Start,
+        Self::Stream,
+        Self::State,
+        Self::Lookups,
+        Self::Accounts,
+        Self::Deferred,
+        Self::Jobs,
+        Self::Replays,
+        Self::Observer,
+        Self::ReplayWindow,
+        Self::Sizes,
+        Self::Retention,
+        Self::Vacuum,
+        Self::Notices,
+        Self::Watch,
+    ];
+
+    /// The label's value in the metrics, and the name in `--json`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stream => "stream",
+            Self::State => "state",
+            Self::Lookups => "lookups",
+            Self::Accounts => "accounts",
+            Self::Deferred => "deferred",
+            Self::Jobs => "jobs",
+            Self::Replays => "replays",
+            Self::Observer => "observer",
+            Self::ReplayWindow => "replay_window",
+            Self::Sizes => "sizes",
+            Self::Retention => "retention",
+            Self::Vacuum => "vacuum",
+            Self::Notices => "notices",
+            Self::Watch => "watch",
+        }
+    }
+
+    /// What does not work, and what that costs meanwhile.
+    #[must_use]
+    pub const fn says(self) -> &'static str {
+        match self {
+            Self::Start => "cannot start streaming; nothing is sent until it can",
+            Self::Stream => {
+                "the stream is interrupted; what is committed meanwhile is sent afterwards"
+            }
+            Self::State => {
+                "cannot store the checkpoint; nothing is sent meanwhile, and the slot retains WAL"
+            }
+            Self::Lookups => {
+                "cannot look endpoints up; accounts that are known go on, events of all others wait"
+            }
+            Self::Accounts => {
+                "cannot look up the endpoints of single accounts; their events wait, all others are sent"
+            }
+            Self::Deferred => "cannot read deferred deliveries back; they wait",
+            Self::Jobs => "cannot look for commands; `retry`, `pause` and the like wait",
+            Self::Replays => "cannot look for replays; they wait",
+            Self::Observer => {
+                "cannot watch slot, publication and catalog; delivery goes on, and the slot's metrics stand still"
+            }
+            Self::ReplayWindow => "cannot keep the replay window; delivery goes on",
+            Self::Sizes => "cannot measure the state tables; state.max_size is not kept",
+            Self::Retention => "cannot remove what state.retention no longer keeps",
+            Self::Vacuum => "cannot vacuum the state tables; they grow",
+            Self::Notices => "cannot read the notices for notify.url; they wait",
+            Self::Watch => {
+                "changes of the endpoint table do not come; until they do, endpoints are looked up anew \
+                 every 5 s"
+            }
+        }
+    }
+
+    /// What works again, for the log.
+    #[must_use]
+    pub const fn works(self) -> &'static str {
+        match self {
+            Self::Start => "state and source can be opened",
+            Self::Stream => "the stream goes on",
+            Self::State => "the checkpoint is stored",
+            Self::Lookups => "endpoints are looked up",
+            Self::Accounts => "the endpoints of all accounts are looked up",
+            Self::Deferred => "deferred deliveries are read back",
+            Self::Jobs => "commands are looked for",
+            Self::Replays => "replays are looked for",
+            Self::Observer => "slot, publication and catalog are watched",
+            Self::ReplayWindow => "the replay window is kept",
+            Self::Sizes => "the state tables are measured",
+            Self::Retention => "what is too old is removed",
+            Self::Vacuum => "the state tables are vacuumed",
+            Self::Notices => "notices are read",
+            Self::Watch => "changes of the endpoint table come",
+        }
+    }
+
+    /// Whether somebody gets nothing meanwhile, so that the instance is not ready.
+    #[must_use]
+    pub const fn stops_delivery(self) -> bool {
+        match self {
+            Self::Start | Self::Stream | Self::State | Self::Lookups | Self::Deferred => true,
+            // One account's rows are no reason to call the instance unready for all: who takes unready
+            // instances away would stop everybody's.
+            Self::Accounts
+            | Self::Jobs
+            | Self::Replays
+            | Self::Observer
+            | Self::ReplayWindow
+            | Self::Sizes
+            | Self::Retention
+            | Self::Vacuum
+            | Self::Notices
+            | Self::Watch => false,
+        }
+    }
+}
+
+/// Something that fails now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// Since when.
+    pub since: Instant,
+    /// The same in microseconds since 1970-01-01 UTC.
+    pub since_us: i64,
+    /// The last error, without secrets.
+    pub error: String,
+    /// What to do about it.
+    pub fix: String,
+    /// When the log was told last.
+    pub(super) told: Option<Instant>,
+}
+
+impl Trouble {
+    /// The line of `/readyz`.
+    #[must_use]
+    pub fn to_line(&self, part: Part, now: Instant) -> String {
+        let Self { since, error, fix, .. } = self;
+        let seconds = now.duration_since(*since).as_secs();
+        format!("{}: for {seconds} s: {error}; fix: {fix}", part.says())
+    }
+}
+
+/// What an instance says of itself at `/troubles`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// The slot's name.
+    pub pipeline: String,
+    /// `starting`, `standby`, `leader` or `halted`.
+    pub role: String,
+    /// What fails now.
+    pub troubles: Vec<Told>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_says_what_fails_since_when_why_and_the_fix() {
+        let since = Instant::now();
+        let trouble = Trouble {
+            since,
+            since_us: 0,
+            error: "permission denied".to_owned(),
+            fix: "grant our role the right that it lacks".to_owned(),
+            told: None,
+        };
+        let line = trouble.to_line(Part::Lookups, since + Duration::from_secs(7));
+        for part in ["look endpoints up", "7 s", "permission denied", "fix: grant", "wait"] {
+            assert!(line.contains(part), "{line}");
+        }
+    }
+
+    #[test]
+    fn parts_are_called_the_same_everywhere() {
+        for part in Part::ALL {
+            let json = serde_json::to_value(part).unwrap();
+            assert_eq!(json, part.as_str());
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The task that makes outcomes durable: one state transaction at a time, tried until it succeeds.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::Stop;
+use super::backoff::Backoff;
+use crate::server::health::Teller;
+use crate::server::pace::LinePace;
+use crate::server::trouble::Part;
+use walhook_core::persist::{
+    DeadLetter, LETTERS_MAX, PersistBatch, Persisted, Purged, QueueId, UnroutedPurged,
+};
+use walhook_core::tick::Tick;
+use walhook_process::failpoint::Failpoint;
+use walhook_state::Told;
+use walhook_state::{StateError, StateStore};
+
+/// What the dispatcher asks.
+pub(super) struct PersistRequest {
+    pub(super) batch: Box<PersistBatch>,
+}
+
+/// How often `walhook status` is shown what fails, at most.
+const SHOW_EVERY: Duration = Duration::from_secs(1);
+
+/// To show it takes no longer.
+const SHOW_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A state transaction that takes longer is given up and tried again on a new connection.
+const PERSIST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Stores batch after batch, until the dispatcher ends or `abort`.
+///
+/// While the state database is away it tries the same batch again with backoff: nothing is
+/// acknowledged meanwhile, and the dispatcher sends nothing. Likewise where it refuses every value (by a
+/// constraint or trigger that somebody put on our tables, a right that was revoked, a full disk): rows from
+/// outside must not end the process, and what a person did, a person can undo. Meanwhile `tell` is told.
+///
+/// # Errors
+/// [`Stop::Fenced`] when another leader has taken over; [`Stop::Failed`] when what stands
+/// there is not what this program wrote.
+pub(super) async fn write(
+    mut store: StateStore,
+    mut requests: mpsc::Receiver<PersistRequest>,
+    persisted: mpsc::Sender<Persisted>,
+    tell: Teller,
+    abort: CancellationToken,
+) -> Result<(), Stop> {
+    let mut letters = LetterLog::new();
+    let mut shown = Shown::default();
+    loop {
+        let request = tokio::select! {
+            request = requests.recv() => request,
+            () = sleep(SHOW_EVERY) => {
+                shown.update(&mut store, &tell).await;
+                continue;
+            }
+        };
+        let Some(PersistRequest { batch }) = request else { return Ok(()) };
+        let since = Instant::now();
+        let mut backoff = Backoff::new();
+        Failpoint::Storing.pass();
+        let done = loop {
+            let stored = tokio::select! {
+                biased;
+                () = abort.cancelled() => return Ok(()),
+                stored = timeout(PERSIST_TIMEOUT, store.persist(&batch)) => stored,
+            };
+            let problem = match stored {
+                Ok(Ok(done)) => break done,
+                Ok(Err(StateError::Fenced { .. })) => return Err(Stop::Fenced),
+                // A defect, or another's doing; all else a person or time cures, and nothing is sent
+                // meanwhile.
+                Ok(Err(
+                    error @ (StateError::FrontierDecreases { .. }
+                    | StateError::CheckpointMoved { .. }
+                    | StateError::Unreadable { .. }
+                    | StateError::SchemaTooNew { .. }),
+                )) => {
+                    return Err(Stop::Failed(
+                        anyhow::Error::new(error).context("cannot store the checkpoint"),
+                    ));
+                }
+                Ok(Err(error)) => Some(error),
+                Err(_) => None,
+            };
+            match problem {
+                Some(error) => tell.fails(Part::State, since, &error),
+                None => tell.fails_with(
+                    Part::State,
+                    since,
+                    &format!("no answer within {PERSIST_TIMEOUT:?}"),
+                    "find out what keeps the state database: a lock, its disk, the network",
+                ),
+            }
+            tokio::select! {
+                () = abort.cancelled() => return Ok(()),
+                () = backoff.wait() => {}
+            }
+            if let Err(error) = store.reconnect().await {
+                tell.fails(Part::State, since, &error);
+            }
+        };
+        report(&done);
+        letters.log(&store, &batch).await;
+        if !batch.deferred.is_empty() {
+            Failpoint::DeferredCommitted.pass();
+        }
+        if !batch.dead_letters.is_empty() || !batch.died.is_empty() {
+            Failpoint::DeadLetterCommitted.pass();
+        }
+        let purges = batch.purges.len() + batch.letter_purges.len() + batch.unrouted_purges.len();
+        if !batch.gaps.is_empty() || purges > 0 {
+            Failpoint::GapCommitted.pass();
+        }
+        Failpoint::CheckpointCommitted.pass();
+        tell.checkpoint_written();
+        tell.works(Part::State);
+        if persisted.send(done).await.is_err() {
+            return Ok(());
+        }
+        shown.update(&mut store, &tell).await;
+    }
+}
+
+/// What `walhook status` is shown of what fails: by this task, for it has the one session that must be
+/// there in any case.
+#[derive(Default)]
+struct Shown {
+    /// What stands in the table; at first that is not known.
+    stored: Option<Vec<Told>>,
+    next: Option<Instant>,
+}
+
+impl Shown {
+    /// Stores what fails now, where the table says something else. What does not go in is tried again.
+    async fn update(&mut self, store: &mut StateStore, tell: &Teller) {
+        let now = Instant::now();
+        if self.next.is_some_and(|next| now < next) {
+            return;
+        }
+        self.next = Some(now + SHOW_EVERY);
+        let troubles = tell.health().told();
+        if self.stored.as_ref() == Some(&troubles) {
+            return;
+        }
+        match timeout(SHOW_TIMEOUT, store.store_troubles(&troubles)).await {
+            Ok(Ok(())) => self.stored = Some(troubles),
+            Ok(Err(error)) => tracing::debug!(%error, "cannot store what fails"),
+            Err(_) => tracing::debug!("cannot store what fails: no answer"),
+        }
+    }
+}
+
+/// What is lost to a bound of the dead letters is said aloud.
+fn report(Persisted { letters_purged, beyond, unrouted_purged, .. }: &Persisted) {
+    for UnroutedPurged { account, rows, .. } in
+        unrouted_purged.iter().filter(|purged| purged.rows > 0)
+    {
+        tracing::error!(
+            %account, rows,
+            "events that cannot be routed take a quarter of state.max_size, and the account has the most: \
+             they are counted in one gap; `walhook gaps list` shows the replay that sends them"
+        );
+    }
+    for QueueId { account, endpoint } in beyond {
+        tracing::error!(
+            %endpoint, %account,
+            "{LETTERS_MAX} dead letters stand there for it: those that follow are counted in one gap; \
+             `walhook gaps list` shows the replay that sends them"
+        );
+    }
+    for Purged { queue: QueueId { account, endpoint }, rows, .. } in letters_purged {
+        if *rows > 0 {
+            tracing::error!(
+                %endpoint, %account, rows,
+                "state.max_size is reached, and it holds the most: its dead letters are counted in one gap; \
+                 `walhook gaps list` shows the replay that sends them"
+            );
+        }
+    }
+}
+
+/// A line for each dead letter, at a bounded rate.
+struct LetterLog {
+    pace: LinePace,
+    began: Instant,
+}
+
+/// To learn the ids of a few letters may take so long.
+const IDS_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl LetterLog {
+    fn new() -> Self {
+        Self { pace: LinePace::default(), began: Instant::now() }
+    }
+
+    /// Logs those that the batch has stored.
+    async fn log(&mut self, store: &StateStore, batch: &PersistBatch) {
+        let now = Tick(0) + self.began.elapsed();
+        let died = batch.died.iter().map(|(_, letter)| letter);
+        let letters = batch.dead_letters.iter().chain(died);
+        let logged: Vec<&DeadLetter> = letters.filter(|_| self.pace.admits(now)).collect();
+        if !logged.is_empty() {
+            let ids = timeout(IDS_TIMEOUT, store.letter_ids(&logged)).await;
+            let ids = ids.ok().and_then(Result::ok).unwrap_or_default();
+            for (n, letter) in logged.into_iter().enumerate() {
+                let DeadLetter { event, endpoint, reason, detail, attempts, replay, .. } = letter;
+                let detail: String = detail.chars().take(240).collect();
+                tracing::warn!(
+                    dead_letter = ids.get(n).copied().flatten(),
+                    endpoint = %endpoint.as_deref().unwrap_or("none"), account = %event.account,
+                    event = %event.id, reason = reason.as_str(), attempts, replay, %detail,
+                    "a delivery is a dead letter; `walhook dead-letters show` shows one, `retry` sends it again"
+                );
+            }
+        }
+        if let Some(more) = self.pace.take_withheld(now) {
+            tracing::warn!(
+                more,
+                "and so many more dead letters; `walhook dead-letters list` shows them"
+            );
+        }
+    }
+}

@@ -14,11 +14,12 @@ use std::sync::Arc;
 
 use super::super::backlog::Backlog;
 use super::super::breaker::Breaker;
-use super::super::lane::{DELIVERY_BYTES, Held, Origin, Queue, Removed};
+use super::super::lane::{DELIVERY_BYTES, Held, Origin, Removed};
 use super::super::schedule::LaneId;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
 use super::durable::{Leaves, Leaving, RowChange};
+use super::queues::QueueNo;
 use super::suspend::Suspension;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{EndpointId, RowKeys};
@@ -75,6 +76,11 @@ impl Detour {
         }
     }
 
+    /// No row, and nothing that blocks.
+    pub(super) fn empty() -> Self {
+        Self::new(Backlog::new(Blocked::Keys(Vec::new()), DeferReason::Behind))
+    }
+
     /// Deliveries that are deferred and have not ended.
     pub(super) fn rows(&self) -> u64 {
         self.backlog.rows()
@@ -101,86 +107,76 @@ impl Dispatcher {
         for row in rows {
             let BacklogRow { queue, blocked, rows, failing_since_us, stopped_us, open_until_us } =
                 row;
-            let backlog = Backlog::recovered(blocked, rows);
-            let stopped_before_us = stopped_us;
             let detour = Detour {
                 failing_since_us,
-                stopped_before_us,
+                stopped_before_us: stopped_us,
                 was_open_until_us: open_until_us,
-                ..Detour::new(backlog)
+                ..Detour::new(Backlog::recovered(blocked, rows))
             };
-            self.detours.insert(queue.clone(), Box::new(detour));
+            let queue = self.queues.intern(&queue.account, &queue.endpoint);
+            self.queues.set_deferred(queue, Box::new(detour));
             if rows == 0 {
                 // Its first rows were never stored.
-                self.outdate(&queue);
+                self.outdate(queue);
             } else {
-                self.refills.join(&queue, &mut self.detours);
+                self.refills.join(queue, &mut self.queues);
             }
         }
     }
 
     /// Why a delivery that arrives now must join the queue's deferred rows, if it must.
-    pub(super) fn why_defer(&self, queue: &QueueId, keys: &RowKeys) -> Option<DeferReason> {
-        if self.is_suspended(queue) {
+    pub(super) fn why_defer(&self, queue: QueueNo, keys: &RowKeys) -> Option<DeferReason> {
+        let it = self.queues.at(queue);
+        let deferred = it.deferred();
+        if deferred.is_some_and(Detour::is_suspended) {
             return Some(DeferReason::Overflow);
         }
-        if self.is_paused(&queue.endpoint) {
+        if self.is_paused(&it.id().endpoint) {
             return Some(DeferReason::Paused);
         }
-        if self.detours.get(queue).is_some_and(|detour| detour.suspension.is_some()) {
-            // What was counted in its gap is not stored yet.
-            return Some(DeferReason::Behind);
+        if let Some(deferred) = deferred {
+            if deferred.suspension.is_some() {
+                // What was counted in its gap is not stored yet.
+                return Some(DeferReason::Behind);
+            }
+            if deferred.rows() > 0 && deferred.backlog.blocks(keys) {
+                return Some(deferred.backlog.why());
+            }
         }
-        if let Some(detour) = self.detours.get(queue)
-            && detour.rows() > 0
-            && detour.backlog.blocks(keys)
-        {
-            return Some(detour.backlog.why());
-        }
-        let lane = self.lanes.get(self.lane_of.get(&queue.account)?)?;
-        let in_memory = lane.queue(&queue.endpoint)?;
+        let in_memory = it.pending()?;
         let full =
             in_memory.len() >= self.settings.queue_max || in_memory.bytes() >= QUEUE_BYTES_MAX;
         full.then_some(DeferReason::Overflow)
     }
 
-    /// Defers a delivery that has just been routed, without queueing it.
+    /// Defers a delivery that has just been routed, without queueing it. The queue has a lane.
     pub(super) fn defer_arrival(
         &mut self,
-        queue: &QueueId,
+        queue: QueueNo,
         held: Arc<Held>,
         txn: TxnSeq,
         keys: &RowKeys,
         reason: DeferReason,
-        weight: f64,
     ) {
-        let id = self.next_delivery();
-        let lane_id = self.lane(&queue.account, weight);
-        let Some(lane) = self.lanes.get_mut(&lane_id) else { return };
-        self.queues += usize::from(lane.queue(&queue.endpoint).is_none());
-        let ordinal = lane.take_ordinal(&queue.endpoint, id);
+        let id = self.queues.next_delivery();
+        let ordinal = self.queues.take_ordinal(queue, id);
         self.bytes += DELIVERY_BYTES;
         let key = RowKey { event: EventKey::of(&held.event), replay: 0 };
-        let detour = self.detour(queue);
+        let detour = self.queues.deferred_or_new(queue);
         if reason == DeferReason::Overflow {
             detour.backlog.block_all(reason);
         }
         let (tried, counted) = (Tried::default(), DELIVERY_BYTES);
         let kept = Kept { held, txn: Some(txn), ordinal, counted, routed: None };
-        self.defer_or_skip(
-            queue,
-            key,
-            keys,
-            kept,
-            Leave { reason, tried, due: None, behind: false },
-        );
-        self.rest_if_idle(lane_id, &queue.endpoint, id);
+        let leave = Leave { reason, tried, due: None, behind: false };
+        self.defer_or_skip(queue, key, keys, kept, leave);
+        self.rest_if_idle(queue, id);
     }
 
     /// Defers what a row without an endpoint becomes for one.
     pub(super) fn defer_routed(
         &mut self,
-        queue: &QueueId,
+        queue: QueueNo,
         held: Arc<Held>,
         keys: &RowKeys,
         row: UnroutedKey,
@@ -189,48 +185,31 @@ impl Dispatcher {
         let key = RowKey { event: EventKey::of(&held.event), replay: 0 };
         let kept = Kept { held, txn: None, ordinal: 0, counted: DELIVERY_BYTES, routed: Some(row) };
         let (reason, tried) = (DeferReason::Unrouted, Tried::default());
-        self.defer_or_skip(
-            queue,
-            key,
-            keys,
-            kept,
-            Leave { reason, tried, due: None, behind: false },
-        );
+        let leave = Leave { reason, tried, due: None, behind: false };
+        self.defer_or_skip(queue, key, keys, kept, leave);
     }
 
     /// Takes deliveries out of a queue in memory into the table, oldest first. What is in the table
     /// already is just forgotten here, and operators' retries stay: they are dead letters meanwhile.
-    pub(super) fn leave(
-        &mut self,
-        lane_id: LaneId,
-        endpoint: &EndpointId,
-        ids: &[DeliveryId],
-        exit: Exit,
-        now: Tick,
-    ) {
-        let Some(queue) = self.queue_id(lane_id, endpoint) else { return };
+    pub(super) fn leave(&mut self, queue: QueueNo, ids: &[DeliveryId], exit: Exit, now: Tick) {
         for id in ids {
-            let Some(lane) = self.lanes.get_mut(&lane_id) else { return };
-            let pending = lane.queue(endpoint).and_then(|in_memory| in_memory.get(*id));
+            let pending = self.queues.pending(queue).and_then(|in_memory| in_memory.get(*id));
             let is_letter = |origin| matches!(origin, Origin::Retry { dead_letter: Some(_), .. });
             if pending.is_none_or(|pending| is_letter(pending.origin)) {
                 continue;
             }
-            if let Some(removed) = lane.remove(endpoint, *id) {
-                self.take_over(&queue, *id, removed, exit);
-            }
+            let removed = self.queues.remove(queue, *id);
+            self.take_over(queue, *id, removed, exit);
         }
-        if let Some(lane) = self.lanes.get_mut(&lane_id) {
-            lane.refresh(endpoint, now);
-        }
-        self.sync(lane_id);
+        self.queues.refresh(queue, now);
+        self.sync(queue);
         if let Some(last) = ids.last() {
-            self.rest_if_idle(lane_id, endpoint, *last);
+            self.rest_if_idle(queue, *last);
         }
-        self.look_after(&queue, now);
+        self.look_after(queue, now);
     }
 
-    fn take_over(&mut self, queue: &QueueId, id: DeliveryId, removed: Removed, exit: Exit) {
+    fn take_over(&mut self, queue: QueueNo, id: DeliveryId, removed: Removed, exit: Exit) {
         let Removed { pending, keys, due } = removed;
         let counted = pending.counted;
         let (due, behind, reason) = match exit {
@@ -262,12 +241,13 @@ impl Dispatcher {
                 }
             }
             Origin::Deferred { insertion, .. } => {
-                let detour = self.detour(queue);
+                let detour = self.queues.with_row(queue);
                 if detour.is_suspended() {
                     detour.backlog.unload(&key, &keys, false);
                 } else if let Some(due) = due {
                     detour.backlog.fail(&key, &keys, &tried, due);
-                    let row = RowId { queue: queue.clone(), key, event: pending.held.event.id };
+                    let event = pending.held.event.id;
+                    let row = RowId { queue: self.queues.id(queue).clone(), key, event };
                     self.durable.change(row, insertion, RowChange::Retime(tried));
                     self.outdate(queue);
                 } else {
@@ -276,31 +256,22 @@ impl Dispatcher {
                 self.free(pending.held, counted);
             }
             Origin::Retry { dead_letter: Some(_), .. } => {
-                debug_assert!(false, "an operator's retry is not deferred");
+                unreachable!("an operator's retry is a dead letter meanwhile, and is not deferred");
             }
         }
     }
 
     /// Gives a delivery in flight a row in the table, so that the frontier can pass it. The request
     /// goes on; its outcome will resolve the row or set its next time.
-    pub(super) fn keep_in_flight(
-        &mut self,
-        lane_id: LaneId,
-        endpoint: &EndpointId,
-        id: DeliveryId,
-    ) {
-        let Some(queue) = self.queue_id(lane_id, endpoint) else { return };
-        if self.is_suspended(&queue) {
+    pub(super) fn keep_in_flight(&mut self, queue: QueueNo, id: DeliveryId) {
+        if self.is_suspended(queue) {
             // Nothing new is sent to it, so it holds the frontier no longer than one request takes.
             return;
         }
         let insertion = self.durable.next_insertion();
-        let Some(in_memory) = self.lanes.get_mut(&lane_id).and_then(|l| l.queue_mut(endpoint))
-        else {
-            return;
-        };
+        let in_memory = self.queues.in_use(queue);
         let keys = in_memory.keys(id).cloned().unwrap_or_default();
-        let Some(pending) = in_memory.get_mut(id) else { return };
+        let pending = in_memory.held_mut(id);
         let (txn, ordinal) = match pending.origin {
             Origin::Stream { txn, ordinal } => (Some(txn), ordinal),
             Origin::Retry { dead_letter: None, job } if self.replays.is_known(job) => (None, 0),
@@ -318,16 +289,16 @@ impl Dispatcher {
         }
         let counted = DELIVERY_BYTES + tried.size_bytes();
         self.bytes += counted;
-        self.detour(&queue).backlog.keep(&key, &keys);
+        self.queues.deferred_or_new(queue).backlog.keep(&key, &keys);
         let kept = Kept { held, txn, ordinal, counted, routed: None };
-        self.store_row(&queue, key, kept, DeferReason::Held, tried, false);
+        self.store_row(queue, key, kept, DeferReason::Held, tried, false);
     }
 
     /// A delivery of a replay is deferred under the replay's id, without being queued. Its event counts in
     /// the memory budget already.
     pub(super) fn defer_replayed(
         &mut self,
-        queue: &QueueId,
+        queue: QueueNo,
         held: Arc<Held>,
         job: i64,
         reason: DeferReason,
@@ -344,14 +315,14 @@ impl Dispatcher {
     /// the gap.
     fn defer_or_skip(
         &mut self,
-        queue: &QueueId,
+        queue: QueueNo,
         key: RowKey,
         keys: &RowKeys,
         kept: Kept,
         leave: Leave,
     ) {
         let Leave { reason, tried, due, behind } = leave;
-        let detour = self.detour(queue);
+        let detour = self.queues.deferred_or_new(queue);
         let skip = detour.is_suspended();
         if !skip {
             detour.backlog.defer(&key, keys, &tried, due, behind);
@@ -369,18 +340,19 @@ impl Dispatcher {
         if self.bytes_to_stay() < (limit / 4 * 3).max(self.relieve_above) {
             return;
         }
-        let mut queues: Vec<(usize, LaneId, EndpointId)> = Vec::new();
-        for (id, lane) in &self.lanes {
-            let sized =
-                |(endpoint, queue): (&EndpointId, &Queue)| (queue.bytes(), *id, endpoint.clone());
-            queues.extend(lane.queues().filter(|(_, queue)| !queue.is_empty()).map(sized));
+        let mut queues: Vec<(Reverse<usize>, LaneId, EndpointId, QueueNo)> = Vec::new();
+        for (no, queue) in self.queues.iter() {
+            if let Some(pending) = queue.pending().filter(|pending| !pending.is_empty())
+                && let Some(lane) = self.queues.lane_id(no)
+            {
+                queues.push((Reverse(pending.bytes()), lane, queue.id().endpoint.clone(), no));
+            }
         }
-        queues
-            .sort_unstable_by_key(|(bytes, id, endpoint)| (Reverse(*bytes), *id, endpoint.clone()));
+        queues.sort_unstable();
         // Halves first, so that the longest do not lose all while others keep all.
         for keep_one_in in [2, 16, usize::MAX] {
-            for (_, lane, endpoint) in &queues {
-                self.cut(*lane, endpoint, keep_one_in, now);
+            for (.., queue) in &queues {
+                self.cut(*queue, keep_one_in, now);
                 if self.bytes_to_stay() < limit / 8 * 5 {
                     self.relieve_above = 0;
                     return;
@@ -391,18 +363,15 @@ impl Dispatcher {
         self.relieve_above = self.bytes_to_stay() + limit / 64;
     }
 
-    fn cut(&mut self, lane_id: LaneId, endpoint: &EndpointId, keep_one_in: usize, now: Tick) {
-        let in_memory = self.lanes.get(&lane_id).and_then(|lane| lane.queue(endpoint));
-        let Some(in_memory) = in_memory else { return };
+    fn cut(&mut self, queue: QueueNo, keep_one_in: usize, now: Tick) {
+        let Some(in_memory) = self.queues.pending(queue) else { return };
         let keep = in_memory.len() / keep_one_in;
         let ids: Vec<DeliveryId> = in_memory.idle().map(|pending| pending.id).skip(keep).collect();
         if ids.is_empty() {
             return;
         }
-        if let Some(queue) = self.queue_id(lane_id, endpoint) {
-            self.detour(&queue).backlog.block_all(DeferReason::Overflow);
-        }
-        self.leave(lane_id, endpoint, &ids, Exit::Other(DeferReason::Overflow), now);
+        self.queues.deferred_or_new(queue).backlog.block_all(DeferReason::Overflow);
+        self.leave(queue, &ids, Exit::Other(DeferReason::Overflow), now);
     }
 
     /// What is not on its way out of memory.
@@ -412,7 +381,7 @@ impl Dispatcher {
 
     fn store_row(
         &mut self,
-        queue: &QueueId,
+        queue: QueueNo,
         key: RowKey,
         kept: Kept,
         reason: DeferReason,
@@ -421,43 +390,31 @@ impl Dispatcher {
     ) {
         let Kept { held, txn, ordinal, counted, routed } = kept;
         let event = Arc::clone(&held.event);
-        let id = RowId { queue: queue.clone(), key, event: event.id };
+        let id = RowId { queue: self.queues.id(queue).clone(), key, event: event.id };
         if !skip && let Some(count) = self.counters.deferred.get_mut(reason.index()) {
             *count += 1;
         }
         let row = Defer { id, event, reason, tried };
         let bytes = DELIVERY_BYTES + held.event.size_bytes();
-        let kind = if skip { Leaves::Skipped } else { Leaves::Deferred };
+        let kind = if skip { Leaves::Skipped(queue) } else { Leaves::Deferred(queue) };
         self.durable.leave(Leaving { row, held, txn, ordinal, kind, routed, counted, bytes });
         self.outdate(queue);
     }
 
-    /// The queue's detour, made when there is none.
-    pub(super) fn detour(&mut self, queue: &QueueId) -> &mut Detour {
-        self.detours.entry(queue.clone()).or_insert_with(|| {
-            let blocked = Blocked::Keys(Vec::new());
-            Box::new(Detour::new(Backlog::new(blocked, DeferReason::Behind)))
-        })
-    }
-
     /// What the table `backlog` says of the queue is to be stored anew.
-    pub(super) fn outdate(&mut self, queue: &QueueId) {
-        if let Some(detour) = self.detours.get_mut(queue)
+    pub(super) fn outdate(&mut self, queue: QueueNo) {
+        if let Some(detour) = self.queues.deferred_mut(queue)
             && !std::mem::replace(&mut detour.is_stale, true)
         {
-            self.durable.outdated(queue.clone());
+            self.durable.outdated(queue);
         }
     }
 
-    pub(super) fn queue_id(&self, lane: LaneId, endpoint: &EndpointId) -> Option<QueueId> {
-        let account = self.lanes.get(&lane)?.account.clone();
-        Some(QueueId { account, endpoint: endpoint.clone() })
-    }
-
     /// Now on the queue's own clock, which stands still while the queue is stopped.
-    pub(super) fn active_us(&self, queue: &QueueId, now: Tick) -> i64 {
-        let stopped_us = self.detours.get(queue).map_or(0, |detour| detour.stopped_us(now));
-        let paused_us = self.paused_us(&queue.endpoint, now);
+    pub(super) fn active_us(&self, queue: QueueNo, now: Tick) -> i64 {
+        let it = self.queues.at(queue);
+        let stopped_us = it.deferred().map_or(0, |detour| detour.stopped_us(now));
+        let paused_us = self.paused_us(&it.id().endpoint, now);
         self.unix_us(now).saturating_sub(stopped_us).saturating_sub(paused_us)
     }
 }

@@ -146,6 +146,7 @@ impl Dispatcher {
     /// Takes one input.
     pub fn handle(&mut self, now: Tick, input: Input) {
         self.door.enter(now);
+        self.queues.sweep();
         match input {
             Input::Items(items) => items.into_iter().for_each(|item| self.handle_item(item, now)),
             Input::Outcome { delivery, outcome } => {
@@ -184,6 +185,7 @@ impl Dispatcher {
     /// many endpoints an account has.
     pub fn poll(&mut self, now: Tick) -> Option<Effect> {
         self.door.enter(now);
+        self.queues.sweep();
         loop {
             let (effect, next) = match self.door.turn {
                 Turn::Begin => {

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use super::super::lane::DELIVERY_BYTES;
 pub(super) use super::outgoing::{Body, Dying, Leaves, Leaving, RowChange};
+use super::queues::QueueNo;
 use super::{Dispatcher, PERSIST_SLOW, UNPERSISTED_MAX};
 use walhook_core::event::EndpointId;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
     Defer, DisableEndpoint, JobDone, PauseEndpoint, PersistBatch, Persisted, QueueId, Retried,
-    Routed, RowId, UnroutedKey,
+    Routed, RowId, RowKey, UnroutedKey,
 };
 use walhook_core::tick::Tick;
 
@@ -60,7 +61,7 @@ pub(super) struct Durable {
     /// Rows to be changed, with the number of the insertion that must come first.
     changes: BTreeMap<RowId, (u64, RowChange)>,
     /// Queues of which the table `backlog` is outdated.
-    outdated: Vec<QueueId>,
+    outdated: Vec<QueueNo>,
     retried: Vec<Retried>,
     disabled: Vec<DisableEndpoint>,
     enabled: Vec<EndpointId>,
@@ -78,11 +79,11 @@ struct UnderWay {
     outcomes: usize,
     dying: Vec<Dying>,
     stored: Vec<Leaving>,
-    removed: Vec<RowId>,
+    removed: Vec<(QueueNo, RowKey)>,
     /// Rows without an endpoint that go.
     routed: Vec<UnroutedKey>,
     /// Queues whose row in the table `backlog` goes.
-    over: Vec<QueueId>,
+    over: Vec<QueueNo>,
 }
 
 impl Durable {
@@ -224,7 +225,7 @@ impl Durable {
     }
 
     /// What the table `backlog` says of the queue is outdated.
-    pub(super) fn outdated(&mut self, queue: QueueId) {
+    pub(super) fn outdated(&mut self, queue: QueueNo) {
         self.outdated.push(queue);
         self.touched = true;
     }
@@ -310,7 +311,10 @@ impl Dispatcher {
         let stored = self.hand_out_rows(&mut batch);
         let dying = self.hand_out_dying(&mut batch);
         let mut removed = self.hand_out_changes(&mut batch);
-        removed.extend(batch.died.iter().map(|(row, _)| row.clone()));
+        removed.extend(dying.iter().filter_map(|dying| match &dying.body {
+            Body::Row { row, queue, .. } => Some((*queue, row.key.clone())),
+            Body::Unroutable { .. } | Body::Delivery { .. } | Body::Unrouted { .. } => None,
+        }));
         self.hand_out_unseen(&mut batch);
         let mut routed = self.hand_out_shelves(&mut batch);
         routed.extend(dying.iter().filter_map(|dying| match &dying.body {
@@ -318,7 +322,7 @@ impl Dispatcher {
             Body::Unroutable { .. } | Body::Delivery { .. } | Body::Row { .. } => None,
         }));
         self.hand_out_gaps(&mut batch, self.durable.rows_max.saturating_sub(stored.len()));
-        self.hand_out_backlogs(&mut batch, now);
+        let over = self.hand_out_backlogs(&mut batch, now);
         batch.settled = self.ahead.take(|txn| self.tracker.is_passed(txn));
         batch.settled.extend(self.hand_out_joins());
         self.hand_out_failing(&mut batch, now);
@@ -339,7 +343,7 @@ impl Dispatcher {
             stored,
             removed,
             routed,
-            over: batch.backlog_gone.clone(),
+            over,
         });
         Some(batch)
     }
@@ -362,7 +366,8 @@ impl Dispatcher {
             if let Some(txn) = leaving.txn {
                 self.ahead.push(account, endpoint, leaving.ordinal, event, txn);
             }
-            self.replays.count_left(id.key.replay, leaving.kind == Leaves::Skipped);
+            let skipped = matches!(leaving.kind, Leaves::Skipped(_));
+            self.replays.count_left(id.key.replay, skipped);
             if let Some(row) = &leaving.routed {
                 let routed = Routed { row: row.clone(), to: Some(endpoint.clone()) };
                 match batch.routed.last_mut().filter(|last| last.row == *row) {
@@ -375,13 +380,11 @@ impl Dispatcher {
                     batch.unrouted.push(Arc::clone(event));
                     self.shelved_handed_out(&leaving.row.id.queue.account);
                 }
-                Leaves::Skipped => self.count_skipped(&id.queue, event.position.commit_lsn()),
-                Leaves::Deferred => {
-                    if let Some(detour) = self.detours.get_mut(&id.queue) {
-                        detour.backlog.handed_out();
-                    }
+                Leaves::Skipped(queue) => self.count_skipped(queue, event.position.commit_lsn()),
+                Leaves::Deferred(queue) => {
+                    self.queues.with_row(queue).backlog.handed_out();
                     batch.deferred.push(leaving.row.clone());
-                    self.outdate(&leaving.row.id.queue);
+                    self.outdate(queue);
                 }
             }
             stored.push(leaving);
@@ -413,13 +416,13 @@ impl Dispatcher {
                     let row = row.clone();
                     self.unrouted_died(&row, batch);
                 }
-                Body::Delivery { txn, ordinal, endpoint, .. } => {
-                    let event = &letter.event;
-                    self.ahead.push(&event.account, endpoint, *ordinal, event, *txn);
+                Body::Delivery { txn, ordinal, queue, .. } => {
+                    let QueueId { account, endpoint } = self.queues.id(*queue);
+                    self.ahead.push(account, endpoint, *ordinal, &letter.event, *txn);
                     batch.dead_letters.push(letter);
                 }
-                Body::Row { row, .. } => {
-                    self.take_out(row);
+                Body::Row { row, queue, .. } => {
+                    self.take_out(*queue);
                     batch.died.push((row.clone(), letter));
                 }
             }
@@ -429,7 +432,7 @@ impl Dispatcher {
     }
 
     /// Changes of rows that are there, or in this batch. Returns those that go.
-    fn hand_out_changes(&mut self, batch: &mut PersistBatch) -> Vec<RowId> {
+    fn hand_out_changes(&mut self, batch: &mut PersistBatch) -> Vec<(QueueNo, RowKey)> {
         let handed_out = self.durable.handed_out;
         let mut removed = Vec::new();
         for (row, (insertion, change)) in std::mem::take(&mut self.durable.changes) {
@@ -440,36 +443,39 @@ impl Dispatcher {
             match change {
                 RowChange::Retime(tried) => batch.retimed.push((row, tried)),
                 RowChange::Remove | RowChange::Drop => {
-                    self.take_out(&row);
+                    let queue = self.queues.named(&row.queue);
+                    self.take_out(queue);
                     let part = match change {
                         RowChange::Drop => &mut batch.dropped,
                         RowChange::Remove | RowChange::Retime(_) => &mut batch.resolved,
                     };
-                    part.push(row.clone());
-                    removed.push(row);
+                    removed.push((queue, row.key.clone()));
+                    part.push(row);
                 }
             }
         }
         removed
     }
 
-    fn take_out(&mut self, row: &RowId) {
-        if let Some(detour) = self.detours.get_mut(&row.queue) {
-            detour.backlog.taken_out();
-        }
-        self.outdate(&row.queue);
+    fn take_out(&mut self, queue: QueueNo) {
+        self.queues.with_row(queue).backlog.taken_out();
+        self.outdate(queue);
     }
 
-    fn hand_out_backlogs(&mut self, batch: &mut PersistBatch, now: Tick) {
+    /// Returns the queues whose row in the table `backlog` goes.
+    fn hand_out_backlogs(&mut self, batch: &mut PersistBatch, now: Tick) -> Vec<QueueNo> {
+        let mut over = Vec::new();
         for queue in std::mem::take(&mut self.durable.outdated) {
-            let Some(detour) = self.detours.get_mut(&queue) else { continue };
-            detour.is_stale = false;
+            self.queues.with_row(queue).is_stale = false;
+            let (id, detour) = (self.queues.id(queue), self.queues.rows_of(queue));
             if detour.backlog.is_over() {
-                batch.backlog_gone.push(queue);
+                batch.backlog_gone.push(id.clone());
+                over.push(queue);
             } else {
-                batch.backlog.push(detour.as_row(&queue, now, self.unix_us_at_zero));
+                batch.backlog.push(detour.as_row(id, now, self.unix_us_at_zero));
             }
         }
+        over
     }
 
     /// The batch handed out last is durable. Returns the flush LSN: what the source may forget.
@@ -490,12 +496,12 @@ impl Dispatcher {
             self.handle_row_stored(leaving, now);
         }
         let mut queues = under_way.over;
-        for row in under_way.removed {
-            if let Some(detour) = self.detours.get_mut(&row.queue) {
-                detour.backlog.removed(&row.key);
+        for (queue, key) in under_way.removed {
+            if let Some(detour) = self.queues.deferred_mut(queue) {
+                detour.backlog.removed(&key);
             }
-            if queues.last() != Some(&row.queue) {
-                queues.push(row.queue);
+            if queues.last() != Some(&queue) {
+                queues.push(queue);
             }
         }
         self.handle_unseen_stored();
@@ -509,7 +515,7 @@ impl Dispatcher {
         self.handle_letters_purged(&persisted.letters_purged, now);
         self.end_suspensions(now);
         for queue in queues {
-            self.look_after(&queue, now);
+            self.look_after(queue, now);
         }
         self.recovered.prune(self.durable.stored_frontier);
         self.router.handle_checkpoint(self.durable.stored_frontier);
@@ -525,15 +531,13 @@ impl Dispatcher {
             self.tracker.complete(txn);
         }
         self.free(held, counted);
-        if kind == Leaves::Unrouted {
-            self.shelved_stored(&row.id.queue.account);
-            return;
+        match kind {
+            Leaves::Unrouted => self.shelved_stored(&row.id.queue.account),
+            Leaves::Deferred(queue) => {
+                self.queues.with_row(queue).backlog.stored(&row.id.key);
+                self.look_after(queue, now);
+            }
+            Leaves::Skipped(queue) => self.look_after(queue, now),
         }
-        if kind == Leaves::Deferred
-            && let Some(detour) = self.detours.get_mut(&row.id.queue)
-        {
-            detour.backlog.stored(&row.id.key);
-        }
-        self.look_after(&row.id.queue, now);
     }
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::super::lane::{DELIVERY_BYTES, Held, Origin};
-use super::super::schedule::LaneId;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
 use super::durable::{Body, Dying, RowChange};
+use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
-use walhook_core::event::{EndpointId, Unroutable};
+use walhook_core::event::Unroutable;
 use walhook_core::persist::{DeadLetter, DeadReason, QueueId, RowId};
 use walhook_core::tick::Tick;
 
@@ -51,24 +51,15 @@ impl Dispatcher {
     }
 
     /// A delivery ends without success.
-    pub(super) fn die(
-        &mut self,
-        id: LaneId,
-        endpoint: &EndpointId,
-        delivery: DeliveryId,
-        end: End,
-    ) {
-        let Some(queue) = self.queue_id(id, endpoint) else { return };
-        let Some(in_memory) = self.lanes.get_mut(&id).and_then(|lane| lane.queue_mut(endpoint))
-        else {
-            return;
-        };
-        let Some(pending) = in_memory.get_mut(delivery) else { return };
+    pub(super) fn die(&mut self, queue: QueueNo, delivery: DeliveryId, end: End) {
+        let QueueId { endpoint, .. } = self.queues.id(queue).clone();
+        let in_memory = self.queues.in_use(queue);
+        let pending = in_memory.held_mut(delivery);
         let End { reason, detail, last_status } = end;
         let tried = pending.tried.take().unwrap_or_default();
         let letter = DeadLetter {
             event: Arc::clone(&pending.held.event),
-            endpoint: Some(endpoint.clone()),
+            endpoint: Some(endpoint),
             reason,
             detail,
             attempts: pending.attempts,
@@ -79,47 +70,41 @@ impl Dispatcher {
         let (key, origin) = (pending.row_key(), pending.origin);
         let body = match origin {
             Origin::Stream { txn, ordinal } => {
-                Body::Delivery { txn, ordinal, lane: id, endpoint: endpoint.clone(), id: delivery }
+                in_memory.die(delivery);
+                Body::Delivery { txn, ordinal, queue, id: delivery }
             }
             Origin::Deferred { insertion, .. } => {
-                let row = RowId { queue, key, event: letter.event.id };
-                Body::Row { row, insertion, lane: id, id: delivery }
+                in_memory.die(delivery);
+                let id = self.queues.id(queue).clone();
+                let row = RowId { queue: id, key, event: letter.event.id };
+                Body::Row { row, insertion, queue, id: delivery }
             }
             Origin::Retry { dead_letter, job } => {
                 self.end_retry(dead_letter, job, Some(letter));
-                self.forget(id, endpoint, delivery);
+                self.forget(queue, delivery);
                 return;
             }
         };
-        in_memory.die(delivery);
         self.counters.dead += 1;
         self.durable.die(Dying { letter, body });
     }
 
     /// A delivery ends with a 2xx, or because its endpoint was removed.
-    pub(super) fn settle(
-        &mut self,
-        id: LaneId,
-        endpoint: &EndpointId,
-        delivery: DeliveryId,
-        ended: Ended,
-    ) {
-        let Some(lane) = self.lanes.get_mut(&id) else { return };
-        let Some(removed) = lane.remove(endpoint, delivery) else { return };
-        let account = lane.account.clone();
-        let pending = removed.pending;
+    pub(super) fn settle(&mut self, queue: QueueNo, delivery: DeliveryId, ended: Ended) {
+        let pending = self.queues.remove(queue, delivery).pending;
         let event = &pending.held.event;
         match pending.origin {
             Origin::Stream { txn, ordinal } => {
-                self.ahead.push(&account, endpoint, ordinal, event, txn);
+                let QueueId { account, endpoint } = self.queues.id(queue);
+                self.ahead.push(account, endpoint, ordinal, event, txn);
                 self.tracker.complete(txn);
                 self.durable.touch();
             }
             Origin::Deferred { insertion, .. } => {
-                let queue = QueueId { account, endpoint: endpoint.clone() };
-                let row = RowId { key: pending.row_key(), event: event.id, queue };
-                self.detour(&row.queue).backlog.resolve(&row.key);
-                self.outdate(&row.queue);
+                let id = self.queues.id(queue).clone();
+                let row = RowId { key: pending.row_key(), event: event.id, queue: id };
+                self.queues.with_row(queue).backlog.resolve(&row.key);
+                self.outdate(queue);
                 let change = match ended {
                     Ended::Delivered => RowChange::Remove,
                     Ended::Dropped => RowChange::Drop,
@@ -139,38 +124,31 @@ impl Dispatcher {
                 self.free(held, DELIVERY_BYTES);
             }
             Body::Unrouted { held, .. } => self.free(held, DELIVERY_BYTES),
-            Body::Delivery { txn, lane, endpoint, id, .. } => {
+            Body::Delivery { txn, queue, id, .. } => {
                 self.tracker.complete(txn);
-                self.leave_room(lane, &endpoint, id, now);
+                self.leave_room(queue, id, now);
             }
-            Body::Row { row, lane, id, .. } => {
-                let backlog = &mut self.detour(&row.queue).backlog;
+            Body::Row { row, queue, id, .. } => {
+                let backlog = &mut self.queues.with_row(queue).backlog;
                 backlog.resolve(&row.key);
                 backlog.removed(&row.key);
-                self.outdate(&row.queue);
-                self.leave_room(lane, &row.queue.endpoint, id, now);
+                self.outdate(queue);
+                self.leave_room(queue, id, now);
             }
         }
     }
 
-    fn leave_room(&mut self, id: LaneId, endpoint: &EndpointId, delivery: DeliveryId, now: Tick) {
-        self.forget(id, endpoint, delivery);
-        if let Some(lane) = self.lanes.get_mut(&id) {
-            lane.refresh(endpoint, now);
-        }
-        self.sync(id);
-        let queue = self.queue_id(id, endpoint);
-        self.rest_if_idle(id, endpoint, delivery);
-        if let Some(queue) = queue {
-            self.look_after(&queue, now);
-        }
+    fn leave_room(&mut self, queue: QueueNo, delivery: DeliveryId, now: Tick) {
+        self.forget(queue, delivery);
+        self.queues.refresh(queue, now);
+        self.sync(queue);
+        self.rest_if_idle(queue, delivery);
+        self.look_after(queue, now);
     }
 
-    pub(super) fn forget(&mut self, id: LaneId, endpoint: &EndpointId, delivery: DeliveryId) {
-        let lane = self.lanes.get_mut(&id);
-        if let Some(removed) = lane.and_then(|lane| lane.remove(endpoint, delivery)) {
-            self.free(removed.pending.held, removed.pending.counted);
-        }
+    pub(super) fn forget(&mut self, queue: QueueNo, delivery: DeliveryId) {
+        let removed = self.queues.remove(queue, delivery);
+        self.free(removed.pending.held, removed.pending.counted);
     }
 
     /// Gives a delivery's memory back.

@@ -14,6 +14,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
+use super::queues::QueueNo;
 use super::{Dispatcher, EndpointChange};
 use walhook_core::persist::{EndpointError, PersistBatch, QueueId};
 use walhook_core::position::EventId;
@@ -100,7 +101,7 @@ impl Dispatcher {
     /// A request failed. `is_told`: the log has been told of it otherwise.
     pub(super) fn begin_failing(
         &mut self,
-        queue: &QueueId,
+        queue: QueueNo,
         event: EventId,
         error: &str,
         is_told: bool,
@@ -109,12 +110,13 @@ impl Dispatcher {
         let at_us = self.unix_us(now);
         let error = shortened(error);
         let is_full = self.failures.queues.len() >= self.failures.max;
-        let Some(failing) = self.failures.queues.get_mut(queue) else {
+        let name = self.queues.id(queue);
+        let Some(failing) = self.failures.queues.get_mut(name) else {
             if is_full {
                 return;
             }
             let stored = EndpointError {
-                queue: queue.clone(),
+                queue: name.clone(),
                 since_us: at_us,
                 failed: 1,
                 last_us: at_us,
@@ -129,11 +131,15 @@ impl Dispatcher {
                 stored: stored_before,
                 due: None,
             };
-            self.failures.queues.insert(queue.clone(), Box::new(failing));
-            self.failures.plan(queue, now);
+            self.failures.queues.insert(name.clone(), Box::new(failing));
+            self.failures.plan(name, now);
             self.durable.touch();
             if !is_told {
-                self.tell_of(queue, EndpointChange::Failing, format!("event {event}: {error}"));
+                self.tell_of(
+                    &self.queues.id(queue).clone(),
+                    EndpointChange::Failing,
+                    format!("event {event}: {error}"),
+                );
             }
             return;
         };
@@ -145,17 +151,18 @@ impl Dispatcher {
         let wait = if failing.told { REWRITTEN } else { LINGERS };
         let at = (failing.written + wait).max(now);
         if failing.due.is_none_or(|due| at < due) {
-            self.failures.plan(queue, at);
+            self.failures.plan(name, at);
         }
     }
 
     /// A request was taken.
-    pub(super) fn end_failing(&mut self, queue: &QueueId, now: Tick) {
+    pub(super) fn end_failing(&mut self, queue: QueueNo, now: Tick) {
         if self.failures.queues.is_empty() {
             return;
         }
         let at_us = self.unix_us(now);
-        let Some(failing) = self.failures.queues.get_mut(queue) else { return };
+        let name = self.queues.id(queue);
+        let Some(failing) = self.failures.queues.get_mut(name) else { return };
         if std::mem::replace(&mut failing.well, true) {
             return;
         }
@@ -163,21 +170,22 @@ impl Dispatcher {
         let us = u64::try_from(at_us.saturating_sub(failing.error.since_us)).unwrap_or(0);
         let lasted = Duration::from_millis(us / 1_000);
         let failed = failing.error.failed;
-        self.failures.plan(queue, at);
+        self.failures.plan(name, at);
         self.durable.touch();
         if told {
             let lasted = humantime::format_duration(lasted);
             let detail =
                 format!("it took a delivery after {lasted}, in which {failed} requests failed");
-            self.tell_of(queue, EndpointChange::Recovered, detail);
+            self.tell_of(&name.clone(), EndpointChange::Recovered, detail);
         }
     }
 
     /// The endpoint is gone, and so is what was known of its failures.
-    pub(super) fn forget_failing(&mut self, queue: &QueueId, now: Tick) {
-        if let Some(failing) = self.failures.queues.get_mut(queue) {
+    pub(super) fn forget_failing(&mut self, queue: QueueNo, now: Tick) {
+        let name = self.queues.id(queue);
+        if let Some(failing) = self.failures.queues.get_mut(name) {
             (failing.well, failing.told) = (true, true);
-            self.failures.plan(queue, now);
+            self.failures.plan(name, now);
             self.durable.touch();
         }
     }
@@ -225,8 +233,8 @@ mod tests {
     use walhook_core::event::{AccountId, EndpointId};
     use walhook_core::position::Position;
 
-    fn queue_of(name: &str) -> QueueId {
-        QueueId { account: AccountId::new(name), endpoint: EndpointId::new(name) }
+    fn queue_of(rig: &mut Rig, name: &str) -> QueueNo {
+        rig.dispatcher.queues.intern(&AccountId::new(name), &EndpointId::new(name))
     }
 
     fn told(rig: &mut Rig) -> Vec<(EndpointChange, String)> {
@@ -252,8 +260,9 @@ mod tests {
         // A minute of failures is one row more, and no line.
         for _ in 0..600 {
             rig.wait(Duration::from_millis(100));
+            let queue = queue_of(&mut rig, "7");
             rig.dispatcher.begin_failing(
-                &queue_of("7"),
+                queue,
                 EventId::derive(1, &Position::FIRST, "t", 0),
                 "timeout: x",
                 false,
@@ -289,13 +298,13 @@ mod tests {
     #[test]
     fn endpoint_that_fails_every_other_time_is_told_of_now_and_then() {
         let mut rig = Rig::new(settings());
-        let queue = queue_of("7");
+        let queue = queue_of(&mut rig, "7");
         let event = EventId::derive(1, &Position::FIRST, "t", 0);
         for _ in 0..300 {
             rig.wait(Duration::from_millis(50));
-            rig.dispatcher.begin_failing(&queue, event, "status 500", false, rig.now);
+            rig.dispatcher.begin_failing(queue, event, "status 500", false, rig.now);
             rig.wait(Duration::from_millis(50));
-            rig.dispatcher.end_failing(&queue, rig.now);
+            rig.dispatcher.end_failing(queue, rig.now);
             rig.store();
         }
         let lines = told(&mut rig).len();
@@ -312,8 +321,8 @@ mod tests {
         let event = EventId::derive(1, &Position::FIRST, "t", 0);
         for n in 0..3_000 {
             let id = n.to_string();
-            let queue = queue_of(&id);
-            rig.dispatcher.begin_failing(&queue, event, &"x".repeat(2_000), false, rig.now);
+            let queue = queue_of(&mut rig, &id);
+            rig.dispatcher.begin_failing(queue, event, &"x".repeat(2_000), false, rig.now);
         }
         assert_eq!(rig.dispatcher.failures.len(), KNOWN_MIN);
         let line = &told(&mut rig)[0].1;

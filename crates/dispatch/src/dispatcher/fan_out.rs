@@ -24,7 +24,7 @@ use super::Dispatcher;
 use super::durable::ROWS_BYTES;
 use walhook_core::endpoint::{Endpoint, Routes};
 use walhook_core::event::{AccountId, EndpointId, Event, RowKeys, Unroutable, UnroutableReason};
-use walhook_core::persist::{DeferReason, QueueId};
+use walhook_core::persist::DeferReason;
 use walhook_core::position::Position;
 use walhook_core::tick::Tick;
 
@@ -277,7 +277,7 @@ impl Dispatcher {
         } else {
             None
         };
-        let lane = self.lane_of.get(account).and_then(|id| self.lanes.get(id));
+        let lane = self.queues.lane_of(account);
         let leaving = self.durable.leaving_bytes();
         let goes = match reason {
             // What is deferred makes room only when it is stored; but where the events that wait fill
@@ -366,20 +366,18 @@ impl Dispatcher {
             }
             if self.joined_after(&endpoint.id, event.position.commit_lsn()) {
                 // Nor after a crash, behind what it gets from now on.
-                let account = event.account.clone();
-                self.join(QueueId { account, endpoint: endpoint.id.clone() });
+                self.join(&event.account, &endpoint.id);
                 continue;
             }
             self.tracker.add(txn, 1);
             let keys = self.ordering_keys(&event);
             let held = Arc::clone(held);
-            let account = event.account.clone();
-            let queue = QueueId { account, endpoint: endpoint.id.clone() };
-            self.begin_join(&queue, event.position);
-            if let Some(reason) = self.why_defer(&queue, &keys).or(reason) {
-                self.defer_arrival(&queue, held, txn, &keys, reason, weight);
+            let queue = self.queue(&event.account, &endpoint.id, weight);
+            self.begin_join(queue, event.position);
+            if let Some(reason) = self.why_defer(queue, &keys).or(reason) {
+                self.defer_arrival(queue, held, txn, &keys, reason);
             } else {
-                self.enqueue(&endpoint.id, held, Source::Stream(txn), keys, weight, now);
+                self.enqueue(queue, held, Source::Stream(txn), keys, now);
             }
         }
     }
@@ -505,17 +503,17 @@ impl Dispatcher {
             self.refuse_paused(&held.event, endpoint, dead_letter, job);
             return;
         }
-        let queue = QueueId { account: held.event.account.clone(), endpoint };
+        let queue = self.queues.intern(&held.event.account, &endpoint);
         if dead_letter.is_none()
-            && let Some(reason) = self.why_defer_replayed(&queue, now)
+            && let Some(reason) = self.why_defer_replayed(queue, now)
         {
             self.replays.leave_memory();
-            self.defer_replayed(&queue, Arc::clone(held), job, reason);
+            self.defer_replayed(queue, Arc::clone(held), job, reason);
             return;
         }
+        let queue = self.queue(&held.event.account, &endpoint, weight);
         let source = Source::Retry { dead_letter, job };
-        let held = Arc::clone(held);
-        let id = self.enqueue(&queue.endpoint, held, source, RowKeys::new(), weight, now);
+        let id = self.enqueue(queue, Arc::clone(held), source, RowKeys::new(), now);
         if dead_letter.is_none() {
             self.replays.queued(queue, id, now);
         }

@@ -12,6 +12,7 @@ use super::super::tracker::TxnSeq;
 use super::Dispatcher;
 use super::defer::Exit;
 use super::durable::ROWS_BYTES;
+use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::EndpointId;
 use walhook_core::lsn::Lsn;
@@ -25,6 +26,7 @@ const RELEASE_EVERY: Duration = Duration::from_secs(1);
 struct Overdue {
     lane: LaneId,
     endpoint: EndpointId,
+    queue: QueueNo,
     /// With all that stand behind them; oldest first.
     idle: Vec<DeliveryId>,
     in_flight: Vec<DeliveryId>,
@@ -55,27 +57,29 @@ impl Dispatcher {
         self.waiting.note_overdue(last, since);
         self.shelve_overdue(now);
         self.release_unseen(last);
-        for Overdue { lane, endpoint, idle, in_flight } in self.overdue(last, since) {
+        for Overdue { queue, idle, in_flight, .. } in self.overdue(last, since) {
             for id in in_flight {
-                self.keep_in_flight(lane, &endpoint, id);
+                self.keep_in_flight(queue, id);
             }
-            self.leave(lane, &endpoint, &idle, Exit::Other(DeferReason::Held), now);
+            self.leave(queue, &idle, Exit::Other(DeferReason::Held), now);
         }
     }
 
     fn overdue(&self, last: TxnSeq, since: Tick) -> Vec<Overdue> {
         let mut found = Vec::new();
-        for (lane, it) in &self.lanes {
-            for (endpoint, queue) in it.queues() {
-                let overdue = Overdue {
-                    lane: *lane,
-                    endpoint: endpoint.clone(),
-                    idle: queue.with_those_behind(&ids(queue.idle(), last, since)),
-                    in_flight: ids(queue.sent(), last, since),
-                };
-                if !overdue.idle.is_empty() || !overdue.in_flight.is_empty() {
-                    found.push(overdue);
-                }
+        for (no, queue) in self.queues.iter() {
+            let (Some(pending), Some(lane)) = (queue.pending(), self.queues.lane_id(no)) else {
+                continue;
+            };
+            let overdue = Overdue {
+                lane,
+                endpoint: queue.id().endpoint.clone(),
+                queue: no,
+                idle: pending.with_those_behind(&ids(pending.idle(), last, since)),
+                in_flight: ids(pending.sent(), last, since),
+            };
+            if !overdue.idle.is_empty() || !overdue.in_flight.is_empty() {
+                found.push(overdue);
             }
         }
         found.sort_unstable_by(|a, b| (a.lane, &a.endpoint).cmp(&(b.lane, &b.endpoint)));

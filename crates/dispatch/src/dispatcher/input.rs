@@ -6,13 +6,14 @@ use std::time::Duration;
 use super::super::lane::{DELIVERY_BYTES, Held, New, Source};
 use super::super::route::{LookedUp, Snapshot};
 use super::fan_out::To;
+use super::queues::QueueNo;
 use super::{Dispatcher, EndpointChange, EndpointChanged, Ordering, Retry};
 use walhook_core::attempt::DeliveryId;
 use walhook_core::endpoint::Routes;
 use walhook_core::event::{
     AccountId, EndpointId, Event, Invalidation, Item, RowKeys, Scope, Unroutable,
 };
-use walhook_core::persist::{EventKey, QueueId};
+use walhook_core::persist::EventKey;
 use walhook_core::tick::Tick;
 
 /// The key of everything that is ordered by account.
@@ -75,7 +76,7 @@ impl Dispatcher {
             self.router.handle_lookup(snapshot, answers, now)
         {
             for endpoint in joined {
-                self.join(QueueId { account: account.clone(), endpoint });
+                self.join(&account, &endpoint);
             }
             self.handle_routes(&account, &routes, &mut left, now);
             self.handle_lane_routed(&account, routes.weight, now);
@@ -143,48 +144,29 @@ impl Dispatcher {
 
     pub(super) fn enqueue(
         &mut self,
-        endpoint: &EndpointId,
+        queue: QueueNo,
         held: Arc<Held>,
         source: Source,
         keys: RowKeys,
-        weight: f64,
         now: Tick,
     ) -> DeliveryId {
-        let id = self.next_delivery();
+        let id = self.queues.next_delivery();
         self.bytes += DELIVERY_BYTES;
-        let account = held.event.account.clone();
-        let lane_id = self.lane(&account, weight);
-        if let Some(lane) = self.lanes.get_mut(&lane_id) {
-            self.queues += usize::from(lane.queue(endpoint).is_none());
-            lane.push(endpoint, New { id, held, source, now }, keys);
-            if !self.joins.is_empty()
-                && let Some(in_memory) = lane.queue_mut(endpoint)
-            {
-                let queue = QueueId { account, endpoint: endpoint.clone() };
-                in_memory.hold_from(self.joins.held_from(&queue));
-            }
-            lane.refresh(endpoint, now);
+        self.queues.push(queue, New { id, held, source, now }, keys);
+        if !self.joins.is_empty() {
+            self.queues.in_use(queue).hold_from(self.joins.held_from(queue));
         }
-        self.sync(lane_id);
+        self.queues.refresh(queue, now);
+        self.sync(queue);
         id
-    }
-
-    /// A handle for a delivery, above all earlier ones.
-    pub(super) fn next_delivery(&mut self) -> DeliveryId {
-        self.next_id += 1;
-        DeliveryId(self.next_id - 1)
     }
 
     /// The account's routes have come: what waited for them goes on.
     fn handle_lane_routed(&mut self, account: &AccountId, weight: f64, now: Tick) {
-        let Some(id) = self.lane_of.get(account).copied() else { return };
+        let Some(id) = self.queues.lane_id_of(account) else { return };
         self.scheduler.set_weight(id, weight);
-        let Some(lane) = self.lanes.get_mut(&id) else { return };
-        lane.unrouted = false;
-        let endpoints: Vec<EndpointId> = lane.endpoints().cloned().collect();
-        for endpoint in &endpoints {
-            lane.refresh(endpoint, now);
-        }
-        self.sync(id);
+        self.queues.set_unrouted(id, false);
+        self.queues.refresh_all(id, now);
+        self.sync_lane(id);
     }
 }

@@ -12,10 +12,12 @@
 //! anything stored while an older event of the account has not been routed: rows of an earlier leader's are
 //! routed before events that are read again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use super::Dispatcher;
+use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
+use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{EventKey, QueueId, SettledRange};
 use walhook_core::position::Position;
@@ -26,7 +28,7 @@ use walhook_core::tick::Tick;
 pub(super) struct Joins {
     /// Of each queue in the order in which they happened; none is left without one. The first holds
     /// the queue, once it has a first event.
-    queues: HashMap<QueueId, VecDeque<Join>>,
+    queues: BTreeMap<QueueNo, VecDeque<Join>>,
 }
 
 #[derive(Debug)]
@@ -50,7 +52,7 @@ struct First {
 
 impl Joins {
     /// The endpoint has joined. More joins before the next event are one.
-    fn expect(&mut self, queue: QueueId, received: Lsn) {
+    fn expect(&mut self, queue: QueueNo, received: Lsn) {
         let joins = self.queues.entry(queue).or_default();
         match joins.back_mut().filter(|join| join.first.is_none()) {
             Some(join) => join.received = received,
@@ -59,8 +61,8 @@ impl Joins {
     }
 
     /// From which delivery on the queue is held back.
-    pub(super) fn held_from(&self, queue: &QueueId) -> Option<DeliveryId> {
-        let first = self.queues.get(queue)?.front()?.first.as_ref()?;
+    pub(super) fn held_from(&self, queue: QueueNo) -> Option<DeliveryId> {
+        let first = self.queues.get(&queue)?.front()?.first.as_ref()?;
         Some(first.id)
     }
 
@@ -76,20 +78,22 @@ impl Joins {
 
 impl Dispatcher {
     /// The queue's endpoint has joined its account: it gets what is routed from now on.
-    pub(super) fn join(&mut self, queue: QueueId) {
+    pub(super) fn join(&mut self, account: &AccountId, endpoint: &EndpointId) {
+        let queue = self.queues.intern(account, endpoint);
+        self.queues.keep(queue, true);
         self.joins.expect(queue, self.tracker.received());
     }
 
     /// The next delivery is routed to the queue: the first after a join, perhaps.
-    pub(super) fn begin_join(&mut self, queue: &QueueId, position: Position) {
-        let Some(joins) = self.joins.queues.get_mut(queue) else { return };
+    pub(super) fn begin_join(&mut self, queue: QueueNo, position: Position) {
+        let Some(joins) = self.joins.queues.get_mut(&queue) else { return };
         // What an earlier leader left on a shelf is routed before older events that are read again.
         for first in joins.iter_mut().filter_map(|join| join.first.as_mut()) {
             first.position = first.position.min(position);
         }
         let Some(join) = joins.back_mut() else { return };
         if join.first.is_none() {
-            let id = DeliveryId(self.next_id);
+            let id = self.queues.coming_delivery();
             join.first = Some(First { id, position, last_insertion: None });
             self.durable.touch();
         }
@@ -106,28 +110,27 @@ impl Dispatcher {
     pub(super) fn hand_out_joins(&mut self) -> Vec<SettledRange> {
         let mut ranges = Vec::new();
         for (queue, joins) in &mut self.joins.queues {
+            let it = self.queues.at(*queue);
+            let QueueId { account, endpoint } = it.id();
             let Some(join) = joins.front_mut() else { continue };
             let Some(first) = &mut join.first else { continue };
-            let waits = self.waiting.first_position(&queue.account);
-            if waits.is_some_and(|waits| waits < first.position)
-                || self.shelves.holds_back(&queue.account)
+            let waits = self.waiting.first_position(account);
+            if waits.is_some_and(|waits| waits < first.position) || self.shelves.holds_back(account)
             {
                 // An older event may yet come to the queue.
                 continue;
             }
-            if first.last_insertion.is_none() {
-                let lane = self.lane_of.get(&queue.account).and_then(|id| self.lanes.get(id));
-                let in_memory = lane.and_then(|lane| lane.queue(&queue.endpoint));
-                if in_memory.is_some_and(|in_memory| in_memory.owes_before(first.id)) {
-                    continue;
-                }
+            if first.last_insertion.is_none()
+                && it.pending().is_some_and(|in_memory| in_memory.owes_before(first.id))
+            {
+                continue;
             }
             let last_insertion = first.last_insertion.get_or_insert(self.durable.insertions());
             if *last_insertion <= self.durable.handed_out() {
                 join.is_storing = true;
                 ranges.push(SettledRange {
-                    account: queue.account.clone(),
-                    endpoint: queue.endpoint.clone(),
+                    account: account.clone(),
+                    endpoint: endpoint.clone(),
                     from: EventKey::before_all_at(Position::FIRST),
                     to: EventKey::before_all_at(first.position),
                 });
@@ -146,20 +149,19 @@ impl Dispatcher {
                 joins.pop_front();
             }
             if joins.len() < before {
-                let_go.push(queue.clone());
+                let_go.push(*queue);
             }
             !joins.is_empty()
         });
-        let_go.sort_unstable();
+        let_go.sort_unstable_by(|a, b| self.queues.id(*a).cmp(self.queues.id(*b)));
         for queue in let_go {
-            let Some(id) = self.lane_of.get(&queue.account).copied() else { continue };
-            let held_from = self.joins.held_from(&queue);
-            let Some(lane) = self.lanes.get_mut(&id) else { continue };
-            if let Some(in_memory) = lane.queue_mut(&queue.endpoint) {
+            self.queues.keep(queue, self.joins.queues.contains_key(&queue));
+            let held_from = self.joins.held_from(queue);
+            if let Some(in_memory) = self.queues.pending_mut(queue) {
                 in_memory.hold_from(held_from);
             }
-            lane.refresh(&queue.endpoint, now);
-            self.sync(id);
+            self.queues.refresh(queue, now);
+            self.sync(queue);
         }
     }
 }

@@ -8,12 +8,12 @@
 use std::sync::Arc;
 
 use super::super::lane::{Held, QUEUE_BYTES};
-use super::super::schedule::LaneId;
 use super::Dispatcher;
 use super::defer::Detour;
 use super::failing::FAILING_BYTES;
+use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
-use walhook_core::event::{AccountId, EndpointId};
+use walhook_core::event::AccountId;
 use walhook_core::heap::{block, map_entry};
 use walhook_core::persist::QueueId;
 
@@ -34,8 +34,8 @@ impl Dispatcher {
     /// What is kept beside what is pending.
     pub(super) fn kept_bytes(&self) -> usize {
         self.router.bytes()
-            + self.queues * QUEUE_BYTES
-            + self.detours.len() * DETOUR_BYTES
+            + self.queues.in_memory() * QUEUE_BYTES
+            + self.queues.with_rows() * DETOUR_BYTES
             + self.failures.len() * FAILING_BYTES
             + self.tracker.open_transactions() * TXN_BYTES
             + (self.recovered.len() + self.joins.len()) * RANGE_BYTES
@@ -57,42 +57,19 @@ impl Dispatcher {
 
     /// A queue in which nothing is pending is kept for a while, for what it knows of its endpoint; a lane
     /// as long as any of its queues.
-    pub(super) fn rest_if_idle(&mut self, id: LaneId, endpoint: &EndpointId, last: DeliveryId) {
-        let queue = self.lanes.get_mut(&id).and_then(|lane| lane.queue_mut(endpoint));
-        let Some(queue) = queue.filter(|queue| queue.is_empty()) else { return };
-        queue.last = last;
-        self.idle.push_back((id, endpoint.clone(), last));
+    pub(super) fn rest_if_idle(&mut self, queue: QueueNo, last: DeliveryId) {
         let idle_max = (self.settings.memory_limit / 16 / QUEUE_BYTES).max(IDLE_MIN);
-        for _ in idle_max..self.idle.len() {
-            let Some((id, endpoint, last)) = self.idle.pop_front() else { return };
-            self.forget_queue(id, endpoint, last);
-        }
-    }
-
-    fn forget_queue(&mut self, id: LaneId, endpoint: EndpointId, last: DeliveryId) {
-        // It may be active again, gone, or stand further back in the line as well.
-        let Some(lane) = self.lanes.get_mut(&id) else { return };
-        if lane.queue(&endpoint).is_none_or(|queue| !queue.is_empty() || queue.last != last) {
-            return;
-        }
-        if !lane.forget(&endpoint) {
-            // It still has a turn, and loses it then.
-            self.idle.push_back((id, endpoint, last));
-            return;
-        }
-        self.queues -= 1;
-        if lane.is_empty()
-            && let Some(lane) = self.lanes.remove(&id)
-        {
-            self.lane_of.remove(&lane.account);
-            self.scheduler.remove_lane(id);
-            self.unpin_if_idle(&lane.account);
+        for (queue, last) in self.queues.rest_if_idle(queue, last, idle_max) {
+            if let Some((lane, account)) = self.queues.forget_idle(queue, last) {
+                self.scheduler.remove_lane(lane);
+                self.unpin_if_idle(&account);
+            }
         }
     }
 
     /// Lets an account's routes be forgotten when nothing of it is pending any more.
     pub(super) fn unpin_if_idle(&mut self, account: &AccountId) {
-        if !self.lane_of.contains_key(account) && !self.waiting.has(account) {
+        if !self.queues.has_lane(account) && !self.waiting.has(account) {
             self.router.unpin(account);
         }
     }

@@ -43,6 +43,7 @@ mod memory;
 mod operator;
 mod outcome;
 mod outgoing;
+mod queues;
 mod refill;
 mod replay;
 #[cfg(test)]
@@ -62,7 +63,6 @@ use std::time::Duration;
 
 use rand::rngs::SmallRng;
 
-use super::lane::Lane;
 use super::route::Router;
 use super::schedule::{LaneId, Pool, Scheduler};
 use super::settled::{Ahead, Recovered};
@@ -71,7 +71,6 @@ use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::lsn::Lsn;
 use walhook_core::notice::Notices;
-use walhook_core::persist::QueueId;
 use walhook_core::settled::last_commit_lsn;
 use walhook_core::tick::Tick;
 
@@ -81,6 +80,7 @@ use durable::Durable;
 use failing::Failures;
 use fan_out::Waiting;
 use join::Joins;
+use queues::{Lane, QueueNo, Queues};
 use refill::Refills;
 use replay::Replays;
 use send::InFlight;
@@ -110,13 +110,7 @@ pub struct Dispatcher {
     router: Router,
     tracker: Tracker,
     scheduler: Scheduler,
-    lane_of: HashMap<AccountId, LaneId>,
-    lanes: HashMap<LaneId, Lane>,
-    /// The queues in all lanes.
-    queues: usize,
-    /// Queues in the order in which they became idle, with the delivery that was their last; some are
-    /// active again.
-    idle: VecDeque<(LaneId, EndpointId, DeliveryId)>,
+    queues: Queues,
     waiting: Waiting,
     joins: Joins,
     in_flight: HashMap<DeliveryId, InFlight>,
@@ -128,8 +122,6 @@ pub struct Dispatcher {
     disabled: HashMap<EndpointId, String>,
     /// Those that an operator stopped, with since when: microseconds since 1970-01-01 UTC.
     paused: HashMap<EndpointId, i64>,
-    /// The queues that have deferred rows.
-    detours: HashMap<QueueId, Box<Detour>>,
     suspensions: Suspensions,
     refills: Refills,
     failures: Failures,
@@ -148,7 +140,6 @@ pub struct Dispatcher {
     /// The transaction that is being read.
     reading: Option<TxnSeq>,
     unseen: Unseen,
-    next_id: u64,
     bytes: usize,
     /// Below this, making room was tried and did not help.
     relieve_above: usize,
@@ -171,11 +162,11 @@ struct Timer {
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Wake {
     /// A delivery that backed off is due.
-    Delivery(LaneId, EndpointId, DeliveryId),
+    Delivery(QueueNo, DeliveryId),
     /// The endpoint's own rate limit lets the next request go.
-    RateLimit(LaneId, EndpointId),
+    RateLimit(QueueNo),
     /// A row in the table is due.
-    Detour(QueueId),
+    Detour(QueueNo),
 }
 
 impl Dispatcher {
@@ -192,10 +183,7 @@ impl Dispatcher {
             router: Router::new(cache_bytes as u64),
             tracker: Tracker::new(start.frontier),
             scheduler: Scheduler::new(settings.fast_slots, settings.slow_slots),
-            lane_of: HashMap::new(),
-            lanes: HashMap::new(),
-            queues: 0,
-            idle: VecDeque::new(),
+            queues: Queues::new(),
             waiting: Waiting::default(),
             joins: Joins::default(),
             in_flight: HashMap::new(),
@@ -204,7 +192,6 @@ impl Dispatcher {
             timers: BinaryHeap::new(),
             disabled,
             paused,
-            detours: HashMap::new(),
             suspensions: Suspensions::default(),
             failures: Failures::new(settings.memory_limit, start.failing, Tick(0)),
             refills: Refills::new(settings.memory_limit, known_from),
@@ -219,7 +206,6 @@ impl Dispatcher {
             notices: Notices::new(settings.notifies),
             reading: None,
             unseen: Unseen::default(),
-            next_id: 0,
             bytes: 0,
             relieve_above: 0,
             counters: Counters::default(),
@@ -286,50 +272,60 @@ impl Dispatcher {
     /// Deliveries in memory that are neither in flight nor in a table.
     #[must_use]
     pub fn queued(&self) -> usize {
-        let pending = self.lanes.values().map(Lane::pending).sum::<usize>();
+        let pending = self.queues.lanes().map(Lane::pending).sum::<usize>();
         pending.saturating_sub(self.in_flight.len())
     }
 
     /// How things stand.
     #[must_use]
     pub fn gauges(&self) -> Gauges {
-        let active = self.lanes.values().filter(|lane| lane.pending() > 0);
+        let active = self.queues.lanes().filter(|lane| lane.pending() > 0);
         let (ready, waiting): (Vec<&Lane>, Vec<&Lane>) = active.partition(|lane| lane.is_ready());
+        let deferred = || self.queues.all_deferred().map(|(_, _, deferred)| deferred);
         Gauges {
             lanes_ready: ready.len(),
             lanes_waiting: waiting.len(),
             queued_bytes: self.bytes,
             kept_bytes: self.kept_bytes(),
-            deferred: self.detours.values().map(|detour| detour.rows()).sum(),
-            backlogs: self.detours.len(),
+            deferred: deferred().map(Detour::rows).sum(),
+            backlogs: self.queues.with_rows(),
             unrouted: self.shelves.rows(),
             unrouted_accounts: self.shelves.len(),
-            breakers_open: self.detours.values().filter(|d| d.breaker.is_some()).count(),
+            breakers_open: deferred().filter(|d| d.breaker.is_some()).count(),
             endpoints_disabled: self.disabled.len(),
             endpoints_paused: self.paused.len(),
             endpoints_invalid: self.router.invalid(),
-            queues_suspended: self.detours.values().filter(|d| d.is_suspended()).count(),
+            queues_suspended: deferred().filter(|d| d.is_suspended()).count(),
             in_flight_fast: self.scheduler.in_flight(Pool::Fast),
             in_flight_slow: self.scheduler.in_flight(Pool::Slow),
             oldest_unsettled: self.tracker.oldest_unsettled(),
         }
     }
 
-    /// The account's lane, made when there is none.
-    fn lane(&mut self, account: &AccountId, weight: f64) -> LaneId {
-        if let Some(id) = self.lane_of.get(account) {
-            return *id;
-        }
-        let id = self.scheduler.add_lane(weight);
-        self.lane_of.insert(account.clone(), id);
-        self.lanes.insert(id, Lane::new(account.clone()));
-        self.router.pin(account);
-        id
+    /// The queue with this name, made where there is none, with a lane.
+    fn queue(&mut self, account: &AccountId, endpoint: &EndpointId, weight: f64) -> QueueNo {
+        let queue = self.queues.intern(account, endpoint);
+        self.give_lane(queue, weight);
+        queue
     }
 
-    /// Tells the scheduler from which pools the lane could send.
-    fn sync(&mut self, id: LaneId) {
-        let Some(lane) = self.lanes.get(&id) else { return };
+    /// Sees to it that the queue's account has a lane.
+    fn give_lane(&mut self, queue: QueueNo, weight: f64) {
+        if self.queues.lane_id(queue).is_none() {
+            self.queues.add_lane(queue, self.scheduler.add_lane(weight));
+            self.router.pin(&self.queues.id(queue).account);
+        }
+    }
+
+    /// Tells the scheduler from which pools the queue's lane could send.
+    fn sync(&mut self, queue: QueueNo) {
+        if let Some(id) = self.queues.lane_id(queue) {
+            self.sync_lane(id);
+        }
+    }
+
+    fn sync_lane(&mut self, id: LaneId) {
+        let (_, lane) = self.queues.lane(id);
         for pool in [Pool::Fast, Pool::Slow] {
             self.scheduler.set_ready(id, pool, lane.is_ready_in(pool));
         }

@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use super::super::breaker::Lately;
 use super::super::lane::{Origin, Pending};
-use super::super::schedule::LaneId;
 use super::super::settle::{Place, Settlement, failure_text};
 use super::defer::Exit;
 use super::ending::End;
+use super::queues::QueueNo;
 use super::{Dispatcher, EndpointChange, EndpointChanged};
 use walhook_core::attempt::{DeliveryId, Outcome};
 use walhook_core::event::{EndpointId, Event};
@@ -76,41 +76,39 @@ impl Dispatcher {
         }
         // Its breaker's time ends where the pause begins.
         for queue in self.queues_of(&endpoint) {
-            self.forget_breaker(&queue, now);
+            self.forget_breaker(queue, now);
         }
         let since_us = self.unix_us(now);
         self.disabled.remove(&endpoint);
         self.paused.insert(endpoint.clone(), since_us);
         let detail = reason.clone();
         self.durable.pause(PauseEndpoint { endpoint: endpoint.clone(), reason, since_us });
-        let has_queue = |id: &LaneId| self.lanes.get(id)?.queue(&endpoint).map(|_| *id);
-        let mut lanes: Vec<LaneId> = self.lanes.keys().filter_map(has_queue).collect();
-        lanes.sort_unstable();
-        for lane in lanes {
-            self.clear_out(lane, &endpoint, now);
+        let mut queues = self.queues.of_endpoint(&endpoint).to_vec();
+        queues.sort_unstable_by_key(|queue| self.queues.lane_id(*queue));
+        for queue in queues {
+            self.clear_out(queue, now);
         }
         self.tell_of_operator(endpoint, EndpointChange::Paused, detail);
         true
     }
 
     /// Nothing of the queue stays in memory but what is in flight.
-    fn clear_out(&mut self, lane: LaneId, endpoint: &EndpointId, now: Tick) {
-        let queue = self.lanes.get_mut(&lane).and_then(|lane| lane.queue_mut(endpoint));
-        let Some(queue) = queue else { return };
-        queue.lately = Lately::default();
+    fn clear_out(&mut self, queue: QueueNo, now: Tick) {
+        let Some(in_memory) = self.queues.pending_mut(queue) else { return };
+        in_memory.lately = Lately::default();
         let is_retry =
             |origin: Origin| matches!(origin, Origin::Retry { dead_letter: Some(_), .. });
-        let (retries, others): (Vec<_>, Vec<_>) = queue
+        let (retries, others): (Vec<_>, Vec<_>) = in_memory
             .idle()
             .map(|pending| (pending.id, is_retry(pending.origin)))
             .partition(|(_, retry)| *retry);
         for (id, _) in retries {
             let (reason, detail) = (DeadReason::Exhausted, PAUSED.to_owned());
-            self.die(lane, endpoint, id, End { reason, detail, last_status: None });
-            self.rest_if_idle(lane, endpoint, id);
+            self.die(queue, id, End { reason, detail, last_status: None });
+            self.rest_if_idle(queue, id);
         }
         let others: Vec<DeliveryId> = others.into_iter().map(|(id, _)| id).collect();
-        self.leave(lane, endpoint, &others, Exit::Other(DeferReason::Paused), now);
+        self.leave(queue, &others, Exit::Other(DeferReason::Paused), now);
     }
 
     fn resume(&mut self, endpoint: EndpointId, now: Tick) -> bool {
@@ -123,13 +121,13 @@ impl Dispatcher {
         let stood_us = self.unix_us(now).saturating_sub(since_us).max(0);
         self.durable.enable(endpoint.clone());
         for queue in self.queues_of(&endpoint) {
-            if let Some(detour) = self.detours.get_mut(&queue) {
+            if let Some(detour) = self.queues.deferred_mut(queue) {
                 detour.stopped_before_us = detour.stopped_before_us.saturating_add(stood_us);
                 let failing = detour.failing_since_us;
                 detour.failing_since_us = failing.map(|since| since.saturating_add(stood_us));
             }
-            self.outdate(&queue);
-            self.look_after(&queue, now);
+            self.outdate(queue);
+            self.look_after(queue, now);
         }
         self.tell_of_operator(endpoint, EndpointChange::Resumed, detail);
         true
@@ -147,34 +145,36 @@ impl Dispatcher {
             by_queue.entry(queue).or_default().insert(key);
         }
         for (queue, keys) in by_queue {
-            let Some(detour) = self.detours.get_mut(&queue) else { continue };
+            // Somebody's rows that we may know nothing of.
+            let Some(queue) = self.queues.find(&queue) else { continue };
+            let Some(detour) = self.queues.deferred_mut(queue) else { continue };
             if let Some(breaker) = &mut detour.breaker {
                 breaker.hasten();
             }
             for key in &keys {
                 detour.backlog.look_again(key, now);
             }
-            self.unload(&queue, &keys, now);
-            self.look_after(&queue, now);
+            self.unload(queue, &keys, now);
+            self.look_after(queue, now);
         }
     }
 
-    fn unload(&mut self, queue: &QueueId, keys: &HashSet<RowKey>, now: Tick) {
-        let Some(lane) = self.lane_of.get(&queue.account).copied() else { return };
-        let in_memory = self.lanes.get(&lane).and_then(|lane| lane.queue(&queue.endpoint));
+    fn unload(&mut self, queue: QueueNo, keys: &HashSet<RowKey>, now: Tick) {
+        let Some(in_memory) = self.queues.pending(queue) else { return };
         let is_row = |p: &&Pending| {
             matches!(p.origin, Origin::Deferred { .. }) && keys.contains(&p.row_key())
         };
-        let idle = in_memory.into_iter().flat_map(|queue| queue.idle());
-        let ids: Vec<DeliveryId> = idle.filter(is_row).map(|pending| pending.id).collect();
-        self.leave(lane, &queue.endpoint, &ids, Exit::Other(DeferReason::Behind), now);
+        let ids: Vec<DeliveryId> =
+            in_memory.idle().filter(is_row).map(|pending| pending.id).collect();
+        self.leave(queue, &ids, Exit::Other(DeferReason::Behind), now);
     }
 
     /// The endpoint's queues that go by way of the table.
-    fn queues_of(&self, endpoint: &EndpointId) -> Vec<QueueId> {
-        let mut queues: Vec<QueueId> =
-            self.detours.keys().filter(|queue| queue.endpoint == *endpoint).cloned().collect();
-        queues.sort_unstable();
+    fn queues_of(&self, endpoint: &EndpointId) -> Vec<QueueNo> {
+        let has_rows = |no: &QueueNo| self.queues.deferred(*no).is_some();
+        let of_endpoint = self.queues.of_endpoint(endpoint).iter().copied();
+        let mut queues: Vec<QueueNo> = of_endpoint.filter(has_rows).collect();
+        queues.sort_unstable_by(|a, b| self.queues.id(*a).cmp(self.queues.id(*b)));
         queues
     }
 

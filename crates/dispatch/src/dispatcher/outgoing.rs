@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use super::super::lane::Held;
-use super::super::schedule::LaneId;
 use super::super::tracker::TxnSeq;
+use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
-use walhook_core::event::EndpointId;
 use walhook_core::persist::{DeadLetter, Defer, RowId, Tried, UnroutedKey};
 
 /// A dead letter that does not count as settled yet.
@@ -22,9 +21,9 @@ pub(super) enum Body {
     /// An unroutable change stands in no lane.
     Unroutable { txn: TxnSeq, held: Arc<Held> },
     /// A delivery keeps its place in its queue.
-    Delivery { txn: TxnSeq, ordinal: u64, lane: LaneId, endpoint: EndpointId, id: DeliveryId },
+    Delivery { txn: TxnSeq, ordinal: u64, queue: QueueNo, id: DeliveryId },
     /// So does one that has a row in the table.
-    Row { row: RowId, insertion: u64, lane: LaneId, id: DeliveryId },
+    Row { row: RowId, insertion: u64, queue: QueueNo, id: DeliveryId },
     /// An event that has a row without an endpoint, and was routed in part by what was inserted so far.
     Unrouted { row: UnroutedKey, insertion: u64, held: Arc<Held> },
 }
@@ -52,9 +51,9 @@ pub(super) struct Leaving {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Leaves {
     /// A row of `deferred`.
-    Deferred,
+    Deferred(QueueNo),
     /// No row: its queue's gap counts it.
-    Skipped,
+    Skipped(QueueNo),
     /// A row without an endpoint.
     Unrouted,
 }

@@ -9,12 +9,13 @@
 //! leader: an older one might be among them.
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::super::backlog::{Load, Page, Read, Room};
 use super::super::lane::{Held, Source};
 use super::defer::Detour;
+use super::queues::{QueueNo, Queues};
 use super::{Dispatcher, Timer, Wake};
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::RowKeys;
@@ -47,7 +48,7 @@ const HEAD_BYTES: usize = 256;
 /// The line of queues that want a page, and the request under way.
 #[derive(Debug)]
 pub(super) struct Refills {
-    line: VecDeque<QueueId>,
+    line: VecDeque<QueueNo>,
     /// No row stands behind this that the stream did not show to us.
     known_from: Lsn,
     /// What the request under way may bring; 0: there is none.
@@ -70,11 +71,9 @@ impl Refills {
         self.known_from
     }
 
-    pub(super) fn join(&mut self, queue: &QueueId, detours: &mut HashMap<QueueId, Box<Detour>>) {
-        if let Some(detour) = detours.get_mut(queue)
-            && !std::mem::replace(&mut detour.in_line, true)
-        {
-            self.line.push_back(queue.clone());
+    pub(super) fn join(&mut self, queue: QueueNo, queues: &mut Queues) {
+        if !std::mem::replace(&mut queues.with_row(queue).in_line, true) {
+            self.line.push_back(queue);
         }
     }
 }
@@ -92,13 +91,18 @@ impl Dispatcher {
             if pages.len() >= QUEUES_AT_ONCE {
                 break;
             }
-            let Some(queue) = self.refills.line.pop_front() else { break };
+            let Some(no) = self.refills.line.pop_front() else { break };
+            // It may have been forgotten since.
+            let Some(queue) = self.queues.get(no).filter(|queue| queue.deferred().is_some()) else {
+                continue;
+            };
+            let queue = queue.id().clone();
             if self.waiting.has(&queue.account) || self.shelves.holds_back(&queue.account) {
-                self.refills.line.push_back(queue);
+                self.refills.line.push_back(no);
                 continue;
             }
-            let wants = self.wanted_page(&queue, now);
-            let Some(detour) = self.detours.get_mut(&queue) else { continue };
+            let wants = self.wanted_page(no, now);
+            let detour = self.queues.with_row(no);
             detour.in_line = false;
             if let Some(page) = wants {
                 let from = detour.backlog.begin_page(page, now);
@@ -117,61 +121,60 @@ impl Dispatcher {
     /// Takes the answer to [`Dispatcher::poll_refill`].
     pub(super) fn handle_refilled(&mut self, pages: Vec<Refilled>, now: Tick) {
         self.bytes = self.bytes.saturating_sub(std::mem::take(&mut self.refills.reserved));
-        let known: usize = pages
-            .iter()
-            .filter_map(|page| self.detours.get(&page.queue))
-            .map(|detour| detour.backlog.heads())
-            .sum();
+        let numbers: Vec<QueueNo> =
+            pages.iter().map(|page| self.queues.named(&page.queue)).collect();
+        let known: usize =
+            numbers.iter().map(|queue| self.queues.rows_of(*queue).backlog.heads()).sum();
         let heads = if known < self.refills.heads_max { HEADS_MAX } else { HEADS_MIN };
-        for Refilled { queue, rows, end } in pages {
+        for (queue, Refilled { rows, end, .. }) in numbers.into_iter().zip(pages) {
             let bytes = self.refills.page_bytes;
-            let heads = if self.is_suspended(&queue) { 0 } else { heads };
-            let room = Room { rows: self.rows_to_load(&queue, now), bytes, heads };
+            let heads = if self.is_suspended(queue) { 0 } else { heads };
+            let room = Room { rows: self.rows_to_load(queue, now), bytes, heads };
             let read = |row: Deferred| Read {
                 keys: self.row_keys(&row),
                 due: row.due_us.map(|us| self.tick_at(us, now)),
                 row,
             };
             let rows: Vec<Read> = rows.into_iter().map(read).collect();
-            let Some(detour) = self.detours.get_mut(&queue) else { continue };
+            let detour = self.queues.with_row(queue);
             let counted = (detour.rows(), detour.backlog.in_table());
             let loads = detour.backlog.take_page(rows, end, room, now);
             if counted != (detour.rows(), detour.backlog.in_table()) {
                 // Somebody else has removed some.
-                self.outdate(&queue);
+                self.outdate(queue);
             }
             for load in loads {
-                let id = self.load(&queue, load, now);
-                let detour = self.detours.get_mut(&queue);
-                if let Some(breaker) = detour.and_then(|detour| detour.breaker.as_mut()) {
+                let id = self.load(queue, load, now);
+                if let Some(breaker) = &mut self.queues.with_row(queue).breaker {
                     breaker.begin_probe(id);
                 }
             }
-            self.look_after(&queue, now);
+            self.look_after(queue, now);
         }
     }
 
     /// How many rows of a page may go into the queue. Things may have changed since it was asked for.
-    fn rows_to_load(&self, queue: &QueueId, now: Tick) -> usize {
-        let breaker = self.detours.get(queue).and_then(|detour| detour.breaker.as_ref());
-        match breaker {
+    fn rows_to_load(&self, queue: QueueNo, now: Tick) -> usize {
+        let QueueId { account, endpoint } = self.queues.id(queue);
+        match &self.queues.rows_of(queue).breaker {
             // An older event of its account waits for its routes.
-            _ if self.waiting.has(&queue.account) => 0,
-            _ if self.shelves.holds_back(&queue.account) => 0,
-            _ if self.is_paused(&queue.endpoint) || self.is_suspended(queue) => 0,
+            _ if self.waiting.has(account) => 0,
+            _ if self.shelves.holds_back(account) => 0,
+            _ if self.is_paused(endpoint) || self.is_suspended(queue) => 0,
             None => usize::MAX,
             Some(breaker) => usize::from(breaker.wants_probe(now)),
         }
     }
 
-    fn load(&mut self, queue: &QueueId, load: Load, now: Tick) -> DeliveryId {
+    fn load(&mut self, queue: QueueNo, load: Load, now: Tick) -> DeliveryId {
         let Load { row, keys } = load;
         let Deferred { key, event, attempts, first_attempt_us, .. } = row;
         self.bytes += event.size_bytes();
-        let weight = self.router.get(&queue.account, now).map_or(1.0, |routes| routes.weight);
+        let routes = self.router.get(&self.queues.id(queue).account, now);
+        self.give_lane(queue, routes.map_or(1.0, |routes| routes.weight));
         let tried = Box::new(Tried { attempts, first_attempt_us, ..Tried::default() });
         let source = Source::Deferred { replay: key.replay, tried };
-        self.enqueue(&queue.endpoint, Arc::new(Held { event }), source, keys, weight, now)
+        self.enqueue(queue, Arc::new(Held { event }), source, keys, now)
     }
 
     /// The ordering keys of a row; a replay is not ordered.
@@ -181,8 +184,8 @@ impl Dispatcher {
 
     /// Sees to it that the queue's rows come back: now, if they may, or when the next is due. And
     /// that its deliveries are sent directly again when none is left.
-    pub(super) fn look_after(&mut self, queue: &QueueId, now: Tick) {
-        let Some(detour) = self.detours.get_mut(queue) else { return };
+    pub(super) fn look_after(&mut self, queue: QueueNo, now: Tick) {
+        let (in_memory, Some(detour)) = self.queues.at_mut(queue).parts_mut() else { return };
         if detour.suspension.is_some() {
             // Its rows may be removed now.
             self.durable.touch();
@@ -192,33 +195,36 @@ impl Dispatcher {
             detour.close_breaker(now);
             detour.backlog.unblock();
         }
-        let in_memory = self.lane_of.get(&queue.account).and_then(|id| self.lanes.get(id));
-        let in_memory = in_memory.and_then(|lane| lane.queue(&queue.endpoint));
         if let Some(breaker) = &mut detour.breaker
             && let Some(probe) = breaker.probe()
-            && in_memory.is_none_or(|queue| queue.get(probe).is_none())
+            && in_memory.is_none_or(|pending| pending.get(probe).is_none())
         {
             breaker.lose_probe();
         }
         if detour.backlog.is_forgettable() && !detour.is_stale {
-            self.detours.remove(queue);
+            self.queues.forget_deferred(queue);
             return;
         }
         if self.wanted_page(queue, now).is_some() {
-            self.refills.join(queue, &mut self.detours);
-        } else if let Some(detour) = self.detours.get_mut(queue)
-            && !self.paused.contains_key(&queue.endpoint)
-            && let Some(due) = detour.next_time().filter(|due| *due > now)
+            self.refills.join(queue, &mut self.queues);
+            return;
+        }
+        if self.is_paused(&self.queues.id(queue).endpoint) {
+            return;
+        }
+        let detour = self.queues.with_row(queue);
+        if let Some(due) = detour.next_time().filter(|due| *due > now)
             && detour.timer.is_none_or(|timer| due < timer)
         {
             detour.timer = Some(due);
-            self.timers.push(Reverse(Timer { due, wake: Wake::Detour(queue.clone()) }));
+            self.timers.push(Reverse(Timer { due, wake: Wake::Detour(queue) }));
         }
     }
 
     /// A timer that was set for the queue has come.
-    pub(super) fn wake_detour(&mut self, queue: &QueueId, now: Tick) {
-        if let Some(detour) = self.detours.get_mut(queue) {
+    pub(super) fn wake_detour(&mut self, queue: QueueNo, now: Tick) {
+        // It may have been forgotten since.
+        if let Some(detour) = self.queues.deferred_mut(queue) {
             if detour.timer.is_some_and(|timer| timer <= now) {
                 detour.timer = None;
             }
@@ -226,12 +232,12 @@ impl Dispatcher {
         }
     }
 
-    fn wanted_page(&self, queue: &QueueId, now: Tick) -> Option<Page> {
-        let detour = self.detours.get(queue).filter(|detour| !detour.is_suspended())?;
-        let in_memory = self.lane_of.get(&queue.account).and_then(|id| self.lanes.get(id));
-        let in_memory = in_memory.and_then(|lane| lane.queue(&queue.endpoint));
+    fn wanted_page(&self, queue: QueueNo, now: Tick) -> Option<Page> {
+        let it = self.queues.at(queue);
+        let detour = it.deferred().filter(|detour| !detour.is_suspended())?;
+        let in_memory = it.pending();
         let page = match &detour.breaker {
-            _ if self.is_paused(&queue.endpoint) => return None,
+            _ if self.is_paused(&it.id().endpoint) => return None,
             Some(breaker) if !breaker.wants_probe(now) => return None,
             Some(_) => Page::Probe,
             None if in_memory.is_some_and(|queue| queue.len() >= WANTS_BELOW) => return None,

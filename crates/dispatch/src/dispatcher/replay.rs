@@ -27,11 +27,10 @@ use super::Dispatcher;
 use super::defer::Exit;
 use super::durable::{Leaves, Leaving};
 use super::fan_out::To;
+use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{EndpointId, Event};
-use walhook_core::persist::{
-    DeadLetter, DeferReason, PersistBatch, QueueId, ReplayCounts, Retried,
-};
+use walhook_core::persist::{DeadLetter, DeferReason, PersistBatch, ReplayCounts, Retried};
 use walhook_core::tick::Tick;
 
 /// Replayed deliveries in memory at once: as many requests in flight, at most.
@@ -77,7 +76,7 @@ pub(super) struct Replays {
     /// Deliveries in memory that are no rows.
     pending: usize,
     /// Those that were queued, the oldest first; some have left since.
-    queued: VecDeque<(Tick, QueueId, DeliveryId)>,
+    queued: VecDeque<(Tick, QueueNo, DeliveryId)>,
 }
 
 impl Replays {
@@ -93,7 +92,7 @@ impl Replays {
     }
 
     /// A delivery was queued.
-    pub(super) fn queued(&mut self, queue: QueueId, id: DeliveryId, now: Tick) {
+    pub(super) fn queued(&mut self, queue: QueueNo, id: DeliveryId, now: Tick) {
         self.queued.push_back((now, queue, id));
     }
 
@@ -166,18 +165,18 @@ impl Dispatcher {
     }
 
     /// Why a delivery of a replay is deferred as it comes, where it is: it would wait.
-    pub(super) fn why_defer_replayed(&self, queue: &QueueId, now: Tick) -> Option<DeferReason> {
+    pub(super) fn why_defer_replayed(&self, queue: QueueNo, now: Tick) -> Option<DeferReason> {
         if self.is_suspended(queue) {
             return Some(DeferReason::Overflow);
         }
-        if self.is_paused(&queue.endpoint) {
+        let it = self.queues.at(queue);
+        if self.is_paused(&it.id().endpoint) {
             return Some(DeferReason::Paused);
         }
-        if self.detours.get(queue).is_some_and(|detour| detour.breaker.is_some()) {
+        if it.deferred().is_some_and(|detour| detour.breaker.is_some()) {
             return Some(DeferReason::Breaker);
         }
-        let lane = self.lanes.get(self.lane_of.get(&queue.account)?)?;
-        let in_memory = lane.queue(&queue.endpoint).filter(|in_memory| !in_memory.is_empty())?;
+        let in_memory = it.pending().filter(|in_memory| !in_memory.is_empty())?;
         let waits = |pending: &super::super::lane::Pending| now.since(pending.queued_at) >= HOLD;
         let is_slow = in_memory.hold.pool(now) == Pool::Slow
             || in_memory.first_ready().is_some_and(waits)
@@ -190,18 +189,17 @@ impl Dispatcher {
     pub(super) fn release_replays(&mut self, now: Tick) {
         while self.replays.deadline().is_some_and(|due| due <= now) && !self.stopping {
             let Some((_, queue, id)) = self.replays.queued.pop_front() else { return };
-            let Some(lane_id) = self.lane_of.get(&queue.account).copied() else { continue };
-            let in_memory = self.lanes.get(&lane_id).and_then(|lane| lane.queue(&queue.endpoint));
-            let Some(in_memory) = in_memory else { continue };
+            // It may have left since, and its queue been forgotten.
+            let Some(in_memory) = self.queues.pending(queue) else { continue };
             let is_ours = |origin| matches!(origin, Origin::Retry { dead_letter: None, .. });
             if !in_memory.get(id).is_some_and(|pending| is_ours(pending.origin)) {
                 continue;
             }
             if in_memory.sent().any(|pending| pending.id == id) {
-                self.keep_in_flight(lane_id, &queue.endpoint, id);
+                self.keep_in_flight(queue, id);
             } else {
                 let exit = Exit::Other(DeferReason::Overflow);
-                self.leave(lane_id, &queue.endpoint, &[id], exit, now);
+                self.leave(queue, &[id], exit, now);
             }
         }
     }
@@ -213,18 +211,21 @@ impl Dispatcher {
         if replay == 0 || self.replays.is_known(replay) {
             return Some(leaving);
         }
-        let (queue, key, counted, bytes) = (row.id.queue.clone(), &row.id.key, *counted, *bytes);
-        let detour = self.detours.get_mut(&queue);
-        if let Some(detour) = detour.filter(|_| *kind == Leaves::Deferred) {
-            if detour.backlog.is_loaded(key) {
+        let (key, counted, bytes) = (&row.id.key, *counted, *bytes);
+        let (Leaves::Deferred(queue) | Leaves::Skipped(queue)) = *kind else {
+            return Some(leaving);
+        };
+        if *kind == Leaves::Deferred(queue) {
+            let backlog = &mut self.queues.with_row(queue).backlog;
+            if backlog.is_loaded(key) {
                 // In flight; its outcome will want the row. Who cancelled it has the row discarded.
                 return Some(leaving);
             }
-            detour.backlog.skip(key);
+            backlog.skip(key);
         }
         self.replays.count_dropped(replay);
         self.durable.forget_leaving(bytes);
-        self.outdate(&queue);
+        self.outdate(queue);
         self.free(leaving.held, counted);
         None
     }

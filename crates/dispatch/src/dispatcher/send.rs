@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::super::lane::{DEFAULT_MAX_IN_FLIGHT, Origin};
 use super::super::schedule::{Charge, LaneId, Pool};
 use super::ending::{End, Ended};
+use super::queues::QueueNo;
 use super::{Dispatcher, Timer, Wake};
 use walhook_core::attempt::{Attempt, DeliveryId};
 use walhook_core::endpoint::Endpoint;
-use walhook_core::event::EndpointId;
 use walhook_core::persist::DeadReason;
 use walhook_core::tick::Tick;
 
@@ -20,8 +20,7 @@ pub(super) const FAST_HOLD: Duration = Duration::from_secs(1);
 /// A request under way.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    pub(super) lane: LaneId,
-    pub(super) endpoint: EndpointId,
+    pub(super) queue: QueueNo,
     pub(super) charge: Charge,
     pub(super) started: Tick,
     /// The endpoint was switched on again since: that it wants no more is what it said before.
@@ -74,62 +73,56 @@ impl Dispatcher {
 
     /// Sends from the lane, or leaves it with fewer turns than before.
     fn poll_lane(&mut self, id: LaneId, pool: Pool, now: Tick) -> Option<Dispatch> {
-        let Some(lane) = self.lanes.get_mut(&id) else {
-            debug_assert!(false, "the scheduler knows a lane that is gone");
-            self.scheduler.remove_lane(id);
+        let (account, _) = self.queues.lane(id);
+        let Some(routes) = self.router.get(account, now) else {
+            self.router.want(account);
+            self.queues.set_unrouted(id, true);
+            self.sync_lane(id);
             return None;
         };
-        let Some(routes) = self.router.get(&lane.account, now) else {
-            lane.unrouted = true;
-            self.router.want(&lane.account);
-            self.sync(id);
+        let Some(queue) = self.queues.take_turn(id, pool, now) else {
+            self.sync_lane(id);
             return None;
         };
-        let Some(endpoint_id) = lane.take_turn(pool, now) else {
-            self.sync(id);
-            return None;
-        };
-        let endpoint = match routes.endpoint(&endpoint_id) {
+        let endpoint = match routes.endpoint(&self.queues.id(queue).endpoint) {
             None => {
                 let end = |why: &String| End {
                     reason: DeadReason::EndpointInvalid,
                     detail: why.clone(),
                     last_status: None,
                 };
-                return self.give_up(id, &endpoint_id, routes.refused.as_ref().map(end), now);
+                return self.give_up(queue, routes.refused.as_ref().map(end), now);
             }
             Some(endpoint) => match self.why_unusable(endpoint) {
-                Some(why) => return self.give_up(id, &endpoint_id, Some(why), now),
-                None => Arc::clone(endpoint),
+                Some(why) => return self.give_up(queue, Some(why), now),
+                None => endpoint,
             },
         };
-        let dispatch = self.start(id, &endpoint, pool, now);
-        if let Some(lane) = self.lanes.get_mut(&id) {
-            lane.refresh(&endpoint_id, now);
-            // Whatever comes meanwhile waits for this one timer.
-            if let Some(due) = lane.queue(&endpoint_id).and_then(|q| q.resting_until(now)) {
-                let wake = Wake::RateLimit(id, endpoint_id);
-                self.timers.push(Reverse(Timer { due, wake }));
-            }
+        let dispatch = self.start(id, queue, endpoint, pool, now);
+        self.queues.refresh(queue, now);
+        // Whatever comes meanwhile waits for this one timer.
+        if let Some(due) = self.queues.in_use(queue).resting_until(now) {
+            self.timers.push(Reverse(Timer { due, wake: Wake::RateLimit(queue) }));
         }
-        self.sync(id);
+        self.sync_lane(id);
         dispatch
     }
 
-    /// Starts the endpoint's oldest ready delivery.
+    /// Starts the queue's oldest ready delivery.
     fn start(
         &mut self,
-        id: LaneId,
+        lane: LaneId,
+        queue: QueueNo,
         endpoint: &Arc<Endpoint>,
         pool: Pool,
         now: Tick,
     ) -> Option<Dispatch> {
-        let queue = self.lanes.get_mut(&id)?.queue_mut(&endpoint.id)?;
-        queue.limit.set_upper(endpoint.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT));
-        if !queue.is_sendable(now) {
+        let in_memory = self.queues.in_use(queue);
+        in_memory.limit.set_upper(endpoint.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT));
+        if !in_memory.is_sendable(now) {
             return None;
         }
-        let pending = queue.first_ready()?;
+        let pending = in_memory.first_ready()?;
         let delivery = pending.id;
         let dispatch = Dispatch {
             waited: now.since(pending.queued_at),
@@ -141,11 +134,10 @@ impl Dispatcher {
                 replay: pending.origin.is_asked_for(),
             },
         };
-        queue.start(delivery, now, endpoint.rate_per_second);
-        let charge = self.scheduler.start(id, pool, queue.hold.expected(now));
-        queue.hold.started(now);
-        let endpoint = endpoint.id.clone();
-        let request = InFlight { lane: id, endpoint, charge, started: now, outdated: false };
+        in_memory.start(delivery, now, endpoint.rate_per_second);
+        let charge = self.scheduler.start(lane, pool, in_memory.hold.expected(now));
+        in_memory.hold.started(now);
+        let request = InFlight { queue, charge, started: now, outdated: false };
         self.in_flight.insert(delivery, request);
         if pool == Pool::Fast {
             self.aging.push_back((now, delivery));
@@ -170,46 +162,35 @@ impl Dispatcher {
     /// Ends what is pending for an endpoint that is gone (`None`: dropped) or cannot be used.
     ///
     /// Requests in flight end by themselves.
-    fn give_up<T>(
-        &mut self,
-        id: LaneId,
-        endpoint: &EndpointId,
-        why: Option<End>,
-        now: Tick,
-    ) -> Option<T> {
-        let queue = self.lanes.get(&id).and_then(|lane| lane.queue(endpoint));
-        let idle: Vec<(DeliveryId, Origin)> = queue
-            .into_iter()
-            .flat_map(|queue| queue.idle().map(|pending| (pending.id, pending.origin)))
-            .collect();
+    fn give_up<T>(&mut self, queue: QueueNo, why: Option<End>, now: Tick) -> Option<T> {
+        let idle: Vec<(DeliveryId, Origin)> =
+            self.queues.in_use(queue).idle().map(|pending| (pending.id, pending.origin)).collect();
         for (delivery, origin) in idle {
             match (&why, origin) {
-                (Some(end), _) => self.die(id, endpoint, delivery, end.clone()),
+                (Some(end), _) => self.die(queue, delivery, end.clone()),
                 (None, Origin::Stream { .. } | Origin::Deferred { .. }) => {
                     self.counters.dropped += 1;
-                    self.settle(id, endpoint, delivery, Ended::Dropped);
+                    self.settle(queue, delivery, Ended::Dropped);
                 }
                 (None, Origin::Retry { dead_letter: None, job }) => {
                     self.counters.dropped += 1;
                     self.end_replayed(job, |counts| counts.dropped += 1);
-                    self.forget(id, endpoint, delivery);
+                    self.forget(queue, delivery);
                 }
                 (None, Origin::Retry { dead_letter: Some(_), .. }) => {
                     let reason = DeadReason::EndpointDisabled;
                     let detail = "the endpoint was removed".to_owned();
-                    self.die(id, endpoint, delivery, End { reason, detail, last_status: None });
+                    self.die(queue, delivery, End { reason, detail, last_status: None });
                 }
             }
-            self.rest_if_idle(id, endpoint, delivery);
+            self.rest_if_idle(queue, delivery);
         }
-        self.sync(id);
-        if let Some(queue) = self.queue_id(id, endpoint) {
-            if why.is_none() {
-                self.forget_failing(&queue, now);
-            }
-            self.forget_breaker(&queue, now);
-            self.look_after(&queue, now);
+        self.sync(queue);
+        if why.is_none() {
+            self.forget_failing(queue, now);
         }
+        self.forget_breaker(queue, now);
+        self.look_after(queue, now);
         None
     }
 
@@ -218,21 +199,21 @@ impl Dispatcher {
         while self.timers.peek().is_some_and(|Reverse(timer)| timer.due <= now) {
             let Some(Reverse(timer)) = self.timers.pop() else { return };
             match timer.wake {
-                Wake::Delivery(lane, endpoint, id) => self.wake(lane, &endpoint, Some(id), now),
-                Wake::RateLimit(lane, endpoint) => self.wake(lane, &endpoint, None, now),
-                Wake::Detour(queue) => self.wake_detour(&queue, now),
+                Wake::Delivery(queue, id) => self.wake(queue, Some(id), now),
+                Wake::RateLimit(queue) => self.wake(queue, None, now),
+                Wake::Detour(queue) => self.wake_detour(queue, now),
             }
         }
     }
 
-    fn wake(&mut self, id: LaneId, endpoint: &EndpointId, due: Option<DeliveryId>, now: Tick) {
-        // The lane may have gone, and its number may be another's: then nothing is found in it.
-        let Some(lane) = self.lanes.get_mut(&id) else { return };
-        if let (Some(due), Some(queue)) = (due, lane.queue_mut(endpoint)) {
-            queue.due(due, now);
+    fn wake(&mut self, queue: QueueNo, due: Option<DeliveryId>, now: Tick) {
+        // It may have been forgotten since.
+        let Some(in_memory) = self.queues.pending_mut(queue) else { return };
+        if let Some(due) = due {
+            in_memory.due(due, now);
         }
-        lane.refresh(endpoint, now);
-        self.sync(id);
+        self.queues.refresh(queue, now);
+        self.sync(queue);
     }
 
     /// Frees the fast slots of requests that have become old, as far as the slow pool has room. Where it

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::super::breaker::{Breaker, Lately, Went};
 use super::super::lane::Origin;
-use super::super::schedule::LaneId;
 use super::super::settle::failure_text;
 use super::defer::{Detour, Exit};
+use super::queues::QueueNo;
 use super::{Dispatcher, EndpointChange, EndpointChanged};
 use walhook_core::attempt::{DeliveryId, FailureKind, Outcome};
 use walhook_core::event::EndpointId;
@@ -43,8 +43,8 @@ impl Detour {
 
 impl Dispatcher {
     /// Whether an outcome of this delivery tells whether the breaker may close.
-    pub(super) fn is_test(&self, queue: &QueueId, id: DeliveryId, origin: Origin) -> bool {
-        let breaker = self.detours.get(queue).and_then(|detour| detour.breaker.as_ref());
+    pub(super) fn is_test(&self, queue: QueueNo, id: DeliveryId, origin: Origin) -> bool {
+        let breaker = self.queues.deferred(queue).and_then(|detour| detour.breaker.as_ref());
         let is_probe = |breaker: &Breaker| breaker.probe() == Some(id);
         breaker.is_some_and(|b| is_probe(b) || matches!(origin, Origin::Retry { .. }))
     }
@@ -53,32 +53,32 @@ impl Dispatcher {
     /// `is_test`: see [`Dispatcher::is_test`], as it was before.
     pub(super) fn note_health(
         &mut self,
-        lane_id: LaneId,
-        queue: &QueueId,
+        queue: QueueNo,
         is_test: bool,
         outcome: &Outcome,
         now: Tick,
     ) {
         let went = went(outcome);
-        let is_off = self.is_paused(&queue.endpoint) || self.disabled.contains_key(&queue.endpoint);
+        let endpoint = &self.queues.id(queue).endpoint;
+        let is_off = self.is_paused(endpoint) || self.disabled.contains_key(endpoint);
         if is_off || self.is_suspended(queue) || outcome.aborted() {
             return;
         }
-        let detour = self.detours.get_mut(queue);
+        let detour = self.queues.deferred_mut(queue);
         let Some(breaker) = detour.and_then(|detour| detour.breaker.as_mut()) else {
             if went == Went::Well {
                 self.forget_earlier_breaker(queue);
             }
-            let in_memory = self.lanes.get_mut(&lane_id).and_then(|l| l.queue_mut(&queue.endpoint));
+            let in_memory = self.queues.in_use(queue);
             let resent = outcome.resends > 0;
-            if in_memory.is_some_and(|in_memory| in_memory.lately.note(went, resent, now))
-                && let Some(wait) = self.open_breaker(lane_id, queue, now)
+            if in_memory.lately.note(went, resent, now)
+                && let Some(wait) = self.open_breaker(queue, now)
             {
                 let wait = humantime::format_duration(Duration::from_secs(wait.as_secs()));
                 let last =
                     if outcome.delivered() { RESENT.to_owned() } else { failure_text(outcome) };
                 let detail = format!("nothing is sent for {wait}; last: {last}");
-                self.tell_of(queue, EndpointChange::BreakerOpened, detail);
+                self.tell_of_queue(queue, EndpointChange::BreakerOpened, detail);
             }
             return;
         };
@@ -87,7 +87,7 @@ impl Dispatcher {
         }
         if went == Went::Well {
             self.forget_breaker(queue, now);
-            self.tell_of(queue, EndpointChange::BreakerClosed, CAME_THROUGH.to_owned());
+            self.tell_of_queue(queue, EndpointChange::BreakerClosed, CAME_THROUGH.to_owned());
         } else {
             breaker.reopen(now, &mut self.rng);
             self.outdate(queue);
@@ -95,12 +95,16 @@ impl Dispatcher {
     }
 
     /// What an earlier leader's breaker kept from the endpoint comes through again.
-    fn forget_earlier_breaker(&mut self, queue: &QueueId) {
-        let Some(detour) = self.detours.get_mut(queue) else { return };
+    fn forget_earlier_breaker(&mut self, queue: QueueNo) {
+        let Some(detour) = self.queues.deferred_mut(queue) else { return };
         if detour.was_open_until_us.take().is_some() {
             self.outdate(queue);
-            self.tell_of(queue, EndpointChange::BreakerClosed, CAME_THROUGH.to_owned());
+            self.tell_of_queue(queue, EndpointChange::BreakerClosed, CAME_THROUGH.to_owned());
         }
+    }
+
+    pub(super) fn tell_of_queue(&mut self, queue: QueueNo, change: EndpointChange, detail: String) {
+        self.tell_of(&self.queues.id(queue).clone(), change, detail);
     }
 
     pub(super) fn tell_of(&mut self, queue: &QueueId, change: EndpointChange, detail: String) {
@@ -109,34 +113,35 @@ impl Dispatcher {
     }
 
     /// Returns for how long nothing is sent.
-    fn open_breaker(&mut self, id: LaneId, queue: &QueueId, now: Tick) -> Option<Duration> {
-        let in_memory = self.lanes.get_mut(&id)?.queue_mut(&queue.endpoint)?;
+    fn open_breaker(&mut self, queue: QueueNo, now: Tick) -> Option<Duration> {
+        let in_memory = self.queues.in_use(queue);
         in_memory.lately = Lately::default();
         let idle: Vec<DeliveryId> = in_memory.idle().map(|pending| pending.id).collect();
         let breaker = Breaker::open(now, &mut self.rng);
         let until = breaker.open_until()?;
-        let detour = self.detour(queue);
+        let detour = self.queues.deferred_or_new(queue);
         detour.breaker = Some(breaker);
         detour.was_open_until_us = None;
         detour.backlog.block_all(DeferReason::Breaker);
-        self.leave(id, &queue.endpoint, &idle, Exit::Other(DeferReason::Breaker), now);
+        self.leave(queue, &idle, Exit::Other(DeferReason::Breaker), now);
         // Without a row there is no probe: what comes next is one.
-        self.detours.get(queue)?.breaker.as_ref()?;
+        self.queues.deferred(queue)?.breaker.as_ref()?;
         self.outdate(queue);
         Some(until.since(now))
     }
 
     /// Switches an endpoint off that has answered with nothing but failures for too long.
-    pub(super) fn give_up_failing(&mut self, queue: &QueueId, outcome: &Outcome, now: Tick) {
+    pub(super) fn give_up_failing(&mut self, queue: QueueNo, outcome: &Outcome, now: Tick) {
         let now_us = self.unix_us(now);
-        let Some(detour) = self.detours.get_mut(queue) else { return };
+        let endpoint = self.queues.id(queue).endpoint.clone();
+        let Some(detour) = self.queues.deferred_mut(queue) else { return };
         if went(outcome) == Went::Well {
             if detour.failing_since_us.take().is_some() {
                 self.outdate(queue);
             }
             return;
         }
-        if self.paused.contains_key(&queue.endpoint) || outcome.aborted() {
+        if self.paused.contains_key(&endpoint) || outcome.aborted() {
             return;
         }
         let Some(since_us) = detour.failing_since_us else {
@@ -146,13 +151,12 @@ impl Dispatcher {
         };
         let failing_us = u64::try_from(now_us.saturating_sub(since_us)).unwrap_or(0);
         let limit = self.settings.disable_after;
-        if Duration::from_micros(failing_us) < limit || self.disabled.contains_key(&queue.endpoint)
-        {
+        if Duration::from_micros(failing_us) < limit || self.disabled.contains_key(&endpoint) {
             return;
         }
         let limit = humantime::format_duration(limit);
         let reason = format!("nothing but failures for {limit}; last: {}", failure_text(outcome));
-        let disable = DisableEndpoint { endpoint: queue.endpoint.clone(), reason };
+        let disable = DisableEndpoint { endpoint, reason };
         self.switch_off(queue, disable, now);
     }
 
@@ -160,13 +164,13 @@ impl Dispatcher {
     ///
     /// That it is so already changes nothing and is told nobody: many requests may be in flight when the
     /// first of them is answered so, also of several accounts while an endpoint moves.
-    pub(super) fn switch_off(&mut self, queue: &QueueId, disable: DisableEndpoint, now: Tick) {
+    pub(super) fn switch_off(&mut self, queue: QueueNo, disable: DisableEndpoint, now: Tick) {
         self.forget_breaker(queue, now);
         if self.disabled.contains_key(&disable.endpoint) {
             return;
         }
         self.disabled.insert(disable.endpoint.clone(), disable.reason.clone());
-        self.tell_of(queue, EndpointChange::Disabled, disable.reason.clone());
+        self.tell_of_queue(queue, EndpointChange::Disabled, disable.reason.clone());
         self.durable.disable(disable);
     }
 
@@ -177,15 +181,16 @@ impl Dispatcher {
             return false;
         }
         self.durable.enable(endpoint.clone());
-        for request in self.in_flight.values_mut().filter(|r| r.endpoint == *endpoint) {
+        let queues = self.queues.of_endpoint(endpoint);
+        for request in self.in_flight.values_mut().filter(|r| queues.contains(&r.queue)) {
             request.outdated = true;
         }
         true
     }
 
     /// Nothing is to be sent to the endpoint any more, or nothing can be: no reason to go slowly.
-    pub(super) fn forget_breaker(&mut self, queue: &QueueId, now: Tick) {
-        if let Some(detour) = self.detours.get_mut(queue)
+    pub(super) fn forget_breaker(&mut self, queue: QueueNo, now: Tick) {
+        if let Some(detour) = self.queues.deferred_mut(queue)
             && detour.close_breaker(now)
         {
             self.outdate(queue);
@@ -193,10 +198,10 @@ impl Dispatcher {
     }
 
     /// Whether no delivery to the queue's endpoint waits in memory, whatever comes.
-    pub(super) fn is_stopped(&self, queue: &QueueId) -> bool {
-        let detour = self.detours.get(queue);
-        self.is_paused(&queue.endpoint)
-            || detour.is_some_and(|detour| detour.breaker.is_some() || detour.is_suspended())
+    pub(super) fn is_stopped(&self, queue: QueueNo) -> bool {
+        let it = self.queues.at(queue);
+        self.is_paused(&it.id().endpoint)
+            || it.deferred().is_some_and(|detour| detour.breaker.is_some() || detour.is_suspended())
     }
 }
 

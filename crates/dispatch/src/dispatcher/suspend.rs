@@ -23,8 +23,8 @@ use super::super::backlog::Backlog;
 use super::Dispatcher;
 use super::changes::EndpointChange;
 use super::defer::{Detour, Exit};
-use super::durable::Leaves;
-use walhook_core::event::EndpointId;
+use super::durable::{Leaves, Leaving};
+use super::queues::QueueNo;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
     Blocked, DeferReason, GapChange, LETTERS_MAX, PersistBatch, Purge, Purged, QueueId,
@@ -90,7 +90,8 @@ impl Dispatcher {
     pub(super) fn recover_suspensions(&mut self, gaps: Vec<GapChange>) {
         for GapChange { queue, skipped, .. } in gaps {
             let suspension = Suspension { skipped, rows_left: true, ..Suspension::default() };
-            self.detour(&queue).suspension = Some(suspension);
+            let no = self.queues.intern(&queue.account, &queue.endpoint);
+            self.queues.deferred_or_new(no).suspension = Some(suspension);
             self.suspensions.queues.insert(queue);
             self.durable.touch();
         }
@@ -117,14 +118,14 @@ impl Dispatcher {
     }
 
     /// Whether deliveries to the queue's endpoint are counted in a gap.
-    pub(super) fn is_suspended(&self, queue: &QueueId) -> bool {
-        self.detours.get(queue).is_some_and(|detour| detour.is_suspended())
+    pub(super) fn is_suspended(&self, queue: QueueNo) -> bool {
+        self.queues.deferred(queue).is_some_and(Detour::is_suspended)
     }
 
     /// Whether something is being given up, or a size may not show yet what was.
     fn gives_up(&self, now: Tick) -> bool {
         let rows_left = |queue| {
-            let suspension = self.detours.get(queue).and_then(|detour| detour.suspension.as_ref());
+            let suspension = self.suspended(queue).suspension.as_ref();
             suspension.is_some_and(|suspension| suspension.rows_left)
         };
         let is_busy =
@@ -135,7 +136,8 @@ impl Dispatcher {
     /// Dead letters stay for weeks: where only they keep suspended queues from going on, those of whoever
     /// holds most go as well.
     fn make_room_to_resume(&mut self, Measured { holders, .. }: &Measured, now: Tick) {
-        let waits = self.suspensions.queues.iter().any(|queue| self.is_suspended(queue));
+        let waits =
+            self.suspensions.queues.iter().any(|queue| self.suspended(queue).is_suspended());
         if waits && !self.gives_up(now) {
             self.give_up_letters(holders.iter().filter(|holder| holder.letters > 0));
         }
@@ -160,8 +162,8 @@ impl Dispatcher {
         }
         let can_go = |detour: &Detour| detour.suspension.is_none() && detour.rows() > 0;
         let able = |holder: &&Holder| {
-            holder.letters > 0
-                || self.detours.get(&holder.queue).is_some_and(|detour| can_go(detour))
+            let deferred = self.queues.find(&holder.queue).and_then(|no| self.queues.deferred(no));
+            holder.letters > 0 || deferred.is_some_and(can_go)
         };
         let able: Vec<&Holder> = holders.iter().filter(able).collect();
         self.give_up_letters(able.iter().copied().take_while(|holder| holder.letters > 0));
@@ -169,34 +171,35 @@ impl Dispatcher {
             return false;
         }
         let most = match able.first() {
-            Some(holder) => self.detours.get_key_value(&holder.queue),
+            Some(holder) => self.queues.find(&holder.queue),
             None => self
-                .detours
-                .iter()
-                .filter(|(_, detour)| can_go(detour))
-                .max_by(|(a, x), (b, y)| (x.rows(), b).cmp(&(y.rows(), a))),
+                .queues
+                .all_deferred()
+                .filter(|(.., detour)| can_go(detour))
+                .max_by(|(_, a, x), (_, b, y)| (x.rows(), b).cmp(&(y.rows(), a)))
+                .map(|(queue, ..)| queue),
         };
-        let Some((queue, detour)) = most else {
+        let Some(queue) = most else {
             let said = self.suspensions.said.is_some_and(|said| now.since(said) < SAID_EVERY);
             if !said {
                 self.suspensions.said = Some(now);
             }
             return !said;
         };
-        let (queue, rows) = (queue.clone(), detour.rows());
-        self.suspend(&queue, now);
+        let rows = self.queues.rows_of(queue).rows();
+        self.suspend(queue, now);
         let detail = format!(
             "the state tables take {} bytes (used: {}), and it has the most deferred deliveries, {rows}",
             size.total_bytes, size.used_bytes
         );
-        self.tell_of(&queue, EndpointChange::Suspended, detail);
+        self.tell_of_queue(queue, EndpointChange::Suspended, detail);
         false
     }
 
-    fn suspend(&mut self, queue: &QueueId, now: Tick) {
+    fn suspend(&mut self, queue: QueueNo, now: Tick) {
         let reason =
             "suspended: state.max_size was reached, and it had the most deferred deliveries";
-        let detour = self.detour(queue);
+        let detour = self.queues.with_row(queue);
         detour.close_breaker(now);
         detour.backlog.give_up();
         detour.suspension = Some(Suspension {
@@ -205,25 +208,23 @@ impl Dispatcher {
             rows_left: true,
             ..Suspension::default()
         });
-        self.suspensions.queues.insert(queue.clone());
+        self.suspensions.queues.insert(self.queues.id(queue).clone());
         self.skip_leaving(queue);
-        if let Some(lane_id) = self.lane_of.get(&queue.account).copied()
-            && let Some(in_memory) = self.lanes.get(&lane_id).and_then(|l| l.queue(&queue.endpoint))
-        {
+        if let Some(in_memory) = self.queues.pending(queue) {
             let idle: Vec<_> = in_memory.idle().map(|pending| pending.id).collect();
-            let endpoint: EndpointId = queue.endpoint.clone();
-            self.leave(lane_id, &endpoint, &idle, Exit::Other(DeferReason::Overflow), now);
+            self.leave(queue, &idle, Exit::Other(DeferReason::Overflow), now);
         }
         self.outdate(queue);
         self.durable.touch();
     }
 
     /// What was on its way into the table is counted instead, unless it is in flight as well.
-    fn skip_leaving(&mut self, queue: &QueueId) {
-        let Some(detour) = self.detours.get_mut(queue) else { return };
-        for leaving in self.durable.leaving_mut().filter(|l| l.row.id.queue == *queue) {
+    fn skip_leaving(&mut self, queue: QueueNo) {
+        let detour = self.queues.with_row(queue);
+        let is_its = |leaving: &&mut Leaving| leaving.kind == Leaves::Deferred(queue);
+        for leaving in self.durable.leaving_mut().filter(is_its) {
             if !detour.backlog.is_loaded(&leaving.row.id.key) {
-                leaving.kind = Leaves::Skipped;
+                leaving.kind = Leaves::Skipped(queue);
                 detour.backlog.skip(&leaving.row.id.key);
             }
         }
@@ -233,7 +234,7 @@ impl Dispatcher {
         let mut resumed = Vec::new();
         let last = self.durable.insertions();
         for queue in &self.suspensions.queues {
-            let Some(detour) = self.detours.get_mut(queue) else { continue };
+            let detour = self.queues.with_row(self.queues.named(queue));
             let can = detour.is_suspended() && detour.backlog.is_forgettable();
             let Some(suspension) = detour.suspension.as_mut().filter(|s| can && !s.rows_left)
             else {
@@ -253,16 +254,15 @@ impl Dispatcher {
     }
 
     /// One that was on its way into the table is counted in its queue's gap instead.
-    pub(super) fn count_skipped(&mut self, queue: &QueueId, commit_lsn: Lsn) {
+    pub(super) fn count_skipped(&mut self, queue: QueueNo, commit_lsn: Lsn) {
         self.counters.in_gaps += 1;
-        let suspension = self.detours.get_mut(queue).and_then(|d| d.suspension.as_mut());
-        debug_assert!(suspension.is_some(), "skipped, and nothing counts it");
-        if let Some(suspension) = suspension {
-            suspension.skipped += 1;
-            suspension.is_stale = true;
-            let (first, last) = suspension.span.unwrap_or((commit_lsn, commit_lsn));
-            suspension.span = Some((first.min(commit_lsn), last.max(commit_lsn)));
-        }
+        let Some(suspension) = &mut self.queues.with_row(queue).suspension else {
+            panic!("a delivery was skipped, and no gap counts it");
+        };
+        suspension.skipped += 1;
+        suspension.is_stale = true;
+        let (first, last) = suspension.span.unwrap_or((commit_lsn, commit_lsn));
+        suspension.span = Some((first.min(commit_lsn), last.max(commit_lsn)));
     }
 
     /// What gaps are to say, and at most `rows` rows to be removed.
@@ -277,7 +277,8 @@ impl Dispatcher {
         let handed_out = self.durable.handed_out();
         let mut ended = Vec::new();
         for queue in &self.suspensions.queues {
-            let Some(detour) = self.detours.get_mut(queue) else { continue };
+            let no = self.queues.named(queue);
+            let detour = self.queues.with_row(no);
             let purges = rows > 0 && detour.wants_purge();
             let in_table = usize::try_from(detour.backlog.in_table()).unwrap_or(usize::MAX);
             let Some(suspension) = &mut detour.suspension else { continue };
@@ -298,12 +299,12 @@ impl Dispatcher {
             }
             if !growing {
                 suspension.is_ending = true;
-                ended.push(queue.clone());
+                ended.push(no);
             }
         }
         for queue in ended {
             // It is looked after, and forgotten where nothing is left, when that is stored.
-            self.outdate(&queue);
+            self.outdate(queue);
         }
     }
 
@@ -311,17 +312,21 @@ impl Dispatcher {
     /// to directly. Sooner, a crash would have brought what was counted behind newer events.
     pub(super) fn end_suspensions(&mut self, now: Tick) {
         let is_over = |queue: &&QueueId| {
-            let suspension = self.detours.get(queue).and_then(|detour| detour.suspension.as_ref());
+            let suspension = self.suspended(queue).suspension.as_ref();
             suspension.is_none_or(|suspension| suspension.is_ending)
         };
         let over: Vec<QueueId> = self.suspensions.queues.iter().filter(is_over).cloned().collect();
         for queue in over {
             self.suspensions.queues.remove(&queue);
-            if let Some(detour) = self.detours.get_mut(&queue) {
-                detour.suspension = None;
-            }
-            self.look_after(&queue, now);
+            let queue = self.queues.named(&queue);
+            self.queues.with_row(queue).suspension = None;
+            self.look_after(queue, now);
         }
+    }
+
+    /// What is known of the rows of a queue that is suspended.
+    fn suspended(&self, queue: &QueueId) -> &Detour {
+        self.queues.rows_of(self.queues.named(queue))
     }
 
     pub(super) fn handle_letters_purged(&mut self, purged: &[Purged], now: Tick) {
@@ -338,7 +343,8 @@ impl Dispatcher {
     pub(super) fn handle_purged(&mut self, purged: &[Purged], now: Tick) {
         for Purged { queue, rows, all } in purged {
             self.counters.in_gaps += rows;
-            let Some(detour) = self.detours.get_mut(queue) else { continue };
+            let queue = self.queues.named(queue);
+            let detour = self.queues.with_row(queue);
             detour.backlog.purged(*rows, *all);
             if let Some(suspension) = &mut detour.suspension {
                 suspension.removed += rows;

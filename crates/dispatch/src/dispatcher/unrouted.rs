@@ -255,13 +255,13 @@ impl Dispatcher {
         let event = Arc::clone(&held.event);
         let account = event.account.clone();
         // Above all ordinals of an earlier shelf, and never next to one.
-        self.next_id += 1;
+        self.queues.skip_deliveries(1);
         if !self.shelves.has(&account) {
-            self.next_id += 2;
+            self.queues.skip_deliveries(2);
             let ranges = self.recovered.of(&account);
             let ranges =
                 ranges.into_iter().filter(|range| &*range.endpoint != NO_ENDPOINT).collect();
-            let shelf = Shelf::new(self.next_id, ranges);
+            let shelf = Shelf::new(self.queues.coming_delivery().0, ranges);
             self.shelves.accounts.insert(account.clone(), Box::new(shelf));
         }
         let is_old = event.position.commit_lsn() <= self.refills.known_from();
@@ -269,14 +269,14 @@ impl Dispatcher {
         let Some(shelf) = self.shelves.accounts.get_mut(&account) else { return };
         if shelf.ordinal == 0 {
             // An earlier leader's.
-            shelf.ordinal = self.next_id + 1;
+            shelf.ordinal = self.queues.coming_delivery().0 + 1;
         }
         shelf.ordinal += 1;
         shelf.rows += 1;
         shelf.old += u64::from(is_old);
         shelf.storing.push_back(key.clone());
         let ordinal = shelf.ordinal;
-        self.next_id = self.next_id.max(ordinal);
+        self.queues.skip_deliveries_to(ordinal);
         self.counters.unrouted += 1;
         let endpoint = self.shelves.nowhere.clone();
         let queue = QueueId { account: account.clone(), endpoint };

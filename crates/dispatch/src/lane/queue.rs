@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt};
 
-use super::DEFAULT_MAX_IN_FLIGHT;
+use super::{DEFAULT_MAX_IN_FLIGHT, New, Source};
 use crate::breaker::Lately;
 use crate::schedule::{AdaptiveLimit, HoldEstimate, Pool};
 use crate::tracker::TxnSeq;
@@ -183,13 +183,15 @@ pub struct Queue {
     /// How many it takes at once.
     pub limit: AdaptiveLimit,
     /// The pool in whose ring of the lane it stands.
-    pub(super) ring: Option<Pool>,
+    pub ring: Option<Pool>,
     /// The delivery after which it became idle last.
     pub last: DeliveryId,
 }
 
 impl Queue {
-    pub(super) fn new(first_ordinal: u64) -> Self {
+    /// An empty one, which counts its deliveries from there on.
+    #[must_use]
+    pub fn new(first_ordinal: u64) -> Self {
         Self {
             entries: BTreeMap::new(),
             keys: HashMap::new(),
@@ -209,13 +211,28 @@ impl Queue {
         }
     }
 
-    pub(super) fn take_ordinal(&mut self) -> u64 {
+    /// The ordinal of the next delivery of the stream.
+    pub fn take_ordinal(&mut self) -> u64 {
         self.next_ordinal += 1;
         self.next_ordinal - 1
     }
 
-    pub(super) fn push(&mut self, pending: Pending, keys: RowKeys) {
-        let id = pending.id;
+    /// Adds a delivery behind those that hold one of `keys`.
+    ///
+    /// `keys` must not name a key twice. Ids must grow from call to call.
+    pub fn push(&mut self, new: New, keys: RowKeys) {
+        let New { id, held, source, now } = new;
+        let (origin, tried) = match source {
+            Source::Stream(txn) => (Origin::Stream { txn, ordinal: self.take_ordinal() }, None),
+            Source::Deferred { replay, tried } => {
+                (Origin::Deferred { replay, insertion: 0 }, Some(tried))
+            }
+            Source::Retry { dead_letter, job } => (Origin::Retry { dead_letter, job }, None),
+        };
+        let attempts = tried.as_ref().map_or(0, |tried| tried.attempts);
+        let (since, queued_at, counted) = (now, now, DELIVERY_BYTES);
+        let pending = Pending { id, held, origin, attempts, tried, since, queued_at, counted };
+
         debug_assert!(self.entries.last_key_value().is_none_or(|(last, _)| *last < id));
         self.bytes += pending.bytes();
         let mut behind = 0;
@@ -365,13 +382,25 @@ impl Queue {
         self.entries.get_mut(&id).map(|entry| &mut entry.pending)
     }
 
+    /// Changes a delivery that is there; its id and its event must stay.
+    ///
+    /// # Panics
+    /// It is not.
+    pub fn held_mut(&mut self, id: DeliveryId) -> &mut Pending {
+        match self.get_mut(id) {
+            Some(pending) => pending,
+            None => panic!("{id:?} is not in the queue that it was put into"),
+        }
+    }
+
     /// The keys that a delivery holds or waits for.
     #[must_use]
     pub fn keys(&self, id: DeliveryId) -> Option<&RowKeys> {
         self.entries.get(&id).map(|entry| &entry.keys)
     }
 
-    pub(super) fn remove(&mut self, id: DeliveryId) -> Option<Removed> {
+    /// Takes a delivery out, whatever its stage, and lets the next ones of its keys go.
+    pub fn remove(&mut self, id: DeliveryId) -> Option<Removed> {
         let Entry { pending, keys, stage } = *self.entries.remove(&id)?;
         let mut due = None;
         match stage {

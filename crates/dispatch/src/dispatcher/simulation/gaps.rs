@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::world::{Change, World};
 use super::*;
 use walhook_core::event::Event;
-use walhook_core::persist::{DeadLetter, GapChange, Purge, Purged};
+use walhook_core::persist::{DeadLetter, GapChange, Purge, Purged, QueueId};
 use walhook_core::room::{Holder, Measured, StateSize};
 
 /// What a row takes.

@@ -12,7 +12,7 @@ use super::super::durable::{Body, Dying, ROWS_BYTES};
 use walhook_core::endpoint::{Endpoint, Routes};
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::persist::{
-    DeadLetter, DeadReason, EventKey, QueueId, Unrouted, UnroutedKey, UnroutedPage, UnroutedRefill,
+    DeadLetter, DeadReason, EventKey, Unrouted, UnroutedKey, UnroutedPage, UnroutedRefill,
 };
 use walhook_core::tick::Tick;
 
@@ -223,10 +223,10 @@ impl Dispatcher {
         let keys = self.ordering_keys(&event);
         let name = UnroutedKey { account: account.clone(), event: key };
         for endpoint in owed {
-            let queue = QueueId { account: account.clone(), endpoint };
-            self.begin_join(&queue, event.position);
-            self.defer_routed(&queue, Arc::clone(&held), &keys, name.clone());
-            self.look_after(&queue, now);
+            let queue = self.queues.intern(account, &endpoint);
+            self.begin_join(queue, event.position);
+            self.defer_routed(queue, Arc::clone(&held), &keys, name.clone());
+            self.look_after(queue, now);
         }
         let Some(row) = row else {
             self.let_go(held);

@@ -1,4 +1,8 @@
-//! A lane against a naive model: a list of deliveries, scanned.
+//! One lane's queues against a naive model: a list of deliveries, scanned. And handles against one: a set of
+//! names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -6,9 +10,65 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::*;
-use walhook_core::event::{Event, Operation};
+use crate::lane::{Held, New, Removed, Source};
+use crate::schedule::{LaneId, Pool};
+use walhook_core::event::{Event, Operation, RowKeys};
 use walhook_core::lsn::Lsn;
 use walhook_core::position::{EventId, Position, WalPosition};
+use walhook_core::tick::Tick;
+
+/// The queues of one account, by their endpoints.
+struct Lane {
+    queues: Queues,
+    account: AccountId,
+}
+
+const LANE: LaneId = LaneId(0);
+
+impl Lane {
+    fn new(account: AccountId) -> Self {
+        let mut lane = Self { queues: Queues::new(), account };
+        lane.no(&id(0));
+        lane
+    }
+
+    fn no(&mut self, endpoint: &EndpointId) -> QueueNo {
+        let no = self.queues.intern(&self.account, endpoint);
+        if self.queues.lane_id(no).is_none() {
+            self.queues.add_lane(no, LANE);
+        }
+        no
+    }
+
+    fn push(&mut self, endpoint: &EndpointId, new: New, keys: RowKeys) {
+        let no = self.no(endpoint);
+        self.queues.push(no, new, keys);
+    }
+
+    fn refresh(&mut self, endpoint: &EndpointId, now: Tick) {
+        let no = self.no(endpoint);
+        self.queues.refresh(no, now);
+    }
+
+    fn take_turn(&mut self, pool: Pool, now: Tick) -> Option<EndpointId> {
+        let no = self.queues.take_turn(LANE, pool, now)?;
+        Some(self.queues.id(no).endpoint.clone())
+    }
+
+    fn queue_mut(&mut self, endpoint: &EndpointId) -> Option<&mut Queue> {
+        let no = self.no(endpoint);
+        self.queues.pending_mut(no)
+    }
+
+    fn remove(&mut self, endpoint: &EndpointId, id: DeliveryId) -> Removed {
+        let no = self.no(endpoint);
+        self.queues.remove(no, id)
+    }
+
+    fn pending(&self) -> usize {
+        self.queues.lanes().map(super::Lane::pending).sum()
+    }
+}
 
 fn held() -> Arc<Held> {
     let position =
@@ -107,7 +167,7 @@ proptest! {
                     let Some(endpoint) = lane.take_turn(Pool::Fast, now) else {
                         for endpoint in 0..3 {
                             let in_flight = model.iter().filter(|m| m.endpoint == endpoint && m.in_flight).count();
-                            let limit = lane.queue(&id(endpoint)).map_or(1, |q| q.limit.current());
+                            let limit = lane.queue_mut(&id(endpoint)).map_or(1, |q| q.limit.current());
                             let full = in_flight >= limit as usize;
                             prop_assert!(full || sendable(&model, endpoint).is_none(), "endpoint {endpoint} was forgotten");
                         }
@@ -125,7 +185,7 @@ proptest! {
                 Action::Deliver(n) => {
                     if let Some(at) = pick(&model, n, |m| m.in_flight) {
                         let m = model.remove(at);
-                        prop_assert!(lane.remove(&id(m.endpoint), DeliveryId(m.id)).is_some());
+                        lane.remove(&id(m.endpoint), DeliveryId(m.id));
                         lane.refresh(&id(m.endpoint), now);
                     }
                 }
@@ -156,7 +216,7 @@ proptest! {
                 Action::Bury(n) => {
                     if let Some(at) = pick(&model, n, |m| m.dying) {
                         let m = model.remove(at);
-                        prop_assert!(lane.remove(&id(m.endpoint), DeliveryId(m.id)).is_some());
+                        lane.remove(&id(m.endpoint), DeliveryId(m.id));
                         lane.refresh(&id(m.endpoint), now);
                     }
                 }
@@ -172,7 +232,7 @@ proptest! {
                             lane.queue_mut(&id(endpoint)).unwrap().die(DeliveryId(n));
                         } else {
                             model.remove(at);
-                            prop_assert!(lane.remove(&id(endpoint), DeliveryId(n)).is_some());
+                            lane.remove(&id(endpoint), DeliveryId(n));
                         }
                     }
                     lane.refresh(&id(endpoint), now);
@@ -180,7 +240,7 @@ proptest! {
             }
             prop_assert_eq!(lane.pending(), model.len());
             for endpoint in 0..3 {
-                if let Some(queue) = lane.queue(&id(endpoint)) {
+                if let Some(queue) = lane.queue_mut(&id(endpoint)) {
                     let in_flight = model.iter().filter(|m| m.endpoint == endpoint && m.in_flight).count();
                     prop_assert_eq!(queue.in_flight() as usize, in_flight);
                 }
@@ -267,4 +327,124 @@ fn queue_counts_no_attempt_and_rests_when_nothing_was_left_to_send_with() {
     queue.was_sent();
     let wait = queue.put_off(DeliveryId(0), now, &mut rng).since(now);
     assert!(wait.as_millis() <= 500, "{wait:?}");
+}
+
+#[derive(Debug, Clone)]
+enum Change {
+    Push(u8, u8),
+    Remove(usize),
+    Rest(usize),
+    Defer(u8, u8),
+    Settle(usize),
+    Keep(usize, bool),
+    Sweep,
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        4 => (0u8..3, 0u8..4).prop_map(|(account, endpoint)| Change::Push(account, endpoint)),
+        4 => any::<usize>().prop_map(Change::Remove),
+        3 => any::<usize>().prop_map(Change::Rest),
+        2 => (0u8..3, 0u8..4).prop_map(|(account, endpoint)| Change::Defer(account, endpoint)),
+        2 => any::<usize>().prop_map(Change::Settle),
+        2 => (any::<usize>(), any::<bool>()).prop_map(|(which, kept)| Change::Keep(which, kept)),
+        2 => Just(Change::Sweep),
+    ]
+}
+
+/// What is there of a queue.
+#[derive(Debug, Default)]
+struct There {
+    deliveries: Vec<DeliveryId>,
+    in_memory: bool,
+    deferred: bool,
+    kept: bool,
+}
+
+impl There {
+    fn is_something(&self) -> bool {
+        self.in_memory || self.deferred || self.kept
+    }
+}
+
+proptest! {
+    #[test]
+    fn queues_are_one_for_each_name_and_handles_are_good_as_long_as_anything_is_there(
+        changes in proptest::collection::vec(change(), 1..150),
+    ) {
+        let mut queues = Queues::new();
+        let mut model: BTreeMap<QueueNo, There> = BTreeMap::new();
+        let mut stale: BTreeSet<QueueNo> = BTreeSet::new();
+        let mut lanes = 0..;
+        let nth = |model: &BTreeMap<QueueNo, There>, n: usize| {
+            (!model.is_empty()).then(|| *model.keys().nth(n % model.len()).unwrap())
+        };
+        for change in changes {
+            match change {
+                Change::Push(account, endpoint) => {
+                    let (account, endpoint) = (AccountId::new(account.to_string()), id(endpoint));
+                    let no = queues.intern(&account, &endpoint);
+                    if queues.lane_id(no).is_none() {
+                        queues.add_lane(no, LaneId(lanes.next().unwrap()));
+                    }
+                    let source = Source::Retry { dead_letter: None, job: 1 };
+                    let delivery = queues.next_delivery();
+                    let new = New { id: delivery, held: held(), source, now: Tick(0) };
+                    queues.push(no, new, RowKeys::new());
+                    let there = model.entry(no).or_default();
+                    there.deliveries.push(delivery);
+                    there.in_memory = true;
+                }
+                Change::Remove(n) => {
+                    let Some(no) = nth(&model, n) else { continue };
+                    if let Some(delivery) = model.get_mut(&no).unwrap().deliveries.pop() {
+                        prop_assert_eq!(queues.remove(no, delivery).pending.id, delivery);
+                    }
+                }
+                Change::Rest(n) => {
+                    let Some(no) = nth(&model, n) else { continue };
+                    let last = queues.coming_delivery();
+                    for (no, last) in queues.rest_if_idle(no, last, 0) {
+                        queues.forget_idle(no, last);
+                    }
+                    let there = model.get_mut(&no).unwrap();
+                    there.in_memory &= !there.deliveries.is_empty();
+                }
+                Change::Defer(account, endpoint) => {
+                    let account = AccountId::new(account.to_string());
+                    let no = queues.intern(&account, &id(endpoint));
+                    queues.deferred_or_new(no);
+                    model.entry(no).or_default().deferred = true;
+                }
+                Change::Settle(n) => {
+                    let Some(no) = nth(&model, n) else { continue };
+                    queues.forget_deferred(no);
+                    model.get_mut(&no).unwrap().deferred = false;
+                }
+                Change::Keep(n, kept) => {
+                    let Some(no) = nth(&model, n) else { continue };
+                    queues.keep(no, kept);
+                    model.get_mut(&no).unwrap().kept = kept;
+                }
+                Change::Sweep => {
+                    queues.sweep();
+                    stale.extend(model.iter().filter(|(_, t)| !t.is_something()).map(|(no, _)| *no));
+                    model.retain(|_, there| there.is_something());
+                }
+            }
+            let names: BTreeSet<QueueId> = model.keys().map(|no| queues.id(*no).clone()).collect();
+            prop_assert_eq!(names.len(), model.len(), "two queues have one name");
+            for (no, there) in &model {
+                prop_assert_eq!(queues.find(queues.id(*no)), Some(*no));
+                prop_assert!(queues.of_endpoint(&queues.id(*no).endpoint).contains(no));
+                prop_assert_eq!(queues.pending(*no).is_some(), there.in_memory);
+                prop_assert_eq!(queues.deferred(*no).is_some(), there.deferred);
+            }
+            prop_assert!(stale.iter().all(|no| queues.get(*no).is_none()), "a handle is another's");
+            let there = |is: fn(&There) -> bool| model.values().filter(|there| is(there)).count();
+            prop_assert_eq!(queues.in_memory(), there(|there| there.in_memory));
+            prop_assert_eq!(queues.with_rows(), there(|there| there.deferred));
+            prop_assert_eq!(queues.iter().count(), model.len());
+        }
+    }
 }

@@ -1,0 +1,348 @@
+//! The queues: what of one account goes to one endpoint, wherever it is.
+//!
+//! ```text
+//! account ─► lane ─► rings of the queues that may send
+//!    └─────► queue ─► pending   deliveries in memory, limits, hold estimate, health
+//!              └────► deferred  rows of the table: backlog, breaker, suspension
+//! ```
+//!
+//! An account's and an endpoint's name stand here once; everything else holds a [`QueueNo`]. A queue is there
+//! as long as anything of it is: pending, deferred, or a subscription that starts.
+//!
+//! # Invariants
+//!
+//! - One queue for each pair of account and endpoint.
+//! - A handle that is kept while something of its queue is there is good: [`Queues::at`] asserts that. One that
+//!   is kept beyond (a timer, a place in a line) may be stale, and then finds nothing, never another queue: its
+//!   generation differs.
+//! - Queues are forgotten between inputs alone ([`Queues::sweep`]), so a handle is good until the input that it
+//!   was found in is through.
+//! - An account has a lane as long as one of its queues has been in memory, and the lane counts these.
+
+mod lanes;
+mod parts;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, VecDeque};
+
+use smallvec::SmallVec;
+
+use super::super::lane::Queue;
+use super::defer::Detour;
+pub(super) use lanes::Lane;
+use walhook_core::attempt::DeliveryId;
+use walhook_core::event::{AccountId, EndpointId};
+use walhook_core::persist::QueueId;
+
+/// A queue's handle: its place, and how many queues have had it before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct QueueNo {
+    index: u32,
+    generation: u32,
+}
+
+/// An account's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct AccountNo(u32);
+
+/// What of one account goes to one endpoint.
+#[derive(Debug)]
+pub(super) struct EndpointQueue {
+    id: QueueId,
+    account: AccountNo,
+    /// Its place among the account's queues.
+    place: u32,
+    pending: Option<Box<Queue>>,
+    deferred: Option<Box<Detour>>,
+    /// Somebody else knows something of it: it stays.
+    kept: bool,
+}
+
+impl EndpointQueue {
+    /// Its name.
+    pub(super) fn id(&self) -> &QueueId {
+        &self.id
+    }
+
+    /// Its deliveries in memory; none where it was forgotten, or never had any.
+    pub(super) fn pending(&self) -> Option<&Queue> {
+        self.pending.as_deref()
+    }
+
+    /// Its rows in the table; none where it has none, nor anything to be remembered for its next ones.
+    pub(super) fn deferred(&self) -> Option<&Detour> {
+        self.deferred.as_deref()
+    }
+
+    /// Both, to be changed.
+    pub(super) fn parts_mut(&mut self) -> (Option<&mut Queue>, Option<&mut Detour>) {
+        (self.pending.as_deref_mut(), self.deferred.as_deref_mut())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.pending.is_none() && self.deferred.is_none() && !self.kept
+    }
+}
+
+#[derive(Debug)]
+struct Account {
+    id: AccountId,
+    queues: Vec<QueueNo>,
+    lane: Option<Lane>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    generation: u32,
+    queue: Option<EndpointQueue>,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Queues {
+    slots: Vec<Slot>,
+    vacant: Vec<u32>,
+    by_endpoint: HashMap<EndpointId, SmallVec<[QueueNo; 1]>>,
+    accounts: Vec<Option<Account>>,
+    vacant_accounts: Vec<AccountNo>,
+    by_account: HashMap<AccountId, AccountNo>,
+    by_lane: Vec<AccountNo>,
+    in_memory: usize,
+    deferred: usize,
+    /// Queues in the order in which nothing was pending in them any more, with the delivery that was their last;
+    /// in some there is again.
+    idle: VecDeque<(QueueNo, DeliveryId)>,
+    /// Those that may have become empty.
+    emptied: Vec<QueueNo>,
+    next_delivery: u64,
+}
+
+impl Queues {
+    pub(super) fn new() -> Self {
+        Self {
+            slots: Vec::new(),
+            vacant: Vec::new(),
+            by_endpoint: HashMap::new(),
+            accounts: Vec::new(),
+            vacant_accounts: Vec::new(),
+            by_account: HashMap::new(),
+            by_lane: Vec::new(),
+            in_memory: 0,
+            deferred: 0,
+            idle: VecDeque::new(),
+            emptied: Vec::new(),
+            next_delivery: 0,
+        }
+    }
+
+    /// The queue with this name, where there is one.
+    pub(super) fn find(&self, queue: &QueueId) -> Option<QueueNo> {
+        self.find_of(&queue.account, &queue.endpoint)
+    }
+
+    /// The queue with this name, of which there is something.
+    ///
+    /// # Panics
+    /// There is none.
+    pub(super) fn named(&self, queue: &QueueId) -> QueueNo {
+        match self.find(queue) {
+            Some(no) => no,
+            None => panic!("a queue was forgotten although something of it is there"),
+        }
+    }
+
+    /// The account's queue to this endpoint, where there is one.
+    pub(super) fn find_of(&self, account: &AccountId, endpoint: &EndpointId) -> Option<QueueNo> {
+        let numbers = self.by_endpoint.get(endpoint)?;
+        numbers.iter().copied().find(|no| self.at(*no).id.account == *account)
+    }
+
+    /// The account's queue to this endpoint, made where there is none.
+    pub(super) fn intern(&mut self, account: &AccountId, endpoint: &EndpointId) -> QueueNo {
+        if let Some(no) = self.find_of(account, endpoint) {
+            return no;
+        }
+        let account_no = self.intern_account(account);
+        let index = self.vacant.pop().unwrap_or_else(|| {
+            self.slots.push(Slot { generation: 0, queue: None });
+            u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
+        });
+        let no = QueueNo { index, generation: slot_mut(&mut self.slots, index).generation };
+        let of_account = account_mut(&mut self.accounts, account_no);
+        let id = QueueId { account: of_account.id.clone(), endpoint: endpoint.clone() };
+        let at = u32::try_from(of_account.queues.len()).unwrap_or(u32::MAX);
+        of_account.queues.push(no);
+        self.by_endpoint.entry(endpoint.clone()).or_default().push(no);
+        slot_mut(&mut self.slots, index).queue = Some(EndpointQueue {
+            id,
+            account: account_no,
+            place: at,
+            pending: None,
+            deferred: None,
+            kept: false,
+        });
+        self.emptied.push(no);
+        no
+    }
+
+    fn intern_account(&mut self, account: &AccountId) -> AccountNo {
+        if let Some(no) = self.by_account.get(account) {
+            return *no;
+        }
+        let no = self.vacant_accounts.pop().unwrap_or_else(|| {
+            self.accounts.push(None);
+            AccountNo(u32::try_from(self.accounts.len() - 1).unwrap_or(u32::MAX))
+        });
+        let entry = Account { id: account.clone(), queues: Vec::new(), lane: None };
+        if let Some(vacant) = self.accounts.get_mut(place(no.0)) {
+            *vacant = Some(entry);
+        }
+        self.by_account.insert(account.clone(), no);
+        no
+    }
+
+    /// Forgets the queues of which nothing is there any more. Call it between inputs.
+    pub(super) fn sweep(&mut self) {
+        while let Some(no) = self.emptied.pop() {
+            let Some(queue) = self.get(no) else { continue };
+            if !queue.is_empty() {
+                continue;
+            }
+            let slot = slot_mut(&mut self.slots, no.index);
+            let Some(queue) = slot.queue.take() else { continue };
+            slot.generation = slot.generation.wrapping_add(1);
+            self.vacant.push(no.index);
+            if let Some(numbers) = self.by_endpoint.get_mut(&queue.id.endpoint) {
+                numbers.retain(|other| *other != no);
+                if numbers.is_empty() {
+                    self.by_endpoint.remove(&queue.id.endpoint);
+                }
+            }
+            let account = account_mut(&mut self.accounts, queue.account);
+            account.queues.swap_remove(place(queue.place));
+            if let Some(moved) = account.queues.get(place(queue.place)).copied() {
+                self.at_mut(moved).place = queue.place;
+            } else if account.queues.is_empty() {
+                assert!(account.lane.is_none(), "a lane without queues");
+                _ = self.accounts.get_mut(place(queue.account.0)).and_then(Option::take);
+                self.by_account.remove(&queue.id.account);
+                self.vacant_accounts.push(queue.account);
+            }
+        }
+    }
+
+    /// The queue with this handle, where it has not been forgotten.
+    pub(super) fn get(&self, no: QueueNo) -> Option<&EndpointQueue> {
+        let slot = self.slots.get(place(no.index))?;
+        slot.queue.as_ref().filter(|_| slot.generation == no.generation)
+    }
+
+    /// The queue with this handle.
+    ///
+    /// # Panics
+    /// It was forgotten, although something of it was there.
+    pub(super) fn at(&self, no: QueueNo) -> &EndpointQueue {
+        match self.get(no) {
+            Some(queue) => queue,
+            None => gone(no),
+        }
+    }
+
+    /// As [`Queues::at`].
+    pub(super) fn at_mut(&mut self, no: QueueNo) -> &mut EndpointQueue {
+        let slot = slot_mut(&mut self.slots, no.index);
+        match &mut slot.queue {
+            Some(queue) if slot.generation == no.generation => queue,
+            Some(_) | None => gone(no),
+        }
+    }
+
+    /// All queues, in no order that means anything.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (QueueNo, &EndpointQueue)> {
+        let numbered = |(index, slot): (usize, &'_ Slot)| {
+            let index = u32::try_from(index).unwrap_or(u32::MAX);
+            QueueNo { index, generation: slot.generation }
+        };
+        let queues = self.slots.iter().enumerate();
+        queues.filter_map(move |(at, slot)| Some((numbered((at, slot)), slot.queue.as_ref()?)))
+    }
+
+    /// The queues to this endpoint: one, or several while it moves from one account to another.
+    pub(super) fn of_endpoint(&self, endpoint: &EndpointId) -> &[QueueNo] {
+        self.by_endpoint.get(endpoint).map_or(&[], |numbers| numbers)
+    }
+
+    /// The queue's name.
+    pub(super) fn id(&self, no: QueueNo) -> &QueueId {
+        &self.at(no).id
+    }
+
+    /// Queues that are in memory.
+    pub(super) fn in_memory(&self) -> usize {
+        self.in_memory
+    }
+
+    /// Queues that have rows, or something to be remembered for them.
+    pub(super) fn with_rows(&self) -> usize {
+        self.deferred
+    }
+
+    /// A handle for a delivery, above all earlier ones.
+    pub(super) fn next_delivery(&mut self) -> DeliveryId {
+        self.skip_deliveries(1);
+        DeliveryId(self.next_delivery - 1)
+    }
+
+    /// What the next delivery's handle will be.
+    pub(super) fn coming_delivery(&self) -> DeliveryId {
+        DeliveryId(self.next_delivery)
+    }
+
+    /// So many handles are never given out.
+    pub(super) fn skip_deliveries(&mut self, count: u64) {
+        self.next_delivery += count;
+    }
+
+    /// Handles below this one are never given out.
+    pub(super) fn skip_deliveries_to(&mut self, coming: u64) {
+        self.next_delivery = self.next_delivery.max(coming);
+    }
+
+    /// The queue stays although nothing is pending or deferred, or does not any more.
+    pub(super) fn keep(&mut self, no: QueueNo, kept: bool) {
+        self.at_mut(no).kept = kept;
+        if !kept {
+            self.emptied.push(no);
+        }
+    }
+}
+
+fn place(index: u32) -> usize {
+    usize::try_from(index).unwrap_or(usize::MAX)
+}
+
+fn slot_mut(slots: &mut [Slot], index: u32) -> &mut Slot {
+    match slots.get_mut(place(index)) {
+        Some(slot) => slot,
+        None => panic!("queue {index} was never there"),
+    }
+}
+
+fn gone(no: QueueNo) -> ! {
+    panic!("{no:?} was forgotten although something of it is there")
+}
+
+fn account_at(accounts: &[Option<Account>], no: AccountNo) -> &Account {
+    match accounts.get(place(no.0)).and_then(Option::as_ref) {
+        Some(account) => account,
+        None => panic!("{no:?} was forgotten although it has queues"),
+    }
+}
+
+fn account_mut(accounts: &mut [Option<Account>], no: AccountNo) -> &mut Account {
+    match accounts.get_mut(place(no.0)).and_then(Option::as_mut) {
+        Some(account) => account,
+        None => panic!("{no:?} was forgotten although it has queues"),
+    }
+}

@@ -1,0 +1,178 @@
+//! An account's lane: its queues in memory, as the scheduler knows them, and whose turn it is among them.
+
+use std::collections::VecDeque;
+
+use super::super::super::schedule::{LaneId, Pool};
+use super::{AccountNo, QueueNo, Queues, account_at, account_mut, place};
+use walhook_core::event::AccountId;
+use walhook_core::tick::Tick;
+
+/// One account's queues in memory, as the scheduler knows them.
+#[derive(Debug)]
+pub(in super::super) struct Lane {
+    pub(super) id: LaneId,
+    /// For each pool the queues to take in turn. May name some that have become unsendable.
+    fast: VecDeque<QueueNo>,
+    slow: VecDeque<QueueNo>,
+    /// Its queues that are in memory.
+    pub(super) queues: usize,
+    pub(super) pending: usize,
+    unrouted: bool,
+}
+
+impl Lane {
+    pub(super) fn new(id: LaneId) -> Self {
+        let (fast, slow) = (VecDeque::new(), VecDeque::new());
+        Self { id, fast, slow, queues: 0, pending: 0, unrouted: false }
+    }
+
+    /// The deliveries pending, in whatever stage.
+    pub(in super::super) fn pending(&self) -> usize {
+        self.pending
+    }
+
+    /// Whether something of it waits for nothing but a slot of this pool.
+    pub(in super::super) fn is_ready_in(&self, pool: Pool) -> bool {
+        let ring = match pool {
+            Pool::Fast => &self.fast,
+            Pool::Slow => &self.slow,
+        };
+        !self.unrouted && !ring.is_empty()
+    }
+
+    /// Whether something of it waits for nothing but a slot.
+    pub(in super::super) fn is_ready(&self) -> bool {
+        self.is_ready_in(Pool::Fast) || self.is_ready_in(Pool::Slow)
+    }
+
+    pub(super) fn ring_mut(&mut self, pool: Pool) -> &mut VecDeque<QueueNo> {
+        match pool {
+            Pool::Fast => &mut self.fast,
+            Pool::Slow => &mut self.slow,
+        }
+    }
+}
+
+impl Queues {
+    /// Whether the account has a lane.
+    pub(in super::super) fn has_lane(&self, account: &AccountId) -> bool {
+        self.lane_of(account).is_some()
+    }
+
+    /// The account's lane.
+    pub(in super::super) fn lane_of(&self, account: &AccountId) -> Option<&Lane> {
+        let no = self.by_account.get(account)?;
+        account_at(&self.accounts, *no).lane.as_ref()
+    }
+
+    /// The queue's lane, where its account has one.
+    pub(in super::super) fn lane_id(&self, no: QueueNo) -> Option<LaneId> {
+        let account = account_at(&self.accounts, self.at(no).account);
+        account.lane.as_ref().map(|lane| lane.id)
+    }
+
+    /// The lane's number, by its account.
+    pub(in super::super) fn lane_id_of(&self, account: &AccountId) -> Option<LaneId> {
+        self.lane_of(account).map(|lane| lane.id)
+    }
+
+    /// The queue's account gets this lane.
+    pub(in super::super) fn add_lane(&mut self, no: QueueNo, lane: LaneId) {
+        let account = self.at(no).account;
+        let at = place(lane.0);
+        if self.by_lane.len() <= at {
+            self.by_lane.resize(at + 1, account);
+        }
+        if let Some(of) = self.by_lane.get_mut(at) {
+            *of = account;
+        }
+        let account = account_mut(&mut self.accounts, account);
+        assert!(account.lane.is_none(), "an account has two lanes");
+        account.lane = Some(Lane::new(lane));
+    }
+
+    /// The lane with this number, and its account.
+    ///
+    /// # Panics
+    /// There is none: the scheduler knows one that is gone.
+    pub(in super::super) fn lane(&self, id: LaneId) -> (&AccountId, &Lane) {
+        let account = account_at(&self.accounts, self.account_of_lane(id));
+        match &account.lane {
+            Some(lane) if lane.id == id => (&account.id, lane),
+            Some(_) | None => panic!("{id:?} is gone, and the scheduler knows it"),
+        }
+    }
+
+    fn account_of_lane(&self, id: LaneId) -> AccountNo {
+        match self.by_lane.get(place(id.0)) {
+            Some(account) => *account,
+            None => panic!("{id:?} was never an account's, and the scheduler knows it"),
+        }
+    }
+
+    fn lane_mut(&mut self, id: LaneId) -> &mut Lane {
+        let account = self.account_of_lane(id);
+        let account = account_mut(&mut self.accounts, account);
+        match &mut account.lane {
+            Some(lane) if lane.id == id => lane,
+            Some(_) | None => panic!("{id:?} is gone, and the scheduler knows it"),
+        }
+    }
+
+    /// All lanes.
+    pub(in super::super) fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        self.accounts.iter().flatten().filter_map(|account| account.lane.as_ref())
+    }
+
+    /// Whether the lane waits for its account's routes: nothing is sent meanwhile.
+    pub(in super::super) fn set_unrouted(&mut self, id: LaneId, unrouted: bool) {
+        self.lane_mut(id).unrouted = unrouted;
+    }
+
+    /// Puts the queue into the ring of its pool if something may be sent from it.
+    pub(in super::super) fn refresh(&mut self, no: QueueNo, now: Tick) {
+        let queue = self.at_mut(no);
+        let account = queue.account;
+        let Some(pending) = queue.pending.as_deref_mut() else { return };
+        if pending.ring.is_none() && pending.is_sendable(now) {
+            let pool = pending.hold.pool(now);
+            pending.ring = Some(pool);
+            let lane = account_mut(&mut self.accounts, account).lane.as_mut();
+            let Some(lane) = lane else { panic!("a queue in memory has no lane") };
+            lane.ring_mut(pool).push_back(no);
+        }
+    }
+
+    /// Looks at all queues of the lane anew.
+    pub(in super::super) fn refresh_all(&mut self, id: LaneId, now: Tick) {
+        let account = self.account_of_lane(id);
+        for at in 0..account_at(&self.accounts, account).queues.len() {
+            let queues = &account_at(&self.accounts, account).queues;
+            if let Some(no) = queues.get(at).copied() {
+                self.refresh(no, now);
+            }
+        }
+    }
+
+    /// The queue whose turn it is in this pool; it goes to the ring's end.
+    ///
+    /// `None` leaves the ring empty: every queue in it had become unsendable or changed pools.
+    pub(in super::super) fn take_turn(
+        &mut self,
+        id: LaneId,
+        pool: Pool,
+        now: Tick,
+    ) -> Option<QueueNo> {
+        while let Some(no) = self.lane_mut(id).ring_mut(pool).pop_front() {
+            let Some(pending) = self.at_mut(no).pending.as_deref_mut() else {
+                panic!("{no:?} has a turn and nothing in memory");
+            };
+            pending.ring = None;
+            if pending.is_sendable(now) && pending.hold.pool(now) == pool {
+                return Some(no);
+            }
+            self.refresh(no, now);
+        }
+        None
+    }
+}

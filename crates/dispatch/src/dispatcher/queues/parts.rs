@@ -1,0 +1,189 @@
+//! The two parts of a queue: what is pending in memory, and what is deferred.
+
+use smallvec::SmallVec;
+
+use super::super::super::lane::{New, Queue, Removed};
+use super::super::super::schedule::LaneId;
+use super::super::defer::Detour;
+use super::lanes::Lane;
+use super::{QueueNo, Queues, account_mut};
+use walhook_core::attempt::DeliveryId;
+use walhook_core::event::{AccountId, RowKeys};
+use walhook_core::persist::QueueId;
+
+/// What is pending.
+impl Queues {
+    /// The queue's deliveries in memory; also where the handle may be stale.
+    pub(in super::super) fn pending(&self, no: QueueNo) -> Option<&Queue> {
+        self.get(no)?.pending()
+    }
+
+    /// As [`Queues::pending`].
+    pub(in super::super) fn pending_mut(&mut self, no: QueueNo) -> Option<&mut Queue> {
+        self.get(no)?;
+        self.at_mut(no).pending.as_deref_mut()
+    }
+
+    /// The queue's deliveries in memory, of which there are some.
+    pub(in super::super) fn in_use(&mut self, no: QueueNo) -> &mut Queue {
+        match self.at_mut(no).pending.as_deref_mut() {
+            Some(pending) => pending,
+            None => panic!("{no:?} has a delivery in memory, and no queue for it"),
+        }
+    }
+
+    /// Adds a delivery behind those to the same endpoint that hold one of `keys`. The account has a lane.
+    ///
+    /// `keys` must not name a key twice. Ids must grow from call to call.
+    pub(in super::super) fn push(&mut self, no: QueueNo, new: New, keys: RowKeys) {
+        self.materialise(no, new.id).push(new, keys);
+        self.lane_at(no).pending += 1;
+    }
+
+    /// The next ordinal of the queue, for a delivery that is deferred without being queued. `id` is one that a
+    /// delivery might have had. The account has a lane.
+    pub(in super::super) fn take_ordinal(&mut self, no: QueueNo, id: DeliveryId) -> u64 {
+        self.materialise(no, id).take_ordinal()
+    }
+
+    fn materialise(&mut self, no: QueueNo, id: DeliveryId) -> &mut Queue {
+        if self.at(no).pending.is_none() {
+            // A queue that was forgotten and made anew must not continue its ordinals: ids are above
+            // all ordinals given out so far, and never next to one.
+            let first_ordinal = id.0.saturating_add(1);
+            self.at_mut(no).pending = Some(Box::new(Queue::new(first_ordinal)));
+            self.in_memory += 1;
+            self.lane_at(no).queues += 1;
+        }
+        self.in_use(no)
+    }
+
+    fn lane_at(&mut self, no: QueueNo) -> &mut Lane {
+        let account = self.at(no).account;
+        match &mut account_mut(&mut self.accounts, account).lane {
+            Some(lane) => lane,
+            None => panic!("{no:?} is in memory, and its account has no lane"),
+        }
+    }
+
+    /// Takes a delivery out, whatever its stage, and lets the next ones of its keys go.
+    ///
+    /// # Panics
+    /// It is not there.
+    pub(in super::super) fn remove(&mut self, no: QueueNo, id: DeliveryId) -> Removed {
+        let Some(removed) = self.in_use(no).remove(id) else {
+            panic!("{id:?} is not in the queue that it was put into");
+        };
+        self.lane_at(no).pending -= 1;
+        removed
+    }
+
+    /// A queue in which nothing is pending is kept for a while, for what it knows of its endpoint. Returns those
+    /// that are to be forgotten, since there are more than `idle_max`.
+    pub(in super::super) fn rest_if_idle(
+        &mut self,
+        no: QueueNo,
+        last: DeliveryId,
+        idle_max: usize,
+    ) -> SmallVec<[(QueueNo, DeliveryId); 1]> {
+        let Some(queue) = self.pending_mut(no).filter(|queue| queue.is_empty()) else {
+            return SmallVec::new();
+        };
+        queue.last = last;
+        self.idle.push_back((no, last));
+        let more = self.idle.len().saturating_sub(idle_max);
+        self.idle.drain(..more).collect()
+    }
+
+    /// Forgets what a queue knows of its endpoint; a lane with the last of its queues: then returns which, and
+    /// whose. It may be active again, gone, or stand further back in the line as well: then nothing happens.
+    pub(in super::super) fn forget_idle(
+        &mut self,
+        no: QueueNo,
+        last: DeliveryId,
+    ) -> Option<(LaneId, AccountId)> {
+        let queue = self.pending(no)?;
+        if !queue.is_empty() || queue.last != last {
+            return None;
+        }
+        if queue.ring.is_some() {
+            // It still has a turn, and loses it then.
+            self.idle.push_back((no, last));
+            return None;
+        }
+        self.at_mut(no).pending = None;
+        self.in_memory -= 1;
+        self.emptied.push(no);
+        let account = self.at(no).account;
+        let account = account_mut(&mut self.accounts, account);
+        let lane = account.lane.as_mut().filter(|lane| lane.queues > 0);
+        let Some(lane) = lane else { panic!("{no:?} was in memory without a lane") };
+        lane.queues -= 1;
+        if lane.queues > 0 {
+            return None;
+        }
+        let id = lane.id;
+        account.lane = None;
+        Some((id, account.id.clone()))
+    }
+}
+
+/// What is deferred.
+impl Queues {
+    /// What is known of the queue's rows; also where the handle may be stale.
+    pub(in super::super) fn deferred(&self, no: QueueNo) -> Option<&Detour> {
+        self.get(no)?.deferred()
+    }
+
+    /// As [`Queues::deferred`].
+    pub(in super::super) fn deferred_mut(&mut self, no: QueueNo) -> Option<&mut Detour> {
+        self.get(no)?;
+        self.at_mut(no).deferred.as_deref_mut()
+    }
+
+    /// What is known of the queue's rows, of which there are some.
+    pub(in super::super) fn with_row(&mut self, no: QueueNo) -> &mut Detour {
+        match self.at_mut(no).deferred.as_deref_mut() {
+            Some(deferred) => deferred,
+            None => panic!("{no:?} has a row, and nothing is known of its rows"),
+        }
+    }
+
+    /// As [`Queues::with_row`], only to be looked at.
+    pub(in super::super) fn rows_of(&self, no: QueueNo) -> &Detour {
+        match self.at(no).deferred() {
+            Some(deferred) => deferred,
+            None => panic!("{no:?} has a row, and nothing is known of its rows"),
+        }
+    }
+
+    /// What is known of the queue's rows, made where nothing is.
+    pub(in super::super) fn deferred_or_new(&mut self, no: QueueNo) -> &mut Detour {
+        if self.at(no).deferred.is_none() {
+            self.set_deferred(no, Box::new(Detour::empty()));
+        }
+        self.with_row(no)
+    }
+
+    /// An earlier leader has left rows.
+    pub(in super::super) fn set_deferred(&mut self, no: QueueNo, deferred: Box<Detour>) {
+        if self.at_mut(no).deferred.replace(deferred).is_none() {
+            self.deferred += 1;
+        }
+    }
+
+    /// No row is left, nor anything to be remembered.
+    pub(in super::super) fn forget_deferred(&mut self, no: QueueNo) {
+        if self.at_mut(no).deferred.take().is_some() {
+            self.deferred -= 1;
+            self.emptied.push(no);
+        }
+    }
+
+    /// All that have rows.
+    pub(in super::super) fn all_deferred(
+        &self,
+    ) -> impl Iterator<Item = (QueueNo, &QueueId, &Detour)> {
+        self.iter().filter_map(|(no, queue)| Some((no, &queue.id, queue.deferred()?)))
+    }
+}

@@ -31,6 +31,17 @@ pub const fn map_entry(bytes: usize) -> usize {
     (bytes + 1) * 5 / 3
 }
 
+/// What an entry of this size takes in a B-tree.
+///
+/// A node has eleven places and a head of 16 bytes. Where entries come in ascending order six of them are
+/// taken, and hardly ever fewer; a node that is not a leaf points to seven others.
+///
+/// Source: the standard library, `alloc::collections::btree::node`.
+#[must_use]
+pub const fn tree_entry(bytes: usize) -> usize {
+    block(11 * bytes + 16) / 6 + 12 * size_of::<usize>() / 48
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -180,7 +180,7 @@ impl Dispatcher {
         let known_from = last_commit_lsn(&start.settled).unwrap_or_default();
         let mut dispatcher = Self {
             rng,
-            router: Router::new(cache_bytes as u64),
+            router: Router::new(cache_bytes),
             tracker: Tracker::new(start.frontier),
             scheduler: Scheduler::new(settings.fast_slots, settings.slow_slots),
             queues: Queues::new(),

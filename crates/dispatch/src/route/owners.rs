@@ -1,20 +1,23 @@
 //! Whose the endpoints are that stand in known routes.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use smallvec::SmallVec;
 
 use walhook_core::endpoint::Endpoint;
 use walhook_core::event::{AccountId, EndpointId};
-use walhook_core::heap::map_entry;
+use walhook_core::heap::tree_entry;
 
-/// The accounts of every endpoint in known routes. May name more than that, never less.
+/// The accounts of every endpoint in known routes.
+///
+/// Invariant: an endpoint has exactly the accounts that it was added to and not removed from. `invalid`
+/// counts the endpoints that have one and were enabled and unusable when they were added last.
 ///
 /// An endpoint has one account; but an account may come in several texts that its column's type takes for
 /// one (`abc` and `ABC` of a case-insensitive collation), and the routes of each show the endpoint.
 #[derive(Debug, Default)]
 pub(super) struct Owners {
-    of: HashMap<EndpointId, Owned>,
+    of: BTreeMap<EndpointId, Owned>,
     invalid: usize,
 }
 
@@ -28,7 +31,7 @@ struct Owned {
 impl Owners {
     /// What this takes in memory; ids are shared with the endpoints.
     pub(super) fn bytes(&self) -> usize {
-        self.of.len() * map_entry(size_of::<EndpointId>() + size_of::<Owned>())
+        self.of.len() * tree_entry(size_of::<EndpointId>() + size_of::<Owned>())
     }
 
     /// The endpoint's accounts.
@@ -60,13 +63,85 @@ impl Owners {
         others
     }
 
-    /// The account's routes show the endpoint no longer.
+    /// The account's routes, which showed the endpoint, show it no longer.
     pub(super) fn remove(&mut self, endpoint: &EndpointId, account: &AccountId) {
-        let Some(owned) = self.of.get_mut(endpoint) else { return };
+        let Some(owned) = self.of.get_mut(endpoint) else {
+            unreachable!("an endpoint that stands in known routes has its account")
+        };
         owned.accounts.retain(|owner| owner != account);
         if owned.accounts.is_empty() {
             self.invalid -= usize::from(owned.invalid);
             self.of.remove(endpoint);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    impl Owners {
+        /// Each endpoint with each of its accounts.
+        pub(in crate::route) fn pairs(&self) -> BTreeSet<(EndpointId, AccountId)> {
+            let pairs = |(endpoint, owned): (&EndpointId, &Owned)| {
+                let of = |account: &AccountId| (endpoint.clone(), account.clone());
+                owned.accounts.iter().map(of).collect::<Vec<_>>()
+            };
+            self.of.iter().flat_map(pairs).collect()
+        }
+    }
+
+    fn endpoint(n: u8, enabled: bool, invalid: bool) -> Endpoint {
+        Endpoint {
+            id: EndpointId::new(n.to_string()),
+            account: AccountId::new("1"),
+            url: String::new(),
+            event_types: vec![],
+            secrets: vec![],
+            enabled,
+            headers: vec![],
+            max_in_flight: None,
+            rate_per_second: None,
+            invalid: invalid.then(|| "null".to_owned()),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn owners_are_the_accounts_that_show_the_endpoint(
+            actions in proptest::collection::vec(
+                (any::<bool>(), 0u8..4, 0u8..3, any::<bool>(), any::<bool>()), 1..60),
+        ) {
+            let mut owners = Owners::default();
+            let mut model: BTreeSet<(u8, u8)> = BTreeSet::new();
+            let mut unusable = [false; 4];
+            for (add, n, of, enabled, invalid) in actions {
+                let account = AccountId::new(of.to_string());
+                let endpoint = endpoint(n, enabled, invalid);
+                if add {
+                    let is_new = !model.contains(&(n, of));
+                    let others = model.iter().filter(|(m, _)| *m == n && is_new);
+                    let others: BTreeSet<_> = others.map(|(_, of)| of.to_string()).collect();
+                    let told = owners.add(&endpoint, &account);
+                    prop_assert_eq!(told.iter().map(ToString::to_string).collect::<BTreeSet<_>>(), others);
+                    model.insert((n, of));
+                    unusable[usize::from(n)] = enabled && invalid;
+                } else if model.remove(&(n, of)) {
+                    owners.remove(&endpoint.id, &account);
+                }
+                let pairs = model.iter().map(|(n, of)| {
+                    (EndpointId::new(n.to_string()), AccountId::new(of.to_string()))
+                });
+                prop_assert_eq!(owners.pairs(), pairs.collect());
+                let invalid = (0..4).filter(|n| {
+                    unusable[usize::from(*n)] && model.iter().any(|(m, _)| m == n)
+                });
+                prop_assert_eq!(owners.invalid(), invalid.count());
+            }
         }
     }
 }

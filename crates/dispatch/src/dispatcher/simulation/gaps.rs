@@ -155,7 +155,8 @@ impl World {
 }
 
 /// Of the endpoints that stayed as they were: what is missing is counted, and nothing is counted that
-/// was not owed. Returns how many deliveries are missing, and how many gaps there are.
+/// was not owed. What was given up before anybody could route it is counted in a gap of its account
+/// instead. Returns how many deliveries are missing, and how many gaps there are.
 fn account_for_gaps(seed: u64, world: &World) -> (u64, usize) {
     let (changed, table) = (world.changed(), world.table(1));
     let mut missing_in_all = 0;
@@ -167,7 +168,8 @@ fn account_for_gaps(seed: u64, world: &World) -> (u64, usize) {
         let in_gaps: Vec<_> = of_account.filter(|e| world.is_in_gap(e, endpoint)).collect();
         let is_missing = |event: &&&Arc<Event>| {
             let key = (event.id, endpoint.clone());
-            !world.received.contains_key(&key) && !world.dead.contains_key(&key)
+            let was_routed = !world.unrouted.given_up.contains(&event.id);
+            was_routed && !world.received.contains_key(&key) && !world.dead.contains_key(&key)
         };
         let missing = in_gaps.iter().filter(is_missing).count() as u64;
         let gaps = world.gaps.iter().chain(&world.beyond);

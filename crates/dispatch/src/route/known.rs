@@ -1,0 +1,404 @@
+//! The routes that are known, in bounded memory.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lru_slab::LruSlab;
+use smallvec::SmallVec;
+
+use walhook_core::endpoint::Routes;
+use walhook_core::event::AccountId;
+use walhook_core::heap::{shared_text, tree_entry};
+use walhook_core::tick::Tick;
+
+/// Routes that would take more than one part in so many of the cache are never in it: they would drive
+/// out all others.
+const CACHE_PARTS: usize = 8;
+
+/// What is known of an account beside its name and its routes: its entry, and its place by its last use,
+/// of which half may be free.
+const KNOWN_BYTES: usize =
+    tree_entry(size_of::<AccountId>() + size_of::<Entry>()) + 2 * (size_of::<AccountId>() + 8);
+
+/// Routes with what tells whether they still hold.
+#[derive(Debug)]
+pub(super) struct Known {
+    routes: Arc<Routes>,
+    /// An invalidation concerns them.
+    outdated: bool,
+    /// Counts the invalidations of everything: routes of an earlier era do not hold.
+    era: u64,
+    fetched: Tick,
+}
+
+impl Known {
+    /// Routes that hold in this era.
+    pub(super) fn new(routes: Arc<Routes>, era: u64, fetched: Tick) -> Self {
+        Self { routes, outdated: false, era, fetched }
+    }
+
+    pub(super) fn routes(&self) -> &Arc<Routes> {
+        &self.routes
+    }
+
+    pub(super) fn fetched(&self) -> Tick {
+        self.fetched
+    }
+
+    /// Whether nothing is known that has changed them.
+    pub(super) fn holds(&self, era: u64) -> bool {
+        !self.outdated && self.era == era
+    }
+}
+
+/// Routes that are known no longer.
+pub(super) type Dropped = SmallVec<[(AccountId, Known); 1]>;
+
+/// What is known of each account.
+///
+/// Accounts of which something is pending are *pinned*; the routes of the others are in the *cache*, which
+/// drops those that were not used for longest. Large ones are pinned as they come, for the cache does not
+/// take them.
+///
+/// Invariant: the cache takes `cache_bytes` at most. Each account in it has its routes and its place by its
+/// last use, no pinned one has such a place, and of a pinned one nothing is dropped that is not replaced.
+///
+/// A B-tree, since the accounts are texts that customers may choose: whatever they are, one is found in
+/// steps that grow with the logarithm of their number, and in the same order in each run. Texts
+/// can be chosen to collide under any hash whose seed is fixed.
+#[derive(Debug)]
+pub(super) struct KnownRoutes {
+    accounts: BTreeMap<AccountId, Entry>,
+    /// The accounts in the cache, by their last use.
+    uses: LruSlab<AccountId>,
+    pinned_bytes: usize,
+    cached_bytes: usize,
+    cache_bytes: usize,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Pinned(Option<Known>),
+    /// With its place in `uses`.
+    Cached(Known, u32),
+}
+
+impl KnownRoutes {
+    /// Nothing is known. The cache will take at most `cache_bytes`.
+    pub(super) fn new(cache_bytes: usize) -> Self {
+        Self {
+            accounts: BTreeMap::new(),
+            uses: LruSlab::new(),
+            pinned_bytes: 0,
+            cached_bytes: 0,
+            cache_bytes,
+        }
+    }
+
+    /// What is known of the account, which is about to be used.
+    pub(super) fn get(&mut self, account: &AccountId) -> Option<&Known> {
+        match self.accounts.get(account)? {
+            Entry::Pinned(known) => known.as_ref(),
+            Entry::Cached(known, place) => {
+                self.uses.get_mut(*place);
+                Some(known)
+            }
+        }
+    }
+
+    /// What is known of the account.
+    pub(super) fn peek(&self, account: &AccountId) -> Option<&Known> {
+        match self.accounts.get(account)? {
+            Entry::Pinned(known) => known.as_ref(),
+            Entry::Cached(known, _) => Some(known),
+        }
+    }
+
+    /// Whether these are too large for the cache.
+    pub(super) fn is_large(&self, routes: &Routes) -> bool {
+        routes.size_bytes() > self.cache_bytes / CACHE_PARTS
+    }
+
+    /// What is known of the account does not hold any more.
+    pub(super) fn outdate(&mut self, account: &AccountId) {
+        if let Some(Entry::Pinned(Some(known)) | Entry::Cached(known, _)) =
+            self.accounts.get_mut(account)
+        {
+            known.outdated = true;
+        }
+    }
+
+    /// This is known of the account from now on. Returns what is known no longer, of the account itself or
+    /// of others that give way.
+    pub(super) fn put(&mut self, account: &AccountId, known: Known) -> Dropped {
+        let mut dropped = Dropped::new();
+        let is_pinned = match self.remove(account) {
+            Some(Entry::Pinned(old)) => {
+                dropped.extend(old.map(|old| (account.clone(), old)));
+                true
+            }
+            Some(Entry::Cached(old, _)) => {
+                dropped.push((account.clone(), old));
+                self.is_large(&known.routes)
+            }
+            None => self.is_large(&known.routes),
+        };
+        if is_pinned {
+            self.insert_pinned(account, Some(known));
+        } else {
+            self.insert_cached(account, known, &mut dropped);
+        }
+        dropped
+    }
+
+    /// Keeps what is known of the account, also what will be, until [`KnownRoutes::unpin`].
+    pub(super) fn pin(&mut self, account: &AccountId) {
+        if matches!(self.accounts.get(account), Some(Entry::Pinned(_))) {
+            return;
+        }
+        let known = match self.remove(account) {
+            Some(Entry::Cached(known, _)) => Some(known),
+            Some(Entry::Pinned(_)) | None => None,
+        };
+        self.insert_pinned(account, known);
+    }
+
+    /// Lets what is known of the account give way. Returns what does so at once: where it is large, itself.
+    pub(super) fn unpin(&mut self, account: &AccountId) -> Dropped {
+        let mut dropped = Dropped::new();
+        if !matches!(self.accounts.get(account), Some(Entry::Pinned(_))) {
+            return dropped;
+        }
+        if let Some(Entry::Pinned(Some(known))) = self.remove(account) {
+            if self.is_large(&known.routes) {
+                dropped.push((account.clone(), known));
+            } else {
+                self.insert_cached(account, known, &mut dropped);
+            }
+        }
+        dropped
+    }
+
+    /// Whether the account is pinned with routes that the cache would not take.
+    pub(super) fn is_pinned_and_large(&self, account: &AccountId) -> bool {
+        matches!(
+            self.accounts.get(account),
+            Some(Entry::Pinned(Some(known))) if self.is_large(&known.routes)
+        )
+    }
+
+    /// What is known takes so much memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.pinned_bytes + self.cached_bytes
+    }
+
+    fn insert_pinned(&mut self, account: &AccountId, known: Option<Known>) {
+        self.pinned_bytes += bytes(account, known.as_ref());
+        self.accounts.insert(account.clone(), Entry::Pinned(known));
+    }
+
+    fn insert_cached(&mut self, account: &AccountId, known: Known, dropped: &mut Dropped) {
+        self.cached_bytes += bytes(account, Some(&known));
+        let place = self.uses.insert(account.clone());
+        self.accounts.insert(account.clone(), Entry::Cached(known, place));
+        while self.cached_bytes > self.cache_bytes {
+            let Some(oldest) = self.uses.lru() else {
+                unreachable!("what takes memory in the cache has a place by its last use")
+            };
+            let oldest = self.uses.peek(oldest).clone();
+            let Some(Entry::Cached(known, _)) = self.remove(&oldest) else {
+                unreachable!("an account with a place by its last use is in the cache")
+            };
+            dropped.push((oldest, known));
+        }
+    }
+
+    fn remove(&mut self, account: &AccountId) -> Option<Entry> {
+        let entry = self.accounts.remove(account)?;
+        match &entry {
+            Entry::Pinned(known) => self.pinned_bytes -= bytes(account, known.as_ref()),
+            Entry::Cached(known, place) => {
+                self.cached_bytes -= bytes(account, Some(known));
+                self.uses.remove(*place);
+            }
+        }
+        Some(entry)
+    }
+
+    /// The accounts of which something is known.
+    #[cfg(test)]
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&AccountId, &Known)> {
+        self.accounts.keys().filter_map(|account| Some((account, self.peek(account)?)))
+    }
+}
+
+/// What an account of which this is known takes.
+fn bytes(account: &AccountId, known: Option<&Known>) -> usize {
+    let routes = known.map_or(0, |known| known.routes.size_bytes());
+    KNOWN_BYTES + shared_text(account.len()) + routes
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, Clone)]
+    enum Action {
+        Get(u8),
+        Peek(u8),
+        Outdate(u8),
+        /// What is known is a text of so many bytes.
+        Put(u8, usize),
+        Pin(u8),
+        Unpin(u8),
+    }
+
+    fn action() -> impl Strategy<Value = Action> {
+        let account = 0u8..8;
+        prop_oneof![
+            2 => account.clone().prop_map(Action::Get),
+            1 => account.clone().prop_map(Action::Peek),
+            1 => account.clone().prop_map(Action::Outdate),
+            4 => (account.clone(), 0usize..400).prop_map(|(n, bytes)| Action::Put(n, bytes)),
+            1 => account.clone().prop_map(Action::Pin),
+            1 => account.prop_map(Action::Unpin),
+        ]
+    }
+
+    fn account(n: u8) -> AccountId {
+        AccountId::new(n.to_string())
+    }
+
+    fn routes(bytes: usize) -> Arc<Routes> {
+        Arc::new(Routes::refused("x".repeat(bytes), 1.0))
+    }
+
+    /// A list of accounts, the last used last.
+    #[derive(Debug, Default)]
+    struct Model {
+        pinned: Vec<(u8, Option<Arc<Routes>>)>,
+        cached: Vec<(u8, Arc<Routes>)>,
+        cache_bytes: usize,
+    }
+
+    impl Model {
+        fn is_large(&self, routes: &Routes) -> bool {
+            routes.size_bytes() > self.cache_bytes / CACHE_PARTS
+        }
+
+        fn pinned(&mut self, n: u8) -> Option<&mut Option<Arc<Routes>>> {
+            self.pinned.iter_mut().find_map(|(m, known)| (*m == n).then_some(known))
+        }
+
+        fn take_cached(&mut self, n: u8) -> Option<Arc<Routes>> {
+            let at = self.cached.iter().position(|(m, _)| *m == n)?;
+            Some(self.cached.remove(at).1)
+        }
+
+        fn find(&self, n: u8) -> Option<Arc<Routes>> {
+            let pinned = self.pinned.iter().find(|(m, _)| *m == n).and_then(|(_, r)| r.clone());
+            pinned.or_else(|| self.cached.iter().find(|(m, _)| *m == n).map(|(_, r)| r.clone()))
+        }
+
+        fn bytes_of(n: u8, routes: Option<&Routes>) -> usize {
+            let name = shared_text(account(n).len());
+            KNOWN_BYTES + name + routes.map_or(0, Routes::size_bytes)
+        }
+
+        fn cached_bytes(&self) -> usize {
+            self.cached.iter().map(|(n, routes)| Self::bytes_of(*n, Some(routes))).sum()
+        }
+
+        fn bytes(&self) -> usize {
+            let pinned = self.pinned.iter().map(|(n, r)| Self::bytes_of(*n, r.as_deref()));
+            self.cached_bytes() + pinned.sum::<usize>()
+        }
+
+        fn insert(&mut self, n: u8, routes: Arc<Routes>) -> Vec<(u8, Arc<Routes>)> {
+            self.cached.push((n, routes));
+            let mut dropped = Vec::new();
+            while self.cached_bytes() > self.cache_bytes {
+                dropped.push(self.cached.remove(0));
+            }
+            dropped
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        #[test]
+        fn known_routes_drop_what_was_not_used_for_longest_and_never_what_is_pinned(
+            actions in proptest::collection::vec(action(), 1..100),
+            cache_bytes in prop_oneof![Just(0usize), Just(1_000), Just(3_000), Just(1 << 20)],
+        ) {
+            let mut known = KnownRoutes::new(cache_bytes);
+            let mut model = Model { cache_bytes, ..Model::default() };
+            for action in actions {
+                let (mut dropped, mut expected) = (Dropped::new(), Vec::new());
+                match action {
+                    Action::Get(n) => {
+                        if let Some(routes) = model.take_cached(n) {
+                            model.cached.push((n, routes));
+                        }
+                        known.get(&account(n));
+                    }
+                    Action::Peek(n) => {
+                        known.peek(&account(n));
+                    }
+                    Action::Outdate(n) => {
+                        known.outdate(&account(n));
+                        let found = known.peek(&account(n));
+                        prop_assert!(found.is_none_or(|known| !known.holds(0)));
+                    }
+                    Action::Put(n, bytes) => {
+                        let new = routes(bytes);
+                        dropped = known.put(&account(n), Known::new(Arc::clone(&new), 0, Tick(0)));
+                        let is_large = model.is_large(&new);
+                        if let Some(pinned) = model.pinned(n) {
+                            expected.extend(pinned.replace(new).map(|old| (n, old)));
+                        } else {
+                            expected.extend(model.take_cached(n).map(|old| (n, old)));
+                            if is_large {
+                                model.pinned.push((n, Some(new)));
+                            } else {
+                                expected.extend(model.insert(n, new));
+                            }
+                        }
+                    }
+                    Action::Pin(n) => {
+                        known.pin(&account(n));
+                        if model.pinned(n).is_none() {
+                            let cached = model.take_cached(n);
+                            model.pinned.push((n, cached));
+                        }
+                    }
+                    Action::Unpin(n) => {
+                        dropped = known.unpin(&account(n));
+                        let at = model.pinned.iter().position(|(m, _)| *m == n);
+                        if let Some((n, Some(routes))) = at.map(|at| model.pinned.remove(at)) {
+                            if model.is_large(&routes) {
+                                expected.push((n, routes));
+                            } else {
+                                expected.extend(model.insert(n, routes));
+                            }
+                        }
+                    }
+                }
+                let dropped: Vec<_> =
+                    dropped.into_iter().map(|(account, known)| (account, known.routes)).collect();
+                let expected: Vec<_> =
+                    expected.into_iter().map(|(n, routes)| (account(n), routes)).collect();
+                prop_assert_eq!(dropped, expected);
+                for n in 0..8 {
+                    let found = known.peek(&account(n)).map(|known| Arc::clone(&known.routes));
+                    prop_assert_eq!(found, model.find(n), "account {}", n);
+                }
+                prop_assert_eq!(known.bytes(), model.bytes());
+                prop_assert!(known.cached_bytes <= cache_bytes);
+            }
+        }
+    }
+}

@@ -80,7 +80,6 @@ fn crates_that_decide_do_no_io_and_read_no_clock() {
         "async fn",
         "std::net",
         "std::fs",
-        "std::thread",
         "Instant::now",
         "SystemTime::now",
         "rand::rng(",

@@ -13,6 +13,7 @@ pub mod backlog;
 pub mod breaker;
 pub mod dispatcher;
 pub mod lane;
+pub mod map;
 pub mod retry;
 pub mod route;
 pub mod schedule;

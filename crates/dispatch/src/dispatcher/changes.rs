@@ -95,7 +95,7 @@ pub struct EndpointChanged {
 impl Dispatcher {
     /// What has changed about endpoints, the oldest first.
     pub(super) fn poll_endpoint_change(&mut self) -> Option<EndpointChanged> {
-        self.changes.pop_front()
+        self.reports.take_change()
     }
 
     /// Tells of a change, and has it stored with the next batch where someone is to be notified.
@@ -105,6 +105,6 @@ impl Dispatcher {
             self.notices.add(kind, endpoint, account.as_ref(), detail);
             self.durable.touch();
         }
-        self.changes.push_back(changed);
+        self.reports.tell(changed);
     }
 }

@@ -131,7 +131,7 @@ impl Dispatcher {
         if deferred.is_some_and(Detour::is_suspended) {
             return Some(DeferReason::Overflow);
         }
-        if self.is_paused(&it.id().endpoint) {
+        if self.endpoints.is_paused(&it.id().endpoint) {
             return Some(DeferReason::Paused);
         }
         if let Some(deferred) = deferred {
@@ -160,7 +160,7 @@ impl Dispatcher {
     ) {
         let id = self.queues.next_delivery();
         let ordinal = self.queues.take_ordinal(queue, id);
-        self.bytes += DELIVERY_BYTES;
+        self.memory.take(DELIVERY_BYTES);
         let key = RowKey { event: EventKey::of(&held.event), replay: 0 };
         let detour = self.queues.deferred_or_new(queue);
         if reason == DeferReason::Overflow {
@@ -181,7 +181,7 @@ impl Dispatcher {
         keys: &RowKeys,
         row: UnroutedKey,
     ) {
-        self.bytes += DELIVERY_BYTES;
+        self.memory.take(DELIVERY_BYTES);
         let key = RowKey { event: EventKey::of(&held.event), replay: 0 };
         let kept = Kept { held, txn: None, ordinal: 0, counted: DELIVERY_BYTES, routed: Some(row) };
         let (reason, tried) = (DeferReason::Unrouted, Tried::default());
@@ -288,7 +288,7 @@ impl Dispatcher {
             self.replays.leave_memory();
         }
         let counted = DELIVERY_BYTES + tried.size_bytes();
-        self.bytes += counted;
+        self.memory.take(counted);
         self.queues.deferred_or_new(queue).backlog.keep(&key, &keys);
         let kept = Kept { held, txn, ordinal, counted, routed: None };
         self.store_row(queue, key, kept, DeferReason::Held, tried, false);
@@ -303,7 +303,7 @@ impl Dispatcher {
         job: i64,
         reason: DeferReason,
     ) {
-        self.bytes += DELIVERY_BYTES;
+        self.memory.take(DELIVERY_BYTES);
         let key = RowKey { event: EventKey::of(&held.event), replay: job };
         let counted = DELIVERY_BYTES;
         let kept = Kept { held, txn: None, ordinal: 0, counted, routed: None };
@@ -332,12 +332,11 @@ impl Dispatcher {
 
     /// Makes room when what is queued in memory takes too much: the longest queues lose their tails.
     pub(super) fn relieve(&mut self, now: Tick) {
-        let limit = self.settings.memory_limit;
-        if self.bytes_to_stay() < limit / 4 * 3 {
+        if !self.memory.is_tight(self.bytes_to_stay()) {
             return;
         }
         self.relieve_of_unrouted(now);
-        if self.bytes_to_stay() < (limit / 4 * 3).max(self.relieve_above) {
+        if !self.memory.is_short(self.bytes_to_stay()) {
             return;
         }
         let mut queues: Vec<(Reverse<usize>, LaneId, EndpointId, QueueNo)> = Vec::new();
@@ -353,14 +352,15 @@ impl Dispatcher {
         for keep_one_in in [2, 16, usize::MAX] {
             for (.., queue) in &queues {
                 self.cut(*queue, keep_one_in, now);
-                if self.bytes_to_stay() < limit / 8 * 5 {
-                    self.relieve_above = 0;
+                let stays = self.bytes_to_stay();
+                if self.memory.is_relieved(stays) {
+                    self.memory.note_relief(stays);
                     return;
                 }
             }
         }
-        // Nothing more can leave: it is in flight, say. Looking again costs a look at all queues.
-        self.relieve_above = self.bytes_to_stay() + limit / 64;
+        // Nothing more can leave: it is in flight, say.
+        self.memory.note_relief(self.bytes_to_stay());
     }
 
     fn cut(&mut self, queue: QueueNo, keep_one_in: usize, now: Tick) {
@@ -391,8 +391,8 @@ impl Dispatcher {
         let Kept { held, txn, ordinal, counted, routed } = kept;
         let event = Arc::clone(&held.event);
         let id = RowId { queue: self.queues.id(queue).clone(), key, event: event.id };
-        if !skip && let Some(count) = self.counters.deferred.get_mut(reason.index()) {
-            *count += 1;
+        if !skip {
+            self.reports.deferred(reason);
         }
         let row = Defer { id, event, reason, tried };
         let bytes = DELIVERY_BYTES + held.event.size_bytes();

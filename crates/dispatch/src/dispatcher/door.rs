@@ -128,12 +128,18 @@ pub(super) struct Door {
     left: VecDeque<Effect>,
     /// The last moment that was told.
     now: Tick,
+    stopping: bool,
 }
 
 impl Door {
     /// The last moment that was told.
     pub(super) fn now(&self) -> Tick {
         self.now
+    }
+
+    /// Whether nothing more is to be sent.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping
     }
 
     fn enter(&mut self, now: Tick) {
@@ -170,11 +176,11 @@ impl Dispatcher {
                     self.door.left.push_back(Effect::StateFull { total_bytes });
                 }
             }
-            Input::ConnectionBytes(bytes) => self.handle_answer_bytes(bytes),
+            Input::ConnectionBytes(bytes) => self.memory.note_connections(bytes),
             Input::Command(command) => _ = self.handle_operator(*command, now),
             Input::Retry(retry) => self.handle_retry(*retry, now),
             Input::Replay(replay) => self.handle_replay(*replay, now),
-            Input::Stop => self.stop(),
+            Input::Stop => self.door.stopping = true,
         }
     }
 

@@ -11,8 +11,8 @@ use super::{Dispatcher, PERSIST_SLOW, UNPERSISTED_MAX};
 use walhook_core::event::EndpointId;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
-    Defer, DisableEndpoint, JobDone, PauseEndpoint, PersistBatch, Persisted, QueueId, Retried,
-    Routed, RowId, RowKey, UnroutedKey,
+    Defer, DisableEndpoint, JobDone, PauseEndpoint, PersistBatch, Persisted, Retried, Routed,
+    RowId, RowKey, UnroutedKey,
 };
 use walhook_core::tick::Tick;
 
@@ -301,8 +301,8 @@ impl Dispatcher {
         if self.failures.is_due(now) {
             self.durable.touch();
         }
-        let frontier = self.tracker.frontier();
-        if self.durable.deadline(frontier, self.stopping).is_none_or(|due| due > now) {
+        let frontier = self.progress.frontier();
+        if self.durable.deadline(frontier, self.door.is_stopping()).is_none_or(|due| due > now) {
             return None;
         }
         self.durable.batches += 1;
@@ -323,7 +323,7 @@ impl Dispatcher {
         }));
         self.hand_out_gaps(&mut batch, self.durable.rows_max.saturating_sub(stored.len()));
         let over = self.hand_out_backlogs(&mut batch, now);
-        batch.settled = self.ahead.take(|txn| self.tracker.is_passed(txn));
+        batch.settled = self.progress.hand_out();
         batch.settled.extend(self.hand_out_joins());
         self.hand_out_failing(&mut batch, now);
         let durable = &mut self.durable;
@@ -361,10 +361,10 @@ impl Dispatcher {
             self.durable.handed_out += 1;
             let Some(leaving) = self.unless_cancelled(leaving) else { continue };
             let Defer { id, event, .. } = &leaving.row;
-            let QueueId { account, endpoint } = &id.queue;
+            let endpoint = &id.queue.endpoint;
             // With its row, not after it: else a crash in between would send it once more.
             if let Some(txn) = leaving.txn {
-                self.ahead.push(account, endpoint, leaving.ordinal, event, txn);
+                self.progress.settle_with_batch(&id.queue, leaving.ordinal, event, txn);
             }
             let skipped = matches!(leaving.kind, Leaves::Skipped(_));
             self.replays.count_left(id.key.replay, skipped);
@@ -417,8 +417,8 @@ impl Dispatcher {
                     self.unrouted_died(&row, batch);
                 }
                 Body::Delivery { txn, ordinal, queue, .. } => {
-                    let QueueId { account, endpoint } = self.queues.id(*queue);
-                    self.ahead.push(account, endpoint, *ordinal, &letter.event, *txn);
+                    let queue = self.queues.id(*queue);
+                    self.progress.settle_with_batch(queue, *ordinal, &letter.event, *txn);
                     batch.dead_letters.push(letter);
                 }
                 Body::Row { row, queue, .. } => {
@@ -517,7 +517,7 @@ impl Dispatcher {
         for queue in queues {
             self.look_after(queue, now);
         }
-        self.recovered.prune(self.durable.stored_frontier);
+        self.progress.handle_stored(self.durable.stored_frontier);
         self.router.handle_checkpoint(self.durable.stored_frontier);
         self.end_joins(self.durable.stored_frontier, now);
         self.durable.stored_frontier
@@ -528,7 +528,7 @@ impl Dispatcher {
         self.durable.leaving_bytes = self.durable.leaving_bytes.saturating_sub(leaving.bytes);
         let Leaving { row, held, txn, kind, counted, .. } = leaving;
         if let Some(txn) = txn {
-            self.tracker.complete(txn);
+            self.progress.complete(txn);
         }
         self.free(held, counted);
         match kind {

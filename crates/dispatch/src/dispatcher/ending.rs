@@ -34,8 +34,8 @@ impl Dispatcher {
     /// A change without endpoint becomes a dead letter.
     pub(super) fn die_unroutable(&mut self, unroutable: Unroutable, txn: TxnSeq) {
         let Unroutable { event, reason: _, detail } = unroutable;
-        self.bytes += DELIVERY_BYTES;
-        self.counters.dead += 1;
+        self.memory.take(DELIVERY_BYTES);
+        self.reports.died();
         let letter = DeadLetter {
             event: Arc::clone(&event),
             endpoint: None,
@@ -85,7 +85,7 @@ impl Dispatcher {
                 return;
             }
         };
-        self.counters.dead += 1;
+        self.reports.died();
         self.durable.die(Dying { letter, body });
     }
 
@@ -95,9 +95,7 @@ impl Dispatcher {
         let event = &pending.held.event;
         match pending.origin {
             Origin::Stream { txn, ordinal } => {
-                let QueueId { account, endpoint } = self.queues.id(queue);
-                self.ahead.push(account, endpoint, ordinal, event, txn);
-                self.tracker.complete(txn);
+                self.progress.settle(self.queues.id(queue), ordinal, event, txn);
                 self.durable.touch();
             }
             Origin::Deferred { insertion, .. } => {
@@ -120,12 +118,12 @@ impl Dispatcher {
     pub(super) fn bury(&mut self, dying: Dying, now: Tick) {
         match dying.body {
             Body::Unroutable { txn, held } => {
-                self.tracker.complete(txn);
+                self.progress.complete(txn);
                 self.free(held, DELIVERY_BYTES);
             }
             Body::Unrouted { held, .. } => self.free(held, DELIVERY_BYTES),
             Body::Delivery { txn, queue, id, .. } => {
-                self.tracker.complete(txn);
+                self.progress.complete(txn);
                 self.leave_room(queue, id, now);
             }
             Body::Row { row, queue, id, .. } => {
@@ -153,8 +151,7 @@ impl Dispatcher {
 
     /// Gives a delivery's memory back.
     pub(super) fn free(&mut self, held: Arc<Held>, counted: usize) {
-        debug_assert!(counted <= self.bytes, "more memory is given back than was taken");
-        self.bytes = self.bytes.saturating_sub(counted);
-        self.let_go(held);
+        self.memory.give_back(counted);
+        self.memory.let_go(held);
     }
 }

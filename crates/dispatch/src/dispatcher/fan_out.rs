@@ -132,7 +132,7 @@ impl Dispatcher {
         if matches!(to, To::All(_)) && self.was_shelved(&event) {
             return;
         }
-        self.bytes += event.size_bytes();
+        self.memory.take(event.size_bytes());
         let account = event.account.clone();
         let held = Arc::new(Held { event });
         let has_shelf = self.shelves.has(&account);
@@ -141,8 +141,8 @@ impl Dispatcher {
             && !self.waiting.has(&account)
             && self.router.get(&account, now).is_none()
         {
-            self.tracker.add(txn, 1);
-            self.bytes += DELIVERY_BYTES;
+            self.progress.add(txn);
+            self.memory.take(DELIVERY_BYTES);
             self.shelve(held, txn);
             self.relieve(now);
             return;
@@ -160,14 +160,14 @@ impl Dispatcher {
                     self.route_one(&held, endpoint, (dead_letter, job), routes.weight, now);
                 }
             }
-            self.let_go(held);
+            self.memory.let_go(held);
             self.relieve(now);
             return;
         }
         if let To::All(txn) = &to {
-            self.tracker.add(*txn, 1);
+            self.progress.add(*txn);
         }
-        self.bytes += DELIVERY_BYTES;
+        self.memory.take(DELIVERY_BYTES);
         self.waiting.push(account.clone(), Parked { held, to, after: None }, now);
         if routes.is_some() {
             self.waiting.join_line(&account);
@@ -180,7 +180,7 @@ impl Dispatcher {
     /// Routes the next slice of what waits. Call before [`Dispatcher::poll_attempt`].
     pub(super) fn fan_out(&mut self, now: Tick) {
         self.waiting.is_ready = false;
-        if self.stopping {
+        if self.door.is_stopping() {
             return;
         }
         self.route_shelves(now);
@@ -318,7 +318,7 @@ impl Dispatcher {
             let held = Arc::clone(&first.held);
             self.route(&held, txn, slice, routes.weight, reason, now);
             if to < routes.endpoints.len() {
-                self.let_go(held);
+                self.memory.let_go(held);
                 self.relieve(now);
                 return came_to;
             }
@@ -326,24 +326,24 @@ impl Dispatcher {
         let Some(events) = self.waiting.accounts.get_mut(account) else { return came_to };
         let Some(Parked { held, to, .. }) = events.events.pop_front() else { return came_to };
         events.bytes = events.bytes.saturating_sub(held.event.size_bytes());
-        self.bytes = self.bytes.saturating_sub(DELIVERY_BYTES);
+        self.memory.give_back(DELIVERY_BYTES);
         match to {
             To::All(txn) if routes.refused.is_some() => {
-                self.counters.refused += 1;
+                self.reports.refused();
                 let detail = routes.refused.clone().unwrap_or_default();
                 let (event, reason) = (Arc::clone(&held.event), UnroutableReason::Endpoints);
                 self.die_unroutable(Unroutable { event, reason, detail }, txn);
                 return came_to;
             }
             To::All(txn) => {
-                self.tracker.complete(txn);
+                self.progress.complete(txn);
                 self.touch_joins();
             }
             To::One { endpoint, dead_letter, job } => {
                 self.route_one(&held, endpoint, (dead_letter, job), routes.weight, now);
             }
         }
-        self.let_go(held);
+        self.memory.let_go(held);
         self.relieve(now);
         came_to
     }
@@ -361,7 +361,7 @@ impl Dispatcher {
     ) {
         let event = Arc::clone(&held.event);
         for endpoint in endpoints.iter().filter(|e| e.enabled && e.wants(&event.event_type)) {
-            if self.was_settled(&event, &endpoint.id) {
+            if self.progress.was_settled(&event, &endpoint.id) {
                 continue;
             }
             if self.joined_after(&endpoint.id, event.position.commit_lsn()) {
@@ -369,7 +369,7 @@ impl Dispatcher {
                 self.join(&event.account, &endpoint.id);
                 continue;
             }
-            self.tracker.add(txn, 1);
+            self.progress.add(txn);
             let keys = self.ordering_keys(&event);
             let held = Arc::clone(held);
             let queue = self.queue(&event.account, &endpoint.id, weight);
@@ -425,7 +425,7 @@ impl Dispatcher {
         }
         accounts.sort_unstable_by(|(a, x), (b, y)| b.cmp(a).then_with(|| x.cmp(y)));
         for (_, account) in accounts {
-            if self.bytes_to_stay() < self.settings.memory_limit / 8 * 5 {
+            if self.memory.is_relieved(self.bytes_to_stay()) {
                 return;
             }
             self.shelve_waiting(&account, now);
@@ -498,7 +498,7 @@ impl Dispatcher {
         now: Tick,
     ) {
         if let Some(dead_letter) = dead_letter
-            && self.is_paused(&endpoint)
+            && self.endpoints.is_paused(&endpoint)
         {
             self.refuse_paused(&held.event, endpoint, dead_letter, job);
             return;

@@ -35,24 +35,24 @@ struct Overdue {
 impl Dispatcher {
     /// When the frontier is to be looked at although nothing else happens.
     pub(super) fn release_deadline(&self) -> Option<Tick> {
-        let oldest = self.tracker.oldest_unsettled()?;
+        let oldest = self.progress.oldest_unsettled()?;
         Some((oldest + self.settings.max_hold).max(self.next_release))
     }
 
     /// Defers what has held the frontier back for too long.
     pub(super) fn release_frontier(&mut self, now: Tick) {
-        if now < self.next_release || self.stopping {
+        if now < self.next_release || self.door.is_stopping() {
             return;
         }
         self.next_release = now + RELEASE_EVERY;
         let opened = now - self.settings.max_hold;
-        let lsn = Lsn(self.tracker.received().0.saturating_sub(self.settings.max_retained));
-        let Some(last) = self.tracker.overdue(opened, lsn) else { return };
+        let lsn = Lsn(self.progress.received().0.saturating_sub(self.settings.max_retained));
+        let Some(last) = self.progress.overdue(opened, lsn) else { return };
         // What came a moment ago with a transaction that takes long to read may still go directly, unless
         // there is too much WAL. While the state database has more to store than one batch, the frontier
         // waits for that, and what joins the line's end would not free any WAL sooner.
         let is_in_line = self.durable.leaving_bytes() > ROWS_BYTES;
-        let too_much_wal = self.tracker.frontier() < lsn && !is_in_line;
+        let too_much_wal = self.progress.frontier() < lsn && !is_in_line;
         let since = if too_much_wal { now } else { opened };
         self.waiting.note_overdue(last, since);
         self.shelve_overdue(now);

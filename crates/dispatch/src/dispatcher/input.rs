@@ -10,10 +10,7 @@ use super::queues::QueueNo;
 use super::{Dispatcher, EndpointChange, EndpointChanged, Ordering, Retry};
 use walhook_core::attempt::DeliveryId;
 use walhook_core::endpoint::Routes;
-use walhook_core::event::{
-    AccountId, EndpointId, Event, Invalidation, Item, RowKeys, Scope, Unroutable,
-};
-use walhook_core::persist::EventKey;
+use walhook_core::event::{AccountId, Event, Invalidation, Item, RowKeys, Scope, Unroutable};
 use walhook_core::tick::Tick;
 
 /// The key of everything that is ordered by account.
@@ -28,18 +25,15 @@ impl Dispatcher {
     pub(super) fn handle_item(&mut self, item: Item, now: Tick) {
         match item {
             Item::Begin { commit_lsn } => {
-                debug_assert!(self.reading.is_none(), "a transaction begins inside another");
-                self.reading = Some(self.tracker.open(commit_lsn, now));
+                self.progress.begin(commit_lsn, now);
             }
             Item::Event(event) => self.handle_event(event, now),
             Item::Unroutable(unroutable) => self.handle_unroutable(unroutable),
             Item::Invalidate(invalidation) => self.handle_invalidation(invalidation),
             Item::Commit { end_lsn } => {
-                if let Some(txn) = self.reading.take() {
-                    self.tracker.close(txn, end_lsn);
-                }
+                self.progress.commit(end_lsn);
             }
-            Item::Progress { wal_end } => self.tracker.progress(wal_end),
+            Item::Progress { wal_end } => self.progress.pass(wal_end),
         }
     }
 
@@ -89,17 +83,15 @@ impl Dispatcher {
     }
 
     fn handle_event(&mut self, event: Arc<Event>, now: Tick) {
-        debug_assert!(self.reading.is_some(), "an event outside of a transaction");
-        let Some(txn) = self.reading else { return };
+        let txn = self.progress.reading();
         self.durable.touch();
         self.arrive(event, To::All(txn), now);
     }
 
     fn handle_unroutable(&mut self, unroutable: Unroutable) {
-        debug_assert!(self.reading.is_some(), "an event outside of a transaction");
-        let Some(txn) = self.reading else { return };
-        self.bytes += unroutable.event.size_bytes();
-        self.tracker.add(txn, 1);
+        let txn = self.progress.reading();
+        self.memory.take(unroutable.event.size_bytes());
+        self.progress.add(txn);
         self.die_unroutable(unroutable, txn);
     }
 
@@ -118,13 +110,7 @@ impl Dispatcher {
         }
         self.note_joined(&invalidation.joined);
         self.note_unseen(invalidation.xid);
-        self.router.handle_invalidation(invalidation, self.tracker.received());
-    }
-
-    /// Whether an earlier leader has settled this delivery ahead of its checkpoint.
-    pub(super) fn was_settled(&self, event: &Event, endpoint: &EndpointId) -> bool {
-        !self.recovered.is_empty()
-            && self.recovered.contains(&event.account, endpoint, &EventKey::of(event))
+        self.router.handle_invalidation(invalidation, self.progress.received());
     }
 
     pub(super) fn ordering_keys(&self, event: &Event) -> RowKeys {
@@ -151,7 +137,7 @@ impl Dispatcher {
         now: Tick,
     ) -> DeliveryId {
         let id = self.queues.next_delivery();
-        self.bytes += DELIVERY_BYTES;
+        self.memory.take(DELIVERY_BYTES);
         self.queues.push(queue, New { id, held, source, now }, keys);
         if !self.joins.is_empty() {
             self.queues.in_use(queue).hold_from(self.joins.held_from(queue));
@@ -164,7 +150,7 @@ impl Dispatcher {
     /// The account's routes have come: what waited for them goes on.
     fn handle_lane_routed(&mut self, account: &AccountId, weight: f64, now: Tick) {
         let Some(id) = self.queues.lane_id_of(account) else { return };
-        self.scheduler.set_weight(id, weight);
+        self.sending.set_weight(id, weight);
         self.queues.set_unrouted(id, false);
         self.queues.refresh_all(id, now);
         self.sync_lane(id);

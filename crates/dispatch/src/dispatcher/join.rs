@@ -81,7 +81,7 @@ impl Dispatcher {
     pub(super) fn join(&mut self, account: &AccountId, endpoint: &EndpointId) {
         let queue = self.queues.intern(account, endpoint);
         self.queues.keep(queue, true);
-        self.joins.expect(queue, self.tracker.received());
+        self.joins.expect(queue, self.progress.received());
     }
 
     /// The next delivery is routed to the queue: the first after a join, perhaps.

@@ -34,21 +34,26 @@ mod defer;
 mod door;
 mod durable;
 mod ending;
+mod endpoint_states;
 mod failing;
 mod fan_out;
 mod held;
 mod input;
 mod join;
 mod memory;
+mod memory_budget;
 mod operator;
 mod outcome;
 mod outgoing;
+mod progress;
 mod queues;
 mod refill;
 mod replay;
+mod reports;
 #[cfg(test)]
 mod rig;
 mod send;
+mod sending;
 mod settings;
 #[cfg(test)]
 mod simulation;
@@ -57,33 +62,31 @@ mod suspend;
 mod unrouted;
 mod unseen;
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
 
 use super::route::Router;
-use super::schedule::{LaneId, Pool, Scheduler};
-use super::settled::{Ahead, Recovered};
-use super::tracker::{Tracker, TxnSeq};
-use walhook_core::attempt::DeliveryId;
+use super::schedule::{LaneId, Pool};
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::lsn::Lsn;
 use walhook_core::notice::Notices;
-use walhook_core::settled::last_commit_lsn;
 use walhook_core::tick::Tick;
 
 use defer::Detour;
 use door::Door;
 use durable::Durable;
+use endpoint_states::EndpointStates;
 use failing::Failures;
 use fan_out::Waiting;
 use join::Joins;
+use memory_budget::MemoryBudget;
+use progress::Progress;
 use queues::{Lane, QueueNo, Queues};
 use refill::Refills;
 use replay::Replays;
-use send::InFlight;
+use reports::Reports;
+use sending::Sending;
 use suspend::Suspensions;
 use unrouted::Shelves;
 use unseen::Unseen;
@@ -108,20 +111,14 @@ pub struct Dispatcher {
     settings: Settings,
     rng: SmallRng,
     router: Router,
-    tracker: Tracker,
-    scheduler: Scheduler,
+    progress: Progress,
+    sending: Sending,
+    endpoints: EndpointStates,
+    memory: MemoryBudget,
+    reports: Reports,
     queues: Queues,
     waiting: Waiting,
     joins: Joins,
-    in_flight: HashMap<DeliveryId, InFlight>,
-    /// Requests from the fast pool by their start; some have ended.
-    aging: VecDeque<(Tick, DeliveryId)>,
-    /// Requests to be given up.
-    aborting: VecDeque<DeliveryId>,
-    timers: BinaryHeap<Reverse<Timer>>,
-    disabled: HashMap<EndpointId, String>,
-    /// Those that an operator stopped, with since when: microseconds since 1970-01-01 UTC.
-    paused: HashMap<EndpointId, i64>,
     suspensions: Suspensions,
     refills: Refills,
     failures: Failures,
@@ -131,42 +128,11 @@ pub struct Dispatcher {
     asked_at: Option<Tick>,
     /// The frontier is not looked at again before then.
     next_release: Tick,
-    recovered: Recovered,
-    ahead: Ahead,
     durable: Durable,
-    /// What has changed about endpoints and nobody has polled for.
-    changes: VecDeque<EndpointChanged>,
     notices: Notices,
-    /// The transaction that is being read.
-    reading: Option<TxnSeq>,
     unseen: Unseen,
-    bytes: usize,
-    /// Below this, making room was tried and did not help.
-    relieve_above: usize,
-    counters: Counters,
     unix_us_at_zero: i64,
-    stopping: bool,
-    /// What connections to endpoints hold.
-    answer_bytes: usize,
     door: Door,
-}
-
-/// Something that becomes possible at a moment.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Timer {
-    due: Tick,
-    wake: Wake,
-}
-
-/// What becomes possible.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Wake {
-    /// A delivery that backed off is due.
-    Delivery(QueueNo, DeliveryId),
-    /// The endpoint's own rate limit lets the next request go.
-    RateLimit(QueueNo),
-    /// A row in the table is due.
-    Detour(QueueNo),
 }
 
 impl Dispatcher {
@@ -175,43 +141,28 @@ impl Dispatcher {
     pub fn new(settings: Settings, start: Start, rng: SmallRng) -> Self {
         // An eighth of the memory caches routes of accounts that have nothing pending.
         let cache_bytes = settings.memory_limit / 8;
-        let disabled = start.disabled.into_iter().map(|d| (d.endpoint, d.reason)).collect();
-        let paused = start.paused.into_iter().map(|p| (p.endpoint, p.since_us)).collect();
-        let known_from = last_commit_lsn(&start.settled).unwrap_or_default();
         let mut dispatcher = Self {
             rng,
             router: Router::new(cache_bytes),
-            tracker: Tracker::new(start.frontier),
-            scheduler: Scheduler::new(settings.fast_slots, settings.slow_slots),
+            progress: Progress::new(start.frontier, &start.settled),
+            sending: Sending::new(settings.fast_slots, settings.slow_slots),
+            endpoints: EndpointStates::new(start.disabled, start.paused),
+            memory: MemoryBudget::new(settings.memory_limit),
+            reports: Reports::default(),
             queues: Queues::new(),
             waiting: Waiting::default(),
             joins: Joins::default(),
-            in_flight: HashMap::new(),
-            aging: VecDeque::new(),
-            aborting: VecDeque::new(),
-            timers: BinaryHeap::new(),
-            disabled,
-            paused,
             suspensions: Suspensions::default(),
             failures: Failures::new(settings.memory_limit, start.failing, Tick(0)),
-            refills: Refills::new(settings.memory_limit, known_from),
+            refills: Refills::new(settings.memory_limit),
             replays: Replays::default(),
             shelves: Shelves::new(),
             asked_at: None,
             next_release: Tick(0),
-            recovered: Recovered::from_ranges(start.settled.iter().cloned()),
-            ahead: Ahead::new(),
             durable: Durable::new(start.frontier),
-            changes: VecDeque::new(),
             notices: Notices::new(settings.notifies),
-            reading: None,
             unseen: Unseen::default(),
-            bytes: 0,
-            relieve_above: 0,
-            counters: Counters::default(),
             unix_us_at_zero: start.unix_us_at_zero,
-            stopping: false,
-            answer_bytes: 0,
             door: Door::default(),
             settings,
         };
@@ -225,34 +176,25 @@ impl Dispatcher {
     /// Whether there is room for more of the stream.
     #[must_use]
     pub fn wants_input(&self) -> bool {
-        !self.stopping && self.used_bytes() < self.settings.memory_limit
-    }
-
-    /// Ends the sending: what is in flight may end, and what is settled may be stored.
-    fn stop(&mut self) {
-        self.stopping = true;
+        !self.door.is_stopping() && self.used_bytes() < self.settings.memory_limit
     }
 
     /// After [`Input::Stop`]: whether nothing is in flight or still to be stored.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.in_flight.is_empty() && self.durable.is_clean(self.tracker.frontier())
+        self.sending.len() == 0 && self.durable.is_clean(self.progress.frontier())
     }
 
     /// When something may have become possible although nothing else happens.
     fn deadline_at(&self, now: Tick) -> Option<Tick> {
-        let timer = self.timers.peek().map(|Reverse(timer)| timer.due);
-        // Where the slow pool is full, only an outcome lets an old request move; or it is given up.
-        let room = self.scheduler.in_flight(Pool::Slow) < self.settings.slow_slots
-            || self.scheduler.is_pressed();
-        let aging = self.aging.front().filter(|_| room).map(|(start, _)| *start + send::FAST_HOLD);
-        let persist = self.durable.deadline(self.tracker.frontier(), self.stopping);
+        let sending = self.sending.deadline();
+        let persist = self.durable.deadline(self.progress.frontier(), self.door.is_stopping());
         let lookup = self.router.deadline();
         let release = self.release_deadline();
         let replays = self.replays.deadline();
         let slice = self.waiting.is_ready().then_some(now);
         let stall = self.stall_deadline(now);
-        let next = [timer, aging, persist, lookup, release, replays, slice, stall];
+        let next = [sending, persist, lookup, release, replays, slice, stall];
         let next = next.into_iter().flatten().min();
         next.map(|tick| tick.max(now))
     }
@@ -260,20 +202,20 @@ impl Dispatcher {
     /// What happened so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.counters
+        self.reports.counters()
     }
 
     /// Everything before this is settled; it may not be stored yet.
     #[must_use]
     pub fn frontier(&self) -> Lsn {
-        self.tracker.frontier()
+        self.progress.frontier()
     }
 
     /// Deliveries in memory that are neither in flight nor in a table.
     #[must_use]
     pub fn queued(&self) -> usize {
         let pending = self.queues.lanes().map(Lane::pending).sum::<usize>();
-        pending.saturating_sub(self.in_flight.len())
+        pending.saturating_sub(self.sending.len())
     }
 
     /// How things stand.
@@ -282,23 +224,24 @@ impl Dispatcher {
         let active = self.queues.lanes().filter(|lane| lane.pending() > 0);
         let (ready, waiting): (Vec<&Lane>, Vec<&Lane>) = active.partition(|lane| lane.is_ready());
         let deferred = || self.queues.all_deferred().map(|(_, _, deferred)| deferred);
+        let (disabled, paused) = self.endpoints.counts();
         Gauges {
             lanes_ready: ready.len(),
             lanes_waiting: waiting.len(),
-            queued_bytes: self.bytes,
+            queued_bytes: self.memory.pending(),
             kept_bytes: self.kept_bytes(),
             deferred: deferred().map(Detour::rows).sum(),
             backlogs: self.queues.with_rows(),
             unrouted: self.shelves.rows(),
             unrouted_accounts: self.shelves.len(),
             breakers_open: deferred().filter(|d| d.breaker.is_some()).count(),
-            endpoints_disabled: self.disabled.len(),
-            endpoints_paused: self.paused.len(),
+            endpoints_disabled: disabled,
+            endpoints_paused: paused,
             endpoints_invalid: self.router.invalid(),
             queues_suspended: deferred().filter(|d| d.is_suspended()).count(),
-            in_flight_fast: self.scheduler.in_flight(Pool::Fast),
-            in_flight_slow: self.scheduler.in_flight(Pool::Slow),
-            oldest_unsettled: self.tracker.oldest_unsettled(),
+            in_flight_fast: self.sending.in_pool(Pool::Fast),
+            in_flight_slow: self.sending.in_pool(Pool::Slow),
+            oldest_unsettled: self.progress.oldest_unsettled(),
         }
     }
 
@@ -312,7 +255,7 @@ impl Dispatcher {
     /// Sees to it that the queue's account has a lane.
     fn give_lane(&mut self, queue: QueueNo, weight: f64) {
         if self.queues.lane_id(queue).is_none() {
-            self.queues.add_lane(queue, self.scheduler.add_lane(weight));
+            self.queues.add_lane(queue, self.sending.add_lane(weight));
             self.router.pin(&self.queues.id(queue).account);
         }
     }
@@ -326,9 +269,7 @@ impl Dispatcher {
 
     fn sync_lane(&mut self, id: LaneId) {
         let (_, lane) = self.queues.lane(id);
-        for pool in [Pool::Fast, Pool::Slow] {
-            self.scheduler.set_ready(id, pool, lane.is_ready_in(pool));
-        }
+        self.sending.set_ready(id, lane);
     }
 
     /// What the state database's clock would say, in microseconds since 1970-01-01 UTC, had nobody set

@@ -71,7 +71,7 @@ impl Dispatcher {
     }
 
     fn pause(&mut self, endpoint: EndpointId, reason: String, now: Tick) -> bool {
-        if self.is_paused(&endpoint) {
+        if self.endpoints.is_paused(&endpoint) {
             return false;
         }
         // Its breaker's time ends where the pause begins.
@@ -79,8 +79,7 @@ impl Dispatcher {
             self.forget_breaker(queue, now);
         }
         let since_us = self.unix_us(now);
-        self.disabled.remove(&endpoint);
-        self.paused.insert(endpoint.clone(), since_us);
+        self.endpoints.pause(&endpoint, since_us);
         let detail = reason.clone();
         self.durable.pause(PauseEndpoint { endpoint: endpoint.clone(), reason, since_us });
         let mut queues = self.queues.of_endpoint(&endpoint).to_vec();
@@ -117,7 +116,7 @@ impl Dispatcher {
             self.tell_of_operator(endpoint, EndpointChange::Enabled, detail);
             return true;
         }
-        let Some(since_us) = self.paused.remove(&endpoint) else { return false };
+        let Some(since_us) = self.endpoints.resume(&endpoint) else { return false };
         let stood_us = self.unix_us(now).saturating_sub(since_us).max(0);
         self.durable.enable(endpoint.clone());
         for queue in self.queues_of(&endpoint) {
@@ -178,14 +177,10 @@ impl Dispatcher {
         queues
     }
 
-    pub(super) fn is_paused(&self, endpoint: &EndpointId) -> bool {
-        self.paused.contains_key(endpoint)
-    }
-
     /// For how long the endpoint has been paused.
     pub(super) fn paused_us(&self, endpoint: &EndpointId, now: Tick) -> i64 {
-        let since = self.paused.get(endpoint);
-        since.map_or(0, |since| self.unix_us(now).saturating_sub(*since).max(0))
+        let since = self.endpoints.paused_since_us(endpoint);
+        since.map_or(0, |since| self.unix_us(now).saturating_sub(since).max(0))
     }
 
     /// An operator's retry ends before it was queued: its endpoint is paused.

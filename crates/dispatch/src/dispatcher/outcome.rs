@@ -1,17 +1,16 @@
 //! What an outcome means for its delivery, and for what stands behind it.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::lane::{DELIVERY_BYTES, Origin, Queue};
 use super::super::settle::{Place, Progress, Settlement, failure_text, settle};
+use super::Dispatcher;
 use super::defer::Exit;
 use super::ending::{End, Ended};
 use super::operator::while_paused;
 use super::queues::QueueNo;
-use super::send::InFlight;
-use super::{Dispatcher, Timer, Wake};
+use super::sending::{Ended as Request, Wake};
 use walhook_core::attempt::{DeliveryId, FailureKind, Outcome};
 use walhook_core::event::Event;
 use walhook_core::persist::{AttemptRecord, DeadReason, DisableEndpoint};
@@ -39,10 +38,7 @@ impl Dispatcher {
         outcome: &Outcome,
         now: Tick,
     ) -> Option<Settled> {
-        let request = self.in_flight.remove(&id)?;
-        let InFlight { queue, charge, started, outdated } = request;
-        let held_for = now.since(started);
-        self.scheduler.finish(charge, held_for);
+        let Request { queue, started, held_for, outdated } = self.sending.end(id, now)?;
         self.durable.count_outcome();
         if outcome.is_local() {
             self.put_off(queue, id, started, now);
@@ -84,7 +80,7 @@ impl Dispatcher {
         let origin = in_memory.held_mut(id).origin;
         let is_retry = matches!(origin, Origin::Retry { dead_letter: Some(_), .. });
         let due = in_memory.put_off(id, now, &mut self.rng);
-        self.timers.push(Reverse(Timer { due, wake: Wake::Delivery(queue, id) }));
+        self.sending.wake_at(due, Wake::Delivery(queue, id));
         if is_stopped && !is_retry {
             // It does not wait in memory, nor do those behind it.
             let ids = in_memory.with_those_behind(&[id]);
@@ -111,18 +107,19 @@ impl Dispatcher {
         let last_status = outcome.result.as_ref().ok().map(|answer| answer.status);
         let mut settlement = settle(outcome, progress, &self.settings.settle, &mut self.rng);
         let wants_no_more = matches!(settlement, Settlement::Disable { .. });
-        if self.is_paused(&self.queues.id(queue).endpoint) || (outdated && wants_no_more) {
+        if self.endpoints.is_paused(&self.queues.id(queue).endpoint) || (outdated && wants_no_more)
+        {
             settlement = while_paused(settlement, progress.place, outcome);
         }
         match settlement {
             Settlement::Delivered => {
-                self.counters.delivered += 1;
+                self.reports.delivered();
                 self.settle(queue, id, Ended::Delivered);
             }
             Settlement::Retry { after } if may_wait => {
                 let due = now + after;
                 self.queues.in_use(queue).back_off(id, due);
-                self.timers.push(Reverse(Timer { due, wake: Wake::Delivery(queue, id) }));
+                self.sending.wake_at(due, Wake::Delivery(queue, id));
             }
             Settlement::Retry { after } | Settlement::Defer { after } => {
                 let ids = self.queues.in_use(queue).with_those_behind(&[id]);
@@ -174,7 +171,8 @@ impl Dispatcher {
         }
         tried.history.push(AttemptRecord { at_us, status, latency: outcome.elapsed, error });
         let before = std::mem::replace(&mut pending.counted, DELIVERY_BYTES + tried.size_bytes());
-        self.bytes = (self.bytes + pending.counted).saturating_sub(before);
+        self.memory.take(pending.counted);
+        self.memory.give_back(before);
     }
 }
 

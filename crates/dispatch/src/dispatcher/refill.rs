@@ -8,18 +8,17 @@
 //! last, nor into a queue while events of its account wait for routes, or stand on a shelf since an earlier
 //! leader: an older one might be among them.
 
-use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::super::backlog::{Load, Page, Read, Room};
 use super::super::lane::{Held, Source};
+use super::Dispatcher;
 use super::defer::Detour;
 use super::queues::{QueueNo, Queues};
-use super::{Dispatcher, Timer, Wake};
+use super::sending::Wake;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::RowKeys;
-use walhook_core::lsn::Lsn;
 use walhook_core::persist::{Deferred, QueueId, Refill, Refilled, Tried};
 use walhook_core::tick::Tick;
 
@@ -49,8 +48,6 @@ const HEAD_BYTES: usize = 256;
 #[derive(Debug)]
 pub(super) struct Refills {
     line: VecDeque<QueueNo>,
-    /// No row stands behind this that the stream did not show to us.
-    known_from: Lsn,
     /// What the request under way may bring; 0: there is none.
     reserved: usize,
     page_bytes: usize,
@@ -59,16 +56,11 @@ pub(super) struct Refills {
 }
 
 impl Refills {
-    pub(super) fn new(memory_limit: usize, known_from: Lsn) -> Self {
+    pub(super) fn new(memory_limit: usize) -> Self {
         // All pages of one request together take a quarter of the memory.
         let page_bytes = (memory_limit / 4 / QUEUES_AT_ONCE).max(16 << 10);
         let heads_max = memory_limit / 16 / HEAD_BYTES;
-        Self { line: VecDeque::new(), known_from, reserved: 0, page_bytes, heads_max }
-    }
-
-    /// No row stands behind this that the stream did not show to us.
-    pub(super) fn known_from(&self) -> Lsn {
-        self.known_from
+        Self { line: VecDeque::new(), reserved: 0, page_bytes, heads_max }
     }
 
     pub(super) fn join(&mut self, queue: QueueNo, queues: &mut Queues) {
@@ -82,8 +74,8 @@ impl Dispatcher {
     /// The pages to be read next; answered by [`Dispatcher::handle_refilled`]. One batch at a time.
     pub(super) fn poll_refill(&mut self, now: Tick) -> Option<Vec<Refill>> {
         let room = self.used_bytes() < self.settings.memory_limit / 4 * 3;
-        let is_caught_up = self.tracker.read_to() > self.refills.known_from;
-        if self.refills.reserved > 0 || self.stopping || !room || !is_caught_up {
+        let is_caught_up = self.progress.is_caught_up();
+        if self.refills.reserved > 0 || self.door.is_stopping() || !room || !is_caught_up {
             return None;
         }
         let mut pages = Vec::new();
@@ -114,13 +106,13 @@ impl Dispatcher {
             return None;
         }
         self.refills.reserved = pages.len() * self.refills.page_bytes;
-        self.bytes += self.refills.reserved;
+        self.memory.take(self.refills.reserved);
         Some(pages)
     }
 
     /// Takes the answer to [`Dispatcher::poll_refill`].
     pub(super) fn handle_refilled(&mut self, pages: Vec<Refilled>, now: Tick) {
-        self.bytes = self.bytes.saturating_sub(std::mem::take(&mut self.refills.reserved));
+        self.memory.give_back(std::mem::take(&mut self.refills.reserved));
         let numbers: Vec<QueueNo> =
             pages.iter().map(|page| self.queues.named(&page.queue)).collect();
         let known: usize =
@@ -160,7 +152,7 @@ impl Dispatcher {
             // An older event of its account waits for its routes.
             _ if self.waiting.has(account) => 0,
             _ if self.shelves.holds_back(account) => 0,
-            _ if self.is_paused(endpoint) || self.is_suspended(queue) => 0,
+            _ if self.endpoints.is_paused(endpoint) || self.is_suspended(queue) => 0,
             None => usize::MAX,
             Some(breaker) => usize::from(breaker.wants_probe(now)),
         }
@@ -169,7 +161,7 @@ impl Dispatcher {
     fn load(&mut self, queue: QueueNo, load: Load, now: Tick) -> DeliveryId {
         let Load { row, keys } = load;
         let Deferred { key, event, attempts, first_attempt_us, .. } = row;
-        self.bytes += event.size_bytes();
+        self.memory.take(event.size_bytes());
         let routes = self.router.get(&self.queues.id(queue).account, now);
         self.give_lane(queue, routes.map_or(1.0, |routes| routes.weight));
         let tried = Box::new(Tried { attempts, first_attempt_us, ..Tried::default() });
@@ -209,7 +201,7 @@ impl Dispatcher {
             self.refills.join(queue, &mut self.queues);
             return;
         }
-        if self.is_paused(&self.queues.id(queue).endpoint) {
+        if self.endpoints.is_paused(&self.queues.id(queue).endpoint) {
             return;
         }
         let detour = self.queues.with_row(queue);
@@ -217,7 +209,7 @@ impl Dispatcher {
             && detour.timer.is_none_or(|timer| due < timer)
         {
             detour.timer = Some(due);
-            self.timers.push(Reverse(Timer { due, wake: Wake::Detour(queue) }));
+            self.sending.wake_at(due, Wake::Deferred(queue));
         }
     }
 
@@ -237,7 +229,7 @@ impl Dispatcher {
         let detour = it.deferred().filter(|detour| !detour.is_suspended())?;
         let in_memory = it.pending();
         let page = match &detour.breaker {
-            _ if self.is_paused(&it.id().endpoint) => return None,
+            _ if self.endpoints.is_paused(&it.id().endpoint) => return None,
             Some(breaker) if !breaker.wants_probe(now) => return None,
             Some(_) => Page::Probe,
             None if in_memory.is_some_and(|queue| queue.len() >= WANTS_BELOW) => return None,

@@ -170,7 +170,7 @@ impl Dispatcher {
             return Some(DeferReason::Overflow);
         }
         let it = self.queues.at(queue);
-        if self.is_paused(&it.id().endpoint) {
+        if self.endpoints.is_paused(&it.id().endpoint) {
             return Some(DeferReason::Paused);
         }
         if it.deferred().is_some_and(|detour| detour.breaker.is_some()) {
@@ -187,7 +187,7 @@ impl Dispatcher {
     /// Where replays have all the room that they may have, what waits for too long makes room. A request
     /// in flight goes on; its outcome finds a row.
     pub(super) fn release_replays(&mut self, now: Tick) {
-        while self.replays.deadline().is_some_and(|due| due <= now) && !self.stopping {
+        while self.replays.deadline().is_some_and(|due| due <= now) && !self.door.is_stopping() {
             let Some((_, queue, id)) = self.replays.queued.pop_front() else { return };
             // It may have left since, and its queue been forgotten.
             let Some(in_memory) = self.queues.pending(queue) else { continue };

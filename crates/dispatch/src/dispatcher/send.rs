@@ -1,31 +1,18 @@
 //! What is sent next.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::lane::{DEFAULT_MAX_IN_FLIGHT, Origin};
-use super::super::schedule::{Charge, LaneId, Pool};
+use super::super::schedule::{LaneId, Pool};
+use super::Dispatcher;
 use super::ending::{End, Ended};
 use super::queues::QueueNo;
-use super::{Dispatcher, Timer, Wake};
+use super::sending::Wake;
 use walhook_core::attempt::{Attempt, DeliveryId};
 use walhook_core::endpoint::Endpoint;
 use walhook_core::persist::DeadReason;
 use walhook_core::tick::Tick;
-
-/// A request older than this leaves the fast pool for the slow one.
-pub(super) const FAST_HOLD: Duration = Duration::from_secs(1);
-
-/// A request under way.
-#[derive(Debug)]
-pub(super) struct InFlight {
-    pub(super) queue: QueueNo,
-    pub(super) charge: Charge,
-    pub(super) started: Tick,
-    /// The endpoint was switched on again since: that it wants no more is what it said before.
-    pub(super) outdated: bool,
-}
 
 /// A request to send now.
 #[derive(Debug)]
@@ -40,10 +27,10 @@ impl Dispatcher {
     /// The next request to send, where one may be sent; answered by [`Dispatcher::handle_outcome`].
     pub(super) fn poll_attempt(&mut self, now: Tick) -> Option<Dispatch> {
         self.handle_due_timers(now);
-        self.move_old_requests(now);
+        self.sending.move_old(now);
         self.release_frontier(now);
         self.release_replays(now);
-        if self.stopping || self.durable.is_behind(now) {
+        if self.door.is_stopping() || self.durable.is_behind(now) {
             return None;
         }
         [Pool::Fast, Pool::Slow].into_iter().find_map(|pool| self.poll_pool(pool, now))
@@ -58,11 +45,11 @@ impl Dispatcher {
     ///
     /// [`FailureKind::Aborted`]: walhook_core::attempt::FailureKind::Aborted
     pub(super) fn poll_abort(&mut self) -> Option<DeliveryId> {
-        self.aborting.pop_front()
+        self.sending.take_abort()
     }
 
     fn poll_pool(&mut self, pool: Pool, now: Tick) -> Option<Dispatch> {
-        while let Some(lane) = self.scheduler.peek(pool) {
+        while let Some(lane) = self.sending.next_lane(pool) {
             if let Some(dispatch) = self.poll_lane(lane, pool, now) {
                 return Some(dispatch);
             }
@@ -102,7 +89,7 @@ impl Dispatcher {
         self.queues.refresh(queue, now);
         // Whatever comes meanwhile waits for this one timer.
         if let Some(due) = self.queues.in_use(queue).resting_until(now) {
-            self.timers.push(Reverse(Timer { due, wake: Wake::RateLimit(queue) }));
+            self.sending.wake_at(due, Wake::RateLimit(queue));
         }
         self.sync_lane(id);
         dispatch
@@ -135,21 +122,16 @@ impl Dispatcher {
             },
         };
         in_memory.start(delivery, now, endpoint.rate_per_second);
-        let charge = self.scheduler.start(lane, pool, in_memory.hold.expected(now));
+        self.sending.start((lane, pool), queue, delivery, in_memory.hold.expected(now), now);
         in_memory.hold.started(now);
-        let request = InFlight { queue, charge, started: now, outdated: false };
-        self.in_flight.insert(delivery, request);
-        if pool == Pool::Fast {
-            self.aging.push_back((now, delivery));
-        }
         Some(dispatch)
     }
 
     /// Why nothing can be sent to an endpoint that the account has.
     fn why_unusable(&self, endpoint: &Endpoint) -> Option<End> {
         let end = |reason, detail| End { reason, detail, last_status: None };
-        if let Some(reason) = self.disabled.get(&endpoint.id) {
-            return Some(end(DeadReason::EndpointDisabled, reason.clone()));
+        if let Some(reason) = self.endpoints.why_disabled(&endpoint.id) {
+            return Some(end(DeadReason::EndpointDisabled, reason.to_owned()));
         }
         if !endpoint.enabled {
             let why = "the endpoint's row is not enabled".to_owned();
@@ -169,11 +151,11 @@ impl Dispatcher {
             match (&why, origin) {
                 (Some(end), _) => self.die(queue, delivery, end.clone()),
                 (None, Origin::Stream { .. } | Origin::Deferred { .. }) => {
-                    self.counters.dropped += 1;
+                    self.reports.dropped();
                     self.settle(queue, delivery, Ended::Dropped);
                 }
                 (None, Origin::Retry { dead_letter: None, job }) => {
-                    self.counters.dropped += 1;
+                    self.reports.dropped();
                     self.end_replayed(job, |counts| counts.dropped += 1);
                     self.forget(queue, delivery);
                 }
@@ -196,12 +178,11 @@ impl Dispatcher {
 
     /// Deliveries whose backoff is over, and endpoints whose rate limit lets the next request go.
     fn handle_due_timers(&mut self, now: Tick) {
-        while self.timers.peek().is_some_and(|Reverse(timer)| timer.due <= now) {
-            let Some(Reverse(timer)) = self.timers.pop() else { return };
-            match timer.wake {
+        while let Some(wake) = self.sending.take_due(now) {
+            match wake {
                 Wake::Delivery(queue, id) => self.wake(queue, Some(id), now),
                 Wake::RateLimit(queue) => self.wake(queue, None, now),
-                Wake::Detour(queue) => self.wake_detour(queue, now),
+                Wake::Deferred(queue) => self.wake_detour(queue, now),
             }
         }
     }
@@ -214,26 +195,5 @@ impl Dispatcher {
         }
         self.queues.refresh(queue, now);
         self.sync(queue);
-    }
-
-    /// Frees the fast slots of requests that have become old, as far as the slow pool has room. Where it
-    /// has none, many endpoints hang at once; then, when fast slots become few, the old ones are given up.
-    fn move_old_requests(&mut self, now: Tick) {
-        while let Some((started, id)) = self.aging.front().copied() {
-            if now.since(started) < FAST_HOLD {
-                return;
-            }
-            let request = self.in_flight.get_mut(&id).filter(|request| request.started == started);
-            if let Some(request) = request
-                && !self.scheduler.move_to_slow(&mut request.charge)
-            {
-                if !self.scheduler.is_pressed() {
-                    // It stays, and those behind it.
-                    return;
-                }
-                self.aborting.push_back(id);
-            }
-            self.aging.pop_front();
-        }
     }
 }

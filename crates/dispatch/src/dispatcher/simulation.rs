@@ -24,7 +24,7 @@ use super::*;
 use crate::retry::RetryPolicy;
 use crate::route::Snapshot;
 use crate::settle::SettlePolicy;
-use walhook_core::attempt::{Attempt, Failure, FailureKind, Outcome};
+use walhook_core::attempt::{Attempt, DeliveryId, Failure, FailureKind, Outcome};
 use walhook_core::endpoint::Routes;
 use walhook_core::event::{Invalidation, Item, Scope};
 use walhook_core::persist::{

@@ -60,7 +60,7 @@ impl Dispatcher {
     ) {
         let went = went(outcome);
         let endpoint = &self.queues.id(queue).endpoint;
-        let is_off = self.is_paused(endpoint) || self.disabled.contains_key(endpoint);
+        let is_off = self.endpoints.is_paused(endpoint) || self.endpoints.is_disabled(endpoint);
         if is_off || self.is_suspended(queue) || outcome.aborted() {
             return;
         }
@@ -141,7 +141,7 @@ impl Dispatcher {
             }
             return;
         }
-        if self.paused.contains_key(&endpoint) || outcome.aborted() {
+        if self.endpoints.is_paused(&endpoint) || outcome.aborted() {
             return;
         }
         let Some(since_us) = detour.failing_since_us else {
@@ -151,7 +151,7 @@ impl Dispatcher {
         };
         let failing_us = u64::try_from(now_us.saturating_sub(since_us)).unwrap_or(0);
         let limit = self.settings.disable_after;
-        if Duration::from_micros(failing_us) < limit || self.disabled.contains_key(&endpoint) {
+        if Duration::from_micros(failing_us) < limit || self.endpoints.is_disabled(&endpoint) {
             return;
         }
         let limit = humantime::format_duration(limit);
@@ -166,10 +166,9 @@ impl Dispatcher {
     /// first of them is answered so, also of several accounts while an endpoint moves.
     pub(super) fn switch_off(&mut self, queue: QueueNo, disable: DisableEndpoint, now: Tick) {
         self.forget_breaker(queue, now);
-        if self.disabled.contains_key(&disable.endpoint) {
+        if !self.endpoints.disable(&disable) {
             return;
         }
-        self.disabled.insert(disable.endpoint.clone(), disable.reason.clone());
         self.tell_of_queue(queue, EndpointChange::Disabled, disable.reason.clone());
         self.durable.disable(disable);
     }
@@ -177,14 +176,11 @@ impl Dispatcher {
     /// Something is sent to the endpoint again, where it was switched off. What requests that are in flight
     /// say of it is outdated: they were sent to what it was before.
     pub(super) fn switch_on(&mut self, endpoint: &EndpointId) -> bool {
-        if self.disabled.remove(endpoint).is_none() {
+        if !self.endpoints.enable(endpoint) {
             return false;
         }
         self.durable.enable(endpoint.clone());
-        let queues = self.queues.of_endpoint(endpoint);
-        for request in self.in_flight.values_mut().filter(|r| queues.contains(&r.queue)) {
-            request.outdated = true;
-        }
+        self.sending.outdate(self.queues.of_endpoint(endpoint));
         true
     }
 
@@ -200,7 +196,7 @@ impl Dispatcher {
     /// Whether no delivery to the queue's endpoint waits in memory, whatever comes.
     pub(super) fn is_stopped(&self, queue: QueueNo) -> bool {
         let it = self.queues.at(queue);
-        self.is_paused(&it.id().endpoint)
+        self.endpoints.is_paused(&it.id().endpoint)
             || it.deferred().is_some_and(|detour| detour.breaker.is_some() || detour.is_suspended())
     }
 }

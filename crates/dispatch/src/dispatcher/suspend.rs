@@ -100,7 +100,7 @@ impl Dispatcher {
     /// Takes what the state tables were measured to take. Says, once a minute, that they are full and no
     /// queue has rows to give up.
     pub(super) fn handle_state_size(&mut self, measured: &Measured, now: Tick) -> bool {
-        if self.stopping {
+        if self.door.is_stopping() {
             return false;
         }
         self.bound_unrouted(measured, now);
@@ -255,7 +255,7 @@ impl Dispatcher {
 
     /// One that was on its way into the table is counted in its queue's gap instead.
     pub(super) fn count_skipped(&mut self, queue: QueueNo, commit_lsn: Lsn) {
-        self.counters.in_gaps += 1;
+        self.reports.went_into_gaps(1);
         let Some(suspension) = &mut self.queues.with_row(queue).suspension else {
             panic!("a delivery was skipped, and no gap counts it");
         };
@@ -331,7 +331,7 @@ impl Dispatcher {
 
     pub(super) fn handle_letters_purged(&mut self, purged: &[Purged], now: Tick) {
         for Purged { queue, rows, all } in purged {
-            self.counters.in_gaps += rows;
+            self.reports.went_into_gaps(*rows);
             if *all {
                 self.suspensions.letters.remove(queue);
                 self.suspensions.trusts_from = now + STATISTICS_LAG;
@@ -342,7 +342,7 @@ impl Dispatcher {
 
     pub(super) fn handle_purged(&mut self, purged: &[Purged], now: Tick) {
         for Purged { queue, rows, all } in purged {
-            self.counters.in_gaps += rows;
+            self.reports.went_into_gaps(*rows);
             let queue = self.queues.named(queue);
             let detour = self.queues.with_row(queue);
             detour.backlog.purged(*rows, *all);

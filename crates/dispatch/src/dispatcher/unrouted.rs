@@ -246,7 +246,7 @@ impl Dispatcher {
 
     /// Whether an earlier leader has made a row of the event.
     pub(super) fn was_shelved(&self, event: &Event) -> bool {
-        self.was_settled(event, &self.shelves.nowhere)
+        self.progress.was_settled(event, &self.shelves.nowhere)
     }
 
     /// The event becomes a row without an endpoint. The transaction waits for it, and the memory budget
@@ -258,13 +258,13 @@ impl Dispatcher {
         self.queues.skip_deliveries(1);
         if !self.shelves.has(&account) {
             self.queues.skip_deliveries(2);
-            let ranges = self.recovered.of(&account);
+            let ranges = self.progress.settled_of(&account);
             let ranges =
                 ranges.into_iter().filter(|range| &*range.endpoint != NO_ENDPOINT).collect();
             let shelf = Shelf::new(self.queues.coming_delivery().0, ranges);
             self.shelves.accounts.insert(account.clone(), Box::new(shelf));
         }
-        let is_old = event.position.commit_lsn() <= self.refills.known_from();
+        let is_old = self.progress.may_be_known(event.position.commit_lsn());
         let key = EventKey::of(&event);
         let Some(shelf) = self.shelves.accounts.get_mut(&account) else { return };
         if shelf.ordinal == 0 {
@@ -277,7 +277,7 @@ impl Dispatcher {
         shelf.storing.push_back(key.clone());
         let ordinal = shelf.ordinal;
         self.queues.skip_deliveries_to(ordinal);
-        self.counters.unrouted += 1;
+        self.reports.unrouted();
         let endpoint = self.shelves.nowhere.clone();
         let queue = QueueId { account: account.clone(), endpoint };
         let id = RowId { queue, key: RowKey { event: key, replay: 0 }, event: event.id };
@@ -372,7 +372,7 @@ impl Dispatcher {
         if self.shelves.accounts.is_empty() && self.waiting.is_empty() {
             return;
         }
-        let at = self.tracker.received();
+        let at = self.progress.received();
         for endpoint in endpoints {
             self.shelves.joiners.note(endpoint, at);
         }

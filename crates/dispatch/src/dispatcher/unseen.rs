@@ -44,10 +44,9 @@ impl Dispatcher {
         let is_last = |last: &(u32, Hold), txn: TxnSeq| {
             last.0 == xid && matches!(last.1, Hold::Held(held) if held == txn)
         };
-        if let Some(txn) = self.reading
-            && self.unseen.of.last().is_none_or(|last| !is_last(last, txn))
-        {
-            self.tracker.add(txn, 1);
+        let txn = self.progress.reading();
+        if self.unseen.of.last().is_none_or(|last| !is_last(last, txn)) {
+            self.progress.add(txn);
             self.unseen.of.push((xid, Hold::Held(txn)));
         }
     }
@@ -59,9 +58,9 @@ impl Dispatcher {
         self.unseen.of = unseen;
         for (xid, hold) in seen {
             match hold {
-                Hold::Held(txn) | Hold::Overdue(txn) => self.tracker.complete(txn),
+                Hold::Held(txn) | Hold::Overdue(txn) => self.progress.complete(txn),
                 Hold::Storing(txn) => {
-                    self.tracker.complete(txn);
+                    self.progress.complete(txn);
                     self.unseen.seen.push(xid);
                 }
                 Hold::Stored => self.unseen.seen.push(xid),
@@ -96,7 +95,7 @@ impl Dispatcher {
     pub(super) fn handle_unseen_stored(&mut self) {
         for (_, hold) in &mut self.unseen.of {
             if let Hold::Storing(txn) = *hold {
-                self.tracker.complete(txn);
+                self.progress.complete(txn);
                 self.durable.touch();
                 *hold = Hold::Stored;
             }

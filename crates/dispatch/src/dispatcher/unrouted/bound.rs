@@ -82,7 +82,7 @@ impl Dispatcher {
         now: Tick,
     ) {
         for UnroutedPurged { account, rows, all } in purged {
-            self.counters.in_gaps += rows;
+            self.reports.went_into_gaps(*rows);
             self.durable.touch();
             if let Some(shelf) = self.shelves.accounts.get_mut(account) {
                 shelf.in_table = if *all { 0 } else { shelf.in_table.saturating_sub(*rows) };

@@ -56,9 +56,9 @@ impl Dispatcher {
     /// at a time.
     pub(in super::super) fn poll_unrouted(&mut self) -> Option<Vec<UnroutedRefill>> {
         let limit = self.settings.memory_limit;
-        let is_caught_up = self.tracker.read_to() > self.refills.known_from();
+        let is_caught_up = self.progress.is_caught_up();
         let room = self.used_bytes() < limit / 4 * 3;
-        if self.shelves.reserved > 0 || self.stopping || !room || !is_caught_up {
+        if self.shelves.reserved > 0 || self.door.is_stopping() || !room || !is_caught_up {
             return None;
         }
         let bytes = (limit / 16 / ASKED_AT_ONCE).max(4 << 10);
@@ -88,13 +88,13 @@ impl Dispatcher {
             return None;
         }
         self.shelves.reserved = pages.len() * bytes;
-        self.bytes += self.shelves.reserved;
+        self.memory.take(self.shelves.reserved);
         Some(pages)
     }
 
     /// Takes the answer to [`Dispatcher::poll_unrouted`].
     pub(in super::super) fn handle_unrouted(&mut self, pages: Vec<UnroutedPage>, now: Tick) {
-        self.bytes = self.bytes.saturating_sub(std::mem::take(&mut self.shelves.reserved));
+        self.memory.give_back(std::mem::take(&mut self.shelves.reserved));
         for UnroutedPage { account, rows, end } in pages {
             let gives_up = self.shelves.bound.gives_up(&account);
             let Some(shelf) = self.shelves.accounts.get_mut(&account) else { continue };
@@ -108,7 +108,7 @@ impl Dispatcher {
                 if gives_up || ceiling.as_ref().is_some_and(|ceiling| *ceiling <= key) {
                     break;
                 }
-                self.bytes += event.size_bytes() + DELIVERY_BYTES;
+                self.memory.take(event.size_bytes() + DELIVERY_BYTES);
                 shelf.cursor = Some(key);
                 let wanted = after.is_some();
                 read.push_back(Row { held: Arc::new(Held { event }), after, wanted });
@@ -152,7 +152,7 @@ impl Dispatcher {
     fn may_route_rows(&self) -> bool {
         let leaving = self.durable.leaving_bytes();
         let limit = self.settings.memory_limit;
-        !self.stopping
+        !self.door.is_stopping()
             && self.shelves.gone.len() < GONE_MAX
             && leaving < 2 * ROWS_BYTES
             && (self.used_bytes() < limit || leaving < limit / 8)
@@ -229,20 +229,22 @@ impl Dispatcher {
             self.look_after(queue, now);
         }
         let Some(row) = row else {
-            self.let_go(held);
+            self.memory.let_go(held);
             return;
         };
         if let Some(shelf) = self.shelves.accounts.get_mut(account) {
             shelf.going += 1;
         }
-        self.counters.routed_later += 1;
+        self.reports.routed_later();
         self.durable.touch();
         if let Some(why) = &routes.refused {
             drop(held);
             self.die_unrouted(row, name, why.clone());
             return;
         }
-        self.counters.unwanted += u64::from(!row.wanted);
+        if !row.wanted {
+            self.reports.unwanted();
+        }
         self.shelves.gone.push_back((self.durable.insertions(), name));
         drop(held);
         self.free(row.held, DELIVERY_BYTES);
@@ -250,8 +252,8 @@ impl Dispatcher {
 
     /// The row's event becomes a dead letter without endpoint: the database refuses to read its account's.
     fn die_unrouted(&mut self, Row { held, .. }: Row, row: UnroutedKey, detail: String) {
-        self.counters.dead += 1;
-        self.counters.refused += 1;
+        self.reports.died();
+        self.reports.refused();
         let letter = DeadLetter {
             event: Arc::clone(&held.event),
             endpoint: None,

@@ -1,0 +1,125 @@
+//! The one memory budget: what is pending, what is kept beside, and when there is no room.
+//!
+//! Counted are what is pending (events, deliveries, pages that are asked for), and what is kept beside: routes,
+//! queues, what is known of deferred rows, transactions, connections to endpoints. The two together stay within
+//! the limit: the stream stops while they reach it. What is kept counts for an eighth of the limit at least, and
+//! for half of it at most, so that it never stops the stream alone.
+//!
+//! Invariant: nothing is given back that was not taken, so with nothing pending the count is 0.
+
+use std::sync::Arc;
+
+use super::super::lane::Held;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct MemoryBudget {
+    limit: usize,
+    pending: usize,
+    connections: usize,
+    /// Below this, making room was tried and did not help.
+    relieve_above: usize,
+}
+
+impl MemoryBudget {
+    /// Nothing is taken of `limit` bytes.
+    pub(super) fn new(limit: usize) -> Self {
+        Self { limit, pending: 0, connections: 0, relieve_above: 0 }
+    }
+
+    /// So many bytes are pending from now on.
+    pub(super) fn take(&mut self, bytes: usize) {
+        self.pending += bytes;
+    }
+
+    /// So many bytes are pending no longer.
+    ///
+    /// # Panics
+    /// They were not taken.
+    pub(super) fn give_back(&mut self, bytes: usize) {
+        let Some(left) = self.pending.checked_sub(bytes) else {
+            panic!("{bytes} bytes are given back, and {} were taken", self.pending)
+        };
+        self.pending = left;
+    }
+
+    /// Forgets one holder of an event, and its memory with the last.
+    pub(super) fn let_go(&mut self, held: Arc<Held>) {
+        if let Some(held) = Arc::into_inner(held) {
+            self.give_back(held.event.size_bytes());
+        }
+    }
+
+    /// So many bytes are held by the connections to endpoints. They count as what is kept does, up to an
+    /// eighth of the limit.
+    pub(super) fn note_connections(&mut self, bytes: usize) {
+        self.connections = bytes;
+    }
+
+    /// What is pending.
+    pub(super) fn pending(&self) -> usize {
+        self.pending
+    }
+
+    /// What counts against the limit, where `kept` is kept beside.
+    pub(super) fn used(&self, kept: usize) -> usize {
+        let beside = kept + self.connections.min(self.limit / 8);
+        self.pending + beside.clamp(self.limit / 8, self.limit / 2)
+    }
+
+    /// Whether so much is too much to stay.
+    pub(super) fn is_tight(&self, stays: usize) -> bool {
+        stays >= self.limit / 4 * 3
+    }
+
+    /// Whether room is to be made where so much is to stay, and there may be something to gain by it.
+    pub(super) fn is_short(&self, stays: usize) -> bool {
+        stays >= (self.limit / 4 * 3).max(self.relieve_above)
+    }
+
+    /// Whether so much may stay once room is made.
+    pub(super) fn is_relieved(&self, stays: usize) -> bool {
+        stays < self.limit / 8 * 5
+    }
+
+    /// Making room has helped, or it has not: looking again costs a look at all queues, so it is done no more
+    /// before as much again as a 64th of the limit has come.
+    pub(super) fn note_relief(&mut self, stays: usize) {
+        self.relieve_above = if self.is_relieved(stays) { 0 } else { stays + self.limit / 64 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_counts_within_its_bounds() {
+        let mut memory = MemoryBudget::new(800);
+        assert_eq!(memory.used(0), 100, "an eighth at least");
+        memory.take(50);
+        memory.note_connections(1_000);
+        assert_eq!(memory.used(200), 50 + 300, "connections up to an eighth");
+        assert_eq!(memory.used(10_000), 50 + 400, "half at most: it never stops the stream alone");
+        memory.give_back(50);
+        assert_eq!((memory.pending(), memory.used(0)), (0, 100));
+    }
+
+    #[test]
+    fn relief_that_did_not_help_is_not_tried_again_at_once() {
+        let mut memory = MemoryBudget::new(6_400);
+        assert!(!memory.is_short(4_799) && memory.is_short(4_800));
+        memory.note_relief(5_000);
+        assert!(!memory.is_short(5_099) && memory.is_short(5_100));
+        memory.note_relief(100);
+        assert!(memory.is_short(4_800));
+    }
+
+    #[test]
+    #[should_panic(expected = "2 bytes are given back, and 1 were taken")]
+    fn memory_that_was_not_taken_is_not_given_back() {
+        let mut memory = MemoryBudget::new(100);
+        memory.take(1);
+        memory.give_back(2);
+    }
+}

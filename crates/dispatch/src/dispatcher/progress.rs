@@ -1,0 +1,160 @@
+//! How far everything is settled: the open transactions, what is settled ahead of the first of them, and what
+//! an earlier leader had settled so.
+//!
+//! # Invariants
+//!
+//! - A transaction's deliveries are counted before its end is, and each is completed once; so the frontier
+//!   passes nothing that is not settled, and never goes back (see [`Tracker`]).
+//! - What is settled ahead of the frontier is handed out once, with the batch that follows.
+//! - What an earlier leader had settled is known until the stored checkpoint has passed it.
+
+use super::super::settled::{Ahead, Recovered};
+use super::super::tracker::{Tracker, TxnSeq};
+use walhook_core::event::{AccountId, EndpointId, Event};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{EventKey, QueueId, SettledRange};
+use walhook_core::settled::last_commit_lsn;
+use walhook_core::tick::Tick;
+
+/// What is known of a transaction that is not settled.
+const TXN_BYTES: usize = 80;
+
+/// What is known of a range that an earlier leader had settled.
+const RANGE_BYTES: usize = 256;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Progress {
+    tracker: Tracker,
+    ahead: Ahead,
+    recovered: Recovered,
+    /// The transaction that is being read.
+    reading: Option<TxnSeq>,
+    /// No row stands behind this that the stream did not show to us.
+    known_from: Lsn,
+}
+
+impl Progress {
+    /// A stream that goes on at `frontier`, where an earlier leader had `settled` these ranges ahead of it.
+    pub(super) fn new(frontier: Lsn, settled: &[SettledRange]) -> Self {
+        Self {
+            tracker: Tracker::new(frontier),
+            ahead: Ahead::new(),
+            recovered: Recovered::from_ranges(settled.iter().cloned()),
+            reading: None,
+            known_from: last_commit_lsn(settled).unwrap_or_default(),
+        }
+    }
+
+    /// A transaction begins.
+    pub(super) fn begin(&mut self, commit_lsn: Lsn, now: Tick) {
+        assert!(self.reading.is_none(), "a transaction begins inside another");
+        self.reading = Some(self.tracker.open(commit_lsn, now));
+    }
+
+    /// The transaction that is being read.
+    ///
+    /// # Panics
+    /// None is: the stream shows an event outside of a transaction.
+    pub(super) fn reading(&self) -> TxnSeq {
+        let Some(txn) = self.reading else { panic!("an event outside of a transaction") };
+        txn
+    }
+
+    /// The transaction that is being read is complete.
+    pub(super) fn commit(&mut self, end_lsn: Lsn) {
+        let txn = self.reading();
+        self.reading = None;
+        self.tracker.close(txn, end_lsn);
+    }
+
+    /// Nothing for us up to here.
+    pub(super) fn pass(&mut self, wal_end: Lsn) {
+        self.tracker.progress(wal_end);
+    }
+
+    /// One more delivery of the transaction is to be settled.
+    pub(super) fn add(&mut self, txn: TxnSeq) {
+        self.tracker.add(txn, 1);
+    }
+
+    /// One delivery of the transaction is settled, or needs not be counted any more.
+    pub(super) fn complete(&mut self, txn: TxnSeq) {
+        self.tracker.complete(txn);
+    }
+
+    /// A delivery has ended, and the transaction waits for it no longer.
+    pub(super) fn settle(&mut self, queue: &QueueId, ordinal: u64, event: &Event, txn: TxnSeq) {
+        self.settle_with_batch(queue, ordinal, event, txn);
+        self.tracker.complete(txn);
+    }
+
+    /// What makes a delivery settled is in the batch that is handed out. When it is stored, the delivery is to
+    /// be completed.
+    pub(super) fn settle_with_batch(
+        &mut self,
+        QueueId { account, endpoint }: &QueueId,
+        ordinal: u64,
+        event: &Event,
+        txn: TxnSeq,
+    ) {
+        self.ahead.push(account, endpoint, ordinal, event, txn);
+    }
+
+    /// What is settled ahead of the frontier, and was not handed out.
+    pub(super) fn hand_out(&mut self) -> Vec<SettledRange> {
+        let tracker = &self.tracker;
+        self.ahead.take(|txn| tracker.is_passed(txn))
+    }
+
+    /// The checkpoint is stored at `frontier`.
+    pub(super) fn handle_stored(&mut self, frontier: Lsn) {
+        self.recovered.prune(frontier);
+    }
+
+    /// Whether an earlier leader has settled this delivery ahead of its checkpoint.
+    pub(super) fn was_settled(&self, event: &Event, endpoint: &EndpointId) -> bool {
+        !self.recovered.is_empty()
+            && self.recovered.contains(&event.account, endpoint, &EventKey::of(event))
+    }
+
+    /// All that an earlier leader has settled of the account's, ahead of its checkpoint.
+    pub(super) fn settled_of(&self, account: &AccountId) -> Vec<SettledRange> {
+        self.recovered.of(account)
+    }
+
+    /// Everything before this is settled; it may not be stored yet.
+    pub(super) fn frontier(&self) -> Lsn {
+        self.tracker.frontier()
+    }
+
+    /// How far the stream was read: within the transaction that commits there, or behind it.
+    pub(super) fn received(&self) -> Lsn {
+        self.tracker.received()
+    }
+
+    /// Whether the stream shows all that an earlier leader may have made rows of.
+    pub(super) fn is_caught_up(&self) -> bool {
+        self.tracker.read_to() > self.known_from
+    }
+
+    /// Whether an earlier leader may have made a row of an event that commits there, and of newer ones.
+    pub(super) fn may_be_known(&self, commit_lsn: Lsn) -> bool {
+        commit_lsn <= self.known_from
+    }
+
+    /// When the oldest transaction that is not settled was read.
+    pub(super) fn oldest_unsettled(&self) -> Option<Tick> {
+        self.tracker.oldest_unsettled()
+    }
+
+    /// See [`Tracker::overdue`].
+    pub(super) fn overdue(&self, opened: Tick, lsn: Lsn) -> Option<TxnSeq> {
+        self.tracker.overdue(opened, lsn)
+    }
+
+    /// What it takes in memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.tracker.open_transactions() * TXN_BYTES + self.recovered.len() * RANGE_BYTES
+    }
+}

@@ -1,0 +1,287 @@
+//! What is being sent: slots, requests in flight, those that have become old, and what becomes possible at a
+//! moment.
+//!
+//! # Invariants
+//!
+//! - Each request in flight holds one slot of one pool, and gives it back once, when its outcome comes.
+//! - A request from the fast pool that is older than [`FAST_HOLD`] moves to the slow pool as soon as that has
+//!   room. Where it has none and fast slots are few, it is given up, once.
+//! - A timer may outlive what it was set for; whoever is woken looks.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::time::Duration;
+
+use super::super::map::NumberMap;
+use super::super::schedule::{Charge, LaneId, Pool, Scheduler};
+use super::queues::{Lane, QueueNo};
+use walhook_core::attempt::DeliveryId;
+use walhook_core::tick::Tick;
+
+/// A request older than this leaves the fast pool for the slow one.
+pub(super) const FAST_HOLD: Duration = Duration::from_secs(1);
+
+/// What becomes possible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Wake {
+    /// A delivery that backed off is due.
+    Delivery(QueueNo, DeliveryId),
+    /// The endpoint's own rate limit lets the next request go.
+    RateLimit(QueueNo),
+    /// A row in the table is due.
+    Deferred(QueueNo),
+}
+
+/// A request under way.
+#[derive(Debug)]
+struct Request {
+    queue: QueueNo,
+    charge: Charge,
+    started: Tick,
+    outdated: bool,
+}
+
+/// A request that has ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Ended {
+    pub(super) queue: QueueNo,
+    pub(super) started: Tick,
+    /// How long it held its slot.
+    pub(super) held_for: Duration,
+    /// The endpoint was switched on again meanwhile: that it wants no more is what it said before.
+    pub(super) outdated: bool,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Sending {
+    scheduler: Scheduler,
+    slow_slots: u32,
+    in_flight: NumberMap<DeliveryId, Request>,
+    /// Requests from the fast pool by their start; some have ended.
+    ageing: VecDeque<(Tick, DeliveryId)>,
+    /// Requests to be given up.
+    aborting: VecDeque<DeliveryId>,
+    timers: BinaryHeap<Reverse<(Tick, Wake)>>,
+}
+
+impl Sending {
+    pub(super) fn new(fast_slots: u32, slow_slots: u32) -> Self {
+        Self {
+            scheduler: Scheduler::new(fast_slots, slow_slots),
+            slow_slots,
+            in_flight: NumberMap::default(),
+            ageing: VecDeque::new(),
+            aborting: VecDeque::new(),
+            timers: BinaryHeap::new(),
+        }
+    }
+
+    /// A lane with this share of the slots.
+    pub(super) fn add_lane(&mut self, weight: f64) -> LaneId {
+        self.scheduler.add_lane(weight)
+    }
+
+    /// The lane's share, from now on.
+    pub(super) fn set_weight(&mut self, lane: LaneId, weight: f64) {
+        self.scheduler.set_weight(lane, weight);
+    }
+
+    /// Nothing of the lane is in flight, nor will be.
+    pub(super) fn remove_lane(&mut self, lane: LaneId) {
+        self.scheduler.remove_lane(lane);
+    }
+
+    /// From which pools the lane could send.
+    pub(super) fn set_ready(&mut self, id: LaneId, lane: &Lane) {
+        for pool in [Pool::Fast, Pool::Slow] {
+            self.scheduler.set_ready(id, pool, lane.is_ready_in(pool));
+        }
+    }
+
+    /// Whose turn it is, where a slot of the pool is free for it.
+    pub(super) fn next_lane(&self, pool: Pool) -> Option<LaneId> {
+        self.scheduler.peek(pool)
+    }
+
+    /// A request of the lane is sent, from the pool whose turn it was.
+    pub(super) fn start(
+        &mut self,
+        (lane, pool): (LaneId, Pool),
+        queue: QueueNo,
+        delivery: DeliveryId,
+        expected: Duration,
+        now: Tick,
+    ) {
+        let charge = self.scheduler.start(lane, pool, expected);
+        let request = Request { queue, charge, started: now, outdated: false };
+        let before = self.in_flight.insert(delivery, request);
+        assert!(before.is_none(), "{delivery:?} is sent while it is in flight");
+        if pool == Pool::Fast {
+            self.ageing.push_back((now, delivery));
+        }
+    }
+
+    /// The request's outcome has come: its slot is free. `None`: it is not in flight.
+    pub(super) fn end(&mut self, delivery: DeliveryId, now: Tick) -> Option<Ended> {
+        let Request { queue, charge, started, outdated } = self.in_flight.remove(&delivery)?;
+        let held_for = now.since(started);
+        self.scheduler.finish(charge, held_for);
+        Some(Ended { queue, started, held_for, outdated })
+    }
+
+    /// What requests of these queues that are in flight will say is outdated.
+    pub(super) fn outdate(&mut self, queues: &[QueueNo]) {
+        for request in self.in_flight.values_mut().filter(|r| queues.contains(&r.queue)) {
+            request.outdated = true;
+        }
+    }
+
+    /// Frees the fast slots of requests that have become old, as far as the slow pool has room. Where it
+    /// has none, many endpoints hang at once; then, when fast slots become few, the old ones are given up.
+    pub(super) fn move_old(&mut self, now: Tick) {
+        while let Some((started, id)) = self.ageing.front().copied() {
+            if now.since(started) < FAST_HOLD {
+                return;
+            }
+            let request = self.in_flight.get_mut(&id).filter(|request| request.started == started);
+            if let Some(request) = request
+                && !self.scheduler.move_to_slow(&mut request.charge)
+            {
+                if !self.scheduler.is_pressed() {
+                    // It stays, and those behind it.
+                    return;
+                }
+                self.aborting.push_back(id);
+            }
+            self.ageing.pop_front();
+        }
+    }
+
+    /// The next request to be given up.
+    pub(super) fn take_abort(&mut self) -> Option<DeliveryId> {
+        self.aborting.pop_front()
+    }
+
+    /// Somebody is to be woken at that moment.
+    pub(super) fn wake_at(&mut self, due: Tick, wake: Wake) {
+        self.timers.push(Reverse((due, wake)));
+    }
+
+    /// The next one whose moment has come.
+    pub(super) fn take_due(&mut self, now: Tick) -> Option<Wake> {
+        let Reverse((due, _)) = self.timers.peek()?;
+        if *due > now {
+            return None;
+        }
+        self.timers.pop().map(|Reverse((_, wake))| wake)
+    }
+
+    /// Requests in flight.
+    pub(super) fn len(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Requests that hold a slot of the pool.
+    pub(super) fn in_pool(&self, pool: Pool) -> u32 {
+        self.scheduler.in_flight(pool)
+    }
+
+    /// When something becomes possible although nothing comes.
+    pub(super) fn deadline(&self) -> Option<Tick> {
+        let timer = self.timers.peek().map(|Reverse((due, _))| *due);
+        // Where the slow pool is full, only an outcome lets an old request move; or it is given up.
+        let room = self.in_pool(Pool::Slow) < self.slow_slots || self.scheduler.is_pressed();
+        let old = self.ageing.front().filter(|_| room).map(|(start, _)| *start + FAST_HOLD);
+        timer.into_iter().chain(old).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::queues::Queues;
+    use super::*;
+    use proptest::prelude::*;
+    use walhook_core::event::{AccountId, EndpointId};
+
+    #[derive(Debug, Clone)]
+    enum Action {
+        Send(bool),
+        End(usize),
+        Pass(u64),
+        Wake(u64),
+    }
+
+    fn action() -> impl Strategy<Value = Action> {
+        prop_oneof![
+            5 => any::<bool>().prop_map(Action::Send),
+            3 => any::<usize>().prop_map(Action::End),
+            3 => (0u64..900_000).prop_map(Action::Pass),
+            1 => (0u64..2_000_000).prop_map(Action::Wake),
+        ]
+    }
+
+    proptest! {
+        /// The model: a list of requests with their starts, and a list of timers.
+        #[test]
+        fn sending_gives_each_slot_back_once_and_gives_up_only_what_is_old(
+            actions in proptest::collection::vec(action(), 1..200),
+        ) {
+            let (fast, slow) = (4, 2);
+            let mut sending = Sending::new(fast, slow);
+            let lane = sending.add_lane(1.0);
+            let mut queues = Queues::new();
+            let queue = queues.intern(&AccountId::new("a"), &EndpointId::new("e"));
+            let mut requests: Vec<(DeliveryId, Tick, Pool)> = Vec::new();
+            let mut timers: Vec<Tick> = Vec::new();
+            let mut given_up: Vec<DeliveryId> = Vec::new();
+            let (mut now, mut next) = (Tick(0), 0);
+            for action in actions {
+                match action {
+                    Action::Send(is_fast) => {
+                        let pool = if is_fast { Pool::Fast } else { Pool::Slow };
+                        let total = if is_fast { fast } else { slow };
+                        if sending.in_pool(pool) < total {
+                            next += 1;
+                            let id = DeliveryId(next);
+                            sending.start((lane, pool), queue, id, Duration::ZERO, now);
+                            requests.push((id, now, pool));
+                        }
+                    }
+                    Action::End(n) if !requests.is_empty() => {
+                        let (id, started, _) = requests.remove(n % requests.len());
+                        let ended = sending.end(id, now);
+                        let held_for = now.since(started);
+                        prop_assert_eq!(ended, Some(Ended { queue, started, held_for, outdated: false }));
+                        prop_assert_eq!(sending.end(id, now), None, "it ends once");
+                    }
+                    Action::Wake(after) => {
+                        let due = now + Duration::from_micros(after);
+                        timers.push(due);
+                        sending.wake_at(due, Wake::RateLimit(queue));
+                    }
+                    Action::Pass(us) => now = now + Duration::from_micros(us),
+                    Action::End(_) => {}
+                }
+                sending.move_old(now);
+                while let Some(id) = sending.take_abort() {
+                    let (_, started, pool) = requests.iter().find(|(other, ..)| *other == id).unwrap();
+                    prop_assert!(now.since(*started) >= FAST_HOLD && *pool == Pool::Fast);
+                    prop_assert!(!given_up.contains(&id), "given up twice");
+                    given_up.push(id);
+                }
+                let due = timers.iter().filter(|due| **due <= now).count();
+                let woken = std::iter::from_fn(|| sending.take_due(now)).count();
+                prop_assert_eq!(woken, due);
+                timers.retain(|due| *due > now);
+                prop_assert_eq!(sending.len(), requests.len());
+                let slots = sending.in_pool(Pool::Fast) + sending.in_pool(Pool::Slow);
+                prop_assert_eq!(slots as usize, requests.len(), "a slot for each request");
+                prop_assert!(sending.in_pool(Pool::Fast) <= fast && sending.in_pool(Pool::Slow) <= slow);
+                if let (Some(first), Some(deadline)) = (timers.iter().min(), sending.deadline()) {
+                    prop_assert!(deadline <= *first);
+                }
+            }
+        }
+    }
+}

@@ -14,8 +14,8 @@ use walhook_postgres::sql::{ConnectError, Connection, SERVER_SEARCH_PATH};
 use walhook_postgres::wire::{self, WireError};
 use walhook_testkit::cluster::{Cluster, StopMode};
 
-use crate::support::tls::{Authority, by_socket, host_rules, present, private_file};
 use crate::support::{World, text};
+use walhook_testkit::tls::{Authority, by_socket, host_rules, present, private_file};
 
 /// A world whose server wants TLS and the password of the role `sender`, for `localhost`.
 async fn guarded() -> Result<(World, Authority)> {
@@ -39,7 +39,7 @@ async fn environment_and_password_file_complete_a_url() -> Result<()> {
     let dir = TempDir::new()?;
     let port = world.cluster.port().to_string();
     let pass = format!("localhost:{port}:postgres:sender:hush\n");
-    let pass = private_file(&dir, "pass", &pass)?;
+    let pass = private_file(dir.path(), "pass", &pass)?;
     let (pass, root) = (pass.display().to_string(), authority.file());
     let env = [
         ("PGHOST", "localhost"),

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use tempfile::TempDir;
-use walhook_postgres::sql::Connection;
 
-use crate::support::tls::{by_socket, host_rules};
 use crate::support::{World, text};
+use walhook_testkit::session::Session;
+use walhook_testkit::tls::{by_socket, host_rules};
 
 const OF_PASSWORD: &str = "local all all trust\nhost all sender 127.0.0.1/32 scram-sha-256\n\
                            host all postgres 127.0.0.1/32 trust";
@@ -16,7 +16,7 @@ const OF_PASSWORD: &str = "local all all trust\nhost all sender 127.0.0.1/32 scr
 /// A world whose role `sender` has a password, with URLs of all three kinds in files.
 struct Guarded {
     world: World,
-    admin: Connection,
+    admin: Session,
     dir: TempDir,
 }
 

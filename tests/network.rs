@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tokio::time::{Instant, sleep};
 
-use crate::support::proxy::{Network, Proxy};
 use crate::support::{PATIENCE, RULES, World, answers};
+use walhook_testkit::proxy::{Network, Proxy};
 
 /// Puts a network between the program and its server.
 async fn behind_a_network(world: &mut World) -> Result<Proxy> {

@@ -15,15 +15,16 @@ use walhook_postgres::pg::{Security, SslMode};
 use walhook_postgres::sql::Connection;
 use walhook_postgres::wire::{self, Class, WireError};
 use walhook_testkit::cluster::Cluster;
+use walhook_testkit::session::Session;
 
-use crate::support::tls::{
+use walhook_testkit::tls::{
     Authority, Pair, by_socket, host_rules, openssl, present, private_file, rsa_key, set_ssl,
 };
 
 /// A server whose certificate is for `localhost`.
 struct Server {
     cluster: Cluster,
-    admin: Connection,
+    admin: Session,
     authority: Authority,
 }
 
@@ -145,11 +146,11 @@ async fn self_signed_certificate_is_trusted_when_it_is_the_root_itself() -> Resu
     let dir = TempDir::new()?;
     // As the manual of PostgreSQL makes one: marked as a CA's.
     let key = openssl(&["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"], "")?;
-    let key_file = private_file(&dir, "key", &key)?.display().to_string();
+    let key_file = private_file(dir.path(), "key", &key)?.display().to_string();
     let args = ["req", "-new", "-x509", "-days", "2", "-nodes", "-subj", "/CN=x", "-addext"];
     let san = "subjectAltName=DNS:localhost";
     let certificate = openssl(&[&args[..], &[san, "-key", &key_file]].concat(), "")?;
-    let root = private_file(&dir, "root", &certificate)?.display().to_string();
+    let root = private_file(dir.path(), "root", &certificate)?.display().to_string();
     server.present(&Pair { certificate, key }).await?;
     let open = async |host: &str, mode: &str, root: &str| {
         let options = format!("sslmode={mode}&sslrootcert={root}");
@@ -210,8 +211,9 @@ async fn client_certificate_opens_what_asks_for_one() -> Result<()> {
         server.open("postgres", "localhost", &options).await
     };
     let with = |certificate: &str, key: &str| -> Result<String> {
-        let certificate = private_file(&dir, "client.crt", certificate)?.display().to_string();
-        let key = private_file(&dir, "client.key", key)?.display().to_string();
+        let certificate =
+            private_file(dir.path(), "client.crt", certificate)?.display().to_string();
+        let key = private_file(dir.path(), "client.key", key)?.display().to_string();
         Ok(format!("&sslcert={certificate}&sslkey={key}"))
     };
     // PKCS #8, SEC 1 and PKCS #1.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use walhook_testkit::program::memory_bytes;
 
 /// A process's resident memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -21,13 +22,7 @@ impl Resident {
     /// When there is no such process.
     pub fn of(pid: Option<u32>) -> Result<Self> {
         let pid = pid.context("the process has ended")?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let kib = |name: &str| -> Result<u64> {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let value = line.and_then(|line| line.split_whitespace().next());
-            Ok(value.with_context(|| format!("no {name} in the process's status"))?.parse()?)
-        };
-        Ok(Self { now: kib("VmRSS:")? << 10, peak: kib("VmHWM:")? << 10 })
+        Ok(Self { now: memory_bytes(pid, "VmRSS:")?, peak: memory_bytes(pid, "VmHWM:")? })
     }
 }
 

@@ -14,7 +14,8 @@ use walhook_core::endpoint::Secret;
 use walhook_loadtest::program;
 use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_testkit::cluster::Cluster;
-use walhook_testkit::program::{Pipeline, Scratch};
+use walhook_testkit::pipeline::Pipeline;
+use walhook_testkit::program::Program;
 use walhook_testkit::receiver::{Received, Receiver, Settings};
 
 /// Accounts that goose's users share, each with one endpoint.
@@ -36,7 +37,7 @@ pub(crate) struct Target {
 /// What was started for the test, and ends with it.
 #[derive(Debug)]
 pub(crate) struct Owned {
-    own: Option<(Pipeline, Cluster, Scratch)>,
+    own: Option<(Pipeline, Cluster)>,
     _endpoint: Receiver,
 }
 
@@ -44,7 +45,7 @@ impl Owned {
     /// Stops it in order.
     pub(crate) async fn stop(self) -> Result<()> {
         match self.own {
-            Some((mut pipeline, _, _)) => pipeline.stop().await,
+            Some((mut pipeline, _)) => pipeline.stop().await,
             None => Ok(()),
         }
     }
@@ -69,14 +70,13 @@ pub(crate) async fn prepare() -> Result<(Target, Owned)> {
             let connection =
                 Connection::open_with_path(&url, "walhook load test", SERVER_SEARCH_PATH).await?;
             connection.batch_execute(include_str!("../../sql/demo.sql")).await?;
-            let scratch = Scratch::new()?;
-            let mut pipeline = Pipeline::new(program()?, scratch.path(), |admin| {
-                configuration(url.expose(), admin)
-            })?;
-            pipeline.setup().await?;
+            let mut program = Program::new(program()?, |admin| configuration(url.expose(), admin))?;
+            program.own_group = true;
+            program.set_up().await?;
+            let mut pipeline = Pipeline::new(program);
             pipeline.start()?;
             wait_until_leading(&pipeline).await?;
-            (url, Some((pipeline, cluster, scratch)))
+            (url, Some((pipeline, cluster)))
         }
     };
     // Far above ids that are there already.

@@ -8,7 +8,8 @@ use tokio::time::{Instant, sleep};
 use walhook_core::endpoint::Secret;
 use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_testkit::cluster::Cluster;
-use walhook_testkit::program::{Pipeline, Scratch};
+use walhook_testkit::pipeline::Pipeline;
+use walhook_testkit::program::Program;
 
 use crate::books::Books;
 use crate::program;
@@ -29,7 +30,6 @@ pub struct World {
     pub sql: Connection,
     /// The server.
     pub cluster: Cluster,
-    _scratch: Scratch,
 }
 
 /// What a world has beside the usual.
@@ -69,9 +69,8 @@ impl World {
             .await?;
         sql.batch_execute(include_str!("../../sql/demo.sql")).await?;
         sql.batch_execute(schema).await?;
-        let scratch = Scratch::new()?;
         let program = instead.map_or_else(program, Ok)?;
-        let walhook = Pipeline::new(program, scratch.path(), |admin| {
+        let mut program = Program::new(program, |admin| {
             format!(
                 "[source]\nurl = \"{url}\"\n[endpoints]\ntable = \"public.webhooks\"\n{endpoints}\n\
                  [egress]\nallow = [\"127.0.0.0/8\"]\n[admin]\nlisten = \"{admin}\"\n{extra}\n\
@@ -81,8 +80,10 @@ impl World {
                  on = [\"update\"]\naccount = \"account_id\"\ncolumns = [\"id\", \"version\"]\n{events}"
             )
         })?;
-        walhook.setup().await?;
-        Ok(Self { walhook, sql, cluster, _scratch: scratch })
+        program.own_group = true;
+        program.set_up().await?;
+        let walhook = Pipeline::new(program);
+        Ok(Self { walhook, sql, cluster })
     }
 
     /// A session more.

@@ -28,7 +28,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use walhook_testkit::cluster::Cluster;
-use walhook_testkit::program::{Pipeline, Scratch};
+use walhook_testkit::pipeline::Pipeline;
+use walhook_testkit::program::Program;
 
 use self::configuration::configuration;
 use self::ledger::Ledger;
@@ -95,7 +96,6 @@ struct Demo {
     retained: Option<u64>,
     last_dead_letter: i64,
     _cluster: Cluster,
-    _scratch: Scratch,
 }
 
 /// What the pipeline is doing.
@@ -122,7 +122,6 @@ impl State {
 
 impl Demo {
     async fn prepare(options: &Options, view: &mut View) -> Result<Self> {
-        let scratch = Scratch::new()?;
         let cluster = Cluster::start(&std::env::temp_dir(), &[]).await?;
         view.say(&format!("started a PostgreSQL of our own from {}", cluster.bin().display()))?;
         let url = Secret::new(cluster.url("postgres"));
@@ -146,9 +145,11 @@ impl Demo {
             Class::Dead.describe()
         ))?;
         let program = std::env::current_exe().context("cannot tell which program this is")?;
-        let mut pipeline =
-            Pipeline::new(program, scratch.path(), |admin| configuration(url.expose(), admin))?;
-        pipeline.setup().await?;
+        let mut program = Program::new(program, |admin| configuration(url.expose(), admin))?;
+        // The demo stops the pipeline itself.
+        program.own_group = true;
+        program.set_up().await?;
+        let mut pipeline = Pipeline::new(program);
         pipeline.start()?;
         let mut demo = Self {
             pipeline,
@@ -161,7 +162,6 @@ impl Demo {
             retained: None,
             last_dead_letter: 0,
             _cluster: cluster,
-            _scratch: scratch,
         };
         demo.wait_until_leading().await?;
         let seconds = options.run_for.as_secs_f64();

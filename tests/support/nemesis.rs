@@ -19,8 +19,8 @@ use walhook_testkit::cluster::StopMode;
 use walhook_testkit::receiver::Behaviour;
 
 use super::audit::End;
-use super::proxy::{Network, Proxy};
 use super::{PATIENCE, Running, World, answers};
+use walhook_testkit::proxy::{Network, Proxy};
 
 /// What is the matter for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

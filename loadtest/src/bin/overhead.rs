@@ -29,7 +29,7 @@ use walhook_core::endpoint::Secret;
 use walhook_dispatch::lane::DEFAULT_MAX_IN_FLIGHT;
 use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_testkit::cluster::Cluster;
-use walhook_testkit::program::Scratch;
+use walhook_testkit::scratch::Scratch;
 
 /// For one run of either side.
 const PATIENCE: Duration = Duration::from_secs(600);

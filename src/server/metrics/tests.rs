@@ -2,7 +2,7 @@
 
 use super::*;
 use walhook_core::attempt::{Answer, Failure};
-use walhook_testkit::program::without_pipeline;
+use walhook_testkit::admin::without_pipeline;
 
 fn outcome(result: Result<u16, FailureKind>) -> Outcome {
     let result = result

@@ -3,7 +3,6 @@
 mod template;
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +11,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::NoTls;
+
+use crate::program::free_address;
+use crate::session::Session;
 
 /// What PostgreSQL's own `initdb` needs at most on a slow machine.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -96,7 +97,7 @@ impl Cluster {
         let cluster = &mut self;
         let template = fs::read_to_string(cluster.data().join("postgresql.conf"))?;
         for _ in 0..PORT_TRIES {
-            cluster.port = free_port()?;
+            cluster.port = free_address()?.port();
             cluster.configure(&template, settings)?;
             match cluster.start_again().await {
                 Err(_) if cluster.log_tail().contains("could not bind") => {
@@ -116,7 +117,7 @@ impl Cluster {
     pub fn copy(&self, parent: &Path, settings: &[(&str, &str)]) -> Result<Self> {
         let dir = make_directory(parent, self.owner)?;
         let (bin, owner) = (self.bin.clone(), self.owner);
-        let copy = Self { bin, dir, port: free_port()?, owner, postmaster: None };
+        let copy = Self { bin, dir, port: free_address()?.port(), owner, postmaster: None };
         copy_tree(&self.data(), &copy.data())?;
         fs::remove_file(copy.data().join("postmaster.pid"))?;
         let template = fs::read_to_string(copy.data().join("postgresql.conf"))?;
@@ -284,12 +285,8 @@ impl Drop for Cluster {
 
 /// A setting of the server at a URL.
 async fn show(url: &str, setting: &str) -> Result<String> {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
-    let statement = format!("SHOW {setting}");
-    tokio::select! {
-        row = client.query_one(&statement, &[]) => Ok(row?.try_get(0)?),
-        ended = connection => ended.map(|()| bail!("the session ended"))?,
-    }
+    let session = Session::open(url).await?;
+    Ok(session.query_one(&format!("SHOW {setting}"), &[]).await?.try_get(0)?)
 }
 
 fn make_directory(parent: &Path, owner: Option<(u32, u32)>) -> Result<PathBuf> {
@@ -309,11 +306,6 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     let status = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
     ensure!(status.success(), "cannot copy {} to {}", from.display(), to.display());
     Ok(())
-}
-
-/// A loopback port that nobody listens on at this moment.
-fn free_port() -> io::Result<u16> {
-    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
 /// Finds the directory that holds `postgres`, `initdb` and `pg_ctl`.

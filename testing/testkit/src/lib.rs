@@ -3,8 +3,15 @@
 //! It speaks URLs, paths and ports: it depends on no crate of the product, so that each of them can
 //! be tested with it, and nothing of it is in the product's libraries.
 
+pub mod admin;
 pub mod clock;
 pub mod cluster;
+pub mod pipeline;
 pub mod program;
+pub mod proxy;
 pub mod receiver;
+pub mod scratch;
+pub mod session;
 pub mod sign;
+#[cfg(feature = "tls")]
+pub mod tls;

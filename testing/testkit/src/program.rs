@@ -1,120 +1,244 @@
 //! The program under test: its real commands, as child processes.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
-/// For a request to the admin server.
-const ADMIN_TIMEOUT: Duration = Duration::from_secs(2);
+use crate::admin::{answers, get, without_pipeline};
+use crate::scratch::Scratch;
 
-/// How long an orderly stop may take.
-const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Far beyond what anything here takes: a wait that reaches it is a failure.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A directory that is gone when this is dropped.
+/// Between two looks at what is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// `walhook` with one configuration, in a directory of its own that is gone when this is dropped.
 #[derive(Debug)]
-pub struct Scratch(PathBuf);
-
-impl Scratch {
-    /// Makes one for our own user alone.
-    ///
-    /// # Errors
-    /// When it cannot be created.
-    pub fn new() -> Result<Self> {
-        let name = format!("walhook-demo-{}-{:08x}", std::process::id(), rand::random::<u32>());
-        let path = std::env::temp_dir().join(name);
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .with_context(|| format!("cannot create {}", path.display()))?;
-        Ok(Self(path))
-    }
-
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
+pub struct Program {
+    binary: PathBuf,
+    dir: Scratch,
+    runs: u32,
+    /// Where the configuration says that it listens.
+    pub admin: SocketAddr,
+    /// Variables in the environment of every command, such as another address of the server. Of our own
+    /// environment it has none that configures it.
+    pub env: Vec<(String, String)>,
+    /// Whether a Ctrl-C at the terminal is for us alone.
+    pub own_group: bool,
 }
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// `walhook setup` and `walhook run` with one configuration. Killed when dropped.
-#[derive(Debug)]
-pub struct Pipeline {
-    program: PathBuf,
-    config: PathBuf,
-    log: PathBuf,
-    admin: SocketAddr,
-    child: Option<Child>,
-}
-
-impl Pipeline {
-    /// Writes the configuration, which is given the address to listen on, into `directory`; starts
-    /// nothing.
+impl Program {
+    /// Writes the configuration, which is given the address to listen on; starts nothing.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn new(
-        program: PathBuf,
-        directory: &Path,
+        binary: impl Into<PathBuf>,
         configuration: impl FnOnce(SocketAddr) -> String,
     ) -> Result<Self> {
-        // Free at this moment; should somebody else take it, `run` says so and the demo fails.
-        let admin = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
-        let config = directory.join("walhook.toml");
-        fs::write(&config, configuration(admin))?;
-        Ok(Self { program, config, log: directory.join("log"), admin, child: None })
+        let (dir, admin) = (Scratch::new()?, free_address()?);
+        let program =
+            Self { binary: binary.into(), dir, runs: 0, admin, env: vec![], own_group: false };
+        program.write_config(&configuration(admin))?;
+        Ok(program)
     }
 
-    /// `walhook setup`
+    /// Its directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The configuration's file.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.dir().join("walhook.toml")
+    }
+
+    /// Another configuration in the place of the one before.
     ///
     /// # Errors
-    /// When it fails; the message holds the end of its output.
-    pub async fn setup(&self) -> Result<()> {
-        let status =
-            self.command(&["setup"])?.status().await.context("cannot run walhook setup")?;
-        ensure!(status.success(), "walhook setup: {status}\n{}", self.log_tail());
-        Ok(())
+    /// When the file cannot be written.
+    pub fn write_config(&self, toml: &str) -> Result<()> {
+        Ok(fs::write(self.config(), toml)?)
     }
 
-    /// `walhook run`
+    /// Changes the first place of the configuration where this stands.
     ///
     /// # Errors
-    /// When it cannot be started.
-    pub fn start(&mut self) -> Result<()> {
-        self.child = Some(self.command(&["run"])?.spawn().context("cannot run walhook run")?);
-        Ok(())
+    /// When it stands nowhere.
+    pub fn edit_config(&self, from: &str, to: &str) -> Result<()> {
+        let text = fs::read_to_string(self.config())?;
+        ensure!(text.contains(from), "the configuration does not hold {from:?}");
+        self.write_config(&text.replacen(from, to, 1))
     }
 
-    /// Another command beside it, such as `["replay", "list"]`.
+    /// As [`Program::edit_config`], in every such place.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn reconfigure(&self, from: &str, to: &str) -> Result<()> {
+        let text = fs::read_to_string(self.config())?;
+        ensure!(text.contains(from), "the configuration does not hold {from:?}");
+        self.write_config(&text.replace(from, to))
+    }
+
+    /// Runs `walhook setup`.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub async fn set_up(&self) -> Result<()> {
+        self.beside(&["setup"]).await
+    }
+
+    /// Runs a command that has to succeed, such as `["replay", "list"]`.
     ///
     /// # Errors
     /// When it fails; the message holds what it printed to standard error.
     pub async fn beside(&self, args: &[&str]) -> Result<()> {
-        let mut command = self.command(args)?;
-        let output = command.stderr(Stdio::piped()).output().await?;
+        let output = self.walhook(args).await?;
         let problem = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "walhook {}: {problem}", args.join(" "));
         Ok(())
     }
 
-    /// The process that `start` made, while it runs.
-    #[must_use]
-    pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().and_then(Child::id)
+    /// Runs a command to its end.
+    ///
+    /// # Errors
+    /// When it cannot be run, or does not end.
+    pub async fn walhook(&self, args: &[&str]) -> Result<Output> {
+        self.walhook_with(args, &[]).await
+    }
+
+    /// As [`Program::walhook`], with variables in its environment.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub async fn walhook_with(&self, args: &[&str], env: &[(&str, &str)]) -> Result<Output> {
+        Ok(timeout(PATIENCE, self.command(args).envs(env.iter().copied()).output()).await??)
+    }
+
+    /// As [`Program::walhook`], by a process that may have so many files open.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub async fn walhook_limited(&self, args: &[&str], files: u32) -> Result<Output> {
+        Ok(timeout(PATIENCE, self.limited(args, files).output()).await??)
+    }
+
+    /// Runs a command with `--json` and reads what it prints.
+    ///
+    /// # Errors
+    /// When that is no JSON.
+    pub async fn walhook_json(&self, args: &[&str]) -> Result<serde_json::Value> {
+        let Output { stdout, stderr, .. } = self.walhook(&[args, &["--json"]].concat()).await?;
+        let said = || [&stdout, &stderr].map(|said| String::from_utf8_lossy(said)).concat();
+        serde_json::from_slice(&stdout).with_context(|| format!("{args:?}: {}", said()))
+    }
+
+    /// Runs a command whose standard output nobody reads.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub async fn walhook_into_closed_pipe(&self, args: &[&str]) -> Result<Output> {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let mut command = self.command(args);
+        let child = command.stdout(Stdio::from(writer)).stderr(Stdio::piped()).spawn()?;
+        drop(command);
+        Ok(child.wait_with_output().await?)
+    }
+
+    /// Starts a command whose output nobody reads; killed when dropped.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&self, args: &[&str]) -> Result<Child> {
+        Ok(self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+    }
+
+    /// Starts `walhook run` without waiting for anything.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&mut self) -> Result<Running> {
+        self.spawn_with(&[])
+    }
+
+    /// As [`Program::spawn`], with variables in its environment.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn spawn_with(&mut self, env: &[(&str, &str)]) -> Result<Running> {
+        let mut command = self.command(&["run"]);
+        command.envs(env.iter().copied());
+        self.spawn_as(command)
+    }
+
+    /// As [`Program::spawn`], for a process that may have so many files open.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn spawn_limited(&mut self, files: u32) -> Result<Running> {
+        let command = self.limited(&["run"], files);
+        self.spawn_as(command)
+    }
+
+    /// Starts `walhook run` and waits until it leads.
+    ///
+    /// # Errors
+    /// When it ends before, or does not lead; the message holds its log.
+    pub async fn run(&mut self) -> Result<Running> {
+        let mut running = self.spawn()?;
+        running.until_leading(self.admin).await?;
+        Ok(running)
+    }
+
+    fn spawn_as(&mut self, mut command: Command) -> Result<Running> {
+        self.runs += 1;
+        let log = self.dir().join(format!("run-{}.log", self.runs));
+        command.stdout(Stdio::null()).stderr(File::create(&log)?);
+        let child = command.spawn().with_context(|| format!("cannot run {:?}", self.binary))?;
+        Ok(Running { child, log })
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        self.complete(Command::new(&self.binary), args)
+    }
+
+    fn limited(&self, args: &[&str], files: u32) -> Command {
+        let mut command = Command::new("sh");
+        let limit = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+        command.arg("-c").arg(limit).arg(&self.binary);
+        self.complete(command, args)
+    }
+
+    fn complete(&self, mut command: Command, args: &[&str]) -> Command {
+        command.args(args).arg("--config").arg(self.config());
+        for (variable, _) in std::env::vars_os() {
+            if variable.to_string_lossy().starts_with("WALHOOK_") {
+                command.env_remove(variable);
+            }
+        }
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        if self.own_group {
+            command.process_group(0);
+        }
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    /// Whether it says that it leads: it streams and delivers. (`/readyz` also wants a checkpoint
+    /// written, for which an idle source gives no cause yet.)
+    pub async fn is_leading(&self) -> bool {
+        answers(self.admin, "/leaderz").await
     }
 
     /// Its metrics, in Prometheus' text format, without the label that tells it from other pipelines.
@@ -122,13 +246,7 @@ impl Pipeline {
     /// # Errors
     /// When it does not answer.
     pub async fn metrics(&self) -> Result<String> {
-        Ok(without_pipeline(&self.get("/metrics").await?.1))
-    }
-
-    /// Whether it says that it leads: it streams and delivers. (`/readyz` also wants a checkpoint
-    /// written, for which an idle source gives no cause yet.)
-    pub async fn is_leading(&self) -> bool {
-        matches!(self.get("/leaderz").await, Ok((200, _)))
+        Ok(without_pipeline(&get(self.admin, "/metrics").await?.1))
     }
 
     /// Requests in flight, as its metrics say.
@@ -141,102 +259,209 @@ impl Pipeline {
         format!("{sum:.0}").parse().ok()
     }
 
-    /// SIGKILL.
+    /// Waits until a metric, named with its labels as [`Program::metrics`] has it, has this value.
     ///
     /// # Errors
-    /// When it is not running.
-    pub async fn kill(&mut self) -> Result<()> {
-        let mut child = self.child.take().context("the pipeline is not running")?;
-        child.kill().await.context("cannot kill the pipeline")
-    }
-
-    /// Waits until it ends by itself. Cancel-safe. Never returns while it is not running.
-    ///
-    /// # Errors
-    /// When the operating system cannot say how it ended.
-    pub async fn exited(&mut self) -> Result<ExitStatus> {
-        match &mut self.child {
-            Some(child) => Ok(child.wait().await?),
-            None => std::future::pending().await,
+    /// When it has not.
+    pub async fn until_metric(&self, series: &str, wanted: &str) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let metrics = self.metrics().await?;
+            let line = metrics.lines().find(|line| line.starts_with(series));
+            if line.is_some_and(|line| line.ends_with(&format!(" {wanted}"))) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{line:?} is not {wanted}");
+            sleep(LOOK_EVERY).await;
         }
     }
 
-    /// SIGTERM, as a service manager sends it, and waits until it has ended.
+    /// Waits until `/readyz` is 200, or is not, and returns what it says.
     ///
     /// # Errors
-    /// When it does not end in time, or not well.
-    pub async fn stop(&mut self) -> Result<()> {
-        let Some(mut child) = self.child.take() else { return Ok(()) };
-        if let Some(pid) = child.id() {
-            // The shell's own `kill`: no program of that name need be installed.
-            let kill = format!("kill -TERM {pid}");
-            Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status().await?;
+    /// When it does not become so.
+    pub async fn until_ready(&self, wanted: bool) -> Result<String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let said = get(self.admin, "/readyz").await;
+            if let Ok((status, body)) = &said
+                && (*status == 200) == wanted
+            {
+                return Ok(body.clone());
+            }
+            ensure!(Instant::now() < deadline, "/readyz says {said:?}");
+            sleep(LOOK_EVERY).await;
         }
-        let Ok(status) = timeout(STOP_TIMEOUT, child.wait()).await else {
-            child.kill().await?;
-            bail!("walhook run did not stop within {STOP_TIMEOUT:?} of SIGTERM");
-        };
-        let status = status?;
-        ensure!(status.success(), "walhook run stopped with {status}\n{}", self.log_tail());
+    }
+}
+
+/// A running `walhook run`; killed when dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    /// Waits until it says that it leads.
+    ///
+    /// # Errors
+    /// When it ends before, or does not lead; the message holds its log.
+    pub async fn until_leading(&mut self, admin: SocketAddr) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !answers(admin, "/leaderz").await {
+            if let Some(status) = self.has_ended()? {
+                bail!("walhook ended with {status}:\n{}", self.log());
+            }
+            ensure!(Instant::now() < deadline, "walhook does not lead:\n{}", self.log());
+            sleep(LOOK_EVERY).await;
+        }
         Ok(())
     }
 
-    /// The last lines of what it printed.
+    /// Its process id.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn pid(&self) -> Result<u32> {
+        self.child.id().context("it has ended")
+    }
+
+    /// How it has ended, if it has.
+    ///
+    /// # Errors
+    /// When the operating system cannot say.
+    pub fn has_ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Kills it as a crash would, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub async fn kill(mut self) -> Result<()> {
+        self.kill_and_wait().await
+    }
+
+    /// As [`Running::kill`], for one that is to be replaced.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub async fn kill_and_wait(&mut self) -> Result<()> {
+        Ok(self.child.kill().await?)
+    }
+
+    /// Sends a signal, such as `TERM`.
+    ///
+    /// # Errors
+    /// When it has ended, or there is no such signal.
+    pub fn signal(&self, signal: &str) -> Result<()> {
+        // The shell's own `kill`: no program of that name need be installed.
+        let kill = format!("kill -s {signal} {}", self.pid()?);
+        let sent =
+            std::process::Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status()?;
+        ensure!(sent.success(), "cannot send {signal}");
+        Ok(())
+    }
+
+    /// Asks it to shut down, as a service manager does, and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn terminate(self) -> Result<ExitStatus> {
+        self.signal("TERM")?;
+        self.ended().await
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ended(mut self) -> Result<ExitStatus> {
+        match timeout(PATIENCE, self.wait()).await {
+            Ok(status) => status,
+            Err(_) => bail!("walhook does not end:\n{}", self.log()),
+        }
+    }
+
+    /// As [`Running::ended`], with what it has logged.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub async fn ended_with_log(self) -> Result<(ExitStatus, String)> {
+        let log = self.log.clone();
+        Ok((self.ended().await?, fs::read_to_string(log)?))
+    }
+
+    /// Waits until it ends, however long that takes. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the operating system cannot say how it ended.
+    pub async fn wait(&mut self) -> Result<ExitStatus> {
+        Ok(self.child.wait().await?)
+    }
+
+    /// Waits until it has logged something.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn until_logged(&self, text: &str) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.log().contains(text) {
+            ensure!(Instant::now() < deadline, "nothing says {text:?}:\n{}", self.log());
+            sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+
+    /// What it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// The last lines of it.
     #[must_use]
     pub fn log_tail(&self) -> String {
-        let log = fs::read(&self.log).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
+        let log = self.log();
         let lines: Vec<&str> = log.lines().rev().take(20).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
-    fn command(&self, args: &[&str]) -> Result<Command> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let mut command = Command::new(&self.program);
-        command.args(args).arg("--config").arg(&self.config);
-        for (variable, _) in std::env::vars_os() {
-            if variable.to_string_lossy().starts_with("WALHOOK_") {
-                command.env_remove(variable);
-            }
-        }
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        // A Ctrl-C at the terminal is for the demo, which then stops the pipeline itself.
-        command.process_group(0).kill_on_drop(true);
-        Ok(command)
+    /// The memory that it has resident.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        memory_bytes(self.pid()?, "VmRSS:")
     }
 
-    /// A GET to the admin server: status and body.
-    async fn get(&self, path: &str) -> Result<(u16, String)> {
-        let exchange = async {
-            let mut stream = TcpStream::connect(self.admin).await?;
-            let request = format!("GET {path} HTTP/1.0\r\nhost: {}\r\n\r\n", self.admin);
-            stream.write_all(request.as_bytes()).await?;
-            let mut answer = Vec::new();
-            stream.read_to_end(&mut answer).await?;
-            anyhow::Ok(String::from_utf8_lossy(&answer).into_owned())
-        };
-        let answer = timeout(ADMIN_TIMEOUT, exchange).await??;
-        let (head, body) =
-            answer.split_once("\r\n\r\n").context("the answer has no end of head")?;
-        let status = head.split(' ').nth(1).context("the answer has no status")?.parse()?;
-        Ok((status, body.to_owned()))
+    /// The most memory that it has had resident, in bytes.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn resident_peak_bytes(&self) -> Result<u64> {
+        memory_bytes(self.pid()?, "VmHWM:")
     }
 }
 
-/// Metrics as they would be without the label `pipeline`, for whoever knows which one it asked.
-#[must_use]
-pub fn without_pipeline(metrics: &str) -> String {
-    const LABEL: &str = "pipeline=\"";
-    let without = |line: &str| -> Option<String> {
-        let (before, rest) = line.split_once(LABEL)?;
-        let (_, after) = rest.split_once('"')?;
-        Some(match (before.strip_suffix(','), after.strip_prefix(',')) {
-            (Some(before), _) => format!("{before}{after}\n"),
-            (None, Some(after)) => format!("{before}{after}\n"),
-            (None, None) => {
-                format!("{}{}\n", before.trim_end_matches('{'), after.trim_start_matches('}'))
-            }
-        })
-    };
-    metrics.lines().map(|line| without(line).unwrap_or_else(|| format!("{line}\n"))).collect()
+/// A line of a process's status, such as `VmRSS:`, in bytes.
+///
+/// # Errors
+/// When there is no such process or line.
+pub fn memory_bytes(pid: u32, name: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let kib = line.and_then(|line| line.split_whitespace().next());
+    let kib: u64 = kib.with_context(|| format!("no {name} in the process's status"))?.parse()?;
+    Ok(kib << 10)
+}
+
+/// A loopback address that nobody listens on at this moment; should somebody else take it, who wants to
+/// listen there says so.
+///
+/// # Errors
+/// When there is none.
+pub fn free_address() -> Result<SocketAddr> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?)
 }

@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use walhook_loadtest::program;
-use walhook_testkit::program::Scratch;
+use walhook_testkit::scratch::Scratch;
 
 /// Where the name server listens: nobody else does there.
 const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 9, 53, 53);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -10,32 +10,43 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, PKCS_RSA_SHA512,
     SignatureAlgorithm, date_time_ymd,
 };
-use tempfile::TempDir;
 use tokio::time::Instant;
-use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
-use walhook_testkit::cluster::Cluster;
+use tokio_postgres::Client;
 
-use super::PATIENCE;
+use crate::cluster::Cluster;
+use crate::program::PATIENCE;
+use crate::scratch::Scratch;
+use crate::session::Session;
 
 /// A certificate authority, with its certificate in a file.
+#[derive(Debug)]
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
-    dir: TempDir,
+    dir: Scratch,
 }
 
 /// A certificate and its key in PEM.
+#[derive(Debug)]
 pub struct Pair {
+    /// The certificate.
     pub certificate: String,
+    /// Its key.
     pub key: String,
 }
 
 impl Authority {
     /// With an elliptic key of this kind.
+    ///
+    /// # Errors
+    /// When it fails.
     pub fn ecdsa(algorithm: &'static SignatureAlgorithm) -> Result<Self> {
         Self::of(KeyPair::generate_for(algorithm)?)
     }
 
     /// With an RSA key, signing by SHA-512.
+    ///
+    /// # Errors
+    /// When it fails.
     pub fn rsa() -> Result<Self> {
         Self::of(KeyPair::from_pkcs8_pem_and_sign_algo(&rsa_key()?, &PKCS_RSA_SHA512)?)
     }
@@ -44,22 +55,27 @@ impl Authority {
         let mut params = CertificateParams::new(vec![])?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, key)?;
-        let dir = TempDir::new()?;
+        let dir = Scratch::new()?;
         fs::write(dir.path().join("ca.pem"), issuer.pem())?;
         Ok(Self { issuer, dir })
     }
 
     /// Where its certificate stands.
+    #[must_use]
     pub fn file(&self) -> String {
         self.dir.path().join("ca.pem").display().to_string()
     }
 
     /// Its certificate.
+    #[must_use]
     pub fn pem(&self) -> String {
         self.issuer.pem()
     }
 
     /// A certificate for this key and name.
+    ///
+    /// # Errors
+    /// When it fails.
     pub fn sign(
         &self,
         key: &KeyPair,
@@ -74,11 +90,17 @@ impl Authority {
     }
 
     /// As [`Authority::sign`], for a new elliptic key.
+    ///
+    /// # Errors
+    /// When it fails.
     pub fn issue(&self, name: &str) -> Result<Pair> {
         self.sign(&KeyPair::generate()?, name, |_| {})
     }
 
     /// One that was good once.
+    ///
+    /// # Errors
+    /// When it fails.
     pub fn issue_expired(&self, name: &str) -> Result<Pair> {
         self.sign(&KeyPair::generate()?, name, |params| {
             params.not_before = date_time_ymd(2020, 1, 1);
@@ -88,13 +110,19 @@ impl Authority {
 }
 
 /// An RSA key in PEM, as PKCS #8. Its library makes none, so OpenSSL does.
+///
+/// # Errors
+/// When it fails.
 pub fn rsa_key() -> Result<String> {
     openssl(&["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"], "")
 }
 
 /// What `openssl` makes of its input.
+///
+/// # Errors
+/// When it fails.
 pub fn openssl(args: &[&str], input: &str) -> Result<String> {
-    let dir = TempDir::new()?;
+    let dir = Scratch::new()?;
     let file = dir.path().join("input");
     fs::write(&file, input)?;
     let mut command = Command::new("openssl");
@@ -103,22 +131,32 @@ pub fn openssl(args: &[&str], input: &str) -> Result<String> {
         command.arg("-in").arg(&file);
     }
     let output = command.output().context("openssl")?;
-    ensure!(output.status.success(), "openssl {args:?}: {}", super::text(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "openssl {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(String::from_utf8(output.stdout)?)
 }
 
 /// Writes a file that only its owner may read.
-pub fn private_file(dir: &TempDir, name: &str, text: &str) -> Result<PathBuf> {
-    let path = dir.path().join(name);
+///
+/// # Errors
+/// When it fails.
+pub fn private_file(dir: &Path, name: &str, text: &str) -> Result<PathBuf> {
+    let path = dir.join(name);
     fs::write(&path, text)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     Ok(path)
 }
 
 /// Makes a server present this certificate, and take client certificates of this authority.
+///
+/// # Errors
+/// When it fails.
 pub async fn present(
     cluster: &Cluster,
-    admin: &Connection,
+    admin: &Client,
     pair: &Pair,
     clients: Option<&Authority>,
 ) -> Result<()> {
@@ -142,13 +180,19 @@ pub async fn present(
 }
 
 /// Turns TLS on or off at the server, or reads the files again.
-pub async fn set_ssl(cluster: &Cluster, admin: &Connection, on: bool) -> Result<()> {
+///
+/// # Errors
+/// When it fails.
+pub async fn set_ssl(cluster: &Cluster, admin: &Client, on: bool) -> Result<()> {
     admin.batch_execute(&format!("ALTER SYSTEM SET ssl = {on}")).await?;
     reload(cluster, admin).await
 }
 
 /// Replaces the rules of `pg_hba.conf` for TCP; the Unix socket stays open to all.
-pub async fn host_rules(cluster: &Cluster, admin: &Connection, rules: &str) -> Result<()> {
+///
+/// # Errors
+/// When it fails.
+pub async fn host_rules(cluster: &Cluster, admin: &Client, rules: &str) -> Result<()> {
     let path = cluster.data().join("pg_hba.conf");
     fs::write(path, format!("local all all trust\nlocal replication all trust\n{rules}\n"))?;
     reload(cluster, admin).await
@@ -156,7 +200,7 @@ pub async fn host_rules(cluster: &Cluster, admin: &Connection, rules: &str) -> R
 
 /// Makes the server read its configuration, and waits until it has: until its answers to new
 /// sessions come from it.
-async fn reload(cluster: &Cluster, admin: &Connection) -> Result<()> {
+async fn reload(cluster: &Cluster, admin: &Client) -> Result<()> {
     let loaded = "SELECT pg_conf_load_time()::text";
     let before: String = admin.query_one(loaded, &[]).await?.get(0);
     admin.batch_execute("SELECT pg_reload_conf()").await?;
@@ -173,13 +217,10 @@ async fn reload(cluster: &Cluster, admin: &Connection) -> Result<()> {
 }
 
 /// A session that no rule for TCP and no certificate keeps out.
-pub async fn by_socket(cluster: &Cluster) -> Result<Connection> {
+///
+/// # Errors
+/// When it fails.
+pub async fn by_socket(cluster: &Cluster) -> Result<Session> {
     let (dir, port) = (cluster.socket_dir().display(), cluster.port());
-    let url = format!("postgres://postgres@/postgres?host={dir}&port={port}");
-    Ok(Connection::open_with_path(
-        &walhook_core::endpoint::Secret::new(url),
-        "test",
-        SERVER_SEARCH_PATH,
-    )
-    .await?)
+    Session::open(&format!("host={dir} port={port} user=postgres dbname=postgres")).await
 }

@@ -1,4 +1,4 @@
-//! A network that can be made to fail: a TCP proxy in the test's own process.
+//! A network that can be made to fail: a TCP proxy in our own process.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 /// What the network does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Network {
+pub enum Network {
     /// What comes in goes out.
     Passes,
     /// It holds every piece for so long.
@@ -27,7 +27,7 @@ pub(crate) enum Network {
 
 /// A running proxy to one address; gone when dropped.
 #[derive(Debug)]
-pub(crate) struct Proxy {
+pub struct Proxy {
     address: SocketAddr,
     network: watch::Sender<Network>,
     _task: JoinSet<()>,
@@ -35,7 +35,10 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     /// Listens on a port of its own.
-    pub(crate) async fn start(to: SocketAddr) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn start(to: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
         let (network, watched) = watch::channel(Network::Passes);
@@ -51,12 +54,13 @@ impl Proxy {
     }
 
     /// Where it listens.
-    pub(crate) fn address(&self) -> SocketAddr {
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// From now on the network does this, to the connections that are open too.
-    pub(crate) fn set(&self, network: Network) {
+    pub fn set(&self, network: Network) {
         self.network.send_replace(network);
     }
 }

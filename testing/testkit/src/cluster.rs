@@ -21,6 +21,10 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// For a server at our port to say whose it is.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Clusters are made in memory where so many bytes are free: a cluster takes 40 MB and what its test
+/// writes, and some run at a time.
+const MEMORY_MIN: u64 = 4 << 30;
+
 /// Another process may take a port between our choice and the server's start.
 const PORT_TRIES: u32 = 5;
 
@@ -70,14 +74,14 @@ impl Cluster {
         cluster.begin(settings).await
     }
 
-    /// The same for tests, in less than half of the time: a copy of the first cluster that a test made
-    /// of this server. All copies have one system identifier: where a test needs two, the second is
-    /// made by [`Cluster::start`].
+    /// The same for tests, in a small part of the time: a copy of the first cluster that a test made of
+    /// this server, in memory where there is enough. All copies have one system identifier: where a test
+    /// needs two, the second is made by [`Cluster::start`].
     ///
     /// # Errors
     /// As [`Cluster::start`].
     pub async fn start_copied(parent: &Path, settings: &[(&str, &str)]) -> Result<Self> {
-        let cluster = Self::make(find_server_binaries()?, parent)?;
+        let cluster = Self::make(find_server_binaries()?, &in_memory(parent))?;
         match template::of(&cluster.bin)? {
             Some(template) => template.copy_or_make(&cluster.data(), || cluster.initdb())?,
             None => cluster.initdb()?,
@@ -115,7 +119,7 @@ impl Cluster {
     /// # Errors
     /// When the copy fails.
     pub fn copy(&self, parent: &Path, settings: &[(&str, &str)]) -> Result<Self> {
-        let dir = make_directory(parent, self.owner)?;
+        let dir = make_directory(&in_memory(parent), self.owner)?;
         let (bin, owner) = (self.bin.clone(), self.owner);
         let copy = Self { bin, dir, port: free_address()?.port(), owner, postmaster: None };
         copy_tree(&self.data(), &copy.data())?;
@@ -281,6 +285,14 @@ impl Drop for Cluster {
         }
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+/// The file system in memory where it has room for some clusters, whose thousand files a disk takes a
+/// second to make; else `otherwise`.
+fn in_memory(otherwise: &Path) -> PathBuf {
+    let shm = Path::new("/dev/shm");
+    let room = rustix::fs::statvfs(shm).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
+    if room > MEMORY_MIN { shm } else { otherwise }.to_owned()
 }
 
 /// A setting of the server at a URL.

@@ -6,6 +6,7 @@
 #   make hostile BENCH="--only rows,names"     behaviours, separated by commas; --help lists the rest
 #   make fuzz FUZZ_SECONDS=60                 seconds for all targets together
 #   make torture SEED=7 MINUTES=30           seed after seed of faults, from 7 on
+#   make test-long MINUTES=30                 the same behind all tests on all versions
 #   make test-matrix PG_BIN_DIRS=DIR:DIR        directories of server binaries; left out, all that are found
 #
 # PG_BIN_DIR=DIR makes demo and tests use the server in that directory, for example one of those that
@@ -28,7 +29,7 @@ TEST_VERSIONS ?= 18
 export NEXTEST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 5 / 2 )))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-matrix torture postgres fuzz lint fmt docs loadtest \
+.PHONY: help demo build test test-long test-matrix torture postgres fuzz lint fmt docs loadtest \
 	bench-outage bench-million bench-deferred bench-replay hostile clean prerequisites
 
 help: ## Show the targets
@@ -53,9 +54,15 @@ test: prerequisites lint ## Check and test everything, as CI does
 		then $(CARGO) nextest run --workspace --locked; \
 		else $(CARGO) test --workspace --locked --lib --bins --tests; fi
 	sh scripts/alerts
-	sh scripts/test-matrix install $(TEST_VERSIONS)
+	sh scripts/test-matrix quick $(TEST_VERSIONS)
 	$(CARGO) test --workspace --locked --doc
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+
+test-long: prerequisites ## What `make test` has no time for: every test on every PostgreSQL, and torture for MINUTES
+	@sh scripts/prerequisites openssl
+	@sh scripts/prerequisites nginx
+	sh scripts/test-matrix install $(VERSIONS)
+	$(MAKE) torture
 
 test-matrix: prerequisites ## Run the tests that start a server on each PostgreSQL that is found
 	@sh scripts/prerequisites openssl

@@ -354,3 +354,26 @@ fn sql_files_are_ascii() {
     }
     assert!(files > 0);
 }
+
+/// `make test` runs on its second PostgreSQL what the version can change; a new file has to say.
+#[test]
+fn every_file_of_tests_says_whether_the_servers_version_matters() {
+    let script = read("scripts/test-matrix");
+    let listed = |name: &str| -> BTreeSet<String> {
+        let list = script.split(&format!("\n{name}=\"")).nth(1).unwrap();
+        list.split('"').next().unwrap().split_whitespace().map(str::to_owned).collect()
+    };
+    let (by_version, same) = (listed("by_version"), listed("same_on_all"));
+    assert!(by_version.is_disjoint(&same));
+    let main = read("tests/main.rs");
+    let modules = main.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
+    let modules: BTreeSet<String> =
+        modules.filter(|name| *name != "support").map(str::to_owned).collect();
+    assert_eq!(&by_version | &same, modules);
+    for command in listed("commands_by_version") {
+        let found = ["", "/mod"]
+            .iter()
+            .any(|end| root().join(format!("src/cli/{command}{end}.rs")).is_file());
+        assert!(found, "there is no command {command}");
+    }
+}

@@ -4,7 +4,7 @@
 //! changes stream, the columns are those of the RELATION messages, and from here come only what
 //! these do not tell: the primary key, the partition root and the types.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::types::Types;
@@ -12,7 +12,7 @@ use crate::types::Types;
 /// The tables that the configuration names, their partitions, and the types of the database.
 #[derive(Debug, Clone, Default)]
 pub struct Catalog {
-    tables: HashMap<u32, Table>,
+    tables: BTreeMap<u32, Table>,
     /// How the types of columns are written.
     pub types: Types,
 }
@@ -189,7 +189,7 @@ impl Catalog {
     /// The partitioned tables, and those that others inherit from.
     #[must_use]
     pub fn parents(&self) -> Vec<&Table> {
-        let above: HashSet<u32> =
+        let above: BTreeSet<u32> =
             self.tables.values().flat_map(|table| table.ancestors.iter().copied()).collect();
         let all = self.tables.values();
         all.filter(|table| table.is_partitioned || above.contains(&table.oid)).collect()

@@ -10,7 +10,7 @@
 //! Numbers are LEB128, 7 bits a byte, least first. LSNs are differences, zigzag-coded: a commit LSN
 //! from that of the key before it, a change LSN from its commit LSN.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::event::{AccountId, EndpointId};
@@ -124,7 +124,7 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<SettledRange>, DecodeError> {
 
 #[derive(Default)]
 struct Texts<'a> {
-    indexes: HashMap<&'a str, u64>,
+    indexes: BTreeMap<&'a str, u64>,
     in_order: Vec<&'a str>,
 }
 

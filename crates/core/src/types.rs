@@ -1,6 +1,6 @@
 //! Type OIDs → how a value of the type is written.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// How values of a type are written.
@@ -147,9 +147,9 @@ const MAX_DEPTH: u32 = 64;
 /// How the types of a database are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Types {
-    kinds: HashMap<u32, Kind>,
+    kinds: BTreeMap<u32, Kind>,
     /// What domains stand on, which may be a domain in turn.
-    bases: HashMap<u32, u32>,
+    bases: BTreeMap<u32, u32>,
 }
 
 impl Default for Types {
@@ -158,14 +158,14 @@ impl Default for Types {
         let comma = |kind| Kind::Array { element: Arc::new(kind), delimiter: b',' };
         let arrays = ARRAYS.into_iter().map(|(oid, kind)| (oid, comma(kind)));
         let scalars = SCALARS.into_iter().map(|(oid, _, kind)| (oid, kind));
-        Self { kinds: scalars.chain(arrays).collect(), bases: HashMap::new() }
+        Self { kinds: scalars.chain(arrays).collect(), bases: BTreeMap::new() }
     }
 }
 
 impl Types {
     /// The built-in types and what the catalog adds to them, in any order.
     #[must_use]
-    pub fn with_catalog(shapes: &HashMap<u32, TypeShape>) -> Self {
+    pub fn with_catalog(shapes: &BTreeMap<u32, TypeShape>) -> Self {
         let mut types = Self::default();
         for (oid, shape) in shapes {
             if let TypeShape::Domain { base } = shape {
@@ -177,7 +177,7 @@ impl Types {
         types
     }
 
-    fn resolve(&self, shapes: &HashMap<u32, TypeShape>, oid: u32, depth: u32) -> Kind {
+    fn resolve(&self, shapes: &BTreeMap<u32, TypeShape>, oid: u32, depth: u32) -> Kind {
         if let Some(known) = self.kinds.get(&oid) {
             return known.clone();
         }

@@ -24,7 +24,7 @@
 //! - A row that was removed may still be in a page that was read before that was durable: it is passed
 //!   over until no page can show it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use walhook_core::event::RowKeys;
 use walhook_core::persist::{Blocked, DeferReason, RowKey, Tried};
@@ -52,15 +52,15 @@ pub struct Backlog {
     /// Of these, what no batch has been handed out with.
     unasked: u64,
     /// Rows that stand in the queue in memory.
-    loaded: HashSet<RowKey>,
+    loaded: BTreeSet<RowKey>,
     /// Ended, but a page may still show them; true: durably gone, only the page under way may.
-    gone: HashMap<RowKey, bool>,
+    gone: BTreeMap<RowKey, bool>,
     /// Rows that failed.
     heads: BTreeMap<RowKey, Head>,
     /// Those that wait, by their time.
     waiting: BTreeSet<(Tick, RowKey)>,
     /// For each key that rows passed over hold, the first of these rows.
-    held: HashMap<u64, RowKey>,
+    held: BTreeMap<u64, RowKey>,
     /// Where the walk goes on; `None`: at the first row.
     cursor: Option<RowKey>,
     /// No row stands at or behind the cursor.
@@ -100,11 +100,11 @@ impl Backlog {
             in_table: 0,
             storing: BTreeSet::new(),
             unasked: 0,
-            loaded: HashSet::new(),
-            gone: HashMap::new(),
+            loaded: BTreeSet::new(),
+            gone: BTreeMap::new(),
             heads: BTreeMap::new(),
             waiting: BTreeSet::new(),
-            held: HashMap::new(),
+            held: BTreeMap::new(),
             cursor: None,
             at_end: true,
             full: false,
@@ -350,10 +350,10 @@ impl Backlog {
             self.storing = BTreeSet::new();
         }
         if self.loaded.is_empty() {
-            self.loaded = HashSet::new();
+            self.loaded = BTreeSet::new();
         }
         if self.gone.is_empty() {
-            self.gone = HashMap::new();
+            self.gone = BTreeMap::new();
         }
     }
 

@@ -23,7 +23,7 @@
 //! there.
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use super::tracker::TxnSeq;
 use walhook_core::event::{AccountId, EndpointId, Event};
@@ -123,7 +123,7 @@ impl Ahead {
 #[derive(Debug, Default)]
 pub struct Recovered {
     /// Invariant: within one endpoint, ranges ascend and do not overlap; none is left without ranges.
-    ranges: HashMap<AccountId, HashMap<EndpointId, VecDeque<(EventKey, EventKey)>>>,
+    ranges: BTreeMap<AccountId, BTreeMap<EndpointId, VecDeque<(EventKey, EventKey)>>>,
     /// Where each range ends, the first to be forgotten last.
     ends: Vec<(Lsn, AccountId, EndpointId)>,
 }

@@ -1,6 +1,6 @@
 //! Reads the [`Catalog`] with SQL.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -128,7 +128,7 @@ pub async fn load<N: AsRef<str>>(
     let tables = rows.iter().map(table).collect::<Result<Vec<_>>>()?;
     let rows = client.query(&types_sql(), &[]).await;
     let rows = rows.context("cannot read the types from the source's catalog")?;
-    let shapes = rows.iter().map(shape).collect::<Result<HashMap<_, _>>>()?;
+    let shapes = rows.iter().map(shape).collect::<Result<BTreeMap<_, _>>>()?;
     Ok(Catalog::new(tables, Types::with_catalog(&shapes)))
 }
 

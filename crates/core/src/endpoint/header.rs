@@ -1,7 +1,7 @@
 //! The headers that an endpoint's row sets: judged when the row is read, so that a mistake in them is
 //! told before anything is sent.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::fmt;
 
 use http::header::{HeaderName, HeaderValue};
@@ -116,7 +116,7 @@ impl<'de> Visitor<'de> for Entries {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut entries: Self::Value = Vec::new();
-        let mut names = HashSet::new();
+        let mut names = BTreeSet::new();
         while let Some(name) = map.next_key::<String>()? {
             if entries.len() == HEADERS_MAX {
                 return Err(A::Error::custom(format!("are more than {HEADERS_MAX}")));

@@ -1,7 +1,7 @@
 //! The point of it all, in virtual time: a whale with a slow endpoint does not delay small accounts.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -40,9 +40,9 @@ struct Simulation {
     now: Tick,
     scheduler: Scheduler,
     accounts: Vec<Account>,
-    by_lane: HashMap<LaneId, usize>,
+    by_lane: BTreeMap<LaneId, usize>,
     agenda: BinaryHeap<Reverse<(Tick, Happening)>>,
-    requests: HashMap<u64, Request>,
+    requests: BTreeMap<u64, Request>,
     next_request: u64,
     /// Whether old requests are given up when both pools are full.
     aborts: bool,
@@ -54,9 +54,9 @@ impl Simulation {
             now: Tick(0),
             scheduler: Scheduler::new(fast_slots, slow_slots),
             accounts: vec![],
-            by_lane: HashMap::new(),
+            by_lane: BTreeMap::new(),
             agenda: BinaryHeap::new(),
-            requests: HashMap::new(),
+            requests: BTreeMap::new(),
             next_request: 0,
             aborts: true,
         }

@@ -1,6 +1,6 @@
 //! Ranges against the set of what was really settled.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -60,7 +60,7 @@ struct Routed {
 /// Routes all transactions, as the dispatcher does: ordinals per account and endpoint.
 fn route(transactions: &[Vec<ChangePlan>], tracker: &mut Tracker) -> Vec<Routed> {
     let mut routed = vec![];
-    let mut ordinals: HashMap<(AccountId, EndpointId), u64> = HashMap::new();
+    let mut ordinals: BTreeMap<(AccountId, EndpointId), u64> = BTreeMap::new();
     for (at, changes) in transactions.iter().enumerate() {
         let commit = 100 * (at as u64 + 1);
         let txn = tracker.open(Lsn(commit), Tick(0));
@@ -100,7 +100,7 @@ proptest! {
         completions.truncate(routed.len() * settle_share / 100);
 
         // Complete in random order, persist in random batches, each through the stored form.
-        let (mut ahead, mut stored, mut settled) = (Ahead::new(), vec![], HashSet::new());
+        let (mut ahead, mut stored, mut settled) = (Ahead::new(), vec![], BTreeSet::new());
         let mut batch_sizes = batch_sizes.iter().cycle();
         let mut left_in_batch = *batch_sizes.next().unwrap();
         for done in completions {

@@ -95,16 +95,16 @@ pub struct EndpointChanged {
 impl Dispatcher {
     /// What has changed about endpoints, the oldest first.
     pub(super) fn poll_endpoint_change(&mut self) -> Option<EndpointChanged> {
-        self.reports.take_change()
+        self.door.reports.take_change()
     }
 
     /// Tells of a change, and has it stored with the next batch where someone is to be notified.
     pub(super) fn tell(&mut self, changed: EndpointChanged) {
         if let Some(kind) = changed.change.notice() {
             let EndpointChanged { endpoint, account, detail, .. } = &changed;
-            self.notices.add(kind, endpoint, account.as_ref(), detail);
-            self.durable.touch();
+            self.outbox.notices.add(kind, endpoint, account.as_ref(), detail);
+            self.outbox.touch();
         }
-        self.reports.tell(changed);
+        self.door.reports.tell(changed);
     }
 }

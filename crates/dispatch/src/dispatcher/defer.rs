@@ -18,7 +18,7 @@ use super::super::lane::{DELIVERY_BYTES, Held, Origin, Removed};
 use super::super::schedule::LaneId;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
-use super::durable::{Leaves, Leaving, RowChange};
+use super::outbox::{Leaves, Leaving, RowChange};
 use super::queues::QueueNo;
 use super::suspend::Suspension;
 use walhook_core::attempt::DeliveryId;
@@ -119,7 +119,7 @@ impl Dispatcher {
                 // Its first rows were never stored.
                 self.outdate(queue);
             } else {
-                self.refills.join(queue, &mut self.queues);
+                self.deferral.line.join(queue, &mut self.queues);
             }
         }
     }
@@ -248,7 +248,7 @@ impl Dispatcher {
                     detour.backlog.fail(&key, &keys, &tried, due);
                     let event = pending.held.event.id;
                     let row = RowId { queue: self.queues.id(queue).clone(), key, event };
-                    self.durable.change(row, insertion, RowChange::Retime(tried));
+                    self.outbox.change(row, insertion, RowChange::Retime(tried));
                     self.outdate(queue);
                 } else {
                     detour.backlog.unload(&key, &keys, behind);
@@ -268,7 +268,7 @@ impl Dispatcher {
             // Nothing new is sent to it, so it holds the frontier no longer than one request takes.
             return;
         }
-        let insertion = self.durable.next_insertion();
+        let insertion = self.outbox.next_insertion();
         let in_memory = self.queues.in_use(queue);
         let keys = in_memory.keys(id).cloned().unwrap_or_default();
         let pending = in_memory.held_mut(id);
@@ -376,7 +376,7 @@ impl Dispatcher {
 
     /// What is not on its way out of memory.
     pub(super) fn bytes_to_stay(&self) -> usize {
-        self.used_bytes().saturating_sub(self.durable.leaving_bytes())
+        self.used_bytes().saturating_sub(self.outbox.leaving_bytes())
     }
 
     fn store_row(
@@ -392,12 +392,12 @@ impl Dispatcher {
         let event = Arc::clone(&held.event);
         let id = RowId { queue: self.queues.id(queue).clone(), key, event: event.id };
         if !skip {
-            self.reports.deferred(reason);
+            self.door.reports.deferred(reason);
         }
         let row = Defer { id, event, reason, tried };
         let bytes = DELIVERY_BYTES + held.event.size_bytes();
         let kind = if skip { Leaves::Skipped(queue) } else { Leaves::Deferred(queue) };
-        self.durable.leave(Leaving { row, held, txn, ordinal, kind, routed, counted, bytes });
+        self.outbox.leave(Leaving { row, held, txn, ordinal, kind, routed, counted, bytes });
         self.outdate(queue);
     }
 
@@ -406,7 +406,7 @@ impl Dispatcher {
         if let Some(detour) = self.queues.deferred_mut(queue)
             && !std::mem::replace(&mut detour.is_stale, true)
         {
-            self.durable.outdated(queue);
+            self.outbox.outdated(queue);
         }
     }
 

@@ -17,6 +17,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::super::route::Snapshot;
+use super::reports::Reports;
 use super::{Dispatch, Dispatcher, EndpointChanged, OperatorInput, ReplayInput, Retry, Settled};
 use walhook_core::attempt::{DeliveryId, Outcome};
 use walhook_core::endpoint::Routes;
@@ -129,9 +130,23 @@ pub(super) struct Door {
     /// The last moment that was told.
     now: Tick,
     stopping: bool,
+    /// What the state database's clock said at tick 0: microseconds since 1970-01-01 UTC.
+    unix_us_at_zero: i64,
+    /// What is told beside effects.
+    pub(super) reports: Reports,
 }
 
 impl Door {
+    /// Nothing has come in. `unix_us_at_zero`: see [`Start::unix_us_at_zero`](super::Start::unix_us_at_zero).
+    pub(super) fn new(unix_us_at_zero: i64) -> Self {
+        Self { unix_us_at_zero, ..Self::default() }
+    }
+
+    /// What the state database's clock said at tick 0.
+    pub(super) fn unix_us_at_zero(&self) -> i64 {
+        self.unix_us_at_zero
+    }
+
     /// The last moment that was told.
     pub(super) fn now(&self) -> Tick {
         self.now

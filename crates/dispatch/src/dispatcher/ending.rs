@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::lane::{DELIVERY_BYTES, Held, Origin};
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
-use super::durable::{Body, Dying, RowChange};
+use super::outbox::{Body, Dying, RowChange};
 use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::Unroutable;
@@ -35,7 +35,7 @@ impl Dispatcher {
     pub(super) fn die_unroutable(&mut self, unroutable: Unroutable, txn: TxnSeq) {
         let Unroutable { event, reason: _, detail } = unroutable;
         self.memory.take(DELIVERY_BYTES);
-        self.reports.died();
+        self.door.reports.died();
         let letter = DeadLetter {
             event: Arc::clone(&event),
             endpoint: None,
@@ -47,7 +47,7 @@ impl Dispatcher {
             replay: 0,
         };
         let body = Body::Unroutable { txn, held: Arc::new(Held { event }) };
-        self.durable.die(Dying { letter, body });
+        self.outbox.die(Dying { letter, body });
     }
 
     /// A delivery ends without success.
@@ -85,8 +85,8 @@ impl Dispatcher {
                 return;
             }
         };
-        self.reports.died();
-        self.durable.die(Dying { letter, body });
+        self.door.reports.died();
+        self.outbox.die(Dying { letter, body });
     }
 
     /// A delivery ends with a 2xx, or because its endpoint was removed.
@@ -96,7 +96,7 @@ impl Dispatcher {
         match pending.origin {
             Origin::Stream { txn, ordinal } => {
                 self.progress.settle(self.queues.id(queue), ordinal, event, txn);
-                self.durable.touch();
+                self.outbox.touch();
             }
             Origin::Deferred { insertion, .. } => {
                 let id = self.queues.id(queue).clone();
@@ -107,7 +107,7 @@ impl Dispatcher {
                     Ended::Delivered => RowChange::Remove,
                     Ended::Dropped => RowChange::Drop,
                 };
-                self.durable.change(row, insertion, change);
+                self.outbox.change(row, insertion, change);
             }
             Origin::Retry { dead_letter, job } => self.end_retry(dead_letter, job, None),
         }

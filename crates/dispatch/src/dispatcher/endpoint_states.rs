@@ -1,10 +1,12 @@
 //! The endpoints to which nothing is sent: those that walhook has switched off, and those that an operator has
-//! paused.
+//! paused. Beside them those that fail.
 //!
 //! Invariant: an endpoint is one of the two at most. What changes here is stored with the next batch, by whoever
 //! changes it.
 
 use std::collections::BTreeMap;
+
+use super::failing::Failures;
 
 use walhook_core::event::EndpointId;
 use walhook_core::persist::{DisableEndpoint, PauseEndpoint};
@@ -15,14 +17,21 @@ pub(super) struct EndpointStates {
     disabled: BTreeMap<EndpointId, String>,
     /// With since when: microseconds since 1970-01-01 UTC.
     paused: BTreeMap<EndpointId, i64>,
+    /// Those that fail: since when, how often, by what.
+    pub(super) failing: Failures,
 }
 
 impl EndpointStates {
     /// As an earlier leader left them.
-    pub(super) fn new(disabled: Vec<DisableEndpoint>, paused: Vec<PauseEndpoint>) -> Self {
+    pub(super) fn new(
+        disabled: Vec<DisableEndpoint>,
+        paused: Vec<PauseEndpoint>,
+        failing: Failures,
+    ) -> Self {
         Self {
             disabled: disabled.into_iter().map(|d| (d.endpoint, d.reason)).collect(),
             paused: paused.into_iter().map(|p| (p.endpoint, p.since_us)).collect(),
+            failing,
         }
     }
 
@@ -88,7 +97,7 @@ mod tests {
     fn endpoint_is_off_or_paused_and_never_both() {
         let endpoint = EndpointId::new("7");
         let disable = DisableEndpoint { endpoint: endpoint.clone(), reason: "410".to_owned() };
-        let mut states = EndpointStates::new(vec![], vec![]);
+        let mut states = EndpointStates::new(vec![], vec![], Failures::default());
         assert!(states.disable(&disable) && !states.disable(&disable));
         assert_eq!((states.why_disabled(&endpoint), states.counts()), (Some("410"), (1, 0)));
         states.pause(&endpoint, 5);

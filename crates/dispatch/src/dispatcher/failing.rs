@@ -109,9 +109,9 @@ impl Dispatcher {
     ) {
         let at_us = self.unix_us(now);
         let error = shortened(error);
-        let is_full = self.failures.queues.len() >= self.failures.max;
+        let is_full = self.endpoints.failing.queues.len() >= self.endpoints.failing.max;
         let name = self.queues.id(queue);
-        let Some(failing) = self.failures.queues.get_mut(name) else {
+        let Some(failing) = self.endpoints.failing.queues.get_mut(name) else {
             if is_full {
                 return;
             }
@@ -131,9 +131,9 @@ impl Dispatcher {
                 stored: stored_before,
                 due: None,
             };
-            self.failures.queues.insert(name.clone(), Box::new(failing));
-            self.failures.plan(name, now);
-            self.durable.touch();
+            self.endpoints.failing.queues.insert(name.clone(), Box::new(failing));
+            self.endpoints.failing.plan(name, now);
+            self.outbox.touch();
             if !is_told {
                 self.tell_of(
                     &self.queues.id(queue).clone(),
@@ -151,18 +151,18 @@ impl Dispatcher {
         let wait = if failing.told { REWRITTEN } else { LINGERS };
         let at = (failing.written + wait).max(now);
         if failing.due.is_none_or(|due| at < due) {
-            self.failures.plan(name, at);
+            self.endpoints.failing.plan(name, at);
         }
     }
 
     /// A request was taken.
     pub(super) fn end_failing(&mut self, queue: QueueNo, now: Tick) {
-        if self.failures.queues.is_empty() {
+        if self.endpoints.failing.queues.is_empty() {
             return;
         }
         let at_us = self.unix_us(now);
         let name = self.queues.id(queue);
-        let Some(failing) = self.failures.queues.get_mut(name) else { return };
+        let Some(failing) = self.endpoints.failing.queues.get_mut(name) else { return };
         if std::mem::replace(&mut failing.well, true) {
             return;
         }
@@ -170,8 +170,8 @@ impl Dispatcher {
         let us = u64::try_from(at_us.saturating_sub(failing.error.since_us)).unwrap_or(0);
         let lasted = Duration::from_millis(us / 1_000);
         let failed = failing.error.failed;
-        self.failures.plan(name, at);
-        self.durable.touch();
+        self.endpoints.failing.plan(name, at);
+        self.outbox.touch();
         if told {
             let lasted = humantime::format_duration(lasted);
             let detail =
@@ -183,10 +183,10 @@ impl Dispatcher {
     /// The endpoint is gone, and so is what was known of its failures.
     pub(super) fn forget_failing(&mut self, queue: QueueNo, now: Tick) {
         let name = self.queues.id(queue);
-        if let Some(failing) = self.failures.queues.get_mut(name) {
+        if let Some(failing) = self.endpoints.failing.queues.get_mut(name) {
             (failing.well, failing.told) = (true, true);
-            self.failures.plan(name, now);
-            self.durable.touch();
+            self.endpoints.failing.plan(name, now);
+            self.outbox.touch();
         }
     }
 
@@ -194,14 +194,14 @@ impl Dispatcher {
     pub(super) fn hand_out_failing(&mut self, batch: &mut PersistBatch, now: Tick) {
         let mut untold = Vec::new();
         for _ in 0..ROWS_MAX {
-            let Some(queue) = self.failures.take_due(now) else { break };
-            let Some(failing) = self.failures.queues.get_mut(&queue) else { continue };
+            let Some(queue) = self.endpoints.failing.take_due(now) else { break };
+            let Some(failing) = self.endpoints.failing.queues.get_mut(&queue) else { continue };
             failing.due = None;
             if failing.well {
                 if failing.stored {
                     batch.errors_gone.push(queue.clone());
                 }
-                self.failures.queues.remove(&queue);
+                self.endpoints.failing.queues.remove(&queue);
                 continue;
             }
             (failing.written, failing.stored) = (now, true);
@@ -292,7 +292,7 @@ mod tests {
         );
         rig.store();
         let gone = rig.stored.iter().flat_map(|batch| &batch.errors_gone).count();
-        assert_eq!((gone, rig.dispatcher.failures.len()), (1, 0));
+        assert_eq!((gone, rig.dispatcher.endpoints.failing.len()), (1, 0));
     }
 
     #[test]
@@ -324,7 +324,7 @@ mod tests {
             let queue = queue_of(&mut rig, &id);
             rig.dispatcher.begin_failing(queue, event, &"x".repeat(2_000), false, rig.now);
         }
-        assert_eq!(rig.dispatcher.failures.len(), KNOWN_MIN);
+        assert_eq!(rig.dispatcher.endpoints.failing.len(), KNOWN_MIN);
         let line = &told(&mut rig)[0].1;
         assert!(line.len() < 400, "{line}");
     }

@@ -21,7 +21,7 @@ use std::time::Duration;
 use super::super::lane::{DELIVERY_BYTES, Held, Source};
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
-use super::durable::ROWS_BYTES;
+use super::outbox::ROWS_BYTES;
 use walhook_core::endpoint::{Endpoint, Routes};
 use walhook_core::event::{AccountId, EndpointId, Event, RowKeys, Unroutable, UnroutableReason};
 use walhook_core::persist::DeferReason;
@@ -135,11 +135,11 @@ impl Dispatcher {
         self.memory.take(event.size_bytes());
         let account = event.account.clone();
         let held = Arc::new(Held { event });
-        let has_shelf = self.shelves.has(&account);
+        let has_shelf = self.routing.shelves.has(&account);
         if let To::All(txn) = to
             && has_shelf
-            && !self.waiting.has(&account)
-            && self.router.get(&account, now).is_none()
+            && !self.routing.waiting.has(&account)
+            && self.routing.router.get(&account, now).is_none()
         {
             self.progress.add(txn);
             self.memory.take(DELIVERY_BYTES);
@@ -147,9 +147,9 @@ impl Dispatcher {
             self.relieve(now);
             return;
         }
-        let waits = has_shelf || self.waiting.has(&account);
+        let waits = has_shelf || self.routing.waiting.has(&account);
         let in_turn = !waits || matches!(to, To::One { .. });
-        let routes = if in_turn { self.router.get(&account, now) } else { None };
+        let routes = if in_turn { self.routing.router.get(&account, now) } else { None };
         let slice = self.settings.slice;
         let at_once =
             |routes: &Arc<Routes>| routes.refused.is_none() && routes.endpoints.len() <= slice;
@@ -168,33 +168,34 @@ impl Dispatcher {
             self.progress.add(*txn);
         }
         self.memory.take(DELIVERY_BYTES);
-        self.waiting.push(account.clone(), Parked { held, to, after: None }, now);
+        self.routing.waiting.push(account.clone(), Parked { held, to, after: None }, now);
         if routes.is_some() {
-            self.waiting.join_line(&account);
-        } else if !self.waiting.accounts.get(&account).is_some_and(|events| events.in_line) {
-            self.router.want(&account);
+            self.routing.waiting.join_line(&account);
+        } else if !self.routing.waiting.accounts.get(&account).is_some_and(|events| events.in_line)
+        {
+            self.routing.router.want(&account);
         }
         self.relieve(now);
     }
 
     /// Routes the next slice of what waits. Call before [`Dispatcher::poll_attempt`].
     pub(super) fn fan_out(&mut self, now: Tick) {
-        self.waiting.is_ready = false;
+        self.routing.waiting.is_ready = false;
         if self.door.is_stopping() {
             return;
         }
         self.route_shelves(now);
-        if !self.waiting.is_empty() && self.is_stalled(now) {
+        if !self.routing.waiting.is_empty() && self.is_stalled(now) {
             self.relieve(now);
         }
-        if self.waiting.line.is_empty() {
+        if self.routing.waiting.line.is_empty() {
             return;
         }
         self.relieve(now);
-        for _ in 0..self.waiting.line.len().min(LOOKED_AT_ONCE) {
-            let Some(account) = self.waiting.line.pop_front() else { return };
+        for _ in 0..self.routing.waiting.line.len().min(LOOKED_AT_ONCE) {
+            let Some(account) = self.routing.waiting.line.pop_front() else { return };
             if self.route_slice(&account, None, &mut { self.settings.slice }, now) {
-                self.waiting.is_ready = !self.waiting.line.is_empty();
+                self.routing.waiting.is_ready = !self.routing.waiting.line.is_empty();
                 return;
             }
         }
@@ -208,13 +209,13 @@ impl Dispatcher {
         left: &mut usize,
         now: Tick,
     ) {
-        if self.shelves.has(account) {
+        if self.routing.shelves.has(account) {
             self.route_shelf(account, Some(routes), now);
         }
-        let Some(events) = self.waiting.accounts.get_mut(account) else { return };
+        let Some(events) = self.routing.waiting.accounts.get_mut(account) else { return };
         if !std::mem::replace(&mut events.in_line, true) {
             self.route_slice(account, Some(routes), left, now);
-            self.waiting.is_ready |= !self.waiting.line.is_empty();
+            self.routing.waiting.is_ready |= !self.routing.waiting.line.is_empty();
         }
     }
 
@@ -229,8 +230,8 @@ impl Dispatcher {
     ) -> bool {
         let mut worked = false;
         loop {
-            let Some(events) = self.waiting.accounts.get_mut(account) else { return true };
-            if self.shelves.has(account)
+            let Some(events) = self.routing.waiting.accounts.get_mut(account) else { return true };
+            if self.routing.shelves.has(account)
                 && events.events.front().is_some_and(|first| matches!(first.to, To::All(_)))
             {
                 // It goes on when the shelf is empty.
@@ -238,18 +239,19 @@ impl Dispatcher {
                 return true;
             }
             if events.events.is_empty() {
-                self.waiting.accounts.remove(account);
+                self.routing.waiting.accounts.remove(account);
                 self.unpin_if_idle(account);
                 return true;
             }
-            let Some(routes) = routes.cloned().or_else(|| self.router.get(account, now)) else {
+            let Some(routes) = routes.cloned().or_else(|| self.routing.router.get(account, now))
+            else {
                 events.in_line = false;
-                self.router.want(account);
+                self.routing.router.want(account);
                 return true;
             };
             let may_go = self.may_go(account, &routes);
             if *left == 0 || may_go.is_none() {
-                self.waiting.line.push_back(account.clone());
+                self.routing.waiting.line.push_back(account.clone());
                 return worked;
             }
             worked = true;
@@ -262,7 +264,7 @@ impl Dispatcher {
     /// Whether the account's first event may go on (`Some`), and why its deliveries are deferred, where
     /// they are.
     fn may_go(&self, account: &AccountId, routes: &Routes) -> Option<Option<DeferReason>> {
-        let events = self.waiting.accounts.get(account)?;
+        let events = self.routing.waiting.accounts.get(account)?;
         let first = events.events.front()?;
         let To::All(txn) = first.to else { return Some(None) };
         if routes.refused.is_some() || routes.endpoints.len() <= self.settings.slice {
@@ -278,7 +280,7 @@ impl Dispatcher {
             None
         };
         let lane = self.queues.lane_of(account);
-        let leaving = self.durable.leaving_bytes();
+        let leaving = self.outbox.leaving_bytes();
         let goes = match reason {
             // What is deferred makes room only when it is stored; but where the events that wait fill
             // memory by themselves, nothing else does.
@@ -300,7 +302,7 @@ impl Dispatcher {
         reason: Option<DeferReason>,
         now: Tick,
     ) -> usize {
-        let Some(events) = self.waiting.accounts.get_mut(account) else { return 0 };
+        let Some(events) = self.routing.waiting.accounts.get_mut(account) else { return 0 };
         events.moved = now;
         let Some(first) = events.events.front_mut() else { return 0 };
         let mut came_to = 1;
@@ -323,13 +325,13 @@ impl Dispatcher {
                 return came_to;
             }
         }
-        let Some(events) = self.waiting.accounts.get_mut(account) else { return came_to };
+        let Some(events) = self.routing.waiting.accounts.get_mut(account) else { return came_to };
         let Some(Parked { held, to, .. }) = events.events.pop_front() else { return came_to };
         events.bytes = events.bytes.saturating_sub(held.event.size_bytes());
         self.memory.give_back(DELIVERY_BYTES);
         match to {
             To::All(txn) if routes.refused.is_some() => {
-                self.reports.refused();
+                self.door.reports.refused();
                 let detail = routes.refused.clone().unwrap_or_default();
                 let (event, reason) = (Arc::clone(&held.event), UnroutableReason::Endpoints);
                 self.die_unroutable(Unroutable { event, reason, detail }, txn);
@@ -384,25 +386,26 @@ impl Dispatcher {
 
     /// Whether look-ups are not answered.
     fn is_stalled(&self, now: Tick) -> bool {
-        self.asked_at.is_some_and(|at| now.since(at) >= STALL)
+        self.routing.asked_at.is_some_and(|at| now.since(at) >= STALL)
     }
 
     /// When look-ups that are not answered by then are not waited for any more.
     pub(super) fn stall_deadline(&self, now: Tick) -> Option<Tick> {
         let short = self.used_bytes() >= self.settings.memory_limit / 4 * 3;
-        let at = self.asked_at.filter(|_| short && !self.waiting.is_empty())? + STALL;
+        let at =
+            self.routing.asked_at.filter(|_| short && !self.routing.waiting.is_empty())? + STALL;
         (at > now).then_some(at)
     }
 
     /// The account's shelf is empty.
     pub(super) fn resume_waiting(&mut self, account: &AccountId, now: Tick) {
-        if !self.waiting.has(account) {
+        if !self.routing.waiting.has(account) {
             return;
         }
-        if self.router.get(account, now).is_some() {
-            self.waiting.join_line(account);
+        if self.routing.router.get(account, now).is_some() {
+            self.routing.waiting.join_line(account);
         } else {
-            self.router.want(account);
+            self.routing.router.want(account);
         }
     }
 
@@ -410,7 +413,7 @@ impl Dispatcher {
     /// holds most first.
     pub(super) fn relieve_of_unrouted(&mut self, now: Tick) {
         let is_stalled = self.is_stalled(now);
-        if now < self.waiting.look_at {
+        if now < self.routing.waiting.look_at {
             return;
         }
         let waits = |(account, events): (&AccountId, &Events)| {
@@ -418,10 +421,10 @@ impl Dispatcher {
             (long && self.waits_for_routes(account)).then(|| (events.bytes, account.clone()))
         };
         let mut accounts: Vec<(usize, AccountId)> =
-            self.waiting.accounts.iter().filter_map(waits).collect();
+            self.routing.waiting.accounts.iter().filter_map(waits).collect();
         if accounts.is_empty() {
             // To look again costs a look at all of them.
-            self.waiting.look_at = now + LOOK_EVERY;
+            self.routing.waiting.look_at = now + LOOK_EVERY;
         }
         accounts.sort_unstable_by(|(a, x), (b, y)| b.cmp(a).then_with(|| x.cmp(y)));
         for (_, account) in accounts {
@@ -443,7 +446,7 @@ impl Dispatcher {
             (overdue && self.waits_for_routes(account)).then(|| account.clone())
         };
         let mut accounts: Vec<AccountId> =
-            self.waiting.accounts.iter().filter_map(is_overdue).collect();
+            self.routing.waiting.accounts.iter().filter_map(is_overdue).collect();
         accounts.sort_unstable();
         for account in accounts {
             self.shelve_waiting(&account, now);
@@ -451,25 +454,25 @@ impl Dispatcher {
     }
 
     fn waits_for_routes(&self, account: &AccountId) -> bool {
-        self.shelves.has(account) || !self.router.holds(account)
+        self.routing.shelves.has(account) || !self.routing.router.holds(account)
     }
 
     /// All that waits of an account's becomes rows. An event that has come to some of its endpoints goes on
     /// by the routes that were known last, as deferred deliveries.
     fn shelve_waiting(&mut self, account: &AccountId, now: Tick) {
-        while let Some(events) = self.waiting.accounts.get(account)
+        while let Some(events) = self.routing.waiting.accounts.get(account)
             && let Some(first) = events.events.front()
             && first.after.is_some()
         {
-            let Some(routes) = self.router.last(account) else { return };
-            let leaving = self.durable.leaving_bytes();
+            let Some(routes) = self.routing.router.last(account) else { return };
+            let leaving = self.outbox.leaving_bytes();
             let left = (2 * ROWS_BYTES).saturating_sub(leaving) / DELIVERY_BYTES;
             if left == 0 {
                 return;
             }
             self.route_next(account, &routes, left, Some(DeferReason::Held), now);
         }
-        let Some(events) = self.waiting.accounts.get_mut(account) else { return };
+        let Some(events) = self.routing.waiting.accounts.get_mut(account) else { return };
         let mut shelved = Vec::new();
         for parked in std::mem::take(&mut events.events) {
             if let To::All(txn) = parked.to {
@@ -481,7 +484,7 @@ impl Dispatcher {
         }
         (events.moved, events.overdue) = (now, None);
         if events.events.is_empty() && !events.in_line {
-            self.waiting.accounts.remove(account);
+            self.routing.waiting.accounts.remove(account);
         }
         for (held, txn) in shelved {
             self.shelve(held, txn);

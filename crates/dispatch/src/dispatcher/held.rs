@@ -11,7 +11,7 @@ use super::super::schedule::LaneId;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
 use super::defer::Exit;
-use super::durable::ROWS_BYTES;
+use super::outbox::ROWS_BYTES;
 use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::EndpointId;
@@ -36,25 +36,25 @@ impl Dispatcher {
     /// When the frontier is to be looked at although nothing else happens.
     pub(super) fn release_deadline(&self) -> Option<Tick> {
         let oldest = self.progress.oldest_unsettled()?;
-        Some((oldest + self.settings.max_hold).max(self.next_release))
+        Some((oldest + self.settings.max_hold).max(self.progress.next_look()))
     }
 
     /// Defers what has held the frontier back for too long.
     pub(super) fn release_frontier(&mut self, now: Tick) {
-        if now < self.next_release || self.door.is_stopping() {
+        if now < self.progress.next_look() || self.door.is_stopping() {
             return;
         }
-        self.next_release = now + RELEASE_EVERY;
+        self.progress.look_again_at(now + RELEASE_EVERY);
         let opened = now - self.settings.max_hold;
         let lsn = Lsn(self.progress.received().0.saturating_sub(self.settings.max_retained));
         let Some(last) = self.progress.overdue(opened, lsn) else { return };
         // What came a moment ago with a transaction that takes long to read may still go directly, unless
         // there is too much WAL. While the state database has more to store than one batch, the frontier
         // waits for that, and what joins the line's end would not free any WAL sooner.
-        let is_in_line = self.durable.leaving_bytes() > ROWS_BYTES;
+        let is_in_line = self.outbox.leaving_bytes() > ROWS_BYTES;
         let too_much_wal = self.progress.frontier() < lsn && !is_in_line;
         let since = if too_much_wal { now } else { opened };
-        self.waiting.note_overdue(last, since);
+        self.routing.waiting.note_overdue(last, since);
         self.shelve_overdue(now);
         self.release_unseen(last);
         for Overdue { queue, idle, in_flight, .. } in self.overdue(last, since) {

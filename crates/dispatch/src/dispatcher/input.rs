@@ -46,15 +46,15 @@ impl Dispatcher {
     /// The next accounts whose endpoints are to be looked up; answered by
     /// [`Dispatcher::handle_lookup`]. One batch at a time; an empty one asks for a snapshot alone.
     pub(super) fn poll_lookup(&mut self, now: Tick) -> Option<Vec<AccountId>> {
-        let accounts = self.router.poll_lookup(now)?;
-        self.asked_at = Some(now);
+        let accounts = self.routing.router.poll_lookup(now)?;
+        self.routing.asked_at = Some(now);
         Some(accounts)
     }
 
     /// Of the batch that [`Dispatcher::poll_lookup`] asked for, these are not answered for, and asked for
     /// again no earlier than so long from now. Call it before [`Dispatcher::handle_lookup`].
     pub(super) fn put_off_lookup(&mut self, accounts: Vec<(AccountId, Duration)>, now: Tick) {
-        self.router.put_off(accounts, now);
+        self.routing.router.put_off(accounts, now);
     }
 
     /// Takes the answer to [`Dispatcher::poll_lookup`].
@@ -64,10 +64,10 @@ impl Dispatcher {
         answers: Vec<(AccountId, Routes)>,
         now: Tick,
     ) {
-        self.asked_at = None;
+        self.routing.asked_at = None;
         let mut left = ROUTED_AT_ONCE;
         for LookedUp { account, routes, joined } in
-            self.router.handle_lookup(snapshot, answers, now)
+            self.routing.router.handle_lookup(snapshot, answers, now)
         {
             for endpoint in joined {
                 self.join(&account, &endpoint);
@@ -76,7 +76,7 @@ impl Dispatcher {
             self.handle_lane_routed(&account, routes.weight, now);
             self.unpin_if_idle(&account);
         }
-        for account in self.router.take_kept() {
+        for account in self.routing.router.take_kept() {
             self.unpin_if_idle(&account);
         }
         self.note_seen(snapshot);
@@ -84,7 +84,7 @@ impl Dispatcher {
 
     fn handle_event(&mut self, event: Arc<Event>, now: Tick) {
         let txn = self.progress.reading();
-        self.durable.touch();
+        self.outbox.touch();
         self.arrive(event, To::All(txn), now);
     }
 
@@ -110,7 +110,7 @@ impl Dispatcher {
         }
         self.note_joined(&invalidation.joined);
         self.note_unseen(invalidation.xid);
-        self.router.handle_invalidation(invalidation, self.progress.received());
+        self.routing.router.handle_invalidation(invalidation, self.progress.received());
     }
 
     pub(super) fn ordering_keys(&self, event: &Event) -> RowKeys {
@@ -139,8 +139,8 @@ impl Dispatcher {
         let id = self.queues.next_delivery();
         self.memory.take(DELIVERY_BYTES);
         self.queues.push(queue, New { id, held, source, now }, keys);
-        if !self.joins.is_empty() {
-            self.queues.in_use(queue).hold_from(self.joins.held_from(queue));
+        if !self.routing.starts.is_empty() {
+            self.queues.in_use(queue).hold_from(self.routing.starts.held_from(queue));
         }
         self.queues.refresh(queue, now);
         self.sync(queue);

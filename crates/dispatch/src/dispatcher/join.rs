@@ -81,12 +81,12 @@ impl Dispatcher {
     pub(super) fn join(&mut self, account: &AccountId, endpoint: &EndpointId) {
         let queue = self.queues.intern(account, endpoint);
         self.queues.keep(queue, true);
-        self.joins.expect(queue, self.progress.received());
+        self.routing.starts.expect(queue, self.progress.received());
     }
 
     /// The next delivery is routed to the queue: the first after a join, perhaps.
     pub(super) fn begin_join(&mut self, queue: QueueNo, position: Position) {
-        let Some(joins) = self.joins.queues.get_mut(&queue) else { return };
+        let Some(joins) = self.routing.starts.queues.get_mut(&queue) else { return };
         // What an earlier leader left on a shelf is routed before older events that are read again.
         for first in joins.iter_mut().filter_map(|join| join.first.as_mut()) {
             first.position = first.position.min(position);
@@ -95,27 +95,28 @@ impl Dispatcher {
         if join.first.is_none() {
             let id = self.queues.coming_delivery();
             join.first = Some(First { id, position, last_insertion: None });
-            self.durable.touch();
+            self.outbox.touch();
         }
     }
 
     /// Older events are out of the way: ranges of joins may be stored.
     pub(super) fn touch_joins(&mut self) {
-        if !self.joins.is_empty() {
-            self.durable.touch();
+        if !self.routing.starts.is_empty() {
+            self.outbox.touch();
         }
     }
 
     /// The ranges of joins that can be stored. Call after the batch's rows are handed out.
     pub(super) fn hand_out_joins(&mut self) -> Vec<SettledRange> {
         let mut ranges = Vec::new();
-        for (queue, joins) in &mut self.joins.queues {
+        for (queue, joins) in &mut self.routing.starts.queues {
             let it = self.queues.at(*queue);
             let QueueId { account, endpoint } = it.id();
             let Some(join) = joins.front_mut() else { continue };
             let Some(first) = &mut join.first else { continue };
-            let waits = self.waiting.first_position(account);
-            if waits.is_some_and(|waits| waits < first.position) || self.shelves.holds_back(account)
+            let waits = self.routing.waiting.first_position(account);
+            if waits.is_some_and(|waits| waits < first.position)
+                || self.routing.shelves.holds_back(account)
             {
                 // An older event may yet come to the queue.
                 continue;
@@ -125,8 +126,8 @@ impl Dispatcher {
             {
                 continue;
             }
-            let last_insertion = first.last_insertion.get_or_insert(self.durable.insertions());
-            if *last_insertion <= self.durable.handed_out() {
+            let last_insertion = first.last_insertion.get_or_insert(self.outbox.insertions());
+            if *last_insertion <= self.outbox.handed_out() {
                 join.is_storing = true;
                 ranges.push(SettledRange {
                     account: account.clone(),
@@ -143,7 +144,7 @@ impl Dispatcher {
     /// those that need none any more, let their queues go.
     pub(super) fn end_joins(&mut self, frontier: Lsn, now: Tick) {
         let mut let_go = Vec::new();
-        self.joins.queues.retain(|queue, joins| {
+        self.routing.starts.queues.retain(|queue, joins| {
             let before = joins.len();
             while joins.front().is_some_and(|join| join.is_storing || join.received < frontier) {
                 joins.pop_front();
@@ -155,8 +156,8 @@ impl Dispatcher {
         });
         let_go.sort_unstable_by(|a, b| self.queues.id(*a).cmp(self.queues.id(*b)));
         for queue in let_go {
-            self.queues.keep(queue, self.joins.queues.contains_key(&queue));
-            let held_from = self.joins.held_from(queue);
+            self.queues.keep(queue, self.routing.starts.queues.contains_key(&queue));
+            let held_from = self.routing.starts.held_from(queue);
             if let Some(in_memory) = self.queues.pending_mut(queue) {
                 in_memory.hold_from(held_from);
             }

@@ -23,13 +23,13 @@ const IDLE_MIN: usize = 64;
 impl Dispatcher {
     /// What is kept beside what is pending.
     pub(super) fn kept_bytes(&self) -> usize {
-        self.router.bytes()
+        self.routing.router.bytes()
             + self.queues.in_memory() * QUEUE_BYTES
             + self.queues.with_rows() * DETOUR_BYTES
-            + self.failures.len() * FAILING_BYTES
+            + self.endpoints.failing.len() * FAILING_BYTES
             + self.progress.bytes()
-            + self.joins.len() * START_BYTES
-            + self.shelves.bytes()
+            + self.routing.starts.len() * START_BYTES
+            + self.routing.shelves.bytes()
     }
 
     /// What counts against the limit.
@@ -51,8 +51,8 @@ impl Dispatcher {
 
     /// Lets an account's routes be forgotten when nothing of it is pending any more.
     pub(super) fn unpin_if_idle(&mut self, account: &AccountId) {
-        if !self.queues.has_lane(account) && !self.waiting.has(account) {
-            self.router.unpin(account);
+        if !self.queues.has_lane(account) && !self.routing.waiting.has(account) {
+            self.routing.router.unpin(account);
         }
     }
 }

@@ -31,8 +31,8 @@
 
 mod changes;
 mod defer;
+mod deferral;
 mod door;
-mod durable;
 mod ending;
 mod endpoint_states;
 mod failing;
@@ -43,6 +43,7 @@ mod join;
 mod memory;
 mod memory_budget;
 mod operator;
+mod outbox;
 mod outcome;
 mod outgoing;
 mod progress;
@@ -52,12 +53,14 @@ mod replay;
 mod reports;
 #[cfg(test)]
 mod rig;
+mod routing;
 mod send;
 mod sending;
 mod settings;
 #[cfg(test)]
 mod simulation;
 mod stop;
+mod store;
 mod suspend;
 mod unrouted;
 mod unseen;
@@ -66,30 +69,23 @@ use std::time::Duration;
 
 use rand::rngs::SmallRng;
 
-use super::route::Router;
 use super::schedule::{LaneId, Pool};
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::lsn::Lsn;
-use walhook_core::notice::Notices;
 use walhook_core::tick::Tick;
 
 use defer::Detour;
+use deferral::Deferral;
 use door::Door;
-use durable::Durable;
 use endpoint_states::EndpointStates;
 use failing::Failures;
-use fan_out::Waiting;
-use join::Joins;
 use memory_budget::MemoryBudget;
+use outbox::Outbox;
 use progress::Progress;
 use queues::{Lane, QueueNo, Queues};
-use refill::Refills;
 use replay::Replays;
-use reports::Reports;
+use routing::Routing;
 use sending::Sending;
-use suspend::Suspensions;
-use unrouted::Shelves;
-use unseen::Unseen;
 
 pub use changes::{EndpointChange, EndpointChanged};
 pub use door::{Effect, Input, LookUpAnswer};
@@ -110,28 +106,15 @@ pub const PERSIST_SLOW: Duration = Duration::from_secs(1);
 pub struct Dispatcher {
     settings: Settings,
     rng: SmallRng,
-    router: Router,
-    progress: Progress,
-    sending: Sending,
-    endpoints: EndpointStates,
-    memory: MemoryBudget,
-    reports: Reports,
+    routing: Routing,
     queues: Queues,
-    waiting: Waiting,
-    joins: Joins,
-    suspensions: Suspensions,
-    refills: Refills,
-    failures: Failures,
+    deferral: Deferral,
+    sending: Sending,
+    progress: Progress,
+    endpoints: EndpointStates,
+    outbox: Outbox,
+    memory: MemoryBudget,
     replays: Replays,
-    shelves: Shelves,
-    /// Since when a look-up has not been answered.
-    asked_at: Option<Tick>,
-    /// The frontier is not looked at again before then.
-    next_release: Tick,
-    durable: Durable,
-    notices: Notices,
-    unseen: Unseen,
-    unix_us_at_zero: i64,
     door: Door,
 }
 
@@ -143,27 +126,20 @@ impl Dispatcher {
         let cache_bytes = settings.memory_limit / 8;
         let mut dispatcher = Self {
             rng,
-            router: Router::new(cache_bytes),
-            progress: Progress::new(start.frontier, &start.settled),
-            sending: Sending::new(settings.fast_slots, settings.slow_slots),
-            endpoints: EndpointStates::new(start.disabled, start.paused),
-            memory: MemoryBudget::new(settings.memory_limit),
-            reports: Reports::default(),
+            routing: Routing::new(cache_bytes),
             queues: Queues::new(),
-            waiting: Waiting::default(),
-            joins: Joins::default(),
-            suspensions: Suspensions::default(),
-            failures: Failures::new(settings.memory_limit, start.failing, Tick(0)),
-            refills: Refills::new(settings.memory_limit),
+            deferral: Deferral::new(settings.memory_limit),
+            sending: Sending::new(settings.fast_slots, settings.slow_slots),
+            progress: Progress::new(start.frontier, &start.settled),
+            endpoints: EndpointStates::new(
+                start.disabled,
+                start.paused,
+                Failures::new(settings.memory_limit, start.failing, Tick(0)),
+            ),
+            outbox: Outbox::new(start.frontier, settings.notifies),
+            memory: MemoryBudget::new(settings.memory_limit),
             replays: Replays::default(),
-            shelves: Shelves::new(),
-            asked_at: None,
-            next_release: Tick(0),
-            durable: Durable::new(start.frontier),
-            notices: Notices::new(settings.notifies),
-            unseen: Unseen::default(),
-            unix_us_at_zero: start.unix_us_at_zero,
-            door: Door::default(),
+            door: Door::new(start.unix_us_at_zero),
             settings,
         };
         dispatcher.recover_detours(start.backlog);
@@ -182,17 +158,17 @@ impl Dispatcher {
     /// After [`Input::Stop`]: whether nothing is in flight or still to be stored.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.sending.len() == 0 && self.durable.is_clean(self.progress.frontier())
+        self.sending.len() == 0 && self.outbox.is_clean(self.progress.frontier())
     }
 
     /// When something may have become possible although nothing else happens.
     fn deadline_at(&self, now: Tick) -> Option<Tick> {
         let sending = self.sending.deadline();
-        let persist = self.durable.deadline(self.progress.frontier(), self.door.is_stopping());
-        let lookup = self.router.deadline();
+        let persist = self.outbox.deadline(self.progress.frontier(), self.door.is_stopping());
+        let lookup = self.routing.router.deadline();
         let release = self.release_deadline();
         let replays = self.replays.deadline();
-        let slice = self.waiting.is_ready().then_some(now);
+        let slice = self.routing.waiting.is_ready().then_some(now);
         let stall = self.stall_deadline(now);
         let next = [sending, persist, lookup, release, replays, slice, stall];
         let next = next.into_iter().flatten().min();
@@ -202,7 +178,7 @@ impl Dispatcher {
     /// What happened so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.reports.counters()
+        self.door.reports.counters()
     }
 
     /// Everything before this is settled; it may not be stored yet.
@@ -232,12 +208,12 @@ impl Dispatcher {
             kept_bytes: self.kept_bytes(),
             deferred: deferred().map(Detour::rows).sum(),
             backlogs: self.queues.with_rows(),
-            unrouted: self.shelves.rows(),
-            unrouted_accounts: self.shelves.len(),
+            unrouted: self.routing.shelves.rows(),
+            unrouted_accounts: self.routing.shelves.len(),
             breakers_open: deferred().filter(|d| d.breaker.is_some()).count(),
             endpoints_disabled: disabled,
             endpoints_paused: paused,
-            endpoints_invalid: self.router.invalid(),
+            endpoints_invalid: self.routing.router.invalid(),
             queues_suspended: deferred().filter(|d| d.is_suspended()).count(),
             in_flight_fast: self.sending.in_pool(Pool::Fast),
             in_flight_slow: self.sending.in_pool(Pool::Slow),
@@ -256,7 +232,7 @@ impl Dispatcher {
     fn give_lane(&mut self, queue: QueueNo, weight: f64) {
         if self.queues.lane_id(queue).is_none() {
             self.queues.add_lane(queue, self.sending.add_lane(weight));
-            self.router.pin(&self.queues.id(queue).account);
+            self.routing.router.pin(&self.queues.id(queue).account);
         }
     }
 
@@ -275,13 +251,13 @@ impl Dispatcher {
     /// What the state database's clock would say, in microseconds since 1970-01-01 UTC, had nobody set
     /// it since tick 0.
     fn unix_us(&self, tick: Tick) -> i64 {
-        self.unix_us_at_zero.saturating_add_unsigned(tick.0)
+        self.door.unix_us_at_zero().saturating_add_unsigned(tick.0)
     }
 
     /// When that clock says `unix_us`, but never later than a retry may be: it may have been set
     /// back since that was written.
     fn tick_at(&self, unix_us: i64, now: Tick) -> Tick {
-        let us = u64::try_from(unix_us.saturating_sub(self.unix_us_at_zero)).unwrap_or(0);
+        let us = u64::try_from(unix_us.saturating_sub(self.door.unix_us_at_zero())).unwrap_or(0);
         Tick(us).min(now + self.settings.settle.retry.cap())
     }
 }

@@ -66,7 +66,7 @@ impl Dispatcher {
                 return true;
             }
         };
-        self.durable.end_job(JobDone { job, done: i64::from(changed) });
+        self.outbox.end_job(JobDone { job, done: i64::from(changed) });
         changed
     }
 
@@ -81,7 +81,7 @@ impl Dispatcher {
         let since_us = self.unix_us(now);
         self.endpoints.pause(&endpoint, since_us);
         let detail = reason.clone();
-        self.durable.pause(PauseEndpoint { endpoint: endpoint.clone(), reason, since_us });
+        self.outbox.pause(PauseEndpoint { endpoint: endpoint.clone(), reason, since_us });
         let mut queues = self.queues.of_endpoint(&endpoint).to_vec();
         queues.sort_unstable_by_key(|queue| self.queues.lane_id(*queue));
         for queue in queues {
@@ -118,7 +118,7 @@ impl Dispatcher {
         }
         let Some(since_us) = self.endpoints.resume(&endpoint) else { return false };
         let stood_us = self.unix_us(now).saturating_sub(since_us).max(0);
-        self.durable.enable(endpoint.clone());
+        self.outbox.enable(endpoint.clone());
         for queue in self.queues_of(&endpoint) {
             if let Some(detour) = self.queues.deferred_mut(queue) {
                 detour.stopped_before_us = detour.stopped_before_us.saturating_add(stood_us);

@@ -39,7 +39,7 @@ impl Dispatcher {
         now: Tick,
     ) -> Option<Settled> {
         let Request { queue, started, held_for, outdated } = self.sending.end(id, now)?;
-        self.durable.count_outcome();
+        self.outbox.count_outcome();
         if outcome.is_local() {
             self.put_off(queue, id, started, now);
             return None;
@@ -113,7 +113,7 @@ impl Dispatcher {
         }
         match settlement {
             Settlement::Delivered => {
-                self.reports.delivered();
+                self.door.reports.delivered();
                 self.settle(queue, id, Ended::Delivered);
             }
             Settlement::Retry { after } if may_wait => {

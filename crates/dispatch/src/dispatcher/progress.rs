@@ -32,6 +32,8 @@ pub(super) struct Progress {
     reading: Option<TxnSeq>,
     /// No row stands behind this that the stream did not show to us.
     known_from: Lsn,
+    /// Whether the frontier is held back for too long is not looked at before then.
+    next_look: Tick,
 }
 
 impl Progress {
@@ -43,6 +45,7 @@ impl Progress {
             recovered: Recovered::from_ranges(settled.iter().cloned()),
             reading: None,
             known_from: last_commit_lsn(settled).unwrap_or_default(),
+            next_look: Tick(0),
         }
     }
 
@@ -146,6 +149,16 @@ impl Progress {
     /// When the oldest transaction that is not settled was read.
     pub(super) fn oldest_unsettled(&self) -> Option<Tick> {
         self.tracker.oldest_unsettled()
+    }
+
+    /// When it is to be looked at again whether the frontier is held back for too long.
+    pub(super) fn next_look(&self) -> Tick {
+        self.next_look
+    }
+
+    /// It is to be looked at then.
+    pub(super) fn look_again_at(&mut self, next: Tick) {
+        self.next_look = next;
     }
 
     /// See [`Tracker::overdue`].

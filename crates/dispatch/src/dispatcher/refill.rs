@@ -75,22 +75,24 @@ impl Dispatcher {
     pub(super) fn poll_refill(&mut self, now: Tick) -> Option<Vec<Refill>> {
         let room = self.used_bytes() < self.settings.memory_limit / 4 * 3;
         let is_caught_up = self.progress.is_caught_up();
-        if self.refills.reserved > 0 || self.door.is_stopping() || !room || !is_caught_up {
+        if self.deferral.line.reserved > 0 || self.door.is_stopping() || !room || !is_caught_up {
             return None;
         }
         let mut pages = Vec::new();
-        for _ in 0..self.refills.line.len().min(LOOKED_AT_ONCE) {
+        for _ in 0..self.deferral.line.line.len().min(LOOKED_AT_ONCE) {
             if pages.len() >= QUEUES_AT_ONCE {
                 break;
             }
-            let Some(no) = self.refills.line.pop_front() else { break };
+            let Some(no) = self.deferral.line.line.pop_front() else { break };
             // It may have been forgotten since.
             let Some(queue) = self.queues.get(no).filter(|queue| queue.deferred().is_some()) else {
                 continue;
             };
             let queue = queue.id().clone();
-            if self.waiting.has(&queue.account) || self.shelves.holds_back(&queue.account) {
-                self.refills.line.push_back(no);
+            if self.routing.waiting.has(&queue.account)
+                || self.routing.shelves.holds_back(&queue.account)
+            {
+                self.deferral.line.line.push_back(no);
                 continue;
             }
             let wants = self.wanted_page(no, now);
@@ -98,28 +100,28 @@ impl Dispatcher {
             detour.in_line = false;
             if let Some(page) = wants {
                 let from = detour.backlog.begin_page(page, now);
-                let bytes = u64::try_from(self.refills.page_bytes).unwrap_or(u64::MAX);
+                let bytes = u64::try_from(self.deferral.line.page_bytes).unwrap_or(u64::MAX);
                 pages.push(Refill { queue, from, rows: PAGE_ROWS, bytes });
             }
         }
         if pages.is_empty() {
             return None;
         }
-        self.refills.reserved = pages.len() * self.refills.page_bytes;
-        self.memory.take(self.refills.reserved);
+        self.deferral.line.reserved = pages.len() * self.deferral.line.page_bytes;
+        self.memory.take(self.deferral.line.reserved);
         Some(pages)
     }
 
     /// Takes the answer to [`Dispatcher::poll_refill`].
     pub(super) fn handle_refilled(&mut self, pages: Vec<Refilled>, now: Tick) {
-        self.memory.give_back(std::mem::take(&mut self.refills.reserved));
+        self.memory.give_back(std::mem::take(&mut self.deferral.line.reserved));
         let numbers: Vec<QueueNo> =
             pages.iter().map(|page| self.queues.named(&page.queue)).collect();
         let known: usize =
             numbers.iter().map(|queue| self.queues.rows_of(*queue).backlog.heads()).sum();
-        let heads = if known < self.refills.heads_max { HEADS_MAX } else { HEADS_MIN };
+        let heads = if known < self.deferral.line.heads_max { HEADS_MAX } else { HEADS_MIN };
         for (queue, Refilled { rows, end, .. }) in numbers.into_iter().zip(pages) {
-            let bytes = self.refills.page_bytes;
+            let bytes = self.deferral.line.page_bytes;
             let heads = if self.is_suspended(queue) { 0 } else { heads };
             let room = Room { rows: self.rows_to_load(queue, now), bytes, heads };
             let read = |row: Deferred| Read {
@@ -150,8 +152,8 @@ impl Dispatcher {
         let QueueId { account, endpoint } = self.queues.id(queue);
         match &self.queues.rows_of(queue).breaker {
             // An older event of its account waits for its routes.
-            _ if self.waiting.has(account) => 0,
-            _ if self.shelves.holds_back(account) => 0,
+            _ if self.routing.waiting.has(account) => 0,
+            _ if self.routing.shelves.holds_back(account) => 0,
             _ if self.endpoints.is_paused(endpoint) || self.is_suspended(queue) => 0,
             None => usize::MAX,
             Some(breaker) => usize::from(breaker.wants_probe(now)),
@@ -162,7 +164,7 @@ impl Dispatcher {
         let Load { row, keys } = load;
         let Deferred { key, event, attempts, first_attempt_us, .. } = row;
         self.memory.take(event.size_bytes());
-        let routes = self.router.get(&self.queues.id(queue).account, now);
+        let routes = self.routing.router.get(&self.queues.id(queue).account, now);
         self.give_lane(queue, routes.map_or(1.0, |routes| routes.weight));
         let tried = Box::new(Tried { attempts, first_attempt_us, ..Tried::default() });
         let source = Source::Deferred { replay: key.replay, tried };
@@ -180,7 +182,7 @@ impl Dispatcher {
         let (in_memory, Some(detour)) = self.queues.at_mut(queue).parts_mut() else { return };
         if detour.suspension.is_some() {
             // Its rows may be removed now.
-            self.durable.touch();
+            self.outbox.touch();
             return;
         }
         if detour.rows() == 0 {
@@ -198,7 +200,7 @@ impl Dispatcher {
             return;
         }
         if self.wanted_page(queue, now).is_some() {
-            self.refills.join(queue, &mut self.queues);
+            self.deferral.line.join(queue, &mut self.queues);
             return;
         }
         if self.endpoints.is_paused(&self.queues.id(queue).endpoint) {

@@ -25,8 +25,8 @@ use super::super::lane::Origin;
 use super::super::schedule::Pool;
 use super::Dispatcher;
 use super::defer::Exit;
-use super::durable::{Leaves, Leaving};
 use super::fan_out::To;
+use super::outbox::{Leaves, Leaving};
 use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{EndpointId, Event};
@@ -224,7 +224,7 @@ impl Dispatcher {
             backlog.skip(key);
         }
         self.replays.count_dropped(replay);
-        self.durable.forget_leaving(bytes);
+        self.outbox.forget_leaving(bytes);
         self.outdate(queue);
         self.free(leaving.held, counted);
         None
@@ -238,7 +238,7 @@ impl Dispatcher {
         letter: Option<DeadLetter>,
     ) {
         if let Some(dead_letter) = dead_letter {
-            self.durable.retried(Retried { dead_letter, job, error: letter });
+            self.outbox.retried(Retried { dead_letter, job, error: letter });
             return;
         }
         let dead = letter.is_some();
@@ -254,7 +254,7 @@ impl Dispatcher {
     pub(super) fn end_replayed(&mut self, job: i64, count: impl FnOnce(&mut ReplayCounts)) {
         self.replays.leave_memory();
         self.replays.count(job, count);
-        self.durable.touch();
+        self.outbox.touch();
     }
 }
 

@@ -30,7 +30,7 @@ impl Dispatcher {
         self.sending.move_old(now);
         self.release_frontier(now);
         self.release_replays(now);
-        if self.door.is_stopping() || self.durable.is_behind(now) {
+        if self.door.is_stopping() || self.outbox.is_behind(now) {
             return None;
         }
         [Pool::Fast, Pool::Slow].into_iter().find_map(|pool| self.poll_pool(pool, now))
@@ -61,8 +61,8 @@ impl Dispatcher {
     /// Sends from the lane, or leaves it with fewer turns than before.
     fn poll_lane(&mut self, id: LaneId, pool: Pool, now: Tick) -> Option<Dispatch> {
         let (account, _) = self.queues.lane(id);
-        let Some(routes) = self.router.get(account, now) else {
-            self.router.want(account);
+        let Some(routes) = self.routing.router.get(account, now) else {
+            self.routing.router.want(account);
             self.queues.set_unrouted(id, true);
             self.sync_lane(id);
             return None;
@@ -151,11 +151,11 @@ impl Dispatcher {
             match (&why, origin) {
                 (Some(end), _) => self.die(queue, delivery, end.clone()),
                 (None, Origin::Stream { .. } | Origin::Deferred { .. }) => {
-                    self.reports.dropped();
+                    self.door.reports.dropped();
                     self.settle(queue, delivery, Ended::Dropped);
                 }
                 (None, Origin::Retry { dead_letter: None, job }) => {
-                    self.reports.dropped();
+                    self.door.reports.dropped();
                     self.end_replayed(job, |counts| counts.dropped += 1);
                     self.forget(queue, delivery);
                 }

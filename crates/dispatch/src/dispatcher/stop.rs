@@ -170,7 +170,7 @@ impl Dispatcher {
             return;
         }
         self.tell_of_queue(queue, EndpointChange::Disabled, disable.reason.clone());
-        self.durable.disable(disable);
+        self.outbox.disable(disable);
     }
 
     /// Something is sent to the endpoint again, where it was switched off. What requests that are in flight
@@ -179,7 +179,7 @@ impl Dispatcher {
         if !self.endpoints.enable(endpoint) {
             return false;
         }
-        self.durable.enable(endpoint.clone());
+        self.outbox.enable(endpoint.clone());
         self.sending.outdate(self.queues.of_endpoint(endpoint));
         true
     }

@@ -23,7 +23,7 @@ use super::super::backlog::Backlog;
 use super::Dispatcher;
 use super::changes::EndpointChange;
 use super::defer::{Detour, Exit};
-use super::durable::{Leaves, Leaving};
+use super::outbox::{Leaves, Leaving};
 use super::queues::QueueNo;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
@@ -92,8 +92,8 @@ impl Dispatcher {
             let suspension = Suspension { skipped, rows_left: true, ..Suspension::default() };
             let no = self.queues.intern(&queue.account, &queue.endpoint);
             self.queues.deferred_or_new(no).suspension = Some(suspension);
-            self.suspensions.queues.insert(queue);
-            self.durable.touch();
+            self.deferral.suspensions.queues.insert(queue);
+            self.outbox.touch();
         }
     }
 
@@ -128,16 +128,20 @@ impl Dispatcher {
             let suspension = self.suspended(queue).suspension.as_ref();
             suspension.is_some_and(|suspension| suspension.rows_left)
         };
-        let is_busy =
-            !self.suspensions.letters.is_empty() || self.suspensions.queues.iter().any(rows_left);
-        is_busy || now < self.suspensions.trusts_from
+        let is_busy = !self.deferral.suspensions.letters.is_empty()
+            || self.deferral.suspensions.queues.iter().any(rows_left);
+        is_busy || now < self.deferral.suspensions.trusts_from
     }
 
     /// Dead letters stay for weeks: where only they keep suspended queues from going on, those of whoever
     /// holds most go as well.
     fn make_room_to_resume(&mut self, Measured { holders, .. }: &Measured, now: Tick) {
-        let waits =
-            self.suspensions.queues.iter().any(|queue| self.suspended(queue).is_suspended());
+        let waits = self
+            .deferral
+            .suspensions
+            .queues
+            .iter()
+            .any(|queue| self.suspended(queue).is_suspended());
         if waits && !self.gives_up(now) {
             self.give_up_letters(holders.iter().filter(|holder| holder.letters > 0));
         }
@@ -151,8 +155,8 @@ impl Dispatcher {
                 break;
             }
             given_up += holder.letter_bytes;
-            self.suspensions.letters.insert(holder.queue.clone());
-            self.durable.touch();
+            self.deferral.suspensions.letters.insert(holder.queue.clone());
+            self.outbox.touch();
         }
     }
 
@@ -167,7 +171,7 @@ impl Dispatcher {
         };
         let able: Vec<&Holder> = holders.iter().filter(able).collect();
         self.give_up_letters(able.iter().copied().take_while(|holder| holder.letters > 0));
-        if !self.suspensions.letters.is_empty() {
+        if !self.deferral.suspensions.letters.is_empty() {
             return false;
         }
         let most = match able.first() {
@@ -180,9 +184,10 @@ impl Dispatcher {
                 .map(|(queue, ..)| queue),
         };
         let Some(queue) = most else {
-            let said = self.suspensions.said.is_some_and(|said| now.since(said) < SAID_EVERY);
+            let said =
+                self.deferral.suspensions.said.is_some_and(|said| now.since(said) < SAID_EVERY);
             if !said {
-                self.suspensions.said = Some(now);
+                self.deferral.suspensions.said = Some(now);
             }
             return !said;
         };
@@ -208,21 +213,21 @@ impl Dispatcher {
             rows_left: true,
             ..Suspension::default()
         });
-        self.suspensions.queues.insert(self.queues.id(queue).clone());
+        self.deferral.suspensions.queues.insert(self.queues.id(queue).clone());
         self.skip_leaving(queue);
         if let Some(in_memory) = self.queues.pending(queue) {
             let idle: Vec<_> = in_memory.idle().map(|pending| pending.id).collect();
             self.leave(queue, &idle, Exit::Other(DeferReason::Overflow), now);
         }
         self.outdate(queue);
-        self.durable.touch();
+        self.outbox.touch();
     }
 
     /// What was on its way into the table is counted instead, unless it is in flight as well.
     fn skip_leaving(&mut self, queue: QueueNo) {
         let detour = self.queues.with_row(queue);
         let is_its = |leaving: &&mut Leaving| leaving.kind == Leaves::Deferred(queue);
-        for leaving in self.durable.leaving_mut().filter(is_its) {
+        for leaving in self.outbox.leaving_mut().filter(is_its) {
             if !detour.backlog.is_loaded(&leaving.row.id.key) {
                 leaving.kind = Leaves::Skipped(queue);
                 detour.backlog.skip(&leaving.row.id.key);
@@ -232,8 +237,8 @@ impl Dispatcher {
 
     fn resume_suspended(&mut self) {
         let mut resumed = Vec::new();
-        let last = self.durable.insertions();
-        for queue in &self.suspensions.queues {
+        let last = self.outbox.insertions();
+        for queue in &self.deferral.suspensions.queues {
             let detour = self.queues.with_row(self.queues.named(queue));
             let can = detour.is_suspended() && detour.backlog.is_forgettable();
             let Some(suspension) = detour.suspension.as_mut().filter(|s| can && !s.rows_left)
@@ -243,7 +248,7 @@ impl Dispatcher {
             suspension.ends_with = Some(last);
             let counted = suspension.skipped + suspension.removed;
             detour.backlog = Backlog::new(Blocked::Keys(Vec::new()), DeferReason::Behind);
-            self.durable.touch();
+            self.outbox.touch();
             resumed.push((queue.clone(), counted));
         }
         for (queue, counted) in resumed {
@@ -255,7 +260,7 @@ impl Dispatcher {
 
     /// One that was on its way into the table is counted in its queue's gap instead.
     pub(super) fn count_skipped(&mut self, queue: QueueNo, commit_lsn: Lsn) {
-        self.reports.went_into_gaps(1);
+        self.door.reports.went_into_gaps(1);
         let Some(suspension) = &mut self.queues.with_row(queue).suspension else {
             panic!("a delivery was skipped, and no gap counts it");
         };
@@ -267,16 +272,16 @@ impl Dispatcher {
 
     /// What gaps are to say, and at most `rows` rows to be removed.
     pub(super) fn hand_out_gaps(&mut self, batch: &mut PersistBatch, mut rows: usize) {
-        for queue in &self.suspensions.letters {
+        for queue in &self.deferral.suspensions.letters {
             let at_once = u32::try_from(rows).unwrap_or(u32::MAX).min(LETTERS_MAX);
             if at_once > 0 {
                 batch.letter_purges.push(Purge { queue: queue.clone(), rows: at_once });
                 rows -= at_once as usize;
             }
         }
-        let handed_out = self.durable.handed_out();
+        let handed_out = self.outbox.handed_out();
         let mut ended = Vec::new();
-        for queue in &self.suspensions.queues {
+        for queue in &self.deferral.suspensions.queues {
             let no = self.queues.named(queue);
             let detour = self.queues.with_row(no);
             let purges = rows > 0 && detour.wants_purge();
@@ -315,9 +320,10 @@ impl Dispatcher {
             let suspension = self.suspended(queue).suspension.as_ref();
             suspension.is_none_or(|suspension| suspension.is_ending)
         };
-        let over: Vec<QueueId> = self.suspensions.queues.iter().filter(is_over).cloned().collect();
+        let over: Vec<QueueId> =
+            self.deferral.suspensions.queues.iter().filter(is_over).cloned().collect();
         for queue in over {
-            self.suspensions.queues.remove(&queue);
+            self.deferral.suspensions.queues.remove(&queue);
             let queue = self.queues.named(&queue);
             self.queues.with_row(queue).suspension = None;
             self.look_after(queue, now);
@@ -331,18 +337,18 @@ impl Dispatcher {
 
     pub(super) fn handle_letters_purged(&mut self, purged: &[Purged], now: Tick) {
         for Purged { queue, rows, all } in purged {
-            self.reports.went_into_gaps(*rows);
+            self.door.reports.went_into_gaps(*rows);
             if *all {
-                self.suspensions.letters.remove(queue);
-                self.suspensions.trusts_from = now + STATISTICS_LAG;
+                self.deferral.suspensions.letters.remove(queue);
+                self.deferral.suspensions.trusts_from = now + STATISTICS_LAG;
             }
-            self.durable.touch();
+            self.outbox.touch();
         }
     }
 
     pub(super) fn handle_purged(&mut self, purged: &[Purged], now: Tick) {
         for Purged { queue, rows, all } in purged {
-            self.reports.went_into_gaps(*rows);
+            self.door.reports.went_into_gaps(*rows);
             let queue = self.queues.named(queue);
             let detour = self.queues.with_row(queue);
             detour.backlog.purged(*rows, *all);
@@ -351,7 +357,7 @@ impl Dispatcher {
                 suspension.rows_left = !all;
             }
             if *all {
-                self.suspensions.trusts_from = now + STATISTICS_LAG;
+                self.deferral.suspensions.trusts_from = now + STATISTICS_LAG;
             }
             self.outdate(queue);
         }

@@ -34,7 +34,7 @@ use super::super::lane::{DELIVERY_BYTES, Held};
 use super::super::settled::Recovered;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
-use super::durable::{Leaves, Leaving};
+use super::outbox::{Leaves, Leaving};
 use walhook_core::event::{AccountId, EndpointId, Event};
 use walhook_core::heap::map_entry;
 use walhook_core::lsn::Lsn;
@@ -215,38 +215,38 @@ impl Dispatcher {
         joined: Vec<Joined>,
         settled: &[SettledRange],
     ) {
-        self.shelves.joiners.recover(joined);
+        self.routing.shelves.joiners.recover(joined);
         for UnroutedAccount { account, rows, settled } in accounts {
             let shelf =
                 Shelf { rows, in_table: rows, unread: rows, old: rows, ..Shelf::new(0, settled) };
-            self.shelves.accounts.insert(account.clone(), Box::new(shelf));
-            self.shelves.join_line(&account);
+            self.routing.shelves.accounts.insert(account.clone(), Box::new(shelf));
+            self.routing.shelves.join_line(&account);
             if rows == 0 {
-                self.shelves.outdate(&account);
-                self.durable.touch();
+                self.routing.shelves.outdate(&account);
+                self.outbox.touch();
             }
         }
-        if self.shelves.accounts.is_empty() {
+        if self.routing.shelves.accounts.is_empty() {
             return;
         }
         let mut of_accounts: HashMap<&AccountId, Vec<SettledRange>> = HashMap::new();
         for range in settled.iter().filter(|range| &*range.endpoint != NO_ENDPOINT) {
-            if self.shelves.has(&range.account) {
+            if self.routing.shelves.has(&range.account) {
                 of_accounts.entry(&range.account).or_default().push(range.clone());
             }
         }
         for (account, ranges) in of_accounts {
-            if let Some(shelf) = self.shelves.accounts.get_mut(account) {
+            if let Some(shelf) = self.routing.shelves.accounts.get_mut(account) {
                 shelf.note_settled(ranges);
-                self.shelves.outdate(account);
-                self.durable.touch();
+                self.routing.shelves.outdate(account);
+                self.outbox.touch();
             }
         }
     }
 
     /// Whether an earlier leader has made a row of the event.
     pub(super) fn was_shelved(&self, event: &Event) -> bool {
-        self.progress.was_settled(event, &self.shelves.nowhere)
+        self.progress.was_settled(event, &self.routing.shelves.nowhere)
     }
 
     /// The event becomes a row without an endpoint. The transaction waits for it, and the memory budget
@@ -256,17 +256,17 @@ impl Dispatcher {
         let account = event.account.clone();
         // Above all ordinals of an earlier shelf, and never next to one.
         self.queues.skip_deliveries(1);
-        if !self.shelves.has(&account) {
+        if !self.routing.shelves.has(&account) {
             self.queues.skip_deliveries(2);
             let ranges = self.progress.settled_of(&account);
             let ranges =
                 ranges.into_iter().filter(|range| &*range.endpoint != NO_ENDPOINT).collect();
             let shelf = Shelf::new(self.queues.coming_delivery().0, ranges);
-            self.shelves.accounts.insert(account.clone(), Box::new(shelf));
+            self.routing.shelves.accounts.insert(account.clone(), Box::new(shelf));
         }
         let is_old = self.progress.may_be_known(event.position.commit_lsn());
         let key = EventKey::of(&event);
-        let Some(shelf) = self.shelves.accounts.get_mut(&account) else { return };
+        let Some(shelf) = self.routing.shelves.accounts.get_mut(&account) else { return };
         if shelf.ordinal == 0 {
             // An earlier leader's.
             shelf.ordinal = self.queues.coming_delivery().0 + 1;
@@ -277,47 +277,52 @@ impl Dispatcher {
         shelf.storing.push_back(key.clone());
         let ordinal = shelf.ordinal;
         self.queues.skip_deliveries_to(ordinal);
-        self.reports.unrouted();
-        let endpoint = self.shelves.nowhere.clone();
+        self.door.reports.unrouted();
+        let endpoint = self.routing.shelves.nowhere.clone();
         let queue = QueueId { account: account.clone(), endpoint };
         let id = RowId { queue, key: RowKey { event: key, replay: 0 }, event: event.id };
         let bytes = DELIVERY_BYTES + event.size_bytes();
         let row = Defer { id, event, reason: DeferReason::Unrouted, tried: Tried::default() };
         let (txn, kind, counted) = (Some(txn), Leaves::Unrouted, DELIVERY_BYTES);
-        self.durable.leave(Leaving { row, held, txn, ordinal, kind, counted, bytes, routed: None });
-        self.shelves.outdate(&account);
+        self.outbox.leave(Leaving { row, held, txn, ordinal, kind, counted, bytes, routed: None });
+        self.routing.shelves.outdate(&account);
     }
 
     /// The row is in the batch that is handed out.
     pub(super) fn shelved_handed_out(&mut self, account: &AccountId) {
-        if let Some(shelf) = self.shelves.accounts.get_mut(account) {
+        if let Some(shelf) = self.routing.shelves.accounts.get_mut(account) {
             shelf.in_table += 1;
         }
-        self.shelves.outdate(account);
+        self.routing.shelves.outdate(account);
     }
 
     /// The row is durable.
     pub(super) fn shelved_stored(&mut self, account: &AccountId) {
-        if let Some(shelf) = self.shelves.accounts.get_mut(account) {
+        if let Some(shelf) = self.routing.shelves.accounts.get_mut(account) {
             shelf.storing.pop_front();
             shelf.unread += 1;
         }
-        self.shelves.join_line(account);
+        self.routing.shelves.join_line(account);
     }
 
     /// What is to be stored of the shelves. Call after the batch's rows are handed out. Returns the rows
     /// that go.
     pub(super) fn hand_out_shelves(&mut self, batch: &mut PersistBatch) -> Vec<UnroutedKey> {
-        let handed_out = self.durable.handed_out();
+        let handed_out = self.outbox.handed_out();
         let mut gone = Vec::new();
-        while gone.len() < self.durable.rows_max()
-            && self.shelves.gone.front().is_some_and(|(insertion, _)| *insertion <= handed_out)
-            && let Some((_, row)) = self.shelves.gone.pop_front()
+        while gone.len() < self.outbox.rows_max()
+            && self
+                .routing
+                .shelves
+                .gone
+                .front()
+                .is_some_and(|(insertion, _)| *insertion <= handed_out)
+            && let Some((_, row)) = self.routing.shelves.gone.pop_front()
         {
-            if let Some(shelf) = self.shelves.accounts.get_mut(&row.account) {
+            if let Some(shelf) = self.routing.shelves.accounts.get_mut(&row.account) {
                 shelf.in_table = shelf.in_table.saturating_sub(1);
             }
-            self.shelves.outdate(&row.account);
+            self.routing.shelves.outdate(&row.account);
             batch.routed.push(Routed { row: row.clone(), to: None });
             gone.push(row);
         }
@@ -325,24 +330,24 @@ impl Dispatcher {
         batch.routed.sort_by(|a, b| (&a.row, a.to.is_some()).cmp(&(&b.row, b.to.is_some())));
         batch.routed.dedup_by(|a, b| a.row == b.row);
         self.hand_out_unrouted_purges(batch);
-        for account in std::mem::take(&mut self.shelves.outdated) {
-            let Some(shelf) = self.shelves.accounts.get_mut(&account) else { continue };
+        for account in std::mem::take(&mut self.routing.shelves.outdated) {
+            let Some(shelf) = self.routing.shelves.accounts.get_mut(&account) else { continue };
             shelf.is_stale = false;
             let settled = shelf.settled.as_ref().map(|settled| settled.ranges.clone());
             let (rows, settled) = (shelf.in_table, settled.unwrap_or_default());
             batch.unrouted_accounts.push(UnroutedAccount { account, rows, settled });
         }
-        let is_needed = !self.shelves.accounts.is_empty();
-        self.shelves.joiners.hand_out(batch, is_needed, self.waiting.is_empty());
+        let is_needed = !self.routing.shelves.accounts.is_empty();
+        self.routing.shelves.joiners.hand_out(batch, is_needed, self.routing.waiting.is_empty());
         gone
     }
 
     /// The row's dead letter is in the batch that is handed out.
     pub(super) fn unrouted_died(&mut self, row: &UnroutedKey, batch: &mut PersistBatch) {
-        if let Some(shelf) = self.shelves.accounts.get_mut(&row.account) {
+        if let Some(shelf) = self.routing.shelves.accounts.get_mut(&row.account) {
             shelf.in_table = shelf.in_table.saturating_sub(1);
         }
-        self.shelves.outdate(&row.account);
+        self.routing.shelves.outdate(&row.account);
         batch.routed.push(Routed { row: row.clone(), to: None });
     }
 
@@ -352,39 +357,39 @@ impl Dispatcher {
             self.touch_joins();
         }
         for UnroutedKey { account, .. } in gone {
-            if let Some(shelf) = self.shelves.accounts.get_mut(&account) {
+            if let Some(shelf) = self.routing.shelves.accounts.get_mut(&account) {
                 shelf.rows = shelf.rows.saturating_sub(1);
                 shelf.going = shelf.going.saturating_sub(1);
                 shelf.old = shelf.old.saturating_sub(1);
             }
-            self.shelves.join_line(&account);
+            self.routing.shelves.join_line(&account);
             self.clear_shelf(&account, now);
         }
     }
 
     /// Whether an event that commits there was committed before the endpoint joined.
     pub(super) fn joined_after(&self, endpoint: &EndpointId, commit_lsn: Lsn) -> bool {
-        self.shelves.joiners.keeps_out(endpoint, commit_lsn)
+        self.routing.shelves.joiners.keeps_out(endpoint, commit_lsn)
     }
 
     /// The stream shows that these endpoints have joined their accounts.
     pub(super) fn note_joined(&mut self, endpoints: &[EndpointId]) {
-        if self.shelves.accounts.is_empty() && self.waiting.is_empty() {
+        if self.routing.shelves.accounts.is_empty() && self.routing.waiting.is_empty() {
             return;
         }
         let at = self.progress.received();
         for endpoint in endpoints {
-            self.shelves.joiners.note(endpoint, at);
+            self.routing.shelves.joiners.note(endpoint, at);
         }
     }
 
     /// With no row left, what waited behind the shelf goes on.
     fn clear_shelf(&mut self, account: &AccountId, now: Tick) {
-        let over = self.shelves.accounts.get(account).is_some_and(|shelf| shelf.is_over());
+        let over = self.routing.shelves.accounts.get(account).is_some_and(|shelf| shelf.is_over());
         if !over {
             return;
         }
-        self.shelves.accounts.remove(account);
+        self.routing.shelves.accounts.remove(account);
         self.resume_waiting(account, now);
         self.unpin_if_idle(account);
     }

@@ -34,8 +34,8 @@ impl Dispatcher {
     /// What an earlier leader has stored.
     pub(super) fn recover_unseen(&mut self, xids: Vec<u32>) {
         for xid in xids {
-            self.router.expect(xid);
-            self.unseen.of.push((xid, Hold::Stored));
+            self.routing.router.expect(xid);
+            self.routing.unseen.of.push((xid, Hold::Stored));
         }
     }
 
@@ -45,58 +45,58 @@ impl Dispatcher {
             last.0 == xid && matches!(last.1, Hold::Held(held) if held == txn)
         };
         let txn = self.progress.reading();
-        if self.unseen.of.last().is_none_or(|last| !is_last(last, txn)) {
+        if self.routing.unseen.of.last().is_none_or(|last| !is_last(last, txn)) {
             self.progress.add(txn);
-            self.unseen.of.push((xid, Hold::Held(txn)));
+            self.routing.unseen.of.push((xid, Hold::Held(txn)));
         }
     }
 
     /// A look-up saw what its snapshot sees.
     pub(super) fn note_seen(&mut self, snapshot: &Snapshot) {
         let (seen, unseen): (Vec<_>, Vec<_>) =
-            self.unseen.of.drain(..).partition(|(xid, _)| snapshot.sees(*xid));
-        self.unseen.of = unseen;
+            self.routing.unseen.of.drain(..).partition(|(xid, _)| snapshot.sees(*xid));
+        self.routing.unseen.of = unseen;
         for (xid, hold) in seen {
             match hold {
                 Hold::Held(txn) | Hold::Overdue(txn) => self.progress.complete(txn),
                 Hold::Storing(txn) => {
                     self.progress.complete(txn);
-                    self.unseen.seen.push(xid);
+                    self.routing.unseen.seen.push(xid);
                 }
-                Hold::Stored => self.unseen.seen.push(xid),
+                Hold::Stored => self.routing.unseen.seen.push(xid),
             }
-            self.durable.touch();
+            self.outbox.touch();
         }
     }
 
     /// Transactions up to `last` hold the frontier back for too long.
     pub(super) fn release_unseen(&mut self, last: TxnSeq) {
-        for (_, hold) in &mut self.unseen.of {
+        for (_, hold) in &mut self.routing.unseen.of {
             if let Hold::Held(txn) = *hold
                 && txn <= last
             {
                 *hold = Hold::Overdue(txn);
-                self.durable.touch();
+                self.outbox.touch();
             }
         }
     }
 
     pub(super) fn hand_out_unseen(&mut self, batch: &mut PersistBatch) {
-        for (xid, hold) in &mut self.unseen.of {
+        for (xid, hold) in &mut self.routing.unseen.of {
             if let Hold::Overdue(txn) = *hold {
                 batch.unseen.push(*xid);
                 *hold = Hold::Storing(txn);
             }
         }
-        batch.seen = std::mem::take(&mut self.unseen.seen);
+        batch.seen = std::mem::take(&mut self.routing.unseen.seen);
     }
 
     /// What was handed out is stored.
     pub(super) fn handle_unseen_stored(&mut self) {
-        for (_, hold) in &mut self.unseen.of {
+        for (_, hold) in &mut self.routing.unseen.of {
             if let Hold::Storing(txn) = *hold {
                 self.progress.complete(txn);
-                self.durable.touch();
+                self.outbox.touch();
                 *hold = Hold::Stored;
             }
         }

@@ -212,7 +212,8 @@ fn routes_of_a_large_account_are_counted_while_it_is_active_and_given_back_when_
     commit(&mut dispatcher, "large", 2_000, now);
     look_up(&mut dispatcher, none, now);
     assert!(dispatcher.gauges().kept_bytes > kept + 20_000 * 200, "they are counted");
-    while dispatcher.deadline_at(now).is_some_and(|due| due <= now) && dispatcher.waiting.is_ready()
+    while dispatcher.deadline_at(now).is_some_and(|due| due <= now)
+        && dispatcher.routing.waiting.is_ready()
     {
         dispatcher.fan_out(now);
     }

@@ -39,26 +39,26 @@ impl Dispatcher {
     /// Takes what the rows without an endpoint were measured to take.
     pub(in super::super) fn bound_unrouted(&mut self, Measured { size, .. }: &Measured, now: Tick) {
         let most = share(self.settings.state_max, UNROUTED_PERCENT);
-        let bound = &self.shelves.bound;
+        let bound = &self.routing.shelves.bound;
         if size.unrouted_bytes < most || !bound.accounts.is_empty() || now < bound.trusts_from {
             return;
         }
-        let accounts = self.shelves.accounts.iter();
+        let accounts = self.routing.shelves.accounts.iter();
         let held = accounts.map(|(account, shelf)| (shelf.in_table, account));
         let Some((_, account)) = held.max().filter(|(rows, _)| *rows > 0) else { return };
         let account = account.clone();
-        self.shelves.bound.accounts.insert(account.clone());
+        self.routing.shelves.bound.accounts.insert(account.clone());
         self.forget_page(&account, now);
-        self.durable.touch();
+        self.outbox.touch();
     }
 
     /// What of the account is in memory is forgotten: it stands in the table.
     fn forget_page(&mut self, account: &AccountId, now: Tick) {
-        let Some(shelf) = self.shelves.accounts.get_mut(account) else { return };
+        let Some(shelf) = self.routing.shelves.accounts.get_mut(account) else { return };
         let Page::Read(rows) = &mut shelf.page else { return };
         let rows = std::mem::take(rows);
         shelf.page = Page::None;
-        self.shelves.pages -= 1;
+        self.routing.shelves.pages -= 1;
         for row in rows {
             self.free(row.held, DELIVERY_BYTES);
         }
@@ -66,10 +66,10 @@ impl Dispatcher {
     }
 
     pub(super) fn hand_out_unrouted_purges(&mut self, batch: &mut PersistBatch) {
-        let rows = u32::try_from(self.durable.rows_max()).unwrap_or(u32::MAX);
-        for account in &self.shelves.bound.accounts {
+        let rows = u32::try_from(self.outbox.rows_max()).unwrap_or(u32::MAX);
+        for account in &self.routing.shelves.bound.accounts {
             // What is routed already goes by itself, and counts in no gap.
-            let shelf = self.shelves.accounts.get(account);
+            let shelf = self.routing.shelves.accounts.get(account);
             if shelf.is_none_or(|shelf| shelf.going == 0 && matches!(shelf.page, Page::None)) {
                 batch.unrouted_purges.push(UnroutedPurge { account: account.clone(), rows });
             }
@@ -82,21 +82,21 @@ impl Dispatcher {
         now: Tick,
     ) {
         for UnroutedPurged { account, rows, all } in purged {
-            self.reports.went_into_gaps(*rows);
-            self.durable.touch();
-            if let Some(shelf) = self.shelves.accounts.get_mut(account) {
+            self.door.reports.went_into_gaps(*rows);
+            self.outbox.touch();
+            if let Some(shelf) = self.routing.shelves.accounts.get_mut(account) {
                 shelf.in_table = if *all { 0 } else { shelf.in_table.saturating_sub(*rows) };
                 shelf.rows = shelf.in_table + shelf.storing.len() as u64;
                 shelf.unread = shelf.in_table;
                 shelf.old = shelf.old.saturating_sub(*rows);
                 (shelf.cursor, shelf.old) = (None, if *all { 0 } else { shelf.old });
             }
-            self.shelves.outdate(account);
+            self.routing.shelves.outdate(account);
             if *all {
-                self.shelves.bound.accounts.remove(account);
-                self.shelves.bound.trusts_from = now + STATISTICS_LAG;
+                self.routing.shelves.bound.accounts.remove(account);
+                self.routing.shelves.bound.trusts_from = now + STATISTICS_LAG;
                 self.clear_shelf(account, now);
-                self.shelves.join_line(account);
+                self.routing.shelves.join_line(account);
             }
         }
     }

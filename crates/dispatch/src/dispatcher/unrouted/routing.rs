@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::super::super::lane::{DELIVERY_BYTES, Held};
 use super::super::Dispatcher;
-use super::super::durable::{Body, Dying, ROWS_BYTES};
+use super::super::outbox::{Body, Dying, ROWS_BYTES};
 use walhook_core::endpoint::{Endpoint, Routes};
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::persist::{
@@ -58,46 +58,46 @@ impl Dispatcher {
         let limit = self.settings.memory_limit;
         let is_caught_up = self.progress.is_caught_up();
         let room = self.used_bytes() < limit / 4 * 3;
-        if self.shelves.reserved > 0 || self.door.is_stopping() || !room || !is_caught_up {
+        if self.routing.shelves.reserved > 0 || self.door.is_stopping() || !room || !is_caught_up {
             return None;
         }
         let bytes = (limit / 16 / ASKED_AT_ONCE).max(4 << 10);
         let mut pages = Vec::new();
-        for _ in 0..self.shelves.line.len().min(LOOKED_AT_ONCE) {
-            if pages.len() >= ASKED_AT_ONCE || self.shelves.pages >= PAGES_MAX {
+        for _ in 0..self.routing.shelves.line.len().min(LOOKED_AT_ONCE) {
+            if pages.len() >= ASKED_AT_ONCE || self.routing.shelves.pages >= PAGES_MAX {
                 break;
             }
-            let Some(account) = self.shelves.line.pop_front() else { break };
-            if self.shelves.bound.gives_up(&account) {
-                if let Some(shelf) = self.shelves.accounts.get_mut(&account) {
+            let Some(account) = self.routing.shelves.line.pop_front() else { break };
+            if self.routing.shelves.bound.gives_up(&account) {
+                if let Some(shelf) = self.routing.shelves.accounts.get_mut(&account) {
                     shelf.in_line = false;
                 }
                 continue;
             }
-            let Some(shelf) = self.shelves.accounts.get_mut(&account) else { continue };
+            let Some(shelf) = self.routing.shelves.accounts.get_mut(&account) else { continue };
             if !std::mem::take(&mut shelf.in_line) || !matches!(shelf.page, Page::None) {
                 // In the line since an earlier shelf of the account.
                 continue;
             }
             shelf.page = Page::Asked(shelf.storing.front().cloned());
-            self.shelves.pages += 1;
+            self.routing.shelves.pages += 1;
             let (after, rows) = (shelf.cursor.clone(), PAGE_ROWS);
             pages.push(UnroutedRefill { account, after, rows, bytes: bytes as u64 });
         }
         if pages.is_empty() {
             return None;
         }
-        self.shelves.reserved = pages.len() * bytes;
-        self.memory.take(self.shelves.reserved);
+        self.routing.shelves.reserved = pages.len() * bytes;
+        self.memory.take(self.routing.shelves.reserved);
         Some(pages)
     }
 
     /// Takes the answer to [`Dispatcher::poll_unrouted`].
     pub(in super::super) fn handle_unrouted(&mut self, pages: Vec<UnroutedPage>, now: Tick) {
-        self.memory.give_back(std::mem::take(&mut self.shelves.reserved));
+        self.memory.give_back(std::mem::take(&mut self.routing.shelves.reserved));
         for UnroutedPage { account, rows, end } in pages {
-            let gives_up = self.shelves.bound.gives_up(&account);
-            let Some(shelf) = self.shelves.accounts.get_mut(&account) else { continue };
+            let gives_up = self.routing.shelves.bound.gives_up(&account);
+            let Some(shelf) = self.routing.shelves.accounts.get_mut(&account) else { continue };
             let Page::Asked(ceiling) = &mut shelf.page else { continue };
             let ceiling = ceiling.take();
             shelf.page = Page::None;
@@ -115,7 +115,7 @@ impl Dispatcher {
             }
             shelf.unread = shelf.unread.saturating_sub(read.len() as u64);
             if read.is_empty() {
-                self.shelves.pages -= 1;
+                self.routing.shelves.pages -= 1;
                 if found == 0 && end && ceiling.is_none() && shelf.going == 0 && !gives_up {
                     self.count_anew(&account, now);
                 }
@@ -129,31 +129,31 @@ impl Dispatcher {
     /// Rows are counted, but none is where it was looked for: it stands before the others (in another cluster
     /// positions began anew), or somebody has removed them.
     fn count_anew(&mut self, account: &AccountId, now: Tick) {
-        let Some(shelf) = self.shelves.accounts.get_mut(account) else { return };
+        let Some(shelf) = self.routing.shelves.accounts.get_mut(account) else { return };
         if shelf.cursor.take().is_some() {
-            self.shelves.join_line(account);
+            self.routing.shelves.join_line(account);
         } else if shelf.storing.is_empty() {
             (shelf.rows, shelf.in_table, shelf.unread, shelf.old) = (0, 0, 0, 0);
-            self.shelves.outdate(account);
-            self.durable.touch();
+            self.routing.shelves.outdate(account);
+            self.outbox.touch();
             self.clear_shelf(account, now);
         }
     }
 
     /// Goes on with pages that waited for room. Call before [`Dispatcher::poll_attempt`].
     pub(in super::super) fn route_shelves(&mut self, now: Tick) {
-        for _ in 0..self.shelves.going.len().min(ROUTED_AT_ONCE) {
-            let Some(account) = self.shelves.going.pop_front() else { return };
+        for _ in 0..self.routing.shelves.going.len().min(ROUTED_AT_ONCE) {
+            let Some(account) = self.routing.shelves.going.pop_front() else { return };
             self.route_shelf(&account, None, now);
         }
     }
 
     /// Whether what becomes of rows may be queued for the state database.
     fn may_route_rows(&self) -> bool {
-        let leaving = self.durable.leaving_bytes();
+        let leaving = self.outbox.leaving_bytes();
         let limit = self.settings.memory_limit;
         !self.door.is_stopping()
-            && self.shelves.gone.len() < GONE_MAX
+            && self.routing.shelves.gone.len() < GONE_MAX
             && leaving < 2 * ROWS_BYTES
             && (self.used_bytes() < limit || leaving < limit / 8)
     }
@@ -167,23 +167,24 @@ impl Dispatcher {
     ) {
         loop {
             let may_route = self.may_route_rows();
-            let Some(shelf) = self.shelves.accounts.get_mut(account) else { return };
+            let Some(shelf) = self.routing.shelves.accounts.get_mut(account) else { return };
             let Page::Read(rows) = &mut shelf.page else { return };
             if rows.is_empty() {
                 shelf.page = Page::None;
-                self.shelves.pages -= 1;
-                self.shelves.join_line(account);
+                self.routing.shelves.pages -= 1;
+                self.routing.shelves.join_line(account);
                 self.clear_shelf(account, now);
                 return;
             }
             if !may_route {
-                if !self.shelves.going.contains(account) {
-                    self.shelves.going.push_back(account.clone());
+                if !self.routing.shelves.going.contains(account) {
+                    self.routing.shelves.going.push_back(account.clone());
                 }
                 return;
             }
-            let Some(routes) = routes.cloned().or_else(|| self.router.get(account, now)) else {
-                self.router.want(account);
+            let Some(routes) = routes.cloned().or_else(|| self.routing.router.get(account, now))
+            else {
+                self.routing.router.want(account);
                 return;
             };
             self.route_row(account, &routes, now);
@@ -192,7 +193,7 @@ impl Dispatcher {
 
     /// Takes the account's first row in memory on, by one slice.
     fn route_row(&mut self, account: &AccountId, routes: &Routes, now: Tick) {
-        let Some(shelf) = self.shelves.accounts.get_mut(account) else { return };
+        let Some(shelf) = self.routing.shelves.accounts.get_mut(account) else { return };
         let Page::Read(rows) = &mut shelf.page else { return };
         let Some(row) = rows.front_mut() else { return };
         let held = Arc::clone(&row.held);
@@ -208,11 +209,11 @@ impl Dispatcher {
         let is_owed = |endpoint: &&Arc<Endpoint>| {
             endpoint.enabled
                 && endpoint.wants(&event.event_type)
-                && !self.shelves.joiners.keeps_out(&endpoint.id, commit_lsn)
+                && !self.routing.shelves.joiners.keeps_out(&endpoint.id, commit_lsn)
         };
         let mut owed: Vec<EndpointId> =
             slice.iter().filter(is_owed).map(|endpoint| endpoint.id.clone()).collect();
-        let Some(shelf) = self.shelves.accounts.get_mut(account) else { return };
+        let Some(shelf) = self.routing.shelves.accounts.get_mut(account) else { return };
         let Page::Read(rows) = &mut shelf.page else { return };
         let Some(row) = rows.front_mut() else { return };
         row.wanted |= !owed.is_empty();
@@ -232,28 +233,28 @@ impl Dispatcher {
             self.memory.let_go(held);
             return;
         };
-        if let Some(shelf) = self.shelves.accounts.get_mut(account) {
+        if let Some(shelf) = self.routing.shelves.accounts.get_mut(account) {
             shelf.going += 1;
         }
-        self.reports.routed_later();
-        self.durable.touch();
+        self.door.reports.routed_later();
+        self.outbox.touch();
         if let Some(why) = &routes.refused {
             drop(held);
             self.die_unrouted(row, name, why.clone());
             return;
         }
         if !row.wanted {
-            self.reports.unwanted();
+            self.door.reports.unwanted();
         }
-        self.shelves.gone.push_back((self.durable.insertions(), name));
+        self.routing.shelves.gone.push_back((self.outbox.insertions(), name));
         drop(held);
         self.free(row.held, DELIVERY_BYTES);
     }
 
     /// The row's event becomes a dead letter without endpoint: the database refuses to read its account's.
     fn die_unrouted(&mut self, Row { held, .. }: Row, row: UnroutedKey, detail: String) {
-        self.reports.died();
-        self.reports.refused();
+        self.door.reports.died();
+        self.door.reports.refused();
         let letter = DeadLetter {
             event: Arc::clone(&held.event),
             endpoint: None,
@@ -264,7 +265,7 @@ impl Dispatcher {
             history: Vec::new(),
             replay: 0,
         };
-        let insertion = self.durable.insertions();
-        self.durable.die(Dying { letter, body: Body::Unrouted { row, insertion, held } });
+        let insertion = self.outbox.insertions();
+        self.outbox.die(Dying { letter, body: Body::Unrouted { row, insertion, held } });
     }
 }

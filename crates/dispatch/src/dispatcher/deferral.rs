@@ -1,0 +1,24 @@
+//! What is asked of the tables of deferred rows: pages to be read back, and rows to be given up where the tables
+//! are full.
+//!
+//! Both are components with private fields and an invariant of their own. What is known of one queue's rows
+//! stands with the queue (see [`super::queues`]).
+
+use super::refill::Refills;
+use super::suspend::Suspensions;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Deferral {
+    /// The queues that want a page, and the request under way.
+    pub(super) line: Refills,
+    /// The queues whose deliveries are counted in gaps.
+    pub(super) suspensions: Suspensions,
+}
+
+impl Deferral {
+    /// Nothing is asked for.
+    pub(super) fn new(memory_limit: usize) -> Self {
+        Self { line: Refills::new(memory_limit), suspensions: Suspensions::default() }
+    }
+}

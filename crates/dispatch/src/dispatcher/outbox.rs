@@ -1,0 +1,393 @@
+//! What is to be made durable: collected between state transactions, handed out one at a time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::lane::DELIVERY_BYTES;
+pub(super) use super::outgoing::{Body, Dying, Leaves, Leaving, RowChange};
+use super::queues::QueueNo;
+use super::{PERSIST_SLOW, UNPERSISTED_MAX};
+use walhook_core::event::EndpointId;
+use walhook_core::lsn::Lsn;
+use walhook_core::notice::Notices;
+use walhook_core::persist::{
+    DisableEndpoint, JobDone, PauseEndpoint, PersistBatch, Retried, RowId, RowKey, UnroutedKey,
+};
+use walhook_core::tick::Tick;
+
+/// How long outcomes wait for others before they are stored together.
+const PERSIST_EVERY: Duration = Duration::from_millis(100);
+
+/// How long progress alone waits: the server's keepalives, with nothing of ours in between. `/readyz`
+/// of a leader whose checkpoint was not written for three times as long says no.
+const PROGRESS_EVERY: Duration = Duration::from_secs(10);
+
+/// Progress alone that waits no longer: half a segment of WAL. Another database of the cluster may
+/// write hundreds of megabytes in ten seconds, and the slot would keep them all.
+const PROGRESS_BYTES: u64 = 8 << 20;
+
+/// Dead letters in one state transaction: bounds its size and its time.
+const DEAD_LETTERS_MAX: usize = 1_000;
+
+/// Rows inserted in one state transaction at most, and at least where it has been slow: sending stops
+/// while one takes longer than [`PERSIST_SLOW`].
+const ROWS_MAX: usize = 5_000;
+const ROWS_MIN: usize = 100;
+
+/// Bytes of events in one state transaction, but one event at least.
+pub(super) const ROWS_BYTES: usize = 8 << 20;
+
+/// A state transaction that takes longer makes the next one smaller.
+const ROWS_SLOW: Duration = Duration::from_millis(300);
+
+/// What waits for the next state transaction, and what is in the one under way.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    stored_frontier: Lsn,
+    last_stored: Tick,
+    /// Something happened since the last batch was handed out.
+    touched: bool,
+    outcomes: usize,
+    dying: VecDeque<Dying>,
+    /// Rows to be inserted, in the order of their numbers.
+    leaving: VecDeque<Leaving>,
+    /// What they, and those in the batch under way, hold in memory.
+    leaving_bytes: usize,
+    /// How many rows have been in `leaving` so far, and in a batch.
+    insertions: u64,
+    handed_out: u64,
+    rows_max: usize,
+    /// Rows to be changed, with the number of the insertion that must come first.
+    changes: BTreeMap<RowId, (u64, RowChange)>,
+    /// Queues of which the table `backlog` is outdated.
+    outdated: Vec<QueueNo>,
+    retried: Vec<Retried>,
+    disabled: Vec<DisableEndpoint>,
+    enabled: Vec<EndpointId>,
+    paused: Vec<PauseEndpoint>,
+    jobs: Vec<JobDone>,
+    /// What someone is to be notified of.
+    pub(super) notices: Notices,
+    under_way: Option<UnderWay>,
+    /// Handed out so far.
+    batches: u64,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    started: Tick,
+    frontier: Lsn,
+    outcomes: usize,
+    parts: Parts,
+}
+
+/// What waits for a batch to be stored.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) dying: Vec<Dying>,
+    pub(super) stored: Vec<Leaving>,
+    /// Rows that go.
+    pub(super) removed: Vec<(QueueNo, RowKey)>,
+    /// Rows without an endpoint that go.
+    pub(super) routed: Vec<UnroutedKey>,
+    /// Queues whose row in the table `backlog` goes.
+    pub(super) over: Vec<QueueNo>,
+}
+
+impl Outbox {
+    pub(super) fn new(frontier: Lsn, notifies: bool) -> Self {
+        Self {
+            stored_frontier: frontier,
+            last_stored: Tick(0),
+            touched: false,
+            outcomes: 0,
+            dying: VecDeque::new(),
+            leaving: VecDeque::new(),
+            leaving_bytes: 0,
+            insertions: 0,
+            handed_out: 0,
+            rows_max: ROWS_MAX,
+            changes: BTreeMap::new(),
+            outdated: Vec::new(),
+            retried: Vec::new(),
+            disabled: Vec::new(),
+            enabled: Vec::new(),
+            paused: Vec::new(),
+            jobs: Vec::new(),
+            notices: Notices::new(notifies),
+            under_way: None,
+            batches: 0,
+        }
+    }
+
+    /// Something of ours moved: the next batch is not progress alone.
+    pub(super) fn touch(&mut self) {
+        self.touched = true;
+    }
+
+    pub(super) fn enable(&mut self, endpoint: EndpointId) {
+        self.disabled.retain(|disabled| disabled.endpoint != endpoint);
+        self.paused.retain(|paused| paused.endpoint != endpoint);
+        self.enabled.push(endpoint);
+        self.touched = true;
+    }
+
+    pub(super) fn disable(&mut self, disabled: DisableEndpoint) {
+        self.enabled.retain(|endpoint| *endpoint != disabled.endpoint);
+        self.disabled.push(disabled);
+        self.touched = true;
+    }
+
+    pub(super) fn pause(&mut self, paused: PauseEndpoint) {
+        self.disabled.retain(|disabled| disabled.endpoint != paused.endpoint);
+        self.enabled.retain(|endpoint| *endpoint != paused.endpoint);
+        self.paused.push(paused);
+        self.touched = true;
+    }
+
+    pub(super) fn end_job(&mut self, job: JobDone) {
+        self.jobs.push(job);
+        self.touched = true;
+    }
+
+    pub(super) fn count_outcome(&mut self) {
+        self.outcomes += 1;
+        self.touched = true;
+    }
+
+    pub(super) fn retried(&mut self, retried: Retried) {
+        self.retried.push(retried);
+        self.touched = true;
+    }
+
+    /// The delivery keeps its place until its dead letter is stored.
+    pub(super) fn die(&mut self, mut dying: Dying) {
+        if let Body::Row { row, .. } = &dying.body
+            && let Some((_, RowChange::Retime(tried))) = self.changes.remove(row)
+        {
+            dying.letter.history.splice(0..0, tried.history);
+        }
+        self.dying.push_back(dying);
+        self.touched = true;
+    }
+
+    /// Rows that had to be inserted so far.
+    pub(super) fn insertions(&self) -> u64 {
+        self.insertions
+    }
+
+    /// Of those, the ones that have been in a batch.
+    pub(super) fn handed_out(&self) -> u64 {
+        self.handed_out
+    }
+
+    /// The number of the row that leaves next.
+    pub(super) fn next_insertion(&self) -> u64 {
+        self.insertions + 1
+    }
+
+    /// The row is to be inserted.
+    pub(super) fn leave(&mut self, mut leaving: Leaving) {
+        self.insertions += 1;
+        let before = self.leaving.back().map(|before| &before.held);
+        if before.is_some_and(|before| Arc::ptr_eq(before, &leaving.held)) {
+            leaving.bytes = DELIVERY_BYTES;
+        }
+        self.leaving_bytes += leaving.bytes;
+        self.leaving.push_back(leaving);
+        self.touched = true;
+    }
+
+    /// A row that was to be inserted is not.
+    pub(super) fn forget_leaving(&mut self, bytes: usize) {
+        self.stored_row(bytes);
+    }
+
+    /// A row that took so many bytes is stored.
+    pub(super) fn stored_row(&mut self, bytes: usize) {
+        let Some(left) = self.leaving_bytes.checked_sub(bytes) else {
+            panic!("{bytes} bytes of rows are stored, and {} were to be", self.leaving_bytes)
+        };
+        self.leaving_bytes = left;
+        self.touched = true;
+    }
+
+    /// What is to be inserted, and in no batch yet.
+    pub(super) fn leaving_mut(&mut self) -> impl Iterator<Item = &mut Leaving> {
+        self.leaving.iter_mut()
+    }
+
+    /// Rows inserted in one state transaction at most, as things are.
+    pub(super) fn rows_max(&self) -> usize {
+        self.rows_max
+    }
+
+    /// What the rows that are not stored yet hold in memory.
+    pub(super) fn leaving_bytes(&self) -> usize {
+        self.leaving_bytes
+    }
+
+    /// The row is to be changed, after its insertion where that has a number.
+    pub(super) fn change(&mut self, row: RowId, insertion: u64, change: RowChange) {
+        let before = self.changes.remove(&row);
+        let change = match (before, change) {
+            (Some((_, RowChange::Retime(before))), RowChange::Retime(mut tried)) => {
+                tried.history.splice(0..0, before.history);
+                RowChange::Retime(tried)
+            }
+            (_, change) => change,
+        };
+        self.changes.insert(row, (insertion, change));
+        self.touched = true;
+    }
+
+    /// What the table `backlog` says of the queue is outdated.
+    pub(super) fn outdated(&mut self, queue: QueueNo) {
+        self.outdated.push(queue);
+        self.touched = true;
+    }
+
+    /// Whether sending must wait for the state database.
+    pub(super) fn is_behind(&self, now: Tick) -> bool {
+        let under_way = self.under_way.as_ref();
+        let unpersisted = self.outcomes + self.dying.len() + under_way.map_or(0, UnderWay::len);
+        unpersisted >= UNPERSISTED_MAX
+            || under_way.is_some_and(|under_way| now.since(under_way.started) > PERSIST_SLOW)
+    }
+
+    /// Whether everything that happened is stored.
+    pub(super) fn is_clean(&self, frontier: Lsn) -> bool {
+        self.under_way.is_none() && !self.has_work() && self.stored_frontier == frontier
+    }
+
+    /// When a batch is due, while none is under way.
+    pub(super) fn deadline(&self, frontier: Lsn, stopping: bool) -> Option<Tick> {
+        if self.under_way.is_some() {
+            return None;
+        }
+        let full = self.outcomes >= UNPERSISTED_MAX
+            || self.dying.len() >= DEAD_LETTERS_MAX
+            || self.leaving.len() >= self.rows_max
+            || self.leaving_bytes >= ROWS_BYTES;
+        if self.has_work() {
+            let at_once = full || stopping;
+            Some(if at_once { self.last_stored } else { self.last_stored + PERSIST_EVERY })
+        } else if stopping {
+            (frontier > self.stored_frontier).then_some(self.last_stored)
+        } else if frontier.bytes_since(self.stored_frontier) >= PROGRESS_BYTES {
+            Some(self.last_stored + PERSIST_EVERY)
+        } else {
+            // Also with no progress at all: that the checkpoint can be written is worth knowing.
+            Some(self.last_stored + PROGRESS_EVERY)
+        }
+    }
+
+    /// The number of the batch that begins now.
+    pub(super) fn begin_batch(&mut self) -> u64 {
+        self.batches += 1;
+        self.batches
+    }
+
+    /// The next row to be inserted, where the batch has room for it: it has so many already, of so many bytes,
+    /// to which it is added.
+    pub(super) fn next_leaving(&mut self, rows: usize, bytes: &mut usize) -> Option<Leaving> {
+        *bytes += self.leaving.front()?.bytes;
+        if rows >= self.rows_max || (*bytes > ROWS_BYTES && rows > 0) {
+            return None;
+        }
+        self.handed_out += 1;
+        self.leaving.pop_front()
+    }
+
+    /// The next dead letter, where the batch has room for it: it has so many already. Its row, where it has
+    /// one, was handed out before.
+    pub(super) fn next_dying(&mut self, letters: usize) -> Option<Dying> {
+        let is_inserted = match &self.dying.front()?.body {
+            Body::Row { insertion, .. } | Body::Unrouted { insertion, .. } => {
+                *insertion <= self.handed_out
+            }
+            Body::Unroutable { .. } | Body::Delivery { .. } => true,
+        };
+        if letters >= DEAD_LETTERS_MAX || !is_inserted {
+            return None;
+        }
+        self.dying.pop_front()
+    }
+
+    /// The changes of rows that were handed out, or stand in the table.
+    pub(super) fn take_changes(&mut self) -> Vec<(RowId, RowChange)> {
+        let mut ready = Vec::new();
+        for (row, (insertion, change)) in std::mem::take(&mut self.changes) {
+            if insertion > self.handed_out {
+                self.changes.insert(row, (insertion, change));
+            } else {
+                ready.push((row, change));
+            }
+        }
+        ready
+    }
+
+    /// The queues of which the table `backlog` is outdated.
+    pub(super) fn take_outdated(&mut self) -> Vec<QueueNo> {
+        std::mem::take(&mut self.outdated)
+    }
+
+    /// What remains to be handed out; the batch is under way from now on.
+    pub(super) fn hand_over(&mut self, batch: &mut PersistBatch, parts: Parts, now: Tick) {
+        batch.retried = std::mem::take(&mut self.retried);
+        batch.notices = self.notices.hand_out();
+        batch.disabled = std::mem::take(&mut self.disabled);
+        batch.enabled = std::mem::take(&mut self.enabled);
+        batch.paused = std::mem::take(&mut self.paused);
+        batch.jobs_done = std::mem::take(&mut self.jobs);
+        self.touched = false;
+        let outcomes = std::mem::take(&mut self.outcomes);
+        let under_way = UnderWay { started: now, frontier: batch.frontier, outcomes, parts };
+        assert!(self.under_way.replace(under_way).is_none(), "two state transactions at once");
+    }
+
+    /// The batch under way is durable; it removed `purged` rows beside. Returns the checkpoint, and what waits for
+    /// it.
+    ///
+    /// # Panics
+    /// None is under way, or the checkpoint would go back.
+    pub(super) fn handle_stored(&mut self, purged: u64, now: Tick) -> (Lsn, Parts) {
+        let Some(UnderWay { started, frontier, parts, .. }) = self.under_way.take() else {
+            panic!("a state transaction is stored that was not handed out")
+        };
+        assert!(frontier >= self.stored_frontier, "the checkpoint went back");
+        (self.stored_frontier, self.last_stored) = (frontier, now);
+        let rows = parts.stored.len() + usize::try_from(purged).unwrap_or(usize::MAX);
+        self.adapt(now.since(started), rows);
+        (frontier, parts)
+    }
+
+    /// Batches become smaller when they take long, and grow again.
+    fn adapt(&mut self, took: Duration, rows: usize) {
+        if took > ROWS_SLOW && rows > 0 {
+            self.rows_max = (rows / 2).max(ROWS_MIN);
+        } else if rows >= self.rows_max {
+            self.rows_max = (self.rows_max * 2).min(ROWS_MAX);
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        self.touched
+            || self.outcomes > 0
+            || !self.dying.is_empty()
+            || !self.leaving.is_empty()
+            || !self.changes.is_empty()
+            || !self.retried.is_empty()
+            || !self.disabled.is_empty()
+            || !self.enabled.is_empty()
+            || !self.paused.is_empty()
+            || !self.jobs.is_empty()
+    }
+}
+
+impl UnderWay {
+    fn len(&self) -> usize {
+        self.outcomes + self.parts.dying.len()
+    }
+}

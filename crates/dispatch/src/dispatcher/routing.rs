@@ -1,0 +1,45 @@
+//! Routing: from an event to the endpoints that it is for, now or later.
+//!
+//! ```text
+//!            ┌─ router: known routes, look-ups
+//! event ─────┼─ waiting: events that wait for routes, or for their next slice
+//!            ├─ shelves: events that became rows without an endpoint
+//!            ├─ starts: endpoints whose subscription starts in mid-stream
+//!            └─ unseen: changes of watched tables that no look-up has shown
+//! ```
+//!
+//! Each is a component with private fields and an invariant of its own; here they stand together, for whatever
+//! is known of routes concerns all of them.
+
+use super::super::route::Router;
+use super::fan_out::Waiting;
+use super::join::Joins;
+use super::unrouted::Shelves;
+use super::unseen::Unseen;
+use walhook_core::tick::Tick;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Routing {
+    pub(super) router: Router,
+    pub(super) waiting: Waiting,
+    pub(super) shelves: Shelves,
+    pub(super) starts: Joins,
+    pub(super) unseen: Unseen,
+    /// Since when a look-up has not been answered.
+    pub(super) asked_at: Option<Tick>,
+}
+
+impl Routing {
+    /// Nothing is known; routes of accounts that have nothing pending take `cache_bytes` at most.
+    pub(super) fn new(cache_bytes: usize) -> Self {
+        Self {
+            router: Router::new(cache_bytes),
+            waiting: Waiting::default(),
+            shelves: Shelves::new(),
+            starts: Joins::default(),
+            unseen: Unseen::default(),
+            asked_at: None,
+        }
+    }
+}

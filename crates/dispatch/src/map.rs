@@ -4,12 +4,15 @@
 //! simulated by seed, nor be replayed. Names are kept in `BTreeMap`s, or hashed with a seed that the dispatcher
 //! is given, since whoever chooses them must not be able to choose which of them collide.
 
+#[expect(clippy::disallowed_types, reason = "with hashers of which the order is known")]
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hasher};
 
+#[expect(clippy::disallowed_types, reason = "its hasher has no seed")]
 /// A map by numbers that are ours, or hashes already: cheap, and the same in every run.
 pub type NumberMap<K, V> = HashMap<K, V, BuildHasherDefault<NumberHasher>>;
 
+#[expect(clippy::disallowed_types, reason = "its hasher's seed is given")]
 /// A map by names, hashed with a seed.
 pub type NameMap<K, V> = HashMap<K, V, Seeded>;
 
@@ -68,13 +71,13 @@ impl BuildHasher for Seeded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashSet;
+    use std::collections::BTreeSet;
 
     #[test]
     fn numbers_that_follow_each_other_are_spread_over_low_and_high_bits() {
         let hash = |number: u64| BuildHasherDefault::<NumberHasher>::default().hash_one(number);
-        let places: HashSet<u64> = (0..1_024).map(|n| hash(n) & 1_023).collect();
-        let tops: HashSet<u64> = (0..128).map(|n| hash(n) >> 57).collect();
+        let places: BTreeSet<u64> = (0..1_024).map(|n| hash(n) & 1_023).collect();
+        let tops: BTreeSet<u64> = (0..128).map(|n| hash(n) >> 57).collect();
         assert!(places.len() > 512, "{} places of 1,024", places.len());
         assert!(tops.len() > 48, "{} tops of 128", tops.len());
     }

@@ -11,7 +11,7 @@
 //! seconds after the row was written. Memory: an entry for each endpoint that fails, up to a bound; those
 //! beyond are not told of one by one.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::queues::QueueNo;
@@ -40,7 +40,7 @@ const KNOWN_MIN: usize = 1_024;
 
 #[derive(Debug, Default)]
 pub(super) struct Failures {
-    queues: HashMap<QueueId, Box<Failing>>,
+    queues: BTreeMap<QueueId, Box<Failing>>,
     /// When rows are to be written or removed.
     due: BTreeSet<(Tick, QueueId)>,
     max: usize,

@@ -14,7 +14,7 @@
 //! event that moves is not deferred for its age alone: a row for each of hundreds of thousands of
 //! endpoints costs everybody more than a checkpoint that is minutes old.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ pub(super) enum To {
 /// The events that wait, by account.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    accounts: HashMap<AccountId, Events>,
+    accounts: BTreeMap<AccountId, Events>,
     /// Accounts whose routes are known.
     line: VecDeque<AccountId>,
     /// Nobody has seen yet that none of them can go on.

@@ -67,6 +67,7 @@ mod unseen;
 
 use std::time::Duration;
 
+use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use super::schedule::{LaneId, Pool};
@@ -125,9 +126,8 @@ impl Dispatcher {
         // An eighth of the memory caches routes of accounts that have nothing pending.
         let cache_bytes = settings.memory_limit / 8;
         let mut dispatcher = Self {
-            rng,
             routing: Routing::new(cache_bytes),
-            queues: Queues::new(),
+            queues: Queues::new(rng.clone().random()),
             deferral: Deferral::new(settings.memory_limit),
             sending: Sending::new(settings.fast_slots, settings.slow_slots),
             progress: Progress::new(start.frontier, &start.settled),
@@ -139,6 +139,7 @@ impl Dispatcher {
             outbox: Outbox::new(start.frontier, settings.notifies),
             memory: MemoryBudget::new(settings.memory_limit),
             replays: Replays::default(),
+            rng,
             door: Door::new(start.unix_us_at_zero),
             settings,
         };

@@ -9,7 +9,7 @@
 //! `endpoint_state` says since when. That and the end of the job are stored in one transaction, so a
 //! crash in between has the next leader do it again, which changes nothing more.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -139,7 +139,7 @@ impl Dispatcher {
     /// Rows of the table were made due or removed. Those that wait in memory for their turn are read anew,
     /// and endpoints whose breaker is open are tried at once.
     fn look_again(&mut self, rows: Vec<(QueueId, RowKey)>, now: Tick) {
-        let mut by_queue: BTreeMap<QueueId, HashSet<RowKey>> = BTreeMap::new();
+        let mut by_queue: BTreeMap<QueueId, BTreeSet<RowKey>> = BTreeMap::new();
         for (queue, key) in rows {
             by_queue.entry(queue).or_default().insert(key);
         }
@@ -158,7 +158,7 @@ impl Dispatcher {
         }
     }
 
-    fn unload(&mut self, queue: QueueNo, keys: &HashSet<RowKey>, now: Tick) {
+    fn unload(&mut self, queue: QueueNo, keys: &BTreeSet<RowKey>, now: Tick) {
         let Some(in_memory) = self.queues.pending(queue) else { return };
         let is_row = |p: &&Pending| {
             matches!(p.origin, Origin::Deferred { .. }) && keys.contains(&p.row_key())

@@ -24,11 +24,12 @@ mod parts;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use smallvec::SmallVec;
 
 use super::super::lane::Queue;
+use super::super::map::{NameMap, Seeded};
 use super::defer::Detour;
 pub(super) use lanes::Lane;
 use walhook_core::attempt::DeliveryId;
@@ -103,10 +104,10 @@ struct Slot {
 pub(super) struct Queues {
     slots: Vec<Slot>,
     vacant: Vec<u32>,
-    by_endpoint: HashMap<EndpointId, SmallVec<[QueueNo; 1]>>,
+    by_endpoint: NameMap<EndpointId, SmallVec<[QueueNo; 1]>>,
     accounts: Vec<Option<Account>>,
     vacant_accounts: Vec<AccountNo>,
-    by_account: HashMap<AccountId, AccountNo>,
+    by_account: NameMap<AccountId, AccountNo>,
     by_lane: Vec<AccountNo>,
     in_memory: usize,
     deferred: usize,
@@ -119,14 +120,16 @@ pub(super) struct Queues {
 }
 
 impl Queues {
-    pub(super) fn new() -> Self {
+    /// None. Names are hashed with `seed`.
+    pub(super) fn new(seed: u64) -> Self {
+        let names = Seeded::new(seed);
         Self {
             slots: Vec::new(),
             vacant: Vec::new(),
-            by_endpoint: HashMap::new(),
+            by_endpoint: NameMap::with_hasher(names),
             accounts: Vec::new(),
             vacant_accounts: Vec::new(),
-            by_account: HashMap::new(),
+            by_account: NameMap::with_hasher(names),
             by_lane: Vec::new(),
             in_memory: 0,
             deferred: 0,

@@ -230,7 +230,7 @@ mod tests {
             let (fast, slow) = (4, 2);
             let mut sending = Sending::new(fast, slow);
             let lane = sending.add_lane(1.0);
-            let mut queues = Queues::new();
+            let mut queues = Queues::new(1);
             let queue = queues.intern(&AccountId::new("a"), &EndpointId::new("e"));
             let mut requests: Vec<(DeliveryId, Tick, Pool)> = Vec::new();
             let mut timers: Vec<Tick> = Vec::new();

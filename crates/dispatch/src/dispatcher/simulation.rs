@@ -4,6 +4,9 @@
 //! A world outlives the crashes: what it committed, what its endpoints received, and what the state
 //! database holds. At the end every delivery that was owed is received or a stored dead letter, and
 //! none is deferred any more.
+//!
+//! All that a run's dispatchers asked for is one digest. With `WALHOOK_TRACE=1` each run prints its own, so that
+//! two versions that are to do the same can be compared; with `WALHOOK_TRACE=all` each effect too.
 
 mod days;
 mod gaps;
@@ -12,7 +15,7 @@ mod replays;
 mod world;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,11 +65,11 @@ struct Life {
     dispatcher: Dispatcher,
     slots: usize,
     agenda: BinaryHeap<Reverse<(Tick, u64, Happens)>>,
-    in_flight: HashMap<DeliveryId, (Attempt, Outcome)>,
+    in_flight: BTreeMap<DeliveryId, (Attempt, Outcome)>,
     lookup: Option<LookUp>,
     unrouted: Option<Vec<UnroutedPage>>,
     /// Where the endpoints joined that it was told of.
-    joined: HashMap<EndpointId, Lsn>,
+    joined: BTreeMap<EndpointId, Lsn>,
     /// Of the rows that were inserted, how many were looked at.
     insertions: u64,
     refill: Option<Page>,
@@ -76,7 +79,7 @@ struct Life {
     next_txn: usize,
     /// The operator's job that was handed over last, and the endpoints that may not be sent to.
     asked: Option<i64>,
-    paused: HashSet<EndpointId>,
+    paused: BTreeSet<EndpointId>,
     /// Outcomes in the batch that is being stored, and since it was handed out.
     storing: u64,
     unstored: u64,
@@ -111,7 +114,7 @@ impl Life {
             dispatcher: Dispatcher::new(settings.clone(), start, SmallRng::from_rng(rng)),
             slots,
             agenda: BinaryHeap::new(),
-            in_flight: HashMap::new(),
+            in_flight: BTreeMap::new(),
             lookup: None,
             unrouted: None,
             joined: world.unrouted.joined().into_iter().map(|j| (j.endpoint, j.at)).collect(),
@@ -528,7 +531,7 @@ fn simulation_is_the_same_for_the_same_seed() {
         let world = simulate(seed, 200, 3);
         let mut received: Vec<_> = world.received.into_iter().collect();
         received.sort();
-        (received, world.dead.len(), world.duplicates)
+        (world.trace.digest(), received, world.dead.len(), world.duplicates)
     };
     assert_eq!(summary(7), summary(7));
 }

@@ -27,7 +27,7 @@ mod bound;
 mod joined;
 mod routing;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::super::lane::{DELIVERY_BYTES, Held};
@@ -56,7 +56,7 @@ const SHELF_BYTES: usize =
 /// The shelves of all accounts.
 #[derive(Debug)]
 pub(super) struct Shelves {
-    accounts: HashMap<AccountId, Box<Shelf>>,
+    accounts: BTreeMap<AccountId, Box<Shelf>>,
     /// Those that want a page.
     line: VecDeque<AccountId>,
     /// Those that have one, and wait for nothing but room.
@@ -148,7 +148,7 @@ impl Shelf {
 impl Shelves {
     pub(super) fn new() -> Self {
         Self {
-            accounts: HashMap::new(),
+            accounts: BTreeMap::new(),
             line: VecDeque::new(),
             going: VecDeque::new(),
             pages: 0,
@@ -229,7 +229,7 @@ impl Dispatcher {
         if self.routing.shelves.accounts.is_empty() {
             return;
         }
-        let mut of_accounts: HashMap<&AccountId, Vec<SettledRange>> = HashMap::new();
+        let mut of_accounts: BTreeMap<&AccountId, Vec<SettledRange>> = BTreeMap::new();
         for range in settled.iter().filter(|range| &*range.endpoint != NO_ENDPOINT) {
             if self.routing.shelves.has(&range.account) {
                 of_accounts.entry(&range.account).or_default().push(range.clone());

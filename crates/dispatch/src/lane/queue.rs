@@ -1,6 +1,6 @@
 //! One endpoint's pending deliveries: which may be sent, and which stand behind another.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use rand::{Rng, RngExt};
 
 use super::{DEFAULT_MAX_IN_FLIGHT, New, Source};
 use crate::breaker::Lately;
+use crate::map::NumberMap;
 use crate::schedule::{AdaptiveLimit, HoldEstimate, Pool};
 use crate::tracker::TxnSeq;
 use walhook_core::attempt::DeliveryId;
@@ -164,7 +165,7 @@ pub struct Queue {
     /// Boxed, for most queues hold one or none, and a node has room for eleven.
     entries: BTreeMap<DeliveryId, Box<Entry>>,
     /// For each ordering key its deliveries, oldest first; the first holds the key.
-    keys: HashMap<u64, VecDeque<DeliveryId>>,
+    keys: NumberMap<u64, VecDeque<DeliveryId>>,
     ready: BTreeSet<DeliveryId>,
     in_flight: u32,
     bytes: usize,
@@ -194,7 +195,7 @@ impl Queue {
     pub fn new(first_ordinal: u64) -> Self {
         Self {
             entries: BTreeMap::new(),
-            keys: HashMap::new(),
+            keys: NumberMap::default(),
             ready: BTreeSet::new(),
             in_flight: 0,
             bytes: 0,

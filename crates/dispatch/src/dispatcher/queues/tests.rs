@@ -27,7 +27,7 @@ const LANE: LaneId = LaneId(0);
 
 impl Lane {
     fn new(account: AccountId) -> Self {
-        let mut lane = Self { queues: Queues::new(), account };
+        let mut lane = Self { queues: Queues::new(1), account };
         lane.no(&id(0));
         lane
     }
@@ -372,7 +372,7 @@ proptest! {
     fn queues_are_one_for_each_name_and_handles_are_good_as_long_as_anything_is_there(
         changes in proptest::collection::vec(change(), 1..150),
     ) {
-        let mut queues = Queues::new();
+        let mut queues = Queues::new(1);
         let mut model: BTreeMap<QueueNo, There> = BTreeMap::new();
         let mut stale: BTreeSet<QueueNo> = BTreeSet::new();
         let mut lanes = 0..;

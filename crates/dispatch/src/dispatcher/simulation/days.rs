@@ -1,7 +1,7 @@
 //! More than a week of the default retries: endpoints that are down for hours, for days, for ever, that
 //! flap, that refuse some rows, that ask for absurd waits.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
@@ -107,10 +107,10 @@ struct Tries {
 /// What an onlooker notes.
 #[derive(Debug, Default)]
 struct Diary {
-    tries: HashMap<(EventId, QueueId), Tries>,
+    tries: BTreeMap<(EventId, QueueId), Tries>,
     /// When each breaker was open; the last time maybe still.
-    open: HashMap<QueueId, Vec<(Tick, Option<Tick>)>>,
-    probes: HashMap<QueueId, u32>,
+    open: BTreeMap<QueueId, Vec<(Tick, Option<Tick>)>>,
+    probes: BTreeMap<QueueId, u32>,
     /// What the crashes may make a clock lose: a breaker is stored at each probe.
     lost: Duration,
     exhausted: u32,

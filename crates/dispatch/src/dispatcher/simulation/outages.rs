@@ -30,7 +30,7 @@ pub(super) struct UnroutedTable {
     pub(super) unseen: BTreeSet<u32>,
     remembered: usize,
     /// Those that became a gap.
-    pub(super) given_up: HashSet<EventId>,
+    pub(super) given_up: BTreeSet<EventId>,
     /// From when to when look-ups fail.
     outages: Vec<(Tick, Tick)>,
     /// Rows that were stored and routed, events that were recognised when they were read again, and

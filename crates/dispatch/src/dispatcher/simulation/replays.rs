@@ -1,7 +1,7 @@
 //! Replays beside endpoints of every temper, with crashes, pauses, a bound of the tables, and an operator
 //! who cancels: each reads on, and what it counts is what there is.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::world::{Change, World, account_for};
 use super::*;
@@ -48,7 +48,7 @@ struct Feeder {
     /// The next pair, and how many were fed, those of earlier lives included.
     next: usize,
     fed: i64,
-    there: HashSet<(EndpointId, RowKey)>,
+    there: BTreeSet<(EndpointId, RowKey)>,
 }
 
 impl Feeder {

@@ -1,7 +1,7 @@
 //! What outlives the crashes of a simulation: what was committed, what the endpoints received, and what
 //! the state database holds.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hasher};
 use std::ops::Range;
@@ -122,8 +122,8 @@ impl Trace {
 pub(super) struct World {
     pub(super) trace: Trace,
     pub(super) txns: Vec<Txn>,
-    pub(super) tempers: HashMap<String, Temper>,
-    pub(super) received: HashMap<(EventId, String), u32>,
+    pub(super) tempers: BTreeMap<String, Temper>,
+    pub(super) received: BTreeMap<(EventId, String), u32>,
     /// The transactions that SQL shows.
     pub(super) visible: usize,
     pub(super) frontier: Lsn,
@@ -138,14 +138,14 @@ pub(super) struct World {
     pub(super) pauses_left: u32,
     /// Requests that were given up.
     pub(super) aborts: u32,
-    pub(super) dead: HashMap<(EventId, String), DeadReason>,
+    pub(super) dead: BTreeMap<(EventId, String), DeadReason>,
     pub(super) deferred: BTreeMap<QueueId, BTreeMap<RowKey, (Arc<Event>, Tried)>>,
     pub(super) backlog: BTreeMap<QueueId, BacklogRow>,
     /// Rows that were ever deferred.
     pub(super) deferrals: u64,
     pub(super) duplicates: u64,
     /// The last event of a row that an endpoint received for the first time.
-    pub(super) last_first: HashMap<(String, AccountId, u64), Position>,
+    pub(super) last_first: BTreeMap<(String, AccountId, u64), Position>,
     /// Bytes that the table may take, and the most that it took.
     pub(super) bound: Option<u64>,
     pub(super) largest: u64,
@@ -163,9 +163,9 @@ pub(super) struct World {
     pub(super) replays: BTreeMap<i64, ReplayCounts>,
     pub(super) late: BTreeMap<i64, ReplayCounts>,
     /// Rows that an operator has discarded: what is in memory of them still asks for changes.
-    pub(super) discarded: HashSet<(QueueId, RowKey)>,
+    pub(super) discarded: BTreeSet<(QueueId, RowKey)>,
     /// What replays were received of, and how often.
-    pub(super) replayed: HashMap<(EventId, String), u32>,
+    pub(super) replayed: BTreeMap<(EventId, String), u32>,
     /// Dead letters that nobody has looked at.
     pub(super) died: Vec<(EventId, QueueId, DeadReason)>,
 }
@@ -251,7 +251,7 @@ impl World {
                 changes: std::mem::take(&mut changes),
             });
         }
-        let mut seen = HashSet::new();
+        let mut seen = BTreeSet::new();
         for txn in &mut world.txns {
             txn.changes.retain(|change| match change {
                 Change::Row(event) => seen.insert(event.id),
@@ -334,7 +334,7 @@ impl World {
 
     /// The endpoints whose row later transactions change: what they are owed depends on when they are
     /// looked up.
-    pub(super) fn changed(&self) -> HashSet<String> {
+    pub(super) fn changed(&self) -> BTreeSet<String> {
         let changes = self.txns.iter().skip(1).flat_map(|txn| &txn.changes);
         changes
             .filter_map(|change| match change {
@@ -509,7 +509,7 @@ impl World {
 pub(super) fn account_for(seed: u64, world: &World) {
     let changed = world.changed();
     let table = world.table(1);
-    let mut known = HashSet::new();
+    let mut known = BTreeSet::new();
     for txn in &world.txns {
         for change in &txn.changes {
             let Change::Row(event) = change else { continue };

@@ -9,7 +9,7 @@
 //! While there are rows without an endpoint, this is stored with them. So many endpoints are remembered; those
 //! beyond get the events from before as well.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use walhook_core::event::EndpointId;
 use walhook_core::heap::map_entry;
@@ -22,7 +22,7 @@ const JOINED_MAX: usize = 16_384;
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Joiners {
-    at: HashMap<EndpointId, Lsn>,
+    at: BTreeMap<EndpointId, Lsn>,
     /// Those that the table does not tell of, or not rightly.
     unstored: Vec<EndpointId>,
     /// The table tells of some.

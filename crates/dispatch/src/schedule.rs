@@ -138,6 +138,11 @@ impl Slots {
         }
     }
 
+    fn free(&mut self) {
+        assert!(self.in_flight > 0, "a slot becomes free, and none was taken");
+        self.in_flight -= 1;
+    }
+
     fn insert(&mut self, id: LaneId, standing: Standing, idle: bool) {
         if standing.ready {
             self.ready.insert((standing.tag, id));
@@ -190,44 +195,46 @@ impl Scheduler {
             fast: Standing::default(),
             slow: Standing::default(),
         };
-        if let Some(id) = self.vacant.pop()
-            && let Some(place) = self.lanes.get_mut(index(id))
-        {
-            *place = Some(lane);
+        if let Some(id) = self.vacant.pop() {
+            let before = self.lanes.get_mut(index(id)).map(|place| place.replace(lane));
+            assert!(matches!(before, Some(None)), "{id:?} is vacant, and a lane");
             return id;
         }
-        let id = LaneId(u32::try_from(self.lanes.len()).unwrap_or(u32::MAX));
+        let Ok(id) = u32::try_from(self.lanes.len()) else { panic!("2^32 accounts are pending") };
         self.lanes.push(Some(lane));
-        id
+        LaneId(id)
     }
 
     /// Changes the lane's share, for requests that start or end from now on.
+    ///
+    /// # Panics
+    /// The lane was removed.
     pub fn set_weight(&mut self, lane: LaneId, weight: f64) {
-        if let Some(lane) = self.lane_mut(lane) {
-            lane.weight = weight_units(weight);
-        }
+        self.lane_mut(lane).weight = weight_units(weight);
     }
 
     /// Forgets the lane. What it had used is forgotten too: one that comes back starts at V.
     ///
-    /// Only when nothing of it is in flight; else it stays.
+    /// # Panics
+    /// Something of it is in flight, or it was removed before.
     pub fn remove_lane(&mut self, lane: LaneId) {
-        debug_assert_eq!(self.lane_in_flight(lane), 0, "{lane:?} has requests in flight");
-        if self.lane_in_flight(lane) > 0 {
-            return;
-        }
+        assert_eq!(self.lane_in_flight(lane), 0, "{lane:?} goes, and has requests in flight");
         self.set_ready(lane, Pool::Fast, false);
         self.set_ready(lane, Pool::Slow, false);
-        if self.lanes.get_mut(index(lane)).and_then(Option::take).is_some() {
-            self.vacant.push(lane);
+        if let Some(place) = self.lanes.get_mut(index(lane)) {
+            *place = None;
         }
+        self.vacant.push(lane);
     }
 
     /// Whether the lane has something that may be sent now from this pool. Cheap when that is known
     /// already.
+    ///
+    /// # Panics
+    /// The lane was removed.
     pub fn set_ready(&mut self, lane: LaneId, pool: Pool, ready: bool) {
         let virtual_time = self.slots(pool).virtual_time;
-        if self.lane_mut(lane).is_some_and(|lane| lane.standing_mut(pool).ready == ready) {
+        if self.lane_mut(lane).standing_mut(pool).ready == ready {
             return;
         }
         self.update(lane, |lane, _, _| {
@@ -257,9 +264,12 @@ impl Scheduler {
     ///
     /// A free slot is the caller's to see to, by [`Scheduler::peek`]. Whether the lane is still ready
     /// afterwards is too.
+    ///
+    /// # Panics
+    /// No slot is free, or the lane was removed.
     pub fn start(&mut self, lane: LaneId, pool: Pool, expected: Duration) -> Charge {
         let slots = self.slots_mut(pool);
-        debug_assert!(slots.in_flight < slots.total, "no free slot in {pool:?}");
+        assert!(slots.in_flight < slots.total, "{lane:?} sends, and no slot of {pool:?} is free");
         slots.in_flight += 1;
         let mut charged = 0;
         self.update(lane, |lane, fast, slow| {
@@ -289,7 +299,7 @@ impl Scheduler {
         if self.slow.in_flight >= self.slow.total {
             return false;
         }
-        self.fast.in_flight = self.fast.in_flight.saturating_sub(1);
+        self.fast.free();
         self.slow.in_flight += 1;
         self.update(charge.lane, |lane, _, slow| {
             let cost = lane.cost(SLOW_AFTER);
@@ -313,11 +323,11 @@ impl Scheduler {
     /// The request ended, `actual` after it started: its slot is free, and the lane's tag is corrected
     /// by (actual − charged) / weight.
     pub fn finish(&mut self, charge: Charge, actual: Duration) {
-        let slots = self.slots_mut(charge.pool);
-        slots.in_flight = slots.in_flight.saturating_sub(1);
+        self.slots_mut(charge.pool).free();
         let hold = actual.saturating_sub(charge.paid_elsewhere).max(MIN_CHARGE);
         self.update(charge.lane, |lane, _, _| {
-            lane.in_flight = lane.in_flight.saturating_sub(1);
+            assert!(lane.in_flight > 0, "a request ends, and its lane has none in flight");
+            lane.in_flight -= 1;
             let cost = lane.cost(hold);
             let standing = lane.standing_mut(charge.pool);
             standing.tag = corrected(standing.tag, charge.charged, cost);
@@ -331,17 +341,20 @@ impl Scheduler {
     }
 
     /// The lane's requests in flight, in both pools.
+    ///
+    /// # Panics
+    /// The lane was removed.
     #[must_use]
     pub fn lane_in_flight(&self, lane: LaneId) -> u32 {
-        self.lanes.get(index(lane)).and_then(Option::as_ref).map_or(0, |lane| lane.in_flight)
+        match self.lanes.get(index(lane)) {
+            Some(Some(lane)) => lane.in_flight,
+            Some(None) | None => no_lane(lane),
+        }
     }
 
     /// Takes the lane out of the order, changes it, and puts it back where it then belongs.
     fn update(&mut self, id: LaneId, change: impl FnOnce(&mut Lane, &mut Slots, &mut Slots)) {
-        let Some(lane) = self.lanes.get_mut(index(id)).and_then(Option::as_mut) else {
-            debug_assert!(false, "{id:?} was removed");
-            return;
-        };
+        let Some(Some(lane)) = self.lanes.get_mut(index(id)) else { no_lane(id) };
         self.fast.remove(id, lane.fast);
         self.slow.remove(id, lane.slow);
         change(lane, &mut self.fast, &mut self.slow);
@@ -350,8 +363,11 @@ impl Scheduler {
         self.slow.insert(id, lane.slow, idle);
     }
 
-    fn lane_mut(&mut self, id: LaneId) -> Option<&mut Lane> {
-        self.lanes.get_mut(index(id)).and_then(Option::as_mut)
+    fn lane_mut(&mut self, id: LaneId) -> &mut Lane {
+        match self.lanes.get_mut(index(id)) {
+            Some(Some(lane)) => lane,
+            Some(None) | None => no_lane(id),
+        }
     }
 
     fn slots(&self, pool: Pool) -> &Slots {
@@ -367,6 +383,10 @@ impl Scheduler {
             Pool::Slow => &mut self.slow,
         }
     }
+}
+
+fn no_lane(lane: LaneId) -> ! {
+    panic!("{lane:?} was removed, and is scheduled")
 }
 
 fn corrected(tag: Tag, charged: Tag, cost: Tag) -> Tag {

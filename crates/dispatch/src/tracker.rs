@@ -78,10 +78,16 @@ impl Tracker {
     }
 
     /// BEGIN was read: the next transaction in commit order.
+    ///
+    /// # Panics
+    /// It is not, or the one before is still open.
     pub fn open(&mut self, commit_lsn: Lsn, now: Tick) -> TxnSeq {
         let tail = self.entries.back();
-        debug_assert!(tail.is_none_or(|tail| tail.end_lsn.is_some()), "the last one is still open");
-        debug_assert!(tail.is_none_or(|tail| tail.commit_lsn < commit_lsn), "not in commit order");
+        if let Some(tail) = tail {
+            let last = tail.commit_lsn;
+            assert!(tail.end_lsn.is_some(), "{commit_lsn} begins while {last} is still read");
+            assert!(last < commit_lsn, "{commit_lsn} begins behind {last}, not in commit order");
+        }
         let settled_before = tail.and_then(Entry::settled_end);
         self.received = self.received.max(commit_lsn);
         if settled_before.is_some() {
@@ -105,21 +111,21 @@ impl Tracker {
     /// So many more deliveries of the transaction are to be settled.
     ///
     /// May also follow [`Tracker::close`], as long as something in the transaction is unsettled.
+    ///
+    /// # Panics
+    /// The transaction is settled.
     pub fn add(&mut self, txn: TxnSeq, deliveries: u32) {
-        let Some(entry) = self.entry_mut(txn) else {
-            debug_assert!(false, "add to a settled transaction {txn:?}");
-            return;
-        };
-        debug_assert!(entry.settled_end().is_none(), "add to a settled transaction {txn:?}");
+        let entry = self.unsettled_mut(txn);
         entry.unsettled += u64::from(deliveries);
     }
 
     /// One delivery of the transaction is settled.
+    ///
+    /// # Panics
+    /// None is left to be settled.
     pub fn complete(&mut self, txn: TxnSeq) {
-        let Some(entry) = self.entry_mut(txn).filter(|entry| entry.unsettled > 0) else {
-            debug_assert!(false, "nothing unsettled to complete in {txn:?}");
-            return;
-        };
+        let entry = self.unsettled_mut(txn);
+        assert!(entry.unsettled > 0, "all deliveries of {txn:?} are settled, and one more is");
         entry.unsettled -= 1;
         if entry.unsettled == 0 {
             self.pop_settled();
@@ -127,11 +133,12 @@ impl Tracker {
     }
 
     /// COMMIT was read; `end_lsn` is the end of the commit record.
+    ///
+    /// # Panics
+    /// It was read before.
     pub fn close(&mut self, txn: TxnSeq, end_lsn: Lsn) {
-        let Some(entry) = self.entry_mut(txn).filter(|entry| entry.end_lsn.is_none()) else {
-            debug_assert!(false, "close of a closed transaction {txn:?}");
-            return;
-        };
+        let entry = self.unsettled_mut(txn);
+        assert!(entry.end_lsn.is_none(), "the COMMIT of {txn:?} is read twice");
         entry.end_lsn = Some(end_lsn);
         self.received = self.received.max(end_lsn);
         self.read_to = self.read_to.max(end_lsn);
@@ -141,6 +148,9 @@ impl Tracker {
     /// Between transactions: everything before `wal_end` was received.
     ///
     /// A keepalive may lag behind what was read since; such a one changes nothing.
+    ///
+    /// # Panics
+    /// A transaction is being read.
     pub fn progress(&mut self, wal_end: Lsn) {
         self.received = self.received.max(wal_end);
         self.read_to = self.read_to.max(wal_end);
@@ -148,8 +158,13 @@ impl Tracker {
             self.frontier = self.frontier.max(wal_end);
             return;
         };
-        debug_assert!(tail.end_lsn.is_some(), "progress inside a transaction");
-        tail.end_lsn = tail.end_lsn.map(|end| end.max(wal_end));
+        let Some(end_lsn) = &mut tail.end_lsn else {
+            panic!(
+                "progress to {wal_end} inside the transaction that commits at {}",
+                tail.commit_lsn
+            )
+        };
+        *end_lsn = wal_end.max(*end_lsn);
     }
 
     /// The end LSN of the longest prefix of settled transactions. Never decreases.
@@ -214,9 +229,14 @@ impl Tracker {
         Some(entry.commit_lsn)
     }
 
-    fn entry_mut(&mut self, txn: TxnSeq) -> Option<&mut Entry> {
-        let index = usize::try_from(txn.slot.checked_sub(self.first_slot)?).ok()?;
-        self.entries.get_mut(index).filter(|entry| entry.number == txn.number)
+    /// The entry of a transaction that is not settled, and so has its own.
+    fn unsettled_mut(&mut self, txn: TxnSeq) -> &mut Entry {
+        let index = txn.slot.checked_sub(self.first_slot).map(usize::try_from);
+        let entry = index.and_then(Result::ok).and_then(|index| self.entries.get_mut(index));
+        match entry.filter(|entry| entry.number == txn.number && entry.settled_end().is_none()) {
+            Some(entry) => entry,
+            None => panic!("{txn:?} is settled, and its deliveries are not"),
+        }
     }
 
     fn pop_settled(&mut self) {

@@ -1,6 +1,6 @@
 //! One endpoint's pending deliveries: which may be sent, and which stand behind another.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +8,6 @@ use rand::{Rng, RngExt};
 
 use super::{DEFAULT_MAX_IN_FLIGHT, New, Source};
 use crate::breaker::Lately;
-use crate::map::NumberMap;
 use crate::schedule::{AdaptiveLimit, HoldEstimate, Pool};
 use crate::tracker::TxnSeq;
 use walhook_core::attempt::DeliveryId;
@@ -28,11 +27,8 @@ pub const QUEUE_BYTES: usize = block(size_of::<Queue>())
     + map_entry(size_of::<EndpointId>() + size_of::<Box<Queue>>())
     + NODE_BYTES;
 
-/// A node of 11 entries in `entries`, one in `ready`, a table of four in `keys`, and its first list.
-const NODE_BYTES: usize = block(11 * 16 + 16)
-    + block(11 * 8 + 16)
-    + block(4 * (size_of::<(u64, VecDeque<DeliveryId>)>() + 1) + 16)
-    + block(4 * size_of::<DeliveryId>());
+/// A node of 11 entries in `entries`, one in `ready`, and one in `keys`.
+const NODE_BYTES: usize = block(11 * 16 + 16) + block(11 * 8 + 16) + block(11 * 16 + 16);
 
 /// The first wait of an endpoint for which we had no file, port or memory left.
 const REST_MIN: Duration = Duration::from_millis(500);
@@ -164,8 +160,9 @@ pub struct Removed {
 pub struct Queue {
     /// Boxed, for most queues hold one or none, and a node has room for eleven.
     entries: BTreeMap<DeliveryId, Box<Entry>>,
-    /// For each ordering key its deliveries, oldest first; the first holds the key.
-    keys: NumberMap<u64, VecDeque<DeliveryId>>,
+    /// For each ordering key its deliveries, oldest first; the first holds the key. A B-tree, since writers
+    /// choose the rows, and so could choose keys that collide under a hash.
+    keys: BTreeSet<(u64, DeliveryId)>,
     ready: BTreeSet<DeliveryId>,
     in_flight: u32,
     bytes: usize,
@@ -195,7 +192,7 @@ impl Queue {
     pub fn new(first_ordinal: u64) -> Self {
         Self {
             entries: BTreeMap::new(),
-            keys: NumberMap::default(),
+            keys: BTreeSet::new(),
             ready: BTreeSet::new(),
             in_flight: 0,
             bytes: 0,
@@ -234,13 +231,13 @@ impl Queue {
         let (since, queued_at, counted) = (now, now, DELIVERY_BYTES);
         let pending = Pending { id, held, origin, attempts, tried, since, queued_at, counted };
 
-        debug_assert!(self.entries.last_key_value().is_none_or(|(last, _)| *last < id));
+        let last = self.entries.last_key_value().map(|(last, _)| *last);
+        assert!(last.is_none_or(|last| last < id), "{id:?} comes behind {last:?}");
         self.bytes += pending.bytes();
         let mut behind = 0;
         for key in &keys {
-            let holders = self.keys.entry(*key).or_default();
-            behind += usize::from(!holders.is_empty());
-            holders.push_back(id);
+            behind += usize::from(self.holder(*key).is_some());
+            assert!(self.keys.insert((*key, id)), "{id:?} names a key twice");
         }
         let stage = if behind == 0 { Stage::Ready } else { Stage::Behind(behind) };
         if stage == Stage::Ready {
@@ -270,8 +267,8 @@ impl Queue {
 
     /// Marks a ready delivery as being sent, and spaces the next one by the row's rate limit.
     pub fn start(&mut self, id: DeliveryId, now: Tick, rate_per_second: Option<f64>) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        debug_assert_eq!(entry.stage, Stage::Ready, "only what is ready is sent");
+        let entry = self.entry_mut(id);
+        assert_eq!(entry.stage, Stage::Ready, "{id:?} is sent, and is not ready");
         entry.stage = Stage::InFlight;
         entry.pending.attempts = entry.pending.attempts.saturating_add(1);
         self.ready.remove(&id);
@@ -284,11 +281,10 @@ impl Queue {
 
     /// A delivery in flight failed and will be tried again at `due`; it keeps its keys.
     pub fn back_off(&mut self, id: DeliveryId, due: Tick) {
-        if let Some(entry) = self.entries.get_mut(&id) {
-            debug_assert_eq!(entry.stage, Stage::InFlight, "only what was sent can fail");
-            entry.stage = Stage::BackingOff(due);
-            self.in_flight = self.in_flight.saturating_sub(1);
-        }
+        let entry = self.entry_mut(id);
+        assert_eq!(entry.stage, Stage::InFlight, "{id:?} failed, and was not sent");
+        entry.stage = Stage::BackingOff(due);
+        self.ended();
     }
 
     /// A delivery in flight was not sent, for want of something of our own. That was no attempt, and
@@ -303,9 +299,8 @@ impl Queue {
             self.put_off = self.put_off.saturating_add(1);
             self.not_before = self.not_before.max(self.put_off_until);
         }
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.pending.attempts = entry.pending.attempts.saturating_sub(1);
-        }
+        let pending = &mut self.entry_mut(id).pending;
+        pending.attempts = pending.attempts.saturating_sub(1);
         self.back_off(id, self.not_before);
         self.not_before
     }
@@ -317,12 +312,11 @@ impl Queue {
 
     /// A delivery ends as a dead letter. It keeps its keys until that is stored and it is removed.
     pub fn die(&mut self, id: DeliveryId) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        match std::mem::replace(&mut entry.stage, Stage::Dying) {
-            Stage::InFlight => self.in_flight = self.in_flight.saturating_sub(1),
+        match std::mem::replace(&mut self.entry_mut(id).stage, Stage::Dying) {
+            Stage::InFlight => self.ended(),
             Stage::Ready => _ = self.ready.remove(&id),
             Stage::Behind(_) | Stage::BackingOff(_) => {}
-            Stage::Dying => debug_assert!(false, "a delivery dies once"),
+            Stage::Dying => panic!("{id:?} dies twice"),
         }
     }
 
@@ -353,8 +347,8 @@ impl Queue {
             }
             for key in &entry.keys {
                 if walked.insert(*key) {
-                    let holders = self.keys.get(key).into_iter().flatten();
-                    open.extend(holders.filter(|holder| **holder > next));
+                    let behind = self.keys.range((*key, next)..=(*key, DeliveryId(u64::MAX)));
+                    open.extend(behind.map(|(_, holder)| *holder).filter(|holder| *holder > next));
                 }
             }
         }
@@ -388,10 +382,20 @@ impl Queue {
     /// # Panics
     /// It is not.
     pub fn held_mut(&mut self, id: DeliveryId) -> &mut Pending {
-        match self.get_mut(id) {
-            Some(pending) => pending,
+        &mut self.entry_mut(id).pending
+    }
+
+    fn entry_mut(&mut self, id: DeliveryId) -> &mut Entry {
+        match self.entries.get_mut(&id) {
+            Some(entry) => entry,
             None => panic!("{id:?} is not in the queue that it was put into"),
         }
+    }
+
+    /// A request of the queue is in flight no longer.
+    fn ended(&mut self) {
+        assert!(self.in_flight > 0, "a request ends, and its queue has none in flight");
+        self.in_flight -= 1;
     }
 
     /// The keys that a delivery holds or waits for.
@@ -405,12 +409,15 @@ impl Queue {
         let Entry { pending, keys, stage } = *self.entries.remove(&id)?;
         let mut due = None;
         match stage {
-            Stage::InFlight => self.in_flight = self.in_flight.saturating_sub(1),
+            Stage::InFlight => self.ended(),
             Stage::Ready => _ = self.ready.remove(&id),
             Stage::BackingOff(until) => due = Some(until),
             Stage::Behind(_) | Stage::Dying => {}
         }
-        self.bytes = self.bytes.saturating_sub(pending.bytes());
+        let Some(bytes) = self.bytes.checked_sub(pending.bytes()) else {
+            panic!("{id:?} gives back more memory than its queue took")
+        };
+        self.bytes = bytes;
         for key in &keys {
             self.release(*key, id);
         }
@@ -455,22 +462,17 @@ impl Queue {
         (self.not_before > now).then_some(self.not_before)
     }
 
+    /// The delivery that holds the key.
+    fn holder(&self, key: u64) -> Option<DeliveryId> {
+        let mut of_key = self.keys.range((key, DeliveryId(0))..=(key, DeliveryId(u64::MAX)));
+        of_key.next().map(|(_, id)| *id)
+    }
+
     fn release(&mut self, key: u64, id: DeliveryId) {
-        let Some(holders) = self.keys.get_mut(&key) else { return };
-        let was_first = holders.front() == Some(&id);
-        if was_first {
-            holders.pop_front();
-        } else if let Ok(at) = holders.binary_search(&id) {
-            holders.remove(at);
-        }
-        let Some(next) = holders.front().copied() else {
-            self.keys.remove(&key);
-            return;
-        };
-        if !was_first {
-            return;
-        }
-        let Some(entry) = self.entries.get_mut(&next) else { return };
+        let was_first = self.holder(key) == Some(id);
+        assert!(self.keys.remove(&(key, id)), "{id:?} neither holds its key nor waits for it");
+        let Some(next) = self.holder(key).filter(|_| was_first) else { return };
+        let entry = self.entry_mut(next);
         match entry.stage {
             Stage::Behind(1) => {
                 entry.stage = Stage::Ready;
@@ -480,7 +482,7 @@ impl Queue {
             // It died while it was behind.
             Stage::Dying => {}
             Stage::Ready | Stage::InFlight | Stage::BackingOff(_) => {
-                debug_assert!(false, "a delivery went ahead of the one that held its key");
+                panic!("{next:?} went ahead of {id:?}, which held its key")
             }
         }
     }

@@ -203,11 +203,11 @@ impl KnownRoutes {
         self.accounts.insert(account.clone(), Entry::Cached(known, place));
         while self.cached_bytes > self.cache_bytes {
             let Some(oldest) = self.uses.lru() else {
-                unreachable!("what takes memory in the cache has a place by its last use")
+                panic!("what takes memory in the cache has a place by its last use")
             };
             let oldest = self.uses.peek(oldest).clone();
             let Some(Entry::Cached(known, _)) = self.remove(&oldest) else {
-                unreachable!("an account with a place by its last use is in the cache")
+                panic!("an account with a place by its last use is in the cache")
             };
             dropped.push((oldest, known));
         }

@@ -66,7 +66,7 @@ impl Owners {
     /// The account's routes, which showed the endpoint, show it no longer.
     pub(super) fn remove(&mut self, endpoint: &EndpointId, account: &AccountId) {
         let Some(owned) = self.of.get_mut(endpoint) else {
-            unreachable!("an endpoint that stands in known routes has its account")
+            panic!("an endpoint that stands in known routes has its account")
         };
         owned.accounts.retain(|owner| owner != account);
         if owned.accounts.is_empty() {

@@ -96,7 +96,7 @@ impl LookupQueue {
     /// next.
     pub(super) fn end_batch(&mut self) {
         let Some(batch) = self.in_flight.take() else {
-            unreachable!("the answer to a look-up comes while that look-up is in flight")
+            panic!("the answer to a look-up comes while that look-up is in flight")
         };
         for account in batch.into_iter().rev() {
             if self.places.get(&account) == Some(&Place::InFlight) {
@@ -113,7 +113,7 @@ impl LookupQueue {
 
     fn moved(&mut self, account: AccountId, to: Place) -> AccountId {
         let Some(place) = self.places.get_mut(&account) else {
-            unreachable!("an account that is to be looked up has its place")
+            panic!("an account that is to be looked up has its place")
         };
         *place = to;
         account

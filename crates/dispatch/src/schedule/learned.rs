@@ -48,9 +48,11 @@ impl HoldEstimate {
 
     /// The request that started at `started` was not sent after all: it tells nothing.
     pub fn withdrawn(&mut self, started: Tick) {
-        debug_assert!(self.in_flight > 0, "nothing in flight");
-        self.in_flight = self.in_flight.saturating_sub(1);
-        self.starts_us = self.starts_us.saturating_sub(u128::from(started.0));
+        let starts_us = self.starts_us.checked_sub(u128::from(started.0));
+        let Some((in_flight, starts_us)) = self.in_flight.checked_sub(1).zip(starts_us) else {
+            panic!("a request of an endpoint ends that did not start")
+        };
+        (self.in_flight, self.starts_us) = (in_flight, starts_us);
     }
 
     /// What the next request is expected to hold.

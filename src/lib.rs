@@ -45,5 +45,6 @@
 
 pub mod cli;
 pub mod config;
+mod control;
 pub mod demo;
 pub mod server;

@@ -101,3 +101,35 @@ fn crates_that_decide_do_no_io_and_read_no_clock() {
     }
     assert!(files > 50, "{files} files were read");
 }
+
+/// The command line parses, asks `control`, and prints: what is asked of a database stands in one place.
+#[test]
+fn cli_names_no_database_and_no_sql() {
+    let forbidden = ["tokio_postgres", "walhook_postgres", "walhook_state", "crate::server::state"];
+    let statements = ["SELECT ", "INSERT INTO ", "UPDATE ", "DELETE FROM ", "ALTER ", "DROP "];
+    let mut files = 0;
+    for path in sources(&root().join("src/cli")) {
+        for (number, line) in std::fs::read_to_string(&path).unwrap().lines().enumerate() {
+            let plain = line.split("//").next().unwrap_or_default();
+            for word in forbidden.iter().chain(&statements) {
+                assert!(!plain.contains(word), "{}:{}: {word}", path.display(), number + 1);
+            }
+        }
+        files += 1;
+    }
+    assert!(files > 15, "{files} files were read");
+}
+
+/// What is asked and ordered does not know who asks: no command line, and nothing is printed.
+#[test]
+fn control_knows_no_command_line_and_prints_nothing() {
+    let forbidden = ["crate::cli", "clap::", "print_line", "println!", "eprintln!", "stdout()"];
+    for path in sources(&root().join("src/control")) {
+        for (number, line) in std::fs::read_to_string(&path).unwrap().lines().enumerate() {
+            let plain = line.split("//").next().unwrap_or_default();
+            for word in forbidden {
+                assert!(!plain.contains(word), "{}:{}: {word}", path.display(), number + 1);
+            }
+        }
+    }
+}

@@ -1,41 +1,7 @@
 //! `walhook check`: is everything in place? Changes nothing.
-//!
-//! Every finding is one line: pass, warn or fail, and where something is wrong, the mend.
 
-mod age;
-mod connection;
-mod cost;
-mod coverage;
-mod failover;
-mod look_up;
-mod notify;
-mod pooler;
-mod role;
-mod server;
-mod sessions;
-mod tables;
-
-use anyhow::Result;
-use serde::Serialize;
-use tokio_postgres::Client;
-
-use super::table::one_line;
 use super::{CommandResult, Common, print_json, print_line};
-use crate::config::Config;
-use walhook_core::halt::Halt;
-use walhook_core::lsn::Lsn;
-use walhook_postgres::preflight::Fault;
-use walhook_postgres::slot;
-use walhook_postgres::source;
-use walhook_postgres::sql::{ConnectError, Connection};
-use walhook_process::descriptors;
-
-pub(crate) use server::session;
-
-const NAME: &str = "walhook check";
-
-/// The newest major version that the tests run on.
-const NEWEST_TESTED: i32 = 18;
+use crate::control::check;
 
 /// What the command takes.
 #[derive(Debug, clap::Args)]
@@ -47,181 +13,21 @@ Examples:
   walhook check --json | jq '.findings[] | select(.verdict != \"pass\")'")]
 pub struct Args {}
 
-/// How bad it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Verdict {
-    /// As it should be.
-    Pass,
-    /// Works, but something will hurt one day.
-    Warn,
-    /// Does not work.
-    Fail,
-}
-
-#[derive(Debug, Clone, Serialize)]
-struct Finding {
-    verdict: Verdict,
-    what: String,
-    finding: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mend: Option<String>,
-}
-
-/// The findings in the order in which they were made.
-#[derive(Debug, Default)]
-struct Report(Vec<Finding>);
-
-impl Report {
-    fn add(&mut self, verdict: Verdict, what: &str, finding: String, mend: Option<String>) {
-        self.0.push(Finding { verdict, what: what.to_owned(), finding, mend });
-    }
-
-    fn pass(&mut self, what: &str, finding: impl Into<String>) {
-        self.add(Verdict::Pass, what, finding.into(), None);
-    }
-
-    fn warn(&mut self, what: &str, finding: impl Into<String>, mend: impl Into<String>) {
-        self.add(Verdict::Warn, what, finding.into(), Some(mend.into()));
-    }
-
-    fn fail(&mut self, what: &str, finding: impl Into<String>, mend: impl Into<String>) {
-        self.add(Verdict::Fail, what, finding.into(), Some(mend.into()));
-    }
-
-    /// There is no session; the error names cause and fix.
-    fn fail_to_connect(&mut self, what: &str, key: &str, error: &ConnectError) {
-        self.add(Verdict::Fail, what, format!("{key}: {error}"), None);
-    }
-
-    fn fault(&mut self, fault: Fault) {
-        let Fault { what, finding, fix } = fault;
-        self.add(Verdict::Fail, &what, finding, Some(fix));
-    }
-
-    /// A failure whose text names the mend already.
-    fn halt(&mut self, what: &str, halt: &Halt) {
-        self.add(Verdict::Fail, what, halt.to_string(), None);
-    }
-
-    fn count(&self, verdict: Verdict) -> usize {
-        self.0.iter().filter(|finding| finding.verdict == verdict).count()
-    }
-}
-
 /// Checks.
 ///
 /// # Errors
 /// When a finding is a failure.
 pub async fn run(_: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
-    let mut report = Report::default();
-    descriptors::raise();
-    let scheduler = &config.scheduler;
-    let slots = (scheduler.fast_slots, scheduler.slow_slots);
-    open_files(slots, descriptors::limit(), &mut report);
-    check(&config, &mut report).await?;
-    let (failures, warnings) = (report.count(Verdict::Fail), report.count(Verdict::Warn));
+    let found = check::run(&config).await?;
     if common.json {
-        print_json(&serde_json::json!({
-            "findings": report.0, "failures": failures, "warnings": warnings,
-        }))?;
+        print_json(&found)?;
     } else {
-        report.0.iter().try_for_each(|finding| print_line(&line(finding)))?;
+        found.findings.iter().try_for_each(|finding| print_line(&finding.to_string()))?;
     }
-    if failures == 0 {
+    if found.failures == 0 {
         return Ok(());
     }
+    let (failures, warnings) = (found.failures, found.warnings);
     Err(anyhow::anyhow!("check: failures: {failures}, warnings: {warnings}").into())
 }
-
-/// Whether a process with the limit of this one could fill all slots. The service has its own.
-fn open_files(slots: (u32, u32), limit: usize, report: &mut Report) {
-    let needed = descriptors::needed(slots);
-    if limit >= needed {
-        report.pass("open files", format!("the limit here is {limit}; all slots need {needed}"));
-        return;
-    }
-    let (fast, slow) = descriptors::fitting_slots(limit, slots);
-    let finding = format!(
-        "the limit here is {limit}, and all slots need {needed}: at most {fast} fast and {slow} slow \
-         requests would be sent at once"
-    );
-    report.warn("open files", finding, descriptors::advice(needed));
-}
-
-fn line(finding: &Finding) -> String {
-    let verdict = match finding.verdict {
-        Verdict::Pass => "pass",
-        Verdict::Warn => "warn",
-        Verdict::Fail => "fail",
-    };
-    let mend = finding.mend.as_ref().map(|mend| format!("; {mend}")).unwrap_or_default();
-    one_line(&format!("{verdict}  {}: {}{mend}", finding.what, finding.finding))
-}
-
-async fn check(config: &Config, report: &mut Report) -> Result<()> {
-    notify::check(config, report).await;
-    let Some(source) = connection::open(config, report).await else { return Ok(()) };
-    if !connection::pools(config, report).await? {
-        return Ok(());
-    }
-    let version = source::server_version(&source).await?;
-    if version < source::OLDEST_SERVER {
-        report.fail("server", format!("version {version}"), "walhook needs PostgreSQL 14 or later");
-        return Ok(());
-    }
-    let version = (version / 10_000, version % 10_000);
-    let text = format!("version {}.{}", version.0, version.1);
-    if version.0 > NEWEST_TESTED {
-        let mend = format!("expect surprises, or use PostgreSQL {NEWEST_TESTED}");
-        report.warn("server", format!("{text} is newer than this walhook"), mend);
-    } else {
-        report.pass("server", text);
-    }
-    if one(&source, "SELECT pg_catalog.pg_is_in_recovery()").await? {
-        report.fail("server", "is a standby", "let source.url lead to the primary");
-        return Ok(());
-    }
-    connection::replication(config, &source, report).await?;
-    server::check(config, &source, report).await?;
-    sessions::check(config, &source, report).await?;
-    // The slot first: what a leader confirms is never ahead of the checkpoint at that moment.
-    let slot = slot::read(&source, &config.source.slot).await?;
-    let frontier = state(config, &source, report).await?;
-    server::slot(config, &source, slot, frontier, report).await?;
-    tables::check(config, &source, report).await?;
-    // What is wrong with columns and rights was told of in better words.
-    let told = |finding: &Finding| {
-        finding.verdict == Verdict::Fail
-            && ["endpoints.", "accounts.", "privileges"]
-                .iter()
-                .any(|key| finding.what.starts_with(key))
-    };
-    if report.0.iter().any(told) { Ok(()) } else { look_up::check(config, report).await }
-}
-
-/// The state, which may be in another database than the source. Returns the checkpoint, where there
-/// is one of this source.
-async fn state(config: &Config, source: &Connection, report: &mut Report) -> Result<Option<Lsn>> {
-    let Some(url) = &config.state.url else {
-        return server::state(config, source, report).await;
-    };
-    match Connection::open(url, NAME).await {
-        Ok(state) => server::state(config, &state, report).await,
-        Err(error) => {
-            report.fail_to_connect("state", "state.url", &error);
-            Ok(None)
-        }
-    }
-}
-
-async fn one<T>(client: &Client, sql: &str) -> Result<T>
-where
-    T: for<'a> tokio_postgres::types::FromSql<'a>,
-{
-    Ok(client.query_one(sql, &[]).await?.try_get(0)?)
-}
-
-#[cfg(test)]
-mod tests;

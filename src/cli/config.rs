@@ -1,10 +1,10 @@
 //! `walhook config`: what the configuration says, and whether it can be used.
 
 use clap::Subcommand;
-use serde_json::json;
 
 use super::{CommandResult, Common, print_json, print_line};
 use crate::config::EXAMPLE;
+use crate::control;
 
 /// What the command takes.
 #[derive(Debug, clap::Args)]
@@ -41,11 +41,12 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
             print_line(text.trim_end())
         }
         Action::Validate => {
-            let rules = common.load()?.events.len();
+            let valid = control::config::validate(&common.load()?);
             if common.json {
-                return print_json(&json!({ "valid": true, "rules": rules }));
+                return print_json(&valid);
             }
-            print_line(&format!("{}: valid, event rules: {rules}", common.path()?.display()))
+            let path = common.path()?;
+            print_line(&format!("{}: valid, event rules: {}", path.display(), valid.rules))
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 
-use super::{CommandResult, Failure};
+use super::{CommandResult, Failure, print_remark};
 use walhook_core::escape::lines;
 
 /// Says on standard error what `command` is about to do, and asks for the slot's name.
@@ -24,6 +24,26 @@ pub(super) fn confirm(command: &str, plan: &str, slot: &str) -> CommandResult {
         return Ok(());
     }
     Err(anyhow::anyhow!("not confirmed; nothing was changed").into())
+}
+
+/// Asks as [`confirm`] does; with `yes`, and unless the result is JSON, only says what is about to be done.
+///
+/// # Errors
+/// Those of [`confirm`].
+pub(super) fn confirm_or_tell(
+    command: &str,
+    plan: &str,
+    slot: &str,
+    yes: bool,
+    json: bool,
+) -> CommandResult {
+    if !yes {
+        return confirm(command, plan, slot);
+    }
+    if !json {
+        print_remark(plan);
+    }
+    Ok(())
 }
 
 /// Asks whether to go on with what removes rows.

@@ -3,8 +3,8 @@
 use anyhow::anyhow;
 
 use super::Failure;
-use super::time::time_us;
-use walhook_state::Filter;
+use crate::control::Filter;
+use crate::control::time::time_us;
 
 /// Filters; those given must all fit.
 #[derive(Debug, Clone, Default, clap::Args)]

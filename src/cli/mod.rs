@@ -12,23 +12,18 @@ pub mod deferred;
 pub mod demo;
 pub mod endpoints;
 mod filter;
-#[cfg(test)]
-mod fixture;
 pub mod gaps;
 pub mod health;
-mod holder;
 mod job;
 pub mod mock_endpoint;
 pub mod recover;
 pub mod replay;
 pub mod run;
 pub mod setup;
-#[cfg(test)]
-pub(crate) mod state_fixture;
 pub mod status;
 mod table;
 pub mod teardown;
-mod time;
+mod terminal;
 pub mod upgrade;
 
 use std::path::{Path, PathBuf};
@@ -37,9 +32,9 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 
 use crate::config::{Config, ConfigError};
+pub use crate::control::Failure;
 use walhook_core::endpoint::Secret;
 use walhook_core::escape;
-use walhook_core::halt::Halt;
 
 /// Turn committed PostgreSQL row changes into signed webhooks
 ///
@@ -192,20 +187,6 @@ fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
     Ok(Secret::new(text))
 }
 
-/// How a command ends other than well: decides the exit code.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// Exit code 1.
-    #[error("{0:#}")]
-    Failed(#[from] anyhow::Error),
-    /// Exit code 2: wrong usage or configuration.
-    #[error("{0:#}")]
-    Usage(anyhow::Error),
-    /// Exit code 3: halted to protect data.
-    #[error("{0}")]
-    Halted(String),
-}
-
 impl Failure {
     /// What the process ends with.
     #[must_use]
@@ -215,18 +196,6 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Halted(_) => 3,
         }
-    }
-}
-
-impl From<Halt> for Failure {
-    fn from(halt: Halt) -> Self {
-        Self::Halted(halt.to_string())
-    }
-}
-
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Self::Usage(error.into())
     }
 }
 

@@ -1,44 +1,13 @@
 //! `walhook setup`: the state schema, the publication, the slot and the first checkpoint.
-//!
-//! In this order, because each rests on the one before: a slot that is older than its publication
-//! can never be read, and a checkpoint is the place where the slot begins. Every step looks first
-//! and does only what is missing, so an interrupted set-up is mended by running it again.
-
-mod own;
-mod owner;
-mod publication;
-mod script;
-mod slot;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use serde::Serialize;
-use tokio_postgres::Client;
-
-use super::status::open_state;
 use super::table::one_line;
-use super::{CommandResult, Common, Failure, print_json, print_line, secret};
-use crate::config::Config;
-use crate::server::prepared;
+use super::terminal::Terminal;
+use super::{CommandResult, Common, print_json, print_line, secret};
+use crate::control::Progress;
+use crate::control::setup::{self, Did, StepView};
 use walhook_core::endpoint::Secret;
-use walhook_core::halt::{self, Halt, SourceIdentity};
-use walhook_core::lsn::Lsn;
-use walhook_postgres::coverage;
-use walhook_postgres::coverage::begin;
-use walhook_postgres::ident::quote_ident;
-use walhook_postgres::op::EQ;
-use walhook_postgres::pg::Conninfo;
-use walhook_postgres::slot::{Slot, read as read_slot};
-use walhook_postgres::source;
-use walhook_postgres::sql::Connection;
-use walhook_state::slots;
-
-pub use script::Server;
-pub(crate) use script::{looked_up, published, state_tables, state_views};
-pub(crate) use slot::{FAILOVER_SLOTS, create_slot_within};
-
-const NAME: &str = "walhook setup";
 
 /// What the command takes.
 #[derive(Debug, clap::Args)]
@@ -61,20 +30,31 @@ pub struct Args {
     wait: Duration,
 }
 
-/// What a step found or did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Did {
-    Exists,
-    Created,
-    Changed,
+/// What gives a role the right to replicate, and what has to be set before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Server {
+    /// Your own
+    SelfHosted,
+    /// Amazon RDS and Aurora
+    Rds,
+    /// Google Cloud SQL
+    CloudSql,
+    /// Azure Database, flexible server
+    Azure,
+    /// Supabase
+    Supabase,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Step {
-    step: String,
-    did: Did,
-    detail: String,
+impl From<Server> for setup::Server {
+    fn from(server: Server) -> Self {
+        match server {
+            Server::SelfHosted => Self::SelfHosted,
+            Server::Rds => Self::Rds,
+            Server::CloudSql => Self::CloudSql,
+            Server::Azure => Self::Azure,
+            Server::Supabase => Self::Supabase,
+        }
+    }
 }
 
 /// Sets up.
@@ -84,364 +64,31 @@ struct Step {
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
     if let Some(server) = args.print_sql {
-        return print_script(&config, server, common);
+        let script = setup::script(&config, server.into())?;
+        let print = || print_line(script.sql.trim_end());
+        return if common.json { print_json(&script) } else { print() };
     }
-    let mut report = Report { steps: vec![], quiet: common.json };
-    set_up(&config, args.admin_url.as_ref(), args.wait, &mut report).await?;
-    if common.json {
-        return print_json(&serde_json::json!({ "steps": report.steps }));
-    }
-    Ok(())
-}
-
-fn print_script(config: &Config, server: Server, common: &Common) -> CommandResult {
-    let source = Conninfo::parse(&config.source.url).context("source.url")?;
-    let script =
-        script::whole(config, server, source.user(), &source).map_err(anyhow::Error::from)?;
-    if common.json {
-        return print_json(&serde_json::json!({ "sql": script }));
-    }
-    print_line(script.trim_end())
-}
-
-/// The steps so far; each is shown as it ends.
-#[derive(Debug)]
-struct Report {
-    steps: Vec<Step>,
-    quiet: bool,
-}
-
-impl Report {
-    fn step(&mut self, step: &str, did: Did, detail: impl Into<String>) -> CommandResult {
-        let detail = detail.into();
-        if !self.quiet {
-            let word = match did {
-                Did::Exists => "exists ",
-                Did::Created => "created",
-                Did::Changed => "changed",
-            };
-            print_line(&one_line(&format!("{word}  {step}: {detail}")))?;
+    let terminal = Terminal::unless(common.json);
+    let mut shown = Ok(());
+    let mut tell = |progress: Progress<'_>| {
+        // Each step is shown as it ends; what cannot be shown ends no set-up.
+        if let Progress::Step(step) = progress
+            && !common.json
+            && shown.is_ok()
+        {
+            shown = print_line(&line(step));
         }
-        self.steps.push(Step { step: step.to_owned(), did, detail });
-        Ok(())
-    }
-}
-
-/// The sessions: with `--admin-url` the source's statements are the administrator's.
-struct Sessions {
-    source: Connection,
-    state: Option<Connection>,
-    /// Our own role in source and state, where it is another than the session's.
-    grant_to: Option<String>,
-    identity: SourceIdentity,
-}
-
-impl Sessions {
-    async fn open(config: &Config, admin: Option<&Secret>) -> Result<Self> {
-        let own = Conninfo::parse(&config.source.url).context("source.url")?;
-        let source = match admin {
-            Some(url) => Connection::open(url, NAME).await.context("--admin-url")?,
-            None => Connection::open(&config.source.url, NAME).await.context("source.url")?,
-        };
-        let identity = source::identity(&source, &own).await?;
-        if admin.is_some() {
-            let database = own.database();
-            ensure!(
-                identity.database == database,
-                "--admin-url leads to the database {}, source.url to {database}; name the same",
-                identity.database
-            );
-        }
-        let state = match &config.state.url {
-            Some(url) => Some(Connection::open(url, NAME).await.context("state.url")?),
-            None => None,
-        };
-        let grant_to = admin.map(|_| own.user().to_owned());
-        Ok(Self { source, state, grant_to, identity })
-    }
-
-    /// The session of the state database.
-    fn state(&self) -> &Client {
-        self.state.as_ref().unwrap_or(&self.source)
-    }
-}
-
-async fn set_up(
-    config: &Config,
-    admin: Option<&Secret>,
-    wait: Duration,
-    report: &mut Report,
-) -> CommandResult {
-    let sessions = Sessions::open(config, admin).await?;
-    let version = source::server_version(&sessions.source).await?;
-    if version < source::OLDEST_SERVER {
-        let error = anyhow::anyhow!("the server's version is {version}; walhook needs 14 or later");
-        return Err(error.into());
-    }
-    state_schema(config, &sessions, report).await?;
-    grants(config, &sessions, report).await?;
-    // Looked at before anything is created that could not be undone.
-    same_source(config, &sessions).await?;
-    // The slot first: what a leader confirms is never ahead of the checkpoint at that moment.
-    let slot =
-        read_slot(&sessions.source, &config.source.slot).await.map_err(anyhow::Error::from)?;
-    let checkpoint = Checkpoint::read(config, sessions.state()).await?;
-    if checkpoint.is_none() {
-        own::ensure_ours(config, &sessions, slot.as_ref()).await?;
-    }
-    usable(config, &sessions, slot.as_ref(), checkpoint.as_ref()).await?;
-    publication::publication(config, &sessions.source, slot.is_some(), report).await?;
-    let begin = create_slot(config, &sessions, slot, wait, report).await?;
-    first_rows(config, &sessions, begin, checkpoint, report).await
-}
-
-/// Refuses a slot, or the lack of one, with which changes would be missing.
-async fn usable(
-    config: &Config,
-    sessions: &Sessions,
-    slot: Option<&Slot>,
-    checkpoint: Option<&Checkpoint>,
-) -> CommandResult {
-    let name = &config.source.slot;
-    let state = slot.map(Slot::state);
-    if let Some(checkpoint) = checkpoint {
-        let mut at = checkpoint.frontier;
-        if slot.and_then(|slot| slot.confirmed_flush).is_some_and(|confirmed| confirmed > at) {
-            // Prepared for an upgrade?
-            let store = open_state(config).await?;
-            at = prepared::checkpoint(&store, &sessions.source, name, slot).await?;
-        }
-        return Ok(halt::check_slot(name, state.as_ref(), at)?);
-    }
-    let Some(state) = state else { return Ok(()) };
-    let from = state.confirmed_flush.unwrap_or_default();
-    match halt::check_slot(name, Some(&state), from) {
-        Err(Halt::SlotLost { why, .. }) => Err(anyhow::anyhow!(
-            "the slot {name} is lost, and no checkpoint rests on it: {why}. Run `walhook teardown`, \
-             then set up again"
-        )
-        .into()),
-        checked => Ok(checked?),
-    }
-}
-
-async fn state_schema(config: &Config, sessions: &Sessions, report: &mut Report) -> CommandResult {
-    let schema = &config.state.schema;
-    let tables = state_tables();
-    let before = existing_tables(sessions.state(), schema, &tables).await?;
-    let step = format!("state schema {schema}");
-    if before < tables.len() || sessions.grant_to.is_some() {
-        let own = Conninfo::parse(config.state.url.as_ref().unwrap_or(&config.source.url));
-        let own = own.map_err(anyhow::Error::from)?;
-        owner::ensure_no_stranger(sessions.state(), schema, own.user()).await?;
-    }
-    // Not run when all is there: CREATE SCHEMA IF NOT EXISTS asks for the right to create one.
-    if before == tables.len() {
-        return report.step(&step, Did::Exists, format!("{before} tables"));
-    }
-    sessions.state().batch_execute(&script::state(schema)).await.with_context(|| {
-        format!("cannot create the state schema {schema}; use --admin-url or --print-sql")
-    })?;
-    let did = if before == 0 { Did::Created } else { Did::Changed };
-    report.step(&step, did, format!("{} of {} tables added", tables.len() - before, tables.len()))
-}
-
-/// How many of the tables there are.
-pub(crate) async fn existing_tables(
-    client: &Client,
-    schema: &str,
-    tables: &[&str],
-) -> Result<usize> {
-    let row = client
-        .query_one(
-            &format!(
-                "SELECT pg_catalog.count(*) FROM pg_catalog.pg_class c
-                      JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
-             WHERE n.nspname {EQ} $1 AND c.relname {EQ} ANY ($2)"
-            ),
-            &[&schema, &tables],
-        )
-        .await?;
-    Ok(usize::try_from(row.try_get::<_, i64>(0)?)?)
-}
-
-async fn grants(config: &Config, sessions: &Sessions, report: &mut Report) -> CommandResult {
-    let Some(role) = &sessions.grant_to else { return Ok(()) };
-    let looked_up = looked_up(config).map_err(anyhow::Error::from)?;
-    let mut statements = script::source_grants(role, &looked_up);
-    if sessions.state.is_none() {
-        statements.extend(script::state_grants(role, &config.state.schema));
-    }
-    let may_replicate = source::may_replicate(&sessions.source, role).await?;
-    match may_replicate {
-        Some(true) => {}
-        Some(false) => statements.push(right_to_replicate(&sessions.source, role).await?),
-        None => {
-            let error = anyhow::anyhow!("source.url's role {role} does not exist; create it first");
-            return Err(error.into());
-        }
-    }
-    for statement in &statements {
-        let failed = || format!("the administrator may not run: {statement}");
-        sessions.source.batch_execute(statement).await.with_context(failed)?;
-    }
-    let detail = format!("{} statements run", statements.len());
-    report.step(&format!("grants to {role}"), Did::Changed, detail)
-}
-
-/// The statement that gives the right to replicate on this server.
-async fn right_to_replicate(client: &Client, role: &str) -> Result<String> {
-    let sql = format!(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname {EQ} 'rds_replication')"
-    );
-    let is_rds = client.query_one(&sql, &[]).await?.try_get(0)?;
-    let server = if is_rds { Server::Rds } else { Server::SelfHosted };
-    Ok(server.may_replicate(role))
-}
-
-/// Refuses state that belongs to another database than the source.
-async fn same_source(config: &Config, sessions: &Sessions) -> CommandResult {
-    let sql = format!(
-        "SELECT system_identifier::pg_catalog.text, timeline, host, database FROM {}.meta
-         WHERE pipeline {EQ} $1",
-        quote_ident(&config.state.schema)
-    );
-    let row = sessions.state().query_opt(&sql, &[&config.source.slot]).await;
-    let Some(row) = row.map_err(anyhow::Error::from)? else { return Ok(()) };
-    let text = |n: usize| row.try_get::<_, String>(n).map_err(anyhow::Error::from);
-    let stored = SourceIdentity {
-        system_identifier: text(0)?.parse().map_err(anyhow::Error::from)?,
-        timeline: row.try_get::<_, i32>(1).map_err(anyhow::Error::from)?.cast_unsigned(),
-        host: text(2)?,
-        database: text(3)?,
+        terminal.tell(progress);
     };
-    Ok(halt::check_source(&sessions.identity, &stored)?)
+    let done = setup::set_up(&config, args.admin_url.as_ref(), args.wait, &mut tell).await?;
+    if common.json { print_json(&done) } else { shown }
 }
 
-/// Creates the slot where it is missing, and returns the position where it begins.
-async fn create_slot(
-    config: &Config,
-    sessions: &Sessions,
-    slot: Option<Slot>,
-    wait: Duration,
-    report: &mut Report,
-) -> Result<Lsn, Failure> {
-    let name = &config.source.slot;
-    let step = format!("slot {name}");
-    let Some(slot) = slot else {
-        // An administrator need not have the right that was just granted to our role.
-        let own = match source::replication_right(&sessions.source).await?.1 {
-            true => None,
-            false => Some(Connection::open(&config.source.url, NAME).await.context("source.url")?),
-        };
-        let client = own.as_ref().unwrap_or(&sessions.source);
-        // Before the slot: interrupted between the two, the next run knows that it is ours.
-        let (state, schema) = (sessions.state(), &config.state.schema);
-        slots::record(state, schema, name).await.context("cannot record the slot")?;
-        let begin = match create_slot_within(client, name, wait, report.quiet).await {
-            Ok(begin) => begin,
-            Err(error) => {
-                slots::forget(state, schema, name).await.context("cannot take back the record")?;
-                return Err(error.into());
-            }
-        };
-        report.step(&step, Did::Created, format!("begins at {begin}"))?;
-        return Ok(begin);
+fn line(StepView { step, did, detail }: &StepView) -> String {
+    let word = match did {
+        Did::Exists => "exists ",
+        Did::Created => "created",
+        Did::Changed => "changed",
     };
-    let begin = slot.confirmed_flush.with_context(|| {
-        format!("the slot {name} is being created by another session; try again when that is done")
-    })?;
-    report.step(&step, Did::Exists, format!("acknowledged up to {begin}"))?;
-    Ok(begin)
+    one_line(&format!("{word}  {step}: {detail}"))
 }
-
-/// The stored checkpoint.
-struct Checkpoint {
-    frontier: Lsn,
-}
-
-impl Checkpoint {
-    async fn read(config: &Config, state: &Client) -> Result<Option<Self>> {
-        let sql = format!(
-            "SELECT frontier::pg_catalog.text FROM {}.checkpoint
-             WHERE pipeline {EQ} $1 AND partition {EQ} 0",
-            quote_ident(&config.state.schema)
-        );
-        let row = state.query_opt(&sql, &[&config.source.slot]).await?;
-        let Some(row) = row else { return Ok(None) };
-        Ok(Some(Self { frontier: row.try_get::<_, &str>(0)?.parse()? }))
-    }
-}
-
-/// Who the source is, the fence, and where to begin: in one statement, so all or none.
-async fn first_rows(
-    config: &Config,
-    sessions: &Sessions,
-    begin: Lsn,
-    checkpoint: Option<Checkpoint>,
-    report: &mut Report,
-) -> CommandResult {
-    let schema = quote_ident(&config.state.schema);
-    let sql = format!(
-        "WITH meta AS (
-             INSERT INTO {schema}.meta
-                    (pipeline, schema_version, system_identifier, timeline, host, database)
-             VALUES ($1, $2, $3::pg_catalog.text::numeric, $4, $5, $6) ON CONFLICT DO NOTHING),
-         lease AS (
-             INSERT INTO {schema}.lease (pipeline, epoch) VALUES ($1, 0) ON CONFLICT DO NOTHING)
-         INSERT INTO {schema}.checkpoint (pipeline, frontier)
-         VALUES ($1, $7::pg_catalog.text::pg_catalog.pg_lsn)
-         ON CONFLICT DO NOTHING"
-    );
-    let id = &sessions.identity;
-    let system_identifier = id.system_identifier.to_string();
-    let inserted = sessions
-        .state()
-        .execute(
-            &sql,
-            &[
-                &config.source.slot,
-                &script::SCHEMA_VERSION,
-                &system_identifier,
-                &id.timeline.cast_signed(),
-                &id.host,
-                &id.database,
-                &begin.to_string(),
-            ],
-        )
-        .await
-        .context("cannot write the first checkpoint; use --admin-url for the grants")?;
-    match checkpoint {
-        Some(checkpoint) if inserted == 0 => {
-            report.step("checkpoint", Did::Exists, checkpoint.frontier.to_string())
-        }
-        _ => {
-            first_look(config, sessions).await?;
-            report.step("checkpoint", Did::Created, format!("begins at {begin}"))
-        }
-    }
-}
-
-/// What the publication covers now: what changes from here on, before the first leader looks, is found.
-async fn first_look(config: &Config, sessions: &Sessions) -> Result<(), Failure> {
-    let mut state = open_state(config).await?;
-    state.write_as(state.current_epoch().await?);
-    let named = published(config).map_err(anyhow::Error::from)?;
-    let (name, system) = (&config.source.publication, sessions.identity.system_identifier);
-    let looked = coverage::look(&sessions.source, name, &named, system).await?;
-    if let Some(mut seen) = looked.coverage {
-        begin(&mut seen, looked.before);
-        state.store_look(looked.before, &seen, &[], &[]).await?;
-    }
-    Ok(())
-}
-
-/// Sets up without printing, for the tests of the commands that need it.
-#[cfg(test)]
-pub(crate) async fn quietly(config: &Config) -> CommandResult {
-    let mut report = Report { steps: vec![], quiet: true };
-    set_up(config, None, Duration::from_secs(60), &mut report).await
-}
-
-#[cfg(test)]
-mod tests;

@@ -1,8 +1,7 @@
 //! Rows for a terminal.
 
+use crate::control::dead_letters::AttemptView;
 use walhook_core::escape;
-use walhook_core::event::rfc3339;
-use walhook_state::StoredAttempt;
 
 /// A value from outside: it neither ends the line nor moves the cursor of whoever reads it.
 pub(super) fn one_line(text: &str) -> String {
@@ -27,16 +26,11 @@ pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// A time, or `-`.
-pub(super) fn time(unix_us: Option<i64>) -> String {
-    unix_us.map_or_else(|| "-".to_owned(), rfc3339)
-}
-
 /// The attempts of a delivery, a line each; `none` when nothing is known of any.
-pub(super) fn attempts(history: &[StoredAttempt], indent: &str) -> String {
-    let line = |attempt: &StoredAttempt| {
+pub(super) fn attempts(history: &[AttemptView], indent: &str) -> String {
+    let line = |attempt: &AttemptView| {
         let status = attempt.status.map_or_else(|| "-".to_owned(), |status| status.to_string());
-        let StoredAttempt { at, latency_ms, error, .. } = attempt;
+        let AttemptView { at, latency_ms, error, .. } = attempt;
         format!("{at}  {status:<3}  {latency_ms:>6} ms  {}", one_line(error))
     };
     let lines: Vec<String> = history.iter().map(line).collect();

@@ -241,7 +241,8 @@ fn statements_leave_no_name_to_the_path() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
     let mut count = 0;
-    for part in ["crates/postgres/src", "crates/state/src", "src/cli", "src/server"] {
+    for part in ["crates/postgres/src", "crates/state/src", "src/cli", "src/control", "src/server"]
+    {
         let dir = root.join(part);
         for path in if dir.is_dir() { sources(&dir) } else { Vec::new() } {
             let text = std::fs::read_to_string(&path).unwrap();

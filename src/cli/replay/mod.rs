@@ -3,26 +3,19 @@
 //! The leader does the sending; what must reach it goes through the table of jobs. Only a dry run is
 //! made here: it reads the range and counts.
 
-mod bounds;
-mod dry_run;
 mod print;
 
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use serde_json::json;
+use anyhow::anyhow;
 
-pub(super) use bounds::{Moment, Window};
-
-use crate::config::Config;
-use walhook_core::replay::{ReplayFilter, ReplayRange};
-use walhook_postgres::lookup::{self, Lookups, Which};
-use walhook_state::{StateStore, StoredReplay};
-
-use super::job::{self, Awaited};
 use super::run::until_signal;
-use super::status::open_state;
-use super::{CommandResult, Common, Failure, print_json, print_line};
+use super::terminal::Terminal;
+use super::{CommandResult, Common, print_json, print_line};
+use crate::control::replay::{self, Asked, Moment, ReplayRange, ReplayView};
+use crate::control::{Databases, Progress};
+
+pub(super) use print::bar;
 
 /// Send past events again: same ids, same bodies, marked as replays
 #[derive(Debug, clap::Args)]
@@ -118,81 +111,54 @@ impl Wait {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// [`Failure::Failed`] when the range is not within the replay window, which the message prints, or
+/// [`Failure::Failed`](super::Failure::Failed) when the range is not within the replay window, which the message prints, or
 /// when the replay ended early.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
+    let databases = Databases::of(&config);
     match args.command {
-        Command::Start(start) => run_start(&config, start, common.json).await,
-        Command::List { limit } => {
-            let replays = open_state(&config).await?.replays(limit).await?;
-            if common.json {
-                print_json(&json!({ "replays": replays }))
-            } else {
-                print_line(&print::list(&replays))
+        Command::Start(start) => {
+            let Start { from, to, account, endpoint, types, dry_run, wait } = start;
+            let asked = Asked { from, to, account, endpoint, types };
+            let range = replay::range(&config, asked).await?;
+            if dry_run {
+                let counts = replay::count(&config, &range).await?;
+                let text = || print_line(&print::counts_text(&counts, &range));
+                return if common.json { print_json(&counts) } else { text() };
             }
+            let wait = wait.unwrap_or(Wait::for_range(Duration::from_secs(3_600)));
+            carry_out(databases, &range, wait, common.json).await
         }
-        Command::Cancel { id } => cancel(&config, id, common.json).await,
-    }
-}
-
-async fn run_start(config: &Config, start: Start, json: bool) -> CommandResult {
-    let mut state = open_state(config).await?;
-    if let Some(endpoint) = &start.endpoint {
-        ensure_endpoint(config, endpoint).await?;
-    }
-    let window = Window::read(config, &state).await?;
-    let filter = ReplayFilter {
-        account: start.account,
-        endpoint: start.endpoint,
-        types: start.types,
-        ..ReplayFilter::default()
-    };
-    let range = window.range(&state, start.from, start.to, filter).await?;
-    if start.dry_run {
-        let counts = dry_run::count(config, &range).await?;
-        return if json { print_json(&counts) } else { print_line(&counts.to_text(&range)) };
-    }
-    let wait = start.wait.unwrap_or(Wait::for_range(Duration::from_secs(3_600)));
-    carry_out(config, &mut state, &range, wait, json).await
-}
-
-/// A replay goes to the endpoints of now, so to one that is not there it would send nothing, and say
-/// nothing of that.
-async fn ensure_endpoint(config: &Config, id: &str) -> CommandResult {
-    let source = lookup::connect(config.lookups(), "walhook replay").await.context("source.url")?;
-    let ids = [id.to_owned()];
-    let which = Which { ids: Some(&ids), limit: 1, ..Which::default() };
-    let rows = Lookups::of(config.lookups()).list(&source, which).await;
-    let rows = rows.context("cannot read the endpoint table")?;
-    let table = &config.endpoints.table;
-    match rows.first() {
-        None => Err(anyhow!(
-            "{table} has no endpoint {id}, so nothing would be sent; `walhook endpoints list` shows them"
-        )
-        .into()),
-        Some(row) if !row.enabled => Err(anyhow!(
-            "endpoint {id} is switched off in {table}, so nothing would be sent; switch its row on first"
-        )
-        .into()),
-        Some(_) => Ok(()),
+        Command::List { limit } => {
+            let list = replay::list(databases, limit).await?;
+            if common.json { print_json(&list) } else { print_line(&print::list(&list.replays)) }
+        }
+        Command::Cancel { id } => {
+            let cancelled = replay::cancel(databases, id).await?;
+            if common.json {
+                return print_json(&cancelled);
+            }
+            print_line(&format!(
+                "cancelled replay {id}: what waits of it is discarded; requests under way may still arrive"
+            ))
+        }
     }
 }
 
 /// Asks the leader for the replay, and waits for its end.
 pub(super) async fn carry_out(
-    config: &Config,
-    state: &mut StateStore,
+    databases: Databases<'_>,
     range: &ReplayRange,
     wait: Wait,
     json: bool,
 ) -> CommandResult {
-    let replay = state.create_replay(range).await?;
-    let id = replay.id;
-    job::note_without_leader(config, &format!("replay {id} begins when one does")).await;
+    let terminal = Terminal::new();
+    let started = replay::start(databases, range, &mut |p| terminal.tell(p)).await?;
+    let id = started.id;
     let Wait { at_most, for_all } = wait;
-    let waiting = job::wait_for(state, Waited { replay, for_all }, at_most);
-    let Waited { replay, .. } = tokio::select! {
+    let mut tell = |p: Progress<'_>| terminal.tell(p);
+    let waiting = replay::wait_for(databases, started, for_all, at_most, &mut tell);
+    let replay = tokio::select! {
         ended = waiting => ended?,
         signal = until_signal() => {
             signal.map_err(anyhow::Error::from)?;
@@ -213,8 +179,8 @@ pub(super) async fn carry_out(
 }
 
 /// Whether nothing went wrong with what was waited for.
-fn verdict(replay: &StoredReplay, for_all: bool) -> CommandResult {
-    let StoredReplay { id, dead, in_gaps, waiting, .. } = replay;
+fn verdict(replay: &ReplayView, for_all: bool) -> CommandResult {
+    let ReplayView { id, dead, in_gaps, waiting, .. } = replay;
     if let Some(error) = &replay.error {
         return Err(anyhow!("replay {id}: {error}").into());
     }
@@ -241,47 +207,3 @@ fn verdict(replay: &StoredReplay, for_all: bool) -> CommandResult {
     }
     Ok(())
 }
-
-/// A replay, and what of it is waited for.
-struct Waited {
-    replay: StoredReplay,
-    for_all: bool,
-}
-
-impl Awaited for Waited {
-    fn is_finished(&self) -> bool {
-        let Self { replay, for_all } = self;
-        if *for_all && replay.error.is_none() { replay.is_over() } else { replay.finished }
-    }
-
-    fn progress(&self) -> String {
-        print::bar(&self.replay)
-    }
-
-    async fn look_again(&self, state: &StateStore) -> Result<Self, Failure> {
-        let id = self.replay.id;
-        let replay = state.replay(id).await?.ok_or_else(|| anyhow!("replay {id} is gone"))?;
-        Ok(Self { replay, for_all: self.for_all })
-    }
-}
-
-async fn cancel(config: &Config, id: i64, json: bool) -> CommandResult {
-    let mut state = open_state(config).await?;
-    if !state.cancel_replay(id).await? {
-        let why = match state.replay(id).await? {
-            Some(_) => format!("replay {id} has ended already, and nothing of it waits"),
-            None => format!("there is no replay {id}; `walhook replay list` shows them"),
-        };
-        return Err(anyhow!(why).into());
-    }
-    if json {
-        print_json(&json!({ "cancelled": id }))
-    } else {
-        print_line(&format!(
-            "cancelled replay {id}: what waits of it is discarded; requests under way may still arrive"
-        ))
-    }
-}
-
-#[cfg(test)]
-mod tests;

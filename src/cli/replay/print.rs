@@ -1,19 +1,18 @@
 //! Replays as text.
 
 use crate::cli::table::one_line;
-use walhook_core::replay::ReplayRange;
-use walhook_state::StoredReplay;
+use crate::control::replay::{CountsView, ReplayRange, ReplayView};
 
 const BAR_CHARS: usize = 30;
 
 /// A line for one replay.
-pub(super) fn line(replay: &StoredReplay) -> String {
-    let ReplayRange { from, to, filter, .. } = &replay.range;
+pub(super) fn line(replay: &ReplayView) -> String {
+    let ReplayView { from, to, filter, .. } = replay;
     let state = match (&replay.error, replay.finished, replay.waiting) {
         (Some(error), ..) => error.clone(),
         (None, true, 0) => "done".to_owned(),
         (None, true, _) => "waiting".to_owned(),
-        (None, false, _) => format!("{:.0} %", 100.0 * replay.fraction()),
+        (None, false, _) => format!("{:.0} %", 100.0 * replay.fraction),
     };
     let mut text = format!("replay {}  {from} to {to}  {state}  {}", replay.id, counts(replay));
     for (name, value) in [("account", &filter.account), ("endpoint", &filter.endpoint)] {
@@ -28,8 +27,8 @@ pub(super) fn line(replay: &StoredReplay) -> String {
 }
 
 /// What has become of its deliveries so far.
-fn counts(replay: &StoredReplay) -> String {
-    let StoredReplay { delivered, waiting, dead, dropped, in_gaps, .. } = replay;
+fn counts(replay: &ReplayView) -> String {
+    let ReplayView { delivered, waiting, dead, dropped, in_gaps, .. } = replay;
     let mut text = format!("delivered {delivered}, waiting {waiting}, dead {dead}");
     for (name, count) in [("dropped", dropped), ("in gaps", in_gaps)] {
         if *count > 0 {
@@ -40,8 +39,8 @@ fn counts(replay: &StoredReplay) -> String {
 }
 
 /// What is to be known of deliveries that were not taken, and where they are.
-pub(super) fn remarks(replay: &StoredReplay) -> Vec<String> {
-    let StoredReplay { id, waiting, dropped, in_gaps, .. } = replay;
+pub(super) fn remarks(replay: &ReplayView) -> Vec<String> {
+    let ReplayView { id, waiting, dropped, in_gaps, .. } = replay;
     let mut remarks = Vec::new();
     if *waiting > 0 {
         remarks.push(format!(
@@ -62,7 +61,7 @@ pub(super) fn remarks(replay: &StoredReplay) -> Vec<String> {
 }
 
 /// A line for each, or that there is none.
-pub(super) fn list(replays: &[StoredReplay]) -> String {
+pub(super) fn list(replays: &[ReplayView]) -> String {
     if replays.is_empty() {
         return "no replays".to_owned();
     }
@@ -70,8 +69,8 @@ pub(super) fn list(replays: &[StoredReplay]) -> String {
 }
 
 /// A progress bar.
-pub(super) fn bar(replay: &StoredReplay) -> String {
-    let fraction = replay.fraction();
+pub(in crate::cli) fn bar(replay: &ReplayView) -> String {
+    let fraction = replay.fraction;
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -89,52 +88,50 @@ pub(super) fn bar(replay: &StoredReplay) -> String {
     )
 }
 
+/// What a dry run counted.
+pub(super) fn counts_text(counts: &CountsView, range: &ReplayRange) -> String {
+    let CountsView { events, deliveries, by_type, unroutable } = counts;
+    let ReplayRange { from, to, .. } = range;
+    let mut text = format!("{from} to {to} would send {deliveries} deliveries of {events} events");
+    for (event_type, count) in by_type {
+        text.push_str(&format!("\n  {event_type}  {count}"));
+    }
+    if *unroutable > 0 {
+        text.push_str(&format!(
+            "\n{unroutable} changes could not be turned into an event and are not sent again"
+        ));
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use walhook_core::lsn::Lsn;
-    use walhook_core::persist::ReplayCounts;
-    use walhook_core::replay::ReplayFilter;
+    use crate::control::contract::sample;
 
-    fn replay(position: u64) -> StoredReplay {
-        let filter = ReplayFilter { account: Some("42".into()), ..ReplayFilter::default() };
-        StoredReplay {
-            id: 3,
-            range: ReplayRange { from: Lsn(100), to: Lsn(200), from_oldest: false, filter },
-            position: Lsn(position),
-            delivered: 5,
-            waiting: 2,
-            dead: 1,
-            dropped: 0,
-            in_gaps: 0,
-            done: 5,
-            failed: 1,
-            counts: ReplayCounts::default(),
-            created_at_us: 0,
-            finished: false,
-            error: None,
-        }
+    fn replay(fraction: f64) -> ReplayView {
+        ReplayView { fraction, ..sample::replay() }
     }
 
     #[test]
     fn bar_fills_with_the_range() {
-        assert!(bar(&replay(100)).contains("[------------------------------]   0 %"));
-        assert!(bar(&replay(150)).contains("[###############---------------]  50 %"));
-        assert!(bar(&replay(250)).contains("[##############################] 100 %"));
+        assert!(bar(&replay(0.0)).contains("[------------------------------]   0 %"));
+        assert!(bar(&replay(0.5)).contains("[###############---------------]  50 %"));
+        assert!(bar(&replay(1.0)).contains("[##############################] 100 %"));
     }
 
     #[test]
     fn line_names_range_filter_and_end() {
-        let text = line(&replay(150));
+        let text = line(&replay(0.5));
         assert_eq!(
             text,
             "replay 3  0/64 to 0/C8  50 %  delivered 5, waiting 2, dead 1  account 42"
         );
-        let read = StoredReplay { finished: true, in_gaps: 4, ..replay(200) };
+        let read = ReplayView { finished: true, in_gaps: 4, ..replay(1.0) };
         assert!(line(&read).contains("  waiting  delivered 5, waiting 2, dead 1, in gaps 4"));
         assert!(remarks(&read)[0].contains("deferred list --replay 3"));
         let cancelled =
-            StoredReplay { finished: true, error: Some("cancelled".into()), ..replay(150) };
+            ReplayView { finished: true, error: Some("cancelled".into()), ..replay(0.5) };
         assert!(line(&cancelled).contains("  cancelled  "));
     }
 }

@@ -1,0 +1,81 @@
+//! Our role: what it may do, and the timeouts that were set for it.
+
+use anyhow::Result;
+use tokio_postgres::Client;
+
+use super::{Report, one};
+use crate::config::Config;
+use crate::control::setup::looked_up;
+use walhook_postgres::ident::quote_ident;
+use walhook_postgres::op::{EQ, GT, LE};
+use walhook_postgres::preflight;
+
+/// Below this a timeout may end a look-up or a state transaction of ours that is merely slow.
+const SHORTEST_TIMEOUT_MS: i64 = 30_000;
+
+/// What ends a session's statements or transactions. Our sessions lift `idle_session_timeout`.
+const TIMEOUTS: [&str; 4] = [
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "transaction_timeout",
+];
+
+pub(super) async fn check(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
+    timeouts(client, report).await?;
+    privileges(config, client, report).await
+}
+
+/// As they are in our own session: the server's, the database's or the role's setting.
+async fn timeouts(client: &Client, report: &mut Report) -> Result<()> {
+    let names: Vec<&str> = TIMEOUTS.to_vec();
+    let sql = format!(
+        "SELECT name, setting::bigint, current_user::pg_catalog.text FROM pg_catalog.pg_settings
+               WHERE name {EQ} ANY ($1) AND setting::bigint {GT} 0
+                 AND setting::bigint {LE} $2 ORDER BY name"
+    );
+    let short = client.query(&sql, &[&names, &(SHORTEST_TIMEOUT_MS - 1)]).await?;
+    for row in &short {
+        let (name, ms, role): (&str, i64, &str) =
+            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let mend = format!("ALTER ROLE {} SET {name} = 0", quote_ident(role));
+        report.warn(name, format!("{ms} ms for {role}: may end what is merely slow"), mend);
+    }
+    if short.is_empty() {
+        report.pass("timeouts", "none is shorter than 30 s for our role");
+    }
+    Ok(())
+}
+
+/// What to do where state tables are missing.
+pub(super) async fn mend_of_state(client: &Client) -> Result<&'static str> {
+    let sql = "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')";
+    Ok(match one(client, sql).await? {
+        true => "run `walhook setup`",
+        false => "our role may not CREATE in this database: run `walhook setup --admin-url`",
+    })
+}
+
+async fn privileges(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
+    let (role, fault) = preflight::replication_right(client).await?;
+    match fault {
+        None => report.pass("privileges", format!("{role} may replicate")),
+        Some(fault) => report.fault(fault),
+    }
+    for table in looked_up(config)? {
+        match preflight::read_right(client, &role, &table).await? {
+            None => report.pass("privileges", format!("{role} may read {table}")),
+            Some(fault) => report.fault(fault),
+        }
+    }
+    let sql = format!("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname {EQ} current_user");
+    if one(client, &sql).await? {
+        report.warn(
+            "role",
+            format!("{role} is a superuser: what a view or a trigger of yours calls runs with its rights"),
+            "use a role of its own with the rights that docs/install.md lists: `walhook setup --admin-url` \
+             grants them",
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! The publication and the customer's tables: do they hold what the configuration names?
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use tokio_postgres::Client;
+
+use super::cost::Costs;
+use super::{Report, Verdict, coverage};
+use crate::config::Config;
+use crate::control::setup::{looked_up, published};
+use walhook_core::catalog::TableName;
+use walhook_postgres::catalog;
+use walhook_postgres::preflight::{self, Fault};
+use walhook_postgres::refused_writes::{RefusedWrites, refused_writes};
+use walhook_postgres::row_security;
+use walhook_postgres::source::{self, Publication, Table};
+use walhook_rules::rule::{self, RuleError, Rules};
+use walhook_rules::settings::RuleOperation;
+
+type Tables = BTreeMap<TableName, Table>;
+
+pub(super) async fn check(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
+    let publication = source::publication(client, &config.source.publication).await?;
+    let mut names = published(config)?;
+    names.extend(looked_up(config)?);
+    names.extend(publication.iter().flat_map(|publication| publication.tables.iter().cloned()));
+    let mut tables = Tables::new();
+    for name in names {
+        if let Some(table) = source::table(client, &name).await? {
+            tables.insert(name, table);
+        }
+    }
+    match &publication {
+        Some(publication) => {
+            check_publication(config, publication, &tables, report)?;
+            coverage::check(config, client, report).await?;
+            writes(&config.source.publication, client, report).await?;
+        }
+        None => {
+            let finding = format!("{} does not exist", config.source.publication);
+            report.fail("publication", finding, "run `walhook setup`");
+        }
+    }
+    let hidden = row_security::hidden(client, &looked_up(config)?).await?;
+    for hidden in &hidden {
+        let finding = format!("hides rows of {} from the role {}", hidden.table, hidden.role);
+        report.fail("row-level security", finding, hidden.mend());
+    }
+    if hidden.is_empty() {
+        report.pass("row-level security", "hides no rows that are looked up");
+    }
+    looked_up_columns(config, client, report).await?;
+    rules(config, client, publication.as_ref(), report).await
+}
+
+fn check_publication(
+    config: &Config,
+    publication: &Publication,
+    tables: &Tables,
+    report: &mut Report,
+) -> Result<()> {
+    let name = &config.source.publication;
+    let before = report.0.len();
+    for table in published(config)? {
+        let is_logged = tables.get(&table).is_none_or(|table| table.is_logged);
+        if !publication.tables.contains(&table) && is_logged {
+            report.fail(
+                "publication",
+                format!("{name} does not hold {table}"),
+                "run `walhook setup`",
+            );
+        }
+        if publication.filtered.contains(&table) {
+            let finding = format!("{name} has a row filter on {table}, which hides changes");
+            let mend =
+                format!("set its tables again without WHERE; use `when` in the rule for {table}");
+            report.fail("publication", finding, mend);
+        }
+        let partitioned = tables.get(&table).is_some_and(|table| table.kind == 'p');
+        if partitioned && !publication.via_root {
+            let finding =
+                format!("{name} publishes the partitions of {table} under their own names");
+            let mend = "run `walhook setup`, for what is read of a partition after it was detached or \
+                        dropped becomes dead letters";
+            report.warn("publication", finding, mend);
+        }
+    }
+    for (operation, is_published) in [
+        (RuleOperation::Insert, publication.insert),
+        (RuleOperation::Update, publication.update),
+        (RuleOperation::Delete, publication.delete),
+        (RuleOperation::Truncate, publication.truncate),
+    ] {
+        let asked = config.events.iter().find(|rule| rule.on.contains(&operation));
+        // Endpoints are invalidated by every change of a row.
+        if !is_published && (asked.is_some() || operation.has_row()) {
+            let by = asked.map_or("the endpoint table's cache", |rule| rule.event_type.as_str());
+            let finding = format!("{name} does not publish {operation}, which {by} needs");
+            report.fail("publication", finding, "run `walhook setup`");
+        }
+    }
+    if report.0.len() == before {
+        report.pass("publication", format!("{name} holds every table that is needed"));
+    }
+    Ok(())
+}
+
+/// Of every published table, ours or not.
+async fn writes(publication: &str, client: &Client, report: &mut Report) -> Result<()> {
+    let refused = refused_writes(client, publication).await?;
+    for RefusedWrites { table, problem, mend } in &refused {
+        let finding = format!("{table} {problem}, so that its own UPDATE and DELETE fail now");
+        report.fail("replica identity", finding, mend.as_str());
+    }
+    if refused.is_empty() {
+        report.pass("replica identity", "of every published table fits: its writes go through");
+    }
+    Ok(())
+}
+
+/// What the look-ups read is there, and of a type that they read.
+async fn looked_up_columns(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
+    let faults = preflight::columns(config.lookups(), client).await?;
+    for (section, table) in [
+        ("endpoints", Some(config.endpoints.table.as_str())),
+        ("accounts", config.accounts.as_ref().map(|accounts| accounts.table.as_str())),
+    ] {
+        let Some(table) = table else { continue };
+        let mut of_section =
+            faults.iter().filter(|fault| fault.what.starts_with(section)).peekable();
+        if of_section.peek().is_none() {
+            report.pass(section, format!("{table} has the columns that are named"));
+        }
+        of_section
+            .for_each(|Fault { what, finding, fix }| report.fail(what, finding, fix.as_str()));
+    }
+    Ok(())
+}
+
+/// What `run` would say of the rules.
+async fn rules(
+    config: &Config,
+    client: &Client,
+    publication: Option<&Publication>,
+    report: &mut Report,
+) -> Result<()> {
+    if config.events.is_empty() {
+        let mend = "add [[events]]; `walhook config show --example` has one";
+        report.fail("rules", "there is none, so nothing would ever be sent", mend);
+    }
+    let settings = config.rules();
+    let mut catalog = catalog::load(client, settings.tables()).await?;
+    if let Some(publication) = publication {
+        catalog.leave_out(&publication.lists, publication.generated);
+    }
+    // The number only goes into the ids of events.
+    let (errors, weak) = match Rules::compile(settings, &catalog, 0) {
+        Ok(rules) => (Vec::new(), rules.weak().to_vec()),
+        Err(errors) => (errors, Vec::new()),
+    };
+    for RuleError { subject, message } in weak {
+        report.add(Verdict::Fail, &subject, format!("of a child of its table: {message}"), None);
+    }
+    for RuleError { subject, message } in rule::casts(settings, &catalog) {
+        report.warn(&subject, message, "give both columns one type");
+    }
+    let mut costs = Costs::new(settings, &catalog);
+    for (index, rule) in config.events.iter().enumerate() {
+        let subject = rule::subject(index, rule);
+        if errors.iter().all(|error| error.subject != subject) {
+            let messages = "messages need no table";
+            let fits = rule.table.as_ref().map(|table| format!("fits {table}"));
+            let cost = costs.measure(index, rule, report);
+            let cost = cost.map(|cost| format!("; {cost}")).unwrap_or_default();
+            let finding = fits.unwrap_or_else(|| messages.to_owned()) + &cost;
+            report.pass(&subject, finding);
+        }
+    }
+    costs.finish(report);
+    for RuleError { subject, message } in errors {
+        report.add(Verdict::Fail, &subject, message, None);
+    }
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! The list: the customer's table and what the state tables know, side by side.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use serde::Serialize;
+use url::Url;
+
+use crate::config::Config;
+use crate::control::{Databases, Failure};
+use walhook_core::event::rfc3339;
+use walhook_postgres::lookup::{self, Listed, Lookups, Which};
+use walhook_postgres::sql::Connection;
+use walhook_state::Standing;
+
+/// What is to be listed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Query {
+    /// Those of this account.
+    pub(crate) account: Option<String>,
+    /// Only endpoints that are stopped or fail, or have deferred deliveries or dead letters.
+    pub(crate) trouble: bool,
+    /// So many at most.
+    pub(crate) limit: i64,
+    /// Those with ids above this one.
+    pub(crate) after: String,
+}
+
+/// One page of the list.
+#[derive(Debug, Serialize)]
+pub(crate) struct EndpointPage {
+    /// By their ids' bytes.
+    pub(crate) endpoints: Vec<EndpointView>,
+    /// Where the next page begins; null where this is the last.
+    pub(crate) next_after: Option<String>,
+}
+
+/// An endpoint as it is shown.
+#[derive(Debug, Serialize)]
+pub(crate) struct EndpointView {
+    /// Its id.
+    pub(crate) id: String,
+    /// The account that owns it.
+    pub(crate) account_id: Option<String>,
+    /// Of the URL, which may hold secrets, this alone. Null when there is no such row, or no host in it.
+    pub(crate) host: Option<String>,
+    /// Null when there is no such row.
+    pub(crate) enabled: Option<bool>,
+    /// `removed`: there is no such row in the endpoint table, but something in the state tables.
+    /// `invalid`: the row cannot be used, as the reason says.
+    pub(crate) state: String,
+    /// Why nothing, or little, is sent to it.
+    pub(crate) reason: Option<String>,
+    /// Since when it is stopped or fails.
+    pub(crate) since: Option<String>,
+    /// Its deferred deliveries.
+    pub(crate) deferred: i64,
+    /// Its dead letters.
+    pub(crate) dead_letters: i64,
+    /// What the last request failed by, while it fails.
+    pub(crate) last_error: Option<String>,
+    /// When.
+    pub(crate) last_error_at: Option<String>,
+    /// How many have failed in a row.
+    pub(crate) failed: i64,
+}
+
+/// Lists endpoints by their ids.
+///
+/// # Errors
+/// When a database does not answer, or the endpoint table cannot be read.
+pub(crate) async fn list(config: &Config, asked: &Query) -> Result<EndpointPage, Failure> {
+    let state = Databases::of(config).open_state().await?;
+    let source = lookup::connect(config.lookups(), "walhook endpoints").await;
+    let source = source.context("source.url")?;
+    let limit = usize::try_from(asked.limit).unwrap_or(usize::MAX);
+    // One more than asked for tells whether there are more.
+    let (rows, standings) = if asked.trouble {
+        let standings = state.standings(None, &asked.after, asked.limit + 1).await?;
+        let ids: Vec<String> = standings.iter().map(|s| s.endpoint.clone()).collect();
+        (rows(config, &source, Some(&ids), None, "", asked.limit + 1).await?, standings)
+    } else {
+        let account = asked.account.as_deref();
+        let rows = rows(config, &source, None, account, &asked.after, asked.limit + 1).await?;
+        let ids: Vec<String> = rows.iter().map(|row| row.id.clone()).collect();
+        (rows, state.standings(Some(&ids), "", asked.limit + 1).await?)
+    };
+    let mut lines: BTreeMap<String, (Option<Listed>, Option<Standing>)> =
+        rows.into_iter().map(|row| (row.id.clone(), (Some(row), None))).collect();
+    for standing in standings {
+        let id = standing.endpoint.clone();
+        lines.entry(id).or_default().1 = Some(standing);
+    }
+    let more = lines.len() > limit;
+    let of_account = |line: &EndpointView| {
+        asked.account.as_deref().is_none_or(|account| line.account_id.as_deref() == Some(account))
+    };
+    let shown: Vec<EndpointView> =
+        lines.into_iter().take(limit).map(|(id, (row, s))| EndpointView::new(id, row, s)).collect();
+    let next_after = shown.last().map(|line| line.id.clone()).filter(|_| more);
+    Ok(EndpointPage { endpoints: shown.into_iter().filter(of_account).collect(), next_after })
+}
+
+async fn rows(
+    config: &Config,
+    source: &Connection,
+    ids: Option<&[String]>,
+    account: Option<&str>,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<Listed>, Failure> {
+    let which = Which { ids, account, after, limit };
+    let listed = Lookups::of(config.lookups()).list(source, which).await;
+    Ok(listed.context("cannot read the endpoint table")?)
+}
+
+impl EndpointView {
+    fn new(id: String, row: Option<Listed>, standing: Option<Standing>) -> Self {
+        let standing = standing.unwrap_or_else(|| Standing {
+            endpoint: id.clone(),
+            state: "ok".to_owned(),
+            ..Standing::default()
+        });
+        let reason = why(&standing);
+        let Standing { account, since_us, deferred, dead_letters, state, failed, .. } = standing;
+        let Standing { last_error, last_error_us, .. } = standing;
+        let invalid = row.as_ref().filter(|row| row.enabled).and_then(|row| row.invalid.clone());
+        let (state, reason) = match (&row, invalid) {
+            (None, _) => ("removed".to_owned(), reason),
+            // What an operator or walhook has decided says more, but for what is only waiting.
+            (Some(_), Some(why)) if reason.is_none() => ("invalid".to_owned(), Some(why)),
+            (Some(_), _) => (state, reason),
+        };
+        Self {
+            id,
+            account_id: row.as_ref().map(|row| row.account.clone()).or(account),
+            host: row.as_ref().and_then(|row| host(&row.url)),
+            enabled: row.as_ref().map(|row| row.enabled),
+            state,
+            reason,
+            since: since_us.map(rfc3339),
+            deferred,
+            dead_letters,
+            last_error,
+            last_error_at: last_error_us.map(rfc3339),
+            failed,
+        }
+    }
+}
+
+/// Why nothing, or little, is sent to it.
+fn why(standing: &Standing) -> Option<String> {
+    let reason = || match (&*standing.state, standing.open_until_us) {
+        ("breaker_open", Some(until)) => {
+            Some(format!("it failed too often, and is tried again at {}", rfc3339(until)))
+        }
+        ("failing", _) if standing.failed > 0 => {
+            Some(format!("{} requests have failed in a row", standing.failed))
+        }
+        _ => None,
+    };
+    standing.reason.clone().or_else(reason)
+}
+
+/// Host and port of a URL: its user, path and query may be secret.
+pub(super) fn host(url: &str) -> Option<String> {
+    let url = Url::parse(url).ok()?;
+    let host = url.host_str()?;
+    Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_url_only_host_and_port_are_shown() {
+        for (url, shown) in [
+            ("https://user:hush@hooks.example/hush?token=hush", Some("hooks.example")),
+            ("http://hooks.example:8080/", Some("hooks.example:8080")),
+            ("http://[::1]:8080/", Some("[::1]:8080")),
+            ("http://[hush", None),
+            ("data:hush", None),
+        ] {
+            assert_eq!(host(url).as_deref(), shown, "{url}");
+        }
+    }
+}

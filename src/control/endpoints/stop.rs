@@ -1,0 +1,92 @@
+//! Stopping an endpoint for a while, and starting it again: the leader does both, so each leaves a job.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::control::jobs::{self, JobView};
+use crate::control::{Databases, Failure, Tell};
+use walhook_postgres::lookup::{self, Lookups, Which};
+use walhook_state::{Ask, EndpointStop};
+
+/// What came of pausing or resuming.
+#[derive(Debug, Serialize)]
+pub(crate) struct StopView {
+    /// Whether it was otherwise before.
+    pub(crate) changed: bool,
+    /// The endpoint's id.
+    pub(crate) endpoint: String,
+    /// Whether the leader has done it.
+    pub(crate) finished: bool,
+    /// The job's id.
+    pub(crate) job: i64,
+    /// The job itself.
+    #[serde(skip)]
+    pub(crate) work: JobView,
+}
+
+/// Has the leader send nothing to an endpoint until it is resumed, and waits for that, at most `wait`.
+///
+/// # Errors
+/// When nobody knows the endpoint, or a database does not answer.
+pub(crate) async fn pause(
+    config: &Config,
+    id: &str,
+    reason: String,
+    wait: Duration,
+    tell: Tell<'_>,
+) -> Result<StopView, Failure> {
+    ensure_known(config, id).await?;
+    let ask = Ask::PauseEndpoint(EndpointStop { endpoint: id.to_owned(), reason });
+    carry_out(config, id, &ask, wait, tell).await
+}
+
+/// Has the leader send to an endpoint again, whether an operator paused it or walhook switched it off, and
+/// waits for that, at most `wait`.
+///
+/// # Errors
+/// When nobody knows the endpoint, or a database does not answer.
+pub(crate) async fn resume(
+    config: &Config,
+    id: &str,
+    wait: Duration,
+    tell: Tell<'_>,
+) -> Result<StopView, Failure> {
+    ensure_known(config, id).await?;
+    let reason = String::new();
+    let ask = Ask::ResumeEndpoint(EndpointStop { endpoint: id.to_owned(), reason });
+    carry_out(config, id, &ask, wait, tell).await
+}
+
+async fn carry_out(
+    config: &Config,
+    id: &str,
+    ask: &Ask,
+    wait: Duration,
+    tell: Tell<'_>,
+) -> Result<StopView, Failure> {
+    let work = jobs::ask(Databases::of(config), ask, wait, tell).await?;
+    let work = work.context("nothing is to be done")?;
+    let (changed, finished, job) = (work.done > 0, work.finished, work.id);
+    Ok(StopView { changed, endpoint: id.to_owned(), finished, job, work })
+}
+
+/// One that the customer has removed may still be stopped.
+async fn ensure_known(config: &Config, id: &str) -> Result<(), Failure> {
+    let source = lookup::connect(config.lookups(), "walhook endpoints").await;
+    let source = source.context("source.url")?;
+    let ids = [id.to_owned()];
+    let which = Which { ids: Some(&ids), limit: 1, ..Which::default() };
+    let rows = Lookups::of(config.lookups()).list(&source, which).await;
+    if !rows.context("cannot read the endpoint table")?.is_empty() {
+        return Ok(());
+    }
+    let state = Databases::of(config).open_state().await?;
+    if !state.standings(Some(&ids), "", 1).await?.is_empty() {
+        return Ok(());
+    }
+    let table = &config.endpoints.table;
+    Err(anyhow!("{table} has no endpoint {id}; `walhook endpoints list` shows them").into())
+}

@@ -1,0 +1,37 @@
+//! How a query or command ends other than well.
+
+use crate::config::ConfigError;
+use walhook_core::halt::Halt;
+use walhook_state::StateError;
+
+/// How a query or command ends other than well.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// It was tried and did not succeed: exit code 1.
+    #[error("{0:#}")]
+    Failed(#[from] anyhow::Error),
+    /// What was asked, or the configuration, is wrong: exit code 2.
+    #[error("{0:#}")]
+    Usage(anyhow::Error),
+    /// Going on would lose data: exit code 3.
+    #[error("{0}")]
+    Halted(String),
+}
+
+impl From<Halt> for Failure {
+    fn from(halt: Halt) -> Self {
+        Self::Halted(halt.to_string())
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.into())
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        Self::Failed(error.into())
+    }
+}

@@ -1,0 +1,415 @@
+//! The ways back after a halt.
+//!
+//! A halt says that changes cannot be read any more, or that another database answers. Only the
+//! operator can know that this is acceptable; what is given up is shown first and recorded.
+//!
+//! The slot comes before the state: interrupted between the two, the new slot begins after the
+//! checkpoint, which is again a halt that this command resolves.
+
+pub(crate) mod skip;
+#[cfg(test)]
+mod tests;
+mod window;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use tokio_postgres::Client;
+
+use super::gaps::{self, ReplayableGap};
+use super::holder::refuse_while_active;
+use super::setup::{FAILOVER_SLOTS, create_slot_within};
+use super::{Databases, Failure, Tell, bytes};
+use crate::config::Config;
+use crate::server::prepared;
+use walhook_core::halt::{self, Halt, SourceIdentity};
+use walhook_core::lsn::Lsn;
+use walhook_postgres::anchor;
+use walhook_postgres::pg::Conninfo;
+use walhook_postgres::slot::{self, Slot};
+use walhook_postgres::source;
+use walhook_postgres::sql::Connection;
+use walhook_postgres::wire;
+use walhook_state::StateStore;
+
+pub(crate) use skip::plan as plan_skip;
+
+const NAME: &str = "walhook recover";
+
+/// What was found.
+#[derive(Debug)]
+pub(crate) enum Found<P> {
+    /// Nothing is to be done.
+    Nothing(NothingView),
+    /// This is.
+    Plan(Box<P>),
+}
+
+impl<P> Found<P> {
+    fn nothing(detail: String) -> Self {
+        Self::Nothing(NothingView { detail, recovered: None })
+    }
+}
+
+/// That there is nothing to recover.
+#[derive(Debug, Serialize)]
+pub(crate) struct NothingView {
+    /// Why.
+    pub(crate) detail: String,
+    /// Null.
+    pub(crate) recovered: Option<()>,
+}
+
+/// What was done.
+#[derive(Debug, Serialize)]
+pub(crate) struct Recovered<R> {
+    /// It.
+    pub(crate) recovered: R,
+}
+
+/// How a halt is resolved, with what that gives up.
+#[derive(Debug)]
+pub(crate) struct RecoverPlan {
+    sessions: Sessions,
+    plan: Plan,
+    /// What it is about to give up, for whoever is to confirm it.
+    pub(crate) text: String,
+}
+
+/// Finds out what the halt is, and how to resolve it: by giving up what cannot be read, or, with `adopt`, by
+/// going on at the database that answers now. Changes nothing.
+///
+/// # Errors
+/// [`Failure::Halted`] when the halt is not of that kind; else when the slot is in use, the publication is
+/// missing, or a database does not answer.
+pub(crate) async fn plan(config: &Config, adopt: bool) -> Result<Found<RecoverPlan>, Failure> {
+    let sessions = Sessions::open(config).await?;
+    Ok(match find(config, &sessions, adopt).await? {
+        Found::Nothing(nothing) => Found::Nothing(nothing),
+        Found::Plan(plan) => {
+            let text = plan.to_text(config, &sessions);
+            Found::Plan(Box::new(RecoverPlan { sessions, plan: *plan, text }))
+        }
+    })
+}
+
+impl RecoverPlan {
+    /// Carries it out; tries for `wait` to create a slot.
+    ///
+    /// # Errors
+    /// When a step fails; it can be tried again.
+    pub(crate) async fn carry_out(
+        mut self,
+        config: &Config,
+        wait: Duration,
+        tell: Tell<'_>,
+    ) -> Result<Recovered<RecoveredView>, Failure> {
+        let recovered = recover(config, &mut self.sessions, self.plan, wait, tell).await?;
+        Ok(Recovered { recovered })
+    }
+}
+
+#[derive(Debug)]
+struct Sessions {
+    source: Connection,
+    state: StateStore,
+    /// Whom source.url leads to.
+    found: SourceIdentity,
+    /// Whom it led to at set-up.
+    stored: SourceIdentity,
+    /// Whether `walhook upgrade prepare` was the last to be here.
+    prepared: bool,
+}
+
+impl Sessions {
+    async fn open(config: &Config) -> Result<Self, Failure> {
+        let url = &config.source.url;
+        let source = Connection::open(url, NAME).await.context("source.url")?;
+        refuse_while_active(Databases::of(config), &source).await?;
+        let found = source::identity(&source, &Conninfo::parse(url).context("source.url")?).await?;
+        let state = Databases::of(config).open_state().await?;
+        let stored = state.source_identity().await?;
+        let prepared = state.prepared().await?.is_some_and(|prepared| prepared.holds);
+        Ok(Self { source, state, found, stored, prepared })
+    }
+
+    /// Whether positions in the WAL, then and now, are positions in the same WAL.
+    fn same_wal(&self) -> bool {
+        let of = |id: &SourceIdentity| (id.system_identifier, id.timeline);
+        of(&self.found) == of(&self.stored)
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Plan {
+    /// The checkpoint.
+    from: Lsn,
+    begin: Begin,
+    /// The halt's text.
+    reason: String,
+    /// Whether the stored identity is replaced.
+    adopt: bool,
+    /// Where the WAL ended when we looked.
+    wal_end: Lsn,
+}
+
+/// Where the stream goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    /// At the checkpoint: nothing is missing.
+    Checkpoint,
+    /// Where the slot begins that is there.
+    Slot(Lsn),
+    /// Where a new slot will begin.
+    NewSlot { drop_lost: bool },
+    /// Where the anchor slot stands, of which the slot is made anew; at the checkpoint where it reaches back
+    /// to that.
+    Anchor { at: Lsn, drop: bool },
+}
+
+/// Finds out what the halt is, and how to resolve it.
+async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found<Plan>, Failure> {
+    let name = &config.source.slot;
+    // The slot first: what a leader confirms is never ahead of the checkpoint at that moment.
+    let slot = slot::read(&sessions.source, name).await.map_err(anyhow::Error::from)?;
+    let from = prepared::checkpoint(&sessions.state, &sessions.source, name, slot.as_ref()).await?;
+    let other_source = halt::check_source(&sessions.found, &sessions.stored).err();
+    let bad_slot = halt::check_slot(name, slot.as_ref().map(Slot::state).as_ref(), from).err();
+    // In another WAL the two positions do not compare.
+    let older = slot.as_ref().filter(|_| sessions.same_wal());
+    let older = older.and_then(|slot| halt::check_wal_end(slot.wal_end, from).err());
+    let bad_slot = bad_slot.or(older);
+    let reason = match (&other_source, &bad_slot, adopt) {
+        (None, None, true) => {
+            let why = format!("this is the database that was set up ({})", sessions.stored);
+            return Ok(Found::nothing(why));
+        }
+        (None, None, false) => {
+            let why = format!("the slot {name} reaches back to the checkpoint {from}");
+            return Ok(Found::nothing(why));
+        }
+        // Each names the option that resolves it.
+        (Some(halt), _, false) | (None, Some(halt), true) => return Err(halt.clone().into()),
+        (Some(halt), _, true) | (None, Some(halt), false) => halt.to_string(),
+    };
+    let begin = match bad_slot {
+        Some(Halt::SlotMissing { .. }) => Begin::NewSlot { drop_lost: false },
+        Some(Halt::SlotLost { .. }) => Begin::NewSlot { drop_lost: true },
+        Some(Halt::Gap { to, .. }) => Begin::Slot(to),
+        Some(Halt::OlderCopy { .. }) => Begin::Slot(begin_of(name, slot)?),
+        Some(
+            halt @ (Halt::SlotForeign { .. }
+            | Halt::OtherSource { .. }
+            | Halt::Diverged { .. }
+            | Halt::PublicationMissing { .. }
+            | Halt::Unpublished { .. }
+            | Halt::RowsHidden { .. }
+            | Halt::Unreadable { .. }
+            | Halt::RuleBroken(_)),
+        ) => return Err(halt.into()),
+        None if sessions.same_wal() => Begin::Checkpoint,
+        None => Begin::Slot(begin_of(name, slot)?),
+    };
+    let begin = window::better(config, sessions, begin, from).await?;
+    readable(config, &sessions.source, begin).await?;
+    let wal_end = slot::wal_end(&sessions.source).await.map_err(anyhow::Error::from)?;
+    Ok(Found::Plan(Box::new(Plan { from, begin, reason, adopt, wal_end })))
+}
+
+/// Where the slot begins.
+fn begin_of(name: &str, slot: Option<Slot>) -> Result<Lsn> {
+    slot.and_then(|slot| slot.confirmed_flush).with_context(|| {
+        format!("the slot {name} is being created by another session; try again later")
+    })
+}
+
+/// Refuses to go on without the publication: a slot can never be read that is older.
+async fn readable(config: &Config, client: &Client, begin: Begin) -> Result<()> {
+    let name = &config.source.publication;
+    if source::publication(client, name).await?.is_some() {
+        return Ok(());
+    }
+    let slot = &config.source.slot;
+    let drop = match begin {
+        Begin::NewSlot { .. } => String::new(),
+        Begin::Anchor { .. } => {
+            format!("drop the slot {}, which is older, then ", anchor::name(slot))
+        }
+        Begin::Checkpoint | Begin::Slot(_) => {
+            format!("drop the slot {slot}, which is older and could not be read, then ")
+        }
+    };
+    anyhow::bail!(
+        "the publication {name} does not exist: {drop}create it with the statement that \
+         `walhook setup --print-sql` shows, and recover again"
+    )
+}
+
+impl Plan {
+    fn to_text(&self, config: &Config, sessions: &Sessions) -> String {
+        let mut lines = vec![];
+        if self.adopt {
+            lines.push(format!("It was set up for  {}", sessions.stored));
+            lines.push(format!("It is to adopt     {}", sessions.found));
+            lines.push(
+                "If that is a copy, do not go on: walhook would send to your customers.".to_owned(),
+            );
+            if sessions.prepared {
+                lines.push(
+                    "An upgrade was prepared: after pg_upgrade, `walhook upgrade finish` gives up nothing."
+                        .to_owned(),
+                );
+            }
+        }
+        let slot = &config.source.slot;
+        let from = self.from;
+        let to = match self.begin {
+            Begin::Checkpoint => {
+                lines.push(format!(
+                    "Nothing is given up: the slot {slot} reaches back to the checkpoint {from}."
+                ));
+                return lines.join("\n");
+            }
+            Begin::Anchor { at, drop } if at == from => {
+                let anchor = anchor::name(slot);
+                lines.push(format!(
+                    "Nothing is given up: the slot {anchor} still has what was committed from the \
+                     checkpoint {from} on. It {} the slot {slot} of it.",
+                    if drop { "makes anew" } else { "makes" }
+                ));
+                return lines.join("\n");
+            }
+            Begin::Slot(to) | Begin::Anchor { at: to, .. } => to.to_string(),
+            Begin::NewSlot { .. } => format!("the present, {} or later", self.wal_end),
+        };
+        lines.push(if self.wal_end < from && sessions.same_wal() {
+            format!(
+                "The WAL ends at {}, before the checkpoint {from}: this is an older copy of the cluster. \
+                 This gives up every change that was not delivered at the checkpoint, and goes on at \
+                 {to}. What the copy committed from there on is sent, or sent again with the same ids.",
+                self.wal_end
+            )
+        } else if sessions.same_wal() {
+            let end = match self.begin {
+                Begin::Slot(to) | Begin::Anchor { at: to, .. } => to,
+                Begin::Checkpoint | Begin::NewSlot { .. } => self.wal_end,
+            };
+            let size = end.bytes_since(from);
+            format!(
+                "This gives up every change from the checkpoint {from} to {to}: {size} bytes of WAL \
+                 ({}).",
+                bytes(size)
+            )
+        } else {
+            format!(
+                "This gives up every change that was not delivered at the checkpoint {from} of the \
+                 other WAL, and goes on in this one at {to}. The two positions do not compare."
+            )
+        });
+        match self.begin {
+            Begin::NewSlot { drop_lost: true } => {
+                lines.push(format!("It drops the lost slot {slot} and creates it anew."));
+            }
+            Begin::NewSlot { drop_lost: false } => {
+                lines.push(format!("It creates the slot {slot}."))
+            }
+            Begin::Anchor { .. } => lines.push(format!(
+                "It makes the slot {slot} of {}, which has what came after that.",
+                anchor::name(slot)
+            )),
+            Begin::Checkpoint | Begin::Slot(_) => {}
+        }
+        lines.push("The gap is recorded; dead letters stay.".to_owned());
+        lines.join("\n")
+    }
+}
+
+/// What was done about a halt.
+#[derive(Debug, Serialize)]
+pub(crate) struct RecoveredView {
+    /// The old checkpoint.
+    pub(crate) from: String,
+    /// The new one.
+    pub(crate) to: String,
+    /// The WAL between the two; null where they do not compare.
+    pub(crate) bytes: Option<u64>,
+    /// The halt.
+    pub(crate) reason: String,
+    /// The lease's epoch now.
+    pub(crate) epoch: i64,
+    /// What was given up, with the command that sends it again where there is one.
+    pub(crate) gap: Option<ReplayableGap>,
+}
+
+async fn recover(
+    config: &Config,
+    sessions: &mut Sessions,
+    plan: Plan,
+    wait: Duration,
+    tell: Tell<'_>,
+) -> Result<RecoveredView, Failure> {
+    let name = &config.source.slot;
+    let same_wal = sessions.same_wal();
+    let Sessions { source, state, found, .. } = sessions;
+    let Plan { from, begin, reason, adopt, .. } = plan;
+    let to = match begin {
+        Begin::Checkpoint => from,
+        Begin::Slot(to) => to,
+        Begin::Anchor { at, drop } => {
+            if drop {
+                slot::drop(source, name)
+                    .await
+                    .with_context(|| format!("cannot drop the slot {name}"))?;
+            }
+            anchor::make_slot(source, name).await.with_context(|| {
+                format!("cannot make the slot {name} of {}", anchor::name(name))
+            })?;
+            follow_failover(config, source, name).await?;
+            at
+        }
+        Begin::NewSlot { drop_lost } => {
+            if drop_lost {
+                slot::drop(source, name)
+                    .await
+                    .with_context(|| format!("cannot drop the slot {name}"))?;
+            }
+            create_slot_within(source, name, wait, tell).await?
+        }
+    };
+    // What `upgrade prepare` has found settled is not stored yet.
+    let stored = state.frontier().await?;
+    if stored < from {
+        state.resume_prepared(stored, from).await?;
+    }
+    let gives_up = !matches!(begin, Begin::Checkpoint)
+        && !matches!(begin, Begin::Anchor { at, .. } if at == from);
+    let (epoch, gap) = if gives_up {
+        let epoch = state.accept_gap(from, to, &reason, adopt.then_some(&*found)).await?;
+        let last = state.gaps(false).await?.pop();
+        (epoch, gaps::replayable(config, last.into_iter().collect()).await.pop())
+    } else if adopt {
+        (state.adopt(from, found).await?, None)
+    } else {
+        (state.go_on(from).await?, None)
+    };
+    Ok(RecoveredView {
+        from: from.to_string(),
+        to: to.to_string(),
+        bytes: (same_wal && from <= to).then(|| to.bytes_since(from)),
+        reason,
+        epoch,
+        gap,
+    })
+}
+
+/// A copy is not kept by standbys, as a slot that `setup` makes is from 17 on.
+async fn follow_failover(config: &Config, source: &Client, name: &str) -> Result<()> {
+    if source::server_version(source).await? < FAILOVER_SLOTS {
+        return Ok(());
+    }
+    let url = config.source.replication_url.as_ref().unwrap_or(&config.source.url);
+    let mut replication = wire::connect(url, NAME).await?;
+    let set = replication.set_failover(name).await;
+    set.with_context(|| format!("cannot let standbys keep the slot {name}"))
+}

@@ -1,0 +1,53 @@
+//! Is a slot of our name ours? Another program that reads it would lose what we acknowledge.
+
+use super::Sessions;
+use crate::config::Config;
+use crate::control::holder::user;
+use crate::control::{Databases, Failure};
+use walhook_core::halt::Halt;
+use walhook_postgres::anchor;
+use walhook_postgres::slot::Slot;
+use walhook_state::slots;
+
+/// Refuses a slot that is there before the first checkpoint and was not recorded as ours: `slot`, or one of
+/// the anchor's name.
+pub(super) async fn ensure_ours(
+    config: &Config,
+    sessions: &Sessions,
+    slot: Option<&Slot>,
+) -> Result<(), Failure> {
+    let name = &config.source.slot;
+    let recorded = slots::is_recorded(sessions.state(), &config.state.schema, name).await;
+    let recorded = recorded.map_err(anyhow::Error::from)?;
+    let anchor = anchor::read(&sessions.source, name).await.map_err(anyhow::Error::from)?;
+    let anchor_name = anchor::name(name);
+    // An anchor is made of our slot, so it cannot be older.
+    let strange =
+        [(name, slot, recorded), (&anchor_name, anchor.as_ref(), recorded && slot.is_some())];
+    for (name, slot, recorded) in strange {
+        let Some(slot) = slot else { continue };
+        if recorded && slot.is_ours() && !slot.two_phase {
+            continue;
+        }
+        let mut problem =
+            format!("it was there before, {}, and walhook did not make it", kind(slot));
+        if let Some(pid) = slot.active_pid {
+            let user = user(Databases::of(config), &sessions.source, pid).await?;
+            problem.push_str(&format!("; it is in use by {user}"));
+        }
+        return Err(Halt::SlotForeign { slot: name.clone(), problem }.into());
+    }
+    Ok(())
+}
+
+/// What kind of slot it is.
+fn kind(slot: &Slot) -> String {
+    let Some(plugin) = &slot.plugin else { return "a physical slot".to_owned() };
+    let temporary = if slot.temporary { "temporary " } else { "" };
+    let two_phase = if slot.two_phase { ", for prepared transactions too" } else { "" };
+    let database = match &slot.database {
+        Some(database) if !slot.here => format!(" of the database {database}"),
+        Some(_) | None => String::new(),
+    };
+    format!("a {temporary}slot of the plugin {plugin}{two_phase}{database}")
+}

@@ -1,0 +1,178 @@
+//! The publication: made where it is missing, completed where it lacks something.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio_postgres::Client;
+
+use super::script::{self, published};
+use super::{Did, Report};
+use crate::config::Config;
+use crate::control::Failure;
+use walhook_core::catalog::TableName;
+use walhook_postgres::coverage::{self, Seen};
+use walhook_postgres::coverage::{Kind, Lack};
+use walhook_postgres::refused_writes::unpublishable_column;
+use walhook_postgres::source;
+use walhook_rules::settings::RuleOperation;
+
+/// Since version 18 a replica identity must not hold generated columns, unless they are published.
+const GENERATED_COLUMNS: i32 = 180_000;
+
+pub(super) async fn publication(
+    config: &Config,
+    client: &Client,
+    slot_exists: bool,
+    report: &mut Report<'_>,
+) -> Result<(), Failure> {
+    let name = &config.source.publication;
+    let step = format!("publication {name}");
+    let wanted = published(config).map_err(anyhow::Error::from)?;
+    let (mut partitioned, mut generated) = (false, false);
+    for table in &wanted {
+        let table = publishable(client, table).await?;
+        partitioned |= table.kind == 'p';
+        generated |= table.identifies_by_generated;
+    }
+    generated &= source::server_version(client).await? >= GENERATED_COLUMNS;
+    // The system's number only marks the look, which is not kept.
+    let looked = coverage::look(client, name, &wanted, 0).await?;
+    let children = children(&looked.tables)?;
+    let mut list = wanted.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if !children.left_out.is_empty() {
+        list.push_str(&format!(" (left out: {})", children.left_out.join("; ")));
+    }
+    let Some(found) = source::publication(client, name).await? else {
+        if slot_exists {
+            return Err(anyhow::anyhow!(
+                "the slot {} is older than the publication {name} would be, and could never be read; \
+                 run `walhook teardown`, then set up again",
+                config.source.slot
+            )
+            .into());
+        }
+        let (has_children, all) =
+            (children.exist, wanted.union(&children.missing).cloned().collect());
+        let create = script::create_publication(name, &all, has_children, generated);
+        execute(client, &create).await?;
+        report.step(&step, Did::Created, list);
+        return Ok(());
+    };
+    if let Some(table) = wanted.intersection(&found.filtered).next() {
+        return Err(anyhow::anyhow!(
+            "the publication {name} has a row filter on {table}, which hides changes; set its tables \
+             again without WHERE, and use `when` in the rule"
+        )
+        .into());
+    }
+    let missing = wanted.iter().filter(|table| !found.tables.contains(*table));
+    let missing: BTreeSet<&TableName> = missing.chain(&children.missing).collect();
+    if !missing.is_empty() {
+        execute(client, &script::add_to_publication(name, &missing, children.exist)).await?;
+    }
+    let truncates = config.events.iter().any(|rule| rule.on.contains(&RuleOperation::Truncate));
+    let mut changes: Vec<String> =
+        missing.into_iter().map(|table| format!("{table} added")).collect();
+    for (is_needed, option, change) in [
+        (
+            partitioned && !found.via_root,
+            "publish_via_partition_root = true",
+            "partitions published as their root",
+        ),
+        (
+            !(found.insert && found.update && found.delete) || (truncates && !found.truncate),
+            "publish = 'insert, update, delete, truncate'",
+            "every operation published",
+        ),
+        (
+            generated && !found.generated,
+            "publish_generated_columns = stored",
+            "generated columns published, which replica identities hold",
+        ),
+    ] {
+        if is_needed {
+            execute(client, &script::set_publication(name, option)).await?;
+            changes.push(change.to_owned());
+        }
+    }
+    if changes.is_empty() {
+        report.step(&step, Did::Exists, list);
+        return Ok(());
+    }
+    report.step(&step, Did::Changed, changes.join(", "));
+    Ok(())
+}
+
+/// What inherits from the wanted tables.
+struct Children {
+    exist: bool,
+    /// Those that are to be added.
+    missing: BTreeSet<TableName>,
+    /// What makes no WAL, in words.
+    left_out: Vec<String>,
+}
+
+/// # Errors
+/// When publishing a child would break the customer's own writes.
+fn children(tables: &[Seen]) -> Result<Children> {
+    let mut children = Children { exist: false, missing: BTreeSet::new(), left_out: Vec::new() };
+    for Seen { name, covered, .. } in tables.iter().filter(|seen| seen.covered.kind != Kind::Named)
+    {
+        children.exist |= covered.kind == Kind::Child;
+        match covered.lack {
+            Some(Lack::Unpublished) if covered.kind == Kind::Child => {
+                children.missing.insert(name.clone());
+            }
+            Some(Lack::Identityless) => {
+                bail!("{}", no_identity(&covered.describe(), &covered.name))
+            }
+            Some(Lack::Unlogged) => children.left_out.push(format!("{name} is unlogged")),
+            Some(Lack::Foreign) => children.left_out.push(format!("{name} is a foreign table")),
+            Some(Lack::Unpublished | Lack::Filtered) | None => {}
+        }
+    }
+    Ok(children)
+}
+
+fn no_identity(table: &str, name: &str) -> String {
+    format!(
+        "{table} has no replica identity that can be published: your own UPDATE and DELETE of it would \
+         fail; give it a primary key and REPLICA IDENTITY DEFAULT, or, where it has no virtual generated \
+         column, ALTER TABLE {name} REPLICA IDENTITY FULL"
+    )
+}
+
+async fn execute(client: &Client, sql: &str) -> Result<()> {
+    let failed = || format!("cannot run `{sql}`; use --admin-url or --print-sql");
+    client.batch_execute(sql).await.with_context(failed)
+}
+
+/// The table.
+///
+/// # Errors
+/// When publishing it is impossible, or would break the customer's own writes.
+async fn publishable(client: &Client, name: &TableName) -> Result<source::Table> {
+    let found = source::table(client, name).await?;
+    let table = found.with_context(|| {
+        format!("there is no table {name}; create it, or correct the configuration")
+    })?;
+    ensure!(
+        table.is_publishable(),
+        "{name} is not a table, so it cannot be published; of a view name the tables it stands on in \
+         endpoints.watch"
+    );
+    ensure!(
+        table.is_logged,
+        "{name} is unlogged, so that it cannot be published; ALTER TABLE {name} SET LOGGED"
+    );
+    if let Some(first) = table.without_identity.first() {
+        bail!("{}", no_identity(first, first));
+    }
+    if let Some((first, column)) = table.whole_with_virtual.first() {
+        let (problem, fix) = unpublishable_column(first, column);
+        bail!(
+            "{first} {problem}: publishing it would make your own UPDATE and DELETE of it fail; {fix}"
+        );
+    }
+    Ok(table)
+}

@@ -1,0 +1,248 @@
+//! The SQL of the set-up, as text: what `setup` runs, and what `setup --print-sql` shows.
+
+use std::collections::BTreeSet;
+
+use crate::config::Config;
+use walhook_core::catalog::{TableName, TableNameError};
+use walhook_core::settings::SEARCH_PATH;
+use walhook_postgres::ident::{quote_ident, quote_literal, quote_name};
+use walhook_postgres::op::{EQ, PLUS};
+use walhook_postgres::pg::Conninfo;
+use walhook_postgres::source::{TIMELINE, hosts};
+
+/// The version of the state schema that this version of walhook writes.
+pub(crate) const SCHEMA_VERSION: i32 = 1;
+
+const STATE: &str = include_str!("../../../sql/state.sql");
+
+/// Creates the state schema and its tables where they are missing.
+pub(super) fn state(schema: &str) -> String {
+    STATE.replace("{schema}", &quote_ident(schema))
+}
+
+/// The state tables' names.
+pub(crate) fn state_tables() -> Vec<&'static str> {
+    let name = |line: &'static str| {
+        line.strip_prefix("CREATE TABLE IF NOT EXISTS {schema}.")?.split_whitespace().next()
+    };
+    STATE.lines().filter_map(name).collect()
+}
+
+/// The views that stand on the state tables.
+pub(crate) fn state_views() -> Vec<&'static str> {
+    let name = |line: &'static str| {
+        line.strip_prefix("CREATE OR REPLACE VIEW {schema}.")?.split_whitespace().next()
+    };
+    STATE.lines().filter_map(name).collect()
+}
+
+/// The tables to publish: those of the rules and those whose changes invalidate routes.
+pub(crate) fn published(config: &Config) -> Result<BTreeSet<TableName>, TableNameError> {
+    let watched = config.endpoints.watched().iter().map(String::as_str);
+    config.rule_tables().chain(watched).map(str::parse).collect()
+}
+
+/// The tables that are looked up by SQL.
+pub(crate) fn looked_up(config: &Config) -> Result<BTreeSet<TableName>, TableNameError> {
+    let accounts = config.accounts.as_ref().map(|accounts| accounts.table.as_str());
+    [Some(config.endpoints.table.as_str()), accounts]
+        .into_iter()
+        .flatten()
+        .map(str::parse)
+        .collect()
+}
+
+fn members<'a>(tables: impl IntoIterator<Item = &'a TableName>, only: bool) -> String {
+    let only = if only { "ONLY " } else { "" };
+    let tables = tables.into_iter().map(|table| format!("{only}{}", quote_name(table)));
+    tables.collect::<Vec<_>>().join(", ")
+}
+
+/// Changes of partitions are published as the root's, so that a rule may name the root and a new
+/// partition needs no other publication.
+///
+/// With `only`, the children of the tables are listed themselves, and others are not meant: of an
+/// unlogged one the server would refuse all.
+pub(super) fn create_publication(
+    name: &str,
+    tables: &BTreeSet<TableName>,
+    only: bool,
+    generated: bool,
+) -> String {
+    let (name, tables) = (quote_ident(name), members(tables, only));
+    let generated = if generated { ", publish_generated_columns = stored" } else { "" };
+    format!(
+        "CREATE PUBLICATION {name} FOR TABLE {tables} \
+         WITH (publish_via_partition_root = true{generated})"
+    )
+}
+
+pub(super) fn add_to_publication(name: &str, tables: &BTreeSet<&TableName>, only: bool) -> String {
+    let tables = members(tables.iter().copied(), only);
+    format!("ALTER PUBLICATION {} ADD TABLE {tables}", quote_ident(name))
+}
+
+pub(super) fn set_publication(name: &str, option: &str) -> String {
+    format!("ALTER PUBLICATION {} SET ({option})", quote_ident(name))
+}
+
+/// What the role needs in the source database, beside REPLICATION.
+pub(super) fn source_grants(role: &str, looked_up: &BTreeSet<TableName>) -> Vec<String> {
+    let role = quote_ident(role);
+    let schemas: BTreeSet<&str> = looked_up.iter().map(|table| table.schema.as_str()).collect();
+    let usage = schemas
+        .into_iter()
+        .map(|schema| format!("GRANT USAGE ON SCHEMA {} TO {role}", quote_ident(schema)));
+    let select =
+        looked_up.iter().map(|table| format!("GRANT SELECT ON {} TO {role}", quote_name(table)));
+    usage.chain(select).collect()
+}
+
+/// What the role needs in the state database.
+pub(super) fn state_grants(role: &str, schema: &str) -> Vec<String> {
+    let (role, schema) = (quote_ident(role), quote_ident(schema));
+    vec![
+        format!("GRANT USAGE ON SCHEMA {schema} TO {role}"),
+        format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}"),
+        format!("GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}"),
+    ]
+}
+
+/// What gives a role the right to replicate, and what has to be set before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Server {
+    /// Your own.
+    SelfHosted,
+    /// Amazon RDS and Aurora.
+    Rds,
+    /// Google Cloud SQL.
+    CloudSql,
+    /// Azure Database, flexible server.
+    Azure,
+    /// Supabase.
+    Supabase,
+}
+
+impl Server {
+    fn before(self) -> &'static str {
+        match self {
+            Self::SelfHosted => {
+                "Before: wal_level = logical, and a restart. ALTER ROLE … REPLICATION is a superuser's."
+            }
+            Self::Rds => {
+                "Before: rds.logical_replication = 1 in the parameter group, and a reboot."
+            }
+            Self::CloudSql => "Before: the flag cloudsql.logical_decoding = on, and a restart.",
+            Self::Azure => "Before: the server parameter wal_level = LOGICAL, and a restart.",
+            Self::Supabase => "As postgres, over the direct connection and not the pooler.",
+        }
+    }
+
+    pub(super) fn may_replicate(self, role: &str) -> String {
+        let role = quote_ident(role);
+        match self {
+            Self::Rds => format!("GRANT rds_replication TO {role}"),
+            Self::SelfHosted | Self::CloudSql | Self::Azure | Self::Supabase => {
+                format!("ALTER ROLE {role} REPLICATION")
+            }
+        }
+    }
+}
+
+/// The whole set-up as a script for psql. `role` is our own, `source` what its URL says.
+pub(super) fn whole(
+    config: &Config,
+    server: Server,
+    role: &str,
+    source: &Conninfo,
+) -> Result<String, TableNameError> {
+    /// Makes of the server's signed 64-bit integer the unsigned one that it stands for.
+    const UNSIGNED: &str = "18446744073709551616";
+    let published = published(config)?;
+    let slot = quote_literal(&config.source.slot);
+    let mut script = Script(String::new());
+
+    script.comment("Names without a schema are searched for where nobody else can put any.");
+    script.statement(&format!("SET search_path = {SEARCH_PATH}"));
+    script.0.push('\n');
+    script
+        .comment("Part 1, in the source database, as an administrator: one who owns the published");
+    script.comment("tables and may CREATE in the database.");
+    script.comment(server.before());
+    script.comment(&format!("CREATE ROLE {} LOGIN PASSWORD '…';", quote_ident(role)));
+    script.statement(&server.may_replicate(role));
+    source_grants(role, &looked_up(config)?).iter().for_each(|grant| script.statement(grant));
+    script.comment("From PostgreSQL 18 on, where a replica identity holds a generated column, add");
+    script.comment("publish_generated_columns = stored to the options.");
+    script.statement(&create_publication(&config.source.publication, &published, false, false));
+    let own_database = config.state.url.is_some();
+    if own_database {
+        script.0.push('\n');
+        script.comment("Likewise, in the state database.");
+    }
+    script.0.push('\n');
+    script.0.push_str(&state(&config.state.schema));
+    script.0.push('\n');
+    state_grants(role, &config.state.schema).iter().for_each(|grant| script.statement(grant));
+    script.comment("The slot below is ours: without this, `walhook setup` does not take it.");
+    script.statement(&format!(
+        "INSERT INTO {}.slots (pipeline, slot) VALUES ({slot}, {slot}) ON CONFLICT DO NOTHING",
+        quote_ident(&config.state.schema)
+    ));
+
+    script.0.push('\n');
+    script.comment(&format!(
+        "Part 2, in the source database, as {role}: what `walhook setup` does too."
+    ));
+    script.comment(
+        "The slot must be younger than the publication. It waits for open transactions; with",
+    );
+    script.comment(
+        "a timeout it fails cleanly instead. From PostgreSQL 17 on, with three more arguments,",
+    );
+    script.comment("false, false, true, standbys can keep it.");
+    script.statement("SET lock_timeout = '1s'");
+    script.statement(&format!(
+        "SELECT pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput')"
+    ));
+    script.statement("RESET lock_timeout");
+
+    script.0.push('\n');
+    if own_database {
+        script.comment("The first checkpoint, in the state database: `walhook setup` writes it.");
+        return Ok(script.0);
+    }
+    let schema = quote_ident(&config.state.schema);
+    script.comment("The first checkpoint: where the slot begins.");
+    script.statement(&format!(
+        "INSERT INTO {schema}.meta (pipeline, schema_version, system_identifier, timeline, host, database)
+SELECT {slot}, {SCHEMA_VERSION},
+       (system_identifier::numeric {PLUS} {UNSIGNED}) OPERATOR(pg_catalog.%) {UNSIGNED},
+       {TIMELINE}, {}, pg_catalog.current_database()
+FROM pg_catalog.pg_control_system() ON CONFLICT DO NOTHING",
+        quote_literal(&hosts(source)),
+    ));
+    script.statement(&format!(
+        "INSERT INTO {schema}.lease (pipeline, epoch) VALUES ({slot}, 0) ON CONFLICT DO NOTHING"
+    ));
+    script.statement(&format!(
+        "INSERT INTO {schema}.checkpoint (pipeline, frontier)
+SELECT slot_name, confirmed_flush_lsn FROM pg_catalog.pg_replication_slots
+    WHERE slot_name {EQ} {slot}
+ON CONFLICT DO NOTHING"
+    ));
+    Ok(script.0)
+}
+
+struct Script(String);
+
+impl Script {
+    fn comment(&mut self, text: &str) {
+        self.0.push_str(&format!("-- {text}\n"));
+    }
+
+    fn statement(&mut self, sql: &str) {
+        self.0.push_str(sql);
+        self.0.push_str(";\n");
+    }
+}

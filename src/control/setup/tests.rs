@@ -1,0 +1,257 @@
+use super::*;
+use crate::control::fixture::Fixture;
+
+const SOON: Duration = Duration::from_millis(1);
+
+async fn steps(
+    config: &Config,
+    admin: Option<&Secret>,
+    wait: Duration,
+) -> Result<Vec<StepView>, Failure> {
+    Ok(set_up(config, admin, wait, &mut |_| {}).await?.steps)
+}
+
+fn did(steps: &[StepView]) -> Vec<Did> {
+    steps.iter().map(|step| step.did).collect()
+}
+
+#[tokio::test]
+async fn setup_creates_all_once_and_then_finds_it() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    let first = steps(&config, None, SOON).await.unwrap();
+    assert_eq!(did(&first), [Did::Created; 4], "{first:?}");
+    let checkpoint = "SELECT (frontier = confirmed_flush_lsn)::text
+                      FROM walhook.checkpoint JOIN pg_replication_slots ON slot_name = pipeline";
+    assert_eq!(fixture.text(checkpoint).await, "true");
+    assert_eq!(fixture.text("SELECT epoch::text FROM walhook.lease").await, "0");
+    let meta = "SELECT concat_ws(' ', host, database, timeline, schema_version,
+                  (SELECT c.system_identifier::numeric FROM pg_control_system() c) = system_identifier)
+                FROM walhook.meta";
+    assert_eq!(fixture.text(meta).await, "127.0.0.1 app 1 1 t");
+    let tables = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_publication_tables";
+    assert_eq!(fixture.text(tables).await, "subscribers webhooks");
+
+    let second = steps(&config, None, SOON).await.unwrap();
+    assert_eq!(did(&second), [Did::Exists; 4], "{second:?}");
+}
+
+#[tokio::test]
+async fn setup_adds_the_tables_of_new_rules_to_the_publication() {
+    let fixture = Fixture::start().await;
+    steps(&fixture.config(""), None, SOON).await.unwrap();
+    let more = "[[events]]\ntype = \"b.c\"\ntable = \"public.parts\"\non = [\"insert\"]\n\
+                account = \"account_id\"\ncolumns = [\"id\"]\n";
+    // As an older set-up, or somebody else, may have left it.
+    fixture.run("ALTER PUBLICATION walhook SET (publish_via_partition_root = false)").await;
+    let steps = steps(&fixture.config(more), None, SOON).await.unwrap();
+    let found = &steps[1];
+    assert_eq!(found.detail, "public.parts added, partitions published as their root");
+    let tables = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_publication_tables";
+    assert_eq!(fixture.text(tables).await, "parts subscribers webhooks");
+}
+
+#[tokio::test]
+async fn setup_names_who_blocks_the_slot_and_leaves_no_orphan() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    let blocker = fixture.connect().await;
+    blocker
+        .batch_execute("BEGIN; INSERT INTO subscribers (account_id, email) VALUES (1, 'a')")
+        .await
+        .unwrap();
+    let pid: i32 = blocker.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+
+    let error = steps(&config, None, SOON).await.unwrap_err().to_string();
+    assert!(error.contains(&format!("pid {pid} (postgres, test, idle in transaction)")), "{error}");
+    assert_eq!(fixture.text("SELECT count(*)::text FROM pg_replication_slots").await, "0");
+
+    blocker.batch_execute("COMMIT").await.unwrap();
+    let again = steps(&config, None, SOON).await.unwrap();
+    assert_eq!(did(&again), [Did::Exists, Did::Exists, Did::Created, Did::Created]);
+}
+
+#[tokio::test]
+async fn setup_refuses_tables_whose_publication_would_break_the_customers_writes() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    for (breaks, mends) in [
+        (
+            "ALTER TABLE subscribers REPLICA IDENTITY NOTHING",
+            "ALTER TABLE subscribers REPLICA IDENTITY FULL",
+        ),
+        (
+            "ALTER TABLE subscribers REPLICA IDENTITY DEFAULT; ALTER TABLE subscribers DROP CONSTRAINT subscribers_pkey",
+            "ALTER TABLE subscribers ADD PRIMARY KEY (id)",
+        ),
+    ] {
+        fixture.run(breaks).await;
+        let error = steps(&config, None, SOON).await.unwrap_err().to_string();
+        assert!(error.contains("subscribers has no replica identity"), "{error}");
+        assert_eq!(fixture.text("SELECT count(*)::text FROM pg_publication").await, "0");
+        fixture.run(mends).await;
+    }
+    if fixture.text("SHOW server_version_num").await.parse::<i32>().unwrap() >= 180_000 {
+        fixture.run("ALTER TABLE subscribers ADD \"N\" int GENERATED ALWAYS AS (id) VIRTUAL").await;
+        fixture.run("ALTER TABLE subscribers REPLICA IDENTITY FULL").await;
+        let error = steps(&config, None, SOON).await.unwrap_err().to_string();
+        let fix = error.split_once("does not go with its virtual generated column \"N\"");
+        let (_, fix) = fix.unwrap_or_else(|| panic!("{error}"));
+        assert_eq!(fixture.text("SELECT count(*)::text FROM pg_publication").await, "0");
+        let (_, fix) = fix.split_once("; ").unwrap();
+        fixture.run(fix.split(", ").next().unwrap()).await;
+    }
+    steps(&config, None, SOON).await.unwrap();
+    fixture.run("INSERT INTO subscribers (account_id, email) VALUES (1, 'a')").await;
+    fixture.run("UPDATE subscribers SET email = 'b'").await;
+}
+
+#[tokio::test]
+async fn setup_halts_rather_than_losing_changes_or_sending_to_anothers_customers() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    steps(&config, None, SOON).await.unwrap();
+    fixture.run("UPDATE walhook.meta SET host = 'production'").await;
+    let failure = steps(&config, None, SOON).await.unwrap_err();
+    assert_eq!(failure.exit_code(), 3);
+    assert!(failure.to_string().contains("it was production"), "{failure}");
+    assert!(failure.to_string().contains("walhook recover --adopt-cluster"), "{failure}");
+    fixture.run("UPDATE walhook.meta SET host = '127.0.0.1'").await;
+
+    fixture.run("SELECT pg_drop_replication_slot('walhook')").await;
+    let failure = steps(&config, None, SOON).await.unwrap_err();
+    assert_eq!(failure.exit_code(), 3);
+    assert!(failure.to_string().contains("walhook recover --accept-gap"), "{failure}");
+}
+
+#[tokio::test]
+async fn setup_keeps_its_state_in_another_database() {
+    let fixture = Fixture::start().await;
+    fixture.run("CREATE DATABASE elsewhere").await;
+    let state =
+        format!("[state]\nurl = \"{}\"\nschema = \"Odd name\"\n", fixture.cluster.url("elsewhere"));
+    let config = fixture.config(&state);
+    assert_eq!(did(&steps(&config, None, SOON).await.unwrap()), [Did::Created; 4]);
+    assert_eq!(did(&steps(&config, None, SOON).await.unwrap()), [Did::Exists; 4]);
+    let schemas = "SELECT count(*)::text FROM pg_namespace WHERE nspname = 'Odd name'";
+    assert_eq!(fixture.text(schemas).await, "0", "not in the source database");
+}
+
+#[tokio::test]
+async fn setup_grants_our_role_what_it_needs_through_the_administrator() {
+    let fixture = Fixture::start().await;
+    fixture.run("CREATE ROLE sender LOGIN").await;
+    let admin = Secret::new(fixture.cluster.url("app"));
+    let config = fixture.config_as("sender", "");
+    let error = steps(&config, None, SOON).await.unwrap_err().to_string();
+    assert!(error.contains("--admin-url"), "{error}");
+
+    steps(&config, Some(&admin), SOON).await.unwrap();
+    // Now it can do without the administrator.
+    assert_eq!(did(&steps(&config, None, SOON).await.unwrap()), [Did::Exists; 4]);
+    let own = fixture.connect_as("sender").await;
+    own.batch_execute("SELECT * FROM webhooks; DELETE FROM walhook.dead_letters").await.unwrap();
+}
+
+/// Whose triggers would run as the administrator.
+#[tokio::test]
+async fn setup_refuses_a_state_schema_that_a_stranger_made_before() {
+    let fixture = Fixture::start().await;
+    fixture
+        .run("CREATE ROLE sender LOGIN; CREATE ROLE guest; GRANT CREATE ON DATABASE app TO guest")
+        .await;
+    let config = fixture.config_as("sender", "");
+    let admin = Secret::new(fixture.config("").source.url.expose());
+    for made in [
+        "SET ROLE guest; CREATE SCHEMA walhook",
+        "CREATE SCHEMA walhook; CREATE TABLE walhook.meta (a int);
+         ALTER TABLE walhook.meta OWNER TO guest",
+    ] {
+        fixture.run(made).await;
+        let refused = format!("{:?}", steps(&config, Some(&admin), SOON).await.unwrap_err());
+        assert!(refused.contains("belongs to guest"), "{made}: {refused}");
+        fixture.run("DROP SCHEMA walhook CASCADE").await;
+    }
+    steps(&config, Some(&admin), SOON).await.unwrap();
+    assert_eq!(did(&steps(&config, None, SOON).await.unwrap()), [Did::Exists; 4]);
+}
+
+#[tokio::test]
+async fn printed_script_sets_up_the_same() {
+    let fixture = Fixture::start().await;
+    fixture.run("CREATE ROLE sender LOGIN").await;
+    let config = fixture.config_as("sender", "");
+    let source = Conninfo::parse(&config.source.url).unwrap();
+    let text = script::whole(&config, Server::SelfHosted, "sender", &source).unwrap();
+    // A slot cannot be created in a transaction that has written, so one statement at a time.
+    let client = fixture.connect().await;
+    for statement in text.split(";\n") {
+        client.batch_execute(statement).await.unwrap_or_else(|e| panic!("{statement}: {e:?}"));
+    }
+    assert_eq!(did(&steps(&config, None, SOON).await.unwrap()), [Did::Exists; 4]);
+}
+
+const SLOT: &str = "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput')";
+
+#[tokio::test]
+async fn setup_refuses_a_slot_that_it_did_not_make_of_whatever_kind() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    let elsewhere = Secret::new(fixture.cluster.url("postgres"));
+    let elsewhere = Connection::open(&elsewhere, "test").await.unwrap();
+    let client = fixture.connect().await;
+    let two_phase = "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput', false, true)";
+    let temporary = "SELECT pg_create_logical_replication_slot('walhook', 'pgoutput', true)";
+    let physical = "SELECT pg_create_physical_replication_slot('walhook')";
+    let anchor = "SELECT pg_create_logical_replication_slot('walhook_anchor', 'pgoutput')";
+    for (client, create, says) in [
+        (&client, SLOT, "a slot of the plugin pgoutput, and walhook did not make it"),
+        (&client, two_phase, "for prepared transactions too"),
+        (&client, temporary, "a temporary slot"),
+        (&client, physical, "a physical slot"),
+        (&client, anchor, "\"walhook_anchor\" is not ours"),
+        (&elsewhere, SLOT, "of the database postgres"),
+    ] {
+        client.batch_execute(create).await.unwrap();
+        let slots = "SELECT string_agg(concat_ws(' ', slot_name, confirmed_flush_lsn), ' ')
+                     FROM pg_replication_slots";
+        let before = fixture.text(slots).await;
+        let error = steps(&config, None, SOON).await.unwrap_err();
+        assert_eq!(error.exit_code(), 3, "{error}");
+        for part in [says, "source.slot", "pg_drop_replication_slot"] {
+            assert!(error.to_string().contains(part), "{part} is not in: {error}");
+        }
+        assert_eq!(fixture.text(slots).await, before);
+        let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots";
+        client.batch_execute(drop).await.unwrap();
+    }
+    assert_eq!(fixture.text("SELECT count(*)::text FROM pg_publication").await, "0");
+    steps(&config, None, SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn setup_goes_on_with_the_slot_that_it_was_making_when_it_was_interrupted() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    steps(&config, None, SOON).await.unwrap();
+    // Interrupted before the first checkpoint.
+    fixture.run("DELETE FROM walhook.checkpoint; DELETE FROM walhook.meta").await;
+    steps(&config, None, SOON).await.unwrap();
+    // As an earlier version left it: no record, but a checkpoint.
+    fixture.run("DELETE FROM walhook.slots").await;
+    assert_eq!(did(&steps(&config, None, SOON).await.unwrap()), [Did::Exists; 4]);
+}
+
+#[tokio::test]
+async fn setup_that_could_not_make_its_slot_takes_none_that_somebody_makes_meanwhile() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    let blocker = fixture.connect().await;
+    let open = "BEGIN; INSERT INTO subscribers (account_id, email) VALUES (1, 'a')";
+    blocker.batch_execute(open).await.unwrap();
+    steps(&config, None, SOON).await.unwrap_err();
+    blocker.batch_execute("ROLLBACK").await.unwrap();
+    fixture.run(SLOT).await;
+    let error = steps(&config, None, SOON).await.unwrap_err().to_string();
+    assert!(error.contains("did not make it"), "{error}");
+}

@@ -1,0 +1,52 @@
+//! What fails now: as the leader has stored it, as an instance on this machine says, and as the age of the
+//! checkpoint shows.
+
+use tokio::time::timeout;
+
+use super::super::health::{PATIENCE, ask, reachable};
+use crate::config::Config;
+use crate::server::health::CHECKPOINT_OLD;
+use crate::server::trouble::{Instance, Part};
+use walhook_core::event::rfc3339;
+use walhook_state::Overview;
+use walhook_state::Told;
+
+/// The instance of this pipeline that runs here, if one does and answers.
+pub(super) async fn instance(config: &Config) -> Option<Instance> {
+    let address = reachable(config.admin.listen);
+    let answer = timeout(PATIENCE, ask(address, "/troubles")).await.ok()?.ok()?;
+    let instance: Instance = serde_json::from_str(&answer.answer).ok()?;
+    (answer.healthy && instance.pipeline == config.source.slot).then_some(instance)
+}
+
+/// What fails now. `running`: whether a leader streams, where that is known.
+pub(super) fn troubles(
+    overview: &Overview,
+    instance: Option<Instance>,
+    running: Option<bool>,
+) -> Vec<Told> {
+    let (is_leader, here) =
+        instance.map_or((false, Vec::new()), |here| (here.role == "leader", here.troubles));
+    let stored = if is_leader || running == Some(false) { &[][..] } else { &overview.troubles };
+    let mut all = here;
+    for told in stored {
+        if all.iter().all(|known| known.part != told.part) {
+            all.push(told.clone());
+        }
+    }
+    let state = Part::State.as_str();
+    if running == Some(true)
+        && overview.frontier_age_seconds >= CHECKPOINT_OLD.as_secs_f64()
+        && all.iter().all(|known| known.part != state)
+    {
+        let holder = overview.holder.as_deref().unwrap_or("the leader");
+        all.push(Told {
+            part: state.to_owned(),
+            says: Part::State.says().to_owned(),
+            since: rfc3339(overview.frontier_at_us),
+            error: "a leader runs, and the checkpoint was not written for 30 s or more".to_owned(),
+            fix: format!("see the log or /readyz of {holder}"),
+        });
+    }
+    all
+}

@@ -67,3 +67,25 @@ pub(super) fn confirm_removal(question: &str) -> CommandResult {
         _ => Err(anyhow::anyhow!("nothing was removed").into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_goes_on_unconfirmed_where_nobody_can_be_asked() {
+        if std::io::stdin().is_terminal() {
+            return;
+        }
+        for unasked in [
+            confirm_removal("Remove 2 dead letters for good?"),
+            confirm("recover", "This gives up all.", "walhook"),
+            confirm_or_tell("recover", "This gives up all.", "walhook", false, true),
+        ] {
+            let error = unasked.unwrap_err();
+            assert!(matches!(error, Failure::Usage(_)), "{error:?}");
+            assert!(error.to_string().contains("--yes"), "{error}");
+        }
+        confirm_or_tell("recover", "This gives up all.", "walhook", true, true).unwrap();
+    }
+}

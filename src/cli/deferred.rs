@@ -216,6 +216,14 @@ mod tests {
     use crate::control::contract::sample;
 
     #[test]
+    fn selection_names_something_or_says_openly_that_it_is_all() {
+        let error = Selection::default().to_filter().unwrap_err();
+        assert!(matches!(error, Failure::Usage(_)), "{error:?}");
+        let all = Selection { all: true, ..Selection::default() };
+        assert_eq!(all.to_filter().unwrap(), Filter::default());
+    }
+
+    #[test]
     fn list_ends_with_what_waits_without_an_endpoint() {
         let page = sample::deferred_page();
         let shown = text(&page);

@@ -31,3 +31,19 @@ pub(super) fn verdict(job: &JobView) -> CommandResult {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::contract::sample;
+
+    #[test]
+    fn job_ends_well_only_where_all_of_it_was_done() {
+        let says = |job: &JobView| verdict(job).unwrap_err().to_string();
+        let done = JobView { failed: 0, ..sample::job() };
+        verdict(&done).unwrap();
+        assert_eq!(says(&sample::job()), "1 of 3 failed again");
+        assert!(says(&JobView { finished: false, ..done }).contains("not finished"));
+        assert_eq!(says(&sample::job_with_error()), "job 4: the arguments cannot be read");
+    }
+}

@@ -61,7 +61,7 @@ test: prerequisites lint ## Check and test everything, as CI does
 test-long: prerequisites ## What `make test` has no time for: every test on every PostgreSQL, and torture for MINUTES
 	@sh scripts/prerequisites openssl
 	@sh scripts/prerequisites nginx
-	sh scripts/test-matrix install $(VERSIONS)
+	WALHOOK_TEST_LONG=1 WALHOOK_TEST_KILLS=10 sh scripts/test-matrix install $(VERSIONS)
 	$(MAKE) torture
 
 test-matrix: prerequisites ## Run the tests that start a server on each PostgreSQL that is found

@@ -20,10 +20,10 @@ use crate::support::audit::{Audit, Demand, End, Endpoint, audit, settled};
 use crate::support::traffic::{self, FLAPPING, TOUCHED, Traffic};
 use crate::support::{PATIENCE, Running, SECRET, World, answers, get, taken};
 
-/// Without `WALHOOK_TEST_SEED`.
+/// Without `WALHOOK_TEST_SEED`; all of them by `make test-long`.
 const SEEDS: [u64; 4] = [1, 2, 3, 4];
 
-/// Without `WALHOOK_TEST_KILLS`.
+/// Without `WALHOOK_TEST_KILLS`; `make test-long` kills oftener.
 const KILLS: usize = 5;
 
 /// The pause between two transactions of a writer's session is at most this.
@@ -34,6 +34,11 @@ const QUICK: &str = "[delivery]\nretry_base = \"100ms\"\nretry_cap = \"5s\"\n";
 
 pub(crate) fn from_env<T: std::str::FromStr>(name: &str) -> Option<T> {
     std::env::var(name).ok()?.parse().ok()
+}
+
+/// All of them would take too long for `make test`.
+fn seeds() -> Vec<u64> {
+    if from_env::<u8>("WALHOOK_TEST_LONG").is_some() { SEEDS.to_vec() } else { vec![1, 2] }
 }
 
 /// Registers endpoints of every behaviour.
@@ -168,7 +173,7 @@ fn table(seed: u64, deaths: &[Death], audit: &Audit) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_invented_when_it_is_killed_with_requests_in_flight() {
-    let seeds = from_env("WALHOOK_TEST_SEED").map_or(SEEDS.to_vec(), |seed| vec![seed]);
+    let seeds = from_env("WALHOOK_TEST_SEED").map_or_else(seeds, |seed| vec![seed]);
     let kills = from_env("WALHOOK_TEST_KILLS").unwrap_or(KILLS);
     println!(" seed  kill  in flight  duplicates  unstored ms  state");
     for seed in seeds {

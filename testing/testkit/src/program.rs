@@ -16,8 +16,11 @@ use crate::scratch::Scratch;
 /// Far beyond what anything here takes: a wait that reaches it is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Between two looks at what is waited for.
+/// Between two looks at a log, or at whether it leads.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Between two looks at what takes it work to say.
+const ASK_EVERY: Duration = Duration::from_millis(50);
 
 /// `walhook` with one configuration, in a directory of its own that is gone when this is dropped.
 #[derive(Debug)]
@@ -272,7 +275,7 @@ impl Program {
                 return Ok(());
             }
             ensure!(Instant::now() < deadline, "{line:?} is not {wanted}");
-            sleep(LOOK_EVERY).await;
+            sleep(ASK_EVERY).await;
         }
     }
 
@@ -290,7 +293,7 @@ impl Program {
                 return Ok(body.clone());
             }
             ensure!(Instant::now() < deadline, "/readyz says {said:?}");
-            sleep(LOOK_EVERY).await;
+            sleep(ASK_EVERY).await;
         }
     }
 }

@@ -12,6 +12,8 @@
 pub mod backlog;
 pub mod breaker;
 pub mod dispatcher;
+#[cfg(test)]
+mod fixture;
 pub mod lane;
 pub mod map;
 pub mod retry;

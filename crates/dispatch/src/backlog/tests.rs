@@ -3,29 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use walhook_core::event::{AccountId, Event, Operation};
-use walhook_core::lsn::Lsn;
+use crate::fixture;
+use walhook_core::event::Event;
 use walhook_core::persist::Deferred;
 use walhook_core::persist::EventKey;
-use walhook_core::position::{EventId, Position, WalPosition};
 
 fn event(n: u64, keys: &[u64]) -> Arc<Event> {
-    let position =
-        Position::Wal(WalPosition { commit_lsn: Lsn(n), change_lsn: Lsn(n), relation: 1, n: 0 });
-    Arc::new(Event {
-        id: EventId::derive(1, &position, "t", 0),
-        position,
-        event_type: "t".into(),
-        account: AccountId::new("a"),
-        operation: Operation::Insert,
-        commit_time_us: 0,
-        keys: RowKeys::from_slice(keys),
-        row: Bytes::new(),
-    })
+    Arc::new(fixture::event("a", fixture::position(n, n), keys))
 }
 
 fn key(event: &Event) -> RowKey {

@@ -108,96 +108,39 @@ mod tests {
     use std::sync::Arc;
 
     use bytes::Bytes;
-    use rand::SeedableRng;
-    use rand::rngs::SmallRng;
 
-    use super::super::{Ordering, Settings, Start};
+    use super::super::Settings;
     use super::*;
-    use crate::retry::RetryPolicy;
-    use crate::settle::SettlePolicy;
-    use walhook_core::endpoint::{Endpoint, Routes, Secret};
-    use walhook_core::event::{AccountId, Event, Item, Operation, RowKeys};
-    use walhook_core::position::{EventId, Position, WalPosition};
+    use crate::fixture;
+    use walhook_core::event::{Event, Item};
 
     const NOW: Tick = Tick(60_000_000);
 
-    fn dispatcher() -> Dispatcher {
-        let settings = Settings {
-            memory_limit: 256 << 20,
-            queue_max: 4_096,
-            slice: 256,
-            lane_max: 2_048,
-            fast_slots: 16,
-            slow_slots: 16,
-            ordering: Ordering::Row,
-            settle: SettlePolicy {
-                quick_attempts: 2,
-                retry: RetryPolicy::new(Duration::from_secs(1), Duration::from_secs(60)).unwrap(),
-                retry_for: Duration::from_secs(600),
-            },
-            disable_after: Duration::from_secs(3_600),
-            max_hold: Duration::from_secs(30),
-            max_retained: 10_000,
-            notifies: false,
-            state_max: u64::MAX,
-        };
-        let start = Start { frontier: Lsn(1_000), ..Start::default() };
-        Dispatcher::new(settings, start, SmallRng::seed_from_u64(1))
-    }
-
-    fn event(account: &str, commit: u64, n: u64, row: &Bytes) -> Item {
-        let position = Position::Wal(WalPosition {
-            commit_lsn: Lsn(commit),
-            change_lsn: Lsn(commit - 500 + n),
-            relation: 1,
-            n: 0,
-        });
-        Item::Event(Arc::new(Event {
-            id: EventId::derive(1, &position, "t", 0),
-            position,
-            event_type: "t".into(),
-            account: AccountId::new(account),
-            operation: Operation::Insert,
-            commit_time_us: 0,
-            keys: RowKeys::from_slice(&[n]),
-            row: row.clone(),
-        }))
-    }
-
-    fn routes(account: &AccountId) -> Routes {
-        let endpoint = Endpoint {
-            id: EndpointId::new(account.as_str()),
-            account: account.clone(),
-            url: String::new(),
-            event_types: vec!["*".into()],
-            secrets: vec![Secret::new("s")],
-            enabled: true,
-            headers: vec![],
-            max_in_flight: None,
-            rate_per_second: None,
-            invalid: None,
-        };
-        Routes::new(vec![Arc::new(endpoint)], 1.0)
+    fn event(account: &str, commit: u64, n: u64, row: &Bytes) -> Arc<Event> {
+        let event = fixture::event(account, fixture::position(commit, commit - 500 + n), &[n]);
+        Arc::new(Event { row: row.clone(), ..event })
     }
 
     /// A whale's transaction of so many rows, a small one behind it, and then much WAL.
     fn behind_a_whale(rows: u64, row_bytes: usize) -> Dispatcher {
-        let mut dispatcher = dispatcher();
+        let settings = Settings {
+            memory_limit: 256 << 20,
+            queue_max: 4_096,
+            max_retained: 10_000,
+            ..fixture::settings()
+        };
+        let mut dispatcher = fixture::dispatcher(settings);
         let row = Bytes::from(vec![b' '; row_bytes]);
         let whale = (0..rows).map(|n| event("whale", 2_000, n, &row));
         let small = event("small", 3_000, 0, &Bytes::from_static(b"\"data\":{}"));
-        let items = [Item::Begin { commit_lsn: Lsn(2_000) }]
-            .into_iter()
-            .chain(whale)
-            .chain([Item::Commit { end_lsn: Lsn(2_010) }, Item::Begin { commit_lsn: Lsn(3_000) }])
-            .chain([small, Item::Commit { end_lsn: Lsn(3_010) }])
-            .chain([Item::Progress { wal_end: Lsn(90_000) }]);
-        for item in items {
+        let whale = fixture::transaction(2_000, whale).into_iter();
+        let items = whale.chain(fixture::transaction(3_000, [small]));
+        for item in items.chain([Item::Progress { wal_end: Lsn(90_000) }]) {
             dispatcher.handle_item(item, NOW);
         }
-        let accounts = dispatcher.poll_lookup(NOW).unwrap();
-        let answers = accounts.into_iter().map(|account| (account.clone(), routes(&account)));
-        dispatcher.handle_lookup(&"9:9:".parse().unwrap(), answers.collect(), NOW);
+        let accounts = dispatcher.poll_lookup(NOW).unwrap().into_iter();
+        let answers = accounts.map(|a| (a.clone(), fixture::routes(&a, [a.as_str()])));
+        dispatcher.handle_lookup(&fixture::snapshot(), answers.collect(), NOW);
         dispatcher
     }
 

@@ -96,18 +96,8 @@ mod tests {
     }
 
     fn endpoint(n: u8, enabled: bool, invalid: bool) -> Endpoint {
-        Endpoint {
-            id: EndpointId::new(n.to_string()),
-            account: AccountId::new("1"),
-            url: String::new(),
-            event_types: vec![],
-            secrets: vec![],
-            enabled,
-            headers: vec![],
-            max_in_flight: None,
-            rate_per_second: None,
-            invalid: invalid.then(|| "null".to_owned()),
-        }
+        let invalid = invalid.then(|| "null".to_owned());
+        Endpoint { enabled, invalid, ..crate::fixture::endpoint(&n.to_string(), "1") }
     }
 
     proptest! {

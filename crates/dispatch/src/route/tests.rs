@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use smallvec::smallvec;
 
 use super::*;
-use walhook_core::endpoint::{Endpoint, Secret};
+use crate::fixture;
+use walhook_core::endpoint::Endpoint;
 
 const ACCOUNTS: u8 = 3;
 const ENDPOINTS: u8 = 4;
@@ -64,18 +65,7 @@ fn endpoint_id(n: u8) -> EndpointId {
 }
 
 fn endpoint(n: u8, owner: u8) -> Arc<Endpoint> {
-    Arc::new(Endpoint {
-        id: endpoint_id(n),
-        account: account(owner),
-        url: String::new(),
-        event_types: vec!["*".into()],
-        secrets: vec![Secret::new("s")],
-        enabled: true,
-        headers: vec![],
-        max_in_flight: None,
-        rate_per_second: None,
-        invalid: None,
-    })
+    Arc::new(fixture::endpoint(&format!("e{n}"), &owner.to_string()))
 }
 
 #[derive(Default)]

@@ -2,39 +2,27 @@
 
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 
+use walhook_core::position::{Position, WalPosition};
 use walhook_core::settled::{DecodeError, decode, encode, last_commit_lsn};
 
 use super::*;
+use crate::fixture;
 use crate::tracker::Tracker;
-use walhook_core::event::{Operation, RowKeys};
-use walhook_core::position::{EventId, Position, WalPosition};
 use walhook_core::tick::Tick;
 
 const TYPES: [&str; 2] = ["row.added", "row.changed"];
 
 fn key(commit: u64, change: u64, event_type: &str) -> EventKey {
-    let (commit_lsn, change_lsn) = (Lsn(commit), Lsn(change));
-    let wal = WalPosition { commit_lsn, change_lsn, relation: 1, n: 0 };
-    EventKey { position: Position::Wal(wal), event_type: event_type.into() }
+    EventKey { position: fixture::position(commit, change), event_type: event_type.into() }
 }
 
 fn event(account: &str, key: &EventKey) -> Event {
-    Event {
-        id: EventId::derive(1, &key.position, &key.event_type, 0),
-        position: key.position,
-        event_type: key.event_type.clone(),
-        account: AccountId::new(account),
-        operation: Operation::Insert,
-        commit_time_us: 0,
-        keys: RowKeys::new(),
-        row: Bytes::new(),
-    }
+    Event { event_type: key.event_type.clone(), ..fixture::event(account, key.position, &[]) }
 }
 
 fn range(endpoint: &str, from: EventKey, to: EventKey) -> SettledRange {

@@ -2,20 +2,13 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
-
-use super::super::super::retry::RetryPolicy;
-use super::super::super::settle::SettlePolicy;
-use super::super::{Dispatch, Ordering, Settings, Start};
+use super::super::{Dispatch, Settings};
 use super::*;
-use walhook_core::attempt::{Answer, Outcome};
-use walhook_core::endpoint::Secret;
-use walhook_core::event::{Item, Operation};
+use crate::fixture;
+use walhook_core::endpoint::Endpoint;
+use walhook_core::event::Item;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::Persisted;
-use walhook_core::position::{EventId, Position, WalPosition};
 
 const ENDPOINTS: usize = 1_000;
 const SLICE: usize = 10;
@@ -23,82 +16,32 @@ const LANE_MAX: usize = 50;
 const NOW: Tick = Tick(60_000_000);
 
 fn dispatcher() -> Dispatcher {
-    let settings = Settings {
-        memory_limit: 64 << 20,
-        queue_max: 100,
-        slice: SLICE,
-        lane_max: LANE_MAX,
-        fast_slots: 16,
-        slow_slots: 16,
-        ordering: Ordering::Row,
-        settle: SettlePolicy {
-            quick_attempts: 2,
-            retry: RetryPolicy::new(Duration::from_secs(1), Duration::from_secs(60)).unwrap(),
-            retry_for: Duration::from_secs(600),
-        },
-        disable_after: Duration::from_secs(3_600),
-        max_hold: Duration::from_secs(30),
-        max_retained: 1 << 30,
-        notifies: false,
-        state_max: u64::MAX,
-    };
-    let start = Start { frontier: Lsn(1_000), ..Start::default() };
-    Dispatcher::new(settings, start, SmallRng::seed_from_u64(1))
+    let settings = Settings { slice: SLICE, lane_max: LANE_MAX, ..fixture::settings() };
+    fixture::dispatcher(settings)
 }
 
 fn commit(dispatcher: &mut Dispatcher, account: &str, commit: u64, now: Tick) {
-    let position = Position::Wal(WalPosition {
-        commit_lsn: Lsn(commit),
-        change_lsn: Lsn(commit - 10),
-        relation: 1,
-        n: 0,
-    });
-    let event = Arc::new(Event {
-        id: EventId::derive(1, &position, "t", 0),
-        position,
-        event_type: "t".into(),
-        account: AccountId::new(account),
-        operation: Operation::Insert,
-        commit_time_us: 0,
-        keys: RowKeys::from_slice(&[1]),
-        row: Bytes::from_static(b"\"data\":{}"),
-    });
-    dispatcher.handle_item(Item::Begin { commit_lsn: Lsn(commit) }, now);
-    dispatcher.handle_item(Item::Event(event), now);
-    dispatcher.handle_item(Item::Commit { end_lsn: Lsn(commit + 10) }, now);
-    dispatcher.handle_item(Item::Progress { wal_end: Lsn(commit + 50) }, now);
+    let event = fixture::event(account, fixture::position(commit, commit - 10), &[1]);
+    let items = fixture::transaction(commit, [Arc::new(event)]).into_iter();
+    let progress = Item::Progress { wal_end: Lsn(commit + 50) };
+    items.chain([progress]).for_each(|item| dispatcher.handle_item(item, now));
 }
 
 fn routes(account: &AccountId) -> Routes {
     let n = if account.as_str() == "large" { ENDPOINTS } else { 1 };
-    let endpoint = |n| {
-        Arc::new(Endpoint {
-            id: EndpointId::new(format!("{account}-{n}")),
-            account: account.clone(),
-            url: String::new(),
-            event_types: vec!["*".into()],
-            secrets: vec![Secret::new("s")],
-            enabled: true,
-            headers: vec![],
-            max_in_flight: None,
-            rate_per_second: None,
-            invalid: None,
-        })
-    };
-    Routes::new((0..n).map(endpoint).collect(), 1.0)
+    let ids: Vec<String> = (0..n).map(|n| format!("{account}-{n}")).collect();
+    fixture::routes(account, ids.iter().map(String::as_str))
 }
 
 fn look_up(dispatcher: &mut Dispatcher, routes: impl Fn(&AccountId) -> Routes, now: Tick) {
     if let Some(accounts) = dispatcher.poll_lookup(now) {
         let answers = accounts.into_iter().map(|account| (account.clone(), routes(&account)));
-        dispatcher.handle_lookup(&"9:9:".parse().unwrap(), answers.collect(), now);
+        dispatcher.handle_lookup(&fixture::snapshot(), answers.collect(), now);
     }
 }
 
 fn take(dispatcher: &mut Dispatcher, dispatch: &Dispatch, now: Tick) {
-    let answer = Answer { status: 204, retry_after: None, excerpt: String::new() };
-    let outcome = Outcome { result: Ok(answer), elapsed: Duration::from_millis(1), resends: 0 };
-    dispatcher.handle_outcome(dispatch.attempt.delivery, &outcome, now);
+    dispatcher.handle_outcome(dispatch.attempt.delivery, &fixture::answered(204), now);
 }
 
 fn store(dispatcher: &mut Dispatcher, now: Tick) {

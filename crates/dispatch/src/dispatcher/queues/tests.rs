@@ -4,17 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::*;
+use crate::fixture;
 use crate::lane::{Held, New, Removed, Source};
 use crate::schedule::{LaneId, Pool};
-use walhook_core::event::{Event, Operation, RowKeys};
-use walhook_core::lsn::Lsn;
-use walhook_core::position::{EventId, Position, WalPosition};
+use walhook_core::event::RowKeys;
 use walhook_core::tick::Tick;
 
 /// The queues of one account, by their endpoints.
@@ -71,20 +69,7 @@ impl Lane {
 }
 
 fn held() -> Arc<Held> {
-    let position =
-        Position::Wal(WalPosition { commit_lsn: Lsn(1), change_lsn: Lsn(1), relation: 1, n: 0 });
-    Arc::new(Held {
-        event: Arc::new(Event {
-            id: EventId::derive(1, &position, "t", 0),
-            position,
-            event_type: "t".into(),
-            account: AccountId::new("a"),
-            operation: Operation::Insert,
-            commit_time_us: 0,
-            keys: RowKeys::new(),
-            row: Bytes::new(),
-        }),
-    })
+    Arc::new(Held { event: Arc::new(fixture::event("a", fixture::position(1, 1), &[])) })
 }
 
 #[derive(Debug, Clone)]

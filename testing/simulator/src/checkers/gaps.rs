@@ -1,0 +1,73 @@
+//! A gap counts what is missing in it, and nothing that was not owed; when all has ended none grows any more.
+
+use walhook_core::event::EndpointId;
+
+use super::{Checker, Scene, Seen};
+use crate::state::{Gap, GapKind};
+
+#[derive(Debug, Default)]
+pub(crate) struct Gaps;
+
+impl Checker for Gaps {
+    fn name(&self) -> &'static str {
+        "gaps"
+    }
+
+    fn see(&mut self, _scene: &Scene<'_>, _seen: &Seen<'_>) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn end(&mut self, scene: &Scene<'_>) -> Result<(), String> {
+        if let Some(growing) = scene.state.gaps.iter().find(|gap| gap.growing) {
+            return Err(format!("{growing:?} still grows"));
+        }
+        // What a replay deferred is counted as well, and was owed before.
+        let replayed = !scene.facts.replays.is_empty();
+        for (endpoint, versions) in &scene.postgres.versions {
+            let [(_, Some(row))] = &versions[..] else { continue };
+            let gaps: Vec<&Gap> = scene
+                .state
+                .gaps
+                .iter()
+                .filter(|gap| matches!(gap.kind, GapKind::Suspended | GapKind::Letters))
+                .filter(|gap| gap.queue.endpoint == *endpoint)
+                .collect();
+            if gaps.is_empty() {
+                continue;
+            }
+            let (mut owed, mut missing) = (0, 0);
+            for expect in &scene.postgres.expects {
+                let at = expect.position.commit_lsn;
+                let inside = gaps.iter().any(|gap| (gap.from..=gap.to).contains(&at));
+                if !inside || expect.unroutable || !row.fits(&expect.account, expect.event_type) {
+                    continue;
+                }
+                owed += 1;
+                let elsewhere = scene.facts.took(expect.id, endpoint)
+                    || scene.state.has_letter(expect.id, endpoint)
+                    || scene.facts.discarded.contains(&(expect.id, endpoint.clone()))
+                    || is_given_up(scene, &expect.account, at);
+                missing += u64::from(!elsewhere);
+            }
+            let counted: u64 = gaps.iter().map(|gap| gap.removed + gap.skipped).sum();
+            if missing > counted {
+                return Err(format!("{endpoint}: {missing} are missing, {counted} counted"));
+            }
+            if counted > owed && !replayed {
+                return Err(format!("{endpoint}: {counted} are counted, {owed} were owed"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the event may be in a gap of its account, or of the stream.
+fn is_given_up(scene: &Scene<'_>, account: &str, at: walhook_core::lsn::Lsn) -> bool {
+    let nobody = EndpointId::new("");
+    scene.state.gaps.iter().any(|gap| {
+        matches!(gap.kind, GapKind::Unrouted | GapKind::Stream)
+            && (gap.from..=gap.to).contains(&at)
+            && (*gap.queue.account == *account || gap.queue.account.is_empty())
+            && gap.queue.endpoint == nobody
+    })
+}

@@ -1,0 +1,47 @@
+//! First deliveries of one row's events reach one endpoint in commit order; with `ordering = "account"` those
+//! of the account. Replays and operators' retries are excepted.
+
+use std::collections::{HashMap, HashSet};
+
+use walhook_core::event::EndpointId;
+use walhook_core::position::{EventId, Position};
+use walhook_dispatch::dispatcher::Ordering;
+
+use super::{Checker, Scene, Seen};
+use crate::postgres::Key;
+
+#[derive(Debug, Default)]
+pub(crate) struct Order {
+    last: HashMap<(EndpointId, String, Key), Position>,
+    seen: HashSet<(EndpointId, EventId)>,
+}
+
+impl Checker for Order {
+    fn name(&self) -> &'static str {
+        "order"
+    }
+
+    fn see(&mut self, scene: &Scene<'_>, seen: &Seen<'_>) -> Result<(), String> {
+        let Seen::Received { attempt } = seen else { return Ok(()) };
+        let (event, endpoint) = (&attempt.event, &attempt.endpoint.id);
+        if attempt.replay || !self.seen.insert((endpoint.clone(), event.id)) {
+            return Ok(());
+        }
+        let at = scene.postgres.by_id.get(&event.id);
+        let Some(expect) = at.and_then(|at| scene.postgres.expects.get(*at)) else { return Ok(()) };
+        let keys = match scene.plan.settings.ordering {
+            Ordering::Row => expect.keys.clone(),
+            Ordering::Account => vec![Key::Account],
+            Ordering::None => return Ok(()),
+        };
+        for key in keys {
+            let row = (endpoint.clone(), event.account.to_string(), key);
+            let before = self.last.insert(row.clone(), event.position);
+            if before >= Some(event.position) {
+                let (id, position) = (event.id, event.position);
+                return Err(format!("{id} at {position:?} came to {row:?} after {before:?}"));
+            }
+        }
+        Ok(())
+    }
+}

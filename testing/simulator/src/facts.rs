@@ -1,0 +1,48 @@
+//! What everybody may know of a run: what was received, how often, and what excuses what.
+
+use std::collections::{BTreeSet, HashMap};
+
+use walhook_core::event::EndpointId;
+use walhook_core::position::EventId;
+use walhook_core::tick::Tick;
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(crate) struct Facts {
+    /// First deliveries and those after a crash, by event and endpoint.
+    pub(crate) received: HashMap<(EventId, EndpointId), u32>,
+    /// What an operator had sent again, and replays.
+    pub(crate) resent: HashMap<(EventId, EndpointId), u32>,
+    pub(crate) duplicates: u64,
+    /// Duplicates that crashes, takeovers and requests that were given up excuse.
+    pub(crate) excused: u64,
+    /// Deliveries that an operator has discarded.
+    pub(crate) discarded: BTreeSet<(EventId, EndpointId)>,
+    /// Replays: the job, what was fed of it at least, and at most.
+    pub(crate) replays: Vec<Replayed>,
+    /// Endpoints that an operator has ever paused.
+    pub(crate) paused: BTreeSet<EndpointId>,
+    /// Endpoints of which an operator has ever made rows due.
+    pub(crate) hurried: BTreeSet<EndpointId>,
+    /// Until when no delay proves anything: look-ups, or the state database, do not answer.
+    pub(crate) delayed_until: Tick,
+    /// Processes that have begun.
+    pub(crate) lives: u64,
+}
+
+/// A replay, when it has ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Replayed {
+    pub(crate) job: i64,
+    pub(crate) pairs: Vec<(EventId, EndpointId)>,
+    pub(crate) cancelled: bool,
+    /// Deliveries that were fed, those that a crash had fed again included.
+    pub(crate) fed: i64,
+}
+
+impl Facts {
+    pub(crate) fn took(&self, event: EventId, endpoint: &EndpointId) -> bool {
+        let key = (event, endpoint.clone());
+        self.received.contains_key(&key) || self.resent.contains_key(&key)
+    }
+}

@@ -1,0 +1,142 @@
+//! What a seed decides before anything happens, and what may be taken away from it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use walhook_dispatch::dispatcher::{Ordering, Settings};
+use walhook_dispatch::retry::RetryPolicy;
+use walhook_dispatch::settle::SettlePolicy;
+
+use crate::faults::Fault;
+use crate::plants::Plant;
+
+/// Transactions of a seed, when nobody says otherwise.
+pub const TRANSACTIONS: usize = 2_000;
+
+/// Accounts of a seed, when nobody says otherwise.
+pub const ACCOUNTS: u32 = 50;
+
+/// What is asked of a run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How many transactions are committed.
+    pub transactions: usize,
+    /// How many accounts there are; at least 2.
+    pub accounts: u32,
+    /// Faults that are left out.
+    pub without: BTreeSet<Fault>,
+    /// A fault of walhook's own, planted to see whether it is found.
+    pub plant: Option<Plant>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let without = BTreeSet::new();
+        Self { transactions: TRANSACTIONS, accounts: ACCOUNTS, without, plant: None }
+    }
+}
+
+impl Options {
+    /// The arguments that ask for this.
+    #[must_use]
+    pub fn arguments(&self) -> String {
+        let mut all = String::new();
+        if self.transactions != TRANSACTIONS {
+            all += &format!(" --transactions {}", self.transactions);
+        }
+        if self.accounts != ACCOUNTS {
+            all += &format!(" --accounts {}", self.accounts);
+        }
+        if !self.without.is_empty() {
+            let names: Vec<&str> = self.without.iter().map(|fault| fault.as_str()).collect();
+            all += &format!(" --without {}", names.join(","));
+        }
+        if let Some(plant) = self.plant {
+            all += &format!(" --plant {}", plant.as_str());
+        }
+        all
+    }
+}
+
+/// What a seed decides.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) options: Options,
+    pub(crate) settings: Settings,
+    /// Between two commits, at most.
+    pub(crate) pause: Duration,
+    /// Bytes that the tables may take, where that is a bound.
+    pub(crate) bound: Option<u64>,
+    pub(crate) crashes: u32,
+    pub(crate) takeovers: u32,
+}
+
+impl Plan {
+    pub(crate) fn new(seed: u64, options: &Options) -> Self {
+        let mut rng = stream(seed, "plan");
+        let ordering = match seed % 5 {
+            3 => Ordering::Account,
+            4 => Ordering::None,
+            _ => Ordering::Row,
+        };
+        let pause_ms = [4, 40, 150][rng.random_range(0..3usize)];
+        let bound = (rng.random_bool(0.3) && !options.without.contains(&Fault::TablesFull))
+            .then_some(60_000);
+        let slots = [4, 32, 256][rng.random_range(0..3usize)];
+        let (slice, lane_max) = if rng.random_bool(0.3) { (1, 4) } else { (256, 2_048) };
+        let settings = Settings {
+            memory_limit: if rng.random_bool(0.5) { 1 << 20 } else { 1 << 18 },
+            queue_max: 40,
+            slice,
+            lane_max,
+            fast_slots: slots,
+            slow_slots: slots,
+            ordering,
+            settle: SettlePolicy {
+                quick_attempts: rng.random_range(1..4),
+                retry: retry(),
+                retry_for: Duration::from_secs(600),
+            },
+            disable_after: Duration::from_secs(if rng.random_bool(0.3) { 300 } else { 3_600 }),
+            max_hold: Duration::from_secs(3),
+            max_retained: 40_000,
+            notifies: true,
+            state_max: bound.unwrap_or(u64::MAX),
+        };
+        Self {
+            seed,
+            options: options.clone(),
+            settings,
+            pause: Duration::from_millis(pause_ms),
+            bound,
+            crashes: rng.random_range(1..5),
+            takeovers: rng.random_range(1..4),
+        }
+    }
+
+    pub(crate) fn has(&self, fault: Fault) -> bool {
+        !self.options.without.contains(&fault)
+    }
+
+    /// A source of randomness of its own for each part, so that to take one away changes the others as
+    /// little as possible.
+    pub(crate) fn rng(&self, part: &str) -> SmallRng {
+        stream(self.seed, part)
+    }
+}
+
+#[expect(clippy::expect_used, reason = "the bounds are constants")]
+fn retry() -> RetryPolicy {
+    RetryPolicy::new(Duration::from_millis(200), Duration::from_secs(60)).expect("base below cap")
+}
+
+fn stream(seed: u64, part: &str) -> SmallRng {
+    let of_part = part.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    SmallRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ of_part)
+}

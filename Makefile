@@ -7,6 +7,7 @@
 #   make fuzz FUZZ_SECONDS=60                 seconds for all targets together
 #   make torture SEED=7 MINUTES=30           seed after seed of faults, from 7 on
 #   make test-long MINUTES=30                 the same behind all tests on all versions
+#   make simulate SEEDS=0..2000               seeds of the simulator; SIMULATE="--plant NAME" and other arguments
 #   make test-matrix PG_BIN_DIRS=DIR:DIR        directories of server binaries; left out, all that are found
 #
 # PG_BIN_DIR=DIR makes demo and tests use the server in that directory, for example one of those that
@@ -16,10 +17,12 @@ SHELL := /bin/sh
 CARGO ?= $(shell command -v cargo || echo "$$HOME/.cargo/bin/cargo")
 DEMO ?=
 LOADTEST ?=
+SIMULATE ?=
 BENCH ?=
 FUZZ_SECONDS ?= 600
 SEED ?= 1
 MINUTES ?= 10
+SEEDS ?= 0..200
 
 # The versions that walhook supports, and those beside the distribution's that `make test` uses.
 VERSIONS := 14 15 16 17 18
@@ -29,7 +32,7 @@ TEST_VERSIONS ?= 18
 export NEXTEST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 5 / 2 )))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-long test-matrix torture postgres fuzz lint fmt docs loadtest \
+.PHONY: help demo build test test-long test-matrix torture simulate postgres fuzz lint fmt docs loadtest \
 	bench-outage bench-million bench-deferred bench-replay hostile clean prerequisites
 
 help: ## Show the targets
@@ -72,6 +75,9 @@ test-matrix: prerequisites ## Run the tests that start a server on each PostgreS
 torture: prerequisites ## Break everything by seed while traffic runs, and audit: SEED=1 MINUTES=10
 	WALHOOK_TORTURE_SEED=$(SEED) WALHOOK_TORTURE_MINUTES=$(MINUTES) $(CARGO) test --locked --test main -- \
 		--ignored --nocapture --exact torture::nothing_is_lost_or_invented_by_the_faults_of_many_seeds
+
+simulate: prerequisites ## Run what walhook decides in virtual time against every fault, by seed: SEEDS=0..2000
+	$(CARGO) run --release --locked --quiet -p walhook-simulator -- --seeds $(SEEDS) $(SIMULATE)
 
 postgres: ## Install what is missing of PostgreSQL 14 to 18, for the tests, and print where they are
 	@sh scripts/postgres-versions $(VERSIONS)

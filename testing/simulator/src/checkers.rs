@@ -65,11 +65,11 @@ pub(crate) enum Seen<'a> {
     /// The source was told to forget what is before.
     Flushed { lsn: Lsn },
     /// A process began.
-    Began { life: usize },
+    Began,
     /// A process is gone.
     Died { life: usize },
     /// Nothing more can be done at this moment.
-    Rested { life: usize, gauges: Gauges },
+    Rested { gauges: Gauges },
 }
 
 /// A promise.
@@ -90,7 +90,7 @@ pub(crate) trait Checker {
 pub(crate) fn all() -> Vec<Box<dyn Checker>> {
     vec![
         Box::new(stream::Stream::default()),
-        Box::new(nothing_lost::NothingLost::default()),
+        Box::new(nothing_lost::NothingLost),
         Box::new(nothing_invented::NothingInvented),
         Box::new(order::Order::default()),
         Box::new(alone::Alone::default()),

@@ -7,9 +7,7 @@ use walhook_core::attempt::Outcome;
 use walhook_core::event::{Item, UnroutableReason};
 use walhook_core::halt::Halt;
 use walhook_core::persist::{DeadReason, DeferReason, PersistBatch};
-use walhook_dispatch::dispatcher::{
-    Effect, EndpointChange, Input, OperatorInput, ReplayInput,
-};
+use walhook_dispatch::dispatcher::{Effect, EndpointChange, Input, OperatorInput, ReplayInput};
 
 use crate::faults::Fault;
 
@@ -19,19 +17,46 @@ pub struct Counts(BTreeMap<(&'static str, &'static str), u64>);
 
 /// Halts that the engine itself finds.
 const HALTS: [&str; 9] = [
-    "slot-missing", "slot-lost", "slot-foreign", "gap", "other-source", "diverged", "older-copy",
-    "unreadable", "rule-broken",
+    "slot-missing",
+    "slot-lost",
+    "slot-foreign",
+    "gap",
+    "other-source",
+    "diverged",
+    "older-copy",
+    "unreadable",
+    "rule-broken",
 ];
 
 const INPUTS: [&str; 15] = [
-    "items", "outcome", "routes", "deferred-pages", "unrouted-pages", "stored", "state-size",
-    "connection-bytes", "pause", "resume", "rows-changed", "retry", "replay-start", "replay-deliver",
+    "items",
+    "outcome",
+    "routes",
+    "deferred-pages",
+    "unrouted-pages",
+    "stored",
+    "state-size",
+    "connection-bytes",
+    "pause",
+    "resume",
+    "rows-changed",
+    "retry",
+    "replay-start",
+    "replay-deliver",
     "replay-end",
 ];
 
 const EFFECTS: [&str; 10] = [
-    "send", "abort", "look-up", "read-deferred", "read-unrouted", "store", "flush", "settled",
-    "report", "state-full",
+    "send",
+    "abort",
+    "look-up",
+    "read-deferred",
+    "read-unrouted",
+    "store",
+    "flush",
+    "settled",
+    "report",
+    "state-full",
 ];
 
 impl Counts {
@@ -60,11 +85,8 @@ impl Counts {
         for fault in Fault::ALL {
             of("fault", &[fault.as_str()]);
         }
-        let unroutable = [
-            UnroutableReason::Account,
-            UnroutableReason::Condition,
-            UnroutableReason::TooLarge,
-        ];
+        let unroutable =
+            [UnroutableReason::Account, UnroutableReason::Condition, UnroutableReason::TooLarge];
         of("unroutable", &unroutable.map(UnroutableReason::as_str));
         of("gap", &["suspended", "letters", "unrouted", "stream"]);
         counts

@@ -10,7 +10,6 @@ use walhook_decode::pgoutput::PG_EPOCH_US;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Value {
     Null,
-    Unchanged,
     Text(String),
 }
 
@@ -33,7 +32,6 @@ fn put_row(out: &mut Vec<u8>, row: &Row) {
     for value in row {
         match value {
             Value::Null => out.push(b'n'),
-            Value::Unchanged => out.push(b'u'),
             Value::Text(text) => {
                 out.push(b't');
                 out.extend(u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());

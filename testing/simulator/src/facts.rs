@@ -16,6 +16,8 @@ pub(crate) struct Facts {
     pub(crate) duplicates: u64,
     /// Duplicates that crashes, takeovers and requests that were given up excuse.
     pub(crate) excused: u64,
+    /// Whether an instance lives on that has lost its lease.
+    pub(crate) has_stale: bool,
     /// Deliveries that an operator has discarded.
     pub(crate) discarded: BTreeSet<(EventId, EndpointId)>,
     /// Replays: the job, what was fed of it at least, and at most.
@@ -26,8 +28,6 @@ pub(crate) struct Facts {
     pub(crate) hurried: BTreeSet<EndpointId>,
     /// Until when no delay proves anything: look-ups, or the state database, do not answer.
     pub(crate) delayed_until: Tick,
-    /// Processes that have begun.
-    pub(crate) lives: u64,
 }
 
 /// A replay, when it has ended.

@@ -11,7 +11,6 @@ use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::halt::Halt;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{PersistBatch, Persisted, Refill, Refilled, UnroutedPage};
-use walhook_core::tick::Tick;
 use walhook_decode::change::{Changes, Step};
 use walhook_decode::pgoutput;
 use walhook_dispatch::dispatcher::{Dispatcher, LookUpAnswer, Retry, Settings, Start};
@@ -191,7 +190,9 @@ fn take(rules: &mut Rules, step: Step<'_>, items: &mut Vec<Item>) -> Result<(), 
     match step {
         Step::Begin(transaction) => items.push(Item::Begin { commit_lsn: transaction.commit_lsn }),
         Step::Relation(relation) => {
-            rules.handle_relation(&relation).map_err(|broken| Halt::RuleBroken(broken.to_string()))?;
+            rules
+                .handle_relation(&relation)
+                .map_err(|broken| Halt::RuleBroken(broken.to_string()))?;
         }
         Step::Change(change) => rules.handle_change(&change, items),
         Step::Message(message) => rules.handle_message(&message, items),
@@ -227,9 +228,4 @@ pub(crate) fn read_again(
     }
     let event = |item| if let Item::Event(event) = item { Some(event) } else { None };
     items.into_iter().filter_map(event).collect()
-}
-
-/// A moment that is not before another.
-pub(crate) fn not_before(at: Tick, earliest: Tick) -> Tick {
-    at.max(earliest)
 }

@@ -83,13 +83,13 @@ impl Plan {
             4 => Ordering::None,
             _ => Ordering::Row,
         };
-        let pause_ms = [4, 40, 150][rng.random_range(0..3usize)];
+        let pause_ms = pick(&mut rng, [4, 40, 150]);
         let bound = (rng.random_bool(0.3) && !options.without.contains(&Fault::TablesFull))
             .then_some(60_000);
-        let slots = [4, 32, 256][rng.random_range(0..3usize)];
+        let slots = pick(&mut rng, [4, 32, 256]);
         let (slice, lane_max) = if rng.random_bool(0.3) { (1, 4) } else { (256, 2_048) };
         let settings = Settings {
-            memory_limit: if rng.random_bool(0.5) { 1 << 20 } else { 1 << 18 },
+            memory_limit: if rng.random_bool(0.7) { 1 << 20 } else { 4 << 20 },
             queue_max: 40,
             slice,
             lane_max,
@@ -132,6 +132,13 @@ impl Plan {
 #[expect(clippy::expect_used, reason = "the bounds are constants")]
 fn retry() -> RetryPolicy {
     RetryPolicy::new(Duration::from_millis(200), Duration::from_secs(60)).expect("base below cap")
+}
+
+/// One of them.
+pub(crate) fn pick<T: Copy, const N: usize>(rng: &mut SmallRng, of: [T; N]) -> T {
+    let at = rng.random_range(0..N);
+    #[expect(clippy::indexing_slicing, reason = "drawn below its length")]
+    of[at]
 }
 
 fn stream(seed: u64, part: &str) -> SmallRng {

@@ -14,8 +14,8 @@ use walhook_core::event::{Event, Item};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{PersistBatch, Refilled};
 
-use crate::postgres::Postgres;
 use crate::faults::kinds;
+use crate::postgres::Postgres;
 
 kinds! {
     /// A planted fault.
@@ -82,6 +82,11 @@ impl Planted {
         self.plant == Some(plant) && self.rng.random_bool(0.02)
     }
 
+    /// Likewise, every other time.
+    pub(crate) fn is_often(&mut self, plant: Plant) -> bool {
+        self.plant == Some(plant) && self.rng.random_bool(0.5)
+    }
+
     pub(crate) fn outcome(&mut self, outcome: Outcome) -> Outcome {
         if !outcome.delivered() && self.is(Plant::OutcomeFlattered) {
             let answer = Answer { status: 200, retry_after: None, excerpt: String::new() };
@@ -95,7 +100,11 @@ impl Planted {
     }
 
     /// The request, and how long it is kept back.
-    pub(crate) fn turn(&mut self, attempt: Attempt, postgres: &Postgres) -> (Attempt, Option<Duration>) {
+    pub(crate) fn turn(
+        &mut self,
+        attempt: Attempt,
+        postgres: &Postgres,
+    ) -> (Attempt, Option<Duration>) {
         let small = *attempt.event.account != *"a0" && attempt.number == 1;
         if small && self.is(Plant::TurnLate) {
             return (attempt, Some(Duration::from_secs(60)));
@@ -121,7 +130,8 @@ impl Planted {
         }
         if self.plant == Some(Plant::TurnOutOfOrder) {
             for at in 1..items.len() {
-                let both = items.get(at - 1).is_some_and(is_event) && items.get(at).is_some_and(is_event);
+                let both =
+                    items.get(at - 1).is_some_and(is_event) && items.get(at).is_some_and(is_event);
                 if both && self.is(Plant::TurnOutOfOrder) {
                     items.swap(at - 1, at);
                 }

@@ -128,8 +128,6 @@ impl Txn {
 #[derive(Debug, Clone)]
 pub(crate) struct Slot {
     pub(crate) confirmed: Lsn,
-    /// The life that streams from it.
-    pub(crate) active: Option<usize>,
 }
 
 /// The database.
@@ -205,9 +203,10 @@ impl Postgres {
 
     /// Somebody else's endpoint.
     pub(crate) fn elsewhere(&self, endpoint: &Arc<Endpoint>) -> Arc<Endpoint> {
-        let others = self.table.iter().find(|(id, row)| {
-            **id != endpoint.id && *row.account != *endpoint.account
-        });
+        let others = self
+            .table
+            .iter()
+            .find(|(id, row)| **id != endpoint.id && *row.account != *endpoint.account);
         others.map_or_else(|| Arc::clone(endpoint), |(id, row)| row.endpoint(id))
     }
 
@@ -221,7 +220,7 @@ impl Postgres {
         let Some(versions) = self.versions.get(endpoint) else { return false };
         let from = versions.partition_point(|(txn, _)| *txn <= expect.txn);
         let Some(mut first) = from.checked_sub(1) else { return false };
-        if versions.get(first).is_some_and(|(txn, _)| *txn == expect.txn) {
+        while versions.get(first).is_some_and(|(txn, _)| *txn == expect.txn) {
             // The event may stand on either side of the change in their transaction.
             let Some(before) = first.checked_sub(1) else { return false };
             first = before;
@@ -237,8 +236,8 @@ impl Postgres {
         let Some(versions) = self.versions.get(endpoint) else { return false };
         let from = versions.partition_point(|(txn, _)| *txn <= expect.txn);
         let mut first = from.saturating_sub(1);
-        if versions.get(first).is_some_and(|(txn, _)| *txn == expect.txn) {
-            first = first.saturating_sub(1);
+        while first > 0 && versions.get(first).is_some_and(|(txn, _)| *txn == expect.txn) {
+            first -= 1;
         }
         let all = versions.get(first..).unwrap_or_default();
         all.iter().any(|(_, row)| {

@@ -12,7 +12,7 @@ use walhook_core::tick::Tick;
 
 use crate::counts::Counts;
 use crate::faults::Fault;
-use crate::plan::Plan;
+use crate::plan::{Plan, pick};
 use crate::postgres::Postgres;
 
 /// When a request is given up by the one who sends it.
@@ -95,7 +95,7 @@ impl Receivers {
             Temper::Picky if chosen => (Fault::Refusing, (status(422), ms(2))),
             Temper::Gone(since) if now >= since => (Fault::Gone, (status(410), ms(10))),
             Temper::Throttling if rng.random_bool(0.3) => {
-                let seconds = [0, 1, 30, 100_000][rng.random_range(0..4usize)];
+                let seconds = pick(rng, [0, 1, 30, 100_000]);
                 let retry_after = Some(Duration::from_secs(seconds));
                 let status = if rng.random_bool(0.5) { 429 } else { 503 };
                 let answer = Answer { status, retry_after, excerpt: String::new() };
@@ -103,7 +103,7 @@ impl Receivers {
             }
             Temper::Resetting if rng.random_bool(0.3) => {
                 let kinds = [FailureKind::Protocol, FailureKind::Tls, FailureKind::Dns];
-                let kind = kinds[rng.random_range(0..kinds.len())];
+                let kind = pick(rng, kinds);
                 (Fault::Reset, (failure(kind), ms(8)))
             }
             Temper::Flapping if (now.0 / 20_000_000).is_multiple_of(2) => {

@@ -64,6 +64,8 @@ pub(crate) enum Happens {
     StreamBreaks,
     /// An operator looks what there is to do.
     Operates,
+    /// A replay goes on.
+    Feeds,
 }
 
 /// What a run came to.
@@ -120,7 +122,6 @@ pub(crate) struct Run {
     pub(crate) chance: SmallRng,
     failure: Option<Failure>,
     next_request: u64,
-    spins: u64,
     keeps_batches: bool,
     batches: Vec<(i64, walhook_core::persist::PersistBatch)>,
 }
@@ -170,7 +171,7 @@ impl Run {
             counts: Counts::default(),
             trace: Trace::new(wishes),
             outages: Outages::new(&plan, span),
-            operators: Operators::new(&plan),
+            operators: Operators::new(&plan, span),
             planted: Planted::new(plan.options.plant, plan.rng("plant")),
             agenda: BinaryHeap::new(),
             next_event: 0,
@@ -178,7 +179,6 @@ impl Run {
             chance: plan.rng("chance"),
             failure: None,
             next_request: 0,
-            spins: 0,
             keeps_batches: wishes.batches,
             batches: Vec::new(),
             postgres,
@@ -275,7 +275,6 @@ impl Run {
         let last = self.postgres.txns.last().map_or(Tick(0), |txn| txn.at);
         loop {
             if let Some(failure) = self.failure.take() {
-                eprintln!("{}", self.counts);
                 return Err(failure);
             }
             if self.is_done() {
@@ -292,17 +291,11 @@ impl Run {
                 continue;
             };
             self.now = at;
-            let name = match &happens { Happens::Wakes(_) => "wakes", Happens::Reads(_) => "reads", Happens::Committed(_)=>"committed", _ => "other" };
-            self.counts.add("happens", name);
-            if name == "wakes" { self.spins += 1; } else { self.spins = 0; }
-            if self.spins == 10_000 {
-                for l in &self.lives { eprintln!("SPIN {:?} life {} stale {} stopping {} halting {} storing {:?} deadline {:?} {:?}", self.now, l.number, l.stale, l.stopping, l.halting.is_some(), l.storing.as_ref().map(|s| s.result.is_some()), l.dispatcher.deadline(), l.dispatcher.gauges()); }
-            }
             self.happen(happens);
         }
         self.end();
         match self.failure.take() {
-            Some(failure) => { Err(failure)},
+            Some(failure) => Err(failure),
             None => {
                 self.count_gaps();
                 Ok(Report {
@@ -349,7 +342,7 @@ impl Run {
             && self.state.frontier == life.dispatcher.frontier()
             && self.state.deferred.is_empty()
             && self.state.backlog.is_empty()
-            && self.state.unrouted_accounts.is_empty()
+            && self.state.unrouted.is_empty()
             && life.in_flight.is_empty()
             && life.storing.is_none()
             && life.deferred.is_none()

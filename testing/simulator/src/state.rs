@@ -57,6 +57,9 @@ pub struct Letter {
     pub last_job: Option<i64>,
 }
 
+/// A row of `unrouted`: the event, and the last endpoint that it is routed to.
+pub type UnroutedRow = (Arc<Event>, Option<EndpointId>);
+
 /// Names a dead letter: event, endpoint (empty for none), replay.
 pub type LetterKey = (EventId, EndpointId, i64);
 
@@ -108,7 +111,7 @@ pub struct State {
     /// `gaps`.
     pub gaps: Vec<Gap>,
     /// `unrouted`, with the last endpoint that each is routed to.
-    pub unrouted: BTreeMap<AccountId, BTreeMap<EventKey, (Arc<Event>, Option<EndpointId>)>>,
+    pub unrouted: BTreeMap<AccountId, BTreeMap<EventKey, UnroutedRow>>,
     /// `unrouted_accounts`.
     pub unrouted_accounts: BTreeMap<AccountId, UnroutedAccount>,
     /// `unrouted_joined`.
@@ -203,7 +206,8 @@ impl State {
             self.errors.remove(queue);
         }
         for notice in &batch.notices {
-            *self.notices.entry((notice.endpoint.clone(), notice.kind)).or_default() += notice.count;
+            *self.notices.entry((notice.endpoint.clone(), notice.kind)).or_default() +=
+                notice.count;
         }
         self.store_gaps(batch.frontier, &batch.gaps);
         let purged = batch.purges.iter().map(|purge| self.purge(purge)).collect();
@@ -244,7 +248,8 @@ impl State {
             unix_us_at_zero,
             ..Start::default()
         };
-        let joined = |(endpoint, at): (&EndpointId, &Lsn)| Joined { endpoint: endpoint.clone(), at: *at };
+        let joined =
+            |(endpoint, at): (&EndpointId, &Lsn)| Joined { endpoint: endpoint.clone(), at: *at };
         start.joined = self.joined.iter().map(joined).collect();
         for (endpoint, stopped) in &self.stopped {
             let endpoint = endpoint.clone();

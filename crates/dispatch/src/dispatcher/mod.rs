@@ -167,8 +167,10 @@ impl Dispatcher {
         let sending = self.sending.deadline();
         let persist = self.outbox.deadline(self.progress.frontier(), self.door.is_stopping());
         let lookup = self.routing.router.deadline();
-        let release = self.release_deadline();
-        let replays = self.replays.deadline();
+        // Nothing is deferred for the sake of others any more: see [`Input::Stop`].
+        let goes_on = !self.door.is_stopping();
+        let release = self.release_deadline().filter(|_| goes_on);
+        let replays = self.replays.deadline().filter(|_| goes_on);
         let slice = self.routing.waiting.is_ready().then_some(now);
         let stall = self.stall_deadline(now);
         let next = [sending, persist, lookup, release, replays, slice, stall];

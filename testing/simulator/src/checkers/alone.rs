@@ -13,7 +13,11 @@ use crate::postgres::Key;
 #[derive(Debug, Default)]
 pub(crate) struct Alone(HashMap<(usize, EndpointId, String, Key), EventId>);
 
-fn keys(scene: &Scene<'_>, life: usize, attempt: &Attempt) -> Vec<(usize, EndpointId, String, Key)> {
+fn keys(
+    scene: &Scene<'_>,
+    life: usize,
+    attempt: &Attempt,
+) -> Vec<(usize, EndpointId, String, Key)> {
     let event = &attempt.event;
     let at = scene.postgres.by_id.get(&event.id);
     let Some(expect) = at.and_then(|at| scene.postgres.expects.get(*at)) else { return Vec::new() };
@@ -52,7 +56,7 @@ impl Checker for Alone {
             | Seen::Received { .. }
             | Seen::Stored { .. }
             | Seen::Flushed { .. }
-            | Seen::Began { .. }
+            | Seen::Began
             | Seen::Rested { .. } => {}
         }
         Ok(())

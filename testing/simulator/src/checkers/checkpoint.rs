@@ -46,7 +46,7 @@ impl Checker for Checkpoint {
             | Seen::Sent { .. }
             | Seen::Ended { .. }
             | Seen::Received { .. }
-            | Seen::Began { .. }
+            | Seen::Began
             | Seen::Died { .. }
             | Seen::Rested { .. } => Ok(()),
         }
@@ -68,13 +68,17 @@ impl Checkpoint {
                 let of_account = scene.postgres.of_account.get(&expect.account);
                 let nobody = EndpointId::new("");
                 if expect.unroutable && !is_settled(scene, expect, &nobody) {
-                    return Err(format!("{frontier} passed {expect:?}, of which nothing is stored"));
+                    return Err(format!(
+                        "{frontier} passed {expect:?}, of which nothing is stored"
+                    ));
                 }
                 for endpoint in of_account.into_iter().flatten().filter(|_| !expect.unroutable) {
                     if !is_settled(scene, expect, endpoint)
                         && scene.postgres.is_owed(expect, endpoint)
                     {
-                        return Err(format!("{frontier} passed {expect:?}, not settled to {endpoint}"));
+                        return Err(format!(
+                            "{frontier} passed {expect:?}, not settled to {endpoint}"
+                        ));
                     }
                 }
             }

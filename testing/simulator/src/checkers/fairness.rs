@@ -67,7 +67,7 @@ impl Checker for Fairness {
             | Seen::Received { .. }
             | Seen::Stored { .. }
             | Seen::Flushed { .. }
-            | Seen::Began { .. }
+            | Seen::Began
             | Seen::Died { .. }
             | Seen::Rested { .. } => {}
         }

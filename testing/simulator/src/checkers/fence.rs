@@ -17,7 +17,10 @@ impl Checker for Fence {
         let (last, now) = (self.last, scene.state.epoch);
         if *epoch < last || *epoch < now {
             let number = batch.number;
-            return Err(format!("batch {number} of epoch {epoch} was written in {}", last.max(now)));
+            return Err(format!(
+                "batch {number} of epoch {epoch} was written in {}",
+                last.max(now)
+            ));
         }
         self.last = *epoch;
         Ok(())

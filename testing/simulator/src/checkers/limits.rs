@@ -37,7 +37,9 @@ impl Checker for Limits {
                     // One that was lowered meanwhile lets what is under way end.
                     let versions = scene.postgres.versions.get(&endpoint.id);
                     if versions.is_some_and(|versions| versions.len() == 1) {
-                        return Err(format!("{of_endpoint} requests are under way to {endpoint:?}"));
+                        return Err(format!(
+                            "{of_endpoint} requests are under way to {endpoint:?}"
+                        ));
                     }
                 }
             }
@@ -59,7 +61,7 @@ impl Checker for Limits {
             | Seen::Received { .. }
             | Seen::Stored { .. }
             | Seen::Flushed { .. }
-            | Seen::Began { .. }
+            | Seen::Began
             | Seen::Rested { .. } => {}
         }
         Ok(())

@@ -15,7 +15,7 @@ impl Checker for Memory {
     }
 
     fn see(&mut self, scene: &Scene<'_>, seen: &Seen<'_>) -> Result<(), String> {
-        let Seen::Rested { gauges, .. } = seen else { return Ok(()) };
+        let Seen::Rested { gauges } = seen else { return Ok(()) };
         let (held, limit) = (gauges.queued_bytes, scene.plan.settings.memory_limit);
         if held > limit + BATCH_BYTES {
             return Err(format!("{held} bytes are held, and {limit} allowed"));

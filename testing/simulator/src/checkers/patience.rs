@@ -32,10 +32,11 @@ impl Checker for Patience {
                 let key = (*life, attempt.event.id, attempt.endpoint.id.clone());
                 let Some(due) = self.not_before.get(&key) else { return Ok(()) };
                 // An operator may have asked for it sooner; a breaker probes when it likes.
-                let excused = scene.facts.hurried.contains(&key.2)
-                    || scene.state.backlog.iter().any(|(queue, row)| {
-                        queue.endpoint == key.2 && row.open_until_us.is_some()
-                    });
+                let excused =
+                    scene.facts.hurried.contains(&key.2)
+                        || scene.state.backlog.iter().any(|(queue, row)| {
+                            queue.endpoint == key.2 && row.open_until_us.is_some()
+                        });
                 if scene.now < *due && !excused {
                     return Err(format!("{} to {} came before {due:?}", key.1, key.2));
                 }
@@ -47,7 +48,7 @@ impl Checker for Patience {
             | Seen::Received { .. }
             | Seen::Stored { .. }
             | Seen::Flushed { .. }
-            | Seen::Began { .. }
+            | Seen::Began
             | Seen::Rested { .. } => {}
         }
         Ok(())

@@ -51,9 +51,10 @@ impl Settled {
 }
 
 fn is_settled(scene: &Scene<'_>, range: &SettledRange) -> Result<(), String> {
-    let from = scene.postgres.expects.partition_point(|expect| {
-        Position::Wal(expect.position) < range.from.position
-    });
+    let from = scene
+        .postgres
+        .expects
+        .partition_point(|expect| Position::Wal(expect.position) < range.from.position);
     let expects = scene.postgres.expects.get(from..).unwrap_or_default();
     for expect in expects {
         let position = Position::Wal(expect.position);

@@ -17,9 +17,7 @@ use super::{EndpointRow, Expect, Key, Postgres, Sent, Slot, Txn, UNIX_US};
 use crate::encode::{self, Row, Value};
 use crate::faults::Fault;
 use crate::plan::Plan;
-use crate::schema::{
-    ACCOUNTS, MAX_BYTES, NOTES, OPERATOR, PLANS, SUBSCRIBERS, SYSTEM, WEBHOOKS,
-};
+use crate::schema::{ACCOUNTS, MAX_BYTES, NOTES, OPERATOR, PLANS, SUBSCRIBERS, SYSTEM, WEBHOOKS};
 
 pub(super) const FIRST_LSN: u64 = 0x0100_0000;
 pub(super) const FIRST_XID: u64 = 3_000;
@@ -115,10 +113,7 @@ pub(crate) fn postgres(plan: &Plan) -> Postgres {
     for (number, txn) in txns.iter().enumerate() {
         for (id, row) in &txn.endpoints {
             let all = versions.entry(id.clone()).or_default();
-            match all.last_mut().filter(|(last, _)| *last == number) {
-                Some((_, last)) => last.clone_from(row),
-                None => all.push((number, row.clone())),
-            }
+            all.push((number, row.clone()));
             if let Some(row) = row {
                 of_account.entry(Arc::clone(&row.account)).or_default().insert(id.clone());
             }
@@ -131,7 +126,7 @@ pub(crate) fn postgres(plan: &Plan) -> Postgres {
         expects,
         versions,
         of_account,
-        slot: Slot { confirmed: Lsn(FIRST_LSN), active: None },
+        slot: Slot { confirmed: Lsn(FIRST_LSN) },
         committed: 0,
         shown: 0,
         table: BTreeMap::new(),
@@ -393,7 +388,8 @@ impl Maker<'_> {
 
     fn message(&mut self, account: &Arc<str>) {
         let lsn = self.record();
-        let content = format!("{{\"account\":\"{account}\",\"n\":{}}}", self.rng.random_range(0..99));
+        let content =
+            format!("{{\"account\":\"{account}\",\"n\":{}}}", self.rng.random_range(0..99));
         let bytes = encode::message(true, lsn, "outbox", content.as_bytes());
         self.txn.messages.push(Sent { wal_start: lsn, bytes, relation: None, oversize: None });
         let data = format!("\"data\":{content}");
@@ -499,16 +495,7 @@ impl Maker<'_> {
         let position = WalPosition { commit_lsn: Lsn(0), change_lsn, relation, n };
         let id = EventId::derive(SYSTEM, &Position::Wal(position), "", 0);
         let (account, txn) = (Arc::clone(account), self.txn.number);
-        self.expects.push(Expect {
-            id,
-            position,
-            event_type,
-            account,
-            unroutable,
-            row,
-            keys,
-            txn,
-        });
+        self.expects.push(Expect { id, position, event_type, account, unroutable, row, keys, txn });
     }
 
     fn commit(&mut self, at: Tick, shown_at: Tick) -> Txn {

@@ -33,7 +33,7 @@ impl Run {
             let wait = self.rng.random_range(5..200);
             self.plan_reading(number, Duration::from_micros(wait));
         }
-        self.see(&Seen::Rested { life: number, gauges });
+        self.see(&Seen::Rested { gauges });
         self.halt_if_settled(number);
         self.end_if_drained(number);
     }
@@ -193,7 +193,8 @@ impl Run {
 
     fn store(&mut self, number: usize, batch: Box<PersistBatch>) {
         let slow = self.plan.has(Fault::StateSlow) && self.chance.random_bool(0.005);
-        let ms = if slow { self.rng.random_range(1_000..4_000) } else { self.rng.random_range(2..8) };
+        let ms =
+            if slow { self.rng.random_range(1_000..4_000) } else { self.rng.random_range(2..8) };
         if slow {
             self.counts.fault(Fault::StateSlow);
             self.delay(Duration::from_millis(2 * ms));

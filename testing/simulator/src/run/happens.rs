@@ -44,6 +44,7 @@ impl Run {
             Happens::Expires(life) => self.expire(life),
             Happens::StreamBreaks => self.break_stream(),
             Happens::Operates => self.operate(),
+            Happens::Feeds => self.feed(),
         }
     }
 

@@ -30,7 +30,7 @@ impl Run {
         let life = Life::new(number, epoch, settings, start, &self.postgres, &mut self.rng);
         self.lives.push(life);
         self.trace.note(self.now, || format!("life {number} begins with epoch {epoch}"));
-        self.see(&Seen::Began { life: number });
+        self.see(&Seen::Began);
         self.plan_reading(number, Duration::from_micros(50));
         self.after(Duration::from_millis(500), Happens::Measured(number));
     }
@@ -109,6 +109,7 @@ impl Run {
     pub(crate) fn end_life(&mut self, number: usize) {
         let Some(at) = self.lives.iter().position(|life| life.number == number) else { return };
         let life = self.lives.remove(at);
+        self.facts.has_stale = self.lives.iter().any(|life| life.stale);
         self.facts.excused += life.excused();
         if life.storing.as_ref().is_some_and(|storing| matches!(storing.result, Some(Ok(_)))) {
             self.counts.fault(Fault::CrashAfterCommit);
@@ -136,6 +137,7 @@ impl Run {
         let number = life.number;
         life.connection = None;
         life.stale = true;
+        self.facts.has_stale = true;
         self.counts.fault(Fault::Takeover);
         self.after(EXPIRES, Happens::Expires(number));
         self.begin_life();

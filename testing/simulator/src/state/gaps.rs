@@ -133,7 +133,8 @@ impl State {
             }
             gap.growing = *growing;
         }
-        let named = |gap: &Gap| changes.iter().any(|change| change.queue.endpoint == gap.queue.endpoint);
+        let named =
+            |gap: &Gap| changes.iter().any(|change| change.queue.endpoint == gap.queue.endpoint);
         self.gaps.retain(|gap| {
             gap.growing || gap.kind == Kind::Stream || gap.removed + gap.skipped > 0 || !named(gap)
         });
@@ -195,7 +196,8 @@ impl State {
                     Kind::Stream => true,
                     Kind::Unrouted => of_account,
                     Kind::Suspended | Kind::Letters => {
-                        of_account && (*gap.queue.endpoint == *endpoint || gap.queue.endpoint.is_empty())
+                        of_account
+                            && (*gap.queue.endpoint == *endpoint || gap.queue.endpoint.is_empty())
                     }
                 }
         })

@@ -85,7 +85,8 @@ impl State {
             let (mut rows, mut bytes) = (Vec::new(), 0);
             while let Some((key, row)) = behind.peek() {
                 bytes += row.event.row.len() as u64;
-                let fits = rows.len() < page.rows as usize && (bytes <= page.bytes || rows.is_empty());
+                let fits =
+                    rows.len() < page.rows as usize && (bytes <= page.bytes || rows.is_empty());
                 if !fits {
                     break;
                 }

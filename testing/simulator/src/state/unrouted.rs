@@ -47,7 +47,10 @@ impl State {
         purged
     }
 
-    fn purge_unrouted(&mut self, UnroutedPurge { account, rows }: &UnroutedPurge) -> UnroutedPurged {
+    fn purge_unrouted(
+        &mut self,
+        UnroutedPurge { account, rows }: &UnroutedPurge,
+    ) -> UnroutedPurged {
         let queue = QueueId { account: account.clone(), endpoint: EndpointId::new("") };
         let mut removed = 0;
         while removed < u64::from(*rows)
@@ -77,7 +80,8 @@ impl State {
             let (mut rows, mut bytes) = (Vec::new(), 0);
             while let Some((_, (event, routed_to))) = behind.peek() {
                 bytes += event.row.len() as u64;
-                let fits = rows.len() < page.rows as usize && (bytes <= page.bytes || rows.is_empty());
+                let fits =
+                    rows.len() < page.rows as usize && (bytes <= page.bytes || rows.is_empty());
                 if !fits {
                     break;
                 }

@@ -38,6 +38,9 @@ pub use pages::{Load, Page, Read, Room};
 const BLOCKED_MAX: usize = 64;
 
 /// See the module's documentation.
+///
+/// Numbers of rows come from the table, in part, and somebody else may remove rows: so they saturate, and are
+/// counted anew by a walk that finds none.
 #[derive(Debug)]
 pub struct Backlog {
     blocked: Blocked,
@@ -148,7 +151,7 @@ impl Backlog {
 
     /// No row is left: only the keys of those to come will block.
     pub fn unblock(&mut self) {
-        debug_assert_eq!(self.rows, 0, "rows are left");
+        assert_eq!(self.rows, 0, "a queue with rows is to be sent to directly");
         (self.blocked, self.why) = (Blocked::Keys(Vec::new()), DeferReason::Behind);
     }
 
@@ -230,7 +233,7 @@ impl Backlog {
     /// A row that no batch was handed out with will not be stored after all.
     pub fn skip(&mut self, key: &RowKey) {
         self.rows = self.rows.saturating_sub(1);
-        self.unasked = self.unasked.saturating_sub(1);
+        self.hand_over();
         self.storing.remove(key);
         if let Some(head) = self.heads.remove(key) {
             self.waiting.remove(&(head.due, key.clone()));
@@ -254,7 +257,7 @@ impl Backlog {
 
     /// Rows were removed from the table without being read; `all`: none is left.
     pub fn purged(&mut self, rows: u64, all: bool) {
-        debug_assert!(self.is_all_in_table(), "a row that is known was removed");
+        assert!(self.is_all_in_table(), "a row that is known was removed");
         self.rows = if all { 0 } else { self.rows.saturating_sub(rows) };
         self.in_table = if all { 0 } else { self.in_table.saturating_sub(rows) };
     }
@@ -262,7 +265,12 @@ impl Backlog {
     /// The row is in the batch that was handed out.
     pub fn handed_out(&mut self) {
         self.in_table += 1;
-        self.unasked = self.unasked.saturating_sub(1);
+        self.hand_over();
+    }
+
+    fn hand_over(&mut self) {
+        assert!(self.unasked > 0, "a row is handed out that was not deferred");
+        self.unasked -= 1;
     }
 
     /// The row is durable.

@@ -63,7 +63,7 @@ impl Backlog {
 
     /// Where the next page begins; answered by [`Backlog::take_page`].
     pub fn begin_page(&mut self, for_what: Page, now: Tick) -> Option<RowKey> {
-        debug_assert!(self.wants_page(for_what, now), "nothing is to be read");
+        assert!(self.wants_page(for_what, now), "a page is read that nobody wants");
         let head = match for_what {
             Page::Rows => self.due_head(now).cloned(),
             Page::Probe if self.can_walk() => None,
@@ -119,8 +119,7 @@ impl Backlog {
     /// Takes the page that was asked for, and says which rows go into the queue.
     pub fn take_page(&mut self, rows: Vec<Read>, end: bool, room: Room, now: Tick) -> Vec<Load> {
         let Some(reading) = self.reading.take() else {
-            debug_assert!(false, "no page was asked for");
-            return Vec::new();
+            panic!("a page came that was not asked for")
         };
         let loads = match reading.head {
             Some(head) => self.revisit(&head, rows, room, now),

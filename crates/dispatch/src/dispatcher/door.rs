@@ -158,7 +158,7 @@ impl Door {
     }
 
     fn enter(&mut self, now: Tick) {
-        debug_assert!(now >= self.now, "time goes back");
+        assert!(now >= self.now, "time goes back: from {:?} to {now:?}", self.now);
         self.now = now;
     }
 }

@@ -83,7 +83,9 @@ impl Failures {
     }
 
     fn plan(&mut self, queue: &QueueId, at: Tick) {
-        let Some(failing) = self.queues.get_mut(queue) else { return };
+        let Some(failing) = self.queues.get_mut(queue) else {
+            panic!("the row of an endpoint is planned that does not fail")
+        };
         if let Some(before) = failing.due.replace(at) {
             self.due.remove(&(before, queue.clone()));
         }
@@ -195,7 +197,9 @@ impl Dispatcher {
         let mut untold = Vec::new();
         for _ in 0..ROWS_MAX {
             let Some(queue) = self.endpoints.failing.take_due(now) else { break };
-            let Some(failing) = self.endpoints.failing.queues.get_mut(&queue) else { continue };
+            let Some(failing) = self.endpoints.failing.queues.get_mut(&queue) else {
+                panic!("the row of an endpoint is due that does not fail")
+            };
             failing.due = None;
             if failing.well {
                 if failing.stored {

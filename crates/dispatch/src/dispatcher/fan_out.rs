@@ -100,6 +100,25 @@ impl Waiting {
         self.is_ready
     }
 
+    /// The account's events, of which some wait.
+    fn of(&mut self, account: &AccountId) -> &mut Events {
+        match self.accounts.get_mut(account) {
+            Some(events) => events,
+            None => panic!("events of an account are to be routed, and none waits"),
+        }
+    }
+
+    /// The first of the account's events has been routed.
+    fn take_first(&mut self, account: &AccountId) -> Parked {
+        let events = self.of(account);
+        let Some(first) = events.events.pop_front() else { panic!("nothing waits to be routed") };
+        let Some(left) = events.bytes.checked_sub(first.held.event.size_bytes()) else {
+            panic!("more bytes are routed than waited")
+        };
+        events.bytes = left;
+        first
+    }
+
     fn push(&mut self, account: AccountId, parked: Parked, now: Tick) {
         let new = || Events { moved: now, ..Events::default() };
         let events = self.accounts.entry(account).or_insert_with(new);
@@ -302,9 +321,9 @@ impl Dispatcher {
         reason: Option<DeferReason>,
         now: Tick,
     ) -> usize {
-        let Some(events) = self.routing.waiting.accounts.get_mut(account) else { return 0 };
+        let events = self.routing.waiting.of(account);
         events.moved = now;
-        let Some(first) = events.events.front_mut() else { return 0 };
+        let Some(first) = events.events.front_mut() else { panic!("nothing waits to be routed") };
         let mut came_to = 1;
         if let To::All(txn) = first.to
             && routes.refused.is_none()
@@ -325,9 +344,7 @@ impl Dispatcher {
                 return came_to;
             }
         }
-        let Some(events) = self.routing.waiting.accounts.get_mut(account) else { return came_to };
-        let Some(Parked { held, to, .. }) = events.events.pop_front() else { return came_to };
-        events.bytes = events.bytes.saturating_sub(held.event.size_bytes());
+        let Parked { held, to, .. } = self.routing.waiting.take_first(account);
         self.memory.give_back(DELIVERY_BYTES);
         match to {
             To::All(txn) if routes.refused.is_some() => {
@@ -472,6 +489,7 @@ impl Dispatcher {
             }
             self.route_next(account, &routes, left, Some(DeferReason::Held), now);
         }
+        // Making room for what was routed just now may have made rows of the others.
         let Some(events) = self.routing.waiting.accounts.get_mut(account) else { return };
         let mut shelved = Vec::new();
         for parked in std::mem::take(&mut events.events) {

@@ -91,7 +91,7 @@ impl Dispatcher {
         for first in joins.iter_mut().filter_map(|join| join.first.as_mut()) {
             first.position = first.position.min(position);
         }
-        let Some(join) = joins.back_mut() else { return };
+        let Some(join) = joins.back_mut() else { panic!("a queue without a start has a place") };
         if join.first.is_none() {
             let id = self.queues.coming_delivery();
             join.first = Some(First { id, position, last_insertion: None });
@@ -112,7 +112,9 @@ impl Dispatcher {
         for (queue, joins) in &mut self.routing.starts.queues {
             let it = self.queues.at(*queue);
             let QueueId { account, endpoint } = it.id();
-            let Some(join) = joins.front_mut() else { continue };
+            let Some(join) = joins.front_mut() else {
+                panic!("a queue without a start has a place")
+            };
             let Some(first) = &mut join.first else { continue };
             let waits = self.routing.waiting.first_position(account);
             if waits.is_some_and(|waits| waits < first.position)

@@ -62,6 +62,8 @@ mod simulation;
 mod stop;
 mod store;
 mod suspend;
+#[cfg(test)]
+mod tables;
 mod unrouted;
 mod unseen;
 

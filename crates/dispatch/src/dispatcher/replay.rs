@@ -98,7 +98,8 @@ impl Replays {
 
     /// One delivery fewer is in memory without a row.
     pub(super) fn leave_memory(&mut self) {
-        self.pending = self.pending.saturating_sub(1);
+        assert!(self.pending > 0, "a replayed delivery leaves memory that was not in it");
+        self.pending -= 1;
         if self.pending == 0 {
             self.queued.clear();
         }

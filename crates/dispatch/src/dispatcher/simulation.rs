@@ -8,6 +8,7 @@
 //! All that a run's dispatchers asked for is one digest. With `WALHOOK_TRACE=1` each run prints its own, so that
 //! two versions that are to do the same can be compared; with `WALHOOK_TRACE=all` each effect too.
 
+mod assertions;
 mod days;
 mod gaps;
 mod outages;

@@ -286,7 +286,9 @@ impl Dispatcher {
             let detour = self.queues.with_row(no);
             let purges = rows > 0 && detour.wants_purge();
             let in_table = usize::try_from(detour.backlog.in_table()).unwrap_or(usize::MAX);
-            let Some(suspension) = &mut detour.suspension else { continue };
+            let Some(suspension) = &mut detour.suspension else {
+                panic!("a queue that is not suspended stands among those that are")
+            };
             let growing = suspension.ends_with.is_none_or(|last| last > handed_out);
             if std::mem::take(&mut suspension.is_stale) || !growing {
                 batch.gaps.push(GapChange {

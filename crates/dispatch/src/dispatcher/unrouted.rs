@@ -141,7 +141,11 @@ impl Shelf {
     }
 
     fn is_over(&self) -> bool {
-        self.rows == 0 && self.going == 0 && matches!(self.page, Page::None)
+        // The table may have said less than there is.
+        self.rows == 0
+            && self.storing.is_empty()
+            && self.going == 0
+            && matches!(self.page, Page::None)
     }
 }
 
@@ -163,6 +167,17 @@ impl Shelves {
 
     pub(super) fn has(&self, account: &AccountId) -> bool {
         self.accounts.contains_key(account)
+    }
+
+    /// The account's shelf, which has rows.
+    ///
+    /// # Panics
+    /// There is none.
+    fn of(&mut self, account: &AccountId) -> &mut Shelf {
+        match self.accounts.get_mut(account) {
+            Some(shelf) => shelf,
+            None => panic!("an account has rows without an endpoint, and no shelf"),
+        }
     }
 
     /// Whether rows of the account's shelf may be older than deferred rows of it.
@@ -266,7 +281,7 @@ impl Dispatcher {
         }
         let is_old = self.progress.may_be_known(event.position.commit_lsn());
         let key = EventKey::of(&event);
-        let Some(shelf) = self.routing.shelves.accounts.get_mut(&account) else { return };
+        let shelf = self.routing.shelves.of(&account);
         if shelf.ordinal == 0 {
             // An earlier leader's.
             shelf.ordinal = self.queues.coming_delivery().0 + 1;
@@ -290,18 +305,15 @@ impl Dispatcher {
 
     /// The row is in the batch that is handed out.
     pub(super) fn shelved_handed_out(&mut self, account: &AccountId) {
-        if let Some(shelf) = self.routing.shelves.accounts.get_mut(account) {
-            shelf.in_table += 1;
-        }
+        self.routing.shelves.of(account).in_table += 1;
         self.routing.shelves.outdate(account);
     }
 
     /// The row is durable.
     pub(super) fn shelved_stored(&mut self, account: &AccountId) {
-        if let Some(shelf) = self.routing.shelves.accounts.get_mut(account) {
-            shelf.storing.pop_front();
-            shelf.unread += 1;
-        }
+        let shelf = self.routing.shelves.of(account);
+        shelf.storing.pop_front();
+        shelf.unread += 1;
         self.routing.shelves.join_line(account);
     }
 
@@ -319,9 +331,8 @@ impl Dispatcher {
                 .is_some_and(|(insertion, _)| *insertion <= handed_out)
             && let Some((_, row)) = self.routing.shelves.gone.pop_front()
         {
-            if let Some(shelf) = self.routing.shelves.accounts.get_mut(&row.account) {
-                shelf.in_table = shelf.in_table.saturating_sub(1);
-            }
+            let shelf = self.routing.shelves.of(&row.account);
+            shelf.in_table = shelf.in_table.saturating_sub(1);
             self.routing.shelves.outdate(&row.account);
             batch.routed.push(Routed { row: row.clone(), to: None });
             gone.push(row);
@@ -344,9 +355,8 @@ impl Dispatcher {
 
     /// The row's dead letter is in the batch that is handed out.
     pub(super) fn unrouted_died(&mut self, row: &UnroutedKey, batch: &mut PersistBatch) {
-        if let Some(shelf) = self.routing.shelves.accounts.get_mut(&row.account) {
-            shelf.in_table = shelf.in_table.saturating_sub(1);
-        }
+        let shelf = self.routing.shelves.of(&row.account);
+        shelf.in_table = shelf.in_table.saturating_sub(1);
         self.routing.shelves.outdate(&row.account);
         batch.routed.push(Routed { row: row.clone(), to: None });
     }
@@ -357,11 +367,12 @@ impl Dispatcher {
             self.touch_joins();
         }
         for UnroutedKey { account, .. } in gone {
-            if let Some(shelf) = self.routing.shelves.accounts.get_mut(&account) {
-                shelf.rows = shelf.rows.saturating_sub(1);
-                shelf.going = shelf.going.saturating_sub(1);
-                shelf.old = shelf.old.saturating_sub(1);
-            }
+            let shelf = self.routing.shelves.of(&account);
+            assert!(shelf.going > 0, "a row is gone that was not routed");
+            shelf.going -= 1;
+            // What the table says of it may have been less.
+            shelf.rows = shelf.rows.saturating_sub(1);
+            shelf.old = shelf.old.saturating_sub(1);
             self.routing.shelves.join_line(&account);
             self.clear_shelf(&account, now);
         }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::super::super::lane::{DELIVERY_BYTES, Held};
 use super::super::Dispatcher;
 use super::super::outbox::{Body, Dying, ROWS_BYTES};
+use super::Shelf;
 use walhook_core::endpoint::{Endpoint, Routes};
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::persist::{
@@ -49,6 +50,24 @@ pub(super) struct Row {
     after: Option<EndpointId>,
     /// Some endpoint wanted it.
     wanted: bool,
+}
+
+impl Shelf {
+    /// The first of the rows in memory, of which there are some.
+    fn first_row(&mut self) -> &mut Row {
+        match &mut self.page {
+            Page::Read(rows) => rows.front_mut(),
+            Page::None | Page::Asked(_) => None,
+        }
+        .unwrap_or_else(|| panic!("no row is in memory to be routed"))
+    }
+
+    fn take_first_row(&mut self) -> Option<Row> {
+        match &mut self.page {
+            Page::Read(rows) => rows.pop_front(),
+            Page::None | Page::Asked(_) => None,
+        }
+    }
 }
 
 impl Dispatcher {
@@ -129,7 +148,7 @@ impl Dispatcher {
     /// Rows are counted, but none is where it was looked for: it stands before the others (in another cluster
     /// positions began anew), or somebody has removed them.
     fn count_anew(&mut self, account: &AccountId, now: Tick) {
-        let Some(shelf) = self.routing.shelves.accounts.get_mut(account) else { return };
+        let shelf = self.routing.shelves.of(account);
         if shelf.cursor.take().is_some() {
             self.routing.shelves.join_line(account);
         } else if shelf.storing.is_empty() {
@@ -193,9 +212,7 @@ impl Dispatcher {
 
     /// Takes the account's first row in memory on, by one slice.
     fn route_row(&mut self, account: &AccountId, routes: &Routes, now: Tick) {
-        let Some(shelf) = self.routing.shelves.accounts.get_mut(account) else { return };
-        let Page::Read(rows) = &mut shelf.page else { return };
-        let Some(row) = rows.front_mut() else { return };
+        let row = self.routing.shelves.of(account).first_row();
         let held = Arc::clone(&row.held);
         let event = Arc::clone(&held.event);
         let key = EventKey::of(&event);
@@ -213,13 +230,11 @@ impl Dispatcher {
         };
         let mut owed: Vec<EndpointId> =
             slice.iter().filter(is_owed).map(|endpoint| endpoint.id.clone()).collect();
-        let Some(shelf) = self.routing.shelves.accounts.get_mut(account) else { return };
-        let Page::Read(rows) = &mut shelf.page else { return };
-        let Some(row) = rows.front_mut() else { return };
+        let shelf = self.routing.shelves.of(account);
+        let row = shelf.first_row();
         row.wanted |= !owed.is_empty();
         row.after = slice.last().map(|endpoint| endpoint.id.clone()).or(row.after.take());
-        let ends = to >= routes.endpoints.len();
-        let row = if ends { rows.pop_front() } else { None };
+        let row = if to >= routes.endpoints.len() { shelf.take_first_row() } else { None };
         owed.retain(|endpoint| !shelf.was_settled(account, endpoint, &key));
         let keys = self.ordering_keys(&event);
         let name = UnroutedKey { account: account.clone(), event: key };
@@ -233,9 +248,7 @@ impl Dispatcher {
             self.memory.let_go(held);
             return;
         };
-        if let Some(shelf) = self.routing.shelves.accounts.get_mut(account) {
-            shelf.going += 1;
-        }
+        self.routing.shelves.of(account).going += 1;
         self.door.reports.routed_later();
         self.outbox.touch();
         if let Some(why) = &routes.refused {

@@ -53,7 +53,7 @@ impl Reports {
 
     /// A gap counts so many deliveries more.
     pub(super) fn went_into_gaps(&mut self, deliveries: u64) {
-        self.counters.in_gaps += deliveries;
+        self.counters.in_gaps = self.counters.in_gaps.saturating_add(deliveries);
     }
 
     /// An event became a row without an endpoint.

@@ -182,7 +182,10 @@ impl Dispatcher {
         self.handle_letters_purged(&persisted.letters_purged, now);
         self.end_suspensions(now);
         for queue in queues {
-            self.look_after(queue, now);
+            // With its last row handed out it may have been forgotten before that was stored.
+            if self.queues.get(queue).is_some() {
+                self.look_after(queue, now);
+            }
         }
         self.progress.handle_stored(frontier);
         self.routing.router.handle_checkpoint(frontier);

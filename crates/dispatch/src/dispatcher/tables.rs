@@ -173,7 +173,10 @@ impl World {
                 | Effect::Report(_)
                 | Effect::StateFull { .. }
                 | Effect::Abort(_) => {}
-                asked => self.asked.push(asked),
+                asked @ (Effect::Send(_)
+                | Effect::ReadDeferred(_)
+                | Effect::ReadUnrouted(_)
+                | Effect::Store(_)) => self.asked.push(asked),
             }
         }
     }

@@ -1,5 +1,5 @@
 -- walhook's state, in the schema that `state.schema` names ({schema} below).
--- Every key begins with `pipeline` (the slot's name) and, where a leader writes, `partition` (0 today).
+-- Every key begins with `pipeline` (the slot's name) and, where a leader writes, `partition` ({partition} today).
 -- Applied by `walhook setup`, idempotent: only CREATE ... IF NOT EXISTS and ADD COLUMN IF NOT EXISTS
 -- (for tables that an earlier version made), never a rewrite. Views, and an index that was too narrow,
 -- are replaced.
@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS {schema}.meta (
 -- The fence: every state transaction takes FOR SHARE on its row, a new leader increments the epoch.
 CREATE TABLE IF NOT EXISTS {schema}.lease (
     pipeline   pg_catalog.text NOT NULL,
-    partition  integer NOT NULL DEFAULT 0,
+    partition  integer NOT NULL DEFAULT {partition},
     epoch      bigint NOT NULL,
     holder     pg_catalog.text,
     taken_at   pg_catalog.timestamptz,
@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS {schema}.lease (
 -- What fails now, as the leader says, for `walhook status`.
 CREATE TABLE IF NOT EXISTS {schema}.troubles (
     pipeline   pg_catalog.text NOT NULL,
-    partition  integer NOT NULL DEFAULT 0,
+    partition  integer NOT NULL DEFAULT {partition},
     part       pg_catalog.text NOT NULL,
     says       pg_catalog.text NOT NULL,
     since      pg_catalog.text NOT NULL,
@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS {schema}.troubles (
 -- Everything before `frontier` is settled.
 CREATE TABLE IF NOT EXISTS {schema}.checkpoint (
     pipeline     pg_catalog.text NOT NULL,
-    partition    integer NOT NULL DEFAULT 0,
+    partition    integer NOT NULL DEFAULT {partition},
     frontier     pg_catalog.pg_lsn NOT NULL,
     updated_at   pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
     halt_reason  pg_catalog.text,
@@ -54,7 +54,7 @@ CREATE TABLE IF NOT EXISTS {schema}.checkpoint (
 -- frontier has passed `last_commit_lsn`. `ranges` is engine::settled's encoding.
 CREATE TABLE IF NOT EXISTS {schema}.settled (
     pipeline         pg_catalog.text NOT NULL,
-    partition        integer NOT NULL DEFAULT 0,
+    partition        integer NOT NULL DEFAULT {partition},
     seq              bigint GENERATED ALWAYS AS IDENTITY,
     last_commit_lsn  pg_catalog.pg_lsn NOT NULL,
     ranges           pg_catalog.bytea NOT NULL,
@@ -206,7 +206,7 @@ ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS find_rows pg_catalog.text;
 -- is compared with it, also after a restart.
 CREATE TABLE IF NOT EXISTS {schema}.coverage (
     pipeline   pg_catalog.text NOT NULL,
-    partition  integer NOT NULL DEFAULT 0,
+    partition  integer NOT NULL DEFAULT {partition},
     lsn        pg_catalog.pg_lsn NOT NULL,
     xid        bigint NOT NULL,
     looked_at  timestamp with time zone NOT NULL DEFAULT pg_catalog.clock_timestamp(),

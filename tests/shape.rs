@@ -133,3 +133,82 @@ fn control_knows_no_command_line_and_prints_nothing() {
         }
     }
 }
+
+/// The code of the product that speaks SQL, without its tests: of each file the path, and the text.
+fn speaks_sql() -> Vec<(String, String)> {
+    let all =
+        ["crates/state/src", "crates/postgres/src", "src"].map(|dir| sources(&root().join(dir)));
+    let code = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned();
+        (path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned(), code)
+    };
+    let is_test = |path: &str| path.contains("/tests") || path.ends_with("fixture.rs");
+    all.iter().flatten().map(code).filter(|(path, _)| !is_test(path)).collect()
+}
+
+/// The tables of which each partition has rows of its own.
+const LED: [&str; 5] = ["lease", "checkpoint", "settled", "troubles", "coverage"];
+
+#[test]
+fn partition_is_a_parameter_of_every_statement() {
+    let mut statements = 0;
+    let mut files = speaks_sql();
+    assert!(files.len() > 100, "{} files were read", files.len());
+    for (path, code) in &files {
+        for table in LED {
+            for (at, found) in code.match_indices(&format!("}}.{table}")) {
+                let rest = &code[at + found.len()..];
+                if rest.starts_with(|c: char| c.is_alphanumeric() || c == '_') {
+                    continue;
+                }
+                statements += 1;
+                let statement: String = rest.chars().take(400).collect();
+                assert!(
+                    statement.contains("partition"),
+                    "{path}: of {table} no partition is named"
+                );
+            }
+        }
+    }
+    assert!(statements > 20, "{statements} statements were found");
+    let schema = std::fs::read_to_string(root().join("sql/state.sql")).unwrap();
+    files.push(("sql/state.sql".to_owned(), schema));
+    for (path, code) in &files {
+        assert!(!code.contains("VALUES ($1, 0"), "{path}");
+        for (at, word) in code.match_indices("partition") {
+            let mut rest = code[at + word.len()..].trim_start();
+            for between in ["integer", "NOT NULL", "DEFAULT", "{EQ}", "OPERATOR(pg_catalog.=)", "="]
+            {
+                rest = rest.strip_prefix(between).unwrap_or(rest).trim_start();
+            }
+            let digit = rest.starts_with(|c: char| c.is_ascii_digit());
+            assert!(!digit, "{path}: a partition is a literal: partition {rest:.20}");
+        }
+    }
+}
+
+/// Another kind of position is an edit of one file.
+#[test]
+fn columns_of_a_position_are_named_in_one_place() {
+    let mut named = Vec::new();
+    for (path, code) in speaks_sql() {
+        if !path.starts_with("crates/state/src") {
+            continue;
+        }
+        // A column of `settled`, a function, and a method are no columns of a position.
+        let plain = code.replace("last_commit_lsn", "").replace("commit_lsn()", "");
+        if ["change_lsn", "commit_lsn"].iter().any(|column| plain.contains(column)) {
+            named.push(path);
+        }
+    }
+    assert_eq!(named, ["crates/state/src/place.rs"]);
+}
+
+#[test]
+fn protocol_version_is_written_by_its_type_alone() {
+    for (path, code) in speaks_sql() {
+        let (of_type, all) = ("proto_version '{version}'", "proto_version");
+        assert_eq!(code.matches(of_type).count(), code.matches(all).count(), "{path}");
+    }
+}

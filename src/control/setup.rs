@@ -24,6 +24,7 @@ use crate::server::prepared;
 use walhook_core::endpoint::Secret;
 use walhook_core::halt::{self, Halt, SourceIdentity};
 use walhook_core::lsn::Lsn;
+use walhook_core::partition::Partition;
 use walhook_postgres::coverage;
 use walhook_postgres::coverage::begin;
 use walhook_postgres::ident::quote_ident;
@@ -35,7 +36,7 @@ use walhook_postgres::sql::Connection;
 use walhook_state::slots;
 
 pub(crate) use script::Server;
-pub(super) use script::{looked_up, published, state_tables, state_views};
+pub(super) use script::{looked_up, published};
 pub(super) use slot::{FAILOVER_SLOTS, create_slot_within};
 
 const NAME: &str = "walhook setup";
@@ -221,7 +222,7 @@ async fn state_schema(
     report: &mut Report<'_>,
 ) -> Result<(), Failure> {
     let schema = &config.state.schema;
-    let tables = state_tables();
+    let tables = walhook_state::tables();
     let before = existing_tables(sessions.state(), schema, &tables).await?;
     let step = format!("state schema {schema}");
     if before < tables.len() || sessions.grant_to.is_some() {
@@ -234,9 +235,9 @@ async fn state_schema(
         report.step(&step, Did::Exists, format!("{before} tables"));
         return Ok(());
     }
-    sessions.state().batch_execute(&script::state(schema)).await.with_context(|| {
-        format!("cannot create the state schema {schema}; use --admin-url or --print-sql")
-    })?;
+    sessions.state().batch_execute(&walhook_state::schema_sql(schema)).await.with_context(
+        || format!("cannot create the state schema {schema}; use --admin-url or --print-sql"),
+    )?;
     let did = if before == 0 { Did::Created } else { Did::Changed };
     report.step(&step, did, format!("{} of {} tables added", tables.len() - before, tables.len()));
     Ok(())
@@ -365,10 +366,10 @@ impl Checkpoint {
     async fn read(config: &Config, state: &Client) -> Result<Option<Self>> {
         let sql = format!(
             "SELECT frontier::pg_catalog.text FROM {}.checkpoint
-             WHERE pipeline {EQ} $1 AND partition {EQ} 0",
+             WHERE pipeline {EQ} $1 AND partition {EQ} $2",
             quote_ident(&config.state.schema)
         );
-        let row = state.query_opt(&sql, &[&config.source.slot]).await?;
+        let row = state.query_opt(&sql, &[&config.source.slot, &Partition::SOLE.number()]).await?;
         let Some(row) = row else { return Ok(None) };
         Ok(Some(Self { frontier: row.try_get::<_, &str>(0)?.parse()? }))
     }
@@ -389,9 +390,10 @@ async fn first_rows(
                     (pipeline, schema_version, system_identifier, timeline, host, database)
              VALUES ($1, $2, $3::pg_catalog.text::numeric, $4, $5, $6) ON CONFLICT DO NOTHING),
          lease AS (
-             INSERT INTO {schema}.lease (pipeline, epoch) VALUES ($1, 0) ON CONFLICT DO NOTHING)
-         INSERT INTO {schema}.checkpoint (pipeline, frontier)
-         VALUES ($1, $7::pg_catalog.text::pg_catalog.pg_lsn)
+             INSERT INTO {schema}.lease (pipeline, partition, epoch) VALUES ($1, $8, 0)
+             ON CONFLICT DO NOTHING)
+         INSERT INTO {schema}.checkpoint (pipeline, partition, frontier)
+         VALUES ($1, $8, $7::pg_catalog.text::pg_catalog.pg_lsn)
          ON CONFLICT DO NOTHING"
     );
     let id = &sessions.identity;
@@ -402,12 +404,13 @@ async fn first_rows(
             &sql,
             &[
                 &config.source.slot,
-                &script::SCHEMA_VERSION,
+                &walhook_state::SCHEMA_VERSION,
                 &system_identifier,
                 &id.timeline.cast_signed(),
                 &id.host,
                 &id.database,
                 &begin.to_string(),
+                &Partition::SOLE.number(),
             ],
         )
         .await

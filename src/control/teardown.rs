@@ -14,7 +14,7 @@ use tokio_postgres::{Client, Transaction};
 
 use super::Databases;
 use super::holder::{refuse_while_active, user};
-use super::setup::{existing_tables, state_tables, state_views};
+use super::setup::existing_tables;
 use crate::config::Config;
 use walhook_core::endpoint::Secret;
 use walhook_postgres::anchor;
@@ -208,7 +208,7 @@ async fn find(config: &Config, sessions: &Sessions) -> Result<Plan> {
 /// Those of the state tables that are there.
 async fn existing(client: &Client, schema: &str) -> Result<Vec<&'static str>> {
     let mut found = vec![];
-    for table in state_tables() {
+    for table in walhook_state::tables() {
         if existing_tables(client, schema, &[table]).await? > 0 {
             found.push(table);
         }
@@ -310,7 +310,7 @@ async fn drop_state(
     let tables = match state {
         State::Nothing => return Ok(()),
         State::Rows => {
-            for table in state_tables() {
+            for table in walhook_state::tables() {
                 if existing_tables_in(tx, name, table).await? {
                     let sql = format!("DELETE FROM {schema}.{table} WHERE pipeline {EQ} $1");
                     tx.execute(&sql, &[slot]).await?;
@@ -322,7 +322,7 @@ async fn drop_state(
         }
         State::Tables(tables) => tables,
     };
-    let views = state_views().into_iter().map(|view| ("VIEW", view));
+    let views = walhook_state::views().into_iter().map(|view| ("VIEW", view));
     for (kind, relation) in views.chain(tables.iter().map(|table| ("TABLE", *table))) {
         let drop = format!("DROP {kind} IF EXISTS {schema}.{relation}");
         let failed = || {

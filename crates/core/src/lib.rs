@@ -12,6 +12,7 @@ pub mod halt;
 pub mod heap;
 pub mod lsn;
 pub mod notice;
+pub mod partition;
 pub mod persist;
 pub mod position;
 pub mod redact;

@@ -18,12 +18,12 @@ impl StateStore {
     /// # Errors
     /// [`StateError::Sql`], [`StateError::Unreadable`].
     pub async fn last_look(&self) -> Result<Option<(Moment, Coverage)>, StateError> {
-        let Scope { s, pipeline, .. } = &self.scope;
+        let s = &self.scope.s;
         let sql = format!(
             "SELECT lsn, xid, seen FROM {s}.coverage
-             WHERE pipeline {EQ} $1 AND partition {EQ} 0"
+             WHERE pipeline {EQ} $1 AND partition {EQ} $2"
         );
-        let row = self.connection.query_typed_opt(&sql, &[(pipeline, Type::TEXT)]).await?;
+        let row = self.connection.query_typed_opt(&sql, &self.scope.led()).await?;
         let Some(row) = row else { return Ok(None) };
         let xid: i64 = row.try_get(1)?;
         let at = Moment { lsn: lsn(&row, 0)?, xid: xid.cast_unsigned() };
@@ -46,21 +46,23 @@ impl StateStore {
         losses: &[Loss],
         alarms: &[String],
     ) -> Result<(), StateError> {
-        let Scope { s, pipeline, .. } = &self.scope;
+        let Scope { s, pipeline, partition, .. } = &self.scope;
         let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
         let seen = serde_json::to_string(coverage).map_err(unreadable("coverage.seen"))?;
         let tx = self.connection.transaction().await?;
         fence(&tx, &self.scope, epoch).await?;
         let look = format!(
-            "INSERT INTO {s}.coverage AS c (pipeline, lsn, xid, seen, alarms) VALUES ($1, $2, $3, $4, $5)
+            "INSERT INTO {s}.coverage AS c (pipeline, partition, lsn, xid, seen, alarms)
+             VALUES ($1, $2, $3, $4, $5, $6)
              ON CONFLICT (pipeline, partition) DO UPDATE SET lsn = excluded.lsn, xid = excluded.xid,
                  looked_at = pg_catalog.clock_timestamp(), alarms = excluded.alarms,
                  seen = CASE WHEN c.seen {EQ} excluded.seen THEN c.seen
                         ELSE excluded.seen END"
         );
         let (at_lsn, xid) = (PgLsn::from(at.lsn.0), at.xid.cast_signed());
-        let row: [Param<'_>; 5] = [
+        let row: [Param<'_>; 6] = [
             (pipeline, Type::TEXT),
+            (partition, Type::INT4),
             (&at_lsn, Type::PG_LSN),
             (&xid, Type::INT8),
             (&seen, Type::TEXT),
@@ -91,12 +93,12 @@ impl StateStore {
     /// # Errors
     /// [`StateError::Sql`].
     pub async fn coverage_alarms(&self) -> Result<Vec<String>, StateError> {
-        let Scope { s, pipeline, .. } = &self.scope;
+        let s = &self.scope.s;
         let sql = format!(
             "SELECT alarms FROM {s}.coverage
-             WHERE pipeline {EQ} $1 AND partition {EQ} 0"
+             WHERE pipeline {EQ} $1 AND partition {EQ} $2"
         );
-        let row = self.connection.query_typed_opt(&sql, &[(pipeline, Type::TEXT)]).await?;
+        let row = self.connection.query_typed_opt(&sql, &self.scope.led()).await?;
         let stored: Vec<String> = row.map(|row| row.try_get(0)).transpose()?.unwrap_or_default();
         Ok(stored.iter().map(|alarm| text::read(alarm).into_owned()).collect())
     }

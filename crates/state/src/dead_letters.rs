@@ -9,7 +9,7 @@ use walhook_core::event::{EndpointId, Event};
 use walhook_core::persist::DeadLetter;
 use walhook_postgres::op::{EQ, GT, LE, LT, NE};
 
-use super::event::{EVENT_COLUMNS, read_event};
+use super::event::{event_columns, read_event};
 use super::persist::StoredAttempt;
 use super::persist::dead_letters::remove;
 use super::{
@@ -139,8 +139,9 @@ impl StateStore {
     ) -> Result<Vec<StoredDeadLetter>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT {COLUMNS}, {EVENT_COLUMNS} FROM {s}.dead_letters d JOIN {s}.bodies b ON {SAME_EVENT}
+            "SELECT {COLUMNS}, {} FROM {s}.dead_letters d JOIN {s}.bodies b ON {SAME_EVENT}
              WHERE {} AND {condition} ORDER BY d.id LIMIT $10",
+            event_columns(),
             filter.condition()
         );
         let mut params = filter.params(pipeline);

@@ -2,17 +2,15 @@
 
 use serde::Serialize;
 use tokio_postgres::Row;
-use tokio_postgres::types::{PgLsn, Type};
+use tokio_postgres::types::Type;
 
 use super::persist::{StoredAttempt, with_unused};
 use super::replays::{Late, with_late};
 use super::{
     DeferredFilter, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence_alone,
-    text, unreadable,
+    place, text,
 };
-use walhook_core::lsn::Lsn;
 use walhook_core::persist::{EventKey, QueueId, RowKey};
-use walhook_core::position::{Position, WalPosition};
 use walhook_postgres::op::{EQ, GT, PLUS, TIMES};
 
 /// Rows changed in one transaction, during which the leader writes nothing.
@@ -39,17 +37,12 @@ pub struct Changed {
 }
 
 /// The columns of a row's place: in a list, and in its queue.
-const PLACE: &str = "event_id, endpoint, replay_id, account, commit_lsn, change_lsn, relation, n, \
-                     event_type";
+fn place_columns() -> String {
+    format!("event_id, endpoint, replay_id, account, {}, event_type", place::columns(""))
+}
 
 fn read_place(row: &Row) -> Result<(QueueId, RowKey), StateError> {
-    let n: i64 = row.try_get("n")?;
-    let position = Position::Wal(WalPosition {
-        commit_lsn: Lsn(row.try_get::<_, PgLsn>("commit_lsn")?.into()),
-        change_lsn: Lsn(row.try_get::<_, PgLsn>("change_lsn")?.into()),
-        relation: row.try_get("relation")?,
-        n: u32::try_from(n).map_err(unreadable("deferred.n"))?,
-    });
+    let position = place::read(row, "a deferred row")?;
     let event_type = row.try_get::<_, &str>("event_type")?.into();
     let queue = text::queue(row.try_get("account")?, row.try_get("endpoint")?);
     let event = EventKey { position, event_type };
@@ -154,8 +147,9 @@ impl StateStore {
         let change = format!(
             "gone AS (DELETE FROM {s}.deferred WHERE ctid {EQ} ANY (ARRAY (SELECT place
              FROM chosen))
-                      RETURNING {PLACE}),
+                      RETURNING {}),
              {}, {}",
+            place_columns(),
             with_late(s, Late::Dropped),
             with_unused(s, "deferred")
         );
@@ -179,7 +173,8 @@ impl StateStore {
         let change = format!(
             "gone AS (UPDATE {s}.deferred SET next_attempt_at = NULL
                       WHERE ctid {EQ} ANY (ARRAY (SELECT place FROM chosen))
-                      RETURNING {PLACE})"
+                      RETURNING {})",
+            place_columns()
         );
         self.change_deferred(job, filter, after, "d.next_attempt_at IS NOT NULL", &change).await
     }
@@ -205,7 +200,8 @@ impl StateStore {
              counted AS (UPDATE {s}.jobs SET done = done {PLUS} (SELECT pg_catalog.count(*)
                  FROM gone)
                          WHERE pipeline {EQ} $1 AND id {EQ} $12)
-             SELECT {PLACE} FROM gone ORDER BY event_id, endpoint, replay_id"
+             SELECT {} FROM gone ORDER BY event_id, endpoint, replay_id",
+            place_columns()
         );
         let mut params = filter.params(pipeline);
         params.push((&after.event, Type::TEXT));

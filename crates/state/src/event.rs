@@ -2,35 +2,31 @@
 
 use bytes::Bytes;
 use tokio_postgres::Row;
-use tokio_postgres::types::PgLsn;
 
-use super::{StateError, text, unreadable};
+use super::{StateError, place, text, unreadable};
 use walhook_core::event::{AccountId, Event, Operation, RowKeys};
-use walhook_core::lsn::Lsn;
-use walhook_core::position::{Position, WalPosition};
 
 /// What [`read_event`] wants of `bodies b`.
-pub(super) const EVENT_COLUMNS: &str = "b.event_id, b.event_type, b.account, b.operation,
-    (extract(epoch FROM b.committed_at) OPERATOR(pg_catalog.*) 1000000)::bigint AS committed,
-    b.commit_lsn, b.change_lsn, b.relation, b.n, b.keys, b.row";
+pub(super) fn event_columns() -> String {
+    format!(
+        "b.event_id, b.event_type, b.account, b.operation,
+         (extract(epoch FROM b.committed_at) OPERATOR(pg_catalog.*) 1000000)::bigint AS committed,
+         {}, b.keys, b.row",
+        place::columns("b.")
+    )
+}
 
-/// Reads the event back from a row that has [`EVENT_COLUMNS`].
+/// Reads the event back from a row that has [`event_columns`].
 pub(super) fn read_event(row: &Row) -> Result<Event, StateError> {
     let id: &str = row.try_get("event_id")?;
     let event_type: &str = row.try_get("event_type")?;
     let account: &str = row.try_get("account")?;
     let operation: &str = row.try_get("operation")?;
     let of = |column: &str| format!("{column} of the body of {id}");
-    let position = WalPosition {
-        commit_lsn: Lsn(row.try_get::<_, PgLsn>("commit_lsn")?.into()),
-        change_lsn: Lsn(row.try_get::<_, PgLsn>("change_lsn")?.into()),
-        relation: row.try_get("relation")?,
-        n: u32::try_from(row.try_get::<_, i64>("n")?).map_err(unreadable(&of("n")))?,
-    };
     let keys: Vec<i64> = row.try_get("keys")?;
     Ok(Event {
         id: id.parse().map_err(unreadable(&of("event_id")))?,
-        position: Position::Wal(position),
+        position: place::read(row, &format!("the body of {id}"))?,
         event_type: event_type.into(),
         account: AccountId::new(text::read(account)),
         operation: parse_operation(operation)

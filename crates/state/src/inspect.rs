@@ -71,7 +71,8 @@ impl StateStore {
         let param: [Param<'_>; 1] = [(pipeline, Type::TEXT)];
         let head = format!(
             "SELECT l.epoch, l.holder, {}, c.frontier, {}, c.halt_reason, {},
-                    (SELECT pg_catalog.count(*) FROM {s}.settled WHERE pipeline {EQ} $1),
+                    (SELECT pg_catalog.count(*) FROM {s}.settled
+                     WHERE pipeline {EQ} $1 AND partition {EQ} $2),
                     (SELECT coalesce(pg_catalog.sum(deferred), 0)::bigint FROM {s}.backlog
                      WHERE pipeline {EQ} $1),
                     (SELECT coalesce(pg_catalog.sum(rows), 0)::bigint FROM {s}.unrouted_accounts
@@ -80,12 +81,12 @@ impl StateStore {
                         OPERATOR(pg_catalog.-) c.updated_at)::double precision
              FROM {s}.lease l
              JOIN {s}.checkpoint c ON c.pipeline {EQ} l.pipeline AND c.partition {EQ} l.partition
-             WHERE l.pipeline {EQ} $1 AND l.partition {EQ} 0",
+             WHERE l.pipeline {EQ} $1 AND l.partition {EQ} $2",
             to_us("l.taken_at"),
             to_us("c.updated_at"),
             to_us("c.halted_at")
         );
-        let row = self.one(&head).await?;
+        let row = self.one_led(&head).await?;
         let dead = format!(
             "SELECT reason, pg_catalog.count(*) FROM {s}.dead_letters WHERE pipeline {EQ} $1
              GROUP BY 1 ORDER BY 1"

@@ -23,6 +23,7 @@ mod inspect;
 mod jobs;
 mod notices;
 mod persist;
+mod place;
 mod recover;
 mod refill;
 mod replays;
@@ -63,6 +64,7 @@ use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use walhook_core::halt::SourceIdentity;
 use walhook_core::lsn::Lsn;
+use walhook_core::partition::Partition;
 use walhook_core::persist::{
     BacklogRow, DisableEndpoint, EndpointError, GapChange, Joined, PauseEndpoint, SettledRange,
     UnroutedAccount,
@@ -96,10 +98,30 @@ const PLANS: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET 
 
 const APPLICATION_NAME: &str = "walhook state";
 
+/// The state tables, of a `{schema}` and with the `{partition}` of a pipeline that is not divided.
+const STATE: &str = include_str!("../../../sql/state.sql");
+
+/// The state tables' names.
+#[must_use]
+pub fn tables() -> Vec<&'static str> {
+    names("CREATE TABLE IF NOT EXISTS {schema}.")
+}
+
+/// The views that stand on the state tables.
+#[must_use]
+pub fn views() -> Vec<&'static str> {
+    names("CREATE OR REPLACE VIEW {schema}.")
+}
+
+fn names(before: &str) -> Vec<&'static str> {
+    STATE.lines().filter_map(|l| l.strip_prefix(before)?.split_whitespace().next()).collect()
+}
+
 /// The statements that create the state tables in `schema`; idempotent.
 #[must_use]
 pub fn schema_sql(schema: &str) -> String {
-    include_str!("../../../sql/state.sql").replace("{schema}", &quote_ident(schema))
+    let sole = Partition::SOLE.to_string();
+    STATE.replace("{partition}", &sole).replace("{schema}", &quote_ident(schema))
 }
 
 /// Why the state database did not do what was asked.
@@ -244,6 +266,8 @@ struct Scope {
     /// The schema, quoted.
     s: String,
     pipeline: String,
+    /// The [`Partition`]'s number, as statements take it.
+    partition: i32,
 }
 
 type Param<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -264,6 +288,7 @@ impl StateStore {
             schema: schema.to_owned(),
             s: quote_ident(schema),
             pipeline: pipeline.to_owned(),
+            partition: Partition::SOLE.number(),
         };
         let connection = connect(&url).await?;
         let store = Self { connection, url, scope, epoch: None };
@@ -356,9 +381,9 @@ impl StateStore {
     pub async fn frontier(&self) -> Result<Lsn, StateError> {
         let s = &self.scope.s;
         let sql = format!(
-            "SELECT frontier FROM {s}.checkpoint WHERE pipeline {EQ} $1 AND partition {EQ} 0"
+            "SELECT frontier FROM {s}.checkpoint WHERE pipeline {EQ} $1 AND partition {EQ} $2"
         );
-        lsn(&self.one(&sql).await?, 0)
+        lsn(&self.one_led(&sql).await?, 0)
     }
 
     /// The epoch that the lease has now, whoever took it.
@@ -368,8 +393,8 @@ impl StateStore {
     pub async fn current_epoch(&self) -> Result<i64, StateError> {
         let s = &self.scope.s;
         let sql =
-            format!("SELECT epoch FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} 0");
-        Ok(self.one(&sql).await?.try_get(0)?)
+            format!("SELECT epoch FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} $2");
+        Ok(self.one_led(&sql).await?.try_get(0)?)
     }
 
     /// Who took the lease last: `host pid n`.
@@ -379,8 +404,8 @@ impl StateStore {
     pub async fn holder(&self) -> Result<Option<String>, StateError> {
         let s = &self.scope.s;
         let sql =
-            format!("SELECT holder FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} 0");
-        Ok(text::get_opt(&self.one(&sql).await?, 0)?)
+            format!("SELECT holder FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} $2");
+        Ok(text::get_opt(&self.one_led(&sql).await?, 0)?)
     }
 
     /// Takes the lease, and reads what the leaders before left.
@@ -392,34 +417,35 @@ impl StateStore {
     /// [`StateError::NotSetUp`], [`StateError::Unreadable`], [`StateError::Sql`]; calling it again
     /// is harmless.
     pub async fn take_lease(&mut self, holder: &str) -> Result<Recovery, StateError> {
-        let Scope { s, pipeline, .. } = &self.scope;
+        let Scope { s, pipeline, partition, .. } = &self.scope;
         let tx = self.connection.transaction().await?;
         let bump = format!(
             "UPDATE {s}.lease
-             SET epoch = epoch {PLUS} 1, holder = $2, taken_at = pg_catalog.clock_timestamp()
-             WHERE pipeline {EQ} $1 AND partition {EQ} 0 RETURNING epoch, {}",
+             SET epoch = epoch {PLUS} 1, holder = $3, taken_at = pg_catalog.clock_timestamp()
+             WHERE pipeline {EQ} $1 AND partition {EQ} $2 RETURNING epoch, {}",
             to_us("taken_at")
         );
-        let bumped =
-            tx.query_typed_opt(&bump, &[(pipeline, Type::TEXT), (&holder, Type::TEXT)]).await?;
+        let bump_params: [Param<'_>; 3] =
+            [(pipeline, Type::TEXT), (partition, Type::INT4), (&holder, Type::TEXT)];
+        let bumped = tx.query_typed_opt(&bump, &bump_params).await?;
         let Some(bumped) = bumped else { return Err(self.scope.not_set_up()) };
         let epoch: i64 = bumped.try_get(0)?;
 
         // Each statement reads by a snapshot of its own, taken after the bump had its row.
         let checkpoint = format!(
-            "SELECT frontier FROM {s}.checkpoint WHERE pipeline {EQ} $1 AND partition {EQ} 0"
+            "SELECT frontier FROM {s}.checkpoint WHERE pipeline {EQ} $1 AND partition {EQ} $2"
         );
         let ranges =
-            format!("SELECT ranges FROM {s}.settled WHERE pipeline {EQ} $1 AND partition {EQ} 0");
+            format!("SELECT ranges FROM {s}.settled WHERE pipeline {EQ} $1 AND partition {EQ} $2");
         let stopped = stops_sql(s);
         let behind = backlog_sql(s);
-        let param: [Param<'_>; 1] = [(pipeline, Type::TEXT)];
+        let (led, param) = (self.scope.led(), [(pipeline as _, Type::TEXT)]);
         let growing = gaps::growing_sql(s);
         let (unrouted, joined) = (unrouted::accounts_sql(s), unrouted::joined_sql(s));
         let (unseen, failing) = (unrouted::unseen_sql(s), endpoints::errors_sql(s));
         let (checkpoint, ranges, stopped, behind, growing, unrouted, joined, unseen, failing) = try_join!(
-            tx.query_typed_opt(&checkpoint, &param),
-            tx.query_typed(&ranges, &param),
+            tx.query_typed_opt(&checkpoint, &led),
+            tx.query_typed(&ranges, &led),
             tx.query_typed(&stopped, &param),
             tx.query_typed(&behind, &param),
             tx.query_typed(&growing, &param),
@@ -466,30 +492,45 @@ impl StateStore {
     }
 
     async fn set_halt(&mut self, reason: Option<&str>) -> Result<(), StateError> {
-        let Scope { s, pipeline, .. } = &self.scope;
+        let Scope { s, pipeline, partition, .. } = &self.scope;
         let tx = self.connection.transaction().await?;
         // A halt can come before the lease is taken (another cluster behind the URL, say).
         if let Some(epoch) = self.epoch {
             fence(&tx, &self.scope, epoch).await?;
         }
         let sql = format!(
-            "UPDATE {s}.checkpoint SET halt_reason = $2,
-                    halted_at = CASE WHEN $2 IS NULL THEN NULL ELSE pg_catalog.now() END
-             WHERE pipeline {EQ} $1 AND partition {EQ} 0"
+            "UPDATE {s}.checkpoint SET halt_reason = $3,
+                    halted_at = CASE WHEN $3 IS NULL THEN NULL ELSE pg_catalog.now() END
+             WHERE pipeline {EQ} $1 AND partition {EQ} $2"
         );
-        tx.execute_typed(&sql, &[(pipeline, Type::TEXT), (&reason, Type::TEXT)]).await?;
+        let params: [Param<'_>; 3] =
+            [(pipeline, Type::TEXT), (partition, Type::INT4), (&reason, Type::TEXT)];
+        tx.execute_typed(&sql, &params).await?;
         Ok(tx.commit().await?)
     }
 
     /// The one row of a statement whose only parameter is the pipeline.
     async fn one(&self, sql: &str) -> Result<Row, StateError> {
-        let row =
-            self.connection.query_typed_opt(sql, &[(&self.scope.pipeline, Type::TEXT)]).await?;
+        self.one_of(sql, &[(&self.scope.pipeline, Type::TEXT)]).await
+    }
+
+    /// The one row of a statement about what is led by itself, [`Scope::led`].
+    async fn one_led(&self, sql: &str) -> Result<Row, StateError> {
+        self.one_of(sql, &self.scope.led()).await
+    }
+
+    async fn one_of(&self, sql: &str, params: &[Param<'_>]) -> Result<Row, StateError> {
+        let row = self.connection.query_typed_opt(sql, params).await?;
         row.ok_or_else(|| self.scope.not_set_up())
     }
 }
 
 impl Scope {
+    /// What is led by itself, as `$1` and `$2`: the pipeline, and which partition of it.
+    fn led(&self) -> [Param<'_>; 2] {
+        [(&self.pipeline, Type::TEXT), (&self.partition, Type::INT4)]
+    }
+
     fn not_set_up(&self) -> StateError {
         StateError::NotSetUp { schema: self.schema.clone(), pipeline: self.pipeline.clone() }
     }
@@ -509,12 +550,14 @@ async fn connect(url: &DatabaseUrl) -> Result<Session, StateError> {
 /// A test by sub-select in the writing statement would not do: a stale leader could pass it before
 /// the bump commits, and commit after it.
 async fn fence(tx: &Transaction<'_>, scope: &Scope, epoch: i64) -> Result<(), StateError> {
-    let Scope { s, pipeline, .. } = scope;
+    let Scope { s, pipeline, partition, .. } = scope;
     let sql = format!(
-        "SELECT FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} 0
-         AND epoch {EQ} $2 FOR SHARE"
+        "SELECT FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} $2
+         AND epoch {EQ} $3 FOR SHARE"
     );
-    let row = tx.query_typed_opt(&sql, &[(pipeline, Type::TEXT), (&epoch, Type::INT8)]).await?;
+    let params: [Param<'_>; 3] =
+        [(pipeline, Type::TEXT), (partition, Type::INT4), (&epoch, Type::INT8)];
+    let row = tx.query_typed_opt(&sql, &params).await?;
     row.map(|_| ()).ok_or(StateError::Fenced { epoch })
 }
 
@@ -529,11 +572,11 @@ async fn fence_alone(tx: &Transaction<'_>, scope: &Scope, epoch: i64) -> Result<
 ///
 /// Short transactions only: the leader sends nothing meanwhile.
 async fn hold_off_leader(tx: &Transaction<'_>, scope: &Scope) -> Result<(), StateError> {
-    let Scope { s, pipeline, .. } = scope;
+    let s = &scope.s;
     let sql = format!(
-        "SELECT FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} 0 FOR NO KEY UPDATE"
+        "SELECT FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} $2 FOR NO KEY UPDATE"
     );
-    let row = tx.query_typed_opt(&sql, &[(pipeline, Type::TEXT)]).await?;
+    let row = tx.query_typed_opt(&sql, &scope.led()).await?;
     row.map(|_| ()).ok_or_else(|| scope.not_set_up())
 }
 

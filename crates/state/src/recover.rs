@@ -131,17 +131,19 @@ pub(super) async fn begin_at(
     scope: &Scope,
     at: Lsn,
 ) -> Result<(), StateError> {
-    let Scope { s, pipeline, .. } = scope;
+    let Scope { s, pipeline, partition, .. } = scope;
     let at = PgLsn::from(at.0);
     let go_on = format!(
-        "UPDATE {s}.checkpoint SET frontier = $2, updated_at = pg_catalog.now()
-         WHERE pipeline {EQ} $1 AND partition {EQ} 0"
+        "UPDATE {s}.checkpoint SET frontier = $3, updated_at = pg_catalog.now()
+         WHERE pipeline {EQ} $1 AND partition {EQ} $2"
     );
-    tx.execute_typed(&go_on, &[(pipeline, Type::TEXT), (&at, Type::PG_LSN)]).await?;
-    for table in ["settled", "unseen"] {
-        let forget = format!("DELETE FROM {s}.{table} WHERE pipeline {EQ} $1");
-        tx.execute_typed(&forget, &[(pipeline, Type::TEXT)]).await?;
-    }
+    let place: [Param<'_>; 3] =
+        [(pipeline, Type::TEXT), (partition, Type::INT4), (&at, Type::PG_LSN)];
+    tx.execute_typed(&go_on, &place).await?;
+    let forget = format!("DELETE FROM {s}.settled WHERE pipeline {EQ} $1 AND partition {EQ} $2");
+    tx.execute_typed(&forget, &scope.led()).await?;
+    let forget = format!("DELETE FROM {s}.unseen WHERE pipeline {EQ} $1");
+    tx.execute_typed(&forget, &[(pipeline, Type::TEXT)]).await?;
     Ok(())
 }
 
@@ -151,20 +153,21 @@ pub(super) async fn take_over(
     scope: &Scope,
     at: Lsn,
 ) -> Result<i64, StateError> {
-    let Scope { s, pipeline, .. } = scope;
+    let Scope { s, pipeline, partition, .. } = scope;
     let bump = format!(
         "UPDATE {s}.lease
-         SET epoch = epoch {PLUS} 1, holder = $2, taken_at = pg_catalog.clock_timestamp()
-         WHERE pipeline {EQ} $1 AND partition {EQ} 0 RETURNING epoch"
+         SET epoch = epoch {PLUS} 1, holder = $3, taken_at = pg_catalog.clock_timestamp()
+         WHERE pipeline {EQ} $1 AND partition {EQ} $2 RETURNING epoch"
     );
-    let bumped =
-        tx.query_typed_opt(&bump, &[(pipeline, Type::TEXT), (&HOLDER, Type::TEXT)]).await?;
+    let params: [Param<'_>; 3] =
+        [(pipeline, Type::TEXT), (partition, Type::INT4), (&HOLDER, Type::TEXT)];
+    let bumped = tx.query_typed_opt(&bump, &params).await?;
     let epoch = bumped.ok_or_else(|| scope.not_set_up())?.try_get(0)?;
     let forget_halt = format!(
         "UPDATE {s}.checkpoint SET halt_reason = NULL, halted_at = NULL
-         WHERE pipeline {EQ} $1 AND partition {EQ} 0 RETURNING frontier"
+         WHERE pipeline {EQ} $1 AND partition {EQ} $2 RETURNING frontier"
     );
-    let row = tx.query_typed_opt(&forget_halt, &[(pipeline, Type::TEXT)]).await?;
+    let row = tx.query_typed_opt(&forget_halt, &scope.led()).await?;
     let now = lsn(&row.ok_or_else(|| scope.not_set_up())?, 0)?;
     if now == at { Ok(epoch) } else { Err(StateError::CheckpointMoved { from: at, to: now }) }
 }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::{PgLsn, Type};
+use tokio_postgres::types::Type;
 
-use super::event::{EVENT_COLUMNS, read_event};
+use super::event::{event_columns, read_event};
+use super::place::{self, Places};
 use super::{Param, Scope, StateError, StateStore, text, unreadable};
 use walhook_core::persist::{BacklogRow, Blocked, Deferred, EventKey, Refill, Refilled, RowKey};
 use walhook_core::position::Position;
@@ -26,25 +27,31 @@ impl StateStore {
         let accounts = text(|r| r.queue.account.as_str());
         let types = text(|r| r.from.as_ref().map_or("", |key| &key.event.event_type));
         // From the first row on is from zero on.
-        let from = || {
-            refills.iter().map(|r| {
-                r.from.as_ref().map(|key| {
-                    let Position::Wal(position) = key.event.position;
-                    position
-                })
-            })
-        };
-        let commits: Vec<PgLsn> = from().map(|p| p.map_or(0, |p| p.commit_lsn.0).into()).collect();
-        let changes: Vec<PgLsn> = from().map(|p| p.map_or(0, |p| p.change_lsn.0).into()).collect();
-        let relations: Vec<u32> = from().map(|p| p.map_or(0, |p| p.relation)).collect();
-        let ns: Vec<i64> = from().map(|p| p.map_or(0, |p| i64::from(p.n))).collect();
+        let from = refills.iter().map(|r| r.from.as_ref().map(|key| key.event.position));
+        let places = Places::new(from.map(|position| position.unwrap_or(Position::FIRST)));
         let replays: Vec<i64> =
             refills.iter().map(|r| r.from.as_ref().map_or(0, |key| key.replay)).collect();
         let rows: Vec<i64> = refills.iter().map(|r| i64::from(r.rows)).collect();
         let most = rows.iter().copied().max().unwrap_or_default();
         let bytes: Vec<i64> =
             refills.iter().map(|r| i64::try_from(r.bytes).unwrap_or(i64::MAX)).collect();
-        let place = "q.commit_lsn, q.change_lsn, q.relation, q.n, q.event_type, q.replay_id";
+        let mut params: Vec<Param<'_>> = vec![
+            (pipeline, Type::TEXT),
+            (&endpoints, Type::TEXT_ARRAY),
+            (&accounts, Type::TEXT_ARRAY),
+        ];
+        params.extend(places.params());
+        let rest: [Param<'_>; 4] = [
+            (&types, Type::TEXT_ARRAY),
+            (&replays, Type::INT8_ARRAY),
+            (&rows, Type::INT8_ARRAY),
+            (&bytes, Type::INT8_ARRAY),
+        ];
+        params.extend(rest);
+        let arrays = place::dollars(2, params.len() - 1);
+        params.push((&most, Type::INT8));
+        let limit = params.len();
+        let place = format!("{}, q.event_type, q.replay_id", place::columns("q."));
         // Behind a LIMIT the planner takes a LATERAL as it stands: first the requests, for each its
         // rows along the primary key, for each row its body.
         let sql = format!(
@@ -55,37 +62,26 @@ impl StateStore {
                         pg_catalog.count(*) OVER (PARTITION BY r.at) AS found,
                         pg_catalog.sum(pg_catalog.octet_length(b.row))
                             OVER (PARTITION BY r.at ORDER BY d.rank) AS so_far,
-                        {EVENT_COLUMNS}
-                 FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-                      WITH ORDINALITY AS r(endpoint, account, commit, change, relation, n, type,
+                        {}
+                 FROM unnest({arrays})
+                      WITH ORDINALITY AS r(endpoint, account, {}, type,
                                            replay, rows, bytes, at)
                  CROSS JOIN LATERAL (
                      SELECT q.*, pg_catalog.row_number() OVER (ORDER BY {place}) AS rank FROM (
                          SELECT * FROM {s}.deferred q
                          WHERE q.pipeline {EQ} $1 AND q.endpoint {EQ} r.endpoint
                            AND q.account {EQ} r.account
-                           AND ({place}) {GE} (r.commit, r.change, r.relation, r.n, r.type, r.replay)
-                         ORDER BY {place} LIMIT $12) q) d
+                           AND ({place}) {GE} ({}, r.type, r.replay)
+                         ORDER BY {place} LIMIT ${limit}) q) d
                  CROSS JOIN LATERAL (
                      SELECT * FROM {s}.bodies b
                      WHERE b.pipeline {EQ} $1 AND b.event_id {EQ} d.event_id LIMIT 1) b
                  WHERE d.rank {LE} r.rows) page
-             WHERE so_far {LE} bytes OR rank {EQ} 1 ORDER BY at, rank"
+             WHERE so_far {LE} bytes OR rank {EQ} 1 ORDER BY at, rank",
+            event_columns(),
+            place::columns(""),
+            place::columns("r.")
         );
-        let params: [Param<'_>; 12] = [
-            (pipeline, Type::TEXT),
-            (&endpoints, Type::TEXT_ARRAY),
-            (&accounts, Type::TEXT_ARRAY),
-            (&commits, Type::PG_LSN_ARRAY),
-            (&changes, Type::PG_LSN_ARRAY),
-            (&relations, Type::OID_ARRAY),
-            (&ns, Type::INT8_ARRAY),
-            (&types, Type::TEXT_ARRAY),
-            (&replays, Type::INT8_ARRAY),
-            (&rows, Type::INT8_ARRAY),
-            (&bytes, Type::INT8_ARRAY),
-            (&most, Type::INT8),
-        ];
         let found = self.connection.query_typed(&sql, &params).await?;
         let mut answers: Vec<Refilled> = refills
             .iter()

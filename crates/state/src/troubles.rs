@@ -28,20 +28,21 @@ impl StateStore {
     /// # Errors
     /// [`StateError::Fenced`], [`StateError::Sql`].
     pub async fn store_troubles(&mut self, troubles: &[Told]) -> Result<(), StateError> {
-        let Scope { s, pipeline, .. } = &self.scope;
+        let Scope { s, pipeline, partition, .. } = &self.scope;
         let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
         let tx = self.connection.transaction().await?;
         fence(&tx, &self.scope, epoch).await?;
         let remove =
-            format!("DELETE FROM {s}.troubles WHERE pipeline {EQ} $1 AND partition {EQ} 0");
-        tx.execute_typed(&remove, &[(pipeline, Type::TEXT)]).await?;
+            format!("DELETE FROM {s}.troubles WHERE pipeline {EQ} $1 AND partition {EQ} $2");
+        tx.execute_typed(&remove, &self.scope.led()).await?;
         let add = format!(
-            "INSERT INTO {s}.troubles (pipeline, part, says, since, error, fix)
-             VALUES ($1, $2, $3, $4, $5, $6)"
+            "INSERT INTO {s}.troubles (pipeline, partition, part, says, since, error, fix)
+             VALUES ($1, $2, $3, $4, $5, $6, $7)"
         );
         for Told { part, says, since, error, fix } in troubles {
-            let row: [Param<'_>; 6] = [
+            let row: [Param<'_>; 7] = [
                 (pipeline, Type::TEXT),
+                (partition, Type::INT4),
                 (part, Type::TEXT),
                 (says, Type::TEXT),
                 (since, Type::TEXT),
@@ -58,12 +59,12 @@ impl StateStore {
     /// # Errors
     /// [`StateError::Sql`].
     pub async fn troubles(&self) -> Result<Vec<Told>, StateError> {
-        let Scope { s, pipeline, .. } = &self.scope;
+        let s = &self.scope.s;
         let sql = format!(
             "SELECT part, says, since, error, fix FROM {s}.troubles
-             WHERE pipeline {EQ} $1 AND partition {EQ} 0 ORDER BY since"
+             WHERE pipeline {EQ} $1 AND partition {EQ} $2 ORDER BY since"
         );
-        let rows = self.connection.query_typed(&sql, &[(pipeline, Type::TEXT)]).await?;
+        let rows = self.connection.query_typed(&sql, &self.scope.led()).await?;
         let read = |row: &tokio_postgres::Row| {
             Ok(Told {
                 part: text::get(row, 0)?,

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use tokio_postgres::Row;
-use tokio_postgres::types::{PgLsn, Type};
+use tokio_postgres::types::Type;
 
-use super::event::{EVENT_COLUMNS, read_event};
+use super::event::{event_columns, read_event};
+use super::place::{self, Places};
 use super::{
     DeferredFilter, Param, Scope, StateError, StateStore, as_rfc3339, lsn, text, unreadable,
 };
@@ -140,23 +141,22 @@ impl StateStore {
         let types: Vec<&str> =
             refills.iter().map(|r| r.after.as_ref().map_or("", |key| &key.event_type)).collect();
         // Behind nothing is behind zero: no row stands there.
-        let after = || {
-            refills.iter().map(|r| {
-                r.after.as_ref().map(|key| {
-                    let Position::Wal(position) = key.position;
-                    position
-                })
-            })
-        };
-        let commits: Vec<PgLsn> = after().map(|p| p.map_or(0, |p| p.commit_lsn.0).into()).collect();
-        let changes: Vec<PgLsn> = after().map(|p| p.map_or(0, |p| p.change_lsn.0).into()).collect();
-        let relations: Vec<u32> = after().map(|p| p.map_or(0, |p| p.relation)).collect();
-        let ns: Vec<i64> = after().map(|p| p.map_or(0, |p| i64::from(p.n))).collect();
+        let after = refills.iter().map(|r| r.after.as_ref().map(|key| key.position));
+        let places = Places::new(after.map(|position| position.unwrap_or(Position::FIRST)));
         let rows: Vec<i64> = refills.iter().map(|r| i64::from(r.rows)).collect();
         let most = rows.iter().copied().max().unwrap_or_default();
         let bytes: Vec<i64> =
             refills.iter().map(|r| i64::try_from(r.bytes).unwrap_or(i64::MAX)).collect();
-        let place = "q.commit_lsn, q.change_lsn, q.relation, q.n, q.event_type";
+        let mut params: Vec<Param<'_>> =
+            vec![(pipeline, Type::TEXT), (&accounts, Type::TEXT_ARRAY)];
+        params.extend(places.params());
+        params.push((&types, Type::TEXT_ARRAY));
+        params.push((&rows, Type::INT8_ARRAY));
+        params.push((&bytes, Type::INT8_ARRAY));
+        let arrays = place::dollars(2, params.len() - 1);
+        params.push((&most, Type::INT8));
+        let limit = params.len();
+        let place = format!("{}, q.event_type", place::columns("q."));
         // Behind a LIMIT the planner takes a LATERAL as it stands: first the requests, for each its rows
         // along the primary key.
         let sql = format!(
@@ -165,30 +165,21 @@ impl StateStore {
                         pg_catalog.count(*) OVER (PARTITION BY r.at) AS found,
                         pg_catalog.sum(pg_catalog.octet_length(b.row))
                             OVER (PARTITION BY r.at ORDER BY b.rank) AS so_far,
-                        {EVENT_COLUMNS}
-                 FROM unnest($2, $3, $4, $5, $6, $7, $8, $9)
-                      WITH ORDINALITY AS r(account, commit, change, relation, n, type, rows, bytes, at)
+                        {}
+                 FROM unnest({arrays})
+                      WITH ORDINALITY AS r(account, {}, type, rows, bytes, at)
                  CROSS JOIN LATERAL (
                      SELECT q.*, pg_catalog.row_number() OVER (ORDER BY {place}) AS rank FROM (
                          SELECT * FROM {s}.unrouted q
                          WHERE q.pipeline {EQ} $1 AND q.account {EQ} r.account
-                           AND ({place}) {GT} (r.commit, r.change, r.relation, r.n, r.type)
-                         ORDER BY {place} LIMIT $10) q) b
+                           AND ({place}) {GT} ({}, r.type)
+                         ORDER BY {place} LIMIT ${limit}) q) b
                  WHERE b.rank {LE} r.rows) page
-             WHERE so_far {LE} bytes OR rank {EQ} 1 ORDER BY at, rank"
+             WHERE so_far {LE} bytes OR rank {EQ} 1 ORDER BY at, rank",
+            event_columns(),
+            place::columns(""),
+            place::columns("r.")
         );
-        let params: [Param<'_>; 10] = [
-            (pipeline, Type::TEXT),
-            (&accounts, Type::TEXT_ARRAY),
-            (&commits, Type::PG_LSN_ARRAY),
-            (&changes, Type::PG_LSN_ARRAY),
-            (&relations, Type::OID_ARRAY),
-            (&ns, Type::INT8_ARRAY),
-            (&types, Type::TEXT_ARRAY),
-            (&rows, Type::INT8_ARRAY),
-            (&bytes, Type::INT8_ARRAY),
-            (&most, Type::INT8),
-        ];
         let found = self.connection.query_typed(&sql, &params).await?;
         let mut answers: Vec<UnroutedPage> = refills
             .iter()

@@ -48,14 +48,14 @@ impl StateStore {
     /// # Errors
     /// [`StateError::Sql`].
     pub async fn prepared(&self) -> Result<Option<Prepared>, StateError> {
-        let Scope { s, pipeline, .. } = &self.scope;
+        let s = &self.scope.s;
         let sql = format!(
             "SELECT u.lsn, u.server_version, {}, u.epoch {EQ} l.epoch
              FROM {s}.upgrades u JOIN {s}.lease l ON l.pipeline {EQ} u.pipeline
-             WHERE u.pipeline {EQ} $1 AND l.partition {EQ} 0",
+             WHERE u.pipeline {EQ} $1 AND l.partition {EQ} $2",
             to_us("u.prepared_at")
         );
-        let row = self.connection.query_typed_opt(&sql, &[(pipeline, Type::TEXT)]).await?;
+        let row = self.connection.query_typed_opt(&sql, &self.scope.led()).await?;
         let Some(row) = row else { return Ok(None) };
         Ok(Some(Prepared {
             lsn: lsn(&row, 0)?,
@@ -73,16 +73,20 @@ impl StateStore {
         if self.prepared().await?.is_some_and(|p| p.holds && p.server_version == version) {
             return Ok(());
         }
-        let Scope { s, pipeline, .. } = &self.scope;
+        let Scope { s, pipeline, partition, .. } = &self.scope;
         let sql = format!(
             "INSERT INTO {s}.upgrades AS u (pipeline, epoch, server_version, lsn)
-             SELECT $1, epoch, $2, $3 FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} 0
+             SELECT $1, epoch, $3, $4 FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} $2
              ON CONFLICT (pipeline) DO UPDATE SET epoch = excluded.epoch, lsn = excluded.lsn,
                  server_version = excluded.server_version, prepared_at = excluded.prepared_at"
         );
         let at = PgLsn::from(at.0);
-        let params: [Param<'_>; 3] =
-            [(pipeline, Type::TEXT), (&version, Type::INT4), (&at, Type::PG_LSN)];
+        let params: [Param<'_>; 4] = [
+            (pipeline, Type::TEXT),
+            (partition, Type::INT4),
+            (&version, Type::INT4),
+            (&at, Type::PG_LSN),
+        ];
         self.connection.execute_typed(&sql, &params).await?;
         Ok(())
     }

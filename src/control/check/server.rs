@@ -7,10 +7,11 @@ use super::{Report, age, failover, one, role};
 use crate::config::Config;
 use crate::control::Databases;
 use crate::control::holder::user;
-use crate::control::setup::{existing_tables, state_tables};
+use crate::control::setup::existing_tables;
 use crate::server::prepared;
 use walhook_core::halt::{self, Halt, SourceIdentity};
 use walhook_core::lsn::Lsn;
+use walhook_core::partition::Partition;
 use walhook_postgres::anchor;
 use walhook_postgres::ident::quote_ident;
 use walhook_postgres::op::{EQ, MINUS};
@@ -243,7 +244,7 @@ pub(super) async fn state(
     report: &mut Report,
 ) -> Result<Option<Lsn>> {
     let schema = &config.state.schema;
-    let tables = state_tables();
+    let tables = walhook_state::tables();
     let found = existing_tables(client, schema, &tables).await?;
     if found < tables.len() {
         let finding = format!("the schema {schema} has {found} of {} tables", tables.len());
@@ -276,9 +277,11 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
         "SELECT m.system_identifier::pg_catalog.text, m.timeline, m.host, m.database,
                 c.frontier::pg_catalog.text, c.halt_reason
          FROM {schema}.meta m JOIN {schema}.checkpoint c ON c.pipeline {EQ} m.pipeline
-         WHERE m.pipeline {EQ} $1 AND c.partition {EQ} 0"
+         WHERE m.pipeline {EQ} $1 AND c.partition {EQ} $2"
     );
-    let Some(row) = client.query_opt(&sql, &[&config.source.slot]).await? else {
+    let Some(row) =
+        client.query_opt(&sql, &[&config.source.slot, &Partition::SOLE.number()]).await?
+    else {
         report.fail("checkpoint", "there is none", "run `walhook setup`");
         return Ok(None);
     };

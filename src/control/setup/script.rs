@@ -4,37 +4,13 @@ use std::collections::BTreeSet;
 
 use crate::config::Config;
 use walhook_core::catalog::{TableName, TableNameError};
+use walhook_core::partition::Partition;
 use walhook_core::settings::SEARCH_PATH;
 use walhook_postgres::ident::{quote_ident, quote_literal, quote_name};
 use walhook_postgres::op::{EQ, PLUS};
 use walhook_postgres::pg::Conninfo;
 use walhook_postgres::source::{TIMELINE, hosts};
-
-/// The version of the state schema that this version of walhook writes.
-pub(crate) const SCHEMA_VERSION: i32 = 1;
-
-const STATE: &str = include_str!("../../../sql/state.sql");
-
-/// Creates the state schema and its tables where they are missing.
-pub(super) fn state(schema: &str) -> String {
-    STATE.replace("{schema}", &quote_ident(schema))
-}
-
-/// The state tables' names.
-pub(crate) fn state_tables() -> Vec<&'static str> {
-    let name = |line: &'static str| {
-        line.strip_prefix("CREATE TABLE IF NOT EXISTS {schema}.")?.split_whitespace().next()
-    };
-    STATE.lines().filter_map(name).collect()
-}
-
-/// The views that stand on the state tables.
-pub(crate) fn state_views() -> Vec<&'static str> {
-    let name = |line: &'static str| {
-        line.strip_prefix("CREATE OR REPLACE VIEW {schema}.")?.split_whitespace().next()
-    };
-    STATE.lines().filter_map(name).collect()
-}
+use walhook_state::SCHEMA_VERSION;
 
 /// The tables to publish: those of the rules and those whose changes invalidate routes.
 pub(crate) fn published(config: &Config) -> Result<BTreeSet<TableName>, TableNameError> {
@@ -181,7 +157,7 @@ pub(super) fn whole(
         script.comment("Likewise, in the state database.");
     }
     script.0.push('\n');
-    script.0.push_str(&state(&config.state.schema));
+    script.0.push_str(&walhook_state::schema_sql(&config.state.schema));
     script.0.push('\n');
     state_grants(role, &config.state.schema).iter().for_each(|grant| script.statement(grant));
     script.comment("The slot below is ours: without this, `walhook setup` does not take it.");
@@ -223,13 +199,16 @@ FROM pg_catalog.pg_control_system() ON CONFLICT DO NOTHING",
         quote_literal(&hosts(source)),
     ));
     script.statement(&format!(
-        "INSERT INTO {schema}.lease (pipeline, epoch) VALUES ({slot}, 0) ON CONFLICT DO NOTHING"
+        "INSERT INTO {schema}.lease (pipeline, partition, epoch)
+VALUES ({slot}, {}, 0) ON CONFLICT DO NOTHING",
+        Partition::SOLE
     ));
     script.statement(&format!(
-        "INSERT INTO {schema}.checkpoint (pipeline, frontier)
-SELECT slot_name, confirmed_flush_lsn FROM pg_catalog.pg_replication_slots
+        "INSERT INTO {schema}.checkpoint (pipeline, partition, frontier)
+SELECT slot_name, {}, confirmed_flush_lsn FROM pg_catalog.pg_replication_slots
     WHERE slot_name {EQ} {slot}
-ON CONFLICT DO NOTHING"
+ON CONFLICT DO NOTHING",
+        Partition::SOLE
     ));
     Ok(script.0)
 }

@@ -5,7 +5,6 @@ use tokio_postgres::Client;
 
 use super::{Plan, Sessions, State};
 use crate::config::Config;
-use crate::control::setup::{state_tables, state_views};
 use walhook_postgres::ident::quote_ident;
 use walhook_postgres::op::{EQ, NE};
 use walhook_postgres::source;
@@ -72,14 +71,15 @@ async fn state(
                             AND pg_catalog.has_table_privilege(c.oid, 'DELETE'))
                  ORDER BY 1"
             );
-            let tables = state_tables();
+            let tables = walhook_state::tables();
             for row in client.query(&sql, &[name, &tables]).await? {
                 let table: String = row.try_get(0)?;
                 missing.push(format!("{role} may not DELETE from {name}.{table}"));
             }
         }
         State::Tables(tables) => {
-            let relations: Vec<&str> = tables.iter().copied().chain(state_views()).collect();
+            let relations: Vec<&str> =
+                tables.iter().copied().chain(walhook_state::views()).collect();
             let sql = format!(
                 "SELECT pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text,
                         pg_catalog.string_agg(c.relname::pg_catalog.text, ', ' ORDER BY c.relname)

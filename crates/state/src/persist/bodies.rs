@@ -17,12 +17,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tokio_postgres::types::{PgLsn, Type};
+use tokio_postgres::types::Type;
 
-use super::{Scope, StateError, Transaction, system_time};
+use super::super::place::{self, Places};
+use super::{Param, Scope, StateError, Transaction, system_time};
 use walhook_core::event::Event;
 use walhook_core::persist::PersistBatch;
-use walhook_core::position::Position;
 use walhook_postgres::op::EQ;
 
 /// Inserts the bodies that the batch's new rows need and that are not there.
@@ -49,48 +49,34 @@ pub(super) async fn insert(
     let operations: Vec<&str> = events.values().map(|(e, _)| e.operation.as_str()).collect();
     let times: Vec<SystemTime> =
         events.values().map(|(e, _)| system_time(e.commit_time_us)).collect();
-    let positions = || {
-        events.values().map(|(e, _)| {
-            let Position::Wal(position) = e.position;
-            position
-        })
-    };
-    let commits: Vec<PgLsn> = positions().map(|p| p.commit_lsn.0.into()).collect();
-    let changes: Vec<PgLsn> = positions().map(|p| p.change_lsn.0.into()).collect();
-    let relations: Vec<u32> = positions().map(|p| p.relation).collect();
-    let ns: Vec<i64> = positions().map(|p| i64::from(p.n)).collect();
+    let places = Places::new(events.values().map(|(e, _)| e.position));
     let keys: Vec<String> = events.values().map(|(e, _)| array(&e.keys)).collect();
     let needed: Vec<bool> = events.values().map(|(_, needed)| *needed).collect();
     let rows: Vec<&[u8]> = events.values().map(|(e, _)| &*e.row).collect();
+    let mut params: Vec<Param<'_>> = vec![
+        (pipeline, Type::TEXT),
+        (&ids, Type::TEXT_ARRAY),
+        (&types, Type::TEXT_ARRAY),
+        (&accounts, Type::TEXT_ARRAY),
+        (&operations, Type::TEXT_ARRAY),
+        (&times, Type::TIMESTAMPTZ_ARRAY),
+    ];
+    params.extend(places.params());
+    params.push((&keys, Type::TEXT_ARRAY));
+    params.push((&rows, Type::BYTEA_ARRAY));
+    params.push((&needed, Type::BOOL_ARRAY));
+    let (place, arrays) = (place::columns(""), place::dollars(2, params.len() - 1));
     let insert = format!(
         "INSERT INTO {s}.bodies (pipeline, event_id, event_type, account, operation,
-                committed_at, commit_lsn, change_lsn, relation, n, keys, row)
-         SELECT $1, id, type, account, operation, at, commit, change, relation, n, keys::bigint[], row
-         FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-              AS e(id, type, account, operation, at, commit, change, relation, n, keys, row, needed)
+                committed_at, {place}, keys, row)
+         SELECT $1, id, type, account, operation, at, {place}, keys::bigint[], row
+         FROM unnest({arrays})
+              AS e(id, type, account, operation, at, {place}, keys, row, needed)
          WHERE e.needed OR (SELECT d.id FROM {s}.dead_letters d
                             WHERE d.pipeline {EQ} $1 AND d.event_id {EQ} e.id LIMIT 1) IS NOT NULL
          ON CONFLICT DO NOTHING"
     );
-    tx.execute_typed(
-        &insert,
-        &[
-            (pipeline, Type::TEXT),
-            (&ids, Type::TEXT_ARRAY),
-            (&types, Type::TEXT_ARRAY),
-            (&accounts, Type::TEXT_ARRAY),
-            (&operations, Type::TEXT_ARRAY),
-            (&times, Type::TIMESTAMPTZ_ARRAY),
-            (&commits, Type::PG_LSN_ARRAY),
-            (&changes, Type::PG_LSN_ARRAY),
-            (&relations, Type::OID_ARRAY),
-            (&ns, Type::INT8_ARRAY),
-            (&keys, Type::TEXT_ARRAY),
-            (&rows, Type::BYTEA_ARRAY),
-            (&needed, Type::BOOL_ARRAY),
-        ],
-    )
-    .await?;
+    tx.execute_typed(&insert, &params).await?;
     Ok(())
 }
 

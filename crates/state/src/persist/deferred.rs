@@ -2,15 +2,15 @@
 
 use std::time::SystemTime;
 
-use tokio_postgres::types::{PgLsn, Type};
+use tokio_postgres::types::Type;
 
+use super::super::place::{self, Places};
 use super::super::replays::{Late, with_late};
 use super::history::{last_ten, records};
 use super::{
     Param, Scope, StateError, Step, Transaction, bodies, dead_letters, saturate, system_time,
 };
 use walhook_core::persist::{DeadLetter, Defer, QueueId, RowId, Tried};
-use walhook_core::position::Position;
 use walhook_postgres::op::{EQ, LT};
 
 /// The place of the row that `r` names by its second unique key: event, endpoint, replay. See the
@@ -93,43 +93,29 @@ pub(super) async fn insert(
     }
     let named = Named::new(rows.iter().map(|row| &row.id));
     let accounts: Vec<&str> = rows.iter().map(|row| row.id.queue.account.as_str()).collect();
-    let positions = || {
-        rows.iter().map(|row| {
-            let Position::Wal(position) = row.id.key.event.position;
-            position
-        })
-    };
-    let commits: Vec<PgLsn> = positions().map(|p| p.commit_lsn.0.into()).collect();
-    let changes: Vec<PgLsn> = positions().map(|p| p.change_lsn.0.into()).collect();
-    let relations: Vec<u32> = positions().map(|p| p.relation).collect();
-    let ns: Vec<i64> = positions().map(|p| i64::from(p.n)).collect();
+    let places = Places::new(rows.iter().map(|row| row.id.key.event.position));
     let types: Vec<&str> = rows.iter().map(|row| &*row.id.key.event.event_type).collect();
     let reasons: Vec<&str> = rows.iter().map(|row| row.reason.as_str()).collect();
     let tried = TriedColumns::new(rows.iter().map(|row| &row.tried));
+    let mut params = named.params(pipeline);
+    params.push((&accounts, Type::TEXT_ARRAY));
+    params.extend(places.params());
+    params.push((&types, Type::TEXT_ARRAY));
+    params.push((&reasons, Type::TEXT_ARRAY));
+    params.extend(tried.params());
+    let (place, arrays) = (place::columns(""), place::dollars(2, params.len() - 1));
     let sql = format!(
         "INSERT INTO {s}.deferred
-                (pipeline, event_id, endpoint, replay_id, account, commit_lsn, change_lsn, relation, n,
+                (pipeline, event_id, endpoint, replay_id, account, {place},
                  event_type, reason, attempts, first_attempt_us, next_attempt_at, last_status, detail,
                  history)
-         SELECT $1, event, endpoint, replay, account, commit, change, relation, n, type, reason,
+         SELECT $1, event, endpoint, replay, account, {place}, type, reason,
                 attempts, first, due, status, detail, history::pg_catalog.jsonb
-         FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
-              AS r(event, endpoint, replay, account, commit, change, relation, n, type, reason,
+         FROM unnest({arrays})
+              AS r(event, endpoint, replay, account, {place}, type, reason,
                    attempts, first, due, status, detail, history)
          ON CONFLICT DO NOTHING"
     );
-    let mut params = named.params(pipeline);
-    let place: [Param<'_>; 7] = [
-        (&accounts, Type::TEXT_ARRAY),
-        (&commits, Type::PG_LSN_ARRAY),
-        (&changes, Type::PG_LSN_ARRAY),
-        (&relations, Type::OID_ARRAY),
-        (&ns, Type::INT8_ARRAY),
-        (&types, Type::TEXT_ARRAY),
-        (&reasons, Type::TEXT_ARRAY),
-    ];
-    params.extend(place);
-    params.extend(tried.params());
     tx.execute_typed(&sql, &params).await?;
     Ok(())
 }
@@ -150,11 +136,11 @@ pub(super) async fn retime(
     let tried = TriedColumns::new(retimed.iter().map(|(_, tried)| tried));
     let sql = format!(
         "INSERT INTO {s}.deferred
-                (pipeline, event_id, endpoint, replay_id, account, commit_lsn, change_lsn, relation, n,
+                (pipeline, event_id, endpoint, replay_id, account, {place},
                  event_type, reason, attempts, first_attempt_us, next_attempt_at, last_status, detail,
                  history)
-         SELECT d.pipeline, d.event_id, d.endpoint, d.replay_id, d.account, d.commit_lsn, d.change_lsn,
-                d.relation, d.n, d.event_type, d.reason, r.attempts, r.first, r.due, r.status, r.detail,
+         SELECT d.pipeline, d.event_id, d.endpoint, d.replay_id, d.account, {place_of_row}, d.event_type,
+                d.reason, r.attempts, r.first, r.due, r.status, r.detail,
                 CASE WHEN d.attempts {LT} r.attempts THEN {history} ELSE d.history END
          FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10)
               AS r(event, endpoint, replay, attempts, first, due, status, detail, history)
@@ -165,6 +151,8 @@ pub(super) async fn retime(
              attempts = excluded.attempts, first_attempt_us = excluded.first_attempt_us,
              next_attempt_at = excluded.next_attempt_at, last_status = excluded.last_status,
              detail = excluded.detail, history = excluded.history",
+        place = place::columns(""),
+        place_of_row = place::columns("d."),
         history = last_ten("d.history", "r.history")
     );
     let mut params = named.params(pipeline);

@@ -3,6 +3,7 @@
 use futures_util::future::try_join_all;
 use tokio_postgres::types::{PgLsn, Type};
 
+use super::super::place::{self, COMMIT};
 use super::super::replays::{Late, with_late};
 use super::{Param, Scope, StateError, Transaction, bodies};
 use walhook_core::lsn::Lsn;
@@ -39,12 +40,13 @@ pub(super) async fn store(
          SELECT $1, r.endpoint, r.account, r.reason, f.lsn, f.lsn, true
          FROM unnest($2, $3, $4, $5) AS r(endpoint, account, reason, first)
          CROSS JOIN LATERAL (SELECT coalesce((
-             SELECT d.commit_lsn FROM {s}.deferred d
+             SELECT d.{COMMIT} FROM {s}.deferred d
              WHERE d.pipeline {EQ} $1 AND d.endpoint {EQ} r.endpoint AND d.account {EQ} r.account
-             ORDER BY d.commit_lsn, d.change_lsn, d.relation, d.n, d.event_type, d.replay_id LIMIT 1),
+             ORDER BY {}, d.event_type, d.replay_id LIMIT 1),
              r.first, $6) AS lsn) f
          WHERE r.reason IS NOT NULL
-         ON CONFLICT (pipeline, endpoint, account) WHERE growing DO NOTHING"
+         ON CONFLICT (pipeline, endpoint, account) WHERE growing DO NOTHING",
+        place::columns("d.")
     );
     let grow = format!(
         "UPDATE {s}.gaps g SET skipped = r.skipped, from_lsn = least(g.from_lsn, r.first),
@@ -102,18 +104,19 @@ async fn purge_one(
     let QueueId { account, endpoint } = queue;
     let (endpoint, account, rows) = (endpoint.as_str(), account.as_str(), i64::from(*rows));
     let of_queue = format!("pipeline {EQ} $1 AND endpoint {EQ} $2 AND account {EQ} $3");
+    let place = place::columns("");
     let sql = format!(
         "WITH gone AS (
              DELETE FROM {s}.deferred WHERE ctid {EQ} ANY (ARRAY (
                  SELECT ctid FROM {s}.deferred
                  WHERE {of_queue} AND EXISTS (SELECT FROM {s}.gaps WHERE {of_queue} AND growing)
-                 ORDER BY commit_lsn, change_lsn, relation, n, event_type, replay_id LIMIT $4))
-             RETURNING event_id, commit_lsn, replay_id),
+                 ORDER BY {place}, event_type, replay_id LIMIT $4))
+             RETURNING event_id, {COMMIT}, replay_id),
          counted AS (
              UPDATE {s}.gaps SET removed = removed {PLUS} c.n, from_lsn = least(from_lsn, c.first),
                     to_lsn = greatest(to_lsn, c.last)
-             FROM (SELECT pg_catalog.count(*) AS n, pg_catalog.min(commit_lsn) AS first,
-                          pg_catalog.max(commit_lsn) AS last FROM gone) c
+             FROM (SELECT pg_catalog.count(*) AS n, pg_catalog.min({COMMIT}) AS first,
+                          pg_catalog.max({COMMIT}) AS last FROM gone) c
              WHERE {of_queue} AND growing),
          {}, {}
          SELECT pg_catalog.count(*) FROM gone",

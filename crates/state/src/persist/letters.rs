@@ -6,6 +6,7 @@
 use futures_util::future::try_join_all;
 use tokio_postgres::types::Type;
 
+use super::super::place::COMMIT;
 use super::{Param, Scope, StateError, Transaction, bodies};
 use walhook_core::persist::{Purge, Purged, QueueId};
 use walhook_postgres::op::{EQ, PLUS};
@@ -50,13 +51,13 @@ async fn purge_one(
                  WHERE d.endpoint {EQ} $2 AND d.account {EQ} $3
                    AND (d.pipeline OPERATOR(pg_catalog.||) '') {EQ} $1 LIMIT $4))
              RETURNING event_id, endpoint, account, bytes, (
-                 SELECT b.commit_lsn FROM {s}.bodies b WHERE b.pipeline {EQ} $1
-                    AND b.event_id {EQ} g.event_id) AS commit_lsn),
+                 SELECT b.{COMMIT} FROM {s}.bodies b WHERE b.pipeline {EQ} $1
+                    AND b.event_id {EQ} g.event_id) AS {COMMIT}),
          given_up AS (
              INSERT INTO {s}.gaps AS g (pipeline, endpoint, account, reason, from_lsn, to_lsn, removed,
                     dead_letters, last_at)
              SELECT $1, $2, $3, 'dead letters, given up as state.max_size was reached',
-                    pg_catalog.min(commit_lsn), pg_catalog.max(commit_lsn), pg_catalog.count(*), true,
+                    pg_catalog.min({COMMIT}), pg_catalog.max({COMMIT}), pg_catalog.count(*), true,
                     pg_catalog.now()
              FROM gone HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0
              ON CONFLICT (pipeline, endpoint, account) WHERE dead_letters AND closed_at IS NULL

@@ -206,19 +206,20 @@ impl Step {
 }
 
 async fn checkpoint(tx: &Transaction<'_>, scope: &Scope, frontier: Lsn) -> Result<(), StateError> {
-    let Scope { s, pipeline, .. } = scope;
+    let Scope { s, pipeline, partition, .. } = scope;
     let advance = format!(
         "WITH stored AS (SELECT frontier FROM {s}.checkpoint
-                         WHERE pipeline {EQ} $1 AND partition {EQ} 0 FOR UPDATE),
+                         WHERE pipeline {EQ} $1 AND partition {EQ} $2 FOR UPDATE),
               advanced AS (UPDATE {s}.checkpoint c
-                           SET frontier = $2, updated_at = pg_catalog.clock_timestamp()
-                           FROM stored WHERE c.pipeline {EQ} $1 AND c.partition {EQ} 0
-                             AND stored.frontier {LE} $2)
+                           SET frontier = $3, updated_at = pg_catalog.clock_timestamp()
+                           FROM stored WHERE c.pipeline {EQ} $1 AND c.partition {EQ} $2
+                             AND stored.frontier {LE} $3)
          SELECT frontier FROM stored"
     );
     let asked = PgLsn::from(frontier.0);
-    let stored =
-        tx.query_typed_opt(&advance, &[(pipeline, Type::TEXT), (&asked, Type::PG_LSN)]).await?;
+    let params: [Param<'_>; 3] =
+        [(pipeline, Type::TEXT), (partition, Type::INT4), (&asked, Type::PG_LSN)];
+    let stored = tx.query_typed_opt(&advance, &params).await?;
     match lsn(&stored.ok_or_else(|| scope.not_set_up())?, 0)? {
         stored if stored > frontier => {
             Err(StateError::FrontierDecreases { stored, asked: frontier })
@@ -229,19 +230,21 @@ async fn checkpoint(tx: &Transaction<'_>, scope: &Scope, frontier: Lsn) -> Resul
 
 async fn append_settled(
     tx: &Transaction<'_>,
-    Scope { s, pipeline, .. }: &Scope,
+    Scope { s, pipeline, partition, .. }: &Scope,
     ranges: &[SettledRange],
 ) -> Result<(), StateError> {
     let Some(last) = settled::last_commit_lsn(ranges) else { return Ok(()) };
     let insert = format!(
-        "INSERT INTO {s}.settled (pipeline, partition, last_commit_lsn, ranges) VALUES ($1, 0, $2, $3)"
+        "INSERT INTO {s}.settled (pipeline, partition, last_commit_lsn, ranges) VALUES ($1, $2, $3, $4)"
     );
     let (last, ranges) = (PgLsn::from(last.0), settled::encode(ranges));
-    tx.execute_typed(
-        &insert,
-        &[(pipeline, Type::TEXT), (&last, Type::PG_LSN), (&ranges, Type::BYTEA)],
-    )
-    .await?;
+    let params: [Param<'_>; 4] = [
+        (pipeline, Type::TEXT),
+        (partition, Type::INT4),
+        (&last, Type::PG_LSN),
+        (&ranges, Type::BYTEA),
+    ];
+    tx.execute_typed(&insert, &params).await?;
     Ok(())
 }
 
@@ -249,15 +252,17 @@ async fn append_settled(
 /// the frontier is still to come.
 async fn remove_passed(
     tx: &Transaction<'_>,
-    Scope { s, pipeline, .. }: &Scope,
+    Scope { s, pipeline, partition, .. }: &Scope,
     frontier: Lsn,
 ) -> Result<(), StateError> {
     let delete = format!(
-        "DELETE FROM {s}.settled WHERE pipeline {EQ} $1 AND partition {EQ} 0
-         AND last_commit_lsn {LT} $2"
+        "DELETE FROM {s}.settled WHERE pipeline {EQ} $1 AND partition {EQ} $2
+         AND last_commit_lsn {LT} $3"
     );
     let frontier = PgLsn::from(frontier.0);
-    tx.execute_typed(&delete, &[(pipeline, Type::TEXT), (&frontier, Type::PG_LSN)]).await?;
+    let params: [Param<'_>; 3] =
+        [(pipeline, Type::TEXT), (partition, Type::INT4), (&frontier, Type::PG_LSN)];
+    tx.execute_typed(&delete, &params).await?;
     Ok(())
 }
 

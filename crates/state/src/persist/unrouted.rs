@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use futures_util::future::try_join_all;
 use tokio_postgres::types::{PgLsn, Type};
 
+use super::super::place::{self, COMMIT, Places};
 use super::bodies::array;
 use super::{Param, Scope, StateError, Transaction, system_time};
 use walhook_core::event::Event;
@@ -22,43 +23,29 @@ use walhook_postgres::op::{EQ, MINUS, PLUS};
 const GIVEN_UP: &str = "its endpoints could not be looked up, and a quarter of state.max_size was taken by \
                         events that could not be routed, most of them of this account";
 
-/// Places in the stream, as columns.
-struct Places<'a> {
+/// What names rows, as columns: account, position and type.
+struct Named<'a> {
     accounts: Vec<&'a str>,
-    commits: Vec<PgLsn>,
-    changes: Vec<PgLsn>,
-    relations: Vec<u32>,
-    ns: Vec<i64>,
+    places: Places,
     types: Vec<&'a str>,
 }
 
-impl<'a> Places<'a> {
+impl<'a> Named<'a> {
     fn new(of: impl Iterator<Item = (&'a str, &'a Position, &'a str)> + Clone) -> Self {
-        let positions = of.clone().map(|(_, position, _)| {
-            let Position::Wal(position) = position;
-            position
-        });
         Self {
             accounts: of.clone().map(|(account, ..)| account).collect(),
-            commits: positions.clone().map(|p| p.commit_lsn.0.into()).collect(),
-            changes: positions.clone().map(|p| p.change_lsn.0.into()).collect(),
-            relations: positions.clone().map(|p| p.relation).collect(),
-            ns: positions.map(|p| i64::from(p.n)).collect(),
+            places: Places::new(of.clone().map(|(_, position, _)| *position)),
             types: of.map(|(.., event_type)| event_type).collect(),
         }
     }
 
-    /// `$2` to `$7`.
+    /// The pipeline, and from `$2` on these.
     fn params<'b>(&'b self, pipeline: &'b String) -> Vec<Param<'b>> {
-        vec![
-            (pipeline, Type::TEXT),
-            (&self.accounts, Type::TEXT_ARRAY),
-            (&self.commits, Type::PG_LSN_ARRAY),
-            (&self.changes, Type::PG_LSN_ARRAY),
-            (&self.relations, Type::OID_ARRAY),
-            (&self.ns, Type::INT8_ARRAY),
-            (&self.types, Type::TEXT_ARRAY),
-        ]
+        let mut params: Vec<Param<'b>> =
+            vec![(pipeline, Type::TEXT), (&self.accounts, Type::TEXT_ARRAY)];
+        params.extend(self.places.params());
+        params.push((&self.types, Type::TEXT_ARRAY));
+        params
     }
 }
 
@@ -71,22 +58,14 @@ pub(super) async fn insert(
     if events.is_empty() {
         return Ok(());
     }
-    let places =
-        Places::new(events.iter().map(|e| (e.account.as_str(), &e.position, &*e.event_type)));
+    let named =
+        Named::new(events.iter().map(|e| (e.account.as_str(), &e.position, &*e.event_type)));
     let ids: Vec<String> = events.iter().map(|e| e.id.to_string()).collect();
     let operations: Vec<&str> = events.iter().map(|e| e.operation.as_str()).collect();
     let times: Vec<SystemTime> = events.iter().map(|e| system_time(e.commit_time_us)).collect();
     let keys: Vec<String> = events.iter().map(|e| array(&e.keys)).collect();
     let rows: Vec<&[u8]> = events.iter().map(|e| &*e.row).collect();
-    let sql = format!(
-        "INSERT INTO {s}.unrouted (pipeline, account, commit_lsn, change_lsn, relation, n, event_type,
-                event_id, operation, committed_at, keys, row)
-         SELECT $1, account, commit, change, relation, n, type, id, operation, at, keys::bigint[], row
-         FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
-              AS e(account, commit, change, relation, n, type, id, operation, at, keys, row)
-         ON CONFLICT DO NOTHING"
-    );
-    let mut params = places.params(pipeline);
+    let mut params = named.params(pipeline);
     let event: [Param<'_>; 5] = [
         (&ids, Type::TEXT_ARRAY),
         (&operations, Type::TEXT_ARRAY),
@@ -95,6 +74,15 @@ pub(super) async fn insert(
         (&rows, Type::BYTEA_ARRAY),
     ];
     params.extend(event);
+    let (place, arrays) = (place::columns(""), place::dollars(2, params.len() - 1));
+    let sql = format!(
+        "INSERT INTO {s}.unrouted (pipeline, account, {place}, event_type,
+                event_id, operation, committed_at, keys, row)
+         SELECT $1, account, {place}, type, id, operation, at, keys::bigint[], row
+         FROM unnest({arrays})
+              AS e(account, {place}, type, id, operation, at, keys, row)
+         ON CONFLICT DO NOTHING"
+    );
     tx.execute_typed(&sql, &params).await?;
     Ok(())
 }
@@ -108,34 +96,37 @@ pub(super) async fn route(
     if routed.is_empty() {
         return Ok(());
     }
-    fn place<'a>(Routed { row, .. }: &&'a Routed) -> (&'a str, &'a Position, &'a str) {
+    fn name<'a>(Routed { row, .. }: &&'a Routed) -> (&'a str, &'a Position, &'a str) {
         (row.account.as_str(), &row.event.position, &*row.event.event_type)
     }
-    let ended = Places::new(routed.iter().filter(|routed| routed.to.is_none()).map(|r| place(&r)));
-    let rows = Places::new(routed.iter().filter(|routed| routed.to.is_some()).map(|r| place(&r)));
+    let ended = Named::new(routed.iter().filter(|routed| routed.to.is_none()).map(|r| name(&r)));
+    let rows = Named::new(routed.iter().filter(|routed| routed.to.is_some()).map(|r| name(&r)));
     let to: Vec<&str> = routed.iter().filter_map(|routed| routed.to.as_deref()).collect();
-    let place = format!(
+    let place = place::columns("");
+    let row = format!(
         "(SELECT u.ctid FROM {s}.unrouted u WHERE u.pipeline {EQ} $1 AND u.account {EQ} r.account
-            AND u.commit_lsn {EQ} r.commit AND u.change_lsn {EQ} r.change
-            AND u.relation {EQ} r.relation AND u.n {EQ} r.n AND u.event_type {EQ} r.type)"
-    );
-    let remove = format!(
-        "DELETE FROM {s}.unrouted WHERE ctid {EQ} ANY (ARRAY (
-             SELECT {place} FROM unnest($2, $3, $4, $5, $6, $7)
-                 AS r(account, commit, change, relation, n, type)))"
-    );
-    let advance = format!(
-        "UPDATE {s}.unrouted t SET routed_to = r.to
-         FROM (SELECT {place} AS place, r.to FROM unnest($2, $3, $4, $5, $6, $7, $8)
-                   AS r(account, commit, change, relation, n, type, \"to\")) r
-         WHERE t.ctid {EQ} r.place"
+            AND {} AND u.event_type {EQ} r.type)",
+        place::same("u", "r")
     );
     if !ended.accounts.is_empty() {
-        tx.execute_typed(&remove, &ended.params(pipeline)).await?;
+        let params = ended.params(pipeline);
+        let remove = format!(
+            "DELETE FROM {s}.unrouted WHERE ctid {EQ} ANY (ARRAY (
+                 SELECT {row} FROM unnest({}) AS r(account, {place}, type)))",
+            place::dollars(2, params.len() - 1)
+        );
+        tx.execute_typed(&remove, &params).await?;
     }
     if !to.is_empty() {
         let mut params = rows.params(pipeline);
         params.push((&to, Type::TEXT_ARRAY));
+        let advance = format!(
+            "UPDATE {s}.unrouted t SET routed_to = r.to
+             FROM (SELECT {row} AS place, r.to FROM unnest({})
+                       AS r(account, {place}, type, \"to\")) r
+             WHERE t.ctid {EQ} r.place",
+            place::dollars(2, params.len() - 1)
+        );
         tx.execute_typed(&advance, &params).await?;
     }
     Ok(())
@@ -254,18 +245,19 @@ async fn purge_one(
     UnroutedPurge { account, rows }: &UnroutedPurge,
 ) -> Result<UnroutedPurged, StateError> {
     let (name, rows) = (account.as_str(), i64::from(*rows));
+    let place = place::columns("");
     let sql = format!(
         "WITH gone AS (
              DELETE FROM {s}.unrouted WHERE ctid {EQ} ANY (ARRAY (
                  SELECT ctid FROM {s}.unrouted WHERE pipeline {EQ} $1 AND account {EQ} $2
-                 ORDER BY commit_lsn, change_lsn, relation, n, event_type LIMIT $3))
-             RETURNING commit_lsn),
+                 ORDER BY {place}, event_type LIMIT $3))
+             RETURNING {COMMIT}),
          counted AS (
              INSERT INTO {s}.gaps AS g (pipeline, endpoint, account, unrouted, reason, from_lsn, to_lsn,
                     removed)
              SELECT $1, '', $2, true, $4, c.first, c.last, c.n
-             FROM (SELECT pg_catalog.count(*) AS n, pg_catalog.min(commit_lsn) AS first,
-                          pg_catalog.max(commit_lsn) AS last FROM gone) c
+             FROM (SELECT pg_catalog.count(*) AS n, pg_catalog.min({COMMIT}) AS first,
+                          pg_catalog.max({COMMIT}) AS last FROM gone) c
              WHERE c.n OPERATOR(pg_catalog.>) 0::bigint
              ON CONFLICT (pipeline, account) WHERE unrouted AND closed_at IS NULL
              DO UPDATE SET removed = g.removed {PLUS} excluded.removed,

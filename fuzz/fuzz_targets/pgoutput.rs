@@ -4,11 +4,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use walhook_decode::pgoutput::{Message, decode, decode_head};
+use walhook_decode::pgoutput::{Message, Protocol, decode, decode_head};
 
 fuzz_target!(|bytes: &[u8]| {
-    let head = decode_head(bytes, 1 << 30);
-    let table = match decode(bytes) {
+    let head = decode_head(Protocol::V1, bytes, 1 << 30);
+    let table = match decode(Protocol::V1, bytes) {
         Ok(
             Message::Insert { relation, .. }
             | Message::Update { relation, .. }

@@ -11,7 +11,7 @@ use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncRead, ReadBuf, join, sink};
 use walhook_decode::change::Changes;
 use walhook_core::lsn::Lsn;
-use walhook_decode::pgoutput::{decode, decode_head};
+use walhook_decode::pgoutput::{Protocol, decode, decode_head};
 use walhook_postgres::wire::{Frame, Stream};
 
 /// Reads so many bytes at a time.
@@ -37,7 +37,7 @@ impl AsyncRead for Cut {
 /// The frames until the first error, or the end.
 fn frames(bytes: &[u8], size: usize) -> Vec<Frame> {
     let socket = join(Cut { bytes: bytes.to_vec(), at: 0, size }, sink());
-    let mut stream = Stream::over(socket, 1 << 20);
+    let mut stream = Stream::over(socket, 1 << 20, Protocol::V1);
     let mut frames = Vec::new();
     while let Some(Ok(frame)) = stream.next().now_or_never() {
         frames.push(frame);
@@ -52,9 +52,9 @@ fuzz_target!(|bytes: &[u8]| {
     let mut changes = Changes::new(Lsn::ZERO);
     for frame in &frames {
         let (at, message) = match frame {
-            Frame::XLogData { wal_start, payload, .. } => (*wal_start, decode(payload)),
+            Frame::XLogData { wal_start, payload, .. } => (*wal_start, decode(Protocol::V1, payload)),
             Frame::Oversize { wal_start, head, bytes, .. } => {
-                (*wal_start, decode_head(head, *bytes))
+                (*wal_start, decode_head(Protocol::V1, head, *bytes))
             }
             Frame::Keepalive { .. } => continue,
         };

@@ -171,6 +171,7 @@ impl Range {
 
     /// Takes a frame; says whether the range has ended.
     async fn handle(&mut self, frame: Frame) -> anyhow::Result<bool> {
+        let protocol = self.stream.protocol();
         match frame {
             Frame::Keepalive { wal_end, .. } => {
                 self.received = self.received.max(wal_end);
@@ -182,11 +183,11 @@ impl Range {
             }
             Frame::XLogData { wal_start, wal_end, payload } => {
                 self.received = self.received.max(wal_end);
-                self.handle_message(wal_start, pgoutput::decode(&payload)).await
+                self.handle_message(wal_start, pgoutput::decode(protocol, &payload)).await
             }
             Frame::Oversize { wal_start, wal_end, head, bytes } => {
                 self.received = self.received.max(wal_end);
-                self.handle_message(wal_start, pgoutput::decode_head(&head, bytes)).await
+                self.handle_message(wal_start, pgoutput::decode_head(protocol, &head, bytes)).await
             }
         }
     }

@@ -22,7 +22,7 @@ use walhook_core::event::{Invalidation, Item, Scope};
 use walhook_core::halt::Halt;
 use walhook_core::lsn::Lsn;
 use walhook_decode::change::{Changes, Step};
-use walhook_decode::pgoutput::{self, DecodeError, Message};
+use walhook_decode::pgoutput::{self, DecodeError, Message, Protocol};
 use walhook_postgres::feedback::Feedback;
 use walhook_postgres::sql::{Connection, error_text};
 use walhook_postgres::wire::{self, Class, Frame, WireError};
@@ -267,7 +267,7 @@ impl Reader {
                     let mut next = frame.map(Some);
                     let mut handled = 0;
                     while let Some(frame) = match next { Ok(frame) => frame, Err(e) => return self.lost(e) } {
-                        if let Some(ended) = self.handle_frame(frame, &sentinel).await? {
+                        if let Some(ended) = self.handle_frame(frame, stream.protocol(), &sentinel).await? {
                             return Ok(ended);
                         }
                         handled += 1;
@@ -334,6 +334,7 @@ impl Reader {
     async fn handle_frame(
         &mut self,
         frame: Frame,
+        protocol: Protocol,
         client: &Connection,
     ) -> Result<Option<Ended>, Stop> {
         match frame {
@@ -346,12 +347,17 @@ impl Reader {
             }
             Frame::XLogData { wal_start, wal_end, payload } => {
                 self.feedback.handle_received(wal_end, self.clock.now());
-                self.handle_message(wal_start, pgoutput::decode(&payload), client).await
+                self.handle_message(wal_start, pgoutput::decode(protocol, &payload), client).await
             }
             Frame::Oversize { wal_start, wal_end, head, bytes } => {
                 tracing::debug!(at = %wal_start, bytes, "a change is too large to be read");
                 self.feedback.handle_received(wal_end, self.clock.now());
-                self.handle_message(wal_start, pgoutput::decode_head(&head, bytes), client).await
+                self.handle_message(
+                    wal_start,
+                    pgoutput::decode_head(protocol, &head, bytes),
+                    client,
+                )
+                .await
             }
         }
     }

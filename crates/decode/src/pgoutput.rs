@@ -1,14 +1,16 @@
-//! pgoutput, protocol version 1: bytes → messages.
+//! pgoutput: bytes → messages, by the [`Protocol`] of their stream.
 //!
 //! Source: PostgreSQL manual, "Logical Replication Message Formats".
 
 mod decode;
 mod head;
+mod protocol;
 #[cfg(test)]
 mod tests;
 
 pub use decode::{DecodeError, decode};
 pub use head::decode_head;
+pub use protocol::Protocol;
 
 use walhook_core::catalog::ReplicaIdentity;
 use walhook_core::event::Operation;

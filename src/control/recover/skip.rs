@@ -158,6 +158,7 @@ impl SkipPlan {
 /// Reads the transaction as `run` does.
 async fn read_text(config: &Config, from: Lsn, commit: Lsn, deadline: Instant) -> Result<Read> {
     let mut stream = Source::open(config, from, deadline, false).await?;
+    let protocol = stream.stream.protocol();
     let mut changes = Changes::new(from);
     let mut count = Count::default();
     let mut begun = None;
@@ -170,8 +171,8 @@ async fn read_text(config: &Config, from: Lsn, commit: Lsn, deadline: Instant) -
             }
         };
         let message = match &frame {
-            Frame::XLogData { payload, .. } => decode(payload),
-            Frame::Oversize { head, bytes, .. } => decode_head(head, *bytes),
+            Frame::XLogData { payload, .. } => decode(protocol, payload),
+            Frame::Oversize { head, bytes, .. } => decode_head(protocol, head, *bytes),
             Frame::Keepalive { .. } => continue,
         };
         let steps = message.map_err(|e| e.to_string()).and_then(|message| {
@@ -222,6 +223,7 @@ async fn read_text(config: &Config, from: Lsn, commit: Lsn, deadline: Instant) -
 /// Counts the changes of the whole transaction by their heads.
 async fn count_binary(config: &Config, from: Lsn, commit: Lsn, deadline: Instant) -> Result<Count> {
     let mut stream = Source::open(config, from, deadline, true).await?;
+    let protocol = stream.stream.protocol();
     let mut count = Count::default();
     let mut names = BTreeMap::new();
     let mut inside = false;
@@ -231,10 +233,10 @@ async fn count_binary(config: &Config, from: Lsn, commit: Lsn, deadline: Instant
             Frame::XLogData { payload, .. }
                 if matches!(payload.first(), Some(b'I' | b'U' | b'D')) =>
             {
-                decode_head(payload, 0)
+                decode_head(protocol, payload, 0)
             }
-            Frame::XLogData { payload, .. } => decode(payload),
-            Frame::Oversize { head, bytes, .. } => decode_head(head, *bytes),
+            Frame::XLogData { payload, .. } => decode(protocol, payload),
+            Frame::Oversize { head, bytes, .. } => decode_head(protocol, head, *bytes),
             Frame::Keepalive { .. } => continue,
         };
         match message? {

@@ -12,7 +12,7 @@ use walhook_core::halt::Halt;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{PersistBatch, Persisted, Refill, Refilled, UnroutedPage};
 use walhook_decode::change::{Changes, Step};
-use walhook_decode::pgoutput;
+use walhook_decode::pgoutput::{self, Protocol};
 use walhook_dispatch::dispatcher::{Dispatcher, LookUpAnswer, Retry, Settings, Start};
 use walhook_rules::rule::Rules;
 
@@ -140,9 +140,11 @@ impl Life {
                 return Ok(());
             };
             let (at, message) = match &frame {
-                Frame::Data { wal_start, payload } => (*wal_start, pgoutput::decode(payload)),
+                Frame::Data { wal_start, payload } => {
+                    (*wal_start, pgoutput::decode(Protocol::V1, payload))
+                }
                 Frame::Oversize { wal_start, head, bytes } => {
-                    (*wal_start, pgoutput::decode_head(head, *bytes))
+                    (*wal_start, pgoutput::decode_head(Protocol::V1, head, *bytes))
                 }
             };
             let message = match message {
@@ -215,9 +217,11 @@ pub(crate) fn read_again(
         && let Some(frame) = connection.next(postgres)
     {
         let (at, message) = match &frame {
-            Frame::Data { wal_start, payload } => (*wal_start, pgoutput::decode(payload).ok()),
+            Frame::Data { wal_start, payload } => {
+                (*wal_start, pgoutput::decode(Protocol::V1, payload).ok())
+            }
             Frame::Oversize { wal_start, head, bytes } => {
-                (*wal_start, pgoutput::decode_head(head, *bytes).ok())
+                (*wal_start, pgoutput::decode_head(Protocol::V1, head, *bytes).ok())
             }
         };
         let steps = message.and_then(|message| changes.handle(at, message).ok());

@@ -3,7 +3,7 @@
 //! The bytes come from a server that we trust no further than its length fields: every read is
 //! checked against what is left, and no length sizes an allocation before it was.
 
-use super::{Column, Datum, Message, OldTuple, PG_EPOCH_US, Relation, Tuple as Row};
+use super::{Column, Datum, Message, OldTuple, PG_EPOCH_US, Protocol, Relation, Tuple as Row};
 use walhook_core::catalog::ReplicaIdentity;
 use walhook_core::lsn::Lsn;
 
@@ -36,7 +36,7 @@ const COLUMN_KEY: u8 = 1;
 /// The flag of a transactional logical message.
 const LOGICAL_TRANSACTIONAL: u8 = 1;
 
-/// The bytes are not a message of protocol version 1.
+/// The bytes are not a message of the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// It ends before its last field does.
@@ -73,7 +73,7 @@ pub enum DecodeError {
     },
 }
 
-/// Decodes one pgoutput message.
+/// Decodes one pgoutput message of a stream that was started with `protocol`.
 ///
 /// Shape: tag (1 byte) ++ body, big-endian, without the 25-byte header of XLogData.
 /// Units: an LSN is a WAL byte position; times are µs since 2000-01-01 UTC there and since
@@ -84,7 +84,13 @@ pub enum DecodeError {
 /// [`DecodeError`], whatever the bytes; it never panics.
 ///
 /// Source: PostgreSQL manual, "Logical Replication Message Formats".
-pub fn decode(payload: &[u8]) -> Result<Message<'_>, DecodeError> {
+pub fn decode(protocol: Protocol, payload: &[u8]) -> Result<Message<'_>, DecodeError> {
+    match protocol {
+        Protocol::V1 => decode_v1(payload),
+    }
+}
+
+fn decode_v1(payload: &[u8]) -> Result<Message<'_>, DecodeError> {
     let mut body = Reader { rest: payload };
     let message = match body.u8("tag")? {
         BEGIN => begin(&mut body)?,

@@ -1,10 +1,11 @@
 //! The head of a message that is too long to be read.
 
-use super::Message;
 use super::decode::{DELETE, DecodeError, INSERT, LOGICAL, UPDATE, logical_head};
+use super::{Message, Protocol};
 use walhook_core::event::Operation;
 
-/// Decodes what the beginning of a message of `bytes` says: which table's row, and what happened to it.
+/// Decodes what the beginning of a message of `bytes` says, in a stream that was started with `protocol`:
+/// which table's row, and what happened to it.
 ///
 /// Shape: `head` is the message's first bytes, of a row at least its tag (1 byte) and the relation's
 /// OID (4 bytes, big-endian). A logical message is [`Message::Ignored`] where it belongs to no
@@ -15,7 +16,17 @@ use walhook_core::event::Operation;
 /// grows with the data.
 ///
 /// Source: PostgreSQL manual, "Logical Replication Message Formats".
-pub fn decode_head(head: &[u8], bytes: u64) -> Result<Message<'_>, DecodeError> {
+pub fn decode_head(
+    protocol: Protocol,
+    head: &[u8],
+    bytes: u64,
+) -> Result<Message<'_>, DecodeError> {
+    match protocol {
+        Protocol::V1 => decode_head_v1(head, bytes),
+    }
+}
+
+fn decode_head_v1(head: &[u8], bytes: u64) -> Result<Message<'_>, DecodeError> {
     let (tag, rest) = head.split_first().ok_or(DecodeError::Truncated { field: "tag" })?;
     let operation = match *tag {
         INSERT => Operation::Insert,
@@ -43,26 +54,35 @@ mod tests {
             [(b'I', Operation::Insert), (b'U', Operation::Update), (b'D', Operation::Delete)]
         {
             let head = [tag, 0, 0, 1, 2, b'N', 9];
-            let message = decode_head(&head, 7_000);
+            let message = decode_head(Protocol::V1, &head, 7_000);
             assert_eq!(message, Ok(Message::Oversize { relation: 258, operation, bytes: 7_000 }));
         }
     }
 
     #[test]
     fn head_of_a_logical_message_has_its_prefix() {
-        let message = decode_head(b"M\x01\0\0\0\0\0\0\0\x09prefix\0\0\0", 7_000);
+        let message = decode_head(Protocol::V1, b"M\x01\0\0\0\0\0\0\0\x09prefix\0\0\0", 7_000);
         let expected = Message::OversizeLogical { lsn: Lsn(9), prefix: "prefix", bytes: 7_000 };
         assert_eq!(message, Ok(expected));
     }
 
     #[test]
     fn head_of_any_other_message_is_ignored_or_refused() {
-        assert_eq!(decode_head(b"M\0\0\0\0\0\0\0\0\x09p\0\0", 7), Ok(Message::Ignored));
-        assert_eq!(decode_head(b"M\x01\0\0\0\0\0\0\0\x09prefix", 7), Ok(Message::Ignored));
+        assert_eq!(
+            decode_head(Protocol::V1, b"M\0\0\0\0\0\0\0\0\x09p\0\0", 7),
+            Ok(Message::Ignored)
+        );
+        assert_eq!(
+            decode_head(Protocol::V1, b"M\x01\0\0\0\0\0\0\0\x09prefix", 7),
+            Ok(Message::Ignored)
+        );
         let truncated = Err(DecodeError::Truncated { field: "message flags" });
-        assert_eq!(decode_head(b"M", 7), truncated);
-        assert_eq!(decode_head(b"R", 7), Err(DecodeError::UnknownTag(b'R')));
-        assert_eq!(decode_head(b"I\x00", 7), Err(DecodeError::Truncated { field: "relation OID" }));
-        assert_eq!(decode_head(b"", 7), Err(DecodeError::Truncated { field: "tag" }));
+        assert_eq!(decode_head(Protocol::V1, b"M", 7), truncated);
+        assert_eq!(decode_head(Protocol::V1, b"R", 7), Err(DecodeError::UnknownTag(b'R')));
+        assert_eq!(
+            decode_head(Protocol::V1, b"I\x00", 7),
+            Err(DecodeError::Truncated { field: "relation OID" })
+        );
+        assert_eq!(decode_head(Protocol::V1, b"", 7), Err(DecodeError::Truncated { field: "tag" }));
     }
 }

@@ -220,14 +220,14 @@ proptest! {
     #[test]
     fn decode_gives_back_what_was_encoded(made in made()) {
         let bytes = encode(&made);
-        prop_assert_eq!(decode(&bytes), Ok(expected(&made)));
+        prop_assert_eq!(decode(Protocol::V1, &bytes), Ok(expected(&made)));
     }
 
     #[test]
     fn decode_refuses_every_strict_prefix(made in made()) {
         let bytes = encode(&made);
         for end in 0..bytes.len() {
-            let error = decode(&bytes[..end]).expect_err("a part of a message decoded");
+            let error = decode(Protocol::V1, &bytes[..end]).expect_err("a part of a message decoded");
             prop_assert!(matches!(error, DecodeError::Truncated { .. }), "{end}: {error:?}");
         }
     }
@@ -236,12 +236,12 @@ proptest! {
     fn decode_refuses_a_byte_too_many(made in made(), extra: u8) {
         let mut bytes = encode(&made);
         bytes.push(extra);
-        prop_assert_eq!(decode(&bytes), Err(DecodeError::Leftover { bytes: 1 }));
+        prop_assert_eq!(decode(Protocol::V1, &bytes), Err(DecodeError::Leftover { bytes: 1 }));
     }
 
     #[test]
     fn decode_never_panics_on_arbitrary_bytes(bytes in vec(any::<u8>(), 0..200)) {
-        let _ = decode(&bytes);
+        let _ = decode(Protocol::V1, &bytes);
     }
 
     #[test]
@@ -249,33 +249,38 @@ proptest! {
         let mut bytes = encode(&made);
         let at = at.index(bytes.len());
         bytes[at] = byte;
-        let _ = decode(&bytes);
+        let _ = decode(Protocol::V1, &bytes);
     }
 }
 
 #[test]
 fn decode_refuses_lengths_beyond_the_message_without_allocating_for_them() {
     let relations = [&b"T"[..], &u32::MAX.to_be_bytes(), &[0]].concat();
-    assert_eq!(decode(&relations), Err(DecodeError::Truncated { field: "relation OID" }));
+    assert_eq!(
+        decode(Protocol::V1, &relations),
+        Err(DecodeError::Truncated { field: "relation OID" })
+    );
     let value = [&b"I\0\0\0\x01N\0\x01t"[..], &u32::MAX.to_be_bytes()].concat();
-    assert_eq!(decode(&value), Err(DecodeError::Truncated { field: "column value" }));
+    assert_eq!(decode(Protocol::V1, &value), Err(DecodeError::Truncated { field: "column value" }));
 }
 
 #[test]
 fn decode_names_what_it_does_not_know() {
-    assert_eq!(decode(b"S"), Err(DecodeError::UnknownTag(b'S')));
-    let binary = decode(b"I\0\0\0\x01N\0\x01b\0\0\0\0");
+    assert_eq!(decode(Protocol::V1, b"S"), Err(DecodeError::UnknownTag(b'S')));
+    let binary = decode(Protocol::V1, b"I\0\0\0\x01N\0\x01b\0\0\0\0");
     assert_eq!(binary, Err(DecodeError::UnknownByte { field: "column kind", byte: b'b' }));
-    let latin1 = decode(b"I\0\0\0\x01N\0\x01t\0\0\0\x01\xE9");
+    let latin1 = decode(Protocol::V1, b"I\0\0\0\x01N\0\x01t\0\0\0\x01\xE9");
     assert!(matches!(latin1, Err(DecodeError::Utf8 { field: "column value", .. })));
 }
 
 #[test]
 fn decode_spells_out_the_schema_that_the_protocol_leaves_empty() {
     let bytes = b"R\0\0\0\x01\0t\0d\0\0";
-    let Ok(Message::Relation(relation)) = decode(bytes) else { panic!("not a relation") };
+    let Ok(Message::Relation(relation)) = decode(Protocol::V1, bytes) else {
+        panic!("not a relation")
+    };
     assert_eq!(relation.schema, "pg_catalog");
     let bytes = b"Y\0\0\x40\x01\0int4\0";
     let expected = Message::Type { oid: 16_385, schema: "pg_catalog", name: "int4" };
-    assert_eq!(decode(bytes), Ok(expected));
+    assert_eq!(decode(Protocol::V1, bytes), Ok(expected));
 }

@@ -18,6 +18,7 @@
 //! let timeout = replication.wal_sender_timeout().await?;
 //! changes.handle_reconnected();
 //! let mut stream = replication.start(slot, publication, changes.resume_lsn()).await?;
+//! let protocol = stream.protocol();
 //! feedback.handle_reconnected(timeout, clock.now());      // Feedback::new, the first time
 //! loop {
 //!     while let Some(update) = feedback.poll(clock.now()) {
@@ -39,11 +40,11 @@
 //!                 match frame {
 //!                     Frame::XLogData { wal_start, wal_end, payload } => {
 //!                         feedback.handle_received(wal_end, clock.now());
-//!                         let steps = changes.handle(wal_start, decode(&payload)?)?;
+//!                         let steps = changes.handle(wal_start, decode(protocol, &payload)?)?;
 //!                         // … into the batch …
 //!                     }
 //!                     Frame::Oversize { wal_start, wal_end, head, bytes } => {
-//!                         // … the same, with `decode_head(&head, bytes)?`.
+//!                         // … the same, with `decode_head(protocol, &head, bytes)?`.
 //!                     }
 //!                     Frame::Keepalive { wal_end, reply_requested } => {
 //!                         feedback.handle_keepalive(wal_end, reply_requested, clock.now());

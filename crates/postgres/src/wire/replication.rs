@@ -13,6 +13,7 @@ use super::stream::Stream;
 use crate::op::EQ;
 use crate::pg::SessionAttrs;
 use walhook_core::lsn::Lsn;
+use walhook_decode::pgoutput::Protocol;
 
 /// For one command. START_REPLICATION finds its slot taken at once; nothing here waits for others.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -23,6 +24,7 @@ pub struct Replication {
     connection: Connection,
     messages: bool,
     binary: bool,
+    protocol: Protocol,
 }
 
 /// What IDENTIFY_SYSTEM says.
@@ -40,7 +42,7 @@ pub struct System {
 
 impl Replication {
     pub(super) const fn new(connection: Connection) -> Self {
-        Self { connection, messages: false, binary: false }
+        Self { connection, messages: false, binary: false, protocol: Protocol::V1 }
     }
 
     /// Asks for logical messages too, where `wanted`; every server since 14 has them.
@@ -171,7 +173,8 @@ impl Replication {
         at: Lsn,
         max_message_bytes: usize,
     ) -> Result<Stream, WireError> {
-        let command = start_command(slot, publication, at, self.messages, self.binary);
+        let command =
+            start_command(slot, publication, at, self.protocol, self.messages, self.binary);
         let begin = async {
             self.connection.send(|out| frontend::query(&command, out)).await?;
             loop {
@@ -188,7 +191,7 @@ impl Replication {
         };
         timeout(COMMAND_TIMEOUT, begin).await.map_err(too_slow)??;
         self.connection.limit_messages(max_message_bytes);
-        Ok(Stream::new(self.connection))
+        Ok(Stream::new(self.connection, self.protocol))
     }
 
     async fn value(&mut self, query: &str) -> Result<String, WireError> {
@@ -262,14 +265,22 @@ fn texts(body: &DataRowBody) -> Result<Vec<Option<String>>, WireError> {
 }
 
 /// The publication's name is an identifier inside a literal: the option is a list of names.
-fn start_command(slot: &str, publication: &str, at: Lsn, messages: bool, binary: bool) -> String {
+fn start_command(
+    slot: &str,
+    publication: &str,
+    at: Lsn,
+    protocol: Protocol,
+    messages: bool,
+    binary: bool,
+) -> String {
+    let version = protocol.version();
     let slot = quote('"', slot);
     let names = quote('\'', &quote('"', publication));
     let messages = if messages { ", messages 'true'" } else { "" };
     let binary = if binary { ", binary 'true'" } else { "" };
     format!(
         "START_REPLICATION SLOT {slot} LOGICAL {at} \
-         (proto_version '1', publication_names {names}{messages}{binary})"
+         (proto_version '{version}', publication_names {names}{messages}{binary})"
     )
 }
 
@@ -303,10 +314,17 @@ mod tests {
     #[test]
     fn start_command_quotes_names_for_the_replication_grammar() {
         assert_eq!(
-            start_command("walhook", r#"it's "a\b", c"#, Lsn(0x1_0000_0002), false, false),
+            start_command(
+                "walhook",
+                r#"it's "a\b", c"#,
+                Lsn(0x1_0000_0002),
+                Protocol::V1,
+                false,
+                false
+            ),
             r#"START_REPLICATION SLOT "walhook" LOGICAL 1/2 (proto_version '1', publication_names '"it''s ""a\b"", c"')"#
         );
-        let with_both = start_command("s", "p", Lsn(0), true, true);
+        let with_both = start_command("s", "p", Lsn(0), Protocol::V1, true, true);
         assert!(with_both.ends_with(r#"publication_names '"p"', messages 'true', binary 'true')"#));
     }
 }

@@ -9,7 +9,7 @@ use super::connection::{Connection, Received, malformed, notice, unexpected};
 use super::error::{OBJECT_NOT_IN_PREREQUISITE_STATE, ServerError, WireError};
 use crate::feedback::StatusUpdate;
 use walhook_core::lsn::Lsn;
-use walhook_decode::pgoutput::PG_EPOCH_US;
+use walhook_decode::pgoutput::{PG_EPOCH_US, Protocol};
 use walhook_process::clock::unix_us;
 
 const XLOG_DATA: u8 = b'w';
@@ -60,11 +60,18 @@ pub enum Frame {
 #[derive(Debug)]
 pub struct Stream {
     connection: Connection,
+    protocol: Protocol,
 }
 
 impl Stream {
-    pub(super) const fn new(connection: Connection) -> Self {
-        Self { connection }
+    pub(super) const fn new(connection: Connection, protocol: Protocol) -> Self {
+        Self { connection, protocol }
+    }
+
+    /// What it was started with: its messages are decoded by that.
+    #[must_use]
+    pub const fn protocol(&self) -> Protocol {
+        self.protocol
     }
 
     /// A stream that has begun on some other socket: for what feeds us bytes of its own. A CopyData
@@ -72,10 +79,11 @@ impl Stream {
     pub fn over(
         socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         limit: usize,
+        protocol: Protocol,
     ) -> Self {
         let mut connection = Connection::new(Box::new(socket));
         connection.limit_messages(limit);
-        Self::new(connection)
+        Self::new(connection, protocol)
     }
 
     /// The next frame. Cancel-safe.

@@ -135,11 +135,13 @@ async fn read(
         let next = timeout(deadline - Instant::now(), stream.next()).await;
         match next.unwrap_or_else(|_| panic!("only {told:#?}")).unwrap() {
             Frame::XLogData { wal_start, payload, .. } => {
-                let steps = changes.handle(wal_start, decode(&payload).unwrap()).unwrap();
+                let steps = changes
+                    .handle(wal_start, decode(stream.protocol(), &payload).unwrap())
+                    .unwrap();
                 told.extend(steps.iter().map(tell));
             }
             Frame::Oversize { wal_start, head, bytes, .. } => {
-                let message = decode_head(&head, bytes).unwrap();
+                let message = decode_head(stream.protocol(), &head, bytes).unwrap();
                 told.extend(changes.handle(wal_start, message).unwrap().iter().map(tell));
             }
             Frame::Keepalive { .. } => {}

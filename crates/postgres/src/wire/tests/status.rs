@@ -36,7 +36,9 @@ async fn drive(
             }
             Ok(Frame::XLogData { wal_start, wal_end, payload }) => {
                 feedback.handle_received(wal_end, clock.now());
-                let steps = changes.handle(wal_start, decode(&payload).unwrap()).unwrap();
+                let steps = changes
+                    .handle(wal_start, decode(stream.protocol(), &payload).unwrap())
+                    .unwrap();
                 if let Some(Step::Commit { end_lsn }) = steps.last()
                     && settle(*end_lsn)
                 {

@@ -54,6 +54,7 @@ use walhook_core::event::{AccountId, EndpointId, Invalidation, Scope};
 use walhook_core::lsn::Lsn;
 use walhook_core::tick::Tick;
 
+use super::map::Seeded;
 use invalidations::Invalidations;
 use known::{Dropped, Known, KnownRoutes};
 use named::Named;
@@ -111,11 +112,12 @@ pub struct Router {
 }
 
 impl Router {
-    /// A router whose cache of accounts without pending deliveries takes at most `cache_bytes`.
+    /// A router whose cache of accounts without pending deliveries takes at most `cache_bytes`, and which
+    /// hashes their names so.
     #[must_use]
-    pub fn new(cache_bytes: usize) -> Self {
+    pub fn new(cache_bytes: usize, names: Seeded) -> Self {
         Self {
-            known: KnownRoutes::new(cache_bytes),
+            known: KnownRoutes::new(cache_bytes, names),
             owners: Owners::default(),
             named: Named::default(),
             unseen: Invalidations::default(),

@@ -127,9 +127,10 @@ impl Dispatcher {
     pub fn new(settings: Settings, start: Start, rng: SmallRng) -> Self {
         // An eighth of the memory caches routes of accounts that have nothing pending.
         let cache_bytes = settings.memory_limit / 8;
+        let names = rng.clone().random();
         let mut dispatcher = Self {
-            routing: Routing::new(cache_bytes),
-            queues: Queues::new(rng.clone().random()),
+            routing: Routing::new(cache_bytes, names),
+            queues: Queues::new(names),
             deferral: Deferral::new(settings.memory_limit),
             sending: Sending::new(settings.fast_slots, settings.slow_slots),
             progress: Progress::new(start.frontier, &start.settled),

@@ -11,6 +11,7 @@
 //! Each is a component with private fields and an invariant of its own; here they stand together, for whatever
 //! is known of routes concerns all of them.
 
+use super::super::map::Seeded;
 use super::super::route::Router;
 use super::fan_out::Waiting;
 use super::join::Joins;
@@ -31,10 +32,11 @@ pub(super) struct Routing {
 }
 
 impl Routing {
-    /// Nothing is known; routes of accounts that have nothing pending take `cache_bytes` at most.
-    pub(super) fn new(cache_bytes: usize) -> Self {
+    /// Nothing is known; routes of accounts that have nothing pending take `cache_bytes` at most. `names`:
+    /// the seed by which names are hashed.
+    pub(super) fn new(cache_bytes: usize, names: u64) -> Self {
         Self {
-            router: Router::new(cache_bytes),
+            router: Router::new(cache_bytes, Seeded::new(names)),
             waiting: Waiting::default(),
             shelves: Shelves::new(),
             starts: Joins::default(),

@@ -7,6 +7,7 @@ use smallvec::smallvec;
 
 use super::*;
 use crate::fixture;
+use crate::map::Seeded;
 use walhook_core::endpoint::Endpoint;
 
 const ACCOUNTS: u8 = 3;
@@ -127,7 +128,7 @@ proptest! {
         cache_bytes in prop_oneof![Just(0usize), Just(1_000), Just(1 << 20)],
     ) {
         let mut world = World::default();
-        let mut router = Router::new(cache_bytes);
+        let mut router = Router::new(cache_bytes, Seeded::new(1));
         let mut now = Tick(0);
         let mut asked: Option<Vec<AccountId>> = None;
         let mut answer: Option<(Snapshot, Vec<(AccountId, Routes)>)> = None;
@@ -206,7 +207,7 @@ proptest! {
 
 #[test]
 fn invalidation_of_everything_outdates_every_account() {
-    let mut router = Router::new(1 << 20);
+    let mut router = Router::new(1 << 20, Seeded::new(1));
     let snapshot: Snapshot = "5:5:".parse().unwrap();
     router.want(&account(1));
     let asked = router.poll_lookup(Tick(0)).unwrap();
@@ -219,7 +220,7 @@ fn invalidation_of_everything_outdates_every_account() {
 
 /// A router that knows accounts `0..known`, each with an endpoint of its number.
 fn router_that_knows(known: u8, cache_bytes: usize) -> Router {
-    let mut router = Router::new(cache_bytes);
+    let mut router = Router::new(cache_bytes, Seeded::new(1));
     (0..known).for_each(|n| router.want(&account(n)));
     let asked = router.poll_lookup(Tick(0)).unwrap();
     let n = |a: &AccountId| a.parse::<u8>().unwrap();
@@ -246,7 +247,7 @@ fn routes_that_are_old_are_asked_for_again_and_used_until_the_answer_comes() {
 #[test]
 fn account_that_is_put_off_is_asked_for_again_when_its_time_has_come_and_keeps_nobody_waiting() {
     let snapshot: Snapshot = "5:5:".parse().unwrap();
-    let mut router = Router::new(1 << 20);
+    let mut router = Router::new(1 << 20, Seeded::new(1));
     (0..3).for_each(|n| router.want(&account(n)));
     assert_eq!(router.poll_lookup(Tick(0)).unwrap().len(), 3);
     let later = Tick(0) + Duration::from_secs(5);
@@ -330,7 +331,7 @@ fn named(n: u8) -> Invalidation {
 
 #[test]
 fn endpoint_has_joined_when_the_routes_before_did_not_take_as_much() {
-    let mut router = Router::new(1 << 20);
+    let mut router = Router::new(1 << 20, Seeded::new(1));
     let with = |types: &[&str], enabled| {
         let event_types = types.iter().map(|t| (*t).to_owned()).collect();
         Arc::new(Endpoint { event_types, enabled, ..(*endpoint(2, 1)).clone() })
@@ -354,7 +355,7 @@ fn endpoint_has_joined_when_the_routes_before_did_not_take_as_much() {
 #[test]
 fn endpoint_of_an_unknown_account_has_joined_when_it_was_named_since_the_checkpoint() {
     for (checkpoint, expected) in [(Lsn(7), vec![endpoint_id(2)]), (Lsn(8), vec![])] {
-        let mut router = Router::new(1 << 20);
+        let mut router = Router::new(1 << 20, Seeded::new(1));
         router.handle_invalidation(named(2), Lsn(7));
         router.handle_checkpoint(checkpoint);
         let found = joined(&mut router, vec![endpoint(1, 1), endpoint(2, 1)], Tick(0));

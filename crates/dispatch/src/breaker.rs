@@ -41,7 +41,7 @@ const OPEN_MAX: Duration = Duration::from_secs(600);
 
 /// How a request went, as far as it matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Went {
+pub enum AttemptHealth {
     /// The endpoint answered as it should.
     Well,
     /// It did not.
@@ -52,7 +52,7 @@ pub enum Went {
 
 /// How the requests to an endpoint went lately.
 #[derive(Debug, Clone, Default)]
-pub struct Lately {
+pub struct FailureWindow {
     /// A second's place is its remainder.
     seconds: [Second; SECONDS],
     timeouts: u32,
@@ -67,10 +67,10 @@ struct Second {
     resent: u32,
 }
 
-impl Lately {
+impl FailureWindow {
     /// Takes how a request went, and whether it had to be sent again on another connection. True: the
     /// breaker is to open.
-    pub fn note(&mut self, went: Went, resent: bool, now: Tick) -> bool {
+    pub fn note(&mut self, went: AttemptHealth, resent: bool, now: Tick) -> bool {
         let second = now.0 / 1_000_000;
         let place = usize::try_from(second).unwrap_or(0) % SECONDS;
         if let Some(slot) = self.seconds.get_mut(place) {
@@ -78,11 +78,12 @@ impl Lately {
                 *slot = Second { second, ..Second::default() };
             }
             slot.requests = slot.requests.saturating_add(1);
-            slot.failed = slot.failed.saturating_add(u32::from(went != Went::Well));
+            slot.failed = slot.failed.saturating_add(u32::from(went != AttemptHealth::Well));
             slot.resent = slot.resent.saturating_add(u32::from(resent));
         }
-        self.timeouts = if went == Went::Nowhere { self.timeouts.saturating_add(1) } else { 0 };
-        if went == Went::Well && !resent {
+        self.timeouts =
+            if went == AttemptHealth::Nowhere { self.timeouts.saturating_add(1) } else { 0 };
+        if went == AttemptHealth::Well && !resent {
             return false;
         }
         let within = |slot: &&Second| slot.second + WINDOW.as_secs() > second;
@@ -193,28 +194,28 @@ mod tests {
                 (0u64..3_000_000, 0u8..4, proptest::bool::weighted(0.4)), 1..120,
             ),
         ) {
-            let mut lately = Lately::default();
-            let mut all: Vec<(Tick, Went, bool)> = Vec::new();
+            let mut failures = FailureWindow::default();
+            let mut all: Vec<(Tick, AttemptHealth, bool)> = Vec::new();
             let mut now = Tick(0);
             for (after, kind, resent) in requests {
                 now = now + Duration::from_micros(after);
                 let went = match kind {
-                    0 => Went::Well,
-                    1 => Went::Nowhere,
-                    _ => Went::Badly,
+                    0 => AttemptHealth::Well,
+                    1 => AttemptHealth::Nowhere,
+                    _ => AttemptHealth::Badly,
                 };
                 all.push((now, went, resent));
                 let second = |at: Tick| at.0 / 1_000_000;
                 let recent = all.iter().filter(|(at, ..)| second(*at) + 10 > second(now));
-                let recent: Vec<(Went, bool)> = recent.map(|(_, went, sent)| (*went, *sent)).collect();
-                let failed = recent.iter().filter(|(went, _)| *went != Went::Well).count();
+                let recent: Vec<(AttemptHealth, bool)> = recent.map(|(_, went, sent)| (*went, *sent)).collect();
+                let failed = recent.iter().filter(|(went, _)| *went != AttemptHealth::Well).count();
                 let sent_again = recent.iter().filter(|(_, resent)| *resent).count();
-                let in_a_row = all.iter().rev().take_while(|(_, went, _)| *went == Went::Nowhere);
-                let opens = (went != Went::Well || resent)
+                let in_a_row = all.iter().rev().take_while(|(_, went, _)| *went == AttemptHealth::Nowhere);
+                let opens = (went != AttemptHealth::Well || resent)
                     && (recent.len() >= 10
                         && (failed * 10 >= recent.len() * 7 || sent_again * 2 > recent.len())
                         || in_a_row.count() >= 5);
-                prop_assert_eq!(lately.note(went, resent, now), opens);
+                prop_assert_eq!(failures.note(went, resent, now), opens);
             }
         }
     }

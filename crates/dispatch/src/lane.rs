@@ -13,7 +13,7 @@ use walhook_core::tick::Tick;
 
 mod queue;
 
-pub use queue::{DELIVERY_BYTES, Held, Origin, Pending, QUEUE_BYTES, Queue, Removed};
+pub use queue::{DELIVERY_BYTES, Origin, Pending, QUEUE_BYTES, Queue, Removed, SharedEvent};
 
 /// Requests in flight to one endpoint at most, where its row does not say: a quarter of the fast
 /// slots.
@@ -46,7 +46,7 @@ pub struct New {
     /// Its handle, above all earlier ones.
     pub id: DeliveryId,
     /// The event.
-    pub held: Arc<Held>,
+    pub held: Arc<SharedEvent>,
     /// Where it comes from.
     pub source: Source,
     /// This moment.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::super::backlog::Backlog;
 use super::super::breaker::Breaker;
-use super::super::lane::{DELIVERY_BYTES, Held, Origin, Removed};
+use super::super::lane::{DELIVERY_BYTES, Origin, Removed, SharedEvent};
 use super::super::schedule::LaneId;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
@@ -33,7 +33,7 @@ const QUEUE_BYTES_MAX: usize = 4 << 20;
 
 /// What is kept of a queue whose deliveries go by way of the table.
 #[derive(Debug)]
-pub(super) struct Detour {
+pub(super) struct DeferredQueue {
     pub(super) backlog: Backlog,
     /// It stands in the line of those that want a page.
     pub(super) in_line: bool,
@@ -61,7 +61,7 @@ pub(super) enum Exit {
     Other(DeferReason),
 }
 
-impl Detour {
+impl DeferredQueue {
     pub(super) fn new(backlog: Backlog) -> Self {
         Self {
             backlog,
@@ -103,18 +103,18 @@ impl Detour {
 
 impl Dispatcher {
     /// Goes on with the deferred rows that an earlier leader left.
-    pub(super) fn recover_detours(&mut self, rows: Vec<BacklogRow>) {
+    pub(super) fn recover_deferred(&mut self, rows: Vec<BacklogRow>) {
         for row in rows {
             let BacklogRow { queue, blocked, rows, failing_since_us, stopped_us, open_until_us } =
                 row;
-            let detour = Detour {
+            let deferred = DeferredQueue {
                 failing_since_us,
                 stopped_before_us: stopped_us,
                 was_open_until_us: open_until_us,
-                ..Detour::new(Backlog::recovered(blocked, rows))
+                ..DeferredQueue::new(Backlog::recovered(blocked, rows))
             };
             let queue = self.queues.intern(&queue.account, &queue.endpoint);
-            self.queues.set_deferred(queue, Box::new(detour));
+            self.queues.set_deferred(queue, Box::new(deferred));
             if rows == 0 {
                 // Its first rows were never stored.
                 self.outdate(queue);
@@ -128,7 +128,7 @@ impl Dispatcher {
     pub(super) fn why_defer(&self, queue: QueueNo, keys: &RowKeys) -> Option<DeferReason> {
         let it = self.queues.at(queue);
         let deferred = it.deferred();
-        if deferred.is_some_and(Detour::is_suspended) {
+        if deferred.is_some_and(DeferredQueue::is_suspended) {
             return Some(DeferReason::Overflow);
         }
         if self.endpoints.is_paused(&it.id().endpoint) {
@@ -153,7 +153,7 @@ impl Dispatcher {
     pub(super) fn defer_arrival(
         &mut self,
         queue: QueueNo,
-        held: Arc<Held>,
+        held: Arc<SharedEvent>,
         txn: TxnSeq,
         keys: &RowKeys,
         reason: DeferReason,
@@ -162,9 +162,9 @@ impl Dispatcher {
         let ordinal = self.queues.take_ordinal(queue, id);
         self.memory.take(DELIVERY_BYTES);
         let key = RowKey { event: EventKey::of(&held.event), replay: 0 };
-        let detour = self.queues.deferred_or_new(queue);
+        let deferred = self.queues.deferred_or_new(queue);
         if reason == DeferReason::Overflow {
-            detour.backlog.block_all(reason);
+            deferred.backlog.block_all(reason);
         }
         let (tried, counted) = (Tried::default(), DELIVERY_BYTES);
         let kept = Kept { held, txn: Some(txn), ordinal, counted, routed: None };
@@ -177,7 +177,7 @@ impl Dispatcher {
     pub(super) fn defer_routed(
         &mut self,
         queue: QueueNo,
-        held: Arc<Held>,
+        held: Arc<SharedEvent>,
         keys: &RowKeys,
         row: UnroutedKey,
     ) {
@@ -241,17 +241,17 @@ impl Dispatcher {
                 }
             }
             Origin::Deferred { insertion, .. } => {
-                let detour = self.queues.with_row(queue);
-                if detour.is_suspended() {
-                    detour.backlog.unload(&key, &keys, false);
+                let deferred = self.queues.with_row(queue);
+                if deferred.is_suspended() {
+                    deferred.backlog.unload(&key, &keys, false);
                 } else if let Some(due) = due {
-                    detour.backlog.fail(&key, &keys, &tried, due);
+                    deferred.backlog.fail(&key, &keys, &tried, due);
                     let event = pending.held.event.id;
                     let row = RowId { queue: self.queues.id(queue).clone(), key, event };
                     self.outbox.change(row, insertion, RowChange::Retime(tried));
                     self.outdate(queue);
                 } else {
-                    detour.backlog.unload(&key, &keys, behind);
+                    deferred.backlog.unload(&key, &keys, behind);
                 }
                 self.free(pending.held, counted);
             }
@@ -299,7 +299,7 @@ impl Dispatcher {
     pub(super) fn defer_replayed(
         &mut self,
         queue: QueueNo,
-        held: Arc<Held>,
+        held: Arc<SharedEvent>,
         job: i64,
         reason: DeferReason,
     ) {
@@ -322,10 +322,10 @@ impl Dispatcher {
         leave: Leave,
     ) {
         let Leave { reason, tried, due, behind } = leave;
-        let detour = self.queues.deferred_or_new(queue);
-        let skip = detour.is_suspended();
+        let deferred = self.queues.deferred_or_new(queue);
+        let skip = deferred.is_suspended();
         if !skip {
-            detour.backlog.defer(&key, keys, &tried, due, behind);
+            deferred.backlog.defer(&key, keys, &tried, due, behind);
         }
         self.store_row(queue, key, kept, reason, tried, skip);
     }
@@ -403,8 +403,8 @@ impl Dispatcher {
 
     /// What the table `backlog` says of the queue is to be stored anew.
     pub(super) fn outdate(&mut self, queue: QueueNo) {
-        if let Some(detour) = self.queues.deferred_mut(queue)
-            && !std::mem::replace(&mut detour.is_stale, true)
+        if let Some(deferred) = self.queues.deferred_mut(queue)
+            && !std::mem::replace(&mut deferred.is_stale, true)
         {
             self.outbox.outdated(queue);
         }
@@ -413,7 +413,7 @@ impl Dispatcher {
     /// Now on the queue's own clock, which stands still while the queue is stopped.
     pub(super) fn active_us(&self, queue: QueueNo, now: Tick) -> i64 {
         let it = self.queues.at(queue);
-        let stopped_us = it.deferred().map_or(0, |detour| detour.stopped_us(now));
+        let stopped_us = it.deferred().map_or(0, |deferred| deferred.stopped_us(now));
         let paused_us = self.paused_us(&it.id().endpoint, now);
         self.unix_us(now).saturating_sub(stopped_us).saturating_sub(paused_us)
     }
@@ -421,7 +421,7 @@ impl Dispatcher {
 
 /// What remains in memory of a delivery until its row is stored.
 struct Kept {
-    held: Arc<Held>,
+    held: Arc<SharedEvent>,
     /// The transaction that waits for it; none waits for a replay's, nor for what was a row
     /// before it was routed.
     txn: Option<TxnSeq>,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::lane::{DELIVERY_BYTES, Held, Origin};
+use super::super::lane::{DELIVERY_BYTES, Origin, SharedEvent};
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
 use super::outbox::{Body, Dying, RowChange};
@@ -32,7 +32,7 @@ pub(super) enum Ended {
 
 impl Dispatcher {
     /// A change without endpoint becomes a dead letter.
-    pub(super) fn die_unroutable(&mut self, unroutable: Unroutable, txn: TxnSeq) {
+    pub(super) fn dead_letter_unroutable(&mut self, unroutable: Unroutable, txn: TxnSeq) {
         let Unroutable { event, reason: _, detail } = unroutable;
         self.memory.take(DELIVERY_BYTES);
         self.door.reports.died();
@@ -46,7 +46,7 @@ impl Dispatcher {
             history: Vec::new(),
             replay: 0,
         };
-        let body = Body::Unroutable { txn, held: Arc::new(Held { event }) };
+        let body = Body::Unroutable { txn, held: Arc::new(SharedEvent { event }) };
         self.outbox.die(Dying { letter, body });
     }
 
@@ -115,7 +115,7 @@ impl Dispatcher {
     }
 
     /// What died is stored: its transaction no longer waits, and what waited for its keys goes on.
-    pub(super) fn bury(&mut self, dying: Dying, now: Tick) {
+    pub(super) fn handle_letter_stored(&mut self, dying: Dying, now: Tick) {
         match dying.body {
             Body::Unroutable { txn, held } => {
                 self.progress.complete(txn);
@@ -150,7 +150,7 @@ impl Dispatcher {
     }
 
     /// Gives a delivery's memory back.
-    pub(super) fn free(&mut self, held: Arc<Held>, counted: usize) {
+    pub(super) fn free(&mut self, held: Arc<SharedEvent>, counted: usize) {
         self.memory.give_back(counted);
         self.memory.let_go(held);
     }

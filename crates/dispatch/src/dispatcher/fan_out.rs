@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::lane::{DELIVERY_BYTES, Held, Source};
+use super::super::lane::{DELIVERY_BYTES, SharedEvent, Source};
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
 use super::outbox::ROWS_BYTES;
@@ -40,7 +40,7 @@ const LOOKED_AT_ONCE: usize = 64;
 /// An event that waits.
 #[derive(Debug)]
 struct Parked {
-    held: Arc<Held>,
+    held: Arc<SharedEvent>,
     to: To,
     /// The last endpoint that a slice came to.
     after: Option<EndpointId>,
@@ -153,7 +153,7 @@ impl Dispatcher {
         }
         self.memory.take(event.size_bytes());
         let account = event.account.clone();
-        let held = Arc::new(Held { event });
+        let held = Arc::new(SharedEvent { event });
         let has_shelf = self.routing.shelves.has(&account);
         if let To::All(txn) = to
             && has_shelf
@@ -351,12 +351,12 @@ impl Dispatcher {
                 self.door.reports.refused();
                 let detail = routes.refused.clone().unwrap_or_default();
                 let (event, reason) = (Arc::clone(&held.event), UnroutableReason::Endpoints);
-                self.die_unroutable(Unroutable { event, reason, detail }, txn);
+                self.dead_letter_unroutable(Unroutable { event, reason, detail }, txn);
                 return came_to;
             }
             To::All(txn) => {
                 self.progress.complete(txn);
-                self.touch_joins();
+                self.touch_starts();
             }
             To::One { endpoint, dead_letter, job } => {
                 self.route_one(&held, endpoint, (dead_letter, job), routes.weight, now);
@@ -371,7 +371,7 @@ impl Dispatcher {
     /// `reason`.
     fn route(
         &mut self,
-        held: &Arc<Held>,
+        held: &Arc<SharedEvent>,
         txn: TxnSeq,
         endpoints: &[Arc<Endpoint>],
         weight: f64,
@@ -392,7 +392,7 @@ impl Dispatcher {
             let keys = self.ordering_keys(&event);
             let held = Arc::clone(held);
             let queue = self.queue(&event.account, &endpoint.id, weight);
-            self.begin_join(queue, event.position);
+            self.begin_subscription(queue, event.position);
             if let Some(reason) = self.why_defer(queue, &keys).or(reason) {
                 self.defer_arrival(queue, held, txn, &keys, reason);
             } else {
@@ -512,7 +512,7 @@ impl Dispatcher {
 
     fn route_one(
         &mut self,
-        held: &Arc<Held>,
+        held: &Arc<SharedEvent>,
         endpoint: EndpointId,
         (dead_letter, job): (Option<i64>, i64),
         weight: f64,

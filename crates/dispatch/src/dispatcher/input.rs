@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::lane::{DELIVERY_BYTES, Held, New, Source};
+use super::super::lane::{DELIVERY_BYTES, New, SharedEvent, Source};
 use super::super::route::{LookedUp, Snapshot};
 use super::fan_out::To;
 use super::queues::QueueNo;
@@ -92,7 +92,7 @@ impl Dispatcher {
         let txn = self.progress.reading();
         self.memory.take(unroutable.event.size_bytes());
         self.progress.add(txn);
-        self.die_unroutable(unroutable, txn);
+        self.dead_letter_unroutable(unroutable, txn);
     }
 
     fn handle_invalidation(&mut self, invalidation: Invalidation) {
@@ -131,7 +131,7 @@ impl Dispatcher {
     pub(super) fn enqueue(
         &mut self,
         queue: QueueNo,
-        held: Arc<Held>,
+        held: Arc<SharedEvent>,
         source: Source,
         keys: RowKeys,
         now: Tick,

@@ -2,7 +2,7 @@
 
 use super::super::lane::QUEUE_BYTES;
 use super::Dispatcher;
-use super::defer::Detour;
+use super::defer::DeferredQueue;
 use super::failing::FAILING_BYTES;
 use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
@@ -11,8 +11,9 @@ use walhook_core::heap::{block, map_entry};
 use walhook_core::persist::QueueId;
 
 /// What is known of one queue that has deferred rows: its entry, a node of each of its maps, its name.
-const DETOUR_BYTES: usize =
-    block(size_of::<Detour>()) + map_entry(size_of::<QueueId>() + size_of::<Box<Detour>>()) + 256;
+const DEFERRED_BYTES: usize = block(size_of::<DeferredQueue>())
+    + map_entry(size_of::<QueueId>() + size_of::<Box<DeferredQueue>>())
+    + 256;
 
 /// What is known of an endpoint that has joined.
 const START_BYTES: usize = 256;
@@ -25,7 +26,7 @@ impl Dispatcher {
     pub(super) fn kept_bytes(&self) -> usize {
         self.routing.router.bytes()
             + self.queues.in_memory() * QUEUE_BYTES
-            + self.queues.with_rows() * DETOUR_BYTES
+            + self.queues.with_rows() * DEFERRED_BYTES
             + self.endpoints.failing.len() * FAILING_BYTES
             + self.progress.bytes()
             + self.routing.starts.len() * START_BYTES

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use super::super::lane::Held;
+use super::super::lane::SharedEvent;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl MemoryBudget {
     }
 
     /// Forgets one holder of an event, and its memory with the last.
-    pub(super) fn let_go(&mut self, held: Arc<Held>) {
+    pub(super) fn let_go(&mut self, held: Arc<SharedEvent>) {
         if let Some(held) = Arc::into_inner(held) {
             self.give_back(held.event.size_bytes());
         }

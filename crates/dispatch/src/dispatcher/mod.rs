@@ -1,18 +1,39 @@
-//! The dispatcher: owns lanes, scheduler and tracker, and decides everything right of the boundary
-//! between event and route.
+//! The dispatcher: decides everything right of the boundary between event and route.
 //!
 //! ```text
-//!              ┌───────────────────────── Dispatcher ─────────────────────────┐
-//! handle_item ─┤ route ─► lane ─► schedule ├─ poll_attempt ─► (HTTP) ─► handle_outcome
-//!              │   ▲                       │                                   │
-//!              │   └ poll_lookup/handle_lookup (SQL)          settle ◄─────────┘
-//!              │                                                 │
-//!              │                          tracker ◄──────────────┤
-//!              └───────── poll_persist ─► (SQL) ─► handle_persisted ─► flush LSN
+//!          ┌────────────────────────────── Dispatcher ──────────────────────────────┐
+//! Items ──►│ routing ─► queues (pending ◄─► deferred) ─► sending ──────────────────►│──► Send
+//! Routes ─►│                                   ▲                                    │──► LookUp
+//! pages ──►│                deferral ──────────┘         outcome, ending            │──► ReadDeferred, ReadUnrouted
+//! Outcome ►│                                                    │                   │
+//! Stored ─►│            progress ◄──────────────────────────────┴──► outbox ───────►│──► Store, Flush
+//!          └────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
 //! There is one way in and one way out, see the module `door`; `now` comes in, nothing is awaited. One task
 //! drives it, without a mutex. The same code runs in the simulation by seed.
+//!
+//! # Components
+//!
+//! Each has private fields, and states its invariant in its own file. Here is only said which of them has its
+//! turn, in files that are named after what happens (`fan_out`, `defer`, `refill`, `send`, `outcome`, `ending`,
+//! `store`, `operator`, ...).
+//!
+//! | Component | Knows |
+//! |---|---|
+//! | `routing` | accounts' endpoints, events that wait for them, subscriptions that start |
+//! | `queues` | names, interned once; one entity for each endpoint queue: pending, deferred, breaker, limits |
+//! | `deferral` | queues that want a page of their rows, and those that are suspended |
+//! | `sending` | slots, requests in flight, those that have become old, timers |
+//! | `progress` | transactions that are not settled, what is settled ahead of the first of them |
+//! | `endpoint_states` | endpoints that are off, paused, or fail |
+//! | `outbox` | what is to be stored, and what is in the state transaction under way |
+//! | `memory_budget` | what is pending, in bytes, and when there is no room |
+//! | `replay` | replays that are fed, and their counts |
+//! | `door` | whose turn it is, and what is told outside |
+//!
+//! What must be there is asserted, in release too: the process ends, and the next one goes on from the tables.
+//! What was read from a database, a receiver or an operator asserts nothing (see the tests in `tables`).
 //!
 //! # What it promises
 //!
@@ -30,6 +51,7 @@
 //!   until what is deferred is stored: the stream waits for the state database, never for an endpoint.
 
 mod changes;
+mod circuit_breaker;
 mod defer;
 mod deferral;
 mod door;
@@ -37,9 +59,8 @@ mod ending;
 mod endpoint_states;
 mod failing;
 mod fan_out;
-mod held;
+mod frontier_limit;
 mod input;
-mod join;
 mod memory;
 mod memory_budget;
 mod operator;
@@ -59,8 +80,8 @@ mod sending;
 mod settings;
 #[cfg(test)]
 mod simulation;
-mod stop;
 mod store;
+mod subscription_starts;
 mod suspend;
 #[cfg(test)]
 mod tables;
@@ -77,7 +98,7 @@ use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::lsn::Lsn;
 use walhook_core::tick::Tick;
 
-use defer::Detour;
+use defer::DeferredQueue;
 use deferral::Deferral;
 use door::Door;
 use endpoint_states::EndpointStates;
@@ -146,7 +167,7 @@ impl Dispatcher {
             door: Door::new(start.unix_us_at_zero),
             settings,
         };
-        dispatcher.recover_detours(start.backlog);
+        dispatcher.recover_deferred(start.backlog);
         dispatcher.recover_unseen(start.unseen);
         dispatcher.recover_shelves(start.unrouted, start.joined, &start.settled);
         dispatcher.recover_suspensions(start.suspended);
@@ -212,7 +233,7 @@ impl Dispatcher {
             lanes_waiting: waiting.len(),
             queued_bytes: self.memory.pending(),
             kept_bytes: self.kept_bytes(),
-            deferred: deferred().map(Detour::rows).sum(),
+            deferred: deferred().map(DeferredQueue::rows).sum(),
             backlogs: self.queues.with_rows(),
             unrouted: self.routing.shelves.rows(),
             unrouted_accounts: self.routing.shelves.len(),

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::breaker::Lately;
+use super::super::breaker::FailureWindow;
 use super::super::lane::{Origin, Pending};
 use super::super::settle::{Place, Settlement, failure_text};
 use super::defer::Exit;
@@ -94,7 +94,7 @@ impl Dispatcher {
     /// Nothing of the queue stays in memory but what is in flight.
     fn clear_out(&mut self, queue: QueueNo, now: Tick) {
         let Some(in_memory) = self.queues.pending_mut(queue) else { return };
-        in_memory.lately = Lately::default();
+        in_memory.failures = FailureWindow::default();
         let is_retry =
             |origin: Origin| matches!(origin, Origin::Retry { dead_letter: Some(_), .. });
         let (retries, others): (Vec<_>, Vec<_>) = in_memory
@@ -120,10 +120,10 @@ impl Dispatcher {
         let stood_us = self.unix_us(now).saturating_sub(since_us).max(0);
         self.outbox.enable(endpoint.clone());
         for queue in self.queues_of(&endpoint) {
-            if let Some(detour) = self.queues.deferred_mut(queue) {
-                detour.stopped_before_us = detour.stopped_before_us.saturating_add(stood_us);
-                let failing = detour.failing_since_us;
-                detour.failing_since_us = failing.map(|since| since.saturating_add(stood_us));
+            if let Some(deferred) = self.queues.deferred_mut(queue) {
+                deferred.stopped_before_us = deferred.stopped_before_us.saturating_add(stood_us);
+                let failing = deferred.failing_since_us;
+                deferred.failing_since_us = failing.map(|since| since.saturating_add(stood_us));
             }
             self.outdate(queue);
             self.look_after(queue, now);
@@ -146,12 +146,12 @@ impl Dispatcher {
         for (queue, keys) in by_queue {
             // Somebody's rows that we may know nothing of.
             let Some(queue) = self.queues.find(&queue) else { continue };
-            let Some(detour) = self.queues.deferred_mut(queue) else { continue };
-            if let Some(breaker) = &mut detour.breaker {
+            let Some(deferred) = self.queues.deferred_mut(queue) else { continue };
+            if let Some(breaker) = &mut deferred.breaker {
                 breaker.hasten();
             }
             for key in &keys {
-                detour.backlog.look_again(key, now);
+                deferred.backlog.look_again(key, now);
             }
             self.unload(queue, &keys, now);
             self.look_after(queue, now);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::lane::Held;
+use super::super::lane::SharedEvent;
 use super::super::tracker::TxnSeq;
 use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
@@ -19,20 +19,20 @@ pub(super) struct Dying {
 #[derive(Debug)]
 pub(super) enum Body {
     /// An unroutable change stands in no lane.
-    Unroutable { txn: TxnSeq, held: Arc<Held> },
+    Unroutable { txn: TxnSeq, held: Arc<SharedEvent> },
     /// A delivery keeps its place in its queue.
     Delivery { txn: TxnSeq, ordinal: u64, queue: QueueNo, id: DeliveryId },
     /// So does one that has a row in the table.
     Row { row: RowId, insertion: u64, queue: QueueNo, id: DeliveryId },
     /// An event that has a row without an endpoint, and was routed in part by what was inserted so far.
-    Unrouted { row: UnroutedKey, insertion: u64, held: Arc<Held> },
+    Unrouted { row: UnroutedKey, insertion: u64, held: Arc<SharedEvent> },
 }
 
 /// A delivery, or an event without an endpoint, on its way into its table. It does not count as settled yet.
 #[derive(Debug)]
 pub(super) struct Leaving {
     pub(super) row: Defer,
-    pub(super) held: Arc<Held>,
+    pub(super) held: Arc<SharedEvent>,
     /// The transaction that waits for it to be stored; none waits for a replay's, nor for what was a row
     /// before it was routed.
     pub(super) txn: Option<TxnSeq>,

@@ -30,7 +30,7 @@ use smallvec::SmallVec;
 
 use super::super::lane::Queue;
 use super::super::map::{NameMap, Seeded};
-use super::defer::Detour;
+use super::defer::DeferredQueue;
 pub(super) use lanes::Lane;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{AccountId, EndpointId};
@@ -55,7 +55,7 @@ pub(super) struct EndpointQueue {
     /// Its place among the account's queues.
     place: u32,
     pending: Option<Box<Queue>>,
-    deferred: Option<Box<Detour>>,
+    deferred: Option<Box<DeferredQueue>>,
     /// Somebody else knows something of it: it stays.
     kept: bool,
 }
@@ -72,12 +72,12 @@ impl EndpointQueue {
     }
 
     /// Its rows in the table; none where it has none, nor anything to be remembered for its next ones.
-    pub(super) fn deferred(&self) -> Option<&Detour> {
+    pub(super) fn deferred(&self) -> Option<&DeferredQueue> {
         self.deferred.as_deref()
     }
 
     /// Both, to be changed.
-    pub(super) fn parts_mut(&mut self) -> (Option<&mut Queue>, Option<&mut Detour>) {
+    pub(super) fn parts_mut(&mut self) -> (Option<&mut Queue>, Option<&mut DeferredQueue>) {
         (self.pending.as_deref_mut(), self.deferred.as_deref_mut())
     }
 

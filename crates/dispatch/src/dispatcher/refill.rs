@@ -12,9 +12,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::super::backlog::{Load, Page, Read, Room};
-use super::super::lane::{Held, Source};
+use super::super::lane::{SharedEvent, Source};
 use super::Dispatcher;
-use super::defer::Detour;
+use super::defer::DeferredQueue;
 use super::queues::{QueueNo, Queues};
 use super::sending::Wake;
 use walhook_core::attempt::DeliveryId;
@@ -96,10 +96,10 @@ impl Dispatcher {
                 continue;
             }
             let wants = self.wanted_page(no, now);
-            let detour = self.queues.with_row(no);
-            detour.in_line = false;
+            let deferred = self.queues.with_row(no);
+            deferred.in_line = false;
             if let Some(page) = wants {
-                let from = detour.backlog.begin_page(page, now);
+                let from = deferred.backlog.begin_page(page, now);
                 let bytes = u64::try_from(self.deferral.line.page_bytes).unwrap_or(u64::MAX);
                 pages.push(Refill { queue, from, rows: PAGE_ROWS, bytes });
             }
@@ -130,10 +130,10 @@ impl Dispatcher {
                 row,
             };
             let rows: Vec<Read> = rows.into_iter().map(read).collect();
-            let detour = self.queues.with_row(queue);
-            let counted = (detour.rows(), detour.backlog.in_table());
-            let loads = detour.backlog.take_page(rows, end, room, now);
-            if counted != (detour.rows(), detour.backlog.in_table()) {
+            let deferred = self.queues.with_row(queue);
+            let counted = (deferred.rows(), deferred.backlog.in_table());
+            let loads = deferred.backlog.take_page(rows, end, room, now);
+            if counted != (deferred.rows(), deferred.backlog.in_table()) {
                 // Somebody else has removed some.
                 self.outdate(queue);
             }
@@ -168,7 +168,7 @@ impl Dispatcher {
         self.give_lane(queue, routes.map_or(1.0, |routes| routes.weight));
         let tried = Box::new(Tried { attempts, first_attempt_us, ..Tried::default() });
         let source = Source::Deferred { replay: key.replay, tried };
-        self.enqueue(queue, Arc::new(Held { event }), source, keys, now)
+        self.enqueue(queue, Arc::new(SharedEvent { event }), source, keys, now)
     }
 
     /// The ordering keys of a row; a replay is not ordered.
@@ -179,23 +179,23 @@ impl Dispatcher {
     /// Sees to it that the queue's rows come back: now, if they may, or when the next is due. And
     /// that its deliveries are sent directly again when none is left.
     pub(super) fn look_after(&mut self, queue: QueueNo, now: Tick) {
-        let (in_memory, Some(detour)) = self.queues.at_mut(queue).parts_mut() else { return };
-        if detour.suspension.is_some() {
+        let (in_memory, Some(deferred)) = self.queues.at_mut(queue).parts_mut() else { return };
+        if deferred.suspension.is_some() {
             // Its rows may be removed now.
             self.outbox.touch();
             return;
         }
-        if detour.rows() == 0 {
-            detour.close_breaker(now);
-            detour.backlog.unblock();
+        if deferred.rows() == 0 {
+            deferred.close_breaker(now);
+            deferred.backlog.unblock();
         }
-        if let Some(breaker) = &mut detour.breaker
+        if let Some(breaker) = &mut deferred.breaker
             && let Some(probe) = breaker.probe()
             && in_memory.is_none_or(|pending| pending.get(probe).is_none())
         {
             breaker.lose_probe();
         }
-        if detour.backlog.is_forgettable() && !detour.is_stale {
+        if deferred.backlog.is_forgettable() && !deferred.is_stale {
             self.queues.forget_deferred(queue);
             return;
         }
@@ -206,21 +206,21 @@ impl Dispatcher {
         if self.endpoints.is_paused(&self.queues.id(queue).endpoint) {
             return;
         }
-        let detour = self.queues.with_row(queue);
-        if let Some(due) = detour.next_time().filter(|due| *due > now)
-            && detour.timer.is_none_or(|timer| due < timer)
+        let deferred = self.queues.with_row(queue);
+        if let Some(due) = deferred.next_time().filter(|due| *due > now)
+            && deferred.timer.is_none_or(|timer| due < timer)
         {
-            detour.timer = Some(due);
+            deferred.timer = Some(due);
             self.sending.wake_at(due, Wake::Deferred(queue));
         }
     }
 
     /// A timer that was set for the queue has come.
-    pub(super) fn wake_detour(&mut self, queue: QueueNo, now: Tick) {
+    pub(super) fn wake_deferred(&mut self, queue: QueueNo, now: Tick) {
         // It may have been forgotten since.
-        if let Some(detour) = self.queues.deferred_mut(queue) {
-            if detour.timer.is_some_and(|timer| timer <= now) {
-                detour.timer = None;
+        if let Some(deferred) = self.queues.deferred_mut(queue) {
+            if deferred.timer.is_some_and(|timer| timer <= now) {
+                deferred.timer = None;
             }
             self.look_after(queue, now);
         }
@@ -228,20 +228,20 @@ impl Dispatcher {
 
     fn wanted_page(&self, queue: QueueNo, now: Tick) -> Option<Page> {
         let it = self.queues.at(queue);
-        let detour = it.deferred().filter(|detour| !detour.is_suspended())?;
+        let deferred = it.deferred().filter(|deferred| !deferred.is_suspended())?;
         let in_memory = it.pending();
-        let page = match &detour.breaker {
+        let page = match &deferred.breaker {
             _ if self.endpoints.is_paused(&it.id().endpoint) => return None,
             Some(breaker) if !breaker.wants_probe(now) => return None,
             Some(_) => Page::Probe,
             None if in_memory.is_some_and(|queue| queue.len() >= WANTS_BELOW) => return None,
             None => Page::Rows,
         };
-        detour.backlog.wants_page(page, now).then_some(page)
+        deferred.backlog.wants_page(page, now).then_some(page)
     }
 }
 
-impl Detour {
+impl DeferredQueue {
     /// When a page may be wanted although nothing else happens.
     fn next_time(&self) -> Option<Tick> {
         match &self.breaker {

@@ -174,7 +174,7 @@ impl Dispatcher {
         if self.endpoints.is_paused(&it.id().endpoint) {
             return Some(DeferReason::Paused);
         }
-        if it.deferred().is_some_and(|detour| detour.breaker.is_some()) {
+        if it.deferred().is_some_and(|deferred| deferred.breaker.is_some()) {
             return Some(DeferReason::Breaker);
         }
         let in_memory = it.pending().filter(|in_memory| !in_memory.is_empty())?;

@@ -14,7 +14,7 @@
 use super::super::map::Seeded;
 use super::super::route::Router;
 use super::fan_out::Waiting;
-use super::join::Joins;
+use super::subscription_starts::SubscriptionStarts;
 use super::unrouted::Shelves;
 use super::unseen::Unseen;
 use walhook_core::tick::Tick;
@@ -25,7 +25,7 @@ pub(super) struct Routing {
     pub(super) router: Router,
     pub(super) waiting: Waiting,
     pub(super) shelves: Shelves,
-    pub(super) starts: Joins,
+    pub(super) starts: SubscriptionStarts,
     pub(super) unseen: Unseen,
     /// Since when a look-up has not been answered.
     pub(super) asked_at: Option<Tick>,
@@ -39,7 +39,7 @@ impl Routing {
             router: Router::new(cache_bytes, Seeded::new(names)),
             waiting: Waiting::default(),
             shelves: Shelves::new(),
-            starts: Joins::default(),
+            starts: SubscriptionStarts::default(),
             unseen: Unseen::default(),
             asked_at: None,
         }

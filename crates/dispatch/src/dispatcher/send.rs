@@ -182,7 +182,7 @@ impl Dispatcher {
             match wake {
                 Wake::Delivery(queue, id) => self.wake(queue, Some(id), now),
                 Wake::RateLimit(queue) => self.wake(queue, None, now),
-                Wake::Deferred(queue) => self.wake_detour(queue, now),
+                Wake::Deferred(queue) => self.wake_deferred(queue, now),
             }
         }
     }

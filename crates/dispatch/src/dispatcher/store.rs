@@ -38,7 +38,7 @@ impl Dispatcher {
         self.hand_out_gaps(&mut batch, self.outbox.rows_max().saturating_sub(stored.len()));
         let over = self.hand_out_backlogs(&mut batch, now);
         batch.settled = self.progress.hand_out();
-        batch.settled.extend(self.hand_out_joins());
+        batch.settled.extend(self.hand_out_starts());
         self.hand_out_failing(&mut batch, now);
         self.replays.hand_out(&mut batch);
         let parts = Parts { dying, stored, removed, routed, over };
@@ -142,12 +142,12 @@ impl Dispatcher {
         let mut over = Vec::new();
         for queue in self.outbox.take_outdated() {
             self.queues.with_row(queue).is_stale = false;
-            let (id, detour) = (self.queues.id(queue), self.queues.rows_of(queue));
-            if detour.backlog.is_over() {
+            let (id, deferred) = (self.queues.id(queue), self.queues.rows_of(queue));
+            if deferred.backlog.is_over() {
                 batch.backlog_gone.push(id.clone());
                 over.push(queue);
             } else {
-                batch.backlog.push(detour.as_row(id, now, self.door.unix_us_at_zero()));
+                batch.backlog.push(deferred.as_row(id, now, self.door.unix_us_at_zero()));
             }
         }
         over
@@ -164,8 +164,8 @@ impl Dispatcher {
         }
         let mut queues = parts.over;
         for (queue, key) in parts.removed {
-            if let Some(detour) = self.queues.deferred_mut(queue) {
-                detour.backlog.removed(&key);
+            if let Some(deferred) = self.queues.deferred_mut(queue) {
+                deferred.backlog.removed(&key);
             }
             if queues.last() != Some(&queue) {
                 queues.push(queue);
@@ -175,7 +175,7 @@ impl Dispatcher {
         self.handle_rows_routed(parts.routed, now);
         for dying in parts.dying {
             self.outbox.touch();
-            self.bury(dying, now);
+            self.handle_letter_stored(dying, now);
         }
         self.handle_purged(&persisted.purged, now);
         self.handle_unrouted_purged(&persisted.unrouted_purged, now);
@@ -189,7 +189,7 @@ impl Dispatcher {
         }
         self.progress.handle_stored(frontier);
         self.routing.router.handle_checkpoint(frontier);
-        self.end_joins(frontier, now);
+        self.end_starts(frontier, now);
         frontier
     }
 

@@ -22,7 +22,7 @@ use std::time::Duration;
 use super::super::backlog::Backlog;
 use super::Dispatcher;
 use super::changes::EndpointChange;
-use super::defer::{Detour, Exit};
+use super::defer::{DeferredQueue, Exit};
 use super::outbox::{Leaves, Leaving};
 use super::queues::QueueNo;
 use walhook_core::lsn::Lsn;
@@ -72,7 +72,7 @@ pub(super) struct Suspension {
     is_ending: bool,
 }
 
-impl Detour {
+impl DeferredQueue {
     /// Whether its deliveries are counted in a gap instead of being deferred.
     pub(super) fn is_suspended(&self) -> bool {
         self.suspension.as_ref().is_some_and(|suspension| suspension.ends_with.is_none())
@@ -119,7 +119,7 @@ impl Dispatcher {
 
     /// Whether deliveries to the queue's endpoint are counted in a gap.
     pub(super) fn is_suspended(&self, queue: QueueNo) -> bool {
-        self.queues.deferred(queue).is_some_and(Detour::is_suspended)
+        self.queues.deferred(queue).is_some_and(DeferredQueue::is_suspended)
     }
 
     /// Whether something is being given up, or a size may not show yet what was.
@@ -164,7 +164,8 @@ impl Dispatcher {
         if self.gives_up(now) {
             return false;
         }
-        let can_go = |detour: &Detour| detour.suspension.is_none() && detour.rows() > 0;
+        let can_go =
+            |deferred: &DeferredQueue| deferred.suspension.is_none() && deferred.rows() > 0;
         let able = |holder: &&Holder| {
             let deferred = self.queues.find(&holder.queue).and_then(|no| self.queues.deferred(no));
             holder.letters > 0 || deferred.is_some_and(can_go)
@@ -179,7 +180,7 @@ impl Dispatcher {
             None => self
                 .queues
                 .all_deferred()
-                .filter(|(.., detour)| can_go(detour))
+                .filter(|(.., deferred)| can_go(deferred))
                 .max_by(|(_, a, x), (_, b, y)| (x.rows(), b).cmp(&(y.rows(), a)))
                 .map(|(queue, ..)| queue),
         };
@@ -204,10 +205,10 @@ impl Dispatcher {
     fn suspend(&mut self, queue: QueueNo, now: Tick) {
         let reason =
             "suspended: state.max_size was reached, and it had the most deferred deliveries";
-        let detour = self.queues.with_row(queue);
-        detour.close_breaker(now);
-        detour.backlog.give_up();
-        detour.suspension = Some(Suspension {
+        let deferred = self.queues.with_row(queue);
+        deferred.close_breaker(now);
+        deferred.backlog.give_up();
+        deferred.suspension = Some(Suspension {
             opens: Some(reason.to_owned()),
             is_stale: true,
             rows_left: true,
@@ -225,12 +226,12 @@ impl Dispatcher {
 
     /// What was on its way into the table is counted instead, unless it is in flight as well.
     fn skip_leaving(&mut self, queue: QueueNo) {
-        let detour = self.queues.with_row(queue);
+        let deferred = self.queues.with_row(queue);
         let is_its = |leaving: &&mut Leaving| leaving.kind == Leaves::Deferred(queue);
         for leaving in self.outbox.leaving_mut().filter(is_its) {
-            if !detour.backlog.is_loaded(&leaving.row.id.key) {
+            if !deferred.backlog.is_loaded(&leaving.row.id.key) {
                 leaving.kind = Leaves::Skipped(queue);
-                detour.backlog.skip(&leaving.row.id.key);
+                deferred.backlog.skip(&leaving.row.id.key);
             }
         }
     }
@@ -239,15 +240,15 @@ impl Dispatcher {
         let mut resumed = Vec::new();
         let last = self.outbox.insertions();
         for queue in &self.deferral.suspensions.queues {
-            let detour = self.queues.with_row(self.queues.named(queue));
-            let can = detour.is_suspended() && detour.backlog.is_forgettable();
-            let Some(suspension) = detour.suspension.as_mut().filter(|s| can && !s.rows_left)
+            let deferred = self.queues.with_row(self.queues.named(queue));
+            let can = deferred.is_suspended() && deferred.backlog.is_forgettable();
+            let Some(suspension) = deferred.suspension.as_mut().filter(|s| can && !s.rows_left)
             else {
                 continue;
             };
             suspension.ends_with = Some(last);
             let counted = suspension.skipped + suspension.removed;
-            detour.backlog = Backlog::new(Blocked::Keys(Vec::new()), DeferReason::Behind);
+            deferred.backlog = Backlog::new(Blocked::Keys(Vec::new()), DeferReason::Behind);
             self.outbox.touch();
             resumed.push((queue.clone(), counted));
         }
@@ -283,10 +284,10 @@ impl Dispatcher {
         let mut ended = Vec::new();
         for queue in &self.deferral.suspensions.queues {
             let no = self.queues.named(queue);
-            let detour = self.queues.with_row(no);
-            let purges = rows > 0 && detour.wants_purge();
-            let in_table = usize::try_from(detour.backlog.in_table()).unwrap_or(usize::MAX);
-            let Some(suspension) = &mut detour.suspension else {
+            let deferred = self.queues.with_row(no);
+            let purges = rows > 0 && deferred.wants_purge();
+            let in_table = usize::try_from(deferred.backlog.in_table()).unwrap_or(usize::MAX);
+            let Some(suspension) = &mut deferred.suspension else {
                 panic!("a queue that is not suspended stands among those that are")
             };
             let growing = suspension.ends_with.is_none_or(|last| last > handed_out);
@@ -333,7 +334,7 @@ impl Dispatcher {
     }
 
     /// What is known of the rows of a queue that is suspended.
-    fn suspended(&self, queue: &QueueId) -> &Detour {
+    fn suspended(&self, queue: &QueueId) -> &DeferredQueue {
         self.queues.rows_of(self.queues.named(queue))
     }
 
@@ -352,9 +353,9 @@ impl Dispatcher {
         for Purged { queue, rows, all } in purged {
             self.door.reports.went_into_gaps(*rows);
             let queue = self.queues.named(queue);
-            let detour = self.queues.with_row(queue);
-            detour.backlog.purged(*rows, *all);
-            if let Some(suspension) = &mut detour.suspension {
+            let deferred = self.queues.with_row(queue);
+            deferred.backlog.purged(*rows, *all);
+            if let Some(suspension) = &mut deferred.suspension {
                 suspension.removed += rows;
                 suspension.rows_left = !all;
             }

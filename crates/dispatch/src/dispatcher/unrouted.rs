@@ -30,7 +30,7 @@ mod routing;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::super::lane::{DELIVERY_BYTES, Held};
+use super::super::lane::{DELIVERY_BYTES, SharedEvent};
 use super::super::settled::Recovered;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
@@ -266,7 +266,7 @@ impl Dispatcher {
 
     /// The event becomes a row without an endpoint. The transaction waits for it, and the memory budget
     /// counts it as a delivery.
-    pub(super) fn shelve(&mut self, held: Arc<Held>, txn: TxnSeq) {
+    pub(super) fn shelve(&mut self, held: Arc<SharedEvent>, txn: TxnSeq) {
         let event = Arc::clone(&held.event);
         let account = event.account.clone();
         // Above all ordinals of an earlier shelf, and never next to one.
@@ -364,7 +364,7 @@ impl Dispatcher {
     /// These rows are durably gone.
     pub(super) fn handle_rows_routed(&mut self, gone: Vec<UnroutedKey>, now: Tick) {
         if !gone.is_empty() {
-            self.touch_joins();
+            self.touch_starts();
         }
         for UnroutedKey { account, .. } in gone {
             let shelf = self.routing.shelves.of(&account);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::{Rng, RngExt};
 
 use super::{DEFAULT_MAX_IN_FLIGHT, New, Source};
-use crate::breaker::Lately;
+use crate::breaker::FailureWindow;
 use crate::schedule::{AdaptiveLimit, HoldEstimate, Pool};
 use crate::tracker::TxnSeq;
 use walhook_core::attempt::DeliveryId;
@@ -82,7 +82,7 @@ impl Origin {
 
 /// An event while any of its deliveries is pending. Dropping the last one frees its memory.
 #[derive(Debug)]
-pub struct Held {
+pub struct SharedEvent {
     /// The event.
     pub event: Arc<Event>,
 }
@@ -93,7 +93,7 @@ pub struct Pending {
     /// Its handle; grows along one queue. Of deliveries that share a key, the older has the lower.
     pub id: DeliveryId,
     /// The event, shared with its other deliveries.
-    pub held: Arc<Held>,
+    pub held: Arc<SharedEvent>,
     /// Where it came from.
     pub origin: Origin,
     /// Attempts made, those before it was deferred included.
@@ -177,7 +177,7 @@ pub struct Queue {
     /// How long its requests hold a slot.
     pub hold: HoldEstimate,
     /// How its requests went lately.
-    pub lately: Lately,
+    pub failures: FailureWindow,
     /// How many it takes at once.
     pub limit: AdaptiveLimit,
     /// The pool in whose ring of the lane it stands.
@@ -202,7 +202,7 @@ impl Queue {
             put_off_until: Tick(0),
             held_from: None,
             hold: HoldEstimate::new(),
-            lately: Lately::default(),
+            failures: FailureWindow::default(),
             limit: AdaptiveLimit::new(DEFAULT_MAX_IN_FLIGHT),
             ring: None,
             last: DeliveryId(0),

@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use super::super::super::lane::{New, Queue, Removed};
 use super::super::super::schedule::LaneId;
-use super::super::defer::Detour;
+use super::super::defer::DeferredQueue;
 use super::lanes::Lane;
 use super::{QueueNo, Queues, account_mut};
 use walhook_core::attempt::DeliveryId;
@@ -131,18 +131,18 @@ impl Queues {
 /// What is deferred.
 impl Queues {
     /// What is known of the queue's rows; also where the handle may be stale.
-    pub(in super::super) fn deferred(&self, no: QueueNo) -> Option<&Detour> {
+    pub(in super::super) fn deferred(&self, no: QueueNo) -> Option<&DeferredQueue> {
         self.get(no)?.deferred()
     }
 
     /// As [`Queues::deferred`].
-    pub(in super::super) fn deferred_mut(&mut self, no: QueueNo) -> Option<&mut Detour> {
+    pub(in super::super) fn deferred_mut(&mut self, no: QueueNo) -> Option<&mut DeferredQueue> {
         self.get(no)?;
         self.at_mut(no).deferred.as_deref_mut()
     }
 
     /// What is known of the queue's rows, of which there are some.
-    pub(in super::super) fn with_row(&mut self, no: QueueNo) -> &mut Detour {
+    pub(in super::super) fn with_row(&mut self, no: QueueNo) -> &mut DeferredQueue {
         match self.at_mut(no).deferred.as_deref_mut() {
             Some(deferred) => deferred,
             None => panic!("{no:?} has a row, and nothing is known of its rows"),
@@ -150,7 +150,7 @@ impl Queues {
     }
 
     /// As [`Queues::with_row`], only to be looked at.
-    pub(in super::super) fn rows_of(&self, no: QueueNo) -> &Detour {
+    pub(in super::super) fn rows_of(&self, no: QueueNo) -> &DeferredQueue {
         match self.at(no).deferred() {
             Some(deferred) => deferred,
             None => panic!("{no:?} has a row, and nothing is known of its rows"),
@@ -158,15 +158,15 @@ impl Queues {
     }
 
     /// What is known of the queue's rows, made where nothing is.
-    pub(in super::super) fn deferred_or_new(&mut self, no: QueueNo) -> &mut Detour {
+    pub(in super::super) fn deferred_or_new(&mut self, no: QueueNo) -> &mut DeferredQueue {
         if self.at(no).deferred.is_none() {
-            self.set_deferred(no, Box::new(Detour::empty()));
+            self.set_deferred(no, Box::new(DeferredQueue::empty()));
         }
         self.with_row(no)
     }
 
     /// An earlier leader has left rows.
-    pub(in super::super) fn set_deferred(&mut self, no: QueueNo, deferred: Box<Detour>) {
+    pub(in super::super) fn set_deferred(&mut self, no: QueueNo, deferred: Box<DeferredQueue>) {
         if self.at_mut(no).deferred.replace(deferred).is_none() {
             self.deferred += 1;
         }
@@ -183,7 +183,7 @@ impl Queues {
     /// All that have rows.
     pub(in super::super) fn all_deferred(
         &self,
-    ) -> impl Iterator<Item = (QueueNo, &QueueId, &Detour)> {
+    ) -> impl Iterator<Item = (QueueNo, &QueueId, &DeferredQueue)> {
         self.iter().filter_map(|(no, queue)| Some((no, &queue.id, queue.deferred()?)))
     }
 }

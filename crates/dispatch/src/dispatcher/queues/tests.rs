@@ -10,7 +10,7 @@ use rand::rngs::SmallRng;
 
 use super::*;
 use crate::fixture;
-use crate::lane::{Held, New, Removed, Source};
+use crate::lane::{New, Removed, SharedEvent, Source};
 use crate::schedule::{LaneId, Pool};
 use walhook_core::event::RowKeys;
 use walhook_core::tick::Tick;
@@ -68,8 +68,8 @@ impl Lane {
     }
 }
 
-fn held() -> Arc<Held> {
-    Arc::new(Held { event: Arc::new(fixture::event("a", fixture::position(1, 1), &[])) })
+fn held() -> Arc<SharedEvent> {
+    Arc::new(SharedEvent { event: Arc::new(fixture::event("a", fixture::position(1, 1), &[])) })
 }
 
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::super::super::lane::{DELIVERY_BYTES, Held};
+use super::super::super::lane::{DELIVERY_BYTES, SharedEvent};
 use super::super::Dispatcher;
 use super::super::outbox::{Body, Dying, ROWS_BYTES};
 use super::Shelf;
@@ -45,7 +45,7 @@ pub(super) enum Page {
 /// A row in memory.
 #[derive(Debug)]
 pub(super) struct Row {
-    pub(super) held: Arc<Held>,
+    pub(super) held: Arc<SharedEvent>,
     /// The last endpoint that it was routed to.
     after: Option<EndpointId>,
     /// Some endpoint wanted it.
@@ -130,7 +130,7 @@ impl Dispatcher {
                 self.memory.take(event.size_bytes() + DELIVERY_BYTES);
                 shelf.cursor = Some(key);
                 let wanted = after.is_some();
-                read.push_back(Row { held: Arc::new(Held { event }), after, wanted });
+                read.push_back(Row { held: Arc::new(SharedEvent { event }), after, wanted });
             }
             shelf.unread = shelf.unread.saturating_sub(read.len() as u64);
             if read.is_empty() {
@@ -240,7 +240,7 @@ impl Dispatcher {
         let name = UnroutedKey { account: account.clone(), event: key };
         for endpoint in owed {
             let queue = self.queues.intern(account, &endpoint);
-            self.begin_join(queue, event.position);
+            self.begin_subscription(queue, event.position);
             self.defer_routed(queue, Arc::clone(&held), &keys, name.clone());
             self.look_after(queue, now);
         }
@@ -253,7 +253,7 @@ impl Dispatcher {
         self.outbox.touch();
         if let Some(why) = &routes.refused {
             drop(held);
-            self.die_unrouted(row, name, why.clone());
+            self.dead_letter_unrouted(row, name, why.clone());
             return;
         }
         if !row.wanted {
@@ -265,7 +265,7 @@ impl Dispatcher {
     }
 
     /// The row's event becomes a dead letter without endpoint: the database refuses to read its account's.
-    fn die_unrouted(&mut self, Row { held, .. }: Row, row: UnroutedKey, detail: String) {
+    fn dead_letter_unrouted(&mut self, Row { held, .. }: Row, row: UnroutedKey, detail: String) {
         self.door.reports.died();
         self.door.reports.refused();
         let letter = DeadLetter {

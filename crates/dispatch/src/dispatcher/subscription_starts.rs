@@ -25,14 +25,14 @@ use walhook_core::tick::Tick;
 
 /// The joins that the stored checkpoint has not passed.
 #[derive(Debug, Default)]
-pub(super) struct Joins {
+pub(super) struct SubscriptionStarts {
     /// Of each queue in the order in which they happened; none is left without one. The first holds
     /// the queue, once it has a first event.
-    queues: BTreeMap<QueueNo, VecDeque<Join>>,
+    queues: BTreeMap<QueueNo, VecDeque<SubscriptionStart>>,
 }
 
 #[derive(Debug)]
-struct Join {
+struct SubscriptionStart {
     /// How far the stream was read then. Once the checkpoint is beyond, nothing from before will be
     /// read again.
     received: Lsn,
@@ -50,13 +50,13 @@ struct First {
     last_insertion: Option<u64>,
 }
 
-impl Joins {
+impl SubscriptionStarts {
     /// The endpoint has joined. More joins before the next event are one.
     fn expect(&mut self, queue: QueueNo, received: Lsn) {
         let joins = self.queues.entry(queue).or_default();
         match joins.back_mut().filter(|join| join.first.is_none()) {
             Some(join) => join.received = received,
-            None => joins.push_back(Join { received, first: None, is_storing: false }),
+            None => joins.push_back(SubscriptionStart { received, first: None, is_storing: false }),
         }
     }
 
@@ -85,7 +85,7 @@ impl Dispatcher {
     }
 
     /// The next delivery is routed to the queue: the first after a join, perhaps.
-    pub(super) fn begin_join(&mut self, queue: QueueNo, position: Position) {
+    pub(super) fn begin_subscription(&mut self, queue: QueueNo, position: Position) {
         let Some(joins) = self.routing.starts.queues.get_mut(&queue) else { return };
         // What an earlier leader left on a shelf is routed before older events that are read again.
         for first in joins.iter_mut().filter_map(|join| join.first.as_mut()) {
@@ -100,14 +100,14 @@ impl Dispatcher {
     }
 
     /// Older events are out of the way: ranges of joins may be stored.
-    pub(super) fn touch_joins(&mut self) {
+    pub(super) fn touch_starts(&mut self) {
         if !self.routing.starts.is_empty() {
             self.outbox.touch();
         }
     }
 
     /// The ranges of joins that can be stored. Call after the batch's rows are handed out.
-    pub(super) fn hand_out_joins(&mut self) -> Vec<SettledRange> {
+    pub(super) fn hand_out_starts(&mut self) -> Vec<SettledRange> {
         let mut ranges = Vec::new();
         for (queue, joins) in &mut self.routing.starts.queues {
             let it = self.queues.at(*queue);
@@ -144,7 +144,7 @@ impl Dispatcher {
 
     /// A batch is stored, and with it the checkpoint at `frontier`: joins whose range was in it, and
     /// those that need none any more, let their queues go.
-    pub(super) fn end_joins(&mut self, frontier: Lsn, now: Tick) {
+    pub(super) fn end_starts(&mut self, frontier: Lsn, now: Tick) {
         let mut let_go = Vec::new();
         self.routing.starts.queues.retain(|queue, joins| {
             let before = joins.len();

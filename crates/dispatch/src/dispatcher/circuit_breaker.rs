@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
-use super::super::breaker::{Breaker, Lately, Went};
+use super::super::breaker::{AttemptHealth, Breaker, FailureWindow};
 use super::super::lane::Origin;
 use super::super::settle::failure_text;
-use super::defer::{Detour, Exit};
+use super::defer::{DeferredQueue, Exit};
 use super::queues::QueueNo;
 use super::{Dispatcher, EndpointChange, EndpointChanged};
 use walhook_core::attempt::{DeliveryId, FailureKind, Outcome};
@@ -23,7 +23,7 @@ const CAME_THROUGH: &str = "it took a delivery";
 const RESENT: &str =
     "taken, but more than half of the requests had to be sent again on another connection";
 
-impl Detour {
+impl DeferredQueue {
     /// For how long the queue was stopped so far, a pause that lasts not counted.
     pub(super) fn stopped_us(&self, now: Tick) -> i64 {
         let open = self.breaker.as_ref().map_or(Duration::ZERO, |b| now.since(b.since));
@@ -44,7 +44,7 @@ impl Detour {
 impl Dispatcher {
     /// Whether an outcome of this delivery tells whether the breaker may close.
     pub(super) fn is_test(&self, queue: QueueNo, id: DeliveryId, origin: Origin) -> bool {
-        let breaker = self.queues.deferred(queue).and_then(|detour| detour.breaker.as_ref());
+        let breaker = self.queues.deferred(queue).and_then(|deferred| deferred.breaker.as_ref());
         let is_probe = |breaker: &Breaker| breaker.probe() == Some(id);
         breaker.is_some_and(|b| is_probe(b) || matches!(origin, Origin::Retry { .. }))
     }
@@ -64,14 +64,14 @@ impl Dispatcher {
         if is_off || self.is_suspended(queue) || outcome.aborted() {
             return;
         }
-        let detour = self.queues.deferred_mut(queue);
-        let Some(breaker) = detour.and_then(|detour| detour.breaker.as_mut()) else {
-            if went == Went::Well {
+        let deferred = self.queues.deferred_mut(queue);
+        let Some(breaker) = deferred.and_then(|deferred| deferred.breaker.as_mut()) else {
+            if went == AttemptHealth::Well {
                 self.forget_earlier_breaker(queue);
             }
             let in_memory = self.queues.in_use(queue);
             let resent = outcome.resends > 0;
-            if in_memory.lately.note(went, resent, now)
+            if in_memory.failures.note(went, resent, now)
                 && let Some(wait) = self.open_breaker(queue, now)
             {
                 let wait = humantime::format_duration(Duration::from_secs(wait.as_secs()));
@@ -85,7 +85,7 @@ impl Dispatcher {
         if !is_test {
             return;
         }
-        if went == Went::Well {
+        if went == AttemptHealth::Well {
             self.forget_breaker(queue, now);
             self.tell_of_queue(queue, EndpointChange::BreakerClosed, CAME_THROUGH.to_owned());
         } else {
@@ -96,8 +96,8 @@ impl Dispatcher {
 
     /// What an earlier leader's breaker kept from the endpoint comes through again.
     fn forget_earlier_breaker(&mut self, queue: QueueNo) {
-        let Some(detour) = self.queues.deferred_mut(queue) else { return };
-        if detour.was_open_until_us.take().is_some() {
+        let Some(deferred) = self.queues.deferred_mut(queue) else { return };
+        if deferred.was_open_until_us.take().is_some() {
             self.outdate(queue);
             self.tell_of_queue(queue, EndpointChange::BreakerClosed, CAME_THROUGH.to_owned());
         }
@@ -115,14 +115,14 @@ impl Dispatcher {
     /// Returns for how long nothing is sent.
     fn open_breaker(&mut self, queue: QueueNo, now: Tick) -> Option<Duration> {
         let in_memory = self.queues.in_use(queue);
-        in_memory.lately = Lately::default();
+        in_memory.failures = FailureWindow::default();
         let idle: Vec<DeliveryId> = in_memory.idle().map(|pending| pending.id).collect();
         let breaker = Breaker::open(now, &mut self.rng);
         let until = breaker.open_until()?;
-        let detour = self.queues.deferred_or_new(queue);
-        detour.breaker = Some(breaker);
-        detour.was_open_until_us = None;
-        detour.backlog.block_all(DeferReason::Breaker);
+        let deferred = self.queues.deferred_or_new(queue);
+        deferred.breaker = Some(breaker);
+        deferred.was_open_until_us = None;
+        deferred.backlog.block_all(DeferReason::Breaker);
         self.leave(queue, &idle, Exit::Other(DeferReason::Breaker), now);
         // Without a row there is no probe: what comes next is one.
         self.queues.deferred(queue)?.breaker.as_ref()?;
@@ -134,9 +134,9 @@ impl Dispatcher {
     pub(super) fn give_up_failing(&mut self, queue: QueueNo, outcome: &Outcome, now: Tick) {
         let now_us = self.unix_us(now);
         let endpoint = self.queues.id(queue).endpoint.clone();
-        let Some(detour) = self.queues.deferred_mut(queue) else { return };
-        if went(outcome) == Went::Well {
-            if detour.failing_since_us.take().is_some() {
+        let Some(deferred) = self.queues.deferred_mut(queue) else { return };
+        if went(outcome) == AttemptHealth::Well {
+            if deferred.failing_since_us.take().is_some() {
                 self.outdate(queue);
             }
             return;
@@ -144,8 +144,8 @@ impl Dispatcher {
         if self.endpoints.is_paused(&endpoint) || outcome.aborted() {
             return;
         }
-        let Some(since_us) = detour.failing_since_us else {
-            detour.failing_since_us = Some(now_us);
+        let Some(since_us) = deferred.failing_since_us else {
+            deferred.failing_since_us = Some(now_us);
             self.outdate(queue);
             return;
         };
@@ -186,8 +186,8 @@ impl Dispatcher {
 
     /// Nothing is to be sent to the endpoint any more, or nothing can be: no reason to go slowly.
     pub(super) fn forget_breaker(&mut self, queue: QueueNo, now: Tick) {
-        if let Some(detour) = self.queues.deferred_mut(queue)
-            && detour.close_breaker(now)
+        if let Some(deferred) = self.queues.deferred_mut(queue)
+            && deferred.close_breaker(now)
         {
             self.outdate(queue);
         }
@@ -197,15 +197,17 @@ impl Dispatcher {
     pub(super) fn is_stopped(&self, queue: QueueNo) -> bool {
         let it = self.queues.at(queue);
         self.endpoints.is_paused(&it.id().endpoint)
-            || it.deferred().is_some_and(|detour| detour.breaker.is_some() || detour.is_suspended())
+            || it
+                .deferred()
+                .is_some_and(|deferred| deferred.breaker.is_some() || deferred.is_suspended())
     }
 }
 
-fn went(outcome: &Outcome) -> Went {
+fn went(outcome: &Outcome) -> AttemptHealth {
     match &outcome.result {
-        Ok(answer) if outcome.delivered() || answer.status == 410 => Went::Well,
-        Err(failure) if failure.kind == FailureKind::Timeout => Went::Nowhere,
-        Ok(_) | Err(_) => Went::Badly,
+        Ok(answer) if outcome.delivered() || answer.status == 410 => AttemptHealth::Well,
+        Err(failure) if failure.kind == FailureKind::Timeout => AttemptHealth::Nowhere,
+        Ok(_) | Err(_) => AttemptHealth::Badly,
     }
 }
 

@@ -29,7 +29,7 @@ VERSIONS := 14 15 16 17 18
 TEST_VERSIONS ?= 18
 
 # The tests wait for servers and for time more than they compute.
-export NEXTEST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 5 / 2 )))
+export NEXTEST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 )))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo build test test-long test-matrix torture simulate postgres fuzz lint fmt docs loadtest \

@@ -54,9 +54,9 @@ async fn crash_between_any_two_steps_of_a_delivery_loses_and_invents_nothing() {
         }
     }
     let running = world.run().await.unwrap();
-    let journal = traffic.stop().await;
+    let oracle = traffic.stop().await;
     world.settled().await.with_context(|| running.log()).unwrap();
-    let audit = audit(&world, &journal, &endpoints, &lives).await.unwrap();
+    let audit = audit(&world, oracle, &endpoints, &lives).await.unwrap();
     println!("{audit:?}");
     let bound = SLOTS + u64::try_from(UNPERSISTED_MAX).unwrap();
     assert!(audit.repeated.iter().all(|repeated| *repeated <= bound), "{audit:?}");

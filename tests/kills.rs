@@ -16,6 +16,9 @@ use walhook_dispatch::dispatcher::UNPERSISTED_MAX;
 use walhook_postgres::sql::Connection;
 use walhook_process::clock::unix_us;
 
+use walhook_testkit::change::{Change, Kind};
+use walhook_testkit::oracle::Oracle;
+
 use crate::support::audit::{Audit, Demand, End, Endpoint, audit, settled};
 use crate::support::traffic::{self, FLAPPING, TOUCHED, Traffic};
 use crate::support::{PATIENCE, Running, SECRET, World, answers, get, taken};
@@ -137,11 +140,12 @@ async fn kill_by_seed(seed: u64, kills: usize) -> Result<String> {
     }
     let running = world.run().await?;
     until_busy(&world, 100).await?;
-    let journal = traffic.stop().await;
+    let oracle = traffic.stop().await;
     settled(&world, &endpoints).await.with_context(|| running.log())?;
-    ensure!(journal.rolled_back > 0 && journal.doubtful.is_empty(), "{}", journal.rolled_back);
+    let [_, doubtful, rolled_back] = oracle.changes();
+    ensure!(rolled_back > 0 && doubtful == 0, "{rolled_back}, {doubtful}");
     let lives: Vec<End> = deaths.iter().map(|death| death.end).collect();
-    let audit = audit(&world, &journal, &endpoints, &lives).await?;
+    let audit = audit(&world, oracle, &endpoints, &lives).await?;
     let shown = table(seed, &deaths, &audit);
     ensure!(audit.dead + audit.deferred > 0, "no endpoint failed\n{shown}");
     for (death, repeated) in deaths.iter().zip(&audit.repeated) {
@@ -235,11 +239,10 @@ async fn duplicates_stay_within_the_bound_when_outcomes_cannot_be_stored() {
     let sql =
         "INSERT INTO subscribers (account_id) SELECT n % 40 + 1 FROM generate_series(1, $1::int) n
                RETURNING id, version, account_id";
-    let mut journal = traffic::Journal::default();
+    let mut oracle = Oracle::default();
     for row in world.sql.query(sql, &[&rows]).await.unwrap() {
-        let event_type = "subscriber.created".to_owned();
-        let change = traffic::Change { event_type, id: row.get(0), version: row.get(1) };
-        journal.committed.insert(change, row.get(2));
+        let change = Change { kind: Kind::Created, id: row.get(0), version: row.get(1) };
+        oracle.committed(row.get(2), &[change], Duration::ZERO);
     }
     // It stops by itself; still for a second is stopped.
     world.mock.wait_until("the first request", PATIENCE, |stats| stats.taken > 0).await.unwrap();
@@ -259,7 +262,7 @@ async fn duplicates_stay_within_the_bound_when_outcomes_cannot_be_stored() {
     drop(holder);
     let _running = world.run().await.unwrap();
     settled(&world, &endpoints).await.unwrap();
-    let audit = audit(&world, &journal, &endpoints, &[death.end]).await.unwrap();
+    let audit = audit(&world, oracle, &endpoints, &[death.end]).await.unwrap();
     println!("in flight {}, duplicates {}", death.in_flight, audit.repeated[0]);
     assert!(audit.repeated[0] <= most, "{audit:?}");
     assert!(audit.repeated[0] > 0, "nothing was unstored: {audit:?}");
@@ -279,9 +282,9 @@ async fn sigterm_in_traffic_loses_nothing_and_sends_nothing_twice() {
         assert_eq!(world.mock.stats().in_flight, 0, "left a request behind");
     }
     let _running = world.run().await.unwrap();
-    let journal = traffic.stop().await;
+    let oracle = traffic.stop().await;
     settled(&world, &endpoints).await.unwrap();
-    let audit = audit(&world, &journal, &endpoints, &[]).await.unwrap();
+    let audit = audit(&world, oracle, &endpoints, &[]).await.unwrap();
     println!("{audit:?}");
     assert_eq!(audit.repeated_within, 0);
 }
@@ -341,9 +344,9 @@ async fn case_25_standby_takes_over_by_itself_when_the_leader_is_killed() {
     println!("took over {took:?} after the slot was free");
     assert!(took < TAKEOVER, "{took:?}\n{}", standby.log());
     until_busy(&world, 100).await.unwrap();
-    let journal = traffic.stop().await;
+    let oracle = traffic.stop().await;
     settled(&world, &endpoints).await.unwrap();
-    let audit = audit(&world, &journal, &endpoints, &[death.end]).await.unwrap();
+    let audit = audit(&world, oracle, &endpoints, &[death.end]).await.unwrap();
     println!("in flight {}, {audit:?}", death.in_flight);
     assert!(audit.repeated[0] <= death.in_flight + u64::try_from(UNPERSISTED_MAX).unwrap());
     assert_eq!(audit.repeated_within, 0);
@@ -391,10 +394,10 @@ async fn freeze(seed: u64, in_transaction: bool) -> Result<()> {
     ensure!(log.contains("another instance has taken over"), "{log}");
     ensure!(answers(admin, "/leaderz").await, "the new leader leads no more");
     until_busy(&world, 100).await?;
-    let journal = traffic.stop().await;
+    let oracle = traffic.stop().await;
     settled(&world, &endpoints).await?;
     ensure!(world.value("SELECT epoch FROM walhook.lease").await? == epoch, "led twice");
-    let audit = audit(&world, &journal, &endpoints, &[end]).await?;
+    let audit = audit(&world, oracle, &endpoints, &[end]).await?;
     println!("in flight {in_flight}, {audit:?}");
     let bound = in_flight + u64::try_from(UNPERSISTED_MAX)?;
     let repeated = audit.repeated[0] + audit.repeated_within;

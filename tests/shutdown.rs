@@ -149,10 +149,10 @@ async fn through_breakage(
     let before = world.mock.stats().received;
     let moved = |stats: &walhook_testkit::receiver::Stats| stats.received >= before + 50;
     world.mock.wait_until("traffic", PATIENCE, moved).await.with_context(|| running.log())?;
-    let journal = traffic.stop().await;
+    let oracle = traffic.stop().await;
     world.settled().await.with_context(|| running.log())?;
-    let audit = audit(&world, &journal, &endpoints, &[]).await?;
-    println!("{audit:?}, doubtful {}", journal.doubtful.len());
+    let audit = audit(&world, oracle, &endpoints, &[]).await?;
+    println!("{audit:?}, doubtful {}", audit.doubtful);
     // The same process goes on: it knows what it has sent.
     ensure!(audit.repeated_within == 0, "{audit:?}");
     Ok((world, running))

@@ -11,9 +11,11 @@ use anyhow::{Context, Result, ensure};
 use tokio::time::{Instant, sleep};
 use walhook_dispatch::dispatcher::UNPERSISTED_MAX;
 
+use walhook_testkit::oracle::Faults;
+
 use crate::kills::endpoints;
 use crate::support::World;
-use crate::support::audit::{Audit, End, Faults, audit};
+use crate::support::audit::{Audit, End, audit};
 use crate::support::nemesis::{Nemesis, Round};
 use crate::support::traffic::{self, Traffic};
 
@@ -43,14 +45,14 @@ async fn endure(seed: u64) -> Result<String> {
     for _ in 0..ROUNDS {
         struck = struck.and(nemesis.strike(&mut world).await);
     }
-    let journal = traffic.stop().await;
+    let oracle = traffic.stop().await;
     let audited = async {
         struck?;
         nemesis.leader().await?;
         world.settled().await.with_context(|| nemesis.logs())?;
         until_drained(&world).await?;
         let lives: Vec<End> = nemesis.rounds.iter().map(|round| round.end).collect();
-        audit(&world, &journal, &endpoints, &lives).await
+        audit(&world, oracle, &endpoints, &lives).await
     };
     let audit = audited.await.with_context(|| list(&nemesis.rounds))?;
     let shown = account(seed, &nemesis.rounds, &audit);
@@ -82,8 +84,8 @@ fn account(seed: u64, rounds: &[Round], audit: &Audit) -> String {
     repeated.sort_unstable();
     let median = repeated.get(repeated.len() / 2).copied().unwrap_or_default();
     let most = repeated.last().copied().unwrap_or_default();
-    let Audit { committed, delivered, deferred, dead, gaps, received, .. } = audit;
-    let Faults { lost, invented, unstable_ids, out_of_order, others } = audit.faults;
+    let Audit { committed, delivered, deferred, dead, gaps, received, lost, others, .. } = audit;
+    let Faults { invented, changed_ids, changed_bodies, out_of_order, .. } = audit.faults;
     let mut shown = format!("seed {seed}\n{}", list(rounds));
     let _ = writeln!(
         shown,
@@ -91,7 +93,7 @@ fn account(seed: u64, rounds: &[Round], audit: &Audit) -> String {
          gaps {gaps}; requests {received}\n  \
          duplicates a round: median {median}, max {most}, allowed {UNPERSISTED_MAX} + in flight; \
          within a round {}\n  \
-         lost {lost}, invented {invented}, unstable ids {unstable_ids}, out of order {out_of_order}, other {others}",
+         lost {lost}, invented {invented}, changed ids {changed_ids}, changed bodies {changed_bodies}, out of order {out_of_order}, other {others}",
         audit.repeated_within,
     );
     shown

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use walhook::demo::receive::change_in;
+use walhook_testkit::change::Change;
+use walhook_testkit::oracle::Receipt;
 use walhook_testkit::receiver::{Hook, Receiver, Settings};
 
 use crate::books::Books;
@@ -18,9 +19,14 @@ pub async fn start(books: Arc<Books>) -> Result<Receiver> {
         if request.is_taken() {
             let account = request.path.get(1..).unwrap_or_default();
             let account = account.parse().context("no account's path")?;
-            let change = change_in(&request.body)?;
-            let id = request.id.as_bytes();
-            books.received(account, change, id, &request.body, request.replay);
+            books.received(Receipt {
+                endpoint: account,
+                event_id: &request.id,
+                change: Change::in_body(&request.body)?,
+                body: &request.body,
+                taken: true,
+                replay: request.replay,
+            });
         }
         Ok(())
     });

@@ -9,10 +9,10 @@ use anyhow::{Context, Result, ensure};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 use walhook::demo::configuration::configuration;
-use walhook::demo::receive::change_in;
 use walhook_core::endpoint::Secret;
 use walhook_loadtest::program;
 use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_testkit::change::Change;
 use walhook_testkit::cluster::Cluster;
 use walhook_testkit::pipeline::Pipeline;
 use walhook_testkit::program::Program;
@@ -144,7 +144,7 @@ impl Target {
 
 /// Tells the user that waits for a request's change.
 fn tell(waiting: &Mutex<HashMap<i64, oneshot::Sender<Instant>>>, request: &Received) -> Result<()> {
-    let change = change_in(&request.body)?;
+    let change = Change::in_body(&request.body)?;
     let waiter = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&change.version);
     if let Some(waiter) = waiter {
         // A user that has given up no longer listens.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::plan::Kind;
+use walhook_testkit::change::Kind;
 
 /// An event type for each kind of change of a subscriber; `admin` is where it listens.
 #[must_use]

@@ -3,16 +3,15 @@
 //! ```text
 //! writers ──SQL──► PostgreSQL ──slot──► walhook run (child) ──HTTP──► receivers
 //!    │ acknowledged commits                                  verified ids │
-//!    └──────────────────────────────► ledger ◄───────────────────────────┘
+//!    └──────────────────────────────► oracle ◄───────────────────────────┘
 //! ```
 //!
 //! The pipeline is the real command in a process of its own, and is killed with SIGKILL in the
-//! middle. The ledger learns nothing from it but which deliveries became dead letters, and that from
+//! middle. The oracle learns nothing from it but which deliveries became dead letters, and that from
 //! the state tables. Everything started here ends with the value that owns it: an error, a panic or
 //! a second Ctrl-C drops them all.
 
 pub mod configuration;
-pub mod ledger;
 pub mod plan;
 pub mod receive;
 pub mod receivers;
@@ -27,17 +26,17 @@ use anyhow::{Context, Result, bail};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
+use walhook_testkit::change::Change;
 use walhook_testkit::cluster::Cluster;
+use walhook_testkit::oracle::{Oracle, Shared, Stored};
 use walhook_testkit::pipeline::Pipeline;
 use walhook_testkit::program::Program;
 
 use self::configuration::configuration;
-use self::ledger::Ledger;
 use self::plan::Class;
 use self::receivers::Receivers;
 use self::summary::Summary;
 use self::view::{Frame, View, grouped};
-use self::writer::Books;
 use walhook_core::endpoint::Secret;
 use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 
@@ -90,7 +89,7 @@ struct Demo {
     receivers: Receivers,
     observer: Connection,
     url: Secret,
-    books: Books,
+    oracle: Shared,
     state: State,
     kills: u32,
     retained: Option<u64>,
@@ -127,8 +126,8 @@ impl Demo {
         let url = Secret::new(cluster.url("postgres"));
         let accounts = plan::accounts();
         let endpoints = plan::endpoints(&accounts);
-        let books = Books::open(Ledger::new(&endpoints));
-        let receivers = Receivers::start(&endpoints, books.clone()).await?;
+        let oracle = Shared::open(Oracle::new(&plan::owed(&endpoints)));
+        let receivers = Receivers::start(&endpoints, oracle.clone()).await?;
         let observer = Connection::open_with_path(&url, "walhook demo", SERVER_SEARCH_PATH).await?;
         let urls: Vec<String> =
             endpoints.iter().map(|e| receivers.url(e)).collect::<Result<_>>()?;
@@ -156,7 +155,7 @@ impl Demo {
             receivers,
             observer,
             url,
-            books,
+            oracle,
             state: State::Running,
             kills: 0,
             retained: None,
@@ -193,9 +192,10 @@ impl Demo {
         self.retained = self.retained().await?;
         let (kills, retained) = (self.kills, self.retained);
         let ran = ran.as_secs_f64();
-        let (summary, missing) = self
-            .books
-            .with(|ledger, _| (Summary::new(ledger, kills, ran, retained), ledger.missing(5)));
+        let (summary, missing) = self.oracle.with(|oracle, _| {
+            let missing: Vec<_> = oracle.missing().take(5).collect();
+            (Summary::new(oracle, kills, ran, retained), missing)
+        });
         if !missing.is_empty() {
             view.say(&format!("missing, for example: {missing:?}"))?;
         }
@@ -258,20 +258,20 @@ impl Demo {
         for ids in ids.chunks(ids.len().div_ceil(SMALL_WRITERS)) {
             seed = seed.wrapping_add(1);
             let connection = self.connect().await?;
-            let (books, stop) = (self.books.clone(), stop.clone());
-            writers.spawn(writer::small(connection, ids.to_vec(), books, seed, stop));
+            let (oracle, stop) = (self.oracle.clone(), stop.clone());
+            writers.spawn(writer::small(connection, ids.to_vec(), oracle, seed, stop));
         }
         for whale in whales {
             seed = seed.wrapping_add(1);
-            let (books, stop) = (self.books.clone(), stop.clone());
+            let (oracle, stop) = (self.oracle.clone(), stop.clone());
             let (connection, rate) = (self.connect().await?, options.whale_rate);
             writers.spawn(writer::bursts(
                 self.connect().await?,
                 whale.id,
-                books.clone(),
+                oracle.clone(),
                 stop.clone(),
             ));
-            writers.spawn(writer::flood(connection, whale.id, rate, books, seed, stop));
+            writers.spawn(writer::flood(connection, whale.id, rate, oracle, seed, stop));
         }
         Ok(writers)
     }
@@ -286,9 +286,9 @@ impl Demo {
         self.pipeline.kill().await?;
         self.kills += 1;
         self.state = State::Killed { at: Instant::now() };
-        let waiting = self.books.with(|ledger, at| {
-            ledger.handle_down(at);
-            ledger.waiting_in_all()
+        let waiting = self.oracle.with(|oracle, at| {
+            oracle.down(at);
+            oracle.waiting_in_all()
         });
         let in_flight = in_flight
             .map_or_else(String::new, |n| format!("{} requests in flight and ", grouped(n)));
@@ -310,9 +310,11 @@ impl Demo {
                 let down = killed_at.elapsed().as_secs_f64();
                 view.say(&format!("started it again; it streams {down:.1} s after the kill"))?;
             }
-            State::CatchingUp if self.books.with(|ledger, _| ledger.waiting(Class::Small)) < 10 => {
+            State::CatchingUp
+                if self.oracle.with(|oracle, _| oracle.waiting(Class::Small.group())) < 10 =>
+            {
                 self.state = State::Running;
-                self.books.with(|ledger, at| ledger.handle_recovered(at));
+                self.oracle.with(|oracle, at| oracle.recovered(at));
             }
             State::Running
             | State::Killed { .. }
@@ -335,11 +337,11 @@ impl Demo {
         loop {
             self.look(view).await?;
             view.draw(&self.frame(options, began))?;
-            let waiting = self.books.with(|ledger, _| ledger.waiting_in_all());
+            let waiting = self.oracle.with(|oracle, _| oracle.waiting_in_all());
             if waiting != last.0 {
                 last = (waiting, Instant::now());
             }
-            let stuck = self.books.with(|ledger, _| ledger.waiting(Class::Dead));
+            let stuck = self.oracle.with(|oracle, _| oracle.waiting(Class::Dead.group()));
             let is_deferred = stuck > 0 && self.deferred_of(Class::Dead).await? >= stuck;
             if waiting == 0 || (waiting == stuck && is_deferred) || last.1.elapsed() > DRAIN_STALLED
             {
@@ -389,8 +391,8 @@ impl Demo {
         for row in self.observer.query(sql, &[&after]).await? {
             self.last_dead_letter = self.last_dead_letter.max(row.get(0));
             let endpoint: i64 = row.get::<_, &str>(1).parse().context("dead_letters.endpoint")?;
-            let change = receive::change_in_row(row.get(2), row.get(3)).context("bodies.row")?;
-            self.books.with(|ledger, _| ledger.handle_dead_letter(endpoint, change));
+            let change = Change::in_row(row.get(2), row.get(3)).context("bodies.row")?;
+            self.oracle.with(|oracle, _| oracle.stored(endpoint, change, Stored::DeadLetter));
         }
         Ok(())
     }
@@ -415,8 +417,8 @@ impl Demo {
                    FROM walhook.deferred d JOIN walhook.bodies b USING (pipeline, event_id)";
         for row in self.observer.query(sql, &[]).await? {
             let endpoint: i64 = row.get::<_, &str>(0).parse().context("deferred.endpoint")?;
-            let change = receive::change_in_row(row.get(1), row.get(2)).context("bodies.row")?;
-            self.books.with(|ledger, _| ledger.handle_deferred(endpoint, change));
+            let change = Change::in_row(row.get(1), row.get(2)).context("bodies.row")?;
+            self.oracle.with(|oracle, _| oracle.stored(endpoint, change, Stored::Deferred));
         }
         Ok(())
     }
@@ -430,9 +432,9 @@ impl Demo {
     }
 
     fn frame(&self, options: &Options, began: Instant) -> Frame {
-        let tallies = self
-            .books
-            .with(|ledger, _| Class::ALL.map(|class| (class, ledger.tally(class))).to_vec());
+        let tallies = self.oracle.with(|oracle, _| {
+            Class::ALL.map(|class| (class, oracle.tally(class.group()))).to_vec()
+        });
         Frame {
             elapsed: began.elapsed(),
             total: (self.state != State::Draining).then_some(options.run_for),

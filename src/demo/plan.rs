@@ -2,48 +2,8 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-
-/// What happened to a subscriber: the demo's three event types.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// `subscriber.created`
-    Created,
-    /// `subscriber.updated`
-    Updated,
-    /// `subscriber.deleted`
-    Deleted,
-}
-
-impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Created, Self::Updated, Self::Deleted];
-
-    /// The event type.
-    #[must_use]
-    pub const fn event_type(self) -> &'static str {
-        match self {
-            Self::Created => "subscriber.created",
-            Self::Updated => "subscriber.updated",
-            Self::Deleted => "subscriber.deleted",
-        }
-    }
-
-    /// Reads an event type.
-    #[must_use]
-    pub fn from_event_type(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.event_type() == text)
-    }
-
-    /// The rule's `on`.
-    #[must_use]
-    pub const fn operation(self) -> &'static str {
-        match self {
-            Self::Created => "insert",
-            Self::Updated => "update",
-            Self::Deleted => "delete",
-        }
-    }
-}
+use walhook_testkit::change::Kind;
+use walhook_testkit::oracle;
 
 /// A kind of account: a line of the demo's table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,6 +34,12 @@ impl Class {
             Self::Dead => "dead",
             Self::Whale => "whale",
         }
+    }
+
+    /// The group of endpoints that the oracle tallies together.
+    #[must_use]
+    pub const fn group(self) -> u8 {
+        self as u8
     }
 
     /// What its endpoints do, for a person.
@@ -164,4 +130,15 @@ pub fn endpoints(accounts: &[Account]) -> Vec<Endpoint> {
         }
     }
     endpoints
+}
+
+/// What the oracle knows of them.
+#[must_use]
+pub fn owed(endpoints: &[Endpoint]) -> Vec<oracle::Endpoint> {
+    let owed = |&Endpoint { id, account, class, wants }: &Endpoint| oracle::Endpoint {
+        wants,
+        group: class.group(),
+        ..oracle::Endpoint::new(id, account)
+    };
+    endpoints.iter().map(owed).collect()
 }

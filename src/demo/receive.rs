@@ -1,48 +1,10 @@
-//! From a request that a mock endpoint got to the demo's books.
+//! A request that an endpoint got, as a person is shown it.
 
 use std::fmt;
 
-use anyhow::{Context, Result};
 use http::HeaderMap;
-use serde::Deserialize;
 
-use super::ledger::Change;
-use super::plan::{Endpoint, Kind};
-
-/// What of an event's body identifies the change.
-#[derive(Deserialize)]
-struct Body<'a> {
-    #[serde(rename = "type", borrow)]
-    event_type: std::borrow::Cow<'a, str>,
-    data: Data,
-}
-
-#[derive(Deserialize)]
-struct Data {
-    id: i64,
-    version: i64,
-}
-
-/// Reads the change that a request's body tells of.
-///
-/// # Errors
-/// When the body is not one of the demo's events.
-pub fn change_in(body: &[u8]) -> Result<Change> {
-    let Body { event_type, data } = serde_json::from_slice(body).context("a request's body")?;
-    let kind = Kind::from_event_type(&event_type)
-        .with_context(|| format!("{event_type} is no type of the demo's"))?;
-    Ok(Change { kind, id: data.id, version: data.version })
-}
-
-/// Reads the change that a dead letter's stored row tells of: the body without its envelope.
-///
-/// # Errors
-/// When the row is not one of the demo's.
-pub fn change_in_row(event_type: &str, row: &[u8]) -> Result<Change> {
-    let row = String::from_utf8_lossy(row);
-    let body = format!("{{\"type\":{},{row}}}", serde_json::Value::from(event_type));
-    change_in(body.as_bytes())
-}
+use super::plan::Endpoint;
 
 /// One request as it came in, to show.
 #[derive(Debug, Clone)]
@@ -110,16 +72,6 @@ fn quoted(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::demo::plan;
-
-    #[test]
-    fn change_is_read_from_a_body_and_from_a_stored_row() {
-        let row = r#""data":{"id":7,"email":"a@b","version":12},"previous":{"version":3}"#;
-        let body = format!(r#"{{"id":"evt_1","type":"subscriber.updated",{row}}}"#);
-        let expected = Change { kind: Kind::Updated, id: 7, version: 12 };
-        assert_eq!(change_in(body.as_bytes()).unwrap(), expected);
-        assert_eq!(change_in_row("subscriber.updated", row.as_bytes()).unwrap(), expected);
-        assert!(change_in_row("invoice.paid", row.as_bytes()).is_err());
-    }
 
     #[test]
     fn verification_lines_print_the_signature() {

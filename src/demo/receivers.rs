@@ -1,4 +1,4 @@
-//! The accounts' endpoints: real sockets that verify what comes and enter it into the books.
+//! The accounts' endpoints: real sockets that verify what comes and enter it into the oracle.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -8,12 +8,12 @@ use std::time::Duration;
 use anyhow::Result;
 use http::StatusCode;
 use tokio::net::TcpSocket;
+use walhook_testkit::change::Change;
+use walhook_testkit::oracle::{Receipt, Shared};
 use walhook_testkit::receiver::{Behaviour, Received, Receiver, Settings};
 
-use super::ledger::Receipt;
 use super::plan::{Class, Endpoint};
-use super::receive::{Example, change_in};
-use super::writer::Books;
+use super::receive::Example;
 
 /// How long the slow endpoint takes.
 const SLOW: Duration = Duration::from_secs(2);
@@ -35,12 +35,12 @@ pub struct Receivers {
 }
 
 impl Receivers {
-    /// Listens on a loopback port. A request is entered into the books when it is answered: one that the
+    /// Listens on a loopback port. A request is entered into the oracle when it is answered: one that the
     /// pipeline has given up, or was killed over, is not.
     ///
     /// # Errors
     /// When there is no port.
-    pub async fn start(endpoints: &[Endpoint], books: Books) -> Result<Self> {
+    pub async fn start(endpoints: &[Endpoint], oracle: Shared) -> Result<Self> {
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
         let dead = TcpSocket::new_v4()?;
         dead.bind(any_port)?;
@@ -54,7 +54,7 @@ impl Receivers {
             })),
             strict: true,
             keep: 0,
-            on_request: Some(Arc::new(move |request| enter(request, &of_path, &books, &shown))),
+            on_request: Some(Arc::new(move |request| enter(request, &of_path, &oracle, &shown))),
             default: Some(Behaviour::status(StatusCode::NOT_FOUND)),
             ..Settings::default()
         };
@@ -110,19 +110,25 @@ fn behaviour(class: Class) -> Behaviour {
 fn enter(
     request: &Received,
     endpoints: &HashMap<String, Endpoint>,
-    books: &Books,
+    oracle: &Shared,
     example: &OnceLock<Example>,
 ) -> Result<()> {
     let Some(endpoint) = endpoints.get(&request.path) else { return Ok(()) };
     if !request.verified {
-        books.with(|ledger, _| ledger.handle_unverified());
+        oracle.with(|oracle, _| oracle.unverified());
     }
     if !request.is_taken() {
         return Ok(());
     }
-    let change = change_in(&request.body)?;
-    let receipt = Receipt { endpoint: endpoint.id, event_id: &request.id, change };
-    books.with(|ledger, at| ledger.handle_received(receipt, at));
+    let receipt = Receipt {
+        endpoint: endpoint.id,
+        event_id: &request.id,
+        change: Change::in_body(&request.body)?,
+        body: &request.body,
+        taken: true,
+        replay: request.replay,
+    };
+    oracle.with(|oracle, at| oracle.received(receipt, at));
     if endpoint.class == Class::Small {
         let Received { path, headers, body, .. } = request;
         example.get_or_init(|| Example::new(endpoint, path, headers, body));
@@ -133,11 +139,11 @@ fn enter(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::ledger::Ledger;
     use crate::demo::plan;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
     use walhook_testkit::clock::unix_us;
+    use walhook_testkit::oracle::Oracle;
     use walhook_testkit::sign::sign;
 
     const BODY: &str = r#"{"type":"subscriber.created","data":{"id":7,"version":7}}"#;
@@ -162,18 +168,18 @@ mod tests {
     #[tokio::test]
     async fn receivers_enter_what_verifies_and_refuse_what_does_not() {
         let endpoints = plan::endpoints(&plan::accounts());
-        let books = Books::open(Ledger::new(&endpoints));
-        let mut receivers = Receivers::start(&endpoints, books.clone()).await.unwrap();
+        let oracle = Shared::open(Oracle::new(&plan::owed(&endpoints)));
+        let mut receivers = Receivers::start(&endpoints, oracle.clone()).await.unwrap();
         let small = endpoints.iter().find(|e| e.class == Class::Small).unwrap();
         let url = receivers.url(small).unwrap();
 
         assert_eq!(post(&url, "another key").await, "401");
-        let seen = |ledger: &mut Ledger, _| (ledger.verified(), ledger.violations().unverified);
-        assert_eq!(books.with(seen), (0, 1));
+        let seen = |oracle: &mut Oracle, _| (oracle.taken(), oracle.faults().unverified);
+        assert_eq!(oracle.with(seen), (0, 1));
         assert!(receivers.take_example().is_none());
 
         assert_eq!(post(&url, &small.secret()).await, "204");
-        assert_eq!(books.with(seen), (1, 1));
+        assert_eq!(oracle.with(seen), (1, 1));
         assert!(receivers.take_example().unwrap().to_string().contains(BODY));
         assert!(receivers.take_example().is_none(), "only the first");
     }
@@ -181,8 +187,8 @@ mod tests {
     #[tokio::test]
     async fn dead_endpoint_refuses_connections() {
         let endpoints = plan::endpoints(&plan::accounts());
-        let books = Books::open(Ledger::new(&endpoints));
-        let receivers = Receivers::start(&endpoints, books).await.unwrap();
+        let oracle = Shared::open(Oracle::new(&plan::owed(&endpoints)));
+        let receivers = Receivers::start(&endpoints, oracle).await.unwrap();
         let dead = endpoints.iter().find(|e| e.class == Class::Dead).unwrap();
         let url = receivers.url(dead).unwrap();
         let host = url.strip_prefix("http://").unwrap().split('/').next().unwrap();

@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::ledger::{Ledger, Tally};
+use walhook_testkit::oracle::{Oracle, Tally};
+
 use super::plan::Class;
 use super::view::{bytes, grouped, millis};
 
@@ -33,7 +34,7 @@ pub struct Summary {
     pub signatures_refused: u64,
     /// Deliveries of what was never committed: must be 0.
     pub invented: u64,
-    /// Deliveries whose event id changed: must be 0.
+    /// Deliveries whose event id or body changed: must be 0.
     pub changed_ids: u64,
     /// First deliveries out of their row's order: must be 0.
     pub out_of_order: u64,
@@ -100,13 +101,13 @@ impl ClassSummary {
 impl Summary {
     /// Closes the books.
     #[must_use]
-    pub fn new(ledger: &Ledger, kills: u32, seconds: f64, retained: Option<u64>) -> Self {
-        let class = |class| ClassSummary::new(&ledger.tally(class));
+    pub fn new(oracle: &Oracle, kills: u32, seconds: f64, retained: Option<u64>) -> Self {
+        let class = |class: Class| ClassSummary::new(&oracle.tally(class.group()));
         let [small, slow, flaky, dead, whale] = Class::ALL.map(class);
         let sum = |field: fn(&ClassSummary) -> u64| -> u64 {
             [&small, &slow, &flaky, &dead, &whale].into_iter().map(field).sum()
         };
-        let violations = ledger.violations();
+        let faults = oracle.faults();
         Self {
             committed: sum(|c| c.committed),
             expected: sum(|c| c.expected),
@@ -115,12 +116,12 @@ impl Summary {
             dead_letters: sum(|c| c.dead_letters),
             dropped: 0,
             lost: sum(|c| c.lost),
-            duplicates: ledger.duplicates(),
-            signatures_verified: ledger.verified(),
-            signatures_refused: violations.unverified,
-            invented: violations.invented,
-            changed_ids: violations.changed_ids,
-            out_of_order: violations.out_of_order,
+            duplicates: oracle.duplicates(),
+            signatures_verified: oracle.taken(),
+            signatures_refused: faults.unverified,
+            invented: faults.invented,
+            changed_ids: faults.changed_ids + faults.changed_bodies,
+            out_of_order: faults.out_of_order,
             kills,
             seconds: (seconds * 10.0).round() / 10.0,
             retained_wal_bytes: retained,
@@ -212,20 +213,23 @@ impl fmt::Display for Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::ledger::Change;
-    use crate::demo::plan::{self, Kind};
+    use crate::demo::plan;
     use std::time::Duration;
+    use walhook_testkit::change::{Change, Kind};
+    use walhook_testkit::oracle::Receipt;
 
     fn summary_of(received: usize) -> Summary {
-        let mut ledger = Ledger::new(&plan::endpoints(&plan::accounts()));
+        let mut oracle = Oracle::new(&plan::owed(&plan::endpoints(&plan::accounts())));
         let changes: Vec<_> =
             (1..=3).map(|n| Change { kind: Kind::Created, id: n, version: n }).collect();
-        ledger.handle_committed(11, &changes, Duration::ZERO);
+        oracle.committed(11, &changes, Duration::ZERO);
         for &change in &changes[..received] {
-            let receipt = super::super::ledger::Receipt { endpoint: 11, event_id: "e", change };
-            ledger.handle_received(receipt, Duration::from_millis(5));
+            let event_id = &change.id.to_string();
+            let receipt =
+                Receipt { endpoint: 11, event_id, change, body: b"", taken: true, replay: false };
+            oracle.received(receipt, Duration::from_millis(5));
         }
-        Summary::new(&ledger, 1, 60.0, Some(1 << 20))
+        Summary::new(&oracle, 1, 60.0, Some(1 << 20))
     }
 
     #[test]

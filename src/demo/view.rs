@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::ledger::Tally;
+use walhook_testkit::oracle::Tally;
+
 use super::plan::Class;
 
 /// Between two lines where there is no terminal.

@@ -1,44 +1,22 @@
 //! The demo's traffic: transactions whose effect is known row by row.
 //!
-//! A change is entered into the [`Ledger`] when its COMMIT was acknowledged, never before. Some
+//! A change is entered into the [`Shared`] oracle when its COMMIT was acknowledged, never before. Some
 //! transactions are rolled back on purpose, whole or to a savepoint: their changes never happened,
 //! and an event of one of them is a fault.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use tokio::time::Instant;
 use tokio_postgres::{Row, Transaction};
 use tokio_util::sync::CancellationToken;
 
-use super::ledger::{Change, Ledger};
-use super::plan::{Class, Kind};
+use super::plan::Class;
 use walhook_postgres::sql::Connection;
-
-/// What the writers share.
-#[derive(Debug, Clone)]
-pub struct Books {
-    ledger: Arc<Mutex<Ledger>>,
-    began: Instant,
-}
-
-impl Books {
-    /// Opens the books now.
-    #[must_use]
-    pub fn open(ledger: Ledger) -> Self {
-        Self { ledger: Arc::new(Mutex::new(ledger)), began: Instant::now() }
-    }
-
-    /// Reads or writes them, with the time since they were opened. Never held over an `await`.
-    pub fn with<T>(&self, act: impl FnOnce(&mut Ledger, Duration) -> T) -> T {
-        let at = self.began.elapsed();
-        act(&mut self.ledger.lock().unwrap_or_else(PoisonError::into_inner), at)
-    }
-}
+use walhook_testkit::change::{Change, Kind};
+use walhook_testkit::oracle::Shared;
 
 /// Deliveries of the whale that may wait before its writers pause, so that the drain stays short.
 const WHALE_BACKLOG: u64 = 4_000;
@@ -62,7 +40,7 @@ const ROLLED_BACK_PERCENT: u32 = 5;
 pub async fn small(
     mut connection: Connection,
     accounts: Vec<i64>,
-    books: Books,
+    oracle: Shared,
     seed: u64,
     stop: CancellationToken,
 ) -> Result<()> {
@@ -91,7 +69,7 @@ pub async fn small(
         if rng.random_ratio(ROLLED_BACK_PERCENT, 100) {
             transaction.roll_back().await?;
         } else {
-            *rows = transaction.commit(&books).await?;
+            *rows = transaction.commit(&oracle).await?;
         }
     }
 }
@@ -104,7 +82,7 @@ pub async fn flood(
     mut connection: Connection,
     account: i64,
     rate: u32,
-    books: Books,
+    oracle: Shared,
     seed: u64,
     stop: CancellationToken,
 ) -> Result<()> {
@@ -112,7 +90,7 @@ pub async fn flood(
     let mut rows = rows_of(&connection, account).await?;
     let each_tick = u64::from(rate).div_ceil(10);
     while !pause(FLOOD_TICK, &stop).await {
-        let waiting = books.with(|ledger, _| ledger.waiting(Class::Whale));
+        let waiting = oracle.with(|oracle, _| oracle.waiting(Class::Whale.group()));
         let n = i64::try_from(each_tick.min(WHALE_BACKLOG.saturating_sub(waiting)))?;
         if n == 0 {
             continue;
@@ -126,7 +104,7 @@ pub async fn flood(
         if rng.random_ratio(ROLLED_BACK_PERCENT, 100) {
             transaction.roll_back().await?;
         } else {
-            rows = transaction.commit(&books).await?;
+            rows = transaction.commit(&oracle).await?;
         }
     }
     Ok(())
@@ -139,17 +117,17 @@ pub async fn flood(
 pub async fn bursts(
     mut connection: Connection,
     account: i64,
-    books: Books,
+    oracle: Shared,
     stop: CancellationToken,
 ) -> Result<()> {
     while !pause(BURST_EVERY, &stop).await {
-        if books.with(|ledger, _| ledger.waiting(Class::Whale)) > WHALE_BACKLOG {
+        if oracle.with(|oracle, _| oracle.waiting(Class::Whale.group())) > WHALE_BACKLOG {
             continue;
         }
         let mut transaction = Known::begin(&mut connection, account, VecDeque::new()).await?;
         transaction.insert(BURST_ROWS).await?;
         transaction.update_for_nothing(BURST_ROWS / 4).await?;
-        transaction.commit(&books).await?;
+        transaction.commit(&oracle).await?;
     }
     Ok(())
 }
@@ -225,12 +203,12 @@ impl<'a> Known<'a> {
     }
 
     /// Commits, enters the changes, and returns the account's rows.
-    async fn commit(self, books: &Books) -> Result<VecDeque<i64>> {
+    async fn commit(self, oracle: &Shared) -> Result<VecDeque<i64>> {
         let Self { transaction, account, rows, changes } = self;
         match transaction.commit().await {
-            Ok(()) => books.with(|ledger, at| ledger.handle_committed(account, &changes, at)),
+            Ok(()) => oracle.with(|oracle, at| oracle.committed(account, &changes, at)),
             Err(error) => {
-                books.with(|ledger, _| ledger.handle_doubtful(&changes));
+                oracle.with(|oracle, _| oracle.doubtful(account, &changes));
                 return Err(error).context("COMMIT");
             }
         }
@@ -263,6 +241,7 @@ mod tests {
     use walhook_core::endpoint::Secret;
     use walhook_postgres::sql::SERVER_SEARCH_PATH;
     use walhook_testkit::cluster::Cluster;
+    use walhook_testkit::oracle::{Oracle, Stored};
 
     /// The WAL itself is the witness: what a logical slot decodes is what the ledger expects.
     #[tokio::test]
@@ -279,19 +258,19 @@ mod tests {
         let slot = "SELECT pg_create_logical_replication_slot('witness', 'test_decoding')";
         admin.execute(slot, &[]).await.unwrap();
 
-        let books = Books::open(Ledger::new(&endpoints));
+        let oracle = Shared::open(Oracle::new(&plan::owed(&endpoints)));
         let stop = CancellationToken::new();
         let small_accounts = (2..=51).collect();
         let writers = async {
             tokio::try_join!(
-                small(connection().await?, small_accounts, books.clone(), 1, stop.clone()),
-                flood(connection().await?, 1, 300, books.clone(), 2, stop.clone()),
-                bursts(connection().await?, 1, books.clone(), stop.clone()),
+                small(connection().await?, small_accounts, oracle.clone(), 1, stop.clone()),
+                flood(connection().await?, 1, 300, oracle.clone(), 2, stop.clone()),
+                bursts(connection().await?, 1, oracle.clone(), stop.clone()),
             )
         };
         let enough = async {
-            while books.with(|ledger, _| ledger.tally(Class::Whale).committed) < 3_000
-                || books.with(|ledger, _| ledger.tally(Class::Small).committed) < 100
+            while oracle.with(|oracle, _| oracle.tally(Class::Whale.group()).committed) < 3_000
+                || oracle.with(|oracle, _| oracle.tally(Class::Small.group()).committed) < 100
             {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -308,22 +287,19 @@ mod tests {
             decoded.iter().filter_map(|row| decode(row.get::<_, &str>(0))).collect();
         let distinct: HashSet<Change> = decoded.iter().copied().collect();
         assert_eq!(distinct.len(), decoded.len(), "each change has a number of its own");
-        books.with(|ledger, _| {
-            let committed: u64 = Class::ALL.map(|class| ledger.tally(class).committed).iter().sum();
+        oracle.with(|oracle, _| {
+            let committed: u64 =
+                Class::ALL.map(|class| oracle.tally(class.group()).committed).iter().sum();
             assert_eq!(committed, u64::try_from(decoded.len()).unwrap());
+            let missing: HashSet<(i64, Change)> = oracle.missing().collect();
             for &change in &decoded {
-                for endpoint in &endpoints {
-                    let receipt = super::super::ledger::Receipt {
-                        endpoint: endpoint.id,
-                        event_id: "evt",
-                        change,
-                    };
-                    if ledger.missing_at(endpoint.id, change) {
-                        ledger.handle_received(receipt, Duration::ZERO);
+                for endpoint in endpoints.iter().map(|endpoint| endpoint.id) {
+                    if missing.contains(&(endpoint, change)) {
+                        oracle.stored(endpoint, change, Stored::DeadLetter);
                     }
                 }
             }
-            assert_eq!(ledger.waiting_in_all(), 0, "the WAL holds all that is expected");
+            assert_eq!(oracle.waiting_in_all(), 0, "the WAL holds all that is expected");
         });
     }
 

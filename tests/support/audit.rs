@@ -1,12 +1,14 @@
 //! Compares what was committed with what endpoints received and what the tables of state hold.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use bytes::Bytes;
+use walhook_testkit::change::Change;
+use walhook_testkit::oracle::{self, Faults, Oracle, Receipt, Stored};
+use walhook_testkit::receiver::Received;
 
 use super::World;
-use super::traffic::{Change, Journal};
 
 /// What the auditor may demand of an endpoint's deliveries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,39 +49,21 @@ pub(crate) struct Audit {
     pub(crate) unstored_ms: Vec<i64>,
     /// Deliveries that were taken again in the same life.
     pub(crate) repeated_within: u64,
-    pub(crate) committed: usize,
-    pub(crate) delivered: usize,
+    pub(crate) committed: u64,
+    pub(crate) delivered: u64,
     pub(crate) deferred: usize,
     pub(crate) dead: usize,
     /// Open records of ranges that were not delivered.
     pub(crate) gaps: usize,
     pub(crate) received: usize,
-    pub(crate) faults: Faults,
-}
-
-/// What must not be, by kind.
-#[derive(Debug, Default)]
-pub(crate) struct Faults {
+    /// Changes of which nobody knows whether they were committed.
+    pub(crate) doubtful: u64,
     /// Committed and owed, and neither delivered nor stored.
     pub(crate) lost: usize,
-    /// Sent or stored, and never committed, or for another account.
-    pub(crate) invented: usize,
-    /// Two ids or bodies for one change, or two changes for one id.
-    pub(crate) unstable_ids: usize,
-    /// First deliveries of a row's events to one endpoint.
-    pub(crate) out_of_order: usize,
+    pub(crate) faults: Faults,
     /// Signatures, and rows that are stored twice or without endpoint.
     pub(crate) others: usize,
 }
-
-/// A kind of them.
-type Kind = fn(&mut Faults) -> &mut usize;
-
-const LOST: Kind = |faults| &mut faults.lost;
-const INVENTED: Kind = |faults| &mut faults.invented;
-const UNSTABLE: Kind = |faults| &mut faults.unstable_ids;
-const UNORDERED: Kind = |faults| &mut faults.out_of_order;
-const OTHER: Kind = |faults| &mut faults.others;
 
 /// Waits until everything is settled, and nothing is deferred that the auditor demands as delivered.
 pub(crate) async fn settled(world: &World, endpoints: &[Endpoint]) -> Result<()> {
@@ -100,171 +84,95 @@ pub(crate) async fn settled(world: &World, endpoints: &[Endpoint]) -> Result<()>
 /// Names what does not hold.
 pub(crate) async fn audit(
     world: &World,
-    journal: &Journal,
+    mut oracle: Oracle,
     endpoints: &[Endpoint],
     lives: &[End],
 ) -> Result<Audit> {
-    let endpoint_of: HashMap<i64, &Endpoint> = endpoints.iter().map(|e| (e.id, e)).collect();
-    let mut found = Found {
-        audit: Audit {
-            repeated: vec![0; lives.len()],
-            unstored_ms: vec![0; lives.len()],
-            committed: journal.committed.len(),
-            ..Audit::default()
-        },
-        ..Found::default()
-    };
+    for &Endpoint { id, account, demand, since } in endpoints {
+        let since = if demand == Demand::Nothing { i64::MAX } else { since };
+        oracle.add_endpoint(oracle::Endpoint { since, ..oracle::Endpoint::new(id, account) });
+    }
     // What is deferred is still sent while the auditor looks, and then stands in no table any more.
-    found.stored(world, journal).await?;
+    let mut others = stored(world, &mut oracle).await?;
     let stats = world.mock.stats();
     let received = world.mock.received();
     ensure!(stats.received <= u64::try_from(received.len())?, "the receiver forgot requests");
-    found.audit.received = received.len();
+    let mut audit = Audit {
+        repeated: vec![0; lives.len()],
+        unstored_ms: vec![0; lives.len()],
+        received: received.len(),
+        ..Audit::default()
+    };
+    // When each delivery was taken last, and in which life.
+    let mut taken: HashMap<(i64, Change), (i64, usize)> = HashMap::new();
     for (at, request) in received.iter().enumerate() {
-        let body = request.json();
-        let change = Change {
-            event_type: body["type"].as_str().unwrap_or_default().to_owned(),
-            id: body["data"]["id"].as_i64().unwrap_or_default(),
-            version: body["data"]["version"].as_i64().unwrap_or_default(),
-        };
-        let Some(endpoint) =
-            request.path.get(1..).and_then(|id| endpoint_of.get(&id.parse().ok()?))
-        else {
-            found.problem(INVENTED, format!("a request for no endpoint: {}", request.path));
+        let endpoint = request.path.get(1..).and_then(|id| id.parse().ok());
+        let (Some(endpoint), Ok(change)) = (endpoint, Change::in_body(&request.body)) else {
+            others.push(format!("a request that is no event: {}", request.path));
             continue;
         };
-        if !request.verified || body["id"].as_str() != Some(&request.id) {
-            found.problem(OTHER, format!("{}: wrong signature or id in the body", request.id));
+        if !request.verified || request.json()["id"].as_str() != Some(&request.id) {
+            others.push(format!("{}: wrong signature or id in the body", request.id));
         }
-        match journal.committed.get(&change).or(journal.doubtful.get(&change)) {
-            None => found.problem(INVENTED, format!("sent, but never committed: {change:?}")),
-            Some(account) if *account != endpoint.account => {
-                found.problem(
-                    INVENTED,
-                    format!("{change:?} of account {account} went to {endpoint:?}"),
-                );
-            }
-            Some(_) => {}
+        let Received { id: event_id, body, .. } = request;
+        let is_taken = request.is_taken();
+        let receipt = Receipt { endpoint, event_id, change, body, taken: is_taken, replay: false };
+        oracle.received(receipt, Duration::ZERO);
+        if !is_taken {
+            continue;
         }
-        found.identify(&request.id, &change, Some(&request.body));
-        if request.is_taken() {
-            let at = u64::try_from(at)?;
-            let life = lives.iter().filter(|end| at >= end.received).count();
-            found.take(endpoint, change, (request.at_unix_us, life), lives);
-        }
-    }
-    for endpoint in endpoints.iter().filter(|endpoint| endpoint.demand != Demand::Nothing) {
-        let owed = journal.committed.iter().filter(|(change, account)| {
-            **account == endpoint.account && change.version > endpoint.since
-        });
-        for (change, _) in owed {
-            let delivery = (endpoint.id, change.clone());
-            let delivered = found.taken.contains_key(&delivery);
-            let stored = found.stored.get(&delivery);
-            let ended = endpoint.demand == Demand::Ended && stored.is_some();
-            if !delivered && !ended {
-                let problem = format!("lost: {change:?} for {endpoint:?}, stored: {stored:?}");
-                found.problem(LOST, problem);
+        let at = u64::try_from(at)?;
+        let this = lives.iter().filter(|end| at >= end.received).count();
+        match taken.insert((endpoint, change), (request.at_unix_us, this)) {
+            None => {}
+            Some((_, life)) if life == this => audit.repeated_within += 1,
+            Some((before_us, life)) => {
+                audit.repeated[life] += 1;
+                let unstored_ms = (lives[life].at_unix_us - before_us) / 1_000;
+                audit.unstored_ms[life] = audit.unstored_ms[life].max(unstored_ms);
             }
         }
     }
-    let Found { mut audit, problems, taken, stored, .. } = found;
-    let count = |table| stored.values().filter(|stored| **stored == table).count();
-    (audit.delivered, audit.deferred, audit.dead) =
-        (taken.len(), count(Stored::Deferred), count(Stored::DeadLetter));
+    let demand_of: HashMap<i64, Demand> = endpoints.iter().map(|e| (e.id, e.demand)).collect();
+    for (endpoint, change, stored) in oracle.undelivered() {
+        if stored.is_none() || demand_of[&endpoint] != Demand::Ended {
+            audit.lost += 1;
+            others.push(format!("lost: {change:?} for {endpoint}, stored: {stored:?}"));
+        }
+    }
+    audit.others = others.len() - audit.lost;
+    (audit.faults, audit.delivered) = (oracle.faults(), oracle.delivered());
+    [audit.committed, audit.doubtful, _] = oracle.changes();
+    (audit.deferred, audit.dead) =
+        (oracle.in_table(Stored::Deferred), oracle.in_table(Stored::DeadLetter));
     let gaps = world.value("SELECT count(*) FROM walhook.gaps WHERE closed_at IS NULL").await?;
     audit.gaps = gaps.parse()?;
-    let shown: Vec<&str> = problems.iter().take(10).map(String::as_str).collect();
-    ensure!(problems.is_empty(), "{} problems, {audit:?}:\n{}", problems.len(), shown.join("\n"));
+    let mut shown = oracle.examples();
+    shown.extend(others.iter().take(10).cloned());
+    ensure!(others.is_empty() && audit.faults.is_empty(), "{audit:?}:\n{}", shown.join("\n"));
     Ok(audit)
 }
 
-/// The table that holds a delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stored {
-    Deferred,
-    DeadLetter,
-}
-
-#[derive(Default)]
-struct Found {
-    audit: Audit,
-    problems: Vec<String>,
-    /// When each delivery was taken last, and in which life.
-    taken: HashMap<(i64, Change), (i64, usize)>,
-    stored: HashMap<(i64, Change), Stored>,
-    change_of: HashMap<String, (Change, Option<Bytes>)>,
-    id_of: HashMap<Change, String>,
-    last: HashMap<(i64, i64), (i64, bool)>,
-}
-
-impl Found {
-    fn problem(&mut self, kind: Kind, problem: String) {
-        *kind(&mut self.audit.faults) += 1;
-        self.problems.push(problem);
-    }
-
-    /// An id belongs to one change with one body, and a change to one id.
-    fn identify(&mut self, id: &str, change: &Change, body: Option<&Bytes>) {
-        let known =
-            self.change_of.entry(id.to_owned()).or_insert_with(|| (change.clone(), body.cloned()));
-        let same =
-            known.0 == *change && body.is_none_or(|b| known.1.as_ref().is_none_or(|k| k == b));
-        let known_id = self.id_of.entry(change.clone()).or_insert_with(|| id.to_owned());
-        if !same || known_id != id {
-            let problem = format!("{id} is {:?} and {change:?}; {known_id}", self.change_of[id]);
-            self.problem(UNSTABLE, problem);
+/// Enters what the tables of state hold: each delivery at most once. Returns what is wrong with them.
+async fn stored(world: &World, oracle: &mut Oracle) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    let sql = "SELECT d.event_id, d.endpoint, b.event_type, b.row, d.dead
+               FROM (SELECT pipeline, event_id, endpoint, true AS dead FROM walhook.dead_letters
+                     UNION ALL SELECT pipeline, event_id, endpoint, false FROM walhook.deferred) d
+                    JOIN walhook.bodies b USING (pipeline, event_id)";
+    for row in world.sql.query(sql, &[]).await? {
+        let change = Change::in_row(row.get(2), row.get(3))?;
+        let table = if row.get(4) { Stored::DeadLetter } else { Stored::Deferred };
+        let Ok(endpoint) = row.get::<_, &str>(1).parse() else {
+            problems.push(format!("unroutable: {change:?}"));
+            continue;
+        };
+        let (event_id, body) = (row.get(0), &[][..]);
+        oracle.identify(&Receipt { endpoint, event_id, change, body, taken: false, replay: false });
+        if let Some(other) = oracle.stored(endpoint, change, table) {
+            let problem = format!("{change:?} for {endpoint} stands in {table:?} and {other:?}");
+            problems.push(problem);
         }
     }
-
-    fn take(&mut self, endpoint: &Endpoint, change: Change, at: (i64, usize), lives: &[End]) {
-        let (row, order) = ((endpoint.id, change.id), change.order());
-        if let Some((before_us, life)) = self.taken.insert((endpoint.id, change.clone()), at) {
-            if life == at.1 {
-                self.audit.repeated_within += 1;
-            } else {
-                self.audit.repeated[life] += 1;
-                let unstored_ms = (lives[life].at_unix_us - before_us) / 1_000;
-                self.audit.unstored_ms[life] = self.audit.unstored_ms[life].max(unstored_ms);
-            }
-            return;
-        }
-        let last = self.last.get(&row).copied().unwrap_or(order);
-        self.last.insert(row, last.max(order));
-        if last > order {
-            let problem = format!("endpoint {} got {change:?} after {last:?}", endpoint.id);
-            self.problem(UNORDERED, problem);
-        }
-    }
-
-    /// What the tables of state hold: each delivery at most once, and only of what was committed.
-    async fn stored(&mut self, world: &World, journal: &Journal) -> Result<()> {
-        let sql = "SELECT d.event_id, d.endpoint, b.event_type, r.data->>'id', r.data->>'version', d.dead
-                   FROM (SELECT pipeline, event_id, endpoint, true AS dead FROM walhook.dead_letters
-                         UNION ALL SELECT pipeline, event_id, endpoint, false FROM walhook.deferred) d
-                        JOIN walhook.bodies b USING (pipeline, event_id),
-                        LATERAL (SELECT ('{' || convert_from(b.row, 'UTF8') || '}')::json->'data' AS data) r";
-        for row in world.sql.query(sql, &[]).await? {
-            let change = Change {
-                event_type: row.get(2),
-                id: row.get::<_, &str>(3).parse()?,
-                version: row.get::<_, &str>(4).parse()?,
-            };
-            self.identify(row.get(0), &change, None);
-            if !journal.committed.contains_key(&change) && !journal.doubtful.contains_key(&change) {
-                self.problem(INVENTED, format!("stored, but never committed: {change:?}"));
-            }
-            let table = if row.get(5) { Stored::DeadLetter } else { Stored::Deferred };
-            let Ok(endpoint) = row.get::<_, &str>(1).parse() else {
-                self.problem(OTHER, format!("unroutable: {change:?}"));
-                continue;
-            };
-            if let Some(other) = self.stored.insert((endpoint, change.clone()), table) {
-                let problem =
-                    format!("{change:?} for {endpoint} stands in {table:?} and {other:?}");
-                self.problem(OTHER, problem);
-            }
-        }
-        Ok(())
-    }
+    Ok(problems)
 }

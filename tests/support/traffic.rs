@@ -1,4 +1,4 @@
-//! Traffic by seed, and a journal of what of it was committed.
+//! Traffic by seed, of which the oracle is told what was committed.
 //!
 //! Several sessions write at once: inserts, updates and deletes of one or many rows, savepoints and
 //! whole transactions that are rolled back, transactions that stay open while others commit, and now
@@ -6,8 +6,6 @@
 //! a rollback does not give back: so (type, row, version) names one change for ever, and the versions
 //! of one row rise in commit order, because a row is locked before its version is drawn.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -18,6 +16,8 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use walhook_core::endpoint::Secret;
 use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
+use walhook_testkit::change::{Change, Kind};
+use walhook_testkit::oracle::{Oracle, Shared};
 
 use super::World;
 
@@ -60,33 +60,6 @@ pub(crate) async fn world(sections: &str, server: &[(&str, &str)]) -> Result<Wor
     Ok(world)
 }
 
-/// One change of one row; an event tells of it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Change {
-    pub(crate) event_type: String,
-    pub(crate) id: i64,
-    /// After an insert or update; before a delete.
-    pub(crate) version: i64,
-}
-
-impl Change {
-    /// What is ordered among the changes of one row.
-    pub(crate) fn order(&self) -> (i64, bool) {
-        (self.version, self.event_type == "subscriber.deleted")
-    }
-}
-
-/// What became of what was written, as the sessions were told: changes with their accounts.
-#[derive(Debug, Default)]
-pub(crate) struct Journal {
-    /// Their COMMIT was acknowledged.
-    pub(crate) committed: HashMap<Change, i64>,
-    /// Their COMMIT was sent, and the connection broke before the answer.
-    pub(crate) doubtful: HashMap<Change, i64>,
-    /// How many were made and taken back.
-    pub(crate) rolled_back: usize,
-}
-
 /// How a transaction ended.
 enum Ended {
     Committed,
@@ -98,7 +71,7 @@ enum Ended {
 
 /// Running writers.
 pub(crate) struct Traffic {
-    journal: Arc<Mutex<Journal>>,
+    oracle: Shared,
     stop: CancellationToken,
     sessions: JoinSet<()>,
 }
@@ -107,43 +80,55 @@ impl Traffic {
     /// Begins to write; each session rests for up to `rest` between two transactions.
     pub(crate) async fn start(world: &World, seed: u64, rest: Duration) -> Result<Self> {
         // The hot rows are there before anyone could want to update them.
-        let journal = Arc::new(Mutex::new(Journal::default()));
+        let oracle = Shared::open(Oracle::default());
         let mut written = Vec::new();
         for _ in 0..HOT_ROWS {
             insert(&world.sql, &mut SmallRng::seed_from_u64(seed), 1, &mut written).await?;
         }
-        locked(&journal).committed.extend(written);
+        enter(&oracle, &Ended::Committed, &written);
         let stop = CancellationToken::new();
         let mut sessions = JoinSet::new();
         for number in 0..SESSIONS {
             let session = Session {
                 url: Secret::new(world.cluster.url("postgres")),
                 rng: SmallRng::seed_from_u64(seed.wrapping_mul(1_000).wrapping_add(number)),
-                journal: Arc::clone(&journal),
+                oracle: oracle.clone(),
                 stop: stop.clone(),
                 rest,
             };
             sessions.spawn(session.write());
         }
-        Ok(Self { journal, stop, sessions })
+        Ok(Self { oracle, stop, sessions })
     }
 
-    /// Ends the transactions that are open, and returns the journal.
-    pub(crate) async fn stop(mut self) -> Journal {
+    /// Ends the transactions that are open, and returns the oracle.
+    pub(crate) async fn stop(mut self) -> Oracle {
         self.stop.cancel();
         while self.sessions.join_next().await.is_some() {}
-        std::mem::take(&mut *locked(&self.journal))
+        self.oracle.with(|oracle, _| std::mem::take(oracle))
     }
 }
 
-fn locked(journal: &Mutex<Journal>) -> std::sync::MutexGuard<'_, Journal> {
-    journal.lock().unwrap_or_else(PoisonError::into_inner)
+fn enter(oracle: &Shared, ended: &Ended, changes: &Changes) {
+    oracle.with(|oracle, at| match ended {
+        Ended::Committed => {
+            for &(change, account) in changes {
+                oracle.committed(account, &[change], at);
+            }
+        }
+        Ended::Doubtful => {
+            for &(change, account) in changes {
+                oracle.doubtful(account, &[change]);
+            }
+        }
+        Ended::RolledBack | Ended::Broken => oracle.rolled_back(changes.len()),
+    });
 }
 
 struct Session {
     url: Secret,
     rng: SmallRng,
-    journal: Arc<Mutex<Journal>>,
+    oracle: Shared,
     stop: CancellationToken,
     rest: Duration,
 }
@@ -166,14 +151,7 @@ impl Session {
             };
             let mut changes = Vec::new();
             let ended = transaction(client, &mut self.rng, &mut changes).await;
-            {
-                let mut journal = locked(&self.journal);
-                match ended {
-                    Ended::Committed => journal.committed.extend(changes),
-                    Ended::Doubtful => journal.doubtful.extend(changes),
-                    Ended::RolledBack | Ended::Broken => journal.rolled_back += changes.len(),
-                }
-            }
+            enter(&self.oracle, &ended, &changes);
             if matches!(ended, Ended::Doubtful | Ended::Broken) {
                 connection = None;
             }
@@ -247,7 +225,7 @@ async fn insert(
         "INSERT INTO subscribers (account_id, email) SELECT $1, $2 FROM generate_series(1, $3)
                RETURNING id, version, account_id";
     let rows = client.query(sql, &[&account, &email, &rows]).await?;
-    note("subscriber.created", &rows, changes);
+    note(Kind::Created, &rows, changes);
     Ok(())
 }
 
@@ -260,14 +238,14 @@ async fn update(client: &Connection, rng: &mut SmallRng, changes: &mut Changes) 
     let ids = lock(client, from, rng.random_range(1..=4)).await?;
     let sql = "UPDATE subscribers SET version = nextval('versions') WHERE id = ANY($1)
                RETURNING id, version, account_id";
-    note("subscriber.updated", &client.query(sql, &[&ids]).await?, changes);
+    note(Kind::Updated, &client.query(sql, &[&ids]).await?, changes);
     Ok(())
 }
 
 async fn delete(client: &Connection, rng: &mut SmallRng, changes: &mut Changes) -> Result<()> {
     let ids = lock(client, rng.random_range(HOT_ROWS + 1..=HOT_ROWS + 300), 2).await?;
     let sql = "DELETE FROM subscribers WHERE id = ANY($1) RETURNING id, version, account_id";
-    note("subscriber.deleted", &client.query(sql, &[&ids]).await?, changes);
+    note(Kind::Deleted, &client.query(sql, &[&ids]).await?, changes);
     Ok(())
 }
 
@@ -277,10 +255,7 @@ async fn lock(client: &Connection, from: i64, rows: i64) -> Result<Vec<i64>> {
     Ok(client.query(sql, &[&from, &rows]).await?.iter().map(|row| row.get(0)).collect())
 }
 
-fn note(event_type: &str, rows: &[tokio_postgres::Row], changes: &mut Changes) {
-    changes.extend(rows.iter().map(|row| {
-        let change =
-            Change { event_type: event_type.to_owned(), id: row.get(0), version: row.get(1) };
-        (change, row.get(2))
-    }));
+fn note(kind: Kind, rows: &[tokio_postgres::Row], changes: &mut Changes) {
+    let change = |row: &tokio_postgres::Row| Change { kind, id: row.get(0), version: row.get(1) };
+    changes.extend(rows.iter().map(|row| (change(row), row.get(2))));
 }

@@ -198,7 +198,8 @@ impl Case {
         self.sick.set_default(Behaviour::ok());
         self.world.run().await?;
         let began = Instant::now();
-        let (delivered, committed) = (self.books.delivered(), self.books.audit(SICK).committed);
+        let (delivered, committed) =
+            (self.books.delivered(), self.books.audit(SICK).sums.committed);
         let mut times = Vec::new();
         for share in [5, 95, 100] {
             let wanted = delivered + committed * share / 100;

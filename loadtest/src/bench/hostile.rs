@@ -227,7 +227,7 @@ async fn measure(args: &Args, attack: Attack) -> Result<Report> {
         Spread::of_micros(phases.into_iter().flat_map(of).collect())
     };
     (report.quiet_ms, report.hostile_ms) = (latencies(quiet), latencies(hostile));
-    let committed = committed + victim().committed;
+    let committed = committed + victim().sums.committed;
     let found = async || Ok(Accounts::of(&world.metrics().await?, committed).lost() == 0);
     let settled = world.until("all is accounted for", SETTLED_WITHIN, found).await;
     let metrics = world.walhook.metrics().await?;

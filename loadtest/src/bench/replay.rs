@@ -18,6 +18,7 @@ use walhook_loadtest::report::{mib, table, write_json};
 use walhook_loadtest::sample::{Resident, Spread, load};
 use walhook_loadtest::traffic::Traffic;
 use walhook_loadtest::world::World;
+use walhook_testkit::oracle::Sums;
 
 /// Whose events are sent again.
 const PAST: std::ops::RangeInclusive<i64> = 1..=50;
@@ -82,7 +83,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     write_json(args.json.as_ref(), &report)?;
     report.past.ensure(0)?;
     report.live.ensure(0)?;
-    let Audit { committed, replayed, .. } = report.past;
+    let Sums { committed, replayed, .. } = report.past.sums;
     ensure!(committed == replayed, "{replayed} of {committed} came again");
     Ok(())
 }

@@ -4,8 +4,10 @@
 //! be tested with it, and nothing of it is in the product's libraries.
 
 pub mod admin;
+pub mod change;
 pub mod clock;
 pub mod cluster;
+pub mod oracle;
 pub mod pipeline;
 pub mod program;
 pub mod proxy;

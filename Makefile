@@ -61,10 +61,11 @@ test: prerequisites lint ## Check and test everything, as CI does
 	$(CARGO) test --workspace --locked --doc
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 
-test-long: prerequisites ## What `make test` has no time for: every test on every PostgreSQL, and torture for MINUTES
+test-long: prerequisites ## What `make test` has no time for: every test on every PostgreSQL, SEEDS of the simulator, MINUTES of torture
 	@sh scripts/prerequisites openssl
 	@sh scripts/prerequisites nginx
 	WALHOOK_TEST_LONG=1 WALHOOK_TEST_KILLS=10 sh scripts/test-matrix install $(VERSIONS)
+	$(MAKE) simulate
 	$(MAKE) torture
 
 test-matrix: prerequisites ## Run the tests that start a server on each PostgreSQL that is found

@@ -32,7 +32,7 @@ use walhook_core::tick::Tick;
 
 mod pages;
 
-pub use pages::{Load, Page, Read, Room};
+pub use pages::{Load, Page, PageBudget, Read};
 
 /// Keys that block singly; with more, every delivery of the queue joins the table.
 const BLOCKED_MAX: usize = 64;

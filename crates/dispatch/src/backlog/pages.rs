@@ -20,7 +20,7 @@ pub enum Page {
 
 /// How much may be taken into memory.
 #[derive(Debug, Clone, Copy)]
-pub struct Room {
+pub struct PageBudget {
     /// Rows.
     pub rows: usize,
     /// Bytes of events.
@@ -117,7 +117,13 @@ impl Backlog {
     }
 
     /// Takes the page that was asked for, and says which rows go into the queue.
-    pub fn take_page(&mut self, rows: Vec<Read>, end: bool, room: Room, now: Tick) -> Vec<Load> {
+    pub fn take_page(
+        &mut self,
+        rows: Vec<Read>,
+        end: bool,
+        room: PageBudget,
+        now: Tick,
+    ) -> Vec<Load> {
         let Some(reading) = self.reading.take() else {
             panic!("a page came that was not asked for")
         };
@@ -130,7 +136,13 @@ impl Backlog {
     }
 
     /// Loads the heads in the page whose time has come.
-    fn revisit(&mut self, first: &RowKey, rows: Vec<Read>, room: Room, now: Tick) -> Vec<Load> {
+    fn revisit(
+        &mut self,
+        first: &RowKey,
+        rows: Vec<Read>,
+        room: PageBudget,
+        now: Tick,
+    ) -> Vec<Load> {
         if rows.first().is_none_or(|read| read.row.key != *first) && self.heads.contains_key(first)
         {
             // Somebody else has removed it.
@@ -169,7 +181,7 @@ impl Backlog {
         ceiling: Option<&RowKey>,
         rows: Vec<Read>,
         end: bool,
-        room: Room,
+        room: PageBudget,
         now: Tick,
     ) -> Vec<Load> {
         self.met = self.met.map(|met| met || !rows.is_empty());

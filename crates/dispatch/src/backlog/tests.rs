@@ -84,7 +84,7 @@ struct Model {
     read: Option<(Vec<Read>, bool)>,
     now: Tick,
     next: u64,
-    room: Room,
+    room: PageBudget,
 }
 
 impl Model {
@@ -100,7 +100,7 @@ impl Model {
             read: None,
             now: Tick(0),
             next: 1,
-            room: Room { rows: 3, bytes: 1 << 20, heads: 3 },
+            room: PageBudget { rows: 3, bytes: 1 << 20, heads: 3 },
         }
     }
 
@@ -338,7 +338,7 @@ fn backlog_notices_that_its_rows_were_removed_by_others() {
     let mut backlog = Backlog::recovered(Blocked::All, 7);
     assert!(backlog.wants_page(Page::Rows, Tick(0)));
     assert_eq!(backlog.begin_page(Page::Rows, Tick(0)), None);
-    let room = Room { rows: 1, bytes: 1, heads: 1 };
+    let room = PageBudget { rows: 1, bytes: 1, heads: 1 };
     let none = backlog.take_page(vec![], true, room, Tick(0));
     assert!(none.is_empty());
     assert_eq!((backlog.rows(), backlog.in_table()), (0, 0));

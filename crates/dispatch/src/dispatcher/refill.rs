@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::super::backlog::{Load, Page, Read, Room};
+use super::super::backlog::{Load, Page, PageBudget, Read};
 use super::super::lane::{SharedEvent, Source};
 use super::Dispatcher;
 use super::defer::DeferredQueue;
@@ -123,7 +123,7 @@ impl Dispatcher {
         for (queue, Refilled { rows, end, .. }) in numbers.into_iter().zip(pages) {
             let bytes = self.deferral.line.page_bytes;
             let heads = if self.is_suspended(queue) { 0 } else { heads };
-            let room = Room { rows: self.rows_to_load(queue, now), bytes, heads };
+            let room = PageBudget { rows: self.rows_to_load(queue, now), bytes, heads };
             let read = |row: Deferred| Read {
                 keys: self.row_keys(&row),
                 due: row.due_us.map(|us| self.tick_at(us, now)),

@@ -212,3 +212,27 @@ fn protocol_version_is_written_by_its_type_alone() {
         assert_eq!(code.matches(of_type).count(), code.matches(all).count(), "{path}");
     }
 }
+
+/// What decides goes by what an outcome means: how a request is carried is known where it is sent.
+#[test]
+fn dispatch_knows_no_http() {
+    let forbidden = ["FailureKind", "record.failure", "410", "429", "503", "200..", "Retry-After"];
+    let tests_only = ["fixture.rs", "dispatcher/rig.rs", "dispatcher/tables.rs"];
+    for path in sources(&root().join("crates/dispatch/src")) {
+        let name = path.strip_prefix(root()).unwrap().to_str().unwrap();
+        if name.contains("/tests")
+            || name.contains("/simulation")
+            || tests_only.iter().any(|f| name.ends_with(f))
+        {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        for (number, line) in code.lines().enumerate() {
+            let plain = line.split("//").next().unwrap_or_default();
+            for word in forbidden {
+                assert!(!plain.contains(word), "{name}:{}: {word}", number + 1);
+            }
+        }
+    }
+}

@@ -17,7 +17,7 @@ use super::refill::{RefillReply, RefillRequest};
 use super::writer::PersistRequest;
 use crate::server::metrics::Metrics;
 use crate::server::pace::LinePace;
-use walhook_core::attempt::{Attempt, DeliveryId, Failure, FailureKind, Outcome};
+use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
 use walhook_core::event::{Item, UnroutableReason};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{DeferReason, Persisted};
@@ -373,18 +373,16 @@ async fn attempt(
         biased;
         outcome = AssertUnwindSafe(sender.send(&attempt)).catch_unwind() => outcome,
         Ok(()) = given_up => {
-            let detail = "given up by walhook: too many endpoints hang at once".to_owned();
-            let result = Err(Failure { kind: FailureKind::Aborted, detail });
-            Ok(Outcome::new(result, started.elapsed()))
+            let detail = "given up by walhook: too many endpoints hang at once";
+            Ok(Outcome::failed(FailureKind::Aborted, detail, started.elapsed()))
         }
     };
     let outcome = outcome.unwrap_or_else(|_| {
         tracing::error!(event = %attempt.event.id, "an attempt panicked; this is a bug in walhook");
-        let detail = "walhook panicked while sending it".to_owned();
-        let result = Err(Failure { kind: FailureKind::Protocol, detail });
-        Outcome::new(result, started.elapsed())
+        let detail = "walhook panicked while sending it";
+        Outcome::failed(FailureKind::Protocol, detail, started.elapsed())
     });
-    if outcome.result.is_ok() {
+    if outcome.record.failure.is_none() {
         Failpoint::Answered.pass();
     }
     (delivery, outcome)

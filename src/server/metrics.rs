@@ -14,7 +14,7 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
-use walhook_core::attempt::{FailureKind, Outcome};
+use walhook_core::attempt::{FailureKind, Outcome, Record};
 use walhook_core::event::UnroutableReason;
 use walhook_core::persist::DeferReason;
 use walhook_dispatch::dispatcher::EndpointChange;
@@ -422,15 +422,14 @@ impl Metrics {
 
     /// Counts a request that came to an end, with the time it took.
     pub fn count_attempt(&self, outcome: &Outcome) {
-        let label = match &outcome.result {
-            Err(failure) => failure.kind.as_str(),
-            Ok(answer) => match answer.status {
-                200..300 => "2xx",
-                300..400 => "3xx",
-                400..500 => "4xx",
-                500..600 => "5xx",
-                _ => "other",
-            },
+        let Record { status, failure, .. } = &outcome.record;
+        let label = match (failure, status) {
+            (Some(failure), _) => failure.as_str(),
+            (None, Some(200..300)) => "2xx",
+            (None, Some(300..400)) => "3xx",
+            (None, Some(400..500)) => "4xx",
+            (None, Some(500..600)) => "5xx",
+            (None, _) => "other",
         };
         if let Some(counter) = self.attempts.get(label) {
             counter.inc();

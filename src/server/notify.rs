@@ -16,7 +16,6 @@ use crate::server::trouble::Part;
 use walhook_core::endpoint::{Endpoint, Secret};
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::notice::{DueNotice, wait_after};
-use walhook_dispatch::settle::failure_text;
 use walhook_http::sender::Sender;
 use walhook_state::{StateError, StateStore};
 
@@ -106,7 +105,7 @@ impl Notifier<'_> {
             return Ok(true);
         }
         self.metrics.count_notice(NoticeResult::Failed);
-        let (attempts, problem) = (notice.attempts.saturating_add(1), failure_text(&outcome));
+        let (attempts, problem) = (notice.attempts.saturating_add(1), outcome.record.text);
         if let Some(wait) = wait_after(attempts) {
             tracing::warn!(
                 r#type = kind, endpoint, count, %problem, ?wait,

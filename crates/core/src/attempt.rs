@@ -28,10 +28,14 @@ pub struct Attempt {
 }
 
 /// What came of one attempt. Nothing else follows from it here: settling decides.
+///
+/// By its meaning alone: how a request is carried, and what an answer looks like, is known where it is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// The answer, or why there was none.
-    pub result: Result<Answer, Failure>,
+    /// What it means for the delivery, and for its endpoint.
+    pub meaning: Meaning,
+    /// What was seen. Nothing is decided by it.
+    pub record: Record,
     /// From the call to the end of the answer.
     pub elapsed: Duration,
     /// How often the request was sent again on another connection within the attempt, because the
@@ -39,28 +43,45 @@ pub struct Outcome {
     pub resends: u32,
 }
 
-/// The endpoint answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
-    /// The HTTP status.
-    pub status: u16,
-    /// The wait that `Retry-After` asked for, from now, where it did so legibly.
-    pub retry_after: Option<Duration>,
-    /// The first bytes of the body, at most 1 KiB, made printable; empty for a 2xx.
-    pub excerpt: String,
+/// What an outcome means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meaning {
+    /// The endpoint took the event.
+    Delivered,
+    /// The endpoint said that it wants no more.
+    Gone,
+    /// The endpoint answered, and did not take it.
+    Refused {
+        /// The wait that it asked for, from now.
+        retry_after: Option<Duration>,
+        /// It has too much to do, and is to be sent fewer at once.
+        overloaded: bool,
+    },
+    /// There was no whole answer within the time for the request.
+    TimedOut,
+    /// There was no whole answer, for another reason.
+    Failed,
+    /// The endpoint's row cannot be used.
+    Invalid,
+    /// walhook gave it up: it says nothing of the endpoint, which may have received it.
+    Aborted,
+    /// It was not sent for want of something of our own: it says nothing of the endpoint, and is no attempt.
+    Local,
 }
 
-/// There was no (whole) answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// What failed.
-    pub kind: FailureKind,
-    /// For a person: lowercase, without secrets, at most 1 KiB.
-    pub detail: String,
+/// What was seen of an attempt: for histories, dead letters, logs and metrics.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Record {
+    /// The status of the answer, where there was one.
+    pub status: Option<u16>,
+    /// What failed, where there was no answer.
+    pub failure: Option<FailureKind>,
+    /// For a person: what failed, with the answer's first bytes; lowercase, without secrets, at most some
+    /// 1 KiB. Empty where the endpoint took the event.
+    pub text: String,
 }
 
-/// What failed, as far as the policy or the operator cares: the label of
-/// `walhook_attempts_total{outcome}`.
+/// What failed, as far as the operator cares: the label of `walhook_attempts_total{outcome}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FailureKind {
     /// The URL cannot be used, or a header of the endpoint's row is not a header.
@@ -105,28 +126,55 @@ impl FailureKind {
     }
 }
 
-impl Outcome {
-    /// What came of a request that was sent once.
+impl FailureKind {
+    /// What follows from it.
     #[must_use]
-    pub fn new(result: Result<Answer, Failure>, elapsed: Duration) -> Self {
-        Self { result, elapsed, resends: 0 }
+    pub const fn meaning(self) -> Meaning {
+        match self {
+            Self::Invalid => Meaning::Invalid,
+            Self::Timeout => Meaning::TimedOut,
+            Self::Aborted => Meaning::Aborted,
+            Self::Local => Meaning::Local,
+            Self::Forbidden
+            | Self::Dns
+            | Self::Connect
+            | Self::Proxy
+            | Self::Tls
+            | Self::Protocol => Meaning::Failed,
+        }
+    }
+}
+
+impl Outcome {
+    /// What came of a request that was sent once, without a record.
+    #[must_use]
+    pub fn new(meaning: Meaning, elapsed: Duration) -> Self {
+        Self { meaning, record: Record::default(), elapsed, resends: 0 }
     }
 
-    /// Whether the endpoint took the event: a 2xx.
+    /// That there was no (whole) answer. `detail` is for a person: lowercase, without secrets, at most 1 KiB.
     #[must_use]
-    pub fn delivered(&self) -> bool {
-        matches!(&self.result, Ok(answer) if (200..300).contains(&answer.status))
+    pub fn failed(kind: FailureKind, detail: &str, elapsed: Duration) -> Self {
+        let text = format!("{}: {detail}", kind.as_str());
+        let record = Record { status: None, failure: Some(kind), text };
+        Self { meaning: kind.meaning(), record, elapsed, resends: 0 }
+    }
+
+    /// Whether the endpoint took the event.
+    #[must_use]
+    pub const fn delivered(&self) -> bool {
+        matches!(self.meaning, Meaning::Delivered)
     }
 
     /// Whether walhook gave the request up, so that the endpoint is not to blame.
     #[must_use]
-    pub fn aborted(&self) -> bool {
-        matches!(&self.result, Err(failure) if failure.kind == FailureKind::Aborted)
+    pub const fn aborted(&self) -> bool {
+        matches!(self.meaning, Meaning::Aborted)
     }
 
     /// Whether it was not sent for want of something of our own: it says nothing of the endpoint.
     #[must_use]
-    pub fn is_local(&self) -> bool {
-        matches!(&self.result, Err(failure) if failure.kind == FailureKind::Local)
+    pub const fn is_local(&self) -> bool {
+        matches!(self.meaning, Meaning::Local)
     }
 }

@@ -11,7 +11,7 @@ use crate::dispatcher::{Dispatcher, Ordering, Settings, Start};
 use crate::retry::RetryPolicy;
 use crate::route::Snapshot;
 use crate::settle::SettlePolicy;
-use walhook_core::attempt::{Answer, Outcome};
+use walhook_core::attempt::{Meaning, Outcome, Record};
 use walhook_core::endpoint::{Endpoint, Routes, Secret};
 use walhook_core::event::{AccountId, EndpointId, Event, Item, Operation, RowKeys};
 use walhook_core::lsn::Lsn;
@@ -102,6 +102,21 @@ pub(crate) fn snapshot() -> Snapshot {
 
 /// An answer with this status, after a millisecond.
 pub(crate) fn answered(status: u16) -> Outcome {
-    let answer = Answer { status, retry_after: None, excerpt: String::new() };
-    Outcome::new(Ok(answer), Duration::from_millis(1))
+    answer(status, None, "")
+}
+
+/// As an answer over HTTP counts.
+pub(crate) fn answer(status: u16, retry_after: Option<Duration>, excerpt: &str) -> Outcome {
+    let meaning = match status {
+        200..300 => Meaning::Delivered,
+        410 => Meaning::Gone,
+        _ => Meaning::Refused { retry_after, overloaded: matches!(status, 429 | 503) },
+    };
+    let text = match excerpt {
+        _ if meaning == Meaning::Delivered => String::new(),
+        "" => format!("status {status}"),
+        excerpt => format!("status {status}: {excerpt}"),
+    };
+    let record = Record { status: Some(status), failure: None, text };
+    Outcome { record, ..Outcome::new(meaning, Duration::from_millis(1)) }
 }

@@ -1,23 +1,20 @@
 //! What an outcome means for its delivery.
 //!
 //! ```text
-//! 2xx                              delivered
-//! 410                              the endpoint wants no more: it is switched off
+//! delivered                        delivered
+//! gone                             the endpoint wants no more: it is switched off
 //! all else, quick attempts left    tried again from memory, after a wait with full jitter, or as
-//!                                  Retry-After asks where that is short
+//!                                  the endpoint asks where that is short
 //! all else, and time left          deferred: tried again from the table, after such a wait
 //! all else, no time left           a dead letter
 //! ```
-//!
-//! A redirect is a failure like any other: it is never followed, since the address it names was not
-//! the customer's choice.
 
 use std::time::Duration;
 
 use rand::Rng;
 
 use super::retry::{QUICK_RETRY_MAX, RetryPolicy};
-use walhook_core::attempt::{Answer, Failure, FailureKind, Outcome};
+use walhook_core::attempt::{Meaning, Outcome};
 use walhook_core::persist::DeadReason;
 
 /// What becomes of the delivery.
@@ -91,16 +88,20 @@ pub fn settle(
     policy: &SettlePolicy,
     rng: &mut impl Rng,
 ) -> Settlement {
-    let (reason, retry_after) = match &outcome.result {
-        Ok(Answer { status: 200..=299, .. }) => return Settlement::Delivered,
-        Ok(Answer { status: 410, .. }) => {
-            return Settlement::Disable { detail: failure_text(outcome) };
+    let text = || outcome.record.text.clone();
+    let (reason, retry_after) = match outcome.meaning {
+        Meaning::Delivered => return Settlement::Delivered,
+        Meaning::Gone => return Settlement::Disable { detail: text() },
+        Meaning::Refused { retry_after, .. } => (DeadReason::Exhausted, retry_after),
+        // Tried again like all else, since each attempt reads the row anew and its owner may have fixed
+        // it; only the reason differs in the end.
+        Meaning::Invalid => (DeadReason::EndpointInvalid, None),
+        Meaning::TimedOut | Meaning::Failed | Meaning::Aborted | Meaning::Local => {
+            (DeadReason::Exhausted, None)
         }
-        Ok(answer) => (DeadReason::Exhausted, answer.retry_after.unwrap_or_default()),
-        Err(failure) => (failure_reason(failure.kind), Duration::ZERO),
     };
     let backoff = policy.retry.delay(progress.attempts.saturating_sub(1), rng);
-    let after = backoff.max(policy.retry.bounded(retry_after));
+    let after = backoff.max(policy.retry.bounded(retry_after.unwrap_or_default()));
     let quick = progress.attempts < policy.quick_attempts;
     match progress.place {
         Place::Memory if quick && after <= QUICK_RETRY_MAX => Settlement::Retry { after },
@@ -112,56 +113,19 @@ pub fn settle(
             Settlement::Defer { after }
         }
         Place::Memory | Place::Table | Place::DeadLetters => {
-            Settlement::Dead { reason, detail: failure_text(outcome) }
+            Settlement::Dead { reason, detail: text() }
         }
     }
-}
-
-/// What failed, for a person: the status with the answer's first bytes, or why there was none. Empty
-/// for a 2xx.
-#[must_use]
-pub fn failure_text(outcome: &Outcome) -> String {
-    match &outcome.result {
-        Ok(_) if outcome.delivered() => String::new(),
-        Ok(answer) => answer_detail(answer),
-        Err(failure) => failure_detail(failure),
-    }
-}
-
-/// A row that cannot be used is tried again like all else, since each attempt reads it anew and its
-/// owner may have mended it; only the reason differs in the end.
-fn failure_reason(kind: FailureKind) -> DeadReason {
-    match kind {
-        FailureKind::Invalid => DeadReason::EndpointInvalid,
-        FailureKind::Forbidden
-        | FailureKind::Dns
-        | FailureKind::Connect
-        | FailureKind::Proxy
-        | FailureKind::Tls
-        | FailureKind::Timeout
-        | FailureKind::Protocol
-        | FailureKind::Aborted
-        | FailureKind::Local => DeadReason::Exhausted,
-    }
-}
-
-fn answer_detail(answer: &Answer) -> String {
-    match answer.excerpt.as_str() {
-        "" => format!("status {}", answer.status),
-        excerpt => format!("status {}: {excerpt}", answer.status),
-    }
-}
-
-fn failure_detail(failure: &Failure) -> String {
-    format!("{}: {}", failure.kind.as_str(), failure.detail)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixture;
     use proptest::prelude::*;
     use rand::SeedableRng;
     use rand::rngs::SmallRng;
+    use walhook_core::attempt::FailureKind;
 
     const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -171,14 +135,11 @@ mod tests {
     }
 
     fn answered(status: u16, retry_after_s: Option<u64>, excerpt: &str) -> Outcome {
-        let retry_after = retry_after_s.map(Duration::from_secs);
-        let answer = Answer { status, retry_after, excerpt: excerpt.to_owned() };
-        Outcome::new(Ok(answer), Duration::from_millis(1))
+        fixture::answer(status, retry_after_s.map(Duration::from_secs), excerpt)
     }
 
     fn failed(kind: FailureKind) -> Outcome {
-        let failure = Failure { kind, detail: "of a kind".to_owned() };
-        Outcome::new(Err(failure), Duration::from_millis(1))
+        Outcome::failed(kind, "of a kind", Duration::from_millis(1))
     }
 
     fn settle_at(outcome: &Outcome, place: Place, attempts: u32, hours: u32) -> Settlement {

@@ -2,11 +2,12 @@
 //! requests, and the one place in which an answer becomes an outcome.
 //!
 //! ```text
-//! Attempt ─► egress ─► resolve ─► connect (proxy, TLS) ─► request ─► answer ─► Outcome
+//! Attempt ─► egress ─► resolve ─► connect (proxy, TLS) ─► request ─► Exchange ─► Outcome
 //! ```
 
 pub mod answer_head;
 pub mod egress;
+pub mod exchange;
 pub mod frames;
 pub mod resolve;
 pub mod retry_after;

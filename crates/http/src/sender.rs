@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use super::exchange::{Answer, Exchange};
 use super::transport::Transport;
-use walhook_core::attempt::{Answer, Attempt, Outcome};
+use walhook_core::attempt::{Attempt, Outcome};
 use walhook_core::endpoint::Endpoint;
 use walhook_core::notice::DueNotice;
 
@@ -50,7 +51,7 @@ impl Sender {
     /// Makes one attempt. See [`Transport::send`].
     pub async fn send(&self, attempt: &Attempt) -> Outcome {
         match self {
-            Self::Live(transport) => transport.send(attempt).await,
+            Self::Live(transport) => transport.send(attempt).await.into(),
             Self::Log => {
                 let Attempt { event, endpoint, .. } = attempt;
                 tracing::info!(
@@ -68,7 +69,7 @@ impl Sender {
         let (id, number) = (notice.id(pipeline), notice.attempts.saturating_add(1));
         match self {
             Self::Live(transport) => {
-                transport.post_notice(to, id, notice.body(pipeline), number).await
+                transport.post_notice(to, id, notice.body(pipeline), number).await.into()
             }
             Self::Log => {
                 tracing::info!(
@@ -83,7 +84,7 @@ impl Sender {
 
 fn taken() -> Outcome {
     let answer = Answer { status: 200, retry_after: None, excerpt: String::new() };
-    Outcome::new(Ok(answer), Duration::ZERO)
+    Exchange::new(Ok(answer), Duration::ZERO).into()
 }
 
 #[cfg(test)]

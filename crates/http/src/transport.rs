@@ -1,4 +1,4 @@
-//! One attempt over HTTP: a signed request goes out, an [`Outcome`] comes back, and nothing else.
+//! One attempt over HTTP: a signed request goes out, an [`Exchange`] comes back, and nothing else.
 
 mod clients;
 mod connect;
@@ -27,12 +27,13 @@ use url::Url;
 
 use super::resolve::{Lookup, Resolver, system_lookup};
 use crate::egress::{Policy, Proxy, ProxyError};
+use crate::exchange::{Answer, Exchange, Failure};
 use crate::retry_after::parse_retry_after;
 use clients::Clients;
 use connect::{ACCOUNT, TcpConnector};
 use error::{failure, printable};
 use memory::AnswerMemory;
-use walhook_core::attempt::{Answer, Attempt, Failure, FailureKind, Outcome};
+use walhook_core::attempt::{Attempt, FailureKind};
 use walhook_core::endpoint::{Endpoint, Secret, parse_header, read_url};
 use walhook_core::position::EventId;
 use walhook_process::clock::unix_us;
@@ -191,12 +192,12 @@ impl Transport {
     /// Makes one attempt. What goes wrong is in the outcome.
     ///
     /// Takes `delivery.timeout` at most, the answer's body included. Dropping it abandons the request.
-    pub async fn send(&self, attempt: &Attempt) -> Outcome {
+    pub async fn send(&self, attempt: &Attempt) -> Exchange {
         self.attempt(attempt, false).await
     }
 
     /// As [`Transport::send`], but keeps the beginning of a 2xx's body too: for a person who asks.
-    pub async fn probe(&self, attempt: &Attempt) -> Outcome {
+    pub async fn probe(&self, attempt: &Attempt) -> Exchange {
         self.attempt(attempt, true).await
     }
 
@@ -212,7 +213,7 @@ impl Transport {
         self.memory.bytes()
     }
 
-    async fn attempt(&self, attempt: &Attempt, keep: bool) -> Outcome {
+    async fn attempt(&self, attempt: &Attempt, keep: bool) -> Exchange {
         self.post(&Post::of(attempt), keep).await
     }
 
@@ -224,18 +225,18 @@ impl Transport {
         id: EventId,
         body: Bytes,
         number: u32,
-    ) -> Outcome {
+    ) -> Exchange {
         self.post(&Post { endpoint, id, body, number, replay: false }, false).await
     }
 
-    async fn post(&self, post: &Post<'_>, keep: bool) -> Outcome {
+    async fn post(&self, post: &Post<'_>, keep: bool) -> Exchange {
         let started = Instant::now();
         let resends = AtomicU32::new(0);
         let exchange =
             ACCOUNT.scope(post.endpoint.account.clone(), self.exchange(post, keep, &resends));
         let ended = timeout_at(started + self.timeout, exchange).await;
         let result = ended.unwrap_or_else(|_| Err(self.timed_out()));
-        Outcome { result, elapsed: started.elapsed(), resends: resends.into_inner() }
+        Exchange { result, elapsed: started.elapsed(), resends: resends.into_inner() }
     }
 
     async fn exchange(

@@ -10,11 +10,12 @@ use serde::Serialize;
 use super::list::host;
 use crate::config::{Config, DeliveryMode};
 use crate::control::Failure;
-use walhook_core::attempt::{self, Attempt, DeliveryId, FailureKind, Outcome};
+use walhook_core::attempt::{Attempt, DeliveryId, FailureKind};
 use walhook_core::endpoint::Endpoint;
 use walhook_core::event::{AccountId, EndpointId, Event, Operation, RowKeys};
 use walhook_core::lsn::Lsn;
 use walhook_core::position::{EventId, Position, WalPosition};
+use walhook_http::exchange::{self, Exchange};
 use walhook_postgres::lookup::{self, Lookups, Which};
 use walhook_process::clock::unix_us;
 
@@ -82,9 +83,9 @@ pub(crate) async fn probe(config: &Config, id: &str) -> Result<ProbeView, Failur
 }
 
 /// The end of every attempt on an endpoint whose row cannot be used.
-fn unusable(problem: &str) -> Outcome {
-    let failure = attempt::Failure { kind: FailureKind::Invalid, detail: problem.to_owned() };
-    Outcome::new(Err(failure), Duration::ZERO)
+fn unusable(problem: &str) -> Exchange {
+    let failure = exchange::Failure { kind: FailureKind::Invalid, detail: problem.to_owned() };
+    Exchange::new(Err(failure), Duration::ZERO)
 }
 
 /// What came of the attempt, for a person.
@@ -95,7 +96,7 @@ struct Said {
 }
 
 impl Said {
-    fn of(outcome: &Outcome) -> Self {
+    fn of(outcome: &Exchange) -> Self {
         match &outcome.result {
             Ok(answer) => Self {
                 status: Some(answer.status),

@@ -1,14 +1,14 @@
 //! What `/metrics` shows, and that it is documented.
 
 use super::*;
-use walhook_core::attempt::{Answer, Failure};
+use walhook_http::exchange::{Answer, Exchange, Failure};
 use walhook_testkit::admin::without_pipeline;
 
 fn outcome(result: Result<u16, FailureKind>) -> Outcome {
     let result = result
         .map(|status| Answer { status, retry_after: None, excerpt: String::new() })
         .map_err(|kind| Failure { kind, detail: String::new() });
-    Outcome::new(result, Duration::from_millis(30))
+    Exchange::new(result, Duration::from_millis(30)).into()
 }
 
 #[test]

@@ -170,15 +170,13 @@ impl Counts {
     }
 
     fn outcome(&mut self, outcome: &Outcome) {
-        let name = match &outcome.result {
-            Ok(answer) => match answer.status {
-                200..300 => "2xx",
-                410 => "410",
-                429 => "429",
-                400..500 => "4xx",
-                _ => "5xx",
-            },
-            Err(failure) => failure.kind.as_str(),
+        let name = match (outcome.record.failure, outcome.record.status) {
+            (Some(failure), _) => failure.as_str(),
+            (None, Some(200..300)) => "2xx",
+            (None, Some(410)) => "410",
+            (None, Some(429)) => "429",
+            (None, Some(400..500)) => "4xx",
+            (None, _) => "5xx",
         };
         self.add("outcome", name);
     }

@@ -9,13 +9,14 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use walhook_core::attempt::{Answer, Attempt, Outcome};
+use walhook_core::attempt::{Attempt, Outcome};
 use walhook_core::event::{Event, Item};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{PersistBatch, Refilled};
 
 use crate::faults::kinds;
 use crate::postgres::Postgres;
+use crate::receivers::answered;
 
 kinds! {
     /// A planted fault.
@@ -89,8 +90,7 @@ impl Planted {
 
     pub(crate) fn outcome(&mut self, outcome: Outcome) -> Outcome {
         if !outcome.delivered() && self.is(Plant::OutcomeFlattered) {
-            let answer = Answer { status: 200, retry_after: None, excerpt: String::new() };
-            return Outcome { result: Ok(answer), ..outcome };
+            return Outcome { elapsed: outcome.elapsed, ..answered(200, None) };
         }
         outcome
     }

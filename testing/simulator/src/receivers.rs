@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use walhook_core::attempt::{Answer, Attempt, Failure, FailureKind, Outcome};
+use walhook_core::attempt::{Attempt, FailureKind, Meaning, Outcome, Record};
 use walhook_core::event::EndpointId;
 use walhook_core::tick::Tick;
 
@@ -76,17 +76,17 @@ impl Receivers {
     /// What comes of a request that is sent now.
     pub(crate) fn answer(&mut self, attempt: &Attempt, now: Tick, counts: &mut Counts) -> Outcome {
         let rng = &mut self.rng;
-        let status = |status| Ok(Answer { status, retry_after: None, excerpt: String::new() });
-        let failure = |kind| Err(Failure { kind, detail: "simulated".into() });
+        let status = |status| answered(status, None);
+        let failure = |kind| Outcome::failed(kind, "simulated", Duration::ZERO);
         let ms = Duration::from_millis;
         if self.local && (rng.random_bool(0.002) || (now.0 / 1_000_000) % 53 == 11) {
             counts.fault(Fault::Local);
-            return Outcome::new(failure(FailureKind::Local), Duration::ZERO);
+            return failure(FailureKind::Local);
         }
         let temper = self.tempers.get(&attempt.endpoint.id).copied().unwrap_or(Temper::Fast);
         let fast = |rng: &mut SmallRng| (status(200), ms(rng.random_range(1..30)));
         let chosen = attempt.event.commit_time_us.rem_euclid(3) == 0;
-        let (fault, (result, elapsed)) = match temper {
+        let (fault, ended) = match temper {
             Temper::Fast => return plain(fast(rng)),
             Temper::Slow => (Fault::Slow, (status(200), ms(rng.random_range(1_000..5_000)))),
             Temper::Hanging => (Fault::Hanging, (failure(FailureKind::Timeout), TIMEOUT)),
@@ -98,8 +98,7 @@ impl Receivers {
                 let seconds = pick(rng, [0, 1, 30, 100_000]);
                 let retry_after = Some(Duration::from_secs(seconds));
                 let status = if rng.random_bool(0.5) { 429 } else { 503 };
-                let answer = Answer { status, retry_after, excerpt: String::new() };
-                (Fault::Throttling, (Ok(answer), ms(4)))
+                (Fault::Throttling, (answered(status, retry_after), ms(4)))
             }
             Temper::Resetting if rng.random_bool(0.3) => {
                 let kinds = [FailureKind::Protocol, FailureKind::Tls, FailureKind::Dns];
@@ -120,10 +119,24 @@ impl Receivers {
             | Temper::Flaky => return plain(fast(rng)),
         };
         counts.fault(fault);
-        Outcome::new(result, elapsed)
+        plain(ended)
     }
 }
 
-fn plain((result, elapsed): (Result<Answer, Failure>, Duration)) -> Outcome {
-    Outcome::new(result, elapsed)
+fn plain((outcome, elapsed): (Outcome, Duration)) -> Outcome {
+    Outcome { elapsed, ..outcome }
+}
+
+/// What an answer over HTTP with this status comes to.
+pub(crate) fn answered(status: u16, retry_after: Option<Duration>) -> Outcome {
+    let (meaning, text) = match status {
+        200..300 => (Meaning::Delivered, String::new()),
+        410 => (Meaning::Gone, format!("status {status}")),
+        _ => {
+            let overloaded = matches!(status, 429 | 503);
+            (Meaning::Refused { retry_after, overloaded }, format!("status {status}"))
+        }
+    };
+    let record = Record { status: Some(status), failure: None, text };
+    Outcome { record, ..Outcome::new(meaning, Duration::ZERO) }
 }

@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use super::super::breaker::{AttemptHealth, Breaker, FailureWindow};
 use super::super::lane::Origin;
-use super::super::settle::failure_text;
 use super::defer::{DeferredQueue, Exit};
 use super::queues::QueueNo;
 use super::{Dispatcher, EndpointChange, EndpointChanged};
-use walhook_core::attempt::{DeliveryId, FailureKind, Outcome};
+use walhook_core::attempt::{DeliveryId, Meaning, Outcome};
 use walhook_core::event::EndpointId;
 use walhook_core::persist::{DeferReason, DisableEndpoint, QueueId};
 use walhook_core::tick::{Tick, micros};
@@ -75,8 +74,7 @@ impl Dispatcher {
                 && let Some(wait) = self.open_breaker(queue, now)
             {
                 let wait = humantime::format_duration(Duration::from_secs(wait.as_secs()));
-                let last =
-                    if outcome.delivered() { RESENT.to_owned() } else { failure_text(outcome) };
+                let last = if outcome.delivered() { RESENT } else { &outcome.record.text };
                 let detail = format!("nothing is sent for {wait}; last: {last}");
                 self.tell_of_queue(queue, EndpointChange::BreakerOpened, detail);
             }
@@ -155,7 +153,7 @@ impl Dispatcher {
             return;
         }
         let limit = humantime::format_duration(limit);
-        let reason = format!("nothing but failures for {limit}; last: {}", failure_text(outcome));
+        let reason = format!("nothing but failures for {limit}; last: {}", outcome.record.text);
         let disable = DisableEndpoint { endpoint, reason };
         self.switch_off(queue, disable, now);
     }
@@ -204,10 +202,14 @@ impl Dispatcher {
 }
 
 fn went(outcome: &Outcome) -> AttemptHealth {
-    match &outcome.result {
-        Ok(answer) if outcome.delivered() || answer.status == 410 => AttemptHealth::Well,
-        Err(failure) if failure.kind == FailureKind::Timeout => AttemptHealth::Nowhere,
-        Ok(_) | Err(_) => AttemptHealth::Badly,
+    match outcome.meaning {
+        Meaning::Delivered | Meaning::Gone => AttemptHealth::Well,
+        Meaning::TimedOut => AttemptHealth::Nowhere,
+        Meaning::Refused { .. }
+        | Meaning::Failed
+        | Meaning::Invalid
+        | Meaning::Aborted
+        | Meaning::Local => AttemptHealth::Badly,
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::super::breaker::FailureWindow;
 use super::super::lane::{Origin, Pending};
-use super::super::settle::{Place, Settlement, failure_text};
+use super::super::settle::{Place, Settlement};
 use super::defer::Exit;
 use super::ending::End;
 use super::queues::QueueNo;
@@ -208,7 +208,7 @@ impl Dispatcher {
 /// What becomes of a delivery that was in flight when its endpoint was paused: it does not end without
 /// success, as long as there is another way.
 pub(super) fn while_paused(settlement: Settlement, place: Place, outcome: &Outcome) -> Settlement {
-    let detail = failure_text(outcome);
+    let detail = outcome.record.text.clone();
     match (settlement, place) {
         (Settlement::Delivered, _) => Settlement::Delivered,
         (

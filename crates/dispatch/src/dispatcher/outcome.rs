@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::lane::{DELIVERY_BYTES, Origin, Queue};
-use super::super::settle::{Place, Progress, Settlement, failure_text, settle};
+use super::super::settle::{Place, Progress, Settlement, settle};
 use super::Dispatcher;
 use super::defer::Exit;
 use super::ending::{End, Ended};
 use super::operator::while_paused;
 use super::queues::QueueNo;
 use super::sending::{Ended as Request, Wake};
-use walhook_core::attempt::{DeliveryId, FailureKind, Outcome};
+use walhook_core::attempt::{DeliveryId, Meaning, Outcome};
 use walhook_core::event::Event;
 use walhook_core::persist::{AttemptRecord, DeadReason, DisableEndpoint};
 use walhook_core::tick::{Tick, micros};
@@ -56,8 +56,8 @@ impl Dispatcher {
             self.note_failure(queue, id, outcome, now);
             if !outcome.aborted() {
                 // Of one that wants no more the log is told that it is switched off.
-                let is_told = outcome.result.as_ref().is_ok_and(|answer| answer.status == 410);
-                self.begin_failing(queue, event.id, &failure_text(outcome), is_told, now);
+                let is_told = outcome.meaning == Meaning::Gone;
+                self.begin_failing(queue, event.id, &outcome.record.text, is_told, now);
             }
         }
         let is_test = self.is_test(queue, id, origin);
@@ -72,7 +72,7 @@ impl Dispatcher {
     }
 
     /// Tries a delivery again that was not sent, for want of something of our own: see
-    /// [`FailureKind::Local`].
+    /// [`Meaning::Local`].
     fn put_off(&mut self, queue: QueueNo, id: DeliveryId, started: Tick, now: Tick) {
         let is_stopped = self.is_stopped(queue);
         let in_memory = self.queues.in_use(queue);
@@ -104,7 +104,7 @@ impl Dispatcher {
             Place::Table => !self.is_suspended(queue),
             Place::DeadLetters => true,
         };
-        let last_status = outcome.result.as_ref().ok().map(|answer| answer.status);
+        let last_status = outcome.record.status;
         let mut settlement = settle(outcome, progress, &self.settings.settle, &mut self.rng);
         let wants_no_more = matches!(settlement, Settlement::Disable { .. });
         if self.endpoints.is_paused(&self.queues.id(queue).endpoint) || (outdated && wants_no_more)
@@ -158,8 +158,7 @@ impl Dispatcher {
     fn note_failure(&mut self, queue: QueueNo, id: DeliveryId, outcome: &Outcome, now: Tick) {
         let (at_us, active_us) = (self.unix_us(now), self.active_us(queue, now));
         let pending = self.queues.in_use(queue).held_mut(id);
-        let status = outcome.result.as_ref().ok().map(|answer| answer.status);
-        let error = failure_text(outcome);
+        let (status, error) = (outcome.record.status, outcome.record.text.clone());
         let tried = pending.tried.get_or_insert_default();
         tried.attempts = pending.attempts;
         // It began earlier than it ended.
@@ -178,12 +177,14 @@ impl Dispatcher {
 
 /// How many requests the endpoint takes at once follows from how it answers.
 fn adapt(queue: &mut Queue, outcome: &Outcome) {
-    match &outcome.result {
-        Ok(answer) if outcome.delivered() || answer.status == 410 => {
-            queue.limit.succeeded(queue.in_flight());
-        }
-        Ok(answer) if matches!(answer.status, 429 | 503) => queue.limit.throttled(),
-        Err(failure) if failure.kind == FailureKind::Timeout => queue.limit.timed_out(),
-        Ok(_) | Err(_) => {}
+    match outcome.meaning {
+        Meaning::Delivered | Meaning::Gone => queue.limit.succeeded(queue.in_flight()),
+        Meaning::Refused { overloaded: true, .. } => queue.limit.throttled(),
+        Meaning::TimedOut => queue.limit.timed_out(),
+        Meaning::Refused { .. }
+        | Meaning::Failed
+        | Meaning::Invalid
+        | Meaning::Aborted
+        | Meaning::Local => {}
     }
 }

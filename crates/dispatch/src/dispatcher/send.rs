@@ -40,10 +40,10 @@ impl Dispatcher {
     /// have ended otherwise at that moment. Poll it after [`Dispatcher::poll_attempt`].
     ///
     /// The endpoint may have received it, and gets it once more: it counts as an attempt. Of the
-    /// endpoint's health it says nothing (see [`FailureKind::Aborted`]), but that its next requests are
+    /// endpoint's health it says nothing (see [`Meaning::Aborted`]), but that its next requests are
     /// to be expected to take long.
     ///
-    /// [`FailureKind::Aborted`]: walhook_core::attempt::FailureKind::Aborted
+    /// [`Meaning::Aborted`]: walhook_core::attempt::Meaning::Aborted
     pub(super) fn poll_abort(&mut self) -> Option<DeliveryId> {
         self.sending.take_abort()
     }

@@ -28,7 +28,7 @@ use super::*;
 use crate::retry::RetryPolicy;
 use crate::route::Snapshot;
 use crate::settle::SettlePolicy;
-use walhook_core::attempt::{Attempt, DeliveryId, Failure, FailureKind, Outcome};
+use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
 use walhook_core::endpoint::Routes;
 use walhook_core::event::{Invalidation, Item, Scope};
 use walhook_core::persist::{
@@ -222,8 +222,7 @@ impl Life {
             world.receive(attempt);
             world.excused += 1;
         }
-        let failure = Failure { kind: FailureKind::Aborted, detail: String::new() };
-        *outcome = Outcome::new(Err(failure), Duration::from_secs(1));
+        *outcome = Outcome::failed(FailureKind::Aborted, "", Duration::from_secs(1));
         world.aborts += 1;
         self.agenda.retain(|Reverse((.., what))| *what != Happens::Answered(id));
         self.plan(now, Happens::Answered(id), rng);

@@ -10,7 +10,7 @@ use rand::rngs::SmallRng;
 
 use super::rig::{event, settings};
 use super::{Dispatcher, Effect, Input, LookUpAnswer, OperatorInput, Start};
-use walhook_core::attempt::{Answer, Outcome};
+use crate::fixture;
 use walhook_core::endpoint::{Endpoint, Routes, Secret};
 use walhook_core::event::{AccountId, EndpointId, Item};
 use walhook_core::lsn::Lsn;
@@ -254,8 +254,7 @@ impl World {
                 let Some(Effect::Send(sent)) = self.take(|e| matches!(e, Effect::Send(_))) else {
                     return;
                 };
-                let answer = Answer { status, retry_after: None, excerpt: String::new() };
-                let outcome = Outcome::new(Ok(answer), Duration::from_millis(1));
+                let outcome = fixture::answered(status);
                 Input::Outcome { delivery: sent.attempt.delivery, outcome }
             }
             Step::Command(endpoint, true) => {

@@ -30,7 +30,7 @@ use rustls::ClientConfig;
 use super::connect::{Connector, TcpConnector};
 use super::error::classify;
 use super::guard::Known;
-use walhook_core::attempt::Failure;
+use crate::exchange::Failure;
 
 /// How often a request is sent again within its attempt.
 const RESENDS_MAX: u32 = 2;

@@ -5,8 +5,9 @@ use std::error::Error;
 use hyper_util::client::legacy;
 
 use super::connect::ConnectError;
+use crate::exchange::Failure;
 use crate::resolve::ResolveError;
-use walhook_core::attempt::{Failure, FailureKind};
+use walhook_core::attempt::FailureKind;
 use walhook_core::escape::is_unfit;
 use walhook_process::faults;
 

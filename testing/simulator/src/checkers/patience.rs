@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use walhook_core::attempt::Meaning;
 use walhook_core::event::EndpointId;
 use walhook_core::position::EventId;
 use walhook_core::tick::Tick;
@@ -22,7 +23,12 @@ impl Checker for Patience {
     fn see(&mut self, scene: &Scene<'_>, seen: &Seen<'_>) -> Result<(), String> {
         match seen {
             Seen::Ended { life, attempt, outcome } if !attempt.replay => {
-                let asked = outcome.result.as_ref().ok().and_then(|answer| answer.retry_after);
+                let meaning = outcome.meaning;
+                let asked = if let Meaning::Refused { retry_after, .. } = meaning {
+                    retry_after
+                } else {
+                    None
+                };
                 let cap = scene.plan.settings.settle.retry.cap();
                 let wait = asked.unwrap_or_default().min(cap);
                 let key = (*life, attempt.event.id, attempt.endpoint.id.clone());

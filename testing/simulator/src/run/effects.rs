@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 
-use walhook_core::attempt::{Attempt, DeliveryId, Failure, FailureKind, Outcome};
+use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
 use walhook_core::event::AccountId;
 use walhook_core::persist::PersistBatch;
 use walhook_dispatch::dispatcher::{Effect, LookUpAnswer};
@@ -84,9 +84,9 @@ impl Run {
             // Kept back, as if others had had its turn: nobody sees it until it is sent after all.
             let ends = self.request_number();
             let id = attempt.delivery;
-            let failure = Failure { kind: FailureKind::Local, detail: String::new() };
+            let outcome = Outcome::failed(FailureKind::Local, "", Duration::ZERO);
             self.planted.kept_back.insert(ends);
-            self.start(number, attempt, Outcome::new(Err(failure), Duration::ZERO), ends);
+            self.start(number, attempt, outcome, ends);
             self.after(wait, Happens::Ends(number, id, ends));
             return;
         }
@@ -123,8 +123,7 @@ impl Run {
         let arrives = self.rng.random_bool(0.5);
         let Some(life) = self.life(number) else { return };
         let Some(flight) = life.in_flight.get_mut(&id) else { return };
-        let failure = Failure { kind: FailureKind::Aborted, detail: String::new() };
-        let aborted = Outcome::new(Err(failure), Duration::from_secs(1));
+        let aborted = Outcome::failed(FailureKind::Aborted, "", Duration::from_secs(1));
         let outcome = std::mem::replace(&mut flight.outcome, aborted);
         flight.ends = ends;
         let attempt = flight.attempt.clone();

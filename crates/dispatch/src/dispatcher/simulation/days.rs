@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use super::super::{EndpointChange, EndpointChanged};
 use super::world::{ACCOUNTS, Change, FIRST_LSN, Temper, Txn, World, account_for, event};
 use super::{Happens, Life, Ordering, RetryPolicy, Settings, SettlePolicy};
-use walhook_core::attempt::{Attempt, Outcome};
+use walhook_core::attempt::{Attempt, Meaning, Outcome};
 use walhook_core::event::AccountId;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{DeadReason, QueueId};
@@ -161,7 +161,9 @@ impl Diary {
         }
         if !outcome.delivered() {
             tries.first_failed.get_or_insert(now);
-            let asked = outcome.result.as_ref().ok().and_then(|answer| answer.retry_after);
+            let meaning = outcome.meaning;
+            let asked =
+                if let Meaning::Refused { retry_after, .. } = meaning { retry_after } else { None };
             tries.not_before = now + asked.unwrap_or_default().min(cap);
         }
     }

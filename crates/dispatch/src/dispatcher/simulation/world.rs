@@ -13,7 +13,8 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use crate::dispatcher::Effect;
-use walhook_core::attempt::{Answer, Attempt, Failure, FailureKind, Outcome};
+use crate::fixture;
+use walhook_core::attempt::{Attempt, FailureKind, Outcome};
 use walhook_core::endpoint::{Endpoint, Routes, Secret};
 use walhook_core::event::{AccountId, EndpointId, Event, Operation, RowKeys};
 use walhook_core::lsn::Lsn;
@@ -297,10 +298,10 @@ impl World {
     }
 
     pub(super) fn answer(&self, rng: &mut SmallRng, attempt: &Attempt, now: Tick) -> Outcome {
-        let status = |status| Ok(Answer { status, retry_after: None, excerpt: String::new() });
-        let failure = |kind| Err(Failure { kind, detail: "simulated".into() });
+        let status = fixture::answered;
+        let failure = |kind| Outcome::failed(kind, "simulated", Duration::ZERO);
         let ms = Duration::from_millis;
-        let (result, elapsed) = match self.tempers[attempt.endpoint.id.as_str()] {
+        let (outcome, elapsed) = match self.tempers[attempt.endpoint.id.as_str()] {
             // We have nothing to send it with: now and then, and in spells of a second.
             _ if rng.random_bool(0.005) || (now.0 / 1_000_000) % 53 == 11 => {
                 (failure(FailureKind::Local), Duration::ZERO)
@@ -313,7 +314,7 @@ impl World {
                 let asks = [0, 600, 6 * 3_600, 10 * 365 * 86_400];
                 let asks = asks[rng.random_range(0..asks.len())];
                 let retry_after = Some(Duration::from_secs(asks));
-                (Ok(Answer { status: 429, retry_after, excerpt: String::new() }), ms(4))
+                (fixture::answer(429, retry_after, ""), ms(4))
             }
             Temper::Picky if attempt.event.keys[0].is_multiple_of(3) => (status(422), ms(2)),
             Temper::Fast
@@ -329,7 +330,7 @@ impl World {
             Temper::Refusing => (failure(FailureKind::Connect), ms(1)),
             Temper::Gone => (status(410), ms(10)),
         };
-        Outcome::new(result, elapsed)
+        Outcome { elapsed, ..outcome }
     }
 
     /// The endpoints whose row later transactions change: what they are owed depends on when they are

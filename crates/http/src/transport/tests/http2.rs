@@ -106,7 +106,7 @@ impl RawServer {
         Transport::with(&requests(), &egress(), memory_limit, tls, names).unwrap()
     }
 
-    pub(super) async fn outcome(&self, transport: &Transport) -> Outcome {
+    pub(super) async fn outcome(&self, transport: &Transport) -> Exchange {
         transport.send(&attempt(endpoint(&self.url))).await
     }
 }

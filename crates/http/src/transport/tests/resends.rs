@@ -6,7 +6,7 @@ use super::*;
 const REFUSED_STREAM: u32 = 7;
 const HTTP_1_1_REQUIRED: u32 = 13;
 
-async fn outcome(transport: &Transport, server: &Server) -> Outcome {
+async fn outcome(transport: &Transport, server: &Server) -> Exchange {
     transport.send(&attempt(endpoint(&server.url()))).await
 }
 

@@ -304,7 +304,8 @@ fn systemd_unit_has_sections_of_settings_and_systemd_takes_it() {
 
 #[test]
 fn documents_link_to_files_that_are_there() {
-    let mut documents = vec![root().join("README.md")];
+    let beside = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "examples/README.md"];
+    let mut documents: Vec<PathBuf> = beside.iter().map(|name| root().join(name)).collect();
     for folder in ["docs", "docs/adr"] {
         let entries = fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
         documents.extend(entries.filter(|path| path.extension().is_some_and(|e| e == "md")));
@@ -375,5 +376,86 @@ fn every_file_of_tests_says_whether_the_servers_version_matters() {
             .iter()
             .any(|end| root().join(format!("src/cli/{command}{end}.rs")).is_file());
         assert!(found, "there is no command {command}");
+    }
+}
+
+/// What ARCHITECTURE.md and CONTRIBUTING.md name in `code` and looks like a path of ours, is there.
+#[test]
+fn map_of_the_code_names_what_is_there() {
+    let tops = ["crates/", "src/", "tests/", "testing/", "sql/", "deploy/", "docs/", "scripts/"];
+    let modules: Vec<String> = ["crates/dispatch/src", "crates/dispatch/src/dispatcher"]
+        .iter()
+        .flat_map(|folder| fs::read_dir(root().join(folder)).unwrap())
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
+        .collect();
+    let mut named = 0;
+    for document in ["ARCHITECTURE.md", "CONTRIBUTING.md"] {
+        let text = read(document);
+        let code = text.split('`').skip(1).step_by(2);
+        for path in code.filter(|code| tops.iter().any(|top| code.starts_with(top))) {
+            assert!(root().join(path).exists(), "{document}: {path} is not there");
+            named += 1;
+        }
+        // The components of the dispatcher, each with its modules: `| Routing (`routing`, `route`) |`.
+        for line in text.lines().filter(|line| line.starts_with("| ") && line.contains(" (`")) {
+            let cell = line.split(") |").next().unwrap();
+            for module in cell.split('`').skip(1).step_by(2) {
+                assert!(modules.contains(&module.to_owned()), "{document}: no module {module}");
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 40, "{named} are named");
+}
+
+/// The graph in ARCHITECTURE.md is cargo's own.
+#[test]
+fn graph_of_crates_is_that_of_cargo() {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let args =
+        "tree --workspace --depth 1 --no-dedupe --edges normal --offline --locked --color never";
+    let tree = Command::new(cargo).args(args.split(' ')).current_dir(root()).output().unwrap();
+    assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+    let tree = String::from_utf8(tree.stdout).unwrap();
+    let mut graph = String::new();
+    for line in tree.lines() {
+        let (indent, rest) =
+            line.split_at(line.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(0));
+        let name = rest.split(' ').next().unwrap_or_default();
+        if name == "walhook" || name.starts_with("walhook-") {
+            let indent = if indent.is_empty() { "    " } else { "      └ " };
+            graph.push_str(&format!("{indent}{name}\n"));
+        }
+    }
+    assert!(graph.lines().count() > 15, "{graph}");
+    let text = read("ARCHITECTURE.md");
+    let (before, rest) = text.split_once("<!-- cargo tree -->\n").unwrap();
+    let (shown, after) = rest.split_once("<!-- end -->").unwrap();
+    let graph = format!("\n{graph}\n");
+    if std::env::var_os("WALHOOK_UPDATE_DOCS").is_some() {
+        let text = format!("{before}<!-- cargo tree -->\n{graph}<!-- end -->{after}");
+        fs::write(root().join("ARCHITECTURE.md"), text).unwrap();
+    } else {
+        assert_eq!(shown, graph, "WALHOOK_UPDATE_DOCS=1 writes it anew");
+    }
+}
+
+/// An old Rust is named as such, before anything is built or installed.
+#[test]
+fn prerequisites_refuse_a_rust_that_is_too_old_and_say_so() {
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let needed = manifest["workspace"]["package"]["rust-version"].as_str().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let fake = dir.path().join("cargo");
+    fs::write(&fake, "#!/bin/sh\necho 'cargo 1.75.0 (1d8b05cdd 2023-11-20)'\n").unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&fake, executable).unwrap();
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    let script = root().join("scripts/prerequisites");
+    let ended = Command::new("sh").arg(script).env("PATH", path).output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    for part in ["Rust 1.75.0", "too old", &format!("needs {needed} or later"), "rustup"] {
+        assert!(said.contains(part), "{part} is not in: {said}");
     }
 }

@@ -72,9 +72,9 @@ async fn examples_write_an_outbox_and_receive_what_becomes_of_it_verified() -> R
     for statement in WRITER.split_inclusive(';') {
         world.sql.batch_execute(statement).await?;
     }
-    let mut events = vec![receiver.event().await?, receiver.event().await?];
+    let mut events = [receiver.event().await?, receiver.event().await?];
     events.sort_by_key(|event| event["type"].to_string());
-    let [note, paid] = &events[..] else { unreachable!() };
+    let [note, paid] = &events;
     ensure!(note["type"] == "order.note" && note["account_id"] == "42", "{note}");
     ensure!(note["data"]["text"] == "left at the door", "{note}");
     ensure!(paid["type"] == "order.paid" && paid["data"]["total"] == "19.90", "{paid}");

@@ -72,7 +72,7 @@ pub enum Command {
     Demo(demo::Args),
     /// Create what is missing of state schema, publication, slot and checkpoint
     Setup(setup::Args),
-    /// Is everything in place? One line a finding, each with its mend
+    /// Is everything in place? One line a finding, each with its fix
     Check(check::Args),
     /// Stream changes and deliver them
     Run(run::Args),

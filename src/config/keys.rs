@@ -20,7 +20,7 @@ pub(super) enum Kind {
     Rule,
     /// Of a rule, and it must be there.
     RequiredOfRule,
-    /// Known, and refused for this reason, which is also the mend.
+    /// Known, and refused for this reason, which is also the fix.
     Refused(&'static str),
 }
 

@@ -53,7 +53,7 @@ pub enum ConfigError {
     Invalid {
         /// Where the value comes from.
         place: Place,
-        /// What is wrong, beginning with the key, and the mend.
+        /// What is wrong, beginning with the key, and the fix.
         problem: String,
     },
 }
@@ -88,7 +88,7 @@ impl fmt::Display for Place {
 /// are not keys; [`strangers`](super::strangers) finds those that were meant to be.
 ///
 /// # Errors
-/// [`ConfigError`]: the first thing that is wrong, where it stands, and the mend.
+/// [`ConfigError`]: the first thing that is wrong, where it stands, and the fix.
 pub fn load(
     path: &Path,
     env: impl IntoIterator<Item = (String, String)>,

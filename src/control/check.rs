@@ -75,7 +75,7 @@ pub(crate) struct Finding {
     pub(crate) finding: String,
     /// What to do about it; left out where nothing is to be done, or the finding says it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) mend: Option<String>,
+    pub(crate) fix: Option<String>,
 }
 
 impl fmt::Display for Finding {
@@ -85,8 +85,8 @@ impl fmt::Display for Finding {
             Verdict::Warn => "warn",
             Verdict::Fail => "fail",
         };
-        let mend = self.mend.as_ref().map(|mend| format!("; {mend}")).unwrap_or_default();
-        f.write_str(&one_line(&format!("{verdict}  {}: {}{mend}", self.what, self.finding)))
+        let fix = self.fix.as_ref().map(|fix| format!("; {fix}")).unwrap_or_default();
+        f.write_str(&one_line(&format!("{verdict}  {}: {}{fix}", self.what, self.finding)))
     }
 }
 
@@ -95,20 +95,20 @@ impl fmt::Display for Finding {
 struct Report(Vec<Finding>);
 
 impl Report {
-    fn add(&mut self, verdict: Verdict, what: &str, finding: String, mend: Option<String>) {
-        self.0.push(Finding { verdict, what: what.to_owned(), finding, mend });
+    fn add(&mut self, verdict: Verdict, what: &str, finding: String, fix: Option<String>) {
+        self.0.push(Finding { verdict, what: what.to_owned(), finding, fix });
     }
 
     fn pass(&mut self, what: &str, finding: impl Into<String>) {
         self.add(Verdict::Pass, what, finding.into(), None);
     }
 
-    fn warn(&mut self, what: &str, finding: impl Into<String>, mend: impl Into<String>) {
-        self.add(Verdict::Warn, what, finding.into(), Some(mend.into()));
+    fn warn(&mut self, what: &str, finding: impl Into<String>, fix: impl Into<String>) {
+        self.add(Verdict::Warn, what, finding.into(), Some(fix.into()));
     }
 
-    fn fail(&mut self, what: &str, finding: impl Into<String>, mend: impl Into<String>) {
-        self.add(Verdict::Fail, what, finding.into(), Some(mend.into()));
+    fn fail(&mut self, what: &str, finding: impl Into<String>, fix: impl Into<String>) {
+        self.add(Verdict::Fail, what, finding.into(), Some(fix.into()));
     }
 
     /// There is no session; the error names cause and fix.
@@ -121,7 +121,7 @@ impl Report {
         self.add(Verdict::Fail, &what, finding, Some(fix));
     }
 
-    /// A failure whose text names the mend already.
+    /// A failure whose text names the fix already.
     fn halt(&mut self, what: &str, halt: &Halt) {
         self.add(Verdict::Fail, what, halt.to_string(), None);
     }
@@ -175,8 +175,8 @@ async fn check(config: &Config, report: &mut Report) -> Result<()> {
     let version = (version / 10_000, version % 10_000);
     let text = format!("version {}.{}", version.0, version.1);
     if version.0 > NEWEST_TESTED {
-        let mend = format!("expect surprises, or use PostgreSQL {NEWEST_TESTED}");
-        report.warn("server", format!("{text} is newer than this walhook"), mend);
+        let fix = format!("expect surprises, or use PostgreSQL {NEWEST_TESTED}");
+        report.warn("server", format!("{text} is newer than this walhook"), fix);
     } else {
         report.pass("server", text);
     }

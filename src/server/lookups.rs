@@ -15,7 +15,7 @@ pub(super) struct LookupRequest {
     pub(super) accounts: Vec<AccountId>,
 }
 
-/// Reads the endpoint table. One that cannot be read is a person's to mend: what is committed
+/// Reads the endpoint table. One that cannot be read is a person's to fix: what is committed
 /// meanwhile waits, and nothing is lost.
 pub(super) struct LookupDesk {
     config: Config,

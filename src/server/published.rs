@@ -68,8 +68,8 @@ pub(super) async fn check_rows(
 ) -> anyhow::Result<Result<(), Halt>> {
     let hidden = row_security::hidden(client, &looked_up(config)?).await?;
     Ok(hidden.into_iter().next().map_or(Ok(()), |hidden| {
-        let mend = hidden.mend();
-        Err(Halt::RowsHidden { table: hidden.table.to_string(), role: hidden.role, mend })
+        let fix = hidden.fix();
+        Err(Halt::RowsHidden { table: hidden.table.to_string(), role: hidden.role, fix })
     }))
 }
 
@@ -85,10 +85,8 @@ pub(super) async fn refuse_to_break_writes(
     let name = &config.source.publication;
     let refused = refused_writes(client, name).await?;
     let line = |table: &RefusedWrites| {
-        let (table, problem, mend) = (&table.table, &table.problem, &table.mend);
-        format!(
-            "publication {name:?} makes UPDATE and DELETE of {table} fail: it {problem}; {mend}"
-        )
+        let (table, problem, fix) = (&table.table, &table.problem, &table.fix);
+        format!("publication {name:?} makes UPDATE and DELETE of {table} fail: it {problem}; {fix}")
     };
     match refused.is_empty() {
         true => Ok(()),
@@ -131,7 +129,7 @@ fn looked_up(config: &Config) -> anyhow::Result<BTreeSet<TableName>> {
     tables.map(str::parse).collect::<Result<_, _>>().context("a table's name")
 }
 
-/// The first thing that is missing, and the mend, in words that follow the publication's name.
+/// The first thing that is missing, and the fix, in words that follow the publication's name.
 fn find_problem(
     config: &Config,
     publication: &Publication,

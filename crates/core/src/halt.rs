@@ -46,7 +46,7 @@ impl fmt::Display for SourceIdentity {
     }
 }
 
-/// Why walhook halts: for the operator, with the mend.
+/// Why walhook halts: for the operator, with the fix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Halt {
     /// The slot is gone.
@@ -156,14 +156,14 @@ pub enum Halt {
     Unpublished {
         /// Its name.
         publication: String,
-        /// What is missing, as what it does or does not do, and the mend.
+        /// What is missing, as what it does or does not do, and the fix.
         problem: String,
     },
     /// Row-level security hides rows of a table that is looked up: accounts would seem to have no
     /// endpoints.
     #[error(
         "row-level security hides rows of {table} from the role {role}, so that events would find no \
-         endpoint: {mend}. Then start walhook again"
+         endpoint: {fix}. Then start walhook again"
     )]
     RowsHidden {
         /// The table.
@@ -171,7 +171,7 @@ pub enum Halt {
         /// The role as which it is read.
         role: String,
         /// The statement that mends it.
-        mend: String,
+        fix: String,
     },
     /// A transaction that the server cannot send, or that cannot be understood.
     #[error(

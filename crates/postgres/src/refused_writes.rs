@@ -81,7 +81,7 @@ pub struct RefusedWrites {
     /// Why they fail, in words that follow the table's name.
     pub problem: String,
     /// What to do.
-    pub mend: String,
+    pub fix: String,
 }
 
 /// Why a table with REPLICA IDENTITY FULL and a virtual generated column cannot be published, whatever the
@@ -117,10 +117,10 @@ pub async fn refused_writes(client: &Client, publication: &str) -> Result<Vec<Re
     for row in client.query(&sql, &[&publication]).await? {
         let table: String = row.try_get(0)?;
         let again = format!("publish {table} again without it");
-        let (problem, mend) = match row.try_get(1)? {
+        let (problem, fix) = match row.try_get(1)? {
             Some("virtual") => {
-                let (problem, mend) = unpublishable_column(&table, row.try_get(2)?);
-                found.push(RefusedWrites { table, problem, mend });
+                let (problem, fix) = unpublishable_column(&table, row.try_get(2)?);
+                found.push(RefusedWrites { table, problem, fix });
                 continue;
             }
             Some("identity") => (
@@ -141,7 +141,7 @@ pub async fn refused_writes(client: &Client, publication: &str) -> Result<Vec<Re
             ),
             Some(_) | None => continue,
         };
-        found.push(RefusedWrites { table, problem: problem.to_owned(), mend });
+        found.push(RefusedWrites { table, problem: problem.to_owned(), fix });
     }
     Ok(found)
 }

@@ -71,7 +71,7 @@ pub struct Hidden {
 impl Hidden {
     /// What to do about it.
     #[must_use]
-    pub fn mend(&self) -> String {
+    pub fn fix(&self) -> String {
         let (table, role) = (&self.table, quote_ident(&self.role));
         format!(
             "CREATE POLICY walhook ON {table} FOR SELECT TO {role} USING (true), or ALTER ROLE {role} \

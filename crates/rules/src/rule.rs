@@ -77,7 +77,7 @@ pub struct RuleError {
     /// Which rule: `rule 2 (subscriber.updated)`, counted from 1 as they stand in the file; or
     /// `endpoints`.
     pub subject: String,
-    /// What is wrong, and the mend.
+    /// What is wrong, and the fix.
     pub message: String,
 }
 

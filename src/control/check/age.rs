@@ -30,14 +30,13 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
     if !is_young {
         return Ok(());
     }
-    let mend =
-        "if it was made again, drop the slot; `walhook recover --accept-gap` makes a new one";
+    let fix = "if it was made again, drop the slot; `walhook recover --accept-gap` makes a new one";
     if !is_active && server_version(client).await? < ONLY_WARNS {
         match peek(client, slot, publication).await {
             Ok(()) => return Ok(()),
             Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
                 let finding = format!("{publication} is younger than the slot {slot}");
-                report.fail("publication", finding, mend);
+                report.fail("publication", finding, fix);
                 return Ok(());
             }
             // Too much to read, or no right to: `run` will tell.
@@ -45,7 +44,7 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
         }
     }
     let finding = format!("{publication} was made or altered after where the slot {slot} reads");
-    report.warn("publication", finding, mend);
+    report.warn("publication", finding, fix);
     Ok(())
 }
 

@@ -60,9 +60,9 @@ pub(super) async fn replication(
     let system = match system {
         Ok(system) => system,
         Err(error) => {
-            let mend = "give the role REPLICATION, and the server a free sender (max_wal_senders); \
+            let fix = "give the role REPLICATION, and the server a free sender (max_wal_senders); \
                         behind a pooler, set source.replication_url to the server itself";
-            report.fail(what, format!("{:#}", anyhow::Error::from(error)), mend);
+            report.fail(what, format!("{:#}", anyhow::Error::from(error)), fix);
             return Ok(());
         }
     };

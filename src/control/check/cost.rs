@@ -63,9 +63,9 @@ impl<'a> Costs<'a> {
             LARGE_TEXT_BYTES >> 10
         );
         if row > COSTLY || large > COSTLY_WHEN_LARGE {
-            let mend = "write simpler expressions and patterns, and the cheapest comparison first: all \
+            let fix = "write simpler expressions and patterns, and the cheapest comparison first: all \
                         accounts wait for each row";
-            report.warn(&subject(index, rule), format!("costs {cost}"), mend);
+            report.warn(&subject(index, rule), format!("costs {cost}"), fix);
         }
         Some(cost)
     }

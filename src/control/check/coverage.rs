@@ -40,7 +40,7 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
     }
     if lacking.len() > MAX_LISTED {
         let finding = format!("{} tables in all lack something like this", lacking.len());
-        report.warn(SUBJECT, finding, "mend those that are listed, and check again");
+        report.warn(SUBJECT, finding, "fix those that are listed, and check again");
     }
     let mut children = looked.tables.iter().filter(|seen| seen.covered.kind == Kind::Child);
     let by_itself = |seen: &Seen| seen.covered.by.iter().any(|by| !by.starts_with('t'));

@@ -43,9 +43,9 @@ pub(super) async fn slot(client: &Client, name: &str, report: &mut Report) -> Re
     }
     if server_version(client).await? < FAILOVER {
         let finding = format!("{name} does not exist on a standby: a failover leaves a gap");
-        let mend = "let the failover manager keep it (Patroni: slots), or expect \
+        let fix = "let the failover manager keep it (Patroni: slots), or expect \
                     `walhook recover` after one";
-        report.warn("failover", finding, mend);
+        report.warn("failover", finding, fix);
         return Ok(());
     }
     let sql = format!(

@@ -60,8 +60,8 @@ pub(super) async fn check(config: &Config, report: &mut Report) -> Result<()> {
             weights(config, &client, report).await?;
         }
         Err(error) => {
-            let mend = mend(config, &error);
-            report.fail(WHAT, format!("{:#}", anyhow::Error::from(error)), mend);
+            let fix = fix(config, &error);
+            report.fail(WHAT, format!("{:#}", anyhow::Error::from(error)), fix);
         }
     }
     Ok(())
@@ -190,7 +190,7 @@ async fn weights(config: &Config, client: &Client, report: &mut Report) -> Resul
     Ok(())
 }
 
-fn mend(config: &Config, error: &LookupError) -> String {
+fn fix(config: &Config, error: &LookupError) -> String {
     let table = &config.endpoints.table;
     let LookupError::Sql(error) = error else { return format!("correct {table}") };
     if error.code().is_some_and(|code| MISSING.contains(code)) {

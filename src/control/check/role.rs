@@ -38,8 +38,8 @@ async fn timeouts(client: &Client, report: &mut Report) -> Result<()> {
     for row in &short {
         let (name, ms, role): (&str, i64, &str) =
             (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        let mend = format!("ALTER ROLE {} SET {name} = 0", quote_ident(role));
-        report.warn(name, format!("{ms} ms for {role}: may end what is merely slow"), mend);
+        let fix = format!("ALTER ROLE {} SET {name} = 0", quote_ident(role));
+        report.warn(name, format!("{ms} ms for {role}: may end what is merely slow"), fix);
     }
     if short.is_empty() {
         report.pass("timeouts", "none is shorter than 30 s for our role");

@@ -208,17 +208,17 @@ async fn free_slots(name: &str, client: &Client, report: &mut Report) -> Result<
     let (left, live, anchors): (i64, i64, i64) =
         (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let missing = SLOTS - live - anchors;
-    let mend = "raise it and restart the server, or drop a slot that is not used";
+    let fix = "raise it and restart the server, or drop a slot that is not used";
     if left >= missing {
         report.pass("max_replication_slots", format!("{left} left"));
     } else if left == 0 && live == 0 {
-        report.fail("max_replication_slots", "none left", mend);
+        report.fail("max_replication_slots", "none left", fix);
     } else {
         let finding = format!(
             "{left} left, but walhook needs {missing} more: a running leader keeps {anchor}, and \
              a replay reads from a slot of its own"
         );
-        report.warn("max_replication_slots", finding, mend);
+        report.warn("max_replication_slots", finding, fix);
     }
     Ok(())
 }

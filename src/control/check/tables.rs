@@ -45,7 +45,7 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
     let hidden = row_security::hidden(client, &looked_up(config)?).await?;
     for hidden in &hidden {
         let finding = format!("hides rows of {} from the role {}", hidden.table, hidden.role);
-        report.fail("row-level security", finding, hidden.mend());
+        report.fail("row-level security", finding, hidden.fix());
     }
     if hidden.is_empty() {
         report.pass("row-level security", "hides no rows that are looked up");
@@ -73,17 +73,17 @@ fn check_publication(
         }
         if publication.filtered.contains(&table) {
             let finding = format!("{name} has a row filter on {table}, which hides changes");
-            let mend =
+            let fix =
                 format!("set its tables again without WHERE; use `when` in the rule for {table}");
-            report.fail("publication", finding, mend);
+            report.fail("publication", finding, fix);
         }
         let partitioned = tables.get(&table).is_some_and(|table| table.kind == 'p');
         if partitioned && !publication.via_root {
             let finding =
                 format!("{name} publishes the partitions of {table} under their own names");
-            let mend = "run `walhook setup`, for what is read of a partition after it was detached or \
+            let fix = "run `walhook setup`, for what is read of a partition after it was detached or \
                         dropped becomes dead letters";
-            report.warn("publication", finding, mend);
+            report.warn("publication", finding, fix);
         }
     }
     for (operation, is_published) in [
@@ -109,9 +109,9 @@ fn check_publication(
 /// Of every published table, ours or not.
 async fn writes(publication: &str, client: &Client, report: &mut Report) -> Result<()> {
     let refused = refused_writes(client, publication).await?;
-    for RefusedWrites { table, problem, mend } in &refused {
+    for RefusedWrites { table, problem, fix } in &refused {
         let finding = format!("{table} {problem}, so that its own UPDATE and DELETE fail now");
-        report.fail("replica identity", finding, mend.as_str());
+        report.fail("replica identity", finding, fix.as_str());
     }
     if refused.is_empty() {
         report.pass("replica identity", "of every published table fits: its writes go through");
@@ -146,8 +146,8 @@ async fn rules(
     report: &mut Report,
 ) -> Result<()> {
     if config.events.is_empty() {
-        let mend = "add [[events]]; `walhook config show --example` has one";
-        report.fail("rules", "there is none, so nothing would ever be sent", mend);
+        let fix = "add [[events]]; `walhook config show --example` has one";
+        report.fail("rules", "there is none, so nothing would ever be sent", fix);
     }
     let settings = config.rules();
     let mut catalog = catalog::load(client, settings.tables()).await?;

@@ -46,11 +46,11 @@ fn range(from: &str, to: &str) -> RangeView {
 }
 
 pub(crate) fn check() -> CheckView {
-    let finding = |verdict, what: &str, finding: &str, mend| Finding {
+    let finding = |verdict, what: &str, finding: &str, fix| Finding {
         verdict,
         what: what.into(),
         finding: finding.into(),
-        mend,
+        fix,
     };
     let findings = vec![
         finding(Verdict::Pass, "server", "version 18.1", None),

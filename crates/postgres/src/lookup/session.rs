@@ -112,7 +112,7 @@ impl LookupSession {
         let tables: BTreeSet<_> = tables.collect();
         let hidden = row_security::hidden(&self.client, &tables).await?;
         hidden.into_iter().next().map_or(Ok(()), |hidden| {
-            let (table, fix) = (hidden.table.to_string(), hidden.mend());
+            let (table, fix) = (hidden.table.to_string(), hidden.fix());
             Err(LookupError::Hidden { table, role: hidden.role, fix })
         })
     }

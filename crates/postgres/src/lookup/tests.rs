@@ -388,7 +388,7 @@ async fn outage_splits_and_marks_nothing() {
     client.batch_execute(hooks).await.unwrap();
     let lookups = lookups(PLAIN);
     lookups.fetch(&client, &eight()).await.unwrap();
-    for (cause, mend) in [
+    for (cause, fix) in [
         ("SET ROLE stranger", "RESET ROLE"),
         (
             "SET statement_timeout = '50ms'; ALTER TABLE hooks RENAME TO h;
@@ -400,7 +400,7 @@ async fn outage_splits_and_marks_nothing() {
         client.batch_execute(cause).await.unwrap();
         let error = lookups.fetch(&client, &eight()).await.unwrap_err();
         assert!(matches!(error, LookupError::Sql(_)), "{cause}: {error}");
-        client.batch_execute(mend).await.unwrap();
+        client.batch_execute(fix).await.unwrap();
         let fetched = lookups.fetch(&client, &eight()).await.unwrap();
         assert_eq!(complaints(&fetched), [], "{cause}");
     }

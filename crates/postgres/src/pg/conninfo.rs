@@ -20,7 +20,7 @@ const DEFAULT_PORT: u16 = 5432;
 /// For one address, authentication included, where neither URL nor environment has a bound.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A URL that describes no connection: what is wrong with it, and the mend. Holds no part of the URL
+/// A URL that describes no connection: what is wrong with it, and the fix. Holds no part of the URL
 /// but names of options.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{problem}")]

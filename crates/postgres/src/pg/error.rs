@@ -11,7 +11,7 @@ use rustls::pki_types::UnixTime;
 use super::kinds::SslMode;
 use crate::cure::Cure;
 
-/// No way to a host. Names the host, what was asked for and the mend; holds no password.
+/// No way to a host. Names the host, what was asked for and the fix; holds no password.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// Nobody answers there.
@@ -81,7 +81,7 @@ pub enum LinkError {
         target: String,
         /// What was asked for.
         mode: SslMode,
-        /// What is wrong with it, and the mend.
+        /// What is wrong with it, and the fix.
         problem: String,
     },
     /// The two sides agree on no TLS, or the server does not like our certificate.
@@ -102,7 +102,7 @@ pub enum LinkError {
         option: &'static str,
         /// The file.
         path: PathBuf,
-        /// What is wrong, and the mend.
+        /// What is wrong, and the fix.
         problem: String,
     },
     /// A file that the URL names cannot be opened now, for want of something of our own.
@@ -175,7 +175,7 @@ pub fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref().and_then(|inner| inner.downcast_ref())
 }
 
-/// For people: what is wrong with a certificate, and the mend.
+/// For people: what is wrong with a certificate, and the fix.
 #[expect(clippy::wildcard_enum_match_arm, reason = "the enum is non-exhaustive; the rest is shown")]
 fn certificate_problem(error: &CertificateError) -> String {
     match error {

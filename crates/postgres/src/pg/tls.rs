@@ -182,9 +182,9 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, LinkError> {
     let cannot = unreadable("sslkey", path);
     let metadata = fs::metadata(path).map_err(&cannot)?;
     // As libpq: a key of root's may be readable by a group.
-    let (allowed, mend) = if metadata.uid() == 0 { (0o640, "640") } else { (0o600, "600") };
+    let (allowed, mode) = if metadata.uid() == 0 { (0o640, "640") } else { (0o600, "600") };
     if metadata.permissions().mode() & 0o777 & !allowed != 0 {
-        return Err(file(format!("others may read the key: chmod {mend} it")));
+        return Err(file(format!("others may read the key: chmod {mode} it")));
     }
     let text = fs::read(path).map_err(cannot)?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|_| {

@@ -1,5 +1,5 @@
 //! The rules of the configuration, checked against the catalog. Every error names the rule and the
-//! mend, and all of them are told at once.
+//! fix, and all of them are told at once.
 
 use std::collections::HashSet;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! What would stop the stream for ever, and the way out of it.
+//! What would stop the stream for ever, and how an operator goes on from it.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
 -- Writing events in the transaction that makes them true: both commit, or neither does.
--- The rules for it are in outbox.toml; docs/outbox.md explains both ways.
+-- The rules for it are in outbox.toml, and docs/outbox.md explains both ways.
 
 BEGIN;
 -- ... what the application does ...

@@ -51,7 +51,7 @@ fn simulate_broken(seed: u64) -> World {
     let mut now = Tick(0);
     let mut life = Life::new(&world, &settings, &mut rng, now);
     loop {
-        if rng.random_bool(0.01)
+        if rng.random_bool(0.03)
             && let Some((says, breaks)) = broken.pop()
         {
             let result = catch_unwind(AssertUnwindSafe(|| breaks(&mut life.dispatcher)));

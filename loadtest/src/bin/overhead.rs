@@ -3,15 +3,17 @@
 //! many requests in flight to the same endpoint.
 //!
 //! ```text
-//! cargo build --release -p walhook -p walhook-loadtest && target/release/overhead [DELIVERIES [PAIRS]]
+//! cargo build --release -p walhook -p walhook-loadtest && target/release/overhead --help
 //! ```
+//!
+//! With `--against PROGRAM` it is compared with another build of walhook instead: what a change costs.
 //!
 //! The two run in turn, so that a machine that others use too slows both: what counts is the ratio of
 //! each pair. CPU seconds are those of the process alone (the kernel's work for its sockets included),
 //! rates are from its first request to its last. PostgreSQL and the endpoint share the machine.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +24,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use bytes::Bytes;
+use clap::Parser;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -37,23 +40,39 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Linux reports CPU time in hundredths of a second to every program.
 const TICKS_PER_SECOND: f64 = 100.0;
 
+/// CPU and rate of walhook for a backlog, against a bare loop of requests or another build of walhook
+#[derive(Debug, clap::Parser)]
+struct Args {
+    /// Deliveries of each run
+    #[arg(default_value_t = 100_000)]
+    deliveries: u64,
+
+    /// Pairs of runs, each side first in turn
+    #[arg(default_value_t = 5)]
+    pairs: u64,
+
+    /// Accounts with an endpoint each, all on one host
+    #[arg(long, default_value_t = 1)]
+    accounts: u64,
+
+    /// Another build of walhook to compare with, instead of the bare loop
+    #[arg(long, value_name = "PROGRAM")]
+    against: Option<PathBuf>,
+
+    /// What the bare loop's own process is called with
+    #[arg(long, hide = true, value_name = "URL")]
+    bare: Option<String>,
+}
+
 #[tokio::main]
 async fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let number = |n: usize, default: u64| -> Result<u64> {
-        args.get(n).map_or(Ok(default), |text| Ok(text.parse()?))
-    };
-    match args.first().map(String::as_str) {
-        Some("--bare") => {
-            let url = args.get(1).context("--bare URL DELIVERIES")?;
-            let loaded = bare(url.clone(), number(2, 0)?).await;
-            println!("done");
-            // The parent reads our CPU time before it lets us go.
-            std::io::stdin().read_line(&mut String::new())?;
-            loaded
-        }
-        _ => compare(number(0, 100_000)?, number(1, 5)?).await,
-    }
+    let args = Args::parse();
+    let Some(url) = args.bare.clone() else { return compare(&args).await };
+    let loaded = bare(url, args.deliveries).await;
+    println!("done");
+    // The parent reads our CPU time before it lets us go.
+    std::io::stdin().read_line(&mut String::new())?;
+    loaded
 }
 
 /// What one side took.
@@ -63,43 +82,40 @@ struct Took {
     rate: f64,
 }
 
-async fn compare(deliveries: u64, pairs: u64) -> Result<()> {
-    let cluster = Cluster::start(&std::env::temp_dir(), &[]).await?;
-    let sql = Connection::open_with_path(
-        &Secret::new(cluster.url("postgres")),
-        "overhead",
-        SERVER_SEARCH_PATH,
-    )
-    .await?;
-    sql.batch_execute(include_str!("../../../sql/demo.sql")).await?;
-    let sink = Sink::start().await?;
-    sql.batch_execute(&format!(
-        "INSERT INTO accounts VALUES (1, 'One');
-         INSERT INTO webhooks (id, account_id, url, event_types, secret)
-         VALUES (1, 1, 'http://{}/', '{{subscriber.created}}', 'overhead')",
-        sink.address
-    ))
-    .await?;
-    let scratch = Scratch::new()?;
-    write_config(scratch.path(), &cluster)?;
-    walhook(scratch.path(), "setup")?.wait_with_output()?;
+/// What runs on one side of a pair.
+enum Side<'a> {
+    Walhook(&'a Path),
+    Bare,
+}
 
-    println!("{deliveries} deliveries, {DEFAULT_MAX_IN_FLIGHT} in flight, to one endpoint");
-    println!("pair   walhook CPU s   bare CPU s   ratio   walhook /s   bare /s   ratio");
+async fn compare(args: &Args) -> Result<()> {
+    let world = World::start(args.accounts).await?;
+    let this = std::env::current_exe()?.with_file_name("walhook");
+    world.walhook(&this, "setup")?.wait_with_output()?;
+    let (ours, theirs, name) = match &args.against {
+        Some(other) => (Side::Walhook(&this), Side::Walhook(other), "other"),
+        None => (Side::Walhook(&this), Side::Bare, "bare"),
+    };
+
+    let Args { deliveries, pairs, accounts, .. } = args;
+    println!(
+        "{deliveries} deliveries, {DEFAULT_MAX_IN_FLIGHT} in flight for each of {accounts} endpoints"
+    );
+    println!("pair   walhook CPU s  {name:>5} CPU s   ratio   walhook /s  {name:>5} /s   ratio");
     let (mut cpu, mut rate) = (vec![], vec![]);
-    for pair in 1..=pairs {
+    for pair in 1..=*pairs {
         // Each side goes first in turn.
         let (ours, theirs) = if pair % 2 == 0 {
-            let theirs = run_bare(&sink, deliveries).await?;
-            (run_walhook(&sink, &sql, scratch.path(), deliveries).await?, theirs)
+            let theirs = world.run(&theirs, *deliveries).await?;
+            (world.run(&ours, *deliveries).await?, theirs)
         } else {
-            let ours = run_walhook(&sink, &sql, scratch.path(), deliveries).await?;
-            (ours, run_bare(&sink, deliveries).await?)
+            let ours = world.run(&ours, *deliveries).await?;
+            (ours, world.run(&theirs, *deliveries).await?)
         };
         cpu.push(ours.cpu_s / theirs.cpu_s);
         rate.push(ours.rate / theirs.rate);
         println!(
-            "{pair:4}   {:13.2}   {:10.2}   {:5.2}   {:10.0}   {:7.0}   {:5.2}",
+            "{pair:4}   {:13.2}  {:11.2}   {:5.2}   {:10.0}  {:8.0}   {:5.2}",
             ours.cpu_s,
             theirs.cpu_s,
             ours.cpu_s / theirs.cpu_s,
@@ -108,9 +124,81 @@ async fn compare(deliveries: u64, pairs: u64) -> Result<()> {
             ours.rate / theirs.rate
         );
     }
-    println!("CPU, walhook / bare:  {}", spread(&mut cpu));
-    println!("rate, walhook / bare: {}", spread(&mut rate));
+    println!("CPU, walhook / {name}:  {}", spread(&mut cpu));
+    println!("rate, walhook / {name}: {}", spread(&mut rate));
     Ok(())
+}
+
+/// A database, accounts with an endpoint each, and what answers for all of them.
+struct World {
+    accounts: u64,
+    sql: Connection,
+    sink: Sink,
+    scratch: Scratch,
+    _cluster: Cluster,
+}
+
+impl World {
+    async fn start(accounts: u64) -> Result<Self> {
+        let cluster = Cluster::start(&std::env::temp_dir(), &[]).await?;
+        let url = Secret::new(cluster.url("postgres"));
+        let sql = Connection::open_with_path(&url, "overhead", SERVER_SEARCH_PATH).await?;
+        sql.batch_execute(include_str!("../../../sql/demo.sql")).await?;
+        let sink = Sink::start().await?;
+        sql.batch_execute(&format!(
+            "INSERT INTO accounts SELECT n, 'Account ' || n FROM generate_series(1, {accounts}) n;
+             INSERT INTO webhooks (id, account_id, url, event_types, secret)
+             SELECT n, n, 'http://{}/', '{{subscriber.created}}', 'overhead'
+             FROM generate_series(1, {accounts}) n",
+            sink.address
+        ))
+        .await?;
+        let scratch = Scratch::new()?;
+        write_config(scratch.path(), &cluster)?;
+        Ok(Self { accounts, sql, sink, scratch, _cluster: cluster })
+    }
+
+    async fn run(&self, side: &Side<'_>, deliveries: u64) -> Result<Took> {
+        match side {
+            Side::Walhook(program) => self.run_walhook(program, deliveries).await,
+            Side::Bare => run_bare(&self.sink, deliveries).await,
+        }
+    }
+
+    async fn run_walhook(&self, program: &Path, deliveries: u64) -> Result<Took> {
+        let sql = &self.sql;
+        // The backlog is there before it starts: what is measured is walhook, not the writer.
+        let transactions = deliveries.div_ceil(1_000);
+        for _ in 0..transactions {
+            sql.batch_execute(&format!(
+                "INSERT INTO subscribers (account_id, email)
+             SELECT 1 + n % {}, 'someone@example.com' FROM generate_series(1, 1000) n",
+                self.accounts
+            ))
+            .await?;
+        }
+        let child = Killed(self.walhook(program, "run")?);
+        let rate = self.sink.until(transactions * 1_000).await?;
+        let cpu_s = cpu_seconds(child.0.id())?;
+        // Everything is to be stored before it ends, or the next run would send it again.
+        let end: String =
+            sql.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
+        let passed = "SELECT frontier >= $1::text::pg_lsn FROM walhook.checkpoint";
+        while !sql.query_one(passed, &[&end]).await?.get::<_, bool>(0) {
+            sql.batch_execute("SELECT pg_logical_emit_message(true, 'overhead', '')").await?;
+            sleep(Duration::from_millis(100)).await;
+        }
+        Ok(Took { cpu_s, rate })
+    }
+
+    fn walhook(&self, program: &Path, command: &str) -> Result<Child> {
+        let dir = self.scratch.path();
+        let log = std::fs::File::create(dir.join(format!("{command}.log")))?;
+        let mut walhook = Command::new(program);
+        walhook.arg(command).arg("--config").arg(dir.join("overhead.toml"));
+        walhook.stdout(Stdio::null()).stderr(log);
+        walhook.spawn().with_context(|| format!("cannot run {}; build it first", program.display()))
+    }
 }
 
 fn spread(ratios: &mut [f64]) -> String {
@@ -120,34 +208,11 @@ fn spread(ratios: &mut [f64]) -> String {
     format!("median {:.2}, from {:.2} to {:.2}", at(last / 2), at(0), at(last))
 }
 
-async fn run_walhook(sink: &Sink, sql: &Connection, dir: &Path, deliveries: u64) -> Result<Took> {
-    // The backlog is there before it starts: what is measured is walhook, not the writer.
-    let transactions = deliveries.div_ceil(1_000);
-    for _ in 0..transactions {
-        sql.batch_execute(
-            "INSERT INTO subscribers (account_id, email)
-             SELECT 1, 'someone@example.com' FROM generate_series(1, 1000)",
-        )
-        .await?;
-    }
-    let child = Killed(walhook(dir, "run")?);
-    let rate = sink.until(transactions * 1_000).await?;
-    let cpu_s = cpu_seconds(child.0.id())?;
-    // Everything is to be stored before it ends, or the next run would send it again.
-    let end: String = sql.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
-    let passed = "SELECT frontier >= $1::text::pg_lsn FROM walhook.checkpoint";
-    while !sql.query_one(passed, &[&end]).await?.get::<_, bool>(0) {
-        sql.batch_execute("SELECT pg_logical_emit_message(true, 'overhead', '')").await?;
-        sleep(Duration::from_millis(100)).await;
-    }
-    Ok(Took { cpu_s, rate })
-}
-
 async fn run_bare(sink: &Sink, deliveries: u64) -> Result<Took> {
     use std::io::{BufRead, BufReader};
     let mut child = Killed(
         Command::new(std::env::current_exe()?)
-            .args(["--bare", &format!("http://{}/", sink.address), &deliveries.to_string()])
+            .args([&deliveries.to_string(), "--bare", &format!("http://{}/", sink.address)])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?,
@@ -240,15 +305,6 @@ impl Drop for Killed {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-fn walhook(dir: &Path, command: &str) -> Result<Child> {
-    let program = std::env::current_exe()?.with_file_name("walhook");
-    let log = std::fs::File::create(dir.join(format!("{command}.log")))?;
-    let mut walhook = Command::new(&program);
-    walhook.arg(command).arg("--config").arg(dir.join("overhead.toml"));
-    walhook.stdout(Stdio::null()).stderr(log);
-    walhook.spawn().with_context(|| format!("cannot run {}; build it first", program.display()))
 }
 
 fn write_config(dir: &Path, cluster: &Cluster) -> Result<()> {

@@ -186,7 +186,7 @@ impl Driver {
             Effect::Send(Dispatch { attempt: next, waited }) => {
                 self.tools.metrics.observe_queue_wait(waited);
                 let (give_up, given_up) = oneshot::channel();
-                self.under_way.insert(next.delivery, give_up);
+                self.under_way.insert(next.first().id, give_up);
                 let attempt = attempt(self.tools.sender.clone(), next, given_up);
                 self.tools.sender.spawn(&mut self.attempts, attempt);
             }
@@ -368,7 +368,7 @@ async fn attempt(
 ) -> (DeliveryId, Outcome) {
     Failpoint::Sending.pass();
     let started = Instant::now();
-    let delivery = attempt.delivery;
+    let delivery = attempt.first().id;
     let outcome = tokio::select! {
         biased;
         outcome = AssertUnwindSafe(sender.send(&attempt)).catch_unwind() => outcome,
@@ -378,7 +378,7 @@ async fn attempt(
         }
     };
     let outcome = outcome.unwrap_or_else(|_| {
-        tracing::error!(event = %attempt.event.id, "an attempt panicked; this is a bug in walhook");
+        tracing::error!(event = %attempt.first().event.id, "an attempt panicked; this is a bug in walhook");
         let detail = "walhook panicked while sending it";
         Outcome::failed(FailureKind::Protocol, detail, started.elapsed())
     });

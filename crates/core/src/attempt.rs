@@ -12,19 +12,83 @@ use super::event::Event;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeliveryId(pub u64);
 
-/// A request to send.
+/// A request to send: one event to one endpoint, or several.
 #[derive(Debug, Clone)]
 pub struct Attempt {
-    /// Which delivery this is an attempt of; the outcome names it again.
-    pub delivery: DeliveryId,
     /// Where to, as it stood at this moment.
     pub endpoint: Arc<Endpoint>,
+    /// What. The dispatcher makes requests of one.
+    pub deliveries: Deliveries,
+}
+
+impl Attempt {
+    /// The first of its deliveries; where it has one, that one.
+    #[must_use]
+    pub fn first(&self) -> &Delivery {
+        self.deliveries.first()
+    }
+}
+
+/// What an attempt sends of one delivery.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// Which delivery this is an attempt of; the outcome names it again.
+    pub id: DeliveryId,
     /// What.
     pub event: Arc<Event>,
     /// Counts from 1.
     pub number: u32,
     /// Whether this is sent again on an operator's wish (the header `<prefix>-replay`).
     pub replay: bool,
+}
+
+/// The deliveries of an attempt, in stream order.
+///
+/// Invariant: there is one. One alone stands in place, without an allocation.
+#[derive(Debug, Clone)]
+pub struct Deliveries(Several);
+
+#[derive(Debug, Clone)]
+enum Several {
+    One(Delivery),
+    More(Box<[Delivery]>),
+}
+
+impl Deliveries {
+    /// These; `None` where there is none.
+    #[must_use]
+    pub fn new(mut all: Vec<Delivery>) -> Option<Self> {
+        let several = match all.len() {
+            1 => Several::One(all.pop()?),
+            0 => return None,
+            _ => Several::More(all.into()),
+        };
+        Some(Self(several))
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn as_slice(&self) -> &[Delivery] {
+        match &self.0 {
+            Several::One(delivery) => std::slice::from_ref(delivery),
+            Several::More(all) => all,
+        }
+    }
+
+    /// The first.
+    #[must_use]
+    pub fn first(&self) -> &Delivery {
+        match self.as_slice() {
+            [first, ..] => first,
+            [] => unreachable!("an attempt has a delivery"),
+        }
+    }
+}
+
+impl From<Delivery> for Deliveries {
+    fn from(delivery: Delivery) -> Self {
+        Self(Several::One(delivery))
+    }
 }
 
 /// What came of one attempt. Nothing else follows from it here: settling decides.
@@ -176,5 +240,38 @@ impl Outcome {
     #[must_use]
     pub const fn is_local(&self) -> bool {
         matches!(self.meaning, Meaning::Local)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{AccountId, Operation, RowKeys};
+    use crate::position::{EventId, Position};
+
+    fn delivery(id: u64) -> Delivery {
+        let event = Event {
+            id: EventId::derive(1, &Position::FIRST, "t", 0),
+            position: Position::FIRST,
+            event_type: "t".into(),
+            account: AccountId::new("1"),
+            operation: Operation::Insert,
+            commit_time_us: 0,
+            keys: RowKeys::new(),
+            row: bytes::Bytes::new(),
+        };
+        Delivery { id: DeliveryId(id), event: Arc::new(event), number: 1, replay: false }
+    }
+
+    #[test]
+    fn attempt_takes_several_deliveries_and_one_costs_no_more_than_itself() {
+        assert_eq!(size_of::<Deliveries>(), size_of::<Delivery>());
+        assert!(Deliveries::new(Vec::new()).is_none());
+        for count in 1..4 {
+            let all = Deliveries::new((0..count).map(delivery).collect()).unwrap();
+            let ids = all.as_slice().iter().map(|delivery| delivery.id.0);
+            assert!(ids.eq(0..count), "in their order");
+            assert_eq!(all.first().id, DeliveryId(0));
+        }
     }
 }

@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 
 use super::exchange::{Answer, Exchange};
 use super::transport::Transport;
-use walhook_core::attempt::{Attempt, Outcome};
+use walhook_core::attempt::{Attempt, Delivery, Outcome};
 use walhook_core::endpoint::Endpoint;
 use walhook_core::notice::DueNotice;
 
@@ -53,12 +53,13 @@ impl Sender {
         match self {
             Self::Live(transport) => transport.send(attempt).await.into(),
             Self::Log => {
-                let Attempt { event, endpoint, .. } = attempt;
-                tracing::info!(
-                    event = %event.id, r#type = %event.event_type, account = %event.account,
-                    endpoint = %endpoint.id, replay = attempt.replay,
-                    "not sent, because delivery.mode is \"log\""
-                );
+                for Delivery { event, replay, .. } in attempt.deliveries.as_slice() {
+                    tracing::info!(
+                        event = %event.id, r#type = %event.event_type, account = %event.account,
+                        endpoint = %attempt.endpoint.id, replay,
+                        "not sent, because delivery.mode is \"log\""
+                    );
+                }
                 taken()
             }
         }

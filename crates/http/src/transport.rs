@@ -33,7 +33,7 @@ use clients::Clients;
 use connect::{ACCOUNT, TcpConnector};
 use error::{failure, printable};
 use memory::AnswerMemory;
-use walhook_core::attempt::{Attempt, FailureKind};
+use walhook_core::attempt::{Attempt, Delivery, FailureKind};
 use walhook_core::endpoint::{Endpoint, Secret, parse_header, read_url};
 use walhook_core::position::EventId;
 use walhook_process::clock::unix_us;
@@ -129,7 +129,9 @@ struct Signed {
 
 impl<'a> Post<'a> {
     fn of(attempt: &'a Attempt) -> Self {
-        let Attempt { endpoint, event, number, replay, .. } = attempt;
+        let Attempt { endpoint, deliveries } = attempt;
+        assert!(deliveries.as_slice().len() == 1, "a request has one event");
+        let Delivery { event, number, replay, .. } = deliveries.first();
         Self { endpoint, id: event.id, body: event.body(), number: *number, replay: *replay }
     }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::list::host;
 use crate::config::{Config, DeliveryMode};
 use crate::control::Failure;
-use walhook_core::attempt::{Attempt, DeliveryId, FailureKind};
+use walhook_core::attempt::{Attempt, Deliveries, Delivery, DeliveryId, FailureKind};
 use walhook_core::endpoint::Endpoint;
 use walhook_core::event::{AccountId, EndpointId, Event, Operation, RowKeys};
 use walhook_core::lsn::Lsn;
@@ -57,11 +57,13 @@ pub(crate) async fn probe(config: &Config, id: &str) -> Result<ProbeView, Failur
     let transport = transport.map_err(anyhow::Error::from)?;
     let event = event(&endpoint);
     let attempt = Attempt {
-        delivery: DeliveryId(0),
         endpoint: Arc::clone(&endpoint),
-        event: Arc::clone(&event),
-        number: 1,
-        replay: false,
+        deliveries: Deliveries::from(Delivery {
+            id: DeliveryId(0),
+            event: Arc::clone(&event),
+            number: 1,
+            replay: false,
+        }),
     };
     let outcome = match &endpoint.invalid {
         Some(problem) => unusable(problem),

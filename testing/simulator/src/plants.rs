@@ -9,7 +9,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use walhook_core::attempt::{Attempt, Outcome};
+use walhook_core::attempt::{Attempt, Delivery, Outcome};
 use walhook_core::event::{Event, Item};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{PersistBatch, Refilled};
@@ -105,7 +105,7 @@ impl Planted {
         attempt: Attempt,
         postgres: &Postgres,
     ) -> (Attempt, Option<Duration>) {
-        let small = *attempt.event.account != *"a0" && attempt.number == 1;
+        let small = *attempt.first().event.account != *"a0" && attempt.first().number == 1;
         if small && self.is(Plant::TurnLate) {
             return (attempt, Some(Duration::from_secs(60)));
         }
@@ -114,8 +114,9 @@ impl Planted {
             return (Attempt { endpoint: other, ..attempt }, None);
         }
         if self.is(Plant::BodyAltered) {
-            let event = Event { row: "\"data\":{}".into(), ..copy(&attempt.event) };
-            return (Attempt { event: Arc::new(event), ..attempt }, None);
+            let event = Event { row: "\"data\":{}".into(), ..copy(&attempt.first().event) };
+            let altered = Delivery { event: Arc::new(event), ..attempt.first().clone() };
+            return (Attempt { deliveries: altered.into(), ..attempt }, None);
         }
         (attempt, None)
     }

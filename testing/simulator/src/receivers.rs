@@ -85,7 +85,7 @@ impl Receivers {
         }
         let temper = self.tempers.get(&attempt.endpoint.id).copied().unwrap_or(Temper::Fast);
         let fast = |rng: &mut SmallRng| (status(200), ms(rng.random_range(1..30)));
-        let chosen = attempt.event.commit_time_us.rem_euclid(3) == 0;
+        let chosen = attempt.first().event.commit_time_us.rem_euclid(3) == 0;
         let (fault, ended) = match temper {
             Temper::Fast => return plain(fast(rng)),
             Temper::Slow => (Fault::Slow, (status(200), ms(rng.random_range(1_000..5_000)))),

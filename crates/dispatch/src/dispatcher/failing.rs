@@ -249,7 +249,7 @@ mod tests {
         rig.commit("7");
         let sent = rig.send();
         assert!(!sent.is_empty());
-        sent.iter().for_each(|dispatch| rig.answer(dispatch.attempt.delivery, status));
+        sent.iter().for_each(|dispatch| rig.answer(dispatch.attempt.first().id, status));
     }
 
     #[test]

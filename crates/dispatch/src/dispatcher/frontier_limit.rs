@@ -146,7 +146,7 @@ mod tests {
 
     fn is_sent(dispatcher: &mut Dispatcher, account: &str) -> bool {
         let mut sent = std::iter::from_fn(|| dispatcher.poll_attempt(NOW));
-        sent.any(|dispatch| dispatch.attempt.event.account.as_str() == account)
+        sent.any(|dispatch| dispatch.attempt.first().event.account.as_str() == account)
     }
 
     #[test]

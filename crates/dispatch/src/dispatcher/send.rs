@@ -9,7 +9,7 @@ use super::Dispatcher;
 use super::ending::{End, Ended};
 use super::queues::QueueNo;
 use super::sending::Wake;
-use walhook_core::attempt::{Attempt, DeliveryId};
+use walhook_core::attempt::{Attempt, Deliveries, Delivery, DeliveryId};
 use walhook_core::endpoint::Endpoint;
 use walhook_core::persist::DeadReason;
 use walhook_core::tick::Tick;
@@ -114,11 +114,13 @@ impl Dispatcher {
         let dispatch = Dispatch {
             waited: now.since(pending.queued_at),
             attempt: Attempt {
-                delivery,
                 endpoint: Arc::clone(endpoint),
-                event: Arc::clone(&pending.held.event),
-                number: pending.attempts + 1,
-                replay: pending.origin.is_asked_for(),
+                deliveries: Deliveries::from(Delivery {
+                    id: delivery,
+                    event: Arc::clone(&pending.held.event),
+                    number: pending.attempts + 1,
+                    replay: pending.origin.is_asked_for(),
+                }),
             },
         };
         in_memory.start(delivery, now, endpoint.rate_per_second);

@@ -158,7 +158,7 @@ impl Life {
                 assert!(!self.paused.contains(&attempt.endpoint.id), "sent to a paused endpoint");
                 self.check_alone(&attempt);
                 let outcome = world.answer(rng, &attempt, now);
-                let id = attempt.delivery;
+                let id = attempt.first().id;
                 self.plan(now + outcome.elapsed, Happens::Answered(id), rng);
                 self.in_flight.insert(id, (attempt, outcome));
             }
@@ -261,10 +261,11 @@ impl Life {
     /// No two events of one row are in flight to one endpoint.
     fn check_alone(&self, attempt: &Attempt) {
         for (other, _) in self.in_flight.values() {
-            let shares = other.event.keys.iter().any(|k| attempt.event.keys.contains(k));
+            let shares =
+                other.first().event.keys.iter().any(|k| attempt.first().event.keys.contains(k));
             let same = other.endpoint.id == attempt.endpoint.id
-                && other.event.account == attempt.event.account;
-            let ordered = !other.replay && !attempt.replay;
+                && other.first().event.account == attempt.first().event.account;
+            let ordered = !other.first().replay && !attempt.first().replay;
             assert!(
                 !(ordered && same && shares),
                 "two events of one row in flight to one endpoint"

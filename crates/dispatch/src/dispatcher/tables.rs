@@ -255,7 +255,7 @@ impl World {
                     return;
                 };
                 let outcome = fixture::answered(status);
-                Input::Outcome { delivery: sent.attempt.delivery, outcome }
+                Input::Outcome { delivery: sent.attempt.first().id, outcome }
             }
             Step::Command(endpoint, true) => {
                 let reason = String::new();

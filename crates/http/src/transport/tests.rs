@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 
 use super::error::DETAIL_MAX;
 use super::*;
-use walhook_core::attempt::DeliveryId;
+use walhook_core::attempt::{Deliveries, DeliveryId};
 use walhook_core::endpoint::{Endpoint, Secret};
 use walhook_core::event::{AccountId, EndpointId, Event, Operation, RowKeys};
 use walhook_core::lsn::Lsn;
@@ -233,11 +233,13 @@ fn attempt(endpoint: Endpoint) -> Attempt {
         row: Bytes::from_static("\"data\":{\"id\":1,\"name\":\"Zoë\"}".as_bytes()),
     };
     Attempt {
-        delivery: DeliveryId(1),
         endpoint: Arc::new(endpoint),
-        event: Arc::new(event),
-        number: 1,
-        replay: false,
+        deliveries: Deliveries::from(Delivery {
+            id: DeliveryId(1),
+            event: Arc::new(event),
+            number: 1,
+            replay: false,
+        }),
     }
 }
 

@@ -18,11 +18,11 @@ fn keys(
     life: usize,
     attempt: &Attempt,
 ) -> Vec<(usize, EndpointId, String, Key)> {
-    let event = &attempt.event;
+    let event = &attempt.first().event;
     let at = scene.postgres.by_id.get(&event.id);
     let Some(expect) = at.and_then(|at| scene.postgres.expects.get(*at)) else { return Vec::new() };
     let keys = match scene.plan.settings.ordering {
-        _ if attempt.replay => return Vec::new(),
+        _ if attempt.first().replay => return Vec::new(),
         Ordering::Row => expect.keys.clone(),
         Ordering::Account => vec![Key::Account],
         Ordering::None => return Vec::new(),
@@ -40,8 +40,8 @@ impl Checker for Alone {
         match seen {
             Seen::Sent { life, attempt } => {
                 for key in keys(scene, *life, attempt) {
-                    if let Some(other) = self.0.insert(key.clone(), attempt.event.id) {
-                        let id = attempt.event.id;
+                    if let Some(other) = self.0.insert(key.clone(), attempt.first().event.id) {
+                        let id = attempt.first().event.id;
                         return Err(format!("{id} was sent while {other} was under way: {key:?}"));
                     }
                 }

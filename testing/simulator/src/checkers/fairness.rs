@@ -48,8 +48,8 @@ impl Checker for Fairness {
             Seen::Item { life, item: walhook_core::event::Item::Event(event) } => {
                 self.came.entry(event.id).or_insert((*life, scene.now));
             }
-            Seen::Sent { life, attempt } if !attempt.replay => {
-                let (id, endpoint) = (attempt.event.id, &attempt.endpoint.id);
+            Seen::Sent { life, attempt } if !attempt.first().replay => {
+                let (id, endpoint) = (attempt.first().event.id, &attempt.endpoint.id);
                 let first = self.sent.insert((id, endpoint.clone()), scene.now).is_none();
                 let Some((came_to, came)) = self.came.get(&id) else { return Ok(()) };
                 if !first || came_to != life || !is_plain(scene, endpoint) {

@@ -30,7 +30,7 @@ impl Checker for Limits {
                     return Err(format!("{all} requests are under way, of {slots}"));
                 }
                 let endpoint = &attempt.endpoint;
-                let key = (*life, endpoint.id.clone(), attempt.event.account.to_string());
+                let key = (*life, endpoint.id.clone(), attempt.first().event.account.to_string());
                 let of_endpoint = self.of_endpoint.entry(key).or_default();
                 *of_endpoint += 1;
                 if endpoint.max_in_flight.is_some_and(|max| *of_endpoint > max) {
@@ -47,7 +47,7 @@ impl Checker for Limits {
                 if let Some(all) = self.all.get_mut(life) {
                     *all = all.saturating_sub(1);
                 }
-                let account = attempt.event.account.to_string();
+                let account = attempt.first().event.account.to_string();
                 let key = (*life, attempt.endpoint.id.clone(), account);
                 if let Some(of_endpoint) = self.of_endpoint.get_mut(&key) {
                     *of_endpoint = of_endpoint.saturating_sub(1);

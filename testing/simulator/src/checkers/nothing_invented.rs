@@ -13,7 +13,7 @@ impl Checker for NothingInvented {
 
     fn see(&mut self, scene: &Scene<'_>, seen: &Seen<'_>) -> Result<(), String> {
         let Seen::Sent { attempt, .. } = seen else { return Ok(()) };
-        let (event, endpoint) = (&attempt.event, &attempt.endpoint);
+        let (event, endpoint) = (&attempt.first().event, &attempt.endpoint);
         let at = scene.postgres.by_id.get(&event.id);
         let Some(expect) = at.and_then(|at| scene.postgres.expects.get(*at)) else {
             return Err(format!("{} was never committed", event.id));
@@ -29,7 +29,7 @@ impl Checker for NothingInvented {
             return Err(format!("{} was sent to {endpoint:?}", event.id));
         }
         // A replay goes to whoever wants it now.
-        if !attempt.replay && !scene.postgres.is_allowed(expect, &endpoint.id) {
+        if !attempt.first().replay && !scene.postgres.is_allowed(expect, &endpoint.id) {
             return Err(format!("{expect:?} was not for {}", endpoint.id));
         }
         Ok(())

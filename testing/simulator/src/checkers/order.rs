@@ -23,8 +23,8 @@ impl Checker for Order {
 
     fn see(&mut self, scene: &Scene<'_>, seen: &Seen<'_>) -> Result<(), String> {
         let Seen::Received { attempt } = seen else { return Ok(()) };
-        let (event, endpoint) = (&attempt.event, &attempt.endpoint.id);
-        if attempt.replay || !self.seen.insert((endpoint.clone(), event.id)) {
+        let (event, endpoint) = (&attempt.first().event, &attempt.endpoint.id);
+        if attempt.first().replay || !self.seen.insert((endpoint.clone(), event.id)) {
             return Ok(());
         }
         let at = scene.postgres.by_id.get(&event.id);

@@ -22,7 +22,7 @@ impl Checker for Patience {
 
     fn see(&mut self, scene: &Scene<'_>, seen: &Seen<'_>) -> Result<(), String> {
         match seen {
-            Seen::Ended { life, attempt, outcome } if !attempt.replay => {
+            Seen::Ended { life, attempt, outcome } if !attempt.first().replay => {
                 let meaning = outcome.meaning;
                 let asked = if let Meaning::Refused { retry_after, .. } = meaning {
                     retry_after
@@ -31,11 +31,11 @@ impl Checker for Patience {
                 };
                 let cap = scene.plan.settings.settle.retry.cap();
                 let wait = asked.unwrap_or_default().min(cap);
-                let key = (*life, attempt.event.id, attempt.endpoint.id.clone());
+                let key = (*life, attempt.first().event.id, attempt.endpoint.id.clone());
                 self.not_before.insert(key, scene.now + wait);
             }
-            Seen::Sent { life, attempt } if !attempt.replay => {
-                let key = (*life, attempt.event.id, attempt.endpoint.id.clone());
+            Seen::Sent { life, attempt } if !attempt.first().replay => {
+                let key = (*life, attempt.first().event.id, attempt.endpoint.id.clone());
                 let Some(due) = self.not_before.get(&key) else { return Ok(()) };
                 // An operator may have asked for it sooner; a breaker probes when it likes.
                 let excused =

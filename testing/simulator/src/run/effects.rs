@@ -83,7 +83,7 @@ impl Run {
         if let Some(wait) = late {
             // Kept back, as if others had had its turn: nobody sees it until it is sent after all.
             let ends = self.request_number();
-            let id = attempt.delivery;
+            let id = attempt.first().id;
             let outcome = Outcome::failed(FailureKind::Local, "", Duration::ZERO);
             self.planted.kept_back.insert(ends);
             self.start(number, attempt, outcome, ends);
@@ -101,7 +101,7 @@ impl Run {
             self.facts.excused += 1;
         }
         let outcome = self.receivers.answer(&attempt, self.now, &mut self.counts);
-        let (id, ends) = (attempt.delivery, self.request_number());
+        let (id, ends) = (attempt.first().id, self.request_number());
         self.after(outcome.elapsed, Happens::Ends(number, id, ends));
         if outcome.delivered() && self.planted.is(Plant::KeyUnlockedEarly) {
             self.planted.early.insert(ends);
@@ -112,7 +112,7 @@ impl Run {
 
     fn start(&mut self, number: usize, attempt: Attempt, outcome: Outcome, ends: u64) {
         if let Some(life) = self.life(number) {
-            let id = attempt.delivery;
+            let id = attempt.first().id;
             life.in_flight.insert(id, InFlight { attempt, outcome, ends });
         }
     }
@@ -136,8 +136,8 @@ impl Run {
 
     /// An endpoint takes it.
     pub(crate) fn receive(&mut self, attempt: &Attempt) {
-        let key = (attempt.event.id, attempt.endpoint.id.clone());
-        if attempt.replay {
+        let key = (attempt.first().event.id, attempt.endpoint.id.clone());
+        if attempt.first().replay {
             *self.facts.resent.entry(key).or_default() += 1;
         } else {
             let times = self.facts.received.entry(key).or_default();

@@ -23,12 +23,12 @@ fn ten_in_flight(settings: Settings) -> (Rig, Vec<walhook_core::attempt::Deliver
     for _ in 0..40 {
         rig.commit("7");
         for dispatch in rig.send() {
-            rig.answer(dispatch.attempt.delivery, 204);
+            rig.answer(dispatch.attempt.first().id, 204);
         }
     }
     for _ in 0..10 {
         rig.commit("7");
-        sent.extend(rig.send().into_iter().map(|dispatch| dispatch.attempt.delivery));
+        sent.extend(rig.send().into_iter().map(|dispatch| dispatch.attempt.first().id));
     }
     rig.changes();
     (rig, sent)
@@ -106,7 +106,7 @@ fn endpoint_that_fails_for_too_long_is_switched_off_once() {
         rig.answer(*delivery, 500);
     }
     rig.wait(Duration::from_secs(20));
-    let again: Vec<_> = rig.send().into_iter().map(|d| d.attempt.delivery).collect();
+    let again: Vec<_> = rig.send().into_iter().map(|d| d.attempt.first().id).collect();
     again.iter().for_each(|delivery| rig.answer(*delivery, 500));
     rig.wait(Duration::from_secs(1));
     for delivery in &sent[2..] {

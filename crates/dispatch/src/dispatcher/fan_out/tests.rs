@@ -41,7 +41,7 @@ fn look_up(dispatcher: &mut Dispatcher, routes: impl Fn(&AccountId) -> Routes, n
 }
 
 fn take(dispatcher: &mut Dispatcher, dispatch: &Dispatch, now: Tick) {
-    dispatcher.handle_outcome(dispatch.attempt.delivery, &fixture::answered(204), now);
+    dispatcher.handle_outcome(dispatch.attempt.first().id, &fixture::answered(204), now);
 }
 
 fn store(dispatcher: &mut Dispatcher, now: Tick) {
@@ -68,7 +68,7 @@ fn event_of_a_large_account_goes_out_as_its_lane_has_use_for_it_and_others_go_be
         assert!(!sent.is_empty(), "stands still after {}", order.len());
         for dispatch in sent {
             take(&mut dispatcher, &dispatch, now);
-            let event = &dispatch.attempt.event;
+            let event = &dispatch.attempt.first().event;
             order.push((
                 event.account.clone(),
                 event.position,

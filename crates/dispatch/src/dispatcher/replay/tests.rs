@@ -19,8 +19,8 @@ fn delivered(events: usize) -> (Rig, Vec<Arc<Event>>) {
     for _ in 0..events {
         delivered.push(rig.commit("7"));
         for dispatch in rig.send() {
-            assert!(!dispatch.attempt.replay);
-            rig.answer(dispatch.attempt.delivery, 204);
+            assert!(!dispatch.attempt.first().replay);
+            rig.answer(dispatch.attempt.first().id, 204);
         }
     }
     rig.store();
@@ -46,8 +46,8 @@ fn replay_is_counted_as_it_is_taken_and_marked() {
     for event in &events {
         rig.replay(JOB, event);
         for dispatch in rig.send() {
-            assert!(dispatch.attempt.replay);
-            rig.answer(dispatch.attempt.delivery, 200);
+            assert!(dispatch.attempt.first().replay);
+            rig.answer(dispatch.attempt.first().id, 200);
         }
     }
     let counts = counts(&mut rig);
@@ -61,7 +61,7 @@ fn replay_to_an_endpoint_that_fails_has_one_attempt_and_is_deferred_under_its_id
     rig.replay(JOB, &events[0]);
     let sent = rig.send();
     assert_eq!(sent.len(), 1);
-    rig.answer(sent[0].attempt.delivery, 500);
+    rig.answer(sent[0].attempt.first().id, 500);
     let counts = counts(&mut rig);
     assert_eq!((counts.deferred, counts.total()), (1, 1));
     assert_eq!(rows(&rig), [(JOB, DeferReason::Failed, 1)]);
@@ -86,8 +86,8 @@ fn replay_goes_on_when_the_breaker_opens_in_its_midst() {
     for event in &events {
         rig.replay(JOB, event);
         for dispatch in rig.send() {
-            assert!(dispatch.attempt.replay);
-            rig.answer(dispatch.attempt.delivery, 500);
+            assert!(dispatch.attempt.first().replay);
+            rig.answer(dispatch.attempt.first().id, 500);
         }
         rig.store();
     }
@@ -124,7 +124,7 @@ fn replay_to_an_endpoint_that_hangs_is_held_up_for_a_second_only() {
     // The answers that come at last count, or find their rows.
     let mut next = 0;
     while let Some(dispatch) = sent.get(next) {
-        rig.answer(dispatch.attempt.delivery, 200);
+        rig.answer(dispatch.attempt.first().id, 200);
         sent.extend(rig.send());
         next += 1;
     }
@@ -140,7 +140,7 @@ fn replay_to_an_endpoint_that_was_removed_is_dropped_and_to_one_that_wants_no_mo
     let (mut rig, events) = delivered(2);
     rig.replay(JOB, &events[0]);
     let sent = rig.send();
-    rig.answer(sent[0].attempt.delivery, 410);
+    rig.answer(sent[0].attempt.first().id, 410);
     rig.replay(JOB, &events[1]);
     assert!(rig.send().is_empty());
     let dead = counts(&mut rig);
@@ -170,7 +170,7 @@ fn replay_that_was_cancelled_defers_nothing_any_more() {
     rig.dispatcher.handle_operator(pause, rig.now);
     rig.replay(JOB, &events[1]);
     rig.dispatcher.handle_replay(ReplayInput::End(JOB), rig.now);
-    rig.answer(sent[0].attempt.delivery, 500);
+    rig.answer(sent[0].attempt.first().id, 500);
     rig.replay(JOB, &events[2]);
     rig.store();
     assert!(rows(&rig).is_empty());
@@ -184,10 +184,10 @@ fn deferred_replay_does_not_keep_live_events_of_its_rows_waiting() {
     let (mut rig, events) = delivered(1);
     rig.replay(JOB, &events[0]);
     let sent = rig.send();
-    rig.answer(sent[0].attempt.delivery, 500);
+    rig.answer(sent[0].attempt.first().id, 500);
     rig.store();
     rig.commit("7");
     let sent = rig.send();
     assert_eq!(sent.len(), 1, "a replay holds no keys");
-    assert!(!sent[0].attempt.replay);
+    assert!(!sent[0].attempt.first().replay);
 }

@@ -148,10 +148,11 @@ impl Diary {
     }
 
     fn answered(&mut self, attempt: &Attempt, outcome: &Outcome, cap: Duration, now: Tick) {
-        let (account, endpoint) = (attempt.event.account.clone(), attempt.endpoint.id.clone());
+        let (account, endpoint) =
+            (attempt.first().event.account.clone(), attempt.endpoint.id.clone());
         let queue = QueueId { account, endpoint };
         let is_open = self.is_open(&queue);
-        let tries = self.tries.entry((attempt.event.id, queue.clone())).or_default();
+        let tries = self.tries.entry((attempt.first().event.id, queue.clone())).or_default();
         if is_open {
             *self.probes.entry(queue).or_default() += 1;
         } else {

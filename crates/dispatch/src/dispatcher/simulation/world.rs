@@ -308,15 +308,19 @@ impl World {
             }
             Temper::Back(since) if now < since => (status(500), ms(3)),
             Temper::Down(from, until) if (from..until).contains(&now) => (status(500), ms(3)),
-            Temper::Down(..) if is_chosen(&attempt.event, 7) => (status(422), ms(2)),
+            Temper::Down(..) if is_chosen(&attempt.first().event, 7) => (status(422), ms(2)),
             Temper::Flapping if (now.0 / 3_600_000_000).is_multiple_of(2) => (status(502), ms(3)),
-            Temper::Asking if is_chosen(&attempt.event, 0) && attempt.number < 3 => {
+            Temper::Asking
+                if is_chosen(&attempt.first().event, 0) && attempt.first().number < 3 =>
+            {
                 let asks = [0, 600, 6 * 3_600, 10 * 365 * 86_400];
                 let asks = asks[rng.random_range(0..asks.len())];
                 let retry_after = Some(Duration::from_secs(asks));
                 (fixture::answer(429, retry_after, ""), ms(4))
             }
-            Temper::Picky if attempt.event.keys[0].is_multiple_of(3) => (status(422), ms(2)),
+            Temper::Picky if attempt.first().event.keys[0].is_multiple_of(3) => {
+                (status(422), ms(2))
+            }
             Temper::Fast
             | Temper::Back(_)
             | Temper::Picky
@@ -347,8 +351,8 @@ impl World {
 
     /// First deliveries of one row's events come in commit order.
     pub(super) fn receive(&mut self, attempt: &Attempt) {
-        let (event, endpoint) = (&attempt.event, attempt.endpoint.id.to_string());
-        if attempt.replay {
+        let (event, endpoint) = (&attempt.first().event, attempt.endpoint.id.to_string());
+        if attempt.first().replay {
             *self.replayed.entry((event.id, endpoint)).or_default() += 1;
             return;
         }

@@ -424,7 +424,7 @@ async fn run_shows_its_health_and_refuses_a_port_that_is_taken() -> Result<()> {
 #[tokio::test]
 async fn case_27_state_in_another_cluster_holds_acknowledgement_back_while_it_is_away() -> Result<()>
 {
-    let mut state = Cluster::start(&std::env::temp_dir(), &[]).await?;
+    let mut state = Cluster::start_distinct(&[]).await?;
     let sections = format!("[state]\nurl = \"{}\"", state.url("postgres"));
     let mut world = World::with(&sections, RULES, &[]).await?;
     ensure!(

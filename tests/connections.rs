@@ -207,8 +207,8 @@ async fn reach(url: &str) -> [Result<(), String>; 2] {
 
 #[tokio::test]
 async fn hosts_are_tried_in_turn_until_one_is_of_the_wanted_kind() -> Result<()> {
-    let primary = Cluster::start(&std::env::temp_dir(), &[]).await?;
-    let mut standby = Cluster::start(&std::env::temp_dir(), &[]).await?;
+    let primary = Cluster::start_distinct(&[]).await?;
+    let mut standby = Cluster::start_distinct(&[]).await?;
     standby.stop(StopMode::Fast).await?;
     // Without anybody to follow, but in recovery.
     fs::write(standby.data().join("standby.signal"), "")?;
@@ -241,7 +241,7 @@ async fn address_of_ip_version_6_stands_in_brackets() -> Result<()> {
         return Ok(()); // the machine has none
     }
     let listen = [("listen_addresses", "127.0.0.1,::1")];
-    let cluster = Cluster::start(&std::env::temp_dir(), &listen).await?;
+    let cluster = Cluster::start_distinct(&listen).await?;
     let port = cluster.port();
     for hosts in [format!("[::1]:{port}"), format!("[::1]:1,[::1]:{port}")] {
         let reached = reach(&format!("postgres://postgres@{hosts}/postgres")).await;

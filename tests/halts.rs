@@ -208,7 +208,7 @@ fn copy_data(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
 
 #[tokio::test]
 async fn case_05_halt_when_another_cluster_or_an_older_copy_answers_at_our_address() -> Result<()> {
-    let mut state = Cluster::start(&std::env::temp_dir(), &[]).await?;
+    let mut state = Cluster::start_distinct(&[]).await?;
     let sections = format!("[state]\nurl = \"{}\"", state.url("postgres"));
     let mut world = World::with(&sections, RULES, &[]).await?;
     goes_on(&mut world).await?;

@@ -290,7 +290,7 @@ fn copy_data(from: &Path, to: &Path) -> Result<()> {
 
 #[tokio::test]
 async fn older_copy_of_the_cluster_is_recovered_from_with_a_gap() -> Result<()> {
-    let mut state = walhook_testkit::cluster::Cluster::start(&std::env::temp_dir(), &[]).await?;
+    let mut state = walhook_testkit::cluster::Cluster::start_distinct(&[]).await?;
     let sections = format!("[state]\nurl = \"{}\"", state.url("postgres"));
     let mut world = World::with(&sections, RULES, &[]).await?;
     world.hook(1, 1, "").await?;

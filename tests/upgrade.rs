@@ -28,13 +28,12 @@ fn newest() -> Result<PathBuf> {
 
 /// A world on an old server, set up; and the new cluster, which is stopped.
 async fn worlds(old: PathBuf, new: PathBuf) -> Result<(World, Cluster)> {
-    let temp = std::env::temp_dir();
     // What autovacuum commits is not read by the slots, as what anybody else does.
-    let old = Cluster::start_with(old, &temp, &[("autovacuum", "off")]).await?;
+    let old = Cluster::start_with(old, &[("autovacuum", "off")]).await?;
     let world = World::on(old, "", RULES).await?;
     world.sql.batch_execute(SCHEMA).await?;
     world.set_up().await?;
-    let mut new = Cluster::start_with(new, &temp, &[]).await?;
+    let mut new = Cluster::start_with(new, &[]).await?;
     new.stop(StopMode::Fast).await?;
     Ok((world, new))
 }

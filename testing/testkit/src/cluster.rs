@@ -57,26 +57,32 @@ impl Cluster {
     /// When no server binaries are found (the message says how to install them), or when the server
     /// does not start (the message holds the end of its log).
     pub async fn start(parent: &Path, settings: &[(&str, &str)]) -> Result<Self> {
-        Self::start_with(find_server_binaries()?, parent, settings).await
-    }
-
-    /// The same with the server binaries of this directory.
-    ///
-    /// # Errors
-    /// As [`Cluster::start`].
-    pub async fn start_with(
-        bin: PathBuf,
-        parent: &Path,
-        settings: &[(&str, &str)],
-    ) -> Result<Self> {
-        let cluster = Self::make(bin, parent)?;
+        let cluster = Self::make(find_server_binaries()?, parent)?;
         cluster.initdb()?;
         cluster.begin(settings).await
     }
 
+    /// The same for tests, in memory where there is enough, by the server binaries of this directory.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub async fn start_with(bin: PathBuf, settings: &[(&str, &str)]) -> Result<Self> {
+        let cluster = Self::make(bin, &in_memory(&std::env::temp_dir()))?;
+        cluster.initdb()?;
+        cluster.begin(settings).await
+    }
+
+    /// The same by the usual binaries, for tests that need a second cluster which is no copy.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub async fn start_distinct(settings: &[(&str, &str)]) -> Result<Self> {
+        Self::start_with(find_server_binaries()?, settings).await
+    }
+
     /// The same for tests, in a small part of the time: a copy of the first cluster that a test made of
     /// this server, in memory where there is enough. All copies have one system identifier: where a test
-    /// needs two, the second is made by [`Cluster::start`].
+    /// needs two, the second is made by [`Cluster::start_distinct`].
     ///
     /// # Errors
     /// As [`Cluster::start`].

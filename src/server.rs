@@ -15,16 +15,17 @@
 //! changed) it forgets all it has in memory and stands by again.
 
 pub mod admin;
-mod anchor;
 mod backoff;
 mod coverage;
 mod cure;
-mod desk;
 mod dispatch;
+mod error;
 pub mod health;
 mod jobs;
+mod leadership;
 pub mod log;
 mod lookups;
+mod maintenance;
 pub mod metrics;
 mod notify;
 mod observe;
@@ -35,17 +36,18 @@ pub(crate) mod range;
 mod reader;
 mod refill;
 mod replay;
+mod replay_window;
+mod responder;
 mod rulebook;
-mod source;
+pub(crate) mod sessions;
+mod tasks;
 pub mod trouble;
-mod upkeep;
 mod writer;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::{mpsc, watch};
@@ -55,21 +57,30 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{self, Config, DeliveryMode};
 use crate::server::health::{Role, Teller};
 use crate::server::metrics::Metrics;
-use lookups::LookupDesk;
+use jobs::{Jobs, Outlets};
+use leadership::{Leader, become_leader};
+use lookups::LookupResponder;
+use maintenance::{Measuring, Retention, Vacuum};
+use notify::Notices;
+use observe::Observer;
 use reader::{Batch, Reader};
 use refill::Refiller;
+use replay::Replays;
+use replay_window::{ReplayWindow, Touching};
+use responder::Responder;
 use rulebook::Rulebook;
-use source::{Leader, become_leader};
+use sessions::{LEASE, Sessions, open_state};
+use tasks::Tasks;
 use walhook_core::halt::Halt;
 use walhook_core::room::Measured;
-use walhook_dispatch::dispatcher::{Dispatcher, Ordering, Settings};
+use walhook_dispatch::dispatcher::{Dispatcher, Ordering, ReplayInput, Settings};
 use walhook_dispatch::retry::RetryPolicy;
 use walhook_dispatch::settle::SettlePolicy;
 use walhook_http::sender::Sender;
 use walhook_postgres::feedback::Feedback;
 use walhook_postgres::pg::Conninfo;
+use walhook_process::clock::Clock;
 use walhook_process::descriptors;
-use walhook_state::StateStore;
 
 /// Batches between reader and dispatcher. A batch is at most [`reader::BATCH_BYTES`] and one event.
 const BATCHES: usize = 8;
@@ -197,6 +208,23 @@ async fn stand_by_and_lead(
     }
 }
 
+/// What every task of one leader has.
+struct Leading {
+    config: Config,
+    sender: Sender,
+    metrics: Arc<Metrics>,
+    tell: Teller,
+    sessions: Arc<Sessions>,
+}
+
+/// Where the tasks beside the stream bring what they find to the dispatcher, and to the reader.
+struct Inlets {
+    outlets: Outlets,
+    replay: mpsc::Sender<ReplayInput>,
+    measured: watch::Sender<Measured>,
+    evict: watch::Sender<Option<u32>>,
+}
+
 /// Leads until shutdown, or until something stops it. Joins every task that it spawns.
 async fn lead(
     config: &Config,
@@ -208,6 +236,13 @@ async fn lead(
 ) -> Result<(), Stop> {
     let Leader { epoch, clock, system_identifier, start, store, session, rules, changes, left_out } =
         leader;
+    let leading = Leading {
+        config: config.clone(),
+        sender,
+        metrics: Arc::clone(metrics),
+        tell: tell.clone(),
+        sessions: Arc::new(Sessions::new(config.clone(), epoch)),
+    };
     let (batches, input) = mpsc::channel(BATCHES);
     let (retry, retries) = mpsc::channel(RETRIES);
     let (operator, asked) = mpsc::channel(1);
@@ -223,56 +258,29 @@ async fn lead(
     let (evict, evictions) = watch::channel(None);
     let flushed_at = start.frontier;
     let (flush, flushed) = watch::channel(flushed_at);
+    let channels = dispatch::Ends {
+        input,
+        retries,
+        operator: asked,
+        replays,
+        lookup,
+        looked_up,
+        refill,
+        refilled: pages,
+        persist,
+        persisted,
+        sizes,
+        flush,
+    };
     let dispatcher =
         Dispatcher::new(settings(config)?, start, SmallRng::from_rng(&mut rand::rng()));
-
-    // `drain` lets the dispatcher end what is in flight; `abort` ends all others, and it too when
-    // something has failed.
-    let (drain, abort) = (shutdown.child_token(), CancellationToken::new());
-    let mut tasks: JoinSet<Result<(), Stop>> = JoinSet::new();
-    tasks.spawn({
-        let ends = dispatch::Ends {
-            input,
-            retries,
-            operator: asked,
-            replays,
-            lookup,
-            looked_up,
-            refill,
-            refilled: pages,
-            persist,
-            persisted,
-            sizes,
-            flush,
-        };
-        let grace = config.delivery.timeout + STORE_GRACE;
-        let sender = sender.clone();
-        let tools = dispatch::Tools { sender, metrics: Arc::clone(metrics), clock, grace };
-        let (drain, abort) = (drain.clone(), abort.clone());
-        async move {
-            dispatch::dispatch(dispatcher, ends, tools, drain, abort.clone()).await;
-            abort.cancel();
-            Ok(())
-        }
-    });
-    tasks.spawn(writer::write(store, persist_requests, stored, tell.clone(), abort.clone()));
-    tasks.spawn({
-        let desk = Refiller::new(config.clone());
-        let serving = desk::serve(desk, refill_requests, refilled, tell.clone(), abort.clone());
-        async move {
-            serving.await;
-            Ok(())
-        }
-    });
-    tasks.spawn({
-        let desk = LookupDesk::new(config.clone(), tell.clone());
-        let serving = desk::serve(desk, lookup_requests, reply, tell.clone(), abort.clone());
-        async move {
-            serving.await;
-            Ok(())
-        }
-    });
-    let feedback = Feedback::new(flushed_at, flushed_at, session.sender_timeout, clock.now());
+    let mut tasks = Tasks::new(shutdown, tell.clone());
+    leading.dispatch(&mut tasks, dispatcher, channels, clock);
+    let abort = tasks.abort.clone();
+    tasks.spawn("writer", writer::write(store, persist_requests, stored, tell.clone(), abort));
+    leading.respond(&mut tasks, Refiller::new(config.clone()), refill_requests, refilled);
+    let lookups = LookupResponder::new(config.clone(), tell.clone());
+    leading.respond(&mut tasks, lookups, lookup_requests, reply);
     let reader = Reader {
         config: config.clone(),
         epoch,
@@ -288,83 +296,83 @@ async fn lead(
         batches,
         flushed,
         evictions,
-        feedback,
-        drain: drain.clone(),
-        abort: abort.clone(),
+        feedback: Feedback::new(flushed_at, flushed_at, session.sender_timeout, clock.now()),
+        drain: tasks.drain.clone(),
+        abort: tasks.abort.clone(),
     };
-    tasks.spawn(reader.read(session));
-    tasks.spawn({
-        let (config, tell) = (config.clone(), tell.clone());
-        let (drain, abort) = (drain.clone(), abort.clone());
-        let outlets = jobs::Outlets { retries: retry, operator };
-        async move {
-            tokio::select! {
-                () = drain.cancelled() => {}
-                () = abort.cancelled() => {}
-                () = jobs::feed(&config, epoch, &tell, outlets) => {}
-            }
-            Ok(())
-        }
-    });
-    tasks.spawn({
-        let (config, tell) = (config.clone(), tell.clone());
-        let (drain, abort) = (drain.clone(), abort.clone());
-        async move {
-            tokio::select! {
-                () = drain.cancelled() => {}
-                () = abort.cancelled() => {}
-                () = replay::feed(&config, epoch, &tell, replay) => {}
-            }
-            Ok(())
-        }
-    });
-    tasks.spawn({
-        let (config, metrics, tell) = (config.clone(), Arc::clone(metrics), tell.clone());
-        let (drain, abort) = (drain.clone(), abort.clone());
-        async move {
-            tokio::select! {
-                () = drain.cancelled() => {}
-                () = abort.cancelled() => {}
-                () = notify::keep(&config, epoch, &sender, &metrics, &tell) => {}
-            }
-            Ok(())
-        }
-    });
-    tasks.spawn({
-        let (config, metrics, tell) = (config.clone(), Arc::clone(metrics), tell.clone());
-        let abort = abort.clone();
-        async move {
-            tokio::select! {
-                () = abort.cancelled() => {}
-                () = upkeep::keep(&config, epoch, &metrics, &tell, &measured) => {}
-                () = anchor::keep(&config, epoch, &metrics, &tell) => {}
-            }
-            Ok(())
-        }
-    });
-    tasks.spawn({
-        let (config, metrics, tell) = (config.clone(), Arc::clone(metrics), tell.clone());
-        let abort = abort.clone();
-        let leader = observe::Leading { epoch, system_identifier };
-        async move {
-            tokio::select! {
-                () = abort.cancelled() => Ok(()),
-                ended = observe::observe(&config, &metrics, &tell, leader, &evict) => Err(ended),
-            }
-        }
-    });
+    tasks.spawn("reader", reader.read(session));
+    let outlets = Outlets { retries: retry, operator };
+    let inlets = Inlets { outlets, replay, measured, evict };
+    leading.attend(&mut tasks, inlets, system_identifier);
+    tasks.join().await
+}
 
-    let mut result = Ok(());
-    while let Some(ended) = tasks.join_next().await {
-        let ended =
-            ended.context("a task of the pipeline panicked").map_err(Stop::Failed).flatten();
-        if let Err(stop) = ended {
+impl Leading {
+    /// The dispatcher. All others end with it.
+    fn dispatch(
+        &self,
+        tasks: &mut Tasks,
+        dispatcher: Dispatcher,
+        channels: dispatch::Ends,
+        clock: Clock,
+    ) {
+        let grace = self.config.delivery.timeout + STORE_GRACE;
+        let (sender, metrics) = (self.sender.clone(), Arc::clone(&self.metrics));
+        let tools = dispatch::Tools { sender, metrics, clock, grace };
+        let (drain, abort) = (tasks.drain.clone(), tasks.abort.clone());
+        tasks.spawn("dispatcher", async move {
+            dispatch::dispatch(dispatcher, channels, tools, drain, abort.clone()).await;
             abort.cancel();
-            // The first failure is the cause; what follows from the abort is not.
-            result = result.and(Err(stop));
-        }
+            Ok(())
+        });
     }
-    result
+
+    /// What answers one kind of the dispatcher's questions.
+    fn respond<R: Responder>(
+        &self,
+        tasks: &mut Tasks,
+        responder: R,
+        questions: mpsc::Receiver<R::Question>,
+        answers: mpsc::Sender<R::Answer>,
+    ) {
+        let (tell, abort) = (self.tell.clone(), tasks.abort.clone());
+        tasks.spawn(R::PART.as_str(), async move {
+            responder::serve(responder, questions, answers, tell, abort).await;
+            Ok(())
+        });
+    }
+
+    /// What goes on beside the stream.
+    fn attend(self, tasks: &mut Tasks, inlets: Inlets, system_identifier: u64) {
+        let Self { config, sender, metrics, tell, sessions } = self;
+        let Inlets { outlets, replay, measured, evict } = inlets;
+        let measured = Arc::new(measured);
+        let again = || (Arc::clone(&sessions), tell.clone());
+        let (of, to) = again();
+        tasks.keep(Jobs { sessions: of, tell: to, outlets });
+        let (of, to) = again();
+        tasks.keep(Replays::new(of, to, replay));
+        if let Some(receiver) = notify::receiver(&config) {
+            let (sessions, tell) = again();
+            let metrics = Arc::clone(&metrics);
+            tasks.keep(Notices { sessions, to: receiver, sender, metrics, tell });
+        }
+        let (of, to) = again();
+        tasks.keep(Measuring {
+            sessions: of,
+            metrics: Arc::clone(&metrics),
+            tell: to,
+            measured: Arc::clone(&measured),
+        });
+        let (of, to) = again();
+        tasks.keep(Retention { sessions: of, tell: to });
+        let (of, to) = again();
+        tasks.keep(Vacuum { sessions: of, tell: to, measured });
+        let (of, to) = again();
+        tasks.keep(ReplayWindow { sessions: of, metrics: Arc::clone(&metrics), tell: to });
+        tasks.keep(Touching { sessions: Arc::clone(&sessions) });
+        tasks.keep(Observer::new(sessions, metrics, tell, system_identifier, evict));
+    }
 }
 
 fn settings(config: &Config) -> Result<Settings, Stop> {
@@ -406,16 +414,10 @@ fn slots(scheduler: &config::Scheduler) -> (u32, u32) {
 /// Stores why we halt, where `walhook status` shows it. The log has it in any case.
 async fn store_halt(config: &Config, reason: &str) {
     let stored = async {
-        let mut store = open_state(config).await?;
+        let mut store = open_state(config, LEASE).await?;
         store.store_halt(reason).await
     };
     if let Err(error) = stored.await {
         tracing::warn!(%error, "cannot store the reason of the halt");
     }
-}
-
-/// Opens the state store that the configuration names.
-async fn open_state(config: &Config) -> Result<StateStore, walhook_state::StateError> {
-    let url = config.state.url.as_ref().unwrap_or(&config.source.url);
-    StateStore::open(url, &config.state.schema, &config.source.slot).await
 }

@@ -86,6 +86,13 @@ async fn case_17_mistakes_in_identity_and_publication_are_named_with_their_mend(
             run: "needs the old value of account_id",
         },
         Mistake {
+            breaks: "ALTER ROLE sender CONNECTION LIMIT 6",
+            mends: "ALTER ROLE sender CONNECTION LIMIT -1",
+            check: "fail  sessions: the role sender may have 6",
+            mend: "ALTER ROLE \"sender\" CONNECTION LIMIT 18",
+            run: "a leader needs 7 by source.url",
+        },
+        Mistake {
             breaks: "ALTER PUBLICATION walhook DROP TABLE subscribers",
             mends: "ALTER PUBLICATION walhook ADD TABLE subscribers",
             check: "fail  publication: walhook does not hold public.subscribers",

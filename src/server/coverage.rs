@@ -3,17 +3,19 @@
 //!
 //! The look before is read from the state, not kept: it may be another process's, from before a stop.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::error::TaskError;
 use super::published::needed;
-use crate::config::Config;
+use super::sessions::Sessions;
 use crate::server::metrics::Metrics;
 use walhook_postgres::coverage::{self, Looked, Seen};
 use walhook_postgres::coverage::{Covered, Kind, Loss, begin, compare};
 use walhook_postgres::sql::Connection;
-use walhook_state::{MAX_ALARMS, StateStore};
+use walhook_state::MAX_ALARMS;
 
 /// So many tables are added to the publication after one look.
 const ADD_AT_ONCE: usize = 64;
@@ -23,17 +25,21 @@ const SAY_AGAIN: Duration = Duration::from_secs(600);
 const SAY_AT_ONCE: usize = 20;
 
 /// What looks.
-pub(super) struct Watcher<'a> {
-    config: &'a Config,
-    metrics: &'a Metrics,
+pub(super) struct Watcher {
+    sessions: Arc<Sessions>,
+    metrics: Arc<Metrics>,
     system_identifier: u64,
     said: Vec<String>,
     said_at: Option<Instant>,
 }
 
-impl<'a> Watcher<'a> {
-    pub(super) fn new(config: &'a Config, metrics: &'a Metrics, system_identifier: u64) -> Self {
-        Self { config, metrics, system_identifier, said: Vec::new(), said_at: None }
+impl Watcher {
+    pub(super) fn new(
+        sessions: Arc<Sessions>,
+        metrics: Arc<Metrics>,
+        system_identifier: u64,
+    ) -> Self {
+        Self { sessions, metrics, system_identifier, said: Vec::new(), said_at: None }
     }
 
     /// Looks, and stores what it sees. `weak` is what the rules say of children.
@@ -45,10 +51,10 @@ impl<'a> Watcher<'a> {
     pub(super) async fn look(
         &mut self,
         client: &Connection,
-        store: &mut StateStore,
         weak: Vec<String>,
-    ) -> anyhow::Result<Option<u32>> {
-        let publication = &self.config.source.publication;
+    ) -> Result<Option<u32>, TaskError> {
+        let sessions = Arc::clone(&self.sessions);
+        let publication = &sessions.config.source.publication;
         let mut looked = self.once(client).await?;
         let refused = add_children(client, publication, &looked).await?;
         if let Some(before) = refused.added.then_some(looked.before) {
@@ -60,7 +66,10 @@ impl<'a> Watcher<'a> {
         let Some(mut now) = coverage.filter(|now| now.tables.values().all(is_good)) else {
             return Ok(None);
         };
-        let losses = match store.last_look().await? {
+        let store = sessions.state().await?;
+        let last = store.last_look().await;
+        store.end();
+        let losses = match last? {
             Some((at, then)) => compare(&then, &mut now, at, after),
             None => {
                 begin(&mut now, before);
@@ -80,7 +89,10 @@ impl<'a> Watcher<'a> {
             alarms.truncate(MAX_ALARMS);
             alarms.push(more);
         }
-        store.store_look(before, &now, &losses, &alarms).await?;
+        let mut store = sessions.state().await?;
+        let stored = store.store_look(before, &now, &losses, &alarms).await;
+        store.end();
+        stored?;
         for Loss { table, from, to, reason, .. } in losses.iter().take(SAY_AT_ONCE) {
             tracing::error!(
                 table, from = %from.lsn, to = %to.lsn, reason,
@@ -97,9 +109,9 @@ impl<'a> Watcher<'a> {
     }
 
     async fn once(&self, client: &Connection) -> anyhow::Result<Looked> {
-        let named = needed(self.config)?;
-        coverage::look(client, &self.config.source.publication, &named, self.system_identifier)
-            .await
+        let config = &self.sessions.config;
+        let named = needed(config)?;
+        coverage::look(client, &config.source.publication, &named, self.system_identifier).await
     }
 
     /// Logs what is new at once, and the rest now and then.

@@ -1,18 +1,21 @@
 //! The task that carries out what the command line asks of the leader.
 
+use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
-use super::open_state;
-use crate::config::Config;
+use super::error::TaskError;
+use super::sessions::{JOBS, Sessions, in_turn};
+use super::tasks::{Until, Work};
 use crate::server::health::Teller;
 use crate::server::trouble::Part;
 use walhook_core::event::EndpointId;
 use walhook_dispatch::dispatcher::{OperatorInput, Retry};
 use walhook_state::{
-    Ask, Changed, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, StateStore,
+    Ask, Changed, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, Job, StateError,
+    StateStore,
 };
 
 /// How often the table of jobs is looked at.
@@ -30,69 +33,101 @@ pub(super) struct Outlets {
     pub(super) operator: mpsc::Sender<OperatorInput>,
 }
 
-/// Carries jobs out, until it is dropped.
+/// Carries jobs out.
 ///
 /// A job that a crash interrupts starts over: what was delivered is gone by then, and what failed was
 /// tried after the job was made.
-pub(super) async fn feed(config: &Config, epoch: i64, tell: &Teller, outlets: Outlets) {
-    loop {
-        if let Err(error) = look(config, epoch, tell, &outlets).await {
-            tell.fails(Part::Jobs, Instant::now(), error.as_ref());
+pub(super) struct Jobs {
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) tell: Teller,
+    pub(super) outlets: Outlets,
+}
+
+impl Work for Jobs {
+    const NAME: &'static str = "jobs";
+    const PART: Part = Part::Jobs;
+    const UNTIL: Until = Until::Drain;
+    const PAUSE: Duration = EVERY;
+
+    async fn work(&mut self) -> Result<Infallible, TaskError> {
+        loop {
+            let is_asked = in_turn(self.look()).await?;
+            self.tell.works(Self::PART);
+            if is_asked {
+                // A job may take long: on a session of its own.
+                let mut store = self.sessions.own_state(JOBS).await?;
+                self.carry_out_all(&mut store).await?;
+            } else {
+                tokio::time::sleep(EVERY).await;
+            }
         }
-        tokio::time::sleep(EVERY).await;
     }
 }
 
-async fn look(config: &Config, epoch: i64, tell: &Teller, outlets: &Outlets) -> anyhow::Result<()> {
-    let mut store = open_state(config).await?;
-    store.write_as(epoch);
-    loop {
-        if let Some(replay) = store.cancelled_replay().await? {
-            discard_replay(&mut store, outlets, replay).await?;
-        }
-        let next = store.next_job().await?;
-        tell.works(Part::Jobs);
-        let Some(job) = next else {
-            tokio::time::sleep(EVERY).await;
-            continue;
+impl Jobs {
+    /// Whether there is something to do.
+    async fn look(&self) -> Result<bool, TaskError> {
+        let mut store = self.sessions.state().await?;
+        let asked = async {
+            let cancelled = store.cancelled_replay().await?.is_some();
+            Ok(cancelled || store.next_job().await?.is_some())
         };
-        match &job.ask {
-            Ask::RetryDeadLetters(filter) => {
-                feed_job(&store, job.id, filter, &outlets.retries).await?;
-                wait_until_done(&store, job.id, filter).await?;
+        let asked: Result<bool, StateError> = asked.await;
+        store.end();
+        Ok(asked?)
+    }
+
+    async fn carry_out_all(&self, store: &mut StateStore) -> Result<(), TaskError> {
+        loop {
+            if let Some(replay) = store.cancelled_replay().await? {
+                discard_replay(store, &self.outlets, replay).await?;
             }
-            Ask::RetryDeferred(filter) => {
-                let mut at = DeferredCursor::default();
-                while let Some(Changed { rows, next }) =
-                    store.hurry_deferred(job.id, filter, &at).await?
-                {
-                    outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
-                    at = next;
-                }
-            }
-            Ask::DiscardDeferred(filter) => {
-                let mut at = DeferredCursor::default();
-                while let Some(Changed { rows, next }) =
-                    store.discard_deferred(job.id, filter, &at).await?
-                {
-                    outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
-                    at = next;
-                }
-            }
-            Ask::PauseEndpoint(EndpointStop { endpoint, reason }) => {
-                let (endpoint, reason) = (EndpointId::new(endpoint.as_str()), reason.clone());
-                let input = OperatorInput::Pause { job: job.id, endpoint, reason };
-                stop_or_start(&store, outlets, job.id, input).await?;
-            }
-            Ask::ResumeEndpoint(EndpointStop { endpoint, .. }) => {
-                let endpoint = EndpointId::new(endpoint.as_str());
-                let input = OperatorInput::Resume { job: job.id, endpoint };
-                stop_or_start(&store, outlets, job.id, input).await?;
+            let next = store.next_job().await?;
+            self.tell.works(Self::PART);
+            let Some(job) = next else { return Ok(()) };
+            carry_out(store, &self.outlets, &job).await?;
+            store.finish_job(job.id, None).await?;
+            tracing::info!(job = job.id, kind = job.ask.kind(), "carried out a job");
+        }
+    }
+}
+
+async fn carry_out(store: &mut StateStore, outlets: &Outlets, job: &Job) -> Result<(), TaskError> {
+    match &job.ask {
+        Ask::RetryDeadLetters(filter) => {
+            feed_job(store, job.id, filter, &outlets.retries).await?;
+            wait_until_done(store, job.id, filter).await?;
+        }
+        Ask::RetryDeferred(filter) => {
+            let mut at = DeferredCursor::default();
+            while let Some(Changed { rows, next }) =
+                store.hurry_deferred(job.id, filter, &at).await?
+            {
+                outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
+                at = next;
             }
         }
-        store.finish_job(job.id, None).await?;
-        tracing::info!(job = job.id, kind = job.ask.kind(), "carried out a job");
+        Ask::DiscardDeferred(filter) => {
+            let mut at = DeferredCursor::default();
+            while let Some(Changed { rows, next }) =
+                store.discard_deferred(job.id, filter, &at).await?
+            {
+                outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
+                at = next;
+            }
+        }
+        Ask::PauseEndpoint(EndpointStop { endpoint, reason }) => {
+            let (endpoint, reason) = (EndpointId::new(endpoint.as_str()), reason.clone());
+            let input = OperatorInput::Pause { job: job.id, endpoint, reason };
+            stop_or_start(store, outlets, job.id, input).await?;
+        }
+        Ask::ResumeEndpoint(EndpointStop { endpoint, .. }) => {
+            let endpoint = EndpointId::new(endpoint.as_str());
+            let input = OperatorInput::Resume { job: job.id, endpoint };
+            stop_or_start(store, outlets, job.id, input).await?;
+        }
     }
+    Ok(())
 }
 
 /// Removes what is deferred under the id of a replay that was cancelled.
@@ -100,7 +135,7 @@ async fn discard_replay(
     store: &mut StateStore,
     outlets: &Outlets,
     replay: i64,
-) -> anyhow::Result<()> {
+) -> Result<(), TaskError> {
     let filter = DeferredFilter { replay: Some(replay), ..DeferredFilter::default() };
     let (mut at, mut removed) = (DeferredCursor::default(), 0);
     while let Some(Changed { rows, next }) = store.discard_deferred(0, &filter, &at).await? {
@@ -118,7 +153,7 @@ async fn stop_or_start(
     outlets: &Outlets,
     job: i64,
     input: OperatorInput,
-) -> anyhow::Result<()> {
+) -> Result<(), TaskError> {
     outlets.operator.send(input).await?;
     while store.job(job).await?.is_some_and(|job| !job.finished) {
         tokio::time::sleep(POLL).await;
@@ -131,7 +166,7 @@ async fn feed_job(
     job: i64,
     filter: &DeadLetterFilter,
     retries: &mpsc::Sender<Retry>,
-) -> anyhow::Result<()> {
+) -> Result<(), TaskError> {
     let mut after = 0;
     loop {
         let page = store.dead_letters_to_retry(job, filter, after, PAGE).await?;
@@ -151,7 +186,7 @@ async fn wait_until_done(
     store: &StateStore,
     job: i64,
     filter: &DeadLetterFilter,
-) -> anyhow::Result<()> {
+) -> Result<(), TaskError> {
     while !store.dead_letters_to_retry(job, filter, 0, 1).await?.is_empty() {
         tokio::time::sleep(POLL).await;
     }

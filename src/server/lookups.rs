@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::desk::Desk;
+use super::error::TaskError;
+use super::responder::Responder;
+use super::sessions::LOOK_UPS;
 use crate::config::Config;
 use crate::server::health::Teller;
 use crate::server::trouble::Part;
@@ -17,7 +19,7 @@ pub(super) struct LookupRequest {
 
 /// Reads the endpoint table. One that cannot be read is a person's to fix: what is committed
 /// meanwhile waits, and nothing is lost.
-pub(super) struct LookupDesk {
+pub(super) struct LookupResponder {
     config: Config,
     lookups: Lookups,
     apart: Apart,
@@ -25,17 +27,17 @@ pub(super) struct LookupDesk {
     tell: Teller,
 }
 
-impl LookupDesk {
+impl LookupResponder {
     pub(super) fn new(config: Config, tell: Teller) -> Self {
         let lookups = Lookups::of(config.lookups());
         Self { config, lookups, apart: Apart::default(), session: None, tell }
     }
 
-    async fn fetch(&mut self, accounts: &[AccountId]) -> anyhow::Result<Answer> {
+    async fn fetch(&mut self, accounts: &[AccountId]) -> Result<Answer, TaskError> {
         let session = match &mut self.session {
             Some(session) => session,
             None => {
-                let opened = LookupSession::open(self.config.lookups(), "walhook look-ups").await?;
+                let opened = LookupSession::open(self.config.lookups(), LOOK_UPS.name).await?;
                 self.session.insert(opened)
             }
         };
@@ -51,7 +53,7 @@ impl LookupDesk {
     }
 }
 
-impl Desk for LookupDesk {
+impl Responder for LookupResponder {
     type Question = LookupRequest;
     type Answer = LookUpAnswer;
 
@@ -60,13 +62,13 @@ impl Desk for LookupDesk {
     /// A batch's statement may take 30 s, and then it is asked again in parts.
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    async fn answer(&mut self, request: &LookupRequest) -> anyhow::Result<LookUpAnswer> {
+    async fn answer(&mut self, request: &LookupRequest) -> Result<LookUpAnswer, TaskError> {
         let Answer { fetched, put_off } = self.fetch(&request.accounts).await?;
-        let snapshot = fetched.snapshot.parse()?;
+        let snapshot = fetched.snapshot.parse().map_err(anyhow::Error::from)?;
         Ok(LookUpAnswer { snapshot, put_off, answers: fetched.routes })
     }
 
-    async fn probe(&mut self) -> anyhow::Result<()> {
+    async fn probe(&mut self) -> Result<(), TaskError> {
         self.fetch(&[]).await.map(|_| ())
     }
 

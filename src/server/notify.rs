@@ -1,14 +1,15 @@
 //! The task that tells whoever runs walhook what happens to endpoints, at `notify.url`.
 //!
-//! One notice at a time, from the table, on a session of its own: neither deliveries nor a shutdown
-//! wait for it. What is not told yet is told later, by this leader or the next.
+//! One notice at a time, from the table: neither deliveries nor a shutdown wait for it. What is not told yet is told later, by this leader or the next.
 
+use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::backoff::Backoff;
-use super::open_state;
+use super::error::TaskError;
+use super::sessions::{Sessions, in_turn};
+use super::tasks::{Until, Work};
 use crate::config::Config;
 use crate::server::health::Teller;
 use crate::server::metrics::{Metrics, NoticeResult};
@@ -17,36 +18,21 @@ use walhook_core::endpoint::{Endpoint, Secret};
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::notice::{DueNotice, wait_after};
 use walhook_http::sender::Sender;
-use walhook_state::{StateError, StateStore};
 
 /// How often the table is looked at.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Tells, until it is dropped. Where there is no `notify.url`, waits for that.
-pub(super) async fn keep(
-    config: &Config,
-    epoch: i64,
-    sender: &Sender,
-    metrics: &Metrics,
-    tell: &Teller,
-) {
-    let Some(to) = receiver(config) else { return std::future::pending().await };
-    loop {
-        let ended = async {
-            let mut store = open_state(config).await?;
-            store.write_as(epoch);
-            let pipeline = &config.source.slot;
-            let notifier = Notifier { to: &to, pipeline, sender, metrics, health: tell };
-            notifier.tell(&mut store).await
-        };
-        let Err(error) = ended.await else { return };
-        tell.fails(Part::Notices, Instant::now(), &error);
-        tokio::time::sleep(EVERY).await;
-    }
+/// Tells, where there is a `notify.url`.
+pub(super) struct Notices {
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) to: Endpoint,
+    pub(super) sender: Sender,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) tell: Teller,
 }
 
 /// Whom notices are sent to, as an endpoint of no account.
-fn receiver(config: &Config) -> Option<Endpoint> {
+pub(super) fn receiver(config: &Config) -> Option<Endpoint> {
     let url = config.notify.url.as_ref()?;
     Some(Endpoint {
         id: EndpointId::new("notify.url"),
@@ -62,47 +48,75 @@ fn receiver(config: &Config) -> Option<Endpoint> {
     })
 }
 
-struct Notifier<'a> {
-    to: &'a Endpoint,
-    pipeline: &'a str,
-    sender: &'a Sender,
-    metrics: &'a Metrics,
-    health: &'a Teller,
+/// What became of a notice.
+enum Told {
+    /// It was taken, or is given up.
+    Ended,
+    /// It is told again.
+    PutOff {
+        /// How often it was told.
+        attempts: u32,
+        /// When.
+        wait: Duration,
+    },
 }
 
-impl Notifier<'_> {
+impl Work for Notices {
+    const NAME: &'static str = "notices";
+    const PART: Part = Part::Notices;
+    const UNTIL: Until = Until::Drain;
+    const PAUSE: Duration = EVERY;
+
     /// One notice after the other, for as long as the table can be read.
-    async fn tell(&self, store: &mut StateStore) -> Result<(), StateError> {
+    async fn work(&mut self) -> Result<Infallible, TaskError> {
         // Beside each notice's own waits: many of them must not hammer a receiver that is down.
         let mut backoff = Backoff::new();
         loop {
-            let next = store.next_notice().await?;
-            self.health.works(Part::Notices);
+            let next = in_turn(self.next()).await?;
+            self.tell.works(Self::PART);
             let Some(notice) = next else {
                 tokio::time::sleep(EVERY).await;
                 continue;
             };
-            if self.tell_one(store, &notice).await? {
+            // Nobody waits for the session while the receiver is waited for.
+            let (told, was_taken) = self.send(&notice).await;
+            in_turn(self.store(&notice, told)).await?;
+            if was_taken {
                 backoff = Backoff::new();
             } else {
                 backoff.wait().await;
             }
         }
     }
+}
 
-    /// Whether the receiver took it.
-    async fn tell_one(
-        &self,
-        store: &mut StateStore,
-        notice: &DueNotice,
-    ) -> Result<bool, StateError> {
-        let outcome = self.sender.send_notice(self.to, notice, self.pipeline).await;
+impl Notices {
+    async fn next(&self) -> Result<Option<DueNotice>, TaskError> {
+        let mut store = self.sessions.state().await?;
+        let next = store.next_notice().await;
+        store.end();
+        Ok(next?)
+    }
+
+    async fn store(&self, notice: &DueNotice, told: Told) -> Result<(), TaskError> {
+        let mut store = self.sessions.state().await?;
+        let stored = match told {
+            Told::Ended => store.end_notice(notice).await,
+            Told::PutOff { attempts, wait } => store.put_notice_off(notice, attempts, wait).await,
+        };
+        store.end();
+        Ok(stored?)
+    }
+
+    /// What becomes of it, and whether the receiver took it.
+    async fn send(&self, notice: &DueNotice) -> (Told, bool) {
+        let pipeline = &self.sessions.config.source.slot;
+        let outcome = self.sender.send_notice(&self.to, notice, pipeline).await;
         let DueNotice { kind, endpoint, count, .. } = notice;
         if outcome.delivered() {
             self.metrics.count_notice(NoticeResult::Sent);
             tracing::info!(r#type = kind, endpoint, count, "notify.url took a notice");
-            store.end_notice(notice).await?;
-            return Ok(true);
+            return (Told::Ended, true);
         }
         self.metrics.count_notice(NoticeResult::Failed);
         let (attempts, problem) = (notice.attempts.saturating_add(1), outcome.record.text);
@@ -111,15 +125,13 @@ impl Notifier<'_> {
                 r#type = kind, endpoint, count, %problem, ?wait,
                 "notify.url did not take a notice; trying again"
             );
-            store.put_notice_off(notice, attempts, wait).await?;
-        } else {
-            self.metrics.count_notice(NoticeResult::Lapsed);
-            tracing::error!(
-                r#type = kind, endpoint, count, %problem,
-                "notify.url did not take a notice for a day: giving it up; correct notify.url"
-            );
-            store.end_notice(notice).await?;
+            return (Told::PutOff { attempts, wait }, false);
         }
-        Ok(false)
+        self.metrics.count_notice(NoticeResult::Lapsed);
+        tracing::error!(
+            r#type = kind, endpoint, count, %problem,
+            "notify.url did not take a notice for a day: giving it up; correct notify.url"
+        );
+        (Told::Ended, false)
     }
 }

@@ -12,9 +12,10 @@ use anyhow::{Context, anyhow, bail};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
+use super::leadership::compile_rules;
 pub(crate) use super::reader::Batch;
 use super::rulebook::Rulebook;
-use super::source::compile_rules;
+use super::sessions::{REPLAY_SENTINEL, REPLAY_STREAM};
 use crate::config::Config;
 use walhook_core::event::Item;
 use walhook_core::lsn::Lsn;
@@ -77,7 +78,7 @@ impl Range {
         from_oldest: bool,
         purpose: &str,
     ) -> anyhow::Result<Self> {
-        let sentinel = Connection::open(&config.source.url, "walhook replay").await?;
+        let sentinel = Connection::open(&config.source.url, REPLAY_SENTINEL.name).await?;
         let oldest = oldest(config, &sentinel).await?;
         // What lies before it is gone since it was asked for.
         let from = if from_oldest { from.max(oldest).min(to) } else { from };
@@ -106,7 +107,7 @@ impl Range {
             bail!("{to} lies beyond the end of the WAL, {wal_end}");
         }
         let url = source.replication_url.as_ref().unwrap_or(&source.url);
-        let mut replication = wire::connect(url, "walhook replay").await?;
+        let mut replication = wire::connect(url, REPLAY_STREAM.name).await?;
         let system = replication.identify_system().await?.system_identifier;
         let rules = compile_rules(config, &sentinel, system, EndpointTable::Checked)
             .await

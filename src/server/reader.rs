@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Stop;
 use super::backoff::Backoff;
+use super::leadership::{self, OpenError, Session, reopen};
 use super::rulebook::{Rulebook, Unlearned};
-use super::source::{self, Obstacle, Session, reopen};
+
 use crate::config::Config;
 use crate::server::health::Teller;
 use crate::server::metrics::Metrics;
@@ -21,6 +22,7 @@ use crate::server::trouble::Part;
 use walhook_core::event::{Invalidation, Item, Scope};
 use walhook_core::halt::Halt;
 use walhook_core::lsn::Lsn;
+use walhook_core::tick::Tick;
 use walhook_decode::change::{Changes, Step};
 use walhook_decode::pgoutput::{self, DecodeError, Message, Protocol};
 use walhook_postgres::feedback::Feedback;
@@ -175,18 +177,18 @@ impl Reader {
             };
             match opened {
                 Ok(session) => return Ok(Some(session)),
-                Err(Obstacle::Stop(Stop::Halted(halt))) => {
+                Err(OpenError::Stop(Stop::Halted(halt))) => {
                     return Err(Stop::Halted(halt.since(*self.flushed.borrow())));
                 }
-                Err(Obstacle::Stop(stop)) => return Err(stop),
-                Err(Obstacle::Refused { later: Some(halt), .. }) => {
+                Err(OpenError::Stop(stop)) => return Err(stop),
+                Err(OpenError::Refused { later: Some(halt), .. }) => {
                     return Err(Stop::Halted(halt.since(*self.flushed.borrow())));
                 }
-                Err(Obstacle::SlotInUse) => {
-                    let (problem, fix) = (source::IN_USE, source::IN_USE_FIX);
+                Err(OpenError::SlotInUse) => {
+                    let (problem, fix) = (leadership::IN_USE, leadership::IN_USE_FIX);
                     self.tell.fails_with(Part::Stream, Instant::now(), problem, fix);
                 }
-                Err(Obstacle::Passing(problem) | Obstacle::Refused { problem, .. }) => {
+                Err(OpenError::Passing(problem) | OpenError::Refused { problem, .. }) => {
                     tracing::debug!(problem = %format!("{problem:#}"), "cannot connect; trying again");
                     self.tell.fails(Part::Stream, Instant::now(), problem.as_ref());
                 }
@@ -221,25 +223,14 @@ impl Reader {
             if self.feedback.silent(now) {
                 return Ok(Ended::Lost("the server has been silent for too long".to_owned()));
             }
-            let stopped = self.drain.is_cancelled() || self.broken.is_some();
-            let reading = !self.batch.is_full() && !stopped;
-            match (was_reading, reading) {
-                (true, false) => self.feedback.handle_paused(),
-                (false, true) => self.feedback.handle_resumed(now),
-                (true, true) | (false, false) => {}
-            }
-            was_reading = reading;
+            let reading = self.is_reading(&mut was_reading, now);
             let wake = self.clock.instant(self.feedback.deadline());
 
             tokio::select! {
                 // What ends the stream, what frees WAL, what frees memory, then what takes it.
                 biased;
                 () = self.abort.cancelled() => {
-                    self.feedback.handle_flushed(*self.flushed.borrow());
-                    if let Some(update) = self.feedback.poll(self.clock.now()) {
-                        // Best effort: what is not acknowledged is only sent again.
-                        let _ = stream.send_status(update).await;
-                    }
+                    self.say_goodbye(&mut stream).await;
                     return Ok(Ended::Stopped);
                 }
                 error = sentinel.closed() => {
@@ -284,6 +275,26 @@ impl Reader {
         }
     }
 
+    /// Whether more may be read now; the feedback is told where that changes.
+    fn is_reading(&mut self, was_reading: &mut bool, now: Tick) -> bool {
+        let stopped = self.drain.is_cancelled() || self.broken.is_some();
+        let reading = !self.batch.is_full() && !stopped;
+        match (std::mem::replace(was_reading, reading), reading) {
+            (true, false) => self.feedback.handle_paused(),
+            (false, true) => self.feedback.handle_resumed(now),
+            (true, true) | (false, false) => {}
+        }
+        reading
+    }
+
+    /// Acknowledges what is stored; best effort: what is not acknowledged is only sent again.
+    async fn say_goodbye(&mut self, stream: &mut wire::Stream) {
+        self.feedback.handle_flushed(*self.flushed.borrow());
+        if let Some(update) = self.feedback.poll(self.clock.now()) {
+            let _ = stream.send_status(update).await;
+        }
+    }
+
     fn stream_moved(&self) {
         self.tell.stream_moved();
     }
@@ -293,10 +304,10 @@ impl Reader {
         if wire::classify(&error) == Class::Unsendable {
             return self.unreadable(format!("{:#}", anyhow::Error::from(error)));
         }
-        match Obstacle::from(error) {
-            Obstacle::Stop(stop) => Err(stop),
-            Obstacle::SlotInUse => Ok(Ended::Lost("the slot is in use".to_owned())),
-            Obstacle::Passing(problem) | Obstacle::Refused { problem, .. } => {
+        match OpenError::from(error) {
+            OpenError::Stop(stop) => Err(stop),
+            OpenError::SlotInUse => Ok(Ended::Lost("the slot is in use".to_owned())),
+            OpenError::Passing(problem) | OpenError::Refused { problem, .. } => {
                 Ok(Ended::Lost(format!("{problem:#}")))
             }
         }

@@ -1,7 +1,8 @@
 //! Reads deferred rows back, batch after batch of pages.
 
-use super::desk::Desk;
-use super::open_state;
+use super::error::TaskError;
+use super::responder::Responder;
+use super::sessions::{DEFERRED, open_state};
 use crate::config::Config;
 use crate::server::trouble::Part;
 use walhook_core::persist::{Refill, Refilled, UnroutedPage, UnroutedRefill};
@@ -35,16 +36,16 @@ impl Refiller {
     }
 }
 
-impl Desk for Refiller {
+impl Responder for Refiller {
     type Question = RefillRequest;
     type Answer = RefillReply;
 
     const PART: Part = Part::Deferred;
 
-    async fn answer(&mut self, request: &RefillRequest) -> anyhow::Result<RefillReply> {
+    async fn answer(&mut self, request: &RefillRequest) -> Result<RefillReply, TaskError> {
         let store = match &mut self.store {
             Some(store) => store,
-            None => self.store.insert(open_state(&self.config).await?),
+            None => self.store.insert(open_state(&self.config, DEFERRED).await?),
         };
         Ok(match request {
             RefillRequest::Deferred(pages) => RefillReply::Deferred(store.refill(pages).await?),
@@ -52,7 +53,7 @@ impl Desk for Refiller {
         })
     }
 
-    async fn probe(&mut self) -> anyhow::Result<()> {
+    async fn probe(&mut self) -> Result<(), TaskError> {
         // Nobody waits for a page, and a session that is not needed is not opened.
         let Some(store) = &self.store else { return Ok(()) };
         store.frontier().await?;

@@ -8,18 +8,19 @@
 mod left_out;
 
 use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
-use super::open_state;
+use super::error::TaskError;
 use super::range::Range;
 use super::reader::Batch;
-use crate::config::Config;
+use super::sessions::{REPLAY_LOOK_UPS, REPLAY_STATE, Sessions, in_turn};
+use super::tasks::{Until, Work};
 use crate::server::health::Teller;
 use crate::server::trouble::Part;
 use left_out::LeftOut;
@@ -54,33 +55,10 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// Tries without any progress between them, after which a replay is given up.
 const TRIES: u32 = 5;
 
-/// Carries replays out until it is dropped.
-pub(super) async fn feed(
-    config: &Config,
-    epoch: i64,
-    tell: &Teller,
-    input: mpsc::Sender<ReplayInput>,
-) {
-    let mut feeder = Feeder {
-        lookups: Lookups::of(config.lookups()),
-        config,
-        epoch,
-        input,
-        fed: HashMap::new(),
-        left_out: HashMap::new(),
-        begun: None,
-    };
-    loop {
-        if let Err(error) = feeder.look(tell).await {
-            tell.fails(Part::Replays, Instant::now(), error.as_ref());
-        }
-        sleep(EVERY).await;
-    }
-}
-
-struct Feeder<'a> {
-    config: &'a Config,
-    epoch: i64,
+/// Carries replays out.
+pub(super) struct Replays {
+    sessions: Arc<Sessions>,
+    tell: Teller,
     lookups: Lookups,
     input: mpsc::Sender<ReplayInput>,
     /// For each replay that is not finished how many deliveries have been fed, those that earlier
@@ -127,61 +105,89 @@ enum Fed {
     Broken(String),
 }
 
-impl Feeder<'_> {
-    async fn look(&mut self, tell: &Teller) -> anyhow::Result<()> {
-        let mut store = open_state(self.config).await?;
-        store.write_as(self.epoch);
+impl Work for Replays {
+    const NAME: &'static str = "replays";
+    const PART: Part = Part::Replays;
+    const UNTIL: Until = Until::Drain;
+    const PAUSE: Duration = EVERY;
+
+    async fn work(&mut self) -> Result<Infallible, TaskError> {
         loop {
-            let next = store.next_replay().await?;
-            tell.works(Part::Replays);
+            let next = in_turn(self.next()).await?;
+            self.tell.works(Self::PART);
             let Some(replay) = next else {
                 sleep(EVERY).await;
                 continue;
             };
-            let (from, to) = (replay.position, replay.range.to);
-            tracing::info!(replay = replay.id, %from, %to, "sending a past range again");
-            let StoredReplay { id: job, counts, .. } = replay;
-            let range = replay.range.clone();
-            let is_new = !self.fed.contains_key(&job) && counts.total() == 0;
-            self.begun = (is_new && from <= range.from).then_some(job);
-            self.fed.entry(job).or_insert(counts.total());
-            self.input.send(ReplayInput::Start(counts)).await?;
-            let problem = self.carry_out(&mut store, replay).await?;
-            self.input.send(ReplayInput::End(job)).await?;
-            self.fed.remove(&job);
-            let left_out = self.left_out.remove(&job).and_then(|left_out| left_out.to_text());
-            let problem = match (problem, left_out) {
-                (Some(problem), Some(left_out)) => Some(format!("{problem}; {left_out}")),
-                (problem, left_out) => problem.or(left_out),
-            };
-            if problem.is_none() {
-                for gap in store.close_replayed_gaps(job, &range).await? {
-                    tracing::info!(
-                        gap,
-                        replay = job,
-                        "closed the gap that the replay has sent again"
-                    );
-                }
-            }
-            store.finish_job(job, problem.as_deref()).await?;
-            let left = store.replay(job).await?;
-            let (waiting, dead) = left.map_or((0, 0), |left| (left.waiting, left.dead));
-            tracing::info!(
-                replay = job,
-                problem,
-                waiting,
-                dead,
-                "the replay's range is read to its end"
-            );
+            let mut store = self.sessions.own_state(REPLAY_STATE).await?;
+            self.carry_out(&mut store, replay).await?;
         }
     }
+}
 
-    /// Feeds a replay until all of it is settled. Says why it ended early, where it did.
+impl Replays {
+    pub(super) fn new(
+        sessions: Arc<Sessions>,
+        tell: Teller,
+        input: mpsc::Sender<ReplayInput>,
+    ) -> Self {
+        let lookups = Lookups::of(sessions.config.lookups());
+        let (fed, left_out) = Default::default();
+        Self { sessions, tell, lookups, input, fed, left_out, begun: None }
+    }
+
+    async fn next(&self) -> Result<Option<StoredReplay>, TaskError> {
+        let store = self.sessions.state().await?;
+        let next = store.next_replay().await;
+        store.end();
+        Ok(next?)
+    }
+
     async fn carry_out(
         &mut self,
         store: &mut StateStore,
+        replay: StoredReplay,
+    ) -> Result<(), TaskError> {
+        let (from, to) = (replay.position, replay.range.to);
+        tracing::info!(replay = replay.id, %from, %to, "sending a past range again");
+        let StoredReplay { id: job, counts, .. } = replay;
+        let range = replay.range.clone();
+        let is_new = !self.fed.contains_key(&job) && counts.total() == 0;
+        self.begun = (is_new && from <= range.from).then_some(job);
+        self.fed.entry(job).or_insert(counts.total());
+        self.input.send(ReplayInput::Start(counts)).await?;
+        let problem = self.feed_until_settled(store, replay).await?;
+        self.input.send(ReplayInput::End(job)).await?;
+        self.fed.remove(&job);
+        let left_out = self.left_out.remove(&job).and_then(|left_out| left_out.to_text());
+        let problem = match (problem, left_out) {
+            (Some(problem), Some(left_out)) => Some(format!("{problem}; {left_out}")),
+            (problem, left_out) => problem.or(left_out),
+        };
+        if problem.is_none() {
+            for gap in store.close_replayed_gaps(job, &range).await? {
+                tracing::info!(gap, replay = job, "closed the gap that the replay has sent again");
+            }
+        }
+        store.finish_job(job, problem.as_deref()).await?;
+        let left = store.replay(job).await?;
+        let (waiting, dead) = left.map_or((0, 0), |left| (left.waiting, left.dead));
+        tracing::info!(
+            replay = job,
+            problem,
+            waiting,
+            dead,
+            "the replay's range is read to its end"
+        );
+        Ok(())
+    }
+
+    /// Feeds a replay until all of it is settled. Says why it ended early, where it did.
+    async fn feed_until_settled(
+        &mut self,
+        store: &mut StateStore,
         mut replay: StoredReplay,
-    ) -> anyhow::Result<Option<String>> {
+    ) -> Result<Option<String>, TaskError> {
         let mut tries = 0;
         loop {
             let problem = match self.feed_range(store, &replay).await? {
@@ -203,7 +209,7 @@ impl Feeder<'_> {
         &mut self,
         store: &mut StateStore,
         replay: &StoredReplay,
-    ) -> anyhow::Result<Fed> {
+    ) -> Result<Fed, TaskError> {
         let (from, to) = (replay.position.max(replay.range.from), replay.range.to);
         // What was fed before the connection was lost is a row by then, or has ended.
         if !self.until_ended(store, replay.id).await? {
@@ -211,82 +217,86 @@ impl Feeder<'_> {
         }
         let may_be_there = self.begun.take() != Some(replay.id);
         let purpose = format!("replay_{}", replay.id);
-        let from_oldest = replay.range.from_oldest;
-        let range = match Range::open(self.config, from, to, from_oldest, &purpose).await {
+        let (config, from_oldest) = (&self.sessions.config, replay.range.from_oldest);
+        let range = match Range::open(config, from, to, from_oldest, &purpose).await {
             Ok(range) => range,
             Err(error) => return Ok(Fed::Broken(format!("{error:#}"))),
         };
-        let session = LookupSession::open(self.config.lookups(), "walhook replay").await?;
+        let lookups = LookupSession::open(config.lookups(), REPLAY_LOOK_UPS.name).await?;
         let (out, mut batches) = mpsc::channel::<Batch>(BATCHES);
         let mut task = JoinSet::new();
         task.spawn(range.read(out));
-        let mut unstored = 0;
-        let mut left_out = LeftOut::default();
-        let mut pace = Pace::new();
+        let (left_out, pace) = (LeftOut::default(), Pace::new());
+        let mut feeding = Feeding { replay, lookups, may_be_there, unstored: 0, left_out, pace };
         while let Some(batch) = batches.recv().await {
             let mut end = None;
             let events = events(replay, batch.items, &mut end);
-            let there = match may_be_there && !events.is_empty() {
-                true => {
-                    let ids: Vec<String> = events.iter().map(|e| e.id.to_string()).collect();
-                    store.replayed_before(replay.id, &ids).await?
-                }
-                false => HashSet::new(),
-            };
-            let mut accounts: Vec<AccountId> = events.iter().map(|e| e.account.clone()).collect();
-            accounts.sort_unstable();
-            accounts.dedup();
-            while !accounts.is_empty() {
-                // As many of them as memory has room for, and one delivery after the other: an account may
-                // have very many endpoints.
-                let routes = session.fetch(&self.lookups, &accounts).await?.routes;
-                let routes: HashMap<AccountId, Routes> = routes.into_iter().collect();
-                accounts.retain(|account| !routes.contains_key(account));
-                for (account, routes) in &routes {
-                    if let Some(why) = &routes.refused {
-                        // The others' must not wait for it; it can be replayed by itself afterwards.
-                        let of_account = events.iter().filter(|e| e.account == *account).count();
-                        left_out.add(account, of_account as u64, why);
-                        let account = account.escape_debug();
-                        tracing::warn!(replay = replay.id, %account, %why, "a replay leaves the account out");
-                    }
-                }
-                for delivery in deliveries(replay, &events, &routes) {
-                    let Replay { event, endpoint, .. } = &delivery;
-                    if may_be_there && there.contains(&(event.id.to_string(), endpoint.to_string()))
-                    {
-                        continue;
-                    }
-                    unstored += 1;
-                    *self.fed.entry(replay.id).or_default() += 1;
-                    pace.wait().await;
-                    // The dispatcher takes it when it has room; a cancelled replay must not wait for that.
-                    tokio::select! {
-                        sent = self.input.send(ReplayInput::Deliver(delivery)) => sent?,
-                        () = cancelled(store, replay.id) => return Ok(Fed::Cancelled),
-                    }
-                }
+            if !self.feed_events(store, &mut feeding, &events).await? {
+                return Ok(Fed::Cancelled);
             }
-            if let Some(end) = end.filter(|end| unstored >= STORE_EVERY || *end >= to) {
+            if let Some(end) = end.filter(|end| feeding.unstored >= STORE_EVERY || *end >= to) {
                 if !self.until_ended(store, replay.id).await? {
                     return Ok(Fed::Cancelled);
                 }
                 store.set_replay_position(replay.id, end).await?;
                 let before = self.left_out.entry(replay.id).or_default();
-                before.append(std::mem::take(&mut left_out));
-                unstored = 0;
+                before.append(std::mem::take(&mut feeding.left_out));
+                feeding.unstored = 0;
             }
         }
-        match task.join_next().await.context("the range has no reader")? {
-            Ok(Ok(())) => Ok(Fed::Settled),
-            Ok(Err(error)) => Ok(Fed::Broken(format!("{error:#}"))),
-            Err(_) => Ok(Fed::Broken("the range's reader panicked".to_owned())),
+        match task.join_next().await {
+            Some(Ok(Ok(()))) => Ok(Fed::Settled),
+            Some(Ok(Err(error))) => Ok(Fed::Broken(format!("{error:#}"))),
+            Some(Err(_)) | None => Ok(Fed::Broken("the range's reader panicked".to_owned())),
         }
+    }
+
+    /// Feeds the deliveries of events; `false` when the replay was cancelled meanwhile.
+    async fn feed_events(
+        &mut self,
+        store: &StateStore,
+        feeding: &mut Feeding<'_>,
+        events: &[Arc<Event>],
+    ) -> Result<bool, TaskError> {
+        let Feeding { replay, may_be_there, .. } = *feeding;
+        let there = match may_be_there && !events.is_empty() {
+            true => {
+                let ids: Vec<String> = events.iter().map(|e| e.id.to_string()).collect();
+                store.replayed_before(replay.id, &ids).await?
+            }
+            false => HashSet::new(),
+        };
+        let mut accounts: Vec<AccountId> = events.iter().map(|e| e.account.clone()).collect();
+        accounts.sort_unstable();
+        accounts.dedup();
+        while !accounts.is_empty() {
+            // As many of them as memory has room for, and one delivery after the other: an account may
+            // have very many endpoints.
+            let routes = feeding.lookups.fetch(&self.lookups, &accounts).await?.routes;
+            let routes: HashMap<AccountId, Routes> = routes.into_iter().collect();
+            accounts.retain(|account| !routes.contains_key(account));
+            feeding.leave_out(&routes, events);
+            for delivery in deliveries(replay, events, &routes) {
+                let Replay { event, endpoint, .. } = &delivery;
+                if may_be_there && there.contains(&(event.id.to_string(), endpoint.to_string())) {
+                    continue;
+                }
+                feeding.unstored += 1;
+                *self.fed.entry(replay.id).or_default() += 1;
+                feeding.pace.wait().await;
+                // The dispatcher takes it when it has room; a cancelled replay must not wait for that.
+                tokio::select! {
+                    sent = self.input.send(ReplayInput::Deliver(delivery)) => sent?,
+                    () = cancelled(store, replay.id) => return Ok(false),
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// Waits until all that was fed has ended or is deferred, and that is stored; `false` when the replay was cancelled
     /// meanwhile.
-    async fn until_ended(&self, store: &StateStore, id: i64) -> anyhow::Result<bool> {
+    async fn until_ended(&self, store: &StateStore, id: i64) -> Result<bool, TaskError> {
         let fed = self.fed.get(&id).copied().unwrap_or_default();
         loop {
             match store.replay(id).await? {
@@ -294,6 +304,32 @@ impl Feeder<'_> {
                 Some(now) if now.counts.total() >= fed => return Ok(true),
                 Some(_) => sleep(POLL).await,
             }
+        }
+    }
+}
+
+/// A range that is being fed.
+struct Feeding<'a> {
+    replay: &'a StoredReplay,
+    lookups: LookupSession,
+    /// Some of it may be deferred under the replay's id already, or dead.
+    may_be_there: bool,
+    /// Deliveries since the position was stored.
+    unstored: i64,
+    left_out: LeftOut,
+    pace: Pace,
+}
+
+impl Feeding<'_> {
+    /// Tells of the accounts whose endpoints cannot be read.
+    fn leave_out(&mut self, routes: &HashMap<AccountId, Routes>, events: &[Arc<Event>]) {
+        for (account, routes) in routes {
+            let Some(why) = &routes.refused else { continue };
+            // The others' must not wait for it; it can be replayed by itself afterwards.
+            let of_account = events.iter().filter(|e| e.account == *account).count();
+            self.left_out.add(account, of_account as u64, why);
+            let (replay, account) = (self.replay.id, account.escape_debug());
+            tracing::warn!(replay, %account, %why, "a replay leaves the account out");
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::Stop;
-use super::source::compile_rules;
+use super::leadership::compile_rules;
 use crate::config::Config;
 use walhook_core::halt::Halt;
 use walhook_decode::pgoutput::{Message, Relation};

@@ -57,6 +57,8 @@ pub use troubles::Told;
 pub use unrouted::{OfAccount, WithoutEndpoint};
 pub use upgrade::Prepared;
 
+use std::time::Duration;
+
 use futures_util::try_join;
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
@@ -96,7 +98,35 @@ const IDLE_IN_TRANSACTION: &str = "2s";
 /// table, to sort all of a million rows for the first hundred looks as good as to walk to them.
 const PLANS: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off";
 
-const APPLICATION_NAME: &str = "walhook state";
+/// What the server knows of a session, and how long it may take with a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionSettings {
+    /// Its `application_name`.
+    pub application_name: &'static str,
+    /// Longer statements fail; `None`: as the server or our role has it.
+    pub statement_timeout: Option<Duration>,
+    /// Statements that wait longer for a lock fail; `None`: likewise.
+    pub lock_timeout: Option<Duration>,
+}
+
+impl Default for SessionSettings {
+    fn default() -> Self {
+        Self { application_name: "walhook state", statement_timeout: None, lock_timeout: None }
+    }
+}
+
+impl SessionSettings {
+    /// The statement that makes a session so.
+    #[must_use]
+    pub fn sql(&self) -> String {
+        let limits =
+            [("statement_timeout", self.statement_timeout), ("lock_timeout", self.lock_timeout)];
+        let set = |(name, limit): (&str, Option<Duration>)| {
+            limit.map(|limit| format!("SET {name} = {}; ", limit.as_millis()))
+        };
+        limits.into_iter().filter_map(set).collect()
+    }
+}
 
 /// The state tables, of a `{schema}` and with the `{partition}` of a pipeline that is not divided.
 const STATE: &str = include_str!("../../../sql/state.sql");
@@ -255,6 +285,7 @@ pub struct Recovery {
 pub struct StateStore {
     connection: Session,
     url: DatabaseUrl,
+    settings: SessionSettings,
     scope: Scope,
     epoch: Option<i64>,
 }
@@ -283,6 +314,19 @@ impl StateStore {
         schema: &str,
         pipeline: &str,
     ) -> Result<Self, StateError> {
+        Self::open_with(url, schema, pipeline, SessionSettings::default()).await
+    }
+
+    /// The same in a session of another kind.
+    ///
+    /// # Errors
+    /// As [`StateStore::open`].
+    pub async fn open_with(
+        url: &impl AsDatabaseUrl,
+        schema: &str,
+        pipeline: &str,
+        settings: SessionSettings,
+    ) -> Result<Self, StateError> {
         let url = url.to_database_url();
         let scope = Scope {
             schema: schema.to_owned(),
@@ -290,8 +334,8 @@ impl StateStore {
             pipeline: pipeline.to_owned(),
             partition: Partition::SOLE.number(),
         };
-        let connection = connect(&url).await?;
-        let store = Self { connection, url, scope, epoch: None };
+        let connection = connect(&url, settings).await?;
+        let store = Self { connection, url, settings, scope, epoch: None };
         store.check_schema().await?;
         Ok(store)
     }
@@ -302,8 +346,14 @@ impl StateStore {
     /// # Errors
     /// [`StateError::Connection`].
     pub async fn reconnect(&mut self) -> Result<(), StateError> {
-        self.connection = connect(&self.url).await?;
+        self.connection = connect(&self.url, self.settings).await?;
         Ok(())
+    }
+
+    /// Whether the session has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.connection.is_closed()
     }
 
     /// Waits until the session ends, and says why; cancel-safe.
@@ -536,12 +586,11 @@ impl Scope {
     }
 }
 
-async fn connect(url: &DatabaseUrl) -> Result<Session, StateError> {
-    let connection = Session::open(url, APPLICATION_NAME).await?;
-    let timeout = quote_literal(IDLE_IN_TRANSACTION);
-    connection
-        .batch_execute(&format!("SET idle_in_transaction_session_timeout = {timeout}; {PLANS}"))
-        .await?;
+async fn connect(url: &DatabaseUrl, settings: SessionSettings) -> Result<Session, StateError> {
+    let connection = Session::open(url, settings.application_name).await?;
+    let (timeout, limits) = (quote_literal(IDLE_IN_TRANSACTION), settings.sql());
+    let set = format!("{limits}SET idle_in_transaction_session_timeout = {timeout}; {PLANS}");
+    connection.batch_execute(&set).await?;
     Ok(connection)
 }
 

@@ -41,6 +41,10 @@ impl Session {
         Ok(Self { connection, charset })
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.connection.is_closed()
+    }
+
     pub(super) async fn closed(&mut self) -> Option<Error> {
         self.connection.closed().await
     }

@@ -204,7 +204,7 @@ async fn state_survives_a_lost_session_and_frees_a_frozen_leaders_lock() {
     assert_eq!(wait.await.expect("the lock is let go").unwrap().epoch, 2);
 
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1";
-    fixture.admin.query(kill, &[&APPLICATION_NAME]).await.unwrap();
+    fixture.admin.query(kill, &[&SessionSettings::default().application_name]).await.unwrap();
     assert!(store.closed().await.is_some(), "the end of the session is noticed");
     let error = store.persist(&batch(0x200)).await.unwrap_err();
     assert!(error.cure().is_waiting(), "{error}");

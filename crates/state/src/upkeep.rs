@@ -84,15 +84,14 @@ impl StateStore {
         Ok(u64::try_from(rows.saturating_mul(of_row.saturating_add(beside))).unwrap_or_default())
     }
 
-    /// Vacuums the tables of which a good part is dead rows; returns which.
+    /// The tables of which a good part is dead rows: what [`StateStore::vacuum`] is worth for. Tables
+    /// that belong to another role are left to autovacuum.
     ///
     /// Autovacuum would come too, but minutes later, and rows come and go by the thousand a second.
-    /// Tables that belong to another role are left to it. Not inside a transaction; takes as long as
-    /// the tables are large, and blocks no writer.
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub async fn vacuum(&self, is_near_bound: bool) -> Result<Vec<String>, StateError> {
+    pub async fn worth_a_vacuum(&self, is_near_bound: bool) -> Result<Vec<String>, StateError> {
         let worth = format!(
             "SELECT pg_catalog.quote_ident(c.relname) FROM pg_catalog.pg_class c
              WHERE c.relnamespace {EQ} pg_catalog.to_regnamespace($1)
@@ -106,14 +105,18 @@ impl StateStore {
             (if is_near_bound { &DEAD_ROWS_MIN_NEAR } else { &DEAD_ROWS_MIN }, Type::INT8),
             (&DEAD_ROWS_SHARE, Type::INT8),
         ];
-        let mut vacuumed = Vec::new();
-        for row in self.connection.query_typed(&worth, &params).await? {
-            let table: String = row.try_get(0)?;
-            let vacuum = format!("VACUUM (ANALYZE) {}.{table}", self.scope.s);
-            self.connection.batch_execute(&vacuum).await?;
-            vacuumed.push(table);
-        }
-        Ok(vacuumed)
+        let rows = self.connection.query_typed(&worth, &params).await?;
+        Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
+    }
+
+    /// Vacuums a table that [`StateStore::worth_a_vacuum`] has named. Not inside a transaction; takes as
+    /// long as the table is large, and blocks no writer.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn vacuum(&self, table: &str) -> Result<(), StateError> {
+        let vacuum = format!("VACUUM (ANALYZE) {}.{table}", self.scope.s);
+        Ok(self.connection.batch_execute(&vacuum).await?)
     }
 
     /// Counts the rows of the tables that grow, for [`StateStore::sizes`]: a crash of the server loses

@@ -334,14 +334,14 @@ async fn check_compares_limits_of_connections_with_what_a_leader_needs() {
     let sessions = async || told(&config, "sessions").await;
     assert!(sessions().await[0].starts_with("pass"), "{:?}", sessions().await);
     for (sets, verdict, says) in [
-        ("ALTER ROLE sender CONNECTION LIMIT 8", "fail", "the role sender may have 8"),
+        ("ALTER ROLE sender CONNECTION LIMIT 6", "fail", "the role sender may have 6"),
         (
             "ALTER ROLE sender CONNECTION LIMIT 14",
             "warn",
             "ALTER ROLE \"sender\" CONNECTION LIMIT 18",
         ),
         ("ALTER ROLE sender CONNECTION LIMIT 18", "pass", ""),
-        ("ALTER DATABASE app CONNECTION LIMIT 12", "fail", "the database app takes 12"),
+        ("ALTER DATABASE app CONNECTION LIMIT 6", "fail", "the database app takes 6"),
         ("ALTER DATABASE app CONNECTION LIMIT -1", "pass", ""),
     ] {
         fixture.run(sets).await;

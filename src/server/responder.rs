@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
+use super::error::TaskError;
 use crate::server::health::Teller;
 use crate::server::trouble::Part;
 
@@ -21,14 +22,14 @@ const SLOW_SAYS: &str = "the database has not answered for 8 s or more";
 const SLOW_FIX: &str =
     "find out what keeps the statement: pg_stat_activity shows what walhook's sessions wait for";
 
-/// How often an idle desk looks whether it could answer.
+/// How often an idle responder looks whether it could answer.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 
 /// And how often while it could not.
 const PROBE_FAILING: Duration = Duration::from_secs(2);
 
 /// Where one kind of question is answered, over a connection of its own.
-pub(super) trait Desk {
+pub(super) trait Responder: Send + 'static {
     /// What is asked.
     type Question: Send + Sync;
     /// What comes back.
@@ -44,10 +45,10 @@ pub(super) trait Desk {
     fn answer(
         &mut self,
         question: &Self::Question,
-    ) -> impl Future<Output = anyhow::Result<Self::Answer>> + Send;
+    ) -> impl Future<Output = Result<Self::Answer, TaskError>> + Send;
 
     /// Whether it could answer now, as far as a cheap question tells.
-    fn probe(&mut self) -> impl Future<Output = anyhow::Result<()>> + Send;
+    fn probe(&mut self) -> impl Future<Output = Result<(), TaskError>> + Send;
 
     /// Forgets the connection, where it is of no more use after a failure. `hung`: no answer came.
     fn hang_up(&mut self, hung: bool);
@@ -55,10 +56,10 @@ pub(super) trait Desk {
 
 /// Answers until the dispatcher ends or `abort`. While the database is away, or refuses, it says so to
 /// `tell` and tries again with backoff. While nobody asks, it looks now and then whether it could answer.
-pub(super) async fn serve<D: Desk>(
-    mut desk: D,
-    mut questions: mpsc::Receiver<D::Question>,
-    answers: mpsc::Sender<D::Answer>,
+pub(super) async fn serve<R: Responder>(
+    mut responder: R,
+    mut questions: mpsc::Receiver<R::Question>,
+    answers: mpsc::Sender<R::Answer>,
     tell: Teller,
     abort: CancellationToken,
 ) {
@@ -78,18 +79,18 @@ pub(super) async fn serve<D: Desk>(
         loop {
             let asked = async {
                 match &question {
-                    Some(question) => desk.answer(question).await.map(Some),
-                    None => desk.probe().await.map(|()| None),
+                    Some(question) => responder.answer(question).await.map(Some),
+                    None => responder.probe().await.map(|()| None),
                 }
             };
             let answered = tokio::select! {
                 biased;
                 () = abort.cancelled() => return,
-                answered = timeout(D::PATIENCE, in_time(asked, &tell, D::PART, since)) => answered,
+                answered = timeout(R::PATIENCE, in_time(asked, &tell, R::PART, since)) => answered,
             };
             let (hung, failed) = match answered {
                 Ok(Ok(answer)) => {
-                    tell.works(D::PART);
+                    tell.works(R::PART);
                     is_failing = false;
                     if let Some(answer) = answer
                         && answers.send(answer).await.is_err()
@@ -102,10 +103,10 @@ pub(super) async fn serve<D: Desk>(
                 Err(_) => (true, None),
             };
             match failed {
-                Some(error) => tell.fails(D::PART, since, error.as_ref()),
-                None => tell.fails_with(D::PART, since, SLOW_SAYS, SLOW_FIX),
+                Some(error) => tell.fails(R::PART, since, error.cause()),
+                None => tell.fails_with(R::PART, since, SLOW_SAYS, SLOW_FIX),
             }
-            desk.hang_up(hung);
+            responder.hang_up(hung);
             is_failing = true;
             if question.is_none() {
                 break;

@@ -7,11 +7,15 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::time::Instant;
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
 use super::cure;
-use super::{Stop, open_state, published};
+use super::sessions::{
+    Finding, LEASE, Need, SENTINEL, STANDBY, STREAM, Verdict, findings, open_state,
+};
+use super::{Stop, published};
 use crate::config::Config;
 use crate::server::health::{Role, Teller};
 use crate::server::prepared;
@@ -76,7 +80,7 @@ pub(super) struct Leader {
 
 /// Why the source could not be opened this time.
 #[derive(Debug)]
-pub(super) enum Obstacle {
+pub(super) enum OpenError {
     /// Another process streams from the slot.
     SlotInUse,
     /// May pass by itself.
@@ -93,7 +97,7 @@ pub(super) enum Obstacle {
     Stop(Stop),
 }
 
-impl Obstacle {
+impl OpenError {
     fn by_cure(cure: Cure, error: impl Into<anyhow::Error>) -> Self {
         match cure {
             Cure::Waiting => Self::Passing(error.into()),
@@ -106,19 +110,19 @@ impl Obstacle {
     }
 }
 
-impl From<Stop> for Obstacle {
+impl From<Stop> for OpenError {
     fn from(stop: Stop) -> Self {
         Self::Stop(stop)
     }
 }
 
-impl From<halt::Halt> for Obstacle {
+impl From<halt::Halt> for OpenError {
     fn from(halt: halt::Halt) -> Self {
         Self::Stop(Stop::Halted(halt))
     }
 }
 
-impl From<tokio_postgres::Error> for Obstacle {
+impl From<tokio_postgres::Error> for OpenError {
     fn from(error: tokio_postgres::Error) -> Self {
         Self::by_cure(Cure::of_sql(&error), error)
     }
@@ -136,7 +140,7 @@ fn fix_of_state(refused: &tokio_postgres::Error) -> Option<&'static str> {
     }
 }
 
-impl From<StateError> for Obstacle {
+impl From<StateError> for OpenError {
     fn from(error: StateError) -> Self {
         match error {
             StateError::Fenced { .. } => Self::Stop(Stop::Fenced),
@@ -156,13 +160,13 @@ impl From<StateError> for Obstacle {
     }
 }
 
-impl From<ConnectError> for Obstacle {
+impl From<ConnectError> for OpenError {
     fn from(error: ConnectError) -> Self {
         Self::by_cure(error.cure(), error)
     }
 }
 
-impl From<WireError> for Obstacle {
+impl From<WireError> for OpenError {
     fn from(error: WireError) -> Self {
         match wire::classify(&error) {
             Class::SlotInUse => Self::SlotInUse,
@@ -209,12 +213,12 @@ pub(super) async fn become_leader(
                 *started = true;
                 return Ok(Some(leader));
             }
-            Ok(Err(Obstacle::Stop(stop))) => return Err(stop),
-            Ok(Err(Obstacle::Refused { problem, .. })) if !*started => {
+            Ok(Err(OpenError::Stop(stop))) => return Err(stop),
+            Ok(Err(OpenError::Refused { problem, .. })) if !*started => {
                 return Err(Stop::Config(format!("{problem:#}")));
             }
-            Ok(Err(Obstacle::Refused { later: Some(halt), .. })) => return Err(halt.into()),
-            Ok(Err(Obstacle::SlotInUse)) => {
+            Ok(Err(OpenError::Refused { later: Some(halt), .. })) => return Err(halt.into()),
+            Ok(Err(OpenError::SlotInUse)) => {
                 *started = true;
                 if !std::mem::replace(&mut said_standby, true) {
                     tracing::info!(slot = %config.source.slot, "standing by: another instance streams from the slot");
@@ -226,7 +230,7 @@ pub(super) async fn become_leader(
                 }
                 backoff.stay_short();
             }
-            Ok(Err(Obstacle::Passing(problem) | Obstacle::Refused { problem, .. })) => {
+            Ok(Err(OpenError::Passing(problem) | OpenError::Refused { problem, .. })) => {
                 tell.fails(Part::Start, began, problem.as_ref());
             }
             Err(_) => {
@@ -245,7 +249,7 @@ pub(super) async fn become_leader(
 ///
 /// A standby asks often, for it is to take over within a second; so it must not connect each time.
 async fn until_free(config: &Config) {
-    let Ok(client) = Connection::open(direct_url(config), "walhook standby").await else { return };
+    let Ok(client) = Connection::open(direct_url(config), STANDBY.name).await else { return };
     while let Ok(Ok(Some(slot))) =
         tokio::time::timeout(OPEN_TIMEOUT, slot::read(&client, &config.source.slot)).await
         && slot.active_pid.is_some()
@@ -256,9 +260,9 @@ async fn until_free(config: &Config) {
 
 /// Start, then bump the epoch, then read what the earlier leader has stored: it may have stored more
 /// after we looked first, and stores nothing after the bump.
-async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, Obstacle> {
+async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, OpenError> {
     let refused = if started { Ok(()) } else { preflight(config).await };
-    let mut store = match open_state(config).await {
+    let mut store = match open_state(config, LEASE).await {
         Ok(store) => store,
         // What is told of the source names the rights that `walhook setup` needs too.
         Err(error) => return Err(refused.err().unwrap_or_else(|| error.into())),
@@ -267,7 +271,7 @@ async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, Obstacle>
     let at = resume_prepared(config, &mut store, &expected).await?;
     let session = match open(config, &expected, at).await {
         // Another database than ours need not hold what we look for.
-        Err(Obstacle::Stop(stop)) => return Err(stop.into()),
+        Err(OpenError::Stop(stop)) => return Err(stop.into()),
         session => {
             refused?;
             session?
@@ -289,7 +293,7 @@ async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, Obstacle>
         if let Err(error @ LookupError::Incomparable { .. }) =
             Lookups::of(config.lookups()).check_types(&session.sentinel).await
         {
-            return Err(Obstacle::refused(error));
+            return Err(OpenError::refused(error));
         }
         let refused = published::refuse_to_break_writes(config, &session.sentinel).await;
         refused.map_err(unless_passing)?;
@@ -323,27 +327,49 @@ async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, Obstacle>
 }
 
 /// Refuses what is not in place at the source, all of it at once.
-async fn preflight(config: &Config) -> Result<(), Obstacle> {
-    let client = Connection::open(direct_url(config), "walhook").await?;
+async fn preflight(config: &Config) -> Result<(), OpenError> {
+    let client = Connection::open(direct_url(config), SENTINEL.name).await?;
     let version = source::server_version(&client).await.map_err(asked)?;
     if version < source::OLDEST_SERVER {
         let version = version / 10_000;
         let problem = format!("the server is PostgreSQL {version}; walhook needs 14 or later");
-        return Err(Obstacle::refused(anyhow::anyhow!(problem)));
+        return Err(OpenError::refused(anyhow::anyhow!(problem)));
     }
     let faults = preflight::faults(config.lookups(), &client).await.map_err(asked)?;
-    if faults.is_empty() {
+    let mut lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    lines.extend(too_few_sessions(config, &client).await?);
+    if lines.is_empty() {
         return Ok(());
     }
-    let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
-    Err(Obstacle::refused(anyhow::anyhow!(lines.join("\n"))))
+    Err(OpenError::refused(anyhow::anyhow!(lines.join("\n"))))
+}
+
+/// The limits with which no leader can work, and their fixes; of those that are only tight, the log tells.
+async fn too_few_sessions(config: &Config, source: &Client) -> Result<Vec<String>, OpenError> {
+    let (of_source, of_state) = Need::of_config(config);
+    let mut found = findings(source, of_source).await?;
+    if let (Some(url), Some(of_state)) = (&config.state.url, of_state) {
+        // That there is none is said where the state is opened.
+        if let Ok(state) = Connection::open(url, LEASE.name).await {
+            found.extend(findings(&state, of_state).await?);
+        }
+    }
+    let mut refused = Vec::new();
+    for Finding { verdict, text, fix } in found {
+        match verdict {
+            Verdict::Pass => {}
+            Verdict::Warn => tracing::warn!(problem = %text, fix, "sessions may become scarce"),
+            Verdict::Fail => refused.push(format!("{text}; {fix}")),
+        }
+    }
+    Ok(refused)
 }
 
 /// What a question to the catalog ended with, by who can cure it.
-fn asked(problem: anyhow::Error) -> Obstacle {
+fn asked(problem: anyhow::Error) -> OpenError {
     match cure::of(&*problem) {
-        Some(cure) => Obstacle::by_cure(cure, problem),
-        None => Obstacle::Stop(Stop::Failed(problem)),
+        Some(cure) => OpenError::by_cure(cure, problem),
+        None => OpenError::Stop(Stop::Failed(problem)),
     }
 }
 
@@ -352,12 +378,12 @@ async fn resume_prepared(
     config: &Config,
     store: &mut StateStore,
     expected: &SourceIdentity,
-) -> Result<Lsn, Obstacle> {
+) -> Result<Lsn, OpenError> {
     let stored = store.frontier().await?;
     if !store.prepared().await?.is_some_and(|prepared| prepared.holds) {
         return Ok(stored);
     }
-    let client = Connection::open(direct_url(config), "walhook").await?;
+    let client = Connection::open(direct_url(config), SENTINEL.name).await?;
     let info = Conninfo::parse(&config.source.url).map_err(ConnectError::from)?;
     let found = source::identity(&client, &info).await.map_err(asked)?;
     let slot = slot::read(&client, &config.source.slot).await?;
@@ -375,40 +401,43 @@ async fn resume_prepared(
 }
 
 /// A server that goes away in the middle of a question is no reason to give up.
-fn unless_passing(stop: Stop) -> Obstacle {
+fn unless_passing(stop: Stop) -> OpenError {
     match stop {
         Stop::Failed(problem) => asked(problem),
         Stop::Config(problem) => {
             // Lines are for the terminal; a halt's reason is one.
             let later = Some(halt::Halt::RuleBroken(problem.replace('\n', "; ")));
-            Obstacle::Refused { problem: anyhow::anyhow!(problem), later }
+            OpenError::Refused { problem: anyhow::anyhow!(problem), later }
         }
-        stop @ (Stop::Halted(_) | Stop::Fenced) => Obstacle::Stop(stop),
+        stop @ (Stop::Halted(_) | Stop::Fenced) => OpenError::Stop(stop),
     }
 }
 
 /// What is missing from the publication, or hidden from our role, is refused at the start. That there is
 /// no publication is more than that: the slot cannot be read past what was written without it.
-fn refuse_halt(halt: halt::Halt) -> Obstacle {
+fn refuse_halt(halt: halt::Halt) -> OpenError {
     if matches!(halt, halt::Halt::Unpublished { .. } | halt::Halt::RowsHidden { .. }) {
-        return Obstacle::Refused { problem: anyhow::anyhow!(halt.to_string()), later: Some(halt) };
+        return OpenError::Refused {
+            problem: anyhow::anyhow!(halt.to_string()),
+            later: Some(halt),
+        };
     }
     halt.into()
 }
 
 /// Opens the source again for a leader that has received everything up to `at`.
-pub(super) async fn reopen(config: &Config, epoch: i64, at: Lsn) -> Result<Session, Obstacle> {
-    let mut store = open_state(config).await?;
+pub(super) async fn reopen(config: &Config, epoch: i64, at: Lsn) -> Result<Session, OpenError> {
+    let mut store = open_state(config, LEASE).await?;
     store.write_as(epoch);
     let expected = store.source_identity().await?;
     let session = open(config, &expected, at).await?;
     // The slot was free for a while: has another led meanwhile? Asked first, for that one has moved the
     // slot on, which would look like a gap.
     if store.current_epoch().await? != epoch {
-        return Err(Obstacle::Stop(Stop::Fenced));
+        return Err(OpenError::Stop(Stop::Fenced));
     }
     check_slot(config, &session.sentinel, at).await?;
-    published::check(config, &session.sentinel).await.map_err(Obstacle::Passing)??;
+    published::check(config, &session.sentinel).await.map_err(OpenError::Passing)??;
     store_promotion(&mut store, session.promoted).await?;
     Ok(session)
 }
@@ -422,7 +451,7 @@ async fn store_promotion(store: &mut StateStore, promoted: Option<u32>) -> Resul
 }
 
 /// Whether the slot that is ours now sends everything from `at` on.
-async fn check_slot(config: &Config, sentinel: &Connection, at: Lsn) -> Result<(), Obstacle> {
+async fn check_slot(config: &Config, sentinel: &Connection, at: Lsn) -> Result<(), OpenError> {
     let name = &config.source.slot;
     let slot = slot::read(sentinel, name).await?;
     halt::check_slot(name, slot.as_ref().map(Slot::state).as_ref(), at)?;
@@ -434,12 +463,12 @@ fn direct_url(config: &Config) -> &DatabaseUrl {
     config.source.replication_url.as_ref().unwrap_or(&config.source.url)
 }
 
-async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Session, Obstacle> {
+async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Session, OpenError> {
     let source = &config.source;
     let url = direct_url(config);
     // Past a pooler, whose sessions outlive the server's shutdown.
-    let sentinel = Connection::open(url, "walhook").await?;
-    let mut replication = wire::connect(url, "walhook").await?;
+    let sentinel = Connection::open(url, SENTINEL.name).await?;
+    let mut replication = wire::connect(url, STREAM.name).await?;
     let system = replication.identify_system().await?;
     let found = SourceIdentity {
         system_identifier: system.system_identifier,
@@ -457,7 +486,7 @@ async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Ses
     };
     let slot = slot::read(&sentinel, &source.slot).await?;
     if slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) {
-        return Err(Obstacle::SlotInUse);
+        return Err(OpenError::SlotInUse);
     }
     // What an active slot has confirmed may be ahead of what we know; an idle one must not be gone.
     if slot.as_ref().is_none_or(|slot| slot.is_lost()) {

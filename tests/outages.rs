@@ -248,6 +248,7 @@ async fn outage_of_look_ups_is_told_and_known_accounts_do_not_notice() -> Result
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::too_many_lines, reason = "one test of one thing, step by step")]
 async fn outage_of_state_or_stream_is_told_and_ends_by_itself() -> Result<()> {
     let mut world = world(true).await?;
     world.hook(1, 1, "").await?;

@@ -95,6 +95,7 @@ async fn ok(world: &World, args: &[&str]) -> Result<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::too_many_lines, reason = "one test of one thing, step by step")]
 async fn statements_refer_to_nothing_of_a_hostile_schema_in_the_path() -> Result<()> {
     let mut world = World::bare(SECTIONS, &format!("{RULES}{PARTED}"), &[]).await?;
     world.sql.batch_execute(&format!("{SCHEMA};{ROLES}")).await?;

@@ -5,14 +5,12 @@
 //! an endpoint: their number has no bound, and a metric costs memory for each. Label values are resolved
 //! once, when the registry is made.
 
+mod register;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
-use prometheus::core::Collector;
-use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
-};
+use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry, TextEncoder};
 
 use walhook_core::attempt::{FailureKind, Outcome, Record};
 use walhook_core::event::UnroutableReason;
@@ -22,6 +20,10 @@ use walhook_process::faults;
 use walhook_rules::rule::pattern_covers;
 
 use super::trouble::Part;
+use register::{Register, by_label};
+
+/// Counters by the value of their one label.
+type Labelled = prometheus::Result<HashMap<&'static str, IntCounter>>;
 
 /// From a loopback receiver to one that answers after hours of retries.
 const LATENCY_BUCKETS: [f64; 17] = [
@@ -182,90 +184,23 @@ impl Metrics {
     ) -> prometheus::Result<Self> {
         let common = HashMap::from([("pipeline".to_owned(), pipeline.to_owned())]);
         let registry = Registry::new_custom(None, Some(common))?;
-        let r = &registry;
-        register(r, faults::counters())?;
-        let events =
-            counters(r, "walhook_events_total", "Events made, by the rule's type.", "type")?;
-        let deliveries = counters(
-            r,
-            "walhook_deliveries_total",
-            "Deliveries that came to an end or were deferred, by how.",
-            "result",
-        )?;
-        let attempts = counters(
-            r,
-            "walhook_attempts_total",
-            "Requests that came to an end, by what came of them.",
-            "outcome",
-        )?;
-        let unrouted = counters(
-            r,
-            "walhook_unrouted_total",
-            "Events that were stored without an endpoint, and what became of them.",
-            "result",
-        )?;
-        let deferred = counters(
-            r,
-            "walhook_deferred_total",
-            "Deliveries that left memory for the table of deferred ones, by why.",
-            "reason",
-        )?;
-        let unroutable = counters(
-            r,
-            "walhook_unroutable_total",
-            "Changes that could not be turned into an event, by why.",
-            "reason",
-        )?;
-        let endpoint_changes = counters(
-            r,
-            "walhook_endpoint_changes_total",
-            "Changes of endpoints' states, by what they became.",
-            "change",
-        )?;
-        let notices = counters(
-            r,
-            "walhook_notices_total",
-            "Requests to notify.url that came to an end, and notices given up.",
-            "result",
-        )?;
-        let in_flight =
-            gauges(r, "walhook_in_flight", "Requests in flight, by the pool they hold.", "pool")?;
-        let lanes = gauges(r, "walhook_lanes", "Accounts with pending deliveries.", "state")?;
-        let stopped = gauges(
-            r,
-            "walhook_endpoints_stopped",
-            "Endpoints to which nothing is sent, by why.",
-            "state",
-        )?;
-        let slot_safe = register(
-            r,
-            Gauge::new(
-                "walhook_slot_safe_bytes",
-                "WAL that can still be written before the slot is lost; infinite without a limit.",
-            )?,
-        )?;
+        let r = Register(&registry);
+        r.add(faults::counters())?;
+        let deliveries = r.counters("walhook_deliveries_total", "result")?;
+        let unrouted = r.counters("walhook_unrouted_total", "result")?;
+        let in_flight = r.gauges("walhook_in_flight", "pool")?;
+        let lanes = r.gauges("walhook_lanes", "state")?;
+        let stopped = r.gauges("walhook_endpoints_stopped", "state")?;
+        let slot_safe = r.float("walhook_slot_safe_bytes")?;
         // Until the leader has asked, it is not known.
         slot_safe.set(f64::NAN);
-        let failing = register(
-            r,
-            GaugeVec::new(
-                Opts::new("walhook_failing_seconds", "For how long a part has been failing."),
-                &["part", "delivery"],
-            )?,
-        )?;
-        let outcomes = STATUS_CLASSES.into_iter().chain(FAILURES.map(FailureKind::as_str));
         Ok(Self {
-            changes: register(
-                r,
-                IntCounter::new(
-                    "walhook_changes_total",
-                    "Row changes received in committed transactions.",
-                )?,
-            )?,
-            events: event_types
-                .into_iter()
-                .map(|name| (name.to_owned(), events.with_label_values(&[name])))
-                .collect(),
+            changes: r.counter("walhook_changes_total")?,
+            events: by_label(
+                &r.counters("walhook_events_total", "type")?,
+                event_types.into_iter().map(str::to_owned),
+                String::as_str,
+            ),
             delivered: deliveries.with_label_values(&["delivered"]),
             logged: deliveries.with_label_values(&["logged"]),
             dead: deliveries.with_label_values(&["dead"]),
@@ -274,122 +209,80 @@ impl Metrics {
             unrouted_stored: unrouted.with_label_values(&["stored"]),
             unrouted_routed: unrouted.with_label_values(&["routed"]),
             unrouted_unwanted: unrouted.with_label_values(&["unwanted"]),
-            unrouted: gauge(r, "walhook_unrouted", "Events that are stored without an endpoint.")?,
+            unrouted: r.gauge("walhook_unrouted")?,
             deferred_in_all: deliveries.with_label_values(&["deferred"]),
-            deferred_by_reason: DeferReason::ALL
-                .map(DeferReason::as_str)
-                .into_iter()
-                .map(|name| (name, deferred.with_label_values(&[name])))
-                .collect(),
-            attempts: outcomes.map(|name| (name, attempts.with_label_values(&[name]))).collect(),
-            endpoint_changes: EndpointChange::ALL
-                .map(EndpointChange::as_str)
-                .map(|name| (name, endpoint_changes.with_label_values(&[name])))
-                .into(),
-            notices: NoticeResult::ALL
-                .map(NoticeResult::as_str)
-                .map(|name| (name, notices.with_label_values(&[name])))
-                .into(),
-            notify_failing: gauge(
-                r,
-                "walhook_notify_failing",
-                "Whether notify.url did not take the last notice.",
-            )?,
-            resends: register(
-                r,
-                IntCounter::new(
-                    "walhook_resends_total",
-                    "Requests sent again on another connection within their attempt.",
-                )?,
-            )?,
-            delivery_latency: histogram(
-                r,
-                "walhook_delivery_latency_seconds",
-                "From the commit to the 2xx.",
-                &LATENCY_BUCKETS,
-            )?,
-            queue_wait: histogram(
-                r,
-                "walhook_queue_wait_seconds",
-                "From when a delivery could first be sent to its first request.",
-                &LATENCY_BUCKETS,
-            )?,
-            attempt_duration: histogram(
-                r,
-                "walhook_attempt_seconds",
-                "How long a request took.",
-                &ATTEMPT_BUCKETS,
-            )?,
+            deferred_by_reason: Self::deferred_by_reason(&r)?,
+            attempts: Self::attempts(&r)?,
+            endpoint_changes: Self::endpoint_changes(&r)?,
+            notices: Self::notices(&r)?,
+            notify_failing: r.gauge("walhook_notify_failing")?,
+            resends: r.counter("walhook_resends_total")?,
+            delivery_latency: r.histogram("walhook_delivery_latency_seconds", &LATENCY_BUCKETS)?,
+            queue_wait: r.histogram("walhook_queue_wait_seconds", &LATENCY_BUCKETS)?,
+            attempt_duration: r.histogram("walhook_attempt_seconds", &ATTEMPT_BUCKETS)?,
             in_flight_fast: in_flight.with_label_values(&["fast"]),
             in_flight_slow: in_flight.with_label_values(&["slow"]),
             lanes_ready: lanes.with_label_values(&["ready"]),
             lanes_waiting: lanes.with_label_values(&["waiting"]),
-            queued_bytes: gauge(r, "walhook_queued_bytes", "Memory that pending events take.")?,
-            kept_bytes: gauge(r, "walhook_kept_bytes", "Memory that routes and queues take.")?,
-            connection_bytes: gauge(
-                r,
-                "walhook_connection_bytes",
-                "Memory that connections to endpoints and their unfinished answers take.",
-            )?,
-            deferred: gauge(r, "walhook_deferred", "Deliveries that are deferred.")?,
-            backlogs: gauge(r, "walhook_backlogs", "Endpoints with deferred deliveries.")?,
-            breakers_open: gauge(
-                r,
-                "walhook_breakers_open",
-                "Endpoints that fail too often to be sent to.",
-            )?,
+            queued_bytes: r.gauge("walhook_queued_bytes")?,
+            kept_bytes: r.gauge("walhook_kept_bytes")?,
+            connection_bytes: r.gauge("walhook_connection_bytes")?,
+            deferred: r.gauge("walhook_deferred")?,
+            backlogs: r.gauge("walhook_backlogs")?,
+            breakers_open: r.gauge("walhook_breakers_open")?,
             endpoints_disabled: stopped.with_label_values(&["disabled"]),
             endpoints_paused: stopped.with_label_values(&["paused"]),
             endpoints_suspended: stopped.with_label_values(&["suspended"]),
-            endpoints_invalid: gauge(
-                r,
-                "walhook_endpoints_invalid",
-                "Endpoints whose row cannot be used, of those that are known.",
-            )?,
-            dead_letters: gauge(r, "walhook_dead_letters", "Dead letters that are stored.")?,
-            gaps: gauge(r, "walhook_gaps", "Ranges of WAL that were not delivered.")?,
-            uncovered: gauge(
-                r,
-                "walhook_uncovered_tables",
-                "Partitions and children of the rules' tables whose changes are missing.",
-            )?,
-            state_bytes: gauge(r, "walhook_state_bytes", "Bytes that the state tables take.")?,
-            oldest_unsettled: register(
-                r,
-                Gauge::new(
-                    "walhook_oldest_unsettled_seconds",
-                    "Age of the oldest transaction that holds the checkpoint back.",
-                )?,
-            )?,
-            slot_retained: gauge(
-                r,
-                "walhook_slot_retained_bytes",
-                "WAL that the slot makes the server keep.",
-            )?,
+            endpoints_invalid: r.gauge("walhook_endpoints_invalid")?,
+            dead_letters: r.gauge("walhook_dead_letters")?,
+            gaps: r.gauge("walhook_gaps")?,
+            uncovered: r.gauge("walhook_uncovered_tables")?,
+            state_bytes: r.gauge("walhook_state_bytes")?,
+            oldest_unsettled: r.float("walhook_oldest_unsettled_seconds")?,
+            slot_retained: r.gauge("walhook_slot_retained_bytes")?,
             slot_safe,
-            checkpoint_lag: gauge(
-                r,
-                "walhook_checkpoint_lag_bytes",
-                "WAL between the checkpoint and the end of what was received.",
-            )?,
-            replay_window: gauge(
-                r,
-                "walhook_replay_window_bytes",
-                "WAL that the anchor slot makes the server keep for replays.",
-            )?,
-            leader: gauge(r, "walhook_leader", "Whether this instance is the leader.")?,
-            failing: Part::ALL
-                .map(|part| {
-                    let delivery = if part.stops_delivery() { "stops" } else { "goes_on" };
-                    (part, failing.with_label_values(&[part.as_str(), delivery]))
-                })
-                .into(),
-            unroutable: UNROUTABLE
-                .map(UnroutableReason::as_str)
-                .map(|name| (name, unroutable.with_label_values(&[name])))
-                .into(),
+            checkpoint_lag: r.gauge("walhook_checkpoint_lag_bytes")?,
+            replay_window: r.gauge("walhook_replay_window_bytes")?,
+            leader: r.gauge("walhook_leader")?,
+            failing: Self::failing(&r)?,
+            unroutable: Self::unroutable(&r)?,
             registry,
         })
+    }
+
+    fn deferred_by_reason(r: &Register<'_>) -> Labelled {
+        let counters = r.counters("walhook_deferred_total", "reason")?;
+        Ok(by_label(&counters, DeferReason::ALL.map(DeferReason::as_str), |name| name))
+    }
+
+    fn attempts(r: &Register<'_>) -> Labelled {
+        let counters = r.counters("walhook_attempts_total", "outcome")?;
+        let outcomes = STATUS_CLASSES.into_iter().chain(FAILURES.map(FailureKind::as_str));
+        Ok(by_label(&counters, outcomes, |name| name))
+    }
+
+    fn endpoint_changes(r: &Register<'_>) -> Labelled {
+        let counters = r.counters("walhook_endpoint_changes_total", "change")?;
+        Ok(by_label(&counters, EndpointChange::ALL.map(EndpointChange::as_str), |name| name))
+    }
+
+    fn notices(r: &Register<'_>) -> Labelled {
+        let counters = r.counters("walhook_notices_total", "result")?;
+        Ok(by_label(&counters, NoticeResult::ALL.map(NoticeResult::as_str), |name| name))
+    }
+
+    fn unroutable(r: &Register<'_>) -> Labelled {
+        let counters = r.counters("walhook_unroutable_total", "reason")?;
+        Ok(by_label(&counters, UNROUTABLE.map(UnroutableReason::as_str), |name| name))
+    }
+
+    fn failing(r: &Register<'_>) -> prometheus::Result<HashMap<Part, Gauge>> {
+        let gauges = r.floats("walhook_failing_seconds", &["part", "delivery"])?;
+        let of = |part: Part| {
+            let delivery = if part.stops_delivery() { "stops" } else { "goes_on" };
+            (part, gauges.with_label_values(&[part.as_str(), delivery]))
+        };
+        Ok(Part::ALL.map(of).into())
     }
 
     /// Counts an event by its type, or else by the longest pattern of a rule that covers it: types that
@@ -536,37 +429,6 @@ impl Metrics {
 
 fn saturate(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
-}
-
-fn register<C: Collector + Clone + 'static>(registry: &Registry, c: C) -> prometheus::Result<C> {
-    registry.register(Box::new(c.clone()))?;
-    Ok(c)
-}
-
-fn counters(
-    r: &Registry,
-    name: &str,
-    help: &str,
-    label: &str,
-) -> prometheus::Result<IntCounterVec> {
-    register(r, IntCounterVec::new(Opts::new(name, help), &[label])?)
-}
-
-fn gauges(r: &Registry, name: &str, help: &str, label: &str) -> prometheus::Result<IntGaugeVec> {
-    register(r, IntGaugeVec::new(Opts::new(name, help), &[label])?)
-}
-
-fn gauge(r: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
-    register(r, IntGauge::new(name, help)?)
-}
-
-fn histogram(
-    r: &Registry,
-    name: &str,
-    help: &str,
-    buckets: &[f64],
-) -> prometheus::Result<Histogram> {
-    register(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tracing::{Instrument, Span};
 
 use super::exchange::{Answer, Exchange};
 use super::transport::Transport;
@@ -48,8 +49,12 @@ impl Sender {
         }
     }
 
-    /// Makes one attempt. See [`Transport::send`].
+    /// Makes one attempt, in a span of its own at the level `trace`. See [`Transport::send`].
     pub async fn send(&self, attempt: &Attempt) -> Outcome {
+        self.make(attempt).instrument(span(attempt)).await
+    }
+
+    async fn make(&self, attempt: &Attempt) -> Outcome {
         match self {
             Self::Live(transport) => transport.send(attempt).await.into(),
             Self::Log => {
@@ -81,6 +86,20 @@ impl Sender {
             }
         }
     }
+}
+
+/// Which delivery, and which attempt of it, all that is logged meanwhile belongs to. Names no URL and
+/// holds nothing of what is sent. Where nobody asks for `trace`, no field is even put into words.
+fn span(attempt: &Attempt) -> Span {
+    // The dispatcher makes requests of one delivery.
+    let Delivery { event, number, .. } = attempt.first();
+    tracing::trace_span!(
+        "delivery",
+        event = %event.id,
+        account = %event.account,
+        endpoint = %attempt.endpoint.id,
+        attempt = number
+    )
 }
 
 fn taken() -> Outcome {

@@ -82,26 +82,30 @@ impl StateStore {
             place::columns(""),
             place::columns("r.")
         );
-        let found = self.connection.query_typed(&sql, &params).await?;
-        let mut answers: Vec<Refilled> = refills
-            .iter()
-            .map(|r| Refilled { queue: r.queue.clone(), rows: Vec::new(), end: true })
-            .collect();
-        for row in &found {
-            let at = usize::try_from(row.try_get::<_, i64>("at")?).unwrap_or_default();
-            let place = at.checked_sub(1);
-            let Some((refill, answer)) =
-                place.and_then(|at| Some((refills.get(at)?, answers.get_mut(at)?)))
-            else {
-                return Err(unreadable("the page of a queue")("it was not asked for"));
-            };
-            answer.rows.push(read(row)?);
-            let found: i64 = row.try_get("found")?;
-            let whole = usize::try_from(found).is_ok_and(|found| found == answer.rows.len());
-            answer.end = whole && found < i64::from(refill.rows);
-        }
-        Ok(answers)
+        pages(refills, &self.connection.query_typed(&sql, &params).await?)
     }
+}
+
+/// The rows, each to the request that it answers.
+fn pages(refills: &[Refill], found: &[Row]) -> Result<Vec<Refilled>, StateError> {
+    let mut answers: Vec<Refilled> = refills
+        .iter()
+        .map(|r| Refilled { queue: r.queue.clone(), rows: Vec::new(), end: true })
+        .collect();
+    for row in found {
+        let at = usize::try_from(row.try_get::<_, i64>("at")?).unwrap_or_default();
+        let place = at.checked_sub(1);
+        let Some((refill, answer)) =
+            place.and_then(|at| Some((refills.get(at)?, answers.get_mut(at)?)))
+        else {
+            return Err(unreadable("the page of a queue")("it was not asked for"));
+        };
+        answer.rows.push(read(row)?);
+        let found: i64 = row.try_get("found")?;
+        let whole = usize::try_from(found).is_ok_and(|found| found == answer.rows.len());
+        answer.end = whole && found < i64::from(refill.rows);
+    }
+    Ok(answers)
 }
 
 fn read(row: &Row) -> Result<Deferred, StateError> {

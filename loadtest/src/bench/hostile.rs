@@ -162,18 +162,25 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
+impl Report {
+    /// Nothing is measured yet.
+    fn of(attack: Attack) -> Self {
+        Self {
+            name: attack.name(),
+            what: attack.what(),
+            left_out: None,
+            quiet_ms: Spread::default(),
+            hostile_ms: Spread::default(),
+            resident_peak: 0,
+            victim: None,
+            books: Accounts::default(),
+            wrong: Vec::new(),
+        }
+    }
+}
+
 async fn measure(args: &Args, attack: Attack) -> Result<Report> {
-    let mut report = Report {
-        name: attack.name(),
-        what: attack.what(),
-        left_out: None,
-        quiet_ms: Spread::default(),
-        hostile_ms: Spread::default(),
-        resident_peak: 0,
-        victim: None,
-        books: Accounts::default(),
-        wrong: Vec::new(),
-    };
+    let mut report = Report::of(attack);
     let books = Arc::new(Books::default());
     let receiver = receiver::start(Arc::clone(&books)).await?;
     let servers = Servers::start().await?;

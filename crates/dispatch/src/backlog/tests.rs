@@ -162,6 +162,7 @@ impl Model {
         self.live[at].in_memory = false;
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each action, in both models")]
     fn act(&mut self, action: &Action) {
         match action {
             Action::Arrive(keys) => {

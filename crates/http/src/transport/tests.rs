@@ -11,6 +11,7 @@ mod odd;
 mod proxy;
 mod request;
 mod resends;
+mod spans;
 mod tls;
 
 use std::net::SocketAddr;

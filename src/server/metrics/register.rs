@@ -1,0 +1,133 @@
+//! Making the metrics: each name with its help, once.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, Result,
+};
+
+/// What `/metrics` says of each metric.
+const HELP: [(&str, &str); 36] = [
+    ("walhook_attempt_seconds", "How long a request took."),
+    ("walhook_attempts_total", "Requests that came to an end, by what came of them."),
+    ("walhook_backlogs", "Endpoints with deferred deliveries."),
+    ("walhook_breakers_open", "Endpoints that fail too often to be sent to."),
+    ("walhook_changes_total", "Row changes received in committed transactions."),
+    (
+        "walhook_checkpoint_lag_bytes",
+        "WAL between the checkpoint and the end of what was received.",
+    ),
+    (
+        "walhook_connection_bytes",
+        "Memory that connections to endpoints and their unfinished answers take.",
+    ),
+    ("walhook_dead_letters", "Dead letters that are stored."),
+    ("walhook_deferred", "Deliveries that are deferred."),
+    (
+        "walhook_deferred_total",
+        "Deliveries that left memory for the table of deferred ones, by why.",
+    ),
+    ("walhook_deliveries_total", "Deliveries that came to an end or were deferred, by how."),
+    ("walhook_delivery_latency_seconds", "From the commit to the 2xx."),
+    ("walhook_endpoint_changes_total", "Changes of endpoints' states, by what they became."),
+    ("walhook_endpoints_invalid", "Endpoints whose row cannot be used, of those that are known."),
+    ("walhook_endpoints_stopped", "Endpoints to which nothing is sent, by why."),
+    ("walhook_events_total", "Events made, by the rule's type."),
+    ("walhook_failing_seconds", "For how long a part has been failing."),
+    ("walhook_gaps", "Ranges of WAL that were not delivered."),
+    ("walhook_in_flight", "Requests in flight, by the pool they hold."),
+    ("walhook_kept_bytes", "Memory that routes and queues take."),
+    ("walhook_lanes", "Accounts with pending deliveries."),
+    ("walhook_leader", "Whether this instance is the leader."),
+    ("walhook_notices_total", "Requests to notify.url that came to an end, and notices given up."),
+    ("walhook_notify_failing", "Whether notify.url did not take the last notice."),
+    (
+        "walhook_oldest_unsettled_seconds",
+        "Age of the oldest transaction that holds the checkpoint back.",
+    ),
+    (
+        "walhook_queue_wait_seconds",
+        "From when a delivery could first be sent to its first request.",
+    ),
+    ("walhook_queued_bytes", "Memory that pending events take."),
+    ("walhook_replay_window_bytes", "WAL that the anchor slot makes the server keep for replays."),
+    ("walhook_resends_total", "Requests sent again on another connection within their attempt."),
+    ("walhook_slot_retained_bytes", "WAL that the slot makes the server keep."),
+    (
+        "walhook_slot_safe_bytes",
+        "WAL that can still be written before the slot is lost; infinite without a limit.",
+    ),
+    ("walhook_state_bytes", "Bytes that the state tables take."),
+    (
+        "walhook_uncovered_tables",
+        "Partitions and children of the rules' tables whose changes are missing.",
+    ),
+    ("walhook_unroutable_total", "Changes that could not be turned into an event, by why."),
+    ("walhook_unrouted", "Events that are stored without an endpoint."),
+    (
+        "walhook_unrouted_total",
+        "Events that were stored without an endpoint, and what became of them.",
+    ),
+];
+
+/// Where metrics are registered.
+pub(super) struct Register<'a>(pub(super) &'a Registry);
+
+impl Register<'_> {
+    pub(super) fn add<C: Collector + Clone + 'static>(&self, metric: C) -> Result<C> {
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    pub(super) fn gauge(&self, name: &str) -> Result<IntGauge> {
+        self.add(IntGauge::with_opts(opts(name)?)?)
+    }
+
+    /// A gauge of seconds, or of what may be infinite.
+    pub(super) fn float(&self, name: &str) -> Result<Gauge> {
+        self.add(Gauge::with_opts(opts(name)?)?)
+    }
+
+    pub(super) fn counter(&self, name: &str) -> Result<IntCounter> {
+        self.add(IntCounter::with_opts(opts(name)?)?)
+    }
+
+    pub(super) fn counters(&self, name: &str, label: &str) -> Result<IntCounterVec> {
+        self.add(IntCounterVec::new(opts(name)?, &[label])?)
+    }
+
+    pub(super) fn gauges(&self, name: &str, label: &str) -> Result<IntGaugeVec> {
+        self.add(IntGaugeVec::new(opts(name)?, &[label])?)
+    }
+
+    pub(super) fn floats(&self, name: &str, labels: &[&str]) -> Result<GaugeVec> {
+        self.add(GaugeVec::new(opts(name)?, labels)?)
+    }
+
+    pub(super) fn histogram(&self, name: &str, buckets: &[f64]) -> Result<Histogram> {
+        let opts = HistogramOpts::from(opts(name)?).buckets(buckets.to_vec());
+        self.add(Histogram::with_opts(opts)?)
+    }
+}
+
+/// The counters of these label values, each under what it is found by.
+pub(super) fn by_label<K: Eq + Hash>(
+    counters: &IntCounterVec,
+    labels: impl IntoIterator<Item = K>,
+    value: impl Fn(&K) -> &str,
+) -> HashMap<K, IntCounter> {
+    let found = labels.into_iter().map(|label| {
+        let counter = counters.with_label_values(&[value(&label)]);
+        (label, counter)
+    });
+    found.collect()
+}
+
+fn opts(name: &str) -> Result<Opts> {
+    let known = HELP.iter().find(|(known, _)| *known == name);
+    let (_, help) = known.ok_or_else(|| prometheus::Error::Msg(format!("{name} has no help")))?;
+    Ok(Opts::new(name, *help))
+}

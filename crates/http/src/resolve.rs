@@ -11,7 +11,7 @@
 //! ```
 //!
 //! A look-up is a task, which costs some sockets and no thread, and can be dropped. It holds one of
-//! the places that others need for [`QUICK`] at most; then it goes on in one of the places for slow
+//! the places that others need for `QUICK` at most; then it goes on in one of the places for slow
 //! names, of which an account has one, or ends there if none is free. An account that has not yet had
 //! an answer asks one thing at a time; one that has waited for a name server in vain has slow places
 //! only, until it is answered. A name that nobody answered for is asked for again only after a while,

@@ -14,8 +14,8 @@
 //! on, answers that get lost, look-ups that fail, receivers of every temper, operators. A seed says all of it,
 //! and nothing else does: the same seed has the same trace, line by line.
 //!
-//! What must be true is told by [`checkers`], one a promise, from what is seen outside. Faults that are
-//! planted around walhook on purpose ([`plants`]) show that they see what they should.
+//! What must be true is told by `checkers`, one a promise, from what is seen outside. Faults that are
+//! planted around walhook on purpose (`plants`) show that they see what they should.
 
 mod checkers;
 mod counts;

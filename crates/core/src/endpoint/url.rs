@@ -8,8 +8,7 @@ pub const URL_BYTES_MAX: usize = 8 << 10;
 
 /// Reads a row's URL. White space around it is not part of it.
 ///
-/// Whether the host may be contacted is for [`Policy`](walhook_http::egress::Policy) to say, at each
-/// attempt.
+/// Whether the host may be contacted is for the egress policy of `walhook-http` to say, at each attempt.
 ///
 /// # Errors
 /// What is wrong with it, to stand after "the url"; no part of it, which may be secret.

@@ -17,6 +17,7 @@
 //! What must be true is told by `checkers`, one a promise, from what is seen outside. Faults that are
 //! planted around walhook on purpose (`plants`) show that they see what they should.
 
+mod again;
 mod checkers;
 mod counts;
 mod encode;
@@ -34,6 +35,7 @@ mod schema;
 pub mod state;
 mod trace;
 
+pub use again::{doublecheck, minimize};
 pub use counts::Counts;
 pub use faults::Fault;
 pub use plan::{ACCOUNTS, Options, TRANSACTIONS};

@@ -1,17 +1,20 @@
 //! The command line of the simulator.
 
+use std::io::IsTerminal;
 use std::ops::Range;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use walhook_simulator::{ACCOUNTS, Counts, Fault, Options, Plant, TRANSACTIONS, Wishes, run};
+use walhook_simulator::{
+    ACCOUNTS, Counts, Fault, Options, Plant, TRANSACTIONS, Wishes, doublecheck, minimize, run,
+};
 
 /// Runs walhook's decisions in virtual time, by seed, and checks what they promise
 #[derive(Debug, Parser)]
 struct Arguments {
     /// This seed
-    #[arg(long)]
+    #[arg(long, conflicts_with = "seeds")]
     seed: Option<u64>,
     /// Seeds from A to B, B not included
     #[arg(long, value_name = "A..B", value_parser = seeds)]
@@ -23,11 +26,17 @@ struct Arguments {
     #[arg(long, default_value_t = ACCOUNTS)]
     accounts: u32,
     /// Leaves faults out
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_name = "FAULT", value_delimiter = ',')]
     without: Vec<Fault>,
-    /// Plants a fault of walhook's own
-    #[arg(long)]
+    /// Plants a fault of walhook's own: the seeds are to fail
+    #[arg(long, value_name = "NAME")]
     plant: Option<Plant>,
+    /// Runs each seed twice, and compares all that was told and asked for
+    #[arg(long)]
+    doublecheck: bool,
+    /// Takes away from a seed that fails what it fails without, and prints what is left
+    #[arg(long)]
+    minimize: bool,
     /// Prints all that is told and asked for
     #[arg(long)]
     trace: bool,
@@ -49,27 +58,62 @@ fn main() -> ExitCode {
         plant: arguments.plant,
     };
     let first = arguments.seed.unwrap_or_default();
-    let seeds = arguments.seeds.unwrap_or(first..first + 1);
-    let wishes = Wishes { print: arguments.trace, ..Wishes::default() };
+    let seeds = arguments.seeds.clone().unwrap_or(first..first.saturating_add(1));
+    let all = seeds.end.saturating_sub(seeds.start);
     let began = Instant::now();
     let mut counts = Counts::required();
-    let mut failed = 0;
-    let all = seeds.end.saturating_sub(seeds.start);
-    for seed in seeds {
-        match run(seed, &options, &wishes) {
-            Ok(report) => counts.merge(&report.counts),
-            Err(failure) => {
-                failed += 1;
-                println!("seed {seed} failed after {:?}: {}", failure.at, failure.checker);
-                println!("  {}", failure.problem);
-                println!("  walhook-simulator --seed {seed}{}", options.arguments());
-            }
+    let mut failed: u64 = 0;
+    for (done, seed) in (0u64..).zip(seeds) {
+        if let Err(report) = one(seed, &options, &arguments, &mut counts) {
+            failed += 1;
+            println!("{report}");
+        }
+        if std::io::stderr().is_terminal() {
+            eprint!("\r{done} of {all} seeds, {failed} failed ");
         }
     }
-    if failed == 0 {
-        println!("{counts}");
+    println!("{counts}");
+    let took = began.elapsed();
+    println!("{all} seeds in {took:.1?}, {failed} failed, {:.2} a second", per_second(all, took));
+    let missing = counts.missing();
+    if all >= 2_000 && !missing.is_empty() {
+        println!("never happened: {}", missing.join(", "));
+        return ExitCode::FAILURE;
     }
-    let took = began.elapsed().as_secs_f64();
-    println!("{all} seeds, {failed} failed, {:.2} seeds/s", all as f64 / took);
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn per_second(seeds: u64, took: std::time::Duration) -> f64 {
+    seeds as f64 / took.as_secs_f64()
+}
+
+/// Runs a seed; says what failed, and how to see it again.
+fn one(
+    seed: u64,
+    options: &Options,
+    arguments: &Arguments,
+    counts: &mut Counts,
+) -> Result<(), String> {
+    if arguments.doublecheck {
+        return doublecheck(seed, options)
+            .map(|lines| println!("seed {seed}: {lines} lines, twice"));
+    }
+    let wishes = Wishes { print: arguments.trace, ..Wishes::default() };
+    let failure = match run(seed, options, &wishes) {
+        Ok(report) => {
+            counts.merge(&report.counts);
+            return Ok(());
+        }
+        Err(failure) => failure,
+    };
+    let again =
+        |options: &Options| format!("walhook-simulator --seed {seed}{}", options.arguments());
+    let (checker, problem, at) = (&failure.checker, &failure.problem, failure.at);
+    let mut report = format!("seed {seed}, at {at:?}: {checker}: {problem}\n  {}", again(options));
+    if arguments.minimize {
+        let (least, failure) = minimize(seed, options, &failure);
+        report += &format!("\n  shortened: {}\n  {}", failure.problem, again(&least));
+    }
+    Err(report)
 }

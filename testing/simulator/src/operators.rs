@@ -106,7 +106,8 @@ impl Run {
         }
         if !self.operators.is_idle() {
             let span = self.operators.until.0 / 60;
-            let ms = 100 + self.operators.rng.random_range(0..=span / 1_000);
+            let late = if self.now > self.operators.until { 2_000 } else { 100 };
+            let ms = late + self.operators.rng.random_range(0..=span / 1_000);
             self.after(Duration::from_millis(ms), Happens::Operates);
         }
     }

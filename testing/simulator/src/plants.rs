@@ -49,7 +49,7 @@ kinds! {
         SentTwice = "sent-twice",
         /// A request goes to somebody else's endpoint.
         SentElsewhere = "sent-elsewhere",
-        /// A retry comes before its time.
+        /// A Retry-After is not told, so that the retry comes before its time.
         RetryEarly = "retry-early",
         /// Deferred rows are read in the wrong order.
         PageReversed = "page-reversed",
@@ -91,6 +91,13 @@ impl Planted {
     pub(crate) fn outcome(&mut self, outcome: Outcome) -> Outcome {
         if !outcome.delivered() && self.is(Plant::OutcomeFlattered) {
             return Outcome { elapsed: outcome.elapsed, ..answered(200, None) };
+        }
+        if let Ok(answer) = &outcome.result
+            && answer.retry_after.is_some()
+            && self.is_often(Plant::RetryEarly)
+        {
+            let answer = Answer { retry_after: None, ..answer.clone() };
+            return Outcome { result: Ok(answer), ..outcome };
         }
         outcome
     }
@@ -145,11 +152,6 @@ impl Planted {
         for page in &mut pages {
             if self.is(Plant::PageReversed) {
                 page.rows.reverse();
-            }
-            for row in &mut page.rows {
-                if row.due_us.is_some() && self.is(Plant::RetryEarly) {
-                    row.due_us = None;
-                }
             }
         }
         pages

@@ -31,7 +31,7 @@ use crate::state::State;
 use crate::trace::Trace;
 
 /// All must have ended so long after the last commit.
-const PATIENCE: Duration = Duration::from_secs(7 * 24 * 3_600);
+const PATIENCE: Duration = Duration::from_secs(24 * 3_600);
 
 /// Dead letters of a queue that are rows, where the tables have a bound.
 const FEW_LETTERS: u32 = 8;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use walhook_core::attempt::{Attempt, Delivery, Outcome};
+use walhook_core::attempt::{Attempt, Delivery, Meaning, Outcome};
 use walhook_core::event::{Event, Item};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{PersistBatch, Refilled};
@@ -92,12 +92,11 @@ impl Planted {
         if !outcome.delivered() && self.is(Plant::OutcomeFlattered) {
             return Outcome { elapsed: outcome.elapsed, ..answered(200, None) };
         }
-        if let Ok(answer) = &outcome.result
-            && answer.retry_after.is_some()
+        if let Meaning::Refused { retry_after: Some(_), overloaded } = outcome.meaning
             && self.is_often(Plant::RetryEarly)
         {
-            let answer = Answer { retry_after: None, ..answer.clone() };
-            return Outcome { result: Ok(answer), ..outcome };
+            let meaning = Meaning::Refused { retry_after: None, overloaded };
+            return Outcome { meaning, ..outcome };
         }
         outcome
     }

@@ -1,5 +1,7 @@
 //! The model of the state tables against the real ones: the same batches, table by table.
 
+#![expect(clippy::unwrap_used, reason = "a test fails with what went wrong")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use walhook_core::endpoint::Secret;

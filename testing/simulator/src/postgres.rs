@@ -231,6 +231,14 @@ impl Postgres {
         })
     }
 
+    /// Whether the endpoint was for such events when this one was committed.
+    pub(crate) fn was_wanted(&self, expect: &Expect, endpoint: &EndpointId) -> bool {
+        let versions = self.versions.get(endpoint).map(Vec::as_slice).unwrap_or_default();
+        let at = versions.partition_point(|(txn, _)| *txn <= expect.txn);
+        let row = at.checked_sub(1).and_then(|at| versions.get(at)).map(|(_, row)| row.as_ref());
+        row.flatten().is_some_and(|row| row.fits(&expect.account, expect.event_type))
+    }
+
     /// Whether a look-up that counts could have found it.
     pub(crate) fn is_allowed(&self, expect: &Expect, endpoint: &EndpointId) -> bool {
         let Some(versions) = self.versions.get(endpoint) else { return false };

@@ -84,6 +84,14 @@ fn backlog(row: &BacklogRow) -> String {
 fn tables_of(state: &State) -> Tables {
     let mut tables = Tables::new();
     let mut put = |table, row: String| _ = tables.entry(table).or_default().insert(row);
+    put_rows(state, &mut put);
+    put_letters(state, &mut put);
+    put_unrouted(state, &mut put);
+    put_endpoints(state, &mut put);
+    tables
+}
+
+fn put_rows(state: &State, put: &mut impl FnMut(&'static str, String)) {
     put("checkpoint", format!("{}|{}", state.frontier, state.epoch));
     for (last, ranges) in &state.settled {
         put("settled", format!("{last}|{}", hex(&settled::encode(ranges))));
@@ -117,6 +125,9 @@ fn tables_of(state: &State) -> Tables {
     for row in state.backlog.values() {
         put("backlog", backlog(row));
     }
+}
+
+fn put_letters(state: &State, put: &mut impl FnMut(&'static str, String)) {
     for ((event, endpoint, replay), letter) in &state.letters {
         let job = letter.last_job.map_or("-".to_owned(), |job| job.to_string());
         put(
@@ -152,6 +163,9 @@ fn tables_of(state: &State) -> Tables {
             ),
         );
     }
+}
+
+fn put_unrouted(state: &State, put: &mut impl FnMut(&'static str, String)) {
     for (event, routed_to) in state.unrouted.values().flat_map(BTreeMap::values) {
         put("unrouted", format!("{}{}", body(event), routed_to.as_deref().unwrap_or("-")));
     }
@@ -169,6 +183,9 @@ fn tables_of(state: &State) -> Tables {
     for xid in &state.unseen {
         put("unseen", xid.to_string());
     }
+}
+
+fn put_endpoints(state: &State, put: &mut impl FnMut(&'static str, String)) {
     for (endpoint, stopped) in &state.stopped {
         let row = match stopped {
             Stopped::Disabled(reason) => format!("{endpoint}|disabled|{reason}|-"),
@@ -205,7 +222,6 @@ fn tables_of(state: &State) -> Tables {
             ),
         );
     }
-    tables
 }
 
 /// For each table the query whose rows read as the model's.

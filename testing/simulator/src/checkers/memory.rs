@@ -4,7 +4,7 @@ use super::{Checker, Scene, Seen};
 
 /// What may come on top: a batch that was taken while there was room, and the deliveries of events that
 /// waited for their endpoints, which are as many as their accounts have.
-const BATCH_BYTES: usize = 1 << 20;
+const BATCH_BYTES: usize = 2 << 20;
 
 #[derive(Debug, Default)]
 pub(crate) struct Memory;

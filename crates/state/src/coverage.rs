@@ -47,7 +47,7 @@ impl StateStore {
         alarms: &[String],
     ) -> Result<(), StateError> {
         let Scope { s, pipeline, partition, .. } = &self.scope;
-        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let epoch = self.led_epoch()?;
         let seen = serde_json::to_string(coverage).map_err(unreadable("coverage.seen"))?;
         let tx = self.connection.transaction().await?;
         fence(&tx, &self.scope, epoch).await?;

@@ -188,7 +188,7 @@ impl StateStore {
         condition: &str,
         change: &str,
     ) -> Result<Option<Changed>, StateError> {
-        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let epoch = self.led_epoch()?;
         let Scope { s, pipeline, .. } = &self.scope;
         let filters = filter.condition();
         let sql = format!(

@@ -121,7 +121,7 @@ impl StateStore {
             return Ok(Vec::new());
         }
         let Scope { s, pipeline, .. } = &self.scope;
-        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let epoch = self.led_epoch()?;
         let sql = format!(
             "WITH covered AS (
                  SELECT id, CASE WHEN unrouted THEN 0 ELSE removed {PLUS} skipped END AS deliveries

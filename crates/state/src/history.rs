@@ -24,7 +24,7 @@ impl StateStore {
         oldest: Lsn,
     ) -> Result<(), StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
-        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let epoch = self.led_epoch()?;
         let tx = self.connection.transaction().await?;
         fence(&tx, &self.scope, epoch).await?;
         let insert = format!(

@@ -157,11 +157,12 @@ pub fn schema_sql(schema: &str) -> String {
 /// Why the state database did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// A later leader has taken the lease. Nothing was written, and nothing more may be sent.
-    #[error("another instance has taken over: epoch {epoch} is no longer the lease's")]
+    /// A later leader has taken the lease, or we never did. Nothing was written, and nothing more may be
+    /// sent.
+    #[error("{}", fenced(*epoch))]
     Fenced {
-        /// The epoch that we held.
-        epoch: i64,
+        /// The epoch that we held; `None`: we held none, which is no right to write.
+        epoch: Option<i64>,
     },
     /// The tables, or the pipeline's rows in them, are not there.
     #[error(
@@ -249,6 +250,13 @@ impl StateError {
     pub fn is_data_error(&self) -> bool {
         matches!(self, Self::Sql(error) if is_data_error(error))
     }
+}
+
+fn fenced(epoch: Option<i64>) -> String {
+    epoch.map_or_else(
+        || "this instance does not lead: it has not taken the lease".to_owned(),
+        |epoch| format!("another instance has taken over: epoch {epoch} is no longer the lease's"),
+    )
 }
 
 /// What a new leader starts from.
@@ -365,6 +373,11 @@ impl StateStore {
     #[must_use]
     pub fn epoch(&self) -> Option<i64> {
         self.epoch
+    }
+
+    /// The epoch to write with, as the leader.
+    fn led_epoch(&self) -> Result<i64, StateError> {
+        self.epoch.ok_or(StateError::Fenced { epoch: None })
     }
 
     /// Writes from now on as the leader that took this epoch in another session, and no longer than
@@ -607,7 +620,7 @@ async fn fence(tx: &Transaction<'_>, scope: &Scope, epoch: i64) -> Result<(), St
     let params: [Param<'_>; 3] =
         [(pipeline, Type::TEXT), (partition, Type::INT4), (&epoch, Type::INT8)];
     let row = tx.query_typed_opt(&sql, &params).await?;
-    row.map(|_| ()).ok_or(StateError::Fenced { epoch })
+    row.map(|_| ()).ok_or(StateError::Fenced { epoch: Some(epoch) })
 }
 
 /// As [`fence`], and keeps other sessions of the same leader from writing too.

@@ -16,7 +16,7 @@ impl StateStore {
     /// # Errors
     /// [`StateError::Fenced`], [`StateError::Sql`], [`StateError::Unreadable`].
     pub async fn next_notice(&mut self) -> Result<Option<DueNotice>, StateError> {
-        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let epoch = self.led_epoch()?;
         let Scope { s, pipeline, .. } = &self.scope;
         let tx = self.connection.transaction().await?;
         fence(&tx, &self.scope, epoch).await?;
@@ -72,7 +72,7 @@ impl StateStore {
     }
 
     async fn set_notice(&mut self, notice: &DueNotice, turn: Turn) -> Result<(), StateError> {
-        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let epoch = self.led_epoch()?;
         let Scope { s, pipeline, .. } = &self.scope;
         let tx = self.connection.transaction().await?;
         fence(&tx, &self.scope, epoch).await?;
@@ -164,6 +164,9 @@ mod tests {
         assert_eq!((store.next_notice().await.unwrap(), fixture.count("notices").await), (None, 0));
 
         fixture.open().await.take_lease("two").await.unwrap();
-        assert!(matches!(store.end_notice(&rest).await, Err(StateError::Fenced { epoch: 1 })));
+        assert!(matches!(
+            store.end_notice(&rest).await,
+            Err(StateError::Fenced { epoch: Some(1) })
+        ));
     }
 }

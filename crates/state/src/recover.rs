@@ -114,7 +114,7 @@ impl StateStore {
     /// [`StateError::Fenced`], [`StateError::Sql`].
     pub async fn set_timeline(&mut self, timeline: u32) -> Result<(), StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
-        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let epoch = self.led_epoch()?;
         let tx = self.connection.transaction().await?;
         fence(&tx, &self.scope, epoch).await?;
         let sql = format!("UPDATE {s}.meta SET timeline = $2 WHERE pipeline {EQ} $1");

@@ -191,7 +191,7 @@ impl StateStore {
     /// [`StateError::Fenced`], [`StateError::Sql`].
     pub async fn set_replay_position(&mut self, id: i64, position: Lsn) -> Result<(), StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
-        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let epoch = self.led_epoch()?;
         let tx = self.connection.transaction().await?;
         fence(&tx, &self.scope, epoch).await?;
         let sql =

@@ -29,7 +29,7 @@ impl StateStore {
     /// [`StateError::Fenced`], [`StateError::Sql`].
     pub async fn store_troubles(&mut self, troubles: &[Told]) -> Result<(), StateError> {
         let Scope { s, pipeline, partition, .. } = &self.scope;
-        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let epoch = self.led_epoch()?;
         let tx = self.connection.transaction().await?;
         fence(&tx, &self.scope, epoch).await?;
         let remove =

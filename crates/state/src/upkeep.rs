@@ -136,7 +136,7 @@ impl StateStore {
     /// # Errors
     /// [`StateError::Fenced`], [`StateError::Sql`].
     pub async fn expire(&mut self, retention: Duration) -> Result<u64, StateError> {
-        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let epoch = self.led_epoch()?;
         let Scope { s, pipeline, .. } = &self.scope;
         let age_us = i64::try_from(micros(retention)).unwrap_or(i64::MAX);
         let params: [Param<'_>; 3] =

@@ -71,7 +71,7 @@ impl StateStore {
     /// the same batch again.
     pub async fn persist(&mut self, batch: &PersistBatch) -> Result<Persisted, StateError> {
         // No lease taken is no right to write.
-        let epoch = self.epoch.ok_or(StateError::Fenced { epoch: 0 })?;
+        let epoch = self.led_epoch()?;
         let tx = self.connection.transaction().await?;
         let persisted = match write(&tx, &self.scope, epoch, batch).await {
             Err(StateError::Sql(error)) if is_data_error(&error) => {

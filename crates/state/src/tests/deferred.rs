@@ -213,7 +213,7 @@ async fn fenced_leader_defers_nothing() {
         tx.commit().await.unwrap();
     };
     let (result, ()) = futures_util::join!(old.persist(&late), let_go);
-    assert!(matches!(result, Err(StateError::Fenced { epoch: 1 })));
+    assert!(matches!(result, Err(StateError::Fenced { epoch: Some(1) })));
     for table in ["deferred", "bodies", "backlog"] {
         assert_eq!(fixture.count(table).await, 0, "{table}");
     }

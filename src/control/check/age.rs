@@ -7,6 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use super::Report;
 use crate::config::Config;
+use walhook_decode::pgoutput::Protocol;
 use walhook_postgres::op::{EQ, LE};
 use walhook_postgres::source::server_version;
 
@@ -51,10 +52,11 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
 /// Reads the slot's first change without taking it.
 async fn peek(client: &Client, slot: &str, publication: &str) -> Result<(), tokio_postgres::Error> {
     let sql = "SELECT pg_catalog.count(*) FROM pg_catalog.pg_logical_slot_peek_binary_changes(
-                   $1, NULL, 1, 'proto_version', '1', 'publication_names',
+                   $1, NULL, 1, 'proto_version', $3, 'publication_names',
                        pg_catalog.quote_ident($2))";
+    let version = Protocol::V1.version().to_string();
     client.batch_execute(PEEK).await?;
-    let peeked = client.query_one(sql, &[&slot, &publication]).await;
+    let peeked = client.query_one(sql, &[&slot, &publication, &version]).await;
     client.batch_execute("ROLLBACK").await?;
     peeked.map(|_| ())
 }

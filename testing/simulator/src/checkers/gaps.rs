@@ -35,7 +35,7 @@ impl Checker for Gaps {
             if gaps.is_empty() {
                 continue;
             }
-            let (mut owed, mut missing) = (0, 0);
+            let (mut owed, mut missing) = (0, Vec::new());
             for expect in &scene.postgres.expects {
                 let at = expect.position.commit_lsn;
                 let inside = gaps.iter().any(|gap| (gap.from..=gap.to).contains(&at));
@@ -47,11 +47,13 @@ impl Checker for Gaps {
                     || scene.state.has_letter(expect.id, endpoint)
                     || scene.facts.discarded.contains(&(expect.id, endpoint.clone()))
                     || is_given_up(scene, &expect.account, at);
-                missing += u64::from(!elsewhere);
+                if !elsewhere {
+                    missing.push((expect.id, at));
+                }
             }
             let counted: u64 = gaps.iter().map(|gap| gap.removed + gap.skipped).sum();
-            if missing > counted {
-                return Err(format!("{endpoint}: {missing} are missing, {counted} counted"));
+            if missing.len() as u64 > counted {
+                return Err(format!("{endpoint}: {missing:?} are missing, and {gaps:?}"));
             }
             if counted > owed && !replayed {
                 return Err(format!("{endpoint}: {counted} are counted, {owed} were owed"));
@@ -65,7 +67,7 @@ impl Checker for Gaps {
 fn is_given_up(scene: &Scene<'_>, account: &str, at: walhook_core::lsn::Lsn) -> bool {
     let nobody = EndpointId::new("");
     scene.state.gaps.iter().any(|gap| {
-        matches!(gap.kind, GapKind::Unrouted | GapKind::Stream)
+        matches!(gap.kind, GapKind::Unrouted | GapKind::Letters | GapKind::Stream)
             && (gap.from..=gap.to).contains(&at)
             && (*gap.queue.account == *account || gap.queue.account.is_empty())
             && gap.queue.endpoint == nobody

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use walhook_core::event::EndpointId;
+use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::position::EventId;
 use walhook_core::tick::Tick;
 
@@ -26,6 +26,8 @@ pub(crate) struct Facts {
     pub(crate) paused: BTreeSet<EndpointId>,
     /// Endpoints of which an operator has ever made rows due.
     pub(crate) hurried: BTreeSet<EndpointId>,
+    /// Accounts whose endpoints the database has ever refused to read: their events end without one.
+    pub(crate) refused: BTreeSet<AccountId>,
     /// Until when no delay proves anything: look-ups, or the state database, do not answer.
     pub(crate) delayed_until: Tick,
 }

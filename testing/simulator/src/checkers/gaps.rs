@@ -67,8 +67,13 @@ impl Checker for Gaps {
 fn is_given_up(scene: &Scene<'_>, account: &str, at: walhook_core::lsn::Lsn) -> bool {
     let nobody = EndpointId::new("");
     scene.state.gaps.iter().any(|gap| {
-        matches!(gap.kind, GapKind::Unrouted | GapKind::Letters | GapKind::Stream)
-            && (gap.from..=gap.to).contains(&at)
+        let kind = match gap.kind {
+            GapKind::Unrouted | GapKind::Stream => true,
+            // Of an account that was refused, dead letters without an endpoint.
+            GapKind::Letters => scene.facts.refused.contains(account),
+            GapKind::Suspended => false,
+        };
+        kind && (gap.from..=gap.to).contains(&at)
             && (*gap.queue.account == *account || gap.queue.account.is_empty())
             && gap.queue.endpoint == nobody
     })

@@ -181,6 +181,7 @@ impl Run {
                 put_off.push((account, wait));
             } else if let Some(refused) = self.outages.refuses(&account, self.now) {
                 self.counts.fault(Fault::LookUpRefused);
+                self.facts.refused.insert(account.clone());
                 answers.push((account, refused));
             } else {
                 let routes = self.postgres.routes(&account, self.now);

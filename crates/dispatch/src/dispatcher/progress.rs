@@ -64,6 +64,11 @@ impl Progress {
         txn
     }
 
+    /// The transaction that is being read, if the stream is not between two.
+    pub(super) const fn reading_or_between(&self) -> Option<TxnSeq> {
+        self.reading
+    }
+
     /// The transaction that is being read is complete.
     pub(super) fn commit(&mut self, end_lsn: Lsn) {
         let txn = self.reading();

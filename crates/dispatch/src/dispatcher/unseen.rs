@@ -39,12 +39,13 @@ impl Dispatcher {
         }
     }
 
-    /// A transaction that is being read has changed a watched table.
+    /// A transaction that is being read has changed a watched table. Between transactions the reader evicts
+    /// what the stream cannot tell of any more: there is nothing to wait for.
     pub(super) fn note_unseen(&mut self, xid: u32) {
         let is_last = |last: &(u32, Hold), txn: TxnSeq| {
             last.0 == xid && matches!(last.1, Hold::Held(held) if held == txn)
         };
-        let txn = self.progress.reading();
+        let Some(txn) = self.progress.reading_or_between() else { return };
         if self.routing.unseen.of.last().is_none_or(|last| !is_last(last, txn)) {
             self.progress.add(txn);
             self.routing.unseen.of.push((xid, Hold::Held(txn)));
@@ -100,5 +101,26 @@ impl Dispatcher {
                 *hold = Hold::Stored;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::dispatcher::Input;
+    use crate::fixture;
+    use walhook_core::event::{Invalidation, Item, Scope};
+    use walhook_core::lsn::Lsn;
+    use walhook_core::tick::Tick;
+
+    #[test]
+    fn invalidation_between_transactions_is_taken_and_holds_nothing() {
+        let mut dispatcher = fixture::dispatcher(fixture::settings());
+        let evict = || Item::Invalidate(Invalidation::new(7, Scope::All));
+        dispatcher.handle(Tick(1), Input::Items(vec![evict()]));
+        dispatcher.handle(Tick(1), Input::Items(fixture::transaction(2_000, [])));
+        dispatcher.handle(Tick(2), Input::Items(vec![evict()]));
+        dispatcher.handle(Tick(2), Input::Items(vec![Item::Progress { wal_end: Lsn(3_000) }]));
+        assert!(dispatcher.routing.unseen.of.is_empty());
+        assert_eq!(dispatcher.frontier(), Lsn(3_000));
     }
 }

@@ -34,6 +34,7 @@ pub(crate) mod prepared;
 mod published;
 pub(crate) mod range;
 mod reader;
+pub mod record;
 mod refill;
 mod replay;
 mod replay_window;
@@ -64,6 +65,7 @@ use maintenance::{Measuring, Retention, Vacuum};
 use notify::Notices;
 use observe::Observer;
 use reader::{Batch, Reader};
+use record::{Recorded, Recording};
 use refill::Refiller;
 use replay::Replays;
 use replay_window::{ReplayWindow, Touching};
@@ -123,10 +125,15 @@ pub enum Stop {
 /// Runs until `shutdown`: stands by while another instance leads, leads when the slot is free.
 ///
 /// `shutdown` drains: no new request is sent, those in flight may end, their outcomes are stored.
+/// `recording`: where what comes in is written.
 ///
 /// # Errors
 /// [`Stop`], except [`Stop::Fenced`], which leads back to standing by.
-pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Stop> {
+pub async fn run(
+    config: Config,
+    shutdown: CancellationToken,
+    recording: Option<&Recording>,
+) -> Result<(), Stop> {
     let types = config.events.iter().map(|rule| rule.event_type.as_str());
     let metrics = Arc::new(Metrics::new(&config.source.slot, types).map_err(anyhow::Error::from)?);
     let (tell, watched) = Teller::new(&config.source.slot);
@@ -135,7 +142,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Stop
     say_who_starts(&config, listener.local_addr().ok());
     let closed = CancellationToken::new();
     server.spawn(admin::serve(listener, Arc::clone(&metrics), watched, closed.clone()));
-    let result = stand_by_and_lead(&config, &metrics, &tell, &shutdown).await;
+    let result = stand_by_and_lead(&config, &metrics, &tell, &shutdown, recording).await;
     if let Err(Stop::Halted(halt)) = &result {
         tell.set_role(Role::Halted(halt.to_string()));
         store_halt(&config, &halt.to_string()).await;
@@ -175,6 +182,7 @@ async fn stand_by_and_lead(
     metrics: &Arc<Metrics>,
     tell: &Teller,
     shutdown: &CancellationToken,
+    recording: Option<&Recording>,
 ) -> Result<(), Stop> {
     let sender = match config.delivery.mode {
         DeliveryMode::Live => {
@@ -198,7 +206,7 @@ async fn stand_by_and_lead(
         );
         tell.set_role(Role::Leader);
         metrics.set_leader(true);
-        let ended = lead(config, leader, sender.clone(), metrics, tell, shutdown).await;
+        let ended = lead(config, leader, sender.clone(), metrics, tell, shutdown, recording).await;
         metrics.set_leader(false);
         match ended {
             Err(Stop::Fenced) => tracing::warn!("another instance has taken over; standing by"),
@@ -233,6 +241,7 @@ async fn lead(
     metrics: &Arc<Metrics>,
     tell: &Teller,
     shutdown: &CancellationToken,
+    recording: Option<&Recording>,
 ) -> Result<(), Stop> {
     let Leader { epoch, clock, system_identifier, start, store, session, rules, changes, left_out } =
         leader;
@@ -272,10 +281,11 @@ async fn lead(
         sizes,
         flush,
     };
-    let dispatcher =
-        Dispatcher::new(settings(config)?, start, SmallRng::from_rng(&mut rand::rng()));
+    let (settings, seed) = (settings(config)?, rand::random());
+    let recorded = recording.and_then(|to| to.tape().begin(&settings, &start, seed));
+    let dispatcher = Dispatcher::new(settings, start, SmallRng::seed_from_u64(seed));
     let mut tasks = Tasks::new(shutdown, tell.clone());
-    leading.dispatch(&mut tasks, dispatcher, channels, clock);
+    leading.dispatch(&mut tasks, dispatcher, channels, clock, recorded);
     let abort = tasks.abort.clone();
     tasks.spawn("writer", writer::write(store, persist_requests, stored, tell.clone(), abort));
     leading.respond(&mut tasks, Refiller::new(config.clone()), refill_requests, refilled);
@@ -315,10 +325,11 @@ impl Leading {
         dispatcher: Dispatcher,
         channels: dispatch::Ends,
         clock: Clock,
+        recorded: Option<Recorded>,
     ) {
         let grace = self.config.delivery.timeout + STORE_GRACE;
         let (sender, metrics) = (self.sender.clone(), Arc::clone(&self.metrics));
-        let tools = dispatch::Tools { sender, metrics, clock, grace };
+        let tools = dispatch::Tools { sender, metrics, clock, grace, recorded };
         let (drain, abort) = (tasks.drain.clone(), tasks.abort.clone());
         tasks.spawn("dispatcher", async move {
             dispatch::dispatch(dispatcher, channels, tools, drain, abort.clone()).await;

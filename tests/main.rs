@@ -45,6 +45,7 @@ mod outages;
 mod partitions;
 mod poolers;
 mod receivers;
+mod recording;
 mod recovery;
 mod refusals;
 mod replay;

@@ -1,9 +1,12 @@
 //! `walhook run`: the pipeline.
 
+use std::path::{Path, PathBuf};
+
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{CommandResult, Common, Failure};
+use crate::server::record::Recording;
 use crate::server::{self, Stop};
 
 /// Stream changes and deliver them, until SIGTERM or Ctrl-C
@@ -15,14 +18,21 @@ use crate::server::{self, Stop};
 /// The first signal drains: requests in flight may end and their outcomes are stored. A second one
 /// exits at once, which loses nothing either: what was not stored is sent again.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Write what comes in at the dispatcher to this new file, to replay an incident with
+    ///
+    /// Rows, secrets, header values, URLs' paths and queries, and error texts stand in it by their lengths and
+    /// a hash. It ends at 256 MiB, and where the disk does not keep up; the pipeline goes on.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+}
 
 /// Runs the command.
 ///
 /// # Errors
 /// [`Failure::Usage`] when the configuration does not fit the database, [`Failure::Halted`] when going
 /// on would lose data, [`Failure::Failed`] for the rest.
-pub async fn run(_args: Args, common: &Common) -> CommandResult {
+pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
     crate::server::log::init(&config.log).map_err(Failure::Usage)?;
     if config.events.is_empty() {
@@ -31,19 +41,31 @@ pub async fn run(_args: Args, common: &Common) -> CommandResult {
             common.path()?.display()
         )));
     }
+    let recording = args.record.as_deref().map(record).transpose()?;
     walhook_process::descriptors::raise();
     walhook_process::descriptors::tell((config.scheduler.fast_slots, config.scheduler.slow_slots));
     let shutdown = CancellationToken::new();
     let mut signals = tokio::task::JoinSet::new();
     signals.spawn(watch_signals(shutdown.clone()));
-    let ended = server::run(config, shutdown).await;
+    let ended = server::run(config, shutdown, recording.as_ref()).await;
     signals.abort_all();
+    if let Some(recording) = recording {
+        tokio::task::spawn_blocking(|| recording.finish()).await.map_err(anyhow::Error::from)?;
+    }
     match ended {
         Ok(()) | Err(Stop::Fenced) => Ok(()),
         Err(Stop::Halted(halt)) => Err(Failure::Halted(halt.to_string())),
         Err(Stop::Config(problem)) => Err(Failure::Usage(anyhow::anyhow!(problem))),
         Err(Stop::Failed(error)) => Err(Failure::Failed(error)),
     }
+}
+
+fn record(file: &Path) -> Result<Recording, Failure> {
+    let recording = Recording::create(file).map_err(|error| {
+        Failure::Usage(anyhow::anyhow!("--record {}: {error}; name a new file", file.display()))
+    })?;
+    tracing::info!(file = %file.display(), "recording what comes in at the dispatcher");
+    Ok(recording)
 }
 
 /// Waits for SIGTERM or Ctrl-C; says which.

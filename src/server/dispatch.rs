@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::lookups::LookupRequest;
 use super::reader::Batch;
+use super::record::Recorded;
 use super::refill::{RefillReply, RefillRequest};
 use super::writer::PersistRequest;
 use crate::server::metrics::Metrics;
@@ -61,6 +62,8 @@ pub(super) struct Tools {
     pub(super) clock: Clock,
     /// How long requests in flight may take to end after a shutdown began.
     pub(super) grace: Duration,
+    /// Writes down what comes in, where that is asked for.
+    pub(super) recorded: Option<Recorded>,
 }
 
 /// Drives the dispatcher until `drain` (end what is in flight, store what is settled, at most for the
@@ -164,7 +167,21 @@ impl Driver {
     }
 
     fn handle(&mut self, input: Input) {
-        self.dispatcher.handle(self.tools.clock.now(), input);
+        self.handle_at(self.tools.clock.now(), input);
+    }
+
+    fn handle_at(&mut self, now: Tick, input: Input) {
+        self.record(|recorded| recorded.input(now, &input));
+        self.dispatcher.handle(now, input);
+    }
+
+    /// Where the recording has ended, that is the last of it.
+    fn record(&mut self, act: impl FnOnce(&mut Recorded) -> Option<()>) {
+        if let Some(recorded) = &mut self.tools.recorded
+            && act(recorded).is_none()
+        {
+            self.tools.recorded = None;
+        }
     }
 
     /// Does all that is to be done at this moment, and says which it was.
@@ -172,11 +189,13 @@ impl Driver {
         let now = self.tools.clock.now();
         let held = self.tools.sender.held_bytes();
         if std::mem::replace(&mut self.connection_bytes, held) != held {
-            self.dispatcher.handle(now, Input::ConnectionBytes(held));
+            self.handle_at(now, Input::ConnectionBytes(held));
         }
         while let Some(effect) = self.dispatcher.poll(now) {
+            self.record(|recorded| recorded.effect(&effect));
             self.carry_out(effect, ends, now);
         }
+        self.record(|recorded| recorded.polled(now));
         now
     }
 

@@ -10,10 +10,12 @@ use super::event::Event;
 ///
 /// Invariant: along one endpoint, ids grow in stream order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct DeliveryId(pub u64);
 
 /// A request to send: one event to one endpoint, or several.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct Attempt {
     /// Where to, as it stood at this moment.
     pub endpoint: Arc<Endpoint>,
@@ -31,6 +33,7 @@ impl Attempt {
 
 /// What an attempt sends of one delivery.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct Delivery {
     /// Which delivery this is an attempt of; the outcome names it again.
     pub id: DeliveryId,
@@ -46,9 +49,11 @@ pub struct Delivery {
 ///
 /// Invariant: there is one. One alone stands in place, without an allocation.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct Deliveries(Several);
 
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 enum Several {
     One(Delivery),
     More(Box<[Delivery]>),
@@ -95,6 +100,7 @@ impl From<Delivery> for Deliveries {
 ///
 /// By its meaning alone: how a request is carried, and what an answer looks like, is known where it is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Outcome {
     /// What it means for the delivery, and for its endpoint.
     pub meaning: Meaning,
@@ -109,6 +115,7 @@ pub struct Outcome {
 
 /// What an outcome means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub enum Meaning {
     /// The endpoint took the event.
     Delivered,
@@ -135,6 +142,7 @@ pub enum Meaning {
 
 /// What was seen of an attempt: for histories, dead letters, logs and metrics.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Record {
     /// The status of the answer, where there was one.
     pub status: Option<u16>,
@@ -142,11 +150,13 @@ pub struct Record {
     pub failure: Option<FailureKind>,
     /// For a person: what failed, with the answer's first bytes; lowercase, without secrets, at most some
     /// 1 KiB. Empty where the endpoint took the event.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::text"))]
     pub text: String,
 }
 
 /// What failed, as far as the operator cares: the label of `walhook_attempts_total{outcome}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub enum FailureKind {
     /// The URL cannot be used, or a header of the endpoint's row is not a header.
     Invalid,

@@ -19,27 +19,33 @@ pub const EVENT_TYPES_MAX: usize = 1_000;
 
 /// One endpoint, as its row stood when it was looked up.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Endpoint {
     /// The row's id.
     pub id: EndpointId,
     /// The account that owns it.
     pub account: AccountId,
     /// Where requests go, as the row says. Whether that is allowed is checked at the attempt.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::url"))]
     pub url: String,
     /// Which event types it wants: exact names, `*`, or a prefix such as `subscriber.*`.
     pub event_types: Vec<String>,
     /// The signing secrets; all of them sign. Empty makes the endpoint unusable.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::secrets"))]
     pub secrets: Vec<Secret>,
     /// Whether the customer has it switched on.
     pub enabled: bool,
     /// Extra request headers, in the row's order.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::headers"))]
     pub headers: Vec<(String, String)>,
     /// The row's upper bound on requests in flight, where it sets one.
     pub max_in_flight: Option<u32>,
     /// The row's upper bound on requests a second, where it sets one.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::float_option"))]
     pub rate_per_second: Option<f64>,
     /// Why the row cannot be used (a null secret, say), where it cannot; then what it asks for becomes
     /// dead letters. Names no value of the row, which may be secret.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::text_option"))]
     pub invalid: Option<String>,
 }
 
@@ -115,14 +121,17 @@ impl fmt::Debug for Secret {
 
 /// All that routing knows about one account: its endpoints and its weight.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Routes {
     /// The account's endpoints, enabled or not, ordered by the bytes of their ids; often none.
     pub endpoints: Vec<Arc<Endpoint>>,
     /// The account's share against others; 1 unless the accounts table says otherwise. Above 0.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::float"))]
     pub weight: f64,
     /// Why the account's endpoints are not known, where they take more memory than there is, or the
     /// database refuses to read their rows: then none of them is in `endpoints`, and the account's events
     /// cannot be routed.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::text_option"))]
     pub refused: Option<String>,
     bytes: usize,
 }

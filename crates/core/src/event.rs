@@ -46,6 +46,20 @@ macro_rules! text_id {
             }
         }
 
+        #[cfg(feature = "record")]
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.serialize_str(&self.0)
+            }
+        }
+
+        #[cfg(feature = "record")]
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                String::deserialize(from).map(Self::new)
+            }
+        }
+
         impl std::borrow::Borrow<str> for $name {
             fn borrow(&self) -> &str {
                 &self.0
@@ -95,6 +109,7 @@ text_id! {
 
 /// What happened to the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub enum Operation {
     /// A row was inserted.
     Insert,
@@ -131,6 +146,7 @@ pub type RowKeys = SmallVec<[u64; 2]>;
 
 /// One event: what a rule made of one committed change. Shared by all deliveries of it.
 #[derive(Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Event {
     /// The id, the same for every endpoint and every attempt.
     pub id: EventId,
@@ -148,6 +164,7 @@ pub struct Event {
     pub keys: RowKeys,
     /// The row's part of the body: `"data":{…}` and, where they are not empty, `,"previous":{…}` and
     /// `,"unchanged":[…]`, without the outer braces. Kept apart from the envelope.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::bytes"))]
     pub row: Bytes,
 }
 
@@ -218,6 +235,7 @@ pub fn rfc3339(unix_us: i64) -> String {
 
 /// A change that an event rule covers but could not be evaluated for: a dead letter, never silence.
 #[derive(Debug)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Unroutable {
     /// The event as far as it is known; its account is empty when that could not be told, its type the
     /// rule's pattern, its data null when that is too large.
@@ -225,11 +243,13 @@ pub struct Unroutable {
     /// Which kind of thing failed.
     pub reason: UnroutableReason,
     /// What could not be evaluated, and why, for a person.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::text"))]
     pub detail: String,
 }
 
 /// Why a change could not be turned into an event: the label of `walhook_unroutable_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub enum UnroutableReason {
     /// The account's column is null, unchanged TOAST, or absent from the old tuple.
     Account,
@@ -265,6 +285,7 @@ impl UnroutableReason {
 
 /// A change of a watched table: cached routes are no longer valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Invalidation {
     /// The 32-bit id of the transaction that made the change.
     pub xid: u32,
@@ -285,6 +306,7 @@ impl Invalidation {
 
 /// What an invalidation concerns.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub enum Scope {
     /// One endpoint, under both its old and its new id, and the accounts that the change names.
     Endpoint {
@@ -302,6 +324,7 @@ pub enum Scope {
 /// Invariant: `Begin`, then any number of `Event`, `Unroutable` and `Invalidate`, then `Commit`;
 /// `Progress` only between transactions.
 #[derive(Debug)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub enum Item {
     /// A committed transaction begins. Its commit LSN is above every earlier one's.
     Begin {

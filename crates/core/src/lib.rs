@@ -15,6 +15,8 @@ pub mod notice;
 pub mod partition;
 pub mod persist;
 pub mod position;
+#[cfg(feature = "record")]
+pub mod record;
 pub mod redact;
 pub mod replay;
 pub mod room;

@@ -37,6 +37,7 @@ const WAIT_MAX: Duration = Duration::from_secs(3_600);
 
 /// What a notice tells of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub enum NoticeKind {
     /// walhook has switched an endpoint off.
     EndpointDisabled,
@@ -71,6 +72,7 @@ impl NoticeKind {
 
 /// What happened since the last batch, to one endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct Notice {
     /// What.
     pub kind: NoticeKind,
@@ -79,6 +81,7 @@ pub struct Notice {
     /// The account that owns it, where that is known.
     pub account: Option<AccountId>,
     /// Why it happened the last time, for a person: lowercase, no secrets.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::text"))]
     pub detail: String,
     /// How often it happened; at least 1.
     pub count: u64,

@@ -23,6 +23,7 @@ pub use unrouted::{
 /// The type is part of the key, not the rule's place in the configuration, so that the order
 /// survives a change of configuration.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct EventKey {
     /// Where the change stands.
     pub position: Position,
@@ -49,6 +50,7 @@ impl EventKey {
 /// Shape: both ends inclusive. It covers every event that was routed to `endpoint` for `account`
 /// between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct SettledRange {
     /// The account whose events these are.
     pub account: AccountId,
@@ -62,6 +64,7 @@ pub struct SettledRange {
 
 /// Why a delivery ended as a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub enum DeadReason {
     /// The last attempt failed.
     Exhausted,
@@ -88,6 +91,7 @@ impl DeadReason {
 
 /// A delivery (or an unroutable change) that leaves memory for the table of dead letters.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct DeadLetter {
     /// The event.
     pub event: Arc<Event>,
@@ -96,6 +100,7 @@ pub struct DeadLetter {
     /// Why.
     pub reason: DeadReason,
     /// The last error for a person: lowercase, no secrets.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::text"))]
     pub detail: String,
     /// How many attempts were made.
     pub attempts: u32,
@@ -109,6 +114,7 @@ pub struct DeadLetter {
 
 /// How far a replay is, from its beginning on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct ReplayCounts {
     /// The replay's job.
     pub job: i64,
@@ -134,6 +140,7 @@ impl ReplayCounts {
 
 /// How an operator's retry of a dead letter ended.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct Retried {
     /// The dead letter's id in its table.
     pub dead_letter: i64,
@@ -145,19 +152,23 @@ pub struct Retried {
 
 /// walhook switches an endpoint off.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct DisableEndpoint {
     /// Which.
     pub endpoint: EndpointId,
     /// Why, for a person.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::text"))]
     pub reason: String,
 }
 
 /// An operator stops the sending to an endpoint for a while.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct PauseEndpoint {
     /// Which.
     pub endpoint: EndpointId,
     /// Why, for a person.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::text"))]
     pub reason: String,
     /// Since when: microseconds since 1970-01-01 UTC.
     pub since_us: i64,
@@ -165,6 +176,7 @@ pub struct PauseEndpoint {
 
 /// A job that is finished with the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct JobDone {
     /// The job.
     pub job: i64,
@@ -174,6 +186,7 @@ pub struct JobDone {
 
 /// That an endpoint fails.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct EndpointError {
     /// The endpoint, and whose.
     pub queue: QueueId,
@@ -184,6 +197,7 @@ pub struct EndpointError {
     /// When the last one did: microseconds since 1970-01-01 UTC.
     pub last_us: i64,
     /// What it failed by, for a person: no secrets, a few hundred bytes.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::text"))]
     pub error: String,
 }
 
@@ -196,6 +210,7 @@ pub struct EndpointError {
 /// The parts that concern deferred rows take effect in the order of these fields: a row may be in
 /// `deferred` and in `resolved` both.
 #[derive(Debug, Clone, Default)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct PersistBatch {
     /// Tells it from the leader's others: they are numbered from 1 on. Stored again, it has the same.
     pub number: u64,
@@ -268,6 +283,7 @@ pub struct PersistBatch {
 
 /// What a batch came to, once it is durable.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Persisted {
     /// What became of the batch's purges, in their order.
     pub purged: Vec<Purged>,
@@ -292,6 +308,7 @@ impl Persisted {
 
 /// The deliveries of one account to one endpoint: a queue in memory, a backlog in the table.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct QueueId {
     /// The account.
     pub account: AccountId,
@@ -301,6 +318,7 @@ pub struct QueueId {
 
 /// Orders the rows of one queue: as the stream had them. Text compares by its bytes (`COLLATE "C"`).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct RowKey {
     /// The event's place in the stream.
     pub event: EventKey,
@@ -318,6 +336,7 @@ impl RowKey {
 
 /// Names a row of the table `deferred`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct RowId {
     /// The queue that it belongs to.
     pub queue: QueueId,
@@ -329,6 +348,7 @@ pub struct RowId {
 
 /// Why a delivery left memory for the table `deferred`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub enum DeferReason {
     /// Its quick attempts failed.
     Failed,
@@ -381,6 +401,7 @@ impl DeferReason {
 
 /// One attempt, as the history of a deferred row or a dead letter shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct AttemptRecord {
     /// When it ended: microseconds since 1970-01-01 UTC.
     pub at_us: i64,
@@ -389,11 +410,13 @@ pub struct AttemptRecord {
     /// From the call to the end of the answer.
     pub latency: Duration,
     /// For a person: what failed, with the answer's first KiB; no secrets.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::text"))]
     pub error: String,
 }
 
 /// What a deferred row says about the attempts so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct Tried {
     /// How many were made.
     pub attempts: u32,
@@ -405,6 +428,7 @@ pub struct Tried {
     /// The status of the last answer, where there was one.
     pub last_status: Option<u16>,
     /// The last error, for a person; empty when nothing failed.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::text"))]
     pub detail: String,
     /// The attempts that the row does not tell of yet, oldest first.
     pub history: Vec<AttemptRecord>,
@@ -424,6 +448,7 @@ impl Tried {
 
 /// A delivery that leaves memory for the table `deferred`.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct Defer {
     /// The row's name.
     pub id: RowId,
@@ -437,6 +462,7 @@ pub struct Defer {
 
 /// A row of the table `deferred`, read back.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Deferred {
     /// Its place in its queue.
     pub key: RowKey,
@@ -452,6 +478,7 @@ pub struct Deferred {
 
 /// Asks for rows of one queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct Refill {
     /// Which.
     pub queue: QueueId,
@@ -465,6 +492,7 @@ pub struct Refill {
 
 /// The answer to a [`Refill`].
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Refilled {
     /// The queue asked for.
     pub queue: QueueId,
@@ -476,6 +504,7 @@ pub struct Refilled {
 
 /// Which deliveries are to be appended to the table, instead of being sent at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub enum Blocked {
     /// Those that hold one of these keys. Few.
     Keys(Vec<u64>),
@@ -485,6 +514,7 @@ pub enum Blocked {
 
 /// A queue that has deferred rows, as the table `backlog` keeps it for the next leader.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct BacklogRow {
     /// The queue.
     pub queue: QueueId,

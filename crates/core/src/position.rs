@@ -13,6 +13,7 @@ use super::lsn::Lsn;
 /// between transactions, and the order of the change's own LSN inside one. A position depends on
 /// the WAL alone, not on what is published or configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub enum Position {
     /// A change that was read from the WAL.
     Wal(WalPosition),
@@ -33,6 +34,7 @@ pub const MESSAGE: u32 = 0;
 /// former apart, `relation` the latter. The change's LSN is the start position in the header of its
 /// XLogData message: where its record begins, but of a message where its record ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct WalPosition {
     /// The LSN of the transaction's commit record (`final_lsn` of BEGIN).
     pub commit_lsn: Lsn,
@@ -138,6 +140,21 @@ impl fmt::Display for EventId {
 impl fmt::Debug for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// As its text.
+#[cfg(feature = "record")]
+impl serde::Serialize for EventId {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+#[cfg(feature = "record")]
+impl<'de> serde::Deserialize<'de> for EventId {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

@@ -16,6 +16,7 @@ const ROOMY_PERCENT: u64 = 50;
 
 /// What the state tables take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct StateSize {
     /// On disk, indexes included, with the room that removed rows have left.
     pub total_bytes: u64,
@@ -27,6 +28,7 @@ pub struct StateSize {
 
 /// What one queue has in the state tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Holder {
     /// The queue; without an endpoint's id, the unroutable changes of the account.
     pub queue: QueueId,
@@ -38,6 +40,7 @@ pub struct Holder {
 
 /// One measurement.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Measured {
     /// What the tables take.
     pub size: StateSize,

@@ -8,6 +8,7 @@ use std::time::Duration;
 /// Units: microseconds since an origin that the caller chooses (the process's start, or 0 in a
 /// simulation). The engine compares and adds moments; it never asks what time it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Tick(pub u64);
 
 impl Tick {

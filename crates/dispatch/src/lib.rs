@@ -16,6 +16,8 @@ pub mod dispatcher;
 mod fixture;
 pub mod lane;
 pub mod map;
+#[cfg(feature = "record")]
+pub mod recording;
 pub mod retry;
 pub mod route;
 pub mod schedule;

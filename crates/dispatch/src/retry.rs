@@ -17,6 +17,7 @@ pub const QUICK_RETRY_MAX: Duration = Duration::from_secs(30);
 ///
 /// Invariant: 0 < base ≤ cap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct RetryPolicy {
     base: Duration,
     cap: Duration,

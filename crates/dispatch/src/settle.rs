@@ -49,6 +49,7 @@ pub enum Settlement {
 
 /// How often, when, and for how long a delivery is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct SettlePolicy {
     /// The attempts that a delivery has in memory; 0 counts as 1.
     pub quick_attempts: u32,

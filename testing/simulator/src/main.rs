@@ -1,13 +1,16 @@
 //! The command line of the simulator.
 
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{BufReader, IsTerminal};
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
 use walhook_simulator::{
-    ACCOUNTS, Counts, Fault, Options, Plant, TRANSACTIONS, Wishes, doublecheck, minimize, run,
+    ACCOUNTS, Counts, Fault, Options, Plant, Replayed, TRANSACTIONS, Wishes, doublecheck, minimize,
+    replay, run,
 };
 
 /// Runs walhook's decisions in virtual time, by seed, and checks what they promise
@@ -40,6 +43,30 @@ struct Arguments {
     /// Prints all that is told and asked for
     #[arg(long)]
     trace: bool,
+    /// Replays a recording of `walhook run --record` instead, and compares what it comes to
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "seeds", "plant", "trace"])]
+    replay: Option<PathBuf>,
+}
+
+/// Says what differs first, if anything does.
+fn replay_file(path: &Path) -> ExitCode {
+    let file = File::open(path).map_err(|error| format!("cannot be opened: {error}"));
+    match file.and_then(|file| replay(BufReader::new(file))) {
+        Ok(Replayed { dispatchers, inputs, rounds, effects, ended }) => {
+            println!(
+                "the same: {dispatchers} dispatchers, {inputs} inputs, {rounds} rounds, {effects} effects"
+            );
+            println!(
+                "{}",
+                ended.as_deref().unwrap_or("the recording has no end: was the process killed?")
+            );
+            ExitCode::SUCCESS
+        }
+        Err(problem) => {
+            println!("{}: {problem}", path.display());
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn seeds(text: &str) -> Result<Range<u64>, String> {
@@ -51,6 +78,9 @@ fn seeds(text: &str) -> Result<Range<u64>, String> {
 #[expect(clippy::disallowed_methods, reason = "the run's own time is virtual; this one is shown")]
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(path) = &arguments.replay {
+        return replay_file(path);
+    }
     let options = Options {
         transactions: arguments.transactions,
         accounts: arguments.accounts,

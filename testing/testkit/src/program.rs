@@ -204,6 +204,17 @@ impl Program {
         Ok(running)
     }
 
+    /// As [`Program::run`], with further arguments.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub async fn run_with(&mut self, args: &[&str]) -> Result<Running> {
+        let command = self.command(&[&["run"], args].concat());
+        let mut running = self.spawn_as(command)?;
+        running.until_leading(self.admin).await?;
+        Ok(running)
+    }
+
     fn spawn_as(&mut self, mut command: Command) -> Result<Running> {
         self.runs += 1;
         let log = self.dir().join(format!("run-{}.log", self.runs));

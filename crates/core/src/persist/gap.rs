@@ -7,10 +7,12 @@ use crate::lsn::Lsn;
 ///
 /// Counts are whole, so that a change that is stored twice counts once.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct GapChange {
     /// The queue.
     pub queue: QueueId,
     /// The gap begins with this batch, for this reason; a growing one stays as it is.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::text_option"))]
     pub opens: Option<String>,
     /// Deliveries that were counted in it since it began, instead of being deferred.
     pub skipped: u64,
@@ -27,6 +29,7 @@ pub const LETTERS_MAX: u32 = 1_000;
 /// Removes the oldest rows of a suspended queue, and counts them in its growing gap. Without such a gap
 /// it removes nothing. Of dead letters: any of the queue's, counted in its record of those.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct Purge {
     /// Which.
     pub queue: QueueId,
@@ -36,6 +39,7 @@ pub struct Purge {
 
 /// What a [`Purge`] came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Purged {
     /// The queue.
     pub queue: QueueId,

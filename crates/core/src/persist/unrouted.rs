@@ -12,6 +12,7 @@ pub const NO_ENDPOINT: &str = "\0";
 
 /// Names a row of the table `unrouted`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct UnroutedKey {
     /// The account.
     pub account: AccountId,
@@ -21,6 +22,7 @@ pub struct UnroutedKey {
 
 /// How far the event of a row has been routed.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct Routed {
     /// The row.
     pub row: UnroutedKey,
@@ -31,6 +33,7 @@ pub struct Routed {
 
 /// An account that has rows of the table `unrouted`, as the next leader must know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct UnroutedAccount {
     /// The account.
     pub account: AccountId,
@@ -42,6 +45,7 @@ pub struct UnroutedAccount {
 
 /// Asks for rows of one account.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct UnroutedRefill {
     /// Which.
     pub account: AccountId,
@@ -55,6 +59,7 @@ pub struct UnroutedRefill {
 
 /// A row of the table `unrouted`, read back.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Unrouted {
     /// The event.
     pub event: Arc<Event>,
@@ -64,6 +69,7 @@ pub struct Unrouted {
 
 /// The answer to an [`UnroutedRefill`].
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct UnroutedPage {
     /// The account asked for.
     pub account: AccountId,
@@ -75,6 +81,7 @@ pub struct UnroutedPage {
 
 /// An endpoint that came to be, or came to an account, while events of somebody could not be routed.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Joined {
     /// Which.
     pub endpoint: EndpointId,
@@ -84,6 +91,7 @@ pub struct Joined {
 
 /// Removes the oldest rows of an account, and counts them in its gap.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct UnroutedPurge {
     /// Which.
     pub account: AccountId,
@@ -93,6 +101,7 @@ pub struct UnroutedPurge {
 
 /// What an [`UnroutedPurge`] came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct UnroutedPurged {
     /// The account.
     pub account: AccountId,

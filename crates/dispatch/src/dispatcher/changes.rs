@@ -6,6 +6,7 @@ use walhook_core::notice::NoticeKind;
 
 /// What an endpoint has become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub enum EndpointChange {
     /// walhook has switched it off.
     Disabled,
@@ -81,6 +82,7 @@ impl EndpointChange {
 
 /// That an endpoint has become something.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct EndpointChanged {
     /// Which.
     pub endpoint: EndpointId,
@@ -89,6 +91,7 @@ pub struct EndpointChanged {
     /// What it has become.
     pub change: EndpointChange,
     /// Why, for a person.
+    #[cfg_attr(feature = "record", serde(with = "walhook_core::record::text"))]
     pub detail: String,
 }
 

@@ -31,6 +31,7 @@ use walhook_core::tick::Tick;
 
 /// What comes in.
 #[derive(Debug)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub enum Input {
     /// The stream's next items, in its order. Only while [`Dispatcher::wants_input`] says yes.
     Items(Vec<Item>),
@@ -66,6 +67,7 @@ pub enum Input {
 
 /// What a look-up has told.
 #[derive(Debug)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct LookUpAnswer {
     /// Which transactions it saw.
     pub snapshot: Snapshot,
@@ -77,6 +79,7 @@ pub struct LookUpAnswer {
 
 /// What goes out.
 #[derive(Debug)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub enum Effect {
     /// A request is to be sent now; answered by [`Input::Outcome`].
     Send(Dispatch),

@@ -32,6 +32,7 @@ const PAUSED: &str = "the endpoint is paused; `walhook endpoints resume` lets it
 
 /// What an operator asks.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub enum OperatorInput {
     /// Nothing is to be sent to the endpoint until it is resumed.
     Pause {
@@ -40,6 +41,7 @@ pub enum OperatorInput {
         /// Which.
         endpoint: EndpointId,
         /// Why, for a person.
+        #[cfg_attr(feature = "record", serde(with = "walhook_core::record::text"))]
         reason: String,
     },
     /// Deliveries to the endpoint flow again, whoever stopped them.

@@ -21,6 +21,7 @@ const HISTORY_MAX: usize = 10;
 
 /// What an outcome came to, for metrics and logs.
 #[derive(Debug)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct Settled {
     /// The event.
     pub event: Arc<Event>,

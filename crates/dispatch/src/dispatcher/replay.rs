@@ -44,6 +44,7 @@ const ENDED_MAX: usize = 64;
 
 /// What is told of replays.
 #[derive(Debug)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub enum ReplayInput {
     /// One begins or goes on, with what earlier leaders counted. Known ones keep their counts.
     Start(ReplayCounts),
@@ -55,6 +56,7 @@ pub enum ReplayInput {
 
 /// A delivery to be sent again.
 #[derive(Debug)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Replay {
     /// The replay's job.
     pub job: i64,

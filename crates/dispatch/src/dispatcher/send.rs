@@ -16,6 +16,7 @@ use walhook_core::tick::Tick;
 
 /// A request to send now.
 #[derive(Debug)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct Dispatch {
     /// What to send where.
     pub attempt: Attempt,

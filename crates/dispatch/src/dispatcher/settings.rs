@@ -14,6 +14,7 @@ use walhook_core::tick::Tick;
 
 /// What is delivered in order to one endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub enum Ordering {
     /// The events of one row; of tables without a primary key, those of the account.
     Row,
@@ -25,6 +26,7 @@ pub enum Ordering {
 
 /// What the configuration decides here.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Settings {
     /// For pending events and cached routes together, in bytes.
     pub memory_limit: usize,
@@ -57,6 +59,7 @@ pub struct Settings {
 
 /// Where an earlier leader left off.
 #[derive(Debug, Clone, Default)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Start {
     /// The checkpoint.
     pub frontier: Lsn,
@@ -85,6 +88,7 @@ pub struct Start {
 
 /// An operator's retry of one dead letter.
 #[derive(Debug, Clone)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Retry {
     /// The dead letter's id.
     pub dead_letter: i64,

@@ -4,6 +4,7 @@
 ///
 /// Source: PostgreSQL manual, "Transaction ID and Snapshot Information Functions".
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Snapshot {
     xmin: u64,
     xmax: u64,

@@ -183,7 +183,7 @@ fn ok() -> Step {
 fn requests() -> Requests {
     Requests {
         header_prefix: "walhook".to_owned(),
-        user_agent: "walhook/test".to_owned(),
+        user_agent: concat!("walhook/", env!("CARGO_PKG_VERSION")).to_owned(),
         timeout: PATIENCE,
         connect_timeout: PATIENCE,
     }

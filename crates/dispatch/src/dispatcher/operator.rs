@@ -160,6 +160,7 @@ impl Dispatcher {
         }
     }
 
+    /// What stands behind one of them in memory leaves with it: it comes back later than they do.
     fn unload(&mut self, queue: QueueNo, keys: &BTreeSet<RowKey>, now: Tick) {
         let Some(in_memory) = self.queues.pending(queue) else { return };
         let is_row = |p: &&Pending| {
@@ -167,6 +168,7 @@ impl Dispatcher {
         };
         let ids: Vec<DeliveryId> =
             in_memory.idle().filter(is_row).map(|pending| pending.id).collect();
+        let ids = in_memory.with_those_behind(&ids);
         self.leave(queue, &ids, Exit::Other(DeferReason::Behind), now);
     }
 
@@ -223,3 +225,6 @@ pub(super) fn while_paused(settlement: Settlement, place: Place, outcome: &Outco
         (_, Place::DeadLetters) => Settlement::Dead { reason: DeadReason::Exhausted, detail },
     }
 }
+
+#[cfg(test)]
+mod tests;

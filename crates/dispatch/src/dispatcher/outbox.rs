@@ -133,8 +133,9 @@ impl Outbox {
         self.touched = true;
     }
 
+    /// Where it was paused, or off for another reason, until a moment ago, the same batch ends that first: what
+    /// stands in the table is not replaced.
     pub(super) fn disable(&mut self, disabled: DisableEndpoint) {
-        self.enabled.retain(|endpoint| *endpoint != disabled.endpoint);
         self.disabled.push(disabled);
         self.touched = true;
     }

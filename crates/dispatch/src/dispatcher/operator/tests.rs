@@ -73,3 +73,33 @@ fn row_made_due_while_it_waits_in_memory_is_not_overtaken_by_what_stands_behind_
         assert_eq!(order, commits.map(Lsn), "row {changed} was made due");
     }
 }
+
+#[test]
+fn endpoint_that_wants_no_more_right_after_it_was_resumed_is_not_stored_as_paused() {
+    let mut rig = Rig::new(settings());
+    let endpoint = EndpointId::new("7");
+    let pause = OperatorInput::Pause { job: 1, endpoint: endpoint.clone(), reason: "why".into() };
+    assert!(rig.dispatcher.handle_operator(pause, rig.now));
+    rig.store();
+    let resume = OperatorInput::Resume { job: 2, endpoint: endpoint.clone() };
+    assert!(rig.dispatcher.handle_operator(resume, rig.now));
+    rig.commit("7");
+    let sent = rig.send();
+    assert_eq!(sent.len(), 1);
+    rig.answer(sent[0].attempt.first().id, 410);
+    rig.store();
+    // As the table takes them.
+    let mut table = None;
+    for batch in &rig.stored {
+        if batch.enabled.contains(&endpoint) {
+            table = None;
+        }
+        if batch.disabled.iter().any(|disabled| disabled.endpoint == endpoint) {
+            table.get_or_insert("disabled");
+        }
+        if batch.paused.iter().any(|paused| paused.endpoint == endpoint) {
+            table = Some("paused");
+        }
+    }
+    assert_eq!(table, Some("disabled"));
+}

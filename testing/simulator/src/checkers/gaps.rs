@@ -1,4 +1,7 @@
 //! A gap counts what is missing in it, and nothing that was not owed; when all has ended none grows any more.
+//!
+//! What was committed before the endpoint joined may have come to it, and so may count; it need not, and so is
+//! not missing.
 
 use walhook_core::event::EndpointId;
 
@@ -47,7 +50,7 @@ impl Checker for Gaps {
                     || scene.state.has_letter(expect.id, endpoint)
                     || scene.facts.discarded.contains(&(expect.id, endpoint.clone()))
                     || is_given_up(scene, &expect.account, at);
-                if !elsewhere {
+                if !elsewhere && scene.postgres.is_owed(expect, endpoint) {
                     missing.push((expect.id, at));
                 }
             }

@@ -286,11 +286,16 @@ impl Dispatcher {
         let events = self.routing.waiting.accounts.get(account)?;
         let first = events.events.front()?;
         let To::All(txn) = first.to else { return Some(None) };
-        if routes.refused.is_some() || routes.endpoints.len() <= self.settings.slice {
+        if routes.refused.is_some() {
             return Some(None);
         }
         let limit = self.settings.memory_limit;
-        let used = self.used_bytes();
+        let (used, leaving) = (self.used_bytes(), self.outbox.leaving_bytes());
+        // What is on its way to the table makes room only when it is stored.
+        let has_room = used < limit || leaving < limit / 8;
+        if routes.endpoints.len() <= self.settings.slice {
+            return has_room.then_some(None);
+        }
         let reason = if events.overdue.is_some_and(|last| txn <= last) {
             Some(DeferReason::Held)
         } else if events.bytes >= limit / 8 && used >= limit / 2 {
@@ -299,11 +304,9 @@ impl Dispatcher {
             None
         };
         let lane = self.queues.lane_of(account);
-        let leaving = self.outbox.leaving_bytes();
         let goes = match reason {
-            // What is deferred makes room only when it is stored; but where the events that wait fill
-            // memory by themselves, nothing else does.
-            Some(_) => leaving < 2 * ROWS_BYTES && (used < limit || leaving < limit / 8),
+            // Where the events that wait fill memory by themselves, nothing else makes room.
+            Some(_) => leaving < 2 * ROWS_BYTES && has_room,
             None => {
                 used < limit / 4 * 3
                     && lane.is_none_or(|lane| lane.pending() < self.settings.lane_max)

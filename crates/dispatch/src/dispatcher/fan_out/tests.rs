@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::{Dispatch, Settings};
+use super::super::{Dispatch, OperatorInput, Settings};
 use super::*;
 use crate::fixture;
 use walhook_core::endpoint::Endpoint;
@@ -164,4 +164,39 @@ fn routes_of_a_large_account_are_counted_while_it_is_active_and_given_back_when_
     store(&mut dispatcher, now);
     assert_eq!(dispatcher.frontier(), Lsn(2_050));
     assert!(dispatcher.gauges().kept_bytes < kept + 1_000, "they are given back");
+}
+
+#[test]
+fn events_that_waited_for_a_look_up_become_rows_no_faster_than_memory_allows() {
+    const EVENTS: u64 = 700;
+    const LIMIT: usize = 1 << 20;
+    let settings = Settings { memory_limit: LIMIT, ..fixture::settings() };
+    let mut dispatcher = fixture::dispatcher(settings);
+    let ids: Vec<String> = (0..15).map(|n| format!("e{n}")).collect();
+    for (job, id) in (1..).zip(&ids) {
+        let (endpoint, reason) = (EndpointId::new(id.as_str()), "why".to_owned());
+        dispatcher.handle_operator(OperatorInput::Pause { job, endpoint, reason }, NOW);
+    }
+    for n in 0..EVENTS {
+        commit(&mut dispatcher, "small", 2_000 + n * 100, NOW);
+    }
+    look_up(
+        &mut dispatcher,
+        |account| fixture::routes(account, ids.iter().map(String::as_str)),
+        NOW,
+    );
+    let (mut now, mut rows, mut most) = (NOW, 0, 0);
+    for _ in 0..1_000 {
+        for _ in 0..100 {
+            dispatcher.fan_out(now);
+            most = most.max(dispatcher.gauges().queued_bytes);
+        }
+        now = now + Duration::from_millis(200);
+        if let Some(batch) = dispatcher.poll_persist(now) {
+            rows += batch.deferred.len();
+            dispatcher.handle_persisted(&Persisted::default(), now);
+        }
+    }
+    assert_eq!(rows, ids.len() * usize::try_from(EVENTS).unwrap());
+    assert!(most < LIMIT + LIMIT / 4, "{most} bytes were held");
 }

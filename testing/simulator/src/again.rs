@@ -26,7 +26,7 @@ pub fn doublecheck(seed: u64, options: &Options) -> Result<u64, String> {
 /// Takes away from a failing seed what it fails without: transactions, accounts, faults. Returns what is
 /// left, and how that fails.
 ///
-/// A smaller world is another one. So whatever fails the same checker counts, not the same moment.
+/// Tells of each try on standard error. A smaller world is another one. So whatever fails the same checker counts, not the same moment.
 #[must_use]
 pub fn minimize(seed: u64, options: &Options, failure: &Failure) -> (Options, Failure) {
     let mut least = (options.clone(), failure.clone());
@@ -37,6 +37,13 @@ pub fn minimize(seed: u64, options: &Options, failure: &Failure) -> (Options, Fa
     let keep_if_it_fails = |options: Options, least: &mut (Options, Failure)| {
         let found = fails(&options);
         let does = found.is_some();
+        eprintln!(
+            "{} transactions, {} accounts, without {} kinds of fault: {}",
+            options.transactions,
+            options.accounts,
+            options.without.len(),
+            if does { "still fails" } else { "holds" }
+        );
         if let Some(found) = found {
             *least = (options, found);
         }

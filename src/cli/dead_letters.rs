@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use clap::builder::PossibleValuesParser;
+use clap::builder::ValueParser;
 
 use super::confirm::confirm_removal;
+use super::filter::{Filters, Kind, Selection};
 use super::table::{attempts, one_line, table};
 use super::terminal::Terminal;
-use super::{CommandResult, Common, Failure, filter, job, print_json, print_line};
+use super::{CommandResult, Common, job, print_json, print_line};
 use crate::control::dead_letters::{
-    self, DeadLetterPage, DeadLetterView, Filter, Query, REASONS, RetryView, WholeDeadLetter,
+    self, DeadLetterPage, DeadLetterView, Query, REASONS, RetryView, WholeDeadLetter,
 };
 use crate::control::deferred::Discarded;
 use crate::control::gaps::GapView;
@@ -40,7 +41,7 @@ enum Command {
 #[derive(Debug, Default, clap::Args)]
 struct List {
     #[command(flatten)]
-    filters: Filters,
+    filters: Filters<DeadLetters>,
     /// At most so many
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=10_000))]
     limit: i64,
@@ -52,7 +53,7 @@ struct List {
 #[derive(Debug, clap::Args)]
 struct Retry {
     #[command(flatten)]
-    selection: Selection,
+    selection: Selection<DeadLetters>,
     /// How long to wait for the end of the job; 0s does not wait
     #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
     wait: Duration,
@@ -61,46 +62,25 @@ struct Retry {
 #[derive(Debug, clap::Args)]
 struct Discard {
     #[command(flatten)]
-    selection: Selection,
+    selection: Selection<DeadLetters>,
     /// Do not ask
     #[arg(long)]
     yes: bool,
 }
 
-/// Filters; those given must all fit.
-#[derive(Debug, Clone, Default, clap::Args)]
-struct Filters {
-    #[command(flatten)]
-    shared: filter::Shared,
-    /// For this reason
-    #[arg(long, value_parser = PossibleValuesParser::new(REASONS))]
-    reason: Option<String>,
-}
+/// Dead letters, by the ids of their table.
+#[derive(Debug, Clone, Default)]
+pub(super) struct DeadLetters;
 
-/// Ids, filters or, said openly, all of them.
-#[derive(Debug, Clone, Default, clap::Args)]
-struct Selection {
-    /// Their ids
-    #[arg(value_name = "ID")]
-    ids: Vec<i64>,
-    #[command(flatten)]
-    filters: Filters,
-    /// All of them
-    #[arg(long)]
-    all: bool,
-}
+impl Kind for DeadLetters {
+    type Id = i64;
+    const ID: &'static str = "ID";
+    const PLURAL: &'static str = "ids";
+    const IDS: &'static str = "Their ids";
+    const REASONS: &'static [&'static str] = &REASONS;
 
-impl Filters {
-    fn to_filter(&self) -> Filter {
-        self.shared.to_filter(self.reason.clone())
-    }
-}
-
-impl Selection {
-    fn to_filter(&self) -> Result<Filter, Failure> {
-        let ids = (!self.ids.is_empty()).then(|| self.ids.clone());
-        let filter = Filter { ids, ..self.filters.to_filter() };
-        filter::openly(filter, self.all, "ids")
+    fn parser() -> ValueParser {
+        clap::value_parser!(i64).into()
     }
 }
 

@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use clap::builder::PossibleValuesParser;
+use clap::builder::ValueParser;
 
 use super::confirm::confirm_removal;
+use super::filter::{Filters, Kind, Selection};
 use super::table::{one_line, table};
 use super::terminal::Terminal;
-use super::{CommandResult, Common, Failure, filter, job, print_json, print_line};
+use super::{CommandResult, Common, job, print_json, print_line};
 use crate::control::deferred::{
-    self, Cursor, DeferredPage, Discarded, Filter, OfAccountView, Query, REASONS,
-    WithoutEndpointView, cursor,
+    self, Cursor, DeferredPage, Discarded, OfAccountView, Query, REASONS, WithoutEndpointView,
+    cursor,
 };
 use crate::control::jobs::JobView;
 use crate::control::{Databases, Progress};
@@ -36,7 +37,7 @@ enum Command {
 #[derive(Debug, Default, clap::Args)]
 struct List {
     #[command(flatten)]
-    filters: Filters,
+    filters: Filters<DeferredDeliveries>,
     /// Of this event
     #[arg(long, value_name = "ID")]
     event: Option<String>,
@@ -51,7 +52,7 @@ struct List {
 #[derive(Debug, clap::Args)]
 struct Retry {
     #[command(flatten)]
-    selection: Selection,
+    selection: Selection<DeferredDeliveries>,
     /// How long to wait for the end of the job; 0s does not wait
     #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
     wait: Duration,
@@ -60,7 +61,7 @@ struct Retry {
 #[derive(Debug, clap::Args)]
 struct Discard {
     #[command(flatten)]
-    selection: Selection,
+    selection: Selection<DeferredDeliveries>,
     /// Do not ask
     #[arg(long)]
     yes: bool,
@@ -69,41 +70,19 @@ struct Discard {
     wait: Duration,
 }
 
-/// Filters; those given must all fit.
-#[derive(Debug, Clone, Default, clap::Args)]
-struct Filters {
-    #[command(flatten)]
-    shared: filter::Shared,
-    /// Deferred for this reason
-    #[arg(long, value_parser = PossibleValuesParser::new(REASONS))]
-    reason: Option<String>,
-}
+/// Deferred deliveries, by the ids of their events.
+#[derive(Debug, Clone, Default)]
+struct DeferredDeliveries;
 
-/// Events, filters or, said openly, all of them.
-#[derive(Debug, Clone, Default, clap::Args)]
-struct Selection {
-    /// Of these events, to whichever endpoint
-    #[arg(value_name = "EVENT")]
-    events: Vec<EventId>,
-    #[command(flatten)]
-    filters: Filters,
-    /// All of them
-    #[arg(long)]
-    all: bool,
-}
+impl Kind for DeferredDeliveries {
+    type Id = String;
+    const ID: &'static str = "EVENT";
+    const PLURAL: &'static str = "events";
+    const IDS: &'static str = "Of these events, to whichever endpoint";
+    const REASONS: &'static [&'static str] = &REASONS;
 
-impl Filters {
-    fn to_filter(&self) -> Filter {
-        self.shared.to_filter(self.reason.clone())
-    }
-}
-
-impl Selection {
-    fn to_filter(&self) -> Result<Filter, Failure> {
-        let events: Vec<String> = self.events.iter().map(ToString::to_string).collect();
-        let events = (!events.is_empty()).then_some(events);
-        let filter = Filter { ids: events, ..self.filters.to_filter() };
-        filter::openly(filter, self.all, "events")
+    fn parser() -> ValueParser {
+        ValueParser::new(|id: &str| id.parse().map(|id: EventId| id.to_string()))
     }
 }
 
@@ -214,14 +193,6 @@ fn waiting_text(waiting: &WithoutEndpointView) -> String {
 mod tests {
     use super::*;
     use crate::control::contract::sample;
-
-    #[test]
-    fn selection_names_something_or_says_openly_that_it_is_all() {
-        let error = Selection::default().to_filter().unwrap_err();
-        assert!(matches!(error, Failure::Usage(_)), "{error:?}");
-        let all = Selection { all: true, ..Selection::default() };
-        assert_eq!(all.to_filter().unwrap(), Filter::default());
-    }
 
     #[test]
     fn list_ends_with_what_waits_without_an_endpoint() {

@@ -1,42 +1,84 @@
 //! What `dead-letters` and `deferred` can be filtered by, both.
 
+use std::fmt::Debug;
+use std::marker::PhantomData;
+
 use anyhow::anyhow;
+use clap::builder::{PossibleValuesParser, ValueParser};
 
 use super::Failure;
 use crate::control::Filter;
 use crate::control::time::time_us;
 
-/// Filters; those given must all fit.
-#[derive(Debug, Clone, Default, clap::Args)]
-pub(super) struct Shared {
-    /// Of this endpoint
-    #[arg(long, value_name = "ID")]
-    pub(super) endpoint: Option<String>,
-    /// Of this account
-    #[arg(long, value_name = "ID")]
-    pub(super) account: Option<String>,
-    /// Of this event type
-    #[arg(long = "type", value_name = "TYPE")]
-    pub(super) event_type: Option<String>,
-    /// Of this replay, as `replay list` shows it
-    #[arg(long, value_name = "ID")]
-    pub(super) replay: Option<i64>,
-    /// Stored at this time or later: RFC 3339, or an age such as 2h
-    #[arg(long, value_name = "TIME", value_parser = time_us)]
-    pub(super) since: Option<i64>,
-    /// Stored before this time: RFC 3339, or an age such as 2h
-    #[arg(long, value_name = "TIME", value_parser = time_us)]
-    pub(super) until: Option<i64>,
+/// The kind of delivery that is filtered.
+pub(super) trait Kind: Debug + Clone + Default + Send + Sync + 'static {
+    /// What names one of them.
+    type Id: Debug + Clone + Default + PartialEq + Send + Sync + 'static;
+
+    /// Its name in the usage, such as `EVENT`.
+    const ID: &'static str;
+
+    /// Several of them, in a sentence.
+    const PLURAL: &'static str;
+
+    /// What the argument is for.
+    const IDS: &'static str;
+
+    /// Why there are deliveries of this kind.
+    const REASONS: &'static [&'static str];
+
+    /// Reads an id.
+    fn parser() -> ValueParser;
 }
 
-impl Shared {
-    pub(super) fn to_filter<Id>(&self, reason: Option<String>) -> Filter<Id> {
+/// Filters; those given must all fit.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(super) struct Filters<K: Kind> {
+    /// Of this endpoint
+    #[arg(long, value_name = "ID")]
+    endpoint: Option<String>,
+    /// Of this account
+    #[arg(long, value_name = "ID")]
+    account: Option<String>,
+    /// Of this event type
+    #[arg(long = "type", value_name = "TYPE")]
+    event_type: Option<String>,
+    /// Of this replay, as `replay list` shows it
+    #[arg(long, value_name = "ID")]
+    replay: Option<i64>,
+    /// Stored at this time or later: RFC 3339, or an age such as 2h
+    #[arg(long, value_name = "TIME", value_parser = time_us)]
+    since: Option<i64>,
+    /// Stored before this time: RFC 3339, or an age such as 2h
+    #[arg(long, value_name = "TIME", value_parser = time_us)]
+    until: Option<i64>,
+    /// For this reason
+    #[arg(long, value_parser = PossibleValuesParser::new(K::REASONS))]
+    reason: Option<String>,
+    #[arg(skip)]
+    kind: PhantomData<K>,
+}
+
+/// Ids, filters or, said openly, all of them.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Selection<K: Kind> {
+    #[arg(value_name = K::ID, help = K::IDS, value_parser = K::parser())]
+    ids: Vec<K::Id>,
+    #[command(flatten)]
+    filters: Filters<K>,
+    /// All of them
+    #[arg(long)]
+    all: bool,
+}
+
+impl<K: Kind> Filters<K> {
+    pub(super) fn to_filter(&self) -> Filter<K::Id> {
         Filter {
             ids: None,
             endpoint: self.endpoint.clone(),
             account: self.account.clone(),
             event_type: self.event_type.clone(),
-            reason,
+            reason: self.reason.clone(),
             replay: self.replay,
             since_us: self.since,
             until_us: self.until,
@@ -44,32 +86,37 @@ impl Shared {
     }
 }
 
-/// The filter, where it names something, or `all` says that nothing need be named. `what` is what the
-/// ids are of.
-pub(super) fn openly<Id: Default + PartialEq>(
-    filter: Filter<Id>,
-    all: bool,
-    what: &str,
-) -> Result<Filter<Id>, Failure> {
-    if filter.is_empty() != all {
-        return Err(Failure::Usage(anyhow!(
-            "say which: give {what}, filters such as --endpoint, or --all (and not both)"
-        )));
+impl<K: Kind> Selection<K> {
+    /// The filter, where it names something, or `--all` says that nothing need be named.
+    pub(super) fn to_filter(&self) -> Result<Filter<K::Id>, Failure> {
+        let ids = (!self.ids.is_empty()).then(|| self.ids.clone());
+        let filter = Filter { ids, ..self.filters.to_filter() };
+        if filter.is_empty() != self.all {
+            return Err(Failure::Usage(anyhow!(
+                "say which: give {}, filters such as --endpoint, or --all (and not both)",
+                K::PLURAL
+            )));
+        }
+        Ok(filter)
     }
-    Ok(filter)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::dead_letters::DeadLetters;
 
     #[test]
     fn selection_of_everything_must_be_said_openly() {
-        let none = Filter::<i64>::default;
-        let one = || Filter { ids: Some(vec![1]), ..none() };
-        assert!(matches!(openly(none(), false, "ids"), Err(Failure::Usage(_))));
-        assert_eq!(openly(none(), true, "ids").unwrap(), none());
-        assert!(matches!(openly(one(), true, "ids"), Err(Failure::Usage(_))));
-        assert_eq!(openly(one(), false, "ids").unwrap(), one());
+        let filters = Filters::<DeadLetters>::default();
+        let select = |ids: &[i64], all| {
+            let filters = filters.clone();
+            Selection { ids: ids.to_vec(), filters, all }.to_filter()
+        };
+        let one = Filter { ids: Some(vec![1]), ..Filter::default() };
+        assert!(matches!(select(&[], false), Err(Failure::Usage(_))));
+        assert_eq!(select(&[], true).unwrap(), Filter::default());
+        assert!(matches!(select(&[1], true), Err(Failure::Usage(_))));
+        assert_eq!(select(&[1], false).unwrap(), one);
     }
 }

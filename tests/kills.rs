@@ -70,7 +70,7 @@ pub(crate) async fn endpoints(world: &World) -> Result<Vec<Endpoint>> {
 /// Registers an endpoint for account 6 while everything runs: what is written from now on is owed.
 async fn register_later(world: &World, id: i64) -> Result<Endpoint> {
     world.hook(id, 6, "?delay=10ms").await?;
-    let since = world.value("SELECT last_value FROM versions").await?.parse()?;
+    let since = world.value("SELECT last_value FROM change_number").await?.parse()?;
     Ok(Endpoint { id, account: 6, demand: Demand::Delivered, since })
 }
 
@@ -204,7 +204,7 @@ async fn endpoint_that_joined_before_a_crash_gets_no_older_event_behind_a_newer_
     // Routed, to the one endpoint that its account has.
     world.mock.wait_until("the older event", PATIENCE, |stats| stats.taken == 1).await.unwrap();
     world.hook(2, 2, "").await.unwrap();
-    sql.batch_execute("UPDATE subscribers SET version = nextval('versions') WHERE id = 2")
+    sql.batch_execute("UPDATE subscribers SET version = nextval('change_number') WHERE id = 2")
         .await
         .unwrap();
     world.mock.wait_until("the newer event", PATIENCE, |stats| stats.taken == 3).await.unwrap();

@@ -70,15 +70,10 @@ impl Books {
         self.0.now()
     }
 
-    /// Numbers for `n` changes of an account that are about to be committed; the first of them.
+    /// The book itself, for a writer.
     #[must_use]
-    pub fn begin(&self, account: i64, n: usize) -> i64 {
-        self.0.with(|oracle, at| oracle.begin(account, n, at))
-    }
-
-    /// The commit of these was acknowledged.
-    pub fn committed(&self, first: i64, n: usize) {
-        self.0.with(|oracle, _| oracle.committed_from(first, n));
+    pub fn shared(&self) -> Shared {
+        self.0.clone()
     }
 
     /// A receiver is about to answer.
@@ -111,10 +106,10 @@ impl Books {
         self.0.with(|oracle, _| oracle.last().1)
     }
 
-    /// Changes that were begun, whether their commit was acknowledged or not.
+    /// Changes whose commit was acknowledged.
     #[must_use]
-    pub fn begun(&self) -> u64 {
-        self.0.with(|oracle, _| oracle.begun())
+    pub fn committed(&self) -> u64 {
+        self.0.with(|oracle, _| oracle.committed_in_all())
     }
 
     /// The account of these, added up.
@@ -123,7 +118,7 @@ impl Books {
         self.0.with(|oracle, _| Audit { sums: oracle.sums(accounts), wrong: oracle.faults() })
     }
 
-    /// From the commit to the 2xx, in microseconds, of the changes of these accounts that were committed
+    /// From before the COMMIT to the 2xx, in microseconds, of the changes of these accounts that were committed
     /// within these times and delivered.
     #[must_use]
     pub fn latencies(

@@ -1,14 +1,11 @@
 //! Writers that commit at a steady rate.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
-use walhook_postgres::sql::Connection;
+use tokio::time::Instant;
+use walhook_testkit::traffic::{Stop, Traffic, Writer};
 
 use crate::books::Books;
 use crate::world::World;
@@ -18,94 +15,48 @@ const SESSIONS: u32 = 4;
 
 /// Commits until [`Traffic::stop`], each of one row, of the accounts in turn: inserts, and every second
 /// time an update of the row that the session inserted last for the account.
-#[derive(Debug)]
-pub struct Traffic {
-    stop: watch::Sender<bool>,
-    sessions: JoinSet<Result<()>>,
+///
+/// # Errors
+/// When the server takes no further session.
+pub async fn start(
+    world: &World,
+    books: &Books,
+    accounts: &[i64],
+    per_second: f64,
+) -> Result<Traffic> {
+    let mut traffic = Traffic::default();
+    let every = Duration::from_secs_f64(f64::from(SESSIONS) / per_second);
+    for n in 0..SESSIONS {
+        // Each account belongs to one session, so that a row's versions grow in its commits.
+        let its = accounts.iter().copied().skip(n as usize).step_by(SESSIONS as usize);
+        let its: Vec<i64> = its.collect();
+        let writer = world.writer(books).await?;
+        let first = Instant::now() + every / SESSIONS * n;
+        traffic.spawn(|stop| write(writer, its, first, every, stop));
+    }
+    Ok(traffic)
 }
 
-impl Traffic {
-    /// Starts to write.
-    ///
-    /// # Errors
-    /// When the server takes no further session.
-    pub async fn start(
-        world: &World,
-        books: &Arc<Books>,
-        accounts: &[i64],
-        per_second: f64,
-    ) -> Result<Self> {
-        let (stop, stopped) = watch::channel(false);
-        let mut sessions = JoinSet::new();
-        let every = Duration::from_secs_f64(f64::from(SESSIONS) / per_second);
-        for n in 0..SESSIONS {
-            let writer = Writer {
-                connection: world.connect().await?,
-                books: Arc::clone(books),
-                // Each account belongs to one session, so that a row's versions grow in its commits.
-                accounts: accounts
-                    .iter()
-                    .copied()
-                    .skip(n as usize)
-                    .step_by(SESSIONS as usize)
-                    .collect(),
-                last: HashMap::new(),
-            };
-            let first = Instant::now() + every / SESSIONS * n;
-            sessions.spawn(writer.write(first, every, stopped.clone()));
-        }
-        Ok(Self { stop, sessions })
-    }
-
-    /// Waits for the last commits.
-    ///
-    /// # Errors
-    /// When a commit failed.
-    pub async fn stop(mut self) -> Result<()> {
-        self.stop.send_replace(true);
-        while let Some(ended) = self.sessions.join_next().await {
-            ended??;
-        }
-        Ok(())
-    }
-}
-
-struct Writer {
-    connection: Connection,
-    books: Arc<Books>,
+async fn write(
+    writer: Writer,
     accounts: Vec<i64>,
-    /// The row of each account that is to be updated next.
-    last: HashMap<i64, i64>,
-}
-
-impl Writer {
-    async fn write(
-        mut self,
-        first: Instant,
-        every: Duration,
-        mut stop: watch::Receiver<bool>,
-    ) -> Result<()> {
-        let insert = "INSERT INTO subscribers (account_id, email, version)
-                      VALUES ($1, 'someone@example.com', $2) RETURNING id";
-        let insert = self.connection.prepare(insert).await?;
-        let update = "UPDATE subscribers SET version = $2 WHERE id = $1";
-        let update = self.connection.prepare(update).await?;
-        let mut due = first;
-        for account in self.accounts.iter().cycle() {
-            tokio::select! {
-                biased;
-                _ = stop.changed() => return Ok(()),
-                () = sleep_until(due) => due += every,
-            }
-            let version = self.books.begin(*account, 1);
-            if let Some(id) = self.last.remove(account) {
-                self.connection.execute(&update, &[&id, &version]).await?;
-            } else {
-                let row = self.connection.query_one(&insert, &[account, &version]).await?;
-                self.last.insert(*account, row.get(0));
-            }
-            self.books.committed(version, 1);
+    first: Instant,
+    every: Duration,
+    mut stop: Stop,
+) -> Result<()> {
+    // The row of each account that is to be updated next.
+    let mut last = HashMap::new();
+    let mut due = first;
+    for account in accounts.iter().cycle() {
+        if stop.within(due.saturating_duration_since(Instant::now())).await {
+            break;
         }
-        Ok(())
+        due += every;
+        if let Some(id) = last.remove(account) {
+            writer.update(&[id]).await?;
+        } else if let [id] = writer.insert(*account, 1, "someone@example.com").await?[..] {
+            last.insert(*account, id);
+        }
     }
+    Ok(())
 }

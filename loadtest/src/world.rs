@@ -10,6 +10,7 @@ use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_testkit::cluster::Cluster;
 use walhook_testkit::pipeline::Pipeline;
 use walhook_testkit::program::Program;
+use walhook_testkit::traffic::Writer;
 
 use crate::books::Books;
 use crate::program;
@@ -99,6 +100,14 @@ impl World {
         .await?)
     }
 
+    /// A session that writes for these books.
+    ///
+    /// # Errors
+    /// When the server does not take it.
+    pub async fn writer(&self, books: &Books) -> Result<Writer> {
+        Writer::open(&self.cluster.url("postgres"), books.shared()).await
+    }
+
     /// Adds an account with one endpoint that has the same id.
     ///
     /// # Errors
@@ -117,13 +126,8 @@ impl World {
     /// # Errors
     /// When a statement fails.
     pub async fn insert(&self, books: &Books, account: i64, rows: usize) -> Result<()> {
-        let n = i64::try_from(rows)?;
-        let first = books.begin(account, rows);
-        let insert = "INSERT INTO subscribers (account_id, email, version)
-                      SELECT $1, 'someone@example.com', v
-                      FROM generate_series($2::bigint, $2::bigint + $3::bigint - 1) v";
-        self.sql.execute(insert, &[&account, &first, &n]).await?;
-        books.committed(first, rows);
+        let writer = self.writer(books).await?;
+        writer.insert(account, i64::try_from(rows)?, "someone@example.com").await?;
         Ok(())
     }
 

@@ -23,7 +23,6 @@ pub mod writer;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use walhook_testkit::change::Change;
@@ -31,6 +30,7 @@ use walhook_testkit::cluster::Cluster;
 use walhook_testkit::oracle::{Oracle, Shared, Stored};
 use walhook_testkit::pipeline::Pipeline;
 use walhook_testkit::program::Program;
+use walhook_testkit::traffic::{Traffic, Writer};
 
 use self::configuration::configuration;
 use self::plan::Class;
@@ -214,18 +214,14 @@ impl Demo {
     ) -> Result<()> {
         let end = began + options.run_for;
         let kill_at = began + options.run_for / 2;
-        let stop_writing = stop.child_token();
-        let mut writers = self.start_writers(options, &stop_writing).await?;
+        let mut writers = self.start_writers(options).await?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = sleep_until(end) => break,
-                Some(ended) = writers.join_next() => {
-                    ended??;
-                    bail!("a writer ended before its time");
-                }
+                error = writers.failed() => return Err(error),
                 error = self.receivers.failed() => return Err(error),
                 status = self.pipeline.exited() => return Err(self.died(status?)),
                 _ = tick.tick() => {
@@ -237,47 +233,35 @@ impl Demo {
                 }
             }
         }
-        stop_writing.cancel();
-        while let Some(ended) = writers.join_next().await {
-            ended??;
-        }
-        Ok(())
+        writers.stop().await
     }
 
-    async fn start_writers(
-        &self,
-        options: &Options,
-        stop: &CancellationToken,
-    ) -> Result<JoinSet<Result<()>>> {
+    async fn start_writers(&self, options: &Options) -> Result<Traffic> {
         let accounts = plan::accounts();
         let (whales, small): (Vec<_>, Vec<_>) =
             accounts.into_iter().partition(|account| account.class == Class::Whale);
-        let mut writers = JoinSet::new();
+        let mut writers = Traffic::default();
         let ids: Vec<i64> = small.iter().map(|account| account.id).collect();
         let mut seed = options.seed;
         for ids in ids.chunks(ids.len().div_ceil(SMALL_WRITERS)) {
             seed = seed.wrapping_add(1);
-            let connection = self.connect().await?;
-            let (oracle, stop) = (self.oracle.clone(), stop.clone());
-            writers.spawn(writer::small(connection, ids.to_vec(), oracle, seed, stop));
+            let (writer, ids) = (self.writer().await?, ids.to_vec());
+            writers.spawn(|stop| writer::small(writer, ids, seed, stop));
         }
         for whale in whales {
             seed = seed.wrapping_add(1);
-            let (oracle, stop) = (self.oracle.clone(), stop.clone());
-            let (connection, rate) = (self.connect().await?, options.whale_rate);
-            writers.spawn(writer::bursts(
-                self.connect().await?,
-                whale.id,
-                oracle.clone(),
-                stop.clone(),
-            ));
-            writers.spawn(writer::flood(connection, whale.id, rate, oracle, seed, stop));
+            let (burster, flooder) = (self.writer().await?, self.writer().await?);
+            let rate = options.whale_rate;
+            writers.spawn(|stop| writer::bursts(burster, whale.id, self.oracle.clone(), stop));
+            writers.spawn(|stop| {
+                writer::flood(flooder, whale.id, rate, self.oracle.clone(), seed, stop)
+            });
         }
         Ok(writers)
     }
 
-    async fn connect(&self) -> Result<Connection> {
-        Ok(Connection::open_with_path(&self.url, "walhook demo", SERVER_SEARCH_PATH).await?)
+    async fn writer(&self) -> Result<Writer> {
+        Writer::open(self.url.expose(), self.oracle.clone()).await
     }
 
     /// SIGKILL in the middle of the traffic.

@@ -71,7 +71,7 @@ pub struct ClassSummary {
     pub dead_letters: u64,
     /// Must be 0.
     pub lost: u64,
-    /// From the acknowledged commit to the 2xx; null without a delivery.
+    /// From before the COMMIT to the 2xx; null without a delivery.
     pub p50_ms: Option<f64>,
     /// Likewise.
     pub p99_ms: Option<f64>,
@@ -186,7 +186,7 @@ impl fmt::Display for Summary {
         }
         writeln!(
             f,
-            "\nfrom the acknowledged commit to the endpoint's 2xx; calm: without what was waiting \
+            "\nfrom before the COMMIT to the endpoint's 2xx; calm: without what was waiting \
              while the\npipeline was down"
         )?;
         let kills = if self.kills == 0 { "no SIGKILL" } else { "a SIGKILL in the middle" };

@@ -24,7 +24,7 @@ use walhook_loadtest::books::{Audit, Books};
 use walhook_loadtest::receiver;
 use walhook_loadtest::report::{mib, table, write_json};
 use walhook_loadtest::sample::{Metrics, Resident, Spread};
-use walhook_loadtest::traffic::Traffic;
+use walhook_loadtest::traffic;
 use walhook_loadtest::world::{Layout, World};
 use walhook_postgres::sql::Connection;
 
@@ -39,7 +39,7 @@ mod servers;
 /// The account that must not feel anything.
 const VICTIM: i64 = 1;
 
-/// What the victim commits in a second, in one session of the four that [`Traffic`] has.
+/// What the victim commits in a second, in one session of the four that [`traffic::start`] has.
 const VICTIM_PER_SECOND: f64 = 40.0;
 
 /// Not measured: connections are opened, caches filled.
@@ -210,7 +210,7 @@ async fn measure(args: &Args, attack: Attack) -> Result<Report> {
     world.sql.batch_execute(&plan.prepare).await?;
     world.run().await?;
     let pid = world.walhook.pid().context("walhook has ended")?;
-    let traffic = Traffic::start(&world, &books, &[VICTIM], VICTIM_PER_SECOND * 4.0).await?;
+    let traffic = traffic::start(&world, &books, &[VICTIM], VICTIM_PER_SECOND * 4.0).await?;
     sleep(WARM_UP).await;
     let (mut quiet, mut hostile, mut committed) = (Vec::new(), Vec::new(), 0);
     for _ in 0..if plan.is_once { 1 } else { args.rounds } {

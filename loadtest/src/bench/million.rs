@@ -19,7 +19,7 @@ use walhook_loadtest::books::{Audit, Books};
 use walhook_loadtest::receiver;
 use walhook_loadtest::report::{mib, table, write_json};
 use walhook_loadtest::sample::{Resident, Spread, load};
-use walhook_loadtest::traffic::Traffic;
+use walhook_loadtest::traffic;
 use walhook_loadtest::world::World;
 use walhook_testkit::receiver::Behaviour;
 
@@ -120,7 +120,7 @@ async fn measure(args: &Args) -> Result<Report> {
     world.run().await?;
     let accounts: Vec<i64> = small.clone().collect();
     #[expect(clippy::cast_precision_loss, reason = "a number of accounts")]
-    let traffic = Traffic::start(&world, &books, &accounts, args.accounts as f64).await?;
+    let traffic = traffic::start(&world, &books, &accounts, args.accounts as f64).await?;
     sleep(WARM_UP).await;
     let resident_before = Resident::of(world.walhook.pid())?;
     let load_before = load()?;

@@ -20,7 +20,7 @@ use walhook_loadtest::plot::{Panel, svg};
 use walhook_loadtest::receiver;
 use walhook_loadtest::report::{mib, table, write_json};
 use walhook_loadtest::sample::{Resident, load};
-use walhook_loadtest::traffic::Traffic;
+use walhook_loadtest::traffic;
 use walhook_loadtest::world::World;
 use walhook_testkit::receiver::Behaviour;
 
@@ -117,7 +117,7 @@ async fn measure(args: &Args) -> Result<Report> {
         world.add_account(*account, &receiver::url(receiver, *account)).await?;
     }
     world.run().await?;
-    let traffic = Traffic::start(&world, &books, &accounts, args.rate).await?;
+    let traffic = traffic::start(&world, &books, &accounts, args.rate).await?;
     let mut log = Log { world: &world, books: &books, samples: Vec::new(), next: Instant::now() };
 
     log.keep_for(args.around).await?;
@@ -138,7 +138,7 @@ async fn measure(args: &Args) -> Result<Report> {
     traffic.stop().await?;
     let stopped = books.now();
     let give_up = stopped + PATIENCE;
-    while books.delivered() < books.begun() {
+    while books.delivered() < books.committed() {
         ensure!(books.now() < give_up, "not drained\n{}", world.walhook.log_tail());
         log.keep().await?;
     }
@@ -198,7 +198,7 @@ impl Log<'_> {
             checkpoint_lag: metrics.get("walhook_checkpoint_lag_bytes"),
             state_bytes: self.world.state_bytes().await?,
             deferred: metrics.get("walhook_deferred"),
-            committed: self.books.begun(),
+            committed: self.books.committed(),
             delivered: self.books.delivered(),
             load: load()?,
         });

@@ -16,7 +16,7 @@ use walhook_loadtest::books::{Audit, Books};
 use walhook_loadtest::receiver;
 use walhook_loadtest::report::{mib, table, write_json};
 use walhook_loadtest::sample::{Resident, Spread, load};
-use walhook_loadtest::traffic::Traffic;
+use walhook_loadtest::traffic;
 use walhook_loadtest::world::World;
 use walhook_testkit::oracle::Sums;
 
@@ -104,7 +104,7 @@ async fn measure(args: &Args) -> Result<Report> {
 
     let accounts: Vec<i64> = live.clone().collect();
     #[expect(clippy::cast_precision_loss, reason = "a number of accounts")]
-    let traffic = Traffic::start(&world, &books, &accounts, args.accounts as f64).await?;
+    let traffic = traffic::start(&world, &books, &accounts, args.accounts as f64).await?;
     let mut rest = FIRST_REST;
     let (mut pairs, mut with, mut without) = (Vec::new(), Vec::new(), Vec::new());
     for part in bounds.windows(2) {
@@ -161,7 +161,7 @@ async fn first_time(args: &Args, world: &World, books: &Books) -> Result<Vec<Str
         }
         bounds.push(world.wal_end().await?);
     }
-    let all = async || Ok(books.delivered() == books.begun());
+    let all = async || Ok(books.delivered() == books.committed());
     world.until("the window is delivered for the first time", PATIENCE, all).await?;
     world.settled(PATIENCE).await?;
     Ok(bounds)

@@ -17,3 +17,4 @@ pub mod session;
 pub mod sign;
 #[cfg(feature = "tls")]
 pub mod tls;
+pub mod traffic;

@@ -6,8 +6,6 @@
 //! what was rolled back can be told from what was committed.
 
 use std::collections::{BTreeMap, HashMap};
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,9 +14,13 @@ use tokio::time::Instant;
 
 use crate::change::{Change, Kind};
 
+mod answers;
+mod record;
 mod tally;
 
 pub use tally::Tally;
+
+use record::{Commit, Key, Record, hash, key};
 
 /// An endpoint, and what it is owed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,64 +120,6 @@ pub struct Sums {
     pub replayed: u64,
 }
 
-/// A version, and whether the row was deleted at it: a delete carries the row's last one.
-type Key = (i64, bool);
-
-fn key(change: Change) -> Key {
-    (change.version, change.kind == Kind::Deleted)
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Commit {
-    #[default]
-    Unknown,
-    Acknowledged,
-    /// COMMIT was sent and its answer never read: it counts neither way.
-    Doubtful,
-}
-
-/// What is known of one change.
-#[derive(Debug, Default)]
-struct Record {
-    commit: Commit,
-    account: Option<i64>,
-    /// Kind and row, as the writer said; without, as the first request did.
-    what: Option<(Kind, i64)>,
-    /// When its commit was acknowledged, or asked for where its version was drawn here.
-    at: Duration,
-    event_id: Option<u64>,
-    body: Option<u64>,
-    deliveries: Vec<Delivery>,
-}
-
-#[derive(Debug, Default)]
-struct Delivery {
-    endpoint: i64,
-    owed: bool,
-    /// When it was taken first, and how often; replays aside.
-    received: Option<Duration>,
-    taken: u32,
-    replayed: u32,
-    stored: Option<Stored>,
-}
-
-impl Record {
-    fn delivery(&mut self, endpoint: i64) -> &mut Delivery {
-        let at = self.deliveries.iter().position(|d| d.endpoint == endpoint);
-        let at = at.unwrap_or_else(|| {
-            self.deliveries.push(Delivery { endpoint, ..Delivery::default() });
-            self.deliveries.len() - 1
-        });
-        #[expect(clippy::indexing_slicing, reason = "found or pushed just above")]
-        &mut self.deliveries[at]
-    }
-
-    fn change(&self, (version, deleted): Key) -> Change {
-        let (kind, id) = self.what.unwrap_or((Kind::Created, 0));
-        Change { kind: if deleted { Kind::Deleted } else { kind }, id, version }
-    }
-}
-
 /// Both sides' accounts. Times are since they were opened.
 #[derive(Debug, Default)]
 pub struct Oracle {
@@ -187,7 +131,7 @@ pub struct Oracle {
     change_of: HashMap<u64, Key>,
     latest: HashMap<(i64, i64), (i64, Kind)>,
     tallies: BTreeMap<u8, Tally>,
-    next_version: i64,
+    committed: u64,
     down: Option<Duration>,
     recovered: Option<Duration>,
     taken: u64,
@@ -242,21 +186,26 @@ impl Oracle {
         if !endpoint.wants.contains(&kind) || key.0 <= endpoint.since {
             return;
         }
+        let committed = record.at;
         let delivery = record.delivery(endpoint.id);
         delivery.owed = true;
         let tally = self.tallies.entry(endpoint.group).or_default();
         tally.expected += 1;
         // The event can be there before the writer has read its acknowledgement.
-        if delivery.received.is_some() {
-            tally.deliver(Duration::ZERO, true);
+        if let Some(at) = delivery.received {
+            tally.deliver(at.saturating_sub(committed), true);
         } else {
             tally.store(None, delivery.stored);
         }
     }
 
-    /// A transaction's COMMIT was acknowledged at `at`.
+    /// A transaction's COMMIT, sent at `at`, was acknowledged.
     pub fn committed(&mut self, account: i64, changes: &[Change], at: Duration) {
+        if self.one_each && !self.by_account.contains_key(&account) {
+            self.add_endpoint(Endpoint::new(account, account));
+        }
         for &change in changes {
+            self.committed += 1;
             self.said(change, account, Commit::Acknowledged).at = at;
             self.owe_all(account, key(change));
         }
@@ -297,31 +246,6 @@ impl Oracle {
         }
         (record.commit, record.account) = (commit, Some(account));
         record
-    }
-
-    /// Numbers for `n` changes of an account that are about to be committed; the first of them. For a
-    /// writer that does not let the database draw them; each is an insert or an update.
-    pub fn begin(&mut self, account: i64, n: usize, at: Duration) -> i64 {
-        if self.one_each && !self.by_account.contains_key(&account) {
-            self.add_endpoint(Endpoint::new(account, account));
-        }
-        let first = self.next_version;
-        self.next_version += i64::try_from(n).unwrap_or(i64::MAX);
-        for version in first..self.next_version {
-            let record = Record { account: Some(account), at, ..Record::default() };
-            self.changes.insert((version, false), record);
-        }
-        first
-    }
-
-    /// The commit of these was acknowledged.
-    pub fn committed_from(&mut self, first: i64, n: usize) {
-        for version in first..first + i64::try_from(n).unwrap_or(i64::MAX) {
-            let Some(record) = self.changes.get_mut(&(version, false)) else { continue };
-            record.commit = Commit::Acknowledged;
-            let account = record.account.unwrap_or_default();
-            self.owe_all(account, (version, false));
-        }
     }
 
     /// A request arrived whose signature did not verify.
@@ -429,158 +353,6 @@ impl Oracle {
         before
     }
 
-    /// One group's counts.
-    #[must_use]
-    pub fn tally(&self, group: u8) -> Tally {
-        self.tallies.get(&group).cloned().unwrap_or_default()
-    }
-
-    /// One group's deliveries that are neither received nor known to stand in a table.
-    #[must_use]
-    pub fn waiting(&self, group: u8) -> u64 {
-        self.tallies.get(&group).map_or(0, Tally::waiting)
-    }
-
-    /// Of all groups together.
-    #[must_use]
-    pub fn waiting_in_all(&self) -> u64 {
-        self.tallies.values().map(Tally::waiting).sum()
-    }
-
-    /// Requests that were answered with a 2xx; replays aside.
-    #[must_use]
-    pub fn taken(&self) -> u64 {
-        self.taken
-    }
-
-    /// First deliveries so far.
-    #[must_use]
-    pub fn delivered(&self) -> u64 {
-        self.delivered
-    }
-
-    /// Repeats of a delivery already received.
-    #[must_use]
-    pub fn duplicates(&self) -> u64 {
-        self.duplicates
-    }
-
-    /// Different deliveries that replays have brought so far.
-    #[must_use]
-    pub fn replayed(&self) -> u64 {
-        self.replayed
-    }
-
-    /// When the last first delivery came, and a replay's last; zero without any.
-    #[must_use]
-    pub fn last(&self) -> (Duration, Duration) {
-        (self.last_received, self.last_replayed)
-    }
-
-    /// Changes whose version was drawn here, whether their commit was acknowledged or not.
-    #[must_use]
-    pub fn begun(&self) -> u64 {
-        u64::try_from(self.next_version).unwrap_or_default()
-    }
-
-    /// Changes whose commit was acknowledged, is in doubt, and that were taken back.
-    #[must_use]
-    pub fn changes(&self) -> [u64; 3] {
-        let of = |commit| {
-            let count = self.changes.values().filter(|record| record.commit == commit).count();
-            u64::try_from(count).unwrap_or(u64::MAX)
-        };
-        [of(Commit::Acknowledged), of(Commit::Doubtful), self.rolled_back]
-    }
-
-    /// Deliveries that stand in a table.
-    #[must_use]
-    pub fn in_table(&self, table: Stored) -> usize {
-        self.deliveries().filter(|(.., d)| d.stored == Some(table)).count()
-    }
-
-    /// What is owed and was not delivered, with the table that holds it.
-    pub fn undelivered(&self) -> impl Iterator<Item = (i64, Change, Option<Stored>)> {
-        let owed = self.deliveries().filter(|(.., d)| d.owed && d.received.is_none());
-        owed.map(|(key, record, d)| (d.endpoint, record.change(key), d.stored))
-    }
-
-    /// What is owed and is nowhere: neither delivered nor in a table.
-    pub fn missing(&self) -> impl Iterator<Item = (i64, Change)> {
-        let nowhere = self.undelivered().filter(|(.., stored)| stored.is_none());
-        nowhere.map(|(endpoint, change, _)| (endpoint, change))
-    }
-
-    /// What must not have happened. Final when the writers have stopped.
-    #[must_use]
-    pub fn faults(&self) -> Faults {
-        let invented = u64::try_from(self.invented().count()).unwrap_or(u64::MAX);
-        Faults { invented: self.faults.invented + invented, ..self.faults }
-    }
-
-    /// The same in words, not more than some.
-    #[must_use]
-    pub fn examples(&self) -> Vec<String> {
-        let invented = self.invented().map(|(key, record, d)| {
-            format!("{:?} came to {} and was {:?}", record.change(key), d.endpoint, record.commit)
-        });
-        self.examples.iter().cloned().chain(invented).take(EXAMPLES).collect()
-    }
-
-    fn deliveries(&self) -> impl Iterator<Item = (Key, &Record, &Delivery)> {
-        self.changes
-            .iter()
-            .flat_map(|(key, record)| record.deliveries.iter().map(move |d| (*key, record, d)))
-    }
-
-    fn invented(&self) -> impl Iterator<Item = (Key, &Record, &Delivery)> {
-        self.deliveries().filter(|(key, record, delivery)| {
-            let Some(endpoint) = self.endpoints.get(&delivery.endpoint) else { return true };
-            let wanted = endpoint.wants.contains(&record.change(*key).kind);
-            let its = record.account == Some(endpoint.account);
-            record.commit == Commit::Unknown || !wanted || !its
-        })
-    }
-
-    /// The accounts of this range, added up.
-    #[must_use]
-    pub fn sums(&self, accounts: RangeInclusive<i64>) -> Sums {
-        let its = |record: &&Record| record.account.is_some_and(|id| accounts.contains(&id));
-        let mut sums = Sums::default();
-        for record in self.changes.values().filter(its) {
-            sums.committed += u64::from(record.commit == Commit::Acknowledged);
-            for delivery in &record.deliveries {
-                sums.expected += u64::from(delivery.owed);
-                sums.delivered += u64::from(delivery.owed && delivery.received.is_some());
-                sums.duplicates += u64::from(delivery.taken.saturating_sub(1));
-                sums.replayed += u64::from(delivery.replayed > 0);
-            }
-        }
-        sums
-    }
-
-    /// From the commit to the 2xx, in microseconds, of the changes of these accounts that were committed
-    /// within these times and delivered.
-    #[must_use]
-    pub fn latencies(
-        &self,
-        accounts: RangeInclusive<i64>,
-        from: Duration,
-        to: Duration,
-    ) -> Vec<u64> {
-        let its = |record: &&Record| {
-            record.account.is_some_and(|id| accounts.contains(&id))
-                && (from..to).contains(&record.at)
-        };
-        let mut latencies = Vec::new();
-        for record in self.changes.values().filter(its) {
-            let received = record.deliveries.iter().filter_map(|delivery| delivery.received);
-            let took = received.map(|at| at.saturating_sub(record.at).as_micros());
-            latencies.extend(took.map(|us| u64::try_from(us).unwrap_or(u64::MAX)));
-        }
-        latencies
-    }
-
     fn is_calm(&self, committed: Duration, received: Duration) -> bool {
         let Some(down) = self.down else { return true };
         received < down || self.recovered.is_some_and(|recovered| committed > recovered)
@@ -597,12 +369,6 @@ impl Oracle {
             *latest = this;
         }
     }
-}
-
-fn hash(bytes: impl AsRef<[u8]>) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    bytes.as_ref().hash(&mut hasher);
-    hasher.finish()
 }
 
 /// The book as writers and receivers share it.

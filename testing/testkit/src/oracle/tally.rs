@@ -17,7 +17,7 @@ pub struct Tally {
     pub dead: u64,
     /// Of these, deferred when the state tables were looked at, and never received.
     pub deferred: u64,
-    /// From the acknowledged commit to the 2xx, in microseconds; not ordered.
+    /// From before the COMMIT to the 2xx, in microseconds; not ordered.
     latencies_us: Vec<u32>,
     /// The same, of deliveries that the kill did not touch.
     calm_us: Vec<u32>,

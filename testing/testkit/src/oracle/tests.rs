@@ -167,24 +167,24 @@ fn calm_latency_leaves_out_what_the_kill_touched() {
 }
 
 #[test]
-fn oracle_hands_out_versions_and_adds_up_accounts() {
+fn oracle_adds_up_accounts_with_an_endpoint_each_also_where_the_event_comes_first() {
     let mut oracle = Oracle::one_each();
-    let first = oracle.begin(7, 3, MS);
-    let created = |id, n| receipt(7, change(Kind::Created, id, first + n));
-    oracle.received(created(1, 0), 3 * MS);
-    oracle.committed_from(first, 3);
-    oracle.received(created(2, 1), 4 * MS);
-    oracle.received(Receipt { replay: true, ..created(1, 0) }, 9 * MS);
-    oracle.received(created(2, 1), 9 * MS);
+    let created = |n| change(Kind::Created, n, n);
+    oracle.received(receipt(7, created(1)), 3 * MS);
+    oracle.committed(7, &[created(1), created(2), created(3)], MS);
+    oracle.received(receipt(7, created(2)), 4 * MS);
+    oracle.received(Receipt { replay: true, ..receipt(7, created(1)) }, 9 * MS);
+    oracle.received(receipt(7, created(2)), 9 * MS);
     let sums = Sums { committed: 3, expected: 3, delivered: 2, duplicates: 1, replayed: 1 };
     assert_eq!((oracle.sums(1..=9), oracle.sums(8..=9)), (sums, Sums::default()));
-    assert_eq!((oracle.begun(), oracle.replayed(), oracle.last()), (3, 1, (4 * MS, 9 * MS)));
+    let last = (4 * MS, 9 * MS);
+    assert_eq!((oracle.committed_in_all(), oracle.replayed(), oracle.last()), (3, 1, last));
     let mut latencies = oracle.latencies(1..=9, Duration::ZERO, Duration::MAX);
     latencies.sort_unstable();
     assert_eq!(latencies, [2_000, 3_000]);
+    assert_eq!(oracle.tally(0).latency(50), Some(2 * MS));
     assert_eq!(oracle.changes(), [3, 0, 0]);
     assert!(oracle.faults().is_empty(), "{:?}", oracle.examples());
-    oracle.begin(8, 1, MS);
-    oracle.received(receipt(8, change(Kind::Created, 4, first + 3)), MS);
+    oracle.received(receipt(8, change(Kind::Created, 4, 4)), MS);
     assert_eq!(oracle.faults().invented, 1, "its commit was never acknowledged");
 }

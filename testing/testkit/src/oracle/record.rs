@@ -1,0 +1,71 @@
+//! What the oracle knows of one change, and of its deliveries.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
+use super::Stored;
+use crate::change::{Change, Kind};
+
+/// A version, and whether the row was deleted at it: a delete carries the row's last one.
+pub(super) type Key = (i64, bool);
+
+pub(super) fn key(change: Change) -> Key {
+    (change.version, change.kind == Kind::Deleted)
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Commit {
+    #[default]
+    Unknown,
+    Acknowledged,
+    /// COMMIT was sent and its answer never read: it counts neither way.
+    Doubtful,
+}
+
+/// What is known of one change.
+#[derive(Debug, Default)]
+pub(super) struct Record {
+    pub(super) commit: Commit,
+    pub(super) account: Option<i64>,
+    /// Kind and row, as the writer said; without, as the first request did.
+    pub(super) what: Option<(Kind, i64)>,
+    /// When its COMMIT was sent.
+    pub(super) at: Duration,
+    pub(super) event_id: Option<u64>,
+    pub(super) body: Option<u64>,
+    pub(super) deliveries: Vec<Delivery>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Delivery {
+    pub(super) endpoint: i64,
+    pub(super) owed: bool,
+    /// When it was taken first, and how often; replays aside.
+    pub(super) received: Option<Duration>,
+    pub(super) taken: u32,
+    pub(super) replayed: u32,
+    pub(super) stored: Option<Stored>,
+}
+
+impl Record {
+    pub(super) fn delivery(&mut self, endpoint: i64) -> &mut Delivery {
+        let at = self.deliveries.iter().position(|d| d.endpoint == endpoint);
+        let at = at.unwrap_or_else(|| {
+            self.deliveries.push(Delivery { endpoint, ..Delivery::default() });
+            self.deliveries.len() - 1
+        });
+        #[expect(clippy::indexing_slicing, reason = "found or pushed just above")]
+        &mut self.deliveries[at]
+    }
+
+    pub(super) fn change(&self, (version, deleted): Key) -> Change {
+        let (kind, id) = self.what.unwrap_or((Kind::Created, 0));
+        Change { kind: if deleted { Kind::Deleted } else { kind }, id, version }
+    }
+}
+
+pub(super) fn hash(bytes: impl AsRef<[u8]>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.as_ref().hash(&mut hasher);
+    hasher.finish()
+}

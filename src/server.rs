@@ -51,7 +51,7 @@ use std::time::Duration;
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -360,9 +360,10 @@ impl Leading {
         let measured = Arc::new(measured);
         let again = || (Arc::clone(&sessions), tell.clone());
         let (of, to) = again();
-        tasks.keep(Jobs { sessions: of, tell: to, outlets });
+        let asked = Arc::new(Notify::new());
+        tasks.keep(Jobs { sessions: of, tell: to, outlets, replay: Arc::clone(&asked) });
         let (of, to) = again();
-        tasks.keep(Replays::new(of, to, replay));
+        tasks.keep(Replays::new(of, to, replay, asked));
         if let Some(receiver) = notify::receiver(&config) {
             let (sessions, tell) = again();
             let metrics = Arc::clone(&metrics);

@@ -1,7 +1,9 @@
 //! Looks, every few seconds, at what the publication covers, and compares it with the look before:
 //! children of the rules' tables that are not published are added, and what was lost is recorded.
 //!
-//! The look before is read from the state, not kept: it may be another process's, from before a stop.
+//! The look before is read from the state: it may be another process's, from before a stop. What sees the
+//! same as the look before is stored now and then only, for on an idle server it would be most of the WAL;
+//! since when nothing has changed is kept meanwhile.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +15,7 @@ use super::published::needed;
 use super::sessions::Sessions;
 use crate::server::metrics::Metrics;
 use walhook_postgres::coverage::{self, Looked, Seen};
-use walhook_postgres::coverage::{Covered, Kind, Loss, begin, compare};
+use walhook_postgres::coverage::{Covered, Kind, Loss, Moment, begin, compare};
 use walhook_postgres::sql::Connection;
 use walhook_state::MAX_ALARMS;
 
@@ -24,11 +26,30 @@ const ADD_AT_ONCE: usize = 64;
 const SAY_AGAIN: Duration = Duration::from_secs(600);
 const SAY_AT_ONCE: usize = 20;
 
+/// How often a look that saw nothing new is stored: by so much earlier begins a gap that arises while
+/// nobody looks.
+const STORE_EVERY: Duration = Duration::from_secs(30);
+
+/// The look that this process stored last, and the latest one that saw the same.
+struct Kept {
+    stored: Moment,
+    stored_at: Instant,
+    alarms: Vec<String>,
+    latest: Moment,
+}
+
+impl Kept {
+    fn is_fresh(&self) -> bool {
+        self.stored_at.elapsed() < STORE_EVERY
+    }
+}
+
 /// What looks.
 pub(super) struct Watcher {
     sessions: Arc<Sessions>,
     metrics: Arc<Metrics>,
     system_identifier: u64,
+    kept: Option<Kept>,
     said: Vec<String>,
     said_at: Option<Instant>,
 }
@@ -39,7 +60,8 @@ impl Watcher {
         metrics: Arc<Metrics>,
         system_identifier: u64,
     ) -> Self {
-        Self { sessions, metrics, system_identifier, said: Vec::new(), said_at: None }
+        let (kept, said, said_at) = (None, Vec::new(), None);
+        Self { sessions, metrics, system_identifier, kept, said, said_at }
     }
 
     /// Looks, and stores what it sees. `weak` is what the rules say of children.
@@ -69,8 +91,15 @@ impl Watcher {
         let store = sessions.state().await?;
         let last = store.last_look().await;
         store.end();
-        let losses = match last? {
-            Some((at, then)) => compare(&then, &mut now, at, after),
+        let last = last?;
+        // Another leader's look is another's.
+        let kept =
+            self.kept.take().filter(|kept| last.as_ref().is_some_and(|l| l.0 == kept.stored));
+        let losses = match &last {
+            Some((stored, then)) => {
+                let at = kept.as_ref().map_or(*stored, |kept| kept.latest);
+                compare(then, &mut now, at, after)
+            }
             None => {
                 begin(&mut now, before);
                 Vec::new()
@@ -89,10 +118,18 @@ impl Watcher {
             alarms.truncate(MAX_ALARMS);
             alarms.push(more);
         }
-        let mut store = sessions.state().await?;
-        let stored = store.store_look(before, &now, &losses, &alarms).await;
-        store.end();
-        stored?;
+        let is_same = losses.is_empty() && last.is_some_and(|(_, then)| then == now);
+        self.kept = match kept.filter(|kept| is_same && kept.alarms == alarms && kept.is_fresh()) {
+            Some(kept) => Some(Kept { latest: before, ..kept }),
+            None => {
+                let mut store = sessions.state().await?;
+                let stored = store.store_look(before, &now, &losses, &alarms).await;
+                store.end();
+                stored?;
+                let stored_at = Instant::now();
+                Some(Kept { stored: before, stored_at, alarms, latest: before })
+            }
+        };
         for Loss { table, from, to, reason, .. } in losses.iter().take(SAY_AT_ONCE) {
             tracing::error!(
                 table, from = %from.lsn, to = %to.lsn, reason,
@@ -111,7 +148,9 @@ impl Watcher {
     async fn once(&self, client: &Connection) -> anyhow::Result<Looked> {
         let config = &self.sessions.config;
         let named = needed(config)?;
-        coverage::look(client, &config.source.publication, &named, self.system_identifier).await
+        let look =
+            coverage::look(client, &config.source.publication, &named, self.system_identifier);
+        client.in_one_transaction(look).await
     }
 
     /// Logs what is new at once, and the rest now and then.

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::error::TaskError;
 use super::sessions::{JOBS, Sessions, in_turn};
@@ -14,7 +14,7 @@ use crate::server::trouble::Part;
 use walhook_core::event::EndpointId;
 use walhook_dispatch::dispatcher::{OperatorInput, Retry};
 use walhook_state::{
-    Ask, Changed, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, Job, StateError,
+    Ask, Asked, Changed, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, Job,
     StateStore,
 };
 
@@ -41,6 +41,8 @@ pub(super) struct Jobs {
     pub(super) sessions: Arc<Sessions>,
     pub(super) tell: Teller,
     pub(super) outlets: Outlets,
+    /// Wakes those who carry out replays.
+    pub(super) replay: Arc<Notify>,
 }
 
 impl Work for Jobs {
@@ -51,9 +53,12 @@ impl Work for Jobs {
 
     async fn work(&mut self) -> Result<Infallible, TaskError> {
         loop {
-            let is_asked = in_turn(self.look()).await?;
+            let asked = in_turn(self.look()).await?;
             self.tell.works(Self::PART);
-            if is_asked {
+            if asked.replay {
+                self.replay.notify_one();
+            }
+            if asked.job {
                 // A job may take long: on a session of its own.
                 let mut store = self.sessions.own_state(JOBS).await?;
                 self.carry_out_all(&mut store).await?;
@@ -65,14 +70,10 @@ impl Work for Jobs {
 }
 
 impl Jobs {
-    /// Whether there is something to do.
-    async fn look(&self) -> Result<bool, TaskError> {
-        let mut store = self.sessions.state().await?;
-        let asked = async {
-            let cancelled = store.cancelled_replay().await?.is_some();
-            Ok(cancelled || store.next_job().await?.is_some())
-        };
-        let asked: Result<bool, StateError> = asked.await;
+    /// What there is to do.
+    async fn look(&self) -> Result<Asked, TaskError> {
+        let store = self.sessions.state().await?;
+        let asked = store.asked().await;
         store.end();
         Ok(asked?)
     }

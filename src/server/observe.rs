@@ -134,10 +134,16 @@ impl Observer {
 
     async fn ask(&self, client: &Connection) -> Result<Seen, TaskError> {
         let config = &self.sessions.config;
-        let slot = slot::read(client, &config.source.slot).await?;
-        let published = published::check(config, client).await?;
-        let watched = published::unwatched(config, client).await?;
-        let fit = fit(config, client).await?;
+        let (slot, published, watched, fit) = client
+            .in_one_transaction(async {
+                Ok::<_, TaskError>((
+                    slot::read(client, &config.source.slot).await?,
+                    published::check(config, client).await?,
+                    published::unwatched(config, client).await?,
+                    fit(config, client).await?,
+                ))
+            })
+            .await?;
         let store = self.sessions.state().await?;
         let overview = store.overview().await;
         store.end();

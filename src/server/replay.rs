@@ -12,9 +12,9 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 
 use super::error::TaskError;
 use super::range::Range;
@@ -36,6 +36,9 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// How often the progress of a replay is looked at, and whether it was cancelled.
 const POLL: Duration = Duration::from_millis(100);
+
+/// How often the table is looked at although nobody says that there is a replay.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// Batches on their way from the range.
 const BATCHES: usize = 2;
@@ -61,6 +64,8 @@ pub(super) struct Replays {
     tell: Teller,
     lookups: Lookups,
     input: mpsc::Sender<ReplayInput>,
+    /// Told by the task of jobs, which looks at their table every second.
+    asked: Arc<Notify>,
     /// For each replay that is not finished how many deliveries have been fed, those that earlier
     /// leaders counted included. Outlives a lost connection, as the dispatcher's counts do.
     fed: HashMap<i64, i64>,
@@ -116,7 +121,8 @@ impl Work for Replays {
             let next = in_turn(self.next()).await?;
             self.tell.works(Self::PART);
             let Some(replay) = next else {
-                sleep(EVERY).await;
+                // While a job is carried out nobody says.
+                let _ = timeout(LOOK_EVERY, self.asked.notified()).await;
                 continue;
             };
             let mut store = self.sessions.own_state(REPLAY_STATE).await?;
@@ -130,10 +136,11 @@ impl Replays {
         sessions: Arc<Sessions>,
         tell: Teller,
         input: mpsc::Sender<ReplayInput>,
+        asked: Arc<Notify>,
     ) -> Self {
         let lookups = Lookups::of(sessions.config.lookups());
         let (fed, left_out) = Default::default();
-        Self { sessions, tell, lookups, input, fed, left_out, begun: None }
+        Self { sessions, tell, lookups, input, asked, fed, left_out, begun: None }
     }
 
     async fn next(&self) -> Result<Option<StoredReplay>, TaskError> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 
 use super::error::TaskError;
@@ -27,7 +27,7 @@ use walhook_postgres::sql::Connection;
 const EVERY: Duration = Duration::from_secs(5);
 
 /// How often the history gets an entry.
-const RECORD_EVERY_US: i64 = 60_000_000;
+const RECORD_EVERY: Duration = Duration::from_secs(60);
 
 /// The anchor moves when it is behind its place by this part of the window, for each move reads the
 /// WAL in between.
@@ -54,18 +54,18 @@ impl Work for ReplayWindow {
     const PAUSE: Duration = EVERY;
 
     async fn work(&mut self) -> Result<Infallible, TaskError> {
-        let mut recorded_us = 0;
+        let mut recorded = None;
         loop {
             let checkpoint = in_turn(self.checkpoint()).await?;
             let anchor = self.hold(checkpoint).await?;
             self.metrics
                 .replay_window
                 .set(i64::try_from(anchor.map_or(0, |a| a.retained)).unwrap_or(i64::MAX));
-            let (wal_end, now_us) = in_turn(self.time()).await?;
-            if now_us >= recorded_us + RECORD_EVERY_US {
+            if recorded.is_none_or(|at: Instant| at.elapsed() >= RECORD_EVERY) {
+                let (wal_end, now_us) = in_turn(self.time()).await?;
                 let oldest = anchor.map_or(checkpoint, |anchor| anchor.at);
                 in_turn(self.record(now_us, wal_end, oldest)).await?;
-                recorded_us = now_us;
+                recorded = Some(Instant::now());
             }
             self.tell.works(Self::PART);
             sleep(EVERY).await;
@@ -248,5 +248,5 @@ async fn source_time(client: &Connection) -> Result<(Lsn, i64), tokio_postgres::
     let sql = format!(
         "SELECT (extract(epoch FROM pg_catalog.clock_timestamp()) {TIMES} 1000000)::bigint"
     );
-    Ok((wal_end, client.query_one(&sql, &[]).await?.try_get(0)?))
+    Ok((wal_end, client.query_typed_one(&sql, &[]).await?.try_get(0)?))
 }

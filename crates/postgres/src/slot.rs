@@ -158,7 +158,7 @@ pub async fn read(client: &Client, slot: &str) -> Result<Option<Slot>, tokio_pos
 /// # Errors
 /// The server's; on a standby always.
 pub async fn wal_end(client: &Client) -> Result<Lsn, tokio_postgres::Error> {
-    let row = client.query_one("SELECT pg_catalog.pg_current_wal_insert_lsn()", &[]).await?;
+    let row = client.query_typed_one("SELECT pg_catalog.pg_current_wal_insert_lsn()", &[]).await?;
     Ok(Lsn(row.try_get::<_, PgLsn>(0)?.into()))
 }
 
@@ -169,7 +169,7 @@ pub async fn wal_end(client: &Client) -> Result<Lsn, tokio_postgres::Error> {
 pub async fn idle_timeout(client: &Client) -> Result<Option<Duration>, tokio_postgres::Error> {
     let sql = "SELECT extract(epoch FROM pg_catalog.current_setting(
                    'idle_replication_slot_timeout', true)::interval)::bigint";
-    let seconds: Option<i64> = client.query_one(sql, &[]).await?.try_get(0)?;
+    let seconds: Option<i64> = client.query_typed_one(sql, &[]).await?.try_get(0)?;
     let seconds = seconds.and_then(|seconds| u64::try_from(seconds).ok());
     Ok(seconds.filter(|seconds| *seconds > 0).map(Duration::from_secs))
 }
@@ -179,7 +179,7 @@ pub async fn idle_timeout(client: &Client) -> Result<Option<Duration>, tokio_pos
 /// # Errors
 /// The server's; on a standby always.
 pub async fn wal_flushed(client: &Client) -> Result<Lsn, tokio_postgres::Error> {
-    let row = client.query_one("SELECT pg_catalog.pg_current_wal_flush_lsn()", &[]).await?;
+    let row = client.query_typed_one("SELECT pg_catalog.pg_current_wal_flush_lsn()", &[]).await?;
     Ok(Lsn(row.try_get::<_, PgLsn>(0)?.into()))
 }
 

@@ -234,6 +234,27 @@ impl Connection {
         Ok(Self { client, driver, security, server_encoding })
     }
 
+    /// Runs `reads` as one read-only transaction, in which each statement has a snapshot of its own: what is
+    /// asked in rounds, for ever, is one transaction a round to the server's counters.
+    ///
+    /// `reads` goes on to no further statement after one that failed.
+    ///
+    /// # Errors
+    /// What `reads` ends with; the session has no open transaction then.
+    pub async fn in_one_transaction<T, E: From<tokio_postgres::Error>>(
+        &self,
+        reads: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let start = "START TRANSACTION ISOLATION LEVEL READ COMMITTED, READ ONLY";
+        self.batch_execute(start).await?;
+        let read = reads.await;
+        // Where a statement failed this rolls back.
+        let ended = self.batch_execute("COMMIT").await;
+        let read = read?;
+        ended?;
+        Ok(read)
+    }
+
     /// How well it is protected.
     #[must_use]
     pub fn security(&self) -> &Security {

@@ -67,6 +67,10 @@ impl StateStore {
     /// # Errors
     /// [`StateError::NotSetUp`], [`StateError::Sql`].
     pub async fn overview(&self) -> Result<Overview, StateError> {
+        self.connection.in_one_transaction(self.read_overview()).await
+    }
+
+    async fn read_overview(&self) -> Result<Overview, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let param: [Param<'_>; 1] = [(pipeline, Type::TEXT)];
         let head = format!(

@@ -5,7 +5,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::{
-    DeadLetterFilter, DeferredFilter, Param, Scope, StateError, StateStore, as_rfc3339, fence, text,
+    DeadLetterFilter, DeferredFilter, Param, REPLAY_JOB, Scope, StateError, StateStore, as_rfc3339,
+    fence, replays::cancelled_and_waiting, text,
 };
 use walhook_postgres::op::EQ;
 
@@ -118,6 +119,15 @@ pub struct JobState {
     pub error: Option<String>,
 }
 
+/// What the leader is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// To carry out a job, or to remove what a cancelled replay has left.
+    pub job: bool,
+    /// To go on with a replay.
+    pub replay: bool,
+}
+
 impl StateStore {
     /// The oldest job that is not finished.
     ///
@@ -145,6 +155,30 @@ impl StateStore {
                 Err(error) => self.finish_job(id, Some(&error)).await?,
             }
         }
+    }
+
+    /// Whether there is something for [`StateStore::next_job`] or [`StateStore::cancelled_replay`] to
+    /// return, and whether there is for [`StateStore::next_replay`]: one statement, for it is asked every
+    /// second.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn asked(&self) -> Result<Asked, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = format!(
+            "SELECT EXISTS (SELECT FROM {s}.jobs
+                 WHERE pipeline {EQ} $1 AND kind {EQ} ANY ($2) AND finished_at IS NULL)
+                 OR EXISTS (SELECT FROM {s}.jobs
+                 WHERE pipeline {EQ} $1 AND kind {EQ} $3 AND {}),
+                 EXISTS (SELECT FROM {s}.jobs
+                 WHERE pipeline {EQ} $1 AND kind {EQ} $3 AND finished_at IS NULL)",
+            cancelled_and_waiting()
+        );
+        let kinds: &[&str] = &Ask::KINDS;
+        let params: [Param<'_>; 3] =
+            [(pipeline, Type::TEXT), (&kinds, Type::TEXT_ARRAY), (&REPLAY_JOB, Type::TEXT)];
+        let row = self.connection.query_typed_one(&sql, &params).await?;
+        Ok(Asked { job: row.try_get(0)?, replay: row.try_get(1)? })
     }
 
     /// Marks a job as finished, well or with an error; a second time changes nothing.

@@ -50,7 +50,7 @@ pub use endpoints::Standing;
 pub use filter::{DeadLetterFilter, DeferredFilter, Filter};
 pub use gaps::Gap;
 pub use inspect::{Overview, StoppedSince};
-pub use jobs::{Ask, EndpointStop, Job, JobState};
+pub use jobs::{Ask, Asked, EndpointStop, Job, JobState};
 pub use persist::StoredAttempt;
 pub use replays::{REPLAY_JOB, StoredReplay};
 pub use troubles::Told;

@@ -30,6 +30,11 @@ const WAITING: &str =
     "(deferred OPERATOR(pg_catalog.-) late_done OPERATOR(pg_catalog.-) late_failed
     OPERATOR(pg_catalog.-) late_dropped OPERATOR(pg_catalog.-) late_in_gaps)";
 
+/// Of a replay, whether it was cancelled while deliveries of it are deferred.
+pub(super) fn cancelled_and_waiting() -> String {
+    format!("error {EQ} '{CANCELLED}'::pg_catalog.text AND {WAITING} {GT} 0")
+}
+
 /// What becomes of a deferred row.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Late {

@@ -53,6 +53,13 @@ impl Session {
         self.connection.batch_execute(sql).await
     }
 
+    pub(super) async fn in_one_transaction<T>(
+        &self,
+        reads: impl Future<Output = Result<T, StateError>>,
+    ) -> Result<T, StateError> {
+        self.connection.in_one_transaction(reads).await
+    }
+
     pub(super) async fn transaction(&mut self) -> Result<Transaction<'_>, Error> {
         Ok(Transaction { inner: self.connection.transaction().await?, charset: self.charset })
     }

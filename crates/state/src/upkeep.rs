@@ -8,7 +8,7 @@ use super::persist::dead_letters::remove;
 use super::{Param, Scope, StateError, StateStore};
 use walhook_core::room::StateSize;
 use walhook_core::tick::micros;
-use walhook_postgres::op::{EQ, GT, LT, MINUS, interval};
+use walhook_postgres::op::{EQ, GT, LT, MINUS, PLUS, TIMES, interval};
 
 /// Dead letters, jobs or gaps removed in one transaction, during which the leader writes nothing.
 const CHUNK: i64 = 1_000;
@@ -30,6 +30,14 @@ const HISTORY_AND_DETAIL: &str = "coalesce(pg_catalog.pg_column_size(history), 0
 /// Of the tables the one that has a share of its own.
 const UNROUTED: &str = "unrouted";
 
+/// The tables of which rows are removed with time, and the column that says since when a row is old.
+const OLD: [(&str, &str); 4] = [
+    ("dead_letters", "died_at"),
+    ("jobs", "finished_at"),
+    ("gaps", "closed_at"),
+    ("endpoint_errors", "last_at"),
+];
+
 /// The tables that grow with what is deferred or dead, and what a row takes in them beside the columns
 /// that [`StateStore::sizes`] measures: the others, the row's header, its entries in the indexes.
 const TABLES: [(&str, &str, i64); 4] = [
@@ -39,49 +47,57 @@ const TABLES: [(&str, &str, i64); 4] = [
     (UNROUTED, "pg_catalog.pg_column_size(row)", 320),
 ];
 
+/// What the rows of the `n`th of the tables named in `$2` take: their number times the mean of those on
+/// some pages, in bytes.
+fn used_sql(s: &str, n: usize, (table, measured, beside): (&str, &str, i64)) -> String {
+    let oid = format!("pg_catalog.to_regclass(($2)[{n}])");
+    let percent = format!(
+        "least({} OPERATOR(pg_catalog./) greatest(
+             pg_catalog.pg_relation_size({oid})::double precision, 1.0::double precision),
+             100.0::double precision)",
+        100.0 * SAMPLED_PAGES * PAGE_BYTES
+    );
+    format!(
+        "(SELECT pg_catalog.pg_stat_get_live_tuples({oid}) {TIMES}
+              (coalesce(pg_catalog.avg({measured}), 0)::bigint {PLUS} {beside}::bigint)
+          FROM {s}.{table} TABLESAMPLE pg_catalog.system ({percent}))"
+    )
+}
+
 impl StateStore {
     /// What the tables of the schema take, those of other pipelines in it included.
     ///
-    /// Asks for statistics, and for the size of the rows on some pages.
+    /// Asks for statistics, and for the size of the rows on some pages: by one statement, for it is asked
+    /// every second.
     ///
     /// # Errors
     /// [`StateError::Sql`].
     pub async fn sizes(&self) -> Result<StateSize, StateError> {
-        let total = format!(
-            "SELECT coalesce(pg_catalog.sum(pg_catalog.pg_total_relation_size(c.oid)), 0)::bigint
+        let s = &self.scope.s;
+        let names: Vec<String> = TABLES.iter().map(|(table, ..)| format!("{s}.{table}")).collect();
+        let used: Vec<String> =
+            TABLES.iter().zip(1..).map(|(table, n)| used_sql(s, n, *table)).collect();
+        let sql = format!(
+            "SELECT (SELECT coalesce(pg_catalog.sum(pg_catalog.pg_total_relation_size(c.oid)), 0)::bigint
                      FROM pg_catalog.pg_class c
                      WHERE c.relnamespace {EQ} pg_catalog.to_regnamespace($1)
-                       AND c.relkind {EQ} 'r'"
+                       AND c.relkind {EQ} 'r'), {}",
+            used.join(", ")
         );
-        let schema: [Param<'_>; 1] = [(&self.scope.s, Type::TEXT)];
-        let total: i64 = self.connection.query_typed_one(&total, &schema).await?.try_get(0)?;
-        let (mut used, mut unrouted_bytes) = (0, 0);
-        for (table, measured, beside) in TABLES {
-            let bytes = self.used(table, measured, beside).await?;
-            used += bytes;
-            if table == UNROUTED {
-                unrouted_bytes = bytes;
+        let params: [Param<'_>; 2] = [(s, Type::TEXT), (&names, Type::TEXT_ARRAY)];
+        let row = self.connection.query_typed_one(&sql, &params).await?;
+        let bytes = |column: usize| -> Result<u64, StateError> {
+            Ok(u64::try_from(row.try_get::<_, i64>(column)?).unwrap_or_default())
+        };
+        let (total_bytes, mut used, mut unrouted_bytes) = (bytes(0)?, 0, 0);
+        for (column, (table, ..)) in TABLES.iter().enumerate() {
+            let of_table = bytes(column + 1)?;
+            used += of_table;
+            if *table == UNROUTED {
+                unrouted_bytes = of_table;
             }
         }
-        let total_bytes = u64::try_from(total).unwrap_or_default();
-        let used_bytes = used.min(total_bytes);
-        Ok(StateSize { total_bytes, used_bytes, unrouted_bytes })
-    }
-
-    async fn used(&self, table: &str, measured: &str, beside: i64) -> Result<u64, StateError> {
-        let s = &self.scope.s;
-        let sql = "SELECT pg_catalog.pg_stat_get_live_tuples(pg_catalog.to_regclass($1)),
-                          pg_catalog.pg_relation_size(pg_catalog.to_regclass($1))::double precision";
-        let name = format!("{s}.{table}");
-        let row = self.connection.query_typed_one(sql, &[(&name, Type::TEXT)]).await?;
-        let (rows, bytes): (i64, f64) = (row.try_get(0)?, row.try_get(1)?);
-        let percent = (100.0 * SAMPLED_PAGES * PAGE_BYTES / bytes.max(1.0)).min(100.0);
-        let sample = format!(
-            "SELECT coalesce(pg_catalog.avg({measured}), 0)::bigint FROM {name}
-             TABLESAMPLE pg_catalog.system ({percent})"
-        );
-        let of_row: i64 = self.connection.query_typed_one(&sample, &[]).await?.try_get(0)?;
-        Ok(u64::try_from(rows.saturating_mul(of_row.saturating_add(beside))).unwrap_or_default())
+        Ok(StateSize { total_bytes, used_bytes: used.min(total_bytes), unrouted_bytes })
     }
 
     /// The tables of which a good part is dead rows: what [`StateStore::vacuum`] is worth for. Tables
@@ -142,6 +158,16 @@ impl StateStore {
         let params: [Param<'_>; 3] =
             [(pipeline, Type::TEXT), (&age_us, Type::INT8), (&CHUNK, Type::INT8)];
         let old = format!("(pg_catalog.now() {MINUS} {})", interval("$2"));
+        // Most of the time there is nothing, and to learn that writes nothing.
+        let any = OLD.map(|(table, since)| {
+            format!(
+                "EXISTS (SELECT FROM {s}.{table} WHERE pipeline {EQ} $1 AND {since} {LT} {old})"
+            )
+        });
+        let any = format!("SELECT {}", any.join(" OR "));
+        if !self.connection.query_typed_one(&any, &params[..2]).await?.try_get::<_, bool>(0)? {
+            return Ok(0);
+        }
         let tx = self.connection.transaction().await?;
         super::fence_alone(&tx, &self.scope, epoch).await?;
         let letters = format!(

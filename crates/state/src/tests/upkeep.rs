@@ -40,8 +40,45 @@ async fn expire_removes_what_is_older_than_the_retention_and_nothing_else() {
     assert_eq!(fixture.count("bodies").await, 2, "the deferred row's body stays");
     assert_eq!((fixture.count("jobs").await, fixture.count("gaps").await), (2, 1));
 
+    let old = format!("UPDATE {s}.jobs SET finished_at = now() - interval '2 days'");
+    fixture.admin.batch_execute(&old).await.unwrap();
     fixture.open().await.take_lease("two").await.unwrap();
     assert!(matches!(store.expire(DAY).await, Err(StateError::Fenced { epoch: Some(1) })));
+}
+
+#[tokio::test]
+async fn asked_is_what_next_job_cancelled_replay_and_next_replay_return() {
+    let fixture = Fixture::start().await;
+    let mut store = fixture.open().await;
+    store.take_lease("one").await.unwrap();
+    let s = quote_ident(SCHEMA);
+    let job = "kind, args, finished_at, error, deferred";
+    let pause = r#"'endpoints.pause', '{"endpoint": "7", "reason": "x"}'"#;
+    let replay = r#"'replay', '{"from": "0/1", "to": "0/2"}'"#;
+    for (rows, asked) in [
+        (String::new(), (false, false)),
+        (format!("({pause}, now(), NULL, 0), ({replay}, now(), NULL, 1)"), (false, false)),
+        (format!("({pause}, NULL, NULL, 0)"), (true, false)),
+        (format!("({replay}, NULL, NULL, 0)"), (false, true)),
+        (format!("({replay}, now(), 'cancelled', 1)"), (true, false)),
+        (format!("({replay}, now(), 'cancelled', 0)"), (false, false)),
+    ] {
+        let insert = match rows.as_str() {
+            "" => String::new(),
+            rows => format!(
+                "INSERT INTO {s}.jobs (pipeline, {job}) SELECT 'p', kind,
+                     args::jsonb, finished_at::timestamptz, error, deferred
+                 FROM (VALUES {rows}) AS v ({job})"
+            ),
+        };
+        fixture.admin.batch_execute(&format!("DELETE FROM {s}.jobs; {insert}")).await.unwrap();
+        let found = store.asked().await.unwrap();
+        assert_eq!((found.job, found.replay), asked, "{rows}");
+        let next = store.next_job().await.unwrap().is_some();
+        let cancelled = store.cancelled_replay().await.unwrap().is_some();
+        assert_eq!(found.job, next || cancelled, "{rows}");
+        assert_eq!(found.replay, store.next_replay().await.unwrap().is_some(), "{rows}");
+    }
 }
 
 #[tokio::test]

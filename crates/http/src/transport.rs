@@ -2,9 +2,13 @@
 
 mod clients;
 mod connect;
+mod connection;
 mod error;
 mod guard;
+mod guarded;
 mod memory;
+mod pool;
+mod target;
 mod workers;
 
 use std::sync::Arc;
@@ -12,10 +16,9 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
-use http::{HeaderMap, Method, Request, Response, Uri};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
+use http::{Method, Request};
+use http_body_util::Full;
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use rustls_platform_verifier::Verifier;
@@ -23,21 +26,24 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
-use url::Url;
 
 use super::resolve::{Lookup, Resolver, system_lookup};
 use crate::egress::{Policy, Proxy, ProxyError};
 use crate::exchange::{Answer, Exchange, Failure};
 use crate::retry_after::parse_retry_after;
-use clients::Clients;
-use connect::{ACCOUNT, TcpConnector};
+use clients::{Answered, Clients};
+use connect::TcpConnector;
 use error::{failure, printable};
 use memory::AnswerMemory;
+use pool::Bounds;
+use target::{Target, Targets};
 use walhook_core::attempt::{Attempt, Delivery, FailureKind};
-use walhook_core::endpoint::{Endpoint, Secret, parse_header, read_url};
+use walhook_core::endpoint::{Endpoint, Secret};
+use walhook_core::event::AccountId;
 use walhook_core::position::EventId;
 use walhook_process::clock::unix_us;
-use walhook_sign::{self as sign, SignError};
+use walhook_process::descriptors;
+use walhook_sign as sign;
 use workers::Workers;
 
 /// Of an answer's body, what is read so that the connection can be used again. A longer answer costs
@@ -101,6 +107,7 @@ pub struct Transport {
     memory: Arc<AnswerMemory>,
     workers: Arc<Workers>,
     policy: Arc<Policy>,
+    targets: Arc<Targets>,
     timeout: Duration,
     user_agent: HeaderValue,
     attempt_header: HeaderName,
@@ -112,7 +119,8 @@ pub struct Transport {
 
 /// What is posted where.
 struct Post<'a> {
-    endpoint: &'a Endpoint,
+    target: Arc<Target>,
+    account: &'a AccountId,
     id: EventId,
     body: Bytes,
     number: u32,
@@ -121,19 +129,10 @@ struct Post<'a> {
 
 /// What is signed once an attempt, however often it is sent.
 struct Signed {
-    id: String,
+    id: HeaderValue,
     /// Seconds since 1970.
     timestamp: i64,
-    signature: String,
-}
-
-impl<'a> Post<'a> {
-    fn of(attempt: &'a Attempt) -> Self {
-        let Attempt { endpoint, deliveries } = attempt;
-        assert!(deliveries.as_slice().len() == 1, "a request has one event");
-        let Delivery { event, number, replay, .. } = deliveries.first();
-        Self { endpoint, id: event.id, body: event.body(), number: *number, replay: *replay }
-    }
+    signature: HeaderValue,
 }
 
 impl Transport {
@@ -148,14 +147,15 @@ impl Transport {
         memory_limit: usize,
     ) -> Result<Self, TransportError> {
         let tls = tls_config([]).map_err(TransportError::Tls)?;
-        Self::with(requests, egress, memory_limit, tls, system_lookup())
+        Self::with(requests, egress, memory_limit, bounds(memory_limit), tls, system_lookup())
     }
 
-    /// With this judge of certificates, and names resolved so.
+    /// With so many connections, this judge of certificates, and names resolved so.
     fn with(
         requests: &Requests,
         egress: &Egress,
         memory_limit: usize,
+        bounds: Bounds,
         tls: ClientConfig,
         lookup: Arc<Lookup>,
     ) -> Result<Self, TransportError> {
@@ -177,11 +177,14 @@ impl Transport {
         let proxy = egress.proxy.as_ref().map(Proxy::parse).transpose()?;
         let memory = Arc::new(AnswerMemory::new(memory_limit));
         let tcp = TcpConnector::new(resolver, proxy, requests.connect_timeout, Arc::clone(&memory));
+        let clients = Clients::new(&tcp, tls, bounds);
+        let workers = Workers::start(clients.keeper()).map_err(TransportError::Threads)?;
         Ok(Self {
-            clients: Arc::new(Clients::new(&tcp, tls)),
+            clients: Arc::new(clients),
             memory,
-            workers: Arc::new(Workers::start().map_err(TransportError::Threads)?),
+            workers: Arc::new(workers),
             policy,
+            targets: Arc::new(Targets::new()),
             timeout: requests.timeout,
             user_agent,
             attempt_header: header("attempt")?,
@@ -216,7 +219,16 @@ impl Transport {
     }
 
     async fn attempt(&self, attempt: &Attempt, keep: bool) -> Exchange {
-        self.post(&Post::of(attempt), keep).await
+        let Attempt { endpoint, deliveries } = attempt;
+        assert!(deliveries.as_slice().len() == 1, "a request has one event");
+        let Delivery { event, number, replay, .. } = deliveries.first();
+        let target = match self.targets.of(endpoint, || self.target(endpoint)) {
+            Ok(target) => target,
+            Err(failure) => return Exchange::new(Err(failure), Duration::ZERO),
+        };
+        let (account, body) = (&endpoint.account, event.body());
+        let post = Post { target, account, id: event.id, body, number: *number, replay: *replay };
+        self.post(&post, keep).await
     }
 
     /// Posts what no change made, as [`Transport::send`] posts an event: signed, and under the same
@@ -228,15 +240,18 @@ impl Transport {
         body: Bytes,
         number: u32,
     ) -> Exchange {
-        self.post(&Post { endpoint, id, body, number, replay: false }, false).await
+        let target = match self.target(endpoint) {
+            Ok(target) => Arc::new(target),
+            Err(failure) => return Exchange::new(Err(failure), Duration::ZERO),
+        };
+        let account = &endpoint.account;
+        self.post(&Post { target, account, id, body, number, replay: false }, false).await
     }
 
     async fn post(&self, post: &Post<'_>, keep: bool) -> Exchange {
         let started = Instant::now();
         let resends = AtomicU32::new(0);
-        let exchange =
-            ACCOUNT.scope(post.endpoint.account.clone(), self.exchange(post, keep, &resends));
-        let ended = timeout_at(started + self.timeout, exchange).await;
+        let ended = timeout_at(started + self.timeout, self.exchange(post, keep, &resends)).await;
         let result = ended.unwrap_or_else(|_| Err(self.timed_out()));
         Exchange { result, elapsed: started.elapsed(), resends: resends.into_inner() }
     }
@@ -247,86 +262,62 @@ impl Transport {
         keep: bool,
         resends: &AtomicU32,
     ) -> Result<Answer, Failure> {
-        let uri = self.target(post)?;
         let signed = self.sign(post).await?;
-        let response = self.clients.send(|| self.request(post, &uri, &signed), resends).await?;
-        let status = response.status();
-        let retry_after = response
-            .headers()
+        let make = |http2| self.request(post, &signed, http2);
+        let answered = self.clients.send(&post.target, post.account, make, resends).await?;
+        let status = answered.status;
+        let retry_after = answered
+            .headers
             .get(RETRY_AFTER)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| parse_retry_after(value, unix_us() / 1_000_000));
         let keep = keep || !status.is_success();
-        let excerpt = read_body(response, keep).await;
+        let excerpt = read_body(answered, keep).await;
         Ok(Answer { status: status.as_u16(), retry_after, excerpt })
     }
 
-    /// Where the request goes, if it may.
-    fn target(&self, post: &Post<'_>) -> Result<Uri, Failure> {
-        let invalid = |detail: String| failure(FailureKind::Invalid, &detail);
-        let (url, uri) = read_url(&post.endpoint.url)
-            .map_err(|complaint| invalid(format!("the url {complaint}")))?;
-        let url = Url::parse(url).map_err(|_| invalid("the url cannot be read".to_owned()))?;
-        self.policy
-            .check_url(&url)
-            .map_err(|refusal| failure(FailureKind::Forbidden, &refusal.to_string()))?;
-        Ok(uri)
+    /// Where the endpoint's requests go, if they may.
+    fn target(&self, endpoint: &Endpoint) -> Result<Target, Failure> {
+        Target::new(endpoint, &self.policy, &self.header_prefix, &self.user_agent)
     }
 
-    fn request(
-        &self,
-        post: &Post<'_>,
-        uri: &Uri,
-        signed: &Signed,
-    ) -> Result<Request<Full<Bytes>>, Failure> {
-        let invalid = |detail: String| failure(FailureKind::Invalid, &detail);
-        let Signed { id, timestamp, signature } = signed;
-        let body = post.body.clone();
-        let ours = |text: &str| {
-            HeaderValue::from_str(text)
-                .map_err(|_| invalid("a header cannot be written".to_owned()))
-        };
-        let mut headers = HeaderMap::with_capacity(8 + post.endpoint.headers.len());
-        for (name, value) in &post.endpoint.headers {
-            let (name, value) = parse_header(name, value, &self.header_prefix)
-                .map_err(|complaint| invalid(format!("the headers {complaint}")))?;
-            headers.append(name, value);
-        }
-        headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.entry(USER_AGENT).or_insert_with(|| self.user_agent.clone());
-        headers.insert("webhook-id", ours(id)?);
-        headers.insert("webhook-timestamp", ours(&timestamp.to_string())?);
-        headers.insert("webhook-signature", ours(signature)?);
+    fn request(&self, post: &Post<'_>, signed: &Signed, http2: bool) -> Request<Full<Bytes>> {
+        let (uri, mut headers) = post.target.request(http2);
+        headers.insert("webhook-id", signed.id.clone());
+        headers.insert("webhook-timestamp", signed.timestamp.into());
+        headers.insert("webhook-signature", signed.signature.clone());
         headers.insert(&self.attempt_header, post.number.into());
         if post.replay {
             headers.insert(&self.replay_header, HeaderValue::from_static("true"));
         }
-        tracing::trace!(%id, body = %String::from_utf8_lossy(&body), "sending");
+        let body = post.body.clone();
+        tracing::trace!(id = ?signed.id, body = %String::from_utf8_lossy(&body), "sending");
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = uri.clone();
+        *request.uri_mut() = uri;
         *request.headers_mut() = headers;
-        Ok(request)
+        request
     }
 
     /// Signs, where that takes long beside the requests of others, and not on too many cores.
     async fn sign(&self, post: &Post<'_>) -> Result<Signed, Failure> {
-        let Post { endpoint, body, .. } = post;
+        let Post { target, body, .. } = post;
         let (id, timestamp) = (post.id.to_string(), unix_us() / 1_000_000);
-        let signature = if sign::takes_long(body.len(), endpoint.secrets.len()) {
+        let signature = if sign::takes_long(body.len(), target.keys.len()) {
             // The semaphore is never closed.
             let _turn = self.signing.acquire().await;
-            let (id, body, secrets) = (id.clone(), body.clone(), endpoint.secrets.clone());
-            let signed = spawn_blocking(move || sign::sign(&id, timestamp, &body, &secrets)).await;
+            let (id, body, target) = (id.clone(), body.clone(), Arc::clone(target));
+            let signing = spawn_blocking(move || target.keys.sign(&id, timestamp, &body));
             // It does not panic; and only a runtime that ends gives it up.
-            signed.unwrap_or(Err(SignError::NoSecret))
+            signing.await.map_err(|_| failure(FailureKind::Invalid, "it was not signed"))?
         } else {
-            sign::sign(&id, timestamp, body, &endpoint.secrets)
+            target.keys.sign(&id, timestamp, body)
         };
-        let signature =
-            signature.map_err(|error| failure(FailureKind::Invalid, &error.to_string()))?;
-        Ok(Signed { id, timestamp, signature })
+        let written = |text: String| {
+            HeaderValue::try_from(text)
+                .map_err(|_| failure(FailureKind::Invalid, "a header cannot be written"))
+        };
+        Ok(Signed { id: written(id)?, timestamp, signature: written(signature)? })
     }
 
     fn timed_out(&self) -> Failure {
@@ -334,22 +325,28 @@ impl Transport {
     }
 }
 
+/// How many connections fit what the process has.
+fn bounds(memory_limit: usize) -> Bounds {
+    Bounds { open: descriptors::for_requests(), idle: memory::idle_connections(memory_limit) }
+}
+
 /// Reads the answer to its end or to the bound, and keeps its beginning where asked to.
 ///
 /// The status has been said; that the connection breaks in mid-sentence does not unsay it.
-async fn read_body(response: Response<Incoming>, keep: bool) -> String {
-    let mut body = response.into_body();
+async fn read_body(mut answered: Answered, keep: bool) -> String {
     let mut kept = Vec::new();
     let mut read = 0;
-    while read <= BODY_MAX {
-        let Some(Ok(frame)) = body.frame().await else { break };
-        let Ok(data) = frame.into_data() else { continue };
+    while let Some(data) = answered.data().await {
         read += data.len();
         if keep {
             let room = EXCERPT_MAX.saturating_sub(kept.len());
             kept.extend(data.iter().take(room));
         }
+        if read > BODY_MAX {
+            break;
+        }
     }
+    answered.end().await;
     printable(&String::from_utf8_lossy(&kept), EXCERPT_MAX)
 }
 

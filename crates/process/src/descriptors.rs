@@ -31,6 +31,12 @@ pub fn limit() -> usize {
     usize::try_from(current).unwrap_or(usize::MAX)
 }
 
+/// How many connections to endpoints may be open.
+#[must_use]
+pub fn for_requests() -> usize {
+    limit().saturating_sub(RESERVED)
+}
+
 /// How many descriptors a process needs that fills so many slots, fast and slow: a socket each, and what
 /// is kept for all else.
 #[must_use]

@@ -45,8 +45,18 @@ pub enum SignError {
 }
 
 enum Key {
-    Symmetric(Vec<u8>),
+    /// Of a secret of so many bytes, ready to take what is signed.
+    Symmetric(Box<Hmac<Sha256>>, usize),
     Ed25519(Box<Ed25519KeyPair>),
+}
+
+/// The secrets of one endpoint, read once to sign many requests. Never printed.
+pub struct Keys(Vec<Key>);
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} keys", self.0.len())
+    }
 }
 
 const SYMMETRIC: &str = "whsec_";
@@ -86,11 +96,11 @@ pub enum Weakness {
 /// [`SignError`]
 pub fn judge(secret: &Secret) -> Result<Option<Weakness>, SignError> {
     Ok(match Key::parse(secret)? {
-        Key::Symmetric(key) if key.len() < STRONG_BYTES => Some(Weakness::Short),
-        Key::Symmetric(_) if !secret.expose().trim().starts_with(SYMMETRIC) => {
+        Key::Symmetric(_, bytes) if bytes < STRONG_BYTES => Some(Weakness::Short),
+        Key::Symmetric(..) if !secret.expose().trim().starts_with(SYMMETRIC) => {
             Some(Weakness::Plain)
         }
-        Key::Symmetric(_) | Key::Ed25519(_) => None,
+        Key::Symmetric(..) | Key::Ed25519(_) => None,
     })
 }
 
@@ -114,7 +124,7 @@ impl Key {
         };
         if let Some(encoded) = text.strip_prefix(SYMMETRIC) {
             let key = decode(SYMMETRIC, encoded)?;
-            return if key.is_empty() { Err(SignError::Empty) } else { Ok(Self::Symmetric(key)) };
+            return Self::symmetric(&key);
         }
         if let Some(encoded) = text.strip_prefix(ASYMMETRIC) {
             let bytes = decode(ASYMMETRIC, encoded)?;
@@ -131,49 +141,87 @@ impl Key {
         if marked(text) {
             return Err(SignError::Misplaced);
         }
-        Ok(Self::Symmetric(text.as_bytes().to_vec()))
+        Self::symmetric(text.as_bytes())
     }
 
-    fn sign(&self, id: &str, timestamp: &str, body: &[u8]) -> Result<String, SignError> {
+    fn symmetric(key: &[u8]) -> Result<Self, SignError> {
+        let mac = Hmac::new_from_slice(key).ok().filter(|_| !key.is_empty());
+        mac.map(|mac| Self::Symmetric(Box::new(mac), key.len())).ok_or(SignError::Empty)
+    }
+
+    /// Appends the signature of the content that these parts are.
+    fn sign(&self, content: &[&[u8]], to: &mut String) {
         match self {
-            Self::Symmetric(key) => {
-                let tag = mac(key, id, timestamp, body)?.finalize().into_bytes();
-                Ok(format!("v1,{}", STANDARD.encode(tag)))
+            Self::Symmetric(mac, _) => {
+                to.push_str("v1,");
+                STANDARD.encode_string(tag(mac, content).finalize().into_bytes(), to);
             }
             Self::Ed25519(pair) => {
-                let content = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body].concat();
-                Ok(format!("v1a,{}", STANDARD.encode(pair.sign(&content))))
+                to.push_str("v1a,");
+                STANDARD.encode_string(pair.sign(&content.concat()), to);
             }
         }
     }
 
     /// Compares in constant time.
-    fn verifies(&self, id: &str, timestamp: &str, body: &[u8], signature: &str) -> bool {
+    fn verifies(&self, content: &[&[u8]], signature: &str) -> bool {
         let Some((version, encoded)) = signature.split_once(',') else { return false };
         let Ok(given) = STANDARD.decode(encoded) else { return false };
         match self {
-            Self::Symmetric(key) => {
-                let mac = mac(key, id, timestamp, body);
-                version == "v1" && mac.is_ok_and(|mac| mac.verify_slice(&given).is_ok())
+            Self::Symmetric(mac, _) => {
+                version == "v1" && tag(mac, content).verify_slice(&given).is_ok()
             }
             Self::Ed25519(pair) => {
-                let content = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body].concat();
                 let public = UnparsedPublicKey::new(&ED25519, pair.public_key());
-                version == "v1a" && public.verify(&content, &given).is_ok()
+                version == "v1a" && public.verify(&content.concat(), &given).is_ok()
             }
         }
     }
 }
 
-fn mac(key: &[u8], id: &str, timestamp: &str, body: &[u8]) -> Result<Hmac<Sha256>, SignError> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).map_err(|_| SignError::Empty)?;
-    for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
+fn tag(mac: &Hmac<Sha256>, content: &[&[u8]]) -> Hmac<Sha256> {
+    let mut mac = mac.clone();
+    for part in content {
         mac.update(part);
     }
-    Ok(mac)
+    mac
 }
 
-/// The value of `webhook-signature`: one signature for each secret, in their order, between spaces.
+impl Keys {
+    /// Reads them all.
+    ///
+    /// # Errors
+    /// [`SignError`] for the first secret that cannot be used, and when there is none.
+    pub fn parse(secrets: &[Secret]) -> Result<Self, SignError> {
+        let keys = secrets.iter().map(Key::parse).collect::<Result<Vec<_>, _>>()?;
+        if keys.is_empty() { Err(SignError::NoSecret) } else { Ok(Self(keys)) }
+    }
+
+    /// How many there are: one or more.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "there is one at least")]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The value of `webhook-signature`: one signature for each secret, in their order, between spaces.
+    #[must_use]
+    pub fn sign(&self, id: &str, timestamp_s: i64, body: &[u8]) -> String {
+        let timestamp = timestamp_s.to_string();
+        let content = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body];
+        // An HMAC's is 47 characters long, and a space; one of ed25519 longer.
+        let mut signatures = String::with_capacity(48 * self.0.len());
+        for key in &self.0 {
+            if !signatures.is_empty() {
+                signatures.push(' ');
+            }
+            key.sign(&content, &mut signatures);
+        }
+        signatures
+    }
+}
+
+/// As [`Keys::sign`], of secrets that sign one request only.
 ///
 /// # Errors
 /// [`SignError`] for the first secret that cannot be used, and when there is none.
@@ -183,10 +231,7 @@ pub fn sign(
     body: &[u8],
     secrets: &[Secret],
 ) -> Result<String, SignError> {
-    let timestamp = timestamp_s.to_string();
-    let sign = |secret| Key::parse(secret)?.sign(id, &timestamp, body);
-    let signatures = secrets.iter().map(sign).collect::<Result<Vec<_>, _>>()?;
-    if signatures.is_empty() { Err(SignError::NoSecret) } else { Ok(signatures.join(" ")) }
+    Ok(Keys::parse(secrets)?.sign(id, timestamp_s, body))
 }
 
 /// Whether any of the signatures in `header` was made with `secret`.
@@ -195,8 +240,9 @@ pub fn sign(
 #[must_use]
 pub fn verify(id: &str, timestamp_s: i64, body: &[u8], header: &str, secret: &Secret) -> bool {
     let timestamp = timestamp_s.to_string();
+    let content = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body];
     let Ok(key) = Key::parse(secret) else { return false };
-    header.split(' ').any(|signature| key.verifies(id, &timestamp, body, signature))
+    header.split(' ').any(|signature| key.verifies(&content, signature))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The HTTP clients that requests go through, and when a request is sent again.
+//! Requests on connections of the pool, and when a request is sent again.
 //!
 //! A request that the receiver surely did not answer is sent again within its attempt, on another
 //! connection: there it counts. What may have been answered is not, for the receiver may have it.
@@ -13,23 +13,29 @@
 
 use std::error::Error;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::Authority;
-use http::{Extensions, Request, Response};
+use http::{HeaderMap, Request, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper_util::client::legacy::{self, Client};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper::rt::Executor;
+use hyper_util::rt::TokioExecutor;
 use moka::sync::Cache;
 use rustls::ClientConfig;
+use tokio::time::{Instant, sleep};
+use walhook_core::event::AccountId;
 
-use super::connect::{Connector, TcpConnector};
+use super::connect::{BoxError, Connector, TcpConnector};
+use super::connection::Connection;
 use super::error::classify;
 use super::guard::Known;
+use super::pool::{Bounds, Host, Kept, Pool};
+use super::target::Target;
 use crate::exchange::Failure;
 
 /// How often a request is sent again within its attempt.
@@ -41,53 +47,66 @@ const HTTP1_FOR: Duration = Duration::from_secs(600);
 /// Authorities that are remembered for that.
 const HTTP1_MAX: u64 = 10_000;
 
-/// An idle connection is closed after this time: below the 5 s that the least patient common servers
-/// keep it (Node.js, uvicorn), so that a request seldom meets a connection that the other side is just
-/// closing; and so that idle sockets are at most what a few seconds' requests have opened.
-const POOL_IDLE: Duration = Duration::from_secs(4);
+/// How often idle connections are looked through.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// Idle connections kept for one host: as many as one endpoint has requests in flight by default.
-const POOL_IDLE_PER_HOST: usize = 64;
-
-/// What is read of an HTTP/1 body before anyone takes it. Heads are read before hyper sees them.
-const HTTP1_BUFFER: usize = 16 << 10;
-
-/// What the headers of an HTTP/2 answer may take. More is no answer.
-const HTTP2_HEADERS: u32 = 64 << 10;
-
-/// As much as is read of one answer.
-const HTTP2_STREAM_WINDOW: u32 = 64 << 10;
-
-/// Sixteen answers at once on one connection.
-const HTTP2_CONNECTION_WINDOW: u32 = 1 << 20;
-
-/// A connection with requests in flight that is silent for so long is asked whether it lives: below
-/// the default timeout, so that a retry already finds a new connection.
-const HTTP2_PING_AFTER: Duration = Duration::from_secs(5);
-
-/// And this is how long it may take to say so.
-const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(5);
-
-type Requests = Client<Connector, Full<Bytes>>;
-
-/// Clients that speak the same protocols.
-#[derive(Debug)]
-struct Pair {
-    /// Keeps connections for the requests to come.
-    pooled: Requests,
-    /// Opens a connection for each request.
-    fresh: Requests,
+/// Why a request has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SendError {
+    /// There is no connection.
+    #[error("there is no connection")]
+    Connect(#[source] BoxError),
+    /// A connection does not begin to speak HTTP.
+    #[error("the connection does not begin")]
+    Begin(#[source] hyper::Error),
+    /// It was given to a connection of which this is known.
+    #[error("the connection brought no answer")]
+    Sent(#[source] hyper::Error, Arc<Known>),
 }
 
-/// All clients.
+/// Opens connections, keeps them, and sends requests on them.
 #[derive(Debug)]
 pub(super) struct Clients {
     /// HTTP/2 where the server has it.
-    any: Pair,
-    http1: Pair,
+    any: Connector,
+    http1: Connector,
+    pool: Arc<Pool<Connection>>,
     wants_http1: Cache<Authority, ()>,
     /// Whether any authority ever did: most receivers never do.
     any_wants_http1: AtomicBool,
+}
+
+/// The head of an answer, and where its body comes from.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    body: Incoming,
+    connection: Connection,
+    /// Where the connection is given back to, if it is kept.
+    home: Option<(Arc<Pool<Connection>>, Arc<Host>)>,
+}
+
+impl Answered {
+    /// The next piece of the body.
+    pub(super) async fn data(&mut self) -> Option<Bytes> {
+        loop {
+            let frame = self.connection.frame(&mut self.body).await?.ok()?;
+            if let Ok(data) = frame.into_data() {
+                return Some(data);
+            }
+        }
+    }
+
+    /// Gives the connection back, where it waits for another request. Dropped, it ends instead.
+    pub(super) async fn end(mut self) {
+        if let Some((pool, host)) = self.home
+            && !self.connection.is_http2()
+            && self.connection.is_idle().await
+        {
+            pool.give(&host, self.connection, Instant::now());
+        }
+    }
 }
 
 /// How a request may be sent again.
@@ -100,33 +119,47 @@ enum Again {
     Http1,
 }
 
+type Opening = Pin<Box<dyn Future<Output = Result<Connection, SendError>> + Send>>;
+
 impl Clients {
-    pub(super) fn new(tcp: &TcpConnector, tls: ClientConfig) -> Self {
+    pub(super) fn new(tcp: &TcpConnector, tls: ClientConfig, bounds: Bounds) -> Self {
         let mut http1 = tls.clone();
         http1.alpn_protocols = vec![b"http/1.1".to_vec()];
         Self {
-            any: Pair::new(&Connector::new(tcp.clone(), tls)),
-            http1: Pair::new(&Connector::new(tcp.clone(), http1)),
+            any: Connector::new(tcp.clone(), tls),
+            http1: Connector::new(tcp.clone(), http1),
+            pool: Arc::new(Pool::new(bounds)),
             wants_http1: Cache::builder().max_capacity(HTTP1_MAX).time_to_live(HTTP1_FOR).build(),
             any_wants_http1: AtomicBool::new(false),
         }
     }
 
-    /// The answer to the request that `make` makes, anew for each time that it is sent. `resends` counts
-    /// the times after the first.
+    /// Closes idle connections in time, for as long as there is a pool.
+    pub(super) fn keeper(&self) -> impl Future<Output = ()> + Send + 'static {
+        let pool = Arc::downgrade(&self.pool);
+        async move {
+            while let Some(pool) = pool.upgrade() {
+                pool.close_expired(Instant::now());
+                drop(pool);
+                sleep(KEEP_EVERY).await;
+            }
+        }
+    }
+
+    /// The answer to the request that `make` makes (over HTTP/2 or not), anew for each time that it is
+    /// sent. `resends` counts the times after the first.
     pub(super) async fn send(
         &self,
-        make: impl Fn() -> Result<Request<Full<Bytes>>, Failure>,
+        target: &Target,
+        account: &AccountId,
+        make: impl Fn(bool) -> Request<Full<Bytes>>,
         resends: &AtomicU32,
-    ) -> Result<Response<Incoming>, Failure> {
+    ) -> Result<Answered, Failure> {
         let mut fresh = false;
         loop {
-            let request = make()?;
-            let authority = request.uri().authority().cloned();
-            let pair = self.pair(authority.as_ref());
-            let client = if fresh { &pair.fresh } else { &pair.pooled };
-            let error = match client.request(request).await {
-                Ok(response) => return Ok(response),
+            let host = self.host(target);
+            let error = match self.send_once(target, host, account, fresh, &make).await {
+                Ok(answered) => return Ok(answered),
                 Err(error) => error,
             };
             let again = again(&error).filter(|again| !(fresh && *again == Again::Fresh));
@@ -134,70 +167,119 @@ impl Clients {
                 return Err(classify(&error));
             };
             resends.fetch_add(1, Relaxed);
-            tracing::debug!(?authority, ?again, ?error, "sending again on another connection");
-            match (again, authority) {
-                (Again::Http1, Some(authority)) => {
-                    self.wants_http1.insert(authority, ());
+            let authority = &host.authority;
+            tracing::debug!(%authority, ?again, ?error, "sending again on another connection");
+            match again {
+                Again::Http1 => {
+                    self.wants_http1.insert(authority.clone(), ());
                     self.any_wants_http1.store(true, Relaxed);
                 }
-                (Again::Fresh, _) => fresh = true,
-                (Again::Pooled | Again::Http1, _) => {}
+                Again::Fresh => fresh = true,
+                Again::Pooled => {}
             }
         }
     }
 
-    fn pair(&self, authority: Option<&Authority>) -> &Pair {
-        let wants_http1 = self.any_wants_http1.load(Relaxed)
-            && authority.is_some_and(|authority| self.wants_http1.contains_key(authority));
-        if wants_http1 { &self.http1 } else { &self.any }
-    }
-}
-
-impl Pair {
-    fn new(connector: &Connector) -> Self {
-        Self {
-            pooled: client(connector.clone(), POOL_IDLE_PER_HOST),
-            fresh: client(connector.clone(), 0),
+    async fn send_once(
+        &self,
+        target: &Target,
+        host: &Arc<Host>,
+        account: &AccountId,
+        fresh: bool,
+        make: impl Fn(bool) -> Request<Full<Bytes>>,
+    ) -> Result<Answered, SendError> {
+        let mut connection = if fresh {
+            self.open(target, host, account).await?
+        } else {
+            self.connection(target, host, account).await?
+        };
+        let request = make(connection.is_http2());
+        match connection.send(request).await {
+            Ok(answer) => {
+                let (head, body) = answer.into_parts();
+                let home = (!fresh).then(|| (Arc::clone(&self.pool), Arc::clone(host)));
+                Ok(Answered { status: head.status, headers: head.headers, body, connection, home })
+            }
+            Err(error) => Err(SendError::Sent(error, Arc::clone(connection.known()))),
         }
     }
-}
 
-/// It asks for no compressed answer and follows no redirect: it only exchanges.
-fn client(connector: Connector, idle_per_host: usize) -> Requests {
-    Client::builder(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(POOL_IDLE)
-        .pool_max_idle_per_host(idle_per_host)
-        // It would do so without end, and without telling.
-        .retry_canceled_requests(false)
-        .http1_max_buf_size(HTTP1_BUFFER)
-        .http2_max_header_list_size(HTTP2_HEADERS)
-        // What an HTTP/2 server may send before anyone reads it: it is held in our memory.
-        .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
-        .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
-        // A request that times out takes an HTTP/1 connection with it, but not an HTTP/2 one.
-        .http2_keep_alive_interval(HTTP2_PING_AFTER)
-        .http2_keep_alive_timeout(HTTP2_PING_TIMEOUT)
-        .build(connector)
+    fn host<'a>(&self, target: &'a Target) -> &'a Arc<Host> {
+        let [any, http1] = &target.hosts;
+        let wants_http1 =
+            self.any_wants_http1.load(Relaxed) && self.wants_http1.contains_key(&any.authority);
+        if wants_http1 { http1 } else { any }
+    }
+
+    /// One that is idle, or the first that is to be had.
+    async fn connection(
+        &self,
+        target: &Target,
+        host: &Arc<Host>,
+        account: &AccountId,
+    ) -> Result<Connection, SendError> {
+        let waiting = loop {
+            match self.pool.take(host, Instant::now()) {
+                Ok(mut connection) => {
+                    if connection.is_idle().await {
+                        return Ok(connection);
+                    }
+                }
+                Err(waiting) => break waiting,
+            }
+        };
+        let mut opening = self.open(target, host, account);
+        tokio::select! {
+            biased;
+            connection = waiting => {
+                self.finish(host, opening);
+                Ok(connection)
+            }
+            opened = &mut opening => {
+                let connection = opened?;
+                if let Some(shared) = connection.share() {
+                    self.pool.give(host, shared, Instant::now());
+                }
+                Ok(connection)
+            }
+        }
+    }
+
+    fn open(&self, target: &Target, host: &Host, account: &AccountId) -> Opening {
+        let connector = if host.http1 { &self.http1 } else { &self.any };
+        let open = self.pool.open();
+        let connecting = connector.connect(target.url.clone(), account.clone());
+        Box::pin(async move {
+            let stream = connecting.await.map_err(SendError::Connect)?;
+            Connection::begin(stream, open).await.map_err(SendError::Begin)
+        })
+    }
+
+    /// Has a connection opened to its end that no request waits for any more: the next one finds it.
+    fn finish(&self, host: &Arc<Host>, opening: Opening) {
+        let Some(spare) = self.pool.spare(host) else { return };
+        // It ends within the time for connecting.
+        TokioExecutor::new().execute(async move {
+            if let Ok(connection) = opening.await {
+                spare.keep(connection);
+            }
+        });
+    }
 }
 
 /// Whether, and how, a request that ended so may be sent again.
-fn again(error: &legacy::Error) -> Option<Again> {
-    // Without it there was no connection.
-    let connected = error.connect_info()?;
-    let mut extras = Extensions::new();
-    connected.get_extras(&mut extras);
-    let known = extras.remove::<Arc<Known>>()?;
+fn again(error: &SendError) -> Option<Again> {
+    // Without a connection there is nothing that another one would do better.
+    let SendError::Sent(error, known) = error else { return None };
     let again =
-        if known.is_http2() { again_http2(error, &known) } else { again_http1(error, &known) };
+        if known.is_http2() { again_http2(error, known) } else { again_http1(error, known) };
     if again.is_some() {
-        connected.poison();
+        known.spoil();
     }
     again
 }
 
-fn again_http2(error: &legacy::Error, known: &Known) -> Option<Again> {
+fn again_http2(error: &hyper::Error, known: &Known) -> Option<Again> {
     let remote = find::<h2::Error>(error).filter(|h2| h2.is_remote());
     let reason = remote.and_then(h2::Error::reason);
     if known.wants_http1() || reason == Some(h2::Reason::HTTP_1_1_REQUIRED) {
@@ -208,23 +290,18 @@ fn again_http2(error: &legacy::Error, known: &Known) -> Option<Again> {
     if refused || remote.is_some_and(h2::Error::is_go_away) {
         return Some(Again::Pooled);
     }
-    let lost = is_unsent(error) && known.lost_before_sending()
+    let lost = error.is_canceled() && known.lost_before_sending()
         || find::<io::Error>(error).is_some() && known.lost_before_answer();
     lost.then_some(Again::Pooled)
 }
 
-fn again_http1(error: &legacy::Error, known: &Known) -> Option<Again> {
+fn again_http1(error: &hyper::Error, known: &Known) -> Option<Again> {
     let lost =
-        if is_unsent(error) { known.lost_before_sending() } else { known.lost_before_answer() };
+        if error.is_canceled() { known.lost_before_sending() } else { known.lost_before_answer() };
     lost.then_some(Again::Fresh)
 }
 
-/// Whether the connection had not begun to send the request.
-fn is_unsent(error: &legacy::Error) -> bool {
-    find::<hyper::Error>(error).is_some_and(hyper::Error::is_canceled)
-}
-
-fn find<E: Error + 'static>(error: &legacy::Error) -> Option<&E> {
+fn find<E: Error + 'static>(error: &hyper::Error) -> Option<&E> {
     let mut cause = error.source();
     while let Some(error) = cause {
         if let Some(found) = error.downcast_ref() {

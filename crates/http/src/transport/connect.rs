@@ -5,8 +5,8 @@
 //!                                └─► TCP to the proxy, CONNECT address ─┘
 //! ```
 //!
-//! The pool above calls this with the URL's scheme and authority and nothing else. On whose account's
-//! behalf that is stands in [`ACCOUNT`].
+//! Between the two stands a layer of TLS that hands on the URL and nothing else. On whose account's behalf a
+//! connection is opened stands in [`ACCOUNT`].
 
 use std::future::Future;
 use std::io;
@@ -35,8 +35,8 @@ use walhook_core::event::AccountId;
 use walhook_process::faults::Fault;
 
 tokio::task_local! {
-    /// Whose attempt the task makes: its look-ups take their turn among the account's.
-    pub(super) static ACCOUNT: AccountId;
+    /// For whom a connection is opened: its look-ups take their turn among the account's.
+    static ACCOUNT: AccountId;
 }
 
 /// The next address is tried beside the last one after this time. Source: RFC 8305, section 5.
@@ -73,11 +73,11 @@ impl ConnectError {
     }
 }
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Connecting<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
 type Tcp = TokioIo<Metered>;
 
-/// Connects for the pool, the handshake of TLS included.
+/// Connects, the handshake of TLS included.
 #[derive(Debug, Clone)]
 pub(super) struct Connector {
     tls: HttpsConnector<TcpConnector>,
@@ -90,23 +90,20 @@ impl Connector {
         let patience = tcp.patience;
         Self { tls: HttpsConnector::from((tcp, tls)), patience }
     }
-}
 
-impl Service<Uri> for Connector {
-    type Response = TokioIo<Answers>;
-    type Error = BoxError;
-    type Future = Connecting<Self::Response, BoxError>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.tls.poll_ready(cx)
-    }
-
-    fn call(&mut self, to: Uri) -> Self::Future {
-        let connecting = timeout(self.patience, self.tls.call(to));
-        Box::pin(async move {
-            let stream = connecting.await.unwrap_or(Err(ConnectError::Timeout.into()))?;
-            Ok(TokioIo::new(Answers::new(stream)))
-        })
+    /// A connection to where the URL leads, for this account.
+    pub(super) fn connect(
+        &self,
+        to: Uri,
+        account: AccountId,
+    ) -> impl Future<Output = Result<Answers, BoxError>> + Send + 'static {
+        let mut tls = self.tls.clone();
+        let connecting = ACCOUNT.sync_scope(account, || tls.call(to));
+        let patience = self.patience;
+        async move {
+            let connected = timeout(patience, connecting).await;
+            Ok(Answers::new(connected.unwrap_or(Err(ConnectError::Timeout.into()))?))
+        }
     }
 }
 
@@ -129,7 +126,7 @@ impl Service<Uri> for TcpConnector {
     }
 
     fn call(&mut self, to: Uri) -> Self::Future {
-        // Here and not in the future: the pool may finish a connection on a task of its own.
+        // Here and not in the future, which is not within the scope.
         let account = ACCOUNT.try_with(AccountId::clone).unwrap_or_else(|_| AccountId::new(""));
         let connector = self.clone();
         Box::pin(async move {

@@ -2,8 +2,7 @@
 
 use std::error::Error;
 
-use hyper_util::client::legacy;
-
+use super::clients::SendError;
 use super::connect::ConnectError;
 use crate::exchange::Failure;
 use crate::resolve::ResolveError;
@@ -15,8 +14,11 @@ use walhook_process::faults;
 pub(super) const DETAIL_MAX: usize = 1 << 10;
 
 /// The one place that decides what an error of the HTTP client means.
-pub(super) fn classify(error: &legacy::Error) -> Failure {
-    let mut kind = if error.is_connect() { FailureKind::Connect } else { FailureKind::Protocol };
+pub(super) fn classify(error: &SendError) -> Failure {
+    let mut kind = match error {
+        SendError::Connect(_) => FailureKind::Connect,
+        SendError::Begin(_) | SendError::Sent(..) => FailureKind::Protocol,
+    };
     let mut detail = Vec::new();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -29,9 +31,6 @@ pub(super) fn classify(error: &legacy::Error) -> Failure {
         cause = error.source();
     }
     detail.dedup();
-    if detail.is_empty() {
-        detail.push(error.to_string());
-    }
     failure(kind, &detail.join(": "))
 }
 

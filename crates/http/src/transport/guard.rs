@@ -21,9 +21,10 @@ use bytes::Bytes;
 use hyper_rustls::MaybeHttpsStream;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::guarded::{Guard, Guarded};
 use super::memory::Charge;
 use crate::answer_head::{HeadError, HeadReader};
 use crate::frames::{FrameError, Frames};
@@ -78,6 +79,8 @@ pub(super) struct Known {
     wants_http1: AtomicBool,
     /// It was given up for what the receiver sent.
     given_up: AtomicBool,
+    /// A request on it failed in such a way that others would too.
+    spoilt: AtomicBool,
     bytes_left: AtomicU64,
 }
 
@@ -90,6 +93,7 @@ impl Default for Known {
             goes_away: AtomicBool::default(),
             wants_http1: AtomicBool::default(),
             given_up: AtomicBool::default(),
+            spoilt: AtomicBool::default(),
             bytes_left: AtomicU64::new(BYTES_FIRST),
         }
     }
@@ -102,6 +106,16 @@ impl Known {
 
     pub(super) fn wants_http1(&self) -> bool {
         self.wants_http1.load(Relaxed)
+    }
+
+    /// Keeps further requests away.
+    pub(super) fn spoil(&self) {
+        self.spoilt.store(true, Relaxed);
+    }
+
+    /// Whether more requests may be sent on it.
+    pub(super) fn takes_requests(&self) -> bool {
+        !self.spoilt.load(Relaxed) && !self.goes_away.load(Relaxed)
     }
 
     /// Whether a request that was handed to the connection, but of which nothing was written, may go to
@@ -136,10 +150,12 @@ impl Known {
     }
 }
 
-/// A socket that gives others their turn, and reads no more than is due.
+/// A socket that gives others their turn, and of which no more is read than is due.
+pub(super) type Metered = Guarded<TcpStream, Meter>;
+
+/// Counts what is read of a socket.
 #[derive(Debug)]
-pub(super) struct Metered {
-    stream: TcpStream,
+pub(super) struct Meter {
     known: Arc<Known>,
     charge: Arc<Charge>,
     /// Bytes since the task last waited.
@@ -148,13 +164,15 @@ pub(super) struct Metered {
 
 impl Metered {
     pub(super) fn new(stream: TcpStream, charge: Charge) -> Self {
-        Self { stream, known: Arc::default(), charge: Arc::new(charge), in_turn: 0 }
+        let guard = Meter { known: Arc::default(), charge: Arc::new(charge), in_turn: 0 };
+        Self { stream, guard }
     }
 }
 
-impl AsyncRead for Metered {
+impl Guard<TcpStream> for Meter {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        &mut self,
+        stream: Pin<&mut TcpStream>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
@@ -164,7 +182,7 @@ impl AsyncRead for Metered {
             return Poll::Pending;
         }
         let before = buf.filled().len();
-        let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buf) else {
+        let Poll::Ready(read) = stream.poll_read(cx, buf) else {
             self.in_turn = 0;
             return Poll::Pending;
         };
@@ -180,48 +198,20 @@ impl AsyncRead for Metered {
     }
 }
 
-impl AsyncWrite for Metered {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-}
-
 impl Connection for Metered {
     fn connected(&self) -> Connected {
-        Connected::new().extra(Arc::clone(&self.known))
+        Connected::new()
     }
 }
 
 type Stream = MaybeHttpsStream<TokioIo<Metered>>;
 
 /// A connection, TLS included, whose answers are bounded and plain.
+pub(super) type Answers = Guarded<TokioIo<Stream>, Listener>;
+
+/// Reads along what is said on a connection.
 #[derive(Debug)]
-pub(super) struct Answers {
-    stream: TokioIo<Stream>,
+pub(super) struct Listener {
     known: Arc<Known>,
     charge: Arc<Charge>,
     speech: Speech,
@@ -246,53 +236,40 @@ impl Answers {
             MaybeHttpsStream::Http(io) => io.inner(),
             MaybeHttpsStream::Https(io) => io.inner().get_ref().0.inner().inner(),
         };
-        let (known, charge) = (Arc::clone(&metered.known), Arc::clone(&metered.charge));
+        let Meter { known, charge, .. } = &metered.guard;
+        let (known, charge) = (Arc::clone(known), Arc::clone(charge));
         let speech = if stream.connected().is_negotiated_h2() {
             known.http2.store(true, Relaxed);
             Speech::Http2(Box::default())
         } else {
             Speech::Http1 { head: None, ready: Bytes::new(), drops: false }
         };
-        Self { stream: TokioIo::new(stream), known, charge, speech }
+        Self { stream: TokioIo::new(stream), guard: Listener { known, charge, speech } }
     }
 
-    /// Takes note of what was written: the first `n` bytes of these.
-    fn wrote<'a>(&mut self, bufs: impl Iterator<Item = &'a [u8]>, mut n: usize) {
-        for buf in bufs {
-            let (written, _) = buf.split_at(n.min(buf.len()));
-            n -= written.len();
-            match &mut self.speech {
-                Speech::Http1 { head, drops, .. } if written.starts_with(REQUEST) => {
-                    *head = Some(Box::default());
-                    *drops = false;
-                    self.known.answered.store(false, Relaxed);
-                    self.known.begin_requests(1);
-                }
-                Speech::Http1 { .. } => {}
-                Speech::Http2(frames) => self.known.begin_requests(frames.sent(written)),
-            }
-        }
+    pub(super) fn known(&self) -> Arc<Known> {
+        Arc::clone(&self.guard.known)
     }
 }
 
-impl AsyncRead for Answers {
+impl Guard<TokioIo<Stream>> for Listener {
     fn poll_read(
-        self: Pin<&mut Self>,
+        &mut self,
+        stream: Pin<&mut TokioIo<Stream>>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { stream, known, charge, speech } = self.get_mut();
-        let stream = Pin::new(stream);
+        let Self { known, charge, speech } = self;
         match speech {
             Speech::Http1 { head, ready, drops } => {
                 if head.is_some() {
                     ready!(poll_head(stream, cx, head, ready, drops, known))?;
                 } else if ready.is_empty() {
-                    let mut nowhere = [0; PIECE];
-                    let mut dropped = ReadBuf::new(&mut nowhere);
                     if !*drops {
                         return stream.poll_read(cx, buf);
                     }
+                    let mut nowhere = [0; PIECE];
+                    let mut dropped = ReadBuf::new(&mut nowhere);
                     ready!(stream.poll_read(cx, &mut dropped))?;
                     if !dropped.filled().is_empty() {
                         cx.waker().wake_by_ref();
@@ -315,6 +292,23 @@ impl AsyncRead for Answers {
                 known.goes_away.store(frames.goes_away(), Relaxed);
                 known.wants_http1.store(frames.wants_http1(), Relaxed);
                 Poll::Ready(Ok(()))
+            }
+        }
+    }
+
+    fn wrote(&mut self, bufs: &[IoSlice<'_>], mut n: usize) {
+        for buf in bufs {
+            let (written, _) = buf.split_at(n.min(buf.len()));
+            n -= written.len();
+            match &mut self.speech {
+                Speech::Http1 { head, drops, .. } if written.starts_with(REQUEST) => {
+                    *head = Some(Box::default());
+                    *drops = false;
+                    self.known.answered.store(false, Relaxed);
+                    self.known.begin_requests(1);
+                }
+                Speech::Http1 { .. } => {}
+                Speech::Http2(frames) => self.known.begin_requests(frames.sent(written)),
             }
         }
     }
@@ -348,44 +342,4 @@ fn poll_head(
         *head = None;
     }
     Poll::Ready(Ok(()))
-}
-
-impl AsyncWrite for Answers {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
-        self.wrote(std::iter::once(buf), n);
-        Poll::Ready(Ok(n))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
-        self.wrote(bufs.iter().map(|buf| &**buf), n);
-        Poll::Ready(Ok(n))
-    }
-}
-
-impl Connection for Answers {
-    fn connected(&self) -> Connected {
-        self.stream.inner().connected()
-    }
 }

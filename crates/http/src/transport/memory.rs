@@ -22,6 +22,17 @@ const SHARE_OF_LIMIT: usize = 8;
 /// And of that, what those of one account may.
 const SHARE_OF_ACCOUNT: usize = 4;
 
+/// Of `memory.limit`, what idle connections may hold.
+const SHARE_OF_IDLE: usize = 8;
+
+/// Idle connections that there may be in any case.
+const IDLE_MIN: usize = 64;
+
+/// How many connections may be idle, of a `memory.limit` of so many bytes.
+pub(super) fn idle_connections(memory_limit: usize) -> usize {
+    (memory_limit / SHARE_OF_IDLE / CONNECTION_BYTES).max(IDLE_MIN)
+}
+
 /// What all connections hold.
 #[derive(Debug)]
 pub(super) struct AnswerMemory {

@@ -2,6 +2,7 @@
 //! polite to misbehave.
 
 mod answers;
+mod connections;
 mod dns;
 mod failures;
 mod floods;
@@ -199,6 +200,12 @@ fn egress() -> Egress {
 
 fn transport() -> Transport {
     Transport::new(&requests(), &egress(), MEMORY).unwrap()
+}
+
+/// As [`transport`], with so many connections.
+fn transport_with(bounds: Bounds) -> Transport {
+    let tls = tls_config([]).unwrap();
+    Transport::with(&requests(), &egress(), MEMORY, bounds, tls, system_lookup()).unwrap()
 }
 
 fn hasty() -> Transport {

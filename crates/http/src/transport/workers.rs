@@ -12,9 +12,12 @@ use tokio::runtime::{Builder, Handle, Runtime};
 pub(super) struct Workers(Option<Runtime>, Handle);
 
 impl Workers {
-    pub(super) fn start() -> io::Result<Self> {
+    /// Starts them, with a task of their own.
+    pub(super) fn start(task: impl Future<Output = ()> + Send + 'static) -> io::Result<Self> {
         let runtime =
             Builder::new_multi_thread().thread_name("walhook-send").enable_all().build()?;
+        // It ends with them.
+        runtime.spawn(task);
         let handle = runtime.handle().clone();
         Ok(Self(Some(runtime), handle))
     }

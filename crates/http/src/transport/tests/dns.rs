@@ -6,7 +6,15 @@ use super::*;
 
 /// A transport for which these names resolve to these addresses, and no other name resolves.
 pub(super) fn naming(names: &[(&str, &[&str])], egress: &Egress) -> Transport {
-    Transport::with(&requests(), egress, MEMORY, tls_config([]).unwrap(), lookup(names)).unwrap()
+    Transport::with(
+        &requests(),
+        egress,
+        MEMORY,
+        bounds(MEMORY),
+        tls_config([]).unwrap(),
+        lookup(names),
+    )
+    .unwrap()
 }
 
 pub(super) fn lookup(names: &[(&str, &[&str])]) -> Arc<Lookup> {
@@ -79,7 +87,9 @@ async fn case_31_name_that_resolves_otherwise_the_second_time_is_judged_the_seco
         Box::pin(std::future::ready(Ok(vec![address.parse().unwrap()])))
     });
     let tls = tls_config([]).unwrap();
-    let transport = Transport::with(&requests(), &half_private(), MEMORY, tls, rebinding).unwrap();
+    let transport =
+        Transport::with(&requests(), &half_private(), MEMORY, bounds(MEMORY), tls, rebinding)
+            .unwrap();
     let url = format!("http://rebinding.example:{port}/");
     assert_eq!(answer(&transport, &url).await.status, 200);
     drop(public);
@@ -112,8 +122,15 @@ async fn address_that_is_silent_does_not_keep_the_next_one_from_being_tried() {
 async fn look_up_that_is_silent_is_a_dns_failure_within_the_time_for_connecting() {
     let silent: Arc<Lookup> = Arc::new(|_| Box::pin(std::future::pending()));
     let requests = Requests { connect_timeout: SHORT, ..requests() };
-    let transport =
-        Transport::with(&requests, &egress(), MEMORY, tls_config([]).unwrap(), silent).unwrap();
+    let transport = Transport::with(
+        &requests,
+        &egress(),
+        MEMORY,
+        bounds(MEMORY),
+        tls_config([]).unwrap(),
+        silent,
+    )
+    .unwrap();
     let detail = refusal(&transport, "https://silent.example/", FailureKind::Dns).await;
     assert_eq!(detail, "the name is not resolved within 250ms");
 }

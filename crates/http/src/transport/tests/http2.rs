@@ -103,7 +103,8 @@ impl RawServer {
     pub(super) fn transport_within(&self, memory_limit: usize) -> Transport {
         let tls = tls_config([self.authority.der().clone()]).unwrap();
         let names = super::dns::lookup(&[("localhost", &["127.0.0.1"])]);
-        Transport::with(&requests(), &egress(), memory_limit, tls, names).unwrap()
+        Transport::with(&requests(), &egress(), memory_limit, bounds(memory_limit), tls, names)
+            .unwrap()
     }
 
     pub(super) async fn outcome(&self, transport: &Transport) -> Exchange {

@@ -91,10 +91,24 @@ async fn header_that_the_row_may_not_set_makes_the_endpoint_invalid() {
 #[tokio::test]
 async fn header_of_the_row_is_sensitive() {
     let attempt = attempt(endpoint("http://127.0.0.1/"));
-    let (transport, post) = (transport(), Post::of(&attempt));
-    let (uri, signed) = (transport.target(&post).unwrap(), transport.sign(&post).await.unwrap());
-    let request = transport.request(&post, &uri, &signed).unwrap();
-    assert!(!format!("{:?}", request.headers()).contains(HUSH));
+    let transport = transport();
+    let target = Arc::new(transport.target(&attempt.endpoint).unwrap());
+    let Attempt { endpoint, deliveries } = &attempt;
+    let Delivery { event, number, replay, .. } = deliveries.first();
+    let post = Post {
+        target,
+        account: &endpoint.account,
+        id: event.id,
+        body: event.body(),
+        number: *number,
+        replay: *replay,
+    };
+    let signed = transport.sign(&post).await.unwrap();
+    for http2 in [false, true] {
+        let request = transport.request(&post, &signed, http2);
+        assert!(request.headers().contains_key("authorization"));
+        assert!(!format!("{:?}", request.headers()).contains(HUSH));
+    }
 }
 
 #[tokio::test]

@@ -89,7 +89,8 @@ pub(super) fn trusting_with(
     egress: &Egress,
 ) -> Transport {
     let tls = tls_config([authority.der().clone()]).unwrap();
-    Transport::with(&requests(), egress, MEMORY, tls, super::dns::lookup(names)).unwrap()
+    Transport::with(&requests(), egress, MEMORY, bounds(MEMORY), tls, super::dns::lookup(names))
+        .unwrap()
 }
 
 #[tokio::test]

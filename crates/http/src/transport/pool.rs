@@ -1,0 +1,338 @@
+//! Connections that wait for their next request, and requests that wait for a connection.
+//!
+//! ```text
+//! request ─► one is idle ─────────────────────────► it is used
+//!        └─► none is ─► a new one is opened ──┬───► whichever comes first; a new one that comes too late
+//!                   └─► one that is given back ┘    is kept for the next request
+//! ```
+//!
+//! A host has as many connections as it had requests in flight at once, for the one that was used last is
+//! used first, and what is not used for [`IDLE_FOR`] is closed. All hosts together are bounded by
+//! [`Bounds`]: where these are reached, the connection that was idle longest gives way.
+//!
+//! Nothing drives an idle HTTP/1 connection. What its receiver sends meanwhile stays in the kernel, which
+//! holds little of it, and that it was closed is seen before it is used.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::uri::Authority;
+use lru_slab::LruSlab;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// An idle connection is closed after this time: below the 5 s that the least patient common servers
+/// keep it (Node.js, uvicorn), so that a request seldom meets a connection that the other side is just
+/// closing; and so that idle sockets are at most what a few seconds' requests have opened.
+pub(super) const IDLE_FOR: Duration = Duration::from_secs(4);
+
+/// Connections of one host that go on being opened although no request waits for them any more.
+const SPARE_MAX: u32 = 64;
+
+/// Where connections lead that may serve the same requests.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Host {
+    pub(super) https: bool,
+    /// Whether nothing but HTTP/1.1 is spoken there.
+    pub(super) http1: bool,
+    pub(super) authority: Authority,
+}
+
+/// How many connections there may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// All that are open, as far as the requests in flight leave a choice.
+    pub(super) open: usize,
+    /// Those that are idle.
+    pub(super) idle: usize,
+}
+
+/// What is kept.
+pub(super) trait Kept: Sized + Send + 'static {
+    /// Another handle of the same connection, where requests may share it.
+    fn share(&self) -> Option<Self>;
+    /// Whether a request may still be sent on it, as far as is known.
+    fn is_open(&self) -> bool;
+}
+
+/// Connections to all hosts.
+#[derive(Debug)]
+pub(super) struct Pool<C: Kept> {
+    bounds: Bounds,
+    open: Arc<AtomicUsize>,
+    shelf: Mutex<Shelf<C>>,
+}
+
+#[derive(Debug)]
+struct Shelf<C> {
+    idle: LruSlab<Idle<C>>,
+    /// Those of which anything is to be remembered.
+    hosts: HashMap<Arc<Host>, Places<C>>,
+    /// Requests that have waited so far.
+    requests: u64,
+}
+
+#[derive(Debug)]
+struct Idle<C> {
+    host: Arc<Host>,
+    since: Instant,
+    connection: C,
+}
+
+/// What is known of one host.
+#[derive(Debug)]
+struct Places<C> {
+    /// Its idle connections, in the order in which they were given back.
+    own: VecDeque<u32>,
+    /// One that requests share.
+    shared: Option<u32>,
+    /// Requests without a connection, in the order in which they came.
+    waiting: BTreeMap<u64, oneshot::Sender<C>>,
+    /// Connections that are opened for no request.
+    spare: u32,
+}
+
+impl<C> Default for Places<C> {
+    fn default() -> Self {
+        Self { own: VecDeque::new(), shared: None, waiting: BTreeMap::new(), spare: 0 }
+    }
+}
+
+/// One connection among those that are counted.
+#[derive(Debug)]
+pub(super) struct Open(Arc<AtomicUsize>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A connection that is opened for no request.
+#[derive(Debug)]
+pub(super) struct Spare<C: Kept> {
+    pool: Arc<Pool<C>>,
+    host: Arc<Host>,
+}
+
+impl<C: Kept> Spare<C> {
+    /// Keeps it for the next request.
+    pub(super) fn keep(self, connection: C) {
+        self.pool.give(&self.host, connection, Instant::now());
+    }
+}
+
+impl<C: Kept> Drop for Spare<C> {
+    fn drop(&mut self) {
+        let mut shelf = self.pool.lock();
+        if let Some(places) = shelf.hosts.get_mut(&self.host) {
+            places.spare = places.spare.saturating_sub(1);
+        }
+        shelf.tidy(&self.host);
+    }
+}
+
+/// A request's place in the line: resolves to a connection, if one is given back.
+#[derive(Debug)]
+pub(super) struct Waiting<C: Kept> {
+    pool: Arc<Pool<C>>,
+    host: Arc<Host>,
+    number: u64,
+    receiver: oneshot::Receiver<C>,
+}
+
+impl<C: Kept> Future for Waiting<C> {
+    type Output = C;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C> {
+        match Pin::new(&mut self.receiver).poll(cx) {
+            Poll::Ready(Ok(connection)) => Poll::Ready(connection),
+            // The sender is dropped after it has sent, and by our own drop.
+            Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<C: Kept> Drop for Waiting<C> {
+    fn drop(&mut self) {
+        let mut shelf = self.pool.lock();
+        if let Some(places) = shelf.hosts.get_mut(&self.host) {
+            places.waiting.remove(&self.number);
+        }
+        shelf.tidy(&self.host);
+        drop(shelf);
+        // One that came at the last moment serves another.
+        if let Ok(connection) = self.receiver.try_recv() {
+            self.pool.give(&self.host, connection, Instant::now());
+        }
+    }
+}
+
+impl<C> Places<C> {
+    fn is_empty(&self) -> bool {
+        self.own.is_empty() && self.shared.is_none() && self.waiting.is_empty() && self.spare == 0
+    }
+}
+
+impl<C: Kept> Pool<C> {
+    pub(super) fn new(bounds: Bounds) -> Self {
+        let shelf = Shelf { idle: LruSlab::new(), hosts: HashMap::new(), requests: 0 };
+        Self { bounds, open: Arc::default(), shelf: Mutex::new(shelf) }
+    }
+
+    /// An idle connection to the host, or else a place among the requests that wait for one.
+    pub(super) fn take(self: &Arc<Self>, host: &Arc<Host>, now: Instant) -> Result<C, Waiting<C>> {
+        let mut stale = Vec::new();
+        let mut shelf = self.lock();
+        while let Some((connection, since)) = shelf.take(host, now) {
+            if connection.is_open() && now.saturating_duration_since(since) < IDLE_FOR {
+                return Ok(connection);
+            }
+            // They are closed when they are dropped, which others need not wait for.
+            stale.push(connection);
+        }
+        let (sender, receiver) = oneshot::channel();
+        let number = shelf.requests;
+        shelf.requests += 1;
+        shelf.hosts.entry(Arc::clone(host)).or_default().waiting.insert(number, sender);
+        drop(shelf);
+        let pool = Arc::clone(self);
+        Err(Waiting { pool, host: Arc::clone(host), number, receiver })
+    }
+
+    /// Takes a connection that can serve another request: the one that has waited longest gets it.
+    pub(super) fn give(&self, host: &Arc<Host>, connection: C, now: Instant) {
+        if !connection.is_open() {
+            return;
+        }
+        let mut shelf = self.lock();
+        let left_over = shelf.give(host, connection, now);
+        let over = shelf.idle.len() as usize > self.bounds.idle;
+        let evicted = if over { shelf.evict() } else { None };
+        drop(shelf);
+        drop((left_over, evicted));
+    }
+
+    /// Counts a connection from when it begins to be opened until what is returned is dropped. Where there
+    /// are too many, an idle one is closed for it.
+    pub(super) fn open(&self) -> Open {
+        let others = self.open.fetch_add(1, Relaxed);
+        if others >= self.bounds.open {
+            let evicted = self.lock().evict();
+            drop(evicted);
+        }
+        Open(Arc::clone(&self.open))
+    }
+
+    /// Lets a connection be opened for no request, if there are not too many such.
+    pub(super) fn spare(self: &Arc<Self>, host: &Arc<Host>) -> Option<Spare<C>> {
+        if self.open.load(Relaxed) >= self.bounds.open {
+            return None;
+        }
+        let mut shelf = self.lock();
+        let places = shelf.hosts.entry(Arc::clone(host)).or_default();
+        let may = places.spare < SPARE_MAX && places.shared.is_none();
+        places.spare += u32::from(may);
+        shelf.tidy(host);
+        drop(shelf);
+        may.then(|| Spare { pool: Arc::clone(self), host: Arc::clone(host) })
+    }
+
+    /// Closes what has been idle for too long.
+    pub(super) fn close_expired(&self, now: Instant) {
+        loop {
+            let mut shelf = self.lock();
+            let since = shelf.idle.lru().map(|slot| shelf.idle.peek(slot).since);
+            if since.is_none_or(|since| now.saturating_duration_since(since) < IDLE_FOR) {
+                return;
+            }
+            let evicted = shelf.evict();
+            drop(shelf);
+            drop(evicted);
+        }
+    }
+
+    /// A panic elsewhere leaves whole entries.
+    fn lock(&self) -> MutexGuard<'_, Shelf<C>> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<C: Kept> Shelf<C> {
+    /// The connection that was used last, and when.
+    fn take(&mut self, host: &Arc<Host>, now: Instant) -> Option<(C, Instant)> {
+        let places = self.hosts.get_mut(host)?;
+        if let Some(slot) = places.shared {
+            let idle = self.idle.get_mut(slot);
+            if let Some(connection) = idle.connection.share().filter(C::is_open) {
+                return Some((connection, std::mem::replace(&mut idle.since, now)));
+            }
+            places.shared = None;
+            let Idle { connection, since, .. } = self.idle.remove(slot);
+            self.tidy(host);
+            return Some((connection, since));
+        }
+        let slot = places.own.pop_back()?;
+        let Idle { connection, since, .. } = self.idle.remove(slot);
+        self.tidy(host);
+        Some((connection, since))
+    }
+
+    /// Returns it if it is of no use.
+    fn give(&mut self, host: &Arc<Host>, mut connection: C, now: Instant) -> Option<C> {
+        let places = self.hosts.entry(Arc::clone(host)).or_default();
+        while let Some((_, waiting)) = places.waiting.pop_first() {
+            let (sent, left) = match connection.share() {
+                Some(shared) => (shared, Some(connection)),
+                None => (connection, None),
+            };
+            match (waiting.send(sent), left) {
+                (Ok(()), None) => return None,
+                (_, Some(left)) | (Err(left), None) => connection = left,
+            }
+        }
+        let is_shared = connection.share().is_some();
+        if is_shared && places.shared.is_some() {
+            return Some(connection);
+        }
+        let idle = Idle { host: Arc::clone(host), since: now, connection };
+        let slot = self.idle.insert(idle);
+        if is_shared {
+            places.shared = Some(slot);
+        } else {
+            places.own.push_back(slot);
+        }
+        None
+    }
+
+    /// Takes the one out that has been idle longest.
+    fn evict(&mut self) -> Option<C> {
+        let slot = self.idle.lru()?;
+        let Idle { host, connection, .. } = self.idle.remove(slot);
+        if let Some(places) = self.hosts.get_mut(&host) {
+            // Of its host's own ones it is the first: they are in the order of all.
+            if places.shared == Some(slot) {
+                places.shared = None;
+            } else {
+                let first = places.own.pop_front();
+                assert!(first == Some(slot), "the oldest idle connection is its host's oldest");
+            }
+        }
+        self.tidy(&host);
+        Some(connection)
+    }
+
+    fn tidy(&mut self, host: &Arc<Host>) {
+        if self.hosts.get(host).is_some_and(Places::is_empty) {
+            self.hosts.remove(host);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,234 @@
+use std::sync::atomic::AtomicBool;
+use std::task::Waker;
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Debug, Clone)]
+struct Fake {
+    id: u32,
+    shared: bool,
+    open: Arc<AtomicBool>,
+}
+
+impl Fake {
+    fn new(id: u32, shared: bool) -> Self {
+        Self { id, shared, open: Arc::new(AtomicBool::new(true)) }
+    }
+}
+
+impl Kept for Fake {
+    fn share(&self) -> Option<Self> {
+        self.shared.then(|| self.clone())
+    }
+
+    fn is_open(&self) -> bool {
+        self.open.load(Relaxed)
+    }
+}
+
+fn host(n: usize) -> Arc<Host> {
+    let authority = Authority::try_from(format!("host{n}.example")).unwrap();
+    Arc::new(Host { https: true, http1: false, authority })
+}
+
+fn pool(open: usize, idle: usize) -> Arc<Pool<Fake>> {
+    Arc::new(Pool::new(Bounds { open, idle }))
+}
+
+/// What the request in the line has got.
+fn got(waiting: &mut Waiting<Fake>) -> Option<Fake> {
+    match Pin::new(waiting).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(connection) => Some(connection),
+        Poll::Pending => None,
+    }
+}
+
+#[test]
+fn pool_closes_the_connection_that_was_idle_longest_for_one_that_is_opened_at_the_bound() {
+    let (pool, now) = (pool(3, 9), Instant::now());
+    let (one, two) = (host(1), host(2));
+    let open: Vec<_> = (0..3).map(|_| pool.open()).collect();
+    for (n, host) in [(0, &two), (1, &one), (2, &one)] {
+        pool.give(host, Fake::new(n, false), now);
+    }
+    let _fourth = pool.open();
+    drop(open);
+    assert_eq!(pool.take(&one, now).unwrap().id, 2);
+    assert_eq!(pool.take(&one, now).unwrap().id, 1);
+    assert!(pool.take(&two, now).is_err(), "it gave way");
+    assert_eq!(pool.open.load(Relaxed), 1);
+}
+
+#[test]
+fn pool_remembers_nothing_of_a_hundred_thousand_hosts_that_are_quiet() {
+    let (pool, now) = (pool(50, 20), Instant::now());
+    for n in 0..100_000 {
+        let (host, open) = (host(n), pool.open());
+        assert!(pool.take(&host, now).is_err());
+        pool.give(&host, Fake::new(0, n % 2 == 0), now);
+        drop(open);
+        assert!(pool.lock().hosts.len() <= 20 && pool.lock().idle.len() <= 20);
+    }
+    pool.close_expired(now + IDLE_FOR);
+    let shelf = pool.lock();
+    assert!(shelf.hosts.is_empty() && shelf.idle.is_empty());
+}
+
+#[test]
+fn pool_opens_a_bounded_number_of_connections_for_nobody() {
+    let (pool, host) = (pool(100, 100), host(1));
+    let spare: Vec<_> = std::iter::from_fn(|| pool.spare(&host)).collect();
+    assert_eq!(spare.len(), SPARE_MAX as usize);
+    drop(spare);
+    assert!(pool.lock().hosts.is_empty());
+    let _open: Vec<_> = (0..100).map(|_| pool.open()).collect();
+    assert!(pool.spare(&host).is_none(), "all descriptors are in use");
+}
+
+#[test]
+fn pool_gives_a_connection_that_came_for_a_request_that_has_gone_to_the_next() {
+    let (pool, host, now) = (pool(9, 9), host(1), Instant::now());
+    let first = pool.take(&host, now).unwrap_err();
+    let mut second = pool.take(&host, now).unwrap_err();
+    pool.give(&host, Fake::new(7, false), now);
+    drop(first);
+    assert_eq!(got(&mut second).unwrap().id, 7);
+}
+
+#[derive(Debug, Clone)]
+enum Action {
+    Take { host: usize },
+    Give { held: usize },
+    GiveShared { host: usize },
+    Close { held: usize },
+    GiveUp { waiting: usize },
+    Wait { ms: u64 },
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        4 => (0usize..3).prop_map(|host| Action::Take { host }),
+        4 => any::<usize>().prop_map(|held| Action::Give { held }),
+        1 => (0usize..3).prop_map(|host| Action::GiveShared { host }),
+        1 => any::<usize>().prop_map(|held| Action::Close { held }),
+        1 => any::<usize>().prop_map(|waiting| Action::GiveUp { waiting }),
+        2 => (0u64..3_000).prop_map(|ms| Action::Wait { ms }),
+    ]
+}
+
+/// All that is idle, in the order of its last use.
+#[derive(Default)]
+struct Naive(Vec<(usize, Fake, Instant)>);
+
+impl Naive {
+    fn take(&mut self, host: usize, now: Instant) -> Option<u32> {
+        loop {
+            let of_host = |(of, _, _): &(usize, Fake, Instant)| *of == host;
+            let shared = self.0.iter().position(|idle| of_host(idle) && idle.1.shared);
+            let place = shared.or_else(|| self.0.iter().rposition(of_host))?;
+            let (_, fake, since) = self.0.remove(place);
+            if fake.is_open() && now < since + IDLE_FOR {
+                let id = fake.id;
+                if fake.shared {
+                    self.0.push((host, fake, now));
+                }
+                return Some(id);
+            }
+        }
+    }
+
+    fn give(&mut self, host: usize, fake: Fake, now: Instant, max: usize) {
+        let shared = |(of, idle, _): &(usize, Fake, Instant)| *of == host && idle.shared;
+        if fake.is_open() && !(fake.shared && self.0.iter().any(shared)) {
+            self.0.push((host, fake, now));
+            if self.0.len() > max {
+                self.0.remove(0);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn pool_agrees_with_a_list_of_all_that_is_idle(
+        actions in prop::collection::vec(action(), 0..80),
+        max in 1usize..6,
+    ) {
+        let (pool, hosts) = (pool(1_000, max), [host(0), host(1), host(2)]);
+        let mut naive = Naive::default();
+        let (mut held, mut line) = (Vec::<(usize, Fake)>::new(), Vec::new());
+        let (mut now, mut next) = (Instant::now(), 0);
+        for action in actions {
+            match action {
+                Action::Take { host } => match (pool.take(&hosts[host], now), naive.take(host, now)) {
+                    (Ok(fake), id) => {
+                        prop_assert_eq!(Some(fake.id), id);
+                        held.push((host, fake));
+                    }
+                    (Err(mut waiting), None) => {
+                        prop_assert!(got(&mut waiting).is_none());
+                        // What it opens for itself comes first, or what is given back.
+                        held.push((host, Fake::new(next, false)));
+                        next += 1;
+                        line.push((host, waiting));
+                    }
+                    (Err(_), Some(id)) => prop_assert!(false, "{id} is idle"),
+                },
+                Action::Give { held: at } if !held.is_empty() => {
+                    let (host, fake) = held.swap_remove(at % held.len());
+                    give(&pool, &hosts, &mut naive, &mut line, &mut held, (host, fake), now, max);
+                }
+                Action::GiveShared { host } => {
+                    let fake = Fake::new(next, true);
+                    next += 1;
+                    give(&pool, &hosts, &mut naive, &mut line, &mut held, (host, fake), now, max);
+                }
+                Action::Close { held: at } if !held.is_empty() => {
+                    held[at % held.len()].1.open.store(false, Relaxed);
+                }
+                Action::GiveUp { waiting } if !line.is_empty() => {
+                    line.remove(waiting % line.len());
+                }
+                Action::Wait { ms } => {
+                    now += Duration::from_millis(ms);
+                    pool.close_expired(now);
+                    naive.0.retain(|(_, _, since)| now < *since + IDLE_FOR);
+                }
+                Action::Give { .. } | Action::Close { .. } | Action::GiveUp { .. } => {}
+            }
+            let shelf = pool.lock();
+            prop_assert_eq!(shelf.idle.len() as usize, naive.0.len());
+            prop_assert!(shelf.hosts.values().all(|places| !places.is_empty()));
+        }
+    }
+}
+
+/// Gives a connection back on both sides: those that wait come first, the longest first.
+#[expect(clippy::too_many_arguments, reason = "the state of the test above")]
+fn give(
+    pool: &Arc<Pool<Fake>>,
+    hosts: &[Arc<Host>; 3],
+    naive: &mut Naive,
+    line: &mut Vec<(usize, Waiting<Fake>)>,
+    held: &mut Vec<(usize, Fake)>,
+    (host, fake): (usize, Fake),
+    now: Instant,
+    max: usize,
+) {
+    pool.give(&hosts[host], fake.clone(), now);
+    let mut left = fake.is_open().then_some(fake);
+    while let Some(at) = line.iter().position(|(of, _)| *of == host) {
+        let Some(fake) = left.take() else { return };
+        let (_, mut waiting) = line.remove(at);
+        assert_eq!(got(&mut waiting).map(|got| got.id), Some(fake.id));
+        held.push((host, fake.clone()));
+        left = fake.shared.then_some(fake);
+    }
+    if let Some(fake) = left {
+        naive.give(host, fake, now, max);
+    }
+}

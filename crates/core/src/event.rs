@@ -169,11 +169,13 @@ pub struct Event {
 }
 
 impl Event {
+    /// What an event takes beside its row: the struct, its Arc, and the allocator's overhead.
+    pub const FIXED_BYTES: usize = 256;
+
     /// An estimate of the memory that the event holds, in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
-        const FIXED: usize = 256; // the struct, its Arc, and the allocator's overhead
-        FIXED + self.row.len()
+        Self::FIXED_BYTES + self.row.len()
     }
 
     /// The request's body.

@@ -48,7 +48,8 @@
 //!   while a state transaction takes longer than [`PERSIST_SLOW`], nothing is sent.
 //! - Memory: each pending event is counted once, each delivery of it by a constant. At three quarters
 //!   of the limit the longest queues are deferred. At the limit [`Dispatcher::wants_input`] says no,
-//!   until what is deferred is stored: the stream waits for the state database, never for an endpoint.
+//!   until what is deferred is stored: the stream waits for the state database, never for an endpoint; and
+//!   for moments where pages of rows have waited for room (see the module `pages`).
 
 mod changes;
 mod circuit_breaker;
@@ -67,6 +68,7 @@ mod operator;
 mod outbox;
 mod outcome;
 mod outgoing;
+mod pages;
 mod progress;
 mod queues;
 mod refill;
@@ -150,7 +152,7 @@ impl Dispatcher {
         let cache_bytes = settings.memory_limit / 8;
         let names = rng.clone().random();
         let mut dispatcher = Self {
-            routing: Routing::new(cache_bytes, names),
+            routing: Routing::new(cache_bytes, settings.memory_limit, names),
             queues: Queues::new(names),
             deferral: Deferral::new(settings.memory_limit),
             sending: Sending::new(settings.fast_slots, settings.slow_slots),
@@ -177,7 +179,10 @@ impl Dispatcher {
     /// Whether there is room for more of the stream.
     #[must_use]
     pub fn wants_input(&self) -> bool {
-        !self.door.is_stopping() && self.used_bytes() < self.settings.memory_limit
+        let now = self.door.now();
+        let pages_first = self.deferral.line.turns().stops_stream(now)
+            || self.routing.shelves.turns().stops_stream(now);
+        !self.door.is_stopping() && !pages_first && self.used_bytes() < self.settings.memory_limit
     }
 
     /// After [`Input::Stop`]: whether nothing is in flight or still to be stored.
@@ -197,7 +202,9 @@ impl Dispatcher {
         let replays = self.replays.deadline().filter(|_| goes_on);
         let slice = self.routing.waiting.is_ready().then_some(now);
         let stall = self.stall_deadline(now);
-        let next = [sending, persist, lookup, release, replays, slice, stall];
+        let turns = [self.deferral.line.turns(), self.routing.shelves.turns()];
+        let turn = turns.into_iter().filter_map(|turns| turns.deadline(now)).min();
+        let next = [sending, persist, lookup, release, replays, slice, stall, turn];
         let next = next.into_iter().flatten().min();
         next.map(|tick| tick.max(now))
     }

@@ -15,6 +15,7 @@ use super::super::backlog::{Load, Page, PageBudget, Read};
 use super::super::lane::{SharedEvent, Source};
 use super::Dispatcher;
 use super::defer::DeferredQueue;
+use super::pages::{PageSize, Turns};
 use super::queues::{QueueNo, Queues};
 use super::sending::Wake;
 use walhook_core::attempt::DeliveryId;
@@ -22,14 +23,12 @@ use walhook_core::event::RowKeys;
 use walhook_core::persist::{Deferred, QueueId, Refill, Refilled, Tried};
 use walhook_core::tick::Tick;
 
-/// Queues that are asked for at once.
+/// Queues that are asked for at once, where memory is large enough.
 const QUEUES_AT_ONCE: usize = 32;
 
-/// Queues of the line that are looked at for that.
+/// Queues of the line that are looked at for that; and where there is no room, to see whether one waits for it.
 const LOOKED_AT_ONCE: usize = 1_024;
-
-/// Rows of one page.
-const PAGE_ROWS: u32 = 128;
+const LOOKED_AT_SHORT: usize = 32;
 
 /// A queue with fewer deliveries in memory wants a page.
 const WANTS_BELOW: usize = 64;
@@ -50,7 +49,8 @@ pub(super) struct Refills {
     line: VecDeque<QueueNo>,
     /// What the request under way may bring; 0: there is none.
     reserved: usize,
-    page_bytes: usize,
+    page_size: PageSize,
+    turns: Turns,
     /// Heads known of the queues of one request together, beyond which each has [`HEADS_MIN`].
     heads_max: usize,
 }
@@ -58,9 +58,15 @@ pub(super) struct Refills {
 impl Refills {
     pub(super) fn new(memory_limit: usize) -> Self {
         // All pages of one request together take a quarter of the memory.
-        let page_bytes = (memory_limit / 4 / QUEUES_AT_ONCE).max(16 << 10);
+        let page_size = PageSize::new(QUEUES_AT_ONCE, memory_limit / 4);
         let heads_max = memory_limit / 16 / HEAD_BYTES;
-        Self { line: VecDeque::new(), reserved: 0, page_bytes, heads_max }
+        let (line, turns) = (VecDeque::new(), Turns::default());
+        Self { line, reserved: 0, page_size, turns, heads_max }
+    }
+
+    /// Whose turn it is, theirs or the stream's.
+    pub(super) fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     pub(super) fn join(&mut self, queue: QueueNo, queues: &mut Queues) {
@@ -73,14 +79,17 @@ impl Refills {
 impl Dispatcher {
     /// The pages to be read next; answered by [`Dispatcher::handle_refilled`]. One batch at a time.
     pub(super) fn poll_refill(&mut self, now: Tick) -> Option<Vec<Refill>> {
-        let room = self.used_bytes() < self.settings.memory_limit / 4 * 3;
         let is_caught_up = self.progress.is_caught_up();
-        if self.deferral.line.reserved > 0 || self.door.is_stopping() || !room || !is_caught_up {
+        if self.deferral.line.reserved > 0 || self.door.is_stopping() || !is_caught_up {
+            self.deferral.line.turns.end();
             return None;
         }
+        let has_room = !self.memory.is_tight(self.used_bytes());
+        let looked_at = if has_room { LOOKED_AT_ONCE } else { LOOKED_AT_SHORT };
+        let size = self.deferral.line.page_size;
         let mut pages = Vec::new();
-        for _ in 0..self.deferral.line.line.len().min(LOOKED_AT_ONCE) {
-            if pages.len() >= QUEUES_AT_ONCE {
+        for _ in 0..self.deferral.line.line.len().min(looked_at) {
+            if pages.len() >= size.at_once {
                 break;
             }
             let Some(no) = self.deferral.line.line.pop_front() else { break };
@@ -96,18 +105,24 @@ impl Dispatcher {
                 continue;
             }
             let wants = self.wanted_page(no, now);
+            if wants.is_some() && !has_room {
+                self.deferral.line.line.push_front(no);
+                self.deferral.line.turns.wait(now);
+                return None;
+            }
             let deferred = self.queues.with_row(no);
             deferred.in_line = false;
             if let Some(page) = wants {
                 let from = deferred.backlog.begin_page(page, now);
-                let bytes = u64::try_from(self.deferral.line.page_bytes).unwrap_or(u64::MAX);
-                pages.push(Refill { queue, from, rows: PAGE_ROWS, bytes });
+                let (rows, bytes) = (size.rows, size.text_bytes as u64);
+                pages.push(Refill { queue, from, rows, bytes });
             }
         }
+        self.deferral.line.turns.end();
         if pages.is_empty() {
             return None;
         }
-        self.deferral.line.reserved = pages.len() * self.deferral.line.page_bytes;
+        self.deferral.line.reserved = pages.len() * size.bytes;
         self.memory.take(self.deferral.line.reserved);
         Some(pages)
     }
@@ -121,7 +136,7 @@ impl Dispatcher {
             numbers.iter().map(|queue| self.queues.rows_of(*queue).backlog.heads()).sum();
         let heads = if known < self.deferral.line.heads_max { HEADS_MAX } else { HEADS_MIN };
         for (queue, Refilled { rows, end, .. }) in numbers.into_iter().zip(pages) {
-            let bytes = self.deferral.line.page_bytes;
+            let bytes = self.deferral.line.page_size.bytes;
             let heads = if self.is_suspended(queue) { 0 } else { heads };
             let room = PageBudget { rows: self.rows_to_load(queue, now), bytes, heads };
             let read = |row: Deferred| Read {

@@ -32,13 +32,13 @@ pub(super) struct Routing {
 }
 
 impl Routing {
-    /// Nothing is known; routes of accounts that have nothing pending take `cache_bytes` at most. `names`:
-    /// the seed by which names are hashed.
-    pub(super) fn new(cache_bytes: usize, names: u64) -> Self {
+    /// Nothing is known; routes of accounts that have nothing pending take `cache_bytes` at most, pages of
+    /// rows without an endpoint a quarter of `memory_limit`. `names`: the seed by which names are hashed.
+    pub(super) fn new(cache_bytes: usize, memory_limit: usize, names: u64) -> Self {
         Self {
             router: Router::new(cache_bytes, Seeded::new(names)),
             waiting: Waiting::default(),
-            shelves: Shelves::new(),
+            shelves: Shelves::new(memory_limit),
             starts: SubscriptionStarts::default(),
             unseen: Unseen::default(),
             asked_at: None,

@@ -35,6 +35,7 @@ use super::super::settled::Recovered;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
 use super::outbox::{Leaves, Leaving};
+use super::pages::{PageSize, Turns};
 use walhook_core::event::{AccountId, EndpointId, Event};
 use walhook_core::heap::map_entry;
 use walhook_core::lsn::Lsn;
@@ -61,8 +62,10 @@ pub(super) struct Shelves {
     line: VecDeque<AccountId>,
     /// Those that have one, and wait for nothing but room.
     going: VecDeque<AccountId>,
+    page_size: PageSize,
     /// Pages that are asked for or in memory.
     pages: usize,
+    turns: Turns,
     /// What the request under way may bring; 0: there is none.
     reserved: usize,
     /// Rows that go once the insertions up to this number have been in a batch.
@@ -150,12 +153,15 @@ impl Shelf {
 }
 
 impl Shelves {
-    pub(super) fn new() -> Self {
+    /// No account has one; pages in memory take a quarter of `memory_limit`.
+    pub(super) fn new(memory_limit: usize) -> Self {
         Self {
             accounts: BTreeMap::new(),
             line: VecDeque::new(),
             going: VecDeque::new(),
+            page_size: routing::page_size(memory_limit),
             pages: 0,
+            turns: Turns::default(),
             reserved: 0,
             gone: VecDeque::new(),
             outdated: Vec::new(),
@@ -163,6 +169,11 @@ impl Shelves {
             bound: Bound::default(),
             nowhere: EndpointId::new(NO_ENDPOINT),
         }
+    }
+
+    /// Whose turn it is, theirs or the stream's.
+    pub(super) fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     pub(super) fn has(&self, account: &AccountId) -> bool {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use super::super::super::lane::{DELIVERY_BYTES, SharedEvent};
 use super::super::Dispatcher;
 use super::super::outbox::{Body, Dying, ROWS_BYTES};
-use super::Shelf;
+use super::super::pages::PageSize;
+use super::{Shelf, Shelves};
 use walhook_core::endpoint::{Endpoint, Routes};
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::persist::{
@@ -17,15 +18,13 @@ use walhook_core::persist::{
 };
 use walhook_core::tick::Tick;
 
-/// Accounts that are asked for at once, and whose pages are in memory.
+/// Accounts that are asked for at once, where memory is large enough: their pages take a sixteenth of it. And
+/// so many times as many pages are in memory.
 const ASKED_AT_ONCE: usize = 64;
-const PAGES_MAX: usize = 256;
+const PAGES_TIMES: usize = 4;
 
 /// Accounts of the line that are looked at for that.
 const LOOKED_AT_ONCE: usize = 1_024;
-
-/// Rows of one page.
-const PAGE_ROWS: u32 = 128;
 
 /// Rows that were routed and are not in a batch yet, at most.
 const GONE_MAX: usize = 10_000;
@@ -70,44 +69,63 @@ impl Shelf {
     }
 }
 
+impl Shelves {
+    /// The first of the line has what it wants, or may not have it.
+    fn leave_line(&mut self) {
+        let Some(account) = self.line.pop_front() else { return };
+        if let Some(shelf) = self.accounts.get_mut(&account) {
+            shelf.in_line = false;
+        }
+    }
+}
+
+/// How large pages are.
+pub(super) fn page_size(memory_limit: usize) -> PageSize {
+    PageSize::new(ASKED_AT_ONCE, memory_limit / 16)
+}
+
 impl Dispatcher {
     /// The pages of unrouted events to be read next; answered by [`Dispatcher::handle_unrouted`]. One batch
     /// at a time.
-    pub(in super::super) fn poll_unrouted(&mut self) -> Option<Vec<UnroutedRefill>> {
-        let limit = self.settings.memory_limit;
+    pub(in super::super) fn poll_unrouted(&mut self, now: Tick) -> Option<Vec<UnroutedRefill>> {
         let is_caught_up = self.progress.is_caught_up();
-        let room = self.used_bytes() < limit / 4 * 3;
-        if self.routing.shelves.reserved > 0 || self.door.is_stopping() || !room || !is_caught_up {
+        if self.routing.shelves.reserved > 0 || self.door.is_stopping() || !is_caught_up {
+            self.routing.shelves.turns.end();
             return None;
         }
-        let bytes = (limit / 16 / ASKED_AT_ONCE).max(4 << 10);
+        let has_room = !self.memory.is_tight(self.used_bytes());
+        let shelves = &mut self.routing.shelves;
+        let size = shelves.page_size;
         let mut pages = Vec::new();
-        for _ in 0..self.routing.shelves.line.len().min(LOOKED_AT_ONCE) {
-            if pages.len() >= ASKED_AT_ONCE || self.routing.shelves.pages >= PAGES_MAX {
+        for _ in 0..shelves.line.len().min(LOOKED_AT_ONCE) {
+            if pages.len() >= size.at_once || shelves.pages >= size.at_once * PAGES_TIMES {
                 break;
             }
-            let Some(account) = self.routing.shelves.line.pop_front() else { break };
-            if self.routing.shelves.bound.gives_up(&account) {
-                if let Some(shelf) = self.routing.shelves.accounts.get_mut(&account) {
-                    shelf.in_line = false;
-                }
-                continue;
+            let Some(account) = shelves.line.front() else { break };
+            let gives_up = shelves.bound.gives_up(account);
+            let shelf = shelves.accounts.get_mut(account);
+            // Else it is in the line since an earlier shelf of the account.
+            let wants = |shelf: &&mut Box<Shelf>| shelf.in_line && matches!(shelf.page, Page::None);
+            let may_be_read = shelf.filter(wants).filter(|_| !gives_up);
+            if may_be_read.is_some() && !has_room {
+                shelves.turns.wait(now);
+                return None;
             }
-            let Some(shelf) = self.routing.shelves.accounts.get_mut(&account) else { continue };
-            if !std::mem::take(&mut shelf.in_line) || !matches!(shelf.page, Page::None) {
-                // In the line since an earlier shelf of the account.
-                continue;
+            if let Some(shelf) = may_be_read {
+                let (account, after) = (account.clone(), shelf.cursor.clone());
+                shelf.page = Page::Asked(shelf.storing.front().cloned());
+                shelves.pages += 1;
+                let (rows, bytes) = (size.rows, size.text_bytes as u64);
+                pages.push(UnroutedRefill { account, after, rows, bytes });
             }
-            shelf.page = Page::Asked(shelf.storing.front().cloned());
-            self.routing.shelves.pages += 1;
-            let (after, rows) = (shelf.cursor.clone(), PAGE_ROWS);
-            pages.push(UnroutedRefill { account, after, rows, bytes: bytes as u64 });
+            shelves.leave_line();
         }
+        shelves.turns.end();
         if pages.is_empty() {
             return None;
         }
-        self.routing.shelves.reserved = pages.len() * bytes;
-        self.memory.take(self.routing.shelves.reserved);
+        shelves.reserved = pages.len() * size.bytes;
+        self.memory.take(shelves.reserved);
         Some(pages)
     }
 

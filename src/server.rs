@@ -1,14 +1,22 @@
 //! Wires the pipeline: builds the bounded channels, spawns every task, joins every task.
 //!
 //! ```text
-//!            ┌ reader ─────────────────────────┐        ┌ dispatch ──────────────────┐
-//! PostgreSQL │ wire → pgoutput → change → event │─Batch─►│ route → lane → schedule     │──► endpoints
-//!   ▲        └───────────────▲─────────────────┘        │        settle ◄── outcome ◄─┼─── (attempts)
-//!   │                        │ flush LSN                └──┬──────────▲───┬───────▲───┘
-//!   │                        └────────────────────────────┘          │   │       │
-//!   ├──────────── look-ups ◄── accounts ── routes ────────────────────┘   │       │
-//!   └──────────── writer ◄── what is to be durable ──────────────────────┘ done ─┘
+//!              ┌ reader ────────────────┐           ┌ dispatcher ──────────────┐
+//! PostgreSQL ─►│ wire ► decode ► rules  │─batches──►│ route ► queues ► schedule │─attempts─► a task for
+//!     ▲        └─┬────────────▲───────▲─┘           │   settle ◄────────────────│◄─outcomes─ each request
+//!     └─ status ─┘            │       └─flush LSN ──└───────────────────────────┘             │
+//!                          evictions               asks                 hears                ▼
+//!                             │          look-ups ◄─ accounts      routes ─────────►      endpoints
+//!                          observer        refill ◄─ which rows    pages ──────────►
+//!                                          writer ◄─ batch         what is stored ─►
+//!                                                       jobs ─── retries, orders ──►
+//!                                                    replays ─── past deliveries ──►
+//!                                                      sizes ─── sizes of tables ──►
 //! ```
+//!
+//! All of it goes through bounded channels. The last flush LSN, sizes and evictions are watched: of these only
+//! the latest counts. Beside them, with the state or the source alone: notices, retention, vacuum, the replay
+//! window and its slot. Every task tells what fails to [`health`], which the admin server shows in any role.
 //!
 //! One process leads at a time: the one that holds the slot. The others stand by here until the slot
 //! is free. A leader goes on through a lost connection; when another has led meanwhile (the epoch has
@@ -17,7 +25,6 @@
 pub mod admin;
 mod backoff;
 mod coverage;
-mod cure;
 mod dispatch;
 mod error;
 pub mod health;
@@ -59,7 +66,7 @@ use crate::config::{self, Config, DeliveryMode};
 use crate::server::health::{Role, Teller};
 use crate::server::metrics::Metrics;
 use jobs::{Jobs, Outlets};
-use leadership::{Leader, become_leader};
+use leadership::{Leader, StartError, become_leader};
 use lookups::LookupResponder;
 use maintenance::{Measuring, Retention, Vacuum};
 use notify::Notices;
@@ -76,9 +83,10 @@ use tasks::Tasks;
 use walhook_core::halt::Halt;
 use walhook_core::room::Measured;
 use walhook_dispatch::dispatcher::{Dispatcher, Ordering, ReplayInput, Settings};
-use walhook_dispatch::retry::RetryPolicy;
+use walhook_dispatch::retry::{PolicyError, RetryPolicy};
 use walhook_dispatch::settle::SettlePolicy;
 use walhook_http::sender::Sender;
+use walhook_http::transport::TransportError;
 use walhook_postgres::feedback::Feedback;
 use walhook_postgres::pg::Conninfo;
 use walhook_process::clock::Clock;
@@ -115,11 +123,25 @@ pub enum Stop {
     #[error("another instance has taken over")]
     Fenced,
     /// The configuration does not fit the database.
-    #[error("{0}")]
-    Config(String),
-    /// Waiting does not mend it.
+    #[error(transparent)]
+    Config(#[from] Unfit),
+    /// Waiting does not fix it.
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
+}
+
+/// What of the configuration does not fit, so that nothing starts.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    /// No requests can be made with it.
+    #[error("{0}")]
+    Transport(TransportError),
+    /// The times between attempts.
+    #[error("[delivery]: {0}")]
+    Retry(PolicyError),
+    /// What it names is not in place.
+    #[error(transparent)]
+    Start(#[from] Box<StartError>),
 }
 
 /// Runs until `shutdown`: stands by while another instance leads, leads when the slot is free.
@@ -185,9 +207,7 @@ async fn stand_by_and_lead(
     recording: Option<&Recording>,
 ) -> Result<(), Stop> {
     let sender = match config.delivery.mode {
-        DeliveryMode::Live => {
-            Sender::Live(Arc::new(config.transport().map_err(|e| Stop::Config(e.to_string()))?))
-        }
+        DeliveryMode::Live => Sender::Live(Arc::new(config.transport().map_err(Unfit::Transport)?)),
         DeliveryMode::Log => Sender::Log,
     };
     if !sender.is_live() {
@@ -267,7 +287,7 @@ async fn lead(
     let (evict, evictions) = watch::channel(None);
     let flushed_at = start.frontier;
     let (flush, flushed) = watch::channel(flushed_at);
-    let channels = dispatch::Ends {
+    let channels = dispatch::Channels {
         input,
         retries,
         operator: asked,
@@ -323,7 +343,7 @@ impl Leading {
         &self,
         tasks: &mut Tasks,
         dispatcher: Dispatcher,
-        channels: dispatch::Ends,
+        channels: dispatch::Channels,
         clock: Clock,
         recorded: Option<Recorded>,
     ) {
@@ -387,10 +407,9 @@ impl Leading {
     }
 }
 
-fn settings(config: &Config) -> Result<Settings, Stop> {
+fn settings(config: &Config) -> Result<Settings, Unfit> {
     let delivery = &config.delivery;
-    let retry = RetryPolicy::new(delivery.retry_base, delivery.retry_cap)
-        .map_err(|e| Stop::Config(format!("[delivery]: {e}")))?;
+    let retry = RetryPolicy::new(delivery.retry_base, delivery.retry_cap).map_err(Unfit::Retry)?;
     let (fast_slots, slow_slots) = slots(&config.scheduler);
     Ok(Settings {
         memory_limit: usize::try_from(config.memory.limit.0).unwrap_or(usize::MAX),

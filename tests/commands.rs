@@ -187,10 +187,10 @@ async fn dead_letters_are_shown_retried_and_discarded() -> Result<()> {
     let after: i64 = world.value("SELECT attempts FROM walhook.dead_letters").await?.parse()?;
     ensure!(after > 2, "the retry's attempts do not count: {after}");
 
-    // Mended, it is taken: the same event, said to be a replay.
+    // Fixed, it is taken: the same event, said to be a replay.
     world.mock.set_behaviour("/1", Behaviour::ok());
-    let mended = world.walhook_json(&["dead-letters", "retry", "--endpoint", "1"]).await?;
-    ensure!(mended["done"] == 1 && mended["finished"] == true, "{mended}");
+    let fixed = world.walhook_json(&["dead-letters", "retry", "--endpoint", "1"]).await?;
+    ensure!(fixed["done"] == 1 && fixed["finished"] == true, "{fixed}");
     let received = world.delivered(1).await?;
     let last = received.last().context("nothing came")?;
     let header = |name: &str| last.headers.get(name).and_then(|value| value.to_str().ok());

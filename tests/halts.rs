@@ -1,4 +1,4 @@
-//! Where going on would lose data silently, walhook halts: exit code 3, the reason and the mend on
+//! Where going on would lose data silently, walhook halts: exit code 3, the reason and the fix on
 //! standard error and in `status`, and nothing is touched.
 
 use std::time::Duration;
@@ -60,13 +60,13 @@ async fn run_sql(world: &World, sql: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn halt_names_its_reason_and_ends_when_that_is_mended() -> Result<()> {
+async fn halt_names_its_reason_and_ends_when_that_is_fixed() -> Result<()> {
     let mut world = World::new().await?;
     goes_on(&mut world).await?;
     let system = world.value("SELECT system_identifier FROM walhook.meta").await?;
 
     let set_system = |system: &str| format!("UPDATE walhook.meta SET system_identifier = {system}");
-    for (breaks, mends, expected) in [
+    for (breaks, fixes, expected) in [
         (
             set_system("7"),
             set_system(&system),
@@ -93,8 +93,8 @@ async fn halt_names_its_reason_and_ends_when_that_is_mended() -> Result<()> {
     ] {
         run_sql(&world, &breaks).await?;
         halts(&mut world, &expected).await.with_context(|| breaks)?;
-        run_sql(&world, &mends).await?;
-        goes_on(&mut world).await.with_context(|| mends)?;
+        run_sql(&world, &fixes).await?;
+        goes_on(&mut world).await.with_context(|| fixes)?;
     }
 
     run_sql(&world, "ALTER SCHEMA walhook RENAME TO away").await?;

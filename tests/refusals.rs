@@ -1,5 +1,5 @@
 //! What walhook refuses, each mistake made on a real server: `check` names it in one line with the
-//! mend, `run` does not start, or ends when the mistake is made while it runs.
+//! fix, `run` does not start, or ends when the mistake is made while it runs.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use crate::support::{RULES, SCHEMA, World, text};
 /// A mistake.
 struct Mistake {
     breaks: &'static str,
-    mends: &'static str,
+    fixes: &'static str,
     /// How the line of `check` begins.
     check: &'static str,
     /// How that line ends.
-    mend: &'static str,
+    fix: &'static str,
     /// What `run` says, which does not start.
     run: &'static str,
 }
@@ -51,22 +51,22 @@ async fn complaints(world: &World) -> Result<Vec<String>> {
 }
 
 async fn refused(world: &mut World, mistake: &Mistake) -> Result<()> {
-    let Mistake { breaks, mends, check, mend, run } = mistake;
+    let Mistake { breaks, fixes, check, fix, run } = mistake;
     world.sql.batch_execute(breaks).await?;
     let found = complaints(world).await?;
     let line = found.iter().find(|line| line.starts_with(check));
     let line = line.with_context(|| format!("no line begins with {check:?}: {found:#?}"))?;
-    ensure!(line.ends_with(mend), "{line:?} does not end with {mend:?}");
+    ensure!(line.ends_with(fix), "{line:?} does not end with {fix:?}");
 
     let (status, log) = world.spawn()?.ended_with_log().await?;
     ensure!(status.code() == Some(2), "{status}:\n{log}");
     ensure!(log.contains(run), "run does not say {run:?}:\n{log}");
 
-    world.sql.batch_execute(mends).await?;
+    world.sql.batch_execute(fixes).await?;
     let mut left = complaints(world).await?;
     // PostgreSQL 18 does not let it tell this from a publication that was made again.
     left.retain(|line| !line.starts_with("warn  publication: walhook was made or altered"));
-    ensure!(left.is_empty(), "after the mend: {left:#?}");
+    ensure!(left.is_empty(), "after the fix: {left:#?}");
     Ok(())
 }
 
@@ -80,46 +80,46 @@ async fn case_17_mistakes_in_identity_and_publication_are_named_with_their_mend(
     for mistake in [
         Mistake {
             breaks: "ALTER TABLE subscribers REPLICA IDENTITY DEFAULT",
-            mends: "ALTER TABLE subscribers REPLICA IDENTITY FULL",
+            fixes: "ALTER TABLE subscribers REPLICA IDENTITY FULL",
             check: "fail  rule 3 (subscriber.deleted): on delete it needs the old value of account_id",
-            mend: "ALTER TABLE public.subscribers REPLICA IDENTITY FULL",
+            fix: "ALTER TABLE public.subscribers REPLICA IDENTITY FULL",
             run: "needs the old value of account_id",
         },
         Mistake {
             breaks: "ALTER ROLE sender CONNECTION LIMIT 6",
-            mends: "ALTER ROLE sender CONNECTION LIMIT -1",
+            fixes: "ALTER ROLE sender CONNECTION LIMIT -1",
             check: "fail  sessions: the role sender may have 6",
-            mend: "ALTER ROLE \"sender\" CONNECTION LIMIT 18",
+            fix: "ALTER ROLE \"sender\" CONNECTION LIMIT 18",
             run: "a leader needs 7 by source.url",
         },
         Mistake {
             breaks: "ALTER PUBLICATION walhook DROP TABLE subscribers",
-            mends: "ALTER PUBLICATION walhook ADD TABLE subscribers",
+            fixes: "ALTER PUBLICATION walhook ADD TABLE subscribers",
             check: "fail  publication: walhook does not hold public.subscribers",
-            mend: "run `walhook setup`",
+            fix: "run `walhook setup`",
             run: "does not hold the table public.subscribers",
         },
         Mistake {
             breaks: "ALTER PUBLICATION walhook SET (publish = 'insert, update')",
-            mends: "ALTER PUBLICATION walhook SET (publish = 'insert, update, delete, truncate')",
+            fixes: "ALTER PUBLICATION walhook SET (publish = 'insert, update, delete, truncate')",
             check: "fail  publication: walhook does not publish delete, which subscriber.deleted needs",
-            mend: "run `walhook setup`",
+            fix: "run `walhook setup`",
             run: "does not publish deletes",
         },
         Mistake {
             breaks: "CREATE TABLE log (id int); INSERT INTO log VALUES (1);
                      ALTER PUBLICATION walhook ADD TABLE log",
-            mends: OF_RULES,
+            fixes: OF_RULES,
             check: "fail  replica identity: public.log has no replica identity, so that its own UPDATE",
-            mend: "or ALTER TABLE public.log REPLICA IDENTITY FULL",
+            fix: "or ALTER TABLE public.log REPLICA IDENTITY FULL",
             run: "makes UPDATE and DELETE of public.log fail: it has no replica identity",
         },
         Mistake {
             breaks: "CREATE TABLE log (id int PRIMARY KEY DEFERRABLE);
                      ALTER PUBLICATION walhook ADD TABLE log",
-            mends: OF_RULES,
+            fixes: OF_RULES,
             check: "fail  replica identity: public.log has no replica identity",
-            mend: "or ALTER TABLE public.log REPLICA IDENTITY FULL",
+            fix: "or ALTER TABLE public.log REPLICA IDENTITY FULL",
             run: "makes UPDATE and DELETE of public.log fail",
         },
     ] {
@@ -135,69 +135,69 @@ async fn mistakes_of_a_new_user_in_rights_and_columns_are_named_with_their_fix()
     for mistake in [
         Mistake {
             breaks: "ALTER ROLE sender NOREPLICATION",
-            mends: "ALTER ROLE sender REPLICATION",
+            fixes: "ALTER ROLE sender REPLICATION",
             check: "fail  privileges: sender may not replicate; ALTER ROLE \"sender\" REPLICATION",
-            mend: "or run `walhook setup --admin-url`",
+            fix: "or run `walhook setup --admin-url`",
             run: "privileges: sender may not replicate; ALTER ROLE \"sender\" REPLICATION",
         },
         Mistake {
             breaks: "ALTER ROLE sender NOLOGIN",
-            mends: "ALTER ROLE sender LOGIN",
+            fixes: "ALTER ROLE sender LOGIN",
             check: "fail  connection: source.url: no session with 127.0.0.1:",
-            mend: "ALTER ROLE \"sender\" LOGIN",
+            fix: "ALTER ROLE \"sender\" LOGIN",
             run: "ALTER ROLE \"sender\" LOGIN",
         },
         Mistake {
             breaks: "REVOKE SELECT ON webhooks FROM sender",
-            mends: "GRANT SELECT ON webhooks TO sender",
+            fixes: "GRANT SELECT ON webhooks TO sender",
             check: "fail  privileges: sender may not read public.webhooks",
-            mend: "TO \"sender\"",
+            fix: "TO \"sender\"",
             run: "privileges: sender may not read public.webhooks; GRANT SELECT ON",
         },
         Mistake {
             breaks: "ALTER TABLE webhooks RENAME secret TO signing_key",
-            mends: "ALTER TABLE webhooks RENAME signing_key TO secret",
+            fixes: "ALTER TABLE webhooks RENAME signing_key TO secret",
             check: "fail  endpoints.secret: public.webhooks has no column secret",
-            mend: "name the column in endpoints.secret",
+            fix: "name the column in endpoints.secret",
             run: "endpoints.secret: public.webhooks has no column secret; there are id, account_id",
         },
         Mistake {
             breaks: "ALTER TABLE webhooks ALTER enabled DROP DEFAULT, ALTER enabled TYPE text",
-            mends: "ALTER TABLE webhooks ALTER enabled TYPE boolean USING enabled::boolean",
+            fixes: "ALTER TABLE webhooks ALTER enabled TYPE boolean USING enabled::boolean",
             check: "fail  endpoints.enabled: public.webhooks.enabled is text",
-            mend: "it must be boolean",
+            fix: "it must be boolean",
             run: "endpoints.enabled: public.webhooks.enabled is text; it must be boolean",
         },
         Mistake {
             breaks: "ALTER TABLE webhooks RENAME TO hooks",
-            mends: "ALTER TABLE hooks RENAME TO webhooks",
+            fixes: "ALTER TABLE hooks RENAME TO webhooks",
             check: "fail  endpoints.table: public.webhooks does not exist",
-            mend: "correct endpoints.table, or create it",
+            fix: "correct endpoints.table, or create it",
             run: "endpoints.table: public.webhooks does not exist; correct endpoints.table",
         },
         Mistake {
             breaks: "ALTER SCHEMA walhook RENAME TO away",
-            mends: "ALTER SCHEMA away RENAME TO walhook",
+            fixes: "ALTER SCHEMA away RENAME TO walhook",
             check: "fail  state: the schema walhook has 0 of ",
-            mend: "run `walhook setup --admin-url`",
+            fix: "run `walhook setup --admin-url`",
             run: "run `walhook setup`",
         },
         Mistake {
             breaks: "REVOKE USAGE ON SCHEMA walhook FROM sender",
-            mends: "GRANT USAGE ON SCHEMA walhook TO sender",
+            fixes: "GRANT USAGE ON SCHEMA walhook TO sender",
             check: "fail  state: ",
-            mend: "",
+            fix: "",
             run: "run `walhook setup --admin-url`, which grants our role what it needs",
         },
         Mistake {
             breaks: "DROP TABLE walhook.gaps CASCADE",
-            mends: "SELECT",
+            fixes: "SELECT",
             check: "fail  state: the schema walhook has ",
-            mend: "run `walhook setup --admin-url`",
+            fix: "run `walhook setup --admin-url`",
             run: "run `walhook setup`",
         },
     ] {
-        if mistake.mends == "SELECT" {
+        if mistake.fixes == "SELECT" {
             // Last: only `setup` brings it back.
             world.sql.batch_execute(mistake.breaks).await?;
             let (status, log) = world.spawn()?.ended_with_log().await?;
@@ -261,34 +261,34 @@ async fn row_filters_and_column_lists_that_hide_what_rules_need_are_named() -> R
     for mistake in [
         Mistake {
             breaks: "ALTER PUBLICATION walhook SET TABLE webhooks, subscribers WHERE (id > 0)",
-            mends: OF_RULES,
+            fixes: OF_RULES,
             check: "fail  publication: walhook has a row filter on public.subscribers",
-            mend: "use `when` in the rule for public.subscribers",
+            fix: "use `when` in the rule for public.subscribers",
             run: "has a row filter for the table public.subscribers",
         },
         Mistake {
             breaks: "ALTER PUBLICATION walhook SET TABLE webhooks, subscribers (id, account_id, email)",
-            mends: OF_RULES,
+            fixes: OF_RULES,
             check: "fail  rule 1 (subscriber.created): columns: the publication's column list leaves \
                     out status",
-            mend: "with this column in it",
+            fix: "with this column in it",
             run: "the publication's column list leaves out status",
         },
         // Its own rows fail to be updated, whoever they concern.
         Mistake {
             breaks: "CREATE TABLE log (id int PRIMARY KEY, a int);
                      ALTER PUBLICATION walhook ADD TABLE log (a)",
-            mends: OF_RULES,
+            fixes: OF_RULES,
             check: "fail  replica identity: public.log has a column list that its replica identity does not fit",
-            mend: "publish public.log again without it",
+            fix: "publish public.log again without it",
             run: "log fail: it has a column list",
         },
         Mistake {
             breaks: "CREATE TABLE log (id int PRIMARY KEY, a int);
                      ALTER PUBLICATION walhook ADD TABLE log WHERE (a > 0)",
-            mends: OF_RULES,
+            fixes: OF_RULES,
             check: "fail  replica identity: public.log has a row filter that its replica identity does not fit",
-            mend: "publish public.log again without it",
+            fix: "publish public.log again without it",
             run: "log fail: it has a row filter",
         },
     ] {
@@ -370,8 +370,8 @@ async fn rows_that_row_level_security_hides_are_named_and_the_printed_mend_shows
         ensure!(status.code() == Some(2), "{status}:\n{log}");
         ensure!(log.contains("hides rows of public.webhooks from the role sender"), "{log}");
 
-        let mend = found[0].strip_prefix(line).and_then(|mend| mend.split(", or ").next());
-        world.sql.batch_execute(mend.context("no mend")?).await?;
+        let fix = found[0].strip_prefix(line).and_then(|fix| fix.split(", or ").next());
+        world.sql.batch_execute(fix.context("no fix")?).await?;
         ensure!(complaints(&world).await?.is_empty());
         world.sql.batch_execute("DROP POLICY walhook ON webhooks").await?;
     }
@@ -423,9 +423,9 @@ async fn view_on_a_protected_table_is_judged_by_who_reads_it() -> Result<()> {
     ensure!(complaints(&world).await?.is_empty(), "the owner sees all");
     let mistake = Mistake {
         breaks: "ALTER TABLE webhooks FORCE ROW LEVEL SECURITY",
-        mends: "ALTER TABLE webhooks NO FORCE ROW LEVEL SECURITY",
+        fixes: "ALTER TABLE webhooks NO FORCE ROW LEVEL SECURITY",
         check: "fail  row-level security: hides rows of public.webhooks from the role keeper",
-        mend: "BYPASSRLS where a restrictive policy stands against that",
+        fix: "BYPASSRLS where a restrictive policy stands against that",
         run: "from the role keeper",
     };
     refused(&mut world, &mistake).await
@@ -440,7 +440,7 @@ async fn publication_younger_than_the_slot_is_named_and_halts() -> Result<()> {
     world.subscribe(1, 1).await?;
     world.sql.batch_execute("CREATE PUBLICATION walhook FOR TABLE subscribers, webhooks").await?;
     let found = complaints(&world).await?;
-    let mend = "drop the slot; `walhook recover --accept-gap` makes a new one";
+    let fix = "drop the slot; `walhook recover --accept-gap` makes a new one";
     let old =
         world.value("SELECT (current_setting('server_version_num')::int < 180000)::text").await?;
     let expected = match &*old {
@@ -448,7 +448,7 @@ async fn publication_younger_than_the_slot_is_named_and_halts() -> Result<()> {
         _ => "warn  publication: walhook was made or altered after where the slot walhook reads",
     };
     ensure!(
-        found.len() == 1 && found[0].starts_with(expected) && found[0].ends_with(mend),
+        found.len() == 1 && found[0].starts_with(expected) && found[0].ends_with(fix),
         "{found:?}"
     );
 
@@ -466,7 +466,7 @@ async fn rule_that_loses_its_column_or_identity_while_nothing_is_written_halts()
     let mut world = world_of_sender("", RULES).await?;
     world.hook(1, 1, "").await?;
     let mut delivered = 0;
-    for (breaks, mends, says) in [
+    for (breaks, fixes, says) in [
         (
             "ALTER TABLE subscribers RENAME status TO state",
             "ALTER TABLE subscribers RENAME state TO status",
@@ -490,7 +490,7 @@ async fn rule_that_loses_its_column_or_identity_while_nothing_is_written_halts()
         world.delivered(delivered.unsigned_abs()).await?;
         let status = text(&world.walhook(&["status"]).await?.stdout);
         ensure!(status.contains(says), "{status}");
-        world.sql.batch_execute(mends).await?;
+        world.sql.batch_execute(fixes).await?;
     }
     ensure!(complaints(&world).await?.is_empty());
     Ok(())

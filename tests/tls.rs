@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use walhook_core::endpoint::Secret;
+use walhook_postgres::fix::Failure;
 use walhook_postgres::pg::{Security, SslMode};
 use walhook_postgres::sql::Connection;
 use walhook_postgres::wire::{self, Class, WireError};
@@ -62,7 +63,7 @@ async fn open(url: &str) -> Result<Security, Refusal> {
         (Ok(sql), Ok(_)) => Ok(sql.security().clone()),
         (Err(sql), Err(replication)) => {
             let passing = wire::classify(&replication) == Class::Retry;
-            assert_eq!(passing, sql.cure().is_waiting(), "{sql:?} {replication:?}");
+            assert_eq!(passing, sql.fixed_by().is_waiting(), "{sql:?} {replication:?}");
             let texts = [
                 format!("{:#}", anyhow::Error::from(sql)),
                 format!("{:#}", anyhow::Error::from(replication)),
@@ -309,7 +310,7 @@ async fn server_without_tls_gets_no_password_when_tls_is_asked_for() -> Result<(
     impostor.open("require").await.expect("offers no TLS", false);
     let url = Secret::new(format!("postgres://u@127.0.0.1:{}/d?sslmode=require", impostor.port));
     let Err(WireError::Link(error)) = wire::connect(&url, "test").await else { bail!("connected") };
-    let mend = "use sslmode=disable over a network that you trust";
-    assert!(error.to_string().ends_with(mend), "{error}");
+    let fix = "use sslmode=disable over a network that you trust";
+    assert!(error.to_string().ends_with(fix), "{error}");
     Ok(())
 }

@@ -157,8 +157,8 @@ impl Common {
         let env: Vec<(String, String)> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        for stranger in crate::config::strangers(env.iter().map(|(name, _)| name.clone())) {
-            print_remark(&format!("warning: environment variable {stranger}"));
+        for near_miss in crate::config::near_misses(env.iter().map(|(name, _)| name.clone())) {
+            print_remark(&format!("warning: environment variable {near_miss}"));
         }
         Ok(crate::config::load(&self.path()?, env)?)
     }

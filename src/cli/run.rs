@@ -11,7 +11,7 @@ use crate::server::{self, Stop};
 
 /// Stream changes and deliver them, until SIGTERM or Ctrl-C
 ///
-/// Does not start, and exits with 2, where something is wrong that waiting does not cure: configuration,
+/// Does not start, and exits with 2, where something is wrong that waiting does not fix: configuration,
 /// rules, rights, columns. It waits for what may pass, such as a server that is away, and says why.
 ///
 /// Only one instance streams from a slot; every further one stands by and takes over by itself.
@@ -55,7 +55,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     match ended {
         Ok(()) | Err(Stop::Fenced) => Ok(()),
         Err(Stop::Halted(halt)) => Err(Failure::Halted(halt.to_string())),
-        Err(Stop::Config(problem)) => Err(Failure::Usage(anyhow::anyhow!(problem))),
+        Err(Stop::Config(unfit)) => Err(Failure::Usage(unfit.into())),
         Err(Stop::Failed(error)) => Err(Failure::Failed(error)),
     }
 }

@@ -85,7 +85,7 @@ impl fmt::Display for Place {
 /// value, whose trailing line break is stripped. A database URL's file is read again at each connection
 /// ([`DatabaseUrl`]), all others here alone. An empty variable counts as not set. Names without
 /// the double underscore (`WALHOOK_CONFIG`, and what Kubernetes sets for a service called walhook)
-/// are not keys; [`strangers`](super::strangers) finds those that were meant to be.
+/// are not keys; [`near_misses`](super::near_misses) finds those that were meant to be.
 ///
 /// # Errors
 /// [`ConfigError`]: the first thing that is wrong, where it stands, and the fix.

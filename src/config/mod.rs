@@ -4,7 +4,7 @@
 
 mod keys;
 mod load;
-mod stranger;
+mod near_miss;
 mod units;
 mod validate;
 
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 #[cfg(test)]
 pub(crate) use load::parse;
 pub use load::{ConfigError, Place, load};
-pub use stranger::strangers;
+pub use near_miss::near_misses;
 
 use walhook_core::endpoint::Secret;
 use walhook_core::settings::{Accounts, Endpoints, HEADER_PREFIX};

@@ -1,7 +1,9 @@
 //! How a query or command ends other than well.
 
 use crate::config::ConfigError;
+use crate::server::prepared::PreparedError;
 use walhook_core::halt::Halt;
+use walhook_postgres::error::SourceError;
 use walhook_state::StateError;
 
 /// How a query or command ends other than well.
@@ -16,6 +18,24 @@ pub enum Failure {
     /// Going on would lose data: exit code 3.
     #[error("{0}")]
     Halted(String),
+}
+
+impl From<SourceError> for Failure {
+    fn from(error: SourceError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<tokio_postgres::Error> for Failure {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<PreparedError> for Failure {
+    fn from(error: PreparedError) -> Self {
+        Self::Failed(error.into())
+    }
 }
 
 impl From<Halt> for Failure {

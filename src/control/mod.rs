@@ -98,7 +98,7 @@ impl<'a> Databases<'a> {
     /// The checkpoint of a pipeline that may be prepared for an upgrade; `slot` was read before.
     async fn checkpoint(self, state: &StateStore, slot: Option<&Slot>) -> anyhow::Result<Lsn> {
         let source = self.open_source(READER).await?;
-        prepared::checkpoint(state, &source, &self.source.slot, slot).await
+        Ok(prepared::checkpoint(state, &source, &self.source.slot, slot).await?)
     }
 }
 

@@ -228,7 +228,7 @@ async fn state_schema(
     if before < tables.len() || sessions.grant_to.is_some() {
         let own = Conninfo::parse(config.state.url.as_ref().unwrap_or(&config.source.url));
         let own = own.map_err(anyhow::Error::from)?;
-        owner::ensure_no_stranger(sessions.state(), schema, own.user()).await?;
+        owner::ensure_ours(sessions.state(), schema, own.user()).await?;
     }
     // Not run when all is there: CREATE SCHEMA IF NOT EXISTS asks for the right to create one.
     if before == tables.len() {

@@ -14,8 +14,8 @@ use super::error::TaskError;
 use super::published::needed;
 use super::sessions::Sessions;
 use crate::server::metrics::Metrics;
-use walhook_postgres::coverage::{self, Looked, Seen};
-use walhook_postgres::coverage::{Covered, Kind, Loss, Moment, begin, compare};
+use walhook_postgres::coverage::{self, Covered, Kind, Looked, Loss, Moment, Seen, begin, compare};
+use walhook_postgres::error::SourceError;
 use walhook_postgres::sql::Connection;
 use walhook_state::MAX_ALARMS;
 
@@ -78,7 +78,7 @@ impl Watcher {
         let sessions = Arc::clone(&self.sessions);
         let publication = &sessions.config.source.publication;
         let mut looked = self.once(client).await?;
-        let refused = add_children(client, publication, &looked).await?;
+        let refused = add_children(client, publication, &looked).await;
         if let Some(before) = refused.added.then_some(looked.before) {
             looked = Looked { before, ..self.once(client).await? };
         }
@@ -145,7 +145,7 @@ impl Watcher {
         Ok((!losses.is_empty()).then_some(seen))
     }
 
-    async fn once(&self, client: &Connection) -> anyhow::Result<Looked> {
+    async fn once(&self, client: &Connection) -> Result<Looked, SourceError> {
         let config = &self.sessions.config;
         let named = needed(config)?;
         let look =
@@ -178,11 +178,7 @@ struct Refused {
     why: Vec<String>,
 }
 
-async fn add_children(
-    client: &Connection,
-    publication: &str,
-    looked: &Looked,
-) -> anyhow::Result<Refused> {
+async fn add_children(client: &Connection, publication: &str, looked: &Looked) -> Refused {
     let mut refused = Refused { added: false, why: Vec::new() };
     for Seen { name, .. } in looked.tables.iter().filter(|t| t.can_be_added).take(ADD_AT_ONCE) {
         match coverage::add(client, publication, name).await {
@@ -190,8 +186,10 @@ async fn add_children(
                 refused.added = true;
                 tracing::info!(table = %name, publication, "added a new child to the publication");
             }
-            Err(error) => refused.why.push(format!("{error:#}; it is tried again")),
+            Err(error) => {
+                refused.why.push(format!("{:#}; it is tried again", anyhow::Error::from(error)))
+            }
         }
     }
-    Ok(refused)
+    refused
 }

@@ -39,7 +39,7 @@ const OUTCOMES_AT_ONCE: usize = 256;
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 
 /// The dispatcher's ends of the pipeline's channels. All are bounded.
-pub(super) struct Ends {
+pub(super) struct Channels {
     pub(super) input: mpsc::Receiver<Batch>,
     pub(super) retries: mpsc::Receiver<Retry>,
     pub(super) operator: mpsc::Receiver<OperatorInput>,
@@ -72,7 +72,7 @@ pub(super) struct Tools {
 /// Correctness does not depend on how it ends: what is not stored is sent again.
 pub(super) async fn dispatch(
     dispatcher: Dispatcher,
-    mut ends: Ends,
+    mut channels: Channels,
     tools: Tools,
     drain: CancellationToken,
     abort: CancellationToken,
@@ -81,7 +81,7 @@ pub(super) async fn dispatch(
     let mut driver = Driver::new(dispatcher, tools);
     let mut give_up_at: Option<Instant> = None;
     loop {
-        let now = driver.carry_out_all(&ends);
+        let now = driver.carry_out_all(&channels);
         let dispatcher = &driver.dispatcher;
         if give_up_at.is_some_and(|at| dispatcher.is_drained() || Instant::now() >= at) {
             driver.say_what_is_left();
@@ -101,33 +101,33 @@ pub(super) async fn dispatch(
                 give_up_at = Some(Instant::now() + driver.tools.grace);
                 driver.handle(Input::Stop);
             }
-            Some(persisted) = ends.persisted.recv() => {
+            Some(persisted) = channels.persisted.recv() => {
                 driver.handle(Input::Stored(Box::new(persisted)));
             }
-            Some(answer) = ends.looked_up.recv() => driver.handle(Input::Routes(Box::new(answer))),
-            Some(reply) = ends.refilled.recv() => driver.handle(match reply {
+            Some(answer) = channels.looked_up.recv() => driver.handle(Input::Routes(Box::new(answer))),
+            Some(reply) = channels.refilled.recv() => driver.handle(match reply {
                 RefillReply::Deferred(pages) => Input::DeferredPages(pages),
                 RefillReply::Unrouted(pages) => Input::UnroutedPages(pages),
             }),
-            Some(command) = ends.operator.recv() => {
+            Some(command) = channels.operator.recv() => {
                 driver.handle(Input::Command(Box::new(command)));
             }
-            Ok(()) = ends.sizes.changed() => {
-                let measured = ends.sizes.borrow_and_update().clone();
+            Ok(()) = channels.sizes.changed() => {
+                let measured = channels.sizes.borrow_and_update().clone();
                 driver.handle(Input::StateSize(Box::new(measured)));
             }
             Some(ended) = driver.attempts.join_next() => {
                 driver.take_outcomes(ended);
                 // Under a flood of outcomes the stream must still have its turn.
-                if driver.dispatcher.wants_input() && let Ok(batch) = ends.input.try_recv() {
+                if driver.dispatcher.wants_input() && let Ok(batch) = channels.input.try_recv() {
                     driver.take(batch);
                 }
             }
-            Some(batch) = ends.input.recv(), if takes_items => driver.take(batch),
-            Some(retry) = ends.retries.recv(), if takes_items => {
+            Some(batch) = channels.input.recv(), if takes_items => driver.take(batch),
+            Some(retry) = channels.retries.recv(), if takes_items => {
                 driver.handle(Input::Retry(Box::new(retry)));
             }
-            Some(input) = ends.replays.recv(), if takes_replays => {
+            Some(input) = channels.replays.recv(), if takes_replays => {
                 driver.handle(Input::Replay(Box::new(input)));
             }
             () = sleep_until(wake) => {}
@@ -185,7 +185,7 @@ impl Driver {
     }
 
     /// Does all that is to be done at this moment, and says which it was.
-    fn carry_out_all(&mut self, ends: &Ends) -> Tick {
+    fn carry_out_all(&mut self, channels: &Channels) -> Tick {
         let now = self.tools.clock.now();
         let held = self.tools.sender.held_bytes();
         if std::mem::replace(&mut self.connection_bytes, held) != held {
@@ -193,13 +193,13 @@ impl Driver {
         }
         while let Some(effect) = self.dispatcher.poll(now) {
             self.record(|recorded| recorded.effect(&effect));
-            self.carry_out(effect, ends, now);
+            self.carry_out(effect, channels, now);
         }
         self.record(|recorded| recorded.polled(now));
         now
     }
 
-    fn carry_out(&mut self, effect: Effect, ends: &Ends, now: Tick) {
+    fn carry_out(&mut self, effect: Effect, channels: &Channels, now: Tick) {
         // One batch of each kind at a time is asked for, and the channels hold as many: none can be full.
         match effect {
             Effect::Send(Dispatch { attempt: next, waited }) => {
@@ -213,16 +213,16 @@ impl Driver {
             Effect::Abort(delivery) => {
                 self.under_way.remove(&delivery).map(|give_up| give_up.send(()));
             }
-            Effect::LookUp(accounts) => _ = ends.lookup.try_send(LookupRequest { accounts }),
+            Effect::LookUp(accounts) => _ = channels.lookup.try_send(LookupRequest { accounts }),
             Effect::ReadDeferred(pages) => {
-                let _ = ends.refill.try_send(RefillRequest::Deferred(pages));
+                let _ = channels.refill.try_send(RefillRequest::Deferred(pages));
             }
             Effect::ReadUnrouted(pages) => {
-                let _ = ends.refill.try_send(RefillRequest::Unrouted(pages));
+                let _ = channels.refill.try_send(RefillRequest::Unrouted(pages));
             }
-            Effect::Store(batch) => _ = ends.persist.try_send(PersistRequest { batch }),
+            Effect::Store(batch) => _ = channels.persist.try_send(PersistRequest { batch }),
             Effect::Flush(flush) => {
-                ends.flush.send_if_modified(|lsn| std::mem::replace(lsn, flush) != flush);
+                channels.flush.send_if_modified(|lsn| std::mem::replace(lsn, flush) != flush);
             }
             Effect::Settled(settled) => self.count_settled(&settled),
             Effect::Report(changed) => {
@@ -251,7 +251,7 @@ impl Driver {
     }
 
     fn settle(&mut self, ended: Ended) {
-        // Attempts catch their panics and are aborted only when this task ends.
+        // Attempts catch their panics and are aborted only when this task channels.
         let Ok((delivery, outcome)) = ended else { return };
         self.under_way.remove(&delivery);
         if self.tools.sender.is_live() {

@@ -1,9 +1,12 @@
 //! Why a task of the pipeline could not do its work, by what decides what follows.
 
-use std::error::Error;
+use std::num::ParseIntError;
 use std::time::Duration;
 
 use super::Stop;
+use walhook_dispatch::route::ParseSnapshotError;
+use walhook_postgres::error::SourceError;
+use walhook_postgres::fix::{AS_IT_SAYS, Failure, FixedBy, Line, UNREACHABLE};
 use walhook_postgres::lookup::LookupError;
 use walhook_postgres::sql::ConnectError;
 use walhook_state::StateError;
@@ -23,7 +26,7 @@ pub(super) enum TaskError {
     Connect(#[from] ConnectError),
     /// The source refused a statement, or its session was lost.
     #[error(transparent)]
-    Source(#[from] tokio_postgres::Error),
+    Source(#[from] SourceError),
     /// A look-up.
     #[error(transparent)]
     LookUp(#[from] LookupError),
@@ -33,9 +36,26 @@ pub(super) enum TaskError {
     /// The dispatcher has ended: so does the task, in a moment.
     #[error("the dispatcher has ended")]
     DispatcherEnded,
-    /// All else, in words.
+    /// The anchor slot was not changed.
+    #[error("{cannot}")]
+    Anchor {
+        /// What could not be done.
+        cannot: String,
+        /// Why.
+        source: tokio_postgres::Error,
+    },
+    /// Another program has a slot of the anchor's name.
+    #[error("the slot {name} is another program's: drop or rename it, and the window begins")]
+    AnchorTaken {
+        /// The name.
+        name: String,
+    },
+    /// The server tells a snapshot that is none.
+    #[error("a snapshot of the source")]
+    Xmin(#[source] ParseIntError),
+    /// A look-up's is none.
     #[error(transparent)]
-    Other(#[from] anyhow::Error),
+    Snapshot(#[from] ParseSnapshotError),
 }
 
 impl From<StateError> for TaskError {
@@ -54,23 +74,63 @@ impl From<StateError> for TaskError {
     }
 }
 
+impl From<tokio_postgres::Error> for TaskError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Source(error.into())
+    }
+}
+
 impl<T> From<tokio::sync::mpsc::error::SendError<T>> for TaskError {
     fn from(_: tokio::sync::mpsc::error::SendError<T>) -> Self {
         Self::DispatcherEnded
     }
 }
 
-impl TaskError {
-    /// What failed, for who says what it was and how to fix it.
-    pub(super) fn cause(&self) -> &(dyn Error + 'static) {
+impl Failure for TaskError {
+    fn fixed_by(&self) -> FixedBy {
         match self {
-            Self::Stop(stop) => stop,
-            Self::State(error) => error,
-            Self::Connect(error) => error,
-            Self::Source(error) => error,
-            Self::LookUp(error) => error,
-            Self::NoAnswer(_) | Self::DispatcherEnded => self,
-            Self::Other(error) => error.as_ref(),
+            Self::State(error) => error.fixed_by(),
+            Self::Connect(error) => error.fixed_by(),
+            Self::Source(error) => error.fixed_by(),
+            Self::LookUp(error) => error.fixed_by(),
+            Self::Anchor { source, .. } => source.fixed_by(),
+            Self::NoAnswer(_) | Self::DispatcherEnded => FixedBy::Waiting,
+            Self::Stop(_) | Self::AnchorTaken { .. } | Self::Xmin(_) | Self::Snapshot(_) => {
+                FixedBy::Person
+            }
+        }
+    }
+
+    fn fix(&self) -> &'static str {
+        match self {
+            Self::State(error) => error.fix(),
+            Self::Connect(error) => error.fix(),
+            Self::Source(error) => error.fix(),
+            Self::LookUp(error) => error.fix(),
+            Self::Anchor { source, .. } => source.fix(),
+            Self::NoAnswer(_) | Self::DispatcherEnded => UNREACHABLE,
+            Self::Stop(_) | Self::AnchorTaken { .. } | Self::Xmin(_) | Self::Snapshot(_) => {
+                AS_IT_SAYS
+            }
+        }
+    }
+
+    fn say(&self, line: &mut Line) {
+        match self {
+            Self::State(error) => error.say(line),
+            Self::Connect(error) => error.say(line),
+            Self::Source(error) => error.say(line),
+            Self::LookUp(error) => error.say(line),
+            Self::Anchor { source, .. } => {
+                line.push(&self.to_string());
+                source.say(line);
+            }
+            Self::Stop(_)
+            | Self::AnchorTaken { .. }
+            | Self::Xmin(_)
+            | Self::Snapshot(_)
+            | Self::NoAnswer(_)
+            | Self::DispatcherEnded => line.push_error(self),
         }
     }
 }
@@ -78,6 +138,7 @@ impl TaskError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use walhook_postgres::pg::LinkError;
 
     #[test]
     fn error_of_a_lease_that_is_another_s_ends_the_pipeline() {
@@ -86,10 +147,17 @@ mod tests {
     }
 
     #[test]
-    fn cause_is_the_error_itself_and_not_what_lies_behind_it() {
+    fn error_says_what_its_cause_says_once_and_is_fixed_by_who_fixes_that() {
+        let link = LinkError::Unreachable {
+            target: "h:1".to_owned(),
+            why: std::io::ErrorKind::ConnectionRefused.into(),
+        };
+        let text = link.to_string();
+        let error = TaskError::from(StateError::Connection(link.into()));
+        assert_eq!(error.fixed_by(), FixedBy::Waiting);
+        assert_eq!(error.line(), format!("no connection to the state database: {text}"));
         let error = StateError::NotSetUp { schema: "s".to_owned(), pipeline: "p".to_owned() };
         let (text, error) = (error.to_string(), TaskError::from(error));
-        assert!(error.cause().is::<StateError>());
-        assert_eq!(error.to_string(), text);
+        assert_eq!((error.fixed_by(), error.line()), (FixedBy::Person, text));
     }
 }

@@ -3,7 +3,6 @@
 //! The pipeline's tasks tell; the admin server, the metrics and the writer (for `walhook status`) listen.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -11,8 +10,7 @@ use tokio::time::{Duration, Instant};
 
 use super::trouble::{Instance, PASSING, Part, Trouble};
 use walhook_core::event::rfc3339;
-use walhook_postgres::fix::fix;
-use walhook_postgres::sql::error_text;
+use walhook_postgres::fix::Failure;
 use walhook_process::clock::unix_us;
 use walhook_state::Told;
 
@@ -184,9 +182,8 @@ impl Teller {
 
     /// `part` fails, and has done so since `since` at the latest. The log is told when it begins, and once
     /// a minute while it lasts.
-    pub fn fails(&self, part: Part, since: Instant, error: &(dyn Error + 'static)) {
-        let text = chain(error);
-        self.fails_with(part, since, &text, fix(error));
+    pub fn fails(&self, part: Part, since: Instant, error: &impl Failure) {
+        self.fails_with(part, since, &error.line(), error.fix());
     }
 
     /// The same, where what fails is no error of a database.
@@ -229,25 +226,6 @@ impl Teller {
             }
         });
     }
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let say = |error: &(dyn Error + 'static)| match error.downcast_ref() {
-        Some(sql) => error_text(sql),
-        None => error.to_string(),
-    };
-    let mut text = say(error);
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = say(error);
-        // Some texts hold that of their cause.
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text.replace('\n', "; ")
 }
 
 #[cfg(test)]

@@ -1,66 +1,48 @@
-//! Opening the source: the slot is taken, checked, and never trusted blindly.
-//!
-//! Every opening, the first and each after a lost connection, makes the same checks, because
-//! START_REPLICATION makes none: it clamps a position that the slot has passed, without a word.
+//! Becoming the leader: the slot is taken, checked, and never trusted blindly.
+
+mod error;
+mod open;
+mod preflight;
 
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::time::Instant;
-use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
+use self::open::{check_slot, direct_url, open, store_promotion};
+use self::preflight::preflight;
 use super::backoff::Backoff;
-use super::cure;
-use super::sessions::{
-    Finding, LEASE, Need, SENTINEL, STANDBY, STREAM, Verdict, findings, open_state,
-};
+use super::rulebook::compile_rules;
+use super::sessions::{LEASE, SENTINEL, STANDBY, open_state};
 use super::{Stop, published};
 use crate::config::Config;
 use crate::server::health::{Role, Teller};
 use crate::server::prepared;
 use crate::server::trouble::Part;
-use walhook_core::halt::{self, SourceIdentity};
+use walhook_core::halt::SourceIdentity;
 use walhook_core::lsn::Lsn;
 use walhook_decode::change::Changes;
 use walhook_dispatch::dispatcher::Start;
-use walhook_postgres::catalog;
-use walhook_postgres::cure::Cure;
 use walhook_postgres::lookup::{LookupError, Lookups};
-use walhook_postgres::pg::{Conninfo, DatabaseUrl};
-use walhook_postgres::preflight;
-use walhook_postgres::slot::{self, Slot};
-use walhook_postgres::source::{self, hosts};
+use walhook_postgres::pg::Conninfo;
+use walhook_postgres::refused_writes::refused_writes;
+use walhook_postgres::slot;
+use walhook_postgres::source;
 use walhook_postgres::sql::{ConnectError, Connection};
-use walhook_postgres::wire::{self, Class, Replication, WireError};
 use walhook_process::clock::Clock;
 use walhook_rules::rule::{EndpointTable, Rules};
-use walhook_state::{Recovery, StateError, StateStore};
+use walhook_state::{Recovery, StateStore};
+
+pub(super) use self::error::OpenError;
+pub(super) use self::error::StartError;
+pub(super) use self::open::{IN_USE, IN_USE_FIX, Session, reopen};
 
 /// How long one attempt to open the source may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What is told when the slot that was ours is not free.
-pub(super) const IN_USE: &str = "the slot is in use by another session";
-
-/// And what to do about it.
-pub(super) const IN_USE_FIX: &str =
-    "see whose it is in pg_stat_replication; the server frees it after wal_sender_timeout";
-
 /// How often a standby looks whether the slot is free.
 const STANDBY_POLL: Duration = Duration::from_millis(100);
-
-/// An open source: the stream, and a SQL session to the same server.
-#[derive(Debug)]
-pub(super) struct Session {
-    pub(super) stream: wire::Stream,
-    /// Ends at once when the server shuts down, also while nobody reads the stream.
-    pub(super) sentinel: Connection,
-    /// The session's `wal_sender_timeout`.
-    pub(super) sender_timeout: Duration,
-    /// Set when this is a standby that was promoted since we last looked: its timeline, to be stored.
-    promoted: Option<u32>,
-}
 
 /// All that a new leader starts with.
 #[derive(Debug)]
@@ -78,121 +60,10 @@ pub(super) struct Leader {
     pub(super) left_out: Vec<Lsn>,
 }
 
-/// Why the source could not be opened this time.
-#[derive(Debug)]
-pub(super) enum OpenError {
-    /// Another process streams from the slot.
-    SlotInUse,
-    /// May pass by itself.
-    Passing(anyhow::Error),
-    /// Waiting does not cure it: `run` refuses to start with it. Once started, it is waited for, unless
-    /// going on would lose changes.
-    Refused {
-        /// What, and the fix.
-        problem: anyhow::Error,
-        /// What it means after the start, where it is not waited for.
-        later: Option<halt::Halt>,
-    },
-    /// Does not.
-    Stop(Stop),
-}
-
-impl OpenError {
-    fn by_cure(cure: Cure, error: impl Into<anyhow::Error>) -> Self {
-        match cure {
-            Cure::Waiting => Self::Passing(error.into()),
-            Cure::Person => Self::refused(error),
-        }
-    }
-
-    fn refused(problem: impl Into<anyhow::Error>) -> Self {
-        Self::Refused { problem: problem.into(), later: None }
-    }
-}
-
-impl From<Stop> for OpenError {
-    fn from(stop: Stop) -> Self {
-        Self::Stop(stop)
-    }
-}
-
-impl From<halt::Halt> for OpenError {
-    fn from(halt: halt::Halt) -> Self {
-        Self::Stop(Stop::Halted(halt))
-    }
-}
-
-impl From<tokio_postgres::Error> for OpenError {
-    fn from(error: tokio_postgres::Error) -> Self {
-        Self::by_cure(Cure::of_sql(&error), error)
-    }
-}
-
-/// What to do where the state tables refuse a statement for what is missing.
-fn fix_of_state(refused: &tokio_postgres::Error) -> Option<&'static str> {
-    match refused.code()?.code() {
-        "42501" => Some("run `walhook setup --admin-url`, which grants our role what it needs"),
-        // A schema, a table, a column or a function.
-        "3F000" | "42P01" | "42703" | "42883" => {
-            Some("run `walhook setup`, which adds what is missing")
-        }
-        _ => None,
-    }
-}
-
-impl From<StateError> for OpenError {
-    fn from(error: StateError) -> Self {
-        match error {
-            StateError::Fenced { .. } => Self::Stop(Stop::Fenced),
-            StateError::FrontierDecreases { .. }
-            | StateError::CheckpointMoved { .. }
-            | StateError::Unreadable { .. } => Self::Stop(Stop::Failed(error.into())),
-            StateError::Sql(ref refused) if fix_of_state(refused).is_some() => {
-                let fix = fix_of_state(refused).unwrap_or_default();
-                Self::refused(anyhow::anyhow!("{error}; {fix}"))
-            }
-            StateError::NotSetUp { .. }
-            | StateError::SchemaTooOld { .. }
-            | StateError::SchemaTooNew { .. }
-            | StateError::Connection(_)
-            | StateError::Sql(_) => Self::by_cure(error.cure(), error),
-        }
-    }
-}
-
-impl From<ConnectError> for OpenError {
-    fn from(error: ConnectError) -> Self {
-        Self::by_cure(error.cure(), error)
-    }
-}
-
-impl From<WireError> for OpenError {
-    fn from(error: WireError) -> Self {
-        match wire::classify(&error) {
-            Class::SlotInUse => Self::SlotInUse,
-            // The slot's row says which of them it is, and since when: `open` reads it first. Here
-            // it changed in between.
-            Class::SlotUnusable | Class::SlotMissing | Class::Shutdown | Class::Retry => {
-                Self::Passing(error.into())
-            }
-            Class::PublicationMissing => {
-                let problem = format!("{:#}", anyhow::Error::from(error));
-                halt::Halt::PublicationMissing { problem }.into()
-            }
-            Class::Access => Self::refused(error),
-            // What the server says of a configuration or a right, not of what it sends.
-            Class::Fatal if matches!(error, WireError::Session(_) | WireError::Start(_)) => {
-                Self::refused(error)
-            }
-            Class::Unsendable | Class::Fatal => Self::Stop(Stop::Failed(error.into())),
-        }
-    }
-}
-
 /// Waits until the slot is ours, and takes the lease. `None` on shutdown.
 ///
 /// `started` is whether this configuration has led to the slot once: until then what waiting does not
-/// cure is refused.
+/// fix is refused.
 pub(super) async fn become_leader(
     config: &Config,
     tell: &Teller,
@@ -215,7 +86,7 @@ pub(super) async fn become_leader(
             }
             Ok(Err(OpenError::Stop(stop))) => return Err(stop),
             Ok(Err(OpenError::Refused { problem, .. })) if !*started => {
-                return Err(Stop::Config(format!("{problem:#}")));
+                return Err(Stop::Config(problem.into()));
             }
             Ok(Err(OpenError::Refused { later: Some(halt), .. })) => return Err(halt.into()),
             Ok(Err(OpenError::SlotInUse)) => {
@@ -231,7 +102,7 @@ pub(super) async fn become_leader(
                 backoff.stay_short();
             }
             Ok(Err(OpenError::Passing(problem) | OpenError::Refused { problem, .. })) => {
-                tell.fails(Part::Start, began, problem.as_ref());
+                tell.fails(Part::Start, began, &*problem);
             }
             Err(_) => {
                 let problem = format!("opening state and source took over {OPEN_TIMEOUT:?}");
@@ -280,23 +151,22 @@ async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, OpenError
     let endpoints = if started { EndpointTable::LookedUp } else { EndpointTable::Checked };
     let system = expected.system_identifier;
     let compiled = compile_rules(config, &session.sentinel, system, endpoints).await;
-    let rules = compiled.map_err(unless_passing)?;
+    let rules = compiled?;
     // After the rules: one that names no table at all is the configuration's fault.
-    published::check(config, &session.sentinel).await.map_err(asked)?.map_err(refuse_halt)?;
+    published::check(config, &session.sentinel).await?.map_err(OpenError::of_halt)?;
     // These are told while we run, and help nobody by ending it.
     if !started {
         let watched = published::unwatched(config, &session.sentinel).await;
-        watched.map_err(asked)?.map_err(refuse_halt)?;
+        watched?.map_err(OpenError::of_halt)?;
         let shown = published::check_rows(config, &session.sentinel).await;
-        shown.map_err(asked)?.map_err(refuse_halt)?;
+        shown?.map_err(OpenError::of_halt)?;
         // What else may be wrong there is told by each look-up, and can be fixed meanwhile.
         if let Err(error @ LookupError::Incomparable { .. }) =
             Lookups::of(config.lookups()).check_types(&session.sentinel).await
         {
             return Err(OpenError::refused(error));
         }
-        let refused = published::refuse_to_break_writes(config, &session.sentinel).await;
-        refused.map_err(unless_passing)?;
+        refuse_to_break_writes(config, &session.sentinel).await?;
     }
     let holder = format!("{} pid {}", hostname(), std::process::id());
     let recovered = store.take_lease(&holder).await?;
@@ -326,53 +196,6 @@ async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, OpenError
     Ok(Leader { epoch, clock, system_identifier, start, store, session, rules, changes, left_out })
 }
 
-/// Refuses what is not in place at the source, all of it at once.
-async fn preflight(config: &Config) -> Result<(), OpenError> {
-    let client = Connection::open(direct_url(config), SENTINEL.name).await?;
-    let version = source::server_version(&client).await.map_err(asked)?;
-    if version < source::OLDEST_SERVER {
-        let version = version / 10_000;
-        let problem = format!("the server is PostgreSQL {version}; walhook needs 14 or later");
-        return Err(OpenError::refused(anyhow::anyhow!(problem)));
-    }
-    let faults = preflight::faults(config.lookups(), &client).await.map_err(asked)?;
-    let mut lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
-    lines.extend(too_few_sessions(config, &client).await?);
-    if lines.is_empty() {
-        return Ok(());
-    }
-    Err(OpenError::refused(anyhow::anyhow!(lines.join("\n"))))
-}
-
-/// The limits with which no leader can work, and their fixes; of those that are only tight, the log tells.
-async fn too_few_sessions(config: &Config, source: &Client) -> Result<Vec<String>, OpenError> {
-    let (of_source, of_state) = Need::of_config(config);
-    let mut found = findings(source, of_source).await?;
-    if let (Some(url), Some(of_state)) = (&config.state.url, of_state) {
-        // That there is none is said where the state is opened.
-        if let Ok(state) = Connection::open(url, LEASE.name).await {
-            found.extend(findings(&state, of_state).await?);
-        }
-    }
-    let mut refused = Vec::new();
-    for Finding { verdict, text, fix } in found {
-        match verdict {
-            Verdict::Pass => {}
-            Verdict::Warn => tracing::warn!(problem = %text, fix, "sessions may become scarce"),
-            Verdict::Fail => refused.push(format!("{text}; {fix}")),
-        }
-    }
-    Ok(refused)
-}
-
-/// What a question to the catalog ended with, by who can cure it.
-fn asked(problem: anyhow::Error) -> OpenError {
-    match cure::of(&*problem) {
-        Some(cure) => OpenError::by_cure(cure, problem),
-        None => OpenError::Stop(Stop::Failed(problem)),
-    }
-}
-
 /// The checkpoint. Where an upgrade was prepared and then given up, it moves to where the slots were put.
 async fn resume_prepared(
     config: &Config,
@@ -385,14 +208,14 @@ async fn resume_prepared(
     }
     let client = Connection::open(direct_url(config), SENTINEL.name).await?;
     let info = Conninfo::parse(&config.source.url).map_err(ConnectError::from)?;
-    let found = source::identity(&client, &info).await.map_err(asked)?;
+    let found = source::identity(&client, &info).await?;
     let slot = slot::read(&client, &config.source.slot).await?;
     // Another cluster is refused when it is opened; another leader moves the checkpoint itself.
     if found != *expected || slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) {
         return Ok(stored);
     }
     let at = prepared::checkpoint(store, &client, &config.source.slot, slot.as_ref()).await;
-    let at = at.map_err(asked)?;
+    let at = at?;
     if at > stored {
         store.resume_prepared(stored, at).await?;
         tracing::info!(%at, "going on from where `walhook upgrade prepare` left the slots");
@@ -400,141 +223,15 @@ async fn resume_prepared(
     Ok(at)
 }
 
-/// A server that goes away in the middle of a question is no reason to give up.
-fn unless_passing(stop: Stop) -> OpenError {
-    match stop {
-        Stop::Failed(problem) => asked(problem),
-        Stop::Config(problem) => {
-            // Lines are for the terminal; a halt's reason is one.
-            let later = Some(halt::Halt::RuleBroken(problem.replace('\n', "; ")));
-            OpenError::Refused { problem: anyhow::anyhow!(problem), later }
-        }
-        stop @ (Stop::Halted(_) | Stop::Fenced) => OpenError::Stop(stop),
+/// Refuses to start where being published makes somebody's own writes fail. While we run, to halt
+/// would not help them.
+async fn refuse_to_break_writes(config: &Config, client: &Connection) -> Result<(), OpenError> {
+    let publication = config.source.publication.clone();
+    let tables = refused_writes(client, &publication).await?;
+    if tables.is_empty() {
+        return Ok(());
     }
-}
-
-/// What is missing from the publication, or hidden from our role, is refused at the start. That there is
-/// no publication is more than that: the slot cannot be read past what was written without it.
-fn refuse_halt(halt: halt::Halt) -> OpenError {
-    if matches!(halt, halt::Halt::Unpublished { .. } | halt::Halt::RowsHidden { .. }) {
-        return OpenError::Refused {
-            problem: anyhow::anyhow!(halt.to_string()),
-            later: Some(halt),
-        };
-    }
-    halt.into()
-}
-
-/// Opens the source again for a leader that has received everything up to `at`.
-pub(super) async fn reopen(config: &Config, epoch: i64, at: Lsn) -> Result<Session, OpenError> {
-    let mut store = open_state(config, LEASE).await?;
-    store.write_as(epoch);
-    let expected = store.source_identity().await?;
-    let session = open(config, &expected, at).await?;
-    // The slot was free for a while: has another led meanwhile? Asked first, for that one has moved the
-    // slot on, which would look like a gap.
-    if store.current_epoch().await? != epoch {
-        return Err(OpenError::Stop(Stop::Fenced));
-    }
-    check_slot(config, &session.sentinel, at).await?;
-    published::check(config, &session.sentinel).await.map_err(OpenError::Passing)??;
-    store_promotion(&mut store, session.promoted).await?;
-    Ok(session)
-}
-
-/// The positions are those of the new primary from now on.
-async fn store_promotion(store: &mut StateStore, promoted: Option<u32>) -> Result<(), StateError> {
-    let Some(timeline) = promoted else { return Ok(()) };
-    store.set_timeline(timeline).await?;
-    tracing::warn!(timeline, "going on from a standby that was promoted: nothing is missing");
-    Ok(())
-}
-
-/// Whether the slot that is ours now sends everything from `at` on.
-async fn check_slot(config: &Config, sentinel: &Connection, at: Lsn) -> Result<(), OpenError> {
-    let name = &config.source.slot;
-    let slot = slot::read(sentinel, name).await?;
-    halt::check_slot(name, slot.as_ref().map(Slot::state).as_ref(), at)?;
-    slot.map_or(Ok(()), |slot| Ok(halt::check_wal_end(slot.wal_end, at)?))
-}
-
-/// Where the server itself answers, and no connection pooler.
-fn direct_url(config: &Config) -> &DatabaseUrl {
-    config.source.replication_url.as_ref().unwrap_or(&config.source.url)
-}
-
-async fn open(config: &Config, expected: &SourceIdentity, at: Lsn) -> Result<Session, OpenError> {
-    let source = &config.source;
-    let url = direct_url(config);
-    // Past a pooler, whose sessions outlive the server's shutdown.
-    let sentinel = Connection::open(url, SENTINEL.name).await?;
-    let mut replication = wire::connect(url, STREAM.name).await?;
-    let system = replication.identify_system().await?;
-    let found = SourceIdentity {
-        system_identifier: system.system_identifier,
-        timeline: system.timeline,
-        host: hosts(&Conninfo::parse(&source.url).map_err(ConnectError::from)?),
-        database: system.database,
-    };
-    let promoted = if halt::is_promoted(&found, expected) {
-        let left = replication.left_timeline(expected.timeline, found.timeline).await?;
-        halt::check_promotion(&found, expected, left, at)?;
-        Some(found.timeline)
-    } else {
-        halt::check_source(&found, expected)?;
-        None
-    };
-    let slot = slot::read(&sentinel, &source.slot).await?;
-    if slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) {
-        return Err(OpenError::SlotInUse);
-    }
-    // What an active slot has confirmed may be ahead of what we know; an idle one must not be gone.
-    if slot.as_ref().is_none_or(|slot| slot.is_lost()) {
-        halt::check_slot(&source.slot, slot.as_ref().map(Slot::state).as_ref(), at)?;
-    }
-    let sender_timeout = lease_timeout(&mut replication, source.lease_timeout).await?;
-    let replication = replication.with_messages(config.reads_messages());
-    let stream = replication
-        .start(&source.slot, &source.publication, at, config.memory.max_change_bytes())
-        .await?;
-    Ok(Session { stream, sentinel, sender_timeout, promoted })
-}
-
-/// How long the server keeps the slot for us should we freeze: what it is set to, and at most `ours`.
-async fn lease_timeout(
-    replication: &mut Replication,
-    ours: Duration,
-) -> Result<Duration, WireError> {
-    let server = replication.wal_sender_timeout().await?;
-    if server.is_zero() {
-        tracing::warn!(
-            lease_timeout = ?ours,
-            "wal_sender_timeout is 0, so that a frozen client would keep a slot for ever; ours is kept \
-             for source.lease_timeout"
-        );
-    } else if server <= ours {
-        return Ok(server);
-    }
-    replication.set_wal_sender_timeout(ours).await?;
-    Ok(ours)
-}
-
-/// Compiles the rules against the catalog as it is now.
-pub(super) async fn compile_rules(
-    config: &Config,
-    client: &Connection,
-    system: u64,
-    endpoints: EndpointTable,
-) -> Result<Rules, Stop> {
-    let settings = config.rules();
-    let mut catalog = catalog::load(client, settings.tables()).await?;
-    if let Some(publication) = source::publication(client, &config.source.publication).await? {
-        catalog.leave_out(&publication.lists, publication.generated);
-    }
-    Rules::compile_with(settings, &catalog, system, endpoints).map_err(|errors| {
-        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        Stop::Config(errors.join("\n"))
-    })
+    Err(OpenError::refused_or_halts(StartError::RefusedWrites { publication, tables }))
 }
 
 fn hostname() -> String {

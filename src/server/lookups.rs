@@ -64,7 +64,7 @@ impl Responder for LookupResponder {
 
     async fn answer(&mut self, request: &LookupRequest) -> Result<LookUpAnswer, TaskError> {
         let Answer { fetched, put_off } = self.fetch(&request.accounts).await?;
-        let snapshot = fetched.snapshot.parse().map_err(anyhow::Error::from)?;
+        let snapshot = fetched.snapshot.parse()?;
         Ok(LookUpAnswer { snapshot, put_off, answers: fetched.routes })
     }
 

@@ -5,13 +5,12 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::coverage::Watcher;
 use super::error::TaskError;
-use super::leadership::compile_rules;
+use super::rulebook::{RulesError, compile_rules};
 use super::sessions::Sessions;
 use super::tasks::{Until, Work};
 use super::{Stop, published};
@@ -157,7 +156,7 @@ async fn seen_by_all(client: &Connection) -> Result<u32, TaskError> {
     let row = client.query_typed_one(sql, &[]).await?;
     let snapshot: &str = row.try_get(0)?;
     let xmin = snapshot.split(':').next().unwrap_or_default();
-    let xmin: u64 = xmin.parse().context("a snapshot of the source")?;
+    let xmin: u64 = xmin.parse().map_err(TaskError::Xmin)?;
     Ok(u32::try_from(xmin.wrapping_sub(1) % (1 << 32)).unwrap_or_default())
 }
 
@@ -185,8 +184,7 @@ async fn fit(
     // The number only goes into the ids of events.
     match compile_rules(config, client, 0, EndpointTable::LookedUp).await {
         Ok(rules) => Ok(Ok(rules.weak().iter().map(|weak| format!("{weak}; {DEAD}")).collect())),
-        Err(Stop::Config(problem)) => Ok(Err(problem.replace('\n', "; "))),
-        Err(Stop::Failed(error)) => Err(TaskError::Other(error)),
-        Err(stop @ (Stop::Halted(_) | Stop::Fenced)) => Err(TaskError::Stop(stop)),
+        Err(error @ RulesError::Broken(_)) => Ok(Err(error.to_string().replace('\n', "; "))),
+        Err(RulesError::Source(error)) => Err(TaskError::Source(error)),
     }
 }

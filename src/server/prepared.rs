@@ -2,13 +2,23 @@
 //!
 //! [`Prepared::settled`]: walhook_state::Prepared::settled
 
-use anyhow::Result;
 use tokio_postgres::Client;
 
 use walhook_core::lsn::Lsn;
 use walhook_postgres::anchor;
 use walhook_postgres::slot::Slot;
-use walhook_state::StateStore;
+use walhook_state::{StateError, StateStore};
+
+/// Why it is not known where to go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PreparedError {
+    /// The state database.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The source.
+    #[error(transparent)]
+    Source(#[from] tokio_postgres::Error),
+}
 
 /// The checkpoint: the stored one, or the position behind it up to which `walhook upgrade prepare` has
 /// found nothing owed. `slot` was read before.
@@ -20,7 +30,7 @@ pub(crate) async fn checkpoint(
     source: &Client,
     name: &str,
     slot: Option<&Slot>,
-) -> Result<Lsn> {
+) -> Result<Lsn, PreparedError> {
     let stored = store.frontier().await?;
     let Some(prepared) = store.prepared().await?.filter(|prepared| prepared.holds) else {
         return Ok(stored);

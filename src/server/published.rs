@@ -5,15 +5,11 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Context;
-
-use super::Stop;
 use crate::config::Config;
 use walhook_core::catalog::TableName;
 use walhook_core::halt::Halt;
-use walhook_postgres::coverage::{self, Seen};
-use walhook_postgres::coverage::{Kind, Lack};
-use walhook_postgres::refused_writes::{RefusedWrites, refused_writes};
+use walhook_postgres::coverage::{self, Kind, Lack, Seen};
+use walhook_postgres::error::SourceError;
 use walhook_postgres::row_security;
 use walhook_postgres::source::{self, Publication};
 use walhook_postgres::sql::Connection;
@@ -25,14 +21,14 @@ use walhook_postgres::sql::Connection;
 pub(super) async fn check(
     config: &Config,
     client: &Connection,
-) -> anyhow::Result<Result<(), Halt>> {
+) -> Result<Result<(), Halt>, SourceError> {
     let name = &config.source.publication;
     let Some(publication) = source::publication(client, name).await? else {
         let problem = format!("publication {name:?} does not exist");
         return Ok(Err(Halt::PublicationMissing { problem }));
     };
     let rules = config.rule_tables().map(str::parse::<TableName>);
-    let tables: BTreeSet<TableName> = rules.collect::<Result<_, _>>().context("a table's name")?;
+    let tables: BTreeSet<TableName> = rules.collect::<Result<_, _>>()?;
     if let Some(problem) = find_problem(config, &publication, &tables) {
         let problem = without_wal(client, name, &tables).await?.unwrap_or(problem);
         return Ok(Err(Halt::Unpublished { publication: name.clone(), problem }));
@@ -48,7 +44,7 @@ pub(super) async fn check(
 pub(super) async fn unwatched(
     config: &Config,
     client: &Connection,
-) -> anyhow::Result<Result<(), Halt>> {
+) -> Result<Result<(), Halt>, SourceError> {
     let name = &config.source.publication;
     let Some(publication) = source::publication(client, name).await? else { return Ok(Ok(())) };
     let tables = needed(config)?;
@@ -65,7 +61,7 @@ pub(super) async fn unwatched(
 pub(super) async fn check_rows(
     config: &Config,
     client: &Connection,
-) -> anyhow::Result<Result<(), Halt>> {
+) -> Result<Result<(), Halt>, SourceError> {
     let hidden = row_security::hidden(client, &looked_up(config)?).await?;
     Ok(hidden.into_iter().next().map_or(Ok(()), |hidden| {
         let fix = hidden.fix();
@@ -73,33 +69,12 @@ pub(super) async fn check_rows(
     }))
 }
 
-/// Refuses to start where being published makes somebody's own writes fail. While we run, to halt
-/// would not help them.
-///
-/// # Errors
-/// [`Stop::Config`] when that is so; [`Stop::Failed`] when the server does not answer.
-pub(super) async fn refuse_to_break_writes(
-    config: &Config,
-    client: &Connection,
-) -> Result<(), Stop> {
-    let name = &config.source.publication;
-    let refused = refused_writes(client, name).await?;
-    let line = |table: &RefusedWrites| {
-        let (table, problem, fix) = (&table.table, &table.problem, &table.fix);
-        format!("publication {name:?} makes UPDATE and DELETE of {table} fail: it {problem}; {fix}")
-    };
-    match refused.is_empty() {
-        true => Ok(()),
-        false => Err(Stop::Config(refused.iter().map(line).collect::<Vec<_>>().join("\n"))),
-    }
-}
-
 /// What is wrong with a table that cannot be published, and the fix.
 async fn without_wal(
     client: &Connection,
     publication: &str,
     tables: &BTreeSet<TableName>,
-) -> anyhow::Result<Option<String>> {
+) -> Result<Option<String>, SourceError> {
     let looked = coverage::look(client, publication, tables, 0).await?;
     let named = looked.tables.iter().filter(|seen| seen.covered.kind == Kind::Named);
     Ok(named.into_iter().find_map(|Seen { name, covered, .. }| match covered.lack? {
@@ -116,17 +91,17 @@ async fn without_wal(
 }
 
 /// The tables whose changes must be in the stream.
-pub(super) fn needed(config: &Config) -> anyhow::Result<BTreeSet<TableName>> {
+pub(super) fn needed(config: &Config) -> Result<BTreeSet<TableName>, SourceError> {
     let rules = config.rule_tables();
     let tables = rules.chain(config.rules().watched()).map(str::parse::<TableName>);
-    tables.collect::<Result<_, _>>().context("a table's name")
+    Ok(tables.collect::<Result<_, _>>()?)
 }
 
 /// The tables and views that are looked up.
-fn looked_up(config: &Config) -> anyhow::Result<BTreeSet<TableName>> {
+fn looked_up(config: &Config) -> Result<BTreeSet<TableName>, SourceError> {
     let accounts = config.accounts.as_ref().map(|accounts| accounts.table.as_str());
     let tables = std::iter::once(config.endpoints.table.as_str()).chain(accounts);
-    tables.map(str::parse).collect::<Result<_, _>>().context("a table's name")
+    Ok(tables.map(str::parse).collect::<Result<_, _>>()?)
 }
 
 /// The first thing that is missing, and the fix, in words that follow the publication's name.

@@ -12,9 +12,8 @@ use anyhow::{Context, anyhow, bail};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::leadership::compile_rules;
 pub(crate) use super::reader::Batch;
-use super::rulebook::Rulebook;
+use super::rulebook::{Rulebook, compile_rules};
 use super::sessions::{REPLAY_SENTINEL, REPLAY_STREAM};
 use crate::config::Config;
 use walhook_core::event::Item;

@@ -26,6 +26,7 @@ use walhook_core::tick::Tick;
 use walhook_decode::change::{Changes, Step};
 use walhook_decode::pgoutput::{self, DecodeError, Message, Protocol};
 use walhook_postgres::feedback::Feedback;
+use walhook_postgres::fix::Failure;
 use walhook_postgres::sql::{Connection, error_text};
 use walhook_postgres::wire::{self, Class, Frame, WireError};
 use walhook_process::clock::Clock;
@@ -189,8 +190,8 @@ impl Reader {
                     self.tell.fails_with(Part::Stream, Instant::now(), problem, fix);
                 }
                 Err(OpenError::Passing(problem) | OpenError::Refused { problem, .. }) => {
-                    tracing::debug!(problem = %format!("{problem:#}"), "cannot connect; trying again");
-                    self.tell.fails(Part::Stream, Instant::now(), problem.as_ref());
+                    tracing::debug!(problem = %problem.line(), "cannot connect; trying again");
+                    self.tell.fails(Part::Stream, Instant::now(), &*problem);
                 }
             }
         }
@@ -308,7 +309,7 @@ impl Reader {
             OpenError::Stop(stop) => Err(stop),
             OpenError::SlotInUse => Ok(Ended::Lost("the slot is in use".to_owned())),
             OpenError::Passing(problem) | OpenError::Refused { problem, .. } => {
-                Ok(Ended::Lost(format!("{problem:#}")))
+                Ok(Ended::Lost(format!("{:#}", anyhow::Error::from(problem))))
             }
         }
     }
@@ -400,12 +401,13 @@ impl Reader {
         let xid = self.changes.transaction().map(|transaction| transaction.xid);
         match self.book.learn(&message, xid, client).await {
             Ok(()) => {}
-            Err(Unlearned::Unanswered(problem)) => return Ok(Some(Ended::Lost(problem))),
-            Err(Unlearned::Stop(Stop::Halted(halt))) => {
+            Err(Unlearned::Halt(halt)) => {
                 self.halt_when_settled(halt);
                 return Ok(None);
             }
-            Err(Unlearned::Stop(stop)) => return Err(stop),
+            Err(error @ (Unlearned::Unanswered(_) | Unlearned::NoAnswer(_))) => {
+                return Ok(Some(Ended::Lost(format!("{:#}", anyhow::Error::from(error)))));
+            }
         }
         let steps = match self.changes.handle(at, message) {
             Ok(steps) => steps,

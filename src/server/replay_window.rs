@@ -7,7 +7,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 
@@ -113,9 +112,7 @@ impl ReplayWindow {
             if window == 0 {
                 return Ok(None);
             }
-            return Err(TaskError::Other(anyhow::anyhow!(
-                "the slot {name} is another program's: drop or rename it, and the window begins"
-            )));
+            return Err(TaskError::AnchorTaken { name });
         }
         let lost = found.as_ref().and_then(|found| found.lost.as_ref());
         let is_useless = lost.is_some() || window == 0;
@@ -161,7 +158,7 @@ impl ReplayWindow {
                 (anchor::drop(&client, slot).await, format!("cannot drop the slot {name}"))
             }
         };
-        Ok(changed.context(cannot)?)
+        changed.map_err(|source| TaskError::Anchor { cannot, source })
     }
 }
 

@@ -103,7 +103,7 @@ pub(super) async fn serve<R: Responder>(
                 Err(_) => (true, None),
             };
             match failed {
-                Some(error) => tell.fails(R::PART, since, error.cause()),
+                Some(error) => tell.fails(R::PART, since, &error),
                 None => tell.fails_with(R::PART, since, SLOW_SAYS, SLOW_FIX),
             }
             responder.hang_up(hung);

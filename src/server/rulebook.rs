@@ -7,27 +7,62 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::Stop;
-use super::leadership::compile_rules;
 use crate::config::Config;
 use walhook_core::halt::Halt;
 use walhook_decode::pgoutput::{Message, Relation};
 use walhook_postgres::catalog::{self, Standing};
+use walhook_postgres::error::SourceError;
+use walhook_postgres::source;
 use walhook_postgres::sql::Connection;
-use walhook_rules::rule::{EndpointTable, Lacks, RuleBroken, Rules};
+use walhook_rules::rule::{EndpointTable, Lacks, RuleBroken, RuleError, Rules};
 
 /// For one answer of the catalog: no status goes to the server meanwhile.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why there are no rules.
+#[derive(Debug, thiserror::Error)]
+pub enum RulesError {
+    /// The catalog could not be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// They do not fit the tables: all that is wrong, a line each.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Broken(Vec<RuleError>),
+}
+
+impl From<tokio_postgres::Error> for RulesError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Source(error.into())
+    }
+}
 
 /// Why something could not be learned.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unlearned {
     /// The SQL session gave no answer.
-    #[error("{0}")]
-    Unanswered(String),
-    /// What was learned stops the pipeline.
     #[error(transparent)]
-    Stop(#[from] Stop),
+    Unanswered(#[from] SourceError),
+    /// Or not in time.
+    #[error("the catalog did not answer within {0:?}")]
+    NoAnswer(Duration),
+    /// The rules do not fit what was learned.
+    #[error(transparent)]
+    Halt(Halt),
+}
+
+/// Compiles the rules against the catalog as it is now.
+pub(super) async fn compile_rules(
+    config: &Config,
+    client: &Connection,
+    system: u64,
+    endpoints: EndpointTable,
+) -> Result<Rules, RulesError> {
+    let settings = config.rules();
+    let mut catalog = catalog::load(client, settings.tables()).await?;
+    if let Some(publication) = source::publication(client, &config.source.publication).await? {
+        catalog.leave_out(&publication.lists, publication.generated);
+    }
+    Rules::compile_with(settings, &catalog, system, endpoints).map_err(RulesError::Broken)
 }
 
 /// The rules of one stream. Outlives its connections.
@@ -76,30 +111,25 @@ impl Rulebook {
         let Some(lacks) = self.rules.lacks(relation) else { return Ok(()) };
         let ask = async {
             if let Some(xid) = xid {
-                let shown = catalog::until_shown(client, xid).await;
-                shown.map_err(|error| Unlearned::Unanswered(format!("{error:#}")))?;
+                catalog::until_shown(client, xid).await?;
             }
             match lacks {
                 Lacks::Type => self.read_catalog(client).await,
                 Lacks::Identity => {
                     self.read_catalog(client).await?;
-                    self.rules.handle_mended(relation.oid);
+                    self.rules.handle_restored(relation.oid);
                     Ok(())
                 }
                 Lacks::Standing => self.place(relation, client).await,
             }
         };
-        timeout(ANSWER_TIMEOUT, ask).await.unwrap_or_else(|_| {
-            let problem = format!("the catalog did not answer within {ANSWER_TIMEOUT:?}");
-            Err(Unlearned::Unanswered(problem))
-        })
+        timeout(ANSWER_TIMEOUT, ask).await.unwrap_or(Err(Unlearned::NoAnswer(ANSWER_TIMEOUT)))
     }
 
     async fn place(&mut self, relation: &Relation, client: &Connection) -> Result<(), Unlearned> {
         let named = self.rules.named();
         let publication = &self.config.source.publication;
-        let standing = catalog::standing(client, publication, relation.oid, &named).await;
-        match standing.map_err(|error| Unlearned::Unanswered(format!("{error:#}")))? {
+        match catalog::standing(client, publication, relation.oid, &named).await? {
             Standing::Independent => {}
             Standing::Descendant => self.read_catalog(client).await?,
             Standing::Unclear => {
@@ -121,11 +151,10 @@ impl Rulebook {
         let compiled =
             compile_rules(&self.config, client, self.system_identifier, EndpointTable::LookedUp)
                 .await;
-        let mut rules = compiled.map_err(|stop| match stop {
-            Stop::Failed(error) => Unlearned::Unanswered(format!("{error:#}")),
+        let mut rules = compiled.map_err(|error| match error {
+            RulesError::Source(error) => Unlearned::Unanswered(error),
             // They fitted when we started: what they have lost is told as a rule's other losses are.
-            Stop::Config(problem) => Unlearned::Stop(Stop::Halted(Halt::RuleBroken(problem))),
-            stop @ (Stop::Halted(_) | Stop::Fenced) => Unlearned::Stop(stop),
+            error @ RulesError::Broken(_) => Unlearned::Halt(Halt::RuleBroken(error.to_string())),
         })?;
         rules.inherit(&mut self.rules);
         for (oid, (schema, name)) in &self.types {
@@ -134,9 +163,7 @@ impl Rulebook {
         self.rules = rules;
         for relation in self.relations.values() {
             let bound = self.rules.handle_relation(relation);
-            bound.map_err(|broken| {
-                Unlearned::Stop(Stop::Halted(Halt::RuleBroken(broken.to_string())))
-            })?;
+            bound.map_err(|broken| Unlearned::Halt(Halt::RuleBroken(broken.to_string())))?;
         }
         Ok(())
     }

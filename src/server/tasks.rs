@@ -82,7 +82,7 @@ impl Tasks {
                     match work.work().await {
                         Ok(never) => match never {},
                         Err(TaskError::Stop(stop)) => return Err(stop),
-                        Err(error) => tell.fails(W::PART, Instant::now(), error.cause()),
+                        Err(error) => tell.fails(W::PART, Instant::now(), &error),
                     }
                     sleep(W::PAUSE).await;
                 }
@@ -177,7 +177,7 @@ mod tests {
         let abort = tasks.abort.clone();
         tasks.spawn("waits", async move {
             abort.cancelled().await;
-            Err(Stop::Config("what follows".to_owned()))
+            Err(Stop::Failed(anyhow::anyhow!("what follows")))
         });
         // No shutdown has begun, and it works well: it is to stop all the same.
         tasks.keep(Fails { times: Arc::new(AtomicU32::new(3)), stops: false });

@@ -95,7 +95,12 @@ pub fn wants(patterns: &[String], event_type: &str) -> bool {
     })
 }
 
-/// A signing secret, as its row holds it. Never printed.
+/// A signing secret, as its row holds it. Never printed, and never written: it cannot be serialised.
+///
+/// ```compile_fail,E0277
+/// fn write(value: &impl serde::Serialize) {}
+/// write(&walhook_core::endpoint::Secret::new("whsec_…"));
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Arc<str>);
 

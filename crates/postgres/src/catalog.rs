@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
 use tokio_postgres::{Client, Row};
 
+use crate::error::SourceError;
 use crate::op::{EQ, GE, GT, LE, PLUS};
 use walhook_core::catalog::ReplicaIdentity;
 use walhook_core::catalog::{Catalog, Generated, Table, TableColumn, TableName};
@@ -115,7 +115,7 @@ fn types_sql() -> String {
 pub async fn load<N: AsRef<str>>(
     client: &Client,
     names: impl IntoIterator<Item = N>,
-) -> Result<Catalog> {
+) -> Result<Catalog, SourceError> {
     let mut schemas = Vec::new();
     let mut tables = Vec::new();
     for name in names {
@@ -124,11 +124,11 @@ pub async fn load<N: AsRef<str>>(
         tables.push(name);
     }
     let rows = client.query(&tables_sql(), &[&schemas, &tables]).await;
-    let rows = rows.context("cannot read the tables from the source's catalog")?;
-    let tables = rows.iter().map(table).collect::<Result<Vec<_>>>()?;
+    let rows = rows.map_err(SourceError::of("cannot read the tables from the source's catalog"))?;
+    let tables = rows.iter().map(table).collect::<Result<Vec<_>, _>>()?;
     let rows = client.query(&types_sql(), &[]).await;
-    let rows = rows.context("cannot read the types from the source's catalog")?;
-    let shapes = rows.iter().map(shape).collect::<Result<BTreeMap<_, _>>>()?;
+    let rows = rows.map_err(SourceError::of("cannot read the types from the source's catalog"))?;
+    let shapes = rows.iter().map(shape).collect::<Result<BTreeMap<_, _>, _>>()?;
     Ok(Catalog::new(tables, Types::with_catalog(&shapes)))
 }
 
@@ -137,7 +137,7 @@ pub async fn load<N: AsRef<str>>(
 ///
 /// # Errors
 /// When the server does not answer.
-pub async fn until_shown(client: &Client, xid: u32) -> Result<()> {
+pub async fn until_shown(client: &Client, xid: u32) -> Result<(), SourceError> {
     // The server gives the lock up after it has shown the transaction as ended.
     let sql = format!(
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l
@@ -171,7 +171,7 @@ pub async fn standing(
     publication: &str,
     table: u32,
     parents: &[u32],
-) -> Result<Standing> {
+) -> Result<Standing, SourceError> {
     let row = client
         .query_one(
             &format!(
@@ -197,7 +197,7 @@ pub async fn standing(
             &[&table, &parents, &publication],
         )
         .await
-        .context("cannot ask the source's catalog about a table")?;
+        .map_err(SourceError::of("cannot ask the source's catalog about a table"))?;
     Ok(match (row.try_get(0)?, row.try_get(1)?) {
         (true, _) => Standing::Descendant,
         (false, true) => Standing::Independent,
@@ -205,7 +205,7 @@ pub async fn standing(
     })
 }
 
-fn table(row: &Row) -> Result<Table> {
+fn table(row: &Row) -> Result<Table, tokio_postgres::Error> {
     let names: Vec<String> = row.try_get("column_names")?;
     let types: Vec<u32> = row.try_get("column_types")?;
     let loose: Vec<bool> = row.try_get("columns_loose")?;
@@ -255,7 +255,7 @@ fn table(row: &Row) -> Result<Table> {
     })
 }
 
-fn shape(row: &Row) -> Result<(u32, TypeShape)> {
+fn shape(row: &Row) -> Result<(u32, TypeShape), tokio_postgres::Error> {
     let oid = row.try_get("oid")?;
     let base: u32 = row.try_get("typbasetype")?;
     let element: Option<u32> = row.try_get("element")?;

@@ -1,34 +1,191 @@
-//! What to do about an error of the server, or on the way to it.
+//! Who fixes what a database refuses, and how: the one place that tells what waiting fixes from what a
+//! person has to.
+//!
+//! `run` refuses at its start what waiting does not fix, and waits for all else. Once it has started,
+//! nothing of this kind ends it: what a person has to fix is waited for too, and said.
 
 use std::error::Error;
 
-use super::lookup::LookupError;
-use super::wire::ServerError;
+use tokio_postgres::error::SqlState;
 
-/// What to do about an error, by what caused it.
-#[must_use]
-pub fn fix(error: &(dyn Error + 'static)) -> &'static str {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(LookupError::NoColumn { .. } | LookupError::Incomparable { .. }) =
-            error.downcast_ref()
-        {
-            return "put the table or the column back, or correct the configuration and start again";
-        }
-        if let Some(LookupError::Hidden { .. } | LookupError::Retyped { .. }) = error.downcast_ref()
-        {
-            return "what it names";
-        }
-        let code = error
-            .downcast_ref::<tokio_postgres::Error>()
-            .and_then(|sql| sql.code().map(|code| code.code().to_owned()))
-            .or_else(|| error.downcast_ref::<ServerError>().map(|e| e.sqlstate.clone()));
-        if let Some(code) = code {
-            return fix_of_sqlstate(&code);
-        }
-        cause = error.source();
+use super::pg::tls_error;
+use super::sql::error_text;
+use super::wire::{self, Class, ServerError, WireError};
+
+/// What to do where nothing is known but that there was no answer.
+pub const UNREACHABLE: &str =
+    "see to it that the server runs and can be reached at the configured URL";
+
+/// What to do where the error itself says it.
+pub const AS_IT_SAYS: &str = "what it names";
+
+/// What fails at a database, or on the way to it.
+pub trait Failure: Error {
+    /// Who fixes it.
+    fn fixed_by(&self) -> FixedBy;
+
+    /// What to do about it.
+    fn fix(&self) -> &'static str;
+
+    /// Puts the error and its causes behind what `line` holds.
+    fn say(&self, line: &mut Line);
+
+    /// The error with its causes, on one line.
+    fn line(&self) -> String {
+        let mut line = Line::default();
+        self.say(&mut line);
+        line.0.replace('\n', "; ")
     }
-    "see to it that the server runs and can be reached at the configured URL"
+}
+
+/// An error and its causes, from the outermost inwards.
+#[derive(Debug, Default)]
+pub struct Line(String);
+
+impl Line {
+    /// Puts one text behind the others, unless one of them holds it.
+    pub fn push(&mut self, text: &str) {
+        if self.0.is_empty() {
+            text.clone_into(&mut self.0);
+        } else if !self.0.contains(text) {
+            self.0.push_str(": ");
+            self.0.push_str(text);
+        }
+    }
+
+    /// An error as it prints itself, and its causes.
+    pub fn push_error(&mut self, error: &dyn Error) {
+        self.push(&error.to_string());
+        self.push_causes(error);
+    }
+
+    fn push_causes(&mut self, error: &dyn Error) {
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            self.push(&error.to_string());
+            cause = error.source();
+        }
+    }
+}
+
+/// Who fixes what a server, or the way to it, refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FixedBy {
+    /// It may pass by itself: the server is away, full, busy or starting, a lock is held, a name does not
+    /// resolve. The same may well succeed later, on a new connection if need be.
+    Waiting,
+    /// Somebody has to change something: configuration, a right, an object, a value.
+    Person,
+}
+
+/// Classes of SQLSTATE that say the same each time, until somebody changes something: features, data,
+/// constraints, authorization, routines, names of databases, cursors and schemas, syntax and rights,
+/// limits, configuration files, what functions raise, and internal errors.
+///
+/// Source: PostgreSQL manual, "PostgreSQL Error Codes".
+const PERSONS: [&str; 21] = [
+    "0A", "0L", "0P", "21", "22", "23", "26", "28", "2F", "38", "39", "3B", "3D", "3F", "42", "44",
+    "54", "F0", "HV", "P0", "XX",
+];
+
+/// Of those, what a foreign server says that is away for the moment.
+const FOREIGN_SERVER_AWAY: [&str; 2] = ["HV00N", "HV00K"];
+
+impl FixedBy {
+    /// By the five characters of a SQLSTATE. What nobody thought of is waited for, and stays visible,
+    /// rather than ending what would heal.
+    #[must_use]
+    pub fn of_sqlstate(code: &str) -> Self {
+        if FOREIGN_SERVER_AWAY.contains(&code) {
+            return Self::Waiting;
+        }
+        match code.get(..2) {
+            Some(class) if PERSONS.contains(&class) => Self::Person,
+            Some(_) | None => Self::Waiting,
+        }
+    }
+
+    /// Whether waiting may fix it.
+    #[must_use]
+    pub fn is_waiting(self) -> bool {
+        self == Self::Waiting
+    }
+}
+
+impl Failure for tokio_postgres::Error {
+    /// Of a statement, or of a session's opening.
+    fn fixed_by(&self) -> FixedBy {
+        let waiting = match self.code().map(SqlState::code) {
+            Some(code) => return FixedBy::of_sqlstate(code),
+            // Not an answer of the server: the connection failed, unless it was our own doing.
+            None => self.is_closed() || is_of_socket(self),
+        };
+        if waiting { FixedBy::Waiting } else { FixedBy::Person }
+    }
+
+    fn fix(&self) -> &'static str {
+        self.code().map_or(UNREACHABLE, |code| fix_of_sqlstate(code.code()))
+    }
+
+    fn say(&self, line: &mut Line) {
+        line.push(&error_text(self));
+        line.push_causes(self);
+    }
+}
+
+impl Failure for WireError {
+    /// [`wire::classify`] knows more of it.
+    fn fixed_by(&self) -> FixedBy {
+        match wire::classify(self) {
+            Class::SlotInUse | Class::Shutdown | Class::Retry => FixedBy::Waiting,
+            Class::SlotMissing
+            | Class::SlotUnusable
+            | Class::PublicationMissing
+            | Class::Access
+            | Class::Unsendable
+            | Class::Fatal => FixedBy::Person,
+        }
+    }
+
+    fn fix(&self) -> &'static str {
+        match self {
+            Self::Session(ServerError { sqlstate, .. })
+            | Self::Start(ServerError { sqlstate, .. })
+            | Self::Stream(ServerError { sqlstate, .. })
+            | Self::PublicationSkipped(ServerError { sqlstate, .. }) => fix_of_sqlstate(sqlstate),
+            Self::Conninfo(_)
+            | Self::Link(_)
+            | Self::Timeout { .. }
+            | Self::WrongHost { .. }
+            | Self::PasswordMissing { .. }
+            | Self::ChannelBinding { .. }
+            | Self::AuthenticationMethod { .. }
+            | Self::Scram(_)
+            | Self::Ended
+            | Self::Closed
+            | Self::Silent
+            | Self::Io(_)
+            | Self::Oversize { .. }
+            | Self::Protocol { .. } => UNREACHABLE,
+        }
+    }
+
+    fn say(&self, line: &mut Line) {
+        line.push_error(self);
+    }
+}
+
+/// The library's error has its cause as an error of any kind: here alone it must be asked which.
+fn is_of_socket(error: &tokio_postgres::Error) -> bool {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<std::io::Error>() {
+            // The other side's refusal of our certificate comes as an error of the socket.
+            return tls_error(error).is_none();
+        }
+        source = cause.source();
+    }
+    false
 }
 
 /// By the code of the server's error.
@@ -74,5 +231,43 @@ fn fix_of_sqlstate(code: &str) -> &'static str {
         _ if code.starts_with("57P") => "start the server again",
         _ if code.starts_with("08") => "see to it that the server can be reached",
         _ => "see the error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sqlstate_is_fixed_by_a_person_only_where_waiting_changes_nothing() {
+        for (code, by) in [
+            ("08006", FixedBy::Waiting), // connection failure
+            ("53300", FixedBy::Waiting), // too many connections
+            ("53100", FixedBy::Waiting), // disk full
+            ("53400", FixedBy::Waiting), // all replication slots are in use
+            ("55P03", FixedBy::Waiting), // lock not available
+            ("55006", FixedBy::Waiting), // object in use
+            ("57P03", FixedBy::Waiting), // starting up
+            ("57014", FixedBy::Waiting), // statement timeout
+            ("40P01", FixedBy::Waiting), // deadlock
+            ("25006", FixedBy::Waiting), // read-only
+            ("25P03", FixedBy::Waiting), // idle in transaction for too long
+            ("58030", FixedBy::Waiting), // I/O error
+            ("HV00N", FixedBy::Waiting), // a foreign server is away
+            ("28P01", FixedBy::Person),  // wrong password
+            ("28000", FixedBy::Person),  // no line of pg_hba.conf, or no such role
+            ("3D000", FixedBy::Person),  // no such database
+            ("3F000", FixedBy::Person),  // no such schema
+            ("42501", FixedBy::Person),  // no right
+            ("42P01", FixedBy::Person),  // no such table
+            ("42703", FixedBy::Person),  // no such column
+            ("42704", FixedBy::Person),  // no such object
+            ("42883", FixedBy::Person),  // no such function
+            ("22P02", FixedBy::Person),  // a value
+            ("XX001", FixedBy::Person),  // corrupted
+            ("", FixedBy::Waiting),
+        ] {
+            assert_eq!(FixedBy::of_sqlstate(code), by, "{code}");
+        }
     }
 }

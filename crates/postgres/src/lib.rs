@@ -9,7 +9,7 @@
 pub mod anchor;
 pub mod catalog;
 pub mod coverage;
-pub mod cure;
+pub mod error;
 pub mod feedback;
 pub mod fix;
 pub mod ident;

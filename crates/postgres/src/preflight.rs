@@ -8,11 +8,11 @@ mod columns;
 use std::collections::BTreeSet;
 use std::fmt;
 
-use anyhow::{Context, Result};
 use tokio_postgres::Client;
 
 pub use columns::columns;
 
+use super::error::SourceError;
 use super::ident::{quote_ident, quote_name};
 use super::lookup::LookupSettings;
 use super::op::EQ;
@@ -41,7 +41,10 @@ impl fmt::Display for Fault {
 ///
 /// # Errors
 /// When the server does not answer.
-pub async fn faults(settings: LookupSettings<'_>, client: &Client) -> Result<Vec<Fault>> {
+pub async fn faults(
+    settings: LookupSettings<'_>,
+    client: &Client,
+) -> Result<Vec<Fault>, SourceError> {
     let mut faults = Vec::new();
     faults.extend(wal_level(client).await?.err());
     let (role, fault) = replication_right(client).await?;
@@ -57,17 +60,17 @@ pub async fn faults(settings: LookupSettings<'_>, client: &Client) -> Result<Vec
 ///
 /// # Errors
 /// When the configuration's names cannot be read.
-pub fn looked_up(settings: LookupSettings<'_>) -> Result<BTreeSet<TableName>> {
+pub fn looked_up(settings: LookupSettings<'_>) -> Result<BTreeSet<TableName>, SourceError> {
     let accounts = settings.accounts.map(|accounts| accounts.table.as_str());
     let tables = std::iter::once(settings.endpoints.table.as_str()).chain(accounts);
-    tables.map(str::parse).collect::<Result<_, _>>().context("a table's name")
+    Ok(tables.map(str::parse).collect::<Result<_, _>>()?)
 }
 
 /// Whether the WAL holds what logical decoding needs, in words.
 ///
 /// # Errors
 /// When the server does not answer; what it answers is the inner result.
-pub async fn wal_level(client: &Client) -> Result<Result<String, Fault>> {
+pub async fn wal_level(client: &Client) -> Result<Result<String, Fault>, tokio_postgres::Error> {
     // Since version 19 the server raises the level by itself with the first logical slot.
     let sql = "SELECT pg_catalog.current_setting('wal_level'),
                       pg_catalog.current_setting('effective_wal_level', true)";
@@ -108,7 +111,9 @@ fn judge_wal_level(wal_level: &str, effective: Option<&str>) -> Result<String, F
 ///
 /// # Errors
 /// When the server does not answer.
-pub async fn replication_right(client: &Client) -> Result<(String, Option<Fault>)> {
+pub async fn replication_right(
+    client: &Client,
+) -> Result<(String, Option<Fault>), tokio_postgres::Error> {
     let (role, may_replicate) = source::replication_right(client).await?;
     let fault = (!may_replicate).then(|| Fault {
         what: "privileges".to_owned(),
@@ -126,7 +131,11 @@ pub async fn replication_right(client: &Client) -> Result<(String, Option<Fault>
 ///
 /// # Errors
 /// When the server does not answer.
-pub async fn read_right(client: &Client, role: &str, table: &TableName) -> Result<Option<Fault>> {
+pub async fn read_right(
+    client: &Client,
+    role: &str,
+    table: &TableName,
+) -> Result<Option<Fault>, tokio_postgres::Error> {
     let sql = format!(
         "SELECT pg_catalog.has_schema_privilege(n.oid, 'USAGE'),
                 pg_catalog.has_table_privilege(c.oid, 'SELECT')

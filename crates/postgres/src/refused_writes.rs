@@ -1,7 +1,6 @@
 //! Does the publication make the customer's own UPDATE and DELETE fail? PostgreSQL refuses them on a
 //! published table of which it could not log the old row as the publication wants it.
 
-use anyhow::Result;
 use tokio_postgres::Client;
 
 use super::ident::quote_ident;
@@ -104,7 +103,10 @@ pub fn unpublishable_column(table: &str, column: &str) -> (String, String) {
 ///
 /// # Errors
 /// When the server does not answer.
-pub async fn refused_writes(client: &Client, publication: &str) -> Result<Vec<RefusedWrites>> {
+pub async fn refused_writes(
+    client: &Client,
+    publication: &str,
+) -> Result<Vec<RefusedWrites>, tokio_postgres::Error> {
     let version = server_version(client).await?;
     let lists = match version {
         LISTS.. => "r.prattrs::smallint[] AS prattrs, r.prqual IS NOT NULL AS filtered",

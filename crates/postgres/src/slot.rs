@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
 use tokio_postgres::Client;
 use tokio_postgres::types::{PgLsn, Type};
 
@@ -59,8 +58,7 @@ pub struct Slot {
 /// The column `wal_status`.
 ///
 /// Source: PostgreSQL manual, "pg_replication_slots".
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WalStatus {
     /// Within `max_wal_size`.
     Reserved,

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, Result};
 use tokio_postgres::Client;
 
+use crate::error::SourceError;
 use crate::op::{EQ, GT, NE};
 use crate::pg::Conninfo;
 use walhook_core::catalog::TableName;
@@ -33,18 +33,18 @@ pub const TIMELINE: &str = "('x' OPERATOR(pg_catalog.||) pg_catalog.left(
 ///
 /// # Errors
 /// When the server does not answer.
-pub async fn server_version(client: &Client) -> Result<i32> {
+pub async fn server_version(client: &Client) -> Result<i32, tokio_postgres::Error> {
     let row = client
         .query_one("SELECT pg_catalog.current_setting('server_version_num')::int", &[])
         .await?;
-    Ok(row.try_get(0)?)
+    row.try_get(0)
 }
 
 /// The session's role, and whether it may replicate.
 ///
 /// # Errors
 /// When the server does not answer.
-pub async fn replication_right(client: &Client) -> Result<(String, bool)> {
+pub async fn replication_right(client: &Client) -> Result<(String, bool), tokio_postgres::Error> {
     let sql = format!(
         "SELECT rolname::pg_catalog.text, {} FROM pg_catalog.pg_roles r
          WHERE rolname {EQ} current_user",
@@ -58,18 +58,21 @@ pub async fn replication_right(client: &Client) -> Result<(String, bool)> {
 ///
 /// # Errors
 /// When the server does not answer.
-pub async fn may_replicate(client: &Client, role: &str) -> Result<Option<bool>> {
+pub async fn may_replicate(
+    client: &Client,
+    role: &str,
+) -> Result<Option<bool>, tokio_postgres::Error> {
     let sql =
         format!("SELECT {} FROM pg_catalog.pg_roles r WHERE rolname {EQ} $1", may_replicate_sql());
     let row = client.query_opt(&sql, &[&role]).await?;
-    Ok(row.map(|row| row.try_get(0)).transpose()?)
+    row.map(|row| row.try_get(0)).transpose()
 }
 
 /// Reads which database this is; `info` is what the session was opened with.
 ///
 /// # Errors
 /// When the server does not answer, or is in recovery, where there is no timeline to write to.
-pub async fn identity(client: &Client, info: &Conninfo) -> Result<SourceIdentity> {
+pub async fn identity(client: &Client, info: &Conninfo) -> Result<SourceIdentity, SourceError> {
     let row = client
         .query_one(
             &format!(
@@ -81,7 +84,7 @@ pub async fn identity(client: &Client, info: &Conninfo) -> Result<SourceIdentity
             &[],
         )
         .await
-        .context("cannot read the cluster's identity; is this the primary?")?;
+        .map_err(SourceError::of("cannot read the cluster's identity; is this the primary?"))?;
     // The server's type is a signed 64-bit integer that holds an unsigned one.
     let system_identifier: i64 = row.try_get::<_, &str>(0)?.parse()?;
     Ok(SourceIdentity {
@@ -125,7 +128,10 @@ pub struct Publication {
 ///
 /// # Errors
 /// When the server does not answer.
-pub async fn publication(client: &Client, name: &str) -> Result<Option<Publication>> {
+pub async fn publication(
+    client: &Client,
+    name: &str,
+) -> Result<Option<Publication>, tokio_postgres::Error> {
     let row = client
         .query_opt(
             // The last is a column that older servers do not have.
@@ -172,7 +178,11 @@ pub async fn publication(client: &Client, name: &str) -> Result<Option<Publicati
     }))
 }
 
-async fn names(client: &Client, sql: &str, name: &str) -> Result<BTreeSet<TableName>> {
+async fn names(
+    client: &Client,
+    sql: &str,
+    name: &str,
+) -> Result<BTreeSet<TableName>, tokio_postgres::Error> {
     let rows = client.query(sql, &[&name]).await?;
     let table = |row: &tokio_postgres::Row| {
         Ok(TableName { schema: row.try_get(0)?, name: row.try_get(1)? })
@@ -183,7 +193,7 @@ async fn names(client: &Client, sql: &str, name: &str) -> Result<BTreeSet<TableN
 async fn column_lists(
     client: &Client,
     name: &str,
-) -> Result<BTreeMap<TableName, BTreeSet<String>>> {
+) -> Result<BTreeMap<TableName, BTreeSet<String>>, tokio_postgres::Error> {
     let sql = format!(
         "SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text,
                       ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute a
@@ -240,7 +250,10 @@ impl Table {
 ///
 /// # Errors
 /// When the server does not answer.
-pub async fn table(client: &Client, name: &TableName) -> Result<Option<Table>> {
+pub async fn table(
+    client: &Client,
+    name: &TableName,
+) -> Result<Option<Table>, tokio_postgres::Error> {
     let row = client
         .query_opt(
             &format!(
@@ -273,14 +286,14 @@ pub async fn table(client: &Client, name: &TableName) -> Result<Option<Table>> {
         oid,
         kind: kind.chars().next().unwrap_or_default(),
         is_logged: row.try_get::<_, &str>(2)? == "p",
-        columns: columns.iter().map(column).collect::<Result<_>>()?,
+        columns: columns.iter().map(column).collect::<Result<_, tokio_postgres::Error>>()?,
         without_identity: without_identity(client, oid).await?,
         whole_with_virtual: whole_with_virtual(client, oid).await?,
         identifies_by_generated: identifies_by_generated(client, oid).await?,
     }))
 }
 
-async fn without_identity(client: &Client, oid: u32) -> Result<Vec<String>> {
+async fn without_identity(client: &Client, oid: u32) -> Result<Vec<String>, tokio_postgres::Error> {
     let rows = client
         .query(
             &format!(
@@ -302,10 +315,13 @@ async fn without_identity(client: &Client, oid: u32) -> Result<Vec<String>> {
             &[&oid],
         )
         .await?;
-    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    rows.iter().map(|row| row.try_get(0)).collect()
 }
 
-async fn whole_with_virtual(client: &Client, oid: u32) -> Result<Vec<(String, String)>> {
+async fn whole_with_virtual(
+    client: &Client,
+    oid: u32,
+) -> Result<Vec<(String, String)>, tokio_postgres::Error> {
     let rows = client
         .query(
             &format!(
@@ -324,7 +340,7 @@ async fn whole_with_virtual(client: &Client, oid: u32) -> Result<Vec<(String, St
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-async fn identifies_by_generated(client: &Client, oid: u32) -> Result<bool> {
+async fn identifies_by_generated(client: &Client, oid: u32) -> Result<bool, tokio_postgres::Error> {
     let row = client
         .query_one(
             &format!(
@@ -344,5 +360,5 @@ async fn identifies_by_generated(client: &Client, oid: u32) -> Result<bool> {
             &[&oid],
         )
         .await?;
-    Ok(row.try_get(0)?)
+    row.try_get(0)
 }

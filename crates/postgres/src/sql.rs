@@ -8,7 +8,7 @@ use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::cure::Cure;
+use super::fix::{self, Failure, FixedBy, Line};
 use super::pg::{
     self, AsDatabaseUrl, Conninfo, ConninfoError, Link, LinkError, Refusal, Security, SessionAttrs,
     StartUp,
@@ -86,20 +86,41 @@ pub enum ConnectError {
     },
 }
 
-impl ConnectError {
-    /// Whether it may pass by itself.
-    #[must_use]
-    pub fn cure(&self) -> Cure {
+impl Failure for ConnectError {
+    fn fixed_by(&self) -> FixedBy {
         match self {
-            Self::Conninfo(error) => error.cure(),
-            Self::Link(error) => error.cure(),
+            Self::Conninfo(error) => error.fixed_by(),
+            Self::Link(error) => error.fixed_by(),
             // The new one is in the file before the server knows it, or after.
             Self::Session { source, rereads_password: true, .. } if is_of_password(source) => {
-                Cure::Waiting
+                FixedBy::Waiting
             }
-            Self::Session { source, .. } => Cure::of_sql(source),
-            Self::PasswordMissing { .. } => Cure::Person,
-            Self::WrongHost { .. } => Cure::Waiting,
+            Self::Session { source, .. } => source.fixed_by(),
+            Self::PasswordMissing { .. } => FixedBy::Person,
+            Self::WrongHost { .. } => FixedBy::Waiting,
+        }
+    }
+
+    fn fix(&self) -> &'static str {
+        match self {
+            Self::Session { source, .. } => source.fix(),
+            Self::Conninfo(_)
+            | Self::Link(_)
+            | Self::PasswordMissing { .. }
+            | Self::WrongHost { .. } => fix::UNREACHABLE,
+        }
+    }
+
+    fn say(&self, line: &mut Line) {
+        match self {
+            Self::Session { source, .. } => {
+                line.push(&self.to_string());
+                source.say(line);
+            }
+            Self::Conninfo(_)
+            | Self::Link(_)
+            | Self::PasswordMissing { .. }
+            | Self::WrongHost { .. } => line.push_error(self),
         }
     }
 }
@@ -131,7 +152,7 @@ impl StartUp for SqlStartUp<'_> {
         match error {
             ConnectError::Session { source, .. } => {
                 let authorization = |code: &SqlState| code.code().starts_with(AUTHORIZATION_CLASS);
-                source.code().map_or_else(|| !Cure::of_sql(source).is_waiting(), authorization)
+                source.code().map_or_else(|| !source.fixed_by().is_waiting(), authorization)
             }
             ConnectError::PasswordMissing { .. } => true,
             ConnectError::Conninfo(_) | ConnectError::Link(_) | ConnectError::WrongHost { .. } => {
@@ -341,7 +362,7 @@ mod tests {
         // Port 1 of the loopback address: nobody listens there.
         let url = Secret::new("postgres://u:hush@127.0.0.1:1/d");
         let error = Connection::open(&url, "test").await.unwrap_err();
-        assert!(error.cure().is_waiting());
+        assert!(error.fixed_by().is_waiting());
         let error = format!("{:#}", anyhow::Error::from(error));
         assert!(error.starts_with("cannot connect to 127.0.0.1:1: "), "{error}");
         assert!(!error.contains("hush"), "{error}");
@@ -350,7 +371,7 @@ mod tests {
     #[tokio::test]
     async fn connection_by_a_url_that_says_nothing_does_not_pass() {
         let error = Connection::open(&Secret::new("hush"), "test").await.unwrap_err();
-        assert!(!error.cure().is_waiting());
+        assert!(!error.fixed_by().is_waiting());
         assert!(!format!("{error} {error:?}").contains("hush"), "{error:?}");
     }
 }

@@ -156,7 +156,7 @@ pub struct Rules {
     /// Tables that may have been partitions of one that rules name, and why that cannot be told.
     doubtful: HashMap<u32, String>,
     /// Tables whose replica identity logs by now what it did not log when it was described.
-    mended: HashSet<u32>,
+    restored: HashSet<u32>,
     scratch: BytesMut,
 }
 
@@ -290,7 +290,7 @@ impl Rules {
             weak,
             bindings: HashMap::new(),
             doubtful: HashMap::new(),
-            mended: HashSet::new(),
+            restored: HashSet::new(),
             scratch: BytesMut::new(),
         })
     }
@@ -313,8 +313,8 @@ impl Rules {
     pub fn handle_relation(&mut self, relation: &Arc<Relation>) -> Result<(), RuleBroken> {
         self.bindings.remove(&relation.oid);
         let Some(table) = self.table(relation) else { return Ok(()) };
-        let identity = match self.mended.contains(&relation.oid) {
-            true => Identity::Mended,
+        let identity = match self.restored.contains(&relation.oid) {
+            true => Identity::Restored,
             false => Identity::Required,
         };
         let binding = self.bind(table, relation, identity)?;

@@ -1,15 +1,11 @@
 //! Deferred rows as an operator sees them: found, listed, hurried, discarded.
 
-use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::persist::{StoredAttempt, with_unused};
 use super::replays::{Late, with_late};
-use super::{
-    DeferredFilter, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence_alone,
-    place, text,
-};
+use super::{DeferredFilter, Scope, StateError, StateStore, fence_alone, place, text};
 use walhook_core::persist::{EventKey, QueueId, RowKey};
 use walhook_postgres::op::{EQ, GT, PLUS, TIMES};
 
@@ -50,15 +46,13 @@ fn read_place(row: &Row) -> Result<(QueueId, RowKey), StateError> {
 }
 
 /// One deferred row, without its body.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredDeferred {
     /// The event's id.
     pub event_id: String,
     /// The event's type.
-    #[serde(rename = "type")]
     pub event_type: String,
     /// The account.
-    #[serde(rename = "account_id")]
     pub account: String,
     /// The endpoint.
     pub endpoint: String,
@@ -69,14 +63,12 @@ pub struct StoredDeferred {
     /// How many attempts were made.
     pub attempts: i32,
     /// No attempt before then: microseconds since 1970-01-01 UTC. `None`: when its turn comes.
-    #[serde(rename = "next_attempt_at", serialize_with = "as_optional_rfc3339")]
     pub next_attempt_at_us: Option<i64>,
     /// The status of the last answer, where there was one.
     pub last_status: Option<i32>,
     /// The last error; empty when nothing failed.
     pub detail: String,
     /// When it was deferred: microseconds since 1970-01-01 UTC.
-    #[serde(rename = "deferred_at", serialize_with = "as_rfc3339")]
     pub deferred_at_us: i64,
     /// The last attempts, the oldest first.
     pub history: Vec<StoredAttempt>,

@@ -1,6 +1,5 @@
 //! Gaps: what was not delivered, and stands so that nobody can overlook it.
 
-use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::{PgLsn, Type};
 
@@ -9,12 +8,10 @@ use walhook_core::persist::GapChange;
 use walhook_core::replay::ReplayRange;
 use walhook_postgres::op::{CAT, EQ, GE, LE, LT, PLUS, to_us};
 
-use super::{
-    Param, Scope, StateError, StateStore, as_optional_rfc3339, as_rfc3339, fence, text, unreadable,
-};
+use super::{Param, Scope, StateError, StateStore, fence, text, unreadable};
 
 /// A range of WAL whose changes were not delivered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gap {
     /// Its id.
     pub id: i64,
@@ -40,7 +37,6 @@ pub struct Gap {
     /// many. It grows until it is closed. Without an endpoint's id these are unroutable changes.
     pub dead_letters: bool,
     /// Of dead letters: when the last one was counted; microseconds since 1970-01-01 UTC.
-    #[serde(rename = "last_at", serialize_with = "as_optional_rfc3339")]
     pub last_at_us: Option<i64>,
     /// It is what could not be read of one transaction.
     pub unreadable: bool,
@@ -51,10 +47,8 @@ pub struct Gap {
     /// Why there is one.
     pub reason: String,
     /// When it was recorded: microseconds since 1970-01-01 UTC.
-    #[serde(rename = "recorded_at", serialize_with = "as_rfc3339")]
     pub recorded_at_us: i64,
     /// When it was closed: microseconds since 1970-01-01 UTC.
-    #[serde(rename = "closed_at", serialize_with = "as_optional_rfc3339")]
     pub closed_at_us: Option<i64>,
     /// What the operator said when closing it.
     pub note: Option<String>,

@@ -1,6 +1,5 @@
 //! What `walhook status` reads of the state tables.
 
-use serde::Serialize;
 use tokio_postgres::types::Type;
 
 use crate::Told;
@@ -8,7 +7,7 @@ use walhook_core::lsn::Lsn;
 use walhook_postgres::op::{EQ, to_us};
 
 use super::gaps::Gap;
-use super::{Param, Scope, StateError, StateStore, as_rfc3339, lsn, text};
+use super::{Param, Scope, StateError, StateStore, lsn, text};
 
 /// The state tables at a glance.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,14 +49,13 @@ pub struct Overview {
 }
 
 /// An endpoint to which nothing is sent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoppedSince {
     /// Which.
     pub endpoint: String,
     /// Why.
     pub reason: String,
     /// Since when: microseconds since 1970-01-01 UTC.
-    #[serde(rename = "disabled_at", serialize_with = "as_rfc3339")]
     pub since_us: i64,
 }
 

@@ -5,8 +5,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::{
-    DeadLetterFilter, DeferredFilter, Param, REPLAY_JOB, Scope, StateError, StateStore, as_rfc3339,
-    fence, replays::cancelled_and_waiting, text,
+    DeadLetterFilter, DeferredFilter, Param, REPLAY_JOB, Scope, StateError, StateStore, fence,
+    replays::cancelled_and_waiting, text,
 };
 use walhook_postgres::op::EQ;
 
@@ -98,7 +98,7 @@ impl Ask {
 }
 
 /// How far a job is.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobState {
     /// Its id.
     pub id: i64,
@@ -111,7 +111,6 @@ pub struct JobState {
     /// How many failed.
     pub failed: i64,
     /// When it was made: microseconds since 1970-01-01 UTC.
-    #[serde(rename = "created_at", serialize_with = "as_rfc3339")]
     pub created_at_us: i64,
     /// Whether the leader is through with it.
     pub finished: bool,

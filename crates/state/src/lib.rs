@@ -30,7 +30,6 @@ mod replays;
 mod session;
 pub mod slots;
 mod text;
-mod times;
 mod troubles;
 mod unrouted;
 mod upgrade;
@@ -78,8 +77,7 @@ use walhook_postgres::pg::{AsDatabaseUrl, DatabaseUrl};
 use self::endpoints::{Stops, stops_sql};
 use self::refill::{backlog_sql, read_backlog};
 use self::session::{Session, Transaction};
-use self::times::{as_optional_rfc3339, as_rfc3339};
-use walhook_postgres::cure::Cure;
+use walhook_postgres::fix::{AS_IT_SAYS, Failure, FixedBy, Line};
 use walhook_postgres::ident::{quote_ident, quote_literal};
 use walhook_postgres::sql::{ConnectError, error_text, is_data_error};
 
@@ -226,10 +224,8 @@ pub enum StateError {
     Sql(#[from] tokio_postgres::Error),
 }
 
-impl StateError {
-    /// Whether it may pass by itself.
-    #[must_use]
-    pub fn cure(&self) -> Cure {
+impl Failure for StateError {
+    fn fixed_by(&self) -> FixedBy {
         match self {
             Self::Fenced { .. }
             | Self::NotSetUp { .. }
@@ -237,9 +233,38 @@ impl StateError {
             | Self::SchemaTooOld { .. }
             | Self::FrontierDecreases { .. }
             | Self::CheckpointMoved { .. }
-            | Self::Unreadable { .. } => Cure::Person,
-            Self::Connection(error) => error.cure(),
-            Self::Sql(error) => Cure::of_sql(error),
+            | Self::Unreadable { .. } => FixedBy::Person,
+            Self::Connection(error) => error.fixed_by(),
+            Self::Sql(error) => error.fixed_by(),
+        }
+    }
+
+    fn fix(&self) -> &'static str {
+        match self {
+            Self::Fenced { .. }
+            | Self::NotSetUp { .. }
+            | Self::SchemaTooNew { .. }
+            | Self::SchemaTooOld { .. }
+            | Self::FrontierDecreases { .. }
+            | Self::CheckpointMoved { .. }
+            | Self::Unreadable { .. } => AS_IT_SAYS,
+            Self::Connection(error) => error.fix(),
+            Self::Sql(error) => error.fix(),
+        }
+    }
+
+    fn say(&self, line: &mut Line) {
+        line.push(&self.to_string());
+        match self {
+            Self::Connection(error) => error.say(line),
+            Self::Sql(error) => error.say(line),
+            Self::Fenced { .. }
+            | Self::NotSetUp { .. }
+            | Self::SchemaTooNew { .. }
+            | Self::SchemaTooOld { .. }
+            | Self::FrontierDecreases { .. }
+            | Self::CheckpointMoved { .. }
+            | Self::Unreadable { .. } => {}
         }
     }
 }

@@ -2,13 +2,10 @@
 
 use std::collections::HashSet;
 
-use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::{PgLsn, Type};
 
-use super::{
-    Param, Scope, StateError, StateStore, Transaction, as_rfc3339, fence, lsn, text, unreadable,
-};
+use super::{Param, Scope, StateError, StateStore, Transaction, fence, lsn, text, unreadable};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::ReplayCounts;
 use walhook_core::replay::ReplayRange;
@@ -67,12 +64,11 @@ pub(super) fn with_late(s: &str, late: Late) -> String {
 }
 
 /// A replay, and how far it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredReplay {
     /// The job's id.
     pub id: i64,
     /// What it sends again.
-    #[serde(flatten)]
     pub range: ReplayRange,
     /// Everything before this was sent again, or is deferred.
     pub position: Lsn,
@@ -91,10 +87,8 @@ pub struct StoredReplay {
     /// `dead`, likewise.
     pub failed: i64,
     /// What the dispatcher goes on with: each delivery by how it left memory.
-    #[serde(skip)]
     pub counts: ReplayCounts,
     /// When it was asked for: microseconds since 1970-01-01 UTC.
-    #[serde(rename = "created_at", serialize_with = "as_rfc3339")]
     pub created_at_us: i64,
     /// Whether its range was read to the end. Deliveries may still wait.
     pub finished: bool,
@@ -103,12 +97,6 @@ pub struct StoredReplay {
 }
 
 impl StoredReplay {
-    /// Whether nothing of it is still to come: its range was read to the end, and nothing waits.
-    #[must_use]
-    pub fn is_over(&self) -> bool {
-        self.finished && self.waiting == 0
-    }
-
     /// How much of the range is done, from 0 to 1.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "for people")]

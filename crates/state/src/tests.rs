@@ -44,7 +44,7 @@ async fn state_opens_only_what_was_set_up_for_this_program() {
     for error in [open("elsewhere", "p").await, open(SCHEMA, "other").await] {
         assert!(matches!(error, StateError::NotSetUp { .. }), "{error}");
         assert!(
-            !error.cure().is_waiting() && error.to_string().contains("walhook setup"),
+            !error.fixed_by().is_waiting() && error.to_string().contains("walhook setup"),
             "{error}"
         );
     }
@@ -67,10 +67,10 @@ async fn state_opens_only_what_was_set_up_for_this_program() {
 
     let gone = StateStore::open(&Secret::new("postgres://x@127.0.0.1:1/x"), SCHEMA, "p").await;
     let gone = gone.unwrap_err();
-    assert!(matches!(gone, StateError::Connection(_)) && gone.cure().is_waiting(), "{gone}");
+    assert!(matches!(gone, StateError::Connection(_)) && gone.fixed_by().is_waiting(), "{gone}");
     let unknown = Secret::new(fixture.cluster.url("nowhere"));
     let unknown = StateStore::open(&unknown, SCHEMA, "p").await.unwrap_err();
-    assert!(!unknown.cure().is_waiting(), "{unknown}");
+    assert!(!unknown.fixed_by().is_waiting(), "{unknown}");
 }
 
 #[tokio::test]
@@ -122,7 +122,7 @@ async fn state_refuses_a_frontier_that_decreases_and_writes_nothing() {
         matches!(error, StateError::FrontierDecreases { stored: Lsn(0x200), asked: Lsn(0x1ff) }),
         "{error}"
     );
-    assert!(!error.cure().is_waiting());
+    assert!(!error.fixed_by().is_waiting());
     assert_eq!(fixture.count("dead_letters").await, 0);
     store.persist(&batch(0x200)).await.expect("the session is fit for use, and equal is not lower");
 }
@@ -153,7 +153,7 @@ async fn state_bump_waits_for_the_old_leaders_transaction_and_fences_its_next() 
     let late = PersistBatch { dead_letters: vec![dead(&event(0x10, "1"), "7")], ..batch(0x900) };
     let error = old.persist(&late).await.unwrap_err();
     assert!(
-        matches!(error, StateError::Fenced { epoch: Some(1) }) && !error.cure().is_waiting(),
+        matches!(error, StateError::Fenced { epoch: Some(1) }) && !error.fixed_by().is_waiting(),
         "{error}"
     );
     assert!(matches!(old.store_halt("x").await, Err(StateError::Fenced { .. })));
@@ -207,7 +207,7 @@ async fn state_survives_a_lost_session_and_frees_a_frozen_leaders_lock() {
     fixture.admin.query(kill, &[&SessionSettings::default().application_name]).await.unwrap();
     assert!(store.closed().await.is_some(), "the end of the session is noticed");
     let error = store.persist(&batch(0x200)).await.unwrap_err();
-    assert!(error.cure().is_waiting(), "{error}");
+    assert!(error.fixed_by().is_waiting(), "{error}");
     store.reconnect().await.unwrap();
     store.persist(&batch(0x200)).await.unwrap();
 }

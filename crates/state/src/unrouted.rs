@@ -3,15 +3,12 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::event::{event_columns, read_event};
 use super::place::{self, Places};
-use super::{
-    DeferredFilter, Param, Scope, StateError, StateStore, as_rfc3339, lsn, text, unreadable,
-};
+use super::{DeferredFilter, Param, Scope, StateError, StateStore, lsn, text, unreadable};
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::persist::{Joined, Unrouted, UnroutedAccount, UnroutedPage, UnroutedRefill};
 use walhook_core::position::Position;
@@ -60,24 +57,22 @@ pub(super) fn read_unseen(row: &Row) -> Result<u32, StateError> {
 const NAMED: i64 = 10;
 
 /// Events that wait without an endpoint: those of their accounts cannot be looked up.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WithoutEndpoint {
     /// How many.
     pub events: i64,
     /// Of how many accounts.
     pub accounts: i64,
     /// When the oldest was stored: microseconds since 1970-01-01 UTC.
-    #[serde(rename = "since", serialize_with = "as_rfc3339")]
     pub since_us: i64,
     /// The accounts that have most of them; at most 10.
     pub most: Vec<OfAccount>,
 }
 
 /// How many of them are an account's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OfAccount {
     /// The account.
-    #[serde(rename = "account_id")]
     pub account: String,
     /// How many.
     pub events: i64,

@@ -8,10 +8,10 @@ use walhook_postgres::op::{EQ, to_us};
 use walhook_postgres::slot::Slot;
 
 use super::recover::{begin_at, store_identity, take_over};
-use super::{Param, Scope, StateError, StateStore, as_rfc3339, lsn};
+use super::{Param, Scope, StateError, StateStore, lsn};
 
 /// What `walhook upgrade prepare` has recorded.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prepared {
     /// The checkpoint then. That nothing is owed up to where the slots stand is known too, but can not
     /// be written down: to write it would move the end of the WAL.
@@ -19,7 +19,6 @@ pub struct Prepared {
     /// The server's version then, as `server_version_num` has it.
     pub server_version: i32,
     /// When: microseconds since 1970-01-01 UTC.
-    #[serde(rename = "prepared_at", serialize_with = "as_rfc3339")]
     pub prepared_at_us: i64,
     /// Nobody has led or recovered since.
     pub holds: bool,

@@ -48,7 +48,7 @@ async fn timeouts(client: &Client, report: &mut Report) -> Result<()> {
 }
 
 /// What to do where state tables are missing.
-pub(super) async fn mend_of_state(client: &Client) -> Result<&'static str> {
+pub(super) async fn fix_of_state(client: &Client) -> Result<&'static str> {
     let sql = "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')";
     Ok(match one(client, sql).await? {
         true => "run `walhook setup`",

@@ -248,7 +248,7 @@ pub(super) async fn state(
     let found = existing_tables(client, schema, &tables).await?;
     if found < tables.len() {
         let finding = format!("the schema {schema} has {found} of {} tables", tables.len());
-        report.fail("state", finding, role::mend_of_state(client).await?);
+        report.fail("state", finding, role::fix_of_state(client).await?);
         return Ok(None);
     }
     let role: String = one(client, "SELECT current_user::pg_catalog.text").await?;

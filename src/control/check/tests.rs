@@ -53,7 +53,7 @@ async fn check_names_each_fault_with_its_mend() {
     let config = fixture.config("");
     setup::quietly(&config).await.unwrap();
     assert_eq!(complaints(&config).await, Vec::<String>::new());
-    for (breaks, mends, expected) in [
+    for (breaks, fixes, expected) in [
         (
             "ALTER TABLE webhooks RENAME enabled TO active",
             "ALTER TABLE webhooks RENAME active TO enabled",
@@ -98,11 +98,11 @@ async fn check_names_each_fault_with_its_mend() {
         fixture.run(breaks).await;
         let found = complaints(&config).await;
         assert!(found.iter().any(|line| line.starts_with(expected)), "{expected}: {found:?}");
-        fixture.run(mends).await;
+        fixture.run(fixes).await;
         let mut left = complaints(&config).await;
         // From version 18 on nobody can tell whether it was made again, or only altered, as here.
         left.retain(|line| !line.starts_with("warn  publication: walhook was made or altered"));
-        assert_eq!(left, Vec::<String>::new(), "after {mends}");
+        assert_eq!(left, Vec::<String>::new(), "after {fixes}");
     }
 }
 

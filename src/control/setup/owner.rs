@@ -6,9 +6,9 @@ use tokio_postgres::Client;
 
 use walhook_postgres::op::{EQ, NE};
 
-/// Refuses a schema of which something belongs to a stranger: to somebody who is not the session's
+/// Refuses a schema of which something belongs to somebody who is not the session's
 /// role or one that it is a member of, not `ours`, not the database's owner, and no superuser.
-pub(super) async fn ensure_no_stranger(client: &Client, schema: &str, ours: &str) -> Result<()> {
+pub(super) async fn ensure_ours(client: &Client, schema: &str, ours: &str) -> Result<()> {
     let sql = format!(
         "SELECT DISTINCT o.rolname::pg_catalog.text
          FROM pg_catalog.pg_namespace n
@@ -22,10 +22,10 @@ pub(super) async fn ensure_no_stranger(client: &Client, schema: &str, ours: &str
          ORDER BY 1"
     );
     let rows = client.query(&sql, &[&schema, &ours]).await?;
-    let strangers = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
-    let them = strangers.join(", ");
+    let others = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
+    let them = others.join(", ");
     ensure!(
-        strangers.is_empty(),
+        others.is_empty(),
         "the state schema {schema} is there, and it or something in it belongs to {them}, who could \
          have statements run as whoever sets up; if you know them, set up as that role, or change the \
          owner (ALTER SCHEMA, ALTER TABLE ... OWNER TO); else drop it, or name another state.schema"

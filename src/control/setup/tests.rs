@@ -75,7 +75,7 @@ async fn setup_names_who_blocks_the_slot_and_leaves_no_orphan() {
 async fn setup_refuses_tables_whose_publication_would_break_the_customers_writes() {
     let fixture = Fixture::start().await;
     let config = fixture.config("");
-    for (breaks, mends) in [
+    for (breaks, fixes) in [
         (
             "ALTER TABLE subscribers REPLICA IDENTITY NOTHING",
             "ALTER TABLE subscribers REPLICA IDENTITY FULL",
@@ -89,7 +89,7 @@ async fn setup_refuses_tables_whose_publication_would_break_the_customers_writes
         let error = steps(&config, None, SOON).await.unwrap_err().to_string();
         assert!(error.contains("subscribers has no replica identity"), "{error}");
         assert_eq!(fixture.text("SELECT count(*)::text FROM pg_publication").await, "0");
-        fixture.run(mends).await;
+        fixture.run(fixes).await;
     }
     if fixture.text("SHOW server_version_num").await.parse::<i32>().unwrap() >= 180_000 {
         fixture.run("ALTER TABLE subscribers ADD \"N\" int GENERATED ALWAYS AS (id) VIRTUAL").await;

@@ -52,7 +52,7 @@ impl Need {
 
 /// How limits compare with what is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// There is room.
     Pass,
     /// There is not, while others have what they have now, or something else is done beside.
@@ -63,11 +63,13 @@ pub(crate) enum Verdict {
 
 /// What one limit says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Finding {
-    pub(crate) verdict: Verdict,
-    pub(crate) text: String,
+pub struct Finding {
+    /// How it compares.
+    pub verdict: Verdict,
+    /// What the limit is, and what is needed.
+    pub text: String,
     /// Empty where nothing is to be done.
-    pub(crate) fix: String,
+    pub fix: String,
 }
 
 /// Compares the limits of the role, the database and the server, each with what others take of it.

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context, Result};
 use tokio_postgres::{Client, Row};
 
 use super::{Coverage, Covered, Kind, Lack, Moment, Publication};
+use crate::error::SourceError;
 use crate::ident::quote_ident;
 use crate::source::server_version;
 use walhook_core::catalog::TableName;
@@ -170,7 +170,7 @@ pub async fn look(
     publication: &str,
     named: &BTreeSet<TableName>,
     system_identifier: u64,
-) -> Result<Looked> {
+) -> Result<Looked, SourceError> {
     let before = moment(client, "xmin").await?;
     let version = server_version(client).await?;
     let (schemas, filtered) = match version {
@@ -183,9 +183,11 @@ pub async fn look(
     let labels: Vec<String> = named.iter().map(ToString::to_string).collect();
     let cannot = "cannot read what the publication covers";
     // Another alteration may come between the two: it is found by the next look, if not by this one.
-    let found = read_publication(client, publication, version).await.context(cannot)?;
+    let found =
+        read_publication(client, publication, version).await.map_err(SourceError::of(cannot))?;
     let rows = client.query(&members, &[&schemas, &names, &publication, &labels]).await;
-    let tables = rows.context(cannot)?.iter().map(seen).collect::<Result<Vec<_>>>()?;
+    let tables = rows.map_err(SourceError::of(cannot))?;
+    let tables = tables.iter().map(seen).collect::<Result<Vec<_>, _>>()?;
     let owns_publication = found.as_ref().is_some_and(|(_, owns)| *owns);
     let coverage = found.map(|(publication, _)| Coverage {
         cluster: format!("{system_identifier}, version {}", version / 10_000),
@@ -199,27 +201,28 @@ pub async fn look(
 ///
 /// # Errors
 /// When the server refuses it, or another session holds the table's lock.
-pub async fn add(client: &Client, publication: &str, table: &TableName) -> Result<()> {
+pub async fn add(client: &Client, publication: &str, table: &TableName) -> Result<(), SourceError> {
     let (publication, schema, name) =
         (quote_ident(publication), quote_ident(&table.schema), quote_ident(&table.name));
     let sql = format!(
         "BEGIN; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}';
          ALTER PUBLICATION {publication} ADD TABLE ONLY {schema}.{name}; COMMIT"
     );
-    if let Err(error) = client.batch_execute(&sql).await {
+    if let Err(source) = client.batch_execute(&sql).await {
         client.batch_execute("ROLLBACK").await?;
-        return Err(error).with_context(|| format!("cannot add {table} to the publication"));
+        return Err(SourceError::NotAdded { table: table.clone(), source });
     }
     Ok(())
 }
 
 /// The end of the WAL now, and that end of the transactions that are not over.
-async fn moment(client: &Client, end: &str) -> Result<Moment> {
+async fn moment(client: &Client, end: &str) -> Result<Moment, SourceError> {
     let sql = format!(
         "SELECT pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text,
                 pg_catalog.pg_snapshot_{end}(pg_catalog.pg_current_snapshot())::pg_catalog.text"
     );
-    let row = client.query_one(&sql, &[]).await.context("cannot ask where the WAL ends")?;
+    let row = client.query_one(&sql, &[]).await;
+    let row = row.map_err(SourceError::of("cannot ask where the WAL ends"))?;
     Ok(Moment {
         lsn: row.try_get::<_, &str>(0)?.parse()?,
         xid: row.try_get::<_, &str>(1)?.parse()?,
@@ -230,7 +233,7 @@ async fn read_publication(
     client: &Client,
     name: &str,
     version: i32,
-) -> Result<Option<(Publication, bool)>> {
+) -> Result<Option<(Publication, bool)>, tokio_postgres::Error> {
     let schemas = match version {
         FILTERS.. => {
             "ARRAY(SELECT s.oid FROM pg_catalog.pg_publication_namespace s
@@ -255,7 +258,7 @@ async fn read_publication(
     Ok(Some((publication, row.try_get(8)?)))
 }
 
-fn seen(row: &Row) -> Result<Seen> {
+fn seen(row: &Row) -> Result<Seen, tokio_postgres::Error> {
     let name = TableName { schema: row.try_get(1)?, name: row.try_get(2)? };
     let kind = match (row.try_get("is_named")?, row.try_get("relispartition")?) {
         (true, _) => Kind::Named,

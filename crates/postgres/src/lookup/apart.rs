@@ -14,9 +14,10 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use tokio::time::{Duration, Instant};
 use tokio_postgres::error::SqlState;
 
+use super::memory::SUSPECTS_MAX;
 use super::session::USUAL;
-use super::{Fetched, LookupError, LookupSession, Lookups, SUSPECTS_MAX};
-use crate::fix::fix;
+use super::{Fetched, LookupError, LookupSession, Lookups};
+use crate::fix::Failure;
 use walhook_core::endpoint::Routes;
 use walhook_core::event::AccountId;
 
@@ -187,7 +188,7 @@ impl Apart {
                     answer.fetched.add(found);
                 }
                 Err(error) if may_be_of_some(&error) => {
-                    let told = (code(&error), fix(&error));
+                    let told = (code(&error), error.fix());
                     if !were_heard {
                         session.limit(self.times.alone).await?;
                         self.hear_witnesses(session, lookups, &part, error).await?;

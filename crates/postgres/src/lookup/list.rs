@@ -1,6 +1,5 @@
 //! The endpoint table for a person who looks at it: no secrets, no headers.
 
-use serde::Serialize;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
@@ -12,17 +11,15 @@ use walhook_core::event::{AccountId, ID_MAX_BYTES};
 use walhook_sign::{self as sign, Weakness};
 
 /// An endpoint's row, as far as it may be shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
     /// The row's id.
     pub id: String,
     /// The account that owns it.
     pub account: String,
     /// Where requests go. May hold secrets: show its host alone.
-    #[serde(skip)]
     pub url: String,
     /// The event types that it wants, as patterns.
-    #[serde(skip)]
     pub event_types: Vec<String>,
     /// Whether the customer has it switched on.
     pub enabled: bool,

@@ -16,8 +16,10 @@
 
 mod apart;
 mod column;
+mod error;
 mod isolate;
 mod list;
+mod memory;
 mod retyped;
 mod row;
 mod session;
@@ -27,6 +29,7 @@ mod statement;
 mod tests;
 
 pub use apart::{Answer, Apart};
+pub use error::LookupError;
 pub use list::{Listed, Which};
 pub use row::positive as weight;
 pub use session::{LookupSession, connect};
@@ -34,10 +37,10 @@ pub use session::{LookupSession, connect};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use futures_util::TryStreamExt;
-use tokio::time::{Duration, Instant};
+use tokio::time::Duration;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
@@ -47,109 +50,13 @@ use walhook_core::endpoint::{Endpoint, Routes};
 use walhook_core::event::{AccountId, EndpointId, ID_MAX_BYTES};
 use walhook_core::settings;
 
-use super::cure::Cure;
-use super::sql::{error_text, is_row_error};
+use super::sql::is_row_error;
 use column::Column;
+use memory::Memory;
 use statement::{Accounts, Source, Types, WeightSource};
 
 /// How long batches are asked for by the slower statement after the quicker one was refused.
 const FENCED: Duration = Duration::from_secs(60);
-
-/// How often the log says that a weight cannot be used.
-const WARN_EVERY: Duration = Duration::from_secs(60);
-
-/// Accounts that are known to be refused and so are asked for alone.
-const SUSPECTS_MAX: usize = 4_096;
-
-/// Why nothing was looked up.
-#[derive(Debug, thiserror::Error)]
-pub enum LookupError {
-    /// The table has no such column, or there is no such table.
-    #[error("{table} has no column {column}; correct `{key}`")]
-    NoColumn {
-        /// The table, as the configuration names it.
-        table: String,
-        /// The column.
-        column: String,
-        /// The configuration's key.
-        key: &'static str,
-    },
-    /// Values of the column's type cannot be compared, so that no account would be found.
-    #[error(
-        "{table}.{column} is {kind}, or is made of it, which has no equality, so that no account would be \
-         found; give the column another type, or let `{key}` name another"
-    )]
-    Incomparable {
-        /// The table, as the configuration names it.
-        table: String,
-        /// The column.
-        column: String,
-        /// The configuration's key.
-        key: &'static str,
-        /// The type.
-        kind: String,
-    },
-    /// The row's columns are not what they must be.
-    #[error("the endpoint table cannot be read: {0}")]
-    Shape(String),
-    /// A column has another type since we started, with values that cannot be used.
-    #[error(
-        "{table}.{column} is {is} now and was {was}, and no endpoint can be used any more; give it its type \
-         back, or values that can be used"
-    )]
-    Retyped {
-        /// The table, as the configuration names it.
-        table: String,
-        /// The column.
-        column: String,
-        /// Its type before.
-        was: String,
-        /// Its type now.
-        is: String,
-    },
-    /// Row-level security may hide rows.
-    #[error(
-        "row-level security may hide rows of {table} from the role {role}, so that an account's endpoints \
-         would just not be there: {fix}"
-    )]
-    Hidden {
-        /// The table, which may stand behind a view.
-        table: String,
-        /// Who reads it: our role, or the view's owner.
-        role: String,
-        /// The statement.
-        fix: String,
-    },
-    /// No session.
-    #[error(transparent)]
-    Connect(#[from] super::sql::ConnectError),
-    /// The look-up fails for more accounts than are told apart from the others.
-    #[error("cannot look up {0} accounts, each for itself; see what their rows have in common")]
-    Many(usize),
-    /// A column's type changes faster than it can be read.
-    #[error("the type of an account column has just been changed")]
-    TypeChanged,
-    /// The server refused, or the session was lost.
-    #[error("cannot look endpoints up: {}", error_text(.0))]
-    Sql(#[from] tokio_postgres::Error),
-}
-
-impl LookupError {
-    /// Whether it may pass by itself.
-    #[must_use]
-    pub fn cure(&self) -> Cure {
-        match self {
-            Self::NoColumn { .. }
-            | Self::Incomparable { .. }
-            | Self::Retyped { .. }
-            | Self::Hidden { .. }
-            | Self::Shape(_) => Cure::Person,
-            Self::TypeChanged | Self::Many(_) => Cure::Waiting,
-            Self::Connect(error) => error.cure(),
-            Self::Sql(error) => Cure::of_sql(error),
-        }
-    }
-}
 
 /// What a look-up found.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -200,22 +107,6 @@ pub struct Lookups {
     max_bytes: usize,
     /// Never held across an await.
     memory: Mutex<Memory>,
-}
-
-/// What is remembered from one look-up to the next.
-#[derive(Debug, Default)]
-struct Memory {
-    /// What the catalog said last.
-    plan: Option<Arc<Plan>>,
-    /// The columns' types, with which rows could be read.
-    column_types: Option<retyped::ColumnTypes>,
-    /// The accounts whose statement was refused the last time, for their data.
-    suspects: HashSet<AccountId>,
-    /// One whose statement was not.
-    good: Option<AccountId>,
-    /// Until then the statement for a batch is the fenced one: the other was refused.
-    fenced_until: Option<Instant>,
-    warned: Option<Instant>,
 }
 
 /// The statements, for the types that the columns had when the catalog was read.
@@ -380,46 +271,9 @@ impl Lookups {
         Ok(fetched)
     }
 
-    /// Whose statement is refused is asked for alone the next time.
-    fn remember(&self, routes: &[(AccountId, Routes)]) {
-        let mut memory = self.memory();
-        for (account, routes) in routes {
-            let is_refused = routes.refused.is_some()
-                || routes.endpoints.iter().any(|endpoint| is_refused(endpoint));
-            if !is_refused {
-                memory.suspects.remove(account);
-            } else if memory.suspects.len() < SUSPECTS_MAX {
-                memory.suspects.insert(account.clone());
-            }
-        }
-        let good = routes.iter().find(|(_, routes)| {
-            routes.refused.is_none() && routes.endpoints.iter().any(|e| e.invalid.is_none())
-        });
-        if let Some((account, _)) = good {
-            memory.good = Some(account.clone());
-        }
-    }
-
-    fn is_fenced(&self) -> bool {
-        self.memory().fenced_until.is_some_and(|until| Instant::now() < until)
-    }
-
-    /// From now on, and for so long, no batch computes rows of accounts that are not asked for.
-    fn fence(&self, time: Duration) {
-        self.memory().fenced_until = Some(Instant::now() + time);
-    }
-
-    fn last_good(&self) -> Option<AccountId> {
-        self.memory().good.clone()
-    }
-
     /// An account that has no rows, where one can be named.
     fn nobody(&self) -> Option<AccountId> {
         self.known_plan()?.types.account.sample().map(AccountId::new)
-    }
-
-    fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known_plan(&self) -> Option<Arc<Plan>> {
@@ -531,22 +385,6 @@ impl Lookups {
         let routes = found.into_iter().map(|(all, weight)| Routes::new(unique(all), weight));
         fetched.routes = accounts.iter().cloned().zip(routes).collect();
         Ok(Once { fetched, too_much: None })
-    }
-
-    /// Says that an account's weight cannot be used and so is 1, now and then.
-    fn warn_of_weight(&self, account: &AccountId) {
-        let Some(weights) = &self.weights else { return };
-        let now = Instant::now();
-        let mut memory = self.memory();
-        if memory.warned.is_some_and(|at| now.duration_since(at) < WARN_EVERY) {
-            return;
-        }
-        memory.warned = Some(now);
-        tracing::warn!(
-            account = %account, table = %weights.id.table,
-            "the account's weight is no number above 0 that can be used, so it counts as 1; others may be \
-             as wrong"
-        );
     }
 }
 

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 mod apart;
 
 use super::*;
+use crate::fix::Failure;
 use crate::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_core::endpoint::Secret;
 use walhook_testkit::cluster::Cluster;
@@ -220,7 +221,7 @@ async fn lookup_notices_a_migrated_account_column() {
         error.to_string(),
         "public.hooks has no column account_id; correct `endpoints.account`"
     );
-    assert!(!error.cure().is_waiting());
+    assert!(!error.fixed_by().is_waiting());
 }
 
 /// An endpoint for each of the accounts 1 to 8, in a table whose columns take anything.

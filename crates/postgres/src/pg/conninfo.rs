@@ -12,7 +12,7 @@ use super::kinds::{
     CHANNEL_BINDINGS, Keepalive, Root, SESSION_ATTRS, SSL_MODES, SessionAttrs, SslMode, Tls,
 };
 use super::url::AsDatabaseUrl;
-use crate::cure::Cure;
+use crate::fix::FixedBy;
 use walhook_core::endpoint::Secret;
 
 const DEFAULT_PORT: u16 = 5432;
@@ -26,23 +26,23 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 #[error("{problem}")]
 pub struct ConninfoError {
     problem: String,
-    cure: Cure,
+    fixed_by: FixedBy,
 }
 
 impl ConninfoError {
     pub(super) fn new(problem: impl Into<String>) -> Self {
-        Self { problem: problem.into(), cure: Cure::Person }
+        Self { problem: problem.into(), fixed_by: FixedBy::Person }
     }
 
     /// Of a file that held a good URL before, and is perhaps just being written.
     pub(super) fn of_file(problem: String) -> Self {
-        Self { problem, cure: Cure::Waiting }
+        Self { problem, fixed_by: FixedBy::Waiting }
     }
 
     /// Whether it may pass by itself.
     #[must_use]
-    pub fn cure(&self) -> Cure {
-        self.cure
+    pub fn fixed_by(&self) -> FixedBy {
+        self.fixed_by
     }
 }
 

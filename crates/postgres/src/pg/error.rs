@@ -9,7 +9,7 @@ use rustls::CertificateError;
 use rustls::pki_types::UnixTime;
 
 use super::kinds::SslMode;
-use crate::cure::Cure;
+use crate::fix::FixedBy;
 
 /// No way to a host. Names the host, what was asked for and the fix; holds no password.
 #[derive(Debug, thiserror::Error)]
@@ -124,19 +124,19 @@ pub enum LinkError {
 impl LinkError {
     /// Whether it may pass by itself.
     #[must_use]
-    pub fn cure(&self) -> Cure {
+    pub fn fixed_by(&self) -> FixedBy {
         match self {
             Self::Unreachable { .. }
             | Self::UnknownName { .. }
             | Self::Timeout { .. }
             | Self::Local { .. }
             | Self::NoAnswer { .. }
-            | Self::Broken { .. } => Cure::Waiting,
+            | Self::Broken { .. } => FixedBy::Waiting,
             Self::NoTls { .. }
             | Self::Certificate { .. }
             | Self::Handshake { .. }
             | Self::File { .. }
-            | Self::SystemRoots(_) => Cure::Person,
+            | Self::SystemRoots(_) => FixedBy::Person,
         }
     }
 

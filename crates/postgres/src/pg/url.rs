@@ -139,7 +139,10 @@ mod tests {
         let url = DatabaseUrl::of_file(Secret::new("postgres://u:hush@h/d"), path.clone());
         let problem = || {
             let error = url.conninfo(&|_| None).unwrap_err();
-            assert!(error.cure().is_waiting() && !error.to_string().contains("hush"), "{error}");
+            assert!(
+                error.fixed_by().is_waiting() && !error.to_string().contains("hush"),
+                "{error}"
+            );
             error.to_string()
         };
         assert!(problem().contains("cannot be read: No such file"));

@@ -1,9 +1,9 @@
 //! The columns of the endpoint and account tables: are they there, and of types that are read?
 
-use anyhow::Result;
 use tokio_postgres::Client;
 
 use super::Fault;
+use crate::error::SourceError;
 use crate::lookup::LookupSettings;
 use crate::source;
 use walhook_core::catalog::TableName;
@@ -36,7 +36,10 @@ const NUMBER: &[&str] = &["double precision", "numeric", "real", "integer", "sma
 ///
 /// # Errors
 /// When the server does not answer.
-pub async fn columns(settings: LookupSettings<'_>, client: &Client) -> Result<Vec<Fault>> {
+pub async fn columns(
+    settings: LookupSettings<'_>,
+    client: &Client,
+) -> Result<Vec<Fault>, SourceError> {
     let LookupSettings { endpoints, accounts, .. } = settings;
     let all = [
         wanted("endpoints.id", &endpoints.id, ANY),
@@ -71,7 +74,7 @@ async fn of_table(
     section: &str,
     name: &str,
     wanted: &[Wanted<'_>],
-) -> Result<Vec<Fault>> {
+) -> Result<Vec<Fault>, SourceError> {
     let name: TableName = name.parse()?;
     let Some(table) = source::table(client, &name).await? else {
         let what = format!("{section}.table");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::ErrorFields;
 
-use crate::cure::Cure;
+use crate::fix::FixedBy;
 use crate::pg::{ConninfoError, LinkError, tls_error};
 
 /// An ErrorResponse or NoticeResponse.
@@ -186,13 +186,13 @@ pub enum Class {
 #[must_use]
 pub fn classify(error: &WireError) -> Class {
     match error {
-        WireError::Conninfo(error) if error.cure().is_waiting() => Class::Retry,
+        WireError::Conninfo(error) if error.fixed_by().is_waiting() => Class::Retry,
         WireError::Conninfo(_)
         | WireError::PasswordMissing { .. }
         | WireError::AuthenticationMethod { .. }
         | WireError::ChannelBinding { .. }
         | WireError::Scram(_) => Class::Access,
-        WireError::Link(error) if error.cure().is_waiting() => Class::Retry,
+        WireError::Link(error) if error.fixed_by().is_waiting() => Class::Retry,
         WireError::Link(_) => Class::Access,
         WireError::Oversize { .. } | WireError::Protocol { .. } => Class::Fatal,
         // The server's refusal of our certificate comes as an error of the socket.
@@ -237,9 +237,9 @@ fn by_sqlstate(sqlstate: &str) -> Class {
     match sqlstate.get(..2) {
         // Operator intervention: shutdown, crash, starting up, terminated.
         Some("57") => Class::Shutdown,
-        Some(_) | None => match Cure::of_sqlstate(sqlstate) {
-            Cure::Waiting => Class::Retry,
-            Cure::Person => Class::Fatal,
+        Some(_) | None => match FixedBy::of_sqlstate(sqlstate) {
+            FixedBy::Waiting => Class::Retry,
+            FixedBy::Person => Class::Fatal,
         },
     }
 }

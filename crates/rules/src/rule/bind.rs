@@ -120,7 +120,7 @@ pub(super) struct BoundField {
 pub(super) enum Identity {
     Required,
     /// It does by now: what was written before and lacks it becomes a dead letter, change by change.
-    Mended,
+    Restored,
 }
 
 /// `None` when the relation concerns nobody.
@@ -135,7 +135,7 @@ pub(super) fn bind(
     let index = |name: &str| relation.columns.iter().position(|column| column.name == name);
     // One more child, of many that come and go, is no reason to halt: where it logs less than a rule
     // needs, `Rules::weak` says so, and what lacks it becomes a dead letter.
-    let identity = if table.is_inherited { Identity::Mended } else { identity };
+    let identity = if table.is_inherited { Identity::Restored } else { identity };
     let covers = |oid: u32| table.oid == oid || table.ancestors.contains(&oid);
     let mut bound = Vec::new();
     for (at, rule) in rules.iter().enumerate().filter(|(_, rule)| covers(rule.table)) {
@@ -248,8 +248,8 @@ impl Binder<'_> {
     }
 
     fn check_identity(&self) -> Result<(), RuleBroken> {
-        let is_mended = self.identity == Identity::Mended;
-        if is_mended || self.relation.identity == ReplicaIdentity::Full {
+        let is_restored = self.identity == Identity::Restored;
+        if is_restored || self.relation.identity == ReplicaIdentity::Full {
             return Ok(());
         }
         for name in self.rule.on.iter().flat_map(|on| needs_old(self.rule, *on)) {

@@ -20,8 +20,8 @@ pub enum Lacks {
     /// Whether the table is a partition or a child of one that rules name: ask the catalog.
     Standing,
     /// Whether the replica identity, which logged less than the rules need when the table was
-    /// described, has been mended: read the catalog, and if the rules fit it, say so with
-    /// [`Rules::handle_mended`].
+    /// described, has been restored: read the catalog, and if the rules fit it, say so with
+    /// [`Rules::handle_restored`].
     Identity,
 }
 
@@ -93,7 +93,7 @@ impl Rules {
             ancestors: [parent.oid].into_iter().chain(parent.ancestors.iter().copied()).collect(),
             ..parent.clone()
         };
-        let bound = self.bind(&table, relation, Identity::Mended);
+        let bound = self.bind(&table, relation, Identity::Restored);
         (!matches!(bound, Ok(None) | Err(RuleBroken::Column { .. }))).then_some(table)
     }
 
@@ -103,13 +103,13 @@ impl Rules {
     }
 
     /// Takes note that the catalog's table logs what the rules need.
-    pub fn handle_mended(&mut self, table: u32) {
-        self.mended.insert(table);
+    pub fn handle_restored(&mut self, table: u32) {
+        self.restored.insert(table);
     }
 
     /// Takes over what rules that were compiled from an older catalog have learned.
     pub fn inherit(&mut self, older: &mut Self) {
-        self.mended = std::mem::take(&mut older.mended);
+        self.restored = std::mem::take(&mut older.restored);
         self.doubtful = std::mem::take(&mut older.doubtful);
         self.doubtful.retain(|oid, _| self.catalog.table(*oid).is_none());
         self.catalog.keep_descendants(&older.catalog);

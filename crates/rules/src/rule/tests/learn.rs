@@ -99,14 +99,14 @@ fn partition_stays_one_when_the_catalog_no_longer_has_it() {
 }
 
 #[test]
-fn mended_identity_lets_older_changes_pass_and_those_that_cannot_be_told_become_dead_letters() {
+fn restored_identity_lets_older_changes_pass_and_those_that_cannot_be_told_become_dead_letters() {
     let events = rule("s", "['insert', 'delete']", "");
     let (mut rules, _) = bound(&events, full(subscribers()));
     let described = relation(&subscribers());
     assert_eq!(rules.lacks(&described), Some(Lacks::Identity));
     assert!(matches!(rules.handle_relation(&described), Err(RuleBroken::Identity { .. })));
 
-    rules.handle_mended(SUBSCRIBERS);
+    rules.handle_restored(SUBSCRIBERS);
     rules.handle_relation(&described).unwrap();
     event(&mut rules, &described, insert(&[T("5"), T("42"), T("a"), Null]));
     let rows = Rows::Delete { old: key(&[T("5"), Null, Null, Null]) };

@@ -17,7 +17,7 @@ const TYPING_ERRORS: usize = 2;
 /// Meant to is what is nearly a key, or begins with the name of a section: all else under our prefix
 /// (`WALHOOK_BIN`) is no business of ours. A name with a double underscore sets a key, or is an error: that is
 /// not for here.
-pub fn strangers(names: impl IntoIterator<Item = String>) -> Vec<String> {
+pub fn near_misses(names: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut found: Vec<String> = names
         .into_iter()
         .filter_map(|name| Some(format!("{name} sets nothing; {}", instead(&name)?)))
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     fn found(names: &[&str]) -> Vec<String> {
-        strangers(names.iter().map(|name| (*name).to_owned()))
+        near_misses(names.iter().map(|name| (*name).to_owned()))
     }
 
     #[test]

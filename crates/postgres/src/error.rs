@@ -1,0 +1,78 @@
+//! Why a question to the source has no answer.
+
+use std::num::ParseIntError;
+
+use super::fix::{AS_IT_SAYS, Failure, FixedBy, Line};
+use walhook_core::catalog::{TableName, TableNameError};
+use walhook_core::lsn::ParseLsnError;
+
+/// Why what was asked of the source's catalog is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The server refused, or the session was lost.
+    #[error(transparent)]
+    Sql(#[from] tokio_postgres::Error),
+    /// The same, where the error alone would not say what for.
+    #[error("{failed}")]
+    While {
+        /// What could not be done.
+        failed: &'static str,
+        /// What the server or the protocol says.
+        source: tokio_postgres::Error,
+    },
+    /// The publication did not take a table.
+    #[error("cannot add {table} to the publication")]
+    NotAdded {
+        /// The table.
+        table: TableName,
+        /// What the server or the protocol says.
+        source: tokio_postgres::Error,
+    },
+    /// The configuration's name of a table cannot be read.
+    #[error(transparent)]
+    TableName(#[from] TableNameError),
+    /// The server tells a number that is none.
+    #[error(transparent)]
+    Number(#[from] ParseIntError),
+    /// The server tells a position that is none.
+    #[error(transparent)]
+    Position(#[from] ParseLsnError),
+}
+
+impl SourceError {
+    /// Of a statement that was to find something out.
+    pub(crate) fn of(failed: &'static str) -> impl Fn(tokio_postgres::Error) -> Self {
+        move |source| Self::While { failed, source }
+    }
+}
+
+impl Failure for SourceError {
+    fn fixed_by(&self) -> FixedBy {
+        match self {
+            Self::Sql(error)
+            | Self::While { source: error, .. }
+            | Self::NotAdded { source: error, .. } => error.fixed_by(),
+            Self::TableName(_) | Self::Number(_) | Self::Position(_) => FixedBy::Person,
+        }
+    }
+
+    fn fix(&self) -> &'static str {
+        match self {
+            Self::Sql(error)
+            | Self::While { source: error, .. }
+            | Self::NotAdded { source: error, .. } => error.fix(),
+            Self::TableName(_) | Self::Number(_) | Self::Position(_) => AS_IT_SAYS,
+        }
+    }
+
+    fn say(&self, line: &mut Line) {
+        match self {
+            Self::Sql(error) => error.say(line),
+            Self::While { source, .. } | Self::NotAdded { source, .. } => {
+                line.push(&self.to_string());
+                source.say(line);
+            }
+            Self::TableName(_) | Self::Number(_) | Self::Position(_) => line.push_error(self),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Why nothing was looked up: who fixes it, and how.
+
+use crate::fix::{self, Failure, FixedBy, Line};
+use crate::sql::{ConnectError, error_text};
+
+/// Why nothing was looked up.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    /// The table has no such column, or there is no such table.
+    #[error("{table} has no column {column}; correct `{key}`")]
+    NoColumn {
+        /// The table, as the configuration names it.
+        table: String,
+        /// The column.
+        column: String,
+        /// The configuration's key.
+        key: &'static str,
+    },
+    /// Values of the column's type cannot be compared, so that no account would be found.
+    #[error(
+        "{table}.{column} is {kind}, or is made of it, which has no equality, so that no account would be \
+         found; give the column another type, or let `{key}` name another"
+    )]
+    Incomparable {
+        /// The table, as the configuration names it.
+        table: String,
+        /// The column.
+        column: String,
+        /// The configuration's key.
+        key: &'static str,
+        /// The type.
+        kind: String,
+    },
+    /// The row's columns are not what they must be.
+    #[error("the endpoint table cannot be read: {0}")]
+    Shape(String),
+    /// A column has another type since we started, with values that cannot be used.
+    #[error(
+        "{table}.{column} is {is} now and was {was}, and no endpoint can be used any more; give it its type \
+         back, or values that can be used"
+    )]
+    Retyped {
+        /// The table, as the configuration names it.
+        table: String,
+        /// The column.
+        column: String,
+        /// Its type before.
+        was: String,
+        /// Its type now.
+        is: String,
+    },
+    /// Row-level security may hide rows.
+    #[error(
+        "row-level security may hide rows of {table} from the role {role}, so that an account's endpoints \
+         would just not be there: {fix}"
+    )]
+    Hidden {
+        /// The table, which may stand behind a view.
+        table: String,
+        /// Who reads it: our role, or the view's owner.
+        role: String,
+        /// The statement.
+        fix: String,
+    },
+    /// No session.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The look-up fails for more accounts than are told apart from the others.
+    #[error("cannot look up {0} accounts, each for itself; see what their rows have in common")]
+    Many(usize),
+    /// A column's type changes faster than it can be read.
+    #[error("the type of an account column has just been changed")]
+    TypeChanged,
+    /// The server refused, or the session was lost.
+    #[error("cannot look endpoints up: {}", error_text(.0))]
+    Sql(#[from] tokio_postgres::Error),
+}
+
+impl Failure for LookupError {
+    fn fixed_by(&self) -> FixedBy {
+        match self {
+            Self::NoColumn { .. }
+            | Self::Incomparable { .. }
+            | Self::Retyped { .. }
+            | Self::Hidden { .. }
+            | Self::Shape(_) => FixedBy::Person,
+            Self::TypeChanged | Self::Many(_) => FixedBy::Waiting,
+            Self::Connect(error) => error.fixed_by(),
+            Self::Sql(error) => error.fixed_by(),
+        }
+    }
+
+    fn fix(&self) -> &'static str {
+        match self {
+            Self::NoColumn { .. } | Self::Incomparable { .. } => {
+                "put the table or the column back, or correct the configuration and start again"
+            }
+            Self::Hidden { .. } | Self::Retyped { .. } => fix::AS_IT_SAYS,
+            Self::Shape(_) | Self::TypeChanged | Self::Many(_) => fix::UNREACHABLE,
+            Self::Connect(error) => error.fix(),
+            Self::Sql(error) => error.fix(),
+        }
+    }
+
+    fn say(&self, line: &mut Line) {
+        match self {
+            Self::Connect(error) => error.say(line),
+            Self::Sql(error) => {
+                line.push(&self.to_string());
+                error.say(line);
+            }
+            Self::NoColumn { .. }
+            | Self::Incomparable { .. }
+            | Self::Retyped { .. }
+            | Self::Hidden { .. }
+            | Self::Shape(_)
+            | Self::TypeChanged
+            | Self::Many(_) => line.push_error(self),
+        }
+    }
+}

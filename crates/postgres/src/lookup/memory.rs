@@ -1,0 +1,87 @@
+//! What is remembered from one look-up to the next.
+
+use std::collections::HashSet;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use tokio::time::{Duration, Instant};
+
+use super::{Lookups, Plan, is_refused, retyped};
+use walhook_core::endpoint::Routes;
+use walhook_core::event::AccountId;
+
+/// How often the log says that a weight cannot be used.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
+/// Accounts that are known to be refused and so are asked for alone.
+pub(super) const SUSPECTS_MAX: usize = 4_096;
+
+/// What is remembered from one look-up to the next.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// What the catalog said last.
+    pub(super) plan: Option<Arc<Plan>>,
+    /// The columns' types, with which rows could be read.
+    pub(super) column_types: Option<retyped::ColumnTypes>,
+    /// The accounts whose statement was refused the last time, for their data.
+    pub(super) suspects: HashSet<AccountId>,
+    /// One whose statement was not.
+    good: Option<AccountId>,
+    /// Until then the statement for a batch is the fenced one: the other was refused.
+    fenced_until: Option<Instant>,
+    warned: Option<Instant>,
+}
+
+impl Lookups {
+    pub(super) fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whose statement is refused is asked for alone the next time.
+    pub(super) fn remember(&self, routes: &[(AccountId, Routes)]) {
+        let mut memory = self.memory();
+        for (account, routes) in routes {
+            let is_refused = routes.refused.is_some()
+                || routes.endpoints.iter().any(|endpoint| is_refused(endpoint));
+            if !is_refused {
+                memory.suspects.remove(account);
+            } else if memory.suspects.len() < SUSPECTS_MAX {
+                memory.suspects.insert(account.clone());
+            }
+        }
+        let good = routes.iter().find(|(_, routes)| {
+            routes.refused.is_none() && routes.endpoints.iter().any(|e| e.invalid.is_none())
+        });
+        if let Some((account, _)) = good {
+            memory.good = Some(account.clone());
+        }
+    }
+
+    pub(super) fn is_fenced(&self) -> bool {
+        self.memory().fenced_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// From now on, and for so long, no batch computes rows of accounts that are not asked for.
+    pub(super) fn fence(&self, time: Duration) {
+        self.memory().fenced_until = Some(Instant::now() + time);
+    }
+
+    pub(super) fn last_good(&self) -> Option<AccountId> {
+        self.memory().good.clone()
+    }
+
+    /// Says that an account's weight cannot be used and so is 1, now and then.
+    pub(super) fn warn_of_weight(&self, account: &AccountId) {
+        let Some(weights) = &self.weights else { return };
+        let now = Instant::now();
+        let mut memory = self.memory();
+        if memory.warned.is_some_and(|at| now.duration_since(at) < WARN_EVERY) {
+            return;
+        }
+        memory.warned = Some(now);
+        tracing::warn!(
+            account = %account, table = %weights.id.table,
+            "the account's weight is no number above 0 that can be used, so it counts as 1; others may be \
+             as wrong"
+        );
+    }
+}

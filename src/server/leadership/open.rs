@@ -1,0 +1,148 @@
+//! Opening the source: the stream, and a SQL session to the same server, which must be the one that we know.
+//!
+//! Every opening, the first and each after a lost connection, makes the same checks, because
+//! START_REPLICATION makes none: it clamps a position that the slot has passed, without a word.
+
+use std::time::Duration;
+
+use super::OpenError;
+use crate::config::Config;
+use crate::server::sessions::{LEASE, SENTINEL, STREAM, open_state};
+use crate::server::{Stop, published};
+use walhook_core::halt::{self, SourceIdentity};
+use walhook_core::lsn::Lsn;
+use walhook_postgres::pg::{Conninfo, DatabaseUrl};
+use walhook_postgres::slot::{self, Slot};
+use walhook_postgres::source::hosts;
+use walhook_postgres::sql::{ConnectError, Connection};
+use walhook_postgres::wire::{self, Replication, WireError};
+use walhook_state::{StateError, StateStore};
+
+/// What is told when the slot that was ours is not free.
+pub(in crate::server) const IN_USE: &str = "the slot is in use by another session";
+
+/// And what to do about it.
+pub(in crate::server) const IN_USE_FIX: &str =
+    "see whose it is in pg_stat_replication; the server frees it after wal_sender_timeout";
+
+/// An open source: the stream, and a SQL session to the same server.
+#[derive(Debug)]
+pub(in crate::server) struct Session {
+    pub(in crate::server) stream: wire::Stream,
+    /// Ends at once when the server shuts down, also while nobody reads the stream.
+    pub(in crate::server) sentinel: Connection,
+    /// The session's `wal_sender_timeout`.
+    pub(in crate::server) sender_timeout: Duration,
+    /// Set when this is a standby that was promoted since we last looked: its timeline, to be stored.
+    pub(super) promoted: Option<u32>,
+}
+
+/// Opens the source again for a leader that has received everything up to `at`.
+pub(in crate::server) async fn reopen(
+    config: &Config,
+    epoch: i64,
+    at: Lsn,
+) -> Result<Session, OpenError> {
+    let mut store = open_state(config, LEASE).await?;
+    store.write_as(epoch);
+    let expected = store.source_identity().await?;
+    let session = open(config, &expected, at).await?;
+    // The slot was free for a while: has another led meanwhile? Asked first, for that one has moved the
+    // slot on, which would look like a gap.
+    if store.current_epoch().await? != epoch {
+        return Err(OpenError::Stop(Stop::Fenced));
+    }
+    check_slot(config, &session.sentinel, at).await?;
+    let published = published::check(config, &session.sentinel).await;
+    published.map_err(OpenError::passing)??;
+    store_promotion(&mut store, session.promoted).await?;
+    Ok(session)
+}
+
+/// The positions are those of the new primary from now on.
+pub(super) async fn store_promotion(
+    store: &mut StateStore,
+    promoted: Option<u32>,
+) -> Result<(), StateError> {
+    let Some(timeline) = promoted else { return Ok(()) };
+    store.set_timeline(timeline).await?;
+    tracing::warn!(timeline, "going on from a standby that was promoted: nothing is missing");
+    Ok(())
+}
+
+/// Whether the slot that is ours now sends everything from `at` on.
+pub(super) async fn check_slot(
+    config: &Config,
+    sentinel: &Connection,
+    at: Lsn,
+) -> Result<(), OpenError> {
+    let name = &config.source.slot;
+    let slot = slot::read(sentinel, name).await?;
+    halt::check_slot(name, slot.as_ref().map(Slot::state).as_ref(), at)?;
+    slot.map_or(Ok(()), |slot| Ok(halt::check_wal_end(slot.wal_end, at)?))
+}
+
+/// Where the server itself answers, and no connection pooler.
+pub(super) fn direct_url(config: &Config) -> &DatabaseUrl {
+    config.source.replication_url.as_ref().unwrap_or(&config.source.url)
+}
+
+pub(super) async fn open(
+    config: &Config,
+    expected: &SourceIdentity,
+    at: Lsn,
+) -> Result<Session, OpenError> {
+    let source = &config.source;
+    let url = direct_url(config);
+    // Past a pooler, whose sessions outlive the server's shutdown.
+    let sentinel = Connection::open(url, SENTINEL.name).await?;
+    let mut replication = wire::connect(url, STREAM.name).await?;
+    let system = replication.identify_system().await?;
+    let found = SourceIdentity {
+        system_identifier: system.system_identifier,
+        timeline: system.timeline,
+        host: hosts(&Conninfo::parse(&source.url).map_err(ConnectError::from)?),
+        database: system.database,
+    };
+    let promoted = if halt::is_promoted(&found, expected) {
+        let left = replication.left_timeline(expected.timeline, found.timeline).await?;
+        halt::check_promotion(&found, expected, left, at)?;
+        Some(found.timeline)
+    } else {
+        halt::check_source(&found, expected)?;
+        None
+    };
+    let slot = slot::read(&sentinel, &source.slot).await?;
+    if slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) {
+        return Err(OpenError::SlotInUse);
+    }
+    // What an active slot has confirmed may be ahead of what we know; an idle one must not be gone.
+    if slot.as_ref().is_none_or(|slot| slot.is_lost()) {
+        halt::check_slot(&source.slot, slot.as_ref().map(Slot::state).as_ref(), at)?;
+    }
+    let sender_timeout = lease_timeout(&mut replication, source.lease_timeout).await?;
+    let replication = replication.with_messages(config.reads_messages());
+    let stream = replication
+        .start(&source.slot, &source.publication, at, config.memory.max_change_bytes())
+        .await?;
+    Ok(Session { stream, sentinel, sender_timeout, promoted })
+}
+
+/// How long the server keeps the slot for us should we freeze: what it is set to, and at most `ours`.
+async fn lease_timeout(
+    replication: &mut Replication,
+    ours: Duration,
+) -> Result<Duration, WireError> {
+    let server = replication.wal_sender_timeout().await?;
+    if server.is_zero() {
+        tracing::warn!(
+            lease_timeout = ?ours,
+            "wal_sender_timeout is 0, so that a frozen client would keep a slot for ever; ours is kept \
+             for source.lease_timeout"
+        );
+    } else if server <= ours {
+        return Ok(server);
+    }
+    replication.set_wal_sender_timeout(ours).await?;
+    Ok(ours)
+}

@@ -1,0 +1,47 @@
+//! What must be in place at the source before somebody leads for the first time.
+
+use tokio_postgres::Client;
+
+use super::open::direct_url;
+use super::{OpenError, StartError};
+use crate::config::Config;
+use crate::server::sessions::{Finding, LEASE, Need, SENTINEL, Verdict, findings};
+use walhook_postgres::sql::Connection;
+use walhook_postgres::{preflight, source};
+
+/// Refuses what is not in place at the source, all of it at once.
+pub(super) async fn preflight(config: &Config) -> Result<(), OpenError> {
+    let client = Connection::open(direct_url(config), SENTINEL.name).await?;
+    let version = source::server_version(&client).await?;
+    if version < source::OLDEST_SERVER {
+        return Err(OpenError::refused(StartError::OldServer { version: version / 10_000 }));
+    }
+    let faults = preflight::faults(config.lookups(), &client).await?;
+    let limits = too_few_sessions(config, &client).await?;
+    if faults.is_empty() && limits.is_empty() {
+        return Ok(());
+    }
+    Err(OpenError::refused(StartError::NotInPlace { faults, limits }))
+}
+
+/// The limits with which no leader can work, and their fixes; of those that are only tight, the log tells.
+async fn too_few_sessions(config: &Config, source: &Client) -> Result<Vec<Finding>, OpenError> {
+    let (of_source, of_state) = Need::of_config(config);
+    let mut found = findings(source, of_source).await?;
+    if let (Some(url), Some(of_state)) = (&config.state.url, of_state) {
+        // That there is none is said where the state is opened.
+        if let Ok(state) = Connection::open(url, LEASE.name).await {
+            found.extend(findings(&state, of_state).await?);
+        }
+    }
+    let mut refused = Vec::new();
+    for finding in found {
+        let Finding { verdict, text, fix } = &finding;
+        match verdict {
+            Verdict::Pass => {}
+            Verdict::Warn => tracing::warn!(problem = %text, fix, "sessions may become scarce"),
+            Verdict::Fail => refused.push(finding),
+        }
+    }
+    Ok(refused)
+}

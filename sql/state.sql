@@ -312,6 +312,10 @@ ALTER TABLE {schema}.jobs ADD COLUMN IF NOT EXISTS late_in_gaps bigint NOT NULL 
 
 CREATE INDEX IF NOT EXISTS jobs_unfinished ON {schema}.jobs (pipeline, id) WHERE finished_at IS NULL;
 
+-- To replays that an operator has ended: the leader looks for them all the time.
+CREATE INDEX IF NOT EXISTS jobs_cancelled ON {schema}.jobs (pipeline, id)
+    WHERE error OPERATOR(pg_catalog.=) 'cancelled';
+
 -- Endpoints that are stopped, by walhook (`disabled`) or by an operator (`paused`), since
 -- `disabled_at`. One that is suspended has a growing gap instead. A change of the endpoint's row switches a disabled one on again.
 CREATE TABLE IF NOT EXISTS {schema}.endpoint_state (

@@ -13,7 +13,7 @@ use super::event::{event_columns, read_event};
 use super::persist::StoredAttempt;
 use super::persist::dead_letters::remove;
 use super::{
-    DeadLetterFilter, Param, Scope, StateError, StateStore, hold_off_leader, text, unreadable,
+    DeadLetterFilter, Param, Scope, StateError, StateStore, hold_off_leader, key, text, unreadable,
 };
 
 /// One dead letter with its event.
@@ -46,9 +46,13 @@ const COLUMNS: &str = "d.id, d.endpoint, d.reason, d.detail, d.attempts, d.last_
     (extract(epoch FROM d.tried_at) OPERATOR(pg_catalog.*) 1000000)::bigint AS tried,
         d.history::pg_catalog.text";
 
-/// That body `b` is of the event of dead letter `d`.
-const SAME_EVENT: &str =
-    "b.pipeline OPERATOR(pg_catalog.=) d.pipeline AND b.event_id OPERATOR(pg_catalog.=) d.event_id";
+/// What is selected from: each letter as `d`, and its event's body as `b`. `$1` is the pipeline.
+fn letters(s: &str) -> String {
+    format!(
+        "{s}.dead_letters d CROSS JOIN LATERAL (
+             SELECT * FROM {s}.bodies WHERE pipeline {EQ} $1 AND event_id {EQ} d.event_id LIMIT 1) b"
+    )
+}
 
 impl StateStore {
     /// The next dead letters that the job asks for by `filter` and has not tried, in the order of their ids.
@@ -97,10 +101,9 @@ impl StateStore {
     ) -> Result<Vec<Option<i64>>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT (SELECT l.id FROM {s}.dead_letters l WHERE l.pipeline {EQ} $1
-                        AND l.event_id {EQ} r.event AND l.endpoint {EQ} r.endpoint
-                        AND l.replay_id {EQ} r.replay)
-             FROM unnest($2, $3, $4) WITH ORDINALITY AS r(event, endpoint, replay, at) ORDER BY r.at"
+            "SELECT {} FROM unnest($2, $3, $4)
+                 WITH ORDINALITY AS r(event, endpoint, replay, at) ORDER BY r.at",
+            key::delivery(s, "dead_letters", "id")
         );
         let events: Vec<String> = letters.iter().map(|l| l.event.id.to_string()).collect();
         let endpoints: Vec<&str> =
@@ -139,9 +142,10 @@ impl StateStore {
     ) -> Result<Vec<StoredDeadLetter>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT {COLUMNS}, {} FROM {s}.dead_letters d JOIN {s}.bodies b ON {SAME_EVENT}
+            "SELECT {COLUMNS}, {} FROM {}
              WHERE {} AND {condition} ORDER BY d.id LIMIT $10",
             event_columns(),
+            letters(s),
             filter.condition()
         );
         let mut params = filter.params(pipeline);
@@ -165,8 +169,9 @@ impl StateStore {
     async fn count(&self, filter: &DeadLetterFilter, condition: &str) -> Result<i64, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT pg_catalog.count(*) FROM {s}.dead_letters d JOIN {s}.bodies b ON {SAME_EVENT}
-             WHERE {} AND {condition}",
+            "SELECT pg_catalog.count(*) FROM (
+                 SELECT FROM {} WHERE {} AND {condition} ORDER BY d.id) l",
+            letters(s),
             filter.condition()
         );
         let row = self.connection.query_typed_one(&sql, &filter.params(pipeline)).await?;
@@ -193,12 +198,14 @@ impl StateStore {
     ) -> Result<i64, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let last = format!(
-            "SELECT coalesce(pg_catalog.max(id), 0) FROM {s}.dead_letters WHERE pipeline {EQ} $1"
+            "SELECT coalesce((SELECT id FROM {s}.dead_letters WHERE pipeline {EQ} $1
+                              ORDER BY id DESC LIMIT 1), 0)"
         );
         let last: i64 = self.one(&last).await?.try_get(0)?;
         let choose = format!(
-            "SELECT d.id FROM {s}.dead_letters d JOIN {s}.bodies b ON {SAME_EVENT}
+            "SELECT d.id FROM {}
              WHERE {} AND d.id {GT} $9 AND d.id {LE} $10 ORDER BY d.id LIMIT 1000",
+            letters(s),
             filter.condition()
         );
         let (mut after, mut removed) = (0i64, 0);

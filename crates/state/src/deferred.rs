@@ -5,7 +5,7 @@ use tokio_postgres::types::Type;
 
 use super::persist::{StoredAttempt, with_unused};
 use super::replays::{Late, with_late};
-use super::{DeferredFilter, Scope, StateError, StateStore, fence_alone, place, text};
+use super::{DeferredFilter, Scope, StateError, StateStore, fence_alone, key, place, text};
 use walhook_core::persist::{EventKey, QueueId, RowKey};
 use walhook_postgres::op::{EQ, GT, PLUS, TIMES};
 
@@ -30,6 +30,20 @@ pub struct Changed {
     pub rows: Vec<(QueueId, RowKey)>,
     /// Where to go on.
     pub next: DeferredCursor,
+}
+
+/// What is selected from, as `d`: the rows in the order of a list, or those of the events `$2` alone where
+/// the filter names some. `$1` is the pipeline.
+fn rows(s: &str, filter: &DeferredFilter) -> String {
+    if filter.ids.is_none() {
+        return format!("{s}.deferred d");
+    }
+    format!(
+        "(SELECT d.* FROM (SELECT id FROM pg_catalog.unnest($2) AS r(id) GROUP BY id) r
+          CROSS JOIN LATERAL (SELECT *, ctid FROM {s}.deferred WHERE pipeline {EQ} $1 AND {}
+                              ORDER BY event_id OFFSET 0) d) d",
+        key::range("event_id", "r.id")
+    )
 }
 
 /// The columns of a row's place: in a list, and in its queue.
@@ -92,9 +106,10 @@ impl StateStore {
         let Scope { s, pipeline, .. } = &self.scope;
         let filters = filter.condition();
         let sql = format!(
-            "SELECT {columns} FROM {s}.deferred d
+            "SELECT {columns} FROM {}
              WHERE {filters} AND (d.event_id, d.endpoint, d.replay_id) {GT} ($9, $10, $11)
-             ORDER BY d.event_id, d.endpoint, d.replay_id LIMIT $12"
+             ORDER BY d.event_id, d.endpoint, d.replay_id LIMIT $12",
+            rows(s, filter)
         );
         let mut params = filter.params(pipeline);
         params.push((&after.event, Type::TEXT));
@@ -185,7 +200,7 @@ impl StateStore {
         let filters = filter.condition();
         let sql = format!(
             "WITH chosen AS (
-                 SELECT d.ctid AS place FROM {s}.deferred d WHERE {filters} AND {condition}
+                 SELECT d.ctid AS place FROM {} WHERE {filters} AND {condition}
                     AND (d.event_id, d.endpoint, d.replay_id) {GT} ($9, $10, $11)
                  ORDER BY d.event_id, d.endpoint, d.replay_id LIMIT {CHUNK}),
              {change},
@@ -193,6 +208,7 @@ impl StateStore {
                  FROM gone)
                          WHERE pipeline {EQ} $1 AND id {EQ} $12)
              SELECT {} FROM gone ORDER BY event_id, endpoint, replay_id",
+            rows(s, filter),
             place_columns()
         );
         let mut params = filter.params(pipeline);
@@ -221,7 +237,11 @@ impl StateStore {
     pub async fn count_deferred(&self, filter: &DeferredFilter) -> Result<i64, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let filters = filter.condition();
-        let sql = format!("SELECT pg_catalog.count(*) FROM {s}.deferred d WHERE {filters}");
+        let sql = format!(
+            "SELECT pg_catalog.count(*) FROM (
+                 SELECT FROM {} WHERE {filters} ORDER BY d.event_id, d.endpoint, d.replay_id) d",
+            rows(s, filter)
+        );
         let row = self.connection.query_typed_one(&sql, &filter.params(pipeline)).await?;
         Ok(row.try_get(0)?)
     }

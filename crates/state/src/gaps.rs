@@ -8,6 +8,7 @@ use walhook_core::persist::GapChange;
 use walhook_core::replay::ReplayRange;
 use walhook_postgres::op::{CAT, EQ, GE, LE, LT, PLUS, to_us};
 
+use super::jobs::unfinished_job;
 use super::{Param, Scope, StateError, StateStore, fence, text, unreadable};
 
 /// A range of WAL whose changes were not delivered.
@@ -118,7 +119,7 @@ impl StateStore {
         let epoch = self.led_epoch()?;
         let sql = format!(
             "WITH covered AS (
-                 SELECT id, CASE WHEN unrouted THEN 0 ELSE removed {PLUS} skipped END AS deliveries
+                 SELECT ctid AS place, CASE WHEN unrouted THEN 0 ELSE removed {PLUS} skipped END AS deliveries
                  FROM {s}.gaps
                  WHERE pipeline {EQ} $1 AND closed_at IS NULL AND NOT growing
                    AND NOT other_wal AND from_lsn {GE} $5
@@ -130,15 +131,15 @@ impl StateStore {
                        ELSE endpoint {EQ} $3 AND NOT unrouted AND ($4 IS NULL OR account {EQ} $4)
                             AND to_lsn {LT} $6 END),
              ended AS (
-                 SELECT done {PLUS} deferred AS done FROM {s}.jobs WHERE pipeline {EQ} $1 AND id {EQ} $2
-                    AND finished_at IS NULL AND position {GE} $6 AND failed {EQ} 0
+                 SELECT done {PLUS} deferred AS done FROM {s}.jobs WHERE ctid {EQ} {} AND position {GE} $6 AND failed {EQ} 0
                     AND late_failed {EQ} 0 AND late_dropped {EQ} 0
                     AND in_gaps {EQ} 0 AND late_in_gaps {EQ} 0)
              UPDATE {s}.gaps g SET closed_at = pg_catalog.now(),
                  note = 'sent again by replay ' {CAT} $2
              FROM covered c, ended e
-             WHERE g.id {EQ} c.id AND e.done {GE} (SELECT pg_catalog.sum(deliveries) FROM covered)
-             RETURNING g.id"
+             WHERE g.ctid {EQ} c.place AND e.done {GE} (SELECT pg_catalog.sum(deliveries) FROM covered)
+             RETURNING g.id",
+            unfinished_job(s, "$2")
         );
         let (from, to) = (PgLsn::from(from.0), PgLsn::from(to.0));
         let account = filter.account.as_deref();

@@ -5,7 +5,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::{
-    DeadLetterFilter, DeferredFilter, Param, REPLAY_JOB, Scope, StateError, StateStore, fence,
+    DeadLetterFilter, DeferredFilter, Param, REPLAY_JOB, Scope, StateError, StateStore, fence, key,
     replays::cancelled_and_waiting, text,
 };
 use walhook_postgres::op::EQ;
@@ -139,8 +139,7 @@ impl StateStore {
             let Scope { s, pipeline, .. } = &self.scope;
             let sql = format!(
                 "SELECT id, kind, args::pg_catalog.text FROM {s}.jobs
-                 WHERE pipeline {EQ} $1 AND kind {EQ} ANY ($2) AND finished_at IS NULL
-                 ORDER BY id LIMIT 1"
+                 WHERE {UNFINISHED} AND kind {EQ} ANY ($2) ORDER BY pipeline, id LIMIT 1"
             );
             let kinds: &[&str] = &Ask::KINDS;
             let row = self
@@ -190,8 +189,8 @@ impl StateStore {
         let tx = self.connection.transaction().await?;
         fence(&tx, &self.scope, epoch).await?;
         let sql = format!(
-            "UPDATE {s}.jobs SET finished_at = pg_catalog.now(), error = $3
-             WHERE pipeline {EQ} $1 AND id {EQ} $2 AND finished_at IS NULL"
+            "UPDATE {s}.jobs SET finished_at = pg_catalog.now(), error = $3 WHERE ctid {EQ} {}",
+            unfinished_job(s, "$2")
         );
         tx.execute_typed(&sql, &[(pipeline, Type::TEXT), (&id, Type::INT8), (&error, Type::TEXT)])
             .await?;
@@ -250,13 +249,25 @@ impl StateStore {
     /// [`StateError::Sql`].
     pub async fn unfinished_jobs(&self) -> Result<Vec<JobState>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
-        let sql = format!(
-            "SELECT {JOB_COLUMNS} FROM {s}.jobs WHERE pipeline {EQ} $1 AND finished_at IS NULL
-             ORDER BY id"
-        );
+        let sql =
+            format!("SELECT {JOB_COLUMNS} FROM {s}.jobs WHERE {UNFINISHED} ORDER BY pipeline, id");
         let rows = self.connection.query_typed(&sql, &[(pipeline, Type::TEXT)]).await?;
         rows.iter().map(read).collect()
     }
+}
+
+/// The jobs of the pipeline `$1` that are not finished, in the order of their index: the pipeline, the id.
+/// By the pipeline as a range, as in the module `key`: else all jobs by their ids would be in order too.
+pub(super) const UNFINISHED: &str = "pipeline OPERATOR(pg_catalog.>=) $1
+    AND pipeline OPERATOR(pg_catalog.<=) $1 AND finished_at IS NULL";
+
+/// The place of the job `id` of the pipeline `$1`, where it is not finished.
+pub(super) fn unfinished_job(s: &str, id: &str) -> String {
+    let range = key::range("pipeline, id", &format!("$1, {id}"));
+    format!(
+        "(SELECT ctid FROM {s}.jobs WHERE {range} AND finished_at IS NULL
+          ORDER BY pipeline, id LIMIT 1)"
+    )
 }
 
 const JOB_COLUMNS: &str = "id, kind, coalesce(total, 0), done, failed,

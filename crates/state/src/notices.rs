@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
-use super::{Param, Scope, StateError, StateStore, fence, text, unreadable};
+use super::{Param, Scope, StateError, StateStore, fence, key, text, unreadable};
 use walhook_core::notice::{DueNotice, PAUSE};
 use walhook_core::tick::micros;
 use walhook_postgres::op::{EQ, GT, LE, MINUS, PLUS, TIMES, interval};
+
+/// Of so many that are due at the same time, the one that happened first goes first.
+const COMPARED: u32 = 100;
 
 impl StateStore {
     /// The notice that is due for the longest time. Removes what was sent so long ago that it holds
@@ -21,16 +24,19 @@ impl StateStore {
         let tx = self.connection.transaction().await?;
         fence(&tx, &self.scope, epoch).await?;
         let told = format!(
-            "DELETE FROM {s}.notices WHERE pipeline {EQ} $1 AND due_at {LE} pg_catalog.now()
-             AND count {EQ} 0"
+            "DELETE FROM {s}.notices WHERE ctid {EQ} ANY (ARRAY (
+                 SELECT ctid FROM {s}.notices
+                 WHERE pipeline {EQ} $1 AND due_at {LE} pg_catalog.now() AND count {EQ} 0
+                 ORDER BY due_at))"
         );
         tx.execute_typed(&told, &[(pipeline, Type::TEXT)]).await?;
         let sql = format!(
             "SELECT type, endpoint, account, detail, count,
                     (extract(epoch FROM first_at) {TIMES} 1000000)::bigint,
                     (extract(epoch FROM last_at) {TIMES} 1000000)::bigint, attempts
-             FROM {s}.notices WHERE pipeline {EQ} $1 AND due_at {LE} pg_catalog.now()
-             AND count {GT} 0
+             FROM (SELECT * FROM {s}.notices
+                   WHERE pipeline {EQ} $1 AND due_at {LE} pg_catalog.now() AND count {GT} 0
+                   ORDER BY due_at LIMIT {COMPARED}) n
              ORDER BY due_at, last_at LIMIT 1"
         );
         let row = tx.query_typed_opt(&sql, &[(pipeline, Type::TEXT)]).await?;
@@ -80,8 +86,9 @@ impl StateStore {
             "UPDATE {s}.notices SET count = count {MINUS} $4, attempts = $5,
                     first_at = CASE WHEN $4 {GT} 0 THEN last_at ELSE first_at END,
                     due_at = pg_catalog.now() {PLUS} {}
-             WHERE pipeline {EQ} $1 AND endpoint {EQ} $2 AND type {EQ} $3",
-            interval("$6")
+             WHERE ctid {EQ} {}",
+            interval("$6"),
+            key::row(s, "notices", "ctid", "endpoint, type", "$2, $3")
         );
         let attempts = i32::try_from(turn.attempts).unwrap_or(i32::MAX);
         let wait_us = i64::try_from(micros(turn.wait)).unwrap_or(i64::MAX);
@@ -112,11 +119,11 @@ struct Turn {
 mod tests {
     use super::*;
     use crate::fixture::Fixture;
-    use crate::quote_ident;
     use walhook_core::event::{AccountId, EndpointId};
     use walhook_core::lsn::Lsn;
     use walhook_core::notice::{Notice, NoticeKind};
     use walhook_core::persist::PersistBatch;
+    use walhook_postgres::ident::quote_ident;
 
     fn batch(kind: NoticeKind, detail: &str, count: u64) -> PersistBatch {
         let (endpoint, account) = (EndpointId::new("7"), Some(AccountId::new("42")));

@@ -5,11 +5,12 @@ use std::collections::HashSet;
 use tokio_postgres::Row;
 use tokio_postgres::types::{PgLsn, Type};
 
-use super::{Param, Scope, StateError, StateStore, Transaction, fence, lsn, text, unreadable};
+use super::jobs::UNFINISHED;
+use super::{Param, Scope, StateError, StateStore, Transaction, fence, key, lsn, text, unreadable};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::ReplayCounts;
 use walhook_core::replay::ReplayRange;
-use walhook_postgres::op::{EQ, GT, PLUS};
+use walhook_postgres::op::{EQ, GE, GT, LE, PLUS};
 
 /// The error of a replay that an operator has ended.
 const CANCELLED: &str = "cancelled";
@@ -59,7 +60,8 @@ pub(super) fn with_late(s: &str, late: Late) -> String {
              UPDATE {s}.jobs j SET {column} = j.{column} {PLUS} g.n
              FROM (SELECT replay_id, pg_catalog.count(*) AS n FROM gone
                    WHERE replay_id {GT} 0 GROUP BY 1) g
-             WHERE j.pipeline {EQ} $1 AND j.id {EQ} g.replay_id)"
+             WHERE j.ctid {EQ} {})",
+        key::row(s, "jobs", "ctid", "id", "g.replay_id")
     )
 }
 
@@ -171,7 +173,7 @@ impl StateStore {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
             "SELECT {COLUMNS} FROM {s}.jobs
-             WHERE pipeline {EQ} $1 AND kind {EQ} $2 AND finished_at IS NULL ORDER BY id LIMIT 1"
+             WHERE {UNFINISHED} AND kind {EQ} $2 ORDER BY pipeline, id LIMIT 1"
         );
         let params: [Param<'_>; 2] = [(pipeline, Type::TEXT), (&REPLAY_JOB, Type::TEXT)];
         let row = self.connection.query_typed_opt(&sql, &params).await?;
@@ -221,11 +223,11 @@ impl StateStore {
     pub async fn cancelled_replay(&self) -> Result<Option<i64>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
-            "SELECT id FROM {s}.jobs WHERE pipeline {EQ} $1 AND kind {EQ} $2 AND error {EQ} $3
-             AND {WAITING} {GT} 0 ORDER BY id LIMIT 1"
+            "SELECT id FROM {s}.jobs WHERE pipeline {GE} $1 AND pipeline {LE} $1 AND kind {EQ} $2
+             AND {} ORDER BY pipeline, id LIMIT 1",
+            cancelled_and_waiting()
         );
-        let params: [Param<'_>; 3] =
-            [(pipeline, Type::TEXT), (&REPLAY_JOB, Type::TEXT), (&CANCELLED, Type::TEXT)];
+        let params: [Param<'_>; 2] = [(pipeline, Type::TEXT), (&REPLAY_JOB, Type::TEXT)];
         let row = self.connection.query_typed_opt(&sql, &params).await?;
         Ok(row.map(|row| row.try_get(0)).transpose()?)
     }
@@ -244,8 +246,10 @@ impl StateStore {
         let of = |table: &str| {
             format!(
                 "SELECT r.event, d.endpoint FROM pg_catalog.unnest($2) AS r(event)
-                 CROSS JOIN LATERAL (SELECT endpoint FROM {s}.{table} t WHERE t.pipeline {EQ} $1
-                    AND t.event_id {EQ} r.event AND t.replay_id {EQ} $3 OFFSET 0) d"
+                 CROSS JOIN LATERAL (
+                     SELECT endpoint FROM {s}.{table} WHERE pipeline {EQ} $1 AND {}
+                        AND replay_id {EQ} $3 ORDER BY event_id OFFSET 0) d",
+                key::range("event_id", "r.event")
             )
         };
         let sql = format!("{} UNION ALL {}", of("deferred"), of("dead_letters"));
@@ -275,7 +279,8 @@ pub(super) async fn count(
         "UPDATE {s}.jobs j SET done = r.done, failed = r.failed, deferred = r.deferred,
                 dropped = r.dropped, in_gaps = r.in_gaps
          FROM unnest($2, $3, $4, $5, $6, $7) AS r(job, done, failed, deferred, dropped, in_gaps)
-         WHERE j.pipeline {EQ} $1 AND j.id {EQ} r.job"
+         WHERE j.ctid {EQ} {}",
+        key::row(s, "jobs", "ctid", "id", "r.job")
     );
     let params: [Param<'_>; 7] = [
         (pipeline, Type::TEXT),

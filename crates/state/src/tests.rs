@@ -11,10 +11,16 @@ mod upkeep;
 use std::time::Duration;
 
 use super::fixture::{Fixture, SCHEMA, dead, event, range};
+use super::schema::NEWEST_TABLE;
+use super::store::IDLE_IN_TRANSACTION;
 use super::*;
 use walhook_core::endpoint::Secret;
 use walhook_core::event::EndpointId;
-use walhook_core::persist::{DeadReason, JobDone, PersistBatch, Retried};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{
+    DeadReason, DisableEndpoint, JobDone, PauseEndpoint, PersistBatch, Retried,
+};
+use walhook_postgres::ident::quote_ident;
 
 fn batch(frontier: u64) -> PersistBatch {
     PersistBatch { frontier: Lsn(frontier), ..PersistBatch::default() }

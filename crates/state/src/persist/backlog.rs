@@ -4,9 +4,8 @@ use std::time::SystemTime;
 
 use tokio_postgres::types::Type;
 
-use super::{Param, Scope, StateError, Transaction, bodies, system_time};
-use walhook_core::persist::{BacklogRow, Blocked, QueueId};
-use walhook_postgres::op::EQ;
+use super::{Param, Scope, StateError, Transaction, bodies, queues, system_time};
+use walhook_core::persist::{BacklogRow, Blocked};
 
 /// Inserts or replaces rows.
 pub(super) async fn store(
@@ -17,8 +16,7 @@ pub(super) async fn store(
     if rows.is_empty() {
         return Ok(());
     }
-    let endpoints: Vec<&str> = rows.iter().map(|row| row.queue.endpoint.as_str()).collect();
-    let accounts: Vec<&str> = rows.iter().map(|row| row.queue.account.as_str()).collect();
+    let (endpoints, accounts) = queues::columns(rows.iter().map(|row| &row.queue));
     let blocked: Vec<Option<String>> = rows
         .iter()
         .map(|row| match &row.blocked {
@@ -53,29 +51,6 @@ pub(super) async fn store(
         (&stopped, Type::INT8_ARRAY),
         (&open, Type::TIMESTAMPTZ_ARRAY),
     ];
-    tx.execute_typed(&sql, &params).await?;
-    Ok(())
-}
-
-/// Removes rows.
-pub(super) async fn remove(
-    tx: &Transaction<'_>,
-    Scope { s, pipeline, .. }: &Scope,
-    queues: &[QueueId],
-) -> Result<(), StateError> {
-    if queues.is_empty() {
-        return Ok(());
-    }
-    let endpoints: Vec<&str> = queues.iter().map(|queue| queue.endpoint.as_str()).collect();
-    let accounts: Vec<&str> = queues.iter().map(|queue| queue.account.as_str()).collect();
-    let sql = format!(
-        "DELETE FROM {s}.backlog WHERE ctid {EQ} ANY (ARRAY (
-             SELECT (SELECT b.ctid FROM {s}.backlog b WHERE b.pipeline {EQ} $1
-                       AND b.endpoint {EQ} r.endpoint AND b.account {EQ} r.account)
-             FROM unnest($2, $3) AS r(endpoint, account)))"
-    );
-    let params: [Param<'_>; 3] =
-        [(pipeline, Type::TEXT), (&endpoints, Type::TEXT_ARRAY), (&accounts, Type::TEXT_ARRAY)];
     tx.execute_typed(&sql, &params).await?;
     Ok(())
 }

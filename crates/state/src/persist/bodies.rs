@@ -5,25 +5,18 @@
 //! a leader so that other sessions of its epoch may too, an operator's command so that nobody may
 //! ([`hold_off_leader`](super::super::hold_off_leader)). No body is locked, which a batch of thousands
 //! would pay for twice.
-//!
-//! # Plans
-//!
-//! These tables go from nothing to millions of rows and back within minutes, and the planner's
-//! statistics are of another hour. What is written here leaves it no choice that could be a
-//! catastrophe: a row is found by a scalar subquery over a whole unique key, and removed by its
-//! `ctid`. That is safe because nobody else updates these rows.
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio_postgres::types::Type;
 
+use super::super::key;
 use super::super::place::{self, Places};
 use super::{Param, Scope, StateError, Transaction, system_time};
 use walhook_core::event::Event;
 use walhook_core::persist::PersistBatch;
-use walhook_postgres::op::EQ;
+use walhook_postgres::op::{EQ, PLUS};
 
 /// Inserts the bodies that the batch's new rows need and that are not there.
 pub(super) async fn insert(
@@ -89,16 +82,19 @@ pub(super) fn array(hashes: &[u64]) -> String {
 /// What a `WITH` goes on with that has `gone`, the rows which it deletes from `table` (`deferred` or
 /// `dead_letters`): deletes the bodies that were needed by those alone. `$1` is the pipeline.
 ///
-/// A statement does not see what it deletes itself as deleted, so it compares counts.
+/// A statement does not see what it deletes itself as deleted, so it compares counts; and counts no
+/// further than one beyond those, however many others need the body.
 pub(in super::super) fn with_unused(s: &str, table: &str) -> String {
     let needed_by = |of: &str, gone: &str| {
         format!(
-            "(SELECT pg_catalog.count(*) FROM {s}.{of} o WHERE o.pipeline {EQ} $1
-             AND o.event_id {EQ} g.event_id)
-              {EQ} {gone}"
+            "(SELECT pg_catalog.count(*) FROM (
+                 SELECT FROM {s}.{of} WHERE pipeline {EQ} $1 AND {} ORDER BY event_id
+                 LIMIT {gone} {PLUS} 1) o) {EQ} {gone}",
+            key::range("event_id", "g.event_id")
         )
     };
-    let (of_deferred, of_dead) = if table == "deferred" { ("g.n", "0") } else { ("0", "g.n") };
+    let none = "0::bigint";
+    let (of_deferred, of_dead) = if table == "deferred" { ("g.n", none) } else { (none, "g.n") };
     format!(
         "unused AS (
              DELETE FROM {s}.bodies WHERE ctid {EQ} ANY (ARRAY (

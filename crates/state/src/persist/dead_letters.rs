@@ -2,7 +2,7 @@
 
 use tokio_postgres::types::{PgLsn, Type};
 
-use super::super::text;
+use super::super::{key, text};
 use super::history::{last_ten, records};
 use super::{Param, Scope, StateError, Step, Transaction, bodies, letters, saturate};
 use walhook_core::persist::{DeadLetter, LETTERS_MAX, QueueId, Retried};
@@ -55,12 +55,7 @@ fn insert_sql(s: &str, place: &str, condition: &str) -> String {
                     {PLUS} coalesce((SELECT c.letters FROM {s}.dead_letter_counts c
                         WHERE {of_counts}), 0::bigint) AS rank
              FROM given r
-             WHERE {condition} AND (
-                 SELECT l.id FROM {s}.dead_letters l
-                 WHERE l.pipeline {EQ} $1
-                   AND l.event_id {EQ} r.event
-                   AND l.endpoint {EQ} r.endpoint
-                   AND l.replay_id {EQ} r.replay) IS NULL),
+             WHERE {condition} AND {letter} IS NULL),
          added AS (
              INSERT INTO {s}.dead_letters
                     (pipeline, event_id, endpoint, replay_id, account, reason, detail, attempts,
@@ -97,6 +92,7 @@ fn insert_sql(s: &str, place: &str, condition: &str) -> String {
          SELECT endpoint, account FROM beyond b
          WHERE (SELECT g.id FROM {s}.gaps g
                 WHERE {of_gaps} AND g.dead_letters AND g.closed_at IS NULL) IS NULL",
+        letter = key::delivery(s, "dead_letters", "id"),
         of_counts = same_queue("c", "r"),
         of_gaps = same_queue("g", "b"),
         history = last_ten("r.stored", "r.history"),
@@ -190,14 +186,17 @@ pub(in super::super) async fn remove(
 ) -> Result<i64, StateError> {
     let remove = format!(
         "WITH gone AS (
-             DELETE FROM {s}.dead_letters WHERE pipeline {EQ} $1 AND id {EQ} ANY ($2)
+             DELETE FROM {s}.dead_letters WHERE ctid {EQ} ANY (ARRAY (
+                 SELECT {} FROM pg_catalog.unnest($2) AS r(id)))
              RETURNING event_id, endpoint, account, bytes, $3[pg_catalog.array_position($2, id)] AS job),
          counted AS (
              UPDATE {s}.jobs j SET done = j.done {PLUS} g.n
              FROM (SELECT job, pg_catalog.count(*) AS n FROM gone GROUP BY job) g
-             WHERE j.pipeline {EQ} $1 AND j.id {EQ} g.job),
+             WHERE j.ctid {EQ} {}),
          {}, {}
          SELECT pg_catalog.count(*) FROM gone",
+        key::row(s, "dead_letters", "ctid", "id", "r.id"),
+        key::row(s, "jobs", "ctid", "id", "g.job"),
         letters::with_uncounted(s),
         bodies::with_unused(s, "dead_letters")
     );
@@ -229,16 +228,18 @@ pub(super) async fn mark_failed(
         "WITH tried AS (
              UPDATE {s}.dead_letters d
              SET reason = r.reason, detail = r.detail, attempts = d.attempts {PLUS} r.attempts,
-                 last_status = r.status, history = {}, tried_at = pg_catalog.now(), last_job = r.job
+                 last_status = r.status, history = {history}, tried_at = pg_catalog.now(), last_job = r.job
              FROM unnest($2, $3, $4, $5, $6, $7, $8)
                   AS r(id, job, reason, detail, attempts, status, history)
-             WHERE d.pipeline {EQ} $1 AND d.id {EQ} r.id
+             WHERE d.ctid {EQ} {letter}
                AND (d.last_job IS NULL OR d.last_job {NE} r.job)
              RETURNING r.job)
          UPDATE {s}.jobs j SET failed = j.failed {PLUS} t.n
          FROM (SELECT job, pg_catalog.count(*) AS n FROM tried GROUP BY job) t
-         WHERE j.pipeline {EQ} $1 AND j.id {EQ} t.job",
-        last_ten("d.history", "r.history")
+         WHERE j.ctid {EQ} {job}",
+        letter = key::row(s, "dead_letters", "ctid", "id", "r.id"),
+        history = last_ten("d.history", "r.history"),
+        job = key::row(s, "jobs", "ctid", "id", "t.job"),
     );
     tx.execute_typed(
         &update,

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use tokio_postgres::types::Type;
 
+use super::super::key;
 use super::super::place::{self, Places};
 use super::super::replays::{Late, with_late};
 use super::history::{last_ten, records};
@@ -13,13 +14,9 @@ use super::{
 use walhook_core::persist::{DeadLetter, Defer, QueueId, RowId, Tried};
 use walhook_postgres::op::{EQ, LT};
 
-/// The place of the row that `r` names by its second unique key: event, endpoint, replay. See the
-/// module `bodies` for why it is asked so.
+/// The place of the row that `r` of [`Named`] names.
 fn place(s: &str) -> String {
-    format!(
-        "(SELECT d.ctid FROM {s}.deferred d WHERE d.pipeline {EQ} $1 AND d.event_id {EQ} r.event
-            AND d.endpoint {EQ} r.endpoint AND d.replay_id {EQ} r.replay)"
-    )
+    key::delivery(s, "deferred", "ctid")
 }
 
 /// Rows named by their second unique key, as the columns `$2` to `$4`.
@@ -144,15 +141,14 @@ pub(super) async fn retime(
                 CASE WHEN d.attempts {LT} r.attempts THEN {history} ELSE d.history END
          FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10)
               AS r(event, endpoint, replay, attempts, first, due, status, detail, history)
-         CROSS JOIN LATERAL (
-             SELECT * FROM {s}.deferred d WHERE d.pipeline {EQ} $1 AND d.event_id {EQ} r.event
-                AND d.endpoint {EQ} r.endpoint AND d.replay_id {EQ} r.replay LIMIT 1) d
+         CROSS JOIN LATERAL {row} d
          ON CONFLICT (pipeline, event_id, endpoint, replay_id) DO UPDATE SET
              attempts = excluded.attempts, first_attempt_us = excluded.first_attempt_us,
              next_attempt_at = excluded.next_attempt_at, last_status = excluded.last_status,
              detail = excluded.detail, history = excluded.history",
         place = place::columns(""),
         place_of_row = place::columns("d."),
+        row = key::delivery(s, "deferred", "*"),
         history = last_ten("d.history", "r.history")
     );
     let mut params = named.params(pipeline);

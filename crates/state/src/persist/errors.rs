@@ -4,9 +4,8 @@ use std::time::SystemTime;
 
 use tokio_postgres::types::Type;
 
-use super::{Param, Scope, StateError, Transaction, system_time};
-use walhook_core::persist::{EndpointError, QueueId};
-use walhook_postgres::op::EQ;
+use super::{Param, Scope, StateError, Transaction, queues, system_time};
+use walhook_core::persist::EndpointError;
 
 /// Inserts or replaces rows.
 pub(super) async fn store(
@@ -17,8 +16,7 @@ pub(super) async fn store(
     if errors.is_empty() {
         return Ok(());
     }
-    let endpoints: Vec<&str> = errors.iter().map(|e| e.queue.endpoint.as_str()).collect();
-    let accounts: Vec<&str> = errors.iter().map(|e| e.queue.account.as_str()).collect();
+    let (endpoints, accounts) = queues::columns(errors.iter().map(|e| &e.queue));
     let since: Vec<SystemTime> = errors.iter().map(|e| system_time(e.since_us)).collect();
     let failed: Vec<i64> =
         errors.iter().map(|e| i64::try_from(e.failed).unwrap_or(i64::MAX)).collect();
@@ -41,29 +39,6 @@ pub(super) async fn store(
         (&last, Type::TIMESTAMPTZ_ARRAY),
         (&texts, Type::TEXT_ARRAY),
     ];
-    tx.execute_typed(&sql, &params).await?;
-    Ok(())
-}
-
-/// Removes rows.
-pub(super) async fn remove(
-    tx: &Transaction<'_>,
-    Scope { s, pipeline, .. }: &Scope,
-    queues: &[QueueId],
-) -> Result<(), StateError> {
-    if queues.is_empty() {
-        return Ok(());
-    }
-    let endpoints: Vec<&str> = queues.iter().map(|queue| queue.endpoint.as_str()).collect();
-    let accounts: Vec<&str> = queues.iter().map(|queue| queue.account.as_str()).collect();
-    let sql = format!(
-        "DELETE FROM {s}.endpoint_errors WHERE ctid {EQ} ANY (ARRAY (
-             SELECT (SELECT b.ctid FROM {s}.endpoint_errors b WHERE b.pipeline {EQ} $1
-                       AND b.endpoint {EQ} r.endpoint AND b.account {EQ} r.account)
-             FROM unnest($2, $3) AS r(endpoint, account)))"
-    );
-    let params: [Param<'_>; 3] =
-        [(pipeline, Type::TEXT), (&endpoints, Type::TEXT_ARRAY), (&accounts, Type::TEXT_ARRAY)];
     tx.execute_typed(&sql, &params).await?;
     Ok(())
 }

@@ -5,9 +5,9 @@ use tokio_postgres::types::{PgLsn, Type};
 
 use super::super::place::{self, COMMIT};
 use super::super::replays::{Late, with_late};
-use super::{Param, Scope, StateError, Transaction, bodies};
+use super::{Param, Scope, StateError, Transaction, bodies, queues};
 use walhook_core::lsn::Lsn;
-use walhook_core::persist::{GapChange, Purge, Purged, QueueId};
+use walhook_core::persist::{GapChange, Purge, Purged};
 use walhook_postgres::op::{EQ, PLUS};
 
 /// Begins gaps and says how far they have grown.
@@ -23,8 +23,7 @@ pub(super) async fn store(
     if gaps.is_empty() {
         return Ok(());
     }
-    let endpoints: Vec<&str> = gaps.iter().map(|gap| gap.queue.endpoint.as_str()).collect();
-    let accounts: Vec<&str> = gaps.iter().map(|gap| gap.queue.account.as_str()).collect();
+    let (endpoints, accounts) = queues::columns(gaps.iter().map(|gap| &gap.queue));
     let reasons: Vec<Option<&str>> = gaps.iter().map(|gap| gap.opens.as_deref()).collect();
     let skipped: Vec<i64> =
         gaps.iter().map(|gap| i64::try_from(gap.skipped).unwrap_or(i64::MAX)).collect();
@@ -48,17 +47,21 @@ pub(super) async fn store(
          ON CONFLICT (pipeline, endpoint, account) WHERE growing DO NOTHING",
         place::columns("d.")
     );
+    let row = key_of_growing(s);
+    // Before the others grow: one that counts nothing and ends.
+    let forget = format!(
+        "DELETE FROM {s}.gaps WHERE ctid {EQ} ANY (ARRAY (
+             SELECT (SELECT g.ctid FROM {s}.gaps g WHERE g.ctid {EQ} {row}
+                        AND g.removed {PLUS} r.skipped {EQ} 0::bigint)
+             FROM unnest($2, $3, $4, $5) AS r(endpoint, account, skipped, growing)
+             WHERE NOT r.growing))"
+    );
     let grow = format!(
         "UPDATE {s}.gaps g SET skipped = r.skipped, from_lsn = least(g.from_lsn, r.first),
                 to_lsn = greatest(g.to_lsn, r.last), growing = r.growing
          FROM unnest($2, $3, $4, $5, $6, $7)
               AS r(endpoint, account, skipped, first, last, growing)
-         WHERE g.pipeline {EQ} $1 AND g.endpoint {EQ} r.endpoint AND g.account {EQ} r.account
-           AND g.growing"
-    );
-    let forget = format!(
-        "DELETE FROM {s}.gaps WHERE pipeline {EQ} $1 AND endpoint {EQ} ANY ($2) AND NOT growing
-           AND closed_at IS NULL AND removed {PLUS} skipped {EQ} 0"
+         WHERE g.ctid {EQ} {row}"
     );
     let of_open: [Param<'_>; 6] = [
         (pipeline, Type::TEXT),
@@ -77,14 +80,28 @@ pub(super) async fn store(
         (&lasts, Type::PG_LSN_ARRAY),
         (&growing, Type::BOOL_ARRAY),
     ];
-    let of_forget: [Param<'_>; 2] = [(pipeline, Type::TEXT), (&endpoints, Type::TEXT_ARRAY)];
+    let of_forget: [Param<'_>; 5] = [
+        (pipeline, Type::TEXT),
+        (&endpoints, Type::TEXT_ARRAY),
+        (&accounts, Type::TEXT_ARRAY),
+        (&skipped, Type::INT8_ARRAY),
+        (&growing, Type::BOOL_ARRAY),
+    ];
     // In this order: statements that are sent together are carried out one after the other.
     futures_util::try_join!(
         tx.execute_typed(&open, &of_open),
-        tx.execute_typed(&grow, &of_grow),
         tx.execute_typed(&forget, &of_forget),
+        tx.execute_typed(&grow, &of_grow),
     )?;
     Ok(())
+}
+
+/// The place of the growing gap of the queue that `r` names.
+fn key_of_growing(s: &str) -> String {
+    format!(
+        "(SELECT ctid FROM {s}.gaps WHERE pipeline {EQ} $1 AND endpoint {EQ} r.endpoint
+            AND account {EQ} r.account AND growing)"
+    )
 }
 
 /// Removes rows of suspended queues, the oldest first, and counts them in the queues' gaps.
@@ -93,19 +110,15 @@ pub(super) async fn purge(
     scope: &Scope,
     purges: &[Purge],
 ) -> Result<Vec<Purged>, StateError> {
-    try_join_all(purges.iter().map(|purge| purge_one(tx, scope, purge))).await
+    let sql = purge_sql(&scope.s);
+    try_join_all(purges.iter().map(|purge| queues::purge(tx, scope, &sql, purge))).await
 }
 
-async fn purge_one(
-    tx: &Transaction<'_>,
-    Scope { s, pipeline, .. }: &Scope,
-    Purge { queue, rows }: &Purge,
-) -> Result<Purged, StateError> {
-    let QueueId { account, endpoint } = queue;
-    let (endpoint, account, rows) = (endpoint.as_str(), account.as_str(), i64::from(*rows));
+/// The statement of a purge, as [`queues::purge`] wants it.
+fn purge_sql(s: &str) -> String {
     let of_queue = format!("pipeline {EQ} $1 AND endpoint {EQ} $2 AND account {EQ} $3");
     let place = place::columns("");
-    let sql = format!(
+    format!(
         "WITH gone AS (
              DELETE FROM {s}.deferred WHERE ctid {EQ} ANY (ARRAY (
                  SELECT ctid FROM {s}.deferred
@@ -122,13 +135,5 @@ async fn purge_one(
          SELECT pg_catalog.count(*) FROM gone",
         with_late(s, Late::InGaps),
         bodies::with_unused(s, "deferred")
-    );
-    let params: [Param<'_>; 4] = [
-        (pipeline, Type::TEXT),
-        (&endpoint, Type::TEXT),
-        (&account, Type::TEXT),
-        (&rows, Type::INT8),
-    ];
-    let removed: i64 = tx.query_typed_one(&sql, &params).await?.try_get(0)?;
-    Ok(Purged { queue: queue.clone(), rows: removed.cast_unsigned(), all: removed < rows })
+    )
 }

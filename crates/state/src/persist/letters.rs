@@ -3,12 +3,11 @@
 //! How many rows a queue has stands in `dead_letter_counts`, which whoever inserts or deletes a letter
 //! brings up to date in the same statement. So nothing is ever counted anew, however many there are.
 
-use futures_util::future::try_join_all;
-use tokio_postgres::types::Type;
-
+use super::super::key;
 use super::super::place::COMMIT;
-use super::{Param, Scope, StateError, Transaction, bodies};
-use walhook_core::persist::{Purge, Purged, QueueId};
+use super::{Scope, StateError, Transaction, bodies, queues};
+use futures_util::future::try_join_all;
+use walhook_core::persist::{Purge, Purged};
 use walhook_postgres::op::{EQ, PLUS};
 
 /// What a `WITH` goes on with that has `gone`, the letters which it deletes (with their `endpoint`, `account`
@@ -32,24 +31,18 @@ pub(super) async fn purge(
     scope: &Scope,
     purges: &[Purge],
 ) -> Result<Vec<Purged>, StateError> {
-    try_join_all(purges.iter().map(|purge| purge_one(tx, scope, purge))).await
+    let sql = purge_sql(&scope.s);
+    try_join_all(purges.iter().map(|purge| queues::purge(tx, scope, &sql, purge))).await
 }
 
-async fn purge_one(
-    tx: &Transaction<'_>,
-    Scope { s, pipeline, .. }: &Scope,
-    Purge { queue, rows }: &Purge,
-) -> Result<Purged, StateError> {
-    let QueueId { account, endpoint } = queue;
-    let (endpoint, account, rows) = (endpoint.as_str(), account.as_str(), i64::from(*rows));
-    // The pipeline as no key: there is but one way to the rows of a queue. Ones of an earlier version have no
-    // account, and stay.
-    let sql = format!(
+/// The statement of a purge, as [`queues::purge`] wants it.
+fn purge_sql(s: &str) -> String {
+    // Ones of an earlier version have no account, and stay.
+    format!(
         "WITH gone AS (
              DELETE FROM {s}.dead_letters g WHERE g.ctid {EQ} ANY (ARRAY (
-                 SELECT d.ctid FROM {s}.dead_letters d
-                 WHERE d.endpoint {EQ} $2 AND d.account {EQ} $3
-                   AND (d.pipeline OPERATOR(pg_catalog.||) '') {EQ} $1 LIMIT $4))
+                 SELECT ctid FROM {s}.dead_letters WHERE pipeline {EQ} $1 AND {}
+                 ORDER BY endpoint, account LIMIT $4))
              RETURNING event_id, endpoint, account, bytes, (
                  SELECT b.{COMMIT} FROM {s}.bodies b WHERE b.pipeline {EQ} $1
                     AND b.event_id {EQ} g.event_id) AS {COMMIT}),
@@ -66,15 +59,8 @@ async fn purge_one(
                  to_lsn = greatest(g.to_lsn, excluded.to_lsn), last_at = excluded.last_at),
          {}, {}
          SELECT pg_catalog.count(*) FROM gone",
+        key::range("endpoint, account", "$2, $3"),
         with_uncounted(s),
         bodies::with_unused(s, "dead_letters")
-    );
-    let params: [Param<'_>; 4] = [
-        (pipeline, Type::TEXT),
-        (&endpoint, Type::TEXT),
-        (&account, Type::TEXT),
-        (&rows, Type::INT8),
-    ];
-    let removed: i64 = tx.query_typed_one(&sql, &params).await?.try_get(0)?;
-    Ok(Purged { queue: queue.clone(), rows: removed.cast_unsigned(), all: removed < rows })
+    )
 }

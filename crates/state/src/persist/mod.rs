@@ -40,6 +40,7 @@ mod history;
 mod isolate;
 mod letters;
 mod notices;
+mod queues;
 mod stops;
 mod unrouted;
 
@@ -170,13 +171,13 @@ async fn write_deferred(
             dead_letters::remove_delivered(tx, scope, &batch.retried),
             replays::count(tx, scope, &batch.replayed),
             backlog::store(tx, scope, &batch.backlog),
-            backlog::remove(tx, scope, &batch.backlog_gone),
+            queues::remove(tx, scope, "backlog", &batch.backlog_gone),
             stops::enable(tx, scope, &batch.enabled),
             stops::disable(tx, scope, &batch.disabled),
             stops::pause(tx, scope, &batch.paused),
             stops::end_jobs(tx, scope, &batch.jobs_done),
             errors::store(tx, scope, &batch.errors),
-            errors::remove(tx, scope, &batch.errors_gone),
+            queues::remove(tx, scope, "endpoint_errors", &batch.errors_gone),
             notices::add(tx, scope, &batch.notices),
             gaps::store(tx, scope, batch.frontier, &batch.gaps),
             gaps::purge(tx, scope, &batch.purges),

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use tokio_postgres::types::Type;
 
+use super::super::jobs::unfinished_job;
 use super::{Param, Scope, StateError, Transaction, system_time};
 use walhook_core::event::EndpointId;
 use walhook_core::persist::{DisableEndpoint, JobDone, PauseEndpoint};
@@ -17,8 +18,12 @@ pub(super) async fn enable(
     if endpoints.is_empty() {
         return Ok(());
     }
-    let delete =
-        format!("DELETE FROM {s}.endpoint_state WHERE pipeline {EQ} $1 AND endpoint {EQ} ANY($2)");
+    let delete = format!(
+        "DELETE FROM {s}.endpoint_state WHERE ctid {EQ} ANY (ARRAY (
+                 SELECT (SELECT e.ctid FROM {s}.endpoint_state e
+                         WHERE e.pipeline {EQ} $1 AND e.endpoint {EQ} r.endpoint)
+                 FROM pg_catalog.unnest($2) AS r(endpoint)))"
+    );
     let endpoints: Vec<&str> = endpoints.iter().map(EndpointId::as_str).collect();
     tx.execute_typed(&delete, &[(pipeline, Type::TEXT), (&endpoints, Type::TEXT_ARRAY)]).await?;
     Ok(())
@@ -84,8 +89,8 @@ pub(super) async fn end_jobs(
     }
     let update = format!(
         "UPDATE {s}.jobs j SET done = r.done, finished_at = pg_catalog.now()
-         FROM unnest($2, $3) AS r(job, done)
-         WHERE j.pipeline {EQ} $1 AND j.id {EQ} r.job AND j.finished_at IS NULL"
+         FROM unnest($2, $3) AS r(job, done) WHERE j.ctid {EQ} {}",
+        unfinished_job(s, "r.job")
     );
     let ids: Vec<i64> = jobs.iter().map(|job| job.job).collect();
     let done: Vec<i64> = jobs.iter().map(|job| job.done).collect();

@@ -223,7 +223,12 @@ pub(super) async fn store_unseen(
         tx.execute_typed(&store, &[(pipeline, Type::TEXT), (&unseen, Type::INT8_ARRAY)]).await?;
     }
     if !seen.is_empty() {
-        let forget = format!("DELETE FROM {s}.unseen WHERE pipeline {EQ} $1 AND xid {EQ} ANY ($2)");
+        let forget = format!(
+            "DELETE FROM {s}.unseen WHERE ctid {EQ} ANY (ARRAY (
+                 SELECT (SELECT u.ctid FROM {s}.unseen u
+                         WHERE u.pipeline {EQ} $1 AND u.xid {EQ} r.xid)
+                 FROM pg_catalog.unnest($2) AS r(xid)))"
+        );
         let seen = ids(seen);
         tx.execute_typed(&forget, &[(pipeline, Type::TEXT), (&seen, Type::INT8_ARRAY)]).await?;
     }

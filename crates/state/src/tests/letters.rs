@@ -25,7 +25,7 @@ async fn only_gap(store: &StateStore) -> Gap {
 
 /// Letters of a queue by its count, which is that of its rows.
 async fn counted(fixture: &Fixture, endpoint: &str) -> i64 {
-    let s = crate::quote_ident(super::SCHEMA);
+    let s = walhook_postgres::ident::quote_ident(super::SCHEMA);
     let sql = format!(
         "SELECT coalesce((SELECT letters FROM {s}.dead_letter_counts WHERE endpoint = $1), 0),
                 (SELECT count(*) FROM {s}.dead_letters WHERE endpoint = $1),

@@ -1,0 +1,144 @@
+//! What can go wrong with the state database.
+
+use walhook_core::lsn::Lsn;
+use walhook_postgres::fix::{AS_IT_SAYS, Failure, FixedBy, Line};
+use walhook_postgres::sql::{ConnectError, error_text, is_data_error};
+
+use super::{SCHEMA_VERSION, session};
+
+/// Why the state database did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A later leader has taken the lease, or we never did. Nothing was written, and nothing more may be
+    /// sent.
+    #[error("{}", fenced(*epoch))]
+    Fenced {
+        /// The epoch that we held; `None`: we held none, which is no right to write.
+        epoch: Option<i64>,
+    },
+    /// The tables, or the pipeline's rows in them, are not there.
+    #[error(
+        "the state schema \"{schema}\" holds no pipeline \"{pipeline}\"; run `walhook setup` first"
+    )]
+    NotSetUp {
+        /// The schema that was looked in.
+        schema: String,
+        /// The pipeline that was looked for.
+        pipeline: String,
+    },
+    /// An earlier program has made the tables.
+    #[error(
+        "the state schema \"{schema}\" lacks the table {table}; run `walhook setup`, which adds it"
+    )]
+    SchemaTooOld {
+        /// The schema that was looked in.
+        schema: String,
+        /// What is not in it.
+        table: &'static str,
+    },
+    /// A later program has changed the tables.
+    #[error(
+        "the state tables have version {found}, this program knows {SCHEMA_VERSION}; run a later walhook"
+    )]
+    SchemaTooNew {
+        /// The version that the tables have.
+        found: i32,
+    },
+    /// The batch would move the checkpoint back. Nothing was written.
+    #[error("the frontier {asked} is behind the stored checkpoint {stored}; this is a defect")]
+    FrontierDecreases {
+        /// The checkpoint that stands.
+        stored: Lsn,
+        /// The frontier that was to replace it.
+        asked: Lsn,
+    },
+    /// The checkpoint is not where it was when we looked. Nothing was written.
+    #[error(
+        "the checkpoint moved from {from} to {to} meanwhile: an instance is running; stop it first"
+    )]
+    CheckpointMoved {
+        /// Where it was.
+        from: Lsn,
+        /// Where it is.
+        to: Lsn,
+    },
+    /// A stored value is none that this program writes.
+    #[error("{what} in the state tables cannot be read: {detail}")]
+    Unreadable {
+        /// Which value.
+        what: String,
+        /// Why not.
+        detail: String,
+    },
+    /// No session could be opened.
+    #[error("no connection to the state database")]
+    Connection(#[source] ConnectError),
+    /// The server refused, or the session was lost.
+    #[error("state database: {}{}", error_text(.0), session::advice(.0))]
+    Sql(#[from] tokio_postgres::Error),
+}
+
+impl Failure for StateError {
+    fn fixed_by(&self) -> FixedBy {
+        match self {
+            Self::Fenced { .. }
+            | Self::NotSetUp { .. }
+            | Self::SchemaTooNew { .. }
+            | Self::SchemaTooOld { .. }
+            | Self::FrontierDecreases { .. }
+            | Self::CheckpointMoved { .. }
+            | Self::Unreadable { .. } => FixedBy::Person,
+            Self::Connection(error) => error.fixed_by(),
+            Self::Sql(error) => error.fixed_by(),
+        }
+    }
+
+    fn fix(&self) -> &'static str {
+        match self {
+            Self::Fenced { .. }
+            | Self::NotSetUp { .. }
+            | Self::SchemaTooNew { .. }
+            | Self::SchemaTooOld { .. }
+            | Self::FrontierDecreases { .. }
+            | Self::CheckpointMoved { .. }
+            | Self::Unreadable { .. } => AS_IT_SAYS,
+            Self::Connection(error) => error.fix(),
+            Self::Sql(error) => error.fix(),
+        }
+    }
+
+    fn say(&self, line: &mut Line) {
+        line.push(&self.to_string());
+        match self {
+            Self::Connection(error) => error.say(line),
+            Self::Sql(error) => error.say(line),
+            Self::Fenced { .. }
+            | Self::NotSetUp { .. }
+            | Self::SchemaTooNew { .. }
+            | Self::SchemaTooOld { .. }
+            | Self::FrontierDecreases { .. }
+            | Self::CheckpointMoved { .. }
+            | Self::Unreadable { .. } => {}
+        }
+    }
+}
+
+impl StateError {
+    /// Whether the server refused the values that it was given, whatever they are.
+    #[must_use]
+    pub fn is_data_error(&self) -> bool {
+        matches!(self, Self::Sql(error) if is_data_error(error))
+    }
+}
+
+fn fenced(epoch: Option<i64>) -> String {
+    epoch.map_or_else(
+        || "this instance does not lead: it has not taken the lease".to_owned(),
+        |epoch| format!("another instance has taken over: epoch {epoch} is no longer the lease's"),
+    )
+}
+
+/// Wraps why a stored value cannot be read.
+pub(super) fn unreadable<E: std::fmt::Display>(what: &str) -> impl FnOnce(E) -> StateError {
+    move |detail| StateError::Unreadable { what: what.to_owned(), detail: detail.to_string() }
+}

@@ -1,0 +1,202 @@
+//! The lease: taken by a new leader, who reads what the leaders before left; and what holds the others off.
+
+use futures_util::try_join;
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{
+    BacklogRow, DisableEndpoint, EndpointError, GapChange, Joined, PauseEndpoint, SettledRange,
+    UnroutedAccount,
+};
+use walhook_core::settled;
+use walhook_postgres::op::{EQ, PLUS, to_us};
+
+use super::endpoints::{Stops, stops_sql};
+use super::refill::{backlog_sql, read_backlog};
+use super::session::Transaction;
+use super::{Param, Scope, StateError, StateStore, endpoints, gaps, lsn, unreadable, unrouted};
+
+/// What a new leader starts from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovery {
+    /// The epoch that was taken; every transaction from now on carries it.
+    pub epoch: i64,
+    /// The database's clock when it was taken: microseconds since 1970-01-01 UTC.
+    pub now_us: i64,
+    /// Where the stream starts again.
+    pub frontier: Lsn,
+    /// What lies behind the frontier and is settled all the same.
+    pub settled: Vec<SettledRange>,
+    /// The endpoints that are switched off.
+    pub disabled: Vec<DisableEndpoint>,
+    /// The endpoints that an operator has paused.
+    pub paused: Vec<PauseEndpoint>,
+    /// The queues that have deferred rows.
+    pub backlog: Vec<BacklogRow>,
+    /// The gaps of suspended queues.
+    pub suspended: Vec<GapChange>,
+    /// The accounts that have rows without an endpoint.
+    pub unrouted: Vec<UnroutedAccount>,
+    /// The endpoints that joined since the first of these rows.
+    pub joined: Vec<Joined>,
+    /// Transactions whose changes of watched tables look-ups may not show yet.
+    pub unseen: Vec<u32>,
+    /// The endpoints that fail.
+    pub failing: Vec<EndpointError>,
+}
+
+impl StateStore {
+    /// Takes the lease, and reads what the leaders before left.
+    ///
+    /// Waits for those transactions of an earlier leader that passed the fence; all that they wrote
+    /// is in what this returns, and later ones of that leader fail with [`StateError::Fenced`].
+    ///
+    /// # Errors
+    /// [`StateError::NotSetUp`], [`StateError::Unreadable`], [`StateError::Sql`]; calling it again
+    /// is harmless.
+    pub async fn take_lease(&mut self, holder: &str) -> Result<Recovery, StateError> {
+        let Scope { s, pipeline, partition, .. } = &self.scope;
+        let tx = self.connection.transaction().await?;
+        let bump = format!(
+            "UPDATE {s}.lease
+             SET epoch = epoch {PLUS} 1, holder = $3, taken_at = pg_catalog.clock_timestamp()
+             WHERE pipeline {EQ} $1 AND partition {EQ} $2 RETURNING epoch, {}",
+            to_us("taken_at")
+        );
+        let bump_params: [Param<'_>; 3] =
+            [(pipeline, Type::TEXT), (partition, Type::INT4), (&holder, Type::TEXT)];
+        let bumped = tx.query_typed_opt(&bump, &bump_params).await?;
+        let Some(bumped) = bumped else { return Err(self.scope.not_set_up()) };
+        let epoch: i64 = bumped.try_get(0)?;
+
+        // Each statement reads by a snapshot of its own, taken after the bump had its row.
+        let checkpoint = format!(
+            "SELECT frontier FROM {s}.checkpoint WHERE pipeline {EQ} $1 AND partition {EQ} $2"
+        );
+        let ranges =
+            format!("SELECT ranges FROM {s}.settled WHERE pipeline {EQ} $1 AND partition {EQ} $2");
+        let stopped = stops_sql(s);
+        let behind = backlog_sql(s);
+        let (led, param) = (self.scope.led(), [(pipeline as _, Type::TEXT)]);
+        let growing = gaps::growing_sql(s);
+        let (unrouted, joined) = (unrouted::accounts_sql(s), unrouted::joined_sql(s));
+        let (unseen, failing) = (unrouted::unseen_sql(s), endpoints::errors_sql(s));
+        let (checkpoint, ranges, stopped, behind, growing, unrouted, joined, unseen, failing) = try_join!(
+            tx.query_typed_opt(&checkpoint, &led),
+            tx.query_typed(&ranges, &led),
+            tx.query_typed(&stopped, &param),
+            tx.query_typed(&behind, &param),
+            tx.query_typed(&growing, &param),
+            tx.query_typed(&unrouted, &param),
+            tx.query_typed(&joined, &param),
+            tx.query_typed(&unseen, &param),
+            tx.query_typed(&failing, &param),
+        )?;
+        let Some(checkpoint) = checkpoint else { return Err(self.scope.not_set_up()) };
+        let Stops { disabled, paused } = Stops::read(&stopped)?;
+        let recovery = Recovery {
+            epoch,
+            now_us: bumped.try_get(1)?,
+            frontier: lsn(&checkpoint, 0)?,
+            settled: read_ranges(&ranges)?,
+            disabled,
+            paused,
+            backlog: behind.iter().map(read_backlog).collect::<Result<_, _>>()?,
+            suspended: growing.iter().map(gaps::read_growing).collect::<Result<_, _>>()?,
+            unrouted: unrouted.iter().map(unrouted::read_account).collect::<Result<_, _>>()?,
+            joined: joined.iter().map(unrouted::read_joined).collect::<Result<_, _>>()?,
+            unseen: unseen.iter().map(unrouted::read_unseen).collect::<Result<_, _>>()?,
+            failing: failing.iter().map(endpoints::read_error).collect::<Result<_, _>>()?,
+        };
+        tx.commit().await?;
+        self.write_as(epoch);
+        Ok(recovery)
+    }
+
+    /// Records why the pipeline has halted, for `walhook status`.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`] when the lease was ours and is no longer; [`StateError::Sql`].
+    pub async fn store_halt(&mut self, reason: &str) -> Result<(), StateError> {
+        self.set_halt(Some(reason)).await
+    }
+
+    /// Forgets the reason of an earlier halt.
+    ///
+    /// # Errors
+    /// As [`StateStore::store_halt`].
+    pub async fn clear_halt(&mut self) -> Result<(), StateError> {
+        self.set_halt(None).await
+    }
+
+    async fn set_halt(&mut self, reason: Option<&str>) -> Result<(), StateError> {
+        let Scope { s, pipeline, partition, .. } = &self.scope;
+        // A halt can come before the lease is taken (another cluster behind the URL, say).
+        let epoch = self.epoch();
+        let tx = self.connection.transaction().await?;
+        if let Some(epoch) = epoch {
+            fence(&tx, &self.scope, epoch).await?;
+        }
+        let sql = format!(
+            "UPDATE {s}.checkpoint SET halt_reason = $3,
+                    halted_at = CASE WHEN $3 IS NULL THEN NULL ELSE pg_catalog.now() END
+             WHERE pipeline {EQ} $1 AND partition {EQ} $2"
+        );
+        let params: [Param<'_>; 3] =
+            [(pipeline, Type::TEXT), (partition, Type::INT4), (&reason, Type::TEXT)];
+        tx.execute_typed(&sql, &params).await?;
+        Ok(tx.commit().await?)
+    }
+}
+
+/// Passes only while the lease has `epoch`, and keeps it so until the transaction ends.
+///
+/// A test by sub-select in the writing statement would not do: a stale leader could pass it before
+/// the bump commits, and commit after it.
+pub(super) async fn fence(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    epoch: i64,
+) -> Result<(), StateError> {
+    let Scope { s, pipeline, partition, .. } = scope;
+    let sql = format!(
+        "SELECT FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} $2
+         AND epoch {EQ} $3 FOR SHARE"
+    );
+    let params: [Param<'_>; 3] =
+        [(pipeline, Type::TEXT), (partition, Type::INT4), (&epoch, Type::INT8)];
+    let row = tx.query_typed_opt(&sql, &params).await?;
+    row.map(|_| ()).ok_or(StateError::Fenced { epoch: Some(epoch) })
+}
+
+/// As [`fence`], and keeps other sessions of the same leader from writing too.
+pub(super) async fn fence_alone(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    epoch: i64,
+) -> Result<(), StateError> {
+    hold_off_leader(tx, scope).await?;
+    fence(tx, scope, epoch).await
+}
+
+/// Keeps every leader from writing until the transaction ends, and waits for one that does: for what
+/// an operator's command changes itself of the rows that need a body.
+///
+/// Short transactions only: the leader sends nothing meanwhile.
+pub(super) async fn hold_off_leader(tx: &Transaction<'_>, scope: &Scope) -> Result<(), StateError> {
+    let s = &scope.s;
+    let sql = format!(
+        "SELECT FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} $2 FOR NO KEY UPDATE"
+    );
+    let row = tx.query_typed_opt(&sql, &scope.led()).await?;
+    row.map(|_| ()).ok_or_else(|| scope.not_set_up())
+}
+
+fn read_ranges(rows: &[Row]) -> Result<Vec<SettledRange>, StateError> {
+    let mut ranges = Vec::new();
+    for row in rows {
+        ranges.extend(settled::decode(row.try_get(0)?).map_err(unreadable("settled.ranges"))?);
+    }
+    Ok(ranges)
+}

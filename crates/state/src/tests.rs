@@ -4,6 +4,7 @@ mod deferred;
 mod gaps;
 mod letters;
 mod load;
+mod plans;
 mod text;
 mod unrouted;
 mod upkeep;

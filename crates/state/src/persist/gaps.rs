@@ -126,10 +126,10 @@ fn purge_sql(s: &str) -> String {
                  ORDER BY {place}, event_type, replay_id LIMIT $4))
              RETURNING event_id, {COMMIT}, replay_id),
          counted AS (
-             UPDATE {s}.gaps SET removed = removed {PLUS} c.n, from_lsn = least(from_lsn, c.first),
-                    to_lsn = greatest(to_lsn, c.last)
-             FROM (SELECT pg_catalog.count(*) AS n, pg_catalog.min({COMMIT}) AS first,
-                          pg_catalog.max({COMMIT}) AS last FROM gone) c
+             UPDATE {s}.gaps
+             SET removed = removed {PLUS} (SELECT pg_catalog.count(*) FROM gone),
+                 from_lsn = least(from_lsn, (SELECT pg_catalog.min({COMMIT}) FROM gone)),
+                 to_lsn = greatest(to_lsn, (SELECT pg_catalog.max({COMMIT}) FROM gone))
              WHERE {of_queue} AND growing),
          {}, {}
          SELECT pg_catalog.count(*) FROM gone",

@@ -213,8 +213,8 @@ async fn checkpoint(tx: &Transaction<'_>, scope: &Scope, frontier: Lsn) -> Resul
                          WHERE pipeline {EQ} $1 AND partition {EQ} $2 FOR UPDATE),
               advanced AS (UPDATE {s}.checkpoint c
                            SET frontier = $3, updated_at = pg_catalog.clock_timestamp()
-                           FROM stored WHERE c.pipeline {EQ} $1 AND c.partition {EQ} $2
-                             AND stored.frontier {LE} $3)
+                           WHERE c.pipeline {EQ} $1 AND c.partition {EQ} $2
+                             AND (SELECT frontier FROM stored) {LE} $3)
          SELECT frontier FROM stored"
     );
     let asked = PgLsn::from(frontier.0);

@@ -1,0 +1,387 @@
+//! Everything that the store does, each time to other rows.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::super::super::fixture::{dead, defer, event, range, tried};
+use super::Reads::{self, Few, Once};
+use crate::{
+    Ask, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, StateStore, Told,
+};
+use walhook_core::event::{AccountId, EndpointId, Event};
+use walhook_core::lsn::Lsn;
+use walhook_core::notice::{Notice, NoticeKind};
+use walhook_core::persist::{
+    BacklogRow, Blocked, DeadLetter, Defer, DisableEndpoint, EndpointError, EventKey, GapChange,
+    JobDone, Joined, PauseEndpoint, PersistBatch, Purge, QueueId, Refill, ReplayCounts, Retried,
+    Routed, RowId, RowKey, UnroutedAccount, UnroutedKey, UnroutedPurge, UnroutedRefill,
+};
+use walhook_core::position::{Position, WalPosition};
+use walhook_core::replay::{ReplayFilter, ReplayRange};
+use walhook_postgres::coverage::{Coverage, Loss, Moment, Publication};
+
+/// Rows in each part of a batch.
+const SOME: u64 = 8;
+
+/// What was used up of the rows that were filled in, and of numbers beyond them.
+static USED: AtomicU64 = AtomicU64::new(0);
+
+fn some() -> Vec<u64> {
+    let from = USED.fetch_add(SOME, Ordering::Relaxed);
+    (from..from + SOME).collect()
+}
+
+/// The event of the row with this number.
+fn filled(number: u64) -> Arc<Event> {
+    let like = event(0x100, "1");
+    let position = Position::Wal(WalPosition {
+        commit_lsn: Lsn(number),
+        change_lsn: Lsn(number),
+        relation: 1,
+        n: 0,
+    });
+    Arc::new(Event {
+        id: format!("evt_{number:026}").parse().unwrap(),
+        position,
+        event_type: Arc::clone(&like.event_type),
+        account: AccountId::new("1"),
+        operation: like.operation,
+        commit_time_us: like.commit_time_us,
+        keys: like.keys.clone(),
+        row: like.row.clone(),
+    })
+}
+
+fn queue(endpoint: &str) -> QueueId {
+    QueueId { account: AccountId::new("1"), endpoint: EndpointId::new(endpoint) }
+}
+
+fn row(number: u64) -> RowId {
+    let event = filled(number);
+    let key = RowKey { event: EventKey::of(&event), replay: 0 };
+    RowId { queue: queue("7"), key, event: event.id }
+}
+
+/// Some rows of the queue tables.
+fn queues() -> Vec<QueueId> {
+    some().iter().map(|n| queue(&format!("e{n}"))).collect()
+}
+
+fn unrouted(number: u64, to: Option<&str>) -> Routed {
+    let row = UnroutedKey { account: AccountId::new("1"), event: EventKey::of(&filled(number)) };
+    Routed { row, to: to.map(EndpointId::new) }
+}
+
+#[expect(clippy::too_many_lines, reason = "a list")]
+/// A batch in which no part is empty; a part that is new does not compile here.
+fn batch(number: u64, frontier: Lsn, letters: &[i64], jobs: &[i64]) -> PersistBatch {
+    let new = |n: &u64| filled(1_000_000 + n);
+    let backlog = |queue: QueueId| BacklogRow {
+        queue,
+        blocked: Blocked::All,
+        rows: 1,
+        failing_since_us: None,
+        stopped_us: 0,
+        open_until_us: None,
+    };
+    let error = |queue: QueueId| EndpointError {
+        queue,
+        since_us: 0,
+        failed: 1,
+        last_us: 0,
+        error: "status 500".to_owned(),
+    };
+    let counts = |job: &i64| ReplayCounts {
+        job: *job,
+        done: 0,
+        failed: 0,
+        deferred: 0,
+        dropped: 0,
+        in_gaps: 0,
+    };
+    let retried = |at: usize, error: Option<DeadLetter>| Retried {
+        dead_letter: letters.get(at).copied().unwrap_or(1),
+        job: jobs[0],
+        error,
+    };
+    let gap = |endpoint: String, opens: Option<&str>, growing: bool| GapChange {
+        queue: queue(&endpoint),
+        opens: opens.map(str::to_owned),
+        skipped: 0,
+        span: None,
+        growing,
+    };
+    let notice = |endpoint: String| Notice {
+        kind: NoticeKind::DeliveryExhausted,
+        endpoint: EndpointId::new(endpoint),
+        account: None,
+        detail: "status 500".to_owned(),
+        count: 1,
+    };
+    let accounts = |rows: u64| {
+        some().into_iter().map(move |n| UnroutedAccount {
+            account: AccountId::new(format!("a{n}")),
+            rows,
+            settled: Vec::new(),
+        })
+    };
+    let endpoints = || some().into_iter().map(|n| EndpointId::new(format!("e{n}")));
+    let ids = || some().into_iter().map(|n| u32::try_from(n).unwrap());
+    PersistBatch {
+        number,
+        frontier,
+        settled: vec![range(0x10_0000_0000, 0x10_0000_0001)],
+        dead_letters: some().iter().map(|n| dead(&new(n), "9")).collect(),
+        retried: vec![retried(0, None), retried(1, Some(dead(&filled(1), "7")))],
+        replayed: vec![counts(&jobs[1])],
+        disabled: endpoints()
+            .map(|endpoint| DisableEndpoint { endpoint, reason: "answered 410".into() })
+            .collect(),
+        enabled: endpoints().collect(),
+        paused: endpoints()
+            .map(|endpoint| PauseEndpoint { endpoint, reason: "asked for".into(), since_us: 0 })
+            .collect(),
+        jobs_done: vec![JobDone { job: jobs[0], done: 1 }],
+        unrouted: some().iter().map(new).collect(),
+        routed: (some().iter().map(|n| unrouted(*n, None)))
+            .chain(some().iter().map(|n| unrouted(*n, Some("7"))))
+            .collect(),
+        unrouted_accounts: accounts(0).chain(accounts(1)).collect(),
+        unrouted_purges: vec![UnroutedPurge { account: AccountId::new("1"), rows: 8 }],
+        unseen: ids().collect(),
+        seen: ids().collect(),
+        joined: endpoints().map(|endpoint| Joined { endpoint, at: Lsn(1) }).collect(),
+        joined_passed: false,
+        deferred: (some().iter())
+            .map(|n| Defer { id: row(1_000_000 + n), ..defer(&new(n), "7") })
+            .collect(),
+        resolved: some().into_iter().map(row).collect(),
+        dropped: some().into_iter().map(row).collect(),
+        retimed: some().into_iter().map(|n| (row(n), tried(2))).collect(),
+        died: some().into_iter().map(|n| (row(n), dead(&filled(n), "7"))).collect(),
+        backlog: queues().into_iter().map(backlog).collect(),
+        backlog_gone: queues(),
+        errors: queues().into_iter().map(error).collect(),
+        errors_gone: queues(),
+        notices: some().iter().map(|n| notice(format!("e{n}"))).collect(),
+        gaps: (some().iter())
+            .map(|n| gap(format!("g{n}"), None, n % 2 == 0))
+            .chain([gap("7".to_owned(), Some("full"), true)])
+            .collect(),
+        purges: vec![Purge { queue: queue("7"), rows: 8 }],
+        letter_purges: vec![Purge { queue: queue("7"), rows: 8 }],
+    }
+}
+
+/// Names each step in its session, and remembers what it may read.
+macro_rules! step {
+    ($done:ident, $store:ident, $name:ident, $reads:expr, $call:expr) => {{
+        let name = stringify!($name);
+        let set = format!("SET application_name = '{name}'");
+        $store.connection.batch_execute(&set).await.unwrap();
+        $done.insert(name, $reads);
+        $call.await.unwrap_or_else(|error| panic!("{name}: {error}"))
+    }};
+}
+
+/// Every method of the store, and what it may read. There are so many rows.
+pub(super) async fn run(store: &mut StateStore, rows: u64) -> BTreeMap<&'static str, Reads> {
+    let mut done = BTreeMap::new();
+    let recovery = step!(done, store, take_lease, Once, store.take_lease("one"));
+    let frontier = recovery.frontier;
+    let any = DeadLetterFilter::default();
+    leading(store, &mut done, frontier, rows).await;
+    listing(store, &mut done).await;
+    changing(store, &mut done).await;
+
+    step!(done, store, source_identity, Few, store.source_identity());
+    step!(done, store, current_epoch, Few, store.current_epoch());
+    step!(done, store, holder, Few, store.holder());
+    step!(done, store, store_halt, Few, store.store_halt("x"));
+    step!(done, store, clear_halt, Few, store.clear_halt());
+    step!(done, store, set_timeline, Few, store.set_timeline(3));
+    step!(done, store, discard_dead_letters, Once, async {
+        let ids = Some(some().iter().map(|n| n.cast_signed() + 1).collect());
+        store.discard_dead_letters(&DeadLetterFilter { ids, ..any.clone() }).await
+    });
+    recovering(store, &mut done, rows).await;
+
+    step!(done, store, sizes, Once, store.sizes());
+    step!(done, store, worth_a_vacuum, Once, store.worth_a_vacuum(false));
+    if rows == 1 {
+        step!(done, store, vacuum, Once, store.vacuum("slots"));
+        step!(done, store, count_rows, Once, store.count_rows());
+    }
+    step!(done, store, reconnect, Few, store.reconnect());
+    done.extend(["open", "open_with", "closed"].map(|name| (name, Few)));
+    done
+}
+
+/// What a leader does all the time.
+async fn leading(
+    store: &mut StateStore,
+    done: &mut BTreeMap<&'static str, Reads>,
+    frontier: Lsn,
+    rows: u64,
+) {
+    step!(done, store, frontier, Few, store.frontier());
+    let replay = ReplayRange {
+        from: Lsn(1),
+        to: Lsn(9),
+        from_oldest: false,
+        filter: ReplayFilter { endpoint: Some("7".into()), ..ReplayFilter::default() },
+    };
+    let first = step!(done, store, create_replay, Few, store.create_replay(&replay));
+    let second = store.create_replay(&replay).await.unwrap();
+    let pause = Ask::PauseEndpoint(EndpointStop { endpoint: "7".into(), reason: "x".into() });
+    let job = step!(done, store, create_job, Few, store.create_job(&pause)).unwrap();
+    step!(done, store, next_job, Few, store.next_job());
+    step!(done, store, next_replay, Few, store.next_replay());
+    step!(done, store, set_replay_position, Few, store.set_replay_position(first.id, Lsn(9)));
+    step!(done, store, job, Few, store.job(job.id));
+    step!(done, store, unfinished_jobs, Few, store.unfinished_jobs());
+    let letters: Vec<_> = some().iter().map(|n| n.cast_signed() + 1).collect();
+    let batch = batch(USED.load(Ordering::Relaxed), frontier, &letters, &[job.id, first.id]);
+    step!(done, store, persist, Few, store.persist(&batch));
+    step!(done, store, finish_job, Few, store.finish_job(job.id, None));
+    step!(done, store, close_replayed_gaps, Once, store.close_replayed_gaps(first.id, &replay));
+    step!(done, store, replay, Few, store.replay(first.id));
+    step!(done, store, cancel_replay, Few, store.cancel_replay(second.id));
+    store.cancel_replay(first.id).await.unwrap();
+    step!(done, store, cancelled_replay, Few, store.cancelled_replay());
+    let events: Vec<String> = some().iter().map(|n| filled(*n).id.to_string()).collect();
+    step!(done, store, replayed_before, Few, store.replayed_before(first.id, &events));
+    let refills: Vec<Refill> = (some().into_iter())
+        .map(|n| Refill { queue: queue("7"), from: Some(row(n).key), rows: 8, bytes: 1 << 20 })
+        .collect();
+    step!(done, store, refill, Few, store.refill(&refills));
+    let refill = UnroutedRefill {
+        account: AccountId::new("1"),
+        after: Some(EventKey::of(&filled(rows / 2))),
+        rows: 8,
+        bytes: 1 << 20,
+    };
+    step!(done, store, unrouted, Few, store.unrouted(&[refill]));
+    let notice = step!(done, store, next_notice, Few, store.next_notice());
+    if let Some(notice) = notice {
+        let later = Duration::from_secs(3_600);
+        step!(done, store, put_notice_off, Few, store.put_notice_off(&notice, 1, later));
+        step!(done, store, end_notice, Few, store.end_notice(&notice));
+    }
+    let told = Told {
+        part: format!("p{rows}"),
+        says: "x".into(),
+        since: "x".into(),
+        error: "x".into(),
+        fix: "x".into(),
+    };
+    step!(done, store, store_troubles, Few, store.store_troubles(&[told]));
+    step!(done, store, troubles, Few, store.troubles());
+    let at_us = i64::try_from(rows + 100_000).unwrap() * 60_000_000;
+    let end = Lsn(0xf_0000_0000);
+    step!(done, store, record_history, Once, store.record_history(at_us, end, Lsn(0)));
+    step!(done, store, position_before, Few, store.position_before(3_600_000_000));
+    step!(done, store, position_after, Few, store.position_after(3_600_000_000));
+    step!(done, store, time_of, Once, store.time_of(Lsn(100)));
+    step!(done, store, expire, Once, store.expire(Duration::from_secs(86_400)));
+    step!(done, store, holders, Once, store.holders());
+    looking(store, done).await;
+}
+
+/// The last look at the publication.
+async fn looking(store: &mut StateStore, done: &mut BTreeMap<&'static str, Reads>) {
+    let publication = Publication {
+        oid: 1,
+        name: "x".into(),
+        owner: 1,
+        version: "1".into(),
+        owned_since: None,
+        options: BTreeMap::new(),
+        alterations: 0,
+        schemas: std::collections::BTreeSet::new(),
+    };
+    let seen = Coverage { cluster: "x".into(), publication, tables: BTreeMap::new() };
+    let at = Moment { lsn: Lsn(1), xid: 1 };
+    let loss = Loss { table: "t".into(), from: at, to: at, reason: "x".into(), find: None };
+    step!(done, store, store_look, Few, store.store_look(at, &seen, &[loss], &["x".into()]));
+    step!(done, store, last_look, Few, store.last_look());
+    step!(done, store, coverage_alarms, Few, store.coverage_alarms());
+}
+
+/// What an operator's commands show.
+async fn listing(store: &mut StateStore, done: &mut BTreeMap<&'static str, Reads>) {
+    let (any, letters) = (DeferredFilter::default(), DeadLetterFilter::default());
+    let begin = DeferredCursor::default();
+    let middle = DeferredCursor { event: filled(some()[0]).id.to_string(), ..begin.clone() };
+    let ids = Some(some().iter().map(|n| filled(*n).id.to_string()).collect());
+    let named = DeferredFilter { ids, ..any.clone() };
+    step!(done, store, deferred, Few, store.deferred(&any, &middle, 8));
+    step!(done, store, deferred_named, Few, store.deferred(&named, &begin, 8));
+    let of =
+        DeferredFilter { endpoint: Some("none".into()), account: Some("1".into()), ..any.clone() };
+    step!(done, store, deferred_of, Once, store.deferred(&of, &begin, 8));
+    step!(done, store, count_deferred, Once, store.count_deferred(&of));
+    step!(done, store, count_named, Few, store.count_deferred(&named));
+    step!(done, store, without_endpoint, Once, store.without_endpoint(&any));
+    step!(done, store, dead_letters, Few, store.dead_letters(&letters, 1, 8));
+    let of = DeadLetterFilter {
+        endpoint: Some("none".into()),
+        account: Some("1".into()),
+        ..letters.clone()
+    };
+    step!(done, store, letters_of, Once, store.dead_letters(&of, 0, 8));
+    let ids = Some(some().iter().map(|n| n.cast_signed() + 1).collect());
+    let named = DeadLetterFilter { ids, ..letters.clone() };
+    step!(done, store, letters_named, Few, store.dead_letters(&named, 0, 8));
+    step!(done, store, count_dead_letters, Once, store.count_dead_letters(&of));
+    let own = some().iter().map(|n| dead(&filled(*n), "7")).collect::<Vec<_>>();
+    let own: Vec<&DeadLetter> = own.iter().collect();
+    step!(done, store, letter_ids, Few, store.letter_ids(&own));
+    step!(done, store, standings, Once, store.standings(None, "", 8));
+    step!(done, store, troubled, Once, store.troubled());
+    step!(done, store, overview, Once, store.overview());
+    step!(done, store, gaps, Once, store.gaps(true));
+    step!(done, store, replays, Once, store.replays(8));
+    step!(done, store, left_out, Once, store.left_out(Lsn(1)));
+}
+
+/// What an operator's commands change.
+async fn changing(store: &mut StateStore, done: &mut BTreeMap<&'static str, Reads>) {
+    let any = DeadLetterFilter::default();
+    let asked = store.create_job(&Ask::RetryDeadLetters(any.clone())).await.unwrap();
+    if let Some(job) = asked {
+        step!(
+            done,
+            store,
+            dead_letters_to_retry,
+            Few,
+            store.dead_letters_to_retry(job.id, &any, 1, 8)
+        );
+        step!(done, store, retried_in_vain, Once, store.retried_in_vain(job.id, 8));
+        step!(done, store, retry_ends, Few, store.finish_job(job.id, None));
+    }
+    let ids = Some(some().iter().map(|n| filled(*n).id.to_string()).collect());
+    let named = DeferredFilter { ids, ..DeferredFilter::default() };
+    let begin = DeferredCursor::default();
+    step!(done, store, hurry_deferred, Few, store.hurry_deferred(1, &named, &begin));
+    step!(done, store, discard_deferred, Few, store.discard_deferred(1, &named, &begin));
+    step!(done, store, close_gap, Few, store.close_gap(3, Some("known")));
+}
+
+/// What resolves a halt.
+async fn recovering(store: &mut StateStore, done: &mut BTreeMap<&'static str, Reads>, rows: u64) {
+    let identity = store.source_identity().await.unwrap();
+    let at = store.frontier().await.unwrap();
+    let version = i32::try_from(150_000 + rows).unwrap();
+    step!(done, store, prepare_upgrade, Few, store.prepare_upgrade(at, version));
+    step!(done, store, prepared, Few, store.prepared());
+    step!(done, store, resume_prepared, Once, store.resume_prepared(at, at));
+    step!(done, store, forget_prepared, Few, store.forget_prepared());
+    step!(done, store, go_on, Once, store.go_on(at));
+    step!(done, store, adopt, Once, store.adopt(at, &identity));
+    step!(done, store, leave_out, Once, store.leave_out(at, Lsn(5), "x"));
+    step!(done, store, accept_gap, Once, store.accept_gap(at, at, "x", None));
+    step!(done, store, finish_upgrade, Once, store.finish_upgrade(at, at, &identity, None));
+}

@@ -127,9 +127,10 @@ fn purge_sql(s: &str) -> String {
              RETURNING event_id, {COMMIT}, replay_id),
          counted AS (
              UPDATE {s}.gaps
-             SET removed = removed {PLUS} (SELECT pg_catalog.count(*) FROM gone),
-                 from_lsn = least(from_lsn, (SELECT pg_catalog.min({COMMIT}) FROM gone)),
-                 to_lsn = greatest(to_lsn, (SELECT pg_catalog.max({COMMIT}) FROM gone))
+             SET (removed, from_lsn, to_lsn) = (
+                 SELECT removed {PLUS} pg_catalog.count(*),
+                        least(from_lsn, pg_catalog.min({COMMIT})),
+                        greatest(to_lsn, pg_catalog.max({COMMIT})) FROM gone)
              WHERE {of_queue} AND growing),
          {}, {}
          SELECT pg_catalog.count(*) FROM gone",

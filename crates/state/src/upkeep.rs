@@ -161,7 +161,8 @@ impl StateStore {
         // Most of the time there is nothing, and to learn that writes nothing.
         let any = OLD.map(|(table, since)| {
             format!(
-                "EXISTS (SELECT FROM {s}.{table} WHERE pipeline {EQ} $1 AND {since} {LT} {old})"
+                "(SELECT true FROM {s}.{table} WHERE pipeline {EQ} $1 AND {since} {LT} {old}
+                  ORDER BY {since} LIMIT 1) IS NOT NULL"
             )
         });
         let any = format!("SELECT {}", any.join(" OR "));

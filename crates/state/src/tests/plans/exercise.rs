@@ -237,6 +237,7 @@ async fn leading(
     let second = store.create_replay(&replay).await.unwrap();
     let pause = Ask::PauseEndpoint(EndpointStop { endpoint: "7".into(), reason: "x".into() });
     let job = step!(done, store, create_job, Few, store.create_job(&pause)).unwrap();
+    step!(done, store, asked, Few, store.asked());
     step!(done, store, next_job, Few, store.next_job());
     step!(done, store, next_replay, Few, store.next_replay());
     step!(done, store, set_replay_position, Few, store.set_replay_position(first.id, Lsn(9)));

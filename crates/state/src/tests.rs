@@ -21,6 +21,7 @@ use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
     DeadReason, DisableEndpoint, JobDone, PauseEndpoint, PersistBatch, Retried,
 };
+use walhook_postgres::fix::Failure;
 use walhook_postgres::ident::quote_ident;
 
 fn batch(frontier: u64) -> PersistBatch {

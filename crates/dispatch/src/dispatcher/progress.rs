@@ -30,6 +30,8 @@ pub(super) struct Progress {
     recovered: Recovered,
     /// The transaction that is being read.
     reading: Option<TxnSeq>,
+    /// Where the stream goes on.
+    begun_at: Lsn,
     /// No row stands behind this that the stream did not show to us.
     known_from: Lsn,
     /// Whether the frontier is held back for too long is not looked at before then.
@@ -44,6 +46,7 @@ impl Progress {
             ahead: Ahead::new(),
             recovered: Recovered::from_ranges(settled.iter().cloned()),
             reading: None,
+            begun_at: frontier,
             known_from: last_commit_lsn(settled).unwrap_or_default(),
             next_look: Tick(0),
         }
@@ -148,7 +151,7 @@ impl Progress {
 
     /// Whether an earlier leader may have made a row of an event that commits there, and of newer ones.
     pub(super) fn may_be_known(&self, commit_lsn: Lsn) -> bool {
-        commit_lsn <= self.known_from
+        commit_lsn <= self.known_from || commit_lsn < self.begun_at
     }
 
     /// When the oldest transaction that is not settled was read.

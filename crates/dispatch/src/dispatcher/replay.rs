@@ -208,7 +208,7 @@ impl Dispatcher {
     }
 
     /// What is on its way into the table; nothing where it is of a replay that was cancelled meanwhile.
-    pub(super) fn unless_cancelled(&mut self, leaving: Leaving) -> Option<Leaving> {
+    pub(super) fn unless_cancelled(&mut self, leaving: Leaving, now: Tick) -> Option<Leaving> {
         let Leaving { row, kind, counted, bytes, .. } = &leaving;
         let replay = row.id.key.replay;
         if replay == 0 || self.replays.is_known(replay) {
@@ -230,6 +230,8 @@ impl Dispatcher {
         self.outbox.forget_leaving(bytes);
         self.outdate(queue);
         self.free(leaving.held, counted);
+        // Rows behind it have waited for it to be stored.
+        self.look_after(queue, now);
         None
     }
 

@@ -22,7 +22,7 @@ impl Dispatcher {
         }
         let number = self.outbox.begin_batch();
         let mut batch = PersistBatch { number, frontier, ..PersistBatch::default() };
-        let stored = self.hand_out_rows(&mut batch);
+        let stored = self.hand_out_rows(&mut batch, now);
         let dying = self.hand_out_dying(&mut batch);
         let mut removed = self.hand_out_changes(&mut batch);
         removed.extend(dying.iter().filter_map(|dying| match &dying.body {
@@ -47,11 +47,11 @@ impl Dispatcher {
     }
 
     /// The rows that are to be inserted, as many as fit.
-    fn hand_out_rows(&mut self, batch: &mut PersistBatch) -> Vec<Leaving> {
+    fn hand_out_rows(&mut self, batch: &mut PersistBatch, now: Tick) -> Vec<Leaving> {
         let mut stored = Vec::new();
         let mut bytes = 0;
         while let Some(leaving) = self.outbox.next_leaving(stored.len(), &mut bytes) {
-            let Some(leaving) = self.unless_cancelled(leaving) else { continue };
+            let Some(leaving) = self.unless_cancelled(leaving, now) else { continue };
             let Defer { id, event, .. } = &leaving.row;
             let endpoint = &id.queue.endpoint;
             // With its row, not after it: else a crash in between would send it once more.

@@ -90,7 +90,8 @@ struct Shelf {
     storing: VecDeque<EventKey>,
     /// Routed, and not durably gone.
     going: u64,
-    /// The first so many may be older than deferred rows of the account.
+    /// So many may be older than deferred rows of the account: an earlier leader's, and those that were read
+    /// again.
     old: u64,
     page: Page,
     in_line: bool,
@@ -377,13 +378,15 @@ impl Dispatcher {
         if !gone.is_empty() {
             self.touch_starts();
         }
-        for UnroutedKey { account, .. } in gone {
+        for UnroutedKey { account, event } in gone {
+            let is_old = self.progress.may_be_known(event.position.commit_lsn());
             let shelf = self.routing.shelves.of(&account);
             assert!(shelf.going > 0, "a row is gone that was not routed");
             shelf.going -= 1;
             // What the table says of it may have been less.
             shelf.rows = shelf.rows.saturating_sub(1);
-            shelf.old = shelf.old.saturating_sub(1);
+            // One that an earlier leader left may have gone on before one that was read again.
+            shelf.old = shelf.old.saturating_sub(u64::from(is_old));
             self.routing.shelves.join_line(&account);
             self.clear_shelf(&account, now);
         }
@@ -416,3 +419,6 @@ impl Dispatcher {
         self.unpin_if_idle(account);
     }
 }
+
+#[cfg(test)]
+mod tests;

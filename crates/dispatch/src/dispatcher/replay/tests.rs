@@ -8,7 +8,7 @@ use super::*;
 use crate::dispatcher::OperatorInput;
 use crate::dispatcher::rig::{Rig, settings};
 use walhook_core::event::Event;
-use walhook_core::persist::DeadReason;
+use walhook_core::persist::{DeadReason, Deferred, EventKey, Refilled, RowKey};
 
 const JOB: i64 = 9;
 
@@ -190,4 +190,35 @@ fn deferred_replay_does_not_keep_live_events_of_its_rows_waiting() {
     let sent = rig.send();
     assert_eq!(sent.len(), 1, "a replay holds no keys");
     assert!(!sent[0].attempt.first().replay);
+}
+
+#[test]
+fn replay_that_is_cancelled_before_its_row_is_stored_leaves_no_row_behind_it_waiting() {
+    let (mut rig, events) = delivered(1);
+    let endpoint = || EndpointId::new("7");
+    let stop = |rig: &mut Rig, job| {
+        let (endpoint, reason) = (endpoint(), String::new());
+        rig.dispatcher.handle_operator(OperatorInput::Pause { job, endpoint, reason }, rig.now);
+    };
+    let go_on = |rig: &mut Rig, job| {
+        let resume = OperatorInput::Resume { job, endpoint: endpoint() };
+        rig.dispatcher.handle_operator(resume, rig.now);
+    };
+    stop(&mut rig, 1);
+    let newer = rig.commit("7");
+    rig.store();
+    go_on(&mut rig, 2);
+    let pages = rig.dispatcher.poll_refill(rig.now).expect("the newer event's row is read back");
+    let key = RowKey { event: EventKey::of(&newer), replay: 0 };
+    let row = Deferred { key, event: newer, attempts: 0, first_attempt_us: None, due_us: None };
+    let page = Refilled { queue: pages[0].queue.clone(), rows: vec![row], end: true };
+    rig.dispatcher.handle_refilled(vec![page], rig.now);
+    // It leaves memory again, and behind it an older event's row is on its way.
+    stop(&mut rig, 3);
+    rig.replay(JOB, &events[0]);
+    go_on(&mut rig, 4);
+    assert_eq!(rig.dispatcher.poll_refill(rig.now), None);
+    rig.dispatcher.handle_replay(ReplayInput::End(JOB), rig.now);
+    rig.store();
+    assert!(rig.dispatcher.poll_refill(rig.now).is_some(), "the newer event's row waits for ever");
 }

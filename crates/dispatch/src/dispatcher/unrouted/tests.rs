@@ -1,0 +1,120 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use crate::dispatcher::{Dispatcher, Effect, Input, LookUpAnswer, Retry, Start};
+use crate::fixture;
+use walhook_core::event::{AccountId, EndpointId, Event, Item};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{
+    EventKey, NO_ENDPOINT, SettledRange, Unrouted, UnroutedAccount, UnroutedPage,
+};
+use walhook_core::tick::Tick;
+
+fn event(commit: u64) -> Arc<Event> {
+    Arc::new(fixture::event("a", fixture::position(commit, commit - 10), &[1]))
+}
+
+const BEGAN: Tick = Tick(60_000_000);
+
+/// The table of rows without an endpoint, and what became deferred rows of them.
+#[derive(Default)]
+struct Tables {
+    unrouted: BTreeMap<EventKey, Arc<Event>>,
+    deferred: BTreeMap<EventKey, Arc<Event>>,
+}
+
+/// Lets time pass until deferred rows are read back; look-ups are answered after 40 s. Returns what stands in the
+/// table of deferred rows then.
+fn until_deferred_rows_are_read(dispatcher: &mut Dispatcher, tables: &mut Tables) -> Vec<u64> {
+    let mut now = BEGAN;
+    let mut asked = None;
+    for step in 0..1_000 {
+        now = now + Duration::from_millis(100);
+        while let Some(effect) = dispatcher.poll(now) {
+            match effect {
+                Effect::LookUp(accounts) => asked = Some(accounts),
+                Effect::ReadUnrouted(pages) => {
+                    let read = |page: walhook_core::persist::UnroutedRefill| {
+                        let behind =
+                            |key: &&EventKey| page.after.as_ref().is_none_or(|at| at < *key);
+                        let keys = tables.unrouted.keys().filter(behind);
+                        let row = |key| Unrouted {
+                            event: Arc::clone(&tables.unrouted[key]),
+                            routed_to: None,
+                        };
+                        let rows = keys.map(row).collect();
+                        UnroutedPage { account: page.account, rows, end: true }
+                    };
+                    let pages = pages.into_iter().map(read).collect();
+                    dispatcher.handle(now, Input::UnroutedPages(pages));
+                }
+                Effect::Store(batch) => {
+                    let rows = batch.unrouted.iter().map(|e| (EventKey::of(e), Arc::clone(e)));
+                    tables.unrouted.extend(rows);
+                    let gone = batch.routed.iter().filter(|routed| routed.to.is_none());
+                    gone.for_each(|routed| _ = tables.unrouted.remove(&routed.row.event));
+                    let rows = batch.deferred.iter();
+                    tables
+                        .deferred
+                        .extend(rows.map(|row| (row.id.key.event.clone(), Arc::clone(&row.event))));
+                    dispatcher.handle(now, Input::Stored(Box::default()));
+                }
+                Effect::ReadDeferred(_) => {
+                    let keys = tables.deferred.keys();
+                    return keys.map(|key| key.position.commit_lsn().0).collect();
+                }
+                Effect::Send(_)
+                | Effect::Abort(_)
+                | Effect::Flush(_)
+                | Effect::Settled(_)
+                | Effect::Report(_)
+                | Effect::StateFull { .. } => {}
+            }
+        }
+        if step >= 400
+            && let Some(accounts) = asked.take()
+        {
+            let routes = |account: AccountId| (account.clone(), fixture::routes(&account, ["e"]));
+            let answers = accounts.into_iter().map(routes).collect();
+            let answer =
+                LookUpAnswer { snapshot: fixture::snapshot(), put_off: Vec::new(), answers };
+            dispatcher.handle(now, Input::Routes(Box::new(answer)));
+        }
+    }
+    panic!("deferred rows are never read back: {:?}", tables.deferred)
+}
+
+/// An earlier leader has made a row of the second event, and none of the first, which is read again. It waits
+/// behind an operator's retry while a page shows the second, and becomes a row behind the place that pages have
+/// come to. What was deferred of the second and the third waits for it all the same.
+#[test]
+fn row_of_an_event_that_was_read_again_keeps_newer_deferred_rows_back() {
+    let second = event(2_000);
+    let key = EventKey::of(&second);
+    let settled = SettledRange {
+        account: AccountId::new("a"),
+        endpoint: EndpointId::new(NO_ENDPOINT),
+        from: key.clone(),
+        to: key.clone(),
+    };
+    let account = UnroutedAccount { account: AccountId::new("a"), rows: 1, settled: Vec::new() };
+    let (settled, unrouted) = (vec![settled], vec![account]);
+    let start = Start { frontier: Lsn(1_000), settled, unrouted, ..Start::default() };
+    let mut dispatcher = Dispatcher::new(fixture::settings(), start, SmallRng::seed_from_u64(1));
+    let mut tables = Tables::default();
+    tables.unrouted.insert(key, Arc::clone(&second));
+    let endpoint = EndpointId::new("e");
+    let retry = Retry { dead_letter: 1, job: 1, event: event(900), endpoint };
+    dispatcher.handle(BEGAN, Input::Retry(Box::new(retry)));
+    for commit in [1_500, 2_000, 2_500] {
+        let mut items = fixture::transaction(commit, [event(commit)]);
+        items.push(Item::Progress { wal_end: Lsn(commit + 50) });
+        dispatcher.handle(BEGAN, Input::Items(items));
+    }
+    let deferred = until_deferred_rows_are_read(&mut dispatcher, &mut tables);
+    assert_eq!(deferred, [1_500, 2_000, 2_500]);
+}

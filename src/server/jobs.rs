@@ -12,6 +12,7 @@ use super::tasks::{Until, Work};
 use crate::server::health::Teller;
 use crate::server::trouble::Part;
 use walhook_core::event::EndpointId;
+use walhook_core::id::{DeadLetterId, JobId};
 use walhook_dispatch::dispatcher::{OperatorInput, Retry};
 use walhook_state::{
     Ask, Asked, Changed, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, Job,
@@ -119,12 +120,12 @@ async fn carry_out(store: &mut StateStore, outlets: &Outlets, job: &Job) -> Resu
         }
         Ask::PauseEndpoint(EndpointStop { endpoint, reason }) => {
             let (endpoint, reason) = (EndpointId::new(endpoint.as_str()), reason.clone());
-            let input = OperatorInput::Pause { job: job.id, endpoint, reason };
+            let input = OperatorInput::Pause { job: JobId(job.id), endpoint, reason };
             stop_or_start(store, outlets, job.id, input).await?;
         }
         Ask::ResumeEndpoint(EndpointStop { endpoint, .. }) => {
             let endpoint = EndpointId::new(endpoint.as_str());
-            let input = OperatorInput::Resume { job: job.id, endpoint };
+            let input = OperatorInput::Resume { job: JobId(job.id), endpoint };
             stop_or_start(store, outlets, job.id, input).await?;
         }
     }
@@ -175,7 +176,8 @@ async fn feed_job(
         after = last.id;
         for letter in page {
             let Some(endpoint) = letter.endpoint else { continue };
-            let retry = Retry { dead_letter: letter.id, job, event: letter.event, endpoint };
+            let (dead_letter, job) = (DeadLetterId(letter.id), JobId(job));
+            let retry = Retry { dead_letter, job, event: letter.event, endpoint };
             retries.send(retry).await?;
         }
     }

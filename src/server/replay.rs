@@ -26,6 +26,7 @@ use crate::server::trouble::Part;
 use left_out::LeftOut;
 use walhook_core::endpoint::{Endpoint, Routes};
 use walhook_core::event::{AccountId, Event, Item};
+use walhook_core::id::ReplayId;
 use walhook_core::lsn::Lsn;
 use walhook_dispatch::dispatcher::{Replay, ReplayInput};
 use walhook_postgres::lookup::{LookupSession, Lookups};
@@ -162,9 +163,9 @@ impl Replays {
         let is_new = !self.fed.contains_key(&job) && counts.total() == 0;
         self.begun = (is_new && from <= range.from).then_some(job);
         self.fed.entry(job).or_insert(counts.total());
-        self.input.send(ReplayInput::Start(counts)).await?;
+        self.input.send(ReplayInput::Start(ReplayId(job), counts)).await?;
         let problem = self.feed_until_settled(store, replay).await?;
-        self.input.send(ReplayInput::End(job)).await?;
+        self.input.send(ReplayInput::End(ReplayId(job))).await?;
         self.fed.remove(&job);
         let left_out = self.left_out.remove(&job).and_then(|left_out| left_out.to_text());
         let problem = match (problem, left_out) {
@@ -372,7 +373,7 @@ fn deliveries<'a>(
             e.enabled && e.wants(&event.event_type) && filter.admits_endpoint(&e.id)
         };
         endpoints.filter(takes).map(move |endpoint| Replay {
-            job: replay.id,
+            replay: ReplayId(replay.id),
             event: Arc::clone(event),
             endpoint: endpoint.id.clone(),
         })

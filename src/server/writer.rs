@@ -214,7 +214,7 @@ impl LetterLog {
                 tracing::warn!(
                     dead_letter = ids.get(n).copied().flatten(),
                     endpoint = %endpoint.as_deref().unwrap_or("none"), account = %event.account,
-                    event = %event.id, reason = reason.as_str(), attempts, replay, %detail,
+                    event = %event.id, reason = reason.as_str(), attempts, replay = replay.map(|replay| replay.0), %detail,
                     "a delivery is a dead letter; `walhook dead-letters show` shows one, `retry` sends it again"
                 );
             }

@@ -10,6 +10,7 @@ pub mod escape;
 pub mod event;
 pub mod halt;
 pub mod heap;
+pub mod id;
 pub mod lsn;
 pub mod notice;
 pub mod partition;

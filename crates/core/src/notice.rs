@@ -128,7 +128,7 @@ impl Notices {
     /// replay's, whose operator is told by the command.
     pub fn add_letter(&mut self, letter: &DeadLetter) {
         if letter.reason == DeadReason::Exhausted
-            && letter.replay == 0
+            && letter.replay.is_none()
             && let Some(endpoint) = &letter.endpoint
         {
             let account = Some(&letter.event.account);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::event::{AccountId, EndpointId, Event};
 use super::heap::block;
+use super::id::{DeadLetterId, JobId, ReplayId};
 use super::lsn::Lsn;
 use super::notice::Notice;
 use super::position::{EventId, Position};
@@ -108,16 +109,14 @@ pub struct DeadLetter {
     pub last_status: Option<u16>,
     /// The attempts that no stored row tells of yet, oldest first.
     pub history: Vec<AttemptRecord>,
-    /// 0, or the replay that the delivery belongs to.
-    pub replay: i64,
+    /// The replay that the delivery belongs to; none: it is the stream's.
+    pub replay: Option<ReplayId>,
 }
 
 /// How far a replay is, from its beginning on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct ReplayCounts {
-    /// The replay's job.
-    pub job: i64,
     /// Deliveries that an endpoint took at once.
     pub done: i64,
     /// Deliveries that ended as dead letters without having been deferred.
@@ -143,9 +142,9 @@ impl ReplayCounts {
 #[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct Retried {
     /// The dead letter's id in its table.
-    pub dead_letter: i64,
+    pub dead_letter: DeadLetterId,
     /// The job that asked for it.
-    pub job: i64,
+    pub job: JobId,
     /// `None`: delivered, the dead letter goes; else it stays, with this error.
     pub error: Option<DeadLetter>,
 }
@@ -179,7 +178,7 @@ pub struct PauseEndpoint {
 #[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub struct JobDone {
     /// The job.
-    pub job: i64,
+    pub job: JobId,
     /// How many of what it asked for was not so before.
     pub done: i64,
 }
@@ -224,7 +223,7 @@ pub struct PersistBatch {
     /// Results of operators' retries.
     pub retried: Vec<Retried>,
     /// How far replays are that went on since the last batch.
-    pub replayed: Vec<ReplayCounts>,
+    pub replayed: Vec<(ReplayId, ReplayCounts)>,
     /// Endpoints to switch off.
     pub disabled: Vec<DisableEndpoint>,
     /// Endpoints that are stopped no more: their row was changed, or an operator says so.
@@ -322,15 +321,16 @@ pub struct QueueId {
 pub struct RowKey {
     /// The event's place in the stream.
     pub event: EventKey,
-    /// 0, or the replay that the delivery belongs to.
-    pub replay: i64,
+    /// The replay that the delivery belongs to; none: it is the stream's.
+    pub replay: Option<ReplayId>,
 }
 
 impl RowKey {
     /// The least key above this one.
     #[must_use]
     pub fn successor(&self) -> Self {
-        Self { event: self.event.clone(), replay: self.replay.saturating_add(1) }
+        let replay = Some(self.replay.map_or(ReplayId::FIRST, ReplayId::successor));
+        Self { event: self.event.clone(), replay }
     }
 }
 

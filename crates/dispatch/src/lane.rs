@@ -8,12 +8,15 @@ use std::sync::Arc;
 
 use super::tracker::TxnSeq;
 use walhook_core::attempt::DeliveryId;
+use walhook_core::id::{DeadLetterId, JobId, ReplayId};
 use walhook_core::persist::Tried;
 use walhook_core::tick::Tick;
 
 mod queue;
 
-pub use queue::{DELIVERY_BYTES, Origin, Pending, QUEUE_BYTES, Queue, Removed, SharedEvent};
+pub use queue::{
+    DELIVERY_BYTES, Insertion, Origin, Pending, QUEUE_BYTES, Queue, Removed, SharedEvent,
+};
 
 /// Requests in flight to one endpoint at most, where its row does not say: a quarter of the fast
 /// slots.
@@ -26,18 +29,20 @@ pub enum Source {
     Stream(TxnSeq),
     /// The table `deferred`.
     Deferred {
-        /// The replay that it belongs to; 0: none.
-        replay: i64,
+        /// The replay that it belongs to; none: it was the stream's.
+        replay: Option<ReplayId>,
         /// What was tried before.
         tried: Box<Tried>,
     },
-    /// An operator's retry or replay.
+    /// An operator's retry of a dead letter.
     Retry {
-        /// The dead letter's id; none: a replay's.
-        dead_letter: Option<i64>,
+        /// The dead letter's id.
+        dead_letter: DeadLetterId,
         /// The job that asked.
-        job: i64,
+        job: JobId,
     },
+    /// A replay.
+    Replay(ReplayId),
 }
 
 /// A delivery to be queued.

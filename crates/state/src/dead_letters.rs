@@ -13,7 +13,8 @@ use super::event::{event_columns, read_event};
 use super::persist::StoredAttempt;
 use super::persist::dead_letters::remove;
 use super::{
-    DeadLetterFilter, Param, Scope, StateError, StateStore, hold_off_leader, key, text, unreadable,
+    DeadLetterFilter, Param, Scope, StateError, StateStore, hold_off_leader, key, replay_column,
+    text, unreadable,
 };
 
 /// One dead letter with its event.
@@ -108,7 +109,7 @@ impl StateStore {
         let events: Vec<String> = letters.iter().map(|l| l.event.id.to_string()).collect();
         let endpoints: Vec<&str> =
             letters.iter().map(|l| l.endpoint.as_deref().unwrap_or_default()).collect();
-        let replays: Vec<i64> = letters.iter().map(|l| l.replay).collect();
+        let replays: Vec<i64> = letters.iter().map(|l| replay_column::of(l.replay)).collect();
         let params: [Param<'_>; 4] = [
             (pipeline, Type::TEXT),
             (&events, Type::TEXT_ARRAY),

@@ -5,7 +5,9 @@ use tokio_postgres::types::Type;
 
 use super::persist::{StoredAttempt, with_unused};
 use super::replays::{Late, with_late};
-use super::{DeferredFilter, Scope, StateError, StateStore, fence_alone, key, place, text};
+use super::{
+    DeferredFilter, Scope, StateError, StateStore, fence_alone, key, place, replay_column, text,
+};
 use walhook_core::persist::{EventKey, QueueId, RowKey};
 use walhook_postgres::op::{EQ, GT, PLUS, TIMES};
 
@@ -56,7 +58,7 @@ fn read_place(row: &Row) -> Result<(QueueId, RowKey), StateError> {
     let event_type = row.try_get::<_, &str>("event_type")?.into();
     let queue = text::queue(row.try_get("account")?, row.try_get("endpoint")?);
     let event = EventKey { position, event_type };
-    Ok((queue, RowKey { event, replay: row.try_get("replay_id")? }))
+    Ok((queue, RowKey { event, replay: replay_column::read(row.try_get("replay_id")?) }))
 }
 
 /// One deferred row, without its body.

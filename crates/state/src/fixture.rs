@@ -95,7 +95,7 @@ pub(crate) fn dead(event: &Arc<Event>, endpoint: &str) -> DeadLetter {
         attempts: 2,
         last_status: Some(500),
         history: Vec::new(),
-        replay: 0,
+        replay: None,
     }
 }
 
@@ -106,7 +106,7 @@ pub(crate) fn queue(endpoint: &str) -> QueueId {
 pub(crate) fn row_id(event: &Event, endpoint: &str) -> RowId {
     RowId {
         queue: QueueId { account: event.account.clone(), endpoint: EndpointId::new(endpoint) },
-        key: RowKey { event: EventKey::of(event), replay: 0 },
+        key: RowKey { event: EventKey::of(event), replay: None },
         event: event.id,
     }
 }

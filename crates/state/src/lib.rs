@@ -29,6 +29,7 @@ mod persist;
 mod place;
 mod recover;
 mod refill;
+pub mod replay_column;
 mod replays;
 mod schema;
 mod session;

@@ -7,7 +7,7 @@ use tokio_postgres::types::Type;
 
 use super::event::{event_columns, read_event};
 use super::place::{self, Places};
-use super::{Param, Scope, StateError, StateStore, text, unreadable};
+use super::{Param, Scope, StateError, StateStore, replay_column, text, unreadable};
 use walhook_core::persist::{BacklogRow, Blocked, Deferred, EventKey, Refill, Refilled, RowKey};
 use walhook_core::position::Position;
 use walhook_postgres::op::{EQ, GE, LE, TIMES};
@@ -29,8 +29,10 @@ impl StateStore {
         // From the first row on is from zero on.
         let from = refills.iter().map(|r| r.from.as_ref().map(|key| key.event.position));
         let places = Places::new(from.map(|position| position.unwrap_or(Position::FIRST)));
-        let replays: Vec<i64> =
-            refills.iter().map(|r| r.from.as_ref().map_or(0, |key| key.replay)).collect();
+        let replays: Vec<i64> = refills
+            .iter()
+            .map(|r| replay_column::of(r.from.as_ref().and_then(|key| key.replay)))
+            .collect();
         let rows: Vec<i64> = refills.iter().map(|r| i64::from(r.rows)).collect();
         let most = rows.iter().copied().max().unwrap_or_default();
         let bytes: Vec<i64> =
@@ -112,7 +114,10 @@ fn read(row: &Row) -> Result<Deferred, StateError> {
     let event = Arc::new(read_event(row)?);
     let attempts: i32 = row.try_get("attempts")?;
     Ok(Deferred {
-        key: RowKey { event: EventKey::of(&event), replay: row.try_get("replay_id")? },
+        key: RowKey {
+            event: EventKey::of(&event),
+            replay: replay_column::read(row.try_get("replay_id")?),
+        },
         attempts: u32::try_from(attempts).map_err(unreadable("deferred.attempts"))?,
         first_attempt_us: row.try_get("first_attempt_us")?,
         due_us: row.try_get("due")?,

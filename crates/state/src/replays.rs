@@ -7,6 +7,7 @@ use tokio_postgres::types::{PgLsn, Type};
 
 use super::jobs::UNFINISHED;
 use super::{Param, Scope, StateError, StateStore, Transaction, fence, key, lsn, text, unreadable};
+use walhook_core::id::ReplayId;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::ReplayCounts;
 use walhook_core::replay::ReplayRange;
@@ -264,17 +265,17 @@ impl StateStore {
 pub(super) async fn count(
     tx: &Transaction<'_>,
     Scope { s, pipeline, .. }: &Scope,
-    replayed: &[ReplayCounts],
+    replayed: &[(ReplayId, ReplayCounts)],
 ) -> Result<(), StateError> {
     if replayed.is_empty() {
         return Ok(());
     }
-    let jobs: Vec<i64> = replayed.iter().map(|counts| counts.job).collect();
-    let done: Vec<i64> = replayed.iter().map(|counts| counts.done).collect();
-    let failed: Vec<i64> = replayed.iter().map(|counts| counts.failed).collect();
-    let deferred: Vec<i64> = replayed.iter().map(|counts| counts.deferred).collect();
-    let dropped: Vec<i64> = replayed.iter().map(|counts| counts.dropped).collect();
-    let in_gaps: Vec<i64> = replayed.iter().map(|counts| counts.in_gaps).collect();
+    let jobs: Vec<i64> = replayed.iter().map(|(replay, _)| replay.0).collect();
+    let done: Vec<i64> = replayed.iter().map(|(_, counts)| counts.done).collect();
+    let failed: Vec<i64> = replayed.iter().map(|(_, counts)| counts.failed).collect();
+    let deferred: Vec<i64> = replayed.iter().map(|(_, counts)| counts.deferred).collect();
+    let dropped: Vec<i64> = replayed.iter().map(|(_, counts)| counts.dropped).collect();
+    let in_gaps: Vec<i64> = replayed.iter().map(|(_, counts)| counts.in_gaps).collect();
     let sql = format!(
         "UPDATE {s}.jobs j SET done = r.done, failed = r.failed, deferred = r.deferred,
                 dropped = r.dropped, in_gaps = r.in_gaps
@@ -299,7 +300,6 @@ fn read(row: &Row) -> Result<StoredReplay, StateError> {
     let range =
         serde_json::from_str(&text::read(row.try_get(1)?)).map_err(unreadable("jobs.args"))?;
     let counts = ReplayCounts {
-        job: row.try_get(0)?,
         done: row.try_get(3)?,
         failed: row.try_get(4)?,
         deferred: row.try_get(8)?,
@@ -310,7 +310,7 @@ fn read(row: &Row) -> Result<StoredReplay, StateError> {
     let (done, failed, dropped, in_gaps) = (late(11)?, late(12)?, late(13)?, late(14)?);
     let (delivered, dead) = (counts.done + done, counts.failed + failed);
     Ok(StoredReplay {
-        id: counts.job,
+        id: row.try_get(0)?,
         range,
         position: lsn(row, 2)?,
         delivered,

@@ -17,6 +17,7 @@ use super::store::IDLE_IN_TRANSACTION;
 use super::*;
 use walhook_core::endpoint::Secret;
 use walhook_core::event::EndpointId;
+use walhook_core::id::{DeadLetterId, JobId};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
     DeadReason, DisableEndpoint, JobDone, PauseEndpoint, PersistBatch, Retried,
@@ -273,11 +274,15 @@ async fn retry_job_hands_out_each_dead_letter_once_and_counts_results_once() {
         attempts: 1,
         last_status: None,
         history: Vec::new(),
-        replay: 0,
+        replay: None,
         detail: "refused".into(),
         ..dead(&one, "8")
     });
-    let result = |at: usize, error| Retried { dead_letter: found[at].id, job: job.id, error };
+    let result = |at: usize, error| Retried {
+        dead_letter: DeadLetterId(found[at].id),
+        job: JobId(job.id),
+        error,
+    };
     let results = PersistBatch { retried: vec![result(0, None), result(1, error)], ..batch(0x200) };
     store.persist(&results).await.unwrap();
     store.persist(&results).await.unwrap();
@@ -434,7 +439,7 @@ async fn paused_endpoints_are_recovered_with_their_job_ended_also_when_stored_tw
         reason: "migration".into(),
         since_us: 1_700_000_000_000_000,
     };
-    let jobs_done = vec![JobDone { job: job.id, done: 1 }];
+    let jobs_done = vec![JobDone { job: JobId(job.id), done: 1 }];
     let paused = PersistBatch { paused: vec![pause.clone()], jobs_done, ..batch(0x200) };
     store.persist(&paused).await.unwrap();
     store.persist(&paused).await.unwrap();

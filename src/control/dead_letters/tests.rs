@@ -101,8 +101,8 @@ async fn carry_out(leader: &mut StateStore, fail: i64) {
     let retried = letters
         .iter()
         .map(|letter| Retried {
-            dead_letter: letter.id,
-            job: job.id,
+            dead_letter: walhook_core::id::DeadLetterId(letter.id),
+            job: walhook_core::id::JobId(job.id),
             error: (letter.id == fail).then(|| dead(&letter.event, "7")),
         })
         .collect();

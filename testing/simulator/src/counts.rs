@@ -145,7 +145,7 @@ impl Counts {
             },
             Input::Retry(_) => "retry",
             Input::Replay(replay) => match &**replay {
-                ReplayInput::Start(_) => "replay-start",
+                ReplayInput::Start(..) => "replay-start",
                 ReplayInput::Deliver(_) => "replay-deliver",
                 ReplayInput::End(_) => "replay-end",
             },

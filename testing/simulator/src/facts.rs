@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use walhook_core::event::{AccountId, EndpointId};
+use walhook_core::id::ReplayId;
 use walhook_core::position::EventId;
 use walhook_core::tick::Tick;
 
@@ -35,7 +36,7 @@ pub(crate) struct Facts {
 /// A replay, when it has ended.
 #[derive(Debug, Clone)]
 pub(crate) struct Replayed {
-    pub(crate) job: i64,
+    pub(crate) replay: ReplayId,
     pub(crate) pairs: Vec<(EventId, EndpointId)>,
     pub(crate) cancelled: bool,
     /// Deliveries that were fed, those that a crash had fed again included.

@@ -9,6 +9,7 @@ use rand::rngs::SmallRng;
 use walhook_core::attempt::{Attempt, DeliveryId, Outcome};
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::halt::Halt;
+use walhook_core::id::JobId;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{PersistBatch, Persisted, Refill, Refilled, UnroutedPage};
 use walhook_decode::change::{Changes, Step};
@@ -81,7 +82,7 @@ pub(crate) struct Life {
     /// The commit LSN of the transaction that could not be read.
     pub(crate) unreadable: Option<Lsn>,
     /// Jobs that it was told of.
-    pub(crate) told: BTreeSet<i64>,
+    pub(crate) told: BTreeSet<JobId>,
     pub(crate) retries: VecDeque<Retry>,
     /// Endpoints that nothing may be sent to, as it knows.
     pub(crate) paused: BTreeSet<EndpointId>,

@@ -11,6 +11,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use walhook_core::event::{EndpointId, Event};
+use walhook_core::id::{DeadLetterId, JobId};
 use walhook_core::persist::{QueueId, RowId, RowKey};
 use walhook_core::tick::Tick;
 use walhook_dispatch::dispatcher::{Input, OperatorInput, Retry};
@@ -33,7 +34,7 @@ enum Open {
 /// A dead letter that is to be sent again.
 #[derive(Debug, Clone)]
 struct Asked {
-    letter: i64,
+    letter: DeadLetterId,
     event: Arc<Event>,
     endpoint: EndpointId,
 }
@@ -44,7 +45,7 @@ pub(crate) struct Operators {
     /// Nothing new is begun after that.
     until: Tick,
     next_job: i64,
-    open: BTreeMap<i64, Open>,
+    open: BTreeMap<JobId, Open>,
     /// When they resume what they have paused.
     resume_at: Vec<(Tick, EndpointId)>,
     replaying: Option<Replaying>,
@@ -73,9 +74,9 @@ impl Operators {
         self.over && self.open.is_empty() && self.resume_at.is_empty() && self.replaying.is_none()
     }
 
-    fn job(&mut self) -> i64 {
+    fn job(&mut self) -> JobId {
         self.next_job += 1;
-        self.next_job
+        JobId(self.next_job)
     }
 }
 
@@ -127,7 +128,7 @@ impl Run {
             }
             Open::Retry(letters) => {
                 let is_left = |asked: &&Asked| {
-                    let key = (asked.event.id, asked.endpoint.clone(), 0);
+                    let key = (asked.event.id, asked.endpoint.clone(), None);
                     let letter = state.letters.get(&key).filter(|letter| letter.id == asked.letter);
                     letter.is_some_and(|letter| letter.last_job != Some(*job))
                 };
@@ -160,7 +161,7 @@ impl Run {
             .state
             .letters
             .iter()
-            .filter(|((_, endpoint, replay), _)| *replay == 0 && !endpoint.is_empty());
+            .filter(|((_, endpoint, replay), _)| replay.is_none() && !endpoint.is_empty());
         let asked = letters.map(|((_, endpoint, _), letter)| Asked {
             letter: letter.id,
             event: Arc::clone(&letter.event),
@@ -207,7 +208,7 @@ impl Run {
 
     fn discard(&mut self, row: &RowId) {
         self.state.remove_row(row, |late| late.dropped += 1);
-        if row.key.replay == 0 {
+        if row.key.replay.is_none() {
             self.facts.discarded.insert((row.event, row.queue.endpoint.clone()));
         }
     }
@@ -244,7 +245,7 @@ impl Run {
                 Open::Retry(letters) => {
                     let state = &self.state;
                     let left = letters.iter().filter(|asked| {
-                        let key = (asked.event.id, asked.endpoint.clone(), 0);
+                        let key = (asked.event.id, asked.endpoint.clone(), None);
                         let letter = state.letters.get(&key);
                         letter.is_some_and(|letter| letter.last_job != Some(job))
                     });

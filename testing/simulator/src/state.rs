@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use walhook_core::event::{AccountId, EndpointId, Event};
+use walhook_core::id::{DeadLetterId, JobId, ReplayId};
 use walhook_core::lsn::Lsn;
 use walhook_core::notice::NoticeKind;
 use walhook_core::persist::{
@@ -40,7 +41,7 @@ pub struct DeferredRow {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Letter {
     /// In the order in which they were inserted.
-    pub id: i64,
+    pub id: DeadLetterId,
     /// Its event.
     pub event: Arc<Event>,
     /// Why.
@@ -54,14 +55,14 @@ pub struct Letter {
     /// The last ten attempts.
     pub history: Vec<AttemptRecord>,
     /// The job that tried it last.
-    pub last_job: Option<i64>,
+    pub last_job: Option<JobId>,
 }
 
 /// A row of `unrouted`: the event, and the last endpoint that it is routed to.
 pub type UnroutedRow = (Arc<Event>, Option<EndpointId>);
 
 /// Names a dead letter: event, endpoint (empty for none), replay.
-pub type LetterKey = (EventId, EndpointId, i64);
+pub type LetterKey = (EventId, EndpointId, Option<ReplayId>);
 
 /// That an endpoint is stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,7 +126,7 @@ pub struct State {
     /// `notices`: how often each happened.
     pub notices: BTreeMap<(EndpointId, NoticeKind), u64>,
     /// `jobs`.
-    pub jobs: BTreeMap<i64, Job>,
+    pub jobs: BTreeMap<JobId, Job>,
     /// Letters of a queue that are rows, at most.
     pub letters_max: u32,
     next_letter: i64,
@@ -187,8 +188,8 @@ impl State {
             self.remove_row(row, |late| late.dropped += 1);
         }
         self.remove_delivered(&batch.retried);
-        for counts in &batch.replayed {
-            if let Some(job) = self.jobs.get_mut(&counts.job) {
+        for (replay, counts) in &batch.replayed {
+            if let Some(job) = self.jobs.get_mut(&JobId::from(*replay)) {
                 job.counts = *counts;
             }
         }
@@ -278,7 +279,7 @@ impl State {
     /// whichever endpoints its account has.
     #[must_use]
     pub fn holds(&self, id: EventId, queue: &QueueId, key: &EventKey) -> bool {
-        let row = RowKey { event: key.clone(), replay: 0 };
+        let row = RowKey { event: key.clone(), replay: None };
         let at = key.position.commit_lsn();
         self.deferred.get(queue).is_some_and(|rows| rows.contains_key(&row))
             || self.has_letter(id, &queue.endpoint)
@@ -291,6 +292,6 @@ impl State {
     pub fn has_letter(&self, event: EventId, endpoint: &EndpointId) -> bool {
         [endpoint.clone(), EndpointId::new("")]
             .into_iter()
-            .any(|endpoint| self.letters.contains_key(&(event, endpoint, 0)))
+            .any(|endpoint| self.letters.contains_key(&(event, endpoint, None)))
     }
 }

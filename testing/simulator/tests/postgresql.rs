@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use walhook_core::endpoint::Secret;
 use walhook_core::event::{Event, rfc3339};
+use walhook_core::id::JobId;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{BacklogRow, Blocked, EventKey, PersistBatch};
 use walhook_core::position::Position;
@@ -13,7 +14,7 @@ use walhook_core::settled;
 use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_simulator::state::{GapKind, Job, State, Stopped};
 use walhook_simulator::{Fault, Options, Wishes, run};
-use walhook_state::{StateStore, schema_sql};
+use walhook_state::{StateStore, replay_column, schema_sql};
 use walhook_testkit::cluster::Cluster;
 
 const FIRST: Lsn = Lsn(0x0100_0000);
@@ -109,7 +110,7 @@ fn put_rows(state: &State, put: &mut impl FnMut(&'static str, String)) {
                     queue.endpoint,
                     queue.account,
                     place(&key.event),
-                    key.replay,
+                    replay_column::of(key.replay),
                     row.event.id,
                     row.reason.as_str(),
                     tried.attempts,
@@ -133,8 +134,9 @@ fn put_letters(state: &State, put: &mut impl FnMut(&'static str, String)) {
         put(
             "dead_letters",
             format!(
-                "{}|{event}|{endpoint}|{replay}|{}|{}|{}|{}|{}|{job}|{}",
+                "{}|{event}|{endpoint}|{}|{}|{}|{}|{}|{}|{job}|{}",
                 letter.id,
+                replay_column::of(*replay),
                 letter.event.account,
                 letter.reason.as_str(),
                 letter.detail,
@@ -324,10 +326,10 @@ fn compare(at: &str, model: &Tables, real: &Tables) {
 }
 
 /// Jobs that a batch counts in.
-fn jobs_of(batch: &PersistBatch) -> BTreeSet<i64> {
+fn jobs_of(batch: &PersistBatch) -> BTreeSet<JobId> {
     let done = batch.jobs_done.iter().map(|done| done.job);
     let retried = batch.retried.iter().map(|retried| retried.job);
-    let replayed = batch.replayed.iter().map(|counts| counts.job);
+    let replayed = batch.replayed.iter().map(|(replay, _)| JobId::from(*replay));
     done.chain(retried).chain(replayed).collect()
 }
 

@@ -16,7 +16,7 @@ fn event(n: u64, keys: &[u64]) -> Arc<Event> {
 }
 
 fn key(event: &Event) -> RowKey {
-    RowKey { event: EventKey::of(event), replay: 0 }
+    RowKey { event: EventKey::of(event), replay: None }
 }
 
 #[derive(Debug, Clone)]

@@ -45,7 +45,9 @@ impl Dispatcher {
     pub(super) fn is_test(&self, queue: QueueNo, id: DeliveryId, origin: Origin) -> bool {
         let breaker = self.queues.deferred(queue).and_then(|deferred| deferred.breaker.as_ref());
         let is_probe = |breaker: &Breaker| breaker.probe() == Some(id);
-        breaker.is_some_and(|b| is_probe(b) || matches!(origin, Origin::Retry { .. }))
+        breaker.is_some_and(|b| {
+            is_probe(b) || matches!(origin, Origin::Retry { .. } | Origin::Replay(_))
+        })
     }
 
     /// What an outcome says of its endpoint's health. Call it after the delivery was seen to.

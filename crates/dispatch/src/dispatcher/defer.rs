@@ -23,6 +23,7 @@ use super::queues::QueueNo;
 use super::suspend::Suspension;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{EndpointId, RowKeys};
+use walhook_core::id::ReplayId;
 use walhook_core::persist::{
     BacklogRow, Blocked, Defer, DeferReason, EventKey, QueueId, RowId, RowKey, Tried, UnroutedKey,
 };
@@ -161,7 +162,7 @@ impl Dispatcher {
         let id = self.queues.next_delivery();
         let ordinal = self.queues.take_ordinal(queue, id);
         self.memory.take(DELIVERY_BYTES);
-        let key = RowKey { event: EventKey::of(&held.event), replay: 0 };
+        let key = RowKey { event: EventKey::of(&held.event), replay: None };
         let deferred = self.queues.deferred_or_new(queue);
         if reason == DeferReason::Overflow {
             deferred.backlog.block_all(reason);
@@ -182,7 +183,7 @@ impl Dispatcher {
         row: UnroutedKey,
     ) {
         self.memory.take(DELIVERY_BYTES);
-        let key = RowKey { event: EventKey::of(&held.event), replay: 0 };
+        let key = RowKey { event: EventKey::of(&held.event), replay: None };
         let kept = Kept { held, txn: None, ordinal: 0, counted: DELIVERY_BYTES, routed: Some(row) };
         let (reason, tried) = (DeferReason::Unrouted, Tried::default());
         let leave = Leave { reason, tried, due: None, behind: false };
@@ -194,7 +195,7 @@ impl Dispatcher {
     pub(super) fn leave(&mut self, queue: QueueNo, ids: &[DeliveryId], exit: Exit, now: Tick) {
         for id in ids {
             let pending = self.queues.pending(queue).and_then(|in_memory| in_memory.get(*id));
-            let is_letter = |origin| matches!(origin, Origin::Retry { dead_letter: Some(_), .. });
+            let is_letter = |origin| matches!(origin, Origin::Retry { .. });
             if pending.is_none_or(|pending| is_letter(pending.origin)) {
                 continue;
             }
@@ -227,16 +228,16 @@ impl Dispatcher {
                 let kept = Kept { held, txn, ordinal, counted, routed };
                 self.defer_or_skip(queue, key, &keys, kept, Leave { reason, tried, due, behind });
             }
-            Origin::Retry { dead_letter: None, job } => {
+            Origin::Replay(replay) => {
                 self.replays.leave_memory();
-                if self.replays.is_known(job) {
+                if self.replays.is_known(replay) {
                     let (held, txn, routed) = (pending.held, None, None);
                     let kept = Kept { held, txn, ordinal: 0, counted, routed };
                     let leave = Leave { reason, tried, due, behind };
                     self.defer_or_skip(queue, key, &keys, kept, leave);
                 } else {
                     // Cancelled meanwhile.
-                    self.replays.count_dropped(job);
+                    self.replays.count_dropped(replay);
                     self.free(pending.held, counted);
                 }
             }
@@ -255,7 +256,7 @@ impl Dispatcher {
                 }
                 self.free(pending.held, counted);
             }
-            Origin::Retry { dead_letter: Some(_), .. } => {
+            Origin::Retry { .. } => {
                 unreachable!("an operator's retry is a dead letter meanwhile, and is not deferred");
             }
         }
@@ -274,11 +275,11 @@ impl Dispatcher {
         let pending = in_memory.held_mut(id);
         let (txn, ordinal) = match pending.origin {
             Origin::Stream { txn, ordinal } => (Some(txn), ordinal),
-            Origin::Retry { dead_letter: None, job } if self.replays.is_known(job) => (None, 0),
-            Origin::Retry { .. } | Origin::Deferred { .. } => return,
+            Origin::Replay(replay) if self.replays.is_known(replay) => (None, 0),
+            Origin::Retry { .. } | Origin::Replay(_) | Origin::Deferred { .. } => return,
         };
         let key = pending.row_key();
-        pending.origin = Origin::Deferred { replay: key.replay, insertion };
+        pending.origin = Origin::Deferred { replay: key.replay, insertion: Some(insertion) };
         let held = Arc::clone(&pending.held);
         let mut tried = pending.tried.as_deref().cloned().unwrap_or_default();
         tried.attempts = pending.attempts;
@@ -300,11 +301,11 @@ impl Dispatcher {
         &mut self,
         queue: QueueNo,
         held: Arc<SharedEvent>,
-        job: i64,
+        replay: ReplayId,
         reason: DeferReason,
     ) {
         self.memory.take(DELIVERY_BYTES);
-        let key = RowKey { event: EventKey::of(&held.event), replay: job };
+        let key = RowKey { event: EventKey::of(&held.event), replay: Some(replay) };
         let counted = DELIVERY_BYTES;
         let kept = Kept { held, txn: None, ordinal: 0, counted, routed: None };
         let leave = Leave { reason, tried: Tried::default(), due: None, behind: false };

@@ -9,7 +9,7 @@ use super::outbox::{Body, Dying, RowChange};
 use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::Unroutable;
-use walhook_core::persist::{DeadLetter, DeadReason, QueueId, RowId};
+use walhook_core::persist::{DeadLetter, DeadReason, QueueId, Retried, RowId};
 use walhook_core::tick::Tick;
 
 /// How a delivery ends without success.
@@ -44,7 +44,7 @@ impl Dispatcher {
             attempts: 0,
             last_status: None,
             history: Vec::new(),
-            replay: 0,
+            replay: None,
         };
         let body = Body::Unroutable { txn, held: Arc::new(SharedEvent { event }) };
         self.outbox.die(Dying { letter, body });
@@ -80,7 +80,12 @@ impl Dispatcher {
                 Body::Row { row, insertion, queue, id: delivery }
             }
             Origin::Retry { dead_letter, job } => {
-                self.end_retry(dead_letter, job, Some(letter));
+                self.outbox.retried(Retried { dead_letter, job, error: Some(letter) });
+                self.forget(queue, delivery);
+                return;
+            }
+            Origin::Replay(replay) => {
+                self.end_replay(replay, Some(letter));
                 self.forget(queue, delivery);
                 return;
             }
@@ -109,7 +114,10 @@ impl Dispatcher {
                 };
                 self.outbox.change(row, insertion, change);
             }
-            Origin::Retry { dead_letter, job } => self.end_retry(dead_letter, job, None),
+            Origin::Retry { dead_letter, job } => {
+                self.outbox.retried(Retried { dead_letter, job, error: None });
+            }
+            Origin::Replay(replay) => self.end_replay(replay, None),
         }
         self.free(pending.held, pending.counted);
     }

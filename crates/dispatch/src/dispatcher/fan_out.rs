@@ -24,6 +24,7 @@ use super::Dispatcher;
 use super::outbox::ROWS_BYTES;
 use walhook_core::endpoint::{Endpoint, Routes};
 use walhook_core::event::{AccountId, EndpointId, Event, RowKeys, Unroutable, UnroutableReason};
+use walhook_core::id::{DeadLetterId, JobId, ReplayId};
 use walhook_core::persist::DeferReason;
 use walhook_core::position::Position;
 use walhook_core::tick::Tick;
@@ -52,7 +53,16 @@ pub(super) enum To {
     /// All that want it; the transaction counts it as one delivery until it is routed.
     All(TxnSeq),
     /// One, on an operator's wish.
-    One { endpoint: EndpointId, dead_letter: Option<i64>, job: i64 },
+    One { endpoint: EndpointId, asked: Asked },
+}
+
+/// Which wish that is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// That a dead letter is sent again.
+    Retry { dead_letter: DeadLetterId, job: JobId },
+    /// A replay.
+    Replay(ReplayId),
 }
 
 /// The events that wait, by account.
@@ -175,8 +185,8 @@ impl Dispatcher {
         if let Some(routes) = routes.as_ref().filter(|routes| at_once(routes)) {
             match to {
                 To::All(txn) => self.route(&held, txn, &routes.endpoints, routes.weight, None, now),
-                To::One { endpoint, dead_letter, job } => {
-                    self.route_one(&held, endpoint, (dead_letter, job), routes.weight, now);
+                To::One { endpoint, asked } => {
+                    self.route_one(&held, endpoint, asked, routes.weight, now);
                 }
             }
             self.memory.let_go(held);
@@ -361,8 +371,8 @@ impl Dispatcher {
                 self.progress.complete(txn);
                 self.touch_starts();
             }
-            To::One { endpoint, dead_letter, job } => {
-                self.route_one(&held, endpoint, (dead_letter, job), routes.weight, now);
+            To::One { endpoint, asked } => {
+                self.route_one(&held, endpoint, asked, routes.weight, now);
             }
         }
         self.memory.let_go(held);
@@ -517,28 +527,33 @@ impl Dispatcher {
         &mut self,
         held: &Arc<SharedEvent>,
         endpoint: EndpointId,
-        (dead_letter, job): (Option<i64>, i64),
+        asked: Asked,
         weight: f64,
         now: Tick,
     ) {
-        if let Some(dead_letter) = dead_letter
-            && self.endpoints.is_paused(&endpoint)
-        {
-            self.refuse_paused(&held.event, endpoint, dead_letter, job);
-            return;
-        }
-        let queue = self.queues.intern(&held.event.account, &endpoint);
-        if dead_letter.is_none()
-            && let Some(reason) = self.why_defer_replayed(queue, now)
-        {
-            self.replays.leave_memory();
-            self.defer_replayed(queue, Arc::clone(held), job, reason);
-            return;
-        }
-        let queue = self.queue(&held.event.account, &endpoint, weight);
-        let source = Source::Retry { dead_letter, job };
+        let queue = match asked {
+            Asked::Retry { dead_letter, job } if self.endpoints.is_paused(&endpoint) => {
+                self.refuse_paused(&held.event, endpoint, dead_letter, job);
+                return;
+            }
+            Asked::Retry { .. } => self.queue(&held.event.account, &endpoint, weight),
+            Asked::Replay(replay) => {
+                let queue = self.queues.intern(&held.event.account, &endpoint);
+                if let Some(reason) = self.why_defer_replayed(queue, now) {
+                    self.replays.leave_memory();
+                    self.defer_replayed(queue, Arc::clone(held), replay, reason);
+                    return;
+                }
+                self.give_lane(queue, weight);
+                queue
+            }
+        };
+        let source = match asked {
+            Asked::Retry { dead_letter, job } => Source::Retry { dead_letter, job },
+            Asked::Replay(replay) => Source::Replay(replay),
+        };
         let id = self.enqueue(queue, Arc::clone(held), source, RowKeys::new(), now);
-        if dead_letter.is_none() {
+        if let Asked::Replay(_) = asked {
             self.replays.queued(queue, id, now);
         }
     }

@@ -96,7 +96,7 @@ fn ids<'a>(
     pending
         .take_while(|pending| match pending.origin {
             Origin::Stream { txn, .. } => txn <= last,
-            Origin::Deferred { .. } | Origin::Retry { .. } => true,
+            Origin::Deferred { .. } | Origin::Retry { .. } | Origin::Replay(_) => true,
         })
         .filter(|pending| matches!(pending.origin, Origin::Stream { .. }) && pending.since <= since)
         .map(|pending| pending.id)

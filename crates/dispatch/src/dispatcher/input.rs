@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::super::lane::{DELIVERY_BYTES, New, SharedEvent, Source};
 use super::super::route::{LookedUp, Snapshot};
-use super::fan_out::To;
+use super::fan_out::{Asked, To};
 use super::queues::QueueNo;
 use super::{Dispatcher, EndpointChange, EndpointChanged, Ordering, Retry};
 use walhook_core::attempt::DeliveryId;
@@ -40,7 +40,7 @@ impl Dispatcher {
     /// Sends a dead letter again. Call only while [`Dispatcher::wants_input`] says yes.
     pub(super) fn handle_retry(&mut self, retry: Retry, now: Tick) {
         let Retry { dead_letter, job, event, endpoint } = retry;
-        self.arrive(event, To::One { endpoint, dead_letter: Some(dead_letter), job }, now);
+        self.arrive(event, To::One { endpoint, asked: Asked::Retry { dead_letter, job } }, now);
     }
 
     /// The next accounts whose endpoints are to be looked up; answered by

@@ -73,6 +73,7 @@ mod progress;
 mod queues;
 mod refill;
 mod replay;
+mod replays;
 mod reports;
 #[cfg(test)]
 mod rig;
@@ -109,7 +110,7 @@ use memory_budget::MemoryBudget;
 use outbox::Outbox;
 use progress::Progress;
 use queues::{Lane, QueueNo, Queues};
-use replay::Replays;
+use replays::Replays;
 use routing::Routing;
 use sending::Sending;
 

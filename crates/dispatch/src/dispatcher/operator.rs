@@ -22,8 +22,9 @@ use super::queues::QueueNo;
 use super::{Dispatcher, EndpointChange, EndpointChanged};
 use walhook_core::attempt::{DeliveryId, Outcome};
 use walhook_core::event::{EndpointId, Event};
+use walhook_core::id::{DeadLetterId, JobId};
 use walhook_core::persist::{
-    DeadLetter, DeadReason, DeferReason, JobDone, PauseEndpoint, QueueId, RowKey,
+    DeadLetter, DeadReason, DeferReason, JobDone, PauseEndpoint, QueueId, Retried, RowKey,
 };
 use walhook_core::tick::Tick;
 
@@ -37,7 +38,7 @@ pub enum OperatorInput {
     /// Nothing is to be sent to the endpoint until it is resumed.
     Pause {
         /// The job that asks.
-        job: i64,
+        job: JobId,
         /// Which.
         endpoint: EndpointId,
         /// Why, for a person.
@@ -47,7 +48,7 @@ pub enum OperatorInput {
     /// Deliveries to the endpoint flow again, whoever stopped them.
     Resume {
         /// The job that asks.
-        job: i64,
+        job: JobId,
         /// Which.
         endpoint: EndpointId,
     },
@@ -97,8 +98,7 @@ impl Dispatcher {
     fn clear_out(&mut self, queue: QueueNo, now: Tick) {
         let Some(in_memory) = self.queues.pending_mut(queue) else { return };
         in_memory.failures = FailureWindow::default();
-        let is_retry =
-            |origin: Origin| matches!(origin, Origin::Retry { dead_letter: Some(_), .. });
+        let is_retry = |origin: Origin| matches!(origin, Origin::Retry { .. });
         let (retries, others): (Vec<_>, Vec<_>) = in_memory
             .idle()
             .map(|pending| (pending.id, is_retry(pending.origin)))
@@ -192,8 +192,8 @@ impl Dispatcher {
         &mut self,
         event: &Arc<Event>,
         endpoint: EndpointId,
-        dead_letter: i64,
-        job: i64,
+        dead_letter: DeadLetterId,
+        job: JobId,
     ) {
         let letter = DeadLetter {
             event: Arc::clone(event),
@@ -203,9 +203,9 @@ impl Dispatcher {
             attempts: 0,
             last_status: None,
             history: Vec::new(),
-            replay: 0,
+            replay: None,
         };
-        self.end_retry(Some(dead_letter), job, Some(letter));
+        self.outbox.retried(Retried { dead_letter, job, error: Some(letter) });
     }
 }
 

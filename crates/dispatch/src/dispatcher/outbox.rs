@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::lane::DELIVERY_BYTES;
+use super::super::lane::{DELIVERY_BYTES, Insertion};
 pub(super) use super::outgoing::{Body, Dying, Leaves, Leaving, RowChange};
 use super::queues::QueueNo;
 use super::{PERSIST_SLOW, UNPERSISTED_MAX};
@@ -55,11 +55,11 @@ pub(super) struct Outbox {
     /// What they, and those in the batch under way, hold in memory.
     leaving_bytes: usize,
     /// How many rows have been in `leaving` so far, and in a batch.
-    insertions: u64,
-    handed_out: u64,
+    insertions: Insertion,
+    handed_out: Insertion,
     rows_max: usize,
     /// Rows to be changed, with the number of the insertion that must come first.
-    changes: BTreeMap<RowId, (u64, RowChange)>,
+    changes: BTreeMap<RowId, (Option<Insertion>, RowChange)>,
     /// Queues of which the table `backlog` is outdated.
     outdated: Vec<QueueNo>,
     retried: Vec<Retried>,
@@ -105,8 +105,8 @@ impl Outbox {
             dying: VecDeque::new(),
             leaving: VecDeque::new(),
             leaving_bytes: 0,
-            insertions: 0,
-            handed_out: 0,
+            insertions: Insertion::default(),
+            handed_out: Insertion::default(),
             rows_max: ROWS_MAX,
             changes: BTreeMap::new(),
             outdated: Vec::new(),
@@ -174,23 +174,23 @@ impl Outbox {
     }
 
     /// Rows that had to be inserted so far.
-    pub(super) fn insertions(&self) -> u64 {
+    pub(super) fn insertions(&self) -> Insertion {
         self.insertions
     }
 
     /// Of those, the ones that have been in a batch.
-    pub(super) fn handed_out(&self) -> u64 {
+    pub(super) fn handed_out(&self) -> Insertion {
         self.handed_out
     }
 
     /// The number of the row that leaves next.
-    pub(super) fn next_insertion(&self) -> u64 {
-        self.insertions + 1
+    pub(super) fn next_insertion(&self) -> Insertion {
+        Insertion(self.insertions.0 + 1)
     }
 
     /// The row is to be inserted.
     pub(super) fn leave(&mut self, mut leaving: Leaving) {
-        self.insertions += 1;
+        self.insertions.0 += 1;
         let before = self.leaving.back().map(|before| &before.held);
         if before.is_some_and(|before| Arc::ptr_eq(before, &leaving.held)) {
             leaving.bytes = DELIVERY_BYTES;
@@ -230,7 +230,7 @@ impl Outbox {
     }
 
     /// The row is to be changed, after its insertion where that has a number.
-    pub(super) fn change(&mut self, row: RowId, insertion: u64, change: RowChange) {
+    pub(super) fn change(&mut self, row: RowId, insertion: Option<Insertion>, change: RowChange) {
         let before = self.changes.remove(&row);
         let change = match (before, change) {
             (Some((_, RowChange::Retime(before))), RowChange::Retime(mut tried)) => {
@@ -297,7 +297,7 @@ impl Outbox {
         if rows >= self.rows_max || (*bytes > ROWS_BYTES && rows > 0) {
             return None;
         }
-        self.handed_out += 1;
+        self.handed_out.0 += 1;
         self.leaving.pop_front()
     }
 
@@ -305,9 +305,8 @@ impl Outbox {
     /// one, was handed out before.
     pub(super) fn next_dying(&mut self, letters: usize) -> Option<Dying> {
         let is_inserted = match &self.dying.front()?.body {
-            Body::Row { insertion, .. } | Body::Unrouted { insertion, .. } => {
-                *insertion <= self.handed_out
-            }
+            Body::Row { insertion, .. } => *insertion <= Some(self.handed_out),
+            Body::Unrouted { insertion, .. } => *insertion <= self.handed_out,
             Body::Unroutable { .. } | Body::Delivery { .. } => true,
         };
         if letters >= DEAD_LETTERS_MAX || !is_inserted {
@@ -320,7 +319,7 @@ impl Outbox {
     pub(super) fn take_changes(&mut self) -> Vec<(RowId, RowChange)> {
         let mut ready = Vec::new();
         for (row, (insertion, change)) in std::mem::take(&mut self.changes) {
-            if insertion > self.handed_out {
+            if insertion > Some(self.handed_out) {
                 self.changes.insert(row, (insertion, change));
             } else {
                 ready.push((row, change));

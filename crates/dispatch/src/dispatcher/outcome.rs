@@ -79,7 +79,7 @@ impl Dispatcher {
         let in_memory = self.queues.in_use(queue);
         in_memory.hold.withdrawn(started);
         let origin = in_memory.held_mut(id).origin;
-        let is_retry = matches!(origin, Origin::Retry { dead_letter: Some(_), .. });
+        let is_retry = matches!(origin, Origin::Retry { .. });
         let due = in_memory.put_off(id, now, &mut self.rng);
         self.sending.wake_at(due, Wake::Delivery(queue, id));
         if is_stopped && !is_retry {
@@ -146,8 +146,8 @@ impl Dispatcher {
         let place = match pending.origin {
             Origin::Stream { .. } => Place::Memory,
             // A replay's is not tried twice in a row: whoever fails must not hold the replay up.
-            Origin::Deferred { .. } | Origin::Retry { dead_letter: None, .. } => Place::Table,
-            Origin::Retry { dead_letter: Some(_), .. } => Place::DeadLetters,
+            Origin::Deferred { .. } | Origin::Replay(_) => Place::Table,
+            Origin::Retry { .. } => Place::DeadLetters,
         };
         let first_us = pending.tried.as_ref().and_then(|tried| tried.first_attempt_us);
         let tried_us = active_us.saturating_sub(first_us.unwrap_or(active_us));

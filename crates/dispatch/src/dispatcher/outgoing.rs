@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::lane::SharedEvent;
+use super::super::lane::{Insertion, SharedEvent};
 use super::super::tracker::TxnSeq;
 use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
@@ -23,9 +23,9 @@ pub(super) enum Body {
     /// A delivery keeps its place in its queue.
     Delivery { txn: TxnSeq, ordinal: u64, queue: QueueNo, id: DeliveryId },
     /// So does one that has a row in the table.
-    Row { row: RowId, insertion: u64, queue: QueueNo, id: DeliveryId },
+    Row { row: RowId, insertion: Option<Insertion>, queue: QueueNo, id: DeliveryId },
     /// An event that has a row without an endpoint, and was routed in part by what was inserted so far.
-    Unrouted { row: UnroutedKey, insertion: u64, held: Arc<SharedEvent> },
+    Unrouted { row: UnroutedKey, insertion: Insertion, held: Arc<SharedEvent> },
 }
 
 /// A delivery, or an event without an endpoint, on its way into its table. It does not count as settled yet.

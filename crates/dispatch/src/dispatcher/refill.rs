@@ -188,7 +188,7 @@ impl Dispatcher {
 
     /// The ordering keys of a row; a replay is not ordered.
     fn row_keys(&self, row: &Deferred) -> RowKeys {
-        if row.key.replay == 0 { self.ordering_keys(&row.event) } else { RowKeys::new() }
+        if row.key.replay.is_none() { self.ordering_keys(&row.event) } else { RowKeys::new() }
     }
 
     /// Sees to it that the queue's rows come back: now, if they may, or when the next is due. And

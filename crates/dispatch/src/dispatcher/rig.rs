@@ -9,6 +9,7 @@ use crate::fixture;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::endpoint::Routes;
 use walhook_core::event::{AccountId, EndpointId, Event, Item};
+use walhook_core::id::ReplayId;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{PersistBatch, Persisted};
 use walhook_core::tick::Tick;
@@ -77,10 +78,10 @@ impl Rig {
     }
 
     /// A replay, which has begun, sends an event again, to the account's endpoint.
-    pub(super) fn replay(&mut self, job: i64, event: &Arc<Event>) {
+    pub(super) fn replay(&mut self, replay: ReplayId, event: &Arc<Event>) {
         assert!(self.dispatcher.wants_replay());
         let endpoint = EndpointId::new(event.account.as_str());
-        let replay = Replay { job, event: Arc::clone(event), endpoint };
+        let replay = Replay { replay, event: Arc::clone(event), endpoint };
         self.dispatcher.handle_replay(ReplayInput::Deliver(replay), self.now);
         self.look_up();
     }

@@ -157,12 +157,12 @@ impl Dispatcher {
                     self.door.reports.dropped();
                     self.settle(queue, delivery, Ended::Dropped);
                 }
-                (None, Origin::Retry { dead_letter: None, job }) => {
+                (None, Origin::Replay(replay)) => {
                     self.door.reports.dropped();
-                    self.end_replayed(job, |counts| counts.dropped += 1);
+                    self.end_replayed(replay, |counts| counts.dropped += 1);
                     self.forget(queue, delivery);
                 }
-                (None, Origin::Retry { dead_letter: Some(_), .. }) => {
+                (None, Origin::Retry { .. }) => {
                     let reason = DeadReason::EndpointDisabled;
                     let detail = "the endpoint was removed".to_owned();
                     self.die(queue, delivery, End { reason, detail, last_status: None });

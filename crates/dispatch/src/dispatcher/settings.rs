@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::settle::SettlePolicy;
 use walhook_core::event::{EndpointId, Event};
+use walhook_core::id::{DeadLetterId, JobId};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
     BacklogRow, DeferReason, DisableEndpoint, EndpointError, GapChange, Joined, PauseEndpoint,
@@ -91,9 +92,9 @@ pub struct Start {
 #[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Retry {
     /// The dead letter's id.
-    pub dead_letter: i64,
+    pub dead_letter: DeadLetterId,
     /// The job that asked.
-    pub job: i64,
+    pub job: JobId,
     /// What to send.
     pub event: Arc<Event>,
     /// Where to.

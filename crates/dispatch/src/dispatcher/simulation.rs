@@ -72,14 +72,14 @@ struct Life {
     /// Where the endpoints joined that it was told of.
     joined: BTreeMap<EndpointId, Lsn>,
     /// Of the rows that were inserted, how many were looked at.
-    insertions: u64,
+    insertions: crate::lane::Insertion,
     refill: Option<Page>,
     batch: Option<PersistBatch>,
     /// What became of endpoints, and nobody has looked at.
     reports: Vec<EndpointChanged>,
     next_txn: usize,
     /// The operator's job that was handed over last, and the endpoints that may not be sent to.
-    asked: Option<i64>,
+    asked: Option<walhook_core::id::JobId>,
     paused: BTreeSet<EndpointId>,
     /// Outcomes in the batch that is being stored, and since it was handed out.
     storing: u64,
@@ -119,7 +119,7 @@ impl Life {
             lookup: None,
             unrouted: None,
             joined: world.unrouted.joined().into_iter().map(|j| (j.endpoint, j.at)).collect(),
-            insertions: 0,
+            insertions: crate::lane::Insertion::default(),
             refill: None,
             batch: None,
             reports: Vec::new(),

@@ -59,7 +59,9 @@ impl Dispatcher {
                 self.progress.settle_with_batch(&id.queue, leaving.ordinal, event, txn);
             }
             let skipped = matches!(leaving.kind, Leaves::Skipped(_));
-            self.replays.count_left(id.key.replay, skipped);
+            if let Some(replay) = id.key.replay {
+                self.replays.count_left(replay, skipped);
+            }
             if let Some(row) = &leaving.routed {
                 let routed = Routed { row: row.clone(), to: Some(endpoint.clone()) };
                 match batch.routed.last_mut().filter(|last| last.row == *row) {

@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::super::lane::Insertion;
 use super::Dispatcher;
 use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
@@ -47,7 +48,7 @@ struct First {
     id: DeliveryId,
     position: Position,
     /// The last row that had to be inserted when no older delivery was left in the queue.
-    last_insertion: Option<u64>,
+    last_insertion: Option<Insertion>,
 }
 
 impl SubscriptionStarts {

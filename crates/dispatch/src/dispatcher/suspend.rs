@@ -20,6 +20,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::super::backlog::Backlog;
+use super::super::lane::Insertion;
 use super::Dispatcher;
 use super::changes::EndpointChange;
 use super::defer::{DeferredQueue, Exit};
@@ -67,7 +68,7 @@ pub(super) struct Suspension {
     /// Rows may be left in the table.
     rows_left: bool,
     /// The queue goes on, but what left memory up to this insertion is still counted.
-    ends_with: Option<u64>,
+    ends_with: Option<Insertion>,
     /// The last of it is in the state transaction under way.
     is_ending: bool,
 }

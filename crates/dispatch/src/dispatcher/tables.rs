@@ -13,6 +13,7 @@ use super::{Dispatcher, Effect, Input, LookUpAnswer, OperatorInput, Start};
 use crate::fixture;
 use walhook_core::endpoint::{Endpoint, Routes, Secret};
 use walhook_core::event::{AccountId, EndpointId, Item};
+use walhook_core::id::{JobId, ReplayId};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
     BacklogRow, Blocked, Deferred, DisableEndpoint, EndpointError, EventKey, GapChange, Joined,
@@ -106,15 +107,18 @@ prop_compose! {
 }
 
 /// A row as it is read back.
-fn row() -> impl Strategy<Value = (u64, i64, Option<i64>, u32, bool)> {
-    let replay = prop_oneof![4 => Just(0i64), 1 => number()];
+fn row() -> impl Strategy<Value = RowTold> {
+    let replay = prop_oneof![4 => Just(None), 1 => number().prop_map(|id| Some(ReplayId(id)))];
     (900u64..3_000, replay, prop::option::of(number()), any::<u32>(), any::<bool>())
 }
+
+/// Commit LSN, replay, time, attempts, whether it was tried.
+type RowTold = (u64, Option<ReplayId>, Option<i64>, u32, bool);
 
 #[derive(Debug, Clone)]
 enum Step {
     Transaction(u8),
-    Rows(Vec<(u64, i64, Option<i64>, u32, bool)>, bool),
+    Rows(Vec<RowTold>, bool),
     Stored(u64, bool),
     Answer(u16),
     Command(EndpointId, bool),
@@ -219,7 +223,7 @@ impl World {
                         Input::DeferredPages(pages.into_iter().map(|p| page(p.queue)).collect())
                     }
                     Some(Effect::ReadUnrouted(pages)) => {
-                        let read = |row: &(u64, i64, Option<i64>, u32, bool)| Unrouted {
+                        let read = |row: &RowTold| Unrouted {
                             event: event("0", row.0),
                             routed_to: row.4.then(|| EndpointId::new("1")),
                         };
@@ -259,13 +263,13 @@ impl World {
             }
             Step::Command(endpoint, true) => {
                 let reason = String::new();
-                Input::Command(Box::new(OperatorInput::Pause { job: 1, endpoint, reason }))
+                Input::Command(Box::new(OperatorInput::Pause { job: JobId(1), endpoint, reason }))
             }
             Step::Command(endpoint, false) => {
-                Input::Command(Box::new(OperatorInput::Resume { job: 1, endpoint }))
+                Input::Command(Box::new(OperatorInput::Resume { job: JobId(1), endpoint }))
             }
             Step::Changed(queue, commit) => {
-                let key = RowKey { event: EventKey::of(&event("0", commit)), replay: 0 };
+                let key = RowKey { event: EventKey::of(&event("0", commit)), replay: None };
                 Input::Command(Box::new(OperatorInput::RowsChanged(vec![(queue, key)])))
             }
             Step::Pass(us) => {

@@ -30,7 +30,7 @@ mod routing;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::super::lane::{DELIVERY_BYTES, SharedEvent};
+use super::super::lane::{DELIVERY_BYTES, Insertion, SharedEvent};
 use super::super::settled::Recovered;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
@@ -69,7 +69,7 @@ pub(super) struct Shelves {
     /// What the request under way may bring; 0: there is none.
     reserved: usize,
     /// Rows that go once the insertions up to this number have been in a batch.
-    gone: VecDeque<(u64, UnroutedKey)>,
+    gone: VecDeque<(Insertion, UnroutedKey)>,
     /// Accounts of which the table says what is outdated.
     outdated: Vec<AccountId>,
     joiners: Joiners,
@@ -307,7 +307,7 @@ impl Dispatcher {
         self.door.reports.unrouted();
         let endpoint = self.routing.shelves.nowhere.clone();
         let queue = QueueId { account: account.clone(), endpoint };
-        let id = RowId { queue, key: RowKey { event: key, replay: 0 }, event: event.id };
+        let id = RowId { queue, key: RowKey { event: key, replay: None }, event: event.id };
         let bytes = DELIVERY_BYTES + event.size_bytes();
         let row = Defer { id, event, reason: DeferReason::Unrouted, tried: Tried::default() };
         let (txn, kind, counted) = (Some(txn), Leaves::Unrouted, DELIVERY_BYTES);

@@ -13,6 +13,7 @@ use crate::tracker::TxnSeq;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{EndpointId, Event, RowKeys};
 use walhook_core::heap::{block, map_entry};
+use walhook_core::id::{DeadLetterId, JobId, ReplayId};
 use walhook_core::persist::{EventKey, RowKey, Tried};
 use walhook_core::tick::Tick;
 
@@ -36,6 +37,11 @@ const REST_MIN: Duration = Duration::from_millis(500);
 /// The longest: what frees them is others' requests that end, or an operator.
 const REST_MAX: Duration = Duration::from_secs(5);
 
+/// The number of a row that was to be inserted: they are numbered from 1 on, in their order, while the process
+/// lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Insertion(pub u64);
+
 /// Where a pending delivery came from, and so what settling it means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
@@ -48,28 +54,30 @@ pub enum Origin {
     },
     /// The table `deferred`, where it has a row that it resolves.
     Deferred {
-        /// The replay that it belongs to; 0: none.
-        replay: i64,
-        /// Which insertion makes the row durable, while the process knows; 0: it is.
-        insertion: u64,
+        /// The replay that it belongs to; none: it was the stream's.
+        replay: Option<ReplayId>,
+        /// The insertion that makes the row durable; none: it stands in the table.
+        insertion: Option<Insertion>,
     },
-    /// An operator's retry of a dead letter, or a replay.
+    /// An operator's retry of a dead letter.
     Retry {
-        /// The dead letter's id; none: a replay's.
-        dead_letter: Option<i64>,
+        /// The dead letter's id.
+        dead_letter: DeadLetterId,
         /// The job that asked.
-        job: i64,
+        job: JobId,
     },
+    /// A replay.
+    Replay(ReplayId),
 }
 
 impl Origin {
     /// The replay that the delivery belongs to.
     #[must_use]
-    pub fn replay(self) -> Option<i64> {
+    pub fn replay(self) -> Option<ReplayId> {
         match self {
-            Self::Retry { dead_letter: None, job } => Some(job),
-            Self::Deferred { replay, .. } => (replay != 0).then_some(replay),
-            Self::Stream { .. } | Self::Retry { dead_letter: Some(_), .. } => None,
+            Self::Replay(replay) => Some(replay),
+            Self::Deferred { replay, .. } => replay,
+            Self::Stream { .. } | Self::Retry { .. } => None,
         }
     }
 
@@ -112,8 +120,7 @@ impl Pending {
     /// Its place among the deferred rows of its queue.
     #[must_use]
     pub fn row_key(&self) -> RowKey {
-        let replay = self.origin.replay().unwrap_or(0);
-        RowKey { event: EventKey::of(&self.held.event), replay }
+        RowKey { event: EventKey::of(&self.held.event), replay: self.origin.replay() }
     }
 
     fn bytes(&self) -> usize {
@@ -223,9 +230,10 @@ impl Queue {
         let (origin, tried) = match source {
             Source::Stream(txn) => (Origin::Stream { txn, ordinal: self.take_ordinal() }, None),
             Source::Deferred { replay, tried } => {
-                (Origin::Deferred { replay, insertion: 0 }, Some(tried))
+                (Origin::Deferred { replay, insertion: None }, Some(tried))
             }
             Source::Retry { dead_letter, job } => (Origin::Retry { dead_letter, job }, None),
+            Source::Replay(replay) => (Origin::Replay(replay), None),
         };
         let attempts = tried.as_ref().map_or(0, |tried| tried.attempts);
         let (since, queued_at, counted) = (now, now, DELIVERY_BYTES);

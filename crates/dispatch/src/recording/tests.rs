@@ -15,6 +15,7 @@ use walhook_core::event::{
     AccountId, EndpointId, Event, Invalidation, Item, Operation, Scope, Unroutable,
     UnroutableReason,
 };
+use walhook_core::id::{DeadLetterId, JobId, ReplayId};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
     BacklogRow, Blocked, Deferred, DisableEndpoint, EndpointError, EventKey, GapChange, Joined,
@@ -104,7 +105,7 @@ fn persisted() -> Persisted {
 }
 
 fn inputs() -> Vec<Input> {
-    let key = RowKey { event: EventKey::of(&event()), replay: -1 };
+    let key = RowKey { event: EventKey::of(&event()), replay: Some(ReplayId(-1)) };
     let row = Deferred {
         key: key.clone(),
         event: event(),
@@ -117,7 +118,7 @@ fn inputs() -> Vec<Input> {
         (AccountId::new("43"), Routes::too_large(2.0)),
     ];
     let (reason, endpoint) = ("hush".to_owned(), EndpointId::new("7"));
-    let counts = ReplayCounts { job: 9, done: 1, ..ReplayCounts::default() };
+    let counts = ReplayCounts { done: 1, ..ReplayCounts::default() };
     let measured = Measured {
         size: StateSize { total_bytes: 3, used_bytes: 2, unrouted_bytes: 1 },
         holders: vec![Holder { queue: queue(), letters: 4, letter_bytes: 5 }],
@@ -148,21 +149,28 @@ fn inputs() -> Vec<Input> {
         Input::StateSize(Box::new(measured)),
         Input::ConnectionBytes(usize::MAX),
         Input::Command(Box::new(OperatorInput::Pause {
-            job: 1,
+            job: JobId(1),
             endpoint: endpoint.clone(),
             reason,
         })),
-        Input::Command(Box::new(OperatorInput::Resume { job: 2, endpoint: endpoint.clone() })),
+        Input::Command(Box::new(OperatorInput::Resume {
+            job: JobId(2),
+            endpoint: endpoint.clone(),
+        })),
         Input::Command(Box::new(OperatorInput::RowsChanged(vec![(queue(), key)]))),
         Input::Retry(Box::new(Retry {
-            dead_letter: 1,
-            job: 2,
+            dead_letter: DeadLetterId(1),
+            job: JobId(2),
             event: event(),
             endpoint: endpoint.clone(),
         })),
-        Input::Replay(Box::new(ReplayInput::Start(counts))),
-        Input::Replay(Box::new(ReplayInput::Deliver(Replay { job: 9, event: event(), endpoint }))),
-        Input::Replay(Box::new(ReplayInput::End(9))),
+        Input::Replay(Box::new(ReplayInput::Start(ReplayId(9), counts))),
+        Input::Replay(Box::new(ReplayInput::Deliver(Replay {
+            replay: ReplayId(9),
+            event: event(),
+            endpoint,
+        }))),
+        Input::Replay(Box::new(ReplayInput::End(ReplayId(9)))),
         Input::Stop,
     ]
 }

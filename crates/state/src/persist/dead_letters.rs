@@ -2,7 +2,7 @@
 
 use tokio_postgres::types::{PgLsn, Type};
 
-use super::super::{key, text};
+use super::super::{key, replay_column, text};
 use super::history::{last_ten, records};
 use super::{Param, Scope, StateError, Step, Transaction, bodies, letters, saturate};
 use walhook_core::persist::{DeadLetter, LETTERS_MAX, QueueId, Retried};
@@ -112,7 +112,7 @@ async fn insert_by<'a>(
     let all = || letters.clone();
     let ids: Vec<String> = all().map(|l| l.event.id.to_string()).collect();
     let endpoints: Vec<&str> = all().map(|l| l.endpoint.as_deref().unwrap_or_default()).collect();
-    let replays: Vec<i64> = all().map(|l| l.replay).collect();
+    let replays: Vec<i64> = all().map(|l| replay_column::of(l.replay)).collect();
     let accounts: Vec<&str> = all().map(|l| l.event.account.as_str()).collect();
     let reasons: Vec<&str> = all().map(|l| l.reason.as_str()).collect();
     let details: Vec<&str> = all().map(|l| l.detail.as_str()).collect();
@@ -168,7 +168,7 @@ pub(super) async fn remove_delivered(
     retried: &[Retried],
 ) -> Result<(), StateError> {
     let delivered = retried.iter().filter(|r| r.error.is_none());
-    let (ids, jobs): (Vec<i64>, Vec<i64>) = delivered.map(|r| (r.dead_letter, r.job)).unzip();
+    let (ids, jobs): (Vec<i64>, Vec<i64>) = delivered.map(|r| (r.dead_letter.0, r.job.0)).unzip();
     if ids.is_empty() {
         return Ok(());
     }
@@ -210,8 +210,10 @@ pub(super) async fn mark_failed(
     Scope { s, pipeline, .. }: &Scope,
     retried: &[Retried],
 ) -> Result<(), StateError> {
-    let failed: Vec<_> =
-        retried.iter().filter_map(|r| Some((r.dead_letter, r.job, r.error.as_ref()?))).collect();
+    let failed: Vec<_> = retried
+        .iter()
+        .filter_map(|r| Some((r.dead_letter.0, r.job.0, r.error.as_ref()?)))
+        .collect();
     if failed.is_empty() {
         return Ok(());
     }

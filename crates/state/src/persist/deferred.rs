@@ -6,6 +6,7 @@ use tokio_postgres::types::Type;
 
 use super::super::key;
 use super::super::place::{self, Places};
+use super::super::replay_column;
 use super::super::replays::{Late, with_late};
 use super::history::{last_ten, records};
 use super::{
@@ -31,7 +32,7 @@ impl<'a> Named<'a> {
         Self {
             events: ids.clone().map(|id| id.event.to_string()).collect(),
             endpoints: ids.clone().map(|id| id.queue.endpoint.as_str()).collect(),
-            replays: ids.map(|id| id.key.replay).collect(),
+            replays: ids.map(|id| replay_column::of(id.key.replay)).collect(),
         }
     }
 

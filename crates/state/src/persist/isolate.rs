@@ -16,6 +16,7 @@ use super::{
     PersistBatch, Persisted, Scope, StateError, Step, Transaction, write_frontier, write_rows,
 };
 use walhook_core::event::{AccountId, Event};
+use walhook_core::id::ReplayId;
 use walhook_core::persist::{DeadLetter, DeadReason, Retried};
 use walhook_postgres::sql::is_data_error;
 
@@ -147,7 +148,7 @@ fn weaker(mut row: PersistBatch, weakened: u32, code: &str) -> Option<PersistBat
         return Some(row);
     }
     if let Some(event) = row.unrouted.pop() {
-        row.dead_letters.push(by_position(&event, 0, refusal));
+        row.dead_letters.push(by_position(&event, None, refusal));
         return Some(row);
     }
     if let Some((id, letter)) = row.died.pop() {
@@ -194,7 +195,7 @@ fn quiet(letter: DeadLetter, refusal: String) -> DeadLetter {
 }
 
 /// What is known of the delivery without any text or data from outside.
-fn by_position(event: &Event, replay: i64, refusal: String) -> DeadLetter {
+fn by_position(event: &Event, replay: Option<ReplayId>, refusal: String) -> DeadLetter {
     let event = Event {
         id: event.id,
         position: event.position,

@@ -92,7 +92,7 @@ pub(super) async fn end_jobs(
          FROM unnest($2, $3) AS r(job, done) WHERE j.ctid {EQ} {}",
         unfinished_job(s, "r.job")
     );
-    let ids: Vec<i64> = jobs.iter().map(|job| job.job).collect();
+    let ids: Vec<i64> = jobs.iter().map(|job| job.job.0).collect();
     let done: Vec<i64> = jobs.iter().map(|job| job.done).collect();
     let params: [Param<'_>; 3] =
         [(pipeline, Type::TEXT), (&ids, Type::INT8_ARRAY), (&done, Type::INT8_ARRAY)];

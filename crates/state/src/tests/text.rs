@@ -31,7 +31,7 @@ fn of_account(commit: u64, account: &str) -> Arc<Event> {
 fn defer_to(event: &Arc<Event>, endpoint: &str, tried: Tried) -> Defer {
     let queue = QueueId { account: event.account.clone(), endpoint: EndpointId::new(endpoint) };
     let id =
-        RowId { queue, key: RowKey { event: EventKey::of(event), replay: 0 }, event: event.id };
+        RowId { queue, key: RowKey { event: EventKey::of(event), replay: None }, event: event.id };
     Defer { id, event: Arc::clone(event), reason: DeferReason::Failed, tried }
 }
 

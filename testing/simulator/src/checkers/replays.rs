@@ -19,7 +19,7 @@ impl Checker for Replays {
 
     fn end(&mut self, scene: &Scene<'_>) -> Result<(), String> {
         for replay in &scene.facts.replays {
-            let Some(job) = scene.state.jobs.get(&replay.job) else { continue };
+            let Some(job) = scene.state.jobs.get(&replay.replay.into()) else { continue };
             let late = ReplayCounts { deferred: 0, ..job.late }.total();
             if job.counts.deferred != late {
                 return Err(format!("{job:?} still waits for what is not there"));

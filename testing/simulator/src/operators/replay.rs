@@ -8,7 +8,8 @@ use std::time::Duration;
 use rand::RngExt;
 
 use walhook_core::event::{EndpointId, Event};
-use walhook_core::persist::{ReplayCounts, RowId};
+use walhook_core::id::ReplayId;
+use walhook_core::persist::RowId;
 use walhook_core::position::EventId;
 use walhook_dispatch::dispatcher::{Input, Replay, ReplayInput};
 
@@ -30,7 +31,7 @@ const TXNS: usize = 60;
 /// A replay that is not over.
 #[derive(Debug)]
 pub(crate) struct Replaying {
-    job: i64,
+    replay: ReplayId,
     pairs: Vec<(Arc<Event>, EndpointId)>,
     /// Everything before this has ended, or is deferred.
     position: usize,
@@ -78,13 +79,13 @@ impl Run {
             }
         }
         let job = self.operators.job();
-        let counts = ReplayCounts { job, ..ReplayCounts::default() };
-        self.state.jobs.insert(job, Job { counts, ..Job::default() });
+        let replay = ReplayId(job.0);
+        self.state.jobs.insert(job, Job::default());
         let cancelled_at = cancels.then_some(pairs.len() / 2);
         self.counts.fault(Fault::Replay);
         let (position, feeder, handed, ended) = (0, None, 0, false);
         self.operators.replaying =
-            Some(Replaying { job, pairs, position, cancelled_at, feeder, handed, ended });
+            Some(Replaying { replay, pairs, position, cancelled_at, feeder, handed, ended });
         self.after(Duration::from_millis(5), Happens::Feeds);
     }
 
@@ -97,16 +98,16 @@ impl Run {
                 self.feed_to(leader, &mut replaying);
             }
             if replaying.ended && replaying.cancelled_at.is_some() {
-                self.discard_replay(leader, replaying.job);
+                self.discard_replay(leader, replaying.replay);
             }
             self.poll(leader);
         }
-        if replaying.ended && self.waiting(replaying.job) == 0 {
+        if replaying.ended && self.waiting(replaying.replay) == 0 {
             let pairs =
                 replaying.pairs.iter().map(|(event, endpoint)| (event.id, endpoint.clone()));
-            let (job, cancelled) = (replaying.job, replaying.cancelled_at.is_some());
+            let (replay, cancelled) = (replaying.replay, replaying.cancelled_at.is_some());
             let fed = replaying.handed;
-            self.facts.replays.push(Replayed { job, pairs: pairs.collect(), cancelled, fed });
+            self.facts.replays.push(Replayed { replay, pairs: pairs.collect(), cancelled, fed });
             return;
         }
         let wait = if replaying.ended { 5_000 } else { 20 };
@@ -115,23 +116,25 @@ impl Run {
     }
 
     /// How many of its rows are left.
-    fn waiting(&self, job: i64) -> usize {
+    fn waiting(&self, replay: ReplayId) -> usize {
         let rows = self.state.deferred.values().flat_map(std::collections::BTreeMap::keys);
-        rows.filter(|key| key.replay == job).count()
+        rows.filter(|key| key.replay == Some(replay)).count()
     }
 
     fn feed_to(&mut self, leader: usize, replaying: &mut Replaying) {
-        let job = replaying.job;
-        let Some(counts) = self.state.jobs.get(&job).map(|job| job.counts) else { return };
+        let replay = replaying.replay;
+        let Some(counts) = self.state.jobs.get(&replay.into()).map(|job| job.counts) else {
+            return;
+        };
         let feeder = match replaying.feeder.take().filter(|feeder| feeder.life == leader) {
             Some(feeder) => feeder,
             None => {
-                self.hand(leader, Input::Replay(Box::new(ReplayInput::Start(counts))));
+                self.hand(leader, Input::Replay(Box::new(ReplayInput::Start(replay, counts))));
                 let rows = self.state.deferred.iter().flat_map(|(queue, rows)| {
-                    let of_it = rows.iter().filter(|(key, _)| key.replay == job);
+                    let of_it = rows.iter().filter(|(key, _)| key.replay == Some(replay));
                     of_it.map(|(_, row)| (row.event.id, queue.endpoint.clone()))
                 });
-                let letters = self.state.letters.keys().filter(|(.., replay)| *replay == job);
+                let letters = self.state.letters.keys().filter(|(.., of)| *of == Some(replay));
                 let letters = letters.map(|(event, endpoint, _)| (*event, endpoint.clone()));
                 let there = rows.chain(letters).collect();
                 Feeder { life: leader, next: replaying.position, fed: counts.total(), there }
@@ -161,20 +164,20 @@ impl Run {
             feeder.fed += 1;
             replaying.handed += 1;
             let (event, endpoint) = (Arc::clone(event), endpoint.clone());
-            let deliver = ReplayInput::Deliver(Replay { job, event, endpoint });
+            let deliver = ReplayInput::Deliver(Replay { replay, event, endpoint });
             self.hand(leader, Input::Replay(Box::new(deliver)));
         };
         if ends {
-            self.hand(leader, Input::Replay(Box::new(ReplayInput::End(job))));
+            self.hand(leader, Input::Replay(Box::new(ReplayInput::End(replay))));
             replaying.ended = true;
         }
     }
 
     /// What is deferred under the id of a replay that was cancelled.
-    fn discard_replay(&mut self, leader: usize, job: i64) {
+    fn discard_replay(&mut self, leader: usize, replay: ReplayId) {
         let mut gone = Vec::new();
         for (queue, rows) in &self.state.deferred {
-            for (key, row) in rows.iter().filter(|(key, _)| key.replay == job) {
+            for (key, row) in rows.iter().filter(|(key, _)| key.replay == Some(replay)) {
                 gone.push(RowId { queue: queue.clone(), key: key.clone(), event: row.event.id });
             }
         }

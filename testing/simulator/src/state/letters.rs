@@ -1,6 +1,7 @@
 //! The table `dead_letters`, and the records of those beyond.
 
 use walhook_core::event::EndpointId;
+use walhook_core::id::DeadLetterId;
 use walhook_core::persist::{DeadLetter, Purge, Purged, QueueId, Retried};
 
 use super::gaps::Kind;
@@ -45,7 +46,7 @@ impl State {
             }
             *rows += 1;
             self.next_letter += 1;
-            let id = self.next_letter;
+            let id = DeadLetterId(self.next_letter);
             self.letters.insert(key, row(id, letter));
         }
         opened
@@ -109,7 +110,7 @@ impl State {
     }
 }
 
-fn row(id: i64, letter: &DeadLetter) -> Letter {
+fn row(id: DeadLetterId, letter: &DeadLetter) -> Letter {
     Letter {
         id,
         event: letter.event.clone(),

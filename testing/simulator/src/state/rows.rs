@@ -70,7 +70,7 @@ impl State {
     }
 
     pub(super) fn count_late(&mut self, key: &RowKey, late: impl FnOnce(&mut ReplayCounts)) {
-        if let Some(job) = self.jobs.get_mut(&key.replay) {
+        if let Some(job) = key.replay.and_then(|replay| self.jobs.get_mut(&replay.into())) {
             late(&mut job.late);
         }
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::dispatcher::rig::{Rig, settings};
 use crate::dispatcher::{EndpointChange, OperatorInput, Settings};
 use walhook_core::event::{EndpointId, Invalidation, Item, Scope};
+use walhook_core::id::JobId;
 use walhook_core::lsn::Lsn;
 use walhook_core::notice::NoticeKind;
 
@@ -83,7 +84,7 @@ fn answer_410_to_a_request_from_before_the_endpoint_was_switched_on_again_does_n
             rig.dispatcher.handle_item(Item::Invalidate(Invalidation::new(5, scope)), rig.now);
             rig.dispatcher.handle_item(Item::Commit { end_lsn: Lsn(90_010) }, rig.now);
         } else {
-            let resume = OperatorInput::Resume { job: 1, endpoint };
+            let resume = OperatorInput::Resume { job: JobId(1), endpoint };
             assert!(rig.dispatcher.handle_operator(resume, rig.now));
         }
         for delivery in &sent[1..] {
@@ -120,15 +121,15 @@ fn endpoint_that_fails_for_too_long_is_switched_off_once() {
 fn endpoint_is_paused_and_resumed_once_however_often_that_is_asked() {
     let (mut rig, sent) = ten_in_flight(settings());
     let endpoint = || EndpointId::new("7");
-    for job in 0..3 {
+    for job in (0..3).map(JobId) {
         let pause = OperatorInput::Pause { job, endpoint: endpoint(), reason: "why".into() };
-        assert_eq!(rig.dispatcher.handle_operator(pause, rig.now), job == 0);
+        assert_eq!(rig.dispatcher.handle_operator(pause, rig.now), job == JobId(0));
     }
     // What was in flight and answers now changes nothing.
     sent.iter().for_each(|delivery| rig.answer(*delivery, 410));
-    for job in 3..6 {
+    for job in (3..6).map(JobId) {
         let resume = OperatorInput::Resume { job, endpoint: endpoint() };
-        assert_eq!(rig.dispatcher.handle_operator(resume, rig.now), job == 3);
+        assert_eq!(rig.dispatcher.handle_operator(resume, rig.now), job == JobId(3));
     }
     assert_eq!(kinds(&mut rig), [EndpointChange::Paused, EndpointChange::Resumed]);
     rig.store();

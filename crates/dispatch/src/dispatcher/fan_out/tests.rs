@@ -7,6 +7,7 @@ use super::*;
 use crate::fixture;
 use walhook_core::endpoint::Endpoint;
 use walhook_core::event::Item;
+use walhook_core::id::JobId;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::Persisted;
 
@@ -173,7 +174,7 @@ fn events_that_waited_for_a_look_up_become_rows_no_faster_than_memory_allows() {
     let settings = Settings { memory_limit: LIMIT, ..fixture::settings() };
     let mut dispatcher = fixture::dispatcher(settings);
     let ids: Vec<String> = (0..15).map(|n| format!("e{n}")).collect();
-    for (job, id) in (1..).zip(&ids) {
+    for (job, id) in (1..).map(JobId).zip(&ids) {
         let (endpoint, reason) = (EndpointId::new(id.as_str()), "why".to_owned());
         dispatcher.handle_operator(OperatorInput::Pause { job, endpoint, reason }, NOW);
     }

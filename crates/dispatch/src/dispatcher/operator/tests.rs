@@ -6,11 +6,12 @@ use crate::dispatcher::OperatorInput;
 use crate::dispatcher::rig::{Rig, settings};
 use crate::fixture;
 use walhook_core::event::{AccountId, EndpointId, Event, Item};
+use walhook_core::id::JobId;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{Deferred, EventKey, QueueId, Refilled, RowKey};
 
 fn key(event: &Event) -> RowKey {
-    RowKey { event: EventKey::of(event), replay: 0 }
+    RowKey { event: EventKey::of(event), replay: None }
 }
 
 /// Reads the endpoint's rows back, of which these are in the table.
@@ -37,7 +38,8 @@ fn row_made_due_while_it_waits_in_memory_is_not_overtaken_by_what_stands_behind_
     for changed in [0, 1] {
         let mut rig = Rig::new(settings());
         let endpoint = || EndpointId::new("7");
-        let pause = OperatorInput::Pause { job: 1, endpoint: endpoint(), reason: "why".into() };
+        let pause =
+            OperatorInput::Pause { job: JobId(1), endpoint: endpoint(), reason: "why".into() };
         assert!(rig.dispatcher.handle_operator(pause, rig.now));
         // Three changes of one row.
         let commits = [2_000, 3_000, 4_000];
@@ -53,7 +55,7 @@ fn row_made_due_while_it_waits_in_memory_is_not_overtaken_by_what_stands_behind_
         rig.dispatcher.handle_item(Item::Progress { wal_end: Lsn(4_050) }, rig.now);
         rig.store();
         assert_eq!(rig.stored.iter().map(|batch| batch.deferred.len()).sum::<usize>(), 3);
-        let resume = OperatorInput::Resume { job: 2, endpoint: endpoint() };
+        let resume = OperatorInput::Resume { job: JobId(2), endpoint: endpoint() };
         assert!(rig.dispatcher.handle_operator(resume, rig.now));
         read_back(&mut rig, &rows);
         let queue = QueueId { account: AccountId::new("7"), endpoint: endpoint() };
@@ -78,10 +80,11 @@ fn row_made_due_while_it_waits_in_memory_is_not_overtaken_by_what_stands_behind_
 fn endpoint_that_wants_no_more_right_after_it_was_resumed_is_not_stored_as_paused() {
     let mut rig = Rig::new(settings());
     let endpoint = EndpointId::new("7");
-    let pause = OperatorInput::Pause { job: 1, endpoint: endpoint.clone(), reason: "why".into() };
+    let pause =
+        OperatorInput::Pause { job: JobId(1), endpoint: endpoint.clone(), reason: "why".into() };
     assert!(rig.dispatcher.handle_operator(pause, rig.now));
     rig.store();
-    let resume = OperatorInput::Resume { job: 2, endpoint: endpoint.clone() };
+    let resume = OperatorInput::Resume { job: JobId(2), endpoint: endpoint.clone() };
     assert!(rig.dispatcher.handle_operator(resume, rig.now));
     rig.commit("7");
     let sent = rig.send();

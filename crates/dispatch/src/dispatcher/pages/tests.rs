@@ -148,7 +148,7 @@ impl Flood {
         let end = false;
         let input = match self.asked.take() {
             Some(Effect::ReadDeferred(pages)) => {
-                let key = RowKey { event: EventKey::of(&event), replay: 0 };
+                let key = RowKey { event: EventKey::of(&event), replay: None };
                 let (attempts, first_attempt_us, due_us) = (0, None, None);
                 let row = Deferred { key, event, attempts, first_attempt_us, due_us };
                 let queue = pages[0].queue.clone();

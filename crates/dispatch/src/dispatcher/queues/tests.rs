@@ -13,6 +13,7 @@ use crate::fixture;
 use crate::lane::{New, Removed, SharedEvent, Source};
 use crate::schedule::{LaneId, Pool};
 use walhook_core::event::RowKeys;
+use walhook_core::id::{DeadLetterId, JobId, ReplayId};
 use walhook_core::tick::Tick;
 
 /// The queues of one account, by their endpoints.
@@ -140,7 +141,7 @@ proptest! {
         for action in actions {
             match action {
                 Action::Push { endpoint, keys } => {
-                    let source = Source::Retry { dead_letter: Some(0), job: 0 };
+                    let source = Source::Retry { dead_letter: DeadLetterId(1), job: JobId(1) };
                     let new = New { id: DeliveryId(next), held: held(), source, now };
                     lane.push(&id(endpoint), new, RowKeys::from_slice(&keys));
                     lane.refresh(&id(endpoint), now);
@@ -239,7 +240,7 @@ fn endpoints_of_a_lane_take_turns() {
     let mut lane = Lane::new(AccountId::new("a"));
     let now = Tick(0);
     for n in 0..6 {
-        let source = Source::Retry { dead_letter: Some(0), job: 0 };
+        let source = Source::Retry { dead_letter: DeadLetterId(1), job: JobId(1) };
         let endpoint = id(u8::from(n >= 3));
         lane.push(&endpoint, New { id: DeliveryId(n), held: held(), source, now }, RowKeys::new());
         lane.refresh(&endpoint, now);
@@ -259,7 +260,7 @@ fn endpoints_of_a_lane_take_turns() {
 fn row_rate_limit_spaces_requests() {
     let mut lane = Lane::new(AccountId::new("a"));
     for n in 0..2 {
-        let source = Source::Retry { dead_letter: Some(0), job: 0 };
+        let source = Source::Retry { dead_letter: DeadLetterId(1), job: JobId(1) };
         lane.push(
             &id(0),
             New { id: DeliveryId(n), held: held(), source, now: Tick(0) },
@@ -279,7 +280,7 @@ fn row_rate_limit_spaces_requests() {
 fn queue_counts_no_attempt_and_rests_when_nothing_was_left_to_send_with() {
     let mut lane = Lane::new(AccountId::new("a"));
     for n in 0..2 {
-        let source = Source::Retry { dead_letter: Some(0), job: 0 };
+        let source = Source::Retry { dead_letter: DeadLetterId(1), job: JobId(1) };
         lane.push(
             &id(0),
             New { id: DeliveryId(n), held: held(), source, now: Tick(0) },
@@ -372,7 +373,7 @@ proptest! {
                     if queues.lane_id(no).is_none() {
                         queues.add_lane(no, LaneId(lanes.next().unwrap()));
                     }
-                    let source = Source::Retry { dead_letter: None, job: 1 };
+                    let source = Source::Replay(ReplayId(1));
                     let delivery = queues.next_delivery();
                     let new = New { id: delivery, held: held(), source, now: Tick(0) };
                     queues.push(no, new, RowKeys::new());

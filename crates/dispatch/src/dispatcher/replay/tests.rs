@@ -8,9 +8,10 @@ use super::*;
 use crate::dispatcher::OperatorInput;
 use crate::dispatcher::rig::{Rig, settings};
 use walhook_core::event::Event;
+use walhook_core::id::{JobId, ReplayId};
 use walhook_core::persist::{DeadReason, Deferred, EventKey, Refilled, RowKey};
 
-const JOB: i64 = 9;
+const REPLAY: ReplayId = ReplayId(9);
 
 /// So many events of the account were delivered, and a replay of them begins.
 fn delivered(events: usize) -> (Rig, Vec<Arc<Event>>) {
@@ -24,18 +25,18 @@ fn delivered(events: usize) -> (Rig, Vec<Arc<Event>>) {
         }
     }
     rig.store();
-    let counts = ReplayCounts { job: JOB, ..ReplayCounts::default() };
-    rig.dispatcher.handle_replay(ReplayInput::Start(counts), rig.now);
+    let counts = ReplayCounts::default();
+    rig.dispatcher.handle_replay(ReplayInput::Start(REPLAY, counts), rig.now);
     (rig, delivered)
 }
 
 fn counts(rig: &mut Rig) -> ReplayCounts {
     rig.store();
-    let counts = rig.stored.iter().flat_map(|batch| &batch.replayed).copied().last();
-    counts.unwrap_or_default()
+    let counts = rig.stored.iter().flat_map(|batch| &batch.replayed).last();
+    counts.map(|(_, counts)| *counts).unwrap_or_default()
 }
 
-fn rows(rig: &Rig) -> Vec<(i64, DeferReason, u32)> {
+fn rows(rig: &Rig) -> Vec<(Option<ReplayId>, DeferReason, u32)> {
     let rows = rig.stored.iter().flat_map(|batch| &batch.deferred);
     rows.map(|row| (row.id.key.replay, row.reason, row.tried.attempts)).collect()
 }
@@ -44,7 +45,7 @@ fn rows(rig: &Rig) -> Vec<(i64, DeferReason, u32)> {
 fn replay_is_counted_as_it_is_taken_and_marked() {
     let (mut rig, events) = delivered(3);
     for event in &events {
-        rig.replay(JOB, event);
+        rig.replay(REPLAY, event);
         for dispatch in rig.send() {
             assert!(dispatch.attempt.first().replay);
             rig.answer(dispatch.attempt.first().id, 200);
@@ -58,33 +59,34 @@ fn replay_is_counted_as_it_is_taken_and_marked() {
 #[test]
 fn replay_to_an_endpoint_that_fails_has_one_attempt_and_is_deferred_under_its_id() {
     let (mut rig, events) = delivered(1);
-    rig.replay(JOB, &events[0]);
+    rig.replay(REPLAY, &events[0]);
     let sent = rig.send();
     assert_eq!(sent.len(), 1);
     rig.answer(sent[0].attempt.first().id, 500);
     let counts = counts(&mut rig);
     assert_eq!((counts.deferred, counts.total()), (1, 1));
-    assert_eq!(rows(&rig), [(JOB, DeferReason::Failed, 1)]);
+    assert_eq!(rows(&rig), [(Some(REPLAY), DeferReason::Failed, 1)]);
 }
 
 #[test]
 fn replay_to_a_paused_endpoint_is_deferred_and_so_is_what_waited_for_it() {
     let (mut rig, events) = delivered(2);
-    rig.replay(JOB, &events[0]);
-    let pause = OperatorInput::Pause { job: 1, endpoint: EndpointId::new("7"), reason: "".into() };
+    rig.replay(REPLAY, &events[0]);
+    let pause =
+        OperatorInput::Pause { job: JobId(1), endpoint: EndpointId::new("7"), reason: "".into() };
     rig.dispatcher.handle_operator(pause, rig.now);
-    rig.replay(JOB, &events[1]);
+    rig.replay(REPLAY, &events[1]);
     assert!(rig.send().is_empty());
     let counts = counts(&mut rig);
     assert_eq!((counts.deferred, counts.total()), (2, 2));
-    assert_eq!(rows(&rig), [(JOB, DeferReason::Paused, 0); 2]);
+    assert_eq!(rows(&rig), [(Some(REPLAY), DeferReason::Paused, 0); 2]);
 }
 
 #[test]
 fn replay_goes_on_when_the_breaker_opens_in_its_midst() {
     let (mut rig, events) = delivered(60);
     for event in &events {
-        rig.replay(JOB, event);
+        rig.replay(REPLAY, event);
         for dispatch in rig.send() {
             assert!(dispatch.attempt.first().replay);
             rig.answer(dispatch.attempt.first().id, 500);
@@ -103,7 +105,7 @@ fn replay_to_an_endpoint_that_hangs_is_held_up_for_a_second_only() {
     let mut fed = events.iter();
     let mut sent = Vec::new();
     while rig.dispatcher.wants_replay() {
-        rig.replay(JOB, fed.next().unwrap());
+        rig.replay(REPLAY, fed.next().unwrap());
         sent.extend(rig.send());
     }
     assert!(!sent.is_empty());
@@ -114,7 +116,7 @@ fn replay_to_an_endpoint_that_hangs_is_held_up_for_a_second_only() {
     assert!(rig.dispatcher.wants_replay(), "there is room again");
     for event in fed {
         assert!(rig.dispatcher.wants_replay());
-        rig.replay(JOB, event);
+        rig.replay(REPLAY, event);
         sent.extend(rig.send());
         rig.wait(Duration::from_millis(50));
     }
@@ -131,30 +133,34 @@ fn replay_to_an_endpoint_that_hangs_is_held_up_for_a_second_only() {
     let after = counts(&mut rig);
     assert_eq!((after.total(), after.deferred), (100, before.deferred));
     let resolved = rig.stored.iter().flat_map(|batch| &batch.resolved);
-    let resolved = resolved.filter(|row| row.key.replay == JOB).count() as i64;
+    let resolved = resolved.filter(|row| row.key.replay == Some(REPLAY)).count() as i64;
     assert!(resolved > 0 && resolved + after.done == sent.len() as i64, "{resolved}, {after:?}");
 }
 
 #[test]
 fn replay_to_an_endpoint_that_was_removed_is_dropped_and_to_one_that_wants_no_more_dead() {
     let (mut rig, events) = delivered(2);
-    rig.replay(JOB, &events[0]);
+    rig.replay(REPLAY, &events[0]);
     let sent = rig.send();
     rig.answer(sent[0].attempt.first().id, 410);
-    rig.replay(JOB, &events[1]);
+    rig.replay(REPLAY, &events[1]);
     assert!(rig.send().is_empty());
     let dead = counts(&mut rig);
     assert_eq!((dead.failed, dead.total()), (2, 2));
     let letters: Vec<_> = rig.stored.iter().flat_map(|batch| &batch.dead_letters).collect();
-    assert!(letters.iter().all(|l| l.reason == DeadReason::EndpointDisabled && l.replay == JOB));
+    assert!(
+        letters
+            .iter()
+            .all(|l| l.reason == DeadReason::EndpointDisabled && l.replay == Some(REPLAY))
+    );
     assert_eq!(letters.len(), 2);
 
     let mut rig = Rig::new(settings());
     let event = crate::dispatcher::rig::event("8", 500);
-    let start = ReplayCounts { job: JOB, ..ReplayCounts::default() };
-    rig.dispatcher.handle_replay(ReplayInput::Start(start), rig.now);
+    let start = ReplayCounts::default();
+    rig.dispatcher.handle_replay(ReplayInput::Start(REPLAY, start), rig.now);
     rig.removed = true;
-    rig.replay(JOB, &event);
+    rig.replay(REPLAY, &event);
     assert!(rig.send().is_empty());
     let dropped = counts(&mut rig);
     assert_eq!((dropped.dropped, dropped.total()), (1, 1));
@@ -164,14 +170,15 @@ fn replay_to_an_endpoint_that_was_removed_is_dropped_and_to_one_that_wants_no_mo
 fn replay_that_was_cancelled_defers_nothing_any_more() {
     let (mut rig, events) = delivered(3);
     // One is in flight, one on its way into the table, one comes later.
-    rig.replay(JOB, &events[0]);
+    rig.replay(REPLAY, &events[0]);
     let sent = rig.send();
-    let pause = OperatorInput::Pause { job: 1, endpoint: EndpointId::new("7"), reason: "".into() };
+    let pause =
+        OperatorInput::Pause { job: JobId(1), endpoint: EndpointId::new("7"), reason: "".into() };
     rig.dispatcher.handle_operator(pause, rig.now);
-    rig.replay(JOB, &events[1]);
-    rig.dispatcher.handle_replay(ReplayInput::End(JOB), rig.now);
+    rig.replay(REPLAY, &events[1]);
+    rig.dispatcher.handle_replay(ReplayInput::End(REPLAY), rig.now);
     rig.answer(sent[0].attempt.first().id, 500);
-    rig.replay(JOB, &events[2]);
+    rig.replay(REPLAY, &events[2]);
     rig.store();
     assert!(rows(&rig).is_empty());
     assert_eq!(rig.dispatcher.gauges().queued_bytes, 0);
@@ -182,7 +189,7 @@ fn replay_that_was_cancelled_defers_nothing_any_more() {
 #[test]
 fn deferred_replay_does_not_keep_live_events_of_its_rows_waiting() {
     let (mut rig, events) = delivered(1);
-    rig.replay(JOB, &events[0]);
+    rig.replay(REPLAY, &events[0]);
     let sent = rig.send();
     rig.answer(sent[0].attempt.first().id, 500);
     rig.store();
@@ -197,10 +204,12 @@ fn replay_that_is_cancelled_before_its_row_is_stored_leaves_no_row_behind_it_wai
     let (mut rig, events) = delivered(1);
     let endpoint = || EndpointId::new("7");
     let stop = |rig: &mut Rig, job| {
+        let job = JobId(job);
         let (endpoint, reason) = (endpoint(), String::new());
         rig.dispatcher.handle_operator(OperatorInput::Pause { job, endpoint, reason }, rig.now);
     };
     let go_on = |rig: &mut Rig, job| {
+        let job = JobId(job);
         let resume = OperatorInput::Resume { job, endpoint: endpoint() };
         rig.dispatcher.handle_operator(resume, rig.now);
     };
@@ -209,16 +218,16 @@ fn replay_that_is_cancelled_before_its_row_is_stored_leaves_no_row_behind_it_wai
     rig.store();
     go_on(&mut rig, 2);
     let pages = rig.dispatcher.poll_refill(rig.now).expect("the newer event's row is read back");
-    let key = RowKey { event: EventKey::of(&newer), replay: 0 };
+    let key = RowKey { event: EventKey::of(&newer), replay: None };
     let row = Deferred { key, event: newer, attempts: 0, first_attempt_us: None, due_us: None };
     let page = Refilled { queue: pages[0].queue.clone(), rows: vec![row], end: true };
     rig.dispatcher.handle_refilled(vec![page], rig.now);
     // It leaves memory again, and behind it an older event's row is on its way.
     stop(&mut rig, 3);
-    rig.replay(JOB, &events[0]);
+    rig.replay(REPLAY, &events[0]);
     go_on(&mut rig, 4);
     assert_eq!(rig.dispatcher.poll_refill(rig.now), None);
-    rig.dispatcher.handle_replay(ReplayInput::End(JOB), rig.now);
+    rig.dispatcher.handle_replay(ReplayInput::End(REPLAY), rig.now);
     rig.store();
     assert!(rig.dispatcher.poll_refill(rig.now).is_some(), "the newer event's row waits for ever");
 }

@@ -158,7 +158,7 @@ impl Life {
     /// No endpoint gets what was committed before it joined, as far as the stream or the table has told.
     pub(super) fn check_routed(&mut self) {
         let insertions = self.dispatcher.outbox.insertions();
-        let new = insertions - std::mem::replace(&mut self.insertions, insertions);
+        let new = insertions.0 - std::mem::replace(&mut self.insertions, insertions).0;
         let leaving: Vec<_> = self.dispatcher.outbox.leaving_mut().collect();
         let new = usize::try_from(new).unwrap().min(leaving.len());
         for leaving in leaving[leaving.len() - new..].iter().filter(|l| l.routed.is_some()) {

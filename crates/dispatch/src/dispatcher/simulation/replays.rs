@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::world::{Change, World, account_for};
 use super::*;
 use walhook_core::event::Event;
+use walhook_core::id::ReplayId;
 use walhook_core::persist::{QueueId, ReplayCounts, RowKey};
 
 /// Deliveries after which the position is stored.
@@ -13,7 +14,7 @@ const STORE_EVERY: usize = 40;
 
 /// What a replay sends again, and how far it is.
 struct Plan {
-    job: i64,
+    replay: ReplayId,
     pairs: Vec<(Arc<Event>, EndpointId)>,
     /// Everything before this has ended, or is deferred.
     position: usize,
@@ -25,7 +26,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn all(world: &World, job: i64) -> Self {
+    fn all(world: &World, replay: ReplayId) -> Self {
         let table = world.table(world.txns.len());
         let events = world.txns.iter().flat_map(|txn| &txn.changes).filter_map(|c| match c {
             Change::Row(event) => Some(event),
@@ -39,7 +40,7 @@ impl Plan {
             endpoints.map(|(id, _)| (Arc::clone(event), EndpointId::new(id.as_str())))
         });
         let (pairs, took) = (pairs.collect(), (None, None));
-        Self { job, pairs, position: 0, cancelled_at: None, ended: false, took }
+        Self { replay, pairs, position: 0, cancelled_at: None, ended: false, took }
     }
 }
 
@@ -54,12 +55,11 @@ struct Feeder {
 impl Feeder {
     /// As the pipeline's task does: with the counts that are stored, from the position that is.
     fn begin(life: &mut Life, world: &World, plan: &mut Plan, now: Tick) -> Self {
-        let fresh = ReplayCounts { job: plan.job, ..ReplayCounts::default() };
-        let counts = world.replays.get(&plan.job).copied().unwrap_or(fresh);
-        life.dispatcher.handle_replay(ReplayInput::Start(counts), now);
+        let counts = world.replays.get(&plan.replay).copied().unwrap_or_default();
+        life.dispatcher.handle_replay(ReplayInput::Start(plan.replay, counts), now);
         plan.took.0.get_or_insert(now);
         let rows = world.deferred.iter().flat_map(|(queue, rows)| {
-            let of_it = rows.keys().filter(|key| key.replay == plan.job);
+            let of_it = rows.keys().filter(|key| key.replay == Some(plan.replay));
             of_it.map(|key| (queue.endpoint.clone(), key.clone()))
         });
         Self { next: plan.position, fed: counts.total(), there: rows.collect() }
@@ -67,10 +67,10 @@ impl Feeder {
 
     /// Feeds what may be. True: the replay is over.
     fn feed(&mut self, life: &mut Life, world: &mut World, plan: &mut Plan, now: Tick) -> bool {
-        let stored = world.replays.get(&plan.job).map_or(0, ReplayCounts::total);
+        let stored = world.replays.get(&plan.replay).map_or(0, ReplayCounts::total);
         while life.dispatcher.wants_replay() {
             if plan.cancelled_at == Some(self.next) {
-                life.dispatcher.handle_replay(ReplayInput::End(plan.job), now);
+                life.dispatcher.handle_replay(ReplayInput::End(plan.replay), now);
                 return true;
             }
             let lot_ends = self.next - plan.position >= STORE_EVERY;
@@ -81,18 +81,18 @@ impl Feeder {
                 plan.position = self.next;
             }
             let Some((event, endpoint)) = plan.pairs.get(self.next) else {
-                life.dispatcher.handle_replay(ReplayInput::End(plan.job), now);
+                life.dispatcher.handle_replay(ReplayInput::End(plan.replay), now);
                 return true;
             };
             self.next += 1;
             let event_key = walhook_core::persist::EventKey::of(event);
-            let key = RowKey { event: event_key, replay: plan.job };
+            let key = RowKey { event: event_key, replay: Some(plan.replay) };
             if self.there.contains(&(endpoint.clone(), key)) {
                 continue;
             }
             self.fed += 1;
             let (event, endpoint) = (Arc::clone(event), endpoint.clone());
-            let replay = Replay { job: plan.job, event, endpoint };
+            let replay = Replay { replay: plan.replay, event, endpoint };
             life.dispatcher.handle_replay(ReplayInput::Deliver(replay), now);
         }
         false
@@ -100,10 +100,11 @@ impl Feeder {
 }
 
 /// As the job of the pipeline does for a replay that was cancelled.
-fn discard(life: &mut Life, world: &mut World, job: i64, now: Tick) {
+fn discard(life: &mut Life, world: &mut World, replay: ReplayId, now: Tick) {
     let mut gone: Vec<(QueueId, RowKey)> = Vec::new();
     for (queue, rows) in &mut world.deferred {
-        let of_it: Vec<RowKey> = rows.keys().filter(|key| key.replay == job).cloned().collect();
+        let of_it: Vec<RowKey> =
+            rows.keys().filter(|key| key.replay == Some(replay)).cloned().collect();
         for key in of_it {
             rows.remove(&key);
             gone.push((queue.clone(), key));
@@ -111,13 +112,13 @@ fn discard(life: &mut Life, world: &mut World, job: i64, now: Tick) {
     }
     world.deferred.retain(|_, rows| !rows.is_empty());
     world.discarded.extend(gone.iter().cloned());
-    world.late.entry(job).or_default().dropped += i64::try_from(gone.len()).unwrap();
+    world.late.entry(replay).or_default().dropped += i64::try_from(gone.len()).unwrap();
     life.dispatcher.handle_operator(OperatorInput::RowsChanged(gone), now);
 }
 
-fn waiting(world: &World, job: i64) -> i64 {
-    let late = world.late.get(&job).map_or(0, ReplayCounts::total);
-    world.replays.get(&job).map_or(0, |counts| counts.deferred) - late
+fn waiting(world: &World, replay: ReplayId) -> i64 {
+    let late = world.late.get(&replay).map_or(0, ReplayCounts::total);
+    world.replays.get(&replay).map_or(0, |counts| counts.deferred) - late
 }
 
 /// Runs a world, then its replays one after the other, all with crashes, and waits until nothing waits.
@@ -128,7 +129,8 @@ fn replayed(seed: u64, crashes: u32, pauses: u32, bound: Option<u64>) -> (World,
     let settings = Settings { state_max, ..settings(1 << 20) };
     let mut now = Tick(0);
     let mut life = Life::new(&world, &settings, &mut rng, now);
-    let mut plans: Vec<Plan> = (100..103).map(|job| Plan::all(&world, job)).collect();
+    let mut plans: Vec<Plan> =
+        (100..103).map(|replay| Plan::all(&world, ReplayId(replay))).collect();
     plans[1].cancelled_at = Some(plans[1].pairs.len() / 2);
     let (mut at, mut feeder, mut left) = (0, None, crashes);
     let mut begun = false;
@@ -156,8 +158,8 @@ fn replayed(seed: u64, crashes: u32, pauses: u32, bound: Option<u64>) -> (World,
                 (at, feeder) = (at + 1, None);
             }
         }
-        if at > 1 && waiting(&world, 101) > 0 {
-            discard(&mut life, &mut world, 101, now);
+        if at > 1 && waiting(&world, ReplayId(101)) > 0 {
+            discard(&mut life, &mut world, ReplayId(101), now);
         }
         life.poll(&mut world, &mut rng, now);
         if at == plans.len() && life.is_done(&world) {
@@ -185,10 +187,10 @@ fn check(seed: u64, world: &World, plans: &[Plan], crashes: u32) {
     account_for(seed, world);
     let letters: BTreeMap<_, _> = world.replayed.iter().collect();
     for plan in plans {
-        let job = plan.job;
-        let counts = world.replays.get(&job).copied().unwrap_or_default();
-        let late = world.late.get(&job).copied().unwrap_or_default();
-        assert_eq!(waiting(world, job), 0, "seed {seed}: {counts:?}, {late:?}");
+        let replay = plan.replay;
+        let counts = world.replays.get(&replay).copied().unwrap_or_default();
+        let late = world.late.get(&replay).copied().unwrap_or_default();
+        assert_eq!(waiting(world, replay), 0, "seed {seed}: {counts:?}, {late:?}");
         let fed = i64::try_from(plan.cancelled_at.unwrap_or(plan.pairs.len())).unwrap();
         let again = i64::try_from(STORE_EVERY + 16).unwrap() * i64::from(crashes);
         if plan.cancelled_at.is_none() {
@@ -198,7 +200,7 @@ fn check(seed: u64, world: &World, plans: &[Plan], crashes: u32) {
         let (Some(began), Some(ended)) = plan.took else { panic!("it did not run") };
         // Some are dead for hours, and the world has endpoints that hang for 15 s each.
         let took = ended.since(began);
-        assert!(took < Duration::from_secs(600), "seed {seed}: {job} was held up for {took:?}");
+        assert!(took < Duration::from_secs(600), "seed {seed}: {replay} was held up for {took:?}");
     }
     // Without a dead end on the way everything of a replay arrives.
     let changed = world.changed();

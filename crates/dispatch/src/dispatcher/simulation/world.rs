@@ -17,6 +17,7 @@ use crate::fixture;
 use walhook_core::attempt::{Attempt, FailureKind, Outcome};
 use walhook_core::endpoint::{Endpoint, Routes, Secret};
 use walhook_core::event::{AccountId, EndpointId, Event, Operation, RowKeys};
+use walhook_core::id::{JobId, ReplayId};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
     BacklogRow, DeadReason, Deferred, PersistBatch, Persisted, QueueId, Refill, Refilled,
@@ -133,7 +134,7 @@ pub(super) struct World {
     /// Since when an operator has paused them.
     pub(super) paused: BTreeMap<EndpointId, i64>,
     /// What an operator asks for until it is stored: the job, the endpoint, whether to pause it.
-    pub(super) job: Option<(i64, EndpointId, bool)>,
+    pub(super) job: Option<(JobId, EndpointId, bool)>,
     /// When the operator resumes what was paused last.
     pub(super) resume_at: Option<(Tick, EndpointId)>,
     pub(super) pauses_left: u32,
@@ -161,8 +162,8 @@ pub(super) struct World {
     /// Between two transactions of the stream.
     pub(super) pause_us: Range<u64>,
     /// What replays count, and what became of their rows.
-    pub(super) replays: BTreeMap<i64, ReplayCounts>,
-    pub(super) late: BTreeMap<i64, ReplayCounts>,
+    pub(super) replays: BTreeMap<ReplayId, ReplayCounts>,
+    pub(super) late: BTreeMap<ReplayId, ReplayCounts>,
     /// Rows that an operator has discarded: what is in memory of them still asks for changes.
     pub(super) discarded: BTreeSet<(QueueId, RowKey)>,
     /// What replays were received of, and how often.
@@ -394,7 +395,7 @@ impl World {
                 self.count_late(row.key.replay, |counts| counts.dropped += 1);
             }
         }
-        self.replays.extend(batch.replayed.into_iter().map(|counts| (counts.job, counts)));
+        self.replays.extend(batch.replayed);
         for (row, tried) in batch.retimed {
             if self.discarded.contains(&(row.queue.clone(), row.key.clone())) {
                 continue;
@@ -451,12 +452,12 @@ impl World {
             return;
         }
         if let Some((_, endpoint)) = self.resume_at.take_if(|(at, _)| *at <= now) {
-            self.job = Some((i64::from(self.pauses_left) * 2, endpoint, false));
+            self.job = Some((JobId(i64::from(self.pauses_left) * 2), endpoint, false));
         } else if self.resume_at.is_none() && self.pauses_left > 0 && rng.random_bool(0.005) {
             let mut ids: Vec<&String> = self.tempers.keys().collect();
             ids.sort();
             let endpoint = EndpointId::new(ids[rng.random_range(0..ids.len())].as_str());
-            self.job = Some((i64::from(self.pauses_left) * 2 - 1, endpoint.clone(), true));
+            self.job = Some((JobId(i64::from(self.pauses_left) * 2 - 1), endpoint.clone(), true));
             self.pauses_left -= 1;
             let lasts = Duration::from_secs(rng.random_range(0..2_000));
             self.resume_at = Some((now + lasts, endpoint));
@@ -472,8 +473,12 @@ impl World {
     }
 
     /// What became of a row of a replay.
-    pub(super) fn count_late(&mut self, replay: i64, add: impl FnOnce(&mut ReplayCounts)) {
-        if replay != 0 {
+    pub(super) fn count_late(
+        &mut self,
+        replay: Option<ReplayId>,
+        add: impl FnOnce(&mut ReplayCounts),
+    ) {
+        if let Some(replay) = replay {
             add(self.late.entry(replay).or_default());
         }
     }

@@ -294,7 +294,7 @@ impl Dispatcher {
             attempts: 0,
             last_status: None,
             history: Vec::new(),
-            replay: 0,
+            replay: None,
         };
         let insertion = self.outbox.insertions();
         self.outbox.die(Dying { letter, body: Body::Unrouted { row, insertion, held } });

@@ -8,6 +8,7 @@ use rand::rngs::SmallRng;
 use crate::dispatcher::{Dispatcher, Effect, Input, LookUpAnswer, Retry, Start};
 use crate::fixture;
 use walhook_core::event::{AccountId, EndpointId, Event, Item};
+use walhook_core::id::{DeadLetterId, JobId};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
     EventKey, NO_ENDPOINT, SettledRange, Unrouted, UnroutedAccount, UnroutedPage,
@@ -108,7 +109,7 @@ fn row_of_an_event_that_was_read_again_keeps_newer_deferred_rows_back() {
     let mut tables = Tables::default();
     tables.unrouted.insert(key, Arc::clone(&second));
     let endpoint = EndpointId::new("e");
-    let retry = Retry { dead_letter: 1, job: 1, event: event(900), endpoint };
+    let retry = Retry { dead_letter: DeadLetterId(1), job: JobId(1), event: event(900), endpoint };
     dispatcher.handle(BEGAN, Input::Retry(Box::new(retry)));
     for commit in [1_500, 2_000, 2_500] {
         let mut items = fixture::transaction(commit, [event(commit)]);

@@ -11,6 +11,7 @@ use crate::{
     Ask, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, StateStore, Told,
 };
 use walhook_core::event::{AccountId, EndpointId, Event};
+use walhook_core::id::{DeadLetterId, JobId, ReplayId};
 use walhook_core::lsn::Lsn;
 use walhook_core::notice::{Notice, NoticeKind};
 use walhook_core::persist::{
@@ -60,7 +61,7 @@ fn queue(endpoint: &str) -> QueueId {
 
 fn row(number: u64) -> RowId {
     let event = filled(number);
-    let key = RowKey { event: EventKey::of(&event), replay: 0 };
+    let key = RowKey { event: EventKey::of(&event), replay: None };
     RowId { queue: queue("7"), key, event: event.id }
 }
 
@@ -93,17 +94,13 @@ fn batch(number: u64, frontier: Lsn, letters: &[i64], jobs: &[i64]) -> PersistBa
         last_us: 0,
         error: "status 500".to_owned(),
     };
-    let counts = |job: &i64| ReplayCounts {
-        job: *job,
-        done: 0,
-        failed: 0,
-        deferred: 0,
-        dropped: 0,
-        in_gaps: 0,
+    let counts = |job: &i64| {
+        let counts = ReplayCounts { done: 0, failed: 0, deferred: 0, dropped: 0, in_gaps: 0 };
+        (ReplayId(*job), counts)
     };
     let retried = |at: usize, error: Option<DeadLetter>| Retried {
-        dead_letter: letters.get(at).copied().unwrap_or(1),
-        job: jobs[0],
+        dead_letter: DeadLetterId(letters.get(at).copied().unwrap_or(1)),
+        job: JobId(jobs[0]),
         error,
     };
     let gap = |endpoint: String, opens: Option<&str>, growing: bool| GapChange {
@@ -143,7 +140,7 @@ fn batch(number: u64, frontier: Lsn, letters: &[i64], jobs: &[i64]) -> PersistBa
         paused: endpoints()
             .map(|endpoint| PauseEndpoint { endpoint, reason: "asked for".into(), since_us: 0 })
             .collect(),
-        jobs_done: vec![JobDone { job: jobs[0], done: 1 }],
+        jobs_done: vec![JobDone { job: JobId(jobs[0]), done: 1 }],
         unrouted: some().iter().map(new).collect(),
         routed: (some().iter().map(|n| unrouted(*n, None)))
             .chain(some().iter().map(|n| unrouted(*n, Some("7"))))

@@ -15,7 +15,10 @@ use walhook_postgres::op::{EQ, PLUS, to_us};
 use super::endpoints::{Stops, stops_sql};
 use super::refill::{backlog_sql, read_backlog};
 use super::session::Transaction;
-use super::{Param, Scope, StateError, StateStore, endpoints, gaps, lsn, unreadable, unrouted};
+use super::{
+    Param, SCHEMA_VERSION, Scope, StateError, StateStore, endpoints, gaps, lsn, unreadable,
+    unrouted,
+};
 
 /// What a new leader starts from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,8 +56,8 @@ impl StateStore {
     /// is in what this returns, and later ones of that leader fail with [`StateError::Fenced`].
     ///
     /// # Errors
-    /// [`StateError::NotSetUp`], [`StateError::Unreadable`], [`StateError::Sql`]; calling it again
-    /// is harmless.
+    /// [`StateError::NotSetUp`], [`StateError::SchemaTooNew`], [`StateError::Sql`]: the lease was not
+    /// taken. [`StateError::Unreadable`]: it was, but we do not lead. Calling it again is harmless.
     pub async fn take_lease(&mut self, holder: &str) -> Result<Recovery, StateError> {
         let Scope { s, pipeline, partition, .. } = &self.scope;
         let tx = self.connection.transaction().await?;
@@ -69,6 +72,7 @@ impl StateStore {
         let bumped = tx.query_typed_opt(&bump, &bump_params).await?;
         let Some(bumped) = bumped else { return Err(self.scope.not_set_up()) };
         let epoch: i64 = bumped.try_get(0)?;
+        check_version(&tx, &self.scope).await?;
 
         // Each statement reads by a snapshot of its own, taken after the bump had its row.
         let checkpoint = format!(
@@ -94,6 +98,8 @@ impl StateStore {
             tx.query_typed(&failing, &param),
         )?;
         let Some(checkpoint) = checkpoint else { return Err(self.scope.not_set_up()) };
+        // Before the rows are decoded: the session may not sit idle in it for long, and they may be many.
+        tx.commit().await?;
         let Stops { disabled, paused } = Stops::read(&stopped)?;
         let recovery = Recovery {
             epoch,
@@ -109,7 +115,6 @@ impl StateStore {
             unseen: unseen.iter().map(unrouted::read_unseen).collect::<Result<_, _>>()?,
             failing: failing.iter().map(endpoints::read_error).collect::<Result<_, _>>()?,
         };
-        tx.commit().await?;
         self.write_as(epoch);
         Ok(recovery)
     }
@@ -148,6 +153,16 @@ impl StateStore {
         tx.execute_typed(&sql, &params).await?;
         Ok(tx.commit().await?)
     }
+}
+
+/// Refuses tables that a later `setup` has changed since this session was opened: a standby of this version
+/// would not know what a later leader has written into them.
+pub(super) async fn check_version(tx: &Transaction<'_>, scope: &Scope) -> Result<(), StateError> {
+    let Scope { s, pipeline, .. } = scope;
+    let sql = format!("SELECT schema_version FROM {s}.meta WHERE pipeline {EQ} $1");
+    let row = tx.query_typed_opt(&sql, &[(pipeline, Type::TEXT)]).await?;
+    let found: i32 = row.ok_or_else(|| scope.not_set_up())?.try_get(0)?;
+    if found > SCHEMA_VERSION { Err(StateError::SchemaTooNew { found }) } else { Ok(()) }
 }
 
 /// Passes only while the lease has `epoch`, and keeps it so until the transaction ends.

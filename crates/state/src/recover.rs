@@ -6,6 +6,7 @@ use walhook_core::halt::SourceIdentity;
 use walhook_core::lsn::Lsn;
 use walhook_postgres::op::{EQ, PLUS};
 
+use super::lease::check_version;
 use super::{Param, Scope, StateError, StateStore, Transaction, fence, lsn};
 
 /// Who takes the lease here: `walhook status` shows it until the next leader comes.
@@ -163,6 +164,7 @@ pub(super) async fn take_over(
         [(pipeline, Type::TEXT), (partition, Type::INT4), (&HOLDER, Type::TEXT)];
     let bumped = tx.query_typed_opt(&bump, &params).await?;
     let epoch = bumped.ok_or_else(|| scope.not_set_up())?.try_get(0)?;
+    check_version(tx, scope).await?;
     let forget_halt = format!(
         "UPDATE {s}.checkpoint SET halt_reason = NULL, halted_at = NULL
          WHERE pipeline {EQ} $1 AND partition {EQ} $2 RETURNING frontier"

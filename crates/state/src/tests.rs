@@ -192,6 +192,22 @@ async fn state_write_that_meets_an_uncommitted_bump_waits_and_is_fenced() {
 }
 
 #[tokio::test]
+async fn lease_is_not_taken_once_a_later_setup_has_raised_the_version_of_the_tables() {
+    let fixture = Fixture::start().await;
+    let (mut leader, mut standby) = (fixture.open().await, fixture.open().await);
+    leader.take_lease("one").await.unwrap();
+    let raise = format!("UPDATE {}.meta SET schema_version = 2", quote_ident(SCHEMA));
+    fixture.admin.batch_execute(&raise).await.unwrap();
+    let refused = standby.take_lease("two").await.unwrap_err();
+    assert!(matches!(refused, StateError::SchemaTooNew { found: 2 }), "{refused}");
+    assert!(!refused.fixed_by().is_waiting(), "{refused}");
+    let refused = standby.go_on(Lsn(0x100)).await.unwrap_err();
+    assert!(matches!(refused, StateError::SchemaTooNew { found: 2 }), "{refused}");
+    assert_eq!((standby.epoch(), standby.current_epoch().await.unwrap()), (None, 1));
+    leader.persist(&batch(0x200)).await.expect("who leads already goes on as before");
+}
+
+#[tokio::test]
 async fn state_survives_a_lost_session_and_frees_a_frozen_leaders_lock() {
     let fixture = Fixture::start().await;
     let mut store = fixture.open().await;

@@ -219,6 +219,24 @@ async fn fenced_leader_defers_nothing() {
     }
 }
 
+#[tokio::test]
+async fn event_with_many_endpoints_costs_each_delivery_no_more_than_one_with_few() {
+    const ENDPOINTS: u64 = 2_000;
+    let fixture = Fixture::start().await;
+    let mut store = leader(&fixture).await;
+    let one = event(0x210, "1");
+    let rows = (0..ENDPOINTS).map(|n| defer(&one, &n.to_string()));
+    store.persist(&deferring(rows)).await.unwrap();
+    let resolved = (0..40).map(|n| row_id(&one, &n.to_string())).collect();
+    let changes = PersistBatch { resolved, ..batch(0x100) };
+    let tx = store.connection.transaction().await.unwrap();
+    persist::write(&tx, &store.scope, 1, &changes).await.unwrap();
+    let read: i64 = tx.query_typed_one(ROWS_READ, &[]).await.unwrap().get(0);
+    assert!((80..500).contains(&read), "40 rows of {ENDPOINTS} of one event took {read}");
+    tx.commit().await.unwrap();
+    assert_eq!((fixture.count("deferred").await, fixture.count("bodies").await), (1_960, 1));
+}
+
 /// Rows and index entries that this session's transaction has looked at.
 const ROWS_READ: &str = "SELECT sum(pg_stat_get_xact_tuples_returned(c.oid)
            + pg_stat_get_xact_tuples_fetched(c.oid))::int8

@@ -64,6 +64,7 @@ test: prerequisites lint ## Check and test everything, as CI does
 test-long: prerequisites ## What `make test` has no time for: every test on every PostgreSQL, SEEDS of the simulator, MINUTES of torture
 	@sh scripts/prerequisites openssl
 	@sh scripts/prerequisites nginx
+	$(CARGO) clippy --locked -p walhook-loadtest --features goose --all-targets -- -D warnings
 	WALHOOK_TEST_LONG=1 WALHOOK_TEST_KILLS=10 sh scripts/test-matrix install $(VERSIONS)
 	$(MAKE) simulate
 	$(MAKE) torture
@@ -97,8 +98,8 @@ docs: prerequisites ## Build the code's documentation, target/doc/walhook/index.
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked
 
 loadtest: prerequisites ## Measure commit to 2xx with goose, release build, against a throw-away PostgreSQL
-	$(CARGO) build --release --locked -p walhook -p walhook-loadtest
-	$(CARGO) run --release --locked --quiet -p walhook-loadtest --bin walhook-loadtest -- $(LOADTEST)
+	$(CARGO) build --release --locked -p walhook
+	$(CARGO) run --release --locked --quiet -p walhook-loadtest --features goose --bin walhook-loadtest -- $(LOADTEST)
 
 bench-outage: prerequisites ## Every endpoint dead for ten minutes at 500 commits a second, and back
 bench-million: prerequisites ## A transaction of a million rows for a slow endpoint, and who feels it

@@ -1,7 +1,7 @@
 //! Load scenarios: insert a subscriber and wait until its webhook has been answered.
 //!
 //! ```text
-//! cargo build && cargo run -p walhook-loadtest -- --users 32 --run-time 30s --report-file out.html
+//! cargo build && cargo run -p walhook-loadtest --features goose -- --users 32 --run-time 30s --report-file out.html
 //! ```
 //!
 //! The row that goose reports as `WEBHOOK insert → 2xx` is the time from before the COMMIT to the

@@ -2,6 +2,7 @@
 #
 #   make demo DEMO="--for 30s --json"           arguments for the demo
 #   make loadtest LOADTEST="--users 64"         arguments for the load test (goose's)
+#   make bench FIGURES=one,idle BENCH="--pairs 7 --scale 0.2"   some figures, at a part of their size
 #   make bench-million BENCH="--rows 100000"    arguments for a scenario; --help lists them
 #   make hostile BENCH="--only rows,names"     behaviours, separated by commas; --help lists the rest
 #   make fuzz FUZZ_SECONDS=60                 seconds for all targets together
@@ -19,6 +20,7 @@ DEMO ?=
 LOADTEST ?=
 SIMULATE ?=
 BENCH ?=
+FIGURES ?=
 FUZZ_SECONDS ?= 600
 SEED ?= 1
 MINUTES ?= 10
@@ -33,7 +35,7 @@ export NEXTEST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 )))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo build test test-long test-matrix torture simulate postgres fuzz lint fmt docs loadtest \
-	bench-outage bench-million bench-deferred bench-replay hostile clean prerequisites
+	bench instructions bench-outage bench-million bench-deferred bench-replay hostile clean prerequisites
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -100,6 +102,14 @@ docs: prerequisites ## Build the code's documentation, target/doc/walhook/index.
 loadtest: prerequisites ## Measure commit to 2xx with goose, release build, against a throw-away PostgreSQL
 	$(CARGO) build --release --locked -p walhook
 	$(CARGO) run --release --locked --quiet -p walhook-loadtest --features goose --bin walhook-loadtest -- $(LOADTEST)
+
+bench: prerequisites ## What walhook costs beside the least that any program could do, against benchmarks/baseline.toml
+	$(CARGO) build --release --locked -p walhook -p walhook-loadtest
+	$(CARGO) run --release --locked --quiet -p walhook-loadtest --bin figures -- \
+		$(if $(FIGURES),--figures $(FIGURES)) $(BENCH)
+
+instructions: prerequisites ## Count what decoding, dispatching and signing take, against benchmarks/baseline.toml
+	sh scripts/instructions
 
 bench-outage: prerequisites ## Every endpoint dead for ten minutes at 500 commits a second, and back
 bench-million: prerequisites ## A transaction of a million rows for a slow endpoint, and who feels it

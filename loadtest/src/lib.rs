@@ -3,7 +3,8 @@
 //!
 //! Each scenario is a file of `src/bench`, a subcommand of the program `bench`, and a target of the
 //! `Makefile` (`bench-outage`, `bench-million`, `bench-deferred`, `bench-replay`, `hostile`). It prints a table and
-//! the outcome of its audit, and fails when the audit does.
+//! the outcome of its audit, and fails when the audit does. The program `figures` (`make bench`) compares what
+//! walhook costs with the least that any program could do, and with what was reached before.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -11,7 +12,10 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use tokio::signal::unix::{SignalKind, signal};
 
+pub mod baseline;
 pub mod books;
+pub mod cpu;
+pub mod figure;
 pub mod plot;
 pub mod receiver;
 pub mod report;

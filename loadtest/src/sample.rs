@@ -55,6 +55,13 @@ impl Metrics {
     pub fn get(&self, name: &str) -> f64 {
         self.0.get(name).copied().unwrap_or_default()
     }
+
+    /// Those of this name, whatever their labels, added up.
+    #[must_use]
+    pub fn sum(&self, name: &str) -> f64 {
+        let its = |labelled: &str| labelled.split('{').next() == Some(name);
+        self.0.iter().filter(|(labelled, _)| its(labelled)).map(|(_, value)| value).sum()
+    }
 }
 
 /// A distribution in short.
@@ -104,11 +111,12 @@ mod tests {
 
     #[test]
     fn metrics_are_found_by_name_and_labels() {
-        let metrics = Metrics::parse("# TYPE a gauge\na{b=\"c d\"} 3\nd 1.5\n");
+        let metrics = Metrics::parse("# TYPE a gauge\na{b=\"c d\"} 3\na{b=\"e\"} 4\nd 1.5\nab 9\n");
         assert_eq!(
             (metrics.get("a{b=\"c d\"}"), metrics.get("d"), metrics.get("e")),
             (3.0, 1.5, 0.0)
         );
+        assert_eq!((metrics.sum("a"), metrics.sum("d"), metrics.sum("c")), (7.0, 1.5, 0.0));
     }
 
     #[test]

@@ -46,6 +46,10 @@ pub struct Layout<'a> {
     pub events: &'a str,
     /// Run instead of the `walhook` that was built beside this program.
     pub program: Option<PathBuf>,
+    /// Its environment.
+    pub env: Vec<(String, String)>,
+    /// Settings of the server.
+    pub server: &'a [(&'a str, &'a str)],
 }
 
 impl World {
@@ -63,8 +67,8 @@ impl World {
     /// # Errors
     /// When any of it fails.
     pub async fn arranged(layout: Layout<'_>) -> Result<Self> {
-        let Layout { schema, endpoints, extra, events, program: instead } = layout;
-        let cluster = Cluster::start(&std::env::temp_dir(), &[]).await?;
+        let Layout { schema, endpoints, extra, events, program: instead, env, server } = layout;
+        let cluster = Cluster::start(&std::env::temp_dir(), server).await?;
         let url = cluster.url("postgres");
         let sql = Connection::open_with_path(&Secret::new(url.clone()), "load", SERVER_SEARCH_PATH)
             .await?;
@@ -82,6 +86,7 @@ impl World {
             )
         })?;
         program.own_group = true;
+        program.env = env;
         program.set_up().await?;
         let walhook = Pipeline::new(program);
         Ok(Self { walhook, sql, cluster })

@@ -362,6 +362,7 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     metrics.in_flight_fast.set(gauges.in_flight_fast.into());
     metrics.in_flight_slow.set(gauges.in_flight_slow.into());
+    metrics.in_flight_probe.set(gauges.in_flight_probe.into());
     metrics.lanes_ready.set(count(gauges.lanes_ready));
     metrics.lanes_waiting.set(count(gauges.lanes_waiting));
     metrics.deferred.set(i64::try_from(gauges.deferred).unwrap_or(i64::MAX));

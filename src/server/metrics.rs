@@ -128,6 +128,8 @@ pub struct Metrics {
     pub in_flight_fast: IntGauge,
     /// `walhook_in_flight{pool="slow"}`: requests that hold a slot of the slow pool.
     pub in_flight_slow: IntGauge,
+    /// `walhook_in_flight{pool="probe"}`: requests that try a dead endpoint.
+    pub in_flight_probe: IntGauge,
     /// `walhook_lanes{state="ready"}`: lanes with a delivery that waits for nothing but a slot.
     pub lanes_ready: IntGauge,
     /// `walhook_lanes{state="waiting"}`: lanes whose pending deliveries all wait for something else:
@@ -222,6 +224,7 @@ impl Metrics {
             attempt_duration: r.histogram("walhook_attempt_seconds", &ATTEMPT_BUCKETS)?,
             in_flight_fast: in_flight.with_label_values(&["fast"]),
             in_flight_slow: in_flight.with_label_values(&["slow"]),
+            in_flight_probe: in_flight.with_label_values(&["probe"]),
             lanes_ready: lanes.with_label_values(&["ready"]),
             lanes_waiting: lanes.with_label_values(&["waiting"]),
             queued_bytes: r.gauge("walhook_queued_bytes")?,
@@ -392,6 +395,7 @@ impl Metrics {
             &self.notify_failing,
             &self.in_flight_fast,
             &self.in_flight_slow,
+            &self.in_flight_probe,
             &self.lanes_ready,
             &self.lanes_waiting,
             &self.queued_bytes,

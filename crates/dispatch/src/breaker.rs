@@ -1,15 +1,22 @@
 //! Whether an endpoint is worth a request: a breaker for each queue.
 //!
 //! ```text
-//!                 fails too often                    its time has come
-//!        closed ─────────────────► open ─────────────────────────────► half-open
-//!           ▲                        ▲    a probe failed: twice as long    │
-//!           │                        └─────────────────────────────────────┤
-//!           └──────────────── a probe brought something through ◄──────────┘
+//!                 fails too often                     its time has come
+//!        closed ─────────────────► open ─────────────────────────────► probing
+//!           ▲                        ▲          the probe failed          │
+//!           │                        └────────────────────────────────────┤
+//!           └──────────────── a probe brought something through ◄─────────┘
 //! ```
 //!
-//! While it is open nothing is sent, and what was queued is deferred. Half-open, one delivery at a time
-//! is a probe, of another key each time: one that the endpoint will never take must not keep it shut.
+//! While it is not closed nothing is sent but probes, one at a time, and what was queued is deferred. A probe is
+//! a delivery that waits anyway: the head, or one of another key where the endpoint answers and refuses that one,
+//! which it may never take.
+//!
+//! Probes of all dead endpoints share slots of their own ([`Pool::Probe`]). An endpoint is tried every 4 s at
+//! first, for most come back soon, then after a part of the time since it died: who comes back after an hour has
+//! lost a two-hundredth of that again, and at most a minute.
+//!
+//! [`Pool::Probe`]: crate::schedule::Pool::Probe
 
 use std::time::Duration;
 
@@ -28,16 +35,36 @@ const FAILED_PERCENT: u32 = 70;
 /// arrived, for each costs both sides twice.
 const RESENT_PERCENT: u32 = 50;
 
-/// So many timeouts in a row open it too: each holds a slot for many seconds.
-const TIMEOUTS_MAX: u32 = 5;
+/// So many requests in a row without any answer open it too, however seldom they are.
+const UNANSWERED_MAX: u32 = 5;
 
 /// What is remembered, second by second.
 const WINDOW: Duration = Duration::from_secs(10);
 const SECONDS: usize = 10;
 
-/// How long it stays open at first, and at most.
-const OPEN_FIRST: Duration = Duration::from_secs(30);
-const OPEN_MAX: Duration = Duration::from_secs(600);
+/// A dead endpoint is tried so often for [`SOON`] after it died, and never more often.
+const EVERY_MIN: Duration = Duration::from_secs(4);
+const SOON: Duration = Duration::from_secs(15 * 60);
+
+/// Then after this part of the time since it died, and at least so often.
+const PART_OF_DEAD: u32 = 200;
+const EVERY_MAX: Duration = Duration::from_secs(60);
+
+/// A probe has as long as the endpoint's answers used to take and half as much again, and at least this.
+const PATIENCE_MIN: Duration = Duration::from_secs(2);
+
+/// Now and then one has all the time that any request has: an endpoint may have become slower. Not in the first
+/// quarter of an hour, in which many may be dead at once.
+const UNHURRIED_EVERY: Duration = Duration::from_secs(15 * 60);
+
+/// So often in a row is one delivery the probe of an endpoint that does not answer: it may be what it chokes on.
+const KEPT_MAX: u32 = 10;
+
+/// What the table says of a breaker is this old at most.
+const STORED_EVERY: Duration = Duration::from_secs(60);
+
+/// One that closed so short a time ago had not come back.
+const RELAPSE: Duration = Duration::from_secs(60);
 
 /// How a request went, as far as it matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +73,8 @@ pub enum AttemptHealth {
     Well,
     /// It did not.
     Badly,
-    /// It did not answer in time.
-    Nowhere,
+    /// It did not answer at all.
+    Unanswered,
 }
 
 /// How the requests to an endpoint went lately.
@@ -55,7 +82,7 @@ pub enum AttemptHealth {
 pub struct FailureWindow {
     /// A second's place is its remainder.
     seconds: [Second; SECONDS],
-    timeouts: u32,
+    unanswered: u32,
 }
 
 /// The requests that ended within one second.
@@ -81,8 +108,8 @@ impl FailureWindow {
             slot.failed = slot.failed.saturating_add(u32::from(went != AttemptHealth::Well));
             slot.resent = slot.resent.saturating_add(u32::from(resent));
         }
-        self.timeouts =
-            if went == AttemptHealth::Nowhere { self.timeouts.saturating_add(1) } else { 0 };
+        self.unanswered =
+            if went == AttemptHealth::Unanswered { self.unanswered.saturating_add(1) } else { 0 };
         if went == AttemptHealth::Well && !resent {
             return false;
         }
@@ -94,7 +121,7 @@ impl FailureWindow {
         let often = requests >= REQUESTS_MIN
             && (failed * 100 >= requests * FAILED_PERCENT
                 || resent * 100 > requests * RESENT_PERCENT);
-        often || self.timeouts >= TIMEOUTS_MAX
+        often || self.unanswered >= UNANSWERED_MAX
     }
 }
 
@@ -103,80 +130,164 @@ impl FailureWindow {
 pub struct Breaker {
     /// Since when nothing but probes was sent.
     pub since: Tick,
+    /// Since when the endpoint is dead: earlier, where it only seemed to be back.
+    dead_since: Tick,
     stage: Stage,
-    /// How long it stays open after the next failure.
-    next: Duration,
+    probed_at: Option<Tick>,
+    /// From when on the next probe may have all the time it wants; `None`: the first one has.
+    unhurried_at: Option<Tick>,
+    /// How often in a row the same delivery was the probe.
+    kept: u32,
+    stored_at: Tick,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
+    /// Nothing is in memory for it.
     Open(Tick),
-    HalfOpen,
-    Probing(DeliveryId),
+    /// This delivery is, and is sent when that moment and its turn have come.
+    Probing(DeliveryId, Tick),
+}
+
+/// A breaker that closed: the endpoint may have a relapse.
+#[derive(Debug, Clone, Copy)]
+pub struct Closed {
+    at: Tick,
+    dead_since: Tick,
 }
 
 impl Breaker {
-    /// It opens.
-    pub fn open(now: Tick, rng: &mut impl Rng) -> Self {
-        let stage = Stage::Open(now + jittered(OPEN_FIRST, rng));
-        Self { since: now, stage, next: OPEN_FIRST * 2 }
+    /// It opens; `last` is how it closed the last time.
+    pub fn open(now: Tick, last: Option<Closed>, rng: &mut impl Rng) -> Self {
+        let relapse = last.filter(|last| now.since(last.at) < RELAPSE);
+        let mut breaker = Self {
+            since: now,
+            dead_since: relapse.map_or(now, |last| last.dead_since),
+            stage: Stage::Open(now),
+            probed_at: None,
+            unhurried_at: None,
+            kept: 0,
+            stored_at: now,
+        };
+        breaker.stage = Stage::Open(breaker.next(now, rng));
+        breaker
     }
 
-    /// When it becomes half-open, while it is open.
+    /// It closes.
+    #[must_use]
+    pub fn close(&self, now: Tick) -> Closed {
+        Closed { at: now, dead_since: self.dead_since }
+    }
+
+    /// When the endpoint is tried next, if a slot is free then.
+    #[must_use]
+    pub fn next_try(&self) -> Tick {
+        match self.stage {
+            Stage::Open(until) | Stage::Probing(_, until) => until,
+        }
+    }
+
+    /// When a probe is wanted, while none is in memory.
     #[must_use]
     pub fn open_until(&self) -> Option<Tick> {
         match self.stage {
             Stage::Open(until) => Some(until),
-            Stage::HalfOpen | Stage::Probing(_) => None,
+            Stage::Probing(..) => None,
         }
     }
 
-    /// Somebody believes that the endpoint is well again: a probe may be sent at once.
-    pub fn hasten(&mut self) {
-        if let Stage::Open(_) = self.stage {
-            self.stage = Stage::HalfOpen;
-        }
-    }
-
-    /// Whether a probe may be sent now.
+    /// Whether a delivery is wanted as the probe now.
     #[must_use]
     pub fn wants_probe(&self, now: Tick) -> bool {
-        match self.stage {
-            Stage::Open(until) => until <= now,
-            Stage::HalfOpen => true,
-            Stage::Probing(_) => false,
-        }
+        self.open_until().is_some_and(|until| until <= now)
     }
 
     /// The delivery that is the probe.
     #[must_use]
     pub fn probe(&self) -> Option<DeliveryId> {
         match self.stage {
-            Stage::Probing(id) => Some(id),
-            Stage::Open(_) | Stage::HalfOpen => None,
+            Stage::Probing(id, _) => Some(id),
+            Stage::Open(_) => None,
         }
     }
 
-    /// This delivery is the probe.
-    pub fn begin_probe(&mut self, id: DeliveryId) {
-        self.stage = Stage::Probing(id);
+    /// This delivery is the probe, from now on.
+    pub fn begin_probe(&mut self, id: DeliveryId, now: Tick) {
+        (self.stage, self.kept) = (Stage::Probing(id, now), 0);
     }
 
-    /// The probe was not sent.
+    /// The probe is sent. How long it may take, if not as long as any request: `usual` is how long the
+    /// endpoint's answers used to take.
+    pub fn sent(
+        &mut self,
+        usual: Option<Duration>,
+        now: Tick,
+        rng: &mut impl Rng,
+    ) -> Option<Duration> {
+        self.probed_at = Some(now);
+        let later = |rng: &mut _, from: Tick| from + UNHURRIED_EVERY + spread(UNHURRIED_EVERY, rng);
+        // Of one that never answered nobody knows how long that takes.
+        let first = usual.map_or(now, |_| later(rng, self.since));
+        if now >= *self.unhurried_at.get_or_insert(first) {
+            self.unhurried_at = Some(later(rng, now));
+            return None;
+        }
+        Some(usual.map_or(PATIENCE_MIN, |usual| (usual + usual / 2).max(PATIENCE_MIN)))
+    }
+
+    /// The probe left memory without an outcome.
     pub fn lose_probe(&mut self) {
-        self.stage = Stage::HalfOpen;
+        self.stage = Stage::Open(self.next_try());
     }
 
-    /// The probe failed.
-    pub fn reopen(&mut self, now: Tick, rng: &mut impl Rng) {
-        self.stage = Stage::Open(now + jittered(self.next, rng));
-        self.next = (self.next * 2).min(OPEN_MAX);
+    /// The probe failed. Says when the next one is sent, and whether it is the same delivery, which it may be
+    /// where `may_keep`.
+    pub fn fail(&mut self, may_keep: bool, now: Tick, rng: &mut impl Rng) -> (Tick, bool) {
+        let until = self.next(now, rng);
+        self.kept += 1;
+        let keeps = may_keep && self.kept < KEPT_MAX;
+        self.stage = match self.stage {
+            Stage::Probing(id, _) if keeps => Stage::Probing(id, until),
+            Stage::Probing(..) | Stage::Open(_) => Stage::Open(until),
+        };
+        (until, keeps)
+    }
+
+    /// Somebody believes that the endpoint is well again. Says when it is tried, where that is earlier than it
+    /// was to be.
+    pub fn bring_forward(&mut self, now: Tick) -> Option<Tick> {
+        let soonest = self.probed_at.map_or(now, |at| now.max(at + EVERY_MIN));
+        let until = match &mut self.stage {
+            Stage::Open(until) | Stage::Probing(_, until) => until,
+        };
+        if *until <= soonest {
+            return None;
+        }
+        *until = soonest;
+        Some(soonest)
+    }
+
+    /// Whether what the table says of it is to be written anew, which it is then.
+    pub fn is_stale(&mut self, now: Tick) -> bool {
+        let stale = now.since(self.stored_at) >= STORED_EVERY;
+        if stale {
+            self.stored_at = now;
+        }
+        stale
+    }
+
+    fn next(&self, now: Tick, rng: &mut impl Rng) -> Tick {
+        let dead = now.since(self.dead_since);
+        let every =
+            if dead < SOON { EVERY_MIN } else { (dead / PART_OF_DEAD).clamp(EVERY_MIN, EVERY_MAX) };
+        // A little less, so that many endpoints on one server are not all tried at once.
+        now + every - spread(every / 4, rng)
     }
 }
 
-/// Three to five quarters of it, so that many endpoints on one server are not all tried at once.
-fn jittered(wait: Duration, rng: &mut impl Rng) -> Duration {
-    wait * 3 / 4 + rng.random_range(Duration::ZERO..=wait / 2)
+/// Some part of it.
+fn spread(whole: Duration, rng: &mut impl Rng) -> Duration {
+    rng.random_range(Duration::ZERO..=whole)
 }
 
 #[cfg(test)]
@@ -201,7 +312,7 @@ mod tests {
                 now = now + Duration::from_micros(after);
                 let went = match kind {
                     0 => AttemptHealth::Well,
-                    1 => AttemptHealth::Nowhere,
+                    1 => AttemptHealth::Unanswered,
                     _ => AttemptHealth::Badly,
                 };
                 all.push((now, went, resent));
@@ -210,7 +321,7 @@ mod tests {
                 let recent: Vec<(AttemptHealth, bool)> = recent.map(|(_, went, sent)| (*went, *sent)).collect();
                 let failed = recent.iter().filter(|(went, _)| *went != AttemptHealth::Well).count();
                 let sent_again = recent.iter().filter(|(_, resent)| *resent).count();
-                let in_a_row = all.iter().rev().take_while(|(_, went, _)| *went == AttemptHealth::Nowhere);
+                let in_a_row = all.iter().rev().take_while(|(_, went, _)| *went == AttemptHealth::Unanswered);
                 let opens = (went != AttemptHealth::Well || resent)
                     && (recent.len() >= 10
                         && (failed * 10 >= recent.len() * 7 || sent_again * 2 > recent.len())
@@ -220,25 +331,99 @@ mod tests {
         }
     }
 
+    const HOUR: Duration = Duration::from_secs(3_600);
+
     #[test]
-    fn breaker_stays_open_twice_as_long_after_each_probe_that_fails() {
+    fn breaker_tries_a_dead_endpoint_often_at_first_and_at_least_once_a_minute() {
         let mut rng = SmallRng::seed_from_u64(1);
-        let mut now = Tick(0);
-        let mut breaker = Breaker::open(now, &mut rng);
-        for expected_s in [30, 60, 120, 240, 480, 600, 600] {
-            let until = breaker.open_until().unwrap();
-            let wait_s = until.since(now).as_secs();
-            assert!((expected_s * 3 / 4..=expected_s * 5 / 4).contains(&wait_s), "{wait_s} s");
-            assert!(!breaker.wants_probe(until - Duration::from_micros(1)));
-            assert!(breaker.wants_probe(until));
-            now = until;
-            breaker.begin_probe(DeliveryId(7));
-            assert!(!breaker.wants_probe(now), "one at a time");
-            breaker.lose_probe();
-            assert!(breaker.wants_probe(now));
-            breaker.begin_probe(DeliveryId(8));
-            assert_eq!(breaker.probe(), Some(DeliveryId(8)));
-            breaker.reopen(now, &mut rng);
+        for (dead, every) in [
+            (Duration::ZERO, 4.0),
+            (Duration::from_secs(14 * 60), 4.0),
+            (Duration::from_secs(20 * 60), 6.0),
+            (HOUR, 18.0),
+            (3 * HOUR, 54.0),
+            (4 * HOUR, 60.0),
+            (24 * 30 * HOUR, 60.0),
+        ] {
+            let mut breaker = Breaker::open(Tick(0), None, &mut rng);
+            let now = Tick(0) + dead;
+            for id in 0..20 {
+                breaker.begin_probe(DeliveryId(id), now);
+                let (until, _) = breaker.fail(false, now, &mut rng);
+                let wait = until.since(now).as_secs_f64();
+                assert!((every * 0.75..=every).contains(&wait), "{wait} s after {dead:?}");
+                assert!(!breaker.wants_probe(until - Duration::from_micros(1)));
+                assert!(breaker.wants_probe(until));
+            }
         }
+    }
+
+    #[test]
+    fn probe_has_as_long_as_answers_used_to_take_and_now_and_then_all_the_time() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let second = Duration::from_secs(1);
+        for (usual, patience) in [(second / 20, 2 * second), (4 * second, 6 * second)] {
+            let mut breaker = Breaker::open(Tick(0), None, &mut rng);
+            let (mut now, mut unhurried) = (Tick(0), Vec::new());
+            while now < Tick(0) + 2 * HOUR {
+                match breaker.sent(Some(usual), now, &mut rng) {
+                    Some(given) => assert_eq!(given, patience),
+                    None => unhurried.push(now),
+                }
+                now = now + 4 * second;
+            }
+            assert!(unhurried[0] >= Tick(0) + UNHURRIED_EVERY, "{unhurried:?}");
+            assert!((3..=8).contains(&unhurried.len()), "{unhurried:?}");
+        }
+        // Nobody knows how long this one takes.
+        let mut breaker = Breaker::open(Tick(0), None, &mut rng);
+        assert_eq!(breaker.sent(None, Tick(0), &mut rng), None);
+        assert_eq!(breaker.sent(None, Tick(0) + second, &mut rng), Some(PATIENCE_MIN));
+    }
+
+    #[test]
+    fn probe_is_the_same_delivery_while_nothing_answers_but_not_for_ever() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let mut breaker = Breaker::open(Tick(0), None, &mut rng);
+        breaker.begin_probe(DeliveryId(7), Tick(0));
+        let mut now = Tick(0);
+        for n in 1..=KEPT_MAX {
+            let (until, keeps) = breaker.fail(true, now, &mut rng);
+            assert_eq!(keeps, n < KEPT_MAX);
+            assert_eq!(breaker.probe(), keeps.then_some(DeliveryId(7)));
+            now = until;
+        }
+        breaker.begin_probe(DeliveryId(8), now);
+        assert!(!breaker.fail(false, now, &mut rng).1, "it answers, and refuses this one");
+    }
+
+    #[test]
+    fn breaker_is_brought_forward_but_no_nearer_to_its_last_probe_than_to_any() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let mut breaker = Breaker::open(Tick(0), None, &mut rng);
+        let now = Tick(0) + 5 * HOUR;
+        breaker.begin_probe(DeliveryId(1), now);
+        breaker.sent(None, now, &mut rng);
+        breaker.fail(true, now, &mut rng);
+        let soon = now + Duration::from_secs(1);
+        assert_eq!(breaker.bring_forward(soon), Some(now + EVERY_MIN));
+        assert_eq!(breaker.bring_forward(soon), None, "it is");
+        let (until, _) = breaker.fail(true, now + EVERY_MIN, &mut rng);
+        let later = until - Duration::from_secs(10);
+        assert_eq!(breaker.bring_forward(later), Some(later));
+    }
+
+    #[test]
+    fn breaker_that_opens_again_at_once_goes_on_where_it_was() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let breaker = Breaker::open(Tick(0), None, &mut rng);
+        let back = Tick(0) + 5 * HOUR;
+        let closed = breaker.close(back);
+        let again = |after: Duration, rng: &mut SmallRng| {
+            let now = back + after;
+            Breaker::open(now, Some(closed), rng).next_try().since(now)
+        };
+        assert!(again(Duration::from_secs(10), &mut rng) > Duration::from_secs(40));
+        assert!(again(Duration::from_secs(90), &mut rng) <= EVERY_MIN);
     }
 }

@@ -1,4 +1,4 @@
-//! Which lane sends next: start-time fair queueing over slot-seconds, in two pools.
+//! Which lane sends next: start-time fair queueing over slot-seconds, in two pools, and a third for probes.
 //!
 //! What is scarce is not events but request slots times the time each is held. A lane's share is
 //! therefore counted in slot-time: [`Scheduler::start`] charges the expected hold time in advance,
@@ -9,6 +9,9 @@
 //! start tag  = max(V, finish tag)          V: the pool's virtual time, the greatest start tag so far
 //! finish tag = start tag + cost / weight   the lane with the least tag goes next
 //! ```
+//!
+//! What is sent to find out whether a dead endpoint is back has a third pool, so that thousands of dead endpoints
+//! take no slot from the living, nor the other way round.
 //!
 //! Requests that hold a slot for [`SLOW_AFTER`] or longer live in a pool of their own, with its own V
 //! and tags: a pool full of hanging requests delays nobody whose endpoint answers. When that pool is full
@@ -31,7 +34,7 @@ use walhook_core::tick::micros;
 
 mod learned;
 
-pub use learned::{AdaptiveLimit, HoldEstimate};
+pub use learned::{AdaptiveLimit, AnswerTime, HoldEstimate};
 
 /// A request that holds its slot so long, or is expected to, belongs to [`Pool::Slow`].
 pub const SLOW_AFTER: Duration = Duration::from_secs(1);
@@ -43,6 +46,14 @@ pub const MIN_CHARGE: Duration = Duration::from_millis(1);
 /// Of so many fast slots, one goes only to lanes with nothing in flight: 8 of 256. An account that
 /// was quiet then finds a slot however many others are busy.
 const SLOTS_PER_RESERVED: u32 = 32;
+
+/// Probes in flight at most, all dead endpoints together: 128 that are given up after 2 s each try 1,000 endpoints
+/// within 16 s.
+pub const PROBE_SLOTS: u32 = 128;
+
+/// They are an eighth of the slow ones at most: dead endpoints that hang would fill those otherwise, and the
+/// file descriptors suffice for no more.
+const SLOTS_PER_PROBE: u32 = 8;
 
 /// Weights are held as multiples of 1/65,536, and so bounded to what that can express.
 const WEIGHT_ONE: u32 = 1 << 16;
@@ -58,6 +69,20 @@ pub enum Pool {
     Fast,
     /// For everything else.
     Slow,
+    /// For the probes of dead endpoints.
+    Probe,
+}
+
+impl Pool {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Fast, Self::Slow, Self::Probe];
+}
+
+/// What the slow and the probing requests have of the slots that are not fast. Each has at least one.
+#[must_use]
+pub fn divided(slots: u32) -> (u32, u32) {
+    let probes = (slots / SLOTS_PER_PROBE).clamp(1, PROBE_SLOTS);
+    (slots.saturating_sub(probes).max(1), probes)
 }
 
 /// Slot-time divided by weight. Units: 1/65,536 of a microsecond at weight 1. 128 bits, because 64
@@ -95,6 +120,7 @@ impl Charge {
 pub struct Scheduler {
     fast: Slots,
     slow: Slots,
+    probe: Slots,
     lanes: Vec<Option<Lane>>,
     vacant: Vec<LaneId>,
 }
@@ -106,7 +132,7 @@ struct Slots {
     in_flight: u32,
     virtual_time: Tag,
     ready: BTreeSet<(Tag, LaneId)>,
-    /// Those of `ready` with nothing in flight in either pool.
+    /// Those of `ready` with nothing in flight in any pool.
     ready_idle: BTreeSet<(Tag, LaneId)>,
 }
 
@@ -117,6 +143,7 @@ struct Lane {
     in_flight: u32,
     fast: Standing,
     slow: Standing,
+    probe: Standing,
 }
 
 /// Where a lane stands in one pool.
@@ -165,6 +192,7 @@ impl Lane {
         match pool {
             Pool::Fast => &mut self.fast,
             Pool::Slow => &mut self.slow,
+            Pool::Probe => &mut self.probe,
         }
     }
 
@@ -178,10 +206,11 @@ impl Scheduler {
     /// A scheduler without lanes. Of the fast slots, one in 32 is reserved for lanes with nothing in
     /// flight.
     #[must_use]
-    pub fn new(fast_slots: u32, slow_slots: u32) -> Self {
+    pub fn new(fast_slots: u32, slow_slots: u32, probe_slots: u32) -> Self {
         Self {
             fast: Slots::new(fast_slots, fast_slots / SLOTS_PER_RESERVED),
             slow: Slots::new(slow_slots, 0),
+            probe: Slots::new(probe_slots, 0),
             lanes: Vec::new(),
             vacant: Vec::new(),
         }
@@ -194,6 +223,7 @@ impl Scheduler {
             in_flight: 0,
             fast: Standing::default(),
             slow: Standing::default(),
+            probe: Standing::default(),
         };
         if let Some(id) = self.vacant.pop() {
             let before = self.lanes.get_mut(index(id)).map(|place| place.replace(lane));
@@ -219,8 +249,7 @@ impl Scheduler {
     /// Something of it is in flight, or it was removed before.
     pub fn remove_lane(&mut self, lane: LaneId) {
         assert_eq!(self.lane_in_flight(lane), 0, "{lane:?} goes, and has requests in flight");
-        self.set_ready(lane, Pool::Fast, false);
-        self.set_ready(lane, Pool::Slow, false);
+        Pool::ALL.into_iter().for_each(|pool| self.set_ready(lane, pool, false));
         if let Some(place) = self.lanes.get_mut(index(lane)) {
             *place = None;
         }
@@ -237,7 +266,7 @@ impl Scheduler {
         if self.lane_mut(lane).standing_mut(pool).ready == ready {
             return;
         }
-        self.update(lane, |lane, _, _| {
+        self.update(lane, |lane| {
             let standing = lane.standing_mut(pool);
             standing.ready = ready;
             if ready {
@@ -271,19 +300,16 @@ impl Scheduler {
         let slots = self.slots_mut(pool);
         assert!(slots.in_flight < slots.total, "{lane:?} sends, and no slot of {pool:?} is free");
         slots.in_flight += 1;
-        let mut charged = 0;
-        self.update(lane, |lane, fast, slow| {
+        let virtual_time = slots.virtual_time;
+        let (mut charged, mut start) = (0, 0);
+        self.update(lane, |lane| {
             charged = lane.cost(expected.max(MIN_CHARGE));
             lane.in_flight += 1;
-            let slots = match pool {
-                Pool::Fast => fast,
-                Pool::Slow => slow,
-            };
             let standing = lane.standing_mut(pool);
-            let start = standing.tag.max(slots.virtual_time);
-            slots.virtual_time = start;
+            start = standing.tag.max(virtual_time);
             standing.tag = start.saturating_add(charged);
         });
+        self.slots_mut(pool).virtual_time = start;
         Charge { lane, pool, charged, paid_elsewhere: Duration::ZERO }
     }
 
@@ -291,26 +317,33 @@ impl Scheduler {
     /// slot. Its lane then has paid FAST for that age, and pays SLOW for as much again in advance.
     ///
     /// False, and nothing changes, when SLOW is full; nor does anything change for a request that is
-    /// in SLOW already (true).
+    /// not in FAST (true).
     pub fn move_to_slow(&mut self, charge: &mut Charge) -> bool {
-        if charge.pool == Pool::Slow {
+        if charge.pool != Pool::Fast {
             return true;
         }
-        if self.slow.in_flight >= self.slow.total {
+        if !self.has_slow() {
             return false;
         }
         self.fast.free();
         self.slow.in_flight += 1;
-        self.update(charge.lane, |lane, _, slow| {
+        let virtual_time = self.slow.virtual_time;
+        self.update(charge.lane, |lane| {
             let cost = lane.cost(SLOW_AFTER);
             lane.fast.tag = corrected(lane.fast.tag, charge.charged, cost);
             // V stays: it follows decisions, and this was none.
-            lane.slow.tag = lane.slow.tag.max(slow.virtual_time).saturating_add(cost);
+            lane.slow.tag = lane.slow.tag.max(virtual_time).saturating_add(cost);
             charge.charged = cost;
         });
         charge.pool = Pool::Slow;
         charge.paid_elsewhere = SLOW_AFTER;
         true
+    }
+
+    /// Whether a slow slot is free.
+    #[must_use]
+    pub fn has_slow(&self) -> bool {
+        self.slow.in_flight < self.slow.total
     }
 
     /// Whether few fast slots are free: at most a quarter.
@@ -325,7 +358,7 @@ impl Scheduler {
     pub fn finish(&mut self, charge: Charge, actual: Duration) {
         self.slots_mut(charge.pool).free();
         let hold = actual.saturating_sub(charge.paid_elsewhere).max(MIN_CHARGE);
-        self.update(charge.lane, |lane, _, _| {
+        self.update(charge.lane, |lane| {
             assert!(lane.in_flight > 0, "a request ends, and its lane has none in flight");
             lane.in_flight -= 1;
             let cost = lane.cost(hold);
@@ -340,7 +373,7 @@ impl Scheduler {
         self.slots(pool).in_flight
     }
 
-    /// The lane's requests in flight, in both pools.
+    /// The lane's requests in flight, in all pools.
     ///
     /// # Panics
     /// The lane was removed.
@@ -353,14 +386,16 @@ impl Scheduler {
     }
 
     /// Takes the lane out of the order, changes it, and puts it back where it then belongs.
-    fn update(&mut self, id: LaneId, change: impl FnOnce(&mut Lane, &mut Slots, &mut Slots)) {
+    fn update(&mut self, id: LaneId, change: impl FnOnce(&mut Lane)) {
         let Some(Some(lane)) = self.lanes.get_mut(index(id)) else { no_lane(id) };
         self.fast.remove(id, lane.fast);
         self.slow.remove(id, lane.slow);
-        change(lane, &mut self.fast, &mut self.slow);
+        self.probe.remove(id, lane.probe);
+        change(lane);
         let idle = lane.in_flight == 0;
         self.fast.insert(id, lane.fast, idle);
         self.slow.insert(id, lane.slow, idle);
+        self.probe.insert(id, lane.probe, idle);
     }
 
     fn lane_mut(&mut self, id: LaneId) -> &mut Lane {
@@ -374,6 +409,7 @@ impl Scheduler {
         match pool {
             Pool::Fast => &self.fast,
             Pool::Slow => &self.slow,
+            Pool::Probe => &self.probe,
         }
     }
 
@@ -381,6 +417,7 @@ impl Scheduler {
         match pool {
             Pool::Fast => &mut self.fast,
             Pool::Slow => &mut self.slow,
+            Pool::Probe => &mut self.probe,
         }
     }
 }

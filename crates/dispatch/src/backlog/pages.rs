@@ -8,6 +8,9 @@ use walhook_core::tick::Tick;
 /// Keys that a walk notes as held; with more it stands until a head's time has come.
 const HELD_MAX: usize = 4_096;
 
+/// So many rows are tried in turn as probes: one of them the endpoint will take, if any.
+const PROBED_MAX: usize = 64;
+
 /// What a page is read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Page {
@@ -66,7 +69,7 @@ impl Backlog {
         assert!(self.wants_page(for_what, now), "a page is read that nobody wants");
         let head = match for_what {
             Page::Rows => self.due_head(now).cloned(),
-            Page::Probe if self.can_walk() => None,
+            Page::Probe if self.can_walk() && self.heads.len() < PROBED_MAX => None,
             Page::Probe => self.hasten(now),
         };
         if let Some(head) = head {

@@ -32,9 +32,8 @@ impl DeferredQueue {
     /// Closes the breaker, if it is not closed.
     pub(super) fn close_breaker(&mut self, now: Tick) -> bool {
         self.stopped_before_us = self.stopped_us(now);
-        if self.breaker.take().is_none() {
-            return false;
-        }
+        let Some(breaker) = self.breaker.take() else { return false };
+        self.closed = Some(breaker.close(now));
         self.backlog.block_all(DeferReason::Behind);
         true
     }
@@ -43,11 +42,10 @@ impl DeferredQueue {
 impl Dispatcher {
     /// Whether an outcome of this delivery tells whether the breaker may close.
     pub(super) fn is_test(&self, queue: QueueNo, id: DeliveryId, origin: Origin) -> bool {
-        let breaker = self.queues.deferred(queue).and_then(|deferred| deferred.breaker.as_ref());
-        let is_probe = |breaker: &Breaker| breaker.probe() == Some(id);
-        breaker.is_some_and(|b| {
-            is_probe(b) || matches!(origin, Origin::Retry { .. } | Origin::Replay(_))
-        })
+        let deferred = self.queues.deferred(queue);
+        let is_open = deferred.is_some_and(|deferred| deferred.breaker.is_some());
+        let is_asked_for = matches!(origin, Origin::Retry { .. } | Origin::Replay(_));
+        is_open && (is_asked_for || self.is_probe(queue, id))
     }
 
     /// What an outcome says of its endpoint's health. Call it after the delivery was seen to.
@@ -65,8 +63,8 @@ impl Dispatcher {
         if is_off || self.is_suspended(queue) || outcome.aborted() {
             return;
         }
-        let deferred = self.queues.deferred_mut(queue);
-        let Some(breaker) = deferred.and_then(|deferred| deferred.breaker.as_mut()) else {
+        let deferred = self.queues.deferred(queue);
+        if deferred.is_none_or(|deferred| deferred.breaker.is_none()) {
             if went == AttemptHealth::Well {
                 self.forget_earlier_breaker(queue);
             }
@@ -81,16 +79,12 @@ impl Dispatcher {
                 self.tell_of_queue(queue, EndpointChange::BreakerOpened, detail);
             }
             return;
-        };
-        if !is_test {
-            return;
         }
-        if went == AttemptHealth::Well {
+        if is_test && went == AttemptHealth::Well {
+            self.queues.in_use(queue).limit.begin_again();
+            self.bring_host_forward(queue, now);
             self.forget_breaker(queue, now);
             self.tell_of_queue(queue, EndpointChange::BreakerClosed, CAME_THROUGH.to_owned());
-        } else {
-            breaker.reopen(now, &mut self.rng);
-            self.outdate(queue);
         }
     }
 
@@ -117,9 +111,9 @@ impl Dispatcher {
         let in_memory = self.queues.in_use(queue);
         in_memory.failures = FailureWindow::default();
         let idle: Vec<DeliveryId> = in_memory.idle().map(|pending| pending.id).collect();
-        let breaker = Breaker::open(now, &mut self.rng);
-        let until = breaker.open_until()?;
         let deferred = self.queues.deferred_or_new(queue);
+        let breaker = Breaker::open(now, deferred.closed, &mut self.rng);
+        let until = breaker.next_try();
         deferred.breaker = Some(breaker);
         deferred.was_open_until_us = None;
         deferred.backlog.block_all(DeferReason::Breaker);
@@ -186,10 +180,14 @@ impl Dispatcher {
 
     /// Nothing is to be sent to the endpoint any more, or nothing can be: no reason to go slowly.
     pub(super) fn forget_breaker(&mut self, queue: QueueNo, now: Tick) {
-        if let Some(deferred) = self.queues.deferred_mut(queue)
-            && deferred.close_breaker(now)
-        {
+        let Some(deferred) = self.queues.deferred_mut(queue) else { return };
+        let probe = deferred.breaker.as_ref().and_then(Breaker::probe);
+        if deferred.close_breaker(now) {
+            self.forget_dead(queue);
             self.outdate(queue);
+        }
+        if let Some(probe) = probe {
+            self.end_probes(queue, probe, now);
         }
     }
 
@@ -206,12 +204,10 @@ impl Dispatcher {
 fn went(outcome: &Outcome) -> AttemptHealth {
     match outcome.meaning {
         Meaning::Delivered | Meaning::Gone => AttemptHealth::Well,
-        Meaning::TimedOut => AttemptHealth::Nowhere,
-        Meaning::Refused { .. }
-        | Meaning::Failed
-        | Meaning::Invalid
-        | Meaning::Aborted
-        | Meaning::Local => AttemptHealth::Badly,
+        Meaning::TimedOut | Meaning::Failed => AttemptHealth::Unanswered,
+        Meaning::Refused { .. } | Meaning::Invalid | Meaning::Aborted | Meaning::Local => {
+            AttemptHealth::Badly
+        }
     }
 }
 

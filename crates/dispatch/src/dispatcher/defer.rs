@@ -13,7 +13,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::super::backlog::Backlog;
-use super::super::breaker::Breaker;
+use super::super::breaker::{Breaker, Closed};
 use super::super::lane::{DELIVERY_BYTES, Origin, Removed, SharedEvent};
 use super::super::schedule::LaneId;
 use super::super::tracker::TxnSeq;
@@ -47,6 +47,8 @@ pub(super) struct DeferredQueue {
     pub(super) stopped_before_us: i64,
     /// `None`: closed.
     pub(super) breaker: Option<Breaker>,
+    /// How it closed the last time.
+    pub(super) closed: Option<Closed>,
     /// Set while it is not known whether the endpoint is any better than when an earlier leader's
     /// breaker was open: what the table says of that one.
     pub(super) was_open_until_us: Option<i64>,
@@ -58,6 +60,8 @@ pub(super) struct DeferredQueue {
 pub(super) enum Exit {
     /// This one failed and is not tried before then. The others stand behind it.
     Failed(DeliveryId, Tick),
+    /// The same of a probe: that was no attempt, and its row stays as it is.
+    Probed(DeliveryId, Tick),
     /// None of them failed just now.
     Other(DeferReason),
 }
@@ -72,6 +76,7 @@ impl DeferredQueue {
             failing_since_us: None,
             stopped_before_us: 0,
             breaker: None,
+            closed: None,
             was_open_until_us: None,
             suspension: None,
         }
@@ -88,9 +93,8 @@ impl DeferredQueue {
     }
 
     pub(super) fn as_row(&self, queue: &QueueId, now: Tick, unix_us_at_zero: i64) -> BacklogRow {
-        let until = |breaker: &Breaker| breaker.open_until().unwrap_or(now);
         let until_us = |until: Tick| unix_us_at_zero.saturating_add_unsigned(until.0);
-        let open_until_us = self.breaker.as_ref().map(until).map(until_us);
+        let open_until_us = self.breaker.as_ref().map(Breaker::next_try).map(until_us);
         BacklogRow {
             queue: queue.clone(),
             blocked: self.backlog.blocked().clone(),
@@ -214,8 +218,10 @@ impl Dispatcher {
         let Removed { pending, keys, due } = removed;
         let counted = pending.counted;
         let (due, behind, reason) = match exit {
-            Exit::Failed(failed, due) if failed == id => (Some(due), false, DeferReason::Failed),
-            Exit::Failed(..) => (due, true, DeferReason::Behind),
+            Exit::Failed(failed, due) | Exit::Probed(failed, due) if failed == id => {
+                (Some(due), false, DeferReason::Failed)
+            }
+            Exit::Failed(..) | Exit::Probed(..) => (due, true, DeferReason::Behind),
             Exit::Other(reason) => (due, false, reason),
         };
         let key = pending.row_key();
@@ -247,6 +253,10 @@ impl Dispatcher {
                     deferred.backlog.unload(&key, &keys, false);
                 } else if let Some(due) = due {
                     deferred.backlog.fail(&key, &keys, &tried, due);
+                    if matches!(exit, Exit::Probed(..)) {
+                        self.free(pending.held, counted);
+                        return;
+                    }
                     let event = pending.held.event.id;
                     let row = RowId { queue: self.queues.id(queue).clone(), key, event };
                     self.outbox.change(row, insertion, RowChange::Retime(tried));

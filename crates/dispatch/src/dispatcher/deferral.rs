@@ -1,9 +1,10 @@
 //! What is asked of the tables of deferred rows: pages to be read back, and rows to be given up where the tables
 //! are full.
 //!
-//! Both are components with private fields and an invariant of their own. What is known of one queue's rows
+//! They are components with private fields and an invariant of their own. What is known of one queue's rows
 //! stands with the queue (see [`super::queues`]).
 
+use super::probes::DeadHosts;
 use super::refill::Refills;
 use super::suspend::Suspensions;
 
@@ -14,11 +15,14 @@ pub(super) struct Deferral {
     pub(super) line: Refills,
     /// The queues whose deliveries are counted in gaps.
     pub(super) suspensions: Suspensions,
+    /// The queues whose endpoints are dead, by their hosts.
+    pub(super) dead: DeadHosts,
 }
 
 impl Deferral {
     /// Nothing is asked for.
     pub(super) fn new(memory_limit: usize) -> Self {
-        Self { line: Refills::new(memory_limit), suspensions: Suspensions::default() }
+        let (suspensions, dead) = Default::default();
+        Self { line: Refills::new(memory_limit), suspensions, dead }
     }
 }

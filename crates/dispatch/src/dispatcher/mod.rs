@@ -69,6 +69,7 @@ mod outbox;
 mod outcome;
 mod outgoing;
 mod pages;
+mod probes;
 mod progress;
 mod queues;
 mod refill;
@@ -252,6 +253,7 @@ impl Dispatcher {
             queues_suspended: deferred().filter(|d| d.is_suspended()).count(),
             in_flight_fast: self.sending.in_pool(Pool::Fast),
             in_flight_slow: self.sending.in_pool(Pool::Slow),
+            in_flight_probe: self.sending.in_pool(Pool::Probe),
             oldest_unsettled: self.progress.oldest_unsettled(),
         }
     }

@@ -149,14 +149,12 @@ impl Dispatcher {
             // Somebody's rows that we may know nothing of.
             let Some(queue) = self.queues.find(&queue) else { continue };
             let Some(deferred) = self.queues.deferred_mut(queue) else { continue };
-            if let Some(breaker) = &mut deferred.breaker {
-                breaker.hasten();
-            }
             for key in &keys {
                 deferred.backlog.look_again(key, now);
             }
             self.unload(queue, &keys, now);
             self.look_after(queue, now);
+            self.bring_forward(queue, now);
         }
     }
 

@@ -52,6 +52,7 @@ impl Dispatcher {
         let pending = in_memory.held_mut(id);
         let (event, origin) = (Arc::clone(&pending.held.event), pending.origin);
         if outcome.delivered() {
+            in_memory.answers.answered(outcome.elapsed);
             self.end_failing(queue, now);
         } else {
             self.note_failure(queue, id, outcome, now);
@@ -99,6 +100,11 @@ impl Dispatcher {
         (outcome, outdated): (&Outcome, bool),
         now: Tick,
     ) {
+        let ends = matches!(outcome.meaning, Meaning::Delivered | Meaning::Gone);
+        if !ends && self.is_probe(queue, id) {
+            self.fail_probe(queue, id, outcome, now);
+            return;
+        }
         let progress = self.progress(queue, id, now);
         let may_wait = match progress.place {
             Place::Memory => !self.is_stopped(queue),

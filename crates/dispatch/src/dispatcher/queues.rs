@@ -30,11 +30,13 @@ use smallvec::SmallVec;
 
 use super::super::lane::Queue;
 use super::super::map::{NameMap, Seeded};
+use super::super::schedule::Pool;
 use super::defer::DeferredQueue;
 pub(super) use lanes::Lane;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::persist::QueueId;
+use walhook_core::tick::Tick;
 
 /// A queue's handle: its place, and how many queues have had it before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,6 +66,15 @@ impl EndpointQueue {
     /// Its name.
     pub(super) fn id(&self) -> &QueueId {
         &self.id
+    }
+
+    /// The pool that its next request belongs to: while its breaker is open, whatever is sent is a probe.
+    fn pool(&self, now: Tick) -> Pool {
+        match (&self.deferred, &self.pending) {
+            (Some(deferred), _) if deferred.breaker.is_some() => Pool::Probe,
+            (_, Some(pending)) => pending.hold.pool(now),
+            (_, None) => Pool::Fast,
+        }
     }
 
     /// Its deliveries in memory; none where it was forgotten, or never had any.

@@ -33,6 +33,9 @@ const LOOKED_AT_SHORT: usize = 32;
 /// A queue with fewer deliveries in memory wants a page.
 const WANTS_BELOW: usize = 64;
 
+/// Rows that are read for a probe.
+const PROBE_ROWS: u32 = 16;
+
 /// Heads known of a queue, where few are known of those that are read back together.
 const HEADS_MAX: usize = 1_024;
 
@@ -114,7 +117,9 @@ impl Dispatcher {
             deferred.in_line = false;
             if let Some(page) = wants {
                 let from = deferred.backlog.begin_page(page, now);
-                let (rows, bytes) = (size.rows, size.text_bytes as u64);
+                // A probe is one row; before it may stand some that are held.
+                let rows = if page == Page::Probe { size.rows.min(PROBE_ROWS) } else { size.rows };
+                let bytes = size.text_bytes as u64;
                 pages.push(Refill { queue, from, rows, bytes });
             }
         }
@@ -155,7 +160,7 @@ impl Dispatcher {
             for load in loads {
                 let id = self.load(queue, load, now);
                 if let Some(breaker) = &mut self.queues.with_row(queue).breaker {
-                    breaker.begin_probe(id);
+                    breaker.begin_probe(id, now);
                 }
             }
             self.look_after(queue, now);

@@ -29,12 +29,13 @@ impl Dispatcher {
     pub(super) fn poll_attempt(&mut self, now: Tick) -> Option<Dispatch> {
         self.handle_due_timers(now);
         self.sending.move_old(now);
+        self.sending.give_up_probes(now);
         self.release_frontier(now);
         self.release_replays(now);
         if self.door.is_stopping() || self.outbox.is_behind(now) {
             return None;
         }
-        [Pool::Fast, Pool::Slow].into_iter().find_map(|pool| self.poll_pool(pool, now))
+        Pool::ALL.into_iter().find_map(|pool| self.poll_pool(pool, now))
     }
 
     /// The next request to give up; answered by [`Dispatcher::handle_outcome`] like every other one: it may
@@ -127,6 +128,9 @@ impl Dispatcher {
         in_memory.start(delivery, now, endpoint.rate_per_second);
         self.sending.start((lane, pool), queue, delivery, in_memory.hold.expected(now), now);
         in_memory.hold.started(now);
+        if pool == Pool::Probe {
+            self.begin_probe(queue, delivery, endpoint, now);
+        }
         Some(dispatch)
     }
 

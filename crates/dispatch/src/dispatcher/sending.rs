@@ -6,6 +6,7 @@
 //! - Each request in flight holds one slot of one pool, and gives it back once, when its outcome comes.
 //! - A request from the fast pool that is older than [`FAST_HOLD`] moves to the slow pool as soon as that has
 //!   room. Where it has none and fast slots are few, it is given up, once.
+//! - A probe is given up at its moment, once: what hangs holds its slot no longer.
 //! - A timer may outlive what it was set for; whoever is woken looks.
 
 use std::cmp::Reverse;
@@ -13,7 +14,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use super::super::map::NumberMap;
-use super::super::schedule::{Charge, LaneId, Pool, Scheduler};
+use super::super::schedule::{Charge, LaneId, Pool, Scheduler, divided};
 use super::queues::{Lane, QueueNo};
 use walhook_core::attempt::DeliveryId;
 use walhook_core::tick::Tick;
@@ -56,22 +57,25 @@ pub(super) struct Ended {
 #[derive(Debug)]
 pub(super) struct Sending {
     scheduler: Scheduler,
-    slow_slots: u32,
     in_flight: NumberMap<DeliveryId, Request>,
     /// Requests from the fast pool by their start; some have ended.
     ageing: VecDeque<(Tick, DeliveryId)>,
+    /// Probes by when they are given up, each with its start; some have ended.
+    probes: BinaryHeap<Reverse<(Tick, DeliveryId, Tick)>>,
     /// Requests to be given up.
     aborting: VecDeque<DeliveryId>,
     timers: BinaryHeap<Reverse<(Tick, Wake)>>,
 }
 
 impl Sending {
+    /// With so many slots; of those that are not fast an eighth is for probes, 128 at most.
     pub(super) fn new(fast_slots: u32, slow_slots: u32) -> Self {
+        let (slow, probes) = divided(slow_slots);
         Self {
-            scheduler: Scheduler::new(fast_slots, slow_slots),
-            slow_slots,
+            scheduler: Scheduler::new(fast_slots, slow, probes),
             in_flight: NumberMap::default(),
             ageing: VecDeque::new(),
+            probes: BinaryHeap::new(),
             aborting: VecDeque::new(),
             timers: BinaryHeap::new(),
         }
@@ -94,7 +98,7 @@ impl Sending {
 
     /// From which pools the lane could send.
     pub(super) fn set_ready(&mut self, id: LaneId, lane: &Lane) {
-        for pool in [Pool::Fast, Pool::Slow] {
+        for pool in Pool::ALL {
             self.scheduler.set_ready(id, pool, lane.is_ready_in(pool));
         }
     }
@@ -119,6 +123,25 @@ impl Sending {
         assert!(before.is_none(), "{delivery:?} is sent while it is in flight");
         if pool == Pool::Fast {
             self.ageing.push_back((now, delivery));
+        }
+    }
+
+    /// The request is a probe, and is given up at that moment, if it has not ended.
+    pub(super) fn give_up_at(&mut self, delivery: DeliveryId, at: Tick) {
+        if let Some(request) = self.in_flight.get(&delivery) {
+            self.probes.push(Reverse((at, delivery, request.started)));
+        }
+    }
+
+    /// Gives up the probes whose moment has come.
+    pub(super) fn give_up_probes(&mut self, now: Tick) {
+        while let Some(Reverse((at, id, started))) = self.probes.peek().copied()
+            && at <= now
+        {
+            self.probes.pop();
+            if self.in_flight.get(&id).is_some_and(|request| request.started == started) {
+                self.aborting.push_back(id);
+            }
         }
     }
 
@@ -191,9 +214,10 @@ impl Sending {
     pub(super) fn deadline(&self) -> Option<Tick> {
         let timer = self.timers.peek().map(|Reverse((due, _))| *due);
         // Where the slow pool is full, only an outcome lets an old request move; or it is given up.
-        let room = self.in_pool(Pool::Slow) < self.slow_slots || self.scheduler.is_pressed();
+        let room = self.scheduler.has_slow() || self.scheduler.is_pressed();
         let old = self.ageing.front().filter(|_| room).map(|(start, _)| *start + FAST_HOLD);
-        timer.into_iter().chain(old).min()
+        let probe = self.probes.peek().map(|Reverse((at, ..))| *at);
+        timer.into_iter().chain(old).chain(probe).min()
     }
 }
 
@@ -228,7 +252,7 @@ mod tests {
             actions in proptest::collection::vec(action(), 1..200),
         ) {
             let (fast, slow) = (4, 2);
-            let mut sending = Sending::new(fast, slow);
+            let mut sending = Sending::new(fast, slow + 1);
             let lane = sending.add_lane(1.0);
             let mut queues = Queues::new(1);
             let queue = queues.intern(&AccountId::new("a"), &EndpointId::new("e"));

@@ -8,7 +8,7 @@ use rand::{Rng, RngExt};
 
 use super::{DEFAULT_MAX_IN_FLIGHT, New, Source};
 use crate::breaker::FailureWindow;
-use crate::schedule::{AdaptiveLimit, HoldEstimate, Pool};
+use crate::schedule::{AdaptiveLimit, AnswerTime, HoldEstimate, Pool};
 use crate::tracker::TxnSeq;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{EndpointId, Event, RowKeys};
@@ -183,6 +183,8 @@ pub struct Queue {
     held_from: Option<DeliveryId>,
     /// How long its requests hold a slot.
     pub hold: HoldEstimate,
+    /// How long its answers take.
+    pub answers: AnswerTime,
     /// How its requests went lately.
     pub failures: FailureWindow,
     /// How many it takes at once.
@@ -209,6 +211,7 @@ impl Queue {
             put_off_until: Tick(0),
             held_from: None,
             hold: HoldEstimate::new(),
+            answers: AnswerTime::default(),
             failures: FailureWindow::default(),
             limit: AdaptiveLimit::new(DEFAULT_MAX_IN_FLIGHT),
             ring: None,
@@ -363,10 +366,31 @@ impl Queue {
         found
     }
 
+    /// A probe in flight failed. It was no attempt, and it is the next probe too, at `due`.
+    pub fn keep_probe(&mut self, id: DeliveryId, due: Tick) {
+        let pending = &mut self.entry_mut(id).pending;
+        pending.attempts = pending.attempts.saturating_sub(1);
+        self.back_off(id, due);
+    }
+
+    /// A probe in flight failed, and another delivery is the next one: this was no attempt of its.
+    pub fn drop_probe(&mut self, id: DeliveryId) {
+        let pending = &mut self.entry_mut(id).pending;
+        pending.attempts = pending.attempts.saturating_sub(1);
+    }
+
+    /// A delivery that backs off is due earlier, or when it was. Says whether it backs off.
+    pub fn bring_forward(&mut self, id: DeliveryId, due: Tick) -> bool {
+        let Some(entry) = self.entries.get_mut(&id) else { return false };
+        let Stage::BackingOff(until) = &mut entry.stage else { return false };
+        *until = due.min(*until);
+        true
+    }
+
     /// A delivery that backed off is due.
     pub fn due(&mut self, id: DeliveryId, now: Tick) {
         if let Some(entry) = self.entries.get_mut(&id)
-            && matches!(entry.stage, Stage::BackingOff(_))
+            && matches!(entry.stage, Stage::BackingOff(due) if due <= now)
         {
             entry.stage = Stage::Ready;
             entry.pending.queued_at = now;

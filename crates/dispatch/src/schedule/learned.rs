@@ -75,6 +75,24 @@ impl HoldEstimate {
     }
 }
 
+/// How long an endpoint's answers take when it is well: a peak that is forgotten by an eighth with each answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AnswerTime(Option<Duration>);
+
+impl AnswerTime {
+    /// It took a request after so long.
+    pub fn answered(&mut self, elapsed: Duration) {
+        let faded = self.0.map_or(Duration::ZERO, |peak| peak / 8 * 7);
+        self.0 = Some(elapsed.max(faded));
+    }
+
+    /// What its answers used to take; `None`: it never took one, as far as is known.
+    #[must_use]
+    pub fn usual(self) -> Option<Duration> {
+        self.0
+    }
+}
+
 /// How many requests an endpoint may have in flight: additive increase, multiplicative decrease.
 ///
 /// Invariant: 1 ≤ current ≤ upper bound.
@@ -118,6 +136,11 @@ impl AdaptiveLimit {
     /// The endpoint answered 429 or 503: it has enough.
     pub fn throttled(&mut self) {
         self.current = (self.current / 2).max(1);
+    }
+
+    /// It is back after it was dead: what it took before says little.
+    pub fn begin_again(&mut self) {
+        self.current = self.current.min(Self::START);
     }
 
     /// No answer came in time.

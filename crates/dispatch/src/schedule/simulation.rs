@@ -52,7 +52,7 @@ impl Simulation {
     fn new(fast_slots: u32, slow_slots: u32) -> Self {
         Self {
             now: Tick(0),
-            scheduler: Scheduler::new(fast_slots, slow_slots),
+            scheduler: Scheduler::new(fast_slots, slow_slots, 0),
             accounts: vec![],
             by_lane: BTreeMap::new(),
             agenda: BinaryHeap::new(),

@@ -94,7 +94,7 @@ struct Pair {
 impl Pair {
     fn new(slots: [u32; 2]) -> Self {
         Self {
-            real: Scheduler::new(slots[0], slots[1]),
+            real: Scheduler::new(slots[0], slots[1], 0),
             naive: Naive { slots, in_flight: [0; 2], virtual_time: [0; 2], lanes: vec![] },
             live: vec![],
             requests: vec![],
@@ -220,7 +220,7 @@ proptest! {
     fn scheduler_picks_a_ready_lane_within_a_bounded_number_of_decisions(
         lanes in prop::collection::vec((1u128..40, 1u64..500), 1..30),
     ) {
-        let mut scheduler = Scheduler::new(1, 0);
+        let mut scheduler = Scheduler::new(1, 0, 0);
         // c/d = (ms of c / weight of c) / (ms of d / weight of d), rounded up.
         let turns = |c: &(u128, u64), d: &(u128, u64)| {
             (u128::from(c.1) * d.0).div_ceil(u128::from(d.1) * c.0)
@@ -247,7 +247,7 @@ proptest! {
 
 #[test]
 fn scheduler_keeps_a_reserve_for_lanes_with_nothing_in_flight() {
-    let mut scheduler = Scheduler::new(64, 0);
+    let mut scheduler = Scheduler::new(64, 0, 0);
     let whale = scheduler.add_lane(1.0);
     scheduler.set_ready(whale, Pool::Fast, true);
     let mut charges = vec![];
@@ -272,7 +272,7 @@ fn scheduler_takes_a_weight_that_is_none_for_one() {
 /// With a scan at each decision, this would be 10¹⁰ steps and not end within a test's patience.
 #[test]
 fn scheduler_decides_among_a_hundred_thousand_lanes_without_a_scan() {
-    let mut scheduler = Scheduler::new(256, 0);
+    let mut scheduler = Scheduler::new(256, 0, 0);
     let lanes = 100_000;
     for _ in 0..lanes {
         let id = scheduler.add_lane(1.0);

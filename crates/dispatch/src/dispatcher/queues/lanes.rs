@@ -14,6 +14,7 @@ pub(in super::super) struct Lane {
     /// For each pool the queues to take in turn. May name some that have become unsendable.
     fast: VecDeque<QueueNo>,
     slow: VecDeque<QueueNo>,
+    probe: VecDeque<QueueNo>,
     /// Its queues that are in memory.
     pub(super) queues: usize,
     pub(super) pending: usize,
@@ -22,8 +23,8 @@ pub(in super::super) struct Lane {
 
 impl Lane {
     pub(super) fn new(id: LaneId) -> Self {
-        let (fast, slow) = (VecDeque::new(), VecDeque::new());
-        Self { id, fast, slow, queues: 0, pending: 0, unrouted: false }
+        let (fast, slow, probe) = Default::default();
+        Self { id, fast, slow, probe, queues: 0, pending: 0, unrouted: false }
     }
 
     /// The deliveries pending, in whatever stage.
@@ -36,19 +37,21 @@ impl Lane {
         let ring = match pool {
             Pool::Fast => &self.fast,
             Pool::Slow => &self.slow,
+            Pool::Probe => &self.probe,
         };
         !self.unrouted && !ring.is_empty()
     }
 
     /// Whether something of it waits for nothing but a slot.
     pub(in super::super) fn is_ready(&self) -> bool {
-        self.is_ready_in(Pool::Fast) || self.is_ready_in(Pool::Slow)
+        Pool::ALL.into_iter().any(|pool| self.is_ready_in(pool))
     }
 
     pub(super) fn ring_mut(&mut self, pool: Pool) -> &mut VecDeque<QueueNo> {
         match pool {
             Pool::Fast => &mut self.fast,
             Pool::Slow => &mut self.slow,
+            Pool::Probe => &mut self.probe,
         }
     }
 }
@@ -132,10 +135,9 @@ impl Queues {
     /// Puts the queue into the ring of its pool if something may be sent from it.
     pub(in super::super) fn refresh(&mut self, no: QueueNo, now: Tick) {
         let queue = self.at_mut(no);
-        let account = queue.account;
+        let (account, pool) = (queue.account, queue.pool(now));
         let Some(pending) = queue.pending.as_deref_mut() else { return };
         if pending.ring.is_none() && pending.is_sendable(now) {
-            let pool = pending.hold.pool(now);
             pending.ring = Some(pool);
             let lane = account_mut(&mut self.accounts, account).lane.as_mut();
             let Some(lane) = lane else { panic!("a queue in memory has no lane") };
@@ -164,11 +166,13 @@ impl Queues {
         now: Tick,
     ) -> Option<QueueNo> {
         while let Some(no) = self.lane_mut(id).ring_mut(pool).pop_front() {
-            let Some(pending) = self.at_mut(no).pending.as_deref_mut() else {
+            let queue = self.at_mut(no);
+            let belongs = queue.pool(now);
+            let Some(pending) = queue.pending.as_deref_mut() else {
                 panic!("{no:?} has a turn and nothing in memory");
             };
             pending.ring = None;
-            if pending.is_sendable(now) && pending.hold.pool(now) == pool {
+            if pending.is_sendable(now) && belongs == pool {
                 return Some(no);
             }
             self.refresh(no, now);

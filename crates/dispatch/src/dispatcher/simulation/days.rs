@@ -28,9 +28,12 @@ const MEMORY: usize = 1 << 20;
 /// mean. Twice as many would need waits of half their mean, 30 times over.
 const ATTEMPTS_MAX: u32 = 60;
 
-/// A queue sends no more probes than this in an hour while its breaker is open: three quarters of ten
-/// minutes lie between two, but for the first few.
-const PROBES_AN_HOUR: u32 = 8;
+/// A queue sends no more probes than this in an hour while its breaker is open: three quarters of a minute lie
+/// between two after the first three hours.
+const PROBES_AN_HOUR: u32 = 80;
+
+/// And so many more in those: one in 3 s for 15 minutes, then one in a two-hundredth of the time.
+const PROBES_AT_FIRST: u32 = 1_000;
 
 /// What the configuration says by default, with fewer slots.
 fn settings() -> Settings {
@@ -204,7 +207,7 @@ impl Diary {
             let hours = spans.iter().map(open).sum::<Duration>().as_secs() / 3_600;
             // When it opens, requests are in flight, and the first probes come sooner.
             let most = u32::try_from(hours).unwrap() * PROBES_AN_HOUR
-                + u32::try_from(spans.len()).unwrap() * 24;
+                + u32::try_from(spans.len()).unwrap() * PROBES_AT_FIRST;
             assert!(*probes <= most, "{queue:?}: {probes} probes in {hours} h, {spans:?}");
         }
     }

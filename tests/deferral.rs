@@ -233,8 +233,6 @@ async fn case_33_every_endpoint_dead_under_load_then_back_bounds_memory_and_wal_
     for account in 1..=6 {
         world.mock.set_behaviour(&format!("/{account}"), Behaviour::ok());
     }
-    // Else the breakers wait for half a minute.
-    world.walhook_json(&["deferred", "retry", "--all"]).await?;
     world.until(DEFERRED, "0").await?;
     let grown = running.resident_peak_bytes()? - before;
     println!("{} KiB more were resident at most", grown >> 10);
@@ -246,6 +244,35 @@ async fn case_33_every_endpoint_dead_under_load_then_back_bounds_memory_and_wal_
     }
     ensure!(world.value("SELECT count(*) FROM walhook.dead_letters").await? == "0");
     world.until("SELECT count(*) FROM walhook.backlog", "0").await?;
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn endpoint_that_was_dead_has_all_its_deliveries_soon_after_it_is_back() -> Result<()> {
+    // With the default waits, which grow to hours.
+    let mut world = World::new().await?;
+    world.hook(1, 1, "").await?;
+    world.mock.set_behaviour("/1", down());
+    let running = world.run().await?;
+    versions(&world, 1, 40, 1..=2).await?;
+    world.until(DEFERRED, "120").await?;
+    world.until_metric("walhook_breakers_open", "1").await?;
+    // Longer than the waits of what failed before the breaker opened.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(22) {
+        sleep(Duration::from_millis(200)).await;
+    }
+    let attempts = "SELECT max(attempts) FROM walhook.deferred";
+    ensure!(world.value(attempts).await?.parse::<i64>()? <= 2, "a probe was counted");
+    world.mock.set_behaviour("/1", Behaviour::ok());
+    let back = Instant::now();
+    world.until(DEFERRED, "0").await?;
+    let took = back.elapsed();
+    println!("all 120 were there after {took:?}");
+    ensure!(took < Duration::from_secs(20), "{took:?}");
+    ensure_in_order(&world, "/1", 120)?;
+    world.until_metric("walhook_breakers_open", "0").await?;
     ensure!(running.terminate().await?.success());
     Ok(())
 }

@@ -20,7 +20,7 @@ use walhook_core::endpoint::{Endpoint, Routes};
 use walhook_core::event::{AccountId, Event, Item};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
-    Defer, Deferred, PersistBatch, Persisted, QueueId, Refill, Refilled, RowKey, Tried,
+    Defer, Deferred, PersistBatch, QueueId, Refill, Refilled, RowKey, Tried,
 };
 use walhook_core::tick::Tick;
 
@@ -79,7 +79,6 @@ struct Place {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Happens {
-    Wake,
     Commits(usize),
     Answered(DeliveryId, u64),
     LookedUp,
@@ -173,7 +172,6 @@ impl World {
 
     fn happens(&mut self, what: Happens) {
         match what {
-            Happens::Wake => {}
             Happens::Commits(place) => {
                 let commit = self.next_commit;
                 self.next_commit += 100;
@@ -208,7 +206,7 @@ impl World {
             Happens::Stored => {
                 let batch = self.batch.take().unwrap();
                 self.store(batch);
-                self.handle(Input::Stored(Box::new(Persisted::default())));
+                self.handle(Input::Stored(Box::default()));
             }
         }
     }

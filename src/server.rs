@@ -95,9 +95,6 @@ use walhook_process::descriptors;
 /// Batches between reader and dispatcher. A batch is at most [`reader::BATCH_BYTES`] and one event.
 const BATCHES: usize = 8;
 
-/// Deliveries that wait in memory for one endpoint; what comes beyond is deferred.
-const QUEUE_MAX: usize = 4_096;
-
 /// Endpoints that an event is routed to at once: a fraction of a millisecond.
 const SLICE: usize = 256;
 
@@ -413,7 +410,6 @@ fn settings(config: &Config) -> Result<Settings, Unfit> {
     let (fast_slots, slow_slots) = slots(&config.scheduler);
     Ok(Settings {
         memory_limit: usize::try_from(config.memory.limit.0).unwrap_or(usize::MAX),
-        queue_max: QUEUE_MAX,
         slice: SLICE,
         lane_max: LANE_MAX,
         fast_slots,

@@ -21,7 +21,6 @@ use walhook_core::position::{EventId, Position, WalPosition};
 pub(crate) fn settings() -> Settings {
     Settings {
         memory_limit: 64 << 20,
-        queue_max: 100,
         slice: 256,
         lane_max: 2_048,
         fast_slots: 16,

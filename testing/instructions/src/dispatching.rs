@@ -140,7 +140,6 @@ fn settings() -> Result<Settings> {
         .map_err(|error| anyhow::anyhow!("{error}"))?;
     Ok(Settings {
         memory_limit: 256 << 20,
-        queue_max: 4_096,
         slice: 256,
         lane_max: 4_096,
         fast_slots: 256,

@@ -90,7 +90,6 @@ impl Plan {
         let (slice, lane_max) = if rng.random_bool(0.3) { (1, 4) } else { (256, 2_048) };
         let settings = Settings {
             memory_limit: if rng.random_bool(0.7) { 1 << 20 } else { 4 << 20 },
-            queue_max: 40,
             slice,
             lane_max,
             fast_slots: slots,

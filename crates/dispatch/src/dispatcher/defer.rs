@@ -1,7 +1,7 @@
 //! The one way out of memory for a delivery that has not ended: into the table `deferred`.
 //!
-//! Deferred are: what its quick attempts did not bring through, what its queue or memory as a whole
-//! has no room for, what holds the frontier back for too long, and all that must not overtake any of
+//! Deferred are: what its quick attempts did not bring through, what memory has no room for (see the module
+//! `relief`), what holds the frontier back for too long, and all that must not overtake any of
 //! these. The row, its body, the settled range and the frontier are stored in one state transaction;
 //! only then does the tracker count the delivery as settled. So a crash in between changes nothing.
 //!
@@ -9,28 +9,23 @@
 //! it in memory leave with it; those that come later are blocked (see [`Backlog`]). When no row of
 //! the queue is left, deliveries are sent directly again.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::super::backlog::Backlog;
 use super::super::breaker::{Breaker, Closed};
 use super::super::lane::{DELIVERY_BYTES, Origin, Removed, SharedEvent};
-use super::super::schedule::LaneId;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
 use super::outbox::{Leaves, Leaving, RowChange};
 use super::queues::QueueNo;
-use super::suspend::Suspension;
+use super::suspensions::Suspension;
 use walhook_core::attempt::DeliveryId;
-use walhook_core::event::{EndpointId, RowKeys};
+use walhook_core::event::RowKeys;
 use walhook_core::id::ReplayId;
 use walhook_core::persist::{
     BacklogRow, Blocked, Defer, DeferReason, EventKey, QueueId, RowId, RowKey, Tried, UnroutedKey,
 };
 use walhook_core::tick::Tick;
-
-/// Bytes that wait in memory for one endpoint; what comes beyond is deferred.
-const QUEUE_BYTES_MAX: usize = 4 << 20;
 
 /// What is kept of a queue whose deliveries go by way of the table.
 #[derive(Debug)]
@@ -148,10 +143,7 @@ impl Dispatcher {
                 return Some(deferred.backlog.why());
             }
         }
-        let in_memory = it.pending()?;
-        let full =
-            in_memory.len() >= self.settings.queue_max || in_memory.bytes() >= QUEUE_BYTES_MAX;
-        full.then_some(DeferReason::Overflow)
+        None
     }
 
     /// Defers a delivery that has just been routed, without queueing it. The queue has a lane.
@@ -339,55 +331,6 @@ impl Dispatcher {
             deferred.backlog.defer(&key, keys, &tried, due, behind);
         }
         self.store_row(queue, key, kept, reason, tried, skip);
-    }
-
-    /// Makes room when what is queued in memory takes too much: the longest queues lose their tails.
-    pub(super) fn relieve(&mut self, now: Tick) {
-        if !self.memory.is_tight(self.bytes_to_stay()) {
-            return;
-        }
-        self.relieve_of_unrouted(now);
-        if !self.memory.is_short(self.bytes_to_stay()) {
-            return;
-        }
-        let mut queues: Vec<(Reverse<usize>, LaneId, EndpointId, QueueNo)> = Vec::new();
-        for (no, queue) in self.queues.iter() {
-            if let Some(pending) = queue.pending().filter(|pending| !pending.is_empty())
-                && let Some(lane) = self.queues.lane_id(no)
-            {
-                queues.push((Reverse(pending.bytes()), lane, queue.id().endpoint.clone(), no));
-            }
-        }
-        queues.sort_unstable();
-        // Halves first, so that the longest do not lose all while others keep all.
-        for keep_one_in in [2, 16, usize::MAX] {
-            for (.., queue) in &queues {
-                self.cut(*queue, keep_one_in, now);
-                let stays = self.bytes_to_stay();
-                if self.memory.is_relieved(stays) {
-                    self.memory.note_relief(stays);
-                    return;
-                }
-            }
-        }
-        // Nothing more can leave: it is in flight, say.
-        self.memory.note_relief(self.bytes_to_stay());
-    }
-
-    fn cut(&mut self, queue: QueueNo, keep_one_in: usize, now: Tick) {
-        let Some(in_memory) = self.queues.pending(queue) else { return };
-        let keep = in_memory.len() / keep_one_in;
-        let ids: Vec<DeliveryId> = in_memory.idle().map(|pending| pending.id).skip(keep).collect();
-        if ids.is_empty() {
-            return;
-        }
-        self.queues.deferred_or_new(queue).backlog.block_all(DeferReason::Overflow);
-        self.leave(queue, &ids, Exit::Other(DeferReason::Overflow), now);
-    }
-
-    /// What is not on its way out of memory.
-    pub(super) fn bytes_to_stay(&self) -> usize {
-        self.used_bytes().saturating_sub(self.outbox.leaving_bytes())
     }
 
     fn store_row(

@@ -5,8 +5,8 @@
 //! stands with the queue (see [`super::queues`]).
 
 use super::probes::DeadHosts;
-use super::refill::Refills;
-use super::suspend::Suspensions;
+use super::refills::Refills;
+use super::suspensions::Suspensions;
 
 /// See the module's documentation.
 #[derive(Debug)]

@@ -223,7 +223,7 @@ impl Dispatcher {
                 Turn::Aborts => (self.poll_abort().map(Effect::Abort), Turn::LookUps),
                 Turn::LookUps => (self.poll_lookup(now).map(Effect::LookUp), Turn::Deferred),
                 Turn::Deferred => (self.poll_refill(now).map(Effect::ReadDeferred), Turn::Unrouted),
-                Turn::Unrouted => (self.poll_unrouted(now).map(Effect::ReadUnrouted), Turn::Store),
+                Turn::Unrouted => (self.poll_unrouted().map(Effect::ReadUnrouted), Turn::Store),
                 Turn::Store => {
                     let batch = self.poll_persist(now);
                     (batch.map(|batch| Effect::Store(Box::new(batch))), Turn::Reports)

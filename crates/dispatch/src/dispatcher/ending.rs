@@ -46,7 +46,7 @@ impl Dispatcher {
             history: Vec::new(),
             replay: None,
         };
-        let body = Body::Unroutable { txn, held: Arc::new(SharedEvent { event }) };
+        let body = Body::Unroutable { txn, held: Arc::new(SharedEvent::new(event)) };
         self.outbox.die(Dying { letter, body });
     }
 

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::failing::Failures;
+use super::failures::Failures;
 
 use walhook_core::event::EndpointId;
 use walhook_core::persist::{DisableEndpoint, PauseEndpoint};

@@ -1,103 +1,15 @@
-//! Endpoints that fail: since when, how often, by what. For the log, which is told of the first failure and of
-//! the recovery; and for whoever lists endpoints, by the table `endpoint_errors`.
-//!
-//! ```text
-//! failure ─► told, stored at once ─► failure ─► stored a minute later ─► success ─► told, row removed
-//! ```
-//!
-//! A row is written when an endpoint begins to fail, then once a minute at most while it does, and is removed
-//! when it takes something again: nothing is written for a delivery. An endpoint that fails now and then
-//! would be told of at each of its failures, so what is known of one is kept, with its row, until ten
-//! seconds after the row was written. Memory: an entry for each endpoint that fails, up to a bound; those
-//! beyond are not told of one by one.
+//! What happens when an endpoint fails, and when it takes something again: see [`super::failures`].
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::queues::QueueNo;
 use super::{Dispatcher, EndpointChange};
-use walhook_core::persist::{EndpointError, PersistBatch, QueueId};
+use walhook_core::persist::PersistBatch;
 use walhook_core::position::EventId;
 use walhook_core::tick::Tick;
 
-/// A row that was written is written again, or removed, after so long at the earliest.
-const LINGERS: Duration = Duration::from_secs(10);
-
-/// While it goes on failing, its row is written again after so long.
-const REWRITTEN: Duration = Duration::from_secs(60);
-
-/// Rows written with one state transaction.
-const ROWS_MAX: usize = 1_000;
-
 /// Of an error, so many bytes are kept and logged: answers may bring a thousand, and there may be very many.
 const ERROR_MAX: usize = 240;
-
-/// What is known of one, roughly, with its names and its error.
-pub(super) const FAILING_BYTES: usize = 768;
-
-/// In any case so many are known.
-const KNOWN_MIN: usize = 1_024;
-
-#[derive(Debug, Default)]
-pub(super) struct Failures {
-    queues: BTreeMap<QueueId, Box<Failing>>,
-    /// When rows are to be written or removed.
-    due: BTreeSet<(Tick, QueueId)>,
-    max: usize,
-}
-
-#[derive(Debug)]
-struct Failing {
-    error: EndpointError,
-    /// The log was told of it.
-    told: bool,
-    /// It has taken something since.
-    well: bool,
-    /// When its row was written last; before that, when it began to fail.
-    written: Tick,
-    stored: bool,
-    due: Option<Tick>,
-}
-
-impl Failures {
-    /// Goes on with what an earlier leader knew.
-    pub(super) fn new(memory_limit: usize, stored: Vec<EndpointError>, now: Tick) -> Self {
-        let max = (memory_limit / 32 / FAILING_BYTES).max(KNOWN_MIN);
-        let failing = |error: EndpointError| {
-            let (told, well, stored) = (true, false, true);
-            (
-                error.queue.clone(),
-                Box::new(Failing { error, told, well, written: now, stored, due: None }),
-            )
-        };
-        Self { queues: stored.into_iter().map(failing).collect(), due: BTreeSet::new(), max }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.queues.len()
-    }
-
-    /// Whether a row is to be written or removed now.
-    pub(super) fn is_due(&self, now: Tick) -> bool {
-        self.due.first().is_some_and(|(due, _)| *due <= now)
-    }
-
-    fn plan(&mut self, queue: &QueueId, at: Tick) {
-        let Some(failing) = self.queues.get_mut(queue) else {
-            panic!("the row of an endpoint is planned that does not fail")
-        };
-        if let Some(before) = failing.due.replace(at) {
-            self.due.remove(&(before, queue.clone()));
-        }
-        self.due.insert((at, queue.clone()));
-    }
-
-    fn take_due(&mut self, now: Tick) -> Option<QueueId> {
-        let first = self.due.first().filter(|(due, _)| *due <= now).cloned()?;
-        self.due.remove(&first);
-        Some(first.1)
-    }
-}
 
 impl Dispatcher {
     /// A request failed. `is_told`: the log has been told of it otherwise.
@@ -109,112 +21,46 @@ impl Dispatcher {
         is_told: bool,
         now: Tick,
     ) {
-        let at_us = self.unix_us(now);
-        let error = shortened(error);
-        let is_full = self.endpoints.failing.queues.len() >= self.endpoints.failing.max;
+        let (at_us, error) = (self.unix_us(now), shortened(error));
         let name = self.queues.id(queue);
-        let Some(failing) = self.endpoints.failing.queues.get_mut(name) else {
-            if is_full {
-                return;
-            }
-            let stored = EndpointError {
-                queue: name.clone(),
-                since_us: at_us,
-                failed: 1,
-                last_us: at_us,
-                error: error.clone(),
-            };
-            let (told, well, stored_before) = (true, false, false);
-            let failing = Failing {
-                error: stored,
-                told,
-                well,
-                written: now,
-                stored: stored_before,
-                due: None,
-            };
-            self.endpoints.failing.queues.insert(name.clone(), Box::new(failing));
-            self.endpoints.failing.plan(name, now);
+        if self.endpoints.failing.begin(name, at_us, &error, is_told, now) {
             self.outbox.touch();
             if !is_told {
-                self.tell_of(
-                    &self.queues.id(queue).clone(),
-                    EndpointChange::Failing,
-                    format!("event {event}: {error}"),
-                );
+                let detail = format!("event {event}: {error}");
+                self.tell_of(&name.clone(), EndpointChange::Failing, detail);
             }
-            return;
-        };
-        if std::mem::take(&mut failing.well) {
-            (failing.error.since_us, failing.error.failed, failing.told) = (at_us, 0, is_told);
-        }
-        failing.error.failed = failing.error.failed.saturating_add(1);
-        (failing.error.last_us, failing.error.error) = (at_us, error);
-        let wait = if failing.told { REWRITTEN } else { LINGERS };
-        let at = (failing.written + wait).max(now);
-        if failing.due.is_none_or(|due| at < due) {
-            self.endpoints.failing.plan(name, at);
         }
     }
 
     /// A request was taken.
     pub(super) fn end_failing(&mut self, queue: QueueNo, now: Tick) {
-        if self.endpoints.failing.queues.is_empty() {
+        if self.endpoints.failing.len() == 0 {
             return;
         }
-        let at_us = self.unix_us(now);
         let name = self.queues.id(queue);
-        let Some(failing) = self.endpoints.failing.queues.get_mut(name) else { return };
-        if std::mem::replace(&mut failing.well, true) {
-            return;
-        }
-        let (told, at) = (failing.told, (failing.written + LINGERS).max(now));
-        let us = u64::try_from(at_us.saturating_sub(failing.error.since_us)).unwrap_or(0);
-        let lasted = Duration::from_millis(us / 1_000);
-        let failed = failing.error.failed;
-        self.endpoints.failing.plan(name, at);
+        let Some(failed) = self.endpoints.failing.end(name, now) else { return };
         self.outbox.touch();
-        if told {
-            let lasted = humantime::format_duration(lasted);
+        if failed.told {
+            let us = self.unix_us(now).saturating_sub(failed.since_us);
+            let ms = u64::try_from(us).unwrap_or(0) / 1_000;
+            let lasted = humantime::format_duration(Duration::from_millis(ms));
+            let requests = failed.requests;
             let detail =
-                format!("it took a delivery after {lasted}, in which {failed} requests failed");
+                format!("it took a delivery after {lasted}, in which {requests} requests failed");
             self.tell_of(&name.clone(), EndpointChange::Recovered, detail);
         }
     }
 
     /// The endpoint is gone, and so is what was known of its failures.
     pub(super) fn forget_failing(&mut self, queue: QueueNo, now: Tick) {
-        let name = self.queues.id(queue);
-        if let Some(failing) = self.endpoints.failing.queues.get_mut(name) {
-            (failing.well, failing.told) = (true, true);
-            self.endpoints.failing.plan(name, now);
+        if self.endpoints.failing.forget(self.queues.id(queue), now) {
             self.outbox.touch();
         }
     }
 
     /// The rows that are to be written or removed now.
     pub(super) fn hand_out_failing(&mut self, batch: &mut PersistBatch, now: Tick) {
-        let mut untold = Vec::new();
-        for _ in 0..ROWS_MAX {
-            let Some(queue) = self.endpoints.failing.take_due(now) else { break };
-            let Some(failing) = self.endpoints.failing.queues.get_mut(&queue) else {
-                panic!("the row of an endpoint is due that does not fail")
-            };
-            failing.due = None;
-            if failing.well {
-                if failing.stored {
-                    batch.errors_gone.push(queue.clone());
-                }
-                self.endpoints.failing.queues.remove(&queue);
-                continue;
-            }
-            (failing.written, failing.stored) = (now, true);
-            batch.errors.push(failing.error.clone());
-            if !std::mem::replace(&mut failing.told, true) {
-                untold.push((queue, failing.error.error.clone()));
-            }
-        }
-        for (queue, error) in untold {
+        for (queue, error) in self.endpoints.failing.hand_out(batch, now) {
             self.tell_of(&queue, EndpointChange::Failing, error);
         }
     }
@@ -232,6 +78,7 @@ fn shortened(error: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::failures::KNOWN_MIN;
     use super::*;
     use crate::dispatcher::rig::{Rig, settings};
     use walhook_core::event::{AccountId, EndpointId};

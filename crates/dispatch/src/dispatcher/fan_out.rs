@@ -14,146 +14,17 @@
 //! event that moves is not deferred for its age alone: a row for each of hundreds of thousands of
 //! endpoints costs everybody more than a checkpoint that is minutes old.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::super::lane::{DELIVERY_BYTES, SharedEvent, Source};
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
 use super::outbox::ROWS_BYTES;
+use super::waiting::{Asked, Parked, To};
 use walhook_core::endpoint::{Endpoint, Routes};
 use walhook_core::event::{AccountId, EndpointId, Event, RowKeys, Unroutable, UnroutableReason};
-use walhook_core::id::{DeadLetterId, JobId, ReplayId};
 use walhook_core::persist::DeferReason;
-use walhook_core::position::Position;
 use walhook_core::tick::Tick;
-
-/// A look-up that is not answered for so long is not waited for where memory is short.
-const STALL: Duration = Duration::from_secs(1);
-
-/// Where nothing that waits can become rows, that is looked at so often.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-
-/// Accounts in line that are looked at for one slice.
-const LOOKED_AT_ONCE: usize = 64;
-
-/// An event that waits.
-#[derive(Debug)]
-struct Parked {
-    held: Arc<SharedEvent>,
-    to: To,
-    /// The last endpoint that a slice came to.
-    after: Option<EndpointId>,
-}
-
-/// Which of the account's endpoints an event is for.
-#[derive(Debug)]
-pub(super) enum To {
-    /// All that want it; the transaction counts it as one delivery until it is routed.
-    All(TxnSeq),
-    /// One, on an operator's wish.
-    One { endpoint: EndpointId, asked: Asked },
-}
-
-/// Which wish that is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asked {
-    /// That a dead letter is sent again.
-    Retry { dead_letter: DeadLetterId, job: JobId },
-    /// A replay.
-    Replay(ReplayId),
-}
-
-/// The events that wait, by account.
-#[derive(Debug, Default)]
-pub(super) struct Waiting {
-    accounts: BTreeMap<AccountId, Events>,
-    /// Accounts whose routes are known.
-    line: VecDeque<AccountId>,
-    /// Nobody has seen yet that none of them can go on.
-    is_ready: bool,
-    /// Whether one of them may become rows is not looked at before then.
-    look_at: Tick,
-}
-
-/// One account's, in stream order.
-#[derive(Debug, Default)]
-struct Events {
-    events: VecDeque<Parked>,
-    bytes: usize,
-    in_line: bool,
-    /// When the first of them moved last.
-    moved: Tick,
-    /// Those of transactions up to this one hold the frontier back for too long.
-    overdue: Option<TxnSeq>,
-}
-
-impl Waiting {
-    pub(super) fn has(&self, account: &AccountId) -> bool {
-        self.accounts.contains_key(account)
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.accounts.is_empty()
-    }
-
-    /// Where the first of the account's events stands that waits, operators' retries apart.
-    pub(super) fn first_position(&self, account: &AccountId) -> Option<Position> {
-        let mut events = self.accounts.get(account)?.events.iter();
-        let first = events.find(|parked| matches!(parked.to, To::All(_)))?;
-        Some(first.held.event.position)
-    }
-
-    /// Whether something may be possible at this moment.
-    pub(super) fn is_ready(&self) -> bool {
-        self.is_ready
-    }
-
-    /// The account's events, of which some wait.
-    fn of(&mut self, account: &AccountId) -> &mut Events {
-        match self.accounts.get_mut(account) {
-            Some(events) => events,
-            None => panic!("events of an account are to be routed, and none waits"),
-        }
-    }
-
-    /// The first of the account's events has been routed.
-    fn take_first(&mut self, account: &AccountId) -> Parked {
-        let events = self.of(account);
-        let Some(first) = events.events.pop_front() else { panic!("nothing waits to be routed") };
-        let Some(left) = events.bytes.checked_sub(first.held.event.size_bytes()) else {
-            panic!("more bytes are routed than waited")
-        };
-        events.bytes = left;
-        first
-    }
-
-    fn push(&mut self, account: AccountId, parked: Parked, now: Tick) {
-        let new = || Events { moved: now, ..Events::default() };
-        let events = self.accounts.entry(account).or_insert_with(new);
-        events.bytes += parked.held.event.size_bytes();
-        events.events.push_back(parked);
-    }
-
-    /// The account's routes are known.
-    fn join_line(&mut self, account: &AccountId) {
-        if let Some(events) = self.accounts.get_mut(account)
-            && !std::mem::replace(&mut events.in_line, true)
-        {
-            self.line.push_back(account.clone());
-            self.is_ready = true;
-        }
-    }
-
-    /// Events of transactions up to `last` are overdue, where none of the account's has moved since then.
-    pub(super) fn note_overdue(&mut self, last: TxnSeq, since: Tick) {
-        for events in self.accounts.values_mut().filter(|events| events.moved <= since) {
-            events.overdue = Some(last);
-            self.is_ready |= events.in_line;
-        }
-    }
-}
 
 impl Dispatcher {
     /// Routes an event, or has it wait behind what waits for the same account.
@@ -163,7 +34,7 @@ impl Dispatcher {
         }
         self.memory.take(event.size_bytes());
         let account = event.account.clone();
-        let held = Arc::new(SharedEvent { event });
+        let held = Arc::new(SharedEvent::new(event));
         let has_shelf = self.routing.shelves.has(&account);
         if let To::All(txn) = to
             && has_shelf
@@ -200,8 +71,7 @@ impl Dispatcher {
         self.routing.waiting.push(account.clone(), Parked { held, to, after: None }, now);
         if routes.is_some() {
             self.routing.waiting.join_line(&account);
-        } else if !self.routing.waiting.accounts.get(&account).is_some_and(|events| events.in_line)
-        {
+        } else if !self.routing.waiting.is_in_line(&account) {
             self.routing.router.want(&account);
         }
         self.relieve(now);
@@ -209,7 +79,7 @@ impl Dispatcher {
 
     /// Routes the next slice of what waits. Call before [`Dispatcher::poll_attempt`].
     pub(super) fn fan_out(&mut self, now: Tick) {
-        self.routing.waiting.is_ready = false;
+        let looks = self.routing.waiting.begin_looks();
         if self.door.is_stopping() {
             return;
         }
@@ -217,14 +87,15 @@ impl Dispatcher {
         if !self.routing.waiting.is_empty() && self.is_stalled(now) {
             self.relieve(now);
         }
-        if self.routing.waiting.line.is_empty() {
+        if looks == 0 {
             return;
         }
         self.relieve(now);
-        for _ in 0..self.routing.waiting.line.len().min(LOOKED_AT_ONCE) {
-            let Some(account) = self.routing.waiting.line.pop_front() else { return };
+        for _ in 0..looks {
+            let Some(account) = self.routing.waiting.next_in_line() else { return };
             if self.route_slice(&account, None, &mut { self.settings.slice }, now) {
-                self.routing.waiting.is_ready = !self.routing.waiting.line.is_empty();
+                self.routing.waiting.note_moved();
+                self.relieve_of_routed(now);
                 return;
             }
         }
@@ -241,10 +112,9 @@ impl Dispatcher {
         if self.routing.shelves.has(account) {
             self.route_shelf(account, Some(routes), now);
         }
-        let Some(events) = self.routing.waiting.accounts.get_mut(account) else { return };
-        if !std::mem::replace(&mut events.in_line, true) {
+        if self.routing.waiting.begin_turn(account) {
             self.route_slice(account, Some(routes), left, now);
-            self.routing.waiting.is_ready |= !self.routing.waiting.line.is_empty();
+            self.routing.waiting.note_moved();
         }
     }
 
@@ -259,28 +129,25 @@ impl Dispatcher {
     ) -> bool {
         let mut worked = false;
         loop {
-            let Some(events) = self.routing.waiting.accounts.get_mut(account) else { return true };
-            if self.routing.shelves.has(account)
-                && events.events.front().is_some_and(|first| matches!(first.to, To::All(_)))
-            {
-                // It goes on when the shelf is empty.
-                events.in_line = false;
-                return true;
-            }
-            if events.events.is_empty() {
-                self.routing.waiting.accounts.remove(account);
+            let Some(first) = self.routing.waiting.first(account) else {
+                self.routing.waiting.forget(account);
                 self.unpin_if_idle(account);
+                return true;
+            };
+            if self.routing.shelves.has(account) && matches!(first.to, To::All(_)) {
+                // It goes on when the shelf is empty.
+                self.routing.waiting.leave_line(account);
                 return true;
             }
             let Some(routes) = routes.cloned().or_else(|| self.routing.router.get(account, now))
             else {
-                events.in_line = false;
+                self.routing.waiting.leave_line(account);
                 self.routing.router.want(account);
                 return true;
             };
             let may_go = self.may_go(account, &routes);
             if *left == 0 || may_go.is_none() {
-                self.routing.waiting.line.push_back(account.clone());
+                self.routing.waiting.put_back(account.clone());
                 return worked;
             }
             worked = true;
@@ -293,10 +160,8 @@ impl Dispatcher {
     /// Whether the account's first event may go on (`Some`), and why its deliveries are deferred, where
     /// they are.
     fn may_go(&self, account: &AccountId, routes: &Routes) -> Option<Option<DeferReason>> {
-        let events = self.routing.waiting.accounts.get(account)?;
-        let first = events.events.front()?;
-        let To::All(txn) = first.to else { return Some(None) };
-        if routes.refused.is_some() {
+        let first = self.routing.waiting.first(account)?;
+        if matches!(first.to, To::One { .. }) || routes.refused.is_some() {
             return Some(None);
         }
         let limit = self.settings.memory_limit;
@@ -306,9 +171,9 @@ impl Dispatcher {
         if routes.endpoints.len() <= self.settings.slice {
             return has_room.then_some(None);
         }
-        let reason = if events.overdue.is_some_and(|last| txn <= last) {
+        let reason = if self.routing.waiting.is_first_overdue(account) {
             Some(DeferReason::Held)
-        } else if events.bytes >= limit / 8 && used >= limit / 2 {
+        } else if self.routing.waiting.bytes_of(account) >= limit / 8 && used >= limit / 2 {
             Some(DeferReason::Overflow)
         } else {
             None
@@ -326,7 +191,7 @@ impl Dispatcher {
     }
 
     /// Takes the account's first event on, by at most `left` endpoints. Returns how many it was.
-    fn route_next(
+    pub(super) fn route_next(
         &mut self,
         account: &AccountId,
         routes: &Routes,
@@ -334,9 +199,7 @@ impl Dispatcher {
         reason: Option<DeferReason>,
         now: Tick,
     ) -> usize {
-        let events = self.routing.waiting.of(account);
-        events.moved = now;
-        let Some(first) = events.events.front_mut() else { panic!("nothing waits to be routed") };
+        let first = self.routing.waiting.first_mut(account, now);
         let mut came_to = 1;
         if let To::All(txn) = first.to
             && routes.refused.is_none()
@@ -414,19 +277,6 @@ impl Dispatcher {
         }
     }
 
-    /// Whether look-ups are not answered.
-    fn is_stalled(&self, now: Tick) -> bool {
-        self.routing.asked_at.is_some_and(|at| now.since(at) >= STALL)
-    }
-
-    /// When look-ups that are not answered by then are not waited for any more.
-    pub(super) fn stall_deadline(&self, now: Tick) -> Option<Tick> {
-        let short = self.used_bytes() >= self.settings.memory_limit / 4 * 3;
-        let at =
-            self.routing.asked_at.filter(|_| short && !self.routing.waiting.is_empty())? + STALL;
-        (at > now).then_some(at)
-    }
-
     /// The account's shelf is empty.
     pub(super) fn resume_waiting(&mut self, account: &AccountId, now: Tick) {
         if !self.routing.waiting.has(account) {
@@ -437,90 +287,6 @@ impl Dispatcher {
         } else {
             self.routing.router.want(account);
         }
-    }
-
-    /// Makes room while look-ups are not answered: what waits for them becomes rows, of the account that
-    /// holds most first.
-    pub(super) fn relieve_of_unrouted(&mut self, now: Tick) {
-        let is_stalled = self.is_stalled(now);
-        if now < self.routing.waiting.look_at {
-            return;
-        }
-        let waits = |(account, events): (&AccountId, &Events)| {
-            let long = is_stalled || now.since(events.moved) >= STALL;
-            (long && self.waits_for_routes(account)).then(|| (events.bytes, account.clone()))
-        };
-        let mut accounts: Vec<(usize, AccountId)> =
-            self.routing.waiting.accounts.iter().filter_map(waits).collect();
-        if accounts.is_empty() {
-            // To look again costs a look at all of them.
-            self.routing.waiting.look_at = now + LOOK_EVERY;
-        }
-        accounts.sort_unstable_by(|(a, x), (b, y)| b.cmp(a).then_with(|| x.cmp(y)));
-        for (_, account) in accounts {
-            if self.memory.is_relieved(self.bytes_to_stay()) {
-                return;
-            }
-            self.shelve_waiting(&account, now);
-        }
-    }
-
-    /// What has held the frontier back for too long, and cannot be routed, becomes rows.
-    pub(super) fn shelve_overdue(&mut self, now: Tick) {
-        let is_overdue = |(account, events): (&AccountId, &Events)| {
-            let first = events.events.iter().find_map(|parked| match parked.to {
-                To::All(txn) => Some(txn),
-                To::One { .. } => None,
-            })?;
-            let overdue = events.overdue.is_some_and(|last| first <= last);
-            (overdue && self.waits_for_routes(account)).then(|| account.clone())
-        };
-        let mut accounts: Vec<AccountId> =
-            self.routing.waiting.accounts.iter().filter_map(is_overdue).collect();
-        accounts.sort_unstable();
-        for account in accounts {
-            self.shelve_waiting(&account, now);
-        }
-    }
-
-    fn waits_for_routes(&self, account: &AccountId) -> bool {
-        self.routing.shelves.has(account) || !self.routing.router.holds(account)
-    }
-
-    /// All that waits of an account's becomes rows. An event that has come to some of its endpoints goes on
-    /// by the routes that were known last, as deferred deliveries.
-    fn shelve_waiting(&mut self, account: &AccountId, now: Tick) {
-        while let Some(events) = self.routing.waiting.accounts.get(account)
-            && let Some(first) = events.events.front()
-            && first.after.is_some()
-        {
-            let Some(routes) = self.routing.router.last(account) else { return };
-            let leaving = self.outbox.leaving_bytes();
-            let left = (2 * ROWS_BYTES).saturating_sub(leaving) / DELIVERY_BYTES;
-            if left == 0 {
-                return;
-            }
-            self.route_next(account, &routes, left, Some(DeferReason::Held), now);
-        }
-        // Making room for what was routed just now may have made rows of the others.
-        let Some(events) = self.routing.waiting.accounts.get_mut(account) else { return };
-        let mut shelved = Vec::new();
-        for parked in std::mem::take(&mut events.events) {
-            if let To::All(txn) = parked.to {
-                events.bytes = events.bytes.saturating_sub(parked.held.event.size_bytes());
-                shelved.push((parked.held, txn));
-            } else {
-                events.events.push_back(parked);
-            }
-        }
-        (events.moved, events.overdue) = (now, None);
-        if events.events.is_empty() && !events.in_line {
-            self.routing.waiting.accounts.remove(account);
-        }
-        for (held, txn) in shelved {
-            self.shelve(held, txn);
-        }
-        self.unpin_if_idle(account);
     }
 
     fn route_one(

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::super::lane::{Origin, Pending};
+use super::super::lane::{DELIVERY_BYTES, Origin, Pending};
 use super::super::schedule::LaneId;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
@@ -21,6 +21,10 @@ use walhook_core::tick::Tick;
 
 /// How often the frontier is looked at.
 const RELEASE_EVERY: Duration = Duration::from_secs(1);
+
+/// How often, while there is more to be deferred than one state transaction stores. What waits for that may still
+/// be sent.
+const MORE_EVERY: Duration = Duration::from_millis(100);
 
 /// What is to leave one queue.
 struct Overdue {
@@ -57,26 +61,39 @@ impl Dispatcher {
         self.routing.waiting.note_overdue(last, since);
         self.shelve_overdue(now);
         self.release_unseen(last);
-        for Overdue { queue, idle, in_flight, .. } in self.overdue(last, since) {
+        let mut room = ROWS_BYTES.saturating_sub(self.outbox.leaving_bytes());
+        for Overdue { queue, idle, in_flight, .. } in self.overdue(last, since, &mut room) {
             for id in in_flight {
                 self.keep_in_flight(queue, id);
             }
             self.leave(queue, &idle, Exit::Other(DeferReason::Held), now);
         }
+        if room == 0 {
+            self.progress.look_again_at(now + MORE_EVERY);
+        }
     }
 
-    fn overdue(&self, last: TxnSeq, since: Tick) -> Vec<Overdue> {
+    /// What is to leave now. Of what waits no more than fits into `room` bytes, and all that stands behind it.
+    fn overdue(&self, last: TxnSeq, since: Tick, room: &mut usize) -> Vec<Overdue> {
         let mut found = Vec::new();
         for (no, queue) in self.queues.iter() {
             let (Some(pending), Some(lane)) = (queue.pending(), self.queues.lane_id(no)) else {
                 continue;
             };
+            let take = |pending: &&Pending| {
+                let fits = *room > 0;
+                let bytes = DELIVERY_BYTES + pending.held.event.size_bytes();
+                *room = room.saturating_sub(bytes);
+                fits
+            };
+            let id = |pending: &Pending| pending.id;
+            let idle: Vec<_> = of(pending.idle(), last, since).take_while(take).map(id).collect();
             let overdue = Overdue {
                 lane,
                 endpoint: queue.id().endpoint.clone(),
                 queue: no,
-                idle: pending.with_those_behind(&ids(pending.idle(), last, since)),
-                in_flight: ids(pending.sent(), last, since),
+                idle: pending.with_those_behind(&idle),
+                in_flight: of(pending.sent(), last, since).map(id).collect(),
             };
             if !overdue.idle.is_empty() || !overdue.in_flight.is_empty() {
                 found.push(overdue);
@@ -88,19 +105,19 @@ impl Dispatcher {
 }
 
 /// Those of the stream's deliveries, which come in its order, that belong to transactions up to `last`.
-fn ids<'a>(
+fn of<'a>(
     pending: impl Iterator<Item = &'a Pending>,
     last: TxnSeq,
     since: Tick,
-) -> Vec<DeliveryId> {
-    pending
-        .take_while(|pending| match pending.origin {
-            Origin::Stream { txn, .. } => txn <= last,
-            Origin::Deferred { .. } | Origin::Retry { .. } | Origin::Replay(_) => true,
-        })
-        .filter(|pending| matches!(pending.origin, Origin::Stream { .. }) && pending.since <= since)
-        .map(|pending| pending.id)
-        .collect()
+) -> impl Iterator<Item = &'a Pending> {
+    let up_to_last = pending.take_while(move |pending| match pending.origin {
+        Origin::Stream { txn, .. } => txn <= last,
+        Origin::Deferred { .. } | Origin::Retry { .. } | Origin::Replay(_) => true,
+    });
+    let is_overdue = move |pending: &&Pending| {
+        matches!(pending.origin, Origin::Stream { .. }) && pending.since <= since
+    };
+    up_to_last.filter(is_overdue)
 }
 
 #[cfg(test)]
@@ -122,13 +139,8 @@ mod tests {
     }
 
     /// A whale's transaction of so many rows, a small one behind it, and then much WAL.
-    fn behind_a_whale(rows: u64, row_bytes: usize) -> Dispatcher {
-        let settings = Settings {
-            memory_limit: 256 << 20,
-            queue_max: 4_096,
-            max_retained: 10_000,
-            ..fixture::settings()
-        };
+    fn behind_a_whale(rows: u64, row_bytes: usize, memory_limit: usize) -> Dispatcher {
+        let settings = Settings { memory_limit, max_retained: 10_000, ..fixture::settings() };
         let mut dispatcher = fixture::dispatcher(settings);
         let row = Bytes::from(vec![b' '; row_bytes]);
         let whale = (0..rows).map(|n| event("whale", 2_000, n, &row));
@@ -151,14 +163,14 @@ mod tests {
 
     #[test]
     fn delivery_that_came_a_moment_ago_is_deferred_when_there_is_too_much_wal() {
-        let mut dispatcher = behind_a_whale(10, 100);
+        let mut dispatcher = behind_a_whale(10, 100, 256 << 20);
         assert!(!is_sent(&mut dispatcher, "small"));
         assert_eq!(dispatcher.counters().deferred[DeferReason::Held.index()], 11);
     }
 
     #[test]
     fn delivery_that_came_a_moment_ago_is_sent_when_the_frontier_waits_for_the_state_database() {
-        let mut dispatcher = behind_a_whale(30, 1 << 20);
+        let mut dispatcher = behind_a_whale(30, 1 << 20, 24 << 20);
         assert!(is_sent(&mut dispatcher, "small"));
         assert_eq!(dispatcher.counters().deferred[DeferReason::Held.index()], 0);
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::super::lane::{DELIVERY_BYTES, New, SharedEvent, Source};
 use super::super::route::{LookedUp, Snapshot};
-use super::fan_out::{Asked, To};
 use super::queues::QueueNo;
+use super::waiting::{Asked, To};
 use super::{Dispatcher, EndpointChange, EndpointChanged, Ordering, Retry};
 use walhook_core::attempt::DeliveryId;
 use walhook_core::endpoint::Routes;
@@ -80,6 +80,7 @@ impl Dispatcher {
             self.unpin_if_idle(&account);
         }
         self.note_seen(snapshot);
+        self.relieve_of_routed(now);
     }
 
     fn handle_event(&mut self, event: Arc<Event>, now: Tick) {

@@ -3,7 +3,7 @@
 use super::super::lane::QUEUE_BYTES;
 use super::Dispatcher;
 use super::defer::DeferredQueue;
-use super::failing::FAILING_BYTES;
+use super::failures::FAILING_BYTES;
 use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::AccountId;

@@ -19,12 +19,14 @@ pub(super) struct MemoryBudget {
     connections: usize,
     /// Below this, making room was tried and did not help.
     relieve_above: usize,
+    /// What the account that holds most held when room was made last.
+    level: usize,
 }
 
 impl MemoryBudget {
     /// Nothing is taken of `limit` bytes.
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, pending: 0, connections: 0, relieve_above: 0 }
+        Self { limit, pending: 0, connections: 0, relieve_above: 0, level: usize::MAX }
     }
 
     /// So many bytes are pending from now on.
@@ -77,14 +79,42 @@ impl MemoryBudget {
         stays >= (self.limit / 4 * 3).max(self.relieve_above)
     }
 
+    /// What stays is not what it was: making room may help although it did not before.
+    pub(super) fn forget_relief(&mut self) {
+        self.relieve_above = 0;
+    }
+
     /// Whether so much may stay once room is made.
     pub(super) fn is_relieved(&self, stays: usize) -> bool {
+        stays < self.limit / 32 * 23
+    }
+
+    /// Whether so much leaves plenty.
+    pub(super) fn is_plenty(&self, stays: usize) -> bool {
         stays < self.limit / 8 * 5
     }
 
-    /// Making room has helped, or it has not: looking again costs a look at all queues, so it is done no more
-    /// before as much again as a 64th of the limit has come.
-    pub(super) fn note_relief(&mut self, stays: usize) {
+    /// Whether the stream may go on where so much counts against the limit. The rest is for rows that are read
+    /// back: they must not wait until nothing comes any more.
+    pub(super) fn takes_more(&self, used: usize) -> bool {
+        used < self.limit / 16 * 15
+    }
+
+    /// What is left of the limit where so much counts against it.
+    pub(super) fn room(&self, used: usize) -> usize {
+        self.limit.saturating_sub(used)
+    }
+
+    /// What the account that holds most held when room was made last. Who holds much less gives way only when that
+    /// one has.
+    pub(super) fn level(&self) -> usize {
+        self.level
+    }
+
+    /// Making room has helped, or it has not: looking again costs a look at all accounts, so it is done no more
+    /// before as much again as a 64th of the limit has come. Whoever holds most holds `most` now.
+    pub(super) fn note_relief(&mut self, stays: usize, most: usize) {
+        self.level = most;
         self.relieve_above = if self.is_relieved(stays) { 0 } else { stays + self.limit / 64 };
     }
 }
@@ -109,9 +139,10 @@ mod tests {
     fn relief_that_did_not_help_is_not_tried_again_at_once() {
         let mut memory = MemoryBudget::new(6_400);
         assert!(!memory.is_short(4_799) && memory.is_short(4_800));
-        memory.note_relief(5_000);
+        memory.note_relief(5_000, 70);
+        assert_eq!(memory.level(), 70);
         assert!(!memory.is_short(5_099) && memory.is_short(5_100));
-        memory.note_relief(100);
+        memory.note_relief(100, 0);
         assert!(memory.is_short(4_800));
     }
 

@@ -46,10 +46,10 @@
 //! - While its endpoint is suspended it is counted in a gap instead: see the module `suspend`.
 //! - At most [`UNPERSISTED_MAX`] outcomes are not durable, beside what is in flight: beyond that, and
 //!   while a state transaction takes longer than [`PERSIST_SLOW`], nothing is sent.
-//! - Memory: each pending event is counted once, each delivery of it by a constant. At three quarters
-//!   of the limit the longest queues are deferred. At the limit [`Dispatcher::wants_input`] says no,
-//!   until what is deferred is stored: the stream waits for the state database, never for an endpoint; and
-//!   for moments where pages of rows have waited for room (see the module `pages`).
+//! - Memory: each pending event is counted once, each delivery of it by a constant. At three quarters of the
+//!   limit the account that holds most gives way: see the module `relief`. Near the limit
+//!   [`Dispatcher::wants_input`] says no, until what is deferred is stored: the stream waits for the state
+//!   database, never for an endpoint.
 
 mod changes;
 mod circuit_breaker;
@@ -59,9 +59,11 @@ mod door;
 mod ending;
 mod endpoint_states;
 mod failing;
+mod failures;
 mod fan_out;
 mod frontier_limit;
 mod input;
+mod joining;
 mod memory;
 mod memory_budget;
 mod operator;
@@ -73,6 +75,8 @@ mod probes;
 mod progress;
 mod queues;
 mod refill;
+mod refills;
+mod relief;
 mod replay;
 mod replays;
 mod reports;
@@ -84,13 +88,17 @@ mod sending;
 mod settings;
 #[cfg(test)]
 mod simulation;
+mod stalled;
 mod store;
 mod subscription_starts;
 mod suspend;
+mod suspensions;
 #[cfg(test)]
 mod tables;
 mod unrouted;
 mod unseen;
+mod waiting;
+mod watched_tables;
 
 use std::time::Duration;
 
@@ -106,7 +114,7 @@ use defer::DeferredQueue;
 use deferral::Deferral;
 use door::Door;
 use endpoint_states::EndpointStates;
-use failing::Failures;
+use failures::Failures;
 use memory_budget::MemoryBudget;
 use outbox::Outbox;
 use progress::Progress;
@@ -181,10 +189,7 @@ impl Dispatcher {
     /// Whether there is room for more of the stream.
     #[must_use]
     pub fn wants_input(&self) -> bool {
-        let now = self.door.now();
-        let pages_first = self.deferral.line.turns().stops_stream(now)
-            || self.routing.shelves.turns().stops_stream(now);
-        !self.door.is_stopping() && !pages_first && self.used_bytes() < self.settings.memory_limit
+        !self.door.is_stopping() && self.memory.takes_more(self.used_bytes())
     }
 
     /// After [`Input::Stop`]: whether nothing is in flight or still to be stored.
@@ -204,9 +209,7 @@ impl Dispatcher {
         let replays = self.replays.deadline().filter(|_| goes_on);
         let slice = self.routing.waiting.is_ready().then_some(now);
         let stall = self.stall_deadline(now);
-        let turns = [self.deferral.line.turns(), self.routing.shelves.turns()];
-        let turn = turns.into_iter().filter_map(|turns| turns.deadline(now)).min();
-        let next = [sending, persist, lookup, release, replays, slice, stall, turn];
+        let next = [sending, persist, lookup, release, replays, slice, stall];
         let next = next.into_iter().flatten().min();
         next.map(|tick| tick.max(now))
     }

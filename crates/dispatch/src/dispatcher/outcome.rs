@@ -176,8 +176,9 @@ impl Dispatcher {
             tried.history.remove(0);
         }
         tried.history.push(AttemptRecord { at_us, status, latency: outcome.elapsed, error });
-        let before = std::mem::replace(&mut pending.counted, DELIVERY_BYTES + tried.size_bytes());
-        self.memory.take(pending.counted);
+        let counted = DELIVERY_BYTES + tried.size_bytes();
+        let before = self.queues.recount(queue, id, counted);
+        self.memory.take(counted);
         self.memory.give_back(before);
     }
 }

@@ -17,8 +17,10 @@
 //!   generation differs.
 //! - Queues are forgotten between inputs alone ([`Queues::sweep`]), so a handle is good until the input that it
 //!   was found in is through.
+//! - An account's bytes are the sum of what its deliveries in memory count for, and of their events, each once.
 //! - An account has a lane as long as one of its queues has been in memory, and the lane counts these.
 
+mod holders;
 mod lanes;
 mod parts;
 #[cfg(test)]
@@ -32,6 +34,7 @@ use super::super::lane::Queue;
 use super::super::map::{NameMap, Seeded};
 use super::super::schedule::Pool;
 use super::defer::DeferredQueue;
+pub(super) use holders::Newest;
 pub(super) use lanes::Lane;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{AccountId, EndpointId};
@@ -47,7 +50,7 @@ pub(super) struct QueueNo {
 
 /// An account's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct AccountNo(u32);
+pub(super) struct AccountNo(u32);
 
 /// What of one account goes to one endpoint.
 #[derive(Debug)]
@@ -102,6 +105,8 @@ struct Account {
     id: AccountId,
     queues: Vec<QueueNo>,
     lane: Option<Lane>,
+    /// What its deliveries in memory take, each event once.
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -208,7 +213,7 @@ impl Queues {
             self.accounts.push(None);
             AccountNo(u32::try_from(self.accounts.len() - 1).unwrap_or(u32::MAX))
         });
-        let entry = Account { id: account.clone(), queues: Vec::new(), lane: None };
+        let entry = Account { id: account.clone(), queues: Vec::new(), lane: None, bytes: 0 };
         if let Some(vacant) = self.accounts.get_mut(place(no.0)) {
             *vacant = Some(entry);
         }

@@ -1,6 +1,7 @@
 //! How deferred rows come back: page by page, a page at a time for each queue, in turn.
 //!
-//! A queue wants a page while it has few deliveries in memory and there are rows that may go. Rows
+//! A queue wants a page while it has few deliveries in memory and there are rows that may go; it is read while
+//! there is room that others do not need more (see [`super::relief`]). Rows
 //! arrive in the lane's queue like any other delivery, and the scheduler decides from there.
 //!
 //! Rows can be ahead of the stream: an earlier leader deferred them before it had settled what comes
@@ -8,27 +9,18 @@
 //! last, nor into a queue while events of its account wait for routes, or stand on a shelf since an earlier
 //! leader: an older one might be among them.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::super::backlog::{Load, Page, PageBudget, Read};
 use super::super::lane::{SharedEvent, Source};
 use super::Dispatcher;
 use super::defer::DeferredQueue;
-use super::pages::{PageSize, Turns};
-use super::queues::{QueueNo, Queues};
+use super::queues::QueueNo;
 use super::sending::Wake;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::RowKeys;
 use walhook_core::persist::{Deferred, QueueId, Refill, Refilled, Tried};
 use walhook_core::tick::Tick;
-
-/// Queues that are asked for at once, where memory is large enough.
-const QUEUES_AT_ONCE: usize = 32;
-
-/// Queues of the line that are looked at for that; and where there is no room, to see whether one waits for it.
-const LOOKED_AT_ONCE: usize = 1_024;
-const LOOKED_AT_SHORT: usize = 32;
 
 /// A queue with fewer deliveries in memory wants a page.
 const WANTS_BELOW: usize = 64;
@@ -36,66 +28,19 @@ const WANTS_BELOW: usize = 64;
 /// Rows that are read for a probe.
 const PROBE_ROWS: u32 = 16;
 
-/// Heads known of a queue, where few are known of those that are read back together.
-const HEADS_MAX: usize = 1_024;
-
-/// Heads known of a queue in any case. A queue whose heads are all known walks no further until one
-/// of them has ended.
-const HEADS_MIN: usize = 64;
-
-/// What a head takes, roughly.
-const HEAD_BYTES: usize = 256;
-
-/// The line of queues that want a page, and the request under way.
-#[derive(Debug)]
-pub(super) struct Refills {
-    line: VecDeque<QueueNo>,
-    /// What the request under way may bring; 0: there is none.
-    reserved: usize,
-    page_size: PageSize,
-    turns: Turns,
-    /// Heads known of the queues of one request together, beyond which each has [`HEADS_MIN`].
-    heads_max: usize,
-}
-
-impl Refills {
-    pub(super) fn new(memory_limit: usize) -> Self {
-        // All pages of one request together take a quarter of the memory.
-        let page_size = PageSize::new(QUEUES_AT_ONCE, memory_limit / 4);
-        let heads_max = memory_limit / 16 / HEAD_BYTES;
-        let (line, turns) = (VecDeque::new(), Turns::default());
-        Self { line, reserved: 0, page_size, turns, heads_max }
-    }
-
-    /// Whose turn it is, theirs or the stream's.
-    pub(super) fn turns(&self) -> &Turns {
-        &self.turns
-    }
-
-    pub(super) fn join(&mut self, queue: QueueNo, queues: &mut Queues) {
-        if !std::mem::replace(&mut queues.with_row(queue).in_line, true) {
-            self.line.push_back(queue);
-        }
-    }
-}
-
 impl Dispatcher {
     /// The pages to be read next; answered by [`Dispatcher::handle_refilled`]. One batch at a time.
     pub(super) fn poll_refill(&mut self, now: Tick) -> Option<Vec<Refill>> {
-        let is_caught_up = self.progress.is_caught_up();
-        if self.deferral.line.reserved > 0 || self.door.is_stopping() || !is_caught_up {
-            self.deferral.line.turns.end();
+        if self.door.is_stopping() || !self.progress.is_caught_up() {
             return None;
         }
-        let has_room = !self.memory.is_tight(self.used_bytes());
-        let looked_at = if has_room { LOOKED_AT_ONCE } else { LOOKED_AT_SHORT };
-        let size = self.deferral.line.page_size;
+        let mut at_most = self.deferral.line.pages_at_most(self.memory.room(self.used_bytes()));
         let mut pages = Vec::new();
-        for _ in 0..self.deferral.line.line.len().min(looked_at) {
-            if pages.len() >= size.at_once {
+        for _ in 0..self.looks(self.deferral.line.looks()) {
+            if at_most == 0 {
                 break;
             }
-            let Some(no) = self.deferral.line.line.pop_front() else { break };
+            let Some(no) = self.deferral.line.pop() else { break };
             // It may have been forgotten since.
             let Some(queue) = self.queues.get(no).filter(|queue| queue.deferred().is_some()) else {
                 continue;
@@ -103,45 +48,40 @@ impl Dispatcher {
             let queue = queue.id().clone();
             if self.routing.waiting.has(&queue.account)
                 || self.routing.shelves.holds_back(&queue.account)
+                || !self.may_read_back(&queue.account)
             {
-                self.deferral.line.line.push_back(no);
+                self.deferral.line.put_back(no);
                 continue;
             }
             let wants = self.wanted_page(no, now);
-            if wants.is_some() && !has_room {
-                self.deferral.line.line.push_front(no);
-                self.deferral.line.turns.wait(now);
-                return None;
-            }
             let deferred = self.queues.with_row(no);
             deferred.in_line = false;
             if let Some(page) = wants {
                 let from = deferred.backlog.begin_page(page, now);
+                let (rows, bytes) = self.deferral.line.page();
                 // A probe is one row; before it may stand some that are held.
-                let rows = if page == Page::Probe { size.rows.min(PROBE_ROWS) } else { size.rows };
-                let bytes = size.text_bytes as u64;
+                let rows = if page == Page::Probe { rows.min(PROBE_ROWS) } else { rows };
                 pages.push(Refill { queue, from, rows, bytes });
+                at_most -= 1;
             }
         }
-        self.deferral.line.turns.end();
         if pages.is_empty() {
             return None;
         }
-        self.deferral.line.reserved = pages.len() * size.bytes;
-        self.memory.take(self.deferral.line.reserved);
+        self.memory.take(self.deferral.line.begin(pages.len()));
         Some(pages)
     }
 
     /// Takes the answer to [`Dispatcher::poll_refill`].
     pub(super) fn handle_refilled(&mut self, pages: Vec<Refilled>, now: Tick) {
-        self.memory.give_back(std::mem::take(&mut self.deferral.line.reserved));
+        self.memory.give_back(self.deferral.line.end());
         let numbers: Vec<QueueNo> =
             pages.iter().map(|page| self.queues.named(&page.queue)).collect();
         let known: usize =
             numbers.iter().map(|queue| self.queues.rows_of(*queue).backlog.heads()).sum();
-        let heads = if known < self.deferral.line.heads_max { HEADS_MAX } else { HEADS_MIN };
+        let heads = self.deferral.line.heads(known);
         for (queue, Refilled { rows, end, .. }) in numbers.into_iter().zip(pages) {
-            let bytes = self.deferral.line.page_size.bytes;
+            let bytes = self.deferral.line.page_bytes();
             let heads = if self.is_suspended(queue) { 0 } else { heads };
             let room = PageBudget { rows: self.rows_to_load(queue, now), bytes, heads };
             let read = |row: Deferred| Read {
@@ -188,7 +128,7 @@ impl Dispatcher {
         self.give_lane(queue, routes.map_or(1.0, |routes| routes.weight));
         let tried = Box::new(Tried { attempts, first_attempt_us, ..Tried::default() });
         let source = Source::Deferred { replay: key.replay, tried };
-        self.enqueue(queue, Arc::new(SharedEvent { event }), source, keys, now)
+        self.enqueue(queue, Arc::new(SharedEvent::new(event)), source, keys, now)
     }
 
     /// The ordering keys of a row; a replay is not ordered.

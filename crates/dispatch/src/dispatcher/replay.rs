@@ -23,10 +23,10 @@ use super::super::lane::Origin;
 use super::super::schedule::Pool;
 use super::Dispatcher;
 use super::defer::Exit;
-use super::fan_out::{Asked, To};
 use super::outbox::{Leaves, Leaving};
 use super::queues::QueueNo;
-use super::replays::HOLD;
+use super::replays::{HOLD, LONG_QUEUE};
+use super::waiting::{Asked, To};
 use walhook_core::event::{EndpointId, Event};
 use walhook_core::id::ReplayId;
 use walhook_core::persist::{DeadLetter, DeferReason, ReplayCounts};
@@ -91,7 +91,7 @@ impl Dispatcher {
         let waits = |pending: &super::super::lane::Pending| now.since(pending.queued_at) >= HOLD;
         let is_slow = in_memory.hold.pool(now) == Pool::Slow
             || in_memory.first_ready().is_some_and(waits)
-            || in_memory.len() >= self.settings.queue_max;
+            || in_memory.len() >= LONG_QUEUE;
         is_slow.then_some(DeferReason::Overflow)
     }
 

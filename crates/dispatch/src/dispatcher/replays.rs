@@ -21,6 +21,9 @@ const REPLAYS_MAX: usize = 16;
 /// While there are so many, those that are older leave memory, also with their requests in flight.
 pub(super) const HOLD: Duration = Duration::from_secs(1);
 
+/// A queue with so many deliveries in memory is not waited for.
+pub(super) const LONG_QUEUE: usize = 4_096;
+
 /// Replays that have ended, of which outcomes may still come.
 const ENDED_MAX: usize = 64;
 

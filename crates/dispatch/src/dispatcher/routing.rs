@@ -13,10 +13,10 @@
 
 use super::super::map::Seeded;
 use super::super::route::Router;
-use super::fan_out::Waiting;
 use super::subscription_starts::SubscriptionStarts;
 use super::unrouted::Shelves;
 use super::unseen::Unseen;
+use super::waiting::Waiting;
 use walhook_core::tick::Tick;
 
 /// See the module's documentation.
@@ -29,6 +29,8 @@ pub(super) struct Routing {
     pub(super) unseen: Unseen,
     /// Since when a look-up has not been answered.
     pub(super) asked_at: Option<Tick>,
+    /// Whether what waits may become rows is not looked at before then.
+    pub(super) look_at: Tick,
 }
 
 impl Routing {
@@ -42,6 +44,7 @@ impl Routing {
             starts: SubscriptionStarts::default(),
             unseen: Unseen::default(),
             asked_at: None,
+            look_at: Tick(0),
         }
     }
 }

@@ -31,8 +31,6 @@ pub enum Ordering {
 pub struct Settings {
     /// For pending events and cached routes together, in bytes.
     pub memory_limit: usize,
-    /// Deliveries that wait in memory for one endpoint, at most.
-    pub queue_max: usize,
     /// Endpoints that an event is routed to at once; above 0. Others have their turn in between.
     pub slice: usize,
     /// An event of an account with more endpoints than that waits while so many deliveries of the account

@@ -391,7 +391,6 @@ const SLOTS: u32 = 16;
 fn settings(memory_limit: usize) -> Settings {
     Settings {
         memory_limit,
-        queue_max: 40,
         slice: 256,
         lane_max: 2_048,
         fast_slots: SLOTS,

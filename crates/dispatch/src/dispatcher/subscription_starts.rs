@@ -11,20 +11,21 @@
 //! wants more types) may have older deliveries in memory. Those end first: delivered, dead or deferred. Nor is
 //! anything stored while an older event of the account has not been routed: rows of an earlier leader's are
 //! routed before events that are read again.
+//!
+//! # Invariants
+//!
+//! - A queue is known here as long as one of its joins is; the dispatcher keeps it for as long.
+//! - A queue's joins stand in the order in which they happened; only the last one may wait for its first event.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::super::lane::Insertion;
-use super::Dispatcher;
 use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
-use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::lsn::Lsn;
-use walhook_core::persist::{EventKey, QueueId, SettledRange};
 use walhook_core::position::Position;
-use walhook_core::tick::Tick;
 
-/// The joins that the stored checkpoint has not passed.
+/// See the module's documentation: the joins that the stored checkpoint has not passed.
 #[derive(Debug, Default)]
 pub(super) struct SubscriptionStarts {
     /// Of each queue in the order in which they happened; none is left without one. The first holds
@@ -43,17 +44,18 @@ struct SubscriptionStart {
 }
 
 /// The first delivery after a join.
-#[derive(Debug)]
-struct First {
-    id: DeliveryId,
-    position: Position,
+#[derive(Debug, Clone, Copy)]
+pub(super) struct First {
+    pub(super) queue: QueueNo,
+    pub(super) id: DeliveryId,
+    pub(super) position: Position,
     /// The last row that had to be inserted when no older delivery was left in the queue.
-    last_insertion: Option<Insertion>,
+    pub(super) last_insertion: Option<Insertion>,
 }
 
 impl SubscriptionStarts {
     /// The endpoint has joined. More joins before the next event are one.
-    fn expect(&mut self, queue: QueueNo, received: Lsn) {
+    pub(super) fn expect(&mut self, queue: QueueNo, received: Lsn) {
         let joins = self.queues.entry(queue).or_default();
         match joins.back_mut().filter(|join| join.first.is_none()) {
             Some(join) => join.received = received,
@@ -67,6 +69,7 @@ impl SubscriptionStarts {
         Some(first.id)
     }
 
+    /// Whether none is known.
     pub(super) fn is_empty(&self) -> bool {
         self.queues.is_empty()
     }
@@ -75,97 +78,58 @@ impl SubscriptionStarts {
     pub(super) fn len(&self) -> usize {
         self.queues.len()
     }
-}
 
-impl Dispatcher {
-    /// The queue's endpoint has joined its account: it gets what is routed from now on.
-    pub(super) fn join(&mut self, account: &AccountId, endpoint: &EndpointId) {
-        let queue = self.queues.intern(account, endpoint);
-        self.queues.keep(queue, true);
-        self.routing.starts.expect(queue, self.progress.received());
+    /// Whether the queue has some.
+    pub(super) fn has(&self, queue: QueueNo) -> bool {
+        self.queues.contains_key(&queue)
     }
 
-    /// The next delivery is routed to the queue: the first after a join, perhaps.
-    pub(super) fn begin_subscription(&mut self, queue: QueueNo, position: Position) {
-        let Some(joins) = self.routing.starts.queues.get_mut(&queue) else { return };
+    /// A delivery with this handle is routed to the queue, of an event at this position. True: it is the first after
+    /// a join.
+    pub(super) fn begin(&mut self, queue: QueueNo, id: DeliveryId, position: Position) -> bool {
+        let Some(joins) = self.queues.get_mut(&queue) else { return false };
         // What an earlier leader left on a shelf is routed before older events that are read again.
         for first in joins.iter_mut().filter_map(|join| join.first.as_mut()) {
             first.position = first.position.min(position);
         }
         let Some(join) = joins.back_mut() else { panic!("a queue without a start has a place") };
-        if join.first.is_none() {
-            let id = self.queues.coming_delivery();
-            join.first = Some(First { id, position, last_insertion: None });
-            self.outbox.touch();
+        let is_first = join.first.is_none();
+        if is_first {
+            join.first = Some(First { queue, id, position, last_insertion: None });
         }
+        is_first
     }
 
-    /// Older events are out of the way: ranges of joins may be stored.
-    pub(super) fn touch_starts(&mut self) {
-        if !self.routing.starts.is_empty() {
-            self.outbox.touch();
-        }
+    /// The deliveries that hold their queues, in the order of these.
+    pub(super) fn firsts(&self) -> impl Iterator<Item = First> {
+        self.queues.values().filter_map(|joins| joins.front()?.first)
     }
 
-    /// The ranges of joins that can be stored. Call after the batch's rows are handed out.
-    pub(super) fn hand_out_starts(&mut self) -> Vec<SettledRange> {
-        let mut ranges = Vec::new();
-        for (queue, joins) in &mut self.routing.starts.queues {
-            let it = self.queues.at(*queue);
-            let QueueId { account, endpoint } = it.id();
-            let Some(join) = joins.front_mut() else {
-                panic!("a queue without a start has a place")
-            };
-            let Some(first) = &mut join.first else { continue };
-            let waits = self.routing.waiting.first_position(account);
-            if waits.is_some_and(|waits| waits < first.position)
-                || self.routing.shelves.holds_back(account)
-            {
-                // An older event may yet come to the queue.
-                continue;
-            }
-            if first.last_insertion.is_none()
-                && it.pending().is_some_and(|in_memory| in_memory.owes_before(first.id))
-            {
-                continue;
-            }
-            let last_insertion = first.last_insertion.get_or_insert(self.outbox.insertions());
-            if *last_insertion <= self.outbox.handed_out() {
-                join.is_storing = true;
-                ranges.push(SettledRange {
-                    account: account.clone(),
-                    endpoint: endpoint.clone(),
-                    from: EventKey::before_all_at(Position::FIRST),
-                    to: EventKey::before_all_at(first.position),
-                });
-            }
+    /// No older delivery is left in the queue that is not among the insertions up to `last`; `is_storing`: the
+    /// range of its join is in the batch that is handed out.
+    pub(super) fn note_last(&mut self, queue: QueueNo, last: Insertion, is_storing: bool) {
+        let join = self.queues.get_mut(&queue).and_then(VecDeque::front_mut);
+        let Some(join) = join else { panic!("a join is stored of a queue that has none") };
+        if let Some(first) = &mut join.first {
+            first.last_insertion = Some(last);
         }
-        ranges
+        join.is_storing |= is_storing;
     }
 
-    /// A batch is stored, and with it the checkpoint at `frontier`: joins whose range was in it, and
-    /// those that need none any more, let their queues go.
-    pub(super) fn end_starts(&mut self, frontier: Lsn, now: Tick) {
-        let mut let_go = Vec::new();
-        self.routing.starts.queues.retain(|queue, joins| {
+    /// A batch is stored, and with it the checkpoint at `frontier`: joins whose range was in it, and those that
+    /// need none any more, are over. Returns their queues.
+    pub(super) fn end(&mut self, frontier: Lsn) -> Vec<QueueNo> {
+        let mut over = Vec::new();
+        self.queues.retain(|queue, joins| {
             let before = joins.len();
             while joins.front().is_some_and(|join| join.is_storing || join.received < frontier) {
                 joins.pop_front();
             }
             if joins.len() < before {
-                let_go.push(*queue);
+                over.push(*queue);
             }
             !joins.is_empty()
         });
-        let_go.sort_unstable_by(|a, b| self.queues.id(*a).cmp(self.queues.id(*b)));
-        for queue in let_go {
-            self.queues.keep(queue, self.routing.starts.queues.contains_key(&queue));
-            let held_from = self.routing.starts.held_from(queue);
-            if let Some(in_memory) = self.queues.pending_mut(queue) {
-                in_memory.hold_from(held_from);
-            }
-            self.queues.refresh(queue, now);
-            self.sync(queue);
-        }
+        over
     }
 }

@@ -16,16 +16,13 @@
 //! With room again a queue goes on by itself, with an empty backlog. What comes before the last that was
 //! counted is stored is deferred: sent, it would overtake that one where a crash brings it back.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
-
 use super::super::backlog::Backlog;
-use super::super::lane::Insertion;
 use super::Dispatcher;
 use super::changes::EndpointChange;
 use super::defer::{DeferredQueue, Exit};
 use super::outbox::{Leaves, Leaving};
 use super::queues::QueueNo;
+use super::suspensions::Suspension;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
     Blocked, DeferReason, GapChange, LETTERS_MAX, PersistBatch, Purge, Purged, QueueId,
@@ -33,55 +30,18 @@ use walhook_core::persist::{
 use walhook_core::room::{Holder, Measured, Room, share};
 use walhook_core::tick::Tick;
 
-/// How late the server's statistics may tell of rows that were removed. A session reports at once, or,
-/// when it has just done so and falls silent, after ten seconds.
-const STATISTICS_LAG: Duration = Duration::from_secs(15);
-
 /// Of the bound: dead letters of several queues are given up at once until they are so much.
 const LETTERS_PERCENT: u64 = 5;
-
-/// How often it is said that nothing is left to give up.
-const SAID_EVERY: Duration = Duration::from_secs(60);
-
-/// The suspended queues.
-#[derive(Debug, Default)]
-pub(super) struct Suspensions {
-    queues: BTreeSet<QueueId>,
-    /// A size that was measured before may not show what was removed.
-    trusts_from: Tick,
-    said: Option<Tick>,
-    /// Queues whose dead letters are being removed.
-    letters: BTreeSet<QueueId>,
-}
-
-/// What is known of one.
-#[derive(Debug, Default)]
-pub(super) struct Suspension {
-    /// Why, until the gap is stored.
-    opens: Option<String>,
-    skipped: u64,
-    span: Option<(Lsn, Lsn)>,
-    /// Rows that this leader removed.
-    removed: u64,
-    /// What the table `gaps` says is outdated.
-    is_stale: bool,
-    /// Rows may be left in the table.
-    rows_left: bool,
-    /// The queue goes on, but what left memory up to this insertion is still counted.
-    ends_with: Option<Insertion>,
-    /// The last of it is in the state transaction under way.
-    is_ending: bool,
-}
 
 impl DeferredQueue {
     /// Whether its deliveries are counted in a gap instead of being deferred.
     pub(super) fn is_suspended(&self) -> bool {
-        self.suspension.as_ref().is_some_and(|suspension| suspension.ends_with.is_none())
+        self.suspension.as_ref().is_some_and(Suspension::is_on)
     }
 
     /// Whether rows may be removed without anybody knowing one of them.
     fn wants_purge(&self) -> bool {
-        let rows_left = self.suspension.as_ref().is_some_and(|s| s.rows_left);
+        let rows_left = self.suspension.as_ref().is_some_and(Suspension::rows_left);
         rows_left && self.backlog.is_all_in_table()
     }
 }
@@ -90,10 +50,9 @@ impl Dispatcher {
     /// Goes on with the suspensions that an earlier leader left.
     pub(super) fn recover_suspensions(&mut self, gaps: Vec<GapChange>) {
         for GapChange { queue, skipped, .. } in gaps {
-            let suspension = Suspension { skipped, rows_left: true, ..Suspension::default() };
             let no = self.queues.intern(&queue.account, &queue.endpoint);
-            self.queues.deferred_or_new(no).suspension = Some(suspension);
-            self.deferral.suspensions.queues.insert(queue);
+            self.queues.deferred_or_new(no).suspension = Some(Suspension::recovered(skipped));
+            self.deferral.suspensions.begin(queue);
             self.outbox.touch();
         }
     }
@@ -125,24 +84,19 @@ impl Dispatcher {
 
     /// Whether something is being given up, or a size may not show yet what was.
     fn gives_up(&self, now: Tick) -> bool {
-        let rows_left = |queue| {
-            let suspension = self.suspended(queue).suspension.as_ref();
-            suspension.is_some_and(|suspension| suspension.rows_left)
-        };
-        let is_busy = !self.deferral.suspensions.letters.is_empty()
-            || self.deferral.suspensions.queues.iter().any(rows_left);
-        is_busy || now < self.deferral.suspensions.trusts_from
+        let suspensions = &self.deferral.suspensions;
+        let rows_left =
+            |queue| self.suspended(queue).suspension.as_ref().is_some_and(Suspension::rows_left);
+        suspensions.gives_up_letters()
+            || suspensions.queues().any(rows_left)
+            || !suspensions.trusts_sizes(now)
     }
 
     /// Dead letters stay for weeks: where only they keep suspended queues from going on, those of whoever
     /// holds most go as well.
     fn make_room_to_resume(&mut self, Measured { holders, .. }: &Measured, now: Tick) {
-        let waits = self
-            .deferral
-            .suspensions
-            .queues
-            .iter()
-            .any(|queue| self.suspended(queue).is_suspended());
+        let waits = |queue: &QueueId| self.suspended(queue).is_suspended();
+        let waits = self.deferral.suspensions.queues().any(waits);
         if waits && !self.gives_up(now) {
             self.give_up_letters(holders.iter().filter(|holder| holder.letters > 0));
         }
@@ -156,7 +110,7 @@ impl Dispatcher {
                 break;
             }
             given_up += holder.letter_bytes;
-            self.deferral.suspensions.letters.insert(holder.queue.clone());
+            self.deferral.suspensions.give_up_letters(holder.queue.clone());
             self.outbox.touch();
         }
     }
@@ -173,7 +127,7 @@ impl Dispatcher {
         };
         let able: Vec<&Holder> = holders.iter().filter(able).collect();
         self.give_up_letters(able.iter().copied().take_while(|holder| holder.letters > 0));
-        if !self.deferral.suspensions.letters.is_empty() {
+        if self.deferral.suspensions.gives_up_letters() {
             return false;
         }
         let most = match able.first() {
@@ -186,12 +140,7 @@ impl Dispatcher {
                 .map(|(queue, ..)| queue),
         };
         let Some(queue) = most else {
-            let said =
-                self.deferral.suspensions.said.is_some_and(|said| now.since(said) < SAID_EVERY);
-            if !said {
-                self.deferral.suspensions.said = Some(now);
-            }
-            return !said;
+            return self.deferral.suspensions.may_say(now);
         };
         let rows = self.queues.rows_of(queue).rows();
         self.suspend(queue, now);
@@ -209,13 +158,8 @@ impl Dispatcher {
         let deferred = self.queues.with_row(queue);
         deferred.close_breaker(now);
         deferred.backlog.give_up();
-        deferred.suspension = Some(Suspension {
-            opens: Some(reason.to_owned()),
-            is_stale: true,
-            rows_left: true,
-            ..Suspension::default()
-        });
-        self.deferral.suspensions.queues.insert(self.queues.id(queue).clone());
+        deferred.suspension = Some(Suspension::new(reason));
+        self.deferral.suspensions.begin(self.queues.id(queue).clone());
         self.skip_leaving(queue);
         if let Some(in_memory) = self.queues.pending(queue) {
             let idle: Vec<_> = in_memory.idle().map(|pending| pending.id).collect();
@@ -240,15 +184,14 @@ impl Dispatcher {
     fn resume_suspended(&mut self) {
         let mut resumed = Vec::new();
         let last = self.outbox.insertions();
-        for queue in &self.deferral.suspensions.queues {
+        for queue in self.deferral.suspensions.queues() {
             let deferred = self.queues.with_row(self.queues.named(queue));
             let can = deferred.is_suspended() && deferred.backlog.is_forgettable();
-            let Some(suspension) = deferred.suspension.as_mut().filter(|s| can && !s.rows_left)
+            let Some(suspension) = deferred.suspension.as_mut().filter(|s| can && !s.rows_left())
             else {
                 continue;
             };
-            suspension.ends_with = Some(last);
-            let counted = suspension.skipped + suspension.removed;
+            let counted = suspension.go_on(last);
             deferred.backlog = Backlog::new(Blocked::Keys(Vec::new()), DeferReason::Behind);
             self.outbox.touch();
             resumed.push((queue.clone(), counted));
@@ -266,15 +209,12 @@ impl Dispatcher {
         let Some(suspension) = &mut self.queues.with_row(queue).suspension else {
             panic!("a delivery was skipped, and no gap counts it");
         };
-        suspension.skipped += 1;
-        suspension.is_stale = true;
-        let (first, last) = suspension.span.unwrap_or((commit_lsn, commit_lsn));
-        suspension.span = Some((first.min(commit_lsn), last.max(commit_lsn)));
+        suspension.skip(commit_lsn);
     }
 
     /// What gaps are to say, and at most `rows` rows to be removed.
     pub(super) fn hand_out_gaps(&mut self, batch: &mut PersistBatch, mut rows: usize) {
-        for queue in &self.deferral.suspensions.letters {
+        for queue in self.deferral.suspensions.letters() {
             let at_once = u32::try_from(rows).unwrap_or(u32::MAX).min(LETTERS_MAX);
             if at_once > 0 {
                 batch.letter_purges.push(Purge { queue: queue.clone(), rows: at_once });
@@ -283,7 +223,7 @@ impl Dispatcher {
         }
         let handed_out = self.outbox.handed_out();
         let mut ended = Vec::new();
-        for queue in &self.deferral.suspensions.queues {
+        for queue in self.deferral.suspensions.queues() {
             let no = self.queues.named(queue);
             let deferred = self.queues.with_row(no);
             let purges = rows > 0 && deferred.wants_purge();
@@ -291,23 +231,14 @@ impl Dispatcher {
             let Some(suspension) = &mut deferred.suspension else {
                 panic!("a queue that is not suspended stands among those that are")
             };
-            let growing = suspension.ends_with.is_none_or(|last| last > handed_out);
-            if std::mem::take(&mut suspension.is_stale) || !growing {
-                batch.gaps.push(GapChange {
-                    queue: queue.clone(),
-                    opens: suspension.opens.take(),
-                    skipped: suspension.skipped,
-                    span: suspension.span,
-                    growing,
-                });
-            }
+            let (change, ends) = suspension.hand_out(queue, handed_out);
+            batch.gaps.extend(change);
             if purges {
                 let at_once = u32::try_from(rows).unwrap_or(u32::MAX);
                 batch.purges.push(Purge { queue: queue.clone(), rows: at_once });
                 rows = rows.saturating_sub(in_table.max(1));
             }
-            if !growing {
-                suspension.is_ending = true;
+            if ends {
                 ended.push(no);
             }
         }
@@ -322,12 +253,12 @@ impl Dispatcher {
     pub(super) fn end_suspensions(&mut self, now: Tick) {
         let is_over = |queue: &&QueueId| {
             let suspension = self.suspended(queue).suspension.as_ref();
-            suspension.is_none_or(|suspension| suspension.is_ending)
+            suspension.is_none_or(Suspension::is_ending)
         };
         let over: Vec<QueueId> =
-            self.deferral.suspensions.queues.iter().filter(is_over).cloned().collect();
+            self.deferral.suspensions.queues().filter(is_over).cloned().collect();
         for queue in over {
-            self.deferral.suspensions.queues.remove(&queue);
+            self.deferral.suspensions.end(&queue);
             let queue = self.queues.named(&queue);
             self.queues.with_row(queue).suspension = None;
             self.look_after(queue, now);
@@ -343,8 +274,7 @@ impl Dispatcher {
         for Purged { queue, rows, all } in purged {
             self.door.reports.went_into_gaps(*rows);
             if *all {
-                self.deferral.suspensions.letters.remove(queue);
-                self.deferral.suspensions.trusts_from = now + STATISTICS_LAG;
+                self.deferral.suspensions.letters_gone(queue, now);
             }
             self.outbox.touch();
         }
@@ -357,11 +287,10 @@ impl Dispatcher {
             let deferred = self.queues.with_row(queue);
             deferred.backlog.purged(*rows, *all);
             if let Some(suspension) = &mut deferred.suspension {
-                suspension.removed += rows;
-                suspension.rows_left = !all;
+                suspension.removed(*rows, *all);
             }
             if *all {
-                self.deferral.suspensions.trusts_from = now + STATISTICS_LAG;
+                self.deferral.suspensions.all_removed(now);
             }
             self.outdate(queue);
         }

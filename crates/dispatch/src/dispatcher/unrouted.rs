@@ -35,7 +35,7 @@ use super::super::settled::Recovered;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
 use super::outbox::{Leaves, Leaving};
-use super::pages::{PageSize, Turns};
+use super::pages::PageSize;
 use walhook_core::event::{AccountId, EndpointId, Event};
 use walhook_core::heap::map_entry;
 use walhook_core::lsn::Lsn;
@@ -65,7 +65,6 @@ pub(super) struct Shelves {
     page_size: PageSize,
     /// Pages that are asked for or in memory.
     pages: usize,
-    turns: Turns,
     /// What the request under way may bring; 0: there is none.
     reserved: usize,
     /// Rows that go once the insertions up to this number have been in a batch.
@@ -162,7 +161,6 @@ impl Shelves {
             going: VecDeque::new(),
             page_size: routing::page_size(memory_limit),
             pages: 0,
-            turns: Turns::default(),
             reserved: 0,
             gone: VecDeque::new(),
             outdated: Vec::new(),
@@ -170,11 +168,6 @@ impl Shelves {
             bound: Bound::default(),
             nowhere: EndpointId::new(NO_ENDPOINT),
         }
-    }
-
-    /// Whose turn it is, theirs or the stream's.
-    pub(super) fn turns(&self) -> &Turns {
-        &self.turns
     }
 
     pub(super) fn has(&self, account: &AccountId) -> bool {
@@ -200,6 +193,11 @@ impl Shelves {
     /// What they take in memory, without pages.
     pub(super) fn bytes(&self) -> usize {
         self.accounts.len() * SHELF_BYTES + self.joiners.bytes()
+    }
+
+    /// What the pages that are being read may bring.
+    pub(super) fn reserved(&self) -> usize {
+        self.reserved
     }
 
     /// Events that have a row, or are on the way there.

@@ -4,10 +4,12 @@
 //! show it yet (see [`super::super::route`]). While look-ups fail that could last for ever. So, when they
 //! have held it for too long, their ids are stored, and the frontier goes on: the next process remembers
 //! them, each as a change of everything.
+//!
+//! Invariant: of each transaction that waits, one delivery is counted in the tracker, until it is let go: once, when
+//! a look-up sees it, or its id is stored.
 
 use super::super::route::Snapshot;
 use super::super::tracker::TxnSeq;
-use super::Dispatcher;
 use walhook_core::persist::PersistBatch;
 
 /// See the module's documentation.
@@ -30,97 +32,81 @@ enum Hold {
     Stored,
 }
 
-impl Dispatcher {
-    /// What an earlier leader has stored.
-    pub(super) fn recover_unseen(&mut self, xids: Vec<u32>) {
-        for xid in xids {
-            self.routing.router.expect(xid);
-            self.routing.unseen.of.push((xid, Hold::Stored));
-        }
+impl Unseen {
+    /// An earlier leader has stored this id.
+    pub(super) fn remember(&mut self, xid: u32) {
+        self.of.push((xid, Hold::Stored));
     }
 
-    /// A transaction that is being read has changed a watched table. Between transactions the reader evicts
-    /// what the stream cannot tell of any more: there is nothing to wait for.
-    pub(super) fn note_unseen(&mut self, xid: u32) {
-        let is_last = |last: &(u32, Hold), txn: TxnSeq| {
-            last.0 == xid && matches!(last.1, Hold::Held(held) if held == txn)
-        };
-        let Some(txn) = self.progress.reading_or_between() else { return };
-        if self.routing.unseen.of.last().is_none_or(|last| !is_last(last, txn)) {
-            self.progress.add(txn);
-            self.routing.unseen.of.push((xid, Hold::Held(txn)));
+    /// The transaction, with this id, waits. False: it does already.
+    pub(super) fn hold(&mut self, xid: u32, txn: TxnSeq) -> bool {
+        let is_last =
+            |last: &(u32, Hold)| last.0 == xid && matches!(last.1, Hold::Held(held) if held == txn);
+        let is_new = !self.of.last().is_some_and(is_last);
+        if is_new {
+            self.of.push((xid, Hold::Held(txn)));
         }
+        is_new
     }
 
-    /// A look-up saw what its snapshot sees.
-    pub(super) fn note_seen(&mut self, snapshot: &Snapshot) {
+    /// A look-up saw what its snapshot sees. Returns whether that was anything, and the transactions that wait no
+    /// longer.
+    pub(super) fn see(&mut self, snapshot: &Snapshot) -> (bool, Vec<TxnSeq>) {
         let (seen, unseen): (Vec<_>, Vec<_>) =
-            self.routing.unseen.of.drain(..).partition(|(xid, _)| snapshot.sees(*xid));
-        self.routing.unseen.of = unseen;
-        for (xid, hold) in seen {
-            match hold {
-                Hold::Held(txn) | Hold::Overdue(txn) => self.progress.complete(txn),
-                Hold::Storing(txn) => {
-                    self.progress.complete(txn);
-                    self.routing.unseen.seen.push(xid);
-                }
-                Hold::Stored => self.routing.unseen.seen.push(xid),
+            self.of.drain(..).partition(|(xid, _)| snapshot.sees(*xid));
+        self.of = unseen;
+        let mut let_go = Vec::new();
+        for (xid, hold) in &seen {
+            if let Hold::Held(txn) | Hold::Overdue(txn) | Hold::Storing(txn) = hold {
+                let_go.push(*txn);
             }
-            self.outbox.touch();
+            if matches!(hold, Hold::Storing(_) | Hold::Stored) {
+                self.seen.push(*xid);
+            }
         }
+        (!seen.is_empty(), let_go)
     }
 
-    /// Transactions up to `last` hold the frontier back for too long.
-    pub(super) fn release_unseen(&mut self, last: TxnSeq) {
-        for (_, hold) in &mut self.routing.unseen.of {
+    /// Transactions up to `last` have waited for too long. Returns whether one of them has.
+    pub(super) fn release(&mut self, last: TxnSeq) -> bool {
+        let mut any = false;
+        for (_, hold) in &mut self.of {
             if let Hold::Held(txn) = *hold
                 && txn <= last
             {
                 *hold = Hold::Overdue(txn);
-                self.outbox.touch();
+                any = true;
             }
         }
+        any
     }
 
-    pub(super) fn hand_out_unseen(&mut self, batch: &mut PersistBatch) {
-        for (xid, hold) in &mut self.routing.unseen.of {
+    /// What is to be remembered, and what need not be any more.
+    pub(super) fn hand_out(&mut self, batch: &mut PersistBatch) {
+        for (xid, hold) in &mut self.of {
             if let Hold::Overdue(txn) = *hold {
                 batch.unseen.push(*xid);
                 *hold = Hold::Storing(txn);
             }
         }
-        batch.seen = std::mem::take(&mut self.routing.unseen.seen);
+        batch.seen = std::mem::take(&mut self.seen);
     }
 
-    /// What was handed out is stored.
-    pub(super) fn handle_unseen_stored(&mut self) {
-        for (_, hold) in &mut self.routing.unseen.of {
+    /// What was handed out is stored. Returns the transactions that wait no longer.
+    pub(super) fn handle_stored(&mut self) -> Vec<TxnSeq> {
+        let mut let_go = Vec::new();
+        for (_, hold) in &mut self.of {
             if let Hold::Storing(txn) = *hold {
-                self.progress.complete(txn);
-                self.outbox.touch();
+                let_go.push(txn);
                 *hold = Hold::Stored;
             }
         }
+        let_go
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use crate::dispatcher::Input;
-    use crate::fixture;
-    use walhook_core::event::{Invalidation, Item, Scope};
-    use walhook_core::lsn::Lsn;
-    use walhook_core::tick::Tick;
-
-    #[test]
-    fn invalidation_between_transactions_is_taken_and_holds_nothing() {
-        let mut dispatcher = fixture::dispatcher(fixture::settings());
-        let evict = || Item::Invalidate(Invalidation::new(7, Scope::All));
-        dispatcher.handle(Tick(1), Input::Items(vec![evict()]));
-        dispatcher.handle(Tick(1), Input::Items(fixture::transaction(2_000, [])));
-        dispatcher.handle(Tick(2), Input::Items(vec![evict()]));
-        dispatcher.handle(Tick(2), Input::Items(vec![Item::Progress { wal_end: Lsn(3_000) }]));
-        assert!(dispatcher.routing.unseen.of.is_empty());
-        assert_eq!(dispatcher.frontier(), Lsn(3_000));
+    /// Whether nothing is waited for or remembered.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.of.is_empty()
     }
 }

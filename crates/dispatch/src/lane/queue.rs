@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use rand::{Rng, RngExt};
@@ -93,6 +95,29 @@ impl Origin {
 pub struct SharedEvent {
     /// The event.
     pub event: Arc<Event>,
+    /// Its deliveries that are queued. One task counts them; an atomic number lets that task move.
+    queued: AtomicU32,
+}
+
+impl SharedEvent {
+    /// An event of which nothing is queued.
+    #[must_use]
+    pub fn new(event: Arc<Event>) -> Self {
+        Self { event, queued: AtomicU32::new(0) }
+    }
+
+    /// One of its deliveries is queued. Returns what the queues hold more for that, beside the delivery: the
+    /// event, with the first.
+    pub(crate) fn queue(&self) -> usize {
+        let before = self.queued.fetch_add(1, Relaxed);
+        if before == 0 { self.event.size_bytes() } else { 0 }
+    }
+
+    /// One of its deliveries is queued no more: as [`SharedEvent::queue`], what the queues hold less.
+    pub(crate) fn unqueue(&self) -> usize {
+        let before = self.queued.fetch_sub(1, Relaxed);
+        if before == 1 { self.event.size_bytes() } else { 0 }
+    }
 }
 
 /// A delivery in memory.
@@ -121,10 +146,6 @@ impl Pending {
     #[must_use]
     pub fn row_key(&self) -> RowKey {
         RowKey { event: EventKey::of(&self.held.event), replay: self.origin.replay() }
-    }
-
-    fn bytes(&self) -> usize {
-        DELIVERY_BYTES + self.held.event.size_bytes()
     }
 }
 
@@ -172,7 +193,6 @@ pub struct Queue {
     keys: BTreeSet<(u64, DeliveryId)>,
     ready: BTreeSet<DeliveryId>,
     in_flight: u32,
-    bytes: usize,
     next_ordinal: u64,
     /// No request before then: the endpoint's own rate limit, or we had nothing to send it with.
     not_before: Tick,
@@ -204,7 +224,6 @@ impl Queue {
             keys: BTreeSet::new(),
             ready: BTreeSet::new(),
             in_flight: 0,
-            bytes: 0,
             next_ordinal: first_ordinal,
             not_before: Tick(0),
             put_off: 0,
@@ -244,7 +263,6 @@ impl Queue {
 
         let last = self.entries.last_key_value().map(|(last, _)| *last);
         assert!(last.is_none_or(|last| last < id), "{id:?} comes behind {last:?}");
-        self.bytes += pending.bytes();
         let mut behind = 0;
         for key in &keys {
             behind += usize::from(self.holder(*key).is_some());
@@ -335,6 +353,19 @@ impl Queue {
     pub fn idle(&self) -> impl DoubleEndedIterator<Item = &Pending> {
         let idle = |entry: &&Entry| !matches!(entry.stage, Stage::InFlight | Stage::Dying);
         self.entries.values().map(|entry| &**entry).filter(idle).map(|entry| &entry.pending)
+    }
+
+    /// The last delivery that may leave memory, of those before `before` where that is given: one that is idle, and
+    /// no operator's retry, which is a dead letter meanwhile.
+    #[must_use]
+    pub fn last_to_leave(&self, before: Option<DeliveryId>) -> Option<DeliveryId> {
+        let before = before.unwrap_or(DeliveryId(u64::MAX));
+        let may_leave = |entry: &Entry| {
+            !matches!(entry.stage, Stage::InFlight | Stage::Dying)
+                && !matches!(entry.pending.origin, Origin::Retry { .. })
+        };
+        let mut earlier = self.entries.range(..before).rev();
+        earlier.find(|(_, entry)| may_leave(entry)).map(|(id, _)| *id)
     }
 
     /// The deliveries in flight, oldest first.
@@ -446,10 +477,6 @@ impl Queue {
             Stage::BackingOff(until) => due = Some(until),
             Stage::Behind(_) | Stage::Dying => {}
         }
-        let Some(bytes) = self.bytes.checked_sub(pending.bytes()) else {
-            panic!("{id:?} gives back more memory than its queue took")
-        };
-        self.bytes = bytes;
         for key in &keys {
             self.release(*key, id);
         }
@@ -466,12 +493,6 @@ impl Queue {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
-    }
-
-    /// What its deliveries take, each with its whole event, however many share it.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.bytes
     }
 
     /// Requests in flight.

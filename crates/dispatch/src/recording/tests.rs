@@ -196,7 +196,6 @@ fn kind(input: &Input) -> u32 {
 fn settings() -> Settings {
     Settings {
         memory_limit: 1 << 20,
-        queue_max: 16,
         slice: 4,
         lane_max: 8,
         fast_slots: 2,

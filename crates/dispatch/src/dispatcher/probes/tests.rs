@@ -41,7 +41,6 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 fn settings() -> Settings {
     Settings {
         memory_limit: 256 << 20,
-        queue_max: 4_096,
         fast_slots: 256,
         slow_slots: 1_024,
         settle: SettlePolicy {

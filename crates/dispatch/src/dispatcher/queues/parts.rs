@@ -2,11 +2,11 @@
 
 use smallvec::SmallVec;
 
-use super::super::super::lane::{New, Queue, Removed};
+use super::super::super::lane::{DELIVERY_BYTES, New, Queue, Removed};
 use super::super::super::schedule::LaneId;
 use super::super::defer::DeferredQueue;
 use super::lanes::Lane;
-use super::{QueueNo, Queues, account_mut};
+use super::{Account, QueueNo, Queues, account_mut};
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{AccountId, RowKeys};
 use walhook_core::persist::QueueId;
@@ -36,8 +36,30 @@ impl Queues {
     ///
     /// `keys` must not name a key twice. Ids must grow from call to call.
     pub(in super::super) fn push(&mut self, no: QueueNo, new: New, keys: RowKeys) {
+        let bytes = DELIVERY_BYTES + new.held.queue();
         self.materialise(no, new.id).push(new, keys);
         self.lane_at(no).pending += 1;
+        self.account_of(no).bytes += bytes;
+    }
+
+    /// A delivery counts for so much in the memory budget from now on, beside its event. Returns what it counted
+    /// for until now.
+    pub(in super::super) fn recount(
+        &mut self,
+        no: QueueNo,
+        id: DeliveryId,
+        counted: usize,
+    ) -> usize {
+        let pending = self.in_use(no).held_mut(id);
+        let before = std::mem::replace(&mut pending.counted, counted);
+        let account = self.account_of(no);
+        account.bytes = account.bytes + counted - before;
+        before
+    }
+
+    fn account_of(&mut self, no: QueueNo) -> &mut Account {
+        let account = self.at(no).account;
+        account_mut(&mut self.accounts, account)
     }
 
     /// The next ordinal of the queue, for a delivery that is deferred without being queued. `id` is one that a
@@ -74,7 +96,13 @@ impl Queues {
         let Some(removed) = self.in_use(no).remove(id) else {
             panic!("{id:?} is not in the queue that it was put into");
         };
+        let bytes = removed.pending.counted + removed.pending.held.unqueue();
         self.lane_at(no).pending -= 1;
+        let account = self.account_of(no);
+        let Some(left) = account.bytes.checked_sub(bytes) else {
+            panic!("{id:?} gives back more memory than its account took")
+        };
+        account.bytes = left;
         removed
     }
 

@@ -70,7 +70,7 @@ impl Lane {
 }
 
 fn held() -> Arc<SharedEvent> {
-    Arc::new(SharedEvent { event: Arc::new(fixture::event("a", fixture::position(1, 1), &[])) })
+    Arc::new(SharedEvent::new(Arc::new(fixture::event("a", fixture::position(1, 1), &[]))))
 }
 
 #[derive(Debug, Clone)]

@@ -39,7 +39,6 @@ const PROBES_AT_FIRST: u32 = 1_000;
 fn settings() -> Settings {
     Settings {
         memory_limit: MEMORY,
-        queue_max: 200,
         slice: 256,
         lane_max: 2_048,
         fast_slots: 16,

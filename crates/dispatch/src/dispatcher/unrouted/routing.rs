@@ -87,32 +87,35 @@ pub(super) fn page_size(memory_limit: usize) -> PageSize {
 impl Dispatcher {
     /// The pages of unrouted events to be read next; answered by [`Dispatcher::handle_unrouted`]. One batch
     /// at a time.
-    pub(in super::super) fn poll_unrouted(&mut self, now: Tick) -> Option<Vec<UnroutedRefill>> {
+    pub(in super::super) fn poll_unrouted(&mut self) -> Option<Vec<UnroutedRefill>> {
         let is_caught_up = self.progress.is_caught_up();
         if self.routing.shelves.reserved > 0 || self.door.is_stopping() || !is_caught_up {
-            self.routing.shelves.turns.end();
             return None;
         }
-        let has_room = !self.memory.is_tight(self.used_bytes());
-        let shelves = &mut self.routing.shelves;
-        let size = shelves.page_size;
+        let room = self.memory.room(self.used_bytes());
+        let size = self.routing.shelves.page_size;
+        let at_most = size.at_once.min(room / size.bytes);
         let mut pages = Vec::new();
-        for _ in 0..shelves.line.len().min(LOOKED_AT_ONCE) {
-            if pages.len() >= size.at_once || shelves.pages >= size.at_once * PAGES_TIMES {
+        let looks = self.looks(LOOKED_AT_ONCE);
+        for _ in 0..self.routing.shelves.line.len().min(looks) {
+            let shelves = &self.routing.shelves;
+            if pages.len() >= at_most || shelves.pages >= size.at_once * PAGES_TIMES {
                 break;
             }
-            let Some(account) = shelves.line.front() else { break };
-            let gives_up = shelves.bound.gives_up(account);
-            let shelf = shelves.accounts.get_mut(account);
+            let Some(account) = shelves.line.front().cloned() else { break };
+            let may_read_back = self.may_read_back(&account);
+            let shelves = &mut self.routing.shelves;
+            let gives_up = shelves.bound.gives_up(&account);
+            let shelf = shelves.accounts.get_mut(&account);
             // Else it is in the line since an earlier shelf of the account.
             let wants = |shelf: &&mut Box<Shelf>| shelf.in_line && matches!(shelf.page, Page::None);
             let may_be_read = shelf.filter(wants).filter(|_| !gives_up);
-            if may_be_read.is_some() && !has_room {
-                shelves.turns.wait(now);
-                return None;
+            if may_be_read.is_some() && !may_read_back {
+                shelves.line.rotate_left(1);
+                continue;
             }
             if let Some(shelf) = may_be_read {
-                let (account, after) = (account.clone(), shelf.cursor.clone());
+                let after = shelf.cursor.clone();
                 shelf.page = Page::Asked(shelf.storing.front().cloned());
                 shelves.pages += 1;
                 let (rows, bytes) = (size.rows, size.text_bytes as u64);
@@ -120,12 +123,11 @@ impl Dispatcher {
             }
             shelves.leave_line();
         }
-        shelves.turns.end();
         if pages.is_empty() {
             return None;
         }
-        shelves.reserved = pages.len() * size.bytes;
-        self.memory.take(shelves.reserved);
+        self.routing.shelves.reserved = pages.len() * size.bytes;
+        self.memory.take(self.routing.shelves.reserved);
         Some(pages)
     }
 
@@ -148,7 +150,7 @@ impl Dispatcher {
                 self.memory.take(event.size_bytes() + DELIVERY_BYTES);
                 shelf.cursor = Some(key);
                 let wanted = after.is_some();
-                read.push_back(Row { held: Arc::new(SharedEvent { event }), after, wanted });
+                read.push_back(Row { held: Arc::new(SharedEvent::new(event)), after, wanted });
             }
             shelf.unread = shelf.unread.saturating_sub(read.len() as u64);
             if read.is_empty() {

@@ -1,0 +1,264 @@
+//! Who gives way, against a naive account of who holds what.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::super::Settings;
+use crate::dispatcher::Dispatcher;
+use crate::fixture;
+use crate::lane::{DELIVERY_BYTES, Origin, SharedEvent};
+use walhook_core::attempt::DeliveryId;
+use walhook_core::event::{AccountId, Event, Item};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::{Blocked, DeferReason, Persisted, QueueId};
+use walhook_core::tick::Tick;
+
+const LIMIT: usize = 512 << 10;
+const ACCOUNTS: usize = 4;
+
+/// A delivery in memory, as a scan of all queues shows it.
+#[derive(Debug, Clone)]
+struct Held {
+    account: AccountId,
+    event: *const SharedEvent,
+    event_bytes: usize,
+    commit: Lsn,
+    may_leave: bool,
+}
+
+fn scan(dispatcher: &Dispatcher) -> Vec<Held> {
+    let mut all = Vec::new();
+    for (_, queue) in dispatcher.queues.iter() {
+        let Some(pending) = queue.pending() else { continue };
+        let idle: BTreeSet<DeliveryId> = pending.idle().map(|pending| pending.id).collect();
+        for delivery in pending.idle().chain(pending.sent()) {
+            all.push(Held {
+                account: queue.id().account.clone(),
+                event: Arc::as_ptr(&delivery.held),
+                event_bytes: delivery.held.event.size_bytes(),
+                commit: delivery.held.event.position.commit_lsn(),
+                may_leave: idle.contains(&delivery.id)
+                    && !matches!(delivery.origin, Origin::Retry { .. }),
+            });
+        }
+    }
+    all
+}
+
+/// What each account holds: its deliveries, and each of their events once.
+fn holdings(all: &[Held]) -> BTreeMap<AccountId, usize> {
+    let mut seen = BTreeSet::new();
+    let mut holdings = BTreeMap::new();
+    for held in all {
+        let event = if seen.insert(held.event) { held.event_bytes } else { 0 };
+        *holdings.entry(held.account.clone()).or_default() += DELIVERY_BYTES + event;
+    }
+    holdings
+}
+
+struct World {
+    dispatcher: Dispatcher,
+    now: Tick,
+    commit: u64,
+    left: usize,
+    in_flight: Vec<DeliveryId>,
+}
+
+impl World {
+    fn new() -> Self {
+        let settings = Settings { memory_limit: LIMIT, slice: 4, ..fixture::settings() };
+        let dispatcher = fixture::dispatcher(settings);
+        Self { dispatcher, now: Tick(60_000_000), commit: 2_000, left: 0, in_flight: vec![] }
+    }
+
+    /// An event comes, for as many endpoints as its account's number says. Then checks who gave way for it.
+    fn arrive(&mut self, account: usize, key: u64, row_bytes: usize) -> Result<(), TestCaseError> {
+        if !self.dispatcher.wants_input() {
+            return Ok(());
+        }
+        let name = format!("a{account}");
+        let blocked = self.blocked();
+        self.commit += 100;
+        let event = fixture::event(&name, fixture::position(self.commit, self.commit - 10), &[key]);
+        let row = Bytes::from(vec![b' '; row_bytes]);
+        let items = fixture::transaction(self.commit, [Arc::new(Event { row, ..event })]);
+        let now = self.now;
+        let progress = Item::Progress { wal_end: Lsn(self.commit + 50) };
+        for item in items.into_iter().chain([progress]) {
+            self.dispatcher.handle_item(item, now);
+        }
+        if let Some(accounts) = self.dispatcher.poll_lookup(now) {
+            let routes = |account: AccountId| {
+                let n: usize = account.as_str()[1..].parse().unwrap();
+                let ids: Vec<String> = (0..=n).map(|e| format!("{account}-{e}")).collect();
+                let routes = fixture::routes(&account, ids.iter().map(String::as_str));
+                (account, routes)
+            };
+            let answers = accounts.into_iter().map(routes).collect();
+            self.dispatcher.handle_lookup(&fixture::snapshot(), answers, now);
+        }
+        self.check(&blocked)
+    }
+
+    /// The queues of which all that comes joins the table.
+    fn blocked(&self) -> BTreeSet<QueueId> {
+        let all = self.dispatcher.queues.all_deferred();
+        let blocked = all.filter(|(.., deferred)| *deferred.backlog.blocked() == Blocked::All);
+        blocked.map(|(_, queue, _)| queue.clone()).collect()
+    }
+
+    /// Walks back what left: before each delivery left, nobody held more than its account, and no delivery of the
+    /// account was newer.
+    fn check(&mut self, blocked: &BTreeSet<QueueId>) -> Result<(), TestCaseError> {
+        let mut all = scan(&self.dispatcher);
+        let after = holdings(&all);
+        let counted = |account: &AccountId| self.dispatcher.queues.bytes_of(account);
+        prop_assert!(after.iter().all(|(account, bytes)| counted(account) == *bytes), "{after:?}");
+        let stays = self.dispatcher.bytes_to_stay();
+        let may_leave = all.iter().any(|held| held.may_leave);
+        prop_assert!(stays < LIMIT / 4 * 3 + LIMIT / 64 || !may_leave, "{stays} bytes stay");
+
+        let leaving: Vec<_> = self.dispatcher.outbox.leaving_mut().collect();
+        let new = leaving.len() - self.left.min(leaving.len());
+        self.left = leaving.len();
+        for leaving in leaving.into_iter().rev().take(new) {
+            let queue = &leaving.row.id.queue;
+            let commit = leaving.held.event.position.commit_lsn();
+            let never_came_in = commit == Lsn(self.commit) && blocked.contains(queue);
+            if leaving.row.reason != DeferReason::Overflow || never_came_in {
+                continue;
+            }
+            let account = queue.account.clone();
+            let newer = all.iter().filter(|h| h.account == account && h.may_leave);
+            prop_assert!(newer.clone().all(|held| held.commit <= commit), "not the newest left");
+            all.push(Held {
+                account: account.clone(),
+                event: Arc::as_ptr(&leaving.held),
+                event_bytes: leaving.held.event.size_bytes(),
+                commit,
+                may_leave: true,
+            });
+            let before = holdings(&all);
+            let able = |name: &AccountId| all.iter().any(|h| h.account == *name && h.may_leave);
+            let most = before.iter().filter(|(name, _)| able(name)).map(|(_, bytes)| *bytes).max();
+            prop_assert_eq!(Some(before[&account]), most, "{} gave way: {:?}", account, before);
+        }
+        Ok(())
+    }
+
+    fn send(&mut self) {
+        let dispatcher = &mut self.dispatcher;
+        let sent = std::iter::from_fn(|| dispatcher.poll_attempt(self.now)).take(3);
+        self.in_flight.extend(sent.map(|dispatch| dispatch.attempt.first().id));
+        self.left = self.dispatcher.outbox.leaving_mut().count();
+    }
+
+    fn answer(&mut self) {
+        if let Some(id) = self.in_flight.pop() {
+            self.dispatcher.handle_outcome(id, &fixture::answered(204), self.now);
+        }
+    }
+
+    fn store(&mut self) {
+        self.now = self.now + std::time::Duration::from_millis(100);
+        if self.dispatcher.poll_persist(self.now).is_some() {
+            self.dispatcher.handle_persisted(&Persisted::default(), self.now);
+        }
+        self.left = self.dispatcher.outbox.leaving_mut().count();
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Arrive { account: usize, key: u64, row_bytes: usize },
+    Send,
+    Answer,
+    Store,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let size = prop_oneof![4 => 0usize..500, 1 => 5_000usize..20_000];
+    // A whale, and some that are smaller.
+    let account = prop_oneof![3 => Just(0usize), 1 => 1..ACCOUNTS];
+    prop_oneof![
+        12 => (account, 0u64..20, size)
+            .prop_map(|(account, key, row_bytes)| Step::Arrive { account, key, row_bytes }),
+        1 => Just(Step::Send),
+        1 => Just(Step::Answer),
+        1 => Just(Step::Store),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn account_that_holds_most_gives_way_and_its_newest_first(
+        steps in prop::collection::vec(step(), 300..600),
+    ) {
+        let mut world = World::new();
+        for step in steps {
+            match step {
+                Step::Arrive { account, key, row_bytes } => world.arrive(account, key, row_bytes)?,
+                Step::Send => world.send(),
+                Step::Answer => world.answer(),
+                Step::Store => world.store(),
+            }
+        }
+    }
+}
+
+/// So many events of the account come, with bodies of 360 bytes.
+fn burst(world: &mut World, account: &str, endpoints: usize, events: usize) {
+    for _ in 0..events {
+        world.commit += 100;
+        let (commit, now) = (world.commit, world.now);
+        let event = fixture::event(account, fixture::position(commit, commit - 10), &[commit]);
+        let event = Arc::new(Event { row: Bytes::from(vec![b' '; 360]), ..event });
+        for item in fixture::transaction(commit, [event]) {
+            world.dispatcher.handle_item(item, now);
+        }
+        let Some(accounts) = world.dispatcher.poll_lookup(now) else { continue };
+        let routes = |account: AccountId| {
+            let ids: Vec<String> = (0..endpoints).map(|e| format!("{account}-{e}")).collect();
+            let routes = fixture::routes(&account, ids.iter().map(String::as_str));
+            (account, routes)
+        };
+        let answers = accounts.into_iter().map(routes).collect();
+        world.dispatcher.handle_lookup(&fixture::snapshot(), answers, now);
+    }
+}
+
+fn world(memory_limit: usize) -> World {
+    let mut world = World::new();
+    let settings = Settings { memory_limit, slice: 256, lane_max: 1 << 20, ..fixture::settings() };
+    world.dispatcher = fixture::dispatcher(settings);
+    world
+}
+
+#[test]
+fn burst_of_one_account_is_not_deferred_while_there_is_memory() {
+    let mut world = world(256 << 20);
+    burst(&mut world, "whale", 1, 100_000);
+    assert_eq!(world.dispatcher.counters().deferred, [0; DeferReason::ALL.len()]);
+    assert_eq!(world.dispatcher.queued(), 100_000);
+}
+
+#[test]
+fn ten_thousand_short_queues_of_one_account_count_as_what_they_are() {
+    let mut world = world(16 << 20);
+    burst(&mut world, "small", 1, 1_000);
+    // 200 endpoints, each with far fewer deliveries than the small account's one.
+    burst(&mut world, "whale", 200, 120);
+    let small = world.dispatcher.queues.bytes_of(&AccountId::new("small"));
+    let whale = world.dispatcher.queues.bytes_of(&AccountId::new("whale"));
+    assert!(world.dispatcher.counters().deferred[DeferReason::Overflow.index()] > 0);
+    let of = |leaving: &&mut crate::dispatcher::outbox::Leaving| {
+        leaving.row.id.queue.account.as_str() == "small"
+    };
+    assert_eq!(world.dispatcher.outbox.leaving_mut().filter(of).count(), 0);
+    assert!(whale > small, "{whale} and {small} bytes are held");
+}

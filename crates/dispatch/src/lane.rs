@@ -15,7 +15,8 @@ use walhook_core::tick::Tick;
 mod queue;
 
 pub use queue::{
-    DELIVERY_BYTES, Insertion, Origin, Pending, QUEUE_BYTES, Queue, Removed, SharedEvent,
+    DELIVERY_BYTES, Insertion, LEAVING_BYTES, Origin, Pending, QUEUE_BYTES, Queue, Removed,
+    SharedEvent,
 };
 
 /// Requests in flight to one endpoint at most, where its row does not say: a quarter of the fast

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::super::backlog::Backlog;
 use super::super::breaker::{Breaker, Closed};
-use super::super::lane::{DELIVERY_BYTES, Origin, Removed, SharedEvent};
+use super::super::lane::{DELIVERY_BYTES, LEAVING_BYTES, Origin, Removed, SharedEvent};
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
 use super::outbox::{Leaves, Leaving, RowChange};
@@ -343,13 +343,16 @@ impl Dispatcher {
         skip: bool,
     ) {
         let Kept { held, txn, ordinal, counted, routed } = kept;
+        let more = LEAVING_BYTES - DELIVERY_BYTES;
+        self.memory.take(more);
+        let counted = counted + more;
         let event = Arc::clone(&held.event);
         let id = RowId { queue: self.queues.id(queue).clone(), key, event: event.id };
         if !skip {
             self.door.reports.deferred(reason);
         }
         let row = Defer { id, event, reason, tried };
-        let bytes = DELIVERY_BYTES + held.event.size_bytes();
+        let bytes = LEAVING_BYTES + held.event.size_bytes();
         let kind = if skip { Leaves::Skipped(queue) } else { Leaves::Deferred(queue) };
         self.outbox.leave(Leaving { row, held, txn, ordinal, kind, routed, counted, bytes });
         self.outdate(queue);

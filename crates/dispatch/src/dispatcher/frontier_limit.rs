@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::super::lane::{DELIVERY_BYTES, Origin, Pending};
+use super::super::lane::{LEAVING_BYTES, Origin, Pending};
 use super::super::schedule::LaneId;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
@@ -82,7 +82,7 @@ impl Dispatcher {
             };
             let take = |pending: &&Pending| {
                 let fits = *room > 0;
-                let bytes = DELIVERY_BYTES + pending.held.event.size_bytes();
+                let bytes = LEAVING_BYTES + pending.held.event.size_bytes();
                 *room = room.saturating_sub(bytes);
                 fits
             };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::lane::{DELIVERY_BYTES, Insertion};
+use super::super::lane::{Insertion, LEAVING_BYTES};
 pub(super) use super::outgoing::{Body, Dying, Leaves, Leaving, RowChange};
 use super::queues::QueueNo;
 use super::{PERSIST_SLOW, UNPERSISTED_MAX};
@@ -193,7 +193,7 @@ impl Outbox {
         self.insertions.0 += 1;
         let before = self.leaving.back().map(|before| &before.held);
         if before.is_some_and(|before| Arc::ptr_eq(before, &leaving.held)) {
-            leaving.bytes = DELIVERY_BYTES;
+            leaving.bytes = LEAVING_BYTES;
         }
         self.leaving_bytes += leaving.bytes;
         self.leaving.push_back(leaving);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::super::lane::DELIVERY_BYTES;
+use super::super::lane::LEAVING_BYTES;
 use super::Dispatcher;
 use super::outbox::ROWS_BYTES;
 use walhook_core::event::AccountId;
@@ -75,7 +75,7 @@ impl Dispatcher {
         while self.routing.waiting.first(account).is_some_and(|first| first.after.is_some()) {
             let Some(routes) = self.routing.router.last(account) else { return };
             let leaving = self.outbox.leaving_bytes();
-            let left = (2 * ROWS_BYTES).saturating_sub(leaving) / DELIVERY_BYTES;
+            let left = (2 * ROWS_BYTES).saturating_sub(leaving) / LEAVING_BYTES;
             if left == 0 {
                 return;
             }

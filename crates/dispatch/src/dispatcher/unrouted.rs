@@ -30,7 +30,7 @@ mod routing;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::super::lane::{DELIVERY_BYTES, Insertion, SharedEvent};
+use super::super::lane::{DELIVERY_BYTES, Insertion, LEAVING_BYTES, SharedEvent};
 use super::super::settled::Recovered;
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
@@ -306,9 +306,10 @@ impl Dispatcher {
         let endpoint = self.routing.shelves.nowhere.clone();
         let queue = QueueId { account: account.clone(), endpoint };
         let id = RowId { queue, key: RowKey { event: key, replay: None }, event: event.id };
-        let bytes = DELIVERY_BYTES + event.size_bytes();
+        self.memory.take(LEAVING_BYTES - DELIVERY_BYTES);
+        let bytes = LEAVING_BYTES + event.size_bytes();
         let row = Defer { id, event, reason: DeferReason::Unrouted, tried: Tried::default() };
-        let (txn, kind, counted) = (Some(txn), Leaves::Unrouted, DELIVERY_BYTES);
+        let (txn, kind, counted) = (Some(txn), Leaves::Unrouted, LEAVING_BYTES);
         self.outbox.leave(Leaving { row, held, txn, ordinal, kind, counted, bytes, routed: None });
         self.routing.shelves.outdate(&account);
     }

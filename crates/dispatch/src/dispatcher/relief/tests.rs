@@ -252,7 +252,7 @@ fn ten_thousand_short_queues_of_one_account_count_as_what_they_are() {
     let mut world = world(16 << 20);
     burst(&mut world, "small", 1, 1_000);
     // 200 endpoints, each with far fewer deliveries than the small account's one.
-    burst(&mut world, "whale", 200, 120);
+    burst(&mut world, "whale", 200, 250);
     let small = world.dispatcher.queues.bytes_of(&AccountId::new("small"));
     let whale = world.dispatcher.queues.bytes_of(&AccountId::new("whale"));
     assert!(world.dispatcher.counters().deferred[DeferReason::Overflow.index()] > 0);

@@ -391,3 +391,6 @@ impl UnderWay {
         self.outcomes + self.parts.dying.len()
     }
 }
+
+#[cfg(test)]
+mod tests;

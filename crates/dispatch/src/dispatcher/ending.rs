@@ -8,7 +8,6 @@ use super::Dispatcher;
 use super::outbox::{Body, Dying, RowChange};
 use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
-use walhook_core::event::Unroutable;
 use walhook_core::persist::{DeadLetter, DeadReason, QueueId, Retried, RowId};
 use walhook_core::tick::Tick;
 
@@ -32,12 +31,16 @@ pub(super) enum Ended {
 
 impl Dispatcher {
     /// A change without endpoint becomes a dead letter.
-    pub(super) fn dead_letter_unroutable(&mut self, unroutable: Unroutable, txn: TxnSeq) {
-        let Unroutable { event, reason: _, detail } = unroutable;
+    pub(super) fn dead_letter_unroutable(
+        &mut self,
+        held: Arc<SharedEvent>,
+        detail: String,
+        txn: TxnSeq,
+    ) {
         self.memory.take(DELIVERY_BYTES);
         self.door.reports.died();
         let letter = DeadLetter {
-            event: Arc::clone(&event),
+            event: Arc::clone(&held.event),
             endpoint: None,
             reason: DeadReason::Unroutable,
             detail,
@@ -46,8 +49,7 @@ impl Dispatcher {
             history: Vec::new(),
             replay: None,
         };
-        let body = Body::Unroutable { txn, held: Arc::new(SharedEvent::new(event)) };
-        self.outbox.die(Dying { letter, body });
+        self.outbox.die(Dying { letter, body: Body::Unroutable { txn, held } });
     }
 
     /// A delivery ends without success.

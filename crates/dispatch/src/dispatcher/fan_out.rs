@@ -22,7 +22,7 @@ use super::Dispatcher;
 use super::outbox::ROWS_BYTES;
 use super::waiting::{Asked, Parked, To};
 use walhook_core::endpoint::{Endpoint, Routes};
-use walhook_core::event::{AccountId, EndpointId, Event, RowKeys, Unroutable, UnroutableReason};
+use walhook_core::event::{AccountId, EndpointId, Event, RowKeys};
 use walhook_core::persist::DeferReason;
 use walhook_core::tick::Tick;
 
@@ -226,8 +226,8 @@ impl Dispatcher {
             To::All(txn) if routes.refused.is_some() => {
                 self.door.reports.refused();
                 let detail = routes.refused.clone().unwrap_or_default();
-                let (event, reason) = (Arc::clone(&held.event), UnroutableReason::Endpoints);
-                self.dead_letter_unroutable(Unroutable { event, reason, detail }, txn);
+                // It may be on its way to some endpoints already, and is counted once.
+                self.dead_letter_unroutable(held, detail, txn);
                 return came_to;
             }
             To::All(txn) => {

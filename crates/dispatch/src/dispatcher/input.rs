@@ -93,7 +93,8 @@ impl Dispatcher {
         let txn = self.progress.reading();
         self.memory.take(unroutable.event.size_bytes());
         self.progress.add(txn);
-        self.dead_letter_unroutable(unroutable, txn);
+        let Unroutable { event, reason: _, detail } = unroutable;
+        self.dead_letter_unroutable(Arc::new(SharedEvent::new(event)), detail, txn);
     }
 
     fn handle_invalidation(&mut self, invalidation: Invalidation) {

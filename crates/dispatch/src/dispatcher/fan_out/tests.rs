@@ -6,7 +6,7 @@ use super::super::{Dispatch, OperatorInput, Settings};
 use super::*;
 use crate::fixture;
 use walhook_core::endpoint::Endpoint;
-use walhook_core::event::Item;
+use walhook_core::event::{Invalidation, Item, Scope};
 use walhook_core::id::JobId;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::Persisted;
@@ -200,4 +200,28 @@ fn events_that_waited_for_a_look_up_become_rows_no_faster_than_memory_allows() {
     }
     assert_eq!(rows, ids.len() * usize::try_from(EVENTS).unwrap());
     assert!(most < LIMIT + LIMIT / 4, "{most} bytes were held");
+}
+
+#[test]
+fn event_whose_endpoints_cannot_be_read_any_more_amid_its_slices_is_counted_once() {
+    let mut dispatcher = dispatcher();
+    let mut now = NOW;
+    commit(&mut dispatcher, "large", 2_000, now);
+    look_up(&mut dispatcher, routes, now);
+    let sent: Vec<Dispatch> = std::iter::from_fn(|| dispatcher.poll_attempt(now)).collect();
+    assert!(!sent.is_empty());
+    dispatcher.handle_item(Item::Invalidate(Invalidation::new(5, Scope::All)), now);
+    look_up(&mut dispatcher, |_| Routes::refused("refused".to_owned(), 1.0), now);
+    sent.iter().for_each(|dispatch| take(&mut dispatcher, dispatch, now));
+    for _ in 0..50 {
+        now = now + Duration::from_millis(200);
+        dispatcher.fan_out(now);
+        look_up(&mut dispatcher, |_| Routes::refused("refused".to_owned(), 1.0), now);
+        while let Some(dispatch) = dispatcher.poll_attempt(now) {
+            take(&mut dispatcher, &dispatch, now);
+        }
+        store(&mut dispatcher, now);
+    }
+    assert_eq!(dispatcher.gauges().queued_bytes, 0);
+    assert_eq!(dispatcher.frontier(), Lsn(2_050));
 }

@@ -242,14 +242,16 @@ impl Dispatcher {
     ) {
         self.routing.shelves.joiners.recover(joined);
         for UnroutedAccount { account, rows, settled } in accounts {
+            if rows == 0 {
+                // All was given up, and its leader ended before it was said that nothing is left.
+                self.routing.shelves.outdated.push(account);
+                self.outbox.touch();
+                continue;
+            }
             let shelf =
                 Shelf { rows, in_table: rows, unread: rows, old: rows, ..Shelf::new(0, settled) };
             self.routing.shelves.accounts.insert(account.clone(), Box::new(shelf));
             self.routing.shelves.join_line(&account);
-            if rows == 0 {
-                self.routing.shelves.outdate(&account);
-                self.outbox.touch();
-            }
         }
         if self.routing.shelves.accounts.is_empty() {
             return;
@@ -352,11 +354,17 @@ impl Dispatcher {
         batch.routed.sort_by(|a, b| (&a.row, a.to.is_some()).cmp(&(&b.row, b.to.is_some())));
         batch.routed.dedup_by(|a, b| a.row == b.row);
         self.hand_out_unrouted_purges(batch);
-        for account in std::mem::take(&mut self.routing.shelves.outdated) {
-            let Some(shelf) = self.routing.shelves.accounts.get_mut(&account) else { continue };
-            shelf.is_stale = false;
-            let settled = shelf.settled.as_ref().map(|settled| settled.ranges.clone());
-            let (rows, settled) = (shelf.in_table, settled.unwrap_or_default());
+        let mut outdated = std::mem::take(&mut self.routing.shelves.outdated);
+        outdated.sort_unstable();
+        outdated.dedup();
+        for account in outdated {
+            let mut of_account = (0, Vec::new());
+            if let Some(shelf) = self.routing.shelves.accounts.get_mut(&account) {
+                shelf.is_stale = false;
+                let settled = shelf.settled.as_ref().map(|settled| settled.ranges.clone());
+                of_account = (shelf.in_table, settled.unwrap_or_default());
+            }
+            let (rows, settled) = of_account;
             batch.unrouted_accounts.push(UnroutedAccount { account, rows, settled });
         }
         let is_needed = !self.routing.shelves.accounts.is_empty();

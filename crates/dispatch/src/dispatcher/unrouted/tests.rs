@@ -119,3 +119,44 @@ fn row_of_an_event_that_was_read_again_keeps_newer_deferred_rows_back() {
     let deferred = until_deferred_rows_are_read(&mut dispatcher, &mut tables);
     assert_eq!(deferred, [1_500, 2_000, 2_500]);
 }
+
+/// An earlier leader has given all rows of the account up, and ended before it said so.
+#[test]
+fn account_of_which_no_row_is_left_has_its_events_sent_at_once_and_its_entry_removed() {
+    let account = UnroutedAccount { account: AccountId::new("a"), rows: 0, settled: Vec::new() };
+    let start = Start { frontier: Lsn(1_000), unrouted: vec![account], ..Start::default() };
+    let mut dispatcher = Dispatcher::new(fixture::settings(), start, SmallRng::seed_from_u64(1));
+    let (mut sent, mut told) = (0, Vec::new());
+    for (step, commit) in (0u64..).zip([1_500, 2_000]) {
+        let now = BEGAN + Duration::from_secs(step);
+        dispatcher.handle(now, Input::Items(fixture::transaction(commit, [event(commit)])));
+        while let Some(effect) = dispatcher.poll(now) {
+            match effect {
+                Effect::LookUp(accounts) => {
+                    let routes = |a: AccountId| (a.clone(), fixture::routes(&a, ["e"]));
+                    let answers = accounts.into_iter().map(routes).collect();
+                    let (snapshot, put_off) = (fixture::snapshot(), Vec::new());
+                    let answer = LookUpAnswer { snapshot, put_off, answers };
+                    dispatcher.handle(now, Input::Routes(Box::new(answer)));
+                }
+                Effect::Send(dispatch) => {
+                    sent += 1;
+                    let (delivery, outcome) = (dispatch.attempt.first().id, fixture::answered(200));
+                    dispatcher.handle(now, Input::Outcome { delivery, outcome });
+                }
+                Effect::Store(batch) => {
+                    told.extend(batch.unrouted_accounts.iter().map(|account| account.rows));
+                    dispatcher.handle(now, Input::Stored(Box::default()));
+                }
+                Effect::ReadUnrouted(_)
+                | Effect::ReadDeferred(_)
+                | Effect::Abort(_)
+                | Effect::Flush(_)
+                | Effect::Settled(_)
+                | Effect::Report(_)
+                | Effect::StateFull { .. } => {}
+            }
+        }
+    }
+    assert_eq!((sent, &told[..]), (2, &[0][..]));
+}

@@ -9,6 +9,7 @@
 #   make torture SEED=7 MINUTES=30           seed after seed of faults, from 7 on
 #   make test-long MINUTES=30                 the same behind all tests on all versions
 #   make simulate SEEDS=0..2000               seeds of the simulator; SIMULATE="--plant NAME" and other arguments
+#   make simulate SEEDS=0..500 SIMULATE=--plants   whether its checkers find each fault that is planted
 #   make test-matrix PG_BIN_DIRS=DIR:DIR        directories of server binaries; left out, all that are found
 #
 # PG_BIN_DIR=DIR makes demo and tests use the server in that directory, for example one of those that

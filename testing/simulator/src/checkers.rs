@@ -4,6 +4,7 @@
 //! ([`Scene`]). It knows nothing of what walhook has in memory.
 
 mod alone;
+mod backlog;
 mod checkpoint;
 mod deferred_return;
 mod duplicates;
@@ -100,9 +101,10 @@ pub(crate) fn all() -> Vec<Box<dyn Checker>> {
         Box::new(duplicates::Duplicates),
         Box::new(fairness::Fairness::default()),
         Box::new(limits::Limits::default()),
-        Box::new(memory::Memory),
+        Box::new(memory::Memory::default()),
         Box::new(gaps::Gaps),
         Box::new(deferred_return::DeferredReturn),
+        Box::new(backlog::Backlog),
         Box::new(patience::Patience::default()),
         Box::new(replays::Replays),
     ]

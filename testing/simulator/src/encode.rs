@@ -10,6 +10,8 @@ use walhook_decode::pgoutput::PG_EPOCH_US;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Value {
     Null,
+    /// A TOASTed value that the change left alone.
+    Unchanged,
     Text(String),
 }
 
@@ -32,6 +34,7 @@ fn put_row(out: &mut Vec<u8>, row: &Row) {
     for value in row {
         match value {
             Value::Null => out.push(b'n'),
+            Value::Unchanged => out.push(b'u'),
             Value::Text(text) => {
                 out.push(b't');
                 out.extend(u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
@@ -97,7 +100,16 @@ pub(crate) fn update(relation: u32, old: &Row, new: &Row) -> Vec<u8> {
     out
 }
 
-/// Likewise.
+/// Without an old row, as a table's own replica identity has it while the key stays.
+pub(crate) fn update_in_place(relation: u32, new: &Row) -> Vec<u8> {
+    let mut out = vec![b'U'];
+    out.extend(relation.to_be_bytes());
+    out.push(b'N');
+    put_row(&mut out, new);
+    out
+}
+
+/// With the whole old row, as REPLICA IDENTITY FULL logs it.
 pub(crate) fn delete(relation: u32, old: &Row) -> Vec<u8> {
     let mut out = vec![b'D'];
     out.extend(relation.to_be_bytes());

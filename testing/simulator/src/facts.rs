@@ -21,6 +21,8 @@ pub(crate) struct Facts {
     pub(crate) has_stale: bool,
     /// Deliveries that an operator has discarded.
     pub(crate) discarded: BTreeSet<(EventId, EndpointId)>,
+    /// Endpoints of which an operator has ever discarded rows, also those of a replay that was cancelled.
+    pub(crate) discards: BTreeSet<EndpointId>,
     /// Replays: the job, what was fed of it at least, and at most.
     pub(crate) replays: Vec<Replayed>,
     /// Endpoints that an operator has ever paused.

@@ -53,6 +53,10 @@ kinds! {
         AnswerLost = "answer-lost",
         /// A state transaction takes its time.
         StateSlow = "state-slow",
+        /// The state database does not answer for minutes.
+        StateOutage = "state-outage",
+        /// What was looked up is to be forgotten, at any place of the stream.
+        Evicted = "evicted",
         /// Look-ups fail for a while.
         LookUpOutage = "look-up-outage",
         /// A look-up fails for a single account.
@@ -85,7 +89,9 @@ kinds! {
         EndpointInvalid = "endpoint-invalid",
         /// Another watched table is changed.
         WeightChanged = "weight-changed",
-        /// Changes whose account, condition or size keeps them from becoming events.
+        /// TOASTed values that a change leaves alone, and that its WAL does not carry.
+        UnchangedToast = "unchanged-toast",
+        /// Changes whose account, condition, type, value or size keeps them from becoming events.
         Unroutable = "unroutable",
         /// The state tables are full.
         TablesFull = "tables-full",

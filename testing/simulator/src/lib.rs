@@ -26,6 +26,7 @@ mod faults;
 mod life;
 mod operators;
 mod outages;
+mod panics;
 mod plan;
 mod plants;
 mod postgres;

@@ -81,6 +81,8 @@ pub(crate) struct Life {
     pub(crate) halting: Option<Halt>,
     /// The commit LSN of the transaction that could not be read.
     pub(crate) unreadable: Option<Lsn>,
+    /// Of these transactions what cannot be read is given up.
+    pub(crate) left_out: BTreeSet<Lsn>,
     /// Jobs that it was told of.
     pub(crate) told: BTreeSet<JobId>,
     pub(crate) retries: VecDeque<Retry>,
@@ -96,14 +98,14 @@ impl Life {
         settings: Settings,
         start: Start,
         postgres: &Postgres,
-        rng: &mut SmallRng,
+        seed: u64,
     ) -> Self {
         let frontier = start.frontier;
         let paused = start.paused.iter().map(|paused| paused.endpoint.clone()).collect();
         Self {
             number,
             epoch,
-            dispatcher: Dispatcher::new(settings, start, SmallRng::from_rng(rng)),
+            dispatcher: Dispatcher::new(settings, start, SmallRng::seed_from_u64(seed)),
             rules: schema::rules(),
             changes: Changes::new(frontier),
             connection: Some(Connection::start(postgres, frontier)),
@@ -119,6 +121,7 @@ impl Life {
             stopping: false,
             halting: None,
             unreadable: None,
+            left_out: BTreeSet::new(),
             told: BTreeSet::new(),
             retries: VecDeque::new(),
             paused,
@@ -175,6 +178,12 @@ impl Life {
     fn not_understood(&mut self, problem: &str) -> Broken {
         let Some(transaction) = self.changes.transaction() else { return Broken::Connection };
         let commit = transaction.commit_lsn;
+        if self.left_out.contains(&commit) {
+            if let Some(Step::Commit { end_lsn }) = self.changes.handle_left_out() {
+                self.items.push(Item::Commit { end_lsn });
+            }
+            return Broken::Connection;
+        }
         if self.unreadable.replace(commit) == Some(commit) {
             return Broken::Halt(Halt::Unreadable { commit, problem: problem.to_owned() });
         }
@@ -226,9 +235,16 @@ pub(crate) fn read_again(
             }
         };
         let steps = message.and_then(|message| changes.handle(at, message).ok());
+        let is_read = steps.is_some();
         for step in steps.into_iter().flatten() {
             // What does not fit has halted the live stream.
             let _ = take(&mut rules, step, &mut items);
+        }
+        if !is_read {
+            // Its rest was given up.
+            changes.handle_left_out();
+            changes.handle_reconnected();
+            connection = Connection::from_anchor(postgres, changes.resume_lsn());
         }
     }
     let event = |item| if let Item::Event(event) = item { Some(event) } else { None };

@@ -208,6 +208,7 @@ impl Run {
 
     fn discard(&mut self, row: &RowId) {
         self.state.remove_row(row, |late| late.dropped += 1);
+        self.facts.discards.insert(row.queue.endpoint.clone());
         if row.key.replay.is_none() {
             self.facts.discarded.insert((row.event, row.queue.endpoint.clone()));
         }

@@ -11,6 +11,9 @@ use walhook_core::tick::Tick;
 use crate::faults::Fault;
 use crate::plan::Plan;
 
+/// What the database says where it refuses to read an account's rows.
+pub(crate) const REFUSED: &str = "simulated";
+
 #[derive(Debug, Default)]
 pub(crate) struct Outages {
     all: Vec<(Tick, Tick)>,
@@ -18,6 +21,8 @@ pub(crate) struct Outages {
     refused: Vec<(AccountId, Tick, Tick)>,
     /// Somebody else's rows fill the tables.
     others: Vec<(Tick, Tick)>,
+    /// The state database does not answer.
+    state: Vec<(Tick, Tick)>,
     /// The most that the tables took.
     pub(crate) largest: u64,
 }
@@ -53,9 +58,17 @@ impl Outages {
         };
         outages.put_off = one(3, 20);
         outages.refused = one(2, 5);
+        // Early on, nothing stands in the tables that could be given up.
+        let early = rng.random_bool(0.5);
+        let from = Tick(if early { 0 } else { rng.random_range(0..=span.0) });
+        let lasts = Duration::from_millis(rng.random_range(1_000..60_000));
+        if rng.random_bool(0.4) {
+            outages.others.push((from, from + lasts));
+        }
         let from = Tick(rng.random_range(0..=span.0));
-        if rng.random_bool(0.3) {
-            outages.others.push((from, from + Duration::from_secs(5)));
+        let lasts = Duration::from_secs(rng.random_range(5..180));
+        if rng.random_bool(0.15) && plan.has(Fault::StateOutage) {
+            outages.state.push((from, from + lasts));
         }
         let faults = [Fault::LookUpOutage, Fault::LookUpPutOff, Fault::LookUpRefused];
         let [all, put_off, refused] = faults.map(|fault| plan.has(fault));
@@ -70,6 +83,11 @@ impl Outages {
         inside(&self.all, now)
     }
 
+    /// When the state database answers again, where it does not.
+    pub(crate) fn of_state(&self, now: Tick) -> Option<Tick> {
+        inside(&self.state, now)
+    }
+
     /// Of this account alone nothing can be told now.
     pub(crate) fn puts_off(&self, account: &AccountId, now: Tick) -> Option<Duration> {
         let mut spans = self.put_off.iter().filter(|(of, ..)| of == account);
@@ -81,7 +99,7 @@ impl Outages {
     pub(crate) fn refuses(&self, account: &AccountId, now: Tick) -> Option<Routes> {
         let mut spans = self.refused.iter().filter(|(of, ..)| of == account);
         let found = spans.find(|(_, from, until)| (*from..*until).contains(&now));
-        found.map(|_| Routes::refused("simulated".to_owned(), 1.0))
+        found.map(|_| Routes::refused(REFUSED.to_owned(), 1.0))
     }
 
     /// Whether others' rows fill the tables.

@@ -40,6 +40,12 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Whether nothing is taken away, and nothing planted.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        self.arguments().is_empty()
+    }
+
     /// The arguments that ask for this.
     #[must_use]
     pub fn arguments(&self) -> String {

@@ -14,6 +14,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rand::RngExt;
+use rand::rngs::SmallRng;
 use walhook_core::endpoint::{Endpoint, Routes, Secret, wants};
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::lsn::Lsn;
@@ -41,7 +43,7 @@ pub(crate) struct Sent {
 /// What two events of one endpoint must share to be in order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Key {
-    /// A row of the subscribers.
+    /// A row with a primary key; no two tables share one.
     Row(u64),
     /// The account: of a table without a primary key.
     Account,
@@ -116,6 +118,8 @@ pub(crate) struct Txn {
     pub(crate) endpoints: Vec<(EndpointId, Option<EndpointRow>)>,
     /// Weights that it changes.
     weights: Vec<(Arc<str>, f64)>,
+    /// Values that it leaves alone, and that are not in its WAL.
+    pub(crate) unchanged: u32,
 }
 
 impl Txn {
@@ -141,6 +145,8 @@ pub(crate) struct Postgres {
     /// Which endpoints were ever an account's.
     pub(crate) of_account: BTreeMap<Arc<str>, BTreeSet<EndpointId>>,
     pub(crate) slot: Slot,
+    /// Messages, by transaction and place in it, that the server cannot send: nobody has mended them.
+    pub(crate) unreadable: BTreeSet<(usize, usize)>,
     /// So many have committed.
     pub(crate) committed: usize,
     /// So many are shown by SQL, and what that shows.
@@ -155,6 +161,14 @@ impl Postgres {
     pub(crate) fn wal_end(&self) -> Lsn {
         let last = self.committed.checked_sub(1).and_then(|at| self.txns.get(at));
         last.map_or(Lsn(make::FIRST_LSN), |txn| Lsn(txn.end_lsn.0 + make::AFTER_COMMIT))
+    }
+
+    /// A new slot, which begins there. It is made once all that was committed before is shown.
+    pub(crate) fn make_slot(&mut self, at: Lsn, now: Tick) {
+        self.slot.confirmed = self.slot.confirmed.max(at);
+        for txn in self.txns.get_mut(..self.committed).unwrap_or_default() {
+            txn.shown_at = txn.shown_at.min(now);
+        }
     }
 
     /// What SQL shows by then.
@@ -263,8 +277,8 @@ pub(crate) struct Connection {
     described: BTreeSet<u32>,
     /// The wish of a test: what the description of this table lacks.
     pub(crate) lacks_column: bool,
-    /// Of this transaction the last message is no pgoutput.
-    pub(crate) garbled: Option<usize>,
+    /// The message, by transaction and place in it, that is no pgoutput.
+    pub(crate) garbled: Option<(usize, usize)>,
 }
 
 /// What comes of a connection.
@@ -296,15 +310,19 @@ impl Connection {
         self.txn < postgres.committed
     }
 
-    /// Either the next table that is described lacks a column, or the transaction that is read cannot be
-    /// understood to its end.
-    pub(crate) fn harm(&mut self, lacks_column: bool) {
-        if lacks_column {
-            self.lacks_column = true;
-            self.described.clear();
-        } else {
-            self.garbled = Some(self.txn);
-        }
+    /// The next table that is described lacks a column.
+    pub(crate) fn lose_column(&mut self) {
+        self.lacks_column = true;
+        self.described.clear();
+    }
+
+    /// The transaction that is read cannot be understood from somewhere on. What changes the endpoints is.
+    pub(crate) fn garble(&mut self, postgres: &Postgres, rng: &mut SmallRng) {
+        let Some(txn) = postgres.txns.get(self.txn) else { return };
+        let last = txn.messages.len().saturating_sub(1);
+        let plain = txn.endpoints.is_empty() && !txn.changes_weights();
+        let first = if plain { self.message.max(1).min(last) } else { last };
+        self.garbled = Some((self.txn, rng.random_range(first..=last)));
     }
 
     /// The transaction that is being read.
@@ -320,24 +338,26 @@ impl Connection {
         let sent = txn.messages.get(self.message)?;
         if let Some(relation) = sent.relation.filter(|oid| !self.described.contains(oid)) {
             self.described.insert(relation);
-            let mut table = schema::tables().into_iter().find(|table| table.oid == relation)?;
+            let mut table = schema::table(relation)?;
             if let Some(last) = table.columns.last_mut().filter(|_| self.lacks_column) {
                 last.name = "renamed".to_owned();
             }
             let payload = Bytes::from(encode::relation(&table));
             return Some(Frame::Data { wal_start: Lsn(0), payload });
         }
+        let place = (self.txn, self.message);
+        let is_garbled = self.garbled == Some(place) || postgres.unreadable.contains(&place);
         self.message += 1;
         let is_last = self.message == txn.messages.len();
         let frame = match sent.oversize {
+            _ if is_garbled => {
+                Frame::Data { wal_start: sent.wal_start, payload: Bytes::from_static(b"?") }
+            }
             Some(bytes) => Frame::Oversize {
                 wal_start: sent.wal_start,
                 head: Bytes::copy_from_slice(&sent.bytes),
                 bytes,
             },
-            None if is_last && self.garbled == Some(self.txn) => {
-                Frame::Data { wal_start: sent.wal_start, payload: Bytes::from_static(b"?") }
-            }
             None => Frame::Data {
                 wal_start: sent.wal_start,
                 payload: Bytes::copy_from_slice(&sent.bytes),

@@ -101,7 +101,14 @@ impl Receivers {
                 (Fault::Throttling, (answered(status, retry_after), ms(4)))
             }
             Temper::Resetting if rng.random_bool(0.3) => {
-                let kinds = [FailureKind::Protocol, FailureKind::Tls, FailureKind::Dns];
+                let kinds = [
+                    FailureKind::Protocol,
+                    FailureKind::Tls,
+                    FailureKind::Dns,
+                    FailureKind::Proxy,
+                    FailureKind::Forbidden,
+                    FailureKind::Invalid,
+                ];
                 let kind = pick(rng, kinds);
                 (Fault::Reset, (failure(kind), ms(8)))
             }

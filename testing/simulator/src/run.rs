@@ -1,8 +1,12 @@
 //! One seed from beginning to end: the world, the processes that live in it, and what happens when.
 
 mod effects;
+mod halts;
 mod happens;
 mod lives;
+mod recorded;
+
+pub(crate) use halts::Resolved;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -23,12 +27,14 @@ use crate::faults::Fault;
 use crate::life::Life;
 use crate::operators::Operators;
 use crate::outages::Outages;
+use crate::panics;
 use crate::plan::{Options, Plan};
 use crate::plants::{Plant, Planted};
 use crate::postgres::{self, Postgres};
 use crate::receivers::Receivers;
 use crate::state::State;
 use crate::trace::Trace;
+use recorded::Recorded;
 
 /// All must have ended so long after the last commit.
 const PATIENCE: Duration = Duration::from_secs(24 * 3_600);
@@ -62,6 +68,8 @@ pub(crate) enum Happens {
     /// An instance that lost the lease is ended, whatever it did not notice.
     Expires(usize),
     StreamBreaks,
+    /// What was looked up is to be forgotten.
+    Evicts,
     /// An operator looks what there is to do.
     Operates,
     /// A replay goes on.
@@ -85,6 +93,8 @@ pub struct Report {
     pub took: Duration,
     /// The batches that were stored, with their epochs, where that was wished.
     pub batches: Vec<(i64, walhook_core::persist::PersistBatch)>,
+    /// A recording of the first process, as `walhook run --record` writes it, where that was wished.
+    pub recording: Vec<u8>,
 }
 
 /// What a run found.
@@ -124,6 +134,7 @@ pub(crate) struct Run {
     next_request: u64,
     keeps_batches: bool,
     batches: Vec<(i64, walhook_core::persist::PersistBatch)>,
+    recorded: Recorded,
 }
 
 /// What is wished of a run beside its result.
@@ -137,6 +148,8 @@ pub struct Wishes {
     pub batches: bool,
     /// Print the trace.
     pub print: bool,
+    /// Record the first process.
+    pub record: bool,
 }
 
 /// Runs a seed to its end.
@@ -146,9 +159,7 @@ pub struct Wishes {
 pub fn run(seed: u64, options: &Options, wishes: &Wishes) -> Result<Report, Failure> {
     let told = std::panic::catch_unwind(|| Run::new(seed, options, wishes).run());
     told.unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        let problem = text.unwrap_or("a panic without a text").to_owned();
+        let problem = panics::text(&*panic).to_owned();
         Err(Failure { checker: "panic".to_owned(), problem, at: Duration::ZERO })
     })
 }
@@ -181,6 +192,7 @@ impl Run {
             next_request: 0,
             keeps_batches: wishes.batches,
             batches: Vec::new(),
+            recorded: Recorded::new(wishes.record),
             postgres,
             plan,
         };
@@ -205,6 +217,7 @@ impl Run {
         blow(Fault::Takeover, &Happens::TakesOver, self.plan.takeovers, self);
         blow(Fault::Shutdown, &Happens::ShutsDown, 1, self);
         blow(Fault::StreamLost, &Happens::StreamBreaks, 3, self);
+        blow(Fault::Evicted, &Happens::Evicts, 2, self);
         self.at(Tick(500_000), Happens::Operates);
         self.begin_life();
     }
@@ -305,6 +318,7 @@ impl Run {
                     line: self.trace.line(),
                     took: self.now.since(Tick(0)),
                     batches: self.batches,
+                    recording: self.recorded.take(),
                     counts: self.counts,
                 })
             }
@@ -343,10 +357,13 @@ impl Run {
             && self.state.deferred.is_empty()
             && self.state.backlog.is_empty()
             && self.state.unrouted.is_empty()
+            && self.state.unrouted_accounts.is_empty()
             && life.in_flight.is_empty()
+            && life.unrouted.is_none()
             && life.storing.is_none()
             && life.deferred.is_none()
             && !self.state.gaps.iter().any(|gap| gap.growing)
+            && life.dispatcher.gauges().queued_bytes == 0
     }
 
     fn what_is_left(&self) -> String {
@@ -361,20 +378,21 @@ impl Run {
             .collect();
         format!(
             "{} of {} transactions committed, checkpoint {}, {rows} rows deferred, {} backlogs, {} \
-             accounts without routes, {:?} of operators; {}",
+             accounts without routes, {:?} of operators; {}; first row {:?}",
             self.postgres.committed,
             self.postgres.txns.len(),
             self.state.frontier,
             self.state.backlog.len(),
             self.state.unrouted_accounts.len(),
             self.operators,
-            lives.join(", ")
+            lives.join(", "),
+            self.state.deferred.iter().next()
         )
     }
 
     fn count_gaps(&mut self) {
         for gap in &self.state.gaps {
-            self.counts.add("gap", gap.kind.as_str());
+            self.counts.gap(gap.kind);
         }
     }
 
@@ -383,6 +401,7 @@ impl Run {
         let now = self.now;
         self.counts.input(&input);
         self.trace.input(now, number, &input);
+        self.recorded.input(number, now, &input);
         if let Some(life) = self.life(number) {
             life.dispatcher.handle(now, input);
         }

@@ -127,6 +127,8 @@ pub struct State {
     pub notices: BTreeMap<(EndpointId, NoticeKind), u64>,
     /// `jobs`.
     pub jobs: BTreeMap<JobId, Job>,
+    /// Transactions of which what cannot be read is given up: records of the table `gaps` that say so.
+    pub left_out: BTreeSet<Lsn>,
     /// Letters of a queue that are rows, at most.
     pub letters_max: u32,
     next_letter: i64,

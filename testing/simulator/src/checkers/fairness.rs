@@ -2,7 +2,8 @@
 //! hang or refuse, or for anything else that others do: a request goes out within [`BOUND`] of the commit.
 //!
 //! Not counted are times in which look-ups or the state database do not answer, as nothing can be sent then,
-//! and what an earlier process left behind.
+//! and what an earlier process left behind; nor an endpoint whose account has more of them than one slice and
+//! some that are not well: these take the room of the account's own lane.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -32,7 +33,12 @@ fn is_plain(scene: &Scene<'_>, endpoint: &EndpointId) -> bool {
     let EndpointRow { account, max_in_flight: None, rate_per_second: None, .. } = row else {
         return false;
     };
+    let of_account = scene.postgres.of_account.get(account).into_iter().flatten();
+    let (all, well) = of_account.fold((0, 0), |(all, well), endpoint| {
+        (all + 1, well + usize::from(scene.receivers.temper(endpoint) == Temper::Fast))
+    });
     **account != *"a0"
+        && (all == well || all <= scene.plan.settings.slice)
         && row.valid
         && scene.receivers.temper(endpoint) == Temper::Fast
         && !scene.facts.paused.contains(endpoint)

@@ -1,13 +1,18 @@
-//! Memory is bounded by the configuration, whatever the backlog.
+//! Memory is bounded by the configuration, whatever the backlog; and when all has ended nothing is counted, in
+//! memory or in tables, that is not there.
+
+use walhook_dispatch::dispatcher::Gauges;
 
 use super::{Checker, Scene, Seen};
 
-/// What may come on top: a batch that was taken while there was room, and the deliveries of events that
-/// waited for their endpoints, which are as many as their accounts have.
-const BATCH_BYTES: usize = 2 << 20;
+/// What may come on top: a batch that was taken while there was room, with what it is routed to at once.
+const BATCH_BYTES: usize = 256 << 10;
 
 #[derive(Debug, Default)]
-pub(crate) struct Memory;
+pub(crate) struct Memory {
+    /// As it was told last.
+    last: Option<Gauges>,
+}
 
 impl Checker for Memory {
     fn name(&self) -> &'static str {
@@ -17,8 +22,19 @@ impl Checker for Memory {
     fn see(&mut self, scene: &Scene<'_>, seen: &Seen<'_>) -> Result<(), String> {
         let Seen::Rested { gauges } = seen else { return Ok(()) };
         let (held, limit) = (gauges.queued_bytes, scene.plan.settings.memory_limit);
+        self.last = Some(*gauges);
         if held > limit + BATCH_BYTES {
             return Err(format!("{held} bytes are held, and {limit} allowed"));
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, _scene: &Scene<'_>) -> Result<(), String> {
+        let Some(gauges) = self.last else { return Ok(()) };
+        let lanes = gauges.lanes_ready + gauges.lanes_waiting;
+        let rows = gauges.deferred + gauges.unrouted;
+        if gauges.queued_bytes > 0 || lanes > 0 || rows > 0 || gauges.unrouted_accounts > 0 {
+            return Err(format!("nothing is left, and {gauges:?}"));
         }
         Ok(())
     }

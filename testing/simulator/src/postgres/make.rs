@@ -1,7 +1,9 @@
 //! Makes the transactions.
 
+mod endpoints;
+mod rows;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,38 +12,20 @@ use rand::rngs::SmallRng;
 
 use walhook_core::event::EndpointId;
 use walhook_core::lsn::Lsn;
-use walhook_core::position::{EventId, MESSAGE, Position, WalPosition};
+use walhook_core::position::{EventId, Position, WalPosition};
 use walhook_core::tick::{Tick, micros};
 
 use super::{EndpointRow, Expect, Key, Postgres, Sent, Slot, Txn, UNIX_US};
-use crate::encode::{self, Row, Value};
+use crate::encode;
 use crate::faults::Fault;
 use crate::plan::Plan;
-use crate::schema::{ACCOUNTS, MAX_BYTES, NOTES, OPERATOR, PLANS, SUBSCRIBERS, SYSTEM, WEBHOOKS};
+use crate::schema::SYSTEM;
+use rows::Subscriber;
 
 pub(super) const FIRST_LSN: u64 = 0x0100_0000;
 pub(super) const FIRST_XID: u64 = 3_000;
 /// Between the end of a commit and the WAL's end: a record of somebody else's.
 pub(super) const AFTER_COMMIT: u64 = 24;
-
-/// Subscribers of an account.
-const ROWS: u64 = 6;
-
-/// Types that endpoints ask for.
-const TYPES: [&[&str]; 5] = [
-    &["*"],
-    &["subscriber.*"],
-    &["subscriber.updated", "note.written"],
-    &["order.placed", "plans.cleared", "subscriber.created"],
-    &["*"],
-];
-
-/// A subscriber's row.
-#[derive(Debug, Clone)]
-struct Subscriber {
-    account: Arc<str>,
-    status: String,
-}
 
 struct Maker<'a> {
     plan: &'a Plan,
@@ -49,6 +33,7 @@ struct Maker<'a> {
     lsn: u64,
     accounts: Vec<Arc<str>>,
     subscribers: BTreeMap<u64, Subscriber>,
+    documents: BTreeSet<u64>,
     endpoints: BTreeMap<EndpointId, EndpointRow>,
     /// Those that are never changed: what they are owed can be told exactly.
     kept: BTreeSet<EndpointId>,
@@ -67,6 +52,7 @@ struct OpenTxn {
     messages: Vec<Sent>,
     endpoints: Vec<(EndpointId, Option<EndpointRow>)>,
     weights: Vec<(Arc<str>, f64)>,
+    unchanged: u32,
 }
 
 /// Makes the database of a seed.
@@ -78,6 +64,7 @@ pub(crate) fn postgres(plan: &Plan) -> Postgres {
         lsn: FIRST_LSN,
         accounts,
         subscribers: BTreeMap::new(),
+        documents: BTreeSet::new(),
         endpoints: BTreeMap::new(),
         kept: BTreeSet::new(),
         removed: Vec::new(),
@@ -127,6 +114,7 @@ pub(crate) fn postgres(plan: &Plan) -> Postgres {
         versions,
         of_account,
         slot: Slot { confirmed: Lsn(FIRST_LSN) },
+        unreadable: BTreeSet::new(),
         committed: 0,
         shown: 0,
         table: BTreeMap::new(),
@@ -177,46 +165,14 @@ impl Maker<'_> {
         self.change_endpoints();
     }
 
-    /// The first transaction: endpoints of most accounts.
-    fn register(&mut self) {
-        let accounts = self.accounts.clone();
-        for account in &accounts {
-            let many = self.rng.random_bool(0.05);
-            for _ in 0..if many { 8 } else { self.rng.random_range(0..3) } {
-                let row = self.endpoint_row(Arc::clone(account));
-                let id = self.endpoint_id();
-                if self.rng.random_bool(0.7) {
-                    self.kept.insert(id.clone());
-                }
-                self.write_endpoint(id, Some(row));
-            }
-        }
-    }
-
-    fn endpoint_id(&mut self) -> EndpointId {
-        self.next_endpoint += 1;
-        EndpointId::new(format!("e{}", self.next_endpoint))
-    }
-
-    fn endpoint_row(&mut self, account: Arc<str>) -> EndpointRow {
-        let types = TYPES.get(self.rng.random_range(0..TYPES.len())).copied().unwrap_or(&["*"]);
-        EndpointRow {
-            account,
-            url: 0,
-            types: types.to_vec(),
-            enabled: true,
-            valid: !self.plan.has(Fault::EndpointInvalid) || !self.rng.random_bool(0.02),
-            max_in_flight: self.rng.random_bool(0.1).then(|| self.rng.random_range(1..3)),
-            rate_per_second: self.rng.random_bool(0.05).then_some(20.0),
-        }
-    }
-
     fn change(&mut self, whale: bool) {
         let account = if whale { self.accounts.first().cloned() } else { None };
         let account = account.unwrap_or_else(|| self.account());
         match self.rng.random_range(0..100) {
             0..20 => self.insert(&account),
-            20..70 => self.update(&account),
+            20..58 => self.update(&account),
+            58..65 => self.document(&account),
+            65..70 => self.outbox(&account),
             70..76 => self.delete(&account),
             76..80 => self.rename_key(&account),
             80..83 => self.move_account(&account),
@@ -225,241 +181,6 @@ impl Maker<'_> {
             91..96 => self.message(&account),
             _ => self.odd(&account),
         }
-    }
-
-    fn change_endpoints(&mut self) {
-        if self.plan.has(Fault::EndpointChanged) && self.rng.random_bool(0.02) {
-            let of_change: Vec<EndpointId> =
-                self.endpoints.keys().filter(|id| !self.kept.contains(*id)).cloned().collect();
-            if !of_change.is_empty() {
-                let id = of_change.get(self.rng.random_range(0..of_change.len())).cloned();
-                let row = id.as_ref().and_then(|id| self.endpoints.get(id)).cloned();
-                if let (Some(id), Some(row)) = (id, row) {
-                    let row = self.changed(row);
-                    self.write_endpoint(id, row);
-                }
-            }
-        }
-        if self.plan.has(Fault::EndpointChanged) && self.rng.random_bool(0.005) {
-            let account = self.account();
-            let row = self.endpoint_row(account);
-            let id = self.endpoint_id();
-            self.write_endpoint(id, Some(row));
-        }
-        if self.rng.random_bool(0.02)
-            && let Some(id) = self.removed.pop()
-        {
-            let account = self.account();
-            let row = self.endpoint_row(account);
-            self.write_endpoint(id, Some(row));
-        }
-        if self.plan.has(Fault::WeightChanged) && self.rng.random_bool(0.01) {
-            let account = self.account();
-            let weight = f64::from(self.rng.random_range(1..9u8)) / 2.0;
-            self.write_weight(account, weight);
-        }
-    }
-
-    fn changed(&mut self, mut row: EndpointRow) -> Option<EndpointRow> {
-        match self.rng.random_range(0..9) {
-            0 => row.account = self.account(),
-            1 => row.types = TYPES.get(self.rng.random_range(0..TYPES.len()))?.to_vec(),
-            2 | 3 => row.enabled = !row.enabled,
-            4 if self.plan.has(Fault::EndpointInvalid) => row.valid = !row.valid,
-            5 => row.max_in_flight = self.rng.random_bool(0.5).then_some(1),
-            6 => row.rate_per_second = self.rng.random_bool(0.5).then_some(10.0),
-            7 if self.plan.has(Fault::EndpointRemoved) => return None,
-            _ => row.url += 1,
-        }
-        Some(row)
-    }
-
-    fn subscriber(&mut self, account: &str) -> Option<(u64, Subscriber)> {
-        let base = self.base(account);
-        let at = base + self.rng.random_range(0..ROWS);
-        let mut of_account = self.subscribers.range(at..base + ROWS);
-        of_account.next().map(|(id, row)| (*id, row.clone()))
-    }
-
-    fn base(&self, account: &str) -> u64 {
-        account.get(1..).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1_000 + 1
-    }
-
-    fn status(&mut self) -> String {
-        format!("s{}", self.rng.random_range(0..5))
-    }
-
-    fn insert(&mut self, account: &Arc<str>) {
-        let id = self.base(account) + self.rng.random_range(0..ROWS);
-        if self.subscribers.contains_key(&id) {
-            return self.update(account);
-        }
-        let lsn = self.record();
-        self.insert_at(lsn, 0, id, account);
-        // The rows of a COPY share their LSN.
-        for n in 1..if self.rng.random_bool(0.1) { 4 } else { 1 } {
-            let id = id + 100 + u64::from(n);
-            if self.subscribers.contains_key(&id) {
-                break;
-            }
-            self.insert_at(lsn, n, id, account);
-        }
-    }
-
-    fn insert_at(&mut self, lsn: Lsn, n: u32, id: u64, account: &Arc<str>) {
-        let row = Subscriber { account: Arc::clone(account), status: self.status() };
-        let data = format!("\"data\":{{\"id\":{id},\"state\":\"{}\"}}", row.status);
-        self.send(lsn, SUBSCRIBERS, encode::insert(SUBSCRIBERS, &tuple(id, &row)));
-        let at = (lsn, SUBSCRIBERS, n);
-        self.expect(at, "subscriber.created", account, data, vec![Key::Row(id)]);
-        self.subscribers.insert(id, row);
-    }
-
-    fn update(&mut self, account: &Arc<str>) {
-        let Some((id, old)) = self.subscriber(account) else { return };
-        let new = Subscriber { status: self.status(), ..old.clone() };
-        self.write_update((id, &old), (id, new));
-    }
-
-    fn rename_key(&mut self, account: &Arc<str>) {
-        let Some((id, old)) = self.subscriber(account) else { return };
-        let base = self.base(account);
-        let new_id = base + self.rng.random_range(0..ROWS);
-        if self.subscribers.contains_key(&new_id) {
-            return;
-        }
-        let new = Subscriber { status: self.status(), ..old.clone() };
-        self.write_update((id, &old), (new_id, new));
-    }
-
-    fn move_account(&mut self, account: &Arc<str>) {
-        let Some((id, old)) = self.subscriber(account) else { return };
-        let new = Subscriber { account: self.account(), status: self.status() };
-        self.write_update((id, &old), (id, new));
-    }
-
-    fn write_update(&mut self, (old_id, old): (u64, &Subscriber), (id, new): (u64, Subscriber)) {
-        let lsn = self.record();
-        let bytes = encode::update(SUBSCRIBERS, &tuple(old_id, old), &tuple(id, &new));
-        self.send(lsn, SUBSCRIBERS, bytes);
-        if old.status != new.status {
-            let mut data = format!("\"data\":{{\"id\":{id},\"status\":\"{}\"}}", new.status);
-            if old.account == new.account {
-                data += ",\"previous\":{";
-                if old_id != id {
-                    let _ = write!(data, "\"id\":{old_id},");
-                }
-                let _ = write!(data, "\"status\":\"{}\"}}", old.status);
-            }
-            let mut keys = vec![Key::Row(old_id), Key::Row(id)];
-            keys.dedup();
-            let account = Arc::clone(&new.account);
-            self.expect((lsn, SUBSCRIBERS, 0), "subscriber.updated", &account, data, keys);
-        }
-        self.subscribers.remove(&old_id);
-        self.subscribers.insert(id, new);
-    }
-
-    fn delete(&mut self, account: &Arc<str>) {
-        let Some((id, old)) = self.subscriber(account) else { return };
-        self.subscribers.remove(&id);
-        let lsn = self.record();
-        self.send(lsn, SUBSCRIBERS, encode::delete(SUBSCRIBERS, &tuple(id, &old)));
-        let data = format!("\"data\":{{\"id\":{id}}}");
-        let at = (lsn, SUBSCRIBERS, 0);
-        self.expect(at, "subscriber.deleted", &old.account, data, vec![Key::Row(id)]);
-    }
-
-    fn note(&mut self, account: &Arc<str>) {
-        let lsn = self.record();
-        let text = self.rng.random_range(0..1_000).to_string();
-        let row = vec![Value::text(account), Value::text(&text)];
-        self.send(lsn, NOTES, encode::insert(NOTES, &row));
-        let data = format!("\"data\":{{\"text\":\"{text}\"}}");
-        self.expect((lsn, NOTES, 0), "note.written", account, data, vec![Key::Account]);
-    }
-
-    fn truncate(&mut self) {
-        let lsn = self.record();
-        self.send(lsn, PLANS, encode::truncate(PLANS));
-        let (account, data) = (OPERATOR.into(), "\"data\":{}".to_owned());
-        self.expect((lsn, PLANS, 0), "plans.cleared", &account, data, vec![Key::Account]);
-    }
-
-    fn message(&mut self, account: &Arc<str>) {
-        let lsn = self.record();
-        let content =
-            format!("{{\"account\":\"{account}\",\"n\":{}}}", self.rng.random_range(0..99));
-        let bytes = encode::message(true, lsn, "outbox", content.as_bytes());
-        self.txn.messages.push(Sent { wal_start: lsn, bytes, relation: None, oversize: None });
-        let data = format!("\"data\":{content}");
-        self.expect((lsn, MESSAGE, 0), "order.placed", account, data, vec![Key::Account]);
-        // One outside of transactions, which says nothing.
-        let bytes = encode::message(false, lsn, "outbox", content.as_bytes());
-        self.txn.messages.push(Sent { wal_start: lsn, bytes, relation: None, oversize: None });
-    }
-
-    /// What cannot become an event.
-    fn odd(&mut self, account: &Arc<str>) {
-        if !self.plan.has(Fault::Unroutable) {
-            return;
-        }
-        let lsn = self.record();
-        let id = 900_000_000 + lsn.0;
-        let nobody = "".into();
-        match self.rng.random_range(0..4) {
-            0 => {
-                let row = vec![Value::text(id), Value::Null, Value::text("s")];
-                self.send(lsn, SUBSCRIBERS, encode::insert(SUBSCRIBERS, &row));
-                self.unroutable((lsn, SUBSCRIBERS, 0), "subscriber.created", &nobody);
-            }
-            1 => {
-                let text = "x".repeat(2 * MAX_BYTES);
-                let row = vec![Value::text(id), Value::text(account), Value::text(text)];
-                self.send(lsn, SUBSCRIBERS, encode::insert(SUBSCRIBERS, &row));
-                self.unroutable((lsn, SUBSCRIBERS, 0), "subscriber.created", account);
-            }
-            2 => {
-                let row = vec![Value::text(account), Value::text("many")];
-                self.send(lsn, NOTES, encode::insert(NOTES, &row));
-                self.unroutable((lsn, NOTES, 0), "note.written", account);
-            }
-            _ => {
-                let row = vec![Value::text(id), Value::text(account), Value::text("s")];
-                let mut bytes = encode::insert(SUBSCRIBERS, &row);
-                bytes.truncate(16);
-                let (relation, oversize) = (Some(SUBSCRIBERS), Some(1 << 30));
-                self.txn.messages.push(Sent { wal_start: lsn, bytes, relation, oversize });
-                self.unroutable((lsn, SUBSCRIBERS, 0), "subscriber.created", &nobody);
-            }
-        }
-    }
-
-    fn write_endpoint(&mut self, id: EndpointId, row: Option<EndpointRow>) {
-        let lsn = self.record();
-        let old = self.endpoints.get(&id).map(|old| endpoint_tuple(&id, old));
-        let bytes = match (&old, &row) {
-            (None, None) => return,
-            (None, Some(new)) => encode::insert(WEBHOOKS, &endpoint_tuple(&id, new)),
-            (Some(old), Some(new)) => encode::update(WEBHOOKS, old, &endpoint_tuple(&id, new)),
-            (Some(old), None) => encode::delete(WEBHOOKS, old),
-        };
-        self.send(lsn, WEBHOOKS, bytes);
-        match &row {
-            Some(row) => _ = self.endpoints.insert(id.clone(), row.clone()),
-            None => {
-                self.endpoints.remove(&id);
-                self.removed.push(id.clone());
-            }
-        }
-        self.txn.endpoints.push((id, row));
-    }
-
-    fn write_weight(&mut self, account: Arc<str>, weight: f64) {
-        let lsn = self.record();
-        let row = vec![Value::text(&account), Value::text(weight)];
-        self.send(lsn, ACCOUNTS, encode::insert(ACCOUNTS, &row));
-        self.txn.weights.push((account, weight));
     }
 
     fn send(&mut self, wal_start: Lsn, relation: u32, bytes: Vec<u8>) {
@@ -526,24 +247,7 @@ impl Maker<'_> {
             expects: open.first_expect..last,
             endpoints: open.endpoints,
             weights: open.weights,
+            unchanged: open.unchanged,
         }
     }
-}
-
-fn tuple(id: u64, row: &Subscriber) -> Row {
-    vec![Value::text(id), Value::text(&row.account), Value::text(&row.status)]
-}
-
-fn endpoint_tuple(id: &EndpointId, row: &EndpointRow) -> Row {
-    let optional = |text: Option<String>| text.map_or(Value::Null, Value::Text);
-    vec![
-        Value::text(id),
-        Value::text(&row.account),
-        Value::text(format!("https://{id}.example/{}", row.url)),
-        Value::text(format!("{{{}}}", row.types.join(","))),
-        optional(row.valid.then(|| "s".to_owned())),
-        Value::text(if row.enabled { "t" } else { "f" }),
-        optional(row.max_in_flight.map(|n| n.to_string())),
-        optional(row.rate_per_second.map(|n| n.to_string())),
-    ]
 }

@@ -23,8 +23,10 @@ impl Run {
         while let Some(effect) = self.life(number).and_then(|life| life.dispatcher.poll(now)) {
             self.counts.effect(&effect);
             self.trace.effect(now, number, &effect);
+            self.recorded.effect(number, &effect);
             self.carry_out(number, effect);
         }
+        self.recorded.polled(number, now);
         let Some(life) = self.lives.iter().find(|life| life.number == number) else { return };
         let gauges = life.dispatcher.gauges();
         let behind = life.connection.as_ref().is_none_or(|c| c.has_more(&self.postgres))
@@ -193,8 +195,15 @@ impl Run {
 
     fn store(&mut self, number: usize, batch: Box<PersistBatch>) {
         let slow = self.plan.has(Fault::StateSlow) && self.chance.random_bool(0.005);
-        let ms =
+        let mut ms =
             if slow { self.rng.random_range(1_000..4_000) } else { self.rng.random_range(2..8) };
+        if let Some(until) = self.outages.of_state(self.now) {
+            // It is tried until the database answers again.
+            self.counts.fault(Fault::StateOutage);
+            let out = until.since(self.now);
+            ms += u64::try_from(out.as_millis()).unwrap_or(0) + self.rng.random_range(1..500);
+            self.delay(out * 2 + Duration::from_secs(5));
+        }
         if slow {
             self.counts.fault(Fault::StateSlow);
             self.delay(Duration::from_millis(2 * ms));

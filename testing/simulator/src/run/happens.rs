@@ -6,6 +6,7 @@ use std::time::Duration;
 use rand::RngExt;
 
 use walhook_core::attempt::DeliveryId;
+use walhook_core::event::{Invalidation, Item, Scope};
 use walhook_core::room::{Holder, Measured, StateSize};
 use walhook_dispatch::dispatcher::Input;
 
@@ -43,6 +44,7 @@ impl Run {
             Happens::ShutsDown => self.shut_down(),
             Happens::Expires(life) => self.expire(life),
             Happens::StreamBreaks => self.break_stream(),
+            Happens::Evicts => self.evict(),
             Happens::Operates => self.operate(),
             Happens::Feeds => self.feed(),
         }
@@ -60,6 +62,9 @@ impl Run {
         if txn.changes_weights() {
             self.counts.fault(Fault::WeightChanged);
         }
+        for _ in 0..txn.unchanged {
+            self.counts.fault(Fault::UnchangedToast);
+        }
         if txn.shown_at > txn.at {
             self.counts.fault(Fault::LookUpLags);
         }
@@ -75,6 +80,19 @@ impl Run {
         if let Some(leader) = self.leader().map(|life| life.number) {
             self.plan_reading(leader, Duration::from_micros(wait));
         }
+    }
+
+    /// The catalog has changed, say: whatever was looked up may be outdated. That is told at any place of the
+    /// stream, between two transactions too.
+    fn evict(&mut self) {
+        let last = self.postgres.committed.checked_sub(1).and_then(|at| self.postgres.txns.get(at));
+        let Some(xid) = last.map(|txn| txn.xid) else { return };
+        let Some(life) = self.leader().filter(|life| life.dispatcher.wants_input()) else { return };
+        let number = life.number;
+        self.counts.fault(Fault::Evicted);
+        let evicted = Item::Invalidate(Invalidation::new(xid, Scope::All));
+        self.hand(number, Input::Items(vec![evicted]));
+        self.poll(number);
     }
 
     fn request_ends(&mut self, number: usize, id: DeliveryId, ends: u64) {
@@ -161,7 +179,10 @@ impl Run {
         if let Some(life) = self.life(number) {
             life.storing = Some(storing);
         }
-        if !again && self.plan.has(Fault::AnswerLost) && self.chance.random_bool(0.01) {
+        let busy = self.postgres.committed < self.postgres.txns.len();
+        if busy && self.plan.has(Fault::CrashAfterCommit) && self.chance.random_bool(0.0004) {
+            self.crash();
+        } else if !again && self.plan.has(Fault::AnswerLost) && self.chance.random_bool(0.01) {
             self.counts.fault(Fault::AnswerLost);
             self.after(Duration::from_millis(30), Happens::Committed(number));
         } else {

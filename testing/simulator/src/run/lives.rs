@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use rand::RngExt;
 
-use walhook_core::halt::{self, Halt, SlotState, SourceIdentity};
-use walhook_core::lsn::Lsn;
 use walhook_dispatch::dispatcher::Input;
 
 use super::{Happens, Run};
@@ -13,7 +11,6 @@ use crate::checkers::Seen;
 use crate::faults::Fault;
 use crate::life::{Broken, Life};
 use crate::postgres::UNIX_US;
-use crate::schema::SYSTEM;
 
 /// How long an instance without the lease may go on.
 const EXPIRES: Duration = Duration::from_secs(10);
@@ -27,82 +24,16 @@ impl Run {
         let epoch = self.state.take_lease();
         let start = self.state.recover(UNIX_US);
         let settings = self.plan.settings.clone();
-        let life = Life::new(number, epoch, settings, start, &self.postgres, &mut self.rng);
+        let seed = self.rng.random();
+        self.record(number, &settings, &start, seed);
+        let mut life = Life::new(number, epoch, settings, start, &self.postgres, seed);
+        life.left_out.clone_from(&self.state.left_out);
         self.lives.push(life);
         self.trace.note(self.now, || format!("life {number} begins with epoch {epoch}"));
         self.see(&Seen::Began);
         self.plan_reading(number, Duration::from_micros(50));
-        self.after(Duration::from_millis(500), Happens::Measured(number));
-    }
-
-    /// The checks of every opening; now and then one of them halts, and an operator resolves it.
-    fn check_source(&mut self) {
-        let from = self.state.frontier;
-        let slot = SlotState {
-            confirmed_flush: Some(self.postgres.slot.confirmed),
-            lost: None,
-            plugin: "pgoutput".into(),
-            here: true,
-            temporary: false,
-        };
-        let source = SourceIdentity {
-            system_identifier: SYSTEM,
-            timeline: 1,
-            host: "db".into(),
-            database: "app".into(),
-        };
-        let checked = halt::check_slot("walhook", Some(&slot), from)
-            .and_then(|()| halt::check_wal_end(self.postgres.wal_end().max(from), from))
-            .and_then(|()| halt::check_source(&source, &source));
-        if let Err(halt) = checked {
-            self.fail("checkpoint", format!("a start halts: {halt}"));
-        }
-        if !self.plan.has(Fault::Halt) || !self.chance.random_bool(0.2) {
-            return;
-        }
-        let found = match self.chance.random_range(0..7) {
-            0 => halt::check_slot("walhook", None, from),
-            1 => {
-                let lost = Some(halt::Lost::WalLevel);
-                halt::check_slot("walhook", Some(&SlotState { lost, ..slot.clone() }), from)
-            }
-            2 => {
-                let other = SlotState { plugin: "test_decoding".into(), ..slot.clone() };
-                halt::check_slot("walhook", Some(&other), from)
-            }
-            3 => {
-                let staging = SourceIdentity { host: "staging".into(), ..source.clone() };
-                halt::check_source(&staging, &source)
-            }
-            4 => {
-                let promoted = SourceIdentity { timeline: 2, ..source.clone() };
-                halt::check_promotion(&promoted, &source, Some(Lsn(from.0 - 1)), from)
-            }
-            5 => halt::check_wal_end(Lsn(from.0 - 1), from),
-            _ => {
-                let later = SlotState { confirmed_flush: Some(Lsn(from.0 + 1)), ..slot.clone() };
-                halt::check_slot("walhook", Some(&later), from)
-            }
-        };
-        match found {
-            Ok(()) => self.fail("checkpoint", format!("a start on {slot:?} does not halt")),
-            Err(halt) => self.resolve(&halt),
-        }
-    }
-
-    /// What an operator does about a halt.
-    fn resolve(&mut self, halt: &Halt) {
-        self.counts.fault(Fault::Halt);
-        self.counts.halt(halt);
-        self.trace.note(self.now, || format!("halts: {halt}"));
-        // Where the slot is gone a new one begins where the WAL ends. All else is put right: the copy is
-        // taken away, the configuration corrected.
-        if matches!(halt, Halt::SlotMissing { .. } | Halt::SlotLost { .. }) {
-            let from = self.state.frontier;
-            let to = self.postgres.wal_end().max(from);
-            self.state.accept_gap(from, to);
-            self.postgres.slot.confirmed = self.postgres.slot.confirmed.max(to);
-        }
+        let measured = Duration::from_millis(self.rng.random_range(5..500));
+        self.after(measured, Happens::Measured(number));
     }
 
     /// The process is gone, with all that it had in memory.
@@ -188,7 +119,7 @@ impl Run {
     /// A process reads its stream, and hands on what comes of it.
     pub(crate) fn read(&mut self, number: usize) {
         let messages = self.rng.random_range(1..64);
-        let garbled = self.chance.random_bool(0.0002) && self.plan.has(Fault::Halt);
+        let garbled = self.chance.random_bool(0.0004) && self.plan.has(Fault::Halt);
         let lacks = garbled && self.chance.random_bool(0.3);
         let Some(life) = self.lives.iter_mut().find(|life| life.number == number) else { return };
         life.reads = false;
@@ -198,8 +129,10 @@ impl Run {
         if life.connection.is_none() {
             life.reconnect(&self.postgres);
         }
-        if garbled && let Some(connection) = &mut life.connection {
-            connection.harm(lacks);
+        match &mut life.connection {
+            Some(connection) if lacks => connection.lose_column(),
+            Some(connection) if garbled => connection.garble(&self.postgres, &mut self.chance),
+            Some(_) | None => {}
         }
         let read = life.read(&self.postgres, messages);
         let items = std::mem::take(&mut life.items);
@@ -230,19 +163,6 @@ impl Run {
         life.reconnect(&self.postgres);
         if let Some(connection) = &mut life.connection {
             connection.garbled = garbled.filter(|_| again);
-        }
-    }
-
-    /// A process that is to halt does so once all that it read is settled and stored.
-    pub(crate) fn halt_if_settled(&mut self, number: usize) {
-        let stored = self.state.frontier;
-        let Some(life) = self.life(number) else { return };
-        let due = !life.stale && stored >= life.changes.resume_lsn();
-        if let Some(halt) = life.halting.take_if(|_| due) {
-            self.counts.halt(&halt);
-            self.counts.fault(Fault::Halt);
-            self.end_life(number);
-            self.begin_life();
         }
     }
 }

@@ -19,19 +19,6 @@ pub enum Kind {
     Stream,
 }
 
-impl Kind {
-    /// The word in the counts.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Suspended => "suspended",
-            Self::Letters => "letters",
-            Self::Unrouted => "unrouted",
-            Self::Stream => "stream",
-        }
-    }
-}
-
 /// A row of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gap {
@@ -165,14 +152,24 @@ impl State {
 
     /// An operator gives a range of the stream up: `from` is the checkpoint.
     pub fn accept_gap(&mut self, from: Lsn, to: Lsn) {
+        self.record_stream(from, to);
+        self.frontier = to;
+        self.settled.clear();
+        self.unseen.clear();
+    }
+
+    /// An operator gives up what cannot be read of the transaction that commits there.
+    pub fn leave_out(&mut self, commit: Lsn) {
+        self.record_stream(commit, Lsn(commit.0 + 1));
+        self.left_out.insert(commit);
+    }
+
+    fn record_stream(&mut self, from: Lsn, to: Lsn) {
         self.take_lease();
-        let nobody = QueueId {
-            account: walhook_core::event::AccountId::new(""),
-            endpoint: EndpointId::new(""),
-        };
+        let account = walhook_core::event::AccountId::new("");
         self.gaps.push(Gap {
             kind: Kind::Stream,
-            queue: nobody,
+            queue: QueueId { account, endpoint: EndpointId::new("") },
             from,
             to,
             removed: 0,
@@ -180,9 +177,6 @@ impl State {
             growing: false,
             counted: None,
         });
-        self.frontier = to;
-        self.settled.clear();
-        self.unseen.clear();
     }
 
     /// Whether a record covers the event, for this endpoint.

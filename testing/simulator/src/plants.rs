@@ -112,7 +112,7 @@ impl Planted {
         postgres: &Postgres,
     ) -> (Attempt, Option<Duration>) {
         let small = *attempt.first().event.account != *"a0" && attempt.first().number == 1;
-        if small && self.is(Plant::TurnLate) {
+        if small && self.is_often(Plant::TurnLate) {
             return (attempt, Some(Duration::from_secs(60)));
         }
         if self.is(Plant::SentElsewhere) {
@@ -169,7 +169,7 @@ impl Planted {
             let again = batch.settled.last().cloned();
             batch.settled.extend(again);
         }
-        if !batch.dead_letters.is_empty() && self.is(Plant::LetterForgotten) {
+        if !batch.dead_letters.is_empty() && self.is_often(Plant::LetterForgotten) {
             batch.dead_letters.pop();
         }
         if !batch.deferred.is_empty() && self.is(Plant::RowForgotten) {

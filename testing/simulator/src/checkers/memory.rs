@@ -5,8 +5,9 @@ use walhook_dispatch::dispatcher::Gauges;
 
 use super::{Checker, Scene, Seen};
 
-/// What may come on top: a batch that was taken while there was room, with what it is routed to at once.
-const BATCH_BYTES: usize = 256 << 10;
+/// What may come on top: a batch that was taken while there was room, with what it is routed to at once. Here
+/// that is up to 63 messages, each to some dozen endpoints, of less than 1 KiB.
+const BATCH_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Default)]
 pub(crate) struct Memory {

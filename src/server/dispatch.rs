@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +27,7 @@ use walhook_dispatch::dispatcher::{
     Counters, Dispatch, Dispatcher, Effect, EndpointChange, EndpointChanged, Input, LookUpAnswer,
     OperatorInput, ReplayInput, Retry, Settled,
 };
+use walhook_http::attempts::Attempts;
 use walhook_http::sender::Sender;
 use walhook_process::clock::{Clock, unix_us};
 use walhook_process::failpoint::Failpoint;
@@ -116,7 +116,7 @@ pub(super) async fn dispatch(
                 let measured = channels.sizes.borrow_and_update().clone();
                 driver.handle(Input::StateSize(Box::new(measured)));
             }
-            Some(ended) = driver.attempts.join_next() => {
+            ended = driver.attempts.next() => {
                 driver.take_outcomes(ended);
                 // Under a flood of outcomes the stream must still have its turn.
                 if driver.dispatcher.wants_input() && let Ok(batch) = channels.input.try_recv() {
@@ -140,7 +140,7 @@ pub(super) async fn dispatch(
 struct Driver {
     dispatcher: Dispatcher,
     tools: Tools,
-    attempts: JoinSet<(DeliveryId, Outcome)>,
+    attempts: Attempts<Job, Ended>,
     /// For each attempt the way to give it up.
     under_way: HashMap<DeliveryId, oneshot::Sender<()>>,
     connection_bytes: usize,
@@ -153,10 +153,12 @@ struct Driver {
 
 impl Driver {
     fn new(dispatcher: Dispatcher, tools: Tools) -> Self {
+        let sender = tools.sender.clone();
+        let attempts = Attempts::new(&tools.sender, move |job| attempt(sender.clone(), job));
         Self {
             dispatcher,
             tools,
-            attempts: JoinSet::new(),
+            attempts,
             under_way: HashMap::new(),
             connection_bytes: 0,
             next_gauges: Instant::now(),
@@ -195,6 +197,7 @@ impl Driver {
             self.record(|recorded| recorded.effect(&effect));
             self.carry_out(effect, channels, now);
         }
+        self.attempts.hand_over();
         self.record(|recorded| recorded.polled(now));
         now
     }
@@ -206,8 +209,8 @@ impl Driver {
                 self.tools.metrics.observe_queue_wait(waited);
                 let (give_up, given_up) = oneshot::channel();
                 self.under_way.insert(next.first().id, give_up);
-                let attempt = attempt(self.tools.sender.clone(), next, given_up);
-                self.tools.sender.spawn(&mut self.attempts, attempt);
+                let endpoint = Arc::clone(&next.endpoint);
+                self.attempts.add(&endpoint.url, (next, given_up));
             }
             // One that has just ended does not listen any more.
             Effect::Abort(delivery) => {
@@ -243,16 +246,14 @@ impl Driver {
         for _ in 0..=OUTCOMES_AT_ONCE {
             let Some(ended) = next else { return };
             self.settle(ended);
-            next = self.attempts.try_join_next();
+            next = self.attempts.try_next();
         }
         if let Some(ended) = next {
             self.settle(ended);
         }
     }
 
-    fn settle(&mut self, ended: Ended) {
-        // Attempts catch their panics and are aborted only when this task channels.
-        let Ok((delivery, outcome)) = ended else { return };
+    fn settle(&mut self, (delivery, outcome): Ended) {
         self.under_way.remove(&delivery);
         if self.tools.sender.is_live() {
             self.tools.metrics.count_attempt(&outcome);
@@ -311,8 +312,11 @@ impl Driver {
     }
 }
 
-/// What a task of an attempt came to.
-type Ended = Result<(DeliveryId, Outcome), tokio::task::JoinError>;
+/// What an attempt begins with: itself, and the word to give it up.
+type Job = (Attempt, oneshot::Receiver<()>);
+
+/// What it came to.
+type Ended = (DeliveryId, Outcome);
 
 /// Lines about endpoints, at a bounded rate for each kind.
 #[derive(Default)]
@@ -381,11 +385,7 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
 }
 
 /// One attempt, whose outcome comes even if it panics, or is given up.
-async fn attempt(
-    sender: Sender,
-    attempt: Attempt,
-    given_up: oneshot::Receiver<()>,
-) -> (DeliveryId, Outcome) {
+async fn attempt(sender: Sender, (attempt, given_up): Job) -> Ended {
     Failpoint::Sending.pass();
     let started = Instant::now();
     let delivery = attempt.first().id;

@@ -13,6 +13,8 @@
 //!
 //! Source: RFC 9112, sections 2.2, 4, 5.2, 6.3 and 9.3.
 
+use std::fmt::Write;
+
 /// Bytes of the heads of one answer, the informational ones before it included.
 pub const HEAD_MAX: usize = 128 << 10;
 
@@ -21,6 +23,9 @@ pub const INFORMATIONAL_MAX: u32 = 16;
 
 /// Of a line, what is kept: beyond the longest value that means anything here.
 const LINE_MAX: usize = 512;
+
+/// What a plain head takes, nearly always.
+const PLAIN_BYTES: usize = 128;
 
 /// Lines that matter, in one head. An honest one has three or four.
 const FIELDS_MAX: usize = 16;
@@ -112,19 +117,25 @@ impl HeadReader {
             if self.bytes > HEAD_MAX {
                 return Err(HeadError::TooLarge);
             }
-            let room = LINE_MAX.saturating_sub(self.line.len());
-            self.line.extend_from_slice(piece.get(..room).unwrap_or(piece));
             let ended = piece.last() == Some(&b'\n');
-            if self.status.is_none() && !ended {
-                may_be_status(&self.line)?;
-            }
-            if !ended {
-                continue;
-            }
-            let mut line = std::mem::take(&mut self.line);
-            let is_last = self.end_line(&line)?;
-            line.clear();
-            self.line = line;
+            let is_last = if ended && self.line.is_empty() {
+                // A whole line, as nearly all are, is read where it lies.
+                self.end_line(piece.get(..LINE_MAX).unwrap_or(piece))?
+            } else {
+                let room = LINE_MAX.saturating_sub(self.line.len());
+                self.line.extend_from_slice(piece.get(..room).unwrap_or(piece));
+                if !ended {
+                    if self.status.is_none() {
+                        may_be_status(&self.line)?;
+                    }
+                    continue;
+                }
+                let mut line = std::mem::take(&mut self.line);
+                let is_last = self.end_line(&line)?;
+                line.clear();
+                self.line = line;
+                is_last
+            };
             if is_last {
                 return Ok(Some(self.finish(bytes.len() - used, used)));
             }
@@ -211,18 +222,21 @@ impl HeadReader {
                 Frame::Close => bodiless && left == 0,
                 Frame::Unknown => false,
             };
-        let mut plain = format!("HTTP/1.1 {} \r\n", status.code).into_bytes();
+        let mut plain = String::with_capacity(PLAIN_BYTES);
+        // To write to a text never fails.
+        let _ = write!(plain, "HTTP/1.1 {} \r\n", status.code);
+        let _ = match frame {
+            _ if bodiless => Ok(()),
+            Frame::Length(length) => write!(plain, "content-length: {length}\r\n"),
+            Frame::Unknown => write!(plain, "content-length: {left}\r\n"),
+            Frame::Chunked => plain.write_str("transfer-encoding: chunked\r\n"),
+            Frame::Close => Ok(()),
+        };
+        let mut plain = plain.into_bytes();
         let mut line = |text: &[u8]| {
             plain.extend_from_slice(text);
             plain.extend_from_slice(b"\r\n");
         };
-        match frame {
-            _ if bodiless => {}
-            Frame::Length(length) => line(format!("content-length: {length}").as_bytes()),
-            Frame::Unknown => line(format!("content-length: {left}").as_bytes()),
-            Frame::Chunked => line(b"transfer-encoding: chunked"),
-            Frame::Close => {}
-        }
         let retry_after = fields.iter().find(|(field, _)| *field == Field::RetryAfter);
         if let Some((_, value)) = retry_after
             && value.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\t'))
@@ -244,16 +258,20 @@ fn frame<'a>(
     lengths: impl Iterator<Item = &'a [u8]>,
 ) -> (Frame, bool) {
     let named = |coding: &&[u8]| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity");
-    let codings: Vec<&[u8]> = transfer.filter(named).collect();
-    let lengths: Vec<Option<u64>> = lengths.map(length).collect();
-    match (codings.last(), lengths.split_first()) {
-        (Some(last), others) if last.eq_ignore_ascii_case(b"chunked") => {
-            (Frame::Chunked, codings.len() == 1 && others.is_none())
+    let (mut codings, mut last) = (0, None);
+    for coding in transfer.filter(named) {
+        (codings, last) = (codings + 1, Some(coding));
+    }
+    let mut lengths = lengths.map(length);
+    let first = lengths.next();
+    match (last, first) {
+        (Some(last), _) if last.eq_ignore_ascii_case(b"chunked") => {
+            (Frame::Chunked, codings == 1 && first.is_none())
         }
         (Some(_), _) => (Frame::Close, false),
         (None, None) => (Frame::Close, true),
-        (None, Some((Some(length), others))) if others.iter().all(|l| *l == Some(*length)) => {
-            (Frame::Length(*length), true)
+        (None, Some(Some(length))) if lengths.all(|other| other == Some(length)) => {
+            (Frame::Length(length), true)
         }
         (None, Some(_)) => (Frame::Unknown, false),
     }

@@ -6,6 +6,7 @@
 //! ```
 
 pub mod answer_head;
+pub mod attempts;
 pub mod egress;
 pub mod exchange;
 pub mod frames;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
 use tracing::{Instrument, Span};
 
 use super::exchange::{Answer, Exchange};
@@ -26,18 +25,6 @@ impl Sender {
     #[must_use]
     pub fn is_live(&self) -> bool {
         matches!(self, Self::Live(_))
-    }
-
-    /// Spawns what makes an attempt, on the threads for requests where there are any.
-    pub fn spawn<T: Send + 'static>(
-        &self,
-        attempts: &mut JoinSet<T>,
-        attempt: impl Future<Output = T> + Send + 'static,
-    ) {
-        match self {
-            Self::Live(transport) => attempts.spawn_on(attempt, transport.threads()),
-            Self::Log => attempts.spawn(attempt),
-        };
     }
 
     /// Bytes that connections and unfinished answers hold.

@@ -56,6 +56,10 @@ const EXCERPT_MAX: usize = 1 << 10;
 /// Large bodies that are signed at a time.
 const SIGNING: usize = 2;
 
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+
 /// How requests are made.
 #[derive(Debug, Clone)]
 pub struct Requests {
@@ -206,10 +210,10 @@ impl Transport {
         self.attempt(attempt, true).await
     }
 
-    /// The threads that requests are made on, and nothing else.
+    /// The threads that requests are made on, and nothing else: one or more, each with its own connections.
     #[must_use]
-    pub fn threads(&self) -> &Handle {
-        self.workers.handle()
+    pub fn threads(&self) -> &[Handle] {
+        self.workers.threads()
     }
 
     /// Bytes that connections and unfinished answers hold.
@@ -283,9 +287,9 @@ impl Transport {
 
     fn request(&self, post: &Post<'_>, signed: &Signed, http2: bool) -> Request<Full<Bytes>> {
         let (uri, mut headers) = post.target.request(http2);
-        headers.insert("webhook-id", signed.id.clone());
-        headers.insert("webhook-timestamp", signed.timestamp.into());
-        headers.insert("webhook-signature", signed.signature.clone());
+        headers.insert(WEBHOOK_ID, signed.id.clone());
+        headers.insert(WEBHOOK_TIMESTAMP, signed.timestamp.into());
+        headers.insert(WEBHOOK_SIGNATURE, signed.signature.clone());
         headers.insert(&self.attempt_header, post.number.into());
         if post.replay {
             headers.insert(&self.replay_header, HeaderValue::from_static("true"));

@@ -19,7 +19,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::uri::Authority;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -36,6 +35,7 @@ use super::error::classify;
 use super::guard::Known;
 use super::pool::{Bounds, Host, Kept, Pool};
 use super::target::Target;
+use super::workers::{Workers, place};
 use crate::exchange::Failure;
 
 /// How often a request is sent again within its attempt.
@@ -71,7 +71,8 @@ pub(super) struct Clients {
     any: Connector,
     http1: Connector,
     pool: Arc<Pool<Connection>>,
-    wants_http1: Cache<Authority, ()>,
+    /// By name and port.
+    wants_http1: Cache<String, ()>,
     /// Whether any authority ever did: most receivers never do.
     any_wants_http1: AtomicBool,
 }
@@ -84,7 +85,15 @@ pub(super) struct Answered {
     body: Incoming,
     connection: Connection,
     /// Where the connection is given back to, if it is kept.
-    home: Option<(Arc<Pool<Connection>>, Arc<Host>)>,
+    home: Option<Home>,
+}
+
+/// A place for a connection.
+#[derive(Debug)]
+struct Home {
+    pool: Arc<Pool<Connection>>,
+    shelf: usize,
+    host: Arc<Host>,
 }
 
 impl Answered {
@@ -100,11 +109,11 @@ impl Answered {
 
     /// Gives the connection back, where it waits for another request. Dropped, it ends instead.
     pub(super) async fn end(mut self) {
-        if let Some((pool, host)) = self.home
+        if let Some(Home { pool, shelf, host }) = self.home
             && !self.connection.is_http2()
             && self.connection.is_idle().await
         {
-            pool.give(&host, self.connection, Instant::now());
+            pool.give(shelf, &host, self.connection, Instant::now());
         }
     }
 }
@@ -128,7 +137,8 @@ impl Clients {
         Self {
             any: Connector::new(tcp.clone(), tls),
             http1: Connector::new(tcp.clone(), http1),
-            pool: Arc::new(Pool::new(bounds)),
+            // One shelf for each thread that sends, and one for all others.
+            pool: Arc::new(Pool::new(bounds, 1 + Workers::count())),
             wants_http1: Cache::builder().max_capacity(HTTP1_MAX).time_to_live(HTTP1_FOR).build(),
             any_wants_http1: AtomicBool::new(false),
         }
@@ -188,16 +198,18 @@ impl Clients {
         fresh: bool,
         make: impl Fn(bool) -> Request<Full<Bytes>>,
     ) -> Result<Answered, SendError> {
+        let shelf = place();
         let mut connection = if fresh {
             self.open(target, host, account).await?
         } else {
-            self.connection(target, host, account).await?
+            self.connection(shelf, target, host, account).await?
         };
         let request = make(connection.is_http2());
         match connection.send(request).await {
             Ok(answer) => {
                 let (head, body) = answer.into_parts();
-                let home = (!fresh).then(|| (Arc::clone(&self.pool), Arc::clone(host)));
+                let (pool, host) = (Arc::clone(&self.pool), Arc::clone(host));
+                let home = (!fresh).then_some(Home { pool, shelf, host });
                 Ok(Answered { status: head.status, headers: head.headers, body, connection, home })
             }
             Err(error) => Err(SendError::Sent(error, Arc::clone(connection.known()))),
@@ -214,12 +226,13 @@ impl Clients {
     /// One that is idle, or the first that is to be had.
     async fn connection(
         &self,
+        shelf: usize,
         target: &Target,
         host: &Arc<Host>,
         account: &AccountId,
     ) -> Result<Connection, SendError> {
         let waiting = loop {
-            match self.pool.take(host, Instant::now()) {
+            match self.pool.take(shelf, host, Instant::now()) {
                 Ok(mut connection) => {
                     if connection.is_idle().await {
                         return Ok(connection);
@@ -232,13 +245,13 @@ impl Clients {
         tokio::select! {
             biased;
             connection = waiting => {
-                self.finish(host, opening);
+                self.finish(shelf, host, opening);
                 Ok(connection)
             }
             opened = &mut opening => {
                 let connection = opened?;
                 if let Some(shared) = connection.share() {
-                    self.pool.give(host, shared, Instant::now());
+                    self.pool.give(shelf, host, shared, Instant::now());
                 }
                 Ok(connection)
             }
@@ -256,8 +269,8 @@ impl Clients {
     }
 
     /// Has a connection opened to its end that no request waits for any more: the next one finds it.
-    fn finish(&self, host: &Arc<Host>, opening: Opening) {
-        let Some(spare) = self.pool.spare(host) else { return };
+    fn finish(&self, shelf: usize, host: &Arc<Host>, opening: Opening) {
+        let Some(spare) = self.pool.spare(shelf, host) else { return };
         // It ends within the time for connecting.
         TokioExecutor::new().execute(async move {
             if let Ok(connection) = opening.await {

@@ -12,6 +12,7 @@
 //! [`HeadReader`] and [`Frames`] decide.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -268,8 +269,8 @@ impl Guard<TokioIo<Stream>> for Listener {
                     if !*drops {
                         return stream.poll_read(cx, buf);
                     }
-                    let mut nowhere = [0; PIECE];
-                    let mut dropped = ReadBuf::new(&mut nowhere);
+                    let mut nowhere = [MaybeUninit::uninit(); PIECE];
+                    let mut dropped = ReadBuf::uninit(&mut nowhere);
                     ready!(stream.poll_read(cx, &mut dropped))?;
                     if !dropped.filled().is_empty() {
                         cx.waker().wake_by_ref();
@@ -323,9 +324,9 @@ fn poll_head(
     drops: &mut bool,
     known: &Known,
 ) -> Poll<io::Result<()>> {
-    let mut piece = [0; PIECE];
+    let mut piece = [MaybeUninit::uninit(); PIECE];
     while let Some(reader) = head {
-        let mut read = ReadBuf::new(&mut piece);
+        let mut read = ReadBuf::uninit(&mut piece);
         ready!(stream.as_mut().poll_read(cx, &mut read))?;
         let read = read.filled();
         if read.is_empty() {

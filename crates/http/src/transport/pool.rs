@@ -10,6 +10,9 @@
 //! used first, and what is not used for [`IDLE_FOR`] is closed. All hosts together are bounded by
 //! [`Bounds`]: where these are reached, the connection that was idle longest gives way.
 //!
+//! Each thread that sends has a shelf of its own, for a connection wakes the thread that opened it. The
+//! bounds are those of all shelves together.
+//!
 //! Nothing drives an idle HTTP/1 connection. What its receiver sends meanwhile stays in the kernel, which
 //! holds little of it, and that it was closed is seen before it is used.
 
@@ -17,11 +20,10 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::uri::Authority;
 use lru_slab::LruSlab;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -40,7 +42,8 @@ pub(super) struct Host {
     pub(super) https: bool,
     /// Whether nothing but HTTP/1.1 is spoken there.
     pub(super) http1: bool,
-    pub(super) authority: Authority,
+    /// Name and port, in small letters.
+    pub(super) authority: String,
 }
 
 /// How many connections there may be.
@@ -65,8 +68,11 @@ pub(super) trait Kept: Sized + Send + 'static {
 pub(super) struct Pool<C: Kept> {
     bounds: Bounds,
     open: Arc<AtomicUsize>,
-    shelf: Mutex<Shelf<C>>,
+    idle: AtomicUsize,
+    shelves: Vec<Mutex<Shelf<C>>>,
 }
+
+/// The connections of one thread.
 
 #[derive(Debug)]
 struct Shelf<C> {
@@ -117,23 +123,25 @@ impl Drop for Open {
 #[derive(Debug)]
 pub(super) struct Spare<C: Kept> {
     pool: Arc<Pool<C>>,
+    shelf: usize,
     host: Arc<Host>,
 }
 
 impl<C: Kept> Spare<C> {
     /// Keeps it for the next request.
     pub(super) fn keep(self, connection: C) {
-        self.pool.give(&self.host, connection, Instant::now());
+        self.pool.give(self.shelf, &self.host, connection, Instant::now());
     }
 }
 
 impl<C: Kept> Drop for Spare<C> {
     fn drop(&mut self) {
-        let mut shelf = self.pool.lock();
-        if let Some(places) = shelf.hosts.get_mut(&self.host) {
-            places.spare = places.spare.saturating_sub(1);
-        }
-        shelf.tidy(&self.host);
+        self.pool.on(self.shelf, |shelf| {
+            if let Some(places) = shelf.hosts.get_mut(&self.host) {
+                places.spare = places.spare.saturating_sub(1);
+            }
+            shelf.tidy(&self.host);
+        });
     }
 }
 
@@ -141,6 +149,7 @@ impl<C: Kept> Drop for Spare<C> {
 #[derive(Debug)]
 pub(super) struct Waiting<C: Kept> {
     pool: Arc<Pool<C>>,
+    shelf: usize,
     host: Arc<Host>,
     number: u64,
     receiver: oneshot::Receiver<C>,
@@ -160,15 +169,15 @@ impl<C: Kept> Future for Waiting<C> {
 
 impl<C: Kept> Drop for Waiting<C> {
     fn drop(&mut self) {
-        let mut shelf = self.pool.lock();
-        if let Some(places) = shelf.hosts.get_mut(&self.host) {
-            places.waiting.remove(&self.number);
-        }
-        shelf.tidy(&self.host);
-        drop(shelf);
+        self.pool.on(self.shelf, |shelf| {
+            if let Some(places) = shelf.hosts.get_mut(&self.host) {
+                places.waiting.remove(&self.number);
+            }
+            shelf.tidy(&self.host);
+        });
         // One that came at the last moment serves another.
         if let Ok(connection) = self.receiver.try_recv() {
-            self.pool.give(&self.host, connection, Instant::now());
+            self.pool.give(self.shelf, &self.host, connection, Instant::now());
         }
     }
 }
@@ -180,42 +189,47 @@ impl<C> Places<C> {
 }
 
 impl<C: Kept> Pool<C> {
-    pub(super) fn new(bounds: Bounds) -> Self {
-        let shelf = Shelf { idle: LruSlab::new(), hosts: HashMap::new(), requests: 0 };
-        Self { bounds, open: Arc::default(), shelf: Mutex::new(shelf) }
+    /// With so many shelves.
+    pub(super) fn new(bounds: Bounds, shelves: usize) -> Self {
+        let shelf = || Shelf { idle: LruSlab::new(), hosts: HashMap::new(), requests: 0 };
+        let shelves = (0..shelves).map(|_| Mutex::new(shelf())).collect();
+        Self { bounds, open: Arc::default(), idle: AtomicUsize::new(0), shelves }
     }
 
     /// An idle connection to the host, or else a place among the requests that wait for one.
-    pub(super) fn take(self: &Arc<Self>, host: &Arc<Host>, now: Instant) -> Result<C, Waiting<C>> {
+    pub(super) fn take(
+        self: &Arc<Self>,
+        shelf: usize,
+        host: &Arc<Host>,
+        now: Instant,
+    ) -> Result<C, Waiting<C>> {
+        // They are closed when they are dropped, which others need not wait for.
         let mut stale = Vec::new();
-        let mut shelf = self.lock();
-        while let Some((connection, since)) = shelf.take(host, now) {
-            if connection.is_open() && now.saturating_duration_since(since) < IDLE_FOR {
-                return Ok(connection);
+        let taken = self.on(shelf, |shelf| {
+            while let Some((connection, since)) = shelf.take(host, now) {
+                if connection.is_open() && now.saturating_duration_since(since) < IDLE_FOR {
+                    return Ok(connection);
+                }
+                stale.push(connection);
             }
-            // They are closed when they are dropped, which others need not wait for.
-            stale.push(connection);
-        }
-        let (sender, receiver) = oneshot::channel();
-        let number = shelf.requests;
-        shelf.requests += 1;
-        shelf.hosts.entry(Arc::clone(host)).or_default().waiting.insert(number, sender);
-        drop(shelf);
-        let pool = Arc::clone(self);
-        Err(Waiting { pool, host: Arc::clone(host), number, receiver })
+            Err(shelf.wait(host))
+        });
+        taken.map_err(|(number, receiver)| {
+            let (pool, host) = (Arc::clone(self), Arc::clone(host));
+            Waiting { pool, shelf, host, number, receiver }
+        })
     }
 
     /// Takes a connection that can serve another request: the one that has waited longest gets it.
-    pub(super) fn give(&self, host: &Arc<Host>, connection: C, now: Instant) {
+    pub(super) fn give(&self, shelf: usize, host: &Arc<Host>, connection: C, now: Instant) {
         if !connection.is_open() {
             return;
         }
-        let mut shelf = self.lock();
-        let left_over = shelf.give(host, connection, now);
-        let over = shelf.idle.len() as usize > self.bounds.idle;
-        let evicted = if over { shelf.evict() } else { None };
-        drop(shelf);
-        drop((left_over, evicted));
+        let left_over = self.on(shelf, |shelf| shelf.give(host, connection, now));
+        drop(left_over);
+        if self.idle.load(Relaxed) > self.bounds.idle {
+            self.evict();
+        }
     }
 
     /// Counts a connection from when it begins to be opened until what is returned is dropped. Where there
@@ -223,43 +237,59 @@ impl<C: Kept> Pool<C> {
     pub(super) fn open(&self) -> Open {
         let others = self.open.fetch_add(1, Relaxed);
         if others >= self.bounds.open {
-            let evicted = self.lock().evict();
-            drop(evicted);
+            self.evict();
         }
         Open(Arc::clone(&self.open))
     }
 
     /// Lets a connection be opened for no request, if there are not too many such.
-    pub(super) fn spare(self: &Arc<Self>, host: &Arc<Host>) -> Option<Spare<C>> {
+    pub(super) fn spare(self: &Arc<Self>, shelf: usize, host: &Arc<Host>) -> Option<Spare<C>> {
         if self.open.load(Relaxed) >= self.bounds.open {
             return None;
         }
-        let mut shelf = self.lock();
-        let places = shelf.hosts.entry(Arc::clone(host)).or_default();
-        let may = places.spare < SPARE_MAX && places.shared.is_none();
-        places.spare += u32::from(may);
-        shelf.tidy(host);
-        drop(shelf);
-        may.then(|| Spare { pool: Arc::clone(self), host: Arc::clone(host) })
+        let may = self.on(shelf, |shelf| {
+            let places = shelf.hosts.entry(Arc::clone(host)).or_default();
+            let may = places.spare < SPARE_MAX && places.shared.is_none();
+            places.spare += u32::from(may);
+            shelf.tidy(host);
+            may
+        });
+        may.then(|| Spare { pool: Arc::clone(self), shelf, host: Arc::clone(host) })
     }
 
     /// Closes what has been idle for too long.
     pub(super) fn close_expired(&self, now: Instant) {
-        loop {
-            let mut shelf = self.lock();
-            let since = shelf.idle.lru().map(|slot| shelf.idle.peek(slot).since);
-            if since.is_none_or(|since| now.saturating_duration_since(since) < IDLE_FOR) {
-                return;
+        for shelf in 0..self.shelves.len() {
+            while let Some(expired) = self.on(shelf, |shelf| shelf.take_expired(now)) {
+                drop(expired);
             }
-            let evicted = shelf.evict();
-            drop(shelf);
-            drop(evicted);
         }
     }
 
-    /// A panic elsewhere leaves whole entries.
-    fn lock(&self) -> MutexGuard<'_, Shelf<C>> {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Closes the connection that has been idle longest.
+    fn evict(&self) {
+        let since = |shelf| self.on(shelf, |shelf| shelf.idle_since());
+        let shelves = (0..self.shelves.len()).filter_map(|shelf| Some((since(shelf)?, shelf)));
+        let evicted = shelves.min().and_then(|(_, shelf)| self.on(shelf, Shelf::evict));
+        drop(evicted);
+    }
+
+    /// Does something on a shelf, and keeps count of what is idle.
+    fn on<R>(&self, shelf: usize, act: impl FnOnce(&mut Shelf<C>) -> R) -> R {
+        let shelf = self.shelves.get(shelf).or(self.shelves.first());
+        #[expect(clippy::expect_used, reason = "a pool without a shelf is a bug")]
+        let shelf = shelf.expect("a pool has a shelf");
+        // A panic elsewhere leaves whole entries.
+        let mut shelf = shelf.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = shelf.idle.len() as usize;
+        let result = act(&mut shelf);
+        let after = shelf.idle.len() as usize;
+        if after > before {
+            self.idle.fetch_add(after - before, Relaxed);
+        } else if before > after {
+            self.idle.fetch_sub(before - after, Relaxed);
+        }
+        result
     }
 }
 
@@ -281,6 +311,15 @@ impl<C: Kept> Shelf<C> {
         let Idle { connection, since, .. } = self.idle.remove(slot);
         self.tidy(host);
         Some((connection, since))
+    }
+
+    /// A place at the end of the line.
+    fn wait(&mut self, host: &Arc<Host>) -> (u64, oneshot::Receiver<C>) {
+        let (sender, receiver) = oneshot::channel();
+        let number = self.requests;
+        self.requests += 1;
+        self.hosts.entry(Arc::clone(host)).or_default().waiting.insert(number, sender);
+        (number, receiver)
     }
 
     /// Returns it if it is of no use.
@@ -327,6 +366,18 @@ impl<C: Kept> Shelf<C> {
         Some(connection)
     }
 
+    /// Since when the one has been idle that has been so longest.
+    fn idle_since(&self) -> Option<Instant> {
+        self.idle.lru().map(|slot| self.idle.peek(slot).since)
+    }
+
+    /// Takes out one that has been idle for too long.
+    fn take_expired(&mut self, now: Instant) -> Option<C> {
+        let idle = now.saturating_duration_since(self.idle_since()?);
+        if idle < IDLE_FOR { None } else { self.evict() }
+    }
+
+    /// Forgets a host of which nothing is to be remembered.
     fn tidy(&mut self, host: &Arc<Host>) {
         if self.hosts.get(host).is_some_and(Places::is_empty) {
             self.hosts.remove(host);

@@ -53,7 +53,7 @@ impl Target {
         policy
             .check_url(&parsed)
             .map_err(|refusal| failure(FailureKind::Forbidden, &refusal.to_string()))?;
-        let authority = url.authority().cloned().ok_or_else(unreadable)?;
+        let authority = url.authority().ok_or_else(unreadable)?.as_str().to_ascii_lowercase();
         let https = url.scheme() == Some(&Scheme::HTTPS);
         let host = host(&url, https).ok_or_else(unreadable)?;
         let hosts = [false, true].map(|http1| {

@@ -29,12 +29,17 @@ impl Kept for Fake {
 }
 
 fn host(n: usize) -> Arc<Host> {
-    let authority = Authority::try_from(format!("host{n}.example")).unwrap();
+    let authority = format!("host{n}.example");
     Arc::new(Host { https: true, http1: false, authority })
 }
 
 fn pool(open: usize, idle: usize) -> Arc<Pool<Fake>> {
-    Arc::new(Pool::new(Bounds { open, idle }))
+    Arc::new(Pool::new(Bounds { open, idle }, 1))
+}
+
+/// Hosts and idle connections.
+fn remembered(pool: &Pool<Fake>) -> (usize, usize) {
+    pool.on(0, |shelf| (shelf.hosts.len(), shelf.idle.len() as usize))
 }
 
 /// What the request in the line has got.
@@ -51,13 +56,13 @@ fn pool_closes_the_connection_that_was_idle_longest_for_one_that_is_opened_at_th
     let (one, two) = (host(1), host(2));
     let open: Vec<_> = (0..3).map(|_| pool.open()).collect();
     for (n, host) in [(0, &two), (1, &one), (2, &one)] {
-        pool.give(host, Fake::new(n, false), now);
+        pool.give(0, host, Fake::new(n, false), now);
     }
     let _fourth = pool.open();
     drop(open);
-    assert_eq!(pool.take(&one, now).unwrap().id, 2);
-    assert_eq!(pool.take(&one, now).unwrap().id, 1);
-    assert!(pool.take(&two, now).is_err(), "it gave way");
+    assert_eq!(pool.take(0, &one, now).unwrap().id, 2);
+    assert_eq!(pool.take(0, &one, now).unwrap().id, 1);
+    assert!(pool.take(0, &two, now).is_err(), "it gave way");
     assert_eq!(pool.open.load(Relaxed), 1);
 }
 
@@ -66,35 +71,53 @@ fn pool_remembers_nothing_of_a_hundred_thousand_hosts_that_are_quiet() {
     let (pool, now) = (pool(50, 20), Instant::now());
     for n in 0..100_000 {
         let (host, open) = (host(n), pool.open());
-        assert!(pool.take(&host, now).is_err());
-        pool.give(&host, Fake::new(0, n % 2 == 0), now);
+        assert!(pool.take(0, &host, now).is_err());
+        pool.give(0, &host, Fake::new(0, n % 2 == 0), now);
         drop(open);
-        assert!(pool.lock().hosts.len() <= 20 && pool.lock().idle.len() <= 20);
+        let (hosts, idle) = remembered(&pool);
+        assert!(hosts <= 20 && idle <= 20);
     }
     pool.close_expired(now + IDLE_FOR);
-    let shelf = pool.lock();
-    assert!(shelf.hosts.is_empty() && shelf.idle.is_empty());
+    assert_eq!(remembered(&pool), (0, 0));
 }
 
 #[test]
 fn pool_opens_a_bounded_number_of_connections_for_nobody() {
     let (pool, host) = (pool(100, 100), host(1));
-    let spare: Vec<_> = std::iter::from_fn(|| pool.spare(&host)).collect();
+    let spare: Vec<_> = std::iter::from_fn(|| pool.spare(0, &host)).collect();
     assert_eq!(spare.len(), SPARE_MAX as usize);
     drop(spare);
-    assert!(pool.lock().hosts.is_empty());
+    assert_eq!(remembered(&pool), (0, 0));
     let _open: Vec<_> = (0..100).map(|_| pool.open()).collect();
-    assert!(pool.spare(&host).is_none(), "all descriptors are in use");
+    assert!(pool.spare(0, &host).is_none(), "all descriptors are in use");
 }
 
 #[test]
 fn pool_gives_a_connection_that_came_for_a_request_that_has_gone_to_the_next() {
     let (pool, host, now) = (pool(9, 9), host(1), Instant::now());
-    let first = pool.take(&host, now).unwrap_err();
-    let mut second = pool.take(&host, now).unwrap_err();
-    pool.give(&host, Fake::new(7, false), now);
+    let first = pool.take(0, &host, now).unwrap_err();
+    let mut second = pool.take(0, &host, now).unwrap_err();
+    pool.give(0, &host, Fake::new(7, false), now);
     drop(first);
     assert_eq!(got(&mut second).unwrap().id, 7);
+}
+
+#[test]
+fn pool_keeps_shelves_apart_within_bounds_that_they_share() {
+    let pool = Arc::new(Pool::new(Bounds { open: 9, idle: 2 }, 3));
+    let (host, start) = (host(1), Instant::now());
+    let at = |ms| start + Duration::from_millis(ms);
+    pool.give(1, &host, Fake::new(0, false), at(0));
+    pool.give(0, &host, Fake::new(1, false), at(1));
+    assert!(pool.take(2, &host, at(1)).is_err());
+    pool.give(2, &host, Fake::new(2, false), at(2));
+    assert!(pool.take(1, &host, at(2)).is_err(), "it was idle longest");
+    let open: Vec<_> = (0..10).map(|_| pool.open()).collect();
+    assert!(pool.take(0, &host, at(2)).is_err(), "it was idle longest");
+    assert_eq!(pool.take(2, &host, at(2)).unwrap().id, 2);
+    assert_eq!(pool.idle.load(Relaxed), 0);
+    drop(open);
+    assert_eq!(pool.open.load(Relaxed), 0);
 }
 
 #[derive(Debug, Clone)]
@@ -164,7 +187,7 @@ proptest! {
         let (mut now, mut next) = (Instant::now(), 0);
         for action in actions {
             match action {
-                Action::Take { host } => match (pool.take(&hosts[host], now), naive.take(host, now)) {
+                Action::Take { host } => match (pool.take(0, &hosts[host], now), naive.take(host, now)) {
                     (Ok(fake), id) => {
                         prop_assert_eq!(Some(fake.id), id);
                         held.push((host, fake));
@@ -200,9 +223,10 @@ proptest! {
                 }
                 Action::Give { .. } | Action::Close { .. } | Action::GiveUp { .. } => {}
             }
-            let shelf = pool.lock();
-            prop_assert_eq!(shelf.idle.len() as usize, naive.0.len());
-            prop_assert!(shelf.hosts.values().all(|places| !places.is_empty()));
+            prop_assert_eq!(remembered(&pool).1, naive.0.len());
+            prop_assert_eq!(pool.idle.load(Relaxed), naive.0.len());
+            let tidy = pool.on(0, |shelf| shelf.hosts.values().all(|places| !places.is_empty()));
+            prop_assert!(tidy);
         }
     }
 }
@@ -219,7 +243,7 @@ fn give(
     now: Instant,
     max: usize,
 ) {
-    pool.give(&hosts[host], fake.clone(), now);
+    pool.give(0, &hosts[host], fake.clone(), now);
     let mut left = fake.is_open().then_some(fake);
     while let Some(at) = line.iter().position(|(of, _)| *of == host) {
         let Some(fake) = left.take() else { return };

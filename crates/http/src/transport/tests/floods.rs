@@ -101,10 +101,13 @@ async fn case_40_victim_is_answered_in_time_beside_every_kind_of_flood() {
         Server::start(std::iter::repeat_n([Read, ok()], 100).flatten().collect::<Vec<_>>()).await;
     let transport = ping.transport();
     let floods = [ping.url.clone(), hints.url(), head.url()];
-    let (mut attempts, threads) = (JoinSet::new(), transport.threads().clone());
+    let (mut attempts, threads) = (JoinSet::new(), transport.threads().to_vec());
     for n in 0..150 {
         let (transport, url) = (transport.clone(), floods[n % floods.len()].clone());
-        attempts.spawn_on(async move { transport.send(&attempt(endpoint(&url))).await }, &threads);
+        attempts.spawn_on(
+            async move { transport.send(&attempt(endpoint(&url))).await },
+            &threads[n % threads.len()],
+        );
     }
     let mut longest = Duration::ZERO;
     for _ in 0..50 {

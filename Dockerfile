@@ -1,7 +1,11 @@
 FROM rust:1-bookworm AS build
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked --package walhook && strip --strip-debug target/release/walhook
+RUN cargo build --release --locked --package walhook && sh scripts/split-debug target/release/walhook
+
+# The lines of a backtrace: docker build --target debug --output . .
+FROM scratch AS debug
+COPY --from=build /src/target/release/walhook.debug /walhook.debug
 
 # The C library, CA certificates and a user without rights; no shell.
 FROM gcr.io/distroless/cc-debian12:nonroot

@@ -49,8 +49,9 @@ demo: prerequisites ## Run the whole thing against a throw-away PostgreSQL, for 
 	@$(CARGO) build --locked
 	@$(CARGO) run --locked --quiet -- demo $(DEMO)
 
-build: prerequisites ## Build the release binary, target/release/walhook
+build: prerequisites ## Build the release binary, target/release/walhook, and walhook.debug beside it
 	$(CARGO) build --release --locked
+	@sh scripts/split-debug target/release/walhook
 
 test: prerequisites lint ## Check and test everything, as CI does
 	@sh scripts/prerequisites openssl

@@ -268,12 +268,34 @@ fn scripts_parse() {
     for (shell, path) in [
         ("sh", "scripts/postgres-versions"),
         ("sh", "scripts/prerequisites"),
+        ("sh", "scripts/split-debug"),
         ("sh", "scripts/test-matrix"),
         ("bash", ".ci/run"),
     ] {
         let checked = Command::new(shell).arg("-n").arg(root().join(path)).output().unwrap();
         assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
     }
+}
+
+#[test]
+fn program_whose_debug_information_was_moved_runs_and_says_where_that_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("walhook");
+    fs::copy(env!("CARGO_BIN_EXE_walhook"), &program).unwrap();
+    let size = |path: &Path| fs::metadata(path).unwrap().len();
+    let whole = size(&program);
+    // The second time there is nothing to move.
+    for _ in 0..2 {
+        let script = root().join("scripts/split-debug");
+        let moved = Command::new("sh").arg(script).arg(&program).output().unwrap();
+        assert!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stderr));
+        let debug = program.with_extension("debug");
+        assert!(size(&program) < whole && size(&debug) > 0);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+    let (bytes, name) = (fs::read(&program).unwrap(), b"walhook.debug\0");
+    assert!(bytes.windows(name.len()).any(|found| found == name));
+    assert!(Command::new(&program).arg("--version").status().unwrap().success());
 }
 
 #[test]

@@ -70,7 +70,8 @@ impl<J: Send + 'static, R: Send + 'static> Attempts<J, R> {
             tasks.spawn_on(work(place, jobs, ended, make.clone()), thread);
             Lane { inbox, jobs: Vec::new(), under_way: 0 }
         });
-        let lanes = lanes.collect();
+        let lanes: Vec<Lane<J>> = lanes.collect();
+        assert!(!lanes.is_empty(), "a request needs a thread");
         Self { lanes, ended, arrived: VecDeque::new(), _threads: tasks }
     }
 

@@ -61,6 +61,7 @@ test: prerequisites lint ## Check and test everything, as CI does
 		then $(CARGO) nextest run --workspace --locked; \
 		else $(CARGO) test --workspace --locked --lib --bins --tests; fi
 	sh scripts/alerts
+	sh scripts/instructions
 	sh scripts/test-matrix quick $(TEST_VERSIONS)
 	$(CARGO) test --workspace --locked --doc
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked

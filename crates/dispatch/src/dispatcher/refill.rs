@@ -25,8 +25,8 @@ use walhook_core::tick::Tick;
 /// A queue with fewer deliveries in memory wants a page.
 const WANTS_BELOW: usize = 64;
 
-/// Rows that are read for a probe.
-const PROBE_ROWS: u32 = 16;
+/// Rows that are read for a probe: it is one, and before it may stand many that are held.
+const PROBE_ROWS: u32 = 256;
 
 impl Dispatcher {
     /// The pages to be read next; answered by [`Dispatcher::handle_refilled`]. One batch at a time.
@@ -59,7 +59,6 @@ impl Dispatcher {
             if let Some(page) = wants {
                 let from = deferred.backlog.begin_page(page, now);
                 let (rows, bytes) = self.deferral.line.page();
-                // A probe is one row; before it may stand some that are held.
                 let rows = if page == Page::Probe { rows.min(PROBE_ROWS) } else { rows };
                 pages.push(Refill { queue, from, rows, bytes });
                 at_most -= 1;

@@ -4,6 +4,7 @@
 //! # Invariants
 //!
 //! - A probe that fails is no attempt: neither its number nor its row changes, and it does not die of it.
+//! - Nor is it sent before the time that its endpoint asked for, but as the next probe.
 //! - One that is not answered stays in memory, where there is room, and is the next probe too: a dead endpoint
 //!   costs no reading of tables. One that is refused makes place for another key's.
 
@@ -96,9 +97,12 @@ impl Dispatcher {
         outcome: &Outcome,
         now: Tick,
     ) {
-        let is_answered = match outcome.meaning {
-            Meaning::TimedOut | Meaning::Failed | Meaning::Aborted | Meaning::Local => false,
-            Meaning::Refused { .. } | Meaning::Invalid | Meaning::Delivered | Meaning::Gone => true,
+        let (is_answered, asked) = match outcome.meaning {
+            Meaning::TimedOut | Meaning::Failed | Meaning::Aborted | Meaning::Local => {
+                (false, None)
+            }
+            Meaning::Refused { retry_after, .. } => (true, retry_after),
+            Meaning::Invalid | Meaning::Delivered | Meaning::Gone => (true, None),
         };
         let has_room = self.used_bytes() < self.settings.memory_limit / MEMORY_PARTS;
         let Some(breaker) = &mut self.queues.with_row(queue).breaker else { return };
@@ -111,7 +115,9 @@ impl Dispatcher {
         } else {
             in_memory.drop_probe(id);
             let ids = in_memory.with_those_behind(&[id]);
-            self.leave(queue, &ids, Exit::Probed(id, now), now);
+            // Another may be tried sooner. This one waits also where that closes the breaker.
+            let wait = self.settings.settle.retry.bounded(asked.unwrap_or_default());
+            self.leave(queue, &ids, Exit::Probed(id, now + wait), now);
         }
         if is_stale {
             self.outdate(queue);

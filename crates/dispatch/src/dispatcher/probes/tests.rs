@@ -22,6 +22,7 @@ use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
     Defer, Deferred, PersistBatch, QueueId, Refill, Refilled, RowKey, Tried,
 };
+use walhook_core::position::EventId;
 use walhook_core::tick::Tick;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -62,6 +63,8 @@ enum Dead {
     Hanging,
     /// It answers 503.
     Broken,
+    /// It answers 503, and asks for a minute.
+    Busy,
 }
 
 struct Place {
@@ -106,6 +109,10 @@ struct World {
     /// The longest wait of a live endpoint's delivery, and the highest number of an attempt that was taken.
     waited: Duration,
     number: u32,
+    /// Before when a busy endpoint does not want an event again, and how many came sooner, of those that were
+    /// no probes.
+    not_before: BTreeMap<EventId, Tick>,
+    too_soon: u32,
 }
 
 impl World {
@@ -128,6 +135,8 @@ impl World {
             died: 0,
             waited: Duration::ZERO,
             number: 0,
+            not_before: BTreeMap::new(),
+            too_soon: 0,
         }
     }
 
@@ -269,8 +278,18 @@ impl World {
                 }
                 Dead::Hanging => Outcome::failed(FailureKind::Timeout, "no answer", TIMEOUT),
                 Dead::Broken => Outcome { elapsed: ANSWER, ..fixture::answered(503) },
+                Dead::Busy => {
+                    let event = attempt.first().event.id;
+                    self.not_before.insert(event, self.now + ANSWER + MINUTE);
+                    Outcome { elapsed: ANSWER, ..fixture::answer(503, Some(MINUTE), "") }
+                }
             }
         };
+        // It has taken something: its breaker is closed, and this is no probe.
+        let first = attempt.first().event.id;
+        if place.took.is_some() && self.not_before.get(&first).is_some_and(|due| self.now < *due) {
+            self.too_soon += 1;
+        }
         if place.back == Tick(0) {
             self.waited = self.waited.max(waited);
         }
@@ -428,6 +447,18 @@ fn probe_of_an_endpoint_that_never_takes_its_head_is_another_key_s() {
     assert_eq!(world.places[0].taken, 59, "all but the one");
     // Probes are no attempts: one that was sent again and again is sent as the third time at most.
     assert!(world.number <= 3, "attempt {}", world.number);
+}
+
+#[test]
+fn delivery_that_a_probe_was_asked_to_send_later_waits_although_another_closes_the_breaker() {
+    let back = Tick(0) + 20 * SECOND;
+    let mut world = World::new(settings(), vec![place(0, Dead::Busy, back)]);
+    world.commits(0, 60, Duration::ZERO);
+    // One that nobody has asked to wait.
+    world.commits(0, 1, 21 * SECOND);
+    world.run(back + 3 * MINUTE);
+    assert!(!world.not_before.is_empty());
+    assert_eq!((world.places[0].taken, world.too_soon), (61, 0));
 }
 
 #[test]

@@ -32,8 +32,10 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 /// what takes longer is a client that does not send or read, and the process's end waits for it.
 const DRAIN: Duration = Duration::from_millis(200);
 
-/// Descriptors that are kept, so that probes are answered when the process has no others left.
-const SPARES: usize = 4;
+/// Descriptors that are kept, so that probes are answered when the process has no others left. Some are lost:
+/// between giving one up and accepting in its place a request may be quicker, and keeps it for as long as
+/// its connection is used.
+const SPARES: usize = 16;
 
 /// A connection that is older is no probe that is just answered.
 const IDLE: Duration = Duration::from_secs(1);

@@ -114,7 +114,7 @@ pub(super) async fn write(
             Failpoint::DeadLetterCommitted.pass();
         }
         let purges = batch.purges.len() + batch.letter_purges.len() + batch.unrouted_purges.len();
-        if !batch.gaps.is_empty() || purges > 0 {
+        if purges > 0 {
             Failpoint::GapCommitted.pass();
         }
         Failpoint::CheckpointCommitted.pass();

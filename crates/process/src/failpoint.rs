@@ -34,7 +34,7 @@ pub enum Failpoint {
     DeferredCommitted,
     /// The same with dead letters.
     DeadLetterCommitted,
-    /// The same with deliveries that a gap counts.
+    /// The same that removes rows, which a gap counts from then on.
     GapCommitted,
     /// A state transaction is committed, the dispatcher does not know.
     CheckpointCommitted,

@@ -87,8 +87,9 @@ impl Kind for DeadLetters {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// [`Failure::Usage`] when nothing is selected or nobody can be asked; [`Failure::Failed`] when
-/// there is no such dead letter, when a retry failed again or did not end within the wait.
+/// [`super::Failure::Usage`] when nothing is selected or nobody can be asked;
+/// [`super::Failure::Failed`] when there is no such dead letter, when a retry failed again or did not end
+/// within the wait.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
     let databases = Databases::of(&config);

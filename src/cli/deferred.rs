@@ -89,8 +89,9 @@ impl Kind for DeferredDeliveries {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// [`Failure::Usage`] when nothing is selected or nobody can be asked; [`Failure::Failed`] when no
-/// row fits what is to be retried, or the job did not end within the wait.
+/// [`super::Failure::Usage`] when nothing is selected or nobody can be asked;
+/// [`super::Failure::Failed`] when no row fits what is to be retried, or the job did not end within the
+/// wait.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
     let databases = Databases::of(&config);

@@ -157,6 +157,9 @@ impl Dispatcher {
                 self.routing.shelves.pages -= 1;
                 if found == 0 && end && ceiling.is_none() && shelf.going == 0 && !gives_up {
                     self.count_anew(&account, now);
+                } else if shelf.storing.front() != ceiling.as_ref() {
+                    // What bounded the page was stored while the page was asked for.
+                    self.routing.shelves.join_line(&account);
                 }
                 continue;
             }

@@ -26,6 +26,8 @@ const BEGAN: Tick = Tick(60_000_000);
 struct Tables {
     unrouted: BTreeMap<EventKey, Arc<Event>>,
     deferred: BTreeMap<EventKey, Arc<Event>>,
+    /// Pages show what stands in the table when they are asked for, and come behind what was stored meanwhile.
+    is_slow: bool,
 }
 
 /// Lets time pass until deferred rows are read back; look-ups are answered after 40 s. Returns what stands in the
@@ -35,6 +37,7 @@ fn until_deferred_rows_are_read(dispatcher: &mut Dispatcher, tables: &mut Tables
     let mut asked = None;
     for step in 0..1_000 {
         now = now + Duration::from_millis(100);
+        let mut late = Vec::new();
         while let Some(effect) = dispatcher.poll(now) {
             match effect {
                 Effect::LookUp(accounts) => asked = Some(accounts),
@@ -51,7 +54,10 @@ fn until_deferred_rows_are_read(dispatcher: &mut Dispatcher, tables: &mut Tables
                         UnroutedPage { account: page.account, rows, end: true }
                     };
                     let pages = pages.into_iter().map(read).collect();
-                    dispatcher.handle(now, Input::UnroutedPages(pages));
+                    match tables.is_slow {
+                        true => late.push(Input::UnroutedPages(pages)),
+                        false => dispatcher.handle(now, Input::UnroutedPages(pages)),
+                    }
                 }
                 Effect::Store(batch) => {
                     let rows = batch.unrouted.iter().map(|e| (EventKey::of(e), Arc::clone(e)));
@@ -62,7 +68,10 @@ fn until_deferred_rows_are_read(dispatcher: &mut Dispatcher, tables: &mut Tables
                     tables
                         .deferred
                         .extend(rows.map(|row| (row.id.key.event.clone(), Arc::clone(&row.event))));
-                    dispatcher.handle(now, Input::Stored(Box::default()));
+                    match tables.is_slow {
+                        true => late.insert(0, Input::Stored(Box::default())),
+                        false => dispatcher.handle(now, Input::Stored(Box::default())),
+                    }
                 }
                 Effect::ReadDeferred(_) => {
                     let keys = tables.deferred.keys();
@@ -76,6 +85,7 @@ fn until_deferred_rows_are_read(dispatcher: &mut Dispatcher, tables: &mut Tables
                 | Effect::StateFull { .. } => {}
             }
         }
+        late.into_iter().for_each(|input| dispatcher.handle(now, input));
         if step >= 400
             && let Some(accounts) = asked.take()
         {
@@ -89,13 +99,9 @@ fn until_deferred_rows_are_read(dispatcher: &mut Dispatcher, tables: &mut Tables
     panic!("deferred rows are never read back: {:?}", tables.deferred)
 }
 
-/// An earlier leader has made a row of the second event, and none of the first, which is read again. It waits
-/// behind an operator's retry while a page shows the second, and becomes a row behind the place that pages have
-/// come to. What was deferred of the second and the third waits for it all the same.
-#[test]
-fn row_of_an_event_that_was_read_again_keeps_newer_deferred_rows_back() {
-    let second = event(2_000);
-    let key = EventKey::of(&second);
+/// An earlier leader has made a row of the event.
+fn with_a_row_of(event: &Arc<Event>) -> (Dispatcher, Tables) {
+    let key = EventKey::of(event);
     let settled = SettledRange {
         account: AccountId::new("a"),
         endpoint: EndpointId::new(NO_ENDPOINT),
@@ -105,17 +111,42 @@ fn row_of_an_event_that_was_read_again_keeps_newer_deferred_rows_back() {
     let account = UnroutedAccount { account: AccountId::new("a"), rows: 1, settled: Vec::new() };
     let (settled, unrouted) = (vec![settled], vec![account]);
     let start = Start { frontier: Lsn(1_000), settled, unrouted, ..Start::default() };
-    let mut dispatcher = Dispatcher::new(fixture::settings(), start, SmallRng::seed_from_u64(1));
+    let dispatcher = Dispatcher::new(fixture::settings(), start, SmallRng::seed_from_u64(1));
     let mut tables = Tables::default();
-    tables.unrouted.insert(key, Arc::clone(&second));
-    let endpoint = EndpointId::new("e");
-    let retry = Retry { dead_letter: DeadLetterId(1), job: JobId(1), event: event(900), endpoint };
-    dispatcher.handle(BEGAN, Input::Retry(Box::new(retry)));
-    for commit in [1_500, 2_000, 2_500] {
+    tables.unrouted.insert(key, Arc::clone(event));
+    (dispatcher, tables)
+}
+
+/// The stream brings an event in each of these transactions.
+fn read<const N: usize>(commits: [u64; N], dispatcher: &mut Dispatcher) {
+    for commit in commits {
         let mut items = fixture::transaction(commit, [event(commit)]);
         items.push(Item::Progress { wal_end: Lsn(commit + 50) });
         dispatcher.handle(BEGAN, Input::Items(items));
     }
+}
+
+/// A page is asked for while an older event is on its way to the table, and shows nothing before that; when it
+/// comes the event is stored. Another one is asked for, and all are routed.
+#[test]
+fn page_that_an_event_on_its_way_bounds_is_read_again_when_that_was_stored_meanwhile() {
+    let (mut dispatcher, mut tables) = with_a_row_of(&event(2_000));
+    tables.is_slow = true;
+    read([1_500, 2_000, 2_500], &mut dispatcher);
+    let deferred = until_deferred_rows_are_read(&mut dispatcher, &mut tables);
+    assert_eq!(deferred, [1_500, 2_000, 2_500]);
+}
+
+/// An earlier leader has made a row of the second event, and none of the first, which is read again. It waits
+/// behind an operator's retry while a page shows the second, and becomes a row behind the place that pages have
+/// come to. What was deferred of the second and the third waits for it all the same.
+#[test]
+fn row_of_an_event_that_was_read_again_keeps_newer_deferred_rows_back() {
+    let (mut dispatcher, mut tables) = with_a_row_of(&event(2_000));
+    let endpoint = EndpointId::new("e");
+    let retry = Retry { dead_letter: DeadLetterId(1), job: JobId(1), event: event(900), endpoint };
+    dispatcher.handle(BEGAN, Input::Retry(Box::new(retry)));
+    read([1_500, 2_000, 2_500], &mut dispatcher);
     let deferred = until_deferred_rows_are_read(&mut dispatcher, &mut tables);
     assert_eq!(deferred, [1_500, 2_000, 2_500]);
 }

@@ -8,8 +8,9 @@ use walhook_loadtest::world::{Layout, World};
 
 use walhook_loadtest::figure::{Better, Figure};
 
-/// Behind a start, until it has done what it does once.
-const CALM: Duration = Duration::from_secs(5);
+/// Behind a start, until it has done what it does once, and sessions that are idle since have told the server's
+/// statistics of it, which may take them 10 s.
+const CALM: Duration = Duration::from_secs(15);
 
 /// What the server does by itself in its own time is not the leader's.
 const SERVER: [(&str, &str); 2] = [("autovacuum", "off"), ("checkpoint_timeout", "1h")];

@@ -1,5 +1,6 @@
 //! What all requests to an endpoint have in common, made once for many.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use http::header::{ACCEPT, CONTENT_TYPE, HOST, USER_AGENT};
@@ -23,7 +24,6 @@ const KEPT: usize = 1 << 10;
 const KEPT_BYTES: usize = 2 << 10;
 
 /// Where requests go, and what each of them says.
-#[derive(Debug)]
 pub(super) struct Target {
     /// The whole URL, for HTTP/2.
     pub(super) url: Uri,
@@ -35,6 +35,13 @@ pub(super) struct Target {
     /// The value of `host`, for HTTP/1.
     host: HeaderValue,
     pub(super) keys: Keys,
+}
+
+/// Path, query and headers may hold what is the customer's alone.
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target").field("host", &self.host).finish_non_exhaustive()
+    }
 }
 
 impl Target {

@@ -4,6 +4,14 @@ use super::*;
 use walhook_sign::verify;
 
 #[tokio::test]
+async fn what_is_kept_of_an_endpoint_says_nothing_of_its_path_headers_and_secrets() {
+    let endpoint = endpoint(&format!("https://a.example/{HUSH}?token={HUSH}"));
+    let target = transport().target(&endpoint).unwrap();
+    let text = format!("{target:?}");
+    assert!(text.contains("a.example") && !text.contains(HUSH), "{text}");
+}
+
+#[tokio::test]
 async fn request_is_as_documented() {
     let server = Server::start([Read, ok(), Read, ok()]).await;
     let mut endpoint = endpoint(&server.url());

@@ -51,7 +51,7 @@ CREATE TABLE IF NOT EXISTS {schema}.checkpoint (
 ) WITH (fillfactor = 50);
 
 -- Deliveries settled ahead of the frontier: appended with each persisted batch, removed when the
--- frontier has passed `last_commit_lsn`. `ranges` is engine::settled's encoding.
+-- frontier has passed `last_commit_lsn`. `ranges` is the encoding of walhook_core::settled.
 CREATE TABLE IF NOT EXISTS {schema}.settled (
     pipeline         pg_catalog.text NOT NULL,
     partition        integer NOT NULL DEFAULT {partition},
@@ -202,7 +202,7 @@ ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS source_table pg_catalog.text;
 ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS find_rows pg_catalog.text;
 
 -- The last look at what the publication covers: where the WAL ended and the oldest open transaction
--- before it, what it saw (engine::coverage's JSON), and what is wrong with single tables. The next look
+-- before it, what it saw (as JSON), and what is wrong with single tables. The next look
 -- is compared with it, also after a restart.
 CREATE TABLE IF NOT EXISTS {schema}.coverage (
     pipeline   pg_catalog.text NOT NULL,
@@ -250,7 +250,7 @@ CREATE TABLE IF NOT EXISTS {schema}.unrouted (
         toast.autovacuum_vacuum_threshold = 20000, toast.autovacuum_vacuum_scale_factor = 0.1);
 
 -- What the next leader must know of an account that has such events: how many, and which of their
--- deliveries were settled before they came here (engine::settled's encoding; null: none).
+-- deliveries were settled before they came here (the encoding of walhook_core::settled; null: none).
 CREATE TABLE IF NOT EXISTS {schema}.unrouted_accounts (
     pipeline  pg_catalog.text NOT NULL,
     account   pg_catalog.text NOT NULL,

@@ -1,7 +1,8 @@
 //! One change of one subscriber, which is what all traffic of tests, demo and load tests is made of.
 //!
 //! The customer's table has a column `version` that is drawn from a sequence with each insert and update,
-//! and that a rollback does not give back: so a version names a state of a row for ever. A row is locked
+//! and that a rollback does not give back: so a version of a committed transaction names a state of a row
+//! for ever. Only a crash of the server gives out again what it lost with the transaction. A row is locked
 //! before its version is drawn, so that the versions of one row rise in commit order.
 
 use anyhow::{Context, Result};

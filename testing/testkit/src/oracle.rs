@@ -2,7 +2,7 @@
 //!
 //! Nothing in here comes from walhook. A change is entered when the writer's COMMIT was acknowledged, a
 //! request when a receiver answers it, and what stands in the state tables as it is found there. A
-//! version names a change for ever ([`crate::change`]), so that the two sides are matched exactly, and
+//! version names one committed change ([`crate::change`]), so that the two sides are matched exactly, and
 //! what was rolled back can be told from what was committed.
 
 use std::collections::{BTreeMap, HashMap};
@@ -206,7 +206,7 @@ impl Oracle {
         }
         for &change in changes {
             self.committed += 1;
-            self.said(change, account, Commit::Acknowledged).at = at;
+            self.acknowledged(change, account).at = at;
             self.owe_all(account, key(change));
         }
     }
@@ -226,7 +226,11 @@ impl Oracle {
     /// A transaction's COMMIT was sent and its answer never read: its changes count neither way.
     pub fn doubtful(&mut self, account: i64, changes: &[Change]) {
         for &change in changes {
-            self.said(change, account, Commit::Doubtful);
+            let record = self.changes.entry(key(change)).or_default();
+            record.claims.push(((change.kind, change.id), account));
+            if record.commit == Commit::Unknown {
+                record.commit = Commit::Doubtful;
+            }
         }
     }
 
@@ -235,8 +239,8 @@ impl Oracle {
         self.rolled_back += u64::try_from(changes).unwrap_or(u64::MAX);
     }
 
-    /// Enters what the writer says of a change. What a request said before has to be the same.
-    fn said(&mut self, change: Change, account: i64, commit: Commit) -> &mut Record {
+    /// Enters what the writer knows of a change. What a request said before has to be the same.
+    fn acknowledged(&mut self, change: Change, account: i64) -> &mut Record {
         let record = self.changes.entry(key(change)).or_default();
         let what = (change.kind, change.id);
         let other = record.what.replace(what).filter(|said| *said != what);
@@ -244,7 +248,7 @@ impl Oracle {
             self.faults.invented += 1;
             self.examples.push(format!("{change:?} came as {said:?}"));
         }
-        (record.commit, record.account) = (commit, Some(account));
+        (record.commit, record.account) = (Commit::Acknowledged, Some(account));
         record
     }
 

@@ -116,8 +116,7 @@ impl Oracle {
         self.deliveries().filter(|(key, record, delivery)| {
             let Some(endpoint) = self.endpoints.get(&delivery.endpoint) else { return true };
             let wanted = endpoint.wants.contains(&record.change(*key).kind);
-            let its = record.account == Some(endpoint.account);
-            record.commit == Commit::Unknown || !wanted || !its
+            !wanted || !record.is_of(endpoint.account)
         })
     }
 

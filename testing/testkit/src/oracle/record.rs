@@ -13,6 +13,9 @@ pub(super) fn key(change: Change) -> Key {
     (change.version, change.kind == Kind::Deleted)
 }
 
+/// The kind of a change, and its row.
+pub(super) type What = (Kind, i64);
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Commit {
     #[default]
@@ -27,8 +30,11 @@ pub(super) enum Commit {
 pub(super) struct Record {
     pub(super) commit: Commit,
     pub(super) account: Option<i64>,
-    /// Kind and row, as the writer said; without, as the first request did.
-    pub(super) what: Option<(Kind, i64)>,
+    /// Kind and row, as an acknowledged COMMIT said; without, as the first request did.
+    pub(super) what: Option<What>,
+    /// What transactions whose COMMIT is in doubt said of it, and of which account. A crash of the server
+    /// gives the numbers of a transaction that it lost out again, so they may differ.
+    pub(super) claims: Vec<(What, i64)>,
     /// When its COMMIT was sent.
     pub(super) at: Duration,
     pub(super) event_id: Option<u64>,
@@ -58,8 +64,20 @@ impl Record {
         &mut self.deliveries[at]
     }
 
+    /// Whether the writers, as far as they know, changed this for that account.
+    pub(super) fn is_of(&self, account: i64) -> bool {
+        match self.commit {
+            Commit::Unknown => false,
+            Commit::Acknowledged => self.account == Some(account),
+            Commit::Doubtful => {
+                self.claims.iter().any(|(what, of)| Some(*what) == self.what && *of == account)
+            }
+        }
+    }
+
     pub(super) fn change(&self, (version, deleted): Key) -> Change {
-        let (kind, id) = self.what.unwrap_or((Kind::Created, 0));
+        let claimed = self.claims.first().map(|(what, _)| *what);
+        let (kind, id) = self.what.or(claimed).unwrap_or((Kind::Created, 0));
         Change { kind: if deleted { Kind::Deleted } else { kind }, id, version }
     }
 }

@@ -87,6 +87,39 @@ fn oracle_finds_an_event_that_was_never_committed_or_is_of_another_row_or_kind()
 }
 
 #[test]
+fn oracle_knows_that_a_crash_gives_the_versions_of_a_lost_transaction_out_again() {
+    let (lost, kept) = (change(Kind::Created, 246, 7), change(Kind::Created, 265, 7));
+    let mut oracle = oracle();
+    oracle.doubtful(11, &[lost]);
+    oracle.received(receipt(10, kept), MS);
+    oracle.committed(10, &[kept], MS);
+    assert!(oracle.faults().is_empty(), "{:?}", oracle.examples());
+    // The news of the loss may come last.
+    oracle.doubtful(11, &[lost]);
+    assert!(oracle.faults().is_empty(), "{:?}", oracle.examples());
+    assert_eq!(oracle.changes(), [1, 0, 0]);
+    // Both may be in doubt: one of them came.
+    let [first, second, other] = [9, 10, 11].map(|id| change(Kind::Created, id, 13));
+    oracle.doubtful(10, &[first]);
+    oracle.doubtful(11, &[second]);
+    oracle.received(receipt(11, second), MS);
+    assert!(oracle.faults().is_empty(), "{:?}", oracle.examples());
+    oracle.received(receipt(11, other), MS);
+    assert_eq!(oracle.faults().invented, 1);
+}
+
+#[test]
+fn oracle_finds_a_doubtful_change_that_came_to_another_account_or_as_another_row() {
+    let mut oracle = oracle();
+    oracle.doubtful(10, &[change(Kind::Created, 7, 7)]);
+    oracle.received(receipt(11, change(Kind::Created, 7, 7)), MS);
+    assert_eq!(oracle.faults().invented, 1);
+    oracle.doubtful(10, &[change(Kind::Created, 8, 8)]);
+    oracle.received(receipt(10, change(Kind::Created, 9, 8)), MS);
+    assert_eq!(oracle.faults().invented, 2);
+}
+
+#[test]
 fn oracle_finds_a_request_at_an_endpoint_that_did_not_ask_or_of_another_account() {
     let mut oracle = oracle();
     let created = change(Kind::Created, 1, 1);

@@ -86,13 +86,6 @@ async fn case_17_mistakes_in_identity_and_publication_are_named_with_their_mend(
             run: "needs the old value of account_id",
         },
         Mistake {
-            breaks: "ALTER ROLE sender CONNECTION LIMIT 6",
-            fixes: "ALTER ROLE sender CONNECTION LIMIT -1",
-            check: "fail  sessions: the role sender may have 6",
-            fix: "ALTER ROLE \"sender\" CONNECTION LIMIT 18",
-            run: "a leader needs 7 by source.url",
-        },
-        Mistake {
             breaks: "ALTER PUBLICATION walhook DROP TABLE subscribers",
             fixes: "ALTER PUBLICATION walhook ADD TABLE subscribers",
             check: "fail  publication: walhook does not hold public.subscribers",
@@ -126,6 +119,31 @@ async fn case_17_mistakes_in_identity_and_publication_are_named_with_their_mend(
         refused(&mut world, &mistake).await.context(mistake.breaks)?;
     }
     let _leads = world.run().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn limit_with_too_few_sessions_is_told_and_waited_for() -> Result<()> {
+    let mut world = world_of_sender("", RULES).await?;
+    world.hook(1, 1, "").await?;
+    world.sql.batch_execute("ALTER ROLE sender CONNECTION LIMIT 3").await?;
+    let found = complaints(&world).await?;
+    let line =
+        found.iter().find(|line| line.starts_with("fail  sessions: the role sender may have 3"));
+    let line = line.with_context(|| format!("{found:?}"))?;
+    ensure!(line.ends_with("ALTER ROLE \"sender\" CONNECTION LIMIT 18"), "{line}");
+
+    let running = world.spawn()?;
+    running.until_logged("a leader needs 7 by source.url").await?;
+    running.until_logged("leading: streaming from the slot").await?;
+    world.subscribe(1, 1).await?;
+    // Which sessions it gets is a matter of who asks first.
+    running.until_logged("too many connections for role").await?;
+
+    world.sql.batch_execute("ALTER ROLE sender CONNECTION LIMIT -1").await?;
+    world.delivered(1).await?;
+    world.settled().await?;
+    ensure!(running.terminate().await?.success());
     Ok(())
 }
 

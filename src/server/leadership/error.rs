@@ -3,7 +3,6 @@
 use crate::server::Stop;
 use crate::server::prepared::PreparedError;
 use crate::server::rulebook::RulesError;
-use crate::server::sessions::Finding;
 use walhook_core::halt::Halt;
 use walhook_postgres::error::SourceError;
 use walhook_postgres::fix::{AS_IT_SAYS, Failure, FixedBy, Line};
@@ -65,13 +64,11 @@ pub enum StartError {
         /// The major version.
         version: i32,
     },
-    /// Settings, rights, columns and limits that are not what they must be: a line for each.
-    #[error("{}", lines(faults.iter().map(ToString::to_string).chain(limits.iter().map(limit))))]
+    /// Settings, rights and columns that are not what they must be: a line for each.
+    #[error("{}", lines(faults.iter().map(ToString::to_string)))]
     NotInPlace {
-        /// What is wrong with settings, rights and columns.
+        /// What is wrong.
         faults: Vec<Fault>,
-        /// The limits with which no leader can work.
-        limits: Vec<Finding>,
     },
     /// The rules do not fit the tables.
     #[error(transparent)]
@@ -91,10 +88,6 @@ pub enum StartError {
 
 fn lines(all: impl Iterator<Item = String>) -> String {
     all.collect::<Vec<_>>().join("\n")
-}
-
-fn limit(Finding { text, fix, .. }: &Finding) -> String {
-    format!("{text}; {fix}")
 }
 
 fn writes(publication: &str, RefusedWrites { table, problem, fix }: &RefusedWrites) -> String {

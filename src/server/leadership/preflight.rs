@@ -17,15 +17,16 @@ pub(super) async fn preflight(config: &Config) -> Result<(), OpenError> {
         return Err(OpenError::refused(StartError::OldServer { version: version / 10_000 }));
     }
     let faults = preflight::faults(config.lookups(), &client).await?;
-    let limits = too_few_sessions(config, &client).await?;
-    if faults.is_empty() && limits.is_empty() {
+    tell_of_limits(config, &client).await?;
+    if faults.is_empty() {
         return Ok(());
     }
-    Err(OpenError::refused(StartError::NotInPlace { faults, limits }))
+    Err(OpenError::refused(StartError::NotInPlace { faults }))
 }
 
-/// The limits with which no leader can work, and their fixes; of those that are only tight, the log tells.
-async fn too_few_sessions(config: &Config, source: &Client) -> Result<Vec<Finding>, OpenError> {
+/// Logs the limits that leave us too few sessions, and their fixes. That is no reason not to start: they may
+/// be raised at any time, and until then readiness tells whose session is refused.
+async fn tell_of_limits(config: &Config, source: &Client) -> Result<(), OpenError> {
     let (of_source, of_state) = Need::of_config(config);
     let mut found = findings(source, of_source).await?;
     if let (Some(url), Some(of_state)) = (&config.state.url, of_state) {
@@ -34,14 +35,12 @@ async fn too_few_sessions(config: &Config, source: &Client) -> Result<Vec<Findin
             found.extend(findings(&state, of_state).await?);
         }
     }
-    let mut refused = Vec::new();
-    for finding in found {
-        let Finding { verdict, text, fix } = &finding;
+    for Finding { verdict, text, fix } in found {
         match verdict {
             Verdict::Pass => {}
             Verdict::Warn => tracing::warn!(problem = %text, fix, "sessions may become scarce"),
-            Verdict::Fail => refused.push(finding),
+            Verdict::Fail => tracing::error!(problem = %text, fix, "there are too few sessions"),
         }
     }
-    Ok(refused)
+    Ok(())
 }

@@ -52,18 +52,18 @@ impl Need {
 
 /// How limits compare with what is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// There is room.
     Pass,
     /// There is not, while others have what they have now, or something else is done beside.
     Warn,
-    /// Whatever others have, a leader cannot work.
+    /// Whatever others have, a leader lacks sessions.
     Fail,
 }
 
 /// What one limit says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// How it compares.
     pub verdict: Verdict,
     /// What the limit is, and what is needed.

@@ -57,7 +57,7 @@ async fn number(world: &World, sql: &str) -> Result<i64> {
 }
 
 fn deferred(endpoint: i64) -> String {
-    format!("SELECT count(*) FROM walhook.deferred WHERE endpoint = '{endpoint}'")
+    format!("SELECT count(*) FROM walhook.deliveries_pending WHERE endpoint = '{endpoint}'")
 }
 
 /// Sends the open gaps again by the commands that `gaps list` prints, which closes them.

@@ -19,7 +19,7 @@ const QUICK: &str = "[delivery]\ntimeout = \"2s\"\nconnect_timeout = \"1s\"\nret
 const SMALL: &str =
     "\n[memory]\nlimit = \"1MiB\"\n\n[wal]\nmax_hold = \"2s\"\nmax_retained = \"16MiB\"\n";
 
-const DEFERRED: &str = "SELECT count(*) FROM walhook.deferred";
+const DEFERRED: &str = "SELECT count(*) FROM walhook.deliveries_pending WHERE endpoint <> ''";
 
 fn down() -> Behaviour {
     Behaviour::status(StatusCode::SERVICE_UNAVAILABLE)
@@ -263,7 +263,7 @@ async fn endpoint_that_was_dead_has_all_its_deliveries_soon_after_it_is_back() -
     while began.elapsed() < Duration::from_secs(22) {
         sleep(Duration::from_millis(200)).await;
     }
-    let attempts = "SELECT max(attempts) FROM walhook.deferred";
+    let attempts = "SELECT max(attempts) FROM walhook.deliveries_pending";
     ensure!(world.value(attempts).await?.parse::<i64>()? <= 2, "a probe was counted");
     world.mock.set_behaviour("/1", Behaviour::ok());
     let back = Instant::now();

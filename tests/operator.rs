@@ -8,7 +8,7 @@ use walhook_testkit::receiver::Behaviour;
 
 use crate::support::{RULES, World, bodies, taken, text};
 
-const DEFERRED: &str = "SELECT count(*) FROM walhook.deferred";
+const DEFERRED: &str = "SELECT count(*) FROM walhook.deliveries_pending WHERE endpoint <> ''";
 const DEAD: &str = "SELECT count(*) FROM walhook.dead_letters";
 const BACKLOG: &str = "SELECT count(*) FROM walhook.backlog";
 
@@ -69,7 +69,7 @@ async fn paused_endpoint_gets_nothing_and_loses_nothing_until_it_is_resumed() ->
     world.subscribe(2, 2).await?;
     world.settled().await?;
     ensure!(taken(&world.mock.received())["/2"].len() == 1, "the other account waits");
-    let reasons = "SELECT string_agg(DISTINCT reason, ',') FROM walhook.deferred";
+    let reasons = "SELECT string_agg(DISTINCT reason, ',') FROM walhook.deliveries_pending WHERE endpoint <> ''";
     ensure!(world.value(reasons).await?.contains("paused"), "{}", world.value(reasons).await?);
     running.kill().await?;
 
@@ -138,7 +138,9 @@ async fn resume_switches_on_what_walhook_switched_off_and_pause_waits_for_a_lead
     let running = world.run().await?;
     world.until("SELECT kind FROM walhook.endpoint_state", "paused").await?;
     world.subscribe(3, 1).await?;
-    world.until("SELECT reason FROM walhook.deferred", "paused").await?;
+    world
+        .until("SELECT reason FROM walhook.deliveries_pending WHERE endpoint <> ''", "paused")
+        .await?;
     // What is not deferred says why it is not sent.
     let retry = world.walhook(&["dead-letters", "retry", "--endpoint", "1"]).await?;
     ensure!(retry.status.code() == Some(1), "{}", said(&retry));
@@ -163,7 +165,9 @@ async fn deferred_retry_sends_at_once_what_would_wait_for_hours() -> Result<()> 
         world.mock.set_behaviour("/1", down());
         world.subscribe(id, 1).await?;
         // Known in memory with its time, and the next version stands behind it.
-        world.until("SELECT count(*) FROM walhook.deferred WHERE attempts = 1", "1").await?;
+        world
+            .until("SELECT count(*) FROM walhook.deliveries_pending WHERE attempts = 1", "1")
+            .await?;
         statuses(&world, id, &["later"]).await?;
         world.until(DEFERRED, "2").await?;
         world.mock.set_behaviour("/1", Behaviour::ok());
@@ -190,12 +194,13 @@ async fn deferred_discard_lets_go_what_stood_behind_in_its_order() -> Result<()>
     world.mock.set_behaviour("/1", down());
     let running = world.run().await?;
     world.subscribe(1, 1).await?;
-    world.until("SELECT count(*) FROM walhook.deferred WHERE attempts = 1", "1").await?;
+    world.until("SELECT count(*) FROM walhook.deliveries_pending WHERE attempts = 1", "1").await?;
     statuses(&world, 1, &["a", "b", "c"]).await?;
     world.until(DEFERRED, "4").await?;
     world.mock.set_behaviour("/1", Behaviour::ok());
     // In the order of their commits: ids of one millisecond have none.
-    let events = "SELECT string_agg(event_id, ' ' ORDER BY commit_lsn) FROM walhook.deferred";
+    let events = "SELECT string_agg(event_id, ' ' ORDER BY committed_at)
+                  FROM walhook.deliveries_pending WHERE endpoint <> ''";
     let events = world.value(events).await?;
     let events: Vec<&str> = events.split(' ').collect();
     // One from the middle, which nobody knows of but the table, then the one that holds the others up.

@@ -58,7 +58,9 @@ async fn recording_holds_nothing_of_the_customers_and_replays_to_the_same_effect
     // What a leader finds in the tables as it begins.
     let running = world.run().await?;
     world.sql.batch_execute(&insert(1, 2)).await?;
-    world.until("SELECT count(*) FROM walhook.deferred", "1").await?;
+    world
+        .until("SELECT count(*) FROM walhook.deliveries_pending WHERE endpoint <> ''", "1")
+        .await?;
     ensure!(running.terminate().await?.success());
 
     let file = world.dir().join("incident.jsonl");
@@ -74,7 +76,9 @@ async fn recording_holds_nothing_of_the_customers_and_replays_to_the_same_effect
         .sql
         .batch_execute("UPDATE subscribers SET status = 'status-hush' WHERE account_id = 1")
         .await?;
-    world.until("SELECT count(*) > 5 FROM walhook.deferred", "t").await?;
+    world
+        .until("SELECT count(*) > 5 FROM walhook.deliveries_pending WHERE endpoint <> ''", "t")
+        .await?;
     let pause = ["endpoints", "pause", "2", "--reason", "operator-hush"];
     let paused = world.walhook(&pause).await?;
     ensure!(paused.status.success(), "{}", String::from_utf8_lossy(&paused.stderr));

@@ -202,7 +202,7 @@ async fn replay_to_a_stopped_endpoint_waits_under_its_id_and_is_delivered_when_t
     let fourth = world.walhook(&["replay", "start", "--from", &from]).await.unwrap();
     assert!(fourth.status.success(), "{}", text(&fourth.stderr));
     assert!(text(&fourth.stdout).contains("delivered 15, waiting 15, dead 0"));
-    let waiting = "SELECT count(*) FROM walhook.deferred WHERE replay_id > 0";
+    let waiting = "SELECT count(*) FROM walhook.deliveries_pending WHERE replay_id > 0";
     assert_eq!(world.value(waiting).await.unwrap(), "45");
 
     // A cancelled one takes along what waits of it; the others are delivered, and counted so.
@@ -271,7 +271,10 @@ async fn replay_that_waits_goes_on_across_a_kill_with_the_counts_that_it_had() {
     // Whoever waits for it is told that it goes on.
     let mut waiting =
         world.start(&["replay", "start", "--from", &from, "--endpoint", "2", "--wait"]).unwrap();
-    world.until("SELECT count(*) FROM walhook.deferred WHERE replay_id > 0", "40").await.unwrap();
+    world
+        .until("SELECT count(*) FROM walhook.deliveries_pending WHERE replay_id > 0", "40")
+        .await
+        .unwrap();
     let pid = i32::try_from(waiting.id().unwrap()).unwrap();
     let interrupt = std::process::Command::new("kill").args(["-INT", &pid.to_string()]).status();
     assert!(interrupt.unwrap().success());

@@ -11,6 +11,7 @@ use anyhow::{Result, ensure};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
+use walhook_testkit::stored;
 
 use crate::kills::from_env;
 use crate::support::{PATIENCE, SECRET, World, answers, text};
@@ -368,12 +369,9 @@ impl Test {
     /// What the tables of state hold: the event's commit and the endpoint of each delivery, '' for a
     /// letter without endpoint.
     async fn stored(&self) -> Result<Vec<(u64, String)>> {
-        let sql = "SELECT (b.commit_lsn - '0/0'::pg_lsn)::text, d.endpoint
-             FROM (SELECT pipeline, event_id, endpoint FROM walhook.dead_letters
-                   UNION ALL SELECT pipeline, event_id, endpoint FROM walhook.deferred) d
-             JOIN walhook.bodies b USING (pipeline, event_id)";
-        let rows = self.world.sql.query(sql, &[]).await?;
-        rows.iter().map(|row| Ok((row.get::<_, &str>(0).parse()?, row.get(1)))).collect()
+        let mut all = stored::dead_letters(&self.world.sql).await?;
+        all.extend(stored::deferred(&self.world.sql).await?);
+        Ok(all.into_iter().map(|delivery| (delivery.commit_lsn, delivery.endpoint)).collect())
     }
 
     /// Each delivery that is owed has arrived, or stands in a table.

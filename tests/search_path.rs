@@ -134,7 +134,9 @@ async fn statements_refer_to_nothing_of_a_hostile_schema_in_the_path() -> Result
     }
     world.sql.batch_execute("INSERT INTO parted VALUES (1, 1)").await?;
     world.delivered(11).await?;
-    world.until("SELECT count(*) FROM walhook.deferred", "10").await?;
+    world
+        .until("SELECT count(*) FROM walhook.deliveries_pending WHERE endpoint <> ''", "10")
+        .await?;
     world.until("SELECT count(*) FROM walhook.dead_letters", "10").await?;
 
     for args in [

@@ -72,8 +72,7 @@ async fn case_21_server_stops_at_once_while_every_endpoint_hangs() {
 }
 
 /// What has left memory: without an endpoint, where a busy machine takes over a second to look it up.
-const STORED: &str =
-    "((SELECT count(*) FROM walhook.deferred) + (SELECT count(*) FROM walhook.unrouted))";
+const STORED: &str = "(SELECT count(*) FROM walhook.deliveries_pending)";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn case_21_server_stops_at_once_while_more_than_memory_holds_is_deferred() {

@@ -91,7 +91,9 @@ async fn real_upgrade_after_prepare_loses_and_repeats_nothing_and_leaves_no_gap(
     world.subscribe(1, 1).await?;
     // Waits in the tables, and goes along.
     world.subscribe(2, 2).await?;
-    world.until("SELECT count(*) FROM walhook.deferred", "1").await?;
+    world
+        .until("SELECT count(*) FROM walhook.deliveries_pending WHERE endpoint <> ''", "1")
+        .await?;
     world.delivered(1).await?;
     ensure!(
         world.walhook(&["upgrade", "prepare"]).await?.status.code() == Some(1),

@@ -202,12 +202,13 @@ impl World {
         Ok(u64::try_from(row.get::<_, i64>(0))?)
     }
 
-    /// Rows of the tables `deferred` and `dead_letters`, once nothing writes them any more.
+    /// Deliveries that are deferred or dead letters, once nothing changes that any more.
     ///
     /// # Errors
     /// When a query fails.
     pub async fn in_tables(&self) -> Result<u64> {
-        let query = "SELECT (SELECT count(*) FROM walhook.deferred WHERE replay_id = 0)
+        let query = "SELECT (SELECT count(*) FROM walhook.deliveries_pending
+                              WHERE endpoint <> '' AND replay_id = 0)
                           + (SELECT count(*) FROM walhook.dead_letters WHERE replay_id = 0)";
         self.number(query).await
     }

@@ -30,6 +30,7 @@ use walhook_testkit::cluster::Cluster;
 use walhook_testkit::oracle::{Oracle, Shared, Stored};
 use walhook_testkit::pipeline::Pipeline;
 use walhook_testkit::program::Program;
+use walhook_testkit::stored;
 use walhook_testkit::traffic::{Traffic, Writer};
 
 use self::configuration::configuration;
@@ -397,11 +398,9 @@ impl Demo {
 
     /// Enters what is deferred, when nothing runs any more that could send it.
     async fn collect_deferred(&mut self) -> Result<()> {
-        let sql = "SELECT d.endpoint, b.event_type, b.row
-                   FROM walhook.deferred d JOIN walhook.bodies b USING (pipeline, event_id)";
-        for row in self.observer.query(sql, &[]).await? {
-            let endpoint: i64 = row.get::<_, &str>(0).parse().context("deferred.endpoint")?;
-            let change = Change::in_row(row.get(1), row.get(2)).context("bodies.row")?;
+        for delivery in stored::deferred(&self.observer).await? {
+            let endpoint: i64 = delivery.endpoint.parse().context("the endpoint's id")?;
+            let change = Change::in_row(&delivery.event_type, &delivery.row).context("its row")?;
             self.oracle.with(|oracle, _| oracle.stored(endpoint, change, Stored::Deferred));
         }
         Ok(())

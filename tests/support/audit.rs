@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use walhook_testkit::change::Change;
 use walhook_testkit::oracle::{self, Faults, Oracle, Receipt, Stored};
 use walhook_testkit::receiver::Received;
+use walhook_testkit::stored;
 
 use super::World;
 
@@ -70,8 +71,10 @@ pub(crate) async fn settled(world: &World, endpoints: &[Endpoint]) -> Result<()>
     world.settled().await?;
     let demanded = endpoints.iter().filter(|e| e.demand == Demand::Delivered);
     let ids: Vec<String> = demanded.map(|e| format!("'{}'", e.id)).collect();
-    let sql =
-        format!("SELECT count(*) FROM walhook.deferred WHERE endpoint IN ('', {})", ids.join(", "));
+    let sql = format!(
+        "SELECT count(*) FROM walhook.deliveries_pending WHERE endpoint IN ('', {})",
+        ids.join(", ")
+    );
     world.until(&sql, "0").await
 }
 
@@ -156,18 +159,17 @@ pub(crate) async fn audit(
 /// Enters what the tables of state hold: each delivery at most once. Returns what is wrong with them.
 async fn stored(world: &World, oracle: &mut Oracle) -> Result<Vec<String>> {
     let mut problems = Vec::new();
-    let sql = "SELECT d.event_id, d.endpoint, b.event_type, b.row, d.dead
-               FROM (SELECT pipeline, event_id, endpoint, true AS dead FROM walhook.dead_letters
-                     UNION ALL SELECT pipeline, event_id, endpoint, false FROM walhook.deferred) d
-                    JOIN walhook.bodies b USING (pipeline, event_id)";
-    for row in world.sql.query(sql, &[]).await? {
-        let change = Change::in_row(row.get(2), row.get(3))?;
-        let table = if row.get(4) { Stored::DeadLetter } else { Stored::Deferred };
-        let Ok(endpoint) = row.get::<_, &str>(1).parse() else {
+    let dead = stored::dead_letters(&world.sql).await?;
+    let dead = dead.into_iter().map(|delivery| (Stored::DeadLetter, delivery));
+    let deferred = stored::deferred(&world.sql).await?;
+    let deferred = deferred.into_iter().map(|delivery| (Stored::Deferred, delivery));
+    for (table, delivery) in dead.chain(deferred) {
+        let change = Change::in_row(&delivery.event_type, &delivery.row)?;
+        let Ok(endpoint) = delivery.endpoint.parse() else {
             problems.push(format!("unroutable: {change:?}"));
             continue;
         };
-        let (event_id, body) = (row.get(0), &[][..]);
+        let (event_id, body) = (&*delivery.event_id, &[][..]);
         oracle.identify(&Receipt { endpoint, event_id, change, body, taken: false, replay: false });
         if let Some(other) = oracle.stored(endpoint, change, table) {
             let problem = format!("{change:?} for {endpoint} stands in {table:?} and {other:?}");

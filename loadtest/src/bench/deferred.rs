@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(1_200);
 /// After the first delivery, before resident memory is read: the dead endpoints' rows were tried.
 const PAUSE: Duration = Duration::from_secs(3);
 
-const DEFERRED: &str = "SELECT count(*) FROM walhook.deferred";
+const DEFERRED: &str = "SELECT count(*) FROM walhook.deliveries_pending WHERE endpoint <> ''";
 
 #[derive(Debug, clap::Args)]
 /// What can be chosen.

@@ -15,6 +15,7 @@ pub mod receiver;
 pub mod scratch;
 pub mod session;
 pub mod sign;
+pub mod stored;
 #[cfg(feature = "tls")]
 pub mod tls;
 pub mod traffic;

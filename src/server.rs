@@ -48,6 +48,7 @@ mod replay_window;
 mod responder;
 mod rulebook;
 pub(crate) mod sessions;
+mod stop;
 mod tasks;
 pub mod trouble;
 mod writer;
@@ -66,7 +67,7 @@ use crate::config::{self, Config, DeliveryMode};
 use crate::server::health::{Role, Teller};
 use crate::server::metrics::Metrics;
 use jobs::{Jobs, Outlets};
-use leadership::{Leader, StartError, become_leader};
+use leadership::{Leader, become_leader};
 use lookups::LookupResponder;
 use maintenance::{Measuring, Retention, Vacuum};
 use notify::Notices;
@@ -79,14 +80,13 @@ use replay_window::{ReplayWindow, Touching};
 use responder::Responder;
 use rulebook::Rulebook;
 use sessions::{LEASE, Sessions, open_state};
+pub use stop::{Fatal, Stop, Unfit};
 use tasks::Tasks;
-use walhook_core::halt::Halt;
 use walhook_core::room::Measured;
 use walhook_dispatch::dispatcher::{Dispatcher, Ordering, ReplayInput, Settings};
-use walhook_dispatch::retry::{PolicyError, RetryPolicy};
+use walhook_dispatch::retry::RetryPolicy;
 use walhook_dispatch::settle::SettlePolicy;
 use walhook_http::sender::Sender;
-use walhook_http::transport::TransportError;
 use walhook_postgres::feedback::Feedback;
 use walhook_postgres::pg::Conninfo;
 use walhook_process::clock::Clock;
@@ -110,37 +110,6 @@ const TYPES_SAID: usize = 20;
 /// Beyond the longest request: for storing the last outcomes.
 const STORE_GRACE: Duration = Duration::from_secs(5);
 
-/// Why the pipeline ended other than by a shutdown.
-#[derive(Debug, thiserror::Error)]
-pub enum Stop {
-    /// Going on would lose data silently.
-    #[error(transparent)]
-    Halted(#[from] Halt),
-    /// Another instance has taken over.
-    #[error("another instance has taken over")]
-    Fenced,
-    /// The configuration does not fit the database.
-    #[error(transparent)]
-    Config(#[from] Unfit),
-    /// Waiting does not fix it.
-    #[error(transparent)]
-    Failed(#[from] anyhow::Error),
-}
-
-/// What of the configuration does not fit, so that nothing starts.
-#[derive(Debug, thiserror::Error)]
-pub enum Unfit {
-    /// No requests can be made with it.
-    #[error("{0}")]
-    Transport(TransportError),
-    /// The times between attempts.
-    #[error("[delivery]: {0}")]
-    Retry(PolicyError),
-    /// What it names is not in place.
-    #[error(transparent)]
-    Start(#[from] Box<StartError>),
-}
-
 /// Runs until `shutdown`: stands by while another instance leads, leads when the slot is free.
 ///
 /// `shutdown` drains: no new request is sent, those in flight may end, their outcomes are stored.
@@ -154,7 +123,7 @@ pub async fn run(
     recording: Option<&Recording>,
 ) -> Result<(), Stop> {
     let types = config.events.iter().map(|rule| rule.event_type.as_str());
-    let metrics = Arc::new(Metrics::new(&config.source.slot, types).map_err(anyhow::Error::from)?);
+    let metrics = Arc::new(Metrics::new(&config.source.slot, types).map_err(Fatal::from)?);
     let (tell, watched) = Teller::new(&config.source.slot);
     let mut server = JoinSet::new();
     let listener = admin::bind(config.admin.listen).await?;

@@ -74,7 +74,7 @@ const OF_RULES: &str = "DROP TABLE IF EXISTS log, made; ALTER PUBLICATION walhoo
     SET TABLE subscribers, webhooks";
 
 #[tokio::test]
-async fn case_17_mistakes_in_identity_and_publication_are_named_with_their_mend() -> Result<()> {
+async fn case_17_mistakes_in_identity_and_publication_are_named_with_their_fix() -> Result<()> {
     let mut world = world_of_sender("", RULES).await?;
     ensure!(complaints(&world).await?.is_empty());
     for mistake in [
@@ -372,7 +372,7 @@ async fn refused_tables_are_those_whose_own_updates_fail() -> Result<()> {
 }
 
 #[tokio::test]
-async fn rows_that_row_level_security_hides_are_named_and_the_printed_mend_shows_them() -> Result<()>
+async fn rows_that_row_level_security_hides_are_named_and_the_printed_fix_shows_them() -> Result<()>
 {
     let mut world = world_of_sender("", RULES).await?;
     let line = "fail  row-level security: hides rows of public.webhooks from the role sender; ";

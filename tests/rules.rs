@@ -208,7 +208,7 @@ async fn messages_between_rows_of_subtransactions_arrive_once_with_the_same_ids_
 }
 
 #[tokio::test]
-async fn rules_that_cannot_work_are_refused_with_key_and_mend() -> Result<()> {
+async fn rules_that_cannot_work_are_refused_with_key_and_fix() -> Result<()> {
     let world = World::bare("", "", &[]).await?;
     world.sql.batch_execute(SCHEMA).await?;
     let head = "[[events]]\ntype = \"t\"\ntable = \"public.subscribers\"\n";

@@ -56,7 +56,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         Ok(()) | Err(Stop::Fenced) => Ok(()),
         Err(Stop::Halted(halt)) => Err(Failure::Halted(halt.to_string())),
         Err(Stop::Config(unfit)) => Err(Failure::Usage(unfit.into())),
-        Err(Stop::Failed(error)) => Err(Failure::Failed(error)),
+        Err(Stop::Failed(fatal)) => Err(Failure::Failed(fatal.into())),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::config::ConfigError;
 use crate::server::prepared::PreparedError;
+use crate::server::range::RangeError;
 use walhook_core::halt::Halt;
 use walhook_postgres::error::SourceError;
 use walhook_state::StateError;
@@ -34,6 +35,12 @@ impl From<tokio_postgres::Error> for Failure {
 
 impl From<PreparedError> for Failure {
     fn from(error: PreparedError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<RangeError> for Failure {
+    fn from(error: RangeError) -> Self {
         Self::Failed(error.into())
     }
 }

@@ -167,7 +167,7 @@ fn not_in_any_stream(Gap { id, find, .. }: &Gap) -> String {
 async fn oldest(config: &Config) -> Result<Lsn, String> {
     let asked = async {
         let source = Databases::of(config).open_source("walhook gaps").await?;
-        range::oldest(config, &source).await
+        Ok(range::oldest(config, &source).await?)
     };
     asked.await.map_err(|error: anyhow::Error| format!("{error:#}"))
 }

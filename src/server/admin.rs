@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -20,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::health::{Health, Role};
 use super::metrics::Metrics;
+use super::stop::Fatal;
 use super::trouble::Part;
 use walhook_process::faults::{self, Fault};
 
@@ -35,10 +35,8 @@ struct Shared {
 ///
 /// # Errors
 /// Names the address and the key of the configuration.
-pub async fn bind(listen: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("cannot listen on {listen}; change `admin.listen`"))
+pub async fn bind(listen: SocketAddr) -> Result<TcpListener, Fatal> {
+    TcpListener::bind(listen).await.map_err(|source| Fatal::Listen { listen, source })
 }
 
 /// Serves until `shutdown` is cancelled, then ends within a second.
@@ -209,7 +207,7 @@ mod tests {
     async fn bind_names_the_address_and_the_key_when_it_is_taken() {
         let taken = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = taken.local_addr().unwrap();
-        let error = format!("{:#}", bind(address).await.unwrap_err());
+        let error = bind(address).await.unwrap_err().to_string();
         assert!(error.contains(&address.to_string()) && error.contains("admin.listen"), "{error}");
     }
 }

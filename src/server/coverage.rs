@@ -16,6 +16,7 @@ use super::sessions::Sessions;
 use crate::server::metrics::Metrics;
 use walhook_postgres::coverage::{self, Covered, Kind, Looked, Loss, Moment, Seen, begin, compare};
 use walhook_postgres::error::SourceError;
+use walhook_postgres::fix::line_of;
 use walhook_postgres::sql::Connection;
 use walhook_state::MAX_ALARMS;
 
@@ -186,9 +187,7 @@ async fn add_children(client: &Connection, publication: &str, looked: &Looked) -
                 refused.added = true;
                 tracing::info!(table = %name, publication, "added a new child to the publication");
             }
-            Err(error) => {
-                refused.why.push(format!("{:#}; it is tried again", anyhow::Error::from(error)))
-            }
+            Err(error) => refused.why.push(format!("{}; it is tried again", line_of(&error))),
         }
     }
     refused

@@ -9,7 +9,7 @@ use walhook_postgres::error::SourceError;
 use walhook_postgres::fix::{AS_IT_SAYS, Failure, FixedBy, Line, UNREACHABLE};
 use walhook_postgres::lookup::LookupError;
 use walhook_postgres::sql::ConnectError;
-use walhook_state::StateError;
+use walhook_state::{Class, StateError};
 
 /// Why a task could not do its work this time. [`TaskError::Stop`] ends the pipeline; all else is told, and
 /// the work begun again.
@@ -60,16 +60,9 @@ pub(super) enum TaskError {
 
 impl From<StateError> for TaskError {
     fn from(error: StateError) -> Self {
-        match error {
-            StateError::Fenced { .. } => Self::Stop(Stop::Fenced),
-            error @ (StateError::NotSetUp { .. }
-            | StateError::SchemaTooOld { .. }
-            | StateError::SchemaTooNew { .. }
-            | StateError::FrontierDecreases { .. }
-            | StateError::CheckpointMoved { .. }
-            | StateError::Unreadable { .. }
-            | StateError::Connection(_)
-            | StateError::Sql(_)) => Self::State(error),
+        match error.class() {
+            Class::Fenced => Self::Stop(Stop::Fenced),
+            Class::Defect | Class::SchemaTooNew | Class::Fixable => Self::State(error),
         }
     }
 }

@@ -6,7 +6,6 @@ mod preflight;
 
 use std::time::Duration;
 
-use anyhow::Context;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -235,6 +234,6 @@ async fn refuse_to_break_writes(config: &Config, client: &Connection) -> Result<
 }
 
 fn hostname() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("no host name");
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
     name.map_or_else(|_| "unknown host".to_owned(), |name| name.trim().to_owned())
 }

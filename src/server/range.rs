@@ -6,12 +6,14 @@
 //!
 //! The copy belongs to the connection and vanishes with it, whatever becomes of this process.
 
+mod error;
+
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
+pub(crate) use self::error::RangeError;
 pub(crate) use super::reader::Batch;
 use super::rulebook::{Rulebook, compile_rules};
 use super::sessions::{REPLAY_SENTINEL, REPLAY_STREAM};
@@ -21,7 +23,7 @@ use walhook_core::lsn::Lsn;
 use walhook_decode::change::{Changes, Step};
 use walhook_decode::pgoutput::{self, DecodeError, Message};
 use walhook_postgres::feedback::StatusUpdate;
-use walhook_postgres::sql::{Connection, error_text};
+use walhook_postgres::sql::Connection;
 use walhook_postgres::wire::{self, Frame, Stream};
 use walhook_postgres::{anchor, slot};
 use walhook_rules::rule::EndpointTable;
@@ -46,21 +48,15 @@ pub(crate) struct Range {
 ///
 /// # Errors
 /// When there is no anchor slot, or it is lost; the message says how to get one.
-pub(crate) async fn oldest(config: &Config, client: &Connection) -> anyhow::Result<Lsn> {
-    let name = anchor::name(&config.source.slot);
+pub(crate) async fn oldest(config: &Config, client: &Connection) -> Result<Lsn, RangeError> {
+    let slot = anchor::name(&config.source.slot);
     let Some(anchor) = anchor::read(client, &config.source.slot).await? else {
-        bail!(
-            "there is no replay window yet: the slot {name} is missing. A running leader makes it, with \
-             source.replay_window above 0"
-        );
+        return Err(RangeError::NoWindow { slot });
     };
     match (anchor.confirmed_flush, anchor.lost) {
         (Some(at), None) => Ok(at),
-        (_, Some(why)) => bail!(
-            "the replay window is lost, with its slot {name}: {why}. A running leader begins it anew. {}",
-            why.fix()
-        ),
-        (None, None) => bail!("the slot {name} is being created; try again"),
+        (_, Some(why)) => Err(RangeError::WindowLost { slot, why }),
+        (None, None) => Err(RangeError::WindowBegins { slot }),
     }
 }
 
@@ -76,13 +72,13 @@ impl Range {
         to: Lsn,
         from_oldest: bool,
         purpose: &str,
-    ) -> anyhow::Result<Self> {
+    ) -> Result<Self, RangeError> {
         let sentinel = Connection::open(&config.source.url, REPLAY_SENTINEL.name).await?;
         let oldest = oldest(config, &sentinel).await?;
         // What lies before it is gone since it was asked for.
         let from = if from_oldest { from.max(oldest).min(to) } else { from };
         if from < oldest {
-            bail!("{from} lies before the replay window, which begins at {oldest}");
+            return Err(RangeError::TooOld { from, oldest });
         }
         let anchor = anchor::name(&config.source.slot);
         Self::open_copy(config, sentinel, &anchor, from, to, purpose).await
@@ -99,24 +95,21 @@ impl Range {
         from: Lsn,
         to: Lsn,
         purpose: &str,
-    ) -> anyhow::Result<Self> {
+    ) -> Result<Self, RangeError> {
         let source = &config.source;
         let wal_end = slot::wal_end(&sentinel).await?;
         if to > wal_end {
-            bail!("{to} lies beyond the end of the WAL, {wal_end}");
+            return Err(RangeError::TooNew { to, wal_end });
         }
         let url = source.replication_url.as_ref().unwrap_or(&source.url);
         let mut replication = wire::connect(url, REPLAY_STREAM.name).await?;
         let system = replication.identify_system().await?.system_identifier;
-        let rules = compile_rules(config, &sentinel, system, EndpointTable::Checked)
-            .await
-            .map_err(|e| anyhow!("{e}"))?;
+        let rules = compile_rules(config, &sentinel, system, EndpointTable::Checked).await?;
         let book = Rulebook::new(config.clone(), system, rules);
         // A slot's name has at most 63 bytes; its own are ASCII.
         let copy = format!("{:.30}_{purpose}", source.slot);
-        replication.copy_slot(of, &copy).await.with_context(|| {
-            format!("cannot copy the slot {of}; are all of max_replication_slots in use?")
-        })?;
+        let copied = replication.copy_slot(of, &copy).await;
+        copied.map_err(|source| RangeError::NotCopied { slot: of.to_owned(), source })?;
         let replication = replication.with_messages(config.reads_messages());
         let limit = config.memory.max_change_bytes();
         let stream = replication.start(&copy, &source.publication, from, limit).await?;
@@ -129,7 +122,7 @@ impl Range {
     ///
     /// # Errors
     /// When the connection breaks, or the rules do not fit what was written then.
-    pub(crate) async fn read(mut self, out: mpsc::Sender<Batch>) -> anyhow::Result<()> {
+    pub(crate) async fn read(mut self, out: mpsc::Sender<Batch>) -> Result<(), RangeError> {
         let mut status_at = Instant::now();
         let mut ended = false;
         while !(ended && self.batch.items.is_empty()) {
@@ -137,8 +130,7 @@ impl Range {
             tokio::select! {
                 biased;
                 error = self.sentinel.closed() => {
-                    let why = error.map_or_else(|| "closed".to_owned(), |e| error_text(&e));
-                    bail!("the SQL session beside the stream ended: {why}");
+                    return Err(RangeError::Sentinel(error));
                 }
                 () = out.closed() => return Ok(()),
                 () = sleep_until(status_at) => {
@@ -164,13 +156,13 @@ impl Range {
 
     /// What was received needs no keeping: the copy is gone with this connection anyway, and a server
     /// that shuts down waits for less.
-    async fn send_status(&mut self, request_reply: bool) -> anyhow::Result<()> {
+    async fn send_status(&mut self, request_reply: bool) -> Result<(), RangeError> {
         let update = StatusUpdate { write: self.received, flush: self.received, request_reply };
         Ok(self.stream.send_status(update).await?)
     }
 
     /// Takes a frame; says whether the range has ended.
-    async fn handle(&mut self, frame: Frame) -> anyhow::Result<bool> {
+    async fn handle(&mut self, frame: Frame) -> Result<bool, RangeError> {
         let protocol = self.stream.protocol();
         match frame {
             Frame::Keepalive { wal_end, .. } => {
@@ -196,8 +188,8 @@ impl Range {
         &mut self,
         at: Lsn,
         message: Result<Message<'_>, DecodeError>,
-    ) -> anyhow::Result<bool> {
-        let message = message.with_context(|| format!("cannot understand the stream at {at}"))?;
+    ) -> Result<bool, RangeError> {
+        let message = message.map_err(|source| RangeError::Message { at, source })?;
         let xid = self.changes.transaction().map(|transaction| transaction.xid);
         self.book.learn(&message, xid, &self.sentinel).await?;
         let first = self.batch.items.len();

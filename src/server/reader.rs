@@ -4,16 +4,20 @@
 //! and watches a SQL session: a server that shuts down ends that one at once, and we close the stream,
 //! for which the server would wait otherwise.
 
+mod lost;
+
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::Stop;
+pub(super) use self::lost::Unreadable;
+use self::lost::{Ended, Lost};
 use super::backoff::Backoff;
 use super::leadership::{self, OpenError, Session, reopen};
 use super::rulebook::{Rulebook, Unlearned};
+use super::stop::{Fatal, Stop};
 
 use crate::config::Config;
 use crate::server::health::Teller;
@@ -26,8 +30,8 @@ use walhook_core::tick::Tick;
 use walhook_decode::change::{Changes, Step};
 use walhook_decode::pgoutput::{self, DecodeError, Message, Protocol};
 use walhook_postgres::feedback::Feedback;
-use walhook_postgres::fix::Failure;
-use walhook_postgres::sql::{Connection, error_text};
+use walhook_postgres::fix::{Failure, line_of};
+use walhook_postgres::sql::Connection;
 use walhook_postgres::wire::{self, Class, Frame, WireError};
 use walhook_process::clock::Clock;
 use walhook_process::failpoint::Failpoint;
@@ -90,14 +94,6 @@ pub(super) struct Reader {
     pub(super) abort: CancellationToken,
 }
 
-/// How a connection ended.
-enum Ended {
-    /// We are to stop.
-    Stopped,
-    /// It broke, or the server closed it.
-    Lost(String),
-}
-
 impl Reader {
     /// Reads until `abort`, through lost connections.
     ///
@@ -105,9 +101,9 @@ impl Reader {
     /// [`Stop`] when the stream cannot go on.
     pub(super) async fn read(mut self, mut session: Session) -> Result<(), Stop> {
         loop {
-            let problem = match self.stream(session).await? {
+            let lost = match self.stream(session).await? {
                 Ended::Stopped => return Ok(()),
-                Ended::Lost(problem) => problem,
+                Ended::Lost(lost) => lost,
             };
             self.tell.stream_lost();
             if self.broken.is_some() {
@@ -116,8 +112,7 @@ impl Reader {
             if self.drain.is_cancelled() {
                 return Ok(());
             }
-            let fix = "see the server's log if it does not come back by itself";
-            self.tell.fails_with(Part::Stream, Instant::now(), &problem, fix);
+            self.tell.fails(Part::Stream, Instant::now(), &*lost);
             session = match self.reconnect().await? {
                 Some(session) => session,
                 None => return Ok(()),
@@ -212,7 +207,7 @@ impl Reader {
             let now = self.clock.now();
             if let Some(update) = self.feedback.poll(now) {
                 if let Err(error) = stream.send_status(update).await {
-                    return Ok(Ended::Lost(error.to_string()));
+                    return Ok(Ended::lost(Lost::Status(error)));
                 }
                 Failpoint::FlushSent.pass();
             }
@@ -222,7 +217,7 @@ impl Reader {
                 self.feedback.handle_heard(now);
             }
             if self.feedback.silent(now) {
-                return Ok(Ended::Lost("the server has been silent for too long".to_owned()));
+                return Ok(Ended::lost(Lost::Silent));
             }
             let reading = self.is_reading(&mut was_reading, now);
             let wake = self.clock.instant(self.feedback.deadline());
@@ -234,10 +229,7 @@ impl Reader {
                     self.say_goodbye(&mut stream).await;
                     return Ok(Ended::Stopped);
                 }
-                error = sentinel.closed() => {
-                    let why = error.map_or_else(|| "closed".to_owned(), |e| error_text(&e));
-                    return Ok(Ended::Lost(format!("the SQL session beside the stream ended: {why}")));
-                }
+                error = sentinel.closed() => return Ok(Ended::lost(Lost::Sentinel(error))),
                 changed = self.flushed.changed() => {
                     if changed.is_err() {
                         return Ok(Ended::Stopped);
@@ -303,28 +295,23 @@ impl Reader {
     /// What it means that the stream ended so.
     fn lost(&mut self, error: WireError) -> Result<Ended, Stop> {
         if wire::classify(&error) == Class::Unsendable {
-            return self.unreadable(format!("{:#}", anyhow::Error::from(error)));
+            return self.unreadable(Unreadable::Unsendable(error));
         }
         match OpenError::from(error) {
             OpenError::Stop(stop) => Err(stop),
-            OpenError::SlotInUse => Ok(Ended::Lost("the slot is in use".to_owned())),
+            OpenError::SlotInUse => Ok(Ended::lost(Lost::SlotInUse)),
             OpenError::Passing(problem) | OpenError::Refused { problem, .. } => {
-                Ok(Ended::Lost(format!("{:#}", anyhow::Error::from(problem))))
+                Ok(Ended::lost(Lost::Refused(problem)))
             }
         }
     }
 
-    fn not_understood(&mut self, at: Lsn, error: &dyn std::error::Error) -> Result<Ended, Stop> {
-        self.unreadable(format!("cannot understand the stream at {at}: {error}"))
-    }
-
     /// The transaction that the stream stands in cannot be read on. Once may have a passing cause; twice
     /// in a row halts, unless the operator has given its rest up.
-    fn unreadable(&mut self, problem: String) -> Result<Ended, Stop> {
+    fn unreadable(&mut self, why: Unreadable) -> Result<Ended, Stop> {
         let Some(transaction) = self.changes.transaction() else {
             let after = self.changes.resume_lsn();
-            let stream = format!("the stream cannot be read on after {after}");
-            return Err(Stop::Failed(anyhow::anyhow!(problem).context(stream)));
+            return Err(Fatal::Unreadable { after, source: why }.into());
         };
         let commit = transaction.commit_lsn;
         if self.left_out.contains(&commit) {
@@ -332,14 +319,12 @@ impl Reader {
                 self.feedback.handle_received(end_lsn, self.clock.now());
                 self.batch.items.push(Item::Commit { end_lsn });
             }
-            let left_out = format!("the rest of the transaction {commit} is left out: {problem}");
-            return Ok(Ended::Lost(left_out));
+            return Ok(Ended::lost(Lost::LeftOut { commit, source: why }));
         }
         if self.unreadable.replace(commit) == Some(commit) {
-            let halt = Halt::Unreadable { commit, problem: problem.clone() };
-            self.halt_when_settled(halt);
+            self.halt_when_settled(Halt::Unreadable { commit, problem: line_of(&why) });
         }
-        Ok(Ended::Lost(problem))
+        Ok(Ended::lost(Lost::Unreadable(why)))
     }
 
     /// Makes items of a frame. `Some` when the connection is of no more use.
@@ -395,7 +380,7 @@ impl Reader {
     ) -> Result<Option<Ended>, Stop> {
         let message = match message {
             Ok(message) => message,
-            Err(error) => return self.not_understood(at, &error).map(Some),
+            Err(why) => return self.unreadable(Unreadable::Message { at, why }).map(Some),
         };
         // Before any step is given: what fails here can be tried again on the next connection.
         let xid = self.changes.transaction().map(|transaction| transaction.xid);
@@ -406,12 +391,12 @@ impl Reader {
                 return Ok(None);
             }
             Err(error @ (Unlearned::Unanswered(_) | Unlearned::NoAnswer(_))) => {
-                return Ok(Some(Ended::Lost(format!("{:#}", anyhow::Error::from(error)))));
+                return Ok(Some(Ended::lost(Lost::Unlearned(error))));
             }
         }
         let steps = match self.changes.handle(at, message) {
             Ok(steps) => steps,
-            Err(error) => return self.not_understood(at, &error).map(Some),
+            Err(why) => return self.unreadable(Unreadable::Change { at, why }).map(Some),
         };
         for step in steps {
             match step {

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 
 use super::error::TaskError;
-use super::range::Range;
+use super::range::{Range, RangeError};
 use super::reader::Batch;
 use super::sessions::{REPLAY_LOOK_UPS, REPLAY_STATE, Sessions, in_turn};
 use super::tasks::{Until, Work};
@@ -29,6 +29,7 @@ use walhook_core::event::{AccountId, Event, Item};
 use walhook_core::id::ReplayId;
 use walhook_core::lsn::Lsn;
 use walhook_dispatch::dispatcher::{Replay, ReplayInput};
+use walhook_postgres::fix::line_of;
 use walhook_postgres::lookup::{LookupSession, Lookups};
 use walhook_state::{StateStore, StoredReplay};
 
@@ -108,7 +109,18 @@ enum Fed {
     /// It was ended by an operator.
     Cancelled,
     /// The range could not be read to its end.
-    Broken(String),
+    Broken(Interrupted),
+}
+
+/// Why a range was not read to its end this time.
+#[derive(Debug, thiserror::Error)]
+enum Interrupted {
+    /// The source, or what it has.
+    #[error(transparent)]
+    Range(RangeError),
+    /// A defect.
+    #[error("the range's reader panicked")]
+    Panicked,
 }
 
 impl Work for Replays {
@@ -200,7 +212,7 @@ impl Replays {
         loop {
             let problem = match self.feed_range(store, &replay).await? {
                 Fed::Settled | Fed::Cancelled => return Ok(None),
-                Fed::Broken(problem) => problem,
+                Fed::Broken(interrupted) => line_of(&interrupted),
             };
             let Some(now) = store.replay(replay.id).await? else { return Ok(None) };
             tries = if now.position > replay.position { 1 } else { tries + 1 };
@@ -228,7 +240,7 @@ impl Replays {
         let (config, from_oldest) = (&self.sessions.config, replay.range.from_oldest);
         let range = match Range::open(config, from, to, from_oldest, &purpose).await {
             Ok(range) => range,
-            Err(error) => return Ok(Fed::Broken(format!("{error:#}"))),
+            Err(error) => return Ok(Fed::Broken(Interrupted::Range(error))),
         };
         let lookups = LookupSession::open(config.lookups(), REPLAY_LOOK_UPS.name).await?;
         let (out, mut batches) = mpsc::channel::<Batch>(BATCHES);
@@ -254,8 +266,8 @@ impl Replays {
         }
         match task.join_next().await {
             Some(Ok(Ok(()))) => Ok(Fed::Settled),
-            Some(Ok(Err(error))) => Ok(Fed::Broken(format!("{error:#}"))),
-            Some(Err(_)) | None => Ok(Fed::Broken("the range's reader panicked".to_owned())),
+            Some(Ok(Err(error))) => Ok(Fed::Broken(Interrupted::Range(error))),
+            Some(Err(_)) | None => Ok(Fed::Broken(Interrupted::Panicked)),
         }
     }
 

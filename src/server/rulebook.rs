@@ -38,7 +38,7 @@ impl From<tokio_postgres::Error> for RulesError {
 
 /// Why something could not be learned.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unlearned {
+pub(crate) enum Unlearned {
     /// The SQL session gave no answer.
     #[error(transparent)]
     Unanswered(#[from] SourceError),

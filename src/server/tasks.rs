@@ -7,14 +7,13 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use anyhow::Context;
 use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::Stop;
 use super::error::TaskError;
 use super::health::Teller;
+use super::stop::{Fatal, Stop};
 use super::trouble::Part;
 
 /// What stops a task, where it does not see to that itself. Whatever it is, `abort` does.
@@ -105,10 +104,9 @@ impl Tasks {
         while let Some(ended) = self.running.join_next_with_id().await {
             let ended = match ended {
                 Ok((_, ended)) => ended,
-                Err(error) => {
-                    let name = self.names.get(&error.id()).copied().unwrap_or("unknown");
-                    let panicked = || format!("the task {name:?} of the pipeline panicked");
-                    Err(error).with_context(panicked).map_err(Stop::Failed)
+                Err(source) => {
+                    let name = self.names.get(&source.id()).copied().unwrap_or("unknown");
+                    Err(Fatal::Panicked { name, source }.into())
                 }
             };
             if let Err(stop) = ended {
@@ -125,6 +123,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use walhook_core::halt::Halt;
 
     fn tasks() -> (Tasks, CancellationToken, Teller) {
         let (tell, _) = Teller::new("p");
@@ -177,7 +176,7 @@ mod tests {
         let abort = tasks.abort.clone();
         tasks.spawn("waits", async move {
             abort.cancelled().await;
-            Err(Stop::Failed(anyhow::anyhow!("what follows")))
+            Err(Stop::Halted(Halt::RuleBroken("what follows".to_owned())))
         });
         // No shutdown has begun, and it works well: it is to stop all the same.
         tasks.keep(Fails { times: Arc::new(AtomicU32::new(3)), stops: false });

@@ -6,8 +6,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::Stop;
 use super::backoff::Backoff;
+use super::stop::{Fatal, Stop};
 use crate::server::health::Teller;
 use crate::server::pace::LinePace;
 use crate::server::trouble::Part;
@@ -16,8 +16,7 @@ use walhook_core::persist::{
 };
 use walhook_core::tick::Tick;
 use walhook_process::failpoint::Failpoint;
-use walhook_state::Told;
-use walhook_state::{StateError, StateStore};
+use walhook_state::{Class, StateStore, Told};
 
 /// What the dispatcher asks.
 pub(super) struct PersistRequest {
@@ -72,20 +71,14 @@ pub(super) async fn write(
             };
             let problem = match stored {
                 Ok(Ok(done)) => break done,
-                Ok(Err(StateError::Fenced { .. })) => return Err(Stop::Fenced),
-                // A defect, or another's doing; all else a person or time cures, and nothing is sent
-                // meanwhile.
-                Ok(Err(
-                    error @ (StateError::FrontierDecreases { .. }
-                    | StateError::CheckpointMoved { .. }
-                    | StateError::Unreadable { .. }
-                    | StateError::SchemaTooNew { .. }),
-                )) => {
-                    return Err(Stop::Failed(
-                        anyhow::Error::new(error).context("cannot store the checkpoint"),
-                    ));
-                }
-                Ok(Err(error)) => Some(error),
+                Ok(Err(error)) => match error.class() {
+                    Class::Fenced => return Err(Stop::Fenced),
+                    // Nothing is sent while all else lasts, and a person or time fixes it.
+                    Class::Defect | Class::SchemaTooNew => {
+                        return Err(Fatal::NotStored(error).into());
+                    }
+                    Class::Fixable => Some(error),
+                },
                 Err(_) => None,
             };
             match problem {

@@ -170,7 +170,7 @@ pub enum Halt {
         table: String,
         /// The role as which it is read.
         role: String,
-        /// The statement that mends it.
+        /// The statement that fixes it.
         fix: String,
     },
     /// A transaction that the server cannot send, or that cannot be understood.

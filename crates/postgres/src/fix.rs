@@ -68,6 +68,14 @@ impl Line {
     }
 }
 
+/// The error with its causes, on one line.
+#[must_use]
+pub fn line_of(error: &dyn Error) -> String {
+    let mut line = Line::default();
+    line.push_error(error);
+    line.0.replace('\n', "; ")
+}
+
 /// Who fixes what a server, or the way to it, refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FixedBy {

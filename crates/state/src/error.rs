@@ -78,56 +78,78 @@ pub enum StateError {
     Sql(#[from] tokio_postgres::Error),
 }
 
-impl Failure for StateError {
-    fn fixed_by(&self) -> FixedBy {
+/// What an error means for who leads, or is to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Another leads.
+    Fenced,
+    /// A defect, or another program's doing: to go on would make it worse.
+    Defect,
+    /// A later program has raised the version: who starts is refused, who leads ends.
+    SchemaTooNew,
+    /// A person or time fixes it, as [`Failure::fixed_by`] says: a leader waits for either.
+    Fixable,
+}
+
+impl StateError {
+    /// What it means.
+    #[must_use]
+    pub fn class(&self) -> Class {
         match self {
-            Self::Fenced { .. }
-            | Self::NotSetUp { .. }
-            | Self::SchemaTooNew { .. }
-            | Self::SchemaTooOld { .. }
-            | Self::FrontierDecreases { .. }
+            Self::Fenced { .. } => Class::Fenced,
+            Self::FrontierDecreases { .. }
             | Self::CheckpointMoved { .. }
-            | Self::Unreadable { .. } => FixedBy::Person,
-            Self::Connection(error) => error.fixed_by(),
-            Self::Sql(error) => error.fixed_by(),
+            | Self::Unreadable { .. } => Class::Defect,
+            Self::SchemaTooNew { .. } => Class::SchemaTooNew,
+            Self::NotSetUp { .. }
+            | Self::SchemaTooOld { .. }
+            | Self::Connection(_)
+            | Self::Sql(_) => Class::Fixable,
         }
     }
 
-    fn fix(&self) -> &'static str {
+    /// What the server, or the way to it, says.
+    fn cause(&self) -> Option<&dyn Failure> {
         match self {
+            Self::Connection(error) => Some(error),
+            Self::Sql(error) => Some(error),
             Self::Fenced { .. }
             | Self::NotSetUp { .. }
             | Self::SchemaTooNew { .. }
             | Self::SchemaTooOld { .. }
             | Self::FrontierDecreases { .. }
             | Self::CheckpointMoved { .. }
-            | Self::Unreadable { .. } => AS_IT_SAYS,
-            Self::Connection(error) => error.fix(),
-            Self::Sql(error) => error.fix(),
+            | Self::Unreadable { .. } => None,
         }
+    }
+
+    /// The statement's error, where the server refused one.
+    #[must_use]
+    pub fn refused(&self) -> Option<&tokio_postgres::Error> {
+        if let Self::Sql(error) = self { Some(error) } else { None }
+    }
+
+    /// Whether the server refused the values that it was given, whatever they are.
+    #[must_use]
+    pub fn is_data_error(&self) -> bool {
+        self.refused().is_some_and(is_data_error)
+    }
+}
+
+impl Failure for StateError {
+    fn fixed_by(&self) -> FixedBy {
+        self.cause().map_or(FixedBy::Person, Failure::fixed_by)
+    }
+
+    fn fix(&self) -> &'static str {
+        self.cause().map_or(AS_IT_SAYS, Failure::fix)
     }
 
     fn say(&self, line: &mut Line) {
         line.push(&self.to_string());
-        match self {
-            Self::Connection(error) => error.say(line),
-            Self::Sql(error) => error.say(line),
-            Self::Fenced { .. }
-            | Self::NotSetUp { .. }
-            | Self::SchemaTooNew { .. }
-            | Self::SchemaTooOld { .. }
-            | Self::FrontierDecreases { .. }
-            | Self::CheckpointMoved { .. }
-            | Self::Unreadable { .. } => {}
+        if let Some(cause) = self.cause() {
+            cause.say(line);
         }
-    }
-}
-
-impl StateError {
-    /// Whether the server refused the values that it was given, whatever they are.
-    #[must_use]
-    pub fn is_data_error(&self) -> bool {
-        matches!(self, Self::Sql(error) if is_data_error(error))
     }
 }
 

@@ -52,7 +52,7 @@ pub use coverage::MAX_ALARMS;
 pub use dead_letters::StoredDeadLetter;
 pub use deferred::{Changed, DeferredCursor, StoredDeferred};
 pub use endpoints::Standing;
-pub use error::StateError;
+pub use error::{Class, StateError};
 pub use filter::{DeadLetterFilter, DeferredFilter, Filter};
 pub use gaps::Gap;
 pub use inspect::{Overview, StoppedSince};

@@ -122,7 +122,7 @@ fn environment_reads_a_secret_from_a_file_without_its_line_break() {
 }
 
 #[test]
-fn error_names_place_key_and_mend() {
+fn error_names_place_key_and_fix() {
     for (more, expected) in [
         (
             "[delivery]\ntimeuot = \"1s\"",

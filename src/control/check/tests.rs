@@ -48,7 +48,7 @@ async fn check_fails_before_setup_and_says_what_to_run() {
 }
 
 #[tokio::test]
-async fn check_names_each_fault_with_its_mend() {
+async fn check_names_each_fault_with_its_fix() {
     let fixture = Fixture::start_with(&[("max_slot_wal_keep_size", "1GB")]).await;
     let config = fixture.config("");
     setup::quietly(&config).await.unwrap();

@@ -12,7 +12,6 @@ use walhook_postgres::anchor;
 use walhook_postgres::op::{EQ, LE};
 use walhook_postgres::slot;
 use walhook_postgres::sql::Connection;
-use walhook_postgres::wire::{self, Class, WireError};
 
 /// From the anchor nothing, or less, is given up: where it can be read, the slot is made of it.
 pub(super) async fn better(
@@ -67,7 +66,5 @@ async fn is_readable(config: &Config, from: Lsn, to: Lsn) -> Result<bool> {
     let discard = async { while batches.recv().await.is_some() {} };
     let (read, ()) = tokio::join!(range.read(out), discard);
     // What else ends a stream early, `run` says, and nothing is lost by it.
-    let missing = |error: &WireError| wire::classify(error) == Class::PublicationMissing;
-    Ok(!read
-        .is_err_and(|error| error.chain().filter_map(|cause| cause.downcast_ref()).any(missing)))
+    Ok(!read.is_err_and(|error| error.is_without_publication()))
 }

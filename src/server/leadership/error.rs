@@ -1,17 +1,17 @@
 //! Why there is no leader yet: what passes by itself, what a person has to fix, and what ends the process.
 
-use crate::server::Stop;
 use crate::server::prepared::PreparedError;
 use crate::server::rulebook::RulesError;
+use crate::server::stop::{Fatal, Stop};
 use walhook_core::halt::Halt;
 use walhook_postgres::error::SourceError;
-use walhook_postgres::fix::{AS_IT_SAYS, Failure, FixedBy, Line};
+use walhook_postgres::fix::{AS_IT_SAYS, Failure, FixedBy, Line, line_of};
 use walhook_postgres::lookup::LookupError;
 use walhook_postgres::preflight::Fault;
 use walhook_postgres::refused_writes::RefusedWrites;
 use walhook_postgres::sql::ConnectError;
-use walhook_postgres::wire::{self, Class, WireError};
-use walhook_state::StateError;
+use walhook_postgres::wire::{self, WireError};
+use walhook_state::{Class, StateError};
 
 /// Why the source could not be opened this time.
 #[derive(Debug)]
@@ -247,19 +247,13 @@ fn fix_of_state(refused: &tokio_postgres::Error) -> Option<&'static str> {
 
 impl From<StateError> for OpenError {
     fn from(error: StateError) -> Self {
-        match error {
-            StateError::Fenced { .. } => Self::Stop(Stop::Fenced),
-            StateError::FrontierDecreases { .. }
-            | StateError::CheckpointMoved { .. }
-            | StateError::Unreadable { .. } => Self::Stop(Stop::Failed(error.into())),
-            StateError::Sql(ref refused) => match fix_of_state(refused) {
+        match error.class() {
+            Class::Fenced => Self::Stop(Stop::Fenced),
+            Class::Defect => Self::Stop(Fatal::State(error).into()),
+            Class::SchemaTooNew | Class::Fixable => match error.refused().and_then(fix_of_state) {
                 Some(fix) => Self::refused(StartError::StateLacks { refused: error, fix }),
                 None => Self::of(StartError::State(error)),
             },
-            StateError::NotSetUp { .. }
-            | StateError::SchemaTooOld { .. }
-            | StateError::SchemaTooNew { .. }
-            | StateError::Connection(_) => Self::of(StartError::State(error)),
         }
     }
 }
@@ -267,22 +261,22 @@ impl From<StateError> for OpenError {
 impl From<WireError> for OpenError {
     fn from(error: WireError) -> Self {
         match wire::classify(&error) {
-            Class::SlotInUse => Self::SlotInUse,
+            wire::Class::SlotInUse => Self::SlotInUse,
             // The slot's row says which of them it is, and since when: `open` reads it first. Here
             // it changed in between.
-            Class::SlotUnusable | Class::SlotMissing | Class::Shutdown | Class::Retry => {
-                Self::passing(error)
+            wire::Class::SlotUnusable
+            | wire::Class::SlotMissing
+            | wire::Class::Shutdown
+            | wire::Class::Retry => Self::passing(error),
+            wire::Class::PublicationMissing => {
+                Halt::PublicationMissing { problem: line_of(&error) }.into()
             }
-            Class::PublicationMissing => {
-                let problem = format!("{:#}", anyhow::Error::from(error));
-                Halt::PublicationMissing { problem }.into()
-            }
-            Class::Access => Self::refused(error),
+            wire::Class::Access => Self::refused(error),
             // What the server says of a configuration or a right, not of what it sends.
-            Class::Fatal if matches!(error, WireError::Session(_) | WireError::Start(_)) => {
+            wire::Class::Fatal if matches!(error, WireError::Session(_) | WireError::Start(_)) => {
                 Self::refused(error)
             }
-            Class::Unsendable | Class::Fatal => Self::Stop(Stop::Failed(error.into())),
+            wire::Class::Unsendable | wire::Class::Fatal => Self::Stop(Fatal::Wire(error).into()),
         }
     }
 }

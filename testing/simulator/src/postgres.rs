@@ -145,7 +145,7 @@ pub(crate) struct Postgres {
     /// Which endpoints were ever an account's.
     pub(crate) of_account: BTreeMap<Arc<str>, BTreeSet<EndpointId>>,
     pub(crate) slot: Slot,
-    /// Messages, by transaction and place in it, that the server cannot send: nobody has mended them.
+    /// Messages, by transaction and place in it, that the server cannot send: nobody has fixed them.
     pub(crate) unreadable: BTreeSet<(usize, usize)>,
     /// So many have committed.
     pub(crate) committed: usize,

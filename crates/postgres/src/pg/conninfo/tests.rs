@@ -23,7 +23,7 @@ fn conninfo_takes_hosts_and_ports_in_the_urls_order() {
 }
 
 #[test]
-fn conninfo_refuses_what_it_cannot_keep_and_names_the_mend() {
+fn conninfo_refuses_what_it_cannot_keep_and_names_the_fix() {
     for (url, expected) in [
         ("postgres:///d", "names no host; write it as postgres://user@host:5432/database"),
         ("postgres://u:hush@h:port/d", "port is not a port number"),

@@ -18,7 +18,7 @@ fn partition_with_another_identity_than_its_root_is_found_out() {
 }
 
 #[test]
-fn compile_tells_every_error_with_rule_and_mend() {
+fn compile_tells_every_error_with_rule_and_fix() {
     let events = [
         rule("bad type", "[]", "columns = []"),
         rule("t", "['insert']", "").replace("public.subscribers", "nowhere"),

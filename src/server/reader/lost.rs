@@ -1,0 +1,97 @@
+//! How a connection of the stream ends, and what of the stream cannot be read.
+
+use crate::server::leadership::StartError;
+use crate::server::rulebook::Unlearned;
+use walhook_core::lsn::Lsn;
+use walhook_decode::change::ChangeError;
+use walhook_decode::pgoutput::DecodeError;
+use walhook_postgres::fix::{Failure, FixedBy, Line};
+use walhook_postgres::sql::error_text;
+use walhook_postgres::wire::WireError;
+
+/// How a connection ended.
+pub(super) enum Ended {
+    /// We are to stop.
+    Stopped,
+    /// It broke, the server closed it, or it is of no more use.
+    Lost(Box<Lost>),
+}
+
+impl Ended {
+    pub(super) fn lost(why: Lost) -> Self {
+        Self::Lost(Box::new(why))
+    }
+}
+
+/// Why a connection is of no more use. The next one may be.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Lost {
+    /// Our own word did not reach the server.
+    #[error(transparent)]
+    Status(WireError),
+    /// The server said nothing, though it was asked.
+    #[error("the server has been silent for too long")]
+    Silent,
+    /// A server that shuts down ends this session first.
+    #[error("the SQL session beside the stream ended: {}", .0.as_ref().map_or_else(|| "closed".to_owned(), error_text))]
+    Sentinel(Option<tokio_postgres::Error>),
+    /// Another process streams from it.
+    #[error("the slot is in use")]
+    SlotInUse,
+    /// What the server says.
+    #[error(transparent)]
+    Refused(Box<StartError>),
+    /// What a table is could not be learned.
+    #[error(transparent)]
+    Unlearned(Unlearned),
+    /// A transaction cannot be read to its end.
+    #[error(transparent)]
+    Unreadable(Unreadable),
+    /// The same, and the operator has given its rest up.
+    #[error("the rest of the transaction {commit} is left out")]
+    LeftOut {
+        /// Its commit LSN.
+        commit: Lsn,
+        /// Why it cannot be read.
+        source: Unreadable,
+    },
+}
+
+impl Failure for Lost {
+    /// All of it: what a person must fix is found when the stream is opened again.
+    fn fixed_by(&self) -> FixedBy {
+        FixedBy::Waiting
+    }
+
+    fn fix(&self) -> &'static str {
+        "see the server's log if it does not come back by itself"
+    }
+
+    fn say(&self, line: &mut Line) {
+        line.push_error(self);
+    }
+}
+
+/// Why the stream cannot be read on.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    /// The server cannot send it.
+    #[error(transparent)]
+    Unsendable(WireError),
+    /// No message that is known.
+    #[error("cannot understand the stream at {at}: {why}")]
+    Message {
+        /// Where.
+        at: Lsn,
+        /// Why not.
+        why: DecodeError,
+    },
+    /// A message where none of its kind can stand.
+    #[error("cannot understand the stream at {at}: {why}")]
+    Change {
+        /// Where.
+        at: Lsn,
+        /// Why not.
+        why: ChangeError,
+    },
+}

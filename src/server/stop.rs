@@ -1,0 +1,92 @@
+//! Why the pipeline ends other than by a shutdown.
+
+use std::net::SocketAddr;
+
+use tokio::task::JoinError;
+
+use super::leadership::StartError;
+use super::reader::Unreadable;
+use walhook_core::halt::Halt;
+use walhook_core::lsn::Lsn;
+use walhook_dispatch::retry::PolicyError;
+use walhook_http::transport::TransportError;
+use walhook_postgres::wire::WireError;
+use walhook_state::StateError;
+
+/// Why the pipeline ended other than by a shutdown.
+#[derive(Debug, thiserror::Error)]
+pub enum Stop {
+    /// Going on would lose data silently.
+    #[error(transparent)]
+    Halted(#[from] Halt),
+    /// Another instance has taken over.
+    #[error("another instance has taken over")]
+    Fenced,
+    /// The configuration does not fit the database.
+    #[error(transparent)]
+    Config(#[from] Unfit),
+    /// Waiting does not fix it.
+    #[error(transparent)]
+    Failed(#[from] Box<Fatal>),
+}
+
+/// What of the configuration does not fit, so that nothing starts.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    /// No requests can be made with it.
+    #[error("{0}")]
+    Transport(TransportError),
+    /// The times between attempts.
+    #[error("[delivery]: {0}")]
+    Retry(PolicyError),
+    /// What it names is not in place.
+    #[error(transparent)]
+    Start(#[from] Box<StartError>),
+}
+
+/// What ends the process, for neither waiting nor another try fixes it.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    /// The admin server has no address.
+    #[error("cannot listen on {listen}; change `admin.listen`")]
+    Listen {
+        /// The address.
+        listen: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A defect: two metrics of one name, say.
+    #[error(transparent)]
+    Metrics(#[from] prometheus::Error),
+    /// A defect.
+    #[error("the task {name:?} of the pipeline panicked")]
+    Panicked {
+        /// Which task.
+        name: &'static str,
+        /// How it ended.
+        source: JoinError,
+    },
+    /// What stands in the state tables is not what this program wrote.
+    #[error(transparent)]
+    State(StateError),
+    /// The same, when a checkpoint was to be stored.
+    #[error("cannot store the checkpoint")]
+    NotStored(#[source] StateError),
+    /// The source cannot send, or what it sends is not the protocol.
+    #[error(transparent)]
+    Wire(WireError),
+    /// The stream cannot be read, and between two transactions there is none that could be given up.
+    #[error("the stream cannot be read on after {after}")]
+    Unreadable {
+        /// The end of the last transaction that was read.
+        after: Lsn,
+        /// Why not.
+        source: Unreadable,
+    },
+}
+
+impl From<Fatal> for Stop {
+    fn from(fatal: Fatal) -> Self {
+        Self::Failed(Box::new(fatal))
+    }
+}

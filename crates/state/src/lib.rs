@@ -42,8 +42,6 @@ mod upgrade;
 mod upkeep;
 
 #[cfg(test)]
-extern crate self as walhook_state;
-#[cfg(test)]
 pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;

@@ -158,7 +158,8 @@ async fn state_keeps_every_text_whatever_the_encoding_of_its_database() {
             format!("CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0");
         fixture.admin.batch_execute(&create).await.unwrap();
         let url = Secret::new(fixture.cluster.url(&name));
-        set_up(&Connection::open(&url, "test").await.unwrap(), "p").await;
+        let admin = Connection::open(&url, "test").await.unwrap();
+        set_up(&admin, &schema_sql(SCHEMA), "p").await;
         round_trip(&url).await;
     }
 }

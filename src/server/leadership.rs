@@ -21,8 +21,8 @@ use crate::server::prepared;
 use crate::server::trouble::Part;
 use walhook_core::halt::SourceIdentity;
 use walhook_core::lsn::Lsn;
+use walhook_core::persist::Start;
 use walhook_decode::change::Changes;
-use walhook_dispatch::dispatcher::Start;
 use walhook_postgres::lookup::{LookupError, Lookups};
 use walhook_postgres::pg::Conninfo;
 use walhook_postgres::refused_writes::refused_writes;
@@ -168,29 +168,13 @@ async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, OpenError
         refuse_to_break_writes(config, &session.sentinel).await?;
     }
     let holder = format!("{} pid {}", hostname(), std::process::id());
-    let recovered = store.take_lease(&holder).await?;
-    let Recovery { epoch, now_us, frontier, settled, disabled, paused, .. } = recovered;
-    let Recovery { backlog, suspended, unrouted, joined, unseen, failing, .. } = recovered;
-    let clock = Clock::start();
+    let Recovery { epoch, start } = store.take_lease(&holder).await?;
+    let (clock, frontier) = (Clock::start(), start.frontier);
     check_slot(config, &session.sentinel, frontier).await?;
     store_promotion(&mut store, session.promoted).await?;
     let left_out = store.left_out(frontier).await?;
     store.clear_halt().await?;
     let changes = Changes::new(frontier);
-    let unix_us_at_zero = now_us;
-    let start = Start {
-        frontier,
-        settled,
-        disabled,
-        paused,
-        backlog,
-        suspended,
-        unrouted,
-        failing,
-        joined,
-        unseen,
-        unix_us_at_zero,
-    };
     let system_identifier = expected.system_identifier;
     Ok(Leader { epoch, clock, system_identifier, start, store, session, rules, changes, left_out })
 }

@@ -10,6 +10,7 @@ use super::position::Position;
 
 mod gap;
 mod rows;
+mod start;
 mod unrouted;
 
 pub use gap::{GapChange, LETTERS_MAX, Purge, Purged};
@@ -17,6 +18,7 @@ pub use rows::{
     AttemptRecord, BacklogRow, Blocked, Defer, DeferReason, Deferred, QueueId, Refill, Refilled,
     RowId, RowKey, Tried,
 };
+pub use start::Start;
 pub use unrouted::{
     Joined, NO_ENDPOINT, Routed, Unrouted, UnroutedAccount, UnroutedKey, UnroutedPage,
     UnroutedPurge, UnroutedPurged, UnroutedRefill,

@@ -4,11 +4,7 @@ use futures_util::try_join;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use walhook_core::lsn::Lsn;
-use walhook_core::persist::{
-    BacklogRow, DisableEndpoint, EndpointError, GapChange, Joined, PauseEndpoint, SettledRange,
-    UnroutedAccount,
-};
+use walhook_core::persist::{SettledRange, Start};
 use walhook_core::settled;
 use walhook_postgres::op::{EQ, PLUS, to_us};
 
@@ -25,28 +21,8 @@ use super::{
 pub struct Recovery {
     /// The epoch that was taken; every transaction from now on carries it.
     pub epoch: i64,
-    /// The database's clock when it was taken: microseconds since 1970-01-01 UTC.
-    pub now_us: i64,
-    /// Where the stream starts again.
-    pub frontier: Lsn,
-    /// What lies behind the frontier and is settled all the same.
-    pub settled: Vec<SettledRange>,
-    /// The endpoints that are switched off.
-    pub disabled: Vec<DisableEndpoint>,
-    /// The endpoints that an operator has paused.
-    pub paused: Vec<PauseEndpoint>,
-    /// The queues that have deferred rows.
-    pub backlog: Vec<BacklogRow>,
-    /// The gaps of suspended queues.
-    pub suspended: Vec<GapChange>,
-    /// The accounts that have rows without an endpoint.
-    pub unrouted: Vec<UnroutedAccount>,
-    /// The endpoints that joined since the first of these rows.
-    pub joined: Vec<Joined>,
-    /// Transactions whose changes of watched tables look-ups may not show yet.
-    pub unseen: Vec<u32>,
-    /// The endpoints that fail.
-    pub failing: Vec<EndpointError>,
+    /// What the leaders before have left.
+    pub start: Start,
 }
 
 impl StateStore {
@@ -101,9 +77,8 @@ impl StateStore {
         // Before the rows are decoded: the session may not sit idle in it for long, and they may be many.
         tx.commit().await?;
         let Stops { disabled, paused } = Stops::read(&stopped)?;
-        let recovery = Recovery {
-            epoch,
-            now_us: bumped.try_get(1)?,
+        let start = Start {
+            unix_us_at_zero: bumped.try_get(1)?,
             frontier: lsn(&checkpoint, 0)?,
             settled: read_ranges(&ranges)?,
             disabled,
@@ -116,7 +91,7 @@ impl StateStore {
             failing: failing.iter().map(endpoints::read_error).collect::<Result<_, _>>()?,
         };
         self.write_as(epoch);
-        Ok(recovery)
+        Ok(Recovery { epoch, start })
     }
 
     /// Records why the pipeline has halted, for `walhook status`.

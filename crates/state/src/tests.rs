@@ -87,7 +87,7 @@ async fn state_recovers_what_was_persisted_also_when_it_was_persisted_twice() {
     let fixture = Fixture::start().await;
     let mut store = fixture.open().await;
     let first = store.take_lease("one").await.unwrap();
-    assert_eq!((first.epoch, first.frontier), (1, Lsn(0x100)));
+    assert_eq!((first.epoch, first.start.frontier), (1, Lsn(0x100)));
     let (one, two) = (event(0x210, "1"), event(0x220, "1"));
     let full = PersistBatch {
         frontier: Lsn(0x200),
@@ -104,9 +104,9 @@ async fn state_recovers_what_was_persisted_also_when_it_was_persisted_twice() {
 
     let mut next = fixture.open().await;
     let recovery = next.take_lease("two").await.unwrap();
-    assert_eq!((recovery.epoch, recovery.frontier), (2, Lsn(0x200)));
-    assert_eq!(recovery.settled, [full.settled.clone(), full.settled].concat());
-    assert_eq!(recovery.disabled, full.disabled);
+    assert_eq!((recovery.epoch, recovery.start.frontier), (2, Lsn(0x200)));
+    assert_eq!(recovery.start.settled, [full.settled.clone(), full.settled].concat());
+    assert_eq!(recovery.start.disabled, full.disabled);
 
     // A range that commits at the frontier is not passed by it.
     let on = PersistBatch { enabled: vec![EndpointId::new("7")], ..batch(0x300) };
@@ -114,7 +114,7 @@ async fn state_recovers_what_was_persisted_also_when_it_was_persisted_twice() {
     assert_eq!(fixture.count("settled").await, 2);
     next.persist(&batch(0x301)).await.unwrap();
     let recovery = next.take_lease("two").await.unwrap();
-    assert_eq!((recovery.settled, recovery.disabled), (vec![], vec![disable("8")]));
+    assert_eq!((recovery.start.settled, recovery.start.disabled), (vec![], vec![disable("8")]));
 }
 
 #[tokio::test]
@@ -157,7 +157,7 @@ async fn state_bump_waits_for_the_old_leaders_transaction_and_fences_its_next() 
     };
     let (recovery, ()) = futures_util::join!(bump, let_go);
     let recovery = recovery.unwrap();
-    assert_eq!((recovery.epoch, recovery.frontier), (2, Lsn(0x150)), "what it wrote is seen");
+    assert_eq!((recovery.epoch, recovery.start.frontier), (2, Lsn(0x150)), "what it wrote is seen");
 
     let late = PersistBatch { dead_letters: vec![dead(&event(0x10, "1"), "7")], ..batch(0x900) };
     let error = old.persist(&late).await.unwrap_err();
@@ -464,8 +464,8 @@ async fn paused_endpoints_are_recovered_with_their_job_ended_also_when_stored_tw
     let seen = store.overview().await.unwrap();
     assert_eq!((seen.disabled.len(), seen.paused[0].reason.as_str()), (0, "migration"));
     let recovery = store.take_lease("two").await.unwrap();
-    assert_eq!((recovery.disabled, recovery.paused), (vec![], vec![pause]));
+    assert_eq!((recovery.start.disabled, recovery.start.paused), (vec![], vec![pause]));
     let on = PersistBatch { enabled: vec![EndpointId::new("7")], ..batch(0x300) };
     store.persist(&on).await.unwrap();
-    assert_eq!(store.take_lease("three").await.unwrap().paused, []);
+    assert_eq!(store.take_lease("three").await.unwrap().start.paused, []);
 }

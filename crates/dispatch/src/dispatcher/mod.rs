@@ -129,7 +129,8 @@ pub use operator::OperatorInput;
 pub use outcome::Settled;
 pub use replay::{Replay, ReplayInput};
 pub use send::Dispatch;
-pub use settings::{Counters, Gauges, Ordering, Retry, Settings, Start};
+pub use settings::{Counters, Gauges, Ordering, Retry, Settings};
+pub use walhook_core::persist::Start;
 
 /// Outcomes that may be lost by a crash, and so sent twice, beside what is in flight.
 pub const UNPERSISTED_MAX: usize = 4_096;

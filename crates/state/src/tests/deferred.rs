@@ -175,7 +175,10 @@ async fn backlog_is_there_for_the_next_leader() {
     let stored = PersistBatch { backlog: vec![keys.clone(), all.clone()], ..batch(0x100) };
     store.persist(&stored).await.unwrap();
     store.persist(&stored).await.unwrap();
-    assert_eq!(fixture.open().await.take_lease("two").await.unwrap().backlog, [keys.clone(), all]);
+    assert_eq!(
+        fixture.open().await.take_lease("two").await.unwrap().start.backlog,
+        [keys.clone(), all]
+    );
 
     store.take_lease("three").await.unwrap();
     let fewer = BacklogRow { rows: 1, blocked: Blocked::Keys(vec![]), ..keys };
@@ -185,7 +188,7 @@ async fn backlog_is_there_for_the_next_leader() {
         ..batch(0x100)
     };
     store.persist(&next).await.unwrap();
-    assert_eq!(store.take_lease("three").await.unwrap().backlog, [fewer]);
+    assert_eq!(store.take_lease("three").await.unwrap().start.backlog, [fewer]);
 }
 
 #[tokio::test]

@@ -62,7 +62,7 @@ async fn purge_takes_the_oldest_rows_into_the_growing_gap_of_their_queue_and_not
     assert_eq!(fixture.count("bodies").await, 2);
 
     // The next leader goes on with it.
-    let suspended = store.take_lease("two").await.unwrap().suspended;
+    let suspended = store.take_lease("two").await.unwrap().start.suspended;
     assert_eq!(suspended, [change("7", 3, None, true)]);
     let standing = store.standings(None, "", 9).await.unwrap().remove(0);
     assert_eq!((&*standing.state, standing.reason.as_deref()), ("suspended", Some("full")));
@@ -73,7 +73,7 @@ async fn purge_takes_the_oldest_rows_into_the_growing_gap_of_their_queue_and_not
     store.persist(&end).await.unwrap();
     store.persist(&end).await.unwrap();
     assert_eq!(told(&only_gap(&store).await), ("0/80", "0/800", 5, 4, false));
-    assert!(store.take_lease("three").await.unwrap().suspended.is_empty());
+    assert!(store.take_lease("three").await.unwrap().start.suspended.is_empty());
     // Suspended once more: another gap.
     let again = PersistBatch { gaps: vec![opening("7"), opening("9")], ..batch(0x100) };
     store.persist(&again).await.unwrap();

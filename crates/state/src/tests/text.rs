@@ -142,9 +142,9 @@ async fn round_trip(url: &Secret) {
         store.finish_job(job, Some(&with(""))).await.unwrap();
 
         let recovery = store.take_lease("next").await.unwrap();
-        assert!(recovery.backlog.iter().any(|row| row.queue == queue));
-        assert!(recovery.paused.iter().any(|paused| &*paused.endpoint == id));
-        assert!(recovery.suspended.iter().any(|gap| gap.queue == queue));
+        assert!(recovery.start.backlog.iter().any(|row| row.queue == queue));
+        assert!(recovery.start.paused.iter().any(|paused| &*paused.endpoint == id));
+        assert!(recovery.start.suspended.iter().any(|gap| gap.queue == queue));
     }
 }
 

@@ -82,7 +82,7 @@ async fn unrouted_event_comes_back_as_it_was_also_when_it_was_stored_twice() {
     );
     assert_eq!(fixture.admin.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0), 5);
     let recovery = fixture.open().await.take_lease("two").await.unwrap();
-    assert_eq!(recovery.unrouted, [account(5)]);
+    assert_eq!(recovery.start.unrouted, [account(5)]);
 }
 
 #[tokio::test]
@@ -126,9 +126,9 @@ async fn joined_endpoints_are_remembered_while_there_are_unrouted_events() {
     store.persist(&PersistBatch { joined: first, ..batch(0x100) }).await.unwrap();
     store.persist(&PersistBatch { joined: vec![joined("b", 7)], ..batch(0x100) }).await.unwrap();
     let recovery = store.take_lease("two").await.unwrap();
-    assert_eq!(recovery.joined, [joined("a", 9), joined("b", 7)]);
+    assert_eq!(recovery.start.joined, [joined("a", 9), joined("b", 7)]);
     store.persist(&PersistBatch { joined_passed: true, ..batch(0x100) }).await.unwrap();
-    assert_eq!(store.take_lease("three").await.unwrap().joined, []);
+    assert_eq!(store.take_lease("three").await.unwrap().start.joined, []);
 }
 
 #[tokio::test]
@@ -143,7 +143,7 @@ async fn unrouted_events_that_are_given_up_are_one_record_that_grows_until_it_is
     };
     let purged = |rows, all| vec![UnroutedPurged { account: AccountId::new("1"), rows, all }];
     assert_eq!(store.persist(&purge(2)).await.unwrap().unrouted_purged, purged(2, false));
-    let [left] = &store.take_lease("two").await.unwrap().unrouted[..] else { panic!() };
+    let [left] = &store.take_lease("two").await.unwrap().start.unrouted[..] else { panic!() };
     assert_eq!(left.rows, 1);
     assert_eq!(store.persist(&purge(2)).await.unwrap().unrouted_purged, purged(1, true));
     assert_eq!(store.persist(&purge(2)).await.unwrap().unrouted_purged, purged(0, true));

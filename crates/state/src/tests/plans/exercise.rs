@@ -187,7 +187,7 @@ macro_rules! step {
 pub(super) async fn run(store: &mut StateStore, rows: u64) -> BTreeMap<&'static str, Reads> {
     let mut done = BTreeMap::new();
     let recovery = step!(done, store, take_lease, Once, store.take_lease("one"));
-    let frontier = recovery.frontier;
+    let frontier = recovery.start.frontier;
     let any = DeadLetterFilter::default();
     leading(store, &mut done, frontier, rows).await;
     listing(store, &mut done).await;

@@ -300,6 +300,23 @@ pub struct Persisted {
     pub beyond: Vec<QueueId>,
 }
 
+impl PersistBatch {
+    /// What is to be carried out again of a batch that is stored, and whose answer nobody has heard: what removes
+    /// rows that it does not name, since nobody knows how many that were. All else would bring back what somebody
+    /// may have removed since.
+    #[must_use]
+    pub fn unanswered(&self) -> Self {
+        Self {
+            number: self.number,
+            frontier: self.frontier,
+            purges: self.purges.clone(),
+            letter_purges: self.letter_purges.clone(),
+            unrouted_purges: self.unrouted_purges.clone(),
+            ..Self::default()
+        }
+    }
+}
+
 impl Persisted {
     /// Takes what a further part of the same batch came to.
     pub fn add(&mut self, part: Self) {

@@ -13,6 +13,7 @@ use walhook_postgres::ident::{quote_ident, quote_literal};
 use walhook_postgres::op::EQ;
 use walhook_postgres::pg::{AsDatabaseUrl, DatabaseUrl};
 
+use super::persist::Committing;
 use super::schema::NEWEST_TABLE;
 use super::session::Session;
 use super::{SCHEMA_VERSION, StateError, text, unreadable};
@@ -68,6 +69,8 @@ pub struct StateStore {
     settings: SessionSettings,
     pub(super) scope: Scope,
     epoch: Option<i64>,
+    /// The batch whose COMMIT was begun and not answered.
+    pub(super) committing: Option<Committing>,
 }
 
 /// What every statement names.
@@ -115,7 +118,7 @@ impl StateStore {
             partition: Partition::SOLE.number(),
         };
         let connection = connect(&url, settings).await?;
-        let store = Self { connection, url, settings, scope, epoch: None };
+        let store = Self { connection, url, settings, scope, epoch: None, committing: None };
         store.check_schema().await?;
         Ok(store)
     }

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{
-    PersistBatch, Persisted, Scope, StateError, Step, Transaction, write_frontier, write_rows,
+    PersistBatch, Persisted, Scope, StateError, Step, Transaction, Witness, write_frontier,
+    write_rows,
 };
 use walhook_core::event::{AccountId, Event};
 use walhook_core::id::ReplayId;
@@ -26,8 +27,8 @@ pub(super) async fn write(
     scope: &Scope,
     epoch: i64,
     batch: &PersistBatch,
-) -> Result<Persisted, StateError> {
-    write_frontier(tx, scope, epoch, batch).await?;
+) -> Result<(Persisted, Witness), StateError> {
+    let witness = write_frontier(tx, scope, epoch, batch).await?;
     let mut persisted = Persisted::default();
     let mut step = Step::first(epoch, batch);
     let mut pieces = vec![(rows_of(batch), 0)];
@@ -65,7 +66,7 @@ pub(super) async fn write(
         }
         pieces.push((weaker, weakened + 1));
     }
-    Ok(persisted)
+    Ok((persisted, witness))
 }
 
 /// The part of a batch that is rows.

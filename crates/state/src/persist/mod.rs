@@ -6,7 +6,12 @@
 //! # Storing a batch twice
 //!
 //! When the connection is lost while COMMIT is under way, nobody can tell whether it counted, and
-//! the caller stores the batch again. Each part bears that:
+//! the caller stores the batch again. Then it is looked first, by what the checkpoint's row says of when it was
+//! written ([`witness`]): what was stored is not stored again, for somebody may have removed some of it
+//! meanwhile. Only purges are, of which nobody knows how many rows they removed: a purge names no row, and the gap
+//! counts those that it removes.
+//!
+//! Where the process that stores it again is another one, each part bears that as well:
 //!
 //! - the checkpoint is set to the same position (equal is not lower);
 //! - settled ranges stand there twice, which reads as once;
@@ -43,6 +48,7 @@ mod notices;
 mod queues;
 mod stops;
 mod unrouted;
+mod witness;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -52,7 +58,7 @@ use tokio_postgres::types::{PgLsn, Type};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{PersistBatch, Persisted, SettledRange, UnroutedPurged};
 use walhook_core::settled;
-use walhook_postgres::op::{EQ, LE, LT};
+use walhook_postgres::op::{EQ, LE, LT, to_us};
 use walhook_postgres::sql::is_data_error;
 
 use super::replays::{self, Late};
@@ -60,6 +66,8 @@ use super::{Param, Scope, StateError, StateStore, Transaction, fence, lsn};
 
 pub(super) use bodies::with_unused;
 pub use history::StoredAttempt;
+pub(super) use witness::Committing;
+use witness::Witness;
 
 impl StateStore {
     /// Makes `batch` durable, all of it or nothing.
@@ -73,18 +81,24 @@ impl StateStore {
     pub async fn persist(&mut self, batch: &PersistBatch) -> Result<Persisted, StateError> {
         // No lease taken is no right to write.
         let epoch = self.led_epoch()?;
-        let tx = self.connection.transaction().await?;
-        let persisted = match write(&tx, &self.scope, epoch, batch).await {
+        let mut tx = self.connection.transaction().await?;
+        let is_stored = match self.committing.filter(|last| last.number == batch.number) {
+            Some(last) => last.is_stored(&tx, &self.scope, epoch).await?,
+            None => false,
+        };
+        let (rest, number) = (is_stored.then(|| batch.unanswered()), batch.number);
+        let batch = rest.as_ref().unwrap_or(batch);
+        let (persisted, witness) = match write(&tx, &self.scope, epoch, batch).await {
             Err(StateError::Sql(error)) if is_data_error(&error) => {
                 tx.rollback().await?;
-                let tx = self.connection.transaction().await?;
-                let persisted = isolate::write(&tx, &self.scope, epoch, batch).await?;
-                tx.commit().await?;
-                return Ok(persisted);
+                tx = self.connection.transaction().await?;
+                isolate::write(&tx, &self.scope, epoch, batch).await?
             }
             written => written?,
         };
+        self.committing = Some(Committing { number, witness, is_stored });
         tx.commit().await?;
+        self.committing = None;
         Ok(persisted)
     }
 }
@@ -95,12 +109,12 @@ pub(super) async fn write(
     scope: &Scope,
     epoch: i64,
     batch: &PersistBatch,
-) -> Result<Persisted, StateError> {
+) -> Result<(Persisted, Witness), StateError> {
     // Answered in this order: whoever is fenced off learns it first, and rolls the rest back.
     let step = Step::first(epoch, batch);
-    let ((), persisted) =
+    let (witness, persisted) =
         try_join!(write_frontier(tx, scope, epoch, batch), write_rows(tx, scope, step, batch))?;
-    Ok(persisted)
+    Ok((persisted, witness))
 }
 
 /// The fence, and what is settled.
@@ -109,14 +123,14 @@ async fn write_frontier(
     scope: &Scope,
     epoch: i64,
     batch: &PersistBatch,
-) -> Result<(), StateError> {
-    try_join!(
+) -> Result<Witness, StateError> {
+    let ((), witness, (), ()) = try_join!(
         fence(tx, scope, epoch),
         checkpoint(tx, scope, batch.frontier),
         append_settled(tx, scope, &batch.settled),
         remove_passed(tx, scope, batch.frontier),
     )?;
-    Ok(())
+    Ok(witness)
 }
 
 /// All else: rows, each of which tells of one thing.
@@ -206,7 +220,11 @@ impl Step {
     }
 }
 
-async fn checkpoint(tx: &Transaction<'_>, scope: &Scope, frontier: Lsn) -> Result<(), StateError> {
+async fn checkpoint(
+    tx: &Transaction<'_>,
+    scope: &Scope,
+    frontier: Lsn,
+) -> Result<Witness, StateError> {
     let Scope { s, pipeline, partition, .. } = scope;
     let advance = format!(
         "WITH stored AS (SELECT frontier FROM {s}.checkpoint
@@ -214,18 +232,21 @@ async fn checkpoint(tx: &Transaction<'_>, scope: &Scope, frontier: Lsn) -> Resul
               advanced AS (UPDATE {s}.checkpoint c
                            SET frontier = $3, updated_at = pg_catalog.clock_timestamp()
                            WHERE c.pipeline {EQ} $1 AND c.partition {EQ} $2
-                             AND (SELECT frontier FROM stored) {LE} $3)
-         SELECT frontier FROM stored"
+                             AND (SELECT frontier FROM stored) {LE} $3
+                           RETURNING {} AS written)
+         SELECT frontier, (SELECT written FROM advanced) FROM stored",
+        to_us("c.updated_at")
     );
     let asked = PgLsn::from(frontier.0);
     let params: [Param<'_>; 3] =
         [(pipeline, Type::TEXT), (partition, Type::INT4), (&asked, Type::PG_LSN)];
     let stored = tx.query_typed_opt(&advance, &params).await?;
-    match lsn(&stored.ok_or_else(|| scope.not_set_up())?, 0)? {
+    let row = stored.ok_or_else(|| scope.not_set_up())?;
+    match lsn(&row, 0)? {
         stored if stored > frontier => {
             Err(StateError::FrontierDecreases { stored, asked: frontier })
         }
-        _ => Ok(()),
+        _ => Ok(Witness(row.try_get(1)?)),
     }
 }
 

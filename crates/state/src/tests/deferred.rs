@@ -1,6 +1,9 @@
 //! Deferred rows: stored, read back, retimed, resolved, dead, purged.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
 
 use super::super::fixture::{Fixture, SCHEMA, dead, defer, event, queue, row_id, tried};
 use super::batch;
@@ -9,6 +12,7 @@ use walhook_core::event::Event;
 use walhook_core::persist::{
     BacklogRow, Blocked, Defer, GapChange, PersistBatch, Purge, Refill, RowKey, Tried,
 };
+use walhook_postgres::fix::Failure;
 use walhook_postgres::ident::quote_ident;
 
 fn all(endpoint: &str) -> Refill {
@@ -52,6 +56,83 @@ async fn deferred_row_comes_back_as_it_was_also_when_it_was_stored_twice() {
     assert_eq!(first.due_us, tried(1).due_us);
     assert_eq!((second.attempts, second.first_attempt_us, second.due_us), (0, None, None));
     assert!(store.refill(&[]).await.unwrap().is_empty());
+}
+
+/// Lets each COMMIT wait for a standby that is not there, or lets those that wait go on.
+async fn wait_for_standby(fixture: &Fixture, wait: bool) {
+    let names = if wait { "nobody" } else { "" };
+    let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'");
+    fixture.admin.batch_execute(&set).await.unwrap();
+    fixture.admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    let shown = "SELECT current_setting('synchronous_standby_names') = $1";
+    while !fixture.admin.query_one(shown, &[&names]).await.unwrap().get::<_, bool>(0) {
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Stores a batch that commits, and whose session ends before that is answered.
+async fn persist_unanswered(fixture: &Fixture, store: &mut StateStore, batch: &PersistBatch) {
+    wait_for_standby(fixture, true).await;
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    let kill = async {
+        while fixture.admin.query(end, &[]).await.unwrap().is_empty() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let (stored, ()) = tokio::join!(store.persist(batch), kill);
+    assert!(stored.unwrap_err().fixed_by().is_waiting());
+    wait_for_standby(fixture, false).await;
+    store.reconnect().await.unwrap();
+}
+
+#[tokio::test]
+async fn batch_whose_commit_was_not_answered_brings_nothing_back_that_was_removed_since() {
+    let fixture = Fixture::start().await;
+    let mut store = leader(&fixture).await;
+    let (one, two) = (event(0x210, "1"), event(0x220, "1"));
+    let stored = PersistBatch {
+        deferred: vec![defer(&one, "7"), defer(&two, "7")],
+        dead_letters: vec![dead(&one, "8"), dead(&two, "8")],
+        number: 3,
+        ..batch(0x200)
+    };
+    persist_unanswered(&fixture, &mut store, &stored).await;
+    // An operator discards some of it.
+    let s = quote_ident(SCHEMA);
+    for table in ["deferred", "dead_letters"] {
+        let discard = format!("DELETE FROM {s}.{table} WHERE event_id = $1");
+        fixture.admin.execute(&discard, &[&one.id.to_string()]).await.unwrap();
+    }
+    // Nor when the answer is lost once more.
+    persist_unanswered(&fixture, &mut store, &stored).await;
+    store.persist(&stored).await.unwrap();
+    assert_eq!((fixture.count("deferred").await, fixture.count("dead_letters").await), (1, 1));
+    assert_eq!(page(&store, all("7")).await, (vec![0x220], true));
+
+    // What follows is stored.
+    let next = PersistBatch { deferred: vec![defer(&one, "9")], number: 4, ..batch(0x300) };
+    store.persist(&next).await.unwrap();
+    assert_eq!(fixture.count("deferred").await, 2);
+}
+
+#[tokio::test]
+async fn batch_that_did_not_commit_is_stored_whole_when_it_is_tried_again() {
+    let fixture = Fixture::start().await;
+    let mut store = leader(&fixture).await;
+    let stored = PersistBatch { number: 3, ..deferring([defer(&event(0x210, "1"), "7")]) };
+    // Another one's COMMIT is what was not answered.
+    let before = PersistBatch { number: 2, ..batch(0x100) };
+    persist_unanswered(&fixture, &mut store, &before).await;
+    store.persist(&before).await.unwrap();
+    let s = quote_ident(SCHEMA);
+    let lock = format!("BEGIN; LOCK {s}.deferred IN ACCESS EXCLUSIVE MODE");
+    fixture.admin.batch_execute(&lock).await.unwrap();
+    let timed_out = timeout(Duration::from_millis(300), store.persist(&stored)).await;
+    assert!(timed_out.is_err(), "it waits for the lock");
+    store.reconnect().await.unwrap();
+    fixture.admin.batch_execute("ROLLBACK").await.unwrap();
+    store.persist(&stored).await.unwrap();
+    assert_eq!(fixture.count("deferred").await, 1);
 }
 
 #[tokio::test]

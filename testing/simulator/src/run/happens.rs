@@ -165,6 +165,10 @@ impl Run {
         let epoch = life.epoch;
         let Some(mut storing) = life.storing.take() else { return };
         let again = storing.result.is_some();
+        if again {
+            // It is stored, which its writer finds out.
+            storing.batch = Box::new(storing.batch.unanswered());
+        }
         let result = match self.state.persist(epoch, &storing.batch) {
             Err(Fenced) if lets_through => Ok(self.state.write(epoch, &storing.batch)),
             result => result,

@@ -281,7 +281,7 @@ impl Dispatcher {
             Origin::Retry { .. } | Origin::Replay(_) | Origin::Deferred { .. } => return,
         };
         let key = pending.row_key();
-        pending.origin = Origin::Deferred { replay: key.replay, insertion: Some(insertion) };
+        let pending = self.queues.give_row(queue, id, key.replay, insertion);
         let held = Arc::clone(&pending.held);
         let mut tried = pending.tried.as_deref().cloned().unwrap_or_default();
         tried.attempts = pending.attempts;

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use super::super::lane::{DELIVERY_BYTES, SharedEvent, Source};
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
+use super::memory_budget::MemoryBudget;
 use super::outbox::ROWS_BYTES;
 use super::waiting::{Asked, Parked, To};
 use walhook_core::endpoint::{Endpoint, Routes};
@@ -165,9 +166,10 @@ impl Dispatcher {
             return Some(None);
         }
         let limit = self.settings.memory_limit;
-        let (used, leaving) = (self.used_bytes(), self.outbox.leaving_bytes());
+        let (committed, leaving) = (self.committed_bytes(), self.outbox.leaving_bytes());
+        let used = self.used_bytes().max(MemoryBudget::scaled(committed));
         // What is on its way to the table makes room only when it is stored.
-        let has_room = used < limit || leaving < limit / 8;
+        let has_room = committed < limit || leaving < limit / 8;
         if routes.endpoints.len() <= self.settings.slice {
             return has_room.then_some(None);
         }

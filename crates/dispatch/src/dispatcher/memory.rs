@@ -1,6 +1,6 @@
 //! What is kept beside what is pending, and what of it is forgotten first (see [`super::memory_budget`]).
 
-use super::super::lane::QUEUE_BYTES;
+use super::super::lane::{DELIVERY_BYTES, LEAVING_BYTES, QUEUE_BYTES};
 use super::Dispatcher;
 use super::defer::DeferredQueue;
 use super::failures::FAILING_BYTES;
@@ -36,6 +36,14 @@ impl Dispatcher {
     /// What counts against the limit.
     pub(super) fn used_bytes(&self) -> usize {
         self.memory.used(self.kept_bytes())
+    }
+
+    /// What counts against the limit, were all that may leave on its way into the tables, where it takes more. To
+    /// leave changes nothing of it: so whatever makes many leave at once, a receiver say that fails, finds the room
+    /// that they need on the way.
+    pub(super) fn committed_bytes(&self) -> usize {
+        let rowless = self.queues.rowless() + self.routing.waiting.of_stream();
+        self.used_bytes() + rowless * (LEAVING_BYTES - DELIVERY_BYTES)
     }
 
     /// A queue in which nothing is pending is kept for a while, for what it knows of its endpoint; a lane

@@ -69,6 +69,12 @@ impl MemoryBudget {
         self.pending + beside.clamp(self.limit / 8, self.limit / 2)
     }
 
+    /// What is committed, on the scale of what stays: making room begins where the one takes three quarters of the
+    /// limit or the other seven eighths, which is before the stream stops ([`MemoryBudget::takes_more`]).
+    pub(super) fn scaled(committed: usize) -> usize {
+        committed / 7 * 6
+    }
+
     /// Whether so much is too much to stay.
     pub(super) fn is_tight(&self, stays: usize) -> bool {
         stays >= self.limit / 4 * 3
@@ -94,15 +100,15 @@ impl MemoryBudget {
         stays < self.limit / 8 * 5
     }
 
-    /// Whether the stream may go on where so much counts against the limit. The rest is for rows that are read
-    /// back: they must not wait until nothing comes any more.
-    pub(super) fn takes_more(&self, used: usize) -> bool {
-        used < self.limit / 16 * 15
+    /// Whether the stream may go on where so much is committed. The rest is for rows that are read back: they must
+    /// not wait until nothing comes any more.
+    pub(super) fn takes_more(&self, committed: usize) -> bool {
+        committed < self.limit / 16 * 15
     }
 
-    /// What is left of the limit where so much counts against it.
-    pub(super) fn room(&self, used: usize) -> usize {
-        self.limit.saturating_sub(used)
+    /// What is left of the limit where so much is committed.
+    pub(super) fn room(&self, committed: usize) -> usize {
+        self.limit.saturating_sub(committed)
     }
 
     /// What the account that holds most held when room was made last. Who holds much less gives way only when that

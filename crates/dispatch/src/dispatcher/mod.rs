@@ -190,7 +190,7 @@ impl Dispatcher {
     /// Whether there is room for more of the stream.
     #[must_use]
     pub fn wants_input(&self) -> bool {
-        !self.door.is_stopping() && self.memory.takes_more(self.used_bytes())
+        !self.door.is_stopping() && self.memory.takes_more(self.committed_bytes())
     }
 
     /// After [`Input::Stop`]: whether nothing is in flight or still to be stored.

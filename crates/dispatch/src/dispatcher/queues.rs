@@ -18,6 +18,7 @@
 //! - Queues are forgotten between inputs alone ([`Queues::sweep`]), so a handle is good until the input that it
 //!   was found in is through.
 //! - An account's bytes are the sum of what its deliveries in memory count for, and of their events, each once.
+//! - The deliveries without a row are those whose origin is the stream.
 //! - An account has a lane as long as one of its queues has been in memory, and the lane counts these.
 
 mod holders;
@@ -127,6 +128,8 @@ pub(super) struct Queues {
     by_lane: Vec<AccountNo>,
     in_memory: usize,
     deferred: usize,
+    /// Deliveries in memory that have no row, and would need one to leave it.
+    rowless: usize,
     /// Queues in the order in which nothing was pending in them any more, with the delivery that was their last;
     /// in some there is again.
     idle: VecDeque<(QueueNo, DeliveryId)>,
@@ -149,6 +152,7 @@ impl Queues {
             by_lane: Vec::new(),
             in_memory: 0,
             deferred: 0,
+            rowless: 0,
             idle: VecDeque::new(),
             emptied: Vec::new(),
             next_delivery: 0,
@@ -300,6 +304,11 @@ impl Queues {
     /// Queues that are in memory.
     pub(super) fn in_memory(&self) -> usize {
         self.in_memory
+    }
+
+    /// Deliveries in memory that have no row, and would need one to leave it.
+    pub(super) fn rowless(&self) -> usize {
+        self.rowless
     }
 
     /// Queues that have rows, or something to be remembered for them.

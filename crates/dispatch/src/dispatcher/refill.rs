@@ -34,7 +34,8 @@ impl Dispatcher {
         if self.door.is_stopping() || !self.progress.is_caught_up() {
             return None;
         }
-        let mut at_most = self.deferral.line.pages_at_most(self.memory.room(self.used_bytes()));
+        let mut at_most =
+            self.deferral.line.pages_at_most(self.memory.room(self.committed_bytes()));
         let mut pages = Vec::new();
         for _ in 0..self.looks(self.deferral.line.looks()) {
             if at_most == 0 {

@@ -24,7 +24,7 @@ impl Dispatcher {
 
     /// When look-ups that are not answered by then are not waited for any more.
     pub(super) fn stall_deadline(&self, now: Tick) -> Option<Tick> {
-        let short = self.used_bytes() >= self.settings.memory_limit / 4 * 3;
+        let short = self.committed_bytes() >= self.settings.memory_limit / 4 * 3;
         let at =
             self.routing.asked_at.filter(|_| short && !self.routing.waiting.is_empty())? + STALL;
         (at > now).then_some(at)

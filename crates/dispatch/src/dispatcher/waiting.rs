@@ -51,6 +51,8 @@ pub(super) enum Asked {
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     accounts: BTreeMap<AccountId, Events>,
+    /// Events of the stream that wait, of all accounts.
+    of_stream: usize,
     /// Accounts whose routes are known.
     line: VecDeque<AccountId>,
     /// Nobody has seen yet that none of them can go on.
@@ -78,6 +80,11 @@ impl Waiting {
     /// Whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
         self.accounts.is_empty()
+    }
+
+    /// Events of the stream that wait, operators' wishes apart.
+    pub(super) fn of_stream(&self) -> usize {
+        self.of_stream
     }
 
     /// What the account's events take.
@@ -133,6 +140,7 @@ impl Waiting {
         };
         let events = self.accounts.entry(account).or_insert_with(new);
         events.bytes += parked.held.event.size_bytes();
+        self.of_stream += usize::from(parked.txn().is_some());
         events.events.push_back(parked);
     }
 
@@ -155,6 +163,7 @@ impl Waiting {
         let events = self.of(account);
         let Some(first) = events.events.pop_front() else { panic!("nothing waits to be routed") };
         events.bytes -= first.held.event.size_bytes();
+        self.of_stream -= usize::from(first.txn().is_some());
         first
     }
 
@@ -174,6 +183,7 @@ impl Waiting {
                 events.events.push_back(parked);
             }
         }
+        self.of_stream -= taken.len();
         (events.moved, events.overdue) = (now, None);
         if events.events.is_empty() && !events.in_line {
             self.accounts.remove(account);

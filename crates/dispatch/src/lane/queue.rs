@@ -86,6 +86,12 @@ impl Origin {
         }
     }
 
+    /// Whether it has no row, and would need one to leave memory. Of a replay few are in memory.
+    #[must_use]
+    pub fn is_rowless(self) -> bool {
+        matches!(self, Self::Stream { .. })
+    }
+
     /// Whether an operator asked for it: a retry, or a replay.
     #[must_use]
     pub fn is_asked_for(self) -> bool {

@@ -2,13 +2,16 @@
 
 use smallvec::SmallVec;
 
-use super::super::super::lane::{DELIVERY_BYTES, New, Queue, Removed};
+use super::super::super::lane::{
+    DELIVERY_BYTES, Insertion, New, Origin, Pending, Queue, Removed, Source,
+};
 use super::super::super::schedule::LaneId;
 use super::super::defer::DeferredQueue;
 use super::lanes::Lane;
 use super::{Account, QueueNo, Queues, account_mut};
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{AccountId, RowKeys};
+use walhook_core::id::ReplayId;
 use walhook_core::persist::QueueId;
 
 /// What is pending.
@@ -37,9 +40,25 @@ impl Queues {
     /// `keys` must not name a key twice. Ids must grow from call to call.
     pub(in super::super) fn push(&mut self, no: QueueNo, new: New, keys: RowKeys) {
         let bytes = DELIVERY_BYTES + new.held.queue();
+        self.rowless += usize::from(matches!(new.source, Source::Stream(_)));
         self.materialise(no, new.id).push(new, keys);
         self.lane_at(no).pending += 1;
         self.account_of(no).bytes += bytes;
+    }
+
+    /// A delivery in flight is to have a row, under the replay that it belongs to, with this insertion.
+    pub(in super::super) fn give_row(
+        &mut self,
+        no: QueueNo,
+        id: DeliveryId,
+        replay: Option<ReplayId>,
+        insertion: Insertion,
+    ) -> &mut Pending {
+        let is_rowless = self.in_use(no).held_mut(id).origin.is_rowless();
+        self.rowless -= usize::from(is_rowless);
+        let pending = self.in_use(no).held_mut(id);
+        pending.origin = Origin::Deferred { replay, insertion: Some(insertion) };
+        pending
     }
 
     /// A delivery counts for so much in the memory budget from now on, beside its event. Returns what it counted
@@ -98,6 +117,7 @@ impl Queues {
         };
         let bytes = removed.pending.counted + removed.pending.held.unqueue();
         self.lane_at(no).pending -= 1;
+        self.rowless -= usize::from(removed.pending.origin.is_rowless());
         let account = self.account_of(no);
         let Some(left) = account.bytes.checked_sub(bytes) else {
             panic!("{id:?} gives back more memory than its account took")

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::super::Settings;
+use super::super::{OperatorInput, Settings};
 use crate::dispatcher::Dispatcher;
 use crate::fixture;
 use crate::lane::{DELIVERY_BYTES, Origin, SharedEvent};
 use walhook_core::attempt::DeliveryId;
-use walhook_core::event::{AccountId, Event, Item};
+use walhook_core::event::{AccountId, EndpointId, Event, Item};
+use walhook_core::id::JobId;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{Blocked, DeferReason, Persisted, QueueId};
 use walhook_core::tick::Tick;
@@ -245,6 +246,57 @@ fn burst_of_one_account_is_not_deferred_while_there_is_memory() {
     burst(&mut world, "whale", 1, 100_000);
     assert_eq!(world.dispatcher.counters().deferred, [0; DeferReason::ALL.len()]);
     assert_eq!(world.dispatcher.queued(), 100_000);
+}
+
+/// Events of an account with 40 endpoints come while there is room, and nothing can be stored. Returns how many.
+fn fill(world: &mut World) -> usize {
+    let came = (0..100_000).take_while(|_| {
+        burst(world, "whale", 40, 1);
+        world.dispatcher.wants_input()
+    });
+    came.count()
+}
+
+#[test]
+fn all_that_leaves_memory_at_once_finds_room_on_the_way() {
+    let limit = 4 << 20;
+    let mut world = world(limit);
+    assert!(fill(&mut world) > 50);
+    let before = world.dispatcher.queued();
+    let pause = |id: String| OperatorInput::Pause {
+        job: JobId(1),
+        endpoint: EndpointId::new(id),
+        reason: String::new(),
+    };
+    for endpoint in 0..40 {
+        let pause = pause(format!("whale-{endpoint}"));
+        world.dispatcher.handle_operator(pause, world.now);
+    }
+    let (queued, pending) = (world.dispatcher.queued(), world.dispatcher.memory.pending());
+    assert!(before > 2_000 && queued == 0, "{before} were queued, and {queued} are");
+    assert!(pending <= limit, "{pending} bytes are pending, and {limit} allowed");
+}
+
+#[test]
+fn events_that_become_rows_at_once_find_room_on_the_way() {
+    let limit = 4 << 20;
+    let mut world = world(limit);
+    // Nobody answers the look-up.
+    while world.dispatcher.wants_input() {
+        world.commit += 100;
+        let commit = world.commit;
+        let event = fixture::event("whale", fixture::position(commit, commit - 10), &[commit]);
+        for item in fixture::transaction(commit, [Arc::new(event)]) {
+            world.dispatcher.handle_item(item, world.now);
+        }
+        world.dispatcher.poll_lookup(world.now);
+    }
+    world.now = world.now + std::time::Duration::from_secs(2);
+    world.dispatcher.fan_out(world.now);
+    let (rows, pending) =
+        (world.dispatcher.routing.shelves.rows(), world.dispatcher.memory.pending());
+    assert!(rows > 2_000, "{rows} events became rows");
+    assert!(pending <= limit, "{pending} bytes are pending, and {limit} allowed");
 }
 
 #[test]

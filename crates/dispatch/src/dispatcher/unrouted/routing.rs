@@ -92,7 +92,7 @@ impl Dispatcher {
         if self.routing.shelves.reserved > 0 || self.door.is_stopping() || !is_caught_up {
             return None;
         }
-        let room = self.memory.room(self.used_bytes());
+        let room = self.memory.room(self.committed_bytes());
         let size = self.routing.shelves.page_size;
         let at_most = size.at_once.min(room / size.bytes);
         let mut pages = Vec::new();
@@ -197,7 +197,7 @@ impl Dispatcher {
         !self.door.is_stopping()
             && self.routing.shelves.gone.len() < GONE_MAX
             && leaving < 2 * ROWS_BYTES
-            && (self.used_bytes() < limit || leaving < limit / 8)
+            && (self.committed_bytes() < limit || leaving < limit / 8)
     }
 
     /// Routes the account's rows that are in memory, by these routes or what is known.

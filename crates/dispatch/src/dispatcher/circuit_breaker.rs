@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use super::super::breaker::{AttemptHealth, Breaker, FailureWindow};
 use super::super::lane::Origin;
-use super::defer::{DeferredQueue, Exit};
+use super::defer::Exit;
+use super::deferred_queue::DeferredQueue;
 use super::queues::QueueNo;
 use super::{Dispatcher, EndpointChange, EndpointChanged};
 use walhook_core::attempt::{DeliveryId, Meaning, Outcome};
 use walhook_core::event::EndpointId;
 use walhook_core::persist::{DeferReason, DisableEndpoint, QueueId};
-use walhook_core::tick::{Tick, micros};
+use walhook_core::tick::Tick;
 
 /// Why a breaker closes.
 const CAME_THROUGH: &str = "it took a delivery";
@@ -22,28 +23,11 @@ const CAME_THROUGH: &str = "it took a delivery";
 const RESENT: &str =
     "taken, but more than half of the requests had to be sent again on another connection";
 
-impl DeferredQueue {
-    /// For how long the queue was stopped so far, a pause that lasts not counted.
-    pub(super) fn stopped_us(&self, now: Tick) -> i64 {
-        let open = self.breaker.as_ref().map_or(Duration::ZERO, |b| now.since(b.since));
-        self.stopped_before_us.saturating_add_unsigned(micros(open))
-    }
-
-    /// Closes the breaker, if it is not closed.
-    pub(super) fn close_breaker(&mut self, now: Tick) -> bool {
-        self.stopped_before_us = self.stopped_us(now);
-        let Some(breaker) = self.breaker.take() else { return false };
-        self.closed = Some(breaker.close(now));
-        self.backlog.block_all(DeferReason::Behind);
-        true
-    }
-}
-
 impl Dispatcher {
     /// Whether an outcome of this delivery tells whether the breaker may close.
     pub(super) fn is_test(&self, queue: QueueNo, id: DeliveryId, origin: Origin) -> bool {
         let deferred = self.queues.deferred(queue);
-        let is_open = deferred.is_some_and(|deferred| deferred.breaker.is_some());
+        let is_open = deferred.is_some_and(DeferredQueue::is_open);
         let is_asked_for = matches!(origin, Origin::Retry { .. } | Origin::Replay(_));
         is_open && (is_asked_for || self.is_probe(queue, id))
     }
@@ -64,7 +48,7 @@ impl Dispatcher {
             return;
         }
         let deferred = self.queues.deferred(queue);
-        if deferred.is_none_or(|deferred| deferred.breaker.is_none()) {
+        if deferred.is_none_or(|deferred| !deferred.is_open()) {
             if went == AttemptHealth::Well {
                 self.forget_earlier_breaker(queue);
             }
@@ -91,7 +75,7 @@ impl Dispatcher {
     /// What an earlier leader's breaker kept from the endpoint comes through again.
     fn forget_earlier_breaker(&mut self, queue: QueueNo) {
         let Some(deferred) = self.queues.deferred_mut(queue) else { return };
-        if deferred.was_open_until_us.take().is_some() {
+        if deferred.forget_earlier_breaker() {
             self.outdate(queue);
             self.tell_of_queue(queue, EndpointChange::BreakerClosed, CAME_THROUGH.to_owned());
         }
@@ -111,15 +95,10 @@ impl Dispatcher {
         let in_memory = self.queues.in_use(queue);
         in_memory.failures = FailureWindow::default();
         let idle: Vec<DeliveryId> = in_memory.idle().map(|pending| pending.id).collect();
-        let deferred = self.queues.deferred_or_new(queue);
-        let breaker = Breaker::open(now, deferred.closed, &mut self.rng);
-        let until = breaker.next_try();
-        deferred.breaker = Some(breaker);
-        deferred.was_open_until_us = None;
-        deferred.backlog.block_all(DeferReason::Breaker);
+        let until = self.queues.deferred_or_new(queue).open_breaker(now, &mut self.rng);
         self.leave(queue, &idle, Exit::Other(DeferReason::Breaker), now);
         // Without a row there is no probe: what comes next is one.
-        self.queues.deferred(queue)?.breaker.as_ref()?;
+        self.queues.deferred(queue)?.breaker()?;
         self.outdate(queue);
         Some(until.since(now))
     }
@@ -130,7 +109,7 @@ impl Dispatcher {
         let endpoint = self.queues.id(queue).endpoint.clone();
         let Some(deferred) = self.queues.deferred_mut(queue) else { return };
         if went(outcome) == AttemptHealth::Well {
-            if deferred.failing_since_us.take().is_some() {
+            if deferred.end_failing() {
                 self.outdate(queue);
             }
             return;
@@ -138,8 +117,7 @@ impl Dispatcher {
         if self.endpoints.is_paused(&endpoint) || outcome.aborted() {
             return;
         }
-        let Some(since_us) = deferred.failing_since_us else {
-            deferred.failing_since_us = Some(now_us);
+        let Some(since_us) = deferred.fail_since_us(now_us) else {
             self.outdate(queue);
             return;
         };
@@ -181,7 +159,7 @@ impl Dispatcher {
     /// Nothing is to be sent to the endpoint any more, or nothing can be: no reason to go slowly.
     pub(super) fn forget_breaker(&mut self, queue: QueueNo, now: Tick) {
         let Some(deferred) = self.queues.deferred_mut(queue) else { return };
-        let probe = deferred.breaker.as_ref().and_then(Breaker::probe);
+        let probe = deferred.breaker().and_then(Breaker::probe);
         if deferred.close_breaker(now) {
             self.forget_dead(queue);
             self.outdate(queue);
@@ -195,9 +173,7 @@ impl Dispatcher {
     pub(super) fn is_stopped(&self, queue: QueueNo) -> bool {
         let it = self.queues.at(queue);
         self.endpoints.is_paused(&it.id().endpoint)
-            || it
-                .deferred()
-                .is_some_and(|deferred| deferred.breaker.is_some() || deferred.is_suspended())
+            || it.deferred().is_some_and(|deferred| deferred.is_open() || deferred.is_suspended())
     }
 }
 

@@ -6,49 +6,24 @@
 //! only then does the tracker count the delivery as settled. So a crash in between changes nothing.
 //!
 //! Order: a delivery that shares a key with a deferred one joins the table. Those that stand behind
-//! it in memory leave with it; those that come later are blocked (see [`Backlog`]). When no row of
+//! it in memory leave with it; those that come later are blocked (see [`super::super::backlog`]). When no row of
 //! the queue is left, deliveries are sent directly again.
 
 use std::sync::Arc;
 
-use super::super::backlog::Backlog;
-use super::super::breaker::{Breaker, Closed};
 use super::super::lane::{DELIVERY_BYTES, LEAVING_BYTES, Origin, Removed, SharedEvent};
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
+use super::deferred_queue::DeferredQueue;
 use super::outbox::{Leaves, Leaving, RowChange};
 use super::queues::QueueNo;
-use super::suspensions::Suspension;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::RowKeys;
 use walhook_core::id::ReplayId;
 use walhook_core::persist::{
-    BacklogRow, Blocked, Defer, DeferReason, EventKey, QueueId, RowId, RowKey, Tried, UnroutedKey,
+    BacklogRow, Defer, DeferReason, EventKey, RowId, RowKey, Tried, UnroutedKey,
 };
 use walhook_core::tick::Tick;
-
-/// What is kept of a queue whose deliveries go by way of the table.
-#[derive(Debug)]
-pub(super) struct DeferredQueue {
-    pub(super) backlog: Backlog,
-    /// It stands in the line of those that want a page.
-    pub(super) in_line: bool,
-    /// The first of the timers that were set for it.
-    pub(super) timer: Option<Tick>,
-    /// What the table `backlog` says of it is outdated.
-    pub(super) is_stale: bool,
-    pub(super) failing_since_us: Option<i64>,
-    /// For how long it was stopped before it was last started.
-    pub(super) stopped_before_us: i64,
-    /// `None`: closed.
-    pub(super) breaker: Option<Breaker>,
-    /// How it closed the last time.
-    pub(super) closed: Option<Closed>,
-    /// Set while it is not known whether the endpoint is any better than when an earlier leader's
-    /// breaker was open: what the table says of that one.
-    pub(super) was_open_until_us: Option<i64>,
-    pub(super) suspension: Option<Suspension>,
-}
 
 /// Why deliveries leave memory.
 #[derive(Debug, Clone, Copy)]
@@ -61,58 +36,12 @@ pub(super) enum Exit {
     Other(DeferReason),
 }
 
-impl DeferredQueue {
-    pub(super) fn new(backlog: Backlog) -> Self {
-        Self {
-            backlog,
-            in_line: false,
-            timer: None,
-            is_stale: false,
-            failing_since_us: None,
-            stopped_before_us: 0,
-            breaker: None,
-            closed: None,
-            was_open_until_us: None,
-            suspension: None,
-        }
-    }
-
-    /// No row, and nothing that blocks.
-    pub(super) fn empty() -> Self {
-        Self::new(Backlog::new(Blocked::Keys(Vec::new()), DeferReason::Behind))
-    }
-
-    /// Deliveries that are deferred and have not ended.
-    pub(super) fn rows(&self) -> u64 {
-        self.backlog.rows()
-    }
-
-    pub(super) fn as_row(&self, queue: &QueueId, now: Tick, unix_us_at_zero: i64) -> BacklogRow {
-        let until_us = |until: Tick| unix_us_at_zero.saturating_add_unsigned(until.0);
-        let open_until_us = self.breaker.as_ref().map(Breaker::next_try).map(until_us);
-        BacklogRow {
-            queue: queue.clone(),
-            blocked: self.backlog.blocked().clone(),
-            rows: self.backlog.in_table(),
-            failing_since_us: self.failing_since_us,
-            stopped_us: self.stopped_us(now),
-            open_until_us: open_until_us.or(self.was_open_until_us),
-        }
-    }
-}
-
 impl Dispatcher {
     /// Goes on with the deferred rows that an earlier leader left.
     pub(super) fn recover_deferred(&mut self, rows: Vec<BacklogRow>) {
         for row in rows {
-            let BacklogRow { queue, blocked, rows, failing_since_us, stopped_us, open_until_us } =
-                row;
-            let deferred = DeferredQueue {
-                failing_since_us,
-                stopped_before_us: stopped_us,
-                was_open_until_us: open_until_us,
-                ..DeferredQueue::new(Backlog::recovered(blocked, rows))
-            };
+            let rows = row.rows;
+            let (queue, deferred) = DeferredQueue::recovered(row);
             let queue = self.queues.intern(&queue.account, &queue.endpoint);
             self.queues.set_deferred(queue, Box::new(deferred));
             if rows == 0 {
@@ -135,12 +64,12 @@ impl Dispatcher {
             return Some(DeferReason::Paused);
         }
         if let Some(deferred) = deferred {
-            if deferred.suspension.is_some() {
+            if deferred.suspension().is_some() {
                 // What was counted in its gap is not stored yet.
                 return Some(DeferReason::Behind);
             }
-            if deferred.rows() > 0 && deferred.backlog.blocks(keys) {
-                return Some(deferred.backlog.why());
+            if deferred.rows() > 0 && deferred.backlog().blocks(keys) {
+                return Some(deferred.backlog().why());
             }
         }
         None
@@ -161,7 +90,7 @@ impl Dispatcher {
         let key = RowKey { event: EventKey::of(&held.event), replay: None };
         let deferred = self.queues.deferred_or_new(queue);
         if reason == DeferReason::Overflow {
-            deferred.backlog.block_all(reason);
+            deferred.backlog_mut().block_all(reason);
         }
         let (tried, counted) = (Tried::default(), DELIVERY_BYTES);
         let kept = Kept { held, txn: Some(txn), ordinal, counted, routed: None };
@@ -242,9 +171,9 @@ impl Dispatcher {
             Origin::Deferred { insertion, .. } => {
                 let deferred = self.queues.with_row(queue);
                 if deferred.is_suspended() {
-                    deferred.backlog.unload(&key, &keys, false);
+                    deferred.backlog_mut().unload(&key, &keys, false);
                 } else if let Some(due) = due {
-                    deferred.backlog.fail(&key, &keys, &tried, due);
+                    deferred.backlog_mut().fail(&key, &keys, &tried, due);
                     if matches!(exit, Exit::Probed(..)) {
                         self.free(pending.held, counted);
                         return;
@@ -254,7 +183,7 @@ impl Dispatcher {
                     self.outbox.change(row, insertion, RowChange::Retime(tried));
                     self.outdate(queue);
                 } else {
-                    deferred.backlog.unload(&key, &keys, behind);
+                    deferred.backlog_mut().unload(&key, &keys, behind);
                 }
                 self.free(pending.held, counted);
             }
@@ -292,7 +221,7 @@ impl Dispatcher {
         }
         let counted = DELIVERY_BYTES + tried.size_bytes();
         self.memory.take(counted);
-        self.queues.deferred_or_new(queue).backlog.keep(&key, &keys);
+        self.queues.deferred_or_new(queue).backlog_mut().keep(&key, &keys);
         let kept = Kept { held, txn, ordinal, counted, routed: None };
         self.store_row(queue, key, kept, DeferReason::Held, tried, false);
     }
@@ -328,7 +257,7 @@ impl Dispatcher {
         let deferred = self.queues.deferred_or_new(queue);
         let skip = deferred.is_suspended();
         if !skip {
-            deferred.backlog.defer(&key, keys, &tried, due, behind);
+            deferred.backlog_mut().defer(&key, keys, &tried, due, behind);
         }
         self.store_row(queue, key, kept, reason, tried, skip);
     }
@@ -361,7 +290,7 @@ impl Dispatcher {
     /// What the table `backlog` says of the queue is to be stored anew.
     pub(super) fn outdate(&mut self, queue: QueueNo) {
         if let Some(deferred) = self.queues.deferred_mut(queue)
-            && !std::mem::replace(&mut deferred.is_stale, true)
+            && deferred.outdate()
         {
             self.outbox.outdated(queue);
         }

@@ -108,7 +108,7 @@ impl Dispatcher {
             Origin::Deferred { insertion, .. } => {
                 let id = self.queues.id(queue).clone();
                 let row = RowId { key: pending.row_key(), event: event.id, queue: id };
-                self.queues.with_row(queue).backlog.resolve(&row.key);
+                self.queues.with_row(queue).backlog_mut().resolve(&row.key);
                 self.outdate(queue);
                 let change = match ended {
                     Ended::Delivered => RowChange::Remove,
@@ -137,7 +137,7 @@ impl Dispatcher {
                 self.leave_room(queue, id, now);
             }
             Body::Row { row, queue, id, .. } => {
-                let backlog = &mut self.queues.with_row(queue).backlog;
+                let backlog = self.queues.with_row(queue).backlog_mut();
                 backlog.resolve(&row.key);
                 backlog.removed(&row.key);
                 self.outdate(queue);

@@ -2,7 +2,7 @@
 
 use super::super::lane::{DELIVERY_BYTES, LEAVING_BYTES, QUEUE_BYTES};
 use super::Dispatcher;
-use super::defer::DeferredQueue;
+use super::deferred_queue::DeferredQueue;
 use super::failures::FAILING_BYTES;
 use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;

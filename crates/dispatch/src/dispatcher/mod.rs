@@ -55,6 +55,7 @@ mod changes;
 mod circuit_breaker;
 mod defer;
 mod deferral;
+mod deferred_queue;
 mod door;
 mod ending;
 mod endpoint_states;
@@ -110,8 +111,8 @@ use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::lsn::Lsn;
 use walhook_core::tick::Tick;
 
-use defer::DeferredQueue;
 use deferral::Deferral;
+use deferred_queue::DeferredQueue;
 use door::Door;
 use endpoint_states::EndpointStates;
 use failures::Failures;
@@ -250,7 +251,7 @@ impl Dispatcher {
             backlogs: self.queues.with_rows(),
             unrouted: self.routing.shelves.rows(),
             unrouted_accounts: self.routing.shelves.len(),
-            breakers_open: deferred().filter(|d| d.breaker.is_some()).count(),
+            breakers_open: deferred().filter(|d| d.is_open()).count(),
             endpoints_disabled: disabled,
             endpoints_paused: paused,
             endpoints_invalid: self.routing.router.invalid(),

@@ -123,9 +123,7 @@ impl Dispatcher {
         self.outbox.enable(endpoint.clone());
         for queue in self.queues_of(&endpoint) {
             if let Some(deferred) = self.queues.deferred_mut(queue) {
-                deferred.stopped_before_us = deferred.stopped_before_us.saturating_add(stood_us);
-                let failing = deferred.failing_since_us;
-                deferred.failing_since_us = failing.map(|since| since.saturating_add(stood_us));
+                deferred.end_pause(stood_us);
             }
             self.outdate(queue);
             self.look_after(queue, now);
@@ -150,7 +148,7 @@ impl Dispatcher {
             let Some(queue) = self.queues.find(&queue) else { continue };
             let Some(deferred) = self.queues.deferred_mut(queue) else { continue };
             for key in &keys {
-                deferred.backlog.look_again(key, now);
+                deferred.backlog_mut().look_again(key, now);
             }
             self.unload(queue, &keys, now);
             self.look_after(queue, now);

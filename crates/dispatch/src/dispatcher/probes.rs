@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Dispatcher;
 use super::defer::Exit;
+use super::deferred_queue::DeferredQueue;
 use super::queues::QueueNo;
 use super::sending::Wake;
 use walhook_core::attempt::{DeliveryId, Meaning, Outcome};
@@ -66,7 +67,7 @@ fn host(url: &str) -> String {
 impl Dispatcher {
     /// Whether this delivery is the probe of its queue's endpoint.
     pub(super) fn is_probe(&self, queue: QueueNo, id: DeliveryId) -> bool {
-        let breaker = self.queues.deferred(queue).and_then(|deferred| deferred.breaker.as_ref());
+        let breaker = self.queues.deferred(queue).and_then(DeferredQueue::breaker);
         breaker.is_some_and(|breaker| breaker.probe() == Some(id))
     }
 
@@ -83,7 +84,7 @@ impl Dispatcher {
         }
         self.deferral.dead.add(queue, &endpoint.url);
         let usual = self.queues.in_use(queue).answers.usual();
-        let Some(breaker) = &mut self.queues.with_row(queue).breaker else { return };
+        let Some(breaker) = self.queues.with_row(queue).breaker_mut() else { return };
         if let Some(patience) = breaker.sent(usual, now, &mut self.rng) {
             self.sending.give_up_at(id, now + patience);
         }
@@ -105,7 +106,7 @@ impl Dispatcher {
             Meaning::Invalid | Meaning::Delivered | Meaning::Gone => (true, None),
         };
         let has_room = self.used_bytes() < self.settings.memory_limit / MEMORY_PARTS;
-        let Some(breaker) = &mut self.queues.with_row(queue).breaker else { return };
+        let Some(breaker) = self.queues.with_row(queue).breaker_mut() else { return };
         let (until, keeps) = breaker.fail(!is_answered && has_room, now, &mut self.rng);
         let is_stale = breaker.is_stale(now);
         let in_memory = self.queues.in_use(queue);
@@ -152,7 +153,7 @@ impl Dispatcher {
             return;
         }
         let Some(deferred) = self.queues.deferred_mut(queue) else { return };
-        let Some(breaker) = &mut deferred.breaker else { return };
+        let Some(breaker) = deferred.breaker_mut() else { return };
         let Some(due) = breaker.bring_forward(now) else { return };
         match breaker.probe() {
             Some(probe) => {

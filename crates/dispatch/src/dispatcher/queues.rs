@@ -34,7 +34,7 @@ use smallvec::SmallVec;
 use super::super::lane::Queue;
 use super::super::map::{NameMap, Seeded};
 use super::super::schedule::Pool;
-use super::defer::DeferredQueue;
+use super::deferred_queue::DeferredQueue;
 pub(super) use holders::Newest;
 pub(super) use lanes::Lane;
 use walhook_core::attempt::DeliveryId;
@@ -75,7 +75,7 @@ impl EndpointQueue {
     /// The pool that its next request belongs to: while its breaker is open, whatever is sent is a probe.
     fn pool(&self, now: Tick) -> Pool {
         match (&self.deferred, &self.pending) {
-            (Some(deferred), _) if deferred.breaker.is_some() => Pool::Probe,
+            (Some(deferred), _) if deferred.is_open() => Pool::Probe,
             (_, Some(pending)) => pending.hold.pool(now),
             (_, None) => Pool::Fast,
         }

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use super::super::backlog::{Load, Page, PageBudget, Read};
 use super::super::lane::{SharedEvent, Source};
 use super::Dispatcher;
-use super::defer::DeferredQueue;
 use super::queues::QueueNo;
 use super::sending::Wake;
 use walhook_core::attempt::DeliveryId;
@@ -56,9 +55,9 @@ impl Dispatcher {
             }
             let wants = self.wanted_page(no, now);
             let deferred = self.queues.with_row(no);
-            deferred.in_line = false;
+            deferred.leave_line();
             if let Some(page) = wants {
-                let from = deferred.backlog.begin_page(page, now);
+                let from = deferred.backlog_mut().begin_page(page, now);
                 let (rows, bytes) = self.deferral.line.page();
                 let rows = if page == Page::Probe { rows.min(PROBE_ROWS) } else { rows };
                 pages.push(Refill { queue, from, rows, bytes });
@@ -78,7 +77,7 @@ impl Dispatcher {
         let numbers: Vec<QueueNo> =
             pages.iter().map(|page| self.queues.named(&page.queue)).collect();
         let known: usize =
-            numbers.iter().map(|queue| self.queues.rows_of(*queue).backlog.heads()).sum();
+            numbers.iter().map(|queue| self.queues.rows_of(*queue).backlog().heads()).sum();
         let heads = self.deferral.line.heads(known);
         for (queue, Refilled { rows, end, .. }) in numbers.into_iter().zip(pages) {
             let bytes = self.deferral.line.page_bytes();
@@ -91,15 +90,15 @@ impl Dispatcher {
             };
             let rows: Vec<Read> = rows.into_iter().map(read).collect();
             let deferred = self.queues.with_row(queue);
-            let counted = (deferred.rows(), deferred.backlog.in_table());
-            let loads = deferred.backlog.take_page(rows, end, room, now);
-            if counted != (deferred.rows(), deferred.backlog.in_table()) {
+            let counted = (deferred.rows(), deferred.backlog().in_table());
+            let loads = deferred.backlog_mut().take_page(rows, end, room, now);
+            if counted != (deferred.rows(), deferred.backlog().in_table()) {
                 // Somebody else has removed some.
                 self.outdate(queue);
             }
             for load in loads {
                 let id = self.load(queue, load, now);
-                if let Some(breaker) = &mut self.queues.with_row(queue).breaker {
+                if let Some(breaker) = self.queues.with_row(queue).breaker_mut() {
                     breaker.begin_probe(id, now);
                 }
             }
@@ -110,7 +109,7 @@ impl Dispatcher {
     /// How many rows of a page may go into the queue. Things may have changed since it was asked for.
     fn rows_to_load(&self, queue: QueueNo, now: Tick) -> usize {
         let QueueId { account, endpoint } = self.queues.id(queue);
-        match &self.queues.rows_of(queue).breaker {
+        match self.queues.rows_of(queue).breaker() {
             // An older event of its account waits for its routes.
             _ if self.routing.waiting.has(account) => 0,
             _ if self.routing.shelves.holds_back(account) => 0,
@@ -140,22 +139,19 @@ impl Dispatcher {
     /// that its deliveries are sent directly again when none is left.
     pub(super) fn look_after(&mut self, queue: QueueNo, now: Tick) {
         let (in_memory, Some(deferred)) = self.queues.at_mut(queue).parts_mut() else { return };
-        if deferred.suspension.is_some() {
+        if deferred.suspension().is_some() {
             // Its rows may be removed now.
             self.outbox.touch();
             return;
         }
-        if deferred.rows() == 0 {
-            deferred.close_breaker(now);
-            deferred.backlog.unblock();
-        }
-        if let Some(breaker) = &mut deferred.breaker
+        deferred.rest_if_empty(now);
+        if let Some(breaker) = deferred.breaker_mut()
             && let Some(probe) = breaker.probe()
             && in_memory.is_none_or(|pending| pending.get(probe).is_none())
         {
             breaker.lose_probe();
         }
-        if deferred.backlog.is_forgettable() && !deferred.is_stale {
+        if deferred.is_forgettable() {
             self.queues.forget_deferred(queue);
             return;
         }
@@ -166,11 +162,7 @@ impl Dispatcher {
         if self.endpoints.is_paused(&self.queues.id(queue).endpoint) {
             return;
         }
-        let deferred = self.queues.with_row(queue);
-        if let Some(due) = deferred.next_time().filter(|due| *due > now)
-            && deferred.timer.is_none_or(|timer| due < timer)
-        {
-            deferred.timer = Some(due);
+        if let Some(due) = self.queues.with_row(queue).take_timer(now) {
             self.sending.wake_at(due, Wake::Deferred(queue));
         }
     }
@@ -179,9 +171,7 @@ impl Dispatcher {
     pub(super) fn wake_deferred(&mut self, queue: QueueNo, now: Tick) {
         // It may have been forgotten since.
         if let Some(deferred) = self.queues.deferred_mut(queue) {
-            if deferred.timer.is_some_and(|timer| timer <= now) {
-                deferred.timer = None;
-            }
+            deferred.wake(now);
             self.look_after(queue, now);
         }
     }
@@ -190,23 +180,13 @@ impl Dispatcher {
         let it = self.queues.at(queue);
         let deferred = it.deferred().filter(|deferred| !deferred.is_suspended())?;
         let in_memory = it.pending();
-        let page = match &deferred.breaker {
+        let page = match deferred.breaker() {
             _ if self.endpoints.is_paused(&it.id().endpoint) => return None,
             Some(breaker) if !breaker.wants_probe(now) => return None,
             Some(_) => Page::Probe,
             None if in_memory.is_some_and(|queue| queue.len() >= WANTS_BELOW) => return None,
             None => Page::Rows,
         };
-        deferred.backlog.wants_page(page, now).then_some(page)
-    }
-}
-
-impl DeferredQueue {
-    /// When a page may be wanted although nothing else happens.
-    fn next_time(&self) -> Option<Tick> {
-        match &self.breaker {
-            Some(breaker) => breaker.open_until(),
-            None => self.backlog.next_due(),
-        }
+        deferred.backlog().wants_page(page, now).then_some(page)
     }
 }

@@ -47,7 +47,7 @@ impl Refills {
 
     /// The queue wants a page.
     pub(super) fn join(&mut self, queue: QueueNo, queues: &mut Queues) {
-        if !std::mem::replace(&mut queues.with_row(queue).in_line, true) {
+        if queues.with_row(queue).join_line() {
             self.line.push_back(queue);
         }
     }

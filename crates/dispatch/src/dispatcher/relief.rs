@@ -47,7 +47,7 @@ impl Dispatcher {
             if !matches!(in_memory.held_mut(id).origin, Origin::Deferred { .. }) {
                 // What comes for its endpoint stands behind it. A row that is read back has a place already.
                 let deferred = self.queues.deferred_or_new(queue);
-                deferred.backlog.block_all(DeferReason::Overflow);
+                deferred.backlog_mut().block_all(DeferReason::Overflow);
             }
             self.leave(queue, &[id], Exit::Other(DeferReason::Overflow), now);
             let (bytes, name) = self.queues.holds(account);

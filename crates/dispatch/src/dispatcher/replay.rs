@@ -23,6 +23,7 @@ use super::super::lane::Origin;
 use super::super::schedule::Pool;
 use super::Dispatcher;
 use super::defer::Exit;
+use super::deferred_queue::DeferredQueue;
 use super::outbox::{Leaves, Leaving};
 use super::queues::QueueNo;
 use super::replays::{HOLD, LONG_QUEUE};
@@ -84,7 +85,7 @@ impl Dispatcher {
         if self.endpoints.is_paused(&it.id().endpoint) {
             return Some(DeferReason::Paused);
         }
-        if it.deferred().is_some_and(|deferred| deferred.breaker.is_some()) {
+        if it.deferred().is_some_and(DeferredQueue::is_open) {
             return Some(DeferReason::Breaker);
         }
         let in_memory = it.pending().filter(|in_memory| !in_memory.is_empty())?;
@@ -127,7 +128,7 @@ impl Dispatcher {
             return Some(leaving);
         };
         if *kind == Leaves::Deferred(queue) {
-            let backlog = &mut self.queues.with_row(queue).backlog;
+            let backlog = self.queues.with_row(queue).backlog_mut();
             if backlog.is_loaded(key) {
                 // In flight; its outcome will want the row. Who cancelled it has the row discarded.
                 return Some(leaving);

@@ -76,7 +76,7 @@ impl Dispatcher {
                 }
                 Leaves::Skipped(queue) => self.count_skipped(queue, event.position.commit_lsn()),
                 Leaves::Deferred(queue) => {
-                    self.queues.with_row(queue).backlog.handed_out();
+                    self.queues.with_row(queue).backlog_mut().handed_out();
                     batch.deferred.push(leaving.row.clone());
                     self.outdate(queue);
                 }
@@ -135,7 +135,7 @@ impl Dispatcher {
     }
 
     fn take_out(&mut self, queue: QueueNo) {
-        self.queues.with_row(queue).backlog.taken_out();
+        self.queues.with_row(queue).backlog_mut().taken_out();
         self.outdate(queue);
     }
 
@@ -143,13 +143,14 @@ impl Dispatcher {
     fn hand_out_backlogs(&mut self, batch: &mut PersistBatch, now: Tick) -> Vec<QueueNo> {
         let mut over = Vec::new();
         for queue in self.outbox.take_outdated() {
-            self.queues.with_row(queue).is_stale = false;
-            let (id, deferred) = (self.queues.id(queue), self.queues.rows_of(queue));
-            if deferred.backlog.is_over() {
-                batch.backlog_gone.push(id.clone());
-                over.push(queue);
-            } else {
-                batch.backlog.push(deferred.as_row(id, now, self.door.unix_us_at_zero()));
+            let id = self.queues.id(queue).clone();
+            let unix_us_at_zero = self.door.unix_us_at_zero();
+            match self.queues.with_row(queue).hand_out(&id, now, unix_us_at_zero) {
+                Some(row) => batch.backlog.push(row),
+                None => {
+                    batch.backlog_gone.push(id);
+                    over.push(queue);
+                }
             }
         }
         over
@@ -167,7 +168,7 @@ impl Dispatcher {
         let mut queues = parts.over;
         for (queue, key) in parts.removed {
             if let Some(deferred) = self.queues.deferred_mut(queue) {
-                deferred.backlog.removed(&key);
+                deferred.backlog_mut().removed(&key);
             }
             if queues.last() != Some(&queue) {
                 queues.push(queue);
@@ -205,7 +206,7 @@ impl Dispatcher {
         match kind {
             Leaves::Unrouted => self.shelved_stored(&row.id.queue.account),
             Leaves::Deferred(queue) => {
-                self.queues.with_row(queue).backlog.stored(&row.id.key);
+                self.queues.with_row(queue).backlog_mut().stored(&row.id.key);
                 self.look_after(queue, now);
             }
             Leaves::Skipped(queue) => self.look_after(queue, now),

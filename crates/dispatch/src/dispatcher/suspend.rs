@@ -16,16 +16,16 @@
 //! With room again a queue goes on by itself, with an empty backlog. What comes before the last that was
 //! counted is stored is deferred: sent, it would overtake that one where a crash brings it back.
 
-use super::super::backlog::Backlog;
 use super::Dispatcher;
 use super::changes::EndpointChange;
-use super::defer::{DeferredQueue, Exit};
+use super::defer::Exit;
+use super::deferred_queue::DeferredQueue;
 use super::outbox::{Leaves, Leaving};
 use super::queues::QueueNo;
 use super::suspensions::Suspension;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
-    Blocked, DeferReason, GapChange, LETTERS_MAX, PersistBatch, Purge, Purged, QueueId,
+    DeferReason, GapChange, LETTERS_MAX, PersistBatch, Purge, Purged, QueueId,
 };
 use walhook_core::room::{Holder, Measured, Room, share};
 use walhook_core::tick::Tick;
@@ -33,25 +33,12 @@ use walhook_core::tick::Tick;
 /// Of the bound: dead letters of several queues are given up at once until they are so much.
 const LETTERS_PERCENT: u64 = 5;
 
-impl DeferredQueue {
-    /// Whether its deliveries are counted in a gap instead of being deferred.
-    pub(super) fn is_suspended(&self) -> bool {
-        self.suspension.as_ref().is_some_and(Suspension::is_on)
-    }
-
-    /// Whether rows may be removed without anybody knowing one of them.
-    fn wants_purge(&self) -> bool {
-        let rows_left = self.suspension.as_ref().is_some_and(Suspension::rows_left);
-        rows_left && self.backlog.is_all_in_table()
-    }
-}
-
 impl Dispatcher {
     /// Goes on with the suspensions that an earlier leader left.
     pub(super) fn recover_suspensions(&mut self, gaps: Vec<GapChange>) {
         for GapChange { queue, skipped, .. } in gaps {
             let no = self.queues.intern(&queue.account, &queue.endpoint);
-            self.queues.deferred_or_new(no).suspension = Some(Suspension::recovered(skipped));
+            self.queues.deferred_or_new(no).recover_suspension(skipped);
             self.deferral.suspensions.begin(queue);
             self.outbox.touch();
         }
@@ -86,7 +73,7 @@ impl Dispatcher {
     fn gives_up(&self, now: Tick) -> bool {
         let suspensions = &self.deferral.suspensions;
         let rows_left =
-            |queue| self.suspended(queue).suspension.as_ref().is_some_and(Suspension::rows_left);
+            |queue| self.suspended(queue).suspension().is_some_and(Suspension::rows_left);
         suspensions.gives_up_letters()
             || suspensions.queues().any(rows_left)
             || !suspensions.trusts_sizes(now)
@@ -120,7 +107,7 @@ impl Dispatcher {
             return false;
         }
         let can_go =
-            |deferred: &DeferredQueue| deferred.suspension.is_none() && deferred.rows() > 0;
+            |deferred: &DeferredQueue| deferred.suspension().is_none() && deferred.rows() > 0;
         let able = |holder: &&Holder| {
             let deferred = self.queues.find(&holder.queue).and_then(|no| self.queues.deferred(no));
             holder.letters > 0 || deferred.is_some_and(can_go)
@@ -155,10 +142,7 @@ impl Dispatcher {
     fn suspend(&mut self, queue: QueueNo, now: Tick) {
         let reason =
             "suspended: state.max_size was reached, and it had the most deferred deliveries";
-        let deferred = self.queues.with_row(queue);
-        deferred.close_breaker(now);
-        deferred.backlog.give_up();
-        deferred.suspension = Some(Suspension::new(reason));
+        self.queues.with_row(queue).suspend(reason, now);
         self.deferral.suspensions.begin(self.queues.id(queue).clone());
         self.skip_leaving(queue);
         if let Some(in_memory) = self.queues.pending(queue) {
@@ -174,9 +158,9 @@ impl Dispatcher {
         let deferred = self.queues.with_row(queue);
         let is_its = |leaving: &&mut Leaving| leaving.kind == Leaves::Deferred(queue);
         for leaving in self.outbox.leaving_mut().filter(is_its) {
-            if !deferred.backlog.is_loaded(&leaving.row.id.key) {
+            if !deferred.backlog().is_loaded(&leaving.row.id.key) {
                 leaving.kind = Leaves::Skipped(queue);
-                deferred.backlog.skip(&leaving.row.id.key);
+                deferred.backlog_mut().skip(&leaving.row.id.key);
             }
         }
     }
@@ -185,14 +169,9 @@ impl Dispatcher {
         let mut resumed = Vec::new();
         let last = self.outbox.insertions();
         for queue in self.deferral.suspensions.queues() {
-            let deferred = self.queues.with_row(self.queues.named(queue));
-            let can = deferred.is_suspended() && deferred.backlog.is_forgettable();
-            let Some(suspension) = deferred.suspension.as_mut().filter(|s| can && !s.rows_left())
-            else {
+            let Some(counted) = self.queues.with_row(self.queues.named(queue)).go_on(last) else {
                 continue;
             };
-            let counted = suspension.go_on(last);
-            deferred.backlog = Backlog::new(Blocked::Keys(Vec::new()), DeferReason::Behind);
             self.outbox.touch();
             resumed.push((queue.clone(), counted));
         }
@@ -206,7 +185,7 @@ impl Dispatcher {
     /// One that was on its way into the table is counted in its queue's gap instead.
     pub(super) fn count_skipped(&mut self, queue: QueueNo, commit_lsn: Lsn) {
         self.door.reports.went_into_gaps(1);
-        let Some(suspension) = &mut self.queues.with_row(queue).suspension else {
+        let Some(suspension) = self.queues.with_row(queue).suspension_mut() else {
             panic!("a delivery was skipped, and no gap counts it");
         };
         suspension.skip(commit_lsn);
@@ -227,8 +206,8 @@ impl Dispatcher {
             let no = self.queues.named(queue);
             let deferred = self.queues.with_row(no);
             let purges = rows > 0 && deferred.wants_purge();
-            let in_table = usize::try_from(deferred.backlog.in_table()).unwrap_or(usize::MAX);
-            let Some(suspension) = &mut deferred.suspension else {
+            let in_table = usize::try_from(deferred.backlog().in_table()).unwrap_or(usize::MAX);
+            let Some(suspension) = deferred.suspension_mut() else {
                 panic!("a queue that is not suspended stands among those that are")
             };
             let (change, ends) = suspension.hand_out(queue, handed_out);
@@ -252,7 +231,7 @@ impl Dispatcher {
     /// to directly. Sooner, a crash would have brought what was counted behind newer events.
     pub(super) fn end_suspensions(&mut self, now: Tick) {
         let is_over = |queue: &&QueueId| {
-            let suspension = self.suspended(queue).suspension.as_ref();
+            let suspension = self.suspended(queue).suspension();
             suspension.is_none_or(Suspension::is_ending)
         };
         let over: Vec<QueueId> =
@@ -260,7 +239,7 @@ impl Dispatcher {
         for queue in over {
             self.deferral.suspensions.end(&queue);
             let queue = self.queues.named(&queue);
-            self.queues.with_row(queue).suspension = None;
+            self.queues.with_row(queue).end_suspension();
             self.look_after(queue, now);
         }
     }
@@ -284,11 +263,7 @@ impl Dispatcher {
         for Purged { queue, rows, all } in purged {
             self.door.reports.went_into_gaps(*rows);
             let queue = self.queues.named(queue);
-            let deferred = self.queues.with_row(queue);
-            deferred.backlog.purged(*rows, *all);
-            if let Some(suspension) = &mut deferred.suspension {
-                suspension.removed(*rows, *all);
-            }
+            self.queues.with_row(queue).purged(*rows, *all);
             if *all {
                 self.deferral.suspensions.all_removed(now);
             }

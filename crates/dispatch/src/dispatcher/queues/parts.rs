@@ -6,7 +6,7 @@ use super::super::super::lane::{
     DELIVERY_BYTES, Insertion, New, Origin, Pending, Queue, Removed, Source,
 };
 use super::super::super::schedule::LaneId;
-use super::super::defer::DeferredQueue;
+use super::super::deferred_queue::DeferredQueue;
 use super::lanes::Lane;
 use super::{Account, QueueNo, Queues, account_mut};
 use walhook_core::attempt::DeliveryId;

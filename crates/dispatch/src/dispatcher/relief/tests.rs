@@ -107,7 +107,7 @@ impl World {
     /// The queues of which all that comes joins the table.
     fn blocked(&self) -> BTreeSet<QueueId> {
         let all = self.dispatcher.queues.all_deferred();
-        let blocked = all.filter(|(.., deferred)| *deferred.backlog.blocked() == Blocked::All);
+        let blocked = all.filter(|(.., deferred)| *deferred.backlog().blocked() == Blocked::All);
         blocked.map(|(_, queue, _)| queue.clone()).collect()
     }
 

@@ -1,0 +1,295 @@
+//! What is kept of a queue whose deliveries go by way of the table: what is known of its rows, whether its endpoint's
+//! breaker is open, and whether it is suspended.
+//!
+//! # Invariants
+//!
+//! - While its breaker is open, or what it kept is left, every delivery of the queue joins the table.
+//! - The queue's own clock ([`DeferredQueue::stopped_us`]) stands still while the breaker is open, and never goes
+//!   back: a breaker that closes adds what it stopped.
+//! - It stands once at most among the queues that want a page, and once among those of which the table `backlog` is
+//!   outdated: who is told to put it there is told once, until it has been taken out.
+//! - A queue that is suspended has no breaker, and nothing of it is read back.
+
+use std::time::Duration;
+
+use rand::Rng;
+
+use super::super::backlog::Backlog;
+use super::super::breaker::{Breaker, Closed};
+use super::super::lane::Insertion;
+use super::suspensions::Suspension;
+use walhook_core::persist::{BacklogRow, Blocked, DeferReason, QueueId};
+use walhook_core::tick::{Tick, micros};
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct DeferredQueue {
+    backlog: Backlog,
+    /// It stands in the line of those that want a page.
+    in_line: bool,
+    /// The first of the timers that were set for it.
+    timer: Option<Tick>,
+    /// What the table `backlog` says of it is outdated.
+    is_stale: bool,
+    failing_since_us: Option<i64>,
+    /// For how long it was stopped before it was last started.
+    stopped_before_us: i64,
+    /// `None`: closed.
+    breaker: Option<Breaker>,
+    /// How it closed the last time.
+    closed: Option<Closed>,
+    /// Set while it is not known whether the endpoint is any better than when an earlier leader's
+    /// breaker was open: what the table says of that one.
+    was_open_until_us: Option<i64>,
+    suspension: Option<Suspension>,
+}
+
+/// Its rows.
+impl DeferredQueue {
+    fn new(backlog: Backlog) -> Self {
+        Self {
+            backlog,
+            in_line: false,
+            timer: None,
+            is_stale: false,
+            failing_since_us: None,
+            stopped_before_us: 0,
+            breaker: None,
+            closed: None,
+            was_open_until_us: None,
+            suspension: None,
+        }
+    }
+
+    /// No row, and nothing that blocks.
+    pub(super) fn empty() -> Self {
+        Self::new(Backlog::new(Blocked::Keys(Vec::new()), DeferReason::Behind))
+    }
+
+    /// What an earlier leader left, and its name.
+    pub(super) fn recovered(row: BacklogRow) -> (QueueId, Self) {
+        let BacklogRow { queue, blocked, rows, failing_since_us, stopped_us, open_until_us } = row;
+        let deferred = Self {
+            failing_since_us,
+            stopped_before_us: stopped_us,
+            was_open_until_us: open_until_us,
+            ..Self::new(Backlog::recovered(blocked, rows))
+        };
+        (queue, deferred)
+    }
+
+    /// What is known of its rows.
+    pub(super) fn backlog(&self) -> &Backlog {
+        &self.backlog
+    }
+
+    /// As [`DeferredQueue::backlog`], to be changed.
+    pub(super) fn backlog_mut(&mut self) -> &mut Backlog {
+        &mut self.backlog
+    }
+
+    /// Deliveries that are deferred and have not ended.
+    pub(super) fn rows(&self) -> u64 {
+        self.backlog.rows()
+    }
+
+    /// With no row left deliveries are sent directly again.
+    pub(super) fn rest_if_empty(&mut self, now: Tick) {
+        if self.rows() == 0 {
+            self.close_breaker(now);
+            self.backlog.unblock();
+        }
+    }
+
+    /// Whether nothing remains to be known, nor to be said in the table.
+    pub(super) fn is_forgettable(&self) -> bool {
+        self.backlog.is_forgettable() && !self.is_stale
+    }
+}
+
+/// Where it stands, and what is told of it.
+impl DeferredQueue {
+    /// It wants a page. Whether it does not stand in the line already.
+    pub(super) fn join_line(&mut self) -> bool {
+        !std::mem::replace(&mut self.in_line, true)
+    }
+
+    /// It stands in the line no more.
+    pub(super) fn leave_line(&mut self) {
+        self.in_line = false;
+    }
+
+    /// What the table says is outdated. Whether it was not before.
+    pub(super) fn outdate(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_stale, true)
+    }
+
+    /// What the table says of it is in the batch that is handed out: this, or, where nothing is left, nothing more.
+    pub(super) fn hand_out(
+        &mut self,
+        queue: &QueueId,
+        now: Tick,
+        unix_us_at_zero: i64,
+    ) -> Option<BacklogRow> {
+        self.is_stale = false;
+        if self.backlog.is_over() {
+            return None;
+        }
+        let until_us = |until: Tick| unix_us_at_zero.saturating_add_unsigned(until.0);
+        let open_until_us = self.breaker.as_ref().map(Breaker::next_try).map(until_us);
+        Some(BacklogRow {
+            queue: queue.clone(),
+            blocked: self.backlog.blocked().clone(),
+            rows: self.backlog.in_table(),
+            failing_since_us: self.failing_since_us,
+            stopped_us: self.stopped_us(now),
+            open_until_us: open_until_us.or(self.was_open_until_us),
+        })
+    }
+
+    /// When a page may be wanted although nothing else happens, where no timer is set that comes as soon. It is to
+    /// be set.
+    pub(super) fn take_timer(&mut self, now: Tick) -> Option<Tick> {
+        let next = match &self.breaker {
+            Some(breaker) => breaker.open_until(),
+            None => self.backlog.next_due(),
+        };
+        let is_sooner = |due: &Tick| self.timer.is_none_or(|timer| *due < timer);
+        let due = next.filter(|due| *due > now).filter(is_sooner)?;
+        self.timer = Some(due);
+        Some(due)
+    }
+
+    /// A timer has come.
+    pub(super) fn wake(&mut self, now: Tick) {
+        self.timer = self.timer.filter(|timer| *timer > now);
+    }
+}
+
+/// Its endpoint's health.
+impl DeferredQueue {
+    /// The breaker; none: it is closed.
+    pub(super) fn breaker(&self) -> Option<&Breaker> {
+        self.breaker.as_ref()
+    }
+
+    /// As [`DeferredQueue::breaker`], to be changed.
+    pub(super) fn breaker_mut(&mut self) -> Option<&mut Breaker> {
+        self.breaker.as_mut()
+    }
+
+    /// Whether the breaker is open.
+    pub(super) fn is_open(&self) -> bool {
+        self.breaker.is_some()
+    }
+
+    /// Opens the breaker. Returns until when nothing is sent.
+    pub(super) fn open_breaker(&mut self, now: Tick, rng: &mut impl Rng) -> Tick {
+        let breaker = Breaker::open(now, self.closed, rng);
+        let until = breaker.next_try();
+        (self.breaker, self.was_open_until_us) = (Some(breaker), None);
+        self.backlog.block_all(DeferReason::Breaker);
+        until
+    }
+
+    /// Closes the breaker, if it is not closed.
+    pub(super) fn close_breaker(&mut self, now: Tick) -> bool {
+        self.stopped_before_us = self.stopped_us(now);
+        let Some(breaker) = self.breaker.take() else { return false };
+        self.closed = Some(breaker.close(now));
+        self.backlog.block_all(DeferReason::Behind);
+        true
+    }
+
+    /// What an earlier leader's breaker kept comes through again. False: none was open.
+    pub(super) fn forget_earlier_breaker(&mut self) -> bool {
+        self.was_open_until_us.take().is_some()
+    }
+
+    /// For how long the queue was stopped so far, a pause that lasts not counted.
+    pub(super) fn stopped_us(&self, now: Tick) -> i64 {
+        let open = self.breaker.as_ref().map_or(Duration::ZERO, |b| now.since(b.since));
+        self.stopped_before_us.saturating_add_unsigned(micros(open))
+    }
+
+    /// It was paused for so long.
+    pub(super) fn end_pause(&mut self, stood_us: i64) {
+        self.stopped_before_us = self.stopped_before_us.saturating_add(stood_us);
+        let failing = self.failing_since_us;
+        self.failing_since_us = failing.map(|since| since.saturating_add(stood_us));
+    }
+
+    /// Since when its endpoint has answered with nothing but failures; none: the first one came just now.
+    pub(super) fn fail_since_us(&mut self, now_us: i64) -> Option<i64> {
+        let before = self.failing_since_us;
+        self.failing_since_us.get_or_insert(now_us);
+        before
+    }
+
+    /// Its endpoint has taken something. False: it had not failed.
+    pub(super) fn end_failing(&mut self) -> bool {
+        self.failing_since_us.take().is_some()
+    }
+}
+
+/// Its suspension.
+impl DeferredQueue {
+    /// Its gap, while that grows or is to be closed.
+    pub(super) fn suspension(&self) -> Option<&Suspension> {
+        self.suspension.as_ref()
+    }
+
+    /// As [`DeferredQueue::suspension`], to be changed.
+    pub(super) fn suspension_mut(&mut self) -> Option<&mut Suspension> {
+        self.suspension.as_mut()
+    }
+
+    /// Whether its deliveries are counted in a gap instead of being deferred.
+    pub(super) fn is_suspended(&self) -> bool {
+        self.suspension.as_ref().is_some_and(Suspension::is_on)
+    }
+
+    /// Whether rows are to be removed, and nobody knows one of them.
+    pub(super) fn wants_purge(&self) -> bool {
+        let rows_left = self.suspension.as_ref().is_some_and(Suspension::rows_left);
+        rows_left && self.backlog.is_all_in_table()
+    }
+
+    /// From now on its deliveries are counted in a gap.
+    pub(super) fn suspend(&mut self, reason: &'static str, now: Tick) {
+        self.close_breaker(now);
+        self.backlog.give_up();
+        self.suspension = Some(Suspension::new(reason));
+    }
+
+    /// An earlier leader had suspended it, and skipped so many.
+    pub(super) fn recover_suspension(&mut self, skipped: u64) {
+        self.suspension = Some(Suspension::recovered(skipped));
+    }
+
+    /// There is room again: its deliveries are deferred, until what was counted up to the insertion `last` is stored.
+    /// Returns how many were counted; none: it is not suspended, or not all that it had is gone.
+    pub(super) fn go_on(&mut self, last: Insertion) -> Option<u64> {
+        let can = self.is_suspended() && self.backlog.is_forgettable();
+        let suspension = self.suspension.as_mut().filter(|s| can && !s.rows_left())?;
+        let counted = suspension.go_on(last);
+        self.backlog = Backlog::new(Blocked::Keys(Vec::new()), DeferReason::Behind);
+        Some(counted)
+    }
+
+    /// Rows of it were removed without being read; `all`: none is left.
+    pub(super) fn purged(&mut self, rows: u64, all: bool) {
+        self.backlog.purged(rows, all);
+        if let Some(suspension) = &mut self.suspension {
+            suspension.removed(rows, all);
+        }
+    }
+
+    /// All that was counted is stored.
+    pub(super) fn end_suspension(&mut self) {
+        self.suspension = None;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -21,20 +21,21 @@
 //! least [`MIN_CHARGE`] to its lane's tag, so the lanes ahead overtake a waiting one only so often. No
 //! credit builds up: a tag below V counts as V.
 //!
-//! Cost: O(log n) for each call, with n the ready lanes; the order stands in a `BTreeSet`, and a tag
-//! that changes is moved at once.
+//! Cost: O(log n) for each call, with n the ready lanes; the order stands in heaps, and a tag that changes is
+//! moved at once.
 //!
 //! Sources: Goyal, Vin and Cheng, "Start-time Fair Queueing" (1996); Kubernetes' API priority and
 //! fairness, for the correction at the end of a request.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use walhook_core::tick::micros;
 
 mod learned;
+mod order;
 
 pub use learned::{AdaptiveLimit, AnswerTime, HoldEstimate};
+use order::Order;
 
 /// A request that holds its slot so long, or is expected to, belongs to [`Pool::Slow`].
 pub const SLOW_AFTER: Duration = Duration::from_secs(1);
@@ -72,6 +73,9 @@ pub enum Pool {
     /// For the probes of dead endpoints.
     Probe,
 }
+
+/// How many pools there are.
+const POOLS: usize = Pool::ALL.len();
 
 impl Pool {
     /// All of them.
@@ -131,9 +135,8 @@ struct Slots {
     reserved: u32,
     in_flight: u32,
     virtual_time: Tag,
-    ready: BTreeSet<(Tag, LaneId)>,
-    /// Those of `ready` with nothing in flight in any pool.
-    ready_idle: BTreeSet<(Tag, LaneId)>,
+    /// The ready lanes. Idle are those with nothing in flight in any pool.
+    ready: Order,
 }
 
 #[derive(Debug)]
@@ -141,58 +144,38 @@ struct Lane {
     /// In units of 1/65,536; above 0.
     weight: u32,
     in_flight: u32,
-    fast: Standing,
-    slow: Standing,
-    probe: Standing,
-}
-
-/// Where a lane stands in one pool.
-#[derive(Debug, Clone, Copy, Default)]
-struct Standing {
-    tag: Tag,
-    ready: bool,
+    /// Where it stands in each pool.
+    tags: [Tag; POOLS],
+    ready: [bool; POOLS],
 }
 
 impl Slots {
     fn new(total: u32, reserved: u32) -> Self {
-        Self {
-            total,
-            reserved,
-            in_flight: 0,
-            virtual_time: 0,
-            ready: BTreeSet::new(),
-            ready_idle: BTreeSet::new(),
-        }
+        Self { total, reserved, in_flight: 0, virtual_time: 0, ready: Order::default() }
     }
 
     fn free(&mut self) {
         assert!(self.in_flight > 0, "a slot becomes free, and none was taken");
         self.in_flight -= 1;
     }
-
-    fn insert(&mut self, id: LaneId, standing: Standing, idle: bool) {
-        if standing.ready {
-            self.ready.insert((standing.tag, id));
-            if idle {
-                self.ready_idle.insert((standing.tag, id));
-            }
-        }
-    }
-
-    fn remove(&mut self, id: LaneId, standing: Standing) {
-        if standing.ready {
-            self.ready.remove(&(standing.tag, id));
-            self.ready_idle.remove(&(standing.tag, id));
-        }
-    }
 }
 
 impl Lane {
-    fn standing_mut(&mut self, pool: Pool) -> &mut Standing {
+    fn tag_mut(&mut self, pool: Pool) -> &mut Tag {
+        let [fast, slow, probe] = &mut self.tags;
         match pool {
-            Pool::Fast => &mut self.fast,
-            Pool::Slow => &mut self.slow,
-            Pool::Probe => &mut self.probe,
+            Pool::Fast => fast,
+            Pool::Slow => slow,
+            Pool::Probe => probe,
+        }
+    }
+
+    fn ready_mut(&mut self, pool: Pool) -> &mut bool {
+        let [fast, slow, probe] = &mut self.ready;
+        match pool {
+            Pool::Fast => fast,
+            Pool::Slow => slow,
+            Pool::Probe => probe,
         }
     }
 
@@ -221,9 +204,8 @@ impl Scheduler {
         let lane = Lane {
             weight: weight_units(weight),
             in_flight: 0,
-            fast: Standing::default(),
-            slow: Standing::default(),
-            probe: Standing::default(),
+            tags: Default::default(),
+            ready: Default::default(),
         };
         if let Some(id) = self.vacant.pop() {
             let before = self.lanes.get_mut(index(id)).map(|place| place.replace(lane));
@@ -263,18 +245,21 @@ impl Scheduler {
     /// The lane was removed.
     pub fn set_ready(&mut self, lane: LaneId, pool: Pool, ready: bool) {
         let virtual_time = self.slots(pool).virtual_time;
-        if self.lane_mut(lane).standing_mut(pool).ready == ready {
+        let of_lane = self.lane_mut(lane);
+        if std::mem::replace(of_lane.ready_mut(pool), ready) == ready {
             return;
         }
-        self.update(lane, |lane| {
-            let standing = lane.standing_mut(pool);
-            standing.ready = ready;
-            if ready {
-                // The start tag is that of the moment of arrival, so that lanes which owe nothing go
-                // in the order in which they came.
-                standing.tag = standing.tag.max(virtual_time);
-            }
-        });
+        let is_idle = of_lane.in_flight == 0;
+        if ready {
+            // The start tag is that of the moment of arrival, so that lanes which owe nothing go
+            // in the order in which they came.
+            let tag = of_lane.tag_mut(pool);
+            *tag = virtual_time.max(*tag);
+            let tag = *tag;
+            self.slots_mut(pool).ready.insert(lane, tag, is_idle);
+        } else {
+            self.slots_mut(pool).ready.remove(lane, is_idle);
+        }
     }
 
     /// The ready lane with the least start tag, if a slot of the pool is free for it. Changes nothing.
@@ -285,8 +270,7 @@ impl Scheduler {
         if free == 0 {
             return None;
         }
-        let order = if free <= slots.reserved { &slots.ready_idle } else { &slots.ready };
-        order.first().map(|(_, lane)| *lane)
+        slots.ready.first(free <= slots.reserved)
     }
 
     /// The lane sends one request that is expected to hold its slot for `expected`.
@@ -305,9 +289,9 @@ impl Scheduler {
         self.update(lane, |lane| {
             charged = lane.cost(expected.max(MIN_CHARGE));
             lane.in_flight += 1;
-            let standing = lane.standing_mut(pool);
-            start = standing.tag.max(virtual_time);
-            standing.tag = start.saturating_add(charged);
+            let tag = lane.tag_mut(pool);
+            start = virtual_time.max(*tag);
+            *tag = start.saturating_add(charged);
         });
         self.slots_mut(pool).virtual_time = start;
         Charge { lane, pool, charged, paid_elsewhere: Duration::ZERO }
@@ -330,9 +314,11 @@ impl Scheduler {
         let virtual_time = self.slow.virtual_time;
         self.update(charge.lane, |lane| {
             let cost = lane.cost(SLOW_AFTER);
-            lane.fast.tag = corrected(lane.fast.tag, charge.charged, cost);
+            let fast = lane.tag_mut(Pool::Fast);
+            *fast = corrected(*fast, charge.charged, cost);
             // V stays: it follows decisions, and this was none.
-            lane.slow.tag = lane.slow.tag.max(virtual_time).saturating_add(cost);
+            let slow = lane.tag_mut(Pool::Slow);
+            *slow = virtual_time.max(*slow).saturating_add(cost);
             charge.charged = cost;
         });
         charge.pool = Pool::Slow;
@@ -362,8 +348,8 @@ impl Scheduler {
             assert!(lane.in_flight > 0, "a request ends, and its lane has none in flight");
             lane.in_flight -= 1;
             let cost = lane.cost(hold);
-            let standing = lane.standing_mut(charge.pool);
-            standing.tag = corrected(standing.tag, charge.charged, cost);
+            let tag = lane.tag_mut(charge.pool);
+            *tag = corrected(*tag, charge.charged, cost);
         });
     }
 
@@ -388,14 +374,18 @@ impl Scheduler {
     /// Takes the lane out of the order, changes it, and puts it back where it then belongs.
     fn update(&mut self, id: LaneId, change: impl FnOnce(&mut Lane)) {
         let Some(Some(lane)) = self.lanes.get_mut(index(id)) else { no_lane(id) };
-        self.fast.remove(id, lane.fast);
-        self.slow.remove(id, lane.slow);
-        self.probe.remove(id, lane.probe);
+        let mut orders = [&mut self.fast.ready, &mut self.slow.ready, &mut self.probe.ready];
+        let ready = lane.ready;
+        let was_idle = lane.in_flight == 0;
+        for (order, _) in orders.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
+            order.remove(id, was_idle);
+        }
         change(lane);
-        let idle = lane.in_flight == 0;
-        self.fast.insert(id, lane.fast, idle);
-        self.slow.insert(id, lane.slow, idle);
-        self.probe.insert(id, lane.probe, idle);
+        let is_idle = lane.in_flight == 0;
+        let standing = lane.tags.into_iter().zip(ready);
+        for (order, (tag, _)) in orders.into_iter().zip(standing).filter(|(_, (_, ready))| *ready) {
+            order.insert(id, tag, is_idle);
+        }
     }
 
     fn lane_mut(&mut self, id: LaneId) -> &mut Lane {

@@ -80,16 +80,17 @@ pub enum AttemptHealth {
 /// How the requests to an endpoint went lately.
 #[derive(Debug, Clone, Default)]
 pub struct FailureWindow {
-    /// A second's place is its remainder.
-    seconds: [Second; SECONDS],
+    /// The last second in which one ended. A second's place is its remainder.
+    last: u64,
+    requests: [u32; SECONDS],
+    /// What was amiss with them. Most endpoints are well for weeks.
+    amiss: Option<Box<[Amiss; SECONDS]>>,
     unanswered: u32,
 }
 
-/// The requests that ended within one second.
+/// Of the requests that ended within one second.
 #[derive(Debug, Clone, Copy, Default)]
-struct Second {
-    second: u64,
-    requests: u32,
+struct Amiss {
     failed: u32,
     resent: u32,
 }
@@ -98,30 +99,46 @@ impl FailureWindow {
     /// Takes how a request went, and whether it had to be sent again on another connection. True: the
     /// breaker is to open.
     pub fn note(&mut self, went: AttemptHealth, resent: bool, now: Tick) -> bool {
-        let second = now.0 / 1_000_000;
-        let place = usize::try_from(second).unwrap_or(0) % SECONDS;
-        if let Some(slot) = self.seconds.get_mut(place) {
-            if slot.second != second {
-                *slot = Second { second, ..Second::default() };
-            }
-            slot.requests = slot.requests.saturating_add(1);
-            slot.failed = slot.failed.saturating_add(u32::from(went != AttemptHealth::Well));
-            slot.resent = slot.resent.saturating_add(u32::from(resent));
+        let place = self.advance(now.0 / 1_000_000);
+        let is_amiss = went != AttemptHealth::Well || resent;
+        if let Some(requests) = self.requests.get_mut(place) {
+            *requests = requests.saturating_add(1);
         }
         self.unanswered =
             if went == AttemptHealth::Unanswered { self.unanswered.saturating_add(1) } else { 0 };
-        if went == AttemptHealth::Well && !resent {
+        if !is_amiss {
             return false;
         }
-        let within = |slot: &&Second| slot.second + WINDOW.as_secs() > second;
-        let recent = || self.seconds.iter().filter(within);
-        let requests: u32 = recent().map(|slot| slot.requests).sum();
-        let failed: u32 = recent().map(|slot| slot.failed).sum();
-        let resent: u32 = recent().map(|slot| slot.resent).sum();
+        let amiss = self.amiss.get_or_insert_default();
+        if let Some(amiss) = amiss.get_mut(place) {
+            amiss.failed = amiss.failed.saturating_add(u32::from(went != AttemptHealth::Well));
+            amiss.resent = amiss.resent.saturating_add(u32::from(resent));
+        }
+        let requests: u32 = self.requests.iter().sum();
+        let failed: u32 = amiss.iter().map(|amiss| amiss.failed).sum();
+        let resent: u32 = amiss.iter().map(|amiss| amiss.resent).sum();
         let often = requests >= REQUESTS_MIN
             && (failed * 100 >= requests * FAILED_PERCENT
                 || resent * 100 > requests * RESENT_PERCENT);
         often || self.unanswered >= UNANSWERED_MAX
+    }
+
+    /// Forgets what is too long ago in this second, and returns its place.
+    fn advance(&mut self, second: u64) -> usize {
+        let place = |second: u64| usize::try_from(second).unwrap_or(0) % SECONDS;
+        let from = self.last.max(second.saturating_sub(WINDOW.as_secs()));
+        for passed in from..second {
+            let place = place(passed + 1);
+            if let Some(requests) = self.requests.get_mut(place) {
+                *requests = 0;
+            }
+            if let Some(amiss) = self.amiss.as_mut().and_then(|amiss| amiss.get_mut(place)) {
+                *amiss = Amiss::default();
+            }
+        }
+        self.last = second.max(self.last);
+        self.amiss.take_if(|amiss| amiss.iter().all(|amiss| amiss.failed == 0 && amiss.resent == 0));
+        place(second)
     }
 }
 

@@ -12,6 +12,7 @@
 pub mod backlog;
 pub mod breaker;
 pub mod dispatcher;
+pub mod few;
 #[cfg(test)]
 mod fixture;
 pub mod lane;

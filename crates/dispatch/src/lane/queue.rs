@@ -1,6 +1,6 @@
 //! One endpoint's pending deliveries: which may be sent, and which stand behind another.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,6 +10,7 @@ use rand::{Rng, RngExt};
 
 use super::{DEFAULT_MAX_IN_FLIGHT, New, Source};
 use crate::breaker::FailureWindow;
+use crate::few::{FewMap, FewSet};
 use crate::schedule::{AdaptiveLimit, AnswerTime, HoldEstimate, Pool};
 use crate::tracker::TxnSeq;
 use walhook_core::attempt::DeliveryId;
@@ -27,14 +28,9 @@ pub const DELIVERY_BYTES: usize = 320;
 /// within a twentieth of the limit (`docs/benchmarks.md`).
 pub const LEAVING_BYTES: usize = 576;
 
-/// What a queue takes beside its deliveries: itself, its place among the lane's, and the least that its maps
-/// allocate with the first delivery and keep.
-pub const QUEUE_BYTES: usize = block(size_of::<Queue>())
-    + map_entry(size_of::<EndpointId>() + size_of::<Box<Queue>>())
-    + NODE_BYTES;
-
-/// A node of 11 entries in `entries`, one in `ready`, and one in `keys`.
-const NODE_BYTES: usize = block(11 * 16 + 16) + block(11 * 8 + 16) + block(11 * 16 + 16);
+/// What a queue takes beside its deliveries: itself, and its place among the lane's.
+pub const QUEUE_BYTES: usize =
+    block(size_of::<Queue>()) + map_entry(size_of::<EndpointId>() + size_of::<Box<Queue>>());
 
 /// The first wait of an endpoint for which we had no file, port or memory left.
 const REST_MIN: Duration = Duration::from_millis(500);
@@ -195,12 +191,12 @@ pub struct Removed {
 /// One endpoint's pending deliveries.
 #[derive(Debug)]
 pub struct Queue {
-    /// Boxed, for most queues hold one or none, and a node has room for eleven.
-    entries: BTreeMap<DeliveryId, Box<Entry>>,
-    /// For each ordering key its deliveries, oldest first; the first holds the key. A B-tree, since writers
-    /// choose the rows, and so could choose keys that collide under a hash.
-    keys: BTreeSet<(u64, DeliveryId)>,
-    ready: BTreeSet<DeliveryId>,
+    /// Boxed, for most queues hold one or none, and lists and nodes have room for more.
+    entries: FewMap<DeliveryId, Box<Entry>>,
+    /// For each ordering key its deliveries, oldest first; the first holds the key. Ordered and not hashed, since
+    /// writers choose the rows, and so could choose keys that collide.
+    keys: FewSet<(u64, DeliveryId)>,
+    ready: FewSet<DeliveryId>,
     in_flight: u32,
     next_ordinal: u64,
     /// No request before then: the endpoint's own rate limit, or we had nothing to send it with.
@@ -229,9 +225,9 @@ impl Queue {
     #[must_use]
     pub fn new(first_ordinal: u64) -> Self {
         Self {
-            entries: BTreeMap::new(),
-            keys: BTreeSet::new(),
-            ready: BTreeSet::new(),
+            entries: FewMap::default(),
+            keys: FewSet::default(),
+            ready: FewSet::default(),
             in_flight: 0,
             next_ordinal: first_ordinal,
             not_before: Tick(0),
@@ -270,16 +266,16 @@ impl Queue {
         let (since, queued_at, counted) = (now, now, DELIVERY_BYTES);
         let pending = Pending { id, held, origin, attempts, tried, since, queued_at, counted };
 
-        let last = self.entries.last_key_value().map(|(last, _)| *last);
+        let last = self.entries.last();
         assert!(last.is_none_or(|last| last < id), "{id:?} comes behind {last:?}");
         let mut behind = 0;
         for key in &keys {
             behind += usize::from(self.holder(*key).is_some());
-            assert!(self.keys.insert((*key, id)), "{id:?} names a key twice");
+            assert!(self.keys.insert((*key, id), ()).is_none(), "{id:?} names a key twice");
         }
         let stage = if behind == 0 { Stage::Ready } else { Stage::Behind(behind) };
         if stage == Stage::Ready {
-            self.ready.insert(id);
+            self.ready.insert(id, ());
         }
         self.entries.insert(id, Box::new(Entry { pending, keys, stage }));
     }
@@ -287,7 +283,7 @@ impl Queue {
     /// The oldest delivery that may be sent.
     #[must_use]
     pub fn first_ready(&self) -> Option<&Pending> {
-        let id = self.ready.first().filter(|id| self.held_from.is_none_or(|from| **id < from))?;
+        let id = self.ready.first().filter(|id| self.held_from.is_none_or(|from| *id < from))?;
         self.entries.get(id).map(|entry| &entry.pending)
     }
 
@@ -309,7 +305,7 @@ impl Queue {
         assert_eq!(entry.stage, Stage::Ready, "{id:?} is sent, and is not ready");
         entry.stage = Stage::InFlight;
         entry.pending.attempts = entry.pending.attempts.saturating_add(1);
-        self.ready.remove(&id);
+        self.ready.remove(id);
         self.in_flight += 1;
         if let Some(rate) = rate_per_second.filter(|rate| *rate > 0.0) {
             let spacing = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(Duration::MAX);
@@ -352,7 +348,7 @@ impl Queue {
     pub fn die(&mut self, id: DeliveryId) {
         match std::mem::replace(&mut self.entry_mut(id).stage, Stage::Dying) {
             Stage::InFlight => self.ended(),
-            Stage::Ready => _ = self.ready.remove(&id),
+            Stage::Ready => _ = self.ready.remove(id),
             Stage::Behind(_) | Stage::BackingOff(_) => {}
             Stage::Dying => panic!("{id:?} dies twice"),
         }
@@ -374,7 +370,7 @@ impl Queue {
                 && !matches!(entry.pending.origin, Origin::Retry { .. })
         };
         let mut earlier = self.entries.range(..before).rev();
-        earlier.find(|(_, entry)| may_leave(entry)).map(|(id, _)| *id)
+        earlier.find(|(_, entry)| may_leave(entry)).map(|(id, _)| id)
     }
 
     /// The deliveries in flight, oldest first.
@@ -392,14 +388,14 @@ impl Queue {
             (ids.iter().copied().collect::<BTreeSet<_>>(), BTreeSet::new());
         // Ids are taken in ascending order, so whoever walks a key first finds all that is behind.
         while let Some(next) = open.pop_first() {
-            let Some(entry) = self.entries.get(&next) else { continue };
+            let Some(entry) = self.entries.get(next) else { continue };
             if entry.stage != Stage::Dying {
                 found.push(next);
             }
             for key in &entry.keys {
                 if walked.insert(*key) {
                     let behind = self.keys.range((*key, next)..=(*key, DeliveryId(u64::MAX)));
-                    open.extend(behind.map(|(_, holder)| *holder).filter(|holder| *holder > next));
+                    open.extend(behind.map(|((_, holder), ())| holder).filter(|holder| *holder > next));
                 }
             }
         }
@@ -421,7 +417,7 @@ impl Queue {
 
     /// A delivery that backs off is due earlier, or when it was. Says whether it backs off.
     pub fn bring_forward(&mut self, id: DeliveryId, due: Tick) -> bool {
-        let Some(entry) = self.entries.get_mut(&id) else { return false };
+        let Some(entry) = self.entries.get_mut(id) else { return false };
         let Stage::BackingOff(until) = &mut entry.stage else { return false };
         *until = due.min(*until);
         true
@@ -429,24 +425,24 @@ impl Queue {
 
     /// A delivery that backed off is due.
     pub fn due(&mut self, id: DeliveryId, now: Tick) {
-        if let Some(entry) = self.entries.get_mut(&id)
+        if let Some(entry) = self.entries.get_mut(id)
             && matches!(entry.stage, Stage::BackingOff(due) if due <= now)
         {
             entry.stage = Stage::Ready;
             entry.pending.queued_at = now;
-            self.ready.insert(id);
+            self.ready.insert(id, ());
         }
     }
 
     /// Looks at a delivery.
     #[must_use]
     pub fn get(&self, id: DeliveryId) -> Option<&Pending> {
-        self.entries.get(&id).map(|entry| &entry.pending)
+        self.entries.get(id).map(|entry| &entry.pending)
     }
 
     /// Changes a delivery; its id and its event must stay.
     pub fn get_mut(&mut self, id: DeliveryId) -> Option<&mut Pending> {
-        self.entries.get_mut(&id).map(|entry| &mut entry.pending)
+        self.entries.get_mut(id).map(|entry| &mut entry.pending)
     }
 
     /// Changes a delivery that is there; its id and its event must stay.
@@ -458,7 +454,7 @@ impl Queue {
     }
 
     fn entry_mut(&mut self, id: DeliveryId) -> &mut Entry {
-        match self.entries.get_mut(&id) {
+        match self.entries.get_mut(id) {
             Some(entry) => entry,
             None => panic!("{id:?} is not in the queue that it was put into"),
         }
@@ -473,16 +469,16 @@ impl Queue {
     /// The keys that a delivery holds or waits for.
     #[must_use]
     pub fn keys(&self, id: DeliveryId) -> Option<&RowKeys> {
-        self.entries.get(&id).map(|entry| &entry.keys)
+        self.entries.get(id).map(|entry| &entry.keys)
     }
 
     /// Takes a delivery out, whatever its stage, and lets the next ones of its keys go.
     pub fn remove(&mut self, id: DeliveryId) -> Option<Removed> {
-        let Entry { pending, keys, stage } = *self.entries.remove(&id)?;
+        let Entry { pending, keys, stage } = *self.entries.remove(id)?;
         let mut due = None;
         match stage {
             Stage::InFlight => self.ended(),
-            Stage::Ready => _ = self.ready.remove(&id),
+            Stage::Ready => _ = self.ready.remove(id),
             Stage::BackingOff(until) => due = Some(until),
             Stage::Behind(_) | Stage::Dying => {}
         }
@@ -527,18 +523,18 @@ impl Queue {
     /// The delivery that holds the key.
     fn holder(&self, key: u64) -> Option<DeliveryId> {
         let mut of_key = self.keys.range((key, DeliveryId(0))..=(key, DeliveryId(u64::MAX)));
-        of_key.next().map(|(_, id)| *id)
+        of_key.next().map(|((_, id), ())| id)
     }
 
     fn release(&mut self, key: u64, id: DeliveryId) {
         let was_first = self.holder(key) == Some(id);
-        assert!(self.keys.remove(&(key, id)), "{id:?} neither holds its key nor waits for it");
+        assert!(self.keys.remove((key, id)).is_some(), "{id:?} neither holds its key nor waits for it");
         let Some(next) = self.holder(key).filter(|_| was_first) else { return };
         let entry = self.entry_mut(next);
         match entry.stage {
             Stage::Behind(1) => {
                 entry.stage = Stage::Ready;
-                self.ready.insert(next);
+                self.ready.insert(next, ());
             }
             Stage::Behind(n) => entry.stage = Stage::Behind(n - 1),
             // It died while it was behind.

@@ -34,3 +34,5 @@ CREATE TABLE webhooks (
     enabled      boolean NOT NULL DEFAULT true
 );
 ALTER TABLE webhooks REPLICA IDENTITY FULL;
+-- By which walhook looks an account's endpoints up.
+CREATE INDEX webhooks_by_account ON webhooks (account_id);

@@ -1,6 +1,5 @@
 //! The task that owns the dispatcher: feeds it what comes, does what it asks.
 
-use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +26,7 @@ use walhook_dispatch::dispatcher::{
     Counters, Dispatch, Dispatcher, Effect, EndpointChange, EndpointChanged, Input, LookUpAnswer,
     OperatorInput, ReplayInput, Retry, Settled,
 };
+use walhook_dispatch::map::NumberMap;
 use walhook_http::attempts::Attempts;
 use walhook_http::sender::Sender;
 use walhook_process::clock::{Clock, unix_us};
@@ -142,7 +142,7 @@ struct Driver {
     tools: Tools,
     attempts: Attempts<Job, Ended>,
     /// For each attempt the way to give it up.
-    under_way: HashMap<DeliveryId, oneshot::Sender<()>>,
+    under_way: NumberMap<DeliveryId, oneshot::Sender<()>>,
     connection_bytes: usize,
     next_gauges: Instant,
     reported: Counters,
@@ -159,7 +159,7 @@ impl Driver {
             dispatcher,
             tools,
             attempts,
-            under_way: HashMap::new(),
+            under_way: NumberMap::default(),
             connection_bytes: 0,
             next_gauges: Instant::now(),
             reported: Counters::default(),

@@ -137,7 +137,8 @@ impl FailureWindow {
             }
         }
         self.last = second.max(self.last);
-        self.amiss.take_if(|amiss| amiss.iter().all(|amiss| amiss.failed == 0 && amiss.resent == 0));
+        self.amiss
+            .take_if(|amiss| amiss.iter().all(|amiss| amiss.failed == 0 && amiss.resent == 0));
         place(second)
     }
 }

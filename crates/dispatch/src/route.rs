@@ -56,6 +56,7 @@ use walhook_core::tick::Tick;
 
 use super::map::Seeded;
 use invalidations::Invalidations;
+pub use known::RoutesNo;
 use known::{Dropped, Known, KnownRoutes};
 use named::Named;
 use owners::Owners;
@@ -69,12 +70,6 @@ mod named;
 mod owners;
 mod queue;
 mod snapshot;
-
-/// How old routes get before they are asked for again, although nothing invalidates them.
-const ROUTES_TTL: Duration = Duration::from_secs(60);
-
-/// For each endpoint they may be so much older: reading hundreds of thousands takes seconds.
-const TTL_OF_ENDPOINT: Duration = Duration::from_millis(3);
 
 /// How long to wait before asking again when SQL does not show yet what the stream has shown.
 const UNSEEN_RETRY: Duration = Duration::from_millis(20);
@@ -132,9 +127,18 @@ impl Router {
     #[must_use]
     pub fn get(&mut self, account: &AccountId, now: Tick) -> Option<Arc<Routes>> {
         let known = self.known.get(account).filter(|known| known.holds(self.era))?;
-        let endpoints = u32::try_from(known.routes().endpoints.len()).unwrap_or(u32::MAX);
-        if now.since(known.fetched()) >= ROUTES_TTL + TTL_OF_ENDPOINT * endpoints {
+        if known.is_old(now) {
             self.queue.want(account);
+        }
+        Some(Arc::clone(known.routes()))
+    }
+
+    /// As [`Router::get`], of an account that is pinned.
+    #[must_use]
+    pub fn get_pinned(&mut self, no: RoutesNo, now: Tick) -> Option<Arc<Routes>> {
+        let known = self.known.at(no).filter(|known| known.holds(self.era))?;
+        if known.is_old(now) {
+            self.queue.want(self.known.account(no));
         }
         Some(Arc::clone(known.routes()))
     }
@@ -162,9 +166,9 @@ impl Router {
         self.queue.want(account);
     }
 
-    /// Keeps the account's routes until [`Router::unpin`].
-    pub fn pin(&mut self, account: &AccountId) {
-        self.known.pin(account);
+    /// Keeps the account's routes until [`Router::unpin`]. For so long it has this number.
+    pub fn pin(&mut self, account: &AccountId) -> RoutesNo {
+        self.known.pin(account)
     }
 
     /// What all routes hold in memory.

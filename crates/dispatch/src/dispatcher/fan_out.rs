@@ -21,6 +21,7 @@ use super::super::tracker::TxnSeq;
 use super::Dispatcher;
 use super::memory_budget::MemoryBudget;
 use super::outbox::ROWS_BYTES;
+use super::queues::AccountNo;
 use super::waiting::{Asked, Parked, To};
 use walhook_core::endpoint::{Endpoint, Routes};
 use walhook_core::event::{AccountId, EndpointId, Event, RowKeys};
@@ -50,13 +51,17 @@ impl Dispatcher {
         }
         let waits = has_shelf || self.routing.waiting.has(&account);
         let in_turn = !waits || matches!(to, To::One { .. });
-        let routes = if in_turn { self.routing.router.get(&account, now) } else { None };
+        let known = self.queues.account(&account);
+        let routes = if in_turn { self.routes_of(known, &account, now) } else { None };
         let slice = self.settings.slice;
         let at_once =
             |routes: &Arc<Routes>| routes.refused.is_none() && routes.endpoints.len() <= slice;
         if let Some(routes) = routes.as_ref().filter(|routes| at_once(routes)) {
             match to {
-                To::All(txn) => self.route(&held, txn, &routes.endpoints, routes.weight, None, now),
+                To::All(txn) => {
+                    let to = &routes.endpoints;
+                    self.route((&held, known), txn, to, routes.weight, None, now);
+                }
                 To::One { endpoint, asked } => {
                     self.route_one(&held, endpoint, asked, routes.weight, now);
                 }
@@ -215,7 +220,8 @@ impl Dispatcher {
             came_to = slice.len().max(1);
             first.after = slice.last().map(|endpoint| endpoint.id.clone()).or(first.after.take());
             let held = Arc::clone(&first.held);
-            self.route(&held, txn, slice, routes.weight, reason, now);
+            let known = self.queues.account(account);
+            self.route((&held, known), txn, slice, routes.weight, reason, now);
             if to < routes.endpoints.len() {
                 self.memory.let_go(held);
                 self.relieve(now);
@@ -245,11 +251,24 @@ impl Dispatcher {
         came_to
     }
 
-    /// Queues an event for those of `endpoints` that want it; or defers it for them, where there is a
-    /// `reason`.
+    /// The account's routes, where they are known and hold. `known`: its number, where it has one.
+    fn routes_of(
+        &mut self,
+        known: Option<AccountNo>,
+        account: &AccountId,
+        now: Tick,
+    ) -> Option<Arc<Routes>> {
+        match known.and_then(|account| self.queues.lane_in(account)) {
+            Some(lane) => self.routing.router.get_pinned(lane.routes(), now),
+            None => self.routing.router.get(account, now),
+        }
+    }
+
+    /// Queues an event, whose account has this number, for those of `endpoints` that want it; or defers it for
+    /// them, where there is a `reason`.
     fn route(
         &mut self,
-        held: &Arc<SharedEvent>,
+        (held, mut account): (&Arc<SharedEvent>, Option<AccountNo>),
         txn: TxnSeq,
         endpoints: &[Arc<Endpoint>],
         weight: f64,
@@ -269,7 +288,9 @@ impl Dispatcher {
             self.progress.add(txn);
             let keys = self.ordering_keys(&event);
             let held = Arc::clone(held);
-            let queue = self.queue(&event.account, &endpoint.id, weight);
+            let (queue, no) = self.queues.intern_in(account, &event.account, &endpoint.id);
+            account = Some(no);
+            self.give_lane(queue, weight);
             self.begin_subscription(queue, event.position);
             if let Some(reason) = self.why_defer(queue, &keys).or(reason) {
                 self.defer_arrival(queue, held, txn, &keys, reason);

@@ -1,11 +1,10 @@
 //! What is kept beside what is pending, and what of it is forgotten first (see [`super::memory_budget`]).
 
-use super::super::lane::{DELIVERY_BYTES, LEAVING_BYTES, QUEUE_BYTES};
+use super::super::lane::{DELIVERY_BYTES, LEAVING_BYTES};
 use super::Dispatcher;
 use super::deferred_queue::DeferredQueue;
 use super::failures::FAILING_BYTES;
 use super::queues::QueueNo;
-use walhook_core::attempt::DeliveryId;
 use walhook_core::event::AccountId;
 use walhook_core::heap::{block, map_entry};
 use walhook_core::persist::QueueId;
@@ -21,11 +20,14 @@ const START_BYTES: usize = 256;
 /// Idle queues that are kept in any case, for what they know of their endpoints.
 const IDLE_MIN: usize = 64;
 
+/// Idle queues that are forgotten at once: more than come, so that they are gone before what is pending has to go.
+const TRIMMED: usize = 4;
+
 impl Dispatcher {
     /// What is kept beside what is pending.
     pub(super) fn kept_bytes(&self) -> usize {
         self.routing.router.bytes()
-            + self.queues.in_memory() * QUEUE_BYTES
+            + self.queues.bytes()
             + self.queues.with_rows() * DEFERRED_BYTES
             + self.endpoints.failing.len() * FAILING_BYTES
             + self.progress.bytes()
@@ -47,11 +49,24 @@ impl Dispatcher {
     }
 
     /// A queue in which nothing is pending is kept for a while, for what it knows of its endpoint; a lane
-    /// as long as any of its queues.
-    pub(super) fn rest_if_idle(&mut self, queue: QueueNo, last: DeliveryId) {
-        let idle_max = (self.settings.memory_limit / 16 / QUEUE_BYTES).max(IDLE_MIN);
-        for (queue, last) in self.queues.rest_if_idle(queue, last, idle_max) {
-            if let Some((lane, account)) = self.queues.forget_idle(queue, last) {
+    /// as long as any of its queues, and with it its account's routes.
+    pub(super) fn rest_if_idle(&mut self, queue: QueueNo) {
+        self.queues.rest_if_idle(queue);
+        self.trim_idle();
+    }
+
+    /// Forgets some idle queues where all that is kept takes too much: more than three eighths of the memory, or,
+    /// where what is pending needs it, an eighth.
+    pub(super) fn trim_idle(&mut self) {
+        for _ in 0..TRIMMED {
+            let kept = self.kept_bytes();
+            let limit = self.settings.memory_limit;
+            let is_much = kept >= limit / 8 * 3
+                || kept >= limit / 8 && !self.memory.is_plenty(self.bytes_to_stay());
+            if !is_much || self.queues.idle() <= IDLE_MIN {
+                return;
+            }
+            if let Some((lane, account)) = self.queues.forget_idle() {
                 self.sending.remove_lane(lane);
                 self.unpin_if_idle(&account);
             }

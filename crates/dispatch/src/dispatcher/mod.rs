@@ -273,8 +273,8 @@ impl Dispatcher {
     /// Sees to it that the queue's account has a lane.
     fn give_lane(&mut self, queue: QueueNo, weight: f64) {
         if self.queues.lane_id(queue).is_none() {
-            self.queues.add_lane(queue, self.sending.add_lane(weight));
-            self.routing.router.pin(&self.queues.id(queue).account);
+            let routes = self.routing.router.pin(&self.queues.id(queue).account);
+            self.queues.add_lane(queue, self.sending.add_lane(weight), routes);
         }
     }
 

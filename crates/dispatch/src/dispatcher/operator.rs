@@ -106,7 +106,7 @@ impl Dispatcher {
         for (id, _) in retries {
             let (reason, detail) = (DeadReason::Exhausted, PAUSED.to_owned());
             self.die(queue, id, End { reason, detail, last_status: None });
-            self.rest_if_idle(queue, id);
+            self.rest_if_idle(queue);
         }
         let others: Vec<DeliveryId> = others.into_iter().map(|(id, _)| id).collect();
         self.leave(queue, &others, Exit::Other(DeferReason::Paused), now);

@@ -69,7 +69,7 @@ impl Dispatcher {
         self.queues.refresh(queue, now);
         self.sync(queue);
         self.look_after(queue, now);
-        self.rest_if_idle(queue, id);
+        self.rest_if_idle(queue);
         Some(Settled { event, delivered: outcome.delivered() })
     }
 

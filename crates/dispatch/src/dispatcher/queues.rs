@@ -27,11 +27,9 @@ mod parts;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
-
 use smallvec::SmallVec;
 
-use super::super::lane::Queue;
+use super::super::lane::{QUEUE_BYTES, Queue};
 use super::super::map::{NameMap, Seeded};
 use super::super::schedule::Pool;
 use super::deferred_queue::DeferredQueue;
@@ -39,6 +37,7 @@ pub(super) use holders::Newest;
 pub(super) use lanes::Lane;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{AccountId, EndpointId};
+use walhook_core::heap::map_entry;
 use walhook_core::persist::QueueId;
 use walhook_core::tick::Tick;
 
@@ -53,6 +52,17 @@ pub(super) struct QueueNo {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct AccountNo(u32);
 
+/// Queues of one account that are looked through for an endpoint: more are found by its name.
+const LOOKED_THROUGH: usize = 8;
+
+/// What a queue's place takes, and its endpoint's name: of lists a third may be free.
+const SLOT_BYTES: usize = (size_of::<Slot>() + 2 * size_of::<QueueNo>()) * 4 / 3
+    + map_entry(size_of::<(EndpointId, SmallVec<[QueueNo; 1]>)>());
+
+/// What an account takes: its place, its name, and its lane for the scheduler.
+const ACCOUNT_BYTES: usize =
+    (size_of::<Option<Account>>() + 100) * 4 / 3 + map_entry(size_of::<(AccountId, AccountNo)>());
+
 /// What of one account goes to one endpoint.
 #[derive(Debug)]
 pub(super) struct EndpointQueue {
@@ -64,6 +74,9 @@ pub(super) struct EndpointQueue {
     deferred: Option<Box<DeferredQueue>>,
     /// Somebody else knows something of it: it stays.
     kept: bool,
+    /// It stands among the idle ones, and was used since these were looked at.
+    among_idle: bool,
+    used: bool,
 }
 
 impl EndpointQueue {
@@ -104,7 +117,7 @@ impl EndpointQueue {
 #[derive(Debug)]
 struct Account {
     id: AccountId,
-    queues: Vec<QueueNo>,
+    queues: SmallVec<[QueueNo; 2]>,
     lane: Option<Lane>,
     /// What its deliveries in memory take, each event once.
     bytes: usize,
@@ -130,9 +143,10 @@ pub(super) struct Queues {
     deferred: usize,
     /// Deliveries in memory that have no row, and would need one to leave it.
     rowless: usize,
-    /// Queues in the order in which nothing was pending in them any more, with the delivery that was their last;
-    /// in some there is again.
-    idle: VecDeque<(QueueNo, DeliveryId)>,
+    /// Queues in memory in which nothing was pending when they came here; in some there is again.
+    idle: Vec<QueueNo>,
+    /// The place of the one that is looked at next.
+    hand: usize,
     /// Those that may have become empty.
     emptied: Vec<QueueNo>,
     next_delivery: u64,
@@ -153,7 +167,8 @@ impl Queues {
             in_memory: 0,
             deferred: 0,
             rowless: 0,
-            idle: VecDeque::new(),
+            idle: Vec::new(),
+            hand: 0,
             emptied: Vec::new(),
             next_delivery: 0,
         }
@@ -177,16 +192,42 @@ impl Queues {
 
     /// The account's queue to this endpoint, where there is one.
     pub(super) fn find_of(&self, account: &AccountId, endpoint: &EndpointId) -> Option<QueueNo> {
+        self.find_in(self.account(account)?, endpoint)
+    }
+
+    fn find_in(&self, account: AccountNo, endpoint: &EndpointId) -> Option<QueueNo> {
+        let queues = &account_at(&self.accounts, account).queues;
+        if queues.len() <= LOOKED_THROUGH {
+            return queues.iter().copied().find(|no| self.at(*no).id.endpoint == *endpoint);
+        }
         let numbers = self.by_endpoint.get(endpoint)?;
-        numbers.iter().copied().find(|no| self.at(*no).id.account == *account)
+        numbers.iter().copied().find(|no| self.at(*no).account == account)
+    }
+
+    /// The account's number, where there is a queue of it.
+    pub(super) fn account(&self, account: &AccountId) -> Option<AccountNo> {
+        self.by_account.get(account).copied()
     }
 
     /// The account's queue to this endpoint, made where there is none.
     pub(super) fn intern(&mut self, account: &AccountId, endpoint: &EndpointId) -> QueueNo {
-        if let Some(no) = self.find_of(account, endpoint) {
-            return no;
+        let (queue, _) = self.intern_in(self.account(account), account, endpoint);
+        queue
+    }
+
+    /// As [`Queues::intern`], where the account's number is known, if it has one. Returns which it has then.
+    pub(super) fn intern_in(
+        &mut self,
+        known: Option<AccountNo>,
+        account: &AccountId,
+        endpoint: &EndpointId,
+    ) -> (QueueNo, AccountNo) {
+        if let Some(account) = known
+            && let Some(no) = self.find_in(account, endpoint)
+        {
+            return (no, account);
         }
-        let account_no = self.intern_account(account);
+        let account_no = known.unwrap_or_else(|| self.add_account(account));
         let index = self.vacant.pop().unwrap_or_else(|| {
             self.slots.push(Slot { generation: 0, queue: None });
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
@@ -204,20 +245,19 @@ impl Queues {
             pending: None,
             deferred: None,
             kept: false,
+            among_idle: false,
+            used: false,
         });
         self.emptied.push(no);
-        no
+        (no, account_no)
     }
 
-    fn intern_account(&mut self, account: &AccountId) -> AccountNo {
-        if let Some(no) = self.by_account.get(account) {
-            return *no;
-        }
+    fn add_account(&mut self, account: &AccountId) -> AccountNo {
         let no = self.vacant_accounts.pop().unwrap_or_else(|| {
             self.accounts.push(None);
             AccountNo(u32::try_from(self.accounts.len() - 1).unwrap_or(u32::MAX))
         });
-        let entry = Account { id: account.clone(), queues: Vec::new(), lane: None, bytes: 0 };
+        let entry = Account { id: account.clone(), queues: SmallVec::new(), lane: None, bytes: 0 };
         if let Some(vacant) = self.accounts.get_mut(place(no.0)) {
             *vacant = Some(entry);
         }
@@ -301,9 +341,11 @@ impl Queues {
         &self.at(no).id
     }
 
-    /// Queues that are in memory.
-    pub(super) fn in_memory(&self) -> usize {
-        self.in_memory
+    /// What names, lanes, and queues without their deliveries take.
+    pub(super) fn bytes(&self) -> usize {
+        self.in_memory * QUEUE_BYTES
+            + (self.slots.len() - self.vacant.len()) * SLOT_BYTES
+            + (self.accounts.len() - self.vacant_accounts.len()) * ACCOUNT_BYTES
     }
 
     /// Deliveries in memory that have no row, and would need one to leave it.

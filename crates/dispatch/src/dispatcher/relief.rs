@@ -24,6 +24,7 @@ const LOOKED_AT_SHORT: usize = 8;
 impl Dispatcher {
     /// Makes room when what is queued in memory takes too much.
     pub(super) fn relieve(&mut self, now: Tick) {
+        self.trim_idle();
         if !self.memory.is_tight(self.bytes_to_stay()) {
             return;
         }

@@ -62,8 +62,8 @@ impl Dispatcher {
 
     /// Sends from the lane, or leaves it with fewer turns than before.
     fn poll_lane(&mut self, id: LaneId, pool: Pool, now: Tick) -> Option<Dispatch> {
-        let (account, _) = self.queues.lane(id);
-        let Some(routes) = self.routing.router.get(account, now) else {
+        let (account, lane) = self.queues.lane(id);
+        let Some(routes) = self.routing.router.get_pinned(lane.routes(), now) else {
             self.routing.router.want(account);
             self.queues.set_unrouted(id, true);
             self.sync_lane(id);
@@ -172,7 +172,7 @@ impl Dispatcher {
                     self.die(queue, delivery, End { reason, detail, last_status: None });
                 }
             }
-            self.rest_if_idle(queue, delivery);
+            self.rest_if_idle(queue);
         }
         self.sync(queue);
         if why.is_none() {

@@ -216,8 +216,6 @@ pub struct Queue {
     pub limit: AdaptiveLimit,
     /// The pool in whose ring of the lane it stands.
     pub ring: Option<Pool>,
-    /// The delivery after which it became idle last.
-    pub last: DeliveryId,
 }
 
 impl Queue {
@@ -239,7 +237,6 @@ impl Queue {
             failures: FailureWindow::default(),
             limit: AdaptiveLimit::new(DEFAULT_MAX_IN_FLIGHT),
             ring: None,
-            last: DeliveryId(0),
         }
     }
 
@@ -395,7 +392,9 @@ impl Queue {
             for key in &entry.keys {
                 if walked.insert(*key) {
                     let behind = self.keys.range((*key, next)..=(*key, DeliveryId(u64::MAX)));
-                    open.extend(behind.map(|((_, holder), ())| holder).filter(|holder| *holder > next));
+                    open.extend(
+                        behind.map(|((_, holder), ())| holder).filter(|holder| *holder > next),
+                    );
                 }
             }
         }
@@ -528,7 +527,10 @@ impl Queue {
 
     fn release(&mut self, key: u64, id: DeliveryId) {
         let was_first = self.holder(key) == Some(id);
-        assert!(self.keys.remove((key, id)).is_some(), "{id:?} neither holds its key nor waits for it");
+        assert!(
+            self.keys.remove((key, id)).is_some(),
+            "{id:?} neither holds its key nor waits for it"
+        );
         let Some(next) = self.holder(key).filter(|_| was_first) else { return };
         let entry = self.entry_mut(next);
         match entry.stage {

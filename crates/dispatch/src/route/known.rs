@@ -1,6 +1,7 @@
 //! The routes that are known, in bounded memory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use lru_slab::LruSlab;
 use smallvec::SmallVec;
@@ -15,10 +16,20 @@ use walhook_core::tick::Tick;
 /// out all others.
 const CACHE_PARTS: usize = 8;
 
-/// What is known of an account beside its name and its routes: its entry, and its place by its last use,
-/// of which half may be free.
-const KNOWN_BYTES: usize =
-    map_entry(size_of::<AccountId>() + size_of::<Entry>()) + 2 * (size_of::<AccountId>() + 8);
+/// How old routes get before they are asked for again, although nothing invalidates them.
+pub(super) const ROUTES_TTL: Duration = Duration::from_secs(60);
+
+/// For each endpoint they may be so much older: reading hundreds of thousands takes seconds.
+pub(super) const TTL_OF_ENDPOINT: Duration = Duration::from_millis(3);
+
+/// What is known of an account beside its name and its routes: its entry, its number by its name, and its place
+/// by its last use; of lists a third may be free.
+const KNOWN_BYTES: usize = map_entry(size_of::<(AccountId, RoutesNo)>())
+    + (size_of::<Option<Entry>>() + size_of::<RoutesNo>() + 12) * 4 / 3;
+
+/// What is known of an account, by its number: the same for as long as anything is known of it, or it is pinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoutesNo(u32);
 
 /// Routes with what tells whether they still hold.
 #[derive(Debug)]
@@ -41,8 +52,10 @@ impl Known {
         &self.routes
     }
 
-    pub(super) fn fetched(&self) -> Tick {
-        self.fetched
+    /// Whether they are to be asked for again, although nothing has changed them.
+    pub(super) fn is_old(&self, now: Tick) -> bool {
+        let endpoints = u32::try_from(self.routes.endpoints.len()).unwrap_or(u32::MAX);
+        now.since(self.fetched) >= ROUTES_TTL + TTL_OF_ENDPOINT * endpoints
     }
 
     /// Whether nothing is known that has changed them.
@@ -61,33 +74,40 @@ pub(super) type Dropped = SmallVec<[(AccountId, Known); 1]>;
 /// take them.
 ///
 /// Invariant: the cache takes `cache_bytes` at most. Each account in it has its routes and its place by its
-/// last use, no pinned one has such a place, and of a pinned one nothing is dropped that is not replaced.
+/// last use, no pinned one has such a place, and of a pinned one nothing is dropped that is not replaced. An
+/// account has one number, by which its name is found and which its name has.
 ///
 /// The accounts are texts that customers may choose, and texts can be chosen to collide under any hash whose
 /// seed is known: so they are hashed with one that is drawn anew for each leader. Nothing here depends on
-/// the order that comes of it. A B-tree, which needs none, took twice as long for each delivery.
+/// the order that comes of it. A B-tree, which needs none, took twice as long for each delivery. Whoever keeps an
+/// account pinned keeps its number, and needs no hash.
 #[derive(Debug)]
 pub(super) struct KnownRoutes {
-    accounts: NameMap<AccountId, Entry>,
+    numbers: NameMap<AccountId, RoutesNo>,
+    entries: Vec<Option<Entry>>,
+    vacant: Vec<RoutesNo>,
     /// The accounts in the cache, by their last use.
-    uses: LruSlab<AccountId>,
+    uses: LruSlab<RoutesNo>,
     pinned_bytes: usize,
     cached_bytes: usize,
     cache_bytes: usize,
 }
 
 #[derive(Debug)]
-enum Entry {
-    Pinned(Option<Known>),
-    /// With its place in `uses`.
-    Cached(Known, u32),
+struct Entry {
+    account: AccountId,
+    known: Option<Known>,
+    /// Its place in `uses`; none: it is pinned.
+    place: Option<u32>,
 }
 
 impl KnownRoutes {
     /// Nothing is known. The cache will take at most `cache_bytes`.
     pub(super) fn new(cache_bytes: usize, names: Seeded) -> Self {
         Self {
-            accounts: NameMap::with_hasher(names),
+            numbers: NameMap::with_hasher(names),
+            entries: Vec::new(),
+            vacant: Vec::new(),
             uses: LruSlab::new(),
             pinned_bytes: 0,
             cached_bytes: 0,
@@ -97,21 +117,30 @@ impl KnownRoutes {
 
     /// What is known of the account, which is about to be used.
     pub(super) fn get(&mut self, account: &AccountId) -> Option<&Known> {
-        match self.accounts.get(account)? {
-            Entry::Pinned(known) => known.as_ref(),
-            Entry::Cached(known, place) => {
-                self.uses.get_mut(*place);
-                Some(known)
-            }
+        let no = self.number(account)?;
+        let place = self.entry(no).place;
+        if let Some(place) = place {
+            self.uses.get_mut(place);
         }
+        self.at(no)
     }
 
     /// What is known of the account.
     pub(super) fn peek(&self, account: &AccountId) -> Option<&Known> {
-        match self.accounts.get(account)? {
-            Entry::Pinned(known) => known.as_ref(),
-            Entry::Cached(known, _) => Some(known),
-        }
+        self.at(self.number(account)?)
+    }
+
+    /// What is known of the account with this number.
+    ///
+    /// # Panics
+    /// Nothing is, and it is not pinned.
+    pub(super) fn at(&self, no: RoutesNo) -> Option<&Known> {
+        self.entry(no).known.as_ref()
+    }
+
+    /// The account with this number, as [`KnownRoutes::at`].
+    pub(super) fn account(&self, no: RoutesNo) -> &AccountId {
+        &self.entry(no).account
     }
 
     /// Whether these are too large for the cache.
@@ -121,9 +150,8 @@ impl KnownRoutes {
 
     /// What is known of the account does not hold any more.
     pub(super) fn outdate(&mut self, account: &AccountId) {
-        if let Some(Entry::Pinned(Some(known)) | Entry::Cached(known, _)) =
-            self.accounts.get_mut(account)
-        {
+        let Some(no) = self.number(account) else { return };
+        if let Some(known) = &mut self.entry_mut(no).known {
             known.outdated = true;
         }
     }
@@ -132,59 +160,58 @@ impl KnownRoutes {
     /// of others that give way.
     pub(super) fn put(&mut self, account: &AccountId, known: Known) -> Dropped {
         let mut dropped = Dropped::new();
-        let is_pinned = match self.remove(account) {
-            Some(Entry::Pinned(old)) => {
-                dropped.extend(old.map(|old| (account.clone(), old)));
-                true
-            }
-            Some(Entry::Cached(old, _)) => {
-                dropped.push((account.clone(), old));
-                self.is_large(&known.routes)
-            }
-            None => self.is_large(&known.routes),
-        };
-        if is_pinned {
-            self.insert_pinned(account, Some(known));
-        } else {
-            self.insert_cached(account, known, &mut dropped);
+        let is_large = self.is_large(&known.routes);
+        let no = self.intern(account);
+        self.count_out(no);
+        let entry = self.entry_mut(no);
+        dropped.extend(entry.known.replace(known).map(|old| (account.clone(), old)));
+        if let Some(place) = entry.place.take_if(|_| is_large) {
+            self.uses.remove(place);
+        } else if let Some(place) = entry.place {
+            self.uses.get_mut(place);
         }
+        self.count_in(no);
+        self.make_room(&mut dropped);
         dropped
     }
 
     /// Keeps what is known of the account, also what will be, until [`KnownRoutes::unpin`].
-    pub(super) fn pin(&mut self, account: &AccountId) {
-        if matches!(self.accounts.get(account), Some(Entry::Pinned(_))) {
-            return;
+    pub(super) fn pin(&mut self, account: &AccountId) -> RoutesNo {
+        let no = self.intern(account);
+        self.count_out(no);
+        if let Some(place) = self.entry_mut(no).place.take() {
+            self.uses.remove(place);
         }
-        let known = match self.remove(account) {
-            Some(Entry::Cached(known, _)) => Some(known),
-            Some(Entry::Pinned(_)) | None => None,
-        };
-        self.insert_pinned(account, known);
+        self.count_in(no);
+        no
     }
 
     /// Lets what is known of the account give way. Returns what does so at once: where it is large, itself.
     pub(super) fn unpin(&mut self, account: &AccountId) -> Dropped {
         let mut dropped = Dropped::new();
-        if !matches!(self.accounts.get(account), Some(Entry::Pinned(_))) {
+        let Some(no) = self.number(account).filter(|no| self.entry(*no).place.is_none()) else {
             return dropped;
-        }
-        if let Some(Entry::Pinned(Some(known))) = self.remove(account) {
-            if self.is_large(&known.routes) {
-                dropped.push((account.clone(), known));
-            } else {
-                self.insert_cached(account, known, &mut dropped);
+        };
+        match &self.entry(no).known {
+            Some(known) if !self.is_large(&known.routes) => {
+                self.count_out(no);
+                self.entry_mut(no).place = Some(self.uses.insert(no));
+                self.count_in(no);
+                self.make_room(&mut dropped);
             }
+            Some(_) | None => dropped.extend(self.forget(no)),
         }
         dropped
     }
 
     /// Whether the account is pinned with routes that the cache would not take.
     pub(super) fn is_pinned_and_large(&self, account: &AccountId) -> bool {
-        matches!(
-            self.accounts.get(account),
-            Some(Entry::Pinned(Some(known))) if self.is_large(&known.routes)
-        )
+        let Some(Entry { known: Some(known), place: None, .. }) =
+            self.number(account).map(|no| self.entry(no))
+        else {
+            return false;
+        };
+        self.is_large(&known.routes)
     }
 
     /// What is known takes so much memory.
@@ -192,44 +219,95 @@ impl KnownRoutes {
         self.pinned_bytes + self.cached_bytes
     }
 
-    fn insert_pinned(&mut self, account: &AccountId, known: Option<Known>) {
-        self.pinned_bytes += bytes(account, known.as_ref());
-        self.accounts.insert(account.clone(), Entry::Pinned(known));
+    fn number(&self, account: &AccountId) -> Option<RoutesNo> {
+        self.numbers.get(account).copied()
     }
 
-    fn insert_cached(&mut self, account: &AccountId, known: Known, dropped: &mut Dropped) {
-        self.cached_bytes += bytes(account, Some(&known));
-        let place = self.uses.insert(account.clone());
-        self.accounts.insert(account.clone(), Entry::Cached(known, place));
+    fn entry(&self, no: RoutesNo) -> &Entry {
+        match self.entries.get(index(no)).and_then(Option::as_ref) {
+            Some(entry) => entry,
+            None => panic!("{no:?} was given up, and is used"),
+        }
+    }
+
+    fn entry_mut(&mut self, no: RoutesNo) -> &mut Entry {
+        match self.entries.get_mut(index(no)).and_then(Option::as_mut) {
+            Some(entry) => entry,
+            None => panic!("{no:?} was given up, and is used"),
+        }
+    }
+
+    /// The account's number. A new one is pinned where its routes are large, else in the cache.
+    fn intern(&mut self, account: &AccountId) -> RoutesNo {
+        if let Some(no) = self.number(account) {
+            return no;
+        }
+        let no = self.vacant.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            RoutesNo(u32::try_from(self.entries.len() - 1).unwrap_or(u32::MAX))
+        });
+        let place = Some(self.uses.insert(no));
+        let entry = Entry { account: account.clone(), known: None, place };
+        if let Some(vacant) = self.entries.get_mut(index(no)) {
+            *vacant = Some(entry);
+        }
+        self.numbers.insert(account.clone(), no);
+        self.count_in(no);
+        no
+    }
+
+    /// Gives the account's number up, and returns what was known.
+    fn forget(&mut self, no: RoutesNo) -> Option<(AccountId, Known)> {
+        self.count_out(no);
+        let Entry { account, known, place } =
+            self.entries.get_mut(index(no)).and_then(Option::take)?;
+        if let Some(place) = place {
+            self.uses.remove(place);
+        }
+        self.numbers.remove(&account);
+        self.vacant.push(no);
+        known.map(|known| (account, known))
+    }
+
+    /// What was not used for longest gives way.
+    fn make_room(&mut self, dropped: &mut Dropped) {
         while self.cached_bytes > self.cache_bytes {
             let Some(oldest) = self.uses.lru() else {
                 panic!("what takes memory in the cache has a place by its last use")
             };
-            let oldest = self.uses.peek(oldest).clone();
-            let Some(Entry::Cached(known, _)) = self.remove(&oldest) else {
-                panic!("an account with a place by its last use is in the cache")
-            };
-            dropped.push((oldest, known));
+            let oldest = *self.uses.peek(oldest);
+            dropped.extend(self.forget(oldest));
         }
     }
 
-    fn remove(&mut self, account: &AccountId) -> Option<Entry> {
-        let entry = self.accounts.remove(account)?;
-        match &entry {
-            Entry::Pinned(known) => self.pinned_bytes -= bytes(account, known.as_ref()),
-            Entry::Cached(known, place) => {
-                self.cached_bytes -= bytes(account, Some(known));
-                self.uses.remove(*place);
-            }
-        }
-        Some(entry)
+    fn count_in(&mut self, no: RoutesNo) {
+        let (bytes, counter) = self.counted(no);
+        *counter += bytes;
+    }
+
+    fn count_out(&mut self, no: RoutesNo) {
+        let (bytes, counter) = self.counted(no);
+        *counter -= bytes;
+    }
+
+    /// What the account takes, and where that is counted.
+    fn counted(&mut self, no: RoutesNo) -> (usize, &mut usize) {
+        let entry = self.entry(no);
+        let bytes = bytes(&entry.account, entry.known.as_ref());
+        let is_pinned = entry.place.is_none();
+        (bytes, if is_pinned { &mut self.pinned_bytes } else { &mut self.cached_bytes })
     }
 
     /// The accounts of which something is known.
     #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = (&AccountId, &Known)> {
-        self.accounts.keys().filter_map(|account| Some((account, self.peek(account)?)))
+        let entries = self.entries.iter().flatten();
+        entries.filter_map(|entry| Some((&entry.account, entry.known.as_ref()?)))
     }
+}
+
+fn index(no: RoutesNo) -> usize {
+    usize::try_from(no.0).unwrap_or(usize::MAX)
 }
 
 /// What an account of which this is known takes.
@@ -369,7 +447,8 @@ mod tests {
                         }
                     }
                     Action::Pin(n) => {
-                        known.pin(&account(n));
+                        let no = known.pin(&account(n));
+                        prop_assert_eq!(known.account(no), &account(n));
                         if model.pinned(n).is_none() {
                             let cached = model.take_cached(n);
                             model.pinned.push((n, cached));

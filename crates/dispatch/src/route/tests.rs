@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use smallvec::smallvec;
 
+use super::known::{ROUTES_TTL, TTL_OF_ENDPOINT};
 use super::*;
 use crate::fixture;
 use crate::map::Seeded;
@@ -168,7 +169,7 @@ proptest! {
                         }
                     }
                 }
-                Action::Pin(n) => router.pin(&account(n)),
+                Action::Pin(n) => _ = router.pin(&account(n)),
                 Action::Unpin(n) => router.unpin(&account(n)),
                 Action::Wait(us) => now = now + Duration::from_micros(us),
                 Action::Stream | Action::Ask => {}
@@ -295,7 +296,7 @@ proptest! {
         for (ms, n, what) in uses {
             let now = Tick(0) + Duration::from_millis(ms);
             match what {
-                0 => router.pin(&account(n)),
+                0 => _ = router.pin(&account(n)),
                 1 => router.unpin(&account(n)),
                 2 if ms % 7 == 0 => {
                     outdated.insert(n);

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::super::super::route::RoutesNo;
 use super::super::super::schedule::{LaneId, Pool};
 use super::{AccountNo, QueueNo, Queues, account_at, account_mut, place};
 use walhook_core::event::AccountId;
@@ -11,6 +12,7 @@ use walhook_core::tick::Tick;
 #[derive(Debug)]
 pub(in super::super) struct Lane {
     pub(super) id: LaneId,
+    routes: RoutesNo,
     /// For each pool the queues to take in turn. May name some that have become unsendable.
     fast: VecDeque<QueueNo>,
     slow: VecDeque<QueueNo>,
@@ -22,9 +24,14 @@ pub(in super::super) struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(id: LaneId) -> Self {
+    pub(super) fn new(id: LaneId, routes: RoutesNo) -> Self {
         let (fast, slow, probe) = Default::default();
-        Self { id, fast, slow, probe, queues: 0, pending: 0, unrouted: false }
+        Self { id, routes, fast, slow, probe, queues: 0, pending: 0, unrouted: false }
+    }
+
+    /// Its account's routes, which are pinned for as long as there is the lane.
+    pub(in super::super) fn routes(&self) -> RoutesNo {
+        self.routes
     }
 
     /// The deliveries pending, in whatever stage.
@@ -64,8 +71,12 @@ impl Queues {
 
     /// The account's lane.
     pub(in super::super) fn lane_of(&self, account: &AccountId) -> Option<&Lane> {
-        let no = self.by_account.get(account)?;
-        account_at(&self.accounts, *no).lane.as_ref()
+        self.lane_in(self.account(account)?)
+    }
+
+    /// The lane of the account with this number.
+    pub(in super::super) fn lane_in(&self, account: AccountNo) -> Option<&Lane> {
+        account_at(&self.accounts, account).lane.as_ref()
     }
 
     /// The queue's lane, where its account has one.
@@ -79,8 +90,8 @@ impl Queues {
         self.lane_of(account).map(|lane| lane.id)
     }
 
-    /// The queue's account gets this lane.
-    pub(in super::super) fn add_lane(&mut self, no: QueueNo, lane: LaneId) {
+    /// The queue's account gets this lane, and has pinned these routes.
+    pub(in super::super) fn add_lane(&mut self, no: QueueNo, lane: LaneId, routes: RoutesNo) {
         let account = self.at(no).account;
         let at = place(lane.0);
         if self.by_lane.len() <= at {
@@ -91,7 +102,7 @@ impl Queues {
         }
         let account = account_mut(&mut self.accounts, account);
         assert!(account.lane.is_none(), "an account has two lanes");
-        account.lane = Some(Lane::new(lane));
+        account.lane = Some(Lane::new(lane, routes));
     }
 
     /// The lane with this number, and its account.

@@ -1,7 +1,5 @@
 //! The two parts of a queue: what is pending in memory, and what is deferred.
 
-use smallvec::SmallVec;
-
 use super::super::super::lane::{
     DELIVERY_BYTES, Insertion, New, Origin, Pending, Queue, Removed, Source,
 };
@@ -13,6 +11,9 @@ use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{AccountId, RowKeys};
 use walhook_core::id::ReplayId;
 use walhook_core::persist::QueueId;
+
+/// Idle queues that are looked at to find one that was not used lately.
+const LOOKS: usize = 16;
 
 /// What is pending.
 impl Queues {
@@ -126,39 +127,54 @@ impl Queues {
         removed
     }
 
-    /// A queue in which nothing is pending is kept for a while, for what it knows of its endpoint. Returns those
-    /// that are to be forgotten, since there are more than `idle_max`.
-    pub(in super::super) fn rest_if_idle(
-        &mut self,
-        no: QueueNo,
-        last: DeliveryId,
-        idle_max: usize,
-    ) -> SmallVec<[(QueueNo, DeliveryId); 1]> {
-        let Some(queue) = self.pending_mut(no).filter(|queue| queue.is_empty()) else {
-            return SmallVec::new();
-        };
-        queue.last = last;
-        self.idle.push_back((no, last));
-        let more = self.idle.len().saturating_sub(idle_max);
-        self.idle.drain(..more).collect()
+    /// A queue in which nothing is pending is kept for a while, for what it knows of its endpoint.
+    pub(in super::super) fn rest_if_idle(&mut self, no: QueueNo) {
+        if !self.pending(no).is_some_and(Queue::is_empty) {
+            return;
+        }
+        let queue = self.at_mut(no);
+        queue.used = true;
+        if !std::mem::replace(&mut queue.among_idle, true) {
+            self.idle.push(no);
+        }
     }
 
-    /// Forgets what a queue knows of its endpoint; a lane with the last of its queues: then returns which, and
-    /// whose. It may be active again, gone, or stand further back in the line as well: then nothing happens.
-    pub(in super::super) fn forget_idle(
-        &mut self,
-        no: QueueNo,
-        last: DeliveryId,
-    ) -> Option<(LaneId, AccountId)> {
-        let queue = self.pending(no)?;
-        if !queue.is_empty() || queue.last != last {
-            return None;
+    /// The queues that are kept so, at most.
+    pub(in super::super) fn idle(&self) -> usize {
+        self.idle.len()
+    }
+
+    /// Forgets what a queue knows of its endpoint in which nothing is pending: one that has hardly been used lately.
+    /// A lane goes with the last of its queues: then returns which, and whose.
+    ///
+    /// Looks at the next few, round after round, and spares those that were used since the last one. So nothing
+    /// is to be moved when a queue is used.
+    pub(in super::super) fn forget_idle(&mut self) -> Option<(LaneId, AccountId)> {
+        for look in 1..=LOOKS {
+            self.hand = if self.hand < self.idle.len() { self.hand } else { 0 };
+            let no = *self.idle.get(self.hand)?;
+            let queue = self.at_mut(no);
+            let Some(pending) = queue.pending.as_deref() else {
+                panic!("{no:?} is among the idle queues, and not in memory")
+            };
+            if !pending.is_empty() {
+                queue.among_idle = false;
+                self.idle.swap_remove(self.hand);
+            } else if pending.ring.is_some() {
+                // It still has a turn, and loses it then.
+                self.hand += 1;
+            } else if std::mem::take(&mut queue.used) && look < LOOKS {
+                self.hand += 1;
+            } else {
+                queue.among_idle = false;
+                self.idle.swap_remove(self.hand);
+                return self.forget_pending(no);
+            }
         }
-        if queue.ring.is_some() {
-            // It still has a turn, and loses it then.
-            self.idle.push_back((no, last));
-            return None;
-        }
+        None
+    }
+
+    fn forget_pending(&mut self, no: QueueNo) -> Option<(LaneId, AccountId)> {
         self.at_mut(no).pending = None;
         self.in_memory -= 1;
         self.emptied.push(no);

@@ -69,8 +69,8 @@ pub(crate) enum Seen<'a> {
     Began,
     /// A process is gone.
     Died { life: usize },
-    /// Nothing more can be done at this moment.
-    Rested { gauges: Gauges },
+    /// Nothing more can be done by a process at this moment.
+    Rested { life: usize, gauges: Gauges },
 }
 
 /// A promise.

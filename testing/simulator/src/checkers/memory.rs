@@ -1,6 +1,8 @@
 //! Memory is bounded by the configuration, whatever the backlog; and when all has ended nothing is counted, in
 //! memory or in tables, that is not there.
 
+use std::collections::BTreeMap;
+
 use walhook_dispatch::dispatcher::Gauges;
 
 use super::{Checker, Scene, Seen};
@@ -11,8 +13,8 @@ const BATCH_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
-    /// As it was told last.
-    last: Option<Gauges>,
+    /// Of each process that lives, as it was told last.
+    last: BTreeMap<usize, Gauges>,
 }
 
 impl Checker for Memory {
@@ -21,9 +23,12 @@ impl Checker for Memory {
     }
 
     fn see(&mut self, scene: &Scene<'_>, seen: &Seen<'_>) -> Result<(), String> {
-        let Seen::Rested { gauges } = seen else { return Ok(()) };
+        if let Seen::Died { life } = seen {
+            self.last.remove(life);
+        }
+        let Seen::Rested { life, gauges } = seen else { return Ok(()) };
         let (held, limit) = (gauges.queued_bytes, scene.plan.settings.memory_limit);
-        self.last = Some(*gauges);
+        self.last.insert(*life, *gauges);
         if held > limit + BATCH_BYTES {
             return Err(format!("{held} bytes are held, and {limit} allowed"));
         }
@@ -31,11 +36,12 @@ impl Checker for Memory {
     }
 
     fn end(&mut self, _scene: &Scene<'_>) -> Result<(), String> {
-        let Some(gauges) = self.last else { return Ok(()) };
-        let lanes = gauges.lanes_ready + gauges.lanes_waiting;
-        let rows = gauges.deferred + gauges.unrouted;
-        if gauges.queued_bytes > 0 || lanes > 0 || rows > 0 || gauges.unrouted_accounts > 0 {
-            return Err(format!("nothing is left, and {gauges:?}"));
+        for gauges in self.last.values() {
+            let lanes = gauges.lanes_ready + gauges.lanes_waiting;
+            let rows = gauges.deferred + gauges.unrouted;
+            if gauges.queued_bytes > 0 || lanes > 0 || rows > 0 || gauges.unrouted_accounts > 0 {
+                return Err(format!("nothing is left, and {gauges:?}"));
+            }
         }
         Ok(())
     }

@@ -35,7 +35,7 @@ impl Run {
             let wait = self.rng.random_range(5..200);
             self.plan_reading(number, Duration::from_micros(wait));
         }
-        self.see(&Seen::Rested { gauges });
+        self.see(&Seen::Rested { life: number, gauges });
         self.halt_if_settled(number);
         self.end_if_drained(number);
     }

@@ -87,6 +87,7 @@ mod routing;
 mod send;
 mod sending;
 mod settings;
+mod shelves;
 #[cfg(test)]
 mod simulation;
 mod stalled;

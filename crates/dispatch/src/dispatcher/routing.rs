@@ -13,8 +13,8 @@
 
 use super::super::map::Seeded;
 use super::super::route::Router;
+use super::shelves::Shelves;
 use super::subscription_starts::SubscriptionStarts;
-use super::unrouted::Shelves;
 use super::unseen::Unseen;
 use super::waiting::Waiting;
 use walhook_core::tick::Tick;

@@ -72,7 +72,7 @@ impl Dispatcher {
             match leaving.kind {
                 Leaves::Unrouted => {
                     batch.unrouted.push(Arc::clone(event));
-                    self.shelved_handed_out(&leaving.row.id.queue.account);
+                    self.routing.shelves.handed_out(&leaving.row.id.queue.account);
                 }
                 Leaves::Skipped(queue) => self.count_skipped(queue, event.position.commit_lsn()),
                 Leaves::Deferred(queue) => {
@@ -204,7 +204,7 @@ impl Dispatcher {
         }
         self.free(held, counted);
         match kind {
-            Leaves::Unrouted => self.shelved_stored(&row.id.queue.account),
+            Leaves::Unrouted => self.routing.shelves.stored(&row.id.queue.account),
             Leaves::Deferred(queue) => {
                 self.queues.with_row(queue).backlog_mut().stored(&row.id.key);
                 self.look_after(queue, now);

@@ -31,6 +31,11 @@ SEEDS ?= 0..200
 VERSIONS := 14 15 16 17 18
 TEST_VERSIONS ?= 18
 
+# With the examples, of which there are none, the crates have the features that clippy has checked them with:
+# without, tokio and what is built on it, the product included, would be checked a second time. The binary
+# `walhook` is left out, whose page would be the library's.
+DOC_AS_TESTED := --lib --bin bench --bin figures --bin walhook-instructions --examples
+
 # The tests wait for servers and for time more than they compute.
 export NEXTEST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 )))
 
@@ -64,7 +69,7 @@ test: prerequisites lint ## Check and test everything, as CI does
 	sh scripts/instructions
 	sh scripts/test-matrix quick $(TEST_VERSIONS)
 	$(CARGO) test --workspace --locked --doc
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked $(DOC_AS_TESTED)
 
 test-long: prerequisites ## What `make test` has no time for: every test on every PostgreSQL, SEEDS of the simulator, MINUTES of torture
 	@sh scripts/prerequisites openssl

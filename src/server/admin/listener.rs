@@ -3,19 +3,22 @@
 //! Whoever can reach the port may open as many as it likes and send as slowly as it likes. A health probe
 //! is answered all the same: past the bound the oldest connection gives way to the newest.
 
+mod spares;
+
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use spares::{Returning, Spares};
 use walhook_process::faults;
 
 /// A request's head has to be here within this time, counted from the connection's start or from the
@@ -32,11 +35,6 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 /// what takes longer is a client that does not send or read, and the process's end waits for it.
 const DRAIN: Duration = Duration::from_millis(200);
 
-/// Descriptors that are kept, so that probes are answered when the process has no others left. Some are lost:
-/// between giving one up and accepting in its place a request may be quicker, and keeps it for as long as
-/// its connection is used.
-const SPARES: usize = 16;
-
 /// A connection that is older is no probe that is just answered.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -46,22 +44,25 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Serves until `shutdown` is cancelled.
 pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
     let mut open = Open::default();
-    let mut spares = Vec::new();
-    refill(&mut spares, &listener);
+    let listener = Arc::new(listener);
+    let spares = Spares::new(Arc::clone(&listener));
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
-            Some(_) = open.tasks.join_next() => refill(&mut spares, &listener),
+            Some(_) = open.tasks.join_next() => spares.refill(),
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => open.start(stream, router.clone(), shutdown.clone()),
+                Ok((stream, _)) => {
+                    let stream = Returning::new(stream, Arc::clone(&spares));
+                    open.start(stream, router.clone(), shutdown.clone());
+                }
                 Err(error) => {
                     tracing::debug!(%error, "cannot accept a connection to the admin server");
                     // The connection still waits: in a spare's place it can be taken, if nobody else
                     // is quicker.
-                    if faults::note(&error).is_none() || spares.pop().is_none() {
+                    if faults::note(&error).is_none() || !spares.give_up() {
                         open.close_idle();
                         tokio::time::sleep(PAUSE).await;
-                        refill(&mut spares, &listener);
+                        spares.refill();
                     }
                 }
             }
@@ -72,15 +73,6 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
     open.tasks.shutdown().await;
 }
 
-fn refill(spares: &mut Vec<OwnedFd>, listener: &TcpListener) {
-    while spares.len() < SPARES {
-        match listener.as_fd().try_clone_to_owned() {
-            Ok(spare) => spares.push(spare),
-            Err(_) => return,
-        }
-    }
-}
-
 #[derive(Default)]
 struct Open {
     tasks: JoinSet<()>,
@@ -89,7 +81,7 @@ struct Open {
 }
 
 impl Open {
-    fn start(&mut self, stream: TcpStream, router: Router, shutdown: CancellationToken) {
+    fn start(&mut self, stream: Returning, router: Router, shutdown: CancellationToken) {
         self.ages.retain(|(_, handle)| !handle.is_finished());
         if self.ages.len() >= CONNECTIONS_MAX {
             self.close_oldest();
@@ -117,7 +109,7 @@ impl Open {
 }
 
 async fn converse(
-    stream: TcpStream,
+    stream: Returning,
     router: Router,
     shutdown: CancellationToken,
 ) -> hyper::Result<()> {
@@ -143,6 +135,7 @@ mod tests {
 
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
     use tokio::time::timeout;
 
     const SOON: Duration = Duration::from_secs(4);

@@ -1,9 +1,12 @@
 //! The rules of the configuration, checked against the catalog. Every error names the rule and the
 //! fix, and all of them are told at once.
 
-use std::collections::HashSet;
-use std::fmt;
+mod hint;
+mod watch;
 
+use std::collections::HashSet;
+
+use self::hint::{list, unknown_column};
 use super::{
     Account, Columns, MessageRule, Rule, RuleError, RuleSettings, Watch, is_type, is_type_pattern,
     pair,
@@ -13,9 +16,6 @@ use crate::settings::{EventRule, RuleOperation};
 use walhook_core::catalog::{Catalog, Generated, Table, TableName};
 use walhook_core::event::{AccountId, check_id};
 use walhook_core::types::Kind;
-
-/// So many columns at most are listed in a message.
-const MAX_LISTED: usize = 20;
 
 /// What becomes of an endpoint table that lacks something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -379,45 +379,6 @@ impl Check<'_> {
             }
         }
     }
-
-    fn watch(&mut self, settings: RuleSettings<'_>, catalog: &Catalog) -> Watch {
-        let endpoints = settings.endpoints;
-        let table = self.table(&endpoints.table, catalog);
-        for (key, column) in [
-            ("id", Some(&endpoints.id)),
-            ("account", Some(&endpoints.account)),
-            ("url", Some(&endpoints.url)),
-            ("event_types", Some(&endpoints.event_types)),
-            ("secret", Some(&endpoints.secret)),
-            ("enabled", Some(&endpoints.enabled)),
-            ("headers", endpoints.headers.as_ref()),
-            ("max_in_flight", endpoints.max_in_flight.as_ref()),
-            ("rate_per_second", endpoints.rate_per_second.as_ref()),
-        ] {
-            if let Some((column, table)) = column.zip(table) {
-                self.column(key, column, table);
-            }
-        }
-        // None is 0.
-        let endpoint_table = table.map_or(0, |table| table.oid);
-        let mut others = Vec::new();
-        for name in settings.watched() {
-            let Some(watched) = self.table(name, catalog) else { continue };
-            if watched.is_view {
-                self.fail(format!(
-                    "{watched} is a view, which has no changes; name the published tables behind \
-                     it in endpoints.watch"
-                ));
-            }
-            if watched.oid != endpoint_table {
-                others.push(watched.oid);
-            }
-        }
-        let (id, account) = (endpoints.id.clone(), endpoints.account.clone());
-        let enabled = endpoints.enabled.clone();
-        let has_several_texts = false; // Until all rules are known.
-        Watch { endpoint_table, id, account, enabled, has_several_texts, others, lacks: false }
-    }
 }
 
 /// Why changes do not carry a generated column, and the fix.
@@ -466,38 +427,4 @@ fn kind(column: &str, table: &Table, catalog: &Catalog) -> Option<Kind> {
 
 fn max_bytes(rule: &EventRule) -> usize {
     usize::try_from(rule.max_bytes.0).unwrap_or(usize::MAX)
-}
-
-fn list(names: &[impl fmt::Display]) -> String {
-    let shown: Vec<_> = names.iter().take(MAX_LISTED).map(ToString::to_string).collect();
-    let more = if names.len() > MAX_LISTED { ", …" } else { "" };
-    format!("{}{more}", shown.join(", "))
-}
-
-fn unknown_column(column: &str, table: &Table) -> String {
-    let names: Vec<&str> = table.columns.iter().map(|column| column.name.as_str()).collect();
-    let nearest = names
-        .iter()
-        .map(|name| (distance(column, name), *name))
-        .min()
-        .filter(|(distance, name)| *distance <= name.len().min(column.len()) / 3 + 1);
-    let hint = nearest.map_or_else(String::new, |(_, name)| format!(" (did you mean {name}?)"));
-    format!("{table} has no column {column}{hint}; it has {}", list(&names))
-}
-
-/// Levenshtein's distance, in characters.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, left) in a.chars().enumerate() {
-        let mut next = Vec::with_capacity(row.len());
-        next.push(i + 1);
-        for ((substituted, deleted), right) in row.iter().zip(row.iter().skip(1)).zip(&b) {
-            let inserted = next.last().copied().unwrap_or(i) + 1;
-            let changed = usize::from(left != *right);
-            next.push((substituted + changed).min(deleted + 1).min(inserted));
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or_default()
 }

@@ -109,6 +109,52 @@ CREATE TABLE IF NOT EXISTS {schema}.deferred (
     UNIQUE (pipeline, event_id, endpoint, replay_id)
 ) WITH (autovacuum_vacuum_threshold = 20000, autovacuum_vacuum_scale_factor = 0.1);
 
+-- The same in bulk: deliveries of one queue that were never tried, in the order of their places; those of
+-- two pages of a queue do not overlap. The key's place is that of the last one. What lists show of each
+-- stands in arrays, the rest of the events in `data` (crates/state/src/page.rs); `bytes` are those of their
+-- bodies. Leaders write pages where `meta.schema_version` is 2.
+CREATE TABLE IF NOT EXISTS {schema}.pages (
+    pipeline          pg_catalog.text NOT NULL,
+    endpoint          pg_catalog.text NOT NULL,
+    account           pg_catalog.text NOT NULL,
+    commit_lsn        pg_catalog.pg_lsn NOT NULL,
+    change_lsn        pg_catalog.pg_lsn NOT NULL,
+    relation          pg_catalog.oid NOT NULL,
+    n                 bigint NOT NULL,
+    event_type        pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    first_commit_lsn  pg_catalog.pg_lsn NOT NULL,
+    first_change_lsn  pg_catalog.pg_lsn NOT NULL,
+    first_relation    pg_catalog.oid NOT NULL,
+    first_n           bigint NOT NULL,
+    first_event_type  pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    page              bigint GENERATED ALWAYS AS IDENTITY,
+    reason            pg_catalog.text NOT NULL,
+    deferred_at       pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    deliveries        integer NOT NULL,
+    bytes             integer NOT NULL,
+    event_ids         pg_catalog.text[] NOT NULL,
+    commit_lsns       pg_catalog.pg_lsn[] NOT NULL,
+    change_lsns       pg_catalog.pg_lsn[] NOT NULL,
+    relations         pg_catalog.oid[] NOT NULL,
+    ns                bigint[] NOT NULL,
+    event_types       pg_catalog.text[] NOT NULL,
+    committed_ats     pg_catalog.timestamptz[] NOT NULL,
+    data              pg_catalog.bytea NOT NULL,
+    PRIMARY KEY (pipeline, endpoint, account, commit_lsn, change_lsn, relation, n, event_type)
+) WITH (autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.1,
+        toast.autovacuum_vacuum_threshold = 5000, toast.autovacuum_vacuum_scale_factor = 0.1);
+
+-- It is compressed already.
+ALTER TABLE {schema}.pages ALTER COLUMN data SET STORAGE EXTERNAL;
+
+-- What has left a page: by the places in its arrays, from 1 on. With the last delivery both rows go.
+CREATE TABLE IF NOT EXISTS {schema}.page_done (
+    pipeline  pg_catalog.text NOT NULL,
+    page      bigint NOT NULL,
+    slots     smallint[] NOT NULL,
+    PRIMARY KEY (pipeline, page)
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.5);
+
 -- What the next leader must know of a queue that has deferred rows: how many, and which of its further
 -- deliveries join them: those that hold one of `blocked`, or all where that is null. The bits of `blocked`
 -- are unsigned in the program.
@@ -426,7 +472,17 @@ FROM {schema}.deferred d
 UNION ALL
 SELECT u.pipeline, '', u.account, u.event_id, u.event_type, u.committed_at, 'unrouted', 0, NULL, NULL, '',
        u.stored_at, 0
-FROM {schema}.unrouted u;
+FROM {schema}.unrouted u
+UNION ALL
+SELECT p.pipeline, p.endpoint, p.account, u.event_id, u.event_type COLLATE pg_catalog."C", u.committed_at,
+       p.reason, 0, NULL, NULL, '', p.deferred_at, 0
+FROM {schema}.pages p
+     CROSS JOIN LATERAL unnest(p.event_ids, p.event_types, p.committed_ats)
+          WITH ORDINALITY AS u(event_id, event_type, committed_at, slot)
+WHERE NOT EXISTS (SELECT FROM {schema}.page_done d
+                  WHERE d.pipeline OPERATOR(pg_catalog.=) p.pipeline
+                    AND d.page OPERATOR(pg_catalog.=) p.page
+                    AND u.slot::smallint OPERATOR(pg_catalog.=) ANY (d.slots));
 
 -- Where the WAL ended when: maps the time that an operator names to a position. Bounded: what is older
 -- than the replay window goes, and at most so many rows stay.

@@ -177,7 +177,7 @@ async fn crashes_while_rows_are_removed_leave_each_delivery_a_row_or_counted_in_
     world.until(anchor, "1").await?;
     running.kill().await?;
     for first in (ids.start..ids.end).step_by(1_000) {
-        insert(&world, 1, first..first + 1_000, 400).await?;
+        insert(&world, 1, first..first + 1_000, 2_400).await?;
     }
     // As by SIGKILL, right behind the transaction that removes some of the rows.
     for expected in [5_000, 9_000] {

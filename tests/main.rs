@@ -42,6 +42,7 @@ mod network;
 mod notify;
 mod operator;
 mod outages;
+mod pages;
 mod partitions;
 mod poolers;
 mod receivers;

@@ -16,7 +16,8 @@ Examples:
   walhook setup
   walhook setup --admin-url postgres://postgres@localhost/app   as another role; grants included
   walhook setup --print-sql > setup.sql                         for an administrator to run
-  walhook setup --print-sql=rds                                 likewise, for Amazon RDS and Aurora")]
+  walhook setup --print-sql=rds                                 likewise, for Amazon RDS and Aurora
+  walhook setup --schema-version 1                              before going back to a walhook of that version")]
 pub struct Args {
     /// A role that may do what our own may not; it also grants our own role what that needs
     #[arg(long, value_name = "URL", env = "WALHOOK_ADMIN_URL", hide_env_values = true, value_parser = secret)]
@@ -28,6 +29,11 @@ pub struct Args {
     /// How long to try to create the slot, which waits for the transactions open at that moment
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
     wait: Duration,
+    /// Make the state tables those of this earlier version, for a walhook that refuses them, and do nothing else.
+    /// What they hold stays; what that version does not know takes more room
+    #[arg(long, value_name = "VERSION", conflicts_with_all = ["admin_url", "print_sql"],
+          value_parser = clap::value_parser!(i32).range(1..i64::from(setup::SCHEMA_VERSION)))]
+    schema_version: Option<i32>,
 }
 
 /// What gives a role the right to replicate, and what has to be set before.
@@ -80,7 +86,10 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         }
         terminal.tell(progress);
     };
-    let done = setup::set_up(&config, args.admin_url.as_ref(), args.wait, &mut tell).await?;
+    let done = match args.schema_version {
+        Some(version) => setup::go_back(&config, version, &mut tell).await?,
+        None => setup::set_up(&config, args.admin_url.as_ref(), args.wait, &mut tell).await?,
+    };
     if common.json { print_json(&done) } else { shown }
 }
 

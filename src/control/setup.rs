@@ -38,6 +38,7 @@ use walhook_state::slots;
 pub(crate) use script::Server;
 pub(super) use script::{looked_up, published};
 pub(super) use slot::{FAILOVER_SLOTS, create_slot_within};
+pub(crate) use walhook_state::SCHEMA_VERSION;
 
 const NAME: &str = "walhook setup";
 
@@ -183,7 +184,47 @@ async fn steps(
     usable(config, &sessions, slot.as_ref(), checkpoint.as_ref()).await?;
     publication::publication(config, &sessions.source, slot.is_some(), report).await?;
     let begin = create_slot(config, &sessions, slot, wait, report).await?;
-    first_rows(config, &sessions, begin, checkpoint, report).await
+    first_rows(config, &sessions, begin, checkpoint, report).await?;
+    raise_version(config, sessions.state(), report).await
+}
+
+/// Says that the tables are of this program's version now. From here on the version before takes no lease.
+async fn raise_version(
+    config: &Config,
+    state: &Client,
+    report: &mut Report<'_>,
+) -> Result<(), Failure> {
+    let sql = format!(
+        "UPDATE {}.meta SET schema_version = $2
+         WHERE pipeline {EQ} $1 AND schema_version OPERATOR(pg_catalog.<) $2",
+        quote_ident(&config.state.schema)
+    );
+    let raised = state.execute(&sql, &[&config.source.slot, &SCHEMA_VERSION]).await;
+    if raised.context("cannot raise the version of the state tables")? > 0 {
+        let detail = format!(
+            "{SCHEMA_VERSION}, which a walhook of the version before does not lead on; \
+             `walhook setup --schema-version {}` goes back",
+            SCHEMA_VERSION - 1
+        );
+        report.step("schema version", Did::Changed, detail);
+    }
+    Ok(())
+}
+
+/// Makes the state tables those of an earlier version, for a walhook of that version, and says so.
+///
+/// # Errors
+/// When the tables cannot be read or changed.
+pub(crate) async fn go_back(
+    config: &Config,
+    version: i32,
+    tell: Tell<'_>,
+) -> Result<SetupView, Failure> {
+    let rows = Databases::of(config).open_state().await?.lower_version(version).await?;
+    let mut report = Report { steps: vec![], tell };
+    let detail = format!("{version}; {rows} deferred deliveries in pages are rows now");
+    report.step("schema version", Did::Changed, detail);
+    Ok(SetupView { steps: report.steps })
 }
 
 /// Refuses a slot, or the lack of one, with which changes would be missing.
@@ -404,7 +445,7 @@ async fn first_rows(
             &sql,
             &[
                 &config.source.slot,
-                &walhook_state::SCHEMA_VERSION,
+                &SCHEMA_VERSION,
                 &system_identifier,
                 &id.timeline.cast_signed(),
                 &id.host,

@@ -15,8 +15,8 @@ use walhook_core::event::EndpointId;
 use walhook_core::id::{DeadLetterId, JobId};
 use walhook_dispatch::dispatcher::{OperatorInput, Retry};
 use walhook_state::{
-    Ask, Asked, Changed, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, Job,
-    StateStore,
+    Ask, Asked, Changed, DeadLetterFilter, DeferredCursor, DeferredFilter, DiscardedPages,
+    EndpointStop, Job, StateStore,
 };
 
 /// How often the table of jobs is looked at.
@@ -110,6 +110,13 @@ async fn carry_out(store: &mut StateStore, outlets: &Outlets, job: &Job) -> Resu
             }
         }
         Ask::DiscardDeferred(filter) => {
+            let mut page = None;
+            while let Some(DiscardedPages { rows, next }) =
+                store.discard_pages(job.id, filter, page.as_ref()).await?
+            {
+                outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
+                page = Some(next);
+            }
             let mut at = DeferredCursor::default();
             while let Some(Changed { rows, next }) =
                 store.discard_deferred(job.id, filter, &at).await?

@@ -266,8 +266,27 @@ impl Connection {
         &self,
         reads: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
-        let start = "START TRANSACTION ISOLATION LEVEL READ COMMITTED, READ ONLY";
-        self.batch_execute(start).await?;
+        self.in_transaction("READ COMMITTED", reads).await
+    }
+
+    /// The same with one snapshot for all of them.
+    ///
+    /// # Errors
+    /// As [`Connection::in_one_transaction`].
+    pub async fn in_one_snapshot<T, E: From<tokio_postgres::Error>>(
+        &self,
+        reads: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        self.in_transaction("REPEATABLE READ", reads).await
+    }
+
+    async fn in_transaction<T, E: From<tokio_postgres::Error>>(
+        &self,
+        isolation: &str,
+        reads: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let start = format!("START TRANSACTION ISOLATION LEVEL {isolation}, READ ONLY");
+        self.batch_execute(&start).await?;
         let read = reads.await;
         // Where a statement failed this rolls back.
         let ended = self.batch_execute("COMMIT").await;

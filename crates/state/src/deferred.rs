@@ -3,6 +3,7 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use super::page::in_pages;
 use super::persist::{StoredAttempt, with_unused};
 use super::replays::{Late, with_late};
 use super::{
@@ -48,12 +49,15 @@ fn rows(s: &str, filter: &DeferredFilter) -> String {
     )
 }
 
+/// Of the pages those that may hold an event which the filter names.
+const NAMED: &str = "($2 IS NULL OR p.event_ids OPERATOR(pg_catalog.&&) $2)";
+
 /// The columns of a row's place: in a list, and in its queue.
-fn place_columns() -> String {
+pub(super) fn place_columns() -> String {
     format!("event_id, endpoint, replay_id, account, {}, event_type", place::columns(""))
 }
 
-fn read_place(row: &Row) -> Result<(QueueId, RowKey), StateError> {
+pub(super) fn read_place(row: &Row) -> Result<(QueueId, RowKey), StateError> {
     let position = place::read(row, "a deferred row")?;
     let event_type = row.try_get::<_, &str>("event_type")?.into();
     let queue = text::queue(row.try_get("account")?, row.try_get("endpoint")?);
@@ -91,7 +95,7 @@ pub struct StoredDeferred {
 }
 
 impl StateStore {
-    /// Lists deferred rows in the order of their events' ids, which is that of their commits.
+    /// Lists deferred deliveries in the order of their events' ids, which is that of their commits.
     ///
     /// # Errors
     /// [`StateError::Sql`], [`StateError::Unreadable`].
@@ -105,40 +109,24 @@ impl StateStore {
             d.attempts, (extract(epoch FROM d.next_attempt_at) {TIMES} 1000000)::bigint AS next,
             d.last_status, d.detail, (extract(epoch FROM d.deferred_at) {TIMES} 1000000)::bigint AS at,
             d.history::pg_catalog.text");
-        let Scope { s, pipeline, .. } = &self.scope;
-        let filters = filter.condition();
-        let sql = format!(
-            "SELECT {columns} FROM {}
-             WHERE {filters} AND (d.event_id, d.endpoint, d.replay_id) {GT} ($9, $10, $11)
-             ORDER BY d.event_id, d.endpoint, d.replay_id LIMIT $12",
-            rows(s, filter)
+        let of_pages = format!(
+            "d.event_id, d.event_type, d.account, d.endpoint, d.replay_id, d.reason,
+            0, NULL::bigint, NULL::integer, '',
+            (extract(epoch FROM d.deferred_at) {TIMES} 1000000)::bigint, NULL::pg_catalog.text"
         );
+        let Scope { s, pipeline, .. } = &self.scope;
+        let sql = both(s, filter, &columns, &of_pages);
         let mut params = filter.params(pipeline);
         params.push((&after.event, Type::TEXT));
         params.push((&after.endpoint, Type::TEXT));
         params.push((&after.replay, Type::INT8));
         params.push((&limit, Type::INT8));
         let rows = self.connection.query_typed(&sql, &params).await?;
-        let read = |row: &Row| {
-            Ok(StoredDeferred {
-                event_id: row.try_get("event_id")?,
-                event_type: row.try_get("event_type")?,
-                account: text::get(row, "account")?,
-                endpoint: text::get(row, "endpoint")?,
-                replay_id: row.try_get("replay_id")?,
-                reason: row.try_get("reason")?,
-                attempts: row.try_get("attempts")?,
-                next_attempt_at_us: row.try_get("next")?,
-                last_status: row.try_get("last_status")?,
-                detail: text::get(row, "detail")?,
-                deferred_at_us: row.try_get("at")?,
-                history: StoredAttempt::read(row.try_get("history")?)?,
-            })
-        };
         rows.iter().map(read).collect()
     }
 
-    /// Removes some of the rows that a job asks for, with the bodies that nothing else needs, as the
+    /// Removes some of the rows that a job asks for, as [`StateStore::discard_pages`] does with those in pages
+    /// before that, with the bodies that nothing else needs, as the
     /// leader, and counts them as the job's: the first behind `after`. Returns where to go on; `None`
     /// when none was left.
     ///
@@ -232,7 +220,7 @@ impl StateStore {
         Ok(Some(Changed { rows, next }))
     }
 
-    /// How many rows fit.
+    /// How many deliveries fit.
     ///
     /// # Errors
     /// [`StateError::Sql`].
@@ -240,11 +228,48 @@ impl StateStore {
         let Scope { s, pipeline, .. } = &self.scope;
         let filters = filter.condition();
         let sql = format!(
-            "SELECT pg_catalog.count(*) FROM (
-                 SELECT FROM {} WHERE {filters} ORDER BY d.event_id, d.endpoint, d.replay_id) d",
-            rows(s, filter)
+            "SELECT (SELECT pg_catalog.count(*) FROM (
+                 SELECT FROM {} WHERE {filters} ORDER BY d.event_id, d.endpoint, d.replay_id) d)
+             {PLUS} (SELECT pg_catalog.count(*) FROM {} WHERE {filters})",
+            rows(s, filter),
+            in_pages(s, NAMED)
         );
         let row = self.connection.query_typed_one(&sql, &filter.params(pipeline)).await?;
         Ok(row.try_get(0)?)
     }
+}
+
+/// Selects the deliveries that fit `filter` (`$1` to `$8`) behind the cursor `$9` to `$11`, at most `$12` in
+/// the order of a list: `of_rows` of those that are rows, and `of_pages` of those in pages.
+fn both(s: &str, filter: &DeferredFilter, of_rows: &str, of_pages: &str) -> String {
+    let chosen = |columns: &str, from: &str| {
+        format!(
+            "(SELECT {columns} FROM {from} WHERE {}
+                 AND (d.event_id, d.endpoint, d.replay_id) {GT} ($9, $10, $11)
+              ORDER BY d.event_id, d.endpoint, d.replay_id LIMIT $12)",
+            filter.condition()
+        )
+    };
+    format!(
+        "SELECT d.* FROM ({} UNION ALL {}) d ORDER BY event_id, endpoint, replay_id LIMIT $12",
+        chosen(of_rows, &rows(s, filter)),
+        chosen(of_pages, &in_pages(s, NAMED))
+    )
+}
+
+fn read(row: &Row) -> Result<StoredDeferred, StateError> {
+    Ok(StoredDeferred {
+        event_id: row.try_get("event_id")?,
+        event_type: row.try_get("event_type")?,
+        account: text::get(row, "account")?,
+        endpoint: text::get(row, "endpoint")?,
+        replay_id: row.try_get("replay_id")?,
+        reason: row.try_get("reason")?,
+        attempts: row.try_get("attempts")?,
+        next_attempt_at_us: row.try_get("next")?,
+        last_status: row.try_get("last_status")?,
+        detail: text::get(row, "detail")?,
+        deferred_at_us: row.try_get("at")?,
+        history: StoredAttempt::read(row.try_get("history")?)?,
+    })
 }

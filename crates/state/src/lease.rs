@@ -10,6 +10,7 @@ use walhook_postgres::op::{EQ, PLUS, to_us};
 
 use super::endpoints::{Stops, stops_sql};
 use super::refill::{backlog_sql, read_backlog};
+use super::schema::WITH_PAGES;
 use super::session::Transaction;
 use super::{
     Param, SCHEMA_VERSION, Scope, StateError, StateStore, endpoints, gaps, lsn, unreadable,
@@ -48,7 +49,7 @@ impl StateStore {
         let bumped = tx.query_typed_opt(&bump, &bump_params).await?;
         let Some(bumped) = bumped else { return Err(self.scope.not_set_up()) };
         let epoch: i64 = bumped.try_get(0)?;
-        check_version(&tx, &self.scope).await?;
+        let version = check_version(&tx, &self.scope).await?;
 
         // Each statement reads by a snapshot of its own, taken after the bump had its row.
         let checkpoint = format!(
@@ -91,6 +92,7 @@ impl StateStore {
             failing: failing.iter().map(endpoints::read_error).collect::<Result<_, _>>()?,
         };
         self.write_as(epoch);
+        self.scope.writes_pages = version >= WITH_PAGES;
         Ok(Recovery { epoch, start })
     }
 
@@ -131,13 +133,13 @@ impl StateStore {
 }
 
 /// Refuses tables that a later `setup` has changed since this session was opened: a standby of this version
-/// would not know what a later leader has written into them.
-pub(super) async fn check_version(tx: &Transaction<'_>, scope: &Scope) -> Result<(), StateError> {
+/// would not know what a later leader has written into them. Returns their version.
+pub(super) async fn check_version(tx: &Transaction<'_>, scope: &Scope) -> Result<i32, StateError> {
     let Scope { s, pipeline, .. } = scope;
     let sql = format!("SELECT schema_version FROM {s}.meta WHERE pipeline {EQ} $1");
     let row = tx.query_typed_opt(&sql, &[(pipeline, Type::TEXT)]).await?;
     let found: i32 = row.ok_or_else(|| scope.not_set_up())?.try_get(0)?;
-    if found > SCHEMA_VERSION { Err(StateError::SchemaTooNew { found }) } else { Ok(()) }
+    if found > SCHEMA_VERSION { Err(StateError::SchemaTooNew { found }) } else { Ok(found) }
 }
 
 /// Passes only while the lease has `epoch`, and keeps it so until the transaction ends.

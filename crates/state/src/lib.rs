@@ -13,6 +13,7 @@
 mod coverage;
 mod dead_letters;
 mod deferred;
+mod discard_pages;
 mod endpoints;
 mod error;
 mod event;
@@ -25,6 +26,7 @@ mod jobs;
 mod key;
 mod lease;
 mod notices;
+mod page;
 mod persist;
 mod place;
 mod recover;
@@ -40,6 +42,7 @@ mod troubles;
 mod unrouted;
 mod upgrade;
 mod upkeep;
+mod version;
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -49,6 +52,7 @@ mod tests;
 pub use coverage::MAX_ALARMS;
 pub use dead_letters::StoredDeadLetter;
 pub use deferred::{Changed, DeferredCursor, StoredDeferred};
+pub use discard_pages::{DiscardedPages, PageCursor};
 pub use endpoints::Standing;
 pub use error::{Class, StateError};
 pub use filter::{DeadLetterFilter, DeferredFilter, Filter};

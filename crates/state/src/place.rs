@@ -19,7 +19,7 @@ const COLUMNS: [&str; 4] = [COMMIT, "change_lsn", "relation", "n"];
 pub(super) const COMMIT: &str = "commit_lsn";
 
 /// How many parameters a position takes: those of [`Places::params`].
-const WIDTH: usize = COLUMNS.len();
+pub(super) const WIDTH: usize = COLUMNS.len();
 
 /// The columns, with a comma between, each after `of`: nothing, or a table's alias and a dot.
 pub(super) fn columns(of: &str) -> String {
@@ -29,6 +29,37 @@ pub(super) fn columns(of: &str) -> String {
 /// Whether two rows have the same position, by the aliases of their tables.
 pub(super) fn same(a: &str, b: &str) -> String {
     COLUMNS.map(|column| format!("{a}.{column} {EQ} {b}.{column}")).join(" AND ")
+}
+
+/// The columns that hold them as arrays, of positions in a row each.
+pub(super) fn arrays(of: &str) -> String {
+    COLUMNS.map(|column| format!("{of}{column}s")).join(", ")
+}
+
+/// What [`Places::params`] are as `$first` and those behind it, each at the place `at` of its array.
+pub(super) fn elements(first: usize, at: &str) -> String {
+    let all: Vec<String> =
+        (first..first + WIDTH).map(|param| format!("(${param})[{at}]")).collect();
+    all.join(", ")
+}
+
+/// Reads the positions back from a row that has [`arrays`].
+pub(super) fn read_all(row: &Row, what: &str) -> Result<Vec<Position>, StateError> {
+    let [commit, change, relation, n] = COLUMNS.map(|column| format!("{column}s"));
+    let commits: Vec<PgLsn> = row.try_get(&*commit)?;
+    let changes: Vec<PgLsn> = row.try_get(&*change)?;
+    let relations: Vec<u32> = row.try_get(&*relation)?;
+    let ns: Vec<i64> = row.try_get(&*n)?;
+    let all = commits.into_iter().zip(changes).zip(relations.into_iter().zip(ns));
+    all.map(|((commit, change), (relation, n))| {
+        Ok(Position::Wal(WalPosition {
+            commit_lsn: Lsn(commit.into()),
+            change_lsn: Lsn(change.into()),
+            relation,
+            n: u32::try_from(n).map_err(unreadable(&format!("a position in {what}")))?,
+        }))
+    })
+    .collect()
 }
 
 /// So many parameters from `$first` on, with a comma between.

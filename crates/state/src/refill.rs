@@ -1,7 +1,10 @@
-//! Reading deferred rows back: pages of several queues by one statement.
+//! Reading deferred deliveries back: those of several queues at once.
+
+mod pages;
 
 use std::sync::Arc;
 
+use futures_util::try_join;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
@@ -13,14 +16,28 @@ use walhook_core::position::Position;
 use walhook_postgres::op::{EQ, GE, LE, TIMES};
 
 impl StateStore {
-    /// Reads a page of each queue, in the order of the stream.
+    /// Reads some deliveries of each queue, in the order of the stream: those that are rows and those that
+    /// stand in pages, as of one moment.
     ///
-    /// Memory: what the requests allow together, twice for a moment. Time: that of as many walks along
-    /// an index, however long the queues are.
+    /// Memory: what the requests allow together, twice for a moment, and a page of each queue. Time: that of
+    /// as many walks along two indexes, however long the queues are.
     ///
     /// # Errors
     /// [`StateError::Sql`], [`StateError::Unreadable`].
     pub async fn refill(&self, refills: &[Refill]) -> Result<Vec<Refilled>, StateError> {
+        self.connection
+            .in_one_snapshot(async {
+                let asked = pages::first(refills);
+                let (mut answers, found) =
+                    try_join!(self.rows(refills), self.pages(refills, &asked))?;
+                self.add_pages(refills, &mut answers, asked, found).await?;
+                Ok(answers)
+            })
+            .await
+    }
+
+    /// What is a row each.
+    async fn rows(&self, refills: &[Refill]) -> Result<Vec<Refilled>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let text = |of: fn(&Refill) -> &str| refills.iter().map(of).collect::<Vec<&str>>();
         let endpoints = text(|r| r.queue.endpoint.as_str());
@@ -84,12 +101,12 @@ impl StateStore {
             place::columns(""),
             place::columns("r.")
         );
-        pages(refills, &self.connection.query_typed(&sql, &params).await?)
+        answers(refills, &self.connection.query_typed(&sql, &params).await?)
     }
 }
 
 /// The rows, each to the request that it answers.
-fn pages(refills: &[Refill], found: &[Row]) -> Result<Vec<Refilled>, StateError> {
+fn answers(refills: &[Refill], found: &[Row]) -> Result<Vec<Refilled>, StateError> {
     let mut answers: Vec<Refilled> = refills
         .iter()
         .map(|r| Refilled { queue: r.queue.clone(), rows: Vec::new(), end: true })

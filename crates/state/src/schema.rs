@@ -4,10 +4,13 @@ use walhook_core::partition::Partition;
 use walhook_postgres::ident::quote_ident;
 
 /// The version of the state tables that this program reads and writes.
-pub const SCHEMA_VERSION: i32 = 1;
+pub const SCHEMA_VERSION: i32 = 2;
+
+/// From this version on a leader may write pages; of an earlier one that knows nothing of them.
+pub(super) const WITH_PAGES: i32 = 2;
 
 /// The table that was added last: where it is missing, an earlier version's `setup` made the schema.
-pub(super) const NEWEST_TABLE: &str = "endpoint_errors";
+pub(super) const NEWEST_TABLE: &str = "page_done";
 
 /// The state tables, of a `{schema}` and with the `{partition}` of a pipeline that is not divided.
 const STATE: &str = include_str!("../../../sql/state.sql");

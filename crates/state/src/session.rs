@@ -60,6 +60,13 @@ impl Session {
         self.connection.in_one_transaction(reads).await
     }
 
+    pub(super) async fn in_one_snapshot<T>(
+        &self,
+        reads: impl Future<Output = Result<T, StateError>>,
+    ) -> Result<T, StateError> {
+        self.connection.in_one_snapshot(reads).await
+    }
+
     pub(super) async fn transaction(&mut self) -> Result<Transaction<'_>, Error> {
         Ok(Transaction { inner: self.connection.transaction().await?, charset: self.charset })
     }

@@ -14,7 +14,7 @@ use walhook_postgres::op::EQ;
 use walhook_postgres::pg::{AsDatabaseUrl, DatabaseUrl};
 
 use super::persist::Committing;
-use super::schema::NEWEST_TABLE;
+use super::schema::{NEWEST_TABLE, WITH_PAGES};
 use super::session::Session;
 use super::{SCHEMA_VERSION, StateError, text, unreadable};
 
@@ -82,6 +82,8 @@ pub(super) struct Scope {
     pub(super) pipeline: String,
     /// The [`Partition`]'s number, as statements take it.
     pub(super) partition: i32,
+    /// The tables are of a version whose leaders all know of pages.
+    pub(super) writes_pages: bool,
 }
 
 pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -116,10 +118,11 @@ impl StateStore {
             s: quote_ident(schema),
             pipeline: pipeline.to_owned(),
             partition: Partition::SOLE.number(),
+            writes_pages: false,
         };
         let connection = connect(&url, settings).await?;
-        let store = Self { connection, url, settings, scope, epoch: None, committing: None };
-        store.check_schema().await?;
+        let mut store = Self { connection, url, settings, scope, epoch: None, committing: None };
+        store.scope.writes_pages = store.check_schema().await? >= WITH_PAGES;
         Ok(store)
     }
 
@@ -161,7 +164,8 @@ impl StateStore {
         self.epoch = Some(epoch);
     }
 
-    async fn check_schema(&self) -> Result<(), StateError> {
+    /// Returns the version of the tables.
+    async fn check_schema(&self) -> Result<i32, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
             "SELECT schema_version, pg_catalog.to_regclass($2) IS NOT NULL FROM {s}.meta
@@ -186,7 +190,7 @@ impl StateStore {
                     let schema = self.scope.schema.clone();
                     Err(StateError::SchemaTooOld { schema, table: NEWEST_TABLE })
                 }
-                (_, true) => Ok(()),
+                (found, true) => Ok(found),
             },
         }
     }

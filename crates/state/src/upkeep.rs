@@ -27,6 +27,12 @@ const DEAD_ROWS_SHARE: i64 = 5;
 const HISTORY_AND_DETAIL: &str = "coalesce(pg_catalog.pg_column_size(history), 0)
     OPERATOR(pg_catalog.+) pg_catalog.length(detail)";
 
+/// What pages hold, as it is stored; but positions and times before they are compressed.
+const PAGE: &str = "pg_catalog.pg_column_size(data)
+    OPERATOR(pg_catalog.+) pg_catalog.pg_column_size(event_ids)
+    OPERATOR(pg_catalog.+) pg_catalog.pg_column_size(event_types)
+    OPERATOR(pg_catalog.+) 36 OPERATOR(pg_catalog.*) deliveries";
+
 /// Of the tables the one that has a share of its own.
 const UNROUTED: &str = "unrouted";
 
@@ -40,9 +46,10 @@ const OLD: [(&str, &str); 4] = [
 
 /// The tables that grow with what is deferred or dead, and what a row takes in them beside the columns
 /// that [`StateStore::sizes`] measures: the others, the row's header, its entries in the indexes.
-const TABLES: [(&str, &str, i64); 4] = [
+const TABLES: [(&str, &str, i64); 5] = [
     ("bodies", "pg_catalog.pg_column_size(row)", 260),
     ("deferred", HISTORY_AND_DETAIL, 340),
+    ("pages", PAGE, 800),
     ("dead_letters", HISTORY_AND_DETAIL, 300),
     (UNROUTED, "pg_catalog.pg_column_size(row)", 320),
 ];
@@ -100,21 +107,27 @@ impl StateStore {
         Ok(StateSize { total_bytes, used_bytes: used.min(total_bytes), unrouted_bytes })
     }
 
-    /// The tables of which a good part is dead rows: what [`StateStore::vacuum`] is worth for. Tables
-    /// that belong to another role are left to autovacuum.
+    /// The tables of which a good part is dead rows: what [`StateStore::vacuum`] is worth for. What a row
+    /// keeps outside its table, in pieces, counts by these. Tables that belong to another role are left to
+    /// autovacuum.
     ///
     /// Autovacuum would come too, but minutes later, and rows come and go by the thousand a second.
     ///
     /// # Errors
     /// [`StateError::Sql`].
     pub async fn worth_a_vacuum(&self, is_near_bound: bool) -> Result<Vec<String>, StateError> {
+        let rows = |kind: &str| {
+            let count = format!("pg_catalog.pg_stat_get_{kind}_tuples");
+            format!("({count}(c.oid) {PLUS} coalesce({count}(c.reltoastrelid), 0::bigint))")
+        };
         let worth = format!(
             "SELECT pg_catalog.quote_ident(c.relname) FROM pg_catalog.pg_class c
              WHERE c.relnamespace {EQ} pg_catalog.to_regnamespace($1)
                AND c.relkind {EQ} 'r'
                AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
-               AND pg_catalog.pg_stat_get_dead_tuples(c.oid) {GT} greatest(
-                   $2, pg_catalog.pg_stat_get_live_tuples(c.oid) OPERATOR(pg_catalog./) $3)"
+               AND {} {GT} greatest($2, {} OPERATOR(pg_catalog./) $3)",
+            rows("dead"),
+            rows("live")
         );
         let params: [Param<'_>; 3] = [
             (&self.scope.s, Type::TEXT),

@@ -195,7 +195,9 @@ pub(super) fn whole(
 SELECT {slot}, {SCHEMA_VERSION},
        (system_identifier::numeric {PLUS} {UNSIGNED}) OPERATOR(pg_catalog.%) {UNSIGNED},
        {TIMELINE}, {}, pg_catalog.current_database()
-FROM pg_catalog.pg_control_system() ON CONFLICT DO NOTHING",
+FROM pg_catalog.pg_control_system()
+ON CONFLICT (pipeline) DO UPDATE SET schema_version = excluded.schema_version
+    WHERE meta.schema_version OPERATOR(pg_catalog.<) excluded.schema_version",
         quote_literal(&hosts(source)),
     ));
     script.statement(&format!(

@@ -28,7 +28,7 @@ async fn setup_creates_all_once_and_then_finds_it() {
     let meta = "SELECT concat_ws(' ', host, database, timeline, schema_version,
                   (SELECT c.system_identifier::numeric FROM pg_control_system() c) = system_identifier)
                 FROM walhook.meta";
-    assert_eq!(fixture.text(meta).await, "127.0.0.1 app 1 1 t");
+    assert_eq!(fixture.text(meta).await, "127.0.0.1 app 1 2 t");
     let tables = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_publication_tables";
     assert_eq!(fixture.text(tables).await, "subscribers webhooks");
 

@@ -1,6 +1,9 @@
 //! What the tables of state hold: deliveries that wait, and dead letters, each with its event's row.
 
-use anyhow::Result;
+use std::io::Read;
+
+use anyhow::{Context, Result, ensure};
+use flate2::read::ZlibDecoder;
 use tokio_postgres::Client;
 
 /// A delivery that a table of state holds.
@@ -18,12 +21,33 @@ pub struct StoredDelivery {
     pub row: Vec<u8>,
 }
 
-/// Those that wait, whatever form the tables hold them in. Events without a route are none.
+/// Those that wait, as rows or in pages. Events without a route are none.
 ///
 /// # Errors
-/// When a query fails.
+/// When a query fails, or a page is not as walhook's documentation has it.
 pub async fn deferred(sql: &Client) -> Result<Vec<StoredDelivery>> {
-    of_table(sql, "deferred").await
+    let mut all = of_table(sql, "deferred").await?;
+    let query = "SELECT p.endpoint, p.event_ids, p.event_types, p.data,
+                        ARRAY (SELECT (lsn - '0/0'::pg_lsn)::bigint FROM unnest(p.commit_lsns) lsn),
+                        coalesce(d.slots, '{}')
+                 FROM walhook.pages p LEFT JOIN walhook.page_done d USING (pipeline, page)";
+    for page in sql.query(query, &[]).await? {
+        let endpoint: String = page.try_get(0)?;
+        let (ids, types): (Vec<String>, Vec<String>) = (page.try_get(1)?, page.try_get(2)?);
+        let (data, commits): (&[u8], Vec<i64>) = (page.try_get(3)?, page.try_get(4)?);
+        let gone: Vec<i16> = page.try_get(5)?;
+        let rows = rows_in_page(data)?;
+        let count = ids.len();
+        ensure!([types.len(), commits.len(), rows.len()] == [count; 3], "a page of {endpoint}");
+        let parts = ids.into_iter().zip(types).zip(commits.into_iter().zip(rows));
+        for (slot, ((event_id, event_type), (commit_lsn, row))) in (1i16..).zip(parts) {
+            if !gone.contains(&slot) {
+                let (endpoint, commit_lsn) = (endpoint.clone(), u64::try_from(commit_lsn)?);
+                all.push(StoredDelivery { event_id, endpoint, commit_lsn, event_type, row });
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// Dead letters.
@@ -49,4 +73,27 @@ async fn of_table(sql: &Client, table: &str) -> Result<Vec<StoredDelivery>> {
         })
     };
     sql.query(&query, &[]).await?.iter().map(read).collect()
+}
+
+/// The events' rows in the `data` of a page.
+fn rows_in_page(data: &[u8]) -> Result<Vec<Vec<u8>>> {
+    let packed = data.strip_prefix(&[1]).context("a page of another version")?;
+    let (mut plain, mut rows) = (Vec::new(), Vec::new());
+    ZlibDecoder::new(packed).read_to_end(&mut plain)?;
+    let mut rest = &*plain;
+    while !rest.is_empty() {
+        // The operation and the commit time.
+        take(&mut rest, 1 + 8)?;
+        let keys = take(&mut rest, 1)?.first().copied().map_or(0, usize::from);
+        take(&mut rest, 8 * keys)?;
+        let length = u32::from_le_bytes(take(&mut rest, 4)?.try_into()?);
+        rows.push(take(&mut rest, usize::try_from(length)?)?.to_vec());
+    }
+    Ok(rows)
+}
+
+fn take<'a>(rest: &mut &'a [u8], length: usize) -> Result<&'a [u8]> {
+    let (part, behind) = rest.split_at_checked(length).context("a page ends too early")?;
+    *rest = behind;
+    Ok(part)
 }

@@ -15,23 +15,26 @@ use super::super::key;
 use super::super::place::{self, Places};
 use super::{Param, Scope, StateError, Transaction, system_time};
 use walhook_core::event::Event;
-use walhook_core::persist::PersistBatch;
+use walhook_core::persist::{DeadLetter, Defer};
 use walhook_postgres::op::{EQ, PLUS};
 
-/// Inserts the bodies that the batch's new rows need and that are not there.
-pub(super) async fn insert(
+/// Inserts the bodies that are not there of new rows: letters, deferred ones, and those of pages that were
+/// taken `apart`.
+pub(in super::super) async fn insert(
     tx: &Transaction<'_>,
     Scope { s, pipeline, .. }: &Scope,
-    batch: &PersistBatch,
+    letters: &[DeadLetter],
+    deferred: &[Defer],
+    apart: &[Arc<Event>],
 ) -> Result<(), StateError> {
     // Ordered by id: neighbours in time are neighbours in the index. A deferred row's body is needed; a
     // letter's where the letter is a row, which it is by now.
     let mut events: BTreeMap<String, (&Arc<Event>, bool)> = BTreeMap::new();
-    for letter in &batch.dead_letters {
+    for letter in letters {
         events.insert(letter.event.id.to_string(), (&letter.event, false));
     }
-    for defer in &batch.deferred {
-        events.insert(defer.event.id.to_string(), (&defer.event, true));
+    for event in deferred.iter().map(|defer| &defer.event).chain(apart) {
+        events.insert(event.id.to_string(), (event, true));
     }
     if events.is_empty() {
         return Ok(());

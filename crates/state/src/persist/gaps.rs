@@ -5,7 +5,7 @@ use tokio_postgres::types::{PgLsn, Type};
 
 use super::super::place::{self, COMMIT};
 use super::super::replays::{Late, with_late};
-use super::{Param, Scope, StateError, Transaction, bodies, queues};
+use super::{Param, Scope, StateError, Transaction, bodies, pages, queues};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{GapChange, Purge, Purged};
 use walhook_postgres::op::{EQ, PLUS};
@@ -34,19 +34,7 @@ pub(super) async fn store(
         gaps.iter().map(|gap| gap.span.map(|(_, last)| lsn(last))).collect();
     let growing: Vec<bool> = gaps.iter().map(|gap| gap.growing).collect();
     let frontier = lsn(frontier);
-    let open = format!(
-        "INSERT INTO {s}.gaps (pipeline, endpoint, account, reason, from_lsn, to_lsn, growing)
-         SELECT $1, r.endpoint, r.account, r.reason, f.lsn, f.lsn, true
-         FROM unnest($2, $3, $4, $5) AS r(endpoint, account, reason, first)
-         CROSS JOIN LATERAL (SELECT coalesce((
-             SELECT d.{COMMIT} FROM {s}.deferred d
-             WHERE d.pipeline {EQ} $1 AND d.endpoint {EQ} r.endpoint AND d.account {EQ} r.account
-             ORDER BY {}, d.event_type, d.replay_id LIMIT 1),
-             r.first, $6) AS lsn) f
-         WHERE r.reason IS NOT NULL
-         ON CONFLICT (pipeline, endpoint, account) WHERE growing DO NOTHING",
-        place::columns("d.")
-    );
+    let open = open_sql(s);
     let row = key_of_growing(s);
     // Before the others grow: one that counts nothing and ends.
     let forget = format!(
@@ -96,6 +84,30 @@ pub(super) async fn store(
     Ok(())
 }
 
+/// Begins gaps at the first of what is stored, as a row or in a page, or at what is given.
+fn open_sql(s: &str) -> String {
+    format!(
+        "INSERT INTO {s}.gaps (pipeline, endpoint, account, reason, from_lsn, to_lsn, growing)
+         SELECT $1, r.endpoint, r.account, r.reason, f.lsn, f.lsn, true
+         FROM unnest($2, $3, $4, $5) AS r(endpoint, account, reason, first)
+         CROSS JOIN LATERAL (SELECT coalesce(least((
+             SELECT d.{COMMIT} FROM {s}.deferred d
+             WHERE d.pipeline {EQ} $1 AND d.endpoint {EQ} r.endpoint AND d.account {EQ} r.account
+             ORDER BY {}, d.event_type, d.replay_id LIMIT 1), (
+             SELECT l.first FROM (
+                 SELECT * FROM {s}.pages p
+                 WHERE p.pipeline {EQ} $1 AND p.endpoint {EQ} r.endpoint AND p.account {EQ} r.account
+                 ORDER BY {}, p.event_type LIMIT 1) p
+             CROSS JOIN LATERAL ({}) l)),
+             r.first, $6) AS lsn) f
+         WHERE r.reason IS NOT NULL
+         ON CONFLICT (pipeline, endpoint, account) WHERE growing DO NOTHING",
+        place::columns("d."),
+        place::columns("p."),
+        pages::left_sql(s)
+    )
+}
+
 /// The place of the growing gap of the queue that `r` names.
 fn key_of_growing(s: &str) -> String {
     format!(
@@ -111,7 +123,13 @@ pub(super) async fn purge(
     purges: &[Purge],
 ) -> Result<Vec<Purged>, StateError> {
     let sql = purge_sql(&scope.s);
-    try_join_all(purges.iter().map(|purge| queues::purge(tx, scope, &sql, purge))).await
+    let sql = &sql;
+    try_join_all(purges.iter().map(async |purge| {
+        let (of_pages, no_page_left) = pages::purge(tx, scope, purge).await?;
+        let Purged { queue, rows, all } = queues::purge(tx, scope, sql, purge).await?;
+        Ok(Purged { queue, rows: rows + of_pages, all: all && no_page_left })
+    }))
+    .await
 }
 
 /// The statement of a purge, as [`queues::purge`] wants it.

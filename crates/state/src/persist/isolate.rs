@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::new_pages::Split;
 use super::{
     PersistBatch, Persisted, Scope, StateError, Step, Transaction, Witness, write_frontier,
     write_rows,
@@ -35,7 +36,7 @@ pub(super) async fn write(
     while let Some((piece, weakened)) = pieces.pop() {
         step = step.next().next();
         tx.batch_execute("SAVEPOINT piece").await?;
-        let refused = match write_rows(tx, scope, step, &piece).await {
+        let refused = match write_rows(tx, scope, step, &piece, &Split::rows(&piece)).await {
             Ok(stored) => {
                 tx.batch_execute("RELEASE SAVEPOINT piece").await?;
                 persisted.add(stored);

@@ -1,7 +1,8 @@
 //! One batch, one transaction.
 //!
 //! Statements that do not need each other's answers are sent together, each with arrays instead of
-//! a statement a row: a batch costs three round trips (BEGIN; the fence and all writes; COMMIT).
+//! a statement a row: a batch costs three round trips (BEGIN; the fence and all writes; COMMIT), one more
+//! where it changes deliveries that may stand in pages, and one before where it may make some.
 //!
 //! # Storing a batch twice
 //!
@@ -22,6 +23,7 @@
 //! - a dead letter that was counted instead of stored is counted once: the record knows which [`Step`] it
 //!   counted last;
 //! - a gap is set to the same numbers; one that has ended grows no more;
+//! - a page's key is there already, as it is made of the same deliveries again;
 //! - a purge removes as many rows again, or what is left: it names no row, and the gap counts those that
 //!   it removed;
 //! - an event without an endpoint is a row already; one that was routed is not there, or routed as far;
@@ -36,7 +38,7 @@
 //!   place is there already.
 
 mod backlog;
-mod bodies;
+pub(super) mod bodies;
 pub(super) mod dead_letters;
 mod deferred;
 mod errors;
@@ -44,7 +46,9 @@ mod gaps;
 mod history;
 mod isolate;
 mod letters;
+pub(super) mod new_pages;
 mod notices;
+pub(super) mod pages;
 mod queues;
 mod stops;
 mod unrouted;
@@ -61,6 +65,7 @@ use walhook_core::settled;
 use walhook_postgres::op::{EQ, LE, LT, to_us};
 use walhook_postgres::sql::is_data_error;
 
+use self::new_pages::Split;
 use super::replays::{self, Late};
 use super::{Param, Scope, StateError, StateStore, Transaction, fence, lsn};
 
@@ -81,14 +86,16 @@ impl StateStore {
     pub async fn persist(&mut self, batch: &PersistBatch) -> Result<Persisted, StateError> {
         // No lease taken is no right to write.
         let epoch = self.led_epoch()?;
+        let split = Split::of(&self.connection, &self.scope, batch).await?;
         let mut tx = self.connection.transaction().await?;
         let is_stored = match self.committing.filter(|last| last.number == batch.number) {
             Some(last) => last.is_stored(&tx, &self.scope, epoch).await?,
             None => false,
         };
         let (rest, number) = (is_stored.then(|| batch.unanswered()), batch.number);
+        let split = rest.as_ref().map_or(split, Split::rows);
         let batch = rest.as_ref().unwrap_or(batch);
-        let (persisted, witness) = match write(&tx, &self.scope, epoch, batch).await {
+        let (persisted, witness) = match write(&tx, &self.scope, epoch, batch, &split).await {
             Err(StateError::Sql(error)) if is_data_error(&error) => {
                 tx.rollback().await?;
                 tx = self.connection.transaction().await?;
@@ -109,11 +116,14 @@ pub(super) async fn write(
     scope: &Scope,
     epoch: i64,
     batch: &PersistBatch,
+    split: &Split,
 ) -> Result<(Persisted, Witness), StateError> {
     // Answered in this order: whoever is fenced off learns it first, and rolls the rest back.
     let step = Step::first(epoch, batch);
-    let (witness, persisted) =
-        try_join!(write_frontier(tx, scope, epoch, batch), write_rows(tx, scope, step, batch))?;
+    let (witness, persisted) = try_join!(
+        write_frontier(tx, scope, epoch, batch),
+        write_rows(tx, scope, step, batch, split)
+    )?;
     Ok((persisted, witness))
 }
 
@@ -139,9 +149,10 @@ async fn write_rows(
     scope: &Scope,
     step: Step,
     batch: &PersistBatch,
+    split: &Split,
 ) -> Result<Persisted, StateError> {
     let (rows, unrouted_purged) =
-        (write_deferred(tx, scope, step, batch), write_unrouted(tx, scope, batch));
+        (write_deferred(tx, scope, step, batch, split), write_unrouted(tx, scope, batch));
     let (persisted, unrouted_purged) = try_join!(rows, unrouted_purged)?;
     Ok(Persisted { unrouted_purged, ..persisted })
 }
@@ -169,34 +180,62 @@ async fn write_deferred(
     scope: &Scope,
     step: Step,
     batch: &PersistBatch,
+    split: &Split,
 ) -> Result<Persisted, StateError> {
+    let changed = batch.retimed.iter().map(|(id, _)| id);
+    let changed = changed.chain(batch.died.iter().map(|(id, _)| id));
+    let apart = pages::take_apart(tx, scope, changed).await?;
     // What adds rows goes before what removes some: a body that is still needed then shows it. And letters
     // before bodies: those that are only counted need none.
-    let (beyond, .., beyond_died, _, _, _, _, _, _, _, _, _, _, _, _, _, _, purged, letters_purged) =
-        try_join!(
-            dead_letters::insert(tx, scope, step, &batch.dead_letters),
-            bodies::insert(tx, scope, batch),
-            dead_letters::mark_failed(tx, scope, &batch.retried),
-            deferred::insert(tx, scope, &batch.deferred),
-            deferred::retime(tx, scope, &batch.retimed),
-            deferred::die(tx, scope, step.next(), &batch.died),
-            deferred::resolve(tx, scope, &batch.resolved, Late::Done),
-            deferred::resolve(tx, scope, &batch.dropped, Late::Dropped),
-            dead_letters::remove_delivered(tx, scope, &batch.retried),
-            replays::count(tx, scope, &batch.replayed),
-            backlog::store(tx, scope, &batch.backlog),
-            queues::remove(tx, scope, "backlog", &batch.backlog_gone),
-            stops::enable(tx, scope, &batch.enabled),
-            stops::disable(tx, scope, &batch.disabled),
-            stops::pause(tx, scope, &batch.paused),
-            stops::end_jobs(tx, scope, &batch.jobs_done),
-            errors::store(tx, scope, &batch.errors),
-            queues::remove(tx, scope, "endpoint_errors", &batch.errors_gone),
-            notices::add(tx, scope, &batch.notices),
-            gaps::store(tx, scope, batch.frontier, &batch.gaps),
-            gaps::purge(tx, scope, &batch.purges),
-            letters::purge(tx, scope, &batch.letter_purges),
-        )?;
+    let (
+        beyond,
+        ..,
+        beyond_died,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        purged,
+        letters_purged,
+    ) = try_join!(
+        dead_letters::insert(tx, scope, step, &batch.dead_letters),
+        bodies::insert(tx, scope, &batch.dead_letters, &split.rows, &apart),
+        dead_letters::mark_failed(tx, scope, &batch.retried),
+        new_pages::insert(tx, scope, &split.pages),
+        deferred::insert(tx, scope, &split.rows),
+        deferred::retime(tx, scope, &batch.retimed),
+        deferred::die(tx, scope, step.next(), &batch.died),
+        pages::mark(tx, scope, &batch.resolved),
+        deferred::resolve(tx, scope, &batch.resolved, Late::Done),
+        pages::mark(tx, scope, &batch.dropped),
+        deferred::resolve(tx, scope, &batch.dropped, Late::Dropped),
+        dead_letters::remove_delivered(tx, scope, &batch.retried),
+        replays::count(tx, scope, &batch.replayed),
+        backlog::store(tx, scope, &batch.backlog),
+        queues::remove(tx, scope, "backlog", &batch.backlog_gone),
+        stops::enable(tx, scope, &batch.enabled),
+        stops::disable(tx, scope, &batch.disabled),
+        stops::pause(tx, scope, &batch.paused),
+        stops::end_jobs(tx, scope, &batch.jobs_done),
+        errors::store(tx, scope, &batch.errors),
+        queues::remove(tx, scope, "endpoint_errors", &batch.errors_gone),
+        notices::add(tx, scope, &batch.notices),
+        gaps::store(tx, scope, batch.frontier, &batch.gaps),
+        gaps::purge(tx, scope, &batch.purges),
+        letters::purge(tx, scope, &batch.letter_purges),
+    )?;
     let beyond = [beyond, beyond_died].concat();
     Ok(Persisted { purged, letters_purged, beyond, unrouted_purged: Vec::new() })
 }

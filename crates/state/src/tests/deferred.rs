@@ -7,6 +7,7 @@ use tokio::time::{sleep, timeout};
 
 use super::super::fixture::{Fixture, SCHEMA, dead, defer, event, queue, row_id, tried};
 use super::batch;
+use crate::persist::new_pages::Split;
 use crate::{DeadLetterFilter, StateError, StateStore, persist};
 use walhook_core::event::Event;
 use walhook_core::persist::{
@@ -314,7 +315,8 @@ async fn event_with_many_endpoints_costs_each_delivery_no_more_than_one_with_few
     let resolved = (0..40).map(|n| row_id(&one, &n.to_string())).collect();
     let changes = PersistBatch { resolved, ..batch(0x100) };
     let tx = store.connection.transaction().await.unwrap();
-    persist::write(&tx, &store.scope, 1, &changes).await.unwrap();
+    let split = Split::rows(&changes);
+    persist::write(&tx, &store.scope, 1, &changes, &split).await.unwrap();
     let read: i64 = tx.query_typed_one(ROWS_READ, &[]).await.unwrap().get(0);
     assert!((80..500).contains(&read), "40 rows of {ENDPOINTS} of one event took {read}");
     tx.commit().await.unwrap();
@@ -372,7 +374,8 @@ async fn work_is_proportional_to_the_batch_also_by_statistics_of_an_empty_table(
         ..batch(0x100)
     };
     let tx = store.connection.transaction().await.unwrap();
-    persist::write(&tx, &store.scope, 1, &changes).await.unwrap();
+    let split = Split::rows(&changes);
+    persist::write(&tx, &store.scope, 1, &changes, &split).await.unwrap();
     let read = tx.query_typed_one(ROWS_READ, &[]).await;
     let read: i64 = read.unwrap().get(0);
     assert!((200..3_000).contains(&read), "200 rows of {ROWS} took {read}");

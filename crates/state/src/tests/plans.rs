@@ -15,8 +15,9 @@ use std::path::Path;
 use self::fill::{Statistics, fill, set_statistics};
 use self::log::{Log, ROLE, Shapes};
 use super::super::fixture::{Fixture, SCHEMA};
-use crate::StateStore;
+use crate::{SCHEMA_VERSION, StateStore};
 use walhook_core::endpoint::Secret;
+use walhook_postgres::ident::quote_ident;
 
 /// What a step may read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,9 @@ const FEW: f64 = 1_500.0;
 async fn statement_has_one_plan_and_reads_what_it_is_about_whatever_the_statistics_say() {
     let fixture = Fixture::start_with(&[("autovacuum", "off"), ("log_line_prefix", "%a|")]).await;
     fixture.admin.batch_execute(ROLE).await.unwrap();
+    let raise =
+        format!("UPDATE {}.meta SET schema_version = {SCHEMA_VERSION}", quote_ident(SCHEMA));
+    fixture.admin.batch_execute(&raise).await.unwrap();
     let url = Secret::new(fixture.cluster.url("postgres").replace("postgres@", "recorded@"));
     let mut store = StateStore::open(&url, SCHEMA, "p").await.unwrap();
     let mut log = Log::new();

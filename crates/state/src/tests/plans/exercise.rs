@@ -8,16 +8,18 @@ use std::time::Duration;
 use super::super::super::fixture::{dead, defer, event, range, tried};
 use super::Reads::{self, Few, Once};
 use crate::{
-    Ask, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, StateStore, Told,
+    Ask, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, SCHEMA_VERSION,
+    StateStore, Told,
 };
 use walhook_core::event::{AccountId, EndpointId, Event};
 use walhook_core::id::{DeadLetterId, JobId, ReplayId};
 use walhook_core::lsn::Lsn;
 use walhook_core::notice::{Notice, NoticeKind};
 use walhook_core::persist::{
-    BacklogRow, Blocked, DeadLetter, Defer, DisableEndpoint, EndpointError, EventKey, GapChange,
-    JobDone, Joined, PauseEndpoint, PersistBatch, Purge, QueueId, Refill, ReplayCounts, Retried,
-    Routed, RowId, RowKey, UnroutedAccount, UnroutedKey, UnroutedPurge, UnroutedRefill,
+    BacklogRow, Blocked, DeadLetter, Defer, DeferReason, DisableEndpoint, EndpointError, EventKey,
+    GapChange, JobDone, Joined, PauseEndpoint, PersistBatch, Purge, QueueId, Refill, ReplayCounts,
+    Retried, Routed, RowId, RowKey, Tried, UnroutedAccount, UnroutedKey, UnroutedPurge,
+    UnroutedRefill,
 };
 use walhook_core::position::{Position, WalPosition};
 use walhook_core::replay::{ReplayFilter, ReplayRange};
@@ -63,6 +65,16 @@ fn row(number: u64) -> RowId {
     let event = filled(number);
     let key = RowKey { event: EventKey::of(&event), replay: None };
     RowId { queue: queue("7"), key, event: event.id }
+}
+
+/// The same delivery for the endpoint whose deliveries stand in pages.
+fn paged(number: u64) -> RowId {
+    RowId { queue: queue("8"), ..row(number) }
+}
+
+/// Names of rows, and of deliveries in pages.
+fn named() -> impl Iterator<Item = RowId> {
+    some().into_iter().flat_map(|number| [row(number), paged(number)])
 }
 
 /// Some rows of the queue tables.
@@ -153,11 +165,19 @@ fn batch(number: u64, frontier: Lsn, letters: &[i64], jobs: &[i64]) -> PersistBa
         joined_passed: false,
         deferred: (some().iter())
             .map(|n| Defer { id: row(1_000_000 + n), ..defer(&new(n), "7") })
+            .chain(some().iter().map(|n| Defer {
+                id: paged(1_000_000 + n),
+                reason: DeferReason::Overflow,
+                tried: Tried::default(),
+                ..defer(&new(n), "8")
+            }))
             .collect(),
-        resolved: some().into_iter().map(row).collect(),
-        dropped: some().into_iter().map(row).collect(),
-        retimed: some().into_iter().map(|n| (row(n), tried(2))).collect(),
-        died: some().into_iter().map(|n| (row(n), dead(&filled(n), "7"))).collect(),
+        resolved: named().collect(),
+        dropped: named().collect(),
+        retimed: named().map(|id| (id, tried(2))).collect(),
+        died: (some().into_iter())
+            .flat_map(|n| [(row(n), dead(&filled(n), "7")), (paged(n), dead(&filled(n), "8"))])
+            .collect(),
         backlog: queues().into_iter().map(backlog).collect(),
         backlog_gone: queues(),
         errors: queues().into_iter().map(error).collect(),
@@ -165,9 +185,9 @@ fn batch(number: u64, frontier: Lsn, letters: &[i64], jobs: &[i64]) -> PersistBa
         notices: some().iter().map(|n| notice(format!("e{n}"))).collect(),
         gaps: (some().iter())
             .map(|n| gap(format!("g{n}"), None, n % 2 == 0))
-            .chain([gap("7".to_owned(), Some("full"), true)])
+            .chain(["7", "8"].map(|endpoint| gap(endpoint.to_owned(), Some("full"), true)))
             .collect(),
-        purges: vec![Purge { queue: queue("7"), rows: 8 }],
+        purges: ["7", "8"].map(|endpoint| Purge { queue: queue(endpoint), rows: 8 }).into(),
         letter_purges: vec![Purge { queue: queue("7"), rows: 8 }],
     }
 }
@@ -211,6 +231,9 @@ pub(super) async fn run(store: &mut StateStore, rows: u64) -> BTreeMap<&'static 
         step!(done, store, vacuum, Once, store.vacuum("slots"));
         step!(done, store, count_rows, Once, store.count_rows());
     }
+    if rows == 50_000 {
+        step!(done, store, lower_version, Once, store.lower_version(SCHEMA_VERSION));
+    }
     step!(done, store, reconnect, Few, store.reconnect());
     done.extend(["open", "open_with", "closed"].map(|name| (name, Few)));
     done
@@ -251,8 +274,8 @@ async fn leading(
     step!(done, store, cancelled_replay, Few, store.cancelled_replay());
     let events: Vec<String> = some().iter().map(|n| filled(*n).id.to_string()).collect();
     step!(done, store, replayed_before, Few, store.replayed_before(first.id, &events));
-    let refills: Vec<Refill> = (some().into_iter())
-        .map(|n| Refill { queue: queue("7"), from: Some(row(n).key), rows: 8, bytes: 1 << 20 })
+    let refills: Vec<Refill> = named()
+        .map(|id| Refill { queue: id.queue, from: Some(id.key), rows: 8, bytes: 1 << 20 })
         .collect();
     step!(done, store, refill, Few, store.refill(&refills));
     let refill = UnroutedRefill {
@@ -315,13 +338,14 @@ async fn listing(store: &mut StateStore, done: &mut BTreeMap<&'static str, Reads
     let middle = DeferredCursor { event: filled(some()[0]).id.to_string(), ..begin.clone() };
     let ids = Some(some().iter().map(|n| filled(*n).id.to_string()).collect());
     let named = DeferredFilter { ids, ..any.clone() };
-    step!(done, store, deferred, Few, store.deferred(&any, &middle, 8));
-    step!(done, store, deferred_named, Few, store.deferred(&named, &begin, 8));
+    // Pages have no index by event.
+    step!(done, store, deferred, Once, store.deferred(&any, &middle, 8));
+    step!(done, store, deferred_named, Once, store.deferred(&named, &begin, 8));
     let of =
         DeferredFilter { endpoint: Some("none".into()), account: Some("1".into()), ..any.clone() };
     step!(done, store, deferred_of, Once, store.deferred(&of, &begin, 8));
     step!(done, store, count_deferred, Once, store.count_deferred(&of));
-    step!(done, store, count_named, Few, store.count_deferred(&named));
+    step!(done, store, count_named, Once, store.count_deferred(&named));
     step!(done, store, without_endpoint, Once, store.without_endpoint(&any));
     step!(done, store, dead_letters, Few, store.dead_letters(&letters, 1, 8));
     let of = DeadLetterFilter {
@@ -364,6 +388,7 @@ async fn changing(store: &mut StateStore, done: &mut BTreeMap<&'static str, Read
     let named = DeferredFilter { ids, ..DeferredFilter::default() };
     let begin = DeferredCursor::default();
     step!(done, store, hurry_deferred, Few, store.hurry_deferred(1, &named, &begin));
+    step!(done, store, discard_pages, Few, store.discard_pages(1, &named, None));
     step!(done, store, discard_deferred, Few, store.discard_deferred(1, &named, &begin));
     step!(done, store, close_gap, Few, store.close_gap(3, Some("known")));
 }

@@ -3,7 +3,11 @@
 use walhook_core::settled;
 use walhook_postgres::ident::{quote_ident, quote_literal};
 
-use super::super::super::fixture::{Fixture, SCHEMA};
+use super::super::super::fixture::{Fixture, SCHEMA, event};
+use crate::page;
+
+/// Deliveries of a page.
+const PAGE: u64 = 10;
 
 /// Rows `from..to` of every table that grows, `i` being the number of one.
 pub(super) async fn fill(fixture: &Fixture, from: u64, to: u64) {
@@ -15,12 +19,25 @@ pub(super) async fn fill(fixture: &Fixture, from: u64, to: u64) {
     let lsn = "('0/0'::pg_lsn + i)";
     let rows = format!("generate_series({from}, {to} - 1) i");
     let ranges: String = settled::encode(&[]).iter().map(|byte| format!("\\{byte:03o}")).collect();
+    let like = event(0x100, "1");
+    let data = page::encode((0..PAGE).map(|_| &*like));
+    let data: String = data.iter().map(|byte| format!("{byte:02x}")).collect();
     let sql = format!(
         "INSERT INTO {s}.bodies SELECT 'p', {id}, 'a.b', '1', 'insert', now(), {lsn}, {lsn}, 1, 0, '{{}}',
              '\"data\":1' FROM {rows} ON CONFLICT DO NOTHING;
          INSERT INTO {s}.deferred (pipeline, endpoint, account, commit_lsn, change_lsn, relation, n,
              event_type, event_id, reason, attempts, detail, next_attempt_at)
              SELECT 'p', '7', '1', {lsn}, {lsn}, 1, 0, 'a.b', {id}, 'failed', 1, '', now() FROM {rows} ON CONFLICT DO NOTHING;
+         INSERT INTO {s}.pages (pipeline, endpoint, account, commit_lsn, change_lsn, relation, n, event_type,
+             first_commit_lsn, first_change_lsn, first_relation, first_n, first_event_type, reason,
+             deliveries, bytes, event_ids, commit_lsns, change_lsns, relations, ns, event_types,
+             committed_ats, data)
+             SELECT 'p', '8', '1', max({lsn}), max({lsn}), 1, 0, 'a.b', min({lsn}), min({lsn}), 1, 0, 'a.b',
+                 'overflow', count(*), 16 * count(*), array_agg({id} ORDER BY i),
+                 array_agg({lsn} ORDER BY i), array_agg({lsn} ORDER BY i), array_agg(1::oid),
+                 array_agg(0::bigint), array_agg('a.b'::text), array_agg(now()), decode('{data}', 'hex')
+             FROM {rows} GROUP BY i / {PAGE} HAVING count(*) = {PAGE} ON CONFLICT DO NOTHING;
+         INSERT INTO {s}.page_done SELECT 'p', page, '{{1}}' FROM {s}.pages WHERE page % 2 = 0 ON CONFLICT DO NOTHING;
          INSERT INTO {s}.dead_letters (pipeline, event_id, endpoint, reason, detail, attempts, account, bytes)
              SELECT 'p', {id}, '7', 'exhausted', '', 1, '1', 500 FROM {rows} ON CONFLICT DO NOTHING;
          INSERT INTO {s}.dead_letter_counts SELECT 'p', 'e' || i, '1', 1, 500 FROM {rows} ON CONFLICT DO NOTHING;

@@ -1,0 +1,142 @@
+//! Deferred deliveries in pages: over an upgrade from tables of the version before, and back to it.
+
+use std::process::Stdio;
+
+use anyhow::{Result, ensure};
+use tokio::process::{Child, Command};
+
+use crate::kills::from_env;
+use crate::support::{RULES, World, taken, text};
+
+const PENDING: &str = "SELECT count(*) FROM walhook.deliveries_pending WHERE endpoint <> ''";
+const ROWS: &str = "SELECT count(*) FROM walhook.deferred";
+const PAGES: &str = "SELECT count(*) FROM walhook.pages";
+
+/// Changes of account 1, a row each, in one transaction.
+async fn changes(world: &World, from: i64, to: i64) -> Result<()> {
+    let insert = "INSERT INTO subscribers (id, account_id)
+                  SELECT n, 1 FROM generate_series($1::bigint, $2::bigint) n";
+    world.sql.execute(insert, &[&from, &to]).await?;
+    Ok(())
+}
+
+async fn set_version(world: &World, version: &str) -> Result<()> {
+    let done = world.walhook_json(&["setup", "--schema-version", version]).await?;
+    let steps = done["steps"].as_array().map(Vec::len);
+    ensure!(steps == Some(1) && done["steps"][0]["did"] == "changed", "{done}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deliveries_survive_an_upgrade_to_pages_and_the_way_back_while_a_leader_runs() -> Result<()>
+{
+    let mut world = World::with("", RULES, &[]).await?;
+    world.hook(1, 1, "").await?;
+    // Tables of the version before: who leads on them writes rows.
+    set_version(&world, "1").await?;
+    let running = world.run().await?;
+    ensure!(world.walhook(&["endpoints", "pause", "1"]).await?.status.success());
+    changes(&world, 1, 100).await?;
+    world.until(PENDING, "100").await?;
+    ensure!(world.value(ROWS).await? == "100");
+
+    // Raised under a leader, which goes on with rows; the next one writes pages.
+    let raised = world.walhook_json(&["setup"]).await?;
+    let version = |done: &serde_json::Value| {
+        let steps = done["steps"].as_array().cloned().unwrap_or_default();
+        steps.into_iter().find(|step| step["step"] == "schema version")
+    };
+    ensure!(version(&raised).is_some_and(|step| step["did"] == "changed"), "{raised}");
+    changes(&world, 101, 200).await?;
+    world.until(PENDING, "200").await?;
+    ensure!(world.value(PAGES).await? == "0", "the version was raised after the lease was taken");
+    running.kill().await?;
+    let running = world.run().await?;
+    changes(&world, 201, 700).await?;
+    world.until(PENDING, "700").await?;
+    ensure!(world.value(ROWS).await? == "200" && world.value(PAGES).await? != "0");
+    let listed = world.walhook_json(&["deferred", "list", "--endpoint", "1", "--limit", "1000"]);
+    let listed = listed.await?;
+    ensure!(listed["deferred"].as_array().map(Vec::len) == Some(700), "{listed}");
+    running.kill().await?;
+
+    // Back, under a leader: it is fenced off, and leads on with rows.
+    let running = world.run().await?;
+    set_version(&world, "1").await?;
+    ensure!(world.value(PAGES).await? == "0");
+    ensure!(world.value(ROWS).await? == "700");
+    ensure!(world.value("SELECT count(*) FROM walhook.bodies").await? == "700");
+    changes(&world, 701, 800).await?;
+    world.until(PENDING, "800").await?;
+    ensure!(world.value(ROWS).await? == "800");
+    running.kill().await?;
+
+    // And on once more: rows and pages of one queue.
+    ensure!(world.walhook(&["setup"]).await?.status.success());
+    let running = world.run().await?;
+    changes(&world, 801, 1_000).await?;
+    world.until(PENDING, "1000").await?;
+    ensure!(world.value(PAGES).await? != "0");
+    ensure!(world.walhook(&["endpoints", "resume", "1"]).await?.status.success());
+    world.until(PENDING, "0").await?;
+    let received = world.delivered(1_000).await?;
+    let ids: Vec<i64> = taken(&received)["/1"].iter().map(|(_, id)| *id).collect();
+    ensure!(ids.len() == 1_000, "{} were sent, some again", ids.len());
+    for table in ["pages", "page_done", "deferred", "bodies", "backlog"] {
+        let left = world.value(&format!("SELECT count(*) FROM walhook.{table}")).await?;
+        ensure!(left == "0", "{left} in {table}");
+    }
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
+/// A leader of the version before, at `path`; killed when dropped.
+fn spawn_before(world: &World, path: &str) -> Result<Child> {
+    let mut command = Command::new(path);
+    command.arg("run").arg("--config").arg(world.config());
+    command.env("WALHOOK_ADMIN__LISTEN", "127.0.0.1:0").kill_on_drop(true);
+    Ok(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?)
+}
+
+/// With the real one of the version before: `WALHOOK_TEST_BEFORE=path/to/walhook`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn version_before_and_this_one_lead_in_turn_through_upgrade_and_rollback() -> Result<()> {
+    let Some(before) = from_env::<String>("WALHOOK_TEST_BEFORE") else { return Ok(()) };
+    let led = "SELECT active FROM pg_replication_slots WHERE slot_name = 'walhook'";
+    let mut world = World::with("", RULES, &[]).await?;
+    world.hook(1, 1, "").await?;
+    set_version(&world, "1").await?;
+    let mut old = spawn_before(&world, &before)?;
+    world.until(led, "t").await?;
+    ensure!(world.walhook(&["endpoints", "pause", "1"]).await?.status.success());
+    changes(&world, 1, 100).await?;
+    world.until(PENDING, "100").await?;
+
+    // This version stands by; raised, the version before leads on until it ends, and never again.
+    let mut new = world.spawn()?;
+    ensure!(world.walhook(&["setup"]).await?.status.success());
+    changes(&world, 101, 200).await?;
+    world.until(PENDING, "200").await?;
+    ensure!(world.value(ROWS).await? == "200");
+    old.kill().await?;
+    new.until_leading(world.admin).await?;
+    changes(&world, 201, 700).await?;
+    world.until(PENDING, "700").await?;
+    ensure!(world.value(ROWS).await? == "200" && world.value(PAGES).await? != "0");
+    let refused = spawn_before(&world, &before)?.wait_with_output().await?;
+    ensure!(!refused.status.success() && text(&refused.stderr).contains("run a later walhook"));
+
+    // Back: the version before reads all, and delivers it.
+    new.kill().await?;
+    set_version(&world, "1").await?;
+    let mut old = spawn_before(&world, &before)?;
+    world.until(led, "t").await?;
+    changes(&world, 701, 800).await?;
+    world.until(PENDING, "800").await?;
+    ensure!(world.walhook(&["endpoints", "resume", "1"]).await?.status.success());
+    world.until(PENDING, "0").await?;
+    let received = world.delivered(800).await?;
+    ensure!(taken(&received)["/1"].len() == 800);
+    old.kill().await?;
+    Ok(())
+}

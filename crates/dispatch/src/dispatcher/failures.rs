@@ -197,3 +197,6 @@ pub(super) struct Failed {
     /// The log was told of it.
     pub(super) told: bool,
 }
+
+#[cfg(test)]
+mod tests;

@@ -179,3 +179,6 @@ impl Progress {
         self.tracker.open_transactions() * TXN_BYTES + self.recovered.len() * RANGE_BYTES
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -105,3 +105,6 @@ impl Refills {
         if known < self.heads_max { HEADS_MAX } else { HEADS_MIN }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -135,3 +135,6 @@ impl Replays {
         oldest.map(|(since, ..)| *since + HOLD)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -133,3 +133,6 @@ impl SubscriptionStarts {
         over
     }
 }
+
+#[cfg(test)]
+mod tests;

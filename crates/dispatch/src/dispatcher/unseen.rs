@@ -110,3 +110,6 @@ impl Unseen {
         self.of.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

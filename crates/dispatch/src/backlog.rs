@@ -179,10 +179,11 @@ impl Backlog {
         self.in_table
     }
 
-    /// Whether this row stands in the queue in memory.
+    /// Whether this row, which is not durable yet, must become so: its delivery is in flight, and its outcome will
+    /// want it; or has ended, and its removal follows.
     #[must_use]
-    pub fn is_loaded(&self, key: &RowKey) -> bool {
-        self.loaded.contains(key)
+    pub fn needs_row(&self, key: &RowKey) -> bool {
+        self.loaded.contains(key) || self.gone.contains_key(key)
     }
 
     /// Rows that stand in the queue in memory.
@@ -232,6 +233,7 @@ impl Backlog {
 
     /// A row that no batch was handed out with will not be stored after all.
     pub fn skip(&mut self, key: &RowKey) {
+        assert!(!self.needs_row(key), "a row is skipped that its delivery needs");
         self.rows = self.rows.saturating_sub(1);
         self.hand_over();
         self.storing.remove(key);

@@ -170,6 +170,7 @@ impl Dispatcher {
     /// Takes one input.
     pub fn handle(&mut self, now: Tick, input: Input) {
         self.door.enter(now);
+        self.trim_idle();
         self.queues.sweep();
         match input {
             Input::Items(items) => items.into_iter().for_each(|item| self.handle_item(item, now)),

@@ -20,7 +20,7 @@ const START_BYTES: usize = 256;
 /// Idle queues that are kept in any case, for what they know of their endpoints.
 const IDLE_MIN: usize = 64;
 
-/// Idle queues that are forgotten at once: more than come, so that they are gone before what is pending has to go.
+/// Idle queues that are forgotten for each that comes: more, so that they are gone before what is pending has to go.
 const TRIMMED: usize = 4;
 
 impl Dispatcher {
@@ -52,13 +52,12 @@ impl Dispatcher {
     /// as long as any of its queues, and with it its account's routes.
     pub(super) fn rest_if_idle(&mut self, queue: QueueNo) {
         self.queues.rest_if_idle(queue);
-        self.trim_idle();
     }
 
     /// Forgets some idle queues where all that is kept takes too much: more than three eighths of the memory, or,
-    /// where what is pending needs it, an eighth.
+    /// where what is pending needs it, an eighth. Never while a queue is looked after: it may be the one that goes.
     pub(super) fn trim_idle(&mut self) {
-        for _ in 0..TRIMMED {
+        for _ in 0..TRIMMED * (self.queues.take_rested() + 1) {
             let kept = self.kept_bytes();
             let limit = self.settings.memory_limit;
             let is_much = kept >= limit / 8 * 3

@@ -147,6 +147,8 @@ pub(super) struct Queues {
     idle: Vec<QueueNo>,
     /// The place of the one that is looked at next.
     hand: usize,
+    /// How often one came there.
+    rested: usize,
     /// Those that may have become empty.
     emptied: Vec<QueueNo>,
     next_delivery: u64,
@@ -169,6 +171,7 @@ impl Queues {
             rowless: 0,
             idle: Vec::new(),
             hand: 0,
+            rested: 0,
             emptied: Vec::new(),
             next_delivery: 0,
         }

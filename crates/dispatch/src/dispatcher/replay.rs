@@ -129,8 +129,8 @@ impl Dispatcher {
         };
         if *kind == Leaves::Deferred(queue) {
             let backlog = self.queues.with_row(queue).backlog_mut();
-            if backlog.is_loaded(key) {
-                // In flight; its outcome will want the row. Who cancelled it has the row discarded.
+            if backlog.needs_row(key) {
+                // Who cancelled it has the row discarded.
                 return Some(leaving);
             }
             backlog.skip(key);

@@ -153,12 +153,12 @@ impl Dispatcher {
         self.outbox.touch();
     }
 
-    /// What was on its way into the table is counted instead, unless it is in flight as well.
+    /// What was on its way into the table is counted instead, unless it is in flight as well, or was until it ended.
     fn skip_leaving(&mut self, queue: QueueNo) {
         let deferred = self.queues.with_row(queue);
         let is_its = |leaving: &&mut Leaving| leaving.kind == Leaves::Deferred(queue);
         for leaving in self.outbox.leaving_mut().filter(is_its) {
-            if !deferred.backlog().is_loaded(&leaving.row.id.key) {
+            if !deferred.backlog().needs_row(&leaving.row.id.key) {
                 leaving.kind = Leaves::Skipped(queue);
                 deferred.backlog_mut().skip(&leaving.row.id.key);
             }
@@ -271,3 +271,6 @@ impl Dispatcher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -132,11 +132,17 @@ impl Queues {
         if !self.pending(no).is_some_and(Queue::is_empty) {
             return;
         }
+        self.rested += 1;
         let queue = self.at_mut(no);
         queue.used = true;
         if !std::mem::replace(&mut queue.among_idle, true) {
             self.idle.push(no);
         }
+    }
+
+    /// How often a queue came to be kept so since this was asked.
+    pub(in super::super) fn take_rested(&mut self) -> usize {
+        std::mem::take(&mut self.rested)
     }
 
     /// The queues that are kept so, at most.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::super::{OperatorInput, Settings};
+use super::super::{Input, OperatorInput, Settings};
 use crate::dispatcher::Dispatcher;
 use crate::fixture;
 use crate::lane::{DELIVERY_BYTES, Origin, SharedEvent};
@@ -313,4 +313,24 @@ fn ten_thousand_short_queues_of_one_account_count_as_what_they_are() {
     };
     assert_eq!(world.dispatcher.outbox.leaving_mut().filter(of).count(), 0);
     assert!(whale > small, "{whale} and {small} bytes are held");
+}
+
+#[test]
+fn queue_that_is_looked_after_is_not_forgotten_where_many_are_idle() {
+    // What is kept takes more than it may all the time.
+    let mut world = world(1 << 20);
+    for account in 0..400 {
+        burst(&mut world, &format!("a{account}"), 8, 1);
+    }
+    let mut sent = Vec::new();
+    while let Some(dispatch) = world.dispatcher.poll_attempt(world.now) {
+        sent.push(dispatch.attempt.first().id);
+        let delivery = sent.pop().unwrap();
+        // Each fails, leaves for the table with all that waits, and has its health noted then.
+        world.now = world.now + std::time::Duration::from_millis(1);
+        let outcome = fixture::answered(if sent.is_empty() { 503 } else { 500 });
+        world.dispatcher.handle(world.now, Input::Outcome { delivery, outcome });
+    }
+    let (kept, idle) = (world.dispatcher.kept_bytes(), world.dispatcher.queues.idle());
+    assert!(idle < 800, "{idle} idle queues are kept, and {kept} bytes");
 }

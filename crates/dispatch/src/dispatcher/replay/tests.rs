@@ -231,3 +231,28 @@ fn replay_that_is_cancelled_before_its_row_is_stored_leaves_no_row_behind_it_wai
     rig.store();
     assert!(rig.dispatcher.poll_refill(rig.now).is_some(), "the newer event's row waits for ever");
 }
+
+#[test]
+fn replay_that_is_cancelled_counts_what_was_taken_while_its_row_was_on_its_way() {
+    let (mut rig, events) = delivered(20);
+    let mut fed = events.iter();
+    let mut sent = Vec::new();
+    while rig.dispatcher.wants_replay() {
+        rig.replay(REPLAY, fed.next().unwrap());
+        sent.extend(rig.send());
+    }
+    // What is in flight for too long gets rows, which are not stored yet.
+    rig.wait(Duration::from_secs(1));
+    rig.dispatcher.release_replays(rig.now);
+    let taken = sent.len();
+    assert!(taken > 1);
+    for dispatch in sent {
+        rig.answer(dispatch.attempt.first().id, 200);
+    }
+    rig.dispatcher.handle_replay(ReplayInput::End(REPLAY), rig.now);
+    let counts = counts(&mut rig);
+    let resolved = rig.stored.iter().map(|batch| batch.resolved.len()).sum::<usize>();
+    let rows = rig.stored.iter().map(|batch| batch.deferred.len()).sum::<usize>();
+    assert_eq!((resolved, counts.deferred), (rows, rows as i64), "each has a row that goes");
+    assert_eq!(counts.done + counts.deferred, taken as i64, "{counts:?}");
+}

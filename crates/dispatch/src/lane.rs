@@ -12,12 +12,16 @@ use walhook_core::id::{DeadLetterId, JobId, ReplayId};
 use walhook_core::persist::Tried;
 use walhook_core::tick::Tick;
 
+mod delivery;
+mod health;
 mod queue;
+mod rest;
 
-pub use queue::{
-    DELIVERY_BYTES, Insertion, LEAVING_BYTES, Origin, Pending, QUEUE_BYTES, Queue, Removed,
-    SharedEvent,
+pub use delivery::{
+    DELIVERY_BYTES, Insertion, LEAVING_BYTES, Origin, Pending, Removed, SharedEvent,
 };
+pub use health::Health;
+pub use queue::{QUEUE_BYTES, Queue};
 
 /// Requests in flight to one endpoint at most, where its row does not say: a quarter of the fast
 /// slots.

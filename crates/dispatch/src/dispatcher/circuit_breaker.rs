@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::super::breaker::{AttemptHealth, Breaker, FailureWindow};
+use super::super::breaker::{AttemptHealth, Breaker};
 use super::super::lane::Origin;
 use super::defer::Exit;
 use super::deferred_queue::DeferredQueue;
@@ -54,7 +54,7 @@ impl Dispatcher {
             }
             let in_memory = self.queues.in_use(queue);
             let resent = outcome.resends > 0;
-            if in_memory.failures.note(went, resent, now)
+            if in_memory.health_mut().note(went, resent, now)
                 && let Some(wait) = self.open_breaker(queue, now)
             {
                 let wait = humantime::format_duration(Duration::from_secs(wait.as_secs()));
@@ -65,7 +65,7 @@ impl Dispatcher {
             return;
         }
         if is_test && went == AttemptHealth::Well {
-            self.queues.in_use(queue).limit.begin_again();
+            self.queues.in_use(queue).health_mut().begin_again();
             self.bring_host_forward(queue, now);
             self.forget_breaker(queue, now);
             self.tell_of_queue(queue, EndpointChange::BreakerClosed, CAME_THROUGH.to_owned());
@@ -93,7 +93,7 @@ impl Dispatcher {
     /// Returns for how long nothing is sent.
     fn open_breaker(&mut self, queue: QueueNo, now: Tick) -> Option<Duration> {
         let in_memory = self.queues.in_use(queue);
-        in_memory.failures = FailureWindow::default();
+        in_memory.health_mut().forget_failures();
         let idle: Vec<DeliveryId> = in_memory.idle().map(|pending| pending.id).collect();
         let until = self.queues.deferred_or_new(queue).open_breaker(now, &mut self.rng);
         self.leave(queue, &idle, Exit::Other(DeferReason::Breaker), now);

@@ -13,7 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::breaker::FailureWindow;
 use super::super::lane::{Origin, Pending};
 use super::super::settle::{Place, Settlement};
 use super::defer::Exit;
@@ -97,7 +96,7 @@ impl Dispatcher {
     /// Nothing of the queue stays in memory but what is in flight.
     fn clear_out(&mut self, queue: QueueNo, now: Tick) {
         let Some(in_memory) = self.queues.pending_mut(queue) else { return };
-        in_memory.failures = FailureWindow::default();
+        in_memory.health_mut().forget_failures();
         let is_retry = |origin: Origin| matches!(origin, Origin::Retry { .. });
         let (retries, others): (Vec<_>, Vec<_>) = in_memory
             .idle()

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::lane::{DELIVERY_BYTES, Origin, Queue};
+use super::super::lane::{DELIVERY_BYTES, Origin};
 use super::super::settle::{Place, Progress, Settlement, settle};
 use super::Dispatcher;
 use super::defer::Exit;
@@ -46,13 +46,14 @@ impl Dispatcher {
             return None;
         }
         let in_memory = self.queues.in_use(queue);
-        in_memory.hold.ended(started, held_for);
+        in_memory.health_mut().request_ended(started, held_for);
         in_memory.was_sent();
-        adapt(in_memory, outcome);
+        let in_flight = in_memory.in_flight();
+        in_memory.health_mut().adapt(outcome.meaning, in_flight);
         let pending = in_memory.held_mut(id);
         let (event, origin) = (Arc::clone(&pending.held.event), pending.origin);
         if outcome.delivered() {
-            in_memory.answers.answered(outcome.elapsed);
+            in_memory.health_mut().answered(outcome.elapsed);
             self.end_failing(queue, now);
         } else {
             self.note_failure(queue, id, outcome, now);
@@ -78,7 +79,7 @@ impl Dispatcher {
     fn put_off(&mut self, queue: QueueNo, id: DeliveryId, started: Tick, now: Tick) {
         let is_stopped = self.is_stopped(queue);
         let in_memory = self.queues.in_use(queue);
-        in_memory.hold.withdrawn(started);
+        in_memory.health_mut().request_withdrawn(started);
         let origin = in_memory.held_mut(id).origin;
         let is_retry = matches!(origin, Origin::Retry { .. });
         let due = in_memory.put_off(id, now, &mut self.rng);
@@ -180,19 +181,5 @@ impl Dispatcher {
         let before = self.queues.recount(queue, id, counted);
         self.memory.take(counted);
         self.memory.give_back(before);
-    }
-}
-
-/// How many requests the endpoint takes at once follows from how it answers.
-fn adapt(queue: &mut Queue, outcome: &Outcome) {
-    match outcome.meaning {
-        Meaning::Delivered | Meaning::Gone => queue.limit.succeeded(queue.in_flight()),
-        Meaning::Refused { overloaded: true, .. } => queue.limit.throttled(),
-        Meaning::TimedOut => queue.limit.timed_out(),
-        Meaning::Refused { .. }
-        | Meaning::Failed
-        | Meaning::Invalid
-        | Meaning::Aborted
-        | Meaning::Local => {}
     }
 }

@@ -83,7 +83,7 @@ impl Dispatcher {
             return;
         }
         self.deferral.dead.add(queue, &endpoint.url);
-        let usual = self.queues.in_use(queue).answers.usual();
+        let usual = self.queues.in_use(queue).health().usual_answer();
         let Some(breaker) = self.queues.with_row(queue).breaker_mut() else { return };
         if let Some(patience) = breaker.sent(usual, now, &mut self.rng) {
             self.sending.give_up_at(id, now + patience);

@@ -89,7 +89,7 @@ impl EndpointQueue {
     fn pool(&self, now: Tick) -> Pool {
         match (&self.deferred, &self.pending) {
             (Some(deferred), _) if deferred.is_open() => Pool::Probe,
-            (_, Some(pending)) => pending.hold.pool(now),
+            (_, Some(pending)) => pending.health().pool(now),
             (_, None) => Pool::Fast,
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::lane::{DEFAULT_MAX_IN_FLIGHT, Origin};
+use super::super::lane::Origin;
 use super::super::schedule::{LaneId, Pool};
 use super::Dispatcher;
 use super::ending::{End, Ended};
@@ -107,7 +107,7 @@ impl Dispatcher {
         now: Tick,
     ) -> Option<Dispatch> {
         let in_memory = self.queues.in_use(queue);
-        in_memory.limit.set_upper(endpoint.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT));
+        in_memory.health_mut().set_upper_limit(endpoint.max_in_flight);
         if !in_memory.is_sendable(now) {
             return None;
         }
@@ -126,8 +126,14 @@ impl Dispatcher {
             },
         };
         in_memory.start(delivery, now, endpoint.rate_per_second);
-        self.sending.start((lane, pool), queue, delivery, in_memory.hold.expected(now), now);
-        in_memory.hold.started(now);
+        self.sending.start(
+            (lane, pool),
+            queue,
+            delivery,
+            in_memory.health().expected_hold(now),
+            now,
+        );
+        in_memory.health_mut().request_started(now);
         if pool == Pool::Probe {
             self.begin_probe(queue, delivery, endpoint, now);
         }

@@ -1,158 +1,23 @@
 //! One endpoint's pending deliveries: which may be sent, and which stand behind another.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
-use rand::{Rng, RngExt};
+use rand::Rng;
 
-use super::{DEFAULT_MAX_IN_FLIGHT, New, Source};
-use crate::breaker::FailureWindow;
+use super::delivery::{DELIVERY_BYTES, Origin, Pending, Removed};
+use super::health::Health;
+use super::rest::Rest;
+use super::{New, Source};
 use crate::few::{FewMap, FewSet};
-use crate::schedule::{AdaptiveLimit, AnswerTime, HoldEstimate, Pool};
-use crate::tracker::TxnSeq;
+use crate::schedule::Pool;
 use walhook_core::attempt::DeliveryId;
-use walhook_core::event::{EndpointId, Event, RowKeys};
+use walhook_core::event::{EndpointId, RowKeys};
 use walhook_core::heap::{block, map_entry};
-use walhook_core::id::{DeadLetterId, JobId, ReplayId};
-use walhook_core::persist::{EventKey, RowKey, Tried};
 use walhook_core::tick::Tick;
-
-/// What a delivery takes in memory beside its event: its entry, its keys, its place in the maps. Measured by
-/// `benches/brain.rs`, which prints it beside what is resident.
-pub const DELIVERY_BYTES: usize = 320;
-
-/// What it takes instead while its row is on the way into the table. Measured: with it resident memory stays
-/// within a twentieth of the limit (`docs/benchmarks.md`).
-pub const LEAVING_BYTES: usize = 576;
 
 /// What a queue takes beside its deliveries: itself, and its place among the lane's.
 pub const QUEUE_BYTES: usize =
     block(size_of::<Queue>()) + map_entry(size_of::<EndpointId>() + size_of::<Box<Queue>>());
-
-/// The first wait of an endpoint for which we had no file, port or memory left.
-const REST_MIN: Duration = Duration::from_millis(500);
-
-/// The longest: what frees them is others' requests that end, or an operator.
-const REST_MAX: Duration = Duration::from_secs(5);
-
-/// The number of a row that was to be inserted: they are numbered from 1 on, in their order, while the process
-/// lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Insertion(pub u64);
-
-/// Where a pending delivery came from, and so what settling it means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
-    /// The stream.
-    Stream {
-        /// The transaction that waits for it.
-        txn: TxnSeq,
-        /// Which delivery to this endpoint it is, in stream order.
-        ordinal: u64,
-    },
-    /// The table `deferred`, where it has a row that it resolves.
-    Deferred {
-        /// The replay that it belongs to; none: it was the stream's.
-        replay: Option<ReplayId>,
-        /// The insertion that makes the row durable; none: it stands in the table.
-        insertion: Option<Insertion>,
-    },
-    /// An operator's retry of a dead letter.
-    Retry {
-        /// The dead letter's id.
-        dead_letter: DeadLetterId,
-        /// The job that asked.
-        job: JobId,
-    },
-    /// A replay.
-    Replay(ReplayId),
-}
-
-impl Origin {
-    /// The replay that the delivery belongs to.
-    #[must_use]
-    pub fn replay(self) -> Option<ReplayId> {
-        match self {
-            Self::Replay(replay) => Some(replay),
-            Self::Deferred { replay, .. } => replay,
-            Self::Stream { .. } | Self::Retry { .. } => None,
-        }
-    }
-
-    /// Whether it has no row, and would need one to leave memory. Of a replay few are in memory.
-    #[must_use]
-    pub fn is_rowless(self) -> bool {
-        matches!(self, Self::Stream { .. })
-    }
-
-    /// Whether an operator asked for it: a retry, or a replay.
-    #[must_use]
-    pub fn is_asked_for(self) -> bool {
-        matches!(self, Self::Retry { .. }) || self.replay().is_some()
-    }
-}
-
-/// An event while any of its deliveries is pending. Dropping the last one frees its memory.
-#[derive(Debug)]
-pub struct SharedEvent {
-    /// The event.
-    pub event: Arc<Event>,
-    /// Its deliveries that are queued. One task counts them; an atomic number lets that task move.
-    queued: AtomicU32,
-}
-
-impl SharedEvent {
-    /// An event of which nothing is queued.
-    #[must_use]
-    pub fn new(event: Arc<Event>) -> Self {
-        Self { event, queued: AtomicU32::new(0) }
-    }
-
-    /// One of its deliveries is queued. Returns what the queues hold more for that, beside the delivery: the
-    /// event, with the first.
-    pub(crate) fn queue(&self) -> usize {
-        let before = self.queued.fetch_add(1, Relaxed);
-        if before == 0 { self.event.size_bytes() } else { 0 }
-    }
-
-    /// One of its deliveries is queued no more: as [`SharedEvent::queue`], what the queues hold less.
-    pub(crate) fn unqueue(&self) -> usize {
-        let before = self.queued.fetch_sub(1, Relaxed);
-        if before == 1 { self.event.size_bytes() } else { 0 }
-    }
-}
-
-/// A delivery in memory.
-#[derive(Debug)]
-pub struct Pending {
-    /// Its handle; grows along one queue. Of deliveries that share a key, the older has the lower.
-    pub id: DeliveryId,
-    /// The event, shared with its other deliveries.
-    pub held: Arc<SharedEvent>,
-    /// Where it came from.
-    pub origin: Origin,
-    /// Attempts made, those before it was deferred included.
-    pub attempts: u32,
-    /// What came of them, once one failed.
-    pub tried: Option<Box<Tried>>,
-    /// When it was queued.
-    pub since: Tick,
-    /// When it was queued, or became due again.
-    pub queued_at: Tick,
-    /// What it counts for in the memory budget, beside its event.
-    pub counted: usize,
-}
-
-impl Pending {
-    /// Its place among the deferred rows of its queue.
-    #[must_use]
-    pub fn row_key(&self) -> RowKey {
-        RowKey { event: EventKey::of(&self.held.event), replay: self.origin.replay() }
-    }
-}
 
 /// Where a queued delivery stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,17 +42,6 @@ struct Entry {
     stage: Stage,
 }
 
-/// A delivery taken out of its queue.
-#[derive(Debug)]
-pub struct Removed {
-    /// The delivery.
-    pub pending: Pending,
-    /// The keys that it held.
-    pub keys: RowKeys,
-    /// Set while it backed off: until when.
-    pub due: Option<Tick>,
-}
-
 /// One endpoint's pending deliveries.
 #[derive(Debug)]
 pub struct Queue {
@@ -199,23 +53,12 @@ pub struct Queue {
     ready: FewSet<DeliveryId>,
     in_flight: u32,
     next_ordinal: u64,
-    /// No request before then: the endpoint's own rate limit, or we had nothing to send it with.
-    not_before: Tick,
-    /// How often in a row the latter was so, and until when it waits for that.
-    put_off: u32,
-    put_off_until: Tick,
+    rest: Rest,
     /// This delivery and later ones are not sent, for now.
     held_from: Option<DeliveryId>,
-    /// How long its requests hold a slot.
-    pub hold: HoldEstimate,
-    /// How long its answers take.
-    pub answers: AnswerTime,
-    /// How its requests went lately.
-    pub failures: FailureWindow,
-    /// How many it takes at once.
-    pub limit: AdaptiveLimit,
+    health: Health,
     /// The pool in whose ring of the lane it stands.
-    pub ring: Option<Pool>,
+    ring: Option<Pool>,
 }
 
 impl Queue {
@@ -228,16 +71,33 @@ impl Queue {
             ready: FewSet::default(),
             in_flight: 0,
             next_ordinal: first_ordinal,
-            not_before: Tick(0),
-            put_off: 0,
-            put_off_until: Tick(0),
+            rest: Rest::default(),
             held_from: None,
-            hold: HoldEstimate::new(),
-            answers: AnswerTime::default(),
-            failures: FailureWindow::default(),
-            limit: AdaptiveLimit::new(DEFAULT_MAX_IN_FLIGHT),
+            health: Health::new(),
             ring: None,
         }
+    }
+
+    /// What the endpoint's answers have taught.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// As [`Queue::health`], to be changed.
+    pub fn health_mut(&mut self) -> &mut Health {
+        &mut self.health
+    }
+
+    /// The pool in whose ring of the lane it stands.
+    #[must_use]
+    pub fn ring(&self) -> Option<Pool> {
+        self.ring
+    }
+
+    /// It stands in this pool's ring of the lane from now on, or in none.
+    pub fn set_ring(&mut self, pool: Option<Pool>) {
+        self.ring = pool;
     }
 
     /// The ordinal of the next delivery of the stream.
@@ -304,10 +164,7 @@ impl Queue {
         entry.pending.attempts = entry.pending.attempts.saturating_add(1);
         self.ready.remove(id);
         self.in_flight += 1;
-        if let Some(rate) = rate_per_second.filter(|rate| *rate > 0.0) {
-            let spacing = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(Duration::MAX);
-            self.not_before = self.not_before.max(now) + spacing;
-        }
+        self.rest.space(now, rate_per_second);
     }
 
     /// A delivery in flight failed and will be tried again at `due`; it keeps its keys.
@@ -321,24 +178,18 @@ impl Queue {
     /// A delivery in flight was not sent, for want of something of our own. That was no attempt, and
     /// nothing else is sent to the endpoint either before it is tried again.
     ///
-    /// Returns when that is: after 500 ms, then twice that and so on up to 5 s, less up to half
-    /// by `rng`.
+    /// Returns when that is.
     pub fn put_off(&mut self, id: DeliveryId, now: Tick, rng: &mut impl Rng) -> Tick {
-        if self.put_off_until <= now {
-            let rest = REST_MIN.saturating_mul(1 << self.put_off.min(8)).min(REST_MAX);
-            self.put_off_until = now + rest.mul_f64(rng.random_range(0.5..=1.0));
-            self.put_off = self.put_off.saturating_add(1);
-            self.not_before = self.not_before.max(self.put_off_until);
-        }
+        let due = self.rest.put_off(now, rng);
         let pending = &mut self.entry_mut(id).pending;
         pending.attempts = pending.attempts.saturating_sub(1);
-        self.back_off(id, self.not_before);
-        self.not_before
+        self.back_off(id, due);
+        due
     }
 
     /// A request was sent: we have what it takes.
     pub fn was_sent(&mut self) {
-        self.put_off = 0;
+        self.rest.was_sent();
     }
 
     /// A delivery ends as a dead letter. It keeps its keys until that is stored and it is removed.
@@ -509,14 +360,14 @@ impl Queue {
     #[must_use]
     pub fn is_sendable(&self, now: Tick) -> bool {
         self.first_ready().is_some()
-            && self.in_flight < self.limit.current()
-            && self.not_before <= now
+            && self.in_flight < self.health.limit()
+            && self.rest.until(now).is_none()
     }
 
     /// When the next request may go, where that is not now.
     #[must_use]
     pub fn resting_until(&self, now: Tick) -> Option<Tick> {
-        (self.not_before > now).then_some(self.not_before)
+        self.rest.until(now)
     }
 
     /// The delivery that holds the key.

@@ -148,8 +148,8 @@ impl Queues {
         let queue = self.at_mut(no);
         let (account, pool) = (queue.account, queue.pool(now));
         let Some(pending) = queue.pending.as_deref_mut() else { return };
-        if pending.ring.is_none() && pending.is_sendable(now) {
-            pending.ring = Some(pool);
+        if pending.ring().is_none() && pending.is_sendable(now) {
+            pending.set_ring(Some(pool));
             let lane = account_mut(&mut self.accounts, account).lane.as_mut();
             let Some(lane) = lane else { panic!("a queue in memory has no lane") };
             lane.ring_mut(pool).push_back(no);
@@ -182,7 +182,7 @@ impl Queues {
             let Some(pending) = queue.pending.as_deref_mut() else {
                 panic!("{no:?} has a turn and nothing in memory");
             };
-            pending.ring = None;
+            pending.set_ring(None);
             if pending.is_sendable(now) && belongs == pool {
                 return Some(no);
             }

@@ -159,7 +159,7 @@ proptest! {
                     let Some(endpoint) = lane.take_turn(Pool::Fast, now) else {
                         for endpoint in 0..3 {
                             let in_flight = model.iter().filter(|m| m.endpoint == endpoint && m.in_flight).count();
-                            let limit = lane.queue_mut(&id(endpoint)).map_or(1, |q| q.limit.current());
+                            let limit = lane.queue_mut(&id(endpoint)).map_or(1, |q| q.health().limit());
                             let full = in_flight >= limit as usize;
                             prop_assert!(full || sendable(&model, endpoint).is_none(), "endpoint {endpoint} was forgotten");
                         }

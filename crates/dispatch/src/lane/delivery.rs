@@ -1,0 +1,147 @@
+//! A delivery in memory: where it came from, its event, what came of it so far.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::tracker::TxnSeq;
+use walhook_core::attempt::DeliveryId;
+use walhook_core::event::{Event, RowKeys};
+use walhook_core::id::{DeadLetterId, JobId, ReplayId};
+use walhook_core::persist::{EventKey, RowKey, Tried};
+use walhook_core::tick::Tick;
+
+/// What a delivery takes in memory beside its event: its entry, its keys, its place in the maps. Measured by
+/// `benches/brain.rs`, which prints it beside what is resident.
+pub const DELIVERY_BYTES: usize = 320;
+
+/// What it takes instead while its row is on the way into the table. Measured: with it resident memory stays
+/// within a twentieth of the limit (`docs/benchmarks.md`).
+pub const LEAVING_BYTES: usize = 576;
+
+/// The number of a row that was to be inserted: they are numbered from 1 on, in their order, while the process
+/// lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Insertion(pub u64);
+
+/// Where a pending delivery came from, and so what settling it means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The stream.
+    Stream {
+        /// The transaction that waits for it.
+        txn: TxnSeq,
+        /// Which delivery to this endpoint it is, in stream order.
+        ordinal: u64,
+    },
+    /// The table `deferred`, where it has a row that it resolves.
+    Deferred {
+        /// The replay that it belongs to; none: it was the stream's.
+        replay: Option<ReplayId>,
+        /// The insertion that makes the row durable; none: it stands in the table.
+        insertion: Option<Insertion>,
+    },
+    /// An operator's retry of a dead letter.
+    Retry {
+        /// The dead letter's id.
+        dead_letter: DeadLetterId,
+        /// The job that asked.
+        job: JobId,
+    },
+    /// A replay.
+    Replay(ReplayId),
+}
+
+impl Origin {
+    /// The replay that the delivery belongs to.
+    #[must_use]
+    pub fn replay(self) -> Option<ReplayId> {
+        match self {
+            Self::Replay(replay) => Some(replay),
+            Self::Deferred { replay, .. } => replay,
+            Self::Stream { .. } | Self::Retry { .. } => None,
+        }
+    }
+
+    /// Whether it has no row, and would need one to leave memory. Of a replay few are in memory.
+    #[must_use]
+    pub fn is_rowless(self) -> bool {
+        matches!(self, Self::Stream { .. })
+    }
+
+    /// Whether an operator asked for it: a retry, or a replay.
+    #[must_use]
+    pub fn is_asked_for(self) -> bool {
+        matches!(self, Self::Retry { .. }) || self.replay().is_some()
+    }
+}
+
+/// An event while any of its deliveries is pending. Dropping the last one frees its memory.
+#[derive(Debug)]
+pub struct SharedEvent {
+    /// The event.
+    pub event: Arc<Event>,
+    /// Its deliveries that are queued. One task counts them; an atomic number lets that task move.
+    queued: AtomicU32,
+}
+
+impl SharedEvent {
+    /// An event of which nothing is queued.
+    #[must_use]
+    pub fn new(event: Arc<Event>) -> Self {
+        Self { event, queued: AtomicU32::new(0) }
+    }
+
+    /// One of its deliveries is queued. Returns what the queues hold more for that, beside the delivery: the
+    /// event, with the first.
+    pub(crate) fn queue(&self) -> usize {
+        let before = self.queued.fetch_add(1, Relaxed);
+        if before == 0 { self.event.size_bytes() } else { 0 }
+    }
+
+    /// One of its deliveries is queued no more: as [`SharedEvent::queue`], what the queues hold less.
+    pub(crate) fn unqueue(&self) -> usize {
+        let before = self.queued.fetch_sub(1, Relaxed);
+        if before == 1 { self.event.size_bytes() } else { 0 }
+    }
+}
+
+/// A delivery in memory.
+#[derive(Debug)]
+pub struct Pending {
+    /// Its handle; grows along one queue. Of deliveries that share a key, the older has the lower.
+    pub id: DeliveryId,
+    /// The event, shared with its other deliveries.
+    pub held: Arc<SharedEvent>,
+    /// Where it came from.
+    pub origin: Origin,
+    /// Attempts made, those before it was deferred included.
+    pub attempts: u32,
+    /// What came of them, once one failed.
+    pub tried: Option<Box<Tried>>,
+    /// When it was queued.
+    pub since: Tick,
+    /// When it was queued, or became due again.
+    pub queued_at: Tick,
+    /// What it counts for in the memory budget, beside its event.
+    pub counted: usize,
+}
+
+impl Pending {
+    /// Its place among the deferred rows of its queue.
+    #[must_use]
+    pub fn row_key(&self) -> RowKey {
+        RowKey { event: EventKey::of(&self.held.event), replay: self.origin.replay() }
+    }
+}
+
+/// A delivery taken out of its queue.
+#[derive(Debug)]
+pub struct Removed {
+    /// The delivery.
+    pub pending: Pending,
+    /// The keys that it held.
+    pub keys: RowKeys,
+    /// Set while it backed off: until when.
+    pub due: Option<Tick>,
+}

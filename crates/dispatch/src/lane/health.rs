@@ -1,0 +1,115 @@
+//! What an endpoint's answers have taught: how long its requests hold a slot, how its last ones went, how many it
+//! takes at once.
+//!
+//! Invariant: of each request that started, the end is told once, or that it was withdrawn.
+
+use std::time::Duration;
+
+use super::DEFAULT_MAX_IN_FLIGHT;
+use crate::breaker::{AttemptHealth, FailureWindow};
+use crate::schedule::{AdaptiveLimit, AnswerTime, HoldEstimate, Pool};
+use walhook_core::attempt::Meaning;
+use walhook_core::tick::Tick;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Health {
+    /// How long its requests hold a slot.
+    hold: HoldEstimate,
+    /// How long its answers take.
+    answers: AnswerTime,
+    /// How its requests went lately.
+    failures: FailureWindow,
+    /// How many it takes at once.
+    limit: AdaptiveLimit,
+}
+
+impl Health {
+    /// Nothing is known.
+    pub(super) fn new() -> Self {
+        Self {
+            hold: HoldEstimate::new(),
+            answers: AnswerTime::default(),
+            failures: FailureWindow::default(),
+            limit: AdaptiveLimit::new(DEFAULT_MAX_IN_FLIGHT),
+        }
+    }
+
+    /// The pool that its next request belongs to.
+    #[must_use]
+    pub fn pool(&self, now: Tick) -> Pool {
+        self.hold.pool(now)
+    }
+
+    /// For how long its next request is expected to hold a slot.
+    #[must_use]
+    pub fn expected_hold(&self, now: Tick) -> Duration {
+        self.hold.expected(now)
+    }
+
+    /// How long its answers usually take, where it has answered.
+    #[must_use]
+    pub fn usual_answer(&self) -> Option<Duration> {
+        self.answers.usual()
+    }
+
+    /// How many requests it takes at once.
+    #[must_use]
+    pub fn limit(&self) -> u32 {
+        self.limit.current()
+    }
+
+    /// Its row says how many it takes at once.
+    pub fn set_upper_limit(&mut self, upper: Option<u32>) {
+        self.limit.set_upper(upper.unwrap_or(DEFAULT_MAX_IN_FLIGHT));
+    }
+
+    /// A request is sent.
+    pub fn request_started(&mut self, now: Tick) {
+        self.hold.started(now);
+    }
+
+    /// A request ended, and held its slot for so long.
+    pub fn request_ended(&mut self, started: Tick, held_for: Duration) {
+        self.hold.ended(started, held_for);
+    }
+
+    /// A request was not sent after all.
+    pub fn request_withdrawn(&mut self, started: Tick) {
+        self.hold.withdrawn(started);
+    }
+
+    /// It took a delivery after so long.
+    pub fn answered(&mut self, elapsed: Duration) {
+        self.answers.answered(elapsed);
+    }
+
+    /// How many it takes at once follows from how it answers; `in_flight`: with this one.
+    pub fn adapt(&mut self, meaning: Meaning, in_flight: u32) {
+        match meaning {
+            Meaning::Delivered | Meaning::Gone => self.limit.succeeded(in_flight),
+            Meaning::Refused { overloaded: true, .. } => self.limit.throttled(),
+            Meaning::TimedOut => self.limit.timed_out(),
+            Meaning::Refused { .. }
+            | Meaning::Failed
+            | Meaning::Invalid
+            | Meaning::Aborted
+            | Meaning::Local => {}
+        }
+    }
+
+    /// It is back after it was dead: it takes few at once at first.
+    pub fn begin_again(&mut self) {
+        self.limit.begin_again();
+    }
+
+    /// How a request went. Whether its breaker is to open.
+    pub fn note(&mut self, went: AttemptHealth, resent: bool, now: Tick) -> bool {
+        self.failures.note(went, resent, now)
+    }
+
+    /// How its requests went lately counts no more.
+    pub fn forget_failures(&mut self) {
+        self.failures = FailureWindow::default();
+    }
+}

@@ -1,0 +1,92 @@
+//! When an endpoint gets no request although it could: its own rate limit, or we have nothing to send one with.
+
+use std::time::Duration;
+
+use rand::{Rng, RngExt};
+
+use walhook_core::tick::Tick;
+
+/// The first wait of an endpoint for which we had no file, port or memory left.
+const REST_MIN: Duration = Duration::from_millis(500);
+
+/// The longest: what frees them is others' requests that end, or an operator.
+const REST_MAX: Duration = Duration::from_secs(5);
+
+/// Invariant: it never ends sooner than was said.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Rest {
+    /// No request before then, for either reason.
+    not_before: Tick,
+    /// How often in a row we had nothing to send one with, and until when it waits for that.
+    put_off: u32,
+    put_off_until: Tick,
+}
+
+impl Rest {
+    /// A request is sent: the next one waits, where the row limits the rate.
+    pub(super) fn space(&mut self, now: Tick, rate_per_second: Option<f64>) {
+        if let Some(rate) = rate_per_second.filter(|rate| *rate > 0.0) {
+            let spacing = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(Duration::MAX);
+            self.not_before = self.not_before.max(now) + spacing;
+        }
+    }
+
+    /// A request was not sent, for want of something of our own. Returns until when none is: for 500 ms, then twice
+    /// that and so on up to 5 s, less up to half by `rng`.
+    pub(super) fn put_off(&mut self, now: Tick, rng: &mut impl Rng) -> Tick {
+        if self.put_off_until <= now {
+            let rest = REST_MIN.saturating_mul(1 << self.put_off.min(8)).min(REST_MAX);
+            self.put_off_until = now + rest.mul_f64(rng.random_range(0.5..=1.0));
+            self.put_off = self.put_off.saturating_add(1);
+            self.not_before = self.not_before.max(self.put_off_until);
+        }
+        self.not_before
+    }
+
+    /// A request was sent: we have what it takes.
+    pub(super) fn was_sent(&mut self) {
+        self.put_off = 0;
+    }
+
+    /// When the next request may go, where that is not now.
+    pub(super) fn until(&self, now: Tick) -> Option<Tick> {
+        (self.not_before > now).then_some(self.not_before)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::*;
+
+    #[test]
+    fn rest_for_want_of_our_own_grows_up_to_five_seconds_until_a_request_is_sent() {
+        let (mut rest, mut rng, mut now) = (Rest::default(), SmallRng::seed_from_u64(1), Tick(1));
+        for most in [500, 1_000, 2_000, 4_000, 5_000, 5_000] {
+            let until = rest.put_off(now, &mut rng);
+            let waits = until.since(now);
+            let most = Duration::from_millis(most);
+            assert!(waits >= most / 2 && waits <= most, "{waits:?} of {most:?}");
+            assert_eq!(rest.put_off(now, &mut rng), until, "others of that moment add nothing");
+            assert_eq!(rest.until(now), Some(until));
+            now = until;
+            assert_eq!(rest.until(now), None);
+        }
+        rest.was_sent();
+        assert!(rest.put_off(now, &mut rng).since(now) <= REST_MIN);
+    }
+
+    #[test]
+    fn requests_are_spaced_by_the_rate_of_the_row() {
+        let (mut rest, now) = (Rest::default(), Tick(1));
+        for rate in [None, Some(0.0), Some(-1.0)] {
+            rest.space(now, rate);
+            assert_eq!(rest.until(now), None);
+        }
+        rest.space(now, Some(4.0));
+        rest.space(now, Some(4.0));
+        assert_eq!(rest.until(now), Some(now + Duration::from_millis(500)));
+    }
+}

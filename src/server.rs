@@ -187,7 +187,7 @@ async fn stand_by_and_lead(
         let leader = become_leader(config, tell, shutdown, &mut started).await?;
         let Some(leader) = leader else { return Ok(()) };
         tracing::info!(
-            epoch = leader.epoch, frontier = %leader.start.frontier, slot = %config.source.slot,
+            epoch = leader.epoch.0, frontier = %leader.start.frontier, slot = %config.source.slot,
             "leading: streaming from the slot"
         );
         tell.set_role(Role::Leader);

@@ -398,7 +398,7 @@ async fn recover(
         to: to.to_string(),
         bytes: (same_wal && from <= to).then(|| to.bytes_since(from)),
         reason,
-        epoch,
+        epoch: epoch.0,
         gap,
     })
 }

@@ -300,7 +300,7 @@ impl Found {
             leader: LeaderView {
                 running,
                 holder: overview.holder,
-                epoch: overview.epoch,
+                epoch: overview.epoch.0,
                 since: overview.taken_at_us.map(rfc3339),
             },
             checkpoint: CheckpointView {

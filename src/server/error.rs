@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn error_of_a_lease_that_is_another_s_ends_the_pipeline() {
-        let error = TaskError::from(StateError::Fenced { epoch: Some(3) });
+        let error = TaskError::from(StateError::Fenced { epoch: Some(walhook_core::id::Epoch(3)) });
         assert!(matches!(error, TaskError::Stop(Stop::Fenced)), "{error:?}");
     }
 

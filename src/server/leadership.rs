@@ -20,6 +20,7 @@ use crate::server::health::{Role, Teller};
 use crate::server::prepared;
 use crate::server::trouble::Part;
 use walhook_core::halt::SourceIdentity;
+use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::Start;
 use walhook_decode::change::Changes;
@@ -46,7 +47,7 @@ const STANDBY_POLL: Duration = Duration::from_millis(100);
 /// All that a new leader starts with.
 #[derive(Debug)]
 pub(super) struct Leader {
-    pub(super) epoch: i64,
+    pub(super) epoch: Epoch,
     /// Started when the lease was taken.
     pub(super) clock: Clock,
     pub(super) system_identifier: u64,

@@ -25,6 +25,7 @@ use crate::server::metrics::Metrics;
 use crate::server::trouble::Part;
 use walhook_core::event::{Invalidation, Item, Scope};
 use walhook_core::halt::Halt;
+use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_core::tick::Tick;
 use walhook_decode::change::{Changes, Step};
@@ -68,7 +69,7 @@ impl Batch {
 /// Reads, with everything that outlives one connection.
 pub(super) struct Reader {
     pub(super) config: Config,
-    pub(super) epoch: i64,
+    pub(super) epoch: Epoch,
     pub(super) clock: Clock,
     pub(super) metrics: Arc<Metrics>,
     pub(super) tell: Teller,

@@ -12,6 +12,7 @@ mod limits;
 mod shared;
 
 use std::time::Duration;
+use walhook_core::id::Epoch;
 
 use tokio::time::timeout;
 
@@ -144,14 +145,14 @@ pub(crate) const ALL: [Purpose; 18] = [
 #[derive(Debug)]
 pub(super) struct Sessions {
     pub(super) config: Config,
-    epoch: i64,
+    epoch: Epoch,
     state: Shared<StateStore>,
     source: Shared<Connection>,
 }
 
 impl Sessions {
     /// None is open yet.
-    pub(super) fn new(config: Config, epoch: i64) -> Self {
+    pub(super) fn new(config: Config, epoch: Epoch) -> Self {
         Self { config, epoch, state: Shared::default(), source: Shared::default() }
     }
 

@@ -20,6 +20,11 @@ pub struct ReplayId(pub i64);
 #[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct DeadLetterId(pub i64);
 
+/// Which leader: the lease's number, which each that takes it raises from 0, which is nobody's. Whoever writes with an
+/// earlier one is refused.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(pub i64);
+
 impl ReplayId {
     /// The least: jobs are numbered from 1 on.
     pub const FIRST: Self = Self(1);
@@ -44,6 +49,12 @@ impl fmt::Display for JobId {
 }
 
 impl fmt::Display for ReplayId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }

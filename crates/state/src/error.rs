@@ -1,5 +1,6 @@
 //! What can go wrong with the state database.
 
+use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_postgres::fix::{AS_IT_SAYS, Failure, FixedBy, Line};
 use walhook_postgres::sql::{ConnectError, error_text, is_data_error};
@@ -14,7 +15,7 @@ pub enum StateError {
     #[error("{}", fenced(*epoch))]
     Fenced {
         /// The epoch that we held; `None`: we held none, which is no right to write.
-        epoch: Option<i64>,
+        epoch: Option<Epoch>,
     },
     /// The tables, or the pipeline's rows in them, are not there.
     #[error(
@@ -153,7 +154,7 @@ impl Failure for StateError {
     }
 }
 
-fn fenced(epoch: Option<i64>) -> String {
+fn fenced(epoch: Option<Epoch>) -> String {
     epoch.map_or_else(
         || "this instance does not lead: it has not taken the lease".to_owned(),
         |epoch| format!("another instance has taken over: epoch {epoch} is no longer the lease's"),

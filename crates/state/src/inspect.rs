@@ -3,6 +3,7 @@
 use tokio_postgres::types::Type;
 
 use crate::Told;
+use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_postgres::op::{EQ, to_us};
 
@@ -13,7 +14,7 @@ use super::{Param, Scope, StateError, StateStore, lsn, text};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Overview {
     /// How many leaders there have been.
-    pub epoch: i64,
+    pub epoch: Epoch,
     /// Who took the lease last; it may have ended since.
     pub holder: Option<String>,
     /// When it was taken: microseconds since 1970-01-01 UTC.
@@ -95,7 +96,7 @@ impl StateStore {
         );
         let dead = self.connection.query_typed(&dead, &param).await?;
         Ok(Overview {
-            epoch: row.try_get(0)?,
+            epoch: Epoch(row.try_get(0)?),
             holder: text::get_opt(&row, 1)?,
             taken_at_us: row.try_get(2)?,
             frontier: lsn(&row, 3)?,

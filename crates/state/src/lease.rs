@@ -4,6 +4,7 @@ use futures_util::try_join;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use walhook_core::id::Epoch;
 use walhook_core::persist::{SettledRange, Start};
 use walhook_core::settled;
 use walhook_postgres::op::{EQ, PLUS, to_us};
@@ -21,7 +22,7 @@ use super::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovery {
     /// The epoch that was taken; every transaction from now on carries it.
-    pub epoch: i64,
+    pub epoch: Epoch,
     /// What the leaders before have left.
     pub start: Start,
 }
@@ -48,7 +49,7 @@ impl StateStore {
             [(pipeline, Type::TEXT), (partition, Type::INT4), (&holder, Type::TEXT)];
         let bumped = tx.query_typed_opt(&bump, &bump_params).await?;
         let Some(bumped) = bumped else { return Err(self.scope.not_set_up()) };
-        let epoch: i64 = bumped.try_get(0)?;
+        let epoch = Epoch(bumped.try_get(0)?);
         let version = check_version(&tx, &self.scope).await?;
 
         // Each statement reads by a snapshot of its own, taken after the bump had its row.
@@ -149,7 +150,7 @@ pub(super) async fn check_version(tx: &Transaction<'_>, scope: &Scope) -> Result
 pub(super) async fn fence(
     tx: &Transaction<'_>,
     scope: &Scope,
-    epoch: i64,
+    epoch: Epoch,
 ) -> Result<(), StateError> {
     let Scope { s, pipeline, partition, .. } = scope;
     let sql = format!(
@@ -157,7 +158,7 @@ pub(super) async fn fence(
          AND epoch {EQ} $3 FOR SHARE"
     );
     let params: [Param<'_>; 3] =
-        [(pipeline, Type::TEXT), (partition, Type::INT4), (&epoch, Type::INT8)];
+        [(pipeline, Type::TEXT), (partition, Type::INT4), (&epoch.0, Type::INT8)];
     let row = tx.query_typed_opt(&sql, &params).await?;
     row.map(|_| ()).ok_or(StateError::Fenced { epoch: Some(epoch) })
 }
@@ -166,7 +167,7 @@ pub(super) async fn fence(
 pub(super) async fn fence_alone(
     tx: &Transaction<'_>,
     scope: &Scope,
-    epoch: i64,
+    epoch: Epoch,
 ) -> Result<(), StateError> {
     hold_off_leader(tx, scope).await?;
     fence(tx, scope, epoch).await

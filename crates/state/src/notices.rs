@@ -173,7 +173,7 @@ mod tests {
         fixture.open().await.take_lease("two").await.unwrap();
         assert!(matches!(
             store.end_notice(&rest).await,
-            Err(StateError::Fenced { epoch: Some(1) })
+            Err(StateError::Fenced { epoch: Some(walhook_core::id::Epoch(1)) })
         ));
     }
 }

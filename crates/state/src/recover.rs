@@ -3,6 +3,7 @@
 use tokio_postgres::types::{PgLsn, Type};
 
 use walhook_core::halt::SourceIdentity;
+use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_postgres::op::{EQ, PLUS};
 
@@ -30,7 +31,7 @@ impl StateStore {
         to: Lsn,
         reason: &str,
         adopt: Option<&SourceIdentity>,
-    ) -> Result<i64, StateError> {
+    ) -> Result<Epoch, StateError> {
         let tx = self.connection.transaction().await?;
         let epoch = take_over(&tx, &self.scope, from).await?;
         let Scope { s, pipeline, .. } = &self.scope;
@@ -63,7 +64,7 @@ impl StateStore {
         at: Lsn,
         commit: Lsn,
         reason: &str,
-    ) -> Result<i64, StateError> {
+    ) -> Result<Epoch, StateError> {
         let tx = self.connection.transaction().await?;
         let epoch = take_over(&tx, &self.scope, at).await?;
         let Scope { s, pipeline, .. } = &self.scope;
@@ -87,7 +88,7 @@ impl StateStore {
     ///
     /// # Errors
     /// As [`StateStore::accept_gap`].
-    pub async fn go_on(&mut self, at: Lsn) -> Result<i64, StateError> {
+    pub async fn go_on(&mut self, at: Lsn) -> Result<Epoch, StateError> {
         let tx = self.connection.transaction().await?;
         let epoch = take_over(&tx, &self.scope, at).await?;
         tx.commit().await?;
@@ -99,7 +100,7 @@ impl StateStore {
     ///
     /// # Errors
     /// As [`StateStore::accept_gap`].
-    pub async fn adopt(&mut self, at: Lsn, identity: &SourceIdentity) -> Result<i64, StateError> {
+    pub async fn adopt(&mut self, at: Lsn, identity: &SourceIdentity) -> Result<Epoch, StateError> {
         let tx = self.connection.transaction().await?;
         let epoch = take_over(&tx, &self.scope, at).await?;
         store_identity(&tx, &self.scope, identity).await?;
@@ -153,7 +154,7 @@ pub(super) async fn take_over(
     tx: &Transaction<'_>,
     scope: &Scope,
     at: Lsn,
-) -> Result<i64, StateError> {
+) -> Result<Epoch, StateError> {
     let Scope { s, pipeline, partition, .. } = scope;
     let bump = format!(
         "UPDATE {s}.lease
@@ -163,7 +164,7 @@ pub(super) async fn take_over(
     let params: [Param<'_>; 3] =
         [(pipeline, Type::TEXT), (partition, Type::INT4), (&HOLDER, Type::TEXT)];
     let bumped = tx.query_typed_opt(&bump, &params).await?;
-    let epoch = bumped.ok_or_else(|| scope.not_set_up())?.try_get(0)?;
+    let epoch = Epoch(bumped.ok_or_else(|| scope.not_set_up())?.try_get(0)?);
     check_version(tx, scope).await?;
     let forget_halt = format!(
         "UPDATE {s}.checkpoint SET halt_reason = NULL, halted_at = NULL

@@ -7,6 +7,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{PgLsn, ToSql, Type};
 
 use walhook_core::halt::SourceIdentity;
+use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_core::partition::Partition;
 use walhook_postgres::ident::{quote_ident, quote_literal};
@@ -68,7 +69,7 @@ pub struct StateStore {
     url: DatabaseUrl,
     settings: SessionSettings,
     pub(super) scope: Scope,
-    epoch: Option<i64>,
+    epoch: Option<Epoch>,
     /// The batch whose COMMIT was begun and not answered.
     pub(super) committing: Option<Committing>,
 }
@@ -149,18 +150,18 @@ impl StateStore {
 
     /// The epoch that this store has taken, if it has.
     #[must_use]
-    pub fn epoch(&self) -> Option<i64> {
+    pub fn epoch(&self) -> Option<Epoch> {
         self.epoch
     }
 
     /// The epoch to write with, as the leader.
-    pub(super) fn led_epoch(&self) -> Result<i64, StateError> {
+    pub(super) fn led_epoch(&self) -> Result<Epoch, StateError> {
         self.epoch.ok_or(StateError::Fenced { epoch: None })
     }
 
     /// Writes from now on as the leader that took this epoch in another session, and no longer than
     /// that one may.
-    pub fn write_as(&mut self, epoch: i64) {
+    pub fn write_as(&mut self, epoch: Epoch) {
         self.epoch = Some(epoch);
     }
 
@@ -232,11 +233,11 @@ impl StateStore {
     ///
     /// # Errors
     /// [`StateError::NotSetUp`], [`StateError::Sql`].
-    pub async fn current_epoch(&self) -> Result<i64, StateError> {
+    pub async fn current_epoch(&self) -> Result<Epoch, StateError> {
         let s = &self.scope.s;
         let sql =
             format!("SELECT epoch FROM {s}.lease WHERE pipeline {EQ} $1 AND partition {EQ} $2");
-        Ok(self.one_led(&sql).await?.try_get(0)?)
+        Ok(Epoch(self.one_led(&sql).await?.try_get(0)?))
     }
 
     /// Who took the lease last: `host pid n`.

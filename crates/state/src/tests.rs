@@ -18,7 +18,7 @@ use super::store::IDLE_IN_TRANSACTION;
 use super::*;
 use walhook_core::endpoint::Secret;
 use walhook_core::event::EndpointId;
-use walhook_core::id::{DeadLetterId, JobId};
+use walhook_core::id::{DeadLetterId, Epoch, JobId};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
     DeadReason, DisableEndpoint, JobDone, PauseEndpoint, PersistBatch, Retried,
@@ -89,7 +89,7 @@ async fn state_recovers_what_was_persisted_also_when_it_was_persisted_twice() {
     let fixture = Fixture::start().await;
     let mut store = fixture.open().await;
     let first = store.take_lease("one").await.unwrap();
-    assert_eq!((first.epoch, first.start.frontier), (1, Lsn(0x100)));
+    assert_eq!((first.epoch, first.start.frontier), (Epoch(1), Lsn(0x100)));
     let (one, two) = (event(0x210, "1"), event(0x220, "1"));
     let full = PersistBatch {
         frontier: Lsn(0x200),
@@ -106,7 +106,7 @@ async fn state_recovers_what_was_persisted_also_when_it_was_persisted_twice() {
 
     let mut next = fixture.open().await;
     let recovery = next.take_lease("two").await.unwrap();
-    assert_eq!((recovery.epoch, recovery.start.frontier), (2, Lsn(0x200)));
+    assert_eq!((recovery.epoch, recovery.start.frontier), (Epoch(2), Lsn(0x200)));
     assert_eq!(recovery.start.settled, [full.settled.clone(), full.settled].concat());
     assert_eq!(recovery.start.disabled, full.disabled);
 
@@ -147,7 +147,7 @@ async fn state_bump_waits_for_the_old_leaders_transaction_and_fences_its_next() 
 
     // The old leader is past the fence and has written, but has not committed.
     let tx = old.connection.transaction().await.unwrap();
-    fence(&tx, &old.scope, 1).await.unwrap();
+    fence(&tx, &old.scope, Epoch(1)).await.unwrap();
     let s = quote_ident(SCHEMA);
     let advance = format!("UPDATE {s}.checkpoint SET frontier = '0/150'");
     tx.batch_execute(&advance).await.unwrap();
@@ -159,12 +159,17 @@ async fn state_bump_waits_for_the_old_leaders_transaction_and_fences_its_next() 
     };
     let (recovery, ()) = futures_util::join!(bump, let_go);
     let recovery = recovery.unwrap();
-    assert_eq!((recovery.epoch, recovery.start.frontier), (2, Lsn(0x150)), "what it wrote is seen");
+    assert_eq!(
+        (recovery.epoch, recovery.start.frontier),
+        (Epoch(2), Lsn(0x150)),
+        "what it wrote is seen"
+    );
 
     let late = PersistBatch { dead_letters: vec![dead(&event(0x10, "1"), "7")], ..batch(0x900) };
     let error = old.persist(&late).await.unwrap_err();
     assert!(
-        matches!(error, StateError::Fenced { epoch: Some(1) }) && !error.fixed_by().is_waiting(),
+        matches!(error, StateError::Fenced { epoch: Some(Epoch(1)) })
+            && !error.fixed_by().is_waiting(),
         "{error}"
     );
     assert!(matches!(old.store_halt("x").await, Err(StateError::Fenced { .. })));
@@ -189,7 +194,7 @@ async fn state_write_that_meets_an_uncommitted_bump_waits_and_is_fenced() {
         tx.commit().await.unwrap();
     };
     let (result, ()) = futures_util::join!(write, let_go);
-    assert!(matches!(result, Err(StateError::Fenced { epoch: Some(1) })));
+    assert!(matches!(result, Err(StateError::Fenced { epoch: Some(Epoch(1)) })));
     assert_eq!(old.frontier().await.unwrap(), Lsn(0x100));
 }
 
@@ -206,7 +211,7 @@ async fn lease_is_not_taken_once_a_later_setup_has_raised_the_version_of_the_tab
     assert!(!refused.fixed_by().is_waiting(), "{refused}");
     let refused = standby.go_on(Lsn(0x100)).await.unwrap_err();
     assert!(matches!(refused, StateError::SchemaTooNew { found } if found == later), "{refused}");
-    assert_eq!((standby.epoch(), standby.current_epoch().await.unwrap()), (None, 1));
+    assert_eq!((standby.epoch(), standby.current_epoch().await.unwrap()), (None, Epoch(1)));
     leader.persist(&batch(0x200)).await.expect("who leads already goes on as before");
 }
 
@@ -229,7 +234,7 @@ async fn state_survives_a_lost_session_and_frees_a_frozen_leaders_lock() {
     let hold = format!("SELECT FROM {}.lease FOR SHARE", quote_ident(SCHEMA));
     frozen.connection.batch_execute(&hold).await.unwrap();
     let wait = tokio::time::timeout(Duration::from_secs(20), store.take_lease("two"));
-    assert_eq!(wait.await.expect("the lock is let go").unwrap().epoch, 2);
+    assert_eq!(wait.await.expect("the lock is let go").unwrap().epoch, Epoch(2));
 
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1";
     fixture.admin.query(kill, &[&SessionSettings::default().application_name]).await.unwrap();
@@ -396,7 +401,7 @@ async fn dead_letter_that_arrives_while_the_last_one_goes_has_its_body() {
     let mut waiting = fixture.open().await;
     let filter = DeadLetterFilter { ids: Some(vec![left[0].id]), ..DeadLetterFilter::default() };
     let tx = leader.connection.transaction().await.unwrap();
-    fence(&tx, &leader.scope, 1).await.unwrap();
+    fence(&tx, &leader.scope, Epoch(1)).await.unwrap();
     let copy =
         "INSERT INTO {s}.dead_letters (pipeline, event_id, endpoint, reason, detail, attempts)
                 SELECT pipeline, event_id, '9', reason, detail, 1 FROM {s}.dead_letters";
@@ -431,7 +436,7 @@ async fn overview_shows_halt_gaps_and_dead_letters() {
     );
     fixture.admin.batch_execute(&gap).await.unwrap();
     let seen = store.overview().await.unwrap();
-    assert_eq!((seen.epoch, seen.holder.as_deref()), (1, Some("host:1")));
+    assert_eq!((seen.epoch, seen.holder.as_deref()), (Epoch(1), Some("host:1")));
     assert_eq!((seen.frontier, seen.settled_rows), (Lsn(0x200), 1));
     assert_eq!(seen.halt_reason.as_deref(), Some("the slot is lost"));
     assert!(seen.halted_at_us.is_some() && seen.taken_at_us.is_some());

@@ -3,6 +3,7 @@
 use tokio_postgres::types::{PgLsn, Type};
 
 use walhook_core::halt::SourceIdentity;
+use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_postgres::op::{EQ, to_us};
 use walhook_postgres::slot::Slot;
@@ -125,7 +126,7 @@ impl StateStore {
         to: Lsn,
         identity: &SourceIdentity,
         gap: Option<&str>,
-    ) -> Result<i64, StateError> {
+    ) -> Result<Epoch, StateError> {
         let epoch = match gap {
             Some(reason) => self.accept_gap(from, to, reason, Some(identity)).await?,
             None => {

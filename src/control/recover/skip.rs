@@ -151,7 +151,7 @@ impl SkipPlan {
         let Self { mut sessions, from, commit, reason, .. } = self;
         let epoch = sessions.state.leave_out(from, commit, &reason).await?;
         let (from, to) = (commit.to_string(), Lsn(commit.0 + 1).to_string());
-        Ok(Recovered { recovered: SkippedChange { bytes: None, epoch, from, reason, to } })
+        Ok(Recovered { recovered: SkippedChange { bytes: None, epoch: epoch.0, from, reason, to } })
     }
 }
 

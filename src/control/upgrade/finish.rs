@@ -266,6 +266,6 @@ pub(super) async fn finish(
         deferred: overview.deferred,
         dead_letters: overview.dead_letters.iter().map(|(_, n)| n).sum(),
         gap,
-        epoch,
+        epoch: epoch.0,
     })
 }

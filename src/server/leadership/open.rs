@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::server::sessions::{LEASE, SENTINEL, STREAM, open_state};
 use crate::server::{Stop, published};
 use walhook_core::halt::{self, SourceIdentity};
+use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_postgres::pg::{Conninfo, DatabaseUrl};
 use walhook_postgres::slot::{self, Slot};
@@ -40,7 +41,7 @@ pub(in crate::server) struct Session {
 /// Opens the source again for a leader that has received everything up to `at`.
 pub(in crate::server) async fn reopen(
     config: &Config,
-    epoch: i64,
+    epoch: Epoch,
     at: Lsn,
 ) -> Result<Session, OpenError> {
     let mut store = open_state(config, LEASE).await?;

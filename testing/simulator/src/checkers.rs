@@ -23,6 +23,7 @@ mod stream;
 
 use walhook_core::attempt::{Attempt, Outcome};
 use walhook_core::event::Item;
+use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{PersistBatch, Persisted};
 use walhook_core::tick::Tick;
@@ -58,7 +59,7 @@ pub(crate) enum Seen<'a> {
     /// A state transaction ended.
     Stored {
         life: usize,
-        epoch: i64,
+        epoch: Epoch,
         batch: &'a PersistBatch,
         result: &'a Result<Persisted, Fenced>,
         again: bool,

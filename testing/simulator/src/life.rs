@@ -9,7 +9,7 @@ use rand::rngs::SmallRng;
 use walhook_core::attempt::{Attempt, DeliveryId, Outcome};
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::halt::Halt;
-use walhook_core::id::JobId;
+use walhook_core::id::{Epoch, JobId};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{PersistBatch, Persisted, Refill, Refilled, UnroutedPage};
 use walhook_decode::change::{Changes, Step};
@@ -59,7 +59,7 @@ pub(crate) enum Broken {
 #[derive(Debug)]
 pub(crate) struct Life {
     pub(crate) number: usize,
-    pub(crate) epoch: i64,
+    pub(crate) epoch: Epoch,
     pub(crate) dispatcher: Dispatcher,
     rules: Rules,
     pub(crate) changes: Changes,
@@ -94,7 +94,7 @@ pub(crate) struct Life {
 impl Life {
     pub(crate) fn new(
         number: usize,
-        epoch: i64,
+        epoch: Epoch,
         settings: Settings,
         start: Start,
         postgres: &Postgres,

@@ -16,6 +16,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use walhook_core::attempt::DeliveryId;
+use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_core::tick::Tick;
 use walhook_dispatch::dispatcher::Input;
@@ -92,7 +93,7 @@ pub struct Report {
     /// Virtual time.
     pub took: Duration,
     /// The batches that were stored, with their epochs, where that was wished.
-    pub batches: Vec<(i64, walhook_core::persist::PersistBatch)>,
+    pub batches: Vec<(Epoch, walhook_core::persist::PersistBatch)>,
     /// A recording of the first process, as `walhook run --record` writes it, where that was wished.
     pub recording: Vec<u8>,
 }
@@ -133,7 +134,7 @@ pub(crate) struct Run {
     failure: Option<Failure>,
     next_request: u64,
     keeps_batches: bool,
-    batches: Vec<(i64, walhook_core::persist::PersistBatch)>,
+    batches: Vec<(Epoch, walhook_core::persist::PersistBatch)>,
     recorded: Recorded,
 }
 
@@ -236,7 +237,7 @@ impl Run {
         self.next_request
     }
 
-    pub(crate) fn keep(&mut self, epoch: i64, batch: &walhook_core::persist::PersistBatch) {
+    pub(crate) fn keep(&mut self, epoch: Epoch, batch: &walhook_core::persist::PersistBatch) {
         if self.keeps_batches {
             self.batches.push((epoch, batch.clone()));
         }

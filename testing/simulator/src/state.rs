@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use walhook_core::event::{AccountId, EndpointId, Event};
-use walhook_core::id::{DeadLetterId, JobId, ReplayId};
+use walhook_core::id::{DeadLetterId, Epoch, JobId, ReplayId};
 use walhook_core::lsn::Lsn;
 use walhook_core::notice::NoticeKind;
 use walhook_core::persist::{
@@ -96,7 +96,7 @@ pub struct Fenced;
 #[derive(Debug, Clone, Default)]
 pub struct State {
     /// The lease.
-    pub epoch: i64,
+    pub epoch: Epoch,
     /// The checkpoint.
     pub frontier: Lsn,
     /// `settled`: appended rows, each with its last commit.
@@ -148,8 +148,8 @@ impl State {
     }
 
     /// A new leader takes the lease.
-    pub fn take_lease(&mut self) -> i64 {
-        self.epoch += 1;
+    pub fn take_lease(&mut self) -> Epoch {
+        self.epoch.0 += 1;
         self.epoch
     }
 
@@ -157,7 +157,7 @@ impl State {
     ///
     /// # Errors
     /// [`Fenced`]: nothing was written.
-    pub fn persist(&mut self, epoch: i64, batch: &PersistBatch) -> Result<Persisted, Fenced> {
+    pub fn persist(&mut self, epoch: Epoch, batch: &PersistBatch) -> Result<Persisted, Fenced> {
         if epoch != self.epoch {
             return Err(Fenced);
         }
@@ -165,7 +165,7 @@ impl State {
     }
 
     /// What it writes, whoever writes it.
-    pub fn write(&mut self, epoch: i64, batch: &PersistBatch) -> Persisted {
+    pub fn write(&mut self, epoch: Epoch, batch: &PersistBatch) -> Persisted {
         self.frontier = self.frontier.max(batch.frontier);
         if let Some(last) = last_commit_lsn(&batch.settled) {
             self.settled.push((last, batch.settled.clone()));
@@ -177,7 +177,7 @@ impl State {
         persisted
     }
 
-    fn write_rows(&mut self, step: (i64, u64), batch: &PersistBatch) -> Persisted {
+    fn write_rows(&mut self, step: (Epoch, u64), batch: &PersistBatch) -> Persisted {
         let mut beyond = self.insert_letters(batch.dead_letters.iter(), step);
         self.mark_failed(&batch.retried);
         self.insert_deferred(&batch.deferred);

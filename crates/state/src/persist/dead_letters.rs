@@ -140,7 +140,7 @@ async fn insert_by<'a>(
         (&whys, Type::TEXT_ARRAY),
         (&places, Type::INT8_ARRAY),
         (&most, Type::INT8),
-        (&epoch, Type::INT8),
+        (&epoch.0, Type::INT8),
         (&step, Type::INT8),
     ];
     let opened = tx.query_typed(sql, &params).await?;

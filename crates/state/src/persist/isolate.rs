@@ -18,7 +18,7 @@ use super::{
     write_rows,
 };
 use walhook_core::event::{AccountId, Event};
-use walhook_core::id::ReplayId;
+use walhook_core::id::{Epoch, ReplayId};
 use walhook_core::persist::{DeadLetter, DeadReason, Retried};
 use walhook_postgres::sql::is_data_error;
 
@@ -26,7 +26,7 @@ use walhook_postgres::sql::is_data_error;
 pub(super) async fn write(
     tx: &Transaction<'_>,
     scope: &Scope,
-    epoch: i64,
+    epoch: Epoch,
     batch: &PersistBatch,
 ) -> Result<(Persisted, Witness), StateError> {
     let witness = write_frontier(tx, scope, epoch, batch).await?;

@@ -59,6 +59,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures_util::try_join;
 use tokio_postgres::types::{PgLsn, Type};
 
+use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{PersistBatch, Persisted, SettledRange, UnroutedPurged};
 use walhook_core::settled;
@@ -114,7 +115,7 @@ impl StateStore {
 pub(super) async fn write(
     tx: &Transaction<'_>,
     scope: &Scope,
-    epoch: i64,
+    epoch: Epoch,
     batch: &PersistBatch,
     split: &Split,
 ) -> Result<(Persisted, Witness), StateError> {
@@ -131,7 +132,7 @@ pub(super) async fn write(
 async fn write_frontier(
     tx: &Transaction<'_>,
     scope: &Scope,
-    epoch: i64,
+    epoch: Epoch,
     batch: &PersistBatch,
 ) -> Result<Witness, StateError> {
     let ((), witness, (), ()) = try_join!(
@@ -243,13 +244,13 @@ async fn write_deferred(
 /// Tells a statement that counts from every earlier one. Stored again, a batch has the same steps.
 #[derive(Debug, Clone, Copy)]
 struct Step {
-    epoch: i64,
+    epoch: Epoch,
     step: i64,
 }
 
 impl Step {
     /// Of a batch.
-    fn first(epoch: i64, batch: &PersistBatch) -> Self {
+    fn first(epoch: Epoch, batch: &PersistBatch) -> Self {
         // Of one batch there are at most a million.
         Self { epoch, step: i64::try_from(batch.number << 20).unwrap_or(i64::MAX) }
     }

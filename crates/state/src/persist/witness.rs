@@ -5,6 +5,7 @@
 //! not on a standby that was promoted without having heard of it: there another one may have the id.
 
 use tokio_postgres::types::Type;
+use walhook_core::id::Epoch;
 
 use super::super::{Param, Scope, StateError, Transaction, fence};
 use walhook_postgres::op::{EQ, to_us};
@@ -28,7 +29,7 @@ impl Committing {
         self,
         tx: &Transaction<'_>,
         scope: &Scope,
-        epoch: i64,
+        epoch: Epoch,
     ) -> Result<bool, StateError> {
         if self.is_stored {
             return Ok(true);

@@ -3,7 +3,7 @@
 use super::super::fixture::{Fixture, defer, event, queue};
 use super::batch;
 use crate::{Gap, StateStore};
-use walhook_core::id::ReplayId;
+use walhook_core::id::{Epoch, ReplayId};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{GapChange, PersistBatch, Purge, Purged, ReplayCounts};
 use walhook_core::replay::{ReplayFilter, ReplayRange};
@@ -100,7 +100,7 @@ async fn replay_closes_the_gaps_that_it_covered_when_every_delivery_was_taken() 
         filter: ReplayFilter { endpoint: Some(endpoint.into()), ..ReplayFilter::default() },
     };
     let mut other = fixture.open().await;
-    other.write_as(1);
+    other.write_as(Epoch(1));
     // What a replay of the range came to, and how many gaps that closes.
     let mut closes = async |range: ReplayRange, done: i64, failed: i64, position: u64| {
         let job = store.create_replay(&range).await.unwrap().id;

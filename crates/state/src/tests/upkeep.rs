@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::super::fixture::{Fixture, SCHEMA, dead, defer, event, row_id};
 use super::batch;
 use crate::{DeadLetterFilter, StateError};
+use walhook_core::id::Epoch;
 use walhook_core::persist::PersistBatch;
 use walhook_postgres::ident::quote_ident;
 
@@ -43,7 +44,7 @@ async fn expire_removes_what_is_older_than_the_retention_and_nothing_else() {
     let old = format!("UPDATE {s}.jobs SET finished_at = now() - interval '2 days'");
     fixture.admin.batch_execute(&old).await.unwrap();
     fixture.open().await.take_lease("two").await.unwrap();
-    assert!(matches!(store.expire(DAY).await, Err(StateError::Fenced { epoch: Some(1) })));
+    assert!(matches!(store.expire(DAY).await, Err(StateError::Fenced { epoch: Some(Epoch(1)) })));
 }
 
 #[tokio::test]

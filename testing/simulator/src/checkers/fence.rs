@@ -1,10 +1,12 @@
 //! An instance that lost the lease changes nothing in the tables any more.
 
+use walhook_core::id::Epoch;
+
 use super::{Checker, Scene, Seen};
 
 #[derive(Debug, Default)]
 pub(crate) struct Fence {
-    last: i64,
+    last: Epoch,
 }
 
 impl Checker for Fence {

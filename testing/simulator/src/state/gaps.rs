@@ -1,6 +1,7 @@
 //! The table `gaps`.
 
 use walhook_core::event::EndpointId;
+use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{GapChange, Purge, Purged, QueueId, RowId};
 
@@ -37,7 +38,7 @@ pub struct Gap {
     /// Whether its queue is still suspended.
     pub growing: bool,
     /// What counted last: epoch and step.
-    pub counted: Option<(i64, u64)>,
+    pub counted: Option<(Epoch, u64)>,
 }
 
 impl Gap {

@@ -2,6 +2,7 @@
 
 use walhook_core::event::EndpointId;
 use walhook_core::id::DeadLetterId;
+use walhook_core::id::Epoch;
 use walhook_core::persist::{DeadLetter, Purge, Purged, QueueId, Retried};
 
 use super::gaps::Kind;
@@ -19,7 +20,7 @@ impl State {
     pub(super) fn insert_letters<'a>(
         &mut self,
         letters: impl Iterator<Item = &'a DeadLetter>,
-        step: (i64, u64),
+        step: (Epoch, u64),
     ) -> Vec<QueueId> {
         let mut opened = Vec::new();
         let mut counted = std::collections::BTreeSet::new();

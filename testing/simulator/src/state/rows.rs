@@ -1,5 +1,6 @@
 //! The table `deferred`.
 
+use walhook_core::id::Epoch;
 use walhook_core::persist::{
     AttemptRecord, DeadLetter, Defer, Deferred, QueueId, Refill, Refilled, ReplayCounts, RowId,
     RowKey, Tried,
@@ -40,7 +41,7 @@ impl State {
     }
 
     /// Rows become dead letters. One that is gone is passed over.
-    pub(super) fn die(&mut self, died: &[(RowId, DeadLetter)], step: (i64, u64)) -> Vec<QueueId> {
+    pub(super) fn die(&mut self, died: &[(RowId, DeadLetter)], step: (Epoch, u64)) -> Vec<QueueId> {
         let mut letters = Vec::new();
         for (id, letter) in died {
             let Some(row) = self.deferred.get(&id.queue).and_then(|rows| rows.get(&id.key)) else {

@@ -204,6 +204,25 @@ impl Column {
         })
     }
 
+    /// Whether an index of all rows begins with the column.
+    pub(super) async fn is_indexed(&self, client: &Client) -> Result<bool, LookupError> {
+        let sql = format!(
+            "SELECT EXISTS (
+                 SELECT FROM pg_catalog.pg_index i
+                 JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) i.indexrelid
+                 JOIN pg_catalog.pg_am m ON m.oid OPERATOR(pg_catalog.=) c.relam
+                 JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid
+                     AND a.attnum OPERATOR(pg_catalog.=) i.indkey[0]
+                 WHERE i.indrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass({})
+                   AND a.attname OPERATOR(pg_catalog.=) {}
+                   AND m.amname OPERATOR(pg_catalog.=) ANY (ARRAY['btree', 'hash']::pg_catalog.name[])
+                   AND i.indisvalid AND i.indpred IS NULL)",
+            quote_literal(&quote_table(&self.table)),
+            quote_literal(&self.name)
+        );
+        Ok(client.query_typed_one(&sql, &[]).await?.try_get(0)?)
+    }
+
     /// As [`Column::read_type`], for a column that is compared with.
     pub(super) async fn read_key(&self, client: &Client) -> Result<ColumnType, LookupError> {
         let found = self.read_type(client).await?;

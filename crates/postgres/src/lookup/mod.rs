@@ -40,7 +40,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex};
 
 use futures_util::TryStreamExt;
-use tokio::time::Duration;
+use tokio::time::{Duration, Instant};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
@@ -54,6 +54,9 @@ use super::sql::is_row_error;
 use column::Column;
 use memory::Memory;
 use statement::{Accounts, Source, Types, WeightSource};
+
+/// A look-up that takes longer may have lost the index that it goes by: the catalog is read again.
+const USUALLY: Duration = Duration::from_millis(500);
 
 /// How long batches are asked for by the slower statement after the quicker one was refused.
 const FENCED: Duration = Duration::from_secs(60);
@@ -246,6 +249,7 @@ impl Lookups {
             accounts.iter().cloned().partition(|a| memory.suspects.contains(a))
         };
         let form = if others.len() == 1 { Accounts::One } else { Accounts::Batch };
+        let began = Instant::now();
         let mut fetched = if self.is_fenced() {
             self.isolate(client, plan, &others).await?
         } else {
@@ -263,6 +267,10 @@ impl Lookups {
                 Err(error) => return Err(error),
             }
         };
+        if began.elapsed() > USUALLY {
+            // Is the index gone by which it was quick?
+            self.memory().plan = None;
+        }
         if !suspects.is_empty() {
             fetched.add(self.isolate(client, plan, &suspects).await?);
         }
@@ -296,8 +304,12 @@ impl Lookups {
             statement::batch(&self.source, &self.account, &self.id, weights, &types, accounts)
         };
         let weights = self.weights.as_ref();
+        // By an index each account costs little. Left to itself the planner, where its statistics say nothing or
+        // something old, reads all rows for each batch.
+        let by_index = self.account.is_indexed(client).await?;
+        let quick = if by_index { Accounts::Fenced } else { Accounts::Batch };
         let plan = Arc::new(Plan {
-            batch: batch(weights, Accounts::Batch),
+            batch: batch(weights, quick),
             fenced: batch(weights, Accounts::Fenced),
             one: batch(weights, Accounts::One),
             unweighted: weights.map(|_| batch(None, Accounts::One)),

@@ -145,8 +145,8 @@ pub(super) struct Types {
 pub(super) enum Accounts {
     /// `$1` and `$2` are arrays.
     Batch,
-    /// Likewise, and the rows of other accounts are not even computed, as a hash join would: slower,
-    /// but a row that cannot be computed fails its own account's statement alone.
+    /// Likewise, and the rows of other accounts are not even computed, as a hash join would: quicker by an index and
+    /// slower without one, and a row that cannot be computed fails its own account's statement alone.
     Fenced,
     /// `$1` and `$2` are one account's: a condition like any other, so that the rows of others need not
     /// be computed.

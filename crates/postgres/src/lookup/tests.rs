@@ -101,6 +101,34 @@ async fn lookup_serves_every_type_of_account_column_by_its_index() {
     }
 }
 
+/// Rows of which the planner knows nothing, and a batch of accounts.
+#[tokio::test]
+async fn batch_goes_by_the_index_where_there_is_one_whatever_the_statistics_say() {
+    let (_cluster, client) = start().await;
+    let sql = "CREATE TABLE hooks (id bigint PRIMARY KEY, account_id bigint, url text,
+            event_types text[], secret text, enabled boolean) WITH (autovacuum_enabled = off);
+        INSERT INTO hooks SELECT g, g, 'http://x/', '{*}', 's', true FROM generate_series(1, 50000) g;";
+    client.batch_execute(sql).await.unwrap();
+    let accounts: Vec<String> = (1..=500).map(|n| (n * 97).to_string()).collect();
+    let asked: Vec<AccountId> = accounts.iter().map(|a| AccountId::new(a.as_str())).collect();
+    let scanned = async |lookups: &Lookups| {
+        assert_eq!(lookups.fetch(&client, &asked).await.unwrap().routes.len(), 500);
+        let explain =
+            format!("EXPLAIN (ANALYZE, TIMING OFF) {}", lookups.known_plan().unwrap().batch);
+        let params: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&accounts, Type::TEXT_ARRAY), (&accounts, Type::TEXT_ARRAY)];
+        let lines = client.query_typed(&explain, &params).await.unwrap();
+        let lines: Vec<String> = lines.iter().map(|line| line.get(0)).collect();
+        lines.into_iter().filter(|line| line.contains("hooks")).collect::<String>()
+    };
+    let without = scanned(&lookups(PLAIN)).await;
+    assert!(without.contains("Seq Scan") && without.contains("loops=1)"), "{without}");
+    client.batch_execute("CREATE INDEX hooks_account ON hooks (account_id)").await.unwrap();
+    let with = scanned(&lookups(PLAIN)).await;
+    assert!(with.contains("hooks_account") && !with.contains("Seq Scan"), "{with}");
+    assert!(with.contains("loops=500)") && !with.contains("loops=1)"), "{with}");
+}
+
 #[tokio::test]
 async fn lookup_reads_secrets_headers_limits_and_weights() {
     let (_cluster, client) = start().await;

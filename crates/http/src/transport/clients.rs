@@ -33,7 +33,7 @@ use super::connect::{BoxError, Connector, TcpConnector};
 use super::connection::Connection;
 use super::error::classify;
 use super::guard::Known;
-use super::pool::{Bounds, Host, Kept, Pool};
+use super::pool::{Bounds, Host, Kept, Lent, PATIENCE, Pool};
 use super::target::Target;
 use super::workers::{Workers, place};
 use crate::exchange::Failure;
@@ -84,16 +84,8 @@ pub(super) struct Answered {
     pub(super) headers: HeaderMap,
     body: Incoming,
     connection: Connection,
-    /// Where the connection is given back to, if it is kept.
-    home: Option<Home>,
-}
-
-/// A place for a connection.
-#[derive(Debug)]
-struct Home {
-    pool: Arc<Pool<Connection>>,
-    shelf: usize,
-    host: Arc<Host>,
+    /// The pool's, if it is kept.
+    lent: Option<Lent<Connection>>,
 }
 
 impl Answered {
@@ -109,11 +101,11 @@ impl Answered {
 
     /// Gives the connection back, where it waits for another request. Dropped, it ends instead.
     pub(super) async fn end(mut self) {
-        if let Some(Home { pool, shelf, host }) = self.home
+        if let Some(lent) = self.lent
             && !self.connection.is_http2()
             && self.connection.is_idle().await
         {
-            pool.give(shelf, &host, self.connection, Instant::now());
+            lent.give_back(self.connection);
         }
     }
 }
@@ -204,13 +196,12 @@ impl Clients {
         } else {
             self.connection(shelf, target, host, account).await?
         };
+        let lent = (!fresh).then(|| self.pool.lend(shelf, host));
         let request = make(connection.is_http2());
         match connection.send(request).await {
             Ok(answer) => {
                 let (head, body) = answer.into_parts();
-                let (pool, host) = (Arc::clone(&self.pool), Arc::clone(host));
-                let home = (!fresh).then_some(Home { pool, shelf, host });
-                Ok(Answered { status: head.status, headers: head.headers, body, connection, home })
+                Ok(Answered { status: head.status, headers: head.headers, body, connection, lent })
             }
             Err(error) => Err(SendError::Sent(error, Arc::clone(connection.known()))),
         }
@@ -231,7 +222,7 @@ impl Clients {
         host: &Arc<Host>,
         account: &AccountId,
     ) -> Result<Connection, SendError> {
-        let waiting = loop {
+        let mut waiting = loop {
             match self.pool.take(shelf, host, Instant::now()) {
                 Ok(mut connection) => {
                     if connection.is_idle().await {
@@ -241,6 +232,13 @@ impl Clients {
                 Err(waiting) => break waiting,
             }
         };
+        if waiting.is_patient() {
+            tokio::select! {
+                biased;
+                connection = &mut waiting => return Ok(connection),
+                () = sleep(PATIENCE) => {}
+            }
+        }
         let mut opening = self.open(target, host, account);
         tokio::select! {
             biased;

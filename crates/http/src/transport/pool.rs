@@ -6,6 +6,9 @@
 //!                   └─► one that is given back ┘    is kept for the next request
 //! ```
 //!
+//! Where others are in use, and fewer requests wait for them, a new one is opened only when none of them has been
+//! given back within [`PATIENCE`]: as many as a steady rate needs are there soon, and not one for each peak.
+//!
 //! A host has as many connections as it had requests in flight at once, for the one that was used last is
 //! used first, and what is not used for [`IDLE_FOR`] is closed. All hosts together are bounded by
 //! [`Bounds`]: where these are reached, the connection that was idle longest gives way.
@@ -32,6 +35,10 @@ use tokio::time::Instant;
 /// keep it (Node.js, uvicorn), so that a request seldom meets a connection that the other side is just
 /// closing; and so that idle sockets are at most what a few seconds' requests have opened.
 pub(super) const IDLE_FOR: Duration = Duration::from_secs(4);
+
+/// How long a request waits for a connection that is in use before it opens another: longer than quick receivers
+/// take to answer, little beside what it takes to open one.
+pub(super) const PATIENCE: Duration = Duration::from_millis(3);
 
 /// Connections of one host that go on being opened although no request waits for them any more.
 const SPARE_MAX: u32 = 64;
@@ -101,11 +108,13 @@ struct Places<C> {
     waiting: BTreeMap<u64, oneshot::Sender<C>>,
     /// Connections that are opened for no request.
     spare: u32,
+    /// Those in use.
+    lent: usize,
 }
 
 impl<C> Default for Places<C> {
     fn default() -> Self {
-        Self { own: VecDeque::new(), shared: None, waiting: BTreeMap::new(), spare: 0 }
+        Self { own: VecDeque::new(), shared: None, waiting: BTreeMap::new(), spare: 0, lent: 0 }
     }
 }
 
@@ -116,6 +125,32 @@ pub(super) struct Open(Arc<AtomicUsize>);
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A connection that a request has, for as long as this is there.
+#[derive(Debug)]
+pub(super) struct Lent<C: Kept> {
+    pool: Arc<Pool<C>>,
+    shelf: usize,
+    host: Arc<Host>,
+}
+
+impl<C: Kept> Lent<C> {
+    /// The connection can serve another request.
+    pub(super) fn give_back(self, connection: C) {
+        self.pool.give(self.shelf, &self.host, connection, Instant::now());
+    }
+}
+
+impl<C: Kept> Drop for Lent<C> {
+    fn drop(&mut self) {
+        self.pool.on(self.shelf, |shelf| {
+            if let Some(places) = shelf.hosts.get_mut(&self.host) {
+                places.lent = places.lent.saturating_sub(1);
+            }
+            shelf.tidy(&self.host);
+        });
     }
 }
 
@@ -153,6 +188,14 @@ pub(super) struct Waiting<C: Kept> {
     host: Arc<Host>,
     number: u64,
     receiver: oneshot::Receiver<C>,
+    is_patient: bool,
+}
+
+impl<C: Kept> Waiting<C> {
+    /// Whether one that is in use may well be given back soon.
+    pub(super) fn is_patient(&self) -> bool {
+        self.is_patient
+    }
 }
 
 impl<C: Kept> Future for Waiting<C> {
@@ -184,7 +227,11 @@ impl<C: Kept> Drop for Waiting<C> {
 
 impl<C> Places<C> {
     fn is_empty(&self) -> bool {
-        self.own.is_empty() && self.shared.is_none() && self.waiting.is_empty() && self.spare == 0
+        self.own.is_empty()
+            && self.shared.is_none()
+            && self.waiting.is_empty()
+            && self.spare == 0
+            && self.lent == 0
     }
 }
 
@@ -214,10 +261,16 @@ impl<C: Kept> Pool<C> {
             }
             Err(shelf.wait(host))
         });
-        taken.map_err(|(number, receiver)| {
+        taken.map_err(|(number, receiver, is_patient)| {
             let (pool, host) = (Arc::clone(self), Arc::clone(host));
-            Waiting { pool, shelf, host, number, receiver }
+            Waiting { pool, shelf, host, number, receiver, is_patient }
         })
+    }
+
+    /// A connection to the host is in use until what is returned is dropped.
+    pub(super) fn lend(self: &Arc<Self>, shelf: usize, host: &Arc<Host>) -> Lent<C> {
+        self.on(shelf, |shelf| shelf.hosts.entry(Arc::clone(host)).or_default().lent += 1);
+        Lent { pool: Arc::clone(self), shelf, host: Arc::clone(host) }
     }
 
     /// Takes a connection that can serve another request: the one that has waited longest gets it.
@@ -313,13 +366,15 @@ impl<C: Kept> Shelf<C> {
         Some((connection, since))
     }
 
-    /// A place at the end of the line.
-    fn wait(&mut self, host: &Arc<Host>) -> (u64, oneshot::Receiver<C>) {
+    /// A place at the end of the line, and whether more connections are in use than requests wait before it.
+    fn wait(&mut self, host: &Arc<Host>) -> (u64, oneshot::Receiver<C>, bool) {
         let (sender, receiver) = oneshot::channel();
         let number = self.requests;
         self.requests += 1;
-        self.hosts.entry(Arc::clone(host)).or_default().waiting.insert(number, sender);
-        (number, receiver)
+        let places = self.hosts.entry(Arc::clone(host)).or_default();
+        let is_patient = places.lent > places.waiting.len();
+        places.waiting.insert(number, sender);
+        (number, receiver, is_patient)
     }
 
     /// Returns it if it is of no use.

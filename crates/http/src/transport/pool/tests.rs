@@ -103,6 +103,22 @@ fn pool_gives_a_connection_that_came_for_a_request_that_has_gone_to_the_next() {
 }
 
 #[test]
+fn pool_has_as_many_requests_wait_as_connections_are_in_use() {
+    let (pool, host, now) = (pool(9, 9), host(1), Instant::now());
+    let is_patient = |waiting: &Waiting<Fake>| waiting.is_patient();
+    assert!(!is_patient(&pool.take(0, &host, now).unwrap_err()), "none is in use");
+    let (one, two) = (pool.lend(0, &host), pool.lend(0, &host));
+    let mut first = pool.take(0, &host, now).unwrap_err();
+    let second = pool.take(0, &host, now).unwrap_err();
+    let third = pool.take(0, &host, now).unwrap_err();
+    assert_eq!([&first, &second, &third].map(is_patient), [true, true, false]);
+    one.give_back(Fake::new(7, false));
+    assert_eq!(got(&mut first).unwrap().id, 7);
+    drop((two, first, second, third));
+    assert_eq!(remembered(&pool), (0, 0));
+}
+
+#[test]
 fn pool_keeps_shelves_apart_within_bounds_that_they_share() {
     let pool = Arc::new(Pool::new(Bounds { open: 9, idle: 2 }, 3));
     let (host, start) = (host(1), Instant::now());

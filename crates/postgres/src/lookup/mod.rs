@@ -411,6 +411,9 @@ const REFUSED: &str = "the database refuses to read it";
 /// Endpoints by their ids: rows that are alike count once, and of several others with one id none can be
 /// told from the rest.
 fn unique(endpoints: Vec<Endpoint>) -> Vec<Arc<Endpoint>> {
+    if endpoints.len() < 2 {
+        return endpoints.into_iter().map(Arc::new).collect();
+    }
     let mut by_id: HashMap<EndpointId, Endpoint> = HashMap::with_capacity(endpoints.len());
     for endpoint in endpoints {
         match by_id.entry(endpoint.id.clone()) {

@@ -16,6 +16,7 @@ use super::gaps::GapView;
 use super::jobs::{self, JobView};
 use super::{Databases, Failure, Tell};
 use walhook_core::event::rfc3339;
+use walhook_core::id::JobId;
 use walhook_core::persist::DeadReason;
 use walhook_core::position::Position;
 use walhook_state::{Ask, Gap, StateStore, StoredAttempt, StoredDeadLetter};
@@ -232,7 +233,7 @@ pub(crate) async fn retry(
     let job = job.context("no dead letter with an endpoint fits")?;
     let failed = match job.failed {
         0 => Vec::new(),
-        _ => databases.open_state().await?.retried_in_vain(job.id, ERRORS_SHOWN).await?,
+        _ => databases.open_state().await?.retried_in_vain(JobId(job.id), ERRORS_SHOWN).await?,
     };
     Ok(RetryView { job, errors: failed.iter().map(DeadLetterView::from).collect() })
 }

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Databases, Failure, Progress, Tell, leader_runs};
 use walhook_core::event::rfc3339;
+use walhook_core::id::JobId;
 use walhook_state::{Ask, JobState, StateStore};
 
 /// How often a job is looked at.
@@ -38,7 +39,7 @@ impl From<JobState> for JobView {
     fn from(job: JobState) -> Self {
         let JobState { id, kind, total, done, failed, created_at_us, finished, error } = job;
         let created_at = rfc3339(created_at_us);
-        Self { id, kind, total, done, failed, created_at, finished, error }
+        Self { id: id.0, kind, total, done, failed, created_at, finished, error }
     }
 }
 
@@ -89,7 +90,8 @@ impl Awaited for JobView {
     }
 
     async fn look_again(&self, state: &StateStore) -> Result<Self, Failure> {
-        let job = state.job(self.id).await?.ok_or_else(|| anyhow!("job {} is gone", self.id))?;
+        let job =
+            state.job(JobId(self.id)).await?.ok_or_else(|| anyhow!("job {} is gone", self.id))?;
         Ok(job.into())
     }
 }

@@ -17,6 +17,7 @@ use super::jobs::{self, Awaited};
 use super::{Databases, Failure, Progress, Tell};
 use crate::config::Config;
 use walhook_core::event::rfc3339;
+use walhook_core::id::ReplayId;
 use walhook_core::replay::ReplayFilter;
 use walhook_postgres::lookup::{self, Lookups, Which};
 use walhook_state::{StateStore, StoredReplay};
@@ -98,7 +99,7 @@ impl From<StoredReplay> for ReplayView {
         let fraction = replay.fraction();
         let ReplayRange { from, to, from_oldest, filter } = replay.range;
         Self {
-            id: replay.id,
+            id: replay.id.0,
             from: from.to_string(),
             to: to.to_string(),
             from_oldest,
@@ -236,7 +237,8 @@ impl Awaited for Waited {
 
     async fn look_again(&self, state: &StateStore) -> Result<Self, Failure> {
         let id = self.replay.id;
-        let replay = state.replay(id).await?.ok_or_else(|| anyhow!("replay {id} is gone"))?;
+        let replay =
+            state.replay(ReplayId(id)).await?.ok_or_else(|| anyhow!("replay {id} is gone"))?;
         Ok(Self { replay: replay.into(), for_all: self.for_all })
     }
 }
@@ -256,10 +258,10 @@ pub(crate) async fn list(databases: Databases<'_>, limit: i64) -> Result<ReplayL
 /// When there is none of this id, it has ended already, or the state database does not answer.
 pub(crate) async fn cancel(databases: Databases<'_>, id: i64) -> Result<CancelledView, Failure> {
     let mut state = databases.open_state().await?;
-    if state.cancel_replay(id).await? {
+    if state.cancel_replay(ReplayId(id)).await? {
         return Ok(CancelledView { cancelled: id });
     }
-    let why = match state.replay(id).await? {
+    let why = match state.replay(ReplayId(id)).await? {
         Some(_) => format!("replay {id} has ended already, and nothing of it waits"),
         None => format!("there is no replay {id}; `walhook replay list` shows them"),
     };

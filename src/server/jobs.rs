@@ -12,7 +12,7 @@ use super::tasks::{Until, Work};
 use crate::server::health::Teller;
 use crate::server::trouble::Part;
 use walhook_core::event::EndpointId;
-use walhook_core::id::{DeadLetterId, JobId};
+use walhook_core::id::{DeadLetterId, JobId, ReplayId};
 use walhook_dispatch::dispatcher::{OperatorInput, Retry};
 use walhook_state::{
     Ask, Asked, Changed, DeadLetterFilter, DeferredCursor, DeferredFilter, DiscardedPages,
@@ -89,7 +89,7 @@ impl Jobs {
             let Some(job) = next else { return Ok(()) };
             carry_out(store, &self.outlets, &job).await?;
             store.finish_job(job.id, None).await?;
-            tracing::info!(job = job.id, kind = job.ask.kind(), "carried out a job");
+            tracing::info!(job = job.id.0, kind = job.ask.kind(), "carried out a job");
         }
     }
 }
@@ -119,7 +119,7 @@ async fn carry_out(store: &mut StateStore, outlets: &Outlets, job: &Job) -> Resu
             }
             let mut at = DeferredCursor::default();
             while let Some(Changed { rows, next }) =
-                store.discard_deferred(job.id, filter, &at).await?
+                store.discard_deferred(Some(job.id), filter, &at).await?
             {
                 outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
                 at = next;
@@ -127,12 +127,12 @@ async fn carry_out(store: &mut StateStore, outlets: &Outlets, job: &Job) -> Resu
         }
         Ask::PauseEndpoint(EndpointStop { endpoint, reason }) => {
             let (endpoint, reason) = (EndpointId::new(endpoint.as_str()), reason.clone());
-            let input = OperatorInput::Pause { job: JobId(job.id), endpoint, reason };
+            let input = OperatorInput::Pause { job: job.id, endpoint, reason };
             stop_or_start(store, outlets, job.id, input).await?;
         }
         Ask::ResumeEndpoint(EndpointStop { endpoint, .. }) => {
             let endpoint = EndpointId::new(endpoint.as_str());
-            let input = OperatorInput::Resume { job: JobId(job.id), endpoint };
+            let input = OperatorInput::Resume { job: job.id, endpoint };
             stop_or_start(store, outlets, job.id, input).await?;
         }
     }
@@ -143,16 +143,16 @@ async fn carry_out(store: &mut StateStore, outlets: &Outlets, job: &Job) -> Resu
 async fn discard_replay(
     store: &mut StateStore,
     outlets: &Outlets,
-    replay: i64,
+    replay: ReplayId,
 ) -> Result<(), TaskError> {
-    let filter = DeferredFilter { replay: Some(replay), ..DeferredFilter::default() };
+    let filter = DeferredFilter { replay: Some(replay.0), ..DeferredFilter::default() };
     let (mut at, mut removed) = (DeferredCursor::default(), 0);
-    while let Some(Changed { rows, next }) = store.discard_deferred(0, &filter, &at).await? {
+    while let Some(Changed { rows, next }) = store.discard_deferred(None, &filter, &at).await? {
         removed += rows.len();
         outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
         at = next;
     }
-    tracing::info!(replay, removed, "removed what was deferred for a cancelled replay");
+    tracing::info!(replay = replay.0, removed, "removed what was deferred for a cancelled replay");
     Ok(())
 }
 
@@ -160,7 +160,7 @@ async fn discard_replay(
 async fn stop_or_start(
     store: &StateStore,
     outlets: &Outlets,
-    job: i64,
+    job: JobId,
     input: OperatorInput,
 ) -> Result<(), TaskError> {
     outlets.operator.send(input).await?;
@@ -172,7 +172,7 @@ async fn stop_or_start(
 
 async fn feed_job(
     store: &StateStore,
-    job: i64,
+    job: JobId,
     filter: &DeadLetterFilter,
     retries: &mpsc::Sender<Retry>,
 ) -> Result<(), TaskError> {
@@ -183,7 +183,7 @@ async fn feed_job(
         after = last.id;
         for letter in page {
             let Some(endpoint) = letter.endpoint else { continue };
-            let (dead_letter, job) = (DeadLetterId(letter.id), JobId(job));
+            let dead_letter = DeadLetterId(letter.id);
             let retry = Retry { dead_letter, job, event: letter.event, endpoint };
             retries.send(retry).await?;
         }
@@ -194,7 +194,7 @@ async fn feed_job(
 /// has not tried. One that is discarded meanwhile is not left either.
 async fn wait_until_done(
     store: &StateStore,
-    job: i64,
+    job: JobId,
     filter: &DeadLetterFilter,
 ) -> Result<(), TaskError> {
     while !store.dead_letters_to_retry(job, filter, 0, 1).await?.is_empty() {

@@ -70,12 +70,12 @@ pub(super) struct Replays {
     asked: Arc<Notify>,
     /// For each replay that is not finished how many deliveries have been fed, those that earlier
     /// leaders counted included. Outlives a lost connection, as the dispatcher's counts do.
-    fed: HashMap<i64, i64>,
+    fed: HashMap<ReplayId, i64>,
     /// What each of them has left out up to its stored position, since this leader carries it out.
-    left_out: HashMap<i64, LeftOut>,
+    left_out: HashMap<ReplayId, LeftOut>,
     /// The replay whose range this leader reads for the first time, from its beginning: nothing of it can be
     /// deferred already.
-    begun: Option<i64>,
+    begun: Option<ReplayId>,
 }
 
 /// Keeps lots apart.
@@ -169,15 +169,15 @@ impl Replays {
         replay: StoredReplay,
     ) -> Result<(), TaskError> {
         let (from, to) = (replay.position, replay.range.to);
-        tracing::info!(replay = replay.id, %from, %to, "sending a past range again");
+        tracing::info!(replay = replay.id.0, %from, %to, "sending a past range again");
         let StoredReplay { id: job, counts, .. } = replay;
         let range = replay.range.clone();
         let is_new = !self.fed.contains_key(&job) && counts.total() == 0;
         self.begun = (is_new && from <= range.from).then_some(job);
         self.fed.entry(job).or_insert(counts.total());
-        self.input.send(ReplayInput::Start(ReplayId(job), counts)).await?;
+        self.input.send(ReplayInput::Start(job, counts)).await?;
         let problem = self.feed_until_settled(store, replay).await?;
-        self.input.send(ReplayInput::End(ReplayId(job))).await?;
+        self.input.send(ReplayInput::End(job)).await?;
         self.fed.remove(&job);
         let left_out = self.left_out.remove(&job).and_then(|left_out| left_out.to_text());
         let problem = match (problem, left_out) {
@@ -186,14 +186,18 @@ impl Replays {
         };
         if problem.is_none() {
             for gap in store.close_replayed_gaps(job, &range).await? {
-                tracing::info!(gap, replay = job, "closed the gap that the replay has sent again");
+                tracing::info!(
+                    gap,
+                    replay = job.0,
+                    "closed the gap that the replay has sent again"
+                );
             }
         }
-        store.finish_job(job, problem.as_deref()).await?;
+        store.finish_job(job.into(), problem.as_deref()).await?;
         let left = store.replay(job).await?;
         let (waiting, dead) = left.map_or((0, 0), |left| (left.waiting, left.dead));
         tracing::info!(
-            replay = job,
+            replay = job.0,
             problem,
             waiting,
             dead,
@@ -220,7 +224,7 @@ impl Replays {
             if tries >= TRIES {
                 return Ok(Some(problem));
             }
-            tracing::warn!(replay = replay.id, %problem, "the replay was interrupted; trying again");
+            tracing::warn!(replay = replay.id.0, %problem, "the replay was interrupted; trying again");
             sleep(PAUSE).await;
         }
     }
@@ -316,7 +320,7 @@ impl Replays {
 
     /// Waits until all that was fed has ended or is deferred, and that is stored; `false` when the replay was cancelled
     /// meanwhile.
-    async fn until_ended(&self, store: &StateStore, id: i64) -> Result<bool, TaskError> {
+    async fn until_ended(&self, store: &StateStore, id: ReplayId) -> Result<bool, TaskError> {
         let fed = self.fed.get(&id).copied().unwrap_or_default();
         loop {
             match store.replay(id).await? {
@@ -348,7 +352,7 @@ impl Feeding<'_> {
             // The others' must not wait for it; it can be replayed by itself afterwards.
             let of_account = events.iter().filter(|e| e.account == *account).count();
             self.left_out.add(account, of_account as u64, why);
-            let (replay, account) = (self.replay.id, account.escape_debug());
+            let (replay, account) = (self.replay.id.0, account.escape_debug());
             tracing::warn!(replay, %account, %why, "a replay leaves the account out");
         }
     }
@@ -385,7 +389,7 @@ fn deliveries<'a>(
             e.enabled && e.wants(&event.event_type) && filter.admits_endpoint(&e.id)
         };
         endpoints.filter(takes).map(move |endpoint| Replay {
-            replay: ReplayId(replay.id),
+            replay: replay.id,
             event: Arc::clone(event),
             endpoint: endpoint.id.clone(),
         })
@@ -393,7 +397,7 @@ fn deliveries<'a>(
 }
 
 /// Waits until the replay has been ended by an operator.
-async fn cancelled(store: &StateStore, id: i64) {
+async fn cancelled(store: &StateStore, id: ReplayId) {
     loop {
         sleep(POLL).await;
         if let Ok(None | Some(StoredReplay { finished: true, .. })) = store.replay(id).await {

@@ -6,6 +6,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use walhook_core::event::{EndpointId, Event};
+use walhook_core::id::JobId;
 use walhook_core::persist::DeadLetter;
 use walhook_postgres::op::{EQ, GT, LE, LT, NE};
 
@@ -65,7 +66,7 @@ impl StateStore {
     /// [`StateError::Sql`], [`StateError::Unreadable`].
     pub async fn dead_letters_to_retry(
         &self,
-        job: i64,
+        job: JobId,
         filter: &DeadLetterFilter,
         after_id: i64,
         limit: i64,
@@ -126,7 +127,7 @@ impl StateStore {
     /// [`StateError::Sql`], [`StateError::Unreadable`].
     pub async fn retried_in_vain(
         &self,
-        job: i64,
+        job: JobId,
         limit: i64,
     ) -> Result<Vec<StoredDeadLetter>, StateError> {
         let condition = format!("d.id {GT} $9 AND d.last_job {EQ} $11");
@@ -139,7 +140,7 @@ impl StateStore {
         condition: &str,
         after_id: i64,
         limit: i64,
-        job: Option<i64>,
+        job: Option<JobId>,
     ) -> Result<Vec<StoredDeadLetter>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
@@ -153,7 +154,7 @@ impl StateStore {
         params.push((&after_id, Type::INT8));
         params.push((&limit, Type::INT8));
         if let Some(job) = &job {
-            params.push((job, Type::INT8));
+            params.push((&job.0, Type::INT8));
         }
         let rows = self.connection.query_typed(&sql, &params).await?;
         rows.iter().map(read).collect()

@@ -9,6 +9,7 @@ use super::replays::{Late, with_late};
 use super::{
     DeferredFilter, Scope, StateError, StateStore, fence_alone, key, place, replay_column, text,
 };
+use walhook_core::id::JobId;
 use walhook_core::persist::{EventKey, QueueId, RowKey};
 use walhook_postgres::op::{EQ, GT, PLUS, TIMES};
 
@@ -127,7 +128,7 @@ impl StateStore {
 
     /// Removes some of the rows that a job asks for, as [`StateStore::discard_pages`] does with those in pages
     /// before that, with the bodies that nothing else needs, as the
-    /// leader, and counts them as the job's: the first behind `after`. Returns where to go on; `None`
+    /// leader, and counts them as the job's, where one asks: the first behind `after`. Returns where to go on; `None`
     /// when none was left.
     ///
     /// The dispatcher must be told which rows are gone. One that is in flight may still arrive.
@@ -136,7 +137,7 @@ impl StateStore {
     /// [`StateError::Fenced`], [`StateError::Sql`].
     pub async fn discard_deferred(
         &mut self,
-        job: i64,
+        job: Option<JobId>,
         filter: &DeferredFilter,
         after: &DeferredCursor,
     ) -> Result<Option<Changed>, StateError> {
@@ -162,7 +163,7 @@ impl StateStore {
     /// [`StateError::Fenced`], [`StateError::Sql`].
     pub async fn hurry_deferred(
         &mut self,
-        job: i64,
+        job: JobId,
         filter: &DeferredFilter,
         after: &DeferredCursor,
     ) -> Result<Option<Changed>, StateError> {
@@ -173,13 +174,14 @@ impl StateStore {
                       RETURNING {})",
             place_columns()
         );
-        self.change_deferred(job, filter, after, "d.next_attempt_at IS NOT NULL", &change).await
+        self.change_deferred(Some(job), filter, after, "d.next_attempt_at IS NOT NULL", &change)
+            .await
     }
 
     /// Carries out `change`, which makes `gone` of the `place`s that are `chosen`.
     async fn change_deferred(
         &mut self,
-        job: i64,
+        job: Option<JobId>,
         filter: &DeferredFilter,
         after: &DeferredCursor,
         condition: &str,
@@ -205,6 +207,7 @@ impl StateStore {
         params.push((&after.event, Type::TEXT));
         params.push((&after.endpoint, Type::TEXT));
         params.push((&after.replay, Type::INT8));
+        let job = job.map(|job| job.0);
         params.push((&job, Type::INT8));
         let tx = self.connection.transaction().await?;
         fence_alone(&tx, &self.scope, epoch).await?;

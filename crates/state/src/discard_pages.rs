@@ -8,6 +8,7 @@ use super::page::in_pages;
 use super::persist::pages::{mark, place_columns};
 use super::place::{self, Places};
 use super::{DeferredFilter, Param, Scope, StateError, StateStore, fence_alone, text, unreadable};
+use walhook_core::id::JobId;
 use walhook_core::persist::{QueueId, RowId, RowKey};
 use walhook_core::position::Position;
 use walhook_postgres::op::{EQ, GT, LE, PLUS};
@@ -43,7 +44,7 @@ impl StateStore {
     /// [`StateError::Fenced`], [`StateError::Sql`], [`StateError::Unreadable`].
     pub async fn discard_pages(
         &mut self,
-        job: i64,
+        job: JobId,
         filter: &DeferredFilter,
         after: Option<&PageCursor>,
     ) -> Result<Option<DiscardedPages>, StateError> {
@@ -96,7 +97,7 @@ impl StateStore {
             "UPDATE {s}.jobs SET done = done {PLUS} $3 WHERE pipeline {EQ} $1 AND id {EQ} $2"
         );
         let of_job: [Param<'_>; 3] =
-            [(pipeline, Type::TEXT), (&job, Type::INT8), (&done, Type::INT8)];
+            [(pipeline, Type::TEXT), (&job.0, Type::INT8), (&done, Type::INT8)];
         tx.execute_typed(&count, &of_job).await?;
         tx.commit().await?;
         let rows = ids.into_iter().map(|id| (id.queue, id.key)).collect();

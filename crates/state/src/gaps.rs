@@ -3,6 +3,7 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::{PgLsn, Type};
 
+use walhook_core::id::ReplayId;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::GapChange;
 use walhook_core::replay::ReplayRange;
@@ -106,7 +107,7 @@ impl StateStore {
     /// [`StateError::Fenced`], [`StateError::Sql`].
     pub async fn close_replayed_gaps(
         &mut self,
-        replay: i64,
+        replay: ReplayId,
         ReplayRange { from, to, filter, .. }: &ReplayRange,
     ) -> Result<Vec<i64>, StateError> {
         let everything =
@@ -145,7 +146,7 @@ impl StateStore {
         let account = filter.account.as_deref();
         let params: [Param<'_>; 6] = [
             (pipeline, Type::TEXT),
-            (&replay, Type::INT8),
+            (&replay.0, Type::INT8),
             (&endpoint, Type::TEXT),
             (&account, Type::TEXT),
             (&from, Type::PG_LSN),

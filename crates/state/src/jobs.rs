@@ -8,13 +8,14 @@ use super::{
     DeadLetterFilter, DeferredFilter, Param, REPLAY_JOB, Scope, StateError, StateStore, fence, key,
     replays::cancelled_and_waiting, text,
 };
+use walhook_core::id::JobId;
 use walhook_postgres::op::EQ;
 
 /// A job that is not finished.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
     /// Its id.
-    pub id: i64,
+    pub id: JobId,
     /// What is to be done.
     pub ask: Ask,
 }
@@ -101,7 +102,7 @@ impl Ask {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobState {
     /// Its id.
-    pub id: i64,
+    pub id: JobId,
     /// What it does.
     pub kind: String,
     /// How many it concerned when it was made.
@@ -147,7 +148,7 @@ impl StateStore {
                 .query_typed_opt(&sql, &[(pipeline, Type::TEXT), (&kinds, Type::TEXT_ARRAY)])
                 .await?;
             let Some(row) = row else { return Ok(None) };
-            let id: i64 = row.try_get(0)?;
+            let id = JobId(row.try_get(0)?);
             match Ask::read(row.try_get(1)?, &text::read(row.try_get(2)?)) {
                 Ok(ask) => return Ok(Some(Job { id, ask })),
                 Err(error) => self.finish_job(id, Some(&error)).await?,
@@ -183,7 +184,7 @@ impl StateStore {
     ///
     /// # Errors
     /// [`StateError::Fenced`], [`StateError::Sql`].
-    pub async fn finish_job(&mut self, id: i64, error: Option<&str>) -> Result<(), StateError> {
+    pub async fn finish_job(&mut self, id: JobId, error: Option<&str>) -> Result<(), StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let epoch = self.led_epoch()?;
         let tx = self.connection.transaction().await?;
@@ -192,8 +193,11 @@ impl StateStore {
             "UPDATE {s}.jobs SET finished_at = pg_catalog.now(), error = $3 WHERE ctid {EQ} {}",
             unfinished_job(s, "$2")
         );
-        tx.execute_typed(&sql, &[(pipeline, Type::TEXT), (&id, Type::INT8), (&error, Type::TEXT)])
-            .await?;
+        tx.execute_typed(
+            &sql,
+            &[(pipeline, Type::TEXT), (&id.0, Type::INT8), (&error, Type::TEXT)],
+        )
+        .await?;
         Ok(tx.commit().await?)
     }
 
@@ -232,13 +236,13 @@ impl StateStore {
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub async fn job(&self, id: i64) -> Result<Option<JobState>, StateError> {
+    pub async fn job(&self, id: JobId) -> Result<Option<JobState>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql =
             format!("SELECT {JOB_COLUMNS} FROM {s}.jobs WHERE pipeline {EQ} $1 AND id {EQ} $2");
         let row = self
             .connection
-            .query_typed_opt(&sql, &[(pipeline, Type::TEXT), (&id, Type::INT8)])
+            .query_typed_opt(&sql, &[(pipeline, Type::TEXT), (&id.0, Type::INT8)])
             .await?;
         row.as_ref().map(read).transpose()
     }
@@ -276,7 +280,7 @@ const JOB_COLUMNS: &str = "id, kind, coalesce(total, 0), done, failed,
 
 fn read(row: &Row) -> Result<JobState, StateError> {
     Ok(JobState {
-        id: row.try_get(0)?,
+        id: JobId(row.try_get(0)?),
         kind: row.try_get(1)?,
         total: row.try_get(2)?,
         done: row.try_get(3)?,

@@ -69,8 +69,8 @@ pub(super) fn with_late(s: &str, late: Late) -> String {
 /// A replay, and how far it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredReplay {
-    /// The job's id.
-    pub id: i64,
+    /// Its id.
+    pub id: ReplayId,
     /// What it sends again.
     pub range: ReplayRange,
     /// Everything before this was sent again, or is deferred.
@@ -139,13 +139,13 @@ impl StateStore {
     ///
     /// # Errors
     /// [`StateError::Sql`], [`StateError::Unreadable`].
-    pub async fn replay(&self, id: i64) -> Result<Option<StoredReplay>, StateError> {
+    pub async fn replay(&self, id: ReplayId) -> Result<Option<StoredReplay>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
             "SELECT {COLUMNS} FROM {s}.jobs WHERE pipeline {EQ} $1 AND kind {EQ} $2 AND id {EQ} $3"
         );
         let params: [Param<'_>; 3] =
-            [(pipeline, Type::TEXT), (&REPLAY_JOB, Type::TEXT), (&id, Type::INT8)];
+            [(pipeline, Type::TEXT), (&REPLAY_JOB, Type::TEXT), (&id.0, Type::INT8)];
         let row = self.connection.query_typed_opt(&sql, &params).await?;
         row.as_ref().map(read).transpose()
     }
@@ -185,7 +185,11 @@ impl StateStore {
     ///
     /// # Errors
     /// [`StateError::Fenced`], [`StateError::Sql`].
-    pub async fn set_replay_position(&mut self, id: i64, position: Lsn) -> Result<(), StateError> {
+    pub async fn set_replay_position(
+        &mut self,
+        id: ReplayId,
+        position: Lsn,
+    ) -> Result<(), StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let epoch = self.led_epoch()?;
         let tx = self.connection.transaction().await?;
@@ -194,7 +198,7 @@ impl StateStore {
             format!("UPDATE {s}.jobs SET position = $3 WHERE pipeline {EQ} $1 AND id {EQ} $2");
         let position = PgLsn::from(position.0);
         let params: [Param<'_>; 3] =
-            [(pipeline, Type::TEXT), (&id, Type::INT8), (&position, Type::PG_LSN)];
+            [(pipeline, Type::TEXT), (&id.0, Type::INT8), (&position, Type::PG_LSN)];
         tx.execute_typed(&sql, &params).await?;
         Ok(tx.commit().await?)
     }
@@ -204,7 +208,7 @@ impl StateStore {
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub async fn cancel_replay(&mut self, id: i64) -> Result<bool, StateError> {
+    pub async fn cancel_replay(&mut self, id: ReplayId) -> Result<bool, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
             "UPDATE {s}.jobs SET finished_at = coalesce(finished_at, pg_catalog.now()),
@@ -213,7 +217,7 @@ impl StateStore {
                AND (finished_at IS NULL OR {WAITING} {GT} 0)"
         );
         let params: [Param<'_>; 3] =
-            [(pipeline, Type::TEXT), (&REPLAY_JOB, Type::TEXT), (&id, Type::INT8)];
+            [(pipeline, Type::TEXT), (&REPLAY_JOB, Type::TEXT), (&id.0, Type::INT8)];
         Ok(self.connection.execute_typed(&sql, &params).await? > 0)
     }
 
@@ -221,7 +225,7 @@ impl StateStore {
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub async fn cancelled_replay(&self) -> Result<Option<i64>, StateError> {
+    pub async fn cancelled_replay(&self) -> Result<Option<ReplayId>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
             "SELECT id FROM {s}.jobs WHERE pipeline {GE} $1 AND pipeline {LE} $1 AND kind {EQ} $2
@@ -230,7 +234,7 @@ impl StateStore {
         );
         let params: [Param<'_>; 2] = [(pipeline, Type::TEXT), (&REPLAY_JOB, Type::TEXT)];
         let row = self.connection.query_typed_opt(&sql, &params).await?;
-        Ok(row.map(|row| row.try_get(0)).transpose()?)
+        Ok(row.map(|row| row.try_get(0)).transpose()?.map(ReplayId))
     }
 
     /// Of these events, which deliveries are deferred under the replay's id already, or dead: by the
@@ -240,7 +244,7 @@ impl StateStore {
     /// [`StateError::Sql`].
     pub async fn replayed_before(
         &self,
-        replay: i64,
+        replay: ReplayId,
         events: &[String],
     ) -> Result<HashSet<(String, String)>, StateError> {
         let Scope { s, pipeline, .. } = &self.scope;
@@ -255,7 +259,7 @@ impl StateStore {
         };
         let sql = format!("{} UNION ALL {}", of("deferred"), of("dead_letters"));
         let params: [Param<'_>; 3] =
-            [(pipeline, Type::TEXT), (&events, Type::TEXT_ARRAY), (&replay, Type::INT8)];
+            [(pipeline, Type::TEXT), (&events, Type::TEXT_ARRAY), (&replay.0, Type::INT8)];
         let rows = self.connection.query_typed(&sql, &params).await?;
         rows.iter().map(|row| Ok((row.try_get(0)?, text::get(row, 1)?))).collect()
     }
@@ -310,7 +314,7 @@ fn read(row: &Row) -> Result<StoredReplay, StateError> {
     let (done, failed, dropped, in_gaps) = (late(11)?, late(12)?, late(13)?, late(14)?);
     let (delivered, dead) = (counts.done + done, counts.failed + failed);
     Ok(StoredReplay {
-        id: row.try_get(0)?,
+        id: ReplayId(row.try_get(0)?),
         range,
         position: lsn(row, 2)?,
         delivered,

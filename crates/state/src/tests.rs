@@ -173,7 +173,7 @@ async fn state_bump_waits_for_the_old_leaders_transaction_and_fences_its_next() 
         "{error}"
     );
     assert!(matches!(old.store_halt("x").await, Err(StateError::Fenced { .. })));
-    assert!(matches!(old.finish_job(1, None).await, Err(StateError::Fenced { .. })));
+    assert!(matches!(old.finish_job(JobId(1), None).await, Err(StateError::Fenced { .. })));
     assert_eq!(fixture.count("dead_letters").await, 0);
     assert_eq!(new.frontier().await.unwrap(), Lsn(0x150));
 }
@@ -302,11 +302,8 @@ async fn retry_job_hands_out_each_dead_letter_once_and_counts_results_once() {
         detail: "refused".into(),
         ..dead(&one, "8")
     });
-    let result = |at: usize, error| Retried {
-        dead_letter: DeadLetterId(found[at].id),
-        job: JobId(job.id),
-        error,
-    };
+    let result =
+        |at: usize, error| Retried { dead_letter: DeadLetterId(found[at].id), job: job.id, error };
     let results = PersistBatch { retried: vec![result(0, None), result(1, error)], ..batch(0x200) };
     store.persist(&results).await.unwrap();
     store.persist(&results).await.unwrap();
@@ -345,7 +342,7 @@ async fn unreadable_job_is_finished_with_an_error() {
         .unwrap()
         .unwrap();
     assert_eq!(store.next_job().await.unwrap().unwrap().id, asked.id);
-    let first = asked.id - 1;
+    let first = JobId(asked.id.0 - 1);
     let error = store.job(first).await.unwrap().unwrap().error.unwrap();
     assert!(error.contains("colour"), "{error}");
 }
@@ -463,7 +460,7 @@ async fn paused_endpoints_are_recovered_with_their_job_ended_also_when_stored_tw
         reason: "migration".into(),
         since_us: 1_700_000_000_000_000,
     };
-    let jobs_done = vec![JobDone { job: JobId(job.id), done: 1 }];
+    let jobs_done = vec![JobDone { job: job.id, done: 1 }];
     let paused = PersistBatch { paused: vec![pause.clone()], jobs_done, ..batch(0x200) };
     store.persist(&paused).await.unwrap();
     store.persist(&paused).await.unwrap();

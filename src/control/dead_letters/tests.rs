@@ -102,7 +102,7 @@ async fn carry_out(leader: &mut StateStore, fail: i64) {
         .iter()
         .map(|letter| Retried {
             dead_letter: walhook_core::id::DeadLetterId(letter.id),
-            job: walhook_core::id::JobId(job.id),
+            job: job.id,
             error: (letter.id == fail).then(|| dead(&letter.event, "7")),
         })
         .collect();

@@ -155,7 +155,9 @@ async fn carry_out_next(leader: &mut StateStore, kind: &str) -> JobState {
         }
         Ask::DiscardDeferred(filter) => {
             let mut at = Cursor::default();
-            while let Some(changed) = leader.discard_deferred(job.id, filter, &at).await.unwrap() {
+            while let Some(changed) =
+                leader.discard_deferred(Some(job.id), filter, &at).await.unwrap()
+            {
                 at = changed.next;
             }
         }

@@ -120,11 +120,11 @@ async fn replay_is_listed_and_cancelled_once() {
     let replay = state.create_replay(&range).await.unwrap();
     assert_eq!((replay.position, &replay.range), (Lsn(1), &range));
     assert_eq!(state.next_replay().await.unwrap().as_ref(), Some(&replay));
-    cancel(Databases::of(&config), replay.id).await.unwrap();
+    cancel(Databases::of(&config), replay.id.0).await.unwrap();
     assert_eq!(state.next_replay().await.unwrap(), None);
     let listed = state.replays(10).await.unwrap();
     assert_eq!(listed[0].error.as_deref(), Some("cancelled"));
-    let error = cancel(Databases::of(&config), replay.id).await.unwrap_err().to_string();
+    let error = cancel(Databases::of(&config), replay.id.0).await.unwrap_err().to_string();
     assert!(error.contains("has ended already"), "{error}");
     let error = cancel(Databases::of(&config), 99).await.unwrap_err().to_string();
     assert!(error.contains("there is no replay 99"), "{error}");

@@ -3,7 +3,7 @@
 use super::super::fixture::{Fixture, defer, event, queue};
 use super::batch;
 use crate::{Gap, StateStore};
-use walhook_core::id::{Epoch, ReplayId};
+use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{GapChange, PersistBatch, Purge, Purged, ReplayCounts};
 use walhook_core::replay::{ReplayFilter, ReplayRange};
@@ -104,12 +104,11 @@ async fn replay_closes_the_gaps_that_it_covered_when_every_delivery_was_taken() 
     // What a replay of the range came to, and how many gaps that closes.
     let mut closes = async |range: ReplayRange, done: i64, failed: i64, position: u64| {
         let job = store.create_replay(&range).await.unwrap().id;
-        let replayed =
-            vec![(ReplayId(job), ReplayCounts { done, failed, ..ReplayCounts::default() })];
+        let replayed = vec![(job, ReplayCounts { done, failed, ..ReplayCounts::default() })];
         store.persist(&PersistBatch { replayed, ..batch(0x100) }).await.unwrap();
         store.set_replay_position(job, Lsn(position)).await.unwrap();
         let closed = store.close_replayed_gaps(job, &range).await.unwrap().len();
-        store.finish_job(job, None).await.unwrap();
+        store.finish_job(job.into(), None).await.unwrap();
         closed
     };
     assert_eq!(closes(whole("7"), 3, 0, 0x301).await, 0, "it still grows");

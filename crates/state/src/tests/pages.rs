@@ -11,6 +11,7 @@ use super::super::fixture::{Fixture, SCHEMA, dead, event, queue, row_id, set_up,
 use super::batch;
 use crate::{DeferredCursor, DeferredFilter, StateError, StateStore, schema_sql};
 use walhook_core::event::Event;
+use walhook_core::id::JobId;
 use walhook_core::persist::{
     Defer, DeferReason, Deferred, GapChange, PersistBatch, Purge, QueueId, Refill, RowId, RowKey,
     Tried,
@@ -171,12 +172,12 @@ fn filter(rng: &mut StdRng) -> DeferredFilter {
 /// Discards as a job does.
 async fn discard(store: &mut StateStore, filter: &DeferredFilter) -> BTreeSet<(QueueId, RowKey)> {
     let (mut all, mut page) = (BTreeSet::new(), None);
-    while let Some(gone) = store.discard_pages(1, filter, page.as_ref()).await.unwrap() {
+    while let Some(gone) = store.discard_pages(JobId(1), filter, page.as_ref()).await.unwrap() {
         all.extend(gone.rows);
         page = Some(gone.next);
     }
     let mut after = DeferredCursor::default();
-    while let Some(gone) = store.discard_deferred(1, filter, &after).await.unwrap() {
+    while let Some(gone) = store.discard_deferred(Some(JobId(1)), filter, &after).await.unwrap() {
         all.extend(gone.rows);
         after = gone.next;
     }

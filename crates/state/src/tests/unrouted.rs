@@ -163,7 +163,7 @@ async fn unrouted_events_that_are_given_up_are_one_record_that_grows_until_it_is
         let job = store.create_replay(&range).await.unwrap().id;
         store.set_replay_position(job, to).await.unwrap();
         let closed = store.close_replayed_gaps(job, &range).await.unwrap().len();
-        store.finish_job(job, None).await.unwrap();
+        store.finish_job(job.into(), None).await.unwrap();
         closed
     };
     assert_eq!((closes(Some("")).await, closes(None).await), (0, 1));

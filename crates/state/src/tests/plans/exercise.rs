@@ -264,7 +264,7 @@ async fn leading(
     step!(done, store, job, Few, store.job(job.id));
     step!(done, store, unfinished_jobs, Few, store.unfinished_jobs());
     let letters: Vec<_> = some().iter().map(|n| n.cast_signed() + 1).collect();
-    let batch = batch(USED.load(Ordering::Relaxed), frontier, &letters, &[job.id, first.id]);
+    let batch = batch(USED.load(Ordering::Relaxed), frontier, &letters, &[job.id.0, first.id.0]);
     step!(done, store, persist, Few, store.persist(&batch));
     step!(done, store, finish_job, Few, store.finish_job(job.id, None));
     step!(done, store, close_replayed_gaps, Once, store.close_replayed_gaps(first.id, &replay));
@@ -387,9 +387,15 @@ async fn changing(store: &mut StateStore, done: &mut BTreeMap<&'static str, Read
     let ids = Some(some().iter().map(|n| filled(*n).id.to_string()).collect());
     let named = DeferredFilter { ids, ..DeferredFilter::default() };
     let begin = DeferredCursor::default();
-    step!(done, store, hurry_deferred, Few, store.hurry_deferred(1, &named, &begin));
-    step!(done, store, discard_pages, Few, store.discard_pages(1, &named, None));
-    step!(done, store, discard_deferred, Few, store.discard_deferred(1, &named, &begin));
+    step!(done, store, hurry_deferred, Few, store.hurry_deferred(JobId(1), &named, &begin));
+    step!(done, store, discard_pages, Few, store.discard_pages(JobId(1), &named, None));
+    step!(
+        done,
+        store,
+        discard_deferred,
+        Few,
+        store.discard_deferred(Some(JobId(1)), &named, &begin)
+    );
     step!(done, store, close_gap, Few, store.close_gap(3, Some("known")));
 }
 

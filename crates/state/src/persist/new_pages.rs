@@ -21,7 +21,7 @@ use walhook_core::persist::{Defer, DeferReason, PersistBatch, QueueId, RowId, Tr
 use walhook_postgres::op::{EQ, GE, LE};
 
 /// Fewer deliveries are rows.
-pub(super) const DELIVERIES_MIN: u32 = 8;
+pub(super) const DELIVERIES_MIN: u32 = 4;
 
 /// Deliveries of a page at most, and bytes of their bodies.
 const DELIVERIES_MAX: usize = 256;

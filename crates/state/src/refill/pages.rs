@@ -11,7 +11,7 @@ use walhook_core::position::Position;
 use walhook_postgres::op::{EQ, GE, LE, LT, MINUS};
 
 /// Pages of a queue that are read at once.
-const PAGES: i64 = 8;
+const PAGES: i64 = 16;
 
 /// Of which refill pages are asked for, and from which key on.
 type Asked = (usize, Option<RowKey>);

@@ -123,10 +123,12 @@ impl Backlog {
         Self { rows, in_table: rows, at_end: false, met: Some(false), ..fresh }
     }
 
-    /// Whether a delivery with these keys must join the rows.
+    /// Whether a delivery with these keys must join the rows. `may_hold`: whether one of them may have such a
+    /// key. While nothing is sent, and where there is no room, that is not the question.
     #[must_use]
-    pub fn blocks(&self, keys: &RowKeys) -> bool {
+    pub fn blocks(&self, keys: &RowKeys, may_hold: impl FnOnce(&RowKeys) -> bool) -> bool {
         match &self.blocked {
+            Blocked::All if self.why == DeferReason::Behind => may_hold(keys),
             Blocked::All => true,
             Blocked::Keys(blocked) => keys.iter().any(|key| blocked.contains(key)),
         }

@@ -20,6 +20,14 @@ pub type NameMap<K, V> = HashMap<K, V, Seeded>;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NumberHasher(u64);
 
+/// A number whose every bit depends on every bit of this one (the finalizer of SplitMix64).
+#[must_use]
+pub fn spread(number: u64) -> u64 {
+    let number = (number ^ (number >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    number ^ (number >> 31)
+}
+
 /// The golden ratio in 64 bits: multiplying by it spreads numbers that follow each other (Knuth, volume 3,
 /// section 6.4).
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;

@@ -35,6 +35,8 @@ enum Action {
     Deliver(usize),
     Fail(usize, u64),
     Unload(usize),
+    /// All joins, for no other reason than order: as when a breaker has closed.
+    BlockAll,
     Wait(u64),
 }
 
@@ -54,6 +56,7 @@ fn action() -> impl Strategy<Value = Action> {
         8 => any::<usize>().prop_map(Action::Deliver),
         4 => (any::<usize>(), 0u64..50).prop_map(|(n, due)| Action::Fail(n, due)),
         1 => any::<usize>().prop_map(Action::Unload),
+        1 => Just(Action::BlockAll),
         3 => (1u64..30).prop_map(Action::Wait),
     ]
 }
@@ -85,6 +88,8 @@ struct Model {
     now: Tick,
     next: u64,
     room: PageBudget,
+    /// Of all rows since there were none; `None`: nobody knows.
+    keys: Option<BTreeSet<u64>>,
 }
 
 impl Model {
@@ -101,6 +106,7 @@ impl Model {
             now: Tick(0),
             next: 1,
             room: PageBudget { rows: 3, bytes: 1 << 20, heads: 3 },
+            keys: Some(BTreeSet::new()),
         }
     }
 
@@ -130,8 +136,18 @@ impl Model {
         assert!(ahead.is_none(), "{:?} overtakes {:?}", live.event.id, ahead);
     }
 
+    fn joins(&self, keys: &RowKeys) -> bool {
+        let may_hold = |keys: &RowKeys| {
+            self.keys.as_ref().is_none_or(|known| keys.iter().any(|key| known.contains(key)))
+        };
+        self.backlog.rows() > 0 && self.backlog.blocks(keys, may_hold)
+    }
+
     fn insert(&mut self, at: usize, due: Option<Tick>) {
         let live = &mut self.live[at];
+        if let Some(known) = &mut self.keys {
+            known.extend(&live.keys);
+        }
         live.has_row = true;
         self.inserts.push((key(&live.event), Arc::clone(&live.event), due));
     }
@@ -169,7 +185,7 @@ impl Model {
                 let event = event(self.next, keys);
                 self.next += 1;
                 let keys = event.keys.clone();
-                let deferred = self.backlog.rows() > 0 && self.backlog.blocks(&keys);
+                let deferred = self.joins(&keys);
                 self.live.push(Live { event, keys, in_memory: true, has_row: false });
                 if deferred {
                     self.leave_one(self.live.len() - 1, None, false);
@@ -262,12 +278,14 @@ impl Model {
                     self.leave(at, None);
                 }
             }
+            Action::BlockAll => self.backlog.block_all(DeferReason::Behind),
             Action::Wait(us) => self.now = self.now + Duration::from_micros(*us),
         }
         let rows = self.live.iter().filter(|live| live.has_row).count();
         assert_eq!(self.backlog.rows(), rows as u64);
         if rows == 0 {
             self.backlog.unblock();
+            self.keys = Some(BTreeSet::new());
         }
     }
 
@@ -279,9 +297,9 @@ impl Model {
         self.act(&Action::Stored);
         let blocked = self.backlog.blocked().clone();
         self.backlog = Backlog::recovered(blocked, self.backlog.in_table());
-        (self.page, self.read) = (None, None);
+        (self.page, self.read, self.keys) = (None, None, None);
         for at in 0..self.live.len() {
-            let blocked = self.backlog.rows() > 0 && self.backlog.blocks(&self.live[at].keys);
+            let blocked = self.joins(&self.live[at].keys);
             self.live[at].in_memory = !self.live[at].has_row;
             if blocked && self.live[at].in_memory {
                 self.leave_one(at, None, false);

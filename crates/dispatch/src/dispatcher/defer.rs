@@ -6,8 +6,9 @@
 //! only then does the tracker count the delivery as settled. So a crash in between changes nothing.
 //!
 //! Order: a delivery that shares a key with a deferred one joins the table. Those that stand behind
-//! it in memory leave with it; those that come later are blocked (see [`super::super::backlog`]). When no row of
-//! the queue is left, deliveries are sent directly again.
+//! it in memory leave with it; those that come later are blocked (see [`super::super::backlog`]). While nothing is
+//! sent to the endpoint, and where memory has no room, all that comes joins the table; when that is over, again only
+//! what may share a key with a row (see [`super::deferred_keys`]); and when no row is left, nothing.
 
 use std::sync::Arc;
 
@@ -68,9 +69,7 @@ impl Dispatcher {
                 // What was counted in its gap is not stored yet.
                 return Some(DeferReason::Behind);
             }
-            if deferred.rows() > 0 && deferred.backlog().blocks(keys) {
-                return Some(deferred.backlog().why());
-            }
+            return deferred.why_behind(queue, keys, &self.deferral.keys);
         }
         None
     }
@@ -221,7 +220,8 @@ impl Dispatcher {
         }
         let counted = DELIVERY_BYTES + tried.size_bytes();
         self.memory.take(counted);
-        self.queues.deferred_or_new(queue).backlog_mut().keep(&key, &keys);
+        let filter = self.deferral.keys.add(queue, &keys);
+        self.queues.deferred_or_new(queue).backlog_for(filter).keep(&key, &keys);
         let kept = Kept { held, txn, ordinal, counted, routed: None };
         self.store_row(queue, key, kept, DeferReason::Held, tried, false);
     }
@@ -257,7 +257,8 @@ impl Dispatcher {
         let deferred = self.queues.deferred_or_new(queue);
         let skip = deferred.is_suspended();
         if !skip {
-            deferred.backlog_mut().defer(&key, keys, &tried, due, behind);
+            let filter = self.deferral.keys.add(queue, keys);
+            deferred.backlog_for(filter).defer(&key, keys, &tried, due, behind);
         }
         self.store_row(queue, key, kept, reason, tried, skip);
     }

@@ -4,6 +4,7 @@
 //! They are components with private fields and an invariant of their own. What is known of one queue's rows
 //! stands with the queue (see [`super::queues`]).
 
+use super::deferred_keys::DeferredKeys;
 use super::probes::DeadHosts;
 use super::refills::Refills;
 use super::suspensions::Suspensions;
@@ -15,6 +16,8 @@ pub(super) struct Deferral {
     pub(super) line: Refills,
     /// The queues whose deliveries are counted in gaps.
     pub(super) suspensions: Suspensions,
+    /// The ordering keys that rows may hold.
+    pub(super) keys: DeferredKeys,
     /// The queues whose endpoints are dead, by their hosts.
     pub(super) dead: DeadHosts,
 }
@@ -23,6 +26,7 @@ impl Deferral {
     /// Nothing is asked for.
     pub(super) fn new(memory_limit: usize) -> Self {
         let (suspensions, dead) = Default::default();
-        Self { line: Refills::new(memory_limit), suspensions, dead }
+        let (line, keys) = (Refills::new(memory_limit), DeferredKeys::new(memory_limit));
+        Self { line, suspensions, keys, dead }
     }
 }

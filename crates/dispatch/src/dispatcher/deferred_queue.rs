@@ -3,7 +3,8 @@
 //!
 //! # Invariants
 //!
-//! - While its breaker is open, or what it kept is left, every delivery of the queue joins the table.
+//! - While its breaker is open every delivery of the queue joins the table; afterwards each that may share a key with
+//!   a row, until none is left.
 //! - The queue's own clock ([`DeferredQueue::stopped_us`]) stands still while the breaker is open, and never goes
 //!   back: a breaker that closes adds what it stopped.
 //! - It stands once at most among the queues that want a page, and once among those of which the table `backlog` is
@@ -17,7 +18,10 @@ use rand::Rng;
 use super::super::backlog::Backlog;
 use super::super::breaker::{Breaker, Closed};
 use super::super::lane::Insertion;
+use super::deferred_keys::{DeferredKeys, FilterNo};
+use super::queues::QueueNo;
 use super::suspensions::Suspension;
+use walhook_core::event::RowKeys;
 use walhook_core::persist::{BacklogRow, Blocked, DeferReason, QueueId};
 use walhook_core::tick::{Tick, micros};
 
@@ -42,6 +46,8 @@ pub(super) struct DeferredQueue {
     /// breaker was open: what the table says of that one.
     was_open_until_us: Option<i64>,
     suspension: Option<Suspension>,
+    /// All keys of its rows were added since then; `None`: an earlier leader left rows, whose keys nobody knows.
+    keys_since: Option<FilterNo>,
 }
 
 /// Its rows.
@@ -58,6 +64,7 @@ impl DeferredQueue {
             closed: None,
             was_open_until_us: None,
             suspension: None,
+            keys_since: None,
         }
     }
 
@@ -86,6 +93,29 @@ impl DeferredQueue {
     /// As [`DeferredQueue::backlog`], to be changed.
     pub(super) fn backlog_mut(&mut self) -> &mut Backlog {
         &mut self.backlog
+    }
+
+    /// What is known of its rows, to which one is added whose keys are in this filter.
+    pub(super) fn backlog_for(&mut self, filter: FilterNo) -> &mut Backlog {
+        if self.rows() == 0 {
+            self.keys_since = Some(filter);
+        }
+        &mut self.backlog
+    }
+
+    /// Why a delivery with these keys must join its rows, if it must. `queue`: its own handle.
+    pub(super) fn why_behind(
+        &self,
+        queue: QueueNo,
+        keys: &RowKeys,
+        of_rows: &DeferredKeys,
+    ) -> Option<DeferReason> {
+        let may_hold = |keys: &RowKeys| {
+            let is_known = self.keys_since.is_some_and(|since| of_rows.knows(since));
+            !is_known || of_rows.may_hold(queue, keys)
+        };
+        let joins = self.rows() > 0 && self.backlog.blocks(keys, may_hold);
+        joins.then(|| self.backlog.why())
     }
 
     /// Deliveries that are deferred and have not ended.

@@ -55,6 +55,7 @@ mod changes;
 mod circuit_breaker;
 mod defer;
 mod deferral;
+mod deferred_keys;
 mod deferred_queue;
 mod door;
 mod ending;

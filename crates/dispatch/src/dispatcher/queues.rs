@@ -48,6 +48,13 @@ pub(super) struct QueueNo {
     generation: u32,
 }
 
+impl QueueNo {
+    /// As one number, which no other queue has.
+    pub(super) fn as_number(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.index)
+    }
+}
+
 /// An account's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct AccountNo(u32);

@@ -1,6 +1,6 @@
 //! How deferred rows come back: page by page, a page at a time for each queue, in turn.
 //!
-//! A queue wants a page while it has few deliveries in memory and there are rows that may go; it is read while
+//! A queue wants a page while few of its rows are in memory and there are rows that may go; it is read while
 //! there is room that others do not need more (see [`super::relief`]). Rows
 //! arrive in the lane's queue like any other delivery, and the scheduler decides from there.
 //!
@@ -21,7 +21,7 @@ use walhook_core::event::RowKeys;
 use walhook_core::persist::{Deferred, QueueId, Refill, Refilled, Tried};
 use walhook_core::tick::Tick;
 
-/// A queue with fewer deliveries in memory wants a page.
+/// A queue with fewer rows in memory wants a page, however many new deliveries are there with them.
 const WANTS_BELOW: usize = 64;
 
 /// Rows that are read for a probe: it is one, and before it may stand many that are held.
@@ -179,12 +179,11 @@ impl Dispatcher {
     fn wanted_page(&self, queue: QueueNo, now: Tick) -> Option<Page> {
         let it = self.queues.at(queue);
         let deferred = it.deferred().filter(|deferred| !deferred.is_suspended())?;
-        let in_memory = it.pending();
         let page = match deferred.breaker() {
             _ if self.endpoints.is_paused(&it.id().endpoint) => return None,
             Some(breaker) if !breaker.wants_probe(now) => return None,
             Some(_) => Page::Probe,
-            None if in_memory.is_some_and(|queue| queue.len() >= WANTS_BELOW) => return None,
+            None if deferred.backlog().loaded() >= WANTS_BELOW => return None,
             None => Page::Rows,
         };
         deferred.backlog().wants_page(page, now).then_some(page)

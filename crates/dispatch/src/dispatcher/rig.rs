@@ -1,6 +1,7 @@
 //! A dispatcher and the little around it that a test of one behaviour needs: a stream of single events,
 //! look-ups that are answered at once, state transactions that succeed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,9 @@ use walhook_core::endpoint::Routes;
 use walhook_core::event::{AccountId, EndpointId, Event, Item};
 use walhook_core::id::ReplayId;
 use walhook_core::lsn::Lsn;
-use walhook_core::persist::{PersistBatch, Persisted};
+use walhook_core::persist::{
+    Defer, Deferred, PersistBatch, Persisted, QueueId, Refill, Refilled, RowId, RowKey, Tried,
+};
 use walhook_core::tick::Tick;
 
 pub(super) fn settings() -> Settings {
@@ -28,6 +31,7 @@ pub(super) struct Rig {
     pub(super) now: Tick,
     /// What was to be made durable so far.
     pub(super) stored: Vec<PersistBatch>,
+    table: Table,
     next_commit: u64,
     /// The accounts have no endpoint any more.
     pub(super) removed: bool,
@@ -39,6 +43,7 @@ impl Rig {
             dispatcher: fixture::dispatcher(settings),
             now: Tick(60_000_000),
             stored: Vec::new(),
+            table: Table::default(),
             next_commit: 2_000,
             removed: false,
         }
@@ -51,9 +56,15 @@ impl Rig {
     /// An account's transaction comes with one event, which is routed to the account's one endpoint, of the
     /// same name.
     pub(super) fn commit(&mut self, account: &str) -> Arc<Event> {
+        self.commit_with(account, &[self.next_commit])
+    }
+
+    /// The same of an event with these keys.
+    pub(super) fn commit_with(&mut self, account: &str, keys: &[u64]) -> Arc<Event> {
         let (commit, now) = (self.next_commit, self.now);
         self.next_commit += 100;
-        let event = event(account, commit);
+        let position = fixture::position(commit, commit - 10);
+        let event = Arc::new(fixture::event(account, position, keys));
         let items = fixture::transaction(commit, [Arc::clone(&event)]);
         let progress = Item::Progress { wal_end: Lsn(commit + 50) };
         items.into_iter().chain([progress]).for_each(|i| self.dispatcher.handle_item(i, now));
@@ -96,11 +107,60 @@ impl Rig {
             self.wait(Duration::from_millis(100));
             let Some(batch) = self.dispatcher.poll_persist(self.now) else { return };
             self.dispatcher.handle_persisted(&Persisted::default(), self.now);
+            self.table.store(&batch);
             self.stored.push(batch);
         }
     }
 
+    /// Reads the pages back that are wanted now; how many rows were in them.
+    pub(super) fn read(&mut self) -> usize {
+        let Some(wanted) = self.dispatcher.poll_refill(self.now) else { return 0 };
+        let pages: Vec<Refilled> = wanted.into_iter().map(|page| self.table.page(page)).collect();
+        let rows = pages.iter().map(|page| page.rows.len()).sum();
+        self.dispatcher.handle_refilled(pages, self.now);
+        rows
+    }
+
     pub(super) fn changes(&mut self) -> Vec<EndpointChanged> {
         std::iter::from_fn(|| self.dispatcher.poll_endpoint_change()).collect()
+    }
+}
+
+/// The table of deferred deliveries.
+#[derive(Debug, Default)]
+pub(super) struct Table(BTreeMap<QueueId, BTreeMap<RowKey, (Arc<Event>, Tried)>>);
+
+impl Table {
+    pub(super) fn page(&self, Refill { queue, from, rows, .. }: Refill) -> Refilled {
+        let table = self.0.get(&queue).into_iter().flatten();
+        let mut behind = table.filter(|(key, _)| from.as_ref().is_none_or(|from| from <= key));
+        let row = |(key, (event, tried)): (&RowKey, &(Arc<Event>, Tried))| Deferred {
+            key: key.clone(),
+            event: Arc::clone(event),
+            attempts: tried.attempts,
+            first_attempt_us: tried.first_attempt_us,
+            due_us: tried.due_us,
+        };
+        let rows = behind.by_ref().take(rows as usize).map(row).collect();
+        let end = behind.next().is_none();
+        Refilled { queue, rows, end }
+    }
+
+    pub(super) fn store(&mut self, batch: &PersistBatch) {
+        for Defer { id, event, tried, .. } in &batch.deferred {
+            let queue = self.0.entry(id.queue.clone()).or_default();
+            queue.insert(id.key.clone(), (Arc::clone(event), tried.clone()));
+        }
+        for (id, tried) in &batch.retimed {
+            self.queue(id).get_mut(&id.key).unwrap().1 = tried.clone();
+        }
+        let gone = batch.resolved.iter().chain(batch.died.iter().map(|(id, _)| id));
+        for id in gone {
+            self.queue(id).remove(&id.key).unwrap();
+        }
+    }
+
+    fn queue(&mut self, id: &RowId) -> &mut BTreeMap<RowKey, (Arc<Event>, Tried)> {
+        self.0.get_mut(&id.queue).unwrap()
     }
 }

@@ -1,10 +1,11 @@
 //! Each change of an endpoint's state is told once, however many requests show it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::dispatcher::rig::{Rig, settings};
 use crate::dispatcher::{EndpointChange, OperatorInput, Settings};
-use walhook_core::event::{EndpointId, Invalidation, Item, Scope};
+use walhook_core::event::{EndpointId, Event, Invalidation, Item, Scope};
 use walhook_core::id::JobId;
 use walhook_core::lsn::Lsn;
 use walhook_core::notice::NoticeKind;
@@ -135,4 +136,49 @@ fn endpoint_is_paused_and_resumed_once_however_often_that_is_asked() {
     rig.store();
     let done: i64 = rig.stored.iter().flat_map(|b| &b.jobs_done).map(|job| job.done).sum();
     assert_eq!(done, 2);
+}
+
+/// The endpoint `7` was dead for some 100 events, which are rows now, and is back: it took one of them.
+fn back_with_a_backlog() -> (Rig, Vec<Arc<Event>>) {
+    let mut rig = Rig::new(settings());
+    let mut events = Vec::new();
+    for _ in 0..100 {
+        events.push(rig.commit("7"));
+        for dispatch in rig.send() {
+            rig.answer(dispatch.attempt.first().id, 503);
+        }
+        rig.store();
+    }
+    assert_eq!(rig.dispatcher.gauges().breakers_open, 1);
+    rig.wait(Duration::from_secs(60));
+    rig.read();
+    let [probe] = &rig.send()[..] else { panic!("no probe") };
+    let probe = probe.attempt.first();
+    rig.answer(probe.id, 204);
+    assert_eq!(rig.dispatcher.gauges().breakers_open, 0);
+    events.retain(|event| event.id != probe.event.id);
+    (rig, events)
+}
+
+#[test]
+fn new_events_of_an_endpoint_that_is_back_wait_only_for_rows_of_their_own_keys() {
+    let (mut rig, events) = back_with_a_backlog();
+    let rows = rig.dispatcher.gauges().deferred;
+    assert!(rows > 64, "{rows} rows");
+    let fresh = rig.commit("7");
+    let behind = rig.commit_with("7", &events[50].keys);
+    let sent: Vec<_> =
+        rig.send().iter().map(|dispatch| dispatch.attempt.first().event.id).collect();
+    assert_eq!(sent, [fresh.id], "{behind:?} stands behind {:?}", events[50]);
+    assert_eq!(rig.dispatcher.gauges().deferred, rows + 1);
+}
+
+#[test]
+fn rows_of_an_endpoint_that_is_back_are_read_however_many_new_events_there_are() {
+    let (mut rig, _) = back_with_a_backlog();
+    for _ in 0..200 {
+        rig.commit("7");
+    }
+    assert!(rig.dispatcher.queued() >= 190);
+    assert!(rig.read() > 0, "no row was read back");
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
+use super::super::rig::Table;
 use super::super::{Dispatcher, Effect, Input, LookUpAnswer, Settings};
 use super::host;
 use crate::fixture;
@@ -17,11 +18,9 @@ use crate::schedule::Pool;
 use crate::settle::SettlePolicy;
 use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
 use walhook_core::endpoint::{Endpoint, Routes};
-use walhook_core::event::{AccountId, Event, Item};
+use walhook_core::event::{AccountId, Item};
 use walhook_core::lsn::Lsn;
-use walhook_core::persist::{
-    Defer, Deferred, PersistBatch, QueueId, Refill, Refilled, RowKey, Tried,
-};
+use walhook_core::persist::{PersistBatch, Refill};
 use walhook_core::position::EventId;
 use walhook_core::tick::Tick;
 
@@ -95,7 +94,7 @@ struct World {
     agenda: BinaryHeap<Reverse<(Tick, u64, usize)>>,
     happens: Vec<Option<Happens>>,
     places: Vec<Place>,
-    table: BTreeMap<QueueId, BTreeMap<RowKey, (Arc<Event>, Tried)>>,
+    table: Table,
     in_flight: BTreeMap<DeliveryId, (Attempt, Outcome, u64)>,
     asked: Vec<AccountId>,
     pages: Vec<Refill>,
@@ -123,7 +122,7 @@ impl World {
             agenda: BinaryHeap::new(),
             happens: Vec::new(),
             places,
-            table: BTreeMap::new(),
+            table: Table::default(),
             in_flight: BTreeMap::new(),
             asked: Vec::new(),
             pages: Vec::new(),
@@ -208,45 +207,21 @@ impl World {
             }
             Happens::Read => {
                 let pages = std::mem::take(&mut self.pages);
-                let pages = pages.into_iter().map(|page| self.page(page)).collect();
+                let pages = pages.into_iter().map(|page| self.table.page(page)).collect();
                 self.handle(Input::DeferredPages(pages));
             }
             Happens::Stored => {
                 let batch = self.batch.take().unwrap();
-                self.store(batch);
+                self.store(&batch);
                 self.handle(Input::Stored(Box::default()));
             }
         }
     }
 
-    fn page(&self, Refill { queue, from, rows, .. }: Refill) -> Refilled {
-        let table = self.table.get(&queue).into_iter().flatten();
-        let mut behind = table.filter(|(key, _)| from.as_ref().is_none_or(|from| from <= key));
-        let row = |(key, (event, tried)): (&RowKey, &(Arc<Event>, Tried))| Deferred {
-            key: key.clone(),
-            event: Arc::clone(event),
-            attempts: tried.attempts,
-            first_attempt_us: tried.first_attempt_us,
-            due_us: tried.due_us,
-        };
-        let rows = behind.by_ref().take(rows as usize).map(row).collect();
-        let end = behind.next().is_none();
-        Refilled { queue, rows, end }
-    }
-
-    fn store(&mut self, batch: PersistBatch) {
-        for Defer { id, event, tried, .. } in batch.deferred {
-            self.table.entry(id.queue).or_default().insert(id.key, (event, tried));
-        }
+    fn store(&mut self, batch: &PersistBatch) {
+        self.table.store(batch);
         self.retimed += batch.retimed.len();
-        for (id, tried) in batch.retimed {
-            self.table.get_mut(&id.queue).unwrap().get_mut(&id.key).unwrap().1 = tried;
-        }
         self.died += batch.died.len() + batch.dead_letters.len();
-        let gone = batch.resolved.into_iter().chain(batch.died.into_iter().map(|(id, _)| id));
-        for id in gone {
-            self.table.get_mut(&id.queue).unwrap().remove(&id.key);
-        }
     }
 
     fn answered(&mut self, id: DeliveryId) {

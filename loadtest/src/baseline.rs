@@ -12,8 +12,8 @@ use crate::figure::{Better, Figure};
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
-    /// The median that was reached.
-    pub value: f64,
+    /// The median that was reached; none yet, and nothing fails.
+    pub value: Option<f64>,
     /// The share of it by which a median may be worse before the run fails.
     margin: f64,
     /// What is to be reached.
@@ -28,7 +28,7 @@ pub struct Baseline(BTreeMap<String, BTreeMap<String, Entry>>);
 /// What a median is beside its entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// There is no entry: it stands beside others.
+    /// There is no entry, or no value in it: it stands beside others, or was not raised yet.
     Unknown,
     /// By more than the margin.
     Worse,
@@ -71,7 +71,9 @@ impl Baseline {
     /// How its median stands beside its entry.
     #[must_use]
     pub fn verdict(&self, figure: &Figure) -> Verdict {
-        let Some(Entry { value, margin, .. }) = self.entry(figure) else { return Verdict::Unknown };
+        let Some(Entry { value: Some(value), margin, .. }) = self.entry(figure) else {
+            return Verdict::Unknown;
+        };
         let (median, slack) = (figure.spread().median, value.abs() * margin);
         // How much worse it is; what is not a number is no figure that was reached.
         let worse = match figure.better {
@@ -88,8 +90,8 @@ impl Baseline {
     }
 }
 
-/// The file's text with the medians of these figures in the place of their entries' values, and nothing
-/// else changed. A figure without an entry is left out.
+/// The file's text with the medians of these figures in the place of their entries' values, or in front of what
+/// an entry without one says, and nothing else changed. A figure without an entry is left out.
 #[must_use]
 pub fn raised(text: &str, figures: &[Figure]) -> String {
     let mut group = "";
@@ -100,17 +102,16 @@ pub fn raised(text: &str, figures: &[Figure]) -> String {
         }
         let key = line.split(' ').next().unwrap_or_default();
         let figure = figures.iter().find(|figure| figure.group == group && figure.key == key);
-        let parts = figure.and_then(|figure| {
-            let (before, rest) = line.split_once("value = ")?;
+        let changed = figure.and_then(|figure| {
+            let median = rounded(figure.spread().median);
+            let Some((before, rest)) = line.split_once("value = ") else {
+                let (before, rest) = line.split_once("{ ")?;
+                return Some(format!("{before}{{ value = {median}, {rest}\n"));
+            };
             let end = rest.find([',', ' ', '}'])?;
-            Some((before, figure.spread().median, rest.get(end..)?))
+            Some(format!("{before}value = {median}{}\n", rest.get(end..)?))
         });
-        match parts {
-            Some((before, median, after)) => {
-                raised.push_str(&format!("{before}value = {}{after}\n", rounded(median)));
-            }
-            None => raised.push_str(&format!("{line}\n")),
-        }
+        raised.push_str(&changed.unwrap_or_else(|| format!("{line}\n")));
     }
     raised
 }
@@ -133,7 +134,8 @@ mod tests {
     use super::*;
 
     const TEXT: &str = "# Reached.\n[one]\ncpu = { value = 2.0, margin = 0.1, goal = 1.2 }\n\
-                        rate = { value = 0.5, margin = 0.1 }\n[two]\ncpu = { value = 0, margin = 0.2 }\n";
+                        rate = { value = 0.5, margin = 0.1 }\n[two]\ncpu = { value = 0, margin = 0.2 }\n\
+                        wal = { margin = 0.2, goal = 9 }\n";
 
     fn figure(group: &'static str, key: &'static str, better: Better, value: f64) -> Figure {
         let mut figure = Figure::new(group, key, "", better);
@@ -157,8 +159,10 @@ mod tests {
         assert_eq!(cpu(f64::NAN), Verdict::Worse);
         let none = |value| baseline.verdict(&figure("two", "cpu", Better::Less, value));
         assert_eq!([0.0, 1.0].map(none), [Verdict::Within, Verdict::Worse]);
-        let other = figure("two", "rate", Better::Less, 1.0);
-        assert_eq!(baseline.verdict(&other), Verdict::Unknown);
+        for key in ["rate", "wal"] {
+            let other = figure("two", key, Better::Less, 1.0);
+            assert_eq!(baseline.verdict(&other), Verdict::Unknown);
+        }
     }
 
     #[test]
@@ -167,11 +171,14 @@ mod tests {
             figure("two", "cpu", Better::Less, 1234.5),
             figure("one", "rate", Better::More, 0.61234),
             figure("three", "cpu", Better::Less, 9.0),
+            figure("two", "wal", Better::Less, 8.0),
         ];
-        let expected =
-            TEXT.replace("value = 0.5", "value = 0.612").replace("value = 0,", "value = 1234,");
+        let expected = TEXT
+            .replace("value = 0.5", "value = 0.612")
+            .replace("value = 0,", "value = 1234,")
+            .replace("{ margin = 0.2, goal", "{ value = 8.00, margin = 0.2, goal");
         assert_eq!(raised(TEXT, &figures), expected);
         let baseline: Baseline = toml::from_str(&expected).unwrap();
-        assert_eq!(baseline.entry(&figures[1]).map(|entry| entry.value), Some(0.612));
+        assert_eq!(baseline.entry(&figures[1]).and_then(|entry| entry.value), Some(0.612));
     }
 }

@@ -18,6 +18,9 @@ use walhook_loadtest::figure::{Better, Figure};
 /// Rows of one transaction.
 const TRANSACTION: u64 = 1_000;
 
+/// The tag of a row that was inserted.
+const INSERT: u8 = b'I';
+
 /// Far above any row of ours.
 const MESSAGE_MAX: usize = 1 << 20;
 
@@ -25,8 +28,7 @@ const MESSAGE_MAX: usize = 1 << 20;
 pub(crate) async fn measure(rows: u64, pairs: usize) -> Result<Vec<Figure>> {
     let mut cpu = Figure::new("decode", "cpu", "CPU s, to a null sink", Better::Less);
     let world = World::start("").await?;
-    let make = format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')");
-    world.sql.batch_execute(&make).await?;
+    make_slot(&world).await?;
     world.sql.batch_execute("INSERT INTO accounts VALUES (1, 'Account 1')").await?;
     let transactions = rows.div_ceil(TRANSACTION);
     for _ in 0..transactions {
@@ -47,14 +49,33 @@ pub(crate) async fn measure(rows: u64, pairs: usize) -> Result<Vec<Figure>> {
         let walsender = u32::try_from(world.number(&sql).await?)?;
         cpu.ratio(reader.cpu_seconds()?, cpu_seconds(walsender)?);
         drop(reader);
-        // The slot is taken until the server sees that the reader has gone.
-        let free = "SELECT count(*) FROM pg_replication_slots WHERE active_pid IS NOT NULL";
-        let patience = std::time::Duration::from_secs(30);
-        world
-            .until("the slot is free", patience, async || Ok(world.number(free).await? == 0))
-            .await?;
+        until_free(&world).await?;
     }
     Ok(vec![cpu])
+}
+
+/// Makes the reader's slot.
+pub(crate) async fn make_slot(world: &World) -> Result<()> {
+    let make = format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')");
+    Ok(world.sql.batch_execute(&make).await?)
+}
+
+/// Moves the reader's slot to the end of the WAL, once the reader has gone.
+pub(crate) async fn advance_slot(world: &World) -> Result<()> {
+    until_free(world).await?;
+    let advance =
+        format!("SELECT pg_replication_slot_advance('{SLOT}', pg_current_wal_insert_lsn())");
+    Ok(world.sql.batch_execute(&advance).await?)
+}
+
+/// The slot is taken until the server sees that the reader has gone.
+async fn until_free(world: &World) -> Result<()> {
+    let free =
+        format!("SELECT count(active_pid) FROM pg_replication_slots WHERE slot_name = '{SLOT}'");
+    let patience = std::time::Duration::from_secs(30);
+    let is_free = async || Ok(world.number(&free).await? == 0);
+    world.until("the slot is free", patience, is_free).await?;
+    Ok(())
 }
 
 #[derive(Debug, clap::Args)]
@@ -84,6 +105,22 @@ pub(crate) async fn read(Args { database, rows }: Args) -> Result<()> {
                 stream.send_status(nowhere).await?;
             }
             Frame::Oversize { bytes, .. } => bail!("a message of {bytes} bytes"),
+        }
+    }
+    say("done").await
+}
+
+/// The process that reads as pg_recvlogical does: what comes is counted and dropped.
+pub(crate) async fn drop_all(Args { database, rows }: Args) -> Result<()> {
+    let replication = wire::connect(&Secret::new(database), "figures").await?;
+    let mut stream = replication.start(SLOT, "walhook", Lsn(0), MESSAGE_MAX).await?;
+    println!("ready");
+    let mut left = rows;
+    while left > 0 {
+        if let Frame::XLogData { payload, .. } = stream.next().await?
+            && payload.first() == Some(&INSERT)
+        {
+            left -= 1;
         }
     }
     say("done").await

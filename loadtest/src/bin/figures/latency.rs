@@ -13,7 +13,7 @@ use walhook_decode::pgoutput::{Datum, Message, Tuple, decode};
 use walhook_loadtest::books::Books;
 use walhook_loadtest::sample::Spread as Latencies;
 use walhook_loadtest::traffic;
-use walhook_loadtest::world::World;
+use walhook_loadtest::world::{Layout, World};
 use walhook_postgres::feedback::StatusUpdate;
 use walhook_postgres::wire::{self, Frame};
 use walhook_testkit::change::Change;
@@ -24,10 +24,10 @@ use crate::sink::{Hook, Sink};
 use walhook_loadtest::figure::{Better, Figure};
 
 /// Commits a second, of one row each.
-const RATE: f64 = 200.0;
+pub(crate) const RATE: f64 = 200.0;
 
 /// Accounts that commit in turn.
-const ACCOUNTS: i64 = 20;
+pub(crate) const ACCOUNTS: i64 = 20;
 
 /// Not measured: connections are opened.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -42,17 +42,23 @@ pub(crate) const SLOT: &str = "figures";
 const MESSAGE_MAX: usize = 1 << 20;
 
 /// A database with its writers, and what arrives.
-struct Side {
-    world: World,
-    books: Books,
-    sink: Sink,
+pub(crate) struct Side {
+    pub(crate) world: World,
+    pub(crate) books: Books,
+    pub(crate) sink: Sink,
 }
 
 impl Side {
-    async fn start() -> Result<Self> {
+    pub(crate) async fn start() -> Result<Self> {
+        Self::configured(&[]).await
+    }
+
+    /// The same; `env` configures walhook.
+    pub(crate) async fn configured(env: &[(&str, &str)]) -> Result<Self> {
         let books = Books::default();
         let sink = Sink::start(Some(enter(books.clone()))).await?;
-        let world = World::start("").await?;
+        let env = env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let world = World::arranged(Layout { env, ..Layout::default() }).await?;
         for account in 1..=ACCOUNTS {
             world.add_account(account, &format!("{}{account}", sink.url(0))).await?;
         }
@@ -79,7 +85,7 @@ impl Side {
 fn enter(books: Books) -> Hook {
     Arc::new(move |path, body| {
         let account = path.get(1..).and_then(|account| account.parse().ok());
-        // What is no event of ours would be missing, and the phase would say so.
+        // What is no event of ours would be missing, and the phase would say so; other paths are not looked at.
         let (Some(endpoint), Ok(change)) = (account, Change::in_body(body)) else { return };
         let event_id = format!("{change:?}");
         books.received(Receipt {

@@ -10,11 +10,16 @@
 //! the margin that stands there.
 
 mod bare;
+mod catch_up;
 mod decoding;
 mod deferral;
 mod idle;
 mod latency;
+mod memory;
+mod outage;
 mod sink;
+mod standstill;
+mod starts;
 mod throughput;
 
 use std::path::PathBuf;
@@ -45,13 +50,25 @@ const DECODED: f64 = 500_000.0;
 /// A latency's phase, and a look at an idle leader, at full size.
 const PHASE: Duration = Duration::from_secs(15);
 
+/// For how long deliveries come at a steady pace while their endpoint is dead, at full size.
+const PACE: Duration = Duration::from_secs(30);
+
+/// Deliveries that are deferred when walhook starts, at full size.
+const AT_START: f64 = 1_000_000.0;
+
+/// Bursts for each pair.
+const BURSTS: usize = 2;
+
+/// Repetitions of what is a count, and a server of its own each time: it hardly differs.
+const COUNTS_MAX: usize = 3;
+
 #[derive(Debug, Parser)]
 #[command(about = "Measures what walhook costs, and compares it with the baseline")]
 struct Cli {
     #[command(subcommand)]
     own: Option<Own>,
 
-    /// Which; left out, all
+    /// Which; left out, all but growth, start and catch-up, which take long
     #[arg(long, value_delimiter = ',')]
     figures: Vec<Group>,
 
@@ -86,10 +103,15 @@ enum Own {
     Pipe(latency::Args),
     #[command(hide = true)]
     Decode(decoding::Args),
+    #[command(hide = true)]
+    Drop(decoding::Args),
+    #[command(hide = true)]
+    Busy,
 }
 
 /// Figures that are measured together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
 enum Group {
     /// One account's burst in one transaction
     Burst,
@@ -107,8 +129,22 @@ enum Group {
     Latency,
     /// Reading the stream
     Decode,
+    /// How long others stand still during bursts, beside two busy processes
+    Standstill,
     /// Deliveries that are deferred and drained
     Deferral,
+    /// How fast that is
+    Flow,
+    /// The same by the pace at which deliveries come, and for short queues
+    Paces,
+    /// What a hundred rounds of it leave behind
+    Growth,
+    /// A start with a million of them
+    Start,
+    /// An endpoint that comes back after a quarter of an hour
+    CatchUp,
+    /// What is kept in memory
+    Memory,
     /// A leader with nothing to do
     Idle,
 }
@@ -122,6 +158,8 @@ async fn main() -> Result<ExitCode> {
         Some(Own::Bare(args)) => tasks.spawn(bare::post(args)),
         Some(Own::Pipe(args)) => tasks.spawn(latency::pipe(args)),
         Some(Own::Decode(args)) => tasks.spawn(decoding::read(args)),
+        Some(Own::Drop(args)) => tasks.spawn(decoding::drop_all(args)),
+        Some(Own::Busy) => tasks.spawn(standstill::busy()),
         None => return until_interrupted(compare(&cli)).await,
     };
     while let Some(ended) = tasks.join_next().await {
@@ -136,7 +174,10 @@ async fn compare(cli: &Cli) -> Result<ExitCode> {
         Some(_) => Baseline::default(),
         None => Baseline::read(&cli.baseline)?,
     };
-    let groups = if cli.figures.is_empty() { Group::value_variants() } else { &cli.figures };
+    let groups: Vec<Group> = match &cli.figures[..] {
+        [] => Group::value_variants().iter().copied().filter(|group| !group.is_long()).collect(),
+        chosen => chosen.to_vec(),
+    };
     let before = load()?;
     let mut figures = Vec::new();
     for group in groups {
@@ -169,6 +210,11 @@ async fn compare(cli: &Cli) -> Result<ExitCode> {
 }
 
 impl Group {
+    /// Whether it takes more than some minutes at full size, so that it is measured when it is named.
+    fn is_long(self) -> bool {
+        matches!(self, Self::Growth | Self::Start | Self::CatchUp)
+    }
+
     async fn measure(self, cli: &Cli) -> Result<Vec<Figure>> {
         #[expect(
             clippy::cast_possible_truncation,
@@ -177,6 +223,7 @@ impl Group {
         )]
         let scaled = |full: f64| (full * cli.scale).ceil() as u64;
         let (deliveries, time) = (scaled(DELIVERIES), PHASE.mul_f64(cli.scale));
+        let counts = cli.pairs.min(COUNTS_MAX);
         let backlog = |group, accounts, hosts, tls| {
             let case = Case { group, accounts, hosts, tls };
             throughput::backlog(case, deliveries, cli.pairs, cli.against.as_ref())
@@ -190,7 +237,14 @@ impl Group {
             Self::Many => backlog("many", deliveries, 1, false).await,
             Self::Latency => latency::measure(time, cli.pairs).await,
             Self::Decode => decoding::measure(scaled(DECODED), cli.pairs).await,
+            Self::Standstill => standstill::measure(deliveries, cli.pairs * BURSTS).await,
             Self::Deferral => deferral::measure(deliveries, cli.pairs).await,
+            Self::Flow => deferral::flow(deliveries, cli.pairs).await,
+            Self::Paces => deferral::paces(PACE.mul_f64(cli.scale), counts).await,
+            Self::Growth => deferral::growth(scaled(deferral::ROUNDS)).await,
+            Self::Start => starts::measure(scaled(AT_START), cli.pairs).await,
+            Self::CatchUp => catch_up::measure(catch_up::DEAD.mul_f64(cli.scale), 1).await,
+            Self::Memory => memory::measure(deliveries, counts).await,
             Self::Idle => idle::measure(time, cli.pairs).await,
         }
     }
@@ -218,7 +272,7 @@ fn print(figures: &[Figure], baseline: &Baseline, cli: &Cli) {
                 rounded(spread.least),
                 rounded(spread.most)
             ),
-            number(entry.map(|entry| entry.value)),
+            number(entry.and_then(|entry| entry.value)),
             number(entry.and_then(|entry| entry.goal)),
             verdict.to_owned(),
         ]);

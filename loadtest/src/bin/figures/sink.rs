@@ -50,6 +50,7 @@ struct Counts {
     bytes: AtomicU64,
     connections: AtomicU64,
     fails: AtomicBool,
+    holds: AtomicBool,
 }
 
 /// What came in one run.
@@ -97,6 +98,11 @@ impl Sink {
     /// Whether it answers 503 from now on, and counts nothing.
     pub(crate) fn fail(&self, fails: bool) {
         self.counts.fails.store(fails, Relaxed);
+    }
+
+    /// From now on it does not answer.
+    pub(crate) fn hold(&self) {
+        self.counts.holds.store(true, Relaxed);
     }
 
     /// Begins to count anew.
@@ -208,6 +214,7 @@ async fn answer(
     let mut response = Response::new(Empty::new());
     let (head, body) = request.into_parts();
     match body.collect().await {
+        Ok(_) if counts.holds.load(Relaxed) => std::future::pending().await,
         Ok(_) if counts.fails.load(Relaxed) => {
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         }

@@ -238,7 +238,7 @@ impl DeferredQueue {
 
     /// For how long the queue was stopped so far, a pause that lasts not counted.
     pub(super) fn stopped_us(&self, now: Tick) -> i64 {
-        let open = self.breaker.as_ref().map_or(Duration::ZERO, |b| now.since(b.since));
+        let open = self.breaker.as_ref().map_or(Duration::ZERO, |b| now.since(b.since()));
         self.stopped_before_us.saturating_add_unsigned(micros(open))
     }
 

@@ -45,7 +45,8 @@ pub(crate) async fn measure(deliveries: u64, repetitions: usize) -> Result<Vec<F
 }
 
 /// How fast what is deferred is stored, against a process that reads the stream and drops it; and how fast it is
-/// delivered when the endpoint is back, against the rate without deferral.
+/// delivered when the endpoint is back, against the rate without deferral. The endpoint is paused meanwhile and not
+/// dead: no probe is waited for, and no attempt's time.
 #[expect(clippy::cast_precision_loss, reason = "a rate is not exact")]
 pub(crate) async fn flow(deliveries: u64, pairs: usize) -> Result<Vec<Figure>> {
     let group = "flow";
@@ -54,8 +55,10 @@ pub(crate) async fn flow(deliveries: u64, pairs: usize) -> Result<Vec<Figure>> {
     let mut outage = Outage::start(1, &[]).await?;
     decoding::make_slot(&outage.world).await?;
     for _ in 0..pairs {
+        outage.pause().await?;
         outage.lay_up(deliveries).await?;
-        let filled = deliveries as f64 / outage.fill().await?.as_secs_f64();
+        outage.world.run().await?;
+        let filled = deliveries as f64 / outage.stored(Instant::now()).await?.as_secs_f64();
         let args = ["drop", &outage.world.cluster.url("postgres"), &deliveries.to_string()];
         let mut reader = Own::start(&args.map(str::to_owned), &[])?;
         reader.said("ready").await?;
@@ -64,7 +67,7 @@ pub(crate) async fn flow(deliveries: u64, pairs: usize) -> Result<Vec<Figure>> {
         fill.ratio(filled, deliveries as f64 / began.elapsed().as_secs_f64());
         drop(reader);
         decoding::advance_slot(&outage.world).await?;
-        let drained = outage.drain(deliveries).await?;
+        let drained = outage.resume(deliveries).await?;
         outage.lay_up(deliveries).await?;
         decoding::advance_slot(&outage.world).await?;
         drain.ratio(drained, outage.drain(deliveries).await?);

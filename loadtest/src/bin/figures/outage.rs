@@ -93,6 +93,26 @@ impl Outage {
         self.sink.fail(false);
         self.sink.reset();
         self.world.run().await?;
+        self.delivered(deliveries).await
+    }
+
+    /// An operator pauses the first endpoint: all that comes for it is deferred, and nothing of it is tried.
+    pub(crate) async fn pause(&mut self) -> Result<()> {
+        self.world.run().await?;
+        self.world.walhook.beside(&["endpoints", "pause", "1"]).await?;
+        self.world.walhook.stop().await
+    }
+
+    /// The operator has it sent to again, and so many are delivered, as with [`Outage::drain`].
+    pub(crate) async fn resume(&mut self, deliveries: u64) -> Result<f64> {
+        self.sink.reset();
+        self.world.run().await?;
+        self.world.walhook.beside(&["endpoints", "resume", "1"]).await?;
+        self.delivered(deliveries).await
+    }
+
+    /// Waits until so many are delivered and nothing is deferred, and stops.
+    async fn delivered(&mut self, deliveries: u64) -> Result<f64> {
         let rate = self.rate(deliveries).await?;
         let none = async || Ok(self.world.metrics().await?.sum("walhook_deferred") == 0.0);
         self.world.until("nothing is deferred", PATIENCE, none).await?;

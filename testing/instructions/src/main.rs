@@ -41,7 +41,7 @@ fn main() -> Result<()> {
     let work = match part.as_str() {
         "decode" => Work::Decode(decoding::Work::of(count)),
         "dispatch" => Work::Dispatch(Box::new(dispatching::Work::of(count)?)),
-        "sign" => Work::Sign(signing::Work::of(count)),
+        "sign" => Work::Sign(signing::Work::of(count)?),
         _ => bail!("{usage}"),
     };
     measured(work)

@@ -90,6 +90,8 @@ struct Reading {
     head: Option<RowKey>,
     /// A walk takes nothing from here on.
     ceiling: Option<RowKey>,
+    /// Heads that an operator has made due or removed since: the page may not show them as they are.
+    changed: BTreeSet<RowKey>,
 }
 
 impl Backlog {
@@ -337,6 +339,9 @@ impl Backlog {
         if self.waiting.remove(&(head.due, key.clone())) {
             head.due = head.due.min(now);
             self.waiting.insert((head.due, key.clone()));
+        }
+        if let Some(reading) = &mut self.reading {
+            reading.changed.insert(key.clone());
         }
         self.lower_ceiling(key);
     }

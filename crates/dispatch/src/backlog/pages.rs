@@ -1,5 +1,7 @@
 //! Reading rows back: where the next page begins, and which of its rows may go.
 
+use std::collections::BTreeSet;
+
 use super::{Backlog, Reading};
 use walhook_core::event::RowKeys;
 use walhook_core::persist::{Deferred, RowKey, Tried};
@@ -73,14 +75,19 @@ impl Backlog {
             Page::Probe => self.hasten(now),
         };
         if let Some(head) = head {
-            self.reading = Some(Reading { head: Some(head.clone()), ceiling: None });
+            self.reading =
+                Some(Reading { head: Some(head.clone()), ceiling: None, changed: BTreeSet::new() });
             return Some(head);
         }
         if !self.can_walk() {
             (self.cursor, self.at_end, self.met) = (None, false, Some(false));
             self.held.clear();
         }
-        self.reading = Some(Reading { head: None, ceiling: self.storing.first().cloned() });
+        self.reading = Some(Reading {
+            head: None,
+            ceiling: self.storing.first().cloned(),
+            changed: BTreeSet::new(),
+        });
         self.cursor.clone()
     }
 
@@ -131,7 +138,7 @@ impl Backlog {
             panic!("a page came that was not asked for")
         };
         let loads = match reading.head {
-            Some(head) => self.revisit(&head, rows, room, now),
+            Some(head) => self.revisit(&head, &reading.changed, rows, room, now),
             None => self.walk(reading.ceiling.as_ref(), rows, end, room, now),
         };
         self.gone.retain(|_, durably| !*durably);
@@ -142,6 +149,7 @@ impl Backlog {
     fn revisit(
         &mut self,
         first: &RowKey,
+        changed: &BTreeSet<RowKey>,
         rows: Vec<Read>,
         room: PageBudget,
         now: Tick,
@@ -156,6 +164,10 @@ impl Backlog {
         let mut loads = Vec::new();
         let mut bytes = 0;
         for Read { mut row, keys, .. } in rows {
+            if changed.contains(&row.key) {
+                // It may not be as the page shows it: it is read again.
+                continue;
+            }
             let Some(head) = self.heads.get(&row.key).copied() else { continue };
             let waits = (head.due, row.key.clone());
             if head.due > now || !self.waiting.contains(&waits) {

@@ -363,3 +363,34 @@ fn backlog_notices_that_its_rows_were_removed_by_others() {
     assert_eq!((backlog.rows(), backlog.in_table()), (0, 0));
     assert!(!backlog.wants_page(Page::Rows, Tick(0)));
 }
+
+#[test]
+fn head_that_an_operator_has_removed_is_not_taken_from_a_page_that_was_read_before() {
+    let mut backlog = Backlog::new(Blocked::Keys(vec![]), DeferReason::Behind);
+    let (event, now) = (event(7, &[1]), Tick(1_000_000));
+    let row = key(&event);
+    let keys = RowKeys::from_slice(&[1]);
+    let due = now + Duration::from_secs(1);
+    backlog.defer(&row, &keys, &Tried::default(), Some(due), false);
+    backlog.handed_out();
+    backlog.stored(&row);
+    assert_eq!(backlog.begin_page(Page::Rows, due), Some(row.clone()));
+    let read = |key: &RowKey| Read {
+        row: Deferred {
+            key: key.clone(),
+            event: Arc::clone(&event),
+            attempts: 1,
+            first_attempt_us: None,
+            due_us: None,
+        },
+        keys: keys.clone(),
+        due: None,
+    };
+    backlog.look_again(&row, due);
+    let room = PageBudget { rows: 10, bytes: 1 << 20, heads: 10 };
+    assert!(backlog.take_page(vec![read(&row)], true, room, due).is_empty());
+    // It is read again: the row is there after all, or it is gone.
+    assert_eq!(backlog.begin_page(Page::Rows, due), Some(row.clone()));
+    assert!(backlog.take_page(vec![], true, room, due).is_empty());
+    assert_eq!((backlog.rows(), backlog.in_table()), (0, 0));
+}

@@ -20,6 +20,7 @@ use walhook_postgres::preflight;
 use walhook_postgres::slot::{self, Slot, WalStatus};
 use walhook_postgres::source;
 use walhook_postgres::sql;
+use walhook_state::SCHEMA_VERSION;
 
 /// The `application_name` of our replication connection.
 const REPLICATION_NAME: &str = "walhook";
@@ -271,11 +272,22 @@ pub(super) async fn state(
     checkpoint(config, client, report).await
 }
 
+/// Says where the tables are those of an earlier version.
+fn version(found: i32, report: &mut Report) {
+    if found < SCHEMA_VERSION {
+        report.warn(
+            "state",
+            format!("the tables have version {found}, for an earlier walhook to lead on: deferred deliveries take ten times the room"),
+            "run `walhook setup` when none is to lead again",
+        );
+    }
+}
+
 async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Result<Option<Lsn>> {
     let schema = quote_ident(&config.state.schema);
     let sql = format!(
         "SELECT m.system_identifier::pg_catalog.text, m.timeline, m.host, m.database,
-                c.frontier::pg_catalog.text, c.halt_reason
+                c.frontier::pg_catalog.text, c.halt_reason, m.schema_version
          FROM {schema}.meta m JOIN {schema}.checkpoint c ON c.pipeline {EQ} m.pipeline
          WHERE m.pipeline {EQ} $1 AND c.partition {EQ} $2"
     );
@@ -285,6 +297,7 @@ async fn checkpoint(config: &Config, client: &Client, report: &mut Report) -> Re
         report.fail("checkpoint", "there is none", "run `walhook setup`");
         return Ok(None);
     };
+    version(row.try_get(6)?, report);
     let stored = SourceIdentity {
         system_identifier: row.try_get::<_, &str>(0)?.parse()?,
         timeline: row.try_get::<_, i32>(1)?.cast_unsigned(),

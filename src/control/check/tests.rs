@@ -55,6 +55,11 @@ async fn check_names_each_fault_with_its_fix() {
     assert_eq!(complaints(&config).await, Vec::<String>::new());
     for (breaks, fixes, expected) in [
         (
+            "UPDATE walhook.meta SET schema_version = 1",
+            "UPDATE walhook.meta SET schema_version = 2",
+            "warn  state: the tables have version 1",
+        ),
+        (
             "ALTER TABLE webhooks RENAME enabled TO active",
             "ALTER TABLE webhooks RENAME active TO enabled",
             "fail  endpoints.enabled: public.webhooks has no column enabled",

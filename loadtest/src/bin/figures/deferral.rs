@@ -18,6 +18,10 @@ const ROUND: u64 = 2_000;
 /// Rounds of [`growth`], at full size.
 pub(crate) const ROUNDS: f64 = 100.0;
 
+/// The anchor does not move, and what was tried has not long to wait.
+const ROUNDS_ENV: [(&str, &str); 2] =
+    [("WALHOOK_SOURCE__REPLAY_WINDOW", "1024GiB"), ("WALHOOK_DELIVERY__RETRY_BASE", "1s")];
+
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
 fn each(bytes: u64, deliveries: u64) -> f64 {
     bytes as f64 / deliveries as f64
@@ -57,8 +61,7 @@ pub(crate) async fn flow(deliveries: u64, pairs: usize) -> Result<Vec<Figure>> {
     for _ in 0..pairs {
         outage.pause().await?;
         outage.lay_up(deliveries).await?;
-        outage.world.run().await?;
-        let filled = deliveries as f64 / outage.stored(Instant::now()).await?.as_secs_f64();
+        let filled = deliveries as f64 / outage.fill().await?.as_secs_f64();
         let args = ["drop", &outage.world.cluster.url("postgres"), &deliveries.to_string()];
         let mut reader = Own::start(&args.map(str::to_owned), &[])?;
         reader.said("ready").await?;
@@ -96,16 +99,17 @@ pub(crate) async fn paces(time: Duration, repetitions: usize) -> Result<Vec<Figu
         let deliveries = 10_000;
         let mut outage = Outage::start(deliveries / 10, &[]).await?;
         outage.lay_up(deliveries).await?;
+        outage.pause().await?;
         let before = outage.wal_bytes().await?;
         outage.fill().await?;
-        outage.drain(deliveries).await?;
+        outage.resume(deliveries).await?;
         queues.value(each(outage.wal_bytes().await?.saturating_sub(before), deliveries));
     }
     figures.push(queues);
     Ok(figures)
 }
 
-/// So many transactions a second, of so many rows each, while walhook leads and the endpoint is dead. What the
+/// So many transactions a second, of so many rows each, while walhook leads and the endpoint is paused. What the
 /// rows cost by themselves is what as many cost that nobody reads.
 async fn paced(time: Duration, per_second: u32, rows: u64) -> Result<f64> {
     let mut outage = Outage::start(1, &[]).await?;
@@ -115,7 +119,7 @@ async fn paced(time: Duration, per_second: u32, rows: u64) -> Result<f64> {
         outage.world.sql.batch_execute(&outage.notes("unread", rows)).await?;
     }
     let own = outage.wal_bytes().await? - before;
-    outage.sink.fail(true);
+    outage.pause().await?;
     outage.world.run().await?;
     let (before, began) = (outage.wal_bytes().await?, Instant::now());
     let mut due = interval(Duration::from_secs(1) / per_second);
@@ -126,7 +130,7 @@ async fn paced(time: Duration, per_second: u32, rows: u64) -> Result<f64> {
     }
     outage.stored(began).await?;
     let deliveries = outage.rows;
-    outage.drain(deliveries).await?;
+    outage.resume(deliveries).await?;
     let written = outage.wal_bytes().await?.saturating_sub(before);
     Ok(each(written.saturating_sub(own), deliveries))
 }
@@ -138,12 +142,16 @@ pub(crate) async fn growth(rounds: u64) -> Result<Vec<Figure>> {
     let mut indexes = Figure::new(group, "indexes", "KiB that the indexes grew", Better::Less);
     let mut tables = Figure::new(group, "tables", "KiB that tables and TOAST grew", Better::Less);
     let mut catalog = Figure::new(group, "catalog", "KiB that the catalog grew", Better::Less);
-    let mut outage = Outage::start(20, &[("WALHOOK_SOURCE__REPLAY_WINDOW", "1024GiB")]).await?;
+    let mut outage = Outage::start(20, &ROUNDS_ENV).await?;
     let mut before = [0.0; 3];
     for round in 0..rounds {
+        // Pages alone, and in turn what was tried too.
+        if round % 2 == 0 {
+            outage.pause().await?;
+        }
         outage.lay_up(ROUND).await?;
         outage.fill().await?;
-        outage.drain(ROUND).await?;
+        outage.resume(ROUND).await?;
         if round == rounds / 10 {
             before = sizes(&outage.world).await?;
         }

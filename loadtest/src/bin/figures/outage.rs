@@ -96,19 +96,18 @@ impl Outage {
         self.delivered(deliveries).await
     }
 
-    /// An operator pauses the first endpoint: all that comes for it is deferred, and nothing of it is tried.
-    pub(crate) async fn pause(&mut self) -> Result<()> {
-        self.world.run().await?;
-        self.world.walhook.beside(&["endpoints", "pause", "1"]).await?;
-        self.world.walhook.stop().await
+    /// Pauses all endpoints, as an operator does one by one, while nothing runs: what comes is deferred, and
+    /// nothing of it is tried.
+    pub(crate) async fn pause(&self) -> Result<()> {
+        let insert = "INSERT INTO walhook.endpoint_state (pipeline, kind, endpoint, reason)
+                      SELECT 'walhook', 'paused', id::text, 'figures' FROM webhooks";
+        Ok(self.world.sql.batch_execute(insert).await?)
     }
 
-    /// The operator has it sent to again, and so many are delivered, as with [`Outage::drain`].
+    /// All are sent to again; see [`Outage::drain`].
     pub(crate) async fn resume(&mut self, deliveries: u64) -> Result<f64> {
-        self.sink.reset();
-        self.world.run().await?;
-        self.world.walhook.beside(&["endpoints", "resume", "1"]).await?;
-        self.delivered(deliveries).await
+        self.world.sql.batch_execute("DELETE FROM walhook.endpoint_state").await?;
+        self.drain(deliveries).await
     }
 
     /// Waits until so many are delivered and nothing is deferred, and stops.

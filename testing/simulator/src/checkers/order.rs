@@ -40,7 +40,8 @@ impl Checker for Order {
             .gaps
             .iter()
             .any(|gap| gap.kind == GapKind::Stream && (gap.from..=gap.to).contains(&at));
-        if is_given_up || !scene.postgres.was_wanted(expect, endpoint) {
+        let is_discarded = scene.facts.discarded.contains(&(event.id, endpoint.clone()));
+        if is_given_up || is_discarded || !scene.postgres.was_wanted(expect, endpoint) {
             return Ok(());
         }
         let keys = match scene.plan.settings.ordering {

@@ -1,6 +1,6 @@
 //! Ordered maps and sets that hold little most of the time: most queues have one delivery, or none.
 //!
-//! Up to [`FEW`] entries stand in a sorted list, the first in the map itself; more are in a B-tree, until none is
+//! Up to eight entries stand in a sorted list, the first in the map itself; more are in a B-tree, until none is
 //! left. So an empty one holds no memory beside itself, and one that goes between none and one allocates nothing.
 
 use std::collections::{BTreeMap, btree_map};

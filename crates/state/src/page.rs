@@ -31,14 +31,28 @@ const VERSION: u8 = 1;
 /// So many bytes are decoded at most; far above what a page is made of.
 const PLAIN_MAX: u64 = 4 << 20;
 
-/// In the order of their codes, from 0 on.
-const OPERATIONS: [Operation; 5] = [
-    Operation::Insert,
-    Operation::Update,
-    Operation::Delete,
-    Operation::Truncate,
-    Operation::Message,
-];
+/// An operation's code.
+fn code(operation: Operation) -> u8 {
+    match operation {
+        Operation::Insert => 0,
+        Operation::Update => 1,
+        Operation::Delete => 2,
+        Operation::Truncate => 3,
+        Operation::Message => 4,
+    }
+}
+
+/// The operation that has this code.
+fn operation(code: u8) -> Option<Operation> {
+    Some(match code {
+        0 => Operation::Insert,
+        1 => Operation::Update,
+        2 => Operation::Delete,
+        3 => Operation::Truncate,
+        4 => Operation::Message,
+        _ => return None,
+    })
+}
 
 /// A page, read back.
 #[derive(Debug)]
@@ -157,17 +171,17 @@ pub(super) fn encode<'a>(events: impl Iterator<Item = &'a Event>) -> Vec<u8> {
     let mut encoder = ZlibEncoder::new(vec![VERSION], Compression::new(6));
     let mut plain = Vec::new();
     for event in events {
-        let operation = OPERATIONS.iter().position(|operation| *operation == event.operation);
-        plain.push(operation.and_then(|code| u8::try_from(code).ok()).unwrap_or_default());
+        plain.push(code(event.operation));
         plain.extend(event.commit_time_us.to_le_bytes());
         plain.push(u8::try_from(event.keys.len()).unwrap_or(u8::MAX));
         plain.extend(event.keys.iter().flat_map(|key| key.to_le_bytes()));
         plain.extend(u32::try_from(event.row.len()).unwrap_or(u32::MAX).to_le_bytes());
         plain.extend_from_slice(&event.row);
     }
-    // Into memory: it cannot fail.
-    let written = encoder.write_all(&plain).and_then(|()| encoder.finish());
-    written.unwrap_or_default()
+    match encoder.write_all(&plain).and_then(|()| encoder.finish()) {
+        Ok(data) => data,
+        Err(error) => panic!("a page cannot be compressed in memory: {error}"),
+    }
 }
 
 fn decode(data: &[u8]) -> Result<Vec<Rest>, String> {
@@ -188,12 +202,12 @@ fn decode(data: &[u8]) -> Result<Vec<Rest>, String> {
         at = end;
         part.ok_or("it ends too early")
     };
-    while let Ok(operation) = take(1) {
-        let code = usize::from(*operation.first().unwrap_or(&u8::MAX));
-        let operation = *OPERATIONS.get(code).ok_or("it holds an unknown operation")?;
+    while let Ok(code) = take(1) {
+        let [code] = number(&code)?;
+        let operation = operation(code).ok_or("it holds an unknown operation")?;
         let commit_time_us = i64::from_le_bytes(number(&take(8)?)?);
-        let count = usize::from(*take(1)?.first().unwrap_or(&0));
-        let keys = take(8 * count)?;
+        let [count] = number(&take(1)?)?;
+        let keys = take(8 * usize::from(count))?;
         let keys = keys.chunks(8).map(|key| number(key).map(u64::from_le_bytes));
         let keys = keys.collect::<Result<RowKeys, &str>>()?;
         let length = u32::from_le_bytes(number(&take(4)?)?);
@@ -218,12 +232,12 @@ mod tests {
         #[test]
         fn page_is_read_back_as_it_was_written(
             parts in prop::collection::vec(
-                (0usize..5, any::<i64>(), prop::collection::vec(any::<u64>(), 0..4),
+                (0u8..5, any::<i64>(), prop::collection::vec(any::<u64>(), 0..4),
                  prop::collection::vec(any::<u8>(), 0..200)), 1..40)
         ) {
             let like = event(0x100, "1");
-            let events: Vec<Event> = parts.into_iter().map(|(operation, time, keys, row)| Event {
-                operation: OPERATIONS[operation],
+            let events: Vec<Event> = parts.into_iter().map(|(code, time, keys, row)| Event {
+                operation: operation(code).unwrap(),
                 commit_time_us: time,
                 keys: keys.into_iter().collect(),
                 row: row.into(),

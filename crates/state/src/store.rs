@@ -163,6 +163,8 @@ impl StateStore {
     /// that one may.
     pub fn write_as(&mut self, epoch: Epoch) {
         self.epoch = Some(epoch);
+        // Each leader numbers its batches anew.
+        self.committing = None;
     }
 
     /// Returns the version of the tables.

@@ -118,6 +118,17 @@ async fn batch_whose_commit_was_not_answered_brings_nothing_back_that_was_remove
 }
 
 #[tokio::test]
+async fn batch_of_the_next_leader_is_stored_although_one_of_its_number_was_not_answered() {
+    let fixture = Fixture::start().await;
+    let mut store = leader(&fixture).await;
+    persist_unanswered(&fixture, &mut store, &PersistBatch { number: 1, ..batch(0x100) }).await;
+    store.take_lease("host:2").await.unwrap();
+    let first = PersistBatch { number: 1, ..deferring([defer(&event(0x210, "1"), "7")]) };
+    store.persist(&first).await.unwrap();
+    assert_eq!(fixture.count("deferred").await, 1);
+}
+
+#[tokio::test]
 async fn batch_that_did_not_commit_is_stored_whole_when_it_is_tried_again() {
     let fixture = Fixture::start().await;
     let mut store = leader(&fixture).await;

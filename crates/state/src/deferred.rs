@@ -50,8 +50,8 @@ fn rows(s: &str, filter: &DeferredFilter) -> String {
     )
 }
 
-/// Of the pages those that may hold an event which the filter names.
-const NAMED: &str = "($2 IS NULL OR p.event_ids OPERATOR(pg_catalog.&&) $2)";
+/// Of the pages `p` those that may hold an event which the filter names.
+pub(super) const NAMED: &str = "($2 IS NULL OR p.event_ids OPERATOR(pg_catalog.&&) $2)";
 
 /// The columns of a row's place: in a list, and in its queue.
 pub(super) fn place_columns() -> String {
@@ -126,10 +126,9 @@ impl StateStore {
         rows.iter().map(read).collect()
     }
 
-    /// Removes some of the rows that a job asks for, as [`StateStore::discard_pages`] does with those in pages
-    /// before that, with the bodies that nothing else needs, as the
-    /// leader, and counts them as the job's, where one asks: the first behind `after`. Returns where to go on; `None`
-    /// when none was left.
+    /// Removes some of the rows that a job asks for, with the bodies that nothing else needs, as the leader, and
+    /// counts them as the job's, where one asks: the first behind `after`. Returns where to go on; `None` when none
+    /// was left. What stands in pages is discarded before, by [`StateStore::discard_pages`].
     ///
     /// The dispatcher must be told which rows are gone. One that is in flight may still arrive.
     ///

@@ -3,7 +3,7 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::deferred::{place_columns as delivery_columns, read_place};
+use super::deferred::{NAMED, place_columns as delivery_columns, read_place};
 use super::page::in_pages;
 use super::persist::pages::{mark, place_columns};
 use super::place::{self, Places};
@@ -13,8 +13,11 @@ use walhook_core::persist::{QueueId, RowId, RowKey};
 use walhook_core::position::Position;
 use walhook_postgres::op::{EQ, GT, LE, PLUS};
 
-/// Pages that are looked at in one transaction, during which the leader writes nothing.
-const PAGES: i64 = 4;
+/// Pages of which something is discarded in one transaction, during which the leader writes nothing.
+const PAGES: usize = 4;
+
+/// Pages that are looked through at once for those.
+const LOOKED_THROUGH: usize = 64;
 
 /// The place of a page among all of a pipeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +30,7 @@ pub struct PageCursor {
 /// What was discarded of some pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiscardedPages {
-    /// The deliveries; at most 1,024.
+    /// The deliveries; at most 1,024, and those of pages that came meanwhile. There may be none.
     pub rows: Vec<(QueueId, RowKey)>,
     /// The last page that was looked at.
     pub next: PageCursor,
@@ -49,37 +52,24 @@ impl StateStore {
         after: Option<&PageCursor>,
     ) -> Result<Option<DiscardedPages>, StateError> {
         let epoch = self.led_epoch()?;
+        // Many pages may have to be looked through for one event, and hold the leader off only where it is.
+        let Some(Looked { next, fits }) = self.look_through(filter, after).await? else {
+            return Ok(None);
+        };
+        if !fits {
+            return Ok(Some(DiscardedPages { rows: Vec::new(), next }));
+        }
         let tx = self.connection.transaction().await?;
         fence_alone(&tx, &self.scope, epoch).await?;
         let Scope { s, pipeline, .. } = &self.scope;
-        let from = Bound::new(after);
-        let mut params: Vec<Param<'_>> = vec![(pipeline, Type::TEXT)];
-        params.extend(from.params());
-        params.push((&filter.endpoint, Type::TEXT));
-        params.push((&PAGES, Type::INT8));
-        let (key, endpoint, limit) = (page_key(""), params.len() - 1, params.len());
-        let sql = format!(
-            "SELECT {key} FROM {s}.pages
-             WHERE pipeline {EQ} $1 AND ({key}) {GT} ({})
-               AND (${endpoint} IS NULL OR endpoint {EQ} ${endpoint})
-             ORDER BY {key} LIMIT ${limit}",
-            Bound::values(2)
-        );
-        let pages = tx.query_typed(&sql, &params).await?;
-        let Some(last) = pages.last() else { return Ok(None) };
-        let next = PageCursor {
-            queue: text::queue(last.try_get("account")?, last.try_get("endpoint")?),
-            position: place::read(last, "a page")?,
-            event_type: last.try_get("event_type")?,
-        };
-        let to = Bound::new(Some(&next));
+        let (from, to) = (Bound::new(after), Bound::new(Some(&next)));
         let mut params = filter.params(pipeline);
         let (from_at, to_at) = (params.len() + 1, params.len() + 1 + Bound::WIDTH);
         params.extend(from.params());
         params.extend(to.params());
         let key = page_key("p.");
         let between = format!(
-            "({key}) {GT} ({}) AND ({key}) {LE} ({})",
+            "({key}) {GT} ({}) AND ({key}) {LE} ({}) AND {NAMED}",
             Bound::values(from_at),
             Bound::values(to_at)
         );
@@ -103,6 +93,51 @@ impl StateStore {
         let rows = ids.into_iter().map(|id| (id.queue, id.key)).collect();
         Ok(Some(DiscardedPages { rows, next }))
     }
+
+    /// Looks through the next pages behind `after`; `None`: there are none.
+    async fn look_through(
+        &self,
+        filter: &DeferredFilter,
+        after: Option<&PageCursor>,
+    ) -> Result<Option<Looked>, StateError> {
+        let Scope { s, pipeline, .. } = &self.scope;
+        let from = Bound::new(after);
+        let mut params = filter.params(pipeline);
+        let from_at = params.len() + 1;
+        params.extend(from.params());
+        let key = page_key("p.");
+        let sql = format!(
+            "SELECT {key}, ($3 IS NULL OR p.endpoint {EQ} $3) AND ($4 IS NULL OR p.account {EQ} $4) AND {NAMED}
+             FROM (SELECT * FROM {s}.pages p WHERE p.pipeline {EQ} $1 AND ({key}) {GT} ({})
+                   ORDER BY {key} LIMIT {LOOKED_THROUGH}) p
+             ORDER BY {key}",
+            Bound::values(from_at)
+        );
+        let pages = self.connection.query_typed(&sql, &params).await?;
+        let mut looked = None;
+        let mut fitting = 0;
+        for page in &pages {
+            fitting += usize::from(page.try_get::<_, bool>(page.len() - 1)?);
+            let next = PageCursor {
+                queue: text::queue(page.try_get("account")?, page.try_get("endpoint")?),
+                position: place::read(page, "a page")?,
+                event_type: page.try_get("event_type")?,
+            };
+            looked = Some(Looked { next, fits: fitting > 0 });
+            if fitting == PAGES {
+                break;
+            }
+        }
+        Ok(looked)
+    }
+}
+
+/// What [`StateStore::look_through`] found.
+struct Looked {
+    /// The last page that was looked at.
+    next: PageCursor,
+    /// Whether something for the filter may be in one of them; in few of them at most.
+    fits: bool,
 }
 
 /// The columns that order the pages of a pipeline.

@@ -204,7 +204,7 @@ impl Column {
         })
     }
 
-    /// Whether an index of all rows begins with the column.
+    /// Whether an index of all rows begins with the column. The rows of a table's children are in none of its own.
     pub(super) async fn is_indexed(&self, client: &Client) -> Result<bool, LookupError> {
         let sql = format!(
             "SELECT EXISTS (
@@ -216,7 +216,10 @@ impl Column {
                  WHERE i.indrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass({})
                    AND a.attname OPERATOR(pg_catalog.=) {}
                    AND m.amname OPERATOR(pg_catalog.=) ANY (ARRAY['btree', 'hash']::pg_catalog.name[])
-                   AND i.indisvalid AND i.indpred IS NULL)",
+                   AND i.indisvalid AND i.indpred IS NULL
+                   AND (c.relkind OPERATOR(pg_catalog.=) 'I' OR NOT EXISTS (
+                       SELECT FROM pg_catalog.pg_inherits h
+                       WHERE h.inhparent OPERATOR(pg_catalog.=) i.indrelid)))",
             quote_literal(&quote_table(&self.table)),
             quote_literal(&self.name)
         );

@@ -12,6 +12,9 @@ use walhook_core::event::AccountId;
 /// How often the log says that a weight cannot be used.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
+/// How often the catalog is read again at most, while look-ups are slow.
+const DOUBT_EVERY: Duration = Duration::from_secs(60);
+
 /// Accounts that are known to be refused and so are asked for alone.
 pub(super) const SUSPECTS_MAX: usize = 4_096;
 
@@ -20,6 +23,8 @@ pub(super) const SUSPECTS_MAX: usize = 4_096;
 pub(super) struct Memory {
     /// What the catalog said last.
     pub(super) plan: Option<Arc<Plan>>,
+    /// When it said so.
+    pub(super) planned_at: Option<Instant>,
     /// The columns' types, with which rows could be read.
     pub(super) column_types: Option<retyped::ColumnTypes>,
     /// The accounts whose statement was refused the last time, for their data.
@@ -29,6 +34,19 @@ pub(super) struct Memory {
     /// Until then the statement for a batch is the fenced one: the other was refused.
     fenced_until: Option<Instant>,
     warned: Option<Instant>,
+}
+
+impl Memory {
+    pub(super) fn learn_plan(&mut self, plan: Arc<Plan>) {
+        (self.plan, self.planned_at) = (Some(plan), Some(Instant::now()));
+    }
+
+    /// Indexes may have come or gone: the catalog is read again, but not so often that slow look-ups become slower.
+    pub(super) fn doubt_plan(&mut self) {
+        if self.planned_at.is_none_or(|at| at.elapsed() >= DOUBT_EVERY) {
+            self.plan = None;
+        }
+    }
 }
 
 impl Lookups {

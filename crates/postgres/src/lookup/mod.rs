@@ -55,7 +55,7 @@ use column::Column;
 use memory::Memory;
 use statement::{Accounts, Source, Types, WeightSource};
 
-/// A look-up that takes longer may have lost the index that it goes by: the catalog is read again.
+/// A look-up that takes longer may have lost the index that it goes by, or there may be one by now.
 const USUALLY: Duration = Duration::from_millis(500);
 
 /// How long batches are asked for by the slower statement after the quicker one was refused.
@@ -267,15 +267,15 @@ impl Lookups {
                 Err(error) => return Err(error),
             }
         };
-        if began.elapsed() > USUALLY {
-            // Is the index gone by which it was quick?
-            self.memory().plan = None;
-        }
+        let was_slow = began.elapsed() > USUALLY;
         if !suspects.is_empty() {
             fetched.add(self.isolate(client, plan, &suspects).await?);
         }
         self.ensure_not_retyped(client, plan, &fetched).await?;
         self.remember(&fetched.routes);
+        if was_slow {
+            self.memory().doubt_plan();
+        }
         Ok(fetched)
     }
 
@@ -317,7 +317,7 @@ impl Lookups {
             some: statement::some(&self.source, &types),
             types,
         });
-        self.memory().plan = Some(Arc::clone(&plan));
+        self.memory().learn_plan(Arc::clone(&plan));
         Ok(plan)
     }
 

@@ -101,6 +101,13 @@ async fn lookup_serves_every_type_of_account_column_by_its_index() {
     }
 }
 
+/// The catalog was read over a minute ago, and a look-up was slow.
+fn age_plan(lookups: &Lookups) {
+    let mut memory = lookups.memory();
+    memory.planned_at = memory.planned_at.map(|at| at - Duration::from_secs(61));
+    memory.doubt_plan();
+}
+
 /// Rows of which the planner knows nothing, and a batch of accounts.
 #[tokio::test]
 async fn batch_goes_by_the_index_where_there_is_one_whatever_the_statistics_say() {
@@ -121,12 +128,22 @@ async fn batch_goes_by_the_index_where_there_is_one_whatever_the_statistics_say(
         let lines: Vec<String> = lines.iter().map(|line| line.get(0)).collect();
         lines.into_iter().filter(|line| line.contains("hooks")).collect::<String>()
     };
-    let without = scanned(&lookups(PLAIN)).await;
+    let lookups = lookups(PLAIN);
+    let without = scanned(&lookups).await;
     assert!(without.contains("Seq Scan") && without.contains("loops=1)"), "{without}");
     client.batch_execute("CREATE INDEX hooks_account ON hooks (account_id)").await.unwrap();
-    let with = scanned(&lookups(PLAIN)).await;
+    // The catalog is read again where look-ups are slow, once a minute.
+    lookups.memory().doubt_plan();
+    assert!(lookups.known_plan().is_some());
+    age_plan(&lookups);
+    let with = scanned(&lookups).await;
     assert!(with.contains("hooks_account") && !with.contains("Seq Scan"), "{with}");
     assert!(with.contains("loops=500)") && !with.contains("loops=1)"), "{with}");
+    // The rows of a child are in none of its parent's indexes, and would be read for each account.
+    client.batch_execute("CREATE TABLE more_hooks () INHERITS (hooks)").await.unwrap();
+    age_plan(&lookups);
+    let child = scanned(&lookups).await;
+    assert!(child.contains("more_hooks") && !child.contains("loops=500)"), "{child}");
 }
 
 #[tokio::test]

@@ -21,6 +21,9 @@ const BITS_A_KEY: u64 = 10;
 /// Bits set for a key.
 const PROBES: u64 = 4;
 
+/// What a filter takes at most: 3.3 million keys.
+const BYTES_MAX: usize = 4 << 20;
+
 /// A filter, by how many there were before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct FilterNo(u64);
@@ -35,9 +38,10 @@ pub(super) struct DeferredKeys {
 }
 
 impl DeferredKeys {
-    /// None, in a sixty-fourth of the memory.
+    /// None, in a sixty-fourth of the memory, and in 8 MiB at most. It is not counted: it is the system's until keys
+    /// are written there.
     pub(super) fn new(memory_limit: usize) -> Self {
-        let words = (memory_limit / 128 / size_of::<u64>()).max(1);
+        let words = ((memory_limit / 128).min(BYTES_MAX) / size_of::<u64>()).max(1);
         Self { newer: Filter::new(words), older: Filter::new(words), number: FilterNo(0) }
     }
 

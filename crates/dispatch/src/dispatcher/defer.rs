@@ -95,7 +95,7 @@ impl Dispatcher {
         let kept = Kept { held, txn: Some(txn), ordinal, counted, routed: None };
         let leave = Leave { reason, tried, due: None, behind: false };
         self.defer_or_skip(queue, key, keys, kept, leave);
-        self.rest_if_idle(queue);
+        self.queues.rest_if_idle(queue);
     }
 
     /// Defers what a row without an endpoint becomes for one.
@@ -129,7 +129,7 @@ impl Dispatcher {
         self.queues.refresh(queue, now);
         self.sync(queue);
         if !ids.is_empty() {
-            self.rest_if_idle(queue);
+            self.queues.rest_if_idle(queue);
         }
         self.look_after(queue, now);
     }

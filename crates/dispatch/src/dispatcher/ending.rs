@@ -150,7 +150,7 @@ impl Dispatcher {
         self.forget(queue, delivery);
         self.queues.refresh(queue, now);
         self.sync(queue);
-        self.rest_if_idle(queue);
+        self.queues.rest_if_idle(queue);
         self.look_after(queue, now);
     }
 

@@ -4,7 +4,6 @@ use super::super::lane::{DELIVERY_BYTES, LEAVING_BYTES};
 use super::Dispatcher;
 use super::deferred_queue::DeferredQueue;
 use super::failures::FAILING_BYTES;
-use super::queues::QueueNo;
 use walhook_core::event::AccountId;
 use walhook_core::heap::{block, map_entry};
 use walhook_core::persist::QueueId;
@@ -46,12 +45,6 @@ impl Dispatcher {
     pub(super) fn committed_bytes(&self) -> usize {
         let rowless = self.queues.rowless() + self.routing.waiting.of_stream();
         self.used_bytes() + rowless * (LEAVING_BYTES - DELIVERY_BYTES)
-    }
-
-    /// A queue in which nothing is pending is kept for a while, for what it knows of its endpoint; a lane
-    /// as long as any of its queues, and with it its account's routes.
-    pub(super) fn rest_if_idle(&mut self, queue: QueueNo) {
-        self.queues.rest_if_idle(queue);
     }
 
     /// Forgets some idle queues where all that is kept takes too much: more than three eighths of the memory, or,

@@ -105,7 +105,7 @@ impl Dispatcher {
         for (id, _) in retries {
             let (reason, detail) = (DeadReason::Exhausted, PAUSED.to_owned());
             self.die(queue, id, End { reason, detail, last_status: None });
-            self.rest_if_idle(queue);
+            self.queues.rest_if_idle(queue);
         }
         let others: Vec<DeliveryId> = others.into_iter().map(|(id, _)| id).collect();
         self.leave(queue, &others, Exit::Other(DeferReason::Paused), now);

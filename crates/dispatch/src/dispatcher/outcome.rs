@@ -70,7 +70,7 @@ impl Dispatcher {
         self.queues.refresh(queue, now);
         self.sync(queue);
         self.look_after(queue, now);
-        self.rest_if_idle(queue);
+        self.queues.rest_if_idle(queue);
         Some(Settled { event, delivered: outcome.delivered() })
     }
 

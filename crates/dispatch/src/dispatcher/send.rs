@@ -178,7 +178,7 @@ impl Dispatcher {
                     self.die(queue, delivery, End { reason, detail, last_status: None });
                 }
             }
-            self.rest_if_idle(queue);
+            self.queues.rest_if_idle(queue);
         }
         self.sync(queue);
         if why.is_none() {

@@ -14,7 +14,7 @@ const CHUNK: i64 = 4;
 impl StateStore {
     /// Makes the tables those of an earlier version, from which on a walhook of that version may lead again, and
     /// leaders of this one write what it knows. Of a version without pages their deliveries become rows, which
-    /// take some six times the room: how many is returned. All of it or nothing.
+    /// take some nine times the room: how many is returned. All of it or nothing.
     ///
     /// A leader that runs is fenced off, writes nothing meanwhile, and takes the lease anew.
     ///

@@ -277,7 +277,7 @@ fn version(found: i32, report: &mut Report) {
     if found < SCHEMA_VERSION {
         report.warn(
             "state",
-            format!("the tables have version {found}, for an earlier walhook to lead on: deferred deliveries take ten times the room"),
+            format!("the tables have version {found}, for an earlier walhook to lead on: deferred deliveries are rows, which take some nine times the room of pages"),
             "run `walhook setup` when none is to lead again",
         );
     }

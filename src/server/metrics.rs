@@ -141,7 +141,7 @@ pub struct Metrics {
     pub kept_bytes: IntGauge,
     /// `walhook_connection_bytes`: memory that connections to endpoints take.
     pub connection_bytes: IntGauge,
-    /// `walhook_deferred`: deliveries in the table `deferred`, or on their way there.
+    /// `walhook_deferred`: deliveries in the tables `deferred` and `pages`, or on their way there.
     pub deferred: IntGauge,
     /// `walhook_backlogs`: endpoints that have some.
     pub backlogs: IntGauge,

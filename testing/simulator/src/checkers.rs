@@ -54,8 +54,8 @@ pub(crate) enum Seen<'a> {
     Sent { life: usize, attempt: &'a Attempt },
     /// It ended so; only now is its key free.
     Ended { life: usize, attempt: &'a Attempt, outcome: &'a Outcome },
-    /// An endpoint took it.
-    Received { attempt: &'a Attempt },
+    /// An endpoint took what a process had sent.
+    Received { life: usize, attempt: &'a Attempt },
     /// A state transaction ended.
     Stored {
         life: usize,

@@ -16,7 +16,8 @@ use crate::state::GapKind;
 
 #[derive(Debug, Default)]
 pub(crate) struct Order {
-    last: HashMap<(EndpointId, String, Key), Position>,
+    /// By row the last position, and the process that had sent it.
+    last: HashMap<(EndpointId, String, Key), (Position, usize)>,
     seen: HashSet<(EndpointId, EventId)>,
 }
 
@@ -26,7 +27,7 @@ impl Checker for Order {
     }
 
     fn see(&mut self, scene: &Scene<'_>, seen: &Seen<'_>) -> Result<(), String> {
-        let Seen::Received { attempt } = seen else { return Ok(()) };
+        let Seen::Received { life, attempt } = seen else { return Ok(()) };
         let (event, endpoint) = (&attempt.first().event, &attempt.endpoint.id);
         if attempt.first().replay || !self.seen.insert((endpoint.clone(), event.id)) {
             return Ok(());
@@ -41,7 +42,7 @@ impl Checker for Order {
             .iter()
             .any(|gap| gap.kind == GapKind::Stream && (gap.from..=gap.to).contains(&at));
         let is_discarded = scene.facts.discarded.contains(&(event.id, endpoint.clone()));
-        if is_given_up || is_discarded || !scene.postgres.was_wanted(expect, endpoint) {
+        if is_given_up || !scene.postgres.was_wanted(expect, endpoint) {
             return Ok(());
         }
         let keys = match scene.plan.settings.ordering {
@@ -51,10 +52,15 @@ impl Checker for Order {
         };
         for key in keys {
             let row = (endpoint.clone(), event.account.to_string(), key);
-            let before = self.last.insert(row.clone(), event.position);
-            if before >= Some(event.position) {
-                let (id, position) = (event.id, event.position);
-                return Err(format!("{id} at {position:?} came to {row:?} after {before:?}"));
+            match self.last.get(&row) {
+                // With its row gone nothing keeps the next leader from going on, while the last one's request is
+                // still on its way.
+                Some((before, by)) if is_discarded && *before > event.position && life < by => {}
+                Some((before, _)) if *before >= event.position => {
+                    let (id, position) = (event.id, event.position);
+                    return Err(format!("{id} at {position:?} came to {row:?} after {before:?}"));
+                }
+                Some(_) | None => _ = self.last.insert(row, (event.position, *life)),
             }
         }
         Ok(())

@@ -131,13 +131,13 @@ impl Run {
         let attempt = flight.attempt.clone();
         if outcome.delivered() && arrives {
             self.facts.excused += 1;
-            self.receive(&attempt);
+            self.receive(number, &attempt);
         }
         self.after(Duration::ZERO, Happens::Ends(number, id, ends));
     }
 
-    /// An endpoint takes it.
-    pub(crate) fn receive(&mut self, attempt: &Attempt) {
+    /// An endpoint takes what a process has sent.
+    pub(crate) fn receive(&mut self, life: usize, attempt: &Attempt) {
         let key = (attempt.first().event.id, attempt.endpoint.id.clone());
         if attempt.first().replay {
             *self.facts.resent.entry(key).or_default() += 1;
@@ -146,7 +146,7 @@ impl Run {
             *times += 1;
             self.facts.duplicates += u64::from(*times > 1);
         }
-        self.see(&Seen::Received { attempt });
+        self.see(&Seen::Received { life, attempt });
     }
 
     fn look_up(&mut self, number: usize, accounts: Vec<AccountId>) {

@@ -116,7 +116,7 @@ impl Run {
             self.see(&Seen::Ended { life: number, attempt, outcome });
         }
         if flight.outcome.delivered() {
-            self.receive(&flight.attempt);
+            self.receive(number, &flight.attempt);
         }
         if self.planted.early.remove(&ends) || self.planted.is(Plant::OutcomeForgotten) {
             return;

@@ -48,7 +48,7 @@ impl Run {
         // Requests on their way arrive, or they do not.
         for flight in life.in_flight.values() {
             if flight.outcome.delivered() && self.rng.random_bool(0.5) {
-                self.receive(&flight.attempt);
+                self.receive(number, &flight.attempt);
             }
         }
         self.trace.note(self.now, || format!("life {number} ends"));

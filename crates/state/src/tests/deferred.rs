@@ -1,5 +1,6 @@
 //! Deferred rows: stored, read back, retimed, resolved, dead, purged.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use walhook_core::persist::{
 };
 use walhook_postgres::fix::Failure;
 use walhook_postgres::ident::quote_ident;
+use walhook_postgres::sql::Connection;
 
 fn all(endpoint: &str) -> Refill {
     Refill { queue: queue(endpoint), from: None, rows: 100, bytes: u64::MAX }
@@ -66,9 +68,24 @@ async fn wait_for_standby(fixture: &Fixture, wait: bool) {
     let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'");
     fixture.admin.batch_execute(&set).await.unwrap();
     fixture.admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
-    let shown = "SELECT current_setting('synchronous_standby_names') = $1";
-    while !fixture.admin.query_one(shown, &[&names]).await.unwrap().get::<_, bool>(0) {
+    while commits_wait(fixture).await != wait {
         sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Whether a COMMIT waits now. What sessions show of the setting does not tell: the checkpointer decides, and reads
+/// it in its own time.
+async fn commits_wait(fixture: &Fixture) -> bool {
+    let probe = Connection::open(&fixture.url, "probe").await.unwrap();
+    let mut commit = pin!(probe.batch_execute("SELECT pg_logical_emit_message(true, 'probe', '')"));
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+               WHERE application_name LIKE '%probe' AND wait_event = 'SyncRep'";
+    loop {
+        tokio::select! {
+            biased;
+            committed = &mut commit => return committed.is_err(),
+            ended = fixture.admin.query(end, &[]) => assert!(ended.unwrap().len() <= 1),
+        }
     }
 }
 

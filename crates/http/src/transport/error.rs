@@ -18,6 +18,7 @@ pub(super) fn classify(error: &SendError) -> Failure {
     let mut kind = match error {
         SendError::Connect(_) => FailureKind::Connect,
         SendError::Begin(_) | SendError::Sent(..) => FailureKind::Protocol,
+        SendError::HeldBack => return failure(FailureKind::Aborted, "it was held back"),
     };
     let mut detail = Vec::new();
     let mut cause = error.source();

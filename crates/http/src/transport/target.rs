@@ -23,38 +23,43 @@ const KEPT: usize = 1 << 10;
 /// `memory.limit`.
 const KEPT_BYTES: usize = 2 << 10;
 
-/// Where requests go, and what each of them says.
-pub(super) struct Target {
+/// Where requests go.
+pub(super) struct Address {
     /// The whole URL, for HTTP/2.
     pub(super) url: Uri,
     /// Path and query, for HTTP/1.
     path: Uri,
     /// The connections that requests may use, and those of HTTP/1.1 alone.
     pub(super) hosts: [Arc<Host>; 2],
-    headers: HeaderMap,
     /// The value of `host`, for HTTP/1.
     host: HeaderValue,
+}
+
+/// Where an endpoint's requests go, and what each of them says.
+pub(super) struct Target {
+    pub(super) address: Address,
+    headers: HeaderMap,
     pub(super) keys: Keys,
 }
 
-/// Path, query and headers may hold what is the customer's alone.
-impl fmt::Debug for Target {
+/// Path and query may hold what is the customer's alone.
+impl fmt::Debug for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Target").field("host", &self.host).finish_non_exhaustive()
+        f.debug_struct("Address").field("host", &self.host).finish_non_exhaustive()
     }
 }
 
-impl Target {
-    /// Of the endpoint, if requests may go there.
-    pub(super) fn new(
-        endpoint: &Endpoint,
-        policy: &Policy,
-        header_prefix: &str,
-        user_agent: &HeaderValue,
-    ) -> Result<Self, Failure> {
-        let invalid = |detail: String| failure(FailureKind::Invalid, &detail);
-        let (text, url) =
-            read_url(&endpoint.url).map_err(|why| invalid(format!("the url {why}")))?;
+/// So may the headers.
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Address {
+    /// Of the URL, if requests may go there.
+    pub(super) fn new(url: &str, policy: &Policy) -> Result<Self, Failure> {
+        let (text, url) = read_url(url).map_err(|why| invalid(format!("the url {why}")))?;
         let unreadable = || invalid("the url cannot be read".to_owned());
         let parsed = Url::parse(text).map_err(|_| unreadable())?;
         policy
@@ -67,6 +72,33 @@ impl Target {
             let authority = authority.clone();
             Arc::new(Host { https, http1, authority })
         });
+        let path = path(&url).ok_or_else(unreadable)?;
+        Ok(Self { url, path, hosts, host })
+    }
+
+    /// Completes the head of a request there.
+    pub(super) fn request(&self, http2: bool, mut headers: HeaderMap) -> (Uri, HeaderMap) {
+        if http2 {
+            return (self.url.clone(), headers);
+        }
+        headers.insert(HOST, self.host.clone());
+        (self.path.clone(), headers)
+    }
+}
+
+fn invalid(detail: String) -> Failure {
+    failure(FailureKind::Invalid, &detail)
+}
+
+impl Target {
+    /// Of the endpoint, if requests may go there.
+    pub(super) fn new(
+        endpoint: &Endpoint,
+        policy: &Policy,
+        header_prefix: &str,
+        user_agent: &HeaderValue,
+    ) -> Result<Self, Failure> {
+        let address = Address::new(&endpoint.url, policy)?;
         let keys = Keys::parse(&endpoint.secrets).map_err(|error| invalid(error.to_string()))?;
 
         let mut headers = HeaderMap::with_capacity(10 + endpoint.headers.len());
@@ -78,18 +110,12 @@ impl Target {
         headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.entry(USER_AGENT).or_insert_with(|| user_agent.clone());
-        let path = path(&url).ok_or_else(unreadable)?;
-        Ok(Self { url, path, hosts, headers, host, keys })
+        Ok(Self { address, headers, keys })
     }
 
-    /// The address and the headers of a request, without what is of its own.
-    pub(super) fn request(&self, http2: bool) -> (Uri, HeaderMap) {
-        let mut headers = self.headers.clone();
-        if http2 {
-            return (self.url.clone(), headers);
-        }
-        headers.insert(HOST, self.host.clone());
-        (self.path.clone(), headers)
+    /// The headers that all its requests have.
+    pub(super) fn headers(&self) -> HeaderMap {
+        self.headers.clone()
     }
 }
 

@@ -2,6 +2,7 @@
 //! polite to misbehave.
 
 mod answers;
+mod carry;
 mod connections;
 mod dns;
 mod failures;

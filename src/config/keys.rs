@@ -10,6 +10,8 @@ pub(super) enum Kind {
     Text,
     /// Text without which there is no configuration.
     Required,
+    /// Likewise, or a list of texts.
+    RequiredList,
     /// A whole number.
     Number,
     /// `true` or `false`.
@@ -24,7 +26,7 @@ pub(super) enum Kind {
     Refused(&'static str),
 }
 
-use Kind::{List, Number, Refused, Required, RequiredOfRule, Rule, Switch, Text};
+use Kind::{List, Number, Refused, Required, RequiredList, RequiredOfRule, Rule, Switch, Text};
 
 /// A section and its keys.
 #[derive(Debug)]
@@ -35,6 +37,9 @@ pub(super) struct Section {
 
 /// The section that is a list of tables.
 pub(super) const EVENTS: &str = "events";
+
+/// The section without which there is no worker.
+pub(super) const WORKERS: &str = "workers";
 
 pub(super) const SECTIONS: &[Section] = &[
     Section {
@@ -118,6 +123,22 @@ pub(super) const SECTIONS: &[Section] = &[
             ("proxy", Text),
         ],
     },
+    Section {
+        name: WORKERS,
+        keys: &[
+            ("url", RequiredList),
+            ("subject", Text),
+            ("local", Text),
+            ("lease", Text),
+            ("egress", Text),
+            ("insecure", Switch),
+            ("user", Text),
+            ("password", Text),
+            ("nkey", Text),
+            ("creds", Text),
+            ("tls_ca", Text),
+        ],
+    },
     Section { name: "notify", keys: &[("url", Text), ("secret", Text)] },
     Section {
         name: "admin",
@@ -141,6 +162,11 @@ impl Section {
     /// What the key's value is, where the section has it.
     pub(super) fn kind(&self, key: &str) -> Option<Kind> {
         self.keys.iter().find(|(name, _)| *name == key).map(|(_, kind)| *kind)
+    }
+
+    /// Whether the key must be there where the section is.
+    pub(super) const fn requires(kind: Kind) -> bool {
+        matches!(kind, Required | RequiredList | RequiredOfRule)
     }
 
     /// The keys that this version acts on.
@@ -256,6 +282,7 @@ mod tests {
             ("memory", fields::<config::Memory>()),
             ("wal", fields::<config::Wal>()),
             ("egress", fields::<config::Egress>()),
+            ("workers", fields::<config::Workers>()),
             ("notify", fields::<config::Notify>()),
             ("admin", fields::<config::Admin>()),
             ("log", fields::<config::Log>()),

@@ -18,8 +18,8 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
-use super::keys::{EVENTS, Kind, SECTIONS, Section, suggestion};
-use super::{Config, DEFAULT_PATHS, validate};
+use super::keys::{EVENTS, Kind, SECTIONS, Section, WORKERS, suggestion};
+use super::{Config, DEFAULT_PATHS, WorkerConfig, validate};
 use walhook_core::endpoint::Secret;
 use walhook_postgres::pg::DatabaseUrl;
 
@@ -105,14 +105,73 @@ pub(crate) fn parse(
     env: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Config, ConfigError> {
     let settings = settings(env)?;
-    let mut origins = Origins { path, text, variables: vec![], values: vec![] };
-    let mut root = DeTable::parse(text).map_err(|error| origins.error(&error))?;
-    overlay(&mut origins, root.get_mut(), &settings);
-    known_keys(&mut origins, root.get_ref())?;
-    let mut config = Config::deserialize(toml::de::Deserializer::from(root))
-        .map_err(|error| origins.error(&error))?;
-    validate::validate(&config).map_err(|(key, problem)| origins.invalid(&key, &problem))?;
+    let mut config: Config = read(path, text, &settings, Reads::All, validate::validate)?;
     settings.iter().for_each(|setting| setting.reread_by(&mut config));
+    Ok(config)
+}
+
+/// As [`load`], for a worker: what it does not need may be missing, and is not looked at. Only that there
+/// are such keys is asked of all, so that a misspelt one is found.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_worker(
+    path: &Path,
+    env: impl IntoIterator<Item = (String, String)>,
+) -> Result<WorkerConfig, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    parse_worker(path, &text, env)
+}
+
+/// As [`load_worker`], with the file's text given.
+pub(super) fn parse_worker(
+    path: &Path,
+    text: &str,
+    env: impl IntoIterator<Item = (String, String)>,
+) -> Result<WorkerConfig, ConfigError> {
+    read(path, text, &settings(env)?, Reads::AsWorker, validate::validate_worker)
+}
+
+/// What of the configuration is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reads {
+    /// All of it.
+    All,
+    /// What a worker needs.
+    AsWorker,
+}
+
+impl Reads {
+    /// The sections that must be there.
+    const fn needs(self) -> &'static [&'static str] {
+        match self {
+            Self::All => &["source", "endpoints"],
+            Self::AsWorker => &[WORKERS],
+        }
+    }
+
+    /// Whether a key of the section that is required must be there where the section is.
+    fn requires_keys_of(self, section: &str) -> bool {
+        self == Self::All || self.needs().contains(&section)
+    }
+}
+
+/// Lays the variables over the file, and reads what comes of it.
+fn read<C: for<'de> Deserialize<'de>>(
+    path: &Path,
+    text: &str,
+    settings: &[Setting],
+    reads: Reads,
+    validate: fn(&C) -> Result<(), validate::Problem>,
+) -> Result<C, ConfigError> {
+    let mut origins = Origins { path, text, reads, variables: vec![], values: vec![] };
+    let mut root = DeTable::parse(text).map_err(|error| origins.error(&error))?;
+    overlay(&mut origins, root.get_mut(), settings);
+    known_keys(&mut origins, root.get_ref())?;
+    let config = C::deserialize(toml::de::Deserializer::from(root))
+        .map_err(|error| origins.error(&error))?;
+    validate(&config).map_err(|(key, problem)| origins.invalid(&key, &problem))?;
     Ok(config)
 }
 
@@ -120,6 +179,7 @@ pub(crate) fn parse(
 struct Origins<'a> {
     path: &'a Path,
     text: &'a str,
+    reads: Reads,
     variables: Vec<String>,
     /// Keys such as `source.url`, each with its value's span; a table before what it holds.
     values: Vec<(String, std::ops::Range<usize>)>,
@@ -287,7 +347,7 @@ impl Setting {
             Kind::Number | Kind::Switch => {
                 DeValue::parse(&self.value).map_or(text, Spanned::into_inner)
             }
-            Kind::List => {
+            Kind::List | Kind::RequiredList => {
                 let item = |item: String| Spanned::new(span.clone(), DeValue::String(item.into()));
                 let list = toml::de::ValueDeserializer::parse(&self.value);
                 let items = list.and_then(Vec::<String>::deserialize).unwrap_or_else(|_| {
@@ -338,11 +398,11 @@ fn known_keys(origins: &mut Origins<'_>, root: &DeTable<'_>) -> Result<(), Confi
         }
     }
     let needed = SECTIONS.iter().find(|section| {
-        ["source", "endpoints"].contains(&section.name) && !root.contains_key(section.name)
+        origins.reads.needs().contains(&section.name) && !root.contains_key(section.name)
     });
     match needed {
         Some(section) => {
-            let required = section.keys.iter().find(|(_, kind)| *kind == Kind::Required);
+            let required = section.keys.iter().find(|(_, kind)| Section::requires(*kind));
             let problem = missing(section.name, required.map_or("", |(key, _)| key));
             Err(ConfigError::Invalid { place: Place::File(origins.path.to_owned()), problem })
         }
@@ -369,10 +429,9 @@ fn known_keys_of(
         }
         origins.values.push((format!("{path}.{key}"), value.span()));
     }
-    let required = |kind: Kind| matches!(kind, Kind::Required | Kind::RequiredOfRule);
-    let absent =
-        section.keys.iter().find(|(key, kind)| required(*kind) && !table.contains_key(*key));
-    match absent {
+    let is_absent = |key: &str, kind| Section::requires(kind) && !table.contains_key(key);
+    let absent = section.keys.iter().find(|(key, kind)| is_absent(key, *kind));
+    match absent.filter(|_| origins.reads.requires_keys_of(section.name)) {
         Some((key, _)) => Err(origins.at(path, missing(path, key))),
         None => Ok(()),
     }

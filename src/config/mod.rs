@@ -7,6 +7,7 @@ mod load;
 mod near_miss;
 mod units;
 mod validate;
+mod workers;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,8 +16,9 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(test)]
 pub(crate) use load::parse;
-pub use load::{ConfigError, Place, load};
+pub use load::{ConfigError, Place, load, load_worker};
 pub use near_miss::near_misses;
+pub use workers::{LocalSending, WorkerConfig, WorkerEgress, Workers};
 
 use walhook_core::endpoint::Secret;
 use walhook_core::settings::{Accounts, Endpoints, HEADER_PREFIX};
@@ -63,6 +65,9 @@ pub struct Config {
     /// Where requests may go.
     #[serde(default)]
     pub egress: Egress,
+    /// Processes that send for the leader, where there are some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workers: Option<Workers>,
     /// Who is told of what happens to endpoints.
     #[serde(default)]
     pub notify: Notify,
@@ -104,16 +109,8 @@ impl Config {
     /// [`TransportError`]
     pub fn transport(&self) -> Result<Transport, TransportError> {
         let Delivery { header_prefix, user_agent, timeout, connect_timeout, .. } = &self.delivery;
-        let requests = transport::Requests {
-            header_prefix: header_prefix.clone(),
-            user_agent: user_agent.clone(),
-            timeout: *timeout,
-            connect_timeout: *connect_timeout,
-        };
-        let egress =
-            transport::Egress { policy: self.egress.policy(), proxy: self.egress.proxy.clone() };
-        let memory_limit = usize::try_from(self.memory.limit.0).unwrap_or(usize::MAX);
-        Transport::new(&requests, &egress, memory_limit)
+        let requests = requests(header_prefix, user_agent, *timeout, *connect_timeout);
+        Transport::new(&requests, &self.egress.of_transport(), self.memory.limit_bytes())
     }
 
     /// Whether a rule listens to logical messages, so that the stream has to carry them.
@@ -121,6 +118,17 @@ impl Config {
     pub fn reads_messages(&self) -> bool {
         self.events.iter().any(|rule| rule.on.contains(&RuleOperation::Message))
     }
+}
+
+/// How requests are made.
+fn requests(
+    header_prefix: &str,
+    user_agent: &str,
+    timeout: Duration,
+    connect_timeout: Duration,
+) -> transport::Requests {
+    let (header_prefix, user_agent) = (header_prefix.to_owned(), user_agent.to_owned());
+    transport::Requests { header_prefix, user_agent, timeout, connect_timeout }
 }
 
 /// `[source]`
@@ -228,7 +236,7 @@ impl Default for Delivery {
             header_prefix: HEADER_PREFIX.to_owned(),
             user_agent: concat!("walhook/", env!("CARGO_PKG_VERSION")).to_owned(),
             timeout: Duration::from_secs(15),
-            connect_timeout: Duration::from_secs(5),
+            connect_timeout: defaults::connect_timeout(),
             ordering: Ordering::Row,
             quick_attempts: 2,
             retry_base: Duration::from_secs(10),
@@ -286,6 +294,12 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// All of it.
+    #[must_use]
+    pub fn limit_bytes(&self) -> usize {
+        usize::try_from(self.limit.0).unwrap_or(usize::MAX)
+    }
+
     /// The largest change that is read: a quarter of the limit, and at least 1 MiB. What is larger
     /// passes by without being held.
     #[must_use]
@@ -353,6 +367,11 @@ impl Egress {
     pub fn policy(&self) -> Policy {
         let Self { allow, deny, only_hosts, https_only, proxy: _ } = self.clone();
         Policy { allow, deny, only_hosts, https_only }
+    }
+
+    /// The same with the way there.
+    fn of_transport(&self) -> transport::Egress {
+        transport::Egress { policy: self.policy(), proxy: self.proxy.clone() }
     }
 }
 
@@ -422,6 +441,9 @@ mod defaults {
 
     use walhook_core::size::ByteSize;
 
+    pub(super) fn connect_timeout() -> Duration {
+        Duration::from_secs(5)
+    }
     pub(super) fn lease_timeout() -> Duration {
         Duration::from_secs(10)
     }
@@ -430,6 +452,9 @@ mod defaults {
     }
     pub(super) fn walhook() -> String {
         "walhook".to_owned()
+    }
+    pub(super) fn worker_lease() -> Duration {
+        Duration::from_secs(2)
     }
 }
 

@@ -1,10 +1,11 @@
 //! What the types of [`Config`] alone cannot say: keys that must fit each other.
 
 mod rule;
+mod workers;
 
 use std::time::Duration;
 
-use super::{Config, Delivery, Notify};
+use super::{Config, Delivery, Egress, Log, Memory, Notify, Scheduler, WorkerConfig};
 use walhook_core::catalog::TableName;
 use walhook_http::egress::Proxy;
 use walhook_postgres::pg::{Conninfo, DatabaseUrl};
@@ -61,16 +62,40 @@ pub(super) fn validate(config: &Config) -> Result<(), Problem> {
     }
     rule::rules(&config.events, config.memory.limit)?;
     delivery(&config.delivery)?;
-    at_least_one("scheduler.fast_slots", config.scheduler.fast_slots)?;
-    at_least_one("scheduler.slow_slots", config.scheduler.slow_slots)?;
-    if config.memory.limit.0 < 1 << 20 {
-        return problem("memory.limit", "is below 1MiB, which one event may need");
-    }
-    if let Some(Err(error)) = config.egress.proxy.as_ref().map(Proxy::parse) {
-        return problem("egress.proxy", error.to_string());
+    sending(&config.scheduler, &config.memory, &config.egress)?;
+    if let Some(workers) = &config.workers {
+        workers::workers(workers)?;
     }
     notify(&config.notify)?;
-    let filter = crate::server::log::filter(&config.log);
+    log(&config.log)
+}
+
+/// Checks what a worker needs.
+pub(super) fn validate_worker(config: &WorkerConfig) -> Result<(), Problem> {
+    slot(config.pipeline())?;
+    if config.connect_timeout().is_zero() {
+        return problem("delivery.connect_timeout", "must be above 0s");
+    }
+    sending(&config.scheduler, &config.memory, &config.egress)?;
+    workers::workers(&config.workers)?;
+    log(&config.log)
+}
+
+/// What whoever sends requests needs.
+fn sending(scheduler: &Scheduler, memory: &Memory, egress: &Egress) -> Result<(), Problem> {
+    at_least_one("scheduler.fast_slots", scheduler.fast_slots)?;
+    at_least_one("scheduler.slow_slots", scheduler.slow_slots)?;
+    if memory.limit.0 < 1 << 20 {
+        return problem("memory.limit", "is below 1MiB, which one event may need");
+    }
+    match egress.proxy.as_ref().map(Proxy::parse) {
+        Some(Err(error)) => problem("egress.proxy", error.to_string()),
+        Some(Ok(_)) | None => Ok(()),
+    }
+}
+
+fn log(log: &Log) -> Result<(), Problem> {
+    let filter = crate::server::log::filter(log);
     filter.map(drop).or_else(|error| problem("log.level", format!("{error:#}")))
 }
 

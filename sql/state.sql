@@ -513,3 +513,22 @@ CREATE TABLE IF NOT EXISTS {schema}.upgrades (
 
 -- The positions are of the WAL of an earlier cluster: nothing can be sent again from there.
 ALTER TABLE {schema}.gaps ADD COLUMN IF NOT EXISTS other_wal boolean NOT NULL DEFAULT false;
+
+-- The workers that the leader knows, as it saw them last, for people. Unlogged, for the fleet says it again:
+-- after a crash of the server, and on a standby that was promoted, it is empty until the leader's next look.
+-- A standby cannot read it.
+CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.workers (
+    pipeline   pg_catalog.text NOT NULL,
+    partition  integer NOT NULL DEFAULT {partition},
+    session    pg_catalog.text NOT NULL,
+    epoch      bigint NOT NULL,
+    host       pg_catalog.text NOT NULL,
+    build      pg_catalog.text NOT NULL,
+    state      pg_catalog.text NOT NULL,
+    slots      bigint NOT NULL,
+    in_flight  bigint NOT NULL,
+    lost       bigint NOT NULL,
+    since      pg_catalog.timestamptz NOT NULL,
+    seen_at    pg_catalog.timestamptz NOT NULL,
+    PRIMARY KEY (pipeline, partition, session)
+) WITH (fillfactor = 50);

@@ -149,7 +149,7 @@ fn speaks_sql() -> Vec<(String, String)> {
 }
 
 /// The tables of which each partition has rows of its own.
-const LED: [&str; 5] = ["lease", "checkpoint", "settled", "troubles", "coverage"];
+const LED: [&str; 6] = ["lease", "checkpoint", "settled", "troubles", "coverage", "workers"];
 
 #[test]
 fn partition_is_a_parameter_of_every_statement() {

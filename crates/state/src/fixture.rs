@@ -1,6 +1,6 @@
 //! State tables in a server of their own, for the tests.
 
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 
 pub(crate) use walhook_fixture::*;
 
@@ -29,5 +29,11 @@ impl Deref for Fixture {
 
     fn deref(&self) -> &Tables {
         &self.0
+    }
+}
+
+impl DerefMut for Fixture {
+    fn deref_mut(&mut self) -> &mut Tables {
+        &mut self.0
     }
 }

@@ -43,6 +43,7 @@ mod unrouted;
 mod upgrade;
 mod upkeep;
 mod version;
+mod workers;
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -67,6 +68,7 @@ pub use store::{SessionSettings, StateStore};
 pub use troubles::Told;
 pub use unrouted::{OfAccount, WithoutEndpoint};
 pub use upgrade::Prepared;
+pub use workers::{SeenWorker, WorkerRow};
 
 use error::unreadable;
 use lease::{fence, fence_alone, hold_off_leader};

@@ -10,7 +10,7 @@ pub const SCHEMA_VERSION: i32 = 2;
 pub(super) const WITH_PAGES: i32 = 2;
 
 /// The table that was added last: where it is missing, an earlier version's `setup` made the schema.
-pub(super) const NEWEST_TABLE: &str = "page_done";
+pub(super) const NEWEST_TABLE: &str = "workers";
 
 /// The state tables, of a `{schema}` and with the `{partition}` of a pipeline that is not divided.
 const STATE: &str = include_str!("../../../sql/state.sql");
@@ -18,17 +18,24 @@ const STATE: &str = include_str!("../../../sql/state.sql");
 /// The state tables' names.
 #[must_use]
 pub fn tables() -> Vec<&'static str> {
-    names("CREATE TABLE IF NOT EXISTS {schema}.")
+    names(&[
+        "CREATE TABLE IF NOT EXISTS {schema}.",
+        "CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.",
+    ])
 }
 
 /// The views that stand on the state tables.
 #[must_use]
 pub fn views() -> Vec<&'static str> {
-    names("CREATE OR REPLACE VIEW {schema}.")
+    names(&["CREATE OR REPLACE VIEW {schema}."])
 }
 
-fn names(before: &str) -> Vec<&'static str> {
-    STATE.lines().filter_map(|l| l.strip_prefix(before)?.split_whitespace().next()).collect()
+fn names(before: &[&str]) -> Vec<&'static str> {
+    let name = |line: &'static str| {
+        let rest = before.iter().find_map(|before| line.strip_prefix(before))?;
+        rest.split_whitespace().next()
+    };
+    STATE.lines().filter_map(name).collect()
 }
 
 /// The statements that create the state tables in `schema`; idempotent.

@@ -9,6 +9,7 @@ mod plans;
 mod text;
 mod unrouted;
 mod upkeep;
+mod workers;
 
 use std::time::Duration;
 

@@ -9,7 +9,7 @@ use super::super::super::fixture::{dead, defer, event, range, tried};
 use super::Reads::{self, Few, Once};
 use crate::{
     Ask, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, SCHEMA_VERSION,
-    StateStore, Told,
+    StateStore, Told, WorkerRow,
 };
 use walhook_core::event::{AccountId, EndpointId, Event};
 use walhook_core::id::{DeadLetterId, JobId, ReplayId};
@@ -80,6 +80,20 @@ fn named() -> impl Iterator<Item = RowId> {
 /// Some rows of the queue tables.
 fn queues() -> Vec<QueueId> {
     some().iter().map(|n| queue(&format!("e{n}"))).collect()
+}
+
+fn worker(session: &str) -> WorkerRow {
+    WorkerRow {
+        session: session.into(),
+        host: "h".into(),
+        build: "x".into(),
+        state: "serving".into(),
+        slots: 8,
+        in_flight: 0,
+        lost: 0,
+        since_us: 0,
+        seen_us: 0,
+    }
 }
 
 fn unrouted(number: u64, to: Option<&str>) -> Routed {
@@ -300,6 +314,9 @@ async fn leading(
     };
     step!(done, store, store_troubles, Few, store.store_troubles(&[told]));
     step!(done, store, troubles, Few, store.troubles());
+    let workers: Vec<_> = some().iter().map(|n| worker(&format!("{n:032x}"))).collect();
+    step!(done, store, store_workers, Few, store.store_workers(&workers));
+    step!(done, store, workers, Few, store.workers());
     let at_us = i64::try_from(rows + 100_000).unwrap() * 60_000_000;
     let end = Lsn(0xf_0000_0000);
     step!(done, store, record_history, Once, store.record_history(at_us, end, Lsn(0)));

@@ -25,6 +25,7 @@ mod table;
 pub mod teardown;
 mod terminal;
 pub mod upgrade;
+pub mod workers;
 
 use std::path::{Path, PathBuf};
 
@@ -90,6 +91,8 @@ pub enum Command {
     DeadLetters(dead_letters::Args),
     /// List endpoints with how they stand, test, pause or resume one
     Endpoints(endpoints::Args),
+    /// List the workers that send for the leader, as it saw them last
+    Workers(workers::Args),
     /// List what was not delivered, and close what is dealt with
     Gaps(gaps::Args),
     /// Resolve a halt: accept a gap, adopt another cluster, or skip what cannot be read
@@ -125,6 +128,7 @@ impl Cli {
             Command::Endpoints(args) => endpoints::run(args, common).await,
             Command::Replay(args) => replay::run(args, common).await,
             Command::DeadLetters(args) => dead_letters::run(args, common).await,
+            Command::Workers(args) => workers::run(args, common).await,
             Command::Gaps(args) => gaps::run(args, common).await,
             Command::Recover(args) => recover::run(args, common).await,
             Command::Upgrade(args) => upgrade::run(args, common).await,

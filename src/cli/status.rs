@@ -8,6 +8,7 @@ use crate::config::DeliveryMode;
 use crate::control::bytes;
 use crate::control::gaps::ReplayableGap;
 use crate::control::status::{self, InvalidView, LeaderView, StatusView, TroubleView};
+use crate::control::workers::WorkerView;
 
 /// Show leader, slot, checkpoint, dead letters, gaps and why the pipeline halted, if it did
 #[derive(Debug, clap::Args)]
@@ -103,6 +104,7 @@ fn amounts(status: &StatusView) -> Lines {
     };
     lines.push(("dead letters", counts(&status.dead_letters)));
     lines.push(("in trouble", counts(&status.endpoints)));
+    lines.extend(workers_text(status).map(|text| ("workers", text)));
     let invalid = invalid_text(&status.invalid_endpoints);
     lines.extend(invalid.into_iter().map(|line| ("invalid", line)));
     lines.push(("state", format!("{} in tables", bytes(status.state_bytes))));
@@ -179,6 +181,23 @@ fn leader_text(leader: &LeaderView) -> String {
     }
 }
 
+/// How many there are in each state, where there are any, with their slots.
+fn workers_text(status: &StatusView) -> Option<String> {
+    let workers = status.workers.as_ref().filter(|workers| !workers.is_empty())?;
+    let mut counts = BTreeMap::<&str, usize>::new();
+    for worker in workers {
+        *counts
+            .entry(if worker.stale { "not seen for long" } else { &worker.state })
+            .or_default() += 1;
+    }
+    let counts: Vec<String> = counts.iter().map(|(name, n)| format!("{name} {n}")).collect();
+    let of = |count: fn(&WorkerView) -> u64| {
+        workers.iter().filter(|worker| !worker.stale).map(count).fold(0, u64::saturating_add)
+    };
+    let (in_flight, slots) = (of(|worker| worker.in_flight), of(|worker| worker.slots));
+    Some(format!("{}; {in_flight} of {slots} slots in use", counts.join(", ")))
+}
+
 /// One line for each thing to say.
 fn invalid_text(invalid: &InvalidView) -> Vec<String> {
     let error = invalid.error.as_deref().unwrap_or("it was not read");
@@ -215,6 +234,7 @@ mod tests {
             "unrouted      2 events",
             "dead letters  exhausted 1",
             "in trouble    disabled 1",
+            "workers       not seen for long 1, serving 1; 12 of 1280 slots in use",
             "invalid       1 of 3 endpoints\ninvalid       9: ",
             "state         64.0 KiB in tables",
             "send it again: walhook replay start",

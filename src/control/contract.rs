@@ -62,6 +62,13 @@ fn queries() -> Vec<Contract> {
                 case("unanswered", &sample::unanswered()),
             ],
         ),
+        (
+            "workers_list",
+            vec![
+                case("whole", &sample::workers()),
+                case("of a standby", &sample::unknown_workers()),
+            ],
+        ),
     ]
 }
 

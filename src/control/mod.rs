@@ -46,6 +46,7 @@ pub(crate) mod teardown;
 mod text;
 pub(crate) mod time;
 pub(crate) mod upgrade;
+pub(crate) mod workers;
 
 pub use failure::Failure;
 pub(crate) use progress::{Progress, Tell};

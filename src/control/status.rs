@@ -14,13 +14,13 @@ use serde::Serialize;
 
 use super::gaps::{self, ReplayableGap};
 use super::jobs::JobView;
+use super::workers::WorkerView;
 use super::{Databases, Failure};
 use crate::config::{Config, DeliveryMode};
 use walhook_core::event::rfc3339;
 use walhook_core::halt;
 use walhook_postgres::slot::{Slot, WalStatus};
-use walhook_state::Told;
-use walhook_state::{Overview, Prepared, StateStore, StoppedSince};
+use walhook_state::{Overview, Prepared, SeenWorker, StateStore, StoppedSince, Told};
 
 pub(crate) use invalid::InvalidView;
 
@@ -71,6 +71,8 @@ pub(crate) struct StatusView {
     pub(crate) halted: Option<HaltView>,
     /// What fails now, since when, and the fix.
     pub(crate) troubles: Vec<TroubleView>,
+    /// The workers that the leader knows; null where the state database cannot say, for it is a standby.
+    pub(crate) workers: Option<Vec<WorkerView>>,
 }
 
 /// Who leads.
@@ -244,6 +246,7 @@ struct Found {
     endpoints: BTreeMap<String, i64>,
     state_bytes: u64,
     invalid: InvalidView,
+    workers: Option<Vec<SeenWorker>>,
 }
 
 impl Found {
@@ -267,6 +270,7 @@ impl Found {
         };
         let jobs = jobs(&state).await?;
         let endpoints = state.troubled().await?.into_iter().collect();
+        let workers = state.workers().await?;
         let state_bytes = state.sizes().await?.total_bytes;
         Ok(Self {
             overview,
@@ -278,6 +282,7 @@ impl Found {
             endpoints,
             state_bytes,
             invalid,
+            workers,
         })
     }
 
@@ -331,6 +336,9 @@ impl Found {
             jobs: self.jobs,
             halted: overview.halt_reason.map(|reason| HaltView { reason, since: halted_at }),
             troubles: troubles.into_iter().map(TroubleView::from).collect(),
+            workers: self
+                .workers
+                .map(|workers| workers.into_iter().map(WorkerView::from).collect()),
         }
     }
 }

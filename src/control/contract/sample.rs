@@ -30,6 +30,7 @@ use crate::control::status::{
 use crate::control::teardown::TornDown;
 use crate::control::upgrade::finish::{Finished, FinishedView};
 use crate::control::upgrade::prepare::{self, Prepared};
+use crate::control::workers::{WorkerList, WorkerView};
 
 const EVENT: &str = "evt_01KB4ZD2G0ABCDEFGHJKMNPQRS";
 
@@ -529,6 +530,7 @@ pub(crate) fn status() -> StatusView {
         jobs: vec![JobView { finished: false, ..job() }],
         halted: Some(HaltView { reason: "the slot is lost".into(), since: Some(at(5)) }),
         troubles: vec![trouble()],
+        workers: workers().workers,
     }
 }
 
@@ -557,10 +559,40 @@ pub(crate) fn status_of_little() -> StatusView {
         jobs: vec![],
         halted: None,
         troubles: vec![],
+        workers: None,
         ..status()
     }
 }
 
 pub(crate) fn unanswered() -> UnansweredView {
     UnansweredView { pipeline: "walhook".into(), troubles: vec![trouble()] }
+}
+
+pub(crate) fn workers() -> WorkerList {
+    let serving = WorkerView {
+        session: "0af1b2c3d4e5f60718293a4b5c6d7e8f".into(),
+        host: "worker-1 pid 7".into(),
+        build: "0.1.0".into(),
+        state: "serving".into(),
+        since: at(0),
+        slots: 1_280,
+        in_flight: 12,
+        lost: 0,
+        seen_at: at(9),
+        seen_seconds: 0.5,
+        stale: false,
+    };
+    let quarantined = WorkerView {
+        session: "1af1b2c3d4e5f60718293a4b5c6d7e8f".into(),
+        state: "quarantined".into(),
+        lost: 3,
+        seen_seconds: 31.5,
+        stale: true,
+        ..serving.clone()
+    };
+    WorkerList { pipeline: "walhook".into(), workers: Some(vec![serving, quarantined]) }
+}
+
+pub(crate) fn unknown_workers() -> WorkerList {
+    WorkerList { workers: None, ..workers() }
 }

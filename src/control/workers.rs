@@ -1,0 +1,118 @@
+//! The workers that the leader knows.
+
+use serde::Serialize;
+
+use super::{Databases, Failure};
+use crate::config::Config;
+use walhook_core::event::rfc3339;
+use walhook_state::SeenWorker;
+
+/// What the leader has stored is this old at most while it runs, in seconds, with what its database may take.
+pub(crate) const STALE_SECONDS: f64 = 30.0;
+
+/// The workers that the leader has stored.
+#[derive(Debug, Serialize)]
+pub(crate) struct WorkerList {
+    /// The slot's name.
+    pub(crate) pipeline: String,
+    /// Those that have been in their state for longest first; null where the state database cannot say, for it
+    /// is a standby.
+    pub(crate) workers: Option<Vec<WorkerView>>,
+}
+
+/// A worker, as the leader saw it last.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct WorkerView {
+    /// Of the session that it has with the leader.
+    pub(crate) session: String,
+    /// Where it runs, as it says.
+    pub(crate) host: String,
+    /// Its version.
+    pub(crate) build: String,
+    /// `serving`, `draining`, `quarantined` (it failed what others carried out), or `silent` (nothing is heard
+    /// of it).
+    pub(crate) state: String,
+    /// Since when it is in this state.
+    pub(crate) since: String,
+    /// The requests that it may have in flight.
+    pub(crate) slots: u64,
+    /// Those that it has.
+    pub(crate) in_flight: u64,
+    /// The attempts that were lost with it.
+    pub(crate) lost: u64,
+    /// When the leader heard from it last.
+    pub(crate) seen_at: String,
+    /// How long ago that is, in seconds.
+    pub(crate) seen_seconds: f64,
+    /// The leader has not written of it for so long that it does not run, or cannot write.
+    pub(crate) stale: bool,
+}
+
+impl From<SeenWorker> for WorkerView {
+    fn from(SeenWorker { worker, seen_seconds }: SeenWorker) -> Self {
+        let since = rfc3339(worker.since_us);
+        let seen_at = rfc3339(worker.seen_us);
+        Self {
+            session: worker.session,
+            host: worker.host,
+            build: worker.build,
+            state: worker.state,
+            since,
+            slots: worker.slots,
+            in_flight: worker.in_flight,
+            lost: worker.lost,
+            seen_at,
+            seen_seconds,
+            stale: seen_seconds > STALE_SECONDS,
+        }
+    }
+}
+
+/// Lists the workers that the leader has stored.
+///
+/// # Errors
+/// When the state database does not answer.
+pub(crate) async fn list(config: &Config) -> Result<WorkerList, Failure> {
+    let state = Databases::of(config).open_state().await?;
+    let workers = state.workers().await?;
+    let workers = workers.map(|workers| workers.into_iter().map(WorkerView::from).collect());
+    Ok(WorkerList { pipeline: config.source.slot.clone(), workers })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::state_fixture::Fixture;
+    use walhook_state::WorkerRow;
+
+    #[tokio::test]
+    async fn workers_are_listed_with_their_age_until_another_leads() {
+        let fixture = Fixture::start().await;
+        let config = fixture.config();
+        let of = async || list(&config).await.unwrap().workers.unwrap();
+        assert!(of().await.is_empty());
+        let mut store = fixture.open().await;
+        store.take_lease("one").await.unwrap();
+        let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+        let now_us: i64 = fixture.admin.query_one(sql, &[]).await.unwrap().get(0);
+        let row = |session: &str, seen_us| WorkerRow {
+            session: session.into(),
+            host: "worker-1 pid 7".into(),
+            build: "0.1.0".into(),
+            state: "serving".into(),
+            slots: 1_280,
+            in_flight: 3,
+            lost: 0,
+            since_us: seen_us,
+            seen_us,
+        };
+        let rows = [row("old", now_us - 60_000_000), row("new", now_us)];
+        store.store_workers(&rows).await.unwrap();
+        let listed = of().await;
+        let [old, new] = &listed[..] else { panic!("{listed:?}") };
+        assert!(old.stale && old.seen_seconds >= 60.0 && old.session == "old", "{old:?}");
+        assert!(!new.stale && new.slots == 1_280 && new.seen_at.ends_with('Z'), "{new:?}");
+        fixture.open().await.take_lease("two").await.unwrap();
+        assert!(of().await.is_empty(), "what an earlier leader saw is not shown");
+    }
+}

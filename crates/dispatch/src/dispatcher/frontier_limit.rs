@@ -43,6 +43,12 @@ impl Dispatcher {
         Some((oldest + self.settings.max_hold).max(self.progress.next_look()))
     }
 
+    /// Whether the source keeps a good part of what it may for the sake of what is not stored.
+    pub(super) fn holds_much_wal(&self) -> bool {
+        let received = self.progress.received();
+        received.bytes_since(self.progress.frontier()) >= self.settings.max_retained / 4
+    }
+
     /// Defers what has held the frontier back for too long.
     pub(super) fn release_frontier(&mut self, now: Tick) {
         if now < self.progress.next_look() || self.door.is_stopping() {

@@ -85,7 +85,7 @@ impl Dispatcher {
 
     fn handle_event(&mut self, event: Arc<Event>, now: Tick) {
         let txn = self.progress.reading();
-        self.outbox.touch();
+        self.outbox.note_arrival();
         self.arrive(event, To::All(txn), now);
     }
 

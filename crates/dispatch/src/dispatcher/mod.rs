@@ -176,7 +176,7 @@ impl Dispatcher {
                 start.paused,
                 Failures::new(settings.memory_limit, start.failing, Tick(0)),
             ),
-            outbox: Outbox::new(start.frontier, settings.notifies),
+            outbox: Outbox::new(start.frontier, settings.max_hold, settings.notifies),
             memory: MemoryBudget::new(settings.memory_limit),
             replays: Replays::default(),
             rng,
@@ -205,7 +205,7 @@ impl Dispatcher {
     /// When something may have become possible although nothing else happens.
     fn deadline_at(&self, now: Tick) -> Option<Tick> {
         let sending = self.sending.deadline();
-        let persist = self.outbox.deadline(self.progress.frontier(), self.door.is_stopping());
+        let persist = self.persist_deadline();
         let lookup = self.routing.router.deadline();
         // Nothing is deferred for the sake of others any more: see [`Input::Stop`].
         let goes_on = !self.door.is_stopping();

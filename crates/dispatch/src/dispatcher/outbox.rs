@@ -19,6 +19,9 @@ use walhook_core::tick::Tick;
 /// How long outcomes wait for others before they are stored together.
 const PERSIST_EVERY: Duration = Duration::from_millis(100);
 
+/// Rows of one queue that are stored together for less each: so many are worth waiting for.
+pub(super) const FULL: usize = 256;
+
 /// How long progress alone waits: the server's keepalives, with nothing of ours in between. `/readyz`
 /// of a leader whose checkpoint was not written for three times as long says no.
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
@@ -46,8 +49,12 @@ const ROWS_SLOW: Duration = Duration::from_millis(300);
 pub(super) struct Outbox {
     stored_frontier: Lsn,
     last_stored: Tick,
-    /// Something happened since the last batch was handed out.
+    /// How long rows may wait for others of their queues.
+    patience: Duration,
+    /// Something happened since the last batch was handed out that is to be stored soon.
     touched: bool,
+    /// Something of ours came, or was settled, since. It is worth a batch once the frontier has moved.
+    moved: bool,
     outcomes: usize,
     dying: VecDeque<Dying>,
     /// Rows to be inserted, in the order of their numbers.
@@ -96,11 +103,14 @@ pub(super) struct Parts {
 }
 
 impl Outbox {
-    pub(super) fn new(frontier: Lsn, notifies: bool) -> Self {
+    /// `max_hold`: how long the frontier may be held back. Of that a sixth is for patience.
+    pub(super) fn new(frontier: Lsn, max_hold: Duration, notifies: bool) -> Self {
         Self {
             stored_frontier: frontier,
             last_stored: Tick(0),
+            patience: max_hold / 6,
             touched: false,
+            moved: false,
             outcomes: 0,
             dying: VecDeque::new(),
             leaving: VecDeque::new(),
@@ -124,6 +134,11 @@ impl Outbox {
     /// Something of ours moved: the next batch is not progress alone.
     pub(super) fn touch(&mut self) {
         self.touched = true;
+    }
+
+    /// Something came from the stream.
+    pub(super) fn note_arrival(&mut self) {
+        self.moved = true;
     }
 
     pub(super) fn enable(&mut self, endpoint: EndpointId) {
@@ -190,6 +205,7 @@ impl Outbox {
 
     /// The row is to be inserted.
     pub(super) fn leave(&mut self, mut leaving: Leaving) {
+        self.touched |= !leaving.is_patient();
         self.insertions.0 += 1;
         let before = self.leaving.back().map(|before| &before.held);
         if before.is_some_and(|before| Arc::ptr_eq(before, &leaving.held)) {
@@ -197,7 +213,6 @@ impl Outbox {
         }
         self.leaving_bytes += leaving.bytes;
         self.leaving.push_back(leaving);
-        self.touched = true;
     }
 
     /// A row that was to be inserted is not.
@@ -211,7 +226,7 @@ impl Outbox {
             panic!("{bytes} bytes of rows are stored, and {} were to be", self.leaving_bytes)
         };
         self.leaving_bytes = left;
-        self.touched = true;
+        self.moved = true;
     }
 
     /// What is to be inserted, and in no batch yet.
@@ -243,10 +258,9 @@ impl Outbox {
         self.touched = true;
     }
 
-    /// What the table `backlog` says of the queue is outdated.
+    /// What the table `backlog` says of the queue is outdated, which is stored with what it tells of.
     pub(super) fn outdated(&mut self, queue: QueueNo) {
         self.outdated.push(queue);
-        self.touched = true;
     }
 
     /// Whether sending must wait for the state database.
@@ -259,11 +273,20 @@ impl Outbox {
 
     /// Whether everything that happened is stored.
     pub(super) fn is_clean(&self, frontier: Lsn) -> bool {
-        self.under_way.is_none() && !self.has_work() && self.stored_frontier == frontier
+        self.under_way.is_none() && !self.has_work(frontier) && self.stored_frontier == frontier
     }
 
-    /// When a batch is due, while none is under way.
-    pub(super) fn deadline(&self, frontier: Lsn, stopping: bool) -> Option<Tick> {
+    /// When a batch is due, while none is under way. `may_wait`: neither memory nor the source has too
+    /// much to keep for the sake of what is not stored.
+    ///
+    /// Rows that nothing else depends on wait for others of their queues (see [`Leaving::is_patient`]): a row alone
+    /// costs several times what it costs among many.
+    pub(super) fn deadline(
+        &self,
+        frontier: Lsn,
+        may_wait: impl FnOnce() -> bool,
+        stopping: bool,
+    ) -> Option<Tick> {
         if self.under_way.is_some() {
             return None;
         }
@@ -271,17 +294,26 @@ impl Outbox {
             || self.dying.len() >= DEAD_LETTERS_MAX
             || self.leaving.len() >= self.rows_max
             || self.leaving_bytes >= ROWS_BYTES;
-        if self.has_work() {
-            let at_once = full || stopping;
-            Some(if at_once { self.last_stored } else { self.last_stored + PERSIST_EVERY })
+        let has_work = self.has_work(frontier);
+        let wait = if has_work && (full || stopping) {
+            Duration::ZERO
+        } else if self.is_urgent() {
+            PERSIST_EVERY
+        } else if !self.leaving.is_empty() {
+            let is_worth_it = self.leaving.len() >= FULL * self.outdated.len().max(1);
+            let may_wait = !is_worth_it && may_wait();
+            if may_wait { self.patience.max(PERSIST_EVERY) } else { PERSIST_EVERY }
+        } else if has_work {
+            PERSIST_EVERY
         } else if stopping {
-            (frontier > self.stored_frontier).then_some(self.last_stored)
+            return (frontier > self.stored_frontier).then_some(self.last_stored);
         } else if frontier.bytes_since(self.stored_frontier) >= PROGRESS_BYTES {
-            Some(self.last_stored + PERSIST_EVERY)
+            PERSIST_EVERY
         } else {
             // Also with no progress at all: that the checkpoint can be written is worth knowing.
-            Some(self.last_stored + PROGRESS_EVERY)
-        }
+            PROGRESS_EVERY
+        };
+        Some(self.last_stored + wait)
     }
 
     /// The number of the batch that begins now.
@@ -341,7 +373,7 @@ impl Outbox {
         batch.enabled = std::mem::take(&mut self.enabled);
         batch.paused = std::mem::take(&mut self.paused);
         batch.jobs_done = std::mem::take(&mut self.jobs);
-        self.touched = false;
+        (self.touched, self.moved) = (false, false);
         let outcomes = std::mem::take(&mut self.outcomes);
         let under_way = UnderWay { started: now, frontier: batch.frontier, outcomes, parts };
         assert!(self.under_way.replace(under_way).is_none(), "two state transactions at once");
@@ -372,11 +404,19 @@ impl Outbox {
         }
     }
 
-    fn has_work(&self) -> bool {
+    /// Whether there is more to be stored than the source's progress.
+    fn has_work(&self, frontier: Lsn) -> bool {
+        self.is_urgent()
+            || !self.leaving.is_empty()
+            || !self.outdated.is_empty()
+            || self.moved && frontier > self.stored_frontier
+    }
+
+    /// Whether something is to be stored that does not wait for others.
+    fn is_urgent(&self) -> bool {
         self.touched
             || self.outcomes > 0
             || !self.dying.is_empty()
-            || !self.leaving.is_empty()
             || !self.changes.is_empty()
             || !self.retried.is_empty()
             || !self.disabled.is_empty()

@@ -6,7 +6,7 @@ use super::super::lane::{Insertion, SharedEvent};
 use super::super::tracker::TxnSeq;
 use super::queues::QueueNo;
 use walhook_core::attempt::DeliveryId;
-use walhook_core::persist::{DeadLetter, Defer, RowId, Tried, UnroutedKey};
+use walhook_core::persist::{DeadLetter, Defer, DeferReason, RowId, Tried, UnroutedKey};
 
 /// A dead letter that does not count as settled yet.
 #[derive(Debug)]
@@ -45,6 +45,17 @@ pub(super) struct Leaving {
     /// What it holds in memory, and adds to its state transaction: its event too, where the one before it
     /// is not of the same.
     pub(super) bytes: usize,
+}
+
+impl Leaving {
+    /// Whether it may wait for others that are stored with it: its endpoint is sent nothing anyway, and nothing has
+    /// happened to it that would be forgotten in a crash.
+    pub(super) fn is_patient(&self) -> bool {
+        matches!(self.kind, Leaves::Deferred(_))
+            && matches!(self.row.reason, DeferReason::Breaker | DeferReason::Paused)
+            && self.row.tried.attempts == 0
+            && self.txn.is_some()
+    }
 }
 
 /// What a delivery that leaves memory becomes.

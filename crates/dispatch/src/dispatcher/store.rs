@@ -17,7 +17,7 @@ impl Dispatcher {
             self.outbox.touch();
         }
         let frontier = self.progress.frontier();
-        if self.outbox.deadline(frontier, self.door.is_stopping()).is_none_or(|due| due > now) {
+        if self.persist_deadline().is_none_or(|due| due > now) {
             return None;
         }
         let number = self.outbox.begin_batch();
@@ -44,6 +44,12 @@ impl Dispatcher {
         let parts = Parts { dying, stored, removed, routed, over };
         self.outbox.hand_over(&mut batch, parts, now);
         Some(batch)
+    }
+
+    /// When a batch is due, while none is under way.
+    pub(super) fn persist_deadline(&self) -> Option<Tick> {
+        let may_wait = || self.memory.is_plenty(self.used_bytes()) && !self.holds_much_wal();
+        self.outbox.deadline(self.progress.frontier(), may_wait, self.door.is_stopping())
     }
 
     /// The rows that are to be inserted, as many as fit.
@@ -213,3 +219,6 @@ impl Dispatcher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -109,11 +109,25 @@ pub(crate) async fn paces(time: Duration, repetitions: usize) -> Result<Vec<Figu
     Ok(figures)
 }
 
-/// So many transactions a second, of so many rows each, while walhook leads and the endpoint is paused. What the
-/// rows cost by themselves is what as many cost that nobody reads.
+/// So many transactions a second, of so many rows each, while walhook leads and the endpoint is paused; then it
+/// drains. What starting and stopping cost, and pages that are written for the first time, is what the same costs
+/// with a single transaction.
 async fn paced(time: Duration, per_second: u32, rows: u64) -> Result<f64> {
     let mut outage = Outage::start(1, &[]).await?;
-    let transactions = (time * per_second).as_secs().max(1);
+    let transactions = (time * per_second).as_secs().max(2);
+    paced_round(&mut outage, 1, per_second, rows).await?;
+    let one = paced_round(&mut outage, 1, per_second, rows).await?;
+    let all = paced_round(&mut outage, transactions, per_second, rows).await?;
+    Ok(each(all.saturating_sub(one), (transactions - 1) * rows))
+}
+
+/// The WAL of one round, but what its rows cost by themselves: what as many cost that nobody reads.
+async fn paced_round(
+    outage: &mut Outage,
+    transactions: u64,
+    per_second: u32,
+    rows: u64,
+) -> Result<u64> {
     let before = outage.wal_bytes().await?;
     for _ in 0..transactions {
         outage.world.sql.batch_execute(&outage.notes("unread", rows)).await?;
@@ -129,10 +143,8 @@ async fn paced(time: Duration, per_second: u32, rows: u64) -> Result<f64> {
         outage.rows += rows;
     }
     outage.stored(began).await?;
-    let deliveries = outage.rows;
-    outage.resume(deliveries).await?;
-    let written = outage.wal_bytes().await?.saturating_sub(before);
-    Ok(each(written.saturating_sub(own), deliveries))
+    outage.resume(transactions * rows).await?;
+    Ok(outage.wal_bytes().await?.saturating_sub(before).saturating_sub(own))
 }
 
 /// What rounds of filling and draining leave behind in the indexes of the state tables and in the catalog, while

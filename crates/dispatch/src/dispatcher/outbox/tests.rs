@@ -90,7 +90,7 @@ proptest! {
     fn rows_are_inserted_in_order_and_changed_no_sooner(
         actions in prop::collection::vec(action(), 0..120),
     ) {
-        let mut outbox = Outbox::new(Lsn(0), false);
+        let mut outbox = Outbox::new(Lsn(0), Duration::ZERO, false);
         let (mut rows, mut under_way) = (Vec::<Row>::new(), false);
         let pick = |rows: &[Row], n: usize| {
             // One that is removed is not changed any more.
@@ -121,7 +121,7 @@ proptest! {
                     rows[at].change = Some(Change::Remove);
                 }
                 Action::Begin(room) => {
-                    prop_assert_eq!(outbox.deadline(Lsn(0), false).is_none(), under_way);
+                    prop_assert_eq!(outbox.deadline(Lsn(0), || true, false).is_none(), under_way);
                     if under_way {
                         continue;
                     }

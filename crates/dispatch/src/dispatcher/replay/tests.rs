@@ -92,6 +92,7 @@ fn replay_goes_on_when_the_breaker_opens_in_its_midst() {
             rig.answer(dispatch.attempt.first().id, 500);
         }
         rig.store();
+        rig.wait(Duration::from_millis(200));
     }
     let counts = counts(&mut rig);
     assert_eq!((counts.deferred, counts.total()), (60, 60));

@@ -1,0 +1,278 @@
+use std::time::Duration;
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+use super::*;
+use walhook_core::attempt::{FailureKind, Meaning, Outcome, Record};
+use walhook_core::event::{AccountId, EndpointId};
+use walhook_core::position::{EventId, Position};
+
+/// A second version, for tests: what the next build will speak.
+const BOTH: Versions = Versions { oldest: 1, newest: 2 };
+
+fn versions() -> impl Strategy<Value = Versions> {
+    (1u8..9, 0u8..9).prop_map(|(oldest, more)| Versions { oldest, newest: oldest + more })
+}
+
+fn digest() -> impl Strategy<Value = Digest> {
+    any::<[u8; 32]>().prop_map(Digest)
+}
+
+fn bye() -> impl Strategy<Value = ByeReason> {
+    prop::sample::select(vec![
+        ByeReason::Gap,
+        ByeReason::Disconnected,
+        ByeReason::Lease,
+        ByeReason::Leaving,
+        ByeReason::Unreadable,
+    ])
+}
+
+fn hello() -> impl Strategy<Value = Hello> {
+    let state = prop_oneof![Just(HelloState::Serving), bye().prop_map(HelloState::Closing)];
+    let numbers = (any::<u32>(), any::<u32>(), any::<u64>(), any::<u64>(), any::<u64>());
+    (versions(), numbers, state, "\\PC{0,40}", "\\PC{0,40}", digest()).prop_map(
+        |(
+            versions,
+            (fast_slots, slow_slots, byte_budget, stamp_us, received_upto),
+            state,
+            host,
+            build,
+            egress,
+        )| {
+            Hello {
+                versions,
+                fast_slots,
+                slow_slots,
+                byte_budget,
+                stamp_us,
+                received_upto,
+                state,
+                host,
+                build,
+                egress,
+            }
+        },
+    )
+}
+
+fn bytes() -> impl Strategy<Value = Bytes> {
+    vec(any::<u8>(), 0..200).prop_map(Bytes::from)
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    let headers = vec(("[a-z-]{1,20}", bytes()), 0..6);
+    let event = any::<i64>().prop_map(|time| EventId::derive(1, &Position::FIRST, "t", time));
+    let ids = (any::<u64>(), any::<u32>(), 0u64..1 << 40, "\\PC{0,30}", "\\PC{0,30}");
+    (ids, event, "\\PC{0,60}", headers, bytes()).prop_map(
+        |((key, number, timeout, account, endpoint), event, url, headers, body)| Request {
+            key,
+            number,
+            timeout: Duration::from_millis(timeout),
+            account: AccountId::new(account),
+            endpoint: EndpointId::new(endpoint),
+            event,
+            url,
+            headers,
+            body,
+        },
+    )
+}
+
+fn meaning() -> impl Strategy<Value = Meaning> {
+    let refused = (option::of(0u64..1 << 40), any::<bool>()).prop_map(|(wait, overloaded)| {
+        Meaning::Refused { retry_after: wait.map(Duration::from_millis), overloaded }
+    });
+    let plain = [
+        Meaning::Delivered,
+        Meaning::Gone,
+        Meaning::TimedOut,
+        Meaning::Failed,
+        Meaning::Invalid,
+        Meaning::Aborted,
+        Meaning::Local,
+    ];
+    prop_oneof![refused, prop::sample::select(plain.to_vec())]
+}
+
+fn outcome() -> impl Strategy<Value = Outcome> {
+    let failure = prop::sample::select(vec![
+        FailureKind::Invalid,
+        FailureKind::Forbidden,
+        FailureKind::Dns,
+        FailureKind::Connect,
+        FailureKind::Proxy,
+        FailureKind::Tls,
+        FailureKind::Timeout,
+        FailureKind::Protocol,
+        FailureKind::Aborted,
+        FailureKind::Local,
+    ]);
+    (
+        meaning(),
+        option::of(any::<u16>()),
+        option::of(failure),
+        "\\PC{0,100}",
+        0u64..1 << 50,
+        any::<u32>(),
+    )
+        .prop_map(|(meaning, status, failure, text, elapsed, resends)| Outcome {
+            meaning,
+            record: Record { status, failure, text },
+            elapsed: Duration::from_micros(elapsed),
+            resends,
+        })
+}
+
+fn body() -> impl Strategy<Value = Body> {
+    let lease = (0u64..1 << 50).prop_map(Duration::from_micros);
+    let lead = (versions(), lease.clone(), option::of(digest()))
+        .prop_map(|(versions, lease, egress)| Body::Lead(Lead { versions, lease, egress }));
+    let grant = (any::<u64>(), lease, any::<u64>(), any::<bool>()).prop_map(
+        |(stamp_us, lease, outcomes_upto, closed)| {
+            Body::Grant(Grant { stamp_us, lease, outcomes_upto, closed })
+        },
+    );
+    let why =
+        prop::sample::select(vec![Refusal::Version, Refusal::Egress, Refusal::Full, Refusal::Lost]);
+    let outcomes = vec((any::<u64>(), option::of(outcome())), 0..8);
+    prop_oneof![
+        lead,
+        hello().prop_map(Body::Hello),
+        vec(request(), 0..8).prop_map(|requests| Body::Attempts(Attempts { requests })),
+        grant,
+        vec(any::<u64>(), 0..50).prop_map(|keys| Body::Abort(Abort { keys })),
+        why.prop_map(|why| Body::Refused(Refused { why })),
+        (any::<u64>(), outcomes).prop_map(|(first, outcomes)| {
+            let outcomes = outcomes.into_iter().map(|(key, outcome)| WireOutcome { key, outcome });
+            Body::Outcomes(Outcomes { first, outcomes: outcomes.collect() })
+        }),
+        (any::<u64>(), bye())
+            .prop_map(|(received_upto, why)| Body::Bye(Bye { received_upto, why })),
+    ]
+}
+
+fn frame() -> impl Strategy<Value = Frame> {
+    (1u8..=2, any::<i64>(), any::<u128>(), any::<u64>(), body()).prop_map(
+        |(version, epoch, session, seq, body)| Frame {
+            version,
+            epoch: Epoch(epoch),
+            session: SessionId(session),
+            seq,
+            body,
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn frame_is_read_back_as_it_was_written(frame in frame()) {
+        let bytes = frame.encode();
+        let header = Header::read(&bytes).unwrap();
+        prop_assert_eq!((header.epoch, header.session, header.seq), (frame.epoch, frame.session, frame.seq));
+        prop_assert_eq!(Frame::decode(bytes, BOTH).unwrap(), frame);
+    }
+
+    #[test]
+    fn frame_cut_or_changed_anywhere_is_an_error_or_another_frame(
+        frame in frame(), at: prop::sample::Index, bit in 0u8..8, cut: bool,
+    ) {
+        let mut bytes = frame.encode().to_vec();
+        let at = at.index(bytes.len());
+        if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit }
+        if let Ok(read) = Frame::decode(bytes.into(), BOTH) {
+            prop_assert_eq!(Frame::decode(read.encode(), BOTH), Ok(read));
+        }
+    }
+
+    #[test]
+    fn rubbish_behind_a_header_never_panics(kind in 0u8..10, rest in vec(any::<u8>(), 0..300)) {
+        let mut bytes = Frame {
+            version: 1, epoch: Epoch(1), session: SessionId(1), seq: 1, body: Body::Abort(Abort { keys: vec![] }),
+        }.encode().to_vec();
+        bytes[3] = kind;
+        bytes.extend(rest);
+        let _ = Frame::decode(bytes.into(), SPOKEN);
+    }
+
+    #[test]
+    fn versions_in_common_are_spoken_by_both(a in versions(), b in versions()) {
+        let common = a.common(b);
+        prop_assert_eq!(common, b.common(a));
+        let spoken = |v: u8| (a.oldest..=a.newest).contains(&v) && (b.oldest..=b.newest).contains(&v);
+        prop_assert_eq!(common, (1..=20).rev().find(|v| spoken(*v)));
+    }
+}
+
+fn of(body: Body) -> Frame {
+    Frame { version: 1, epoch: Epoch(1), session: SessionId(1), seq: 1, body }
+}
+
+#[test]
+fn frame_of_another_version_kind_or_beginning_is_refused_by_name() {
+    let bytes = of(Body::Abort(Abort { keys: vec![1] })).encode();
+    let changed = |at: usize, to: u8| {
+        let mut changed = bytes.to_vec();
+        changed[at] = to;
+        Frame::decode(changed.into(), SPOKEN)
+    };
+    assert_eq!(changed(0, b'X'), Err(FrameError::Magic));
+    assert_eq!(changed(2, 2), Err(FrameError::Version(2)));
+    assert_eq!(changed(2, 0), Err(FrameError::Version(0)));
+    assert_eq!(changed(3, 200), Err(FrameError::Kind(200)));
+    assert_eq!(Frame::decode(Bytes::from_static(b"WH"), SPOKEN), Err(FrameError::Length(2)));
+}
+
+#[test]
+fn frame_that_holds_more_than_it_may_is_refused_before_it_is_kept() {
+    // Empty requests, headers and outcomes: two bytes each, and much more once they are read.
+    let many = |kind: u8, tag: u8, count: usize| {
+        let mut bytes = of(Body::Abort(Abort { keys: vec![] })).encode().to_vec();
+        bytes[3] = kind;
+        bytes.extend([tag << 3 | 2, 0].repeat(count));
+        Frame::decode(bytes.into(), SPOKEN)
+    };
+    let requests = many(3, 1, ATTEMPTS_MAX + 1).unwrap_err();
+    assert!(
+        matches!(requests, FrameError::TooMuch { what: "requests of a frame", .. }),
+        "{requests}"
+    );
+    let outcomes = many(7, 2, OUTCOMES_MAX + 1).unwrap_err();
+    assert!(
+        matches!(outcomes, FrameError::TooMuch { what: "outcomes of a frame", .. }),
+        "{outcomes}"
+    );
+    let keys = of(Body::Abort(Abort { keys: vec![1; ABORTS_MAX + 1] })).encode();
+    let keys = Frame::decode(keys, SPOKEN).unwrap_err();
+    assert!(matches!(keys, FrameError::TooMuch { .. }), "{keys}");
+}
+
+#[test]
+fn text_of_an_outcome_is_cut_to_what_a_frame_may_hold() {
+    let outcome = Outcome::failed(FailureKind::Connect, &"é".repeat(TEXT_MAX), Duration::ZERO);
+    let outcomes = vec![WireOutcome { key: 1, outcome: Some(outcome) }];
+    let read = Frame::decode(of(Body::Outcomes(Outcomes { first: 0, outcomes })).encode(), SPOKEN)
+        .unwrap();
+    let Body::Outcomes(read) = read.body else { panic!("outcomes") };
+    let text = &read.outcomes[0].outcome.as_ref().unwrap().record.text;
+    assert!(text.len() <= TEXT_MAX && text.len() > TEXT_MAX - 4, "{} bytes", text.len());
+}
+
+#[test]
+fn debug_of_a_request_shows_no_url_header_or_body() {
+    let request = Request {
+        key: 1,
+        number: 1,
+        timeout: Duration::from_secs(1),
+        account: AccountId::new("a"),
+        endpoint: EndpointId::new("e"),
+        event: EventId::derive(1, &Position::FIRST, "t", 0),
+        url: "http://hush".into(),
+        headers: vec![("hush".into(), Bytes::from_static(b"hush"))],
+        body: Bytes::from_static(b"hush"),
+    };
+    let shown = format!("{:?}", of(Body::Attempts(Attempts { requests: vec![request] })));
+    assert!(!shown.contains("hush"), "{shown}");
+}

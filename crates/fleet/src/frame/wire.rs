@@ -1,0 +1,649 @@
+//! Bodies as protobuf messages. Numbers of fields, of kinds and of words are contract: a number is never used again.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use prost::Message;
+
+use super::body::{
+    Abort, Attempts, Body, Bye, ByeReason, Digest, Grant, Hello, HelloState, Lead, Outcomes,
+    Refusal, Refused, Request, WireOutcome,
+};
+use super::{
+    ABORTS_MAX, ATTEMPTS_MAX, FrameError, HEADERS_BYTES_MAX, HEADERS_MAX, NAME_MAX, OUTCOMES_MAX,
+    TEXT_MAX, Versions, read,
+};
+use walhook_core::attempt::{FailureKind, Meaning, Outcome, Record};
+use walhook_core::endpoint::URL_BYTES_MAX;
+use walhook_core::event::{AccountId, EndpointId, ID_MAX_BYTES};
+use walhook_core::tick::micros;
+
+/// A body, as it goes over the wire.
+pub(super) enum Kind {
+    Lead(LeadBody),
+    Hello(HelloBody),
+    Attempts(AttemptsBody),
+    Grant(GrantBody),
+    Abort(AbortBody),
+    Refused(RefusedBody),
+    Outcomes(OutcomesBody),
+    Bye(ByeBody),
+}
+
+const LEAD: u8 = 1;
+const HELLO: u8 = 2;
+const ATTEMPTS: u8 = 3;
+const GRANT: u8 = 4;
+const ABORT: u8 = 5;
+const REFUSED: u8 = 6;
+const OUTCOMES: u8 = 7;
+const BYE: u8 = 8;
+
+impl Kind {
+    pub(super) fn of(body: &Body) -> Self {
+        match body {
+            Body::Lead(lead) => Self::Lead(lead.into()),
+            Body::Hello(hello) => Self::Hello(hello.into()),
+            Body::Attempts(attempts) => Self::Attempts(AttemptsBody {
+                requests: attempts.requests.iter().map(Into::into).collect(),
+            }),
+            Body::Grant(grant) => Self::Grant(GrantBody {
+                stamp_us: grant.stamp_us,
+                lease_us: micros(grant.lease),
+                outcomes_upto: grant.outcomes_upto,
+                closed: grant.closed,
+            }),
+            Body::Abort(abort) => Self::Abort(AbortBody { keys: abort.keys.clone() }),
+            Body::Refused(refused) => {
+                Self::Refused(RefusedBody { why: refusal_number(refused.why) })
+            }
+            Body::Outcomes(outcomes) => Self::Outcomes(OutcomesBody {
+                first: outcomes.first,
+                outcomes: outcomes.outcomes.iter().map(Into::into).collect(),
+            }),
+            Body::Bye(bye) => {
+                Self::Bye(ByeBody { received_upto: bye.received_upto, why: bye_number(bye.why) })
+            }
+        }
+    }
+
+    pub(super) const fn number(&self) -> u8 {
+        match self {
+            Self::Lead(_) => LEAD,
+            Self::Hello(_) => HELLO,
+            Self::Attempts(_) => ATTEMPTS,
+            Self::Grant(_) => GRANT,
+            Self::Abort(_) => ABORT,
+            Self::Refused(_) => REFUSED,
+            Self::Outcomes(_) => OUTCOMES,
+            Self::Bye(_) => BYE,
+        }
+    }
+
+    fn message(&self) -> &dyn DynMessage {
+        match self {
+            Self::Lead(body) => body,
+            Self::Hello(body) => body,
+            Self::Attempts(body) => body,
+            Self::Grant(body) => body,
+            Self::Abort(body) => body,
+            Self::Refused(body) => body,
+            Self::Outcomes(body) => body,
+            Self::Bye(body) => body,
+        }
+    }
+
+    pub(super) fn encoded_len(&self) -> usize {
+        self.message().len()
+    }
+
+    pub(super) fn encode(&self, bytes: &mut BytesMut) {
+        self.message().put(bytes);
+    }
+
+    pub(super) fn decode(kind: u8, body: Bytes) -> Result<Body, FrameError> {
+        Ok(match kind {
+            LEAD => Body::Lead(read::<LeadBody>(kind, body)?.try_into()?),
+            HELLO => Body::Hello(read::<HelloBody>(kind, body)?.try_into()?),
+            ATTEMPTS => {
+                // A header takes 2 bytes at least, and many times as much once it is read.
+                for request in fields("requests of a frame", &body, 1, ATTEMPTS_MAX)? {
+                    fields("headers of a request", request, 9, HEADERS_MAX)?;
+                }
+                let body: AttemptsBody = read(kind, body)?;
+                let requests = body.requests.into_iter().map(TryInto::try_into);
+                Body::Attempts(Attempts { requests: requests.collect::<Result<_, _>>()? })
+            }
+            GRANT => {
+                let body: GrantBody = read(kind, body)?;
+                Body::Grant(Grant {
+                    stamp_us: body.stamp_us,
+                    lease: Duration::from_micros(body.lease_us),
+                    outcomes_upto: body.outcomes_upto,
+                    closed: body.closed,
+                })
+            }
+            ABORT => {
+                // Packed numbers take a byte at least, and eight once they are read.
+                bound("bytes of given up requests", body.len(), ABORTS_MAX * 10 + 16)?;
+                let AbortBody { keys } = read(kind, body)?;
+                bound("given up requests of a frame", keys.len(), ABORTS_MAX)?;
+                Body::Abort(Abort { keys })
+            }
+            REFUSED => {
+                let body: RefusedBody = read(kind, body)?;
+                Body::Refused(Refused { why: refusal(body.why) })
+            }
+            OUTCOMES => {
+                fields("outcomes of a frame", &body, 2, OUTCOMES_MAX)?;
+                let body: OutcomesBody = read(kind, body)?;
+                let outcomes = body.outcomes.into_iter().map(TryInto::try_into);
+                let outcomes = outcomes.collect::<Result<_, _>>()?;
+                Body::Outcomes(Outcomes { first: body.first, outcomes })
+            }
+            BYE => {
+                let body: ByeBody = read(kind, body)?;
+                Body::Bye(Bye { received_upto: body.received_upto, why: bye_reason(body.why) })
+            }
+            kind => return Err(FrameError::Kind(kind)),
+        })
+    }
+}
+
+/// What of [`Message`] is the same for all kinds.
+trait DynMessage {
+    fn len(&self) -> usize;
+    fn put(&self, bytes: &mut BytesMut);
+}
+
+impl<M: Message> DynMessage for M {
+    fn len(&self) -> usize {
+        self.encoded_len()
+    }
+
+    fn put(&self, bytes: &mut BytesMut) {
+        // It grows as it needs: there is always room.
+        let _ = self.encode(bytes);
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct LeadBody {
+    #[prost(uint32, tag = "1")]
+    oldest: u32,
+    #[prost(uint32, tag = "2")]
+    newest: u32,
+    #[prost(uint64, tag = "3")]
+    lease_us: u64,
+    #[prost(bytes = "bytes", optional, tag = "4")]
+    egress: Option<Bytes>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct HelloBody {
+    #[prost(uint32, tag = "1")]
+    oldest: u32,
+    #[prost(uint32, tag = "2")]
+    newest: u32,
+    #[prost(uint32, tag = "3")]
+    fast_slots: u32,
+    #[prost(uint32, tag = "4")]
+    slow_slots: u32,
+    #[prost(uint64, tag = "5")]
+    byte_budget: u64,
+    #[prost(uint64, tag = "6")]
+    stamp_us: u64,
+    #[prost(uint64, tag = "7")]
+    received_upto: u64,
+    /// 0: serving; otherwise why it closes.
+    #[prost(uint32, tag = "8")]
+    closing: u32,
+    #[prost(string, tag = "9")]
+    host: String,
+    #[prost(string, tag = "10")]
+    build: String,
+    #[prost(bytes = "bytes", tag = "11")]
+    egress: Bytes,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct AttemptsBody {
+    #[prost(message, repeated, tag = "1")]
+    requests: Vec<RequestBody>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RequestBody {
+    #[prost(fixed64, tag = "1")]
+    key: u64,
+    #[prost(uint32, tag = "2")]
+    number: u32,
+    #[prost(uint64, tag = "3")]
+    timeout_ms: u64,
+    #[prost(string, tag = "4")]
+    account: String,
+    #[prost(string, tag = "5")]
+    endpoint: String,
+    #[prost(string, tag = "6")]
+    event: String,
+    #[prost(string, tag = "7")]
+    url: String,
+    #[prost(bytes = "bytes", tag = "8")]
+    body: Bytes,
+    #[prost(message, repeated, tag = "9")]
+    headers: Vec<HeaderBody>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct HeaderBody {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(bytes = "bytes", tag = "2")]
+    value: Bytes,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct GrantBody {
+    #[prost(uint64, tag = "1")]
+    stamp_us: u64,
+    #[prost(uint64, tag = "2")]
+    lease_us: u64,
+    #[prost(uint64, tag = "3")]
+    outcomes_upto: u64,
+    #[prost(bool, tag = "4")]
+    closed: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct AbortBody {
+    #[prost(uint64, repeated, tag = "1")]
+    keys: Vec<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RefusedBody {
+    #[prost(uint32, tag = "1")]
+    why: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct OutcomesBody {
+    #[prost(uint64, tag = "1")]
+    first: u64,
+    #[prost(message, repeated, tag = "2")]
+    outcomes: Vec<OutcomeBody>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OutcomeBody {
+    #[prost(fixed64, tag = "1")]
+    key: u64,
+    #[prost(bool, tag = "2")]
+    begun: bool,
+    #[prost(uint64, tag = "3")]
+    elapsed_us: u64,
+    #[prost(uint32, tag = "4")]
+    meaning: u32,
+    #[prost(uint32, optional, tag = "5")]
+    status: Option<u32>,
+    #[prost(uint32, optional, tag = "6")]
+    failure: Option<u32>,
+    #[prost(uint64, optional, tag = "7")]
+    retry_after_ms: Option<u64>,
+    #[prost(bool, tag = "8")]
+    overloaded: bool,
+    #[prost(uint32, tag = "9")]
+    resends: u32,
+    #[prost(string, tag = "10")]
+    text: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ByeBody {
+    #[prost(uint64, tag = "1")]
+    received_upto: u64,
+    #[prost(uint32, tag = "2")]
+    why: u32,
+}
+
+fn bound(what: &'static str, found: usize, max: usize) -> Result<(), FrameError> {
+    if found > max { Err(FrameError::TooMuch { what, found, max }) } else { Ok(()) }
+}
+
+fn versions(oldest: u32, newest: u32) -> Result<Versions, FrameError> {
+    let (Ok(oldest), Ok(newest)) = (u8::try_from(oldest), u8::try_from(newest)) else {
+        return Err(FrameError::Field("versions"));
+    };
+    if oldest == 0 || newest < oldest {
+        return Err(FrameError::Field("versions"));
+    }
+    Ok(Versions { oldest, newest })
+}
+
+fn digest(bytes: &[u8]) -> Result<Digest, FrameError> {
+    bytes.try_into().map(Digest).map_err(|_| FrameError::Field("digest of [egress]"))
+}
+
+fn millis(duration: Duration) -> u64 {
+    micros(duration) / 1_000
+}
+
+impl From<&Lead> for LeadBody {
+    fn from(lead: &Lead) -> Self {
+        Self {
+            oldest: lead.versions.oldest.into(),
+            newest: lead.versions.newest.into(),
+            lease_us: micros(lead.lease),
+            egress: lead.egress.map(|digest| Bytes::copy_from_slice(&digest.0)),
+        }
+    }
+}
+
+impl TryFrom<LeadBody> for Lead {
+    type Error = FrameError;
+
+    fn try_from(body: LeadBody) -> Result<Self, FrameError> {
+        Ok(Self {
+            versions: versions(body.oldest, body.newest)?,
+            lease: Duration::from_micros(body.lease_us),
+            egress: body.egress.map(|bytes| digest(&bytes)).transpose()?,
+        })
+    }
+}
+
+impl From<&Hello> for HelloBody {
+    fn from(hello: &Hello) -> Self {
+        let closing = match hello.state {
+            HelloState::Serving => 0,
+            HelloState::Closing(why) => bye_number(why),
+        };
+        Self {
+            oldest: hello.versions.oldest.into(),
+            newest: hello.versions.newest.into(),
+            fast_slots: hello.fast_slots,
+            slow_slots: hello.slow_slots,
+            byte_budget: hello.byte_budget,
+            stamp_us: hello.stamp_us,
+            received_upto: hello.received_upto,
+            closing,
+            host: cut(&hello.host, NAME_MAX).to_owned(),
+            build: cut(&hello.build, NAME_MAX).to_owned(),
+            egress: Bytes::copy_from_slice(&hello.egress.0),
+        }
+    }
+}
+
+impl TryFrom<HelloBody> for Hello {
+    type Error = FrameError;
+
+    fn try_from(body: HelloBody) -> Result<Self, FrameError> {
+        bound("bytes of a worker's host", body.host.len(), NAME_MAX)?;
+        bound("bytes of a worker's build", body.build.len(), NAME_MAX)?;
+        let state = match body.closing {
+            0 => HelloState::Serving,
+            why => HelloState::Closing(bye_reason(why)),
+        };
+        Ok(Self {
+            versions: versions(body.oldest, body.newest)?,
+            fast_slots: body.fast_slots,
+            slow_slots: body.slow_slots,
+            byte_budget: body.byte_budget,
+            stamp_us: body.stamp_us,
+            received_upto: body.received_upto,
+            state,
+            host: body.host,
+            build: body.build,
+            egress: digest(&body.egress)?,
+        })
+    }
+}
+
+impl From<&Request> for RequestBody {
+    fn from(request: &Request) -> Self {
+        let header = |(name, value): &(String, Bytes)| HeaderBody {
+            name: name.clone(),
+            value: value.clone(),
+        };
+        Self {
+            key: request.key,
+            number: request.number,
+            timeout_ms: millis(request.timeout),
+            account: request.account.as_str().to_owned(),
+            endpoint: request.endpoint.as_str().to_owned(),
+            event: request.event.to_string(),
+            url: request.url.clone(),
+            body: request.body.clone(),
+            headers: request.headers.iter().map(header).collect(),
+        }
+    }
+}
+
+impl TryFrom<RequestBody> for Request {
+    type Error = FrameError;
+
+    fn try_from(body: RequestBody) -> Result<Self, FrameError> {
+        bound("bytes of an account's id", body.account.len(), ID_MAX_BYTES)?;
+        bound("bytes of an endpoint's id", body.endpoint.len(), ID_MAX_BYTES)?;
+        bound("bytes of a URL", body.url.len(), URL_BYTES_MAX)?;
+        let headers: Vec<_> =
+            body.headers.into_iter().map(|header| (header.name, header.value)).collect();
+        let bytes = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        bound("bytes of a request's headers", bytes, HEADERS_BYTES_MAX)?;
+        Ok(Self {
+            key: body.key,
+            number: body.number,
+            timeout: Duration::from_millis(body.timeout_ms),
+            account: AccountId::new(body.account),
+            endpoint: EndpointId::new(body.endpoint),
+            event: body.event.parse().map_err(|_| FrameError::Field("event"))?,
+            url: body.url,
+            headers,
+            body: body.body,
+        })
+    }
+}
+
+impl From<&WireOutcome> for OutcomeBody {
+    fn from(WireOutcome { key, outcome }: &WireOutcome) -> Self {
+        let Some(outcome) = outcome else {
+            return Self { key: *key, ..Self::default() };
+        };
+        let (retry_after, overloaded) = match outcome.meaning {
+            Meaning::Refused { retry_after, overloaded } => (retry_after, overloaded),
+            Meaning::Delivered
+            | Meaning::Gone
+            | Meaning::TimedOut
+            | Meaning::Failed
+            | Meaning::Invalid
+            | Meaning::Aborted
+            | Meaning::Local => (None, false),
+        };
+        Self {
+            key: *key,
+            begun: true,
+            elapsed_us: micros(outcome.elapsed),
+            meaning: meaning_number(outcome.meaning),
+            status: outcome.record.status.map(Into::into),
+            failure: outcome.record.failure.map(failure_number),
+            retry_after_ms: retry_after.map(millis),
+            overloaded,
+            resends: outcome.resends,
+            text: cut(&outcome.record.text, TEXT_MAX).to_owned(),
+        }
+    }
+}
+
+impl TryFrom<OutcomeBody> for WireOutcome {
+    type Error = FrameError;
+
+    fn try_from(body: OutcomeBody) -> Result<Self, FrameError> {
+        let OutcomeBody { key, begun, elapsed_us, status, failure, resends, text, .. } = body;
+        if !begun {
+            return Ok(Self { key, outcome: None });
+        }
+        bound("bytes of an outcome's text", text.len(), TEXT_MAX)?;
+        let retry_after = body.retry_after_ms.map(Duration::from_millis);
+        let meaning = meaning(body.meaning, retry_after, body.overloaded)?;
+        let status =
+            status.map(u16::try_from).transpose().map_err(|_| FrameError::Field("status"))?;
+        let record = Record { status, failure: failure.map(failure_kind), text };
+        let elapsed = Duration::from_micros(elapsed_us);
+        Ok(Self { key, outcome: Some(Outcome { meaning, record, elapsed, resends }) })
+    }
+}
+
+/// The longest beginning of `text` that has at most `max` bytes.
+fn cut(text: &str, max: usize) -> &str {
+    let end = (0..=max.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    end.and_then(|end| text.get(..end)).unwrap_or_default()
+}
+
+const fn meaning_number(meaning: Meaning) -> u32 {
+    match meaning {
+        Meaning::Delivered => 1,
+        Meaning::Gone => 2,
+        Meaning::Refused { .. } => 3,
+        Meaning::TimedOut => 4,
+        Meaning::Failed => 5,
+        Meaning::Invalid => 6,
+        Meaning::Aborted => 7,
+        Meaning::Local => 8,
+    }
+}
+
+/// A word of a later version counts as a failure, as what is not understood does.
+fn meaning(
+    number: u32,
+    retry_after: Option<Duration>,
+    overloaded: bool,
+) -> Result<Meaning, FrameError> {
+    Ok(match number {
+        0 => return Err(FrameError::Field("meaning")),
+        1 => Meaning::Delivered,
+        2 => Meaning::Gone,
+        3 => Meaning::Refused { retry_after, overloaded },
+        4 => Meaning::TimedOut,
+        6 => Meaning::Invalid,
+        7 => Meaning::Aborted,
+        8 => Meaning::Local,
+        _ => Meaning::Failed,
+    })
+}
+
+const fn failure_number(kind: FailureKind) -> u32 {
+    match kind {
+        FailureKind::Invalid => 1,
+        FailureKind::Forbidden => 2,
+        FailureKind::Dns => 3,
+        FailureKind::Connect => 4,
+        FailureKind::Proxy => 5,
+        FailureKind::Tls => 6,
+        FailureKind::Timeout => 7,
+        FailureKind::Protocol => 8,
+        FailureKind::Aborted => 9,
+        FailureKind::Local => 10,
+    }
+}
+
+/// A word of a later version is shown as the least specific one; its meaning decides.
+const fn failure_kind(number: u32) -> FailureKind {
+    match number {
+        1 => FailureKind::Invalid,
+        2 => FailureKind::Forbidden,
+        3 => FailureKind::Dns,
+        4 => FailureKind::Connect,
+        5 => FailureKind::Proxy,
+        6 => FailureKind::Tls,
+        7 => FailureKind::Timeout,
+        9 => FailureKind::Aborted,
+        10 => FailureKind::Local,
+        _ => FailureKind::Protocol,
+    }
+}
+
+const fn refusal_number(why: Refusal) -> u32 {
+    match why {
+        Refusal::Version => 1,
+        Refusal::Egress => 2,
+        Refusal::Full => 3,
+        Refusal::Lost => 4,
+    }
+}
+
+/// After a word of a later version the worker joins anew, as after its loss.
+const fn refusal(number: u32) -> Refusal {
+    match number {
+        1 => Refusal::Version,
+        2 => Refusal::Egress,
+        3 => Refusal::Full,
+        _ => Refusal::Lost,
+    }
+}
+
+const fn bye_number(why: ByeReason) -> u32 {
+    match why {
+        ByeReason::Gap => 1,
+        ByeReason::Disconnected => 2,
+        ByeReason::Lease => 3,
+        ByeReason::Leaving => 4,
+        ByeReason::Unreadable => 5,
+    }
+}
+
+const fn bye_reason(number: u32) -> ByeReason {
+    match number {
+        2 => ByeReason::Disconnected,
+        3 => ByeReason::Lease,
+        4 => ByeReason::Leaving,
+        5 => ByeReason::Unreadable,
+        _ => ByeReason::Gap,
+    }
+}
+
+/// The values of each length-delimited field `number` on the top level of a message, which are `max` at most: they are
+/// counted before they are kept.
+fn fields<'a>(
+    what: &'static str,
+    message: &'a [u8],
+    number: u64,
+    max: usize,
+) -> Result<Vec<&'a [u8]>, FrameError> {
+    let mut found = Vec::new();
+    let mut rest = message;
+    while !rest.is_empty() {
+        let (field, value, after) = field(rest).ok_or(FrameError::Field(what))?;
+        if let Some(value) = value.filter(|_| field == number) {
+            bound(what, found.len() + 1, max)?;
+            found.push(value);
+        }
+        rest = after;
+    }
+    Ok(found)
+}
+
+/// A field's number, its value where it has a length of its own, and what follows it.
+type Field<'a> = (u64, Option<&'a [u8]>, &'a [u8]);
+
+/// The number of the field that `bytes` begin with, its value where it is delimited by its length, and what follows
+/// it. `None`: there is none, or it is a group, of which we write none.
+fn field(bytes: &[u8]) -> Option<Field<'_>> {
+    let (tag, rest) = varint(bytes)?;
+    let (value, rest) = match tag & 7 {
+        0 => (None, varint(rest)?.1),
+        1 => (None, rest.split_at_checked(8)?.1),
+        2 => {
+            let (length, rest) = varint(rest)?;
+            let (value, rest) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+            (Some(value), rest)
+        }
+        5 => (None, rest.split_at_checked(4)?.1),
+        _ => return None,
+    };
+    Some((tag >> 3, value, rest))
+}
+
+fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let mut rest = bytes;
+    let value = prost::encoding::decode_varint(&mut rest).ok()?;
+    Some((value, rest))
+}

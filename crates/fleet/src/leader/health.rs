@@ -1,0 +1,134 @@
+//! Whether a worker is worth the work that it gets: what it could not send and others could, and how long bus and
+//! worker take beside the requests themselves.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::Slots;
+use walhook_core::tick::{Tick, micros};
+
+/// Second opinions on a worker's failures count for so long.
+const REMEMBERED: Duration = Duration::from_secs(10);
+
+/// Of them, the last so many.
+const REMEMBERED_MAX: usize = 256;
+
+/// So many of a worker's failures that were its own, and at least half of them, put it into quarantine.
+const MARKS: usize = 5;
+
+/// The first quarantine. Each that follows one within its own length takes twice as long, up to [`QUARANTINE_MAX`].
+const QUARANTINE: Duration = Duration::from_secs(30);
+
+/// The longest.
+const QUARANTINE_MAX: Duration = Duration::from_secs(600);
+
+/// A worker that takes longer beside its requests is a slow one.
+const SLOW: Duration = Duration::from_millis(100);
+
+/// Of the average so much is the last one's.
+const WEIGHT: u32 = 16;
+
+/// The share of its slots that a worker is given, in thousandths: all of them.
+const WHOLE: u64 = 1_000;
+
+/// The least: it shows whether it has become faster.
+const LEAST: u64 = 62;
+
+/// What comes back each second.
+const REGAINED_PER_SECOND: u64 = 100;
+
+/// It is halved so often at most, so that a change can show.
+const HALVED_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, Copy)]
+struct Quarantine {
+    until: Tick,
+    length: Duration,
+}
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    /// When a second opinion on a failure came, and whether it was the worker's own.
+    judged: VecDeque<(Tick, bool)>,
+    /// The last one. It may be over.
+    quarantine: Option<Quarantine>,
+    /// The average of what it takes beside requests.
+    overhead: Option<Duration>,
+    /// The share of its slots when it was last halved, and when that was.
+    halved: Option<(u64, Tick)>,
+}
+
+impl Health {
+    pub(super) fn is_quarantined(&self, now: Tick) -> bool {
+        self.quarantine.is_some_and(|quarantine| now < quarantine.until)
+    }
+
+    pub(super) fn quarantined_for(&self, now: Tick) -> Option<Duration> {
+        self.quarantine
+            .filter(|quarantine| now < quarantine.until)
+            .map(|quarantine| quarantine.length)
+    }
+
+    /// Takes a second opinion on one of its failures. Yes: the worker is put into quarantine with this.
+    pub(super) fn judge(&mut self, own: bool, now: Tick) -> bool {
+        // It has one attempt at a time, and is let out when its time is over: what comes then counts.
+        if self.is_quarantined(now) {
+            return false;
+        }
+        self.judged.push_back((now, own));
+        while self.judged.len() > REMEMBERED_MAX
+            || self.judged.front().is_some_and(|(at, _)| now >= *at + REMEMBERED)
+        {
+            self.judged.pop_front();
+        }
+        let marks = self.judged.iter().filter(|(_, own)| *own).count();
+        if marks < MARKS || marks * 2 < self.judged.len() {
+            return false;
+        }
+        let length = match self.quarantine {
+            Some(last) if now < last.until + last.length => (last.length * 2).min(QUARANTINE_MAX),
+            _ => QUARANTINE,
+        };
+        self.quarantine = Some(Quarantine { until: now + length, length });
+        self.judged.clear();
+        true
+    }
+
+    /// Takes what an attempt took beside its request. Yes: its share of slots is halved with this.
+    pub(super) fn note_overhead(&mut self, overhead: Duration, now: Tick) -> bool {
+        let average = self
+            .overhead
+            .map_or(overhead, |average| (average * (WEIGHT - 1)).saturating_add(overhead) / WEIGHT);
+        self.overhead = Some(average);
+        if average <= SLOW || self.halved.is_some_and(|(_, at)| now < at + HALVED_EVERY) {
+            return false;
+        }
+        self.halved = Some(((self.share(now) / 2).max(LEAST), now));
+        true
+    }
+
+    /// The share of its slots, in thousandths.
+    fn share(&self, now: Tick) -> u64 {
+        let Some((share, at)) = self.halved else { return WHOLE };
+        let seconds = micros(now.since(at)) / 1_000_000;
+        share.saturating_add(seconds.saturating_mul(REGAINED_PER_SECOND)).min(WHOLE)
+    }
+
+    /// What of its slots it is given.
+    pub(super) fn share_of(&self, slots: Slots, now: Tick) -> Slots {
+        let share = self.share(now);
+        let part = |slots: u32| match share {
+            WHOLE => slots,
+            _ => u32::try_from((u64::from(slots) * share / WHOLE).max(1)).unwrap_or(slots),
+        };
+        Slots { fast: part(slots.fast), slow: part(slots.slow) }
+    }
+
+    /// When something of it changes by time alone.
+    pub(super) fn due(&self, now: Tick) -> Option<Tick> {
+        let out = self.quarantine.map(|quarantine| quarantine.until).filter(|until| now < *until);
+        let regained = (self.share(now) < WHOLE).then(|| now + Duration::from_secs(1));
+        [out, regained].into_iter().flatten().min()
+    }
+}

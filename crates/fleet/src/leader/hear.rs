@@ -1,0 +1,164 @@
+//! What workers say.
+
+use super::pick::spread;
+use super::session::{Phase, Session};
+use super::{Ending, Fleet, FleetEffect, SESSIONS_MAX, WorkerChanged, WorkerState};
+use crate::frame::{
+    Body, Bye, Frame, Hello, HelloState, OLDEST, Outcomes, Refusal, Refused, SessionId, WireOutcome,
+};
+
+impl Fleet {
+    pub(super) fn hear(&mut self, frame: Frame) {
+        let Frame { epoch, session, seq, body, .. } = frame;
+        if epoch != self.settings.epoch {
+            self.counters.strange += 1;
+            return;
+        }
+        match body {
+            Body::Hello(hello) => self.hear_hello(session, seq, &hello),
+            Body::Outcomes(outcomes) => self.hear_outcomes(session, outcomes),
+            Body::Bye(Bye { received_upto, why }) => {
+                self.close(session, received_upto.saturating_add(1), Phase::Closing(Some(why)));
+            }
+            // Only leaders say these.
+            Body::Lead(_)
+            | Body::Attempts(_)
+            | Body::Grant(_)
+            | Body::Abort(_)
+            | Body::Refused(_) => {
+                self.counters.strange += 1;
+            }
+        }
+    }
+
+    fn hear_hello(&mut self, id: SessionId, seq: u64, hello: &Hello) {
+        let now = self.now;
+        if !self.sessions.contains_key(&id) && !self.join(id, hello) {
+            return;
+        }
+        let Some(session) = self.sessions.get_mut(&id) else {
+            unreachable!("a session that has joined is there");
+        };
+        let slots = session.slots;
+        if !session.hear(hello, seq, now) {
+            return;
+        }
+        if slots != session.slots {
+            self.workers_changed = true;
+            self.slots_changed = true;
+        }
+        self.due = self.due.min(session.due(now, self.settings.lease));
+        self.ready.insert(id);
+        if let HelloState::Closing(why) = hello.state {
+            self.close(id, hello.received_upto.saturating_add(1), Phase::Closing(Some(why)));
+        }
+        self.tell(id);
+    }
+
+    /// Whether a session that is not known may join; says so to one that may not.
+    fn join(&mut self, id: SessionId, hello: &Hello) -> bool {
+        let settings = &self.settings;
+        let version = hello.versions.common(settings.versions);
+        let known = self.gone.contains(&id)
+            || hello.received_upto > 0
+            || hello.state != HelloState::Serving;
+        let why = match version {
+            _ if known => Refusal::Lost,
+            None => Refusal::Version,
+            Some(_) if settings.egress.is_some_and(|egress| egress != hello.egress) => {
+                Refusal::Egress
+            }
+            Some(_) if self.sessions.len() >= SESSIONS_MAX => Refusal::Full,
+            Some(_) if self.stopping => return false,
+            Some(version) => {
+                let hash = spread(settings.seed ^ fold(id.0));
+                self.sessions.insert(id, Session::new(hello, version, hash, self.now));
+                return true;
+            }
+        };
+        let frame = Frame {
+            version: OLDEST,
+            epoch: settings.epoch,
+            session: id,
+            seq: 0,
+            body: Body::Refused(Refused { why }),
+        };
+        self.left.push_back(FleetEffect::Publish(Box::new(frame)));
+        // Said once of each: it asks again until it has heard.
+        if !self.gone.contains(&id) {
+            self.counters.sessions_refused += 1;
+            self.remember_gone(id);
+            self.left.push_back(FleetEffect::Changed(Box::new(WorkerChanged {
+                session: id,
+                host: hello.host.clone(),
+                build: hello.build.clone(),
+                state: WorkerState::Refused,
+                refused: Some(why),
+                bye: None,
+                lost: 0,
+                quarantine: None,
+            })));
+        }
+        false
+    }
+
+    fn hear_outcomes(&mut self, id: SessionId, Outcomes { first, outcomes }: Outcomes) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            self.counters.late += u64::try_from(outcomes.len()).unwrap_or(0);
+            return;
+        };
+        session.count_outcomes(first, u64::try_from(outcomes.len()).unwrap_or(0));
+        self.ready.insert(id);
+        for WireOutcome { key, outcome } in outcomes {
+            // Said again until it is granted, and of what was given up.
+            let Some(flight) = self.take_back(id, key) else {
+                self.counters.late += 1;
+                continue;
+            };
+            match outcome {
+                None => self.end(flight.attempt.first().id, Ending::Unsent, None),
+                Some(outcome) => self.settle(id, flight, outcome),
+            }
+        }
+    }
+
+    /// A frame that nobody heard: its session ends, and begins nothing of it.
+    pub(super) fn unheard(&mut self, id: SessionId, seq: u64) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.published = session.published.max(seq);
+        self.close(id, seq, Phase::Closing(None));
+    }
+
+    /// Its frames cannot be read: nothing more is given to it. What it has may still come back, or is lost.
+    pub(super) fn close_at_leader(&mut self, id: SessionId) {
+        self.close(id, u64::MAX, Phase::Closing(None));
+    }
+
+    /// A session takes no more, and begins nothing of the frame `from` and those behind it.
+    fn close(&mut self, id: SessionId, from: u64, phase: Phase) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if session.phase == Phase::Serving {
+            session.phase = phase;
+        }
+        self.slots_changed = true;
+        self.release(id, from);
+        self.tell(id);
+    }
+
+    /// What was not in a frame before `from` comes back unsent.
+    pub(super) fn release(&mut self, id: SessionId, from: u64) {
+        let keys = self.sessions.get(&id).map_or_else(Vec::new, |session| session.behind(from));
+        for key in keys {
+            if let Some(flight) = self.take_back(id, key) {
+                self.end(flight.attempt.first().id, Ending::Unsent, None);
+            }
+        }
+    }
+}
+
+/// Both halves of a number.
+fn fold(wide: u128) -> u64 {
+    let [high, low] =
+        [wide >> 64, wide & u128::from(u64::MAX)].map(|half| u64::try_from(half).unwrap_or(0));
+    high ^ low.rotate_left(32)
+}

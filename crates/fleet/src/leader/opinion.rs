@@ -1,0 +1,116 @@
+//! The second opinion: what failed before a request was sent is tried by another worker before it counts, since the
+//! worker's own network may be what failed. The dispatcher sees one attempt.
+
+use super::pick::Choice;
+use super::session::Flight;
+use super::{Ending, Fleet, FleetEffect, Where};
+use crate::frame::SessionId;
+use walhook_core::attempt::{FailureKind, Outcome};
+
+/// What a second opinion is on.
+#[derive(Debug)]
+pub(super) struct First {
+    /// Who could not send it.
+    pub(super) session: SessionId,
+    /// What it said.
+    pub(super) outcome: Outcome,
+}
+
+impl First {
+    /// The one outcome of both: the second one's, with the time of both.
+    pub(super) fn joined(&self, mut second: Outcome) -> Outcome {
+        second.elapsed = second.elapsed.saturating_add(self.outcome.elapsed);
+        second
+    }
+}
+
+/// Whether it failed before its request was sent, for a reason that may be the worker's own.
+fn is_before_request(outcome: &Outcome) -> bool {
+    match outcome.record.failure {
+        Some(
+            FailureKind::Dns
+            | FailureKind::Connect
+            | FailureKind::Proxy
+            | FailureKind::Tls
+            | FailureKind::Forbidden
+            | FailureKind::Local,
+        ) => true,
+        Some(
+            FailureKind::Invalid
+            | FailureKind::Timeout
+            | FailureKind::Protocol
+            | FailureKind::Aborted,
+        )
+        | None => false,
+    }
+}
+
+/// Whether it shows that the endpoint was there.
+fn reached(outcome: &Outcome) -> bool {
+    outcome.record.status.is_some()
+        || outcome.delivered()
+        || outcome.record.failure == Some(FailureKind::Protocol)
+}
+
+impl Fleet {
+    /// A worker has said what came of an attempt that it had.
+    pub(super) fn settle(&mut self, session: SessionId, flight: Flight, outcome: Outcome) {
+        let Flight { attempt, bytes, placed, first, .. } = flight;
+        let round_trip = self.now.since(placed);
+        let overhead = round_trip.saturating_sub(outcome.elapsed);
+        self.note_overhead(session, overhead);
+        let delivery = attempt.first().id;
+        if let Some(first) = first {
+            self.judge(&first, &outcome);
+            self.end(delivery, Ending::Outcome(first.joined(outcome)), Some(overhead));
+            return;
+        }
+        if is_before_request(&outcome) {
+            match self.pick(&attempt, bytes, Some(session)) {
+                Some(Choice::Worker(other)) => {
+                    self.give(other, attempt, bytes, Some(Box::new(First { session, outcome })));
+                    return;
+                }
+                Some(Choice::Leader) => {
+                    self.placed
+                        .insert(delivery, Where::Local(Box::new(First { session, outcome })));
+                    self.left.push_back(FleetEffect::CarryLocally(attempt));
+                    return;
+                }
+                None => {}
+            }
+        }
+        self.end(delivery, Ending::Outcome(outcome), Some(overhead));
+    }
+
+    /// Whose fault the first failure was, by the second opinion.
+    pub(super) fn judge(&mut self, first: &First, second: &Outcome) {
+        let (counters, now) = (&mut self.counters, self.now);
+        let marked = if reached(second) {
+            counters.contradicted += 1;
+            true
+        } else if is_before_request(second) {
+            counters.confirmed += 1;
+            false
+        } else {
+            counters.undecided += 1;
+            return;
+        };
+        let Some(session) = self.sessions.get_mut(&first.session) else { return };
+        if session.health.judge(marked, now) {
+            self.counters.quarantines += 1;
+            self.due = self.due.min(session.due(now, self.settings.lease));
+            self.tell(first.session);
+        }
+    }
+
+    fn note_overhead(&mut self, id: SessionId, overhead: std::time::Duration) {
+        let now = self.now;
+        if let Some(session) = self.sessions.get_mut(&id)
+            && session.health.note_overhead(overhead, now)
+        {
+            self.due = self.due.min(session.due(now, self.settings.lease));
+            self.slots_changed = true;
+        }
+    }
+}

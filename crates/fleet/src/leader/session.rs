@@ -1,0 +1,302 @@
+//! One worker under this leader, as the leader knows it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::health::Health;
+use super::opinion::First;
+use super::{Fleet, FleetEffect, Packed, Slots, WorkerChanged, WorkerState};
+use crate::LOST_AFTER_LEASE;
+use crate::frame::{
+    ABORTS_MAX, ATTEMPTS_BYTES, ATTEMPTS_MAX, Abort, Body, ByeReason, Frame, Grant, Hello,
+    SessionId,
+};
+use walhook_core::attempt::Attempt;
+use walhook_core::tick::Tick;
+
+/// Frames of a session that the packer has and has not published, at most.
+const WINDOW: u64 = 8;
+
+/// A request that is under way for so long is a slow one, as the dispatcher counts.
+const SLOW_AFTER: Duration = Duration::from_secs(1);
+
+/// Outcomes after which a grant goes out although no `Hello` asked for one, so that the worker can forget them.
+const OUTCOMES_PER_GRANT: u64 = 1_024;
+
+/// An attempt that a session has.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub(super) attempt: Attempt,
+    /// What it takes of the byte budget.
+    pub(super) bytes: u64,
+    /// The frame in which it went; `None`: it has not gone.
+    pub(super) seq: Option<u64>,
+    pub(super) placed: Tick,
+    /// It counts as slow.
+    pub(super) old: bool,
+    /// What it is a second opinion on.
+    pub(super) first: Option<Box<First>>,
+}
+
+/// Whether a session takes more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Serving,
+    /// It has ended; `None`: by what the leader knows, and the worker may not know it yet.
+    Closing(Option<ByeReason>),
+}
+
+/// Invariant: `flights` holds each key of `waiting`, and no other whose `seq` is `None`; `bytes`, `old` and the
+/// number of flights agree with it.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) host: String,
+    pub(super) build: String,
+    pub(super) slots: Slots,
+    budget: u64,
+    version: u8,
+    pub(super) phase: Phase,
+    pub(super) silent: bool,
+    /// The state that was told last, and since when it is in it.
+    shown: Option<WorkerState>,
+    pub(super) since: Tick,
+    pub(super) heard_at: Tick,
+    pub(super) granted_at: Tick,
+    hello_seq: u64,
+    stamp_us: u64,
+    grant_due: bool,
+    next_seq: u64,
+    pub(super) published: u64,
+    pub(super) flights: BTreeMap<u64, Flight>,
+    waiting: VecDeque<u64>,
+    /// The younger ones by when they were placed, those among them that have ended included.
+    young: VecDeque<(Tick, u64)>,
+    old: u32,
+    bytes: u64,
+    pub(super) aborts: VecDeque<u64>,
+    outcomes_upto: u64,
+    granted_upto: u64,
+    pub(super) health: Health,
+    /// Spreads the session's name for the choice by host.
+    pub(super) hash: u64,
+}
+
+impl Session {
+    pub(super) fn new(hello: &Hello, version: u8, hash: u64, now: Tick) -> Self {
+        Self {
+            host: hello.host.clone(),
+            build: hello.build.clone(),
+            slots: Slots::default(),
+            budget: 0,
+            version,
+            phase: Phase::Serving,
+            silent: false,
+            shown: None,
+            since: now,
+            heard_at: now,
+            granted_at: now,
+            hello_seq: 0,
+            stamp_us: 0,
+            grant_due: false,
+            next_seq: 1,
+            published: 0,
+            flights: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            young: VecDeque::new(),
+            old: 0,
+            bytes: 0,
+            aborts: VecDeque::new(),
+            outcomes_upto: 0,
+            granted_upto: 0,
+            health: Health::default(),
+            hash,
+        }
+    }
+
+    /// Takes what a worker says of itself; no: an earlier one has come later.
+    pub(super) fn hear(&mut self, hello: &Hello, seq: u64, now: Tick) -> bool {
+        if seq <= self.hello_seq {
+            return false;
+        }
+        self.hello_seq = seq;
+        self.stamp_us = hello.stamp_us;
+        self.slots = Slots { fast: hello.fast_slots, slow: hello.slow_slots };
+        self.budget = hello.byte_budget;
+        self.heard_at = now;
+        self.silent = false;
+        self.grant_due = true;
+        true
+    }
+
+    /// Takes outcomes by their numbers.
+    pub(super) fn count_outcomes(&mut self, first: u64, count: u64) {
+        // What lies before `first` comes again, and this with it.
+        if first <= self.outcomes_upto {
+            self.outcomes_upto = self.outcomes_upto.max(first.saturating_add(count));
+        }
+        self.grant_due |= self.outcomes_upto - self.granted_upto >= OUTCOMES_PER_GRANT;
+    }
+
+    pub(super) fn in_flight(&self) -> u32 {
+        u32::try_from(self.flights.len()).unwrap_or(u32::MAX)
+    }
+
+    /// What it has, by the dispatcher's pools: a request is fast until it has taken a second.
+    pub(super) fn held(&self) -> Slots {
+        Slots { fast: self.in_flight() - self.old, slow: self.old }
+    }
+
+    pub(super) fn has_bytes(&self) -> bool {
+        self.bytes < self.budget
+    }
+
+    /// Whether so many bytes fit; one request always does.
+    pub(super) fn fits(&self, bytes: u64) -> bool {
+        self.flights.is_empty() || self.bytes.saturating_add(bytes) <= self.budget
+    }
+
+    /// Whether work is given to it at all.
+    pub(super) fn is_open(&self) -> bool {
+        self.phase == Phase::Serving && !self.silent
+    }
+
+    /// Whether it counts by what it has, since it is given no more.
+    pub(super) fn holds_only(&self, now: Tick) -> bool {
+        !self.is_open() || !self.has_bytes() || self.health.is_quarantined(now)
+    }
+
+    pub(super) fn state(&self, now: Tick) -> WorkerState {
+        match self.phase {
+            _ if self.silent => WorkerState::Silent,
+            Phase::Closing(_) => WorkerState::Draining,
+            Phase::Serving if self.health.is_quarantined(now) => WorkerState::Quarantined,
+            Phase::Serving => WorkerState::Serving,
+        }
+    }
+
+    /// When something about it changes by time alone.
+    pub(super) fn due(&self, now: Tick, lease: Duration) -> Tick {
+        let lost = self.granted_at + lease + LOST_AFTER_LEASE;
+        let silent = if self.silent { lost } else { self.heard_at + lease / 2 };
+        let healthy = self.health.due(now).unwrap_or(lost);
+        lost.min(silent).min(healthy)
+    }
+
+    pub(super) fn take(&mut self, key: u64, flight: Flight) {
+        self.bytes += flight.bytes;
+        self.young.push_back((flight.placed, key));
+        self.waiting.push_back(key);
+        self.flights.insert(key, flight);
+    }
+
+    pub(super) fn give_back(&mut self, key: u64) -> Option<Flight> {
+        let flight = self.flights.remove(&key)?;
+        self.bytes -= flight.bytes;
+        if flight.seq.is_none() {
+            self.waiting.retain(|waiting| *waiting != key);
+        }
+        if flight.old {
+            self.old -= 1;
+        }
+        Some(flight)
+    }
+
+    /// Counts those as slow that have become so.
+    pub(super) fn age(&mut self, now: Tick) {
+        while let Some((placed, key)) = self.young.front().copied() {
+            if now < placed + SLOW_AFTER && self.flights.contains_key(&key) {
+                return;
+            }
+            self.young.pop_front();
+            if let Some(flight) = self.flights.get_mut(&key) {
+                flight.old = true;
+                self.old += 1;
+            }
+        }
+    }
+
+    /// The keys of what was not in a frame before `seq`, in the order in which they were placed.
+    pub(super) fn behind(&self, seq: u64) -> Vec<u64> {
+        let behind = |flight: &Flight| flight.seq.is_none_or(|of| of >= seq);
+        self.flights.iter().filter(|(_, flight)| behind(flight)).map(|(key, _)| *key).collect()
+    }
+
+    /// That it has become what it is, where that has not been told.
+    pub(super) fn news(&mut self, id: SessionId, now: Tick) -> Option<FleetEffect> {
+        let state = self.state(now);
+        if self.shown == Some(state) {
+            return None;
+        }
+        self.shown = Some(state);
+        self.since = now;
+        Some(self.changed(id, now))
+    }
+
+    fn changed(&self, id: SessionId, now: Tick) -> FleetEffect {
+        let bye = match self.phase {
+            Phase::Serving => None,
+            Phase::Closing(why) => why,
+        };
+        FleetEffect::Changed(Box::new(WorkerChanged {
+            session: id,
+            host: self.host.clone(),
+            build: self.build.clone(),
+            state: self.state(now),
+            refused: None,
+            bye,
+            lost: 0,
+            quarantine: self.health.quarantined_for(now),
+        }))
+    }
+
+    /// The next attempts to go, and the number of their frame.
+    fn pack(&mut self, seq: u64) -> Vec<Packed> {
+        let (mut packed, mut bytes) = (Vec::new(), 0);
+        let most = u64::try_from(ATTEMPTS_BYTES).unwrap_or(u64::MAX);
+        while let Some(key) = self.waiting.front().copied() {
+            let Some(flight) = self.flights.get_mut(&key) else {
+                unreachable!("what waits is in flight");
+            };
+            bytes += flight.bytes;
+            if packed.len() == ATTEMPTS_MAX || !packed.is_empty() && bytes > most {
+                break;
+            }
+            flight.seq = Some(seq);
+            packed.push(Packed { key, attempt: flight.attempt.clone() });
+            self.waiting.pop_front();
+        }
+        packed
+    }
+}
+
+impl Fleet {
+    /// The next frame of a session: what keeps it alive, then what frees it, then work.
+    pub(super) fn next_frame(&mut self, id: SessionId) -> Option<FleetEffect> {
+        let (now, lease, epoch) = (self.now, self.settings.lease, self.settings.epoch);
+        let session = self.sessions.get_mut(&id)?;
+        let seq = session.next_seq;
+        if !self.connected || seq > session.published + WINDOW {
+            return None;
+        }
+        let body = if std::mem::take(&mut session.grant_due) {
+            session.granted_at = now;
+            session.granted_upto = session.outcomes_upto;
+            let closed = session.phase != Phase::Serving;
+            let (stamp_us, outcomes_upto) = (session.stamp_us, session.outcomes_upto);
+            Body::Grant(Grant { stamp_us, lease, outcomes_upto, closed })
+        } else if !session.aborts.is_empty() {
+            let count = session.aborts.len().min(ABORTS_MAX);
+            Body::Abort(Abort { keys: session.aborts.drain(..count).collect() })
+        } else {
+            let (version, attempts) = (session.version, session.pack(seq));
+            if attempts.is_empty() {
+                return None;
+            }
+            session.next_seq += 1;
+            return Some(FleetEffect::Pack { session: id, seq, version, attempts });
+        };
+        session.next_seq += 1;
+        let frame = Frame { version: session.version, epoch, session: id, seq, body };
+        Some(FleetEffect::Publish(Box::new(frame)))
+    }
+}

@@ -1,0 +1,47 @@
+//! The fleet: the processes that send for a leader, and how leader and worker keep to one picture of what is
+//! under way. No I/O, no clock, no ambient randomness: time, frames and a seed are arguments.
+//!
+//! ```text
+//!                  leader                            bus                        worker
+//! dispatcher ──place──► Fleet ──Pack, Publish──► P.w.<session> ──► Serving ──Begin──► request
+//!      ▲                 │ ▲                                          │ ▲                │
+//!      └─────Ended───────┘ └──────────── P.l.<epoch>.<session> ◄──────┘ └────Ended───────┘
+//!                          └──────────── P.hello (every quarter of a lease) ──┘
+//! ```
+//!
+//! # The argument
+//!
+//! The bus may lose, delay and repeat what it carries, and may reorder what goes by different subjects. Either
+//! process may stop for as long as it likes, at any instruction. Still:
+//!
+//! 1. *An attempt that the fleet took comes back once, and once only*: as its outcome, as unsent, or as lost. It is
+//!    in one table ([`leader`]) under a key of its own, and whoever hands it back takes it out.
+//! 2. *Unsent is surely not begun.* A worker takes the frames of a session in the order of their numbers and no
+//!    other, so a frame that never reached it, and each behind it, is not begun; a worker that ends a session says
+//!    up to where it took them, begins nothing of it after, and answers for each attempt that it had taken.
+//! 3. *Nothing is begun after it was declared lost.* A worker begins a request only until its own clock shows the
+//!    stamp of the last `Hello` that was granted, and a lease. The leader declares a session lost a lease and
+//!    [`LOST_AFTER_LEASE`] after it last granted one. The stamp is older than the grant, so the right to begin ends
+//!    first, however long the grant was under way, as long as both clocks go at one rate within that second.
+//! 4. *Nothing that an earlier leader ordered counts for a later one.* Each frame has its leader's epoch; a worker
+//!    that has seen a higher one takes none of a lower one, and a leader takes only its own.
+
+pub mod frame;
+pub mod leader;
+pub mod subjects;
+
+use std::time::Duration;
+
+/// A session is lost so long after its lease, counted from the last grant: what two clocks may differ by within
+/// one lease.
+pub const LOST_AFTER_LEASE: Duration = Duration::from_secs(1);
+
+/// How often a leader says that it leads.
+pub const LEAD_EVERY: Duration = Duration::from_millis(500);
+
+/// A worker says how it is so many times a lease.
+pub const HELLOS_PER_LEASE: u32 = 4;
+
+/// Bytes of requests that one worker has in flight, unless it says otherwise: below what a server of the bus keeps
+/// for one connection (64 MB, NATS's `max_pending`), so that it is never cut off for being slow.
+pub const BYTE_BUDGET: u64 = 16 << 20;

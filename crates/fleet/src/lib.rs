@@ -29,6 +29,7 @@
 pub mod frame;
 pub mod leader;
 pub mod subjects;
+pub mod worker;
 
 use std::time::Duration;
 

@@ -1,0 +1,519 @@
+//! The worker's side: when a request may begin, and until what came of it has been heard.
+//!
+//! ```text
+//! Lead ─► join: Subscribe, Hello ─► Grant ─► Attempts ─► Begin ─► Ended ─► Outcomes ─► Grant: forgotten
+//!                                     │
+//!                 gap, lost connection, lease over, a higher epoch, leaving
+//!                                     ▼
+//!                 closing: begins nothing, says so, ends what runs ─► acknowledged ─► gone
+//! ```
+//!
+//! Whatever is irregular ends the session and begins another: there is no state of which the two sides could have
+//! different pictures. Invariant: a request begins only in the one session that serves, by a frame that came in its
+//! turn, before the end of a lease that was granted on a stamp of this process's own clock.
+
+mod session;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::frame::{
+    Attempts, Body, ByeReason, Digest, Frame, Grant, Hello, Lead, OLDEST, Refusal, Request,
+    SessionId, Versions,
+};
+use crate::{HELLOS_PER_LEASE, LOST_AFTER_LEASE};
+use session::{Session, Took};
+use walhook_core::attempt::Outcome;
+use walhook_core::id::Epoch;
+use walhook_core::tick::micros;
+
+/// A worker that was refused asks again after this.
+const REFUSED_FOR: Duration = Duration::from_secs(10);
+
+/// Lower epochs are taken again when nothing was heard of the highest one for so long: the state tables were made
+/// anew. A leader that was only stopped finds out by itself before that.
+const FORGET_EPOCH_AFTER: Duration = Duration::from_secs(60);
+
+/// Sessions that are ending at most: beyond that none begins, for something is wrong with every one.
+const CLOSING_MAX: usize = 64;
+
+/// How a worker serves.
+#[derive(Debug, Clone)]
+pub struct ServeSettings {
+    /// What it speaks: [`SPOKEN`](crate::frame::SPOKEN).
+    pub versions: Versions,
+    /// Requests at once to endpoints that answer within a second.
+    pub fast_slots: u32,
+    /// Requests at once to slower ones.
+    pub slow_slots: u32,
+    /// Bytes of requests at once: [`BYTE_BUDGET`](crate::BYTE_BUDGET).
+    pub byte_budget: u64,
+    /// The machine, for people.
+    pub host: String,
+    /// The build, for people.
+    pub build: String,
+    /// Of its `[egress]`.
+    pub egress: Digest,
+    /// Random: sessions are named by it.
+    pub seed: [u8; 32],
+}
+
+/// An attempt at this worker: keys are a leader's, so the session stands beside them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttemptKey {
+    /// Whose.
+    pub session: SessionId,
+    /// The leader's key.
+    pub key: u64,
+}
+
+/// What comes in.
+#[derive(Debug)]
+pub enum ServeInput {
+    /// A frame of a leader's.
+    Frame(Box<Frame>),
+    /// A frame that names this session cannot be read.
+    Unreadable(SessionId),
+    /// How the connection to the bus is. Until this has come it is taken to be away. To be said at each loss, however
+    /// short, and of frames that were dropped on the way in.
+    Bus {
+        /// Whether it is there.
+        connected: bool,
+    },
+    /// What came of a request: answers [`ServeEffect::Begin`], once, unless it was given up. `None`: it was not begun,
+    /// for instance since its time had come when its turn had.
+    Ended {
+        /// Which.
+        key: AttemptKey,
+        /// What came of it.
+        outcome: Option<Outcome>,
+    },
+    /// No work is taken any more. What runs ends, and is heard.
+    Drain,
+}
+
+/// Where a frame goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum To {
+    /// [`Subjects::hello`](crate::subjects::Subjects::hello).
+    Hello,
+    /// [`Subjects::leader`](crate::subjects::Subjects::leader), by the frame's epoch and session.
+    Leader,
+}
+
+/// What is to be done, in this order.
+#[derive(Debug)]
+pub enum ServeEffect {
+    /// [`Subjects::worker`](crate::subjects::Subjects::worker) of this session is to be heard, before the next frame is
+    /// published.
+    Subscribe(SessionId),
+    /// It is no longer to be heard.
+    Unsubscribe(SessionId),
+    /// The request is to be sent, if it begins while the boot-time clock shows less than `until_us`: whoever begins
+    /// it looks at the clock again.
+    Begin {
+        /// Which.
+        key: AttemptKey,
+        /// The request.
+        request: Box<Request>,
+        /// The end of the lease: microseconds.
+        until_us: u64,
+    },
+    /// A request is to be dropped. Nothing is to be told of it any more.
+    GiveUp(AttemptKey),
+    /// A frame is to be published.
+    Publish {
+        /// Where.
+        to: To,
+        /// What.
+        frame: Box<Frame>,
+    },
+    /// How the worker stands has changed.
+    State(ServeState),
+}
+
+/// How a worker stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServeState {
+    /// It has not heard of a leader, or not any more.
+    Waiting,
+    /// It has told a leader of itself.
+    Joining,
+    /// It may begin requests.
+    Serving,
+    /// The leader does not take it.
+    Refused(Refusal),
+    /// It takes no more.
+    Draining,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Leader {
+    epoch: Epoch,
+    lease: Duration,
+    version: u8,
+    heard_us: u64,
+}
+
+/// One worker. Times are microseconds of its machine's boot-time clock, which goes on while the machine sleeps.
+#[derive(Debug)]
+pub struct Serving {
+    settings: ServeSettings,
+    rng: SmallRng,
+    now_us: u64,
+    connected: bool,
+    leader: Option<Leader>,
+    current: Option<Session>,
+    closing: BTreeMap<SessionId, Session>,
+    refused: Option<(Refusal, u64)>,
+    draining: bool,
+    left: VecDeque<ServeEffect>,
+    shown: ServeState,
+}
+
+impl Serving {
+    /// A worker that has heard of nobody.
+    #[must_use]
+    pub fn new(settings: ServeSettings) -> Self {
+        let rng = SmallRng::from_seed(settings.seed);
+        Self {
+            settings,
+            rng,
+            now_us: 0,
+            connected: false,
+            leader: None,
+            current: None,
+            closing: BTreeMap::new(),
+            refused: None,
+            draining: false,
+            left: VecDeque::new(),
+            shown: ServeState::Waiting,
+        }
+    }
+
+    /// Takes one input.
+    pub fn handle(&mut self, now_us: u64, input: ServeInput) {
+        self.enter(now_us);
+        match input {
+            ServeInput::Frame(frame) => self.hear(*frame),
+            ServeInput::Unreadable(session) => {
+                if self.current.as_ref().is_some_and(|current| current.id == session) {
+                    self.close(ByeReason::Unreadable);
+                }
+            }
+            ServeInput::Bus { connected } => self.note_bus(connected),
+            ServeInput::Ended { key, outcome } => {
+                if let Some(session) = self.session_mut(key.session) {
+                    session.ended(key.key, outcome);
+                }
+            }
+            ServeInput::Drain => {
+                self.draining = true;
+                self.close(ByeReason::Leaving);
+            }
+        }
+    }
+
+    /// What is to be done next; `None`: nothing more at this moment.
+    pub fn poll(&mut self, now_us: u64) -> Option<ServeEffect> {
+        self.enter(now_us);
+        if self.left.is_empty() {
+            self.look_at_the_time();
+            let state = self.state();
+            if self.shown != state {
+                self.shown = state;
+                self.left.push_back(ServeEffect::State(state));
+            }
+        }
+        self.left.pop_front()
+    }
+
+    /// When to poll although nothing comes in.
+    #[must_use]
+    pub fn deadline(&self) -> Option<u64> {
+        let sessions = self.current.iter().chain(self.closing.values());
+        let sessions = sessions.map(|session| session.due(self.connected)).min();
+        let refused = self.refused.map(|(_, until)| until).filter(|_| !self.draining);
+        [sessions, refused].into_iter().flatten().min()
+    }
+
+    /// How the worker stands.
+    #[must_use]
+    pub fn state(&self) -> ServeState {
+        match (&self.current, self.refused) {
+            _ if self.draining => ServeState::Draining,
+            (Some(session), _) if session.until_us.is_some() => ServeState::Serving,
+            (Some(_), _) => ServeState::Joining,
+            (None, Some((why, _))) => ServeState::Refused(why),
+            (None, None) => ServeState::Waiting,
+        }
+    }
+
+    /// Whether it was told to drain, and nothing runs and nothing is left to be heard.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.draining && self.current.is_none() && self.closing.is_empty()
+    }
+
+    /// Requests that run.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.current.iter().chain(self.closing.values()).map(Session::running).sum()
+    }
+
+    /// What is left of the lease at this moment; `None`: it has none.
+    #[must_use]
+    pub fn lease_left(&self, now_us: u64) -> Option<Duration> {
+        let until = self.current.as_ref()?.until_us?;
+        until.checked_sub(now_us).map(Duration::from_micros)
+    }
+
+    /// How long ago a leader was heard; `None`: never.
+    #[must_use]
+    pub fn lead_heard(&self, now_us: u64) -> Option<Duration> {
+        self.leader.map(|leader| Duration::from_micros(now_us.saturating_sub(leader.heard_us)))
+    }
+
+    /// The leader's epoch, as far as it is known.
+    #[must_use]
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.leader.map(|leader| leader.epoch)
+    }
+
+    fn enter(&mut self, now_us: u64) {
+        assert!(now_us >= self.now_us, "time goes back: from {} to {now_us}", self.now_us);
+        self.now_us = now_us;
+        // Before anything is taken: it may have been a long time.
+        if self.current.as_ref().is_some_and(|session| session.is_over(now_us)) {
+            self.close(ByeReason::Lease);
+        }
+    }
+
+    fn session_mut(&mut self, id: SessionId) -> Option<&mut Session> {
+        match &mut self.current {
+            Some(session) if session.id == id => Some(session),
+            _ => self.closing.get_mut(&id),
+        }
+    }
+
+    fn hear(&mut self, frame: Frame) {
+        let Frame { epoch, session, seq, body, .. } = frame;
+        if let Body::Lead(lead) = &body {
+            self.hear_lead(epoch, lead);
+            return;
+        }
+        let higher = self.leader.is_some_and(|leader| epoch > leader.epoch);
+        let Some(found) = self.session_mut(session) else { return };
+        if higher || epoch > found.epoch {
+            // Another leads: what this one is said by `Lead`, which comes twice a second.
+            self.orphan_all();
+            self.leader = None;
+            return;
+        }
+        if epoch < found.epoch {
+            return;
+        }
+        match body {
+            Body::Refused(refused) => self.hear_refused(session, refused.why),
+            Body::Grant(grant) => self.hear_grant(session, seq, grant),
+            Body::Attempts(attempts) => self.hear_attempts(session, seq, attempts),
+            Body::Abort(abort) => {
+                let now_us = self.now_us;
+                let Some(found) = self.session_mut(session) else { return };
+                let (took, given_up) = found.hear_abort(seq, &abort.keys, now_us);
+                self.left.extend(given_up.into_iter().map(ServeEffect::GiveUp));
+                self.close_on_gap(took);
+            }
+            // Only workers say these, and `Lead` is above.
+            Body::Lead(_) | Body::Hello(_) | Body::Outcomes(_) | Body::Bye(_) => {}
+        }
+    }
+
+    fn hear_lead(&mut self, epoch: Epoch, lead: &Lead) {
+        let now_us = self.now_us;
+        if let Some(leader) = self.leader {
+            let forgotten = now_us >= leader.heard_us.saturating_add(micros(FORGET_EPOCH_AFTER));
+            if epoch < leader.epoch && !forgotten {
+                return;
+            }
+            if epoch != leader.epoch {
+                self.orphan_all();
+                self.refused = None;
+            }
+        }
+        let version = self.settings.versions.common(lead.versions).unwrap_or(OLDEST);
+        self.leader = Some(Leader { epoch, lease: lead.lease, version, heard_us: now_us });
+        self.join();
+    }
+
+    fn hear_refused(&mut self, id: SessionId, why: Refusal) {
+        if self.current.as_ref().is_some_and(|current| current.id == id) {
+            self.orphan_current();
+            if why != Refusal::Lost {
+                self.refused = Some((why, self.now_us.saturating_add(micros(REFUSED_FOR))));
+            }
+        } else if let Some(session) = self.closing.get_mut(&id) {
+            session.orphan();
+        }
+        self.join();
+    }
+
+    fn hear_grant(&mut self, id: SessionId, seq: u64, grant: Grant) {
+        let now_us = self.now_us;
+        let Some(session) = self.session_mut(id) else { return };
+        let took = session.hear_grant(seq, &grant, now_us);
+        let closed = grant.closed && session.is_serving();
+        self.refused = None;
+        self.close_on_gap(if closed { Took::Gap } else { took });
+    }
+
+    fn hear_attempts(&mut self, id: SessionId, seq: u64, attempts: Attempts) {
+        let now_us = self.now_us;
+        let Some(session) = self.session_mut(id) else { return };
+        let took = session.take_number(seq);
+        if took == Took::InTurn {
+            let until_us = session.until_us.unwrap_or(0);
+            let begun =
+                attempts.requests.into_iter().filter(|request| session.begin(request, now_us));
+            let begun = begun.map(|request| ServeEffect::Begin {
+                key: AttemptKey { session: id, key: request.key },
+                request: Box::new(request),
+                until_us,
+            });
+            let begun: Vec<_> = begun.collect();
+            self.left.extend(begun);
+        }
+        self.close_on_gap(took);
+    }
+
+    fn close_on_gap(&mut self, took: Took) {
+        if took == Took::Gap {
+            self.close(ByeReason::Gap);
+        }
+    }
+
+    fn note_bus(&mut self, connected: bool) {
+        self.connected = connected;
+        if !connected {
+            self.close(ByeReason::Disconnected);
+        }
+        for session in self.closing.values_mut() {
+            session.say_again(self.now_us);
+        }
+        self.join();
+    }
+
+    /// Ends the session that serves, and begins another one.
+    fn close(&mut self, why: ByeReason) {
+        if let Some(mut session) = self.current.take() {
+            session.close(why, self.now_us);
+            self.closing.insert(session.id, session);
+        }
+        self.join();
+    }
+
+    /// Nothing of any session is wanted any more; what runs ends.
+    fn orphan_all(&mut self) {
+        self.orphan_current();
+        self.closing.values_mut().for_each(Session::orphan);
+    }
+
+    fn orphan_current(&mut self) {
+        if let Some(mut session) = self.current.take() {
+            session.orphan();
+            self.closing.insert(session.id, session);
+        }
+    }
+
+    fn join(&mut self) {
+        let Some(leader) = self.leader else { return };
+        let refused = self.refused.is_some_and(|(_, until)| self.now_us < until);
+        let busy = self.current.is_some() || self.closing.len() >= CLOSING_MAX;
+        if !self.connected || self.draining || refused || busy {
+            return;
+        }
+        let id = SessionId(self.rng.random());
+        self.left.push_back(ServeEffect::Subscribe(id));
+        self.current =
+            Some(Session::new(id, leader.epoch, leader.version, leader.lease, self.now_us));
+    }
+
+    /// What is due by time, and what has come to be said.
+    fn look_at_the_time(&mut self) {
+        let now_us = self.now_us;
+        if self.current.as_ref().is_some_and(|session| session.is_unheard(now_us)) {
+            // The leader may have it among the lost by now.
+            self.orphan_current();
+        }
+        if self.refused.is_some_and(|(_, until)| now_us >= until) {
+            self.refused = None;
+        }
+        let gone: Vec<_> = self
+            .closing
+            .values()
+            .filter(|session| session.is_done(now_us))
+            .map(|session| session.id)
+            .collect();
+        for id in gone {
+            self.closing.remove(&id);
+            self.left.push_back(ServeEffect::Unsubscribe(id));
+        }
+        self.join();
+        if self.connected {
+            self.say();
+        }
+    }
+
+    /// Frames that are due.
+    fn say(&mut self) {
+        let now_us = self.now_us;
+        let (fast_slots, slow_slots) = self.free_slots();
+        let (settings, left) = (&self.settings, &mut self.left);
+        for session in self.current.iter_mut().chain(self.closing.values_mut()) {
+            left.extend(session.take_bye());
+            if session.hello_is_due(now_us) {
+                let hello = Hello {
+                    versions: settings.versions,
+                    fast_slots,
+                    slow_slots,
+                    byte_budget: settings.byte_budget,
+                    stamp_us: now_us,
+                    received_upto: session.received_upto(),
+                    state: session.hello_state(),
+                    host: settings.host.clone(),
+                    build: settings.build.clone(),
+                    egress: settings.egress,
+                };
+                left.push_back(session.hello(hello, now_us));
+            }
+            session.take_outcomes(now_us, left);
+        }
+    }
+
+    /// What is free of the slots for the session that serves: what others still run takes its own.
+    fn free_slots(&self) -> (u32, u32) {
+        let held: usize = self.closing.values().map(Session::running).sum();
+        let held = u32::try_from(held).unwrap_or(u32::MAX);
+        let (fast, slow) = (self.settings.fast_slots, self.settings.slow_slots);
+        let fast_left = fast.saturating_sub(held);
+        (fast_left, slow.saturating_sub(held - (fast - fast_left)))
+    }
+}
+
+/// A part of the lease.
+fn part_us(lease: Duration, parts: u32) -> u64 {
+    micros(lease / parts)
+}
+
+/// After so long without a grant nobody counts on a session any more.
+fn lost_after_us(lease: Duration) -> u64 {
+    micros(lease + LOST_AFTER_LEASE + Duration::from_secs(1))
+}
+
+/// How often a worker says how it is.
+fn hello_every_us(lease: Duration) -> u64 {
+    part_us(lease, HELLOS_PER_LEASE)
+}

@@ -1,0 +1,314 @@
+//! One session at its worker.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::{AttemptKey, ServeEffect, To, hello_every_us, lost_after_us, part_us};
+use crate::frame::{
+    ATTEMPTS_BYTES, Body, Bye, ByeReason, Frame, Grant, Hello, HelloState, OLDEST, OUTCOMES_MAX,
+    Outcomes, Request, SessionId, WireOutcome,
+};
+use walhook_core::attempt::Outcome;
+use walhook_core::id::Epoch;
+use walhook_core::tick::micros;
+
+/// Whether a frame came in its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Took {
+    InTurn,
+    /// It is not to be taken: it was taken before, or nothing is any more.
+    Not,
+    /// One before it did not come.
+    Gap,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    Closing(ByeReason),
+    /// Nobody wants to hear of it.
+    Orphan,
+}
+
+/// Invariant: `unheard` holds the outcomes from number `first` on, of which those before `sent` have been published at
+/// least once since `sent_at_us`.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) id: SessionId,
+    pub(super) epoch: Epoch,
+    version: u8,
+    lease: Duration,
+    phase: Phase,
+    began_us: u64,
+    /// Requests may begin until then.
+    pub(super) until_us: Option<u64>,
+    /// When a grant came last.
+    heard_us: u64,
+    hello_seq: u64,
+    hello_due_us: u64,
+    /// The number of the next frame in its turn.
+    next: u64,
+    running: BTreeSet<u64>,
+    unheard: VecDeque<WireOutcome>,
+    first: u64,
+    sent: u64,
+    sent_at_us: u64,
+    out_seq: u64,
+    bye_due: bool,
+    /// The leader knows that it is closing.
+    closed: bool,
+}
+
+impl Session {
+    pub(super) fn new(
+        id: SessionId,
+        epoch: Epoch,
+        version: u8,
+        lease: Duration,
+        now_us: u64,
+    ) -> Self {
+        Self {
+            id,
+            epoch,
+            version,
+            lease,
+            phase: Phase::Serving,
+            began_us: now_us,
+            until_us: None,
+            heard_us: now_us,
+            hello_seq: 0,
+            hello_due_us: now_us,
+            next: 1,
+            running: BTreeSet::new(),
+            unheard: VecDeque::new(),
+            first: 0,
+            sent: 0,
+            sent_at_us: 0,
+            out_seq: 0,
+            bye_due: false,
+            closed: false,
+        }
+    }
+
+    pub(super) fn is_serving(&self) -> bool {
+        self.phase == Phase::Serving
+    }
+
+    pub(super) fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    pub(super) fn received_upto(&self) -> u64 {
+        self.next - 1
+    }
+
+    /// Whether it had a lease, and has it no more.
+    pub(super) fn is_over(&self, now_us: u64) -> bool {
+        self.until_us.is_some_and(|until| now_us >= until)
+    }
+
+    /// Whether it has asked for a lease for so long that another one should.
+    pub(super) fn is_unheard(&self, now_us: u64) -> bool {
+        self.until_us.is_none() && now_us >= self.began_us.saturating_add(micros(self.lease))
+    }
+
+    pub(super) fn is_done(&self, now_us: u64) -> bool {
+        let heard = match self.phase {
+            Phase::Serving => false,
+            Phase::Closing(_) => {
+                self.closed && self.unheard.is_empty()
+                    || now_us >= self.heard_us + lost_after_us(self.lease)
+            }
+            Phase::Orphan => true,
+        };
+        heard && self.running.is_empty()
+    }
+
+    pub(super) fn close(&mut self, why: ByeReason, now_us: u64) {
+        self.phase = Phase::Closing(why);
+        self.until_us = None;
+        self.bye_due = true;
+        self.heard_us = now_us;
+        self.hello_due_us = now_us;
+    }
+
+    pub(super) fn orphan(&mut self) {
+        self.phase = Phase::Orphan;
+        self.until_us = None;
+        self.unheard.clear();
+    }
+
+    /// All that has not been acknowledged is to be said once more.
+    pub(super) fn say_again(&mut self, now_us: u64) {
+        self.sent = self.first;
+        self.hello_due_us = now_us;
+        self.bye_due = !self.closed;
+    }
+
+    pub(super) fn take_number(&mut self, seq: u64) -> Took {
+        if !self.is_serving() || seq < self.next {
+            return Took::Not;
+        }
+        if seq > self.next {
+            return Took::Gap;
+        }
+        self.next += 1;
+        Took::InTurn
+    }
+
+    pub(super) fn hear_grant(&mut self, seq: u64, grant: &Grant, now_us: u64) -> Took {
+        let took = self.take_number(seq);
+        // What it acknowledges it does in any order.
+        while self.first < grant.outcomes_upto
+            && self.first < self.sent
+            && self.unheard.pop_front().is_some()
+        {
+            self.first += 1;
+        }
+        if self.phase == Phase::Orphan {
+            return took;
+        }
+        if !self.is_serving() {
+            self.closed |= grant.closed;
+            self.heard_us = now_us;
+        }
+        // A stamp that this clock has not shown is none of ours.
+        if took == Took::InTurn && grant.stamp_us <= now_us && grant.stamp_us >= self.began_us {
+            self.heard_us = now_us;
+            self.lease = grant.lease;
+            let until = grant.stamp_us.saturating_add(micros(grant.lease));
+            self.until_us = Some(self.until_us.map_or(until, |before| before.max(until)));
+        }
+        took
+    }
+
+    pub(super) fn hear_abort(
+        &mut self,
+        seq: u64,
+        keys: &[u64],
+        now_us: u64,
+    ) -> (Took, Vec<AttemptKey>) {
+        debug_assert!(
+            self.until_us.is_none_or(|until| now_us < until),
+            "a session whose lease is over has been closed"
+        );
+        let took = self.take_number(seq);
+        // It may be given up in any order: one that is not known yet is in a frame that is not taken.
+        let running = keys.iter().filter(|key| self.running.remove(key));
+        (took, running.map(|key| AttemptKey { session: self.id, key: *key }).collect())
+    }
+
+    /// Whether a request that came in its turn may begin; it is answered for otherwise.
+    pub(super) fn begin(&mut self, request: &Request, now_us: u64) -> bool {
+        let may = self.until_us.is_some_and(|until| now_us < until);
+        let known = self.running.contains(&request.key);
+        if may && !known {
+            self.running.insert(request.key);
+        } else if !known {
+            self.unheard.push_back(WireOutcome { key: request.key, outcome: None });
+        }
+        may && !known
+    }
+
+    pub(super) fn ended(&mut self, key: u64, outcome: Option<Outcome>) {
+        if self.running.remove(&key) && self.phase != Phase::Orphan {
+            self.unheard.push_back(WireOutcome { key, outcome });
+        }
+    }
+
+    pub(super) fn hello_state(&self) -> HelloState {
+        match self.phase {
+            Phase::Closing(why) => HelloState::Closing(why),
+            Phase::Serving | Phase::Orphan => HelloState::Serving,
+        }
+    }
+
+    pub(super) fn hello_is_due(&self, now_us: u64) -> bool {
+        self.phase != Phase::Orphan && now_us >= self.hello_due_us
+    }
+
+    pub(super) fn hello(&mut self, hello: Hello, now_us: u64) -> ServeEffect {
+        self.hello_seq += 1;
+        self.hello_due_us = now_us + hello_every_us(self.lease);
+        let frame = Frame {
+            version: OLDEST,
+            epoch: self.epoch,
+            session: self.id,
+            seq: self.hello_seq,
+            body: Body::Hello(hello),
+        };
+        ServeEffect::Publish { to: To::Hello, frame: Box::new(frame) }
+    }
+
+    fn publish(&mut self, body: Body) -> ServeEffect {
+        self.out_seq += 1;
+        let frame = Frame {
+            version: self.version,
+            epoch: self.epoch,
+            session: self.id,
+            seq: self.out_seq,
+            body,
+        };
+        ServeEffect::Publish { to: To::Leader, frame: Box::new(frame) }
+    }
+
+    /// The word that it is closing, where that is to be said.
+    pub(super) fn take_bye(&mut self) -> Option<ServeEffect> {
+        let Phase::Closing(why) = self.phase else { return None };
+        let received_upto = self.received_upto();
+        std::mem::take(&mut self.bye_due)
+            .then(|| self.publish(Body::Bye(Bye { received_upto, why })))
+    }
+
+    /// Outcomes that have not been published, or not been acknowledged in time.
+    pub(super) fn take_outcomes(&mut self, now_us: u64, into: &mut VecDeque<ServeEffect>) {
+        let all = self.first + u64::try_from(self.unheard.len()).unwrap_or(0);
+        if self.sent == all && self.first < all && now_us >= self.again_at_us() {
+            self.sent = self.first;
+        }
+        while self.sent < all {
+            let from = usize::try_from(self.sent - self.first).unwrap_or(usize::MAX);
+            let mut bytes = 0;
+            let fits = |outcome: &&WireOutcome| {
+                let text = outcome.outcome.as_ref().map_or(0, |outcome| outcome.record.text.len());
+                bytes += 64 + text;
+                bytes <= ATTEMPTS_BYTES
+            };
+            let outcomes: Vec<_> = self
+                .unheard
+                .iter()
+                .skip(from)
+                .take(OUTCOMES_MAX)
+                .take_while(fits)
+                .cloned()
+                .collect();
+            let first = self.sent;
+            self.sent += u64::try_from(outcomes.len().max(1)).unwrap_or(1);
+            self.sent_at_us = now_us;
+            into.push_back(self.publish(Body::Outcomes(Outcomes { first, outcomes })));
+        }
+    }
+
+    /// When outcomes that were not acknowledged are published once more: grants come twice in that time.
+    fn again_at_us(&self) -> u64 {
+        self.sent_at_us.saturating_add(part_us(self.lease, 2))
+    }
+
+    /// When something of it changes by time alone.
+    pub(super) fn due(&self, connected: bool) -> u64 {
+        let mut due = match self.phase {
+            Phase::Serving => self.until_us.unwrap_or(self.began_us + micros(self.lease)),
+            Phase::Closing(_) if self.running.is_empty() => {
+                self.heard_us + lost_after_us(self.lease)
+            }
+            Phase::Closing(_) | Phase::Orphan => u64::MAX,
+        };
+        if connected && self.phase != Phase::Orphan {
+            due = due.min(self.hello_due_us);
+            if !self.unheard.is_empty() {
+                due = due.min(self.again_at_us());
+            }
+        }
+        due
+    }
+}

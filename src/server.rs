@@ -51,6 +51,8 @@ pub(crate) mod sessions;
 mod stop;
 mod tasks;
 pub mod trouble;
+#[cfg(feature = "workers")]
+mod workers;
 mod writer;
 
 use std::net::SocketAddr;
@@ -91,6 +93,8 @@ use walhook_postgres::feedback::Feedback;
 use walhook_postgres::pg::Conninfo;
 use walhook_process::clock::Clock;
 use walhook_process::descriptors;
+#[cfg(feature = "workers")]
+pub use workers::run_worker;
 
 /// Batches between reader and dispatcher. A batch is at most [`reader::BATCH_BYTES`] and one event.
 const BATCHES: usize = 8;
@@ -113,12 +117,13 @@ const STORE_GRACE: Duration = Duration::from_secs(5);
 /// Runs until `shutdown`: stands by while another instance leads, leads when the slot is free.
 ///
 /// `shutdown` drains: no new request is sent, those in flight may end, their outcomes are stored.
-/// `recording`: where what comes in is written.
+/// `serves`: whether it sends for the leader while it stands by. `recording`: where what comes in is written.
 ///
 /// # Errors
 /// [`Stop`], except [`Stop::Fenced`], which leads back to standing by.
 pub async fn run(
     config: Config,
+    serves: bool,
     shutdown: CancellationToken,
     recording: Option<&Recording>,
 ) -> Result<(), Stop> {
@@ -130,7 +135,7 @@ pub async fn run(
     say_who_starts(&config, listener.local_addr().ok());
     let closed = CancellationToken::new();
     server.spawn(admin::serve(listener, Arc::clone(&metrics), watched, closed.clone()));
-    let result = stand_by_and_lead(&config, &metrics, &tell, &shutdown, recording).await;
+    let result = stand_by_and_lead(&config, serves, &metrics, &tell, &shutdown, recording).await;
     if let Err(Stop::Halted(halt)) = &result {
         tell.set_role(Role::Halted(halt.to_string()));
         store_halt(&config, &halt.to_string()).await;
@@ -167,6 +172,7 @@ fn say_who_starts(config: &Config, admin: Option<SocketAddr>) {
 
 async fn stand_by_and_lead(
     config: &Config,
+    serves: bool,
     metrics: &Arc<Metrics>,
     tell: &Teller,
     shutdown: &CancellationToken,
@@ -182,10 +188,29 @@ async fn stand_by_and_lead(
              passes it as if it had been delivered"
         );
     }
+    #[cfg(feature = "workers")]
+    let link = workers::link(config).await?;
+    #[cfg(feature = "workers")]
+    let mut standby = link
+        .as_ref()
+        .filter(|_| serves)
+        .and_then(|link| workers::Standby::new(config, link, &sender, metrics, tell, shutdown));
+    #[cfg(not(feature = "workers"))]
+    let _nothing_is_served = serves;
     let mut started = false;
     loop {
-        let leader = become_leader(config, tell, shutdown, &mut started).await?;
-        let Some(leader) = leader else { return Ok(()) };
+        let stands_by = || {
+            #[cfg(feature = "workers")]
+            if let Some(standby) = &mut standby {
+                standby.serve();
+            }
+        };
+        let leader = become_leader(config, tell, shutdown, &mut started, stands_by).await?;
+        #[cfg(feature = "workers")]
+        if let Some(standby) = &mut standby {
+            standby.stop();
+        }
+        let Some(leader) = leader else { break };
         tracing::info!(
             epoch = leader.epoch.0, frontier = %leader.start.frontier, slot = %config.source.slot,
             "leading: streaming from the slot"
@@ -196,10 +221,16 @@ async fn stand_by_and_lead(
         metrics.set_leader(false);
         match ended {
             Err(Stop::Fenced) => tracing::warn!("another instance has taken over; standing by"),
+            Ok(()) => break,
             ended => return ended,
         }
         tell.set_role(Role::Standby);
     }
+    #[cfg(feature = "workers")]
+    if let Some(standby) = standby {
+        standby.ended().await;
+    }
+    Ok(())
 }
 
 /// What every task of one leader has.

@@ -20,9 +20,9 @@ pub struct Args {
 /// # Errors
 /// When the instance does not answer, or answers that it is not ready.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
-    let config = common.load()?;
+    let admin = common.load_admin()?;
     let question = if args.live { Question::Live } else { Question::Ready };
-    let health = health::read(&config.admin, question).await?;
+    let health = health::read(&admin, question).await?;
     if common.json {
         print_json(&health)?;
     } else if health.healthy {

@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Admin, Config, ConfigError, WorkerConfig};
 pub use crate::control::Failure;
 use walhook_core::endpoint::Secret;
 use walhook_core::escape;
@@ -157,14 +157,31 @@ impl Common {
     /// # Errors
     /// [`Failure::Usage`], with what is wrong and where.
     pub fn load(&self) -> Result<Config, Failure> {
-        // A variable that is not UTF-8 can only be somebody else's.
-        let env: Vec<(String, String)> = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect();
-        for near_miss in crate::config::near_misses(env.iter().map(|(name, _)| name.clone())) {
-            print_remark(&format!("warning: environment variable {near_miss}"));
+        Ok(crate::config::load(&self.path()?, environment())?)
+    }
+
+    /// As [`Common::load`], for a worker.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn load_worker(&self) -> Result<WorkerConfig, Failure> {
+        Ok(crate::config::load_worker(&self.path()?, environment())?)
+    }
+
+    /// Where the instance of this configuration answers: one of any role.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn load_admin(&self) -> Result<Admin, Failure> {
+        let (path, env) = (self.path()?, environment());
+        match crate::config::load(&path, env.clone()) {
+            Ok(config) => Ok(config.admin),
+            // A worker's has no database: then what that one lacks is no problem.
+            Err(error) => match crate::config::load_worker(&path, env) {
+                Ok(config) => Ok(config.admin),
+                Err(_) => Err(error.into()),
+            },
         }
-        Ok(crate::config::load(&self.path()?, env)?)
     }
 
     /// The configuration file: the one that is named, or the first that exists where it is looked for.
@@ -178,6 +195,18 @@ impl Common {
         // One that may not be looked at is there for all we know, and reading it says why not.
         Ok(default_path(|path| path.try_exists().unwrap_or(true))?)
     }
+}
+
+/// This process's environment. Variables of it that look like keys and are none are remarked upon.
+fn environment() -> Vec<(String, String)> {
+    // A variable that is not UTF-8 can only be somebody else's.
+    let env: Vec<(String, String)> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    for near_miss in crate::config::near_misses(env.iter().map(|(name, _)| name.clone())) {
+        print_remark(&format!("warning: environment variable {near_miss}"));
+    }
+    env
 }
 
 /// Where the configuration is looked for, the first that is there.

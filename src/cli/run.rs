@@ -6,6 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{CommandResult, Common, Failure};
+use crate::config::WorkerConfig;
 use crate::server::record::Recording;
 use crate::server::{self, Stop};
 
@@ -19,6 +20,9 @@ use crate::server::{self, Stop};
 /// exits at once, which loses nothing either: what was not stored is sent again.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// What this process does
+    #[arg(long, value_enum, default_value_t, value_name = "ROLE")]
+    role: Role,
     /// Write what comes in at the dispatcher to this new file, to replay an incident with
     ///
     /// Rows, secrets, header values, URLs' paths and queries, and error texts stand in it by their lengths and
@@ -27,12 +31,30 @@ pub struct Args {
     record: Option<PathBuf>,
 }
 
+/// What a process of `run` does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+enum Role {
+    /// Leads when the slot is free. While it stands by, and [workers] is set, it serves as a worker: equal
+    /// instances use all their cores
+    #[default]
+    All,
+    /// Leads or stands by, and never serves as a worker
+    Leader,
+    /// Sends for the leader, and never leads. Needs [workers], and NATS; no database, no secret, no rule. On the
+    /// first signal it takes no new requests, ends those that it has, and exits when the leader has heard of
+    /// each: nothing is sent twice
+    Worker,
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// [`Failure::Usage`] when the configuration does not fit the database, [`Failure::Halted`] when going
 /// on would lose data, [`Failure::Failed`] for the rest.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
+    if args.role == Role::Worker {
+        return run_worker(&args, common).await;
+    }
     let config = common.load()?;
     crate::server::log::init(&config.log).map_err(Failure::Usage)?;
     if config.events.is_empty() {
@@ -44,14 +66,55 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     let recording = args.record.as_deref().map(record).transpose()?;
     walhook_process::descriptors::raise();
     walhook_process::descriptors::tell((config.scheduler.fast_slots, config.scheduler.slow_slots));
-    let shutdown = CancellationToken::new();
-    let mut signals = tokio::task::JoinSet::new();
-    signals.spawn(watch_signals(shutdown.clone()));
-    let ended = server::run(config, shutdown, recording.as_ref()).await;
-    signals.abort_all();
+    let serves = args.role == Role::All;
+    let ended = until_signalled(async |shutdown| {
+        server::run(config, serves, shutdown, recording.as_ref()).await
+    })
+    .await;
     if let Some(recording) = recording {
         tokio::task::spawn_blocking(|| recording.finish()).await.map_err(anyhow::Error::from)?;
     }
+    result(ended)
+}
+
+/// Runs a worker.
+async fn run_worker(args: &Args, common: &Common) -> CommandResult {
+    if args.record.is_some() {
+        return Err(Failure::Usage(anyhow::anyhow!(
+            "--record: a worker has no dispatcher; record at the leader"
+        )));
+    }
+    let config = common.load_worker()?;
+    serve(config).await
+}
+
+/// A configuration with `[workers]` is refused before.
+#[cfg(not(feature = "workers"))]
+async fn serve(_: WorkerConfig) -> CommandResult {
+    Err(Failure::Usage(anyhow::anyhow!("this build has no workers")))
+}
+
+#[cfg(feature = "workers")]
+async fn serve(config: WorkerConfig) -> CommandResult {
+    crate::server::log::init(&config.log).map_err(Failure::Usage)?;
+    walhook_process::descriptors::raise();
+    walhook_process::descriptors::tell((config.scheduler.fast_slots, config.scheduler.slow_slots));
+    result(until_signalled(async |shutdown| server::run_worker(config, shutdown).await).await)
+}
+
+/// Runs until it ends, which the first signal asks for.
+async fn until_signalled(
+    run: impl AsyncFnOnce(CancellationToken) -> Result<(), Stop>,
+) -> Result<(), Stop> {
+    let shutdown = CancellationToken::new();
+    let mut signals = tokio::task::JoinSet::new();
+    signals.spawn(watch_signals(shutdown.clone()));
+    let ended = run(shutdown).await;
+    signals.abort_all();
+    ended
+}
+
+fn result(ended: Result<(), Stop>) -> CommandResult {
     match ended {
         Ok(()) | Err(Stop::Fenced) => Ok(()),
         Err(Stop::Halted(halt)) => Err(Failure::Halted(halt.to_string())),

@@ -125,7 +125,7 @@ pub fn load_worker(
 }
 
 /// As [`load_worker`], with the file's text given.
-pub(super) fn parse_worker(
+pub(crate) fn parse_worker(
     path: &Path,
     text: &str,
     env: impl IntoIterator<Item = (String, String)>,

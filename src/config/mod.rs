@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-#[cfg(test)]
-pub(crate) use load::parse;
 pub use load::{ConfigError, Place, load, load_worker};
+#[cfg(test)]
+pub(crate) use load::{parse, parse_worker};
 pub use near_miss::near_misses;
 pub use workers::{LocalSending, WorkerConfig, WorkerEgress, Workers};
 

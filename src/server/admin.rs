@@ -77,7 +77,7 @@ fn with_faults(ready: Result<(), String>, faults: Vec<(Fault, String)>) -> Resul
 async fn leaderz(State(shared): State<Shared>) -> Response {
     match shared.health.borrow().role {
         Role::Leader => text(StatusCode::OK, "leader"),
-        Role::Starting | Role::Standby | Role::Halted(_) => {
+        Role::Starting | Role::Standby | Role::Worker | Role::Halted(_) => {
             text(StatusCode::SERVICE_UNAVAILABLE, "not the leader")
         }
     }

@@ -18,6 +18,9 @@ use walhook_state::Told;
 /// every 10 s, because status updates ask it to.
 pub const STREAM_SILENT: Duration = Duration::from_secs(30);
 
+/// A worker without a lease that has not heard a leader for so long is not ready. Leaders speak twice a second.
+pub const LEADER_SILENT: Duration = Duration::from_secs(10);
+
 /// A leader whose checkpoint is this old is not ready. It is written every 10 s even when idle.
 pub const CHECKPOINT_OLD: Duration = Duration::from_secs(30);
 
@@ -40,8 +43,49 @@ pub enum Role {
     Standby,
     /// Holds the slot.
     Leader,
+    /// Sends for a leader, and never leads.
+    Worker,
     /// Stopped to protect data, for this reason.
     Halted(String),
+}
+
+/// How a process serves that sends for a leader.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Serving {
+    /// When a leader was last heard.
+    pub leader_heard_at: Option<Instant>,
+    /// Until when it may begin requests.
+    pub lease_until: Option<Instant>,
+    /// Why the leader has no use for it, where it said so.
+    pub refused: Option<String>,
+    /// What is wrong with the bus, while it is away.
+    pub bus_away: Option<String>,
+    /// Whether it takes no new requests, for it is to end.
+    pub draining: bool,
+}
+
+impl Serving {
+    /// Why it serves nobody, one reason a line.
+    fn reasons(&self, now: Instant) -> Vec<String> {
+        if self.draining {
+            return vec!["draining: it ends its requests and takes no new ones".to_owned()];
+        }
+        if let Some(refused) = &self.refused {
+            return vec![format!("the leader refuses it: {refused}")];
+        }
+        let heard = self.leader_heard_at.map(|at| now.duration_since(at));
+        if self.lease_until.is_some_and(|until| now < until)
+            || heard.is_some_and(|age| age < LEADER_SILENT)
+        {
+            return Vec::new();
+        }
+        let silent = match heard {
+            None => "no leader was heard yet".to_owned(),
+            Some(age) => format!("a leader was last heard {} s ago", age.as_secs()),
+        };
+        let away = self.bus_away.iter().map(|why| format!("the bus is away: {why}"));
+        std::iter::once(silent).chain(away).collect()
+    }
 }
 
 /// What the pipeline last said of itself.
@@ -55,6 +99,8 @@ pub struct Health {
     pub stream_moving_at: Option<Instant>,
     /// When the checkpoint was last written.
     pub checkpoint_written_at: Option<Instant>,
+    /// How it sends for a leader, where it does.
+    pub serving: Serving,
     /// What fails now.
     pub troubles: BTreeMap<Part, Trouble>,
 }
@@ -66,6 +112,7 @@ impl Default for Health {
             role: Role::Starting,
             stream_moving_at: None,
             checkpoint_written_at: None,
+            serving: Serving::default(),
             troubles: BTreeMap::new(),
         }
     }
@@ -80,6 +127,7 @@ impl Health {
         let mut reasons: Vec<String> = match &self.role {
             Role::Starting => vec!["starting".to_owned()],
             Role::Standby => Vec::new(),
+            Role::Worker => self.serving.reasons(now),
             Role::Halted(reason) => vec![format!("halted: {reason}")],
             Role::Leader => {
                 let late = |what: &str, at: Option<Instant>, bound: Duration| match at {
@@ -112,6 +160,7 @@ impl Health {
             Role::Starting => "starting",
             Role::Standby => "standby",
             Role::Leader => "leader",
+            Role::Worker => "worker",
             Role::Halted(_) => "halted",
         };
         let (pipeline, role) = (self.pipeline.clone(), role.to_owned());
@@ -162,6 +211,15 @@ impl Teller {
             }
             health.role = role;
             health.troubles.clear();
+        });
+    }
+
+    /// How it sends for a leader from now on.
+    pub fn serves(&self, serving: Serving) {
+        self.0.send_if_modified(|health| {
+            let is_new = health.serving != serving;
+            health.serving = serving;
+            is_new
         });
     }
 
@@ -248,6 +306,26 @@ mod tests {
         assert!(reasons.contains("checkpoint was written: last 40 s ago"), "{reasons}");
         let new = Health { role: Role::Leader, ..Health::default() };
         assert!(new.readiness(start).unwrap_err().contains("not yet"));
+    }
+
+    #[test]
+    fn worker_is_ready_with_a_lease_or_a_leader_and_not_while_it_drains() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let worker = |serving| Health { role: Role::Worker, serving, ..Health::default() };
+        let why = |serving, at| worker(serving).readiness(at).unwrap_err();
+        let away = Some("refused".to_owned());
+        let nobody = Serving { bus_away: away, ..Serving::default() };
+        assert_eq!(why(nobody, start), "no leader was heard yet\nthe bus is away: refused");
+        let heard = Serving { leader_heard_at: Some(start), ..Serving::default() };
+        assert_eq!(worker(heard.clone()).readiness(after(9)), Ok(()));
+        assert_eq!(why(heard.clone(), after(10)), "a leader was last heard 10 s ago");
+        let leased = Serving { lease_until: Some(after(60)), ..heard };
+        assert_eq!(worker(leased.clone()).readiness(after(59)), Ok(()));
+        let refused = Serving { refused: Some("its [egress] differs".into()), ..leased.clone() };
+        assert_eq!(why(refused, start), "the leader refuses it: its [egress] differs");
+        let draining = Serving { draining: true, ..leased };
+        assert!(why(draining, start).starts_with("draining"));
     }
 
     #[test]

@@ -63,12 +63,13 @@ pub(super) struct Leader {
 /// Waits until the slot is ours, and takes the lease. `None` on shutdown.
 ///
 /// `started` is whether this configuration has led to the slot once: until then what waiting does not
-/// fix is refused.
+/// fix is refused. `stands_by` is called when another instance is found to lead.
 pub(super) async fn become_leader(
     config: &Config,
     tell: &Teller,
     shutdown: &CancellationToken,
     started: &mut bool,
+    mut stands_by: impl FnMut(),
 ) -> Result<Option<Leader>, Stop> {
     let mut backoff = Backoff::new();
     let mut said_standby = false;
@@ -95,6 +96,7 @@ pub(super) async fn become_leader(
                     tracing::info!(slot = %config.source.slot, "standing by: another instance streams from the slot");
                 }
                 tell.set_role(Role::Standby);
+                stands_by();
                 tokio::select! {
                     () = shutdown.cancelled() => return Ok(None),
                     () = until_free(config) => {}
@@ -218,7 +220,8 @@ async fn refuse_to_break_writes(config: &Config, client: &Connection) -> Result<
     Err(OpenError::refused_or_halts(StartError::RefusedWrites { publication, tables }))
 }
 
-fn hostname() -> String {
+/// The machine's name, for people.
+pub(super) fn hostname() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
     name.map_or_else(|_| "unknown host".to_owned(), |name| name.trim().to_owned())
 }

@@ -141,6 +141,10 @@ pub struct Metrics {
     pub kept_bytes: IntGauge,
     /// `walhook_connection_bytes`: memory that connections to endpoints take.
     pub connection_bytes: IntGauge,
+    /// `walhook_worker_in_flight`: requests that this process carries for a leader.
+    pub worker_in_flight: IntGauge,
+    /// `walhook_worker_lease_seconds`: for how long it may still begin requests for one.
+    pub worker_lease: Gauge,
     /// `walhook_deferred`: deliveries in the tables `deferred` and `pages`, or on their way there.
     pub deferred: IntGauge,
     /// `walhook_backlogs`: endpoints that have some.
@@ -230,6 +234,8 @@ impl Metrics {
             queued_bytes: r.gauge("walhook_queued_bytes")?,
             kept_bytes: r.gauge("walhook_kept_bytes")?,
             connection_bytes: r.gauge("walhook_connection_bytes")?,
+            worker_in_flight: r.gauge("walhook_worker_in_flight")?,
+            worker_lease: r.float("walhook_worker_lease_seconds")?,
             deferred: r.gauge("walhook_deferred")?,
             backlogs: r.gauge("walhook_backlogs")?,
             breakers_open: r.gauge("walhook_breakers_open")?,

@@ -39,6 +39,9 @@ pub enum Unfit {
     /// The times between attempts.
     #[error("[delivery]: {0}")]
     Retry(PolicyError),
+    /// The workers, or their bus.
+    #[error("{0}")]
+    Workers(String),
     /// What it names is not in place.
     #[error(transparent)]
     Start(#[from] Box<StartError>),

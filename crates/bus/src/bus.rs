@@ -1,6 +1,7 @@
 //! The connection, and what is published and heard over it.
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_nats::{Client, ClientError, Event, ServerError, StatusCode, Subject};
@@ -173,6 +174,11 @@ impl Subscription {
     /// The next message; `None` once the bus is gone. Cancel-safe.
     pub async fn next(&mut self) -> Option<Received> {
         self.0.next().await.map(received)
+    }
+
+    /// The next message, for who waits for one of several subscriptions; `None` once the bus is gone.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
+        self.0.poll_next_unpin(cx).map(|message| message.map(received))
     }
 
     /// The next message, if it has come already.

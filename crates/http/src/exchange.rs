@@ -42,6 +42,12 @@ impl Exchange {
         Self { result, elapsed, resends: 0 }
     }
 
+    /// Whether it was not sent, or not again, since whoever carried it might not begin it any more.
+    #[must_use]
+    pub fn was_held_back(&self) -> bool {
+        matches!(&self.result, Err(failure) if failure.kind == FailureKind::Aborted)
+    }
+
     /// Whether the endpoint took the event.
     #[must_use]
     pub fn delivered(&self) -> bool {

@@ -10,7 +10,7 @@ use prometheus::{
 };
 
 /// What `/metrics` says of each metric.
-const HELP: [(&str, &str); 36] = [
+const HELP: [(&str, &str); 38] = [
     ("walhook_attempt_seconds", "How long a request took."),
     ("walhook_attempts_total", "Requests that came to an end, by what came of them."),
     ("walhook_backlogs", "Endpoints with deferred deliveries."),
@@ -70,6 +70,11 @@ const HELP: [(&str, &str); 36] = [
     (
         "walhook_unrouted_total",
         "Events that were stored without an endpoint, and what became of them.",
+    ),
+    ("walhook_worker_in_flight", "Requests that this process carries for a leader."),
+    (
+        "walhook_worker_lease_seconds",
+        "For how long this process may still begin requests for a leader.",
     ),
 ];
 

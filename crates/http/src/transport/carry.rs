@@ -14,6 +14,7 @@ use http::HeaderMap;
 use tracing::Instrument;
 use walhook_core::attempt::Attempt;
 use walhook_core::event::{AccountId, EndpointId};
+use walhook_core::position::EventId;
 
 use super::target::Address;
 use super::{Transport, request, within};
@@ -27,8 +28,8 @@ pub struct Prepared {
     pub account: AccountId,
     /// The endpoint.
     pub endpoint: EndpointId,
-    /// The event, as `webhook-id` says it.
-    pub event: String,
+    /// The event, whose id `webhook-id` says.
+    pub event: EventId,
     /// Which attempt of the delivery it is; counts from 1.
     pub number: u32,
     /// Where it goes, as the endpoint's row says.
@@ -78,7 +79,7 @@ impl Transport {
         Ok(Prepared {
             account: post.account.clone(),
             endpoint: attempt.endpoint.id.clone(),
-            event: post.id.to_string(),
+            event: post.id,
             number: post.number,
             url: attempt.endpoint.url.clone(),
             headers,

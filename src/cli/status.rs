@@ -186,14 +186,13 @@ fn workers_text(status: &StatusView) -> Option<String> {
     let workers = status.workers.as_ref().filter(|workers| !workers.is_empty())?;
     let mut counts = BTreeMap::<&str, usize>::new();
     for worker in workers {
-        *counts
-            .entry(if worker.stale { "not seen for long" } else { &worker.state })
-            .or_default() += 1;
+        *counts.entry(&worker.state).or_default() += 1;
     }
     let counts: Vec<String> = counts.iter().map(|(name, n)| format!("{name} {n}")).collect();
-    let of = |count: fn(&WorkerView) -> u64| {
-        workers.iter().filter(|worker| !worker.stale).map(count).fold(0, u64::saturating_add)
-    };
+    if status.leader.running == Some(false) {
+        return Some(format!("nobody leads; for the last leader {}", counts.join(", ")));
+    }
+    let of = |count: fn(&WorkerView) -> u64| workers.iter().map(count).fold(0, u64::saturating_add);
     let (in_flight, slots) = (of(|worker| worker.in_flight), of(|worker| worker.slots));
     Some(format!("{}; {in_flight} of {slots} slots in use", counts.join(", ")))
 }
@@ -234,7 +233,7 @@ mod tests {
             "unrouted      2 events",
             "dead letters  exhausted 1",
             "in trouble    disabled 1",
-            "workers       not seen for long 1, serving 1; 12 of 1280 slots in use",
+            "workers       quarantined 1, serving 1; 24 of 2560 slots in use",
             "invalid       1 of 3 endpoints\ninvalid       9: ",
             "state         64.0 KiB in tables",
             "send it again: walhook replay start",

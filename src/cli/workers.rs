@@ -38,7 +38,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     }
 }
 
-fn text(WorkerList { workers, .. }: &WorkerList) -> String {
+fn text(WorkerList { leader_running, workers, .. }: &WorkerList) -> String {
     let Some(workers) = workers else {
         return "not known: this server is a standby, which has no table of workers; ask the primary"
             .to_owned();
@@ -49,18 +49,21 @@ fn text(WorkerList { workers, .. }: &WorkerList) -> String {
     let head = ["STATE", "SINCE", "IN FLIGHT", "LOST", "SEEN", "BUILD", "HOST", "SESSION"];
     let rows: Vec<_> =
         std::iter::once(head.map(str::to_owned)).chain(workers.iter().map(row)).collect();
-    table(&rows)
+    let nobody_leads = match leader_running {
+        Some(false) => "nobody leads now; this is how they were for the last leader\n",
+        Some(true) | None => "",
+    };
+    format!("{nobody_leads}{}", table(&rows))
 }
 
 fn row(worker: &WorkerView) -> [String; 8] {
     let WorkerView { session, host, build, state, since, slots, in_flight, lost, .. } = worker;
-    let unless_stale = if worker.stale { "; its leader is silent" } else { "" };
     [
         state.clone(),
         since.clone(),
         format!("{in_flight} of {slots}"),
         lost.to_string(),
-        format!("{:.0} s ago{unless_stale}", worker.seen_seconds),
+        format!("{:.0} s ago", worker.seen_seconds),
         build.clone(),
         host.clone(),
         session.clone(),
@@ -78,7 +81,9 @@ mod tests {
         let lines: Vec<_> = shown.lines().collect();
         assert_eq!(lines.len(), 3, "{shown}");
         assert!(lines[1].starts_with("serving      2026-") && lines[1].contains("12 of 1280"));
-        assert!(lines[2].starts_with("quarantined") && lines[2].contains("its leader is silent"));
+        assert!(lines[2].starts_with("quarantined") && lines[2].contains("32 s ago"));
+        let last = text(&WorkerList { leader_running: Some(false), ..sample::workers() });
+        assert!(last.starts_with("nobody leads now"), "{last}");
         assert!(text(&sample::unknown_workers()).starts_with("not known"));
         assert_eq!(text(&WorkerList { workers: Some(vec![]), ..sample::workers() }), "no workers");
     }

@@ -5,16 +5,17 @@ use serde::Serialize;
 use super::{Databases, Failure};
 use crate::config::Config;
 use walhook_core::event::rfc3339;
+use walhook_postgres::slot::Slot;
 use walhook_state::SeenWorker;
-
-/// What the leader has stored is this old at most while it runs, in seconds, with what its database may take.
-pub(crate) const STALE_SECONDS: f64 = 30.0;
 
 /// The workers that the leader has stored.
 #[derive(Debug, Serialize)]
 pub(crate) struct WorkerList {
     /// The slot's name.
     pub(crate) pipeline: String,
+    /// Whether somebody leads; null when the source did not answer. Where nobody does, this is how the workers
+    /// were for the last leader.
+    pub(crate) leader_running: Option<bool>,
     /// Those that have been in their state for longest first; null where the state database cannot say, for it
     /// is a standby.
     pub(crate) workers: Option<Vec<WorkerView>>,
@@ -44,8 +45,6 @@ pub(crate) struct WorkerView {
     pub(crate) seen_at: String,
     /// How long ago that is, in seconds.
     pub(crate) seen_seconds: f64,
-    /// The leader has not written of it for so long that it does not run, or cannot write.
-    pub(crate) stale: bool,
 }
 
 impl From<SeenWorker> for WorkerView {
@@ -63,7 +62,6 @@ impl From<SeenWorker> for WorkerView {
             lost: worker.lost,
             seen_at,
             seen_seconds,
-            stale: seen_seconds > STALE_SECONDS,
         }
     }
 }
@@ -73,10 +71,16 @@ impl From<SeenWorker> for WorkerView {
 /// # Errors
 /// When the state database does not answer.
 pub(crate) async fn list(config: &Config) -> Result<WorkerList, Failure> {
-    let state = Databases::of(config).open_state().await?;
+    let databases = Databases::of(config);
+    let state = databases.open_state().await?;
+    let slot = databases.read_slot().await.ok();
+    let is_active = |slot: Option<Slot>| slot.is_some_and(|slot| slot.active_pid.is_some());
     let workers = state.workers().await?;
-    let workers = workers.map(|workers| workers.into_iter().map(WorkerView::from).collect());
-    Ok(WorkerList { pipeline: config.source.slot.clone(), workers })
+    Ok(WorkerList {
+        pipeline: config.source.slot.clone(),
+        leader_running: slot.map(is_active),
+        workers: workers.map(|workers| workers.into_iter().map(WorkerView::from).collect()),
+    })
 }
 
 #[cfg(test)]
@@ -89,7 +93,11 @@ mod tests {
     async fn workers_are_listed_with_their_age_until_another_leads() {
         let fixture = Fixture::start().await;
         let config = fixture.config();
-        let of = async || list(&config).await.unwrap().workers.unwrap();
+        let of = async || {
+            let listed = list(&config).await.unwrap();
+            assert_eq!(listed.leader_running, Some(false), "there is no slot");
+            listed.workers.unwrap()
+        };
         assert!(of().await.is_empty());
         let mut store = fixture.open().await;
         store.take_lease("one").await.unwrap();
@@ -110,8 +118,11 @@ mod tests {
         store.store_workers(&rows).await.unwrap();
         let listed = of().await;
         let [old, new] = &listed[..] else { panic!("{listed:?}") };
-        assert!(old.stale && old.seen_seconds >= 60.0 && old.session == "old", "{old:?}");
-        assert!(!new.stale && new.slots == 1_280 && new.seen_at.ends_with('Z'), "{new:?}");
+        assert!(old.seen_seconds >= 60.0 && old.session == "old", "{old:?}");
+        assert!(
+            new.seen_seconds < 60.0 && new.slots == 1_280 && new.seen_at.ends_with('Z'),
+            "{new:?}"
+        );
         fixture.open().await.take_lease("two").await.unwrap();
         assert!(of().await.is_empty(), "what an earlier leader saw is not shown");
     }

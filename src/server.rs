@@ -52,7 +52,7 @@ mod stop;
 mod tasks;
 pub mod trouble;
 #[cfg(feature = "workers")]
-mod workers;
+pub(crate) mod workers;
 mod writer;
 
 use std::net::SocketAddr;

@@ -16,6 +16,8 @@ mod sessions;
 mod tables;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "workers")]
+mod workers;
 
 use std::fmt;
 
@@ -163,6 +165,8 @@ fn open_files(slots: (u32, u32), limit: usize, report: &mut Report) {
 
 async fn check(config: &Config, report: &mut Report) -> Result<()> {
     notify::check(config, report).await;
+    #[cfg(feature = "workers")]
+    workers::check(config, report).await;
     let Some(source) = connection::open(config, report).await else { return Ok(()) };
     if !connection::pools(config, report).await? {
         return Ok(());

@@ -64,7 +64,7 @@ pub(super) async fn subscribe(link: &Link, subject: &str) -> Result<Subscription
 
 /// What stands for an `[egress]`: alike where the same requests may go the same way. A proxy's password is
 /// no part of it.
-pub(super) fn egress_digest(egress: &Egress) -> Digest {
+pub(crate) fn egress_digest(egress: &Egress) -> Digest {
     let Egress { allow, deny, only_hosts, https_only, proxy } = egress;
     let sorted = |mut texts: Vec<String>| {
         texts.sort();

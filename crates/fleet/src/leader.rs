@@ -28,6 +28,8 @@ use session::{Flight, Phase, Session};
 use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
 use walhook_core::tick::Tick;
 
+pub use pick::SPARE;
+
 pub use door::{
     Ending, FleetCounters, FleetEffect, FleetGauges, FleetInput, FleetSettings, Local, Packed,
     Placement, Slots, WorkerChanged, WorkerSeen, WorkerState,

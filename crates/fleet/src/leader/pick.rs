@@ -10,7 +10,7 @@ use walhook_core::attempt::Attempt;
 
 /// What of the bus's largest message is left for what stands beside an attempt: the frame, and what its size was
 /// guessed too low by.
-const SPARE: u64 = 64 << 10;
+pub const SPARE: u64 = 64 << 10;
 
 /// A request takes this beside what is counted: names of fields, the signature, ids and times in the body.
 const REQUEST_FIXED: u64 = 2 << 10;

@@ -1,0 +1,234 @@
+//! Whether a leader reaches its workers: the bus, what it lets us publish and hear, how large a message it takes,
+//! and who answers.
+//!
+//! Publishes nothing that a worker takes for a leader's word: an empty message, which is no frame.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::Report;
+use crate::config::{Config, LocalSending, WorkerEgress, Workers};
+use crate::control::bytes;
+use crate::server::workers::egress_digest;
+use walhook_bus::{Bus, BusEvent, Options, Received, Subscription};
+use walhook_core::id::Epoch;
+use walhook_fleet::frame::{Body, Digest, Frame, Hello, HelloState, SPOKEN, SessionId};
+use walhook_fleet::leader::SPARE;
+use walhook_fleet::subjects::Subjects;
+use walhook_fleet::{HELLOS_PER_LEASE, LEAD_EVERY};
+
+const BUS: &str = "bus";
+
+const WORKERS: &str = "workers";
+
+/// Two round trips to the bus take no longer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a server says of a permission comes by another way than its messages, and a moment later.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// Of no leader: those count from 1.
+const NO_EPOCH: Epoch = Epoch(0);
+
+/// Workers that are named each.
+const NAMED: usize = 10;
+
+/// Looks, where there is a section `[workers]`.
+pub(super) async fn check(config: &Config, report: &mut Report) {
+    let Some(workers) = &config.workers else { return };
+    let options = match workers.bus("walhook check") {
+        Ok(options) => options,
+        Err(error) => return report.fail(BUS, format!("workers.url {error}"), "correct it"),
+    };
+    let subjects = match Subjects::new(&workers.subject, &config.source.slot) {
+        Ok(subjects) => subjects,
+        Err(error) => return report.fail(BUS, error.to_string(), "correct it"),
+    };
+    let bus = match connect(&options).await {
+        Ok(bus) => bus,
+        Err(problem) => {
+            let meanwhile = match workers.local {
+                LocalSending::Never => "until then nothing is sent",
+                LocalSending::Fallback | LocalSending::Always => "until then the leader sends all",
+            };
+            let fix = format!("start nats-server, or correct [workers]; {meanwhile}");
+            return report.fail(BUS, problem, fix);
+        }
+    };
+    let servers = workers.url.join(", ");
+    if options.servers.tls() {
+        report.pass(BUS, format!("{servers} takes us, with TLS"));
+    } else if options.servers.beyond_loopback().is_none() {
+        report.pass(BUS, format!("{servers} takes us, on this machine and without TLS"));
+    } else {
+        let finding = format!("{servers} takes us, and what is sent travels there in the clear");
+        report.warn(BUS, finding, "write tls://, and take workers.insecure away");
+    }
+    largest(config, workers, bus.state().max_payload, report);
+    let Some(hellos) = permissions(&bus, &subjects, report).await else { return };
+    let seen = listen(workers, hellos).await;
+    known(config, workers, &seen, report);
+}
+
+/// Connects, and waits until the bus carries; or says why it does not.
+async fn connect(options: &Options) -> Result<Bus, String> {
+    let bus = Bus::connect_now(options).await.map_err(|error| error.to_string())?;
+    match timeout(PATIENCE, bus.watch().next()).await {
+        Ok(Some(BusEvent::Up { .. })) => Ok(bus),
+        Ok(Some(BusEvent::Down) | None) | Err(_) => {
+            let trouble = bus.state().trouble;
+            Err(trouble.map_or_else(|| "takes us, and is gone".to_owned(), |it| it.to_string()))
+        }
+    }
+}
+
+/// Whether the bus takes the largest event that the rules allow.
+fn largest(config: &Config, workers: &Workers, max_payload: usize, report: &mut Report) {
+    let takes = u64::try_from(max_payload).unwrap_or(u64::MAX).saturating_sub(SPARE);
+    let largest = config.events.iter().map(|rule| rule.max_bytes.0).max().unwrap_or_default();
+    let finding =
+        format!("takes requests of {}, and events of {} are allowed", bytes(takes), bytes(largest));
+    match workers.local {
+        _ if largest <= takes => report.pass(BUS, finding),
+        LocalSending::Never => report.fail(
+            BUS,
+            format!("{finding}: with workers.local = \"never\" nobody could send them"),
+            format!(
+                "set max_payload = {} or more in the configuration of nats-server, or lower max_bytes of the \
+                 rules",
+                largest.saturating_add(SPARE)
+            ),
+        ),
+        LocalSending::Fallback | LocalSending::Always => {
+            report.pass(BUS, format!("{finding}: the leader itself sends larger ones"));
+        }
+    }
+}
+
+/// Whether we may publish and hear what a leader does. Returns what workers say, where that is so.
+///
+/// The bus answers what nobody hears, by our own subject: so what comes back shows that we may publish to workers,
+/// and hear what they publish. What it refuses it names, before that answer.
+async fn permissions(bus: &Bus, subjects: &Subjects, report: &mut Report) -> Option<Subscription> {
+    let (publishes, hears) = subjects.of_leader();
+    let advice = format!(
+        "allow the leader's user to publish {} and subscribe to {}",
+        publishes.join(", "),
+        hears.join(", ")
+    );
+    let session = SessionId(rand::random());
+    let hellos = bus.subscribe(&subjects.hello()).await;
+    let inbox = bus.subscribe(&subjects.inbox(NO_EPOCH)).await;
+    let (hellos, mut inbox) = match (hellos, inbox) {
+        (Ok(hellos), Ok(inbox)) => (hellos, inbox),
+        (Err(error), _) | (_, Err(error)) => {
+            report.fail(BUS, error.to_string(), advice);
+            return None;
+        }
+    };
+    let reply = subjects.reply(NO_EPOCH, session, 1);
+    let lead = bus.publish(&subjects.lead(), None, Bytes::new());
+    let published =
+        lead.and_then(|()| bus.publish(&subjects.worker(session), Some(&reply), Bytes::new()));
+    if let Err(error) = published {
+        report.fail(BUS, format!("cannot publish: {error}"), advice);
+        return None;
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let answered = loop {
+        let look = (Instant::now() + SETTLE).min(deadline);
+        match timeout_at(look, inbox.next()).await {
+            Ok(Some(Received::NoResponders { reply: of })) if *of == *reply => break true,
+            Ok(Some(_)) => {}
+            Ok(None) => break false,
+            Err(_) if look == deadline || bus.state().trouble.is_some() => break false,
+            Err(_) => {}
+        }
+    };
+    if answered {
+        sleep(SETTLE).await;
+    }
+    match bus.state().trouble {
+        Some(trouble) => report.fail(BUS, trouble.to_string(), advice),
+        None if !answered => {
+            let finding = format!("what we publish does not come back within {PATIENCE:?}");
+            report.fail(BUS, finding, advice);
+        }
+        None => {
+            report.pass(BUS, format!("we may publish to {subjects}.* and hear ourselves"));
+            return Some(hellos);
+        }
+    }
+    None
+}
+
+/// What workers say within the time in which each says something, while somebody leads.
+async fn listen(workers: &Workers, mut hellos: Subscription) -> BTreeMap<SessionId, Hello> {
+    let every = workers.lease / HELLOS_PER_LEASE;
+    let deadline = Instant::now() + every + LEAD_EVERY + SETTLE;
+    let mut seen = BTreeMap::new();
+    while let Ok(Some(received)) = timeout_at(deadline, hellos.next()).await {
+        let Received::Frame { payload, .. } = received else { continue };
+        let Ok(frame) = Frame::decode(payload, SPOKEN) else { continue };
+        let Body::Hello(hello) = frame.body else { continue };
+        match hello.state {
+            HelloState::Serving => seen.insert(frame.session, hello),
+            HelloState::Closing(_) => seen.remove(&frame.session),
+        };
+    }
+    seen
+}
+
+/// Who is there, and whether a leader of this configuration takes them.
+fn known(
+    config: &Config,
+    workers: &Workers,
+    seen: &BTreeMap<SessionId, Hello>,
+    report: &mut Report,
+) {
+    if seen.is_empty() {
+        let fix =
+            "start some with `walhook run --role worker`; they say so while an instance leads";
+        return report.warn(WORKERS, "none was heard", fix);
+    }
+    let ours = egress_digest(&config.egress);
+    let refused = |hello: &Hello| {
+        if hello.versions.common(SPOKEN).is_none() {
+            return Some("speaks no version that we speak: bring both to neighbouring releases");
+        }
+        let differs = workers.egress == WorkerEgress::Same && hello.egress != ours;
+        differs.then_some(
+            "has another [egress] than this configuration, and is refused: make them alike, or set \
+             workers.egress = \"own\"",
+        )
+    };
+    let mut taken = BTreeMap::<(&str, Digest), (usize, u64)>::new();
+    let mut named = 0;
+    for hello in seen.values() {
+        let (host, build, digest) = (&hello.host, &hello.build, hello.egress);
+        if let Some(why) = refused(hello) {
+            named += 1;
+            if named <= NAMED {
+                let finding = format!("{host}, version {build}, [egress] {digest}");
+                report.fail(WORKERS, finding, why);
+            }
+            continue;
+        }
+        let (count, slots) = taken.entry((build, digest)).or_default();
+        *count += 1;
+        *slots += u64::from(hello.fast_slots) + u64::from(hello.slow_slots);
+    }
+    if named > NAMED {
+        report.fail(WORKERS, format!("and {} more", named - NAMED), "as above");
+    }
+    for ((build, digest), (count, slots)) in taken {
+        let finding = format!("{count} of version {build}, [egress] {digest}, with {slots} slots");
+        report.pass(WORKERS, finding);
+    }
+}
+
+#[cfg(test)]
+mod tests;

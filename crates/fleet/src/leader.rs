@@ -18,6 +18,9 @@ mod opinion;
 mod pick;
 mod session;
 mod slots;
+#[cfg(test)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one effect among all")]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -18,9 +18,6 @@ const REQUEST_FIXED: u64 = 2 << 10;
 /// Each secret adds a signature.
 const SIGNATURE: u64 = 64;
 
-/// Probes of dead endpoints are sent beside fast and slow ones: an eighth of the slow ones, as the dispatcher has it.
-const SLOTS_PER_PROBE: u32 = 8;
-
 /// Who is to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Choice {
@@ -76,9 +73,9 @@ fn host_hash(seed: u64, url: &str) -> u64 {
     spread(hash)
 }
 
-/// All that may be in flight by these slots, probes included.
+/// All that may be in flight by these slots; the probes of dead endpoints are among the slow ones.
 fn all(slots: Slots) -> u32 {
-    slots.fast.saturating_add(slots.slow).saturating_add(slots.slow / SLOTS_PER_PROBE)
+    slots.fast.saturating_add(slots.slow)
 }
 
 fn rank(fast: u32, fast_slots: u32, preference: u64) -> Rank {

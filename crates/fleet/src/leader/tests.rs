@@ -1,0 +1,426 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::frame::{
+    ByeReason, Digest, Grant, Hello, HelloState, Outcomes, Refusal, Refused, SPOKEN, Versions,
+    WireOutcome,
+};
+use walhook_core::attempt::{Delivery, FailureKind, Meaning};
+use walhook_core::endpoint::Endpoint;
+use walhook_core::event::{AccountId, EndpointId, Event, Operation, RowKeys};
+use walhook_core::id::Epoch;
+use walhook_core::position::{EventId, Position};
+
+const LEASE: Duration = Duration::from_secs(2);
+const OWN: Slots = Slots { fast: 4, slow: 8 };
+
+/// A leader with workers A, B, ..., each with 8 fast and 16 slow slots.
+struct Rig {
+    fleet: Fleet,
+    now: Tick,
+    hellos: u64,
+    said: u64,
+    next: u64,
+}
+
+fn session(n: u128) -> SessionId {
+    SessionId(n + 1)
+}
+
+fn attempt(id: u64, host: &str, bytes: usize) -> Attempt {
+    let endpoint = Endpoint {
+        id: EndpointId::new("e"),
+        account: AccountId::new("a"),
+        url: format!("https://{host}/hook"),
+        event_types: vec![],
+        secrets: vec![],
+        enabled: true,
+        headers: vec![],
+        max_in_flight: None,
+        rate_per_second: None,
+        invalid: None,
+    };
+    let event = Event {
+        id: EventId::derive(1, &Position::FIRST, "t", 0),
+        position: Position::FIRST,
+        event_type: "t".into(),
+        account: AccountId::new("a"),
+        operation: Operation::Insert,
+        commit_time_us: 0,
+        keys: RowKeys::new(),
+        row: Bytes::from(vec![b'1'; bytes]),
+    };
+    let delivery =
+        Delivery { id: DeliveryId(id), event: Arc::new(event), number: 1, replay: false };
+    Attempt { endpoint: Arc::new(endpoint), deliveries: delivery.into() }
+}
+
+fn delivered() -> Outcome {
+    let mut outcome = Outcome::new(Meaning::Delivered, Duration::from_millis(1));
+    outcome.record.status = Some(200);
+    outcome
+}
+
+fn unreachable() -> Outcome {
+    Outcome::failed(FailureKind::Connect, "no route to host", Duration::from_millis(1))
+}
+
+impl Rig {
+    fn new(local: Local, workers: u128) -> Self {
+        let settings = FleetSettings {
+            epoch: Epoch(3),
+            versions: SPOKEN,
+            lease: LEASE,
+            local,
+            own: OWN,
+            egress: Some(Digest::default()),
+            seed: 7,
+        };
+        let mut rig = Self {
+            fleet: Fleet::new(settings, Tick(0)),
+            now: Tick(0),
+            hellos: 0,
+            said: 0,
+            next: 0,
+        };
+        rig.fleet.handle(rig.now, FleetInput::Bus { connected: true, max_payload: 1 << 20 });
+        (0..workers).for_each(|n| rig.hello(n, HelloState::Serving, 0));
+        rig
+    }
+
+    fn frame(&mut self, n: u128, seq: u64, body: Body) {
+        let frame = Frame { version: 1, epoch: Epoch(3), session: session(n), seq, body };
+        self.fleet.handle(self.now, FleetInput::Frame(Box::new(frame)));
+    }
+
+    fn plain(&self) -> Hello {
+        Hello {
+            versions: SPOKEN,
+            fast_slots: 8,
+            slow_slots: 16,
+            byte_budget: 1 << 20,
+            stamp_us: self.now.0,
+            received_upto: 0,
+            state: HelloState::Serving,
+            host: "host".into(),
+            build: "1".into(),
+            egress: Digest::default(),
+        }
+    }
+
+    fn hello(&mut self, n: u128, state: HelloState, received_upto: u64) {
+        self.hellos += 1;
+        let hello = Hello { state, received_upto, ..self.plain() };
+        self.frame(n, self.hellos, Body::Hello(hello));
+    }
+
+    /// All that is to be done now; frames count as published.
+    fn effects(&mut self) -> Vec<FleetEffect> {
+        let mut effects = Vec::new();
+        while let Some(effect) = self.fleet.poll(self.now) {
+            let published = match &effect {
+                FleetEffect::Pack { session, seq, .. } => Some((*session, *seq)),
+                FleetEffect::Publish(frame) if frame.seq > 0 => Some((frame.session, frame.seq)),
+                _ => None,
+            };
+            if let Some((session, seq)) = published {
+                self.fleet.handle(self.now, FleetInput::Published { session, seq });
+            }
+            effects.push(effect);
+        }
+        effects
+    }
+
+    /// Places an attempt; which worker has it, and under which key.
+    fn place(&mut self, host: &str) -> (DeliveryId, u128, u64) {
+        self.next += 1;
+        let attempt = attempt(self.next, host, 100);
+        assert_eq!(self.fleet.place(self.now, &attempt), Placement::Taken);
+        let (worker, key) = packed(&self.effects()).pop().expect("it is packed");
+        (DeliveryId(self.next), worker, key)
+    }
+
+    fn outcome(&mut self, n: u128, key: u64, outcome: Option<Outcome>) -> Vec<FleetEffect> {
+        let outcomes = vec![WireOutcome { key, outcome }];
+        self.said += 1;
+        self.frame(n, self.said, Body::Outcomes(Outcomes { first: self.said - 1, outcomes }));
+        self.effects()
+    }
+
+    fn slots(&mut self) -> Slots {
+        self.effects();
+        self.fleet.gauges().slots
+    }
+
+    /// Time passes, and the workers go on saying that they are there.
+    fn wait(&mut self, time: Duration, workers: u128) {
+        let end = self.now + time;
+        while self.now < end {
+            self.now = (self.now + LEASE / 4).min(end);
+            (0..workers).for_each(|n| self.hello(n, HelloState::Serving, 0));
+            self.effects();
+        }
+    }
+}
+
+fn packed(effects: &[FleetEffect]) -> Vec<(u128, u64)> {
+    let mut found = Vec::new();
+    for effect in effects {
+        if let FleetEffect::Pack { session, attempts, .. } = effect {
+            found.extend(attempts.iter().map(|packed| (session.0 - 1, packed.key)));
+        }
+    }
+    found
+}
+
+fn endings(effects: &[FleetEffect]) -> Vec<(DeliveryId, &Ending)> {
+    let ended = |effect| match effect {
+        &FleetEffect::Ended { delivery, ref ending, .. } => Some((delivery, ending)),
+        _ => None,
+    };
+    effects.iter().filter_map(ended).collect()
+}
+
+#[test]
+fn host_stays_with_one_worker_below_three_quarters_and_spreads_beyond() {
+    let mut rig = Rig::new(Local::Never, 4);
+    let workers: Vec<u128> = (0..24).map(|_| rig.place("one.example").1).collect();
+    let first: BTreeSet<_> = workers[..6].iter().collect();
+    assert_eq!(first.len(), 1, "below 6 of 8 it is the one that the host prefers: {workers:?}");
+    let all: BTreeSet<_> = workers.iter().collect();
+    assert_eq!(all.len(), 4, "a whale has all of them: {workers:?}");
+    let preferred: BTreeSet<u128> =
+        (0..40).map(|n| Rig::new(Local::Never, 4).place(&format!("h{n}.example")).1).collect();
+    assert_eq!(preferred.len(), 4, "hosts prefer different ones");
+}
+
+#[test]
+fn slots_are_those_of_the_workers_and_the_leaders_own_as_it_sends() {
+    let of = |local, workers| Rig::new(local, workers).slots();
+    let two = Slots { fast: 16, slow: 32 };
+    assert_eq!(of(Local::Fallback, 0), OWN);
+    assert_eq!(of(Local::Fallback, 2), two);
+    assert_eq!(of(Local::Always, 2), Slots { fast: 20, slow: 40 });
+    assert_eq!(of(Local::Never, 2), two);
+    assert_eq!(of(Local::Never, 0), Slots::default());
+}
+
+#[test]
+fn slots_of_a_silent_worker_are_what_it_holds_until_it_is_lost() {
+    let mut rig = Rig::new(Local::Fallback, 1);
+    rig.place("a.example");
+    rig.place("a.example");
+    rig.now = rig.now + LEASE / 2;
+    assert_eq!(
+        rig.slots(),
+        Slots { fast: OWN.fast, slow: OWN.slow + 2 },
+        "the leader sends beside what is held, which has become slow"
+    );
+    rig.now = Tick(0) + LEASE + LOST_AFTER_LEASE;
+    let effects = rig.effects();
+    let lost = endings(&effects);
+    assert_eq!(lost.len(), 2);
+    assert!(lost.iter().all(|(_, ending)| matches!(ending, Ending::Lost { .. })), "{lost:?}");
+    assert_eq!(rig.slots(), OWN);
+    // What it says now is too late, and it cannot come back as the same.
+    rig.hello(0, HelloState::Serving, 1);
+    let refused = rig.effects().into_iter().find_map(|effect| match effect {
+        FleetEffect::Publish(frame) => Some(frame.body),
+        _ => None,
+    });
+    assert_eq!(refused, Some(Body::Refused(Refused { why: Refusal::Lost })));
+}
+
+#[test]
+fn frame_that_nobody_heard_comes_back_unsent_with_all_behind_it() {
+    let mut rig = Rig::new(Local::Never, 1);
+    let (before, ..) = rig.place("a.example");
+    let (unheard, ..) = rig.place("a.example");
+    let (behind, ..) = rig.place("a.example");
+    // The grant was frame 1.
+    rig.fleet.handle(rig.now, FleetInput::Unheard { session: session(0), seq: 3 });
+    let effects = rig.effects();
+    assert_eq!(endings(&effects), [(unheard, &Ending::Unsent), (behind, &Ending::Unsent)]);
+    assert_eq!(rig.fleet.in_flight(), 1, "{before:?} may run");
+    rig.hello(0, HelloState::Closing(ByeReason::Gap), 1);
+    let effects = rig.effects();
+    assert_eq!(endings(&effects), [(before, &Ending::Unsent)], "it has not come either");
+}
+
+#[test]
+fn grant_names_the_stamp_and_says_how_far_outcomes_have_come() {
+    let mut rig = Rig::new(Local::Never, 1);
+    let (_, worker, key) = rig.place("a.example");
+    rig.outcome(worker, key, Some(delivered()));
+    rig.now = Tick(300_000);
+    rig.hello(0, HelloState::Serving, 2);
+    let grant = rig.effects().into_iter().find_map(|effect| match effect {
+        FleetEffect::Publish(frame) => Some(frame.body),
+        _ => None,
+    });
+    let expected = Grant { stamp_us: 300_000, lease: LEASE, outcomes_upto: 1, closed: false };
+    assert_eq!(grant, Some(Body::Grant(expected)));
+}
+
+#[test]
+fn worker_without_a_network_of_its_own_fails_no_endpoint_and_is_put_into_quarantine() {
+    let mut rig = Rig::new(Local::Never, 2);
+    // The one that the host prefers is cut off.
+    let (delivery, bad, key) = rig.place("a.example");
+    let good = 1 - bad;
+    let fail = |rig: &mut Rig, delivery: DeliveryId, key: u64| {
+        let effects = rig.outcome(bad, key, Some(unreachable()));
+        assert!(endings(&effects).is_empty(), "the first failure does not count: {effects:?}");
+        let (other, again) = packed(&effects).pop().expect("another tries");
+        assert_eq!(other, good);
+        let effects = rig.outcome(good, again, Some(delivered()));
+        let [(ended, Ending::Outcome(outcome))] = endings(&effects)[..] else {
+            panic!("{effects:?}")
+        };
+        assert_eq!(
+            (ended, outcome.delivered(), outcome.elapsed),
+            (delivery, true, Duration::from_millis(2))
+        );
+    };
+    fail(&mut rig, delivery, key);
+    for _ in 1..5 {
+        let (delivery, worker, key) = rig.place("a.example");
+        assert_eq!(worker, bad);
+        fail(&mut rig, delivery, key);
+    }
+    assert_eq!((rig.fleet.counters().contradicted, rig.fleet.gauges().quarantined), (5, 1));
+    assert_eq!(rig.slots(), Slots { fast: 8, slow: 16 });
+    for _ in 0..8 {
+        assert_eq!(rig.place("a.example").1, good, "it is given nothing while another has room");
+    }
+    rig.wait(Duration::from_secs(31), 2);
+    assert_eq!(rig.fleet.gauges().quarantined, 0);
+    // It has not become better: twice as long.
+    for _ in 0..5 {
+        let (delivery, worker, key) = rig.place("a.example");
+        assert_eq!(worker, bad);
+        fail(&mut rig, delivery, key);
+    }
+    rig.wait(Duration::from_secs(59), 2);
+    assert_eq!(rig.fleet.gauges().quarantined, 1);
+    rig.wait(Duration::from_secs(2), 2);
+    assert_eq!((rig.fleet.gauges().quarantined, rig.fleet.counters().quarantines), (0, 2));
+}
+
+#[test]
+fn dead_endpoint_is_one_failure_and_marks_no_worker() {
+    let mut rig = Rig::new(Local::Never, 2);
+    for _ in 0..20 {
+        let (delivery, first, key) = rig.place("dead.example");
+        let effects = rig.outcome(first, key, Some(unreachable()));
+        let (second, key) = packed(&effects).pop().unwrap();
+        let effects = rig.outcome(second, key, Some(unreachable()));
+        let [(ended, Ending::Outcome(outcome))] = endings(&effects)[..] else {
+            panic!("{effects:?}")
+        };
+        assert_eq!((ended, outcome.record.failure), (delivery, Some(FailureKind::Connect)));
+    }
+    let counters = rig.fleet.counters();
+    assert_eq!((counters.confirmed, counters.contradicted, counters.quarantines), (20, 0, 0));
+}
+
+#[test]
+fn only_worker_is_asked_second_by_the_leader_where_that_may_send() {
+    let mut rig = Rig::new(Local::Fallback, 1);
+    let (delivery, worker, key) = rig.place("a.example");
+    let effects = rig.outcome(worker, key, Some(unreachable()));
+    assert!(
+        effects.iter().any(|effect| matches!(effect, FleetEffect::CarryLocally(_))),
+        "{effects:?}"
+    );
+    rig.fleet.handle(rig.now, FleetInput::Ended { delivery, outcome: delivered() });
+    assert_eq!(endings(&rig.effects()).len(), 1);
+    let mut rig = Rig::new(Local::Never, 1);
+    let (_, worker, key) = rig.place("a.example");
+    let effects = rig.outcome(worker, key, Some(unreachable()));
+    assert_eq!(endings(&effects).len(), 1, "nobody else can tell");
+}
+
+#[test]
+fn worker_that_takes_long_beside_its_requests_has_fewer_slots_and_regains_them() {
+    let mut rig = Rig::new(Local::Never, 1);
+    let (_, worker, key) = rig.place("a.example");
+    rig.now = rig.now + Duration::from_millis(400);
+    rig.outcome(worker, key, Some(delivered()));
+    assert_eq!(rig.slots(), Slots { fast: 4, slow: 8 });
+    rig.wait(Duration::from_secs(6), 1);
+    assert_eq!(rig.slots(), Slots { fast: 8, slow: 16 });
+}
+
+#[test]
+fn worker_at_its_byte_budget_has_no_room_and_one_request_always_fits() {
+    let mut rig = Rig::new(Local::Never, 1);
+    rig.hellos += 1;
+    let hello = Hello { byte_budget: 10_000, ..rig.plain() };
+    rig.frame(0, rig.hellos, Body::Hello(hello));
+    assert_eq!(rig.fleet.place(rig.now, &attempt(1, "a.example", 50_000)), Placement::Taken);
+    let effects = rig.effects();
+    assert_eq!(packed(&effects).len(), 1);
+    assert_eq!(rig.slots(), Slots { fast: 1, slow: 0 }, "nothing more");
+    assert_eq!(rig.fleet.place(rig.now, &attempt(2, "a.example", 10)), Placement::Taken);
+    assert_eq!(endings(&rig.effects()), [(DeliveryId(2), &Ending::Unsent)]);
+}
+
+#[test]
+fn attempt_that_the_bus_does_not_take_is_the_leaders_or_refused() {
+    let large = attempt(1, "a.example", 1 << 20);
+    let place = |local| {
+        let mut rig = Rig::new(local, 1);
+        rig.fleet.place(rig.now, &large)
+    };
+    assert_eq!(place(Local::Fallback), Placement::Local);
+    assert_eq!(place(Local::Always), Placement::Local);
+    assert_eq!(place(Local::Never), Placement::TooLarge);
+}
+
+#[test]
+fn worker_of_another_version_or_egress_is_refused_and_named_once() {
+    let refusal = |hello: &dyn Fn(Hello) -> Hello| {
+        let mut rig = Rig::new(Local::Fallback, 0);
+        let hello = hello(rig.plain());
+        rig.frame(0, 1, Body::Hello(hello.clone()));
+        rig.frame(0, 2, Body::Hello(hello));
+        let effects = rig.effects();
+        let changed = effects.iter().filter_map(|effect| match effect {
+            FleetEffect::Changed(changed) => changed.refused,
+            _ => None,
+        });
+        let changed: Vec<_> = changed.collect();
+        assert_eq!(rig.slots(), OWN);
+        changed
+    };
+    let version = refusal(&|hello| Hello { versions: Versions { oldest: 2, newest: 3 }, ..hello });
+    assert_eq!(version, [Refusal::Version]);
+    let egress = refusal(&|hello| Hello { egress: Digest([1; 32]), ..hello });
+    assert_eq!(egress, [Refusal::Egress]);
+}
+
+#[test]
+fn request_that_is_given_up_comes_back_at_once_and_its_late_outcome_settles_nothing() {
+    let mut rig = Rig::new(Local::Never, 1);
+    let (delivery, worker, key) = rig.place("a.example");
+    rig.fleet.handle(rig.now, FleetInput::Aborted(delivery));
+    let effects = rig.effects();
+    let [(ended, Ending::Outcome(outcome))] = endings(&effects)[..] else { panic!("{effects:?}") };
+    assert_eq!((ended, outcome.aborted()), (delivery, true));
+    let abort = effects.iter().find_map(|effect| match effect {
+        FleetEffect::Publish(frame) => Some(frame.body.clone()),
+        _ => None,
+    });
+    assert_eq!(abort, Some(Body::Abort(crate::frame::Abort { keys: vec![key] })));
+    // The same delivery is tried again by the same worker.
+    assert_eq!(rig.fleet.place(rig.now, &attempt(delivery.0, "a.example", 100)), Placement::Taken);
+    rig.effects();
+    let effects = rig.outcome(worker, key, Some(unreachable()));
+    assert!(endings(&effects).is_empty(), "that was of the first");
+    assert_eq!(rig.fleet.counters().late, 1);
+}

@@ -104,7 +104,7 @@ simulate-fleet: prerequisites ## Run leaders and workers in virtual time against
 postgres: ## Install what is missing of PostgreSQL 14 to 18, for the tests, and print where they are
 	@sh scripts/postgres-versions $(VERSIONS)
 
-fuzz: prerequisites ## Fuzz the decoder, the stream and the values for ten minutes
+fuzz: prerequisites ## Fuzz the decoder, the stream, the values and the frames of the bus for ten minutes
 	CARGO=$(CARGO) sh scripts/fuzz $(FUZZ_SECONDS)
 
 lint: prerequisites ## Check formatting, and clippy without a warning

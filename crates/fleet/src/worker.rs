@@ -13,6 +13,9 @@
 //! turn, before the end of a lease that was granted on a stamp of this process's own clock.
 
 mod session;
+#[cfg(test)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one effect among all")]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

@@ -47,6 +47,10 @@ const GONE_MAX: usize = 4_096;
 /// The table of workers is told so often at most.
 const WORKERS_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 
+/// And so often while there are workers and nothing becomes of them: what it says of their requests in flight is as
+/// old as that, and a database that has crashed has forgotten it.
+const WORKERS_AGAIN: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Where an attempt is.
 #[derive(Debug)]
 enum Where {

@@ -2,7 +2,7 @@
 
 use super::pick::spread;
 use super::session::{Phase, Session};
-use super::{Ending, Fleet, FleetEffect, SESSIONS_MAX, WorkerChanged, WorkerState};
+use super::{Ending, Fleet, FleetEffect, SESSIONS_MAX, WORKERS_AGAIN, WorkerChanged, WorkerState};
 use crate::frame::{
     Body, Bye, Frame, Hello, HelloState, OLDEST, Outcomes, Refusal, Refused, SessionId, WireOutcome,
 };
@@ -49,6 +49,9 @@ impl Fleet {
         }
         self.due = self.due.min(session.due(now, self.settings.lease));
         self.ready.insert(id);
+        if self.workers_told.is_some_and(|told| now >= told + WORKERS_AGAIN) {
+            self.workers_changed = true;
+        }
         if let HelloState::Closing(why) = hello.state {
             self.close(id, hello.received_upto.saturating_add(1), Phase::Closing(Some(why)));
         }

@@ -424,3 +424,22 @@ fn request_that_is_given_up_comes_back_at_once_and_its_late_outcome_settles_noth
     assert!(endings(&effects).is_empty(), "that was of the first");
     assert_eq!(rig.fleet.counters().late, 1);
 }
+
+/// Whoever lists them reads when each was heard last; and a database that has crashed has no list.
+#[test]
+fn workers_of_which_nothing_becomes_are_told_again_every_ten_seconds() {
+    let mut rig = Rig::new(Local::Fallback, 2);
+    let mut told = Vec::new();
+    for _ in 0..60 {
+        rig.now = rig.now + Duration::from_millis(500);
+        (0..2).for_each(|n| rig.hello(n, HelloState::Serving, 0));
+        told.extend(rig.effects().into_iter().filter_map(|effect| match effect {
+            FleetEffect::Workers(workers) => Some((rig.now, workers)),
+            _ => None,
+        }));
+    }
+    assert_eq!(told.len(), 3, "{told:?}");
+    for (at, workers) in told {
+        assert!(workers.len() == 2 && workers.iter().all(|worker| worker.seen == at), "{at:?}");
+    }
+}

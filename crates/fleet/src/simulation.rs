@@ -6,6 +6,7 @@
 
 mod account;
 mod bus;
+mod versions;
 mod world;
 
 use world::World;

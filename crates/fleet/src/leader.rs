@@ -51,6 +51,10 @@ const WORKERS_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 /// old as that, and a database that has crashed has forgotten it.
 const WORKERS_AGAIN: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// An attempt for which nobody has room comes back after so long: the dispatcher, which counts slots and not bytes,
+/// would otherwise hand it over again at once, and again.
+const NOBODY_FOR: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// Where an attempt is.
 #[derive(Debug)]
 enum Where {
@@ -58,6 +62,8 @@ enum Where {
     Session(SessionId, u64),
     /// With the leader itself, after this.
     Local(Box<First>),
+    /// With nobody, for a moment: see [`NOBODY_FOR`].
+    Nobody,
 }
 
 /// The leader's picture of its workers. See the module's documentation.
@@ -71,6 +77,8 @@ pub struct Fleet {
     local_in_flight: u32,
     sessions: BTreeMap<SessionId, Session>,
     placed: BTreeMap<DeliveryId, Where>,
+    /// Those that are with nobody, and until when.
+    nobody: VecDeque<(Tick, DeliveryId)>,
     next_key: u64,
     /// Sessions that may have a frame to send.
     ready: BTreeSet<SessionId>,
@@ -102,6 +110,7 @@ impl Fleet {
             local_in_flight: 0,
             sessions: BTreeMap::new(),
             placed: BTreeMap::new(),
+            nobody: VecDeque::new(),
             next_key: 0,
             ready: BTreeSet::new(),
             gone: BTreeSet::new(),
@@ -142,7 +151,9 @@ impl Fleet {
             }
             None if self.settings.local == Local::Never => {
                 self.counters.taken += 1;
-                self.end(attempt.first().id, Ending::Unsent, None);
+                let delivery = attempt.first().id;
+                self.placed.insert(delivery, Where::Nobody);
+                self.nobody.push_back((now + NOBODY_FOR, delivery));
                 Placement::Taken
             }
             None => Placement::Local,
@@ -183,6 +194,7 @@ impl Fleet {
         if now >= self.due {
             self.look_at_the_time();
         }
+        self.send_back();
         if let Some(effect) = self.left.pop_front() {
             return Some(effect);
         }
@@ -216,7 +228,8 @@ impl Fleet {
     #[must_use]
     pub fn deadline(&self) -> Tick {
         let told = if self.workers_changed { self.workers_due() } else { Tick(u64::MAX) };
-        self.lead_at.min(self.due).min(told)
+        let nobody = self.nobody.front().map_or(Tick(u64::MAX), |(until, _)| *until);
+        self.lead_at.min(self.due).min(told).min(nobody)
     }
 
     /// What has been counted so far.
@@ -303,6 +316,18 @@ impl Fleet {
         self.left.push_back(FleetEffect::Ended { delivery, ending, overhead });
     }
 
+    /// Hands back what nobody has had room for.
+    fn send_back(&mut self) {
+        while let Some((until, delivery)) = self.nobody.front().copied()
+            && self.now >= until
+        {
+            self.nobody.pop_front();
+            if matches!(self.placed.get(&delivery), Some(Where::Nobody)) {
+                self.end(delivery, Ending::Unsent, None);
+            }
+        }
+    }
+
     /// Takes a flight out of its session.
     fn take_back(&mut self, session: SessionId, key: u64) -> Option<Flight> {
         let found = self.sessions.get_mut(&session)?;
@@ -313,8 +338,11 @@ impl Fleet {
     }
 
     fn abort(&mut self, delivery: DeliveryId) {
-        let Some(Where::Session(session, key)) = self.placed.get(&delivery) else { return };
-        let (session, key) = (*session, *key);
+        let (session, key) = match self.placed.get(&delivery) {
+            Some(Where::Session(session, key)) => (*session, *key),
+            Some(Where::Nobody) => return self.end(delivery, Ending::Unsent, None),
+            Some(Where::Local(_)) | None => return,
+        };
         let Some(flight) = self.take_back(session, key) else {
             unreachable!("an attempt with a session is among its flights");
         };
@@ -336,6 +364,7 @@ impl Fleet {
                 self.take_back(session, key);
                 self.end(delivery, Ending::Outcome(outcome), None);
             }
+            Some(Where::Nobody) => self.end(delivery, Ending::Outcome(outcome), None),
             Some(Where::Local(first)) => {
                 self.judge(&first, &outcome);
                 self.end(delivery, Ending::Outcome(first.joined(outcome)), None);

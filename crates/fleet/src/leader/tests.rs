@@ -367,6 +367,9 @@ fn worker_at_its_byte_budget_has_no_room_and_one_request_always_fits() {
     assert_eq!(packed(&effects).len(), 1);
     assert_eq!(rig.slots(), Slots { fast: 1, slow: 0 }, "nothing more");
     assert_eq!(rig.fleet.place(rig.now, &attempt(2, "a.example", 10)), Placement::Taken);
+    assert!(endings(&rig.effects()).is_empty(), "it would be handed over again at once");
+    assert_eq!(rig.fleet.deadline(), rig.now + NOBODY_FOR);
+    rig.now = rig.now + NOBODY_FOR;
     assert_eq!(endings(&rig.effects()), [(DeliveryId(2), &Ending::Unsent)]);
 }
 

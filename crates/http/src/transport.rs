@@ -12,6 +12,7 @@ mod pool;
 mod target;
 mod workers;
 
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -260,11 +261,12 @@ impl Transport {
 
     async fn post(&self, post: &Post<'_>, keep: bool) -> Exchange {
         let resends = AtomicU32::new(0);
-        let sending = async {
+        // In place: to move it would cost more than a header.
+        let sending = pin!(async {
             let signed = self.sign(post).await?;
             let make = |http2| Some(self.request(post, &signed, http2));
             self.exchange(&post.target.address, post.account, make, keep, &resends).await
-        };
+        });
         within(self.timeout, sending, &resends).await
     }
 
@@ -337,7 +339,7 @@ impl Transport {
 /// What comes of sending, with a failure where that takes longer.
 async fn within(
     timeout: Duration,
-    sending: impl Future<Output = Result<Answer, Failure>>,
+    sending: Pin<&mut impl Future<Output = Result<Answer, Failure>>>,
     resends: &AtomicU32,
 ) -> Exchange {
     let started = Instant::now();

@@ -6,6 +6,7 @@
 //! ```
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -124,8 +125,8 @@ impl Transport {
             begun.store(true, Ordering::Relaxed);
             Some(request(&address, prepared.headers.clone(), prepared.body.clone(), http2))
         };
-        let sending = self.exchange(&address, &prepared.account, make, false, &resends);
+        let sending = pin!(self.exchange(&address, &prepared.account, make, false, &resends));
         let exchange = within(prepared.timeout, sending, &resends).await;
-        Carried { exchange, begun: begun.into_inner() }
+        Carried { exchange, begun: begun.load(Ordering::Relaxed) }
     }
 }

@@ -35,7 +35,7 @@ const LATENCY_BUCKETS: [f64; 17] = [
 const ATTEMPT_BUCKETS: [f64; 13] =
     [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
-const FAILURES: [FailureKind; 10] = [
+const FAILURES: [FailureKind; 12] = [
     FailureKind::Invalid,
     FailureKind::Forbidden,
     FailureKind::Dns,
@@ -45,6 +45,8 @@ const FAILURES: [FailureKind; 10] = [
     FailureKind::Timeout,
     FailureKind::Protocol,
     FailureKind::Aborted,
+    FailureKind::Lost,
+    FailureKind::Oversize,
     FailureKind::Local,
 ];
 

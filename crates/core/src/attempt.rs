@@ -136,6 +136,10 @@ pub enum Meaning {
     Invalid,
     /// walhook gave it up: it says nothing of the endpoint, which may have received it.
     Aborted,
+    /// It is too large for whoever is to carry it: it was not sent, and says nothing of the endpoint.
+    Oversize,
+    /// Whoever carried it was lost: it says nothing of the endpoint, which may have received it.
+    Lost,
     /// It was not sent for want of something of our own: it says nothing of the endpoint, and is no attempt.
     Local,
 }
@@ -177,6 +181,10 @@ pub enum FailureKind {
     /// walhook gave it up early, since too many endpoints hung at once: it says nothing of this one, which
     /// may have received it.
     Aborted,
+    /// The worker that carried it was lost: it says nothing of the endpoint, which may have received it.
+    Lost,
+    /// It is larger than a message of the bus may be, and only workers send: it says nothing of the endpoint.
+    Oversize,
     /// The process had no file, port or memory left for it: it was not sent, and is no attempt.
     Local,
 }
@@ -195,6 +203,8 @@ impl FailureKind {
             Self::Timeout => "timeout",
             Self::Protocol => "protocol",
             Self::Aborted => "aborted",
+            Self::Lost => "lost",
+            Self::Oversize => "oversize",
             Self::Local => "local",
         }
     }
@@ -208,6 +218,8 @@ impl FailureKind {
             Self::Invalid => Meaning::Invalid,
             Self::Timeout => Meaning::TimedOut,
             Self::Aborted => Meaning::Aborted,
+            Self::Oversize => Meaning::Oversize,
+            Self::Lost => Meaning::Lost,
             Self::Local => Meaning::Local,
             Self::Forbidden
             | Self::Dns
@@ -240,10 +252,11 @@ impl Outcome {
         matches!(self.meaning, Meaning::Delivered)
     }
 
-    /// Whether walhook gave the request up, so that the endpoint is not to blame.
+    /// Whether it ended by us, so that the endpoint is not to blame: given up, lost with a worker, or not
+    /// carried by one.
     #[must_use]
-    pub const fn aborted(&self) -> bool {
-        matches!(self.meaning, Meaning::Aborted)
+    pub const fn says_nothing_of_the_endpoint(&self) -> bool {
+        matches!(self.meaning, Meaning::Aborted | Meaning::Oversize | Meaning::Lost)
     }
 
     /// Whether it was not sent for want of something of our own: it says nothing of the endpoint.

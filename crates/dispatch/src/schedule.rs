@@ -191,12 +191,19 @@ impl Scheduler {
     #[must_use]
     pub fn new(fast_slots: u32, slow_slots: u32, probe_slots: u32) -> Self {
         Self {
-            fast: Slots::new(fast_slots, fast_slots / SLOTS_PER_RESERVED),
+            fast: Slots::new(fast_slots, reserved(fast_slots)),
             slow: Slots::new(slow_slots, 0),
             probe: Slots::new(probe_slots, 0),
             lanes: Vec::new(),
             vacant: Vec::new(),
         }
+    }
+
+    /// There are so many slots from now on. Fewer than are taken: nothing is sent before enough are free.
+    pub fn set_slots(&mut self, fast_slots: u32, slow_slots: u32, probe_slots: u32) {
+        (self.fast.total, self.fast.reserved) = (fast_slots, reserved(fast_slots));
+        self.slow.total = slow_slots;
+        self.probe.total = probe_slots;
     }
 
     /// Adds a lane with the share `weight`; one that is not finite and above 0 counts as 1.
@@ -332,11 +339,12 @@ impl Scheduler {
         self.slow.in_flight < self.slow.total
     }
 
-    /// Whether few fast slots are free: at most a quarter.
+    /// Whether few fast slots are free: at most a quarter. Not where there are none at all: to give up a request
+    /// would let no other be sent.
     #[must_use]
     pub fn is_pressed(&self) -> bool {
         let free = self.fast.total.saturating_sub(self.fast.in_flight);
-        free <= self.fast.total / 4
+        self.fast.total > 0 && free <= self.fast.total / 4
     }
 
     /// The request ended, `actual` after it started: its slot is free, and the lane's tag is corrected
@@ -414,6 +422,11 @@ impl Scheduler {
 
 fn no_lane(lane: LaneId) -> ! {
     panic!("{lane:?} was removed, and is scheduled")
+}
+
+/// Of so many fast slots, these go only to lanes with nothing in flight.
+fn reserved(fast_slots: u32) -> u32 {
+    fast_slots / SLOTS_PER_RESERVED
 }
 
 fn corrected(tag: Tag, charged: Tag, cost: Tag) -> Tag {

@@ -3,6 +3,8 @@
 //! ```text
 //! delivered                        delivered
 //! gone                             the endpoint wants no more: it is switched off
+//! lost with its worker             at its first attempt, tried again at once; else as below
+//! too large for every worker       deferred: no quick attempts
 //! all else, quick attempts left    tried again from memory, after a wait with full jitter, or as
 //!                                  the endpoint asks where that is short
 //! all else, and time left          deferred: tried again from the table, after such a wait
@@ -97,19 +99,29 @@ pub fn settle(
         // Tried again like all else, since each attempt reads the row anew and its owner may have fixed
         // it; only the reason differs in the end.
         Meaning::Invalid => (DeadReason::EndpointInvalid, None),
-        Meaning::TimedOut | Meaning::Failed | Meaning::Aborted | Meaning::Local => {
-            (DeadReason::Exhausted, None)
-        }
+        Meaning::TimedOut
+        | Meaning::Failed
+        | Meaning::Aborted
+        | Meaning::Oversize
+        | Meaning::Lost
+        | Meaning::Local => (DeadReason::Exhausted, None),
     };
     let backoff = policy.retry.delay(progress.attempts.saturating_sub(1), rng);
-    let after = backoff.max(policy.retry.bounded(retry_after.unwrap_or_default()));
-    let quick = progress.attempts < policy.quick_attempts;
+    // Once: a request that kills its workers does not go through all of them.
+    let at_once = outcome.meaning == Meaning::Lost && progress.attempts <= 1;
+    let after = if at_once {
+        Duration::ZERO
+    } else {
+        backoff.max(policy.retry.bounded(retry_after.unwrap_or_default()))
+    };
+    // What nobody can carry is not held in memory for it.
+    let quick = progress.attempts < policy.quick_attempts && outcome.meaning != Meaning::Oversize;
     match progress.place {
         Place::Memory if quick && after <= QUICK_RETRY_MAX => Settlement::Retry { after },
         Place::DeadLetters if quick => Settlement::Retry { after: after.min(QUICK_RETRY_MAX) },
-        // An attempt that we gave up ourselves is not the last one.
+        // An attempt that ended by us is not the last one.
         Place::Memory | Place::Table
-            if progress.tried_for < policy.retry_for || outcome.aborted() =>
+            if progress.tried_for < policy.retry_for || outcome.says_nothing_of_the_endpoint() =>
         {
             Settlement::Defer { after }
         }
@@ -183,6 +195,28 @@ mod tests {
     fn settle_does_not_give_a_delivery_up_for_an_attempt_that_was_aborted() {
         let settled = settle_at(&failed(FailureKind::Aborted), Place::Table, 30, 99);
         assert!(matches!(settled, Settlement::Defer { .. }), "{settled:?}");
+    }
+
+    #[test]
+    fn settle_tries_what_was_lost_with_its_worker_again_at_once_and_then_waits() {
+        let lost = failed(FailureKind::Lost);
+        let first = settle_at(&lost, Place::Memory, 1, 0);
+        assert_eq!(first, Settlement::Retry { after: Duration::ZERO });
+        for attempts in 2..20 {
+            let Settlement::Defer { after } = settle_at(&lost, Place::Table, attempts, 99) else {
+                panic!("it is not given up for that")
+            };
+            assert!(!after.is_zero(), "attempt {attempts}");
+        }
+    }
+
+    #[test]
+    fn settle_defers_what_no_worker_can_carry_without_holding_it_in_memory() {
+        let oversize = failed(FailureKind::Oversize);
+        for place in [Place::Memory, Place::Table] {
+            let settled = settle_at(&oversize, place, 1, 99);
+            assert!(matches!(settled, Settlement::Defer { .. }), "{settled:?}");
+        }
     }
 
     #[test]

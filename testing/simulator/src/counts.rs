@@ -43,6 +43,8 @@ macro_rules! kinds_of {
 kinds_of!(INPUTS, fn input(&Input) {
     Input::Items(_) => "items",
     Input::Outcome { .. } => "outcome",
+    Input::Unsent(_) => "unsent",
+    Input::Slots { .. } => "slots",
     Input::Routes(_) => "routes",
     Input::DeferredPages(_) => "deferred-pages",
     Input::UnroutedPages(_) => "unrouted-pages",
@@ -107,6 +109,8 @@ kinds_of!(MEANINGS, fn meaning(Meaning) {
     Meaning::Failed => "failed",
     Meaning::Invalid => "invalid",
     Meaning::Aborted => "aborted",
+    Meaning::Lost => "lost",
+    Meaning::Oversize => "oversize" never "no bus has a bound here",
     Meaning::Local => "local",
 });
 
@@ -120,6 +124,8 @@ kinds_of!(FAILURES, fn failure(FailureKind) {
     FailureKind::Timeout => "timeout",
     FailureKind::Protocol => "protocol",
     FailureKind::Aborted => "aborted",
+    FailureKind::Lost => "lost",
+    FailureKind::Oversize => "oversize" never "no bus has a bound here",
     FailureKind::Local => "local",
 });
 
@@ -247,7 +253,9 @@ impl Counts {
             }
             Input::Command(it) => self.add("command", command(it)),
             Input::Replay(it) => self.add("replay", replay(it)),
-            Input::Routes(_)
+            Input::Unsent(_)
+            | Input::Slots { .. }
+            | Input::Routes(_)
             | Input::DeferredPages(_)
             | Input::UnroutedPages(_)
             | Input::Stored(_)

@@ -27,6 +27,8 @@ pub(crate) struct Facts {
     pub(crate) replays: Vec<Replayed>,
     /// Endpoints that an operator has ever paused.
     pub(crate) paused: BTreeSet<EndpointId>,
+    /// Endpoints of which a worker lost a request, or never began one.
+    pub(crate) not_carried: BTreeSet<EndpointId>,
     /// Endpoints of which an operator has ever made rows due.
     pub(crate) hurried: BTreeSet<EndpointId>,
     /// Accounts whose endpoints the database has ever refused to read: their events end without one.

@@ -81,6 +81,12 @@ kinds! {
         Flapping = "flapping",
         /// The process has no file left for a request.
         Local = "local",
+        /// A worker is lost with what it carries.
+        WorkerLost = "worker-lost",
+        /// A worker never begins what it was to carry.
+        Unsent = "unsent",
+        /// Workers come and go, and with them slots.
+        Slots = "slots",
         /// Rows of the endpoint table are changed.
         EndpointChanged = "endpoint-changed",
         /// Rows of the endpoint table are removed, and come back.

@@ -36,6 +36,7 @@ mod run;
 mod schema;
 pub mod state;
 mod trace;
+mod workers;
 
 pub use again::{doublecheck, minimize};
 pub use counts::Counts;

@@ -127,6 +127,11 @@ impl Plan {
         !self.options.without.contains(&fault)
     }
 
+    /// Whether slots come and go, of which half stay: in every fourth seed.
+    pub(crate) fn has_varying_slots(&self) -> bool {
+        self.has(Fault::Slots) && self.seed % 4 == 3
+    }
+
     /// A source of randomness of its own for each part, so that to take one away changes the others as
     /// little as possible.
     pub(crate) fn rng(&self, part: &str) -> SmallRng {

@@ -35,6 +35,7 @@ use crate::postgres::{self, Postgres};
 use crate::receivers::Receivers;
 use crate::state::State;
 use crate::trace::Trace;
+use crate::workers::Workers;
 use recorded::Recorded;
 
 /// All must have ended so long after the last commit.
@@ -125,6 +126,7 @@ pub(crate) struct Run {
     pub(crate) outages: Outages,
     pub(crate) operators: Operators,
     pub(crate) planted: Planted,
+    pub(crate) workers: Workers,
     agenda: BinaryHeap<Reverse<(Tick, u64, Happens)>>,
     next_event: u64,
     /// How long things take.
@@ -185,6 +187,7 @@ impl Run {
             outages: Outages::new(&plan, span),
             operators: Operators::new(&plan, span),
             planted: Planted::new(plan.options.plant, plan.rng("plant")),
+            workers: Workers::new(&plan),
             agenda: BinaryHeap::new(),
             next_event: 0,
             rng: plan.rng("times"),

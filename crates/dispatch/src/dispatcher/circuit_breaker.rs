@@ -44,7 +44,7 @@ impl Dispatcher {
         let went = went(outcome);
         let endpoint = &self.queues.id(queue).endpoint;
         let is_off = self.endpoints.is_paused(endpoint) || self.endpoints.is_disabled(endpoint);
-        if is_off || self.is_suspended(queue) || outcome.aborted() {
+        if is_off || self.is_suspended(queue) || outcome.says_nothing_of_the_endpoint() {
             return;
         }
         let deferred = self.queues.deferred(queue);
@@ -114,7 +114,7 @@ impl Dispatcher {
             }
             return;
         }
-        if self.endpoints.is_paused(&endpoint) || outcome.aborted() {
+        if self.endpoints.is_paused(&endpoint) || outcome.says_nothing_of_the_endpoint() {
             return;
         }
         let Some(since_us) = deferred.fail_since_us(now_us) else {
@@ -171,9 +171,20 @@ impl Dispatcher {
 
     /// Whether no delivery to the queue's endpoint waits in memory, whatever comes.
     pub(super) fn is_stopped(&self, queue: QueueNo) -> bool {
+        self.why_stopped(queue).is_some()
+    }
+
+    /// Why nothing new is sent to the endpoint, in the words of what is deferred for it.
+    pub(super) fn why_stopped(&self, queue: QueueNo) -> Option<DeferReason> {
         let it = self.queues.at(queue);
-        self.endpoints.is_paused(&it.id().endpoint)
-            || it.deferred().is_some_and(|deferred| deferred.is_open() || deferred.is_suspended())
+        if self.endpoints.is_paused(&it.id().endpoint) {
+            return Some(DeferReason::Paused);
+        }
+        let deferred = it.deferred()?;
+        if deferred.is_suspended() {
+            return Some(DeferReason::Overflow);
+        }
+        deferred.is_open().then_some(DeferReason::Breaker)
     }
 }
 
@@ -181,9 +192,12 @@ fn went(outcome: &Outcome) -> AttemptHealth {
     match outcome.meaning {
         Meaning::Delivered | Meaning::Gone => AttemptHealth::Well,
         Meaning::TimedOut | Meaning::Failed => AttemptHealth::Unanswered,
-        Meaning::Refused { .. } | Meaning::Invalid | Meaning::Aborted | Meaning::Local => {
-            AttemptHealth::Badly
-        }
+        Meaning::Refused { .. }
+        | Meaning::Invalid
+        | Meaning::Aborted
+        | Meaning::Oversize
+        | Meaning::Lost
+        | Meaning::Local => AttemptHealth::Badly,
     }
 }
 

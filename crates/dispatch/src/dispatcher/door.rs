@@ -43,6 +43,16 @@ pub enum Input {
         /// What came of it.
         outcome: Outcome,
     },
+    /// An attempt was surely not begun: answers [`Effect::Send`] in place of an outcome. It was no attempt. One for
+    /// a delivery that is not in flight changes nothing.
+    Unsent(DeliveryId),
+    /// There are so many slots for requests from now on, in place of those of the settings.
+    Slots {
+        /// For what ends within a second.
+        fast: u32,
+        /// For all else, probes of dead endpoints among them. Without any there are no probes.
+        slow: u32,
+    },
     /// Answers [`Effect::LookUp`].
     Routes(Box<LookUpAnswer>),
     /// Answers [`Effect::ReadDeferred`]: a page for each that was asked for.
@@ -81,7 +91,7 @@ pub struct LookUpAnswer {
 #[derive(Debug)]
 #[cfg_attr(feature = "record", derive(serde::Serialize))]
 pub enum Effect {
-    /// A request is to be sent now; answered by [`Input::Outcome`].
+    /// A request is to be sent now; answered by [`Input::Outcome`], or by [`Input::Unsent`].
     Send(Dispatch),
     /// A request in flight is to be given up; answered by its [`Input::Outcome`] like every other one: it may
     /// have ended otherwise at that moment.
@@ -178,6 +188,8 @@ impl Dispatcher {
                 let settled = self.handle_outcome(delivery, &outcome, now);
                 self.door.left.extend(settled.map(Effect::Settled));
             }
+            Input::Unsent(delivery) => self.handle_unsent(delivery, now),
+            Input::Slots { fast, slow } => self.set_slots(fast, slow),
             Input::Routes(answer) => {
                 let LookUpAnswer { snapshot, put_off, answers } = *answer;
                 self.put_off_lookup(put_off, now);

@@ -46,7 +46,11 @@ impl Dispatcher {
             return None;
         }
         let in_memory = self.queues.in_use(queue);
-        in_memory.health_mut().request_ended(started, held_for);
+        if outcome.meaning == Meaning::Lost {
+            in_memory.health_mut().request_withdrawn(started);
+        } else {
+            in_memory.health_mut().request_ended(started, held_for);
+        }
         in_memory.was_sent();
         let in_flight = in_memory.in_flight();
         in_memory.health_mut().adapt(outcome.meaning, in_flight);
@@ -57,7 +61,7 @@ impl Dispatcher {
             self.end_failing(queue, now);
         } else {
             self.note_failure(queue, id, outcome, now);
-            if !outcome.aborted() {
+            if !outcome.says_nothing_of_the_endpoint() {
                 // Of one that wants no more the log is told that it is switched off.
                 let is_told = outcome.meaning == Meaning::Gone;
                 self.begin_failing(queue, event.id, &outcome.record.text, is_told, now);
@@ -88,6 +92,29 @@ impl Dispatcher {
             // It does not wait in memory, nor do those behind it.
             let ids = in_memory.with_those_behind(&[id]);
             self.leave(queue, &ids, Exit::Failed(id, due), now);
+        }
+        self.queues.refresh(queue, now);
+        self.sync(queue);
+        self.look_after(queue, now);
+    }
+
+    /// Takes a delivery back that was surely not sent: its worker never began it. That was no attempt, it says
+    /// nothing of the endpoint, and the delivery may be sent again at once.
+    ///
+    /// One that is not in flight changes nothing.
+    pub(super) fn handle_unsent(&mut self, id: DeliveryId, now: Tick) {
+        let Some(Request { queue, started, .. }) = self.sending.withdraw(id) else { return };
+        let stopped = self.why_stopped(queue);
+        let in_memory = self.queues.in_use(queue);
+        in_memory.health_mut().request_withdrawn(started);
+        let is_retry = matches!(in_memory.held_mut(id).origin, Origin::Retry { .. });
+        in_memory.take_back(id);
+        if let Some(reason) = stopped
+            && !is_retry
+        {
+            // It does not wait in memory, nor do those behind it.
+            let ids = in_memory.with_those_behind(&[id]);
+            self.leave(queue, &ids, Exit::Other(reason), now);
         }
         self.queues.refresh(queue, now);
         self.sync(queue);
@@ -183,3 +210,6 @@ impl Dispatcher {
         self.memory.give_back(before);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -99,9 +99,12 @@ impl Dispatcher {
         now: Tick,
     ) {
         let (is_answered, asked) = match outcome.meaning {
-            Meaning::TimedOut | Meaning::Failed | Meaning::Aborted | Meaning::Local => {
-                (false, None)
-            }
+            Meaning::TimedOut
+            | Meaning::Failed
+            | Meaning::Aborted
+            | Meaning::Oversize
+            | Meaning::Lost
+            | Meaning::Local => (false, None),
             Meaning::Refused { retry_after, .. } => (true, retry_after),
             Meaning::Invalid | Meaning::Delivered | Meaning::Gone => (true, None),
         };

@@ -50,6 +50,14 @@ impl Dispatcher {
         self.sending.take_abort()
     }
 
+    /// There are so many slots from now on.
+    pub(super) fn set_slots(&mut self, fast: u32, slow: u32) {
+        self.sending.set_slots(fast, slow);
+        // An account with many endpoints has enough in memory to fill them.
+        let slots = usize::try_from(fast.saturating_add(slow)).unwrap_or(usize::MAX);
+        self.settings.lane_max = self.settings.lane_max.max(slots);
+    }
+
     fn poll_pool(&mut self, pool: Pool, now: Tick) -> Option<Dispatch> {
         while let Some(lane) = self.sending.next_lane(pool) {
             if let Some(dispatch) = self.poll_lane(lane, pool, now) {

@@ -153,6 +153,20 @@ impl Sending {
         Some(Ended { queue, started, held_for, outdated })
     }
 
+    /// The request was not sent after all: its slot is free, and its time costs its lane nothing. `None`: it is not
+    /// in flight.
+    pub(super) fn withdraw(&mut self, delivery: DeliveryId) -> Option<Ended> {
+        let Request { queue, charge, started, outdated } = self.in_flight.remove(&delivery)?;
+        self.scheduler.finish(charge, Duration::ZERO);
+        Some(Ended { queue, started, held_for: Duration::ZERO, outdated })
+    }
+
+    /// There are so many slots from now on. Where more are taken, nothing is sent before enough are free.
+    pub(super) fn set_slots(&mut self, fast: u32, slow: u32) {
+        let (slow, probes) = if slow == 0 { (0, 0) } else { divided(slow) };
+        self.scheduler.set_slots(fast, slow, probes);
+    }
+
     /// What requests of these queues that are in flight will say is outdated.
     pub(super) fn outdate(&mut self, queues: &[QueueNo]) {
         for request in self.in_flight.values_mut().filter(|r| queues.contains(&r.queue)) {

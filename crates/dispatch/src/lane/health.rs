@@ -94,6 +94,8 @@ impl Health {
             | Meaning::Failed
             | Meaning::Invalid
             | Meaning::Aborted
+            | Meaning::Oversize
+            | Meaning::Lost
             | Meaning::Local => {}
         }
     }

@@ -187,6 +187,16 @@ impl Queue {
         due
     }
 
+    /// A delivery in flight was not sent: it is where it was before. That was no attempt.
+    pub fn take_back(&mut self, id: DeliveryId) {
+        let entry = self.entry_mut(id);
+        assert_eq!(entry.stage, Stage::InFlight, "{id:?} was not sent, and was not to be");
+        entry.stage = Stage::Ready;
+        entry.pending.attempts = entry.pending.attempts.saturating_sub(1);
+        self.ready.insert(id, ());
+        self.ended();
+    }
+
     /// A request was sent: we have what it takes.
     pub fn was_sent(&mut self) {
         self.rest.was_sent();

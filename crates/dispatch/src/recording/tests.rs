@@ -133,7 +133,11 @@ fn inputs() -> Vec<Input> {
         outcome(Meaning::Failed),
         outcome(Meaning::Invalid),
         outcome(Meaning::Aborted),
+        outcome(Meaning::Oversize),
+        outcome(Meaning::Lost),
         outcome(Meaning::Local),
+        Input::Unsent(DeliveryId(7)),
+        Input::Slots { fast: 0, slow: u32::MAX },
         Input::Routes(Box::new(LookUpAnswer {
             snapshot: "8:10:9".parse().unwrap(),
             put_off: vec![(AccountId::new("44"), Duration::from_secs(5))],
@@ -190,6 +194,8 @@ fn kind(input: &Input) -> u32 {
         Input::Retry(_) => 9,
         Input::Replay(_) => 10,
         Input::Stop => 11,
+        Input::Unsent(_) => 12,
+        Input::Slots { .. } => 13,
     }
 }
 
@@ -281,7 +287,7 @@ fn inputs_read_back_with_all_that_decides_and_nothing_that_is_somebodys() {
         let plain = |input: &Input| serde_json::to_string(input).unwrap();
         assert_eq!(plain(&read), plain(&input));
     }
-    assert_eq!(kinds.len(), 12, "a kind is missing");
+    assert_eq!(kinds.len(), 14, "a kind is missing");
 }
 
 #[test]

@@ -456,6 +456,8 @@ impl From<&WireOutcome> for OutcomeBody {
             | Meaning::Failed
             | Meaning::Invalid
             | Meaning::Aborted
+            | Meaning::Oversize
+            | Meaning::Lost
             | Meaning::Local => (None, false),
         };
         Self {
@@ -508,6 +510,8 @@ const fn meaning_number(meaning: Meaning) -> u32 {
         Meaning::Invalid => 6,
         Meaning::Aborted => 7,
         Meaning::Local => 8,
+        Meaning::Lost => 9,
+        Meaning::Oversize => 10,
     }
 }
 
@@ -526,6 +530,8 @@ fn meaning(
         6 => Meaning::Invalid,
         7 => Meaning::Aborted,
         8 => Meaning::Local,
+        9 => Meaning::Lost,
+        10 => Meaning::Oversize,
         _ => Meaning::Failed,
     })
 }
@@ -542,6 +548,8 @@ const fn failure_number(kind: FailureKind) -> u32 {
         FailureKind::Protocol => 8,
         FailureKind::Aborted => 9,
         FailureKind::Local => 10,
+        FailureKind::Lost => 11,
+        FailureKind::Oversize => 12,
     }
 }
 
@@ -557,6 +565,8 @@ const fn failure_kind(number: u32) -> FailureKind {
         7 => FailureKind::Timeout,
         9 => FailureKind::Aborted,
         10 => FailureKind::Local,
+        11 => FailureKind::Lost,
+        12 => FailureKind::Oversize,
         _ => FailureKind::Protocol,
     }
 }

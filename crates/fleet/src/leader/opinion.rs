@@ -39,7 +39,9 @@ fn is_before_request(outcome: &Outcome) -> bool {
             FailureKind::Invalid
             | FailureKind::Timeout
             | FailureKind::Protocol
-            | FailureKind::Aborted,
+            | FailureKind::Aborted
+            | FailureKind::Lost
+            | FailureKind::Oversize,
         )
         | None => false,
     }

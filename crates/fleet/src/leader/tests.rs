@@ -414,7 +414,7 @@ fn request_that_is_given_up_comes_back_at_once_and_its_late_outcome_settles_noth
     rig.fleet.handle(rig.now, FleetInput::Aborted(delivery));
     let effects = rig.effects();
     let [(ended, Ending::Outcome(outcome))] = endings(&effects)[..] else { panic!("{effects:?}") };
-    assert_eq!((ended, outcome.aborted()), (delivery, true));
+    assert_eq!((ended, outcome.says_nothing_of_the_endpoint()), (delivery, true));
     let abort = effects.iter().find_map(|effect| match effect {
         FleetEffect::Publish(frame) => Some(frame.body.clone()),
         _ => None,

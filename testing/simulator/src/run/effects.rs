@@ -14,6 +14,7 @@ use crate::checkers::Seen;
 use crate::faults::Fault;
 use crate::life::{InFlight, LookUp, Storing};
 use crate::plants::Plant;
+use crate::workers::{Carried, Workers};
 
 impl Run {
     /// Lets a dispatcher do all that it can at this moment.
@@ -102,8 +103,23 @@ impl Run {
         if self.life(number).is_some_and(|life| life.stale) {
             self.facts.excused += 1;
         }
-        let outcome = self.receivers.answer(&attempt, self.now, &mut self.counts);
         let (id, ends) = (attempt.first().id, self.request_number());
+        let answer = self.receivers.answer(&attempt, self.now, &mut self.counts);
+        let carried = self.workers.carry(ends, &mut self.counts);
+        if !matches!(carried, Carried::Well) {
+            self.facts.not_carried.insert(attempt.endpoint.id.clone());
+        }
+        let outcome = match carried {
+            Carried::Well => answer,
+            Carried::Lost(arrives) => {
+                if answer.delivered() && arrives {
+                    self.facts.excused += 1;
+                    self.receive(number, &attempt);
+                }
+                Workers::lost()
+            }
+            Carried::Unsent => self.workers.unsent(),
+        };
         self.after(outcome.elapsed, Happens::Ends(number, id, ends));
         if outcome.delivered() && self.planted.is(Plant::KeyUnlockedEarly) {
             self.planted.early.insert(ends);

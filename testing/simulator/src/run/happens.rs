@@ -110,10 +110,20 @@ impl Run {
             return;
         }
         let Some(flight) = life.in_flight.remove(&id) else { return };
-        life.unstored += 1;
+        let unsent = self.workers.was_unsent(ends);
+        if let Some(life) = self.life(number)
+            && !unsent
+        {
+            life.unstored += 1;
+        }
         if !self.planted.kept_back.remove(&ends) {
             let (attempt, outcome) = (&flight.attempt, &flight.outcome);
             self.see(&Seen::Ended { life: number, attempt, outcome });
+        }
+        if unsent {
+            self.hand(number, Input::Unsent(id));
+            self.poll(number);
+            return;
         }
         if flight.outcome.delivered() {
             self.receive(number, &flight.attempt);
@@ -217,6 +227,9 @@ impl Run {
         }
         let bytes = self.rng.random_range(0..1usize << 16);
         self.hand(number, Input::ConnectionBytes(bytes));
+        if let Some(slots) = self.workers.slots(&self.plan.settings, &mut self.counts) {
+            self.hand(number, slots);
+        }
         if self.plan.bound.is_some() {
             let measured = self.measure();
             self.hand(number, Input::StateSize(Box::new(measured)));

@@ -1,0 +1,108 @@
+//! What was not sent after all, what was lost with its worker, and slots that come and go.
+
+use std::time::Duration;
+
+use crate::dispatcher::rig::{Rig, settings};
+use crate::dispatcher::{Dispatch, Input, OperatorInput, Settings};
+use walhook_core::attempt::{DeliveryId, FailureKind, Outcome};
+use walhook_core::event::EndpointId;
+use walhook_core::id::JobId;
+use walhook_core::persist::DeferReason;
+
+fn id(dispatch: &Dispatch) -> DeliveryId {
+    dispatch.attempt.first().id
+}
+
+fn lost(rig: &mut Rig, delivery: DeliveryId) {
+    let outcome = Outcome::failed(FailureKind::Lost, "its worker was lost", Duration::ZERO);
+    rig.dispatcher.handle(rig.now, Input::Outcome { delivery, outcome });
+}
+
+#[test]
+fn delivery_that_was_not_sent_is_sent_again_at_once_in_its_order_and_was_no_attempt() {
+    let mut rig = Rig::new(settings());
+    let first = rig.commit_with("7", &[1]);
+    rig.commit_with("7", &[1]);
+    for _ in 0..100 {
+        let sent = rig.send();
+        assert_eq!(sent.len(), 1, "the second stands behind the first");
+        let attempt = &sent[0].attempt.first();
+        assert_eq!((attempt.event.id, attempt.number), (first.id, 1));
+        rig.dispatcher.handle(rig.now, Input::Unsent(attempt.id));
+        rig.dispatcher.handle(rig.now, Input::Unsent(attempt.id));
+    }
+    assert!(rig.changes().is_empty(), "it says nothing of the endpoint");
+    let sent = rig.send();
+    rig.answer(id(&sent[0]), 200);
+    assert_eq!(rig.send().len(), 1);
+    rig.store();
+    assert!(rig.stored.iter().all(|batch| batch.deferred.is_empty()));
+}
+
+#[test]
+fn delivery_that_was_not_sent_leaves_memory_where_its_endpoint_was_paused_meanwhile() {
+    let mut rig = Rig::new(settings());
+    rig.commit_with("7", &[1]);
+    rig.commit_with("7", &[1]);
+    let sent = rig.send();
+    let (job, endpoint) = (JobId(1), EndpointId::new("7"));
+    let pause = OperatorInput::Pause { job, endpoint, reason: "why".into() };
+    assert!(rig.dispatcher.handle_operator(pause, rig.now));
+    rig.dispatcher.handle(rig.now, Input::Unsent(id(&sent[0])));
+    assert!(rig.send().is_empty());
+    rig.wait(Duration::from_secs(10));
+    rig.store();
+    let rows: Vec<_> = rig.stored.iter().flat_map(|batch| &batch.deferred).collect();
+    assert_eq!(rows.len(), 2);
+    for row in rows {
+        assert_eq!((row.reason, row.tried.attempts), (DeferReason::Paused, 0));
+    }
+}
+
+#[test]
+fn delivery_that_was_lost_with_its_worker_is_tried_again_and_is_no_mark_against_its_endpoint() {
+    let mut rig = Rig::new(Settings { disable_after: Duration::ZERO, ..settings() });
+    for _ in 0..100 {
+        rig.commit("7");
+        let sent = rig.send();
+        assert_eq!(sent.len(), 1, "nothing keeps from it what comes");
+        lost(&mut rig, id(&sent[0]));
+        let again = rig.send();
+        assert_eq!((again.len(), again[0].attempt.first().number), (1, 2), "at once");
+        rig.answer(id(&again[0]), 200);
+    }
+    assert!(rig.changes().is_empty());
+}
+
+#[test]
+fn delivery_whose_workers_are_lost_one_after_the_other_waits_before_it_is_tried_again() {
+    let mut rig = Rig::new(settings());
+    rig.commit("7");
+    let sent = rig.send();
+    lost(&mut rig, id(&sent[0]));
+    let sent = rig.send();
+    lost(&mut rig, id(&sent[0]));
+    assert!(rig.send().is_empty());
+}
+
+#[test]
+fn slots_that_are_gone_are_not_used_and_those_that_come_are() {
+    let mut rig = Rig::new(settings());
+    for account in 0..100 {
+        rig.commit(&account.to_string());
+    }
+    let sent = rig.send();
+    assert_eq!(sent.len(), 32);
+    rig.dispatcher.handle(rig.now, Input::Slots { fast: 8, slow: 0 });
+    for dispatch in &sent[..24] {
+        rig.answer(id(dispatch), 200);
+        assert!(rig.send().is_empty(), "more are under way than there are slots");
+    }
+    rig.answer(id(&sent[24]), 200);
+    assert_eq!(rig.send().len(), 1);
+    rig.dispatcher.handle(rig.now, Input::Slots { fast: 0, slow: 0 });
+    rig.answer(id(&sent[25]), 200);
+    assert!(rig.send().is_empty());
+    rig.dispatcher.handle(rig.now, Input::Slots { fast: 1_000, slow: 1_000 });
+    assert_eq!(rig.send().len(), 100 - 33);
+}

@@ -53,6 +53,9 @@ mod tasks;
 pub mod trouble;
 #[cfg(feature = "workers")]
 pub(crate) mod workers;
+#[cfg(not(feature = "workers"))]
+#[path = "server/without_workers.rs"]
+mod workers;
 mod writer;
 
 use std::net::SocketAddr;
@@ -84,6 +87,7 @@ use rulebook::Rulebook;
 use sessions::{LEASE, Sessions, open_state};
 pub use stop::{Fatal, Stop, Unfit};
 use tasks::Tasks;
+use walhook_core::id::Epoch;
 use walhook_core::room::Measured;
 use walhook_dispatch::dispatcher::{Dispatcher, Ordering, ReplayInput, Settings};
 use walhook_dispatch::retry::RetryPolicy;
@@ -93,6 +97,7 @@ use walhook_postgres::feedback::Feedback;
 use walhook_postgres::pg::Conninfo;
 use walhook_process::clock::Clock;
 use walhook_process::descriptors;
+use workers::lead::LeaderWorkers;
 #[cfg(feature = "workers")]
 pub use workers::run_worker;
 
@@ -217,7 +222,12 @@ async fn stand_by_and_lead(
         );
         tell.set_role(Role::Leader);
         metrics.set_leader(true);
-        let ended = lead(config, leader, sender.clone(), metrics, tell, shutdown, recording).await;
+        let ways = Ways {
+            sender: sender.clone(),
+            #[cfg(feature = "workers")]
+            link: link.clone(),
+        };
+        let ended = lead(config, leader, ways, metrics, tell, shutdown, recording).await;
         metrics.set_leader(false);
         match ended {
             Err(Stop::Fenced) => tracing::warn!("another instance has taken over; standing by"),
@@ -231,6 +241,14 @@ async fn stand_by_and_lead(
         standby.ended().await;
     }
     Ok(())
+}
+
+/// By whom attempts are made.
+struct Ways {
+    sender: Sender,
+    /// The workers' side, with `[workers]`.
+    #[cfg(feature = "workers")]
+    link: Option<workers::Link>,
 }
 
 /// What every task of one leader has.
@@ -254,7 +272,7 @@ struct Inlets {
 async fn lead(
     config: &Config,
     leader: Leader,
-    sender: Sender,
+    ways: Ways,
     metrics: &Arc<Metrics>,
     tell: &Teller,
     shutdown: &CancellationToken,
@@ -264,7 +282,7 @@ async fn lead(
         leader;
     let leading = Leading {
         config: config.clone(),
-        sender,
+        sender: ways.sender.clone(),
         metrics: Arc::clone(metrics),
         tell: tell.clone(),
         sessions: Arc::new(Sessions::new(config.clone(), epoch)),
@@ -302,7 +320,8 @@ async fn lead(
     let recorded = recording.and_then(|to| to.tape().begin(&settings, &start, seed));
     let dispatcher = Dispatcher::new(settings, start, SmallRng::seed_from_u64(seed));
     let mut tasks = Tasks::new(shutdown, tell.clone());
-    leading.dispatch(&mut tasks, dispatcher, channels, clock, recorded);
+    let workers = leading.workers(&mut tasks, &ways, epoch, clock).await?;
+    leading.dispatch(&mut tasks, dispatcher, channels, clock, (recorded, workers));
     let abort = tasks.abort.clone();
     tasks.spawn("writer", writer::write(store, persist_requests, stored, tell.clone(), abort));
     leading.respond(&mut tasks, Refiller::new(config.clone()), refill_requests, refilled);
@@ -342,17 +361,57 @@ impl Leading {
         dispatcher: Dispatcher,
         channels: dispatch::Channels,
         clock: Clock,
-        recorded: Option<Recorded>,
+        (recorded, workers): (Option<Recorded>, Option<LeaderWorkers>),
     ) {
-        let grace = self.config.delivery.timeout + STORE_GRACE;
-        let (sender, metrics) = (self.sender.clone(), Arc::clone(&self.metrics));
-        let tools = dispatch::Tools { sender, metrics, clock, grace, recorded };
+        let (fast, slow) = slots(&self.config.scheduler);
+        let tools = dispatch::Tools {
+            sender: self.sender.clone(),
+            metrics: Arc::clone(&self.metrics),
+            clock,
+            grace: self.config.delivery.timeout + STORE_GRACE,
+            workers,
+            slots: fast.saturating_add(slow),
+            recorded,
+        };
         let (drain, abort) = (tasks.drain.clone(), tasks.abort.clone());
         tasks.spawn("dispatcher", async move {
             dispatch::dispatch(dispatcher, channels, tools, drain, abort.clone()).await;
             abort.cancel();
             Ok(())
         });
+    }
+
+    /// Those who send beside the leader; nobody does, where deliveries are only logged.
+    #[cfg(feature = "workers")]
+    async fn workers(
+        &self,
+        tasks: &mut Tasks,
+        ways: &Ways,
+        epoch: Epoch,
+        clock: Clock,
+    ) -> Result<Option<LeaderWorkers>, Stop> {
+        let (Some(link), Sender::Live(transport)) = (&ways.link, &ways.sender) else {
+            return Ok(None);
+        };
+        let (to, rows) = watch::channel(Vec::new());
+        let fleet =
+            workers::lead::Leads { link, transport, metrics: &self.metrics, epoch, rows: to };
+        let workers = LeaderWorkers::start(&self.config, fleet, clock.now()).await?;
+        let (sessions, tell) = (Arc::clone(&self.sessions), self.tell.clone());
+        tasks.keep(workers::rows::Rows { sessions, tell, rows });
+        Ok(workers)
+    }
+
+    #[cfg(not(feature = "workers"))]
+    #[expect(clippy::unused_async, reason = "as where there are some")]
+    async fn workers(
+        &self,
+        _: &mut Tasks,
+        _: &Ways,
+        _: Epoch,
+        _: Clock,
+    ) -> Result<Option<LeaderWorkers>, Stop> {
+        Ok(None)
     }
 
     /// What answers one kind of the dispatcher's questions.

@@ -1,5 +1,7 @@
 //! Workers: processes that send for the leader, over a nats-server of the test's own.
 
+mod leading;
+
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};

@@ -1,5 +1,8 @@
 //! The task that owns the dispatcher: feeds it what comes, does what it asks.
 
+mod fleet;
+mod log;
+
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +16,12 @@ use super::lookups::LookupRequest;
 use super::reader::Batch;
 use super::record::Recorded;
 use super::refill::{RefillReply, RefillRequest};
+use super::workers::lead::LeaderWorkers;
 use super::writer::PersistRequest;
 use crate::server::metrics::Metrics;
-use crate::server::pace::LinePace;
+use fleet::come;
+pub(super) use fleet::{Back, Sends};
+use log::ChangeLog;
 use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
 use walhook_core::event::{Item, UnroutableReason};
 use walhook_core::lsn::Lsn;
@@ -23,8 +29,8 @@ use walhook_core::persist::{DeferReason, Persisted};
 use walhook_core::room::Measured;
 use walhook_core::tick::Tick;
 use walhook_dispatch::dispatcher::{
-    Counters, Dispatch, Dispatcher, Effect, EndpointChange, EndpointChanged, Input, LookUpAnswer,
-    OperatorInput, ReplayInput, Retry, Settled,
+    Counters, Dispatch, Dispatcher, Effect, Input, LookUpAnswer, OperatorInput, ReplayInput, Retry,
+    Settled,
 };
 use walhook_dispatch::map::NumberMap;
 use walhook_http::attempts::Attempts;
@@ -62,6 +68,10 @@ pub(super) struct Tools {
     pub(super) clock: Clock,
     /// How long requests in flight may take to end after a shutdown began.
     pub(super) grace: Duration,
+    /// Who sends beside the leader, with `[workers]`.
+    pub(super) workers: Option<LeaderWorkers>,
+    /// Requests that may be in flight at once, until the fleet says otherwise.
+    pub(super) slots: u32,
     /// Writes down what comes in, where that is asked for.
     pub(super) recorded: Option<Recorded>,
 }
@@ -83,12 +93,15 @@ pub(super) async fn dispatch(
     loop {
         let now = driver.carry_out_all(&channels);
         let dispatcher = &driver.dispatcher;
+        let fleet_due = driver.tools.workers.as_ref().map(LeaderWorkers::deadline);
         if give_up_at.is_some_and(|at| dispatcher.is_drained() || Instant::now() >= at) {
             driver.say_what_is_left();
             return;
         }
-        let due = dispatcher.deadline().map(|due| clock.instant(due.max(now)));
-        let wakes = [Some(driver.next_gauges), due, give_up_at];
+        let due = dispatcher.deadline().into_iter().chain(fleet_due).min();
+        let due = due.map(|due| clock.instant(due.max(now)));
+        let at_once = driver.fleet_was_heard.then(Instant::now);
+        let wakes = [Some(driver.next_gauges), due, give_up_at, at_once];
         let wake = wakes.into_iter().flatten().min().unwrap_or_else(Instant::now);
         let (takes_items, takes_replays) = (dispatcher.wants_input(), dispatcher.wants_replay());
 
@@ -97,9 +110,8 @@ pub(super) async fn dispatch(
             biased;
             () = abort.cancelled() => return,
             () = drain.cancelled(), if give_up_at.is_none() => {
-                driver.in_flight_then = driver.under_way.len();
                 give_up_at = Some(Instant::now() + driver.tools.grace);
-                driver.handle(Input::Stop);
+                driver.stop();
             }
             Some(persisted) = channels.persisted.recv() => {
                 driver.handle(Input::Stored(Box::new(persisted)));
@@ -123,6 +135,7 @@ pub(super) async fn dispatch(
                     driver.take(batch);
                 }
             }
+            came = come(&mut driver.tools.workers) => driver.take_from_workers(came),
             Some(batch) = channels.input.recv(), if takes_items => driver.take(batch),
             Some(retry) = channels.retries.recv(), if takes_items => {
                 driver.handle(Input::Retry(Box::new(retry)));
@@ -144,6 +157,9 @@ struct Driver {
     /// For each attempt the way to give it up.
     under_way: NumberMap<DeliveryId, oneshot::Sender<()>>,
     connection_bytes: usize,
+    slots: u32,
+    /// The dispatcher has not been asked since it heard something of the fleet.
+    fleet_was_heard: bool,
     next_gauges: Instant,
     reported: Counters,
     log: ChangeLog,
@@ -157,14 +173,16 @@ impl Driver {
         let attempts = Attempts::new(&tools.sender, move |job| attempt(sender.clone(), job));
         Self {
             dispatcher,
-            tools,
             attempts,
             under_way: NumberMap::default(),
             connection_bytes: 0,
+            slots: tools.slots,
+            fleet_was_heard: false,
             next_gauges: Instant::now(),
             reported: Counters::default(),
             log: ChangeLog::default(),
             in_flight_then: 0,
+            tools,
         }
     }
 
@@ -193,10 +211,13 @@ impl Driver {
         if std::mem::replace(&mut self.connection_bytes, held) != held {
             self.handle_at(now, Input::ConnectionBytes(held));
         }
+        // What comes back makes room, for which the dispatcher is asked; what it sends then goes.
+        self.carry_out_fleet(now);
         while let Some(effect) = self.dispatcher.poll(now) {
             self.record(|recorded| recorded.effect(&effect));
             self.carry_out(effect, channels, now);
         }
+        self.fleet_was_heard = self.carry_out_fleet(now);
         self.attempts.hand_over();
         self.record(|recorded| recorded.polled(now));
         now
@@ -207,15 +228,24 @@ impl Driver {
         match effect {
             Effect::Send(Dispatch { attempt: next, waited }) => {
                 self.tools.metrics.observe_queue_wait(waited);
-                let (give_up, given_up) = oneshot::channel();
-                self.under_way.insert(next.first().id, give_up);
-                let endpoint = Arc::clone(&next.endpoint);
-                self.attempts.add(&endpoint.url, (next, given_up));
+                match &mut self.tools.workers {
+                    None => self.send(next),
+                    Some(workers) => match workers.place(now, &next) {
+                        Sends::Leader => self.send(next),
+                        Sends::Worker => {}
+                        Sends::Nobody => self.refuse(now, &next),
+                    },
+                }
             }
             // One that has just ended does not listen any more.
-            Effect::Abort(delivery) => {
-                self.under_way.remove(&delivery).map(|give_up| give_up.send(()));
-            }
+            Effect::Abort(delivery) => match self.under_way.remove(&delivery) {
+                Some(give_up) => _ = give_up.send(()),
+                None => {
+                    if let Some(workers) = &mut self.tools.workers {
+                        workers.abort(now, delivery);
+                    }
+                }
+            },
             Effect::LookUp(accounts) => _ = channels.lookup.try_send(LookupRequest { accounts }),
             Effect::ReadDeferred(pages) => {
                 let _ = channels.refill.try_send(RefillRequest::Deferred(pages));
@@ -240,6 +270,30 @@ impl Driver {
         }
     }
 
+    /// Sends one here.
+    fn send(&mut self, attempt: Attempt) {
+        let (give_up, given_up) = oneshot::channel();
+        self.under_way.insert(attempt.first().id, give_up);
+        let endpoint = Arc::clone(&attempt.endpoint);
+        self.attempts.add(&endpoint.url, (attempt, given_up));
+    }
+
+    /// The end begins: what is in flight may end.
+    fn stop(&mut self) {
+        let now = self.tools.clock.now();
+        self.in_flight_then = self.in_flight();
+        if let Some(workers) = &mut self.tools.workers {
+            workers.stop(now);
+        }
+        self.handle_at(now, Input::Stop);
+    }
+
+    /// Requests in flight, wherever they are.
+    fn in_flight(&self) -> usize {
+        let here = self.under_way.len();
+        self.tools.workers.as_ref().map_or(here, |workers| workers.in_flight(here))
+    }
+
     /// Takes an outcome, and those that have come meanwhile.
     fn take_outcomes(&mut self, ended: Ended) {
         let mut next = Some(ended);
@@ -254,11 +308,19 @@ impl Driver {
     }
 
     fn settle(&mut self, (delivery, outcome): Ended) {
+        let now = self.tools.clock.now();
         self.under_way.remove(&delivery);
+        let outcome = match &mut self.tools.workers {
+            None => outcome,
+            Some(workers) => match workers.ended_here(now, delivery, outcome) {
+                Some(outcome) => outcome,
+                None => return,
+            },
+        };
         if self.tools.sender.is_live() {
             self.tools.metrics.count_attempt(&outcome);
         }
-        self.handle(Input::Outcome { delivery, outcome });
+        self.handle_at(now, Input::Outcome { delivery, outcome });
     }
 
     fn count_settled(&self, Settled { event, delivered }: &Settled) {
@@ -290,15 +352,26 @@ impl Driver {
     fn report_now_and_then(&mut self) {
         if Instant::now() >= self.next_gauges {
             self.next_gauges = Instant::now() + GAUGES_EVERY;
-            report(&self.dispatcher, &mut self.reported, &self.tools);
+            self.report();
             self.log.say_withheld(self.tools.clock.now());
+        }
+    }
+
+    fn report(&mut self) {
+        report(&self.dispatcher, &mut self.reported, &self.tools);
+        let gauges = self.dispatcher.gauges();
+        let in_flight = gauges.in_flight_fast + gauges.in_flight_slow;
+        self.tools.metrics.set_slots(self.slots, in_flight);
+        let now = self.tools.clock.now();
+        if let Some(workers) = &mut self.tools.workers {
+            workers.report(now);
         }
     }
 
     /// The last line of a leader that was asked to stop.
     fn say_what_is_left(&mut self) {
-        report(&self.dispatcher, &mut self.reported, &self.tools);
-        let (dispatcher, sent_again) = (&self.dispatcher, self.under_way.len());
+        self.report();
+        let (dispatcher, sent_again) = (&self.dispatcher, self.in_flight());
         tracing::info!(
             finished = self.in_flight_then.saturating_sub(sent_again),
             sent_again,
@@ -317,34 +390,6 @@ type Job = (Attempt, oneshot::Receiver<()>);
 
 /// What it came to.
 type Ended = (DeliveryId, Outcome);
-
-/// Lines about endpoints, at a bounded rate for each kind.
-#[derive(Default)]
-struct ChangeLog {
-    paces: [LinePace; EndpointChange::ALL.len()],
-}
-
-impl ChangeLog {
-    fn change(&mut self, changed: &EndpointChanged, now: Tick) {
-        let place = EndpointChange::ALL.iter().position(|change| *change == changed.change);
-        let pace = place.and_then(|place| self.paces.get_mut(place));
-        if pace.is_none_or(|pace| pace.admits(now)) {
-            log_change(changed);
-        }
-    }
-
-    fn say_withheld(&mut self, now: Tick) {
-        for (pace, change) in self.paces.iter_mut().zip(EndpointChange::ALL) {
-            if let Some(more) = pace.take_withheld(now) {
-                tracing::warn!(
-                    change = change.as_str(),
-                    more,
-                    "and so many more endpoints; `walhook endpoints list --trouble` shows how they stand"
-                );
-            }
-        }
-    }
-}
 
 /// Brings the metrics up to date with the dispatcher.
 fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
@@ -406,51 +451,4 @@ async fn attempt(sender: Sender, (attempt, given_up): Job) -> Ended {
         Failpoint::Answered.pass();
     }
     (delivery, outcome)
-}
-
-/// Each change of an endpoint's state is a line.
-fn log_change(EndpointChanged { endpoint, account, change, detail }: &EndpointChanged) {
-    let account = account.as_deref().unwrap_or("unknown");
-    match change {
-        EndpointChange::Disabled => tracing::warn!(
-            %endpoint, account, reason = %detail,
-            "switched the endpoint off; a change of its row, or `walhook endpoints resume`, switches it on again"
-        ),
-        EndpointChange::Enabled => {
-            tracing::info!(%endpoint, account, reason = %detail, "switched the endpoint on again");
-        }
-        EndpointChange::BreakerOpened => tracing::warn!(
-            %endpoint, account, reason = %detail,
-            "the endpoint fails too often: its breaker opened, and its deliveries are deferred"
-        ),
-        EndpointChange::BreakerClosed => tracing::info!(
-            %endpoint, account, reason = %detail,
-            "the endpoint's breaker closed, and what was deferred comes back"
-        ),
-        EndpointChange::Paused => tracing::warn!(
-            %endpoint, account, reason = %detail,
-            "an operator paused the endpoint: its deliveries are deferred until it is resumed"
-        ),
-        EndpointChange::Resumed => tracing::info!(
-            %endpoint, account, reason = %detail,
-            "an operator resumed the endpoint: what was deferred comes back"
-        ),
-        EndpointChange::Suspended => tracing::error!(
-            %endpoint, account, reason = %detail,
-            "state.max_size is reached: suspended the endpoint. What was deferred for it becomes a gap, and so \
-             does what comes until there is room; then `walhook gaps list` shows the replay that sends it"
-        ),
-        EndpointChange::Failing => tracing::warn!(
-            %endpoint, account, error = %detail,
-            "a request to the endpoint failed; it is tried again, and further failures are not logged \
-             one by one"
-        ),
-        EndpointChange::Recovered => {
-            tracing::info!(%endpoint, account, "the endpoint is well again: {detail}");
-        }
-        EndpointChange::Unsuspended => tracing::warn!(
-            %endpoint, account, reason = %detail,
-            "the endpoint is no longer suspended; `walhook gaps list` shows the replay that sends what it missed"
-        ),
-    }
 }

@@ -50,6 +50,15 @@ const FAILURES: [FailureKind; 12] = [
     FailureKind::Local,
 ];
 
+/// From a bus on the same machine to a worker that is behind.
+const OVERHEAD_BUCKETS: [f64; 12] =
+    [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.0];
+
+const WORKER_STATES: [&str; 4] = ["serving", "draining", "quarantined", "silent"];
+
+/// What a second opinion came to: the endpoint was reached, failed likewise, or neither can be told.
+const SECOND_OPINIONS: [&str; 3] = ["reached", "failed", "undecided"];
+
 const STATUS_CLASSES: [&str; 5] = ["2xx", "3xx", "4xx", "5xx", "other"];
 
 const UNROUTABLE: [UnroutableReason; 7] = [
@@ -147,6 +156,20 @@ pub struct Metrics {
     pub worker_in_flight: IntGauge,
     /// `walhook_worker_lease_seconds`: for how long it may still begin requests for one.
     pub worker_lease: Gauge,
+    workers: HashMap<&'static str, IntGauge>,
+    /// `walhook_worker_slots`: requests that may be in flight at once, wherever they are.
+    pub worker_slots: IntGauge,
+    /// `walhook_slots_in_use_ratio`: how much of that is in use.
+    pub slots_in_use: Gauge,
+    /// `walhook_bus_connected`: whether the leader's connection to the bus carries.
+    pub bus_connected: IntGauge,
+    /// `walhook_unsent_total`: attempts that came back from the fleet without having been begun.
+    pub unsent: IntCounter,
+    /// `walhook_workers_lost_total`: workers whose lease ran out.
+    pub workers_lost: IntCounter,
+    second_opinions: HashMap<&'static str, IntCounter>,
+    /// `walhook_bus_overhead_seconds`: what bus and worker took beside a request.
+    pub bus_overhead: Histogram,
     /// `walhook_deferred`: deliveries in the tables `deferred` and `pages`, or on their way there.
     pub deferred: IntGauge,
     /// `walhook_backlogs`: endpoints that have some.
@@ -199,6 +222,8 @@ impl Metrics {
         let in_flight = r.gauges("walhook_in_flight", "pool")?;
         let lanes = r.gauges("walhook_lanes", "state")?;
         let stopped = r.gauges("walhook_endpoints_stopped", "state")?;
+        let workers = r.gauges("walhook_workers", "state")?;
+        let second_opinions = r.counters("walhook_second_opinions_total", "result")?;
         let slot_safe = r.float("walhook_slot_safe_bytes")?;
         // Until the leader has asked, it is not known.
         slot_safe.set(f64::NAN);
@@ -238,6 +263,14 @@ impl Metrics {
             connection_bytes: r.gauge("walhook_connection_bytes")?,
             worker_in_flight: r.gauge("walhook_worker_in_flight")?,
             worker_lease: r.float("walhook_worker_lease_seconds")?,
+            workers: WORKER_STATES.map(|state| (state, workers.with_label_values(&[state]))).into(),
+            worker_slots: r.gauge("walhook_worker_slots")?,
+            slots_in_use: r.float("walhook_slots_in_use_ratio")?,
+            bus_connected: r.gauge("walhook_bus_connected")?,
+            unsent: r.counter("walhook_unsent_total")?,
+            workers_lost: r.counter("walhook_workers_lost_total")?,
+            second_opinions: by_label(&second_opinions, SECOND_OPINIONS, |name| name),
+            bus_overhead: r.histogram("walhook_bus_overhead_seconds", &OVERHEAD_BUCKETS)?,
             deferred: r.gauge("walhook_deferred")?,
             backlogs: r.gauge("walhook_backlogs")?,
             breakers_open: r.gauge("walhook_breakers_open")?,
@@ -342,6 +375,27 @@ impl Metrics {
         self.attempt_duration.observe(outcome.elapsed.as_secs_f64());
     }
 
+    /// Sets how many workers are in this state, which is one of [`WORKER_STATES`].
+    pub fn set_workers(&self, state: &str, workers: i64) {
+        if let Some(gauge) = self.workers.get(state) {
+            gauge.set(workers);
+        }
+    }
+
+    /// Counts second opinions with this result, which is one of [`SECOND_OPINIONS`].
+    pub fn count_second_opinions(&self, result: &str, opinions: u64) {
+        if let Some(counter) = self.second_opinions.get(result) {
+            counter.inc_by(opinions);
+        }
+    }
+
+    /// Sets how many requests may be in flight, and how many are.
+    pub fn set_slots(&self, slots: u32, in_flight: u32) {
+        self.worker_slots.set(slots.into());
+        // None in flight, where there may be none: nothing is wanting then.
+        self.slots_in_use.set(f64::from(in_flight) / f64::from(slots.max(1)));
+    }
+
     /// Counts a change of an endpoint's state.
     pub fn count_endpoint_change(&self, change: EndpointChange) {
         if let Some(counter) = self.endpoint_changes.get(change.as_str()) {
@@ -409,6 +463,8 @@ impl Metrics {
             &self.queued_bytes,
             &self.kept_bytes,
             &self.connection_bytes,
+            &self.worker_slots,
+            &self.bus_connected,
             &self.deferred,
             &self.backlogs,
             &self.breakers_open,
@@ -426,6 +482,10 @@ impl Metrics {
         ] {
             gauge.set(0);
         }
+        for gauge in self.workers.values() {
+            gauge.set(0);
+        }
+        self.slots_in_use.set(0.0);
         self.oldest_unsettled.set(0.0);
         self.slot_safe.set(f64::NAN);
     }

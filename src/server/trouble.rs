@@ -46,11 +46,13 @@ pub enum Part {
     Notices,
     /// Changes of the watched tables.
     Watch,
+    /// The table of workers.
+    Workers,
 }
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Start,
         Self::Stream,
         Self::State,
@@ -66,6 +68,7 @@ impl Part {
         Self::Vacuum,
         Self::Notices,
         Self::Watch,
+        Self::Workers,
     ];
 
     /// The label's value in the metrics, and the name in `--json`.
@@ -87,6 +90,7 @@ impl Part {
             Self::Vacuum => "vacuum",
             Self::Notices => "notices",
             Self::Watch => "watch",
+            Self::Workers => "workers",
         }
     }
 
@@ -122,6 +126,9 @@ impl Part {
                 "changes of the endpoint table do not come; until they do, endpoints are looked up anew \
                  every 5 s"
             }
+            Self::Workers => {
+                "cannot store how workers stand; delivery goes on, and `workers list` is old"
+            }
         }
     }
 
@@ -144,6 +151,7 @@ impl Part {
             Self::Vacuum => "the state tables are vacuumed",
             Self::Notices => "notices are read",
             Self::Watch => "changes of the endpoint table come",
+            Self::Workers => "how workers stand is stored",
         }
     }
 
@@ -163,7 +171,8 @@ impl Part {
             | Self::Retention
             | Self::Vacuum
             | Self::Notices
-            | Self::Watch => false,
+            | Self::Watch
+            | Self::Workers => false,
         }
     }
 }

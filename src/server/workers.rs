@@ -4,6 +4,9 @@
 //! leader: dispatcher ─► fleet ─► packers ─► bus ─► worker: serve ─► requests
 //! ```
 
+pub(super) mod lead;
+mod pack;
+pub(super) mod rows;
 pub(super) mod serve;
 
 use std::sync::Arc;

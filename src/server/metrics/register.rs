@@ -10,11 +10,13 @@ use prometheus::{
 };
 
 /// What `/metrics` says of each metric.
-const HELP: [(&str, &str); 38] = [
+const HELP: [(&str, &str); 46] = [
     ("walhook_attempt_seconds", "How long a request took."),
     ("walhook_attempts_total", "Requests that came to an end, by what came of them."),
     ("walhook_backlogs", "Endpoints with deferred deliveries."),
     ("walhook_breakers_open", "Endpoints that fail too often to be sent to."),
+    ("walhook_bus_connected", "Whether the leader's connection to the bus carries."),
+    ("walhook_bus_overhead_seconds", "What bus and worker took beside a request."),
     ("walhook_changes_total", "Row changes received in committed transactions."),
     (
         "walhook_checkpoint_lag_bytes",
@@ -55,11 +57,16 @@ const HELP: [(&str, &str); 38] = [
     ("walhook_queued_bytes", "Memory that pending events take."),
     ("walhook_replay_window_bytes", "WAL that the anchor slot makes the server keep for replays."),
     ("walhook_resends_total", "Requests sent again on another connection within their attempt."),
+    (
+        "walhook_second_opinions_total",
+        "Attempts that another process made again, by what came of it.",
+    ),
     ("walhook_slot_retained_bytes", "WAL that the slot makes the server keep."),
     (
         "walhook_slot_safe_bytes",
         "WAL that can still be written before the slot is lost; infinite without a limit.",
     ),
+    ("walhook_slots_in_use_ratio", "How many of the slots for requests are in use."),
     ("walhook_state_bytes", "Bytes that the state tables take."),
     (
         "walhook_uncovered_tables",
@@ -71,11 +78,18 @@ const HELP: [(&str, &str); 38] = [
         "walhook_unrouted_total",
         "Events that were stored without an endpoint, and what became of them.",
     ),
+    ("walhook_unsent_total", "Attempts that came back from workers without having been begun."),
     ("walhook_worker_in_flight", "Requests that this process carries for a leader."),
     (
         "walhook_worker_lease_seconds",
         "For how long this process may still begin requests for a leader.",
     ),
+    (
+        "walhook_worker_slots",
+        "Requests that may be in flight at once, at workers and at the leader.",
+    ),
+    ("walhook_workers", "Workers of this leader, by how they stand."),
+    ("walhook_workers_lost_total", "Workers whose lease ran out."),
 ];
 
 /// Where metrics are registered.

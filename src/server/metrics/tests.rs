@@ -41,7 +41,7 @@ fn metrics_show_what_was_counted_under_the_contracts_names() {
         "walhook_deliveries_total{result=\"dead\"} 0".into(),
         "walhook_delivery_latency_seconds_bucket{le=\"0.005\"} 0".into(),
         "walhook_delivery_latency_seconds_bucket{le=\"0.01\"} 1".into(),
-        "walhook_attempt_seconds_count 15".into(),
+        "walhook_attempt_seconds_count 17".into(),
         "walhook_resends_total 10".into(),
         "walhook_deliveries_total{result=\"deferred\"} 2".into(),
         "walhook_deferred_total{reason=\"held\"} 2".into(),

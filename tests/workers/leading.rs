@@ -1,0 +1,251 @@
+//! A leader with workers in traffic, and what becomes of it when one of them, or what is between, goes away.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::time::{Instant, sleep};
+use walhook_dispatch::dispatcher::UNPERSISTED_MAX;
+use walhook_process::clock::unix_us;
+use walhook_testkit::admin::without_pipeline;
+use walhook_testkit::nats::Nats;
+use walhook_testkit::program::{Program, Running};
+use walhook_testkit::receiver::{Receiver, Settings};
+
+use crate::support::audit::{Audit, Demand, End, Endpoint, audit, settled};
+use crate::support::traffic::{self, Traffic};
+use crate::support::{PATIENCE, RULES, SECRET, World};
+
+/// The pause between two transactions of a writer's session is at most this.
+const REST: Duration = Duration::from_millis(20);
+
+/// A leader, its workers, and what they stand on.
+struct Fleet {
+    nats: Nats,
+    world: World,
+    leader: Running,
+    workers: Vec<(Program, Running)>,
+    endpoints: Vec<Endpoint>,
+}
+
+impl Fleet {
+    /// So many workers serve.
+    async fn start(workers: usize) -> Result<Self> {
+        let nats = Nats::start("").await?;
+        let sections = format!("[workers]\nurl = \"{}\"\n", nats.url());
+        let mut world = traffic::world(&sections, &[]).await?;
+        let mut endpoints = Vec::new();
+        for (id, account, query) in
+            [(11, 1, ""), (21, 2, "?delay=200ms"), (31, 3, "?delay=20ms"), (42, 4, "")]
+        {
+            world.hook(id, account, query).await?;
+            let demand = Demand::Delivered;
+            endpoints.push(Endpoint { id, account, demand, since: 0 });
+        }
+        let leader = lead(&mut world).await?;
+        let mut fleet = Self { nats, world, leader, workers: Vec::new(), endpoints };
+        for _ in 0..workers {
+            fleet.hire().await?;
+        }
+        Ok(fleet)
+    }
+
+    /// One more worker.
+    async fn hire(&mut self) -> Result<()> {
+        let mut program = super::worker(&self.nats)?;
+        let running = super::run(&mut program).await?;
+        self.workers.push((program, running));
+        self.until_serving(self.workers.len()).await
+    }
+
+    async fn until_serving(&self, workers: usize) -> Result<()> {
+        let series = "walhook_workers{state=\"serving\"}";
+        let serving = self.world.until_metric(series, &workers.to_string()).await;
+        serving.with_context(|| self.leader.log_tail())
+    }
+
+    async fn until_lost(&self, workers: usize) -> Result<()> {
+        self.world.until_metric("walhook_workers_lost_total", &workers.to_string()).await
+    }
+
+    /// Waits until so many more requests have been taken.
+    async fn until_taken(&self, more: u64) -> Result<()> {
+        let wanted = self.world.mock.stats().taken + more;
+        let what = format!("{more} requests more");
+        let taken =
+            self.world.mock.wait_until(&what, PATIENCE, |stats| stats.taken >= wanted).await;
+        taken.with_context(|| self.leader.log_tail())
+    }
+
+    /// Ends the traffic, and compares what was committed with what was received.
+    async fn audit(&self, traffic: Traffic, lives: &[End]) -> Result<Audit> {
+        let oracle = traffic.stop().await;
+        let all = settled(&self.world, &self.endpoints).await;
+        all.with_context(|| self.leader.log_tail())?;
+        audit(&self.world, oracle, &self.endpoints, lives).await
+    }
+
+    /// How one life of the leader ends.
+    fn end(&self) -> End {
+        End { received: self.world.mock.stats().received, at_unix_us: unix_us() }
+    }
+}
+
+async fn lead(world: &mut World) -> Result<Running> {
+    let admin = world.admin;
+    let mut leader = world.spawn_role("leader")?;
+    leader.until_leading(admin).await?;
+    Ok(leader)
+}
+
+/// How often the leader was answered by a worker.
+async fn sent_by_workers(world: &World) -> Result<u64> {
+    let text = without_pipeline(&world.metrics().await?);
+    let count = text.lines().find_map(|l| l.strip_prefix("walhook_bus_overhead_seconds_count "));
+    Ok(count.context("no worker is counted")?.parse()?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rolling_stop_of_workers_and_leader_in_traffic_loses_and_doubles_nothing() -> Result<()> {
+    let mut fleet = Fleet::start(2).await?;
+    let traffic = Traffic::start(&fleet.world, 31, REST).await?;
+    for _ in 0..2 {
+        fleet.until_taken(100).await?;
+        let (_program, running) = fleet.workers.remove(0);
+        running.signal("TERM")?;
+        let (status, log) = running.ended_with_log().await?;
+        ensure!(status.success(), "{log}");
+        fleet.hire().await?;
+    }
+    ensure!(sent_by_workers(&fleet.world).await? > 150, "the leader sent most itself");
+    fleet.until_taken(100).await?;
+    let end = fleet.end();
+    fleet.leader.signal("TERM")?;
+    ensure!(fleet.leader.wait().await?.success(), "{}", fleet.leader.log_tail());
+    fleet.leader = lead(&mut fleet.world).await?;
+    fleet.until_serving(2).await?;
+    fleet.until_taken(100).await?;
+    let audit = fleet.audit(traffic, &[end]).await?;
+    println!("rolling stop: {} deliveries, repeated {:?}", audit.delivered, audit.repeated);
+    ensure!(audit.repeated_within == 0 && audit.repeated == [0], "{audit:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn worker_killed_in_traffic_costs_at_most_repeats_of_what_it_carried() -> Result<()> {
+    let mut fleet = Fleet::start(2).await?;
+    let traffic = Traffic::start(&fleet.world, 32, REST).await?;
+    fleet.until_taken(100).await?;
+    let (_program, running) = fleet.workers.remove(0);
+    let in_flight = fleet.world.mock.stats().in_flight;
+    running.kill().await?;
+    fleet.until_taken(200).await?;
+    fleet.until_lost(1).await?;
+    let audit = fleet.audit(traffic, &[]).await?;
+    println!("worker killed with {in_flight} in flight: {} repeated", audit.repeated_within);
+    // What it had been given and had not begun when it was asked.
+    ensure!(audit.repeated_within <= in_flight + 64, "{audit:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_killed_with_workers_repeats_no_more_than_was_in_flight_or_unstored() -> Result<()> {
+    let mut fleet = Fleet::start(2).await?;
+    let traffic = Traffic::start(&fleet.world, 33, REST).await?;
+    fleet.until_taken(100).await?;
+    let in_flight = fleet.world.in_flight().await.unwrap_or_default();
+    let end = fleet.end();
+    fleet.leader.kill_and_wait().await?;
+    fleet.leader = lead(&mut fleet.world).await?;
+    fleet.until_serving(2).await?;
+    fleet.until_taken(100).await?;
+    let audit = fleet.audit(traffic, &[end]).await?;
+    println!("leader killed with {in_flight} in flight: {:?} repeated", audit.repeated);
+    ensure!(audit.repeated.iter().sum::<u64>() <= in_flight + u64::try_from(UNPERSISTED_MAX)?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn worker_that_was_frozen_begins_nothing_after_the_thaw() -> Result<()> {
+    let fleet = Fleet::start(2).await?;
+    let traffic = Traffic::start(&fleet.world, 34, REST).await?;
+    fleet.until_taken(100).await?;
+    let frozen = &fleet.workers[0].1;
+    frozen.signal("STOP")?;
+    fleet.until_lost(1).await?;
+    fleet.audit(traffic, &[]).await?;
+    let before = fleet.world.mock.stats();
+    frozen.signal("CONT")?;
+    fleet.until_serving(2).await?;
+    let after = fleet.world.mock.stats();
+    // What it had begun before may still be answered; nothing new comes.
+    ensure!(after.received <= before.received + before.in_flight, "{before:?} {after:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bus_that_is_killed_for_four_seconds_loses_nothing_and_the_leader_sends_meanwhile()
+-> Result<()> {
+    let mut fleet = Fleet::start(2).await?;
+    let traffic = Traffic::start(&fleet.world, 35, REST).await?;
+    fleet.until_taken(100).await?;
+    fleet.nats.kill()?;
+    let killed = Instant::now();
+    fleet.world.until_metric("walhook_bus_connected", "0").await?;
+    fleet.until_taken(50).await?;
+    println!("the bus is away: 50 more after {:?}", killed.elapsed());
+    sleep(Duration::from_secs(4).saturating_sub(killed.elapsed())).await;
+    fleet.nats.start_again().await?;
+    fleet.until_serving(2).await?;
+    let sent = sent_by_workers(&fleet.world).await?;
+    fleet.until_taken(100).await?;
+    ensure!(sent_by_workers(&fleet.world).await? > sent, "the workers get nothing any more");
+    let audit = fleet.audit(traffic, &[]).await?;
+    println!("bus killed: {} repeated of {}", audit.repeated_within, audit.delivered);
+    Ok(())
+}
+
+/// So many hosts that each of two workers is preferred for some.
+const HOSTS: i64 = 16;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn worker_that_reaches_no_endpoint_is_quarantined_and_opens_no_breaker() -> Result<()> {
+    let nats = Nats::start("").await?;
+    let sections = format!("[workers]\nurl = \"{}\"\negress = \"own\"\n", nats.url());
+    let mut world = World::with(&sections, RULES, &[]).await?;
+    let mut receivers = Vec::new();
+    for id in 1..=HOSTS {
+        let receiver = Receiver::start(([127, 0, 0, 1], 0).into(), Settings::default()).await?;
+        let insert = "INSERT INTO webhooks (id, account_id, url, secret) VALUES ($1, 1, $2, $3)";
+        world.sql.execute(insert, &[&id, &receiver.url("/"), &SECRET]).await?;
+        receivers.push(receiver);
+    }
+    let leader = lead(&mut world).await?;
+    let mut well = super::worker(&nats)?;
+    let _well = super::run(&mut well).await?;
+    // What it may contact is nothing: each request ends before it is sent.
+    let mut cut_off = super::worker(&nats)?;
+    cut_off.edit_config("allow = [\"127.0.0.0/8\"]", "deny = [\"127.0.0.0/8\"]")?;
+    let _cut_off = super::run(&mut cut_off).await?;
+    world.until_metric("walhook_workers{state=\"serving\"}", "2").await?;
+    let (mut rows, began) = (0, Instant::now());
+    loop {
+        rows += 1;
+        world.subscribe(rows, 1).await?;
+        let text = without_pipeline(&world.metrics().await?);
+        if text.contains("walhook_workers{state=\"quarantined\"} 1\n") {
+            break;
+        }
+        ensure!(began.elapsed() < PATIENCE, "{}", leader.log_tail());
+        sleep(Duration::from_millis(20)).await;
+    }
+    println!("quarantined {:?} after the first event, with {rows} events", began.elapsed());
+    for receiver in &receivers {
+        let all = u64::try_from(rows)?;
+        let taken = receiver.wait_until("all", PATIENCE, |stats| stats.distinct >= all).await;
+        taken.with_context(|| leader.log_tail())?;
+        ensure!(receiver.stats().duplicates == 0, "{:?}", receiver.stats());
+    }
+    let opened = "walhook_endpoint_changes_total{change=\"breaker_opened\"}";
+    world.until_metric(opened, "0").await?;
+    Ok(())
+}

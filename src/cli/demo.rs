@@ -21,6 +21,11 @@ pub struct Args {
     /// The whale's events a second, at most; it also pauses while its backlog is long
     #[arg(long, value_name = "RATE", default_value_t = 1000)]
     pub whale_rate: u32,
+    /// Start a nats-server and so many workers that send for the pipeline, and kill one of them too
+    ///
+    /// nats-server comes from NATS_SERVER, from PATH, or from where `sh scripts/nats-server` has put it.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=16))]
+    pub workers: u32,
 }
 
 /// Reads `--for`.
@@ -43,6 +48,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         run_for: args.run_for,
         seed: args.seed,
         whale_rate: args.whale_rate,
+        workers: args.workers,
         json: common.json,
     };
     let mut signals = Signals::new()?;

@@ -18,8 +18,10 @@ pub mod receivers;
 pub mod schema;
 pub mod summary;
 pub mod view;
+pub mod workers;
 pub mod writer;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -38,6 +40,7 @@ use self::plan::Class;
 use self::receivers::Receivers;
 use self::summary::Summary;
 use self::view::{Frame, View, grouped};
+use self::workers::Workers;
 use walhook_core::endpoint::Secret;
 use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 
@@ -65,6 +68,8 @@ pub struct Options {
     pub seed: u64,
     /// The whale's events a second, at most.
     pub whale_rate: u32,
+    /// Workers that send for the pipeline; with 0 it sends itself.
+    pub workers: u32,
     /// Standard output is for the JSON object.
     pub json: bool,
 }
@@ -84,9 +89,11 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<Summary> {
     prepared.run(&options, view, stop).await
 }
 
-/// Everything that runs. Fields are dropped in this order: the pipeline before the server.
+/// Everything that runs. Fields are dropped in this order: the pipeline before the servers.
 struct Demo {
     pipeline: Pipeline,
+    admin: SocketAddr,
+    workers: Option<Workers>,
     receivers: Receivers,
     observer: Connection,
     url: Secret,
@@ -145,7 +152,14 @@ impl Demo {
             Class::Dead.describe()
         ))?;
         let program = std::env::current_exe().context("cannot tell which program this is")?;
-        let mut program = Program::new(program, |admin| configuration(url.expose(), admin))?;
+        let workers = match options.workers {
+            0 => None,
+            count => Some(Workers::start(&program, count).await?),
+        };
+        let section = workers.as_ref().map(Workers::section).unwrap_or_default();
+        let mut program =
+            Program::new(program, |admin| configuration(url.expose(), admin) + &section)?;
+        let admin = program.admin;
         // The demo stops the pipeline itself.
         program.own_group = true;
         program.set_up().await?;
@@ -153,6 +167,8 @@ impl Demo {
         pipeline.start()?;
         let mut demo = Self {
             pipeline,
+            admin,
+            workers,
             receivers,
             observer,
             url,
@@ -164,6 +180,13 @@ impl Demo {
             _cluster: cluster,
         };
         demo.wait_until_leading().await?;
+        if let Some(workers) = &demo.workers {
+            workers.until_serving(demo.admin).await?;
+            view.say(&format!(
+                "{} workers serve, over a nats-server of our own: all requests are sent by them",
+                options.workers
+            ))?;
+        }
         let seconds = options.run_for.as_secs_f64();
         view.say(&format!(
             "walhook setup and walhook run are done and up; traffic for {seconds} s"
@@ -188,15 +211,21 @@ impl Demo {
         self.state = State::Draining;
         self.drain(options, &mut view, began).await?;
         self.pipeline.stop().await?;
+        let mut did = Vec::new();
+        if let Some(workers) = &mut self.workers {
+            workers.stop().await?;
+            did = workers.summaries();
+        }
         self.collect_deferred().await?;
         self.collect_dead_letters(0).await?;
         self.retained = self.retained().await?;
         let (kills, retained) = (self.kills, self.retained);
         let ran = ran.as_secs_f64();
-        let (summary, missing) = self.oracle.with(|oracle, _| {
+        let (mut summary, missing) = self.oracle.with(|oracle, _| {
             let missing: Vec<_> = oracle.missing().take(5).collect();
             (Summary::new(oracle, kills, ran, retained), missing)
         });
+        summary.workers = did;
         if !missing.is_empty() {
             view.say(&format!("missing, for example: {missing:?}"))?;
         }
@@ -215,6 +244,7 @@ impl Demo {
     ) -> Result<()> {
         let end = began + options.run_for;
         let kill_at = began + options.run_for / 2;
+        let mut kill_worker_at = Some(began + options.run_for / 4);
         let mut writers = self.start_writers(options).await?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -228,6 +258,9 @@ impl Demo {
                 _ = tick.tick() => {
                     if self.kills == 0 && Instant::now() >= kill_at {
                         self.kill(view).await?;
+                    }
+                    if kill_worker_at.take_if(|at| Instant::now() >= *at).is_some() {
+                        self.kill_worker(view, began).await?;
                     }
                     self.look(view).await?;
                     view.draw(&self.frame(options, began))?;
@@ -283,6 +316,15 @@ impl Demo {
         ))
     }
 
+    /// SIGKILL of a worker, where there are some.
+    async fn kill_worker(&mut self, view: &mut View, began: Instant) -> Result<()> {
+        let Some(workers) = &mut self.workers else { return Ok(()) };
+        match workers.kill(began.elapsed()).await? {
+            Some(said) => view.say(&said),
+            None => Ok(()),
+        }
+    }
+
     /// Looks at everything, and starts the pipeline again when it is time.
     async fn look(&mut self, view: &mut View) -> Result<()> {
         match self.state {
@@ -306,6 +348,9 @@ impl Demo {
             | State::Starting { .. }
             | State::CatchingUp
             | State::Draining => {}
+        }
+        if let Some(workers) = &mut self.workers {
+            workers.look().await;
         }
         if let Some(example) = self.receivers.take_example() {
             view.say(&format!("\n{example}"))?;

@@ -8,6 +8,7 @@ use walhook_testkit::oracle::{Oracle, Tally};
 
 use super::plan::Class;
 use super::view::{bytes, grouped, millis};
+use super::workers::WorkerSummary;
 
 /// What became of everything that was committed. Counts are deliveries unless they say otherwise.
 #[derive(Debug, Clone, Serialize)]
@@ -54,6 +55,8 @@ pub struct Summary {
     pub dead: ClassSummary,
     /// The whale.
     pub whale: ClassSummary,
+    /// What each worker did, where there were some.
+    pub workers: Vec<WorkerSummary>,
 }
 
 /// The same of one class of account.
@@ -130,6 +133,7 @@ impl Summary {
             flaky,
             dead,
             whale,
+            workers: Vec::new(),
         }
     }
 
@@ -204,9 +208,16 @@ impl fmt::Display for Summary {
             grouped(self.signatures_verified),
         )?;
         match self.retained_wal_bytes {
-            Some(retained) => writeln!(f, "; the slot retains {} of WAL now.", bytes(retained)),
-            None => writeln!(f, "."),
+            Some(retained) => writeln!(f, "; the slot retains {} of WAL now.", bytes(retained))?,
+            None => writeln!(f, ".")?,
         }
+        for (n, worker) in self.workers.iter().enumerate() {
+            write!(f, "\nworker {} began {} requests", n + 1, grouped(worker.carried))?;
+            if let Some(seconds) = worker.killed_after_seconds {
+                write!(f, ", until it was killed after {seconds} s")?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -265,5 +276,14 @@ mod tests {
         for key in ["p50_ms", "p99_ms"] {
             assert!(json["small"][key].is_f64() && json["whale"].get(key).is_some(), "{key}");
         }
+    }
+    #[test]
+    fn summary_says_what_each_worker_did_and_which_was_killed() {
+        let killed = WorkerSummary { carried: 2_954, killed_after_seconds: Some(5.1) };
+        let other = WorkerSummary { carried: 10_672, killed_after_seconds: None };
+        let summary = Summary { workers: vec![killed, other], ..summary_of(3) };
+        let end = "\nworker 1 began 2,954 requests, until it was killed after 5.1 s\n\
+                   worker 2 began 10,672 requests";
+        assert!(summary.to_string().ends_with(end), "{summary}");
     }
 }

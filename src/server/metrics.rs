@@ -154,6 +154,8 @@ pub struct Metrics {
     pub connection_bytes: IntGauge,
     /// `walhook_worker_in_flight`: requests that this process carries for a leader.
     pub worker_in_flight: IntGauge,
+    /// `walhook_worker_requests_total`: requests that this process began for a leader.
+    pub worker_requests: IntCounter,
     /// `walhook_worker_lease_seconds`: for how long it may still begin requests for one.
     pub worker_lease: Gauge,
     workers: HashMap<&'static str, IntGauge>,
@@ -262,6 +264,7 @@ impl Metrics {
             kept_bytes: r.gauge("walhook_kept_bytes")?,
             connection_bytes: r.gauge("walhook_connection_bytes")?,
             worker_in_flight: r.gauge("walhook_worker_in_flight")?,
+            worker_requests: r.counter("walhook_worker_requests_total")?,
             worker_lease: r.float("walhook_worker_lease_seconds")?,
             workers: WORKER_STATES.map(|state| (state, workers.with_label_values(&[state]))).into(),
             worker_slots: r.gauge("walhook_worker_slots")?,

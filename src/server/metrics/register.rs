@@ -10,7 +10,7 @@ use prometheus::{
 };
 
 /// What `/metrics` says of each metric.
-const HELP: [(&str, &str); 46] = [
+const HELP: [(&str, &str); 47] = [
     ("walhook_attempt_seconds", "How long a request took."),
     ("walhook_attempts_total", "Requests that came to an end, by what came of them."),
     ("walhook_backlogs", "Endpoints with deferred deliveries."),
@@ -90,6 +90,7 @@ const HELP: [(&str, &str); 46] = [
     ),
     ("walhook_workers", "Workers of this leader, by how they stand."),
     ("walhook_workers_lost_total", "Workers whose lease ran out."),
+    ("walhook_worker_requests_total", "Requests that this process began for a leader."),
 ];
 
 /// Where metrics are registered.

@@ -278,6 +278,7 @@ impl Worker {
         let (give_up, given_up) = oneshot::channel();
         self.under_way.insert(key, give_up);
         let url = prepared.url.clone();
+        self.serves.metrics.worker_requests.inc();
         let gate = Arc::clone(&self.gate);
         self.attempts.add(&url, Job { key, prepared, gate, given_up });
     }

@@ -38,6 +38,7 @@ mod idle_slots;
 mod key_texts;
 mod keys;
 mod kills;
+mod kubernetes;
 mod network;
 mod notify;
 mod operator;

@@ -198,6 +198,62 @@ fn compose_file_names_only_services_files_and_volumes_that_are_there() {
     }
 }
 
+/// The profile `workers`: what it sets is a configuration, and NATS allows each role what it needs.
+#[cfg(feature = "workers")]
+#[test]
+fn workers_of_compose_file_are_configured_and_may_do_what_they_have_to() {
+    let compose = yaml("docker-compose.yml");
+    let set = read("deploy/compose/workers.env");
+    let set = set.lines().filter_map(|line| line.trim_start_matches('#').split_once('='));
+    let set: BTreeMap<&str, &str> = set.filter(|(name, _)| !name.contains(' ')).collect();
+    let profile = set["COMPOSE_PROFILES"];
+    for service in ["nats", "worker"] {
+        assert_eq!(
+            compose["services"][service]["profiles"][0].as_str(),
+            Some(profile),
+            "{service}"
+        );
+    }
+    let path = root().join("deploy/compose/walhook.toml");
+    let variables = |service: &str| -> Vec<(String, String)> {
+        let environment = compose["services"][service]["environment"].as_mapping().unwrap();
+        let value = |name: &str, value: &str| match value.strip_prefix("${") {
+            Some(passed) => {
+                assert_eq!(passed, format!("{name}:-}}"), "{service}");
+                set[name].to_owned()
+            }
+            None => value.to_owned(),
+        };
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let of = |(name, it): (&Value, &Value)| (text(name), value(&text(name), &text(it)));
+        environment.iter().map(of).collect()
+    };
+    let leader = walhook::config::load(&path, variables("walhook")).unwrap().workers.unwrap();
+    let worker = walhook::config::load_worker(&path, variables("worker")).unwrap();
+    assert_eq!(leader.url, worker.workers.url);
+    assert!(leader.user.is_some() && leader.user != worker.workers.user);
+    let none = variables("walhook").into_iter().map(|(name, _)| (name, String::new()));
+    assert!(walhook::config::load(&path, none).unwrap().workers.is_none(), "empty is not set");
+
+    let pipeline = worker.pipeline();
+    let subjects = walhook_fleet::subjects::Subjects::new(&leader.subject, pipeline).unwrap();
+    for (user, (publishes, hears)) in
+        [("leader", subjects.of_leader()), ("worker", subjects.of_worker())]
+    {
+        let listed = |subjects: &[String; 2]| format!("[\"{}\"]", subjects.join("\", \""));
+        let (publishes, hears) = (listed(&publishes), listed(&hears));
+        let nats = read("deploy/compose/nats.conf");
+        let of_user = nats.split(&format!("user: {user}\n")).nth(1).unwrap();
+        let of_user = of_user.split("user: ").next().unwrap();
+        assert!(of_user.contains(&format!("publish: {{ allow: {publishes} }}")), "{user}");
+        assert!(of_user.contains(&format!("subscribe: {{ allow: {hears} }}")), "{user}");
+        for page in ["deploy/kubernetes/README.md", "docs/scale-out.md"] {
+            let page = read(page);
+            assert!(page.contains(&publishes) && page.contains(&hears), "{user}");
+        }
+    }
+}
+
 fn is_command(name: &str) -> bool {
     walhook::cli::Cli::command().find_subcommand(name).is_some()
 }

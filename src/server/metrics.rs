@@ -163,8 +163,8 @@ pub struct Metrics {
     pub worker_slots: IntGauge,
     /// `walhook_slots_in_use_ratio`: how much of that is in use.
     pub slots_in_use: Gauge,
-    /// `walhook_bus_connected`: whether the leader's connection to the bus carries.
-    pub bus_connected: IntGauge,
+    /// `walhook_bus_connected`: whether the leader's connection to the bus carries; no number where none is to.
+    pub bus_connected: Gauge,
     /// `walhook_unsent_total`: attempts that came back from the fleet without having been begun.
     pub unsent: IntCounter,
     /// `walhook_workers_lost_total`: workers whose lease ran out.
@@ -226,9 +226,10 @@ impl Metrics {
         let stopped = r.gauges("walhook_endpoints_stopped", "state")?;
         let workers = r.gauges("walhook_workers", "state")?;
         let second_opinions = r.counters("walhook_second_opinions_total", "result")?;
-        let slot_safe = r.float("walhook_slot_safe_bytes")?;
-        // Until the leader has asked, it is not known.
-        slot_safe.set(f64::NAN);
+        // Until the leader has asked, they are not known.
+        let unknown = [r.float("walhook_slot_safe_bytes")?, r.float("walhook_bus_connected")?];
+        unknown.iter().for_each(|gauge| gauge.set(f64::NAN));
+        let [slot_safe, bus_connected] = unknown;
         Ok(Self {
             changes: r.counter("walhook_changes_total")?,
             events: by_label(
@@ -269,7 +270,7 @@ impl Metrics {
             workers: WORKER_STATES.map(|state| (state, workers.with_label_values(&[state]))).into(),
             worker_slots: r.gauge("walhook_worker_slots")?,
             slots_in_use: r.float("walhook_slots_in_use_ratio")?,
-            bus_connected: r.gauge("walhook_bus_connected")?,
+            bus_connected,
             unsent: r.counter("walhook_unsent_total")?,
             workers_lost: r.counter("walhook_workers_lost_total")?,
             second_opinions: by_label(&second_opinions, SECOND_OPINIONS, |name| name),
@@ -467,7 +468,6 @@ impl Metrics {
             &self.kept_bytes,
             &self.connection_bytes,
             &self.worker_slots,
-            &self.bus_connected,
             &self.deferred,
             &self.backlogs,
             &self.breakers_open,
@@ -491,6 +491,7 @@ impl Metrics {
         self.slots_in_use.set(0.0);
         self.oldest_unsettled.set(0.0);
         self.slot_safe.set(f64::NAN);
+        self.bus_connected.set(f64::NAN);
     }
 
     /// All metrics in Prometheus' text format.

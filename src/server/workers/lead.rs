@@ -335,7 +335,7 @@ impl LeaderWorkers {
         ] {
             metrics.set_workers(state.as_str(), count(workers));
         }
-        metrics.bus_connected.set(i64::from(self.link.bus.state().connected));
+        metrics.bus_connected.set(f64::from(u8::from(self.link.bus.state().connected)));
         metrics.unsent.inc_by(counters.unsent - then.unsent);
         metrics.workers_lost.inc_by(counters.sessions_lost - then.sessions_lost);
         for (result, now, then) in [

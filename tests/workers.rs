@@ -3,11 +3,25 @@
 mod leading;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use tokio::time::sleep;
 use walhook_testkit::admin::get;
 use walhook_testkit::nats::Nats;
-use walhook_testkit::program::Program;
+use walhook_testkit::program::{PATIENCE, Program, Running};
+use walhook_testkit::proxy::{Network, Proxy};
+
+use crate::kills::endpoints;
+use crate::support::World;
+use crate::support::audit::{Audit, Endpoint, audit, settled};
+use crate::support::traffic::{self, Traffic};
+
+/// The pause between two transactions of a writer's session is at most this.
+const REST: Duration = Duration::from_millis(10);
+
+/// Few attempts soon after one another, so that all comes to its end while the test runs.
+const QUICK: &str = "[delivery]\nretry_base = \"100ms\"\nretry_cap = \"5s\"\n";
 
 /// A worker's whole configuration.
 fn worker(nats: &Nats) -> Result<Program> {
@@ -19,7 +33,7 @@ fn worker(nats: &Nats) -> Result<Program> {
     })
 }
 
-async fn run(program: &mut Program) -> Result<walhook_testkit::program::Running> {
+async fn run(program: &mut Program) -> Result<Running> {
     let running = program.spawn_role("worker")?;
     running.until_logged("walhook starts as a worker").await?;
     Ok(running)
@@ -75,4 +89,169 @@ async fn worker_starts_without_its_bus_and_refuses_what_it_cannot_be_run_with() 
         assert!(output.status.code() == Some(2) && said.contains(expected), "{args:?}: {said}");
     }
     Ok(())
+}
+
+/// A leader with traffic, and its workers.
+struct Fleet {
+    nats: Nats,
+    /// Between the leader and the bus.
+    network: Proxy,
+    world: World,
+    workers: Vec<(Program, Running)>,
+    endpoints: Vec<Endpoint>,
+}
+
+impl Fleet {
+    /// So many workers, and nothing runs of the leader yet.
+    async fn new(workers: usize, keys: &str) -> Result<Self> {
+        let nats = Nats::start("").await?;
+        let network = Proxy::start(nats.address()).await?;
+        let url = format!("nats://{}", network.address());
+        let sections = format!("[workers]\nurl = \"{url}\"\n{keys}{QUICK}");
+        let world = traffic::world(&sections, &[]).await?;
+        let endpoints = endpoints(&world).await?;
+        let mut fleet = Self { nats, network, world, workers: Vec::new(), endpoints };
+        for _ in 0..workers {
+            fleet.add_worker().await?;
+        }
+        Ok(fleet)
+    }
+
+    async fn add_worker(&mut self) -> Result<()> {
+        let mut program = worker(&self.nats)?;
+        let running = run(&mut program).await?;
+        self.workers.push((program, running));
+        Ok(())
+    }
+
+    /// Waits until the leader has so many workers.
+    async fn until_serving(&self, workers: usize) -> Result<()> {
+        let series = "walhook_workers{state=\"serving\"}";
+        self.world.until_metric(series, &workers.to_string()).await
+    }
+
+    /// Waits until so many more requests have come.
+    async fn until_more(&self, requests: u64) -> Result<()> {
+        let before = self.world.mock.stats().received;
+        let more = |stats: &walhook_testkit::receiver::Stats| {
+            stats.received >= before + requests && stats.in_flight > 0
+        };
+        self.world.mock.wait_until("requests", PATIENCE, more).await
+    }
+
+    /// Lets everything settle, and audits it.
+    async fn audit(&self, traffic: Traffic) -> Result<Audit> {
+        let oracle = traffic.stop().await;
+        settled(&self.world, &self.endpoints).await?;
+        audit(&self.world, oracle, &self.endpoints, &[]).await
+    }
+
+    /// The longest time without a request, from a moment on.
+    fn silence(&self, from_unix_us: i64) -> Duration {
+        let received = self.world.mock.received();
+        let mut at: Vec<i64> = received.iter().map(|request| request.at_unix_us).collect();
+        at.retain(|at| *at >= from_unix_us);
+        at.sort_unstable();
+        let longest = at.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+        Duration::from_micros(u64::try_from(longest).unwrap_or(0))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn worker_that_is_killed_loses_nothing_and_doubles_at_most_what_it_had() -> Result<()> {
+    let mut fleet = Fleet::new(2, "local = \"never\"\n").await?;
+    let leader = fleet.world.run_with(&["--role", "leader"]).await?;
+    fleet.until_serving(2).await?;
+    let traffic = Traffic::start(&fleet.world, 13, REST).await?;
+    fleet.until_more(200).await?;
+    let from = walhook_process::clock::unix_us();
+    let in_flight = fleet.world.mock.stats().in_flight;
+    let (_, killed) = fleet.workers.remove(0);
+    killed.kill().await?;
+    fleet.until_serving(1).await.with_context(|| leader.log_tail())?;
+    fleet.until_more(200).await?;
+    let silence = fleet.silence(from);
+    let found = fleet.audit(traffic).await?;
+    println!("in flight {in_flight}, silence {silence:?}, {found:?}");
+    // What was on its way back counts as in flight too.
+    let bound = in_flight + 64;
+    assert!(found.repeated_within <= bound, "{} of {bound} sent twice", found.repeated_within);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_that_are_replaced_one_by_one_lose_and_double_nothing() -> Result<()> {
+    let mut fleet = Fleet::new(2, "local = \"never\"\n").await?;
+    let leader = fleet.world.run_with(&["--role", "leader"]).await?;
+    fleet.until_serving(2).await?;
+    let traffic = Traffic::start(&fleet.world, 14, REST).await?;
+    for _ in 0..2 {
+        fleet.until_more(200).await?;
+        fleet.add_worker().await?;
+        fleet.until_serving(3).await.with_context(|| leader.log_tail())?;
+        // Its log stands in its program's directory.
+        let (_program, old) = fleet.workers.remove(0);
+        old.signal("TERM")?;
+        let (ended, log) = old.ended_with_log().await?;
+        ensure!(ended.success() && log.contains("has heard of all that it sent"), "{ended}: {log}");
+        fleet.until_serving(2).await?;
+    }
+    fleet.until_more(200).await?;
+    let found = fleet.audit(traffic).await?;
+    println!("{found:?}");
+    assert_eq!(found.repeated_within, 0);
+    Ok(())
+}
+
+/// Traffic, and something that befalls the bus; then all is as before, and nothing is lost.
+async fn while_the_bus(
+    befalls: impl AsyncFnOnce(&mut Fleet) -> Result<()>,
+    seed: u64,
+) -> Result<()> {
+    let mut fleet = Fleet::new(2, "").await?;
+    let leader = fleet.world.run_with(&["--role", "leader"]).await?;
+    fleet.until_serving(2).await?;
+    let traffic = Traffic::start(&fleet.world, seed, REST).await?;
+    fleet.until_more(200).await?;
+    let from = walhook_process::clock::unix_us();
+    befalls(&mut fleet).await?;
+    fleet.until_serving(2).await.with_context(|| leader.log_tail())?;
+    fleet.until_more(200).await?;
+    let silence = fleet.silence(from);
+    let found = fleet.audit(traffic).await?;
+    println!("silence {silence:?}, {found:?}");
+    assert!(silence < Duration::from_secs(3), "nothing was sent for {silence:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bus_that_is_killed_for_four_seconds_loses_nothing_and_the_leader_sends_meanwhile()
+-> Result<()> {
+    let killed = async |fleet: &mut Fleet| {
+        fleet.nats.kill()?;
+        sleep(Duration::from_secs(4)).await;
+        fleet.nats.start_again().await
+    };
+    while_the_bus(killed, 15).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn network_that_swallows_all_between_leader_and_bus_loses_nothing() -> Result<()> {
+    let swallowed = async |fleet: &mut Fleet| {
+        fleet.network.set(Network::Swallows);
+        sleep(Duration::from_secs(4)).await;
+        fleet.network.set(Network::Passes);
+        Ok(())
+    };
+    while_the_bus(swallowed, 16).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bus_that_is_frozen_for_four_seconds_loses_nothing() -> Result<()> {
+    let frozen = async |fleet: &mut Fleet| {
+        fleet.nats.signal("STOP")?;
+        sleep(Duration::from_secs(4)).await;
+        fleet.nats.signal("CONT")
+    };
+    while_the_bus(frozen, 17).await
 }

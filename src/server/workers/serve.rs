@@ -93,7 +93,10 @@ pub(crate) async fn serve(serves: Serves, drain: CancellationToken) -> Result<()
             () = sleep_until(wake) => {}
         }
     }
-    let heard = worker.serving.is_drained() && worker.serves.link.bus.flush(LAST_WORDS).await;
+    let bus = &worker.serves.link.bus;
+    // Where it is away nothing more is written, however long that is waited for.
+    let _written = bus.state().connected && bus.flush(LAST_WORDS).await;
+    let heard = worker.serving.is_drained();
     worker.report_now(&watch);
     if heard {
         tracing::info!("the worker has ended: the leader has heard of all that it sent");

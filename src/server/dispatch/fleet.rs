@@ -9,6 +9,7 @@ use walhook_core::tick::Tick;
 use walhook_dispatch::dispatcher::Input;
 
 /// Who sends an attempt.
+#[cfg_attr(not(feature = "workers"), expect(dead_code, reason = "nobody says it there"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::server) enum Sends {
     /// The leader.
@@ -20,6 +21,7 @@ pub(in crate::server) enum Sends {
 }
 
 /// What the fleet has for the driver.
+#[cfg_attr(not(feature = "workers"), expect(dead_code, reason = "nobody says it there"))]
 #[derive(Debug)]
 pub(in crate::server) enum Back {
     /// What came of an attempt.

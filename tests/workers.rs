@@ -104,7 +104,8 @@ struct Fleet {
 impl Fleet {
     /// So many workers, and nothing runs of the leader yet.
     async fn new(workers: usize, keys: &str) -> Result<Self> {
-        let nats = Nats::start("").await?;
+        // Only workers send in some tests: then the bus has to take the largest event.
+        let nats = Nats::start("max_payload: 2MB").await?;
         let network = Proxy::start(nats.address()).await?;
         let url = format!("nats://{}", network.address());
         let sections = format!("[workers]\nurl = \"{url}\"\n{keys}{QUICK}");
@@ -155,6 +156,18 @@ impl Fleet {
         let longest = at.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
         Duration::from_micros(u64::try_from(longest).unwrap_or(0))
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_does_not_start_on_a_bus_too_small_for_what_only_workers_may_send() -> Result<()> {
+    let nats = Nats::start("max_payload: 1MB").await?;
+    let sections = format!("[workers]\nurl = \"{}\"\nlocal = \"never\"\n", nats.url());
+    let world = traffic::world(&sections, &[]).await?;
+    let output = world.walhook(&["run"]).await?;
+    let said = String::from_utf8(output.stderr)?;
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("set max_payload = 1114112 or more"), "{said}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,26 +10,32 @@ pub(super) mod rows;
 pub(super) mod serve;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::health::{Role, Teller};
 use super::metrics::Metrics;
 use super::stop::{Fatal, Stop, Unfit};
 use super::{admin, slots};
-use crate::config::{Config, Egress, Memory, Scheduler, WorkerConfig, Workers};
+use crate::config::{Config, Egress, LocalSending, Memory, Scheduler, WorkerConfig, Workers};
 use serve::{Serves, serve};
-use walhook_bus::{Bus, Subscription};
+use walhook_bus::{Bus, BusEvent, Subscription};
 use walhook_core::redact::redact;
 use walhook_fleet::BYTE_BUDGET;
 use walhook_fleet::frame::Digest;
+use walhook_fleet::leader::SPARE;
 use walhook_fleet::subjects::Subjects;
 use walhook_http::sender::Sender;
 
 /// The least that a worker may hold of requests, whatever its `memory.limit`: a large event and some others.
 const BYTE_BUDGET_MIN: u64 = 2 << 20;
+
+/// For the bus to say how large its messages may be.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The bus, and the names of a pipeline's subjects on it. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -56,7 +62,37 @@ impl Link {
 /// [`Stop`]
 pub(super) async fn link(config: &Config) -> Result<Option<Link>, Stop> {
     let Some(workers) = &config.workers else { return Ok(None) };
-    Ok(Some(Link::open(workers, &config.source.slot, "walhook").await?))
+    let link = Link::open(workers, &config.source.slot, "walhook").await?;
+    if workers.local == LocalSending::Never {
+        refuse_small(config, &link).await?;
+    }
+    Ok(Some(link))
+}
+
+/// How large a request is that a bus takes whose messages are at most so large, and the largest event that the
+/// rules allow, in bytes.
+pub(crate) fn bounds(config: &Config, max_payload: usize) -> (u64, u64) {
+    let takes = u64::try_from(max_payload).unwrap_or(u64::MAX).saturating_sub(SPARE);
+    let largest = config.events.iter().map(|rule| rule.max_bytes.0).max().unwrap_or_default();
+    (takes, largest)
+}
+
+/// Refuses a bus that cannot carry what only workers may send. Of one that is away nothing is known: should it turn
+/// out too small, what is too large is deferred.
+async fn refuse_small(config: &Config, link: &Link) -> Result<(), Stop> {
+    let up = timeout(PATIENCE, link.bus.watch().next()).await;
+    let Ok(Some(BusEvent::Up { max_payload })) = up else { return Ok(()) };
+    let (takes, largest) = bounds(config, max_payload);
+    if largest <= takes {
+        return Ok(());
+    }
+    Err(Unfit::Workers(format!(
+        "the bus takes requests of {takes} bytes, and events of {largest} are allowed, which nobody could send with \
+         workers.local = \"never\"; set max_payload = {} or more in the configuration of nats-server, or lower \
+         max_bytes of the rules",
+        largest.saturating_add(SPARE)
+    ))
+    .into())
 }
 
 /// Hears a subject.

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::Report;
 use crate::config::{Config, LocalSending, WorkerEgress, Workers};
 use crate::control::bytes;
-use crate::server::workers::egress_digest;
+use crate::server::workers::{bounds, egress_digest};
 use walhook_bus::{Bus, BusEvent, Options, Received, Subscription};
 use walhook_core::id::Epoch;
 use walhook_fleet::frame::{Body, Digest, Frame, Hello, HelloState, SPOKEN, SessionId};
@@ -87,8 +87,7 @@ async fn connect(options: &Options) -> Result<Bus, String> {
 
 /// Whether the bus takes the largest event that the rules allow.
 fn largest(config: &Config, workers: &Workers, max_payload: usize, report: &mut Report) {
-    let takes = u64::try_from(max_payload).unwrap_or(u64::MAX).saturating_sub(SPARE);
-    let largest = config.events.iter().map(|rule| rule.max_bytes.0).max().unwrap_or_default();
+    let (takes, largest) = bounds(config, max_payload);
     let finding =
         format!("takes requests of {}, and events of {} are allowed", bytes(takes), bytes(largest));
     match workers.local {

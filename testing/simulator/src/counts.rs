@@ -110,7 +110,7 @@ kinds_of!(MEANINGS, fn meaning(Meaning) {
     Meaning::Invalid => "invalid",
     Meaning::Aborted => "aborted",
     Meaning::Lost => "lost",
-    Meaning::Oversize => "oversize" never "no bus has a bound here",
+    Meaning::Oversize => "oversize" never "all simulated requests fit what may carry them",
     Meaning::Local => "local",
 });
 
@@ -125,7 +125,7 @@ kinds_of!(FAILURES, fn failure(FailureKind) {
     FailureKind::Protocol => "protocol",
     FailureKind::Aborted => "aborted",
     FailureKind::Lost => "lost",
-    FailureKind::Oversize => "oversize" never "no bus has a bound here",
+    FailureKind::Oversize => "oversize" never "all simulated requests fit what may carry them",
     FailureKind::Local => "local",
 });
 

@@ -131,23 +131,6 @@ async fn rolling_stop_of_workers_and_leader_in_traffic_loses_and_doubles_nothing
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn worker_killed_in_traffic_costs_at_most_repeats_of_what_it_carried() -> Result<()> {
-    let mut fleet = Fleet::start(2).await?;
-    let traffic = Traffic::start(&fleet.world, 32, REST).await?;
-    fleet.until_taken(100).await?;
-    let (_program, running) = fleet.workers.remove(0);
-    let in_flight = fleet.world.mock.stats().in_flight;
-    running.kill().await?;
-    fleet.until_taken(200).await?;
-    fleet.until_lost(1).await?;
-    let audit = fleet.audit(traffic, &[]).await?;
-    println!("worker killed with {in_flight} in flight: {} repeated", audit.repeated_within);
-    // What it had been given and had not begun when it was asked.
-    ensure!(audit.repeated_within <= in_flight + 64, "{audit:?}");
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leader_killed_with_workers_repeats_no_more_than_was_in_flight_or_unstored() -> Result<()> {
     let mut fleet = Fleet::start(2).await?;
     let traffic = Traffic::start(&fleet.world, 33, REST).await?;

@@ -379,14 +379,14 @@ impl Metrics {
         self.attempt_duration.observe(outcome.elapsed.as_secs_f64());
     }
 
-    /// Sets how many workers are in this state, which is one of [`WORKER_STATES`].
+    /// Sets how many workers are in this state, which is one of `WORKER_STATES`.
     pub fn set_workers(&self, state: &str, workers: i64) {
         if let Some(gauge) = self.workers.get(state) {
             gauge.set(workers);
         }
     }
 
-    /// Counts second opinions with this result, which is one of [`SECOND_OPINIONS`].
+    /// Counts second opinions with this result, which is one of `SECOND_OPINIONS`.
     pub fn count_second_opinions(&self, result: &str, opinions: u64) {
         if let Some(counter) = self.second_opinions.get(result) {
             counter.inc_by(opinions);

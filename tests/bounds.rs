@@ -96,7 +96,7 @@ async fn endpoint_with_most_deferred_rows_is_suspended_at_the_bound_and_a_replay
     let anchor = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'walhook_anchor'";
     world.until(anchor, "1").await?;
     // Few rows that take more than half of the bound.
-    insert(&world, 3, 3_000_000..3_000_800, 6_000).await?;
+    insert(&world, 3, 3_000_000..3_000_800, 8_000).await?;
     world.until(&deferred(3), "800").await?;
     // Many that take less.
     let (mut ids, mut others, mut most) = (1..1, 2_000_000, 0);

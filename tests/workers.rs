@@ -221,7 +221,8 @@ async fn while_the_bus(
     befalls: impl AsyncFnOnce(&mut Fleet) -> Result<()>,
     seed: u64,
 ) -> Result<()> {
-    let mut fleet = Fleet::new(2, "").await?;
+    // What was ordered before the loss shows holds its endpoint's limit until the session is lost: a lease and a second.
+    let mut fleet = Fleet::new(2, "lease = \"1s\"\n").await?;
     let leader = fleet.world.run_with(&["--role", "leader"]).await?;
     fleet.until_serving(2).await?;
     let traffic = Traffic::start(&fleet.world, seed, REST).await?;

@@ -194,7 +194,7 @@ async fn stand_by_and_lead(
         );
     }
     #[cfg(feature = "workers")]
-    let link = workers::link(config).await?;
+    let link = workers::link(config, shutdown).await?;
     #[cfg(feature = "workers")]
     let mut standby = link
         .as_ref()
@@ -203,19 +203,23 @@ async fn stand_by_and_lead(
     #[cfg(not(feature = "workers"))]
     let _nothing_is_served = serves;
     let mut started = false;
-    loop {
+    let ended = loop {
         let stands_by = || {
             #[cfg(feature = "workers")]
             if let Some(standby) = &mut standby {
                 standby.serve();
             }
         };
-        let leader = become_leader(config, tell, shutdown, &mut started, stands_by).await?;
+        let leader = become_leader(config, tell, shutdown, &mut started, stands_by).await;
         #[cfg(feature = "workers")]
         if let Some(standby) = &mut standby {
             standby.stop();
         }
-        let Some(leader) = leader else { break };
+        let leader = match leader {
+            Ok(Some(leader)) => leader,
+            Ok(None) => break Ok(()),
+            Err(stop) => break Err(stop),
+        };
         tracing::info!(
             epoch = leader.epoch.0, frontier = %leader.start.frontier, slot = %config.source.slot,
             "leading: streaming from the slot"
@@ -231,16 +235,15 @@ async fn stand_by_and_lead(
         metrics.set_leader(false);
         match ended {
             Err(Stop::Fenced) => tracing::warn!("another instance has taken over; standing by"),
-            Ok(()) => break,
-            ended => return ended,
+            ended => break ended,
         }
         tell.set_role(Role::Standby);
-    }
+    };
     #[cfg(feature = "workers")]
     if let Some(standby) = standby {
         standby.ended().await;
     }
-    Ok(())
+    ended
 }
 
 /// By whom attempts are made.

@@ -47,10 +47,10 @@ pub(super) struct Link {
 impl Link {
     /// Connects in the background, as a process that the bus's operator sees under this name.
     pub(super) async fn open(workers: &Workers, pipeline: &str, name: &str) -> Result<Self, Stop> {
-        let unfit = |problem: String| Unfit::Workers(problem);
+        let unfit = Unfit::Workers;
         let options = workers.bus(name).map_err(|error| unfit(format!("workers.url {error}")))?;
         let subjects = Subjects::new(&workers.subject, pipeline);
-        let subjects = subjects.map_err(|error| unfit(error.to_string()))?;
+        let subjects = subjects.map_err(|error| unfit(format!("workers.subject {error}")))?;
         let bus = Bus::connect(&options).await.map_err(|error| unfit(error.to_string()))?;
         Ok(Self { bus, subjects })
     }
@@ -60,11 +60,14 @@ impl Link {
 ///
 /// # Errors
 /// [`Stop`]
-pub(super) async fn link(config: &Config) -> Result<Option<Link>, Stop> {
+pub(super) async fn link(
+    config: &Config,
+    shutdown: &CancellationToken,
+) -> Result<Option<Link>, Stop> {
     let Some(workers) = &config.workers else { return Ok(None) };
     let link = Link::open(workers, &config.source.slot, "walhook").await?;
     if workers.local == LocalSending::Never {
-        refuse_small(config, &link).await?;
+        shutdown.run_until_cancelled(refuse_small(config, &link)).await.transpose()?;
     }
     Ok(Some(link))
 }

@@ -24,10 +24,11 @@ use super::{Link, subscribe};
 use crate::server::health::{self, Teller};
 use crate::server::leadership::hostname;
 use crate::server::metrics::Metrics;
+use crate::server::pace::LinePace;
 use crate::server::stop::Stop;
 use walhook_bus::{BusEvent, NotPublished, Received, Subscription, Watch};
 use walhook_core::attempt::{FailureKind, Outcome};
-use walhook_core::tick::micros;
+use walhook_core::tick::{Tick, micros};
 use walhook_fleet::frame::{Digest, Frame, Header, Request, SPOKEN, SessionId};
 use walhook_fleet::worker::{
     AttemptKey, ServeEffect, ServeInput, ServeSettings, ServeState, Serving, To,
@@ -156,6 +157,7 @@ struct Worker {
     /// When it ends although the leader has not heard of everything.
     give_up_at: Option<Instant>,
     report_at: Instant,
+    log: LinePace,
 }
 
 /// What a request begins with: its key and itself, whether it may, and the word to give it up.
@@ -204,6 +206,7 @@ impl Worker {
             draining: false,
             give_up_at: None,
             report_at: Instant::now(),
+            log: LinePace::default(),
         }
     }
 
@@ -252,7 +255,7 @@ impl Worker {
         Ok(())
     }
 
-    fn publish(&self, to: To, frame: &Frame) {
+    fn publish(&mut self, to: To, frame: &Frame) {
         let Link { bus, subjects } = &self.serves.link;
         let subject = match to {
             To::Hello => subjects.hello(),
@@ -265,7 +268,9 @@ impl Worker {
                 tracing::debug!(%why, "a frame was not published");
             }
             Err(why @ (NotPublished::TooLarge | NotPublished::Subject)) => {
-                tracing::warn!(%why, subject, "a frame was not published");
+                if self.log.admits(Tick(boot_us())) {
+                    tracing::warn!(%why, subject, "a frame was not published");
+                }
             }
         }
     }
@@ -325,11 +330,17 @@ impl Worker {
     fn take_frame(&mut self, received: Received) {
         // With what a worker publishes comes no reply subject: nobody need hear it.
         let Received::Frame { payload, .. } = received else { return };
+        if payload.is_empty() {
+            // `walhook check` asks so whether a leader may publish.
+            return;
+        }
         match Frame::decode(payload.clone(), SPOKEN) {
             Ok(frame) => self.handle(ServeInput::Frame(Box::new(frame))),
             Err(error) => {
                 let session = Header::read(&payload).map(|header| header.session);
-                tracing::warn!(%error, ?session, "a frame of the leader cannot be read");
+                if self.log.admits(Tick(boot_us())) {
+                    tracing::warn!(%error, ?session, "a frame of the leader cannot be read");
+                }
                 if let Some(session) = session {
                     self.handle(ServeInput::Unreadable(session));
                 }

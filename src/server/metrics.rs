@@ -35,21 +35,6 @@ const LATENCY_BUCKETS: [f64; 17] = [
 const ATTEMPT_BUCKETS: [f64; 13] =
     [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
-const FAILURES: [FailureKind; 12] = [
-    FailureKind::Invalid,
-    FailureKind::Forbidden,
-    FailureKind::Dns,
-    FailureKind::Connect,
-    FailureKind::Proxy,
-    FailureKind::Tls,
-    FailureKind::Timeout,
-    FailureKind::Protocol,
-    FailureKind::Aborted,
-    FailureKind::Lost,
-    FailureKind::Oversize,
-    FailureKind::Local,
-];
-
 /// From a bus on the same machine to a worker that is behind.
 const OVERHEAD_BUCKETS: [f64; 12] =
     [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.0];
@@ -305,7 +290,7 @@ impl Metrics {
 
     fn attempts(r: &Register<'_>) -> Labelled {
         let counters = r.counters("walhook_attempts_total", "outcome")?;
-        let outcomes = STATUS_CLASSES.into_iter().chain(FAILURES.map(FailureKind::as_str));
+        let outcomes = STATUS_CLASSES.into_iter().chain(FailureKind::ALL.map(FailureKind::as_str));
         Ok(by_label(&counters, outcomes, |name| name))
     }
 

@@ -190,6 +190,22 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [Self; 12] = [
+        Self::Invalid,
+        Self::Forbidden,
+        Self::Dns,
+        Self::Connect,
+        Self::Proxy,
+        Self::Tls,
+        Self::Timeout,
+        Self::Protocol,
+        Self::Aborted,
+        Self::Lost,
+        Self::Oversize,
+        Self::Local,
+    ];
+
     /// The word in metrics and in the state tables.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -11,6 +11,8 @@
 //! What is read is bounded before it is kept: a frame that says more than its kind may is an error, never a panic.
 
 mod body;
+mod numbers;
+mod scan;
 mod wire;
 
 use std::fmt;

@@ -22,7 +22,7 @@ fn metrics_show_what_was_counted_under_the_contracts_names() {
     for status in [204, 301, 410, 500, 99] {
         metrics.count_attempt(&Outcome { resends: 2, ..outcome(Ok(status)) });
     }
-    for kind in FAILURES {
+    for kind in FailureKind::ALL {
         metrics.count_attempt(&outcome(Err(kind)));
     }
     metrics.count_unroutable(UnroutableReason::Value, 1);
@@ -55,7 +55,7 @@ fn metrics_show_what_was_counted_under_the_contracts_names() {
         "walhook_notices_total{result=\"failed\"} 1".into(),
         "walhook_leader 1".into(),
     ];
-    let outcomes = STATUS_CLASSES.into_iter().chain(FAILURES.map(FailureKind::as_str));
+    let outcomes = STATUS_CLASSES.into_iter().chain(FailureKind::ALL.map(FailureKind::as_str));
     lines.extend(outcomes.map(|o| format!("walhook_attempts_total{{outcome=\"{o}\"}} 1")));
     let of_pipeline = without_pipeline(&text);
     for line in lines {

@@ -92,24 +92,15 @@ fn meaning() -> impl Strategy<Value = Meaning> {
         Meaning::Failed,
         Meaning::Invalid,
         Meaning::Aborted,
+        Meaning::Oversize,
+        Meaning::Lost,
         Meaning::Local,
     ];
     prop_oneof![refused, prop::sample::select(plain.to_vec())]
 }
 
 fn outcome() -> impl Strategy<Value = Outcome> {
-    let failure = prop::sample::select(vec![
-        FailureKind::Invalid,
-        FailureKind::Forbidden,
-        FailureKind::Dns,
-        FailureKind::Connect,
-        FailureKind::Proxy,
-        FailureKind::Tls,
-        FailureKind::Timeout,
-        FailureKind::Protocol,
-        FailureKind::Aborted,
-        FailureKind::Local,
-    ]);
+    let failure = prop::sample::select(FailureKind::ALL.to_vec());
     (
         meaning(),
         option::of(any::<u16>()),

@@ -6,14 +6,19 @@ use bytes::{Bytes, BytesMut};
 use prost::Message;
 
 use super::body::{
-    Abort, Attempts, Body, Bye, ByeReason, Digest, Grant, Hello, HelloState, Lead, Outcomes,
-    Refusal, Refused, Request, WireOutcome,
+    Abort, Attempts, Body, Bye, Digest, Grant, Hello, HelloState, Lead, Outcomes, Refused, Request,
+    WireOutcome,
 };
+use super::numbers::{
+    bye_number, bye_reason, failure_kind, failure_number, meaning, meaning_number, refusal,
+    refusal_number,
+};
+use super::scan::fields;
 use super::{
     ABORTS_MAX, ATTEMPTS_MAX, FrameError, HEADERS_BYTES_MAX, HEADERS_MAX, NAME_MAX, OUTCOMES_MAX,
     TEXT_MAX, Versions, read,
 };
-use walhook_core::attempt::{FailureKind, Meaning, Outcome, Record};
+use walhook_core::attempt::{Meaning, Outcome, Record};
 use walhook_core::endpoint::URL_BYTES_MAX;
 use walhook_core::event::{AccountId, EndpointId, ID_MAX_BYTES};
 use walhook_core::tick::micros;
@@ -306,7 +311,7 @@ pub(super) struct ByeBody {
     why: u32,
 }
 
-fn bound(what: &'static str, found: usize, max: usize) -> Result<(), FrameError> {
+pub(super) fn bound(what: &'static str, found: usize, max: usize) -> Result<(), FrameError> {
     if found > max { Err(FrameError::TooMuch { what, found, max }) } else { Ok(()) }
 }
 
@@ -498,162 +503,4 @@ impl TryFrom<OutcomeBody> for WireOutcome {
 fn cut(text: &str, max: usize) -> &str {
     let end = (0..=max.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
     end.and_then(|end| text.get(..end)).unwrap_or_default()
-}
-
-const fn meaning_number(meaning: Meaning) -> u32 {
-    match meaning {
-        Meaning::Delivered => 1,
-        Meaning::Gone => 2,
-        Meaning::Refused { .. } => 3,
-        Meaning::TimedOut => 4,
-        Meaning::Failed => 5,
-        Meaning::Invalid => 6,
-        Meaning::Aborted => 7,
-        Meaning::Local => 8,
-        Meaning::Lost => 9,
-        Meaning::Oversize => 10,
-    }
-}
-
-/// A word of a later version counts as a failure, as what is not understood does.
-fn meaning(
-    number: u32,
-    retry_after: Option<Duration>,
-    overloaded: bool,
-) -> Result<Meaning, FrameError> {
-    Ok(match number {
-        0 => return Err(FrameError::Field("meaning")),
-        1 => Meaning::Delivered,
-        2 => Meaning::Gone,
-        3 => Meaning::Refused { retry_after, overloaded },
-        4 => Meaning::TimedOut,
-        6 => Meaning::Invalid,
-        7 => Meaning::Aborted,
-        8 => Meaning::Local,
-        9 => Meaning::Lost,
-        10 => Meaning::Oversize,
-        _ => Meaning::Failed,
-    })
-}
-
-const fn failure_number(kind: FailureKind) -> u32 {
-    match kind {
-        FailureKind::Invalid => 1,
-        FailureKind::Forbidden => 2,
-        FailureKind::Dns => 3,
-        FailureKind::Connect => 4,
-        FailureKind::Proxy => 5,
-        FailureKind::Tls => 6,
-        FailureKind::Timeout => 7,
-        FailureKind::Protocol => 8,
-        FailureKind::Aborted => 9,
-        FailureKind::Local => 10,
-        FailureKind::Lost => 11,
-        FailureKind::Oversize => 12,
-    }
-}
-
-/// A word of a later version is shown as the least specific one; its meaning decides.
-const fn failure_kind(number: u32) -> FailureKind {
-    match number {
-        1 => FailureKind::Invalid,
-        2 => FailureKind::Forbidden,
-        3 => FailureKind::Dns,
-        4 => FailureKind::Connect,
-        5 => FailureKind::Proxy,
-        6 => FailureKind::Tls,
-        7 => FailureKind::Timeout,
-        9 => FailureKind::Aborted,
-        10 => FailureKind::Local,
-        11 => FailureKind::Lost,
-        12 => FailureKind::Oversize,
-        _ => FailureKind::Protocol,
-    }
-}
-
-const fn refusal_number(why: Refusal) -> u32 {
-    match why {
-        Refusal::Version => 1,
-        Refusal::Egress => 2,
-        Refusal::Full => 3,
-        Refusal::Lost => 4,
-    }
-}
-
-/// After a word of a later version the worker joins anew, as after its loss.
-const fn refusal(number: u32) -> Refusal {
-    match number {
-        1 => Refusal::Version,
-        2 => Refusal::Egress,
-        3 => Refusal::Full,
-        _ => Refusal::Lost,
-    }
-}
-
-const fn bye_number(why: ByeReason) -> u32 {
-    match why {
-        ByeReason::Gap => 1,
-        ByeReason::Disconnected => 2,
-        ByeReason::Lease => 3,
-        ByeReason::Leaving => 4,
-        ByeReason::Unreadable => 5,
-    }
-}
-
-const fn bye_reason(number: u32) -> ByeReason {
-    match number {
-        2 => ByeReason::Disconnected,
-        3 => ByeReason::Lease,
-        4 => ByeReason::Leaving,
-        5 => ByeReason::Unreadable,
-        _ => ByeReason::Gap,
-    }
-}
-
-/// The values of each length-delimited field `number` on the top level of a message, which are `max` at most: they are
-/// counted before they are kept.
-fn fields<'a>(
-    what: &'static str,
-    message: &'a [u8],
-    number: u64,
-    max: usize,
-) -> Result<Vec<&'a [u8]>, FrameError> {
-    let mut found = Vec::new();
-    let mut rest = message;
-    while !rest.is_empty() {
-        let (field, value, after) = field(rest).ok_or(FrameError::Field(what))?;
-        if let Some(value) = value.filter(|_| field == number) {
-            bound(what, found.len() + 1, max)?;
-            found.push(value);
-        }
-        rest = after;
-    }
-    Ok(found)
-}
-
-/// A field's number, its value where it has a length of its own, and what follows it.
-type Field<'a> = (u64, Option<&'a [u8]>, &'a [u8]);
-
-/// The number of the field that `bytes` begin with, its value where it is delimited by its length, and what follows
-/// it. `None`: there is none, or it is a group, of which we write none.
-fn field(bytes: &[u8]) -> Option<Field<'_>> {
-    let (tag, rest) = varint(bytes)?;
-    let (value, rest) = match tag & 7 {
-        0 => (None, varint(rest)?.1),
-        1 => (None, rest.split_at_checked(8)?.1),
-        2 => {
-            let (length, rest) = varint(rest)?;
-            let (value, rest) = rest.split_at_checked(usize::try_from(length).ok()?)?;
-            (Some(value), rest)
-        }
-        5 => (None, rest.split_at_checked(4)?.1),
-        _ => return None,
-    };
-    Some((tag >> 3, value, rest))
-}
-
-fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let mut rest = bytes;
-    let value = prost::encoding::decode_varint(&mut rest).ok()?;
-    Some((value, rest))
 }

@@ -1,8 +1,8 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::frame::{Abort, Attempts, Bye, Grant, HelloState, Refused, SPOKEN};
-use walhook_core::attempt::Meaning;
+use crate::frame::{Abort, Attempts, Bye, Digest, Grant, HelloState, Refused, Request, SPOKEN};
+use walhook_core::attempt::{Meaning, Outcome};
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::position::{EventId, Position};
 

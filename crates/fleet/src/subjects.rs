@@ -31,7 +31,7 @@ pub struct Subjects {
 pub enum SubjectError {
     /// The prefix cannot stand before a subject.
     #[error(
-        "workers.subject {0:?} is no subject: use letters, digits, '-' and '_', in words with one dot between \
+        "{0:?} cannot begin a subject: use letters, digits, '-' and '_', in words with one dot between \
          them, {PREFIX_MAX} at most"
     )]
     Prefix(String),

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use super::{Problem, problem};
 use crate::config::Workers;
+#[cfg(feature = "workers")]
+use walhook_fleet::subjects::Subjects;
 
 /// A worker says how it is four times a lease, and may be late on a busy machine.
 #[cfg(feature = "workers")]
@@ -13,10 +15,6 @@ const LEAST_LEASE: Duration = Duration::from_secs(1);
 /// For so long nobody knows what became of a worker's requests.
 #[cfg(feature = "workers")]
 const LONGEST_LEASE: Duration = Duration::from_secs(60);
-
-/// Characters of a prefix at most.
-#[cfg(feature = "workers")]
-const SUBJECT_MAX: usize = 128;
 
 #[cfg(not(feature = "workers"))]
 pub(super) fn workers(_: &Workers) -> Result<(), Problem> {
@@ -43,14 +41,8 @@ pub(super) fn workers(workers: &Workers) -> Result<(), Problem> {
             "judges nothing without TLS; write tls:// in workers.url",
         );
     }
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    let is_word = |word: &str| !word.is_empty() && word.chars().all(plain);
-    if subject.len() > SUBJECT_MAX || !subject.split('.').all(is_word) {
-        let rule = "words of letters, digits, - and _, with a dot in between";
-        return problem(
-            "workers.subject",
-            format!("{subject:?} cannot begin a subject; write {rule}"),
-        );
+    if let Err(error) = Subjects::new(subject, "") {
+        return problem("workers.subject", error.to_string());
     }
     if *lease < LEAST_LEASE {
         return problem(

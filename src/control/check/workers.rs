@@ -45,7 +45,7 @@ pub(super) async fn check(config: &Config, report: &mut Report) {
     };
     let subjects = match Subjects::new(&workers.subject, &config.source.slot) {
         Ok(subjects) => subjects,
-        Err(error) => return report.fail(BUS, error.to_string(), "correct it"),
+        Err(error) => return report.fail(BUS, format!("workers.subject {error}"), "correct it"),
     };
     let bus = match connect(&options).await {
         Ok(bus) => bus,

@@ -6,16 +6,18 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use axum::http::StatusCode;
 use tokio::time::sleep;
 use walhook_testkit::admin::get;
 use walhook_testkit::nats::Nats;
 use walhook_testkit::program::{PATIENCE, Program, Running};
 use walhook_testkit::proxy::{Network, Proxy};
+use walhook_testkit::receiver::Behaviour;
 
 use crate::kills::endpoints;
-use crate::support::World;
 use crate::support::audit::{Audit, Endpoint, audit, settled};
 use crate::support::traffic::{self, Traffic};
+use crate::support::{RULES, World};
 
 /// The pause between two transactions of a writer's session is at most this.
 const REST: Duration = Duration::from_millis(10);
@@ -268,4 +270,54 @@ async fn bus_that_is_frozen_for_four_seconds_loses_nothing() -> Result<()> {
         fleet.nats.signal("CONT")
     };
     while_the_bus(frozen, 17).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_commands_work_as_without_workers_and_workers_send_what_they_ask() -> Result<()> {
+    let nats = Nats::start("max_payload: 2MB").await?;
+    let sections = format!(
+        "[workers]\nurl = \"{}\"\nlocal = \"never\"\n\
+         [delivery]\nretry_base = \"10ms\"\nretry_cap = \"20ms\"\nretry_for = \"0s\"\n",
+        nats.url()
+    );
+    let mut world = World::with(&sections, RULES, &[]).await?;
+    world.hook(1, 1, "").await?;
+    let leader = world.run_with(&["--role", "leader"]).await?;
+    let mut program = worker(&nats)?;
+    let worker = run(&mut program).await?;
+    world.until_metric("walhook_workers{state=\"serving\"}", "1").await?;
+    let anchor = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'walhook_anchor'";
+    world.until(anchor, "1").await?;
+    world.settled().await?;
+    let from = world.value("SELECT frontier FROM walhook.checkpoint").await?;
+    for id in 1..=10 {
+        world.subscribe(id, 1).await?;
+    }
+    world.delivered(10).await?;
+
+    world.walhook_json(&["endpoints", "pause", "1", "--reason", "moving"]).await?;
+    for id in 11..=20 {
+        world.subscribe(id, 1).await?;
+    }
+    let pending = "SELECT count(*) FROM walhook.deliveries_pending";
+    world.until(pending, "10").await?;
+    world.walhook_json(&["endpoints", "resume", "1"]).await?;
+    world.delivered(20).await?;
+    world.until(pending, "0").await?;
+
+    world.mock.set_behaviour("/1", Behaviour::status(StatusCode::BAD_GATEWAY));
+    world.subscribe(21, 1).await?;
+    world.until("SELECT count(*) FROM walhook.dead_letters", "1").await?;
+    world.mock.set_behaviour("/1", Behaviour::ok());
+    let retried = world.walhook_json(&["dead-letters", "retry", "--endpoint", "1"]).await?;
+    ensure!(retried["done"] == 1 && retried["finished"] == true, "{retried}");
+
+    let replay = world.walhook_json(&["replay", "start", "--from", &from]).await?;
+    ensure!(replay["done"] == 21 && replay["failed"] == 0, "{replay}");
+    let reset = world.walhook_json(&["checkpoint", "reset", "--to", &from, "--yes"]).await?;
+    ensure!(reset["done"] == 21, "everything since, as a replay: {reset}");
+
+    ensure!(leader.terminate().await?.success());
+    ensure!(worker.terminate().await?.success());
+    Ok(())
 }

@@ -33,14 +33,7 @@ impl Fleet {
         let nats = Nats::start("").await?;
         let sections = format!("[workers]\nurl = \"{}\"\n", nats.url());
         let mut world = traffic::world(&sections, &[]).await?;
-        let mut endpoints = Vec::new();
-        for (id, account, query) in
-            [(11, 1, ""), (21, 2, "?delay=200ms"), (31, 3, "?delay=20ms"), (42, 4, "")]
-        {
-            world.hook(id, account, query).await?;
-            let demand = Demand::Delivered;
-            endpoints.push(Endpoint { id, account, demand, since: 0 });
-        }
+        let endpoints = endpoints(&world).await?;
         let leader = lead(&mut world).await?;
         let mut fleet = Self { nats, world, leader, workers: Vec::new(), endpoints };
         for _ in 0..workers {
@@ -90,6 +83,17 @@ impl Fleet {
     }
 }
 
+async fn endpoints(world: &World) -> Result<Vec<Endpoint>> {
+    let mut endpoints = Vec::new();
+    for (id, account, query) in
+        [(11, 1, ""), (21, 2, "?delay=200ms"), (31, 3, "?delay=20ms"), (42, 4, "")]
+    {
+        world.hook(id, account, query).await?;
+        endpoints.push(Endpoint { id, account, demand: Demand::Delivered, since: 0 });
+    }
+    Ok(endpoints)
+}
+
 async fn lead(world: &mut World) -> Result<Running> {
     let admin = world.admin;
     let mut leader = world.spawn_role("leader")?;
@@ -127,6 +131,41 @@ async fn rolling_stop_of_workers_and_leader_in_traffic_loses_and_doubles_nothing
     let audit = fleet.audit(traffic, &[end]).await?;
     println!("rolling stop: {} deliveries, repeated {:?}", audit.delivered, audit.repeated);
     ensure!(audit.repeated_within == 0 && audit.repeated == [0], "{audit:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn standby_serves_the_leader_and_then_leads_and_nothing_is_lost_or_doubled() -> Result<()> {
+    let nats = Nats::start("").await?;
+    let sections = format!("[workers]\nurl = \"{}\"\n", nats.url());
+    let mut world = traffic::world(&sections, &[]).await?;
+    let endpoints = endpoints(&world).await?;
+    let first_admin = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+    let mut leader = world.spawn_with(&[("WALHOOK_ADMIN__LISTEN", &first_admin.to_string())])?;
+    leader.until_leading(first_admin).await?;
+    let mut standby = world.spawn_with(&[])?;
+    standby.until_logged("serving a leader").await?;
+    let traffic = Traffic::start(&world, 36, REST).await?;
+    let until_taken = async |more: u64, log: &Running| {
+        let wanted = world.mock.stats().taken + more;
+        let taken = world.mock.wait_until("more", PATIENCE, |stats| stats.taken >= wanted).await;
+        taken.with_context(|| log.log_tail())
+    };
+    until_taken(200, &leader).await?;
+    let text = without_pipeline(&world.metrics().await?);
+    let carried = text.lines().find_map(|l| l.strip_prefix("walhook_worker_requests_total "));
+    ensure!(carried.context("it is not counted")?.parse::<u64>()? > 100, "{carried:?}");
+    let end = End { received: world.mock.stats().received, at_unix_us: unix_us() };
+    leader.signal("TERM")?;
+    ensure!(leader.wait().await?.success(), "{}", leader.log_tail());
+    standby.until_leading(world.admin).await?;
+    until_taken(200, &standby).await?;
+    let oracle = traffic.stop().await;
+    settled(&world, &endpoints).await.with_context(|| standby.log_tail())?;
+    let audit = audit(&world, oracle, &endpoints, &[end]).await?;
+    println!("{} deliveries, repeated {:?}", audit.delivered, audit.repeated);
+    ensure!(audit.repeated_within == 0 && audit.repeated == [0], "{audit:?}");
+    ensure!(standby.terminate().await?.success());
     Ok(())
 }
 

@@ -1,9 +1,15 @@
-//! Deferred deliveries in pages: over an upgrade from tables of the version before, and back to it.
+//! Deferred deliveries in pages: over an upgrade from tables of the version before, and back to it; and beside
+//! a dump of the state tables.
 
+use std::collections::BTreeMap;
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::process::{Child, Command};
+use tokio::time::{Instant, interval};
+use walhook_process::clock::unix_us;
+use walhook_testkit::receiver::Received;
 
 use crate::kills::from_env;
 use crate::support::{RULES, World, taken, text};
@@ -139,5 +145,79 @@ async fn version_before_and_this_one_lead_in_turn_through_upgrade_and_rollback()
     let received = world.delivered(800).await?;
     ensure!(taken(&received)["/1"].len() == 800);
     old.kill().await?;
+    Ok(())
+}
+
+/// The longest time from the COMMIT of one of these subscribers to its delivery at endpoint 1.
+async fn slowest(world: &World, committed: &BTreeMap<i64, i64>) -> Result<Duration> {
+    world.settled().await?;
+    let received = world.mock.received();
+    let of_one = received.iter().filter(|request| request.path == "/1");
+    let arrived: BTreeMap<i64, i64> =
+        of_one.filter_map(|request| Some((subscriber(request)?, request.at_unix_us))).collect();
+    ensure!(committed.keys().all(|id| arrived.contains_key(id)), "{} came", arrived.len());
+    let took = committed.iter().map(|(id, at)| arrived[id] - at).max().unwrap_or_default();
+    Ok(Duration::from_micros(u64::try_from(took).unwrap_or_default()))
+}
+
+/// The subscriber that a request tells of.
+fn subscriber(request: &Received) -> Option<i64> {
+    let body: serde_json::Value = serde_json::from_slice(&request.body).ok()?;
+    body["data"]["id"].as_i64()
+}
+
+/// For 10 s; for five minutes where there is time for long tests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dump_of_every_state_table_delays_no_delivery_while_others_are_deferred_and_drained()
+-> Result<()> {
+    let is_long = from_env::<u8>("WALHOOK_TEST_LONG").is_some();
+    let dump = Duration::from_secs(if is_long { 300 } else { 10 });
+    let mut world = World::with("", RULES, &[]).await?;
+    world.hook(1, 1, "").await?;
+    world.hook(2, 2, "").await?;
+    world.hook(3, 2, "?status=500").await?;
+    let running = world.run().await?;
+
+    // What pg_dump does: one snapshot, a share lock on every table until the end, and all rows read.
+    let dumping = world.connect().await?;
+    dumping.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await?;
+    let tables = "SELECT quote_ident(relname) FROM pg_class
+                  WHERE relnamespace = 'walhook'::regnamespace AND relkind IN ('r', 'p', 'v')";
+    let tables = dumping.query(tables, &[]).await?;
+    ensure!(tables.len() > 10, "{} tables", tables.len());
+    for table in &tables {
+        let table: String = table.get(0);
+        dumping.batch_execute(&format!("SELECT count(*) FROM walhook.{table}")).await?;
+    }
+
+    let mut committed = BTreeMap::new();
+    let (mut tick, until) = (interval(Duration::from_millis(100)), Instant::now() + dump);
+    for n in 1_i64.. {
+        tick.tick().await;
+        if Instant::now() >= until {
+            break;
+        }
+        world.subscribe(n, 1).await?;
+        committed.insert(n, unix_us());
+        if n % 10 == 0 {
+            let insert = "INSERT INTO subscribers (id, account_id)
+                          SELECT n, 2 FROM generate_series($1::bigint, $1::bigint + 199) n";
+            world.sql.execute(insert, &[&(1_000_000 + n * 1_000)]).await?;
+            let switch = if n % 40 == 0 { "resume" } else { "pause" };
+            ensure!(world.walhook(&["endpoints", switch, "2"]).await?.status.success());
+        }
+    }
+    let slowest = slowest(&world, &committed).await?;
+    println!("{} deliveries beside the dump, the slowest after {slowest:?}", committed.len());
+    ensure!(slowest < Duration::from_secs(1), "a delivery took {slowest:?}");
+    dumping.batch_execute("ROLLBACK").await?;
+
+    let discarded = world.walhook(&["deferred", "discard", "--endpoint", "3", "--yes"]).await?;
+    ensure!(discarded.status.success(), "{}", text(&discarded.stderr));
+    ensure!(world.walhook(&["endpoints", "resume", "2"]).await?.status.success());
+    world
+        .until("SELECT count(*) FROM walhook.deliveries_pending WHERE endpoint = '2'", "0")
+        .await?;
+    ensure!(running.terminate().await?.success());
     Ok(())
 }

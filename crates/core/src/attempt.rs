@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::endpoint::Endpoint;
 use super::event::Event;
+use super::id::{DeadLetterId, JobId, ReplayId};
 
 /// A delivery's handle while it is in memory: unique within one process.
 ///
@@ -41,8 +42,23 @@ pub struct Delivery {
     pub event: Arc<Event>,
     /// Counts from 1.
     pub number: u32,
-    /// Whether this is sent again on an operator's wish (the header `<prefix>-replay`).
-    pub replay: bool,
+    /// The operator's wish on which it is sent again (the header `<prefix>-replay`); none: it is the stream's.
+    pub asked: Option<Asked>,
+}
+
+/// On which wish of an operator's something is sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
+pub enum Asked {
+    /// That a dead letter is sent again.
+    Retry {
+        /// The dead letter's id.
+        dead_letter: DeadLetterId,
+        /// The job that asked.
+        job: JobId,
+    },
+    /// A replay.
+    Replay(ReplayId),
 }
 
 /// The deliveries of an attempt, in stream order.
@@ -299,7 +315,7 @@ mod tests {
             keys: RowKeys::new(),
             row: bytes::Bytes::new(),
         };
-        Delivery { id: DeliveryId(id), event: Arc::new(event), number: 1, replay: false }
+        Delivery { id: DeliveryId(id), event: Arc::new(event), number: 1, asked: None }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod attempt;
 pub mod catalog;
+pub mod delivery_key;
 pub mod endpoint;
 pub mod escape;
 pub mod event;

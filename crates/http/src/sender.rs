@@ -45,10 +45,10 @@ impl Sender {
         match self {
             Self::Live(transport) => transport.send(attempt).await.into(),
             Self::Log => {
-                for Delivery { event, replay, .. } in attempt.deliveries.as_slice() {
+                for Delivery { event, asked, .. } in attempt.deliveries.as_slice() {
                     tracing::info!(
                         event = %event.id, r#type = %event.event_type, account = %event.account,
-                        endpoint = %attempt.endpoint.id, replay,
+                        endpoint = %attempt.endpoint.id, replay = asked.is_some(),
                         "not sent, because delivery.mode is \"log\""
                     );
                 }

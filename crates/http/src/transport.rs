@@ -236,10 +236,11 @@ impl Transport {
     fn post_of<'a>(&self, attempt: &'a Attempt) -> Result<Post<'a>, Failure> {
         let Attempt { endpoint, deliveries } = attempt;
         assert!(deliveries.as_slice().len() == 1, "a request has one event");
-        let Delivery { event, number, replay, .. } = deliveries.first();
+        let Delivery { event, number, asked, .. } = deliveries.first();
         let target = self.targets.of(endpoint, || self.target(endpoint))?;
         let (account, body) = (&endpoint.account, event.body());
-        Ok(Post { target, account, id: event.id, body, number: *number, replay: *replay })
+        let replay = asked.is_some();
+        Ok(Post { target, account, id: event.id, body, number: *number, replay })
     }
 
     /// Posts what no change made, as [`Transport::send`] posts an event: signed, and under the same

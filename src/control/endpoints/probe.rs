@@ -62,7 +62,7 @@ pub(crate) async fn probe(config: &Config, id: &str) -> Result<ProbeView, Failur
             id: DeliveryId(0),
             event: Arc::clone(&event),
             number: 1,
-            replay: false,
+            asked: None,
         }),
     };
     let outcome = match &endpoint.invalid {

@@ -129,7 +129,7 @@ impl Dispatcher {
                     id: delivery,
                     event: Arc::clone(&pending.held.event),
                     number: pending.attempts + 1,
-                    replay: pending.origin.is_asked_for(),
+                    asked: pending.origin.asked(),
                 }),
             },
         };

@@ -265,7 +265,7 @@ impl Life {
                 other.first().event.keys.iter().any(|k| attempt.first().event.keys.contains(k));
             let same = other.endpoint.id == attempt.endpoint.id
                 && other.first().event.account == attempt.first().event.account;
-            let ordered = !other.first().replay && !attempt.first().replay;
+            let ordered = other.first().asked.is_none() && attempt.first().asked.is_none();
             assert!(
                 !(ordered && same && shares),
                 "two events of one row in flight to one endpoint"

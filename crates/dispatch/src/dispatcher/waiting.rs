@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use super::super::lane::SharedEvent;
 use super::super::tracker::TxnSeq;
+use walhook_core::attempt::Asked;
 use walhook_core::event::{AccountId, EndpointId};
-use walhook_core::id::{DeadLetterId, JobId, ReplayId};
 use walhook_core::position::Position;
 use walhook_core::tick::Tick;
 
@@ -36,15 +36,6 @@ pub(super) enum To {
     All(TxnSeq),
     /// One, on an operator's wish.
     One { endpoint: EndpointId, asked: Asked },
-}
-
-/// Which wish that is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asked {
-    /// That a dead letter is sent again.
-    Retry { dead_letter: DeadLetterId, job: JobId },
-    /// A replay.
-    Replay(ReplayId),
 }
 
 /// See the module's documentation.

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::tracker::TxnSeq;
-use walhook_core::attempt::DeliveryId;
+use walhook_core::attempt::{Asked, DeliveryId};
 use walhook_core::event::{Event, RowKeys};
 use walhook_core::id::{DeadLetterId, JobId, ReplayId};
 use walhook_core::persist::{EventKey, RowKey, Tried};
@@ -69,10 +69,15 @@ impl Origin {
         matches!(self, Self::Stream { .. })
     }
 
-    /// Whether an operator asked for it: a retry, or a replay.
+    /// The operator's wish on which it is sent; none: it is the stream's.
     #[must_use]
-    pub fn is_asked_for(self) -> bool {
-        matches!(self, Self::Retry { .. }) || self.replay().is_some()
+    pub fn asked(self) -> Option<Asked> {
+        match self {
+            Self::Retry { dead_letter, job } => Some(Asked::Retry { dead_letter, job }),
+            Self::Stream { .. } | Self::Deferred { .. } | Self::Replay(_) => {
+                self.replay().map(Asked::Replay)
+            }
+        }
     }
 }
 

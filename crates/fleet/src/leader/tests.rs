@@ -54,8 +54,7 @@ fn attempt(id: u64, host: &str, bytes: usize) -> Attempt {
         keys: RowKeys::new(),
         row: Bytes::from(vec![b'1'; bytes]),
     };
-    let delivery =
-        Delivery { id: DeliveryId(id), event: Arc::new(event), number: 1, replay: false };
+    let delivery = Delivery { id: DeliveryId(id), event: Arc::new(event), number: 1, asked: None };
     Attempt { endpoint: Arc::new(endpoint), deliveries: delivery.into() }
 }
 

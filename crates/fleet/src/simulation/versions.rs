@@ -54,7 +54,7 @@ fn attempt() -> Attempt {
         rate_per_second: None,
         invalid: None,
     };
-    let delivery = Delivery { id: DeliveryId(1), event: Arc::new(event), number: 1, replay: false };
+    let delivery = Delivery { id: DeliveryId(1), event: Arc::new(event), number: 1, asked: None };
     Attempt { endpoint: Arc::new(endpoint), deliveries: delivery.into() }
 }
 

@@ -693,7 +693,7 @@ impl World {
         };
         let endpoint = Arc::clone(&self.endpoints[self.rng.random_range(0..self.endpoints.len())]);
         let deliveries =
-            Delivery { id: delivery, event: Arc::new(event), number: 1, replay: false }.into();
+            Delivery { id: delivery, event: Arc::new(event), number: 1, asked: None }.into();
         let attempt = Attempt { endpoint, deliveries };
         let now = self.now;
         let Some(Some(leader)) = self.leaders.get_mut(at) else { return };

@@ -247,7 +247,7 @@ fn attempt(endpoint: Endpoint) -> Attempt {
             id: DeliveryId(1),
             event: Arc::new(event),
             number: 1,
-            replay: false,
+            asked: None,
         }),
     }
 }

@@ -22,7 +22,7 @@ fn keys(
     let at = scene.postgres.by_id.get(&event.id);
     let Some(expect) = at.and_then(|at| scene.postgres.expects.get(*at)) else { return Vec::new() };
     let keys = match scene.plan.settings.ordering {
-        _ if attempt.first().replay => return Vec::new(),
+        _ if attempt.first().asked.is_some() => return Vec::new(),
         Ordering::Row => expect.keys.clone(),
         Ordering::Account => vec![Key::Account],
         Ordering::None => return Vec::new(),

@@ -56,7 +56,7 @@ impl Checker for Fairness {
             Seen::Item { life, item: walhook_core::event::Item::Event(event) } => {
                 self.came.entry(event.id).or_insert((*life, scene.now));
             }
-            Seen::Sent { life, attempt } if !attempt.first().replay => {
+            Seen::Sent { life, attempt } if attempt.first().asked.is_none() => {
                 let (id, endpoint) = (attempt.first().event.id, &attempt.endpoint.id);
                 let first = self.sent.insert((id, endpoint.clone()), scene.now).is_none();
                 let Some((came_to, came)) = self.came.get(&id) else { return Ok(()) };

@@ -29,7 +29,7 @@ impl Checker for NothingInvented {
             return Err(format!("{} was sent to {endpoint:?}", event.id));
         }
         // A replay goes to whoever wants it now.
-        if !attempt.first().replay && !scene.postgres.is_allowed(expect, &endpoint.id) {
+        if attempt.first().asked.is_none() && !scene.postgres.is_allowed(expect, &endpoint.id) {
             return Err(format!("{expect:?} was not for {}", endpoint.id));
         }
         Ok(())

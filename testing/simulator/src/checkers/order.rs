@@ -29,7 +29,7 @@ impl Checker for Order {
     fn see(&mut self, scene: &Scene<'_>, seen: &Seen<'_>) -> Result<(), String> {
         let Seen::Received { life, attempt } = seen else { return Ok(()) };
         let (event, endpoint) = (&attempt.first().event, &attempt.endpoint.id);
-        if attempt.first().replay || !self.seen.insert((endpoint.clone(), event.id)) {
+        if attempt.first().asked.is_some() || !self.seen.insert((endpoint.clone(), event.id)) {
             return Ok(());
         }
         let at = scene.postgres.by_id.get(&event.id);

@@ -22,7 +22,7 @@ impl Checker for Patience {
 
     fn see(&mut self, scene: &Scene<'_>, seen: &Seen<'_>) -> Result<(), String> {
         match seen {
-            Seen::Ended { life, attempt, outcome } if !attempt.first().replay => {
+            Seen::Ended { life, attempt, outcome } if attempt.first().asked.is_none() => {
                 let meaning = outcome.meaning;
                 let asked = if let Meaning::Refused { retry_after, .. } = meaning {
                     retry_after
@@ -34,7 +34,7 @@ impl Checker for Patience {
                 let key = (*life, attempt.first().event.id, attempt.endpoint.id.clone());
                 self.not_before.insert(key, scene.now + wait);
             }
-            Seen::Sent { life, attempt } if !attempt.first().replay => {
+            Seen::Sent { life, attempt } if attempt.first().asked.is_none() => {
                 let key = (*life, attempt.first().event.id, attempt.endpoint.id.clone());
                 let Some(due) = self.not_before.get(&key) else { return Ok(()) };
                 // An operator may have asked for it sooner; a breaker probes when it likes.

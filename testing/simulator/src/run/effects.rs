@@ -155,7 +155,7 @@ impl Run {
     /// An endpoint takes what a process has sent.
     pub(crate) fn receive(&mut self, life: usize, attempt: &Attempt) {
         let key = (attempt.first().event.id, attempt.endpoint.id.clone());
-        if attempt.first().replay {
+        if attempt.first().asked.is_some() {
             *self.facts.resent.entry(key).or_default() += 1;
         } else {
             let times = self.facts.received.entry(key).or_default();

@@ -20,7 +20,7 @@ fn delivered(events: usize) -> (Rig, Vec<Arc<Event>>) {
     for _ in 0..events {
         delivered.push(rig.commit("7"));
         for dispatch in rig.send() {
-            assert!(!dispatch.attempt.first().replay);
+            assert!(dispatch.attempt.first().asked.is_none());
             rig.answer(dispatch.attempt.first().id, 204);
         }
     }
@@ -47,7 +47,7 @@ fn replay_is_counted_as_it_is_taken_and_marked() {
     for event in &events {
         rig.replay(REPLAY, event);
         for dispatch in rig.send() {
-            assert!(dispatch.attempt.first().replay);
+            assert!(dispatch.attempt.first().asked.is_some());
             rig.answer(dispatch.attempt.first().id, 200);
         }
     }
@@ -88,7 +88,7 @@ fn replay_goes_on_when_the_breaker_opens_in_its_midst() {
     for event in &events {
         rig.replay(REPLAY, event);
         for dispatch in rig.send() {
-            assert!(dispatch.attempt.first().replay);
+            assert!(dispatch.attempt.first().asked.is_some());
             rig.answer(dispatch.attempt.first().id, 500);
         }
         rig.store();
@@ -197,7 +197,7 @@ fn deferred_replay_does_not_keep_live_events_of_its_rows_waiting() {
     rig.commit("7");
     let sent = rig.send();
     assert_eq!(sent.len(), 1, "a replay holds no keys");
-    assert!(!sent[0].attempt.first().replay);
+    assert!(sent[0].attempt.first().asked.is_none());
 }
 
 #[test]

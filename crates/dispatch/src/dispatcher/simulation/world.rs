@@ -353,7 +353,7 @@ impl World {
     /// First deliveries of one row's events come in commit order.
     pub(super) fn receive(&mut self, attempt: &Attempt) {
         let (event, endpoint) = (&attempt.first().event, attempt.endpoint.id.to_string());
-        if attempt.first().replay {
+        if attempt.first().asked.is_some() {
             *self.replayed.entry((event.id, endpoint)).or_default() += 1;
             return;
         }

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::fixture;
 use crate::tracker::Tracker;
+use walhook_core::id::ReplayId;
 use walhook_core::lsn::Lsn;
 
 /// One that waits: whose, its commit, whether it is the stream's, when the account's first moved last.

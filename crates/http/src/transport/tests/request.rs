@@ -1,6 +1,8 @@
 //! What goes out, and over which connection.
 
 use super::*;
+use walhook_core::attempt::Asked;
+use walhook_core::id::ReplayId;
 use walhook_sign::verify;
 
 #[tokio::test]
@@ -21,7 +23,8 @@ async fn request_is_as_documented() {
     let mut attempt = attempt(endpoint);
     let transport = transport();
     transport.send(&attempt).await.result.unwrap();
-    let again = Delivery { number: 7, replay: true, ..attempt.first().clone() };
+    let asked = Some(Asked::Replay(ReplayId(1)));
+    let again = Delivery { number: 7, asked, ..attempt.first().clone() };
     attempt.deliveries = again.into();
     transport.send(&attempt).await.result.unwrap();
 
@@ -102,14 +105,14 @@ async fn header_of_the_row_is_sensitive() {
     let transport = transport();
     let target = Arc::new(transport.target(&attempt.endpoint).unwrap());
     let Attempt { endpoint, deliveries } = &attempt;
-    let Delivery { event, number, replay, .. } = deliveries.first();
+    let Delivery { event, number, asked, .. } = deliveries.first();
     let post = Post {
         target,
         account: &endpoint.account,
         id: event.id,
         body: event.body(),
         number: *number,
-        replay: *replay,
+        replay: asked.is_some(),
     };
     let signed = transport.sign(&post).await.unwrap();
     for http2 in [false, true] {

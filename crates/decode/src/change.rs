@@ -25,12 +25,15 @@
 //!   would lose changes silently.
 
 mod assemble;
+mod error;
+mod open;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
-pub use assemble::{ChangeError, Changes, Steps};
+pub use assemble::{Changes, Ours, Steps};
+pub use error::ChangeError;
 
 use super::pgoutput::{OldTuple, Relation, Tuple};
 use walhook_core::event::Operation;

@@ -2,13 +2,18 @@
 //!
 //! Source: PostgreSQL manual, "Logical Replication Message Formats".
 
+mod block;
 mod decode;
 mod head;
 mod protocol;
 #[cfg(test)]
 mod tests;
 
+pub use block::{Block, decode_block, split_in_block};
 pub use decode::{DecodeError, decode};
+pub(crate) use decode::{
+    ORIGIN as TAG_ORIGIN, RELATION as TAG_RELATION, TYPE as TAG_TYPE, logical_head,
+};
 pub use head::decode_head;
 pub use protocol::Protocol;
 

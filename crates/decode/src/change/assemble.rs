@@ -5,96 +5,14 @@ use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
-use super::{Change, LogicalMessage, MessageContent, Rows, Step, Transaction};
+use super::open::{Cut, Open};
+use super::{Change, ChangeError, LogicalMessage, MessageContent, Rows, Step, Transaction};
 use crate::pgoutput::{Message, OldTuple, Relation, Tuple};
 use walhook_core::lsn::Lsn;
-use walhook_core::position::{MESSAGE, WalPosition};
 
 /// What one message makes: nothing, a step, or two (a table's new description and its change); more
 /// for a TRUNCATE of several tables only.
 pub type Steps<'a> = SmallVec<[Step<'a>; 2]>;
-
-/// The stream does not follow the protocol, or not the order that this module relies on.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ChangeError {
-    /// A row, or the end of a transaction, while none is open.
-    #[error("{what} at {wal_start} stands outside of a transaction")]
-    OutsideTransaction {
-        /// What came.
-        what: &'static str,
-        /// Where, from the XLogData header.
-        wal_start: Lsn,
-    },
-    /// A transaction begins inside another.
-    #[error("the transaction with commit LSN {inner} begins inside the one with {outer}")]
-    Nested {
-        /// The open one's commit LSN.
-        outer: Lsn,
-        /// The new one's.
-        inner: Lsn,
-    },
-    /// BEGIN and COMMIT disagree, or a transaction ends before its own commit record.
-    #[error("the transaction with commit LSN {begun} ends with commit LSN {committed}, end {end}")]
-    CommitMismatch {
-        /// What BEGIN said.
-        begun: Lsn,
-        /// What COMMIT said.
-        committed: Lsn,
-        /// The end of the commit record, as COMMIT said.
-        end: Lsn,
-    },
-    /// Transactions, or changes in one, do not come in the order of their LSNs.
-    #[error("{wal_start} comes after {previous}: the stream is not in order")]
-    OutOfOrder {
-        /// What came: the commit LSN of a transaction, or the LSN of a change.
-        wal_start: Lsn,
-        /// What came before it.
-        previous: Lsn,
-    },
-    /// After a reconnection, the transaction that had been read half did not come again.
-    #[error(
-        "the transaction with commit LSN {cut}, read half before the connection broke, did not come \
-         again; the next is {found}"
-    )]
-    CutTransactionMissing {
-        /// The commit LSN of the transaction that was read half.
-        cut: Lsn,
-        /// The commit LSN of the one that came instead.
-        found: Lsn,
-    },
-    /// A row whose header says no position.
-    #[error("a change of relation {relation} came without its LSN")]
-    NoPosition {
-        /// The relation's OID.
-        relation: u32,
-    },
-    /// A row of a table that was not described on this connection.
-    #[error("a change of relation {relation} came before its description")]
-    UnknownRelation {
-        /// The relation's OID.
-        relation: u32,
-    },
-    /// A row with more or fewer values than its table has columns.
-    #[error("a row of {schema}.{table} has {values} values for {columns} columns")]
-    ColumnCount {
-        /// The table's schema.
-        schema: String,
-        /// The table's name.
-        table: String,
-        /// How many values came.
-        values: usize,
-        /// How many columns were described.
-        columns: usize,
-    },
-    /// More than 2^32 changes of one relation share an LSN.
-    #[error("more changes of relation {relation} share the LSN {change_lsn} than can be counted")]
-    TooMany {
-        /// The relation's OID.
-        relation: u32,
-        /// The LSN that they share.
-        change_lsn: Lsn,
-    },
-}
 
 /// Makes steps of messages, over all connections of a process.
 ///
@@ -103,13 +21,40 @@ pub enum ChangeError {
 #[derive(Debug)]
 pub struct Changes {
     tables: HashMap<u32, Table>,
-    /// Transactions with a commit LSN below this are done.
+    /// Transactions with a commit LSN below this are done, or ours to play.
     resume: Lsn,
     /// The commit LSN of the last transaction on this connection, skipped or not.
     previous_commit: Option<Lsn>,
     open: Option<Open>,
     /// The transaction that was read half when the connection broke.
     cut: Option<Cut>,
+    /// The transaction that is played beside the stream.
+    played: Option<Played>,
+}
+
+/// A transaction that was received while it was open, and is ours since its commit was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ours {
+    transaction: Transaction,
+    end_lsn: Lsn,
+    /// Whether it had begun on an earlier connection, and what was handed out of it then.
+    cut: Option<Cut>,
+}
+
+/// The transaction that is played.
+#[derive(Debug)]
+struct Played {
+    open: Open,
+    end_lsn: Lsn,
+    /// The tables as they were described in it.
+    tables: HashMap<u32, Arc<Relation>>,
+}
+
+/// Which of two transactions a message belongs to: the one of the stream, or the one that is played.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    Live,
+    Played,
 }
 
 /// A table's descriptions.
@@ -119,24 +64,6 @@ struct Table {
     current: Option<Arc<Relation>>,
     /// The latest that was handed out, on any connection.
     announced: Option<Arc<Relation>>,
-}
-
-/// The transaction between BEGIN and COMMIT on this connection.
-#[derive(Debug)]
-struct Open {
-    transaction: Transaction,
-    /// Whether all of it is settled, so that nothing of it is handed out.
-    settled: bool,
-    /// The position of its last change on this connection, handed out or not.
-    last: Option<WalPosition>,
-    /// The last position of it that was handed out, on any connection.
-    handed_out: Option<WalPosition>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Cut {
-    commit_lsn: Lsn,
-    handed_out: Option<WalPosition>,
 }
 
 impl Changes {
@@ -150,11 +77,12 @@ impl Changes {
             previous_commit: None,
             open: None,
             cut: None,
+            played: None,
         }
     }
 
     /// Where to start the next connection: the end LSN of the last transaction that was handed out
-    /// completely, or what [`Changes::new`] was told while there is none.
+    /// completely or is [`Ours`] to play, or what [`Changes::new`] was told while there is none.
     ///
     /// Never one more: a commit record can begin exactly at the end of the one before.
     #[must_use]
@@ -201,7 +129,8 @@ impl Changes {
         (!open.settled).then_some(Step::Commit { end_lsn })
     }
 
-    /// Takes the next message. `wal_start` is the start position in its XLogData header.
+    /// Takes the next message of the stream, outside of blocks. `wal_start` is the start position in
+    /// its XLogData header.
     ///
     /// # Errors
     /// [`ChangeError`]: the stream cannot be understood, and nothing was handed out of this
@@ -217,28 +146,119 @@ impl Changes {
                 self.begin(Transaction { commit_lsn, commit_time_us, xid })
             }
             Message::Commit { commit_lsn, end_lsn } => self.commit(wal_start, commit_lsn, end_lsn),
+            message @ (Message::Relation(_)
+            | Message::Insert { .. }
+            | Message::Update { .. }
+            | Message::Delete { .. }
+            | Message::Oversize { .. }
+            | Message::Truncate { .. }
+            | Message::Logical { .. }
+            | Message::OversizeLogical { .. }
+            | Message::Type { .. }
+            | Message::Ignored) => self.inner(Scope::Live, wal_start, message),
+        }
+    }
+
+    /// A transaction that was received while it was open has committed, between two others: it is ours
+    /// from now on, and is not sent again. `None` where it is done already.
+    ///
+    /// # Errors
+    /// [`ChangeError`], as of [`Changes::handle`].
+    pub fn handle_streamed(
+        &mut self,
+        transaction: Transaction,
+        end_lsn: Lsn,
+    ) -> Result<Option<Ours>, ChangeError> {
+        let commit_lsn = transaction.commit_lsn;
+        if end_lsn <= commit_lsn {
+            return Err(ChangeError::CommitMismatch {
+                begun: commit_lsn,
+                committed: commit_lsn,
+                end: end_lsn,
+            });
+        }
+        let (settled, cut) = self.next_transaction(commit_lsn)?;
+        if settled {
+            return Ok(None);
+        }
+        self.resume = end_lsn;
+        Ok(Some(Ours { transaction, end_lsn, cut }))
+    }
+
+    /// Begins to play a transaction. The stream may go on beside it; its tables are described anew.
+    ///
+    /// # Panics
+    /// Where another is being played.
+    pub fn begin_play(&mut self, ours: Ours) -> Option<Step<'static>> {
+        assert!(self.played.is_none(), "one transaction is played at a time");
+        let Ours { transaction, end_lsn, cut } = ours;
+        let handed_out = cut.and_then(|cut| cut.handed_out);
+        let open = Open { transaction, settled: false, last: None, handed_out };
+        self.played = Some(Played { open, end_lsn, tables: HashMap::new() });
+        cut.is_none().then_some(Step::Begin(transaction))
+    }
+
+    /// The transaction that is played.
+    #[must_use]
+    pub fn played(&self) -> Option<Transaction> {
+        self.played.as_ref().map(|played| played.open.transaction)
+    }
+
+    /// Takes the next message of the transaction that is played, with the start position that its
+    /// XLogData header had.
+    ///
+    /// # Errors
+    /// [`ChangeError`]: the transaction cannot be understood, and nothing was handed out of this
+    /// message. It can only be left out, with [`Changes::end_play`].
+    pub fn play<'a>(
+        &mut self,
+        wal_start: Lsn,
+        message: Message<'a>,
+    ) -> Result<Steps<'a>, ChangeError> {
+        self.inner(Scope::Played, wal_start, message)
+    }
+
+    /// The transaction that is played is complete, or its rest is left out. `None` where none is played.
+    pub fn end_play(&mut self) -> Option<Step<'static>> {
+        self.played.take().map(|played| Step::Commit { end_lsn: played.end_lsn })
+    }
+
+    /// Takes what stands inside a transaction.
+    fn inner<'a>(
+        &mut self,
+        scope: Scope,
+        wal_start: Lsn,
+        message: Message<'a>,
+    ) -> Result<Steps<'a>, ChangeError> {
+        match message {
+            Message::Begin { .. } => {
+                Err(ChangeError::OutsideTransaction { what: "a BEGIN", wal_start })
+            }
+            Message::Commit { .. } => {
+                Err(ChangeError::OutsideTransaction { what: "a COMMIT", wal_start })
+            }
             Message::Relation(relation) => {
-                self.describe(relation);
+                self.describe(scope, relation);
                 Ok(Steps::new())
             }
             Message::Insert { relation, new } => {
-                self.row(wal_start, relation, Rows::Insert { new })
+                self.row(scope, wal_start, relation, Rows::Insert { new })
             }
             Message::Update { relation, old, new } => {
-                self.row(wal_start, relation, Rows::Update { old, new })
+                self.row(scope, wal_start, relation, Rows::Update { old, new })
             }
             Message::Delete { relation, old } => {
-                self.row(wal_start, relation, Rows::Delete { old })
+                self.row(scope, wal_start, relation, Rows::Delete { old })
             }
             Message::Oversize { relation, operation, bytes } => {
-                self.row(wal_start, relation, Rows::Oversize { operation, bytes })
+                self.row(scope, wal_start, relation, Rows::Oversize { operation, bytes })
             }
-            Message::Truncate { relations } => self.truncate(wal_start, relations),
+            Message::Truncate { relations } => self.truncate(scope, wal_start, relations),
             Message::Logical { transactional: true, lsn, prefix, content } => {
-                self.logical(lsn, prefix, MessageContent::Read(content))
+                self.logical(scope, lsn, prefix, MessageContent::Read(content))
             }
             Message::OversizeLogical { lsn, prefix, bytes } => {
-                self.logical(lsn, prefix, MessageContent::TooLarge { bytes })
+                self.logical(scope, lsn, prefix, MessageContent::TooLarge { bytes })
             }
             // Those outside of transactions arrive from rollbacks too.
             Message::Logical { transactional: false, .. }
@@ -248,7 +268,19 @@ impl Changes {
     }
 
     fn begin<'a>(&mut self, transaction: Transaction) -> Result<Steps<'a>, ChangeError> {
-        let commit_lsn = transaction.commit_lsn;
+        let (settled, cut) = self.next_transaction(transaction.commit_lsn)?;
+        let mut steps = Steps::new();
+        if !settled && cut.is_none() {
+            steps.push(Step::Begin(transaction));
+        }
+        let handed_out = cut.and_then(|cut| cut.handed_out);
+        self.open = Some(Open { transaction, settled, last: None, handed_out });
+        Ok(steps)
+    }
+
+    /// The next transaction of the stream: whether it is done already, and what was read of it on an
+    /// earlier connection.
+    fn next_transaction(&mut self, commit_lsn: Lsn) -> Result<(bool, Option<Cut>), ChangeError> {
         if let Some(open) = &self.open {
             let outer = open.transaction.commit_lsn;
             return Err(ChangeError::Nested { outer, inner: commit_lsn });
@@ -257,22 +289,17 @@ impl Changes {
             return Err(ChangeError::OutOfOrder { wal_start: commit_lsn, previous });
         }
         let settled = commit_lsn < self.resume;
-        let mut steps = Steps::new();
-        let mut handed_out = None;
-        match self.cut {
-            _ if settled => {}
-            Some(cut) if cut.commit_lsn == commit_lsn => {
-                handed_out = cut.handed_out;
-                self.cut = None;
-            }
-            Some(Cut { commit_lsn: cut, .. }) => {
+        let mut begun = None;
+        if !settled {
+            if let Some(Cut { commit_lsn: cut, .. }) =
+                self.cut.filter(|cut| cut.commit_lsn != commit_lsn)
+            {
                 return Err(ChangeError::CutTransactionMissing { cut, found: commit_lsn });
             }
-            None => steps.push(Step::Begin(transaction)),
+            begun = self.cut.take();
         }
         self.previous_commit = Some(commit_lsn);
-        self.open = Some(Open { transaction, settled, last: None, handed_out });
-        Ok(steps)
+        Ok((settled, begun))
     }
 
     fn commit<'a>(
@@ -297,23 +324,34 @@ impl Changes {
         Ok(smallvec![Step::Commit { end_lsn: end }])
     }
 
-    fn describe(&mut self, relation: Relation) {
-        let table = self.tables.entry(relation.oid).or_default();
-        let same = [&table.announced, &table.current]
+    fn describe(&mut self, scope: Scope, relation: Relation) {
+        let oid = relation.oid;
+        let played = self.played.as_mut().map(|played| &mut played.tables);
+        let table = self.tables.entry(oid).or_default();
+        let in_played = played.as_ref().and_then(|tables| tables.get(&oid));
+        let same = [table.announced.as_ref(), table.current.as_ref(), in_played]
             .into_iter()
             .flatten()
             .find(|known| ***known == relation)
             .map(Arc::clone);
-        table.current = Some(same.unwrap_or_else(|| Arc::new(relation)));
+        let current = same.unwrap_or_else(|| Arc::new(relation));
+        match (scope, played) {
+            (Scope::Live, _) => table.current = Some(current),
+            (Scope::Played, Some(tables)) => {
+                tables.insert(oid, current);
+            }
+            (Scope::Played, None) => {}
+        }
     }
 
     fn row<'a>(
         &mut self,
+        scope: Scope,
         wal_start: Lsn,
         relation: u32,
         rows: Rows<'a>,
     ) -> Result<Steps<'a>, ChangeError> {
-        let table = current(&self.tables, relation)?;
+        let table = self.current(scope, relation)?;
         for tuple in tuples(&rows).into_iter().flatten() {
             if tuple.0.len() != table.columns.len() {
                 return Err(ChangeError::ColumnCount {
@@ -325,40 +363,42 @@ impl Changes {
             }
         }
         let mut steps = Steps::new();
-        self.change(wal_start, relation, rows, &mut steps)?;
+        self.change(scope, wal_start, relation, rows, &mut steps)?;
         Ok(steps)
     }
 
     fn truncate<'a>(
         &mut self,
+        scope: Scope,
         wal_start: Lsn,
         mut relations: Vec<u32>,
     ) -> Result<Steps<'a>, ChangeError> {
         // The order of positions at one LSN is by OID.
         relations.sort_unstable();
         for relation in &relations {
-            current(&self.tables, *relation)?;
+            self.current(scope, *relation)?;
         }
         let mut steps = Steps::new();
         for relation in relations {
             // Only the first can fail: the others share its LSN and follow it in the order.
-            self.change(wal_start, relation, Rows::Truncate, &mut steps)?;
+            self.change(scope, wal_start, relation, Rows::Truncate, &mut steps)?;
         }
         Ok(steps)
     }
 
     fn logical<'a>(
         &mut self,
+        scope: Scope,
         lsn: Lsn,
         prefix: &'a str,
         content: MessageContent<'a>,
     ) -> Result<Steps<'a>, ChangeError> {
-        let Some(open) = &mut self.open else {
+        let Some(open) = self.open_in(scope) else {
             return Err(ChangeError::OutsideTransaction { what: "a message", wal_start: lsn });
         };
-        let position = next_message_position(open, lsn)?;
+        let position = open.next_message_position(lsn)?;
         let transaction = open.transaction;
-        Ok(match hand_out(open, position) {
+        Ok(match open.hand_out(position) {
             false => Steps::new(),
             true => {
                 smallvec![Step::Message(LogicalMessage { transaction, position, prefix, content })]
@@ -369,72 +409,46 @@ impl Changes {
     /// Gives the change its position, and hands it out unless it was before.
     fn change<'a>(
         &mut self,
+        scope: Scope,
         wal_start: Lsn,
         relation: u32,
         rows: Rows<'a>,
         steps: &mut Steps<'a>,
     ) -> Result<(), ChangeError> {
-        let Some(open) = &mut self.open else {
+        let Some(open) = self.open_in(scope) else {
             return Err(ChangeError::OutsideTransaction { what: "a row", wal_start });
         };
-        let position = next_position(open, wal_start, relation)?;
+        let position = open.next_position(wal_start, relation)?;
         let transaction = open.transaction;
-        if !hand_out(open, position) {
+        if !open.hand_out(position) {
             return Ok(());
         }
-        let table = self.tables.entry(relation).or_default();
-        let current = table.current.clone().ok_or(ChangeError::UnknownRelation { relation })?;
-        if table.announced.as_ref().is_none_or(|announced| !Arc::ptr_eq(announced, &current)) {
-            table.announced = Some(Arc::clone(&current));
+        let current = Arc::clone(self.current(scope, relation)?);
+        let announced = &mut self.tables.entry(relation).or_default().announced;
+        if announced.as_ref().is_none_or(|announced| !Arc::ptr_eq(announced, &current)) {
+            *announced = Some(Arc::clone(&current));
             steps.push(Step::Relation(Arc::clone(&current)));
         }
         steps.push(Step::Change(Change { transaction, position, relation: current, rows }));
         Ok(())
     }
-}
 
-/// Whether what stands at `position`, which comes next, is to be handed out.
-fn hand_out(open: &mut Open, position: WalPosition) -> bool {
-    open.last = Some(position);
-    if open.settled || open.handed_out.is_some_and(|last| position <= last) {
-        return false;
+    /// The transaction that stands open there.
+    fn open_in(&mut self, scope: Scope) -> Option<&mut Open> {
+        match scope {
+            Scope::Live => self.open.as_mut(),
+            Scope::Played => self.played.as_mut().map(|played| &mut played.open),
+        }
     }
-    open.handed_out = Some(position);
-    true
-}
 
-/// The position of a message after the last one of the open transaction.
-fn next_message_position(open: &Open, lsn: Lsn) -> Result<WalPosition, ChangeError> {
-    let is_late = open.last.is_some_and(|last| last.change_lsn == lsn && !last.is_message());
-    if !is_late {
-        return next_position(open, lsn, MESSAGE);
+    /// The table's description that counts there.
+    fn current(&self, scope: Scope, relation: u32) -> Result<&Arc<Relation>, ChangeError> {
+        let current = match scope {
+            Scope::Live => self.tables.get(&relation).and_then(|table| table.current.as_ref()),
+            Scope::Played => self.played.as_ref().and_then(|played| played.tables.get(&relation)),
+        };
+        current.ok_or(ChangeError::UnknownRelation { relation })
     }
-    Ok(WalPosition::late_message(open.transaction.commit_lsn, lsn))
-}
-
-/// The position after the last one of the open transaction.
-fn next_position(open: &Open, change_lsn: Lsn, relation: u32) -> Result<WalPosition, ChangeError> {
-    if change_lsn == Lsn::ZERO {
-        return Err(ChangeError::NoPosition { relation });
-    }
-    let commit_lsn = open.transaction.commit_lsn;
-    let at = |n| WalPosition { commit_lsn, change_lsn, relation, n };
-    let Some(last) = open.last else { return Ok(at(0)) };
-    if last.change_lsn == change_lsn && last.relation == relation {
-        let n = last.n.checked_add(1).ok_or(ChangeError::TooMany { relation, change_lsn })?;
-        return Ok(at(n));
-    }
-    if at(0) < last {
-        return Err(ChangeError::OutOfOrder { wal_start: change_lsn, previous: last.change_lsn });
-    }
-    Ok(at(0))
-}
-
-fn current(tables: &HashMap<u32, Table>, relation: u32) -> Result<&Arc<Relation>, ChangeError> {
-    tables
-        .get(&relation)
-        .and_then(|table| table.current.as_ref())
-        .ok_or(ChangeError::UnknownRelation { relation })
 }
 
 /// The tuples of a change, old and new.

@@ -9,9 +9,9 @@ use walhook_core::lsn::Lsn;
 
 const BEGIN: u8 = b'B';
 const COMMIT: u8 = b'C';
-const ORIGIN: u8 = b'O';
-const RELATION: u8 = b'R';
-const TYPE: u8 = b'Y';
+pub(crate) const ORIGIN: u8 = b'O';
+pub(crate) const RELATION: u8 = b'R';
+pub(crate) const TYPE: u8 = b'Y';
 pub(super) const INSERT: u8 = b'I';
 pub(super) const UPDATE: u8 = b'U';
 pub(super) const DELETE: u8 = b'D';
@@ -73,7 +73,7 @@ pub enum DecodeError {
     },
 }
 
-/// Decodes one pgoutput message of a stream that was started with `protocol`.
+/// Decodes one pgoutput message of a stream that was started with `protocol`, outside of blocks.
 ///
 /// Shape: tag (1 byte) ++ body, big-endian, without the 25-byte header of XLogData.
 /// Units: an LSN is a WAL byte position; times are µs since 2000-01-01 UTC there and since
@@ -86,11 +86,11 @@ pub enum DecodeError {
 /// Source: PostgreSQL manual, "Logical Replication Message Formats".
 pub fn decode(protocol: Protocol, payload: &[u8]) -> Result<Message<'_>, DecodeError> {
     match protocol {
-        Protocol::V1 => decode_v1(payload),
+        Protocol::V1 | Protocol::V2 | Protocol::V4 => decode_whole(payload),
     }
 }
 
-fn decode_v1(payload: &[u8]) -> Result<Message<'_>, DecodeError> {
+fn decode_whole(payload: &[u8]) -> Result<Message<'_>, DecodeError> {
     let mut body = Reader { rest: payload };
     let message = match body.u8("tag")? {
         BEGIN => begin(&mut body)?,
@@ -117,10 +117,7 @@ fn decode_v1(payload: &[u8]) -> Result<Message<'_>, DecodeError> {
         LOGICAL => logical(&mut body)?,
         tag => return Err(DecodeError::UnknownTag(tag)),
     };
-    match body.rest.len() {
-        0 => Ok(message),
-        bytes => Err(DecodeError::Leftover { bytes }),
-    }
+    body.end(message)
 }
 
 fn begin<'a>(body: &mut Reader<'a>) -> Result<Message<'a>, DecodeError> {
@@ -196,7 +193,7 @@ fn logical<'a>(body: &mut Reader<'a>) -> Result<Message<'a>, DecodeError> {
 
 /// LSN and prefix of a transaction's logical message, from its beginning behind the tag; `None` where
 /// it belongs to no transaction, or the prefix does not end in `head`.
-pub(super) fn logical_head(head: &[u8]) -> Result<Option<(Lsn, &str)>, DecodeError> {
+pub(crate) fn logical_head(head: &[u8]) -> Result<Option<(Lsn, &str)>, DecodeError> {
     let mut body = Reader { rest: head };
     let transactional = body.u8("message flags")? & LOGICAL_TRANSACTIONAL != 0;
     let lsn = body.lsn("message LSN")?;
@@ -238,11 +235,27 @@ fn utf8<'a>(field: &'static str, bytes: &'a [u8]) -> Result<&'a str, DecodeError
 }
 
 /// What is left of a message.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
+    pub(super) const fn new(rest: &'a [u8]) -> Self {
+        Self { rest }
+    }
+
+    pub(super) const fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// What was read, unless bytes are left.
+    pub(super) fn end<T>(self, read: T) -> Result<T, DecodeError> {
+        match self.rest.len() {
+            0 => Ok(read),
+            bytes => Err(DecodeError::Leftover { bytes }),
+        }
+    }
+
     fn take(&mut self, count: usize, field: &'static str) -> Result<&'a [u8], DecodeError> {
         let (taken, rest) =
             self.rest.split_at_checked(count).ok_or(DecodeError::Truncated { field })?;
@@ -257,7 +270,7 @@ impl<'a> Reader<'a> {
         Ok(*taken)
     }
 
-    fn u8(&mut self, field: &'static str) -> Result<u8, DecodeError> {
+    pub(super) fn u8(&mut self, field: &'static str) -> Result<u8, DecodeError> {
         self.array(field).map(u8::from_be_bytes)
     }
 
@@ -265,7 +278,7 @@ impl<'a> Reader<'a> {
         self.array(field).map(u16::from_be_bytes)
     }
 
-    fn u32(&mut self, field: &'static str) -> Result<u32, DecodeError> {
+    pub(super) fn u32(&mut self, field: &'static str) -> Result<u32, DecodeError> {
         self.array(field).map(u32::from_be_bytes)
     }
 
@@ -277,12 +290,12 @@ impl<'a> Reader<'a> {
         self.array(field).map(u64::from_be_bytes)
     }
 
-    fn lsn(&mut self, field: &'static str) -> Result<Lsn, DecodeError> {
+    pub(super) fn lsn(&mut self, field: &'static str) -> Result<Lsn, DecodeError> {
         self.u64(field).map(Lsn)
     }
 
     /// Units: µs since 2000 in the bytes, since 1970 in the result.
-    fn time(&mut self, field: &'static str) -> Result<i64, DecodeError> {
+    pub(super) fn time(&mut self, field: &'static str) -> Result<i64, DecodeError> {
         let since_2000 = self.array(field).map(i64::from_be_bytes)?;
         Ok(since_2000.saturating_add(PG_EPOCH_US))
     }

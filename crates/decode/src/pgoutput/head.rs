@@ -22,11 +22,11 @@ pub fn decode_head(
     bytes: u64,
 ) -> Result<Message<'_>, DecodeError> {
     match protocol {
-        Protocol::V1 => decode_head_v1(head, bytes),
+        Protocol::V1 | Protocol::V2 | Protocol::V4 => decode_head_whole(head, bytes),
     }
 }
 
-fn decode_head_v1(head: &[u8], bytes: u64) -> Result<Message<'_>, DecodeError> {
+fn decode_head_whole(head: &[u8], bytes: u64) -> Result<Message<'_>, DecodeError> {
     let (tag, rest) = head.split_first().ok_or(DecodeError::Truncated { field: "tag" })?;
     let operation = match *tag {
         INSERT => Operation::Insert,

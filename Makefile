@@ -44,7 +44,7 @@ export NEXTEST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 )))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo build test test-long test-matrix torture simulate simulate-fleet postgres fuzz lint fmt docs loadtest \
-	bench instructions bench-outage bench-million bench-deferred bench-replay hostile clean prerequisites
+	bench bench-workers bench-nats instructions bench-outage bench-million bench-deferred bench-replay hostile clean prerequisites
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -125,6 +125,12 @@ bench: prerequisites ## What walhook costs beside the least that any program cou
 	$(CARGO) build --release --locked -p walhook -p walhook-loadtest
 	$(CARGO) run --release --locked --quiet -p walhook-loadtest --bin figures -- \
 		$(if $(FIGURES),--figures $(FIGURES)) $(BENCH)
+
+bench-workers: FIGURES = workers_scale,workers_many,workers_cpu,workers_latency,workers_whale
+bench-workers: bench-nats bench ## What workers add and cost, beside one process that sends by itself
+
+bench-nats:
+	@sh scripts/nats-server >/dev/null
 
 instructions: prerequisites ## Count what decoding, dispatching and signing take, against benchmarks/baseline.toml
 	sh scripts/instructions

@@ -21,6 +21,7 @@ pub mod receiver;
 pub mod report;
 pub mod sample;
 pub mod traffic;
+pub mod workers;
 pub mod world;
 
 /// The `walhook` to run: the one that was built beside this program, unless `WALHOOK_LOADTEST_PROGRAM`

@@ -66,8 +66,7 @@ pub(crate) async fn run(sink: &Sink, deliveries: u64, hosts: u8) -> Result<(Came
     sink.reset();
     let mut args = vec!["bare".to_owned(), deliveries.to_string()];
     args.extend((0..hosts).map(|host| sink.url(host)));
-    let env = sink.authority_file().map(|file| ("SSL_CERT_FILE".to_owned(), file));
-    let mut child = Own::start(&args, env.as_slice())?;
+    let mut child = Own::start(&args, &sink.environment())?;
     let came = sink.until(deliveries).await?;
     child.said("done").await?;
     Ok((came, child.cpu_seconds()?))

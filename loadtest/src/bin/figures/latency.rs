@@ -55,10 +55,15 @@ impl Side {
 
     /// The same; `env` configures walhook.
     pub(crate) async fn configured(env: &[(&str, &str)]) -> Result<Self> {
+        let env = env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Self::arranged(Layout { env, ..Layout::default() }).await
+    }
+
+    /// The same, otherwise arranged.
+    pub(crate) async fn arranged(layout: Layout<'_>) -> Result<Self> {
         let books = Books::default();
         let sink = Sink::start(Some(enter(books.clone()))).await?;
-        let env = env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let world = World::arranged(Layout { env, ..Layout::default() }).await?;
+        let world = World::arranged(layout).await?;
         for account in 1..=ACCOUNTS {
             world.add_account(account, &format!("{}{account}", sink.url(0))).await?;
         }
@@ -66,7 +71,7 @@ impl Side {
     }
 
     /// Commits for so long; the latencies, without the warm-up's.
-    async fn phase(&self, time: Duration) -> Result<Latencies> {
+    pub(crate) async fn phase(&self, time: Duration) -> Result<Latencies> {
         let accounts: Vec<i64> = (1..=ACCOUNTS).collect();
         let traffic = traffic::start(&self.world, &self.books, &accounts, RATE).await?;
         sleep(WARM_UP).await;

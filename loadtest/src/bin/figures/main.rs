@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! make bench FIGURES="one,idle" BENCH="--pairs 7 --scale 0.2"
+//! make bench-workers
 //! cargo build --release -p walhook -p walhook-loadtest && target/release/figures --help
 //! ```
 //!
@@ -21,6 +22,7 @@ mod sink;
 mod standstill;
 mod starts;
 mod throughput;
+mod workers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -68,7 +70,7 @@ struct Cli {
     #[command(subcommand)]
     own: Option<Own>,
 
-    /// Which; left out, all but growth, start and catch-up, which take long
+    /// Which; left out, all but growth, start and catch-up, which take long, and those of workers
     #[arg(long, value_delimiter = ',')]
     figures: Vec<Group>,
 
@@ -147,6 +149,16 @@ enum Group {
     Memory,
     /// A leader with nothing to do
     Idle,
+    /// What several workers send, beside one
+    WorkersScale,
+    /// What a hundred small ones send
+    WorkersMany,
+    /// What a delivery costs a leader whose workers send
+    WorkersCpu,
+    /// From commit to arrival by workers
+    WorkersLatency,
+    /// Small accounts beside a large one, by workers
+    WorkersWhale,
 }
 
 #[tokio::main]
@@ -175,7 +187,7 @@ async fn compare(cli: &Cli) -> Result<ExitCode> {
         None => Baseline::read(&cli.baseline)?,
     };
     let groups: Vec<Group> = match &cli.figures[..] {
-        [] => Group::value_variants().iter().copied().filter(|group| !group.is_long()).collect(),
+        [] => Group::value_variants().iter().copied().filter(|group| !group.is_apart()).collect(),
         chosen => chosen.to_vec(),
     };
     let before = load()?;
@@ -210,9 +222,19 @@ async fn compare(cli: &Cli) -> Result<ExitCode> {
 }
 
 impl Group {
-    /// Whether it takes more than some minutes at full size, so that it is measured when it is named.
-    fn is_long(self) -> bool {
-        matches!(self, Self::Growth | Self::Start | Self::CatchUp)
+    /// Whether it is measured when it is named alone: it takes more than some minutes at full size, or needs NATS.
+    fn is_apart(self) -> bool {
+        matches!(
+            self,
+            Self::Growth
+                | Self::Start
+                | Self::CatchUp
+                | Self::WorkersScale
+                | Self::WorkersMany
+                | Self::WorkersCpu
+                | Self::WorkersLatency
+                | Self::WorkersWhale
+        )
     }
 
     async fn measure(self, cli: &Cli) -> Result<Vec<Figure>> {
@@ -246,12 +268,17 @@ impl Group {
             Self::CatchUp => catch_up::measure(catch_up::DEAD.mul_f64(cli.scale), 1).await,
             Self::Memory => memory::measure(deliveries, counts).await,
             Self::Idle => idle::measure(time, cli.pairs).await,
+            Self::WorkersScale => workers::scale(time, cli.pairs).await,
+            Self::WorkersMany => workers::many(time, cli.pairs).await,
+            Self::WorkersCpu => workers::cpu(deliveries, cli.pairs).await,
+            Self::WorkersLatency => workers::latency(time, cli.pairs).await,
+            Self::WorkersWhale => workers::whale(time, cli.pairs).await,
         }
     }
 }
 
 fn print(figures: &[Figure], baseline: &Baseline, cli: &Cli) {
-    let theirs = if cli.against.is_some() { "other" } else { "bare" };
+    let theirs = if cli.against.is_some() { "other" } else { "beside" };
     let head =
         ["figure", "what", "walhook", theirs, "ratio or value (from – to)", "baseline", "goal", ""];
     let mut rows = vec![head.map(str::to_owned).to_vec()];

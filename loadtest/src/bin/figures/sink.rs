@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
@@ -51,6 +52,8 @@ struct Counts {
     connections: AtomicU64,
     fails: AtomicBool,
     holds: AtomicBool,
+    closes: AtomicBool,
+    delay_ms: AtomicU64,
 }
 
 /// What came in one run.
@@ -90,9 +93,10 @@ impl Sink {
         format!("{scheme}://{}:{}/", host_address(host), self.port)
     }
 
-    /// The certificate that vouches for it, in a file.
-    pub(crate) fn authority_file(&self) -> Option<String> {
-        self.authority.as_ref().map(Authority::file)
+    /// What a process that sends to it has in its environment: where the certificate stands that vouches for it.
+    pub(crate) fn environment(&self) -> Vec<(String, String)> {
+        let file = self.authority.as_ref().map(Authority::file);
+        file.map(|file| ("SSL_CERT_FILE".to_owned(), file)).into_iter().collect()
     }
 
     /// Whether it answers 503 from now on, and counts nothing.
@@ -103,6 +107,16 @@ impl Sink {
     /// From now on it does not answer.
     pub(crate) fn hold(&self) {
         self.counts.holds.store(true, Relaxed);
+    }
+
+    /// From now on it answers after so long.
+    pub(crate) fn delay(&self, delay: Duration) {
+        self.counts.delay_ms.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// From now on each connection serves one request.
+    pub(crate) fn close(&self) {
+        self.counts.closes.store(true, Relaxed);
     }
 
     /// Begins to count anew.
@@ -213,7 +227,15 @@ async fn answer(
 ) -> Result<Response<Empty<Bytes>>, Infallible> {
     let mut response = Response::new(Empty::new());
     let (head, body) = request.into_parts();
-    match body.collect().await {
+    if counts.closes.load(Relaxed) {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    let delay_ms = counts.delay_ms.load(Relaxed);
+    let body = body.collect().await;
+    if delay_ms > 0 {
+        sleep(Duration::from_millis(delay_ms)).await;
+    }
+    match body {
         Ok(_) if counts.holds.load(Relaxed) => std::future::pending().await,
         Ok(_) if counts.fails.load(Relaxed) => {
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;

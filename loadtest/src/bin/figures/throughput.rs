@@ -35,25 +35,25 @@ pub(crate) struct Case {
 }
 
 /// A database, accounts with an endpoint each, walhook, and what answers.
-struct Side {
+pub(crate) struct Side {
     case: Case,
-    world: World,
-    sink: Sink,
+    pub(crate) world: World,
+    pub(crate) sink: Sink,
 }
 
 /// What one run took.
-struct Took {
-    cpu_s: f64,
+pub(crate) struct Took {
+    pub(crate) cpu_s: f64,
     server_cpu_s: f64,
-    came: Came,
+    pub(crate) came: Came,
 }
 
 impl Side {
-    async fn start(case: Case, program: Option<PathBuf>) -> Result<Self> {
+    /// walhook does not run yet. It takes the sink's certificate, whatever `layout` says of its environment.
+    pub(crate) async fn start(case: Case, layout: Layout<'_>) -> Result<Self> {
         let sink = if case.tls { Sink::start_tls().await? } else { Sink::start(None).await? };
-        let env = sink.authority_file().map(|file| ("SSL_CERT_FILE".to_owned(), file));
-        let env = env.into_iter().collect();
-        let world = World::arranged(Layout { program, env, ..Layout::default() }).await?;
+        let env = sink.environment();
+        let world = World::arranged(Layout { env, ..layout }).await?;
         let accounts = case.accounts;
         let urls: Vec<String> = (0..case.hosts).map(|host| sink.url(host)).collect();
         let insert =
@@ -66,8 +66,8 @@ impl Side {
         Ok(Self { case, world, sink })
     }
 
-    /// Lays up a backlog, then has it delivered: what is measured is walhook, not the writer.
-    async fn run(&mut self, deliveries: u64) -> Result<Took> {
+    /// Commits so many rows, of the accounts in turn.
+    pub(crate) async fn lay_up(&self, deliveries: u64) -> Result<()> {
         let mut left = deliveries;
         while left > 0 {
             let rows = left.min(TRANSACTION);
@@ -79,6 +79,12 @@ impl Side {
             self.world.sql.batch_execute(&sql).await?;
             left -= rows;
         }
+        Ok(())
+    }
+
+    /// Lays up a backlog, then has it delivered: what is measured is walhook, not the writer.
+    pub(crate) async fn run(&mut self, deliveries: u64) -> Result<Took> {
+        self.lay_up(deliveries).await?;
         self.sink.reset();
         let data = self.world.cluster.data();
         let server_before = server_cpu_seconds(&data)?;
@@ -112,9 +118,12 @@ pub(crate) async fn backlog(
     let mut connections =
         Figure::new(group, "connections", "new connections a delivery", Better::Less);
     let mut server = Figure::new(group, "server_cpu", "PostgreSQL's CPU s, beside", Better::Less);
-    let mut ours = Side::start(case, None).await?;
+    let mut ours = Side::start(case, Layout::default()).await?;
     let mut theirs = match against {
-        Some(program) => Some(Side::start(case, Some(program.clone())).await?),
+        Some(program) => {
+            let layout = Layout { program: Some(program.clone()), ..Layout::default() };
+            Some(Side::start(case, layout).await?)
+        }
         None => None,
     };
     for pair in 0..pairs {
@@ -150,7 +159,7 @@ pub(crate) async fn burst(deliveries: u64, pairs: usize) -> Result<Vec<Figure>> 
     let mut deferred = Figure::new(group, "deferred", "share of the burst, deferred", Better::Less);
     let mut time = Figure::new(group, "time", "s from COMMIT to the last", Better::Less);
     let case = Case { group, accounts: 1, hosts: 1, tls: false };
-    let mut side = Side::start(case, None).await?;
+    let mut side = Side::start(case, Layout::default()).await?;
     side.world.run().await?;
     for pair in 0..pairs {
         let mut bare = None;

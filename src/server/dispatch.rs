@@ -343,6 +343,8 @@ impl Driver {
                 Item::Begin { .. }
                 | Item::Invalidate(_)
                 | Item::Commit { .. }
+                | Item::Pause
+                | Item::Resume { .. }
                 | Item::Progress { .. } => {}
             }
         }

@@ -437,6 +437,11 @@ fn size_bytes(item: &Item) -> usize {
     match item {
         Item::Event(event) => event.size_bytes(),
         Item::Unroutable(unroutable) => unroutable.event.size_bytes(),
-        Item::Begin { .. } | Item::Invalidate(_) | Item::Commit { .. } | Item::Progress { .. } => 0,
+        Item::Begin { .. }
+        | Item::Invalidate(_)
+        | Item::Commit { .. }
+        | Item::Pause
+        | Item::Resume { .. }
+        | Item::Progress { .. } => 0,
     }
 }

@@ -369,8 +369,8 @@ fn events(replay: &StoredReplay, items: Vec<Item>, end: &mut Option<Lsn>) -> Vec
             Item::Progress { wal_end } => *end = Some(wal_end),
             // What cannot be routed stands among the dead letters since the first time.
             Item::Event(_) | Item::Unroutable(_) | Item::Invalidate(_) => {}
-            // What is complete ends before a transaction that is not.
-            Item::Begin { .. } => {}
+            // What is complete ends before a transaction that is not. A replay reads one after the other.
+            Item::Begin { .. } | Item::Pause | Item::Resume { .. } => {}
         }
     }
     events

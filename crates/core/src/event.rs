@@ -324,7 +324,13 @@ pub enum Scope {
 /// What crosses the boundary between event and route, in stream order.
 ///
 /// Invariant: `Begin`, then any number of `Event`, `Unroutable` and `Invalidate`, then `Commit`;
-/// `Progress` only between transactions.
+/// `Begin`s come in the order of their commit LSNs. One transaction is read at a time: where another has
+/// its turn, or `Progress` comes, the one that is read is `Commit`ted or `Pause`d before, and goes on with
+/// `Resume`. Of one account, events and `Unroutable`s of a known account come in the order of their positions,
+/// over all transactions.
+///
+/// A transaction is paused where it was large enough to be streamed while it was open: its events are made at
+/// its commit, and take turns with those of later ones.
 #[derive(Debug)]
 #[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub enum Item {
@@ -344,7 +350,14 @@ pub enum Item {
         /// The end of its commit record: where a reader that has settled it starts again.
         end_lsn: Lsn,
     },
-    /// Nothing for us up to here.
+    /// The transaction that is read has more to come, and others have their turn before.
+    Pause,
+    /// A paused transaction goes on.
+    Resume {
+        /// The LSN of its commit record, as it began with.
+        commit_lsn: Lsn,
+    },
+    /// Nothing for us up to here, but what is left of the transactions that are paused.
     Progress {
         /// The WAL position of the server's keepalive.
         wal_end: Lsn,
@@ -362,6 +375,8 @@ impl Item {
             Self::Begin { .. }
             | Self::Invalidate(_)
             | Self::Commit { .. }
+            | Self::Pause
+            | Self::Resume { .. }
             | Self::Progress { .. } => None,
         }
     }

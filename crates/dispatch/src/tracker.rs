@@ -5,6 +5,8 @@
 //!           └─► complete ──►   settled from the front ──► frontier
 //! ```
 //!
+//! Several may be open at once: a transaction opens in its place in commit order, and may close after later ones.
+//!
 //! A transaction is settled when its COMMIT was read and nothing in it is unsettled. The frontier is
 //! the end LSN of the longest prefix of settled transactions: every delivery before it has come to
 //! its end, so a reader that starts there misses nothing. It is right because entries stand in commit
@@ -41,7 +43,11 @@ pub struct Tracker {
     next_number: u64,
     frontier: Lsn,
     received: Lsn,
-    read_to: Lsn,
+    /// The slot of the first entry whose COMMIT is still to be read; of the next entry, where there is none.
+    first_open: u64,
+    /// The end of the last thing that was read, in the order of the WAL: whatever ends no later, and is not open,
+    /// was read whole.
+    ended: Lsn,
 }
 
 #[derive(Debug)]
@@ -52,6 +58,8 @@ struct Entry {
     unsettled: u64,
     /// Known once COMMIT was read.
     end_lsn: Option<Lsn>,
+    /// Nothing is ours between its end and here, as far as was told before its COMMIT was read.
+    nothing_to: Lsn,
     /// The end of the settled transactions whose entry this one took over.
     settled_before: Option<Lsn>,
 }
@@ -73,19 +81,19 @@ impl Tracker {
             next_number: 0,
             frontier,
             received: frontier,
-            read_to: frontier,
+            first_open: 0,
+            ended: frontier,
         }
     }
 
     /// BEGIN was read: the next transaction in commit order.
     ///
     /// # Panics
-    /// It is not, or the one before is still open.
+    /// It is not.
     pub fn open(&mut self, commit_lsn: Lsn, now: Tick) -> TxnSeq {
         let tail = self.entries.back();
         if let Some(tail) = tail {
             let last = tail.commit_lsn;
-            assert!(tail.end_lsn.is_some(), "{commit_lsn} begins while {last} is still read");
             assert!(last < commit_lsn, "{commit_lsn} begins behind {last}, not in commit order");
         }
         let settled_before = tail.and_then(Entry::settled_end);
@@ -97,12 +105,15 @@ impl Tracker {
         let number = self.next_number;
         self.next_number += 1;
         let slot = self.first_slot + self.entries.len() as u64;
+        // All before it were closed, one of which it has taken the place of.
+        self.first_open = self.first_open.min(slot);
         self.entries.push_back(Entry {
             number,
             commit_lsn,
             opened: now,
             unsettled: 0,
             end_lsn: None,
+            nothing_to: Lsn(0),
             settled_before,
         });
         TxnSeq { number, slot }
@@ -139,32 +150,25 @@ impl Tracker {
     pub fn close(&mut self, txn: TxnSeq, end_lsn: Lsn) {
         let entry = self.unsettled_mut(txn);
         assert!(entry.end_lsn.is_none(), "the COMMIT of {txn:?} is read twice");
-        entry.end_lsn = Some(end_lsn);
+        entry.end_lsn = Some(end_lsn.max(entry.nothing_to));
         self.received = self.received.max(end_lsn);
-        self.read_to = self.read_to.max(end_lsn);
+        self.ended = self.ended.max(end_lsn);
+        self.skip_closed();
         self.pop_settled();
     }
 
-    /// Between transactions: everything before `wal_end` was received.
+    /// Between transactions: everything before `wal_end` was received, but what is left of those that are open.
     ///
     /// A keepalive may lag behind what was read since; such a one changes nothing.
-    ///
-    /// # Panics
-    /// A transaction is being read.
     pub fn progress(&mut self, wal_end: Lsn) {
         self.received = self.received.max(wal_end);
-        self.read_to = self.read_to.max(wal_end);
+        self.ended = self.ended.max(wal_end);
         let Some(tail) = self.entries.back_mut() else {
             self.frontier = self.frontier.max(wal_end);
             return;
         };
-        let Some(end_lsn) = &mut tail.end_lsn else {
-            panic!(
-                "progress to {wal_end} inside the transaction that commits at {}",
-                tail.commit_lsn
-            )
-        };
-        *end_lsn = wal_end.max(*end_lsn);
+        let end = tail.end_lsn.as_mut().unwrap_or(&mut tail.nothing_to);
+        *end = wal_end.max(*end);
     }
 
     /// The end LSN of the longest prefix of settled transactions. Never decreases.
@@ -173,16 +177,18 @@ impl Tracker {
         self.frontier
     }
 
-    /// How far the stream was read: within the transaction that commits there, or behind it.
+    /// How far the stream was read: within the transaction that commits there, or behind it; of earlier ones that
+    /// are open more is to come.
     #[must_use]
     pub fn received(&self) -> Lsn {
         self.received
     }
 
-    /// Every transaction that ends no later was read whole.
+    /// Every transaction that ends no later was read whole. Never decreases.
     #[must_use]
     pub fn read_to(&self) -> Lsn {
-        self.read_to
+        let open = self.entries.get(self.closed());
+        open.map_or(self.ended, |open| self.ended.min(open.commit_lsn))
     }
 
     /// The number of entries held, for the memory budget: one for each transaction that the
@@ -200,16 +206,19 @@ impl Tracker {
     }
 
     /// The last transaction, in commit order, up to which deliveries are to be deferred: those that
-    /// were opened no later than `opened`, and, of those whose COMMIT was read, the ones that keep
+    /// were opened no later than `opened`, and, of those before the first that is open, the ones that keep
     /// the frontier below `lsn`. `None`: no transaction is so old.
     #[must_use]
     pub fn overdue(&self, opened: Tick, lsn: Lsn) -> Option<TxnSeq> {
         let old = self.entries.partition_point(|entry| entry.opened <= opened);
-        // The one that `lsn` lies in, or behind which it lies, holds the frontier below it as well.
-        let below =
-            self.entries.partition_point(|entry| entry.end_lsn.is_some_and(|end| end < lsn));
-        let holds =
-            self.frontier < lsn && self.entries.get(below).is_some_and(|e| e.end_lsn.is_some());
+        // The one that `lsn` lies in, or behind which it lies, holds the frontier below it as well. Behind one that
+        // is open nothing frees any WAL.
+        let first_open = self.entries.get(self.closed()).map(|open| open.number);
+        let below = self.entries.partition_point(|entry| {
+            first_open.is_none_or(|open| entry.number < open)
+                && entry.end_lsn.is_some_and(|end| end < lsn)
+        });
+        let holds = self.frontier < lsn && below < self.closed();
         let last = old.max(below + usize::from(holds)).checked_sub(1)?;
         let slot = self.first_slot + u64::try_from(last).unwrap_or(u64::MAX);
         self.entries.get(last).map(|entry| TxnSeq { number: entry.number, slot })
@@ -236,6 +245,18 @@ impl Tracker {
         match entry.filter(|entry| entry.number == txn.number && entry.settled_end().is_none()) {
             Some(entry) => entry,
             None => panic!("{txn:?} is settled, and its deliveries are not"),
+        }
+    }
+
+    /// How many entries stand before the first one whose COMMIT is still to be read.
+    fn closed(&self) -> usize {
+        usize::try_from(self.first_open - self.first_slot).unwrap_or(usize::MAX)
+    }
+
+    /// The first open entry is no longer before this one. Each entry is passed once.
+    fn skip_closed(&mut self) {
+        while self.entries.get(self.closed()).is_some_and(|entry| entry.end_lsn.is_some()) {
+            self.first_open += 1;
         }
     }
 

@@ -61,6 +61,8 @@ pub(crate) async fn count(config: &Config, range: &ReplayRange) -> anyhow::Resul
                 | Item::Begin { .. }
                 | Item::Invalidate(_)
                 | Item::Commit { .. }
+                | Item::Pause
+                | Item::Resume { .. }
                 | Item::Progress { .. } => {}
             }
         }

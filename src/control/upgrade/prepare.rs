@@ -155,6 +155,8 @@ async fn nothing_owed(config: &Config, name: &str, from: Lsn, to: Lsn) -> Result
                     }
                     Item::Begin { .. }
                     | Item::Commit { .. }
+                    | Item::Pause
+                    | Item::Resume { .. }
                     | Item::Progress { .. }
                     | Item::Invalidate(_) => {}
                 }

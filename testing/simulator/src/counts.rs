@@ -75,6 +75,8 @@ kinds_of!(ITEMS, fn item(&Item) {
     Item::Unroutable(_) => "unroutable",
     Item::Invalidate(_) => "invalidate",
     Item::Commit { .. } => "commit",
+    Item::Pause => "pause",
+    Item::Resume { .. } => "resume",
     Item::Progress { .. } => "progress",
 });
 

@@ -33,6 +33,8 @@ impl Dispatcher {
             Item::Commit { end_lsn } => {
                 self.progress.commit(end_lsn);
             }
+            Item::Pause => self.progress.pause(),
+            Item::Resume { commit_lsn } => self.progress.resume(commit_lsn),
             Item::Progress { wal_end } => self.progress.pass(wal_end),
         }
     }

@@ -5,8 +5,13 @@
 //!
 //! - A transaction's deliveries are counted before its end is, and each is completed once; so the frontier
 //!   passes nothing that is not settled, and never goes back (see [`Tracker`]).
+//! - Transactions begin in the order of their commits; one at a time is read, and the others that are not
+//!   complete are paused. While one is, the frontier stays before it, and `is_caught_up` says nothing of what
+//!   lies behind it.
 //! - What is settled ahead of the frontier is handed out once, with the batch that follows.
 //! - What an earlier leader had settled is known until the stored checkpoint has passed it.
+
+use std::collections::BTreeMap;
 
 use super::super::settled::{Ahead, Recovered};
 use super::super::tracker::{Tracker, TxnSeq};
@@ -28,8 +33,10 @@ pub(super) struct Progress {
     tracker: Tracker,
     ahead: Ahead,
     recovered: Recovered,
-    /// The transaction that is being read.
-    reading: Option<TxnSeq>,
+    /// The transaction that is being read, and the LSN of its commit.
+    reading: Option<(Lsn, TxnSeq)>,
+    /// Those that were begun and have more to come, by the LSNs of their commits.
+    paused: BTreeMap<Lsn, TxnSeq>,
     /// Where the stream goes on.
     begun_at: Lsn,
     /// No row stands behind this that the stream did not show to us.
@@ -46,6 +53,7 @@ impl Progress {
             ahead: Ahead::new(),
             recovered: Recovered::from_ranges(settled.iter().cloned()),
             reading: None,
+            paused: BTreeMap::new(),
             begun_at: frontier,
             known_from: last_commit_lsn(settled).unwrap_or_default(),
             next_look: Tick(0),
@@ -53,9 +61,35 @@ impl Progress {
     }
 
     /// A transaction begins.
+    ///
+    /// # Panics
+    /// Another is being read.
     pub(super) fn begin(&mut self, commit_lsn: Lsn, now: Tick) {
         assert!(self.reading.is_none(), "a transaction begins inside another");
-        self.reading = Some(self.tracker.open(commit_lsn, now));
+        self.reading = Some((commit_lsn, self.tracker.open(commit_lsn, now)));
+    }
+
+    /// The transaction that is being read has its turn again later.
+    ///
+    /// # Panics
+    /// None is.
+    pub(super) fn pause(&mut self) {
+        let Some((commit_lsn, txn)) = self.reading.take() else {
+            panic!("no transaction is read, and one is paused")
+        };
+        self.paused.insert(commit_lsn, txn);
+    }
+
+    /// The transaction that commits there goes on.
+    ///
+    /// # Panics
+    /// It is not paused, or another is being read.
+    pub(super) fn resume(&mut self, commit_lsn: Lsn) {
+        assert!(self.reading.is_none(), "a transaction goes on inside another");
+        let Some(txn) = self.paused.remove(&commit_lsn) else {
+            panic!("the transaction that commits at {commit_lsn} goes on, and was not paused")
+        };
+        self.reading = Some((commit_lsn, txn));
     }
 
     /// The transaction that is being read.
@@ -63,13 +97,19 @@ impl Progress {
     /// # Panics
     /// None is: the stream shows an event outside of a transaction.
     pub(super) fn reading(&self) -> TxnSeq {
-        let Some(txn) = self.reading else { panic!("an event outside of a transaction") };
+        let Some((_, txn)) = self.reading else { panic!("an event outside of a transaction") };
         txn
     }
 
     /// The transaction that is being read, if the stream is not between two.
-    pub(super) const fn reading_or_between(&self) -> Option<TxnSeq> {
-        self.reading
+    pub(super) fn reading_or_between(&self) -> Option<TxnSeq> {
+        self.reading.map(|(_, txn)| txn)
+    }
+
+    /// Where in the order of commits what is read now stands: in the transaction that commits there, or behind all
+    /// that was read.
+    pub(super) fn place(&self) -> Lsn {
+        self.reading.map_or_else(|| self.received(), |(commit_lsn, _)| commit_lsn)
     }
 
     /// The transaction that is being read is complete.
@@ -79,8 +119,14 @@ impl Progress {
         self.tracker.close(txn, end_lsn);
     }
 
-    /// Nothing for us up to here.
+    /// Nothing for us up to here, but what is left of those that are paused.
+    ///
+    /// # Panics
+    /// A transaction is being read.
     pub(super) fn pass(&mut self, wal_end: Lsn) {
+        if let Some((commit_lsn, _)) = self.reading {
+            panic!("progress to {wal_end} inside the transaction that commits at {commit_lsn}");
+        }
         self.tracker.progress(wal_end);
     }
 

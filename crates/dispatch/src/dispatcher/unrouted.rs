@@ -129,7 +129,7 @@ impl Dispatcher {
         if self.routing.shelves.is_empty() && self.routing.waiting.is_empty() {
             return;
         }
-        let at = self.progress.received();
+        let at = self.progress.place();
         for endpoint in endpoints {
             self.routing.shelves.note_joined(endpoint, at);
         }

@@ -25,6 +25,13 @@ impl Naive {
         self.txns.iter().take_while(|txn| settled(txn)).count()
     }
 
+    fn read_to(&self) -> Lsn {
+        let ends = self.txns.iter().flat_map(|txn| [txn.end_lsn.unwrap_or_default(), txn.progress]);
+        let ended = ends.fold(self.start, Lsn::max);
+        let open = self.txns.iter().find(|txn| txn.end_lsn.is_none());
+        open.map_or(ended, |open| ended.min(open.commit_lsn))
+    }
+
     fn frontier(&self) -> Lsn {
         let last = self.settled_prefix().checked_sub(1).map(|last| &self.txns[last]);
         last.map_or(self.start, |txn| txn.end_lsn.unwrap().max(txn.progress))
@@ -36,7 +43,7 @@ enum Action {
     Open,
     Add { to: prop::sample::Index, deliveries: u32 },
     Complete(prop::sample::Index),
-    Close,
+    Close(prop::sample::Index),
     Progress { ahead: u64 },
 }
 
@@ -46,7 +53,7 @@ fn action() -> impl Strategy<Value = Action> {
         3 => (any::<prop::sample::Index>(), 0u32..4)
             .prop_map(|(to, deliveries)| Action::Add { to, deliveries }),
         6 => any::<prop::sample::Index>().prop_map(Action::Complete),
-        3 => Just(Action::Close),
+        3 => any::<prop::sample::Index>().prop_map(Action::Close),
         1 => (0u64..20).prop_map(|ahead| Action::Progress { ahead }),
     ]
 }
@@ -74,24 +81,25 @@ proptest! {
         let (mut wal, mut now) = (start.0, 0);
         for action in actions {
             now += 1;
-            let open = naive.txns.last().is_some_and(|txn| txn.end_lsn.is_none());
             let before = tracker.frontier();
             match action {
-                Action::Open if !open => {
-                    wal += 1;
-                    let seq = tracker.open(Lsn(wal), Tick(now));
+                Action::Open => {
+                    let commit_lsn = Lsn(wal + 1);
+                    wal += 2;
+                    let seq = tracker.open(commit_lsn, Tick(now));
                     naive.txns.push(NaiveTxn {
-                        seq, commit_lsn: Lsn(wal), end_lsn: None, progress: Lsn(0),
+                        seq, commit_lsn, end_lsn: None, progress: Lsn(0),
                         opened: Tick(now), unsettled: 0,
                     });
                 }
-                Action::Close if open => {
-                    wal += 1;
-                    let txn = naive.txns.last_mut().unwrap();
-                    txn.end_lsn = Some(Lsn(wal));
-                    tracker.close(txn.seq, Lsn(wal));
+                Action::Close(of) => {
+                    if let Some(at) = choose(&naive, of, |txn| txn.end_lsn.is_none()) {
+                        let end_lsn = Lsn(naive.txns[at].commit_lsn.0 + 1);
+                        naive.txns[at].end_lsn = Some(end_lsn);
+                        tracker.close(naive.txns[at].seq, end_lsn);
+                    }
                 }
-                Action::Progress { ahead } if !open => {
+                Action::Progress { ahead } => {
                     // Sometimes a keepalive that is older than the last commit.
                     let wal_end = Lsn((wal + ahead).saturating_sub(5));
                     wal = wal.max(wal_end.0);
@@ -114,11 +122,11 @@ proptest! {
                         tracker.complete(naive.txns[at].seq);
                     }
                 }
-                Action::Open | Action::Close | Action::Progress { .. } => {}
             }
             let passed = naive.settled_prefix();
             prop_assert!(tracker.frontier() >= before);
             prop_assert_eq!(tracker.frontier(), naive.frontier());
+            prop_assert_eq!(tracker.read_to(), naive.read_to());
             prop_assert_eq!(
                 tracker.oldest_unsettled(), naive.txns.get(passed).map(|txn| txn.opened)
             );
@@ -201,4 +209,37 @@ fn tracker_refuses_a_commit_that_ends_before_the_frontier() {
     let mut tracker = Tracker::new(Lsn(10));
     let txn = tracker.open(Lsn(4), Tick(0));
     tracker.close(txn, Lsn(5));
+}
+
+#[test]
+fn tracker_stays_before_a_transaction_that_is_open_while_later_ones_are_settled() {
+    let mut tracker = Tracker::new(Lsn(0));
+    let first = tracker.open(Lsn(1), Tick(1));
+    tracker.close(first, Lsn(2));
+    let open = tracker.open(Lsn(10), Tick(2));
+    for n in 2..1_000 {
+        let txn = tracker.open(Lsn(10 * n), Tick(n));
+        tracker.close(txn, Lsn(10 * n + 1));
+        tracker.progress(Lsn(10 * n + 5));
+    }
+    assert_eq!((tracker.frontier(), tracker.open_transactions()), (Lsn(2), 2));
+    assert_eq!((tracker.received(), tracker.read_to()), (Lsn(9_995), Lsn(10)));
+    let held = tracker.open(Lsn(10_000), Tick(1_000));
+    tracker.add(held, 1);
+    tracker.close(held, Lsn(10_001));
+    assert_eq!(tracker.overdue(Tick(0), Lsn(20_000)), None, "no WAL is freed before it is read");
+    assert_eq!(tracker.overdue(Tick(2), Lsn(0)), Some(open), "opened no later");
+    tracker.close(open, Lsn(11));
+    assert_eq!((tracker.frontier(), tracker.read_to()), (Lsn(9_995), Lsn(10_001)));
+    assert_eq!(tracker.overdue(Tick(0), Lsn(20_000)), Some(held));
+}
+
+#[test]
+fn tracker_passes_what_was_told_while_the_last_transaction_was_open() {
+    let mut tracker = Tracker::new(Lsn(0));
+    let open = tracker.open(Lsn(10), Tick(1));
+    tracker.progress(Lsn(50));
+    assert_eq!((tracker.frontier(), tracker.read_to()), (Lsn(0), Lsn(10)));
+    tracker.close(open, Lsn(11));
+    assert_eq!((tracker.frontier(), tracker.read_to()), (Lsn(50), Lsn(50)));
 }

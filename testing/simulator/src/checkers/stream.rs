@@ -10,15 +10,25 @@ use walhook_core::position::Position;
 use super::{Checker, Scene, Seen};
 use crate::postgres::Expect;
 
-/// Of each life the transaction that it reads, and the next that has to come of it.
+/// Of each life the transactions that it reads.
 #[derive(Debug, Default)]
 pub(crate) struct Stream(BTreeMap<usize, At>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct At {
+    /// The last one that began.
+    last: Option<usize>,
+    /// The one that is read.
+    reading: Option<Reading>,
+    /// Those that have more to come.
+    paused: BTreeMap<Lsn, Reading>,
+}
+
+/// A transaction, and the next that has to come of it.
+#[derive(Debug, Clone, Copy)]
+struct Reading {
     txn: usize,
     next: usize,
-    last_end: Lsn,
 }
 
 fn compare(expect: &Expect, event: &Event, unroutable: bool) -> Result<(), String> {
@@ -39,6 +49,7 @@ impl Checker for Stream {
     fn see(&mut self, scene: &Scene<'_>, seen: &Seen<'_>) -> Result<(), String> {
         let Seen::Item { life, item } = seen else { return Ok(()) };
         let txns = &scene.postgres.txns;
+        let at = self.0.entry(*life).or_default();
         match item {
             Item::Begin { commit_lsn } => {
                 let txn = txns.partition_point(|txn| txn.commit_lsn < *commit_lsn);
@@ -46,47 +57,65 @@ impl Checker for Stream {
                 let Some(found) = found.filter(|_| txn < scene.postgres.committed) else {
                     return Err(format!("no transaction commits at {commit_lsn}"));
                 };
-                let last_end = self.0.get(life).map_or(Lsn(0), |at| at.last_end);
-                if self.0.get(life).is_some_and(|at| at.txn + 1 != txn) {
+                if at.last.is_some_and(|last| last + 1 != txn) {
                     return Err(format!("the transaction before {commit_lsn} was passed over"));
                 }
-                self.0.insert(*life, At { txn, next: found.expects.start, last_end });
-            }
-            Item::Event(event) => self.expect(*life, scene, event, false)?,
-            Item::Unroutable(unroutable) => self.expect(*life, scene, &unroutable.event, true)?,
-            Item::Commit { end_lsn } => {
-                let Some(at) = self.0.get_mut(life) else { return Ok(()) };
-                let Some(txn) = txns.get(at.txn) else { return Ok(()) };
-                if scene.state.left_out.contains(&txn.commit_lsn) {
-                    // An operator gave its rest up.
-                    at.last_end = *end_lsn;
-                    return Ok(());
+                at.last = Some(txn);
+                let before = at.reading.replace(Reading { txn, next: found.expects.start });
+                if before.is_some() {
+                    return Err(format!("{commit_lsn} begins inside another transaction"));
                 }
-                if at.next != txn.expects.end || *end_lsn != txn.end_lsn {
-                    let left = scene.postgres.expects.get(at.next);
+            }
+            Item::Event(event) => at.expect(scene, event, false)?,
+            Item::Unroutable(unroutable) => at.expect(scene, &unroutable.event, true)?,
+            Item::Pause => {
+                let Some(reading) = at.reading.take() else { return Err("nothing to pause".into()) };
+                let commit_lsn = txns.get(reading.txn).map_or(Lsn(0), |txn| txn.commit_lsn);
+                at.paused.insert(commit_lsn, reading);
+            }
+            Item::Resume { commit_lsn } => {
+                let paused = at.paused.remove(commit_lsn);
+                if paused.is_none() || at.reading.is_some() {
+                    return Err(format!("{commit_lsn} goes on and is not paused"));
+                }
+                at.reading = paused;
+            }
+            Item::Commit { end_lsn } => {
+                let reading = at.reading.take();
+                let Some(reading) = reading else { return Err("a commit before BEGIN".into()) };
+                let Some(txn) = txns.get(reading.txn) else { return Ok(()) };
+                // Unless an operator gave its rest up.
+                let is_whole = reading.next == txn.expects.end && *end_lsn == txn.end_lsn;
+                if !is_whole && !scene.state.left_out.contains(&txn.commit_lsn) {
+                    let left = scene.postgres.expects.get(reading.next);
                     return Err(format!("{left:?} did not come before the commit {end_lsn}"));
                 }
-                at.last_end = *end_lsn;
             }
-            Item::Invalidate(_) | Item::Progress { .. } => {}
+            Item::Progress { wal_end } => {
+                if at.reading.is_some() {
+                    return Err(format!("progress to {wal_end} inside a transaction"));
+                }
+            }
+            Item::Invalidate(_) => {}
         }
         Ok(())
     }
 }
 
-impl Stream {
+impl At {
     fn expect(
         &mut self,
-        life: usize,
         scene: &Scene<'_>,
         event: &Event,
         unroutable: bool,
     ) -> Result<(), String> {
-        let Some(at) = self.0.get_mut(&life) else { return Err("an event before BEGIN".into()) };
-        let of_txn = scene.postgres.txns.get(at.txn).map_or(0, |txn| txn.expects.end);
-        let expect = scene.postgres.expects.get(at.next).filter(|_| at.next < of_txn);
+        let reading = self.reading.as_mut();
+        let Some(reading) = reading else { return Err("an event before BEGIN".into()) };
+        let of_txn = scene.postgres.txns.get(reading.txn).map_or(0, |txn| txn.expects.end);
+        let expect = scene.postgres.expects.get(reading.next);
+        let expect = expect.filter(|_| reading.next < of_txn);
         let Some(expect) = expect else { return Err(format!("{event:?} was not committed")) };
-        at.next += 1;
+        reading.next += 1;
         compare(expect, event, unroutable)
     }
 }

@@ -62,7 +62,7 @@ impl Batch {
     /// Counts the bytes of the items from this one on, which are new.
     pub(super) fn count_from(&mut self, first: usize) {
         let new = self.items.get(first..).unwrap_or_default();
-        self.bytes += new.iter().map(size_bytes).sum::<usize>();
+        self.bytes += new.iter().map(Item::size_bytes).sum::<usize>();
     }
 }
 
@@ -430,18 +430,5 @@ impl Reader {
     fn halt_when_settled(&mut self, halt: Halt) {
         tracing::error!(reason = %halt, "halting once all that came before is settled");
         self.broken = Some(halt);
-    }
-}
-
-fn size_bytes(item: &Item) -> usize {
-    match item {
-        Item::Event(event) => event.size_bytes(),
-        Item::Unroutable(unroutable) => unroutable.event.size_bytes(),
-        Item::Begin { .. }
-        | Item::Invalidate(_)
-        | Item::Commit { .. }
-        | Item::Pause
-        | Item::Resume { .. }
-        | Item::Progress { .. } => 0,
     }
 }

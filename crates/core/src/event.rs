@@ -326,8 +326,7 @@ pub enum Scope {
 /// Invariant: `Begin`, then any number of `Event`, `Unroutable` and `Invalidate`, then `Commit`;
 /// `Begin`s come in the order of their commit LSNs. One transaction is read at a time: where another has
 /// its turn, or `Progress` comes, the one that is read is `Commit`ted or `Pause`d before, and goes on with
-/// `Resume`. Of one account, events and `Unroutable`s of a known account come in the order of their positions,
-/// over all transactions.
+/// `Resume`. Of one account, events come in the order of their positions, over all transactions.
 ///
 /// A transaction is paused where it was large enough to be streamed while it was open: its events are made at
 /// its commit, and take turns with those of later ones.
@@ -378,6 +377,20 @@ impl Item {
             | Self::Pause
             | Self::Resume { .. }
             | Self::Progress { .. } => None,
+        }
+    }
+
+    /// An estimate of the memory that its event holds, in bytes; 0 where it has none.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        match self {
+            Self::Event(event) | Self::Unroutable(Unroutable { event, .. }) => event.size_bytes(),
+            Self::Begin { .. }
+            | Self::Invalidate(_)
+            | Self::Commit { .. }
+            | Self::Pause
+            | Self::Resume { .. }
+            | Self::Progress { .. } => 0,
         }
     }
 }

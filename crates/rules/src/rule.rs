@@ -23,6 +23,7 @@ mod message;
 mod name;
 mod pair;
 mod probe;
+mod summary;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -157,6 +158,8 @@ pub struct Rules {
     doubtful: HashMap<u32, String>,
     /// Tables whose replica identity logs by now what it did not log when it was described.
     restored: HashSet<u32>,
+    /// Tables as open transactions describe them.
+    summaries: HashMap<u32, summary::Summary>,
     scratch: BytesMut,
 }
 
@@ -291,6 +294,7 @@ impl Rules {
             bindings: HashMap::new(),
             doubtful: HashMap::new(),
             restored: HashSet::new(),
+            summaries: HashMap::new(),
             scratch: BytesMut::new(),
         })
     }

@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 use super::build::bound_row;
 use super::{Account, MessageRule};
+use crate::turns::Accounts;
 use walhook_core::event::{
     AccountId, Event, Item, Operation, RowKeys, Unroutable, UnroutableReason, check_id,
     put_json_text,
@@ -34,10 +35,7 @@ pub(super) fn build(
     if matching.peek().is_none() {
         return;
     }
-    let content = match message.content {
-        MessageContent::Read(bytes) => Content::of(bytes),
-        MessageContent::TooLarge { bytes } => Content::NotRead { bytes },
-    };
+    let content = Content::of_message(message.content);
     let mut decided: Option<&Arc<str>> = None;
     for rule in matching {
         // Of several rules of one type the first wins.
@@ -67,6 +65,31 @@ pub(super) fn build(
                 Item::Unroutable(Unroutable { event, reason, detail })
             }
         });
+    }
+}
+
+/// Adds the accounts of the events that a message with this prefix and content may make.
+pub(super) fn note_accounts(
+    rules: &[MessageRule],
+    prefix: &str,
+    content: MessageContent<'_>,
+    accounts: &mut Accounts,
+) {
+    let mut matching = rules.iter().filter(|rule| rule.prefix == prefix).peekable();
+    if matching.peek().is_none() {
+        return;
+    }
+    let content = Content::of_message(content);
+    for rule in matching {
+        match &rule.account {
+            Account::Fixed(account) => accounts.add(account),
+            Account::Named(key) => {
+                // Without one the message is unroutable, and nothing waits for it.
+                if let Ok(account) = content.account(key) {
+                    accounts.add(&account);
+                }
+            }
+        }
     }
 }
 
@@ -133,6 +156,13 @@ enum Content<'a> {
 }
 
 impl<'a> Content<'a> {
+    fn of_message(content: MessageContent<'a>) -> Self {
+        match content {
+            MessageContent::Read(bytes) => Self::of(bytes),
+            MessageContent::TooLarge { bytes } => Self::NotRead { bytes },
+        }
+    }
+
     fn of(bytes: &'a [u8]) -> Self {
         match std::str::from_utf8(bytes) {
             Err(_) => Self::Bytes(bytes),

@@ -7,6 +7,7 @@ mod learn;
 mod message;
 mod model;
 mod outbox;
+mod summary;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};

@@ -69,7 +69,9 @@ impl Checker for Stream {
             Item::Event(event) => at.expect(scene, event, false)?,
             Item::Unroutable(unroutable) => at.expect(scene, &unroutable.event, true)?,
             Item::Pause => {
-                let Some(reading) = at.reading.take() else { return Err("nothing to pause".into()) };
+                let Some(reading) = at.reading.take() else {
+                    return Err("nothing to pause".into());
+                };
                 let commit_lsn = txns.get(reading.txn).map_or(Lsn(0), |txn| txn.commit_lsn);
                 at.paused.insert(commit_lsn, reading);
             }
@@ -103,12 +105,7 @@ impl Checker for Stream {
 }
 
 impl At {
-    fn expect(
-        &mut self,
-        scene: &Scene<'_>,
-        event: &Event,
-        unroutable: bool,
-    ) -> Result<(), String> {
+    fn expect(&mut self, scene: &Scene<'_>, event: &Event, unroutable: bool) -> Result<(), String> {
         let reading = self.reading.as_mut();
         let Some(reading) = reading else { return Err("an event before BEGIN".into()) };
         let of_txn = scene.postgres.txns.get(reading.txn).map_or(0, |txn| txn.expects.end);

@@ -48,6 +48,7 @@ mod replay_window;
 mod responder;
 mod rulebook;
 pub(crate) mod sessions;
+pub mod spool;
 mod stop;
 mod tasks;
 pub mod trouble;

@@ -1,4 +1,4 @@
-//! Messages → pgoutput bytes, protocol version 1: what a server sends.
+//! Messages → pgoutput bytes, protocol version 1, and the blocks of version 2: what a server sends.
 //!
 //! Source: PostgreSQL manual, "Logical Replication Message Formats".
 
@@ -133,4 +133,33 @@ pub(crate) fn message(transactional: bool, lsn: Lsn, prefix: &str, content: &[u8
     out.extend(u32::try_from(content.len()).unwrap_or(u32::MAX).to_be_bytes());
     out.extend(content);
     out
+}
+
+/// A block of an open transaction begins.
+pub(crate) fn stream_start(xid: u32, is_first: bool) -> Vec<u8> {
+    let mut out = vec![b'S'];
+    out.extend(xid.to_be_bytes());
+    out.push(u8::from(is_first));
+    out
+}
+
+pub(crate) fn stream_stop() -> Vec<u8> {
+    vec![b'E']
+}
+
+/// An open transaction commits.
+pub(crate) fn stream_commit(xid: u32, commit: Lsn, end: Lsn, time_us: i64) -> Vec<u8> {
+    let mut out = vec![b'c'];
+    out.extend(xid.to_be_bytes());
+    out.push(0);
+    out.extend(commit.0.to_be_bytes());
+    out.extend(end.0.to_be_bytes());
+    out.extend((time_us - PG_EPOCH_US).to_be_bytes());
+    out
+}
+
+/// The message as it stands inside a block: with the xid behind its tag.
+pub(crate) fn in_block(message: &[u8], xid: u32) -> Vec<u8> {
+    let (tag, body) = message.split_at(message.len().min(1));
+    [tag, &xid.to_be_bytes(), body].concat()
 }

@@ -49,6 +49,8 @@ kinds! {
         StaleWrite = "stale-write",
         /// The connection to the source breaks, also inside a transaction.
         StreamLost = "stream-lost",
+        /// A transaction comes while it is open, and takes turns with others when it has committed.
+        Streamed = "streamed",
         /// The state database does not say whether a transaction was committed: it is stored again.
         AnswerLost = "answer-lost",
         /// A state transaction takes its time.

@@ -1,7 +1,10 @@
 //! One process: what it holds in memory, which a crash takes away.
 
+mod read;
+
+pub(crate) use read::read_again;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -12,15 +15,16 @@ use walhook_core::halt::Halt;
 use walhook_core::id::{Epoch, JobId};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{PersistBatch, Persisted, Refill, Refilled, UnroutedPage};
-use walhook_decode::change::{Changes, Step};
-use walhook_decode::pgoutput::{self, Protocol};
+use walhook_decode::change::{Changes, Ours};
+use walhook_decode::streamed::{self, OpenTransactions};
 use walhook_dispatch::dispatcher::{Dispatcher, LookUpAnswer, Retry, Settings, Start};
 use walhook_rules::rule::Rules;
+use walhook_rules::turns::{Accounts, Turns};
 
-use crate::postgres::{Connection, Frame, Postgres};
+use crate::plan::Streaming;
+use crate::postgres::{Connection, Postgres};
 use crate::schema;
 use crate::state::Fenced;
-use walhook_core::event::Item;
 
 /// A request that is under way.
 #[derive(Debug)]
@@ -64,8 +68,17 @@ pub(crate) struct Life {
     rules: Rules,
     pub(crate) changes: Changes,
     pub(crate) connection: Option<Connection>,
-    /// Read, and not handed over.
-    pub(crate) items: Vec<Item>,
+    /// What is received of transactions that are open, and whose events they may make.
+    open: OpenTransactions,
+    accounts: BTreeMap<u32, Accounts>,
+    /// Transactions that have committed so; the first is played.
+    plays: VecDeque<Ours>,
+    pub(crate) turns: Turns,
+    /// How much is streamed while it is open.
+    streaming: Streaming,
+    /// So many transactions came so since that was asked last.
+    pub(crate) streamed: u64,
+    rng: SmallRng,
     pub(crate) in_flight: BTreeMap<DeliveryId, InFlight>,
     pub(crate) look_up: Option<LookUp>,
     pub(crate) deferred: Option<(Vec<Refill>, Option<Vec<Refilled>>)>,
@@ -98,8 +111,15 @@ impl Life {
         settings: Settings,
         start: Start,
         postgres: &Postgres,
+        mut streaming: Streaming,
         seed: u64,
     ) -> Self {
+        let open = streamed::Settings {
+            memory_bytes: usize::MAX,
+            spool: false,
+            prefixes: vec![schema::PREFIX.to_owned()],
+        };
+        let mut rng = SmallRng::seed_from_u64(seed ^ 1);
         let frontier = start.frontier;
         let paused = start.paused.iter().map(|paused| paused.endpoint.clone()).collect();
         Self {
@@ -108,8 +128,14 @@ impl Life {
             dispatcher: Dispatcher::new(settings, start, SmallRng::seed_from_u64(seed)),
             rules: schema::rules(),
             changes: Changes::new(frontier),
-            connection: Some(Connection::start(postgres, frontier)),
-            items: Vec::new(),
+            connection: Some(Connection::start(postgres, frontier, streaming.draw(&mut rng))),
+            open: OpenTransactions::new(open),
+            accounts: BTreeMap::new(),
+            plays: VecDeque::new(),
+            turns: Turns::new(streaming.held_max_bytes),
+            streaming,
+            streamed: 0,
+            rng,
             in_flight: BTreeMap::new(),
             look_up: None,
             deferred: None,
@@ -129,124 +155,9 @@ impl Life {
         }
     }
 
-    /// Opens the stream anew, where it had come to.
-    pub(crate) fn reconnect(&mut self, postgres: &Postgres) {
-        self.changes.handle_reconnected();
-        self.connection = Some(Connection::start(postgres, self.changes.resume_lsn()));
-    }
-
-    /// Reads so many messages into `items`: bytes, messages, steps, items.
-    pub(crate) fn read(&mut self, postgres: &Postgres, messages: usize) -> Result<(), Broken> {
-        for _ in 0..messages {
-            let Some(connection) = &mut self.connection else { return Ok(()) };
-            let Some(frame) = connection.next(postgres) else {
-                self.keepalive(postgres);
-                return Ok(());
-            };
-            let (at, message) = match &frame {
-                Frame::Data { wal_start, payload } => {
-                    (*wal_start, pgoutput::decode(Protocol::V1, payload))
-                }
-                Frame::Oversize { wal_start, head, bytes } => {
-                    (*wal_start, pgoutput::decode_head(Protocol::V1, head, *bytes))
-                }
-            };
-            let message = match message {
-                Ok(message) => message,
-                Err(error) => return Err(self.not_understood(&error.to_string())),
-            };
-            let steps = match self.changes.handle(at, message) {
-                Ok(steps) => steps,
-                Err(error) => return Err(self.not_understood(&error.to_string())),
-            };
-            for step in steps {
-                take(&mut self.rules, step, &mut self.items).map_err(Broken::Halt)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn keepalive(&mut self, postgres: &Postgres) {
-        let wal_end = postgres.wal_end();
-        if !self.changes.in_transaction() && self.progress < wal_end {
-            self.progress = wal_end;
-            self.items.push(Item::Progress { wal_end });
-        }
-    }
-
-    /// Once may have a passing cause; twice in a row halts.
-    fn not_understood(&mut self, problem: &str) -> Broken {
-        let Some(transaction) = self.changes.transaction() else { return Broken::Connection };
-        let commit = transaction.commit_lsn;
-        if self.left_out.contains(&commit) {
-            if let Some(Step::Commit { end_lsn }) = self.changes.handle_left_out() {
-                self.items.push(Item::Commit { end_lsn });
-            }
-            return Broken::Connection;
-        }
-        if self.unreadable.replace(commit) == Some(commit) {
-            return Broken::Halt(Halt::Unreadable { commit, problem: problem.to_owned() });
-        }
-        Broken::Connection
-    }
-
     /// What it would send twice, were it to die now.
     pub(crate) fn excused(&self) -> u64 {
         let storing = self.storing.as_ref().map_or(0, |storing| storing.outcomes);
         self.in_flight.len() as u64 + self.unstored + storing
     }
-}
-
-/// Appends what a step makes.
-fn take(rules: &mut Rules, step: Step<'_>, items: &mut Vec<Item>) -> Result<(), Halt> {
-    match step {
-        Step::Begin(transaction) => items.push(Item::Begin { commit_lsn: transaction.commit_lsn }),
-        Step::Relation(relation) => {
-            rules
-                .handle_relation(&relation)
-                .map_err(|broken| Halt::RuleBroken(broken.to_string()))?;
-        }
-        Step::Change(change) => rules.handle_change(&change, items),
-        Step::Message(message) => rules.handle_message(&message, items),
-        Step::Commit { end_lsn } => items.push(Item::Commit { end_lsn }),
-    }
-    Ok(())
-}
-
-/// The events of these transactions, read from the WAL once more.
-pub(crate) fn read_again(
-    postgres: &Postgres,
-    from: Lsn,
-    to: Lsn,
-) -> Vec<Arc<walhook_core::event::Event>> {
-    let mut rules = schema::rules();
-    let mut changes = Changes::new(from);
-    let mut connection = Connection::from_anchor(postgres, from);
-    let mut items = Vec::new();
-    while postgres.txns.get(connection.txn()).is_some_and(|txn| txn.commit_lsn < to)
-        && let Some(frame) = connection.next(postgres)
-    {
-        let (at, message) = match &frame {
-            Frame::Data { wal_start, payload } => {
-                (*wal_start, pgoutput::decode(Protocol::V1, payload).ok())
-            }
-            Frame::Oversize { wal_start, head, bytes } => {
-                (*wal_start, pgoutput::decode_head(Protocol::V1, head, *bytes).ok())
-            }
-        };
-        let steps = message.and_then(|message| changes.handle(at, message).ok());
-        let is_read = steps.is_some();
-        for step in steps.into_iter().flatten() {
-            // What does not fit has halted the live stream.
-            let _ = take(&mut rules, step, &mut items);
-        }
-        if !is_read {
-            // Its rest was given up.
-            changes.handle_left_out();
-            changes.handle_reconnected();
-            connection = Connection::from_anchor(postgres, changes.resume_lsn());
-        }
-    }
-    let event = |item| if let Item::Event(event) = item { Some(event) } else { None };
-    items.into_iter().filter_map(event).collect()
 }

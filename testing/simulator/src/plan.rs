@@ -79,6 +79,39 @@ pub(crate) struct Plan {
     pub(crate) bound: Option<u64>,
     pub(crate) crashes: u32,
     pub(crate) takeovers: u32,
+    pub(crate) streaming: Streaming,
+}
+
+/// What of transactions comes while they are open.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Streaming {
+    /// The share of connections on which anything does.
+    share: f64,
+    /// Not on the next one.
+    pauses: bool,
+    /// What is held of later transactions at most.
+    pub(crate) held_max_bytes: usize,
+}
+
+impl Streaming {
+    fn new(plan: u64, options: &Options) -> Self {
+        let mut rng = stream(plan, "streaming");
+        let share = pick(&mut rng, [0.0, 0.7, 1.0, 1.0]);
+        let held_max_bytes = pick(&mut rng, [2_000, 1 << 20]);
+        let share = if options.without.contains(&Fault::Streamed) { 0.0 } else { share };
+        Self { share, pauses: false, held_max_bytes }
+    }
+
+    /// Nothing is streamed on the next connection.
+    pub(crate) fn pause(&mut self) {
+        self.pauses = true;
+    }
+
+    /// The seed of what is streamed on a new connection, where anything is.
+    pub(crate) fn draw(&mut self, rng: &mut SmallRng) -> Option<u64> {
+        let streams = !std::mem::take(&mut self.pauses) && rng.random_bool(self.share);
+        streams.then(|| rng.random())
+    }
 }
 
 impl Plan {
@@ -120,6 +153,7 @@ impl Plan {
             bound,
             crashes: rng.random_range(1..5),
             takeovers: rng.random_range(1..4),
+            streaming: Streaming::new(seed, options),
         }
     }
 

@@ -59,6 +59,10 @@ kinds! {
         BodyAltered = "body-altered",
         /// An event is left out of the stream.
         EventForgotten = "event-forgotten",
+        /// Whose events an open transaction makes is forgotten, so that later ones of the same pass it.
+        AccountsForgotten = "accounts-forgotten",
+        /// The stored frontier passes a transaction that is still played.
+        FrontierPastPlay = "frontier-past-play",
     }
 }
 
@@ -160,8 +164,9 @@ impl Planted {
         &mut self,
         mut batch: Box<PersistBatch>,
         postgres: &Postgres,
+        is_playing: bool,
     ) -> Box<PersistBatch> {
-        if self.is(Plant::FrontierTooFar) {
+        if self.is(Plant::FrontierTooFar) || is_playing && self.is_often(Plant::FrontierPastPlay) {
             let next = postgres.txns.iter().find(|txn| txn.commit_lsn >= batch.frontier);
             batch.frontier = next.map_or(batch.frontier, |txn| txn.end_lsn);
         }

@@ -5,26 +5,22 @@
 //! bytes stands what has to come of them ([`Expect`]), which is worked out here by other code than
 //! walhook's: only the id's hash is taken from there.
 
+mod connection;
 mod make;
 
+pub(crate) use connection::{Connection, Frame};
 pub(crate) use make::postgres as make;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use rand::RngExt;
-use rand::rngs::SmallRng;
 use walhook_core::endpoint::{Endpoint, Routes, Secret, wants};
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::lsn::Lsn;
 use walhook_core::position::{EventId, WalPosition};
 use walhook_core::tick::Tick;
 use walhook_dispatch::route::Snapshot;
-
-use crate::encode;
-use crate::schema;
 
 /// What the wall clock says at tick 0.
 pub(crate) const UNIX_US: i64 = 1_763_900_000_000_000;
@@ -265,107 +261,5 @@ impl Postgres {
         all.iter().any(|(_, row)| {
             row.as_ref().is_some_and(|row| row.fits(&expect.account, expect.event_type))
         })
-    }
-}
-
-/// A connection that streams.
-#[derive(Debug)]
-pub(crate) struct Connection {
-    /// The transaction, and the message in it, that comes next.
-    txn: usize,
-    message: usize,
-    described: BTreeSet<u32>,
-    /// The wish of a test: what the description of this table lacks.
-    pub(crate) lacks_column: bool,
-    /// The message, by transaction and place in it, that is no pgoutput.
-    pub(crate) garbled: Option<(usize, usize)>,
-}
-
-/// What comes of a connection.
-#[derive(Debug, Clone)]
-pub(crate) enum Frame {
-    /// A message, whole.
-    Data { wal_start: Lsn, payload: Bytes },
-    /// The head of one that is too large.
-    Oversize { wal_start: Lsn, head: Bytes, bytes: u64 },
-}
-
-impl Connection {
-    /// START_REPLICATION.
-    pub(crate) fn start(postgres: &Postgres, from: Lsn) -> Self {
-        let from = from.max(postgres.slot.confirmed);
-        let txn = postgres.txns.partition_point(|txn| txn.commit_lsn < from);
-        let (described, garbled) = (BTreeSet::new(), None);
-        Self { txn, message: 0, described, lacks_column: false, garbled }
-    }
-
-    /// As [`Connection::start`], from a slot that is kept for replays.
-    pub(crate) fn from_anchor(postgres: &Postgres, from: Lsn) -> Self {
-        let txn = postgres.txns.partition_point(|txn| txn.commit_lsn < from);
-        let (described, garbled) = (BTreeSet::new(), None);
-        Self { txn, message: 0, described, lacks_column: false, garbled }
-    }
-
-    pub(crate) fn has_more(&self, postgres: &Postgres) -> bool {
-        self.txn < postgres.committed
-    }
-
-    /// The next table that is described lacks a column.
-    pub(crate) fn lose_column(&mut self) {
-        self.lacks_column = true;
-        self.described.clear();
-    }
-
-    /// The transaction that is read cannot be understood from somewhere on. What changes the endpoints is.
-    pub(crate) fn garble(&mut self, postgres: &Postgres, rng: &mut SmallRng) {
-        let Some(txn) = postgres.txns.get(self.txn) else { return };
-        let last = txn.messages.len().saturating_sub(1);
-        let plain = txn.endpoints.is_empty() && !txn.changes_weights();
-        let first = if plain { self.message.max(1).min(last) } else { last };
-        self.garbled = Some((self.txn, rng.random_range(first..=last)));
-    }
-
-    /// The transaction that is being read.
-    pub(crate) fn txn(&self) -> usize {
-        self.txn
-    }
-
-    pub(crate) fn next(&mut self, postgres: &Postgres) -> Option<Frame> {
-        if !self.has_more(postgres) {
-            return None;
-        }
-        let txn = postgres.txns.get(self.txn)?;
-        let sent = txn.messages.get(self.message)?;
-        if let Some(relation) = sent.relation.filter(|oid| !self.described.contains(oid)) {
-            self.described.insert(relation);
-            let mut table = schema::table(relation)?;
-            if let Some(last) = table.columns.last_mut().filter(|_| self.lacks_column) {
-                last.name = "renamed".to_owned();
-            }
-            let payload = Bytes::from(encode::relation(&table));
-            return Some(Frame::Data { wal_start: Lsn(0), payload });
-        }
-        let place = (self.txn, self.message);
-        let is_garbled = self.garbled == Some(place) || postgres.unreadable.contains(&place);
-        self.message += 1;
-        let is_last = self.message == txn.messages.len();
-        let frame = match sent.oversize {
-            _ if is_garbled => {
-                Frame::Data { wal_start: sent.wal_start, payload: Bytes::from_static(b"?") }
-            }
-            Some(bytes) => Frame::Oversize {
-                wal_start: sent.wal_start,
-                head: Bytes::copy_from_slice(&sent.bytes),
-                bytes,
-            },
-            None => Frame::Data {
-                wal_start: sent.wal_start,
-                payload: Bytes::copy_from_slice(&sent.bytes),
-            },
-        };
-        if is_last {
-            (self.txn, self.message) = (self.txn + 1, 0);
-        }
-        Some(frame)
     }
 }

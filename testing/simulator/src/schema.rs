@@ -21,6 +21,9 @@ pub(crate) const OUTBOX: u32 = 20_006;
 /// What an event takes at most.
 pub(crate) const MAX_BYTES: usize = 512;
 
+/// The prefix of the messages that a rule wants.
+pub(crate) const PREFIX: &str = "outbox";
+
 /// The account of what has no account column.
 pub(crate) const OPERATOR: &str = "a1";
 

@@ -1,7 +1,11 @@
 //! Every committed change that a rule matches becomes its event, with the id that follows from the WAL alone,
 //! in the order of commits; nothing uncommitted does. What cannot be told becomes unroutable, never silence.
+//!
+//! While a transaction is paused, others pass it, and events pass earlier ones of other accounts. Those of one account
+//! are always in the order of commits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use walhook_core::event::{Event, Item};
 use walhook_core::lsn::Lsn;
@@ -22,13 +26,18 @@ struct At {
     reading: Option<Reading>,
     /// Those that have more to come.
     paused: BTreeMap<Lsn, Reading>,
+    /// Where the last event of each account stands.
+    of_account: HashMap<Arc<str>, Position>,
 }
 
-/// A transaction, and the next that has to come of it.
-#[derive(Debug, Clone, Copy)]
+/// A transaction, and what has come of it.
+#[derive(Debug)]
 struct Reading {
     txn: usize,
+    /// The first that has to come.
     next: usize,
+    /// What has come of those behind it.
+    ahead: BTreeSet<usize>,
 }
 
 fn compare(expect: &Expect, event: &Event, unroutable: bool) -> Result<(), String> {
@@ -61,7 +70,8 @@ impl Checker for Stream {
                     return Err(format!("the transaction before {commit_lsn} was passed over"));
                 }
                 at.last = Some(txn);
-                let before = at.reading.replace(Reading { txn, next: found.expects.start });
+                let (next, ahead) = (found.expects.start, BTreeSet::new());
+                let before = at.reading.replace(Reading { txn, next, ahead });
                 if before.is_some() {
                     return Err(format!("{commit_lsn} begins inside another transaction"));
                 }
@@ -108,11 +118,46 @@ impl At {
     fn expect(&mut self, scene: &Scene<'_>, event: &Event, unroutable: bool) -> Result<(), String> {
         let reading = self.reading.as_mut();
         let Some(reading) = reading else { return Err("an event before BEGIN".into()) };
-        let of_txn = scene.postgres.txns.get(reading.txn).map_or(0, |txn| txn.expects.end);
-        let expect = scene.postgres.expects.get(reading.next);
-        let expect = expect.filter(|_| reading.next < of_txn);
-        let Some(expect) = expect else { return Err(format!("{event:?} was not committed")) };
-        reading.next += 1;
-        compare(expect, event, unroutable)
+        let of_txn = scene.postgres.txns.get(reading.txn).map_or(0..0, |txn| txn.expects.clone());
+        let all = &scene.postgres.expects;
+        // Nothing passes anything unless a transaction is paused.
+        let found = if self.paused.is_empty() && reading.ahead.is_empty() {
+            Some(reading.next)
+        } else {
+            scene.postgres.by_id.get(&event.id).copied()
+        };
+        let is_owed =
+            |at: &usize| of_txn.contains(at) && *at >= reading.next && !reading.ahead.contains(at);
+        let Some(found) = found.filter(is_owed) else {
+            return Err(format!("{event:?} was not committed, or has come"));
+        };
+        let Some(expect) = all.get(found) else { return Err(format!("no {event:?}")) };
+        compare(expect, event, unroutable)?;
+        let is_passed = |at: &usize| {
+            !reading.ahead.contains(at) && all.get(*at).is_some_and(|e| e.is_before(expect))
+        };
+        if let Some(passed) = (reading.next..found).find(is_passed) {
+            return Err(format!("{event:?} passed {:?}", all.get(passed)));
+        }
+        reading.ahead.insert(found);
+        while reading.ahead.remove(&reading.next) {
+            reading.next += 1;
+        }
+        if unroutable {
+            return Ok(());
+        }
+        match self.of_account.insert(Arc::clone(&expect.account), event.position) {
+            Some(before) if before > event.position => {
+                Err(format!("{event:?} came after what stands at {before:?}"))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+impl Expect {
+    /// Whether it has to come before the other, of the same transaction and behind it, whatever is paused.
+    fn is_before(&self, other: &Self) -> bool {
+        !self.unroutable && !other.unroutable && self.account == other.account
     }
 }

@@ -31,7 +31,8 @@ impl Run {
         let Some(life) = self.lives.iter().find(|life| life.number == number) else { return };
         let gauges = life.dispatcher.gauges();
         let behind = life.connection.as_ref().is_none_or(|c| c.has_more(&self.postgres))
-            || life.progress < self.postgres.wal_end();
+            || life.progress < self.postgres.wal_end()
+            || life.is_playing();
         if behind && !life.stale && !life.reads && life.dispatcher.wants_input() {
             let wait = self.rng.random_range(5..200);
             self.plan_reading(number, Duration::from_micros(wait));
@@ -224,7 +225,8 @@ impl Run {
             self.counts.fault(Fault::StateSlow);
             self.delay(Duration::from_millis(2 * ms));
         }
-        let batch = self.planted.batch(batch, &self.postgres);
+        let is_playing = self.life(number).is_some_and(|life| life.is_playing());
+        let batch = self.planted.batch(batch, &self.postgres, is_playing);
         let Some(life) = self.life(number) else { return };
         let outcomes = std::mem::take(&mut life.unstored);
         let before = life.storing.replace(Storing { batch, result: None, outcomes });

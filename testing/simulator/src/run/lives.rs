@@ -10,6 +10,7 @@ use super::{Happens, Run};
 use crate::checkers::Seen;
 use crate::faults::Fault;
 use crate::life::{Broken, Life};
+use crate::plants::Plant;
 use crate::postgres::UNIX_US;
 
 /// How long an instance without the lease may go on.
@@ -26,7 +27,8 @@ impl Run {
         let settings = self.plan.settings.clone();
         let seed = self.rng.random();
         self.record(number, &settings, &start, seed);
-        let mut life = Life::new(number, epoch, settings, start, &self.postgres, seed);
+        let mut life =
+            Life::new(number, epoch, settings, start, &self.postgres, self.plan.streaming, seed);
         life.left_out.clone_from(&self.state.left_out);
         self.lives.push(life);
         self.trace.note(self.now, || format!("life {number} begins with epoch {epoch}"));
@@ -123,10 +125,15 @@ impl Run {
         let lacks = garbled && self.chance.random_bool(0.3);
         let Some(life) = self.lives.iter_mut().find(|life| life.number == number) else { return };
         life.reads = false;
-        if life.stale || life.stopping || life.halting.is_some() || !life.dispatcher.wants_input() {
+        if life.stale || life.stopping || !life.dispatcher.wants_input() {
             return;
         }
-        if life.connection.is_none() {
+        // What is played ends before a halt.
+        let live = life.halting.is_none();
+        if !live && !life.is_playing() {
+            return;
+        }
+        if life.connection.is_none() && live {
             life.reconnect(&self.postgres);
         }
         match &mut life.connection {
@@ -134,8 +141,14 @@ impl Run {
             Some(connection) if garbled => connection.garble(&self.postgres, &mut self.chance),
             Some(_) | None => {}
         }
-        let read = life.read(&self.postgres, messages);
-        let items = std::mem::take(&mut life.items);
+        let forgets = self.plan.options.plant == Some(Plant::AccountsForgotten);
+        let read = life.read(&self.postgres, messages, live, forgets);
+        let streamed = std::mem::take(&mut life.streamed);
+        let mut items = Vec::new();
+        while !life.turns.is_empty() {
+            items.extend(life.turns.take());
+        }
+        (0..streamed).for_each(|_| self.counts.fault(Fault::Streamed));
         if !items.is_empty() {
             let items = self.planted.items(items);
             for item in &items {

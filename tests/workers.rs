@@ -153,7 +153,8 @@ impl Fleet {
     fn silence(&self, from_unix_us: i64) -> Duration {
         let received = self.world.mock.received();
         let mut at: Vec<i64> = received.iter().map(|request| request.at_unix_us).collect();
-        at.retain(|at| *at >= from_unix_us);
+        at.retain(|at| *at > from_unix_us);
+        at.push(from_unix_us);
         at.sort_unstable();
         let longest = at.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
         Duration::from_micros(u64::try_from(longest).unwrap_or(0))
@@ -223,8 +224,7 @@ async fn while_the_bus(
     befalls: impl AsyncFnOnce(&mut Fleet) -> Result<()>,
     seed: u64,
 ) -> Result<()> {
-    // What was ordered before the loss shows holds its endpoint's limit until the session is lost: a lease and a second.
-    let mut fleet = Fleet::new(2, "lease = \"1s\"\n").await?;
+    let mut fleet = Fleet::new(2, "").await?;
     let leader = fleet.world.run_with(&["--role", "leader"]).await?;
     fleet.until_serving(2).await?;
     let traffic = Traffic::start(&fleet.world, seed, REST).await?;
@@ -236,7 +236,8 @@ async fn while_the_bus(
     let silence = fleet.silence(from);
     let found = fleet.audit(traffic).await?;
     println!("silence {silence:?}, {found:?}");
-    assert!(silence < Duration::from_secs(3), "nothing was sent for {silence:?}");
+    // It is 0.6 s on a machine that has nothing else to do, and was a lease and a second: three.
+    assert!(silence < Duration::from_secs(2), "nothing was sent for {silence:?}");
     Ok(())
 }
 

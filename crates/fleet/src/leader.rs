@@ -391,7 +391,7 @@ impl Fleet {
     /// Sessions that have become silent or lost, and quarantines that are over.
     fn look_at_the_time(&mut self) {
         let (now, lease) = (self.now, self.settings.lease);
-        let (mut lost, mut silent) = (Vec::new(), Vec::new());
+        let (mut lost, mut silent, mut quiet) = (Vec::new(), Vec::new(), Vec::new());
         for (id, session) in &mut self.sessions {
             if now >= session.granted_at + lease + LOST_AFTER_LEASE {
                 lost.push(*id);
@@ -399,6 +399,8 @@ impl Fleet {
             }
             if now >= session.heard_at + lease / 2 && !session.silent {
                 silent.push(*id);
+            } else if now >= session.heard_at + session::quiet_after(lease) && !session.quiet {
+                quiet.push(*id);
             } else if let Some(effect) = session.news(*id, now) {
                 self.left.push_back(effect);
                 self.workers_changed = true;
@@ -407,6 +409,7 @@ impl Fleet {
         }
         lost.into_iter().for_each(|id| self.lose(id));
         silent.into_iter().for_each(|id| self.silence(id));
+        quiet.into_iter().for_each(|id| self.doubt(id));
         self.due = self
             .sessions
             .values()
@@ -419,8 +422,39 @@ impl Fleet {
     fn silence(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.get_mut(&id) {
             session.silent = true;
-            self.release(id, u64::MAX);
+            self.doubt(id);
             self.tell(id);
+        }
+    }
+
+    /// A session is given nothing for now: what has not gone comes back, and what has is in doubt.
+    fn doubt(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id).filter(|session| !session.quiet) else {
+            return;
+        };
+        session.quiet = true;
+        let deliveries = session.sent();
+        self.say_doubt(deliveries, true);
+        self.release(id, u64::MAX);
+    }
+
+    /// Something was heard of a session.
+    fn trust(&mut self, id: SessionId) {
+        let (now, connected) = (self.now, self.connected);
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.heard_at = now;
+        // What was on its way when the bus went says nothing of what is under way now.
+        if connected && std::mem::take(&mut session.quiet) {
+            self.due = self.due.min(session.due(now, self.settings.lease));
+            let deliveries = session.sent();
+            self.say_doubt(deliveries, false);
+        }
+    }
+
+    fn say_doubt(&mut self, deliveries: Vec<DeliveryId>, doubtful: bool) {
+        self.slots_changed = true;
+        if !deliveries.is_empty() {
+            self.left.push_back(FleetEffect::Doubt { deliveries, doubtful });
         }
     }
 

@@ -6,7 +6,7 @@
 //! dispatcher ──place──► Fleet ──Pack, Publish──► P.w.<session> ──► Serving ──Begin──► request
 //!      ▲                 │ ▲                                          │ ▲                │
 //!      └─────Ended───────┘ └──────────── P.l.<epoch>.<session> ◄──────┘ └────Ended───────┘
-//!                          └──────────── P.hello (every quarter of a lease) ──┘
+//!                          └──────────── P.hello (every eighth of a lease) ──┘
 //! ```
 //!
 //! # The argument
@@ -43,7 +43,12 @@ pub const LOST_AFTER_LEASE: Duration = Duration::from_secs(1);
 pub const LEAD_EVERY: Duration = Duration::from_millis(500);
 
 /// A worker says how it is so many times a lease.
-pub const HELLOS_PER_LEASE: u32 = 4;
+pub const HELLOS_PER_LEASE: u32 = 8;
+
+/// A worker of which nothing was heard for so many sixteenths of a lease is given no work, and what it carries is in
+/// doubt: with a lease of two seconds that is 0.6 s, in which it said how it is twice, or one of the version before
+/// once. It is not lost yet, and comes back with the next word.
+pub const QUIET_SIXTEENTHS: u32 = 5;
 
 /// Bytes of requests that one worker has in flight, unless it says otherwise: below what a server of the bus keeps
 /// for one connection (64 MB, NATS's `max_pending`), so that it is never cut off for being slow.

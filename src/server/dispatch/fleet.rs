@@ -28,6 +28,8 @@ pub(in crate::server) enum Back {
     Outcome(DeliveryId, Outcome),
     /// An attempt was surely not begun.
     Unsent(DeliveryId),
+    /// Nothing is heard of those who carry these, or something again.
+    Doubt(Vec<DeliveryId>, bool),
     /// The driver is to carry this one itself.
     Carry(Attempt),
     /// So many requests may be in flight, wherever they are.
@@ -71,6 +73,7 @@ impl Driver {
                     Input::Outcome { delivery, outcome }
                 }
                 Back::Unsent(delivery) => Input::Unsent(delivery),
+                Back::Doubt(deliveries, doubtful) => Input::Doubt { deliveries, doubtful },
                 Back::Slots { fast, slow } => {
                     self.slots = fast.saturating_add(slow);
                     Input::Slots { fast, slow }

@@ -276,6 +276,9 @@ impl LeaderWorkers {
             FleetEffect::Ended { delivery, ending, overhead } => {
                 return Some(self.back(delivery, ending, overhead));
             }
+            FleetEffect::Doubt { deliveries, doubtful } => {
+                return Some(Back::Doubt(deliveries, doubtful));
+            }
             FleetEffect::Slots(Slots { fast, slow }) => return Some(Back::Slots { fast, slow }),
             FleetEffect::Workers(workers) => {
                 let unix_us = unix_us();

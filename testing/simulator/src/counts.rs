@@ -44,6 +44,7 @@ kinds_of!(INPUTS, fn input(&Input) {
     Input::Items(_) => "items",
     Input::Outcome { .. } => "outcome",
     Input::Unsent(_) => "unsent",
+    Input::Doubt { .. } => "doubt",
     Input::Slots { .. } => "slots",
     Input::Routes(_) => "routes",
     Input::DeferredPages(_) => "deferred-pages",
@@ -256,6 +257,7 @@ impl Counts {
             Input::Command(it) => self.add("command", command(it)),
             Input::Replay(it) => self.add("replay", replay(it)),
             Input::Unsent(_)
+            | Input::Doubt { .. }
             | Input::Slots { .. }
             | Input::Routes(_)
             | Input::DeferredPages(_)

@@ -87,6 +87,8 @@ kinds! {
         WorkerLost = "worker-lost",
         /// A worker never begins what it was to carry.
         Unsent = "unsent",
+        /// Nothing is heard of workers for a while.
+        Doubt = "doubt",
         /// Workers come and go, and with them slots.
         Slots = "slots",
         /// Rows of the endpoint table are changed.

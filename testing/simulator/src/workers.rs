@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use walhook_core::attempt::{FailureKind, Outcome};
+use walhook_core::attempt::{DeliveryId, FailureKind, Outcome};
 use walhook_dispatch::dispatcher::{Input, Settings};
 
 use crate::counts::Counts;
@@ -23,6 +23,7 @@ pub(crate) struct Workers {
     are_lost: bool,
     leave_unsent: bool,
     come_and_go: bool,
+    are_silent: bool,
     /// The requests that were never begun, by the number of their end.
     unsent: HashSet<u64>,
 }
@@ -44,6 +45,7 @@ impl Workers {
             are_lost: plan.has(Fault::WorkerLost),
             leave_unsent: plan.has(Fault::Unsent),
             come_and_go: plan.has_varying_slots(),
+            are_silent: plan.has(Fault::Doubt),
             unsent: HashSet::new(),
         }
     }
@@ -76,6 +78,25 @@ impl Workers {
     /// Whether the request that ends with this number was never begun.
     pub(crate) fn was_unsent(&mut self, ends: u64) -> bool {
         self.unsent.remove(&ends)
+    }
+
+    /// At times nothing is heard of those who carry some of these, or again of some. Of which that was said, and that it
+    /// was said twice, makes no difference.
+    pub(crate) fn doubt(
+        &mut self,
+        in_flight: impl Iterator<Item = DeliveryId>,
+        counts: &mut Counts,
+    ) -> Option<Input> {
+        if !self.are_silent || !self.rng.random_bool(0.2) {
+            return None;
+        }
+        let doubtful = self.rng.random_bool(0.5);
+        let deliveries: Vec<_> = in_flight.filter(|_| self.rng.random_bool(0.3)).collect();
+        if deliveries.is_empty() {
+            return None;
+        }
+        counts.fault(Fault::Doubt);
+        Some(Input::Doubt { deliveries, doubtful })
     }
 
     /// Slots come or go, at times. Half of them stay.

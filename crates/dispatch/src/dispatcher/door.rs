@@ -46,6 +46,14 @@ pub enum Input {
     /// An attempt was surely not begun: answers [`Effect::Send`] in place of an outcome. It was no attempt. One for
     /// a delivery that is not in flight changes nothing.
     Unsent(DeliveryId),
+    /// Nothing is heard of those who carry these, or something again: see [`Dispatcher::handle_doubt`]. One that is
+    /// not in flight changes nothing.
+    Doubt {
+        /// What they carry.
+        deliveries: Vec<DeliveryId>,
+        /// Whether nothing is heard of them.
+        doubtful: bool,
+    },
     /// There are so many slots for requests from now on, in place of those of the settings.
     Slots {
         /// For what ends within a second.
@@ -189,6 +197,7 @@ impl Dispatcher {
                 self.door.left.extend(settled.map(Effect::Settled));
             }
             Input::Unsent(delivery) => self.handle_unsent(delivery, now),
+            Input::Doubt { deliveries, doubtful } => self.handle_doubt(&deliveries, doubtful, now),
             Input::Slots { fast, slow } => self.set_slots(fast, slow),
             Input::Routes(answer) => {
                 let LookUpAnswer { snapshot, put_off, answers } = *answer;

@@ -39,8 +39,11 @@ impl Dispatcher {
         outcome: &Outcome,
         now: Tick,
     ) -> Option<Settled> {
-        let Request { queue, started, held_for, outdated } = self.sending.end(id, now)?;
+        let Request { queue, started, held_for, outdated, doubtful } = self.sending.end(id, now)?;
         self.outbox.count_outcome();
+        if doubtful {
+            self.queues.in_use(queue).doubt(false);
+        }
         if outcome.is_local() {
             self.put_off(queue, id, started, now);
             return None;
@@ -103,9 +106,13 @@ impl Dispatcher {
     ///
     /// One that is not in flight changes nothing.
     pub(super) fn handle_unsent(&mut self, id: DeliveryId, now: Tick) {
-        let Some(Request { queue, started, .. }) = self.sending.withdraw(id) else { return };
+        let Some(request) = self.sending.withdraw(id) else { return };
+        let Request { queue, started, doubtful, .. } = request;
         let stopped = self.why_stopped(queue);
         let in_memory = self.queues.in_use(queue);
+        if doubtful {
+            in_memory.doubt(false);
+        }
         in_memory.health_mut().request_withdrawn(started);
         let is_retry = matches!(in_memory.held_mut(id).origin, Origin::Retry { .. });
         in_memory.take_back(id);
@@ -119,6 +126,19 @@ impl Dispatcher {
         self.queues.refresh(queue, now);
         self.sync(queue);
         self.look_after(queue, now);
+    }
+
+    /// Takes that nothing is heard of those who carry these, or something again.
+    ///
+    /// They may be gone, and until that is sure their endpoints would get nothing more: what is doubtful counts for
+    /// no limit that was learned from an endpoint's answers, and for its upper bound as before.
+    pub(super) fn handle_doubt(&mut self, deliveries: &[DeliveryId], doubtful: bool, now: Tick) {
+        for id in deliveries {
+            let Some(queue) = self.sending.doubt(*id, doubtful) else { continue };
+            self.queues.in_use(queue).doubt(doubtful);
+            self.queues.refresh(queue, now);
+            self.sync(queue);
+        }
     }
 
     fn apply(

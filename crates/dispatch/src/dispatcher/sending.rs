@@ -40,6 +40,8 @@ struct Request {
     charge: Charge,
     started: Tick,
     outdated: bool,
+    /// Nothing is heard of who carries it.
+    doubtful: bool,
 }
 
 /// A request that has ended.
@@ -51,6 +53,8 @@ pub(super) struct Ended {
     pub(super) held_for: Duration,
     /// The endpoint was switched on again meanwhile: that it wants no more is what it said before.
     pub(super) outdated: bool,
+    /// Nothing was heard of who carried it.
+    pub(super) doubtful: bool,
 }
 
 /// See the module's documentation.
@@ -118,7 +122,7 @@ impl Sending {
         now: Tick,
     ) {
         let charge = self.scheduler.start(lane, pool, expected);
-        let request = Request { queue, charge, started: now, outdated: false };
+        let request = Request { queue, charge, started: now, outdated: false, doubtful: false };
         let before = self.in_flight.insert(delivery, request);
         assert!(before.is_none(), "{delivery:?} is sent while it is in flight");
         if pool == Pool::Fast {
@@ -147,18 +151,27 @@ impl Sending {
 
     /// The request's outcome has come: its slot is free. `None`: it is not in flight.
     pub(super) fn end(&mut self, delivery: DeliveryId, now: Tick) -> Option<Ended> {
-        let Request { queue, charge, started, outdated } = self.in_flight.remove(&delivery)?;
+        let Request { queue, charge, started, outdated, doubtful } =
+            self.in_flight.remove(&delivery)?;
         let held_for = now.since(started);
         self.scheduler.finish(charge, held_for);
-        Some(Ended { queue, started, held_for, outdated })
+        Some(Ended { queue, started, held_for, outdated, doubtful })
     }
 
     /// The request was not sent after all: its slot is free, and its time costs its lane nothing. `None`: it is not
     /// in flight.
     pub(super) fn withdraw(&mut self, delivery: DeliveryId) -> Option<Ended> {
-        let Request { queue, charge, started, outdated } = self.in_flight.remove(&delivery)?;
+        let Request { queue, charge, started, outdated, doubtful } =
+            self.in_flight.remove(&delivery)?;
         self.scheduler.finish(charge, Duration::ZERO);
-        Some(Ended { queue, started, held_for: Duration::ZERO, outdated })
+        Some(Ended { queue, started, held_for: Duration::ZERO, outdated, doubtful })
+    }
+
+    /// Nothing is heard of who carries the request, or something again. Whose it is, where that is news.
+    pub(super) fn doubt(&mut self, delivery: DeliveryId, doubtful: bool) -> Option<QueueNo> {
+        let request = self.in_flight.get_mut(&delivery)?;
+        let before = std::mem::replace(&mut request.doubtful, doubtful);
+        (before != doubtful).then_some(request.queue)
     }
 
     /// There are so many slots from now on. Where more are taken, nothing is sent before enough are free.
@@ -290,7 +303,9 @@ mod tests {
                         let (id, started, _) = requests.remove(n % requests.len());
                         let ended = sending.end(id, now);
                         let held_for = now.since(started);
-                        prop_assert_eq!(ended, Some(Ended { queue, started, held_for, outdated: false }));
+                        let outdated = false;
+                        let expected = Ended { queue, started, held_for, outdated, doubtful: false };
+                        prop_assert_eq!(ended, Some(expected));
                         prop_assert_eq!(sending.end(id, now), None, "it ends once");
                     }
                     Action::Wake(after) => {

@@ -59,6 +59,12 @@ impl Health {
         self.limit.current()
     }
 
+    /// How many it takes at once at most, whatever is learned of it.
+    #[must_use]
+    pub fn upper_limit(&self) -> u32 {
+        self.limit.upper()
+    }
+
     /// Its row says how many it takes at once.
     pub fn set_upper_limit(&mut self, upper: Option<u32>) {
         self.limit.set_upper(upper.unwrap_or(DEFAULT_MAX_IN_FLIGHT));

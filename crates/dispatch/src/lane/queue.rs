@@ -52,6 +52,8 @@ pub struct Queue {
     keys: FewSet<(u64, DeliveryId)>,
     ready: FewSet<DeliveryId>,
     in_flight: u32,
+    /// Requests of these of which nothing is heard.
+    doubtful: u32,
     next_ordinal: u64,
     rest: Rest,
     /// This delivery and later ones are not sent, for now.
@@ -70,6 +72,7 @@ impl Queue {
             keys: FewSet::default(),
             ready: FewSet::default(),
             in_flight: 0,
+            doubtful: 0,
             next_ordinal: first_ordinal,
             rest: Rest::default(),
             held_from: None,
@@ -366,11 +369,23 @@ impl Queue {
         self.in_flight
     }
 
+    /// Nothing is heard of one of its requests in flight, or something again.
+    pub fn doubt(&mut self, doubtful: bool) {
+        if doubtful {
+            self.doubtful += 1;
+            assert!(self.doubtful <= self.in_flight, "more is doubtful than in flight");
+        } else {
+            assert!(self.doubtful > 0, "a request is doubtful no more that was not");
+            self.doubtful -= 1;
+        }
+    }
+
     /// Whether something may be sent at this moment.
     #[must_use]
     pub fn is_sendable(&self, now: Tick) -> bool {
         self.first_ready().is_some()
-            && self.in_flight < self.health.limit()
+            && self.in_flight < self.health.upper_limit()
+            && self.in_flight - self.doubtful < self.health.limit()
             && self.rest.until(now).is_none()
     }
 

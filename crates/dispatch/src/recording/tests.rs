@@ -138,6 +138,7 @@ fn inputs() -> Vec<Input> {
         outcome(Meaning::Local),
         Input::Unsent(DeliveryId(7)),
         Input::Slots { fast: 0, slow: u32::MAX },
+        Input::Doubt { deliveries: vec![DeliveryId(7)], doubtful: true },
         Input::Routes(Box::new(LookUpAnswer {
             snapshot: "8:10:9".parse().unwrap(),
             put_off: vec![(AccountId::new("44"), Duration::from_secs(5))],
@@ -196,6 +197,7 @@ fn kind(input: &Input) -> u32 {
         Input::Stop => 11,
         Input::Unsent(_) => 12,
         Input::Slots { .. } => 13,
+        Input::Doubt { .. } => 14,
     }
 }
 

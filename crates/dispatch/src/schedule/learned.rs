@@ -119,6 +119,12 @@ impl AdaptiveLimit {
         self.current
     }
 
+    /// What it never exceeds.
+    #[must_use]
+    pub fn upper(&self) -> u32 {
+        self.upper
+    }
+
     /// Changes the upper bound, when the endpoint's row does.
     pub fn set_upper(&mut self, upper: u32) {
         self.upper = upper.max(1);

@@ -142,6 +142,13 @@ pub enum FleetEffect {
         /// What bus and worker took beside the request itself, where an outcome came from a worker.
         overhead: Option<Duration>,
     },
+    /// Nothing is heard of the worker that carries these, or something again.
+    Doubt {
+        /// What it carries.
+        deliveries: Vec<DeliveryId>,
+        /// Whether nothing is heard.
+        doubtful: bool,
+    },
     /// So many requests may be in flight from now on, wherever they are.
     Slots(Slots),
     /// The workers, for the table `workers`: all of them, after a change, once a second at most.

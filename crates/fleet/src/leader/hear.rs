@@ -14,6 +14,7 @@ impl Fleet {
             self.counters.strange += 1;
             return;
         }
+        self.trust(session);
         match body {
             Body::Hello(hello) => self.hear_hello(session, seq, &hello),
             Body::Outcomes(outcomes) => self.hear_outcomes(session, outcomes),

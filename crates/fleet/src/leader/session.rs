@@ -6,12 +6,12 @@ use std::time::Duration;
 use super::health::Health;
 use super::opinion::First;
 use super::{Fleet, FleetEffect, Packed, Slots, WorkerChanged, WorkerState};
-use crate::LOST_AFTER_LEASE;
 use crate::frame::{
     ABORTS_MAX, ATTEMPTS_BYTES, ATTEMPTS_MAX, Abort, Body, ByeReason, Frame, Grant, Hello,
     SessionId,
 };
-use walhook_core::attempt::Attempt;
+use crate::{LOST_AFTER_LEASE, QUIET_SIXTEENTHS};
+use walhook_core::attempt::{Attempt, DeliveryId};
 use walhook_core::tick::Tick;
 
 /// Frames of a session that the packer has and has not published, at most.
@@ -57,6 +57,8 @@ pub(super) struct Session {
     version: u8,
     pub(super) phase: Phase,
     pub(super) silent: bool,
+    /// Nothing was heard of it for some time: it is given nothing, which is told nobody, for it may be a hiccup.
+    pub(super) quiet: bool,
     /// The state that was told last, and since when it is in it.
     shown: Option<WorkerState>,
     pub(super) since: Tick,
@@ -81,6 +83,11 @@ pub(super) struct Session {
     pub(super) hash: u64,
 }
 
+/// When a session of which nothing was heard is quiet.
+pub(super) fn quiet_after(lease: Duration) -> Duration {
+    lease * QUIET_SIXTEENTHS / 16
+}
+
 impl Session {
     pub(super) fn new(hello: &Hello, version: u8, hash: u64, now: Tick) -> Self {
         Self {
@@ -91,6 +98,7 @@ impl Session {
             version,
             phase: Phase::Serving,
             silent: false,
+            quiet: false,
             shown: None,
             since: now,
             heard_at: now,
@@ -157,7 +165,7 @@ impl Session {
 
     /// Whether work is given to it at all.
     pub(super) fn is_open(&self) -> bool {
-        self.phase == Phase::Serving && !self.silent
+        self.phase == Phase::Serving && !self.silent && !self.quiet
     }
 
     /// Whether it counts by what it has, since it is given no more.
@@ -178,8 +186,9 @@ impl Session {
     pub(super) fn due(&self, now: Tick, lease: Duration) -> Tick {
         let lost = self.granted_at + lease + LOST_AFTER_LEASE;
         let silent = if self.silent { lost } else { self.heard_at + lease / 2 };
+        let quiet = if self.quiet { silent } else { self.heard_at + quiet_after(lease) };
         let healthy = self.health.due(now).unwrap_or(lost);
-        lost.min(silent).min(healthy)
+        lost.min(silent).min(quiet).min(healthy)
     }
 
     pub(super) fn take(&mut self, key: u64, flight: Flight) {
@@ -213,6 +222,12 @@ impl Session {
                 self.old += 1;
             }
         }
+    }
+
+    /// What of it may be under way: it is in frames that were ordered.
+    pub(super) fn sent(&self) -> Vec<DeliveryId> {
+        let sent = self.flights.values().filter(|flight| flight.seq.is_some());
+        sent.map(|flight| flight.attempt.first().id).collect()
     }
 
     /// The keys of what was not in a frame before `seq`, in the order in which they were placed.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
+use crate::QUIET_SIXTEENTHS;
 use crate::frame::{
     ByeReason, Digest, Grant, Hello, HelloState, Outcomes, Refusal, Refused, SPOKEN, Versions,
     WireOutcome,
@@ -232,6 +233,33 @@ fn slots_of_a_silent_worker_are_what_it_holds_until_it_is_lost() {
         _ => None,
     });
     assert_eq!(refused, Some(Body::Refused(Refused { why: Refusal::Lost })));
+}
+
+#[test]
+fn worker_of_which_nothing_is_heard_gets_no_work_and_what_it_has_is_in_doubt_until_it_is() {
+    let mut rig = Rig::new(Local::Fallback, 1);
+    let (first, worker, key) = rig.place("a.example");
+    let (second, ..) = rig.place("a.example");
+    let doubts = |effects: &[FleetEffect]| -> Vec<(Vec<DeliveryId>, bool)> {
+        let doubt = |effect: &FleetEffect| match effect {
+            FleetEffect::Doubt { deliveries, doubtful } => Some((deliveries.clone(), *doubtful)),
+            _ => None,
+        };
+        effects.iter().filter_map(doubt).collect()
+    };
+    rig.now = rig.now + LEASE * QUIET_SIXTEENTHS / 16 - Duration::from_micros(1);
+    assert!(doubts(&rig.effects()).is_empty());
+    rig.now = rig.now + Duration::from_micros(1);
+    assert_eq!(rig.fleet.deadline(), rig.now);
+    let effects = rig.effects();
+    assert_eq!(doubts(&effects), [(vec![first, second], true)]);
+    assert_eq!(rig.fleet.gauges().serving, 1, "it may be a hiccup, which is told nobody");
+    let third = attempt(100, "a.example", 100);
+    assert_eq!(rig.fleet.place(rig.now, &third), Placement::Local);
+    // Any word of it will do.
+    let effects = rig.outcome(worker, key, Some(delivered()));
+    assert_eq!(doubts(&effects), [(vec![first, second], false)]);
+    assert_eq!(rig.fleet.place(rig.now, &third), Placement::Taken);
 }
 
 #[test]

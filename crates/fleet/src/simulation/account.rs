@@ -19,6 +19,7 @@ struct Run {
 struct Entry {
     runs: Vec<u32>,
     back: Option<(u64, Back)>,
+    doubtful: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,7 @@ pub(super) struct Account {
     pub(super) unsent: u64,
     pub(super) lost: u64,
     pub(super) twice: u64,
+    pub(super) doubted: u64,
     pub(super) drains: u64,
     pub(super) counters: FleetCounters,
 }
@@ -79,6 +81,15 @@ impl Account {
         }
         entry.runs.push(run);
         run
+    }
+
+    /// Nothing is heard of who has it, or something again.
+    pub(super) fn doubt(&mut self, name: Name, doubtful: bool) {
+        let entry = self.attempts.get_mut(&name).unwrap_or_else(|| panic!("{name:?} is nowhere"));
+        assert!(entry.back.is_none(), "{name:?} is in doubt, or not, after it came back");
+        assert!(doubtful || entry.doubtful, "{name:?} was not in doubt");
+        self.doubted += u64::from(doubtful && !entry.doubtful);
+        entry.doubtful = doubtful;
     }
 
     pub(super) fn ended(&mut self, run: u32, harmless: bool) {

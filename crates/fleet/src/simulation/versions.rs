@@ -132,6 +132,7 @@ fn meet(leader: Versions, worker: Versions) -> Result<u8, Refusal> {
                 FleetEffect::Ended { ending: Ending::Outcome(_), .. } => return Ok(version),
                 FleetEffect::Ended { .. }
                 | FleetEffect::CarryLocally(_)
+                | FleetEffect::Doubt { .. }
                 | FleetEffect::Slots(_)
                 | FleetEffect::Workers(_)
                 | FleetEffect::Changed(_) => continue,

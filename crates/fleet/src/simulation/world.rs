@@ -580,6 +580,11 @@ impl World {
                     leader.in_flight.remove(&delivery);
                     self.account.back((epoch, delivery), &ending, now);
                 }
+                FleetEffect::Doubt { deliveries, doubtful } => {
+                    for delivery in deliveries {
+                        self.account.doubt((epoch, delivery), doubtful);
+                    }
+                }
                 FleetEffect::Slots(slots) => leader.slots = slots,
                 FleetEffect::Workers(_) | FleetEffect::Changed(_) => {}
             }

@@ -133,7 +133,7 @@ pub(crate) async fn cpu(all: u64, pairs: usize) -> Result<Vec<Figure>> {
     let (group, what) = ("workers_cpu", "leader's CPU s");
     let mut warm = Figure::new(group, "warm", what, Better::Less);
     let mut cold = Figure::new(group, "cold_tls", what, Better::Less);
-    for (figure, tls, deliveries) in [(&mut warm, false, all), (&mut cold, true, all / 10)] {
+    for (figure, tls, deliveries) in [(&mut warm, false, all), (&mut cold, true, all / 4)] {
         let case = Case { group, accounts: 100, hosts: 100, tls };
         let mut workers = Workers::start(SLOTS).await?;
         let extra = workers.section();

@@ -230,6 +230,12 @@ impl Run {
         if let Some(slots) = self.workers.slots(&self.plan.settings, &mut self.counts) {
             self.hand(number, slots);
         }
+        let in_flight: Vec<DeliveryId> = self
+            .life(number)
+            .map_or_else(Vec::new, |life| life.in_flight.keys().copied().collect());
+        if let Some(doubt) = self.workers.doubt(in_flight.into_iter(), &mut self.counts) {
+            self.hand(number, doubt);
+        }
         if self.plan.bound.is_some() {
             let measured = self.measure();
             self.hand(number, Input::StateSize(Box::new(measured)));

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::dispatcher::rig::{Rig, settings};
 use crate::dispatcher::{Dispatch, Input, OperatorInput, Settings};
+use crate::lane::DEFAULT_MAX_IN_FLIGHT;
 use walhook_core::attempt::{DeliveryId, FailureKind, Outcome};
 use walhook_core::event::EndpointId;
 use walhook_core::id::JobId;
@@ -105,4 +106,49 @@ fn slots_that_are_gone_are_not_used_and_those_that_come_are() {
     assert!(rig.send().is_empty());
     rig.dispatcher.handle(rig.now, Input::Slots { fast: 1_000, slow: 1_000 });
     assert_eq!(rig.send().len(), 100 - 33);
+}
+
+#[test]
+fn request_in_doubt_counts_for_the_upper_limit_alone_until_it_is_heard_of_again() {
+    let mut rig = Rig::new(settings());
+    for _ in 0..100 {
+        rig.commit("7");
+    }
+    let doubt = |rig: &mut Rig, deliveries: &[DeliveryId], doubtful| {
+        let deliveries = deliveries.to_vec();
+        rig.dispatcher.handle(rig.now, Input::Doubt { deliveries, doubtful });
+        rig.send().iter().map(id).collect::<Vec<_>>()
+    };
+    let first: Vec<DeliveryId> = rig.send().iter().map(id).collect();
+    assert_eq!(first.len(), 4, "of an endpoint of which nothing is known");
+    let second = doubt(&mut rig, &first, true);
+    assert_eq!(second.len(), 4, "those that are in doubt hold up nobody");
+    assert_eq!(doubt(&mut rig, &first, true).len(), 0, "said twice is said once");
+    assert_eq!(doubt(&mut rig, &first, false).len(), 0, "now there are eight");
+    rig.answer(second[0], 200);
+    assert_eq!(rig.send().len(), 0, "seven, and five may be");
+    assert_eq!(doubt(&mut rig, &first, true).len(), 2);
+    // What ends while it is in doubt is so no more.
+    for id in first {
+        lost(&mut rig, id);
+    }
+    assert_eq!(rig.send().len(), 0, "five, and five may be");
+}
+
+#[test]
+fn requests_in_doubt_never_exceed_the_upper_limit_of_an_endpoint() {
+    let mut rig = Rig::new(Settings { fast_slots: 256, ..settings() });
+    for _ in 0..100 {
+        rig.commit("7");
+    }
+    let mut all = 0;
+    loop {
+        let deliveries: Vec<DeliveryId> = rig.send().iter().map(id).collect();
+        if deliveries.is_empty() {
+            break;
+        }
+        all += deliveries.len();
+        rig.dispatcher.handle(rig.now, Input::Doubt { deliveries, doubtful: true });
+    }
+    assert_eq!(u32::try_from(all).unwrap(), DEFAULT_MAX_IN_FLIGHT);
 }

@@ -532,3 +532,18 @@ CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.workers (
     seen_at    pg_catalog.timestamptz NOT NULL,
     PRIMARY KEY (pipeline, partition, session)
 ) WITH (fillfactor = 50);
+
+-- The transactions that the leader receives while they are open, as it saw them last, for people. Unlogged, as
+-- `workers` is.
+CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.open_transactions (
+    pipeline    pg_catalog.text NOT NULL,
+    partition   integer NOT NULL DEFAULT {partition},
+    xid         bigint NOT NULL,
+    epoch       bigint NOT NULL,
+    state       pg_catalog.text NOT NULL,
+    since       pg_catalog.timestamptz NOT NULL,
+    row_count   bigint NOT NULL,
+    bytes       bigint NOT NULL,
+    kept_in     pg_catalog.text NOT NULL,
+    PRIMARY KEY (pipeline, partition, xid)
+) WITH (fillfactor = 50);

@@ -36,6 +36,7 @@ mod maintenance;
 pub mod metrics;
 mod notify;
 mod observe;
+mod open_transactions;
 mod pace;
 pub(crate) mod prepared;
 mod published;
@@ -73,12 +74,13 @@ use crate::config::{self, Config, DeliveryMode};
 use crate::server::health::{Role, Teller};
 use crate::server::metrics::Metrics;
 use jobs::{Jobs, Outlets};
-use leadership::{Leader, become_leader};
+use leadership::{Attempt, Leader, Source, become_leader};
 use lookups::LookupResponder;
 use maintenance::{Measuring, Retention, Vacuum};
 use notify::Notices;
 use observe::Observer;
-use reader::{Batch, Reader};
+use open_transactions::OpenTransactionRows;
+use reader::{Batch, Reader, Received, Shown, Streaming};
 use record::{Recorded, Recording};
 use refill::Refiller;
 use replay::Replays;
@@ -89,6 +91,7 @@ use sessions::{LEASE, Sessions, open_state};
 pub use stop::{Fatal, Stop, Unfit};
 use tasks::Tasks;
 use walhook_core::id::Epoch;
+use walhook_core::lsn::Lsn;
 use walhook_core::room::Measured;
 use walhook_dispatch::dispatcher::{Dispatcher, Ordering, ReplayInput, Settings};
 use walhook_dispatch::retry::RetryPolicy;
@@ -102,7 +105,7 @@ use workers::lead::LeaderWorkers;
 #[cfg(feature = "workers")]
 pub use workers::run_worker;
 
-/// Batches between reader and dispatcher. A batch is at most [`reader::BATCH_BYTES`] and one event.
+/// Batches between reader and dispatcher: each at most 64 KiB and one event.
 const BATCHES: usize = 8;
 
 /// Endpoints that an event is routed to at once: a fraction of a millisecond.
@@ -203,7 +206,7 @@ async fn stand_by_and_lead(
         .and_then(|link| workers::Standby::new(config, link, &sender, metrics, tell, shutdown));
     #[cfg(not(feature = "workers"))]
     let _nothing_is_served = serves;
-    let mut started = false;
+    let mut attempt = Attempt::first(config);
     let ended = loop {
         let stands_by = || {
             #[cfg(feature = "workers")]
@@ -211,7 +214,7 @@ async fn stand_by_and_lead(
                 standby.serve();
             }
         };
-        let leader = become_leader(config, tell, shutdown, &mut started, stands_by).await;
+        let leader = become_leader(config, tell, shutdown, &mut attempt, stands_by).await;
         #[cfg(feature = "workers")]
         if let Some(standby) = &mut standby {
             standby.stop();
@@ -236,6 +239,10 @@ async fn stand_by_and_lead(
         metrics.set_leader(false);
         match ended {
             Err(Stop::Fenced) => tracing::warn!("another instance has taken over; standing by"),
+            Err(stop @ Stop::NotReadBack(_)) => {
+                tracing::error!(problem = %stop, "leading anew, from the checkpoint and without streaming");
+                attempt.streams = false;
+            }
             ended => break ended,
         }
         tell.set_role(Role::Standby);
@@ -282,8 +289,7 @@ async fn lead(
     shutdown: &CancellationToken,
     recording: Option<&Recording>,
 ) -> Result<(), Stop> {
-    let Leader { epoch, clock, system_identifier, start, store, session, rules, changes, left_out } =
-        leader;
+    let Leader { epoch, clock, system_identifier, start, store, source } = leader;
     let leading = Leading {
         config: config.clone(),
         sender: ways.sender.clone(),
@@ -304,8 +310,8 @@ async fn lead(
     let (stored, persisted) = mpsc::channel(1);
     let (measured, sizes) = watch::channel(Measured::default());
     let (evict, evictions) = watch::channel(None);
-    let flushed_at = start.frontier;
-    let (flush, flushed) = watch::channel(flushed_at);
+    let (shown, open_transactions, streamed_bytes) = Shown::new();
+    let (flush, flushed) = watch::channel(start.frontier);
     let channels = dispatch::Channels {
         input,
         retries,
@@ -318,6 +324,7 @@ async fn lead(
         persist,
         persisted,
         sizes,
+        streamed_bytes,
         flush,
     };
     let (settings, seed) = (settings(config)?, rand::random());
@@ -331,33 +338,61 @@ async fn lead(
     leading.respond(&mut tasks, Refiller::new(config.clone()), refill_requests, refilled);
     let lookups = LookupResponder::new(config.clone(), tell.clone());
     leading.respond(&mut tasks, lookups, lookup_requests, reply);
-    let reader = Reader {
-        config: config.clone(),
-        epoch,
-        batch: Batch::default(),
-        broken: None,
-        left_out,
-        unreadable: None,
-        clock,
-        metrics: Arc::clone(metrics),
-        tell: tell.clone(),
-        book: Rulebook::new(config.clone(), system_identifier, rules),
-        changes,
-        batches,
-        flushed,
-        evictions,
-        feedback: Feedback::new(flushed_at, flushed_at, session.sender_timeout, clock.now()),
-        drain: tasks.drain.clone(),
-        abort: tasks.abort.clone(),
-    };
-    tasks.spawn("reader", reader.read(session));
+    let ends = ReaderEnds { batches, flushed, evictions, shown };
+    leading.read(&mut tasks, source, ends, (epoch, clock, system_identifier));
     let outlets = Outlets { retries: retry, operator };
     let inlets = Inlets { outlets, replay, measured, evict };
+    let (sessions, tell) = (Arc::clone(&leading.sessions), tell.clone());
+    tasks.keep(OpenTransactionRows { sessions, tell, rows: open_transactions });
     leading.attend(&mut tasks, inlets, system_identifier);
     tasks.join().await
 }
 
+/// Where the reader brings what it makes, and what tells it how far that is.
+struct ReaderEnds {
+    batches: mpsc::Sender<Batch>,
+    flushed: watch::Receiver<Lsn>,
+    evictions: watch::Receiver<Option<u32>>,
+    shown: Shown,
+}
+
 impl Leading {
+    /// The reader.
+    fn read(
+        &self,
+        tasks: &mut Tasks,
+        source: Source,
+        ends: ReaderEnds,
+        (epoch, clock, system_identifier): (Epoch, Clock, u64),
+    ) {
+        let Source { session, streams, rules, changes, left_out } = source;
+        let ReaderEnds { batches, flushed, evictions, shown } = ends;
+        let (config, now) = (&self.config, clock.now());
+        let flushed_at = *flushed.borrow();
+        let reader = Reader {
+            config: config.clone(),
+            epoch,
+            batch: Batch::default(),
+            broken: None,
+            left_out,
+            unreadable: None,
+            received: Received::new(config, shown),
+            streaming: Streaming::new(config, streams, now),
+            clock,
+            metrics: Arc::clone(&self.metrics),
+            tell: self.tell.clone(),
+            book: Rulebook::new(config.clone(), system_identifier, rules),
+            changes,
+            batches,
+            flushed,
+            evictions,
+            feedback: Feedback::new(flushed_at, flushed_at, session.sender_timeout, now),
+            drain: tasks.drain.clone(),
+            abort: tasks.abort.clone(),
+        };
+        tasks.spawn("reader", reader.read(session));
+    }
+
     /// The dispatcher. All others end with it.
     fn dispatch(
         &self,

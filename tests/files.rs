@@ -302,6 +302,25 @@ fn dockerfile_parses_and_its_image_runs_walhook_without_rights_and_with_a_health
 }
 
 #[test]
+fn unit_image_compose_file_and_manifests_bring_a_place_for_the_spool() {
+    let spool = "/var/cache/walhook";
+    let image = read("Dockerfile");
+    assert!(image.contains(&format!("WALHOOK_SOURCE__SPOOL={spool}\n")), "{image}");
+    assert!(image.contains("mkdir -p -m 0700 /cache/walhook\n"), "{image}");
+    assert!(image.contains("COPY --from=build --chown=65532:65532 /cache /var/cache\n"), "{image}");
+    let services = yaml("docker-compose.yml");
+    let volumes = services["services"]["walhook"]["volumes"].as_sequence().unwrap();
+    assert!(volumes.iter().any(|volume| volume.as_str() == Some(&format!("spool:{spool}"))));
+    assert!(services["volumes"].as_mapping().unwrap().contains_key("spool"));
+    assert!(
+        read("deploy/kubernetes/leader.yaml")
+            .contains(&format!("name: spool, mountPath: {spool} "))
+    );
+    let unit = read("deploy/walhook.service");
+    assert!(unit.contains("\nCacheDirectory=walhook\nCacheDirectoryMode=0700\n"), "{unit}");
+}
+
+#[test]
 fn configurations_of_compose_file_and_readme_can_be_loaded() {
     let readme = read("README.md");
     let blocks: Vec<String> = readme

@@ -7,7 +7,9 @@ use super::{CommandResult, Common, Failure, print_json, print_line};
 use crate::config::DeliveryMode;
 use crate::control::bytes;
 use crate::control::gaps::ReplayableGap;
-use crate::control::status::{self, InvalidView, LeaderView, StatusView, TroubleView};
+use crate::control::status::{
+    self, InvalidView, LeaderView, OpenTransactionView, StatusView, TroubleView,
+};
 use crate::control::workers::WorkerView;
 
 /// Show leader, slot, checkpoint, dead letters, gaps and why the pipeline halted, if it did
@@ -105,6 +107,8 @@ fn amounts(status: &StatusView) -> Lines {
     lines.push(("dead letters", counts(&status.dead_letters)));
     lines.push(("in trouble", counts(&status.endpoints)));
     lines.extend(workers_text(status).map(|text| ("workers", text)));
+    let open = status.open_transactions.iter().flatten();
+    lines.extend(open.map(|one| ("transaction", transaction_text(one))));
     let invalid = invalid_text(&status.invalid_endpoints);
     lines.extend(invalid.into_iter().map(|line| ("invalid", line)));
     lines.push(("state", format!("{} in tables", bytes(status.state_bytes))));
@@ -197,6 +201,11 @@ fn workers_text(status: &StatusView) -> Option<String> {
     Some(format!("{}; {in_flight} of {slots} slots in use", counts.join(", ")))
 }
 
+fn transaction_text(transaction: &OpenTransactionView) -> String {
+    let OpenTransactionView { xid, state, since, rows, bytes: size, kept_in } = transaction;
+    format!("{xid} {state} since {since}: {rows} changes, {} in {kept_in}", bytes(*size))
+}
+
 /// One line for each thing to say.
 fn invalid_text(invalid: &InvalidView) -> Vec<String> {
     let error = invalid.error.as_deref().unwrap_or("it was not read");
@@ -234,6 +243,7 @@ mod tests {
             "dead letters  exhausted 1",
             "in trouble    disabled 1",
             "workers       quarantined 1, serving 1; 24 of 2560 slots in use",
+            "transaction   7341 open since 2026-11-28T12:00:00.000000Z: 400000 changes, 50.0 MiB in spool",
             "invalid       1 of 3 endpoints\ninvalid       9: ",
             "state         64.0 KiB in tables",
             "send it again: walhook replay start",

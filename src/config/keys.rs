@@ -51,6 +51,10 @@ pub(super) const SECTIONS: &[Section] = &[
             ("publication", Text),
             ("lease_timeout", Text),
             ("replay_window", Text),
+            ("streaming", Text),
+            ("stream_above", Text),
+            ("spool", Text),
+            ("spool_max", Text),
         ],
     },
     Section {

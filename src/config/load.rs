@@ -23,6 +23,9 @@ use super::{Config, DEFAULT_PATHS, WorkerConfig, validate};
 use walhook_core::endpoint::Secret;
 use walhook_postgres::pg::DatabaseUrl;
 
+/// Where systemd names the directories of `CacheDirectory=`, with colons in between.
+const CACHE_DIRECTORY: &str = "CACHE_DIRECTORY";
+
 /// What every environment variable that sets a key begins with.
 const PREFIX: &str = "WALHOOK_";
 
@@ -104,10 +107,19 @@ pub(crate) fn parse(
     text: &str,
     env: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Config, ConfigError> {
+    let env: Vec<(String, String)> = env.into_iter().collect();
+    let cache = cache_directory(&env);
     let settings = settings(env)?;
     let mut config: Config = read(path, text, &settings, Reads::All, validate::validate)?;
     settings.iter().for_each(|setting| setting.reread_by(&mut config));
+    config.source.spool = config.source.spool.or(cache);
     Ok(config)
+}
+
+/// The directory that systemd made for what may be lost.
+fn cache_directory(env: &[(String, String)]) -> Option<PathBuf> {
+    let (_, listed) = env.iter().find(|(name, _)| name == CACHE_DIRECTORY)?;
+    listed.split(':').map(PathBuf::from).find(|path| path.is_absolute())
 }
 
 /// As [`load`], for a worker: what it does not need may be missing, and is not looked at. Only that there

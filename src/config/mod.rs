@@ -10,6 +10,7 @@ mod validate;
 mod workers;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -162,6 +163,30 @@ pub struct Source {
     /// How much WAL behind the checkpoint is kept for replays; 0 keeps none.
     #[serde(default = "defaults::replay_window")]
     pub replay_window: ByteSize,
+    /// Whether a large transaction is received while it is open.
+    #[serde(default)]
+    pub streaming: Streaming,
+    /// How large it is at least: PostgreSQL's `logical_decoding_work_mem` in our session.
+    #[serde(default = "defaults::stream_above")]
+    pub stream_above: ByteSize,
+    /// The directory for what of open transactions does not fit into memory; none: the directory that systemd
+    /// gave us, or else memory alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spool: Option<PathBuf>,
+    /// What it may take.
+    #[serde(default = "defaults::spool_max")]
+    pub spool_max: ByteSize,
+}
+
+/// Whether a large transaction is received while it is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Streaming {
+    /// As soon as it passes `source.stream_above`.
+    #[default]
+    On,
+    /// When it has committed.
+    Off,
 }
 
 /// `[state]`
@@ -449,6 +474,12 @@ mod defaults {
     }
     pub(super) fn replay_window() -> ByteSize {
         ByteSize(1 << 30)
+    }
+    pub(super) fn spool_max() -> ByteSize {
+        ByteSize(8 << 30)
+    }
+    pub(super) fn stream_above() -> ByteSize {
+        ByteSize(1 << 20)
     }
     pub(super) fn walhook() -> String {
         "walhook".to_owned()

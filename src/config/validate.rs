@@ -5,7 +5,7 @@ mod workers;
 
 use std::time::Duration;
 
-use super::{Config, Delivery, Egress, Log, Memory, Notify, Scheduler, WorkerConfig};
+use super::{Config, Delivery, Egress, Log, Memory, Notify, Scheduler, Source, WorkerConfig};
 use walhook_core::catalog::TableName;
 use walhook_http::egress::Proxy;
 use walhook_postgres::pg::{Conninfo, DatabaseUrl};
@@ -26,6 +26,12 @@ const LEAST_RETENTION: Duration = Duration::from_secs(3600);
 /// The empty tables take about a megabyte.
 const LEAST_STATE_SIZE: u64 = 8 << 20;
 
+/// PostgreSQL's bounds of `logical_decoding_work_mem`: 64 kB, and what 2^31 - 1 of them are.
+const STREAM_ABOVE: std::ops::RangeInclusive<u64> = (64 << 10)..=(((1 << 31) - 1) << 10);
+
+/// Sixteen blocks of the spool: less would turn streaming off with the first transaction that needs it.
+const LEAST_SPOOL: u64 = 1 << 20;
+
 /// The key, and what is wrong with its value.
 pub(super) type Problem = (String, String);
 
@@ -42,6 +48,7 @@ pub(super) fn validate(config: &Config) -> Result<(), Problem> {
         return problem("source.lease_timeout", problem_text);
     }
     name("source.publication", &source.publication)?;
+    streamed(source)?;
     name("state.schema", &config.state.schema)?;
     if config.state.schema.starts_with("pg_") {
         return problem("state.schema", "names that begin with pg_ belong to PostgreSQL");
@@ -115,6 +122,25 @@ fn slot(slot: &str) -> Result<(), Problem> {
     }
     let rule = format!("has 1 to {MAX_SLOT_NAME} of the characters a-z, 0-9 and _");
     problem("source.slot", format!("{slot:?} is not a slot's name, which {rule}"))
+}
+
+/// Whether there is such a directory is seen where it is used: without it, nothing but memory is.
+fn streamed(source: &Source) -> Result<(), Problem> {
+    if !STREAM_ABOVE.contains(&source.stream_above.0) {
+        let rule = "is what PostgreSQL takes as logical_decoding_work_mem: 64KiB to 2047GiB";
+        return problem(
+            "source.stream_above",
+            format!("{} is not in bounds; it {rule}", source.stream_above),
+        );
+    }
+    if source.spool_max.0 < LEAST_SPOOL {
+        let fix = "leave source.spool out, or set source.streaming to \"off\", to have no spool";
+        return problem("source.spool_max", format!("is below 1MiB; {fix}"));
+    }
+    if source.spool.as_ref().is_some_and(|spool| !spool.is_absolute()) {
+        return problem("source.spool", "is no absolute path such as /var/cache/walhook");
+    }
+    Ok(())
 }
 
 fn name(key: &str, name: &str) -> Result<(), Problem> {

@@ -20,7 +20,9 @@ use crate::config::{Config, DeliveryMode};
 use walhook_core::event::rfc3339;
 use walhook_core::halt;
 use walhook_postgres::slot::{Slot, WalStatus};
-use walhook_state::{Overview, Prepared, SeenWorker, StateStore, StoppedSince, Told};
+use walhook_state::{
+    OpenTransaction, Overview, Prepared, SeenWorker, StateStore, StoppedSince, Told,
+};
 
 pub(crate) use invalid::InvalidView;
 
@@ -73,6 +75,26 @@ pub(crate) struct StatusView {
     pub(crate) troubles: Vec<TroubleView>,
     /// The workers that the leader knows; null where the state database cannot say, for it is a standby.
     pub(crate) workers: Option<Vec<WorkerView>>,
+    /// The large transactions that the leader receives while they are open, as it saw them last; null where
+    /// the state database cannot say, for it is a standby.
+    pub(crate) open_transactions: Option<Vec<OpenTransactionView>>,
+}
+
+/// A transaction that is received while it is open.
+#[derive(Debug, Serialize)]
+pub(crate) struct OpenTransactionView {
+    /// Its id, without an epoch, as `pg_stat_activity.backend_xid` has it.
+    pub(crate) xid: u32,
+    /// `open`, or `committed` while its events are made.
+    pub(crate) state: String,
+    /// When its first change came.
+    pub(crate) since: String,
+    /// How many changes of it are kept.
+    pub(crate) rows: u64,
+    /// What they take.
+    pub(crate) bytes: u64,
+    /// `memory`, or `spool` where some of it is on disk.
+    pub(crate) kept_in: String,
 }
 
 /// Who leads.
@@ -208,6 +230,13 @@ impl From<StoppedSince> for PausedView {
     }
 }
 
+impl From<OpenTransaction> for OpenTransactionView {
+    fn from(transaction: OpenTransaction) -> Self {
+        let OpenTransaction { xid, state, since_us, rows, bytes, kept_in } = transaction;
+        Self { xid, state, since: rfc3339(since_us), rows, bytes, kept_in }
+    }
+}
+
 impl From<Told> for TroubleView {
     fn from(Told { part, says, since, error, fix }: Told) -> Self {
         Self { part, says, since, error, fix }
@@ -247,6 +276,7 @@ struct Found {
     state_bytes: u64,
     invalid: InvalidView,
     workers: Option<Vec<SeenWorker>>,
+    open_transactions: Option<Vec<OpenTransaction>>,
 }
 
 impl Found {
@@ -271,6 +301,7 @@ impl Found {
         let jobs = jobs(&state).await?;
         let endpoints = state.troubled().await?.into_iter().collect();
         let workers = state.workers().await?;
+        let open_transactions = state.open_transactions().await?;
         let state_bytes = state.sizes().await?.total_bytes;
         Ok(Self {
             overview,
@@ -283,6 +314,7 @@ impl Found {
             state_bytes,
             invalid,
             workers,
+            open_transactions,
         })
     }
 
@@ -339,6 +371,9 @@ impl Found {
             workers: self
                 .workers
                 .map(|workers| workers.into_iter().map(WorkerView::from).collect()),
+            open_transactions: self
+                .open_transactions
+                .map(|open| open.into_iter().map(OpenTransactionView::from).collect()),
         }
     }
 }

@@ -58,6 +58,8 @@ pub(super) struct Channels {
     pub(super) persisted: mpsc::Receiver<Persisted>,
     /// What the state tables take; the last measure is enough.
     pub(super) sizes: watch::Receiver<Measured>,
+    /// What the transactions take that are received while they are open.
+    pub(super) streamed_bytes: watch::Receiver<usize>,
     pub(super) flush: watch::Sender<Lsn>,
 }
 
@@ -207,7 +209,8 @@ impl Driver {
     /// Does all that is to be done at this moment, and says which it was.
     fn carry_out_all(&mut self, channels: &Channels) -> Tick {
         let now = self.tools.clock.now();
-        let held = self.tools.sender.held_bytes();
+        let streamed = *channels.streamed_bytes.borrow();
+        let held = self.tools.sender.held_bytes().saturating_add(streamed);
         if std::mem::replace(&mut self.connection_bytes, held) != held {
             self.handle_at(now, Input::ConnectionBytes(held));
         }

@@ -15,7 +15,7 @@ use super::backoff::Backoff;
 use super::rulebook::compile_rules;
 use super::sessions::{LEASE, SENTINEL, STANDBY, open_state};
 use super::{Stop, published};
-use crate::config::Config;
+use crate::config::{Config, Streaming};
 use crate::server::health::{Role, Teller};
 use crate::server::prepared;
 use crate::server::trouble::Part;
@@ -53,22 +53,44 @@ pub(super) struct Leader {
     pub(super) system_identifier: u64,
     pub(super) start: Start,
     pub(super) store: StateStore,
+    pub(super) source: Source,
+}
+
+/// What the reader starts with.
+#[derive(Debug)]
+pub(super) struct Source {
     pub(super) session: Session,
+    /// Whether the session streams transactions that are open.
+    pub(super) streams: bool,
     pub(super) rules: Rules,
     pub(super) changes: Changes,
     /// The commit LSNs of the transactions whose unreadable rest the operator gave up.
     pub(super) left_out: Vec<Lsn>,
 }
 
-/// Waits until the slot is ours, and takes the lease. `None` on shutdown.
-///
-/// `started` is whether this configuration has led to the slot once: until then what waiting does not
-/// fix is refused. `stands_by` is called when another instance is found to lead.
+/// What is known of earlier attempts to lead.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    /// Whether this configuration has led to the slot once: until then what waiting does not fix is refused.
+    started: bool,
+    /// Whether the first connection streams transactions that are open.
+    pub(super) streams: bool,
+}
+
+impl Attempt {
+    /// None was made yet.
+    pub(super) fn first(config: &Config) -> Self {
+        Self { started: false, streams: config.source.streaming == Streaming::On }
+    }
+}
+
+/// Waits until the slot is ours, and takes the lease. `None` on shutdown. `stands_by` is called when another
+/// instance is found to lead.
 pub(super) async fn become_leader(
     config: &Config,
     tell: &Teller,
     shutdown: &CancellationToken,
-    started: &mut bool,
+    attempt: &mut Attempt,
     mut stands_by: impl FnMut(),
 ) -> Result<Option<Leader>, Stop> {
     let mut backoff = Backoff::new();
@@ -78,20 +100,20 @@ pub(super) async fn become_leader(
         let tried = tokio::select! {
             biased;
             () = shutdown.cancelled() => return Ok(None),
-            tried = tokio::time::timeout(OPEN_TIMEOUT, try_to_lead(config, *started)) => tried,
+            tried = tokio::time::timeout(OPEN_TIMEOUT, try_to_lead(config, attempt)) => tried,
         };
         match tried {
             Ok(Ok(leader)) => {
-                *started = true;
+                attempt.started = true;
                 return Ok(Some(leader));
             }
             Ok(Err(OpenError::Stop(stop))) => return Err(stop),
-            Ok(Err(OpenError::Refused { problem, .. })) if !*started => {
+            Ok(Err(OpenError::Refused { problem, .. })) if !attempt.started => {
                 return Err(Stop::Config(problem.into()));
             }
             Ok(Err(OpenError::Refused { later: Some(halt), .. })) => return Err(halt.into()),
             Ok(Err(OpenError::SlotInUse)) => {
-                *started = true;
+                attempt.started = true;
                 if !std::mem::replace(&mut said_standby, true) {
                     tracing::info!(slot = %config.source.slot, "standing by: another instance streams from the slot");
                 }
@@ -133,7 +155,8 @@ async fn until_free(config: &Config) {
 
 /// Start, then bump the epoch, then read what the earlier leader has stored: it may have stored more
 /// after we looked first, and stores nothing after the bump.
-async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, OpenError> {
+async fn try_to_lead(config: &Config, attempt: &Attempt) -> Result<Leader, OpenError> {
+    let Attempt { started, streams } = *attempt;
     let refused = if started { Ok(()) } else { preflight(config).await };
     let mut store = match open_state(config, LEASE).await {
         Ok(store) => store,
@@ -142,7 +165,7 @@ async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, OpenError
     };
     let expected = store.source_identity().await?;
     let at = resume_prepared(config, &mut store, &expected).await?;
-    let session = match open(config, &expected, at).await {
+    let session = match open(config, &expected, at, streams).await {
         // Another database than ours need not hold what we look for.
         Err(OpenError::Stop(stop)) => return Err(stop.into()),
         session => {
@@ -179,7 +202,8 @@ async fn try_to_lead(config: &Config, started: bool) -> Result<Leader, OpenError
     store.clear_halt().await?;
     let changes = Changes::new(frontier);
     let system_identifier = expected.system_identifier;
-    Ok(Leader { epoch, clock, system_identifier, start, store, session, rules, changes, left_out })
+    let source = Source { session, streams, rules, changes, left_out };
+    Ok(Leader { epoch, clock, system_identifier, start, store, source })
 }
 
 /// The checkpoint. Where an upgrade was prepared and then given up, it moves to where the slots were put.

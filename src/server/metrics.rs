@@ -6,6 +6,7 @@
 //! once, when the registry is made.
 
 mod register;
+mod streamed;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use walhook_rules::rule::pattern_covers;
 
 use super::trouble::Part;
 use register::{Register, by_label};
+pub use streamed::StreamedMetrics;
 
 /// Counters by the value of their one label.
 type Labelled = prometheus::Result<HashMap<&'static str, IntCounter>>;
@@ -181,6 +183,8 @@ pub struct Metrics {
     pub state_bytes: IntGauge,
     /// `walhook_replay_window_bytes`: WAL that the anchor slot makes the server keep for replays.
     pub replay_window: IntGauge,
+    /// Of transactions that are received while they are open.
+    pub streamed: StreamedMetrics,
     oldest_unsettled: Gauge,
     slot_retained: IntGauge,
     slot_safe: Gauge,
@@ -209,7 +213,6 @@ impl Metrics {
         let in_flight = r.gauges("walhook_in_flight", "pool")?;
         let lanes = r.gauges("walhook_lanes", "state")?;
         let stopped = r.gauges("walhook_endpoints_stopped", "state")?;
-        let workers = r.gauges("walhook_workers", "state")?;
         let second_opinions = r.counters("walhook_second_opinions_total", "result")?;
         // Until the leader has asked, they are not known.
         let unknown = [r.float("walhook_slot_safe_bytes")?, r.float("walhook_bus_connected")?];
@@ -252,7 +255,7 @@ impl Metrics {
             worker_in_flight: r.gauge("walhook_worker_in_flight")?,
             worker_requests: r.counter("walhook_worker_requests_total")?,
             worker_lease: r.float("walhook_worker_lease_seconds")?,
-            workers: WORKER_STATES.map(|state| (state, workers.with_label_values(&[state]))).into(),
+            workers: Self::workers(&r)?,
             worker_slots: r.gauge("walhook_worker_slots")?,
             slots_in_use: r.float("walhook_slots_in_use_ratio")?,
             bus_connected,
@@ -276,6 +279,7 @@ impl Metrics {
             slot_safe,
             checkpoint_lag: r.gauge("walhook_checkpoint_lag_bytes")?,
             replay_window: r.gauge("walhook_replay_window_bytes")?,
+            streamed: StreamedMetrics::new(&r)?,
             leader: r.gauge("walhook_leader")?,
             failing: Self::failing(&r)?,
             unroutable: Self::unroutable(&r)?,
@@ -307,6 +311,11 @@ impl Metrics {
     fn unroutable(r: &Register<'_>) -> Labelled {
         let counters = r.counters("walhook_unroutable_total", "reason")?;
         Ok(by_label(&counters, UNROUTABLE.map(UnroutableReason::as_str), |name| name))
+    }
+
+    fn workers(r: &Register<'_>) -> prometheus::Result<HashMap<&'static str, IntGauge>> {
+        let gauges = r.gauges("walhook_workers", "state")?;
+        Ok(WORKER_STATES.map(|state| (state, gauges.with_label_values(&[state]))).into())
     }
 
     fn failing(r: &Register<'_>) -> prometheus::Result<HashMap<Part, Gauge>> {
@@ -473,6 +482,7 @@ impl Metrics {
         for gauge in self.workers.values() {
             gauge.set(0);
         }
+        self.streamed.clear();
         self.slots_in_use.set(0.0);
         self.oldest_unsettled.set(0.0);
         self.slot_safe.set(f64::NAN);

@@ -22,6 +22,9 @@ pub enum Stop {
     /// Another instance has taken over.
     #[error("another instance has taken over")]
     Fenced,
+    /// What was kept of a transaction that has committed cannot be read back, and is to be read again.
+    #[error("what was kept of an open transaction cannot be read back: {0}")]
+    NotReadBack(String),
     /// The configuration does not fit the database.
     #[error(transparent)]
     Config(#[from] Unfit),

@@ -48,11 +48,15 @@ pub enum Part {
     Watch,
     /// The table of workers.
     Workers,
+    /// Receiving large transactions while they are open.
+    Streaming,
+    /// The table of those.
+    OpenTransactions,
 }
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Start,
         Self::Stream,
         Self::State,
@@ -69,6 +73,8 @@ impl Part {
         Self::Notices,
         Self::Watch,
         Self::Workers,
+        Self::Streaming,
+        Self::OpenTransactions,
     ];
 
     /// The label's value in the metrics, and the name in `--json`.
@@ -91,6 +97,8 @@ impl Part {
             Self::Notices => "notices",
             Self::Watch => "watch",
             Self::Workers => "workers",
+            Self::Streaming => "streaming",
+            Self::OpenTransactions => "open_transactions",
         }
     }
 
@@ -129,6 +137,13 @@ impl Part {
             Self::Workers => {
                 "cannot store how workers stand; delivery goes on, and `workers list` is old"
             }
+            Self::Streaming => {
+                "large transactions are received when they have committed, and delay others then"
+            }
+            Self::OpenTransactions => {
+                "cannot store which transactions are open; delivery goes on, and `status` shows them as they \
+                 were"
+            }
         }
     }
 
@@ -152,6 +167,8 @@ impl Part {
             Self::Notices => "notices are read",
             Self::Watch => "changes of the endpoint table come",
             Self::Workers => "how workers stand is stored",
+            Self::Streaming => "large transactions are received while they are open",
+            Self::OpenTransactions => "which transactions are open is stored",
         }
     }
 
@@ -172,7 +189,9 @@ impl Part {
             | Self::Vacuum
             | Self::Notices
             | Self::Watch
-            | Self::Workers => false,
+            | Self::Workers
+            | Self::Streaming
+            | Self::OpenTransactions => false,
         }
     }
 }

@@ -4,6 +4,7 @@ mod deferred;
 mod gaps;
 mod letters;
 mod load;
+mod open_transactions;
 mod pages;
 mod plans;
 mod text;

@@ -300,6 +300,31 @@ fn inconsistent_values_are_refused_at_the_key() {
 }
 
 #[test]
+fn streaming_is_bounded_by_what_postgresql_takes_and_spools_where_systemd_says() {
+    let source = |key: &str, value: &str| {
+        let variable = format!("WALHOOK_SOURCE__{key}");
+        with("", &[(&variable, value)]).map(|config| config.source)
+    };
+    for (key, value, problem) in [
+        ("STREAM_ABOVE", "63KiB", "stream_above: 63KiB is not in bounds; it is what PostgreSQL"),
+        ("STREAM_ABOVE", "2TiB", "stream_above: 2TiB is not in bounds"),
+        ("SPOOL_MAX", "1000KiB", "spool_max: is below 1MiB; leave source.spool out"),
+        ("SPOOL", "cache", "spool: is no absolute path such as /var/cache/walhook"),
+        ("STREAMING", "maybe", "streaming: unknown variant `maybe`, expected `on` or `off`"),
+    ] {
+        let error = source(key, value).unwrap_err();
+        assert!(error.contains(&format!(": source.{problem}")), "{error}");
+    }
+    assert_eq!(source("STREAM_ABOVE", "64KiB").unwrap().stream_above, ByteSize(64 << 10));
+    let cache = ("CACHE_DIRECTORY", "relative:/var/cache/a:/var/cache/b");
+    let given = with("", &[cache]).unwrap().source.spool;
+    assert_eq!(given, Some("/var/cache/a".into()));
+    let named = with("", &[cache, ("WALHOOK_SOURCE__SPOOL", "/spool")]).unwrap().source.spool;
+    assert_eq!(named, Some("/spool".into()), "what the configuration says comes first");
+    assert_eq!(minimal().source.spool, None);
+}
+
+#[test]
 fn slot_names_leave_room_for_a_suffix() {
     for (slot, good) in [
         ("a_1".to_owned(), true),

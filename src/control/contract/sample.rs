@@ -24,8 +24,8 @@ use crate::control::replay::{CancelledView, CountsView, FilterView, ReplayList, 
 use crate::control::setup::{Did, ScriptView, SetupView, StepView};
 use crate::control::status::invalid::UnusableView;
 use crate::control::status::{
-    CheckpointView, DisabledView, HaltView, InvalidView, LeaderView, PausedView, PreparedView,
-    SlotView, StatusView, TroubleView, UnansweredView,
+    CheckpointView, DisabledView, HaltView, InvalidView, LeaderView, OpenTransactionView,
+    PausedView, PreparedView, SlotView, StatusView, TroubleView, UnansweredView,
 };
 use crate::control::teardown::TornDown;
 use crate::control::upgrade::finish::{Finished, FinishedView};
@@ -531,6 +531,14 @@ pub(crate) fn status() -> StatusView {
         halted: Some(HaltView { reason: "the slot is lost".into(), since: Some(at(5)) }),
         troubles: vec![trouble()],
         workers: workers().workers,
+        open_transactions: Some(vec![OpenTransactionView {
+            xid: 7_341,
+            state: "open".into(),
+            since: at(0),
+            rows: 400_000,
+            bytes: 52_428_800,
+            kept_in: "spool".into(),
+        }]),
     }
 }
 
@@ -560,6 +568,7 @@ pub(crate) fn status_of_little() -> StatusView {
         halted: None,
         troubles: vec![],
         workers: None,
+        open_transactions: None,
         ..status()
     }
 }

@@ -38,16 +38,18 @@ pub(in crate::server) struct Session {
     pub(super) promoted: Option<u32>,
 }
 
-/// Opens the source again for a leader that has received everything up to `at`.
+/// Opens the source again for a leader that has received everything up to `at`; where it `streams`, large
+/// transactions come while they are open.
 pub(in crate::server) async fn reopen(
     config: &Config,
     epoch: Epoch,
     at: Lsn,
+    streams: bool,
 ) -> Result<Session, OpenError> {
     let mut store = open_state(config, LEASE).await?;
     store.write_as(epoch);
     let expected = store.source_identity().await?;
-    let session = open(config, &expected, at).await?;
+    let session = open(config, &expected, at, streams).await?;
     // The slot was free for a while: has another led meanwhile? Asked first, for that one has moved the
     // slot on, which would look like a gap.
     if store.current_epoch().await? != epoch {
@@ -92,6 +94,7 @@ pub(super) async fn open(
     config: &Config,
     expected: &SourceIdentity,
     at: Lsn,
+    streams: bool,
 ) -> Result<Session, OpenError> {
     let source = &config.source;
     let url = direct_url(config);
@@ -122,6 +125,9 @@ pub(super) async fn open(
         halt::check_slot(&source.slot, slot.as_ref().map(Slot::state).as_ref(), at)?;
     }
     let sender_timeout = lease_timeout(&mut replication, source.lease_timeout).await?;
+    if streams {
+        replication.stream_above(source.stream_above.0).await?;
+    }
     let replication = replication.with_messages(config.reads_messages());
     let stream = replication
         .start(&source.slot, &source.publication, at, config.memory.max_change_bytes())

@@ -10,7 +10,7 @@ use prometheus::{
 };
 
 /// What `/metrics` says of each metric.
-const HELP: [(&str, &str); 47] = [
+const HELP: [(&str, &str); 56] = [
     ("walhook_attempt_seconds", "How long a request took."),
     ("walhook_attempts_total", "Requests that came to an end, by what came of them."),
     ("walhook_backlogs", "Endpoints with deferred deliveries."),
@@ -46,6 +46,7 @@ const HELP: [(&str, &str); 47] = [
     ("walhook_leader", "Whether this instance is the leader."),
     ("walhook_notices_total", "Requests to notify.url that came to an end, and notices given up."),
     ("walhook_notify_failing", "Whether notify.url did not take the last notice."),
+    ("walhook_open_transactions", "Transactions that are received while they are open."),
     (
         "walhook_oldest_unsettled_seconds",
         "Age of the oldest transaction that holds the checkpoint back.",
@@ -67,7 +68,18 @@ const HELP: [(&str, &str); 47] = [
         "WAL that can still be written before the slot is lost; infinite without a limit.",
     ),
     ("walhook_slots_in_use_ratio", "How many of the slots for requests are in use."),
+    ("walhook_spool_bytes", "What the spool of open transactions takes on disk."),
+    ("walhook_spooled_bytes_total", "What was ever written to the spool."),
     ("walhook_state_bytes", "Bytes that the state tables take."),
+    ("walhook_stream_fallbacks_total", "How often streaming was given up for a while, by why."),
+    ("walhook_streamed_aborted_bytes_total", "Bytes that were streamed and then rolled back."),
+    ("walhook_streamed_bytes_total", "Bytes of changes that came before their commit."),
+    ("walhook_streamed_memory_bytes", "Memory that streamed transactions take."),
+    ("walhook_streamed_rows_total", "Changes that came before their commit."),
+    (
+        "walhook_streamed_transactions_total",
+        "Transactions that were received while they were open, by how they ended.",
+    ),
     (
         "walhook_uncovered_tables",
         "Partitions and children of the rules' tables whose changes are missing.",

@@ -13,6 +13,8 @@ use walhook_postgres::wire::WireError;
 pub(super) enum Ended {
     /// We are to stop.
     Stopped,
+    /// It is to be opened again, otherwise than it was.
+    Reopen,
     /// It broke, the server closed it, or it is of no more use.
     Lost(Box<Lost>),
 }

@@ -15,6 +15,9 @@ use crate::pg::SessionAttrs;
 use walhook_core::lsn::Lsn;
 use walhook_decode::pgoutput::Protocol;
 
+/// The versions from which on a server streams transactions that are open, and by which protocol.
+const STREAMS: [(i32, Protocol); 2] = [(16_00_00, Protocol::V4), (14_00_00, Protocol::V2)];
+
 /// For one command. START_REPLICATION finds its slot taken at once; nothing here waits for others.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -114,6 +117,24 @@ impl Replication {
     /// [`WireError`]
     pub async fn set_wal_sender_timeout(&mut self, timeout: Duration) -> Result<(), WireError> {
         self.row(&format!("SET wal_sender_timeout = '{}ms'", timeout.as_millis())).await.map(|_| ())
+    }
+
+    /// Asks for each transaction that passes `bytes` as it is written, where the server can. From now on the
+    /// session's `logical_decoding_work_mem` is that.
+    ///
+    /// # Errors
+    /// [`WireError`]
+    pub async fn stream_above(&mut self, bytes: u64) -> Result<(), WireError> {
+        let version = self.value("SELECT pg_catalog.current_setting('server_version_num')").await?;
+        let version: i32 = version.parse().map_err(|_| WireError::Protocol {
+            what: format!("{version:?} as the server's version"),
+        })?;
+        let Some((_, protocol)) = STREAMS.iter().find(|(since, _)| version >= *since) else {
+            return Ok(());
+        };
+        self.row(&format!("SET logical_decoding_work_mem = '{}kB'", bytes >> 10)).await?;
+        self.protocol = *protocol;
+        Ok(())
     }
 
     /// Where the WAL left `timeline` for the one that leads to `current`; `None` when it is not one of its
@@ -277,10 +298,11 @@ fn start_command(
     let slot = quote('"', slot);
     let names = quote('\'', &quote('"', publication));
     let messages = if messages { ", messages 'true'" } else { "" };
+    let streaming = if protocol.streams() { ", streaming 'on'" } else { "" };
     let binary = if binary { ", binary 'true'" } else { "" };
     format!(
         "START_REPLICATION SLOT {slot} LOGICAL {at} \
-         (proto_version '{version}', publication_names {names}{messages}{binary})"
+         (proto_version '{version}', publication_names {names}{messages}{streaming}{binary})"
     )
 }
 
@@ -325,6 +347,9 @@ mod tests {
             r#"START_REPLICATION SLOT "walhook" LOGICAL 1/2 (proto_version '1', publication_names '"it''s ""a\b"", c"')"#
         );
         let with_both = start_command("s", "p", Lsn(0), Protocol::V1, true, true);
+        let streams = start_command("s", "p", Lsn(0), Protocol::V4, false, false);
+        let options = "(proto_version '4', publication_names '\"p\"', streaming 'on')";
+        assert!(streams.ends_with(options), "{streams}");
         assert!(with_both.ends_with(r#"publication_names '"p"', messages 'true', binary 'true')"#));
     }
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::super::super::fixture::{dead, defer, event, range, tried};
 use super::Reads::{self, Few, Once};
 use crate::{
-    Ask, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, SCHEMA_VERSION,
-    StateStore, Told, WorkerRow,
+    Ask, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, OpenTransaction,
+    SCHEMA_VERSION, StateStore, Told, WorkerRow,
 };
 use walhook_core::event::{AccountId, EndpointId, Event};
 use walhook_core::id::{DeadLetterId, JobId, ReplayId};
@@ -93,6 +93,17 @@ fn worker(session: &str) -> WorkerRow {
         lost: 0,
         since_us: 0,
         seen_us: 0,
+    }
+}
+
+fn open_transaction(xid: u32) -> OpenTransaction {
+    OpenTransaction {
+        xid,
+        state: "open".into(),
+        since_us: 0,
+        rows: 1,
+        bytes: 1,
+        kept_in: "memory".into(),
     }
 }
 
@@ -317,6 +328,10 @@ async fn leading(
     let workers: Vec<_> = some().iter().map(|n| worker(&format!("{n:032x}"))).collect();
     step!(done, store, store_workers, Few, store.store_workers(&workers));
     step!(done, store, workers, Few, store.workers());
+    let open: Vec<_> =
+        some().iter().map(|n| open_transaction(u32::try_from(*n).unwrap())).collect();
+    step!(done, store, store_open_transactions, Few, store.store_open_transactions(&open));
+    step!(done, store, open_transactions, Few, store.open_transactions());
     let at_us = i64::try_from(rows + 100_000).unwrap() * 60_000_000;
     let end = Lsn(0xf_0000_0000);
     step!(done, store, record_history, Once, store.record_history(at_us, end, Lsn(0)));

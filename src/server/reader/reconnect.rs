@@ -1,0 +1,71 @@
+//! What the reader does without a stream: it waits for the next one, or for a halt to be due.
+
+use super::Reader;
+use crate::server::backoff::Backoff;
+use crate::server::leadership::{self, OpenError, Session, reopen};
+use crate::server::stop::Stop;
+use crate::server::trouble::Part;
+use tokio::time::Instant;
+use walhook_postgres::fix::Failure;
+
+impl Reader {
+    /// Waits, without a stream, until the halt is due.
+    pub(super) async fn halt(&mut self) -> Result<(), Stop> {
+        loop {
+            if let Some(halt) = self.due_halt() {
+                return Err(Stop::Halted(halt));
+            }
+            tokio::select! {
+                biased;
+                () = self.drain.cancelled() => return Ok(()),
+                () = self.abort.cancelled() => return Ok(()),
+                room = self.batches.reserve(), if !self.batch.items.is_empty() => match room {
+                    Ok(room) => room.send(std::mem::take(&mut self.batch)),
+                    Err(_) => return Ok(()),
+                },
+                changed = self.flushed.changed() => if changed.is_err() {
+                    return Ok(());
+                },
+            }
+        }
+    }
+
+    pub(super) async fn reconnect(&mut self) -> Result<Option<Session>, Stop> {
+        let mut backoff = Backoff::new();
+        loop {
+            // What keepalives told of is acknowledged too, and may be beyond the last commit: the slot
+            // must not look as if it had skipped that.
+            let at = self.changes.resume_lsn().max(*self.flushed.borrow());
+            tokio::select! {
+                biased;
+                () = self.drain.cancelled() => return Ok(None),
+                () = self.abort.cancelled() => return Ok(None),
+                () = backoff.wait() => {}
+            }
+            let opened = tokio::select! {
+                biased;
+                () = self.drain.cancelled() => return Ok(None),
+                () = self.abort.cancelled() => return Ok(None),
+                opened = reopen(&self.config, self.epoch, at, self.streaming.is_on()) => opened,
+            };
+            match opened {
+                Ok(session) => return Ok(Some(session)),
+                Err(OpenError::Stop(Stop::Halted(halt))) => {
+                    return Err(Stop::Halted(halt.since(*self.flushed.borrow())));
+                }
+                Err(OpenError::Stop(stop)) => return Err(stop),
+                Err(OpenError::Refused { later: Some(halt), .. }) => {
+                    return Err(Stop::Halted(halt.since(*self.flushed.borrow())));
+                }
+                Err(OpenError::SlotInUse) => {
+                    let (problem, fix) = (leadership::IN_USE, leadership::IN_USE_FIX);
+                    self.tell.fails_with(Part::Stream, Instant::now(), problem, fix);
+                }
+                Err(OpenError::Passing(problem) | OpenError::Refused { problem, .. }) => {
+                    tracing::debug!(problem = %problem.line(), "cannot connect; trying again");
+                    self.tell.fails(Part::Stream, Instant::now(), &*problem);
+                }
+            }
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 mod status;
 mod stream;
+mod streamed;
 
 use std::time::Duration;
 

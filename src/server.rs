@@ -80,7 +80,7 @@ use maintenance::{Measuring, Retention, Vacuum};
 use notify::Notices;
 use observe::Observer;
 use open_transactions::OpenTransactionRows;
-use reader::{Batch, Reader, Received, Shown, Streaming};
+use reader::{Reader, Received, Shown, Streaming};
 use record::{Recorded, Recording};
 use refill::Refiller;
 use replay::Replays;
@@ -90,6 +90,7 @@ use rulebook::Rulebook;
 use sessions::{LEASE, Sessions, open_state};
 pub use stop::{Fatal, Stop, Unfit};
 use tasks::Tasks;
+use walhook_core::event::Item;
 use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_core::room::Measured;
@@ -101,6 +102,7 @@ use walhook_postgres::feedback::Feedback;
 use walhook_postgres::pg::Conninfo;
 use walhook_process::clock::Clock;
 use walhook_process::descriptors;
+use walhook_rules::turns::Turns;
 use workers::lead::LeaderWorkers;
 #[cfg(feature = "workers")]
 pub use workers::run_worker;
@@ -312,6 +314,7 @@ async fn lead(
     let (evict, evictions) = watch::channel(None);
     let (shown, open_transactions, streamed_bytes) = Shown::new();
     let (flush, flushed) = watch::channel(start.frontier);
+    let (plays, wants_plays) = watch::channel(true);
     let channels = dispatch::Channels {
         input,
         retries,
@@ -326,6 +329,7 @@ async fn lead(
         sizes,
         streamed_bytes,
         flush,
+        plays,
     };
     let (settings, seed) = (settings(config)?, rand::random());
     let recorded = recording.and_then(|to| to.tape().begin(&settings, &start, seed));
@@ -338,7 +342,7 @@ async fn lead(
     leading.respond(&mut tasks, Refiller::new(config.clone()), refill_requests, refilled);
     let lookups = LookupResponder::new(config.clone(), tell.clone());
     leading.respond(&mut tasks, lookups, lookup_requests, reply);
-    let ends = ReaderEnds { batches, flushed, evictions, shown };
+    let ends = ReaderEnds { batches, flushed, wants_plays, evictions, shown };
     leading.read(&mut tasks, source, ends, (epoch, clock, system_identifier));
     let outlets = Outlets { retries: retry, operator };
     let inlets = Inlets { outlets, replay, measured, evict };
@@ -350,8 +354,9 @@ async fn lead(
 
 /// Where the reader brings what it makes, and what tells it how far that is.
 struct ReaderEnds {
-    batches: mpsc::Sender<Batch>,
+    batches: mpsc::Sender<Vec<Item>>,
     flushed: watch::Receiver<Lsn>,
+    wants_plays: watch::Receiver<bool>,
     evictions: watch::Receiver<Option<u32>>,
     shown: Shown,
 }
@@ -366,13 +371,15 @@ impl Leading {
         (epoch, clock, system_identifier): (Epoch, Clock, u64),
     ) {
         let Source { session, streams, rules, changes, left_out } = source;
-        let ReaderEnds { batches, flushed, evictions, shown } = ends;
+        let ReaderEnds { batches, flushed, wants_plays, evictions, shown } = ends;
         let (config, now) = (&self.config, clock.now());
         let flushed_at = *flushed.borrow();
         let reader = Reader {
             config: config.clone(),
             epoch,
-            batch: Batch::default(),
+            turns: Turns::new(reader::held_max_bytes(config)),
+            was_live: false,
+            made: Vec::new(),
             broken: None,
             left_out,
             unreadable: None,
@@ -385,6 +392,7 @@ impl Leading {
             changes,
             batches,
             flushed,
+            wants_plays,
             evictions,
             feedback: Feedback::new(flushed_at, flushed_at, session.sender_timeout, now),
             drain: tasks.drain.clone(),

@@ -63,6 +63,7 @@ mod takeover;
 mod tls;
 mod torture;
 mod transactions;
+mod turns;
 mod unrouted;
 mod upgrade;
 mod values;

@@ -13,7 +13,6 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::lookups::LookupRequest;
-use super::reader::Batch;
 use super::record::Recorded;
 use super::refill::{RefillReply, RefillRequest};
 use super::workers::lead::LeaderWorkers;
@@ -46,7 +45,7 @@ const GAUGES_EVERY: Duration = Duration::from_secs(1);
 
 /// The dispatcher's ends of the pipeline's channels. All are bounded.
 pub(super) struct Channels {
-    pub(super) input: mpsc::Receiver<Batch>,
+    pub(super) input: mpsc::Receiver<Vec<Item>>,
     pub(super) retries: mpsc::Receiver<Retry>,
     pub(super) operator: mpsc::Receiver<OperatorInput>,
     pub(super) replays: mpsc::Receiver<ReplayInput>,
@@ -61,6 +60,8 @@ pub(super) struct Channels {
     /// What the transactions take that are received while they are open.
     pub(super) streamed_bytes: watch::Receiver<usize>,
     pub(super) flush: watch::Sender<Lsn>,
+    /// Whether there is room for what is played beside the stream.
+    pub(super) plays: watch::Sender<bool>,
 }
 
 /// What the task works with beside the dispatcher.
@@ -106,6 +107,8 @@ pub(super) async fn dispatch(
         let wakes = [Some(driver.next_gauges), due, give_up_at, at_once];
         let wake = wakes.into_iter().flatten().min().unwrap_or_else(Instant::now);
         let (takes_items, takes_replays) = (dispatcher.wants_input(), dispatcher.wants_replay());
+        let plays = dispatcher.wants_plays();
+        channels.plays.send_if_modified(|told| std::mem::replace(told, plays) != plays);
 
         tokio::select! {
             // First what ends things, then what frees room, then what takes it.
@@ -336,10 +339,10 @@ impl Driver {
         }
     }
 
-    fn take(&mut self, batch: Batch) {
+    fn take(&mut self, items: Vec<Item>) {
         Failpoint::Received.pass();
         let metrics = &self.tools.metrics;
-        for item in &batch.items {
+        for item in &items {
             match item {
                 Item::Event(event) => metrics.count_event(&event.event_type),
                 Item::Unroutable(unroutable) => metrics.count_unroutable(unroutable.reason, 1),
@@ -351,7 +354,7 @@ impl Driver {
                 | Item::Progress { .. } => {}
             }
         }
-        self.handle(Input::Items(batch.items));
+        self.handle(Input::Items(items));
     }
 
     fn report_now_and_then(&mut self) {

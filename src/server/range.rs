@@ -6,6 +6,7 @@
 //!
 //! The copy belongs to the connection and vanishes with it, whatever becomes of this process.
 
+mod batch;
 mod error;
 
 use std::time::Duration;
@@ -14,10 +15,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 pub(crate) use self::error::RangeError;
-pub(crate) use super::reader::Batch;
 use super::rulebook::{Rulebook, compile_rules};
 use super::sessions::{REPLAY_SENTINEL, REPLAY_STREAM};
 use crate::config::Config;
+pub(crate) use batch::Batch;
 use walhook_core::event::Item;
 use walhook_core::lsn::Lsn;
 use walhook_decode::change::{Changes, Step};

@@ -4,7 +4,6 @@
 //! and watches a SQL session: a server that shuts down ends that one at once, and we close the stream,
 //! for which the server would wait otherwise.
 
-mod batch;
 mod fallback;
 mod items;
 mod lost;
@@ -17,7 +16,6 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::batch::Batch;
 pub(super) use self::fallback::{Fallback, Streaming};
 use self::items::Broken;
 pub(super) use self::lost::Unreadable;
@@ -42,10 +40,19 @@ use walhook_postgres::sql::Connection;
 use walhook_postgres::wire::{self, Class, Frame, WireError};
 use walhook_process::clock::Clock;
 use walhook_process::failpoint::Failpoint;
+use walhook_rules::turns::Turns;
 
 /// Messages that are handled in a row at most before what they made is handed on: a rule may take
 /// milliseconds for each.
 const MESSAGES_IN_A_ROW: usize = 64;
+
+/// The part of `memory.limit` that may be held of the stream while something is played.
+const HELD_SHARE: u64 = 16;
+
+/// What may be held of the stream while something is played.
+pub(super) fn held_max_bytes(config: &Config) -> usize {
+    usize::try_from(config.memory.limit.0 / HELD_SHARE).unwrap_or(usize::MAX)
+}
 
 /// Reads, with everything that outlives one connection.
 pub(super) struct Reader {
@@ -56,14 +63,21 @@ pub(super) struct Reader {
     pub(super) tell: Teller,
     pub(super) book: Rulebook,
     pub(super) changes: Changes,
-    pub(super) batches: mpsc::Sender<Batch>,
+    pub(super) batches: mpsc::Sender<Vec<Item>>,
     pub(super) flushed: watch::Receiver<Lsn>,
+    /// Whether the dispatcher has room for what is played.
+    pub(super) wants_plays: watch::Receiver<bool>,
     /// A transaction that cached routes must not be older than, when changes of the watched tables may
     /// never have been in the stream.
     pub(super) evictions: watch::Receiver<Option<u32>>,
     pub(super) feedback: Feedback,
-    /// Not handed on yet. Outlives a connection: `changes` does not give these items again.
-    pub(super) batch: Batch,
+    /// What is not handed on yet, and what is held of the stream while something is played. Outlives a connection:
+    /// `changes` does not give these items again.
+    pub(super) turns: Turns,
+    /// Whether the last turn was the stream's.
+    pub(super) was_live: bool,
+    /// What one message makes.
+    pub(super) made: Vec<Item>,
     /// Why nothing more is read: the pipeline halts as soon as all that was read is settled.
     pub(super) broken: Option<Broken>,
     /// The commit LSNs of the transactions whose unreadable rest is given up.
@@ -143,7 +157,7 @@ impl Reader {
             if let Some(ended) = self.reopens() {
                 return Ok(ended);
             }
-            self.received.show(now, &self.metrics.streamed);
+            self.received.show(now, &self.turns, &self.metrics.streamed);
             let reading = self.is_reading(&mut was_reading, now);
             let plays = self.plays();
             let shown = self.received.show_at();
@@ -166,21 +180,30 @@ impl Reader {
                 }
                 Ok(()) = self.evictions.changed() => {
                     let xid = *self.evictions.borrow_and_update();
-                    let invalidate = |xid| Invalidation::new(xid, Scope::All);
-                    self.batch.items.extend(xid.map(invalidate).map(Item::Invalidate));
+                    if let Some(xid) = xid {
+                        self.turns.evict(Invalidation::new(xid, Scope::All));
+                    }
                 }
+                Ok(()) = self.wants_plays.changed(), if self.received.can_play() => {}
                 () = sleep_until(wake) => {}
-                room = batches.reserve(), if !self.batch.items.is_empty() => match room {
-                    Ok(room) => room.send(std::mem::take(&mut self.batch)),
+                room = batches.reserve(), if !self.turns.is_empty() => match room {
+                    Ok(room) => room.send(self.turns.take()),
                     Err(_) => return Ok(Ended::Stopped),
                 },
-                () = std::future::ready(()), if plays => {
-                    if let Some(ended) = self.play(&sentinel).await? {
+                // The stream first, but not twice in a row while something is to be played.
+                frame = stream.next(), if reading && !(plays && self.was_live) => {
+                    self.was_live = true;
+                    if let Some(ended) = self.take_frames(frame, &mut stream, &sentinel).await? {
                         return Ok(ended);
                     }
                 }
-                frame = stream.next(), if reading => {
-                    if let Some(ended) = self.take_frames(frame, &mut stream, &sentinel).await? {
+                // What comes live never stands behind more than one batch of what is played.
+                room = batches.reserve_many(batches.max_capacity() - 1), if plays => {
+                    if room.is_err() {
+                        return Ok(Ended::Stopped);
+                    }
+                    self.was_live = false;
+                    if let Some(ended) = self.play(&sentinel).await? {
                         return Ok(ended);
                     }
                 }
@@ -209,11 +232,7 @@ impl Reader {
                 return Ok(Some(ended));
             }
             handled += 1;
-            if handled == MESSAGES_IN_A_ROW
-                || self.batch.is_full()
-                || self.broken.is_some()
-                || self.received.has_committed()
-            {
+            if handled == MESSAGES_IN_A_ROW || self.broken.is_some() || !self.turns_want_live() {
                 return Ok(None);
             }
             next = stream.try_next();
@@ -232,9 +251,8 @@ impl Reader {
     /// Whether more may be read now; the feedback is told where that changes.
     fn is_reading(&mut self, was_reading: &mut bool, now: Tick) -> bool {
         let stopped = self.drain.is_cancelled() || self.broken.is_some();
-        let has_room = !self.batch.is_full() && self.received.room() == Room::Free;
-        // What has committed comes before what comes behind it.
-        let reading = has_room && !stopped && !self.received.has_committed();
+        let has_room = self.turns_want_live() && self.received.room() == Room::Free;
+        let reading = has_room && !stopped;
         match (std::mem::replace(was_reading, reading), reading) {
             (true, false) => self.feedback.handle_paused(),
             (false, true) => self.feedback.handle_resumed(now),
@@ -243,9 +261,14 @@ impl Reader {
         reading
     }
 
+    fn turns_want_live(&self) -> bool {
+        self.turns.wants_live() && !self.turns.is_full()
+    }
+
     /// Whether there is something to play, and room for what it makes.
-    fn plays(&self) -> bool {
-        self.received.can_play() && !self.batch.is_full() && !self.drain.is_cancelled()
+    fn plays(&mut self) -> bool {
+        let has_room = self.turns.is_empty() && *self.wants_plays.borrow_and_update();
+        self.received.can_play() && has_room && !self.drain.is_cancelled()
     }
 
     /// Acknowledges what is stored; best effort: what is not acknowledged is only sent again.

@@ -17,8 +17,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 
 use super::error::TaskError;
+use super::range::Batch;
 use super::range::{Range, RangeError};
-use super::reader::Batch;
 use super::sessions::{REPLAY_LOOK_UPS, REPLAY_STATE, Sessions, in_turn};
 use super::tasks::{Until, Work};
 use crate::server::health::Teller;

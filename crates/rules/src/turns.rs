@@ -40,10 +40,10 @@ use walhook_core::lsn::Lsn;
 pub use accounts::Accounts;
 
 /// Items in a batch at most: enough to make a channel cheap.
-const BATCH_ITEMS: usize = 256;
+pub const BATCH_ITEMS: usize = 256;
 
 /// Event bytes in a batch, beyond which it takes no further item.
-const BATCH_BYTES: usize = 64 << 10;
+pub const BATCH_BYTES: usize = 64 << 10;
 
 /// What a held item takes beside its event.
 const HELD_BYTES: usize = 64;

@@ -30,6 +30,14 @@ pub(in crate::server) struct Broken {
     after: Lsn,
 }
 
+/// Decodes a message as it stands outside of blocks, where all versions have the same.
+pub(super) fn decode(payload: Payload<'_>) -> Result<Message<'_>, DecodeError> {
+    match payload {
+        Payload::Whole(bytes) => pgoutput::decode(Protocol::V1, bytes),
+        Payload::Oversize { head, bytes } => pgoutput::decode_head(Protocol::V1, head, bytes),
+    }
+}
+
 impl Reader {
     /// The transaction that the stream stands in cannot be read on. Once may have a passing cause; twice
     /// in a row halts, unless the operator has given its rest up.
@@ -46,7 +54,7 @@ impl Reader {
         if self.left_out.contains(&commit) {
             if let Some(Step::Commit { end_lsn }) = self.changes.handle_left_out() {
                 self.feedback.handle_received(end_lsn, self.clock.now());
-                self.batch.items.push(Item::Commit { end_lsn });
+                self.turns.live(Item::Commit { end_lsn });
             }
             return Ok(Ended::lost(Lost::LeftOut { commit, source: why }));
         }
@@ -68,7 +76,7 @@ impl Reader {
             Frame::Keepalive { wal_end, reply_requested } => {
                 self.feedback.handle_keepalive(wal_end, reply_requested, now);
                 if !self.is_inside() {
-                    self.batch.items.push(Item::Progress { wal_end });
+                    self.turns.live(Item::Progress { wal_end });
                 }
                 return Ok(None);
             }
@@ -92,7 +100,7 @@ impl Reader {
 
     /// Whether the stream stands where a position of the server's says nothing of what is settled.
     fn is_inside(&self) -> bool {
-        self.changes.in_transaction() || self.received.in_block() || self.received.has_committed()
+        self.changes.in_transaction() || self.received.in_block()
     }
 
     /// Takes a message of what has committed.
@@ -102,13 +110,8 @@ impl Reader {
         payload: Payload<'_>,
         client: &Connection,
     ) -> Result<Option<Ended>, Stop> {
-        // Outside of blocks all versions have the same messages.
-        let message = match payload {
-            Payload::Whole(bytes) => pgoutput::decode(Protocol::V1, bytes),
-            Payload::Oversize { head, bytes } => pgoutput::decode_head(Protocol::V1, head, bytes),
-        };
         let xid = self.changes.transaction().map(|transaction| transaction.xid);
-        self.handle_message(at, message, xid, client).await
+        self.handle_message(at, decode(payload), xid, client).await
     }
 
     /// Makes items of a message of what has committed, around which is the transaction `xid`. After an error
@@ -161,11 +164,11 @@ impl Reader {
 
     /// Makes items of the steps.
     pub(super) fn take_steps(&mut self, of: Of, steps: Steps<'_>) {
-        let from = self.batch.items.len();
+        let mut made = std::mem::take(&mut self.made);
         for step in steps {
             match step {
                 Step::Begin(transaction) => {
-                    self.batch.items.push(Item::Begin { commit_lsn: transaction.commit_lsn });
+                    made.push(Item::Begin { commit_lsn: transaction.commit_lsn });
                 }
                 Step::Relation(relation) => {
                     if let Err(broken) = self.book.bind(&relation) {
@@ -175,18 +178,24 @@ impl Reader {
                 }
                 Step::Change(change) => {
                     self.metrics.changes.inc();
-                    self.book.rules.handle_change(&change, &mut self.batch.items);
+                    self.book.rules.handle_change(&change, &mut made);
                 }
                 Step::Message(message) => {
-                    self.book.rules.handle_message(&message, &mut self.batch.items);
+                    self.book.rules.handle_message(&message, &mut made);
                 }
                 Step::Commit { end_lsn } => {
                     self.feedback.handle_received(end_lsn, self.clock.now());
-                    self.batch.items.push(Item::Commit { end_lsn });
+                    made.push(Item::Commit { end_lsn });
                 }
             }
         }
-        self.batch.count_from(from);
+        for item in made.drain(..) {
+            match of {
+                Of::Live => self.turns.live(item),
+                Of::Played => self.turns.play(item),
+            }
+        }
+        self.made = made;
     }
 
     /// Reads nothing more, and halts once all that came before is settled: what is to be played is not, where
@@ -206,7 +215,7 @@ impl Reader {
     /// still had its old columns, and would halt the next process again, whatever its rules say.
     pub(super) fn due_halt(&mut self) -> Option<Halt> {
         let flushed = *self.flushed.borrow();
-        let is_handed_on = self.batch.items.is_empty();
+        let is_handed_on = self.turns.is_empty();
         let due = self.broken.take_if(|broken| flushed >= broken.after && is_handed_on);
         due.map(|broken| broken.halt)
     }

@@ -2,9 +2,9 @@
 //! [`walhook_decode::streamed`].
 //!
 //! A transaction that has committed is ours: a connection that is opened later does not send it again. It is
-//! played in bounded batches, as what comes live is read, and what comes live waits meanwhile.
+//! played in bounded batches, which take turns with what comes live: see [`walhook_rules::turns`].
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::Reader;
 use super::fallback::Fallback;
-use super::items::Of;
+use super::items::{Of, decode};
 use super::lost::{Ended, Unreadable};
 use crate::config::Config;
 use crate::server::metrics::StreamedMetrics;
@@ -22,12 +22,12 @@ use walhook_core::event::Item;
 use walhook_core::lsn::Lsn;
 use walhook_core::tick::Tick;
 use walhook_decode::change::{Ours, Step, Transaction};
-use walhook_decode::pgoutput::{self, Protocol};
 use walhook_decode::streamed::{
-    Committed, Counts, OpenTransactions, Payload, Play, Record, Room, Settings, Taken,
+    Committed, Counts, Kept, OpenTransactions, Payload, Play, Record, Room, Settings, Taken,
 };
 use walhook_postgres::sql::Connection;
 use walhook_process::clock::unix_us;
+use walhook_rules::turns::{Accounts, Turns};
 use walhook_state::OpenTransaction;
 
 /// Messages that are played in a row at most before what they made is handed on.
@@ -63,9 +63,12 @@ impl Shown {
 /// The transactions that are received while they are open, and those that have committed and wait to be played.
 pub(in crate::server) struct Received {
     transactions: OpenTransactions,
-    /// Those that have committed and have not begun to be played, in commit order.
-    ours: VecDeque<Ours>,
-    /// Up to where all is handed out, while there are some that are not played.
+    /// Whose events those may make that are open.
+    accounts: HashMap<u32, Accounts>,
+    /// Those that have committed and have not begun to be played, in commit order; with the end of what committed
+    /// before each.
+    ours: VecDeque<(Ours, Lsn)>,
+    /// The end of what committed before the one that is played.
     before: Lsn,
     /// A message that is to be played again, for what it needs could not be learned.
     again: Option<Record>,
@@ -84,6 +87,7 @@ impl Received {
         };
         Self {
             transactions: OpenTransactions::new(settings),
+            accounts: HashMap::new(),
             ours: VecDeque::new(),
             before: Lsn::ZERO,
             again: None,
@@ -95,6 +99,7 @@ impl Received {
 
     /// A new connection: what is open is sent again, what has committed is not.
     pub(super) fn handle_reconnected(&mut self) {
+        self.accounts.clear();
         self.transactions.handle_reconnected();
     }
 
@@ -118,7 +123,7 @@ impl Received {
         self.transactions.room()
     }
 
-    /// Nothing more is played. Returns up to where all is handed out.
+    /// Nothing more is played. Returns the end of what committed before what is.
     pub(super) fn forget_committed(&mut self) -> Lsn {
         while self.transactions.playing().is_some() {
             self.transactions.forget_playing();
@@ -136,15 +141,20 @@ impl Received {
         }
     }
 
-    /// Tells people, now and then, which are open; and whoever counts, what they take.
-    pub(super) fn show(&mut self, now: Tick, metrics: &StreamedMetrics) {
-        let bytes = self.transactions.memory_bytes();
+    /// Tells people, now and then, which are open; and whoever counts, what they take: with what takes turns with
+    /// them.
+    pub(super) fn show(&mut self, now: Tick, turns: &Turns, metrics: &StreamedMetrics) {
+        let accounts: usize = self.accounts.values().map(Accounts::memory_bytes).sum();
+        let bytes = self.transactions.memory_bytes() + accounts + turns.memory_bytes();
         let steps = bytes.div_ceil(BYTES_STEP) * BYTES_STEP;
         self.shown.memory_bytes.send_if_modified(|told| std::mem::replace(told, steps) != steps);
         if now < self.show_at {
             return;
         }
         self.show_at = now + TELL_EVERY;
+        // Of those that were rolled back.
+        let open: HashSet<u32> = self.transactions.open().map(|one| one.xid).collect();
+        self.accounts.retain(|xid, _| open.contains(xid));
         let unix_us = unix_us();
         let kept = self.transactions.open().filter(|one| one.rows > 0);
         let rows: Vec<OpenTransaction> = kept.map(|one| row(&one, now, unix_us)).collect();
@@ -204,7 +214,19 @@ impl Reader {
     ) -> Result<Option<Ended>, Stop> {
         match self.received.transactions.handle(self.clock.now(), at, payload) {
             Ok(Taken::Live) => self.handle_live(at, payload, client).await,
-            Ok(Taken::Passed | Taken::Kept(_)) => Ok(None),
+            Ok(Taken::Passed) => Ok(None),
+            Ok(Taken::Kept(Kept { xid, payload, described })) => {
+                let accounts = self.received.accounts.entry(xid).or_default();
+                match decode(payload) {
+                    Ok(message) => {
+                        let table = |oid| described.table(oid);
+                        self.book.rules.note_accounts(message, table, accounts);
+                    }
+                    // It shows when it is played.
+                    Err(_) => accounts.become_all(),
+                }
+                Ok(None)
+            }
             Ok(Taken::Committed(committed)) => self.handle_committed(committed, client).await,
             Ok(Taken::Unclear { transaction, end_lsn }) => {
                 Ok(self.handle_unclear(transaction, end_lsn))
@@ -221,6 +243,7 @@ impl Reader {
     ) -> Result<Option<Ended>, Stop> {
         let Committed { transaction, end_lsn, described, .. } = committed;
         let before = self.changes.resume_lsn();
+        let accounts = self.received.accounts.remove(&transaction.xid).unwrap_or_default();
         let ours = match self.changes.handle_streamed(transaction, end_lsn) {
             Ok(ours) => ours,
             Err(why) => {
@@ -234,15 +257,13 @@ impl Reader {
             // Settled before: it came again.
             None => self.received.transactions.forget_committed(),
             Some(ours) => {
-                if self.received.ours.is_empty() && self.changes.played().is_none() {
-                    self.received.before = before;
-                }
-                self.received.ours.push_back(ours);
+                self.turns.begin_play(transaction.commit_lsn, accounts);
+                self.received.ours.push_back((ours, before));
                 self.metrics.streamed.committed.inc();
             }
         }
         for message in described {
-            let message = pgoutput::decode(Protocol::V1, &message);
+            let message = decode(Payload::Whole(&message));
             let xid = Some(transaction.xid);
             let ended = self.handle_message(Lsn::ZERO, message, xid, client).await?;
             if ended.is_some() || self.broken.is_some() {
@@ -286,7 +307,7 @@ impl Reader {
                 Ok(Play::End) => self.end_play(),
                 Err(error) => return Err(Stop::NotReadBack(error.to_string())),
             }
-            if self.batch.is_full() || self.broken.is_some() {
+            if self.turns.is_full() || !self.received.can_play() {
                 break;
             }
         }
@@ -294,17 +315,16 @@ impl Reader {
     }
 
     fn begin_play(&mut self) -> Option<Transaction> {
-        let ours = self.received.ours.pop_front()?;
-        if let Some(Step::Begin(transaction)) = self.changes.begin_play(ours) {
-            self.batch.items.push(Item::Begin { commit_lsn: transaction.commit_lsn });
-        }
+        let (ours, before) = self.received.ours.pop_front()?;
+        self.received.before = before;
+        // It has begun with its commit.
+        self.changes.begin_play(ours);
         self.changes.played()
     }
 
     fn end_play(&mut self) {
         if let Some(Step::Commit { end_lsn }) = self.changes.end_play() {
-            self.batch.items.push(Item::Commit { end_lsn });
-            self.received.before = end_lsn;
+            self.turns.play(Item::Commit { end_lsn });
         }
     }
 
@@ -314,12 +334,12 @@ impl Reader {
         record: Record,
         client: &Connection,
     ) -> Result<Option<Ended>, Stop> {
-        let message = match record.oversize {
-            None => pgoutput::decode(Protocol::V1, &record.payload),
-            Some(bytes) => pgoutput::decode_head(Protocol::V1, &record.payload, bytes),
+        let payload = match record.oversize {
+            None => Payload::Whole(&record.payload),
+            Some(bytes) => Payload::Oversize { head: &record.payload, bytes },
         };
         let at = record.wal_start;
-        let why = match message {
+        let why = match decode(payload) {
             Ok(message) => {
                 match self.learn(Of::Played, &message, Some(transaction.xid), client).await {
                     Ok(true) => {}

@@ -19,8 +19,8 @@ impl Reader {
                 biased;
                 () = self.drain.cancelled() => return Ok(()),
                 () = self.abort.cancelled() => return Ok(()),
-                room = self.batches.reserve(), if !self.batch.items.is_empty() => match room {
-                    Ok(room) => room.send(std::mem::take(&mut self.batch)),
+                room = self.batches.reserve(), if !self.turns.is_empty() => match room {
+                    Ok(room) => room.send(self.turns.take()),
                     Err(_) => return Ok(()),
                 },
                 changed = self.flushed.changed() => if changed.is_err() {

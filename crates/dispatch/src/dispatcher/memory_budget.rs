@@ -106,6 +106,13 @@ impl MemoryBudget {
         committed < self.limit / 16 * 15
     }
 
+    /// Whether what is played beside the stream may go on where so much is committed: a little less than the stream
+    /// may, so that its turns never take the stream's room, and more than what makes others give way, so that it does
+    /// not wait for endpoints.
+    pub(super) fn takes_plays(&self, committed: usize) -> bool {
+        committed < self.limit / 32 * 29
+    }
+
     /// What is left of the limit where so much is committed.
     pub(super) fn room(&self, committed: usize) -> usize {
         self.limit.saturating_sub(committed)
@@ -139,6 +146,15 @@ mod tests {
         assert_eq!(memory.used(10_000), 50 + 400, "half at most: it never stops the stream alone");
         memory.give_back(50);
         assert_eq!((memory.pending(), memory.used(0)), (0, 100));
+    }
+
+    #[test]
+    fn plays_stop_before_the_stream_does_and_after_room_is_made() {
+        let memory = MemoryBudget::new(3_200);
+        let committed = 2_850;
+        assert!(memory.is_tight(MemoryBudget::scaled(committed)), "others give way");
+        assert!(memory.takes_plays(committed) && memory.takes_more(committed));
+        assert!(!memory.takes_plays(2_900) && memory.takes_more(2_900));
     }
 
     #[test]

@@ -196,6 +196,15 @@ impl Dispatcher {
         !self.door.is_stopping() && self.memory.takes_more(self.committed_bytes())
     }
 
+    /// Whether there is room for more of what is played beside the stream: see [`Item::Pause`]. Where there is none the
+    /// stream has some for itself.
+    ///
+    /// [`Item::Pause`]: walhook_core::event::Item::Pause
+    #[must_use]
+    pub fn wants_plays(&self) -> bool {
+        !self.door.is_stopping() && self.memory.takes_plays(self.committed_bytes())
+    }
+
     /// After [`Input::Stop`]: whether nothing is in flight or still to be stored.
     #[must_use]
     pub fn is_drained(&self) -> bool {

@@ -1,12 +1,7 @@
-//! What the reader hands to the dispatcher at once.
+//! What the reader of a range hands on at once.
 
 use walhook_core::event::Item;
-
-/// Items in a batch at most: enough to make the channel cheap.
-const BATCH_ITEMS: usize = 256;
-
-/// Event bytes in a batch, beyond which it takes no further change.
-const BATCH_BYTES: usize = 64 << 10;
+use walhook_rules::turns::{BATCH_BYTES, BATCH_ITEMS};
 
 /// Items in stream order.
 #[derive(Debug, Default)]

@@ -1,0 +1,122 @@
+//! A transaction that came while it was open takes turns at its commit with those that committed later: they pass
+//! it, but for what is of its accounts.
+
+use std::collections::{BTreeMap, HashSet};
+
+use anyhow::{Context, Result, ensure};
+use tokio::time::{Instant, sleep};
+use walhook_dispatch::dispatcher::UNPERSISTED_MAX;
+
+use crate::support::{PATIENCE, World, bodies, taken};
+
+/// Rows of the large transaction.
+const ROWS: i64 = 20_000;
+
+/// A world with a whale, account 42, and a small account, 7, in which all but small transactions are streamed.
+async fn world() -> Result<World> {
+    let world = World::new().await?;
+    world.edit_config("[endpoints]", "stream_above = \"64KiB\"\n[endpoints]")?;
+    world.hook(1, 42, "").await?;
+    world.hook(2, 7, "").await?;
+    Ok(world)
+}
+
+/// A counter of its metrics, summed over its labels.
+async fn counted(world: &World, name: &str) -> Result<u64> {
+    let metrics = world.metrics().await?;
+    let of = metrics.lines().filter(|line| line.starts_with(name));
+    let values = of.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+    Ok(values.sum())
+}
+
+async fn until_counted(world: &World, name: &str, least: u64) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while counted(world, name).await? < least {
+        ensure!(Instant::now() < deadline, "{name} does not reach {least}");
+        sleep(std::time::Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// Writes the large transaction, and leaves it open.
+const WRITE: &str = "BEGIN;
+    INSERT INTO subscribers SELECT n, 42 FROM generate_series(1, 20000) n;
+    UPDATE subscribers SET status = 'last' WHERE id BETWEEN 19990 AND 20000";
+
+#[tokio::test]
+async fn small_account_does_not_wait_for_a_transaction_that_is_played() -> Result<()> {
+    let mut world = world().await?;
+    let _running = world.run().await?;
+    let whale = world.connect().await?;
+    whale.batch_execute(WRITE).await?;
+    until_counted(&world, "walhook_streamed_rows_total", ROWS as u64 / 2).await?;
+    assert_eq!(counted(&world, "walhook_events_total").await?, 0, "nothing before the commit");
+    whale.batch_execute("COMMIT").await?;
+    world.subscribe(30_001, 7).await?;
+    let small = |stats: &walhook_testkit::receiver::Stats| stats.received > 0;
+    world.mock.wait_until("a delivery", PATIENCE, small).await?;
+    let deadline = Instant::now() + PATIENCE;
+    while !taken(&world.mock.received()).contains_key("/2") {
+        ensure!(Instant::now() < deadline, "the small account gets nothing");
+        sleep(std::time::Duration::from_millis(1)).await;
+    }
+    let made = counted(&world, "walhook_events_total").await?;
+    assert!(made < ROWS as u64, "{made} events were made before the small account's was taken");
+    world.delivered(ROWS as u64 + 11 + 1).await?;
+    world.settled().await?;
+    Ok(())
+}
+
+/// What a row's events say of it, in the order in which endpoint 1 first took them.
+fn by_row(world: &World) -> BTreeMap<i64, Vec<String>> {
+    let mut rows: BTreeMap<i64, Vec<String>> = BTreeMap::new();
+    for body in bodies(&world.mock.received(), "/1") {
+        let status = body["data"]["status"].as_str().unwrap_or("new").to_owned();
+        rows.entry(body["data"]["id"].as_i64().unwrap_or_default()).or_default().push(status);
+    }
+    rows
+}
+
+#[tokio::test]
+async fn rows_keep_their_order_over_a_transaction_that_is_played_and_a_kill_in_it() -> Result<()> {
+    let mut world = world().await?;
+    let running = world.run().await?;
+    let whale = world.connect().await?;
+    whale.batch_execute(WRITE).await?;
+    until_counted(&world, "walhook_streamed_rows_total", ROWS as u64 / 2).await?;
+    whale.batch_execute("COMMIT").await?;
+    let mut made = 0;
+    for id in 19_990..20_000 {
+        // One that has to wait, and one that passes.
+        let update = format!("UPDATE subscribers SET status = 'later' WHERE id = {id}");
+        world.sql.batch_execute(&update).await?;
+        world.subscribe(30_000 + id, 7).await?;
+        made = counted(&world, "walhook_events_total").await.unwrap_or(made);
+    }
+    let kept = "SELECT (frontier::text) FROM walhook.checkpoint";
+    let before = world.value(kept).await?;
+    running.kill().await?;
+    ensure!(made < ROWS as u64 + 11, "all was made before the kill: {made} events, {before}");
+    let _running = world.run().await?;
+    world.delivered(ROWS as u64 + 11 + 10 + 10).await?;
+    world.settled().await?;
+    let rows = by_row(&world);
+    for (id, said) in &rows {
+        let expected: &[&str] = match id {
+            19_990..=19_999 => &["new", "last", "later"],
+            20_000 => &["new", "last"],
+            _ => &["new"],
+        };
+        assert_eq!(said, expected, "row {id}");
+    }
+    assert_eq!(rows.len() as i64, ROWS);
+    let received = world.mock.received();
+    let small = taken(&received).remove("/2").context("the small account's")?;
+    let ids: Vec<i64> = small.iter().map(|(_, id)| *id).collect();
+    assert_eq!(ids, (49_990..50_000).collect::<Vec<_>>());
+    let distinct: HashSet<(&str, &str)> =
+        received.iter().map(|request| (request.path.as_str(), request.id.as_str())).collect();
+    let duplicates = received.len() - distinct.len();
+    assert!(duplicates <= UNPERSISTED_MAX + 256, "{duplicates} came twice");
+    Ok(())
+}

@@ -74,7 +74,7 @@ use crate::config::{self, Config, DeliveryMode};
 use crate::server::health::{Role, Teller};
 use crate::server::metrics::Metrics;
 use jobs::{Jobs, Outlets};
-use leadership::{Attempt, Leader, Source, become_leader};
+use leadership::{Attempt, Leader, LeaderBefore, Source, become_leader};
 use lookups::LookupResponder;
 use maintenance::{Measuring, Retention, Vacuum};
 use notify::Notices;
@@ -291,7 +291,7 @@ async fn lead(
     shutdown: &CancellationToken,
     recording: Option<&Recording>,
 ) -> Result<(), Stop> {
-    let Leader { epoch, clock, system_identifier, start, store, source } = leader;
+    let Leader { epoch, clock, system_identifier, start, store, source, before } = leader;
     let leading = Leading {
         config: config.clone(),
         sender: ways.sender.clone(),
@@ -335,7 +335,7 @@ async fn lead(
     let recorded = recording.and_then(|to| to.tape().begin(&settings, &start, seed));
     let dispatcher = Dispatcher::new(settings, start, SmallRng::seed_from_u64(seed));
     let mut tasks = Tasks::new(shutdown, tell.clone());
-    let workers = leading.workers(&mut tasks, &ways, epoch, clock).await?;
+    let workers = leading.workers(&mut tasks, &ways, (epoch, clock), before).await?;
     leading.dispatch(&mut tasks, dispatcher, channels, clock, (recorded, workers));
     let abort = tasks.abort.clone();
     tasks.spawn("writer", writer::write(store, persist_requests, stored, tell.clone(), abort));
@@ -434,15 +434,15 @@ impl Leading {
         &self,
         tasks: &mut Tasks,
         ways: &Ways,
-        epoch: Epoch,
-        clock: Clock,
+        (epoch, clock): (Epoch, Clock),
+        before: LeaderBefore,
     ) -> Result<Option<LeaderWorkers>, Stop> {
         let (Some(link), Sender::Live(transport)) = (&ways.link, &ways.sender) else {
             return Ok(None);
         };
-        let (to, rows) = watch::channel(Vec::new());
-        let fleet =
-            workers::lead::Leads { link, transport, metrics: &self.metrics, epoch, rows: to };
+        let (to, rows) = watch::channel(None);
+        let metrics = &self.metrics;
+        let fleet = workers::lead::Leads { link, transport, metrics, epoch, before, rows: to };
         let workers = LeaderWorkers::start(&self.config, fleet, clock.now()).await?;
         let (sessions, tell) = (Arc::clone(&self.sessions), self.tell.clone());
         tasks.keep(workers::rows::Rows { sessions, tell, rows });
@@ -455,8 +455,8 @@ impl Leading {
         &self,
         _: &mut Tasks,
         _: &Ways,
-        _: Epoch,
-        _: Clock,
+        _: (Epoch, Clock),
+        _: LeaderBefore,
     ) -> Result<Option<LeaderWorkers>, Stop> {
         Ok(None)
     }

@@ -41,6 +41,10 @@ pub(super) use self::open::{IN_USE, IN_USE_FIX, Session, reopen};
 /// How long one attempt to open the source may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// A worker that was heard within this time by the leader before may know what that one sent: it keeps that for a
+/// minute, and the leader stores when it heard it each ten seconds.
+const WORKERS_WITHIN: Duration = Duration::from_secs(75);
+
 /// How often a standby looks whether the slot is free.
 const STANDBY_POLL: Duration = Duration::from_millis(100);
 
@@ -54,6 +58,7 @@ pub(super) struct Leader {
     pub(super) start: Start,
     pub(super) store: StateStore,
     pub(super) source: Source,
+    pub(super) before: LeaderBefore,
 }
 
 /// What the reader starts with.
@@ -66,6 +71,15 @@ pub(super) struct Source {
     pub(super) changes: Changes,
     /// The commit LSNs of the transactions whose unreadable rest the operator gave up.
     pub(super) left_out: Vec<Lsn>,
+}
+
+/// What is known of the leader before, for workers that may know more.
+#[derive(Debug)]
+pub(super) struct LeaderBefore {
+    /// The end of the WAL when the slot was ours: it has sent nothing that was committed from here on.
+    pub(super) until: Lsn,
+    /// The sessions of its workers, as it stored them last.
+    pub(super) sessions: Vec<String>,
 }
 
 /// What is known of earlier attempts to lead.
@@ -193,17 +207,22 @@ async fn try_to_lead(config: &Config, attempt: &Attempt) -> Result<Leader, OpenE
         }
         refuse_to_break_writes(config, &session.sentinel).await?;
     }
+    let sessions = match &config.workers {
+        Some(_) => store.sessions_of_workers(WORKERS_WITHIN).await?,
+        None => Vec::new(),
+    };
     let holder = format!("{} pid {}", hostname(), std::process::id());
     let Recovery { epoch, start } = store.take_lease(&holder).await?;
     let (clock, frontier) = (Clock::start(), start.frontier);
-    check_slot(config, &session.sentinel, frontier).await?;
+    let until = check_slot(config, &session.sentinel, frontier).await?;
+    let before = LeaderBefore { until, sessions };
     store_promotion(&mut store, session.promoted).await?;
     let left_out = store.left_out(frontier).await?;
     store.clear_halt().await?;
     let changes = Changes::new(frontier);
     let system_identifier = expected.system_identifier;
     let source = Source { session, streams, rules, changes, left_out };
-    Ok(Leader { epoch, clock, system_identifier, start, store, source })
+    Ok(Leader { epoch, clock, system_identifier, start, store, source, before })
 }
 
 /// The checkpoint. Where an upgrade was prepared and then given up, it moves to where the slots were put.

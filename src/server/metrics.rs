@@ -45,6 +45,7 @@ const WORKER_STATES: [&str; 4] = ["serving", "draining", "quarantined", "silent"
 
 /// What a second opinion came to: the endpoint was reached, failed likewise, or neither can be told.
 const SECOND_OPINIONS: [&str; 3] = ["reached", "failed", "undecided"];
+const ADOPTED: [&str; 2] = ["delivered", "running"];
 
 const STATUS_CLASSES: [&str; 5] = ["2xx", "3xx", "4xx", "5xx", "other"];
 
@@ -157,6 +158,7 @@ pub struct Metrics {
     /// `walhook_workers_lost_total`: workers whose lease ran out.
     pub workers_lost: IntCounter,
     second_opinions: HashMap<&'static str, IntCounter>,
+    adopted: HashMap<&'static str, IntCounter>,
     /// `walhook_bus_overhead_seconds`: what bus and worker took beside a request.
     pub bus_overhead: Histogram,
     /// `walhook_deferred`: deliveries in the tables `deferred` and `pages`, or on their way there.
@@ -213,7 +215,6 @@ impl Metrics {
         let in_flight = r.gauges("walhook_in_flight", "pool")?;
         let lanes = r.gauges("walhook_lanes", "state")?;
         let stopped = r.gauges("walhook_endpoints_stopped", "state")?;
-        let second_opinions = r.counters("walhook_second_opinions_total", "result")?;
         // Until the leader has asked, they are not known.
         let unknown = [r.float("walhook_slot_safe_bytes")?, r.float("walhook_bus_connected")?];
         unknown.iter().for_each(|gauge| gauge.set(f64::NAN));
@@ -261,7 +262,8 @@ impl Metrics {
             bus_connected,
             unsent: r.counter("walhook_unsent_total")?,
             workers_lost: r.counter("walhook_workers_lost_total")?,
-            second_opinions: by_label(&second_opinions, SECOND_OPINIONS, |name| name),
+            second_opinions: r.by_result("walhook_second_opinions_total", SECOND_OPINIONS)?,
+            adopted: r.by_result("walhook_adopted_total", ADOPTED)?,
             bus_overhead: r.histogram("walhook_bus_overhead_seconds", &OVERHEAD_BUCKETS)?,
             deferred: r.gauge("walhook_deferred")?,
             backlogs: r.gauge("walhook_backlogs")?,
@@ -384,6 +386,13 @@ impl Metrics {
     pub fn count_second_opinions(&self, result: &str, opinions: u64) {
         if let Some(counter) = self.second_opinions.get(result) {
             counter.inc_by(opinions);
+        }
+    }
+
+    /// Counts attempts that an earlier leader's workers had made, by what was known of them: one of `ADOPTED`.
+    pub fn count_adopted(&self, result: &str, attempts: u64) {
+        if let Some(counter) = self.adopted.get(result) {
+            counter.inc_by(attempts);
         }
     }
 

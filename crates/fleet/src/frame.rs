@@ -12,6 +12,7 @@
 
 mod body;
 mod numbers;
+mod outcome;
 mod scan;
 mod wire;
 
@@ -24,8 +25,8 @@ use prost::Message;
 use walhook_core::id::Epoch;
 
 pub use body::{
-    Abort, Attempts, Body, Bye, ByeReason, Digest, Grant, Hello, HelloState, Lead, Outcomes,
-    Refusal, Refused, Request, WireOutcome,
+    Abort, Attempts, Body, Bye, ByeReason, Digest, Earlier, Grant, Hello, HelloState, Lead,
+    Outcomes, Refusal, Refused, Request, WireOutcome,
 };
 
 /// Of every frame of any version.
@@ -51,6 +52,12 @@ pub const ATTEMPTS_BYTES: usize = 64 << 10;
 
 /// Outcomes in one frame at most.
 pub const OUTCOMES_MAX: usize = 256;
+
+/// The keys from here on are workers' own, of requests that leaders before this one ordered; a leader's count from 0.
+pub const EARLIER_KEYS: u64 = 1 << 63;
+
+/// Sessions under earlier leaders that a worker names at most.
+pub const FORMER_MAX: usize = 16;
 
 /// Requests that one frame gives up at most.
 pub const ABORTS_MAX: usize = 1_024;

@@ -11,6 +11,7 @@
 //!
 //! Cost: a placement looks at each session once; all else is O(log n) of what is in flight.
 
+mod adopt;
 mod door;
 mod health;
 mod hear;
@@ -26,11 +27,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::frame::{Body, Frame, Lead, OLDEST, SessionId};
 use crate::{LEAD_EVERY, LOST_AFTER_LEASE};
+use adopt::Adoption;
 use opinion::First;
 use session::{Flight, Phase, Session};
 use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
 use walhook_core::tick::Tick;
 
+pub use adopt::Before;
 pub use pick::SPARE;
 
 pub use door::{
@@ -64,6 +67,8 @@ enum Where {
     Local(Box<First>),
     /// With nobody, for a moment: see [`NOBODY_FOR`].
     Nobody,
+    /// With nobody, until it is known whether an earlier leader's worker has it: see [`adopt`].
+    Held,
 }
 
 /// The leader's picture of its workers. See the module's documentation.
@@ -72,6 +77,7 @@ pub struct Fleet {
     settings: FleetSettings,
     now: Tick,
     connected: bool,
+    was_connected: bool,
     max_payload: usize,
     stopping: bool,
     local_in_flight: u32,
@@ -79,6 +85,7 @@ pub struct Fleet {
     placed: BTreeMap<DeliveryId, Where>,
     /// Those that are with nobody, and until when.
     nobody: VecDeque<(Tick, DeliveryId)>,
+    adoption: Adoption,
     next_key: u64,
     /// Sessions that may have a frame to send.
     ready: BTreeSet<SessionId>,
@@ -100,11 +107,14 @@ pub struct Fleet {
 impl Fleet {
     /// A leader that has just taken its lease.
     #[must_use]
-    pub fn new(settings: FleetSettings, now: Tick) -> Self {
+    pub fn new(mut settings: FleetSettings, now: Tick) -> Self {
+        let before = std::mem::replace(&mut settings.before, Before::NOTHING);
         Self {
+            adoption: Adoption::new(before, now),
             settings,
             now,
             connected: false,
+            was_connected: false,
             max_payload: 0,
             stopping: false,
             local_in_flight: 0,
@@ -141,6 +151,9 @@ impl Fleet {
                 Local::Never => Placement::TooLarge,
                 Local::Fallback | Local::Always => Placement::Local,
             };
+        }
+        if let Some(placement) = self.adopt(attempt) {
+            return placement;
         }
         match self.pick(attempt, bytes, None) {
             Some(pick::Choice::Leader) => Placement::Local,
@@ -195,6 +208,7 @@ impl Fleet {
             self.look_at_the_time();
         }
         self.send_back();
+        self.release_held();
         if let Some(effect) = self.left.pop_front() {
             return Some(effect);
         }
@@ -216,7 +230,7 @@ impl Fleet {
             }
             self.ready.remove(&session);
         }
-        if self.workers_changed && self.workers_due() <= now {
+        if self.has_workers_to_tell() && self.workers_due() <= now {
             self.workers_changed = false;
             self.workers_told = Some(now);
             return Some(FleetEffect::Workers(self.workers()));
@@ -227,9 +241,10 @@ impl Fleet {
     /// When to poll although nothing comes in; at once, where that is past.
     #[must_use]
     pub fn deadline(&self) -> Tick {
-        let told = if self.workers_changed { self.workers_due() } else { Tick(u64::MAX) };
+        let told = if self.has_workers_to_tell() { self.workers_due() } else { Tick(u64::MAX) };
         let nobody = self.nobody.front().map_or(Tick(u64::MAX), |(until, _)| *until);
-        self.lead_at.min(self.due).min(told).min(nobody)
+        let adoption = self.adoption.deadline(self.now).unwrap_or(Tick(u64::MAX));
+        self.lead_at.min(self.due).min(told).min(nobody).min(adoption)
     }
 
     /// What has been counted so far.
@@ -264,6 +279,11 @@ impl Fleet {
         self.placed.len()
     }
 
+    /// Until those of the leader before have answered the table names them: another leader may have to ask soon.
+    fn has_workers_to_tell(&self) -> bool {
+        self.workers_changed && !self.adoption.waits()
+    }
+
     fn workers_due(&self) -> Tick {
         self.workers_told.map_or(Tick(0), |told| told + WORKERS_EVERY)
     }
@@ -285,7 +305,7 @@ impl Fleet {
 
     fn lead(&self) -> Frame {
         let FleetSettings { versions, lease, egress, epoch, .. } = self.settings;
-        let body = Body::Lead(Lead { versions, lease, egress });
+        let body = Body::Lead(Lead { versions, lease, egress, asks: true });
         Frame { version: OLDEST, epoch, session: SessionId::default(), seq: 0, body }
     }
 
@@ -298,8 +318,18 @@ impl Fleet {
         self.next_key += 1;
         let delivery = attempt.first().id;
         let had_room = session.has_bytes();
-        session
-            .take(key, Flight { attempt, bytes, seq: None, placed: self.now, old: false, first });
+        session.take(
+            key,
+            Flight {
+                attempt,
+                bytes,
+                seq: None,
+                placed: self.now,
+                old: false,
+                first,
+                earlier: false,
+            },
+        );
         self.slots_changed |= had_room != session.has_bytes() || session.holds_only(self.now);
         self.placed.insert(delivery, Where::Session(to, key));
         self.ready.insert(to);
@@ -333,14 +363,15 @@ impl Fleet {
         let found = self.sessions.get_mut(&session)?;
         let had_room = found.has_bytes();
         let flight = found.give_back(key)?;
-        self.slots_changed |= had_room != found.has_bytes() || found.holds_only(self.now);
+        self.slots_changed |=
+            had_room != found.has_bytes() || found.holds_only(self.now) || flight.earlier;
         Some(flight)
     }
 
     fn abort(&mut self, delivery: DeliveryId) {
         let (session, key) = match self.placed.get(&delivery) {
             Some(Where::Session(session, key)) => (*session, *key),
-            Some(Where::Nobody) => return self.end(delivery, Ending::Unsent, None),
+            Some(Where::Nobody | Where::Held) => return self.end(delivery, Ending::Unsent, None),
             Some(Where::Local(_)) | None => return,
         };
         let Some(flight) = self.take_back(session, key) else {
@@ -364,7 +395,9 @@ impl Fleet {
                 self.take_back(session, key);
                 self.end(delivery, Ending::Outcome(outcome), None);
             }
-            Some(Where::Nobody) => self.end(delivery, Ending::Outcome(outcome), None),
+            Some(Where::Nobody | Where::Held) => {
+                self.end(delivery, Ending::Outcome(outcome), None);
+            }
             Some(Where::Local(first)) => {
                 self.judge(&first, &outcome);
                 self.end(delivery, Ending::Outcome(first.joined(outcome)), None);
@@ -373,6 +406,11 @@ impl Fleet {
     }
 
     fn note_bus(&mut self, connected: bool, max_payload: usize) {
+        if connected && !self.was_connected {
+            self.was_connected = true;
+            self.lead_at = self.now;
+            self.adoption.note_connected(self.now);
+        }
         self.connected = connected;
         self.max_payload = max_payload;
         let sessions: Vec<_> = self.sessions.keys().copied().collect();

@@ -6,7 +6,9 @@
 
 mod account;
 mod bus;
+mod deliveries;
 mod versions;
+mod work;
 mod world;
 
 use world::World;

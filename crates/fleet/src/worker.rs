@@ -13,6 +13,7 @@
 //! turn, before the end of a lease that was granted on a stamp of this process's own clock.
 
 mod door;
+mod kept;
 mod session;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "a test looks for one effect among all")]
@@ -29,7 +30,9 @@ use crate::frame::{
 };
 use crate::{HELLOS_PER_LEASE, LOST_AFTER_LEASE};
 pub use door::{AttemptKey, ServeEffect, ServeInput, ServeSettings, ServeState, To};
+use kept::Kept;
 use session::{Session, Took};
+use walhook_core::attempt::Outcome;
 use walhook_core::id::Epoch;
 use walhook_core::tick::micros;
 
@@ -49,6 +52,8 @@ struct Leader {
     lease: Duration,
     version: u8,
     heard_us: u64,
+    /// Whether it asks what was ordered by leaders before it.
+    asks: bool,
 }
 
 /// One worker. Times are microseconds of its machine's boot-time clock, which goes on while the machine sleeps.
@@ -61,6 +66,9 @@ pub struct Serving {
     leader: Option<Leader>,
     current: Option<Session>,
     closing: BTreeMap<SessionId, Session>,
+    kept: Kept,
+    /// The leader that has heard all that was kept of earlier ones.
+    told: Option<Epoch>,
     refused: Option<(Refusal, u64)>,
     draining: bool,
     left: VecDeque<ServeEffect>,
@@ -72,6 +80,7 @@ impl Serving {
     #[must_use]
     pub fn new(settings: ServeSettings) -> Self {
         let rng = SmallRng::from_seed(settings.seed);
+        let kept = Kept::new(settings.fast_slots.saturating_add(settings.slow_slots));
         Self {
             settings,
             rng,
@@ -80,6 +89,8 @@ impl Serving {
             leader: None,
             current: None,
             closing: BTreeMap::new(),
+            kept,
+            told: None,
             refused: None,
             draining: false,
             left: VecDeque::new(),
@@ -98,11 +109,7 @@ impl Serving {
                 }
             }
             ServeInput::Bus { connected } => self.note_bus(connected),
-            ServeInput::Ended { key, outcome } => {
-                if let Some(session) = self.session_mut(key.session) {
-                    session.ended(key.key, outcome);
-                }
-            }
+            ServeInput::Ended { key, outcome } => self.note_ended(key, &outcome),
             ServeInput::Drain => {
                 self.draining = true;
                 self.close(ByeReason::Leaving);
@@ -192,6 +199,24 @@ impl Serving {
         }
     }
 
+    fn sessions_mut(&mut self) -> impl Iterator<Item = &mut Session> {
+        self.current.iter_mut().chain(self.closing.values_mut())
+    }
+
+    /// A request has ended: whoever leads hears of it, and whoever leads next may.
+    fn note_ended(&mut self, attempt: AttemptKey, outcome: &Option<Outcome>) {
+        let now_us = self.now_us;
+        let Some(session) = self.session_mut(attempt.session) else { return };
+        let epoch = session.epoch;
+        let Some(delivery) = session.ended(attempt.key, outcome) else { return };
+        if let (Some(delivery), Some(outcome)) = (delivery, outcome) {
+            self.kept.note_ended(epoch, delivery, outcome, now_us);
+        }
+        for session in self.sessions_mut().filter(|session| session.epoch > epoch) {
+            session.earlier_ended(attempt, outcome);
+        }
+    }
+
     fn hear(&mut self, frame: Frame) {
         let Frame { epoch, session, seq, body, .. } = frame;
         if let Body::Lead(lead) = &body {
@@ -206,7 +231,8 @@ impl Serving {
             self.leader = None;
             return;
         }
-        if epoch < found.epoch {
+        if epoch < found.epoch || self.leader.is_some_and(|leader| epoch < leader.epoch) {
+            // Nor does a leader that was overtaken give up what is its successor's now.
             return;
         }
         match body {
@@ -217,7 +243,10 @@ impl Serving {
                 let now_us = self.now_us;
                 let Some(found) = self.session_mut(session) else { return };
                 let (took, given_up) = found.hear_abort(seq, &abort.keys, now_us);
-                self.left.extend(given_up.into_iter().map(ServeEffect::GiveUp));
+                for attempt in given_up {
+                    self.sessions_mut().for_each(|session| session.given_up(attempt));
+                    self.left.push_back(ServeEffect::GiveUp(attempt));
+                }
                 self.close_on_gap(took);
             }
             // Only workers say these, and `Lead` is above.
@@ -232,13 +261,17 @@ impl Serving {
             if epoch < leader.epoch && !forgotten {
                 return;
             }
+            if epoch < leader.epoch {
+                self.kept.clear();
+            }
             if epoch != leader.epoch {
                 self.orphan_all();
                 self.refused = None;
             }
         }
         let version = self.settings.versions.common(lead.versions).unwrap_or(OLDEST);
-        self.leader = Some(Leader { epoch, lease: lead.lease, version, heard_us: now_us });
+        let (lease, asks) = (lead.lease, lead.asks);
+        self.leader = Some(Leader { epoch, lease, version, heard_us: now_us, asks });
         self.join();
     }
 
@@ -325,13 +358,36 @@ impl Serving {
         let Some(leader) = self.leader else { return };
         let refused = self.refused.is_some_and(|(_, until)| self.now_us < until);
         let busy = self.current.is_some() || self.closing.len() >= CLOSING_MAX;
-        if !self.connected || self.draining || refused || busy {
+        // One that takes nothing more still tells what it knows.
+        let leaves = self.draining && (!leader.asks || self.told == Some(leader.epoch));
+        if !self.connected || leaves || refused || busy {
             return;
         }
-        let id = SessionId(self.rng.random());
+        let (id, epoch, now_us) = (SessionId(self.rng.random()), leader.epoch, self.now_us);
+        let mut session = Session::new(id, epoch, leader.version, leader.lease, now_us);
+        if leader.asks {
+            let closing = self.closing.values().filter(|session| session.epoch < epoch);
+            let running = closing.flat_map(Session::running_deliveries);
+            session = session.tell_earlier(running, self.kept.before(epoch, now_us));
+        }
+        if self.draining && session.kept() == 0 {
+            return;
+        }
+        self.kept.note_session(epoch, id);
         self.left.push_back(ServeEffect::Subscribe(id));
-        self.current =
-            Some(Session::new(id, leader.epoch, leader.version, leader.lease, self.now_us));
+        self.current = Some(session);
+    }
+
+    /// Takes note that the leader knows what it was to be told at first; a worker that takes nothing more then closes:
+    /// what still runs is told of by a closing session too.
+    fn note_told(&mut self) {
+        let Some(session) = self.current.as_ref().filter(|session| session.has_told()) else {
+            return;
+        };
+        self.told = Some(session.epoch);
+        if self.draining {
+            self.close(ByeReason::Leaving);
+        }
     }
 
     /// What is due by time, and what has come to be said.
@@ -354,6 +410,7 @@ impl Serving {
             self.closing.remove(&id);
             self.left.push_back(ServeEffect::Unsubscribe(id));
         }
+        self.note_told();
         self.join();
         if self.connected {
             self.say();
@@ -364,7 +421,7 @@ impl Serving {
     fn say(&mut self) {
         let now_us = self.now_us;
         let (fast_slots, slow_slots) = self.free_slots();
-        let (settings, left) = (&self.settings, &mut self.left);
+        let (settings, left, kept) = (&self.settings, &mut self.left, &self.kept);
         for session in self.current.iter_mut().chain(self.closing.values_mut()) {
             left.extend(session.take_bye());
             if session.hello_is_due(now_us) {
@@ -379,6 +436,12 @@ impl Serving {
                     host: settings.host.clone(),
                     build: settings.build.clone(),
                     egress: settings.egress,
+                    kept: session.kept(),
+                    former: if session.was_granted() {
+                        Vec::new()
+                    } else {
+                        kept.sessions_before(session.epoch)
+                    },
                 };
                 left.push_back(session.hello(hello, now_us));
             }
@@ -388,6 +451,9 @@ impl Serving {
 
     /// What is free of the slots for the session that serves: what others still run takes its own.
     fn free_slots(&self) -> (u32, u32) {
+        if self.draining {
+            return (0, 0);
+        }
         let held: usize = self.closing.values().map(Session::running).sum();
         let held = u32::try_from(held).unwrap_or(u32::MAX);
         let (fast, slow) = (self.settings.fast_slots, self.settings.slow_slots);

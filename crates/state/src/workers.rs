@@ -4,10 +4,12 @@
 //! its own. So it is empty after a crash of the server, and on a standby that was promoted; either ends
 //! every session, and a leader that has a new one writes all again. On a standby it cannot be read.
 
+use std::time::Duration;
+
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
-use walhook_postgres::op::{EQ, MINUS, from_us, to_us};
+use walhook_postgres::op::{EQ, LT, MINUS, from_us, to_us};
 
 use super::{Param, Scope, StateError, StateStore, fence, text};
 
@@ -103,6 +105,29 @@ impl StateStore {
         tx.execute_typed(&remove, &self.scope.led()).await?;
         tx.execute_typed(&add, &rows).await?;
         Ok(tx.commit().await?)
+    }
+
+    /// The sessions of workers that a leader has stored last, whichever it was, and of which it had heard within
+    /// `within`: for whoever leads next. None where this server cannot say: it is a standby.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub async fn sessions_of_workers(&self, within: Duration) -> Result<Vec<String>, StateError> {
+        let s = &self.scope.s;
+        let Scope { pipeline, partition, .. } = &self.scope;
+        let sql = format!(
+            "SELECT session FROM {s}.workers
+             WHERE pipeline {EQ} $1 AND partition {EQ} $2
+               AND extract(epoch FROM pg_catalog.clock_timestamp() {MINUS} seen_at)::double precision {LT} $3"
+        );
+        let within = within.as_secs_f64();
+        let params: [Param<'_>; 3] =
+            [(pipeline, Type::TEXT), (partition, Type::INT4), (&within, Type::FLOAT8)];
+        match self.connection.query_typed(&sql, &params).await {
+            Ok(rows) => rows.iter().map(|row| Ok(text::get(row, 0)?)).collect(),
+            Err(error) if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => Ok(Vec::new()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The workers that the last leader has stored, those that have been in their state for longest first.

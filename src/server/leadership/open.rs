@@ -73,16 +73,18 @@ pub(super) async fn store_promotion(
     Ok(())
 }
 
-/// Whether the slot that is ours now sends everything from `at` on.
+/// Whether the slot that is ours now sends everything from `at` on. Returns the end of the WAL.
 pub(super) async fn check_slot(
     config: &Config,
     sentinel: &Connection,
     at: Lsn,
-) -> Result<(), OpenError> {
+) -> Result<Lsn, OpenError> {
     let name = &config.source.slot;
     let slot = slot::read(sentinel, name).await?;
     halt::check_slot(name, slot.as_ref().map(Slot::state).as_ref(), at)?;
-    slot.map_or(Ok(()), |slot| Ok(halt::check_wal_end(slot.wal_end, at)?))
+    let wal_end = slot.map_or(at, |slot| slot.wal_end);
+    halt::check_wal_end(wal_end, at)?;
+    Ok(wal_end)
 }
 
 /// Where the server itself answers, and no connection pooler.

@@ -10,7 +10,8 @@ use prometheus::{
 };
 
 /// What `/metrics` says of each metric.
-const HELP: [(&str, &str); 56] = [
+const HELP: [(&str, &str); 57] = [
+    ("walhook_adopted_total", "Attempts that were not sent, for an earlier leader's worker had."),
     ("walhook_attempt_seconds", "How long a request took."),
     ("walhook_attempts_total", "Requests that came to an end, by what came of them."),
     ("walhook_backlogs", "Endpoints with deferred deliveries."),
@@ -142,6 +143,17 @@ impl Register<'_> {
     pub(super) fn histogram(&self, name: &str, buckets: &[f64]) -> Result<Histogram> {
         let opts = HistogramOpts::from(opts(name)?).buckets(buckets.to_vec());
         self.add(Histogram::with_opts(opts)?)
+    }
+}
+
+impl Register<'_> {
+    /// Counters of one name by their label `result`.
+    pub(super) fn by_result<const N: usize>(
+        &self,
+        name: &str,
+        results: [&'static str; N],
+    ) -> Result<HashMap<&'static str, IntCounter>> {
+        Ok(by_label(&self.counters(name, "result")?, results, |result| result))
     }
 }
 

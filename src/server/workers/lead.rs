@@ -17,6 +17,7 @@ use super::pack::{Order, Packers, Report};
 use super::{Link, egress_digest, subscribe};
 use crate::config::{Config, LocalSending, WorkerEgress};
 use crate::server::dispatch::{Back, Sends};
+use crate::server::leadership::LeaderBefore;
 use crate::server::metrics::Metrics;
 use crate::server::pace::LinePace;
 use crate::server::stop::Stop;
@@ -26,8 +27,8 @@ use walhook_core::id::Epoch;
 use walhook_core::tick::Tick;
 use walhook_fleet::frame::{Frame, FrameError, Header, SPOKEN, SessionId};
 use walhook_fleet::leader::{
-    Ending, Fleet, FleetCounters, FleetEffect, FleetInput, FleetSettings, Local, Placement, Slots,
-    WorkerChanged, WorkerSeen, WorkerState,
+    Before, Ending, Fleet, FleetCounters, FleetEffect, FleetInput, FleetSettings, Local, Placement,
+    Slots, WorkerChanged, WorkerSeen, WorkerState,
 };
 use walhook_fleet::subjects::Inbox;
 use walhook_http::transport::Transport;
@@ -52,8 +53,9 @@ pub(in crate::server) struct Leads<'a> {
     pub(in crate::server) transport: &'a Arc<Transport>,
     pub(in crate::server) metrics: &'a Arc<Metrics>,
     pub(in crate::server) epoch: Epoch,
+    pub(in crate::server) before: LeaderBefore,
     /// Where it is said which workers there are.
-    pub(in crate::server) rows: watch::Sender<Vec<WorkerRow>>,
+    pub(in crate::server) rows: watch::Sender<Option<Vec<WorkerRow>>>,
 }
 
 /// The fleet of one leader, with all that its effects need.
@@ -69,7 +71,7 @@ pub(in crate::server) struct LeaderWorkers {
     second: BTreeSet<DeliveryId>,
     /// Requests under way at the leader, as the fleet knows.
     local: u32,
-    rows: watch::Sender<Vec<WorkerRow>>,
+    rows: watch::Sender<Option<Vec<WorkerRow>>>,
     metrics: Arc<Metrics>,
     counted: FleetCounters,
     log: LinePace,
@@ -85,7 +87,7 @@ impl LeaderWorkers {
         leads: Leads<'_>,
         now: Tick,
     ) -> Result<Option<Self>, Stop> {
-        let Leads { link, transport, metrics, epoch, rows } = leads;
+        let Leads { link, transport, metrics, epoch, before, rows } = leads;
         let Some(workers) = &config.workers else { return Ok(None) };
         let (fast, slow) = crate::server::slots(&config.scheduler);
         let settings = FleetSettings {
@@ -101,6 +103,10 @@ impl LeaderWorkers {
             egress: match workers.egress {
                 WorkerEgress::Same => Some(egress_digest(&config.egress)),
                 WorkerEgress::Own => None,
+            },
+            before: Before {
+                until: before.until,
+                sessions: before.sessions.iter().filter_map(|id| SessionId::parse(id)).collect(),
             },
             seed: rand::random(),
         };
@@ -282,8 +288,16 @@ impl LeaderWorkers {
             FleetEffect::Slots(Slots { fast, slow }) => return Some(Back::Slots { fast, slow }),
             FleetEffect::Workers(workers) => {
                 let unix_us = unix_us();
-                self.rows.send_replace(workers.iter().map(|w| row(w, now, unix_us)).collect());
+                let rows = workers.iter().map(|worker| row(worker, now, unix_us)).collect();
+                self.rows.send_replace(Some(rows));
             }
+            FleetEffect::TookOver { delivered, running, silent } => tracing::info!(
+                delivered,
+                running,
+                silent,
+                "asked the workers of the leader before what they know: what endpoints took is not sent again, and \
+                 what runs is waited for; `silent` of them did not answer"
+            ),
             FleetEffect::Changed(changed) => {
                 if self.log.admits(now) {
                     say(&changed);
@@ -347,6 +361,12 @@ impl LeaderWorkers {
             ("undecided", counters.undecided, then.undecided),
         ] {
             metrics.count_second_opinions(result, now - then);
+        }
+        for (result, now, then) in [
+            ("delivered", counters.adopted_delivered, then.adopted_delivered),
+            ("running", counters.adopted_running, then.adopted_running),
+        ] {
+            metrics.count_adopted(result, now - then);
         }
         if let Some(more) = self.log.take_withheld(now) {
             tracing::warn!(

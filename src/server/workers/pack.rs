@@ -13,6 +13,7 @@ use tokio::time::sleep;
 use super::Link;
 use walhook_bus::NotPublished;
 use walhook_core::attempt::{DeliveryId, Outcome};
+use walhook_core::delivery_key::DeliveryKey;
 use walhook_core::id::Epoch;
 use walhook_fleet::frame::{Attempts, Body, Frame, Request, SessionId};
 use walhook_fleet::leader::{Packed, SESSIONS_MAX};
@@ -124,7 +125,9 @@ impl Packer {
         let mut requests = Vec::with_capacity(attempts.len());
         for Packed { key, attempt } in attempts {
             match self.transport.prepare(&attempt).await {
-                Ok(prepared) => requests.push(request(key, prepared)),
+                Ok(prepared) => {
+                    requests.push(request(key, DeliveryKey::of(&attempt), prepared));
+                }
                 Err(exchange) => {
                     let outcome = Box::new(exchange.into());
                     self.report(Report::Ended(attempt.first().id, outcome)).await;
@@ -161,10 +164,10 @@ impl Packer {
     }
 }
 
-fn request(key: u64, prepared: Prepared) -> Request {
+fn request(key: u64, delivery: DeliveryKey, prepared: Prepared) -> Request {
     let Prepared { account, endpoint, event, number, url, headers, body, timeout } = prepared;
-    let headers = written(&headers);
-    Request { key, number, timeout, account, endpoint, event, url, headers, body }
+    let (headers, delivery) = (written(&headers), Some(delivery));
+    Request { key, number, timeout, account, endpoint, event, delivery, url, headers, body }
 }
 
 fn written(headers: &HeaderMap) -> Vec<(String, Bytes)> {

@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 pub(in crate::server) struct Rows {
     pub(in crate::server) sessions: Arc<Sessions>,
     pub(in crate::server) tell: Teller,
-    pub(in crate::server) rows: watch::Receiver<Vec<WorkerRow>>,
+    pub(in crate::server) rows: watch::Receiver<Option<Vec<WorkerRow>>>,
 }
 
 impl Work for Rows {
@@ -30,11 +30,14 @@ impl Work for Rows {
     const UNTIL: Until = Until::Abort;
     const PAUSE: Duration = PAUSE;
 
-    /// Begins with what was said last: an earlier leader's rows go, and a server that has crashed has none.
+    /// Begins with what was said last, for a server that has crashed has none. Until something was, an earlier leader's
+    /// rows stand: another leader may have to ask its workers soon.
     async fn work(&mut self) -> Result<Infallible, TaskError> {
         loop {
             let rows = self.rows.borrow_and_update().clone();
-            in_turn(self.store(&rows)).await?;
+            if let Some(rows) = rows {
+                in_turn(self.store(&rows)).await?;
+            }
             self.tell.works(Self::PART);
             if self.rows.changed().await.is_err() {
                 // The dispatcher has ended, and in a moment all else.

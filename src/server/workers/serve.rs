@@ -409,7 +409,7 @@ fn say(state: ServeState) {
 
 /// A request as the transport carries it; `None` where a header of it is none.
 fn prepared(request: Request) -> Option<Prepared> {
-    let Request { key: _, number, timeout, account, endpoint, event, url, headers, body } = request;
+    let Request { number, timeout, account, endpoint, event, url, headers, body, .. } = request;
     let mut map = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {
         let name = HeaderName::try_from(name).ok()?;

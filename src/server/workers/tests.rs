@@ -110,7 +110,7 @@ impl Leader {
     }
 
     fn say_lead(&self) {
-        let lead = Lead { versions: SPOKEN, lease: LEASE, egress: None };
+        let lead = Lead { versions: SPOKEN, lease: LEASE, egress: None, asks: true };
         let subject = self.link.subjects.lead();
         self.publish(&subject, SessionId::default(), 0, Body::Lead(lead));
     }
@@ -133,6 +133,7 @@ impl Leader {
             account: AccountId::new("42"),
             endpoint: EndpointId::new("17"),
             event: "evt_01K9Z3V8E6FQ5W2N8H4R7T0XYB".parse().unwrap(),
+            delivery: None,
             url: format!("http://{}/hook", to.address),
             headers: vec![("webhook-id".to_owned(), Bytes::from_static(b"evt"))],
             body: Bytes::from(format!("request {key}")),
@@ -221,7 +222,7 @@ async fn worker_sends_what_it_is_ordered_to_and_drains_when_all_of_it_was_heard(
     let (mut leader, mut worker) = (Leader::start(&nats).await?, worker(&nats).await?);
     let session = leader.join(None).await?;
     leader.send(session, 1, &endpoint);
-    let (first, WireOutcome { key, outcome }) = leader.outcome(session).await?;
+    let (first, WireOutcome { key, outcome, .. }) = leader.outcome(session).await?;
     assert_eq!((first, key), (0, 1));
     let outcome = outcome.context("it was begun")?;
     assert!(outcome.delivered(), "{outcome:?}");
@@ -298,9 +299,9 @@ async fn worker_whose_bus_died_ends_its_session_and_tells_outcomes_when_it_is_ba
     nats.start_again().await?;
     let other = leader.join(Some(session)).await?;
     leader.send(other, 2, &endpoint);
-    let (_, WireOutcome { key, outcome }) = leader.outcome(other).await?;
+    let (_, WireOutcome { key, outcome, .. }) = leader.outcome(other).await?;
     assert!(key == 2 && outcome.context("it was begun")?.delivered());
-    let (_, WireOutcome { key, outcome }) = leader.outcome(session).await?;
+    let (_, WireOutcome { key, outcome, .. }) = leader.outcome(session).await?;
     assert!(key == 1 && outcome.context("it was begun")?.delivered());
     assert_eq!(*endpoint.bodies.lock().unwrap(), ["request 1", "request 2"]);
     Ok(())

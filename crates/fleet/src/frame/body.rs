@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::Versions;
+use super::{SessionId, Versions};
 use walhook_core::attempt::Outcome;
+use walhook_core::delivery_key::DeliveryKey;
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::position::EventId;
 
@@ -40,6 +41,8 @@ pub struct Lead {
     pub lease: Duration,
     /// What a worker's `[egress]` must come to; `None`: it may have its own.
     pub egress: Option<Digest>,
+    /// Workers are to tell what they carried for leaders before this one; one of an earlier build does not ask.
+    pub asks: bool,
 }
 
 /// Said by a worker four times a lease, and when something changes. The frame's `seq` counts a session's.
@@ -65,6 +68,11 @@ pub struct Hello {
     pub build: String,
     /// Of its `[egress]`.
     pub egress: Digest,
+    /// The session's first outcomes, so many, are of leaders before this one: see [`Earlier`].
+    pub kept: u64,
+    /// Until it has been granted once: the last sessions that its worker had under leaders before this one, at most
+    /// [`FORMER_MAX`](super::FORMER_MAX).
+    pub former: Vec<SessionId>,
 }
 
 /// Whether a session takes more requests.
@@ -98,6 +106,8 @@ pub struct Request {
     pub endpoint: EndpointId,
     /// The event's id.
     pub event: EventId,
+    /// What the worker tells a later leader of it by; a leader of an earlier build does not say.
+    pub delivery: Option<DeliveryKey>,
     /// Where to.
     pub url: String,
     /// All headers, with the signature.
@@ -194,6 +204,18 @@ pub struct WireOutcome {
     /// `None`: it was surely not begun. Its times are in whole microseconds, a wait that the endpoint asked for in
     /// whole milliseconds.
     pub outcome: Option<Outcome>,
+    /// Set where it is no answer to this leader, but what the worker knows of an earlier one's request.
+    pub earlier: Option<Earlier>,
+}
+
+/// What a worker tells of a request that a leader before this one ordered. The key beside it is the worker's own, from
+/// [`EARLIER_KEYS`](super::EARLIER_KEYS) on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Earlier {
+    /// It runs: its outcome follows, by the same key.
+    Runs(DeliveryKey),
+    /// The endpoint took the event: with the outcome beside this.
+    Delivered(DeliveryKey),
 }
 
 /// A session's last word but its outcomes.

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use walhook_core::attempt::{FailureKind, Meaning, Outcome, Record};
+use walhook_core::delivery_key::DeliveryKey;
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::position::{EventId, Position};
 
@@ -33,7 +34,8 @@ fn bye() -> impl Strategy<Value = ByeReason> {
 fn hello() -> impl Strategy<Value = Hello> {
     let state = prop_oneof![Just(HelloState::Serving), bye().prop_map(HelloState::Closing)];
     let numbers = (any::<u32>(), any::<u32>(), any::<u64>(), any::<u64>(), any::<u64>());
-    (versions(), numbers, state, "\\PC{0,40}", "\\PC{0,40}", digest()).prop_map(
+    let earlier = (any::<u64>(), vec(any::<u128>().prop_map(SessionId), 0..=FORMER_MAX));
+    (versions(), numbers, state, "\\PC{0,40}", "\\PC{0,40}", digest(), earlier).prop_map(
         |(
             versions,
             (fast_slots, slow_slots, byte_budget, stamp_us, received_upto),
@@ -41,6 +43,7 @@ fn hello() -> impl Strategy<Value = Hello> {
             host,
             build,
             egress,
+            (kept, former),
         )| {
             Hello {
                 versions,
@@ -53,9 +56,15 @@ fn hello() -> impl Strategy<Value = Hello> {
                 host,
                 build,
                 egress,
+                kept,
+                former,
             }
         },
     )
+}
+
+fn delivery_key() -> impl Strategy<Value = DeliveryKey> {
+    any::<[u8; 16]>().prop_map(DeliveryKey)
 }
 
 fn bytes() -> impl Strategy<Value = Bytes> {
@@ -66,17 +75,20 @@ fn request() -> impl Strategy<Value = Request> {
     let headers = vec(("[a-z-]{1,20}", bytes()), 0..6);
     let event = any::<i64>().prop_map(|time| EventId::derive(1, &Position::FIRST, "t", time));
     let ids = (any::<u64>(), any::<u32>(), 0u64..1 << 40, "\\PC{0,30}", "\\PC{0,30}");
-    (ids, event, "\\PC{0,60}", headers, bytes()).prop_map(
-        |((key, number, timeout, account, endpoint), event, url, headers, body)| Request {
-            key,
-            number,
-            timeout: Duration::from_millis(timeout),
-            account: AccountId::new(account),
-            endpoint: EndpointId::new(endpoint),
-            event,
-            url,
-            headers,
-            body,
+    (ids, event, option::of(delivery_key()), "\\PC{0,60}", headers, bytes()).prop_map(
+        |((key, number, timeout, account, endpoint), event, delivery, url, headers, body)| {
+            Request {
+                key,
+                number,
+                timeout: Duration::from_millis(timeout),
+                account: AccountId::new(account),
+                endpoint: EndpointId::new(endpoint),
+                event,
+                delivery,
+                url,
+                headers,
+                body,
+            }
         },
     )
 }
@@ -119,8 +131,9 @@ fn outcome() -> impl Strategy<Value = Outcome> {
 
 fn body() -> impl Strategy<Value = Body> {
     let lease = (0u64..1 << 50).prop_map(Duration::from_micros);
-    let lead = (versions(), lease.clone(), option::of(digest()))
-        .prop_map(|(versions, lease, egress)| Body::Lead(Lead { versions, lease, egress }));
+    let lead = (versions(), lease.clone(), option::of(digest()), any::<bool>()).prop_map(
+        |(versions, lease, egress, asks)| Body::Lead(Lead { versions, lease, egress, asks }),
+    );
     let grant = (any::<u64>(), lease, any::<u64>(), any::<bool>()).prop_map(
         |(stamp_us, lease, outcomes_upto, closed)| {
             Body::Grant(Grant { stamp_us, lease, outcomes_upto, closed })
@@ -128,7 +141,11 @@ fn body() -> impl Strategy<Value = Body> {
     );
     let why =
         prop::sample::select(vec![Refusal::Version, Refusal::Egress, Refusal::Full, Refusal::Lost]);
-    let outcomes = vec((any::<u64>(), option::of(outcome())), 0..8);
+    let earlier = option::of(prop_oneof![
+        delivery_key().prop_map(Earlier::Runs),
+        delivery_key().prop_map(Earlier::Delivered),
+    ]);
+    let outcomes = vec((any::<u64>(), option::of(outcome()), earlier), 0..8);
     prop_oneof![
         lead,
         hello().prop_map(Body::Hello),
@@ -137,7 +154,11 @@ fn body() -> impl Strategy<Value = Body> {
         vec(any::<u64>(), 0..50).prop_map(|keys| Body::Abort(Abort { keys })),
         why.prop_map(|why| Body::Refused(Refused { why })),
         (any::<u64>(), outcomes).prop_map(|(first, outcomes)| {
-            let outcomes = outcomes.into_iter().map(|(key, outcome)| WireOutcome { key, outcome });
+            let outcomes = outcomes.into_iter().map(|(key, outcome, earlier)| WireOutcome {
+                key,
+                outcome,
+                earlier,
+            });
             Body::Outcomes(Outcomes { first, outcomes: outcomes.collect() })
         }),
         (any::<u64>(), bye())
@@ -243,7 +264,7 @@ fn frame_that_holds_more_than_it_may_is_refused_before_it_is_kept() {
 #[test]
 fn text_of_an_outcome_is_cut_to_what_a_frame_may_hold() {
     let outcome = Outcome::failed(FailureKind::Connect, &"é".repeat(TEXT_MAX), Duration::ZERO);
-    let outcomes = vec![WireOutcome { key: 1, outcome: Some(outcome) }];
+    let outcomes = vec![WireOutcome { key: 1, outcome: Some(outcome), earlier: None }];
     let read = Frame::decode(of(Body::Outcomes(Outcomes { first: 0, outcomes })).encode(), SPOKEN)
         .unwrap();
     let Body::Outcomes(read) = read.body else { panic!("outcomes") };
@@ -260,6 +281,7 @@ fn debug_of_a_request_shows_no_url_header_or_body() {
         account: AccountId::new("a"),
         endpoint: EndpointId::new("e"),
         event: EventId::derive(1, &Position::FIRST, "t", 0),
+        delivery: None,
         url: "http://hush".into(),
         headers: vec![("hush".into(), Bytes::from_static(b"hush"))],
         body: Bytes::from_static(b"hush"),
@@ -279,6 +301,7 @@ fn samples() -> Vec<(&'static str, Body)> {
         account: AccountId::new("42"),
         endpoint: EndpointId::new("e-7"),
         event: EventId::derive(1, &Position::FIRST, "subscriber.updated", 1_700_000_000_000_000),
+        delivery: None,
         url: "https://hooks.example.com/walhook?x=1".into(),
         headers: vec![("webhook-id".into(), Bytes::from_static(b"evt_1"))],
         body: Bytes::from_static(b"{\"id\":\"evt_1\"}"),
@@ -294,9 +317,21 @@ fn samples() -> Vec<(&'static str, Body)> {
         resends: 1,
     };
     let outcomes = vec![
-        WireOutcome { key: 77, outcome: Some(outcome) },
-        WireOutcome { key: 78, outcome: None },
+        WireOutcome { key: 77, outcome: Some(outcome), earlier: None },
+        WireOutcome { key: 78, outcome: None, earlier: None },
     ];
+    let delivered = Outcome::new(Meaning::Delivered, Duration::from_micros(12_345));
+    let key = EARLIER_KEYS;
+    let (running, ended) = (DeliveryKey([0xCD; 16]), DeliveryKey([0xEF; 16]));
+    let earlier = vec![
+        WireOutcome { key, outcome: None, earlier: Some(Earlier::Runs(running)) },
+        WireOutcome {
+            key: key + 1,
+            outcome: Some(delivered),
+            earlier: Some(Earlier::Delivered(ended)),
+        },
+    ];
+    let named = Request { delivery: Some(running), ..request.clone() };
     let hello = Hello {
         versions,
         fast_slots: 256,
@@ -308,12 +343,19 @@ fn samples() -> Vec<(&'static str, Body)> {
         host: "worker-1".into(),
         build: "0.1.0".into(),
         egress,
+        kept: 0,
+        former: vec![],
     };
+    let former = vec![SessionId(0xFEED), SessionId(u128::MAX)];
+    let keeps = Hello { kept: 2, former, ..hello.clone() };
     let lease = Duration::from_secs(2);
     vec![
-        ("lead", Body::Lead(Lead { versions, lease, egress: Some(egress) })),
+        ("lead", Body::Lead(Lead { versions, lease, egress: Some(egress), asks: false })),
+        ("lead-asks", Body::Lead(Lead { versions, lease, egress: None, asks: true })),
         ("hello", Body::Hello(hello)),
+        ("hello-keeps", Body::Hello(keeps)),
         ("attempts", Body::Attempts(Attempts { requests: vec![request] })),
+        ("attempts-named", Body::Attempts(Attempts { requests: vec![named] })),
         (
             "grant",
             Body::Grant(Grant { stamp_us: 123_456_789, lease, outcomes_upto: 5, closed: true }),
@@ -321,6 +363,7 @@ fn samples() -> Vec<(&'static str, Body)> {
         ("abort", Body::Abort(Abort { keys: vec![77, 1 << 40] })),
         ("refused", Body::Refused(Refused { why: Refusal::Egress })),
         ("outcomes", Body::Outcomes(Outcomes { first: 6, outcomes })),
+        ("outcomes-earlier", Body::Outcomes(Outcomes { first: 0, outcomes: earlier })),
         ("bye", Body::Bye(Bye { received_upto: 4, why: ByeReason::Gap })),
     ]
 }
@@ -335,7 +378,7 @@ fn from_hex(text: &str) -> Bytes {
 }
 
 /// What a worker or leader of version 1 wrote is read for as long as that version is spoken: the file is not changed,
-/// but for kinds that are added.
+/// but for kinds and fields that are added. What was written before a field was is read without it.
 #[test]
 fn frames_of_version_1_are_read_as_they_were_written() {
     let file = include_str!("version1.txt");

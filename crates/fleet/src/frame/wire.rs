@@ -7,18 +7,15 @@ use prost::Message;
 
 use super::body::{
     Abort, Attempts, Body, Bye, Digest, Grant, Hello, HelloState, Lead, Outcomes, Refused, Request,
-    WireOutcome,
 };
-use super::numbers::{
-    bye_number, bye_reason, failure_kind, failure_number, meaning, meaning_number, refusal,
-    refusal_number,
-};
+use super::numbers::{bye_number, bye_reason, refusal, refusal_number};
+use super::outcome::OutcomeBody;
 use super::scan::fields;
 use super::{
-    ABORTS_MAX, ATTEMPTS_MAX, FrameError, HEADERS_BYTES_MAX, HEADERS_MAX, NAME_MAX, OUTCOMES_MAX,
-    TEXT_MAX, Versions, read,
+    ABORTS_MAX, ATTEMPTS_MAX, FORMER_MAX, FrameError, HEADERS_BYTES_MAX, HEADERS_MAX, NAME_MAX,
+    OUTCOMES_MAX, SessionId, Versions, read,
 };
-use walhook_core::attempt::{Meaning, Outcome, Record};
+use walhook_core::delivery_key::DeliveryKey;
 use walhook_core::endpoint::URL_BYTES_MAX;
 use walhook_core::event::{AccountId, EndpointId, ID_MAX_BYTES};
 use walhook_core::tick::micros;
@@ -109,7 +106,10 @@ impl Kind {
     pub(super) fn decode(kind: u8, body: Bytes) -> Result<Body, FrameError> {
         Ok(match kind {
             LEAD => Body::Lead(read::<LeadBody>(kind, body)?.try_into()?),
-            HELLO => Body::Hello(read::<HelloBody>(kind, body)?.try_into()?),
+            HELLO => {
+                fields("former sessions of a worker", &body, 13, FORMER_MAX)?;
+                Body::Hello(read::<HelloBody>(kind, body)?.try_into()?)
+            }
             ATTEMPTS => {
                 // A header takes 2 bytes at least, and many times as much once it is read.
                 for request in fields("requests of a frame", &body, 1, ATTEMPTS_MAX)? {
@@ -182,6 +182,8 @@ pub(super) struct LeadBody {
     lease_us: u64,
     #[prost(bytes = "bytes", optional, tag = "4")]
     egress: Option<Bytes>,
+    #[prost(bool, tag = "5")]
+    asks: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -209,6 +211,10 @@ pub(super) struct HelloBody {
     build: String,
     #[prost(bytes = "bytes", tag = "11")]
     egress: Bytes,
+    #[prost(uint64, tag = "12")]
+    kept: u64,
+    #[prost(bytes = "bytes", repeated, tag = "13")]
+    former: Vec<Bytes>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -237,6 +243,8 @@ struct RequestBody {
     body: Bytes,
     #[prost(message, repeated, tag = "9")]
     headers: Vec<HeaderBody>,
+    #[prost(bytes = "bytes", optional, tag = "10")]
+    delivery: Option<Bytes>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -280,30 +288,6 @@ pub(super) struct OutcomesBody {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct OutcomeBody {
-    #[prost(fixed64, tag = "1")]
-    key: u64,
-    #[prost(bool, tag = "2")]
-    begun: bool,
-    #[prost(uint64, tag = "3")]
-    elapsed_us: u64,
-    #[prost(uint32, tag = "4")]
-    meaning: u32,
-    #[prost(uint32, optional, tag = "5")]
-    status: Option<u32>,
-    #[prost(uint32, optional, tag = "6")]
-    failure: Option<u32>,
-    #[prost(uint64, optional, tag = "7")]
-    retry_after_ms: Option<u64>,
-    #[prost(bool, tag = "8")]
-    overloaded: bool,
-    #[prost(uint32, tag = "9")]
-    resends: u32,
-    #[prost(string, tag = "10")]
-    text: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
 pub(super) struct ByeBody {
     #[prost(uint64, tag = "1")]
     received_upto: u64,
@@ -329,7 +313,24 @@ fn digest(bytes: &[u8]) -> Result<Digest, FrameError> {
     bytes.try_into().map(Digest).map_err(|_| FrameError::Field("digest of [egress]"))
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn delivery_key(bytes: &[u8]) -> Result<DeliveryKey, FrameError> {
+    bytes.try_into().map(DeliveryKey).map_err(|_| FrameError::Field("delivery"))
+}
+
+pub(super) fn key_bytes(key: DeliveryKey) -> Bytes {
+    Bytes::copy_from_slice(&key.0)
+}
+
+fn former_bytes(session: &SessionId) -> Bytes {
+    Bytes::copy_from_slice(&session.0.to_be_bytes())
+}
+
+fn former(bytes: &Bytes) -> Result<SessionId, FrameError> {
+    let bytes = bytes[..].try_into().map_err(|_| FrameError::Field("former session"))?;
+    Ok(SessionId(u128::from_be_bytes(bytes)))
+}
+
+pub(super) fn millis(duration: Duration) -> u64 {
     micros(duration) / 1_000
 }
 
@@ -340,6 +341,7 @@ impl From<&Lead> for LeadBody {
             newest: lead.versions.newest.into(),
             lease_us: micros(lead.lease),
             egress: lead.egress.map(|digest| Bytes::copy_from_slice(&digest.0)),
+            asks: lead.asks,
         }
     }
 }
@@ -352,6 +354,7 @@ impl TryFrom<LeadBody> for Lead {
             versions: versions(body.oldest, body.newest)?,
             lease: Duration::from_micros(body.lease_us),
             egress: body.egress.map(|bytes| digest(&bytes)).transpose()?,
+            asks: body.asks,
         })
     }
 }
@@ -374,6 +377,8 @@ impl From<&Hello> for HelloBody {
             host: cut(&hello.host, NAME_MAX).to_owned(),
             build: cut(&hello.build, NAME_MAX).to_owned(),
             egress: Bytes::copy_from_slice(&hello.egress.0),
+            kept: hello.kept,
+            former: hello.former.iter().map(former_bytes).collect(),
         }
     }
 }
@@ -399,6 +404,8 @@ impl TryFrom<HelloBody> for Hello {
             host: body.host,
             build: body.build,
             egress: digest(&body.egress)?,
+            kept: body.kept,
+            former: body.former.iter().map(former).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -419,6 +426,7 @@ impl From<&Request> for RequestBody {
             url: request.url.clone(),
             body: request.body.clone(),
             headers: request.headers.iter().map(header).collect(),
+            delivery: request.delivery.map(key_bytes),
         }
     }
 }
@@ -441,6 +449,7 @@ impl TryFrom<RequestBody> for Request {
             account: AccountId::new(body.account),
             endpoint: EndpointId::new(body.endpoint),
             event: body.event.parse().map_err(|_| FrameError::Field("event"))?,
+            delivery: body.delivery.map(|bytes| delivery_key(&bytes)).transpose()?,
             url: body.url,
             headers,
             body: body.body,
@@ -448,59 +457,8 @@ impl TryFrom<RequestBody> for Request {
     }
 }
 
-impl From<&WireOutcome> for OutcomeBody {
-    fn from(WireOutcome { key, outcome }: &WireOutcome) -> Self {
-        let Some(outcome) = outcome else {
-            return Self { key: *key, ..Self::default() };
-        };
-        let (retry_after, overloaded) = match outcome.meaning {
-            Meaning::Refused { retry_after, overloaded } => (retry_after, overloaded),
-            Meaning::Delivered
-            | Meaning::Gone
-            | Meaning::TimedOut
-            | Meaning::Failed
-            | Meaning::Invalid
-            | Meaning::Aborted
-            | Meaning::Oversize
-            | Meaning::Lost
-            | Meaning::Local => (None, false),
-        };
-        Self {
-            key: *key,
-            begun: true,
-            elapsed_us: micros(outcome.elapsed),
-            meaning: meaning_number(outcome.meaning),
-            status: outcome.record.status.map(Into::into),
-            failure: outcome.record.failure.map(failure_number),
-            retry_after_ms: retry_after.map(millis),
-            overloaded,
-            resends: outcome.resends,
-            text: cut(&outcome.record.text, TEXT_MAX).to_owned(),
-        }
-    }
-}
-
-impl TryFrom<OutcomeBody> for WireOutcome {
-    type Error = FrameError;
-
-    fn try_from(body: OutcomeBody) -> Result<Self, FrameError> {
-        let OutcomeBody { key, begun, elapsed_us, status, failure, resends, text, .. } = body;
-        if !begun {
-            return Ok(Self { key, outcome: None });
-        }
-        bound("bytes of an outcome's text", text.len(), TEXT_MAX)?;
-        let retry_after = body.retry_after_ms.map(Duration::from_millis);
-        let meaning = meaning(body.meaning, retry_after, body.overloaded)?;
-        let status =
-            status.map(u16::try_from).transpose().map_err(|_| FrameError::Field("status"))?;
-        let record = Record { status, failure: failure.map(failure_kind), text };
-        let elapsed = Duration::from_micros(elapsed_us);
-        Ok(Self { key, outcome: Some(Outcome { meaning, record, elapsed, resends }) })
-    }
-}
-
 /// The longest beginning of `text` that has at most `max` bytes.
-fn cut(text: &str, max: usize) -> &str {
+pub(super) fn cut(text: &str, max: usize) -> &str {
     let end = (0..=max.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
     end.and_then(|end| text.get(..end)).unwrap_or_default()
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::adopt::Before;
 use crate::frame::{ByeReason, Digest, Frame, Refusal, SessionId, Versions};
 use walhook_core::attempt::{Attempt, DeliveryId, Outcome};
 use walhook_core::id::Epoch;
@@ -22,6 +23,8 @@ pub struct FleetSettings {
     pub own: Slots,
     /// What a worker's `[egress]` must come to; `None`: `workers.egress = "own"`.
     pub egress: Option<Digest>,
+    /// What leaders before it have sent.
+    pub before: Before,
     /// Of the order in which workers are preferred: whoever knows it could choose hosts that meet on one worker.
     pub seed: u64,
 }
@@ -155,6 +158,16 @@ pub enum FleetEffect {
     Workers(Vec<WorkerSeen>),
     /// A worker has become something, for the log and metrics.
     Changed(Box<WorkerChanged>),
+    /// Workers have been asked what leaders before had ordered, and nothing waits for them any more: for the log.
+    /// Said once, where there is something to say.
+    TookOver {
+        /// Deliveries that endpoints took, which were not asked for yet.
+        delivered: usize,
+        /// Requests that still run, likewise.
+        running: usize,
+        /// Sessions whose workers did not answer.
+        silent: usize,
+    },
 }
 
 /// An attempt with the key under which the worker answers.
@@ -264,6 +277,10 @@ pub struct WorkerChanged {
 pub struct FleetCounters {
     /// Attempts taken.
     pub taken: u64,
+    /// Attempts that were not sent, for a worker knew from an earlier leader that the endpoint had taken them.
+    pub adopted_delivered: u64,
+    /// Attempts that were not sent, for they were under way from an earlier leader.
+    pub adopted_running: u64,
     /// Attempts that came back as lost.
     pub lost: u64,
     /// Attempts that came back as unsent.

@@ -4,8 +4,9 @@ use super::pick::spread;
 use super::session::{Phase, Session};
 use super::{Ending, Fleet, FleetEffect, SESSIONS_MAX, WORKERS_AGAIN, WorkerChanged, WorkerState};
 use crate::frame::{
-    Body, Bye, Frame, Hello, HelloState, OLDEST, Outcomes, Refusal, Refused, SessionId, WireOutcome,
+    Body, Bye, Frame, Hello, HelloState, OLDEST, Outcomes, Refusal, Refused, SessionId,
 };
+use walhook_core::attempt::Outcome;
 
 impl Fleet {
     pub(super) fn hear(&mut self, frame: Frame) {
@@ -50,6 +51,7 @@ impl Fleet {
         }
         self.due = self.due.min(session.due(now, self.settings.lease));
         self.ready.insert(id);
+        self.note_former(id, hello);
         if self.workers_told.is_some_and(|told| now >= told + WORKERS_AGAIN) {
             self.workers_changed = true;
         }
@@ -111,18 +113,31 @@ impl Fleet {
             self.counters.late += u64::try_from(outcomes.len()).unwrap_or(0);
             return;
         };
-        session.count_outcomes(first, u64::try_from(outcomes.len()).unwrap_or(0));
+        let (from, count) = (first, u64::try_from(outcomes.len()).unwrap_or(0));
+        let heard = session.count_outcomes(first, count);
         self.ready.insert(id);
-        for WireOutcome { key, outcome } in outcomes {
-            // Said again until it is granted, and of what was given up.
-            let Some(flight) = self.take_back(id, key) else {
-                self.counters.late += 1;
-                continue;
-            };
-            match outcome {
-                None => self.end(flight.attempt.first().id, Ending::Unsent, None),
-                Some(outcome) => self.settle(id, flight, outcome),
+        for (number, told) in (from..).zip(outcomes) {
+            match told.earlier {
+                None => self.hear_outcome(id, told.key, told.outcome),
+                // What comes again, or before its turn, is not taken: what is told of it later would be undone.
+                Some(earlier) if heard.contains(&number) => self.hear_earlier(id, told, earlier),
+                Some(_) => {}
             }
+        }
+        self.note_told(id);
+    }
+
+    fn hear_outcome(&mut self, id: SessionId, key: u64, outcome: Option<Outcome>) {
+        let Some(flight) = self.take_back(id, key) else {
+            // Said again until it is granted, and of what was given up.
+            if !self.earlier_ended(id, key, outcome) {
+                self.counters.late += 1;
+            }
+            return;
+        };
+        match outcome {
+            None => self.end(flight.attempt.first().id, Ending::Unsent, None),
+            Some(outcome) => self.settle(id, flight, outcome),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The second opinion: what failed before a request was sent is tried by another worker before it counts, since the
 //! worker's own network may be what failed. The dispatcher sees one attempt.
 
-use super::pick::Choice;
+use super::pick::{Choice, bytes_of};
 use super::session::Flight;
 use super::{Ending, Fleet, FleetEffect, Where};
 use crate::frame::SessionId;
@@ -57,14 +57,19 @@ fn reached(outcome: &Outcome) -> bool {
 impl Fleet {
     /// A worker has said what came of an attempt that it had.
     pub(super) fn settle(&mut self, session: SessionId, flight: Flight, outcome: Outcome) {
-        let Flight { attempt, bytes, placed, first, .. } = flight;
+        let Flight { attempt, bytes, placed, first, earlier, .. } = flight;
         let round_trip = self.now.since(placed);
         let overhead = round_trip.saturating_sub(outcome.elapsed);
-        self.note_overhead(session, overhead);
+        // Of one that was under way before, what its way there took is not known.
+        let overhead = (!earlier).then_some(overhead);
+        if let Some(overhead) = overhead {
+            self.note_overhead(session, overhead);
+        }
+        let bytes = if earlier { bytes_of(&attempt) } else { bytes };
         let delivery = attempt.first().id;
         if let Some(first) = first {
             self.judge(&first, &outcome);
-            self.end(delivery, Ending::Outcome(first.joined(outcome)), Some(overhead));
+            self.end(delivery, Ending::Outcome(first.joined(outcome)), overhead);
             return;
         }
         if is_before_request(&outcome) {
@@ -82,7 +87,7 @@ impl Fleet {
                 None => {}
             }
         }
-        self.end(delivery, Ending::Outcome(outcome), Some(overhead));
+        self.end(delivery, Ending::Outcome(outcome), overhead);
     }
 
     /// Whose fault the first failure was, by the second opinion.

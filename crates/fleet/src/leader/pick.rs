@@ -118,7 +118,7 @@ impl Fleet {
                 continue;
             }
             let slots = session.health.share_of(session.slots, now);
-            if session.in_flight() >= all(slots) {
+            if session.in_flight() - session.taken_up >= all(slots) {
                 continue;
             }
             let rank = rank(session.held().fast, slots.fast, spread(host ^ session.hash));

@@ -1,6 +1,7 @@
 //! One worker under this leader, as the leader knows it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::time::Duration;
 
 use super::health::Health;
@@ -12,6 +13,7 @@ use crate::frame::{
 };
 use crate::{LOST_AFTER_LEASE, QUIET_SIXTEENTHS};
 use walhook_core::attempt::{Attempt, DeliveryId};
+use walhook_core::delivery_key::DeliveryKey;
 use walhook_core::tick::Tick;
 
 /// Frames of a session that the packer has and has not published, at most.
@@ -36,6 +38,8 @@ pub(super) struct Flight {
     pub(super) old: bool,
     /// What it is a second opinion on.
     pub(super) first: Option<Box<First>>,
+    /// An earlier leader ordered it.
+    pub(super) earlier: bool,
 }
 
 /// Whether a session takes more.
@@ -78,6 +82,14 @@ pub(super) struct Session {
     pub(super) aborts: VecDeque<u64>,
     outcomes_upto: u64,
     granted_upto: u64,
+    /// The first outcomes, so many, are of earlier leaders; and sessions that the worker had under them.
+    pub(super) kept: u64,
+    pub(super) former: Vec<SessionId>,
+    /// Requests of earlier leaders that run, by the worker's key, as long as nobody has asked for them.
+    pub(super) told: BTreeMap<u64, DeliveryKey>,
+    pub(super) told_so_far: usize,
+    /// Flights that earlier leaders ordered: the worker's slots are what is left beside them.
+    pub(super) taken_up: u32,
     pub(super) health: Health,
     /// Spreads the session's name for the choice by host.
     pub(super) hash: u64,
@@ -116,6 +128,11 @@ impl Session {
             aborts: VecDeque::new(),
             outcomes_upto: 0,
             granted_upto: 0,
+            kept: 0,
+            former: Vec::new(),
+            told: BTreeMap::new(),
+            told_so_far: 0,
+            taken_up: 0,
             health: Health::default(),
             hash,
         }
@@ -136,13 +153,25 @@ impl Session {
         true
     }
 
-    /// Takes outcomes by their numbers.
-    pub(super) fn count_outcomes(&mut self, first: u64, count: u64) {
+    /// Whether it takes requests at all: one that ends has no slots, and only tells what it knows.
+    pub(super) fn has_slots(&self) -> bool {
+        self.slots != Slots::default()
+    }
+
+    /// Whether all that it was to tell of earlier leaders has come.
+    pub(super) fn has_told(&self) -> bool {
+        self.outcomes_upto >= self.kept
+    }
+
+    /// Takes outcomes by their numbers. Returns which of them come in their turn.
+    pub(super) fn count_outcomes(&mut self, first: u64, count: u64) -> Range<u64> {
+        let before = self.outcomes_upto;
         // What lies before `first` comes again, and this with it.
         if first <= self.outcomes_upto {
             self.outcomes_upto = self.outcomes_upto.max(first.saturating_add(count));
         }
         self.grant_due |= self.outcomes_upto - self.granted_upto >= OUTCOMES_PER_GRANT;
+        before..self.outcomes_upto
     }
 
     pub(super) fn in_flight(&self) -> u32 {
@@ -177,6 +206,7 @@ impl Session {
         match self.phase {
             _ if self.silent => WorkerState::Silent,
             Phase::Closing(_) => WorkerState::Draining,
+            Phase::Serving if !self.has_slots() => WorkerState::Draining,
             Phase::Serving if self.health.is_quarantined(now) => WorkerState::Quarantined,
             Phase::Serving => WorkerState::Serving,
         }
@@ -198,9 +228,17 @@ impl Session {
         self.flights.insert(key, flight);
     }
 
+    /// Takes one that runs there already.
+    pub(super) fn take_up(&mut self, key: u64, flight: Flight) {
+        self.taken_up += 1;
+        self.young.push_back((flight.placed, key));
+        self.flights.insert(key, flight);
+    }
+
     pub(super) fn give_back(&mut self, key: u64) -> Option<Flight> {
         let flight = self.flights.remove(&key)?;
         self.bytes -= flight.bytes;
+        self.taken_up -= u32::from(flight.earlier);
         if flight.seq.is_none() {
             self.waiting.retain(|waiting| *waiting != key);
         }

@@ -26,10 +26,14 @@ impl Fleet {
             }
             if !connected || session.holds_only(now) {
                 sum = sum.plus(session.held());
-                serves |= connected && session.is_open() && !session.health.is_quarantined(now);
+                serves |= connected
+                    && session.is_open()
+                    && session.has_slots()
+                    && !session.health.is_quarantined(now);
             } else {
-                serves = true;
+                serves |= session.has_slots();
                 sum = sum.plus(session.health.share_of(session.slots, now));
+                sum = sum.plus(Slots { fast: session.taken_up, slow: 0 });
             }
         }
         let own = self.settings.own;

@@ -1,3 +1,5 @@
+mod adopt;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +35,11 @@ fn session(n: u128) -> SessionId {
 }
 
 fn attempt(id: u64, host: &str, bytes: usize) -> Attempt {
+    attempt_of(Position::FIRST, id, host, bytes)
+}
+
+/// Of an event at this position.
+fn attempt_of(position: Position, id: u64, host: &str, bytes: usize) -> Attempt {
     let endpoint = Endpoint {
         id: EndpointId::new("e"),
         account: AccountId::new("a"),
@@ -46,8 +53,8 @@ fn attempt(id: u64, host: &str, bytes: usize) -> Attempt {
         invalid: None,
     };
     let event = Event {
-        id: EventId::derive(1, &Position::FIRST, "t", 0),
-        position: Position::FIRST,
+        id: EventId::derive(1, &position, "t", 0),
+        position,
         event_type: "t".into(),
         account: AccountId::new("a"),
         operation: Operation::Insert,
@@ -71,6 +78,13 @@ fn unreachable() -> Outcome {
 
 impl Rig {
     fn new(local: Local, workers: u128) -> Self {
+        let mut rig = Self::after(local, Before::NOTHING);
+        (0..workers).for_each(|n| rig.hello(n, HelloState::Serving, 0));
+        rig
+    }
+
+    /// A leader after another, of whom no worker has heard.
+    fn after(local: Local, before: Before) -> Self {
         let settings = FleetSettings {
             epoch: Epoch(3),
             versions: SPOKEN,
@@ -78,6 +92,7 @@ impl Rig {
             local,
             own: OWN,
             egress: Some(Digest::default()),
+            before,
             seed: 7,
         };
         let mut rig = Self {
@@ -88,7 +103,6 @@ impl Rig {
             next: 0,
         };
         rig.fleet.handle(rig.now, FleetInput::Bus { connected: true, max_payload: 1 << 20 });
-        (0..workers).for_each(|n| rig.hello(n, HelloState::Serving, 0));
         rig
     }
 
@@ -109,6 +123,8 @@ impl Rig {
             host: "host".into(),
             build: "1".into(),
             egress: Digest::default(),
+            kept: 0,
+            former: vec![],
         }
     }
 
@@ -145,7 +161,7 @@ impl Rig {
     }
 
     fn outcome(&mut self, n: u128, key: u64, outcome: Option<Outcome>) -> Vec<FleetEffect> {
-        let outcomes = vec![WireOutcome { key, outcome }];
+        let outcomes = vec![WireOutcome { key, outcome, earlier: None }];
         self.said += 1;
         self.frame(n, self.said, Body::Outcomes(Outcomes { first: self.said - 1, outcomes }));
         self.effects()

@@ -10,6 +10,11 @@ use walhook_core::id::Epoch;
 /// One request of an attempt, at a worker or at the leader.
 #[derive(Debug)]
 struct Run {
+    of: Name,
+    /// Which delivery's.
+    number: u64,
+    /// The worker's, by its life; `None`: the leader's own.
+    by: Option<u32>,
     ended: bool,
     /// It failed before its request was sent.
     harmless: bool,
@@ -17,6 +22,7 @@ struct Run {
 
 #[derive(Debug, Default)]
 struct Entry {
+    number: u64,
     runs: Vec<u32>,
     back: Option<(u64, Back)>,
     doubtful: bool,
@@ -46,12 +52,18 @@ pub(super) struct Account {
     pub(super) twice: u64,
     pub(super) doubted: u64,
     pub(super) drains: u64,
+    /// Outcomes of requests that earlier leaders had ordered.
+    pub(super) adopted: u64,
+    /// Deliveries that were sent more than once.
+    pub(super) repeated: u64,
     pub(super) counters: FleetCounters,
 }
 
 impl Account {
-    pub(super) fn placed(&mut self, name: Name) {
-        assert!(self.attempts.insert(name, Entry::default()).is_none(), "{name:?} is placed twice");
+    /// A leader has an attempt of the delivery with this number placed.
+    pub(super) fn placed(&mut self, name: Name, number: u64) {
+        let entry = Entry { number, ..Entry::default() };
+        assert!(self.attempts.insert(name, entry).is_none(), "{name:?} is placed twice");
     }
 
     pub(super) fn packed(&mut self, epoch: Epoch, key: u64, delivery: DeliveryId) {
@@ -60,18 +72,19 @@ impl Account {
     }
 
     /// A worker begins what this key stands for.
-    pub(super) fn begin_key(&mut self, epoch: Epoch, key: u64, at: u64) -> u32 {
+    pub(super) fn begin_key(&mut self, epoch: Epoch, key: u64, by: u32, at: u64) -> u32 {
         let delivery = self.keys[&(epoch, key)];
         let before = self.begun_keys.insert((epoch, key), at);
         assert!(before.is_none(), "key {key} of epoch {epoch} is begun at {before:?} and at {at}");
-        self.begin((epoch, delivery), at)
+        self.begin((epoch, delivery), Some(by), at)
     }
 
     /// A request begins; its number.
-    pub(super) fn begin(&mut self, name: Name, at: u64) -> u32 {
+    pub(super) fn begin(&mut self, name: Name, by: Option<u32>, at: u64) -> u32 {
         let run = u32::try_from(self.runs.len()).unwrap() + 1;
-        self.runs.push(Run { ended: false, harmless: false });
         let entry = self.attempts.get_mut(&name).unwrap();
+        let number = entry.number;
+        self.runs.push(Run { of: name, number, by, ended: false, harmless: false });
         if let Some((back_at, back)) = entry.back {
             // A request may be under way to its worker when it is given up; the word follows it.
             assert!(
@@ -98,6 +111,16 @@ impl Account {
         run.harmless = harmless;
     }
 
+    /// The number of the delivery that a request is of.
+    pub(super) fn number_of(&self, run: u32) -> u64 {
+        self.runs[run as usize - 1].number
+    }
+
+    /// The deliveries that a worker had requests of in this life.
+    pub(super) fn numbers_by(&self, life: u32) -> impl Iterator<Item = u64> + '_ {
+        self.runs.iter().filter(move |run| run.by == Some(life)).map(|run| run.number)
+    }
+
     pub(super) fn back(&mut self, name: Name, ending: &Ending, at: u64) {
         let Self { attempts, runs, .. } = self;
         let entry = attempts.get_mut(&name).unwrap_or_else(|| panic!("{name:?} was not placed"));
@@ -112,11 +135,12 @@ impl Account {
                 Back::Aborted
             }
             Ending::Outcome(outcome) => {
-                assert!(
-                    entry.runs.contains(&outcome.resends),
-                    "{name:?} has an outcome of another's request"
-                );
-                assert!(runs[outcome.resends as usize - 1].ended);
+                let run = &runs[outcome.resends as usize - 1];
+                assert!(run.ended && run.number == entry.number, "{name:?}: {run:?}");
+                if !entry.runs.contains(&outcome.resends) {
+                    assert!(run.of.0 < name.0, "{name:?} has an outcome of another's request");
+                    self.adopted += 1;
+                }
                 self.outcomes += 1;
                 Back::Outcome
             }
@@ -167,6 +191,9 @@ pub(super) struct Sum {
     unsent: u64,
     lost: u64,
     drains: u64,
+    adopted: u64,
+    adopted_running: u64,
+    repeated: u64,
     late: u64,
     contradicted: u64,
     confirmed: u64,
@@ -183,6 +210,9 @@ impl Sum {
         self.unsent += account.unsent;
         self.lost += account.lost;
         self.drains += account.drains;
+        self.adopted += account.adopted;
+        self.adopted_running += account.counters.adopted_running;
+        self.repeated += account.repeated;
         self.late += account.counters.late;
         self.contradicted += account.counters.contradicted;
         self.confirmed += account.counters.confirmed;
@@ -200,6 +230,8 @@ impl Sum {
             self.unsent,
             self.lost,
             self.drains,
+            self.adopted,
+            self.adopted_running,
             self.late,
             self.contradicted,
             self.confirmed,

@@ -8,10 +8,11 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::frame::{Attempts, Body, Digest, Frame, FrameError, Refusal, Request, SPOKEN, Versions};
 use crate::leader::{
-    Ending, Fleet, FleetEffect, FleetInput, FleetSettings, Local, Placement, Slots,
+    Before, Ending, Fleet, FleetEffect, FleetInput, FleetSettings, Local, Placement, Slots,
 };
 use crate::worker::{ServeEffect, ServeInput, ServeSettings, ServeState, Serving};
 use walhook_core::attempt::{Attempt, Delivery, DeliveryId, Meaning, Outcome};
+use walhook_core::delivery_key::DeliveryKey;
 use walhook_core::endpoint::Endpoint;
 use walhook_core::event::{AccountId, EndpointId, Event, Operation, RowKeys};
 use walhook_core::id::Epoch;
@@ -66,6 +67,7 @@ fn request(attempt: &Attempt, key: u64) -> Request {
         account: attempt.endpoint.account.clone(),
         endpoint: attempt.endpoint.id.clone(),
         event: attempt.first().event.id,
+        delivery: Some(DeliveryKey::of(attempt)),
         url: attempt.endpoint.url.clone(),
         headers: vec![],
         body: Bytes::new(),
@@ -81,6 +83,7 @@ fn meet(leader: Versions, worker: Versions) -> Result<u8, Refusal> {
         local: Local::Never,
         own: Slots::default(),
         egress: None,
+        before: Before::NOTHING,
         seed: 1,
     };
     let (mut fleet, now) = (Fleet::new(settings, Tick(0)), Tick(0));
@@ -135,7 +138,8 @@ fn meet(leader: Versions, worker: Versions) -> Result<u8, Refusal> {
                 | FleetEffect::Doubt { .. }
                 | FleetEffect::Slots(_)
                 | FleetEffect::Workers(_)
-                | FleetEffect::Changed(_) => continue,
+                | FleetEffect::Changed(_)
+                | FleetEffect::TookOver { .. } => continue,
             };
             let frame = carry(&frame, worker).expect("the worker reads what a leader says");
             serving.handle(0, ServeInput::Frame(Box::new(frame)));

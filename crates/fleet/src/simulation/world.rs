@@ -10,91 +10,148 @@ use rand::{RngExt, SeedableRng};
 
 use super::account::Account;
 use super::bus::{Bus, Letter, Node, Subject, Weather};
+use super::deliveries::Deliveries;
 use crate::frame::{Attempts, Body, Digest, Frame, Header, Request, SPOKEN, SessionId, Versions};
-use crate::leader::{Fleet, FleetEffect, FleetInput, FleetSettings, Local, Placement, Slots};
+use crate::leader::{Before, Ending, Fleet, FleetEffect, FleetInput, FleetSettings, Local, Slots};
 use crate::worker::{AttemptKey, ServeEffect, ServeInput, ServeSettings, Serving, To};
-use walhook_core::attempt::{Attempt, Delivery, DeliveryId, FailureKind, Meaning, Outcome};
+use walhook_core::attempt::{DeliveryId, FailureKind, Meaning, Outcome};
+use walhook_core::delivery_key::DeliveryKey;
 use walhook_core::endpoint::Endpoint;
-use walhook_core::event::{AccountId, EndpointId, Event, Operation, RowKeys};
+use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::id::Epoch;
-use walhook_core::position::{EventId, Position};
 use walhook_core::tick::Tick;
 
-const LEASE: Duration = Duration::from_secs(2);
-const MS: u64 = 1_000;
-const SECOND: u64 = 1_000 * MS;
+pub(super) const LEASE: Duration = Duration::from_secs(2);
+pub(super) const MS: u64 = 1_000;
+pub(super) const SECOND: u64 = 1_000 * MS;
 
 /// Work and faults until then; then all is well, and what is under way ends.
-const BUSY: u64 = 20 * SECOND;
+pub(super) const BUSY: u64 = 20 * SECOND;
 const END: u64 = 45 * SECOND;
 
 #[derive(Debug)]
-enum Happens {
+pub(super) enum Happens {
     Arrives(Letter),
-    Unheard { leader: usize, session: SessionId, seq: u64 },
-    Publish { leader: usize, frame: Box<Frame> },
-    Begin { worker: usize, life: u32, key: AttemptKey, epoch: Epoch, until_us: u64 },
-    End { worker: usize, life: u32, key: AttemptKey, run: u32 },
-    LocalEnd { leader: usize, delivery: DeliveryId, run: u32, told: bool },
+    Unheard {
+        leader: usize,
+        session: SessionId,
+        seq: u64,
+    },
+    Publish {
+        leader: usize,
+        frame: Box<Frame>,
+    },
+    Begin {
+        worker: usize,
+        life: u32,
+        key: AttemptKey,
+        epoch: Epoch,
+        until_us: u64,
+    },
+    End {
+        worker: usize,
+        life: u32,
+        key: AttemptKey,
+        run: u32,
+    },
+    LocalEnd {
+        leader: usize,
+        delivery: DeliveryId,
+        run: u32,
+        told: bool,
+    },
     Wake(Node),
     Thaw(Node),
     Work,
     Fault,
-    Link { node: Node, up: bool },
-    Told { node: Node, up: bool },
+    Link {
+        node: Node,
+        up: bool,
+    },
+    Told {
+        node: Node,
+        up: bool,
+    },
     Born(usize),
+    /// What was delivered is durable, if this leader still leads.
+    Stored {
+        leader: usize,
+        number: u64,
+    },
+    /// The table of workers is written, likewise.
+    Table {
+        leader: usize,
+        sessions: Vec<SessionId>,
+    },
+}
+
+/// What befalls them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Workers are told to end, and nothing else.
+    Drains,
+    /// Leaders follow each other, and nothing else.
+    Leaders,
+    /// Anything.
+    All,
 }
 
 #[derive(Debug)]
-struct Leader {
-    fleet: Fleet,
-    epoch: Epoch,
-    began: u64,
-    slots: Slots,
-    local: BTreeSet<DeliveryId>,
+pub(super) struct Leader {
+    pub(super) fleet: Fleet,
+    pub(super) epoch: Epoch,
+    pub(super) began: u64,
+    pub(super) slots: Slots,
+    pub(super) local: BTreeSet<DeliveryId>,
     /// Frames of a session are published in their order.
-    packed_at: BTreeMap<SessionId, u64>,
-    in_flight: BTreeSet<DeliveryId>,
+    pub(super) packed_at: BTreeMap<SessionId, u64>,
+    /// What it has placed: the numbers of the deliveries.
+    pub(super) in_flight: BTreeMap<DeliveryId, u64>,
+    /// What it has to send, by number.
+    pub(super) todo: VecDeque<u64>,
 }
 
 #[derive(Debug)]
-struct Worker {
-    serving: Serving,
-    life: u32,
+pub(super) struct Worker {
+    pub(super) serving: Serving,
+    pub(super) life: u32,
     /// What its boot-time clock shows at 0.
-    clock: u64,
-    heard: BTreeSet<SessionId>,
-    running: BTreeMap<AttemptKey, Option<u32>>,
+    pub(super) clock: u64,
+    pub(super) heard: BTreeSet<SessionId>,
+    pub(super) running: BTreeMap<AttemptKey, Option<u32>>,
     /// It cannot connect to anybody.
-    cut_off: bool,
-    highest: Epoch,
-    draining: bool,
+    pub(super) cut_off: bool,
+    pub(super) highest: Epoch,
+    pub(super) draining: bool,
 }
 
 #[derive(Debug, Default)]
-struct Link {
-    down: bool,
-    frozen_until: Option<u64>,
+pub(super) struct Link {
+    pub(super) down: bool,
+    pub(super) frozen_until: Option<u64>,
     /// What came meanwhile, in its order.
-    held: VecDeque<Happens>,
-    wakes_at: Option<u64>,
+    pub(super) held: VecDeque<Happens>,
+    pub(super) wakes_at: Option<u64>,
 }
 
 pub(super) struct World {
-    rng: SmallRng,
-    now: u64,
-    next: u64,
-    events: BTreeMap<(u64, u64), Happens>,
-    bus: Bus,
-    calm: bool,
-    local: Local,
-    leaders: Vec<Option<Leader>>,
-    workers: Vec<Option<Worker>>,
-    lives: u32,
-    links: BTreeMap<Node, Link>,
-    endpoints: Vec<Arc<Endpoint>>,
-    next_delivery: u64,
-    account: Account,
+    pub(super) rng: SmallRng,
+    pub(super) now: u64,
+    pub(super) next: u64,
+    pub(super) events: BTreeMap<(u64, u64), Happens>,
+    pub(super) bus: Bus,
+    pub(super) mode: Mode,
+    pub(super) local: Local,
+    pub(super) leaders: Vec<Option<Leader>>,
+    pub(super) workers: Vec<Option<Worker>>,
+    pub(super) lives: u32,
+    pub(super) links: BTreeMap<Node, Link>,
+    pub(super) endpoints: Vec<Arc<Endpoint>>,
+    pub(super) next_delivery: u64,
+    pub(super) deliveries: Deliveries,
+    /// The table of workers.
+    pub(super) table: Vec<SessionId>,
+    pub(super) account: Account,
 }
 
 fn endpoint(n: usize) -> Arc<Endpoint> {
@@ -115,8 +172,12 @@ fn endpoint(n: usize) -> Arc<Endpoint> {
 impl World {
     pub(super) fn run(seed: u64) -> Account {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let calm = seed.is_multiple_of(5);
-        let weather = if calm {
+        let mode = match seed % 5 {
+            0 => Mode::Drains,
+            1 => Mode::Leaders,
+            _ => Mode::All,
+        };
+        let weather = if mode != Mode::All {
             Weather { lost: 0, repeated: 0, slowest_us: rng.random_range(100..20 * MS) }
         } else {
             Weather {
@@ -133,7 +194,7 @@ impl World {
             next: 0,
             events: BTreeMap::new(),
             bus: Bus::new(weather),
-            calm,
+            mode,
             local,
             leaders: Vec::new(),
             workers: Vec::new(),
@@ -141,6 +202,8 @@ impl World {
             links: BTreeMap::new(),
             endpoints: (0..8).map(endpoint).collect(),
             next_delivery: 0,
+            deliveries: Deliveries::default(),
+            table: Vec::new(),
             account: Account::default(),
         };
         world.lead();
@@ -154,11 +217,11 @@ impl World {
         world.account
     }
 
-    fn after(&mut self, delay: u64, happens: Happens) {
+    pub(super) fn after(&mut self, delay: u64, happens: Happens) {
         self.at(self.now + delay, happens);
     }
 
-    fn at(&mut self, at: u64, happens: Happens) {
+    pub(super) fn at(&mut self, at: u64, happens: Happens) {
         self.next += 1;
         self.events.insert((at.max(self.now), self.next), happens);
     }
@@ -192,14 +255,21 @@ impl World {
         for worker in self.workers.iter().flatten() {
             assert_eq!(worker.serving.in_flight(), 0, "{:?}", worker.serving);
         }
-        if self.calm {
+        let missing: Vec<u64> = self.deliveries.not_stored().collect();
+        assert!(missing.is_empty(), "{missing:?} were not delivered");
+        let (repeated, without_reason) = self.deliveries.repeated();
+        self.account.repeated = repeated;
+        if self.mode == Mode::Leaders {
+            assert!(without_reason.is_empty(), "{without_reason:?} were sent twice");
+        }
+        if self.mode == Mode::Drains {
             let account = &self.account;
             assert_eq!((account.lost, account.twice), (0, 0), "nothing but drains happened");
         }
     }
 
     /// Whether a node is not to be told anything now: it is told all of it when it thaws.
-    fn frozen(&self, node: Node) -> bool {
+    pub(super) fn frozen(&self, node: Node) -> bool {
         self.links
             .get(&node)
             .and_then(|link| link.frozen_until)
@@ -228,6 +298,9 @@ impl World {
                 Some(Node::Worker(*worker))
             }
             Happens::Wake(node) | Happens::Told { node, .. } => Some(*node),
+            Happens::Stored { leader, .. } | Happens::Table { leader, .. } => {
+                Some(Node::Leader(*leader))
+            }
             Happens::Work
             | Happens::Thaw(_)
             | Happens::Fault
@@ -262,13 +335,28 @@ impl World {
             Happens::Link { node, up } => self.set_link(node, up),
             Happens::Told { node, up } => self.told(node, up),
             Happens::Born(worker) => self.bear(worker),
+            Happens::Stored { leader, number } => {
+                if self.leads(leader) {
+                    self.deliveries.store(number);
+                }
+            }
+            Happens::Table { leader, sessions } => {
+                if self.leads(leader) {
+                    self.table = sessions;
+                }
+            }
         }
         if let Some(node) = node {
             self.drive(node);
         }
     }
 
-    fn lead(&mut self) {
+    /// Whether it is the last one, and alive.
+    pub(super) fn leads(&self, leader: usize) -> bool {
+        leader + 1 == self.leaders.len() && self.leaders[leader].is_some()
+    }
+
+    pub(super) fn lead(&mut self) {
         let epoch = Epoch(i64::try_from(self.leaders.len()).unwrap() + 1);
         let settings = FleetSettings {
             epoch,
@@ -277,6 +365,7 @@ impl World {
             local: self.local,
             own: Slots { fast: 8, slow: 16 },
             egress: Some(Digest::default()),
+            before: Before { until: self.deliveries.end(), sessions: self.table.clone() },
             seed: self.rng.random(),
         };
         let leader = Leader {
@@ -286,7 +375,8 @@ impl World {
             slots: Slots::default(),
             local: BTreeSet::new(),
             packed_at: BTreeMap::new(),
-            in_flight: BTreeSet::new(),
+            in_flight: BTreeMap::new(),
+            todo: self.deliveries.not_stored().collect(),
         };
         self.leaders.push(Some(leader));
         let node = Node::Leader(self.leaders.len() - 1);
@@ -294,7 +384,7 @@ impl World {
         self.after(0, Happens::Told { node, up: true });
     }
 
-    fn bear(&mut self, at: usize) {
+    pub(super) fn bear(&mut self, at: usize) {
         self.lives += 1;
         let mut seed = [0; 32];
         self.rng.fill(&mut seed[..]);
@@ -314,7 +404,7 @@ impl World {
             clock: self.rng.random_range(0..1 << 50),
             heard: BTreeSet::new(),
             running: BTreeMap::new(),
-            cut_off: !self.calm && self.rng.random_range(0..6) == 0,
+            cut_off: self.mode == Mode::All && self.rng.random_range(0..6) == 0,
             highest: Epoch(0),
             draining: false,
         });
@@ -323,14 +413,14 @@ impl World {
         self.after(0, Happens::Told { node, up: true });
     }
 
-    fn tell_leader(&mut self, at: usize, input: FleetInput) {
+    pub(super) fn tell_leader(&mut self, at: usize, input: FleetInput) {
         let now = self.now;
         if let Some(Some(leader)) = self.leaders.get_mut(at) {
             leader.fleet.handle(Tick(now - leader.began), input);
         }
     }
 
-    fn tell_worker(&mut self, at: usize, input: ServeInput) {
+    pub(super) fn tell_worker(&mut self, at: usize, input: ServeInput) {
         let now = self.now;
         if let Some(worker) = &mut self.workers[at] {
             worker.serving.handle(worker.clock + now, input);
@@ -346,7 +436,7 @@ impl World {
         }
     }
 
-    fn is_down(&self, node: Node) -> bool {
+    pub(super) fn is_down(&self, node: Node) -> bool {
         self.links.get(&node).is_none_or(|link| link.down)
     }
 
@@ -357,7 +447,7 @@ impl World {
         }
     }
 
-    fn set_link(&mut self, node: Node, up: bool) {
+    pub(super) fn set_link(&mut self, node: Node, up: bool) {
         self.links.entry(node).or_default().down = !up;
         // It is noticed a little later; what is published in between is lost.
         let delay = self.rng.random_range(0..300 * MS);
@@ -450,7 +540,7 @@ impl World {
             epoch >= worker.highest || worker.serving.epoch() != Some(epoch),
             "an order of epoch {epoch}"
         );
-        let run = self.account.begin_key(epoch, key.key, now);
+        let run = self.account.begin_key(epoch, key.key, life, now);
         worker.running.insert(key, Some(run));
         let takes = match self.rng.random_range(0..20) {
             0 => self.rng.random_range(SECOND..4 * SECOND),
@@ -475,6 +565,9 @@ impl World {
         let harmless =
             matches!(outcome.record.failure, Some(FailureKind::Connect | FailureKind::Dns));
         self.account.ended(run, harmless);
+        if outcome.delivered() {
+            self.deliveries.taken(self.account.number_of(run), run);
+        }
         outcome
     }
 
@@ -497,22 +590,22 @@ impl World {
             if told {
                 self.tell_leader(at, FleetInput::Ended { delivery, outcome });
             } else {
-                leader.in_flight.remove(&delivery);
-                let name = (leader.epoch, delivery);
-                self.account.back(name, &crate::leader::Ending::Outcome(outcome), self.now);
+                self.came_back(at, delivery, &Ending::Outcome(outcome));
             }
         }
     }
 
-    fn carry_locally(&mut self, at: usize, delivery: DeliveryId, told: bool) {
+    pub(super) fn carry_locally(&mut self, at: usize, delivery: DeliveryId, told: bool) {
         let Some(Some(leader)) = self.leaders.get_mut(at) else { return };
         leader.local.insert(delivery);
-        let run = self.account.begin((leader.epoch, delivery), self.now);
+        let number = leader.in_flight[&delivery];
+        let run = self.account.begin((leader.epoch, delivery), None, self.now);
+        self.deliveries.excuse(number);
         let takes = self.rng.random_range(MS..300 * MS);
         self.after(takes, Happens::LocalEnd { leader: at, delivery, run, told });
     }
 
-    fn drive(&mut self, node: Node) {
+    pub(super) fn drive(&mut self, node: Node) {
         match node {
             Node::Leader(at) => self.drive_leader(at),
             Node::Worker(at) => self.drive_worker(at),
@@ -553,6 +646,7 @@ impl World {
                             account: attempt.endpoint.account.clone(),
                             endpoint: attempt.endpoint.id.clone(),
                             event: first.event.id,
+                            delivery: Some(DeliveryKey::of(attempt)),
                             url: attempt.endpoint.url.clone(),
                             headers: vec![],
                             body: first.event.body(),
@@ -577,8 +671,7 @@ impl World {
                     self.carry_locally(at, attempt.first().id, true)
                 }
                 FleetEffect::Ended { delivery, ending, .. } => {
-                    leader.in_flight.remove(&delivery);
-                    self.account.back((epoch, delivery), &ending, now);
+                    self.came_back(at, delivery, &ending);
                 }
                 FleetEffect::Doubt { deliveries, doubtful } => {
                     for delivery in deliveries {
@@ -586,7 +679,12 @@ impl World {
                     }
                 }
                 FleetEffect::Slots(slots) => leader.slots = slots,
-                FleetEffect::Workers(_) | FleetEffect::Changed(_) => {}
+                FleetEffect::Workers(workers) => {
+                    let sessions = workers.iter().map(|worker| worker.session).collect();
+                    let delay = self.rng.random_range(MS..200 * MS);
+                    self.after(delay, Happens::Table { leader: at, sessions });
+                }
+                FleetEffect::Changed(_) | FleetEffect::TookOver { .. } => {}
             }
         }
     }
@@ -609,7 +707,7 @@ impl World {
             let Some(effect) = worker.serving.poll(worker.clock + now) else {
                 let due = worker.serving.deadline().map(|due| due.saturating_sub(worker.clock));
                 if worker.draining && worker.serving.is_drained() {
-                    self.workers[at] = None;
+                    self.end_worker(at);
                     self.after(SECOND, Happens::Born(at));
                     return;
                 }
@@ -645,129 +743,6 @@ impl World {
                 }
                 ServeEffect::State(_) => {}
             }
-        }
-    }
-
-    fn work(&mut self) {
-        if self.now >= BUSY {
-            return;
-        }
-        let delay = self.rng.random_range(MS..40 * MS);
-        self.after(delay, Happens::Work);
-        for at in 0..self.leaders.len() {
-            if self.frozen(Node::Leader(at)) {
-                continue;
-            }
-            let mut burst = VecDeque::from_iter(0..self.rng.random_range(0..12));
-            while burst.pop_front().is_some() {
-                let Some(Some(leader)) = self.leaders.get(at) else { break };
-                let room = leader.slots.fast + leader.slots.slow;
-                if leader.in_flight.len() >= usize::try_from(room).unwrap() {
-                    break;
-                }
-                self.place(at);
-            }
-            let give_up = self.rng.random_range(0..10) == 0;
-            if let Some(Some(leader)) = self.leaders.get(at)
-                && let Some(delivery) = leader.in_flight.first().copied().filter(|_| give_up)
-                && !leader.local.contains(&delivery)
-            {
-                self.tell_leader(at, FleetInput::Aborted(delivery));
-            }
-            self.drive(Node::Leader(at));
-        }
-    }
-
-    fn place(&mut self, at: usize) {
-        self.next_delivery += 1;
-        let delivery = DeliveryId(self.next_delivery);
-        let event = Event {
-            id: EventId::derive(
-                1,
-                &Position::FIRST,
-                "t",
-                i64::try_from(self.next_delivery).unwrap(),
-            ),
-            position: Position::FIRST,
-            event_type: "t".into(),
-            account: AccountId::new("1"),
-            operation: Operation::Insert,
-            commit_time_us: 0,
-            keys: RowKeys::new(),
-            row: Bytes::from(vec![b'1'; self.rng.random_range(10..4_000)]),
-        };
-        let endpoint = Arc::clone(&self.endpoints[self.rng.random_range(0..self.endpoints.len())]);
-        let deliveries =
-            Delivery { id: delivery, event: Arc::new(event), number: 1, asked: None }.into();
-        let attempt = Attempt { endpoint, deliveries };
-        let now = self.now;
-        let Some(Some(leader)) = self.leaders.get_mut(at) else { return };
-        self.account.placed((leader.epoch, delivery));
-        leader.in_flight.insert(delivery);
-        match leader.fleet.place(Tick(now - leader.began), &attempt) {
-            Placement::Taken => {}
-            Placement::Local => self.carry_locally(at, delivery, false),
-            Placement::TooLarge => panic!("nothing is too large"),
-        }
-    }
-
-    fn kill_worker(&mut self, at: usize) {
-        self.workers[at] = None;
-        let delay = self.rng.random_range(0..4 * SECOND);
-        self.after(delay, Happens::Born(at));
-    }
-
-    fn freeze(&mut self, node: Node, until: u64) {
-        let link = self.links.entry(node).or_default();
-        let until = until.max(link.frozen_until.unwrap_or(0));
-        link.frozen_until = Some(until);
-        self.at(until, Happens::Thaw(node));
-    }
-
-    fn fault(&mut self) {
-        if self.now >= BUSY {
-            self.bus.weather.lost = 0;
-            self.bus.weather.slowest_us = 2 * MS;
-            return;
-        }
-        let delay = self.rng.random_range(100 * MS..3 * SECOND);
-        self.after(delay, Happens::Fault);
-        let at = self.rng.random_range(0..self.workers.len());
-        let node = Node::Worker(at);
-        let leading = Node::Leader(self.leaders.len() - 1);
-        let long = self.rng.random_range(10 * MS..6 * SECOND);
-        let free = self.workers[at].as_ref().is_some_and(|worker| !worker.draining);
-        match if self.calm { 0 } else { self.rng.random_range(0..8) } {
-            0 | 1 if free => {
-                self.account.drains += 1;
-                if let Some(worker) = &mut self.workers[at] {
-                    worker.draining = true;
-                }
-                self.tell_worker(at, ServeInput::Drain);
-                self.drive(node);
-            }
-            2 if free => self.kill_worker(at),
-            3 => self.freeze(node, self.now + long),
-            4 => self.freeze(leading, self.now + long),
-            5 if !self.is_down(node) && free => {
-                self.set_link(node, false);
-                self.after(300 * MS + long, Happens::Link { node, up: true });
-            }
-            6 if !self.is_down(leading) => {
-                self.set_link(leading, false);
-                self.after(300 * MS + long, Happens::Link { node: leading, up: true });
-            }
-            7 => {
-                // The one before dies, or goes on for a while without knowing.
-                let old = self.leaders.len() - 1;
-                if self.rng.random() {
-                    self.leaders[old] = None;
-                } else if let Some(before) = old.checked_sub(1) {
-                    self.leaders[before] = None;
-                }
-                self.lead();
-            }
-            _ => {}
         }
     }
 }

@@ -1,14 +1,15 @@
 //! One session at its worker.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::{AttemptKey, ServeEffect, To, hello_every_us, lost_after_us, part_us};
 use crate::frame::{
-    ATTEMPTS_BYTES, Body, Bye, ByeReason, Frame, Grant, Hello, HelloState, OLDEST, OUTCOMES_MAX,
-    Outcomes, Request, SessionId, WireOutcome,
+    ATTEMPTS_BYTES, Body, Bye, ByeReason, EARLIER_KEYS, Earlier, Frame, Grant, Hello, HelloState,
+    OLDEST, OUTCOMES_MAX, Outcomes, Request, SessionId, WireOutcome,
 };
-use walhook_core::attempt::Outcome;
+use walhook_core::attempt::{FailureKind, Outcome};
+use walhook_core::delivery_key::DeliveryKey;
 use walhook_core::id::Epoch;
 use walhook_core::tick::micros;
 
@@ -48,7 +49,12 @@ pub(super) struct Session {
     hello_due_us: u64,
     /// The number of the next frame in its turn.
     next: u64,
-    running: BTreeSet<u64>,
+    /// By key, each with what a later leader is told of it by.
+    running: BTreeMap<u64, Option<DeliveryKey>>,
+    /// Requests of earlier leaders that the leader was told run, by the key under which it was.
+    earlier: BTreeMap<u64, AttemptKey>,
+    /// The session's first outcomes, so many, are of earlier leaders.
+    kept: u64,
     unheard: VecDeque<WireOutcome>,
     first: u64,
     sent: u64,
@@ -79,7 +85,9 @@ impl Session {
             hello_seq: 0,
             hello_due_us: now_us,
             next: 1,
-            running: BTreeSet::new(),
+            running: BTreeMap::new(),
+            earlier: BTreeMap::new(),
+            kept: 0,
             unheard: VecDeque::new(),
             first: 0,
             sent: 0,
@@ -88,6 +96,59 @@ impl Session {
             bye_due: false,
             closed: false,
         }
+    }
+
+    /// Has the leader told first what earlier ones ordered: what runs, and what endpoints took.
+    pub(super) fn tell_earlier(
+        mut self,
+        running: impl Iterator<Item = (AttemptKey, DeliveryKey)>,
+        taken: impl Iterator<Item = (DeliveryKey, Outcome)>,
+    ) -> Self {
+        let mut keys = EARLIER_KEYS..;
+        for (key, (attempt, delivery)) in keys.by_ref().zip(running) {
+            self.earlier.insert(key, attempt);
+            let earlier = Some(Earlier::Runs(delivery));
+            self.unheard.push_back(WireOutcome { key, outcome: None, earlier });
+        }
+        for (key, (delivery, outcome)) in keys.zip(taken) {
+            let (outcome, earlier) = (Some(outcome), Some(Earlier::Delivered(delivery)));
+            self.unheard.push_back(WireOutcome { key, outcome, earlier });
+        }
+        self.kept = self.all_outcomes();
+        self
+    }
+
+    pub(super) fn kept(&self) -> u64 {
+        self.kept
+    }
+
+    /// Whether the leader has granted it anything.
+    pub(super) fn was_granted(&self) -> bool {
+        self.until_us.is_some()
+    }
+
+    /// Whether the leader knows all that it was to be told at first.
+    pub(super) fn has_told(&self) -> bool {
+        self.first >= self.kept
+    }
+
+    /// A leader that does not know the session yet would not hear its outcomes.
+    fn may_tell(&self) -> bool {
+        !self.is_serving() || self.was_granted()
+    }
+
+    /// What runs of it that a later leader can be told of.
+    pub(super) fn running_deliveries(
+        &self,
+    ) -> impl Iterator<Item = (AttemptKey, DeliveryKey)> + use<'_> {
+        let session = self.id;
+        self.running.iter().filter_map(move |(key, delivery)| {
+            Some((AttemptKey { session, key: *key }, (*delivery)?))
+        })
+    }
+
+    fn all_outcomes(&self) -> u64 {
+        self.first + u64::try_from(self.unheard.len()).unwrap_or(0)
     }
 
     pub(super) fn is_serving(&self) -> bool {
@@ -116,7 +177,7 @@ impl Session {
         let heard = match self.phase {
             Phase::Serving => false,
             Phase::Closing(_) => {
-                self.closed && self.unheard.is_empty()
+                self.closed && self.unheard.is_empty() && self.earlier.is_empty()
                     || now_us >= self.heard_us + lost_after_us(self.lease)
             }
             Phase::Orphan => true,
@@ -136,6 +197,7 @@ impl Session {
         self.phase = Phase::Orphan;
         self.until_us = None;
         self.unheard.clear();
+        self.earlier.clear();
     }
 
     /// All that has not been acknowledged is to be said once more.
@@ -194,25 +256,57 @@ impl Session {
         );
         let took = self.take_number(seq);
         // It may be given up in any order: one that is not known yet is in a frame that is not taken.
-        let running = keys.iter().filter(|key| self.running.remove(key));
-        (took, running.map(|key| AttemptKey { session: self.id, key: *key }).collect())
+        let given_up = keys.iter().filter_map(|key| {
+            let own = self.running.remove(key).map(|_| AttemptKey { session: self.id, key: *key });
+            own.or_else(|| self.earlier.remove(key))
+        });
+        (took, given_up.collect())
+    }
+
+    /// A request was given up, in this session or in another one of the same leader's: of what was told here that it
+    /// runs it is told that it does no more.
+    pub(super) fn given_up(&mut self, attempt: AttemptKey) {
+        if attempt.session == self.id {
+            self.running.remove(&attempt.key);
+        }
+        let given_up = Outcome::failed(FailureKind::Aborted, "given up by walhook", Duration::ZERO);
+        self.earlier_ended(attempt, &Some(given_up));
     }
 
     /// Whether a request that came in its turn may begin; it is answered for otherwise.
     pub(super) fn begin(&mut self, request: &Request, now_us: u64) -> bool {
         let may = self.until_us.is_some_and(|until| now_us < until);
-        let known = self.running.contains(&request.key);
+        let known = self.running.contains_key(&request.key);
         if may && !known {
-            self.running.insert(request.key);
+            self.running.insert(request.key, request.delivery);
         } else if !known {
-            self.unheard.push_back(WireOutcome { key: request.key, outcome: None });
+            let unbegun = WireOutcome { key: request.key, outcome: None, earlier: None };
+            self.unheard.push_back(unbegun);
         }
         may && !known
     }
 
-    pub(super) fn ended(&mut self, key: u64, outcome: Option<Outcome>) {
-        if self.running.remove(&key) && self.phase != Phase::Orphan {
-            self.unheard.push_back(WireOutcome { key, outcome });
+    /// A request of its own has ended. What a later leader is told of it by; `None`: it does not run.
+    pub(super) fn ended(
+        &mut self,
+        key: u64,
+        outcome: &Option<Outcome>,
+    ) -> Option<Option<DeliveryKey>> {
+        let delivery = self.running.remove(&key)?;
+        if self.phase != Phase::Orphan {
+            let outcome = outcome.clone();
+            self.unheard.push_back(WireOutcome { key, outcome, earlier: None });
+        }
+        Some(delivery)
+    }
+
+    /// A request of an earlier leader's has ended.
+    pub(super) fn earlier_ended(&mut self, attempt: AttemptKey, outcome: &Option<Outcome>) {
+        let told = self.earlier.iter().find(|(_, of)| **of == attempt).map(|(key, _)| *key);
+        if let Some(key) = told {
+            self.earlier.remove(&key);
+            let outcome = outcome.clone();
+            self.unheard.push_back(WireOutcome { key, outcome, earlier: None });
         }
     }
 
@@ -262,7 +356,10 @@ impl Session {
 
     /// Outcomes that have not been published, or not been acknowledged in time.
     pub(super) fn take_outcomes(&mut self, now_us: u64, into: &mut VecDeque<ServeEffect>) {
-        let all = self.first + u64::try_from(self.unheard.len()).unwrap_or(0);
+        if !self.may_tell() {
+            return;
+        }
+        let all = self.all_outcomes();
         if self.sent == all && self.first < all && now_us >= self.again_at_us() {
             self.sent = self.first;
         }
@@ -305,7 +402,7 @@ impl Session {
         };
         if connected && self.phase != Phase::Orphan {
             due = due.min(self.hello_due_us);
-            if !self.unheard.is_empty() {
+            if !self.unheard.is_empty() && self.may_tell() {
                 due = due.min(self.again_at_us());
             }
         }

@@ -1,8 +1,11 @@
+mod kept;
+
 use bytes::Bytes;
 
 use super::*;
 use crate::frame::{Abort, Attempts, Bye, Digest, Grant, HelloState, Refused, Request, SPOKEN};
-use walhook_core::attempt::{Meaning, Outcome};
+use walhook_core::attempt::{FailureKind, Meaning, Outcome};
+use walhook_core::delivery_key::DeliveryKey;
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::position::{EventId, Position};
 
@@ -14,6 +17,7 @@ struct Rig {
     serving: Serving,
     now: u64,
     session: SessionId,
+    epoch: i64,
     seq: u64,
 }
 
@@ -25,10 +29,18 @@ fn request(key: u64) -> Request {
         account: AccountId::new("a"),
         endpoint: EndpointId::new("e"),
         event: EventId::derive(1, &Position::FIRST, "t", 0),
+        delivery: Some(delivery(key)),
         url: "https://a.example/".into(),
         headers: vec![],
         body: Bytes::new(),
     }
+}
+
+/// What tells the delivery of this key.
+fn delivery(key: u64) -> DeliveryKey {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&key.to_be_bytes());
+    DeliveryKey(bytes)
 }
 
 fn outcome() -> Option<Outcome> {
@@ -51,6 +63,7 @@ impl Rig {
             serving: Serving::new(settings),
             now: 5_000 * MS,
             session: SessionId(0),
+            epoch: 3,
             seq: 0,
         };
         rig.serving.handle(rig.now, ServeInput::Bus { connected: true });
@@ -65,13 +78,13 @@ impl Rig {
     }
 
     fn lead(&mut self, epoch: i64) {
-        let lead = Lead { versions: SPOKEN, lease: LEASE, egress: None };
+        let lead = Lead { versions: SPOKEN, lease: LEASE, egress: None, asks: true };
         self.say(epoch, SessionId::default(), 0, Body::Lead(lead));
     }
 
     fn order(&mut self, body: Body) {
         self.seq += 1;
-        self.say(3, self.session, self.seq, body);
+        self.say(self.epoch, self.session, self.seq, body);
     }
 
     fn grant(&mut self, stamp_us: u64, outcomes_upto: u64, closed: bool) {

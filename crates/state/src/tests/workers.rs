@@ -43,8 +43,11 @@ async fn workers_are_those_that_the_last_leader_has_stored() {
 
     // Who was overtaken writes nothing, and what he left is not shown.
     let mut next = fixture.open().await;
+    let (minute, past) = (Duration::from_secs(60), Duration::from_secs(1 << 31));
     next.take_lease("two").await.unwrap();
     assert_eq!(known(&next).await, []);
+    assert_eq!(next.sessions_of_workers(past).await.unwrap(), ["b"], "whoever leads next asks it");
+    assert_eq!(next.sessions_of_workers(minute).await.unwrap(), [""; 0], "but not after long");
     let late = store.store_workers(&[]).await.unwrap_err();
     assert!(matches!(late, StateError::Fenced { epoch: Some(Epoch(1)) }), "{late}");
     next.store_workers(std::slice::from_ref(&old)).await.unwrap();

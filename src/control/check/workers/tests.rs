@@ -46,6 +46,8 @@ async fn say_hello(nats: &Nats, host: &str, egress: Digest) -> tokio::task::Join
         host: host.to_owned(),
         build: "0.1.0".to_owned(),
         egress,
+        kept: 0,
+        former: vec![],
     };
     let body = Body::Hello(hello);
     let frame =

@@ -1,16 +1,15 @@
 //! The transactions that are open, and those that have committed and are not played yet.
 
 mod one;
+mod spooling;
+mod waiting;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use bytes::Bytes;
-
 use self::one::Open;
-use super::log::{Log, Next, Reading};
-use super::{
-    Committed, Counts, Done, FileId, Kept, Order, Payload, Play, Room, StreamedError, Taken,
-};
+use self::waiting::{Waiting, WaitingLog};
+use super::log::Next;
+use super::{Committed, Counts, FileId, Kept, Payload, Play, StreamedError, Taken};
 use crate::change::Transaction;
 use crate::pgoutput::{Block, TAG_ORIGIN, TAG_RELATION, TAG_TYPE, decode_block, split_in_block};
 use walhook_core::lsn::Lsn;
@@ -56,6 +55,8 @@ pub struct OpenTransaction {
 pub struct OpenTransactions {
     settings: Settings,
     open: BTreeMap<u32, Open>,
+    /// What those that are open take in memory, but for the one whose block the stream stands in.
+    open_bytes: usize,
     /// Those that have committed, in commit order; the first is played.
     committed: VecDeque<Waiting>,
     /// The transaction whose block the stream stands in.
@@ -67,26 +68,9 @@ pub struct OpenTransactions {
     files: u64,
     /// Files that are of no more use.
     useless: VecDeque<FileId>,
-    /// A write that is under way: to which file, and what it takes.
-    writing: Option<(FileId, usize)>,
+    /// The file to which a write is under way.
+    writing: Option<FileId>,
     counts: Counts,
-}
-
-/// A transaction that has committed.
-#[derive(Debug)]
-struct Waiting {
-    transaction: Transaction,
-    since: Tick,
-    rows: u64,
-    bytes: u64,
-    file: Option<FileId>,
-    log: WaitingLog,
-}
-
-#[derive(Debug)]
-enum WaitingLog {
-    Whole(Log),
-    Reading(Reading),
 }
 
 impl OpenTransactions {
@@ -96,6 +80,7 @@ impl OpenTransactions {
         Self {
             settings,
             open: BTreeMap::new(),
+            open_bytes: 0,
             committed: VecDeque::new(),
             block: None,
             arrivals: 0,
@@ -127,6 +112,7 @@ impl OpenTransactions {
                 return match decode_block(bytes)? {
                     Some(Block::Stop) => {
                         self.block = None;
+                        self.open_bytes += self.open.get(&xid).map_or(0, Open::memory_bytes);
                         Ok(Taken::Passed)
                     }
                     _ => Err(StreamedError::Misplaced { tag, inside: true }),
@@ -185,13 +171,13 @@ impl OpenTransactions {
             None => Ok(Taken::Live),
             Some(Block::Stop) => Err(StreamedError::Misplaced { tag: b'E', inside: false }),
             Some(Block::Start { xid, first }) => {
-                match (first, self.open.contains_key(&xid)) {
-                    (true, true) => return Err(StreamedError::BegunTwice { xid }),
-                    (false, false) => return Err(StreamedError::NotBegun { xid }),
-                    (true, false) => {
+                match (first, self.open.get(&xid)) {
+                    (true, Some(_)) => return Err(StreamedError::BegunTwice { xid }),
+                    (false, None) => return Err(StreamedError::NotBegun { xid }),
+                    (true, None) => {
                         self.open.insert(xid, Open::new(xid, now));
                     }
-                    (false, true) => {}
+                    (false, Some(open)) => self.open_bytes -= open.memory_bytes(),
                 }
                 self.block = Some(xid);
                 Ok(Taken::Passed)
@@ -211,11 +197,14 @@ impl OpenTransactions {
     fn abort(&mut self, xid: u32, subxid: u32) {
         if xid == subxid {
             if let Some(open) = self.open.remove(&xid) {
+                self.open_bytes -= open.memory_bytes();
                 self.counts.aborted_bytes += open.bytes();
                 self.useless.extend(open.file());
             }
         } else if let Some(open) = self.open.get_mut(&xid) {
+            self.open_bytes -= open.memory_bytes();
             self.counts.aborted_bytes += open.abort(subxid);
+            self.open_bytes += open.memory_bytes();
         }
     }
 
@@ -226,6 +215,7 @@ impl OpenTransactions {
     ) -> Result<Taken<'_>, StreamedError> {
         let xid = transaction.xid;
         let open = self.open.remove(&xid).ok_or(StreamedError::NotBegun { xid })?;
+        self.open_bytes -= open.memory_bytes();
         let file = open.file();
         let (since, rows, bytes) = (open.since(), open.rows(), open.bytes());
         let Some((log, described)) = open.commit() else {
@@ -243,6 +233,7 @@ impl OpenTransactions {
         for open in std::mem::take(&mut self.open).into_values() {
             self.useless.extend(open.file());
         }
+        self.open_bytes = 0;
         self.block = None;
         self.live.clear();
     }
@@ -296,18 +287,6 @@ impl OpenTransactions {
         self.useless.extend(last.and_then(|last| last.file));
     }
 
-    /// Whether more may be read from the stream.
-    #[must_use]
-    pub fn room(&self) -> Room {
-        if self.memory_bytes() < self.settings.memory_bytes {
-            Room::Free
-        } else if !self.committed.is_empty() || self.writing.is_some() || self.largest().is_some() {
-            Room::Wait
-        } else {
-            Room::None
-        }
-    }
-
     /// What they take in memory.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
@@ -317,168 +296,9 @@ impl OpenTransactions {
         open + committed
     }
 
-    /// What they take in the spool.
-    #[must_use]
-    pub fn spooled_bytes(&self) -> u64 {
-        self.open().map(|open| open.spooled_bytes).sum()
-    }
-
     /// What came of all so far.
     #[must_use]
     pub const fn counts(&self) -> Counts {
         self.counts
-    }
-
-    /// Whether there is a spool from now on. A write that is under way and will not be answered is taken back:
-    /// what was to be written is still in memory.
-    pub fn set_spool(&mut self, spool: bool) {
-        self.settings.spool = spool;
-        if let Some((file, _)) = self.writing.take().filter(|_| !spool) {
-            self.writer_of(file, Log::handle_not_written);
-        }
-    }
-
-    /// What the spool is to do next. Give it each order, in this order.
-    pub fn poll_order(&mut self) -> Option<Order> {
-        if let Some(file) = self.useless.pop_front() {
-            return Some(Order::Remove { file });
-        }
-        self.next_read().or_else(|| self.next_write())
-    }
-
-    fn next_read(&mut self) -> Option<Order> {
-        let front = self.committed.front_mut()?;
-        let (offset, bytes) = front.log.reading()?.next_fetch()?;
-        Some(Order::Read { file: front.file?, offset, bytes })
-    }
-
-    fn next_write(&mut self) -> Option<Order> {
-        let is_needed = self.memory_bytes() >= self.settings.memory_bytes / 2;
-        if self.writing.is_some() || !is_needed {
-            return None;
-        }
-        let largest = self.largest()?;
-        let files = &mut self.files;
-        let mut new_file = || {
-            *files += 1;
-            FileId(*files)
-        };
-        let (log, file) = match largest {
-            Largest::Open(xid) => self.open.get_mut(&xid)?.writable(),
-            Largest::Committed(at) => {
-                let waiting = self.committed.get_mut(at)?;
-                (waiting.log.whole()?, &mut waiting.file)
-            }
-        };
-        let (offset, chunks) = log.next_write()?;
-        let file = *file.get_or_insert_with(&mut new_file);
-        self.writing = Some((file, chunks.iter().map(Bytes::len).sum()));
-        Some(Order::Write { file, offset, chunks })
-    }
-
-    /// The transaction of which most can be written.
-    fn largest(&self) -> Option<Largest> {
-        if !self.settings.spool {
-            return None;
-        }
-        let open = self.open.iter().map(|(xid, open)| (open.writable_bytes(), Largest::Open(*xid)));
-        let committed = self.committed.iter().enumerate();
-        let committed =
-            committed.map(|(at, waiting)| (waiting.log.writable_bytes(), Largest::Committed(at)));
-        let largest = open.chain(committed).max_by_key(|(bytes, _)| *bytes)?;
-        (largest.0 > 0).then_some(largest.1)
-    }
-
-    /// The spool has carried out an order.
-    ///
-    /// # Errors
-    /// [`StreamedError::Damaged`]: what it read is not what was asked for.
-    pub fn handle_done(&mut self, done: Done) -> Result<(), StreamedError> {
-        match done {
-            Done::Written { file } => {
-                if self.writing.take_if(|(writing, _)| *writing == file).is_some() {
-                    self.writer_of(file, Log::handle_written);
-                }
-                Ok(())
-            }
-            Done::Read { file, offset, bytes } => {
-                let front = self.committed.front_mut().filter(|front| front.file == Some(file));
-                // Of one that was forgotten meanwhile.
-                let Some(front) = front else { return Ok(()) };
-                let reading = front.log.reading().ok_or(StreamedError::Damaged)?;
-                reading.handle_fetched(offset, bytes)
-            }
-        }
-    }
-
-    /// Does this to the log that is being written to `file`, if its transaction is still there.
-    fn writer_of(&mut self, file: FileId, handle: fn(&mut Log)) {
-        let open = self.open.values_mut().find(|open| open.file() == Some(file));
-        let log = open.map(|open| open.writable().0).or_else(|| {
-            let mut committed = self.committed.iter_mut();
-            committed.find(|waiting| waiting.file == Some(file))?.log.whole()
-        });
-        if let Some(log) = log {
-            handle(log);
-        }
-    }
-}
-
-enum Largest {
-    Open(u32),
-    Committed(usize),
-}
-
-impl Waiting {
-    fn shown(&self) -> OpenTransaction {
-        OpenTransaction {
-            xid: self.transaction.xid,
-            since: self.since,
-            rows: self.rows,
-            bytes: self.bytes,
-            spooled_bytes: match &self.log {
-                WaitingLog::Whole(log) => log.stored(),
-                WaitingLog::Reading(reading) => reading.stored(),
-            },
-            committed: true,
-        }
-    }
-}
-
-impl WaitingLog {
-    /// Begins to read it, as soon as nothing of it is being written.
-    fn reading(&mut self) -> Option<&mut Reading> {
-        if let Self::Whole(log) = self {
-            if log.is_writing() {
-                return None;
-            }
-            *self = Self::Reading(Reading::new(std::mem::take(log)));
-        }
-        match self {
-            Self::Reading(reading) => Some(reading),
-            Self::Whole(_) => None,
-        }
-    }
-
-    /// The log, while nothing of it was read.
-    fn whole(&mut self) -> Option<&mut Log> {
-        match self {
-            Self::Whole(log) => Some(log),
-            Self::Reading(_) => None,
-        }
-    }
-
-    fn memory_bytes(&self) -> usize {
-        match self {
-            Self::Whole(log) => log.memory_bytes(),
-            Self::Reading(reading) => reading.memory_bytes(),
-        }
-    }
-
-    fn writable_bytes(&self) -> usize {
-        match self {
-            Self::Whole(log) => log.memory_bytes(),
-            Self::Reading(_) => 0,
-        }
     }
 }

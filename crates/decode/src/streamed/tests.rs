@@ -1,5 +1,7 @@
 //! What is kept of open transactions, against what a server that sends them knows.
 
+mod model;
+
 use super::*;
 use crate::pgoutput::{Message, Protocol, decode};
 use walhook_core::tick::Tick;

@@ -114,8 +114,8 @@ impl Open {
         if self.last_message.is_some() && self.last_message == self.last_row {
             self.give_up();
         }
-        self.rows += 1;
         if self.unclear {
+            self.rows += 1;
             return Ok(None);
         }
         if tag == b'M' && subxid == self.xid {
@@ -123,6 +123,7 @@ impl Open {
         } else {
             self.part_of(subxid);
         }
+        self.rows += 1;
         let start = self.log.end();
         let length = self.log.push(wal_start, tag, body, oversize);
         let bytes = self.log.end() - start;

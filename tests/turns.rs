@@ -93,10 +93,8 @@ async fn rows_keep_their_order_over_a_transaction_that_is_played_and_a_kill_in_i
         world.subscribe(30_000 + id, 7).await?;
         made = counted(&world, "walhook_events_total").await.unwrap_or(made);
     }
-    let kept = "SELECT (frontier::text) FROM walhook.checkpoint";
-    let before = world.value(kept).await?;
     running.kill().await?;
-    ensure!(made < ROWS as u64 + 11, "all was made before the kill: {made} events, {before}");
+    ensure!(made < ROWS as u64 + 11, "all was made before the kill: {made} events");
     let _running = world.run().await?;
     world.delivered(ROWS as u64 + 11 + 10 + 10).await?;
     world.settled().await?;

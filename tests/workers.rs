@@ -1,5 +1,6 @@
 //! Workers: processes that send for the leader, over a nats-server of the test's own.
 
+mod bus;
 mod leading;
 
 use std::net::SocketAddr;
@@ -27,10 +28,14 @@ const QUICK: &str = "[delivery]\nretry_base = \"100ms\"\nretry_cap = \"5s\"\n";
 
 /// A worker's whole configuration.
 fn worker(nats: &Nats) -> Result<Program> {
-    let url = nats.url();
+    worker_of(&format!("\"{}\"", nats.url()))
+}
+
+/// The same; `url` is what the configuration says of the bus.
+fn worker_of(url: &str) -> Result<Program> {
     Program::new(env!("CARGO_BIN_EXE_walhook"), |admin: SocketAddr| {
         format!(
-            "[workers]\nurl = \"{url}\"\n[egress]\nallow = [\"127.0.0.0/8\"]\n[admin]\nlisten = \"{admin}\"\n"
+            "[workers]\nurl = {url}\n[egress]\nallow = [\"127.0.0.0/8\"]\n[admin]\nlisten = \"{admin}\"\n"
         )
     })
 }
@@ -148,17 +153,17 @@ impl Fleet {
         settled(&self.world, &self.endpoints).await?;
         audit(&self.world, oracle, &self.endpoints, &[]).await
     }
+}
 
-    /// The longest time without a request, from a moment on.
-    fn silence(&self, from_unix_us: i64) -> Duration {
-        let received = self.world.mock.received();
-        let mut at: Vec<i64> = received.iter().map(|request| request.at_unix_us).collect();
-        at.retain(|at| *at > from_unix_us);
-        at.push(from_unix_us);
-        at.sort_unstable();
-        let longest = at.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
-        Duration::from_micros(u64::try_from(longest).unwrap_or(0))
-    }
+/// The longest time without a request, from a moment until the last that came.
+fn silence(world: &World, from_unix_us: i64) -> Duration {
+    let received = world.mock.received();
+    let mut at: Vec<i64> = received.iter().map(|request| request.at_unix_us).collect();
+    at.retain(|at| *at > from_unix_us);
+    at.push(from_unix_us);
+    at.sort_unstable();
+    let longest = at.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+    Duration::from_micros(u64::try_from(longest).unwrap_or(0))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -186,7 +191,7 @@ async fn worker_that_is_killed_loses_nothing_and_doubles_at_most_what_it_had() -
     killed.kill().await?;
     fleet.until_serving(1).await.with_context(|| leader.log_tail())?;
     fleet.until_more(200).await?;
-    let silence = fleet.silence(from);
+    let silence = silence(&fleet.world, from);
     let found = fleet.audit(traffic).await?;
     println!("in flight {in_flight}, silence {silence:?}, {found:?}");
     // What was on its way back counts as in flight too.
@@ -233,7 +238,7 @@ async fn while_the_bus(
     befalls(&mut fleet).await?;
     fleet.until_serving(2).await.with_context(|| leader.log_tail())?;
     fleet.until_more(200).await?;
-    let silence = fleet.silence(from);
+    let silence = silence(&fleet.world, from);
     let found = fleet.audit(traffic).await?;
     println!("silence {silence:?}, {found:?}");
     // It is 0.6 s on a machine that has nothing else to do, and was a lease and a second: three.

@@ -203,6 +203,7 @@ impl Reader {
                         return Ok(Ended::Stopped);
                     }
                     self.was_live = false;
+                    self.stream_moved();
                     if let Some(ended) = self.play(&sentinel).await? {
                         return Ok(ended);
                     }

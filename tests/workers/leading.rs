@@ -95,7 +95,7 @@ impl Fleet {
     }
 }
 
-async fn endpoints(world: &World) -> Result<Vec<Endpoint>> {
+pub(super) async fn endpoints(world: &World) -> Result<Vec<Endpoint>> {
     let mut endpoints = Vec::new();
     for (id, account, query) in
         [(11, 1, ""), (21, 2, "?delay=200ms"), (31, 3, "?delay=20ms"), (42, 4, "")]
@@ -106,7 +106,7 @@ async fn endpoints(world: &World) -> Result<Vec<Endpoint>> {
     Ok(endpoints)
 }
 
-async fn lead(world: &mut World) -> Result<Running> {
+pub(super) async fn lead(world: &mut World) -> Result<Running> {
     let admin = world.admin;
     let mut leader = world.spawn_role("leader")?;
     leader.until_leading(admin).await?;

@@ -11,7 +11,7 @@
 //!
 //! What has to come in order is each account's: its deliveries to an endpoint, and the ranges of them that are
 //! settled. So an event of the live stream is held while a play that committed before it is not over and may have
-//! its account: [`Accounts`]. Everything else passes. It follows, for each account:
+//! its account: [`Foreseen`]. Everything else passes. It follows, for each account:
 //!
 //! - An event is held if and only if such a play stands before it in the line. Events of one account have the more
 //!   plays before them the later they come, so where one is held all later ones are.
@@ -20,15 +20,24 @@
 //! - Plays are played one after the other, in commit order, and what was held in front of one is let out before it
 //!   begins: nothing but plays holds anything.
 //!
-//! Invalidations of routes pass, for to be told of one early makes routes only fresher, and to be told of it after
-//! events that it concerns would lose some. Unroutable changes pass, for nothing is ordered by them. Behind a play
-//! that itself may invalidate routes ([`Accounts::all`]) everything waits, as behind a transaction that comes whole.
+//! Unroutable changes pass, for nothing is ordered by them.
+//!
+//! # Why routes hold
+//!
+//! To be told of an invalidation early makes routes fresher than the place of the stream asks for, as a look-up may
+//! be at any time; to be told of it after events that it concerns would lose some. So invalidations of the live stream
+//! pass, and those that a play may bring are told when it commits, before what comes later, and once more in their
+//! places. Where too much is to be told, or what a play may bring cannot be ([`Foreseen::anything`]), everything
+//! waits behind it, as behind a transaction that comes whole.
+//!
+//! # How transactions look
 //!
 //! Transactions begin in the order of their commits whatever is held of them, and end when nothing of them is held.
 //! One that was read in part from the live stream, and is played after a reconnection, stands in the line twice: what
 //! is held of it before its play.
 
 mod accounts;
+mod foreseen;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +47,7 @@ use walhook_core::event::{Invalidation, Item};
 use walhook_core::lsn::Lsn;
 
 pub use accounts::Accounts;
+pub use foreseen::Foreseen;
 
 /// Items in a batch at most: enough to make a channel cheap.
 pub const BATCH_ITEMS: usize = 256;
@@ -68,7 +78,7 @@ pub struct Turns {
 
 #[derive(Debug)]
 enum InLine {
-    Play { commit_lsn: Lsn, accounts: Accounts },
+    Play { commit_lsn: Lsn, foreseen: Foreseen },
     Held(Held),
 }
 
@@ -129,12 +139,16 @@ impl Turns {
     /// A transaction that was received while it was open has committed, the live stream standing between two: it
     /// is to be played behind those that wait for that already. It may be the one that an earlier connection broke
     /// in: then its rest is played.
-    pub fn begin_play(&mut self, commit_lsn: Lsn, accounts: Accounts) {
+    pub fn begin_play(&mut self, commit_lsn: Lsn, mut foreseen: Foreseen) {
         match self.live.take() {
             Some(cut) => assert_eq!(cut, commit_lsn, "a commit inside another transaction"),
             None => self.begin(commit_lsn),
         }
-        self.line.push_back(InLine::Play { commit_lsn, accounts });
+        for invalidation in foreseen.take_invalidations() {
+            self.turn_to(Some(commit_lsn));
+            self.push(Item::Invalidate(invalidation));
+        }
+        self.line.push_back(InLine::Play { commit_lsn, foreseen });
     }
 
     /// The transaction that is played, by the LSN of its commit.
@@ -187,8 +201,8 @@ impl Turns {
     /// What it takes in memory, in bytes.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        let accounts: usize = self.line.iter().map(InLine::accounts_bytes).sum();
-        self.held_bytes + self.out_bytes + accounts
+        let foreseen: usize = self.line.iter().map(InLine::foreseen_bytes).sum();
+        self.held_bytes + self.out_bytes + foreseen
     }
 
     /// The next batch: at most so much that it is full.
@@ -290,26 +304,26 @@ impl Turns {
 impl InLine {
     /// Whether the item may not pass it.
     fn holds(&self, item: &Item) -> bool {
-        let Self::Play { accounts, .. } = self else { return false };
+        let Self::Play { foreseen, .. } = self else { return false };
         match item {
-            Item::Event(event) => accounts.may_have(&event.account),
+            Item::Event(event) => foreseen.may_have(&event.account),
             Item::Unroutable(_)
             | Item::Invalidate(_)
             | Item::Begin { .. }
             | Item::Commit { .. }
             | Item::Pause
             | Item::Resume { .. }
-            | Item::Progress { .. } => accounts.is_all(),
+            | Item::Progress { .. } => foreseen.is_anything(),
         }
     }
 
     fn holds_all(&self) -> bool {
-        matches!(self, Self::Play { accounts, .. } if accounts.is_all())
+        matches!(self, Self::Play { foreseen, .. } if foreseen.is_anything())
     }
 
-    fn accounts_bytes(&self) -> usize {
+    fn foreseen_bytes(&self) -> usize {
         match self {
-            Self::Play { accounts, .. } => accounts.memory_bytes(),
+            Self::Play { foreseen, .. } => foreseen.memory_bytes(),
             Self::Held(_) => 0,
         }
     }

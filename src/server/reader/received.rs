@@ -27,7 +27,7 @@ use walhook_decode::streamed::{
 };
 use walhook_postgres::sql::Connection;
 use walhook_process::clock::unix_us;
-use walhook_rules::turns::{Accounts, Turns};
+use walhook_rules::turns::{Foreseen, Turns};
 use walhook_state::OpenTransaction;
 
 /// Messages that are played in a row at most before what they made is handed on.
@@ -63,8 +63,8 @@ impl Shown {
 /// The transactions that are received while they are open, and those that have committed and wait to be played.
 pub(in crate::server) struct Received {
     transactions: OpenTransactions,
-    /// Whose events those may make that are open.
-    accounts: HashMap<u32, Accounts>,
+    /// What those may come to that are open.
+    foreseen: HashMap<u32, Foreseen>,
     /// Those that have committed and have not begun to be played, in commit order; with the end of what committed
     /// before each.
     ours: VecDeque<(Ours, Lsn)>,
@@ -87,7 +87,7 @@ impl Received {
         };
         Self {
             transactions: OpenTransactions::new(settings),
-            accounts: HashMap::new(),
+            foreseen: HashMap::new(),
             ours: VecDeque::new(),
             before: Lsn::ZERO,
             again: None,
@@ -99,7 +99,7 @@ impl Received {
 
     /// A new connection: what is open is sent again, what has committed is not.
     pub(super) fn handle_reconnected(&mut self) {
-        self.accounts.clear();
+        self.foreseen.clear();
         self.transactions.handle_reconnected();
     }
 
@@ -144,8 +144,8 @@ impl Received {
     /// Tells people, now and then, which are open; and whoever counts, what they take: with what takes turns with
     /// them.
     pub(super) fn show(&mut self, now: Tick, turns: &Turns, metrics: &StreamedMetrics) {
-        let accounts: usize = self.accounts.values().map(Accounts::memory_bytes).sum();
-        let bytes = self.transactions.memory_bytes() + accounts + turns.memory_bytes();
+        let foreseen: usize = self.foreseen.values().map(Foreseen::memory_bytes).sum();
+        let bytes = self.transactions.memory_bytes() + foreseen + turns.memory_bytes();
         let steps = bytes.div_ceil(BYTES_STEP) * BYTES_STEP;
         self.shown.memory_bytes.send_if_modified(|told| std::mem::replace(told, steps) != steps);
         if now < self.show_at {
@@ -154,7 +154,7 @@ impl Received {
         self.show_at = now + TELL_EVERY;
         // Of those that were rolled back.
         let open: HashSet<u32> = self.transactions.open().map(|one| one.xid).collect();
-        self.accounts.retain(|xid, _| open.contains(xid));
+        self.foreseen.retain(|xid, _| open.contains(xid));
         let unix_us = unix_us();
         let kept = self.transactions.open().filter(|one| one.rows > 0);
         let rows: Vec<OpenTransaction> = kept.map(|one| row(&one, now, unix_us)).collect();
@@ -216,14 +216,14 @@ impl Reader {
             Ok(Taken::Live) => self.handle_live(at, payload, client).await,
             Ok(Taken::Passed) => Ok(None),
             Ok(Taken::Kept(Kept { xid, payload, described })) => {
-                let accounts = self.received.accounts.entry(xid).or_default();
+                let foreseen = self.received.foreseen.entry(xid).or_default();
                 match decode(payload) {
                     Ok(message) => {
                         let table = |oid| described.table(oid);
-                        self.book.rules.note_accounts(message, table, accounts);
+                        self.book.rules.foresee(xid, message, table, foreseen);
                     }
                     // It shows when it is played.
-                    Err(_) => accounts.become_all(),
+                    Err(_) => *foreseen = Foreseen::anything(),
                 }
                 Ok(None)
             }
@@ -243,7 +243,7 @@ impl Reader {
     ) -> Result<Option<Ended>, Stop> {
         let Committed { transaction, end_lsn, described, .. } = committed;
         let before = self.changes.resume_lsn();
-        let accounts = self.received.accounts.remove(&transaction.xid).unwrap_or_default();
+        let foreseen = self.received.foreseen.remove(&transaction.xid).unwrap_or_default();
         let ours = match self.changes.handle_streamed(transaction, end_lsn) {
             Ok(ours) => ours,
             Err(why) => {
@@ -257,7 +257,7 @@ impl Reader {
             // Settled before: it came again.
             None => self.received.transactions.forget_committed(),
             Some(ours) => {
-                self.turns.begin_play(transaction.commit_lsn, accounts);
+                self.turns.begin_play(transaction.commit_lsn, foreseen);
                 self.received.ours.push_back((ours, before));
                 self.metrics.streamed.committed.inc();
             }

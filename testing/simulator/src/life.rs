@@ -19,7 +19,7 @@ use walhook_decode::change::{Changes, Ours};
 use walhook_decode::streamed::{self, OpenTransactions};
 use walhook_dispatch::dispatcher::{Dispatcher, LookUpAnswer, Retry, Settings, Start};
 use walhook_rules::rule::Rules;
-use walhook_rules::turns::{Accounts, Turns};
+use walhook_rules::turns::{Foreseen, Turns};
 
 use crate::plan::Streaming;
 use crate::postgres::{Connection, Postgres};
@@ -68,9 +68,9 @@ pub(crate) struct Life {
     rules: Rules,
     pub(crate) changes: Changes,
     pub(crate) connection: Option<Connection>,
-    /// What is received of transactions that are open, and whose events they may make.
+    /// What is received of transactions that are open, and what they may come to.
     open: OpenTransactions,
-    accounts: BTreeMap<u32, Accounts>,
+    foreseen: BTreeMap<u32, Foreseen>,
     /// Transactions that have committed so; the first is played.
     plays: VecDeque<Ours>,
     pub(crate) turns: Turns,
@@ -130,7 +130,7 @@ impl Life {
             changes: Changes::new(frontier),
             connection: Some(Connection::start(postgres, frontier, streaming.draw(&mut rng))),
             open: OpenTransactions::new(open),
-            accounts: BTreeMap::new(),
+            foreseen: BTreeMap::new(),
             plays: VecDeque::new(),
             turns: Turns::new(streaming.held_max_bytes),
             streaming,

@@ -30,10 +30,14 @@ impl Nats {
     /// # Errors
     /// When no server is found (the message says how to get one), or when it does not start.
     pub async fn start(configuration: &str) -> Result<Self> {
-        let mut nats = Self { dir: Scratch::new()?, address: free_address()?, child: None };
-        nats.configure(configuration)?;
-        nats.start_again().await?;
-        Ok(nats)
+        let nats = Self { dir: Scratch::new()?, address: free_address()?, child: None };
+        nats.started(configuration).await
+    }
+
+    async fn started(mut self, configuration: &str) -> Result<Self> {
+        self.configure(configuration)?;
+        self.start_again().await?;
+        Ok(self)
     }
 
     /// Starts three that know each other, and waits until each has both others.
@@ -59,7 +63,11 @@ impl Nats {
         Ok(servers)
     }
 
-    fn configure(&self, configuration: &str) -> Result<()> {
+    /// From its next start on it has these lines in its configuration.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn configure(&self, configuration: &str) -> Result<()> {
         let text = format!("listen: \"{}\"\n{configuration}\n", self.address);
         Ok(fs::write(self.dir.path().join("nats.conf"), text)?)
     }
@@ -74,6 +82,21 @@ impl Nats {
     #[must_use]
     pub fn url(&self) -> String {
         format!("nats://{}", self.address)
+    }
+
+    /// Starts one that wants TLS, with a certificate of this pair for `localhost`, and further lines.
+    ///
+    /// # Errors
+    /// As [`Nats::start`].
+    #[cfg(feature = "tls")]
+    pub async fn start_tls(pair: &crate::tls::Pair, configuration: &str) -> Result<Self> {
+        let nats = Self { dir: Scratch::new()?, address: free_address()?, child: None };
+        let [certificate, key] = ["cert.pem", "key.pem"].map(|file| nats.dir.path().join(file));
+        fs::write(&certificate, &pair.certificate)?;
+        fs::write(&key, &pair.key)?;
+        let (certificate, key) = (certificate.display(), key.display());
+        let tls = format!("tls {{ cert_file: \"{certificate}\", key_file: \"{key}\" }}");
+        nats.started(&format!("{tls}\n{configuration}")).await
     }
 
     /// Starts it (again), at the same address, and waits until it takes connections.

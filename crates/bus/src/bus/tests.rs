@@ -198,17 +198,9 @@ async fn bus_of_three_servers_goes_on_when_any_of_them_dies() -> Result<()> {
 async fn bus_with_tls_and_a_password_trusts_its_authority_alone() -> Result<()> {
     let authority = Authority::ecdsa(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let pair = authority.issue("localhost")?;
-    let dir = walhook_testkit::scratch::Scratch::new()?;
-    let (certificate, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
-    std::fs::write(&certificate, &pair.certificate)?;
-    std::fs::write(&key, &pair.key)?;
-    let (certificate, key) = (certificate.display(), key.display());
-    let nats = Nats::start(&format!(
-        "tls {{ cert_file: \"{certificate}\", key_file: \"{key}\" }}\n\
-         authorization {{ users: [{{ user: w, password: hush, permissions: {{ publish: [\"p.hello\"], \
-         subscribe: [\"p.lead\"] }} }}] }}"
-    ))
-    .await?;
+    let users = "authorization { users: [{ user: w, password: hush, permissions: { publish: [\"p.hello\"], \
+                 subscribe: [\"p.lead\"] } }] }";
+    let nats = Nats::start_tls(&pair, users).await?;
     let url = format!("tls://localhost:{}", nats.address().port());
     let mut good = options(&[url]);
     good.credentials = password("w", "hush");

@@ -38,16 +38,9 @@ impl Builder<'_> {
     pub(super) fn build(mut self, out: &mut Vec<Item>) {
         let view = RowView::new(&self.change.relation, &self.change.rows);
         if let Some(invalidates) = &self.binding.invalidates {
-            let xid = self.change.transaction.xid;
-            let scope = scope(invalidates, &view, self.types, &self.change.relation);
-            let concerns_all =
-                matches!(invalidates, Invalidates::Endpoint { every_account: true, .. })
-                    && scope != Scope::All;
-            let joined = joined(invalidates, &view, &scope);
-            out.push(Item::Invalidate(Invalidation { xid, scope, joined }));
-            if concerns_all {
-                out.push(Item::Invalidate(Invalidation::new(xid, Scope::All)));
-            }
+            let (xid, relation) = (self.change.transaction.xid, &self.change.relation);
+            let told = invalidations(invalidates, xid, &view, self.types, relation);
+            out.extend(told.map(Item::Invalidate));
         }
         let operation = match view.operation() {
             Operation::Insert => RuleOperation::Insert,
@@ -279,6 +272,22 @@ pub(super) fn with_inputs<'c, R>(
     };
     let (old, new) = (fields(Side::Old), fields(Side::New));
     use_them(&Inputs { operation: view.operation(), old: &old, new: &new, allowance })
+}
+
+/// What a change of the row invalidates.
+pub(super) fn invalidations(
+    invalidates: &Invalidates,
+    xid: u32,
+    view: &RowView<'_>,
+    types: &Types,
+    relation: &Relation,
+) -> impl Iterator<Item = Invalidation> + use<> {
+    let scope = scope(invalidates, view, types, relation);
+    let concerns_all = matches!(invalidates, Invalidates::Endpoint { every_account: true, .. })
+        && scope != Scope::All;
+    let joined = joined(invalidates, view, &scope);
+    let all = concerns_all.then(|| Invalidation::new(xid, Scope::All));
+    std::iter::once(Invalidation { xid, scope, joined }).chain(all)
 }
 
 /// Everything where an id that the row had or has is not known.

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use super::build::bound_row;
 use super::{Account, MessageRule};
-use crate::turns::Accounts;
+use crate::turns::Foreseen;
 use walhook_core::event::{
     AccountId, Event, Item, Operation, RowKeys, Unroutable, UnroutableReason, check_id,
     put_json_text,
@@ -68,12 +68,12 @@ pub(super) fn build(
     }
 }
 
-/// Adds the accounts of the events that a message with this prefix and content may make.
-pub(super) fn note_accounts(
+/// Foresees the events that a message with this prefix and content may make.
+pub(super) fn foresee(
     rules: &[MessageRule],
     prefix: &str,
     content: MessageContent<'_>,
-    accounts: &mut Accounts,
+    foreseen: &mut Foreseen,
 ) {
     let mut matching = rules.iter().filter(|rule| rule.prefix == prefix).peekable();
     if matching.peek().is_none() {
@@ -82,11 +82,11 @@ pub(super) fn note_accounts(
     let content = Content::of_message(content);
     for rule in matching {
         match &rule.account {
-            Account::Fixed(account) => accounts.add(account),
+            Account::Fixed(account) => foreseen.add_account(account),
             Account::Named(key) => {
                 // Without one the message is unroutable, and nothing waits for it.
                 if let Ok(account) = content.account(key) {
-                    accounts.add(&account);
+                    foreseen.add_account(&account);
                 }
             }
         }

@@ -1,17 +1,17 @@
-//! Whose events an open transaction may come to, told as its changes are received: no condition is evaluated.
+//! What an open transaction may come to, told as its changes are received: no condition is evaluated.
 //!
-//! Which columns name the account follows from the rules and the description of the table that a row came with, and
-//! both are the same when the row makes its events at the commit. Where something about a table is still to be
-//! learned, where its rows may invalidate routes, and where no rule fits it any more, all accounts are named.
+//! Which columns name the account, or an endpoint, follows from the rules and the description of the table that a row
+//! came with, and both are the same when the row makes its events at the commit. Where something about a table is
+//! still to be learned, and where no rule fits it any more, anything may come.
 
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::bind::{Identity, key_text};
-use super::{Account, Rules, message};
+use super::bind::{Identity, Invalidates, key_text};
+use super::{Account, Rules, build, message};
 use crate::row::RowView;
-use crate::turns::Accounts;
+use crate::turns::Foreseen;
 use walhook_decode::change::{MessageContent, Rows};
 use walhook_decode::pgoutput::{Message, Relation};
 
@@ -19,47 +19,44 @@ use walhook_decode::pgoutput::{Message, Relation};
 #[derive(Debug)]
 pub(super) struct Summary {
     relation: Arc<Relation>,
+    invalidates: Option<Invalidates>,
     /// Rules, by their places, with the columns that hold the account where one does.
     reads: SmallVec<[(usize, Option<usize>); 2]>,
 }
 
 impl Rules {
-    /// Adds the accounts that a message of an open transaction may make events of. `described`: the table with
-    /// this OID as the transaction describes it at that place, where it does.
-    pub fn note_accounts<'r>(
+    /// Foresees what a message of the open transaction `xid` may make. `described`: the table with this OID as the
+    /// transaction describes it at that place, where it does.
+    pub fn foresee<'r>(
         &mut self,
+        xid: u32,
         message: Message<'_>,
         described: impl Fn(u32) -> Option<&'r Arc<Relation>>,
-        accounts: &mut Accounts,
+        foreseen: &mut Foreseen,
     ) {
-        if accounts.is_all() {
+        if foreseen.is_anything() {
             return;
         }
+        let mut row = |relation, rows: &Rows<'_>| {
+            self.foresee_row(xid, described(relation), rows, foreseen);
+        };
         match message {
-            Message::Insert { relation, new } => {
-                self.note_row(described(relation), &Rows::Insert { new }, accounts);
-            }
-            Message::Update { relation, old, new } => {
-                self.note_row(described(relation), &Rows::Update { old, new }, accounts);
-            }
-            Message::Delete { relation, old } => {
-                self.note_row(described(relation), &Rows::Delete { old }, accounts);
-            }
+            Message::Insert { relation, new } => row(relation, &Rows::Insert { new }),
+            Message::Update { relation, old, new } => row(relation, &Rows::Update { old, new }),
+            Message::Delete { relation, old } => row(relation, &Rows::Delete { old }),
             Message::Oversize { relation, operation, bytes } => {
-                self.note_row(described(relation), &Rows::Oversize { operation, bytes }, accounts);
+                row(relation, &Rows::Oversize { operation, bytes });
             }
             Message::Truncate { relations } => {
-                for relation in relations {
-                    self.note_row(described(relation), &Rows::Truncate, accounts);
-                }
+                relations.into_iter().for_each(|relation| row(relation, &Rows::Truncate));
             }
             Message::Logical { transactional: true, prefix, content, .. } => {
                 let content = MessageContent::Read(content);
-                message::note_accounts(&self.messages, prefix, content, accounts);
+                message::foresee(&self.messages, prefix, content, foreseen);
             }
             Message::OversizeLogical { prefix, bytes, .. } => {
                 let content = MessageContent::TooLarge { bytes };
-                message::note_accounts(&self.messages, prefix, content, accounts);
+                message::foresee(&self.messages, prefix, content, foreseen);
             }
             Message::Begin { .. }
             | Message::Commit { .. }
@@ -70,25 +67,32 @@ impl Rules {
         }
     }
 
-    fn note_row(
+    fn foresee_row(
         &mut self,
+        xid: u32,
         relation: Option<&Arc<Relation>>,
         rows: &Rows<'_>,
-        accounts: &mut Accounts,
+        foreseen: &mut Foreseen,
     ) {
         let Some(relation) = relation.filter(|relation| self.summarize(relation)) else {
-            return accounts.become_all();
+            *foreseen = Foreseen::anything();
+            return;
         };
         let Some(summary) = self.summaries.get(&relation.oid) else { return };
-        let view = RowView::new(relation, rows);
+        let (view, types) = (RowView::new(relation, rows), &self.catalog.types);
+        if let Some(invalidates) = &summary.invalidates {
+            for invalidation in build::invalidations(invalidates, xid, &view, types, relation) {
+                foreseen.add_invalidation(invalidation);
+            }
+        }
         for (rule, column) in &summary.reads {
             let Some(rule) = self.rules.get(*rule) else { continue };
             match (&rule.account, column) {
-                (Account::Fixed(account), _) => accounts.add(account),
+                (Account::Fixed(account), _) => foreseen.add_account(account),
                 (Account::Named(_), Some(column)) => {
                     // Where it is not known, or null, the change is unroutable, and nothing waits for it.
                     if let Some(text) = view.current(*column).text() {
-                        accounts.add(key_text(&self.catalog.types, relation, *column, text));
+                        foreseen.add_account(key_text(types, relation, *column, text));
                     }
                 }
                 (Account::Named(_), None) => {}
@@ -96,8 +100,8 @@ impl Rules {
         }
     }
 
-    /// Sees to it that the table's summary is of this description; none: no rule covers it. False: whose events
-    /// its rows make cannot be told.
+    /// Sees to it that the table's summary is of this description; none: no rule covers it. False: what its rows
+    /// make cannot be told.
     fn summarize(&mut self, relation: &Arc<Relation>) -> bool {
         let known = self.summaries.get(&relation.oid).map(|summary| &summary.relation);
         if known.is_some_and(|known| Arc::ptr_eq(known, relation) || known == relation) {
@@ -110,11 +114,9 @@ impl Rules {
         let Some(table) = self.table(relation) else { return true };
         let Ok(binding) = self.bind(table, relation, Identity::Restored) else { return false };
         let Some(binding) = binding else { return true };
-        if binding.invalidates.is_some() {
-            return false;
-        }
         let reads = binding.rules.iter().map(|bound| (bound.rule, bound.account)).collect();
-        self.summaries.insert(relation.oid, Summary { relation: Arc::clone(relation), reads });
+        let (relation, invalidates) = (Arc::clone(relation), binding.invalidates);
+        self.summaries.insert(relation.oid, Summary { relation, invalidates, reads });
         true
     }
 }

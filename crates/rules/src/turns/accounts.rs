@@ -25,7 +25,6 @@ enum Known {
     Few(HashSet<u64, Fixed>),
     /// By a bit of each hash.
     Many(Box<[u64]>),
-    All,
 }
 
 /// The same in every process.
@@ -42,23 +41,6 @@ impl Accounts {
     #[must_use]
     pub fn none() -> Self {
         Self::default()
-    }
-
-    /// Any account, and more than events: changes of watched tables, say.
-    #[must_use]
-    pub fn all() -> Self {
-        Self { known: Known::All, last: None }
-    }
-
-    /// Whether they were said to be all.
-    #[must_use]
-    pub fn is_all(&self) -> bool {
-        matches!(self.known, Known::All)
-    }
-
-    /// From now on they are all.
-    pub fn become_all(&mut self) {
-        *self = Self::all();
     }
 
     /// One more.
@@ -79,7 +61,6 @@ impl Accounts {
                 }
             }
             Known::Many(bits) => set(bits, hash),
-            Known::All => {}
         }
     }
 
@@ -92,7 +73,6 @@ impl Accounts {
                 let (word, bit) = place(hash(account));
                 bits.get(word).is_none_or(|word| word & bit != 0)
             }
-            Known::All => true,
         }
     }
 
@@ -102,7 +82,6 @@ impl Accounts {
         match &self.known {
             Known::Few(hashes) => 16 * hashes.capacity(),
             Known::Many(bits) => 8 * bits.len(),
-            Known::All => 0,
         }
     }
 }
@@ -142,17 +121,12 @@ mod tests {
         assert!((0..100_000).all(|n| accounts.may_have(&name(n))));
         let others = (200_000..300_000).filter(|n| accounts.may_have(&name(*n))).count();
         assert!(others < 20_000, "{others} of 100,000 others are taken for some of them");
-        assert!(!accounts.is_all());
     }
 
     #[test]
-    fn accounts_know_a_few_exactly_and_all_as_all() {
+    fn accounts_know_a_few_exactly() {
         let mut accounts = Accounts::none();
         ["a", "b", "a", "b"].iter().for_each(|account| accounts.add(account));
         assert!(accounts.may_have("a") && accounts.may_have("b") && !accounts.may_have("c"));
-        accounts.become_all();
-        accounts.add("a");
-        assert!(accounts.may_have("c") && accounts.is_all());
-        assert_eq!(accounts.memory_bytes(), 0);
     }
 }

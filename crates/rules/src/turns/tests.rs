@@ -29,10 +29,10 @@ fn event(commit: u64, n: u64, account: u8) -> Item {
     }))
 }
 
-fn accounts(of: &BTreeSet<u8>) -> Accounts {
-    let mut accounts = Accounts::none();
-    of.iter().for_each(|account| accounts.add(&account.to_string()));
-    accounts
+fn accounts(of: &BTreeSet<u8>) -> Foreseen {
+    let mut foreseen = Foreseen::nothing();
+    of.iter().for_each(|account| foreseen.add_account(&account.to_string()));
+    foreseen
 }
 
 #[derive(Debug, Clone)]
@@ -83,6 +83,8 @@ struct Txn {
     /// So many of its changes were played, those before `cut` live.
     played: usize,
     cut: usize,
+    /// What was told when it committed.
+    told: Vec<Change>,
 }
 
 impl Txn {
@@ -102,7 +104,15 @@ impl Model {
     fn begin(&mut self) -> u64 {
         self.next += 10;
         let (commit, changes) = (self.next, Vec::new());
-        self.txns.push(Txn { commit, changes, ended: false, play: None, played: 0, cut: 0 });
+        self.txns.push(Txn {
+            commit,
+            changes,
+            ended: false,
+            play: None,
+            played: 0,
+            cut: 0,
+            told: Vec::new(),
+        });
         commit
     }
 
@@ -130,8 +140,9 @@ impl Model {
             let live = live.filter(|change| !self.is_held(at, *change));
             let played = txn.changes.get(txn.live()..txn.played).unwrap_or_default();
             let mut changes: Vec<Change> = live.chain(played.iter().copied()).collect();
-            changes.sort_unstable();
             let is_whole = txn.ended && changes.len() == txn.changes.len();
+            changes.extend(&txn.told);
+            changes.sort_unstable();
             (txn.commit, (changes, is_whole))
         };
         self.txns.iter().enumerate().map(of).collect()
@@ -240,11 +251,19 @@ fn commit(events: &[u8], all: bool, model: &mut Model, turns: &mut Turns) {
     }
     let txn = model.txns.last_mut().unwrap();
     let of: BTreeSet<u8> = events.iter().copied().collect();
-    turns.begin_play(Lsn(txn.commit), if all { Accounts::all() } else { accounts(&of) });
+    let mut foreseen = if all { Foreseen::anything() } else { accounts(&of) };
+    // One that has many also changes routes.
+    let Item::Invalidate(told) = item(txn.commit, Change::Invalidate) else { unreachable!() };
+    let tells = !all && events.len() > 3;
+    txn.told.extend(tells.then_some(Change::Invalidate));
+    if tells {
+        foreseen.add_invalidation(told);
+    }
+    turns.begin_play(Lsn(txn.commit), foreseen);
     let event =
         |(n, account): (usize, &u8)| Change::Event { n: (cut + n) as u64, account: *account };
     txn.changes.extend(events.iter().enumerate().map(event));
-    txn.changes.extend(all.then_some(Change::Invalidate));
+    txn.changes.extend((all || tells).then_some(Change::Invalidate));
     (txn.play, txn.played, txn.cut) = (Some((!all).then_some(of)), cut, cut);
 }
 
@@ -344,7 +363,7 @@ fn turns_bound_what_they_hold_and_what_a_batch_takes() {
 #[test]
 fn turns_read_nothing_live_behind_a_play_that_may_change_routes() {
     let mut turns = Turns::new(1 << 20);
-    turns.begin_play(Lsn(10), Accounts::all());
+    turns.begin_play(Lsn(10), Foreseen::anything());
     assert!(!turns.wants_live());
     turns.evict(Invalidation::new(7, Scope::All));
     turns.play(Item::Commit { end_lsn: Lsn(11) });

@@ -40,7 +40,7 @@ impl Life {
     pub(crate) fn reconnect(&mut self, postgres: &Postgres) {
         self.changes.handle_reconnected();
         self.open.handle_reconnected();
-        self.accounts.clear();
+        self.foreseen.clear();
         let streaming = self.streaming.draw(&mut self.rng);
         let from = self.changes.resume_lsn();
         self.connection = Some(Connection::start(postgres, from, streaming));
@@ -87,9 +87,10 @@ impl Life {
             Ok(Taken::Live) => {}
             Ok(Taken::Passed) => return Ok(()),
             Ok(Taken::Kept(kept)) => {
-                let accounts = self.accounts.entry(kept.xid).or_default();
+                let foreseen = self.foreseen.entry(kept.xid).or_default();
                 if let (Ok(message), false) = (decode(kept.payload), forgets) {
-                    self.rules.note_accounts(message, |oid| kept.described.table(oid), accounts);
+                    let table = |oid| kept.described.table(oid);
+                    self.rules.foresee(kept.xid, message, table, foreseen);
                 }
                 return Ok(());
             }
@@ -118,11 +119,11 @@ impl Life {
     /// A transaction that was streamed has committed.
     fn committed(&mut self, committed: Committed) -> Result<(), Broken> {
         let Committed { transaction, end_lsn, described, .. } = committed;
-        let accounts = self.accounts.remove(&transaction.xid).unwrap_or_default();
+        let foreseen = self.foreseen.remove(&transaction.xid).unwrap_or_default();
         match self.changes.handle_streamed(transaction, end_lsn) {
             Ok(Some(ours)) => {
                 self.streamed += 1;
-                self.turns.begin_play(transaction.commit_lsn, accounts);
+                self.turns.begin_play(transaction.commit_lsn, foreseen);
                 self.plays.push_back(ours);
             }
             Ok(None) => self.open.forget_committed(),

@@ -1,7 +1,7 @@
-//! Messages of an open transaction → the accounts that it may make events of.
+//! Messages of an open transaction → what may come of it.
 
 use super::*;
-use crate::turns::Accounts;
+use crate::turns::Foreseen;
 use walhook_decode::pgoutput::Message;
 
 fn tuple<'a>(values: &[Datum<'a>]) -> Tuple<'a> {
@@ -12,15 +12,15 @@ fn compiled(events: &str, table: Table) -> Rules {
     Rules::compile(config(events).rules(), &catalog_with(table), SYSTEM).unwrap()
 }
 
-fn noted(rules: &mut Rules, table: Option<&Arc<Relation>>, message: Message<'_>) -> Accounts {
-    let mut accounts = Accounts::none();
-    rules.note_accounts(message, |_| table, &mut accounts);
-    accounts
+fn noted(rules: &mut Rules, table: Option<&Arc<Relation>>, message: Message<'_>) -> Foreseen {
+    let mut foreseen = Foreseen::nothing();
+    rules.foresee(77, message, |_| table, &mut foreseen);
+    foreseen
 }
 
-fn have(accounts: &Accounts, of: &[&str]) -> bool {
+fn have(foreseen: &Foreseen, of: &[&str]) -> bool {
     let all = ["", "1", "2", "3", "42", "x"];
-    all.iter().all(|account| accounts.may_have(account) == of.contains(account))
+    all.iter().all(|account| foreseen.may_have(account) == of.contains(account))
 }
 
 #[test]
@@ -59,20 +59,18 @@ fn summary_reads_each_row_by_the_description_that_it_came_with() {
 }
 
 #[test]
-fn summary_is_of_all_accounts_where_a_row_invalidates_or_cannot_be_told() {
+fn summary_is_of_anything_where_that_cannot_be_told() {
     let mut rules = compiled(&rule("s", "['insert']", ""), subscribers());
     let insert = |relation| Message::Insert { relation, new: tuple(&[T("1"), T("2")]) };
-    let watched = relation(&webhooks());
-    assert!(noted(&mut rules, Some(&watched), insert(WEBHOOKS)).is_all());
-    assert!(noted(&mut rules, None, insert(SUBSCRIBERS)).is_all(), "not described");
+    assert!(noted(&mut rules, None, insert(SUBSCRIBERS)).is_anything(), "not described");
     let mut broken = Relation::clone(&relation(&subscribers()));
     broken.columns[1].name = "other".to_owned();
     let broken = Arc::new(broken);
-    assert!(noted(&mut rules, Some(&broken), insert(SUBSCRIBERS)).is_all(), "no account");
+    assert!(noted(&mut rules, Some(&broken), insert(SUBSCRIBERS)).is_anything(), "no account");
     let mut strange = Relation::clone(&relation(&subscribers()));
     strange.columns[3].type_oid = 99_999;
     let strange = Arc::new(strange);
-    assert!(noted(&mut rules, Some(&strange), insert(SUBSCRIBERS)).is_all(), "a new type");
+    assert!(noted(&mut rules, Some(&strange), insert(SUBSCRIBERS)).is_anything(), "a new type");
     let plans = relation(rules.catalog.table(PLANS).unwrap());
     assert!(have(&noted(&mut rules, Some(&plans), insert(PLANS)), &[]), "no rule covers it");
 }
@@ -99,4 +97,24 @@ fn summary_names_constant_accounts_and_those_in_messages() {
     assert!(have(&noted(&mut rules, None, said("r", b"{\"of\": 42}")), &[]));
     let large = Message::OversizeLogical { lsn: Lsn(1), prefix: "q", bytes: 1 << 30 };
     assert!(have(&noted(&mut rules, None, large), &["3"]));
+}
+
+#[test]
+fn summary_foresees_the_invalidations_that_the_row_makes() {
+    let events = rule("s", "['insert']", "");
+    let (mut rules, _) = bound(&events, subscribers());
+    let watched = relation(&webhooks());
+    rules.handle_relation(&watched).unwrap();
+    let row = [T("e1"), T("42"), T("u"), Null, T("s"), T("t")];
+    let insert = Message::Insert { relation: WEBHOOKS, new: tuple(&row) };
+    let foreseen = noted(&mut rules, Some(&watched), insert);
+    assert!(have(&foreseen, &[]) && foreseen.memory_bytes() > 0);
+    let made = items(&mut rules, &watched, Rows::Insert { new: tuple(&row) });
+    let mut turns = crate::turns::Turns::new(1);
+    turns.begin_play(Lsn(9), foreseen);
+    let told = turns.take();
+    let [Item::Begin { .. }, Item::Invalidate(told)] = &told[..] else { panic!("{told:?}") };
+    let [Item::Invalidate(made)] = &made[..] else { panic!("{made:?}") };
+    assert_eq!(told, made);
+    assert_eq!(told.joined[..], [EndpointId::new("e1")]);
 }

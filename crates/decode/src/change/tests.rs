@@ -1,5 +1,7 @@
 //! The assembler against a naive model of a server, over connections cut at random points.
 
+mod played;
+
 use std::collections::HashMap;
 
 use proptest::collection::vec;

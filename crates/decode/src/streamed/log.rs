@@ -58,6 +58,11 @@ impl Log {
         self.chunks_bytes + self.tail.capacity()
     }
 
+    /// What of it can be written.
+    pub(super) fn writable_bytes(&self) -> usize {
+        if self.is_writing() { 0 } else { self.chunks_bytes + self.tail.len() }
+    }
+
     /// Whether a part of it is being written.
     pub(super) const fn is_writing(&self) -> bool {
         self.writing > 0
@@ -102,6 +107,9 @@ impl Log {
         let mut over = usize::try_from(self.end().saturating_sub(to)).unwrap_or(usize::MAX);
         let of_tail = over.min(self.tail.len());
         self.tail.truncate(self.tail.len() - of_tail);
+        if self.tail.is_empty() {
+            self.tail = BytesMut::new();
+        }
         over -= of_tail;
         while over > 0
             && let Some(chunk) = self.chunks.back_mut()

@@ -212,7 +212,7 @@ impl Open {
 
     /// What of it can be written.
     pub(super) fn writable_bytes(&self) -> usize {
-        self.log.memory_bytes()
+        self.log.writable_bytes()
     }
 
     /// The log, and its file.

@@ -70,7 +70,7 @@ impl WaitingLog {
 
     pub(super) fn writable_bytes(&self) -> usize {
         match self {
-            Self::Whole(log) => log.memory_bytes(),
+            Self::Whole(log) => log.writable_bytes(),
             Self::Reading(_) => 0,
         }
     }

@@ -7,6 +7,7 @@
 mod fallback;
 mod items;
 mod lost;
+mod play;
 mod received;
 mod reconnect;
 
@@ -100,6 +101,7 @@ impl Reader {
     /// # Errors
     /// [`Stop`] when the stream cannot go on.
     pub(super) async fn read(mut self, mut session: Session) -> Result<(), Stop> {
+        self.received.open_spool(&self.config).await;
         loop {
             match self.stream(session).await? {
                 Ended::Stopped => return Ok(()),
@@ -122,6 +124,9 @@ impl Reader {
             };
             self.changes.handle_reconnected();
             self.received.handle_reconnected();
+            if self.streaming.is_on() {
+                self.received.open_spool(&self.config).await;
+            }
             self.tell.works(Part::Stream);
             tracing::info!(at = %self.changes.resume_lsn(), "streaming again");
         }
@@ -140,19 +145,8 @@ impl Reader {
                 return Err(Stop::Halted(halt));
             }
             let now = self.clock.now();
-            if let Some(update) = self.feedback.poll(now) {
-                if let Err(error) = stream.send_status(update).await {
-                    return Ok(Ended::lost(Lost::Status(error)));
-                }
-                Failpoint::FlushSent.pass();
-            }
-            // A large change may take longer to arrive than a server may be silent.
-            if stream.bytes_read() > bytes_read {
-                bytes_read = stream.bytes_read();
-                self.feedback.handle_heard(now);
-            }
-            if self.feedback.silent(now) {
-                return Ok(Ended::lost(Lost::Silent));
+            if let Some(lost) = self.tell_server(&mut stream, &mut bytes_read).await {
+                return Ok(Ended::lost(lost));
             }
             if let Some(ended) = self.reopens() {
                 return Ok(ended);
@@ -190,6 +184,11 @@ impl Reader {
                     Ok(room) => room.send(self.turns.take()),
                     Err(_) => return Ok(Ended::Stopped),
                 },
+                done = self.received.spool_done() => {
+                    if let Some(ended) = self.handle_spooled(done)? {
+                        return Ok(ended);
+                    }
+                }
                 // The stream first, but not twice in a row while something is to be played.
                 frame = stream.next(), if reading && !(plays && self.was_live) => {
                     self.was_live = true;
@@ -210,6 +209,27 @@ impl Reader {
                 }
             }
         }
+    }
+
+    /// Sends the status that is due. `Some` where the server does not take it, or is silent.
+    async fn tell_server(
+        &mut self,
+        stream: &mut wire::Stream,
+        bytes_read: &mut u64,
+    ) -> Option<Lost> {
+        let now = self.clock.now();
+        if let Some(update) = self.feedback.poll(now) {
+            if let Err(error) = stream.send_status(update).await {
+                return Some(Lost::Status(error));
+            }
+            Failpoint::FlushSent.pass();
+        }
+        // A large change may take longer to arrive than a server may be silent.
+        if stream.bytes_read() > *bytes_read {
+            *bytes_read = stream.bytes_read();
+            self.feedback.handle_heard(now);
+        }
+        self.feedback.silent(now).then_some(Lost::Silent)
     }
 
     /// Takes a frame, and what has come with it, for a batch at most. `Some` when the connection is of no more
@@ -233,7 +253,7 @@ impl Reader {
                 return Ok(Some(ended));
             }
             handled += 1;
-            if handled == MESSAGES_IN_A_ROW || self.broken.is_some() || !self.turns_want_live() {
+            if handled == MESSAGES_IN_A_ROW || self.broken.is_some() || !self.has_room() {
                 return Ok(None);
             }
             next = stream.try_next();
@@ -245,15 +265,17 @@ impl Reader {
         if self.tries_streaming() {
             return Some(Ended::Reopen);
         }
-        let problem = "the memory for open transactions is full, and there is no spool";
-        (self.received.room() == Room::None).then(|| self.fall_back(Fallback::Memory, problem))
+        if self.received.room() != Room::None {
+            return None;
+        }
+        let (reason, problem) = self.received.no_room();
+        Some(self.fall_back(reason, &problem))
     }
 
     /// Whether more may be read now; the feedback is told where that changes.
     fn is_reading(&mut self, was_reading: &mut bool, now: Tick) -> bool {
         let stopped = self.drain.is_cancelled() || self.broken.is_some();
-        let has_room = self.turns_want_live() && self.received.room() == Room::Free;
-        let reading = has_room && !stopped;
+        let reading = self.has_room() && !stopped;
         match (std::mem::replace(was_reading, reading), reading) {
             (true, false) => self.feedback.handle_paused(),
             (false, true) => self.feedback.handle_resumed(now),
@@ -262,8 +284,9 @@ impl Reader {
         reading
     }
 
-    fn turns_want_live(&self) -> bool {
-        self.turns.wants_live() && !self.turns.is_full()
+    /// Whether there is room for more of the stream.
+    fn has_room(&self) -> bool {
+        self.turns.wants_live() && !self.turns.is_full() && self.received.room() == Room::Free
     }
 
     /// Whether there is something to play, and room for what it makes.

@@ -5,33 +5,24 @@
 //! played in bounded batches, which take turns with what comes live: see [`walhook_rules::turns`].
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::future::pending;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
 
-use super::Reader;
 use super::fallback::Fallback;
-use super::items::{Of, decode};
-use super::lost::{Ended, Unreadable};
-use crate::config::Config;
+use crate::config::{Config, Streaming};
 use crate::server::metrics::StreamedMetrics;
-use crate::server::stop::Stop;
-use crate::server::trouble::Part;
-use walhook_core::event::Item;
+use crate::server::spool::{Spool, SpoolFailed};
 use walhook_core::lsn::Lsn;
 use walhook_core::tick::Tick;
-use walhook_decode::change::{Ours, Step, Transaction};
+use walhook_decode::change::Ours;
 use walhook_decode::streamed::{
-    Committed, Counts, Kept, OpenTransactions, Payload, Play, Record, Room, Settings, Taken,
+    self, Counts, Done, OpenTransactions, Play, Record, Room, Settings, StreamedError,
 };
-use walhook_postgres::sql::Connection;
 use walhook_process::clock::unix_us;
 use walhook_rules::turns::{Foreseen, Turns};
 use walhook_state::OpenTransaction;
-
-/// Messages that are played in a row at most before what they made is handed on.
-const PLAYED_IN_A_ROW: usize = 64;
 
 /// From one look at the open transactions, for people, to the next.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -62,19 +53,25 @@ impl Shown {
 
 /// The transactions that are received while they are open, and those that have committed and wait to be played.
 pub(in crate::server) struct Received {
-    transactions: OpenTransactions,
+    pub(super) transactions: OpenTransactions,
     /// What those may come to that are open.
-    foreseen: HashMap<u32, Foreseen>,
+    pub(super) foreseen: HashMap<u32, Foreseen>,
     /// Those that have committed and have not begun to be played, in commit order; with the end of what committed
     /// before each.
-    ours: VecDeque<(Ours, Lsn)>,
+    pub(super) ours: VecDeque<(Ours, Lsn)>,
     /// The end of what committed before the one that is played.
-    before: Lsn,
+    pub(super) before: Lsn,
     /// A message that is to be played again, for what it needs could not be learned.
-    again: Option<Record>,
+    pub(super) again: Option<Record>,
+    spool: Option<Spool>,
+    /// Why there is none, although one was asked for.
+    no_spool: Option<String>,
+    /// Whether what is played has to be read from it first.
+    pub(super) waits: bool,
     shown: Shown,
     show_at: Tick,
     counted: Counts,
+    spooled_bytes: u64,
 }
 
 impl Received {
@@ -91,9 +88,56 @@ impl Received {
             ours: VecDeque::new(),
             before: Lsn::ZERO,
             again: None,
+            spool: None,
+            no_spool: None,
+            waits: false,
             shown,
             show_at: Tick::default(),
             counted: Counts::default(),
+            spooled_bytes: 0,
+        }
+    }
+
+    /// Opens the spool, where there is a directory for it and it is not open; or uses it again. Without one there
+    /// is memory alone.
+    pub(super) async fn open_spool(&mut self, config: &Config) {
+        let source = &config.source;
+        let Some(directory) = source.spool.as_ref().filter(|_| source.streaming == Streaming::On)
+        else {
+            return;
+        };
+        if self.spool.is_none() {
+            match Spool::open(directory, source.spool_max.0).await {
+                Ok(spool) => self.spool = Some(spool),
+                Err(error) => {
+                    let fix = Fallback::Disk.fix();
+                    tracing::warn!(%error, fix, "open transactions are kept in memory alone");
+                    self.no_spool = Some(error.to_string());
+                }
+            }
+        }
+        self.transactions.set_spool(self.spool.is_some());
+    }
+
+    /// Has the spool do what is next, and waits until it has: for ever, where there is nothing. Cancel-safe.
+    pub(super) async fn spool_done(&mut self) -> Result<Option<Done>, SpoolFailed> {
+        match &mut self.spool {
+            Some(spool) => {
+                spool.take_order(&mut self.transactions);
+                spool.done().await
+            }
+            None => pending().await,
+        }
+    }
+
+    /// Why there is no room, where there is none and will be none.
+    pub(super) fn no_room(&self) -> (Fallback, String) {
+        match &self.no_spool {
+            Some(problem) => (Fallback::Disk, problem.clone()),
+            None => {
+                let problem = "an eighth of memory.limit is full, and there is no spool";
+                (Fallback::Memory, problem.to_owned())
+            }
         }
     }
 
@@ -115,7 +159,7 @@ impl Received {
 
     /// Whether what has committed can be played on.
     pub(super) fn can_play(&self) -> bool {
-        self.has_committed()
+        self.has_committed() && !self.waits
     }
 
     /// Whether there is room for more of the stream, or will be.
@@ -134,7 +178,7 @@ impl Received {
     }
 
     /// What is next of the transaction that is played.
-    fn next(&mut self) -> Result<Play, walhook_decode::streamed::StreamedError> {
+    pub(super) fn next(&mut self) -> Result<Play, StreamedError> {
         match self.again.take() {
             Some(record) => Ok(Play::Record(record)),
             None => self.transactions.play(),
@@ -154,10 +198,12 @@ impl Received {
         self.show_at = now + TELL_EVERY;
         // Of those that were rolled back.
         let open: HashSet<u32> = self.transactions.open().map(|one| one.xid).collect();
+        let before = self.foreseen.len();
         self.foreseen.retain(|xid, _| open.contains(xid));
+        metrics.aborted.inc_by(count(before - self.foreseen.len()));
         let unix_us = unix_us();
         let kept = self.transactions.open().filter(|one| one.rows > 0);
-        let rows: Vec<OpenTransaction> = kept.map(|one| row(&one, now, unix_us)).collect();
+        let mut rows: Vec<OpenTransaction> = kept.map(|one| row(&one, now, unix_us)).collect();
         let is_open = |row: &&OpenTransaction| row.state == OPEN;
         metrics.open.set(saturate(rows.iter().filter(is_open).count()));
         metrics.memory_bytes.set(saturate(bytes));
@@ -167,9 +213,16 @@ impl Received {
         metrics.rows.inc_by(counts.rows - then.rows);
         metrics.bytes.inc_by(counts.bytes - then.bytes);
         metrics.aborted_bytes.inc_by(counts.aborted_bytes - then.aborted_bytes);
+        let spooled = self.spool.as_ref().map_or(0, Spool::written_bytes);
+        metrics.spooled_bytes.inc_by(spooled - std::mem::replace(&mut self.spooled_bytes, spooled));
         self.shown.rows.send_if_modified(|told| {
+            // Two clocks may tell a moment that is long ago a little differently each time.
+            for row in &mut rows {
+                let same = told.iter().find(|told| told.xid == row.xid);
+                row.since_us = same.map_or(row.since_us, |told| told.since_us);
+            }
             let is_new = *told != rows;
-            *told = rows;
+            *told = std::mem::take(&mut rows);
             is_new
         });
     }
@@ -183,11 +236,7 @@ impl Received {
 /// Received, and not committed.
 const OPEN: &str = "open";
 
-fn row(
-    one: &walhook_decode::streamed::OpenTransaction,
-    now: Tick,
-    unix_us: i64,
-) -> OpenTransaction {
+fn row(one: &streamed::OpenTransaction, now: Tick, unix_us: i64) -> OpenTransaction {
     let age = i64::try_from(now.since(one.since).as_micros()).unwrap_or(i64::MAX);
     OpenTransaction {
         xid: one.xid,
@@ -203,194 +252,6 @@ fn saturate(n: impl TryInto<i64>) -> i64 {
     n.try_into().unwrap_or(i64::MAX)
 }
 
-impl Reader {
-    /// Takes a message of a stream in which transactions come while they are open. `Some` when the connection is
-    /// of no more use.
-    pub(super) async fn handle_streamed(
-        &mut self,
-        at: Lsn,
-        payload: Payload<'_>,
-        client: &Connection,
-    ) -> Result<Option<Ended>, Stop> {
-        match self.received.transactions.handle(self.clock.now(), at, payload) {
-            Ok(Taken::Live) => self.handle_live(at, payload, client).await,
-            Ok(Taken::Passed) => Ok(None),
-            Ok(Taken::Kept(Kept { xid, payload, described })) => {
-                let foreseen = self.received.foreseen.entry(xid).or_default();
-                match decode(payload) {
-                    Ok(message) => {
-                        let table = |oid| described.table(oid);
-                        self.book.rules.foresee(xid, message, table, foreseen);
-                    }
-                    // It shows when it is played.
-                    Err(_) => *foreseen = Foreseen::anything(),
-                }
-                Ok(None)
-            }
-            Ok(Taken::Committed(committed)) => self.handle_committed(committed, client).await,
-            Ok(Taken::Unclear { transaction, end_lsn }) => {
-                Ok(self.handle_unclear(transaction, end_lsn))
-            }
-            Err(error) => Ok(Some(self.fall_back(Fallback::Unreadable, &error.to_string()))),
-        }
-    }
-
-    /// A transaction has committed: it is ours from now on.
-    async fn handle_committed(
-        &mut self,
-        committed: Committed,
-        client: &Connection,
-    ) -> Result<Option<Ended>, Stop> {
-        let Committed { transaction, end_lsn, described, .. } = committed;
-        let before = self.changes.resume_lsn();
-        let foreseen = self.received.foreseen.remove(&transaction.xid).unwrap_or_default();
-        let ours = match self.changes.handle_streamed(transaction, end_lsn) {
-            Ok(ours) => ours,
-            Err(why) => {
-                self.received.transactions.forget_committed();
-                let at = transaction.commit_lsn;
-                return self.unreadable(Unreadable::Change { at, why }).map(Some);
-            }
-        };
-        self.feedback.handle_received(end_lsn, self.clock.now());
-        match ours {
-            // Settled before: it came again.
-            None => self.received.transactions.forget_committed(),
-            Some(ours) => {
-                self.turns.begin_play(transaction.commit_lsn, foreseen);
-                self.received.ours.push_back((ours, before));
-                self.metrics.streamed.committed.inc();
-            }
-        }
-        for message in described {
-            let message = decode(Payload::Whole(&message));
-            let xid = Some(transaction.xid);
-            let ended = self.handle_message(Lsn::ZERO, message, xid, client).await?;
-            if ended.is_some() || self.broken.is_some() {
-                return Ok(ended);
-            }
-        }
-        Ok(None)
-    }
-
-    /// A transaction has committed that can only be read as a whole: it will be, where it is not done.
-    fn handle_unclear(&mut self, transaction: Transaction, end_lsn: Lsn) -> Option<Ended> {
-        if transaction.commit_lsn < self.changes.resume_lsn() {
-            return None;
-        }
-        let problem = format!(
-            "the transaction {} has logical messages whose place in it is not clear",
-            transaction.commit_lsn
-        );
-        let ended = self.fall_back(Fallback::Unclear, &problem);
-        self.streaming.off_behind(end_lsn);
-        Some(ended)
-    }
-
-    /// Plays on, for a batch at most. `Some` when the connection is of no more use.
-    pub(super) async fn play(&mut self, client: &Connection) -> Result<Option<Ended>, Stop> {
-        for _ in 0..PLAYED_IN_A_ROW {
-            let transaction = match self.changes.played() {
-                Some(transaction) => transaction,
-                None => match self.begin_play() {
-                    Some(transaction) => transaction,
-                    None => return Ok(None),
-                },
-            };
-            match self.received.next() {
-                Ok(Play::Record(record)) => {
-                    if let Some(ended) = self.play_record(transaction, record, client).await? {
-                        return Ok(Some(ended));
-                    }
-                }
-                Ok(Play::Wait) => return Ok(None),
-                Ok(Play::End) => self.end_play(),
-                Err(error) => return Err(Stop::NotReadBack(error.to_string())),
-            }
-            if self.turns.is_full() || !self.received.can_play() {
-                break;
-            }
-        }
-        Ok(None)
-    }
-
-    fn begin_play(&mut self) -> Option<Transaction> {
-        let (ours, before) = self.received.ours.pop_front()?;
-        self.received.before = before;
-        // It has begun with its commit.
-        self.changes.begin_play(ours);
-        self.changes.played()
-    }
-
-    fn end_play(&mut self) {
-        if let Some(Step::Commit { end_lsn }) = self.changes.end_play() {
-            self.turns.play(Item::Commit { end_lsn });
-        }
-    }
-
-    async fn play_record(
-        &mut self,
-        transaction: Transaction,
-        record: Record,
-        client: &Connection,
-    ) -> Result<Option<Ended>, Stop> {
-        let payload = match record.oversize {
-            None => Payload::Whole(&record.payload),
-            Some(bytes) => Payload::Oversize { head: &record.payload, bytes },
-        };
-        let at = record.wal_start;
-        let why = match decode(payload) {
-            Ok(message) => {
-                match self.learn(Of::Played, &message, Some(transaction.xid), client).await {
-                    Ok(true) => {}
-                    Ok(false) => return Ok(None),
-                    Err(lost) => {
-                        self.received.again = Some(record);
-                        return Ok(Some(lost));
-                    }
-                }
-                match self.changes.play(at, message) {
-                    Ok(steps) => {
-                        self.take_steps(Of::Played, steps);
-                        return Ok(None);
-                    }
-                    Err(why) => Unreadable::Change { at, why },
-                }
-            }
-            Err(why) => Unreadable::Message { at, why },
-        };
-        if self.left_out.contains(&transaction.commit_lsn) {
-            tracing::warn!(commit = %transaction.commit_lsn, problem = %why, "the rest is left out");
-            self.received.transactions.forget_playing();
-            self.end_play();
-            return Ok(None);
-        }
-        Err(Stop::NotReadBack(why.to_string()))
-    }
-
-    /// Opens the stream again without streaming, for a while.
-    pub(super) fn fall_back(&mut self, reason: Fallback, problem: &str) -> Ended {
-        let pause = self.streaming.fall_back(self.clock.now());
-        let fix = reason.fix();
-        tracing::warn!(
-            reason = reason.as_str(), problem, fix, again_in = ?pause,
-            "large transactions are received when they have committed, and delay others then"
-        );
-        self.metrics.streamed.count_fallback(reason);
-        self.tell.fails_with(Part::Streaming, Instant::now(), problem, fix);
-        Ended::Reopen
-    }
-
-    /// Whether the stream is to be opened again because streaming may be tried again.
-    pub(super) fn tries_streaming(&mut self) -> bool {
-        let now = self.clock.now();
-        let quiet = !self.changes.in_transaction() && !self.received.has_committed();
-        if !quiet || !self.streaming.is_due(now, self.changes.resume_lsn()) {
-            return false;
-        }
-        self.streaming.resume(now);
-        self.tell.works(Part::Streaming);
-        tracing::info!("large transactions are received while they are open again");
-        true
-    }
+fn count(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
 }

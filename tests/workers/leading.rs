@@ -77,18 +77,6 @@ impl Fleet {
         audit(&self.world, oracle, &self.endpoints, lives).await
     }
 
-    /// What the leader did not send, for a worker of the one before had.
-    async fn adopted(&self) -> Result<u64> {
-        let text = without_pipeline(&self.world.metrics().await?);
-        let mut sum = 0;
-        for result in ["delivered", "running"] {
-            let series = format!("walhook_adopted_total{{result=\"{result}\"}} ");
-            let count = text.lines().find_map(|line| line.strip_prefix(&series));
-            sum += count.context("it is not counted")?.parse::<u64>()?;
-        }
-        Ok(sum)
-    }
-
     /// How one life of the leader ends.
     fn end(&self) -> End {
         End { received: self.world.mock.stats().received, at_unix_us: unix_us() }
@@ -120,6 +108,18 @@ async fn sent_by_workers(world: &World) -> Result<u64> {
     Ok(count.context("no worker is counted")?.parse()?)
 }
 
+/// What the leader did not send, for a worker of the one before had.
+async fn adopted(world: &World) -> Result<u64> {
+    let text = without_pipeline(&world.metrics().await?);
+    let mut sum = 0;
+    for result in ["delivered", "running"] {
+        let series = format!("walhook_adopted_total{{result=\"{result}\"}} ");
+        let count = text.lines().find_map(|line| line.strip_prefix(&series));
+        sum += count.context("it is not counted")?.parse::<u64>()?;
+    }
+    Ok(sum)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rolling_stop_of_workers_and_leader_in_traffic_loses_and_doubles_nothing() -> Result<()> {
     let mut fleet = Fleet::start(2).await?;
@@ -146,8 +146,11 @@ async fn rolling_stop_of_workers_and_leader_in_traffic_loses_and_doubles_nothing
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn standby_serves_the_leader_and_then_leads_and_nothing_is_lost_or_doubled() -> Result<()> {
+/// How a leader ends whose standby serves it.
+async fn standby_serves_and_then_leads(
+    seed: u64,
+    ends: impl AsyncFnOnce(&mut Running) -> Result<()>,
+) -> Result<(Running, World)> {
     let nats = Nats::start("").await?;
     let sections = format!("[workers]\nurl = \"{}\"\n", nats.url());
     let mut world = traffic::world(&sections, &[]).await?;
@@ -157,7 +160,7 @@ async fn standby_serves_the_leader_and_then_leads_and_nothing_is_lost_or_doubled
     leader.until_leading(first_admin).await?;
     let mut standby = world.spawn_with(&[])?;
     standby.until_logged("serving a leader").await?;
-    let traffic = Traffic::start(&world, 36, REST).await?;
+    let traffic = Traffic::start(&world, seed, REST).await?;
     let until_taken = async |more: u64, log: &Running| {
         let wanted = world.mock.stats().taken + more;
         let taken = world.mock.wait_until("more", PATIENCE, |stats| stats.taken >= wanted).await;
@@ -168,15 +171,41 @@ async fn standby_serves_the_leader_and_then_leads_and_nothing_is_lost_or_doubled
     let carried = text.lines().find_map(|l| l.strip_prefix("walhook_worker_requests_total "));
     ensure!(carried.context("it is not counted")?.parse::<u64>()? > 100, "{carried:?}");
     let end = End { received: world.mock.stats().received, at_unix_us: unix_us() };
-    leader.signal("TERM")?;
-    ensure!(leader.wait().await?.success(), "{}", leader.log_tail());
+    ends(&mut leader).await?;
     standby.until_leading(world.admin).await?;
     until_taken(200, &standby).await?;
     let oracle = traffic.stop().await;
     settled(&world, &endpoints).await.with_context(|| standby.log_tail())?;
     let audit = audit(&world, oracle, &endpoints, &[end]).await?;
     println!("{} deliveries, repeated {:?}", audit.delivered, audit.repeated);
-    ensure!(audit.repeated_within == 0 && audit.repeated == [0], "{audit:?}");
+    ensure!(
+        audit.repeated_within == 0 && audit.repeated == [0],
+        "{audit:?}: {}",
+        standby.log_tail()
+    );
+    Ok((standby, world))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn standby_serves_the_leader_and_then_leads_and_nothing_is_lost_or_doubled() -> Result<()> {
+    let stopped = async |leader: &mut Running| {
+        leader.signal("TERM")?;
+        ensure!(leader.wait().await?.success(), "{}", leader.log_tail());
+        Ok(())
+    };
+    let (standby, _world) = standby_serves_and_then_leads(36, stopped).await?;
+    ensure!(standby.terminate().await?.success());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn standby_that_served_a_killed_leader_sends_nothing_again_that_it_carried_itself()
+-> Result<()> {
+    let killed = async |leader: &mut Running| leader.kill_and_wait().await;
+    let (standby, world) = standby_serves_and_then_leads(38, killed).await?;
+    let adopted = adopted(&world).await?;
+    println!("{adopted} taken over from itself");
+    ensure!(adopted > 0, "{}", standby.log_tail());
     ensure!(standby.terminate().await?.success());
     Ok(())
 }
@@ -185,7 +214,7 @@ async fn standby_serves_the_leader_and_then_leads_and_nothing_is_lost_or_doubled
 async fn leader_killed_with_all_in_flight_at_workers_repeats_nothing() -> Result<()> {
     let mut fleet = Fleet::start(2).await?;
     let traffic = Traffic::start(&fleet.world, 33, REST).await?;
-    let (mut ends, mut in_flight, mut adopted) = (Vec::new(), 0, 0);
+    let (mut ends, mut in_flight, mut taken_over) = (Vec::new(), 0, 0);
     for _ in 0..3 {
         fleet.until_taken(100).await?;
         in_flight += fleet.world.in_flight().await.unwrap_or_default();
@@ -194,16 +223,16 @@ async fn leader_killed_with_all_in_flight_at_workers_repeats_nothing() -> Result
         fleet.leader = lead(&mut fleet.world).await?;
         fleet.until_serving(2).await?;
         fleet.until_taken(100).await?;
-        adopted += fleet.adopted().await?;
+        taken_over += adopted(&fleet.world).await?;
     }
     let audit = fleet.audit(traffic, &ends).await?;
     println!(
-        "leader killed three times with {in_flight} in flight in all: {adopted} of the leader before's taken over, \
+        "leader killed three times with {in_flight} in flight in all: {taken_over} of the leader before's taken over, \
          {:?} repeated",
         audit.repeated
     );
     ensure!(audit.repeated == [0; 3] && audit.repeated_within == 0, "{audit:?}");
-    ensure!(adopted > 0, "{}", fleet.leader.log_tail());
+    ensure!(taken_over > 0, "{}", fleet.leader.log_tail());
     Ok(())
 }
 

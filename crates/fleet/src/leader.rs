@@ -28,6 +28,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::frame::{Body, Frame, Lead, OLDEST, SessionId};
 use crate::{LEAD_EVERY, LOST_AFTER_LEASE};
 use adopt::Adoption;
+use health::Quarantine;
 use opinion::First;
 use session::{Flight, Phase, Session};
 use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
@@ -91,6 +92,9 @@ pub struct Fleet {
     ready: BTreeSet<SessionId>,
     gone: BTreeSet<SessionId>,
     gone_in_order: VecDeque<SessionId>,
+    /// The last quarantine by host and build, and whose it was: who ends a session and begins another is the same
+    /// worker. Bounded like the sessions.
+    quarantines: BTreeMap<(String, String), (SessionId, Quarantine)>,
     /// Attempts lost, by host: bounded like the sessions.
     lost_by_host: BTreeMap<String, u64>,
     left: VecDeque<FleetEffect>,
@@ -125,6 +129,7 @@ impl Fleet {
             ready: BTreeSet::new(),
             gone: BTreeSet::new(),
             gone_in_order: VecDeque::new(),
+            quarantines: BTreeMap::new(),
             lost_by_host: BTreeMap::new(),
             left: VecDeque::new(),
             lead_at: now,

@@ -26,7 +26,8 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::frame::{
-    Attempts, Body, ByeReason, Frame, Grant, Hello, Lead, OLDEST, Refusal, SessionId,
+    ATTEMPTS_BYTES, Attempts, Body, ByeReason, Frame, Grant, Hello, Lead, OLDEST, Refusal,
+    SessionId,
 };
 use crate::{HELLOS_PER_LEASE, LOST_AFTER_LEASE};
 pub use door::{AttemptKey, ServeEffect, ServeInput, ServeSettings, ServeState, To};
@@ -63,6 +64,8 @@ pub struct Serving {
     rng: SmallRng,
     now_us: u64,
     connected: bool,
+    /// Bytes of outcomes after which no further one is put into a frame.
+    outcome_bytes: usize,
     leader: Option<Leader>,
     current: Option<Session>,
     closing: BTreeMap<SessionId, Session>,
@@ -86,6 +89,7 @@ impl Serving {
             rng,
             now_us: 0,
             connected: false,
+            outcome_bytes: ATTEMPTS_BYTES,
             leader: None,
             current: None,
             closing: BTreeMap::new(),
@@ -108,7 +112,11 @@ impl Serving {
                     self.close(ByeReason::Unreadable);
                 }
             }
-            ServeInput::Bus { connected } => self.note_bus(connected),
+            ServeInput::Bus { connected, max_payload } => {
+                // One outcome is far smaller than any bus's messages.
+                self.outcome_bytes = (max_payload / 2).min(ATTEMPTS_BYTES);
+                self.note_bus(connected);
+            }
             ServeInput::Ended { key, outcome } => self.note_ended(key, &outcome),
             ServeInput::Drain => {
                 self.draining = true;
@@ -421,6 +429,7 @@ impl Serving {
     fn say(&mut self) {
         let now_us = self.now_us;
         let (fast_slots, slow_slots) = self.free_slots();
+        let outcome_bytes = self.outcome_bytes;
         let (settings, left, kept) = (&self.settings, &mut self.left, &self.kept);
         for session in self.current.iter_mut().chain(self.closing.values_mut()) {
             left.extend(session.take_bye());
@@ -445,7 +454,7 @@ impl Serving {
                 };
                 left.push_back(session.hello(hello, now_us));
             }
-            session.take_outcomes(now_us, left);
+            session.take_outcomes(now_us, outcome_bytes, left);
         }
     }
 

@@ -74,7 +74,11 @@ pub(in crate::server) struct LeaderWorkers {
     rows: watch::Sender<Option<Vec<WorkerRow>>>,
     metrics: Arc<Metrics>,
     counted: FleetCounters,
-    log: LinePace,
+    /// Of lines about frames that cannot be read: a stranger may send as many as it likes, and none of them is to
+    /// keep a line about a worker from the log.
+    unreadable: LinePace,
+    /// Of lines about what workers have become.
+    changes: LinePace,
 }
 
 impl LeaderWorkers {
@@ -126,7 +130,8 @@ impl LeaderWorkers {
             rows,
             metrics: Arc::clone(metrics),
             counted: FleetCounters::default(),
-            log: LinePace::default(),
+            unreadable: LinePace::default(),
+            changes: LinePace::default(),
         }))
     }
 
@@ -237,7 +242,7 @@ impl LeaderWorkers {
 
     fn unreadable(&mut self, now: Tick, error: &FrameError, header: Option<Header>) {
         let session = header.map(|header| header.session);
-        if self.log.admits(now) {
+        if self.unreadable.admits(now) {
             tracing::warn!(%error, ?session, "a frame of a worker cannot be read");
         }
         // One of another version, or of another leader's, is no word of this session.
@@ -299,7 +304,7 @@ impl LeaderWorkers {
                  what runs is waited for; `silent` of them did not answer"
             ),
             FleetEffect::Changed(changed) => {
-                if self.log.admits(now) {
+                if self.changes.admits(now) {
                     say(&changed);
                 }
             }
@@ -368,7 +373,10 @@ impl LeaderWorkers {
         ] {
             metrics.count_adopted(result, now - then);
         }
-        if let Some(more) = self.log.take_withheld(now) {
+        if let Some(more) = self.unreadable.take_withheld(now) {
+            tracing::warn!(more, "and so many more frames of workers that cannot be read");
+        }
+        if let Some(more) = self.changes.take_withheld(now) {
             tracing::warn!(
                 more,
                 "and so many more changes of workers; `walhook workers list` shows how they stand"

@@ -86,7 +86,7 @@ pub(crate) async fn serve(serves: Serves, drain: CancellationToken) -> Result<()
                 worker.handle(ServeInput::Drain);
             }
             event = next_event(&mut watch) => {
-                worker.handle(ServeInput::Bus { connected: matches!(event, BusEvent::Up { .. }) });
+                worker.note_bus(event);
             }
             ended = worker.attempts.next() => worker.take_ended(ended),
             received = heard(&mut leads) => worker.take_frame(received),
@@ -157,7 +157,9 @@ struct Worker {
     /// When it ends although the leader has not heard of everything.
     give_up_at: Option<Instant>,
     report_at: Instant,
-    log: LinePace,
+    /// Of lines about frames that cannot be read, and about those that the bus does not take.
+    unreadable: LinePace,
+    unpublished: LinePace,
 }
 
 /// What a request begins with: its key and itself, whether it may, and the word to give it up.
@@ -206,7 +208,8 @@ impl Worker {
             draining: false,
             give_up_at: None,
             report_at: Instant::now(),
-            log: LinePace::default(),
+            unreadable: LinePace::default(),
+            unpublished: LinePace::default(),
         }
     }
 
@@ -255,6 +258,12 @@ impl Worker {
         Ok(())
     }
 
+    fn note_bus(&mut self, event: BusEvent) {
+        let max_payload = self.serves.link.bus.state().max_payload;
+        let connected = matches!(event, BusEvent::Up { .. });
+        self.handle(ServeInput::Bus { connected, max_payload });
+    }
+
     fn publish(&mut self, to: To, frame: &Frame) {
         let Link { bus, subjects } = &self.serves.link;
         let subject = match to {
@@ -268,7 +277,7 @@ impl Worker {
                 tracing::debug!(%why, "a frame was not published");
             }
             Err(why @ (NotPublished::TooLarge | NotPublished::Subject)) => {
-                if self.log.admits(Tick(boot_us())) {
+                if self.unpublished.admits(Tick(boot_us())) {
                     tracing::warn!(%why, subject, "a frame was not published");
                 }
             }
@@ -338,7 +347,7 @@ impl Worker {
             Ok(frame) => self.handle(ServeInput::Frame(Box::new(frame))),
             Err(error) => {
                 let session = Header::read(&payload).map(|header| header.session);
-                if self.log.admits(Tick(boot_us())) {
+                if self.unreadable.admits(Tick(boot_us())) {
                     tracing::warn!(%error, ?session, "a frame of the leader cannot be read");
                 }
                 if let Some(session) = session {

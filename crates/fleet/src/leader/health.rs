@@ -40,10 +40,18 @@ const REGAINED_PER_SECOND: u64 = 100;
 /// It is halved so often at most, so that a change can show.
 const HALVED_EVERY: Duration = Duration::from_secs(1);
 
+/// For how long a worker is given little, and how long it is the next time.
 #[derive(Debug, Clone, Copy)]
-struct Quarantine {
+pub(super) struct Quarantine {
     until: Tick,
     length: Duration,
+}
+
+impl Quarantine {
+    /// Whether it makes a difference: it is not over, or the next one would be longer for it.
+    pub(super) fn counts(&self, now: Tick) -> bool {
+        now < self.until + self.length
+    }
 }
 
 /// See the module's documentation.
@@ -70,6 +78,16 @@ impl Health {
             .map(|quarantine| quarantine.length)
     }
 
+    /// The last quarantine, where it makes a difference.
+    pub(super) fn quarantine(&self, now: Tick) -> Option<Quarantine> {
+        self.quarantine.filter(|quarantine| quarantine.counts(now))
+    }
+
+    /// It is the same worker as one that was in quarantine.
+    pub(super) fn inherit(&mut self, quarantine: Quarantine) {
+        self.quarantine = Some(quarantine);
+    }
+
     /// Takes a second opinion on one of its failures. Yes: the worker is put into quarantine with this.
     pub(super) fn judge(&mut self, own: bool, now: Tick) -> bool {
         // It has one attempt at a time, and is let out when its time is over: what comes then counts.
@@ -87,7 +105,7 @@ impl Health {
             return false;
         }
         let length = match self.quarantine {
-            Some(last) if now < last.until + last.length => (last.length * 2).min(QUARANTINE_MAX),
+            Some(last) if last.counts(now) => (last.length * 2).min(QUARANTINE_MAX),
             _ => QUARANTINE,
         };
         self.quarantine = Some(Quarantine { until: now + length, length });

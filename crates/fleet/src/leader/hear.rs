@@ -78,7 +78,11 @@ impl Fleet {
             Some(_) if self.stopping => return false,
             Some(version) => {
                 let hash = spread(settings.seed ^ fold(id.0));
-                self.sessions.insert(id, Session::new(hello, version, hash, self.now));
+                let mut session = Session::new(hello, version, hash, self.now);
+                if let Some(quarantine) = self.inherited(hello) {
+                    session.health.inherit(quarantine);
+                }
+                self.sessions.insert(id, session);
                 return true;
             }
         };

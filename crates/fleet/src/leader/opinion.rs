@@ -1,10 +1,11 @@
 //! The second opinion: what failed before a request was sent is tried by another worker before it counts, since the
 //! worker's own network may be what failed. The dispatcher sees one attempt.
 
+use super::health::Quarantine;
 use super::pick::{Choice, bytes_of};
-use super::session::Flight;
-use super::{Ending, Fleet, FleetEffect, Where};
-use crate::frame::SessionId;
+use super::session::{Flight, Phase};
+use super::{Ending, Fleet, FleetEffect, SESSIONS_MAX, Where};
+use crate::frame::{Hello, SessionId};
 use walhook_core::attempt::{FailureKind, Outcome};
 
 /// What a second opinion is on.
@@ -107,8 +108,35 @@ impl Fleet {
         if session.health.judge(marked, now) {
             self.counters.quarantines += 1;
             self.due = self.due.min(session.due(now, self.settings.lease));
+            if let Some(quarantine) = session.health.quarantine(now) {
+                let worker = (session.host.clone(), session.build.clone());
+                self.remember_quarantine(worker, first.session, quarantine);
+            }
             self.tell(first.session);
         }
+    }
+
+    fn remember_quarantine(
+        &mut self,
+        worker: (String, String),
+        session: SessionId,
+        quarantine: Quarantine,
+    ) {
+        let now = self.now;
+        self.quarantines.retain(|_, (_, quarantine)| quarantine.counts(now));
+        if self.quarantines.len() < SESSIONS_MAX || self.quarantines.contains_key(&worker) {
+            self.quarantines.insert(worker, (session, quarantine));
+        }
+    }
+
+    /// The quarantine that a worker brings into a session that it begins: that of an earlier session of its own. While
+    /// that serves, this is another worker of the same host.
+    pub(super) fn inherited(&self, hello: &Hello) -> Option<Quarantine> {
+        let worker = (hello.host.clone(), hello.build.clone());
+        let (session, quarantine) = self.quarantines.get(&worker)?;
+        let serves =
+            self.sessions.get(session).is_some_and(|session| session.phase == Phase::Serving);
+        (!serves && quarantine.counts(self.now)).then_some(*quarantine)
     }
 
     fn note_overhead(&mut self, id: SessionId, overhead: std::time::Duration) {

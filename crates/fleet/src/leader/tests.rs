@@ -355,6 +355,33 @@ fn worker_without_a_network_of_its_own_fails_no_endpoint_and_is_put_into_quarant
 }
 
 #[test]
+fn worker_in_quarantine_that_begins_another_session_stays_in_it_and_its_neighbour_does_not() {
+    let mut rig = Rig::new(Local::Never, 2);
+    let mut bad = 0;
+    for _ in 0..5 {
+        let (_, worker, key) = rig.place("a.example");
+        bad = worker;
+        let effects = rig.outcome(bad, key, Some(unreachable()));
+        let (good, again) = packed(&effects).pop().expect("another tries");
+        rig.outcome(good, again, Some(delivered()));
+    }
+    let quarantined = |rig: &mut Rig| {
+        rig.effects();
+        rig.fleet.gauges().quarantined
+    };
+    assert_eq!(quarantined(&mut rig), 1);
+    // Another one of the same host, beside it.
+    rig.hello(7, HelloState::Serving, 0);
+    assert_eq!(quarantined(&mut rig), 1);
+    rig.hello(bad, HelloState::Closing(ByeReason::Gap), 2);
+    assert_eq!(quarantined(&mut rig), 0);
+    rig.hello(8, HelloState::Serving, 0);
+    assert_eq!(quarantined(&mut rig), 1, "it has not become another one");
+    rig.wait(Duration::from_secs(31), 9);
+    assert_eq!(quarantined(&mut rig), 0);
+}
+
+#[test]
 fn dead_endpoint_is_one_failure_and_marks_no_worker() {
     let mut rig = Rig::new(Local::Never, 2);
     for _ in 0..20 {

@@ -98,7 +98,7 @@ fn meet(leader: Versions, worker: Versions) -> Result<u8, Refusal> {
         seed: [1; 32],
     });
     fleet.handle(now, FleetInput::Bus { connected: true, max_payload: 1 << 20 });
-    serving.handle(0, ServeInput::Bus { connected: true });
+    serving.handle(0, ServeInput::Bus { connected: true, max_payload: 1 << 20 });
     let (mut placed, mut version) = (false, 0);
     for _ in 0..100 {
         while let Some(effect) = serving.poll(0) {

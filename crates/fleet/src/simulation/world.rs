@@ -432,7 +432,9 @@ impl World {
             Node::Leader(at) => {
                 self.tell_leader(at, FleetInput::Bus { connected: up, max_payload: 1 << 20 });
             }
-            Node::Worker(at) => self.tell_worker(at, ServeInput::Bus { connected: up }),
+            Node::Worker(at) => {
+                self.tell_worker(at, ServeInput::Bus { connected: up, max_payload: 1 << 20 })
+            }
         }
     }
 

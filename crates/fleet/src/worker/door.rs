@@ -45,6 +45,8 @@ pub enum ServeInput {
     Bus {
         /// Whether it is there.
         connected: bool,
+        /// The largest message that it takes, in bytes.
+        max_payload: usize,
     },
     /// What came of a request: answers [`ServeEffect::Begin`], once, unless it was given up. `None`: it was not begun,
     /// for instance since its time had come when its turn had.

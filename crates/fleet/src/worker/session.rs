@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::{AttemptKey, ServeEffect, To, hello_every_us, lost_after_us, part_us};
 use crate::frame::{
-    ATTEMPTS_BYTES, Body, Bye, ByeReason, EARLIER_KEYS, Earlier, Frame, Grant, Hello, HelloState,
-    OLDEST, OUTCOMES_MAX, Outcomes, Request, SessionId, WireOutcome,
+    Body, Bye, ByeReason, EARLIER_KEYS, Earlier, Frame, Grant, Hello, HelloState, OLDEST,
+    OUTCOMES_MAX, Outcomes, Request, SessionId, WireOutcome,
 };
 use walhook_core::attempt::{FailureKind, Outcome};
 use walhook_core::delivery_key::DeliveryKey;
@@ -355,7 +355,13 @@ impl Session {
     }
 
     /// Outcomes that have not been published, or not been acknowledged in time.
-    pub(super) fn take_outcomes(&mut self, now_us: u64, into: &mut VecDeque<ServeEffect>) {
+    /// A frame has so many bytes of them at most, or one.
+    pub(super) fn take_outcomes(
+        &mut self,
+        now_us: u64,
+        most: usize,
+        into: &mut VecDeque<ServeEffect>,
+    ) {
         if !self.may_tell() {
             return;
         }
@@ -365,11 +371,11 @@ impl Session {
         }
         while self.sent < all {
             let from = usize::try_from(self.sent - self.first).unwrap_or(usize::MAX);
-            let mut bytes = 0;
+            let (mut bytes, mut first_of_all) = (0, true);
             let fits = |outcome: &&WireOutcome| {
                 let text = outcome.outcome.as_ref().map_or(0, |outcome| outcome.record.text.len());
                 bytes += 64 + text;
-                bytes <= ATTEMPTS_BYTES
+                std::mem::take(&mut first_of_all) || bytes <= most
             };
             let outcomes: Vec<_> = self
                 .unheard
@@ -380,7 +386,7 @@ impl Session {
                 .cloned()
                 .collect();
             let first = self.sent;
-            self.sent += u64::try_from(outcomes.len().max(1)).unwrap_or(1);
+            self.sent += u64::try_from(outcomes.len()).unwrap_or(0);
             self.sent_at_us = now_us;
             into.push_back(self.publish(Body::Outcomes(Outcomes { first, outcomes })));
         }

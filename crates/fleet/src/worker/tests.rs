@@ -66,7 +66,7 @@ impl Rig {
             epoch: 3,
             seq: 0,
         };
-        rig.serving.handle(rig.now, ServeInput::Bus { connected: true });
+        rig.serving.handle(rig.now, ServeInput::Bus { connected: true, max_payload: 1 << 20 });
         rig.lead(3);
         rig.join();
         rig
@@ -319,11 +319,11 @@ fn connection_that_is_lost_ends_the_session_and_what_was_not_acknowledged_is_sai
     rig.attempts(0..1);
     rig.effects();
     let key = rig.key(0);
-    rig.serving.handle(rig.now, ServeInput::Bus { connected: false });
+    rig.serving.handle(rig.now, ServeInput::Bus { connected: false, max_payload: 1 << 20 });
     rig.serving.handle(rig.now, ServeInput::Ended { key, outcome: outcome() });
     assert!(said(&rig.effects()).is_empty(), "nothing can be said");
     rig.now += 500 * MS;
-    rig.serving.handle(rig.now, ServeInput::Bus { connected: true });
+    rig.serving.handle(rig.now, ServeInput::Bus { connected: true, max_payload: 1 << 20 });
     let effects = rig.join();
     assert_eq!(outcomes(&effects), [(0, vec![(0, true)])]);
     assert!(
@@ -331,4 +331,26 @@ fn connection_that_is_lost_ends_the_session_and_what_was_not_acknowledged_is_sai
             .contains(&&Body::Bye(Bye { received_upto: 2, why: ByeReason::Disconnected })),
         "{effects:?}"
     );
+}
+
+#[test]
+fn outcomes_are_said_in_frames_that_the_bus_takes_one_in_each_if_need_be() {
+    for (max_payload, frames) in [(1 << 20, 1), (4 << 10, 5), (1 << 10, 9)] {
+        let mut rig = Rig::new();
+        rig.attempts(0..9);
+        rig.effects();
+        let connected = true;
+        rig.serving.handle(rig.now, ServeInput::Bus { connected, max_payload });
+        for key in 0..9 {
+            let text = "x".repeat(800);
+            let outcome = Outcome::failed(FailureKind::Connect, &text, Duration::ZERO);
+            let key = rig.key(key);
+            rig.serving.handle(rig.now, ServeInput::Ended { key, outcome: Some(outcome) });
+        }
+        let said = outcomes(&rig.effects());
+        assert_eq!(said.len(), frames, "{said:?}");
+        let keys: Vec<u64> =
+            said.into_iter().flat_map(|(_, each)| each).map(|(key, _)| key).collect();
+        assert_eq!(keys, (0..9).collect::<Vec<_>>());
+    }
 }

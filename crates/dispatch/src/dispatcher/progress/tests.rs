@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fixture;
+use walhook_core::position::{Position, WalPosition};
 
 #[derive(Debug, Clone)]
 enum Action {
@@ -182,4 +183,46 @@ fn event_between_two_transactions_is_refused() {
     progress.begin(Lsn(100), Tick(1));
     progress.commit(Lsn(110));
     progress.reading();
+}
+
+#[test]
+fn progress_stays_before_a_transaction_that_is_paused_and_knows_which_one_it_reads() {
+    let key = |commit| {
+        let commit_lsn = Lsn(commit);
+        let at = WalPosition { commit_lsn, change_lsn: Lsn(1), relation: 1, n: 0 };
+        EventKey::before_all_at(Position::Wal(at))
+    };
+    let (account, endpoint) = (AccountId::new("a"), EndpointId::new("e"));
+    let settled = SettledRange { account, endpoint, from: key(200), to: key(200) };
+    let mut progress = Progress::new(Lsn(50), &[settled]);
+    progress.begin(Lsn(100), Tick(1));
+    progress.pause();
+    progress.begin(Lsn(200), Tick(2));
+    assert_eq!(progress.place(), Lsn(200));
+    progress.commit(Lsn(210));
+    progress.pass(Lsn(300));
+    assert_eq!((progress.frontier(), progress.place()), (Lsn(50), Lsn(300)));
+    assert!(!progress.is_caught_up(), "an earlier leader may have sent what is still to come");
+    progress.resume(Lsn(100));
+    assert_eq!(progress.place(), Lsn(100));
+    progress.commit(Lsn(110));
+    assert!(progress.is_caught_up());
+    assert_eq!(progress.frontier(), Lsn(300));
+}
+
+#[test]
+#[should_panic(expected = "progress to 0/C8 inside the transaction that commits at 0/64")]
+fn progress_inside_a_transaction_that_is_read_is_refused() {
+    let mut progress = Progress::new(Lsn(50), &[]);
+    progress.begin(Lsn(100), Tick(1));
+    progress.pass(Lsn(200));
+}
+
+#[test]
+#[should_panic(expected = "was not paused")]
+fn transaction_that_was_not_paused_does_not_go_on() {
+    let mut progress = Progress::new(Lsn(50), &[]);
+    progress.begin(Lsn(100), Tick(1));
+    progress.commit(Lsn(110));
+    progress.resume(Lsn(100));
 }

@@ -74,6 +74,7 @@ pub(super) struct Source {
 }
 
 /// What is known of the leader before, for workers that may know more.
+#[cfg_attr(not(feature = "workers"), expect(dead_code, reason = "there are no workers to ask"))]
 #[derive(Debug)]
 pub(super) struct LeaderBefore {
     /// The end of the WAL when the slot was ours: it has sent nothing that was committed from here on.

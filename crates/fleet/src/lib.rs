@@ -23,8 +23,12 @@
 //!    stamp of the last `Hello` that was granted, and a lease. The leader declares a session lost a lease and
 //!    [`LOST_AFTER_LEASE`] after it last granted one. The stamp is older than the grant, so the right to begin ends
 //!    first, however long the grant was under way, as long as both clocks go at one rate within that second.
-//! 4. *Nothing that an earlier leader ordered counts for a later one.* Each frame has its leader's epoch; a worker
-//!    that has seen a higher one takes none of a lower one, and a leader takes only its own.
+//! 4. *Nothing that an earlier leader orders begins once a later one was heard.* Each frame has its leader's epoch; a
+//!    worker that has seen a higher one takes none of a lower one, and a leader takes only its own.
+//! 5. *What an earlier leader ordered settles that delivery and no other.* A worker tells a later leader of it by a key
+//!    that the earlier one made of the delivery ([`walhook_core::delivery_key`]); of what has ended only that the
+//!    endpoint took it. An attempt of that delivery then ends so, once, in place of being placed; or it is in flight
+//!    where its request runs, and 1 to 3 hold for it ([`leader`], the module `adopt`).
 
 pub mod frame;
 pub mod leader;

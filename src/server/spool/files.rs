@@ -111,10 +111,14 @@ impl Files {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create_new(true).mode(FILE_MODE);
             match options.open(&path) {
-                Ok(file) => {
-                    file.lock()?;
-                    return Ok(Open { file, path, length: 0 });
-                }
+                Ok(file) => match file.lock() {
+                    Ok(()) => return Ok(Open { file, path, length: 0 }),
+                    // Others could not tell that it is in use.
+                    Err(error) => {
+                        let _ = fs::remove_file(&path);
+                        return Err(error);
+                    }
+                },
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
@@ -134,7 +138,9 @@ impl Files {
     pub(super) fn remove(&mut self, id: FileId) {
         if let Some(open) = self.open.remove(&id) {
             self.bytes -= open.length;
-            if let Err(error) = fs::remove_file(&open.path) {
+            if let Err(error) = fs::remove_file(&open.path)
+                && error.kind() != ErrorKind::NotFound
+            {
                 let file = open.path.display();
                 tracing::warn!(%file, %error, "cannot remove a file of the spool");
             }

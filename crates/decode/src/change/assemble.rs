@@ -351,17 +351,6 @@ impl Changes {
         relation: u32,
         rows: Rows<'a>,
     ) -> Result<Steps<'a>, ChangeError> {
-        let table = self.current(scope, relation)?;
-        for tuple in tuples(&rows).into_iter().flatten() {
-            if tuple.0.len() != table.columns.len() {
-                return Err(ChangeError::ColumnCount {
-                    schema: table.schema.clone(),
-                    table: table.name.clone(),
-                    values: tuple.0.len(),
-                    columns: table.columns.len(),
-                });
-            }
-        }
         let mut steps = Steps::new();
         self.change(scope, wal_start, relation, rows, &mut steps)?;
         Ok(steps)
@@ -415,7 +404,16 @@ impl Changes {
         rows: Rows<'a>,
         steps: &mut Steps<'a>,
     ) -> Result<(), ChangeError> {
-        let Some(open) = self.open_in(scope) else {
+        let unknown = || ChangeError::UnknownRelation { relation };
+        let Table { current, announced } = self.tables.get_mut(&relation).ok_or_else(unknown)?;
+        let (open, current) = match (scope, &mut self.played) {
+            (Scope::Live, _) => (self.open.as_mut(), current.as_ref()),
+            (Scope::Played, Some(played)) => (Some(&mut played.open), played.tables.get(&relation)),
+            (Scope::Played, None) => (None, None),
+        };
+        let current = current.ok_or_else(unknown)?;
+        check_columns(current, &rows)?;
+        let Some(open) = open else {
             return Err(ChangeError::OutsideTransaction { what: "a row", wal_start });
         };
         let position = open.next_position(wal_start, relation)?;
@@ -423,8 +421,7 @@ impl Changes {
         if !open.hand_out(position) {
             return Ok(());
         }
-        let current = Arc::clone(self.current(scope, relation)?);
-        let announced = &mut self.tables.entry(relation).or_default().announced;
+        let current = Arc::clone(current);
         if announced.as_ref().is_none_or(|announced| !Arc::ptr_eq(announced, &current)) {
             *announced = Some(Arc::clone(&current));
             steps.push(Step::Relation(Arc::clone(&current)));
@@ -449,6 +446,21 @@ impl Changes {
         };
         current.ok_or(ChangeError::UnknownRelation { relation })
     }
+}
+
+/// A row has a value for each column.
+fn check_columns(table: &Relation, rows: &Rows<'_>) -> Result<(), ChangeError> {
+    for tuple in tuples(rows).into_iter().flatten() {
+        if tuple.0.len() != table.columns.len() {
+            return Err(ChangeError::ColumnCount {
+                schema: table.schema.clone(),
+                table: table.name.clone(),
+                values: tuple.0.len(),
+                columns: table.columns.len(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The tuples of a change, old and new.

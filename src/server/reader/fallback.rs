@@ -14,6 +14,10 @@ const FIRST_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// Doubled with each further time up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(80 * 60);
 
+/// From one transaction for which it is off no longer than until that is read to the next: a writer whose
+/// transactions are all such would otherwise have the stream opened anew for each.
+const BRIEFLY_EVERY: Duration = Duration::from_secs(60);
+
 /// Why streaming was given up for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::server) enum Fallback {
@@ -75,6 +79,8 @@ pub(in crate::server) struct Streaming {
     off: Option<Off>,
     on_since: Tick,
     pause: Duration,
+    /// When it was last given up for one transaction alone.
+    briefly_at: Option<Tick>,
 }
 
 impl Streaming {
@@ -88,7 +94,7 @@ impl Streaming {
     }
 
     const fn of(wanted: bool, now: Tick) -> Self {
-        Self { wanted, off: None, on_since: now, pause: FIRST_PAUSE }
+        Self { wanted, off: None, on_since: now, pause: FIRST_PAUSE, briefly_at: None }
     }
 
     /// Whether the next connection streams.
@@ -107,9 +113,14 @@ impl Streaming {
         pause
     }
 
-    /// It is off for no longer than until all before `end_lsn` is read.
-    pub(super) const fn off_behind(&mut self, end_lsn: Lsn) {
-        self.off = Some(Off::Behind(end_lsn));
+    /// It was given up for the sake of one transaction: it is off for no longer than until all before `end_lsn` is
+    /// read, unless such a one came lately.
+    pub(super) fn off_behind(&mut self, end_lsn: Lsn, now: Tick) {
+        let last = self.briefly_at.replace(now);
+        if last.is_none_or(|last| now >= last + BRIEFLY_EVERY) {
+            self.off = Some(Off::Behind(end_lsn));
+            self.pause = FIRST_PAUSE.max(self.pause / 2);
+        }
     }
 
     /// Whether it is off and to be tried again, when all before `read_to` is read.
@@ -153,9 +164,15 @@ mod tests {
         assert_eq!(pauses, [5, 10, 20, 40, 80, 80]);
         // It lasted for longer than it would be given up: what was then is forgotten.
         assert_eq!(streaming.fall_back(now + Duration::from_secs(10 * 3_600)), FIRST_PAUSE);
-        streaming.off_behind(Lsn(7));
+        streaming.off_behind(Lsn(7), now);
         assert!(!streaming.is_on() && !streaming.is_due(now, Lsn(6)));
         assert!(streaming.is_due(start, Lsn(7)), "as soon as what it could not keep is read");
+        streaming.resume(now);
+        let pause = streaming.fall_back(now);
+        assert_eq!(pause, FIRST_PAUSE, "the one before is not counted");
+        streaming.off_behind(Lsn(9), now);
+        assert!(!streaming.is_due(now, Lsn(9)), "another one at once");
+        assert!(streaming.is_due(now + pause, Lsn(0)));
         assert!(!Streaming::of(false, start).is_on(), "as the configuration says");
     }
 }

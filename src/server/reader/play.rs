@@ -100,7 +100,7 @@ impl Reader {
             transaction.commit_lsn
         );
         let ended = self.fall_back(Fallback::Unclear, &problem);
-        self.streaming.off_behind(end_lsn);
+        self.streaming.off_behind(end_lsn, self.clock.now());
         Some(ended)
     }
 

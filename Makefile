@@ -81,6 +81,7 @@ test-long: prerequisites ## What `make test` has no time for: every test on ever
 	@sh scripts/nats-server >/dev/null
 	$(CARGO) clippy --locked -p walhook-loadtest --features goose --all-targets -- -D warnings
 	WALHOOK_TEST_LONG=1 WALHOOK_TEST_KILLS=10 sh scripts/test-matrix install $(VERSIONS)
+	sh scripts/test-matrix streamed 16 17 18
 	$(MAKE) simulate
 	$(MAKE) simulate-fleet
 	$(MAKE) torture

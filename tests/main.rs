@@ -59,6 +59,7 @@ mod search_path;
 mod setup;
 mod shape;
 mod shutdown;
+mod spool;
 mod takeover;
 mod tls;
 mod torture;

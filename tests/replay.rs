@@ -32,7 +32,7 @@ async fn delivered(rows: i64) -> Result<(World, crate::support::Running, String)
 }
 
 /// The bodies by id, of the requests that are replays, or of those that are not.
-fn by_id(received: &[Received], replay: bool) -> BTreeMap<String, Bytes> {
+pub(crate) fn by_id(received: &[Received], replay: bool) -> BTreeMap<String, Bytes> {
     let these = received.iter().filter(|request| request.replay == replay);
     these.map(|request| (request.id.clone(), request.body.clone())).collect()
 }

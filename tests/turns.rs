@@ -22,14 +22,14 @@ async fn world() -> Result<World> {
 }
 
 /// A counter of its metrics, summed over its labels.
-async fn counted(world: &World, name: &str) -> Result<u64> {
+pub(crate) async fn counted(world: &World, name: &str) -> Result<u64> {
     let metrics = world.metrics().await?;
     let of = metrics.lines().filter(|line| line.starts_with(name));
     let values = of.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
     Ok(values.sum())
 }
 
-async fn until_counted(world: &World, name: &str, least: u64) -> Result<()> {
+pub(crate) async fn until_counted(world: &World, name: &str, least: u64) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while counted(world, name).await? < least {
         ensure!(Instant::now() < deadline, "{name} does not reach {least}");

@@ -25,6 +25,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// writes, and some run at a time.
 const MEMORY_MIN: u64 = 4 << 30;
 
+/// With this variable in our environment a server streams every change while its transaction is open.
+const STREAMED: &str = "WALHOOK_TEST_STREAMED";
+
 /// Another process may take a port between our choice and the server's start.
 const PORT_TRIES: u32 = 5;
 
@@ -143,6 +146,10 @@ impl Cluster {
             self.port,
             self.dir.display()
         );
+        if std::env::var_os(STREAMED).is_some() {
+            // Known since version 16; `scripts/test-matrix streamed` uses no earlier one.
+            conf.push_str("debug_logical_replication_streaming = immediate\n");
+        }
         for (name, value) in settings {
             conf.push_str(&format!("{name} = '{value}'\n"));
         }

@@ -127,7 +127,7 @@ bench: prerequisites ## What walhook costs beside the least that any program cou
 	$(CARGO) run --release --locked --quiet -p walhook-loadtest --bin figures -- \
 		$(if $(FIGURES),--figures $(FIGURES)) $(BENCH)
 
-bench-workers: FIGURES = workers_scale,workers_many,workers_cpu,workers_latency,workers_whale
+bench-workers: FIGURES = workers_scale,workers_many,workers_cpu,workers_latency,workers_whale,workers_database
 bench-workers: bench-nats bench ## What workers add and cost, beside one process that sends by itself
 
 bench-nats:

@@ -52,10 +52,11 @@ impl Workers {
         let started = self.running.len();
         for _ in started..workers {
             let (url, slots) = (self.nats.url(), self.slots);
-            let mut worker = Program::new(program()?, |admin| {
+            let mut worker = Program::new(program()?, |_| {
+                // Nobody asks them, and of a hundred ports that were free one may be taken meanwhile.
                 format!(
                     "[workers]\nurl = \"{url}\"\n[egress]\nallow = [\"127.0.0.0/8\"]\n\
-                     [scheduler]\nfast_slots = {slots}\n[admin]\nlisten = \"{admin}\"\n"
+                     [scheduler]\nfast_slots = {slots}\n[admin]\nlisten = \"127.0.0.1:0\"\n"
                 )
             })?;
             worker.own_group = true;

@@ -159,6 +159,8 @@ enum Group {
     WorkersLatency,
     /// Small accounts beside a large one, by workers
     WorkersWhale,
+    /// What a leader asks of PostgreSQL, with a hundred workers
+    WorkersDatabase,
 }
 
 #[tokio::main]
@@ -234,6 +236,7 @@ impl Group {
                 | Self::WorkersCpu
                 | Self::WorkersLatency
                 | Self::WorkersWhale
+                | Self::WorkersDatabase
         )
     }
 
@@ -273,6 +276,7 @@ impl Group {
             Self::WorkersCpu => workers::cpu(deliveries, cli.pairs).await,
             Self::WorkersLatency => workers::latency(time, cli.pairs).await,
             Self::WorkersWhale => workers::whale(time, cli.pairs).await,
+            Self::WorkersDatabase => workers::database(time, cli.pairs).await,
         }
     }
 }

@@ -107,10 +107,12 @@ pub(crate) async fn scale(time: Duration, pairs: usize) -> Result<Vec<Figure>> {
     Ok(vec![one, two, four, eight])
 }
 
+/// So many workers, with few slots each, that whatever one costs would show.
+const WORKERS: u32 = 100;
+const EACH: u32 = 8;
+
 /// The rate of a hundred workers of eight slots, against what their slots make at most.
 pub(crate) async fn many(time: Duration, pairs: usize) -> Result<Vec<Figure>> {
-    const WORKERS: u32 = 100;
-    const EACH: u32 = 8;
     let group = "workers_many";
     let mut rate = Figure::new(group, "rate", "deliveries/s", Better::More);
     let answers_after = 2 * ANSWERS_AFTER;
@@ -188,6 +190,53 @@ pub(crate) async fn latency(time: Duration, pairs: usize) -> Result<Vec<Figure>>
     alone.world.walhook.stop().await?;
     workers.stop().await?;
     Ok(vec![added, p99])
+}
+
+/// What a leader asks of PostgreSQL at a steady rate, with a hundred workers and without any.
+pub(crate) async fn database(time: Duration, pairs: usize) -> Result<Vec<Figure>> {
+    let group = "workers_database";
+    let mut sessions = Figure::new(group, "sessions", "sessions", Better::Less);
+    let mut transactions =
+        Figure::new(group, "transactions", "transactions a second", Better::Less);
+    let mut workers = Workers::start(EACH).await?;
+    let extra = workers.section();
+    let mut ours = Steady::arranged(Layout { extra: &extra, ..Layout::default() }).await?;
+    let mut alone = Steady::arranged(Layout::default()).await?;
+    workers.grow(usize::try_from(WORKERS)?).await?;
+    ours.world.run().await?;
+    workers.serve(&ours.world).await?;
+    alone.world.run().await?;
+    for _ in 0..pairs {
+        let [a, b] = [asks(&ours, time).await?, asks(&alone, time).await?];
+        sessions.ratio(a.sessions, b.sessions);
+        transactions.ratio(a.transactions, b.transactions);
+    }
+    ours.world.walhook.stop().await?;
+    alone.world.walhook.stop().await?;
+    workers.stop().await?;
+    Ok(vec![sessions, transactions])
+}
+
+/// What a leader asks of PostgreSQL.
+struct Asks {
+    sessions: f64,
+    /// A second.
+    transactions: f64,
+}
+
+/// Of the server's transactions those that are not the writers'.
+#[expect(clippy::cast_precision_loss, reason = "some thousands")]
+async fn asks(steady: &Steady, time: Duration) -> Result<Asks> {
+    let all = "SELECT sum(xact_commit + xact_rollback)::bigint FROM pg_stat_database";
+    let theirs = async || -> Result<f64> {
+        Ok(steady.world.number(all).await? as f64 - steady.books.committed() as f64)
+    };
+    let (before, began) = (theirs().await?, Instant::now());
+    steady.phase(time).await?;
+    let made = theirs().await? - before;
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'walhook%'";
+    let sessions = steady.world.number(sessions).await? as f64;
+    Ok(Asks { sessions, transactions: made / began.elapsed().as_secs_f64() })
 }
 
 /// Small accounts at a steady rate, and one that always has more than its endpoints take.

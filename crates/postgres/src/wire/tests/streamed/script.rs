@@ -166,7 +166,7 @@ impl Session {
                  UPDATE shared SET v = 'u' WHERE id BETWEEN {key} AND {last};
                  DELETE FROM shared WHERE id BETWEEN {key} AND {last} AND id % 2 = 0"
             ),
-            _ => self.messages(dice, rows),
+            _ => self.messages(dice, key, rows),
         };
         self.next_key += 2_000;
         self.sql.batch_execute(&statement).await.unwrap_or_else(|e| panic!("{statement}: {e:?}"));
@@ -215,9 +215,20 @@ impl Session {
         )
     }
 
-    fn messages(&self, dice: &mut Dice, rows: u64) -> String {
+    fn messages(&self, dice: &mut Dice, key: u64, rows: u64) -> String {
         if !self.with_messages {
             return "SELECT 1".to_owned();
+        }
+        if dice.below(2) == 0 {
+            // Each in a block of its own, and directly before a row: whether it is sent before that depends on
+            // where a block of the stream ends.
+            return format!(
+                "DO $$ BEGIN FOR i IN {key}..{key} + {rows} LOOP
+                   BEGIN PERFORM pg_logical_emit_message(true, 'p', 'alone ' || i);
+                   EXCEPTION WHEN division_by_zero THEN NULL; END;
+                   INSERT INTO shared (id, v) VALUES (i, 'beside');
+                 END LOOP; END $$"
+            );
         }
         let prefix = ["p", "of no rule"][usize::try_from(dice.below(2)).unwrap()];
         format!(

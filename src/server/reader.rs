@@ -101,8 +101,10 @@ impl Reader {
     /// # Errors
     /// [`Stop`] when the stream cannot go on.
     pub(super) async fn read(mut self, mut session: Session) -> Result<(), Stop> {
-        self.received.open_spool(&self.config).await;
         loop {
+            if self.streaming.is_on() {
+                self.received.open_spool(&self.config).await;
+            }
             match self.stream(session).await? {
                 Ended::Stopped => return Ok(()),
                 Ended::Reopen => {}
@@ -124,9 +126,6 @@ impl Reader {
             };
             self.changes.handle_reconnected();
             self.received.handle_reconnected();
-            if self.streaming.is_on() {
-                self.received.open_spool(&self.config).await;
-            }
             self.tell.works(Part::Stream);
             tracing::info!(at = %self.changes.resume_lsn(), "streaming again");
         }

@@ -17,12 +17,17 @@ mod tests;
 use std::future::pending;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, timeout_at};
 
 use self::files::Files;
 use walhook_decode::streamed::{Done, FileId, OpenTransactions, Order};
+
+/// For one answer of the disk. One that takes longer, as that of a network which is gone, may never come.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the system sends to a process whose file has reached the limit that it set.
 const SIGXFSZ: i32 = 25;
@@ -54,6 +59,12 @@ pub enum SpoolFailed {
         /// Why.
         source: io::Error,
     },
+    /// It does not answer, and may never: what it has, and what it is to have, are lost to this process.
+    #[error("the spool in {directory} has not answered within {ANSWER_TIMEOUT:?}")]
+    Silent {
+        /// Where it is.
+        directory: PathBuf,
+    },
 }
 
 /// A directory with files of our own. They are removed when it is dropped.
@@ -63,10 +74,18 @@ pub struct Spool {
     max_bytes: u64,
     /// `None` while they are busy.
     files: Option<Files>,
-    busy: Option<JoinHandle<Finished>>,
+    busy: Option<Busy>,
     written_bytes: u64,
     /// While it is held, writing beyond the process's limit is an error and not its end.
     _too_large: Signal,
+}
+
+/// Something is being done.
+#[derive(Debug)]
+struct Busy {
+    task: JoinHandle<Finished>,
+    /// When it is given up.
+    until: Instant,
 }
 
 /// What was done, by whom.
@@ -89,12 +108,15 @@ impl Spool {
     /// there, and writes for once. It takes `max_bytes` at most.
     ///
     /// # Errors
-    /// [`SpoolFailed::Write`]: the directory cannot be made or written.
+    /// [`SpoolFailed::Write`]: the directory cannot be made or written. [`SpoolFailed::Silent`].
     pub async fn open(directory: &Path, max_bytes: u64) -> Result<Self, SpoolFailed> {
         let failed = |source| SpoolFailed::Write { directory: directory.to_owned(), source };
         let too_large = signal(SignalKind::from_raw(SIGXFSZ)).map_err(failed)?;
         let at = directory.to_owned();
-        let opened = spawn_blocking(move || Files::open(at)).await;
+        let opened = spawn_blocking(move || Files::open(at));
+        let opened = timeout_at(Instant::now() + ANSWER_TIMEOUT, opened).await;
+        let silent = |_| SpoolFailed::Silent { directory: directory.to_owned() };
+        let opened = opened.map_err(silent)?;
         let files = opened.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(failed)?;
         Ok(Self {
             directory: directory.to_owned(),
@@ -113,7 +135,8 @@ impl Spool {
         };
         if let Some(files) = self.files.take() {
             let max_bytes = self.max_bytes;
-            self.busy = Some(spawn_blocking(move || carry_out(files, order, max_bytes)));
+            let task = spawn_blocking(move || carry_out(files, order, max_bytes));
+            self.busy = Some(Busy { task, until: Instant::now() + ANSWER_TIMEOUT });
         }
     }
 
@@ -122,12 +145,15 @@ impl Spool {
     ///
     /// # Errors
     /// [`SpoolFailed`]. After a write that failed the others are to be done without
-    /// ([`OpenTransactions::set_spool`]); the files that were written can still be read.
+    /// ([`OpenTransactions::set_spool`]); the files that were written can still be read. After
+    /// [`SpoolFailed::Silent`] nothing can be done any more.
     pub async fn done(&mut self) -> Result<Option<Done>, SpoolFailed> {
         let Some(busy) = &mut self.busy else { return pending().await };
-        let finished = busy.await;
-        self.busy = None;
         let directory = || self.directory.clone();
+        let finished = timeout_at(busy.until, &mut busy.task)
+            .await
+            .map_err(|_| SpoolFailed::Silent { directory: directory() })?;
+        self.busy = None;
         let finished = finished.map_err(|error| SpoolFailed::Read {
             directory: directory(),
             source: io::Error::other(error),

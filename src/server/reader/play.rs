@@ -205,7 +205,7 @@ impl Reader {
             }
             Err(failed @ SpoolFailed::Full { .. }) => (Fallback::SpoolFull, failed),
             Err(failed @ SpoolFailed::Write { .. }) => (Fallback::Disk, failed),
-            Err(failed @ SpoolFailed::Read { .. }) => {
+            Err(failed @ (SpoolFailed::Read { .. } | SpoolFailed::Silent { .. })) => {
                 return Err(Stop::NotReadBack(failed.to_string()));
             }
         };

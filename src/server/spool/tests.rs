@@ -164,3 +164,21 @@ async fn spool_gives_disk_back_when_a_part_is_rolled_back() {
     assert!(transactions.counts().aborted_bytes > 80_000_000);
     assert_eq!(play(&mut spool, &mut transactions).await, (1..=100).collect::<Vec<_>>());
 }
+
+#[tokio::test(start_paused = true)]
+async fn spool_that_does_not_answer_is_given_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(directory.path(), 1 << 20).await.unwrap();
+    let files = spool.files.take().unwrap();
+    let (answer, hangs) = std::sync::mpsc::channel::<()>();
+    let task = spawn_blocking(move || {
+        let _ = hangs.recv();
+        Finished { files, written_bytes: 0, done: Ok(None) }
+    });
+    spool.busy = Some(Busy { task, until: Instant::now() + ANSWER_TIMEOUT });
+    tokio::time::advance(ANSWER_TIMEOUT).await;
+    let failed = spool.done().await.unwrap_err();
+    assert!(matches!(failed, SpoolFailed::Silent { .. }), "{failed}");
+    assert!(failed.to_string().ends_with("has not answered within 10s"), "{failed}");
+    drop(answer);
+}

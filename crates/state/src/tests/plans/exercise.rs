@@ -328,6 +328,8 @@ async fn leading(
     let workers: Vec<_> = some().iter().map(|n| worker(&format!("{n:032x}"))).collect();
     step!(done, store, store_workers, Few, store.store_workers(&workers));
     step!(done, store, workers, Few, store.workers());
+    let minute = Duration::from_secs(60);
+    step!(done, store, sessions_of_workers, Few, store.sessions_of_workers(minute));
     let open: Vec<_> =
         some().iter().map(|n| open_transaction(u32::try_from(*n).unwrap())).collect();
     step!(done, store, store_open_transactions, Few, store.store_open_transactions(&open));

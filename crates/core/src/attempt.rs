@@ -42,8 +42,9 @@ pub struct Delivery {
     pub event: Arc<Event>,
     /// Counts from 1.
     pub number: u32,
-    /// The operator's wish on which it is sent again (the header `<prefix>-replay`); none: it is the stream's.
-    pub asked: Option<Asked>,
+    /// The operator's wish on which it is sent again (the header `<prefix>-replay`); none: it is the stream's. Boxed,
+    /// for it is rare, and an attempt is moved often.
+    pub asked: Option<Box<Asked>>,
 }
 
 /// On which wish of an operator's something is sent again.

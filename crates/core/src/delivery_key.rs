@@ -31,7 +31,7 @@ impl DeliveryKey {
             hash.update(u64::try_from(text.len()).unwrap_or(u64::MAX).to_be_bytes());
             hash.update(text);
         }
-        let (kind, ids) = match delivery.asked {
+        let (kind, ids) = match delivery.asked.as_deref() {
             None => (0, [0, 0]),
             Some(Asked::Retry { dead_letter, job }) => (1, [dead_letter.0, job.0]),
             Some(Asked::Replay(replay)) => (2, [replay.0, 0]),
@@ -83,6 +83,7 @@ mod tests {
             rate_per_second: None,
             invalid: None,
         };
+        let asked = asked.map(Box::new);
         let delivery = Delivery { id: DeliveryId(1), event: Arc::new(event), number: 1, asked };
         Attempt { endpoint: Arc::new(endpoint), deliveries: Deliveries::from(delivery) }
     }

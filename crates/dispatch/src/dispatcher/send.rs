@@ -129,7 +129,7 @@ impl Dispatcher {
                     id: delivery,
                     event: Arc::clone(&pending.held.event),
                     number: pending.attempts + 1,
-                    asked: pending.origin.asked(),
+                    asked: pending.origin.asked().map(Box::new),
                 }),
             },
         };

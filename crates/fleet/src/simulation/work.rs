@@ -69,7 +69,7 @@ impl World {
             id: delivery,
             event: Arc::clone(&wanted.event),
             number: 1,
-            asked: wanted.asked,
+            asked: wanted.asked.map(Box::new),
         };
         let attempt =
             Attempt { endpoint: Arc::clone(&wanted.endpoint), deliveries: deliveries.into() };

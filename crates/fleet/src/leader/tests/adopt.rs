@@ -156,7 +156,7 @@ fn outcome_settles_the_delivery_of_its_wish_and_url_and_no_other() {
     rig.tells(0, 0, vec![taken(0, "a.example")]);
     rig.passes(100 * MS);
     let mut replayed = attempt(1, "a.example", 100);
-    let asked = Some(Asked::Replay(ReplayId(1)));
+    let asked = Some(Box::new(Asked::Replay(ReplayId(1))));
     replayed.deliveries = Delivery { asked, ..replayed.first().clone() }.into();
     for other in [replayed, attempt(2, "moved.example", 100)] {
         assert_eq!(rig.fleet.place(rig.now, &other), Placement::Taken);

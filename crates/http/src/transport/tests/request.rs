@@ -23,7 +23,7 @@ async fn request_is_as_documented() {
     let mut attempt = attempt(endpoint);
     let transport = transport();
     transport.send(&attempt).await.result.unwrap();
-    let asked = Some(Asked::Replay(ReplayId(1)));
+    let asked = Some(Box::new(Asked::Replay(ReplayId(1))));
     let again = Delivery { number: 7, asked, ..attempt.first().clone() };
     attempt.deliveries = again.into();
     transport.send(&attempt).await.result.unwrap();

@@ -79,6 +79,8 @@ fn items() -> Vec<Item> {
         }),
         Item::Invalidate(Invalidation::new(4, Scope::All)),
         Item::Commit { end_lsn: Lsn(901) },
+        Item::Pause,
+        Item::Resume { commit_lsn: Lsn(900) },
         Item::Progress { wal_end: Lsn(902) },
     ]
 }
@@ -289,7 +291,7 @@ fn inputs_read_back_with_all_that_decides_and_nothing_that_is_somebodys() {
         let plain = |input: &Input| serde_json::to_string(input).unwrap();
         assert_eq!(plain(&read), plain(&input));
     }
-    assert_eq!(kinds.len(), 14, "a kind is missing");
+    assert_eq!(kinds.len(), 15, "a kind is missing");
 }
 
 #[test]

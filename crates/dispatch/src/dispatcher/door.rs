@@ -46,8 +46,8 @@ pub enum Input {
     /// An attempt was surely not begun: answers [`Effect::Send`] in place of an outcome. It was no attempt. One for
     /// a delivery that is not in flight changes nothing.
     Unsent(DeliveryId),
-    /// Nothing is heard of those who carry these, or something again: see [`Dispatcher::handle_doubt`]. One that is
-    /// not in flight changes nothing.
+    /// Nothing is heard of those who carry these, or something again: meanwhile they count for an endpoint's upper
+    /// bound alone, not for what it has shown to take. One that is not in flight changes nothing.
     Doubt {
         /// What they carry.
         deliveries: Vec<DeliveryId>,

@@ -14,19 +14,23 @@ use anyhow::{Result, ensure};
 use serde::Serialize;
 use tokio::process::Command;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, interval, sleep};
 use walhook_loadtest::books::{Audit, Books};
 use walhook_loadtest::receiver;
 use walhook_loadtest::report::{mib, table, write_json};
 use walhook_loadtest::sample::{Resident, Spread, load};
 use walhook_loadtest::traffic;
-use walhook_loadtest::world::World;
+use walhook_loadtest::world::{Layout, World};
 use walhook_testkit::receiver::Behaviour;
+use walhook_testkit::scratch::Scratch;
 
 const WHALE: i64 = 1;
 
 /// Between two looks at walhook.
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);
+
+/// From one statement of a transaction that is written at a pace to the next.
+const STATEMENT_EVERY: Duration = Duration::from_millis(100);
 
 /// For anything that is waited for.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -52,6 +56,12 @@ pub(crate) struct Args {
     /// Measured behind it
     #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
     after: Duration,
+    /// Rows that are written a second at most: as fast as it goes, where that is left out
+    #[arg(long)]
+    rows_per_second: Option<u32>,
+    /// `source.streaming`
+    #[arg(long, default_value = "on", value_parser = ["on", "off"])]
+    streaming: String,
     /// Where to write all figures
     #[arg(long)]
     json: Option<PathBuf>,
@@ -106,7 +116,13 @@ async fn measure(args: &Args) -> Result<Report> {
     let slow = receiver::start(Arc::clone(&books)).await?;
     slow.set_default(Behaviour::delay(args.delay));
     let quick = receiver::start(Arc::clone(&books)).await?;
-    let mut world = World::start("").await?;
+    // Memory alone would not hold what is open.
+    let spool = Scratch::new()?;
+    let env = vec![
+        ("WALHOOK_SOURCE__STREAMING".to_owned(), args.streaming.clone()),
+        ("WALHOOK_SOURCE__SPOOL".to_owned(), spool.path().display().to_string()),
+    ];
+    let mut world = World::arranged(Layout { env, ..Layout::default() }).await?;
     world.add_account(WHALE, &receiver::url(&slow, WHALE)).await?;
     let small = WHALE + 1..=WHALE + args.accounts;
     for account in small.clone() {
@@ -191,13 +207,31 @@ struct Marks {
 async fn act(args: &Args, world: &World, books: &Books) -> Result<Marks> {
     sleep(args.before).await;
     let inserting = books.now();
-    world.insert(books, WHALE, args.rows).await?;
+    write(args, world, books).await?;
     let committed = books.now();
     let commit_end = world.wal_end().await?;
     world.settled(PATIENCE).await?;
     let stored = books.now();
     sleep(args.after).await;
     Ok(Marks { inserting, committed, commit_end, stored, end: books.now() })
+}
+
+/// Writes the transaction, in statements of a tenth of a second where it is not to be faster.
+async fn write(args: &Args, world: &World, books: &Books) -> Result<()> {
+    let Some(rate) = args.rows_per_second else {
+        return world.insert(books, WHALE, args.rows).await;
+    };
+    let mut writer = world.writer(books).await?;
+    let mut transaction = writer.begin().await?;
+    let mut tick = interval(STATEMENT_EVERY);
+    let (mut left, each) = (i64::try_from(args.rows)?, i64::from(rate / 10).max(1));
+    while left > 0 {
+        tick.tick().await;
+        transaction.insert(WHALE, left.min(each), "someone@example.com").await?;
+        left -= each;
+    }
+    transaction.commit().await?;
+    Ok(())
 }
 
 async fn watch_it(

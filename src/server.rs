@@ -384,7 +384,7 @@ impl Leading {
             left_out,
             unreadable: None,
             received: Received::new(config, shown),
-            streaming: Streaming::new(config, streams, now),
+            streaming: Streaming::new(config, now),
             clock,
             metrics: Arc::clone(&self.metrics),
             tell: self.tell.clone(),
@@ -398,7 +398,7 @@ impl Leading {
             drain: tasks.drain.clone(),
             abort: tasks.abort.clone(),
         };
-        tasks.spawn("reader", reader.read(session));
+        tasks.spawn("reader", reader.read(session, streams));
     }
 
     /// The dispatcher. All others end with it.

@@ -1,6 +1,7 @@
 //! Where open transactions are kept while they do not fit into memory, and what happens where they cannot be.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
@@ -72,18 +73,24 @@ fn files(directory: &Path) -> Result<usize> {
     Ok(std::fs::read_dir(directory)?.count())
 }
 
-/// Waits until streaming is given up, and holds what log, metric and status say of it against each other.
-async fn falls_back(world: &World, running: &Running, reason: &str) -> Result<()> {
+/// Waits until streaming is given up, and for the log, the metric and status to say so.
+async fn is_told(world: &World, running: &Running, reason: &str) -> Result<()> {
     let series = format!("walhook_stream_fallbacks_total{{reason=\"{reason}\"}}");
     world.until_metric(&series, "1").await?;
     running.until_logged("large transactions are received when they have committed").await?;
-    running.until_logged("streaming again").await?;
     let status = world.walhook_json(&["status"]).await?;
     let troubles = status["troubles"].as_array().context("troubles")?;
     let told = troubles.iter().find(|trouble| trouble["part"] == "streaming");
     let told = told.context("status does not say that streaming is given up")?;
     ensure!(told["fix"].as_str().is_some_and(|fix| !fix.is_empty()), "{told}");
     ensure!(status["halted"].is_null(), "{status}");
+    Ok(())
+}
+
+/// The same, on a stream that was opened again.
+async fn falls_back(world: &World, running: &Running, reason: &str) -> Result<()> {
+    is_told(world, running, reason).await?;
+    running.until_logged("streaming again").await?;
     // Nobody waits for the transaction, which is open still.
     world.subscribe(40_000, 7).await?;
     world.delivered(1).await?;
@@ -245,4 +252,20 @@ async fn streaming_that_is_off_receives_nothing_before_the_commit() -> Result<()
     commits(&world, &whale).await?;
     assert_eq!(counted(&world, "walhook_streamed_rows_total").await?, 0);
     Ok(())
+}
+
+#[tokio::test]
+async fn spool_that_does_not_give_back_what_it_has_lets_the_leader_begin_anew_and_loses_nothing()
+-> Result<()> {
+    let spool = TempDir::new()?;
+    let mut world = world(&spool_in(spool.path())).await?;
+    let running = world.run().await?;
+    let whale = opened(&world).await?;
+    until_counted(&world, "walhook_spool_bytes", 1 << 20).await?;
+    for file in std::fs::read_dir(spool.path())? {
+        File::options().write(true).open(file?.path())?.set_len(0)?;
+    }
+    commits(&world, &whale).await?;
+    running.until_logged("leading anew, from the checkpoint and without streaming").await?;
+    is_told(&world, &running, "disk").await
 }

@@ -96,11 +96,16 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Reads until `abort`, through lost connections.
+    /// Reads until `abort`, through lost connections. The first session `streams`, unless that is not wanted, or what
+    /// was kept of an open transaction could not be read back.
     ///
     /// # Errors
     /// [`Stop`] when the stream cannot go on.
-    pub(super) async fn read(mut self, mut session: Session) -> Result<(), Stop> {
+    pub(super) async fn read(mut self, mut session: Session, streams: bool) -> Result<(), Stop> {
+        if self.streaming.is_on() && !streams {
+            let problem = "what was kept of an open transaction could not be read back";
+            self.give_up_streaming(Fallback::Disk, problem);
+        }
         loop {
             if self.streaming.is_on() {
                 self.received.open_spool(&self.config).await;

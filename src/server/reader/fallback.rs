@@ -57,7 +57,9 @@ impl Fallback {
                  memory.limit"
             }
             Self::SpoolFull => "raise source.spool_max, or find out who keeps so much uncommitted",
-            Self::Disk => "make room on the disk of source.spool, and let walhook write there",
+            Self::Disk => {
+                "make room on the disk of source.spool, and see that walhook can write and read there"
+            }
             Self::Unclear => "nothing: it is read as a whole, and streaming goes on behind it",
             Self::Unreadable => "nothing: what cannot be read is found again when it has committed",
         }
@@ -84,13 +86,9 @@ pub(in crate::server) struct Streaming {
 }
 
 impl Streaming {
-    /// As the configuration wants it; off for a while where the first connection does not stream.
-    pub(in crate::server) fn new(config: &Config, streams: bool, now: Tick) -> Self {
-        let mut streaming = Self::of(config.source.streaming == config::Streaming::On, now);
-        if !streams {
-            streaming.fall_back(now);
-        }
-        streaming
+    /// As the configuration wants it.
+    pub(in crate::server) fn new(config: &Config, now: Tick) -> Self {
+        Self::of(config.source.streaming == config::Streaming::On, now)
     }
 
     const fn of(wanted: bool, now: Tick) -> Self {

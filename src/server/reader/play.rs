@@ -216,6 +216,12 @@ impl Reader {
 
     /// Opens the stream again without streaming, for a while.
     pub(super) fn fall_back(&mut self, reason: Fallback, problem: &str) -> Ended {
+        self.give_up_streaming(reason, problem);
+        Ended::Reopen
+    }
+
+    /// The next connections do not stream, for a while.
+    pub(super) fn give_up_streaming(&mut self, reason: Fallback, problem: &str) {
         let pause = self.streaming.fall_back(self.clock.now());
         let fix = reason.fix();
         tracing::warn!(
@@ -224,7 +230,6 @@ impl Reader {
         );
         self.metrics.streamed.count_fallback(reason);
         self.tell.fails_with(Part::Streaming, Instant::now(), problem, fix);
-        Ended::Reopen
     }
 
     /// Whether the stream is to be opened again because streaming may be tried again.

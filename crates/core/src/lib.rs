@@ -1,5 +1,5 @@
 //! The words that the parts of walhook speak with each other: positions, events, endpoints, attempts and
-//! their outcomes, what is stored, and what stops a pipeline.
+//! their outcomes, why a delivery waits, what is stored, and what stops a pipeline.
 //!
 //! Plain data and its text forms. Nothing here decides, waits or opens anything.
 
@@ -27,3 +27,4 @@ pub mod settled;
 pub mod size;
 pub mod tick;
 pub mod types;
+pub mod waits;

@@ -7,6 +7,9 @@
 mod account;
 mod bus;
 mod deliveries;
+mod drive;
+mod nodes;
+mod requests;
 mod versions;
 mod work;
 mod world;

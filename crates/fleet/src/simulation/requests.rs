@@ -1,0 +1,102 @@
+//! Requests to endpoints: how long each takes, and what comes of it.
+
+use std::time::Duration;
+
+use rand::RngExt;
+
+use super::world::{BUSY, Happens, MS, SECOND, World};
+use crate::leader::{Ending, FleetInput};
+use crate::worker::{AttemptKey, ServeInput};
+use walhook_core::attempt::{DeliveryId, FailureKind, Meaning, Outcome};
+use walhook_core::id::Epoch;
+
+impl World {
+    pub(super) fn begin(
+        &mut self,
+        at: usize,
+        life: u32,
+        key: AttemptKey,
+        epoch: Epoch,
+        until_us: u64,
+    ) {
+        let now = self.now;
+        let Some(worker) = self.workers[at].as_mut().filter(|worker| worker.life == life) else {
+            return;
+        };
+        if !worker.running.contains_key(&key) {
+            return;
+        }
+        if worker.clock + now >= until_us {
+            worker.running.remove(&key);
+            self.tell_worker(at, ServeInput::Ended { key, outcome: None });
+            return;
+        }
+        assert!(
+            epoch >= worker.highest || worker.serving.epoch() != Some(epoch),
+            "an order of epoch {epoch}"
+        );
+        let run = self.account.begin_key(epoch, key.key, life, now);
+        worker.running.insert(key, Some(run));
+        let takes = match self.rng.random_range(0..20) {
+            0 => self.rng.random_range(SECOND..4 * SECOND),
+            _ => self.rng.random_range(MS..200 * MS),
+        };
+        self.after(takes, Happens::End { worker: at, life, key, run });
+    }
+
+    pub(super) fn outcome(&mut self, run: u32, cut_off: bool) -> Outcome {
+        let elapsed = Duration::from_millis(5);
+        let mut outcome = match self.rng.random_range(0..40) {
+            _ if cut_off => Outcome::failed(FailureKind::Connect, "no route", elapsed),
+            0 => Outcome::failed(FailureKind::Timeout, "no answer", elapsed),
+            1 => Outcome::failed(FailureKind::Dns, "no such name", elapsed),
+            _ => {
+                let mut outcome = Outcome::new(Meaning::Delivered, elapsed);
+                outcome.record.status = Some(200);
+                outcome
+            }
+        };
+        outcome.resends = run;
+        let harmless =
+            matches!(outcome.record.failure, Some(FailureKind::Connect | FailureKind::Dns));
+        self.account.ended(run, harmless);
+        if outcome.delivered() {
+            self.deliveries.taken(self.account.number_of(run), run);
+        }
+        outcome
+    }
+
+    pub(super) fn end(&mut self, at: usize, life: u32, key: AttemptKey, run: u32) {
+        let Some(worker) = self.workers[at].as_mut().filter(|worker| worker.life == life) else {
+            return;
+        };
+        if worker.running.remove(&key).is_none() {
+            return;
+        }
+        let cut_off = worker.cut_off && self.now < BUSY;
+        let outcome = self.outcome(run, cut_off);
+        self.tell_worker(at, ServeInput::Ended { key, outcome: Some(outcome) });
+    }
+
+    pub(super) fn local_end(&mut self, at: usize, delivery: DeliveryId, run: u32, told: bool) {
+        let outcome = self.outcome(run, false);
+        if let Some(Some(leader)) = self.leaders.get_mut(at) {
+            leader.local.remove(&delivery);
+            if told {
+                self.tell_leader(at, FleetInput::Ended { delivery, outcome });
+            } else {
+                self.came_back(at, delivery, &Ending::Outcome(outcome));
+            }
+        }
+    }
+
+    pub(super) fn carry_locally(&mut self, at: usize, delivery: DeliveryId, told: bool) {
+        let Some(Some(leader)) = self.leaders.get_mut(at) else { return };
+        leader.local.insert(delivery);
+        let number = leader.in_flight[&delivery];
+        let run = self.account.begin((leader.epoch, delivery), None, self.now);
+        self.deliveries.excuse(number);
+        let takes = self.rng.random_range(MS..300 * MS);
+        self.after(takes, Happens::LocalEnd { leader: at, delivery, run, told });
+    }
+}

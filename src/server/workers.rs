@@ -17,10 +17,11 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::admin;
 use super::health::{Role, Teller};
 use super::metrics::Metrics;
+use super::settings::slots;
 use super::stop::{Fatal, Stop, Unfit};
-use super::{admin, slots};
 use crate::config::{Config, Egress, LocalSending, Memory, Scheduler, WorkerConfig, Workers};
 use serve::{Serves, serve};
 use walhook_bus::{Bus, BusEvent, Subscription};

@@ -33,7 +33,7 @@ use adopt::Adoption;
 use health::Quarantine;
 use opinion::First;
 use session::Session;
-use walhook_core::attempt::{Attempt, DeliveryId, Outcome};
+use walhook_core::attempt::{Attempt, DeliveryId};
 use walhook_core::tick::Tick;
 
 pub use adopt::Before;

@@ -93,7 +93,7 @@ impl LeaderWorkers {
     ) -> Result<Option<Self>, Stop> {
         let Leads { link, transport, metrics, epoch, before, rows } = leads;
         let Some(workers) = &config.workers else { return Ok(None) };
-        let (fast, slow) = crate::server::slots(&config.scheduler);
+        let (fast, slow) = crate::server::settings::slots(&config.scheduler);
         let settings = FleetSettings {
             epoch,
             versions: SPOKEN,

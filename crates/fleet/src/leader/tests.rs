@@ -12,7 +12,7 @@ use crate::frame::{
     ByeReason, Digest, Grant, Hello, HelloState, Outcomes, Refusal, Refused, SPOKEN, Versions,
     WireOutcome,
 };
-use walhook_core::attempt::{Delivery, FailureKind, Meaning};
+use walhook_core::attempt::{Delivery, FailureKind, Meaning, Outcome};
 use walhook_core::endpoint::Endpoint;
 use walhook_core::event::{AccountId, EndpointId, Event, Operation, RowKeys};
 use walhook_core::id::Epoch;

@@ -6,6 +6,7 @@
 pub mod attempt;
 pub mod catalog;
 pub mod delivery_key;
+pub mod delivery_log;
 pub mod endpoint;
 pub mod escape;
 pub mod event;

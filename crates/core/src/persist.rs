@@ -83,6 +83,10 @@ pub enum DeadReason {
 }
 
 impl DeadReason {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [Self; 4] =
+        [Self::Exhausted, Self::EndpointDisabled, Self::EndpointInvalid, Self::Unroutable];
+
     /// The word in the state tables and the command line.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

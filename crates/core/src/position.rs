@@ -122,6 +122,25 @@ impl EventId {
         let millis = u128::try_from(commit_time_us / 1_000).unwrap_or(0) & 0xFFFF_FFFF_FFFF;
         Self(millis << 80 | random)
     }
+
+    /// The id of these 128 bits.
+    #[must_use]
+    pub const fn from_bits(bits: u128) -> Self {
+        Self(bits)
+    }
+
+    /// Its 128 bits.
+    #[must_use]
+    pub const fn bits(self) -> u128 {
+        self.0
+    }
+
+    /// When its transaction committed: milliseconds since 1970-01-01 UTC.
+    #[must_use]
+    pub const fn commit_ms(self) -> u64 {
+        // 48 bits are left.
+        (self.0 >> 80) as u64
+    }
 }
 
 impl fmt::Display for EventId {

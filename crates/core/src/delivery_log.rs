@@ -1,0 +1,151 @@
+//! The delivery log: what happened to each event, line by line.
+//!
+//! An attempt is one line. What became of a delivery beyond its attempts (deferred, dead, counted in a gap, ...) is
+//! one of its own, with the attempt 0. So a delivery that failed and was then deferred has two.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::attempt::{Asked, FailureKind};
+use super::event::{AccountId, EndpointId};
+use super::heap::block;
+use super::lsn::Lsn;
+use super::persist::{DeadReason, DeferReason};
+use super::position::EventId;
+use super::waits::Waits;
+
+/// Which lines are kept: `deliveries.keep`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// All.
+    #[default]
+    All,
+    /// All but of deliveries that their first attempt brought through.
+    Failures,
+    /// None.
+    None,
+}
+
+/// Bytes of an answer that a line repeats, at most.
+pub const EXCERPT_BYTES: usize = 1_024;
+
+/// One line of a delivery's story: an attempt, or what became of it without one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "record", derive(Serialize))]
+pub struct Entry {
+    /// The event.
+    pub event: EventId,
+    /// The event's type.
+    pub event_type: Arc<str>,
+    /// The account that it belongs to.
+    pub account: AccountId,
+    /// The endpoint; [`NO_ENDPOINT`] where there is none: see [`Entry::endpoint`].
+    ///
+    /// [`NO_ENDPOINT`]: super::persist::NO_ENDPOINT
+    pub endpoint: EndpointId,
+    /// The transaction that made the event.
+    pub commit_lsn: Lsn,
+    /// When that committed: microseconds since 1970-01-01 UTC.
+    pub committed_us: i64,
+    /// When it happened, of an attempt: when it ended; microseconds since 1970-01-01 UTC.
+    pub at_us: i64,
+    /// Which attempt, counted from 1; 0: it is none.
+    pub attempt: u32,
+    /// What happened.
+    pub what: What,
+    /// The status of the answer, where there was one.
+    pub status: Option<u16>,
+    /// What failed, where there was no answer.
+    pub failure: Option<FailureKind>,
+    /// Of an attempt: from the call to the end of the answer, in microseconds.
+    pub elapsed_us: u64,
+    /// What the delivery has waited for so far, by cause.
+    pub waits: Waits,
+    /// For a person: what failed, with the answer's first bytes; no secrets, at most [`EXCERPT_BYTES`]. Empty where
+    /// nothing failed.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::text"))]
+    pub excerpt: String,
+    /// The operator's wish on which it was sent again; none: it is the stream's.
+    pub asked: Option<Asked>,
+}
+
+impl Entry {
+    /// The endpoint, where there is one.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<&EndpointId> {
+        (self.endpoint.as_str() != super::persist::NO_ENDPOINT).then_some(&self.endpoint)
+    }
+
+    /// Whether it tells of an attempt.
+    #[must_use]
+    pub const fn is_attempt(&self) -> bool {
+        self.attempt > 0
+    }
+
+    /// What it holds in memory, in bytes; texts that others share are not its own.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        size_of::<Self>() + block(self.excerpt.capacity())
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "record", derive(Serialize))]
+pub enum What {
+    /// An attempt: the endpoint took the event.
+    Delivered,
+    /// An attempt: the endpoint did not take it, or nobody knows. Where no further line says what became of it, it is
+    /// tried again.
+    Failed,
+    /// It left memory, and is tried later.
+    Deferred(DeferReason),
+    /// It ended as a dead letter.
+    Dead(DeadReason),
+    /// It is not sent: a gap counts it.
+    Gap,
+    /// It is not sent: its endpoint was removed.
+    Dropped,
+}
+
+impl What {
+    /// The word in what is printed, and of the filter.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Failed => "failed",
+            Self::Deferred(_) => "deferred",
+            Self::Dead(DeadReason::Unroutable) => "unroutable",
+            Self::Dead(_) => "dead",
+            Self::Gap => "gap",
+            Self::Dropped => "dropped",
+        }
+    }
+
+    /// All words of [`What::as_str`].
+    pub const WORDS: [&str; 7] =
+        ["delivered", "failed", "deferred", "dead", "unroutable", "gap", "dropped"];
+
+    /// Why, of what has a reason: the word of the state tables.
+    #[must_use]
+    pub const fn reason(self) -> Option<&'static str> {
+        match self {
+            Self::Deferred(reason) => Some(reason.as_str()),
+            Self::Dead(reason) => Some(reason.as_str()),
+            Self::Delivered | Self::Failed | Self::Gap | Self::Dropped => None,
+        }
+    }
+
+    /// All that can happen, in the order of their numbers.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let plain = [Self::Delivered, Self::Failed, Self::Gap, Self::Dropped];
+        let deferred = DeferReason::ALL.into_iter().map(Self::Deferred);
+        plain.into_iter().chain(DeadReason::ALL.into_iter().map(Self::Dead)).chain(deferred)
+    }
+}
+
+#[cfg(test)]
+mod tests;

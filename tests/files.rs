@@ -403,7 +403,7 @@ fn systemd_unit_has_sections_of_settings_and_systemd_takes_it() {
 fn documents_link_to_files_that_are_there() {
     let beside = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "examples/README.md"];
     let mut documents: Vec<PathBuf> = beside.iter().map(|name| root().join(name)).collect();
-    for folder in ["docs", "docs/adr"] {
+    for folder in ["docs", "docs/operations", "docs/adr"] {
         let entries = fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
         documents.extend(entries.filter(|path| path.extension().is_some_and(|e| e == "md")));
     }

@@ -1,4 +1,4 @@
-//! What fails, and what is told of it: the tables in `docs/operations.md` are made here.
+//! What fails, and what is told of it: the tables in `docs/operations/health-and-metrics.md` are made here.
 //!
 //! Each way to fail is tried on the real program: `/readyz`, `walhook status`, the metric and the log must tell it
 //! within 15 s, accounts that are known and new ones must get what the table says, and all must be
@@ -175,7 +175,8 @@ impl Tried {
 
     /// Holds the table of this name in the documentation against what was seen.
     fn compare(&self, name: &str) -> Result<()> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+        let path =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations/health-and-metrics.md");
         let docs = std::fs::read_to_string(&path)?;
         let (begin, end) =
             (format!("<!-- {name}: made by tests/outages.rs -->\n"), "<!-- end -->".to_owned());

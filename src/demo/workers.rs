@@ -13,7 +13,7 @@ use walhook_testkit::program::{Program, Running};
 /// For the leader to see all of them serve.
 const SERVING_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a worker counts: see `docs/operations.md`.
+/// What a worker counts: see `docs/operations/health-and-metrics.md`.
 const CARRIED: &str = "walhook_worker_requests_total";
 
 /// What the leader counts.

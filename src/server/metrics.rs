@@ -1,4 +1,4 @@
-//! What `/metrics` shows. `docs/operations.md` lists every name, label and label value.
+//! What `/metrics` shows. `docs/operations/health-and-metrics.md` lists every name, label and label value.
 //!
 //! Every series has the label `pipeline`, the name of the slot, so that one Prometheus tells several
 //! pipelines apart, whatever its scrape configuration calls the targets. No label names an account or

@@ -215,7 +215,7 @@ mod tests {
         let leading: Vec<Purpose> =
             ALL.into_iter().filter(|purpose| purpose.open == Open::Leading).collect();
         assert!(leading.len() <= 8, "{leading:?}");
-        let page = include_str!("../../docs/operations.md");
+        let page = include_str!("../../docs/operations/upkeep.md");
         for Purpose { name, open, shared, .. } in ALL {
             let when = match open {
                 Open::Leading => "while it leads",
@@ -224,15 +224,16 @@ mod tests {
             let row = page
                 .lines()
                 .find(|line| line.starts_with(&format!("| `{name}` |")) && line.contains(when));
-            let row =
-                row.unwrap_or_else(|| panic!("docs/operations.md has no row of {name}, {when}"));
+            let row = row.unwrap_or_else(|| {
+                panic!("docs/operations/upkeep.md has no row of {name}, {when}")
+            });
             assert_eq!(row.contains("in turn"), shared, "{row}");
         }
         let said = format!("{} sessions while it is idle", leading.len());
-        assert!(page.contains(&said), "docs/operations.md does not say: {said}");
+        assert!(page.contains(&said), "docs/operations/upkeep.md does not say: {said}");
         assert!(
             page.contains(&format!("at most {}", ALL.len())),
-            "docs/operations.md: {}",
+            "docs/operations/upkeep.md: {}",
             ALL.len()
         );
     }

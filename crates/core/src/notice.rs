@@ -193,7 +193,7 @@ impl DueNotice {
         EventId::derive(0, &Position::Wal(position), &named, *last_us)
     }
 
-    /// The request's body, as `docs/operations.md` describes it.
+    /// The request's body, as `docs/operations/deliveries-and-support.md` describes it.
     #[must_use]
     pub fn body(&self, pipeline: &str) -> Bytes {
         let body = Body {

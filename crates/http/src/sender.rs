@@ -104,8 +104,8 @@ mod tests {
     /// What a receiver is built by: the headers, an empty line, the body over several lines.
     #[test]
     fn documented_notice_is_what_is_sent_and_its_signature_is_right() {
-        let (_, chapter) =
-            include_str!("../../../docs/operations.md").split_once("\n## Notices\n").unwrap();
+        let page = include_str!("../../../docs/operations/deliveries-and-support.md");
+        let (_, chapter) = page.split_once("\n## Notices\n").unwrap();
         let block: Vec<&str> = chapter.lines().skip_while(|l| !l.starts_with("    POST")).collect();
         let block: Vec<&str> = block.into_iter().take_while(|l| !l.starts_with('(')).collect();
         let header = |name: &str| {

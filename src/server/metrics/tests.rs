@@ -72,15 +72,18 @@ fn every_metric_and_label_value_is_documented() {
         assert!(line.contains("pipeline=\"main\""), "{line} does not name the pipeline");
     }
     let text = without_pipeline(&text);
-    let docs = include_str!("../../../docs/operations.md");
+    let docs = include_str!("../../../docs/operations/health-and-metrics.md");
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("# TYPE ") {
             let name = rest.split(' ').next().unwrap();
-            assert!(docs.contains(&format!("`{name}")), "{name} is not in operations.md");
+            assert!(docs.contains(&format!("`{name}")), "{name} is not in health-and-metrics.md");
         }
         let value = line.split_once("=\"").and_then(|(_, rest)| rest.split_once('"'));
         if let Some((value, _)) = value.filter(|(v, _)| *v != "a.b" && !line.contains("le=")) {
-            assert!(docs.contains(&format!("`{value}`")), "{value} is not in operations.md");
+            assert!(
+                docs.contains(&format!("`{value}`")),
+                "{value} is not in health-and-metrics.md"
+            );
         }
     }
 }

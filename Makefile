@@ -1,7 +1,10 @@
 # Every target does all of its own set-up on Debian or Ubuntu, given Rust and git.
 #
 #   make demo DEMO="--for 30s --json"           arguments for the demo
-#   make loadtest LOADTEST="--users 64"         arguments for the load test (goose's)
+#   make loadtest                             lists the scenarios of the load test
+#   make loadtest SCENARIO=whale-50ms         runs one; page and figures go to target/loadtest
+#   make loadtest SCENARIO=whale-50ms SCALE=0.1 LOADTEST="--disturbed 10s --seed 7"   a quick one
+#   make loadtest SCENARIO=soak MINUTES=60    a long one
 #   make bench FIGURES=one,idle BENCH="--pairs 7 --scale 0.2"   some figures, at a part of their size
 #   make bench-million BENCH="--rows 100000"    arguments for a scenario; --help lists them
 #   make hostile BENCH="--only rows,names"     behaviours, separated by commas; --help lists the rest
@@ -21,6 +24,8 @@ SHELL := /bin/sh
 CARGO ?= $(shell command -v cargo || echo "$$HOME/.cargo/bin/cargo")
 DEMO ?=
 LOADTEST ?=
+SCENARIO ?=
+SCALE ?= 1
 SIMULATE ?=
 BENCH ?=
 FIGURES ?=
@@ -118,9 +123,10 @@ fmt: ## Format the code
 docs: prerequisites ## Build the code's documentation, target/doc/walhook/index.html
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked
 
-loadtest: prerequisites ## Measure commit to 2xx with goose, release build, against a throw-away PostgreSQL
-	$(CARGO) build --release --locked -p walhook
-	$(CARGO) run --release --locked --quiet -p walhook-loadtest --features goose --bin walhook-loadtest -- $(LOADTEST)
+loadtest: prerequisites ## What small accounts feel of SCENARIO, with goose, release build; without one, lists them
+	$(if $(SCENARIO),$(CARGO) build --release --locked -p walhook)
+	@$(CARGO) run --release --locked --quiet -p walhook-loadtest --features goose --bin walhook-loadtest -- \
+		$(if $(SCENARIO),$(SCENARIO) --scale $(SCALE) --minutes $(MINUTES)) $(LOADTEST)
 
 bench: prerequisites ## What walhook costs beside the least that any program could do, against benchmarks/baseline.toml
 	$(CARGO) build --release --locked -p walhook -p walhook-loadtest

@@ -40,6 +40,19 @@ pub fn server_cpu_seconds(data: &Path) -> Result<f64> {
     Ok(sum)
 }
 
+/// The time for which cores of the machine had nothing to do, all together, in seconds.
+///
+/// # Errors
+/// Where there is no `/proc/stat`.
+pub fn idle_seconds() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().next().context("an empty /proc/stat")?;
+    // cpu user nice system idle iowait …
+    let mut fields = line.split_whitespace().skip(4);
+    let mut field = || -> Result<f64> { Ok(fields.next().context("too short")?.parse()?) };
+    Ok((field()? + field()?) / TICKS_PER_SECOND)
+}
+
 /// Of a process: its parent, its own time, and that of its children that have ended.
 fn times(pid: u32) -> Result<[f64; 3]> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;

@@ -4,18 +4,20 @@
 //! Each scenario is a file of `src/bench`, a subcommand of the program `bench`, and a target of the
 //! `Makefile` (`bench-outage`, `bench-million`, `bench-deferred`, `bench-replay`, `hostile`). It prints a table and
 //! the outcome of its audit, and fails when the audit does. The program `figures` (`make bench`) compares what
-//! walhook costs with the least that any program could do, and with what was reached before.
+//! walhook costs with the least that any program could do, and with what was reached before. `make loadtest`
+//! runs what is in [`load`], with goose.
 
 use std::future::Future;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tokio::signal::unix::{SignalKind, signal};
 
 pub mod baseline;
 pub mod books;
 pub mod cpu;
 pub mod figure;
+pub mod load;
 pub mod plot;
 pub mod receiver;
 pub mod report;
@@ -33,7 +35,10 @@ pub fn program() -> Result<PathBuf> {
     if let Some(program) = std::env::var_os("WALHOOK_LOADTEST_PROGRAM") {
         return Ok(program.into());
     }
-    let beside = std::env::current_exe()?.with_file_name("walhook");
+    let own = std::env::current_exe()?;
+    // Cargo puts tests a directory deeper.
+    let directory = own.ancestors().skip(1).find(|directory| !directory.ends_with("deps"));
+    let beside = directory.context("this program has no directory")?.join("walhook");
     ensure!(
         beside.is_file(),
         "{} is not there; build it, or name another in WALHOOK_LOADTEST_PROGRAM",

@@ -1,117 +1,125 @@
-//! Load scenarios: insert a subscriber and wait until its webhook has been answered.
+//! Runs a load scenario with goose: its users are small accounts that commit at times drawn beforehand.
 //!
 //! ```text
-//! cargo build && cargo run -p walhook-loadtest --features goose -- --users 32 --run-time 30s --report-file out.html
+//! make loadtest                                        lists the scenarios
+//! make loadtest SCENARIO=whale-50ms
+//! make loadtest SCENARIO=whale-50ms SCALE=0.1 LOADTEST="--disturbed 10s"
 //! ```
 //!
-//! The row that goose reports as `WEBHOOK insert → 2xx` is the time from before the COMMIT to the
-//! endpoint's answer. It is a closed loop: each user waits for its webhook before it goes on, so
-//! the rate follows from the latency.
-//!
-//! Without `WALHOOK_LOADTEST_URL` it starts a PostgreSQL and the `walhook` beside itself (or
-//! `WALHOOK_LOADTEST_PROGRAM`). With it, it uses that database, which has the tables of
-//! `sql/demo.sql`, and from which a walhook on this machine already delivers `subscriber.created`
-//! with the columns `id` and `version`, loopback addresses allowed. What it adds there it removes.
+//! What goose reports as `WEBHOOK small accounts, <phase>` is the time from when a commit was due to the 2xx. The
+//! rest of what is measured is printed as tables and written as a page and JSON: see `walhook_loadtest::load`.
 
-mod target;
-
-use std::sync::{Arc, OnceLock};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use goose::config::GooseConfiguration;
 use goose::prelude::*;
-use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout};
-use walhook_postgres::sql::Connection;
+use walhook_loadtest::load::users::{Recorded, User};
+use walhook_loadtest::load::{Options, run, scenario};
+use walhook_loadtest::until_interrupted;
 
-use target::Target;
+/// The class of the users, in the rows of goose's report.
+const CLASS: &str = "small accounts";
 
-/// A webhook that takes longer counts as a failure.
-const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(30);
+/// goose has its users ask for one, so they wait here.
+static USERS: Mutex<Vec<User>> = Mutex::new(Vec::new());
 
-/// The row of goose's report.
-const NAME: &str = "insert → 2xx";
-
-static TARGET: OnceLock<Target> = OnceLock::new();
-
-/// What each of goose's users keeps. Goose wants it to be `Clone`; it is not cloned.
-#[derive(Clone)]
-struct Session {
-    connection: Arc<Mutex<Connection>>,
-    account: i64,
+#[derive(Debug, Parser)]
+#[command(
+    about = "Runs a load scenario against a throw-away PostgreSQL; without a name, lists them"
+)]
+struct Cli {
+    /// Which one
+    scenario: Option<String>,
+    /// How long a disturbance lasts that has no end of its own; the calm before and behind it half as long each
+    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    disturbed: Duration,
+    /// How long the soak takes
+    #[arg(long, default_value_t = 10.0)]
+    minutes: f64,
+    /// Rows, accounts, endpoints, and the time for which walhook is stopped, are multiplied by it
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+    /// Of the times of commits
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Where page and figures go
+    #[arg(long, default_value = "target/loadtest")]
+    out: PathBuf,
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let (target, owned) = target::prepare().await?;
-    ensure!(TARGET.set(target).is_ok(), "the target is set once");
-    let attack = GooseAttack::initialize()?
-        .set_default(GooseDefault::Host, "http://127.0.0.1")?
-        .set_default(GooseDefault::Users, 16)?
-        .set_default(GooseDefault::IncreaseRate, "16")?
-        .set_default(GooseDefault::RunTime, 20)?
-        .register_scenario(
-            scenario!("Webhook")
-                .register_transaction(transaction!(connect).set_name("connect").set_on_start())
-                .register_transaction(transaction!(insert_and_wait).set_name("insert and wait")),
-        )
+    let cli = Cli::parse();
+    let Some(name) = &cli.scenario else {
+        for scenario in scenario::all() {
+            println!("  {:<16} {}", scenario.name, scenario.about);
+        }
+        return Ok(());
+    };
+    let scenario = scenario::named(name)
+        .with_context(|| format!("{name:?} is no scenario; without a name they are listed"))?;
+    ensure!(cli.scale > 0.0, "a scale is above 0");
+    std::fs::create_dir_all(&cli.out)
+        .with_context(|| format!("cannot make {}", cli.out.display()))?;
+    let options = Options {
+        disturbed: cli.disturbed,
+        soak: Duration::from_secs_f64(cli.minutes * 60.0),
+        scale: cli.scale,
+        seed: cli.seed,
+    };
+    let report = cli.out.join(format!("{name}-goose.html")).display().to_string();
+    let outcome = until_interrupted(run(scenario, &options, |users| attack(users, report))).await?;
+    outcome.print();
+    outcome.write(&cli.out)?;
+    println!("page: {}", cli.out.join(format!("{name}.html")).display());
+    outcome.ensure()
+}
+
+/// goose's part: one user for each account, which runs once and ends by itself.
+async fn attack(users: Vec<User>, report: String) -> Result<()> {
+    let count = users.len().to_string();
+    *USERS.lock().unwrap_or_else(PoisonError::into_inner) = users;
+    let configuration = GooseConfiguration::parse_args_default(&[
+        "--host",
+        "http://127.0.0.1",
+        "--users",
+        &count,
+        "--increase-rate",
+        &count,
+        "--iterations",
+        "1",
+        "--no-telnet",
+        "--no-websocket",
+        "--no-transaction-metrics",
+        "--no-scenario-metrics",
+        "--report-file",
+        &report,
+    ])?;
+    let account = scenario!("Small account")
+        .register_transaction(transaction!(account).set_name("commit, and be told"));
+    GooseAttack::initialize_with_config(configuration)?
+        .register_scenario(account)
         .execute()
-        .await;
-    if let Some(target) = TARGET.get() {
-        target.clean_up().await?;
-    }
-    owned.stop().await?;
-    let failed: usize = attack?.requests.values().map(|request| request.fail_count).sum();
-    ensure!(failed == 0, "{failed} webhooks did not come within {WEBHOOK_TIMEOUT:?}");
+        .await?;
     Ok(())
 }
 
-fn target() -> Result<&'static Target, Box<TransactionError>> {
-    TARGET.get().ok_or_else(|| failure("there is no target"))
-}
-
-fn failure(error: impl std::fmt::Display) -> Box<TransactionError> {
-    Box::new(TransactionError::Custom(error.to_string()))
-}
-
-async fn connect(user: &mut GooseUser) -> TransactionResult {
-    let target = target()?;
-    let connection = target.connect().await.map_err(failure)?;
-    let account = target.account(user.weighted_users_index);
-    let connection = Arc::new(Mutex::new(connection));
-    user.set_session_data(Session { connection, account });
-    Ok(())
-}
-
-async fn insert_and_wait(user: &mut GooseUser) -> TransactionResult {
-    let target = target()?;
-    let session =
-        user.get_session_data::<Session>().ok_or_else(|| failure("the user is not connected"))?;
-    let account = session.account;
-    let mut connection = session.connection.lock().await;
-    let transaction = connection.transaction().await.map_err(failure)?;
-    let row = transaction
-        .query_one(
-            "INSERT INTO subscribers (account_id, email) VALUES ($1, 'load@example.com')
-             RETURNING version",
-            &[&account],
-        )
-        .await
-        .map_err(failure)?;
-    // Before the COMMIT, or the webhook could come first.
-    let webhook = target.expect(row.get(0));
-    let began = Instant::now();
-    transaction.commit().await.map_err(failure)?;
-    drop(connection);
-    match timeout(WEBHOOK_TIMEOUT, webhook).await {
-        Ok(Ok(answered)) => {
-            let took = answered.saturating_duration_since(began);
-            user.record_custom_request_duration("WEBHOOK", NAME, took, true, Some(204), None).await
-        }
-        Ok(Err(_)) | Err(_) => {
-            let why = Some("the webhook did not come");
-            user.record_custom_request_duration("WEBHOOK", NAME, began.elapsed(), false, None, why)
-                .await
-        }
+async fn account(goose: &mut GooseUser) -> TransactionResult {
+    let user = USERS.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let Some(mut user) = user else { return Ok(()) };
+    while let Some(Recorded { phase, took }) = user.next().await {
+        let name = format!("{CLASS}, {phase}");
+        let (took, status, why) = match took {
+            Some(took) => (took, Some(200), None),
+            None => (Duration::ZERO, None, Some("the webhook did not come")),
+        };
+        goose
+            .record_custom_request_duration("WEBHOOK", &name, took, why.is_none(), status, why)
+            .await?;
     }
+    Ok(())
 }

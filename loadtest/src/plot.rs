@@ -1,9 +1,15 @@
-//! A few small plots one below the other, over the same time, as SVG in plain text.
+//! A few small plots one below the other, over the same time, as SVG.
 
-use std::fmt::Write as _;
+use std::ops::Range;
+
+use anyhow::Result;
+use plotters::coord::Shift;
+use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 /// One plot: lines over time.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Panel<'a> {
     /// What it shows, with the unit.
     pub title: &'a str,
@@ -11,115 +17,124 @@ pub struct Panel<'a> {
     pub lines: Vec<(&'a str, Vec<f64>)>,
     /// A bound to be drawn, with its name.
     pub limit: Option<(&'a str, f64)>,
+    /// Whether ten times as much is one step further up.
+    pub is_logarithmic: bool,
 }
 
-const WIDTH: f64 = 860.0;
-const LEFT: f64 = 70.0;
-const RIGHT: f64 = 20.0;
-const HEIGHT: f64 = 130.0;
-const STEP: f64 = 185.0;
-const TOP: f64 = 40.0;
+const WIDTH: u32 = 860;
+const STEP: u32 = 185;
+const MARGIN: u32 = 8;
+
+/// Room for the values beside a plot.
+const LEFT: u32 = 64;
 
 /// Points of a line; more are thinned out, the greatest of each group kept.
 const POINTS: usize = 240;
 
-const COLOURS: [&str; 4] = ["#1f6fb4", "#d9730d", "#2e8b57", "#9b3fb5"];
+/// The least that a plot with logarithmic values shows.
+const LEAST: f64 = 0.1;
+
+const COLOURS: [RGBColor; 5] = [
+    RGBColor(31, 111, 180),
+    RGBColor(217, 115, 13),
+    RGBColor(46, 139, 87),
+    RGBColor(155, 63, 181),
+    RGBColor(120, 120, 120),
+];
+const RED: RGBColor = RGBColor(204, 0, 0);
+const GREY: RGBColor = RGBColor(120, 120, 120);
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// Draws them. `seconds` are the times; `marks` are moments with a name.
-#[must_use]
-pub fn svg(seconds: &[f64], marks: &[(&str, f64)], panels: &[Panel<'_>]) -> String {
-    let end = seconds.iter().copied().fold(1.0, f64::max);
-    let x = |second: f64| LEFT + second / end * (WIDTH - LEFT - RIGHT);
-    #[expect(clippy::cast_precision_loss, reason = "a handful")]
-    let height = TOP + STEP * panels.len() as f64;
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
-         font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" \
-         fill=\"#fff\"/>\n"
-    );
-    let mut top = TOP;
-    for panel in panels {
-        draw(&mut out, panel, seconds, top, &x);
-        for (name, at) in marks {
-            let (at, bottom) = (x(*at), top + HEIGHT);
-            let _ = writeln!(
-                out,
-                "<path d=\"M{at:.1} {top}V{bottom}\" stroke=\"#999\" stroke-dasharray=\"3 3\"/>\
-                 <text x=\"{:.1}\" y=\"{:.1}\" fill=\"#666\">{name}</text>",
-                at + 3.0,
-                top + 11.0
-            );
+///
+/// # Errors
+/// When a plot cannot be drawn.
+pub fn svg(seconds: &[f64], marks: &[(&str, f64)], panels: &[Panel<'_>]) -> Result<String> {
+    let mut out = String::new();
+    {
+        let height = STEP * u32::try_from(panels.len())?.max(1);
+        let root = SVGBackend::with_string(&mut out, (WIDTH, height)).into_drawing_area();
+        root.fill(&WHITE)?;
+        let end = seconds.iter().copied().fold(1.0, f64::max);
+        for (panel, area) in panels.iter().zip(root.split_evenly((panels.len().max(1), 1))) {
+            let values = panel.lines.iter().flat_map(|(_, values)| values.iter().copied());
+            let limit = panel.limit.map_or(0.0, |(_, value)| value);
+            let most = values.fold(limit, f64::max) * 1.1;
+            if panel.is_logarithmic {
+                let values = (LEAST..most.max(LEAST * 10.0)).log_scale();
+                draw(&area, panel, values, 0.0..end, seconds, marks)?;
+            } else {
+                draw(&area, panel, 0.0..most.max(f64::MIN_POSITIVE), 0.0..end, seconds, marks)?;
+            }
         }
-        for tick in 0..=5 {
-            let second = end * f64::from(tick) / 5.0;
-            let _ = writeln!(
-                out,
-                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#666\">{:.0} s</text>",
-                x(second),
-                top + HEIGHT + 15.0,
-                second
-            );
-        }
-        top += STEP;
+        root.present()?;
     }
-    out.push_str("</svg>\n");
-    out
+    Ok(out)
 }
 
-fn draw(out: &mut String, panel: &Panel<'_>, seconds: &[f64], top: f64, x: &impl Fn(f64) -> f64) {
-    let values = panel.lines.iter().flat_map(|(_, values)| values.iter().copied());
-    let limit = panel.limit.map_or(0.0, |(_, value)| value);
-    let most = values.fold(limit, f64::max).max(f64::MIN_POSITIVE) * 1.05;
-    let y = |value: f64| top + HEIGHT - value / most * HEIGHT;
-    let _ = writeln!(
-        out,
-        "<text x=\"{LEFT}\" y=\"{:.1}\" font-weight=\"bold\">{}</text>\
-         <rect x=\"{LEFT}\" y=\"{top}\" width=\"{}\" height=\"{HEIGHT}\" fill=\"none\" \
-         stroke=\"#ccc\"/>",
-        top - 8.0,
-        panel.title,
-        WIDTH - LEFT - RIGHT
-    );
-    for share in [0.0, 0.5, 1.0] {
-        let value = most / 1.05 * share;
-        let _ = writeln!(
-            out,
-            "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#666\">{}</text>",
-            LEFT - 6.0,
-            y(value) + 4.0,
-            short(value)
-        );
+fn draw<Y>(
+    area: &Area<'_>,
+    panel: &Panel<'_>,
+    values: Y,
+    time: Range<f64>,
+    seconds: &[f64],
+    marks: &[(&str, f64)],
+) -> Result<()>
+where
+    Y: AsRangedCoord<Value = f64>,
+    Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    let text = |size: u32, colour: RGBColor| ("sans-serif", size).into_font().color(&colour);
+    let end = time.end;
+    let mut chart = ChartBuilder::on(area)
+        .margin(MARGIN)
+        .caption(panel.title, text(13, BLACK))
+        .x_label_area_size(22)
+        .y_label_area_size(LEFT)
+        .build_cartesian_2d(time, values)?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(GREY.mix(0.25))
+        .axis_style(GREY)
+        .label_style(text(11, GREY))
+        .x_labels(7)
+        .y_labels(5)
+        .x_label_formatter(&|second| format!("{second:.0} s"))
+        .y_label_formatter(&|value| short(*value))
+        .draw()?;
+    let bottom = if panel.is_logarithmic { LEAST } else { 0.0 };
+    let most = chart.y_range().end;
+    for (name, at) in marks {
+        let line = [(*at, bottom), (*at, most)];
+        chart.draw_series(LineSeries::new(line, GREY.mix(0.6)))?;
+        let style = text(11, GREY).pos(Pos::new(HPos::Left, VPos::Top));
+        chart.draw_series([Text::new(format!(" {name}"), (*at, most), style)])?;
     }
-    if let Some((name, value)) = panel.limit {
-        let (right, at) = (WIDTH - RIGHT, y(value));
-        let _ = writeln!(
-            out,
-            "<path d=\"M{LEFT} {at:.1}H{right}\" stroke=\"#c00\" stroke-dasharray=\"6 3\"/>\
-             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#c00\">{name}</text>",
-            right - 4.0,
-            at + 13.0
-        );
-    }
-    let mut legend = WIDTH - RIGHT;
     for ((name, values), colour) in panel.lines.iter().zip(COLOURS) {
         let group = values.len().div_ceil(POINTS).max(1);
-        let mut path = String::new();
-        for (seconds, values) in seconds.chunks(group).zip(values.chunks(group)) {
-            let at = seconds.first().copied().unwrap_or_default();
-            let value = values.iter().copied().fold(0.0, f64::max);
-            let command = if path.is_empty() { 'M' } else { 'L' };
-            let _ = write!(path, "{command}{:.1} {:.1}", x(at), y(value));
-        }
-        let _ = writeln!(
-            out,
-            "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\"/>\
-             <text x=\"{legend:.0}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"{colour}\">{name}</text>",
-            top - 8.0
-        );
-        #[expect(clippy::cast_precision_loss, reason = "a short name")]
-        let width = name.len() as f64 * 7.0 + 12.0;
-        legend -= width;
+        let points = seconds.chunks(group).zip(values.chunks(group)).map(|(seconds, values)| {
+            let value = values.iter().copied().fold(bottom, f64::max);
+            (seconds.first().copied().unwrap_or_default(), value)
+        });
+        let line = LineSeries::new(points, colour.stroke_width(2));
+        let key = move |(x, y)| PathElement::new([(x, y), (x + 14, y)], colour.stroke_width(2));
+        chart.draw_series(line)?.label(*name).legend(key);
     }
+    if let Some((name, limit)) = panel.limit {
+        let line = DashedLineSeries::new([(0.0, limit), (end, limit)], 6, 4, RED.into());
+        let key = |(x, y)| PathElement::new([(x, y), (x + 14, y)], RED);
+        chart.draw_series(line)?.label(name).legend(key);
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .label_font(text(11, BLACK))
+        .background_style(WHITE.mix(0.8))
+        .draw()?;
+    Ok(())
 }
 
 /// A number with few digits.
@@ -127,7 +142,7 @@ fn short(value: f64) -> String {
     match value {
         1e6.. => format!("{:.1} M", value / 1e6),
         1e4.. => format!("{:.0} k", value / 1e3),
-        100.0.. | 0.0 => format!("{value:.0}"),
+        10.0.. | 0.0 => format!("{value:.0}"),
         _ => format!("{value:.1}"),
     }
 }
@@ -139,14 +154,19 @@ mod tests {
     #[test]
     fn plot_shows_each_line_limit_and_mark_and_stays_small() {
         let seconds: Vec<f64> = (0..2_000).map(f64::from).collect();
-        let lines =
-            vec![("rows", seconds.clone()), ("half", seconds.iter().map(|s| s / 2.0).collect())];
-        let panel = Panel { title: "Rows", lines, limit: Some(("limit", 3_000.0)) };
-        let svg = svg(&seconds, &[("back", 1_000.0)], &[panel]);
-        for part in ["Rows", "rows</text>", "half</text>", "limit</text>", "back</text>", "</svg>"]
-        {
+        let lines = |rows: &Vec<f64>| {
+            vec![("rows", rows.clone()), ("half", rows.iter().map(|s| s / 2.0).collect())]
+        };
+        let limit = Some(("limit", 3_000.0));
+        let panel = |title, is_logarithmic| {
+            let lines = lines(&seconds);
+            Panel { title, lines, limit, is_logarithmic }
+        };
+        let panels = [panel("Rows", false), panel("Rows, by tens", true)];
+        let svg = svg(&seconds, &[("back", 1_000.0)], &panels).unwrap();
+        for part in ["Rows", "Rows, by tens", "rows", "half", "limit", "back", "</svg>"] {
             assert!(svg.contains(part), "{part}");
         }
-        assert!(svg.len() < 20_000, "{}", svg.len());
+        assert!(svg.len() < 60_000, "{}", svg.len());
     }
 }

@@ -73,6 +73,8 @@ pub struct Spread {
     pub p50: f64,
     /// 99 of a hundred are at most this.
     pub p99: f64,
+    /// 999 of a thousand are at most this.
+    pub p999: f64,
     /// The least.
     pub min: f64,
     /// The greatest.
@@ -85,9 +87,16 @@ impl Spread {
     pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         let n = values.len();
-        let rank = |percent: usize| (n * percent).div_ceil(100).saturating_sub(1);
+        let rank = |permille: usize| (n * permille).div_ceil(1_000).saturating_sub(1);
         let at = |i: usize| values.get(i).copied().unwrap_or_default();
-        Self { n, p50: at(rank(50)), p99: at(rank(99)), min: at(0), max: at(n.saturating_sub(1)) }
+        Self {
+            n,
+            p50: at(rank(500)),
+            p99: at(rank(990)),
+            p999: at(rank(999)),
+            min: at(0),
+            max: at(n.saturating_sub(1)),
+        }
     }
 
     /// Of microseconds, in milliseconds.
@@ -106,6 +115,7 @@ mod tests {
     fn spread_is_by_nearest_rank() {
         let spread = Spread::of((1..=200).rev().map(f64::from).collect());
         assert_eq!((spread.p50, spread.p99, spread.min, spread.max), (100.0, 198.0, 1.0, 200.0));
+        assert_eq!(spread.p999, 200.0);
         assert_eq!(Spread::of(Vec::new()), Spread::default());
     }
 

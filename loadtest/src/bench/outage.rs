@@ -98,7 +98,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     print(&report);
     write_json(args.json.as_ref(), &report)?;
     if let Some(file) = &args.plot {
-        std::fs::write(file, plot(&report))?;
+        std::fs::write(file, plot(&report)?)?;
     }
     report.audit.ensure(report.in_tables)?;
     ensure!(report.in_tables == 0, "{} stand in the tables", report.in_tables);
@@ -252,7 +252,7 @@ fn print(report: &Report) {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a plot is not exact")]
-fn plot(report: &Report) -> String {
+fn plot(report: &Report) -> Result<String> {
     let all = |value: fn(&Sample) -> f64| report.samples.iter().map(value).collect::<Vec<f64>>();
     let in_mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let mib = |value: fn(&Sample) -> u64| {
@@ -263,11 +263,13 @@ fn plot(report: &Report) -> String {
             title: "Resident memory of walhook, MiB",
             lines: vec![("resident", mib(|s| s.resident.now))],
             limit: Some(("memory.limit", in_mib(MEMORY_LIMIT))),
+            ..Panel::default()
         },
         Panel {
             title: "WAL retained by the slot, MiB",
             lines: vec![("slot", mib(|s| s.slot_bytes))],
             limit: Some(("wal.max_retained", in_mib(MAX_RETAINED))),
+            ..Panel::default()
         },
         Panel {
             title: "WAL retained by the anchor slot, MiB",
@@ -276,11 +278,13 @@ fn plot(report: &Report) -> String {
                 "source.replay_window + wal.max_retained",
                 in_mib(REPLAY_WINDOW + MAX_RETAINED),
             )),
+            ..Panel::default()
         },
         Panel {
             title: "State tables on disk, MiB (state.max_size: 10,240)",
             lines: vec![("tables", mib(|s| s.state_bytes))],
             limit: None,
+            ..Panel::default()
         },
         Panel {
             title: "Deliveries",
@@ -290,6 +294,7 @@ fn plot(report: &Report) -> String {
                 ("deferred", all(|s| s.deferred)),
             ],
             limit: None,
+            ..Panel::default()
         },
     ];
     let seconds = all(|s| s.seconds);

@@ -39,6 +39,7 @@ pub(super) struct Record {
     pub(super) at: Duration,
     pub(super) event_id: Option<u64>,
     pub(super) body: Option<u64>,
+    /// By endpoint, in order: one account may have ten thousand.
     pub(super) deliveries: Vec<Delivery>,
 }
 
@@ -55,12 +56,12 @@ pub(super) struct Delivery {
 
 impl Record {
     pub(super) fn delivery(&mut self, endpoint: i64) -> &mut Delivery {
-        let at = self.deliveries.iter().position(|d| d.endpoint == endpoint);
-        let at = at.unwrap_or_else(|| {
-            self.deliveries.push(Delivery { endpoint, ..Delivery::default() });
-            self.deliveries.len() - 1
+        let at = self.deliveries.binary_search_by_key(&endpoint, |delivery| delivery.endpoint);
+        let at = at.unwrap_or_else(|at| {
+            self.deliveries.insert(at, Delivery { endpoint, ..Delivery::default() });
+            at
         });
-        #[expect(clippy::indexing_slicing, reason = "found or pushed just above")]
+        #[expect(clippy::indexing_slicing, reason = "found or inserted just above")]
         &mut self.deliveries[at]
     }
 

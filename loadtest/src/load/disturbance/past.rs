@@ -1,0 +1,94 @@
+//! What was delivered once is sent again, beside live traffic.
+
+use std::ops::RangeInclusive;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, ensure};
+
+use walhook_testkit::program::Program;
+
+use super::{Disturbance, Doing, Fact};
+use crate::load::Options;
+use crate::load::stage::{FIRST, PATIENCE, Stage};
+
+/// Whose events are sent again.
+const ACCOUNTS: RangeInclusive<i64> = FIRST..=FIRST + 49;
+
+/// Rows of one transaction.
+const TRANSACTION: i64 = 500;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Past {
+    /// Changes of the window, at full scale.
+    pub(crate) rows: i64,
+    /// Where the window begins and ends.
+    window: Mutex<[String; 2]>,
+}
+
+impl Past {
+    pub(crate) fn of(rows: i64) -> Self {
+        Self { rows, window: Mutex::default() }
+    }
+
+    fn window(&self) -> [String; 2] {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Disturbance for Past {
+    fn arrange<'a>(&'a self, stage: &'a mut Stage, _: &'a Options) -> Doing<'a> {
+        Box::pin(async {
+            let receiver = stage.receiver().await?;
+            stage.add(ACCOUNTS, &receiver).await?;
+            stage.theirs.push(receiver);
+            Ok(Vec::new())
+        })
+    }
+
+    fn prepare<'a>(&'a self, stage: &'a mut Stage, options: &'a Options) -> Doing<'a> {
+        Box::pin(async move {
+            let from = stage.position().await?;
+            let writer = stage.writer().await?;
+            let mut left = options.scaled(self.rows);
+            for account in ACCOUNTS.cycle() {
+                let rows = left.min(TRANSACTION);
+                writer.insert(account, rows, "someone@example.com").await?;
+                left -= rows;
+                if left == 0 {
+                    break;
+                }
+            }
+            ensure!(stage.drained(PATIENCE).await?.is_some(), "the window is not delivered");
+            stage.world.settled(PATIENCE).await?;
+            let to = stage.position().await?;
+            *self.window.lock().unwrap_or_else(PoisonError::into_inner) = [from, to];
+            Ok(Vec::new())
+        })
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "some rows")]
+    fn disturb<'a>(&'a self, stage: &'a mut Stage, _: &'a Options) -> Doing<'a> {
+        Box::pin(async {
+            let [from, to] = self.window();
+            let began = stage.others.now();
+            send_again(stage, &from, &to).await?;
+            let seconds = (stage.others.now() - began).as_secs_f64();
+            let replayed = stage.others.replayed();
+            let committed = stage.others.committed();
+            ensure!(replayed == committed, "{replayed} of {committed} came again");
+            Ok(vec![
+                Fact::new("deliveries sent again", replayed as f64),
+                Fact::new("of them a second", replayed as f64 / seconds),
+            ])
+        })
+    }
+}
+
+async fn send_again(stage: &Stage, from: &str, to: &str) -> Result<()> {
+    let args = ["replay", "start", "--from", from, "--to", to, "--wait", "20m"];
+    let mut command = Program::start(&stage.world.walhook, &args)?;
+    let status = command.wait().await.context("walhook replay start")?;
+    ensure!(status.success(), "walhook replay start ended with {status}");
+    Ok(())
+}

@@ -92,6 +92,7 @@ mod shelves;
 #[cfg(test)]
 mod simulation;
 mod stalled;
+mod standing;
 mod store;
 mod subscription_starts;
 mod suspend;
@@ -133,6 +134,7 @@ pub use outcome::Settled;
 pub use replay::{Replay, ReplayInput};
 pub use send::Dispatch;
 pub use settings::{Counters, Gauges, Ordering, Retry, Settings};
+pub use standing::{AccountStanding, Find, Found, OldestUnsettled, Standing};
 pub use walhook_core::persist::Start;
 
 /// Outcomes that may be lost by a crash, and so sent twice, beside what is in flight.

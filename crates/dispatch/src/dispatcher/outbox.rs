@@ -267,8 +267,13 @@ impl Outbox {
     pub(super) fn is_behind(&self, now: Tick) -> bool {
         let under_way = self.under_way.as_ref();
         let unpersisted = self.outcomes + self.dying.len() + under_way.map_or(0, UnderWay::len);
-        unpersisted >= UNPERSISTED_MAX
-            || under_way.is_some_and(|under_way| now.since(under_way.started) > PERSIST_SLOW)
+        unpersisted >= UNPERSISTED_MAX || self.is_slow(now)
+    }
+
+    /// Whether the state transaction under way takes so long that sending waits for it.
+    pub(super) fn is_slow(&self, now: Tick) -> bool {
+        let under_way = self.under_way.as_ref();
+        under_way.is_some_and(|under_way| now.since(under_way.started) > PERSIST_SLOW)
     }
 
     /// Whether everything that happened is stored.

@@ -24,6 +24,7 @@
 mod holders;
 mod lanes;
 mod parts;
+mod standing;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +36,7 @@ use super::super::schedule::Pool;
 use super::deferred_queue::DeferredQueue;
 pub(super) use holders::Newest;
 pub(super) use lanes::Lane;
+pub(super) use standing::OfAccount;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::heap::map_entry;
@@ -93,7 +95,7 @@ impl EndpointQueue {
     }
 
     /// The pool that its next request belongs to: while its breaker is open, whatever is sent is a probe.
-    fn pool(&self, now: Tick) -> Pool {
+    pub(super) fn pool(&self, now: Tick) -> Pool {
         match (&self.deferred, &self.pending) {
             (Some(deferred), _) if deferred.is_open() => Pool::Probe,
             (_, Some(pending)) => pending.health().pool(now),

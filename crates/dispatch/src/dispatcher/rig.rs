@@ -61,6 +61,17 @@ impl Rig {
 
     /// The same of an event with these keys.
     pub(super) fn commit_with(&mut self, account: &str, keys: &[u64]) -> Arc<Event> {
+        let event = self.commit_unrouted_with(account, keys);
+        self.look_up();
+        event
+    }
+
+    /// The same, where nobody has looked the account's endpoint up yet.
+    pub(super) fn commit_unrouted(&mut self, account: &str) -> Arc<Event> {
+        self.commit_unrouted_with(account, &[self.next_commit])
+    }
+
+    fn commit_unrouted_with(&mut self, account: &str, keys: &[u64]) -> Arc<Event> {
         let (commit, now) = (self.next_commit, self.now);
         self.next_commit += 100;
         let position = fixture::position(commit, commit - 10);
@@ -68,7 +79,6 @@ impl Rig {
         let items = fixture::transaction(commit, [Arc::clone(&event)]);
         let progress = Item::Progress { wal_end: Lsn(commit + 50) };
         items.into_iter().chain([progress]).for_each(|i| self.dispatcher.handle_item(i, now));
-        self.look_up();
         event
     }
 

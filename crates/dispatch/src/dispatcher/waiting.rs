@@ -14,7 +14,7 @@ use super::super::lane::SharedEvent;
 use super::super::tracker::TxnSeq;
 use walhook_core::attempt::Asked;
 use walhook_core::event::{AccountId, EndpointId};
-use walhook_core::position::Position;
+use walhook_core::position::{EventId, Position};
 use walhook_core::tick::Tick;
 
 /// Accounts in line that are looked at for one slice.
@@ -100,6 +100,34 @@ impl Waiting {
         let mut events = self.accounts.get(account)?.events.iter();
         let first = events.find(|parked| parked.txn().is_some())?;
         Some(first.held.event.position)
+    }
+
+    /// The accounts of which events wait, each with how many, in their order.
+    pub(super) fn counts(&self) -> impl Iterator<Item = (&AccountId, usize)> {
+        self.accounts.iter().map(|(account, events)| (account, events.events.len()))
+    }
+
+    /// How many of the account's events wait.
+    pub(super) fn count_of(&self, account: &AccountId) -> usize {
+        self.accounts.get(account).map_or(0, |events| events.events.len())
+    }
+
+    /// Where this event waits, by account.
+    pub(super) fn of_event(&self, id: EventId) -> impl Iterator<Item = (&AccountId, &Parked)> {
+        self.accounts.iter().flat_map(move |(account, events)| {
+            let is_it = move |parked: &&Parked| parked.held.event.id == id;
+            events.events.iter().filter(is_it).map(move |parked| (account, parked))
+        })
+    }
+
+    /// The first of the stream's events that wait, in the order of commits.
+    pub(super) fn oldest(&self) -> Option<(TxnSeq, &Parked)> {
+        let first = |events: &'_ Events| events.events.iter().position(|it| it.txn().is_some());
+        let firsts = self.accounts.values().filter_map(|events| {
+            let parked = events.events.get(first(events)?)?;
+            Some((parked.txn()?, parked))
+        });
+        firsts.min_by_key(|(txn, _)| *txn)
     }
 
     /// Accounts of whose events none has moved since `moved`, with the bytes that they take.
@@ -257,6 +285,22 @@ impl Waiting {
 }
 
 impl Parked {
+    /// The endpoint, where it is for one.
+    pub(super) fn endpoint(&self) -> Option<&EndpointId> {
+        match &self.to {
+            To::All(_) => None,
+            To::One { endpoint, .. } => Some(endpoint),
+        }
+    }
+
+    /// The operator's wish on which it is sent; none: it is the stream's.
+    pub(super) fn asked(&self) -> Option<Asked> {
+        match self.to {
+            To::All(_) => None,
+            To::One { asked, .. } => Some(asked),
+        }
+    }
+
     /// The transaction that waits for it; none: an operator's wish.
     fn txn(&self) -> Option<TxnSeq> {
         match self.to {

@@ -133,6 +133,15 @@ pub struct Pending {
 }
 
 impl Pending {
+    /// The transaction that waits for it; none: it is not the stream's, or not any more.
+    #[must_use]
+    pub fn stream_txn(&self) -> Option<TxnSeq> {
+        match self.origin {
+            Origin::Stream { txn, .. } => Some(txn),
+            Origin::Deferred { .. } | Origin::Retry { .. } | Origin::Replay(_) => None,
+        }
+    }
+
     /// Its place among the deferred rows of its queue.
     #[must_use]
     pub fn row_key(&self) -> RowKey {

@@ -1,5 +1,7 @@
 //! One endpoint's pending deliveries: which may be sent, and which stand behind another.
 
+mod standing;
+
 use std::collections::BTreeSet;
 
 use rand::Rng;

@@ -39,6 +39,11 @@ impl Lane {
         self.pending
     }
 
+    /// Whether it waits for its account's routes: nothing is sent meanwhile.
+    pub(in super::super) fn is_unrouted(&self) -> bool {
+        self.unrouted
+    }
+
     /// Whether something of it waits for nothing but a slot of this pool.
     pub(in super::super) fn is_ready_in(&self, pool: Pool) -> bool {
         let ring = match pool {

@@ -39,6 +39,9 @@ pub struct ReplayFilter {
     /// Events of these types only: exact, or patterns as an endpoint's row has them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub types: Vec<String>,
+    /// These events only: their ids.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub events: Vec<String>,
     /// Committed at or after this: microseconds since 1970-01-01 UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since_us: Option<i64>,
@@ -55,6 +58,14 @@ impl ReplayFilter {
             && (self.types.is_empty() || wants(&self.types, &event.event_type))
             && self.since_us.is_none_or(|since| event.commit_time_us >= since)
             && self.until_us.is_none_or(|until| event.commit_time_us < until)
+            && (self.events.is_empty() || self.events.contains(&event.id.to_string()))
+    }
+
+    /// Whether it admits everything of an account or endpoint, or of all of them.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        let Self { types, events, since_us, until_us, account: _, endpoint: _ } = self;
+        types.is_empty() && events.is_empty() && since_us.is_none() && until_us.is_none()
     }
 
     /// Whether it is to be sent again to this endpoint.
@@ -95,6 +106,7 @@ mod tests {
             types: vec!["subscriber.*".into(), "a.b".into()],
             since_us: Some(10),
             until_us: Some(20),
+            ..ReplayFilter::default()
         };
         assert!(filter.admits(&event("42", "subscriber.created", 10)));
         assert!(filter.admits(&event("42", "a.b", 19)));
@@ -108,6 +120,10 @@ mod tests {
         }
         assert!(filter.admits_endpoint("7") && !filter.admits_endpoint("8"));
         assert!(ReplayFilter::default().admits(&event("1", "x", 0)));
+        assert!(ReplayFilter::default().is_whole() && !filter.is_whole());
+        let (one, other) = (event("42", "a.b", 15), event("42", "a.b", 16));
+        let named = ReplayFilter { events: vec![one.id.to_string()], ..filter };
+        assert!(named.admits(&one) && !named.admits(&other));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use walhook_core::event::{EndpointId, Event};
-use walhook_core::id::JobId;
+use walhook_core::id::{JobId, ReplayId};
 use walhook_core::persist::DeadLetter;
 use walhook_postgres::op::{EQ, GT, LE, LT, NE};
 
@@ -25,6 +25,8 @@ pub struct StoredDeadLetter {
     pub id: i64,
     /// The endpoint; none for an unroutable change.
     pub endpoint: Option<EndpointId>,
+    /// The replay that it belongs to; none: it was the stream's.
+    pub replay: Option<ReplayId>,
     /// Why: the words of [`DeadReason`](walhook_core::persist::DeadReason).
     pub reason: String,
     /// The last error for a person.
@@ -43,7 +45,8 @@ pub struct StoredDeadLetter {
     pub event: Arc<Event>,
 }
 
-const COLUMNS: &str = "d.id, d.endpoint, d.reason, d.detail, d.attempts, d.last_status,
+pub(super) const COLUMNS: &str =
+    "d.id, d.endpoint, d.replay_id, d.reason, d.detail, d.attempts, d.last_status,
     (extract(epoch FROM d.died_at) OPERATOR(pg_catalog.*) 1000000)::bigint AS died,
     (extract(epoch FROM d.tried_at) OPERATOR(pg_catalog.*) 1000000)::bigint AS tried,
         d.history::pg_catalog.text";
@@ -227,7 +230,7 @@ impl StateStore {
     }
 }
 
-fn read(row: &Row) -> Result<StoredDeadLetter, StateError> {
+pub(super) fn read(row: &Row) -> Result<StoredDeadLetter, StateError> {
     let id: i64 = row.try_get("id")?;
     let endpoint: &str = row.try_get("endpoint")?;
     let status: Option<i32> = row.try_get("last_status")?;
@@ -236,6 +239,7 @@ fn read(row: &Row) -> Result<StoredDeadLetter, StateError> {
     Ok(StoredDeadLetter {
         id,
         endpoint: (!endpoint.is_empty()).then(|| EndpointId::new(text::read(endpoint))),
+        replay: replay_column::read(row.try_get("replay_id")?),
         reason: row.try_get("reason")?,
         detail: text::get(row, "detail")?,
         attempts: u32::try_from(attempts).map_err(unreadable(&of("attempts")))?,

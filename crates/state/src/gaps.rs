@@ -110,10 +110,8 @@ impl StateStore {
         replay: ReplayId,
         ReplayRange { from, to, filter, .. }: &ReplayRange,
     ) -> Result<Vec<i64>, StateError> {
-        let everything =
-            filter.types.is_empty() && filter.since_us.is_none() && filter.until_us.is_none();
         let endpoint = filter.endpoint.as_deref();
-        if !everything {
+        if !filter.is_whole() {
             return Ok(Vec::new());
         }
         let Scope { s, pipeline, .. } = &self.scope;

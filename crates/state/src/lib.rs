@@ -17,6 +17,7 @@ mod discard_pages;
 mod endpoints;
 mod error;
 mod event;
+mod event_rows;
 mod filter;
 mod gaps;
 mod history;

@@ -395,6 +395,11 @@ async fn listing(store: &mut StateStore, done: &mut BTreeMap<&'static str, Reads
     let own = some().iter().map(|n| dead(&filled(*n), "7")).collect::<Vec<_>>();
     let own: Vec<&DeadLetter> = own.iter().collect();
     step!(done, store, letter_ids, Few, store.letter_ids(&own));
+    let event = filled(*some().first().unwrap()).id;
+    step!(done, store, letters_of_event, Few, store.letters_of_event(event));
+    step!(done, store, event_of_rows, Few, store.event_of_rows(event));
+    step!(done, store, event_of_page, Once, store.event_of_page(event));
+    step!(done, store, unrouted_event, Once, store.unrouted_event(event));
     step!(done, store, standings, Once, store.standings(None, "", 8));
     step!(done, store, troubled, Once, store.troubled());
     step!(done, store, overview, Once, store.overview());

@@ -6,11 +6,17 @@ use anyhow::{Context, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{CommandResult, Common, Failure};
+use super::{CommandResult, Common, Failure, print_remark};
+use crate::demo::keep::{Ended, Kept};
 use crate::demo::{self, Options};
 
 /// The demo's arguments.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+Examples:
+  walhook demo
+  walhook demo --for 10s --workers 2
+  walhook demo --for 10s --keep          and then look around")]
 pub struct Args {
     /// How long the traffic runs, such as 60s or 5m
     #[arg(long = "for", value_name = "TIME", default_value = "60s", value_parser = run_for)]
@@ -26,6 +32,9 @@ pub struct Args {
     /// nats-server comes from NATS_SERVER, from PATH, or from where `sh scripts/nats-server` has put it.
     #[arg(long, value_name = "NUMBER", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=16))]
     pub workers: u32,
+    /// Leave database, receivers and pipeline running afterwards, and name commands to try; Ctrl-C ends them
+    #[arg(long, conflicts_with = "workers")]
+    pub keep: bool,
 }
 
 /// Reads `--for`.
@@ -50,6 +59,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         whale_rate: args.whale_rate,
         workers: args.workers,
         json: common.json,
+        keep: args.keep,
     };
     let mut signals = Signals::new()?;
     let stop = CancellationToken::new();
@@ -59,8 +69,8 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         signals.next().await;
     };
     // The second signal drops the demo, and with it the processes and directories it owns.
-    let summary = tokio::select! {
-        summary = demo::run(options, stop.clone()) => summary?,
+    let Ended { summary, kept } = tokio::select! {
+        ended = demo::run(options, stop.clone()) => ended?,
         () = second => return Err(Failure::Failed(anyhow!("stopped; everything is cleaned up"))),
     };
     if common.json {
@@ -69,10 +79,26 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     } else {
         super::print_line(&format!("\n{summary}"))?;
     }
+    if let Some(mut kept) = kept {
+        name_commands(&kept);
+        tokio::select! {
+            () = signals.next() => {}
+            error = kept.failed() => return Err(error.into()),
+        }
+    }
     match summary.fault() {
         None => Ok(()),
         Some(fault) => Err(Failure::Failed(anyhow!(fault))),
     }
+}
+
+/// On standard error, which is nobody's result.
+fn name_commands(kept: &Kept) {
+    print_remark("\nTo try, in another terminal:");
+    for (command, shows) in &kept.commands {
+        print_remark(&format!("\n  # {shows}\n  {command}"));
+    }
+    print_remark("\nCtrl-C ends it and cleans up.");
 }
 
 /// What asks a program at a terminal or under a service manager to end.

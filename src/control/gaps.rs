@@ -221,7 +221,7 @@ fn command(gap: &Gap, oldest: &Result<Lsn, String>) -> Result<String, String> {
 }
 
 /// A word for a shell.
-fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:@".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();

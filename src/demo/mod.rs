@@ -12,6 +12,7 @@
 //! a second Ctrl-C drops them all.
 
 pub mod configuration;
+pub mod keep;
 pub mod plan;
 pub mod receive;
 pub mod receivers;
@@ -36,6 +37,7 @@ use walhook_testkit::stored;
 use walhook_testkit::traffic::{Traffic, Writer};
 
 use self::configuration::configuration;
+use self::keep::Ended;
 use self::plan::Class;
 use self::receivers::Receivers;
 use self::summary::Summary;
@@ -72,6 +74,8 @@ pub struct Options {
     pub workers: u32,
     /// Standard output is for the JSON object.
     pub json: bool,
+    /// Whether all but the traffic runs on afterwards.
+    pub keep: bool,
 }
 
 /// Runs the demo. When `stop` is cancelled it ends the traffic early, drains and sums up; dropped,
@@ -80,7 +84,7 @@ pub struct Options {
 /// # Errors
 /// When something cannot be started or fails; that deliveries are missing is no error here but
 /// [`Summary::fault`].
-pub async fn run(options: Options, stop: CancellationToken) -> Result<Summary> {
+pub async fn run(options: Options, stop: CancellationToken) -> Result<Ended> {
     let mut view = View::new(options.json);
     let prepared = tokio::select! {
         () = stop.cancelled() => bail!("stopped before the traffic began"),
@@ -199,7 +203,7 @@ impl Demo {
         options: &Options,
         mut view: View,
         stop: CancellationToken,
-    ) -> Result<Summary> {
+    ) -> Result<Ended> {
         let began = Instant::now();
         self.traffic(options, &mut view, &stop, began).await?;
         let ran = began.elapsed();
@@ -232,7 +236,8 @@ impl Demo {
         if summary.fault().is_some() {
             view.say(&format!("the pipeline's log ends with:\n{}", self.pipeline.log_tail()))?;
         }
-        Ok(summary)
+        let kept = if options.keep { Some(self.keep(&mut view).await?) } else { None };
+        Ok(Ended { summary, kept })
     }
 
     async fn traffic(

@@ -37,6 +37,7 @@ pub mod spool;
 mod stop;
 mod tasks;
 pub mod trouble;
+pub mod work;
 #[cfg(feature = "workers")]
 pub(crate) mod workers;
 #[cfg(not(feature = "workers"))]
@@ -86,7 +87,8 @@ pub async fn run(
     let listener = admin::bind(config.admin.listen).await?;
     say_who_starts(&config, listener.local_addr().ok());
     let closed = CancellationToken::new();
-    server.spawn(admin::serve(listener, Arc::clone(&metrics), watched, closed.clone()));
+    let work = tell.work();
+    server.spawn(admin::serve(listener, Arc::clone(&metrics), watched, work, closed.clone()));
     let result = stand_by_and_lead(&config, serves, &metrics, &tell, &shutdown, recording).await;
     if let Err(Stop::Halted(halt)) = &result {
         tell.set_role(Role::Halted(halt.to_string()));

@@ -60,6 +60,7 @@ mod setup;
 mod shape;
 mod shutdown;
 mod spool;
+mod status;
 mod takeover;
 mod tls;
 mod torture;

@@ -8,6 +8,11 @@ use crate::control;
 
 /// What the command takes.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  walhook config show --example > walhook.toml
+  walhook config show                            what is in force, without secrets
+  walhook config validate --config new.toml")]
 pub struct Args {
     #[command(subcommand)]
     action: Action,

@@ -18,6 +18,12 @@ use crate::control::{Databases, Progress};
 
 /// List, show, retry or discard deliveries that ended without success
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  walhook dead-letters list --reason exhausted --since 1d
+  walhook dead-letters show 4711                with the body and the last attempts
+  walhook dead-letters retry --endpoint 7
+  walhook dead-letters discard --account 42 --yes")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

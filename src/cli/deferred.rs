@@ -19,6 +19,11 @@ use walhook_core::position::EventId;
 
 /// List, retry or discard deliveries that wait for their next attempt in the state tables
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  walhook deferred list --account 42
+  walhook deferred retry --endpoint 7         as soon as their turn comes, not at their time
+  walhook deferred discard --replay 3 --yes")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

@@ -12,6 +12,12 @@ use crate::control::endpoints::{self, EndpointPage, EndpointView, ProbeView, Que
 
 /// List endpoints with how they stand, send one a test event, pause or resume one
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  walhook endpoints list --account 42
+  walhook endpoints test 7                     sends it an event of type walhook.test, now
+  walhook endpoints pause 7 --reason 'moves to another host'
+  walhook endpoints resume 7")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

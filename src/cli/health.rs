@@ -9,6 +9,10 @@ use crate::control::health::{self, Question};
 ///
 /// Asks `admin.listen` for /readyz, as a container's health check does.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  walhook health
+  walhook health --live || echo 'it does not run'")]
 pub struct Args {
     /// Ask only whether it is alive (/livez): also a halted instance is, until it has ended
     #[arg(long)]

@@ -28,7 +28,11 @@ says.
 
 Memory is bounded. It tells 2,097,152 different deliveries apart (those after are counted as `untold`),
 counts 10,000 paths of at most 1 KiB apart, reads bodies of at most 2 MiB, 128 at a time, holds 256 MiB
-of those that wait for their answer, and answers 503 when 10,000 requests wait.")]
+of those that wait for their answer, and answers 503 when 10,000 requests wait.
+
+Examples:
+  walhook mock-endpoint
+  walhook mock-endpoint --listen 127.0.0.1:9724")]
 pub struct Args {
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9724")]

@@ -2,6 +2,7 @@
 //!
 //! To add one: a `mod`, a variant of [`Command`], an arm in [`Cli::run`].
 
+mod ago;
 pub mod check;
 pub mod checkpoint;
 pub mod completions;
@@ -285,6 +286,22 @@ mod tests {
     #[test]
     fn command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_of_each_command_has_an_example() {
+        let mut all = Cli::command();
+        for command in all.get_subcommands_mut().filter(|command| command.get_name() != "help") {
+            let name = command.get_name().to_owned();
+            let mut helps = vec![command.render_long_help().to_string()];
+            let below = command.get_subcommands_mut().map(|it| it.render_long_help().to_string());
+            helps.extend(below);
+            let is_example = |help: &String| {
+                let examples = help.split_once("Examples:").or_else(|| help.split_once("Example:"));
+                examples.is_some_and(|(_, examples)| examples.contains(&format!("walhook {name}")))
+            };
+            assert!(helps.iter().any(is_example), "walhook {name} --help shows no example");
+        }
     }
 
     #[test]

@@ -19,6 +19,11 @@ use crate::server::{self, Stop};
 /// The first signal drains: requests in flight may end and their outcomes are stored. A second one
 /// exits at once, which loses nothing either: what was not stored is sent again.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  walhook run
+  walhook run --config /etc/walhook/walhook.toml
+  walhook run --role worker                    sends for a leader, with [workers], and needs no database")]
 pub struct Args {
     /// What this process does
     #[arg(long, value_enum, default_value_t, value_name = "ROLE")]

@@ -1,8 +1,13 @@
 //! `walhook status`: the pipeline as the databases show it.
 
+mod work;
+
 use std::collections::BTreeMap;
 
-use super::table::one_line;
+use url::Url;
+
+use super::ago::with_ago;
+use super::table::named;
 use super::{CommandResult, Common, Failure, print_json, print_line};
 use crate::config::DeliveryMode;
 use crate::control::bytes;
@@ -12,17 +17,29 @@ use crate::control::status::{
 };
 use crate::control::workers::WorkerView;
 
-/// Show leader, slot, checkpoint, dead letters, gaps and why the pipeline halted, if it did
+/// Show leader, slot, checkpoint, what waits and for what, dead letters, gaps and why the pipeline halted, if it did
+///
+/// Almost all of it comes from the databases, so it also says something where nothing runs. What is in memory only
+/// the leader knows: its admin server is asked, on this machine at `admin.listen`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = "\
+Examples:
+  walhook status
+  walhook status --admin http://10.0.0.7:9723   the leader runs on another machine
+  walhook status --json | jq .work.accounts")]
+pub struct Args {
+    /// Where the leader's admin server answers, where that is not on this machine
+    #[arg(long, value_name = "URL")]
+    admin: Option<Url>,
+}
 
 /// Prints the pipeline's state.
 ///
 /// # Errors
 /// [`Failure::Halted`] when the pipeline has halted, after the state is printed.
-pub async fn run(_args: Args, common: &Common) -> CommandResult {
+pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
-    let status = match status::read(&config).await {
+    let status = match status::read(&config, args.admin).await {
         Ok(status) => status,
         Err(unanswered) => {
             if common.json {
@@ -46,9 +63,13 @@ pub async fn run(_args: Args, common: &Common) -> CommandResult {
     }
 }
 
+/// Columns of a thing's name.
+const NAME_WIDTH: usize = 13;
+
 /// The whole of it, a line for each thing.
 fn text(status: &StatusView) -> String {
     let mut lines = whereabouts(status);
+    lines.extend(work::lines(status));
     lines.extend(amounts(status));
     lines.extend(records(status));
     let lines: Vec<String> = lines.iter().map(|(name, value)| line(name, value)).collect();
@@ -56,7 +77,7 @@ fn text(status: &StatusView) -> String {
 }
 
 fn line(name: &str, value: &str) -> String {
-    format!("{name:<13} {}", one_line(value))
+    named(name, value, NAME_WIDTH)
 }
 
 type Lines = Vec<(&'static str, String)>;
@@ -84,7 +105,7 @@ fn whereabouts(status: &StatusView) -> Lines {
     let lag = lag.unwrap_or_default();
     lines.push((
         "checkpoint",
-        format!("{}, written {}{lag}", checkpoint.frontier, checkpoint.written_at),
+        format!("{}, written {}{lag}", checkpoint.frontier, with_ago(&checkpoint.written_at)),
     ));
     lines
 }
@@ -153,6 +174,7 @@ fn records(status: &StatusView) -> Lines {
 }
 
 fn trouble_text(TroubleView { part, says, since, error, fix }: &TroubleView) -> String {
+    let since = with_ago(since);
     format!("{part}, since {since}: {says}: {error}; fix: {fix}")
 }
 
@@ -174,7 +196,8 @@ fn leader_text(leader: &LeaderView) -> String {
     let last = leader.holder.as_deref().map_or_else(
         || "never taken".to_owned(),
         |holder| {
-            let since = leader.since.as_deref().unwrap_or("an unknown time");
+            let since = leader.since.as_deref().map(with_ago);
+            let since = since.unwrap_or_else(|| "an unknown time".to_owned());
             format!("{holder}, epoch {}, since {since}", leader.epoch)
         },
     );

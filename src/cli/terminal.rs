@@ -6,6 +6,13 @@ use super::table::one_line;
 use super::{job, print_remark, replay};
 use crate::control::Progress;
 
+/// How wide standard output is, where it is a terminal.
+pub(super) fn width() -> Option<usize> {
+    let out = std::io::stdout();
+    let size = out.is_terminal().then(|| rustix::termios::tcgetwinsize(&out).ok())??;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
 /// Remarks go to standard error; how far a job or a replay is, too, where that is a terminal.
 #[derive(Debug)]
 pub(super) struct Terminal {

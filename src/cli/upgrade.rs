@@ -19,7 +19,11 @@ use crate::control::upgrade::{self, PreparedView};
   5 walhook upgrade finish
   6 walhook run, then let the writes in
 
-To give the upgrade up before step 5 start the old server and `walhook run`: nothing is lost.")]
+To give the upgrade up before step 5 start the old server and `walhook run`: nothing is lost.
+
+Examples:
+  walhook upgrade prepare
+  walhook upgrade finish")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

@@ -34,6 +34,7 @@ pub(crate) mod fixture;
 pub(crate) mod gaps;
 pub(crate) mod health;
 mod holder;
+mod instance;
 pub(crate) mod jobs;
 mod progress;
 pub(crate) mod recover;

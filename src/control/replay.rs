@@ -79,6 +79,9 @@ pub(crate) struct FilterView {
     /// Events of these types only: exact, or patterns as an endpoint's row has them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) types: Vec<String>,
+    /// These events only: their ids.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) events: Vec<String>,
     /// Committed at or after this: microseconds since 1970-01-01 UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) since_us: Option<i64>,
@@ -89,8 +92,8 @@ pub(crate) struct FilterView {
 
 impl From<ReplayFilter> for FilterView {
     fn from(filter: ReplayFilter) -> Self {
-        let ReplayFilter { account, endpoint, types, since_us, until_us } = filter;
-        Self { account, endpoint, types, since_us, until_us }
+        let ReplayFilter { account, endpoint, types, events, since_us, until_us } = filter;
+        Self { account, endpoint, types, events, since_us, until_us }
     }
 }
 
@@ -167,7 +170,7 @@ pub(crate) async fn range(config: &Config, asked: Asked) -> Result<ReplayRange, 
 
 /// A replay goes to the endpoints of now, so to one that is not there it would send nothing, and say
 /// nothing of that.
-async fn ensure_endpoint(config: &Config, id: &str) -> Result<(), Failure> {
+pub(super) async fn ensure_endpoint(config: &Config, id: &str) -> Result<(), Failure> {
     let source = lookup::connect(config.lookups(), "walhook replay").await.context("source.url")?;
     let ids = [id.to_owned()];
     let which = Which { ids: Some(&ids), limit: 1, ..Which::default() };

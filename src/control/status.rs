@@ -1,18 +1,21 @@
 //! The pipeline as the databases show it, and what an instance on this machine says of itself.
 //!
-//! Asks no running instance for more than what fails, so it works from anywhere and says something about a
-//! pipeline that does not run.
+//! Asks a running instance for no more than what it alone knows: what fails there, and what it has to do. So it
+//! works from anywhere and says something about a pipeline that does not run.
 
 mod failing;
 pub(crate) mod invalid;
 #[cfg(test)]
 mod tests;
+pub(crate) mod work;
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use url::Url;
 
 use super::gaps::{self, ReplayableGap};
+use super::instance::Instance;
 use super::jobs::JobView;
 use super::workers::WorkerView;
 use super::{Databases, Failure};
@@ -25,6 +28,7 @@ use walhook_state::{
 };
 
 pub(crate) use invalid::InvalidView;
+pub(crate) use work::WorkView;
 
 /// Everything that `status` shows.
 #[derive(Debug, Serialize)]
@@ -78,6 +82,10 @@ pub(crate) struct StatusView {
     /// The large transactions that the leader receives while they are open, as it saw them last; null where
     /// the state database cannot say, for it is a standby.
     pub(crate) open_transactions: Option<Vec<OpenTransactionView>>,
+    /// What the leader has to do now; null where it was not asked, or did not say.
+    pub(crate) work: Option<WorkView>,
+    /// Why that is unknown, and whom to ask.
+    pub(crate) work_error: Option<String>,
 }
 
 /// A transaction that is received while it is open.
@@ -202,6 +210,12 @@ pub(crate) struct UnansweredView {
     pub(crate) troubles: Vec<TroubleView>,
 }
 
+impl UnansweredView {
+    fn new(config: &Config) -> Self {
+        Self { pipeline: config.source.slot.clone(), troubles: Vec::new() }
+    }
+}
+
 /// The state database did not answer.
 #[derive(Debug)]
 pub(crate) struct Unanswered {
@@ -243,22 +257,35 @@ impl From<Told> for TroubleView {
     }
 }
 
-/// The pipeline's state.
+/// The pipeline's state. `admin`: where the leader's admin server answers; none: on this machine, as `admin.listen`
+/// says.
 ///
 /// # Errors
 /// When the state database does not answer: with what an instance that runs here still says.
-pub(crate) async fn read(config: &Config) -> Result<StatusView, Box<Unanswered>> {
-    let (found, instance) = tokio::join!(Found::read(config), failing::instance(config));
+pub(crate) async fn read(
+    config: &Config,
+    admin: Option<Url>,
+) -> Result<StatusView, Box<Unanswered>> {
+    let is_here = admin.is_none();
+    let unanswered = |failure| Box::new(Unanswered { view: UnansweredView::new(config), failure });
+    let asked = admin.map_or_else(|| Instance::here(&config.admin), |url| Ok(Instance::at(url)));
+    let asked = asked.map_err(|error| unanswered(Failure::from(error)))?;
+    let (found, instance, work) = tokio::join!(
+        Found::read(config),
+        failing::instance(config, &asked),
+        work::ask(config, &asked)
+    );
     match found {
         Ok(found) => {
             let running = found.is_running();
             let troubles = failing::troubles(&found.overview, instance, running);
-            Ok(found.into_view(config, troubles))
+            let work = work.map_err(|why| why.text(&asked, is_here, running, &found.overview));
+            Ok(found.into_view(config, troubles, work))
         }
         Err(failure) => {
             let troubles = instance.map(|instance| instance.troubles).unwrap_or_default();
             let troubles = troubles.into_iter().map(TroubleView::from).collect();
-            let view = UnansweredView { pipeline: config.source.slot.clone(), troubles };
+            let view = UnansweredView { troubles, ..UnansweredView::new(config) };
             Err(Box::new(Unanswered { view, failure }))
         }
     }
@@ -324,13 +351,22 @@ impl Found {
         self.source_error.is_none().then_some(active)
     }
 
-    fn into_view(self, config: &Config, troubles: Vec<Told>) -> StatusView {
+    fn into_view(
+        self,
+        config: &Config,
+        troubles: Vec<Told>,
+        work: Result<WorkView, String>,
+    ) -> StatusView {
         let running = self.is_running();
         let Self { overview, slot, source_error, .. } = self;
         let state = slot.as_ref().map(Slot::state);
         let checked = halt::check_slot(&config.source.slot, state.as_ref(), overview.frontier);
         let slot_problem = checked.err().filter(|_| source_error.is_none());
         let halted_at = overview.halted_at_us.map(rfc3339);
+        let (work, work_error) = match work {
+            Ok(work) => (Some(work), None),
+            Err(why) => (None, Some(why)),
+        };
         StatusView {
             pipeline: config.source.slot.clone(),
             mode: config.delivery.mode,
@@ -374,6 +410,8 @@ impl Found {
             open_transactions: self
                 .open_transactions
                 .map(|open| open.into_iter().map(OpenTransactionView::from).collect()),
+            work,
+            work_error,
         }
     }
 }

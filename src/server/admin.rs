@@ -1,17 +1,19 @@
-//! The admin server: `/livez`, `/readyz`, `/leaderz`, `/troubles`, `/metrics`, over HTTP/1.
+//! The admin server: `/livez`, `/readyz`, `/leaderz`, `/troubles`, `/work`, `/events/<id>`, `/metrics`, over HTTP/1.
 //!
 //! It asks nobody: the pipeline leaves what it knows in a watch channel, so that a stuck pipeline
-//! shows by the age of its last word rather than by a request that hangs.
+//! shows by the age of its last word rather than by a request that hangs. For `/work` it says that somebody wants
+//! to know, and waits a second at most.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -21,6 +23,8 @@ use super::health::{Health, Role};
 use super::metrics::Metrics;
 use super::stop::Fatal;
 use super::trouble::Part;
+use super::work::Shown;
+use walhook_core::position::EventId;
 use walhook_process::faults::{self, Fault};
 
 mod listener;
@@ -29,6 +33,7 @@ mod listener;
 struct Shared {
     metrics: Arc<Metrics>,
     health: watch::Receiver<Health>,
+    work: Shown,
 }
 
 /// Takes the address, so that a start fails early when another process has it.
@@ -44,6 +49,7 @@ pub async fn serve(
     listener: TcpListener,
     metrics: Arc<Metrics>,
     health: watch::Receiver<Health>,
+    work: Shown,
     shutdown: CancellationToken,
 ) {
     let router = Router::new()
@@ -51,8 +57,10 @@ pub async fn serve(
         .route("/readyz", get(readyz))
         .route("/leaderz", get(leaderz))
         .route("/troubles", get(troubles))
+        .route("/work", get(work_of_leader))
+        .route("/events/{id}", get(event_of_leader))
         .route("/metrics", get(render))
-        .with_state(Shared { metrics, health });
+        .with_state(Shared { metrics, health, work });
     listener::serve(listener, router, shutdown).await;
 }
 
@@ -85,8 +93,37 @@ async fn leaderz(State(shared): State<Shared>) -> Response {
 
 /// What fails now, as JSON, for `walhook status` on the same machine.
 async fn troubles(State(shared): State<Shared>) -> Response {
-    let instance = shared.health.borrow().instance();
-    match serde_json::to_string(&instance) {
+    json(&shared.health.borrow().instance())
+}
+
+/// What the leader has to do now, as JSON, for `walhook status`.
+async fn work_of_leader(State(shared): State<Shared>) -> Response {
+    if shared.health.borrow().role != Role::Leader {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "not the leader");
+    }
+    match shared.work.ask().await {
+        Some(work) => json(&*work),
+        None => text(StatusCode::SERVICE_UNAVAILABLE, "the dispatcher has not said anything yet"),
+    }
+}
+
+/// Where an event's deliveries are in memory, as JSON, for `walhook events show`.
+async fn event_of_leader(State(shared): State<Shared>, Path(id): Path<String>) -> Response {
+    let id: EventId = match id.parse() {
+        Ok(id) => id,
+        Err(_) => return text(StatusCode::BAD_REQUEST, "that is no event's id"),
+    };
+    if shared.health.borrow().role != Role::Leader {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "not the leader");
+    }
+    match shared.work.find(id).await {
+        Some(found) => json(&*found),
+        None => text(StatusCode::SERVICE_UNAVAILABLE, "the dispatcher does not say it in time"),
+    }
+}
+
+fn json(value: &impl Serialize) -> Response {
+    match serde_json::to_string(value) {
         Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
@@ -137,7 +174,13 @@ mod tests {
         let (tell, health) = watch::channel(Health::default());
         let shutdown = CancellationToken::new();
         let mut server = tokio::task::JoinSet::new();
-        server.spawn(serve(listener, Arc::clone(&metrics), health, shutdown.clone()));
+        server.spawn(serve(
+            listener,
+            Arc::clone(&metrics),
+            health,
+            Shown::default(),
+            shutdown.clone(),
+        ));
 
         let now = Some(Instant::now());
         for (role, ready, leader) in [
@@ -157,6 +200,7 @@ mod tests {
             assert_eq!(get(address, "/leaderz").await.0, leader, "{role:?}");
         }
         assert_eq!(get(address, "/readyz").await.1, "halted: the slot is lost\n");
+        assert_eq!(get(address, "/work").await.0, 503, "who does not lead has no work");
         metrics.changes.inc();
         let (status, body) = get(address, "/metrics").await;
         assert!(
@@ -185,7 +229,8 @@ mod tests {
             let metrics = Arc::new(Metrics::new("walhook", []).unwrap());
             let (_tell, health) = watch::channel(Health::default());
             let mut server = tokio::task::JoinSet::new();
-            server.spawn(serve(listener, metrics, health, CancellationToken::new()));
+            let work = Shown::default();
+            server.spawn(serve(listener, metrics, health, work, CancellationToken::new()));
             let address = SocketAddr::new(from.parse().unwrap(), port);
             assert_eq!(get(address, "/livez").await.0, 200, "{listen}");
         }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::lookups::LookupRequest;
 use super::record::Recorded;
 use super::refill::{RefillReply, RefillRequest};
+use super::work::{self, EventWork, Recent, Shown, Work};
 use super::workers::lead::LeaderWorkers;
 use super::writer::PersistRequest;
 use crate::server::metrics::Metrics;
@@ -25,11 +26,12 @@ use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
 use walhook_core::event::{Item, UnroutableReason};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{DeferReason, Persisted};
+use walhook_core::position::EventId;
 use walhook_core::room::Measured;
 use walhook_core::tick::Tick;
 use walhook_dispatch::dispatcher::{
-    Counters, Dispatch, Dispatcher, Effect, Input, LookUpAnswer, OperatorInput, ReplayInput, Retry,
-    Settled,
+    Counters, Dispatch, Dispatcher, Effect, Find, Input, LookUpAnswer, OperatorInput, ReplayInput,
+    Retry, Settled,
 };
 use walhook_dispatch::map::NumberMap;
 use walhook_http::attempts::Attempts;
@@ -77,6 +79,10 @@ pub(super) struct Tools {
     pub(super) slots: u32,
     /// Writes down what comes in, where that is asked for.
     pub(super) recorded: Option<Recorded>,
+    /// The slot's name.
+    pub(super) pipeline: String,
+    /// Where it is shown what there is to do.
+    pub(super) work: Shown,
 }
 
 /// Drives the dispatcher until `drain` (end what is in flight, store what is settled, at most for the
@@ -95,6 +101,7 @@ pub(super) async fn dispatch(
     let mut give_up_at: Option<Instant> = None;
     loop {
         let now = driver.carry_out_all(&channels);
+        driver.find_on();
         let dispatcher = &driver.dispatcher;
         let fleet_due = driver.tools.workers.as_ref().map(LeaderWorkers::deadline);
         if give_up_at.is_some_and(|at| dispatcher.is_drained() || Instant::now() >= at) {
@@ -103,7 +110,7 @@ pub(super) async fn dispatch(
         }
         let due = dispatcher.deadline().into_iter().chain(fleet_due).min();
         let due = due.map(|due| clock.instant(due.max(now)));
-        let at_once = driver.fleet_was_heard.then(Instant::now);
+        let at_once = (driver.fleet_was_heard || driver.find.is_some()).then(Instant::now);
         let wakes = [Some(driver.next_gauges), due, give_up_at, at_once];
         let wake = wakes.into_iter().flatten().min().unwrap_or_else(Instant::now);
         let (takes_items, takes_replays) = (dispatcher.wants_input(), dispatcher.wants_replay());
@@ -133,6 +140,8 @@ pub(super) async fn dispatch(
                 let measured = channels.sizes.borrow_and_update().clone();
                 driver.handle(Input::StateSize(Box::new(measured)));
             }
+            () = driver.tools.work.wanted() => driver.show_work(),
+            Ok(()) = driver.sought.changed() => driver.seek(),
             ended = driver.attempts.next() => {
                 driver.take_outcomes(ended);
                 // Under a flood of outcomes the stream must still have its turn.
@@ -170,6 +179,11 @@ struct Driver {
     log: ChangeLog,
     /// Requests that were in flight when the end began.
     in_flight_then: usize,
+    /// Deliveries of the last minute.
+    recent: Recent,
+    /// The event that somebody wants to know of, and how far it was sought.
+    sought: watch::Receiver<Option<EventId>>,
+    find: Option<(EventId, Find)>,
 }
 
 impl Driver {
@@ -187,6 +201,9 @@ impl Driver {
             reported: Counters::default(),
             log: ChangeLog::default(),
             in_flight_then: 0,
+            recent: Recent::default(),
+            sought: tools.work.sought(),
+            find: None,
             tools,
         }
     }
@@ -263,7 +280,7 @@ impl Driver {
             Effect::Flush(flush) => {
                 channels.flush.send_if_modified(|lsn| std::mem::replace(lsn, flush) != flush);
             }
-            Effect::Settled(settled) => self.count_settled(&settled),
+            Effect::Settled(settled) => self.count_settled(&settled, now),
             Effect::Report(changed) => {
                 self.log.change(&changed, now);
                 self.tools.metrics.count_endpoint_change(changed.change);
@@ -329,14 +346,41 @@ impl Driver {
         self.handle_at(now, Input::Outcome { delivery, outcome });
     }
 
-    fn count_settled(&self, Settled { event, delivered }: &Settled) {
+    fn count_settled(&mut self, Settled { event, delivered }: &Settled, now: Tick) {
         let metrics = &self.tools.metrics;
         if *delivered && !self.tools.sender.is_live() {
             metrics.logged.inc();
         } else if *delivered {
             let us = u64::try_from(unix_us() - event.commit_time_us).unwrap_or(0);
             metrics.count_delivered(Duration::from_micros(us));
+            self.recent.count(now, us);
         }
+    }
+
+    /// An event is to be sought; the one that was meanwhile is given up.
+    fn seek(&mut self) {
+        let event = *self.sought.borrow_and_update();
+        self.find = event.map(|event| (event, Find::new(event)));
+    }
+
+    /// Looks for it a little, where one is sought.
+    fn find_on(&mut self) {
+        let Some((event, mut find)) = self.find.take() else { return };
+        if self.dispatcher.find(&mut find, work::LOOKED_AT_ONCE, self.tools.clock.now()) {
+            let found = EventWork::new(&self.tools.pipeline, find.into_found());
+            self.tools.work.tell(event, found);
+        } else {
+            self.find = Some((event, find));
+        }
+    }
+
+    fn show_work(&mut self) {
+        let now = self.tools.clock.now();
+        let (dispatcher, recent, tools) = (&self.dispatcher, &mut self.recent, &self.tools);
+        tools.work.show(|| {
+            let (standing, pace) = (dispatcher.standing(work::ACCOUNTS, now), recent.pace(now));
+            Work::new(&tools.pipeline, unix_us(), standing, pace)
+        });
     }
 
     fn take(&mut self, items: Vec<Item>) {

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 
 use super::trouble::{Instance, PASSING, Part, Trouble};
+use super::work::Shown;
 use walhook_core::event::rfc3339;
 use walhook_postgres::fix::Failure;
 use walhook_process::clock::unix_us;
@@ -183,7 +184,10 @@ impl Health {
 
 /// Where the pipeline's tasks say how they fare. Cheap to clone, and to call while all is well.
 #[derive(Debug, Clone)]
-pub struct Teller(Arc<watch::Sender<Health>>);
+pub struct Teller {
+    health: Arc<watch::Sender<Health>>,
+    work: Shown,
+}
 
 impl Teller {
     /// The two ends, for the pipeline of this name.
@@ -191,19 +195,26 @@ impl Teller {
     pub fn new(pipeline: &str) -> (Self, watch::Receiver<Health>) {
         let health = Health { pipeline: pipeline.to_owned(), ..Health::default() };
         let (tell, listen) = watch::channel(health);
-        (Self(Arc::new(tell)), listen)
+        (Self { health: Arc::new(tell), work: Shown::default() }, listen)
     }
 
     /// How things stand.
     #[must_use]
     pub fn health(&self) -> Health {
-        self.0.borrow().clone()
+        self.health.borrow().clone()
+    }
+
+    /// What the leader has to do now, where this process leads.
+    #[must_use]
+    pub fn work(&self) -> Shown {
+        self.work.clone()
     }
 
     /// What the instance does from now on. A leader starts anew, with nothing wrong: to take the lease it
     /// wrote to the state database and read the stream's first answer.
     pub fn set_role(&self, role: Role) {
-        self.0.send_modify(|health| {
+        self.work.clear();
+        self.health.send_modify(|health| {
             if role == Role::Leader {
                 let now = Some(Instant::now());
                 health.stream_moving_at = now;
@@ -216,7 +227,7 @@ impl Teller {
 
     /// How it sends for a leader from now on.
     pub fn serves(&self, serving: Serving) {
-        self.0.send_if_modified(|health| {
+        self.health.send_if_modified(|health| {
             let is_new = health.serving != serving;
             health.serving = serving;
             is_new
@@ -225,17 +236,17 @@ impl Teller {
 
     /// The server was heard on the replication connection.
     pub fn stream_moved(&self) {
-        self.0.send_modify(|health| health.stream_moving_at = Some(Instant::now()));
+        self.health.send_modify(|health| health.stream_moving_at = Some(Instant::now()));
     }
 
     /// The replication connection ended.
     pub fn stream_lost(&self) {
-        self.0.send_modify(|health| health.stream_moving_at = None);
+        self.health.send_modify(|health| health.stream_moving_at = None);
     }
 
     /// The checkpoint is stored.
     pub fn checkpoint_written(&self) {
-        self.0.send_modify(|health| health.checkpoint_written_at = Some(Instant::now()));
+        self.health.send_modify(|health| health.checkpoint_written_at = Some(Instant::now()));
     }
 
     /// `part` fails, and has done so since `since` at the latest. The log is told when it begins, and once
@@ -247,7 +258,7 @@ impl Teller {
     /// The same, where what fails is no error of a database.
     pub fn fails_with(&self, part: Part, since: Instant, error: &str, fix: &str) {
         let now = Instant::now();
-        self.0.send_modify(|health| {
+        self.health.send_modify(|health| {
             let trouble = health.troubles.entry(part).or_insert_with(|| {
                 let age = i64::try_from(now.duration_since(since).as_micros()).unwrap_or(0);
                 let since_us = unix_us().saturating_sub(age);
@@ -273,7 +284,7 @@ impl Teller {
 
     /// `part` works.
     pub fn works(&self, part: Part) {
-        self.0.send_if_modified(|health| match health.troubles.remove(&part) {
+        self.health.send_if_modified(|health| match health.troubles.remove(&part) {
             None => false,
             Some(trouble) => {
                 let seconds = trouble.since.elapsed().as_secs();

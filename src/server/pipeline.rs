@@ -231,6 +231,8 @@ impl Leading {
             workers,
             slots: fast.saturating_add(slow),
             recorded,
+            pipeline: self.config.source.slot.clone(),
+            work: self.tell.work(),
         };
         let (drain, abort) = (tasks.drain.clone(), tasks.abort.clone());
         tasks.spawn("dispatcher", async move {

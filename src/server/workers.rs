@@ -151,7 +151,8 @@ pub async fn run_worker(config: WorkerConfig, shutdown: CancellationToken) -> Re
     );
     let closed = CancellationToken::new();
     let mut server = JoinSet::new();
-    server.spawn(admin::serve(listener, Arc::clone(&metrics), watched, closed.clone()));
+    let work = tell.work();
+    server.spawn(admin::serve(listener, Arc::clone(&metrics), watched, work, closed.clone()));
     tell.set_role(Role::Worker);
     let serves = Serves {
         link,

@@ -23,6 +23,7 @@ use crate::control::recover::{NothingView, Recovered, RecoveredView};
 use crate::control::replay::{CancelledView, CountsView, FilterView, ReplayList, ReplayView};
 use crate::control::setup::{Did, ScriptView, SetupView, StepView};
 use crate::control::status::invalid::UnusableView;
+use crate::control::status::work::{AccountWorkView, OldestView, WorkView};
 use crate::control::status::{
     CheckpointView, DisabledView, HaltView, InvalidView, LeaderView, OpenTransactionView,
     PausedView, PreparedView, SlotView, StatusView, TroubleView, UnansweredView,
@@ -402,6 +403,7 @@ pub(crate) fn replay_list() -> ReplayList {
         types: vec!["subscriber.*".into()],
         since_us: Some(1_763_919_960_000_000),
         until_us: Some(1_763_919_970_000_000),
+        events: vec![EVENT.into()],
     };
     ReplayList { replays: vec![ReplayView { filter, ..replay() }, plain_replay()] }
 }
@@ -539,6 +541,40 @@ pub(crate) fn status() -> StatusView {
             bytes: 52_428_800,
             kept_in: "spool".into(),
         }]),
+        work: Some(work()),
+        work_error: None,
+    }
+}
+
+fn work() -> WorkView {
+    WorkView {
+        at: at(9),
+        pending: 3_000,
+        in_flight: 64,
+        unrouted_in_memory: 2,
+        delivered_per_second: 412.5,
+        over_seconds: 60.0,
+        p50_ms: Some(12.0),
+        p99_ms: Some(340.0),
+        oldest: Some(OldestView {
+            account_id: "42".into(),
+            endpoint: text("7"),
+            event_id: EVENT.into(),
+            event_type: "subscriber.updated".into(),
+            committed_at: at(0),
+            attempts: 2,
+            cause: "retry".into(),
+        }),
+        waiting_accounts: 3,
+        accounts: vec![AccountWorkView {
+            account_id: "42".into(),
+            waiting: 2_936,
+            in_flight: 64,
+            deferred: 5,
+            endpoint: text("7"),
+            oldest_committed_at: Some(at(0)),
+            cause: "endpoint_limit".into(),
+        }],
     }
 }
 
@@ -569,6 +605,8 @@ pub(crate) fn status_of_little() -> StatusView {
         troubles: vec![],
         workers: None,
         open_transactions: None,
+        work: None,
+        work_error: text("no leader runs"),
         ..status()
     }
 }

@@ -1,9 +1,7 @@
 //! What fails now: as the leader has stored it, as an instance on this machine says, and as the age of the
 //! checkpoint shows.
 
-use tokio::time::timeout;
-
-use super::super::health::{PATIENCE, ask, reachable};
+use super::super::instance;
 use crate::config::Config;
 use crate::server::health::CHECKPOINT_OLD;
 use crate::server::trouble::{Instance, Part};
@@ -11,12 +9,11 @@ use walhook_core::event::rfc3339;
 use walhook_state::Overview;
 use walhook_state::Told;
 
-/// The instance of this pipeline that runs here, if one does and answers.
-pub(super) async fn instance(config: &Config) -> Option<Instance> {
-    let address = reachable(config.admin.listen);
-    let answer = timeout(PATIENCE, ask(address, "/troubles")).await.ok()?.ok()?;
-    let instance: Instance = serde_json::from_str(&answer.answer).ok()?;
-    (answer.healthy && instance.pipeline == config.source.slot).then_some(instance)
+/// What the instance of this pipeline says that is asked, if one does and answers.
+pub(super) async fn instance(config: &Config, asked: &instance::Instance) -> Option<Instance> {
+    let answer = asked.get("/troubles").await.ok().filter(|answer| answer.is_ok)?;
+    let instance: Instance = serde_json::from_str(&answer.text).ok()?;
+    (instance.pipeline == config.source.slot).then_some(instance)
 }
 
 /// What fails now. `running`: whether a leader streams, where that is known.

@@ -8,7 +8,7 @@ use walhook_core::lsn::Lsn;
 use walhook_core::persist::{DisableEndpoint, PersistBatch};
 
 async fn status(config: &Config) -> StatusView {
-    read(config).await.unwrap()
+    read(config, None).await.unwrap()
 }
 
 #[tokio::test]
@@ -69,6 +69,6 @@ async fn status_says_what_the_state_holds_when_the_source_is_down() {
     let json = serde_json::to_string(&found).unwrap();
     assert!(!json.contains("hush"), "{json}");
     config.state.url = None;
-    let unanswered = read(&config).await.unwrap_err();
+    let unanswered = read(&config, None).await.unwrap_err();
     assert!(matches!(unanswered.failure, Failure::Failed(_)), "{unanswered:?}");
 }

@@ -28,6 +28,7 @@ mod encodings;
 mod endpoint_commands;
 mod endpoints;
 mod errors;
+mod example_receivers;
 mod examples;
 mod failover;
 mod failpoints;

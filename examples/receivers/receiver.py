@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""A receiver of walhook's requests: verifies the signature, drops repeats, answers 204.
+"""A receiver of walhook's requests: verifies the signature, drops repeats, answers 204, and works then.
 
     WEBHOOK_SECRET=whsec_... python3 receiver.py [PORT]
 
 Python's standard library alone. Prints the port, then one line of JSON for each event that is new. What to
-copy from it is `verify`; what stands around it is a toy: a real receiver keeps the ids that it has seen where
-it keeps what it made of them, in the same transaction.
+copy from it is `verify`; what stands around it is a toy: a real receiver stores the event and its id in one
+transaction before it answers.
 """
 
 import base64
@@ -14,10 +14,11 @@ import hashlib
 import hmac
 import json
 import os
+import queue
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock
+from threading import Lock, Thread
 
 TOLERANCE_SECONDS = 5 * 60
 BODY_MAX_BYTES = 2 << 20
@@ -54,12 +55,19 @@ def verify(key: bytes, headers, body: bytes, now: float) -> str:
     raise ValueError("no signature matches")
 
 
+def work(events):
+    """What an event is for. It runs beside the answers: a receiver that works first is one that times out."""
+    while True:
+        print(json.dumps(json.loads(events.get())), flush=True)
+
+
 class Receiver(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 30
     key = b""
     seen = collections.OrderedDict()
     lock = Lock()
+    events = queue.Queue(maxsize=1_000)
 
     def do_POST(self):
         length = self.headers.get("content-length", "")
@@ -74,11 +82,12 @@ class Receiver(BaseHTTPRequestHandler):
             return self.answer(401)
         with self.lock:
             # The same event may come twice: after a crash, or as a replay. Its id says so.
-            if event_id not in self.seen:
-                self.seen[event_id] = None
-                if len(self.seen) > SEEN_MAX:
-                    self.seen.popitem(last=False)
-                print(json.dumps(json.loads(body)), flush=True)
+            is_new = event_id not in self.seen
+            self.seen[event_id] = None
+            if len(self.seen) > SEEN_MAX:
+                self.seen.popitem(last=False)
+        if is_new:
+            self.events.put(body)
         self.answer(204)
 
     def answer(self, status: int):
@@ -98,4 +107,5 @@ if __name__ == "__main__":
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 8080
     server = ThreadingHTTPServer(("127.0.0.1", port), Receiver)
     print(server.server_address[1], flush=True)
+    Thread(target=work, args=[Receiver.events], daemon=True).start()
     server.serve_forever()

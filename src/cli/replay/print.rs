@@ -94,7 +94,14 @@ pub(super) fn counts_text(counts: &CountsView, range: &ReplayRange) -> String {
     let ReplayRange { from, to, .. } = range;
     let mut text = format!("{from} to {to} would send {deliveries} deliveries of {events} events");
     for (event_type, count) in by_type {
-        text.push_str(&format!("\n  {event_type}  {count}"));
+        let nobody = if *count == 0 { ": no endpoint that is switched on wants it" } else { "" };
+        text.push_str(&format!("\n  {event_type}  {count}{nobody}"));
+    }
+    if *events == 0 {
+        text.push_str(
+            "\nno change of the range becomes such an event: it is of another account or type, no rule names its \
+             table and operation, or the rule's `when` is false for it",
+        );
     }
     if *unroutable > 0 {
         text.push_str(&format!(
@@ -118,6 +125,28 @@ mod tests {
         assert!(bar(&replay(0.0)).contains("[------------------------------]   0 %"));
         assert!(bar(&replay(0.5)).contains("[###############---------------]  50 %"));
         assert!(bar(&replay(1.0)).contains("[##############################] 100 %"));
+    }
+
+    #[test]
+    fn dry_run_says_why_nothing_would_be_sent() {
+        let range = ReplayRange {
+            from: walhook_core::lsn::Lsn(100),
+            to: walhook_core::lsn::Lsn(200),
+            from_oldest: false,
+            filter: walhook_core::replay::ReplayFilter::default(),
+        };
+        let none = counts_text(&CountsView::default(), &range);
+        assert!(
+            none.contains("0 deliveries of 0 events\nno change of the range becomes"),
+            "{none}"
+        );
+        let by_type = [("a.b".to_owned(), 0), ("a.c".to_owned(), 2)].into();
+        let unwanted = CountsView { events: 3, deliveries: 2, by_type, unroutable: 0 };
+        let text = counts_text(&unwanted, &range);
+        assert!(
+            text.ends_with("\n  a.b  0: no endpoint that is switched on wants it\n  a.c  2"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -154,7 +154,7 @@ fn dashboard_is_json_whose_panels_ask_for_what_metrics_show() {
         for target in targets {
             let promql = target["expr"].as_str().unwrap();
             let labels = check_promql(title, promql);
-            let selectors = promql.matches("walhook_").count();
+            let selectors = promql.matches("walhook_").count() + promql.matches("process_").count();
             let of_pipeline = promql.matches("pipeline=~\"$pipeline\"").count();
             assert_eq!(selectors, of_pipeline, "{title}: {promql} adds up different pipelines");
             for label in asked_for(target["legendFormat"].as_str().unwrap(), "{{") {

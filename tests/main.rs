@@ -56,6 +56,7 @@ mod retry_after;
 mod rows;
 mod rubbish;
 mod rules;
+mod runbooks;
 mod search_path;
 mod setup;
 mod shape;

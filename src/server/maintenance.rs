@@ -48,7 +48,10 @@ impl Work for Measuring {
         loop {
             let size = store.sizes().await?;
             self.metrics.state_bytes.set(i64::try_from(size.total_bytes).unwrap_or(i64::MAX));
-            let holders = match size.room(self.sessions.config.state.max_size.0) {
+            let max_bytes = self.sessions.config.state.max_size.0;
+            let max = i64::try_from(max_bytes).unwrap_or(i64::MAX);
+            self.metrics.about.state_max_bytes.set(max);
+            let holders = match size.room(max_bytes) {
                 Room::None | Room::Little => store.holders().await?,
                 Room::Enough => Vec::new(),
             };

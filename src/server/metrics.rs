@@ -5,6 +5,7 @@
 //! an endpoint: their number has no bound, and a metric costs memory for each. Label values are resolved
 //! once, when the registry is made.
 
+mod about;
 mod register;
 mod streamed;
 
@@ -21,6 +22,7 @@ use walhook_process::faults;
 use walhook_rules::rule::pattern_covers;
 
 use super::trouble::Part;
+pub use about::AboutMetrics;
 use register::{Register, by_label};
 pub use streamed::StreamedMetrics;
 
@@ -181,6 +183,8 @@ pub struct Metrics {
     pub gaps: IntGauge,
     /// `walhook_uncovered_tables`: tables below those that rules name whose changes are missing.
     pub uncovered: IntGauge,
+    /// What runs, and its bounds.
+    pub about: AboutMetrics,
     /// `walhook_state_bytes`: what the state tables take on disk.
     pub state_bytes: IntGauge,
     /// `walhook_replay_window_bytes`: WAL that the anchor slot makes the server keep for replays.
@@ -206,8 +210,7 @@ impl Metrics {
         pipeline: &str,
         event_types: impl IntoIterator<Item = &'a str>,
     ) -> prometheus::Result<Self> {
-        let common = HashMap::from([("pipeline".to_owned(), pipeline.to_owned())]);
-        let registry = Registry::new_custom(None, Some(common))?;
+        let registry = of_pipeline(pipeline)?;
         let r = Register(&registry);
         r.add(faults::counters())?;
         let deliveries = r.counters("walhook_deliveries_total", "result")?;
@@ -275,6 +278,7 @@ impl Metrics {
             dead_letters: r.gauge("walhook_dead_letters")?,
             gaps: r.gauge("walhook_gaps")?,
             uncovered: r.gauge("walhook_uncovered_tables")?,
+            about: AboutMetrics::new(&r)?,
             state_bytes: r.gauge("walhook_state_bytes")?,
             oldest_unsettled: r.float("walhook_oldest_unsettled_seconds")?,
             slot_retained: r.gauge("walhook_slot_retained_bytes")?,
@@ -482,6 +486,7 @@ impl Metrics {
             &self.gaps,
             &self.uncovered,
             &self.state_bytes,
+            &self.about.state_max_bytes,
             &self.replay_window,
             &self.slot_retained,
             &self.checkpoint_lag,
@@ -505,6 +510,12 @@ impl Metrics {
     pub fn render(&self) -> prometheus::Result<String> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
+}
+
+/// A registry whose series all have the label.
+fn of_pipeline(pipeline: &str) -> prometheus::Result<Registry> {
+    let common = HashMap::from([("pipeline".to_owned(), pipeline.to_owned())]);
+    Registry::new_custom(None, Some(common))
 }
 
 fn saturate(n: u64) -> i64 {

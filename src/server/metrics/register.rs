@@ -10,12 +10,13 @@ use prometheus::{
 };
 
 /// What `/metrics` says of each metric.
-const HELP: [(&str, &str); 57] = [
+const HELP: [(&str, &str); 59] = [
     ("walhook_adopted_total", "Attempts that were not sent, for an earlier leader's worker had."),
     ("walhook_attempt_seconds", "How long a request took."),
     ("walhook_attempts_total", "Requests that came to an end, by what came of them."),
     ("walhook_backlogs", "Endpoints with deferred deliveries."),
     ("walhook_breakers_open", "Endpoints that fail too often to be sent to."),
+    ("walhook_build_info", "The program that runs, by version and kind of build; always 1."),
     ("walhook_bus_connected", "Whether the leader's connection to the bus carries."),
     ("walhook_bus_overhead_seconds", "What bus and worker took beside a request."),
     ("walhook_changes_total", "Row changes received in committed transactions."),
@@ -72,6 +73,7 @@ const HELP: [(&str, &str); 57] = [
     ("walhook_spool_bytes", "What the spool of open transactions takes on disk."),
     ("walhook_spooled_bytes_total", "What was ever written to the spool."),
     ("walhook_state_bytes", "Bytes that the state tables take."),
+    ("walhook_state_max_bytes", "Bytes that the state tables may take."),
     ("walhook_stream_fallbacks_total", "How often streaming was given up for a while, by why."),
     ("walhook_streamed_aborted_bytes_total", "Bytes that were streamed and then rolled back."),
     ("walhook_streamed_bytes_total", "Bytes of changes that came before their commit."),

@@ -8,38 +8,41 @@ use std::time::Duration;
 use super::tick::micros;
 
 /// What a delivery waits for.
+///
+/// While its request is under way it waits for nothing else, whatever holds beside: that is [`Cause::Attempt`], and
+/// [`Cause::Bus`] for the way there and back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub enum Cause {
+    /// There is no room in memory: the reader stands still for it, or the event is not routed yet.
+    Memory,
     /// The reader: an earlier transaction is read, or the stream is behind.
     Read,
     /// Its account's endpoints are looked up.
     Lookup,
-    /// There is no room in memory.
-    Memory,
-    /// It stands in the state database, and is to be read back.
-    Refill,
-    /// Its endpoint is paused, switched off or suspended.
+    /// It stands in the state database, and its endpoint is paused or suspended.
     Stopped,
     /// Its endpoint's breaker is open.
     Breaker,
     /// An attempt failed, and the next one has its time.
     Retry,
+    /// It stands in the state database, and is to be read back.
+    Refill,
     /// An earlier delivery of the same row is not settled.
     Order,
     /// Its endpoint has as many requests in flight as it may have.
     EndpointLimit,
     /// Its endpoint's rate is used up.
     RateLimit,
-    /// The state database does not store what was settled.
+    /// The state database does not store what was settled, or where the endpoint's subscription starts.
     State,
     /// Too many outcomes wait to be stored.
     Unpersisted,
-    /// Every slot is in use, and it is its account's turn.
+    /// It is its account's turn, and every slot is in use; or the process has nothing left to send with.
     Pool,
-    /// Other accounts have their turn.
+    /// Other accounts have their turn, or earlier deliveries of its own.
     Turn,
-    /// It is on the way to a worker, or its outcome on the way back.
+    /// It is on the way to whoever sends it, or its outcome on the way back: the bus, with workers.
     Bus,
     /// The request itself.
     Attempt,
@@ -51,13 +54,13 @@ const COUNT: usize = Cause::ALL.len();
 impl Cause {
     /// All of them, in the order in which one goes before another.
     pub const ALL: [Self; 16] = [
+        Self::Memory,
         Self::Read,
         Self::Lookup,
-        Self::Memory,
-        Self::Refill,
         Self::Stopped,
         Self::Breaker,
         Self::Retry,
+        Self::Refill,
         Self::Order,
         Self::EndpointLimit,
         Self::RateLimit,
@@ -73,13 +76,13 @@ impl Cause {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Memory => "memory",
             Self::Read => "read",
             Self::Lookup => "lookup",
-            Self::Memory => "memory",
-            Self::Refill => "refill",
             Self::Stopped => "stopped",
             Self::Breaker => "breaker",
             Self::Retry => "retry",
+            Self::Refill => "refill",
             Self::Order => "order",
             Self::EndpointLimit => "endpoint_limit",
             Self::RateLimit => "rate_limit",

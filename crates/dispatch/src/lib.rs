@@ -11,6 +11,7 @@
 
 pub mod backlog;
 pub mod breaker;
+pub mod clock;
 pub mod dispatcher;
 pub mod few;
 #[cfg(test)]

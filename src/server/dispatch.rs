@@ -346,7 +346,7 @@ impl Driver {
         self.handle_at(now, Input::Outcome { delivery, outcome });
     }
 
-    fn count_settled(&mut self, Settled { event, delivered }: &Settled, now: Tick) {
+    fn count_settled(&mut self, Settled { event, delivered, .. }: &Settled, now: Tick) {
         let metrics = &self.tools.metrics;
         if *delivered && !self.tools.sender.is_live() {
             metrics.logged.inc();

@@ -6,11 +6,13 @@
 
 use std::sync::Arc;
 
+use super::clock::Reading;
 use super::tracker::TxnSeq;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::id::{DeadLetterId, JobId, ReplayId};
 use walhook_core::persist::Tried;
 use walhook_core::tick::Tick;
+use walhook_core::waits::Waits;
 
 mod delivery;
 mod health;
@@ -18,7 +20,7 @@ mod queue;
 mod rest;
 
 pub use delivery::{
-    DELIVERY_BYTES, Insertion, LEAVING_BYTES, Origin, Pending, Removed, SharedEvent,
+    DELIVERY_BYTES, Insertion, LEAVING_BYTES, Origin, Pending, Removed, SharedEvent, WAITS_BYTES,
 };
 pub use health::Health;
 pub use queue::{QUEUE_BYTES, Queue};
@@ -59,6 +61,25 @@ pub struct New {
     pub held: Arc<SharedEvent>,
     /// Where it comes from.
     pub source: Source,
+    /// What it waited for before; none: it comes straight from the stream.
+    pub waits: Option<Box<Waits>>,
     /// This moment.
     pub now: Tick,
+}
+
+impl New {
+    /// What it counts for in the memory budget, beside its event.
+    #[must_use]
+    pub fn counted(&self) -> usize {
+        DELIVERY_BYTES + if self.waits.is_some() { WAITS_BYTES } else { 0 }
+    }
+}
+
+/// A moment, as a queue needs it.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// Now.
+    pub now: Tick,
+    /// What the clock of the queue's lane shows.
+    pub below: Reading,
 }

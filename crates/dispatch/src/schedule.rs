@@ -280,6 +280,12 @@ impl Scheduler {
         slots.ready.first(free <= slots.reserved)
     }
 
+    /// The ready lane with the least start tag, whether a slot is free or not.
+    #[must_use]
+    pub fn first_in_line(&self, pool: Pool) -> Option<LaneId> {
+        self.slots(pool).ready.first(false)
+    }
+
     /// The lane sends one request that is expected to hold its slot for `expected`.
     ///
     /// A free slot is the caller's to see to, by [`Scheduler::peek`]. Whether the lane is still ready

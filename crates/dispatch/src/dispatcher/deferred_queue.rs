@@ -20,10 +20,12 @@ use super::super::breaker::{Breaker, Closed};
 use super::super::lane::Insertion;
 use super::deferred_keys::{DeferredKeys, FilterNo};
 use super::queues::QueueNo;
+use super::spans::{self, Spans};
 use super::suspensions::Suspension;
 use walhook_core::event::RowKeys;
 use walhook_core::persist::{BacklogRow, Blocked, DeferReason, QueueId};
 use walhook_core::tick::{Tick, micros};
+use walhook_core::waits::Cause;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -48,6 +50,8 @@ pub(super) struct DeferredQueue {
     suspension: Option<Suspension>,
     /// All keys of its rows were added since then; `None`: an earlier leader left rows, whose keys nobody knows.
     keys_since: Option<FilterNo>,
+    /// When nothing was sent to its endpoint, and why.
+    stops: Spans,
 }
 
 /// Its rows.
@@ -65,6 +69,7 @@ impl DeferredQueue {
             was_open_until_us: None,
             suspension: None,
             keys_since: None,
+            stops: Spans::default(),
         }
     }
 
@@ -217,6 +222,7 @@ impl DeferredQueue {
     pub(super) fn open_breaker(&mut self, now: Tick, rng: &mut impl Rng) -> Tick {
         let breaker = Breaker::open(now, self.closed, rng);
         let until = breaker.next_try();
+        self.stops.set(Some(Cause::Breaker), spans::at(now));
         (self.breaker, self.was_open_until_us) = (Some(breaker), None);
         self.backlog.block_all(DeferReason::Breaker);
         until
@@ -227,6 +233,7 @@ impl DeferredQueue {
         self.stopped_before_us = self.stopped_us(now);
         let Some(breaker) = self.breaker.take() else { return false };
         self.closed = Some(breaker.close(now));
+        self.stops.set(None, spans::at(now));
         self.backlog.block_all(DeferReason::Behind);
         true
     }
@@ -242,8 +249,15 @@ impl DeferredQueue {
         self.stopped_before_us.saturating_add_unsigned(micros(open))
     }
 
-    /// It was paused for so long.
-    pub(super) fn end_pause(&mut self, stood_us: i64) {
+    /// When nothing was sent to its endpoint, and why.
+    pub(super) fn stops(&self) -> &Spans {
+        &self.stops
+    }
+
+    /// It was paused for so long, until now.
+    pub(super) fn end_pause(&mut self, stood_us: i64, now: Tick) {
+        let until = spans::at(now);
+        self.stops.add(Cause::Stopped, until.saturating_sub(stood_us), until);
         self.stopped_before_us = self.stopped_before_us.saturating_add(stood_us);
         let failing = self.failing_since_us;
         self.failing_since_us = failing.map(|since| since.saturating_add(stood_us));

@@ -185,13 +185,22 @@ impl Door {
 }
 
 impl Dispatcher {
+    /// It is this moment.
+    pub(super) fn enter(&mut self, now: Tick) {
+        self.door.enter(now);
+        self.queues.enter(now);
+    }
+
     /// Takes one input.
     pub fn handle(&mut self, now: Tick, input: Input) {
-        self.door.enter(now);
+        self.enter(now);
         self.trim_idle();
         self.queues.sweep();
         match input {
-            Input::Items(items) => items.into_iter().for_each(|item| self.handle_item(item, now)),
+            Input::Items(items) => {
+                items.into_iter().for_each(|item| self.handle_item(item, now));
+                self.note_full(now);
+            }
             Input::Outcome { delivery, outcome } => {
                 let settled = self.handle_outcome(delivery, &outcome, now);
                 self.door.left.extend(settled.map(Effect::Settled));
@@ -230,7 +239,7 @@ impl Dispatcher {
     /// One round, up to `None`, routes one slice of what waits at most, so that inputs have their turn however
     /// many endpoints an account has.
     pub fn poll(&mut self, now: Tick) -> Option<Effect> {
-        self.door.enter(now);
+        self.enter(now);
         self.queues.sweep();
         loop {
             let (effect, next) = match self.door.turn {
@@ -253,6 +262,7 @@ impl Dispatcher {
                 Turn::Reports => {
                     let report = self.poll_endpoint_change();
                     if report.is_none() {
+                        self.note_full(now);
                         self.door.turn = Turn::Begin;
                         return None;
                     }

@@ -28,6 +28,7 @@ use walhook_core::endpoint::{Endpoint, Routes};
 use walhook_core::event::{AccountId, EndpointId, Event, RowKeys};
 use walhook_core::persist::DeferReason;
 use walhook_core::tick::Tick;
+use walhook_core::waits::{Cause, Waits};
 
 impl Dispatcher {
     /// Routes an event, or has it wait behind what waits for the same account.
@@ -37,6 +38,7 @@ impl Dispatcher {
         }
         self.memory.take(event.size_bytes());
         let account = event.account.clone();
+        let waits = self.waits_of_arrival(&event, matches!(to, To::One { .. }), now);
         let held = Arc::new(SharedEvent::new(event));
         let has_shelf = self.routing.shelves.has(&account);
         if let To::All(txn) = to
@@ -50,8 +52,8 @@ impl Dispatcher {
             self.relieve(now);
             return;
         }
-        let waits = has_shelf || self.routing.waiting.has(&account);
-        let in_turn = !waits || matches!(to, To::One { .. });
+        let stands_behind = has_shelf || self.routing.waiting.has(&account);
+        let in_turn = !stands_behind || matches!(to, To::One { .. });
         let known = self.queues.account(&account);
         let routes = if in_turn { self.routes_of(known, &account, now) } else { None };
         let slice = self.settings.slice;
@@ -61,10 +63,12 @@ impl Dispatcher {
             match to {
                 To::All(txn) => {
                     let to = &routes.endpoints;
-                    self.route((&held, known), txn, to, routes.weight, None, now);
+                    // The moments of its deliveries tell how long it was read.
+                    let waits = Some(&waits).filter(|waits| waits.us(Cause::Memory) > 0);
+                    self.route((&held, waits, known), txn, to, routes.weight, None, now);
                 }
                 To::One { endpoint, asked } => {
-                    self.route_one(&held, endpoint, asked, routes.weight, now);
+                    self.route_one((&held, None), endpoint, asked, routes.weight, now);
                 }
             }
             self.memory.let_go(held);
@@ -75,9 +79,10 @@ impl Dispatcher {
             self.progress.add(*txn);
         }
         self.memory.take(DELIVERY_BYTES);
-        self.routing.waiting.push(account.clone(), Parked { held, to, after: None }, now);
+        let parked = Parked::new(held, to, &waits);
+        self.routing.waiting.push(account.clone(), parked, now);
         if routes.is_some() {
-            self.routing.waiting.join_line(&account);
+            self.routing.waiting.join_line(&account, now);
         } else if !self.routing.waiting.is_in_line(&account) {
             self.routing.router.want(&account);
         }
@@ -119,7 +124,7 @@ impl Dispatcher {
         if self.routing.shelves.has(account) {
             self.route_shelf(account, Some(routes), now);
         }
-        if self.routing.waiting.begin_turn(account) {
+        if self.routing.waiting.begin_turn(account, now) {
             self.route_slice(account, Some(routes), left, now);
             self.routing.waiting.note_moved();
         }
@@ -143,18 +148,19 @@ impl Dispatcher {
             };
             if self.routing.shelves.has(account) && matches!(first.to, To::All(_)) {
                 // It goes on when the shelf is empty.
-                self.routing.waiting.leave_line(account);
+                self.routing.waiting.leave_line(account, now);
                 return true;
             }
             let Some(routes) = routes.cloned().or_else(|| self.routing.router.get(account, now))
             else {
-                self.routing.waiting.leave_line(account);
+                self.routing.waiting.leave_line(account, now);
                 self.routing.router.want(account);
                 return true;
             };
             let may_go = self.may_go(account, &routes);
             if *left == 0 || may_go.is_none() {
-                self.routing.waiting.put_back(account.clone());
+                let why = self.why_parked(account, *left > 0);
+                self.routing.waiting.put_back(account.clone(), why, now);
                 return worked;
             }
             worked = true;
@@ -162,6 +168,13 @@ impl Dispatcher {
             let came_to = self.route_next(account, &routes, at_once, may_go.flatten(), now);
             *left = left.saturating_sub(came_to);
         }
+    }
+
+    /// Why an account's events wait whose routes are known. `is_held`: the first of them may not go on.
+    fn why_parked(&self, account: &AccountId, is_held: bool) -> Cause {
+        let lane = self.queues.lane_of(account);
+        let has_enough = lane.is_some_and(|lane| lane.pending() >= self.settings.lane_max);
+        if is_held && !has_enough { Cause::Memory } else { Cause::Turn }
     }
 
     /// Whether the account's first event may go on (`Some`), and why its deliveries are deferred, where
@@ -207,6 +220,7 @@ impl Dispatcher {
         reason: Option<DeferReason>,
         now: Tick,
     ) -> usize {
+        let waits = self.routing.waiting.waits_of_first(account, now);
         let first = self.routing.waiting.first_mut(account, now);
         let mut came_to = 1;
         if let To::All(txn) = first.to
@@ -222,7 +236,7 @@ impl Dispatcher {
             first.after = slice.last().map(|endpoint| endpoint.id.clone()).or(first.after.take());
             let held = Arc::clone(&first.held);
             let known = self.queues.account(account);
-            self.route((&held, known), txn, slice, routes.weight, reason, now);
+            self.route((&held, Some(&waits), known), txn, slice, routes.weight, reason, now);
             if to < routes.endpoints.len() {
                 self.memory.let_go(held);
                 self.relieve(now);
@@ -244,7 +258,7 @@ impl Dispatcher {
                 self.touch_starts();
             }
             To::One { endpoint, asked } => {
-                self.route_one(&held, endpoint, asked, routes.weight, now);
+                self.route_one((&held, Some(&waits)), endpoint, asked, routes.weight, now);
             }
         }
         self.memory.let_go(held);
@@ -265,11 +279,11 @@ impl Dispatcher {
         }
     }
 
-    /// Queues an event, whose account has this number, for those of `endpoints` that want it; or defers it for
-    /// them, where there is a `reason`.
+    /// Queues an event, which waited for this and whose account has this number, for those of `endpoints` that want
+    /// it; or defers it for them, where there is a `reason`.
     fn route(
         &mut self,
-        (held, mut account): (&Arc<SharedEvent>, Option<AccountNo>),
+        (held, waits, mut account): (&Arc<SharedEvent>, Option<&Waits>, Option<AccountNo>),
         txn: TxnSeq,
         endpoints: &[Arc<Endpoint>],
         weight: f64,
@@ -296,7 +310,8 @@ impl Dispatcher {
             if let Some(reason) = self.why_defer(queue, &keys).or(reason) {
                 self.defer_arrival(queue, held, txn, &keys, reason);
             } else {
-                self.enqueue(queue, held, Source::Stream(txn), keys, now);
+                let waits = waits.copied().map(Box::new);
+                self.enqueue(queue, held, (Source::Stream(txn), waits), keys, now);
             }
         }
     }
@@ -307,7 +322,7 @@ impl Dispatcher {
             return;
         }
         if self.routing.router.get(account, now).is_some() {
-            self.routing.waiting.join_line(account);
+            self.routing.waiting.join_line(account, now);
         } else {
             self.routing.router.want(account);
         }
@@ -315,7 +330,7 @@ impl Dispatcher {
 
     fn route_one(
         &mut self,
-        held: &Arc<SharedEvent>,
+        (held, waits): (&Arc<SharedEvent>, Option<&Waits>),
         endpoint: EndpointId,
         asked: Asked,
         weight: f64,
@@ -342,6 +357,7 @@ impl Dispatcher {
             Asked::Retry { dead_letter, job } => Source::Retry { dead_letter, job },
             Asked::Replay(replay) => Source::Replay(replay),
         };
+        let source = (source, waits.copied().map(Box::new));
         let id = self.enqueue(queue, Arc::clone(held), source, RowKeys::new(), now);
         if let Asked::Replay(_) = asked {
             self.replays.queued(queue, id, now);

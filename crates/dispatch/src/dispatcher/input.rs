@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::lane::{DELIVERY_BYTES, New, SharedEvent, Source};
+use super::super::lane::{New, SharedEvent, Source};
 use super::super::route::{LookedUp, Snapshot};
 use super::queues::QueueNo;
 use super::waiting::To;
@@ -12,6 +12,7 @@ use walhook_core::attempt::{Asked, DeliveryId};
 use walhook_core::endpoint::Routes;
 use walhook_core::event::{AccountId, Event, Invalidation, Item, RowKeys, Scope, Unroutable};
 use walhook_core::tick::Tick;
+use walhook_core::waits::Waits;
 
 /// The key of everything that is ordered by account.
 const ACCOUNT_KEY: u64 = 0;
@@ -136,13 +137,14 @@ impl Dispatcher {
         &mut self,
         queue: QueueNo,
         held: Arc<SharedEvent>,
-        source: Source,
+        (source, waits): (Source, Option<Box<Waits>>),
         keys: RowKeys,
         now: Tick,
     ) -> DeliveryId {
         let id = self.queues.next_delivery();
-        self.memory.take(DELIVERY_BYTES);
-        self.queues.push(queue, New { id, held, source, now }, keys);
+        let new = New { id, held, source, waits, now };
+        self.memory.take(new.counted());
+        self.queues.push(queue, new, keys);
         if !self.routing.starts.is_empty() {
             self.queues.in_use(queue).hold_from(self.routing.starts.held_from(queue));
         }
@@ -155,7 +157,7 @@ impl Dispatcher {
     fn handle_lane_routed(&mut self, account: &AccountId, weight: f64, now: Tick) {
         let Some(id) = self.queues.lane_id_of(account) else { return };
         self.sending.set_weight(id, weight);
-        self.queues.set_unrouted(id, false);
+        self.queues.set_unrouted(id, false, now);
         self.queues.refresh_all(id, now);
         self.sync_lane(id);
     }

@@ -91,6 +91,7 @@ mod settings;
 mod shelves;
 #[cfg(test)]
 mod simulation;
+mod spans;
 mod stalled;
 mod standing;
 mod store;
@@ -102,6 +103,7 @@ mod tables;
 mod unrouted;
 mod unseen;
 mod waiting;
+mod waits;
 mod watched_tables;
 
 use std::time::Duration;
@@ -126,6 +128,7 @@ use queues::{Lane, QueueNo, Queues};
 use replays::Replays;
 use routing::Routing;
 use sending::Sending;
+use spans::Spans;
 
 pub use changes::{EndpointChange, EndpointChanged};
 pub use door::{Effect, Input, LookUpAnswer};
@@ -157,6 +160,8 @@ pub struct Dispatcher {
     outbox: Outbox,
     memory: MemoryBudget,
     replays: Replays,
+    /// When there was no room for more of the stream.
+    full: Spans,
     door: Door,
 }
 
@@ -181,6 +186,7 @@ impl Dispatcher {
             outbox: Outbox::new(start.frontier, settings.max_hold, settings.notifies),
             memory: MemoryBudget::new(settings.memory_limit),
             replays: Replays::default(),
+            full: Spans::default(),
             rng,
             door: Door::new(start.unix_us_at_zero),
             settings,

@@ -122,7 +122,7 @@ impl Dispatcher {
         self.outbox.enable(endpoint.clone());
         for queue in self.queues_of(&endpoint) {
             if let Some(deferred) = self.queues.deferred_mut(queue) {
-                deferred.end_pause(stood_us);
+                deferred.end_pause(stood_us, now);
             }
             self.outdate(queue);
             self.look_after(queue, now);

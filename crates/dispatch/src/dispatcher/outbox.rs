@@ -15,6 +15,7 @@ use walhook_core::persist::{
     DisableEndpoint, JobDone, PauseEndpoint, PersistBatch, Retried, RowId, RowKey, UnroutedKey,
 };
 use walhook_core::tick::Tick;
+use walhook_core::waits::Cause;
 
 /// How long outcomes wait for others before they are stored together.
 const PERSIST_EVERY: Duration = Duration::from_millis(100);
@@ -263,17 +264,14 @@ impl Outbox {
         self.outdated.push(queue);
     }
 
-    /// Whether sending must wait for the state database.
-    pub(super) fn is_behind(&self, now: Tick) -> bool {
+    /// Why sending must wait for the state database, where it must.
+    pub(super) fn why_behind(&self, now: Tick) -> Option<Cause> {
         let under_way = self.under_way.as_ref();
+        if under_way.is_some_and(|under_way| now.since(under_way.started) > PERSIST_SLOW) {
+            return Some(Cause::State);
+        }
         let unpersisted = self.outcomes + self.dying.len() + under_way.map_or(0, UnderWay::len);
-        unpersisted >= UNPERSISTED_MAX || self.is_slow(now)
-    }
-
-    /// Whether the state transaction under way takes so long that sending waits for it.
-    pub(super) fn is_slow(&self, now: Tick) -> bool {
-        let under_way = self.under_way.as_ref();
-        under_way.is_some_and(|under_way| now.since(under_way.started) > PERSIST_SLOW)
+        (unpersisted >= UNPERSISTED_MAX).then_some(Cause::Unpersisted)
     }
 
     /// Whether everything that happened is stored.

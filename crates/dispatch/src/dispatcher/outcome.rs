@@ -15,6 +15,7 @@ use walhook_core::attempt::{DeliveryId, Meaning, Outcome};
 use walhook_core::event::Event;
 use walhook_core::persist::{AttemptRecord, DeadReason, DisableEndpoint};
 use walhook_core::tick::{Tick, micros};
+use walhook_core::waits::Waits;
 
 /// Attempts that a delivery's history tells of: the last ones.
 const HISTORY_MAX: usize = 10;
@@ -27,6 +28,8 @@ pub struct Settled {
     pub event: Arc<Event>,
     /// Whether the endpoint took it.
     pub delivered: bool,
+    /// What it waited for from its commit on, where it was delivered and nobody had asked for that.
+    pub waits: Option<Box<Waits>>,
 }
 
 impl Dispatcher {
@@ -45,7 +48,7 @@ impl Dispatcher {
             self.queues.in_use(queue).doubt(false);
         }
         if outcome.is_local() {
-            self.put_off(queue, id, started, now);
+            self.put_off(queue, id, (started, outcome.elapsed), now);
             return None;
         }
         let in_memory = self.queues.in_use(queue);
@@ -59,10 +62,12 @@ impl Dispatcher {
         in_memory.health_mut().adapt(outcome.meaning, in_flight);
         let pending = in_memory.held_mut(id);
         let (event, origin) = (Arc::clone(&pending.held.event), pending.origin);
+        let waits = self.waits_sent(queue, id, (started, outcome.elapsed), now);
         if outcome.delivered() {
-            in_memory.health_mut().answered(outcome.elapsed);
+            self.queues.in_use(queue).health_mut().answered(outcome.elapsed);
             self.end_failing(queue, now);
         } else {
+            self.keep_waits(queue, id, waits, now);
             self.note_failure(queue, id, outcome, now);
             if !outcome.says_nothing_of_the_endpoint() {
                 // Of one that wants no more the log is told that it is switched off.
@@ -78,13 +83,23 @@ impl Dispatcher {
         self.sync(queue);
         self.look_after(queue, now);
         self.queues.rest_if_idle(queue);
-        Some(Settled { event, delivered: outcome.delivered() })
+        let is_of_stream = outcome.delivered() && origin.asked().is_none();
+        let waits = is_of_stream.then(|| Box::new(waits));
+        Some(Settled { event, delivered: outcome.delivered(), waits })
     }
 
     /// Tries a delivery again that was not sent, for want of something of our own: see
     /// [`Meaning::Local`].
-    fn put_off(&mut self, queue: QueueNo, id: DeliveryId, started: Tick, now: Tick) {
+    fn put_off(
+        &mut self,
+        queue: QueueNo,
+        id: DeliveryId,
+        (started, took): (Tick, Duration),
+        now: Tick,
+    ) {
         let is_stopped = self.is_stopped(queue);
+        let waits = self.waits_sent(queue, id, (started, took), now);
+        self.keep_waits(queue, id, waits, now);
         let in_memory = self.queues.in_use(queue);
         in_memory.health_mut().request_withdrawn(started);
         let origin = in_memory.held_mut(id).origin;
@@ -109,13 +124,16 @@ impl Dispatcher {
         let Some(request) = self.sending.withdraw(id) else { return };
         let Request { queue, started, doubtful, .. } = request;
         let stopped = self.why_stopped(queue);
+        let waits = self.waits_sent(queue, id, (started, Duration::ZERO), now);
+        self.keep_waits(queue, id, waits, now);
+        let at = self.queues.moment(queue, now);
         let in_memory = self.queues.in_use(queue);
         if doubtful {
             in_memory.doubt(false);
         }
         in_memory.health_mut().request_withdrawn(started);
         let is_retry = matches!(in_memory.held_mut(id).origin, Origin::Retry { .. });
-        in_memory.take_back(id);
+        in_memory.take_back(id, &at);
         if let Some(reason) = stopped
             && !is_retry
         {
@@ -224,7 +242,7 @@ impl Dispatcher {
             tried.history.remove(0);
         }
         tried.history.push(AttemptRecord { at_us, status, latency: outcome.elapsed, error });
-        let counted = DELIVERY_BYTES + tried.size_bytes();
+        let counted = DELIVERY_BYTES + tried.size_bytes() + pending.waits_bytes();
         let before = self.queues.recount(queue, id, counted);
         self.memory.take(counted);
         self.memory.give_back(before);

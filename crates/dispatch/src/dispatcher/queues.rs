@@ -30,9 +30,10 @@ mod tests;
 
 use smallvec::SmallVec;
 
-use super::super::lane::{QUEUE_BYTES, Queue};
+use super::super::clock::{Clock, Reading};
+use super::super::lane::{Moment, QUEUE_BYTES, Queue};
 use super::super::map::{NameMap, Seeded};
-use super::super::schedule::Pool;
+use super::super::schedule::{LaneId, Pool};
 use super::deferred_queue::DeferredQueue;
 pub(super) use holders::Newest;
 pub(super) use lanes::Lane;
@@ -42,6 +43,7 @@ use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::heap::map_entry;
 use walhook_core::persist::QueueId;
 use walhook_core::tick::Tick;
+use walhook_core::waits::Cause;
 
 /// A queue's handle: its place, and how many queues have had it before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -161,6 +163,12 @@ pub(super) struct Queues {
     /// Those that may have become empty.
     emptied: Vec<QueueNo>,
     next_delivery: u64,
+    /// The last moment that was told.
+    now: Tick,
+    /// Counts for why nothing at all is sent, while nothing is.
+    gate: Clock,
+    /// Of each pool the lane whose turn it is.
+    heads: [Option<LaneId>; Pool::ALL.len()],
 }
 
 impl Queues {
@@ -183,6 +191,9 @@ impl Queues {
             rested: 0,
             emptied: Vec::new(),
             next_delivery: 0,
+            now: Tick(0),
+            gate: Clock::default(),
+            heads: [None; Pool::ALL.len()],
         }
     }
 
@@ -346,6 +357,28 @@ impl Queues {
     /// The queues to this endpoint: one, or several while it moves from one account to another.
     pub(super) fn of_endpoint(&self, endpoint: &EndpointId) -> &[QueueNo] {
         self.by_endpoint.get(endpoint).map_or(&[], |numbers| numbers)
+    }
+
+    /// It is this moment. Moments never decrease.
+    pub(super) fn enter(&mut self, now: Tick) {
+        self.now = self.now.max(now);
+    }
+
+    /// Nothing at all is sent for this cause from now on; `None`: what may be sent is.
+    pub(super) fn set_gate(&mut self, cause: Option<Cause>, now: Tick) {
+        self.gate.hold(cause, &Reading::at(now));
+    }
+
+    /// What the clock of all lanes shows.
+    fn gate_reading(&self, now: Tick) -> Reading {
+        self.gate.read(&Reading::at(now))
+    }
+
+    /// This moment, for the queue.
+    pub(super) fn moment(&self, no: QueueNo, now: Tick) -> Moment {
+        let gate = self.gate_reading(now);
+        let lane = account_at(&self.accounts, self.at(no).account).lane.as_ref();
+        Moment { now, below: lane.map_or(gate, |lane| lane.reading(&gate)) }
     }
 
     /// The queue's name.

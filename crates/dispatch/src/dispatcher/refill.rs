@@ -121,12 +121,14 @@ impl Dispatcher {
 
     fn load(&mut self, queue: QueueNo, load: Load, now: Tick) -> DeliveryId {
         let Load { row, keys } = load;
+        let waits = self.waits_of_row(queue, &row, now);
         let Deferred { key, event, attempts, first_attempt_us, .. } = row;
         self.memory.take(event.size_bytes());
         let routes = self.routing.router.get(&self.queues.id(queue).account, now);
         self.give_lane(queue, routes.map_or(1.0, |routes| routes.weight));
         let tried = Box::new(Tried { attempts, first_attempt_us, ..Tried::default() });
         let source = Source::Deferred { replay: key.replay, tried };
+        let source = (source, Some(Box::new(waits)));
         self.enqueue(queue, Arc::new(SharedEvent::new(event)), source, keys, now)
     }
 

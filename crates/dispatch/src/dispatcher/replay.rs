@@ -90,7 +90,8 @@ impl Dispatcher {
             return Some(DeferReason::Breaker);
         }
         let in_memory = it.pending().filter(|in_memory| !in_memory.is_empty())?;
-        let waits = |pending: &super::super::lane::Pending| now.since(pending.queued_at) >= HOLD;
+        let waits =
+            |pending: &super::super::lane::Pending| now.since(pending.waits_since()) >= HOLD;
         let is_slow = in_memory.health().pool(now) == Pool::Slow
             || in_memory.first_ready().is_some_and(waits)
             || in_memory.len() >= LONG_QUEUE;

@@ -51,6 +51,7 @@ impl Rig {
 
     pub(super) fn wait(&mut self, duration: Duration) {
         self.now = self.now + duration;
+        self.dispatcher.enter(self.now);
     }
 
     /// An account's transaction comes with one event, which is routed to the account's one endpoint, of the

@@ -32,10 +32,16 @@ impl Dispatcher {
         self.sending.give_up_probes(now);
         self.release_frontier(now);
         self.release_replays(now);
-        if self.door.is_stopping() || self.outbox.is_behind(now) {
+        let behind = self.outbox.why_behind(now);
+        self.queues.set_gate(behind, now);
+        if self.door.is_stopping() || behind.is_some() {
             return None;
         }
-        Pool::ALL.into_iter().find_map(|pool| self.poll_pool(pool, now))
+        let next = Pool::ALL.into_iter().find_map(|pool| self.poll_pool(pool, now));
+        if next.is_none() {
+            self.note_turns(now);
+        }
+        next
     }
 
     /// The next request to give up; answered by [`Dispatcher::handle_outcome`] like every other one: it may
@@ -68,12 +74,20 @@ impl Dispatcher {
         None
     }
 
+    /// Nothing more is sent at this moment: whoever is the next of a pool waits for a slot, and all others for their
+    /// turn.
+    fn note_turns(&mut self, now: Tick) {
+        for pool in Pool::ALL {
+            self.queues.set_head(pool, self.sending.first_in_line(pool), now);
+        }
+    }
+
     /// Sends from the lane, or leaves it with fewer turns than before.
     fn poll_lane(&mut self, id: LaneId, pool: Pool, now: Tick) -> Option<Dispatch> {
         let (account, lane) = self.queues.lane(id);
         let Some(routes) = self.routing.router.get_pinned(lane.routes(), now) else {
             self.routing.router.want(account);
-            self.queues.set_unrouted(id, true);
+            self.queues.set_unrouted(id, true, now);
             self.sync_lane(id);
             return None;
         };
@@ -114,6 +128,7 @@ impl Dispatcher {
         pool: Pool,
         now: Tick,
     ) -> Option<Dispatch> {
+        let at = self.queues.moment(queue, now);
         let in_memory = self.queues.in_use(queue);
         in_memory.health_mut().set_upper_limit(endpoint.max_in_flight);
         if !in_memory.is_sendable(now) {
@@ -122,7 +137,7 @@ impl Dispatcher {
         let pending = in_memory.first_ready()?;
         let delivery = pending.id;
         let dispatch = Dispatch {
-            waited: now.since(pending.queued_at),
+            waited: now.since(pending.waits_since()),
             attempt: Attempt {
                 endpoint: Arc::clone(endpoint),
                 deliveries: Deliveries::from(Delivery {
@@ -133,7 +148,7 @@ impl Dispatcher {
                 }),
             },
         };
-        in_memory.start(delivery, now, endpoint.rate_per_second);
+        in_memory.start(delivery, &at, endpoint.rate_per_second);
         self.sending.start(
             (lane, pool),
             queue,
@@ -210,9 +225,12 @@ impl Dispatcher {
 
     fn wake(&mut self, queue: QueueNo, due: Option<DeliveryId>, now: Tick) {
         // It may have been forgotten since.
-        let Some(in_memory) = self.queues.pending_mut(queue) else { return };
+        if self.queues.pending(queue).is_none() {
+            return;
+        }
         if let Some(due) = due {
-            in_memory.due(due, now);
+            let at = self.queues.moment(queue, now);
+            self.queues.in_use(queue).due(due, &at);
         }
         self.queues.refresh(queue, now);
         self.sync(queue);

@@ -112,6 +112,11 @@ impl Sending {
         self.scheduler.peek(pool)
     }
 
+    /// Whose turn it is, whether a slot is free or not.
+    pub(super) fn first_in_line(&self, pool: Pool) -> Option<LaneId> {
+        self.scheduler.first_in_line(pool)
+    }
+
     /// A request of the lane is sent, from the pool whose turn it was.
     pub(super) fn start(
         &mut self,

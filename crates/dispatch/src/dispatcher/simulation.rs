@@ -197,6 +197,12 @@ impl Life {
             }
             Effect::Flush(lsn) => assert_eq!(lsn, world.frontier, "the source forgets too much"),
             Effect::Report(changed) => self.reports.push(*changed),
+            Effect::Settled(Settled { event, waits: Some(waits), .. }) => {
+                let since_commit = UNIX_US + i64::try_from(now.0).unwrap() - event.commit_time_us;
+                let waited = i64::try_from(waits.total_us()).unwrap();
+                assert_eq!(waited, since_commit, "the causes do not add up: {waits:?}");
+                waits.iter().for_each(|(cause, us)| world.waited.add_us(cause, us));
+            }
             Effect::Settled(_) | Effect::StateFull { .. } => {}
         }
     }
@@ -498,6 +504,19 @@ fn dispatcher_loses_and_invents_nothing_by_seed() {
     for seed in 0..12 {
         account_for(seed, &simulate(seed, 300, 0));
     }
+}
+
+#[test]
+fn causes_of_waiting_add_up_whatever_happens_by_seed() {
+    use walhook_core::waits::{Cause, Waits};
+    let mut waited = Waits::default();
+    for seed in 40..46 {
+        let world = simulate_with(seed, 300, 1, 2, 4, None);
+        world.waited.iter().for_each(|(cause, us)| waited.add_us(cause, us));
+    }
+    let never: Vec<Cause> = Cause::ALL.into_iter().filter(|c| waited.us(*c) == 0).collect();
+    // Here a request takes as long as its outcome says, and no row limits a rate.
+    assert_eq!(never, [Cause::RateLimit, Cause::Unpersisted, Cause::Bus], "{waited:?}");
 }
 
 #[test]

@@ -177,10 +177,7 @@ impl Dispatcher {
 
     /// What an account's events wait for that wait to be routed.
     fn parked_cause(&self, account: &AccountId) -> Cause {
-        match self.routing.waiting.is_in_line(account) {
-            true => Cause::Memory,
-            false => Cause::Lookup,
-        }
+        self.routing.waiting.cause_of(account)
     }
 
     /// What the queue's first delivery waits for that is not in flight; where there is none, what its rows wait for.
@@ -210,12 +207,8 @@ impl Dispatcher {
         if lane.is_some_and(|lane| lane.is_unrouted()) {
             return Cause::Lookup;
         }
-        let limit = || queue.pending().and_then(|of| of.limit_cause(now));
-        let stored = || match self.outbox.is_behind(now) {
-            true if self.outbox.is_slow(now) => Some(Cause::State),
-            true => Some(Cause::Unpersisted),
-            false => None,
-        };
+        let limit = || queue.pending().and_then(|of| of.why_held(now));
+        let stored = || self.outbox.why_behind(now);
         let first = self.stopped_cause(queue).or(own).or_else(limit).or_else(stored);
         first.unwrap_or_else(|| {
             let others = ready.get(queue.pool(now) as usize).copied().unwrap_or(0);

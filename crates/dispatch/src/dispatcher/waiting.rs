@@ -15,7 +15,8 @@ use super::super::tracker::TxnSeq;
 use walhook_core::attempt::Asked;
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::position::{EventId, Position};
-use walhook_core::tick::Tick;
+use walhook_core::tick::{Tick, micros};
+use walhook_core::waits::{Cause, Waits};
 
 /// Accounts in line that are looked at for one slice.
 const LOOKED_AT_ONCE: usize = 64;
@@ -27,6 +28,37 @@ pub(super) struct Parked {
     pub(super) to: To,
     /// The last endpoint that a slice came to.
     pub(super) after: Option<EndpointId>,
+    /// What it waited for until it came: microseconds.
+    memory_us: u64,
+    read_us: u64,
+    /// What its account's events had waited for then.
+    mark: [u64; PARKED.len()],
+}
+
+/// What an event waits for before it is routed.
+const PARKED: [Cause; 3] = [Cause::Lookup, Cause::Memory, Cause::Turn];
+
+/// How long the events of an account have waited for what: microseconds.
+#[derive(Debug)]
+struct Held {
+    cause: Cause,
+    since: Tick,
+    before_us: [u64; PARKED.len()],
+}
+
+impl Held {
+    fn read(&self, now: Tick) -> [u64; PARKED.len()] {
+        let mut us = self.before_us;
+        let holds = us.iter_mut().zip(PARKED).filter(|(_, cause)| *cause == self.cause);
+        holds.for_each(|(us, _)| *us = us.saturating_add(micros(now.since(self.since))));
+        us
+    }
+
+    fn set(&mut self, cause: Cause, now: Tick) {
+        if self.cause != cause {
+            *self = Self { cause, since: now, before_us: self.read(now) };
+        }
+    }
 }
 
 /// Which of the account's endpoints an event is for.
@@ -58,6 +90,7 @@ struct Events {
     in_line: bool,
     /// When the first of them moved last.
     moved: Tick,
+    held: Held,
     /// Those of transactions up to this one hold the frontier back for too long.
     overdue: Option<TxnSeq>,
 }
@@ -149,18 +182,42 @@ impl Waiting {
     }
 
     /// An event waits, behind those of its account.
-    pub(super) fn push(&mut self, account: AccountId, parked: Parked, now: Tick) {
+    pub(super) fn push(&mut self, account: AccountId, mut parked: Parked, now: Tick) {
         let new = || Events {
             events: VecDeque::new(),
             bytes: 0,
             in_line: false,
             moved: now,
+            held: Held { cause: Cause::Lookup, since: now, before_us: Default::default() },
             overdue: None,
         };
         let events = self.accounts.entry(account).or_insert_with(new);
         events.bytes += parked.held.event.size_bytes();
+        parked.mark = events.held.read(now);
         self.of_stream += usize::from(parked.txn().is_some());
         events.events.push_back(parked);
+    }
+
+    /// What the first of the account's events has waited for until now.
+    ///
+    /// # Panics
+    /// None waits.
+    pub(super) fn waits_of_first(&mut self, account: &AccountId, now: Tick) -> Waits {
+        let events = self.of(account);
+        let held = events.held.read(now);
+        let Some(first) = events.events.front() else { panic!("nothing waits to be routed") };
+        let mut waits = Waits::default();
+        waits.add_us(Cause::Read, first.read_us);
+        waits.add_us(Cause::Memory, first.memory_us);
+        for ((us, before), cause) in held.into_iter().zip(first.mark).zip(PARKED) {
+            waits.add_us(cause, us.saturating_sub(before));
+        }
+        waits
+    }
+
+    /// What the account's events wait for.
+    pub(super) fn cause_of(&self, account: &AccountId) -> Cause {
+        self.accounts.get(account).map_or(Cause::Lookup, |events| events.held.cause)
     }
 
     /// The first of the account's events moves.
@@ -219,8 +276,8 @@ impl Waiting {
     }
 
     /// The account's routes are known, and it stands at the line's end, where it does not stand in it.
-    pub(super) fn join_line(&mut self, account: &AccountId) {
-        if self.begin_turn(account) {
+    pub(super) fn join_line(&mut self, account: &AccountId, now: Tick) {
+        if self.begin_turn(account, now) {
             self.line.push_back(account.clone());
             self.is_ready = true;
         }
@@ -228,9 +285,13 @@ impl Waiting {
 
     /// The account is to have a turn now, as if it had just left the line. False: it stands in it, or nothing of it
     /// waits.
-    pub(super) fn begin_turn(&mut self, account: &AccountId) -> bool {
-        let events = self.accounts.get_mut(account);
-        events.is_some_and(|events| !std::mem::replace(&mut events.in_line, true))
+    pub(super) fn begin_turn(&mut self, account: &AccountId, now: Tick) -> bool {
+        let Some(events) = self.accounts.get_mut(account) else { return false };
+        let was_in_line = std::mem::replace(&mut events.in_line, true);
+        if !was_in_line {
+            events.held.set(Cause::Turn, now);
+        }
+        !was_in_line
     }
 
     /// Whether the account stands in the line.
@@ -249,14 +310,17 @@ impl Waiting {
         self.line.pop_front()
     }
 
-    /// An account whose turn it was has more that waits.
-    pub(super) fn put_back(&mut self, account: AccountId) {
+    /// An account whose turn it was has more that waits, for this cause.
+    pub(super) fn put_back(&mut self, account: AccountId, why: Cause, now: Tick) {
+        self.of(&account).held.set(why, now);
         self.line.push_back(account);
     }
 
     /// An account whose turn it was stands in the line no longer.
-    pub(super) fn leave_line(&mut self, account: &AccountId) {
-        self.of(account).in_line = false;
+    pub(super) fn leave_line(&mut self, account: &AccountId, now: Tick) {
+        let events = self.of(account);
+        events.in_line = false;
+        events.held.set(Cause::Lookup, now);
     }
 
     /// Nothing of an account waits whose turn it was.
@@ -299,6 +363,12 @@ impl Parked {
             To::All(_) => None,
             To::One { asked, .. } => Some(asked),
         }
+    }
+
+    /// An event that comes now, and waited for this before.
+    pub(super) fn new(held: Arc<SharedEvent>, to: To, waits: &Waits) -> Self {
+        let (memory_us, read_us) = (waits.us(Cause::Memory), waits.us(Cause::Read));
+        Self { held, to, after: None, memory_us, read_us, mark: Default::default() }
     }
 
     /// The transaction that waits for it; none: an operator's wish.

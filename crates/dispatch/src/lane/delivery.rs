@@ -3,21 +3,28 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
+use crate::clock::Reading;
 use crate::tracker::TxnSeq;
 use walhook_core::attempt::{Asked, DeliveryId};
 use walhook_core::event::{Event, RowKeys};
+use walhook_core::heap::block;
 use walhook_core::id::{DeadLetterId, JobId, ReplayId};
 use walhook_core::persist::{EventKey, RowKey, Tried};
 use walhook_core::tick::Tick;
+use walhook_core::waits::{Cause, Waits};
 
 /// What a delivery takes in memory beside its event: its entry, its keys, its place in the maps. Measured by
 /// `benches/brain.rs`, which prints it beside what is resident.
-pub const DELIVERY_BYTES: usize = 320;
+pub const DELIVERY_BYTES: usize = 352;
 
 /// What it takes instead while its row is on the way into the table. Measured: with it resident memory stays
 /// within a twentieth of the limit (`docs/benchmarks.md`).
 pub const LEAVING_BYTES: usize = 576;
+
+/// What it takes beside where more is known of its waits than its moments tell.
+pub const WAITS_BYTES: usize = block(size_of::<Waits>());
 
 /// The number of a row that was to be inserted: they are numbered from 1 on, in their order, while the process
 /// lives.
@@ -126,8 +133,13 @@ pub struct Pending {
     pub tried: Option<Box<Tried>>,
     /// When it was queued.
     pub since: Tick,
-    /// When it was queued, or became due again.
-    pub queued_at: Tick,
+    /// When the stage began that it is in; while it is in flight, the one before.
+    pub(super) stage_since: Tick,
+    /// While it may be sent: what the queue's clock showed when it came to that. In flight: what passed on it until it
+    /// was sent.
+    pub(super) mark: Reading,
+    /// What it waited for until `stage_since`; none: it came from the stream and waited for nothing but the order.
+    pub(super) waits: Option<Box<Waits>>,
     /// What it counts for in the memory budget, beside its event.
     pub counted: usize,
 }
@@ -140,6 +152,71 @@ impl Pending {
             Origin::Stream { txn, .. } => Some(txn),
             Origin::Deferred { .. } | Origin::Retry { .. } | Origin::Replay(_) => None,
         }
+    }
+
+    /// Since when it has waited for its next request: since it was queued, or became due again.
+    #[must_use]
+    pub fn waits_since(&self) -> Tick {
+        if self.tried.is_some() { self.stage_since } else { self.since }
+    }
+
+    /// What it has waited for until now is this. Returns how much more it takes for that.
+    pub fn keep_waits(&mut self, waits: Waits, now: Tick) -> usize {
+        self.stage_since = now;
+        if let Some(before) = &mut self.waits {
+            **before = waits;
+            return 0;
+        }
+        self.waits = Some(Box::new(waits));
+        WAITS_BYTES
+    }
+
+    /// The stage that it was in held for this cause.
+    pub(super) fn end_stage(&mut self, cause: Cause, now: Tick) {
+        let held = now.since(self.stage_since);
+        self.waits.get_or_insert_default().add(cause, held);
+        self.stage_since = now;
+    }
+
+    /// What it stood behind is settled.
+    pub(super) fn end_order(&mut self, now: Tick) {
+        if self.waits.is_some() {
+            self.end_stage(Cause::Order, now);
+        } else {
+            // Its moments tell how long that was.
+            self.stage_since = now;
+        }
+    }
+
+    /// What it takes for what it waited for.
+    #[must_use]
+    pub fn waits_bytes(&self) -> usize {
+        if self.waits.is_some() { WAITS_BYTES } else { 0 }
+    }
+
+    /// What it waited for until the stage began that it is in, or is past while it is in flight. `read_us`: how long
+    /// the stream took to bring it.
+    pub(super) fn waits_before(&self, read_us: u64) -> Waits {
+        if let Some(waits) = &self.waits {
+            return **waits;
+        }
+        let mut waits = Waits::default();
+        waits.add_us(Cause::Read, read_us);
+        waits.add(Cause::Order, self.stage_since.since(self.since));
+        waits
+    }
+
+    /// What it waited for until now, where its request began then and took so long where it was sent from. `read_us`:
+    /// how long the stream took to bring it.
+    #[must_use]
+    pub fn waits_sent(&self, read_us: u64, started: Tick, took: Duration, now: Tick) -> Waits {
+        let mut waits = self.waits_before(read_us);
+        self.mark.add_to(&mut waits, started.since(self.stage_since));
+        let held = now.since(started);
+        let attempt = took.min(held);
+        waits.add(Cause::Attempt, attempt);
+        waits.add(Cause::Bus, held - attempt);
+        waits
     }
 
     /// Its place among the deferred rows of its queue.

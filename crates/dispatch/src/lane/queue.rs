@@ -6,16 +6,18 @@ use std::collections::BTreeSet;
 
 use rand::Rng;
 
-use super::delivery::{DELIVERY_BYTES, Origin, Pending, Removed};
+use super::delivery::{Origin, Pending, Removed};
 use super::health::Health;
 use super::rest::Rest;
-use super::{New, Source};
+use super::{Moment, New, Source};
+use crate::clock::{Clock, Reading};
 use crate::few::{FewMap, FewSet};
 use crate::schedule::Pool;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{EndpointId, RowKeys};
 use walhook_core::heap::{block, map_entry};
 use walhook_core::tick::Tick;
+use walhook_core::waits::{Cause, Waits};
 
 /// What a queue takes beside its deliveries: itself, and its place among the lane's.
 pub const QUEUE_BYTES: usize =
@@ -30,8 +32,8 @@ enum Stage {
     Ready,
     /// Being sent.
     InFlight,
-    /// Failed, and not due before then. Holds its keys.
-    BackingOff(Tick),
+    /// Failed, and not due before then, for this cause. Holds its keys.
+    BackingOff(Tick, Cause),
     /// A dead letter that is not stored yet. Holds its keys: what follows must not overtake it, for
     /// after a crash it would be sent again.
     Dying,
@@ -61,6 +63,8 @@ pub struct Queue {
     /// This delivery and later ones are not sent, for now.
     held_from: Option<DeliveryId>,
     health: Health,
+    /// What its deliveries wait for that may be sent.
+    clock: Clock,
     /// The pool in whose ring of the lane it stands.
     ring: Option<Pool>,
 }
@@ -79,6 +83,7 @@ impl Queue {
             rest: Rest::default(),
             held_from: None,
             health: Health::new(),
+            clock: Clock::default(),
             ring: None,
         }
     }
@@ -111,11 +116,12 @@ impl Queue {
         self.next_ordinal - 1
     }
 
-    /// Adds a delivery behind those that hold one of `keys`.
+    /// Adds a delivery behind those that hold one of `keys`. `below`: what the clock of its lane shows.
     ///
     /// `keys` must not name a key twice. Ids must grow from call to call.
-    pub fn push(&mut self, new: New, keys: RowKeys) {
-        let New { id, held, source, now } = new;
+    pub fn push(&mut self, new: New, keys: RowKeys, below: &Reading) {
+        let counted = new.counted();
+        let New { id, held, source, waits, now } = new;
         let (origin, tried) = match source {
             Source::Stream(txn) => (Origin::Stream { txn, ordinal: self.take_ordinal() }, None),
             Source::Deferred { replay, tried } => {
@@ -125,8 +131,18 @@ impl Queue {
             Source::Replay(replay) => (Origin::Replay(replay), None),
         };
         let attempts = tried.as_ref().map_or(0, |tried| tried.attempts);
-        let (since, queued_at, counted) = (now, now, DELIVERY_BYTES);
-        let pending = Pending { id, held, origin, attempts, tried, since, queued_at, counted };
+        let mut pending = Pending {
+            id,
+            held,
+            origin,
+            attempts,
+            tried,
+            since: now,
+            stage_since: now,
+            mark: Reading::default(),
+            waits,
+            counted,
+        };
 
         let last = self.entries.last();
         assert!(last.is_none_or(|last| last < id), "{id:?} comes behind {last:?}");
@@ -137,6 +153,7 @@ impl Queue {
         }
         let stage = if behind == 0 { Stage::Ready } else { Stage::Behind(behind) };
         if stage == Stage::Ready {
+            pending.mark = self.clock.read(below);
             self.ready.insert(id, ());
         }
         self.entries.insert(id, Box::new(Entry { pending, keys, stage }));
@@ -162,21 +179,28 @@ impl Queue {
     }
 
     /// Marks a ready delivery as being sent, and spaces the next one by the row's rate limit.
-    pub fn start(&mut self, id: DeliveryId, now: Tick, rate_per_second: Option<f64>) {
+    pub fn start(&mut self, id: DeliveryId, at: &Moment, rate_per_second: Option<f64>) {
+        let reading = self.clock.read(&at.below);
         let entry = self.entry_mut(id);
         assert_eq!(entry.stage, Stage::Ready, "{id:?} is sent, and is not ready");
         entry.stage = Stage::InFlight;
+        entry.pending.mark = reading.since(&entry.pending.mark);
         entry.pending.attempts = entry.pending.attempts.saturating_add(1);
         self.ready.remove(id);
         self.in_flight += 1;
-        self.rest.space(now, rate_per_second);
+        self.rest.space(at.now, rate_per_second);
     }
 
-    /// A delivery in flight failed and will be tried again at `due`; it keeps its keys.
+    /// A delivery in flight failed and will be tried again at `due`; it keeps its keys. What it waited for until now
+    /// was told ([`Pending::keep_waits`]).
     pub fn back_off(&mut self, id: DeliveryId, due: Tick) {
+        self.wait_until(id, due, Cause::Retry);
+    }
+
+    fn wait_until(&mut self, id: DeliveryId, due: Tick, cause: Cause) {
         let entry = self.entry_mut(id);
         assert_eq!(entry.stage, Stage::InFlight, "{id:?} failed, and was not sent");
-        entry.stage = Stage::BackingOff(due);
+        entry.stage = Stage::BackingOff(due, cause);
         self.ended();
     }
 
@@ -188,15 +212,18 @@ impl Queue {
         let due = self.rest.put_off(now, rng);
         let pending = &mut self.entry_mut(id).pending;
         pending.attempts = pending.attempts.saturating_sub(1);
-        self.back_off(id, due);
+        self.wait_until(id, due, Cause::Pool);
         due
     }
 
-    /// A delivery in flight was not sent: it is where it was before. That was no attempt.
-    pub fn take_back(&mut self, id: DeliveryId) {
+    /// A delivery in flight was not sent: it is where it was before. That was no attempt. What it waited for until now
+    /// was told ([`Pending::keep_waits`]).
+    pub fn take_back(&mut self, id: DeliveryId, at: &Moment) {
+        let reading = self.clock.read(&at.below);
         let entry = self.entry_mut(id);
         assert_eq!(entry.stage, Stage::InFlight, "{id:?} was not sent, and was not to be");
         entry.stage = Stage::Ready;
+        entry.pending.mark = reading;
         entry.pending.attempts = entry.pending.attempts.saturating_sub(1);
         self.ready.insert(id, ());
         self.ended();
@@ -212,7 +239,7 @@ impl Queue {
         match std::mem::replace(&mut self.entry_mut(id).stage, Stage::Dying) {
             Stage::InFlight => self.ended(),
             Stage::Ready => _ = self.ready.remove(id),
-            Stage::Behind(_) | Stage::BackingOff(_) => {}
+            Stage::Behind(_) | Stage::BackingOff(..) => {}
             Stage::Dying => panic!("{id:?} dies twice"),
         }
     }
@@ -271,7 +298,7 @@ impl Queue {
     pub fn keep_probe(&mut self, id: DeliveryId, due: Tick) {
         let pending = &mut self.entry_mut(id).pending;
         pending.attempts = pending.attempts.saturating_sub(1);
-        self.back_off(id, due);
+        self.wait_until(id, due, Cause::Breaker);
     }
 
     /// A probe in flight failed, and another delivery is the next one: this was no attempt of its.
@@ -283,18 +310,21 @@ impl Queue {
     /// A delivery that backs off is due earlier, or when it was. Says whether it backs off.
     pub fn bring_forward(&mut self, id: DeliveryId, due: Tick) -> bool {
         let Some(entry) = self.entries.get_mut(id) else { return false };
-        let Stage::BackingOff(until) = &mut entry.stage else { return false };
+        let Stage::BackingOff(until, _) = &mut entry.stage else { return false };
         *until = due.min(*until);
         true
     }
 
     /// A delivery that backed off is due.
-    pub fn due(&mut self, id: DeliveryId, now: Tick) {
+    pub fn due(&mut self, id: DeliveryId, at: &Moment) {
+        let reading = self.clock.read(&at.below);
         if let Some(entry) = self.entries.get_mut(id)
-            && matches!(entry.stage, Stage::BackingOff(due) if due <= now)
+            && let Stage::BackingOff(due, cause) = entry.stage
+            && due <= at.now
         {
             entry.stage = Stage::Ready;
-            entry.pending.queued_at = now;
+            entry.pending.end_stage(cause, at.now);
+            entry.pending.mark = reading;
             self.ready.insert(id, ());
         }
     }
@@ -338,17 +368,17 @@ impl Queue {
     }
 
     /// Takes a delivery out, whatever its stage, and lets the next ones of its keys go.
-    pub fn remove(&mut self, id: DeliveryId) -> Option<Removed> {
+    pub fn remove(&mut self, id: DeliveryId, at: &Moment) -> Option<Removed> {
         let Entry { pending, keys, stage } = *self.entries.remove(id)?;
         let mut due = None;
         match stage {
             Stage::InFlight => self.ended(),
             Stage::Ready => _ = self.ready.remove(id),
-            Stage::BackingOff(until) => due = Some(until),
+            Stage::BackingOff(until, _) => due = Some(until),
             Stage::Behind(_) | Stage::Dying => {}
         }
         for key in &keys {
-            self.release(*key, id);
+            self.release(*key, id, at);
         }
         Some(Removed { pending, keys, due })
     }
@@ -385,10 +415,48 @@ impl Queue {
     /// Whether something may be sent at this moment.
     #[must_use]
     pub fn is_sendable(&self, now: Tick) -> bool {
-        self.first_ready().is_some()
-            && self.in_flight < self.health.upper_limit()
-            && self.in_flight - self.doubtful < self.health.limit()
-            && self.rest.until(now).is_none()
+        self.first_ready().is_some() && self.why_held(now).is_none()
+    }
+
+    /// Why none of its deliveries is sent that may be, as far as the queue itself knows.
+    #[must_use]
+    pub fn why_held(&self, now: Tick) -> Option<Cause> {
+        let is_full = self.in_flight >= self.health.upper_limit()
+            || self.in_flight - self.doubtful >= self.health.limit();
+        if is_full {
+            return Some(Cause::EndpointLimit);
+        }
+        let is_held = || !self.ready.is_empty() && self.first_ready().is_none();
+        self.rest.why(now).or_else(|| is_held().then_some(Cause::State))
+    }
+
+    /// The cause that its clock counts for; `None`: what holds for its lane.
+    #[must_use]
+    pub fn counts_for(&self) -> Option<Cause> {
+        self.clock.holds()
+    }
+
+    /// Its clock counts for this cause from now on. `below`: what the clock of its lane shows.
+    pub fn count_for(&mut self, cause: Option<Cause>, below: &Reading) {
+        self.clock.hold(cause, below);
+    }
+
+    /// What a delivery that is not in flight has waited for until now. `read_us`: how long the stream took to bring
+    /// it. `None`: it is not there.
+    #[must_use]
+    pub fn waits(&self, id: DeliveryId, read_us: u64, at: &Moment) -> Option<Waits> {
+        let Entry { pending, stage, .. } = &**self.entries.get(id)?;
+        let mut waits = pending.waits_before(read_us);
+        let held = at.now.since(pending.stage_since);
+        match stage {
+            Stage::Behind(_) => waits.add(Cause::Order, held),
+            Stage::BackingOff(_, cause) => waits.add(*cause, held),
+            Stage::Ready => {
+                self.clock.read(&at.below).since(&pending.mark).add_to(&mut waits, held);
+            }
+            Stage::InFlight | Stage::Dying => {}
+        }
+        Some(waits)
     }
 
     /// When the next request may go, where that is not now.
@@ -403,23 +471,26 @@ impl Queue {
         of_key.next().map(|((_, id), ())| id)
     }
 
-    fn release(&mut self, key: u64, id: DeliveryId) {
+    fn release(&mut self, key: u64, id: DeliveryId, at: &Moment) {
         let was_first = self.holder(key) == Some(id);
         assert!(
             self.keys.remove((key, id)).is_some(),
             "{id:?} neither holds its key nor waits for it"
         );
         let Some(next) = self.holder(key).filter(|_| was_first) else { return };
+        let clock = self.clock;
         let entry = self.entry_mut(next);
         match entry.stage {
             Stage::Behind(1) => {
                 entry.stage = Stage::Ready;
+                entry.pending.end_order(at.now);
+                entry.pending.mark = clock.read(&at.below);
                 self.ready.insert(next, ());
             }
             Stage::Behind(n) => entry.stage = Stage::Behind(n - 1),
             // It died while it was behind.
             Stage::Dying => {}
-            Stage::Ready | Stage::InFlight | Stage::BackingOff(_) => {
+            Stage::Ready | Stage::InFlight | Stage::BackingOff(..) => {
                 panic!("{next:?} went ahead of {id:?}, which held its key")
             }
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rand::{Rng, RngExt};
 
 use walhook_core::tick::Tick;
+use walhook_core::waits::Cause;
 
 /// The first wait of an endpoint for which we had no file, port or memory left.
 const REST_MIN: Duration = Duration::from_millis(500);
@@ -46,6 +47,12 @@ impl Rest {
     /// A request was sent: we have what it takes.
     pub(super) fn was_sent(&mut self) {
         self.put_off = 0;
+    }
+
+    /// Why none is sent now, where none is.
+    pub(super) fn why(&self, now: Tick) -> Option<Cause> {
+        let cause = if self.put_off_until > now { Cause::Pool } else { Cause::RateLimit };
+        self.until(now).map(|_| cause)
     }
 
     /// When the next request may go, where that is not now.

@@ -90,7 +90,7 @@ proptest! {
                     spans.extend(open.take().map(|since| (since, now)));
                 }
                 Action::Paused(us) => {
-                    queue.end_pause(i64::from(us));
+                    queue.end_pause(i64::from(us), now);
                     paused += i64::from(us);
                 }
                 Action::Fail(us) if !suspended => {
@@ -147,7 +147,7 @@ fn endpoint_fails_since_its_first_failure_until_it_takes_something() {
     let mut queue = DeferredQueue::empty();
     assert!(!queue.end_failing());
     assert_eq!((queue.fail_since_us(10), queue.fail_since_us(20)), (None, Some(10)));
-    queue.end_pause(5);
+    queue.end_pause(5, Tick(5));
     assert_eq!(queue.fail_since_us(30), Some(15), "a pause is no failure");
     assert!(queue.end_failing());
     assert_eq!(queue.fail_since_us(40), None);

@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 
+use super::super::super::clock::{Clock, Reading};
 use super::super::super::route::RoutesNo;
 use super::super::super::schedule::{LaneId, Pool};
 use super::{AccountNo, QueueNo, Queues, account_at, account_mut, place};
 use walhook_core::event::AccountId;
 use walhook_core::tick::Tick;
+use walhook_core::waits::Cause;
 
 /// One account's queues in memory, as the scheduler knows them.
 #[derive(Debug)]
@@ -21,12 +23,15 @@ pub(in super::super) struct Lane {
     pub(super) queues: usize,
     pub(super) pending: usize,
     unrouted: bool,
+    /// Counts for what its deliveries wait for that are held by nothing of their queue.
+    clock: Clock,
 }
 
 impl Lane {
     pub(super) fn new(id: LaneId, routes: RoutesNo) -> Self {
         let (fast, slow, probe) = Default::default();
-        Self { id, routes, fast, slow, probe, queues: 0, pending: 0, unrouted: false }
+        let clock = Clock::default();
+        Self { id, routes, fast, slow, probe, queues: 0, pending: 0, unrouted: false, clock }
     }
 
     /// Its account's routes, which are pinned for as long as there is the lane.
@@ -57,6 +62,11 @@ impl Lane {
     /// Whether something of it waits for nothing but a slot.
     pub(in super::super) fn is_ready(&self) -> bool {
         Pool::ALL.into_iter().any(|pool| self.is_ready_in(pool))
+    }
+
+    /// What its clock shows where that of all lanes shows this.
+    pub(super) fn reading(&self, gate: &Reading) -> Reading {
+        self.clock.read(gate)
     }
 
     pub(super) fn ring_mut(&mut self, pool: Pool) -> &mut VecDeque<QueueNo> {
@@ -144,15 +154,54 @@ impl Queues {
     }
 
     /// Whether the lane waits for its account's routes: nothing is sent meanwhile.
-    pub(in super::super) fn set_unrouted(&mut self, id: LaneId, unrouted: bool) {
+    pub(in super::super) fn set_unrouted(&mut self, id: LaneId, unrouted: bool, now: Tick) {
         self.lane_mut(id).unrouted = unrouted;
+        self.count_lane(id, now);
+    }
+
+    /// It is this lane's turn in the pool: what comes next is its, as soon as a slot is free.
+    pub(in super::super) fn set_head(&mut self, pool: Pool, head: Option<LaneId>, now: Tick) {
+        let Some(place) = self.heads.get_mut(pool as usize) else { return };
+        let before = std::mem::replace(place, head);
+        if before == head {
+            return;
+        }
+        for lane in before.into_iter().chain(head) {
+            self.count_lane(lane, now);
+        }
+    }
+
+    /// The lane is gone, and its number another's soon.
+    pub(super) fn forget_head(&mut self, id: LaneId) {
+        for head in &mut self.heads {
+            *head = head.filter(|head| *head != id);
+        }
+    }
+
+    /// The lane's clock counts for what holds for it.
+    fn count_lane(&mut self, id: LaneId, now: Tick) {
+        let is_head = self.heads.contains(&Some(id));
+        let gate = self.gate_reading(now);
+        let lane = self.lane_mut(id);
+        let cause = match lane.unrouted {
+            true => Some(Cause::Lookup),
+            false => is_head.then_some(Cause::Pool),
+        };
+        lane.clock.hold(cause, &gate);
     }
 
     /// Puts the queue into the ring of its pool if something may be sent from it.
     pub(in super::super) fn refresh(&mut self, no: QueueNo, now: Tick) {
-        let queue = self.at_mut(no);
+        self.enter(now);
+        let queue = self.at(no);
         let (account, pool) = (queue.account, queue.pool(now));
-        let Some(pending) = queue.pending.as_deref_mut() else { return };
+        let Some(pending) = queue.pending() else { return };
+        let held = pending.why_held(now);
+        if held != pending.counts_for() {
+            let below = self.moment(no, now).below;
+            self.in_use(no).count_for(held, &below);
+        }
+        let pending = self.in_use(no);
         if pending.ring().is_none() && pending.is_sendable(now) {
             pending.set_ring(Some(pool));
             let lane = account_mut(&mut self.accounts, account).lane.as_mut();

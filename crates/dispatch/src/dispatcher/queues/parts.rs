@@ -1,8 +1,6 @@
 //! The two parts of a queue: what is pending in memory, and what is deferred.
 
-use super::super::super::lane::{
-    DELIVERY_BYTES, Insertion, New, Origin, Pending, Queue, Removed, Source,
-};
+use super::super::super::lane::{Insertion, New, Origin, Pending, Queue, Removed, Source};
 use super::super::super::schedule::LaneId;
 use super::super::deferred_queue::DeferredQueue;
 use super::lanes::Lane;
@@ -40,9 +38,11 @@ impl Queues {
     ///
     /// `keys` must not name a key twice. Ids must grow from call to call.
     pub(in super::super) fn push(&mut self, no: QueueNo, new: New, keys: RowKeys) {
-        let bytes = DELIVERY_BYTES + new.held.queue();
+        let bytes = new.counted() + new.held.queue();
+        self.enter(new.now);
         self.rowless += usize::from(matches!(new.source, Source::Stream(_)));
-        self.materialise(no, new.id).push(new, keys);
+        let below = self.moment(no, new.now).below;
+        self.materialise(no, new.id).push(new, keys, &below);
         self.lane_at(no).pending += 1;
         self.account_of(no).bytes += bytes;
     }
@@ -113,7 +113,8 @@ impl Queues {
     /// # Panics
     /// It is not there.
     pub(in super::super) fn remove(&mut self, no: QueueNo, id: DeliveryId) -> Removed {
-        let Some(removed) = self.in_use(no).remove(id) else {
+        let at = self.moment(no, self.now);
+        let Some(removed) = self.in_use(no).remove(id, &at) else {
             panic!("{id:?} is not in the queue that it was put into");
         };
         let bytes = removed.pending.counted + removed.pending.held.unqueue();
@@ -194,7 +195,9 @@ impl Queues {
         }
         let id = lane.id;
         account.lane = None;
-        Some((id, account.id.clone()))
+        let name = account.id.clone();
+        self.forget_head(id);
+        Some((id, name))
     }
 }
 

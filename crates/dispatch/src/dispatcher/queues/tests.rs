@@ -9,8 +9,9 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::*;
+use crate::clock::Reading;
 use crate::fixture;
-use crate::lane::{New, Removed, SharedEvent, Source};
+use crate::lane::{Moment, New, Removed, SharedEvent, Source};
 use crate::route::{Router, RoutesNo};
 use crate::schedule::{LaneId, Pool};
 use walhook_core::event::RowKeys;
@@ -73,6 +74,10 @@ impl Lane {
     fn pending(&self) -> usize {
         self.queues.lanes().map(super::Lane::pending).sum()
     }
+}
+
+fn at_moment(now: Tick) -> Moment {
+    Moment { now, below: Reading::at(now) }
 }
 
 fn held() -> Arc<SharedEvent> {
@@ -148,7 +153,7 @@ proptest! {
             match action {
                 Action::Push { endpoint, keys } => {
                     let source = Source::Retry { dead_letter: DeadLetterId(1), job: JobId(1) };
-                    let new = New { id: DeliveryId(next), held: held(), source, now };
+                    let new = New { id: DeliveryId(next), held: held(), source, waits: None, now };
                     lane.push(&id(endpoint), new, RowKeys::from_slice(&keys));
                     lane.refresh(&id(endpoint), now);
                     let m = Modelled { id: next, endpoint, keys, in_flight: false, backing_off: false, dying: false };
@@ -170,7 +175,7 @@ proptest! {
                     let first = queue.first_ready().unwrap().id;
                     let at = sendable(&model, n).unwrap();
                     prop_assert_eq!(first.0, model[at].id);
-                    queue.start(first, now, None);
+                    queue.start(first, &at_moment(now), None);
                     model[at].in_flight = true;
                     lane.refresh(&endpoint, now);
                 }
@@ -193,7 +198,7 @@ proptest! {
                     if let Some(at) = pick(&model, n, |m| m.backing_off) {
                         model[at].backing_off = false;
                         let endpoint = id(model[at].endpoint);
-                        lane.queue_mut(&endpoint).unwrap().due(DeliveryId(model[at].id), now);
+                        lane.queue_mut(&endpoint).unwrap().due(DeliveryId(model[at].id), &at_moment(now));
                         lane.refresh(&endpoint, now);
                     }
                 }
@@ -248,14 +253,18 @@ fn endpoints_of_a_lane_take_turns() {
     for n in 0..6 {
         let source = Source::Retry { dead_letter: DeadLetterId(1), job: JobId(1) };
         let endpoint = id(u8::from(n >= 3));
-        lane.push(&endpoint, New { id: DeliveryId(n), held: held(), source, now }, RowKeys::new());
+        lane.push(
+            &endpoint,
+            New { id: DeliveryId(n), held: held(), source, waits: None, now },
+            RowKeys::new(),
+        );
         lane.refresh(&endpoint, now);
     }
     let mut turns = Vec::new();
     while let Some(endpoint) = lane.take_turn(Pool::Fast, now) {
         let queue = lane.queue_mut(&endpoint).unwrap();
         let first = queue.first_ready().unwrap().id;
-        queue.start(first, now, None);
+        queue.start(first, &at_moment(now), None);
         lane.refresh(&endpoint, now);
         turns.push(endpoint.to_string());
     }
@@ -269,14 +278,14 @@ fn row_rate_limit_spaces_requests() {
         let source = Source::Retry { dead_letter: DeadLetterId(1), job: JobId(1) };
         lane.push(
             &id(0),
-            New { id: DeliveryId(n), held: held(), source, now: Tick(0) },
+            New { id: DeliveryId(n), held: held(), source, waits: None, now: Tick(0) },
             RowKeys::new(),
         );
     }
     lane.refresh(&id(0), Tick(0));
     assert!(lane.take_turn(Pool::Fast, Tick(0)).is_some());
     let queue = lane.queue_mut(&id(0)).unwrap();
-    queue.start(DeliveryId(0), Tick(0), Some(4.0));
+    queue.start(DeliveryId(0), &at_moment(Tick(0)), Some(4.0));
     assert!(!queue.is_sendable(Tick(0)));
     assert_eq!(queue.resting_until(Tick(0)), Some(Tick(250_000)));
     assert!(queue.is_sendable(Tick(250_000)));
@@ -289,7 +298,7 @@ fn queue_counts_no_attempt_and_rests_when_nothing_was_left_to_send_with() {
         let source = Source::Retry { dead_letter: DeadLetterId(1), job: JobId(1) };
         lane.push(
             &id(0),
-            New { id: DeliveryId(n), held: held(), source, now: Tick(0) },
+            New { id: DeliveryId(n), held: held(), source, waits: None, now: Tick(0) },
             RowKeys::new(),
         );
     }
@@ -298,16 +307,16 @@ fn queue_counts_no_attempt_and_rests_when_nothing_was_left_to_send_with() {
     let mut now = Tick(0);
     let mut waits = Vec::new();
     for _ in 0..12 {
-        queue.start(DeliveryId(0), now, None);
-        queue.start(DeliveryId(1), now, None);
+        queue.start(DeliveryId(0), &at_moment(now), None);
+        queue.start(DeliveryId(1), &at_moment(now), None);
         let due = queue.put_off(DeliveryId(0), now, &mut rng);
         // Those that fail at the same time are one fault.
         assert_eq!(queue.put_off(DeliveryId(1), now, &mut rng), due);
         assert!(!queue.is_sendable(now) && queue.resting_until(now) == Some(due));
         waits.push(due.since(now));
         now = due;
-        queue.due(DeliveryId(0), now);
-        queue.due(DeliveryId(1), now);
+        queue.due(DeliveryId(0), &at_moment(now));
+        queue.due(DeliveryId(1), &at_moment(now));
         assert!(queue.is_sendable(now));
     }
     assert!((250..=500).contains(&waits[0].as_millis()), "{waits:?}");
@@ -315,7 +324,7 @@ fn queue_counts_no_attempt_and_rests_when_nothing_was_left_to_send_with() {
     assert!(waits[4..].iter().all(|wait| wait.as_millis() >= 2_500), "{waits:?}");
     assert_eq!(queue.get(DeliveryId(0)).unwrap().attempts, 0);
     // One that is sent ends it.
-    queue.start(DeliveryId(0), now, None);
+    queue.start(DeliveryId(0), &at_moment(now), None);
     queue.was_sent();
     let wait = queue.put_off(DeliveryId(0), now, &mut rng).since(now);
     assert!(wait.as_millis() <= 500, "{wait:?}");
@@ -381,7 +390,7 @@ proptest! {
                     }
                     let source = Source::Replay(ReplayId(1));
                     let delivery = queues.next_delivery();
-                    let new = New { id: delivery, held: held(), source, now: Tick(0) };
+                    let new = New { id: delivery, held: held(), source, waits: None, now: Tick(0) };
                     queues.push(no, new, RowKeys::new());
                     let there = model.entry(no).or_default();
                     there.deliveries.push(delivery);

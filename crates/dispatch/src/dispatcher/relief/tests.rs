@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::super::{Input, OperatorInput, Settings};
 use crate::dispatcher::Dispatcher;
 use crate::fixture;
-use crate::lane::{DELIVERY_BYTES, Origin, SharedEvent};
+use crate::lane::{DELIVERY_BYTES, LEAVING_BYTES, Origin, SharedEvent};
 use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{AccountId, EndpointId, Event, Item};
 use walhook_core::id::JobId;
@@ -26,6 +26,7 @@ struct Held {
     account: AccountId,
     event: *const SharedEvent,
     event_bytes: usize,
+    counted: usize,
     commit: Lsn,
     may_leave: bool,
 }
@@ -40,6 +41,7 @@ fn scan(dispatcher: &Dispatcher) -> Vec<Held> {
                 account: queue.id().account.clone(),
                 event: Arc::as_ptr(&delivery.held),
                 event_bytes: delivery.held.event.size_bytes(),
+                counted: delivery.counted,
                 commit: delivery.held.event.position.commit_lsn(),
                 may_leave: idle.contains(&delivery.id)
                     && !matches!(delivery.origin, Origin::Retry { .. }),
@@ -55,7 +57,7 @@ fn holdings(all: &[Held]) -> BTreeMap<AccountId, usize> {
     let mut holdings = BTreeMap::new();
     for held in all {
         let event = if seen.insert(held.event) { held.event_bytes } else { 0 };
-        *holdings.entry(held.account.clone()).or_default() += DELIVERY_BYTES + event;
+        *holdings.entry(held.account.clone()).or_default() += held.counted + event;
     }
     holdings
 }
@@ -139,6 +141,7 @@ impl World {
                 account: account.clone(),
                 event: Arc::as_ptr(&leaving.held),
                 event_bytes: leaving.held.event.size_bytes(),
+                counted: leaving.counted - (LEAVING_BYTES - DELIVERY_BYTES),
                 commit,
                 may_leave: true,
             });

@@ -146,6 +146,8 @@ pub(super) struct World {
     /// Rows that were ever deferred.
     pub(super) deferrals: u64,
     pub(super) duplicates: u64,
+    /// What all that was delivered had waited for.
+    pub(super) waited: walhook_core::waits::Waits,
     /// The last event of a row that an endpoint received for the first time.
     pub(super) last_first: BTreeMap<(String, AccountId, u64), Position>,
     /// Bytes that the table may take, and the most that it took.

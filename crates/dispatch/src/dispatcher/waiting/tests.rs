@@ -70,7 +70,7 @@ fn parked(account: u8, commit: u64, txn: Option<TxnSeq>) -> Parked {
     let event = fixture::event(&account.to_string(), fixture::position(commit, commit), &[]);
     let one = To::One { endpoint: EndpointId::new("7"), asked: Asked::Replay(ReplayId(1)) };
     let to = txn.map_or(one, To::All);
-    Parked { held: Arc::new(SharedEvent::new(Arc::new(event))), to, after: None }
+    Parked::new(Arc::new(SharedEvent::new(Arc::new(event))), to, &Waits::default())
 }
 
 fn commit_of(parked: &Parked) -> u64 {
@@ -96,7 +96,7 @@ proptest! {
                     model.accounts.entry(account).or_insert((now, None));
                 }
                 Action::Join(account) => {
-                    waiting.join_line(&name(account));
+                    waiting.join_line(&name(account), now);
                     if model.accounts.contains_key(&account) && !model.line.contains(&account) {
                         model.line.push_back(account);
                     }
@@ -121,10 +121,10 @@ proptest! {
                         waiting.forget(&account);
                         model.accounts.remove(&no);
                     } else if again {
-                        waiting.put_back(account);
+                        waiting.put_back(account, Cause::Turn, now);
                         model.line.push_back(no);
                     } else {
-                        waiting.leave_line(&account);
+                        waiting.leave_line(&account, now);
                     }
                 }
                 Action::Shelve(account) => {

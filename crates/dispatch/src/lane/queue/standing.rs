@@ -3,7 +3,6 @@
 use super::{Queue, Stage};
 use crate::lane::{Origin, Pending};
 use walhook_core::attempt::DeliveryId;
-use walhook_core::tick::Tick;
 use walhook_core::waits::Cause;
 
 impl Queue {
@@ -38,21 +37,10 @@ impl Queue {
     pub fn own_cause(&self, id: DeliveryId) -> Option<Cause> {
         match self.entries.get(id)?.stage {
             Stage::InFlight => Some(Cause::Attempt),
-            Stage::BackingOff(_) => Some(Cause::Retry),
+            Stage::BackingOff(_, cause) => Some(cause),
             Stage::Behind(_) => Some(Cause::Order),
             Stage::Dying => Some(Cause::State),
             Stage::Ready => None,
         }
-    }
-
-    /// What keeps all of the queue's ready deliveries from being sent, where its endpoint does.
-    #[must_use]
-    pub fn limit_cause(&self, now: Tick) -> Option<Cause> {
-        let is_full = self.in_flight >= self.health.upper_limit()
-            || self.in_flight - self.doubtful >= self.health.limit();
-        if is_full {
-            return Some(Cause::EndpointLimit);
-        }
-        self.rest.until(now).map(|_| Cause::RateLimit)
     }
 }

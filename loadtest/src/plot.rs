@@ -28,6 +28,12 @@ const MARGIN: u32 = 8;
 /// Room for the values beside a plot.
 const LEFT: u32 = 64;
 
+/// The time that is shown beside that of the lines, of theirs, with the names of the lines.
+const BESIDE: f64 = 0.18;
+
+/// By how much the name of every second moment stands lower.
+const LOWER: i32 = 12;
+
 /// Points of a line; more are thinned out, the greatest of each group kept.
 const POINTS: usize = 240;
 
@@ -56,7 +62,7 @@ pub fn svg(seconds: &[f64], marks: &[(&str, f64)], panels: &[Panel<'_>]) -> Resu
         let height = STEP * u32::try_from(panels.len())?.max(1);
         let root = SVGBackend::with_string(&mut out, (WIDTH, height)).into_drawing_area();
         root.fill(&WHITE)?;
-        let end = seconds.iter().copied().fold(1.0, f64::max);
+        let end = seconds.iter().copied().fold(1.0, f64::max) * (1.0 + BESIDE);
         for (panel, area) in panels.iter().zip(root.split_evenly((panels.len().max(1), 1))) {
             let values = panel.lines.iter().flat_map(|(_, values)| values.iter().copied());
             let limit = panel.limit.map_or(0.0, |(_, value)| value);
@@ -107,11 +113,12 @@ where
         .draw()?;
     let bottom = if panel.is_logarithmic { LEAST } else { 0.0 };
     let most = chart.y_range().end;
-    for (name, at) in marks {
+    for (n, (name, at)) in (0..).zip(marks) {
         let line = [(*at, bottom), (*at, most)];
         chart.draw_series(LineSeries::new(line, GREY.mix(0.6)))?;
         let style = text(11, GREY).pos(Pos::new(HPos::Left, VPos::Top));
-        chart.draw_series([Text::new(format!(" {name}"), (*at, most), style)])?;
+        let name = Text::new((*name).to_owned(), (3, LOWER * (n % 2)), style);
+        chart.draw_series([EmptyElement::at((*at, most)) + name])?;
     }
     for ((name, values), colour) in panel.lines.iter().zip(COLOURS) {
         let group = values.len().div_ceil(POINTS).max(1);

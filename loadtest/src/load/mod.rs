@@ -27,6 +27,7 @@ mod page;
 mod run;
 pub mod scenario;
 mod stage;
+mod tables;
 #[cfg(test)]
 mod tests;
 pub mod users;

@@ -11,7 +11,6 @@ use super::figures::{Delivery, Felt, by_second, calm_again};
 use super::scenario::{Goal, Scenario};
 pub use super::watch::Sample;
 use super::{Options, page};
-use crate::report::{mib, table};
 use crate::sample::Spread;
 
 /// What a run has measured.
@@ -219,98 +218,6 @@ impl Outcome {
         Some(Judged { goal, value, is_reached })
     }
 
-    /// Prints the tables.
-    pub fn print(&self) {
-        println!("\n{}: {}\n", self.scenario, self.about);
-        table(&self.felt());
-        println!();
-        table(&self.whole());
-        println!();
-        for Fact { what, value } in &self.facts {
-            println!("{value:.2} {what}");
-        }
-        for Judged { goal, value, is_reached } in &self.goals {
-            let reached = if *is_reached { "reached" } else { "NOT reached" };
-            println!("{reached}: {goal}; it is {value:.2}");
-        }
-        println!("{}", self.books());
-    }
-
-    pub(super) fn books(&self) -> String {
-        let Audited { delivered, lost, in_tables, duplicates, out_of_order, invented } = self.audit;
-        let [before, after] = self.load;
-        format!(
-            "delivered {delivered}, lost {lost}, in the tables {in_tables}, duplicates {duplicates}, out of \
-             order {out_of_order}, invented {invented}; load average {before:.1} before, {after:.1} behind"
-        )
-    }
-
-    /// What small accounts felt, by phase.
-    pub(super) fn felt(&self) -> Vec<Vec<String>> {
-        let head = [
-            "small accounts",
-            "s",
-            "events",
-            "p50 ms",
-            "p99 ms",
-            "p99.9 ms",
-            "max ms",
-            "longest without, s",
-            "Jain, median",
-            "least",
-        ];
-        let mut rows = vec![head.map(str::to_owned).to_vec()];
-        for Phase { name, seconds, felt, .. } in &self.phases {
-            let Spread { n, p50, p99, p999, max, .. } = felt.latency_ms;
-            rows.push(vec![
-                (*name).to_owned(),
-                format!("{seconds:.1}"),
-                n.to_string(),
-                format!("{p50:.2}"),
-                format!("{p99:.2}"),
-                format!("{p999:.2}"),
-                format!("{max:.1}"),
-                format!("{:.3}", felt.standstill_seconds),
-                format!("{:.3}", felt.jain),
-                format!("{:.3}", felt.jain_least),
-            ]);
-        }
-        rows
-    }
-
-    /// What the whole did, by phase.
-    pub(super) fn whole(&self) -> Vec<Vec<String>> {
-        let head = [
-            "the whole",
-            "deliveries/s",
-            "work conservation",
-            "CPU free",
-            "walhook",
-            "PostgreSQL",
-            "load test",
-            "pace",
-            "memory",
-            "WAL kept",
-        ];
-        let mut rows = vec![head.map(str::to_owned).to_vec()];
-        for phase in &self.phases {
-            let conserved = self.work_conservation.filter(|_| phase.name == "disturbed");
-            rows.push(vec![
-                phase.name.to_owned(),
-                format!("{:.0}", phase.deliveries),
-                conserved.map_or_else(|| "–".to_owned(), |share| format!("{:.1} %", share * 100.0)),
-                format!("{:.0} %", phase.free * 100.0),
-                format!("{:.2}", phase.walhook_cpu),
-                format!("{:.2}", phase.server_cpu),
-                format!("{:.2}", phase.own_cpu),
-                format!("{:.0} %", phase.pace * 100.0),
-                mib(phase.resident),
-                mib(phase.wal_bytes),
-            ]);
-        }
-        rows
-    }
-
     /// Writes `<scenario>.html` and `<scenario>.json` into a directory.
     ///
     /// # Errors
@@ -399,3 +306,6 @@ fn growth(samples: &[Sample]) -> Option<f64> {
     };
     (quarter > 0 && of(1) > 0.0).then(|| of(3) / of(1))
 }
+
+#[cfg(test)]
+mod tests;

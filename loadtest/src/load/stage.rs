@@ -43,6 +43,8 @@ pub(super) struct Needs {
 /// See the module's documentation. Ends when it is dropped, walhook first.
 #[derive(Debug)]
 pub(super) struct Stage {
+    /// Sessions for small accounts. They end before the server does.
+    pub(super) writers: Vec<Arc<Writer>>,
     /// PostgreSQL and walhook.
     pub(super) world: World,
     /// What small accounts are owed.
@@ -57,8 +59,6 @@ pub(super) struct Stage {
     pub(super) pace: Arc<Pace>,
     /// walhook's process; 0: it does not run.
     pub(super) pid: Arc<AtomicU32>,
-    /// Sessions for small accounts.
-    pub(super) writers: Vec<Arc<Writer>>,
     pub(super) ledger: Arc<Ledger>,
     /// Of the disturbance, where it writes longer than it disturbs.
     pub(super) beside: Option<Traffic>,

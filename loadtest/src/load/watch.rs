@@ -94,7 +94,7 @@ pub struct Sample {
     pub deferred: f64,
     /// Deliveries to small accounts so far.
     pub small: u64,
-    /// Deliveries to those of the disturbance so far.
+    /// Deliveries to those of the disturbance so far, a replay's among them.
     pub others: u64,
     /// Of the disturbance: committed, and not delivered.
     pub waiting: u64,
@@ -195,7 +195,7 @@ impl Watcher {
             sample.deferred = metrics.get("walhook_deferred");
         }
         let [small, others] = &self.books;
-        (sample.small, sample.others) = (small.delivered(), others.delivered());
+        (sample.small, sample.others) = (small.delivered(), others.delivered() + others.replayed());
         sample.waiting = others.shared().with(|oracle, _| oracle.waiting_in_all());
         sample.seconds = small.now().as_secs_f64();
         Ok(())

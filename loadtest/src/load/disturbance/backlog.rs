@@ -1,6 +1,7 @@
 //! Endpoints that were dead come back, and what was deferred for them drains.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::http::StatusCode;
 use walhook_testkit::receiver::Behaviour;
@@ -10,6 +11,10 @@ use super::{Disturbance, Doing, Fact};
 use crate::load::Options;
 use crate::load::stage::{FIRST, PATIENCE, Stage};
 use crate::load::writing::Rows;
+
+/// What an endpoint takes for a request when it is back: all slots together then drain some 2,500 deliveries a second,
+/// and CPU is left.
+const DELAY: Duration = Duration::from_millis(100);
 
 /// See the module's documentation. Numbers are those at full scale, of all accounts together.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +57,7 @@ impl Disturbance for Backlog {
     fn disturb<'a>(&'a self, stage: &'a mut Stage, _: &'a Options) -> Doing<'a> {
         Box::pin(async {
             let waiting = stage.waiting();
-            stage.theirs.iter().for_each(|receiver| receiver.set_default(Behaviour::ok()));
+            stage.theirs.iter().for_each(|receiver| receiver.set_default(Behaviour::delay(DELAY)));
             let Some(took) = stage.drained(PATIENCE).await? else { return Ok(Vec::new()) };
             let seconds = took.as_secs_f64();
             Ok(vec![

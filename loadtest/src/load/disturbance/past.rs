@@ -3,9 +3,7 @@
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result, ensure};
-
-use walhook_testkit::program::Program;
+use anyhow::ensure;
 
 use super::{Disturbance, Doing, Fact};
 use crate::load::Options;
@@ -72,23 +70,16 @@ impl Disturbance for Past {
         Box::pin(async {
             let [from, to] = self.window();
             let began = stage.others.now();
-            send_again(stage, &from, &to).await?;
+            let command = ["replay", "start", "--from", &from, "--to", &to];
+            stage.world.walhook.beside(&command).await?;
+            let all = stage.others.committed();
+            let sent_again = async || Ok(stage.others.replayed() == all);
+            stage.world.until("all of it is sent again", PATIENCE, sent_again).await?;
             let seconds = (stage.others.now() - began).as_secs_f64();
-            let replayed = stage.others.replayed();
-            let committed = stage.others.committed();
-            ensure!(replayed == committed, "{replayed} of {committed} came again");
             Ok(vec![
-                Fact::new("deliveries sent again", replayed as f64),
-                Fact::new("of them a second", replayed as f64 / seconds),
+                Fact::new("deliveries sent again", all as f64),
+                Fact::new("of them a second", all as f64 / seconds),
             ])
         })
     }
-}
-
-async fn send_again(stage: &Stage, from: &str, to: &str) -> Result<()> {
-    let args = ["replay", "start", "--from", from, "--to", to, "--wait", "20m"];
-    let mut command = Program::start(&stage.world.walhook, &args)?;
-    let status = command.wait().await.context("walhook replay start")?;
-    ensure!(status.success(), "walhook replay start ended with {status}");
-    Ok(())
 }

@@ -13,11 +13,12 @@ use crate::load::Options;
 use crate::load::stage::{FIRST, Needs, Stage};
 use crate::load::writing::Rows;
 
-/// The weights, and what an endpoint takes for a request.
+/// The weights, and what an endpoint takes for a request: long beside what else a slot is held for, which receivers
+/// do not see, and short of the slow pool.
 const ACCOUNTS: [(f64, Duration); 3] = [
-    (1.0, Duration::from_millis(50)),
-    (3.0, Duration::from_millis(50)),
-    (1.0, Duration::from_millis(400)),
+    (1.0, Duration::from_millis(90)),
+    (3.0, Duration::from_millis(90)),
+    (1.0, Duration::from_millis(720)),
 ];
 
 /// Few, so that there are more rows than they carry; each endpoint alone may have 64 in flight.

@@ -1,0 +1,89 @@
+use super::*;
+use crate::load::scenario;
+
+fn at(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
+
+/// Ten seconds each of calm and disturbed, with a commit every tenth of a second that takes so many ms.
+fn measured(calm_ms: f64, disturbed_ms: f64, samples: Vec<Sample>) -> Measured {
+    let delivery = |n: u32| {
+        let due = f64::from(n) / 10.0;
+        let took = if (10.0..20.0).contains(&due) { disturbed_ms } else { calm_ms };
+        Delivery { account: 1, due: at(due), at: Some(at(due + took / 1_000.0)) }
+    };
+    Measured {
+        deliveries: (0..300).map(delivery).collect(),
+        phases: vec![
+            ("calm", at(0.0)),
+            ("disturbed", at(10.0)),
+            ("calm again", at(20.0)),
+            ("over", at(30.0)),
+        ],
+        samples,
+        facts: vec![],
+        capacity: Some(64),
+        load: [0.0, 0.0],
+        audit: Audited::default(),
+    }
+}
+
+fn outcome(measured: Measured) -> Outcome {
+    let options = Options { disturbed: at(10.0), soak: at(0.0), scale: 1.0, seed: 1 };
+    Outcome::of(&scenario::named("whale-50ms").unwrap(), &options, measured)
+}
+
+fn reached(outcome: &Outcome) -> Vec<bool> {
+    outcome.goals.iter().map(|goal| goal.is_reached).collect()
+}
+
+#[test]
+fn goal_compares_the_disturbed_with_both_calms() {
+    let near = outcome(measured(5.0, 6.9, vec![]));
+    assert_eq!(reached(&near), [true]);
+    assert_eq!(near.phases.len(), 3);
+    let far = outcome(measured(5.0, 7.1, vec![]));
+    assert_eq!(reached(&far), [false]);
+    assert!((far.goals[0].value - 2.1).abs() < 1e-6, "{:?}", far.goals);
+}
+
+#[test]
+fn work_is_conserved_where_slots_are_in_use_while_something_waits() {
+    let sample = |seconds: f64, fast: f64, waiting: u64| Sample {
+        seconds,
+        fast,
+        waiting,
+        ..Sample::default()
+    };
+    // Half of the slots, and all of them; what comes when little waits, or in the calm, does not count.
+    let samples = vec![
+        sample(5.0, 0.0, 10_000),
+        sample(11.0, 32.0, 10_000),
+        sample(12.0, 70.0, 10_000),
+        sample(13.0, 0.0, 100),
+    ];
+    let outcome = outcome(measured(5.0, 5.0, samples));
+    assert_eq!(outcome.work_conservation, Some(0.75));
+    assert_eq!(reached(&outcome), [true, false]);
+}
+
+#[test]
+fn memory_is_flat_where_its_last_quarter_is_as_its_second() {
+    let sample = |resident| Sample { resident, ..Sample::default() };
+    let of = |quarters: [u64; 4]| {
+        let samples: Vec<Sample> = quarters.iter().flat_map(|r| [sample(*r); 5]).collect();
+        growth(&samples)
+    };
+    assert_eq!(of([10, 100, 120, 150]), Some(1.5));
+    assert_eq!(of([900, 100, 120, 100]), Some(1.0));
+    assert_eq!(growth(&[sample(1)]), None);
+}
+
+#[test]
+fn run_fails_by_its_audit_and_not_by_its_goals() {
+    let mut outcome = outcome(measured(5.0, 500.0, vec![]));
+    outcome.ensure().unwrap();
+    outcome.audit.lost = 1;
+    let problem = outcome.ensure().unwrap_err().to_string();
+    assert!(problem.contains("lost 1"), "{problem}");
+}

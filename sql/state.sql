@@ -547,3 +547,35 @@ CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.open_transactions (
     kept_in     pg_catalog.text NOT NULL,
     PRIMARY KEY (pipeline, partition, xid)
 ) WITH (fillfactor = 50);
+
+-- The delivery log: lines in pages, each the columns of many, compressed (crates/state/src/deliveries/columns.rs).
+-- `last` is the number of the page's last line; numbers grow along the log. What a search goes by stands beside: times
+-- in microseconds since 1970 UTC, a bit for each outcome, and of large pages a filter of what they hold. It is no part
+-- of what `state.max_size` bounds.
+CREATE TABLE IF NOT EXISTS {schema}.delivery_log (
+    pipeline           pg_catalog.text NOT NULL,
+    partition          integer NOT NULL DEFAULT {partition},
+    last               bigint NOT NULL,
+    lines              integer NOT NULL,
+    outcomes           integer NOT NULL,
+    from_us            bigint NOT NULL,
+    to_us              bigint NOT NULL,
+    from_committed_us  bigint NOT NULL,
+    to_committed_us    bigint NOT NULL,
+    filter             pg_catalog.bytea,
+    data               pg_catalog.bytea NOT NULL,
+    PRIMARY KEY (pipeline, partition, last)
+);
+
+-- What of the delivery log an operator erased, and who that was. These rows stay.
+CREATE TABLE IF NOT EXISTS {schema}.delivery_erasures (
+    pipeline     pg_catalog.text NOT NULL,
+    id           bigint GENERATED ALWAYS AS IDENTITY,
+    account      pg_catalog.text NOT NULL,
+    erased_by    pg_catalog.text NOT NULL,
+    begun_at     pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    finished_at  pg_catalog.timestamptz,
+    lines        bigint NOT NULL DEFAULT 0,
+    unreadable   bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (pipeline, id)
+);

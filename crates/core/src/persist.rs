@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::delivery_log::Entry;
 use super::event::{AccountId, EndpointId, Event};
 use super::id::{DeadLetterId, JobId, ReplayId};
 use super::lsn::Lsn;
@@ -287,6 +288,9 @@ pub struct PersistBatch {
     /// Dead letters to be removed, and counted in their queues' records; answered by
     /// [`Persisted::letters_purged`].
     pub letter_purges: Vec<Purge>,
+    /// Lines of the delivery log, in the order in which they happened. They are left out rather than that one of them
+    /// keeps all else from being stored.
+    pub log: Vec<Entry>,
 }
 
 /// What a batch came to, once it is durable.
@@ -302,6 +306,9 @@ pub struct Persisted {
     /// Queues whose dead letters are counted in a record from this batch on, as they have
     /// [`LETTERS_MAX`] rows.
     pub beyond: Vec<QueueId>,
+    /// Lines of the delivery log that were left out.
+    #[cfg_attr(feature = "record", serde(default))]
+    pub log_dropped: u64,
 }
 
 impl PersistBatch {
@@ -328,5 +335,6 @@ impl Persisted {
         self.letters_purged.extend(part.letters_purged);
         self.unrouted_purged.extend(part.unrouted_purged);
         self.beyond.extend(part.beyond);
+        self.log_dropped += part.log_dropped;
     }
 }

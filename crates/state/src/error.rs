@@ -77,6 +77,9 @@ pub enum StateError {
     /// The server refused, or the session was lost.
     #[error("state database: {}{}", error_text(.0), session::advice(.0))]
     Sql(#[from] tokio_postgres::Error),
+    /// The server refused a page of the delivery log, and might have taken all else.
+    #[error("delivery log: {}{}", error_text(.0), session::advice(.0))]
+    LogRefused(#[source] tokio_postgres::Error),
 }
 
 /// What an error means for who leads, or is to.
@@ -105,6 +108,7 @@ impl StateError {
             Self::NotSetUp { .. }
             | Self::SchemaTooOld { .. }
             | Self::Connection(_)
+            | Self::LogRefused(_)
             | Self::Sql(_) => Class::Fixable,
         }
     }
@@ -113,7 +117,7 @@ impl StateError {
     fn cause(&self) -> Option<&dyn Failure> {
         match self {
             Self::Connection(error) => Some(error),
-            Self::Sql(error) => Some(error),
+            Self::Sql(error) | Self::LogRefused(error) => Some(error),
             Self::Fenced { .. }
             | Self::NotSetUp { .. }
             | Self::SchemaTooNew { .. }

@@ -13,6 +13,7 @@
 mod coverage;
 mod dead_letters;
 mod deferred;
+mod deliveries;
 mod discard_pages;
 mod endpoints;
 mod error;
@@ -55,6 +56,7 @@ mod tests;
 pub use coverage::MAX_ALARMS;
 pub use dead_letters::StoredDeadLetter;
 pub use deferred::{Changed, DeferredCursor, StoredDeferred};
+pub use deliveries::{DeliveryCursor, DeliveryFilter, DeliveryPage, Erasure, LogSize, Merged};
 pub use discard_pages::{DiscardedPages, PageCursor};
 pub use endpoints::Standing;
 pub use error::{Class, StateError};

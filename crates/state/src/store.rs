@@ -14,6 +14,7 @@ use walhook_postgres::ident::{quote_ident, quote_literal};
 use walhook_postgres::op::EQ;
 use walhook_postgres::pg::{AsDatabaseUrl, DatabaseUrl};
 
+use super::deliveries::Refusal;
 use super::persist::Committing;
 use super::schema::{NEWEST_TABLE, WITH_PAGES};
 use super::session::Session;
@@ -72,6 +73,8 @@ pub struct StateStore {
     epoch: Option<Epoch>,
     /// The batch whose COMMIT was begun and not answered.
     pub(super) committing: Option<Committing>,
+    /// Whether the delivery log takes pages.
+    pub(super) log: Refusal,
 }
 
 /// What every statement names.
@@ -122,7 +125,8 @@ impl StateStore {
             writes_pages: false,
         };
         let connection = connect(&url, settings).await?;
-        let mut store = Self { connection, url, settings, scope, epoch: None, committing: None };
+        let (epoch, committing, log) = (None, None, Refusal::default());
+        let mut store = Self { connection, url, settings, scope, epoch, committing, log };
         store.scope.writes_pages = store.check_schema().await? >= WITH_PAGES;
         Ok(store)
     }

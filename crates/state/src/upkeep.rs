@@ -8,7 +8,7 @@ use super::persist::dead_letters::remove;
 use super::{Param, Scope, StateError, StateStore};
 use walhook_core::room::StateSize;
 use walhook_core::tick::micros;
-use walhook_postgres::op::{EQ, GT, LT, MINUS, PLUS, TIMES, interval};
+use walhook_postgres::op::{EQ, GT, LT, MINUS, NE, PLUS, TIMES, interval};
 
 /// Dead letters, jobs or gaps removed in one transaction, during which the leader writes nothing.
 const CHUNK: i64 = 1_000;
@@ -72,7 +72,7 @@ fn used_sql(s: &str, n: usize, (table, measured, beside): (&str, &str, i64)) -> 
 }
 
 impl StateStore {
-    /// What the tables of the schema take, those of other pipelines in it included.
+    /// What the tables of the schema take, those of other pipelines in it included; but not the delivery log.
     ///
     /// Asks for statistics, and for the size of the rows on some pages: by one statement, for it is asked
     /// every second.
@@ -82,16 +82,20 @@ impl StateStore {
     pub async fn sizes(&self) -> Result<StateSize, StateError> {
         let s = &self.scope.s;
         let names: Vec<String> = TABLES.iter().map(|(table, ..)| format!("{s}.{table}")).collect();
+        // It has a bound of its own.
+        let log = format!("{s}.delivery_log");
         let used: Vec<String> =
             TABLES.iter().zip(1..).map(|(table, n)| used_sql(s, n, *table)).collect();
         let sql = format!(
             "SELECT (SELECT coalesce(pg_catalog.sum(pg_catalog.pg_total_relation_size(c.oid)), 0)::bigint
                      FROM pg_catalog.pg_class c
                      WHERE c.relnamespace {EQ} pg_catalog.to_regnamespace($1)
-                       AND c.relkind {EQ} 'r'), {}",
+                       AND c.relkind {EQ} 'r'
+                       AND c.oid {NE} pg_catalog.to_regclass($3)), {}",
             used.join(", ")
         );
-        let params: [Param<'_>; 2] = [(s, Type::TEXT), (&names, Type::TEXT_ARRAY)];
+        let params: [Param<'_>; 3] =
+            [(s, Type::TEXT), (&names, Type::TEXT_ARRAY), (&log, Type::TEXT)];
         let row = self.connection.query_typed_one(&sql, &params).await?;
         let bytes = |column: usize| -> Result<u64, StateError> {
             Ok(u64::try_from(row.try_get::<_, i64>(column)?).unwrap_or_default())

@@ -216,7 +216,7 @@ impl State {
         let purged = batch.purges.iter().map(|purge| self.purge(purge)).collect();
         let letters_purged = batch.letter_purges.iter();
         let letters_purged = letters_purged.map(|purge| self.purge_letters(purge)).collect();
-        Persisted { purged, letters_purged, beyond, unrouted_purged: Vec::new() }
+        Persisted { purged, letters_purged, beyond, ..Persisted::default() }
     }
 
     fn stop_and_start(&mut self, batch: &PersistBatch) {

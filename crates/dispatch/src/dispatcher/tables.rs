@@ -251,7 +251,7 @@ impl World {
                         .iter()
                         .map(|p| UnroutedPurged { account: p.account.clone(), rows, all })
                         .collect(),
-                    beyond: Vec::new(),
+                    ..Persisted::default()
                 }))
             }
             Step::Answer(status) => {

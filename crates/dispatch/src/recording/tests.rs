@@ -103,6 +103,7 @@ fn persisted() -> Persisted {
         letters_purged: vec![Purged { queue: queue(), rows: 6, all: false }],
         unrouted_purged: vec![UnroutedPurged { account: AccountId::new("42"), rows: 7, all: true }],
         beyond: vec![queue()],
+        log_dropped: 4,
     }
 }
 

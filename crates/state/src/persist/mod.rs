@@ -34,6 +34,7 @@
 //!   job counters add the rows that really changed, so neither counts again;
 //! - an endpoint is switched off (or on) already;
 //! - a notice counts once more than it should: the only thing that does;
+//! - lines of the delivery log are this process's alone: another one tells of what it does itself;
 //! - a row that the server refuses for its data ([`isolate`]) is refused again, and what stands in its
 //!   place is there already.
 
@@ -56,7 +57,8 @@ mod witness;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures_util::try_join;
+use futures_util::{join, try_join};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{PgLsn, Type};
 
 use walhook_core::id::Epoch;
@@ -67,6 +69,7 @@ use walhook_postgres::op::{EQ, LE, LT, to_us};
 use walhook_postgres::sql::is_data_error;
 
 use self::new_pages::Split;
+use super::deliveries::{Page, append};
 use super::replays::{self, Late};
 use super::{Param, Scope, StateError, StateStore, Transaction, fence, lsn};
 
@@ -88,6 +91,9 @@ impl StateStore {
         // No lease taken is no right to write.
         let epoch = self.led_epoch()?;
         let split = Split::of(&self.connection, &self.scope, batch).await?;
+        let is_tried = !batch.log.is_empty() && self.log.is_worth_a_try();
+        let page = is_tried.then(|| Page::of(&batch.log)).flatten();
+        let lines = batch.log.len() as u64;
         let mut tx = self.connection.transaction().await?;
         let is_stored = match self.committing.filter(|last| last.number == batch.number) {
             Some(last) => last.is_stored(&tx, &self.scope, epoch).await?,
@@ -96,8 +102,19 @@ impl StateStore {
         let (rest, number) = (is_stored.then(|| batch.unanswered()), batch.number);
         let split = rest.as_ref().map_or(split, Split::rows);
         let batch = rest.as_ref().unwrap_or(batch);
-        let (persisted, witness) = match write(&tx, &self.scope, epoch, batch, &split).await {
+        let mut page = page.as_ref().filter(|_| !is_stored);
+        let mut written = write(&tx, &self.scope, epoch, batch, &split, page).await;
+        let mut refused = None;
+        if let Err(error @ StateError::LogRefused(_)) = written {
+            // All else must not wait until that is mended.
+            (refused, page) = (Some(error), None);
+            tx.rollback().await?;
+            tx = self.connection.transaction().await?;
+            written = write(&tx, &self.scope, epoch, batch, &split, None).await;
+        }
+        let (mut persisted, witness) = match written {
             Err(StateError::Sql(error)) if is_data_error(&error) => {
+                page = None;
                 tx.rollback().await?;
                 tx = self.connection.transaction().await?;
                 isolate::write(&tx, &self.scope, epoch, batch).await?
@@ -107,6 +124,14 @@ impl StateStore {
         self.committing = Some(Committing { number, witness, is_stored });
         tx.commit().await?;
         self.committing = None;
+        if page.is_some() {
+            self.log.taken();
+        } else if !is_stored {
+            persisted.log_dropped = lines;
+        }
+        if let Some(error) = refused {
+            self.log.refused(error);
+        }
         Ok(persisted)
     }
 }
@@ -118,14 +143,28 @@ pub(super) async fn write(
     epoch: Epoch,
     batch: &PersistBatch,
     split: &Split,
+    page: Option<&Page>,
 ) -> Result<(Persisted, Witness), StateError> {
     // Answered in this order: whoever is fenced off learns it first, and rolls the rest back.
     let step = Step::first(epoch, batch);
-    let (witness, persisted) = try_join!(
-        write_frontier(tx, scope, epoch, batch),
-        write_rows(tx, scope, step, batch, split)
-    )?;
-    Ok((persisted, witness))
+    let all_else = async {
+        try_join!(
+            write_frontier(tx, scope, epoch, batch),
+            write_rows(tx, scope, step, batch, split)
+        )
+    };
+    let (written, logged) = join!(all_else, append(tx, scope, page));
+    match (written, logged) {
+        (Ok((witness, persisted)), Ok(())) => Ok((persisted, witness)),
+        (Ok(_), Err(error)) => Err(error),
+        // What was refused before it fails all that comes after.
+        (Err(StateError::Sql(error)), Err(refused @ StateError::LogRefused(_)))
+            if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) =>
+        {
+            Err(refused)
+        }
+        (Err(error), _) => Err(error),
+    }
 }
 
 /// The fence, and what is settled.
@@ -238,7 +277,7 @@ async fn write_deferred(
         letters::purge(tx, scope, &batch.letter_purges),
     )?;
     let beyond = [beyond, beyond_died].concat();
-    Ok(Persisted { purged, letters_purged, beyond, unrouted_purged: Vec::new() })
+    Ok(Persisted { purged, letters_purged, beyond, ..Persisted::default() })
 }
 
 /// Tells a statement that counts from every earlier one. Stored again, a batch has the same steps.

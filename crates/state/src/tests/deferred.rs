@@ -345,7 +345,7 @@ async fn event_with_many_endpoints_costs_each_delivery_no_more_than_one_with_few
     let changes = PersistBatch { resolved, ..batch(0x100) };
     let tx = store.connection.transaction().await.unwrap();
     let split = Split::rows(&changes);
-    persist::write(&tx, &store.scope, Epoch(1), &changes, &split).await.unwrap();
+    persist::write(&tx, &store.scope, Epoch(1), &changes, &split, None).await.unwrap();
     let read: i64 = tx.query_typed_one(ROWS_READ, &[]).await.unwrap().get(0);
     assert!((80..500).contains(&read), "40 rows of {ENDPOINTS} of one event took {read}");
     tx.commit().await.unwrap();
@@ -404,7 +404,7 @@ async fn work_is_proportional_to_the_batch_also_by_statistics_of_an_empty_table(
     };
     let tx = store.connection.transaction().await.unwrap();
     let split = Split::rows(&changes);
-    persist::write(&tx, &store.scope, Epoch(1), &changes, &split).await.unwrap();
+    persist::write(&tx, &store.scope, Epoch(1), &changes, &split, None).await.unwrap();
     let read = tx.query_typed_one(ROWS_READ, &[]).await;
     let read: i64 = read.unwrap().get(0);
     assert!((200..3_000).contains(&read), "200 rows of {ROWS} took {read}");

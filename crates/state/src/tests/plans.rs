@@ -98,6 +98,8 @@ fn methods() -> BTreeSet<String> {
     let mut files: Vec<_> =
         std::fs::read_dir(&sources).unwrap().map(|f| f.unwrap().path()).collect();
     files.push(sources.join("persist/mod.rs"));
+    let log = std::fs::read_dir(sources.join("deliveries")).unwrap();
+    files.extend(log.map(|file| file.unwrap().path()));
     let mut found = BTreeSet::new();
     for file in files.iter().filter(|file| file.extension().is_some_and(|e| e == "rs")) {
         // Its functions take a session of `setup`'s.

@@ -445,7 +445,7 @@ impl World {
         let purged = batch.purges.into_iter().map(|purge| self.purge(purge)).collect();
         let letters_purged = batch.letter_purges.into_iter();
         let letters_purged = letters_purged.map(|purge| self.purge_letters(purge)).collect();
-        Persisted { purged, letters_purged, beyond: Vec::new(), unrouted_purged }
+        Persisted { purged, letters_purged, unrouted_purged, ..Persisted::default() }
     }
 
     /// Now and then an operator pauses an endpoint, often for longer than retries last, and resumes it.

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use super::super::super::fixture::{dead, defer, event, range, tried};
 use super::Reads::{self, Few, Once};
+use crate::deliveries::tests::busy;
 use crate::{
-    Ask, DeadLetterFilter, DeferredCursor, DeferredFilter, EndpointStop, OpenTransaction,
-    SCHEMA_VERSION, StateStore, Told, WorkerRow,
+    Ask, DeadLetterFilter, DeferredCursor, DeferredFilter, DeliveryCursor, DeliveryFilter,
+    EndpointStop, OpenTransaction, SCHEMA_VERSION, StateStore, Told, WorkerRow,
 };
 use walhook_core::event::{AccountId, EndpointId, Event};
 use walhook_core::id::{DeadLetterId, JobId, ReplayId};
@@ -214,6 +215,7 @@ fn batch(number: u64, frontier: Lsn, letters: &[i64], jobs: &[i64]) -> PersistBa
             .collect(),
         purges: ["7", "8"].map(|endpoint| Purge { queue: queue(endpoint), rows: 8 }).into(),
         letter_purges: vec![Purge { queue: queue("7"), rows: 8 }],
+        log: some().into_iter().map(busy).collect(),
     }
 }
 
@@ -342,7 +344,31 @@ async fn leading(
     step!(done, store, time_of, Once, store.time_of(Lsn(100)));
     step!(done, store, expire, Once, store.expire(Duration::from_secs(86_400)));
     step!(done, store, holders, Once, store.holders());
+    logging(store, done).await;
     looking(store, done).await;
+}
+
+/// The delivery log.
+async fn logging(store: &mut StateStore, done: &mut BTreeMap<&'static str, Reads>) {
+    let any = DeliveryFilter::default();
+    let (page, last) = (busy(7), DeliveryCursor(50));
+    let of = DeliveryFilter {
+        account: Some(page.account.to_string()),
+        endpoint: Some(page.endpoint.to_string()),
+        event_type: Some("none".into()),
+        outcome: Some("dead".into()),
+        ..any.clone()
+    };
+    // Rows of pages are looked at, without their data.
+    step!(done, store, deliveries, Once, store.deliveries(&any, 8, Some(last)));
+    step!(done, store, deliveries_of, Once, store.deliveries(&of, 8, None));
+    step!(done, store, story, Once, store.story(page.event, 8));
+    step!(done, store, merge_deliveries, Once, store.merge_deliveries(DeliveryCursor(0)));
+    step!(done, store, deliveries_size, Once, store.deliveries_size());
+    let century = Duration::from_secs(1_000 * 365 * 86_400);
+    step!(done, store, expire_deliveries, Few, store.expire_deliveries(century, 1));
+    step!(done, store, erase_deliveries, Once, store.erase_deliveries("nobody", "x"));
+    step!(done, store, erasures, Few, store.erasures(8));
 }
 
 /// The last look at the publication.

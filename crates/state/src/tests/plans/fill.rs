@@ -4,7 +4,7 @@ use walhook_core::settled;
 use walhook_postgres::ident::{quote_ident, quote_literal};
 
 use super::super::super::fixture::{Fixture, SCHEMA, event};
-use crate::page;
+use crate::{deliveries, page};
 
 /// Deliveries of a page.
 const PAGE: u64 = 10;
@@ -22,6 +22,8 @@ pub(super) async fn fill(fixture: &Fixture, from: u64, to: u64) {
     let like = event(0x100, "1");
     let data = page::encode((0..PAGE).map(|_| &*like));
     let data: String = data.iter().map(|byte| format!("{byte:02x}")).collect();
+    let line = deliveries::tests::encoded(1);
+    let line: String = line.iter().map(|byte| format!("{byte:02x}")).collect();
     let sql = format!(
         "INSERT INTO {s}.bodies SELECT 'p', {id}, 'a.b', '1', 'insert', now(), {lsn}, {lsn}, 1, 0, '{{}}',
              '\"data\":1' FROM {rows} ON CONFLICT DO NOTHING;
@@ -62,7 +64,11 @@ pub(super) async fn fill(fixture: &Fixture, from: u64, to: u64) {
              SELECT 'p', 'F/0'::pg_lsn + i, '{ranges}' FROM {few} ON CONFLICT DO NOTHING;
          INSERT INTO {s}.checkpoint_history
              SELECT 'p', 'epoch'::timestamptz + i * interval '1 minute', {lsn}
-             FROM {few} ON CONFLICT DO NOTHING;"
+             FROM {few} ON CONFLICT DO NOTHING;
+         INSERT INTO {s}.delivery_log
+             SELECT 'p', 0, i, 1, 1, i, i, i, i, CASE WHEN i % 2 = 0 THEN '\\x0000000000000000'::bytea END,
+                 decode('{line}', 'hex') FROM {rows} ON CONFLICT DO NOTHING;
+         INSERT INTO {s}.delivery_erasures (pipeline, account, erased_by) SELECT 'p', 'a' || i, 'x' FROM {few};"
     );
     fixture.admin.batch_execute(&sql).await.unwrap();
 }

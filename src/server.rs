@@ -7,6 +7,7 @@
 pub mod admin;
 mod backoff;
 mod coverage;
+mod deliveries;
 mod dispatch;
 mod error;
 pub mod health;

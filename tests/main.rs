@@ -21,6 +21,7 @@ mod connections;
 mod coverage;
 mod credentials;
 mod deferral;
+mod deliveries;
 mod descriptors;
 mod disk;
 mod documented_commands;

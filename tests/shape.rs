@@ -195,7 +195,8 @@ fn partition_is_a_parameter_of_every_statement() {
 fn columns_of_a_position_are_named_in_one_place() {
     let mut named = Vec::new();
     for (path, code) in speaks_sql() {
-        if !path.starts_with("crates/state/src") {
+        // Of the two, the latter holds no SQL: a line of the delivery log has its own columns.
+        if !path.starts_with("crates/state/src") || path.ends_with("deliveries/columns.rs") {
             continue;
         }
         // A column of `settled`, a function, and a method are no columns of a position.

@@ -114,6 +114,10 @@ pub(super) const SECTIONS: &[Section] = &[
             ("disable_after", Text),
         ],
     },
+    Section {
+        name: "deliveries",
+        keys: &[("keep", Text), ("retention", Text), ("max_size", Text), ("excerpts", Switch)],
+    },
     Section { name: "scheduler", keys: &[("fast_slots", Number), ("slow_slots", Number)] },
     Section { name: "memory", keys: &[("limit", Text)] },
     Section { name: "wal", keys: &[("max_hold", Text), ("max_retained", Text)] },
@@ -282,6 +286,7 @@ mod tests {
             ("events", fields::<config::EventRule>()),
             ("payload", fields::<config::Payload>()),
             ("delivery", fields::<config::Delivery>()),
+            ("deliveries", fields::<config::Deliveries>()),
             ("scheduler", fields::<config::Scheduler>()),
             ("memory", fields::<config::Memory>()),
             ("wal", fields::<config::Wal>()),

@@ -21,6 +21,7 @@ pub(crate) use load::{parse, parse_worker};
 pub use near_miss::near_misses;
 pub use workers::{LocalSending, WorkerConfig, WorkerEgress, Workers};
 
+use walhook_core::delivery_log::Keep;
 use walhook_core::endpoint::Secret;
 use walhook_core::settings::{Accounts, Endpoints, HEADER_PREFIX};
 use walhook_core::size::ByteSize;
@@ -54,6 +55,9 @@ pub struct Config {
     /// How requests are sent and tried again.
     #[serde(default)]
     pub delivery: Delivery,
+    /// What is kept of each delivery's story.
+    #[serde(default)]
+    pub deliveries: Deliveries,
     /// How many requests are in flight.
     #[serde(default)]
     pub scheduler: Scheduler,
@@ -292,6 +296,32 @@ pub enum Ordering {
     Account,
     /// Nothing.
     None,
+}
+
+/// `[deliveries]`
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Deliveries {
+    /// Which lines the delivery log keeps.
+    pub keep: Keep,
+    /// How long.
+    #[serde(deserialize_with = "units::duration", serialize_with = "units::as_duration")]
+    pub retention: Duration,
+    /// What they may take; beyond it the oldest go.
+    pub max_size: ByteSize,
+    /// Whether they repeat what an endpoint answered where it did not take an event.
+    pub excerpts: bool,
+}
+
+impl Default for Deliveries {
+    fn default() -> Self {
+        Self {
+            keep: Keep::All,
+            retention: Duration::from_secs(7 * 24 * 3600),
+            max_size: ByteSize(1 << 30),
+            excerpts: true,
+        }
+    }
 }
 
 /// `[scheduler]`

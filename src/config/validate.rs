@@ -29,6 +29,9 @@ const LEAST_STATE_SIZE: u64 = 8 << 20;
 /// PostgreSQL's bounds of `logical_decoding_work_mem`: 64 kB, and what 2^31 - 1 of them are.
 const STREAM_ABOVE: std::ops::RangeInclusive<u64> = (64 << 10)..=(((1 << 31) - 1) << 10);
 
+/// Some tens of thousands of deliveries.
+const LEAST_LOG_SIZE: u64 = 1 << 20;
+
 /// Sixteen blocks of the spool: less would turn streaming off with the first transaction that needs it.
 const LEAST_SPOOL: u64 = 1 << 20;
 
@@ -58,6 +61,15 @@ pub(super) fn validate(config: &Config) -> Result<(), Problem> {
     }
     if config.state.max_size.0 < LEAST_STATE_SIZE {
         return problem("state.max_size", "is below 8MiB; a few deferred deliveries would fill it");
+    }
+    if config.deliveries.retention < LEAST_RETENTION {
+        return problem("deliveries.retention", "is below 1h; a line must be there to be seen");
+    }
+    if config.deliveries.max_size.0 < LEAST_LOG_SIZE {
+        return problem(
+            "deliveries.max_size",
+            "is below 1MiB; \"none\" for deliveries.keep keeps nothing",
+        );
     }
     table("endpoints.table", &config.endpoints.table)?;
     for watched in &config.endpoints.watch {

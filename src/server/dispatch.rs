@@ -459,6 +459,8 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
     metrics.unrouted_routed.inc_by(counters.routed_later - reported.routed_later);
     metrics.unrouted_unwanted.inc_by(counters.unwanted - reported.unwanted);
     metrics.unrouted.set(i64::try_from(gauges.unrouted).unwrap_or(i64::MAX));
+    metrics.delivery_log.stored.inc_by(counters.logged - reported.logged);
+    metrics.delivery_log.dropped.inc_by(counters.log_dropped - reported.log_dropped);
     *reported = counters;
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     metrics.in_flight_fast.set(gauges.in_flight_fast.into());

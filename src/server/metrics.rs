@@ -6,6 +6,7 @@
 //! once, when the registry is made.
 
 mod about;
+mod delivery_log;
 mod register;
 mod streamed;
 
@@ -23,6 +24,7 @@ use walhook_rules::rule::pattern_covers;
 
 use super::trouble::Part;
 pub use about::AboutMetrics;
+pub use delivery_log::LogMetrics;
 use register::{Register, by_label};
 pub use streamed::StreamedMetrics;
 
@@ -187,6 +189,8 @@ pub struct Metrics {
     pub about: AboutMetrics,
     /// `walhook_state_bytes`: what the state tables take on disk.
     pub state_bytes: IntGauge,
+    /// Of the delivery log.
+    pub delivery_log: LogMetrics,
     /// `walhook_replay_window_bytes`: WAL that the anchor slot makes the server keep for replays.
     pub replay_window: IntGauge,
     /// Of transactions that are received while they are open.
@@ -224,11 +228,7 @@ impl Metrics {
         let [slot_safe, bus_connected] = unknown;
         Ok(Self {
             changes: r.counter("walhook_changes_total")?,
-            events: by_label(
-                &r.counters("walhook_events_total", "type")?,
-                event_types.into_iter().map(str::to_owned),
-                String::as_str,
-            ),
+            events: Self::events(&r, event_types)?,
             delivered: deliveries.with_label_values(&["delivered"]),
             logged: deliveries.with_label_values(&["logged"]),
             dead: deliveries.with_label_values(&["dead"]),
@@ -280,6 +280,7 @@ impl Metrics {
             uncovered: r.gauge("walhook_uncovered_tables")?,
             about: AboutMetrics::new(&r)?,
             state_bytes: r.gauge("walhook_state_bytes")?,
+            delivery_log: LogMetrics::new(&r)?,
             oldest_unsettled: r.float("walhook_oldest_unsettled_seconds")?,
             slot_retained: r.gauge("walhook_slot_retained_bytes")?,
             slot_safe,
@@ -291,6 +292,14 @@ impl Metrics {
             unroutable: Self::unroutable(&r)?,
             registry,
         })
+    }
+
+    fn events<'a>(
+        r: &Register<'_>,
+        types: impl IntoIterator<Item = &'a str>,
+    ) -> prometheus::Result<HashMap<String, IntCounter>> {
+        let counters = r.counters("walhook_events_total", "type")?;
+        Ok(by_label(&counters, types.into_iter().map(str::to_owned), String::as_str))
     }
 
     fn deferred_by_reason(r: &Register<'_>) -> Labelled {
@@ -487,6 +496,7 @@ impl Metrics {
             &self.uncovered,
             &self.state_bytes,
             &self.about.state_max_bytes,
+            &self.delivery_log.bytes,
             &self.replay_window,
             &self.slot_retained,
             &self.checkpoint_lag,

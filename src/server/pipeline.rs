@@ -26,6 +26,7 @@ use rand::rngs::SmallRng;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::deliveries::DeliveryLog;
 use super::jobs::{Jobs, Outlets};
 use super::leadership::{Leader, LeaderBefore, Source};
 use super::lookups::LookupResponder;
@@ -315,6 +316,8 @@ impl Leading {
         });
         let (of, to) = again();
         tasks.keep(Retention { sessions: of, tell: to });
+        let (of, to) = again();
+        tasks.keep(DeliveryLog::new(of, Arc::clone(&metrics), to));
         let (of, to) = again();
         tasks.keep(Vacuum { sessions: of, tell: to, measured });
         let (of, to) = again();

@@ -42,6 +42,8 @@ pub(super) fn settings(config: &Config) -> Result<Settings, Unfit> {
         max_retained: config.wal.max_retained.0,
         notifies: config.notify.url.is_some(),
         state_max: config.state.max_size.0,
+        log: config.deliveries.keep,
+        log_excerpts: config.deliveries.excerpts,
     })
 }
 

@@ -52,11 +52,15 @@ pub enum Part {
     Streaming,
     /// The table of those.
     OpenTransactions,
+    /// Storing lines of the delivery log.
+    DeliveryLog,
+    /// Keeping that small.
+    LogUpkeep,
 }
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Start,
         Self::Stream,
         Self::State,
@@ -75,6 +79,8 @@ impl Part {
         Self::Workers,
         Self::Streaming,
         Self::OpenTransactions,
+        Self::DeliveryLog,
+        Self::LogUpkeep,
     ];
 
     /// The label's value in the metrics, and the name in `--json`.
@@ -99,6 +105,8 @@ impl Part {
             Self::Workers => "workers",
             Self::Streaming => "streaming",
             Self::OpenTransactions => "open_transactions",
+            Self::DeliveryLog => "delivery_log",
+            Self::LogUpkeep => "log_upkeep",
         }
     }
 
@@ -144,6 +152,12 @@ impl Part {
                 "cannot store which transactions are open; delivery goes on, and `status` shows them as they \
                  were"
             }
+            Self::DeliveryLog => {
+                "cannot store lines of the delivery log; delivery goes on, and they are left out of it"
+            }
+            Self::LogUpkeep => {
+                "cannot merge or remove pages of the delivery log; delivery goes on, and the log grows"
+            }
         }
     }
 
@@ -169,6 +183,8 @@ impl Part {
             Self::Workers => "how workers stand is stored",
             Self::Streaming => "large transactions are received while they are open",
             Self::OpenTransactions => "which transactions are open is stored",
+            Self::DeliveryLog => "lines of the delivery log are stored",
+            Self::LogUpkeep => "the delivery log is merged, and what is too old is removed",
         }
     }
 
@@ -191,7 +207,9 @@ impl Part {
             | Self::Watch
             | Self::Workers
             | Self::Streaming
-            | Self::OpenTransactions => false,
+            | Self::OpenTransactions
+            | Self::DeliveryLog
+            | Self::LogUpkeep => false,
         }
     }
 }

@@ -99,6 +99,11 @@ pub(super) async fn write(
             }
         };
         report(&done);
+        match store.log_refused() {
+            Some(error) => tell.fails(Part::DeliveryLog, since, error),
+            None if !batch.log.is_empty() => tell.works(Part::DeliveryLog),
+            None => {}
+        }
         letters.log(&store, &batch).await;
         if !batch.deferred.is_empty() {
             Failpoint::DeferredCommitted.pass();

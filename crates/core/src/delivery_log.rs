@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::attempt::{Asked, FailureKind};
+use super::attempt::{Asked, FailureKind, Outcome};
 use super::event::{AccountId, EndpointId};
 use super::heap::block;
 use super::lsn::Lsn;
 use super::persist::{DeadReason, DeferReason};
 use super::position::EventId;
+use super::tick::micros;
 use super::waits::Waits;
 
 /// Which lines are kept: `deliveries.keep`.
@@ -84,11 +85,37 @@ impl Entry {
         self.attempt > 0
     }
 
+    /// The same line of an attempt, the `attempt`th, that came to `outcome`. Where `excerpts` is false it has nothing
+    /// of an answer but its status.
+    #[must_use]
+    pub fn of_attempt(self, attempt: u32, outcome: &Outcome, excerpts: bool) -> Self {
+        let record = &outcome.record;
+        let is_told = !outcome.delivered() && (excerpts || record.failure.is_some());
+        Self {
+            attempt,
+            status: record.status,
+            failure: record.failure,
+            elapsed_us: micros(outcome.elapsed),
+            excerpt: if is_told { excerpt(&record.text) } else { String::new() },
+            ..self
+        }
+    }
+
     /// What it holds in memory, in bytes; texts that others share are not its own.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
         size_of::<Self>() + block(self.excerpt.capacity())
     }
+}
+
+/// What of a text a line repeats.
+#[must_use]
+pub fn excerpt(text: &str) -> String {
+    let mut end = text.len().min(EXCERPT_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default().to_owned()
 }
 
 /// What happened.

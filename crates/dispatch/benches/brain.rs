@@ -18,6 +18,7 @@ use bytes::Bytes;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use walhook_core::attempt::{DeliveryId, Meaning, Outcome};
+use walhook_core::delivery_log::Keep;
 use walhook_core::endpoint::{Endpoint, Routes, Secret};
 use walhook_core::event::{AccountId, EndpointId, Event, Item, Operation, RowKeys};
 use walhook_core::lsn::Lsn;
@@ -122,6 +123,8 @@ impl Brain {
             max_retained: 1 << 40,
             notifies: false,
             state_max: u64::MAX,
+            log: Keep::All,
+            log_excerpts: true,
         };
         Self {
             dispatcher: Dispatcher::new(settings, Start::default(), SmallRng::seed_from_u64(1)),

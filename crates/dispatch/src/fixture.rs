@@ -12,6 +12,7 @@ use crate::retry::RetryPolicy;
 use crate::route::Snapshot;
 use crate::settle::SettlePolicy;
 use walhook_core::attempt::{Meaning, Outcome, Record};
+use walhook_core::delivery_log::Keep;
 use walhook_core::endpoint::{Endpoint, Routes, Secret};
 use walhook_core::event::{AccountId, EndpointId, Event, Item, Operation, RowKeys};
 use walhook_core::lsn::Lsn;
@@ -36,6 +37,8 @@ pub(crate) fn settings() -> Settings {
         max_retained: 1 << 30,
         notifies: false,
         state_max: u64::MAX,
+        log: Keep::All,
+        log_excerpts: true,
     }
 }
 

@@ -10,7 +10,7 @@ use prometheus::{
 };
 
 /// What `/metrics` says of each metric.
-const HELP: [(&str, &str); 59] = [
+const HELP: &[(&str, &str)] = &[
     ("walhook_adopted_total", "Attempts that were not sent, for an earlier leader's worker had."),
     ("walhook_attempt_seconds", "How long a request took."),
     ("walhook_attempts_total", "Requests that came to an end, by what came of them."),
@@ -35,6 +35,11 @@ const HELP: [(&str, &str); 59] = [
         "Deliveries that left memory for the table of deferred ones, by why.",
     ),
     ("walhook_deliveries_total", "Deliveries that came to an end or were deferred, by how."),
+    ("walhook_delivery_log_bytes", "Bytes that the delivery log takes."),
+    (
+        "walhook_delivery_log_entries_total",
+        "Lines of the delivery log that were stored, and those that were left out.",
+    ),
     ("walhook_delivery_latency_seconds", "From the commit to the 2xx."),
     ("walhook_endpoint_changes_total", "Changes of endpoints' states, by what they became."),
     ("walhook_endpoints_invalid", "Endpoints whose row cannot be used, of those that are known."),

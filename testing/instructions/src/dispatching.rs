@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use walhook_core::attempt::{DeliveryId, Meaning, Outcome, Record};
+use walhook_core::delivery_log::Keep;
 use walhook_core::endpoint::{Endpoint, Routes, Secret};
 use walhook_core::event::{EndpointId, Item};
 use walhook_core::lsn::Lsn;
@@ -151,5 +152,7 @@ fn settings() -> Result<Settings> {
         max_retained: 256 << 20,
         notifies: false,
         state_max: u64::MAX,
+        log: Keep::All,
+        log_excerpts: true,
     })
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
+use walhook_core::delivery_log::Keep;
 use walhook_dispatch::dispatcher::{Ordering, Settings};
 use walhook_dispatch::retry::RetryPolicy;
 use walhook_dispatch::settle::SettlePolicy;
@@ -144,6 +145,8 @@ impl Plan {
             max_retained: 40_000,
             notifies: true,
             state_max: bound.unwrap_or(u64::MAX),
+            log: Keep::All,
+            log_excerpts: true,
         };
         Self {
             seed,

@@ -53,7 +53,7 @@ impl Dispatcher {
     }
 
     /// A delivery ends without success.
-    pub(super) fn die(&mut self, queue: QueueNo, delivery: DeliveryId, end: End) {
+    pub(super) fn die(&mut self, queue: QueueNo, delivery: DeliveryId, end: End, now: Tick) {
         let QueueId { endpoint, .. } = self.queues.id(queue).clone();
         let in_memory = self.queues.in_use(queue);
         let pending = in_memory.held_mut(delivery);
@@ -82,11 +82,13 @@ impl Dispatcher {
                 Body::Row { row, insertion, queue, id: delivery }
             }
             Origin::Retry { dead_letter, job } => {
+                self.log_dead(&letter, origin.asked(), now);
                 self.outbox.retried(Retried { dead_letter, job, error: Some(letter) });
                 self.forget(queue, delivery);
                 return;
             }
             Origin::Replay(replay) => {
+                self.log_dead(&letter, origin.asked(), now);
                 self.end_replay(replay, Some(letter));
                 self.forget(queue, delivery);
                 return;
@@ -97,7 +99,10 @@ impl Dispatcher {
     }
 
     /// A delivery ends with a 2xx, or because its endpoint was removed.
-    pub(super) fn settle(&mut self, queue: QueueNo, delivery: DeliveryId, ended: Ended) {
+    pub(super) fn settle(&mut self, queue: QueueNo, delivery: DeliveryId, ended: Ended, now: Tick) {
+        if ended == Ended::Dropped {
+            self.log_dropped(queue, delivery, now);
+        }
         let pending = self.queues.remove(queue, delivery).pending;
         let event = &pending.held.event;
         match pending.origin {

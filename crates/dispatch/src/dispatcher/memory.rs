@@ -32,6 +32,7 @@ impl Dispatcher {
             + self.progress.bytes()
             + self.routing.starts.len() * START_BYTES
             + self.routing.shelves.bytes()
+            + self.journal.bytes()
     }
 
     /// What counts against the limit.

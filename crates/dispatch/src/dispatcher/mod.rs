@@ -28,6 +28,7 @@
 //! | `progress` | transactions that are not settled, what is settled ahead of the first of them |
 //! | `endpoint_states` | endpoints that are off, paused, or fail |
 //! | `outbox` | what is to be stored, and what is in the state transaction under way |
+//! | `journal` | the delivery log's lines that are to be stored with it |
 //! | `memory_budget` | what is pending, in bytes, and when there is no room |
 //! | `replay` | replays that are fed, and their counts |
 //! | `door` | whose turn it is, and what is told outside |
@@ -66,6 +67,7 @@ mod fan_out;
 mod frontier_limit;
 mod input;
 mod joining;
+mod journal;
 mod memory;
 mod memory_budget;
 mod operator;
@@ -121,6 +123,7 @@ use deferred_queue::DeferredQueue;
 use door::Door;
 use endpoint_states::EndpointStates;
 use failures::Failures;
+use journal::Journal;
 use memory_budget::MemoryBudget;
 use outbox::Outbox;
 use progress::Progress;
@@ -158,6 +161,7 @@ pub struct Dispatcher {
     progress: Progress,
     endpoints: EndpointStates,
     outbox: Outbox,
+    journal: Journal,
     memory: MemoryBudget,
     replays: Replays,
     /// When there was no room for more of the stream.
@@ -184,6 +188,7 @@ impl Dispatcher {
                 Failures::new(settings.memory_limit, start.failing, Tick(0)),
             ),
             outbox: Outbox::new(start.frontier, settings.max_hold, settings.notifies),
+            journal: Journal::new(settings.log, settings.log_excerpts, settings.memory_limit),
             memory: MemoryBudget::new(settings.memory_limit),
             replays: Replays::default(),
             full: Spans::default(),
@@ -238,7 +243,11 @@ impl Dispatcher {
     /// What happened so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.door.reports.counters()
+        Counters {
+            logged: self.journal.stored(),
+            log_dropped: self.journal.dropped(),
+            ..self.door.reports.counters()
+        }
     }
 
     /// Everything before this is settled; it may not be stored yet.

@@ -104,7 +104,7 @@ impl Dispatcher {
             .partition(|(_, retry)| *retry);
         for (id, _) in retries {
             let (reason, detail) = (DeadReason::Exhausted, PAUSED.to_owned());
-            self.die(queue, id, End { reason, detail, last_status: None });
+            self.die(queue, id, End { reason, detail, last_status: None }, now);
             self.queues.rest_if_idle(queue);
         }
         let others: Vec<DeliveryId> = others.into_iter().map(|(id, _)| id).collect();

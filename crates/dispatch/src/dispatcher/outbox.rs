@@ -382,20 +382,21 @@ impl Outbox {
         assert!(self.under_way.replace(under_way).is_none(), "two state transactions at once");
     }
 
-    /// The batch under way is durable; it removed `purged` rows beside. Returns the checkpoint, and what waits for
-    /// it.
+    /// The batch under way is durable; it removed `purged` rows beside. Returns the checkpoint, how long that took,
+    /// and what waits for it.
     ///
     /// # Panics
     /// None is under way, or the checkpoint would go back.
-    pub(super) fn handle_stored(&mut self, purged: u64, now: Tick) -> (Lsn, Parts) {
+    pub(super) fn handle_stored(&mut self, purged: u64, now: Tick) -> (Lsn, Duration, Parts) {
         let Some(UnderWay { started, frontier, parts, .. }) = self.under_way.take() else {
             panic!("a state transaction is stored that was not handed out")
         };
         assert!(frontier >= self.stored_frontier, "the checkpoint went back");
         (self.stored_frontier, self.last_stored) = (frontier, now);
         let rows = parts.stored.len() + usize::try_from(purged).unwrap_or(usize::MAX);
-        self.adapt(now.since(started), rows);
-        (frontier, parts)
+        let took = now.since(started);
+        self.adapt(took, rows);
+        (frontier, took, parts)
     }
 
     /// Batches become smaller when they take long, and grow again.

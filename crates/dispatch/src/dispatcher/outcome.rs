@@ -75,6 +75,7 @@ impl Dispatcher {
                 self.begin_failing(queue, event.id, &outcome.record.text, is_told, now);
             }
         }
+        self.log_attempt(queue, id, (outcome, waits), now);
         let is_test = self.is_test(queue, id, origin);
         self.apply(queue, id, (outcome, outdated), now);
         self.note_health(queue, is_test, outcome, now);
@@ -187,7 +188,7 @@ impl Dispatcher {
         match settlement {
             Settlement::Delivered => {
                 self.door.reports.delivered();
-                self.settle(queue, id, Ended::Delivered);
+                self.settle(queue, id, Ended::Delivered, now);
             }
             Settlement::Retry { after } if may_wait => {
                 let due = now + after;
@@ -199,13 +200,13 @@ impl Dispatcher {
                 self.leave(queue, &ids, Exit::Failed(id, now + after), now);
             }
             Settlement::Dead { reason, detail } => {
-                self.die(queue, id, End { reason, detail, last_status });
+                self.die(queue, id, End { reason, detail, last_status }, now);
             }
             Settlement::Disable { detail } => {
                 let endpoint = self.queues.id(queue).endpoint.clone();
                 let disable = DisableEndpoint { endpoint, reason: detail };
                 let (reason, detail) = (DeadReason::EndpointDisabled, disable.reason.clone());
-                self.die(queue, id, End { reason, detail, last_status });
+                self.die(queue, id, End { reason, detail, last_status }, now);
                 self.switch_off(queue, disable, now);
             }
         }

@@ -185,20 +185,21 @@ impl Dispatcher {
             self.queues.in_use(queue).idle().map(|pending| (pending.id, pending.origin)).collect();
         for (delivery, origin) in idle {
             match (&why, origin) {
-                (Some(end), _) => self.die(queue, delivery, end.clone()),
+                (Some(end), _) => self.die(queue, delivery, end.clone(), now),
                 (None, Origin::Stream { .. } | Origin::Deferred { .. }) => {
                     self.door.reports.dropped();
-                    self.settle(queue, delivery, Ended::Dropped);
+                    self.settle(queue, delivery, Ended::Dropped, now);
                 }
                 (None, Origin::Replay(replay)) => {
                     self.door.reports.dropped();
+                    self.log_dropped(queue, delivery, now);
                     self.end_replayed(replay, |counts| counts.dropped += 1);
                     self.forget(queue, delivery);
                 }
                 (None, Origin::Retry { .. }) => {
                     let reason = DeadReason::EndpointDisabled;
                     let detail = "the endpoint was removed".to_owned();
-                    self.die(queue, delivery, End { reason, detail, last_status: None });
+                    self.die(queue, delivery, End { reason, detail, last_status: None }, now);
                 }
             }
             self.queues.rest_if_idle(queue);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::settle::SettlePolicy;
+use walhook_core::delivery_log::Keep;
 use walhook_core::event::{EndpointId, Event};
 use walhook_core::id::{DeadLetterId, JobId};
 use walhook_core::persist::DeferReason;
@@ -50,6 +51,12 @@ pub struct Settings {
     pub notifies: bool,
     /// What the state tables may take, in bytes.
     pub state_max: u64,
+    /// Which lines of the delivery log are kept.
+    #[cfg_attr(feature = "record", serde(default))]
+    pub log: Keep,
+    /// Whether they repeat what an endpoint answered.
+    #[cfg_attr(feature = "record", serde(default))]
+    pub log_excerpts: bool,
 }
 
 /// An operator's retry of one dead letter.
@@ -87,6 +94,10 @@ pub struct Counters {
     pub unwanted: u64,
     /// Deliveries that were deferred, by [`DeferReason`].
     pub deferred: [u64; DeferReason::ALL.len()],
+    /// Lines of the delivery log that are stored.
+    pub logged: u64,
+    /// Lines of it that were left out.
+    pub log_dropped: u64,
 }
 
 /// How things stand, for metrics and `/readyz`.

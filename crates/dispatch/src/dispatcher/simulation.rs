@@ -29,6 +29,7 @@ use crate::retry::RetryPolicy;
 use crate::route::Snapshot;
 use crate::settle::SettlePolicy;
 use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
+use walhook_core::delivery_log::Keep;
 use walhook_core::endpoint::Routes;
 use walhook_core::event::{Invalidation, Item, Scope};
 use walhook_core::persist::{
@@ -412,6 +413,8 @@ fn settings(memory_limit: usize) -> Settings {
         max_retained: 10_000,
         notifies: true,
         state_max: u64::MAX,
+        log: Keep::All,
+        log_excerpts: true,
     }
 }
 

@@ -23,7 +23,7 @@ impl Dispatcher {
         let number = self.outbox.begin_batch();
         let mut batch = PersistBatch { number, frontier, ..PersistBatch::default() };
         let stored = self.hand_out_rows(&mut batch, now);
-        let dying = self.hand_out_dying(&mut batch);
+        let dying = self.hand_out_dying(&mut batch, now);
         let mut removed = self.hand_out_changes(&mut batch);
         removed.extend(dying.iter().filter_map(|dying| match &dying.body {
             Body::Row { row, queue, .. } => Some((*queue, row.key.clone())),
@@ -41,6 +41,7 @@ impl Dispatcher {
         batch.settled.extend(self.hand_out_starts());
         self.hand_out_failing(&mut batch, now);
         self.replays.hand_out(&mut batch);
+        batch.log = self.journal.hand_out();
         let parts = Parts { dying, stored, removed, routed, over };
         self.outbox.hand_over(&mut batch, parts, now);
         Some(batch)
@@ -75,6 +76,7 @@ impl Dispatcher {
                     None => batch.routed.push(routed),
                 }
             }
+            self.log_left(&leaving, now);
             match leaving.kind {
                 Leaves::Unrouted => {
                     batch.unrouted.push(Arc::clone(event));
@@ -92,10 +94,11 @@ impl Dispatcher {
         stored
     }
 
-    fn hand_out_dying(&mut self, batch: &mut PersistBatch) -> Vec<Dying> {
+    fn hand_out_dying(&mut self, batch: &mut PersistBatch, now: Tick) -> Vec<Dying> {
         let mut dying: Vec<Dying> = Vec::new();
         while let Some(next) = self.outbox.next_dying(dying.len()) {
             let letter = next.letter.clone();
+            self.log_dead(&letter, None, now);
             self.outbox.notices.add_letter(&letter);
             match &next.body {
                 Body::Unroutable { .. } => batch.dead_letters.push(letter),
@@ -167,7 +170,8 @@ impl Dispatcher {
         let purged = persisted.purged.iter().chain(&persisted.letters_purged);
         let unrouted = persisted.unrouted_purged.iter().map(|purged| purged.rows);
         let purged = purged.map(|purged| purged.rows).chain(unrouted).sum::<u64>();
-        let (frontier, parts) = self.outbox.handle_stored(purged, now);
+        let (frontier, took, parts) = self.outbox.handle_stored(purged, now);
+        self.journal.handle_stored(took, persisted.log_dropped);
         for leaving in parts.stored {
             self.handle_row_stored(leaving, now);
         }

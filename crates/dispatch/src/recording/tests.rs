@@ -10,6 +10,7 @@ use crate::dispatcher::{LookUpAnswer, OperatorInput, Ordering, Replay, ReplayInp
 use crate::retry::RetryPolicy;
 use crate::settle::SettlePolicy;
 use walhook_core::attempt::{DeliveryId, FailureKind, Meaning, Outcome, Record};
+use walhook_core::delivery_log::Keep;
 use walhook_core::endpoint::{Endpoint, Routes, Secret};
 use walhook_core::event::{
     AccountId, EndpointId, Event, Invalidation, Item, Operation, Scope, Unroutable,
@@ -222,6 +223,8 @@ fn settings() -> Settings {
         max_retained: 1 << 30,
         notifies: true,
         state_max: 1 << 30,
+        log: Keep::All,
+        log_excerpts: true,
     }
 }
 

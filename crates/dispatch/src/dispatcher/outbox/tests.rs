@@ -149,7 +149,7 @@ proptest! {
                     if !std::mem::take(&mut under_way) {
                         continue;
                     }
-                    let (_, parts) = outbox.handle_stored(0, Tick(0));
+                    let (.., parts) = outbox.handle_stored(0, Tick(0));
                     for leaving in parts.stored {
                         outbox.stored_row(leaving.bytes);
                         let first = rows.iter().position(|row| !row.stored).unwrap();

@@ -11,6 +11,7 @@ use super::super::{EndpointChange, EndpointChanged};
 use super::world::{ACCOUNTS, Change, FIRST_LSN, Temper, Txn, World, account_for, event};
 use super::{Happens, Life, Ordering, RetryPolicy, Settings, SettlePolicy};
 use walhook_core::attempt::{Attempt, Meaning, Outcome};
+use walhook_core::delivery_log::Keep;
 use walhook_core::event::AccountId;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{DeadReason, QueueId};
@@ -54,6 +55,8 @@ fn settings() -> Settings {
         max_retained: 256 << 20,
         notifies: true,
         state_max: u64::MAX,
+        log: Keep::All,
+        log_excerpts: true,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::support::{PATIENCE, RULES, SECRET, World, answers, get, text};
 const IMPATIENT: &str = "[delivery]\nretry_base = \"10ms\"\nretry_cap = \"20ms\"\nretry_for = \"0s\"\ntimeout = \"60s\"\n\
                          header_prefix = \"acme\"";
 
-const ALL: [&str; 15] = [
+const ALL: [&str; 16] = [
     "demo",
     "setup",
     "check",
@@ -29,6 +29,7 @@ const ALL: [&str; 15] = [
     "deferred",
     "dead-letters",
     "endpoints",
+    "events",
     "recover",
     "teardown",
     "mock-endpoint",

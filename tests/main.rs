@@ -30,6 +30,7 @@ mod encodings;
 mod endpoint_commands;
 mod endpoints;
 mod errors;
+mod events;
 mod example_receivers;
 mod examples;
 mod failover;

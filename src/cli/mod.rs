@@ -12,6 +12,7 @@ pub mod dead_letters;
 pub mod deferred;
 pub mod demo;
 pub mod endpoints;
+pub mod events;
 mod filter;
 pub mod gaps;
 pub mod health;
@@ -84,6 +85,8 @@ pub enum Command {
     Health(health::Args),
     /// Show the checkpoint, or reset it
     Checkpoint(checkpoint::Args),
+    /// Show what became of an event, or send it again
+    Events(events::Args),
     /// List, retry or discard deliveries that wait for their next attempt
     Deferred(deferred::Args),
     /// Send a past range again, beside the live stream
@@ -127,6 +130,7 @@ impl Cli {
             Command::Checkpoint(args) => checkpoint::run(args, common).await,
             Command::Deferred(args) => deferred::run(args, common).await,
             Command::Endpoints(args) => endpoints::run(args, common).await,
+            Command::Events(args) => events::run(args, common).await,
             Command::Replay(args) => replay::run(args, common).await,
             Command::DeadLetters(args) => dead_letters::run(args, common).await,
             Command::Workers(args) => workers::run(args, common).await,

@@ -16,6 +16,7 @@ use crate::control::status::{
     self, InvalidView, LeaderView, OpenTransactionView, StatusView, TroubleView,
 };
 use crate::control::workers::WorkerView;
+pub(super) use work::cause_text;
 
 /// Show leader, slot, checkpoint, what waits and for what, dead letters, gaps and why the pipeline halted, if it did
 ///

@@ -50,6 +50,10 @@ fn queries() -> Vec<Contract> {
             ],
         ),
         ("endpoints_list", vec![case("whole", &sample::endpoint_page())]),
+        (
+            "events_show",
+            vec![case("whole", &sample::event()), case("unknown", &sample::unknown_event())],
+        ),
         ("gaps_list", vec![case("whole", &sample::gap_list())]),
         ("health", vec![case("whole", &sample::health())]),
         ("replay_list", vec![case("whole", &sample::replay_list())]),

@@ -97,6 +97,14 @@ impl From<ReplayFilter> for FilterView {
     }
 }
 
+impl ReplayView {
+    /// Whether it has had no delivery so far.
+    pub(crate) fn is_of_nothing(&self) -> bool {
+        let Self { delivered, waiting, dead, dropped, in_gaps, .. } = self;
+        delivered + waiting + dead + dropped + in_gaps == 0
+    }
+}
+
 impl From<StoredReplay> for ReplayView {
     fn from(replay: StoredReplay) -> Self {
         let fraction = replay.fraction();

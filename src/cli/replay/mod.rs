@@ -11,7 +11,7 @@ use anyhow::anyhow;
 
 use super::run::until_signal;
 use super::terminal::Terminal;
-use super::{CommandResult, Common, print_json, print_line};
+use super::{CommandResult, Common, Failure, print_json, print_line};
 use crate::control::replay::{self, Asked, Moment, ReplayRange, ReplayView};
 use crate::control::{Databases, Progress};
 
@@ -98,6 +98,11 @@ impl Wait {
         Self { at_most, for_all: false }
     }
 
+    /// For the end of all of its deliveries.
+    pub(super) fn for_everything(at_most: Duration) -> Self {
+        Self { at_most: at_most.min(FOREVER), for_all: true }
+    }
+
     fn parse(text: &str) -> Result<Self, humantime::DurationError> {
         let for_all = true;
         match text {
@@ -127,7 +132,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
                 return if common.json { print_json(&counts) } else { text() };
             }
             let wait = wait.unwrap_or(Wait::for_range(Duration::from_secs(3_600)));
-            carry_out(databases, &range, wait, common.json).await
+            carry_out(databases, &range, wait, common.json).await.map(drop)
         }
         Command::List { limit } => {
             let list = replay::list(databases, limit).await?;
@@ -145,13 +150,13 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     }
 }
 
-/// Asks the leader for the replay, and waits for its end.
+/// Asks the leader for the replay, and waits for its end. Returns it as it is then.
 pub(super) async fn carry_out(
     databases: Databases<'_>,
     range: &ReplayRange,
     wait: Wait,
     json: bool,
-) -> CommandResult {
+) -> Result<ReplayView, Failure> {
     let terminal = Terminal::new();
     let started = replay::start(databases, range, &mut |p| terminal.tell(p)).await?;
     let id = started.id;
@@ -175,7 +180,10 @@ pub(super) async fn carry_out(
         print_line(&print::line(&replay))?;
         print::remarks(&replay).iter().try_for_each(|remark| print_line(remark))?;
     }
-    if at_most.is_zero() { Ok(()) } else { verdict(&replay, for_all) }
+    if !at_most.is_zero() {
+        verdict(&replay, for_all)?;
+    }
+    Ok(replay)
 }
 
 /// Whether nothing went wrong with what was waited for.

@@ -82,7 +82,7 @@ fn account_text(account: &AccountWorkView) -> String {
 }
 
 /// The word, and what it means.
-pub(super) fn cause_text(cause: &str) -> String {
+pub(in super::super) fn cause_text(cause: &str) -> String {
     let means = match cause {
         "read" => "the stream is behind",
         "lookup" => "its account's endpoints are looked up",

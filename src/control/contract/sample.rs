@@ -15,6 +15,7 @@ use crate::control::deferred::{
     DeferredPage, DeferredView, Discarded, OfAccountView, WithoutEndpointView,
 };
 use crate::control::endpoints::{EndpointPage, EndpointView, ProbeView, StopView};
+use crate::control::events::{DeliveryView, EventView};
 use crate::control::gaps::{ClosedGap, GapList, GapView, ReplayableGap};
 use crate::control::health::HealthView;
 use crate::control::jobs::JobView;
@@ -154,6 +155,62 @@ pub(crate) fn whole_dead_letter() -> WholeDeadLetter {
         change_lsn: "0/20F".into(),
         body: RawValue::from_string(body.into()).unwrap(),
         committed_at: at(0),
+    }
+}
+
+pub(crate) fn event() -> EventView {
+    let deferred = DeliveryView {
+        endpoint: text("7"),
+        replay_id: None,
+        state: "deferred".into(),
+        since: Some(at(2)),
+        reason: text("failed"),
+        detail: text("status 503"),
+        cause: text("attempt"),
+        attempts: 2,
+        next_attempt_at: Some(at(10)),
+        dead_letter: None,
+    };
+    let dead = DeliveryView {
+        endpoint: text("8"),
+        replay_id: Some(3),
+        state: "dead_letter".into(),
+        reason: text("exhausted"),
+        cause: None,
+        next_attempt_at: None,
+        dead_letter: Some(1),
+        ..deferred.clone()
+    };
+    let whole = whole_dead_letter();
+    EventView {
+        event_id: EVENT.into(),
+        event_type: text("subscriber.updated"),
+        account_id: text("42"),
+        committed_at: at(0),
+        commit_lsn: text("0/210"),
+        settled: Some(false),
+        deliveries: vec![deferred, dead],
+        memory_error: None,
+        body: Some(whole.body),
+        body_from: text("state"),
+        no_body: None,
+        note: None,
+    }
+}
+
+pub(crate) fn unknown_event() -> EventView {
+    EventView {
+        event_type: None,
+        account_id: None,
+        commit_lsn: None,
+        settled: None,
+        deliveries: vec![],
+        memory_error: text("no admin server answers at 127.0.0.1:9723: connection refused"),
+        body: None,
+        body_from: None,
+        no_body: text("no row holds it; --body looks into the replay window"),
+        note: text("no table has it"),
+        ..event()
     }
 }
 

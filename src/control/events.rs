@@ -1,0 +1,166 @@
+//! Events: what became of one, and sending one again.
+//!
+//! Rows of the state tables say it, so that it is said while nothing runs; beside them the leader's memory, and the
+//! replay window.
+
+mod body;
+mod memory;
+pub(crate) mod resend;
+mod standing;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use url::Url;
+
+use super::{Databases, Failure};
+use crate::config::Config;
+use walhook_core::event::{Event, rfc3339};
+use walhook_core::lsn::Lsn;
+use walhook_core::position::EventId;
+use walhook_state::{DeferredCursor, DeferredFilter, StateStore};
+
+pub(crate) use standing::DeliveryView;
+use standing::Known;
+
+/// Deferred rows of one event that are shown: it may be for very many endpoints.
+const DEFERRED_MAX: i64 = 10_000;
+
+/// All that is known of an event.
+#[derive(Debug, Serialize)]
+pub(crate) struct EventView {
+    /// Its id.
+    pub(crate) event_id: String,
+    /// Its type; null where nothing has the event.
+    #[serde(rename = "type")]
+    pub(crate) event_type: Option<String>,
+    /// The account.
+    pub(crate) account_id: Option<String>,
+    /// When the transaction committed; where nothing has the event, to a millisecond, as its id says.
+    pub(crate) committed_at: String,
+    /// Where.
+    pub(crate) commit_lsn: Option<String>,
+    /// Whether the checkpoint has passed it: then each of its deliveries has come to its end, or stands in a table.
+    /// Null where that cannot be told.
+    pub(crate) settled: Option<bool>,
+    /// Its deliveries that have not come to a good end, by endpoint.
+    pub(crate) deliveries: Vec<DeliveryView>,
+    /// Why it is unknown what of it is in the leader's memory; null: that is known.
+    pub(crate) memory_error: Option<String>,
+    /// The request's body; null where it was not found.
+    pub(crate) body: Option<Box<RawValue>>,
+    /// Where that was found: `state`, or `window` where it was made anew.
+    pub(crate) body_from: Option<String>,
+    /// Why there is none.
+    pub(crate) no_body: Option<String>,
+    /// What is to be known beside.
+    pub(crate) note: Option<String>,
+}
+
+/// What is known of an event. `admin`: where the leader's admin server answers; none: on this machine. `wants_body`:
+/// also from the replay window, which may take a while.
+///
+/// # Errors
+/// When the state database does not answer.
+pub(crate) async fn show(
+    config: &Config,
+    id: EventId,
+    admin: Option<Url>,
+    wants_body: bool,
+) -> Result<EventView, Failure> {
+    let state = Databases::of(config).open_state().await?;
+    // The checkpoint first, then memory: what leaves that meanwhile has a row then.
+    let frontier = state.frontier().await?;
+    let (pending, memory_error) = match memory::read(config, id, admin).await? {
+        Ok(pending) => (pending, None),
+        Err(why) => (Vec::new(), Some(why)),
+    };
+    let filter = DeferredFilter { ids: Some(vec![id.to_string()]), ..DeferredFilter::default() };
+    let deferred = state.deferred(&filter, &DeferredCursor::default(), DEFERRED_MAX).await?;
+    let letters = state.letters_of_event(id).await?;
+    let (event, unrouted_since_us) = body::of_tables(&state, id).await?;
+    let known = Known { pending, deferred, letters, unrouted_since_us };
+    let found = found(config, id, event, wants_body).await;
+    let event = found.event.as_deref();
+    let commit_lsn = event.map(|event| event.position.commit_lsn());
+    let settled = match commit_lsn {
+        Some(commit) => Some(commit < frontier),
+        None => settled(&state, id, frontier).await?,
+    };
+    let deliveries = known.deliveries();
+    let note = deliveries.is_empty().then(|| note(settled).to_owned());
+    Ok(EventView {
+        event_id: id.to_string(),
+        event_type: event.map(|event| event.event_type.to_string()),
+        account_id: event.map(|event| event.account.to_string()),
+        committed_at: rfc3339(event.map_or_else(|| commit_us(id), |event| event.commit_time_us)),
+        commit_lsn: commit_lsn.map(|lsn| lsn.to_string()),
+        settled,
+        deliveries,
+        memory_error,
+        body: event.map(raw_body).transpose()?,
+        body_from: found.from.map(str::to_owned),
+        no_body: found.why_not,
+        note,
+    })
+}
+
+/// The event, and where it was found; or why it was not.
+struct Found {
+    event: Option<Arc<Event>>,
+    from: Option<&'static str>,
+    why_not: Option<String>,
+}
+
+async fn found(config: &Config, id: EventId, event: Option<Arc<Event>>, looks_on: bool) -> Found {
+    let why_not = match event {
+        Some(event) => return Found { event: Some(event), from: Some("state"), why_not: None },
+        None if !looks_on => "no row holds it; --body looks into the replay window".to_owned(),
+        None => match body::of_window(config, id).await {
+            Ok(Some(event)) => {
+                return Found { event: Some(event), from: Some("window"), why_not: None };
+            }
+            Ok(None) => "the rules of now do not make it of what the replay window has".to_owned(),
+            Err(error) => error.to_string(),
+        },
+    };
+    Found { event: None, from: None, why_not: Some(why_not) }
+}
+
+/// Whether the checkpoint has passed whatever was committed when the event was, where the history of positions says
+/// that.
+async fn settled(state: &StateStore, id: EventId, frontier: Lsn) -> Result<Option<bool>, Failure> {
+    let at_us = commit_us(id);
+    if state.position_after(at_us.saturating_add(1_000)).await?.is_some_and(|at| at <= frontier) {
+        return Ok(Some(true));
+    }
+    let before = state.position_before(at_us).await?;
+    Ok(before.filter(|at| *at >= frontier).map(|_| false))
+}
+
+/// What to make of an event of which no delivery is known.
+fn note(settled: Option<bool>) -> &'static str {
+    match settled {
+        Some(true) => {
+            "all of its deliveries have come to their ends: taken, dropped with their endpoint, counted in a gap, or \
+             dead and discarded since; or no endpoint wanted it"
+        }
+        Some(false) => "it is not settled: it is to be read, or waits to be routed",
+        None => {
+            "no table has it: its deliveries have come to their ends, no endpoint wanted it, it has just been \
+             committed, or it is another pipeline's"
+        }
+    }
+}
+
+/// When it was committed, in microseconds since 1970-01-01 UTC: to a millisecond, as its id says.
+fn commit_us(id: EventId) -> i64 {
+    i64::try_from(id.commit_ms()).unwrap_or(i64::MAX).saturating_mul(1_000)
+}
+
+fn raw_body(event: &Event) -> anyhow::Result<Box<RawValue>> {
+    let body = String::from_utf8(event.body().into()).context("the body is no UTF-8")?;
+    RawValue::from_string(body).context("the body is no JSON")
+}

@@ -1,0 +1,44 @@
+//! An event is sent again: a replay of its transaction that admits it alone.
+
+use anyhow::anyhow;
+
+use super::super::replay::{Moment, ReplayRange, Window, ensure_endpoint};
+use super::super::{Databases, Failure};
+use crate::config::Config;
+use walhook_core::lsn::Lsn;
+use walhook_core::position::EventId;
+use walhook_core::replay::ReplayFilter;
+
+/// What a replay is to read for it.
+///
+/// # Errors
+/// When a database does not answer, the endpoint could not be sent anything, or the event does not lie in the replay
+/// window: the message says how far back that reaches.
+pub(crate) async fn range(
+    config: &Config,
+    id: EventId,
+    endpoint: Option<String>,
+) -> Result<ReplayRange, Failure> {
+    let state = Databases::of(config).open_state().await?;
+    if let Some(endpoint) = &endpoint {
+        ensure_endpoint(config, endpoint).await?;
+    }
+    let window = Window::read(config, &state).await?;
+    let (event, _) = super::body::of_tables(&state, id).await?;
+    let (from, to) = match event.map(|event| event.position.commit_lsn()) {
+        Some(commit) if commit >= window.checkpoint => {
+            return Err(anyhow!("{id} is still being delivered for the first time").into());
+        }
+        Some(commit) => (Moment::Position(commit), Moment::Position(Lsn(commit.0 + 1))),
+        // Its id tells when it was committed, to a millisecond.
+        None => {
+            let from_us = super::commit_us(id);
+            // Where no time is known that is as old, the window may reach back to it all the same.
+            let is_known = state.position_before(from_us).await?.is_some();
+            let from = if is_known { Moment::Time(from_us) } else { Moment::Oldest };
+            (from, Moment::Time(from_us.saturating_add(1_000)))
+        }
+    };
+    let filter = ReplayFilter { endpoint, events: vec![id.to_string()], ..ReplayFilter::default() };
+    window.range(&state, from, Some(to), filter).await
+}

@@ -1,0 +1,175 @@
+//! `walhook events`: the support desk's question, answered for each way that a delivery can go.
+
+use anyhow::{Context, Result, ensure};
+use axum::http::StatusCode;
+use serde_json::Value;
+use tokio::time::Instant;
+use walhook_testkit::receiver::{Behaviour, Received};
+
+use crate::support::{PATIENCE, RULES, World, text};
+
+/// A failed delivery is deferred at once, and tried again in an hour.
+const PATIENT: &str = "[delivery]\nquick_attempts = 1\nretry_base = \"1h\"\nretry_cap = \"1h\"";
+
+/// The event of a subscriber, as its requests have it.
+async fn event_of(world: &World, subscriber: i64) -> Result<String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let is_it = |request: &&Received| request.json()["data"]["id"] == subscriber;
+        if let Some(request) = world.mock.received().iter().find(is_it) {
+            return Ok(request.id.clone());
+        }
+        ensure!(Instant::now() < deadline, "no request has the event of subscriber {subscriber}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+async fn show(world: &World, event: &str) -> Result<Value> {
+    world.walhook_json(&["events", "show", event]).await
+}
+
+/// What `events show` says once its first delivery is in this state.
+async fn show_until(world: &World, event: &str, state: &str) -> Result<Value> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let shown = show(world, event).await?;
+        if shown["deliveries"][0]["state"] == state {
+            return Ok(shown);
+        }
+        ensure!(Instant::now() < deadline, "{event} is not {state}: {shown}");
+    }
+}
+
+#[tokio::test]
+async fn event_that_waits_in_memory_is_shown_with_what_it_waits_for() -> Result<()> {
+    let mut world = World::with("[delivery]\ntimeout = \"60s\"", RULES, &[]).await?;
+    world.hook(7, 42, "").await?;
+    world.mock.set_behaviour("/7", Behaviour::hang());
+    let running = world.run().await?;
+    world.subscribe(1, 42).await?;
+    // The receiver tells of no request that hangs; the leader does.
+    let deadline = Instant::now() + PATIENCE;
+    let event = loop {
+        let status = world.walhook_json(&["status"]).await?;
+        if let Some(event) = status["work"]["oldest"]["event_id"].as_str() {
+            break event.to_owned();
+        }
+        ensure!(Instant::now() < deadline, "nothing is pending: {status}");
+    };
+    let shown = show_until(&world, &event, "pending").await?;
+    ensure!(
+        shown["deliveries"][0]["endpoint"] == "7" && shown["memory_error"].is_null(),
+        "{shown}"
+    );
+    let shown = loop {
+        let shown = show(&world, &event).await?;
+        if shown["deliveries"][0]["attempts"] == 1 {
+            break shown;
+        }
+        ensure!(Instant::now() < deadline, "it is not tried: {shown}");
+    };
+    ensure!(shown["deliveries"][0]["cause"] == "attempt", "{shown}");
+    let plain = text(&world.walhook(&["events", "show", &event]).await?.stdout);
+    ensure!(plain.contains("pending, 1 attempt; waits for attempt: the request"), "{plain}");
+    running.kill().await?;
+
+    // Killed in the middle: nothing is in anyone's memory, and the next leader sends it again.
+    let shown = show(&world, &event).await?;
+    ensure!(shown["deliveries"] == serde_json::json!([]), "{shown}");
+    ensure!(shown["note"].is_string(), "{shown}");
+    world.mock.set_behaviour("/7", Behaviour::ok());
+    let running = world.run().await?;
+    world.delivered(1).await?;
+    running.kill().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn event_that_is_deferred_or_dead_is_shown_with_its_body_while_nothing_runs() -> Result<()> {
+    let mut world = World::with(PATIENT, RULES, &[]).await?;
+    world.hook(7, 42, "").await?;
+    world.mock.set_behaviour("/7", Behaviour::status(StatusCode::IM_A_TEAPOT));
+    let running = world.run().await?;
+    world.subscribe(1, 42).await?;
+    let event = event_of(&world, 1).await?;
+    let shown = show_until(&world, &event, "deferred").await?;
+    let delivery = &shown["deliveries"][0];
+    ensure!(delivery["reason"] == "failed" && delivery["attempts"] == 1, "{shown}");
+    ensure!(!delivery["next_attempt_at"].is_null(), "{shown}");
+    ensure!(delivery["detail"].as_str().is_some_and(|it| it.contains("418")), "{shown}");
+    ensure!(running.terminate().await?.success());
+    let shown = show(&world, &event).await?;
+    ensure!(shown["deliveries"][0]["state"] == "deferred", "{shown}");
+    let first = world.mock.received().into_iter().next().context("nothing was tried")?;
+    ensure!(shown["body"] == first.json() && shown["body_from"] == "state", "{shown}");
+    ensure!(shown["account_id"] == "42" && shown["type"] == "subscriber.created", "{shown}");
+
+    // It dies: the same question, another answer.
+    world.edit_config("retry_cap = \"1h\"", "retry_cap = \"1h\"\nretry_for = \"0s\"")?;
+    let running = world.run().await?;
+    let retried = world.walhook(&["deferred", "retry", "--all"]).await?;
+    ensure!(retried.status.success(), "{}", text(&retried.stderr));
+    let shown = show_until(&world, &event, "dead_letter").await?;
+    let delivery = &shown["deliveries"][0];
+    let letter = delivery["dead_letter"].as_i64().context("it has no id")?.to_string();
+    ensure!(delivery["reason"] == "exhausted", "{shown}");
+    ensure!(shown["body"] == first.json(), "{shown}");
+    let plain = text(&world.walhook(&["events", "show", &event]).await?.stdout);
+    ensure!(plain.contains(&format!("walhook dead-letters retry {letter}")), "{plain}");
+    running.kill().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn event_is_sent_again_to_whoever_is_named_as_far_back_as_the_window_reaches() -> Result<()> {
+    let mut world = World::with("", RULES, &[]).await?;
+    world.hook(7, 42, "").await?;
+    world.hook(8, 42, "").await?;
+    let running = world.run().await?;
+    // Two of one transaction: one is meant.
+    world
+        .sql
+        .batch_execute(
+            "INSERT INTO subscribers VALUES (1, 42, 'a@example.com', 'active'), (2, 42, 'b@example.com', 'active')",
+        )
+        .await?;
+    world.delivered(4).await?;
+    world.settled().await?;
+    let event = event_of(&world, 1).await?;
+    let again = |received: &[Received]| {
+        let is_it = |request: &&Received| {
+            request.headers.get("walhook-replay").is_some_and(|value| value == "true")
+        };
+        let again = received.iter().filter(is_it);
+        let mut to: Vec<(String, String)> =
+            again.map(|request| (request.id.clone(), request.path.clone())).collect();
+        to.sort();
+        to
+    };
+    let sent = world.walhook_json(&["events", "resend", &event, "--endpoint", "8"]).await?;
+    ensure!(sent["delivered"] == 1 && sent["finished"] == true, "{sent}");
+    ensure!(again(&world.mock.received()) == [(event.clone(), "/8".to_owned())]);
+    let sent = world.walhook_json(&["events", "resend", &event]).await?;
+    ensure!(sent["delivered"] == 2 && sent["filter"]["events"][0] == event.as_str(), "{sent}");
+    let all = again(&world.mock.received());
+    let to = |path: &str| (event.clone(), path.to_owned());
+    ensure!(all == [to("/7"), to("/8"), to("/8")], "{all:?}");
+
+    // Nobody is there, nobody wants it, or it was committed before all that can be read.
+    let nowhere = world.walhook(&["events", "resend", &event, "--endpoint", "9"]).await?;
+    ensure!(nowhere.status.code() == Some(1), "{}", text(&nowhere.stderr));
+    world.sql.batch_execute("UPDATE webhooks SET event_types = '{else}'").await?;
+    world.settled().await?;
+    let unwanted = world.walhook(&["events", "resend", &event]).await?;
+    let said = text(&unwanted.stderr);
+    ensure!(unwanted.status.code() == Some(1) && said.contains("nothing was sent"), "{said}");
+    let old = world.walhook(&["events", "resend", "evt_00000000000000000000000001"]).await?;
+    let said = text(&old.stderr);
+    ensure!(
+        old.status.code() == Some(1) && said.contains("what can be sent again begins"),
+        "{said}"
+    );
+    ensure!(world.walhook(&["events", "resend", "evt_1"]).await?.status.code() == Some(2));
+    running.kill().await?;
+    Ok(())
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
+use super::disturbance::Capacity;
 pub use super::disturbance::Fact;
 use super::figures::{Delivery, Felt, by_second, calm_again};
 use super::scenario::{Goal, Scenario};
@@ -20,7 +21,7 @@ pub(super) struct Measured {
     pub(super) phases: Vec<(&'static str, Duration)>,
     pub(super) samples: Vec<Sample>,
     pub(super) facts: Vec<Fact>,
-    pub(super) capacity: Option<u32>,
+    pub(super) capacity: Option<Capacity>,
     pub(super) load: [f64; 2],
     pub(super) audit: Audited,
 }
@@ -139,7 +140,11 @@ impl Outcome {
             .unwrap_or_default();
         let its = |s: &&Sample| (from.as_secs_f64()..to.as_secs_f64()).contains(&s.seconds);
         let its: Vec<Sample> = samples.iter().filter(its).copied().collect();
-        let work_conservation = capacity.and_then(|capacity| conserved(&its, capacity));
+        let work_conservation = capacity.and_then(|Capacity { in_flight, after }| {
+            let grown = (from + after).as_secs_f64();
+            let its: Vec<&Sample> = its.iter().filter(|s| s.seconds >= grown).collect();
+            conserved(&its, in_flight)
+        });
         let mut outcome = Self {
             scenario: scenario.name,
             about: scenario.about,
@@ -289,9 +294,9 @@ fn mean(samples: &[&Sample], value: impl Fn(&Sample) -> f64) -> f64 {
 }
 
 /// The share of `capacity` that was in flight while more than twice as much waited.
-fn conserved(samples: &[Sample], capacity: u32) -> Option<f64> {
+fn conserved(samples: &[&Sample], capacity: u32) -> Option<f64> {
     let waits: Vec<&Sample> =
-        samples.iter().filter(|sample| sample.waiting > u64::from(capacity) * 2).collect();
+        samples.iter().copied().filter(|s| s.waiting > u64::from(capacity) * 2).collect();
     let share = |s: &Sample| ((s.fast + s.slow) / f64::from(capacity)).min(1.0);
     (!waits.is_empty()).then(|| mean(&waits, share))
 }

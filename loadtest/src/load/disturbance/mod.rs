@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -73,10 +74,19 @@ pub(super) trait Disturbance: Debug + Send + Sync {
         nothing()
     }
 
-    /// Requests in flight that walhook could have at most while the disturbance waits, where that is known.
-    fn capacity(&self) -> Option<u32> {
+    /// What could be in flight while the disturbance waits, where that is known.
+    fn capacity(&self) -> Option<Capacity> {
         None
     }
+}
+
+/// What walhook could have in flight.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Capacity {
+    /// Requests.
+    pub(super) in_flight: u32,
+    /// So long after the disturbance has begun: until then the endpoints' own limits grow.
+    pub(super) after: Duration,
 }
 
 fn nothing<'a>() -> Doing<'a> {

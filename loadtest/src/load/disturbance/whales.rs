@@ -7,13 +7,16 @@ use tokio::time::sleep;
 use walhook_testkit::receiver::Behaviour;
 use walhook_testkit::traffic::Traffic;
 
-use super::{Disturbance, Doing};
+use super::{Capacity, Disturbance, Doing};
 use crate::load::Options;
 use crate::load::stage::{FIRST, Stage};
 use crate::load::writing::Rows;
 
 /// Requests that one endpoint has in flight at most, where its row says nothing.
 const ENDPOINT_LIMIT: u32 = 64;
+
+/// An endpoint's limit begins at 4 and doubles with each round of answers, until it is there: 4 times, and one.
+const ROUNDS: u32 = 5;
 
 /// Fast slots by default, less those that are kept for accounts with nothing in flight.
 const FAST_SLOTS: u32 = 248;
@@ -92,10 +95,12 @@ impl Disturbance for Whales {
         })
     }
 
-    fn capacity(&self) -> Option<u32> {
+    fn capacity(&self) -> Option<Capacity> {
         let endpoints = u32::try_from(self.whales * self.endpoints).unwrap_or(u32::MAX);
         let of_endpoints = endpoints.saturating_mul(ENDPOINT_LIMIT);
         // Without a delay it is the machine that bounds, not the slots.
-        (!self.delay.is_zero()).then_some(of_endpoints.min(FAST_SLOTS))
+        let in_flight = of_endpoints.min(FAST_SLOTS);
+        let after = self.delay * ROUNDS;
+        (!self.delay.is_zero()).then_some(Capacity { in_flight, after })
     }
 }

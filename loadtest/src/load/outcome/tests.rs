@@ -22,7 +22,7 @@ fn measured(calm_ms: f64, disturbed_ms: f64, samples: Vec<Sample>) -> Measured {
         ],
         samples,
         facts: vec![],
-        capacity: Some(64),
+        capacity: Some(Capacity { in_flight: 64, after: at(0.5) }),
         load: [0.0, 0.0],
         audit: Audited::default(),
     }
@@ -55,9 +55,11 @@ fn work_is_conserved_where_slots_are_in_use_while_something_waits() {
         waiting,
         ..Sample::default()
     };
-    // Half of the slots, and all of them; what comes when little waits, or in the calm, does not count.
+    // Half of the slots, and all of them; what comes in the calm, while limits grow, or when little waits, does not
+    // count.
     let samples = vec![
         sample(5.0, 0.0, 10_000),
+        sample(10.4, 0.0, 10_000),
         sample(11.0, 32.0, 10_000),
         sample(12.0, 70.0, 10_000),
         sample(13.0, 0.0, 100),

@@ -93,7 +93,7 @@ async fn attack(users: Vec<User>, report: String) -> Result<()> {
         "--iterations",
         "1",
         "--no-telnet",
-        "--no-websocket",
+        "--quiet",
         "--no-transaction-metrics",
         "--no-scenario-metrics",
         "--report-file",

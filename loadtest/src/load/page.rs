@@ -43,6 +43,9 @@ pub(super) fn of(outcome: &Outcome) -> Result<String> {
         table(&mut out, &[vec![vec!["beside".to_owned(), String::new()]], facts].concat());
     }
     let _ = writeln!(out, "<p>{}</p>", outcome.books());
+    if let Some(doubt) = outcome.doubt() {
+        let _ = writeln!(out, "<p class=\"no\">{doubt}</p>");
+    }
     out.push_str(&plots(outcome)?);
     let _ = writeln!(
         out,

@@ -20,6 +20,17 @@ impl Outcome {
             println!("{reached}: {goal}; it is {value:.2}");
         }
         println!("{}", self.books());
+        if let Some(doubt) = self.doubt() {
+            println!("{doubt}");
+        }
+    }
+
+    /// Why its times say little, where they do.
+    pub(super) fn doubt(&self) -> Option<&'static str> {
+        let is_short = |phase: &Phase| phase.name.starts_with("calm") && phase.free < FREE_LEAST;
+        self.phases.iter().any(is_short).then_some(
+            "the machine had no CPU left even in the calm: times tell of its scheduler, and no goal can be judged",
+        )
     }
 
     pub(super) fn books(&self) -> String {
@@ -102,6 +113,9 @@ impl Outcome {
         rows
     }
 }
+
+/// With less of the machine free while nothing disturbs, others use it.
+const FREE_LEAST: f64 = 0.1;
 
 /// Stands where nothing was measured.
 const NONE: &str = "–";

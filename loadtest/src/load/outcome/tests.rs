@@ -89,3 +89,17 @@ fn run_fails_by_its_audit_and_not_by_its_goals() {
     let problem = outcome.ensure().unwrap_err().to_string();
     assert!(problem.contains("lost 1"), "{problem}");
 }
+
+#[test]
+fn run_on_a_machine_without_free_cpu_says_so() {
+    let sample = |seconds, free| Sample { seconds, free, ..Sample::default() };
+    let of = |calm, disturbed| {
+        outcome(measured(
+            5.0,
+            5.0,
+            vec![sample(5.0, calm), sample(15.0, disturbed), sample(25.0, calm)],
+        ))
+    };
+    assert!(of(0.02, 0.0).doubt().is_some());
+    assert!(of(0.5, 0.0).doubt().is_none());
+}

@@ -10,7 +10,7 @@ use super::id::{DeadLetterId, JobId, ReplayId};
 /// A delivery's handle while it is in memory: unique within one process.
 ///
 /// Invariant: along one endpoint, ids grow in stream order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct DeliveryId(pub u64);
 

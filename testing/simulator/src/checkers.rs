@@ -20,13 +20,15 @@ mod patience;
 mod replays;
 mod settled;
 mod stream;
+mod waits;
 
 use walhook_core::attempt::{Attempt, Outcome};
-use walhook_core::event::Item;
+use walhook_core::event::{Event, Item};
 use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{PersistBatch, Persisted};
 use walhook_core::tick::Tick;
+use walhook_core::waits::Waits;
 use walhook_dispatch::dispatcher::Gauges;
 
 use crate::facts::Facts;
@@ -64,6 +66,8 @@ pub(crate) enum Seen<'a> {
         result: &'a Result<Persisted, Fenced>,
         again: bool,
     },
+    /// A delivery was taken, and waited for this.
+    Measured { event: &'a Event, waits: &'a Waits },
     /// The source was told to forget what is before.
     Flushed { lsn: Lsn },
     /// A process began.
@@ -108,5 +112,6 @@ pub(crate) fn all() -> Vec<Box<dyn Checker>> {
         Box::new(backlog::Backlog),
         Box::new(patience::Patience::default()),
         Box::new(replays::Replays),
+        Box::new(waits::Waits),
     ]
 }

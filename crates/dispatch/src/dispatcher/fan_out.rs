@@ -38,7 +38,7 @@ impl Dispatcher {
         }
         self.memory.take(event.size_bytes());
         let account = event.account.clone();
-        let waits = self.waits_of_arrival(&event, matches!(to, To::One { .. }), now);
+        let is_asked = matches!(to, To::One { .. });
         let held = Arc::new(SharedEvent::new(event));
         let has_shelf = self.routing.shelves.has(&account);
         if let To::All(txn) = to
@@ -64,8 +64,8 @@ impl Dispatcher {
                 To::All(txn) => {
                     let to = &routes.endpoints;
                     // The moments of its deliveries tell how long it was read.
-                    let waits = Some(&waits).filter(|waits| waits.us(Cause::Memory) > 0);
-                    self.route((&held, waits, known), txn, to, routes.weight, None, now);
+                    let waits = self.waits_of_full(&held.event, now);
+                    self.route((&held, waits.as_ref(), known), txn, to, routes.weight, None, now);
                 }
                 To::One { endpoint, asked } => {
                     self.route_one((&held, None), endpoint, asked, routes.weight, now);
@@ -79,6 +79,7 @@ impl Dispatcher {
             self.progress.add(*txn);
         }
         self.memory.take(DELIVERY_BYTES);
+        let waits = self.waits_of_arrival(&held.event, is_asked, now);
         let parked = Parked::new(held, to, &waits);
         self.routing.waiting.push(account.clone(), parked, now);
         if routes.is_some() {

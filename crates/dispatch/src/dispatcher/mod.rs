@@ -54,6 +54,7 @@
 
 mod changes;
 mod circuit_breaker;
+mod classes;
 mod defer;
 mod deferral;
 mod deferred_keys;
@@ -134,9 +135,10 @@ use sending::Sending;
 use spans::Spans;
 
 pub use changes::{EndpointChange, EndpointChanged};
+pub use classes::Class;
 pub use door::{Effect, Input, LookUpAnswer};
 pub use operator::OperatorInput;
-pub use outcome::Settled;
+pub use outcome::{Measured, Settled};
 pub use replay::{Replay, ReplayInput};
 pub use send::Dispatch;
 pub use settings::{Counters, Gauges, Ordering, Retry, Settings};
@@ -196,6 +198,8 @@ impl Dispatcher {
             door: Door::new(start.unix_us_at_zero),
             settings,
         };
+        let slots = dispatcher.settings.fast_slots.saturating_add(dispatcher.settings.slow_slots);
+        dispatcher.queues.set_slots(slots);
         dispatcher.recover_deferred(start.backlog);
         dispatcher.recover_unseen(start.unseen);
         dispatcher.recover_shelves(start.unrouted, start.joined, &start.settled);
@@ -283,6 +287,7 @@ impl Dispatcher {
             endpoints_disabled: disabled,
             endpoints_paused: paused,
             endpoints_invalid: self.routing.router.invalid(),
+            accounts_noisy: self.queues.noisy(self.door.now()),
             queues_suspended: deferred().filter(|d| d.is_suspended()).count(),
             in_flight_fast: self.sending.in_pool(Pool::Fast),
             in_flight_slow: self.sending.in_pool(Pool::Slow),

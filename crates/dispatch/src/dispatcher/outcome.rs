@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use super::super::lane::{DELIVERY_BYTES, Origin};
 use super::super::settle::{Place, Progress, Settlement, settle};
-use super::Dispatcher;
 use super::defer::Exit;
 use super::ending::{End, Ended};
 use super::operator::while_paused;
 use super::queues::QueueNo;
 use super::sending::{Ended as Request, Wake};
+use super::{Class, Dispatcher};
 use walhook_core::attempt::{DeliveryId, Meaning, Outcome};
 use walhook_core::event::Event;
 use walhook_core::persist::{AttemptRecord, DeadReason, DisableEndpoint};
@@ -28,8 +28,20 @@ pub struct Settled {
     pub event: Arc<Event>,
     /// Whether the endpoint took it.
     pub delivered: bool,
-    /// What it waited for from its commit on, where it was delivered and nobody had asked for that.
-    pub waits: Option<Box<Waits>>,
+    /// How long it took, where it was delivered and nobody had asked for that.
+    pub measured: Option<Box<Measured>>,
+}
+
+/// How long a delivery took from its commit to the 2xx.
+#[derive(Debug)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
+pub struct Measured {
+    /// What it waited for.
+    pub waits: Waits,
+    /// Whether its account was noisy meanwhile.
+    pub class: Class,
+    /// Its first attempt was taken, and it never left memory.
+    pub first_try: bool,
 }
 
 impl Dispatcher {
@@ -44,6 +56,7 @@ impl Dispatcher {
     ) -> Option<Settled> {
         let Request { queue, started, held_for, outdated, doubtful } = self.sending.end(id, now)?;
         self.outbox.count_outcome();
+        self.queues.count_in_flight(queue, -1, now);
         if doubtful {
             self.queues.in_use(queue).doubt(false);
         }
@@ -62,6 +75,7 @@ impl Dispatcher {
         in_memory.health_mut().adapt(outcome.meaning, in_flight);
         let pending = in_memory.held_mut(id);
         let (event, origin) = (Arc::clone(&pending.held.event), pending.origin);
+        let is_first_try = pending.attempts == 1 && !pending.was_read_back();
         let waits = self.waits_sent(queue, id, (started, outcome.elapsed), now);
         if outcome.delivered() {
             self.queues.in_use(queue).health_mut().answered(outcome.elapsed);
@@ -76,6 +90,11 @@ impl Dispatcher {
             }
         }
         self.log_attempt(queue, id, (outcome, waits), now);
+        let is_of_stream = outcome.delivered() && origin.asked().is_none();
+        let measured = is_of_stream.then(|| {
+            let class = self.queues.class_of(queue, id);
+            Box::new(Measured { waits, class, first_try: is_first_try })
+        });
         let is_test = self.is_test(queue, id, origin);
         self.apply(queue, id, (outcome, outdated), now);
         self.note_health(queue, is_test, outcome, now);
@@ -84,9 +103,7 @@ impl Dispatcher {
         self.sync(queue);
         self.look_after(queue, now);
         self.queues.rest_if_idle(queue);
-        let is_of_stream = outcome.delivered() && origin.asked().is_none();
-        let waits = is_of_stream.then(|| Box::new(waits));
-        Some(Settled { event, delivered: outcome.delivered(), waits })
+        Some(Settled { event, delivered: outcome.delivered(), measured })
     }
 
     /// Tries a delivery again that was not sent, for want of something of our own: see
@@ -124,6 +141,7 @@ impl Dispatcher {
     pub(super) fn handle_unsent(&mut self, id: DeliveryId, now: Tick) {
         let Some(request) = self.sending.withdraw(id) else { return };
         let Request { queue, started, doubtful, .. } = request;
+        self.queues.count_in_flight(queue, -1, now);
         let stopped = self.why_stopped(queue);
         let waits = self.waits_sent(queue, id, (started, Duration::ZERO), now);
         self.keep_waits(queue, id, waits, now);

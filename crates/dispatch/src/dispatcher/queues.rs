@@ -34,6 +34,7 @@ use super::super::clock::{Clock, Reading};
 use super::super::lane::{Moment, QUEUE_BYTES, Queue};
 use super::super::map::{NameMap, Seeded};
 use super::super::schedule::{LaneId, Pool};
+use super::classes::Shared;
 use super::deferred_queue::DeferredQueue;
 pub(super) use holders::Newest;
 pub(super) use lanes::Lane;
@@ -169,6 +170,8 @@ pub(super) struct Queues {
     gate: Clock,
     /// Of each pool the lane whose turn it is.
     heads: [Option<LaneId>; Pool::ALL.len()],
+    /// What all accounts share.
+    shared: Shared,
 }
 
 impl Queues {
@@ -194,6 +197,7 @@ impl Queues {
             now: Tick(0),
             gate: Clock::default(),
             heads: [None; Pool::ALL.len()],
+            shared: Shared { slots: 0, pending: 0 },
         }
     }
 
@@ -366,12 +370,30 @@ impl Queues {
 
     /// Nothing at all is sent for this cause from now on; `None`: what may be sent is.
     pub(super) fn set_gate(&mut self, cause: Option<Cause>, now: Tick) {
-        self.gate.hold(cause, &Reading::at(now));
+        if self.gate.holds() != cause {
+            self.gate.hold(cause, &Reading::at(now));
+        }
     }
 
     /// What the clock of all lanes shows.
     fn gate_reading(&self, now: Tick) -> Reading {
         self.gate.read(&Reading::at(now))
+    }
+
+    /// What all accounts share.
+    pub(super) fn shared(&self) -> Shared {
+        self.shared
+    }
+
+    /// As [`Queues::shared`], to be changed.
+    pub(super) fn shared_mut(&mut self) -> &mut Shared {
+        &mut self.shared
+    }
+
+    /// The lane of the queue's account, the next delivery's handle, and what all accounts share.
+    pub(super) fn lane_in_class(&mut self, no: QueueNo) -> (&mut Lane, DeliveryId, Shared) {
+        let (coming, shared) = (self.coming_delivery(), self.shared);
+        (self.lane_at(no), coming, shared)
     }
 
     /// This moment, for the queue.

@@ -59,6 +59,7 @@ impl Dispatcher {
     /// There are so many slots from now on.
     pub(super) fn set_slots(&mut self, fast: u32, slow: u32) {
         self.sending.set_slots(fast, slow);
+        self.queues.set_slots(fast.saturating_add(slow));
         // An account with many endpoints has enough in memory to fill them.
         let slots = usize::try_from(fast.saturating_add(slow)).unwrap_or(usize::MAX);
         self.settings.lane_max = self.settings.lane_max.max(slots);
@@ -157,6 +158,7 @@ impl Dispatcher {
             now,
         );
         in_memory.health_mut().request_started(now);
+        self.queues.count_in_flight(queue, 1, now);
         if pool == Pool::Probe {
             self.begin_probe(queue, delivery, endpoint, now);
         }

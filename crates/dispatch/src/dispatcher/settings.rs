@@ -127,6 +127,8 @@ pub struct Gauges {
     pub endpoints_paused: usize,
     /// Endpoints whose row cannot be used, of those whose rows are known now.
     pub endpoints_invalid: usize,
+    /// Accounts that hold more than a tenth of the slots' time, or of what waits.
+    pub accounts_noisy: usize,
     /// Queues whose deliveries are counted in gaps.
     pub queues_suspended: usize,
     /// Requests in flight to fast endpoints.

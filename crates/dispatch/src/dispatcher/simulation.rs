@@ -198,8 +198,9 @@ impl Life {
             }
             Effect::Flush(lsn) => assert_eq!(lsn, world.frontier, "the source forgets too much"),
             Effect::Report(changed) => self.reports.push(*changed),
-            Effect::Settled(Settled { event, waits: Some(waits), .. }) => {
+            Effect::Settled(Settled { event, measured: Some(measured), .. }) => {
                 let since_commit = UNIX_US + i64::try_from(now.0).unwrap() - event.commit_time_us;
+                let waits = measured.waits;
                 let waited = i64::try_from(waits.total_us()).unwrap();
                 assert_eq!(waited, since_commit, "the causes do not add up: {waits:?}");
                 waits.iter().for_each(|(cause, us)| world.waited.add_us(cause, us));

@@ -56,6 +56,11 @@ impl Spans {
         self.past.push_back(Span { cause, from, to });
     }
 
+    /// Whether anything that is remembered held after this moment.
+    pub(super) fn ended_after(&self, from: i64) -> bool {
+        self.open.is_some() || self.past.back().is_some_and(|last| last.to > from)
+    }
+
     /// Adds what held from `from` to `to`, which is now or earlier. Returns for how long something did.
     pub(super) fn add_to(&self, waits: &mut Waits, from: i64, to: i64) -> u64 {
         let open = self.open.map(|(cause, since)| Span { cause, from: since, to: i64::MAX });

@@ -43,6 +43,12 @@ impl Dispatcher {
         waits
     }
 
+    /// As [`Dispatcher::waits_of_arrival`] of an event of the stream, where anything stood in its way.
+    pub(super) fn waits_of_full(&self, event: &Event, now: Tick) -> Option<Waits> {
+        let is_held = self.full.ended_after(self.committed_at(event));
+        is_held.then(|| self.waits_of_arrival(event, false, now))
+    }
+
     /// When the event's transaction committed.
     fn committed_at(&self, event: &Event) -> i64 {
         event.commit_time_us.saturating_sub(self.door.unix_us_at_zero())

@@ -188,6 +188,12 @@ impl Pending {
         }
     }
 
+    /// Whether it stood in the table, and was read back.
+    #[must_use]
+    pub fn was_read_back(&self) -> bool {
+        matches!(self.origin, Origin::Deferred { insertion: None, .. })
+    }
+
     /// What it takes for what it waited for.
     #[must_use]
     pub fn waits_bytes(&self) -> usize {

@@ -57,6 +57,7 @@ impl Checker for Alone {
             | Seen::Stored { .. }
             | Seen::Flushed { .. }
             | Seen::Began
+            | Seen::Measured { .. }
             | Seen::Rested { .. } => {}
         }
         Ok(())

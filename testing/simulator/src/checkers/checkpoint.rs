@@ -48,6 +48,7 @@ impl Checker for Checkpoint {
             | Seen::Received { .. }
             | Seen::Began
             | Seen::Died { .. }
+            | Seen::Measured { .. }
             | Seen::Rested { .. } => Ok(()),
         }
     }

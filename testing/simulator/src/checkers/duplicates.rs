@@ -23,6 +23,7 @@ impl Checker for Duplicates {
             | Seen::Flushed { .. }
             | Seen::Began
             | Seen::Died { .. }
+            | Seen::Measured { .. }
             | Seen::Rested { .. } => Ok(()),
         }
     }

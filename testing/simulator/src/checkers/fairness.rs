@@ -78,6 +78,7 @@ impl Checker for Fairness {
             | Seen::Flushed { .. }
             | Seen::Began
             | Seen::Died { .. }
+            | Seen::Measured { .. }
             | Seen::Rested { .. } => {}
         }
         Ok(())

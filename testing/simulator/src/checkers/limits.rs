@@ -62,6 +62,7 @@ impl Checker for Limits {
             | Seen::Stored { .. }
             | Seen::Flushed { .. }
             | Seen::Began
+            | Seen::Measured { .. }
             | Seen::Rested { .. } => {}
         }
         Ok(())

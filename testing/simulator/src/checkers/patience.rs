@@ -55,6 +55,7 @@ impl Checker for Patience {
             | Seen::Stored { .. }
             | Seen::Flushed { .. }
             | Seen::Began
+            | Seen::Measured { .. }
             | Seen::Rested { .. } => {}
         }
         Ok(())

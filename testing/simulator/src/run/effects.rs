@@ -7,7 +7,7 @@ use rand::RngExt;
 use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
 use walhook_core::event::AccountId;
 use walhook_core::persist::PersistBatch;
-use walhook_dispatch::dispatcher::{Effect, LookUpAnswer};
+use walhook_dispatch::dispatcher::{Effect, LookUpAnswer, Settled};
 
 use super::{Happens, Run};
 use crate::checkers::Seen;
@@ -72,6 +72,9 @@ impl Run {
                 if self.life(number).is_some_and(|life| life.connection.is_some()) {
                     self.postgres.slot.confirmed = self.postgres.slot.confirmed.max(lsn);
                 }
+            }
+            Effect::Settled(Settled { event, measured: Some(measured), .. }) => {
+                self.see(&Seen::Measured { event: &event, waits: &measured.waits });
             }
             Effect::Settled(_) | Effect::Report(_) | Effect::StateFull { .. } => {}
         }

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use super::super::super::clock::{Clock, Reading};
 use super::super::super::route::RoutesNo;
 use super::super::super::schedule::{LaneId, Pool};
+use super::super::classes::Usage;
 use super::{AccountNo, QueueNo, Queues, account_at, account_mut, place};
 use walhook_core::event::AccountId;
 use walhook_core::tick::Tick;
@@ -25,13 +26,14 @@ pub(in super::super) struct Lane {
     unrouted: bool,
     /// Counts for what its deliveries wait for that are held by nothing of their queue.
     clock: Clock,
+    usage: Usage,
 }
 
 impl Lane {
     pub(super) fn new(id: LaneId, routes: RoutesNo) -> Self {
         let (fast, slow, probe) = Default::default();
-        let clock = Clock::default();
-        Self { id, routes, fast, slow, probe, queues: 0, pending: 0, unrouted: false, clock }
+        let (clock, usage) = (Clock::default(), Usage::default());
+        Self { id, routes, fast, slow, probe, queues: 0, pending: 0, unrouted: false, clock, usage }
     }
 
     /// Its account's routes, which are pinned for as long as there is the lane.
@@ -62,6 +64,16 @@ impl Lane {
     /// Whether something of it waits for nothing but a slot.
     pub(in super::super) fn is_ready(&self) -> bool {
         Pool::ALL.into_iter().any(|pool| self.is_ready_in(pool))
+    }
+
+    /// How much of the slots' time it has had lately.
+    pub(in super::super) fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    /// As [`Lane::usage`], to be changed.
+    pub(in super::super) fn usage_mut(&mut self) -> &mut Usage {
+        &mut self.usage
     }
 
     /// What its clock shows where that of all lanes shows this.

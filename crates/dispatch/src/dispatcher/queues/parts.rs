@@ -1,6 +1,7 @@
 //! The two parts of a queue: what is pending in memory, and what is deferred.
 
-use super::super::super::lane::{Insertion, New, Origin, Pending, Queue, Removed, Source};
+use super::super::super::clock::Reading;
+use super::super::super::lane::{Insertion, Moment, New, Origin, Pending, Queue, Removed, Source};
 use super::super::super::schedule::LaneId;
 use super::super::deferred_queue::DeferredQueue;
 use super::lanes::Lane;
@@ -39,11 +40,14 @@ impl Queues {
     /// `keys` must not name a key twice. Ids must grow from call to call.
     pub(in super::super) fn push(&mut self, no: QueueNo, new: New, keys: RowKeys) {
         let bytes = new.counted() + new.held.queue();
-        self.enter(new.now);
+        let now = new.now;
+        self.enter(now);
         self.rowless += usize::from(matches!(new.source, Source::Stream(_)));
-        let below = self.moment(no, new.now).below;
+        let below = self.moment(no, now).below;
         self.materialise(no, new.id).push(new, keys, &below);
         self.lane_at(no).pending += 1;
+        self.shared_mut().pending += 1;
+        self.count_pending(no);
         self.account_of(no).bytes += bytes;
     }
 
@@ -100,7 +104,7 @@ impl Queues {
         self.in_use(no)
     }
 
-    fn lane_at(&mut self, no: QueueNo) -> &mut Lane {
+    pub(super) fn lane_at(&mut self, no: QueueNo) -> &mut Lane {
         let account = self.at(no).account;
         match &mut account_mut(&mut self.accounts, account).lane {
             Some(lane) => lane,
@@ -113,12 +117,17 @@ impl Queues {
     /// # Panics
     /// It is not there.
     pub(in super::super) fn remove(&mut self, no: QueueNo, id: DeliveryId) -> Removed {
-        let at = self.moment(no, self.now);
+        // Where nothing stands behind it, nobody reads what the clock shows.
+        let at = match self.in_use(no).len() {
+            1 => Moment { now: self.now, below: Reading::default() },
+            _ => self.moment(no, self.now),
+        };
         let Some(removed) = self.in_use(no).remove(id, &at) else {
             panic!("{id:?} is not in the queue that it was put into");
         };
         let bytes = removed.pending.counted + removed.pending.held.unqueue();
         self.lane_at(no).pending -= 1;
+        self.shared_mut().pending -= 1;
         self.rowless -= usize::from(removed.pending.origin.is_rowless());
         let account = self.account_of(no);
         let Some(left) = account.bytes.checked_sub(bytes) else {

@@ -19,7 +19,7 @@ fn answer(rig: &mut Rig, sent: &Dispatch, status: u16, took: Duration) -> Option
     let outcome = Outcome { elapsed: took, ..fixture::answered(status) };
     let id = sent.attempt.first().id;
     let settled = rig.dispatcher.handle_outcome(id, &outcome, rig.now)?;
-    settled.waits.map(|waits| *waits)
+    settled.measured.map(|measured| measured.waits)
 }
 
 /// What the delivery waited for, in milliseconds, without the time until its transaction was read. All of it adds up

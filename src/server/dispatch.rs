@@ -346,7 +346,7 @@ impl Driver {
         self.handle_at(now, Input::Outcome { delivery, outcome });
     }
 
-    fn count_settled(&mut self, Settled { event, delivered, .. }: &Settled, now: Tick) {
+    fn count_settled(&mut self, Settled { event, delivered, measured }: &Settled, now: Tick) {
         let metrics = &self.tools.metrics;
         if *delivered && !self.tools.sender.is_live() {
             metrics.logged.inc();
@@ -354,6 +354,9 @@ impl Driver {
             let us = u64::try_from(unix_us() - event.commit_time_us).unwrap_or(0);
             metrics.count_delivered(Duration::from_micros(us));
             self.recent.count(now, us);
+            if let Some(measured) = measured {
+                metrics.waits.count(measured);
+            }
         }
     }
 
@@ -463,6 +466,7 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
     metrics.delivery_log.dropped.inc_by(counters.log_dropped - reported.log_dropped);
     *reported = counters;
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    metrics.waits.noisy.set(count(gauges.accounts_noisy));
     metrics.in_flight_fast.set(gauges.in_flight_fast.into());
     metrics.in_flight_slow.set(gauges.in_flight_slow.into());
     metrics.in_flight_probe.set(gauges.in_flight_probe.into());

@@ -9,6 +9,7 @@ mod about;
 mod delivery_log;
 mod register;
 mod streamed;
+mod waits;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub use about::AboutMetrics;
 pub use delivery_log::LogMetrics;
 use register::{Register, by_label};
 pub use streamed::StreamedMetrics;
+pub use waits::WaitMetrics;
 
 /// Counters by the value of their one label.
 type Labelled = prometheus::Result<HashMap<&'static str, IntCounter>>;
@@ -195,6 +197,8 @@ pub struct Metrics {
     pub replay_window: IntGauge,
     /// Of transactions that are received while they are open.
     pub streamed: StreamedMetrics,
+    /// Why deliveries wait.
+    pub waits: WaitMetrics,
     oldest_unsettled: Gauge,
     slot_retained: IntGauge,
     slot_safe: Gauge,
@@ -287,6 +291,7 @@ impl Metrics {
             checkpoint_lag: r.gauge("walhook_checkpoint_lag_bytes")?,
             replay_window: r.gauge("walhook_replay_window_bytes")?,
             streamed: StreamedMetrics::new(&r)?,
+            waits: WaitMetrics::new(&r)?,
             leader: r.gauge("walhook_leader")?,
             failing: Self::failing(&r)?,
             unroutable: Self::unroutable(&r)?,
@@ -507,6 +512,7 @@ impl Metrics {
             gauge.set(0);
         }
         self.streamed.clear();
+        self.waits.clear();
         self.slots_in_use.set(0.0);
         self.oldest_unsettled.set(0.0);
         self.slot_safe.set(f64::NAN);

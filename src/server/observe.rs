@@ -22,6 +22,7 @@ use walhook_core::halt::Halt;
 use walhook_core::lsn::Lsn;
 use walhook_postgres::slot::{self, Slot};
 use walhook_postgres::sql::Connection;
+use walhook_process::clock::unix_us;
 use walhook_rules::rule::EndpointTable;
 use walhook_state::Overview;
 
@@ -93,6 +94,7 @@ impl Observer {
 
     /// Looks once. A reason to halt is an error that stops the pipeline.
     async fn look(&mut self, client: &Connection) -> Result<(), TaskError> {
+        self.metrics.waits.skew.set(skew_seconds(client).await?);
         let Seen { slot, overview, published, watched, fit } = self.ask(client).await?;
         published.map_err(|halt| TaskError::Stop(Stop::Halted(halt)))?;
         match watched {
@@ -148,6 +150,19 @@ impl Observer {
         store.end();
         Ok(Seen { slot, overview: overview?, published, watched, fit })
     }
+}
+
+/// How far the server's clock is ahead of this process's, as far as half of the way there and back tells: what
+/// deliveries wait for begins by the one, and ends by the other.
+async fn skew_seconds(client: &Connection) -> Result<f64, TaskError> {
+    let sql = "SELECT pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())";
+    let before_us = unix_us();
+    let row = client.query_typed_one(sql, &[]).await?;
+    let after_us = unix_us();
+    let theirs: f64 = row.try_get(0)?;
+    let ours_us = before_us.midpoint(after_us);
+    #[expect(clippy::cast_precision_loss, reason = "microseconds of today are exact in a float")]
+    Ok(theirs - ours_us as f64 / 1e6)
 }
 
 /// A transaction that every look-up from now on sees.

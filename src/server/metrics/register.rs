@@ -5,8 +5,8 @@ use std::hash::Hash;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, Result,
+    CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, Result,
 };
 
 /// What `/metrics` says of each metric.
@@ -24,6 +24,7 @@ const HELP: &[(&str, &str)] = &[
         "walhook_checkpoint_lag_bytes",
         "WAL between the checkpoint and the end of what was received.",
     ),
+    ("walhook_clock_skew_seconds", "How far the source's clock is ahead of this process's."),
     (
         "walhook_connection_bytes",
         "Memory that connections to endpoints and their unfinished answers take.",
@@ -41,16 +42,25 @@ const HELP: &[(&str, &str)] = &[
         "Lines of the delivery log that were stored, and those that were left out.",
     ),
     ("walhook_delivery_latency_seconds", "From the commit to the 2xx."),
+    (
+        "walhook_dwell_seconds",
+        "From the commit to the 2xx, by whether the account is noisy meanwhile.",
+    ),
     ("walhook_endpoint_changes_total", "Changes of endpoints' states, by what they became."),
     ("walhook_endpoints_invalid", "Endpoints whose row cannot be used, of those that are known."),
     ("walhook_endpoints_stopped", "Endpoints to which nothing is sent, by why."),
     ("walhook_events_total", "Events made, by the rule's type."),
     ("walhook_failing_seconds", "For how long a part has been failing."),
+    (
+        "walhook_first_try_latency_seconds",
+        "From the commit to the 2xx of what was taken at the first attempt, from memory.",
+    ),
     ("walhook_gaps", "Ranges of WAL that were not delivered."),
     ("walhook_in_flight", "Requests in flight, by the pool they hold."),
     ("walhook_kept_bytes", "Memory that routes and queues take."),
     ("walhook_lanes", "Accounts with pending deliveries."),
     ("walhook_leader", "Whether this instance is the leader."),
+    ("walhook_noisy_accounts", "Accounts that hold more than a tenth of what all share."),
     ("walhook_notices_total", "Requests to notify.url that came to an end, and notices given up."),
     ("walhook_notify_failing", "Whether notify.url did not take the last notice."),
     ("walhook_open_transactions", "Transactions that are received while they are open."),
@@ -99,6 +109,8 @@ const HELP: &[(&str, &str)] = &[
         "Events that were stored without an endpoint, and what became of them.",
     ),
     ("walhook_unsent_total", "Attempts that came back from workers without having been begun."),
+    ("walhook_wait_seconds", "How long a cause held a delivery, of those that it held at all."),
+    ("walhook_wait_seconds_total", "How long deliveries waited, by why."),
     ("walhook_worker_in_flight", "Requests that this process carries for a leader."),
     (
         "walhook_worker_lease_seconds",
@@ -145,6 +157,21 @@ impl Register<'_> {
 
     pub(super) fn floats(&self, name: &str, labels: &[&str]) -> Result<GaugeVec> {
         self.add(GaugeVec::new(opts(name)?, labels)?)
+    }
+
+    /// Counters of seconds.
+    pub(super) fn float_counters(&self, name: &str, labels: &[&str]) -> Result<CounterVec> {
+        self.add(CounterVec::new(opts(name)?, labels)?)
+    }
+
+    pub(super) fn histograms(
+        &self,
+        name: &str,
+        label: &str,
+        buckets: &[f64],
+    ) -> Result<HistogramVec> {
+        let opts = HistogramOpts::from(opts(name)?).buckets(buckets.to_vec());
+        self.add(HistogramVec::new(opts, &[label])?)
     }
 
     pub(super) fn histogram(&self, name: &str, buckets: &[f64]) -> Result<Histogram> {

@@ -19,6 +19,7 @@ pub mod receivers;
 pub mod schema;
 pub mod summary;
 pub mod view;
+pub mod waits;
 pub mod workers;
 pub mod writer;
 
@@ -42,6 +43,7 @@ use self::plan::Class;
 use self::receivers::Receivers;
 use self::summary::Summary;
 use self::view::{Frame, View, grouped};
+use self::waits::WaitSummary;
 use self::workers::Workers;
 use walhook_core::endpoint::Secret;
 use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
@@ -104,6 +106,7 @@ struct Demo {
     oracle: Shared,
     state: State,
     kills: u32,
+    waits: WaitSummary,
     retained: Option<u64>,
     last_dead_letter: i64,
     _cluster: Cluster,
@@ -179,6 +182,7 @@ impl Demo {
             oracle,
             state: State::Running,
             kills: 0,
+            waits: WaitSummary::default(),
             retained: None,
             last_dead_letter: 0,
             _cluster: cluster,
@@ -214,6 +218,7 @@ impl Demo {
         }
         self.state = State::Draining;
         self.drain(options, &mut view, began).await?;
+        self.count_waits().await;
         self.pipeline.stop().await?;
         let mut did = Vec::new();
         if let Some(workers) = &mut self.workers {
@@ -230,6 +235,7 @@ impl Demo {
             (Summary::new(oracle, kills, ran, retained), missing)
         });
         summary.workers = did;
+        summary.waits = std::mem::take(&mut self.waits);
         if !missing.is_empty() {
             view.say(&format!("missing, for example: {missing:?}"))?;
         }
@@ -303,9 +309,17 @@ impl Demo {
         Writer::open(self.url.expose(), self.oracle.clone()).await
     }
 
+    /// Takes what the process has counted, which ends now.
+    async fn count_waits(&mut self) {
+        if let Ok(metrics) = self.pipeline.metrics().await {
+            self.waits.add(&metrics);
+        }
+    }
+
     /// SIGKILL in the middle of the traffic.
     async fn kill(&mut self, view: &mut View) -> Result<()> {
         let in_flight = self.pipeline.in_flight().await;
+        self.count_waits().await;
         self.pipeline.kill().await?;
         self.kills += 1;
         self.state = State::Killed { at: Instant::now() };

@@ -8,6 +8,7 @@ use walhook_testkit::oracle::{Oracle, Tally};
 
 use super::plan::Class;
 use super::view::{bytes, grouped, millis};
+use super::waits::WaitSummary;
 use super::workers::WorkerSummary;
 
 /// What became of everything that was committed. Counts are deliveries unless they say otherwise.
@@ -57,6 +58,8 @@ pub struct Summary {
     pub whale: ClassSummary,
     /// What each worker did, where there were some.
     pub workers: Vec<WorkerSummary>,
+    /// Where the time went, as the pipeline counts it.
+    pub waits: WaitSummary,
 }
 
 /// The same of one class of account.
@@ -134,6 +137,7 @@ impl Summary {
             dead,
             whale,
             workers: Vec::new(),
+            waits: WaitSummary::default(),
         }
     }
 
@@ -210,6 +214,9 @@ impl fmt::Display for Summary {
         match self.retained_wal_bytes {
             Some(retained) => writeln!(f, "; the slot retains {} of WAL now.", bytes(retained))?,
             None => writeln!(f, ".")?,
+        }
+        if self.waits.quiet.delivered + self.waits.noisy.delivered > 0 {
+            write!(f, "\n{}", self.waits)?;
         }
         for (n, worker) in self.workers.iter().enumerate() {
             write!(f, "\nworker {} began {} requests", n + 1, grouped(worker.carried))?;

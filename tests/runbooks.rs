@@ -103,6 +103,7 @@ fn dashboard_shows_what_is_asked_for_at_night_from_a_data_source_of_ones_choice(
         "walhook_state_bytes{",
         "walhook_state_max_bytes{",
         "walhook_workers{",
+        "walhook_delivery_log_bytes{",
         "process_cpu_seconds_total{",
         "process_resident_memory_bytes{",
     ] {

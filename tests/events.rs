@@ -173,3 +173,135 @@ async fn event_is_sent_again_to_whoever_is_named_as_far_back_as_the_window_reach
     running.kill().await?;
     Ok(())
 }
+
+async fn listed(world: &World, args: &[&str]) -> Result<Value> {
+    world.walhook_json(&[&["events", "list"], args].concat()).await
+}
+
+/// The delivery of `events show` to this endpoint, of the stream.
+fn of_stream<'a>(shown: &'a Value, endpoint: &str) -> Result<&'a Value> {
+    let mut all = shown["deliveries"].as_array().into_iter().flatten();
+    let is_it = |it: &&Value| it["endpoint"] == endpoint && it["replay_id"].is_null();
+    all.find(is_it).with_context(|| format!("no delivery of the stream to {endpoint}: {shown}"))
+}
+
+#[tokio::test]
+async fn support_question_is_answered_for_each_way_that_a_delivery_can_go() {
+    support_question_is_answered().await.unwrap();
+}
+
+async fn support_question_is_answered() -> Result<()> {
+    // The condition fails where the address is null.
+    let columns = "columns = [\"id\", \"email\", \"status\"]";
+    let rules = RULES.replacen(columns, &format!("{columns}\nwhen = \"new.email.size() > 0\""), 1);
+    let quick = "[delivery]\nretry_base = \"50ms\"\nretry_cap = \"400ms\"\n";
+    let mut world = World::with(quick, &rules, &[]).await?;
+    for account in 1..=5 {
+        world.hook(account, account, "").await?;
+    }
+    world.mock.set_behaviour("/2", Behaviour::status(StatusCode::SERVICE_UNAVAILABLE));
+    world.mock.set_behaviour("/3", Behaviour::status(StatusCode::GONE));
+    let running = world.run().await?;
+    let pause = ["endpoints", "pause", "4", "--reason", "maintenance"];
+    ensure!(world.walhook(&pause).await?.status.success());
+    for account in 1..=4 {
+        world.subscribe(account, account).await?;
+    }
+    world.sql.batch_execute("INSERT INTO subscribers VALUES (5, 5, NULL, 'x')").await?;
+    let deadline = Instant::now() + PATIENCE;
+    let mut ids = Vec::new();
+    for account in ["1", "2", "3", "4", "5"] {
+        let id = loop {
+            let page = listed(&world, &["--account", account]).await?;
+            if let Some(id) = page["lines"][0]["event_id"].as_str() {
+                break id.to_owned();
+            }
+            ensure!(Instant::now() < deadline, "nothing is logged of account {account}");
+        };
+        ids.push(id);
+    }
+    show_until(&world, &ids[0], "delivered").await?;
+    show_until(&world, &ids[1], "deferred").await?;
+    show_until(&world, &ids[2], "dead_letter").await?;
+    show_until(&world, &ids[3], "deferred").await?;
+    show_until(&world, &ids[4], "unroutable").await?;
+
+    // Killed, and another leads: the story goes on.
+    running.kill().await?;
+    world.mock.set_behaviour("/2", Behaviour::ok());
+    let running = world.run().await?;
+    let retried = show_until(&world, &ids[1], "delivered").await?;
+    let delivery = of_stream(&retried, "2")?;
+    let lines = delivery["lines"].as_array().context("it has no lines")?;
+    ensure!(lines[0]["what"] == "failed" && lines[0]["status"] == 503, "{retried}");
+    ensure!(lines.last().is_some_and(|line| line["what"] == "delivered"), "{retried}");
+    ensure!(delivery["attempts"].as_i64() > Some(1), "{retried}");
+    world.settled().await?;
+    let resent = world.walhook_json(&["events", "resend", &ids[0]]).await?;
+    ensure!(resent["delivered"] == 1, "{resent}");
+    ensure!(running.terminate().await?.success());
+
+    // Nothing runs: all of it is known.
+    let delivered = show(&world, &ids[0]).await?;
+    let first = of_stream(&delivered, "1")?;
+    ensure!(first["state"] == "delivered" && first["attempts"] == 1, "{delivered}");
+    ensure!(delivered["settled"] == true && delivered["account_id"] == "1", "{delivered}");
+    let replayed = delivered["deliveries"].as_array().into_iter().flatten();
+    let replayed: Vec<&Value> = replayed.filter(|it| !it["replay_id"].is_null()).collect();
+    ensure!(replayed.len() == 1 && replayed[0]["state"] == "delivered", "{delivered}");
+    let whole = world.walhook_json(&["events", "show", &ids[0], "--body"]).await?;
+    let request = world.mock.received().into_iter().find(|it| it.id == ids[0]);
+    let request = request.context("it was not received")?;
+    ensure!(whole["body"] == request.json() && whole["body_from"] == "window", "{whole}");
+    let dead = show(&world, &ids[2]).await?;
+    let delivery = of_stream(&dead, "3")?;
+    ensure!(
+        delivery["reason"] == "endpoint_disabled" && !delivery["dead_letter"].is_null(),
+        "{dead}"
+    );
+    let paused = show(&world, &ids[3]).await?;
+    ensure!(
+        of_stream(&paused, "4")?["reason"] == "paused" && !paused["body"].is_null(),
+        "{paused}"
+    );
+    let plain = text(&world.walhook(&["events", "show", &ids[1]]).await?.stdout);
+    ensure!(plain.contains("attempt 1 failed") && plain.contains("delivered since"), "{plain}");
+
+    log_is_listed_and_erased(&world).await
+}
+
+async fn log_is_listed_and_erased(world: &World) -> Result<()> {
+    // The list is filtered, and comes in pages.
+    let of_two = listed(world, &["--account", "2"]).await?;
+    let all = of_two["lines"].as_array().context("no list")?;
+    let mut paged = Vec::new();
+    let mut before: Option<String> = None;
+    loop {
+        let mut args = vec!["--account", "2", "--limit", "1"];
+        args.extend(before.iter().flat_map(|place| ["--before", place.as_str()]));
+        let page = listed(world, &args).await?;
+        paged.extend(page["lines"].as_array().cloned().unwrap_or_default());
+        let Some(next) = page["next_before"].as_i64() else { break };
+        before = Some(next.to_string());
+    }
+    ensure!(paged == *all && all.len() > 2, "{paged:?} is not {all:?}");
+    let failed =
+        listed(world, &["--endpoint", "2", "--outcome", "failed", "--since", "1h"]).await?;
+    let failed = failed["lines"].as_array().context("no list")?;
+    ensure!(!failed.is_empty() && failed.iter().all(|line| line["what"] == "failed"), "{failed:?}");
+    ensure!(listed(world, &["--type", "else"]).await?["lines"] == serde_json::json!([]));
+    let plain = text(&world.walhook(&["events", "list", "--account", "2"]).await?.stdout);
+    ensure!(plain.lines().count() == all.len() + 1 && plain.starts_with("AT "), "{plain}");
+
+    // What it tells of an account is erased, and that it was is recorded.
+    let unasked = world.walhook(&["events", "erase", "--account", "2"]).await?;
+    ensure!(unasked.status.code() == Some(2), "{}", text(&unasked.stderr));
+    let erase = ["events", "erase", "--account", "2", "--by", "support", "--yes"];
+    let erased = world.walhook_json(&erase).await?;
+    ensure!(erased["lines"] == all.len() && erased["erased_by"] == "support", "{erased}");
+    ensure!(listed(world, &["--account", "2"]).await?["lines"] == serde_json::json!([]));
+    ensure!(listed(world, &["--account", "1"]).await?["lines"] != serde_json::json!([]));
+    let by = world.value("SELECT erased_by FROM walhook.delivery_erasures").await?;
+    ensure!(by == "support", "{by}");
+    Ok(())
+}

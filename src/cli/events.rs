@@ -1,23 +1,28 @@
-//! `walhook events`: what happened to one, which happened lately, sending one again.
+//! `walhook events`: what happened lately, what happened to one, sending one again, erasing an account's.
 
 mod print;
 
 use std::time::Duration;
 
 use anyhow::anyhow;
+use clap::builder::PossibleValuesParser;
 use url::Url;
 
+use super::confirm::confirm_removal;
 use super::replay::{Wait, carry_out};
 use super::{CommandResult, Common, print_json, print_line};
+use crate::control::events::log::{self, Filter, OUTCOMES, Query};
+use crate::control::time::time_us;
 use crate::control::{Databases, events};
 use walhook_core::position::EventId;
 
-/// Show what happened to an event, or send it again
+/// List what happened to events, show all of one, send one again, or erase an account's from the delivery log
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 An event's id is what its requests have as webhook-id, and their bodies as `id`.
 
 Examples:
+  walhook events list --account 42 --outcome failed --since 2h
   walhook events show evt_01M89HY61Z3KDGFQWS3TGAXFGY
   walhook events show evt_01M89HY61Z3KDGFQWS3TGAXFGY --body --json
   walhook events resend evt_01M89HY61Z3KDGFQWS3TGAXFGY --endpoint 7")]
@@ -28,10 +33,66 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    /// List the delivery log, the newest line first: each attempt, and each end without one
+    List(List),
     /// Show what happened to one: its deliveries, where each stands now, and the body where it is still held
     Show(Show),
     /// Send one again, to all of its account's endpoints of now that want it, or to one
     Resend(Resend),
+    /// Erase all that the delivery log tells of an account; that it was is recorded
+    Erase(Erase),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  walhook events list --limit 20
+  walhook events list --endpoint 7 --outcome dead --since 1d
+  walhook events list --type subscriber.updated --since 2026-11-23T17:00:00Z --until 2026-11-23T18:00:00Z")]
+struct List {
+    /// Of this account
+    #[arg(long, value_name = "ID")]
+    account: Option<String>,
+    /// Of this endpoint
+    #[arg(long, value_name = "ID")]
+    endpoint: Option<String>,
+    /// Of events of this type
+    #[arg(long = "type", value_name = "TYPE")]
+    event_type: Option<String>,
+    /// Of what came to this
+    #[arg(long, value_parser = PossibleValuesParser::new(OUTCOMES))]
+    outcome: Option<String>,
+    /// At this time or later: RFC 3339, or an age such as 2h
+    #[arg(long, value_name = "TIME", value_parser = time_us)]
+    since: Option<i64>,
+    /// Before this time: RFC 3339, or an age such as 2h
+    #[arg(long, value_name = "TIME", value_parser = time_us)]
+    until: Option<i64>,
+    /// At most so many
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    limit: u32,
+    /// Continues an earlier list, which printed this
+    #[arg(long, value_name = "PLACE")]
+    before: Option<i64>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Lines, not events: rows of deliveries that are deferred or dead are not touched, and what happens to the
+account's deliveries from then on is logged again.
+
+Example:
+  walhook events erase --account 42 --by 'support, ticket 4711' --yes")]
+struct Erase {
+    /// The account
+    #[arg(long, value_name = "ID")]
+    account: String,
+    /// Who asks, for the record
+    #[arg(long, value_name = "NAME", env = "USER", default_value = "unknown")]
+    by: String,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -66,6 +127,25 @@ struct Resend {
     wait: Duration,
 }
 
+impl List {
+    fn query(&self) -> Query {
+        let filter = Filter {
+            event: None,
+            account: self.account.clone(),
+            endpoint: self.endpoint.clone(),
+            event_type: self.event_type.clone(),
+            outcome: self.outcome.clone(),
+            from_us: self.since,
+            to_us: self.until,
+        };
+        Query {
+            filter,
+            limit: usize::try_from(self.limit).unwrap_or(usize::MAX),
+            before: self.before,
+        }
+    }
+}
+
 /// Runs the subcommand.
 ///
 /// # Errors
@@ -73,6 +153,19 @@ struct Resend {
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
     match args.command {
+        Command::List(asked) => {
+            let page = log::list(Databases::of(&config), &asked.query()).await?;
+            if common.json { print_json(&page) } else { print_line(&print::list(&page)) }
+        }
+        Command::Erase(Erase { account, by, yes }) => {
+            if !yes {
+                confirm_removal(&format!(
+                    "Erase all that the delivery log tells of account {account}?"
+                ))?;
+            }
+            let erased = log::erase(Databases::of(&config), &account, &by).await?;
+            if common.json { print_json(&erased) } else { print_line(&print::erased(&erased)) }
+        }
         Command::Show(Show { id, body, admin }) => {
             let event = events::show(&config, id, admin, body).await?;
             if common.json { print_json(&event) } else { print_line(&print::event(&event)) }

@@ -50,6 +50,7 @@ fn queries() -> Vec<Contract> {
             ],
         ),
         ("endpoints_list", vec![case("whole", &sample::endpoint_page())]),
+        ("events_list", vec![case("whole", &sample::line_page())]),
         (
             "events_show",
             vec![case("whole", &sample::event()), case("unknown", &sample::unknown_event())],
@@ -93,6 +94,7 @@ fn commands() -> Vec<Contract> {
             "endpoints_test",
             vec![case("taken", &sample::probe()), case("failed", &sample::failed_probe())],
         ),
+        ("events_erase", vec![case("whole", &sample::erased())]),
         ("gaps_close", vec![case("whole", &sample::closed_gap())]),
         (
             "recover",

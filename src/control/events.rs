@@ -1,9 +1,11 @@
-//! Events: what became of one, and sending one again.
+//! Events: what became of one, what happened lately, and sending one again.
 //!
-//! Rows of the state tables say it, so that it is said while nothing runs; beside them the leader's memory, and the
-//! replay window.
+//! The delivery log and the rows of the state tables say it, so that it is said while nothing runs; beside them the
+//! leader's memory, and the replay window.
 
 mod body;
+mod line;
+pub(crate) mod log;
 mod memory;
 pub(crate) mod resend;
 mod standing;
@@ -22,11 +24,15 @@ use walhook_core::lsn::Lsn;
 use walhook_core::position::EventId;
 use walhook_state::{DeferredCursor, DeferredFilter, StateStore};
 
+pub(crate) use line::LineView;
 pub(crate) use standing::DeliveryView;
 use standing::Known;
 
 /// Deferred rows of one event that are shown: it may be for very many endpoints.
 const DEFERRED_MAX: i64 = 10_000;
+
+/// Lines of the log likewise.
+const LINES_MAX: usize = 100_000;
 
 /// All that is known of an event.
 #[derive(Debug, Serialize)]
@@ -45,7 +51,7 @@ pub(crate) struct EventView {
     /// Whether the checkpoint has passed it: then each of its deliveries has come to its end, or stands in a table.
     /// Null where that cannot be told.
     pub(crate) settled: Option<bool>,
-    /// Its deliveries that have not come to a good end, by endpoint.
+    /// Its deliveries, by endpoint: those that the log, a table or the leader's memory has.
     pub(crate) deliveries: Vec<DeliveryView>,
     /// Why it is unknown what of it is in the leader's memory; null: that is known.
     pub(crate) memory_error: Option<String>,
@@ -71,20 +77,28 @@ pub(crate) async fn show(
     wants_body: bool,
 ) -> Result<EventView, Failure> {
     let state = Databases::of(config).open_state().await?;
-    // The checkpoint first, then memory: what leaves that meanwhile has a row then.
+    // The checkpoint first, then memory, then rows, then the log: what leaves one meanwhile is in the next.
     let frontier = state.frontier().await?;
     let (pending, memory_error) = match memory::read(config, id, admin).await? {
         Ok(pending) => (pending, None),
         Err(why) => (Vec::new(), Some(why)),
     };
+    let gaps = state.gaps(true).await?;
     let filter = DeferredFilter { ids: Some(vec![id.to_string()]), ..DeferredFilter::default() };
     let deferred = state.deferred(&filter, &DeferredCursor::default(), DEFERRED_MAX).await?;
     let letters = state.letters_of_event(id).await?;
     let (event, unrouted_since_us) = body::of_tables(&state, id).await?;
-    let known = Known { pending, deferred, letters, unrouted_since_us };
+    let story = state.story(id, LINES_MAX).await?;
+    let known = Known { story, pending, deferred, letters, unrouted_since_us, gaps, frontier };
     let found = found(config, id, event, wants_body).await;
     let event = found.event.as_deref();
+    let line = known.story.first();
     let commit_lsn = event.map(|event| event.position.commit_lsn());
+    let commit_lsn = commit_lsn.or_else(|| line.map(|line| line.commit_lsn));
+    let committed_us = event.map(|event| event.commit_time_us);
+    let committed_us = committed_us.or_else(|| line.map(|line| line.committed_us));
+    let event_type = event.map(|event| &event.event_type);
+    let account = event.map(|event| &event.account);
     let settled = match commit_lsn {
         Some(commit) => Some(commit < frontier),
         None => settled(&state, id, frontier).await?,
@@ -93,9 +107,9 @@ pub(crate) async fn show(
     let note = deliveries.is_empty().then(|| note(settled).to_owned());
     Ok(EventView {
         event_id: id.to_string(),
-        event_type: event.map(|event| event.event_type.to_string()),
-        account_id: event.map(|event| event.account.to_string()),
-        committed_at: rfc3339(event.map_or_else(|| commit_us(id), |event| event.commit_time_us)),
+        event_type: event_type.or(line.map(|line| &line.event_type)).map(ToString::to_string),
+        account_id: account.or(line.map(|line| &line.account)).map(ToString::to_string),
+        committed_at: rfc3339(committed_us.unwrap_or_else(|| commit_us(id))),
         commit_lsn: commit_lsn.map(|lsn| lsn.to_string()),
         settled,
         deliveries,
@@ -144,13 +158,13 @@ async fn settled(state: &StateStore, id: EventId, frontier: Lsn) -> Result<Optio
 fn note(settled: Option<bool>) -> &'static str {
     match settled {
         Some(true) => {
-            "all of its deliveries have come to their ends: taken, dropped with their endpoint, counted in a gap, or \
-             dead and discarded since; or no endpoint wanted it"
+            "all of its deliveries have come to their ends, or no endpoint wanted it; the delivery log has no line of \
+             them (deliveries.keep, deliveries.retention and deliveries.max_size decide what it keeps)"
         }
         Some(false) => "it is not settled: it is to be read, or waits to be routed",
         None => {
-            "no table has it: its deliveries have come to their ends, no endpoint wanted it, it has just been \
-             committed, or it is another pipeline's"
+            "neither the delivery log nor a table has it: no endpoint wanted it, the log keeps it no longer, it has just \
+             been committed, or it is another pipeline's"
         }
     }
 }

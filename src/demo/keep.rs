@@ -37,7 +37,10 @@ impl Demo {
         Ok(vec![
             (walhook("status"), "who leads, what waits and for what"),
             (walhook("endpoints list"), "how each endpoint stands"),
-            (walhook("deferred list --limit 5"), "what waits for the endpoint that is dead"),
+            (
+                walhook("events list --outcome failed --limit 5"),
+                "what failed last, with the answers",
+            ),
             (change, "a commit of your own, which becomes an event"),
             (walhook("replay start --from oldest --dry-run"), "what could be sent again"),
         ])

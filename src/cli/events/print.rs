@@ -2,8 +2,9 @@
 
 use super::super::ago::with_ago;
 use super::super::status::cause_text;
-use super::super::table::{named, one_line};
-use crate::control::events::{DeliveryView, EventView};
+use super::super::table::{named, one_line, table};
+use crate::control::events::log::{ErasedView, LinePage};
+use crate::control::events::{DeliveryView, EventView, LineView};
 
 /// Columns of a thing's name.
 const NAME_WIDTH: usize = 10;
@@ -54,6 +55,10 @@ fn of_delivery(delivery: &DeliveryView) -> Vec<String> {
     let mut text =
         vec![line("endpoint", &format!("{to}{replay}")), line("stands", &stands(delivery))];
     text.extend(delivery.detail.iter().map(|detail| line("says", detail)));
+    if !delivery.lines.is_empty() {
+        let rows: Vec<[String; 5]> = delivery.lines.iter().map(happened).collect();
+        text.extend(table(&rows).lines().map(|row| format!("  {row}")));
+    }
     text
 }
 
@@ -79,7 +84,76 @@ fn stands(delivery: &DeliveryView) -> String {
     }
     let letter = delivery.dead_letter.map(|id| format!("; walhook dead-letters retry {id}"));
     text.push_str(&letter.unwrap_or_default());
+    let gap = delivery.gap.map(|id| format!("; counted in gap {id} (walhook gaps list)"));
+    text.push_str(&gap.unwrap_or_default());
     text
+}
+
+/// When, what, with what answer, after how long, and what there is to say.
+fn happened(line: &LineView) -> [String; 5] {
+    let waits: Vec<String> =
+        line.waits_ms.iter().map(|(cause, ms)| format!("{cause} {ms:.0} ms")).collect();
+    let mut says: Vec<String> = line.excerpt.iter().cloned().collect();
+    if !waits.is_empty() {
+        says.push(format!("waited: {}", waits.join(", ")));
+    }
+    [line.at.clone(), what(line), answer(line), took(line), says.join("; ")]
+}
+
+fn what(line: &LineView) -> String {
+    match (line.attempt, &line.reason) {
+        (Some(attempt), _) => format!("attempt {attempt} {}", line.what),
+        (None, Some(reason)) => format!("{} ({reason})", line.what),
+        (None, None) => line.what.clone(),
+    }
+}
+
+fn answer(line: &LineView) -> String {
+    let status = line.status.map(|status| status.to_string());
+    status.or_else(|| line.failure.clone()).unwrap_or_default()
+}
+
+fn took(line: &LineView) -> String {
+    line.latency_ms.map(|ms| format!("{ms:.0} ms")).unwrap_or_default()
+}
+
+/// Lines of the log, the newest first.
+pub(super) fn list(page: &LinePage) -> String {
+    if page.lines.is_empty() {
+        return "no line of the delivery log fits".to_owned();
+    }
+    let head = ["AT", "WHAT", "EVENT", "TYPE", "ACCOUNT", "ENDPOINT", "ANSWER", "TOOK", "SAYS"];
+    let mut rows = vec![head.map(str::to_owned)];
+    rows.extend(page.lines.iter().map(|line| {
+        [
+            line.at.clone(),
+            what(line),
+            line.event_id.clone(),
+            line.event_type.clone(),
+            line.account_id.clone(),
+            line.endpoint.as_deref().unwrap_or("-").to_owned(),
+            answer(line),
+            took(line),
+            line.excerpt.clone().unwrap_or_default(),
+        ]
+    }));
+    let mut text = table(&rows);
+    if let Some(before) = page.next_before {
+        text.push_str(&format!("\nthere are more: --before {before}"));
+    }
+    text
+}
+
+/// What was erased.
+pub(super) fn erased(erased: &ErasedView) -> String {
+    let ErasedView { id, account_id, erased_by, lines, unreadable_pages, .. } = erased;
+    let unreadable = match unreadable_pages {
+        0 => String::new(),
+        pages => format!(", and {pages} pages that could not be read"),
+    };
+    one_line(&format!(
+        "erased {lines} lines of account {account_id}{unreadable}: record {id}, asked by {erased_by}"
+    ))
 }
 
 #[cfg(test)]
@@ -97,11 +171,21 @@ mod tests {
             ", 2 attempts, the next one not before 2026-11-28T12:00:10.000000Z (",
             "; waits for attempt: the request is under way\nsays       status 503\n",
             "endpoint   8, by replay 3\nstands     dead_letter (exhausted) since",
-            "; walhook dead-letters retry 1\n",
+            "; walhook dead-letters retry 1; counted in gap 3 (walhook gaps list)\n",
+            "  2026-11-28T12:00:01.000000Z  attempt 2 failed   503  12 ms  status 503; waited: retry 900 ms\n",
+            "  2026-11-28T12:00:02.000000Z  deferred (failed)\n",
             "body       {\"id\":\"evt_1\",\"data\":{\"id\":1},\"score\":1.50}",
         ] {
             assert!(shown.contains(part), "{part} is not in:\n{shown}");
         }
+        let shown = list(&sample::line_page());
+        for part in ["AT  ", "  attempt 2 failed  ", "\nthere are more: --before 17"] {
+            assert!(shown.contains(part), "{part} is not in:\n{shown}");
+        }
+        assert_eq!(
+            erased(&sample::erased()),
+            "erased 12 lines of account 42: record 1, asked by support, ticket 5"
+        );
         let shown = event(&sample::unknown_event());
         for part in [
             "type       unknown",

@@ -15,7 +15,8 @@ use crate::control::deferred::{
     DeferredPage, DeferredView, Discarded, OfAccountView, WithoutEndpointView,
 };
 use crate::control::endpoints::{EndpointPage, EndpointView, ProbeView, StopView};
-use crate::control::events::{DeliveryView, EventView};
+use crate::control::events::log::{ErasedView, LinePage};
+use crate::control::events::{DeliveryView, EventView, LineView};
 use crate::control::gaps::{ClosedGap, GapList, GapView, ReplayableGap};
 use crate::control::health::HealthView;
 use crate::control::jobs::JobView;
@@ -158,6 +159,59 @@ pub(crate) fn whole_dead_letter() -> WholeDeadLetter {
     }
 }
 
+fn failed_line() -> LineView {
+    LineView {
+        at: at(1),
+        what: "failed".into(),
+        reason: None,
+        event_id: EVENT.into(),
+        event_type: "subscriber.updated".into(),
+        account_id: "42".into(),
+        endpoint: text("7"),
+        attempt: Some(2),
+        status: Some(503),
+        failure: None,
+        latency_ms: Some(12.0),
+        waits_ms: BTreeMap::from([("retry".into(), 900.0)]),
+        excerpt: text("status 503"),
+        replay_id: None,
+        dead_letter: None,
+        committed_at: at(0),
+        commit_lsn: "0/210".into(),
+    }
+}
+
+fn deferred_line() -> LineView {
+    LineView {
+        at: at(2),
+        what: "deferred".into(),
+        reason: text("failed"),
+        attempt: None,
+        status: None,
+        latency_ms: None,
+        waits_ms: BTreeMap::new(),
+        excerpt: None,
+        replay_id: Some(3),
+        ..failed_line()
+    }
+}
+
+pub(crate) fn line_page() -> LinePage {
+    LinePage { lines: vec![deferred_line(), failed_line()], next_before: Some(17) }
+}
+
+pub(crate) fn erased() -> ErasedView {
+    ErasedView {
+        id: 1,
+        account_id: "42".into(),
+        erased_by: "support, ticket 5".into(),
+        begun_at: at(0),
+        finished_at: Some(at(1)),
+        lines: 12,
+        unreadable_pages: 0,
+    }
+}
+
 pub(crate) fn event() -> EventView {
     let deferred = DeliveryView {
         endpoint: text("7"),
@@ -170,6 +224,8 @@ pub(crate) fn event() -> EventView {
         attempts: 2,
         next_attempt_at: Some(at(10)),
         dead_letter: None,
+        gap: None,
+        lines: vec![failed_line(), deferred_line()],
     };
     let dead = DeliveryView {
         endpoint: text("8"),
@@ -179,6 +235,8 @@ pub(crate) fn event() -> EventView {
         cause: None,
         next_attempt_at: None,
         dead_letter: Some(1),
+        gap: Some(3),
+        lines: vec![],
         ..deferred.clone()
     };
     let whole = whole_dead_letter();

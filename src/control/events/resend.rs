@@ -24,8 +24,15 @@ pub(crate) async fn range(
         ensure_endpoint(config, endpoint).await?;
     }
     let window = Window::read(config, &state).await?;
-    let (event, _) = super::body::of_tables(&state, id).await?;
-    let (from, to) = match event.map(|event| event.position.commit_lsn()) {
+    let line = state.story(id, 1).await?.pop();
+    let commit = match line {
+        Some(line) => Some(line.commit_lsn),
+        None => {
+            let (event, _) = super::body::of_tables(&state, id).await?;
+            event.map(|event| event.position.commit_lsn())
+        }
+    };
+    let (from, to) = match commit {
         Some(commit) if commit >= window.checkpoint => {
             return Err(anyhow!("{id} is still being delivered for the first time").into());
         }

@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use walhook_testkit::receiver::{Behaviour, Received};
 
-use crate::support::{PATIENCE, RULES, World, text};
+use crate::support::{PATIENCE, RULES, Running, World, text};
 
 /// A failed delivery is deferred at once, and tried again in an hour.
 const PATIENT: &str = "[delivery]\nquick_attempts = 1\nretry_base = \"1h\"\nretry_cap = \"1h\"";
@@ -22,6 +22,14 @@ async fn event_of(world: &World, subscriber: i64) -> Result<String> {
         ensure!(Instant::now() < deadline, "no request has the event of subscriber {subscriber}");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
+}
+
+/// Runs, and waits until the replay window has begun: what is committed from then on can be sent again.
+async fn run_with_window(world: &mut World) -> Result<Running> {
+    let running = world.run().await?;
+    let anchor = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'walhook_anchor'";
+    world.until(anchor, "1").await?;
+    Ok(running)
 }
 
 async fn show(world: &World, event: &str) -> Result<Value> {
@@ -125,7 +133,7 @@ async fn event_is_sent_again_to_whoever_is_named_as_far_back_as_the_window_reach
     let mut world = World::with("", RULES, &[]).await?;
     world.hook(7, 42, "").await?;
     world.hook(8, 42, "").await?;
-    let running = world.run().await?;
+    let running = run_with_window(&mut world).await?;
     // Two of one transaction: one is meant.
     world
         .sql
@@ -201,7 +209,7 @@ async fn support_question_is_answered() -> Result<()> {
     }
     world.mock.set_behaviour("/2", Behaviour::status(StatusCode::SERVICE_UNAVAILABLE));
     world.mock.set_behaviour("/3", Behaviour::status(StatusCode::GONE));
-    let running = world.run().await?;
+    let running = run_with_window(&mut world).await?;
     let pause = ["endpoints", "pause", "4", "--reason", "maintenance"];
     ensure!(world.walhook(&pause).await?.status.success());
     for account in 1..=4 {

@@ -167,7 +167,7 @@ fn filters(entries: &[Entry]) -> Vec<DeliveryFilter> {
 #[tokio::test]
 async fn search_finds_what_a_look_at_every_line_finds_before_and_after_pages_are_merged() {
     let (fixture, mut store) = led().await;
-    let entries: Vec<Entry> = (0..4_000).map(any).collect();
+    let entries: Vec<Entry> = (0..6_000).map(any).collect();
     let mut rest = &entries[..];
     let mut rng = StdRng::seed_from_u64(1);
     let mut number = 0;
@@ -192,7 +192,7 @@ async fn search_finds_what_a_look_at_every_line_finds_before_and_after_pages_are
                 assert_eq!(found, wanted, "{filter:?} by {limit}, merged: {merged}");
             }
         }
-        for at in [0, 1_500, 3_999] {
+        for at in [0, 1_500, 5_999] {
             let event = entries[at].event;
             let story = reader.story(event, 100).await.unwrap();
             let wanted: Vec<_> = entries.iter().filter(|e| e.event == event).cloned().collect();

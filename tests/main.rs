@@ -75,5 +75,6 @@ mod turns;
 mod unrouted;
 mod upgrade;
 mod values;
+mod waits;
 mod walk;
 mod workers;

@@ -7,7 +7,7 @@ use tokio_postgres::types::Type;
 use super::dead_letters::{self, StoredDeadLetter};
 use super::event::{event_columns, read_event};
 use super::page::{Page, page_columns};
-use super::{Param, Scope, StateError, StateStore, key};
+use super::{Param, Scope, StateError, StateStore, key, place};
 use walhook_core::event::Event;
 use walhook_core::position::EventId;
 use walhook_postgres::op::{EQ, to_us};
@@ -67,8 +67,9 @@ impl StateStore {
         let sql = format!(
             "SELECT {} FROM {s}.pages p WHERE p.pipeline {EQ} $1
                  AND p.event_ids OPERATOR(pg_catalog.&&) $2
-             ORDER BY p.endpoint, p.account, p.commit_lsn LIMIT 1",
-            page_columns(s)
+             ORDER BY p.endpoint, p.account, {} LIMIT 1",
+            page_columns(s),
+            place::columns("p.")
         );
         let ids = [event.to_string()];
         let ids = &ids[..];
@@ -92,9 +93,10 @@ impl StateStore {
         let Scope { s, pipeline, .. } = &self.scope;
         let sql = format!(
             "SELECT {}, {} AS stored FROM {s}.unrouted b WHERE b.pipeline {EQ} $1 AND b.event_id {EQ} $2
-             ORDER BY b.account, b.commit_lsn LIMIT 1",
+             ORDER BY b.account, {} LIMIT 1",
             event_columns(),
-            to_us("b.stored_at")
+            to_us("b.stored_at"),
+            place::columns("b.")
         );
         let id = event.to_string();
         let params: [Param<'_>; 2] = [(pipeline, Type::TEXT), (&id, Type::TEXT)];

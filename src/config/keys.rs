@@ -78,7 +78,10 @@ pub(super) const SECTIONS: &[Section] = &[
             ("search_path", Text),
         ],
     },
-    Section { name: "accounts", keys: &[("table", Required), ("id", Text), ("weight", Text)] },
+    Section {
+        name: "accounts",
+        keys: &[("table", Required), ("id", Text), ("weight", Text), ("reserved", Text)],
+    },
     Section {
         name: EVENTS,
         keys: &[

@@ -2,6 +2,7 @@
 //!
 //! Every finding is one line: pass, warn or fail, and where something is wrong, the fix.
 
+mod accounts;
 mod age;
 mod connection;
 mod cost;

@@ -469,6 +469,8 @@ fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
     metrics.waits.noisy.set(count(gauges.accounts_noisy));
     metrics.in_flight_fast.set(gauges.in_flight_fast.into());
     metrics.in_flight_slow.set(gauges.in_flight_slow.into());
+    let reserved = [gauges.reserved_fast, gauges.reserved_slow];
+    metrics.reserved.iter().zip(reserved).for_each(|(gauge, slots)| gauge.set(slots.into()));
     metrics.in_flight_probe.set(gauges.in_flight_probe.into());
     metrics.lanes_ready.set(count(gauges.lanes_ready));
     metrics.lanes_waiting.set(count(gauges.lanes_waiting));

@@ -133,6 +133,8 @@ pub struct Metrics {
     pub in_flight_fast: IntGauge,
     /// `walhook_in_flight{pool="slow"}`: requests that hold a slot of the slow pool.
     pub in_flight_slow: IntGauge,
+    /// `walhook_reserved_slots`: of the fast and of the slow requests, those on slots reserved for their accounts.
+    pub reserved: [IntGauge; 2],
     /// `walhook_in_flight{pool="probe"}`: requests that try a dead endpoint.
     pub in_flight_probe: IntGauge,
     /// `walhook_lanes{state="ready"}`: lanes with a delivery that waits for nothing but a slot.
@@ -254,6 +256,7 @@ impl Metrics {
             attempt_duration: r.histogram("walhook_attempt_seconds", &ATTEMPT_BUCKETS)?,
             in_flight_fast: in_flight.with_label_values(&["fast"]),
             in_flight_slow: in_flight.with_label_values(&["slow"]),
+            reserved: Self::reserved(&r)?,
             in_flight_probe: in_flight.with_label_values(&["probe"]),
             lanes_ready: lanes.with_label_values(&["ready"]),
             lanes_waiting: lanes.with_label_values(&["waiting"]),
@@ -310,6 +313,11 @@ impl Metrics {
     fn deferred_by_reason(r: &Register<'_>) -> Labelled {
         let counters = r.counters("walhook_deferred_total", "reason")?;
         Ok(by_label(&counters, DeferReason::ALL.map(DeferReason::as_str), |name| name))
+    }
+
+    fn reserved(r: &Register<'_>) -> prometheus::Result<[IntGauge; 2]> {
+        let reserved = r.gauges("walhook_reserved_slots", "pool")?;
+        Ok(["fast", "slow"].map(|pool| reserved.with_label_values(&[pool])))
     }
 
     fn attempts(r: &Register<'_>) -> Labelled {
@@ -508,7 +516,7 @@ impl Metrics {
         ] {
             gauge.set(0);
         }
-        for gauge in self.workers.values() {
+        for gauge in self.workers.values().chain(&self.reserved) {
             gauge.set(0);
         }
         self.streamed.clear();

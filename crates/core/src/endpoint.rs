@@ -124,15 +124,39 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// All that routing knows about one account: its endpoints and its weight.
+/// What an account gets of the slots for requests.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
+pub struct Share {
+    /// Its part against others; above 0.
+    #[cfg_attr(feature = "record", serde(with = "crate::record::float"))]
+    pub weight: f64,
+    /// Slots that are its own while it has something to send, of each pool.
+    pub reserved: u32,
+}
+
+impl Default for Share {
+    /// That of every account of which nothing else is said: weight 1, nothing reserved.
+    fn default() -> Self {
+        Self { weight: 1.0, reserved: 0 }
+    }
+}
+
+impl From<f64> for Share {
+    /// With nothing reserved.
+    fn from(weight: f64) -> Self {
+        Self { weight, reserved: 0 }
+    }
+}
+
+/// All that routing knows about one account: its endpoints and its share.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct Routes {
     /// The account's endpoints, enabled or not, ordered by the bytes of their ids; often none.
     pub endpoints: Vec<Arc<Endpoint>>,
-    /// The account's share against others; 1 unless the accounts table says otherwise. Above 0.
-    #[cfg_attr(feature = "record", serde(with = "crate::record::float"))]
-    pub weight: f64,
+    /// The account's share; the default unless the accounts table says otherwise.
+    pub share: Share,
     /// Why the account's endpoints are not known, where they take more memory than there is, or the
     /// database refuses to read their rows: then none of them is in `endpoints`, and the account's events
     /// cannot be routed.
@@ -142,27 +166,27 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// An account's endpoints, in any order, and its weight.
+    /// An account's endpoints, in any order, and its share.
     #[must_use]
-    pub fn new(mut endpoints: Vec<Arc<Endpoint>>, weight: f64) -> Self {
+    pub fn new(mut endpoints: Vec<Arc<Endpoint>>, share: impl Into<Share>) -> Self {
         endpoints.sort_by(|a, b| a.id.cmp(&b.id));
         endpoints.shrink_to_fit();
         let bytes = endpoints.iter().map(|endpoint| endpoint.size_bytes()).sum();
-        Self { endpoints, weight, refused: None, bytes }
+        Self { endpoints, share: share.into(), refused: None, bytes }
     }
 
     /// What is known of an account that has too many endpoints.
     #[must_use]
-    pub fn too_large(weight: f64) -> Self {
+    pub fn too_large(share: impl Into<Share>) -> Self {
         let why = "the endpoints of its account take more memory than one account is given: raise memory.limit";
-        Self::refused(why.to_owned(), weight)
+        Self::refused(why.to_owned(), share)
     }
 
     /// What is known of an account whose endpoints cannot be read.
     #[must_use]
-    pub fn refused(why: String, weight: f64) -> Self {
+    pub fn refused(why: String, share: impl Into<Share>) -> Self {
         let bytes = block(why.len());
-        Self { endpoints: Vec::new(), weight, refused: Some(why), bytes }
+        Self { endpoints: Vec::new(), share: share.into(), refused: Some(why), bytes }
     }
 
     /// What the routes hold in memory, in bytes.

@@ -72,6 +72,9 @@ pub struct Accounts {
     /// The weight column, a number above 0.
     #[serde(default = "defaults::weight")]
     pub weight: String,
+    /// The column of reserved slots, a whole number from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reserved: Option<String>,
 }
 
 mod defaults {

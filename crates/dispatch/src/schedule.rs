@@ -17,9 +17,12 @@
 //! and tags: a pool full of hanging requests delays nobody whose endpoint answers. When that pool is full
 //! too, and few fast slots are free, a request that has become old is given up, and tried again later.
 //!
+//! Beside its weight a lane may have slots reserved, in the fast pool and as many in the slow one: see `slots`. They
+//! are lent while it does not use them; what it sends beyond them takes turns like everybody's.
+//!
 //! Why nobody starves: a lane that becomes ready gets a tag of at least V, and every request adds at
-//! least [`MIN_CHARGE`] to its lane's tag, so the lanes ahead overtake a waiting one only so often. No
-//! credit builds up: a tag below V counts as V.
+//! least [`MIN_CHARGE`] to its lane's tag, so the lanes ahead overtake a waiting one only so often; and reserved slots
+//! are at most half of all. No credit builds up: a tag below V counts as V.
 //!
 //! Cost: O(log n) for each call, with n the ready lanes; the order stands in heaps, and a tag that changes is
 //! moved at once.
@@ -29,13 +32,19 @@
 
 use std::time::Duration;
 
-use walhook_core::tick::micros;
+use walhook_core::endpoint::Share;
 
+mod lane;
 mod learned;
 mod order;
+mod pool;
+mod slots;
 
 pub use learned::{AdaptiveLimit, AnswerTime, HoldEstimate};
-use order::Order;
+pub use pool::{PROBE_SLOTS, Pool, divided};
+
+use lane::{Lane, corrected};
+use slots::Slots;
 
 /// A request that holds its slot so long, or is expected to, belongs to [`Pool::Slow`].
 pub const SLOW_AFTER: Duration = Duration::from_secs(1);
@@ -46,48 +55,11 @@ pub const MIN_CHARGE: Duration = Duration::from_millis(1);
 
 /// Of so many fast slots, one goes only to lanes with nothing in flight: 8 of 256. An account that
 /// was quiet then finds a slot however many others are busy.
-const SLOTS_PER_RESERVED: u32 = 32;
-
-/// Probes in flight at most, all dead endpoints together: 128 that are given up after 2 s each try 1,000 endpoints
-/// within 16 s.
-pub const PROBE_SLOTS: u32 = 128;
-
-/// They are an eighth of the slow ones at most: dead endpoints that hang would fill those otherwise, and the
-/// file descriptors suffice for no more.
-const SLOTS_PER_PROBE: u32 = 8;
-
-/// Weights are held as multiples of 1/65,536, and so bounded to what that can express.
-const WEIGHT_ONE: u32 = 1 << 16;
+const SLOTS_PER_IDLE: u32 = 32;
 
 /// An account's lane; an index, used again after the lane was removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LaneId(pub u32);
-
-/// Which slots a request takes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pool {
-    /// For what is expected to end within [`SLOW_AFTER`].
-    Fast,
-    /// For everything else.
-    Slow,
-    /// For the probes of dead endpoints.
-    Probe,
-}
-
-/// How many pools there are.
-const POOLS: usize = Pool::ALL.len();
-
-impl Pool {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Fast, Self::Slow, Self::Probe];
-}
-
-/// What the slow and the probing requests have of the slots that are not fast. Each has at least one.
-#[must_use]
-pub fn divided(slots: u32) -> (u32, u32) {
-    let probes = (slots / SLOTS_PER_PROBE).clamp(1, PROBE_SLOTS);
-    (slots.saturating_sub(probes).max(1), probes)
-}
 
 /// Slot-time divided by weight. Units: 1/65,536 of a microsecond at weight 1. 128 bits, because 64
 /// would be used up in days by one busy lane.
@@ -103,6 +75,8 @@ pub struct Charge {
     charged: Tag,
     /// Time that the request spent, and paid for, in another pool.
     paid_elsewhere: Duration,
+    /// It has one of the slots of `pool` that are reserved for its lane, and costs it nothing.
+    is_covered: bool,
 }
 
 impl Charge {
@@ -129,69 +103,13 @@ pub struct Scheduler {
     vacant: Vec<LaneId>,
 }
 
-#[derive(Debug)]
-struct Slots {
-    total: u32,
-    reserved: u32,
-    in_flight: u32,
-    virtual_time: Tag,
-    /// The ready lanes. Idle are those with nothing in flight in any pool.
-    ready: Order,
-}
-
-#[derive(Debug)]
-struct Lane {
-    /// In units of 1/65,536; above 0.
-    weight: u32,
-    in_flight: u32,
-    /// Where it stands in each pool.
-    tags: [Tag; POOLS],
-    ready: [bool; POOLS],
-}
-
-impl Slots {
-    fn new(total: u32, reserved: u32) -> Self {
-        Self { total, reserved, in_flight: 0, virtual_time: 0, ready: Order::default() }
-    }
-
-    fn free(&mut self) {
-        assert!(self.in_flight > 0, "a slot becomes free, and none was taken");
-        self.in_flight -= 1;
-    }
-}
-
-impl Lane {
-    fn tag_mut(&mut self, pool: Pool) -> &mut Tag {
-        let [fast, slow, probe] = &mut self.tags;
-        match pool {
-            Pool::Fast => fast,
-            Pool::Slow => slow,
-            Pool::Probe => probe,
-        }
-    }
-
-    fn ready_mut(&mut self, pool: Pool) -> &mut bool {
-        let [fast, slow, probe] = &mut self.ready;
-        match pool {
-            Pool::Fast => fast,
-            Pool::Slow => slow,
-            Pool::Probe => probe,
-        }
-    }
-
-    fn cost(&self, hold: Duration) -> Tag {
-        let scaled = Tag::from(micros(hold)) * Tag::from(WEIGHT_ONE) * Tag::from(WEIGHT_ONE);
-        scaled / Tag::from(self.weight)
-    }
-}
-
 impl Scheduler {
-    /// A scheduler without lanes. Of the fast slots, one in 32 is reserved for lanes with nothing in
+    /// A scheduler without lanes. Of the fast slots, one in 32 is kept for lanes with nothing in
     /// flight.
     #[must_use]
     pub fn new(fast_slots: u32, slow_slots: u32, probe_slots: u32) -> Self {
         Self {
-            fast: Slots::new(fast_slots, reserved(fast_slots)),
+            fast: Slots::new(fast_slots, reserve(fast_slots)),
             slow: Slots::new(slow_slots, 0),
             probe: Slots::new(probe_slots, 0),
             lanes: Vec::new(),
@@ -201,19 +119,14 @@ impl Scheduler {
 
     /// There are so many slots from now on. Fewer than are taken: nothing is sent before enough are free.
     pub fn set_slots(&mut self, fast_slots: u32, slow_slots: u32, probe_slots: u32) {
-        (self.fast.total, self.fast.reserved) = (fast_slots, reserved(fast_slots));
+        (self.fast.total, self.fast.reserve) = (fast_slots, reserve(fast_slots));
         self.slow.total = slow_slots;
         self.probe.total = probe_slots;
     }
 
-    /// Adds a lane with the share `weight`; one that is not finite and above 0 counts as 1.
-    pub fn add_lane(&mut self, weight: f64) -> LaneId {
-        let lane = Lane {
-            weight: weight_units(weight),
-            in_flight: 0,
-            tags: Default::default(),
-            ready: Default::default(),
-        };
+    /// Adds a lane with this share; a weight that is not finite and above 0 counts as 1.
+    pub fn add_lane(&mut self, share: impl Into<Share>) -> LaneId {
+        let lane = Lane::new(share.into());
         if let Some(id) = self.vacant.pop() {
             let before = self.lanes.get_mut(index(id)).map(|place| place.replace(lane));
             assert!(matches!(before, Some(None)), "{id:?} is vacant, and a lane");
@@ -228,8 +141,15 @@ impl Scheduler {
     ///
     /// # Panics
     /// The lane was removed.
-    pub fn set_weight(&mut self, lane: LaneId, weight: f64) {
-        self.lane_mut(lane).weight = weight_units(weight);
+    pub fn set_share(&mut self, lane: LaneId, share: impl Into<Share>) {
+        let share = share.into();
+        let of_lane = self.lane_mut(lane);
+        if of_lane.reserved == share.reserved {
+            of_lane.set_share(share);
+        } else {
+            // That may be owed to it, or no more.
+            self.update(lane, |lane| lane.set_share(share));
+        }
     }
 
     /// Forgets the lane. What it had used is forgotten too: one that comes back starts at V.
@@ -253,37 +173,36 @@ impl Scheduler {
     pub fn set_ready(&mut self, lane: LaneId, pool: Pool, ready: bool) {
         let virtual_time = self.slots(pool).virtual_time;
         let of_lane = self.lane_mut(lane);
-        if std::mem::replace(of_lane.ready_mut(pool), ready) == ready {
+        let (is_idle, reserved) = (of_lane.is_idle(), of_lane.reserved_in(pool));
+        let standing = of_lane.in_pool(pool);
+        if std::mem::replace(&mut standing.is_ready, ready) == ready {
             return;
         }
-        let is_idle = of_lane.in_flight == 0;
         if ready {
             // The start tag is that of the moment of arrival, so that lanes which owe nothing go
             // in the order in which they came.
-            let tag = of_lane.tag_mut(pool);
-            *tag = virtual_time.max(*tag);
-            let tag = *tag;
-            self.slots_mut(pool).ready.insert(lane, tag, is_idle);
+            standing.tag = virtual_time.max(standing.tag);
+        }
+        let standing = *standing;
+        let slots = self.slots_mut(pool);
+        if ready {
+            slots.insert(lane, &standing, reserved, is_idle);
         } else {
-            self.slots_mut(pool).ready.remove(lane, is_idle);
+            slots.remove(lane, &standing, reserved, is_idle);
         }
     }
 
-    /// The ready lane with the least start tag, if a slot of the pool is free for it. Changes nothing.
+    /// The lane that goes next, if a slot of the pool is free for it: one that has reserved slots which it does not
+    /// hold, else the ready one with the least start tag. Changes nothing.
     #[must_use]
     pub fn peek(&self, pool: Pool) -> Option<LaneId> {
-        let slots = self.slots(pool);
-        let free = slots.total.saturating_sub(slots.in_flight);
-        if free == 0 {
-            return None;
-        }
-        slots.ready.first(free <= slots.reserved)
+        self.slots(pool).first()
     }
 
-    /// The ready lane with the least start tag, whether a slot is free or not.
+    /// The lane that would go next, were there slots enough.
     #[must_use]
     pub fn first_in_line(&self, pool: Pool) -> Option<LaneId> {
-        self.slots(pool).ready.first(false)
+        self.slots(pool).first_in_line()
     }
 
     /// The lane sends one request that is expected to hold its slot for `expected`.
@@ -294,24 +213,32 @@ impl Scheduler {
     /// # Panics
     /// No slot is free, or the lane was removed.
     pub fn start(&mut self, lane: LaneId, pool: Pool, expected: Duration) -> Charge {
-        let slots = self.slots_mut(pool);
+        let slots = self.slots(pool);
         assert!(slots.in_flight < slots.total, "{lane:?} sends, and no slot of {pool:?} is free");
-        slots.in_flight += 1;
         let virtual_time = slots.virtual_time;
-        let (mut charged, mut start) = (0, 0);
+        let is_covered = self.covers(lane, pool);
+        let (mut charged, mut start) = (0, virtual_time);
         self.update(lane, |lane| {
-            charged = lane.cost(expected.max(MIN_CHARGE));
             lane.in_flight += 1;
-            let tag = lane.tag_mut(pool);
-            start = virtual_time.max(*tag);
-            *tag = start.saturating_add(charged);
+            let cost = lane.cost(expected.max(MIN_CHARGE));
+            let standing = lane.in_pool(pool);
+            if is_covered {
+                standing.covered += 1;
+            } else {
+                charged = cost;
+                start = virtual_time.max(standing.tag);
+                standing.tag = start.saturating_add(charged);
+            }
         });
-        self.slots_mut(pool).virtual_time = start;
-        Charge { lane, pool, charged, paid_elsewhere: Duration::ZERO }
+        let slots = self.slots_mut(pool);
+        slots.take(is_covered);
+        slots.virtual_time = start;
+        Charge { lane, pool, charged, paid_elsewhere: Duration::ZERO, is_covered }
     }
 
     /// A request that reached the age of [`SLOW_AFTER`] moves from FAST to SLOW and frees its fast
-    /// slot. Its lane then has paid FAST for that age, and pays SLOW for as much again in advance.
+    /// slot. Its lane then has paid FAST for that age, and pays SLOW for as much again in advance; where a
+    /// reserved slot covers it, nothing.
     ///
     /// False, and nothing changes, when SLOW is full; nor does anything change for a request that is
     /// not in FAST (true).
@@ -322,17 +249,29 @@ impl Scheduler {
         if !self.has_slow() {
             return false;
         }
-        self.fast.free();
-        self.slow.in_flight += 1;
         let virtual_time = self.slow.virtual_time;
+        let was_covered =
+            std::mem::replace(&mut charge.is_covered, self.covers(charge.lane, Pool::Slow));
+        let is_covered = charge.is_covered;
+        self.fast.free(was_covered);
+        self.slow.take(is_covered);
         self.update(charge.lane, |lane| {
             let cost = lane.cost(SLOW_AFTER);
-            let fast = lane.tag_mut(Pool::Fast);
-            *fast = corrected(*fast, charge.charged, cost);
-            // V stays: it follows decisions, and this was none.
-            let slow = lane.tag_mut(Pool::Slow);
-            *slow = virtual_time.max(*slow).saturating_add(cost);
-            charge.charged = cost;
+            let fast = lane.in_pool(Pool::Fast);
+            if was_covered {
+                fast.covered -= 1;
+            } else {
+                fast.tag = corrected(fast.tag, charge.charged, cost);
+            }
+            let slow = lane.in_pool(Pool::Slow);
+            if is_covered {
+                slow.covered += 1;
+                charge.charged = 0;
+            } else {
+                // V stays: it follows decisions, and this was none.
+                slow.tag = virtual_time.max(slow.tag).saturating_add(cost);
+                charge.charged = cost;
+            }
         });
         charge.pool = Pool::Slow;
         charge.paid_elsewhere = SLOW_AFTER;
@@ -354,16 +293,20 @@ impl Scheduler {
     }
 
     /// The request ended, `actual` after it started: its slot is free, and the lane's tag is corrected
-    /// by (actual − charged) / weight.
+    /// by (actual − charged) / weight; that of a covered one costs nothing.
     pub fn finish(&mut self, charge: Charge, actual: Duration) {
-        self.slots_mut(charge.pool).free();
+        self.slots_mut(charge.pool).free(charge.is_covered);
         let hold = actual.saturating_sub(charge.paid_elsewhere).max(MIN_CHARGE);
         self.update(charge.lane, |lane| {
             assert!(lane.in_flight > 0, "a request ends, and its lane has none in flight");
             lane.in_flight -= 1;
             let cost = lane.cost(hold);
-            let tag = lane.tag_mut(charge.pool);
-            *tag = corrected(*tag, charge.charged, cost);
+            let standing = lane.in_pool(charge.pool);
+            if charge.is_covered {
+                standing.covered -= 1;
+            } else {
+                standing.tag = corrected(standing.tag, charge.charged, cost);
+            }
         });
     }
 
@@ -371,6 +314,12 @@ impl Scheduler {
     #[must_use]
     pub fn in_flight(&self, pool: Pool) -> u32 {
         self.slots(pool).in_flight
+    }
+
+    /// Of these, those on slots that are reserved for their lanes.
+    #[must_use]
+    pub fn covered(&self, pool: Pool) -> u32 {
+        self.slots(pool).covered
     }
 
     /// The lane's requests in flight, in all pools.
@@ -385,20 +334,31 @@ impl Scheduler {
         }
     }
 
+    /// Whether a request of the lane that starts now has a reserved slot.
+    fn covers(&mut self, id: LaneId, pool: Pool) -> bool {
+        let lane = self.lane_mut(id);
+        let (standing, reserved) = (*lane.in_pool(pool), lane.reserved_in(pool));
+        self.slots(pool).covers(&standing, reserved)
+    }
+
     /// Takes the lane out of the order, changes it, and puts it back where it then belongs.
     fn update(&mut self, id: LaneId, change: impl FnOnce(&mut Lane)) {
         let Some(Some(lane)) = self.lanes.get_mut(index(id)) else { no_lane(id) };
-        let mut orders = [&mut self.fast.ready, &mut self.slow.ready, &mut self.probe.ready];
-        let ready = lane.ready;
-        let was_idle = lane.in_flight == 0;
-        for (order, _) in orders.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
-            order.remove(id, was_idle);
+        let mut pools = [&mut self.fast, &mut self.slow, &mut self.probe];
+        let is_idle = lane.is_idle();
+        for (slots, pool) in pools.iter_mut().zip(Pool::ALL) {
+            let (standing, reserved) = (*lane.in_pool(pool), lane.reserved_in(pool));
+            if standing.is_ready {
+                slots.remove(id, &standing, reserved, is_idle);
+            }
         }
         change(lane);
-        let is_idle = lane.in_flight == 0;
-        let standing = lane.tags.into_iter().zip(ready);
-        for (order, (tag, _)) in orders.into_iter().zip(standing).filter(|(_, (_, ready))| *ready) {
-            order.insert(id, tag, is_idle);
+        let is_idle = lane.is_idle();
+        for (slots, pool) in pools.into_iter().zip(Pool::ALL) {
+            let (standing, reserved) = (*lane.in_pool(pool), lane.reserved_in(pool));
+            if standing.is_ready {
+                slots.insert(id, &standing, reserved, is_idle);
+            }
         }
     }
 
@@ -431,28 +391,12 @@ fn no_lane(lane: LaneId) -> ! {
 }
 
 /// Of so many fast slots, these go only to lanes with nothing in flight.
-fn reserved(fast_slots: u32) -> u32 {
-    fast_slots / SLOTS_PER_RESERVED
-}
-
-fn corrected(tag: Tag, charged: Tag, cost: Tag) -> Tag {
-    tag.saturating_add(cost).saturating_sub(charged)
+fn reserve(fast_slots: u32) -> u32 {
+    fast_slots / SLOTS_PER_IDLE
 }
 
 fn index(lane: LaneId) -> usize {
     usize::try_from(lane.0).unwrap_or(usize::MAX)
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "clamped to 1..=u32::MAX, where the fraction is meant to be lost"
-)]
-fn weight_units(weight: f64) -> u32 {
-    if !weight.is_finite() || weight <= 0.0 {
-        return WEIGHT_ONE;
-    }
-    (weight * f64::from(WEIGHT_ONE)).clamp(1.0, f64::from(u32::MAX)) as u32
 }
 
 #[cfg(test)]

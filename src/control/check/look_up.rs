@@ -1,24 +1,21 @@
 //! Does a look-up work, in the session in which `run` makes them?
 
 use anyhow::Result;
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use url::Url;
 
-use super::{NAME, Report};
+use super::{NAME, Report, accounts};
 use crate::config::Config;
 use walhook_core::escape;
 use walhook_core::event::AccountId;
-use walhook_postgres::ident::{quote_ident, quote_table};
 use walhook_postgres::lookup::{self, Listed, LookupError, Lookups, Which};
-use walhook_postgres::sql::error_text;
 use walhook_rules::rule::pattern_covers;
 use walhook_sign::Weakness;
 
 const WHAT: &str = "look-up";
 
 /// Endpoints that are looked at, by their ids.
-const LOOKED_AT: i64 = 10_000;
+pub(super) const LOOKED_AT: i64 = 10_000;
 
 /// Endpoints that are named of those with one thing wrong.
 const NAMED: usize = 10;
@@ -57,7 +54,7 @@ pub(super) async fn check(config: &Config, report: &mut Report) -> Result<()> {
             let path = &config.endpoints.search_path;
             report.pass(WHAT, format!("works under the search_path {path}"));
             endpoints(config, &listed, report);
-            weights(config, &client, report).await?;
+            accounts::check(config, &client, report).await?;
         }
         Err(error) => {
             let fix = fix(config, &error);
@@ -133,7 +130,7 @@ fn endpoints(config: &Config, listed: &[Listed], report: &mut Report) {
 }
 
 /// The first of them; `None` where there is none.
-fn named(ids: &[String]) -> Option<String> {
+pub(super) fn named(ids: &[String]) -> Option<String> {
     if ids.is_empty() {
         return None;
     }
@@ -147,47 +144,6 @@ fn is_of_a_rule(config: &Config, pattern: &str) -> bool {
         let of_rows = rule.type_column.is_some() && pattern_covers(&rule.event_type, pattern);
         pattern == rule.event_type || pattern_covers(pattern, &rule.event_type) || of_rows
     })
-}
-
-/// Accounts whose weight cannot be used: they count as 1.
-async fn weights(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
-    let Some(accounts) = &config.accounts else { return Ok(()) };
-    let sql = format!(
-        "SELECT pg_catalog.left(w.{}::pg_catalog.text, 64), pg_catalog.left(w.{}::pg_catalog.text, 64)
-         FROM {} w LIMIT {LOOKED_AT}",
-        quote_ident(&accounts.id),
-        quote_ident(&accounts.weight),
-        quote_table(&accounts.table),
-    );
-    let rows = match client.query(&sql, &[]).await {
-        Ok(rows) => rows,
-        // Each look-up asks for one account alone, and takes 1 where that fails.
-        Err(error) => {
-            let finding = format!("the weights cannot be read: {}", error_text(&error));
-            report.warn(
-                "accounts",
-                finding,
-                format!("correct what {} holds or calls", accounts.table),
-            );
-            return Ok(());
-        }
-    };
-    let mut wrong = Vec::new();
-    for row in &rows {
-        let (id, weight): (Option<&str>, Option<&str>) = (row.try_get(0)?, row.try_get(1)?);
-        if weight.and_then(lookup::weight).is_none() {
-            wrong.push(escape::one_line(id.unwrap_or("null")).into_owned());
-        }
-    }
-    if let Some(named) = named(&wrong) {
-        let finding = format!(
-            "{} of {} accounts have no weight above 0, so that it counts as 1: {named}",
-            wrong.len(),
-            rows.len()
-        );
-        report.warn("accounts", finding, format!("correct {} of their rows", accounts.weight));
-    }
-    Ok(())
 }
 
 fn fix(config: &Config, error: &LookupError) -> String {

@@ -265,8 +265,9 @@ async fn told(config: &Config, what: &str) -> Vec<String> {
 #[tokio::test]
 async fn check_warns_of_rows_and_never_fails_for_them() {
     let fixture = Fixture::start_with(&[("max_slot_wal_keep_size", "1GB")]).await;
-    fixture.run("CREATE TABLE accounts (id bigint PRIMARY KEY, weight numeric)").await;
-    let config = fixture.config("[accounts]\ntable = \"public.accounts\"\n");
+    let accounts = "CREATE TABLE accounts (id bigint PRIMARY KEY, weight numeric, slots bigint)";
+    fixture.run(accounts).await;
+    let config = fixture.config("[accounts]\ntable = \"public.accounts\"\nreserved = \"slots\"\n");
     setup::quietly(&config).await.unwrap();
     assert!(told(&config, "endpoints").await[1].contains("public.webhooks holds none"));
     assert!(told(&config, "role").await[0].starts_with("warn  role: postgres is a superuser"));
@@ -282,7 +283,7 @@ async fn check_warns_of_rows_and_never_fails_for_them() {
                  (5, 'https://a.example/', '{{a.b,subscriber.creatd}}', '{secret}'),
                  (6, 'https://a.example/', '{{*}}', 'whsec_?hush!'),
                  (7, 'gopher://a', '{{*}}', '{secret}');
-             INSERT INTO accounts VALUES (1, 2), (2, NULL), (3, 0), (4, 'NaN')"
+             INSERT INTO accounts VALUES (1, 2, 100), (2, NULL, 29), (3, 0, -1), (4, 'NaN', NULL)"
         ))
         .await;
     let found = complaints(&config).await;
@@ -291,6 +292,8 @@ async fn check_warns_of_rows_and_never_fails_for_them() {
         "warn  endpoints: 12 of 18 endpoints have a URL that [egress] refuses: 10 (",
         "warn  endpoints: 1 of 18 endpoints want event types that no rule makes: 16 (subscriber.creatd)",
         "warn  accounts: 3 of 4 accounts have no weight above 0, so that it counts as 1: 2, 3, 4",
+        "warn  accounts: 1 of 4 accounts reserve no whole number of slots, so that they have none: 3",
+        "warn  accounts: 129 slots are reserved for accounts; of 256 fast and 1024 slow ones 128 can be",
     ] {
         assert!(found.iter().any(|line| line.starts_with(expected)), "{expected}: {found:#?}");
     }

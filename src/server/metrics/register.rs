@@ -57,6 +57,7 @@ const HELP: &[(&str, &str)] = &[
     ),
     ("walhook_gaps", "Ranges of WAL that were not delivered."),
     ("walhook_in_flight", "Requests in flight, by the pool they hold."),
+    ("walhook_reserved_slots", "Of these, requests on slots that are reserved for their accounts."),
     ("walhook_kept_bytes", "Memory that routes and queues take."),
     ("walhook_lanes", "Accounts with pending deliveries."),
     ("walhook_leader", "Whether this instance is the leader."),

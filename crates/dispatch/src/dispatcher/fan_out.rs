@@ -24,7 +24,7 @@ use super::outbox::ROWS_BYTES;
 use super::queues::AccountNo;
 use super::waiting::{Parked, To};
 use walhook_core::attempt::Asked;
-use walhook_core::endpoint::{Endpoint, Routes};
+use walhook_core::endpoint::{Endpoint, Routes, Share};
 use walhook_core::event::{AccountId, EndpointId, Event, RowKeys};
 use walhook_core::persist::DeferReason;
 use walhook_core::tick::Tick;
@@ -65,10 +65,10 @@ impl Dispatcher {
                     let to = &routes.endpoints;
                     // The moments of its deliveries tell how long it was read.
                     let waits = self.waits_of_full(&held.event, now);
-                    self.route((&held, waits.as_ref(), known), txn, to, routes.weight, None, now);
+                    self.route((&held, waits.as_ref(), known), txn, to, routes.share, None, now);
                 }
                 To::One { endpoint, asked } => {
-                    self.route_one((&held, None), endpoint, asked, routes.weight, now);
+                    self.route_one((&held, None), endpoint, asked, routes.share, now);
                 }
             }
             self.memory.let_go(held);
@@ -237,7 +237,7 @@ impl Dispatcher {
             first.after = slice.last().map(|endpoint| endpoint.id.clone()).or(first.after.take());
             let held = Arc::clone(&first.held);
             let known = self.queues.account(account);
-            self.route((&held, Some(&waits), known), txn, slice, routes.weight, reason, now);
+            self.route((&held, Some(&waits), known), txn, slice, routes.share, reason, now);
             if to < routes.endpoints.len() {
                 self.memory.let_go(held);
                 self.relieve(now);
@@ -259,7 +259,7 @@ impl Dispatcher {
                 self.touch_starts();
             }
             To::One { endpoint, asked } => {
-                self.route_one((&held, Some(&waits)), endpoint, asked, routes.weight, now);
+                self.route_one((&held, Some(&waits)), endpoint, asked, routes.share, now);
             }
         }
         self.memory.let_go(held);
@@ -287,7 +287,7 @@ impl Dispatcher {
         (held, waits, mut account): (&Arc<SharedEvent>, Option<&Waits>, Option<AccountNo>),
         txn: TxnSeq,
         endpoints: &[Arc<Endpoint>],
-        weight: f64,
+        share: Share,
         reason: Option<DeferReason>,
         now: Tick,
     ) {
@@ -306,7 +306,7 @@ impl Dispatcher {
             let held = Arc::clone(held);
             let (queue, no) = self.queues.intern_in(account, &event.account, &endpoint.id);
             account = Some(no);
-            self.give_lane(queue, weight);
+            self.give_lane(queue, share);
             self.begin_subscription(queue, event.position);
             if let Some(reason) = self.why_defer(queue, &keys).or(reason) {
                 self.defer_arrival(queue, held, txn, &keys, reason);
@@ -334,7 +334,7 @@ impl Dispatcher {
         (held, waits): (&Arc<SharedEvent>, Option<&Waits>),
         endpoint: EndpointId,
         asked: Asked,
-        weight: f64,
+        share: Share,
         now: Tick,
     ) {
         let queue = match asked {
@@ -342,7 +342,7 @@ impl Dispatcher {
                 self.refuse_paused(&held.event, endpoint, dead_letter, job);
                 return;
             }
-            Asked::Retry { .. } => self.queue(&held.event.account, &endpoint, weight),
+            Asked::Retry { .. } => self.queue(&held.event.account, &endpoint, share),
             Asked::Replay(replay) => {
                 let queue = self.queues.intern(&held.event.account, &endpoint);
                 if let Some(reason) = self.why_defer_replayed(queue, now) {
@@ -350,7 +350,7 @@ impl Dispatcher {
                     self.defer_replayed(queue, Arc::clone(held), replay, reason);
                     return;
                 }
-                self.give_lane(queue, weight);
+                self.give_lane(queue, share);
                 queue
             }
         };

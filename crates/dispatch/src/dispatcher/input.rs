@@ -9,7 +9,7 @@ use super::queues::QueueNo;
 use super::waiting::To;
 use super::{Dispatcher, EndpointChange, EndpointChanged, Ordering, Retry};
 use walhook_core::attempt::{Asked, DeliveryId};
-use walhook_core::endpoint::Routes;
+use walhook_core::endpoint::{Routes, Share};
 use walhook_core::event::{AccountId, Event, Invalidation, Item, RowKeys, Scope, Unroutable};
 use walhook_core::tick::Tick;
 use walhook_core::waits::Waits;
@@ -76,7 +76,7 @@ impl Dispatcher {
                 self.join(&account, &endpoint);
             }
             self.handle_routes(&account, &routes, &mut left, now);
-            self.handle_lane_routed(&account, routes.weight, now);
+            self.handle_lane_routed(&account, routes.share, now);
             self.unpin_if_idle(&account);
         }
         for account in self.routing.router.take_kept() {
@@ -154,9 +154,9 @@ impl Dispatcher {
     }
 
     /// The account's routes have come: what waited for them goes on.
-    fn handle_lane_routed(&mut self, account: &AccountId, weight: f64, now: Tick) {
+    fn handle_lane_routed(&mut self, account: &AccountId, share: Share, now: Tick) {
         let Some(id) = self.queues.lane_id_of(account) else { return };
-        self.sending.set_weight(id, weight);
+        self.sending.set_share(id, share);
         self.queues.set_unrouted(id, false, now);
         self.queues.refresh_all(id, now);
         self.sync_lane(id);

@@ -115,6 +115,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use super::schedule::{LaneId, Pool};
+use walhook_core::endpoint::Share;
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::lsn::Lsn;
 use walhook_core::tick::Tick;
@@ -291,23 +292,25 @@ impl Dispatcher {
             queues_suspended: deferred().filter(|d| d.is_suspended()).count(),
             in_flight_fast: self.sending.in_pool(Pool::Fast),
             in_flight_slow: self.sending.in_pool(Pool::Slow),
+            reserved_fast: self.sending.covered_in(Pool::Fast),
+            reserved_slow: self.sending.covered_in(Pool::Slow),
             in_flight_probe: self.sending.in_pool(Pool::Probe),
             oldest_unsettled: self.progress.oldest_unsettled(),
         }
     }
 
     /// The queue with this name, made where there is none, with a lane.
-    fn queue(&mut self, account: &AccountId, endpoint: &EndpointId, weight: f64) -> QueueNo {
+    fn queue(&mut self, account: &AccountId, endpoint: &EndpointId, share: Share) -> QueueNo {
         let queue = self.queues.intern(account, endpoint);
-        self.give_lane(queue, weight);
+        self.give_lane(queue, share);
         queue
     }
 
     /// Sees to it that the queue's account has a lane.
-    fn give_lane(&mut self, queue: QueueNo, weight: f64) {
+    fn give_lane(&mut self, queue: QueueNo, share: Share) {
         if self.queues.lane_id(queue).is_none() {
             let routes = self.routing.router.pin(&self.queues.id(queue).account);
-            self.queues.add_lane(queue, self.sending.add_lane(weight), routes);
+            self.queues.add_lane(queue, self.sending.add_lane(share), routes);
         }
     }
 

@@ -125,7 +125,7 @@ impl Dispatcher {
         let Deferred { key, event, attempts, first_attempt_us, .. } = row;
         self.memory.take(event.size_bytes());
         let routes = self.routing.router.get(&self.queues.id(queue).account, now);
-        self.give_lane(queue, routes.map_or(1.0, |routes| routes.weight));
+        self.give_lane(queue, routes.map(|routes| routes.share).unwrap_or_default());
         let tried = Box::new(Tried { attempts, first_attempt_us, ..Tried::default() });
         let source = Source::Deferred { replay: key.replay, tried };
         let source = (source, Some(Box::new(waits)));

@@ -17,6 +17,7 @@ use super::super::map::NumberMap;
 use super::super::schedule::{Charge, LaneId, Pool, Scheduler, divided};
 use super::queues::{Lane, QueueNo};
 use walhook_core::attempt::DeliveryId;
+use walhook_core::endpoint::Share;
 use walhook_core::tick::Tick;
 
 /// A request older than this leaves the fast pool for the slow one.
@@ -86,13 +87,13 @@ impl Sending {
     }
 
     /// A lane with this share of the slots.
-    pub(super) fn add_lane(&mut self, weight: f64) -> LaneId {
-        self.scheduler.add_lane(weight)
+    pub(super) fn add_lane(&mut self, share: impl Into<Share>) -> LaneId {
+        self.scheduler.add_lane(share)
     }
 
     /// The lane's share, from now on.
-    pub(super) fn set_weight(&mut self, lane: LaneId, weight: f64) {
-        self.scheduler.set_weight(lane, weight);
+    pub(super) fn set_share(&mut self, lane: LaneId, share: Share) {
+        self.scheduler.set_share(lane, share);
     }
 
     /// Nothing of the lane is in flight, nor will be.
@@ -240,6 +241,11 @@ impl Sending {
     /// Requests that hold a slot of the pool.
     pub(super) fn in_pool(&self, pool: Pool) -> u32 {
         self.scheduler.in_flight(pool)
+    }
+
+    /// Of these, those on slots that are reserved for their accounts.
+    pub(super) fn covered_in(&self, pool: Pool) -> u32 {
+        self.scheduler.covered(pool)
     }
 
     /// When something becomes possible although nothing comes.

@@ -135,6 +135,10 @@ pub struct Gauges {
     pub in_flight_fast: u32,
     /// Requests in flight to slow endpoints.
     pub in_flight_slow: u32,
+    /// Of the fast ones, those on slots that are reserved for their accounts.
+    pub reserved_fast: u32,
+    /// Of the slow ones, likewise.
+    pub reserved_slow: u32,
     /// Probes of dead endpoints in flight, which have slots of their own.
     pub in_flight_probe: u32,
     /// When the oldest transaction that is not settled was read.

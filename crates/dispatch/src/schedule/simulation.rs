@@ -7,7 +7,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use super::*;
-use walhook_core::tick::Tick;
+use walhook_core::tick::{Tick, micros};
 
 const FAST_SLOTS: u32 = 256;
 const SLOW_SLOTS: u32 = 1_024;
@@ -62,8 +62,8 @@ impl Simulation {
         }
     }
 
-    fn account(&mut self, weight: f64, hold: Duration, backlog: usize) -> usize {
-        let lane = self.scheduler.add_lane(weight);
+    fn account(&mut self, share: impl Into<Share>, hold: Duration, backlog: usize) -> usize {
+        let lane = self.scheduler.add_lane(share);
         let account = self.accounts.len();
         self.by_lane.insert(lane, account);
         let queue = VecDeque::from(vec![self.now; backlog]);
@@ -124,9 +124,10 @@ impl Simulation {
 
     fn run(&mut self, until: Tick) {
         self.dispatch();
-        while let Some(Reverse((at, happening))) =
-            self.agenda.pop().filter(|next| next.0.0 <= until)
+        while let Some(Reverse((at, happening))) = self.agenda.peek().copied()
+            && at <= until
         {
+            self.agenda.pop();
             self.now = at;
             match happening {
                 Happening::Arrives { account } => {
@@ -245,16 +246,64 @@ fn small_accounts_do_not_wait_for_a_thousand_endpoints_that_die_at_once() {
     assert!(without > 3 * with.max(Duration::from_secs(1)), "{without:?} against {with:?}");
 }
 
-/// The slot-time that two lanes with endless queues had, in 200 s on eight slots.
-fn shares(one: (f64, u64), other: (f64, u64)) -> f64 {
+/// The slot-seconds of lanes with endless queues, each of a weight and a hold time, in 200 s on eight slots.
+fn slot_seconds<const N: usize>(lanes: [(f64, u64); N]) -> [f64; N] {
     let mut simulation = Simulation::new(8, 8);
-    let [one, other] = [one, other].map(|(weight, hold_ms)| {
+    let accounts = lanes.map(|(weight, hold_ms)| {
         simulation.account(weight, Duration::from_millis(hold_ms), 200_000)
     });
     simulation.run(Tick(200_000_000));
-    let slot_time = |account: usize| simulation.accounts[account].slot_time.as_secs_f64();
-    assert!(slot_time(one) + slot_time(other) > 8.0 * 190.0, "no slot stood idle");
-    slot_time(one) / slot_time(other)
+    let had = accounts.map(|account| simulation.accounts[account].slot_time.as_secs_f64());
+    assert!(had.iter().sum::<f64>() > 8.0 * 190.0, "no slot stood idle");
+    had
+}
+
+/// What one had of the other's.
+fn shares(one: (f64, u64), other: (f64, u64)) -> f64 {
+    let [one, other] = slot_seconds([one, other]);
+    one / other
+}
+
+#[test]
+fn weights_one_three_one_give_such_slot_time_with_the_third_eight_times_slower() {
+    let had = slot_seconds([(1.0, 50), (3.0, 50), (1.0, 400)]);
+    let part = had.iter().sum::<f64>() / 5.0;
+    println!("slot-seconds {had:.1?}, {:.1?} in parts of a fifth", had.map(|had| had / part));
+    for (had, weight) in had.into_iter().zip([1.0, 3.0, 1.0]) {
+        let off = had / (weight * part) - 1.0;
+        assert!(off.abs() < 0.05, "weight {weight}: {off:+.3}");
+    }
+}
+
+/// Twenty whales hold all slots, with requests of 200 ms that end one after the other. One account comes, whose weight
+/// is a thousandth of theirs: its requests in flight after so long, those on reserved slots first.
+fn in_flight_after(after: Duration, reserved: u32) -> (u32, u32) {
+    let hold = Duration::from_millis(200);
+    let mut simulation = Simulation::new(16, 8);
+    let whales: Vec<usize> = (0..20).map(|_| simulation.account(1.0, hold, 0)).collect();
+    for n in 0..20_000 {
+        simulation.arrive(Tick(n * 7_000 % 160_000), whales[usize::try_from(n).unwrap() % 20]);
+    }
+    let came = Tick(5_000_000);
+    simulation.run(came);
+    assert_eq!(simulation.scheduler.in_flight(Pool::Fast), 16, "what is reserved is lent");
+    let share = Share { weight: 0.001, reserved };
+    let account = simulation.account(share, hold, 1_000);
+    simulation.run(came + after);
+    let in_flight = simulation.scheduler.lane_in_flight(simulation.accounts[account].lane);
+    (simulation.scheduler.covered(Pool::Fast), in_flight)
+}
+
+#[test]
+fn reserved_slots_come_back_within_the_hold_time_of_those_that_they_were_lent_to() {
+    let hold = Duration::from_millis(200);
+    for after in [200, 300, 1_000, 7_000] {
+        let (reserved, in_flight) = in_flight_after(Duration::from_millis(after), 4);
+        assert_eq!(reserved, 4, "after {after} ms");
+        assert!(in_flight <= 5, "its turns beyond them come by weight: {in_flight}");
+    }
+    let (reserved, in_flight) = in_flight_after(hold, 0);
+    assert!(reserved == 0 && in_flight <= 1, "by its weight it has one at most: {in_flight}");
 }
 
 #[test]

@@ -11,10 +11,11 @@ use tokio::time::{Duration, Instant};
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::memory::UNREADABLE;
 use super::statement::{self, Accounts};
 use super::{Fetched, LookupError, Lookups, Once, Plan, REFUSED, TooMuch, row};
 use crate::sql::is_row_error;
-use walhook_core::endpoint::{Endpoint, Routes};
+use walhook_core::endpoint::{Endpoint, Routes, Share};
 use walhook_core::event::AccountId;
 
 /// What is not isolated by then is asked for by the next look-up, so that the rest need not wait.
@@ -100,14 +101,14 @@ impl Lookups {
         let only =
             |routes| Fetched { routes: vec![(account.clone(), routes)], ..Fetched::default() };
         if !self.can_be_a_key(client, plan, account).await? {
-            return Ok(only(Routes::new(Vec::new(), 1.0)));
+            return Ok(only(Routes::new(Vec::new(), Share::default())));
         }
         self.ensure_others_can_be_read(client, plan, account).await?;
         if let Some(unweighted) = plan.without_weights() {
             match self.once(client, &unweighted, std::slice::from_ref(account), Accounts::One).await
             {
                 Ok(Once { fetched, .. }) => {
-                    self.warn_of_weight(account);
+                    self.warn_of_share(account, UNREADABLE);
                     return Ok(fetched);
                 }
                 Err(error) => _ = Refusal::of(error)?,
@@ -118,12 +119,12 @@ impl Lookups {
             Ok(ids) => ids,
             Err(error) => {
                 Refusal::of(error)?;
-                return Ok(only(Routes::refused(why, 1.0)));
+                return Ok(only(Routes::refused(why, Share::default())));
             }
         };
         Ok(only(match self.one_by_one(client, plan, account, &ids, &why).await? {
-            Some(endpoints) => Routes::new(super::unique(endpoints), 1.0),
-            None => Routes::too_large(1.0),
+            Some(endpoints) => Routes::new(super::unique(endpoints), Share::default()),
+            None => Routes::too_large(Share::default()),
         }))
     }
 

@@ -5,11 +5,22 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use tokio::time::{Duration, Instant};
 
-use super::{Lookups, Plan, is_refused, retyped};
-use walhook_core::endpoint::Routes;
+use super::{Lookups, Plan, is_refused, retyped, row};
+use walhook_core::endpoint::{Routes, Share};
 use walhook_core::event::AccountId;
 
-/// How often the log says that a weight cannot be used.
+/// What is said of a weight that cannot be used.
+const NO_WEIGHT: &str =
+    "the account's weight is no number above 0 that can be used, so it counts as 1";
+
+/// What is said of reserved slots that cannot be used.
+const NOT_RESERVED: &str = "the account's reserved slots are no whole number, so it has none";
+
+/// What is said where the account's row cannot be read.
+pub(super) const UNREADABLE: &str =
+    "the account's weight and reserved slots cannot be read, so it weighs 1 and has none reserved";
+
+/// How often the log says that a share cannot be used.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// How often the catalog is read again at most, while look-ups are slow.
@@ -87,8 +98,28 @@ impl Lookups {
         self.memory().good.clone()
     }
 
-    /// Says that an account's weight cannot be used and so is 1, now and then.
-    pub(super) fn warn_of_weight(&self, account: &AccountId) {
+    /// The account's share, as far as it can be used.
+    pub(super) fn share(
+        &self,
+        account: &AccountId,
+        weight: Option<&str>,
+        reserved: Option<&str>,
+    ) -> Share {
+        let mut share = Share::default();
+        match weight.map(row::positive) {
+            None => {}
+            Some(Some(weight)) => share.weight = weight,
+            Some(None) => self.warn_of_share(account, NO_WEIGHT),
+        }
+        match reserved.map(row::reserved) {
+            None => {}
+            Some(Some(reserved)) => share.reserved = reserved,
+            Some(None) => self.warn_of_share(account, NOT_RESERVED),
+        }
+        share
+    }
+    /// Says that what the account table holds of an account's share cannot be used, now and then.
+    pub(super) fn warn_of_share(&self, account: &AccountId, why: &str) {
         let Some(weights) = &self.weights else { return };
         let now = Instant::now();
         let mut memory = self.memory();
@@ -98,8 +129,7 @@ impl Lookups {
         memory.warned = Some(now);
         tracing::warn!(
             account = %account, table = %weights.id.table,
-            "the account's weight is no number above 0 that can be used, so it counts as 1; others may be \
-             as wrong"
+            "{why}; others may be as wrong"
         );
     }
 }

@@ -31,7 +31,7 @@ mod tests;
 pub use apart::{Answer, Apart};
 pub use error::LookupError;
 pub use list::{Listed, Which};
-pub use row::positive as weight;
+pub use row::{positive as weight, reserved};
 pub use session::{LookupSession, connect};
 
 use std::borrow::Cow;
@@ -46,7 +46,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::pg::DatabaseUrl;
-use walhook_core::endpoint::{Endpoint, Routes};
+use walhook_core::endpoint::{Endpoint, Routes, Share};
 use walhook_core::event::{AccountId, EndpointId, ID_MAX_BYTES};
 use walhook_core::settings;
 
@@ -350,7 +350,8 @@ impl Lookups {
                 }
             };
         let mut rows = pin!(client.query_typed_raw(sql, params).await?);
-        let mut found: Vec<(Vec<Endpoint>, f64)> = vec![(Vec::new(), 1.0); accounts.len()];
+        let mut found: Vec<(Vec<Endpoint>, Share)> =
+            vec![(Vec::new(), Share::default()); accounts.len()];
         let mut fetched = Fetched::default();
         while let Some(row) = rows.try_next().await? {
             if fetched.snapshot.is_empty() {
@@ -365,28 +366,23 @@ impl Lookups {
             // Null when there was no account to ask for.
             let Some(at) = row.try_get::<_, Option<i64>>(4)? else { continue };
             let at = usize::try_from(at).ok().and_then(|at| at.checked_sub(1));
-            let (account, (endpoints, weight)) =
+            let (account, (endpoints, share)) =
                 at.and_then(|at| accounts.get(at).zip(found.get_mut(at))).ok_or_else(|| {
                     shape("the statement answers for an account that was not asked for")
                 })?;
-            if let Some(text) = row.try_get::<_, Option<&str>>(6)?
-                && endpoints.is_empty()
-            {
-                *weight = row::positive(text).unwrap_or_else(|| {
-                    self.warn_of_weight(account);
-                    1.0
-                });
+            if endpoints.is_empty() {
+                *share = self.share(account, row.try_get(6)?, row.try_get(7)?);
             }
             if row.try_get::<_, Option<bool>>(5)?.is_none() {
                 continue;
             }
-            let endpoint = row::read(&row::RowText::of(&row, 7)?, account, &self.prefix);
+            let endpoint = row::read(&row::RowText::of(&row, 8)?, account, &self.prefix);
             fetched.bytes += endpoint.size_bytes();
             if fetched.bytes > self.max_bytes {
                 if form != Accounts::One {
                     return Ok(Once { fetched: Fetched::default(), too_much: Some(TooMuch) });
                 }
-                fetched.routes = vec![(account.clone(), Routes::too_large(*weight))];
+                fetched.routes = vec![(account.clone(), Routes::too_large(*share))];
                 return Ok(Once { fetched, too_much: None });
             }
             endpoints.push(endpoint);
@@ -394,7 +390,7 @@ impl Lookups {
         if fetched.snapshot.is_empty() {
             return Err(shape("the statement yields no row"));
         }
-        let routes = found.into_iter().map(|(all, weight)| Routes::new(unique(all), weight));
+        let routes = found.into_iter().map(|(all, share)| Routes::new(unique(all), share));
         fetched.routes = accounts.iter().cloned().zip(routes).collect();
         Ok(Once { fetched, too_much: None })
     }

@@ -207,6 +207,14 @@ fn max_in_flight(text: &str) -> Option<u32> {
     Some(digits.parse().unwrap_or(u32::MAX))
 }
 
+/// Slots reserved for an account: a whole number, as the column's type prints it.
+pub fn reserved(text: &str) -> Option<u32> {
+    let text = text.trim();
+    let is_whole = (1..=NUMBER_BYTES_MAX).contains(&text.len())
+        && text.bytes().all(|digit| digit.is_ascii_digit());
+    is_whole.then(|| text.parse().unwrap_or(u32::MAX))
+}
+
 /// A number above 0, as the column's type prints it.
 pub fn positive(text: &str) -> Option<f64> {
     let number: f64 = text.trim().parse().ok().filter(|_| text.len() <= NUMBER_BYTES_MAX)?;

@@ -12,6 +12,8 @@ use walhook_core::settings;
 /// The text of an endpoint's event types, or of its secrets, at most.
 pub(super) const LIST_BYTES_MAX: usize = 256 << 10;
 
+const NULL_TEXT: &str = "NULL::pg_catalog.text";
+
 /// The text of a number or a boolean, at most.
 pub(super) const NUMBER_BYTES_MAX: usize = 1 << 10;
 
@@ -106,25 +108,30 @@ fn cut(text: &str, bytes: usize) -> String {
     format!("pg_catalog.left({text}, {})", bytes + 1)
 }
 
-/// The weight of an account, from the account table.
+/// The share of an account, from the account table.
 #[derive(Debug)]
 pub(super) struct WeightSource {
     pub(super) id: Column,
     weight: String,
+    reserved: Option<String>,
 }
 
 impl WeightSource {
     pub(super) fn new(accounts: &settings::Accounts) -> Self {
         let id =
             Column { table: accounts.table.clone(), name: accounts.id.clone(), key: "accounts.id" };
-        Self { id, weight: accounts.weight.clone() }
+        Self { id, weight: accounts.weight.clone(), reserved: accounts.reserved.clone() }
     }
 
-    /// The weight of the account that the expression `text` gives, as text; null where there is none.
+    /// Weight and reserved slots of the account that the expression `text` gives, as texts; null where there are none.
     fn select(&self, id: &ColumnType, text: &str) -> String {
+        let column = |name: &str| {
+            cut(&format!("w.{}::pg_catalog.text", quote_ident(name)), NUMBER_BYTES_MAX)
+        };
+        let reserved = self.reserved.as_deref().map_or_else(|| NULL_TEXT.to_owned(), column);
         format!(
-            "SELECT {} AS weight FROM {} w WHERE {} LIMIT 1",
-            cut(&format!("w.{}::pg_catalog.text", quote_ident(&self.weight)), NUMBER_BYTES_MAX),
+            "SELECT {} AS weight, {reserved} AS reserved FROM {} w WHERE {} LIMIT 1",
+            column(&self.weight),
             quote_table(&self.id.table),
             id.equals(&format!("w.{}", quote_ident(&self.id.name)), text),
         )
@@ -186,7 +193,7 @@ impl Accounts {
 ///
 /// `$1` and `$2`: the accounts, null where the endpoint (or account) table cannot have them. Columns:
 /// snapshot, the three types' OIDs, the account's place from 1, whether there is an endpoint, the
-/// weight, then the endpoint's [`Source::row`].
+/// weight, the reserved slots, then the endpoint's [`Source::row`].
 pub(super) fn batch(
     source: &Source,
     account: &Column,
@@ -197,14 +204,14 @@ pub(super) fn batch(
 ) -> String {
     let [from, account_text, weighed_text] = accounts.from();
     let weight = weights.zip(types.weighed.as_ref()).map_or_else(
-        || "SELECT NULL::pg_catalog.text AS weight".to_owned(),
+        || format!("SELECT {NULL_TEXT} AS weight, {NULL_TEXT} AS reserved"),
         |(weights, id)| weights.select(id, weighed_text),
     );
     let weighed = weights.map_or_else(|| "NULL::pg_catalog.oid".to_owned(), |w| w.id.type_oid());
     let columns: Vec<String> = (1..=ROW_COLUMNS).map(|n| format!("f.c{n}")).collect();
     format!(
         "SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text, {}, {}, {weighed}, a.at,
-                f.is_there, w.weight, {}
+                f.is_there, w.weight, w.reserved, {}
          FROM {from}
          LEFT JOIN LATERAL ({weight}) w ON true
          LEFT JOIN LATERAL (SELECT true AS is_there, {} FROM {} e WHERE {} {}) f ON true",

@@ -173,7 +173,7 @@ async fn lookup_reads_secrets_headers_limits_and_weights() {
     let asked = ids(&["a", "b", "1", "2", "3", "4", "5"]);
     let fetched = lookups.fetch(&client, &asked).await.unwrap();
     assert_eq!(found(&fetched)[0], ("a", vec!["10", "9"]), "by the bytes of the id");
-    let weights: Vec<f64> = fetched.routes.iter().map(|(_, r)| r.weight).collect();
+    let weights: Vec<f64> = fetched.routes.iter().map(|(_, r)| r.share.weight).collect();
     assert_eq!(weights, [1.0, 1.0, 2.5, 1.0, 1.0, 1.0, 1.0]);
 
     let both = &fetched.routes[0].1;
@@ -464,7 +464,7 @@ async fn weight_that_cannot_be_used_is_one_and_fails_nobody() {
     client.batch_execute(accounts).await.unwrap();
     let weights = |fetched: Fetched| -> BTreeMap<String, f64> {
         assert!(fetched.routes.iter().all(|(_, routes)| routes.endpoints.len() == 1));
-        fetched.routes.iter().map(|(account, r)| (account.to_string(), r.weight)).collect()
+        fetched.routes.iter().map(|(account, r)| (account.to_string(), r.share.weight)).collect()
     };
     let section = "[accounts]\ntable = 'public.accounts'";
     let fetched = lookups(&format!("{PLAIN}\n{section}")).fetch(&client, &eight()).await.unwrap();

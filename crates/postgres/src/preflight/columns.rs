@@ -60,10 +60,11 @@ pub async fn columns(
     let all: Vec<Wanted<'_>> = all.into_iter().chain(named).collect();
     let mut faults = of_table(client, "endpoints", &endpoints.table, &all).await?;
     if let Some(accounts) = accounts {
-        let all = [
+        let mut all = vec![
             wanted("accounts.id", &accounts.id, ANY),
             wanted("accounts.weight", &accounts.weight, NUMBER),
         ];
+        all.extend(accounts.reserved.iter().map(|r| wanted("accounts.reserved", r, WHOLE)));
         faults.extend(of_table(client, "accounts", &accounts.table, &all).await?);
     }
     Ok(faults)

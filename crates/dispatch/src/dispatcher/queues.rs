@@ -97,6 +97,11 @@ impl EndpointQueue {
         &self.id
     }
 
+    /// Its account's place.
+    pub(super) fn account(&self) -> AccountNo {
+        self.account
+    }
+
     /// The pool that its next request belongs to: while its breaker is open, whatever is sent is a probe.
     pub(super) fn pool(&self, now: Tick) -> Pool {
         match (&self.deferred, &self.pending) {

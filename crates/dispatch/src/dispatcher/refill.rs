@@ -1,4 +1,4 @@
-//! How deferred rows come back: page by page, a page at a time for each queue, in turn.
+//! How deferred rows come back: page by page, a page at a time for each queue, accounts in turn.
 //!
 //! A queue wants a page while few of its rows are in memory and there are rows that may go; it is read while
 //! there is room that others do not need more (see [`super::relief`]). Rows
@@ -40,7 +40,7 @@ impl Dispatcher {
             if at_most == 0 {
                 break;
             }
-            let Some(no) = self.deferral.line.pop() else { break };
+            let Some((account, no)) = self.deferral.line.pop() else { break };
             // It may have been forgotten since.
             let Some(queue) = self.queues.get(no).filter(|queue| queue.deferred().is_some()) else {
                 continue;
@@ -50,7 +50,7 @@ impl Dispatcher {
                 || self.routing.shelves.holds_back(&queue.account)
                 || !self.may_read_back(&queue.account)
             {
-                self.deferral.line.put_back(no);
+                self.deferral.line.put_back(account, no);
                 continue;
             }
             let wants = self.wanted_page(no, now);

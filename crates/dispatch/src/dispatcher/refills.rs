@@ -3,12 +3,14 @@
 //! # Invariants
 //!
 //! - A queue stands in the line once at most, which its `in_line` says; the line may name some that were forgotten.
+//! - Accounts take turns in it, each with its own queues in the order in which they came: ten thousand queues of one
+//!   account delay another's by one page.
 //! - One request is under way at most. While it is, what it may bring is reserved (see [`super::pages`]).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::pages::PageSize;
-use super::queues::{QueueNo, Queues};
+use super::queues::{AccountNo, QueueNo, Queues};
 
 /// Queues that are asked for at once, where memory is large enough: their pages take an eighth of it.
 const QUEUES_AT_ONCE: usize = 32;
@@ -29,7 +31,7 @@ const HEAD_BYTES: usize = 256;
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Refills {
-    line: VecDeque<QueueNo>,
+    line: Line,
     /// What the request under way may bring; none: there is none.
     reserved: Option<usize>,
     page_size: PageSize,
@@ -37,34 +39,69 @@ pub(super) struct Refills {
     heads_max: usize,
 }
 
+/// Queues that wait, in turns of their accounts.
+#[derive(Debug, Default)]
+struct Line {
+    /// The accounts that have some; who is served goes to the end.
+    turns: VecDeque<AccountNo>,
+    queues: BTreeMap<AccountNo, VecDeque<QueueNo>>,
+    len: usize,
+}
+
+impl Line {
+    fn push(&mut self, account: AccountNo, queue: QueueNo) {
+        let of_account = self.queues.entry(account).or_default();
+        if of_account.is_empty() {
+            self.turns.push_back(account);
+        }
+        of_account.push_back(queue);
+        self.len += 1;
+    }
+
+    fn pop(&mut self) -> Option<(AccountNo, QueueNo)> {
+        let account = self.turns.pop_front()?;
+        let Some(of_account) = self.queues.get_mut(&account) else {
+            panic!("{account:?} has its turn, and no queue in line")
+        };
+        let queue = of_account.pop_front()?;
+        if of_account.is_empty() {
+            self.queues.remove(&account);
+        } else {
+            self.turns.push_back(account);
+        }
+        self.len -= 1;
+        Some((account, queue))
+    }
+}
+
 impl Refills {
     /// An empty line, for pages that fit into so much memory.
     pub(super) fn new(memory_limit: usize) -> Self {
         let page_size = PageSize::new(QUEUES_AT_ONCE, memory_limit / 8);
         let heads_max = memory_limit / 16 / HEAD_BYTES;
-        Self { line: VecDeque::new(), reserved: None, page_size, heads_max }
+        Self { line: Line::default(), reserved: None, page_size, heads_max }
     }
 
     /// The queue wants a page.
     pub(super) fn join(&mut self, queue: QueueNo, queues: &mut Queues) {
         if queues.with_row(queue).join_line() {
-            self.line.push_back(queue);
+            self.line.push(queues.at(queue).account(), queue);
         }
     }
 
     /// Queues of the line to be looked at now.
     pub(super) fn looks(&self) -> usize {
-        self.line.len().min(LOOKED_AT_ONCE)
+        self.line.len.min(LOOKED_AT_ONCE)
     }
 
-    /// The first of the line. Whoever takes it says in its `in_line` that it has left, or puts it back.
-    pub(super) fn pop(&mut self) -> Option<QueueNo> {
-        self.line.pop_front()
+    /// Whose turn it is. Whoever takes it says in its `in_line` that it has left, or puts it back.
+    pub(super) fn pop(&mut self) -> Option<(AccountNo, QueueNo)> {
+        self.line.pop()
     }
 
     /// It cannot be read now.
-    pub(super) fn put_back(&mut self, queue: QueueNo) {
-        self.line.push_back(queue);
+    pub(super) fn put_back(&mut self, account: AccountNo, queue: QueueNo) {
+        self.line.push(account, queue);
     }
 
     /// Pages that may be asked for now, where so many bytes of memory are left.

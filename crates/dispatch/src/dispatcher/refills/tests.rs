@@ -1,4 +1,4 @@
-//! Against a naive model: a list of those that stand in line.
+//! Against a naive model: a list of those that stand in line, and since when each account waits for its turn.
 
 use proptest::prelude::*;
 
@@ -16,11 +16,38 @@ enum Action {
 
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
-        4 => (0usize..4).prop_map(Action::Join),
+        4 => (0usize..6).prop_map(Action::Join),
         4 => any::<bool>().prop_map(Action::Look),
         1 => (1usize..5).prop_map(Action::Begin),
         1 => Just(Action::End),
     ]
+}
+
+#[derive(Default)]
+struct Model {
+    line: Vec<(AccountNo, QueueNo)>,
+    /// Since when each account that stands in line waits for its turn.
+    since: BTreeMap<AccountNo, usize>,
+}
+
+impl Model {
+    fn push(&mut self, account: AccountNo, queue: QueueNo, moment: usize) {
+        self.line.push((account, queue));
+        self.since.entry(account).or_insert(moment);
+    }
+
+    fn pop(&mut self, moment: usize) -> Option<(AccountNo, QueueNo)> {
+        let (account, _) = self.since.iter().min_by_key(|(_, since)| **since)?;
+        let account = *account;
+        let at = self.line.iter().position(|(of, _)| *of == account).unwrap();
+        let first = self.line.remove(at);
+        if self.line.iter().any(|(of, _)| *of == account) {
+            self.since.insert(account, moment);
+        } else {
+            self.since.remove(&account);
+        }
+        Some(first)
+    }
 }
 
 proptest! {
@@ -31,31 +58,33 @@ proptest! {
         actions in prop::collection::vec(action(), 0..80), room in 0usize..(4 << 20),
     ) {
         let (mut queues, mut refills) = (Queues::new(1), Refills::new(1 << 20));
-        let numbers: Vec<QueueNo> = (0..4)
-            .map(|n| {
-                let no = queues.intern(&AccountId::new("7"), &EndpointId::new(format!("{n}")));
-                queues.deferred_or_new(no);
-                no
-            })
-            .collect();
-        let (mut line, mut reserved) = (VecDeque::new(), None);
-        for action in actions {
+        // Of three accounts: the first has half of them.
+        let numbers: Vec<QueueNo> = [0, 0, 0, 1, 1, 2].into_iter().zip(0..).map(|(account, n)| {
+            let account = AccountId::new(format!("{account}"));
+            let no = queues.intern(&account, &EndpointId::new(format!("{n}")));
+            queues.deferred_or_new(no);
+            no
+        }).collect();
+        let account_of: Vec<AccountNo> = numbers.iter().map(|no| queues.at(*no).account()).collect();
+        let mut model = Model::default();
+        let mut reserved = None;
+        for (moment, action) in actions.into_iter().enumerate() {
             match action {
                 Action::Join(queue) => {
                     refills.join(numbers[queue], &mut queues);
-                    if !line.contains(&numbers[queue]) {
-                        line.push_back(numbers[queue]);
+                    if !model.line.contains(&(account_of[queue], numbers[queue])) {
+                        model.push(account_of[queue], numbers[queue], moment);
                     }
                 }
                 Action::Look(asked) => {
                     let first = refills.pop();
-                    prop_assert_eq!(first, line.pop_front());
-                    let Some(first) = first else { continue };
+                    prop_assert_eq!(first, model.pop(moment));
+                    let Some((account, first)) = first else { continue };
                     if asked {
                         queues.with_row(first).leave_line();
                     } else {
-                        refills.put_back(first);
-                        line.push_back(first);
+                        refills.put_back(account, first);
+                        model.push(account, first, moment);
                     }
                 }
                 Action::Begin(pages) if refills.pages_at_most(room) >= pages => {
@@ -67,13 +96,30 @@ proptest! {
                 Action::End => prop_assert_eq!(refills.end(), reserved.take().unwrap_or(0)),
                 Action::Begin(_) => {}
             }
-            prop_assert_eq!(refills.looks(), line.len());
+            prop_assert_eq!(refills.looks(), model.line.len());
             prop_assert_eq!(refills.reserved(), reserved.unwrap_or(0));
             prop_assert!(reserved.is_none() || refills.pages_at_most(usize::MAX) == 0);
         }
         let share = refills.pages_at_most(usize::MAX) * refills.page_bytes();
         prop_assert!(share <= (1 << 20) / 8, "pages take an eighth of memory");
     }
+}
+
+#[test]
+fn ten_thousand_queues_of_one_account_delay_anothers_by_one_page() {
+    let (mut queues, mut refills) = (Queues::new(1), Refills::new(1 << 20));
+    let mut join = |account: &str, endpoint: u32| {
+        let endpoint = EndpointId::new(format!("{account}-{endpoint}"));
+        let no = queues.intern(&AccountId::new(account), &endpoint);
+        queues.deferred_or_new(no);
+        refills.join(no, &mut queues);
+        no
+    };
+    let large = join("large", 0);
+    (1..10_000).for_each(|n| _ = join("large", n));
+    let small = join("small", 0);
+    let next = [(); 2].map(|()| refills.pop().unwrap().1);
+    assert_eq!(next, [large, small]);
 }
 
 #[test]

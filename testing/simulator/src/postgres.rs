@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use walhook_core::endpoint::{Endpoint, Routes, Secret, wants};
+use walhook_core::endpoint::{Endpoint, Routes, Secret, Share, wants};
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::lsn::Lsn;
 use walhook_core::position::{EventId, WalPosition};
@@ -208,7 +208,9 @@ impl Postgres {
         let ids = self.accounts.get(account.as_str()).into_iter().flatten();
         let endpoints = ids.filter_map(|id| Some(self.table.get(id)?.endpoint(id)));
         let weight = self.weights.get(account.as_str()).copied().unwrap_or(1.0);
-        Routes::new(endpoints.collect(), weight)
+        // The heavy ones have reserved slots too, more than fit into half of all together.
+        let reserved = if weight > 2.0 { 4 } else { 0 };
+        Routes::new(endpoints.collect(), Share { weight, reserved })
     }
 
     /// Somebody else's endpoint.

@@ -56,6 +56,7 @@ mod recording;
 mod recovery;
 mod refusals;
 mod replay;
+mod reserved_slots;
 mod retry_after;
 mod rows;
 mod rubbish;

@@ -1,0 +1,58 @@
+//! Reserved slots: lent while their account is idle, and its own when it has something to send.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::support::{PATIENCE, RULES, SCHEMA, World};
+use crate::turns::until_counted;
+
+/// Of the account that others delay.
+const ROWS: usize = 200;
+
+/// Eight slots; account 1 weighs a million times as much as account 2, and has eight times as many rows.
+async fn beside_a_whale(reserved: &str) -> Result<usize> {
+    let sections = "[accounts]\ntable = \"public.accounts\"\nreserved = \"slots\"\n\
+                    [scheduler]\nfast_slots = 8\nslow_slots = 8";
+    let mut world = World::bare(sections, RULES, &[]).await?;
+    world.sql.batch_execute(SCHEMA).await?;
+    world
+        .sql
+        .batch_execute(&format!(
+            "CREATE TABLE accounts (id bigint PRIMARY KEY, weight numeric, slots bigint);
+             INSERT INTO accounts VALUES (1, 1000, NULL), (2, 0.001, {reserved})"
+        ))
+        .await?;
+    world.set_up().await?;
+    world.hook(1, 1, "?delay=40ms").await?;
+    world.hook(2, 2, "?delay=40ms").await?;
+    let insert = format!(
+        "INSERT INTO subscribers SELECT n, CASE n % 9 WHEN 0 THEN 2 ELSE 1 END
+         FROM generate_series(1, {}) n",
+        9 * ROWS
+    );
+    world.sql.batch_execute(&insert).await?;
+    let _running = world.run().await?;
+    if reserved != "NULL" {
+        // It is told once a second, and held for two.
+        world.mock.wait_until("a delivery", PATIENCE, |stats| stats.received > 0).await?;
+        until_counted(&world, "walhook_reserved_slots", reserved.parse()?).await?;
+    }
+    let received = world.delivered(9 * ROWS as u64).await?;
+    world.settled().await?;
+    let last = received.iter().rposition(|request| request.path == "/2").context("account 2")?;
+    Ok(received[..last].iter().filter(|request| request.path == "/1").count())
+}
+
+#[tokio::test]
+async fn account_has_its_reserved_slots_beside_a_whale_of_any_weight() -> Result<()> {
+    let before = beside_a_whale("4").await?;
+    // Four slots for each of both; some go to the whale before the first look-up has told of account 2.
+    ensure!((ROWS / 2..3 * ROWS).contains(&before), "{before} of the whale's went before its last");
+    Ok(())
+}
+
+#[tokio::test]
+async fn account_without_reserved_slots_waits_for_a_whale_by_its_weight() -> Result<()> {
+    let before = beside_a_whale("NULL").await?;
+    ensure!(before > 5 * ROWS, "{before} of the whale's went before its last");
+    Ok(())
+}

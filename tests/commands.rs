@@ -84,7 +84,7 @@ async fn configuration_that_is_wrong_ends_every_command_with_2_and_names_the_pla
     let path = file.to_string_lossy();
     for (text, expected) in [
         ("[source]\nurll = \"x\"".to_owned(), vec!["urll", "url"]),
-        (format!("{GOOD}[deliveries]\n"), vec!["deliveries", "delivery"]),
+        (format!("{GOOD}[delivry]\n"), vec!["delivry", "delivery"]),
         (format!("{GOOD}[delivery]\ntimeout = \"fast\"\n"), vec!["delivery.timeout", "fast"]),
         (format!("{GOOD}[memory]\nlimit = \"many\"\n"), vec!["memory.limit", "many"]),
         (format!("{GOOD}{RULE}when = \"new.status ==\"\n"), vec!["a.b", "when"]),

@@ -113,7 +113,7 @@ impl Dispatcher {
                 }
             }
         }
-        self.note_joined(&invalidation.joined);
+        self.note_joined(&invalidation);
         self.note_unseen(invalidation.xid);
         self.routing.router.handle_invalidation(invalidation, self.progress.received());
     }

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::super::lane::Insertion;
 use super::pages::PageSize;
-use walhook_core::event::{AccountId, EndpointId};
+use walhook_core::event::{AccountId, EndpointId, Invalidation};
 use walhook_core::heap::map_entry;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
@@ -176,9 +176,10 @@ impl Shelves {
         self.joiners.keeps_out(endpoint, commit_lsn)
     }
 
-    /// The endpoint joined with the transaction that commits there.
-    pub(super) fn note_joined(&mut self, endpoint: &EndpointId, at: Lsn) {
-        self.joiners.note(endpoint, at);
+    /// A transaction that commits there changes endpoints. `waits`: events may wait that are to be kept from those
+    /// that have joined with it.
+    pub(super) fn note_joined(&mut self, invalidation: &Invalidation, at: Lsn, waits: bool) {
+        self.joiners.see(invalidation, at, waits);
     }
 
     /// With no row left the account has no shelf. Whether that is so from now on.

@@ -32,7 +32,7 @@ use super::super::lane::{DELIVERY_BYTES, LEAVING_BYTES, SharedEvent};
 use super::super::tracker::TxnSeq;
 use super::Dispatcher;
 use super::outbox::{Leaves, Leaving};
-use walhook_core::event::{AccountId, EndpointId, Event};
+use walhook_core::event::{AccountId, EndpointId, Event, Invalidation};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{
     Defer, DeferReason, EventKey, Joined, PersistBatch, QueueId, Routed, RowId, RowKey,
@@ -124,15 +124,10 @@ impl Dispatcher {
         self.routing.shelves.keeps_out(endpoint, commit_lsn)
     }
 
-    /// The stream shows that these endpoints have joined their accounts.
-    pub(super) fn note_joined(&mut self, endpoints: &[EndpointId]) {
-        if self.routing.shelves.is_empty() && self.routing.waiting.is_empty() {
-            return;
-        }
-        let at = self.progress.place();
-        for endpoint in endpoints {
-            self.routing.shelves.note_joined(endpoint, at);
-        }
+    /// The stream shows a change of endpoints.
+    pub(super) fn note_joined(&mut self, invalidation: &Invalidation) {
+        let waits = !self.routing.shelves.is_empty() || !self.routing.waiting.is_empty();
+        self.routing.shelves.note_joined(invalidation, self.progress.place(), waits);
     }
 
     /// With no row left, what waited behind the shelf goes on.

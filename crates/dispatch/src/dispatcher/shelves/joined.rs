@@ -126,3 +126,6 @@ impl Joiners {
             + changed * (map_entry(size_of::<EndpointId>()) + 64)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{EndpointId, RowKeys};
 use walhook_core::heap::{block, map_entry};
 use walhook_core::tick::Tick;
-use walhook_core::waits::{Cause, Waits};
+use walhook_core::waits::Cause;
 
 /// What a queue takes beside its deliveries: itself, and its place among the lane's.
 pub const QUEUE_BYTES: usize =
@@ -439,24 +439,6 @@ impl Queue {
     /// Its clock counts for this cause from now on. `below`: what the clock of its lane shows.
     pub fn count_for(&mut self, cause: Option<Cause>, below: &Reading) {
         self.clock.hold(cause, below);
-    }
-
-    /// What a delivery that is not in flight has waited for until now. `read_us`: how long the stream took to bring
-    /// it. `None`: it is not there.
-    #[must_use]
-    pub fn waits(&self, id: DeliveryId, read_us: u64, at: &Moment) -> Option<Waits> {
-        let Entry { pending, stage, .. } = &**self.entries.get(id)?;
-        let mut waits = pending.waits_before(read_us);
-        let held = at.now.since(pending.stage_since);
-        match stage {
-            Stage::Behind(_) => waits.add(Cause::Order, held),
-            Stage::BackingOff(_, cause) => waits.add(*cause, held),
-            Stage::Ready => {
-                self.clock.read(&at.below).since(&pending.mark).add_to(&mut waits, held);
-            }
-            Stage::InFlight | Stage::Dying => {}
-        }
-        Some(waits)
     }
 
     /// When the next request may go, where that is not now.

@@ -2,17 +2,17 @@
 
 use anyhow::{Context, Result, ensure};
 
-use crate::support::{PATIENCE, RULES, SCHEMA, World};
+use crate::support::{RULES, SCHEMA, World};
 use crate::turns::until_counted;
 
 /// Of the account that others delay.
 const ROWS: usize = 200;
 
-/// Eight slots; account 1 weighs a million times as much as account 2, and has eight times as many rows.
-async fn beside_a_whale(reserved: &str) -> Result<usize> {
+/// Eight slots; account 1 weighs a million times as much as account 2, which has these reserved.
+async fn world(reserved: &str) -> Result<World> {
     let sections = "[accounts]\ntable = \"public.accounts\"\nreserved = \"slots\"\n\
                     [scheduler]\nfast_slots = 8\nslow_slots = 8";
-    let mut world = World::bare(sections, RULES, &[]).await?;
+    let world = World::bare(sections, RULES, &[]).await?;
     world.sql.batch_execute(SCHEMA).await?;
     world
         .sql
@@ -22,6 +22,12 @@ async fn beside_a_whale(reserved: &str) -> Result<usize> {
         ))
         .await?;
     world.set_up().await?;
+    Ok(world)
+}
+
+/// Deliveries of the whale before the last of account 2, of which the whale has eight times as many.
+async fn beside_a_whale(reserved: &str) -> Result<usize> {
+    let mut world = world(reserved).await?;
     world.hook(1, 1, "?delay=40ms").await?;
     world.hook(2, 2, "?delay=40ms").await?;
     let insert = format!(
@@ -31,11 +37,6 @@ async fn beside_a_whale(reserved: &str) -> Result<usize> {
     );
     world.sql.batch_execute(&insert).await?;
     let _running = world.run().await?;
-    if reserved != "NULL" {
-        // It is told once a second, and held for two.
-        world.mock.wait_until("a delivery", PATIENCE, |stats| stats.received > 0).await?;
-        until_counted(&world, "walhook_reserved_slots", reserved.parse()?).await?;
-    }
     let received = world.delivered(9 * ROWS as u64).await?;
     world.settled().await?;
     let last = received.iter().rposition(|request| request.path == "/2").context("account 2")?;
@@ -54,5 +55,16 @@ async fn account_has_its_reserved_slots_beside_a_whale_of_any_weight() -> Result
 async fn account_without_reserved_slots_waits_for_a_whale_by_its_weight() -> Result<()> {
     let before = beside_a_whale("NULL").await?;
     ensure!(before > 5 * ROWS, "{before} of the whale's went before its last");
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_on_reserved_slots_are_counted() -> Result<()> {
+    let mut world = world("4").await?;
+    world.hook(2, 2, "?hang").await?;
+    let insert = "INSERT INTO subscribers SELECT n, 2 FROM generate_series(1, 8) n";
+    world.sql.batch_execute(insert).await?;
+    let _running = world.run().await?;
+    until_counted(&world, "walhook_reserved_slots", 4).await?;
     Ok(())
 }

@@ -121,7 +121,7 @@ mod tests {
         assert!(filter.admits_endpoint("7") && !filter.admits_endpoint("8"));
         assert!(ReplayFilter::default().admits(&event("1", "x", 0)));
         assert!(ReplayFilter::default().is_whole() && !filter.is_whole());
-        let (one, other) = (event("42", "a.b", 15), event("42", "a.b", 16));
+        let (one, other) = (event("42", "a.b", 15), event("42", "subscriber.created", 15));
         let named = ReplayFilter { events: vec![one.id.to_string()], ..filter };
         assert!(named.admits(&one) && !named.admits(&other));
     }

@@ -70,24 +70,38 @@ pub(super) struct Txn {
     pub(super) changes: Vec<Change>,
 }
 
-/// All that dispatchers asked for, as a digest.
-#[derive(Default)]
+/// All that dispatchers asked for, as a digest: where that is wanted, for it takes more time than what is simulated.
 pub(super) struct Trace {
-    hasher: DefaultHasher,
+    hasher: Option<DefaultHasher>,
     pub(super) effects: u64,
 }
 
+impl Default for Trace {
+    fn default() -> Self {
+        let is_wanted = std::env::var_os("WALHOOK_TRACE").is_some();
+        Self { hasher: is_wanted.then(DefaultHasher::new), effects: 0 }
+    }
+}
+
 impl Trace {
+    pub(super) fn wanted() -> Self {
+        Self { hasher: Some(DefaultHasher::new()), effects: 0 }
+    }
+
     fn write(&mut self, now: Tick, effect: &dyn Debug) {
+        let Some(hasher) = &mut self.hasher else { return };
         self.effects += 1;
         let text = format!("{now:?} {effect:?}");
         if std::env::var_os("WALHOOK_TRACE").is_some_and(|v| v == "all") {
             println!("{text}");
         }
-        self.hasher.write(text.as_bytes());
+        hasher.write(text.as_bytes());
     }
 
     pub(super) fn note(&mut self, now: Tick, effect: &Effect) {
+        if self.hasher.is_none() {
+            return;
+        }
         match effect {
             Effect::Send(d) => self.write(now, &("send", &d.attempt, d.waited)),
             Effect::Abort(id) => self.write(now, &("abort", id)),
@@ -114,8 +128,9 @@ impl Trace {
         self.write(now, &batch);
     }
 
-    pub(super) fn digest(&self) -> u64 {
-        self.hasher.finish()
+    /// None where it was not wanted.
+    pub(super) fn digest(&self) -> Option<u64> {
+        self.hasher.as_ref().map(Hasher::finish)
     }
 }
 

@@ -7,7 +7,7 @@
 #   make loadtest SCENARIO=soak MINUTES=60    a long one
 #   make bench FIGURES=one,idle BENCH="--pairs 7 --scale 0.2"   some figures, at a part of their size
 #   make bench-million BENCH="--rows 100000"    arguments for a scenario; --help lists them
-#   make hostile BENCH="--only rows,names"     behaviours, separated by commas; --help lists the rest
+#   make hostile BENCH="--stages turns,drain --adversaries whale,keys"   some cells; --resume goes on
 #   make fuzz FUZZ_SECONDS=60                 seconds for all targets together
 #   make torture SEED=7 MINUTES=30           seed after seed of faults, from 7 on
 #   make test-long MINUTES=30                 the same behind all tests on all versions
@@ -150,7 +150,7 @@ bench-outage bench-million bench-deferred bench-replay:
 	$(CARGO) build --release --locked -p walhook -p walhook-loadtest
 	$(CARGO) run --release --locked --quiet -p walhook-loadtest --bin bench -- $(@:bench-%=%) $(BENCH)
 
-hostile: prerequisites ## One account beside each hostile behaviour in turn: what it feels, and that nothing is lost
+hostile: prerequisites ## Each shared stage against each adversary: what one account beside them feels, and that nothing is lost
 	$(CARGO) build --release --locked -p walhook -p walhook-loadtest
 	$(CARGO) run --release --locked --quiet -p walhook-loadtest --bin bench -- hostile $(BENCH)
 

@@ -1,15 +1,17 @@
-//! Receivers that mean harm, and a name server that answers for one name alone.
+//! Receivers that mean harm, and a name server that answers for some names alone.
 
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::process::Command;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use walhook_loadtest::program;
@@ -23,6 +25,12 @@ const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 9, 53, 53);
 pub(crate) enum Malice {
     /// Answers 204 at once.
     Well,
+    /// Answers 204 after 50 ms.
+    Late,
+    /// Answers 500.
+    Fails,
+    /// Answers every third request with a 500.
+    FailsNowAndThen,
     /// Informational answers without end.
     Informs,
     /// A head without end.
@@ -40,7 +48,11 @@ pub(crate) enum Malice {
 }
 
 impl Malice {
-    pub(crate) const HOSTILE: [Self; 7] = [
+    const ALL: [Self; 11] = [
+        Self::Well,
+        Self::Late,
+        Self::Fails,
+        Self::FailsNowAndThen,
         Self::Informs,
         Self::Heads,
         Self::HalfHead,
@@ -49,6 +61,31 @@ impl Malice {
         Self::Resets,
         Self::Hangs,
     ];
+
+    /// Those that answer as no receiver should, but for what has an adversary of its own.
+    pub(crate) const HARMFUL: [Self; 5] =
+        [Self::Heads, Self::HalfHead, Self::Bodies, Self::Trickles, Self::Resets];
+}
+
+/// How an adversary's endpoints answer in a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answers {
+    /// As its own do.
+    Own,
+    /// With a failure, where its own do not harm.
+    Fail,
+    /// Likewise, now and then.
+    FailNowAndThen,
+}
+
+impl Answers {
+    pub(crate) fn of(self, own: Malice) -> Malice {
+        match (self, own) {
+            (Self::Fail, Malice::Well | Malice::Late) => Malice::Fails,
+            (Self::FailNowAndThen, Malice::Well | Malice::Late) => Malice::FailsNowAndThen,
+            _ => own,
+        }
+    }
 }
 
 /// One listener for each kind, on all loopback addresses.
@@ -56,6 +93,8 @@ impl Malice {
 pub(crate) struct Servers {
     ports: Vec<(Malice, u16)>,
     scratch: Scratch,
+    /// Whether all answer 204 at once from now on.
+    calm: watch::Sender<bool>,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -63,23 +102,29 @@ impl Servers {
     pub(crate) async fn start() -> Result<Self> {
         let mut tasks = JoinSet::new();
         let mut ports = Vec::new();
-        for malice in [Malice::Well].into_iter().chain(Malice::HOSTILE) {
+        let (calm, is_calm) = watch::channel(false);
+        for malice in Malice::ALL {
             let listener = TcpListener::bind(("0.0.0.0", 0)).await?;
             ports.push((malice, listener.local_addr()?.port()));
-            tasks.spawn(serve(listener, malice));
+            tasks.spawn(serve(listener, malice, is_calm.clone()));
         }
-        Ok(Self { ports, scratch: Scratch::new()?, tasks: Mutex::new(tasks) })
+        Ok(Self { ports, scratch: Scratch::new()?, calm, tasks: Mutex::new(tasks) })
     }
 
     pub(crate) fn port(&self, malice: Malice) -> u16 {
         self.ports.iter().find(|(kind, _)| *kind == malice).map_or(0, |(_, port)| *port)
     }
 
-    pub(crate) fn url(&self, malice: Malice) -> String {
-        format!("http://127.0.0.1:{}/", self.port(malice))
+    pub(crate) fn url(&self, malice: Malice, host: Option<&str>) -> String {
+        format!("http://{}:{}/", host.unwrap_or("127.0.0.1"), self.port(malice))
     }
 
-    /// A program that runs walhook with our name server, which is silent but for `victim.test`; or why
+    /// All answer 204 at once from now on; who waits for an answer is hung up on.
+    pub(crate) fn calm(&self) {
+        self.calm.send_replace(true);
+    }
+
+    /// A program that runs walhook with our name server, which is silent but for names under `well.test`; or why
     /// there is none: that takes a mount of its own, and port 53.
     pub(crate) async fn with_names(&self) -> Result<Result<PathBuf, String>> {
         let socket = match UdpSocket::bind((NAME_SERVER, 53)).await {
@@ -115,15 +160,24 @@ impl Servers {
     }
 }
 
-async fn serve(listener: TcpListener, malice: Malice) {
+const WELL: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
+const FAILURE: &[u8] = b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n";
+
+async fn serve(listener: TcpListener, malice: Malice, is_calm: watch::Receiver<bool>) {
+    let requests = Arc::new(AtomicU64::new(0));
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 if let Ok((stream, _)) = accepted {
+                    let (mut is_calm, requests) = (is_calm.clone(), Arc::clone(&requests));
                     connections.spawn(async move {
+                        let malice = if *is_calm.borrow() { Malice::Well } else { malice };
                         // Whatever goes wrong is the other side's.
-                        let _ = handle(stream, malice).await;
+                        tokio::select! {
+                            _ = handle(stream, malice, &requests) => {}
+                            _ = is_calm.wait_for(|calm| *calm && malice != Malice::Well) => {}
+                        }
                     });
                 } else {
                     sleep(Duration::from_millis(10)).await;
@@ -134,13 +188,22 @@ async fn serve(listener: TcpListener, malice: Malice) {
     }
 }
 
-async fn handle(mut stream: TcpStream, malice: Malice) -> Result<()> {
+async fn handle(mut stream: TcpStream, malice: Malice, requests: &AtomicU64) -> Result<()> {
     let _ = stream.set_nodelay(true);
     let mut buffer = Vec::with_capacity(4_096);
     loop {
         read_request(&mut stream, &mut buffer).await?;
         match malice {
-            Malice::Well => stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await?,
+            Malice::Well => stream.write_all(WELL).await?,
+            Malice::Late => {
+                sleep(Duration::from_millis(50)).await;
+                stream.write_all(WELL).await?;
+            }
+            Malice::Fails => stream.write_all(FAILURE).await?,
+            Malice::FailsNowAndThen => {
+                let fails = requests.fetch_add(1, Relaxed).is_multiple_of(3);
+                stream.write_all(if fails { FAILURE } else { WELL }).await?;
+            }
             Malice::Informs => loop {
                 stream
                     .write_all(&b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n".repeat(1_000))
@@ -203,7 +266,7 @@ async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<()
     }
 }
 
-/// Answers for `victim.test`, and for nothing else.
+/// Answers for names under `well.test`, and for nothing else.
 async fn answer_names(socket: UdpSocket) {
     let mut buffer = [0; 512];
     loop {
@@ -218,11 +281,12 @@ async fn answer_names(socket: UdpSocket) {
 fn answer_name(query: &[u8]) -> Option<Vec<u8>> {
     const HEADER: usize = 12;
     let question = query.get(HEADER..)?;
-    if !question.starts_with(b"\x06victim\x04test\x00") {
+    let end = question.iter().position(|byte| *byte == 0)? + 1;
+    if !question.get(..end)?.ends_with(b"\x04well\x04test\x00") {
         return None;
     }
-    let question = question.get(..17)?;
-    let is_a = question.get(13..15)? == [0, 1];
+    let question = question.get(..end + 4)?;
+    let is_a = question.get(end..end + 2)? == [0, 1];
     let mut answer = query.get(..2)?.to_vec();
     // An answer, recursion available; one question, one answer or none.
     answer.extend([0x81, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0]);

@@ -14,6 +14,7 @@ mod bare;
 mod catch_up;
 mod decoding;
 mod deferral;
+mod delivery_log;
 mod idle;
 mod latency;
 mod memory;
@@ -55,6 +56,9 @@ const PHASE: Duration = Duration::from_secs(15);
 /// For how long deliveries come at a steady pace while their endpoint is dead, at full size.
 const PACE: Duration = Duration::from_secs(30);
 
+/// Lines of the delivery log that is searched, at full size.
+const LOGGED: f64 = 10_000_000.0;
+
 /// Deliveries that are deferred when walhook starts, at full size.
 const AT_START: f64 = 1_000_000.0;
 
@@ -70,7 +74,7 @@ struct Cli {
     #[command(subcommand)]
     own: Option<Own>,
 
-    /// Which; left out, all but growth, start and catch-up, which take long, and those of workers
+    /// Which; left out, all but the log's search, growth, start and catch-up, which take long, and those of workers
     #[arg(long, value_delimiter = ',')]
     figures: Vec<Group>,
 
@@ -141,6 +145,10 @@ enum Group {
     Paces,
     /// What a hundred rounds of it leave behind
     Growth,
+    /// What the delivery log costs
+    Log,
+    /// How long a search of ten million lines of it takes
+    LogSearch,
     /// A start with a million of them
     Start,
     /// An endpoint that comes back after a quarter of an hour
@@ -229,6 +237,7 @@ impl Group {
         matches!(
             self,
             Self::Growth
+                | Self::LogSearch
                 | Self::Start
                 | Self::CatchUp
                 | Self::WorkersScale
@@ -267,6 +276,10 @@ impl Group {
             Self::Flow => deferral::flow(deliveries, cli.pairs).await,
             Self::Paces => deferral::paces(PACE.mul_f64(cli.scale), counts).await,
             Self::Growth => deferral::growth(scaled(deferral::ROUNDS)).await,
+            Self::Log => {
+                delivery_log::measure(deliveries, PACE.mul_f64(cli.scale), cli.pairs).await
+            }
+            Self::LogSearch => delivery_log::search(scaled(LOGGED), cli.pairs).await,
             Self::Start => starts::measure(scaled(AT_START), cli.pairs).await,
             Self::CatchUp => catch_up::measure(catch_up::DEAD.mul_f64(cli.scale), 1).await,
             Self::Memory => memory::measure(deliveries, counts).await,

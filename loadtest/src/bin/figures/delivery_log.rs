@@ -1,0 +1,184 @@
+//! What the delivery log costs, and how long a search of it takes.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::time::{Instant, interval, sleep};
+use walhook_core::delivery_log::{Entry, What};
+use walhook_core::endpoint::Secret;
+use walhook_core::event::{AccountId, EndpointId};
+use walhook_core::lsn::Lsn;
+use walhook_core::persist::PersistBatch;
+use walhook_core::position::{EventId, Position, WalPosition};
+use walhook_core::waits::{Cause, Waits};
+use walhook_loadtest::world::{Layout, World};
+use walhook_state::StateStore;
+
+use crate::throughput::{Case, Side};
+use walhook_loadtest::figure::{Better, Figure};
+
+/// What is compared: with the log as it is by default, and without one.
+const WITH: &str = "";
+const WITHOUT: &str = "[deliveries]\nkeep = \"none\"\n";
+
+/// No checkpoint comes in between, whose images of whole pages would count or not by chance.
+const SERVER: [(&str, &str); 2] = [("checkpoint_timeout", "1h"), ("max_wal_size", "32GB")];
+
+/// For the checkpoint to pass what was delivered.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Small pages are merged every five seconds: behind so many the last of them are.
+const MERGED: Duration = Duration::from_secs(11);
+
+/// The paces: deliveries a second, of so many rows a transaction.
+const PACES: [(&str, u32, u64); 3] =
+    [("wal_5", 5, 1), ("wal_1000", 100, 10), ("wal_10000", 100, 100)];
+
+/// Lines of a page, where a thousand deliveries a second are stored ten times a second: such pages are not merged.
+const LINES: u64 = 100;
+
+/// Accounts of the lines that are searched, each with two endpoints.
+const ACCOUNTS: u64 = 2_000;
+
+/// Deliveries in between, in microseconds.
+const BETWEEN_US: i64 = 1_000;
+
+const CASE: Case = Case { group: "log", accounts: 100, hosts: 1, tls: false };
+
+async fn side(log: &str) -> Result<Side> {
+    Side::start(CASE, Layout { extra: log, server: &SERVER, ..Layout::default() }).await
+}
+
+/// CPU of a backlog, with the log against without one; WAL by pace; bytes on disk.
+pub(crate) async fn measure(deliveries: u64, time: Duration, pairs: usize) -> Result<Vec<Figure>> {
+    let mut cpu = Figure::new("log", "cpu", "CPU s, with the log and without", Better::Less);
+    let (mut with, mut without) = (side(WITH).await?, side(WITHOUT).await?);
+    for pair in 0..pairs {
+        let (ours, theirs);
+        if pair % 2 == 0 {
+            ours = with.run(deliveries).await?.cpu_s;
+            theirs = without.run(deliveries).await?.cpu_s;
+        } else {
+            theirs = without.run(deliveries).await?.cpu_s;
+            ours = with.run(deliveries).await?.cpu_s;
+        }
+        cpu.ratio(ours, theirs);
+    }
+    let mut figures = vec![cpu];
+    for (key, per_second, rows) in PACES {
+        let mut wal = Figure::new("log", key, "WAL bytes of a delivery's lines", Better::Less);
+        let deliveries = paced(&mut with, time, per_second, rows).await?;
+        let other = paced(&mut without, time, per_second, rows).await?;
+        ensure!(deliveries.count == other.count, "both sides have the same rows");
+        wal.value((deliveries.wal_bytes - other.wal_bytes) / deliveries.count);
+        figures.push(wal);
+    }
+    let sql = "SELECT pg_total_relation_size('walhook.delivery_log')";
+    let lines = "SELECT sum(lines)::bigint FROM walhook.delivery_log";
+    let mut disk = Figure::new("log", "disk", "bytes on disk a line", Better::Less);
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    disk.value(with.world.number(sql).await? as f64 / with.world.number(lines).await? as f64);
+    figures.push(disk);
+    Ok(figures)
+}
+
+/// What deliveries at a pace came to.
+struct Paced {
+    count: f64,
+    wal_bytes: f64,
+}
+
+/// So many transactions a second of so many rows, each delivered as it comes, until their lines are merged.
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+async fn paced(side: &mut Side, time: Duration, per_second: u32, rows: u64) -> Result<Paced> {
+    let transactions = (time * per_second).as_secs().max(2);
+    side.world.run().await?;
+    side.world.settled(PATIENCE).await?;
+    side.sink.reset();
+    let before = wal_bytes(&side.world).await?;
+    let mut due = interval(Duration::from_secs(1) / per_second);
+    for _ in 0..transactions {
+        due.tick().await;
+        side.lay_up(rows).await?;
+    }
+    side.sink.until(transactions * rows).await?;
+    side.world.settled(PATIENCE).await?;
+    sleep(MERGED).await;
+    let wal_bytes = wal_bytes(&side.world).await? - before;
+    side.world.walhook.stop().await?;
+    Ok(Paced { count: (transactions * rows) as f64, wal_bytes })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+async fn wal_bytes(world: &World) -> Result<f64> {
+    let sql = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint";
+    Ok(world.number(sql).await? as f64)
+}
+
+/// How long `events show` and `events list --account` take, from their start to their end, in a log of so many lines.
+pub(crate) async fn search(lines: u64, repetitions: usize) -> Result<Vec<Figure>> {
+    let world = World::arranged(Layout { server: &SERVER, ..Layout::default() }).await?;
+    let url = Secret::new(world.cluster.url("postgres"));
+    let mut store = StateStore::open(&url, "walhook", "walhook").await?;
+    store.take_lease("figures").await?;
+    let now_us = world.number("SELECT (extract(epoch FROM now()) * 1000000)::bigint").await?;
+    let from_us = i64::try_from(now_us)? - i64::try_from(lines)? * BETWEEN_US;
+    for (number, from) in (1..).zip((0..lines).step_by(usize::try_from(LINES)?)) {
+        let page = from..lines.min(from + LINES);
+        let log = page.map(|n| line(n, from_us)).collect();
+        store.persist(&PersistBatch { number, log, ..PersistBatch::default() }).await?;
+    }
+    world.sql.batch_execute("VACUUM ANALYZE walhook.delivery_log").await?;
+    let mut show = Figure::new("log_search", "show", "s of events show", Better::Less);
+    let mut list = Figure::new("log_search", "list", "s of events list --account", Better::Less);
+    let mut rng = StdRng::seed_from_u64(1);
+    for _ in 0..repetitions {
+        let entry = line(rng.random_range(0..lines), from_us);
+        show.value(took(&world, &["events", "show", &entry.event.to_string()]).await?);
+        list.value(took(&world, &["events", "list", "--account", &entry.account]).await?);
+    }
+    Ok(vec![show, list])
+}
+
+async fn took(world: &World, command: &[&str]) -> Result<f64> {
+    let began = Instant::now();
+    let output = world.walhook.walhook(command).await?;
+    let took = began.elapsed().as_secs_f64();
+    ensure!(output.status.success() && !output.stdout.is_empty(), "{command:?}: {output:?}");
+    Ok(took)
+}
+
+/// The `n`th delivery of a busy pipeline.
+fn line(n: u64, from_us: i64) -> Entry {
+    let mut rng = StdRng::seed_from_u64(n);
+    let account = rng.random_range(0..ACCOUNTS);
+    let committed_us = from_us + i64::try_from(n).unwrap_or(i64::MAX) * BETWEEN_US;
+    let elapsed_us = rng.random_range(3_000..60_000);
+    let mut waits = Waits::default();
+    waits.add_us(Cause::Read, rng.random_range(200..5_000));
+    waits.add_us(Cause::Turn, rng.random_range(5..200));
+    waits.add_us(Cause::Attempt, elapsed_us);
+    let commit_lsn = Lsn(0x1_0000_0000 + n * 320);
+    let change_lsn = Lsn(commit_lsn.0 - 120);
+    let position = WalPosition { commit_lsn, change_lsn, relation: 16_384, n: 0 };
+    let event_type = "subscriber.created";
+    Entry {
+        event: EventId::derive(7, &Position::Wal(position), event_type, committed_us),
+        event_type: event_type.into(),
+        account: AccountId::new(account.to_string()),
+        endpoint: EndpointId::new((account * 2 + rng.random_range(0..2)).to_string()),
+        commit_lsn,
+        committed_us,
+        at_us: committed_us + 20_000,
+        attempt: 1,
+        what: What::Delivered,
+        status: Some(204),
+        failure: None,
+        elapsed_us,
+        waits,
+        excerpt: String::new(),
+        asked: None,
+    }
+}

@@ -35,4 +35,4 @@ pub(super) use write::{Page, Refusal, append};
 const READ_AT_ONCE: usize = 8;
 
 /// Lines from which on a page has a filter, and is not merged any more.
-const FILTERED: usize = 512;
+const FILTERED: usize = 64;

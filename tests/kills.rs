@@ -41,7 +41,7 @@ pub(crate) fn from_env<T: std::str::FromStr>(name: &str) -> Option<T> {
 
 /// All of them would take too long for `make test`.
 fn seeds() -> Vec<u64> {
-    if from_env::<u8>("WALHOOK_TEST_LONG").is_some() { SEEDS.to_vec() } else { vec![1, 2] }
+    if from_env::<u8>("WALHOOK_TEST_LONG").is_some() { SEEDS.to_vec() } else { vec![1] }
 }
 
 /// Registers endpoints of every behaviour.

@@ -284,5 +284,5 @@ fn week_of_retries_ends_each_delivery_in_its_time_and_costs_few_requests() {
 
 #[test]
 fn week_of_retries_loses_nothing_and_keeps_its_clocks_across_crashes() {
-    simulate(2, 500, 12);
+    simulate(2, 300, 12);
 }

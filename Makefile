@@ -67,6 +67,7 @@ build: prerequisites ## Build the release binary, target/release/walhook, and wa
 	@sh scripts/split-debug target/release/walhook
 
 test: prerequisites lint ## Check and test everything, as CI does
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked $(DOC_AS_TESTED)
 	@sh scripts/prerequisites openssl
 	@sh scripts/prerequisites nginx
 	@sh scripts/nats-server >/dev/null
@@ -78,7 +79,6 @@ test: prerequisites lint ## Check and test everything, as CI does
 	sh scripts/instructions
 	sh scripts/test-matrix quick $(TEST_VERSIONS)
 	$(CARGO) test --workspace --locked --doc
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked $(DOC_AS_TESTED)
 
 test-long: prerequisites ## What `make test` has no time for: every test on every PostgreSQL, SEEDS of the simulator, MINUTES of torture
 	@sh scripts/prerequisites openssl

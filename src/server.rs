@@ -1,4 +1,4 @@
-//! The roles of a process, one at a time: it stands by, or it leads ([`pipeline`]).
+//! The roles of a process, one at a time: it stands by, or it leads (`pipeline`).
 //!
 //! One process leads at a time: the one that holds the slot. The others stand by here until the slot
 //! is free. A leader goes on through a lost connection; when another has led meanwhile (the epoch has

@@ -84,7 +84,7 @@ pub struct OldestWork {
     pub committed_at: String,
     /// Attempts made.
     pub attempts: u32,
-    /// What it waits for now: the words of [`Cause`](walhook_core::waits::Cause).
+    /// What it waits for now: the words of [`Cause`].
     pub cause: String,
 }
 

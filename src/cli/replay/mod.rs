@@ -116,7 +116,7 @@ impl Wait {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// [`Failure::Failed`](super::Failure::Failed) when the range is not within the replay window, which the message prints, or
+/// [`Failure::Failed`] when the range is not within the replay window, which the message prints, or
 /// when the replay ended early.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;

@@ -11,7 +11,7 @@ const SLOTS_PER_PROBE: u32 = 8;
 /// Which slots a request takes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pool {
-    /// For what is expected to end within [`SLOW_AFTER`].
+    /// For what is expected to end within [`SLOW_AFTER`](super::SLOW_AFTER).
     Fast,
     /// For everything else.
     Slow,

@@ -23,8 +23,9 @@ use walhook_loadtest::figure::{Better, Figure};
 const WITH: &str = "";
 const WITHOUT: &str = "[deliveries]\nkeep = \"none\"\n";
 
-/// No checkpoint comes in between, whose images of whole pages would count or not by chance.
-const SERVER: [(&str, &str); 2] = [("checkpoint_timeout", "1h"), ("max_wal_size", "32GB")];
+/// No checkpoint comes in between, whose images of whole pages would count or not by chance, and no autovacuum.
+const SERVER: [(&str, &str); 3] =
+    [("checkpoint_timeout", "1h"), ("max_wal_size", "32GB"), ("autovacuum", "off")];
 
 /// For the checkpoint to pass what was delivered.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -42,7 +43,10 @@ const LINES: u64 = 100;
 /// Accounts of the lines that are searched, each with two endpoints.
 const ACCOUNTS: u64 = 2_000;
 
-/// Deliveries in between, in microseconds.
+/// Behind the checkpoint that setup makes.
+const FRONTIER: Lsn = Lsn(0x1_0000_0000);
+
+/// Between two deliveries, in microseconds.
 const BETWEEN_US: i64 = 1_000;
 
 const CASE: Case = Case { group: "log", accounts: 100, hosts: 1, tls: false };
@@ -69,10 +73,17 @@ pub(crate) async fn measure(deliveries: u64, time: Duration, pairs: usize) -> Re
     let mut figures = vec![cpu];
     for (key, per_second, rows) in PACES {
         let mut wal = Figure::new("log", key, "WAL bytes of a delivery's lines", Better::Less);
-        let deliveries = paced(&mut with, time, per_second, rows).await?;
-        let other = paced(&mut without, time, per_second, rows).await?;
-        ensure!(deliveries.count == other.count, "both sides have the same rows");
-        wal.value((deliveries.wal_bytes - other.wal_bytes) / deliveries.count);
+        let mut written = [0.0; 2];
+        let transactions = (time * per_second).as_secs().max(2);
+        for (written, side) in written.iter_mut().zip([&mut with, &mut without]) {
+            // What a start, a stop and a merge cost, and pages that are written for the first time.
+            paced(side, 1, per_second, rows).await?;
+            let one = paced(side, 1, per_second, rows).await?;
+            *written = paced(side, transactions, per_second, rows).await? - one;
+        }
+        let [with, without] = written;
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        wal.value((with - without) / ((transactions - 1) * rows) as f64);
         figures.push(wal);
     }
     let sql = "SELECT pg_total_relation_size('walhook.delivery_log')";
@@ -84,16 +95,8 @@ pub(crate) async fn measure(deliveries: u64, time: Duration, pairs: usize) -> Re
     Ok(figures)
 }
 
-/// What deliveries at a pace came to.
-struct Paced {
-    count: f64,
-    wal_bytes: f64,
-}
-
-/// So many transactions a second of so many rows, each delivered as it comes, until their lines are merged.
-#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-async fn paced(side: &mut Side, time: Duration, per_second: u32, rows: u64) -> Result<Paced> {
-    let transactions = (time * per_second).as_secs().max(2);
+/// The WAL of so many transactions of so many rows, each delivered as it comes, until their lines are merged.
+async fn paced(side: &mut Side, transactions: u64, per_second: u32, rows: u64) -> Result<f64> {
     side.world.run().await?;
     side.world.settled(PATIENCE).await?;
     side.sink.reset();
@@ -106,9 +109,9 @@ async fn paced(side: &mut Side, time: Duration, per_second: u32, rows: u64) -> R
     side.sink.until(transactions * rows).await?;
     side.world.settled(PATIENCE).await?;
     sleep(MERGED).await;
-    let wal_bytes = wal_bytes(&side.world).await? - before;
+    let written = wal_bytes(&side.world).await? - before;
     side.world.walhook.stop().await?;
-    Ok(Paced { count: (transactions * rows) as f64, wal_bytes })
+    Ok(written)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
@@ -128,7 +131,8 @@ pub(crate) async fn search(lines: u64, repetitions: usize) -> Result<Vec<Figure>
     for (number, from) in (1..).zip((0..lines).step_by(usize::try_from(LINES)?)) {
         let page = from..lines.min(from + LINES);
         let log = page.map(|n| line(n, from_us)).collect();
-        store.persist(&PersistBatch { number, log, ..PersistBatch::default() }).await?;
+        let batch = PersistBatch { number, frontier: FRONTIER, log, ..PersistBatch::default() };
+        store.persist(&batch).await?;
     }
     world.sql.batch_execute("VACUUM ANALYZE walhook.delivery_log").await?;
     let mut show = Figure::new("log_search", "show", "s of events show", Better::Less);
@@ -160,7 +164,7 @@ fn line(n: u64, from_us: i64) -> Entry {
     waits.add_us(Cause::Read, rng.random_range(200..5_000));
     waits.add_us(Cause::Turn, rng.random_range(5..200));
     waits.add_us(Cause::Attempt, elapsed_us);
-    let commit_lsn = Lsn(0x1_0000_0000 + n * 320);
+    let commit_lsn = Lsn(FRONTIER.0 + n * 320);
     let change_lsn = Lsn(commit_lsn.0 - 120);
     let position = WalPosition { commit_lsn, change_lsn, relation: 16_384, n: 0 };
     let event_type = "subscriber.created";

@@ -43,6 +43,9 @@ const LINES: u64 = 100;
 /// Accounts of the lines that are searched, each with two endpoints.
 const ACCOUNTS: u64 = 2_000;
 
+/// An account of which the oldest page tells alone.
+const RARE: &str = "rare";
+
 /// Behind the checkpoint that setup makes.
 const FRONTIER: Lsn = Lsn(0x1_0000_0000);
 
@@ -137,13 +140,15 @@ pub(crate) async fn search(lines: u64, repetitions: usize) -> Result<Vec<Figure>
     world.sql.batch_execute("VACUUM ANALYZE walhook.delivery_log").await?;
     let mut show = Figure::new("log_search", "show", "s of events show", Better::Less);
     let mut list = Figure::new("log_search", "list", "s of events list --account", Better::Less);
+    let mut rare = Figure::new("log_search", "rare", "s of one that all lie behind", Better::Less);
     let mut rng = StdRng::seed_from_u64(1);
     for _ in 0..repetitions {
-        let entry = line(rng.random_range(0..lines), from_us);
+        let entry = line(rng.random_range(LINES..lines), from_us);
         show.value(took(&world, &["events", "show", &entry.event.to_string()]).await?);
         list.value(took(&world, &["events", "list", "--account", &entry.account]).await?);
+        rare.value(took(&world, &["events", "list", "--account", RARE]).await?);
     }
-    Ok(vec![show, list])
+    Ok(vec![show, list, rare])
 }
 
 async fn took(world: &World, command: &[&str]) -> Result<f64> {
@@ -171,7 +176,7 @@ fn line(n: u64, from_us: i64) -> Entry {
     Entry {
         event: EventId::derive(7, &Position::Wal(position), event_type, committed_us),
         event_type: event_type.into(),
-        account: AccountId::new(account.to_string()),
+        account: AccountId::new(if n < LINES { RARE.to_owned() } else { account.to_string() }),
         endpoint: EndpointId::new((account * 2 + rng.random_range(0..2)).to_string()),
         commit_lsn,
         committed_us,

@@ -74,7 +74,7 @@ struct Cli {
     #[command(subcommand)]
     own: Option<Own>,
 
-    /// Which; left out, all but the log's search, growth, start and catch-up, which take long, and those of workers
+    /// Which; left out, all but the log's, growth, start and catch-up, which take long, and those of workers
     #[arg(long, value_delimiter = ',')]
     figures: Vec<Group>,
 
@@ -237,6 +237,7 @@ impl Group {
         matches!(
             self,
             Self::Growth
+                | Self::Log
                 | Self::LogSearch
                 | Self::Start
                 | Self::CatchUp

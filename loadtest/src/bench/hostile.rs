@@ -60,7 +60,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "60m", value_parser = humantime::parse_duration)]
     within: Duration,
     /// The file that keeps what is done, with all figures
-    #[arg(long, default_value = "hostile.json")]
+    #[arg(long, default_value = "target/hostile.json")]
     json: PathBuf,
     /// Leave out what the file has already
     #[arg(long)]

@@ -7,31 +7,26 @@
 
 mod about;
 mod delivery_log;
+mod families;
 mod register;
 mod streamed;
+mod update;
 mod waits;
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry, TextEncoder};
 
-use walhook_core::attempt::{FailureKind, Outcome, Record};
-use walhook_core::event::UnroutableReason;
-use walhook_core::persist::DeferReason;
-use walhook_dispatch::dispatcher::EndpointChange;
 use walhook_process::faults;
-use walhook_rules::rule::pattern_covers;
 
 use super::trouble::Part;
 pub use about::AboutMetrics;
 pub use delivery_log::LogMetrics;
-use register::{Register, by_label};
+pub use families::NoticeResult;
+use families::{ADOPTED, SECOND_OPINIONS};
+use register::Register;
 pub use streamed::StreamedMetrics;
 pub use waits::WaitMetrics;
-
-/// Counters by the value of their one label.
-type Labelled = prometheus::Result<HashMap<&'static str, IntCounter>>;
 
 /// From a loopback receiver to one that answers after hours of retries.
 const LATENCY_BUCKETS: [f64; 17] = [
@@ -46,49 +41,6 @@ const ATTEMPT_BUCKETS: [f64; 13] =
 /// From a bus on the same machine to a worker that is behind.
 const OVERHEAD_BUCKETS: [f64; 12] =
     [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.0];
-
-const WORKER_STATES: [&str; 4] = ["serving", "draining", "quarantined", "silent"];
-
-/// What a second opinion came to: the endpoint was reached, failed likewise, or neither can be told.
-const SECOND_OPINIONS: [&str; 3] = ["reached", "failed", "undecided"];
-const ADOPTED: [&str; 2] = ["delivered", "running"];
-
-const STATUS_CLASSES: [&str; 5] = ["2xx", "3xx", "4xx", "5xx", "other"];
-
-const UNROUTABLE: [UnroutableReason; 7] = [
-    UnroutableReason::Account,
-    UnroutableReason::Condition,
-    UnroutableReason::Value,
-    UnroutableReason::Type,
-    UnroutableReason::TooLarge,
-    UnroutableReason::Table,
-    UnroutableReason::Endpoints,
-];
-
-/// What came of a notice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoticeResult {
-    /// `notify.url` took it.
-    Sent,
-    /// It did not, and is asked again.
-    Failed,
-    /// It did not for too long: the notice is given up.
-    Lapsed,
-}
-
-impl NoticeResult {
-    const ALL: [Self; 3] = [Self::Sent, Self::Failed, Self::Lapsed];
-
-    /// The label's value.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Sent => "sent",
-            Self::Failed => "failed",
-            Self::Lapsed => "lapsed",
-        }
-    }
-}
 
 /// The program's metrics. Cheap to update from any task.
 #[derive(Debug)]
@@ -302,231 +254,6 @@ impl Metrics {
         })
     }
 
-    fn events<'a>(
-        r: &Register<'_>,
-        types: impl IntoIterator<Item = &'a str>,
-    ) -> prometheus::Result<HashMap<String, IntCounter>> {
-        let counters = r.counters("walhook_events_total", "type")?;
-        Ok(by_label(&counters, types.into_iter().map(str::to_owned), String::as_str))
-    }
-
-    fn deferred_by_reason(r: &Register<'_>) -> Labelled {
-        let counters = r.counters("walhook_deferred_total", "reason")?;
-        Ok(by_label(&counters, DeferReason::ALL.map(DeferReason::as_str), |name| name))
-    }
-
-    fn reserved(r: &Register<'_>) -> prometheus::Result<[IntGauge; 2]> {
-        let reserved = r.gauges("walhook_reserved_slots", "pool")?;
-        Ok(["fast", "slow"].map(|pool| reserved.with_label_values(&[pool])))
-    }
-
-    fn attempts(r: &Register<'_>) -> Labelled {
-        let counters = r.counters("walhook_attempts_total", "outcome")?;
-        let outcomes = STATUS_CLASSES.into_iter().chain(FailureKind::ALL.map(FailureKind::as_str));
-        Ok(by_label(&counters, outcomes, |name| name))
-    }
-
-    fn endpoint_changes(r: &Register<'_>) -> Labelled {
-        let counters = r.counters("walhook_endpoint_changes_total", "change")?;
-        Ok(by_label(&counters, EndpointChange::ALL.map(EndpointChange::as_str), |name| name))
-    }
-
-    fn notices(r: &Register<'_>) -> Labelled {
-        let counters = r.counters("walhook_notices_total", "result")?;
-        Ok(by_label(&counters, NoticeResult::ALL.map(NoticeResult::as_str), |name| name))
-    }
-
-    fn unroutable(r: &Register<'_>) -> Labelled {
-        let counters = r.counters("walhook_unroutable_total", "reason")?;
-        Ok(by_label(&counters, UNROUTABLE.map(UnroutableReason::as_str), |name| name))
-    }
-
-    fn workers(r: &Register<'_>) -> prometheus::Result<HashMap<&'static str, IntGauge>> {
-        let gauges = r.gauges("walhook_workers", "state")?;
-        Ok(WORKER_STATES.map(|state| (state, gauges.with_label_values(&[state]))).into())
-    }
-
-    fn failing(r: &Register<'_>) -> prometheus::Result<HashMap<Part, Gauge>> {
-        let gauges = r.floats("walhook_failing_seconds", &["part", "delivery"])?;
-        let of = |part: Part| {
-            let delivery = if part.stops_delivery() { "stops" } else { "goes_on" };
-            (part, gauges.with_label_values(&[part.as_str(), delivery]))
-        };
-        Ok(Part::ALL.map(of).into())
-    }
-
-    /// Counts an event by its type, or else by the longest pattern of a rule that covers it: types that
-    /// rows bring along are without number. What no rule covers is not counted.
-    pub fn count_event(&self, event_type: &str) {
-        let by_pattern = || {
-            let covers = |name: &str| pattern_covers(name, event_type);
-            let named = self.events.iter().filter(|(name, _)| covers(name));
-            named.max_by_key(|(name, _)| name.len()).map(|(_, counter)| counter)
-        };
-        if let Some(counter) = self.events.get(event_type).or_else(by_pattern) {
-            counter.inc();
-        }
-    }
-
-    /// Counts deliveries that were deferred for this reason.
-    pub fn count_deferred(&self, reason: DeferReason, deliveries: u64) {
-        self.deferred_in_all.inc_by(deliveries);
-        if let Some(counter) = self.deferred_by_reason.get(reason.as_str()) {
-            counter.inc_by(deliveries);
-        }
-    }
-
-    /// Counts changes that could not be turned into events, or events whose endpoints cannot be told.
-    pub fn count_unroutable(&self, reason: UnroutableReason, changes: u64) {
-        if let Some(counter) = self.unroutable.get(reason.as_str()) {
-            counter.inc_by(changes);
-        }
-    }
-
-    /// Counts a request that came to an end, with the time it took.
-    pub fn count_attempt(&self, outcome: &Outcome) {
-        let Record { status, failure, .. } = &outcome.record;
-        let label = match (failure, status) {
-            (Some(failure), _) => failure.as_str(),
-            (None, Some(200..300)) => "2xx",
-            (None, Some(300..400)) => "3xx",
-            (None, Some(400..500)) => "4xx",
-            (None, Some(500..600)) => "5xx",
-            (None, _) => "other",
-        };
-        if let Some(counter) = self.attempts.get(label) {
-            counter.inc();
-        }
-        self.resends.inc_by(outcome.resends.into());
-        self.attempt_duration.observe(outcome.elapsed.as_secs_f64());
-    }
-
-    /// Sets how many workers are in this state, which is one of `WORKER_STATES`.
-    pub fn set_workers(&self, state: &str, workers: i64) {
-        if let Some(gauge) = self.workers.get(state) {
-            gauge.set(workers);
-        }
-    }
-
-    /// Counts second opinions with this result, which is one of `SECOND_OPINIONS`.
-    pub fn count_second_opinions(&self, result: &str, opinions: u64) {
-        if let Some(counter) = self.second_opinions.get(result) {
-            counter.inc_by(opinions);
-        }
-    }
-
-    /// Counts attempts that an earlier leader's workers had made, by what was known of them: one of `ADOPTED`.
-    pub fn count_adopted(&self, result: &str, attempts: u64) {
-        if let Some(counter) = self.adopted.get(result) {
-            counter.inc_by(attempts);
-        }
-    }
-
-    /// Sets how many requests may be in flight, and how many are.
-    pub fn set_slots(&self, slots: u32, in_flight: u32) {
-        self.worker_slots.set(slots.into());
-        // None in flight, where there may be none: nothing is wanting then.
-        self.slots_in_use.set(f64::from(in_flight) / f64::from(slots.max(1)));
-    }
-
-    /// Counts a change of an endpoint's state.
-    pub fn count_endpoint_change(&self, change: EndpointChange) {
-        if let Some(counter) = self.endpoint_changes.get(change.as_str()) {
-            counter.inc();
-        }
-    }
-
-    /// Counts what came of a notice.
-    pub fn count_notice(&self, result: NoticeResult) {
-        self.notify_failing.set(i64::from(result != NoticeResult::Sent));
-        if let Some(counter) = self.notices.get(result.as_str()) {
-            counter.inc();
-        }
-    }
-
-    /// Counts a delivery that ended with a 2xx, `since_commit` after its transaction's commit.
-    pub fn count_delivered(&self, since_commit: Duration) {
-        self.delivered.inc();
-        self.delivery_latency.observe(since_commit.as_secs_f64());
-    }
-
-    /// Records how long a delivery waited until its first request.
-    pub fn observe_queue_wait(&self, wait: Duration) {
-        self.queue_wait.observe(wait.as_secs_f64());
-    }
-
-    /// Sets the age of the oldest transaction that holds the checkpoint back; zero for none.
-    pub fn set_oldest_unsettled(&self, age: Duration) {
-        self.oldest_unsettled.set(age.as_secs_f64());
-    }
-
-    /// Sets what the server says of the slot. `safe_bytes` is `None` where nothing limits it.
-    pub fn set_slot(&self, retained_bytes: u64, safe_bytes: Option<u64>) {
-        self.slot_retained.set(saturate(retained_bytes));
-        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
-        self.slot_safe.set(safe_bytes.map_or(f64::INFINITY, |bytes| bytes as f64));
-    }
-
-    /// Sets the distance from the checkpoint to the end of what was received.
-    pub fn set_checkpoint_lag(&self, bytes: u64) {
-        self.checkpoint_lag.set(saturate(bytes));
-    }
-
-    /// Sets for how long a part has been failing; zero: it works.
-    pub fn set_failing(&self, part: Part, age: Duration) {
-        if let Some(gauge) = self.failing.get(&part) {
-            gauge.set(age.as_secs_f64());
-        }
-    }
-
-    /// Says whether this instance is the leader. What only a leader knows is forgotten when it no longer
-    /// is, or it would stand there beside what the next one says.
-    pub fn set_leader(&self, leader: bool) {
-        self.leader.set(i64::from(leader));
-        if leader {
-            return;
-        }
-        for gauge in [
-            &self.notify_failing,
-            &self.in_flight_fast,
-            &self.in_flight_slow,
-            &self.in_flight_probe,
-            &self.lanes_ready,
-            &self.lanes_waiting,
-            &self.queued_bytes,
-            &self.kept_bytes,
-            &self.connection_bytes,
-            &self.worker_slots,
-            &self.deferred,
-            &self.backlogs,
-            &self.breakers_open,
-            &self.endpoints_disabled,
-            &self.endpoints_paused,
-            &self.endpoints_suspended,
-            &self.endpoints_invalid,
-            &self.dead_letters,
-            &self.gaps,
-            &self.uncovered,
-            &self.state_bytes,
-            &self.about.state_max_bytes,
-            &self.delivery_log.bytes,
-            &self.replay_window,
-            &self.slot_retained,
-            &self.checkpoint_lag,
-        ] {
-            gauge.set(0);
-        }
-        for gauge in self.workers.values().chain(&self.reserved) {
-            gauge.set(0);
-        }
-        self.streamed.clear();
-        self.waits.clear();
-        self.slots_in_use.set(0.0);
-        self.oldest_unsettled.set(0.0);
-        self.slot_safe.set(f64::NAN);
-        self.bus_connected.set(f64::NAN);
-    }
-
     /// All metrics in Prometheus' text format.
     ///
     /// # Errors
@@ -540,10 +267,6 @@ impl Metrics {
 fn of_pipeline(pipeline: &str) -> prometheus::Result<Registry> {
     let common = HashMap::from([("pipeline".to_owned(), pipeline.to_owned())]);
     Registry::new_custom(None, Some(common))
-}
-
-fn saturate(n: u64) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

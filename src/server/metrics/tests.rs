@@ -1,6 +1,13 @@
 //! What `/metrics` shows, and that it is documented.
 
+use std::time::Duration;
+
+use super::families::*;
 use super::*;
+use walhook_core::attempt::{FailureKind, Outcome};
+use walhook_core::event::UnroutableReason;
+use walhook_core::persist::DeferReason;
+use walhook_dispatch::dispatcher::EndpointChange;
 use walhook_http::exchange::{Answer, Exchange, Failure};
 use walhook_testkit::admin::without_pipeline;
 

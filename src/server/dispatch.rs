@@ -1,13 +1,14 @@
 //! The task that owns the dispatcher: feeds it what comes, does what it asks.
 
+mod asked;
+mod attempt;
 mod fleet;
+mod gauges;
 mod log;
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -15,17 +16,18 @@ use tokio_util::sync::CancellationToken;
 use super::lookups::LookupRequest;
 use super::record::Recorded;
 use super::refill::{RefillReply, RefillRequest};
-use super::work::{self, EventWork, Recent, Shown, Work};
+use super::work::{Recent, Shown};
 use super::workers::lead::LeaderWorkers;
 use super::writer::PersistRequest;
 use crate::server::metrics::Metrics;
+use attempt::{Ended, Job, attempt};
 use fleet::come;
 pub(super) use fleet::{Back, Sends};
 use log::ChangeLog;
-use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
-use walhook_core::event::{Item, UnroutableReason};
+use walhook_core::attempt::{Attempt, DeliveryId};
+use walhook_core::event::Item;
 use walhook_core::lsn::Lsn;
-use walhook_core::persist::{DeferReason, Persisted};
+use walhook_core::persist::Persisted;
 use walhook_core::position::EventId;
 use walhook_core::room::Measured;
 use walhook_core::tick::Tick;
@@ -41,9 +43,6 @@ use walhook_process::failpoint::Failpoint;
 
 /// Outcomes taken at once before anything else has its turn.
 const OUTCOMES_AT_ONCE: usize = 256;
-
-/// How often gauges are brought up to date.
-const GAUGES_EVERY: Duration = Duration::from_secs(1);
 
 /// The dispatcher's ends of the pipeline's channels. All are bounded.
 pub(super) struct Channels {
@@ -360,32 +359,6 @@ impl Driver {
         }
     }
 
-    /// An event is to be sought; the one that was meanwhile is given up.
-    fn seek(&mut self) {
-        let event = *self.sought.borrow_and_update();
-        self.find = event.map(|event| (event, Find::new(event)));
-    }
-
-    /// Looks for it a little, where one is sought.
-    fn find_on(&mut self) {
-        let Some((event, mut find)) = self.find.take() else { return };
-        if self.dispatcher.find(&mut find, work::LOOKED_AT_ONCE, self.tools.clock.now()) {
-            let found = EventWork::new(&self.tools.pipeline, find.into_found());
-            self.tools.work.tell(event, found);
-        } else {
-            self.find = Some((event, find));
-        }
-    }
-
-    fn show_work(&mut self) {
-        let now = self.tools.clock.now();
-        let (dispatcher, recent, tools) = (&self.dispatcher, &mut self.recent, &self.tools);
-        tools.work.show(|| {
-            let (standing, pace) = (dispatcher.standing(work::ACCOUNTS, now), recent.pace(now));
-            Work::new(&tools.pipeline, unix_us(), standing, pace)
-        });
-    }
-
     fn take(&mut self, items: Vec<Item>) {
         Failpoint::Received.pass();
         let metrics = &self.tools.metrics;
@@ -403,112 +376,4 @@ impl Driver {
         }
         self.handle(Input::Items(items));
     }
-
-    fn report_now_and_then(&mut self) {
-        if Instant::now() >= self.next_gauges {
-            self.next_gauges = Instant::now() + GAUGES_EVERY;
-            self.report();
-            self.log.say_withheld(self.tools.clock.now());
-        }
-    }
-
-    fn report(&mut self) {
-        report(&self.dispatcher, &mut self.reported, &self.tools);
-        let gauges = self.dispatcher.gauges();
-        let in_flight = gauges.in_flight_fast + gauges.in_flight_slow;
-        self.tools.metrics.set_slots(self.slots, in_flight);
-        let now = self.tools.clock.now();
-        if let Some(workers) = &mut self.tools.workers {
-            workers.report(now);
-        }
-    }
-
-    /// The last line of a leader that was asked to stop.
-    fn say_what_is_left(&mut self) {
-        self.report();
-        let (dispatcher, sent_again) = (&self.dispatcher, self.in_flight());
-        tracing::info!(
-            finished = self.in_flight_then.saturating_sub(sent_again),
-            sent_again,
-            queued = dispatcher.queued(),
-            deferred = dispatcher.gauges().deferred,
-            dead_letters = self.tools.metrics.dead_letters.get(),
-            checkpoint = %dispatcher.frontier(),
-            "stopped: of the requests in flight `finished` came to an end, and `sent_again` are sent again at \
-             the next start, as is what was still `queued`; `deferred` deliveries and dead letters are stored"
-        );
-    }
-}
-
-/// What an attempt begins with: itself, and the word to give it up.
-type Job = (Attempt, oneshot::Receiver<()>);
-
-/// What it came to.
-type Ended = (DeliveryId, Outcome);
-
-/// Brings the metrics up to date with the dispatcher.
-fn report(dispatcher: &Dispatcher, reported: &mut Counters, tools: &Tools) {
-    let (metrics, gauges, counters) = (&tools.metrics, dispatcher.gauges(), dispatcher.counters());
-    metrics.dead.inc_by(counters.dead - reported.dead);
-    metrics.dropped.inc_by(counters.dropped - reported.dropped);
-    metrics.in_gaps.inc_by(counters.in_gaps - reported.in_gaps);
-    metrics.count_unroutable(UnroutableReason::Endpoints, counters.refused - reported.refused);
-    for (reason, (now, then)) in
-        DeferReason::ALL.into_iter().zip(counters.deferred.into_iter().zip(reported.deferred))
-    {
-        metrics.count_deferred(reason, now - then);
-    }
-    metrics.unrouted_stored.inc_by(counters.unrouted - reported.unrouted);
-    metrics.unrouted_routed.inc_by(counters.routed_later - reported.routed_later);
-    metrics.unrouted_unwanted.inc_by(counters.unwanted - reported.unwanted);
-    metrics.unrouted.set(i64::try_from(gauges.unrouted).unwrap_or(i64::MAX));
-    metrics.delivery_log.stored.inc_by(counters.logged - reported.logged);
-    metrics.delivery_log.dropped.inc_by(counters.log_dropped - reported.log_dropped);
-    *reported = counters;
-    let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-    metrics.waits.noisy.set(count(gauges.accounts_noisy));
-    metrics.in_flight_fast.set(gauges.in_flight_fast.into());
-    metrics.in_flight_slow.set(gauges.in_flight_slow.into());
-    let reserved = [gauges.reserved_fast, gauges.reserved_slow];
-    metrics.reserved.iter().zip(reserved).for_each(|(gauge, slots)| gauge.set(slots.into()));
-    metrics.in_flight_probe.set(gauges.in_flight_probe.into());
-    metrics.lanes_ready.set(count(gauges.lanes_ready));
-    metrics.lanes_waiting.set(count(gauges.lanes_waiting));
-    metrics.deferred.set(i64::try_from(gauges.deferred).unwrap_or(i64::MAX));
-    metrics.backlogs.set(count(gauges.backlogs));
-    metrics.breakers_open.set(count(gauges.breakers_open));
-    metrics.endpoints_disabled.set(count(gauges.endpoints_disabled));
-    metrics.endpoints_paused.set(count(gauges.endpoints_paused));
-    metrics.endpoints_invalid.set(count(gauges.endpoints_invalid));
-    metrics.endpoints_suspended.set(count(gauges.queues_suspended));
-    metrics.queued_bytes.set(count(gauges.queued_bytes));
-    metrics.kept_bytes.set(count(gauges.kept_bytes));
-    metrics.connection_bytes.set(count(tools.sender.held_bytes()));
-    let now = tools.clock.now();
-    let age = gauges.oldest_unsettled.map_or(Duration::ZERO, |since| now.since(since));
-    metrics.set_oldest_unsettled(age);
-}
-
-/// One attempt, whose outcome comes even if it panics, or is given up.
-async fn attempt(sender: Sender, (attempt, given_up): Job) -> Ended {
-    Failpoint::Sending.pass();
-    let started = Instant::now();
-    let delivery = attempt.first().id;
-    let outcome = tokio::select! {
-        biased;
-        outcome = AssertUnwindSafe(sender.send(&attempt)).catch_unwind() => outcome,
-        Ok(()) = given_up => {
-            let detail = "given up by walhook: too many endpoints hang at once";
-            Ok(Outcome::failed(FailureKind::Aborted, detail, started.elapsed()))
-        }
-    };
-    let outcome = outcome.unwrap_or_else(|_| {
-        tracing::error!(event = %attempt.first().event.id, "an attempt panicked; this is a bug in walhook");
-        let detail = "walhook panicked while sending it";
-        Outcome::failed(FailureKind::Protocol, detail, started.elapsed())
-    });
-    if outcome.record.failure.is_none() {
-        Failpoint::Answered.pass();
-    }
-    (delivery, outcome)
 }

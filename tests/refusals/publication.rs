@@ -1,0 +1,227 @@
+//! Publication and replica identity: what would lose changes, or make a table's own UPDATE fail.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::time::Instant;
+
+use super::{Mistake, complaints, refused, world_of_sender};
+use crate::support::{RULES, World, text};
+
+const OF_RULES: &str = "DROP TABLE IF EXISTS log, made; ALTER PUBLICATION walhook
+    SET TABLE subscribers, webhooks";
+
+#[tokio::test]
+async fn case_17_mistakes_in_identity_and_publication_are_named_with_their_fix() -> Result<()> {
+    let mut world = world_of_sender("", RULES).await?;
+    ensure!(complaints(&world).await?.is_empty());
+    for mistake in [
+        Mistake {
+            breaks: "ALTER TABLE subscribers REPLICA IDENTITY DEFAULT",
+            fixes: "ALTER TABLE subscribers REPLICA IDENTITY FULL",
+            check: "fail  rule 3 (subscriber.deleted): on delete it needs the old value of account_id",
+            fix: "ALTER TABLE public.subscribers REPLICA IDENTITY FULL",
+            run: "needs the old value of account_id",
+        },
+        Mistake {
+            breaks: "ALTER PUBLICATION walhook DROP TABLE subscribers",
+            fixes: "ALTER PUBLICATION walhook ADD TABLE subscribers",
+            check: "fail  publication: walhook does not hold public.subscribers",
+            fix: "run `walhook setup`",
+            run: "does not hold the table public.subscribers",
+        },
+        Mistake {
+            breaks: "ALTER PUBLICATION walhook SET (publish = 'insert, update')",
+            fixes: "ALTER PUBLICATION walhook SET (publish = 'insert, update, delete, truncate')",
+            check: "fail  publication: walhook does not publish delete, which subscriber.deleted needs",
+            fix: "run `walhook setup`",
+            run: "does not publish deletes",
+        },
+        Mistake {
+            breaks: "CREATE TABLE log (id int); INSERT INTO log VALUES (1);
+                     ALTER PUBLICATION walhook ADD TABLE log",
+            fixes: OF_RULES,
+            check: "fail  replica identity: public.log has no replica identity, so that its own UPDATE",
+            fix: "or ALTER TABLE public.log REPLICA IDENTITY FULL",
+            run: "makes UPDATE and DELETE of public.log fail: it has no replica identity",
+        },
+        Mistake {
+            breaks: "CREATE TABLE log (id int PRIMARY KEY DEFERRABLE);
+                     ALTER PUBLICATION walhook ADD TABLE log",
+            fixes: OF_RULES,
+            check: "fail  replica identity: public.log has no replica identity",
+            fix: "or ALTER TABLE public.log REPLICA IDENTITY FULL",
+            run: "makes UPDATE and DELETE of public.log fail",
+        },
+    ] {
+        refused(&mut world, &mistake).await.context(mistake.breaks)?;
+    }
+    let _leads = world.run().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn row_filters_and_column_lists_that_hide_what_rules_need_are_named() -> Result<()> {
+    let mut world = world_of_sender("", RULES).await?;
+    if world.value("SELECT current_setting('server_version_num')::int / 10000").await? == "14" {
+        return Ok(());
+    }
+    for mistake in [
+        Mistake {
+            breaks: "ALTER PUBLICATION walhook SET TABLE webhooks, subscribers WHERE (id > 0)",
+            fixes: OF_RULES,
+            check: "fail  publication: walhook has a row filter on public.subscribers",
+            fix: "use `when` in the rule for public.subscribers",
+            run: "has a row filter for the table public.subscribers",
+        },
+        Mistake {
+            breaks: "ALTER PUBLICATION walhook SET TABLE webhooks, subscribers (id, account_id, email)",
+            fixes: OF_RULES,
+            check: "fail  rule 1 (subscriber.created): columns: the publication's column list leaves \
+                    out status",
+            fix: "with this column in it",
+            run: "the publication's column list leaves out status",
+        },
+        // Its own rows fail to be updated, whoever they concern.
+        Mistake {
+            breaks: "CREATE TABLE log (id int PRIMARY KEY, a int);
+                     ALTER PUBLICATION walhook ADD TABLE log (a)",
+            fixes: OF_RULES,
+            check: "fail  replica identity: public.log has a column list that its replica identity does not fit",
+            fix: "publish public.log again without it",
+            run: "log fail: it has a column list",
+        },
+        Mistake {
+            breaks: "CREATE TABLE log (id int PRIMARY KEY, a int);
+                     ALTER PUBLICATION walhook ADD TABLE log WHERE (a > 0)",
+            fixes: OF_RULES,
+            check: "fail  replica identity: public.log has a row filter that its replica identity does not fit",
+            fix: "publish public.log again without it",
+            run: "log fail: it has a row filter",
+        },
+    ] {
+        refused(&mut world, &mistake).await.context(mistake.breaks)?;
+    }
+    Ok(())
+}
+
+/// Whether a table's own UPDATE fails, which is what the refusal is about.
+async fn update_fails(world: &World, table: &str) -> bool {
+    world.sql.batch_execute(&format!("UPDATE {table} SET id = id")).await.is_err()
+}
+
+#[tokio::test]
+async fn refused_tables_are_those_whose_own_updates_fail() -> Result<()> {
+    let world = world_of_sender("", RULES).await?;
+    world
+        .sql
+        .batch_execute(
+            "CREATE TABLE fine (id int PRIMARY KEY, n int);
+             CREATE TABLE whole (id int, n int); ALTER TABLE whole REPLICA IDENTITY FULL;
+             CREATE TABLE by_index (id int NOT NULL, n int);
+             CREATE UNIQUE INDEX by_index_id ON by_index (id);
+             ALTER TABLE by_index REPLICA IDENTITY USING INDEX by_index_id;
+             CREATE TABLE bare (id int, n int);
+             CREATE TABLE nothing (id int PRIMARY KEY); ALTER TABLE nothing REPLICA IDENTITY NOTHING;
+             CREATE TABLE late (id int PRIMARY KEY DEFERRABLE);
+             CREATE TABLE made (id int, n int GENERATED ALWAYS AS (id + 1) STORED);
+             ALTER TABLE made REPLICA IDENTITY FULL;
+             CREATE TABLE parted (id int) PARTITION BY RANGE (id);
+             CREATE TABLE parted_1 PARTITION OF parted FOR VALUES FROM (0) TO (10);
+             INSERT INTO fine VALUES (1); INSERT INTO whole VALUES (1); INSERT INTO by_index VALUES (1);
+             INSERT INTO bare VALUES (1); INSERT INTO nothing VALUES (1); INSERT INTO late VALUES (1);
+             INSERT INTO made VALUES (1); INSERT INTO parted VALUES (1);
+             ALTER PUBLICATION walhook ADD TABLE
+                 fine, whole, by_index, bare, nothing, late, made, parted",
+        )
+        .await?;
+    let mut tables =
+        vec!["fine", "whole", "by_index", "bare", "nothing", "late", "made", "parted_1"];
+    if world.value("SHOW server_version_num").await?.parse::<i32>()? >= 180_000 {
+        let sql =
+            "CREATE TABLE unreal (id int PRIMARY KEY, n int GENERATED ALWAYS AS (id) VIRTUAL);
+                   CREATE TABLE seen (LIKE unreal INCLUDING ALL); INSERT INTO seen VALUES (1);
+                   ALTER TABLE unreal REPLICA IDENTITY FULL; INSERT INTO unreal VALUES (1);
+                   ALTER PUBLICATION walhook ADD TABLE unreal, seen";
+        world.sql.batch_execute(sql).await?;
+        tables.extend(["unreal", "seen"]);
+    }
+    let found = complaints(&world).await?;
+    let mut failing = Vec::new();
+    for table in tables {
+        let named = found.iter().any(|line| {
+            line.starts_with(&format!("fail  replica identity: public.{table} "))
+                && line.contains("; ")
+        });
+        let fails = update_fails(&world, table).await;
+        ensure!(named == fails, "{table}: named {named}, fails {fails}: {found:#?}");
+        failing.extend(fails.then_some(table));
+    }
+    ensure!(failing.contains(&"late") && failing.contains(&"parted_1"), "{failing:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn publication_younger_than_the_slot_is_named_and_halts() -> Result<()> {
+    let mut world = world_of_sender("", RULES).await?;
+    // So that the warning of PostgreSQL 18 would not even be sent.
+    world.sql.batch_execute("ALTER ROLE sender SET client_min_messages = 'error'").await?;
+    world.sql.batch_execute("DROP PUBLICATION walhook").await?;
+    world.subscribe(1, 1).await?;
+    world.sql.batch_execute("CREATE PUBLICATION walhook FOR TABLE subscribers, webhooks").await?;
+    let found = complaints(&world).await?;
+    let fix = "drop the slot; `walhook recover --accept-gap` makes a new one";
+    let old =
+        world.value("SELECT (current_setting('server_version_num')::int < 180000)::text").await?;
+    let expected = match &*old {
+        "true" => "fail  publication: walhook is younger than the slot walhook",
+        _ => "warn  publication: walhook was made or altered after where the slot walhook reads",
+    };
+    ensure!(
+        found.len() == 1 && found[0].starts_with(expected) && found[0].ends_with(fix),
+        "{found:?}"
+    );
+
+    let (status, log) = world.spawn()?.ended_with_log().await?;
+    ensure!(status.code() == Some(3), "{status}:\n{log}");
+    ensure!(
+        log.contains("publication \"walhook\"") && log.contains("recover --accept-gap"),
+        "{log}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_that_loses_its_column_or_identity_while_nothing_is_written_halts() -> Result<()> {
+    let mut world = world_of_sender("", RULES).await?;
+    world.hook(1, 1, "").await?;
+    let mut delivered = 0;
+    for (breaks, fixes, says) in [
+        (
+            "ALTER TABLE subscribers RENAME status TO state",
+            "ALTER TABLE subscribers RENAME state TO status",
+            "rule 1 (subscriber.created): columns: public.subscribers has no column status",
+        ),
+        (
+            "ALTER TABLE subscribers REPLICA IDENTITY DEFAULT",
+            "ALTER TABLE subscribers REPLICA IDENTITY FULL",
+            "rule 3 (subscriber.deleted): on delete it needs the old value of account_id",
+        ),
+    ] {
+        let running = world.run().await?;
+        delivered += 1;
+        world.subscribe(delivered, 1).await?;
+        world.sql.batch_execute(breaks).await?;
+        let began = Instant::now();
+        let (status, log) = running.ended_with_log().await?;
+        ensure!(status.code() == Some(3) && log.contains(says), "{breaks}: {status}:\n{log}");
+        ensure!(began.elapsed() < Duration::from_secs(40), "after {:?}", began.elapsed());
+        // What was written before was delivered before.
+        world.delivered(delivered.unsigned_abs()).await?;
+        let status = text(&world.walhook(&["status"]).await?.stdout);
+        ensure!(status.contains(says), "{status}");
+        world.sql.batch_execute(fixes).await?;
+    }
+    ensure!(complaints(&world).await?.is_empty());
+    Ok(())
+}

@@ -1,12 +1,14 @@
 //! Why a task of the pipeline could not do its work, by what decides what follows.
 
+use std::borrow::Cow;
 use std::num::ParseIntError;
 use std::time::Duration;
 
 use super::Stop;
+use super::trouble::SLOW_FIX;
 use walhook_dispatch::route::ParseSnapshotError;
 use walhook_postgres::error::SourceError;
-use walhook_postgres::fix::{AS_IT_SAYS, Failure, FixedBy, Line, UNREACHABLE};
+use walhook_postgres::fix::{Failure, FixedBy, Line, NOT_POSTGRESQL};
 use walhook_postgres::lookup::LookupError;
 use walhook_postgres::sql::ConnectError;
 use walhook_state::{Class, StateError};
@@ -94,17 +96,21 @@ impl Failure for TaskError {
         }
     }
 
-    fn fix(&self) -> &'static str {
+    fn fix(&self) -> Cow<'static, str> {
         match self {
             Self::State(error) => error.fix(),
             Self::Connect(error) => error.fix(),
             Self::Source(error) => error.fix(),
             Self::LookUp(error) => error.fix(),
             Self::Anchor { source, .. } => source.fix(),
-            Self::NoAnswer(_) | Self::DispatcherEnded => UNREACHABLE,
-            Self::Stop(_) | Self::AnchorTaken { .. } | Self::Xmin(_) | Self::Snapshot(_) => {
-                AS_IT_SAYS
+            Self::NoAnswer(_) => SLOW_FIX.into(),
+            Self::DispatcherEnded | Self::Stop(_) => {
+                "read the last lines of the log, which say why this instance ends".into()
             }
+            Self::AnchorTaken { name } => {
+                format!("drop or rename the slot {name}, which is another program's").into()
+            }
+            Self::Xmin(_) | Self::Snapshot(_) => NOT_POSTGRESQL.into(),
         }
     }
 
@@ -131,7 +137,10 @@ impl Failure for TaskError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use walhook_core::catalog::TableName;
+    use walhook_core::lsn::Lsn;
     use walhook_postgres::pg::LinkError;
+    use walhook_testkit::wording::is_imperative;
 
     #[test]
     fn error_of_a_lease_that_is_another_s_ends_the_pipeline() {
@@ -152,5 +161,32 @@ mod tests {
         let error = StateError::NotSetUp { schema: "s".to_owned(), pipeline: "p".to_owned() };
         let (text, error) = (error.to_string(), TaskError::from(error));
         assert_eq!((error.fixed_by(), error.line()), (FixedBy::Person, text));
+    }
+
+    #[test]
+    fn fix_is_something_to_do() {
+        let number = || "x".parse::<u8>().unwrap_err();
+        let name = || "walhook".to_owned();
+        let of_state = [
+            StateError::Fenced { epoch: None },
+            StateError::NotSetUp { schema: name(), pipeline: name() },
+            StateError::SchemaTooOld { schema: name(), table: "pages" },
+            StateError::SchemaTooNew { found: 99 },
+            StateError::FrontierDecreases { stored: Lsn(2), asked: Lsn(1) },
+            StateError::CheckpointMoved { from: Lsn(1), to: Lsn(2) },
+            StateError::Unreadable { what: name(), detail: name() },
+        ];
+        let all = of_state.into_iter().map(TaskError::State).chain([
+            TaskError::Stop(Stop::Fenced),
+            TaskError::NoAnswer(Duration::from_secs(1)),
+            TaskError::DispatcherEnded,
+            TaskError::AnchorTaken { name: name() },
+            TaskError::Xmin(number()),
+            TaskError::Source(SourceError::Number(number())),
+            TaskError::Source(SourceError::TableName("a.b.c".parse::<TableName>().unwrap_err())),
+        ]);
+        for error in all {
+            assert!(is_imperative(&error.fix()), "{error}: {}", error.fix());
+        }
     }
 }

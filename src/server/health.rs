@@ -252,7 +252,7 @@ impl Teller {
     /// `part` fails, and has done so since `since` at the latest. The log is told when it begins, and once
     /// a minute while it lasts.
     pub fn fails(&self, part: Part, since: Instant, error: &impl Failure) {
-        self.fails_with(part, since, &error.line(), error.fix());
+        self.fails_with(part, since, &error.line(), &error.fix());
     }
 
     /// The same, where what fails is no error of a database.

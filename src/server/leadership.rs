@@ -18,7 +18,7 @@ use super::{Stop, published};
 use crate::config::{Config, Streaming};
 use crate::server::health::{Role, Teller};
 use crate::server::prepared;
-use crate::server::trouble::Part;
+use crate::server::trouble::{Part, SLOW_FIX};
 use walhook_core::halt::SourceIdentity;
 use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
@@ -145,7 +145,7 @@ pub(super) async fn become_leader(
             }
             Err(_) => {
                 let problem = format!("opening state and source took over {OPEN_TIMEOUT:?}");
-                tell.fails_with(Part::Start, began, &problem, "find out what keeps the server");
+                tell.fails_with(Part::Start, began, &problem, SLOW_FIX);
             }
         }
         tokio::select! {

@@ -10,17 +10,13 @@ use tokio_util::sync::CancellationToken;
 use super::backoff::Backoff;
 use super::error::TaskError;
 use crate::server::health::Teller;
-use crate::server::trouble::Part;
+use crate::server::trouble::{Part, SLOW_FIX};
 
 /// A question that takes longer is a trouble, although it may yet be answered.
 const SLOW: Duration = Duration::from_secs(8);
 
 /// What is told of one that does.
 const SLOW_SAYS: &str = "the database has not answered for 8 s or more";
-
-/// And what to do about it.
-const SLOW_FIX: &str =
-    "find out what keeps the statement: pg_stat_activity shows what walhook's sessions wait for";
 
 /// How often an idle responder looks whether it could answer.
 const PROBE_EVERY: Duration = Duration::from_secs(10);

@@ -12,6 +12,9 @@ use walhook_state::Told;
 /// second attempt.
 pub const PASSING: Duration = Duration::from_secs(3);
 
+/// What to do where a server does not answer in time.
+pub(super) const SLOW_FIX: &str = "find out what keeps the server: pg_stat_activity shows what walhook's sessions wait      for, and pg_locks who holds that";
+
 /// A part of the pipeline that goes on by itself when what it needs is there again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,8 +1,9 @@
 //! Why a question to the source has no answer.
 
+use std::borrow::Cow;
 use std::num::ParseIntError;
 
-use super::fix::{AS_IT_SAYS, Failure, FixedBy, Line};
+use super::fix::{Failure, FixedBy, Line, NOT_POSTGRESQL};
 use walhook_core::catalog::{TableName, TableNameError};
 use walhook_core::lsn::ParseLsnError;
 
@@ -56,12 +57,15 @@ impl Failure for SourceError {
         }
     }
 
-    fn fix(&self) -> &'static str {
+    fn fix(&self) -> Cow<'static, str> {
         match self {
             Self::Sql(error)
             | Self::While { source: error, .. }
             | Self::NotAdded { source: error, .. } => error.fix(),
-            Self::TableName(_) | Self::Number(_) | Self::Position(_) => AS_IT_SAYS,
+            Self::TableName(_) => {
+                "correct the table's name in the configuration, such as public.webhooks".into()
+            }
+            Self::Number(_) | Self::Position(_) => NOT_POSTGRESQL.into(),
         }
     }
 

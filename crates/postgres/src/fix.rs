@@ -4,6 +4,7 @@
 //! `run` refuses at its start what waiting does not fix, and waits for all else. Once it has started,
 //! nothing of this kind ends it: what a person has to fix is waited for too, and said.
 
+use std::borrow::Cow;
 use std::error::Error;
 
 use tokio_postgres::error::SqlState;
@@ -16,16 +17,30 @@ use super::wire::{self, Class, ServerError, WireError};
 pub const UNREACHABLE: &str =
     "see to it that the server runs and can be reached at the configured URL";
 
-/// What to do where the error itself says it.
-pub const AS_IT_SAYS: &str = "what it names";
+/// What to do where the URL describes no connection.
+pub(crate) const BAD_URL: &str =
+    "correct the database URL, or the file that it is read from, as the error says";
+
+/// What to do where the server wants a password and there is none.
+pub(crate) const PASSWORD_MISSING: &str =
+    "set the password in the URL, in PGPASSWORD or in a password file";
+
+/// What to do where no host is of the kind that is wanted.
+pub(crate) const WRONG_HOST: &str =
+    "let the URL name a host of the kind that its target_session_attrs asks for, or promote one";
+
+/// What to do where the server tells what no server of PostgreSQL would.
+pub const NOT_POSTGRESQL: &str = "let the URL lead to PostgreSQL itself, past all that may change its answers; if it \
+     does, report this as a defect";
 
 /// What fails at a database, or on the way to it.
 pub trait Failure: Error {
     /// Who fixes it.
     fn fixed_by(&self) -> FixedBy;
 
-    /// What to do about it.
-    fn fix(&self) -> &'static str;
+    /// What to do about it: a phrase in the imperative, which somebody can follow who is woken at night and sees
+    /// nothing else.
+    fn fix(&self) -> Cow<'static, str>;
 
     /// Puts the error and its causes behind what `line` holds.
     fn say(&self, line: &mut Line);
@@ -131,8 +146,8 @@ impl Failure for tokio_postgres::Error {
         if waiting { FixedBy::Waiting } else { FixedBy::Person }
     }
 
-    fn fix(&self) -> &'static str {
-        self.code().map_or(UNREACHABLE, |code| fix_of_sqlstate(code.code()))
+    fn fix(&self) -> Cow<'static, str> {
+        self.code().map_or(UNREACHABLE, |code| fix_of_sqlstate(code.code())).into()
     }
 
     fn say(&self, line: &mut Line) {
@@ -155,27 +170,32 @@ impl Failure for WireError {
         }
     }
 
-    fn fix(&self) -> &'static str {
-        match self {
+    fn fix(&self) -> Cow<'static, str> {
+        let fix = match self {
             Self::Session(ServerError { sqlstate, .. })
             | Self::Start(ServerError { sqlstate, .. })
             | Self::Stream(ServerError { sqlstate, .. })
             | Self::PublicationSkipped(ServerError { sqlstate, .. }) => fix_of_sqlstate(sqlstate),
-            Self::Conninfo(_)
-            | Self::Link(_)
-            | Self::Timeout { .. }
-            | Self::WrongHost { .. }
-            | Self::PasswordMissing { .. }
-            | Self::ChannelBinding { .. }
-            | Self::AuthenticationMethod { .. }
-            | Self::Scram(_)
-            | Self::Ended
-            | Self::Closed
-            | Self::Silent
-            | Self::Io(_)
-            | Self::Oversize { .. }
-            | Self::Protocol { .. } => UNREACHABLE,
-        }
+            Self::Conninfo(_) => BAD_URL,
+            Self::Link(error) => error.fix(),
+            Self::WrongHost { .. } => WRONG_HOST,
+            Self::PasswordMissing { .. } => PASSWORD_MISSING,
+            Self::Scram(_) => "correct the password in the URL, or that of our role on the server",
+            Self::ChannelBinding { .. } => {
+                "let the server ask for scram-sha-256 over TLS, or leave channel_binding=require out of the URL"
+            }
+            Self::AuthenticationMethod { .. } => {
+                "let the server's pg_hba.conf ask our role for scram-sha-256, md5 or a password"
+            }
+            Self::Protocol { .. } => NOT_POSTGRESQL,
+            Self::Oversize { .. } => {
+                "raise memory.limit, of which one message may take a quarter, and start walhook again"
+            }
+            Self::Timeout { .. } | Self::Ended | Self::Closed | Self::Silent | Self::Io(_) => {
+                UNREACHABLE
+            }
+        };
+        fix.into()
     }
 
     fn say(&self, line: &mut Line) {
@@ -205,8 +225,8 @@ fn fix_of_sqlstate(code: &str) -> &'static str {
             "grant our role the right that it lacks; `walhook setup --print-sql` shows the grants"
         }
         "42P01" | "3F000" | "42703" | "42883" | "42704" => {
-            "put back what it names, or correct the configuration and start again; `walhook check` shows \
-             what is missing"
+            "put back the table, column or function that the error names, or correct the configuration and \
+             start again; `walhook check` shows what is missing"
         }
         "42804" | "42P18" | "42846" => {
             "give the column its type back, or correct the configuration and start again"
@@ -226,25 +246,35 @@ fn fix_of_sqlstate(code: &str) -> &'static str {
         "53100" => "make room on the server's disk",
         "53200" => "give the server memory",
         "25006" => {
-            "the server is a standby or read-only: let the URL name the primary, or set \
+            "let the URL name the primary, for this server is a standby or read-only; or set \
              default_transaction_read_only = off"
         }
         "28P01" | "28000" => {
             "correct the password or the role in the URL, or the line in pg_hba.conf"
         }
         "3D000" => "create the database, or correct its name in the URL",
-        "55000" => "see the error: the object is not in a state in which it can be used",
-        "55006" => "see who uses the slot: active_pid in pg_replication_slots",
+        "55000" => {
+            "bring what the error names into a state in which it can be used; `walhook check` tests slot, \
+             publication and tables"
+        }
+        "55006" => {
+            "find out who uses the slot, by active_pid in pg_replication_slots, and end it where it is no \
+             walhook"
+        }
         "57P03" => "wait until the server has started; see its log if it does not",
         _ if code.starts_with("57P") => "start the server again",
         _ if code.starts_with("08") => "see to it that the server can be reached",
-        _ => "see the error",
+        _ => {
+            "correct what the error complains of: the server's log has the whole statement, and `walhook \
+             check` tests all that walhook needs"
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use walhook_testkit::wording::is_imperative;
 
     #[test]
     fn sqlstate_is_fixed_by_a_person_only_where_waiting_changes_nothing() {
@@ -277,5 +307,19 @@ mod tests {
         ] {
             assert_eq!(FixedBy::of_sqlstate(code), by, "{code}");
         }
+    }
+
+    #[test]
+    fn fix_of_each_sqlstate_is_something_to_do() {
+        for code in [
+            "42501", "42P01", "42804", "55P03", "57014", "53300", "53100", "53200", "25006",
+            "28P01", "3D000", "55000", "55006", "57P03", "57P01", "08006", "XX000", "",
+        ] {
+            assert!(is_imperative(fix_of_sqlstate(code)), "{code}: {}", fix_of_sqlstate(code));
+        }
+        for fix in [UNREACHABLE, NOT_POSTGRESQL, BAD_URL, PASSWORD_MISSING, WRONG_HOST] {
+            assert!(is_imperative(fix), "{fix}");
+        }
+        assert!(!is_imperative("what it names") && !is_imperative("see"));
     }
 }

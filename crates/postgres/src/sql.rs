@@ -1,5 +1,6 @@
 //! SQL sessions.
 
+use std::borrow::Cow;
 use std::ops::{Deref, DerefMut};
 
 use tokio::task::JoinSet;
@@ -101,13 +102,13 @@ impl Failure for ConnectError {
         }
     }
 
-    fn fix(&self) -> &'static str {
+    fn fix(&self) -> Cow<'static, str> {
         match self {
             Self::Session { source, .. } => source.fix(),
-            Self::Conninfo(_)
-            | Self::Link(_)
-            | Self::PasswordMissing { .. }
-            | Self::WrongHost { .. } => fix::UNREACHABLE,
+            Self::Conninfo(_) => fix::BAD_URL.into(),
+            Self::Link(error) => error.fix().into(),
+            Self::PasswordMissing { .. } => fix::PASSWORD_MISSING.into(),
+            Self::WrongHost { .. } => fix::WRONG_HOST.into(),
         }
     }
 

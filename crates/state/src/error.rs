@@ -1,8 +1,10 @@
 //! What can go wrong with the state database.
 
+use std::borrow::Cow;
+
 use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
-use walhook_postgres::fix::{AS_IT_SAYS, Failure, FixedBy, Line};
+use walhook_postgres::fix::{Failure, FixedBy, Line};
 use walhook_postgres::sql::{ConnectError, error_text, is_data_error};
 
 use super::{SCHEMA_VERSION, session};
@@ -146,8 +148,30 @@ impl Failure for StateError {
         self.cause().map_or(FixedBy::Person, Failure::fixed_by)
     }
 
-    fn fix(&self) -> &'static str {
-        self.cause().map_or(AS_IT_SAYS, Failure::fix)
+    fn fix(&self) -> Cow<'static, str> {
+        match self {
+            Self::Connection(error) => error.fix(),
+            Self::Sql(error) | Self::LogRefused(error) => error.fix(),
+            Self::NotSetUp { .. } => "run `walhook setup`".into(),
+            Self::SchemaTooOld { table, .. } => {
+                format!("run `walhook setup`, which adds the table {table}").into()
+            }
+            Self::SchemaTooNew { found } => {
+                format!("run a later walhook, which knows version {found} of the state tables").into()
+            }
+            Self::CheckpointMoved { .. } => "stop the instance that is running first".into(),
+            Self::Fenced { .. } => {
+                "let the later leader lead; start this instance again, and it stands by".into()
+            }
+            Self::Unreadable { what, .. } => format!(
+                "put back what somebody has changed of the state tables ({what}), or run the walhook that \
+                 wrote it; if neither, report it as a defect"
+            )
+            .into(),
+            Self::FrontierDecreases { .. } => {
+                "start walhook again, and report this with its log as a defect".into()
+            }
+        }
     }
 
     fn say(&self, line: &mut Line) {

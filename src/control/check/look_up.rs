@@ -4,10 +4,11 @@ use anyhow::Result;
 use tokio_postgres::error::SqlState;
 use url::Url;
 
-use super::{NAME, Report, accounts};
+use super::{NAME, Report, Verdict, accounts};
 use crate::config::Config;
 use walhook_core::escape;
 use walhook_core::event::AccountId;
+use walhook_postgres::fix::Failure;
 use walhook_postgres::lookup::{self, Listed, LookupError, Lookups, Which};
 use walhook_rules::rule::pattern_covers;
 use walhook_sign::Weakness;
@@ -58,7 +59,7 @@ pub(super) async fn check(config: &Config, report: &mut Report) -> Result<()> {
         }
         Err(error) => {
             let fix = fix(config, &error);
-            report.fail(WHAT, format!("{:#}", anyhow::Error::from(error)), fix);
+            report.add(Verdict::Fail, WHAT, format!("{:#}", anyhow::Error::from(error)), fix);
         }
     }
     Ok(())
@@ -146,16 +147,26 @@ fn is_of_a_rule(config: &Config, pattern: &str) -> bool {
     })
 }
 
-fn fix(config: &Config, error: &LookupError) -> String {
+/// `None` where the error names it.
+fn fix(config: &Config, error: &LookupError) -> Option<String> {
     let table = &config.endpoints.table;
-    let LookupError::Sql(error) = error else { return format!("correct {table}") };
+    let error = match error {
+        LookupError::Sql(error) => error,
+        LookupError::NoColumn { .. } | LookupError::Incomparable { .. } => return None,
+        LookupError::Shape(_)
+        | LookupError::Retyped { .. }
+        | LookupError::Hidden { .. }
+        | LookupError::Connect(_)
+        | LookupError::Many(_)
+        | LookupError::TypeChanged => return Some(error.fix().into_owned()),
+    };
     if error.code().is_some_and(|code| MISSING.contains(code)) {
-        return format!(
+        return Some(format!(
             "{table} is read under the search_path {}: name the schemas that its functions rely on in \
              endpoints.search_path, or better give those functions a path of their own with ALTER \
              FUNCTION ... SET search_path",
             config.endpoints.search_path
-        );
+        ));
     }
-    format!("correct what {table} holds or calls")
+    Some(format!("correct what {table} holds or calls"))
 }

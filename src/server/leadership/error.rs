@@ -1,11 +1,13 @@
 //! Why there is no leader yet: what passes by itself, what a person has to fix, and what ends the process.
 
+use std::borrow::Cow;
+
 use crate::server::prepared::PreparedError;
 use crate::server::rulebook::RulesError;
 use crate::server::stop::{Fatal, Stop};
 use walhook_core::halt::Halt;
 use walhook_postgres::error::SourceError;
-use walhook_postgres::fix::{AS_IT_SAYS, Failure, FixedBy, Line, line_of};
+use walhook_postgres::fix::{Failure, FixedBy, Line, line_of};
 use walhook_postgres::lookup::LookupError;
 use walhook_postgres::preflight::Fault;
 use walhook_postgres::refused_writes::RefusedWrites;
@@ -96,6 +98,10 @@ fn writes(publication: &str, RefusedWrites { table, problem, fix }: &RefusedWrit
     )
 }
 
+fn all_of(fixes: impl Iterator<Item = String>) -> Cow<'static, str> {
+    fixes.collect::<Vec<_>>().join("; ").into()
+}
+
 impl Failure for StartError {
     fn fixed_by(&self) -> FixedBy {
         match self {
@@ -113,19 +119,24 @@ impl Failure for StartError {
         }
     }
 
-    fn fix(&self) -> &'static str {
+    fn fix(&self) -> Cow<'static, str> {
         match self {
             Self::State(error) => error.fix(),
             Self::Source(error) | Self::Rules(RulesError::Source(error)) => error.fix(),
             Self::Connect(error) => error.fix(),
             Self::Wire(error) => error.fix(),
             Self::LookUp(error) => error.fix(),
-            Self::StateLacks { .. }
-            | Self::OldServer { .. }
-            | Self::NotInPlace { .. }
-            | Self::Rules(RulesError::Broken(_))
-            | Self::RefusedWrites { .. }
-            | Self::Halt(_) => AS_IT_SAYS,
+            Self::StateLacks { fix, .. } => (*fix).into(),
+            Self::OldServer { .. } => "upgrade the server to PostgreSQL 14 or later".into(),
+            Self::NotInPlace { faults } => {
+                all_of(faults.iter().map(|Fault { what, fix, .. }| format!("{what}: {fix}")))
+            }
+            Self::RefusedWrites { tables, .. } => {
+                all_of(tables.iter().map(|table| table.fix.clone()))
+            }
+            Self::Rules(RulesError::Broken(_)) | Self::Halt(_) => {
+                "run `walhook check`, do what its failures say, and start walhook again".into()
+            }
         }
     }
 

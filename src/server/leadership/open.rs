@@ -23,8 +23,8 @@ use walhook_state::{StateError, StateStore};
 pub(in crate::server) const IN_USE: &str = "the slot is in use by another session";
 
 /// And what to do about it.
-pub(in crate::server) const IN_USE_FIX: &str =
-    "see whose it is in pg_stat_replication; the server frees it after wal_sender_timeout";
+pub(in crate::server) const IN_USE_FIX: &str = "find out in pg_stat_replication whose it is, and end that where it is no walhook; what is dead the server \
+     frees after wal_sender_timeout";
 
 /// An open source: the stream, and a SQL session to the same server.
 #[derive(Debug)]

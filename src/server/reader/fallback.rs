@@ -60,8 +60,10 @@ impl Fallback {
             Self::Disk => {
                 "make room on the disk of source.spool, and see that walhook can write and read there"
             }
-            Self::Unclear => "nothing: it is read as a whole, and streaming goes on behind it",
-            Self::Unreadable => "nothing: what cannot be read is found again when it has committed",
+            Self::Unclear => "do nothing: it is read as a whole, and streaming goes on behind it",
+            Self::Unreadable => {
+                "do nothing: what cannot be read is found again when it has committed"
+            }
         }
     }
 }
@@ -172,5 +174,12 @@ mod tests {
         assert!(!streaming.is_due(now, Lsn(9)), "another one at once");
         assert!(streaming.is_due(now + pause, Lsn(0)));
         assert!(!Streaming::of(false, start).is_on(), "as the configuration says");
+    }
+
+    #[test]
+    fn fix_is_something_to_do() {
+        for reason in Fallback::ALL {
+            assert!(walhook_testkit::wording::is_imperative(reason.fix()), "{}", reason.fix());
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! How a connection of the stream ends, and what of the stream cannot be read.
 
+use std::borrow::Cow;
+
 use crate::server::leadership::StartError;
 use crate::server::rulebook::Unlearned;
 use walhook_core::lsn::Lsn;
@@ -65,8 +67,8 @@ impl Failure for Lost {
         FixedBy::Waiting
     }
 
-    fn fix(&self) -> &'static str {
-        "see the server's log if it does not come back by itself"
+    fn fix(&self) -> Cow<'static, str> {
+        "wait a minute, and look into the server's log where it does not come back by itself".into()
     }
 
     fn say(&self, line: &mut Line) {

@@ -20,3 +20,4 @@ pub mod stored;
 #[cfg(feature = "tls")]
 pub mod tls;
 pub mod traffic;
+pub mod wording;

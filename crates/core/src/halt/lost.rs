@@ -47,7 +47,7 @@ impl Lost {
             }
             Self::RowsRemoved => "Set hot_standby_feedback = on on the standby that has the slot",
             Self::WalLevel => "Keep wal_level = logical on the primary",
-            Self::Other(_) => "The server's log says more",
+            Self::Other(_) => "Find out in the server's log why it gave the slot up",
         }
     }
 }

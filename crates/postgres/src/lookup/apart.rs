@@ -8,6 +8,7 @@
 //! not told apart by then goes on with the next. Which accounts are doubtful is remembered from one
 //! answer to the next, and those that nobody doubts are asked for first.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -89,7 +90,7 @@ pub struct Apart {
     /// Accounts that had endpoints, the last of them last.
     good: VecDeque<AccountId>,
     since: Option<Instant>,
-    last_error: Option<(String, &'static str)>,
+    last_error: Option<(String, Cow<'static, str>)>,
 }
 
 impl Default for Apart {

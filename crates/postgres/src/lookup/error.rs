@@ -1,6 +1,8 @@
 //! Why nothing was looked up: who fixes it, and how.
 
-use crate::fix::{self, Failure, FixedBy, Line};
+use std::borrow::Cow;
+
+use crate::fix::{Failure, FixedBy, Line};
 use crate::sql::{ConnectError, error_text};
 
 /// Why nothing was looked up.
@@ -35,10 +37,7 @@ pub enum LookupError {
     #[error("the endpoint table cannot be read: {0}")]
     Shape(String),
     /// A column has another type since we started, with values that cannot be used.
-    #[error(
-        "{table}.{column} is {is} now and was {was}, and no endpoint can be used any more; give it its type \
-         back, or values that can be used"
-    )]
+    #[error("{table}.{column} is {is} now and was {was}, and no endpoint can be used any more")]
     Retyped {
         /// The table, as the configuration names it.
         table: String,
@@ -52,7 +51,7 @@ pub enum LookupError {
     /// Row-level security may hide rows.
     #[error(
         "row-level security may hide rows of {table} from the role {role}, so that an account's endpoints \
-         would just not be there: {fix}"
+         would just not be there"
     )]
     Hidden {
         /// The table, which may stand behind a view.
@@ -90,13 +89,36 @@ impl Failure for LookupError {
         }
     }
 
-    fn fix(&self) -> &'static str {
+    fn fix(&self) -> Cow<'static, str> {
         match self {
-            Self::NoColumn { .. } | Self::Incomparable { .. } => {
-                "put the table or the column back, or correct the configuration and start again"
+            Self::NoColumn { table, column, key } => format!(
+                "put the column {column} of {table} back, or correct {key} in the configuration and start again"
+            )
+            .into(),
+            Self::Incomparable { table, column, key, .. } => format!(
+                "give {table}.{column} a type that has an equality, or let {key} name another column and start \
+                 again"
+            )
+            .into(),
+            Self::Retyped { table, column, was, is } => format!(
+                "give {table}.{column} its type {was} back, or write values of {is} into it that can be used; \
+                 `walhook check` names endpoints that cannot"
+            )
+            .into(),
+            Self::Hidden { fix, .. } => fix.clone().into(),
+            Self::Shape(_) => {
+                "let the endpoint table, where it is a view, give the same rows each time that it is read; \
+                 `walhook check` looks an endpoint up as walhook does"
+                    .into()
             }
-            Self::Hidden { .. } | Self::Retyped { .. } => fix::AS_IT_SAYS,
-            Self::Shape(_) | Self::TypeChanged | Self::Many(_) => fix::UNREACHABLE,
+            Self::TypeChanged => {
+                "let whoever alters the endpoint table come to an end; pg_stat_activity shows who does".into()
+            }
+            Self::Many(_) => {
+                "find out what the rows of these accounts have in common, such as a function of the view that \
+                 fails for them, and correct that"
+                    .into()
+            }
             Self::Connect(error) => error.fix(),
             Self::Sql(error) => error.fix(),
         }
@@ -116,6 +138,45 @@ impl Failure for LookupError {
             | Self::Shape(_)
             | Self::TypeChanged
             | Self::Many(_) => line.push_error(self),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use walhook_testkit::wording::is_imperative;
+
+    #[test]
+    fn fix_names_table_and_column_and_is_something_to_do() {
+        let (table, column) = (|| "public.hooks".to_owned(), || "enabled".to_owned());
+        let key = "endpoints.enabled";
+        let retyped = LookupError::Retyped {
+            table: table(),
+            column: column(),
+            was: "boolean".to_owned(),
+            is: "text".to_owned(),
+        };
+        for error in [
+            LookupError::NoColumn { table: table(), column: column(), key },
+            LookupError::Incomparable {
+                table: table(),
+                column: column(),
+                key,
+                kind: "json".to_owned(),
+            },
+            retyped,
+        ] {
+            let fix = error.fix();
+            assert!(fix.contains("public.hooks") && fix.contains("enabled"), "{fix}");
+            assert!(is_imperative(&fix), "{fix}");
+        }
+        for error in [
+            LookupError::Shape("no row".to_owned()),
+            LookupError::TypeChanged,
+            LookupError::Many(3),
+        ] {
+            assert!(is_imperative(&error.fix()), "{}", error.fix());
         }
     }
 }

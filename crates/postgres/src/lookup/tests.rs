@@ -266,3 +266,28 @@ async fn lookup_notices_a_migrated_account_column() {
     );
     assert!(!error.fixed_by().is_waiting());
 }
+
+#[tokio::test]
+async fn column_of_another_type_that_spoils_all_endpoints_is_an_outage_whose_fix_helps() {
+    let (_cluster, client) = start().await;
+    let hooks =
+        "CREATE TABLE hooks (id int, account_id int, url text, event_types text[], secret text,
+             enabled boolean);
+         INSERT INTO hooks SELECT g, g, 'http://x/', '{*}', 's', true FROM generate_series(1, 8) g";
+    client.batch_execute(hooks).await.unwrap();
+    let lookups = lookups(PLAIN);
+    let asked = ids(&["1", "2"]);
+    lookups.fetch(&client, &asked).await.unwrap();
+    let migrate = "ALTER TABLE hooks ALTER enabled TYPE text USING 'perhaps'";
+    client.batch_execute(migrate).await.unwrap();
+    let error = lookups.fetch(&client, &asked).await.unwrap_err();
+    let says =
+        "public.hooks.enabled is text now and was boolean, and no endpoint can be used any more";
+    assert_eq!(error.line(), says);
+    let fix = error.fix();
+    assert!(fix.starts_with("give public.hooks.enabled its type boolean back, or write "), "{fix}");
+    let back = "ALTER TABLE hooks ALTER enabled TYPE boolean USING true";
+    client.batch_execute(back).await.unwrap();
+    let fetched = lookups.fetch(&client, &asked).await.unwrap();
+    assert_eq!(found(&fetched), [("1", vec!["1"]), ("2", vec!["2"])]);
+}

@@ -9,7 +9,7 @@ use rustls::CertificateError;
 use rustls::pki_types::UnixTime;
 
 use super::kinds::SslMode;
-use crate::fix::FixedBy;
+use crate::fix::{FixedBy, UNREACHABLE};
 
 /// No way to a host. Names the host, what was asked for and the fix; holds no password.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +137,39 @@ impl LinkError {
             | Self::Handshake { .. }
             | Self::File { .. }
             | Self::SystemRoots(_) => FixedBy::Person,
+        }
+    }
+
+    /// What to do about it.
+    pub(crate) fn fix(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => UNREACHABLE,
+            Self::UnknownName { .. } => {
+                "correct the host in the URL, or the name service of this machine"
+            }
+            Self::Timeout { .. } => {
+                "correct host and port in the URL, or let us through the firewall that is between"
+            }
+            Self::NoTls { .. } => {
+                "set ssl = on in postgresql.conf, or use sslmode=disable over a network that you trust"
+            }
+            Self::NoAnswer { .. } => {
+                "correct the port in the URL, for what answers there is not PostgreSQL"
+            }
+            Self::Broken { .. } => {
+                "find out in the server's log why the TLS handshake ends, and what is between that may cut it off"
+            }
+            Self::Certificate { .. } => {
+                "renew the server's certificate, or correct sslrootcert or the host in the URL"
+            }
+            Self::Handshake { .. } => {
+                "correct sslcert and sslkey in the URL, or what versions of TLS the server takes"
+            }
+            Self::File { .. } => "correct the file that the error names, or who may read it",
+            Self::Local { .. } => {
+                "give walhook more of what is used up, such as open files (LimitNOFILE= in its systemd unit)"
+            }
+            Self::SystemRoots(_) => "install ca-certificates",
         }
     }
 

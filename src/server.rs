@@ -87,6 +87,9 @@ pub async fn run(
     let mut server = JoinSet::new();
     let listener = admin::bind(config.admin.listen).await?;
     say_who_starts(&config, listener.local_addr().ok());
+    for doubt in walhook_rules::rule::doubts(config.rules()) {
+        tracing::warn!("{doubt}");
+    }
     let closed = CancellationToken::new();
     let work = tell.work();
     server.spawn(admin::serve(listener, Arc::clone(&metrics), watched, work, closed.clone()));

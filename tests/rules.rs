@@ -250,3 +250,16 @@ async fn rules_that_cannot_work_are_refused_with_key_and_fix() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn rule_whose_pattern_looks_for_a_backslash_is_warned_of_and_starts() -> Result<()> {
+    let when = r"when = '''new.email.matches('^\\\\w+@')'''";
+    let mut world = World::bare("", &format!("{CREATED}{when}\n"), &[]).await?;
+    world.sql.batch_execute(SCHEMA).await?;
+    world.set_up().await?;
+    let running = world.run().await?;
+    let says = r"rule 1 (subscriber.created): when: the pattern looks for a literal backslash followed by `w`";
+    running.until_logged(says).await?;
+    assert!(running.terminate().await?.success());
+    Ok(())
+}

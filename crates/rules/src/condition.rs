@@ -47,6 +47,7 @@ pub struct Condition {
     /// Holds the standard functions and the compiled patterns; building it takes ten times as long as an evaluation.
     root: Context<'static, 'static>,
     reads: check::Reads,
+    doubts: Vec<String>,
 }
 
 impl fmt::Debug for Condition {
@@ -150,9 +151,16 @@ impl Condition {
     pub fn compile(text: &str) -> Result<Self, ConditionError> {
         let mut expression = parse::parse(bounded(text)?)?;
         let mut root = Context::default();
-        pattern::compile(&mut expression, &mut root)?;
+        let doubts = pattern::compile(&mut expression, &mut root)?;
         let reads = check::Reads::of(&expression)?;
-        Ok(Self { expression, root, reads })
+        Ok(Self { expression, root, reads, doubts })
+    }
+
+    /// What of it surely does not mean what it says, and what to write instead, for whoever wrote it: a pattern
+    /// that looks for a backslash.
+    #[must_use]
+    pub fn doubts(&self) -> &[String] {
+        &self.doubts
     }
 
     /// The columns that the condition may read, sorted by name.

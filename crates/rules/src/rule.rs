@@ -17,6 +17,7 @@ mod bind;
 mod body;
 mod build;
 mod compile;
+mod doubt;
 mod keys;
 mod learn;
 mod message;
@@ -40,6 +41,7 @@ use walhook_decode::pgoutput::Relation;
 
 use bind::Identity;
 pub use compile::{EndpointTable, subject};
+pub use doubt::doubts;
 pub use learn::Lacks;
 pub use name::{is_type, is_type_pattern, pattern_covers};
 pub use pair::casts;

@@ -165,6 +165,9 @@ async fn rules(
     for RuleError { subject, message } in rule::casts(settings, &catalog) {
         report.warn(&subject, message, "give both columns one type");
     }
+    for RuleError { subject, message } in rule::doubts(settings) {
+        report.add(Verdict::Warn, &subject, message, None);
+    }
     let mut costs = Costs::new(settings, &catalog);
     for (index, rule) in config.events.iter().enumerate() {
         let subject = rule::subject(index, rule);

@@ -239,6 +239,17 @@ async fn check_shows_what_each_rule_costs_a_row_and_warns_of_a_costly_one() {
     assert!(found.iter().any(|line| line.starts_with("warn  rule 1 (a.b): costs ")), "{found:?}");
 }
 
+#[tokio::test]
+async fn check_warns_of_a_pattern_that_looks_for_a_backslash() {
+    let fixture = Fixture::start_with(&[("max_slot_wal_keep_size", "1GB")]).await;
+    let mut config = fixture.config("");
+    setup::quietly(&config).await.unwrap();
+    config.events[0].when = Some(r"new.email.matches('^\\\\w+@')".to_owned());
+    let found = complaints(&config).await;
+    let says = r"warn  rule 1 (a.b): when: the pattern looks for a literal backslash followed by `w`; write `\\w`";
+    assert!(found.len() == 1 && found[0].starts_with(says), "{found:?}");
+}
+
 #[test]
 fn check_warns_where_the_limit_of_open_files_does_not_suffice_for_all_slots() {
     let said = |limit| {

@@ -39,6 +39,7 @@ pub struct DataExpression {
     root: Context<'static, 'static>,
     reads: Reads,
     reads_row: bool,
+    doubts: Vec<String>,
 }
 
 impl fmt::Debug for DataExpression {
@@ -71,11 +72,17 @@ impl DataExpression {
     pub fn compile(text: &str) -> Result<Self, ConditionError> {
         let mut expression = parse::parse(bounded(text)?)?;
         let mut root = Context::default();
-        pattern::compile(&mut expression, &mut root)?;
+        let doubts = pattern::compile(&mut expression, &mut root)?;
         let mut build = Build { walk: Walk::default(), reads_row: false };
         let shape = build.shape(&expression)?;
         let (reads, reads_row) = (Reads::of_walk(build.walk), build.reads_row);
-        Ok(Self { shape, root, reads, reads_row })
+        Ok(Self { shape, root, reads, reads_row, doubts })
+    }
+
+    /// As [`Condition::doubts`](super::Condition::doubts).
+    #[must_use]
+    pub fn doubts(&self) -> &[String] {
+        &self.doubts
     }
 
     /// The columns that the expression may read by name, sorted.

@@ -50,23 +50,54 @@ const BYTES_PER_STATE: usize = 100;
 pub(super) const MATCHES: &str = "@matches";
 
 /// Takes the literal patterns out of an expression and puts the compiled ones into `context`, as the
-/// functions that are called instead. Other calls of `matches` stay, to be refused.
+/// functions that are called instead. Other calls of `matches` stay, to be refused. Returns what is told of
+/// patterns that surely do not mean what they say.
 ///
 /// # Errors
 /// When a pattern is no regular expression or too large, or there are too many.
 pub(super) fn compile(
     expression: &mut IdedExpr,
     context: &mut Context<'static, 'static>,
-) -> Result<(), ConditionError> {
-    let mut patterns = Vec::new();
+) -> Result<Vec<String>, ConditionError> {
+    let (mut patterns, mut doubts) = (Vec::new(), Vec::new());
     take(&mut expression.expr, &mut patterns)?;
-    for (n, pattern) in patterns.into_iter().enumerate() {
+    for (n, mut pattern) in patterns.into_iter().enumerate() {
+        doubts.extend(pattern.doubt.take());
         let matches = move |call: &FunctionContext<'_, '_>| pattern.call(call);
         context
             .add_function(&format!("{MATCHES}{n}"), matches)
             .map_err(|error| refuse(format!("matches cannot be used: {error}")))?;
     }
-    Ok(())
+    Ok(doubts)
+}
+
+/// What is told of a pattern that was escaped once too often on its way through TOML or a template: it looks for
+/// a backslash, which hardly any text has, and so it silently never matches.
+///
+/// A path such as `C:\\data` is meant as it stands: so the letter of a class counts only where no other letter
+/// follows it, and a dot only where one does.
+fn doubt(pattern: &str) -> Option<String> {
+    let mut rest = pattern;
+    while let Some((_, behind)) = rest.split_once('\\') {
+        let mut following = behind.chars();
+        // What is escaped.
+        let escaped = following.next()?;
+        rest = following.as_str();
+        let letter = following.next();
+        let ends_word = !following.next().is_some_and(char::is_alphanumeric);
+        let class = letter.filter(|letter| match letter {
+            'd' | 'D' | 's' | 'S' | 'w' | 'W' | 'b' | 'B' => ends_word,
+            '.' => !ends_word,
+            _ => false,
+        });
+        if let Some(class) = class.filter(|_| escaped == '\\') {
+            return Some(format!(
+                "the pattern looks for a literal backslash followed by `{class}`; write `\\\\{class}` in a CEL \
+                 string, or r'\\{class}'"
+            ));
+        }
+    }
+    None
 }
 
 fn take(expression: &mut Expr, patterns: &mut Vec<Pattern>) -> Result<(), ConditionError> {
@@ -119,6 +150,8 @@ fn take_call(call: &mut CallExpr, patterns: &mut Vec<Pattern>) -> Result<(), Con
 
 /// One compiled pattern.
 struct Pattern {
+    /// What is told of it, where it surely does not mean what it says.
+    doubt: Option<String>,
     positions: usize,
     /// Looks for as long as it takes.
     patient: DFA,
@@ -174,7 +207,7 @@ impl Pattern {
         let (patient, hurried) = (dfa(config)?, dfa(hurry)?);
         let thorough = PikeVM::new_from_nfa(nfa).map_err(unusable)?;
         let caches = Mutex::new((patient.create_cache(), hurried.create_cache()));
-        Ok(Self { positions, patient, hurried, thorough, caches })
+        Ok(Self { doubt: doubt(pattern), positions, patient, hurried, thorough, caches })
     }
 
     fn call(&self, call: &FunctionContext<'_, '_>) -> Result<Value, ExecutionError> {

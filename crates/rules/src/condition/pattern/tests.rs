@@ -122,3 +122,35 @@ fn expression_that_reads_more_than_a_change_may_make_it_is_not_told() {
     let unread = Condition::compile(&format!("operation == 'update' && ({})", reads(40))).unwrap();
     assert_eq!(evaluate(&unread, &text), Ok(false));
 }
+
+#[test]
+fn pattern_that_was_escaped_once_too_often_is_told_with_what_to_write() {
+    let told = |when: &str| Condition::compile(when).unwrap().doubts().to_vec();
+    for (when, class) in [
+        (r"new.c.matches('^\\\\w+$')", "w"),
+        (r"new.c.matches(r'^\\w+$')", "w"),
+        (r"matches(new.c, '[\\\\w.-]+@x')", "w"),
+        (r"new.c.matches('\\\\d\\\\d')", "d"),
+        (r"new.c.matches('@example\\\\.com$')", "."),
+        (r"new.c.matches('\\w') && new.c.matches('a\\\\b')", "b"),
+    ] {
+        let instead = format!(r"write `\\{class}` in a CEL string, or r'\{class}'");
+        let says =
+            format!("the pattern looks for a literal backslash followed by `{class}`; {instead}");
+        assert_eq!(told(when), [says], "{when}");
+        assert_eq!(evaluate(&Condition::compile(when).unwrap(), "a1@example.com"), Ok(false));
+    }
+    for when in [
+        r"new.c.matches('^C:\\\\data\\\\.*$')",
+        r"new.c.matches('\\\\\\\\')",
+        r"new.c.matches(r'\\')",
+        "new.c.matches('a') && new.c == '1'",
+    ] {
+        assert!(told(when).is_empty(), "{when}: {:?}", told(when));
+    }
+    // What it says to write is taken, in both forms, and matches.
+    for when in [r"new.c.matches('^\\w+$')", r"new.c.matches(r'^\w+$')"] {
+        let when = Condition::compile(when).unwrap();
+        assert_eq!((evaluate(&when, "ada"), when.doubts().len()), (Ok(true), 0));
+    }
+}

@@ -109,3 +109,13 @@ fn probe_makes_a_row_that_each_rule_of_rows_takes() {
     assert!(!probe(2).unwrap().run());
     assert!(probe(3).is_none());
 }
+
+#[test]
+fn pattern_that_looks_for_a_backslash_is_told_of_its_rule_and_refuses_nothing() {
+    let when = r"when = '''new.status.matches('^\\\\w+@')'''";
+    let config = config(&rule("z", "['insert']", when));
+    assert_eq!(errors(&config, &catalog_with(subscribers())), [""; 0]);
+    let told: Vec<String> = doubts(config.rules()).iter().map(ToString::to_string).collect();
+    let says = r"rule 1 (z): when: the pattern looks for a literal backslash followed by `w`; write `\\w` in a CEL string, or r'\w'";
+    assert_eq!(told, [says]);
+}

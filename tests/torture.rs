@@ -16,6 +16,7 @@ use walhook_testkit::oracle::Faults;
 use crate::kills::endpoints;
 use crate::support::World;
 use crate::support::audit::{Audit, End, audit};
+use crate::support::log_audit::{LogAudit, audit_log};
 use crate::support::nemesis::{Nemesis, Round};
 use crate::support::traffic::{self, Traffic};
 
@@ -52,10 +53,17 @@ async fn endure(seed: u64) -> Result<String> {
         world.settled().await.with_context(|| nemesis.logs())?;
         until_drained(&world).await?;
         let lives: Vec<End> = nemesis.rounds.iter().map(|round| round.end).collect();
-        audit(&world, oracle, &endpoints, &lives).await
+        let audit = audit(&world, oracle, &endpoints, &lives).await?;
+        let left_out = nemesis.left_out().await;
+        Ok::<_, anyhow::Error>((audit, audit_log(&world, &endpoints, left_out).await?, left_out))
     };
-    let audit = audited.await.with_context(|| list(&nemesis.rounds))?;
-    let shown = account(seed, &nemesis.rounds, &audit);
+    let (audit, log, left_out) = audited.await.with_context(|| list(&nemesis.rounds))?;
+    let mut shown = account(seed, &nemesis.rounds, &audit);
+    let LogAudit { lines, taken, missing } = log;
+    let _ = writeln!(
+        shown,
+        "  delivery log: lines {lines}; of {taken} deliveries that were taken it misses {missing}; lines left out {left_out}"
+    );
     for (round, repeated) in nemesis.rounds.iter().zip(&audit.repeated) {
         let bound = round.in_flight + u64::try_from(UNPERSISTED_MAX)?;
         ensure!(*repeated <= bound, "{repeated} duplicates, at most {bound} are allowed\n{shown}");

@@ -19,7 +19,7 @@ use walhook_testkit::cluster::StopMode;
 use walhook_testkit::receiver::Behaviour;
 
 use super::audit::End;
-use super::{PATIENCE, Running, World, answers};
+use super::{PATIENCE, Running, World, answers, get};
 use walhook_testkit::proxy::{Network, Proxy};
 
 /// What is the matter for a while.
@@ -99,6 +99,8 @@ pub(crate) struct Round {
 struct Instance {
     admin: SocketAddr,
     running: Running,
+    /// Lines of the delivery log that it has left out so far, when it was last asked.
+    left_out: u64,
 }
 
 /// Two running instances, and the network around them.
@@ -110,6 +112,8 @@ pub(crate) struct Nemesis {
     state: Proxy,
     endpoints: Proxy,
     altered: bool,
+    /// Lines of the delivery log that instances had left out when they were killed.
+    left_out: u64,
     /// What it has done so far.
     pub(crate) rounds: Vec<Round>,
 }
@@ -132,11 +136,12 @@ impl Nemesis {
         let mut instances = Vec::new();
         for _ in 0..2 {
             let admin = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
-            instances.push(Instance { admin, running: spawn(world, admin)? });
+            instances.push(Instance { admin, running: spawn(world, admin)?, left_out: 0 });
         }
         let (rng, began) = (SmallRng::seed_from_u64(seed), Instant::now());
-        let (altered, rounds) = (false, Vec::new());
-        let nemesis = Self { rng, began, instances, source, state, endpoints, altered, rounds };
+        let (altered, left_out, rounds) = (false, 0, Vec::new());
+        let nemesis =
+            Self { rng, began, instances, source, state, endpoints, altered, left_out, rounds };
         nemesis.leader().await?;
         Ok(nemesis)
     }
@@ -215,6 +220,8 @@ impl Nemesis {
             }
             Lasting::LeaderFrozen => {
                 let leader = self.leader().await?;
+                // It may be killed while it cannot answer.
+                self.instances[leader].ask().await;
                 self.instances[leader].running.signal("STOP")?;
                 return Ok((Some(leader), None));
             }
@@ -270,9 +277,23 @@ impl Nemesis {
         let number = usize::from(first_leads != the_leader);
         let admin = self.instances[number].admin;
         self.none_gave_up()?;
-        self.instances[number].running.kill_and_wait().await?;
-        self.instances[number].running = spawn(world, admin)?;
+        let instance = &mut self.instances[number];
+        instance.ask().await;
+        instance.running.kill_and_wait().await?;
+        self.left_out += std::mem::take(&mut instance.left_out);
+        instance.running = spawn(world, admin)?;
         Ok(())
+    }
+
+    /// Lines of the delivery log that were left out, in all lives; those are no more that one left out within the last
+    /// moment of its life.
+    pub(crate) async fn left_out(&mut self) -> u64 {
+        let mut sum = self.left_out;
+        for instance in &mut self.instances {
+            instance.ask().await;
+            sum += instance.left_out;
+        }
+        sum
     }
 
     async fn restart(&mut self, world: &mut World, mode: StopMode) -> Result<()> {
@@ -289,6 +310,19 @@ impl Nemesis {
             }
         }
         Ok(())
+    }
+}
+
+impl Instance {
+    /// How many lines of the delivery log it has left out. A frozen one says nothing, and is as it was.
+    async fn ask(&mut self) {
+        const LEFT_OUT: &str = "walhook_delivery_log_entries_total{";
+        let asked = timeout(Duration::from_millis(500), get(self.admin, "/metrics")).await;
+        let Ok(Ok((_, metrics))) = asked else { return };
+        let mut lines = metrics.lines().filter(|line| line.starts_with(LEFT_OUT));
+        let line = lines.find(|line| line.contains("result=\"dropped\""));
+        let value = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+        self.left_out = value.unwrap_or(self.left_out);
     }
 }
 

@@ -1,15 +1,16 @@
-//! Lines as a page holds them: column by column, and compressed as one, since neighbours are alike.
+//! Lines as a page holds them: column by column, and compressed as one, since neighbours are alike. What of an event's id
+//! is a hash stands before that as it is: nothing makes it shorter, and to look for what might takes the most time.
 //!
 //! ```text
-//! data     = version (1) ++ deflate(columns)
-//! columns  = lines ++ types ++ accounts ++ endpoints ++ queues ++ column*
+//! data     = version (2) ++ lines ++ hash (10)* ++ deflate(columns)
+//! columns  = types ++ accounts ++ endpoints ++ queues ++ column*
 //! types    = count ++ text*          (accounts and endpoints likewise)
 //! queues   = count ++ (account ++ endpoint)*      by their places above
 //! ```
 //!
 //! Numbers are as short as they can be ([`super::numbers`]). Times and positions stand as steps from the line before;
-//! an event's id as the step of its time from the commit's, and its other ten bytes. Waits keep their seven highest
-//! bits, and so are right to within 2%.
+//! an event's id as the step of its time from the commit's. Waits keep their seven highest bits, and so are right to
+//! within 2%.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -29,14 +30,18 @@ use walhook_core::lsn::Lsn;
 use walhook_core::position::EventId;
 use walhook_core::waits::{Cause, Waits};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+
+/// Most of what compression saves comes of the first levels, and most of what it costs of the others.
+const LEVEL: Compression = Compression::new(2);
 
 /// So many bytes are decoded at most, and so many lines: far above what a page is made of.
 const PLAIN_MAX: u64 = 64 << 20;
 const LINES_MAX: usize = 1 << 17;
 
-/// Of an event's id behind its time.
-const ID_BYTES: usize = 10;
+/// Of an event's id, which has sixteen, behind its time.
+const HASH_BYTES: usize = 10;
+const TIME_BYTES: usize = 16 - HASH_BYTES;
 
 /// Words of one kind, numbered in the order in which they came.
 #[derive(Debug)]
@@ -67,8 +72,15 @@ pub(super) fn encode(entries: &[Entry]) -> Vec<u8> {
         let endpoint = endpoints.number(entry.endpoint.as_str());
         places.push((types.number(&*entry.event_type), queues.number((account, endpoint))));
     }
-    let mut to = Writer(Vec::with_capacity(64 + entries.len() * 48));
-    to.length(entries.len());
+    let mut head = Writer(Vec::with_capacity(64 + entries.len() * 32));
+    head.byte(VERSION);
+    head.length(entries.len());
+    for entry in entries {
+        let [_, _, _, _, _, _, hash @ ..]: [u8; TIME_BYTES + HASH_BYTES] =
+            entry.event.bits().to_be_bytes();
+        head.0.extend_from_slice(&hash);
+    }
+    let mut to = Writer(Vec::with_capacity(64 + entries.len() * 40));
     for texts in [&types.1, &accounts.1, &endpoints.1] {
         to.length(texts.len());
         texts.iter().for_each(|text| to.text(text));
@@ -81,7 +93,7 @@ pub(super) fn encode(entries: &[Entry]) -> Vec<u8> {
     places.iter().for_each(|(of_type, _)| to.number(*of_type));
     places.iter().for_each(|(_, queue)| to.number(*queue));
     write_columns(&mut to, entries);
-    let mut encoder = DeflateEncoder::new(vec![VERSION], Compression::new(4));
+    let mut encoder = DeflateEncoder::new(head.0, LEVEL);
     match encoder.write_all(&to.0).and_then(|()| encoder.finish()) {
         Ok(data) => data,
         Err(error) => panic!("a page cannot be compressed in memory: {error}"),
@@ -102,10 +114,6 @@ fn write_columns(to: &mut Writer, entries: &[Entry]) {
     }
     for entry in entries {
         to.step(entry.event.commit_ms().cast_signed(), entry.committed_us.div_euclid(1_000));
-    }
-    for entry in entries {
-        let bytes = entry.event.bits().to_be_bytes();
-        to.0.extend(bytes.iter().skip(bytes.len() - ID_BYTES));
     }
     before = 0;
     for entry in entries {
@@ -184,19 +192,22 @@ pub(super) fn decode(data: &[u8]) -> Result<Vec<Entry>, String> {
     if *version != VERSION {
         return Err(format!("it has version {version}; this walhook reads version {VERSION}"));
     }
+    let mut packed = Reader(packed);
+    let lines = packed.length()?;
+    if lines > LINES_MAX {
+        return Err("it has too many lines".to_owned());
+    }
+    let hashes = packed.bytes(lines * HASH_BYTES)?;
     let mut plain = Vec::new();
-    DeflateDecoder::new(packed)
+    DeflateDecoder::new(packed.0)
         .take(PLAIN_MAX)
         .read_to_end(&mut plain)
         .map_err(|error| error.to_string())?;
-    Ok(read(&mut Reader(&plain))?)
+    Ok(read(&mut Reader(&plain), hashes)?)
 }
 
-fn read(from: &mut Reader<'_>) -> Result<Vec<Entry>, Broken> {
-    let lines = from.length()?;
-    if lines > LINES_MAX {
-        return Err("it has too many lines");
-    }
+fn read(from: &mut Reader<'_>, hashes: &[u8]) -> Result<Vec<Entry>, Broken> {
+    let lines = hashes.len() / HASH_BYTES;
     let types: Vec<Arc<str>> = words(from)?.into_iter().map(Arc::from).collect();
     let accounts: Vec<AccountId> = words(from)?.into_iter().map(AccountId::new).collect();
     let endpoints: Vec<EndpointId> = words(from)?.into_iter().map(EndpointId::new).collect();
@@ -207,7 +218,7 @@ fn read(from: &mut Reader<'_>) -> Result<Vec<Entry>, Broken> {
     let queues = column(lines, || one(&queues, from.number()?))?;
     let committed = steps(from, lines)?;
     let lsns = steps(from, lines)?;
-    let events = events(from, &committed)?;
+    let events = events(from, hashes, &committed)?;
     let ats = steps(from, lines)?;
     let whats = column(lines, || codes::what(from.byte()?).ok_or("it has an end that is unknown"))?;
     let attempts = column(lines, || narrow::<u32>(from.number()?))?;
@@ -270,16 +281,15 @@ fn steps(from: &mut Reader<'_>, lines: usize) -> Result<Vec<i64>, Broken> {
     })
 }
 
-fn events(from: &mut Reader<'_>, committed: &[i64]) -> Result<Vec<EventId>, Broken> {
-    let millis = committed.iter().map(|commit_us| from.step(commit_us.div_euclid(1_000)));
-    let millis = millis.collect::<Result<Vec<i64>, Broken>>()?;
-    let event = |millis: i64| {
-        let rest = from.bytes(ID_BYTES)?;
-        let rest = rest.iter().fold(0u128, |all, byte| all << 8 | u128::from(*byte));
+fn events(from: &mut Reader<'_>, hashes: &[u8], committed: &[i64]) -> Result<Vec<EventId>, Broken> {
+    let hashes = hashes.chunks_exact(HASH_BYTES).zip(committed);
+    let event = |(hash, commit_us): (&[u8], &i64)| {
+        let millis = from.step(commit_us.div_euclid(1_000))?;
+        let hash = hash.iter().fold(0u128, |all, byte| all << 8 | u128::from(*byte));
         let millis = u128::from(millis.cast_unsigned() & 0xffff_ffff_ffff);
-        Ok(EventId::from_bits(millis << (8 * ID_BYTES) | rest))
+        Ok(EventId::from_bits(millis << (8 * HASH_BYTES) | hash))
     };
-    millis.into_iter().map(event).collect()
+    hashes.map(event).collect()
 }
 
 fn words<'a>(from: &mut Reader<'a>) -> Result<Vec<&'a str>, Broken> {

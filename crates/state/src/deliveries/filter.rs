@@ -3,7 +3,7 @@
 //! A Bloom filter: each of them sets [`HASHES`] bits of it, and SQL looks at those of what is asked for. Of what is not
 //! there one in a hundred seems to be. How the bits are chosen is contract with stored pages.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 
 use walhook_core::delivery_log::Entry;
 use walhook_core::position::EventId;
@@ -15,7 +15,7 @@ pub(super) const HASHES: usize = 6;
 const BITS: usize = 10;
 
 /// Something that lines are found by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Key<'a> {
     Event(EventId),
     Account(&'a str),
@@ -74,16 +74,20 @@ fn mixed(number: u64) -> u64 {
 
 /// The filter of these lines.
 pub(super) fn filter(entries: &[Entry]) -> Vec<u8> {
-    let mut keys = BTreeSet::new();
+    // Of a few thousand lines nearly each has an event of its own, and few have another account, endpoint or type.
+    let mut events: Vec<EventId> = entries.iter().map(|entry| entry.event).collect();
+    events.sort_unstable();
+    events.dedup();
+    let mut names = HashSet::new();
     for entry in entries {
-        keys.insert(Key::Event(entry.event));
-        keys.insert(Key::Account(&entry.account));
-        keys.insert(Key::Endpoint(&entry.endpoint));
-        keys.insert(Key::EventType(&entry.event_type));
+        names.insert(Key::Account(&entry.account));
+        names.insert(Key::Endpoint(&entry.endpoint));
+        names.insert(Key::EventType(&entry.event_type));
     }
-    let mut filter = vec![0u8; (keys.len() * BITS).div_ceil(8).max(8)];
+    let keys = events.len() + names.len();
+    let mut filter = vec![0u8; (keys * BITS).div_ceil(8).max(8)];
     let bits = i64::try_from(filter.len() * 8).unwrap_or(i64::MAX);
-    for hash in keys.iter().flat_map(Key::hashes) {
+    for hash in events.into_iter().map(Key::Event).chain(names).flat_map(|key| key.hashes()) {
         let bit = hash % bits;
         if let Some(byte) = usize::try_from(bit / 8).ok().and_then(|byte| filter.get_mut(byte)) {
             // As `get_bit` counts.

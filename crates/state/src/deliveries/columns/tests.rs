@@ -87,12 +87,13 @@ proptest! {
         changes in prop::collection::vec((any::<usize>(), any::<u8>()), 1..4), cut in 0usize..2_000
     ) {
         let packed = encode(&entries);
+        let (hashes, packed) = packed[2..].split_at(HASH_BYTES * entries.len());
         let mut plain = Vec::new();
-        DeflateDecoder::new(&packed[1..]).read_to_end(&mut plain).unwrap();
+        DeflateDecoder::new(packed).read_to_end(&mut plain).unwrap();
         let length = plain.len();
         changes.into_iter().for_each(|(at, byte)| plain[at % length] = byte);
         plain.truncate(cut.min(length));
-        let _ = read(&mut Reader(&plain));
+        let _ = read(&mut Reader(&plain), hashes);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use walhook_core::persist::PersistBatch;
 use walhook_core::position::{EventId, Position, WalPosition};
 use walhook_core::waits::{Cause, Waits};
 use walhook_loadtest::world::{Layout, World};
-use walhook_state::StateStore;
+use walhook_state::{DeliveryCursor, StateStore};
 
 use crate::throughput::{Case, Side};
 use walhook_loadtest::figure::{Better, Figure};
@@ -34,8 +34,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MERGED: Duration = Duration::from_secs(11);
 
 /// The paces: deliveries a second, of so many rows a transaction.
-const PACES: [(&str, u32, u64); 3] =
-    [("wal_5", 5, 1), ("wal_1000", 100, 10), ("wal_10000", 100, 100)];
+const PACES: [(&str, u32, u64); 2] = [("wal_1000", 100, 10), ("wal_10000", 100, 100)];
+
+/// Lines that are stored one by one, as at 5 deliveries a second, where each has a state transaction of its own: as many
+/// as are merged into two pages. At that pace they would take half an hour.
+const ALONE: u64 = 8_192;
 
 /// Lines of a page, where a thousand deliveries a second are stored ten times a second: such pages are not merged.
 const LINES: u64 = 100;
@@ -61,19 +64,24 @@ async fn side(log: &str) -> Result<Side> {
 /// CPU of a backlog, with the log against without one; WAL by pace; bytes on disk.
 pub(crate) async fn measure(deliveries: u64, time: Duration, pairs: usize) -> Result<Vec<Figure>> {
     let mut cpu = Figure::new("log", "cpu", "CPU s, with the log and without", Better::Less);
+    let what = "PostgreSQL's CPU s, with the log and without";
+    let mut server_cpu = Figure::new("log", "server_cpu", what, Better::Less);
     let (mut with, mut without) = (side(WITH).await?, side(WITHOUT).await?);
     for pair in 0..pairs {
         let (ours, theirs);
         if pair % 2 == 0 {
-            ours = with.run(deliveries).await?.cpu_s;
-            theirs = without.run(deliveries).await?.cpu_s;
+            ours = with.run(deliveries).await?;
+            theirs = without.run(deliveries).await?;
         } else {
-            theirs = without.run(deliveries).await?.cpu_s;
-            ours = with.run(deliveries).await?.cpu_s;
+            theirs = without.run(deliveries).await?;
+            ours = with.run(deliveries).await?;
         }
-        cpu.ratio(ours, theirs);
+        cpu.ratio(ours.cpu_s, theirs.cpu_s);
+        server_cpu.ratio(ours.server_cpu_s, theirs.server_cpu_s);
     }
-    let mut figures = vec![cpu];
+    let mut wal = Figure::new("log", "wal_5", "WAL bytes of a delivery's lines", Better::Less);
+    wal.value(alone().await?);
+    let mut figures = vec![cpu, server_cpu, wal];
     for (key, per_second, rows) in PACES {
         let mut wal = Figure::new("log", key, "WAL bytes of a delivery's lines", Better::Less);
         let mut written = [0.0; 2];
@@ -96,6 +104,35 @@ pub(crate) async fn measure(deliveries: u64, time: Duration, pairs: usize) -> Re
     disk.value(with.world.number(sql).await? as f64 / with.world.number(lines).await? as f64);
     figures.push(disk);
     Ok(figures)
+}
+
+/// The WAL of a line that is stored alone and merged later, beyond what its state transaction takes without it.
+async fn alone() -> Result<f64> {
+    let world = World::arranged(Layout { server: &SERVER, ..Layout::default() }).await?;
+    let url = Secret::new(world.cluster.url("postgres"));
+    let mut store = StateStore::open(&url, "walhook", "walhook").await?;
+    store.take_lease("figures").await?;
+    let mut written = [0.0; 2];
+    for (has_lines, written) in [false, true].into_iter().zip(&mut written) {
+        let before = wal_bytes(&world).await?;
+        for n in 0..ALONE {
+            let log = if has_lines { vec![line(n, 0)] } else { Vec::new() };
+            let (number, frontier) = (n + 1 + if has_lines { ALONE } else { 0 }, FRONTIER);
+            store
+                .persist(&PersistBatch { number, frontier, log, ..PersistBatch::default() })
+                .await?;
+        }
+        let mut from = DeliveryCursor::default();
+        while let Some(next) = store.merge_deliveries(from).await?.next {
+            from = next;
+        }
+        *written = wal_bytes(&world).await? - before;
+    }
+    let pages = world.number("SELECT count(*) FROM walhook.delivery_log").await?;
+    ensure!(pages == 2, "{pages} pages: not all were merged");
+    let [without, with] = written;
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    Ok((with - without) / ALONE as f64)
 }
 
 /// The WAL of so many transactions of so many rows, each delivered as it comes, until their lines are merged.

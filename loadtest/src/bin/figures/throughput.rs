@@ -44,7 +44,7 @@ pub(crate) struct Side {
 /// What one run took.
 pub(crate) struct Took {
     pub(crate) cpu_s: f64,
-    server_cpu_s: f64,
+    pub(crate) server_cpu_s: f64,
     pub(crate) came: Came,
 }
 

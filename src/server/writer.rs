@@ -16,7 +16,7 @@ use walhook_core::persist::{
 };
 use walhook_core::tick::Tick;
 use walhook_process::failpoint::Failpoint;
-use walhook_state::{Class, StateStore, Told};
+use walhook_state::{Class, StateError, StateStore, Told};
 
 /// What the dispatcher asks.
 pub(super) struct PersistRequest {
@@ -37,7 +37,8 @@ const PERSIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// While the state database is away it tries the same batch again with backoff: nothing is
 /// acknowledged meanwhile, and the dispatcher sends nothing. Likewise where it refuses every value (by a
 /// constraint or trigger that somebody put on our tables, a right that was revoked, a full disk): rows from
-/// outside must not end the process, and what a person did, a person can undo. Meanwhile `tell` is told.
+/// outside must not end the process, and what a person did, a person can undo. Meanwhile `tell` is told. Of a full disk
+/// the delivery log makes room first.
 ///
 /// # Errors
 /// [`Stop::Fenced`] when another leader has taken over; [`Stop::Failed`] when what stands
@@ -81,15 +82,10 @@ pub(super) async fn write(
                 },
                 Err(_) => None,
             };
-            match problem {
-                Some(error) => tell.fails(Part::State, since, &error),
-                None => tell.fails_with(
-                    Part::State,
-                    since,
-                    &format!("no answer within {PERSIST_TIMEOUT:?}"),
-                    "find out what keeps the state database: a lock, its disk, the network",
-                ),
+            if problem.as_ref().is_some_and(StateError::is_disk_full) {
+                make_room(&mut store, &abort).await;
             }
+            tell_of(&tell, since, problem.as_ref());
             tokio::select! {
                 () = abort.cancelled() => return Ok(()),
                 () = backoff.wait() => {}
@@ -121,7 +117,49 @@ pub(super) async fn write(
         if persisted.send(done).await.is_err() {
             return Ok(());
         }
+        if store.log_lacks_room() {
+            make_room(&mut store, &abort).await;
+        }
         shown.update(&mut store, &tell).await;
+    }
+}
+
+/// A state transaction failed; `None`: it was not answered in time.
+fn tell_of(tell: &Teller, since: Instant, problem: Option<&StateError>) {
+    match problem {
+        Some(error) => tell.fails(Part::State, since, error),
+        None => tell.fails_with(
+            Part::State,
+            since,
+            &format!("no answer within {PERSIST_TIMEOUT:?}"),
+            "find out what keeps the state database: a lock, its disk, the network",
+        ),
+    }
+}
+
+/// The disk is full: the older half of the delivery log goes, before all else waits for a person. Ends at once when
+/// `abort` says so.
+async fn make_room(store: &mut StateStore, abort: &CancellationToken) {
+    const FULL: &str = "the state database's disk is full";
+    let yielded = tokio::select! {
+        () = abort.cancelled() => return,
+        yielded = timeout(PERSIST_TIMEOUT, store.yield_deliveries()) => yielded,
+    };
+    match yielded {
+        Ok(Ok(0)) => {}
+        Ok(Ok(bytes)) => {
+            tracing::warn!(bytes, "{FULL}: removed the older half of the delivery log");
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "{FULL}, and nothing of the delivery log can be removed");
+        }
+        Err(_) => {
+            tracing::warn!(
+                "{FULL}, and it takes longer than {PERSIST_TIMEOUT:?} to remove some of the delivery log"
+            );
+            // What was asked is under way: the next state transaction does not wait for it.
+            let _is_tried_again = store.reconnect().await;
+        }
     }
 }
 

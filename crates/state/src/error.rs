@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use tokio_postgres::error::SqlState;
+
 use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_postgres::fix::{Failure, FixedBy, Line};
@@ -134,6 +136,13 @@ impl StateError {
     #[must_use]
     pub fn refused(&self) -> Option<&tokio_postgres::Error> {
         if let Self::Sql(error) = self { Some(error) } else { None }
+    }
+
+    /// Whether the server's disk is full.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        let (Self::Sql(error) | Self::LogRefused(error)) = self else { return false };
+        error.code() == Some(&SqlState::DISK_FULL)
     }
 
     /// Whether the server refused the values that it was given, whatever they are.

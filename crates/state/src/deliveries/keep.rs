@@ -14,6 +14,9 @@ const CHUNK: i64 = 500;
 /// What a page takes beside its data and its filter: the row's header and other columns, its entry in the index.
 const BESIDE: i64 = 180;
 
+/// What is not worth a half: of so many bytes all go at once.
+const LITTLE: u64 = 1 << 20;
+
 /// What the delivery log takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LogSize {
@@ -91,6 +94,35 @@ impl StateStore {
         let pages = tx.execute_typed(&remove, &params).await?;
         tx.commit().await?;
         Ok((pages, removed))
+    }
+
+    /// Removes, as the leader, the older half of the delivery log, or all of it where it takes little, and gives the room
+    /// behind its last page back to the disk: for a disk that is full. Returns what the removed pages took; 0 when there
+    /// is none. Takes as long as the log is large, and blocks no writer.
+    ///
+    /// PostgreSQL gives back only what lies behind all that is left, so it may take some calls, the last of which leaves
+    /// nothing. What is free before that is used by later pages.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`], [`StateError::Sql`].
+    pub async fn yield_deliveries(&mut self) -> Result<u64, StateError> {
+        let size = self.deliveries_size().await?;
+        let excess =
+            if size.pages_bytes <= LITTLE { size.pages_bytes } else { size.pages_bytes / 2 };
+        let mut removed = 0;
+        while removed < excess {
+            match self.expire_deliveries(Duration::MAX, excess - removed).await? {
+                (0, _) => break,
+                (_, bytes) => removed += bytes,
+            }
+        }
+        // Also where an earlier call came no further than this.
+        if removed > 0 || size.total_bytes > LITTLE {
+            let vacuum = format!("VACUUM {}.delivery_log", self.scope.s);
+            self.connection.batch_execute(&vacuum).await?;
+        }
+        self.log.has_room();
+        Ok(removed)
     }
 }
 

@@ -37,6 +37,11 @@ impl Refusal {
         self.error = Some(error);
     }
 
+    /// There may be room for the next one.
+    pub(crate) fn has_room(&mut self) {
+        self.untried = self.untried.min(1);
+    }
+
     /// A page was taken.
     pub(crate) fn taken(&mut self) {
         *self = Self::default();
@@ -44,6 +49,13 @@ impl Refusal {
 }
 
 impl StateStore {
+    /// Whether the last page of the delivery log found no room on the disk, and nothing was done about that yet:
+    /// [`StateStore::yield_deliveries`] does.
+    #[must_use]
+    pub fn log_lacks_room(&self) -> bool {
+        self.log.untried == UNTRIED && self.log.error.as_ref().is_some_and(StateError::is_disk_full)
+    }
+
     /// Why the last page of the delivery log was refused, where it was. All else was stored, and its lines were
     /// counted as left out.
     #[must_use]

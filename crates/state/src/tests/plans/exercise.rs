@@ -367,6 +367,7 @@ async fn logging(store: &mut StateStore, done: &mut BTreeMap<&'static str, Reads
     step!(done, store, deliveries_size, Once, store.deliveries_size());
     let century = Duration::from_secs(1_000 * 365 * 86_400);
     step!(done, store, expire_deliveries, Few, store.expire_deliveries(century, 1));
+    step!(done, store, yield_deliveries, Once, store.yield_deliveries());
     step!(done, store, erase_deliveries, Once, store.erase_deliveries("nobody", "x"));
     step!(done, store, erasures, Few, store.erasures(8));
 }

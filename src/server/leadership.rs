@@ -213,8 +213,8 @@ async fn try_to_lead(config: &Config, attempt: &Attempt) -> Result<Leader, OpenE
         None => Vec::new(),
     };
     let holder = format!("{} pid {}", hostname(), std::process::id());
-    let Recovery { epoch, start } = store.take_lease(&holder).await?;
-    let (clock, frontier) = (Clock::start(), start.frontier);
+    let Recovery { epoch, start, taken_at } = store.take_lease(&holder).await?;
+    let (clock, frontier) = (Clock::since(taken_at), start.frontier);
     let until = check_slot(config, &session.sentinel, frontier).await?;
     let before = LeaderBefore { until, sessions };
     store_promotion(&mut store, session.promoted).await?;

@@ -20,6 +20,12 @@ impl Clock {
         Self { origin: Instant::now() }
     }
 
+    /// A clock whose origin was then.
+    #[must_use]
+    pub const fn since(origin: Instant) -> Self {
+        Self { origin }
+    }
+
     /// This moment.
     #[must_use]
     pub fn now(&self) -> Tick {

@@ -1,6 +1,7 @@
 //! The lease: taken by a new leader, who reads what the leaders before left; and what holds the others off.
 
 use futures_util::try_join;
+use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
@@ -25,6 +26,8 @@ pub struct Recovery {
     pub epoch: Epoch,
     /// What the leaders before have left.
     pub start: Start,
+    /// The moment of [`Start::unix_us_at_zero`], as far as the way of the server's answer lets us know.
+    pub taken_at: Instant,
 }
 
 impl StateStore {
@@ -48,6 +51,7 @@ impl StateStore {
         let bump_params: [Param<'_>; 3] =
             [(pipeline, Type::TEXT), (partition, Type::INT4), (&holder, Type::TEXT)];
         let bumped = tx.query_typed_opt(&bump, &bump_params).await?;
+        let taken_at = Instant::now();
         let Some(bumped) = bumped else { return Err(self.scope.not_set_up()) };
         let epoch = Epoch(bumped.try_get(0)?);
         let version = check_version(&tx, &self.scope).await?;
@@ -94,7 +98,7 @@ impl StateStore {
         };
         self.write_as(epoch);
         self.scope.writes_pages = version >= WITH_PAGES;
-        Ok(Recovery { epoch, start })
+        Ok(Recovery { epoch, start, taken_at })
     }
 
     /// Records why the pipeline has halted, for `walhook status`.

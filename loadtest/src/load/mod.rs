@@ -21,6 +21,7 @@ use anyhow::Result;
 use tokio::task::JoinSet;
 
 mod disturbance;
+mod explained;
 pub mod figures;
 pub mod outcome;
 mod page;

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::disturbance::Capacity;
 pub use super::disturbance::Fact;
+use super::explained::{Line, Slowest, from_commit};
 use super::figures::{Delivery, Felt, by_second, calm_again};
 use super::scenario::{Goal, Scenario};
 pub use super::watch::Sample;
@@ -18,6 +19,7 @@ use crate::sample::Spread;
 #[derive(Debug)]
 pub(super) struct Measured {
     pub(super) deliveries: Vec<Delivery>,
+    pub(super) lines: Vec<Line>,
     pub(super) phases: Vec<(&'static str, Duration)>,
     pub(super) samples: Vec<Sample>,
     pub(super) facts: Vec<Fact>,
@@ -37,6 +39,10 @@ pub struct Phase {
     pub seconds: f64,
     /// By small accounts.
     pub felt: Felt,
+    /// The same from the commit on, as the delivery log has it.
+    pub from_commit_ms: Spread,
+    /// Where the time of the slowest of them went.
+    pub slowest: Slowest,
     /// To all endpoints, a second.
     pub deliveries: f64,
     /// Of walhook.
@@ -116,13 +122,17 @@ pub struct Outcome {
 
 impl Outcome {
     pub(super) fn of(scenario: &Scenario, options: &Options, measured: Measured) -> Self {
-        let Measured { deliveries, samples, facts, capacity, load, audit, .. } = measured;
+        let Measured { deliveries, lines, samples, facts, capacity, load, audit, .. } = measured;
         let ends = measured.phases.iter().skip(1).map(|(_, from)| *from);
         let bounds: Vec<_> =
             measured.phases.iter().zip(ends).map(|((name, from), to)| (*name, *from, to)).collect();
         let phases: Vec<Phase> = bounds
             .iter()
-            .map(|(name, from, to)| phase(name, *from, *to, &deliveries, &samples))
+            .map(|(name, from, to)| Phase {
+                from_commit_ms: from_commit(&lines, (*from, *to)),
+                slowest: Slowest::of(&deliveries, &lines, (*from, *to)),
+                ..phase(name, *from, *to, &deliveries, &samples)
+            })
             .collect();
         let is_calm = |due: Duration| {
             bounds
@@ -274,6 +284,8 @@ fn phase(
         from: from.as_secs_f64(),
         seconds: to.saturating_sub(from).as_secs_f64(),
         felt: Felt::of(deliveries, from, to),
+        from_commit_ms: Spread::default(),
+        slowest: Slowest::default(),
         deliveries: rate,
         walhook_cpu: mean(&all, |s| s.walhook_cpu),
         server_cpu: mean(&all, |s| s.server_cpu),

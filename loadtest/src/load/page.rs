@@ -31,7 +31,7 @@ pub(super) fn of(outcome: &Outcome) -> Result<String> {
             goal.goal, goal.value
         );
     }
-    for rows in [outcome.felt(), outcome.whole()] {
+    for rows in [outcome.felt(), outcome.whole(), outcome.slowest()] {
         table(&mut out, &rows);
     }
     let facts: Vec<Vec<String>> = outcome

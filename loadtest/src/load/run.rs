@@ -11,6 +11,7 @@ use walhook_testkit::traffic::Traffic;
 
 use super::Options;
 use super::disturbance::{Disturbance, Fact};
+use super::explained;
 use super::outcome::{Audited, Measured, Outcome};
 use super::scenario::Scenario;
 use super::stage::{PATIENCE, SMALL, Stage};
@@ -53,8 +54,8 @@ where
     facts.extend(disturbance.prepare(&mut stage, options).await?);
 
     let mut traffic = Traffic::default();
-    let users = SMALL.start() + USERS_MAX - 1;
-    let steady = Steady { accounts: users + 1..=*SMALL.end(), per_second: BACKGROUND, at_once: 1 };
+    let last = SMALL.start() + USERS_MAX - 1;
+    let steady = Steady { accounts: last + 1..=*SMALL.end(), per_second: BACKGROUND, at_once: 1 };
     for writer in stage.writers.iter().take(2) {
         let steady = Steady { per_second: BACKGROUND / 2.0, ..steady.clone() };
         steady.start(Arc::clone(writer), None, &mut traffic);
@@ -62,7 +63,7 @@ where
     let commits = Commits {
         books: &stage.small,
         writers: &stage.writers,
-        accounts: *SMALL.start()..=users,
+        accounts: *SMALL.start()..=last,
         every: USER_EVERY,
         seed: options.seed,
     };
@@ -80,14 +81,17 @@ where
     };
     let (acted, (), samples) = tokio::try_join!(acting, drive(users), watcher.watch(stopped))?;
     facts.extend(acted);
+    let audit = audit(&mut stage).await?;
+    let watched = *SMALL.start()..=last;
     let measured = Measured {
         deliveries: stage.ledger.deliveries(),
+        lines: explained::read(&stage, |account| watched.contains(&account)).await?,
         phases: stage.ledger.phases(),
         samples,
         facts,
         capacity: disturbance.capacity(),
         load: [load_before, load()?],
-        audit: audit(&mut stage).await?,
+        audit,
     };
     Ok(Outcome::of(&scenario, options, measured))
 }

@@ -12,6 +12,8 @@ impl Outcome {
         println!();
         table(&self.whole());
         println!();
+        table(&self.slowest());
+        println!();
         for Fact { what, value } in &self.facts {
             println!("{value:.2} {what}");
         }
@@ -52,12 +54,13 @@ impl Outcome {
             "p99 ms",
             "p99.9 ms",
             "max ms",
+            "p99 from the commit",
             "longest without, s",
             "Jain, median",
             "least",
         ];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
-        for Phase { name, seconds, felt, .. } in &self.phases {
+        for Phase { name, seconds, felt, from_commit_ms, .. } in &self.phases {
             let Spread { n, p50, p99, p999, max, .. } = felt.latency_ms;
             rows.push(vec![
                 (*name).to_owned(),
@@ -67,9 +70,26 @@ impl Outcome {
                 format!("{p99:.2}"),
                 format!("{p999:.2}"),
                 format!("{max:.1}"),
+                format!("{:.2}", from_commit_ms.p99),
                 format!("{:.3}", felt.standstill_seconds),
                 format!("{:.3}", felt.jain),
                 format!("{:.3}", felt.jain_least),
+            ]);
+        }
+        rows
+    }
+
+    /// Where the time of the slowest went, by phase.
+    pub(super) fn slowest(&self) -> Vec<Vec<String>> {
+        let head = ["the slowest hundredth", "events", "ms", "to the commit", "from it to the 2xx"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        for Phase { name, slowest, .. } in &self.phases {
+            rows.push(vec![
+                (*name).to_owned(),
+                slowest.deliveries.to_string(),
+                format!("{:.2}", slowest.took_ms),
+                format!("{:.2}", slowest.commit_ms),
+                slowest.causes(),
             ]);
         }
         rows

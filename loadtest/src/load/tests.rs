@@ -23,6 +23,7 @@ fn scenarios_have_names_of_their_own_that_stand_in_the_documentation() {
 const SMALL: Options =
     Options { disturbed: Duration::from_secs(4), soak: Duration::ZERO, scale: 0.02, seed: 1 };
 
+#[expect(clippy::cast_precision_loss, reason = "some events")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_whale_disturbs_and_all_of_it_is_counted_and_delivered_once_in_order() {
     let whale = scenario::named("whale-50ms").unwrap();
@@ -33,10 +34,13 @@ async fn a_whale_disturbs_and_all_of_it_is_counted_and_delivered_once_in_order()
     // 200 accounts that commit once a second, with their webhooks counted in each phase.
     for phase in &outcome.phases {
         let wanted = phase.seconds * 200.0;
-        #[expect(clippy::cast_precision_loss, reason = "some events")]
         let counted = phase.felt.latency_ms.n as f64;
         assert!((wanted * 0.7..wanted * 1.3).contains(&counted), "{}: {counted}", phase.name);
         assert!(phase.felt.latency_ms.p50 > 0.0 && phase.felt.jain > 0.0);
+        // The log has all of it, and its lines are found again.
+        assert!(phase.from_commit_ms.n as f64 > counted * 0.9, "{:?}", phase.from_commit_ms);
+        let slowest = &phase.slowest;
+        assert!(slowest.deliveries > 0 && slowest.took_ms >= slowest.causes_ms["attempt"]);
     }
     assert!(outcome.audit.delivered >= 1_000, "{:?}", outcome.audit);
     assert_eq!((outcome.audit.in_tables, outcome.audit.duplicates), (0, 0));

@@ -66,11 +66,20 @@ pub(super) struct Rows {
     pub(super) per_second: Option<f64>,
     /// Rows of one transaction at most.
     pub(super) at_once: i64,
+    /// Before the first one.
+    pub(super) after: Duration,
 }
 
 impl Rows {
     pub(super) fn of(account: i64, rows: i64, per_second: f64) -> Self {
-        Self { account, rows, updates: 0, per_second: Some(per_second), at_once: TRANSACTION }
+        Self {
+            account,
+            rows,
+            updates: 0,
+            per_second: Some(per_second),
+            at_once: TRANSACTION,
+            after: Duration::ZERO,
+        }
     }
 
     /// Begins to write all of it, or until it is told to stop.
@@ -86,7 +95,7 @@ impl Rows {
         pace: &Pace,
         mut stop: Option<&mut Stop>,
     ) -> Result<()> {
-        let mut due = Instant::now();
+        let mut due = Instant::now() + self.after;
         let mut turn = async |rows: i64| {
             let wait = due.saturating_duration_since(Instant::now());
             let stopped = match &mut stop {

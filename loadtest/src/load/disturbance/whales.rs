@@ -80,6 +80,11 @@ impl Disturbance for Whales {
                 } else if self.per_second.is_none() {
                     rows.at_once = LARGE;
                 }
+                // They know nothing of each other: their commits do not come at one moment.
+                if let Some(per_second) = rows.per_second {
+                    let gap = rows.at_once as f64 / per_second;
+                    rows.after = Duration::from_secs_f64(gap * whale as f64 / self.whales as f64);
+                }
                 rows.start(stage.writer().await?, Arc::clone(&stage.pace), &mut traffic);
             }
             sleep(options.disturbed).await;

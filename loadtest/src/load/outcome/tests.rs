@@ -14,6 +14,7 @@ fn measured(calm_ms: f64, disturbed_ms: f64, samples: Vec<Sample>) -> Measured {
     };
     Measured {
         deliveries: (0..300).map(delivery).collect(),
+        lines: vec![],
         phases: vec![
             ("calm", at(0.0)),
             ("disturbed", at(10.0)),

@@ -38,7 +38,8 @@ pub enum Cause {
     State,
     /// Too many outcomes wait to be stored.
     Unpersisted,
-    /// It is its account's turn, and every slot is in use; or the process has nothing left to send with.
+    /// It is its account's turn, and every slot is in use or a flood is spread over some milliseconds; or the process
+    /// has nothing left to send with.
     Pool,
     /// Other accounts have their turn, or earlier deliveries of its own.
     Turn,

@@ -20,6 +20,8 @@
 //! Beside its weight a lane may have slots reserved, in the fast pool and as many in the slow one: see `slots`. They
 //! are lent while it does not use them; what it sends beyond them takes turns like everybody's.
 //!
+//! A flood of the fast pool is spread over the time that it takes: see `pace`.
+//!
 //! Why nobody starves: a lane that becomes ready gets a tag of at least V, and every request adds at
 //! least [`MIN_CHARGE`] to its lane's tag, so the lanes ahead overtake a waiting one only so often; and reserved slots
 //! are at most half of all. No credit builds up: a tag below V counts as V.
@@ -37,10 +39,12 @@ use walhook_core::endpoint::Share;
 mod lane;
 mod learned;
 mod order;
+mod pace;
 mod pool;
 mod slots;
 
 pub use learned::{AdaptiveLimit, AnswerTime, HoldEstimate};
+pub use pace::Pace;
 pub use pool::{PROBE_SLOTS, Pool, divided};
 
 use lane::{Lane, corrected};
@@ -53,7 +57,7 @@ pub const SLOW_AFTER: Duration = Duration::from_secs(1);
 /// back in the order.
 pub const MIN_CHARGE: Duration = Duration::from_millis(1);
 
-/// Of so many fast slots, one goes only to lanes with nothing in flight: 8 of 256. An account that
+/// Of so many fast slots, one goes only to lanes with nothing in flight: 8 of 256, and 1 of 16. An account that
 /// was quiet then finds a slot however many others are busy.
 const SLOTS_PER_IDLE: u32 = 32;
 
@@ -199,6 +203,12 @@ impl Scheduler {
         self.slots(pool).first()
     }
 
+    /// As [`Scheduler::peek`], of those alone that have nothing in flight, or fewer than they have reserved.
+    #[must_use]
+    pub fn peek_idle(&self, pool: Pool) -> Option<LaneId> {
+        self.slots(pool).first_idle()
+    }
+
     /// The lane that would go next, were there slots enough.
     #[must_use]
     pub fn first_in_line(&self, pool: Pool) -> Option<LaneId> {
@@ -310,6 +320,12 @@ impl Scheduler {
         });
     }
 
+    /// How many slots the pool has.
+    #[must_use]
+    pub fn total(&self, pool: Pool) -> u32 {
+        self.slots(pool).total
+    }
+
     /// The requests that hold a slot of the pool.
     #[must_use]
     pub fn in_flight(&self, pool: Pool) -> u32 {
@@ -390,9 +406,10 @@ fn no_lane(lane: LaneId) -> ! {
     panic!("{lane:?} was removed, and is scheduled")
 }
 
-/// Of so many fast slots, these go only to lanes with nothing in flight.
+/// Of so many fast slots, these go only to lanes with nothing in flight. With less than half of [`SLOTS_PER_IDLE`]
+/// one would be too large a part of what there is.
 fn reserve(fast_slots: u32) -> u32 {
-    fast_slots / SLOTS_PER_IDLE
+    fast_slots.saturating_add(SLOTS_PER_IDLE / 2) / SLOTS_PER_IDLE
 }
 
 fn index(lane: LaneId) -> usize {

@@ -27,6 +27,7 @@ pub struct Dispatch {
 impl Dispatcher {
     /// The next request to send, where one may be sent; answered by [`Dispatcher::handle_outcome`].
     pub(super) fn poll_attempt(&mut self, now: Tick) -> Option<Dispatch> {
+        self.sending.look_anew();
         self.handle_due_timers(now);
         self.sending.move_old(now);
         self.sending.give_up_probes(now);
@@ -66,7 +67,7 @@ impl Dispatcher {
     }
 
     fn poll_pool(&mut self, pool: Pool, now: Tick) -> Option<Dispatch> {
-        while let Some(lane) = self.sending.next_lane(pool) {
+        while let Some(lane) = self.sending.next_lane(pool, now) {
             if let Some(dispatch) = self.poll_lane(lane, pool, now) {
                 return Some(dispatch);
             }
@@ -154,7 +155,7 @@ impl Dispatcher {
             (lane, pool),
             queue,
             delivery,
-            in_memory.health().expected_hold(now),
+            (in_memory.health().expected_hold(now), in_memory.health().known_hold()),
             now,
         );
         in_memory.health_mut().request_started(now);

@@ -6,6 +6,7 @@
 //! - Each request in flight holds one slot of one pool, and gives it back once, when its outcome comes.
 //! - A request from the fast pool that is older than [`FAST_HOLD`] moves to the slow pool as soon as that has
 //!   room. Where it has none and fast slots are few, it is given up, once.
+//! - Whoever waits for the pace of a flood has something in flight.
 //! - A probe is given up at its moment, once: what hangs holds its slot no longer.
 //! - A timer may outlive what it was set for; whoever is woken looks.
 
@@ -14,7 +15,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use super::super::map::NumberMap;
-use super::super::schedule::{Charge, LaneId, Pool, Scheduler, divided};
+use super::super::schedule::{Charge, LaneId, Pace, Pool, Scheduler, divided};
 use super::queues::{Lane, QueueNo};
 use walhook_core::attempt::DeliveryId;
 use walhook_core::endpoint::Share;
@@ -62,6 +63,10 @@ pub(super) struct Ended {
 #[derive(Debug)]
 pub(super) struct Sending {
     scheduler: Scheduler,
+    /// Of the fast pool, for lanes that have something in flight.
+    pace: Pace,
+    /// Until when the lane whose turn it is waits for the pace, as of the last look.
+    paced: Option<Tick>,
     in_flight: NumberMap<DeliveryId, Request>,
     /// Requests from the fast pool by their start; some have ended.
     ageing: VecDeque<(Tick, DeliveryId)>,
@@ -78,6 +83,8 @@ impl Sending {
         let (slow, probes) = divided(slow_slots);
         Self {
             scheduler: Scheduler::new(fast_slots, slow, probes),
+            pace: Pace::default(),
+            paced: None,
             in_flight: NumberMap::default(),
             ageing: VecDeque::new(),
             probes: BinaryHeap::new(),
@@ -108,9 +115,20 @@ impl Sending {
         }
     }
 
-    /// Whose turn it is, where a slot of the pool is free for it.
-    pub(super) fn next_lane(&self, pool: Pool) -> Option<LaneId> {
-        self.scheduler.peek(pool)
+    /// What is said of lanes that wait for the pace is outdated: whoever may send is looked for anew.
+    pub(super) fn look_anew(&mut self) {
+        self.paced = None;
+    }
+
+    /// Whose turn it is, where a slot of the pool is free for it and it has not to wait for the pace.
+    pub(super) fn next_lane(&mut self, pool: Pool, now: Tick) -> Option<LaneId> {
+        let next = self.scheduler.peek(pool)?;
+        let Some(until) = self.pace.until(now).filter(|_| pool == Pool::Fast) else {
+            return Some(next);
+        };
+        let idle = self.scheduler.peek_idle(pool);
+        self.paced = idle.is_none().then_some(until);
+        idle
     }
 
     /// Whose turn it is, whether a slot is free or not.
@@ -118,15 +136,19 @@ impl Sending {
         self.scheduler.first_in_line(pool)
     }
 
-    /// A request of the lane is sent, from the pool whose turn it was.
+    /// A request of the lane is sent, from the pool whose turn it was. Of its hold time: what is expected, and what is
+    /// known.
     pub(super) fn start(
         &mut self,
         (lane, pool): (LaneId, Pool),
         queue: QueueNo,
         delivery: DeliveryId,
-        expected: Duration,
+        (expected, known): (Duration, Option<Duration>),
         now: Tick,
     ) {
+        if pool == Pool::Fast && self.scheduler.lane_in_flight(lane) > 0 {
+            self.pace.sent(now, known.unwrap_or_default(), self.scheduler.total(pool));
+        }
         let charge = self.scheduler.start(lane, pool, expected);
         let request = Request { queue, charge, started: now, outdated: false, doubtful: false };
         let before = self.in_flight.insert(delivery, request);
@@ -255,7 +277,7 @@ impl Sending {
         let room = self.scheduler.has_slow() || self.scheduler.is_pressed();
         let old = self.ageing.front().filter(|_| room).map(|(start, _)| *start + FAST_HOLD);
         let probe = self.probes.peek().map(|Reverse((at, ..))| *at);
-        timer.into_iter().chain(old).chain(probe).min()
+        timer.into_iter().chain(old).chain(probe).chain(self.paced).min()
     }
 }
 
@@ -306,7 +328,7 @@ mod tests {
                         if sending.in_pool(pool) < total {
                             next += 1;
                             let id = DeliveryId(next);
-                            sending.start((lane, pool), queue, id, Duration::ZERO, now);
+                            sending.start((lane, pool), queue, id, (Duration::ZERO, None), now);
                             requests.push((id, now, pool));
                         }
                     }

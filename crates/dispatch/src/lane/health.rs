@@ -47,6 +47,12 @@ impl Health {
         self.hold.expected(now)
     }
 
+    /// For how long its requests have held a slot, where one has ended.
+    #[must_use]
+    pub fn known_hold(&self) -> Option<Duration> {
+        self.hold.known()
+    }
+
     /// How long its answers usually take, where it has answered.
     #[must_use]
     pub fn usual_answer(&self) -> Option<Duration> {

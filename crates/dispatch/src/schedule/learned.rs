@@ -62,6 +62,12 @@ impl HoldEstimate {
         known.max(self.mean_age(now))
     }
 
+    /// What its requests have held, where one has ended.
+    #[must_use]
+    pub fn known(&self) -> Option<Duration> {
+        self.ewma_us.map(Duration::from_micros)
+    }
+
     /// Which pool the next request belongs to.
     #[must_use]
     pub fn pool(&self, now: Tick) -> Pool {

@@ -55,6 +55,12 @@ impl Slots {
         self.owed().or_else(|| self.ready.first(free <= self.reserve))
     }
 
+    /// As [`Slots::first`], of idle lanes and those that are owed one.
+    pub(super) fn first_idle(&self) -> Option<LaneId> {
+        let is_free = self.in_flight < self.total;
+        is_free.then(|| self.owed().or_else(|| self.ready.first(true))).flatten()
+    }
+
     /// The lane that would go next, were there slots enough.
     pub(super) fn first_in_line(&self) -> Option<LaneId> {
         self.owed().or_else(|| self.ready.first(false))

@@ -67,7 +67,7 @@ impl Naive {
         {
             return Some(lane);
         }
-        let idle_only = pool == 0 && free <= self.slots[0] / 32;
+        let idle_only = pool == 0 && free <= (self.slots[0] + 16) / 32;
         let admitted =
             |lane: &NaiveLane| free > 0 && lane.ready[pool] && (!idle_only || lane.in_flight == 0);
         let start = |tag: u128| tag.max(self.virtual_time[pool]);

@@ -14,6 +14,7 @@ mod pooler;
 mod role;
 mod server;
 mod sessions;
+mod spool;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -144,6 +145,7 @@ pub(crate) async fn run(config: &Config) -> Result<CheckView, Failure> {
     let scheduler = &config.scheduler;
     let slots = (scheduler.fast_slots, scheduler.slow_slots);
     open_files(slots, descriptors::limit(), &mut report);
+    spool::check(config, &mut report);
     check(config, &mut report).await?;
     let (failures, warnings) = (report.count(Verdict::Fail), report.count(Verdict::Warn));
     Ok(CheckView { failures, findings: report.0, warnings })

@@ -150,10 +150,10 @@ impl Outcome {
             .unwrap_or_default();
         let its = |s: &&Sample| (from.as_secs_f64()..to.as_secs_f64()).contains(&s.seconds);
         let its: Vec<Sample> = samples.iter().filter(its).copied().collect();
-        let work_conservation = capacity.and_then(|Capacity { in_flight, after }| {
-            let grown = (from + after).as_secs_f64();
-            let its: Vec<&Sample> = its.iter().filter(|s| s.seconds >= grown).collect();
-            conserved(&its, in_flight)
+        let work_conservation = capacity.and_then(|capacity| {
+            let grown = (from + capacity.after).as_secs_f64();
+            let its: Vec<Sample> = its.iter().filter(|s| s.seconds >= grown).copied().collect();
+            conserved(&its, capacity)
         });
         let mut outcome = Self {
             scenario: scenario.name,
@@ -305,12 +305,24 @@ fn mean(samples: &[&Sample], value: impl Fn(&Sample) -> f64) -> f64 {
     samples.iter().map(|sample| value(sample)).sum::<f64>() / samples.len() as f64
 }
 
-/// The share of `capacity` that was in flight while more than twice as much waited.
-fn conserved(samples: &[&Sample], capacity: u32) -> Option<f64> {
-    let waits: Vec<&Sample> =
-        samples.iter().copied().filter(|s| s.waiting > u64::from(capacity) * 2).collect();
-    let share = |s: &Sample| ((s.fast + s.slow) / f64::from(capacity)).min(1.0);
-    (!waits.is_empty()).then(|| mean(&waits, share))
+/// The share of the slots' time for which endpoints worked, while more than twice as much waited as there are slots: a
+/// slot that is free does not count, nor one whose request is not with its endpoint yet, or its answer not with us.
+#[expect(clippy::cast_precision_loss, reason = "counts of a test")]
+fn conserved(samples: &[Sample], capacity: Capacity) -> Option<f64> {
+    let Capacity { in_flight, delay, .. } = capacity;
+    let waits = |s: &Sample| s.waiting > u64::from(in_flight) * 2;
+    let (mut delivered, mut seconds) = (0, 0.0);
+    for pair in samples.windows(2) {
+        if let [before, after] = pair
+            && waits(before)
+            && waits(after)
+        {
+            delivered += after.others - before.others;
+            seconds += after.seconds - before.seconds;
+        }
+    }
+    let most = f64::from(in_flight) * seconds;
+    (seconds > 0.0).then(|| delivered as f64 * delay.as_secs_f64() / most)
 }
 
 /// Resident memory of the last quarter of the samples, divided by that of the second.

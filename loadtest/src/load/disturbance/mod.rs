@@ -85,6 +85,8 @@ pub(super) trait Disturbance: Debug + Send + Sync {
 pub(super) struct Capacity {
     /// Requests.
     pub(super) in_flight: u32,
+    /// What an endpoint takes for one.
+    pub(super) delay: Duration,
     /// So long after the disturbance has begun: until then the endpoints' own limits grow.
     pub(super) after: Duration,
 }

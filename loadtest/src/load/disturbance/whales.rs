@@ -106,6 +106,6 @@ impl Disturbance for Whales {
         // Without a delay it is the machine that bounds, not the slots.
         let in_flight = of_endpoints.min(FAST_SLOTS);
         let after = self.delay * ROUNDS;
-        (!self.delay.is_zero()).then_some(Capacity { in_flight, after })
+        (!self.delay.is_zero()).then_some(Capacity { in_flight, delay: self.delay, after })
     }
 }

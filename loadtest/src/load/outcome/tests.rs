@@ -23,7 +23,7 @@ fn measured(calm_ms: f64, disturbed_ms: f64, samples: Vec<Sample>) -> Measured {
         ],
         samples,
         facts: vec![],
-        capacity: Some(Capacity { in_flight: 64, after: at(0.5) }),
+        capacity: Some(Capacity { in_flight: 64, delay: at(0.05), after: at(0.5) }),
         load: [0.0, 0.0],
         audit: Audited::default(),
     }
@@ -49,21 +49,22 @@ fn goal_compares_the_disturbed_with_both_calms() {
 }
 
 #[test]
-fn work_is_conserved_where_slots_are_in_use_while_something_waits() {
-    let sample = |seconds: f64, fast: f64, waiting: u64| Sample {
+fn work_is_conserved_where_endpoints_work_while_something_waits() {
+    let sample = |seconds: f64, others: u64, waiting: u64| Sample {
         seconds,
-        fast,
+        others,
         waiting,
         ..Sample::default()
     };
-    // Half of the slots, and all of them; what comes in the calm, while limits grow, or when little waits, does not
-    // count.
+    // 1,280 a second are possible: half of them, and all. What comes in the calm, while limits grow, or when little
+    // waits, does not count.
     let samples = vec![
-        sample(5.0, 0.0, 10_000),
-        sample(10.4, 0.0, 10_000),
-        sample(11.0, 32.0, 10_000),
-        sample(12.0, 70.0, 10_000),
-        sample(13.0, 0.0, 100),
+        sample(5.0, 0, 10_000),
+        sample(10.4, 0, 10_000),
+        sample(11.0, 500, 10_000),
+        sample(12.0, 1_140, 10_000),
+        sample(13.0, 2_420, 10_000),
+        sample(14.0, 2_420, 100),
     ];
     let outcome = outcome(measured(5.0, 5.0, samples));
     assert_eq!(outcome.work_conservation, Some(0.75));

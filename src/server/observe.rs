@@ -137,12 +137,12 @@ impl Observer {
         let config = &self.sessions.config;
         let (slot, published, watched, fit) = client
             .in_one_transaction(async {
-                Ok::<_, TaskError>((
-                    slot::read(client, &config.source.slot).await?,
-                    published::check(config, client).await?,
-                    published::unwatched(config, client).await?,
-                    fit(config, client).await?,
-                ))
+                let published = published::check(config, client).await?;
+                let watched = published::unwatched(config, client).await?;
+                let fit = fit(config, client).await?;
+                // Last: what no longer fits became so before this end of the WAL.
+                let slot = slot::read(client, &config.source.slot).await?;
+                Ok::<_, TaskError>((slot, published, watched, fit))
             })
             .await?;
         let store = self.sessions.state().await?;
@@ -178,8 +178,8 @@ async fn seen_by_all(client: &Connection) -> Result<u32, TaskError> {
 /// Rules that no longer fit the catalog.
 struct Misfit {
     problem: String,
-    /// The end of the WAL then. What was written before it fitted, and is delivered first: with a
-    /// corrected rule it might not.
+    /// The end of the WAL then, or a little later. What was written before they no longer did is delivered first: with
+    /// a corrected rule it might not be.
     seen_at: Lsn,
 }
 

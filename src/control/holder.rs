@@ -1,6 +1,9 @@
 //! Who uses a slot: for the operator who is to stop it.
 
+use std::time::Duration;
+
 use anyhow::Result;
+use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
 use super::Databases;
@@ -8,13 +11,24 @@ use super::check::session;
 use walhook_postgres::op::EQ;
 use walhook_postgres::slot;
 
-/// Refuses while the pipeline's slot is active, and names the process.
+/// The server gives a slot up a moment after the process that read it has ended, later where it is busy.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(2);
+
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Refuses while the pipeline's slot is active, and names the process. Waits a moment for one that has just ended.
 pub(super) async fn refuse_while_active(databases: Databases<'_>, source: &Client) -> Result<()> {
     let name = databases.pipeline();
-    let slot = slot::read(source, name).await?;
-    let Some(pid) = slot.and_then(|slot| slot.active_pid) else { return Ok(()) };
-    let user = user(databases, source, pid).await?;
-    anyhow::bail!("the slot {name} is in use by {user}; stop that first")
+    let until = Instant::now() + GIVEN_UP_WITHIN;
+    loop {
+        let slot = slot::read(source, name).await?;
+        let Some(pid) = slot.and_then(|slot| slot.active_pid) else { return Ok(()) };
+        if Instant::now() >= until {
+            let user = user(databases, source, pid).await?;
+            anyhow::bail!("the slot {name} is in use by {user}; stop that first")
+        }
+        sleep(LOOK_EVERY).await;
+    }
 }
 
 /// The process at the other end of the session `pid`: where that is a walhook, its own pid and host, as it

@@ -23,10 +23,12 @@ async fn world() -> Result<World> {
 
 /// A counter of its metrics, summed over its labels.
 pub(crate) async fn counted(world: &World, name: &str) -> Result<u64> {
-    let metrics = world.metrics().await?;
+    Ok(sum(&world.metrics().await?, name))
+}
+
+fn sum(metrics: &str, name: &str) -> u64 {
     let of = metrics.lines().filter(|line| line.starts_with(name));
-    let values = of.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
-    Ok(values.sum())
+    of.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
 pub(crate) async fn until_counted(world: &World, name: &str, least: u64) -> Result<()> {
@@ -47,24 +49,38 @@ const WRITE: &str = "BEGIN;
 async fn small_account_does_not_wait_for_a_transaction_that_is_played() -> Result<()> {
     let mut world = world().await?;
     let _running = world.run().await?;
+    world.subscribe(30_001, 7).await?;
+    world.delivered(1).await?;
     let whale = world.connect().await?;
     whale.batch_execute(WRITE).await?;
     until_counted(&world, "walhook_streamed_rows_total", ROWS as u64 / 2).await?;
-    assert_eq!(counted(&world, "walhook_events_total").await?, 0, "nothing before the commit");
+    assert_eq!(counted(&world, "walhook_events_total").await?, 1, "nothing before the commit");
     whale.batch_execute("COMMIT").await?;
-    world.subscribe(30_001, 7).await?;
-    let small = |stats: &walhook_testkit::receiver::Stats| stats.received > 0;
-    world.mock.wait_until("a delivery", PATIENCE, small).await?;
+    world.sql.batch_execute("DELETE FROM subscribers WHERE id = 30001").await?;
     let deadline = Instant::now() + PATIENCE;
-    while !taken(&world.mock.received()).contains_key("/2") {
+    let small = |received: &[_]| taken(received).get("/2").is_some_and(|two| two.len() == 2);
+    while !small(&world.mock.received()) {
         ensure!(Instant::now() < deadline, "the small account gets nothing");
         sleep(std::time::Duration::from_millis(1)).await;
     }
-    let made = counted(&world, "walhook_events_total").await?;
-    assert!(made < ROWS as u64, "{made} events were made before the small account's was taken");
-    world.delivered(ROWS as u64 + 11 + 1).await?;
+    world.delivered(ROWS as u64 + 11 + 2).await?;
     world.settled().await?;
+    // From their commits, which are as good as one, until they were made. What was made last was delivered last.
+    let small = read_ms(&world, &["--account", "7", "--type", "subscriber.deleted"]).await?;
+    let last = read_ms(&world, &["--account", "42", "--limit", "1"]).await?;
+    ensure!(
+        small < last / 2.0,
+        "made after {small} ms; the last of the transaction after {last} ms"
+    );
     Ok(())
+}
+
+/// How long the newest of these deliveries stood behind what was read before it, by the delivery log.
+async fn read_ms(world: &World, of: &[&str]) -> Result<f64> {
+    let list = world.walhook_json(&[&["events", "list"], of].concat()).await?;
+    let waits = &list["lines"][0]["waits_ms"];
+    ensure!(waits["attempt"].as_f64() > Some(0.0), "{list}");
+    Ok(waits["read"].as_f64().unwrap_or(0.0))
 }
 
 /// What a row's events say of it, in the order in which endpoint 1 first took them.
@@ -85,8 +101,13 @@ async fn rows_keep_their_order_over_a_transaction_that_is_played_and_a_kill_in_i
     whale.batch_execute(WRITE).await?;
     until_counted(&world, "walhook_streamed_rows_total", ROWS as u64 / 2).await?;
     whale.batch_execute("COMMIT").await?;
-    let mut made = 0;
+    let (mut made, mut later) = (0, BTreeSet::new());
     for id in 19_990..20_000 {
+        // It is killed in the middle, however fast it is.
+        if made > ROWS as u64 / 20 {
+            break;
+        }
+        later.insert(id);
         // One that has to wait, and one that passes.
         let update = format!("UPDATE subscribers SET status = 'later' WHERE id = {id}");
         world.sql.batch_execute(&update).await?;
@@ -96,13 +117,13 @@ async fn rows_keep_their_order_over_a_transaction_that_is_played_and_a_kill_in_i
     running.kill().await?;
     ensure!(made < ROWS as u64 + 11, "all was made before the kill: {made} events");
     let _running = world.run().await?;
-    world.delivered(ROWS as u64 + 11 + 10 + 10).await?;
+    world.delivered(ROWS as u64 + 11 + 2 * later.len() as u64).await?;
     world.settled().await?;
     let rows = by_row(&world);
     for (id, said) in &rows {
         let expected: &[&str] = match id {
-            19_990..=19_999 => &["new", "last", "later"],
-            20_000 => &["new", "last"],
+            id if later.contains(id) => &["new", "last", "later"],
+            19_990..=20_000 => &["new", "last"],
             _ => &["new"],
         };
         assert_eq!(said, expected, "row {id}");
@@ -111,7 +132,8 @@ async fn rows_keep_their_order_over_a_transaction_that_is_played_and_a_kill_in_i
     let received = world.mock.received();
     let small = taken(&received).remove("/2").context("the small account's")?;
     let ids: BTreeSet<i64> = small.iter().map(|(_, id)| *id).collect();
-    assert_eq!((small.len(), ids), (10, (49_990..50_000).collect()));
+    let passed: BTreeSet<i64> = later.iter().map(|id| 30_000 + id).collect();
+    assert_eq!((small.len(), ids), (later.len(), passed));
     let distinct: HashSet<(&str, &str)> =
         received.iter().map(|request| (request.path.as_str(), request.id.as_str())).collect();
     let duplicates = received.len() - distinct.len();

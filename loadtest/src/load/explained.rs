@@ -55,7 +55,7 @@ pub struct Slowest {
     pub causes_ms: BTreeMap<&'static str, f64>,
 }
 
-/// What the log says of all deliveries to these accounts.
+/// What the log says of all deliveries to these accounts, by account.
 ///
 /// # Errors
 /// When the log cannot be read.
@@ -81,13 +81,14 @@ pub(super) async fn read(stage: &Stage, accounts: impl Fn(i64) -> bool) -> Resul
         }
         before = page.next;
         if before.is_none() {
+            lines.sort_by_key(|line| line.account);
             return Ok(lines);
         }
     }
 }
 
 impl Slowest {
-    /// Of what was due in the phase from `from` to `to`.
+    /// Of what was due in the phase from `from` to `to`. `lines`: by account.
     pub(super) fn of(
         deliveries: &[Delivery],
         lines: &[Line],
@@ -138,7 +139,8 @@ impl Slowest {
 }
 
 fn nearest(lines: &[Line], account: i64, at: Duration) -> Option<&Line> {
-    let its = lines.iter().filter(|line| line.account == account);
+    let from = lines.partition_point(|line| line.account < account);
+    let its = lines.iter().skip(from).take_while(|line| line.account == account);
     its.min_by_key(|line| line.at.abs_diff(at)).filter(|line| line.at.abs_diff(at) <= APART_MAX)
 }
 
@@ -164,8 +166,9 @@ mod tests {
         waits.add(Cause::Read, ms(4));
         waits.add(Cause::Attempt, ms(19));
         let line = Line { account: 2, committed: ms(1_507), at: ms(1_531), waits };
-        let other = Line { account: 2, at: ms(1_600), ..line };
-        let slowest = Slowest::of(&deliveries, &[other, line], (ms(1_000), ms(2_000)));
+        let other = Line { at: ms(1_600), ..line };
+        let lines = [Line { account: 1, ..other }, other, line, Line { account: 4, ..line }];
+        let slowest = Slowest::of(&deliveries, &lines, (ms(1_000), ms(2_000)));
         assert_eq!((slowest.deliveries, slowest.took_ms, slowest.commit_ms), (1, 30.0, 7.0));
         assert_eq!(slowest.causes(), "attempt 19.00, read 4.00");
         let from_commit = from_commit(&[other, line], (ms(1_000), ms(2_000)));

@@ -107,7 +107,7 @@ impl Journal {
     /// The lines that go with the next state transaction: the oldest, and those beyond what may go are left out.
     pub(super) fn hand_out(&mut self) -> Vec<Entry> {
         // The next ones are about as many. A buffer that grows to some megabytes is allocated over and over, and the
-        // kernel clears all of that each time: most of what the log once cost.
+        // kernel clears all of that each time.
         let next = Vec::with_capacity(self.lines.len().next_power_of_two().min(LINES_MAX));
         let mut lines = std::mem::replace(&mut self.lines, next);
         let beyond = lines.len().saturating_sub(self.most);

@@ -5,8 +5,8 @@
 //! works off in the order in which it came. Whoever commits within it waits for all of it, however free slots are.
 //!
 //! Here a request costs what it is known to hold its slot, divided by all slots: the mean time between two where all
-//! of them are in use. Requests may go three times as fast as that, so that no slot is ever kept from use for long: those
-//! that were spread once end one after the other, and are followed one after the other.
+//! of them are in use. Requests may go three times as fast as that, so that no slot is ever kept from use for long:
+//! those that were spread once end one after the other, and are followed one after the other.
 //!
 //! A lane with nothing in flight never waits for it, nor does a request for which nothing is known.
 

@@ -10,7 +10,9 @@ use walhook_state::StateStore;
 
 const WAIT: Duration = Duration::from_secs(60);
 
-const SLOTS: &str = "SELECT string_agg(confirmed_flush_lsn::text, ' ') FROM pg_replication_slots";
+/// Of those that last: the one that a prepare reads by goes with its session, a moment after that.
+const SLOTS: &str = "SELECT string_agg(confirmed_flush_lsn::text, ' ')
+    FROM pg_replication_slots WHERE NOT temporary";
 
 async fn prepare(config: &Config) -> Result<Prepared, Failure> {
     Ok(super::prepare(config, WAIT).await?.prepared)

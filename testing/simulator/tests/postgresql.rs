@@ -409,11 +409,11 @@ async fn state_model_equals_postgresql() {
     let admin = Connection::open_with_path(&url, "test", SERVER_SEARCH_PATH).await.unwrap();
     admin.batch_execute(HELPERS).await.unwrap();
     let (mut batches, mut pages) = (0, 0);
-    for (seed, version) in [0, 3, 7, 9].into_iter().flat_map(|seed| [(seed, 1), (seed, 2)]) {
+    for (seed, version) in [0, 7].into_iter().flat_map(|seed| [(seed, 1), (seed, 2)]) {
         let (stored, most) = apply(seed, version, &admin, &cluster).await;
         batches += stored;
         pages += most;
     }
     println!("{batches} batches, {pages} pages");
-    assert!(batches > 400, "only {batches} batches: nothing was tried");
+    assert!(batches > 200, "only {batches} batches: nothing was tried");
 }

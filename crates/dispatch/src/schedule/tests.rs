@@ -305,7 +305,7 @@ proptest! {
             scheduler.set_ready(id, Pool::Fast, true);
         }
         let mut waited = vec![0u128; lanes.len()];
-        for _ in 0..2_000 {
+        for _ in 0..1_000 {
             let id = scheduler.peek(Pool::Fast).unwrap();
             let at = id.0 as usize;
             // Expected wrongly, so that the bound holds for what was really used.

@@ -60,7 +60,7 @@ fn settings() -> Settings {
     }
 }
 
-/// A stream of seven days, to three endpoints of each account.
+/// A stream of seven days, to two endpoints of each account.
 fn world(rng: &mut SmallRng, transactions: u64) -> World {
     let after = |hours: u32| Tick(0) + hours * HOUR;
     let tempers = [
@@ -80,7 +80,7 @@ fn world(rng: &mut SmallRng, transactions: u64) -> World {
     let mean_us = u64::try_from(7 * DAY.as_micros()).unwrap() / transactions;
     world.pause_us = mean_us / 10..mean_us * 19 / 10;
     let mut changes = Vec::new();
-    for n in 0..ACCOUNTS * 3 {
+    for n in 0..ACCOUNTS * 2 {
         let (id, account) = (n.to_string(), n % ACCOUNTS);
         changes.push(Change::Endpoint { id: id.clone(), row: Some((account, true)) });
         world.tempers.insert(id, tempers[n as usize % tempers.len()]);

@@ -17,7 +17,10 @@ const MAX_BYTES: i64 = 8 << 20;
 /// What comes between two measures, and the rows that are removed but not vacuumed yet.
 const SLACK_BYTES: i64 = 4 << 20;
 
-/// After a hundred rows: so that a quick machine does not write more between two measures than a slow
+/// Rows between two measures.
+const AT_ONCE: i64 = 300;
+
+/// After so many rows: so that a quick machine does not write more between two measures than a slow
 /// one.
 const REST: Duration = Duration::from_millis(100);
 
@@ -101,9 +104,9 @@ async fn endpoint_with_most_deferred_rows_is_suspended_at_the_bound_and_a_replay
     // Many that take less.
     let (mut ids, mut others, mut most) = (1..1, 2_000_000, 0);
     while number(&world, GROWING).await? == 0 {
-        insert(&world, 1, ids.end..ids.end + 100, 300).await?;
+        insert(&world, 1, ids.end..ids.end + AT_ONCE, 300).await?;
         insert(&world, 2, others..others + 5, 10).await?;
-        (ids.end, others) = (ids.end + 100, others + 5);
+        (ids.end, others) = (ids.end + AT_ONCE, others + 5);
         ensure!(ids.end < 20_000, "nothing is suspended\n{}", running.log());
         sleep(REST).await;
         // No faster than it is stored: the rows that wait in memory are no question of the tables.
@@ -128,6 +131,12 @@ async fn endpoint_with_most_deferred_rows_is_suspended_at_the_bound_and_a_replay
     ids.end += 500;
     world.settled().await?;
     ensure!(number(&world, "SELECT skipped FROM walhook.gaps").await? == before + 500);
+    let listed =
+        world.walhook_json(&["events", "list", "--outcome", "gap", "--limit", "1"]).await?;
+    let event = listed["lines"][0]["event_id"].as_str().with_context(|| listed.to_string())?;
+    let shown = world.walhook_json(&["events", "show", event]).await?;
+    let counted = &shown["deliveries"][0];
+    ensure!(counted["state"] == "gap" && counted["gap"] == gap["id"], "{shown}");
     most = most.max(number(&world, SIZE).await?);
     ensure!(number(&world, IN_GAPS).await? == ids.end - ids.start, "in the gap, each once");
     ensure!(number(&world, "SELECT count(*) FROM walhook.gaps").await? == 1, "nobody else");

@@ -206,6 +206,8 @@ async fn oldest_lines_go_at_the_bound() -> Result<()> {
     let pages = "SELECT count(*) < 1200 FROM walhook.delivery_log";
     world.until(pages, "t").await.with_context(|| running.log())?;
     ensure!(story(&store, first[0].event).await? == 0, "the oldest goes first");
+    let shown = world.walhook_json(&["events", "show", &first[0].event.to_string()]).await?;
+    ensure!(shown["deliveries"] == serde_json::json!([]) && shown["note"].is_string(), "{shown}");
     let bytes = "SELECT sum(octet_length(data)) > 500000 FROM walhook.delivery_log";
     ensure!(world.value(bytes).await? == "t", "more went than had to");
     ensure!(running.terminate().await?.success());

@@ -4,8 +4,10 @@ use anyhow::{Context, Result, ensure};
 use axum::http::StatusCode;
 use serde_json::Value;
 use tokio::time::Instant;
+use walhook_testkit::cluster::{Cluster, StopMode};
 use walhook_testkit::receiver::{Behaviour, Received};
 
+use crate::kills::until_standing_by;
 use crate::support::{PATIENCE, RULES, Running, World, text};
 
 /// A failed delivery is deferred at once, and tried again in an hour.
@@ -182,6 +184,33 @@ async fn event_is_sent_again_to_whoever_is_named_as_far_back_as_the_window_reach
     Ok(())
 }
 
+#[tokio::test]
+async fn event_is_shown_where_state_is_in_another_cluster_also_while_the_source_is_away()
+-> Result<()> {
+    let state = Cluster::start_distinct(&[]).await?;
+    let sections = format!("[state]\nurl = \"{}\"\n{PATIENT}", state.url("postgres"));
+    let mut world = World::with(&sections, RULES, &[]).await?;
+    world.hook(7, 42, "").await?;
+    world.hook(8, 43, "").await?;
+    world.mock.set_behaviour("/8", Behaviour::status(StatusCode::IM_A_TEAPOT));
+    let running = world.run().await?;
+    world.subscribe(1, 42).await?;
+    world.subscribe(2, 43).await?;
+    let (taken, refused) = (event_of(&world, 1).await?, event_of(&world, 2).await?);
+    show_until(&world, &taken, "delivered").await?;
+    show_until(&world, &refused, "deferred").await?;
+    ensure!(running.terminate().await?.success());
+    world.cluster.stop(StopMode::Fast).await?;
+    let shown = show(&world, &taken).await?;
+    ensure!(shown["deliveries"][0]["state"] == "delivered" && shown["settled"] == true, "{shown}");
+    let shown = show(&world, &refused).await?;
+    ensure!(shown["deliveries"][0]["reason"] == "failed" && !shown["body"].is_null(), "{shown}");
+    // Only what is read from the WAL needs the source, and it is named.
+    let shown = world.walhook_json(&["events", "show", &taken, "--body"]).await?;
+    ensure!(shown["body"].is_null() && shown["no_body"].is_string(), "{shown}");
+    Ok(())
+}
+
 async fn listed(world: &World, args: &[&str]) -> Result<Value> {
     world.walhook_json(&[&["events", "list"], args].concat()).await
 }
@@ -234,10 +263,14 @@ async fn support_question_is_answered() -> Result<()> {
     show_until(&world, &ids[3], "deferred").await?;
     show_until(&world, &ids[4], "unroutable").await?;
 
-    // Killed, and another leads: the story goes on.
-    running.kill().await?;
+    // Killed, and a standby leads: the story goes on.
+    let admin = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+    let mut standby = world.spawn_with(&[("WALHOOK_ADMIN__LISTEN", &admin.to_string())])?;
+    until_standing_by(admin).await?;
     world.mock.set_behaviour("/2", Behaviour::ok());
-    let running = world.run().await?;
+    running.kill().await?;
+    standby.until_leading(admin).await?;
+    let running = standby;
     let retried = show_until(&world, &ids[1], "delivered").await?;
     let delivery = of_stream(&retried, "2")?;
     let lines = delivery["lines"].as_array().context("it has no lines")?;
@@ -300,6 +333,16 @@ async fn log_is_listed_and_erased(world: &World) -> Result<()> {
     ensure!(listed(world, &["--type", "else"]).await?["lines"] == serde_json::json!([]));
     let plain = text(&world.walhook(&["events", "list", "--account", "2"]).await?.stdout);
     ensure!(plain.lines().count() == all.len() + 1 && plain.starts_with("AT "), "{plain}");
+
+    // The count is that of the list, by what happened.
+    let counts = world.walhook_json(&["events", "count", "--account", "2"]).await?;
+    ensure!(counts["lines"] == all.len(), "{counts}");
+    let by = counts["by"].as_array().context("no parts")?;
+    let failed = by.iter().find(|part| part["what"] == "failed").context("nothing failed")?;
+    let listed_as_failed = all.iter().filter(|line| line["what"] == "failed").count();
+    ensure!(failed["lines"] == listed_as_failed && failed["status"] == 503, "{counts}");
+    let plain = text(&world.walhook(&["events", "count", "--account", "2"]).await?.stdout);
+    ensure!(plain.ends_with(&format!("\n{} in all\n", all.len())), "{plain}");
 
     // What it tells of an account is erased, and that it was is recorded.
     let unasked = world.walhook(&["events", "erase", "--account", "2"]).await?;

@@ -16,7 +16,10 @@ const ROWS: i64 = 20_000;
 /// machine takes longer for the whale's deliveries than they may hold WAL back by default: none is deferred here.
 async fn world() -> Result<World> {
     let world = World::new().await?;
-    world.edit_config("[endpoints]", "stream_above = \"64KiB\"\n[wal]\nmax_hold = \"1h\"\n[endpoints]")?;
+    world.edit_config(
+        "[endpoints]",
+        "stream_above = \"64KiB\"\n[wal]\nmax_hold = \"1h\"\n[endpoints]",
+    )?;
     world.hook(1, 42, "").await?;
     world.hook(2, 7, "").await?;
     Ok(world)

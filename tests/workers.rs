@@ -17,6 +17,7 @@ use walhook_testkit::receiver::Behaviour;
 
 use crate::kills::endpoints;
 use crate::support::audit::{Audit, Endpoint, audit, settled};
+use crate::support::log_audit::{audit_log, left_out};
 use crate::support::traffic::{self, Traffic};
 use crate::support::{RULES, World};
 
@@ -147,10 +148,12 @@ impl Fleet {
         self.world.mock.wait_until("requests", PATIENCE, more).await
     }
 
-    /// Lets everything settle, and audits it.
+    /// Lets everything settle, and audits it, and what the delivery log tells of it.
     async fn audit(&self, traffic: Traffic) -> Result<Audit> {
         let oracle = traffic.stop().await;
         settled(&self.world, &self.endpoints).await?;
+        let left_out = left_out(&self.world.metrics().await?).context("it does not say")?;
+        audit_log(&self.world, &self.endpoints, left_out).await?;
         audit(&self.world, oracle, &self.endpoints, &[]).await
     }
 }

@@ -1,4 +1,4 @@
-//! `walhook events`: what happened lately, what happened to one, sending one again, erasing an account's.
+//! `walhook events`: what happened lately and how often, what happened to one, sending one again, erasing an account's.
 
 mod print;
 
@@ -16,13 +16,14 @@ use crate::control::time::time_us;
 use crate::control::{Databases, events};
 use walhook_core::position::EventId;
 
-/// List what happened to events, show all of one, send one again, or erase an account's from the delivery log
+/// List or count what happened to events, show all of one, send one again, or erase an account's from the delivery log
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 An event's id is what its requests have as webhook-id, and their bodies as `id`.
 
 Examples:
   walhook events list --account 42 --outcome failed --since 2h
+  walhook events count --account 42 --since 1d
   walhook events show evt_01M89HY61Z3KDGFQWS3TGAXFGY
   walhook events show evt_01M89HY61Z3KDGFQWS3TGAXFGY --body --json
   walhook events resend evt_01M89HY61Z3KDGFQWS3TGAXFGY --endpoint 7")]
@@ -35,6 +36,8 @@ pub struct Args {
 enum Command {
     /// List the delivery log, the newest line first: each attempt, and each end without one
     List(List),
+    /// Count the lines of the delivery log, by what happened and what was answered
+    Count(Count),
     /// Show what happened to one: its deliveries, where each stands now, and the body where it is still held
     Show(Show),
     /// Send one again, to all of its account's endpoints of now that want it, or to one
@@ -50,6 +53,32 @@ Examples:
   walhook events list --endpoint 7 --outcome dead --since 1d
   walhook events list --type subscriber.updated --since 2026-11-23T17:00:00Z --until 2026-11-23T18:00:00Z")]
 struct List {
+    #[command(flatten)]
+    which: Which,
+    /// At most so many
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    limit: u32,
+    /// Continues an earlier list, which printed this
+    #[arg(long, value_name = "PLACE")]
+    before: Option<i64>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Lines, not deliveries: each attempt is one, and what became of a delivery without one is another. All that
+may fit is read, so without a filter it takes the longer the larger the log is.
+
+Examples:
+  walhook events count --account 42 --since 1d
+  walhook events count --endpoint 7 --outcome failed --json")]
+struct Count {
+    #[command(flatten)]
+    which: Which,
+}
+
+/// Which lines.
+#[derive(Debug, clap::Args)]
+struct Which {
     /// Of this account
     #[arg(long, value_name = "ID")]
     account: Option<String>,
@@ -68,12 +97,6 @@ struct List {
     /// Before this time: RFC 3339, or an age such as 2h
     #[arg(long, value_name = "TIME", value_parser = time_us)]
     until: Option<i64>,
-    /// At most so many
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    limit: u32,
-    /// Continues an earlier list, which printed this
-    #[arg(long, value_name = "PLACE")]
-    before: Option<i64>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -127,19 +150,24 @@ struct Resend {
     wait: Duration,
 }
 
-impl List {
-    fn query(&self) -> Query {
-        let filter = Filter {
+impl Which {
+    fn filter(self) -> Filter {
+        Filter {
             event: None,
-            account: self.account.clone(),
-            endpoint: self.endpoint.clone(),
-            event_type: self.event_type.clone(),
-            outcome: self.outcome.clone(),
+            account: self.account,
+            endpoint: self.endpoint,
+            event_type: self.event_type,
+            outcome: self.outcome,
             from_us: self.since,
             to_us: self.until,
-        };
+        }
+    }
+}
+
+impl List {
+    fn query(self) -> Query {
         Query {
-            filter,
+            filter: self.which.filter(),
             limit: usize::try_from(self.limit).unwrap_or(usize::MAX),
             before: self.before,
         }
@@ -156,6 +184,10 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         Command::List(asked) => {
             let page = log::list(Databases::of(&config), &asked.query()).await?;
             if common.json { print_json(&page) } else { print_line(&print::list(&page)) }
+        }
+        Command::Count(Count { which }) => {
+            let counts = log::count(Databases::of(&config), &which.filter()).await?;
+            if common.json { print_json(&counts) } else { print_line(&print::counts(&counts)) }
         }
         Command::Erase(Erase { account, by, yes }) => {
             if !yes {

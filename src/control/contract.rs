@@ -50,6 +50,7 @@ fn queries() -> Vec<Contract> {
             ],
         ),
         ("endpoints_list", vec![case("whole", &sample::endpoint_page())]),
+        ("events_count", vec![case("whole", &sample::line_counts())]),
         ("events_list", vec![case("whole", &sample::line_page())]),
         (
             "events_show",

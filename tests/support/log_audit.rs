@@ -27,6 +27,14 @@ pub(crate) struct LogAudit {
     pub(crate) missing: usize,
 }
 
+/// Lines of the delivery log that a process has left out, as its metrics say.
+pub(crate) fn left_out(metrics: &str) -> Option<u64> {
+    let mut lines =
+        metrics.lines().filter(|line| line.starts_with("walhook_delivery_log_entries_total{"));
+    let line = lines.find(|line| line.contains("result=\"dropped\""))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
 /// Checks, when all is settled, that the log tells of each delivery that was taken, but for `left_out` lines at most,
 /// and of none more often than it was taken.
 ///

@@ -19,6 +19,7 @@ use walhook_testkit::cluster::StopMode;
 use walhook_testkit::receiver::Behaviour;
 
 use super::audit::End;
+use super::log_audit::left_out;
 use super::{PATIENCE, Running, World, answers, get};
 use walhook_testkit::proxy::{Network, Proxy};
 
@@ -316,13 +317,9 @@ impl Nemesis {
 impl Instance {
     /// How many lines of the delivery log it has left out. A frozen one says nothing, and is as it was.
     async fn ask(&mut self) {
-        const LEFT_OUT: &str = "walhook_delivery_log_entries_total{";
         let asked = timeout(Duration::from_millis(500), get(self.admin, "/metrics")).await;
         let Ok(Ok((_, metrics))) = asked else { return };
-        let mut lines = metrics.lines().filter(|line| line.starts_with(LEFT_OUT));
-        let line = lines.find(|line| line.contains("result=\"dropped\""));
-        let value = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
-        self.left_out = value.unwrap_or(self.left_out);
+        self.left_out = left_out(&metrics).unwrap_or(self.left_out);
     }
 }
 

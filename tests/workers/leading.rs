@@ -12,6 +12,7 @@ use walhook_testkit::program::{Program, Running};
 use walhook_testkit::receiver::{Receiver, Settings};
 
 use crate::support::audit::{Audit, Demand, End, Endpoint, audit, settled};
+use crate::support::log_audit::{audit_log, left_out};
 use crate::support::traffic::{self, Traffic};
 use crate::support::{PATIENCE, RULES, SECRET, World};
 
@@ -25,6 +26,8 @@ struct Fleet {
     leader: Running,
     workers: Vec<(Program, Running)>,
     endpoints: Vec<Endpoint>,
+    /// Lines of the delivery log that leaders before this one have left out.
+    left_out: u64,
 }
 
 impl Fleet {
@@ -35,7 +38,7 @@ impl Fleet {
         let mut world = traffic::world(&sections, &[]).await?;
         let endpoints = endpoints(&world).await?;
         let leader = lead(&mut world).await?;
-        let mut fleet = Self { nats, world, leader, workers: Vec::new(), endpoints };
+        let mut fleet = Self { nats, world, leader, workers: Vec::new(), endpoints, left_out: 0 };
         for _ in 0..workers {
             fleet.hire().await?;
         }
@@ -69,17 +72,25 @@ impl Fleet {
         taken.with_context(|| self.leader.log_tail())
     }
 
-    /// Ends the traffic, and compares what was committed with what was received.
+    /// Ends the traffic, and compares what was committed, and what the delivery log says, with what was received.
     async fn audit(&self, traffic: Traffic, lives: &[End]) -> Result<Audit> {
         let oracle = traffic.stop().await;
         let all = settled(&self.world, &self.endpoints).await;
         all.with_context(|| self.leader.log_tail())?;
+        let left_out = self.left_out + self.leaves_out().await?;
+        audit_log(&self.world, &self.endpoints, left_out).await?;
         audit(&self.world, oracle, &self.endpoints, lives).await
     }
 
     /// How one life of the leader ends.
-    fn end(&self) -> End {
-        End { received: self.world.mock.stats().received, at_unix_us: unix_us() }
+    async fn end(&mut self) -> Result<End> {
+        self.left_out += self.leaves_out().await?;
+        Ok(End { received: self.world.mock.stats().received, at_unix_us: unix_us() })
+    }
+
+    /// Lines of the delivery log that the leader has left out.
+    async fn leaves_out(&self) -> Result<u64> {
+        left_out(&self.world.metrics().await?).context("it does not say")
     }
 }
 
@@ -134,7 +145,7 @@ async fn rolling_stop_of_workers_and_leader_in_traffic_loses_and_doubles_nothing
     }
     ensure!(sent_by_workers(&fleet.world).await? > 150, "the leader sent most itself");
     fleet.until_taken(100).await?;
-    let end = fleet.end();
+    let end = fleet.end().await?;
     fleet.leader.signal("TERM")?;
     ensure!(fleet.leader.wait().await?.success(), "{}", fleet.leader.log_tail());
     fleet.leader = lead(&mut fleet.world).await?;
@@ -218,7 +229,7 @@ async fn leader_killed_with_all_in_flight_at_workers_repeats_nothing() -> Result
     for _ in 0..3 {
         fleet.until_taken(100).await?;
         in_flight += fleet.world.in_flight().await.unwrap_or_default();
-        ends.push(fleet.end());
+        ends.push(fleet.end().await?);
         fleet.leader.kill_and_wait().await?;
         fleet.leader = lead(&mut fleet.world).await?;
         fleet.until_serving(2).await?;
@@ -242,7 +253,7 @@ async fn leader_killed_with_one_of_its_workers_repeats_no_more_than_that_one_kne
     let traffic = Traffic::start(&fleet.world, 37, REST).await?;
     fleet.until_taken(100).await?;
     let in_flight = fleet.world.in_flight().await.unwrap_or_default();
-    let end = fleet.end();
+    let end = fleet.end().await?;
     fleet.leader.kill_and_wait().await?;
     let (_, killed) = fleet.workers.remove(0);
     killed.kill().await?;

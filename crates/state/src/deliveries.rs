@@ -15,6 +15,7 @@
 
 mod codes;
 mod columns;
+mod count;
 mod erase;
 mod filter;
 mod keep;
@@ -25,6 +26,7 @@ mod read;
 pub(crate) mod tests;
 mod write;
 
+pub use count::{DeliveryCount, DeliveryKind};
 pub use erase::Erasure;
 pub use keep::LogSize;
 pub use merge::Merged;

@@ -56,7 +56,10 @@ mod tests;
 pub use coverage::MAX_ALARMS;
 pub use dead_letters::StoredDeadLetter;
 pub use deferred::{Changed, DeferredCursor, StoredDeferred};
-pub use deliveries::{DeliveryCursor, DeliveryFilter, DeliveryPage, Erasure, LogSize, Merged};
+pub use deliveries::{
+    DeliveryCount, DeliveryCursor, DeliveryFilter, DeliveryKind, DeliveryPage, Erasure, LogSize,
+    Merged,
+};
 pub use discard_pages::{DiscardedPages, PageCursor};
 pub use endpoints::Standing;
 pub use error::{Class, StateError};

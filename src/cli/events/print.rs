@@ -3,7 +3,7 @@
 use super::super::ago::with_ago;
 use super::super::status::cause_text;
 use super::super::table::{named, one_line, table};
-use crate::control::events::log::{ErasedView, LinePage};
+use crate::control::events::log::{ErasedView, LineCount, LineCounts, LinePage};
 use crate::control::events::{DeliveryView, EventView, LineView};
 
 /// Columns of a thing's name.
@@ -144,6 +144,26 @@ pub(super) fn list(page: &LinePage) -> String {
     text
 }
 
+/// How many lines there are.
+pub(super) fn counts(counts: &LineCounts) -> String {
+    if counts.by.is_empty() {
+        return "no line of the delivery log fits".to_owned();
+    }
+    let mut rows = vec![["LINES", "WHAT", "ANSWER", "FIRST", "LAST"].map(str::to_owned)];
+    rows.extend(counts.by.iter().map(|count| {
+        let LineCount { what, reason, status, failure, lines, first_at, last_at } = count;
+        let answer = status.map(|status| status.to_string()).or_else(|| failure.clone());
+        [
+            lines.to_string(),
+            reason.as_ref().map_or_else(|| what.clone(), |reason| format!("{what} ({reason})")),
+            answer.unwrap_or_default(),
+            with_ago(first_at),
+            with_ago(last_at),
+        ]
+    }));
+    format!("{}\n{} in all", table(&rows), counts.lines)
+}
+
 /// What was erased.
 pub(super) fn erased(erased: &ErasedView) -> String {
     let ErasedView { id, account_id, erased_by, lines, unreadable_pages, .. } = erased;
@@ -180,6 +200,14 @@ mod tests {
         }
         let shown = list(&sample::line_page());
         for part in ["AT  ", "  attempt 2 failed  ", "\nthere are more: --before 17"] {
+            assert!(shown.contains(part), "{part} is not in:\n{shown}");
+        }
+        let shown = counts(&sample::line_counts());
+        for part in [
+            "\n3      failed             503     2026",
+            "\n1      deferred (failed)          2026",
+            "\n4 in all",
+        ] {
             assert!(shown.contains(part), "{part} is not in:\n{shown}");
         }
         assert_eq!(

@@ -1,4 +1,4 @@
-//! The delivery log: what happened lately, and erasing what it tells of an account.
+//! The delivery log: what happened lately and how often, and erasing what it tells of an account.
 
 use serde::Serialize;
 
@@ -31,6 +31,34 @@ pub(crate) struct LinePage {
     pub(crate) lines: Vec<LineView>,
     /// Where the next page begins; null where this is the last.
     pub(crate) next_before: Option<i64>,
+}
+
+/// How many lines fit.
+#[derive(Debug, Serialize)]
+pub(crate) struct LineCounts {
+    /// In all.
+    pub(crate) lines: u64,
+    /// By what they tell of; the parts make up the whole.
+    pub(crate) by: Vec<LineCount>,
+}
+
+/// How many lines tell of the same.
+#[derive(Debug, Serialize)]
+pub(crate) struct LineCount {
+    /// What happened: `delivered`, `failed`, `deferred`, `dead`, `unroutable`, `gap` or `dropped`.
+    pub(crate) what: String,
+    /// Why, of what has a reason.
+    pub(crate) reason: Option<String>,
+    /// The status of the answer; null where there was none.
+    pub(crate) status: Option<u16>,
+    /// What failed, where there was no answer.
+    pub(crate) failure: Option<String>,
+    /// How many.
+    pub(crate) lines: u64,
+    /// When the first of them happened.
+    pub(crate) first_at: String,
+    /// When the last did.
+    pub(crate) last_at: String,
 }
 
 /// What was erased.
@@ -79,6 +107,27 @@ pub(crate) async fn list(databases: Databases<'_>, query: &Query) -> Result<Line
         lines: page.entries.iter().map(LineView::from).collect(),
         next_before: page.next.map(|cursor| cursor.0),
     })
+}
+
+/// Counts lines, by what happened and what was answered. It may read all of the log.
+///
+/// # Errors
+/// When the state database does not answer, or a page of the log cannot be read.
+pub(crate) async fn count(
+    databases: Databases<'_>,
+    filter: &Filter,
+) -> Result<LineCounts, Failure> {
+    let counts = databases.open_state().await?.count_deliveries(filter).await?;
+    let by = counts.iter().map(|(kind, count)| LineCount {
+        what: kind.what.as_str().to_owned(),
+        reason: kind.what.reason().map(str::to_owned),
+        status: kind.status,
+        failure: kind.failure.map(|failure| failure.as_str().to_owned()),
+        lines: count.lines,
+        first_at: rfc3339(count.first_us),
+        last_at: rfc3339(count.last_us),
+    });
+    Ok(LineCounts { lines: counts.values().map(|count| count.lines).sum(), by: by.collect() })
 }
 
 /// Erases what the log tells of an account; `by` is recorded as who asked.

@@ -158,7 +158,7 @@ impl StateStore {
 
     /// The next pages that may hold what is asked for: behind the one of the number `from`, in that order; and of
     /// those newest first the ones that have lines before `before`.
-    async fn pages_of(
+    pub(super) async fn pages_of(
         &self,
         filter: &DeliveryFilter,
         way: Way,

@@ -1,3 +1,4 @@
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -12,7 +13,7 @@ use walhook_core::position::{EventId, Position, WalPosition};
 use walhook_core::waits::{Cause, Waits};
 use walhook_postgres::ident::quote_ident;
 
-use super::{DeliveryCursor, DeliveryFilter, columns};
+use super::{DeliveryCount, DeliveryCursor, DeliveryFilter, DeliveryKind, columns};
 use crate::fixture::{Fixture, SCHEMA};
 use crate::{StateError, StateStore};
 
@@ -144,6 +145,18 @@ async fn listed(store: &StateStore, filter: &DeliveryFilter, limit: usize) -> Ve
     }
 }
 
+fn counted(entries: &[Entry]) -> BTreeMap<DeliveryKind, DeliveryCount> {
+    let kinds: BTreeSet<DeliveryKind> = entries.iter().map(DeliveryKind::from).collect();
+    let count = |kind: DeliveryKind| {
+        let at = |kept: &&Entry| DeliveryKind::from(*kept) == kind;
+        let mut times: Vec<i64> = entries.iter().filter(at).map(|entry| entry.at_us).collect();
+        times.sort_unstable();
+        let (lines, last_us) = (times.len() as u64, times[times.len() - 1]);
+        (kind, DeliveryCount { lines, first_us: times[0], last_us })
+    };
+    kinds.into_iter().map(count).collect()
+}
+
 fn filters(entries: &[Entry]) -> Vec<DeliveryFilter> {
     let any = DeliveryFilter::default();
     let (some, from) = (&entries[entries.len() / 2], entries[entries.len() / 3].at_us);
@@ -187,6 +200,8 @@ async fn search_finds_what_a_look_at_every_line_finds_before_and_after_pages_are
         pages.push(fixture.count("delivery_log").await);
         for filter in filters(&entries) {
             let wanted = wanted(&entries, &filter);
+            let counts = reader.count_deliveries(&filter).await.unwrap();
+            assert_eq!(counts, counted(&wanted), "{filter:?}, merged: {merged}");
             for limit in [101, 10_000] {
                 let found = listed(&reader, &filter, limit).await;
                 assert_eq!(found, wanted, "{filter:?} by {limit}, merged: {merged}");

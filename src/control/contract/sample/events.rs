@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::control::events::log::{ErasedView, LinePage};
+use crate::control::events::log::{ErasedView, LineCount, LineCounts, LinePage};
 use crate::control::events::{DeliveryView, EventView, LineView};
 
 use super::{EVENT, at, text, whole_dead_letter};
@@ -46,6 +46,28 @@ fn deferred_line() -> LineView {
 
 pub(crate) fn line_page() -> LinePage {
     LinePage { lines: vec![deferred_line(), failed_line()], next_before: Some(17) }
+}
+
+pub(crate) fn line_counts() -> LineCounts {
+    let failed = LineCount {
+        what: "failed".into(),
+        reason: None,
+        status: Some(503),
+        failure: None,
+        lines: 3,
+        first_at: at(0),
+        last_at: at(2),
+    };
+    let deferred = LineCount {
+        what: "deferred".into(),
+        reason: text("failed"),
+        status: None,
+        failure: None,
+        lines: 1,
+        first_at: at(1),
+        last_at: at(1),
+    };
+    LineCounts { lines: 4, by: vec![failed, deferred] }
 }
 
 pub(crate) fn erased() -> ErasedView {

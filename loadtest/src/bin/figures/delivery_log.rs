@@ -61,8 +61,8 @@ async fn side(log: &str) -> Result<Side> {
     Side::start(CASE, Layout { extra: log, server: &SERVER, ..Layout::default() }).await
 }
 
-/// CPU of a backlog, with the log against without one; WAL by pace; bytes on disk.
-pub(crate) async fn measure(deliveries: u64, time: Duration, pairs: usize) -> Result<Vec<Figure>> {
+/// CPU of a backlog, with the log against without one.
+pub(crate) async fn cost(deliveries: u64, pairs: usize) -> Result<Vec<Figure>> {
     let mut cpu = Figure::new("log", "cpu", "CPU s, with the log and without", Better::Less);
     let what = "PostgreSQL's CPU s, with the log and without";
     let mut server_cpu = Figure::new("log", "server_cpu", what, Better::Less);
@@ -79,11 +79,18 @@ pub(crate) async fn measure(deliveries: u64, time: Duration, pairs: usize) -> Re
         cpu.ratio(ours.cpu_s, theirs.cpu_s);
         server_cpu.ratio(ours.server_cpu_s, theirs.server_cpu_s);
     }
-    let mut wal = Figure::new("log", "wal_5", "WAL bytes of a delivery's lines", Better::Less);
-    wal.value(alone().await?);
-    let mut figures = vec![cpu, server_cpu, wal];
+    Ok(vec![cpu, server_cpu])
+}
+
+/// WAL by pace, and bytes on disk.
+pub(crate) async fn size(time: Duration) -> Result<Vec<Figure>> {
+    let wal = |key| Figure::new("log_size", key, "WAL bytes of a delivery's lines", Better::Less);
+    let mut five = wal("wal_5");
+    five.value(alone().await?);
+    let mut figures = vec![five];
+    let (mut with, mut without) = (side(WITH).await?, side(WITHOUT).await?);
     for (key, per_second, rows) in PACES {
-        let mut wal = Figure::new("log", key, "WAL bytes of a delivery's lines", Better::Less);
+        let mut wal = wal(key);
         let mut written = [0.0; 2];
         let transactions = (time * per_second).as_secs().max(2);
         for (written, side) in written.iter_mut().zip([&mut with, &mut without]) {
@@ -99,7 +106,7 @@ pub(crate) async fn measure(deliveries: u64, time: Duration, pairs: usize) -> Re
     }
     let sql = "SELECT pg_total_relation_size('walhook.delivery_log')";
     let lines = "SELECT sum(lines)::bigint FROM walhook.delivery_log";
-    let mut disk = Figure::new("log", "disk", "bytes on disk a line", Better::Less);
+    let mut disk = Figure::new("log_size", "disk", "bytes on disk a line", Better::Less);
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     disk.value(with.world.number(sql).await? as f64 / with.world.number(lines).await? as f64);
     figures.push(disk);
@@ -160,7 +167,7 @@ async fn wal_bytes(world: &World) -> Result<f64> {
     Ok(world.number(sql).await? as f64)
 }
 
-/// How long `events show` and `events list --account` take, from their start to their end, in a log of so many lines.
+/// How long `events show`, `events list --account` and `events count` take, from their start to their end, in a log of so many lines.
 pub(crate) async fn search(lines: u64, repetitions: usize) -> Result<Vec<Figure>> {
     let world = World::arranged(Layout { server: &SERVER, ..Layout::default() }).await?;
     let url = Secret::new(world.cluster.url("postgres"));
@@ -178,14 +185,18 @@ pub(crate) async fn search(lines: u64, repetitions: usize) -> Result<Vec<Figure>
     let mut show = Figure::new("log_search", "show", "s of events show", Better::Less);
     let mut list = Figure::new("log_search", "list", "s of events list --account", Better::Less);
     let mut rare = Figure::new("log_search", "rare", "s of one that all lie behind", Better::Less);
+    let mut count = Figure::new("log_search", "count", "s of events count --account", Better::Less);
+    let mut all = Figure::new("log_search", "count_all", "s of events count", Better::Less);
     let mut rng = StdRng::seed_from_u64(1);
     for _ in 0..repetitions {
         let entry = line(rng.random_range(LINES..lines), from_us);
         show.value(took(&world, &["events", "show", &entry.event.to_string()]).await?);
         list.value(took(&world, &["events", "list", "--account", &entry.account]).await?);
         rare.value(took(&world, &["events", "list", "--account", RARE]).await?);
+        count.value(took(&world, &["events", "count", "--account", &entry.account]).await?);
+        all.value(took(&world, &["events", "count"]).await?);
     }
-    Ok(vec![show, list, rare])
+    Ok(vec![show, list, rare, count, all])
 }
 
 async fn took(world: &World, command: &[&str]) -> Result<f64> {

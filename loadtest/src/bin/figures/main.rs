@@ -147,6 +147,8 @@ enum Group {
     Growth,
     /// What the delivery log costs
     Log,
+    /// What it takes in WAL and on disk
+    LogSize,
     /// How long a search of ten million lines of it takes
     LogSearch,
     /// A start with a million of them
@@ -238,6 +240,7 @@ impl Group {
             self,
             Self::Growth
                 | Self::Log
+                | Self::LogSize
                 | Self::LogSearch
                 | Self::Start
                 | Self::CatchUp
@@ -277,9 +280,8 @@ impl Group {
             Self::Flow => deferral::flow(deliveries, cli.pairs).await,
             Self::Paces => deferral::paces(PACE.mul_f64(cli.scale), counts).await,
             Self::Growth => deferral::growth(scaled(deferral::ROUNDS)).await,
-            Self::Log => {
-                delivery_log::measure(deliveries, PACE.mul_f64(cli.scale), cli.pairs).await
-            }
+            Self::Log => delivery_log::cost(deliveries, cli.pairs).await,
+            Self::LogSize => delivery_log::size(PACE.mul_f64(cli.scale)).await,
             Self::LogSearch => delivery_log::search(scaled(LOGGED), cli.pairs).await,
             Self::Start => starts::measure(scaled(AT_START), cli.pairs).await,
             Self::CatchUp => catch_up::measure(catch_up::DEAD.mul_f64(cli.scale), 1).await,

@@ -5,7 +5,6 @@
 //! well by itself once the cause is gone. With `WALHOOK_UPDATE_DOCS=1` the tables are written anew.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -15,7 +14,7 @@ use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 use walhook_testkit::cluster::StopMode;
 
 use crate::disk::SmallDisk;
-use crate::support::{RULES, Running, SCHEMA, World, get, text};
+use crate::support::{RULES, Running, SCHEMA, World, docs, get, text};
 
 /// How soon each failure is told.
 const SOON: Duration = Duration::from_secs(15);
@@ -175,21 +174,10 @@ impl Tried {
 
     /// Holds the table of this name in the documentation against what was seen.
     fn compare(&self, name: &str) -> Result<()> {
-        let path =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations/health-and-metrics.md");
-        let docs = std::fs::read_to_string(&path)?;
-        let (begin, end) =
-            (format!("<!-- {name}: made by tests/outages.rs -->\n"), "<!-- end -->".to_owned());
-        let (before, rest) = docs.split_once(&begin).context("no table in the documentation")?;
-        let (table, after) = rest.split_once(&end).context("the table has no end")?;
         let head = "| What fails | `/readyz` and the log say | `status` and metric: part | A known account's events | A new account's |\n|---|---|---|---|---|\n";
         let made = format!("\n{head}{}\n\n", self.rows.join("\n"));
-        if std::env::var_os("WALHOOK_UPDATE_DOCS").is_some() {
-            std::fs::write(&path, format!("{before}{begin}{made}{end}{after}"))?;
-        } else {
-            ensure!(table == made, "WALHOOK_UPDATE_DOCS=1 writes this to the docs:\n{made}");
-        }
-        Ok(())
+        let page = "docs/operations/health-and-metrics.md";
+        docs::hold(page, &format!("{name}: made by tests/outages.rs"), &made)
     }
 }
 

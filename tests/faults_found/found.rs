@@ -1,6 +1,5 @@
 //! The pipeline in which faults are made, and what was found of them.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -8,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use walhook_core::endpoint::Secret;
 use walhook_postgres::sql::{Connection, SERVER_SEARCH_PATH};
 
-use crate::support::{PATIENCE, SCHEMA, SECRET, World, text};
+use crate::support::{PATIENCE, SCHEMA, SECRET, World, docs, text};
 
 /// One attempt each, so that what failed waits for hours; small tables and a small window, so that both fill.
 const SECTIONS: &str = r#"
@@ -198,19 +197,9 @@ impl Found {
 
     /// Holds the table in the documentation against what was found.
     pub(super) fn compare(&self) -> Result<()> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
-        let docs = std::fs::read_to_string(&path)?;
-        let (begin, end) = ("<!-- faults: made by tests/faults_found.rs -->\n", "<!-- end -->");
-        let (before, rest) = docs.split_once(begin).context("no table in the documentation")?;
-        let (table, after) = rest.split_once(end).context("the table has no end")?;
         let head = "| | What is wrong | Ask | It prints |\n|---|---|---|---|\n";
         let made = format!("\n{head}{}\n\n", self.rows.join("\n"));
-        if std::env::var_os("WALHOOK_UPDATE_DOCS").is_some() {
-            std::fs::write(&path, format!("{before}{begin}{made}{end}{after}"))?;
-        } else {
-            ensure!(table == made, "WALHOOK_UPDATE_DOCS=1 writes this to the docs:\n{made}");
-        }
-        Ok(())
+        docs::hold("docs/operations.md", "faults: made by tests/faults_found.rs", &made)
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use super::{read, root};
+use crate::support::docs;
 
 #[test]
 fn configurations_of_compose_file_and_readme_can_be_loaded() {
@@ -113,14 +114,5 @@ fn graph_of_crates_is_that_of_cargo() {
         }
     }
     assert!(graph.lines().count() > 15, "{graph}");
-    let text = read("ARCHITECTURE.md");
-    let (before, rest) = text.split_once("<!-- cargo tree -->\n").unwrap();
-    let (shown, after) = rest.split_once("<!-- end -->").unwrap();
-    let graph = format!("\n{graph}\n");
-    if std::env::var_os("WALHOOK_UPDATE_DOCS").is_some() {
-        let text = format!("{before}<!-- cargo tree -->\n{graph}<!-- end -->{after}");
-        fs::write(root().join("ARCHITECTURE.md"), text).unwrap();
-    } else {
-        assert_eq!(shown, graph, "WALHOOK_UPDATE_DOCS=1 writes it anew");
-    }
+    docs::hold("ARCHITECTURE.md", "cargo tree", &format!("\n{graph}\n")).unwrap();
 }

@@ -1,6 +1,7 @@
 //! A world for one test: a cluster, the customer's tables, a receiver, and the program as a child.
 
 pub(crate) mod audit;
+pub(crate) mod docs;
 pub(crate) mod log_audit;
 pub(crate) mod nemesis;
 pub(crate) mod traffic;

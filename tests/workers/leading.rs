@@ -247,6 +247,43 @@ async fn leader_killed_with_all_in_flight_at_workers_repeats_nothing() -> Result
     Ok(())
 }
 
+/// Accounts of one endpoint each, which takes four requests at a time at first.
+const SLOW: i64 = 300;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_killed_with_a_thousand_in_flight_at_workers_repeats_none_of_them() -> Result<()> {
+    let nats = Nats::start("max_payload: 2MB").await?;
+    let sections = format!("[workers]\nurl = \"{}\"\nlocal = \"never\"\n", nats.url());
+    let mut world = World::with(&sections, RULES, &[]).await?;
+    for id in 1..=SLOW {
+        world.hook(id, id, "?delay=6s").await?;
+    }
+    let mut leader = lead(&mut world).await?;
+    let mut workers = Vec::new();
+    for _ in 0..2 {
+        let mut program = super::worker(&nats)?;
+        let running = super::run(&mut program).await?;
+        workers.push((program, running));
+    }
+    world.until_metric("walhook_workers{state=\"serving\"}", "2").await?;
+    let insert = format!(
+        "INSERT INTO subscribers SELECT n, 1 + n % {SLOW} FROM generate_series(1, {}) n",
+        4 * SLOW
+    );
+    world.sql.batch_execute(&insert).await?;
+    let many = |stats: &walhook_testkit::receiver::Stats| stats.in_flight >= 1_000;
+    world.mock.wait_until("a thousand in flight", PATIENCE, many).await?;
+    leader.kill_and_wait().await?;
+    let in_flight = world.mock.stats().in_flight;
+    let leader = lead(&mut world).await?;
+    world.delivered(4 * u64::try_from(SLOW)?).await.with_context(|| leader.log_tail())?;
+    world.settled().await?;
+    let duplicates = world.mock.stats().duplicates;
+    println!("leader killed with {in_flight} in flight at workers: {duplicates} sent twice");
+    ensure!(duplicates == 0, "{duplicates} of {in_flight}: {}", leader.log_tail());
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leader_killed_with_one_of_its_workers_repeats_no_more_than_that_one_knew() -> Result<()> {
     let mut fleet = Fleet::start(2).await?;

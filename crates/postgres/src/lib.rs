@@ -12,6 +12,8 @@ pub mod coverage;
 pub mod error;
 pub mod feedback;
 pub mod fix;
+#[cfg(test)]
+mod fixture;
 pub mod ident;
 pub mod lookup;
 pub mod op;

@@ -2,11 +2,9 @@ use bytes::BytesMut;
 use tokio_postgres::SimpleQueryMessage;
 
 use super::*;
-use crate::sql::{Connection, SERVER_SEARCH_PATH};
-use walhook_core::endpoint::Secret;
+use crate::fixture::start;
 use walhook_rules::settings::Bigint;
 use walhook_rules::value::put_value;
-use walhook_testkit::cluster::Cluster;
 
 const SCHEMA: &str = r#"
     CREATE SCHEMA "My Schema";
@@ -33,14 +31,7 @@ const SCHEMA: &str = r#"
 
 #[tokio::test]
 async fn catalog_tells_of_tables_keys_identities_and_partitions() {
-    let cluster = Cluster::start_copied(&std::env::temp_dir(), &[]).await.unwrap();
-    let client = Connection::open_with_path(
-        &Secret::new(cluster.url("postgres")),
-        "test",
-        SERVER_SEARCH_PATH,
-    )
-    .await
-    .unwrap();
+    let (_cluster, client) = start().await;
     client.batch_execute(SCHEMA).await.unwrap();
     let names = [
         "plain",
@@ -145,14 +136,7 @@ const VALUES: &[(&str, &str, &str)] = &[
 
 #[tokio::test]
 async fn values_of_each_type_are_written_as_the_contract_says() {
-    let cluster = Cluster::start_copied(&std::env::temp_dir(), &[]).await.unwrap();
-    let client = Connection::open_with_path(
-        &Secret::new(cluster.url("postgres")),
-        "test",
-        SERVER_SEARCH_PATH,
-    )
-    .await
-    .unwrap();
+    let (_cluster, client) = start().await;
     client.batch_execute(SCHEMA).await.unwrap();
     client.batch_execute("SET datestyle = ISO; SET bytea_output = hex").await.unwrap();
     let catalog = load(&client, ["plain"]).await.unwrap();

@@ -5,21 +5,8 @@ mod rubbish;
 
 use super::*;
 use crate::fix::Failure;
-use crate::sql::{Connection, SERVER_SEARCH_PATH};
+use crate::fixture::{session, start};
 use walhook_core::endpoint::Secret;
-use walhook_testkit::cluster::Cluster;
-
-async fn start() -> (Cluster, Connection) {
-    let cluster = Cluster::start_copied(&std::env::temp_dir(), &[]).await.unwrap();
-    let client = Connection::open_with_path(
-        &Secret::new(cluster.url("postgres")),
-        "test",
-        SERVER_SEARCH_PATH,
-    )
-    .await
-    .unwrap();
-    (cluster, client)
-}
 
 fn lookups(toml: &str) -> Lookups {
     #[derive(serde::Deserialize)]
@@ -214,13 +201,7 @@ async fn lookup_snapshot_is_that_of_the_rows() {
     let none = lookups.fetch(&client, &[]).await.unwrap();
     assert!(none.routes.is_empty() && none.snapshot.contains(':'), "{none:?}");
 
-    let writer = Connection::open_with_path(
-        &Secret::new(cluster.url("postgres")),
-        "test",
-        SERVER_SEARCH_PATH,
-    )
-    .await
-    .unwrap();
+    let writer = session(&cluster).await;
     let insert = "BEGIN; INSERT INTO hooks VALUES (1, 7, 'http://x/', '{*}', 's', true)";
     writer.batch_execute(insert).await.unwrap();
     let xid: String =

@@ -9,7 +9,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
-use crate::sql::{Connection, SERVER_SEARCH_PATH};
+use crate::fixture::{cluster, session as sql, url};
+use crate::sql::Connection;
 use walhook_core::endpoint::Secret;
 use walhook_core::lsn::Lsn;
 use walhook_core::position::WalPosition;
@@ -22,18 +23,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The longest message that is read here.
 const MAX_MESSAGE: usize = 1 << 20;
-
-async fn cluster() -> Cluster {
-    Cluster::start_copied(&std::env::temp_dir(), &[]).await.unwrap()
-}
-
-async fn sql(cluster: &Cluster) -> Connection {
-    Connection::open_with_path(&url(cluster), "test", SERVER_SEARCH_PATH).await.unwrap()
-}
-
-fn url(cluster: &Cluster) -> Secret {
-    Secret::new(cluster.url("postgres"))
-}
 
 /// Two tables, published, and a slot.
 async fn source(sql: &Connection) {

@@ -52,8 +52,7 @@ fn sorted<'a>(accounts: impl IntoIterator<Item = &'a AccountId>) -> Vec<&'a str>
 async fn look_up_that_fails_for_single_accounts_is_answered_for_all_others() {
     let (cluster, client) = start().await;
     client.batch_execute(VIEW).await.unwrap();
-    let url = Secret::new(cluster.url("postgres"));
-    let admin = Connection::open_with_path(&url, "test", SERVER_SEARCH_PATH).await.unwrap();
+    let admin = session(&cluster).await;
     let session = LookupSession { client, has_policies: AtomicBool::new(false) };
     let lookups = lookups(PLAIN);
     let (three, one) = (["150", "23", "7"], ["7"]);
@@ -116,8 +115,7 @@ async fn look_up_that_fails_for_single_accounts_is_answered_for_all_others() {
 async fn outage_of_look_ups_is_no_matter_of_single_accounts() {
     let (cluster, client) = start().await;
     client.batch_execute(VIEW).await.unwrap();
-    let url = Secret::new(cluster.url("postgres"));
-    let admin = Connection::open_with_path(&url, "test", SERVER_SEARCH_PATH).await.unwrap();
+    let admin = session(&cluster).await;
     client.batch_execute("SET lock_timeout = '200ms'").await.unwrap();
     let session = LookupSession { client, has_policies: AtomicBool::new(false) };
     let lookups = lookups(PLAIN);

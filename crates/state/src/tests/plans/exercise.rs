@@ -362,6 +362,7 @@ async fn logging(store: &mut StateStore, done: &mut BTreeMap<&'static str, Reads
     // Rows of pages are looked at, without their data.
     step!(done, store, deliveries, Once, store.deliveries(&any, 8, Some(last)));
     step!(done, store, deliveries_of, Once, store.deliveries(&of, 8, None));
+    step!(done, store, count_deliveries, Once, store.count_deliveries(&of));
     step!(done, store, story, Once, store.story(page.event, 8));
     step!(done, store, merge_deliveries, Once, store.merge_deliveries(DeliveryCursor(0)));
     step!(done, store, deliveries_size, Once, store.deliveries_size());

@@ -50,7 +50,7 @@ async fn of_rows(found: &mut Found) -> Result<()> {
     found
         .found(
             "the account has no endpoint",
-            &[asked("walhook endpoints list --account 2", &["no endpoint fits"])],
+            &[asked("walhook endpoints list --account 2", &["account 2 has no endpoint"])],
         )
         .await?;
     found.world.hook(3, 3, "").await?;
@@ -118,7 +118,7 @@ async fn of_requests(found: &mut Found) -> Result<()> {
             "the endpoint failed too often: its breaker is open",
             asked(
                 "walhook endpoints list --account 10",
-                &["breaker_open", "it failed too often, and is tried again at"],
+                &["breaker_open", "it failed too often, and is tried again"],
             ),
         ),
     ] {

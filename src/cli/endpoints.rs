@@ -89,8 +89,9 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
     match args.command {
         Command::List(List { account, trouble, limit, after }) => {
-            let page = endpoints::list(&config, &Query { account, trouble, limit, after }).await?;
-            if common.json { print_json(&page) } else { print_line(&page_text(&page)) }
+            let asked = Query { account, trouble, limit, after };
+            let page = endpoints::list(&config, &asked).await?;
+            if common.json { print_json(&page) } else { print_line(&page_text(&page, &asked)) }
         }
         Command::Test { id } => test(&endpoints::probe(&config, &id).await?, common.json),
         Command::Pause(asked) => pause(&config, asked, common.json).await,
@@ -163,9 +164,14 @@ fn test(probe: &ProbeView, json: bool) -> CommandResult {
     Err(anyhow!("the endpoint did not take it: {error}").into())
 }
 
-fn page_text(page: &EndpointPage) -> String {
+fn page_text(page: &EndpointPage, asked: &Query) -> String {
     let mut text = if page.endpoints.is_empty() {
-        "no endpoint fits".to_owned()
+        match &asked.account {
+            Some(account) if !asked.trouble && asked.after.is_empty() => {
+                format!("account {account} has no endpoint")
+            }
+            _ => "no endpoint fits".to_owned(),
+        }
     } else {
         let head = [
             "ID",

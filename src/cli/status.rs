@@ -144,12 +144,12 @@ fn records(status: &StatusView) -> Lines {
         items.into_iter().map(move |item| (name, item))
     };
     let gaps = status.gaps.iter().map(|ReplayableGap { gap, replay, .. }| {
-        let again = replay.as_ref().map(|replay| format!("; send it again: {replay}"));
-        let again = again.unwrap_or_default();
-        format!(
-            "{} to {}: {} (recorded {}){again}",
-            gap.from_lsn, gap.to_lsn, gap.reason, gap.recorded_at
-        )
+        let again = match replay {
+            Some(replay) => format!("send it again: {replay}"),
+            None => "walhook gaps list says what helps".to_owned(),
+        };
+        let recorded = with_ago(&gap.recorded_at);
+        format!("{} to {}: {} (recorded {recorded}); {again}", gap.from_lsn, gap.to_lsn, gap.reason)
     });
     let mut lines: Lines = each("gaps", gaps.collect()).collect();
     lines.extend(status.uncovered.iter().map(|alarm| ("NOT COVERED", alarm.clone())));
@@ -199,12 +199,13 @@ fn leader_text(leader: &LeaderView) -> String {
         |holder| {
             let since = leader.since.as_deref().map(with_ago);
             let since = since.unwrap_or_else(|| "an unknown time".to_owned());
-            format!("{holder}, epoch {}, since {since}", leader.epoch)
+            let led = if leader.running == Some(false) { "leading from" } else { "since" };
+            format!("{holder}, epoch {}, {led} {since}", leader.epoch)
         },
     );
     match leader.running {
         Some(true) => last,
-        Some(false) => format!("none runs (last: {last})"),
+        Some(false) => format!("none runs (last: {last}): start `walhook run`"),
         None => format!("unknown (last: {last})"),
     }
 }

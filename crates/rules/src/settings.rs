@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::rule::pattern_covers;
 use walhook_core::size::ByteSize;
 
 /// What a rule listens to.
@@ -94,6 +95,15 @@ pub struct EventRule {
     /// The most that `data`, `previous` and `unchanged` of an event take together.
     #[serde(default = "max_bytes")]
     pub max_bytes: ByteSize,
+}
+
+impl EventRule {
+    /// Whether it makes events of a type that this pattern of an endpoint takes, as far as the rule alone says.
+    #[must_use]
+    pub fn makes(&self, pattern: &str) -> bool {
+        let of_rows = self.type_column.is_some() && pattern_covers(&self.event_type, pattern);
+        pattern == self.event_type || pattern_covers(pattern, &self.event_type) || of_rows
+    }
 }
 
 fn max_bytes() -> ByteSize {

@@ -92,7 +92,10 @@ pub(in crate::cli) fn bar(replay: &ReplayView) -> String {
 pub(super) fn counts_text(counts: &CountsView, range: &ReplayRange) -> String {
     let CountsView { events, deliveries, by_type, unroutable } = counts;
     let ReplayRange { from, to, .. } = range;
-    let mut text = format!("{from} to {to} would send {deliveries} deliveries of {events} events");
+    let some = |n: u64, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
+    let deliveries = some(*deliveries, "delivery", "deliveries");
+    let of = some(*events, "event", "events");
+    let mut text = format!("{from} to {to} would send {deliveries} of {of}");
     for (event_type, count) in by_type {
         let nobody = if *count == 0 { ": no endpoint that is switched on wants it" } else { "" };
         text.push_str(&format!("\n  {event_type}  {count}{nobody}"));

@@ -10,7 +10,6 @@ use walhook_core::escape;
 use walhook_core::event::AccountId;
 use walhook_postgres::fix::Failure;
 use walhook_postgres::lookup::{self, Listed, LookupError, Lookups, Which};
-use walhook_rules::rule::pattern_covers;
 use walhook_sign::Weakness;
 
 const WHAT: &str = "look-up";
@@ -113,7 +112,8 @@ fn endpoints(config: &Config, listed: &[Listed], report: &mut Report) {
         &refused,
     );
     let unknown = of(&|row| {
-        let mut types = row.event_types.iter().filter(|pattern| !is_of_a_rule(config, pattern));
+        let is_made = |pattern: &&String| config.events.iter().any(|rule| rule.makes(pattern));
+        let mut types = row.event_types.iter().filter(|pattern| !is_made(pattern));
         let first = types.next().filter(|_| row.invalid.is_none())?;
         Some(escape::one_line(&first.chars().take(LONGEST_NAMED).collect::<String>()).into_owned())
     });
@@ -137,14 +137,6 @@ pub(super) fn named(ids: &[String]) -> Option<String> {
     }
     let more = if ids.len() > NAMED { ", ..." } else { "" };
     Some(format!("{}{more}", ids.get(..NAMED).unwrap_or(ids).join(", ")))
-}
-
-/// Whether a rule makes events that the pattern of an endpoint takes.
-fn is_of_a_rule(config: &Config, pattern: &str) -> bool {
-    config.events.iter().any(|rule| {
-        let of_rows = rule.type_column.is_some() && pattern_covers(&rule.event_type, pattern);
-        pattern == rule.event_type || pattern_covers(pattern, &rule.event_type) || of_rows
-    })
 }
 
 /// `None` where the error names it.

@@ -11,7 +11,11 @@ use crate::control::{Databases, Failure};
 use walhook_core::event::rfc3339;
 use walhook_postgres::lookup::{self, Listed, Lookups, Which};
 use walhook_postgres::sql::Connection;
+use walhook_process::clock::unix_us;
 use walhook_state::Standing;
+
+/// Characters of an endpoint's event types that are shown.
+const LONGEST_NAMED: usize = 64;
 
 /// What is to be listed.
 #[derive(Debug, Clone, Default)]
@@ -96,7 +100,7 @@ pub(crate) async fn list(config: &Config, asked: &Query) -> Result<EndpointPage,
         asked.account.as_deref().is_none_or(|account| line.account_id.as_deref() == Some(account))
     };
     let shown: Vec<EndpointView> =
-        lines.into_iter().take(limit).map(|(id, (row, s))| EndpointView::new(id, row, s)).collect();
+        lines.into_iter().take(limit).map(|(id, (row, s))| view(config, id, row, s)).collect();
     let next_after = shown.last().map(|line| line.id.clone()).filter(|_| more);
     Ok(EndpointPage { endpoints: shown.into_iter().filter(of_account).collect(), next_after })
 }
@@ -114,6 +118,22 @@ async fn rows(
     Ok(listed.context("cannot read the endpoint table")?)
 }
 
+fn view(config: &Config, id: String, row: Option<Listed>, s: Option<Standing>) -> EndpointView {
+    let unwanted = row.as_ref().and_then(|row| wants_nothing(config, row));
+    let view = EndpointView::new(id, row, s);
+    EndpointView { reason: view.reason.or(unwanted), ..view }
+}
+
+/// What an endpoint wants of which no rule makes anything; `None`: it wants something.
+fn wants_nothing(config: &Config, row: &Listed) -> Option<String> {
+    let is_made = |pattern: &String| config.events.iter().any(|rule| rule.makes(pattern));
+    if row.event_types.is_empty() || row.event_types.iter().any(is_made) {
+        return None;
+    }
+    let types = row.event_types.join(", ").chars().take(LONGEST_NAMED).collect::<String>();
+    Some(format!("no rule makes an event of a type that it wants: {types}"))
+}
+
 impl EndpointView {
     fn new(id: String, row: Option<Listed>, standing: Option<Standing>) -> Self {
         let standing = standing.unwrap_or_else(|| Standing {
@@ -121,7 +141,7 @@ impl EndpointView {
             state: "ok".to_owned(),
             ..Standing::default()
         });
-        let reason = why(&standing);
+        let reason = why(&standing, unix_us());
         let Standing { account, since_us, deferred, dead_letters, state, failed, .. } = standing;
         let Standing { last_error, last_error_us, .. } = standing;
         let invalid = row.as_ref().filter(|row| row.enabled).and_then(|row| row.invalid.clone());
@@ -149,13 +169,17 @@ impl EndpointView {
 }
 
 /// Why nothing, or little, is sent to it.
-fn why(standing: &Standing) -> Option<String> {
+fn why(standing: &Standing, now_us: i64) -> Option<String> {
+    const OFTEN: &str = "it failed too often, and is tried again";
     let reason = || match (&*standing.state, standing.open_until_us) {
-        ("breaker_open", Some(until)) => {
-            Some(format!("it failed too often, and is tried again at {}", rfc3339(until)))
+        ("breaker_open", Some(until)) if until > now_us => {
+            Some(format!("{OFTEN} at {}", rfc3339(until)))
         }
-        ("failing", _) if standing.failed > 0 => {
-            Some(format!("{} requests have failed in a row", standing.failed))
+        // Nothing is stored for a probe.
+        ("breaker_open", _) => Some(format!("{OFTEN} now and then")),
+        ("failing", _) if standing.failed == 1 => Some("its last request failed".to_owned()),
+        ("failing", _) if standing.failed > 1 => {
+            Some(format!("its last {} requests failed", standing.failed))
         }
         _ => None,
     };

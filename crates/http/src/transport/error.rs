@@ -20,18 +20,23 @@ pub(super) fn classify(error: &SendError) -> Failure {
         SendError::Begin(_) | SendError::Sent(..) => FailureKind::Protocol,
         SendError::HeldBack => return failure(FailureKind::Aborted, "it was held back"),
     };
-    let mut detail = Vec::new();
+    let (mut detail, mut speaks_tls) = (Vec::new(), true);
     let mut cause = error.source();
     while let Some(error) = cause {
         if let Some(connect) = error.downcast_ref::<ConnectError>() {
             kind = connect_kind(connect);
-        } else if is_tls(error) {
+        } else if let Some(tls) = tls_error(error) {
             kind = FailureKind::Tls;
+            let invalid = rustls::InvalidMessage::InvalidContentType;
+            speaks_tls = *tls != rustls::Error::InvalidMessage(invalid);
         }
         detail.push(error.to_string());
         cause = error.source();
     }
     detail.dedup();
+    if !speaks_tls {
+        detail.push("the port answers without TLS".to_owned());
+    }
     failure(kind, &detail.join(": "))
 }
 
@@ -54,9 +59,9 @@ fn connect_kind(error: &ConnectError) -> FailureKind {
 }
 
 /// rustls' errors come wrapped in I/O errors, one or more of them, whose sources they are not.
-fn is_tls(error: &(dyn Error + 'static)) -> bool {
-    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    error.is::<rustls::Error>() || wrapped.is_some_and(|inner| is_tls(inner))
+fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let wrapped = || error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    error.downcast_ref().or_else(|| tls_error(wrapped()?))
 }
 
 pub(super) fn failure(kind: FailureKind, detail: &str) -> Failure {

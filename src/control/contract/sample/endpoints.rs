@@ -12,7 +12,7 @@ pub(crate) fn endpoint_page() -> EndpointPage {
         host: text("hooks.example:8080"),
         enabled: Some(true),
         state: "failing".into(),
-        reason: text("3 requests have failed in a row"),
+        reason: text("its last 3 requests failed"),
         since: Some(at(0)),
         deferred: 5,
         dead_letters: 1,

@@ -130,4 +130,5 @@ async fn server_without_tls_behind_https_is_a_tls_failure() {
     let url = server.url().replace("http://", "https://");
     let detail = refusal(&transport(), &url, FailureKind::Tls).await;
     assert!(detail.contains("corrupt message"), "{detail}");
+    assert!(detail.ends_with(": the port answers without TLS"), "{detail}");
 }

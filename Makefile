@@ -47,6 +47,9 @@ DOC_AS_TESTED := --lib --bin bench --bin figures --bin walhook-instructions --ex
 # The tests wait for servers and for time more than they compute.
 export NEXTEST_TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 )))
 
+# Of what proptest generates: a third of its own default. `make test-long` tries more.
+export PROPTEST_CASES ?= 96
+
 .DEFAULT_GOAL := help
 .PHONY: help demo build test test-long test-matrix torture simulate simulate-fleet postgres fuzz lint fmt docs loadtest \
 	bench bench-workers bench-nats instructions bench-outage bench-million bench-deferred bench-replay hostile clean prerequisites
@@ -85,6 +88,7 @@ test-long: prerequisites ## What `make test` has no time for: every test on ever
 	@sh scripts/prerequisites nginx
 	@sh scripts/nats-server >/dev/null
 	$(CARGO) clippy --locked -p walhook-loadtest --features goose --all-targets -- -D warnings
+	PROPTEST_CASES=512 $(CARGO) test --workspace --locked --lib
 	WALHOOK_TEST_LONG=1 WALHOOK_TEST_KILLS=10 sh scripts/test-matrix install $(VERSIONS)
 	sh scripts/test-matrix streamed 16 17 18
 	$(MAKE) simulate

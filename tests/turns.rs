@@ -10,7 +10,7 @@ use walhook_dispatch::dispatcher::UNPERSISTED_MAX;
 use crate::support::{PATIENCE, World, bodies, taken};
 
 /// Rows of the large transaction.
-const ROWS: i64 = 20_000;
+const ROWS: i64 = 10_000;
 
 /// A world with a whale, account 42, and a small account, 7, in which all but small transactions are streamed. A slow
 /// machine takes longer for the whale's deliveries than they may hold WAL back by default: none is deferred here.
@@ -46,8 +46,8 @@ pub(crate) async fn until_counted(world: &World, name: &str, least: u64) -> Resu
 
 /// Writes the large transaction, and leaves it open.
 const WRITE: &str = "BEGIN;
-    INSERT INTO subscribers SELECT n, 42 FROM generate_series(1, 20000) n;
-    UPDATE subscribers SET status = 'last' WHERE id BETWEEN 19990 AND 20000";
+    INSERT INTO subscribers SELECT n, 42 FROM generate_series(1, 10000) n;
+    UPDATE subscribers SET status = 'last' WHERE id BETWEEN 9990 AND 10000";
 
 #[tokio::test]
 async fn small_account_does_not_wait_for_a_transaction_that_is_played() -> Result<()> {
@@ -106,7 +106,7 @@ async fn rows_keep_their_order_over_a_transaction_that_is_played_and_a_kill_in_i
     until_counted(&world, "walhook_streamed_rows_total", ROWS as u64 / 2).await?;
     whale.batch_execute("COMMIT").await?;
     let (mut made, mut later) = (0, BTreeSet::new());
-    for id in 19_990..20_000 {
+    for id in 9_990..10_000 {
         // It is killed in the middle, however fast it is.
         if made > ROWS as u64 / 20 {
             break;
@@ -127,7 +127,7 @@ async fn rows_keep_their_order_over_a_transaction_that_is_played_and_a_kill_in_i
     for (id, said) in &rows {
         let expected: &[&str] = match id {
             id if later.contains(id) => &["new", "last", "later"],
-            19_990..=20_000 => &["new", "last"],
+            9_990..=10_000 => &["new", "last"],
             _ => &["new"],
         };
         assert_eq!(said, expected, "row {id}");

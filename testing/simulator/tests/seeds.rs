@@ -10,7 +10,7 @@ fn small() -> Options {
 #[test]
 fn simulation_keeps_every_promise_by_seed() {
     let mut counts = Counts::required();
-    for seed in 0..24 {
+    for seed in 0..16 {
         match run(seed, &small(), &Wishes::default()) {
             Ok(report) => counts.merge(&report.counts),
             Err(failure) => panic!("seed {seed}{}: {failure:?}", small().arguments()),

@@ -152,9 +152,10 @@ impl Fleet {
     async fn audit(&self, traffic: Traffic) -> Result<Audit> {
         let oracle = traffic.stop().await;
         settled(&self.world, &self.endpoints).await?;
+        let audit = audit(&self.world, oracle, &self.endpoints, &[]).await?;
         let left_out = left_out(&self.world.metrics().await?).context("it does not say")?;
         audit_log(&self.world, &self.endpoints, left_out).await?;
-        audit(&self.world, oracle, &self.endpoints, &[]).await
+        Ok(audit)
     }
 }
 

@@ -48,11 +48,9 @@ pub(crate) async fn audit_log(
     endpoints: &[Endpoint],
     left_out: u64,
 ) -> Result<LogAudit> {
-    let mut taken: BTreeMap<Delivery, usize> = BTreeMap::new();
-    for request in world.mock.received().into_iter().filter(|request| request.is_taken()) {
-        let endpoint = request.path.trim_start_matches('/').parse()?;
-        *taken.entry((endpoint, request.id)).or_default() += 1;
-    }
+    // What is deferred and may fail is still sent meanwhile: what was taken before must be told, and what is told must
+    // have been taken until then.
+    let before = taken(world)?;
     let url = Secret::new(world.cluster.url("postgres"));
     let store = StateStore::open(&url, "walhook", "walhook").await?;
     let page = store.deliveries(&DeliveryFilter::default(), LINES_MAX, None).await?;
@@ -64,9 +62,12 @@ pub(crate) async fn audit_log(
         let delivered = told.entry((endpoint.parse()?, line.event.to_string())).or_default();
         *delivered += usize::from(line.what == What::Delivered);
     }
+    let until_then = taken(world)?;
     let invented: Vec<_> = told
         .iter()
-        .filter(|(delivery, times)| **times > taken.get(*delivery).copied().unwrap_or_default())
+        .filter(|(delivery, times)| {
+            **times > until_then.get(*delivery).copied().unwrap_or_default()
+        })
         .take(10)
         .collect();
     ensure!(invented.is_empty(), "the log tells of what no endpoint took: {invented:?}");
@@ -77,12 +78,22 @@ pub(crate) async fn audit_log(
         Some(Demand::Ended) => !told.contains_key(*delivery),
         Some(Demand::Nothing) | None => false,
     };
-    let missing: Vec<_> = taken.keys().filter(is_missing).collect();
+    let missing: Vec<_> = before.keys().filter(is_missing).collect();
     ensure!(
         u64::try_from(missing.len())? <= left_out,
         "{left_out} lines were left out, and the log tells nothing of {} deliveries that were taken: {:?}",
         missing.len(),
         missing.iter().take(10).collect::<Vec<_>>()
     );
-    Ok(LogAudit { lines: page.entries.len(), taken: taken.len(), missing: missing.len() })
+    Ok(LogAudit { lines: page.entries.len(), taken: before.len(), missing: missing.len() })
+}
+
+/// How often each delivery was taken so far.
+fn taken(world: &World) -> Result<BTreeMap<Delivery, usize>> {
+    let mut taken: BTreeMap<Delivery, usize> = BTreeMap::new();
+    for request in world.mock.received().into_iter().filter(|request| request.is_taken()) {
+        let endpoint = request.path.trim_start_matches('/').parse()?;
+        *taken.entry((endpoint, request.id)).or_default() += 1;
+    }
+    Ok(taken)
 }

@@ -53,6 +53,13 @@ impl StateStore {
         &self,
         filter: &DeliveryFilter,
     ) -> Result<BTreeMap<DeliveryKind, DeliveryCount>, StateError> {
+        self.at_one_moment(self.counts(filter)).await
+    }
+
+    async fn counts(
+        &self,
+        filter: &DeliveryFilter,
+    ) -> Result<BTreeMap<DeliveryKind, DeliveryCount>, StateError> {
         let mut counts: BTreeMap<DeliveryKind, DeliveryCount> = BTreeMap::new();
         let mut from = None;
         loop {

@@ -107,6 +107,15 @@ impl StateStore {
         limit: usize,
         before: Option<DeliveryCursor>,
     ) -> Result<DeliveryPage, StateError> {
+        self.at_one_moment(self.newest(filter, limit, before)).await
+    }
+
+    async fn newest(
+        &self,
+        filter: &DeliveryFilter,
+        limit: usize,
+        before: Option<DeliveryCursor>,
+    ) -> Result<DeliveryPage, StateError> {
         let mut entries = Vec::new();
         let mut next = None;
         // Lines of the page itself may be before.
@@ -140,6 +149,10 @@ impl StateStore {
     /// # Errors
     /// [`StateError::Sql`], [`StateError::Unreadable`].
     pub async fn story(&self, event: EventId, limit: usize) -> Result<Vec<Entry>, StateError> {
+        self.at_one_moment(self.oldest_of(event, limit)).await
+    }
+
+    async fn oldest_of(&self, event: EventId, limit: usize) -> Result<Vec<Entry>, StateError> {
         let filter = DeliveryFilter { event: Some(event), ..DeliveryFilter::default() };
         let (mut entries, mut from) = (Vec::new(), None);
         loop {
@@ -154,6 +167,21 @@ impl StateStore {
                 return Ok(entries);
             }
         }
+    }
+
+    /// Reads all as of one moment. Of pages that are merged between two statements a search would meet the lines twice,
+    /// or not at all: the merged one has the number of the last. Where this is dropped before its end the session is
+    /// left within a transaction.
+    pub(super) async fn at_one_moment<T>(
+        &self,
+        read: impl Future<Output = Result<T, StateError>>,
+    ) -> Result<T, StateError> {
+        self.connection.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        let read = read.await;
+        let ended = self.connection.batch_execute("ROLLBACK").await;
+        let read = read?;
+        ended?;
+        Ok(read)
     }
 
     /// The next pages that may hold what is asked for: behind the one of the number `from`, in that order; and of

@@ -219,6 +219,27 @@ async fn search_finds_what_a_look_at_every_line_finds_before_and_after_pages_are
 }
 
 #[tokio::test]
+async fn lines_of_pages_that_are_merged_meanwhile_are_met_once() {
+    let (fixture, mut store) = led().await;
+    let entries: Vec<Entry> = (0..6_000).map(any).collect();
+    for (number, page) in (1..).zip(entries.chunks(10)) {
+        store_lines(&mut store, number, page.to_vec()).await;
+    }
+    let (reader, all) = (fixture.open().await, DeliveryFilter::default());
+    let before = fixture.count("delivery_log").await;
+    let read = async {
+        for _ in 0..4 {
+            let counts = reader.count_deliveries(&all).await.unwrap();
+            assert_eq!(counts.values().map(|count| count.lines).sum::<u64>(), 6_000);
+            let listed = reader.deliveries(&all, 10_000, None).await.unwrap();
+            assert_eq!(listed.entries.len(), 6_000);
+        }
+    };
+    tokio::join!(merge_all(&mut store), read);
+    assert!(fixture.count("delivery_log").await < before / 2, "nothing was merged");
+}
+
+#[tokio::test]
 async fn list_goes_on_where_it_was_although_pages_are_merged_meanwhile() {
     let (_fixture, mut store) = led().await;
     let entries: Vec<Entry> = (0..5_000).map(busy).collect();

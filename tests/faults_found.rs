@@ -60,10 +60,16 @@ async fn of_rows(found: &mut Found) -> Result<()> {
     found
         .found(
             "the endpoint does not want the event's type",
-            &[asked(
-                "walhook replay start --from oldest --account 3 --dry-run",
-                &["subscriber.created", "0: no endpoint that is switched on wants it"],
-            )],
+            &[
+                asked(
+                    "walhook endpoints list --account 3",
+                    &["no rule makes an event of a type that it wants: subscriber.deleted"],
+                ),
+                asked(
+                    "walhook replay start --from oldest --account 3 --dry-run",
+                    &["subscriber.created", "0: no endpoint that is switched on wants it"],
+                ),
+            ],
         )
         .await
 }

@@ -85,8 +85,10 @@ type Lines = Vec<(&'static str, String)>;
 
 /// Who leads, what fails, and where the pipeline goes on.
 fn whereabouts(status: &StatusView) -> Lines {
-    let mut lines =
-        vec![("pipeline", status.pipeline.clone()), ("leader", leader_text(&status.leader))];
+    let mut lines = vec![
+        ("pipeline", status.pipeline.clone()),
+        ("leader", leader_text(&status.leader, status.halted.is_some())),
+    ];
     if status.mode == DeliveryMode::Log {
         let text = "log: nothing is sent (delivery.mode of this configuration)";
         lines.push(("MODE", text.to_owned()));
@@ -193,7 +195,8 @@ fn slot_text(status: &StatusView) -> String {
     format!("{active}, {}, retains {retains}, {safe}", slot.wal_status)
 }
 
-fn leader_text(leader: &LeaderView) -> String {
+/// `halted`: it is not to be started before that is resolved.
+fn leader_text(leader: &LeaderView, halted: bool) -> String {
     let last = leader.holder.as_deref().map_or_else(
         || "never taken".to_owned(),
         |holder| {
@@ -205,6 +208,7 @@ fn leader_text(leader: &LeaderView) -> String {
     );
     match leader.running {
         Some(true) => last,
+        Some(false) if halted => format!("none runs (last: {last})"),
         Some(false) => format!("none runs (last: {last}): start `walhook run`"),
         None => format!("unknown (last: {last})"),
     }

@@ -198,6 +198,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn reason_says_what_holds_an_endpoint_back_and_when_it_is_tried_again() {
+        let standing = |state: &str, failed, open_until_us| Standing {
+            state: state.to_owned(),
+            failed,
+            open_until_us,
+            ..Standing::default()
+        };
+        let (past, coming) = (Some(9_000_000), Some(11_000_000));
+        for (standing, expected) in [
+            (standing("ok", 0, None), None),
+            (standing("failing", 1, None), Some("its last request failed")),
+            (standing("failing", 3, None), Some("its last 3 requests failed")),
+            (
+                standing("breaker_open", 5, past),
+                Some("it failed too often, and is tried again now and then"),
+            ),
+            (
+                standing("breaker_open", 5, coming),
+                Some("it failed too often, and is tried again at 1970-01-01T00:00:11.000000Z"),
+            ),
+        ] {
+            assert_eq!(why(&standing, 10_000_000).as_deref(), expected);
+        }
+    }
+
+    #[test]
     fn of_a_url_only_host_and_port_are_shown() {
         for (url, shown) in [
             ("https://user:hush@hooks.example/hush?token=hush", Some("hooks.example")),

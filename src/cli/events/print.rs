@@ -97,20 +97,31 @@ fn happened(line: &LineView) -> [String; 5] {
     if !waits.is_empty() {
         says.push(format!("waited: {}", waits.join(", ")));
     }
-    [line.at.clone(), what(line), answer(line), took(line), says.join("; ")]
+    [
+        line.at.clone(),
+        what(line),
+        answer(line.status, line.failure.as_deref()),
+        took(line),
+        says.join("; "),
+    ]
 }
 
 fn what(line: &LineView) -> String {
-    match (line.attempt, &line.reason) {
-        (Some(attempt), _) => format!("attempt {attempt} {}", line.what),
-        (None, Some(reason)) => format!("{} ({reason})", line.what),
-        (None, None) => line.what.clone(),
+    match line.attempt {
+        Some(attempt) => format!("attempt {attempt} {}", line.what),
+        None => with_reason(&line.what, line.reason.as_deref()),
     }
 }
 
-fn answer(line: &LineView) -> String {
-    let status = line.status.map(|status| status.to_string());
-    status.or_else(|| line.failure.clone()).unwrap_or_default()
+fn with_reason(what: &str, reason: Option<&str>) -> String {
+    reason.map_or_else(|| what.to_owned(), |reason| format!("{what} ({reason})"))
+}
+
+/// The status, or what failed where there was none.
+fn answer(status: Option<u16>, failure: Option<&str>) -> String {
+    status
+        .map(|status| status.to_string())
+        .unwrap_or_else(|| failure.unwrap_or_default().to_owned())
 }
 
 fn took(line: &LineView) -> String {
@@ -132,7 +143,7 @@ pub(super) fn list(page: &LinePage) -> String {
             line.event_type.clone(),
             line.account_id.clone(),
             line.endpoint.as_deref().unwrap_or("-").to_owned(),
-            answer(line),
+            answer(line.status, line.failure.as_deref()),
             took(line),
             line.excerpt.clone().unwrap_or_default(),
         ]
@@ -152,11 +163,10 @@ pub(super) fn counts(counts: &LineCounts) -> String {
     let mut rows = vec![["LINES", "WHAT", "ANSWER", "FIRST", "LAST"].map(str::to_owned)];
     rows.extend(counts.by.iter().map(|count| {
         let LineCount { what, reason, status, failure, lines, first_at, last_at } = count;
-        let answer = status.map(|status| status.to_string()).or_else(|| failure.clone());
         [
             lines.to_string(),
-            reason.as_ref().map_or_else(|| what.clone(), |reason| format!("{what} ({reason})")),
-            answer.unwrap_or_default(),
+            with_reason(what, reason.as_deref()),
+            answer(*status, failure.as_deref()),
             with_ago(first_at),
             with_ago(last_at),
         ]

@@ -33,7 +33,7 @@ pub const LETTERS_MAX: u32 = 1_000;
 pub struct Purge {
     /// Which.
     pub queue: QueueId,
-    /// At most so many rows.
+    /// At most so many rows; pages are removed whole, and so of the last one what it holds beyond.
     pub rows: u32,
 }
 

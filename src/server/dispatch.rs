@@ -13,7 +13,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::lookups::LookupRequest;
 use super::record::Recorded;
 use super::refill::{RefillReply, RefillRequest};
 use super::work::{Recent, Shown};
@@ -32,10 +31,11 @@ use walhook_core::position::EventId;
 use walhook_core::room::Measured;
 use walhook_core::tick::Tick;
 use walhook_dispatch::dispatcher::{
-    Counters, Dispatch, Dispatcher, Effect, Find, Input, LookUpAnswer, OperatorInput, ReplayInput,
-    Retry, Settled,
+    Counters, Dispatch, Dispatcher, Effect, Find, Input, LookUp, LookUpAnswer, OperatorInput,
+    ReplayInput, Retry, Settled,
 };
 use walhook_dispatch::map::NumberMap;
+use walhook_dispatch::route::LookUpLine;
 use walhook_http::attempts::Attempts;
 use walhook_http::sender::Sender;
 use walhook_process::clock::{Clock, unix_us};
@@ -50,7 +50,8 @@ pub(super) struct Channels {
     pub(super) retries: mpsc::Receiver<Retry>,
     pub(super) operator: mpsc::Receiver<OperatorInput>,
     pub(super) replays: mpsc::Receiver<ReplayInput>,
-    pub(super) lookup: mpsc::Sender<LookupRequest>,
+    pub(super) look_up: mpsc::Sender<LookUp>,
+    pub(super) look_up_costly: mpsc::Sender<LookUp>,
     pub(super) looked_up: mpsc::Receiver<LookUpAnswer>,
     pub(super) refill: mpsc::Sender<RefillRequest>,
     pub(super) refilled: mpsc::Receiver<RefillReply>,
@@ -268,7 +269,13 @@ impl Driver {
                     }
                 }
             },
-            Effect::LookUp(accounts) => _ = channels.lookup.try_send(LookupRequest { accounts }),
+            Effect::LookUp(look_up) => {
+                let line = match look_up.line {
+                    LookUpLine::Usual => &channels.look_up,
+                    LookUpLine::Costly => &channels.look_up_costly,
+                };
+                let _ = line.try_send(look_up);
+            }
             Effect::ReadDeferred(pages) => {
                 let _ = channels.refill.try_send(RefillRequest::Deferred(pages));
             }

@@ -1,81 +1,127 @@
-//! Looks accounts' endpoints up, batch after batch.
+//! Looks accounts' endpoints up, batch after batch: costly ones in a session of their own, beside all others.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::error::TaskError;
 use super::responder::Responder;
-use super::sessions::LOOK_UPS;
+use super::sessions::{COSTLY_LOOK_UPS, LOOK_UPS};
 use crate::config::Config;
 use crate::server::health::Teller;
 use crate::server::trouble::Part;
 use walhook_core::event::AccountId;
-use walhook_dispatch::dispatcher::LookUpAnswer;
-use walhook_postgres::lookup::{Answer, Apart, LookupSession, Lookups};
+use walhook_dispatch::dispatcher::{LookUp, LookUpAnswer};
+use walhook_dispatch::route::LookUpLine;
+use walhook_postgres::lookup::{Answer, Apart, Failing, LookupSession, Lookups};
 
-/// What the dispatcher asks.
-pub(super) struct LookupRequest {
-    pub(super) accounts: Vec<AccountId>,
-}
-
-/// Reads the endpoint table. One that cannot be read is a person's to fix: what is committed
+/// Reads the endpoint table for one line. One that cannot be read is a person's to fix: what is committed
 /// meanwhile waits, and nothing is lost.
 pub(super) struct LookupResponder {
+    line: LookUpLine,
     config: Config,
     lookups: Lookups,
     apart: Apart,
     session: Option<LookupSession>,
+    failing: Arc<FailingAlone>,
     tell: Teller,
 }
 
 impl LookupResponder {
-    pub(super) fn new(config: Config, tell: Teller) -> Self {
-        let lookups = Lookups::of(config.lookups());
-        Self { config, lookups, apart: Apart::default(), session: None, tell }
+    /// Those of both lines, in the order of [`LookUpLine::ALL`].
+    pub(super) fn both(config: &Config, tell: &Teller) -> [Self; 2] {
+        let failing = Arc::new(FailingAlone::default());
+        LookUpLine::ALL.map(|line| Self {
+            line,
+            config: config.clone(),
+            lookups: Lookups::of(config.lookups()),
+            apart: Apart::default(),
+            session: None,
+            failing: Arc::clone(&failing),
+            tell: tell.clone(),
+        })
     }
 
     async fn fetch(&mut self, accounts: &[AccountId]) -> Result<Answer, TaskError> {
         let session = match &mut self.session {
             Some(session) => session,
             None => {
-                let opened = LookupSession::open(self.config.lookups(), LOOK_UPS.name).await?;
+                let purpose = match self.line {
+                    LookUpLine::Usual => LOOK_UPS,
+                    LookUpLine::Costly => COSTLY_LOOK_UPS,
+                };
+                let opened = LookupSession::open(self.config.lookups(), purpose.name).await?;
                 self.session.insert(opened)
             }
         };
         let answer = self.apart.fetch(session, &self.lookups, accounts).await?;
-        match self.apart.failing() {
-            Some(failing) => {
-                let (since, error) = (failing.since, failing.error);
-                self.tell.fails_with(Part::Accounts, since, &error, &failing.fix);
-            }
-            None => self.tell.works(Part::Accounts),
-        }
+        self.failing.tell(self.line, self.apart.failing(), &self.tell);
         Ok(answer)
     }
 }
 
 impl Responder for LookupResponder {
-    type Question = LookupRequest;
+    type Question = LookUp;
     type Answer = LookUpAnswer;
-
-    const PART: Part = Part::Lookups;
 
     /// A batch's statement may take 30 s, and then it is asked again in parts.
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    async fn answer(&mut self, request: &LookupRequest) -> Result<LookUpAnswer, TaskError> {
-        let Answer { fetched, put_off } = self.fetch(&request.accounts).await?;
+    fn part(&self) -> Part {
+        match self.line {
+            LookUpLine::Usual => Part::Lookups,
+            LookUpLine::Costly => Part::CostlyLookups,
+        }
+    }
+
+    async fn answer(&mut self, look_up: &LookUp) -> Result<LookUpAnswer, TaskError> {
+        let Answer { fetched, put_off } = self.fetch(&look_up.accounts).await?;
         let snapshot = fetched.snapshot.parse()?;
-        Ok(LookUpAnswer { snapshot, put_off, answers: fetched.routes })
+        Ok(LookUpAnswer { line: self.line, snapshot, put_off, answers: fetched.routes })
     }
 
     async fn probe(&mut self) -> Result<(), TaskError> {
-        self.fetch(&[]).await.map(|_| ())
+        match self.line {
+            LookUpLine::Usual => self.fetch(&[]).await.map(|_| ()),
+            // Few need it, and seldom.
+            LookUpLine::Costly => {
+                self.session = None;
+                Ok(())
+            }
+        }
     }
 
     fn hang_up(&mut self, hung: bool) {
         // A session that was refused something is as good as before, and another might not be had.
         if hung || self.session.as_ref().is_some_and(LookupSession::is_closed) {
             self.session = None;
+        }
+    }
+}
+
+/// The accounts of both lines that cannot be looked up for a reason of their own: told together.
+#[derive(Debug, Default)]
+struct FailingAlone(Mutex<[Option<Failing>; 2]>);
+
+impl FailingAlone {
+    /// These are those of the line now.
+    fn tell(&self, line: LookUpLine, failing: Option<Failing>, tell: &Teller) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let [usual, costly] = &mut *lines;
+        match line {
+            LookUpLine::Usual => *usual = failing,
+            LookUpLine::Costly => *costly = failing,
+        }
+        match (usual, costly) {
+            (None, None) => tell.works(Part::Accounts),
+            (Some(Failing { since, error, fix }), None)
+            | (None, Some(Failing { since, error, fix })) => {
+                tell.fails_with(Part::Accounts, *since, error, fix);
+            }
+            (Some(usual), Some(costly)) => {
+                let error = format!("{}; {}", usual.error, costly.error);
+                let since = usual.since.min(costly.since);
+                tell.fails_with(Part::Accounts, since, &error, &usual.fix);
+            }
         }
     }
 }

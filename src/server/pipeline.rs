@@ -116,8 +116,9 @@ pub(super) async fn lead(
     let (retry, retries) = mpsc::channel(RETRIES);
     let (operator, asked) = mpsc::channel(1);
     let (replay, replays) = mpsc::channel(1);
-    let (lookup, lookup_requests) = mpsc::channel(1);
-    let (reply, looked_up) = mpsc::channel(1);
+    let (look_up, usual) = mpsc::channel(1);
+    let (look_up_costly, costly) = mpsc::channel(1);
+    let (reply, looked_up) = mpsc::channel(2);
     // Two kinds of pages, one request of each at a time.
     let (refill, refill_requests) = mpsc::channel(2);
     let (refilled, pages) = mpsc::channel(2);
@@ -133,7 +134,8 @@ pub(super) async fn lead(
         retries,
         operator: asked,
         replays,
-        lookup,
+        look_up,
+        look_up_costly,
         looked_up,
         refill,
         refilled: pages,
@@ -153,8 +155,9 @@ pub(super) async fn lead(
     let abort = tasks.abort.clone();
     tasks.spawn("writer", writer::write(store, persist_requests, stored, tell.clone(), abort));
     leading.respond(&mut tasks, Refiller::new(config.clone()), refill_requests, refilled);
-    let lookups = LookupResponder::new(config.clone(), tell.clone());
-    leading.respond(&mut tasks, lookups, lookup_requests, reply);
+    let [of_usual, of_costly] = LookupResponder::both(config, tell);
+    leading.respond(&mut tasks, of_usual, usual, reply.clone());
+    leading.respond(&mut tasks, of_costly, costly, reply);
     let ends = ReaderEnds { batches, flushed, wants_plays, evictions, shown };
     leading.read(&mut tasks, source, ends, (epoch, clock, system_identifier));
     let outlets = Outlets { retries: retry, operator };
@@ -285,7 +288,7 @@ impl Leading {
         answers: mpsc::Sender<R::Answer>,
     ) {
         let (tell, abort) = (self.tell.clone(), tasks.abort.clone());
-        tasks.spawn(R::PART.as_str(), async move {
+        tasks.spawn(responder.part().as_str(), async move {
             responder::serve(responder, questions, answers, tell, abort).await;
             Ok(())
         });

@@ -40,7 +40,9 @@ impl Responder for Refiller {
     type Question = RefillRequest;
     type Answer = RefillReply;
 
-    const PART: Part = Part::Deferred;
+    fn part(&self) -> Part {
+        Part::Deferred
+    }
 
     async fn answer(&mut self, request: &RefillRequest) -> Result<RefillReply, TaskError> {
         let store = match &mut self.store {

@@ -31,11 +31,11 @@ pub(super) trait Responder: Send + 'static {
     /// What comes back.
     type Answer: Send;
 
-    /// What fails while there is no answer.
-    const PART: Part;
-
     /// A question that takes longer is given up and asked again on a new connection.
     const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// What fails while there is no answer.
+    fn part(&self) -> Part;
 
     /// Answers, on the connection that it has, or else on a new one.
     fn answer(
@@ -59,6 +59,7 @@ pub(super) async fn serve<R: Responder>(
     tell: Teller,
     abort: CancellationToken,
 ) {
+    let part = responder.part();
     let mut is_failing = false;
     loop {
         let question = tokio::select! {
@@ -82,11 +83,11 @@ pub(super) async fn serve<R: Responder>(
             let answered = tokio::select! {
                 biased;
                 () = abort.cancelled() => return,
-                answered = timeout(R::PATIENCE, in_time(asked, &tell, R::PART, since)) => answered,
+                answered = timeout(R::PATIENCE, in_time(asked, &tell, part, since)) => answered,
             };
             let (hung, failed) = match answered {
                 Ok(Ok(answer)) => {
-                    tell.works(R::PART);
+                    tell.works(part);
                     is_failing = false;
                     if let Some(answer) = answer
                         && answers.send(answer).await.is_err()
@@ -99,8 +100,8 @@ pub(super) async fn serve<R: Responder>(
                 Err(_) => (true, None),
             };
             match failed {
-                Some(error) => tell.fails(R::PART, since, &error),
-                None => tell.fails_with(R::PART, since, SLOW_SAYS, SLOW_FIX),
+                Some(error) => tell.fails(part, since, &error),
+                None => tell.fails_with(part, since, SLOW_SAYS, SLOW_FIX),
             }
             responder.hang_up(hung);
             is_failing = true;

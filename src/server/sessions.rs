@@ -85,6 +85,9 @@ pub(super) const LOOK_UPS: Purpose = Purpose {
     statement_timeout: Some(Duration::from_secs(30)),
     ..of("walhook look-ups", Database::Source, Open::Leading)
 };
+/// Look-ups of costly accounts, for which nobody else is to wait.
+pub(super) const COSTLY_LOOK_UPS: Purpose =
+    Purpose { name: "walhook costly look-ups", open: Open::WhileNeeded, ..LOOK_UPS };
 /// The observer, and the replay window's questions.
 pub(super) const OBSERVER: Purpose =
     shared(of("walhook observer", Database::Source, Open::Leading));
@@ -120,10 +123,11 @@ const COMMAND: Purpose = of("walhook command", Database::Source, Open::WhileNeed
 const COMMAND_STATE: Purpose = of("walhook state", Database::State, Open::WhileNeeded);
 
 /// All of them.
-pub(crate) const ALL: [Purpose; 18] = [
+pub(crate) const ALL: [Purpose; 19] = [
     STREAM,
     SENTINEL,
     LOOK_UPS,
+    COSTLY_LOOK_UPS,
     OBSERVER,
     LEASE,
     TASKS,

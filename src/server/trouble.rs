@@ -27,6 +27,8 @@ pub enum Part {
     State,
     /// Looking endpoints up.
     Lookups,
+    /// Looking the endpoints of costly accounts up.
+    CostlyLookups,
     /// Looking the endpoints of single accounts up.
     Accounts,
     /// Reading deferred deliveries back.
@@ -63,11 +65,12 @@ pub enum Part {
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Start,
         Self::Stream,
         Self::State,
         Self::Lookups,
+        Self::CostlyLookups,
         Self::Accounts,
         Self::Deferred,
         Self::Jobs,
@@ -94,6 +97,7 @@ impl Part {
             Self::Stream => "stream",
             Self::State => "state",
             Self::Lookups => "lookups",
+            Self::CostlyLookups => "costly_lookups",
             Self::Accounts => "accounts",
             Self::Deferred => "deferred",
             Self::Jobs => "jobs",
@@ -126,6 +130,10 @@ impl Part {
             }
             Self::Lookups => {
                 "cannot look endpoints up; accounts that are known go on, events of all others wait"
+            }
+            Self::CostlyLookups => {
+                "cannot look up accounts with very many or very long endpoint rows; their events wait, all \
+                 others are sent"
             }
             Self::Accounts => {
                 "cannot look up the endpoints of single accounts; their events wait, all others are sent"
@@ -172,6 +180,9 @@ impl Part {
             Self::Stream => "the stream goes on",
             Self::State => "the checkpoint is stored",
             Self::Lookups => "endpoints are looked up",
+            Self::CostlyLookups => {
+                "accounts with very many or very long endpoint rows are looked up"
+            }
             Self::Accounts => "the endpoints of all accounts are looked up",
             Self::Deferred => "deferred deliveries are read back",
             Self::Jobs => "commands are looked for",
@@ -198,7 +209,8 @@ impl Part {
             Self::Start | Self::Stream | Self::State | Self::Lookups | Self::Deferred => true,
             // One account's rows are no reason to call the instance unready for all: who takes unready
             // instances away would stop everybody's.
-            Self::Accounts
+            Self::CostlyLookups
+            | Self::Accounts
             | Self::Jobs
             | Self::Replays
             | Self::Observer

@@ -149,6 +149,10 @@ impl From<f64> for Share {
     }
 }
 
+/// An account whose endpoints take so many bytes, in memory or as they are read, is [`Routes::is_costly`]: some hundreds
+/// of them, which a look-up reads in a few milliseconds.
+pub const COSTLY_BYTES: usize = 128 << 10;
+
 /// All that routing knows about one account: its endpoints and its share.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
@@ -162,6 +166,9 @@ pub struct Routes {
     /// cannot be routed.
     #[cfg_attr(feature = "record", serde(with = "crate::record::text_option"))]
     pub refused: Option<String>,
+    /// Whether to read them takes so long that other accounts must not wait for it: they are many, their rows are long,
+    /// or the database refuses some.
+    pub is_costly: bool,
     bytes: usize,
 }
 
@@ -172,7 +179,8 @@ impl Routes {
         endpoints.sort_by(|a, b| a.id.cmp(&b.id));
         endpoints.shrink_to_fit();
         let bytes = endpoints.iter().map(|endpoint| endpoint.size_bytes()).sum();
-        Self { endpoints, share: share.into(), refused: None, bytes }
+        let is_costly = bytes >= COSTLY_BYTES;
+        Self { endpoints, share: share.into(), refused: None, is_costly, bytes }
     }
 
     /// What is known of an account that has too many endpoints.
@@ -186,7 +194,14 @@ impl Routes {
     #[must_use]
     pub fn refused(why: String, share: impl Into<Share>) -> Self {
         let bytes = block(why.len());
-        Self { endpoints: Vec::new(), share: share.into(), refused: Some(why), bytes }
+        let (endpoints, refused) = (Vec::new(), Some(why));
+        Self { endpoints, share: share.into(), refused, is_costly: true, bytes }
+    }
+
+    /// The same, of an account that [takes long to read](Routes::is_costly).
+    #[must_use]
+    pub fn costly(self) -> Self {
+        Self { is_costly: true, ..self }
     }
 
     /// What the routes hold in memory, in bytes.

@@ -24,9 +24,7 @@ use walhook_core::event::{AccountId, EndpointId, Event, Item, Operation, RowKeys
 use walhook_core::lsn::Lsn;
 use walhook_core::position::{EventId, Position, WalPosition};
 use walhook_core::tick::Tick;
-use walhook_dispatch::dispatcher::{
-    Dispatcher, Effect, Input, LookUpAnswer, Ordering, Settings, Start,
-};
+use walhook_dispatch::dispatcher::{Dispatcher, Effect, Input, Ordering, Settings, Start};
 use walhook_dispatch::retry::RetryPolicy;
 use walhook_dispatch::settle::SettlePolicy;
 
@@ -195,10 +193,8 @@ impl Brain {
                 Effect::Send(dispatch) => {
                     self.in_flight.push_back(dispatch.attempt.first().id);
                 }
-                Effect::LookUp(accounts) => {
-                    let answers = accounts.into_iter().map(routes).collect();
-                    let snapshot = "1000:1000:".parse().unwrap();
-                    let answer = LookUpAnswer { snapshot, put_off: Vec::new(), answers };
+                Effect::LookUp(look_up) => {
+                    let answer = look_up.answered("1000:1000:".parse().unwrap(), routes);
                     self.dispatcher.handle(self.now, Input::Routes(Box::new(answer)));
                 }
                 Effect::Store(_) => {
@@ -216,7 +212,7 @@ impl Brain {
     }
 }
 
-fn routes(account: AccountId) -> (AccountId, Routes) {
+fn routes(account: &AccountId) -> Routes {
     let endpoint = Endpoint {
         id: EndpointId::new(format!("endpoint-of-{account}")),
         account: account.clone(),
@@ -229,7 +225,7 @@ fn routes(account: AccountId) -> (AccountId, Routes) {
         rate_per_second: None,
         invalid: None,
     };
-    (account, Routes::new(vec![Arc::new(endpoint)], 1.0))
+    Routes::new(vec![Arc::new(endpoint)], 1.0)
 }
 
 /// CPU time of this process so far.

@@ -10,6 +10,7 @@
 //! | `known` | what was not used for longest gives way first, nothing that is pinned does, and the bound holds |
 //! | `owners` | an endpoint's owners are exactly the accounts whose known routes show it |
 //! | `invalidations` | what SQL may not show yet is outdated under each snapshot that does not see it |
+//! | `lines` | an account stands in one line at most: costly ones in theirs, all others in the other |
 //! | `queue` | an account that was asked for is looked up again until it is answered, and never twice at once |
 //! | `named` | an endpoint is named from its change until the checkpoint has passed that |
 //!
@@ -22,8 +23,10 @@
 //! seconds), and a look-up can overlap an invalidation. So every invalidation is remembered, with
 //! its transaction's id, until some look-up's snapshot has seen that transaction. A look-up's answer
 //! counts only if its snapshot sees every remembered transaction that concerns it; else it is asked
-//! again. One batch is in flight at a time, and on one primary a later snapshot sees all that an
-//! earlier one saw; so what one snapshot has seen, every later look-up sees, and may be forgotten.
+//! again. On one primary a later snapshot sees all that an earlier one saw; so what one snapshot has
+//! seen, every later look-up sees. But costly accounts are looked up beside all others, in a line of their
+//! own: the batch that is in flight there may have an earlier snapshot than the one that has come. So what
+//! a line's snapshot has seen is kept for the other line's batch in flight, and forgotten when that has ended.
 //!
 //! Whether an invalidation concerns an answer is known exactly: it names the account, or one of the
 //! endpoints in the answer. An endpoint that moves away from an account whose old row the WAL does
@@ -58,14 +61,17 @@ use super::map::Seeded;
 use invalidations::Invalidations;
 pub use known::RoutesNo;
 use known::{Dropped, Known, KnownRoutes};
+use lines::Lines;
+pub use lines::LookUpLine;
+pub(crate) use lines::PerLine;
 use named::Named;
 use owners::Owners;
-use queue::LookupQueue;
 
 pub use snapshot::{ParseSnapshotError, Snapshot};
 
 mod invalidations;
 mod known;
+mod lines;
 mod named;
 mod owners;
 mod queue;
@@ -96,10 +102,12 @@ pub struct Router {
     owners: Owners,
     named: Named,
     unseen: Invalidations,
-    queue: LookupQueue,
+    /// What a snapshot has seen, which the line's batch in flight may not have.
+    seen_beside: PerLine<Invalidations>,
+    lines: Lines,
     /// Counts the invalidations of everything.
     era: u64,
-    /// Large routes that nobody needs now: kept until the batch in flight is answered, for while look-ups
+    /// Large routes that nobody needs now: kept until a batch in flight is answered, for while look-ups
     /// fail they would not come back.
     kept: BTreeSet<AccountId>,
     /// No look-up for its snapshot's sake alone before then.
@@ -116,7 +124,8 @@ impl Router {
             owners: Owners::default(),
             named: Named::default(),
             unseen: Invalidations::default(),
-            queue: LookupQueue::default(),
+            seen_beside: PerLine::default(),
+            lines: Lines::default(),
             era: 0,
             kept: BTreeSet::new(),
             probe_at: Tick(0),
@@ -128,7 +137,7 @@ impl Router {
     pub fn get(&mut self, account: &AccountId, now: Tick) -> Option<Arc<Routes>> {
         let known = self.known.get(account).filter(|known| known.holds(self.era))?;
         if known.is_old(now) {
-            self.queue.want(account);
+            self.lines.want(account);
         }
         Some(Arc::clone(known.routes()))
     }
@@ -138,7 +147,7 @@ impl Router {
     pub fn get_pinned(&mut self, no: RoutesNo, now: Tick) -> Option<Arc<Routes>> {
         let known = self.known.at(no).filter(|known| known.holds(self.era))?;
         if known.is_old(now) {
-            self.queue.want(self.known.account(no));
+            self.lines.want(self.known.account(no));
         }
         Some(Arc::clone(known.routes()))
     }
@@ -163,7 +172,7 @@ impl Router {
 
     /// Asks for the account's routes; they come through [`Router::handle_lookup`].
     pub fn want(&mut self, account: &AccountId) {
-        self.queue.want(account);
+        self.lines.want(account);
     }
 
     /// Keeps the account's routes until [`Router::unpin`]. For so long it has this number.
@@ -180,7 +189,7 @@ impl Router {
     /// Lets the account's routes be dropped for room again. Large ones are kept while a look-up is under way:
     /// see [`Router::take_kept`].
     pub fn unpin(&mut self, account: &AccountId) {
-        if self.queue.is_in_flight() && self.known.is_pinned_and_large(account) {
+        if self.lines.is_in_flight() && self.known.is_pinned_and_large(account) {
             self.kept.insert(account.clone());
             return;
         }
@@ -218,43 +227,50 @@ impl Router {
         self.named.forget(frontier);
     }
 
-    /// The next accounts to look up, where there are some and no batch is in flight.
+    /// The next accounts to look up, where there are some whose line has no batch in flight.
     ///
     /// An empty batch asks for a snapshot alone. Each batch is answered once, by
     /// [`Router::handle_lookup`].
-    pub fn poll_lookup(&mut self, now: Tick) -> Option<Vec<AccountId>> {
+    pub fn poll_lookup(&mut self, now: Tick) -> Option<(LookUpLine, Vec<AccountId>)> {
         let probes = !self.unseen.is_empty() && self.probe_at <= now;
-        self.queue.next_batch(now, probes)
+        self.lines.next_batch(now, probes)
     }
 
-    /// These of the batch in flight are not answered for, and asked for again no earlier than so long from
+    /// These of the line's batch in flight are not answered for, and asked for again no earlier than so long from
     /// now. Call it before [`Router::handle_lookup`].
-    pub fn put_off(&mut self, accounts: Vec<(AccountId, Duration)>, now: Tick) {
+    pub fn put_off(&mut self, line: LookUpLine, accounts: Vec<(AccountId, Duration)>, now: Tick) {
         for (account, wait) in accounts {
-            self.queue.put_off(account, now + wait);
+            self.lines.put_off(line, account, now + wait);
         }
     }
 
-    /// Takes a batch's answer and returns what is now known.
+    /// Takes the answer to a line's batch and returns what is now known.
     ///
     /// Some may be missing; these are asked for again. What was not asked for is not taken.
     /// Accounts for which SQL does not show yet what the stream has shown are asked again shortly.
     pub fn handle_lookup(
         &mut self,
+        line: LookUpLine,
         snapshot: &Snapshot,
         answers: Vec<(AccountId, Routes)>,
         now: Tick,
     ) -> Vec<LookedUp> {
         let mut ready = Vec::with_capacity(answers.len());
         for (account, routes) in answers {
-            if self.unseen.outdate(snapshot, &account, &routes) {
-                self.queue.put_off(account, now + UNSEEN_RETRY);
-            } else if self.queue.answer(&account) {
+            self.lines.note(&account, routes.is_costly);
+            let changes = [&self.unseen, self.seen_beside.of(line)];
+            if changes.iter().any(|changes| changes.outdate(snapshot, &account, &routes)) {
+                self.lines.put_off(line, account, now + UNSEEN_RETRY);
+            } else if self.lines.answer(line, &account) {
                 ready.push(self.take(account, Arc::new(routes), now));
             }
         }
-        self.queue.end_batch();
-        self.unseen.forget_seen(snapshot);
+        self.lines.end_batch(line);
+        *self.seen_beside.of_mut(line) = Invalidations::default();
+        let seen = self.unseen.take_seen(snapshot);
+        if self.lines.has_in_flight(line.other()) {
+            self.seen_beside.of_mut(line.other()).add(seen);
+        }
         self.probe_at = now + UNSEEN_RETRY;
         ready
     }
@@ -262,11 +278,8 @@ impl Router {
     /// When [`Router::poll_lookup`] may have something although nothing else happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Tick> {
-        if self.queue.is_in_flight() {
-            return None;
-        }
-        let probe = (!self.unseen.is_empty()).then_some(self.probe_at);
-        self.queue.deadline().into_iter().chain(probe).min()
+        let probes = !self.unseen.is_empty() && !self.lines.has_in_flight(LookUpLine::Usual);
+        self.lines.deadline().into_iter().chain(probes.then_some(self.probe_at)).min()
     }
 
     fn take(&mut self, account: AccountId, routes: Arc<Routes>, now: Tick) -> LookedUp {

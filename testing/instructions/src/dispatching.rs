@@ -13,7 +13,7 @@ use walhook_core::event::{EndpointId, Item};
 use walhook_core::lsn::Lsn;
 use walhook_core::tick::Tick;
 use walhook_dispatch::dispatcher::{
-    Dispatcher, Effect, Input, LookUpAnswer, Ordering, Settings, Start,
+    Dispatcher, Effect, Input, LookUp, LookUpAnswer, Ordering, Settings, Start,
 };
 use walhook_dispatch::retry::RetryPolicy;
 use walhook_dispatch::settle::SettlePolicy;
@@ -71,14 +71,14 @@ impl Work {
                 any = true;
                 match effect {
                     Effect::Send(dispatch) => in_flight.push(dispatch.attempt.first().id),
-                    Effect::LookUp(accounts) => {
+                    Effect::LookUp(LookUp { line, accounts }) => {
                         let found = |id: &walhook_core::event::AccountId| {
                             let n: usize = id.as_str().parse().ok()?;
                             Some((id.clone(), self.routes.get(n)?.clone()))
                         };
                         let answers = accounts.iter().filter_map(found).collect();
-                        let snapshot = "1000:1000:".parse()?;
-                        let answer = LookUpAnswer { snapshot, put_off: Vec::new(), answers };
+                        let (snapshot, put_off) = ("1000:1000:".parse()?, Vec::new());
+                        let answer = LookUpAnswer { line, snapshot, put_off, answers };
                         self.dispatcher.handle(now, Input::Routes(Box::new(answer)));
                     }
                     Effect::Store(_) => self.dispatcher.handle(now, Input::Stored(Box::default())),

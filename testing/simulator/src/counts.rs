@@ -10,7 +10,10 @@ use walhook_core::attempt::{FailureKind, Meaning};
 use walhook_core::event::{Item, UnroutableReason};
 use walhook_core::halt::Halt;
 use walhook_core::persist::{DeadReason, DeferReason, PersistBatch};
-use walhook_dispatch::dispatcher::{Effect, EndpointChange, Input, OperatorInput, ReplayInput};
+use walhook_dispatch::dispatcher::{
+    Effect, EndpointChange, Input, LookUp, OperatorInput, ReplayInput,
+};
+use walhook_dispatch::route::LookUpLine;
 
 use crate::faults::Fault;
 use crate::outages::REFUSED;
@@ -94,7 +97,8 @@ kinds_of!(UNROUTABLE, fn unroutable(UnroutableReason) {
 kinds_of!(EFFECTS, fn effect(&Effect) {
     Effect::Send(_) => "send",
     Effect::Abort(_) => "abort",
-    Effect::LookUp(_) => "look-up",
+    Effect::LookUp(LookUp { line: LookUpLine::Usual, .. }) => "look-up",
+    Effect::LookUp(LookUp { line: LookUpLine::Costly, .. }) => "costly-look-up",
     Effect::ReadDeferred(_) => "read-deferred",
     Effect::ReadUnrouted(_) => "read-unrouted",
     Effect::Store(_) => "store",

@@ -10,14 +10,15 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use walhook_core::attempt::{Attempt, DeliveryId, Outcome};
-use walhook_core::event::{AccountId, EndpointId};
+use walhook_core::event::EndpointId;
 use walhook_core::halt::Halt;
 use walhook_core::id::{Epoch, JobId};
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{PersistBatch, Persisted, Refill, Refilled, UnroutedPage};
 use walhook_decode::change::{Changes, Ours};
 use walhook_decode::streamed::{self, OpenTransactions};
-use walhook_dispatch::dispatcher::{Dispatcher, LookUpAnswer, Retry, Settings, Start};
+use walhook_dispatch::dispatcher::{Dispatcher, LookUp, LookUpAnswer, Retry, Settings, Start};
+use walhook_dispatch::route::LookUpLine;
 use walhook_rules::rule::Rules;
 use walhook_rules::turns::{Foreseen, Turns};
 
@@ -37,8 +38,8 @@ pub(crate) struct InFlight {
 
 /// A look-up under way.
 #[derive(Debug)]
-pub(crate) enum LookUp {
-    Asked(Vec<AccountId>),
+pub(crate) enum LookingUp {
+    Asked(LookUp),
     Answered(Box<LookUpAnswer>),
 }
 
@@ -80,7 +81,7 @@ pub(crate) struct Life {
     pub(crate) streamed: u64,
     rng: SmallRng,
     pub(crate) in_flight: BTreeMap<DeliveryId, InFlight>,
-    pub(crate) look_up: Option<LookUp>,
+    pub(crate) look_ups: BTreeMap<LookUpLine, LookingUp>,
     pub(crate) deferred: Option<(Vec<Refill>, Option<Vec<Refilled>>)>,
     pub(crate) unrouted: Option<Vec<UnroutedPage>>,
     pub(crate) storing: Option<Storing>,
@@ -137,7 +138,7 @@ impl Life {
             streamed: 0,
             rng,
             in_flight: BTreeMap::new(),
-            look_up: None,
+            look_ups: BTreeMap::new(),
             deferred: None,
             unrouted: None,
             storing: None,

@@ -25,6 +25,9 @@ use walhook_dispatch::route::Snapshot;
 /// What the wall clock says at tick 0.
 pub(crate) const UNIX_US: i64 = 1_763_900_000_000_000;
 
+/// An account with so many endpoints takes long to read.
+const COSTLY: usize = 2;
+
 /// A message of the stream.
 #[derive(Debug, Clone)]
 pub(crate) struct Sent {
@@ -210,7 +213,8 @@ impl Postgres {
         let weight = self.weights.get(account.as_str()).copied().unwrap_or(1.0);
         // The heavy ones have reserved slots too, more than fit into half of all together.
         let reserved = if weight > 2.0 { 4 } else { 0 };
-        Routes::new(endpoints.collect(), Share { weight, reserved })
+        let routes = Routes::new(endpoints.collect(), Share { weight, reserved });
+        if routes.endpoints.len() < COSTLY { routes } else { routes.costly() }
     }
 
     /// Somebody else's endpoint.

@@ -20,6 +20,7 @@ use walhook_core::id::Epoch;
 use walhook_core::lsn::Lsn;
 use walhook_core::tick::Tick;
 use walhook_dispatch::dispatcher::Input;
+use walhook_dispatch::route::LookUpLine;
 
 use crate::checkers::{self, Checker, Scene, Seen};
 use crate::counts::Counts;
@@ -53,7 +54,7 @@ pub(crate) enum Happens {
     Reads(usize),
     /// A request ends.
     Ends(usize, DeliveryId, u64),
-    LookedUp(usize),
+    LookedUp(usize, LookUpLine),
     Refilled(usize),
     Routable(usize),
     /// A state transaction commits.

@@ -16,7 +16,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::super::route::Snapshot;
+use super::super::route::{LookUpLine, Snapshot};
 use super::reports::Reports;
 use super::{Dispatch, Dispatcher, EndpointChanged, OperatorInput, ReplayInput, Retry, Settled};
 use walhook_core::attempt::{DeliveryId, Outcome};
@@ -83,10 +83,35 @@ pub enum Input {
     Stop,
 }
 
+/// What is to be looked up.
+#[derive(Debug)]
+#[cfg_attr(feature = "record", derive(serde::Serialize))]
+pub struct LookUp {
+    /// Beside the batches of other lines.
+    pub line: LookUpLine,
+    /// These accounts' endpoints; of none at all, a snapshot alone.
+    pub accounts: Vec<AccountId>,
+}
+
+impl LookUp {
+    /// Its answer, where each account has these routes.
+    pub fn answered(
+        self,
+        snapshot: Snapshot,
+        mut routes: impl FnMut(&AccountId) -> Routes,
+    ) -> LookUpAnswer {
+        let answer = |account| (AccountId::clone(account), routes(account));
+        let answers = self.accounts.iter().map(answer).collect();
+        LookUpAnswer { line: self.line, snapshot, put_off: Vec::new(), answers }
+    }
+}
+
 /// What a look-up has told.
 #[derive(Debug)]
 #[cfg_attr(feature = "record", derive(serde::Serialize, serde::Deserialize))]
 pub struct LookUpAnswer {
+    /// The line whose batch is answered.
+    pub line: LookUpLine,
     /// Which transactions it saw.
     pub snapshot: Snapshot,
     /// Accounts that are not answered for, and how long from now they are not to be asked for.
@@ -104,9 +129,8 @@ pub enum Effect {
     /// A request in flight is to be given up; answered by its [`Input::Outcome`] like every other one: it may
     /// have ended otherwise at that moment.
     Abort(DeliveryId),
-    /// These accounts' endpoints are to be looked up; an empty list asks for a snapshot alone. Answered by
-    /// [`Input::Routes`], one at a time.
-    LookUp(Vec<AccountId>),
+    /// Endpoints are to be looked up; answered by [`Input::Routes`], one of each line at a time.
+    LookUp(LookUp),
     /// These pages of deferred rows are to be read; answered by [`Input::DeferredPages`], one batch at a time.
     ReadDeferred(Vec<Refill>),
     /// These pages of unrouted events are to be read; answered by [`Input::UnroutedPages`], one batch at a
@@ -208,11 +232,7 @@ impl Dispatcher {
             Input::Unsent(delivery) => self.handle_unsent(delivery, now),
             Input::Doubt { deliveries, doubtful } => self.handle_doubt(&deliveries, doubtful, now),
             Input::Slots { fast, slow } => self.set_slots(fast, slow),
-            Input::Routes(answer) => {
-                let LookUpAnswer { snapshot, put_off, answers } = *answer;
-                self.put_off_lookup(put_off, now);
-                self.handle_lookup(&snapshot, answers, now);
-            }
+            Input::Routes(answer) => self.handle_lookup(*answer, now),
             Input::DeferredPages(pages) => self.handle_refilled(pages, now),
             Input::UnroutedPages(pages) => self.handle_unrouted(pages, now),
             Input::Stored(persisted) => {

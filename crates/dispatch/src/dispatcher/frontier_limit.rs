@@ -156,9 +156,9 @@ mod tests {
         for item in items.chain([Item::Progress { wal_end: Lsn(90_000) }]) {
             dispatcher.handle_item(item, NOW);
         }
-        let accounts = dispatcher.poll_lookup(NOW).unwrap().into_iter();
-        let answers = accounts.map(|a| (a.clone(), fixture::routes(&a, [a.as_str()])));
-        dispatcher.handle_lookup(&fixture::snapshot(), answers.collect(), NOW);
+        let look_up = dispatcher.poll_lookup(NOW).unwrap();
+        let routes = |a: &walhook_core::event::AccountId| fixture::routes(a, [a.as_str()]);
+        dispatcher.handle_lookup(look_up.answered(fixture::snapshot(), routes), NOW);
         dispatcher
     }
 

@@ -1,15 +1,14 @@
 //! What comes in: the stream's items, operators' retries, and routes; and how they reach the lanes.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::super::lane::{New, SharedEvent, Source};
-use super::super::route::{LookedUp, Snapshot};
+use super::super::route::LookedUp;
 use super::queues::QueueNo;
 use super::waiting::To;
-use super::{Dispatcher, EndpointChange, EndpointChanged, Ordering, Retry};
+use super::{Dispatcher, EndpointChange, EndpointChanged, LookUp, LookUpAnswer, Ordering, Retry};
 use walhook_core::attempt::{Asked, DeliveryId};
-use walhook_core::endpoint::{Routes, Share};
+use walhook_core::endpoint::Share;
 use walhook_core::event::{AccountId, Event, Invalidation, Item, RowKeys, Scope, Unroutable};
 use walhook_core::tick::Tick;
 use walhook_core::waits::Waits;
@@ -47,30 +46,21 @@ impl Dispatcher {
     }
 
     /// The next accounts whose endpoints are to be looked up; answered by
-    /// [`Dispatcher::handle_lookup`]. One batch at a time; an empty one asks for a snapshot alone.
-    pub(super) fn poll_lookup(&mut self, now: Tick) -> Option<Vec<AccountId>> {
-        let accounts = self.routing.router.poll_lookup(now)?;
-        self.routing.asked_at = Some(now);
-        Some(accounts)
-    }
-
-    /// Of the batch that [`Dispatcher::poll_lookup`] asked for, these are not answered for, and asked for
-    /// again no earlier than so long from now. Call it before [`Dispatcher::handle_lookup`].
-    pub(super) fn put_off_lookup(&mut self, accounts: Vec<(AccountId, Duration)>, now: Tick) {
-        self.routing.router.put_off(accounts, now);
+    /// [`Dispatcher::handle_lookup`]. One batch of each line at a time; an empty one asks for a snapshot alone.
+    pub(super) fn poll_lookup(&mut self, now: Tick) -> Option<LookUp> {
+        let (line, accounts) = self.routing.router.poll_lookup(now)?;
+        *self.routing.asked_at.of_mut(line) = Some(now);
+        Some(LookUp { line, accounts })
     }
 
     /// Takes the answer to [`Dispatcher::poll_lookup`].
-    pub(super) fn handle_lookup(
-        &mut self,
-        snapshot: &Snapshot,
-        answers: Vec<(AccountId, Routes)>,
-        now: Tick,
-    ) {
-        self.routing.asked_at = None;
+    pub(super) fn handle_lookup(&mut self, answer: LookUpAnswer, now: Tick) {
+        let LookUpAnswer { line, snapshot, put_off, answers } = answer;
+        *self.routing.asked_at.of_mut(line) = None;
+        self.routing.router.put_off(line, put_off, now);
         let mut left = ROUTED_AT_ONCE;
         for LookedUp { account, routes, joined } in
-            self.routing.router.handle_lookup(snapshot, answers, now)
+            self.routing.router.handle_lookup(line, &snapshot, answers, now)
         {
             for endpoint in joined {
                 self.join(&account, &endpoint);
@@ -82,7 +72,7 @@ impl Dispatcher {
         for account in self.routing.router.take_kept() {
             self.unpin_if_idle(&account);
         }
-        self.note_seen(snapshot);
+        self.note_seen(&snapshot);
         self.relieve_of_routed(now);
     }
 

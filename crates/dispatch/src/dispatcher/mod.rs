@@ -137,7 +137,7 @@ use spans::Spans;
 
 pub use changes::{EndpointChange, EndpointChanged};
 pub use classes::Class;
-pub use door::{Effect, Input, LookUpAnswer};
+pub use door::{Effect, Input, LookUp, LookUpAnswer};
 pub use operator::OperatorInput;
 pub use outcome::{Measured, Settled};
 pub use replay::{Replay, ReplayInput};

@@ -8,7 +8,6 @@ use std::time::Duration;
 use super::{Dispatch, Dispatcher, EndpointChanged, Replay, ReplayInput, Settings};
 use crate::fixture;
 use walhook_core::attempt::DeliveryId;
-use walhook_core::endpoint::Routes;
 use walhook_core::event::{AccountId, EndpointId, Event, Item};
 use walhook_core::id::ReplayId;
 use walhook_core::lsn::Lsn;
@@ -84,13 +83,13 @@ impl Rig {
     }
 
     pub(super) fn look_up(&mut self) {
-        let Some(accounts) = self.dispatcher.poll_lookup(self.now) else { return };
-        let routes = |account: AccountId| {
+        let Some(look_up) = self.dispatcher.poll_lookup(self.now) else { return };
+        let routes = |account: &AccountId| {
             let ids = (!self.removed).then_some(account.as_str());
-            (account.clone(), fixture::routes(&account, ids))
+            fixture::routes(account, ids)
         };
-        let answers: Vec<(AccountId, Routes)> = accounts.into_iter().map(routes).collect();
-        self.dispatcher.handle_lookup(&fixture::snapshot(), answers, self.now);
+        let answer = look_up.answered(fixture::snapshot(), routes);
+        self.dispatcher.handle_lookup(answer, self.now);
     }
 
     /// All requests that may be sent now.

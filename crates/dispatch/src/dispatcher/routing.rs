@@ -12,7 +12,7 @@
 //! is known of routes concerns all of them.
 
 use super::super::map::Seeded;
-use super::super::route::Router;
+use super::super::route::{PerLine, Router};
 use super::shelves::Shelves;
 use super::subscription_starts::SubscriptionStarts;
 use super::unseen::Unseen;
@@ -27,8 +27,8 @@ pub(super) struct Routing {
     pub(super) shelves: Shelves,
     pub(super) starts: SubscriptionStarts,
     pub(super) unseen: Unseen,
-    /// Since when a look-up has not been answered.
-    pub(super) asked_at: Option<Tick>,
+    /// Since when a line's look-up has not been answered.
+    pub(super) asked_at: PerLine<Option<Tick>>,
     /// Whether what waits may become rows is not looked at before then.
     pub(super) look_at: Tick,
 }
@@ -43,7 +43,7 @@ impl Routing {
             shelves: Shelves::new(memory_limit),
             starts: SubscriptionStarts::default(),
             unseen: Unseen::default(),
-            asked_at: None,
+            asked_at: PerLine::default(),
             look_at: Tick(0),
         }
     }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::super::lane::LEAVING_BYTES;
+use super::super::route::LookUpLine;
 use super::Dispatcher;
 use super::outbox::ROWS_BYTES;
 use walhook_core::event::AccountId;
@@ -17,27 +18,28 @@ const STALL: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 impl Dispatcher {
-    /// Whether look-ups are not answered.
+    /// Whether look-ups of a line are not answered.
     pub(super) fn is_stalled(&self, now: Tick) -> bool {
-        self.routing.asked_at.is_some_and(|at| now.since(at) >= STALL)
+        self.routing.asked_at.each().any(|at| is_stall(*at, now))
     }
 
     /// When look-ups that are not answered by then are not waited for any more.
     pub(super) fn stall_deadline(&self, now: Tick) -> Option<Tick> {
         let short = self.committed_bytes() >= self.settings.memory_limit / 4 * 3;
-        let at =
-            self.routing.asked_at.filter(|_| short && !self.routing.waiting.is_empty())? + STALL;
-        (at > now).then_some(at)
+        let asked_at = self.routing.asked_at.each().flatten();
+        let stalls = asked_at.map(|at| *at + STALL).filter(|at| *at > now);
+        stalls.min().filter(|_| short && !self.routing.waiting.is_empty())
     }
 
     /// Makes room while look-ups are not answered: what waits for them becomes rows, of the account that
     /// holds most first.
     pub(super) fn relieve_of_unrouted(&mut self, now: Tick) {
-        let is_stalled = self.is_stalled(now);
+        // Of costly accounts alone, each has waited for that long itself.
+        let are_all_stalled = is_stall(*self.routing.asked_at.of(LookUpLine::Usual), now);
         if now < self.routing.look_at {
             return;
         }
-        let moved = if is_stalled { now } else { now - STALL };
+        let moved = if are_all_stalled { now } else { now - STALL };
         let stands = self.routing.waiting.not_moved_since(moved);
         let waits = stands.filter(|(_, account)| self.waits_for_routes(account));
         let mut accounts: Vec<(usize, AccountId)> =
@@ -88,4 +90,9 @@ impl Dispatcher {
         }
         self.unpin_if_idle(account);
     }
+}
+
+/// Whether what was asked for at that moment is not waited for any more.
+fn is_stall(asked_at: Option<Tick>, now: Tick) -> bool {
+    asked_at.is_some_and(|at| now.since(at) >= STALL)
 }

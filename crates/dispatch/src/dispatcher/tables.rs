@@ -9,7 +9,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::rig::{event, settings};
-use super::{Dispatcher, Effect, Input, LookUpAnswer, OperatorInput, Start};
+use super::{Dispatcher, Effect, Input, OperatorInput, Start};
 use crate::fixture;
 use walhook_core::endpoint::{Endpoint, Routes, Secret};
 use walhook_core::event::{AccountId, EndpointId, Item};
@@ -150,8 +150,8 @@ impl World {
     fn poll(&mut self) {
         while let Some(effect) = self.dispatcher.poll(self.now) {
             match effect {
-                Effect::LookUp(accounts) => {
-                    let routes = |account: AccountId| {
+                Effect::LookUp(look_up) => {
+                    let routes = |account: &AccountId| {
                         let endpoint = |n: u8| Endpoint {
                             id: EndpointId::new(n.to_string()),
                             account: account.clone(),
@@ -165,11 +165,9 @@ impl World {
                             invalid: None,
                         };
                         let endpoints = (0..3).map(|n| Arc::new(endpoint(n))).collect();
-                        (account.clone(), Routes::new(endpoints, 1.0))
+                        Routes::new(endpoints, 1.0)
                     };
-                    let answers = accounts.into_iter().map(routes).collect();
-                    let snapshot = "9:9:".parse().unwrap();
-                    let answer = LookUpAnswer { snapshot, put_off: Vec::new(), answers };
+                    let answer = look_up.answered("9:9:".parse().unwrap(), routes);
                     self.dispatcher.handle(self.now, Input::Routes(Box::new(answer)));
                 }
                 Effect::Flush(_)

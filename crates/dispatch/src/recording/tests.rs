@@ -8,6 +8,7 @@ use smallvec::smallvec;
 use super::*;
 use crate::dispatcher::{LookUpAnswer, OperatorInput, Ordering, Replay, ReplayInput, Retry};
 use crate::retry::RetryPolicy;
+use crate::route::LookUpLine;
 use crate::settle::SettlePolicy;
 use walhook_core::attempt::{DeliveryId, FailureKind, Meaning, Outcome, Record};
 use walhook_core::delivery_log::Keep;
@@ -144,6 +145,7 @@ fn inputs() -> Vec<Input> {
         Input::Slots { fast: 0, slow: u32::MAX },
         Input::Doubt { deliveries: vec![DeliveryId(7)], doubtful: true },
         Input::Routes(Box::new(LookUpAnswer {
+            line: LookUpLine::Costly,
             snapshot: "8:10:9".parse().unwrap(),
             put_off: vec![(AccountId::new("44"), Duration::from_secs(5))],
             answers: routes,
@@ -322,6 +324,7 @@ fn dispatcher_asks_for_the_same_after_what_was_read_back() {
         let mut now = 0;
         let mut digests = Vec::new();
         let answer = LookUpAnswer {
+            line: LookUpLine::Usual,
             snapshot: "8:10:".parse().unwrap(),
             put_off: vec![],
             answers: vec![(AccountId::new("42"), Routes::new(vec![Arc::new(endpoint())], 1.0))],

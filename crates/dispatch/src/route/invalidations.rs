@@ -15,7 +15,7 @@ const REMEMBER_AT_MOST: usize = 4_096;
 /// The invalidations that no snapshot has been known to see.
 ///
 /// Invariant: what one of them concerns is outdated under each snapshot that does not see it, until a
-/// snapshot has been told of ([`Invalidations::forget_seen`]) that does. More than that may be outdated,
+/// snapshot has been told of ([`Invalidations::take_seen`]) that does. More than that may be outdated,
 /// where very many are remembered as one of everything; never less. At most `REMEMBER_AT_MOST` are
 /// remembered one by one.
 #[derive(Debug, Default)]
@@ -69,10 +69,18 @@ impl Invalidations {
             || self.each.iter().any(|i| concerns(&i.scope) && !snapshot.sees(i.xid))
     }
 
-    /// Forgets those that the snapshot sees: all later look-ups see them too.
-    pub(super) fn forget_seen(&mut self, snapshot: &Snapshot) {
-        self.older.take_if(|older| snapshot.sees_all_to(*older));
-        self.each.retain(|invalidation| !snapshot.sees(invalidation.xid));
+    /// Takes out those that the snapshot sees: look-ups that are made from now on see them too.
+    pub(super) fn take_seen(&mut self, snapshot: &Snapshot) -> Self {
+        let older = self.older.take_if(|older| snapshot.sees_all_to(*older));
+        let (seen, unseen) = self.each.drain(..).partition(|each| snapshot.sees(each.xid));
+        self.each = unseen;
+        Self { each: seen, older }
+    }
+
+    /// Remembers these, too.
+    pub(super) fn add(&mut self, others: Self) {
+        self.older = others.older.into_iter().chain(self.older).reduce(later);
+        others.each.into_iter().for_each(|each| self.remember(each));
     }
 }
 
@@ -163,7 +171,7 @@ mod tests {
                             prop_assert!(outdated || !outdates, "account {}", n);
                             prop_assert!(!are_few || outdated == outdates, "account {}", n);
                         }
-                        remembered.forget_seen(&snapshot);
+                        remembered.take_seen(&snapshot);
                         continue;
                     }
                 };
@@ -179,7 +187,7 @@ mod tests {
                 are_few &= changes <= OF_ONE_TXN && model.len() < REMEMBER_AT_MOST / 4;
                 prop_assert!(remembered.each.len() < REMEMBER_AT_MOST);
             }
-            remembered.forget_seen(&snapshot(&vec![true; seen.len()]));
+            remembered.take_seen(&snapshot(&vec![true; seen.len()]));
             prop_assert!(remembered.is_empty(), "what SQL shows need not be remembered");
         }
     }

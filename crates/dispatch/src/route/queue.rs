@@ -1,13 +1,9 @@
-//! Which accounts are looked up next.
+//! Which accounts of one line are looked up next.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use walhook_core::event::AccountId;
 use walhook_core::tick::Tick;
-
-/// Accounts looked up by one statement. Enough to make the round trip cheap, few enough to keep it
-/// short.
-const LOOKUP_BATCH: usize = 500;
 
 /// Where an account stands that was asked for and is not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +21,10 @@ enum Place {
 /// Invariant: each of them stands in exactly one place, the line, a later time or the batch in flight, so
 /// that each is looked up again until it is answered, and nobody twice at once. One batch is in
 /// flight at most.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct LookupQueue {
+    /// Accounts of one batch at most.
+    batch_max: usize,
     places: BTreeMap<AccountId, Place>,
     line: VecDeque<AccountId>,
     later: BTreeMap<(Tick, u64), AccountId>,
@@ -35,11 +33,37 @@ pub(super) struct LookupQueue {
 }
 
 impl LookupQueue {
+    /// Nobody was asked for. A batch will have at most so many accounts.
+    pub(super) fn new(batch_max: usize) -> Self {
+        Self {
+            batch_max,
+            places: BTreeMap::new(),
+            line: VecDeque::new(),
+            later: BTreeMap::new(),
+            in_flight: None,
+            next_number: 0,
+        }
+    }
+
+    /// Whether the account was asked for and is not answered.
+    pub(super) fn has(&self, account: &AccountId) -> bool {
+        self.places.contains_key(account)
+    }
+
     /// Asks for the account, unless that was done and it is not answered yet.
     pub(super) fn want(&mut self, account: &AccountId) {
-        if !self.places.contains_key(account) {
+        if !self.has(account) {
             self.places.insert(account.clone(), Place::InLine);
             self.line.push_back(account.clone());
+        }
+    }
+
+    /// Asks for the account as [`LookupQueue::want`] does; it is looked up no earlier than `at`.
+    pub(super) fn want_later(&mut self, account: AccountId, at: Tick) {
+        if !self.has(&account) {
+            self.next_number += 1;
+            self.places.insert(account.clone(), Place::Later(at, self.next_number));
+            self.later.insert((at, self.next_number), account);
         }
     }
 
@@ -64,7 +88,7 @@ impl LookupQueue {
         if self.line.is_empty() && !even_if_empty {
             return None;
         }
-        let count = self.line.len().min(LOOKUP_BATCH);
+        let count = self.line.len().min(self.batch_max);
         let next: Vec<AccountId> = self.line.drain(..count).collect();
         let batch: Vec<_> =
             next.into_iter().map(|account| self.moved(account, Place::InFlight)).collect();
@@ -81,19 +105,7 @@ impl LookupQueue {
         is_asked
     }
 
-    /// The account of the batch in flight is not answered, and looked up again no earlier than `at`. Others
-    /// stay where they are.
-    pub(super) fn put_off(&mut self, account: AccountId, at: Tick) {
-        if self.places.get(&account) == Some(&Place::InFlight) {
-            self.next_number += 1;
-            let number = self.next_number;
-            let account = self.moved(account, Place::Later(at, number));
-            self.later.insert((at, number), account);
-        }
-    }
-
-    /// The batch in flight has ended: those of it that are neither answered nor put off come first in the
-    /// next.
+    /// The batch in flight has ended: those of it that are not answered come first in the next.
     pub(super) fn end_batch(&mut self) {
         let Some(batch) = self.in_flight.take() else {
             panic!("the answer to a look-up comes while that look-up is in flight")
@@ -129,13 +141,15 @@ mod tests {
 
     use super::*;
 
+    const BATCH: usize = 500;
+
     #[derive(Debug, Clone)]
     enum Action {
         Want(u8),
         WantMany,
+        WantLater(u8, u64),
         Poll(bool),
         Answer(u8),
-        PutOff(u8, u64),
         End,
         Wait(u64),
     }
@@ -144,9 +158,9 @@ mod tests {
         prop_oneof![
             8 => (0u8..6).prop_map(Action::Want),
             1 => Just(Action::WantMany),
+            2 => (0u8..6, 0u64..30).prop_map(|(n, ms)| Action::WantLater(n, ms)),
             4 => any::<bool>().prop_map(Action::Poll),
             4 => (0u8..6).prop_map(Action::Answer),
-            2 => (0u8..6, 0u64..30).prop_map(|(n, ms)| Action::PutOff(n, ms)),
             3 => Just(Action::End),
             2 => (0u64..20).prop_map(Action::Wait),
         ]
@@ -191,7 +205,7 @@ mod tests {
             if self.line.is_empty() && !even_if_empty {
                 return None;
             }
-            let rest = self.line.split_off(self.line.len().min(LOOKUP_BATCH));
+            let rest = self.line.split_off(self.line.len().min(BATCH));
             self.in_flight = Some(std::mem::replace(&mut self.line, rest));
             self.in_flight.clone()
         }
@@ -204,7 +218,7 @@ mod tests {
         fn lookup_queue_forgets_nobody_who_is_not_answered_and_asks_for_nobody_twice(
             actions in proptest::collection::vec(action(), 1..100),
         ) {
-            let (mut queue, mut model) = (LookupQueue::default(), Model::default());
+            let (mut queue, mut model) = (LookupQueue::new(BATCH), Model::default());
             let mut now = Tick(0);
             for action in actions {
                 match action {
@@ -213,8 +227,8 @@ mod tests {
                         model.want([account(n)].into_iter());
                     }
                     Action::WantMany => {
-                        (0..LOOKUP_BATCH).for_each(|n| queue.want(&account(n)));
-                        model.want((0..LOOKUP_BATCH).map(account));
+                        (0..BATCH).for_each(|n| queue.want(&account(n)));
+                        model.want((0..BATCH).map(account));
                     }
                     Action::Poll(even_if_empty) => prop_assert_eq!(
                         queue.next_batch(now, even_if_empty),
@@ -223,10 +237,10 @@ mod tests {
                     Action::Answer(n) => {
                         prop_assert_eq!(queue.answer(&account(n)), model.take(&account(n)));
                     }
-                    Action::PutOff(n, ms) => {
+                    Action::WantLater(n, ms) => {
                         let at = now + Duration::from_millis(ms);
-                        queue.put_off(account(n), at);
-                        if model.take(&account(n)) {
+                        queue.want_later(account(n), at);
+                        if !model.all().contains(&account(n)) {
                             model.later.push((at, account(n)));
                         }
                     }

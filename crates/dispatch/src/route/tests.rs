@@ -13,6 +13,10 @@ use walhook_core::endpoint::Endpoint;
 
 const ACCOUNTS: u8 = 3;
 const ENDPOINTS: u8 = 4;
+
+/// The account whose rows take long to read.
+const COSTLY: u8 = 2;
+
 const FIRST_XID: u64 = (7 << 32) + 0xFFFF_FFF0; // the 32-bit ids wrap around in mid-test
 
 /// A transaction that gives an endpoint to an account, or deletes it.
@@ -32,10 +36,10 @@ enum Action {
     /// The n-th invisible transaction becomes visible to SQL, with those of the same row before it.
     Reveal(usize),
     Want(u8),
-    /// The look-up's statement runs: its snapshot is taken.
-    Ask,
+    /// The statement of a line's look-up runs: its snapshot is taken.
+    Ask(LookUpLine),
     /// Its answer arrives.
-    Answer,
+    Answer(LookUpLine),
     Pin(u8),
     Unpin(u8),
     Wait(u64),
@@ -45,13 +49,14 @@ fn action() -> impl Strategy<Value = Action> {
     let txn = (0..ENDPOINTS, proptest::option::of(0..ACCOUNTS), any::<bool>()).prop_map(
         |(endpoint, owner, old_account_logged)| Txn { endpoint, owner, old_account_logged },
     );
+    let line = proptest::sample::select(LookUpLine::ALL.to_vec());
     prop_oneof![
         4 => txn.prop_map(Action::Commit),
         4 => Just(Action::Stream),
         4 => (0usize..4).prop_map(Action::Reveal),
         3 => (0..ACCOUNTS).prop_map(Action::Want),
-        4 => Just(Action::Ask),
-        4 => Just(Action::Answer),
+        6 => line.clone().prop_map(Action::Ask),
+        6 => line.prop_map(Action::Answer),
         1 => (0..ACCOUNTS).prop_map(Action::Pin),
         1 => (0..ACCOUNTS).prop_map(Action::Unpin),
         2 => (0u64..20_000).prop_map(Action::Wait),
@@ -69,6 +74,9 @@ fn endpoint_id(n: u8) -> EndpointId {
 fn endpoint(n: u8, owner: u8) -> Arc<Endpoint> {
     Arc::new(fixture::endpoint(&format!("e{n}"), &owner.to_string()))
 }
+
+/// What a statement tells.
+type Told = (Snapshot, Vec<(AccountId, Routes)>);
 
 #[derive(Default)]
 struct World {
@@ -95,7 +103,15 @@ impl World {
     fn routes(&self, owner: u8) -> Routes {
         let mine =
             (0..ENDPOINTS).filter(|e| self.owner_after(*e, |n| self.visible[n]) == Some(owner));
-        Routes::new(mine.map(|e| endpoint(e, owner)).collect(), 1.0)
+        let routes = Routes::new(mine.map(|e| endpoint(e, owner)).collect(), 1.0);
+        if owner == COSTLY { routes.costly() } else { routes }
+    }
+
+    /// What a statement answers for these accounts now.
+    fn answer(&self, accounts: Vec<AccountId>) -> Told {
+        let n = |a: &AccountId| a.parse::<u8>().unwrap();
+        let routes = accounts.into_iter().map(|a| (a.clone(), self.routes(n(&a))));
+        (self.snapshot(), routes.collect())
     }
 
     /// What the stream has shown must hold; what it has not shown yet may.
@@ -131,10 +147,10 @@ proptest! {
         let mut world = World::default();
         let mut router = Router::new(cache_bytes, Seeded::new(1));
         let mut now = Tick(0);
-        let mut asked: Option<Vec<AccountId>> = None;
-        let mut answer: Option<(Snapshot, Vec<(AccountId, Routes)>)> = None;
+        let mut asked: PerLine<Option<Vec<AccountId>>> = PerLine::default();
+        let mut answered: PerLine<Option<Told>> = PerLine::default();
         for action in actions {
-            let changes_what_is_known = matches!(action, Action::Answer | Action::Unpin(_));
+            let changes_what_is_known = matches!(action, Action::Answer(_) | Action::Unpin(_));
             match action {
                 Action::Commit(txn) => {
                     world.txns.push(txn);
@@ -154,17 +170,18 @@ proptest! {
                     }
                 }
                 Action::Want(n) => router.want(&account(n)),
-                Action::Ask if answer.is_none() => {
-                    asked = asked.or_else(|| router.poll_lookup(now));
-                    answer = asked.take().map(|accounts| {
-                        let n = |a: &AccountId| a.parse::<u8>().unwrap();
-                        let routes = accounts.into_iter().map(|a| (a.clone(), world.routes(n(&a))));
-                        (world.snapshot(), routes.collect())
-                    });
+                Action::Ask(line) => {
+                    while let Some((line, accounts)) = router.poll_lookup(now) {
+                        prop_assert!(asked.of(line).is_none() && answered.of(line).is_none());
+                        *asked.of_mut(line) = Some(accounts);
+                    }
+                    if let Some(accounts) = asked.of_mut(line).take() {
+                        *answered.of_mut(line) = Some(world.answer(accounts));
+                    }
                 }
-                Action::Answer => {
-                    if let Some((snapshot, routes)) = answer.take() {
-                        for known in router.handle_lookup(&snapshot, routes, now) {
+                Action::Answer(line) => {
+                    if let Some((snapshot, routes)) = answered.of_mut(line).take() {
+                        for known in router.handle_lookup(line, &snapshot, routes, now) {
                             world.check(known.account.parse().unwrap(), &known.routes)?;
                         }
                     }
@@ -172,7 +189,7 @@ proptest! {
                 Action::Pin(n) => _ = router.pin(&account(n)),
                 Action::Unpin(n) => router.unpin(&account(n)),
                 Action::Wait(us) => now = now + Duration::from_micros(us),
-                Action::Stream | Action::Ask => {}
+                Action::Stream => {}
             }
             for owner in 0..ACCOUNTS {
                 if let Some(routes) = router.get(&account(owner), now) {
@@ -189,21 +206,70 @@ proptest! {
         }
         // Once SQL shows everything, every account that was asked for gets its answer.
         world.visible.iter_mut().for_each(|visible| *visible = true);
-        if let Some((snapshot, routes)) = answer.take() {
-            router.handle_lookup(&snapshot, routes, now);
+        for line in LookUpLine::ALL {
+            let late = asked.of_mut(line).take().map(|accounts| world.answer(accounts));
+            if let Some((snapshot, routes)) = answered.of_mut(line).take().or(late) {
+                router.handle_lookup(line, &snapshot, routes, now);
+            }
         }
         router.want(&account(0));
         for _ in 0..10 {
             now = now + UNSEEN_RETRY;
-            if let Some(accounts) = router.poll_lookup(now) {
-                let n = |a: &AccountId| a.parse::<u8>().unwrap();
-                let routes = accounts.iter().map(|a| (a.clone(), world.routes(n(a)))).collect();
-                router.handle_lookup(&world.snapshot(), routes, now);
+            while let Some((line, accounts)) = router.poll_lookup(now) {
+                let (snapshot, routes) = world.answer(accounts);
+                router.handle_lookup(line, &snapshot, routes, now);
             }
         }
         prop_assert!(router.poll_lookup(now + UNSEEN_RETRY).is_none(), "everybody is answered");
         prop_assert!(router.unseen.is_empty(), "what SQL shows need not be remembered");
+        prop_assert!(router.seen_beside.each().all(Invalidations::is_empty));
     }
+}
+
+/// The next batch of the line of those that are not costly.
+fn poll(router: &mut Router, now: Tick) -> Option<Vec<AccountId>> {
+    let (line, accounts) = router.poll_lookup(now)?;
+    assert_eq!(line, LookUpLine::Usual);
+    Some(accounts)
+}
+
+/// Answers it.
+fn answer(
+    router: &mut Router,
+    snapshot: &Snapshot,
+    answers: Vec<(AccountId, Routes)>,
+    now: Tick,
+) -> Vec<LookedUp> {
+    router.handle_lookup(LookUpLine::Usual, snapshot, answers, now)
+}
+
+#[test]
+fn costly_account_is_looked_up_beside_others_and_not_believed_where_theirs_has_seen_more() {
+    let routes = Routes::new(vec![endpoint(COSTLY, COSTLY)], 1.0).costly();
+    let found = vec![(account(COSTLY), routes)];
+    let mut router = Router::new(1 << 20, Seeded::new(1));
+    router.want(&account(COSTLY));
+    assert_eq!(poll(&mut router, Tick(0)), Some(vec![account(COSTLY)]));
+    let first: Snapshot = "5:5:".parse().unwrap();
+    answer(&mut router, &first, found.clone(), Tick(0));
+    router.want(&account(COSTLY));
+    router.want(&account(1));
+    assert_eq!(poll(&mut router, Tick(1)), Some(vec![account(1)]));
+    let theirs = Some((LookUpLine::Costly, vec![account(COSTLY)]));
+    assert_eq!(router.poll_lookup(Tick(1)), theirs);
+    // The costly one's snapshot is taken before this commits, that of the other behind it.
+    let accounts = smallvec![account(COSTLY)];
+    let scope = Scope::Endpoint { endpoints: smallvec![], accounts };
+    router.handle_invalidation(Invalidation::new(5, scope), Lsn(9));
+    let one = vec![(account(1), Routes::new(vec![], 1.0))];
+    assert_eq!(answer(&mut router, &"6:6:".parse().unwrap(), one, Tick(2)).len(), 1);
+    assert!(router.unseen.is_empty() && router.poll_lookup(Tick(2)).is_none());
+    assert!(router.handle_lookup(LookUpLine::Costly, &first, found.clone(), Tick(3)).is_empty());
+    let again = Tick(3) + UNSEEN_RETRY;
+    assert_eq!((router.poll_lookup(Tick(3)), router.deadline()), (None, Some(again)));
+    assert_eq!(router.poll_lookup(again), theirs);
+    let later: Snapshot = "7:7:".parse().unwrap();
+    assert_eq!(router.handle_lookup(LookUpLine::Costly, &later, found, again).len(), 1);
 }
 
 #[test]
@@ -211,9 +277,9 @@ fn invalidation_of_everything_outdates_every_account() {
     let mut router = Router::new(1 << 20, Seeded::new(1));
     let snapshot: Snapshot = "5:5:".parse().unwrap();
     router.want(&account(1));
-    let asked = router.poll_lookup(Tick(0)).unwrap();
+    let asked = poll(&mut router, Tick(0)).unwrap();
     let answers = asked.into_iter().map(|a| (a, Routes::new(vec![], 1.0))).collect();
-    assert_eq!(router.handle_lookup(&snapshot, answers, Tick(0)).len(), 1);
+    assert_eq!(answer(&mut router, &snapshot, answers, Tick(0)).len(), 1);
     assert!(router.get(&account(1), Tick(0)).is_some());
     router.handle_invalidation(Invalidation::new(9, Scope::All), Lsn(9));
     assert!(router.get(&account(1), Tick(0)).is_none());
@@ -223,10 +289,10 @@ fn invalidation_of_everything_outdates_every_account() {
 fn router_that_knows(known: u8, cache_bytes: usize) -> Router {
     let mut router = Router::new(cache_bytes, Seeded::new(1));
     (0..known).for_each(|n| router.want(&account(n)));
-    let asked = router.poll_lookup(Tick(0)).unwrap();
+    let asked = poll(&mut router, Tick(0)).unwrap();
     let n = |a: &AccountId| a.parse::<u8>().unwrap();
     let routes = asked.iter().map(|a| (a.clone(), Routes::new(vec![endpoint(n(a), n(a))], 1.0)));
-    router.handle_lookup(&"5:5:".parse().unwrap(), routes.collect(), Tick(0));
+    answer(&mut router, &"5:5:".parse().unwrap(), routes.collect(), Tick(0));
     router
 }
 
@@ -234,15 +300,15 @@ fn router_that_knows(known: u8, cache_bytes: usize) -> Router {
 fn routes_that_are_old_are_asked_for_again_and_used_until_the_answer_comes() {
     let mut router = router_that_knows(1, 1 << 20);
     let before = Tick(0) + ROUTES_TTL - Duration::from_micros(1);
-    assert!(router.get(&account(0), before).is_some() && router.poll_lookup(before).is_none());
+    assert!(router.get(&account(0), before).is_some() && poll(&mut router, before).is_none());
     let old = Tick(0) + ROUTES_TTL + TTL_OF_ENDPOINT;
     assert_eq!(router.get(&account(0), old).unwrap().endpoints.len(), 1);
-    assert_eq!(router.poll_lookup(old), Some(vec![account(0)]));
+    assert_eq!(poll(&mut router, old), Some(vec![account(0)]));
     assert_eq!(router.get(&account(0), old).unwrap().endpoints.len(), 1);
-    let answer = vec![(account(0), Routes::new(vec![], 1.0))];
-    router.handle_lookup(&"5:5:".parse().unwrap(), answer, old);
+    let none = vec![(account(0), Routes::new(vec![], 1.0))];
+    answer(&mut router, &"5:5:".parse().unwrap(), none, old);
     assert_eq!(router.get(&account(0), old).unwrap().endpoints.len(), 0);
-    assert!(router.poll_lookup(old).is_none());
+    assert!(poll(&mut router, old).is_none());
 }
 
 #[test]
@@ -250,19 +316,19 @@ fn account_that_is_put_off_is_asked_for_again_when_its_time_has_come_and_keeps_n
     let snapshot: Snapshot = "5:5:".parse().unwrap();
     let mut router = Router::new(1 << 20, Seeded::new(1));
     (0..3).for_each(|n| router.want(&account(n)));
-    assert_eq!(router.poll_lookup(Tick(0)).unwrap().len(), 3);
+    assert_eq!(poll(&mut router, Tick(0)).unwrap().len(), 3);
     let later = Tick(0) + Duration::from_secs(5);
     let put_off = vec![(account(1), Duration::from_secs(5)), (account(0), Duration::ZERO)];
-    router.put_off(put_off, Tick(0));
-    router.handle_lookup(&snapshot, vec![(account(2), Routes::new(vec![], 1.0))], Tick(0));
+    router.put_off(LookUpLine::Usual, put_off, Tick(0));
+    answer(&mut router, &snapshot, vec![(account(2), Routes::new(vec![], 1.0))], Tick(0));
     assert!(router.holds(&account(2)) && !router.holds(&account(1)));
     router.want(&account(1));
     router.want(&account(4));
-    assert_eq!(router.poll_lookup(Tick(0)), Some(vec![account(4), account(0)]));
+    assert_eq!(poll(&mut router, Tick(0)), Some(vec![account(4), account(0)]));
     let answers = [4, 0].map(|n| (account(n), Routes::new(vec![], 1.0)));
-    router.handle_lookup(&snapshot, answers.to_vec(), Tick(0));
-    assert_eq!((router.poll_lookup(Tick(1)), router.deadline()), (None, Some(later)));
-    assert_eq!(router.poll_lookup(later), Some(vec![account(1)]));
+    answer(&mut router, &snapshot, answers.to_vec(), Tick(0));
+    assert_eq!((poll(&mut router, Tick(1)), router.deadline()), (None, Some(later)));
+    assert_eq!(poll(&mut router, later), Some(vec![account(1)]));
 }
 
 #[test]
@@ -270,10 +336,10 @@ fn large_routes_that_nobody_needs_are_kept_while_a_look_up_is_not_answered() {
     // Nothing fits into the cache, so that what is known is pinned.
     let mut router = router_that_knows(2, 0);
     router.want(&account(9));
-    assert!(router.poll_lookup(Tick(1)).is_some());
+    assert!(poll(&mut router, Tick(1)).is_some());
     router.unpin(&account(0));
     assert!(router.get(&account(0), Tick(2)).is_some());
-    router.handle_lookup(&"5:5:".parse().unwrap(), vec![], Tick(3));
+    answer(&mut router, &"5:5:".parse().unwrap(), vec![], Tick(3));
     assert_eq!(router.take_kept(), BTreeSet::from([account(0)]));
     router.unpin(&account(0));
     assert!(router.get(&account(0), Tick(3)).is_none());
@@ -311,7 +377,7 @@ proptest! {
             if !holds {
                 router.want(&account(n));
             }
-            prop_assert!(router.poll_lookup(now).is_none() || !std::mem::replace(&mut is_asked, true));
+            prop_assert!(poll(&mut router, now).is_none() || !std::mem::replace(&mut is_asked, true));
         }
     }
 }
@@ -319,10 +385,10 @@ proptest! {
 /// Looks account 1 up, and returns who has joined.
 fn joined(router: &mut Router, endpoints: Vec<Arc<Endpoint>>, now: Tick) -> Vec<EndpointId> {
     router.want(&account(1));
-    router.poll_lookup(now).unwrap();
+    poll(router, now).unwrap();
     let snapshot: Snapshot = "1000:1000:".parse().unwrap();
     let answers = vec![(account(1), Routes::new(endpoints, 1.0))];
-    router.handle_lookup(&snapshot, answers, now).remove(0).joined
+    answer(router, &snapshot, answers, now).remove(0).joined
 }
 
 fn named(n: u8) -> Invalidation {

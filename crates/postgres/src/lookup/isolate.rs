@@ -123,7 +123,7 @@ impl Lookups {
             }
         };
         Ok(only(match self.one_by_one(client, plan, account, &ids, &why).await? {
-            Some(endpoints) => Routes::new(super::unique(endpoints), Share::default()),
+            Some(endpoints) => Routes::new(super::unique(endpoints), Share::default()).costly(),
             None => Routes::too_large(Share::default()),
         }))
     }

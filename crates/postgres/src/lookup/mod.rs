@@ -28,7 +28,7 @@ mod statement;
 #[cfg(test)]
 mod tests;
 
-pub use apart::{Answer, Apart};
+pub use apart::{Answer, Apart, Failing};
 pub use error::LookupError;
 pub use list::{Listed, Which};
 pub use row::{positive as weight, reserved};
@@ -46,7 +46,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::pg::DatabaseUrl;
-use walhook_core::endpoint::{Endpoint, Routes, Share};
+use walhook_core::endpoint::{COSTLY_BYTES, Endpoint, Routes, Share};
 use walhook_core::event::{AccountId, EndpointId, ID_MAX_BYTES};
 use walhook_core::settings;
 
@@ -140,6 +140,21 @@ struct Once {
 
 /// The answer holds more than it may.
 struct TooMuch;
+
+/// What one statement told of one account.
+#[derive(Clone, Default)]
+struct Found {
+    endpoints: Vec<Endpoint>,
+    share: Share,
+    bytes_read: usize,
+}
+
+impl Found {
+    fn routes(self) -> Routes {
+        let routes = Routes::new(unique(self.endpoints), self.share);
+        if self.bytes_read < COSTLY_BYTES { routes } else { routes.costly() }
+    }
+}
 
 impl Lookups {
     /// The look-ups of a configuration. An account whose endpoints would take more memory than one is given
@@ -350,8 +365,7 @@ impl Lookups {
                 }
             };
         let mut rows = pin!(client.query_typed_raw(sql, params).await?);
-        let mut found: Vec<(Vec<Endpoint>, Share)> =
-            vec![(Vec::new(), Share::default()); accounts.len()];
+        let mut found = vec![Found::default(); accounts.len()];
         let mut fetched = Fetched::default();
         while let Some(row) = rows.try_next().await? {
             if fetched.snapshot.is_empty() {
@@ -366,7 +380,7 @@ impl Lookups {
             // Null when there was no account to ask for.
             let Some(at) = row.try_get::<_, Option<i64>>(4)? else { continue };
             let at = usize::try_from(at).ok().and_then(|at| at.checked_sub(1));
-            let (account, (endpoints, share)) =
+            let (account, Found { endpoints, share, bytes_read }) =
                 at.and_then(|at| accounts.get(at).zip(found.get_mut(at))).ok_or_else(|| {
                     shape("the statement answers for an account that was not asked for")
                 })?;
@@ -376,7 +390,9 @@ impl Lookups {
             if row.try_get::<_, Option<bool>>(5)?.is_none() {
                 continue;
             }
-            let endpoint = row::read(&row::RowText::of(&row, 8)?, account, &self.prefix);
+            let text = row::RowText::of(&row, 8)?;
+            *bytes_read += text.bytes();
+            let endpoint = row::read(&text, account, &self.prefix);
             fetched.bytes += endpoint.size_bytes();
             if fetched.bytes > self.max_bytes {
                 if form != Accounts::One {
@@ -390,8 +406,8 @@ impl Lookups {
         if fetched.snapshot.is_empty() {
             return Err(shape("the statement yields no row"));
         }
-        let routes = found.into_iter().map(|(all, share)| Routes::new(unique(all), share));
-        fetched.routes = accounts.iter().cloned().zip(routes).collect();
+        fetched.routes =
+            accounts.iter().cloned().zip(found.into_iter().map(Found::routes)).collect();
         Ok(Once { fetched, too_much: None })
     }
 }

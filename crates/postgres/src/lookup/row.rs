@@ -49,6 +49,15 @@ impl<'a> RowText<'a> {
             rate_per_second: column(8)?,
         })
     }
+
+    /// What was read.
+    pub(super) fn bytes(&self) -> usize {
+        let Self { id, long_id_hash, url, event_types, secret, .. } = self;
+        let Self { enabled, headers, max_in_flight, rate_per_second, .. } = self;
+        let texts = [id, long_id_hash, url, event_types, secret, enabled, headers];
+        let texts = texts.into_iter().chain([max_in_flight, rate_per_second]);
+        texts.flatten().map(|text| text.len()).sum()
+    }
 }
 
 /// A row of which nothing but the id could be read, and why.

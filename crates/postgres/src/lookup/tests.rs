@@ -1,6 +1,7 @@
 //! Against a real PostgreSQL.
 
 mod apart;
+mod costly;
 mod rubbish;
 
 use super::*;

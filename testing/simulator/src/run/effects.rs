@@ -5,14 +5,14 @@ use std::time::Duration;
 use rand::RngExt;
 
 use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
-use walhook_core::event::AccountId;
 use walhook_core::persist::PersistBatch;
-use walhook_dispatch::dispatcher::{Effect, LookUpAnswer, Settled};
+use walhook_dispatch::dispatcher::{Effect, LookUp, LookUpAnswer, Settled};
+use walhook_dispatch::route::LookUpLine;
 
 use super::{Happens, Run};
 use crate::checkers::Seen;
 use crate::faults::Fault;
-use crate::life::{InFlight, LookUp, Storing};
+use crate::life::{InFlight, LookingUp, Storing};
 use crate::plants::Plant;
 use crate::workers::{Carried, Workers};
 
@@ -46,7 +46,7 @@ impl Run {
         match effect {
             Effect::Send(dispatch) => self.send(number, dispatch.attempt),
             Effect::Abort(id) => self.abort(number, id),
-            Effect::LookUp(accounts) => self.look_up(number, accounts),
+            Effect::LookUp(look_up) => self.look_up(number, look_up),
             Effect::ReadDeferred(pages) => {
                 let early = self.rng.random_bool(0.5).then(|| self.state.refill(&pages));
                 let wait = self.slow_at_times(3, 500);
@@ -169,22 +169,27 @@ impl Run {
         self.see(&Seen::Received { life, attempt });
     }
 
-    fn look_up(&mut self, number: usize, accounts: Vec<AccountId>) {
+    fn look_up(&mut self, number: usize, look_up: LookUp) {
         let early = self.rng.random_bool(0.5) && self.outages.until(self.now).is_none();
+        let line = look_up.line;
         let look_up = if early {
-            LookUp::Answered(Box::new(self.routes(accounts)))
+            LookingUp::Answered(Box::new(self.routes(look_up)))
         } else {
-            LookUp::Asked(accounts)
+            LookingUp::Asked(look_up)
         };
-        let wait = self.slow_at_times(4, 700);
-        if wait > Duration::from_millis(100) {
+        let wait = match line {
+            LookUpLine::Usual => self.slow_at_times(4, 700),
+            LookUpLine::Costly => self.slow_at_times(300, 3_000),
+        };
+        // For a costly account nobody else may wait.
+        if line == LookUpLine::Usual && wait > Duration::from_millis(100) {
             self.delay(wait);
         }
-        let asked = self.life(number).map(|life| life.look_up.replace(look_up));
+        let asked = self.life(number).map(|life| life.look_ups.insert(line, look_up));
         if asked.flatten().is_some() {
-            self.fail("door", "two look-ups at once".to_owned());
+            self.fail("door", "two look-ups of one line at once".to_owned());
         }
-        self.after(wait, Happens::LookedUp(number));
+        self.after(wait, Happens::LookedUp(number, line));
     }
 
     /// Nothing can be told of delays until then.
@@ -193,7 +198,7 @@ impl Run {
     }
 
     /// What a statement answers now.
-    pub(crate) fn routes(&mut self, accounts: Vec<AccountId>) -> LookUpAnswer {
+    pub(crate) fn routes(&mut self, LookUp { line, accounts }: LookUp) -> LookUpAnswer {
         let snapshot = self.postgres.snapshot(self.now);
         let (mut answers, mut put_off) = (Vec::new(), Vec::new());
         for account in accounts {
@@ -210,7 +215,7 @@ impl Run {
                 answers.push((account, routes));
             }
         }
-        LookUpAnswer { snapshot, put_off, answers }
+        LookUpAnswer { line, snapshot, put_off, answers }
     }
 
     fn store(&mut self, number: usize, batch: Box<PersistBatch>) {

@@ -9,11 +9,12 @@ use walhook_core::attempt::DeliveryId;
 use walhook_core::event::{Invalidation, Item, Scope};
 use walhook_core::room::{Holder, Measured, StateSize};
 use walhook_dispatch::dispatcher::Input;
+use walhook_dispatch::route::LookUpLine;
 
 use super::{Happens, Run};
 use crate::checkers::Seen;
 use crate::faults::Fault;
-use crate::life::LookUp;
+use crate::life::LookingUp;
 use crate::plants::Plant;
 use crate::state::Fenced;
 
@@ -26,7 +27,7 @@ impl Run {
             Happens::Commits => self.commit(),
             Happens::Reads(life) => self.read(life),
             Happens::Ends(life, id, ends) => self.request_ends(life, id, ends),
-            Happens::LookedUp(life) => self.looked_up(life),
+            Happens::LookedUp(life, line) => self.looked_up(life, line),
             Happens::Refilled(life) => self.refilled(life),
             Happens::Routable(life) => {
                 let pages = self.life(life).and_then(|life| life.unrouted.take());
@@ -136,23 +137,23 @@ impl Run {
         self.poll(number);
     }
 
-    fn looked_up(&mut self, number: usize) {
-        let asked = self.life(number).and_then(|life| life.look_up.take());
+    fn looked_up(&mut self, number: usize, line: LookUpLine) {
+        let asked = self.life(number).and_then(|life| life.look_ups.remove(&line));
         let answer = match asked {
-            Some(LookUp::Asked(accounts)) => {
+            Some(LookingUp::Asked(look_up)) => {
                 if let Some(until) = self.outages.until(self.now) {
                     self.counts.fault(Fault::LookUpOutage);
                     if let Some(life) = self.life(number) {
-                        life.look_up = Some(LookUp::Asked(accounts));
+                        life.look_ups.insert(line, LookingUp::Asked(look_up));
                     }
                     let again = until + Duration::from_millis(self.rng.random_range(1..200));
                     self.delay(again.since(self.now) + Duration::from_secs(5));
-                    self.at(again, Happens::LookedUp(number));
+                    self.at(again, Happens::LookedUp(number, line));
                     return;
                 }
-                Box::new(self.routes(accounts))
+                Box::new(self.routes(look_up))
             }
-            Some(LookUp::Answered(answer)) => answer,
+            Some(LookingUp::Answered(answer)) => answer,
             None => return,
         };
         self.hand(number, Input::Routes(answer));

@@ -35,9 +35,8 @@ fn routes(account: &AccountId) -> Routes {
 }
 
 fn look_up(dispatcher: &mut Dispatcher, routes: impl Fn(&AccountId) -> Routes, now: Tick) {
-    if let Some(accounts) = dispatcher.poll_lookup(now) {
-        let answers = accounts.into_iter().map(|account| (account.clone(), routes(&account)));
-        dispatcher.handle_lookup(&fixture::snapshot(), answers.collect(), now);
+    while let Some(look_up) = dispatcher.poll_lookup(now) {
+        dispatcher.handle_lookup(look_up.answered(fixture::snapshot(), &routes), now);
     }
 }
 

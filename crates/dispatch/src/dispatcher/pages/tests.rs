@@ -7,7 +7,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::*;
-use crate::dispatcher::{Dispatcher, Effect, Input, LookUpAnswer, Settings, Start};
+use crate::dispatcher::{Dispatcher, Effect, Input, Settings, Start};
 use crate::fixture;
 use walhook_core::event::{AccountId, EndpointId, Item};
 use walhook_core::lsn::Lsn;
@@ -92,14 +92,9 @@ impl Flood {
         }
         while let Some(effect) = self.dispatcher.poll(self.now) {
             match effect {
-                Effect::LookUp(accounts) => {
-                    let routes = |account: AccountId| {
-                        let routes = fixture::routes(&account, [&*account]);
-                        (account.clone(), routes)
-                    };
-                    let answers = accounts.into_iter().map(routes).collect();
-                    let (snapshot, put_off) = (fixture::snapshot(), Vec::new());
-                    let answer = LookUpAnswer { snapshot, put_off, answers };
+                Effect::LookUp(look_up) => {
+                    let routes = |account: &AccountId| fixture::routes(account, [&**account]);
+                    let answer = look_up.answered(fixture::snapshot(), routes);
                     self.dispatcher.handle(self.now, Input::Routes(Box::new(answer)));
                 }
                 Effect::Store(_) => self.stored_at = Some(self.now + STORES_FOR),

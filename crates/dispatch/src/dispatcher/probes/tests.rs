@@ -10,7 +10,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use super::super::rig::Table;
-use super::super::{Dispatcher, Effect, Input, LookUpAnswer, Settings};
+use super::super::{Dispatcher, Effect, Input, LookUp, Settings};
 use super::host;
 use crate::fixture;
 use crate::retry::RetryPolicy;
@@ -96,7 +96,7 @@ struct World {
     places: Vec<Place>,
     table: Table,
     in_flight: BTreeMap<DeliveryId, (Attempt, Outcome, u64)>,
-    asked: Vec<AccountId>,
+    asked: Option<LookUp>,
     pages: Vec<Refill>,
     batch: Option<PersistBatch>,
     requests: u64,
@@ -124,7 +124,7 @@ impl World {
             places,
             table: Table::default(),
             in_flight: BTreeMap::new(),
-            asked: Vec::new(),
+            asked: None,
             pages: Vec::new(),
             batch: None,
             requests: 0,
@@ -194,15 +194,14 @@ impl World {
                 }
             }
             Happens::LookedUp => {
-                let answer = |account: AccountId| {
+                let routes = |account: &AccountId| {
                     let at: usize = account.parse().unwrap();
                     let url = self.places[at].url.clone();
-                    let endpoint = Endpoint { url, ..fixture::endpoint(&account, &account) };
-                    (account.clone(), Routes::new(vec![Arc::new(endpoint)], 1.0))
+                    let endpoint = Endpoint { url, ..fixture::endpoint(account, account) };
+                    Routes::new(vec![Arc::new(endpoint)], 1.0)
                 };
-                let answers = std::mem::take(&mut self.asked).into_iter().map(answer).collect();
-                let snapshot = fixture::snapshot();
-                let answer = LookUpAnswer { snapshot, put_off: Vec::new(), answers };
+                let Some(look_up) = self.asked.take() else { return };
+                let answer = look_up.answered(fixture::snapshot(), routes);
                 self.handle(Input::Routes(Box::new(answer)));
             }
             Happens::Read => {
@@ -286,8 +285,8 @@ impl World {
                         self.answered(id);
                     }
                 }
-                Effect::LookUp(accounts) => {
-                    self.asked = accounts;
+                Effect::LookUp(look_up) => {
+                    self.asked = Some(look_up);
                     self.after(DATABASE, Happens::LookedUp);
                 }
                 Effect::ReadDeferred(pages) => {

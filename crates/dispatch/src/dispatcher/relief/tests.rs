@@ -93,15 +93,13 @@ impl World {
         for item in items.into_iter().chain([progress]) {
             self.dispatcher.handle_item(item, now);
         }
-        if let Some(accounts) = self.dispatcher.poll_lookup(now) {
-            let routes = |account: AccountId| {
+        while let Some(look_up) = self.dispatcher.poll_lookup(now) {
+            let routes = |account: &AccountId| {
                 let n: usize = account.as_str()[1..].parse().unwrap();
                 let ids: Vec<String> = (0..=n).map(|e| format!("{account}-{e}")).collect();
-                let routes = fixture::routes(&account, ids.iter().map(String::as_str));
-                (account, routes)
+                fixture::routes(account, ids.iter().map(String::as_str))
             };
-            let answers = accounts.into_iter().map(routes).collect();
-            self.dispatcher.handle_lookup(&fixture::snapshot(), answers, now);
+            self.dispatcher.handle_lookup(look_up.answered(fixture::snapshot(), routes), now);
         }
         self.check(&blocked)
     }
@@ -225,14 +223,12 @@ fn burst(world: &mut World, account: &str, endpoints: usize, events: usize) {
         for item in fixture::transaction(commit, [event]) {
             world.dispatcher.handle_item(item, now);
         }
-        let Some(accounts) = world.dispatcher.poll_lookup(now) else { continue };
-        let routes = |account: AccountId| {
+        let Some(look_up) = world.dispatcher.poll_lookup(now) else { continue };
+        let routes = |account: &AccountId| {
             let ids: Vec<String> = (0..endpoints).map(|e| format!("{account}-{e}")).collect();
-            let routes = fixture::routes(&account, ids.iter().map(String::as_str));
-            (account, routes)
+            fixture::routes(account, ids.iter().map(String::as_str))
         };
-        let answers = accounts.into_iter().map(routes).collect();
-        world.dispatcher.handle_lookup(&fixture::snapshot(), answers, now);
+        world.dispatcher.handle_lookup(look_up.answered(fixture::snapshot(), routes), now);
     }
 }
 

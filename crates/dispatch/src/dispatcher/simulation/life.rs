@@ -11,7 +11,8 @@ use smallvec::smallvec;
 
 use super::super::*;
 use super::world::{Change, UNIX_US, World};
-use crate::route::Snapshot;
+use crate::dispatcher::LookUp as Ask;
+use crate::route::{LookUpLine, Snapshot};
 use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
 use walhook_core::endpoint::Routes;
 use walhook_core::event::{Invalidation, Item, Scope};
@@ -145,7 +146,7 @@ impl Life {
                 self.in_flight.insert(id, (attempt, outcome));
             }
             Effect::Abort(id) => self.abort(id, world, rng, now),
-            Effect::LookUp(accounts) => {
+            Effect::LookUp(Ask { accounts, .. }) => {
                 let takes = Duration::from_millis(rng.random_range(1..20));
                 if let Some(until) = world.unrouted.outage(now) {
                     self.lookup = Some(LookUp::Asked(accounts));
@@ -302,7 +303,8 @@ impl Life {
                     answered @ LookUp::Answered(..) => answered,
                 };
                 let LookUp::Answered(snapshot, answers) = looked_up else { return };
-                let answer = LookUpAnswer { snapshot, put_off: Vec::new(), answers };
+                let (line, put_off) = (LookUpLine::Usual, Vec::new());
+                let answer = LookUpAnswer { line, snapshot, put_off, answers };
                 self.dispatcher.handle(now, Input::Routes(Box::new(answer)));
             }
             Happens::Refilled => {

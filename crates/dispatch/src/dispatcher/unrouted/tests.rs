@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use crate::dispatcher::{Dispatcher, Effect, Input, LookUpAnswer, Retry, Start};
+use crate::dispatcher::{Dispatcher, Effect, Input, LookUp, Retry, Start};
 use crate::fixture;
 use walhook_core::event::{AccountId, EndpointId, Event, Item};
 use walhook_core::id::{DeadLetterId, JobId};
@@ -34,13 +34,13 @@ struct Tables {
 /// table of deferred rows then.
 fn until_deferred_rows_are_read(dispatcher: &mut Dispatcher, tables: &mut Tables) -> Vec<u64> {
     let mut now = BEGAN;
-    let mut asked = None;
+    let mut asked: Option<LookUp> = None;
     for step in 0..1_000 {
         now = now + Duration::from_millis(100);
         let mut late = Vec::new();
         while let Some(effect) = dispatcher.poll(now) {
             match effect {
-                Effect::LookUp(accounts) => asked = Some(accounts),
+                Effect::LookUp(look_up) => asked = Some(look_up),
                 Effect::ReadUnrouted(pages) => {
                     let read = |page: walhook_core::persist::UnroutedRefill| {
                         let behind =
@@ -87,12 +87,10 @@ fn until_deferred_rows_are_read(dispatcher: &mut Dispatcher, tables: &mut Tables
         }
         late.into_iter().for_each(|input| dispatcher.handle(now, input));
         if step >= 400
-            && let Some(accounts) = asked.take()
+            && let Some(look_up) = asked.take()
         {
-            let routes = |account: AccountId| (account.clone(), fixture::routes(&account, ["e"]));
-            let answers = accounts.into_iter().map(routes).collect();
             let answer =
-                LookUpAnswer { snapshot: fixture::snapshot(), put_off: Vec::new(), answers };
+                look_up.answered(fixture::snapshot(), |account| fixture::routes(account, ["e"]));
             dispatcher.handle(now, Input::Routes(Box::new(answer)));
         }
     }
@@ -163,11 +161,9 @@ fn account_of_which_no_row_is_left_has_its_events_sent_at_once_and_its_entry_rem
         dispatcher.handle(now, Input::Items(fixture::transaction(commit, [event(commit)])));
         while let Some(effect) = dispatcher.poll(now) {
             match effect {
-                Effect::LookUp(accounts) => {
-                    let routes = |a: AccountId| (a.clone(), fixture::routes(&a, ["e"]));
-                    let answers = accounts.into_iter().map(routes).collect();
-                    let (snapshot, put_off) = (fixture::snapshot(), Vec::new());
-                    let answer = LookUpAnswer { snapshot, put_off, answers };
+                Effect::LookUp(look_up) => {
+                    let answer =
+                        look_up.answered(fixture::snapshot(), |a| fixture::routes(a, ["e"]));
                     dispatcher.handle(now, Input::Routes(Box::new(answer)));
                 }
                 Effect::Send(dispatch) => {

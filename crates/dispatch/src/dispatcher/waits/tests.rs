@@ -49,14 +49,13 @@ fn only(mut sent: Vec<Dispatch>) -> Dispatch {
 fn commit_to(rig: &mut Rig, commit: u64, account: &str, limits: (Option<u32>, Option<f64>)) {
     let items = fixture::transaction(commit, [event(account, commit)]);
     items.into_iter().for_each(|item| rig.dispatcher.handle_item(item, rig.now));
-    let Some(accounts) = rig.dispatcher.poll_lookup(rig.now) else { return };
-    let routes = |account: AccountId| {
-        let mut endpoint = fixture::endpoint(&account, &account);
+    let Some(look_up) = rig.dispatcher.poll_lookup(rig.now) else { return };
+    let routes = |account: &AccountId| {
+        let mut endpoint = fixture::endpoint(account, account);
         (endpoint.max_in_flight, endpoint.rate_per_second) = limits;
-        (account, Routes::new(vec![Arc::new(endpoint)], 1.0))
+        Routes::new(vec![Arc::new(endpoint)], 1.0)
     };
-    let answers = accounts.into_iter().map(routes).collect();
-    rig.dispatcher.handle_lookup(&fixture::snapshot(), answers, rig.now);
+    rig.dispatcher.handle_lookup(look_up.answered(fixture::snapshot(), routes), rig.now);
 }
 
 #[test]

@@ -42,7 +42,7 @@ impl Trace {
         match effect {
             Effect::Send(d) => self.write(now, &("send", &d.attempt, d.waited)),
             Effect::Abort(id) => self.write(now, &("abort", id)),
-            Effect::LookUp(accounts) => self.write(now, &("look up", accounts)),
+            Effect::LookUp(look_up) => self.write(now, &("look up", &look_up.accounts)),
             Effect::ReadDeferred(pages) => self.write(now, &("read deferred", pages)),
             Effect::ReadUnrouted(pages) => self.write(now, &("read unrouted", pages)),
             Effect::Store(batch) => self.note_batch(now, batch),

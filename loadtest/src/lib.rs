@@ -23,6 +23,7 @@ pub mod receiver;
 pub mod report;
 pub mod sample;
 pub mod traffic;
+pub mod waits;
 pub mod workers;
 pub mod world;
 

@@ -97,6 +97,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         let name = format!("{} × {}", stage.name(), adversary.name());
         let report = measure(&args, stage, adversary).await.with_context(|| name.clone())?;
         eprintln!("{name}: {}", cell(&report));
+        eprintln!("  the slowest hundredth: {}", report.slowest_ms);
         report.wrong.iter().for_each(|wrong| eprintln!("  {wrong}"));
         reports.push(report);
         write_json(Some(&args.json), &reports)?;
@@ -161,6 +162,7 @@ fn print(cells: &[(Stage, Adversary)], reports: &[Report]) {
         "Adversary",
         "p50, p99, max without",
         "and with (ms)",
+        "what the slowest hundredth waited for (ms)",
         "memory",
         "delivered, deferred, dead, dropped, in gaps",
         "lost",
@@ -175,6 +177,7 @@ fn print(cells: &[(Stage, Adversary)], reports: &[Report]) {
             report.adversary.clone(),
             spread(&report.quiet_ms),
             spread(&report.hostile_ms),
+            report.slowest_ms.to_string(),
             mib(report.resident),
             format!("{delivered}, {deferred}, {dead}, {dropped}, {in_gaps}"),
             report.books.lost().to_string(),

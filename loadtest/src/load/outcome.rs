@@ -8,12 +8,13 @@ use serde::Serialize;
 
 use super::disturbance::Capacity;
 pub use super::disturbance::Fact;
-use super::explained::{Line, Slowest, from_commit};
+use super::explained::{Slowest, from_commit};
 use super::figures::{Delivery, Felt, by_second, calm_again};
 use super::scenario::{Goal, Scenario};
 pub use super::watch::Sample;
 use super::{Options, page};
 use crate::sample::Spread;
+use crate::waits::Line;
 
 /// What a run has measured.
 #[derive(Debug)]

@@ -11,7 +11,6 @@ use walhook_testkit::traffic::Traffic;
 
 use super::Options;
 use super::disturbance::{Disturbance, Fact};
-use super::explained;
 use super::outcome::{Audited, Measured, Outcome};
 use super::scenario::Scenario;
 use super::stage::{PATIENCE, SMALL, Stage};
@@ -20,6 +19,7 @@ use super::watch::Watcher;
 use super::writing::Steady;
 use crate::books::Audit;
 use crate::sample::load;
+use crate::waits;
 
 /// Between two commits of a watched account, in the mean.
 const USER_EVERY: Duration = Duration::from_secs(1);
@@ -85,7 +85,8 @@ where
     let watched = *SMALL.start()..=last;
     let measured = Measured {
         deliveries: stage.ledger.deliveries(),
-        lines: explained::read(&stage, |account| watched.contains(&account)).await?,
+        lines: waits::read(&stage.world, &stage.small, |account| watched.contains(&account))
+            .await?,
         phases: stage.ledger.phases(),
         samples,
         facts,

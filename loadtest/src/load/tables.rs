@@ -89,7 +89,7 @@ impl Outcome {
                 slowest.deliveries.to_string(),
                 format!("{:.2}", slowest.took_ms),
                 format!("{:.2}", slowest.commit_ms),
-                slowest.causes(),
+                slowest.causes_ms.to_string(),
             ]);
         }
         rows

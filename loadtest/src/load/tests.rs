@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use walhook_core::waits::Cause;
 use walhook_testkit::scratch::Scratch;
 
 use super::{Options, drive, run, scenario};
@@ -40,7 +41,7 @@ async fn a_whale_disturbs_and_all_of_it_is_counted_and_delivered_once_in_order()
         // The log has all of it, and its lines are found again.
         assert!(phase.from_commit_ms.n as f64 > counted * 0.9, "{:?}", phase.from_commit_ms);
         let slowest = &phase.slowest;
-        assert!(slowest.deliveries > 0 && slowest.took_ms >= slowest.causes_ms["attempt"]);
+        assert!(slowest.deliveries > 0 && slowest.took_ms >= slowest.causes_ms.ms(Cause::Attempt));
     }
     assert!(outcome.audit.delivered >= 1_000, "{:?}", outcome.audit);
     assert_eq!((outcome.audit.in_tables, outcome.audit.duplicates), (0, 0));

@@ -357,9 +357,9 @@ async fn check_compares_limits_of_connections_with_what_a_leader_needs() {
         (
             "ALTER ROLE sender CONNECTION LIMIT 14",
             "warn",
-            "ALTER ROLE \"sender\" CONNECTION LIMIT 18",
+            "ALTER ROLE \"sender\" CONNECTION LIMIT 19",
         ),
-        ("ALTER ROLE sender CONNECTION LIMIT 18", "pass", ""),
+        ("ALTER ROLE sender CONNECTION LIMIT 19", "pass", ""),
         ("ALTER DATABASE app CONNECTION LIMIT 6", "fail", "the database app takes 6"),
         ("ALTER DATABASE app CONNECTION LIMIT -1", "pass", ""),
     ] {

@@ -14,6 +14,7 @@ use walhook_loadtest::receiver;
 use walhook_loadtest::report::mib;
 use walhook_loadtest::sample::{Metrics, Resident, Spread, load};
 use walhook_loadtest::traffic;
+use walhook_loadtest::waits::{self, Means};
 use walhook_loadtest::world::{Layout, World};
 use walhook_postgres::sql::Connection;
 use walhook_testkit::receiver::{Behaviour, Receiver};
@@ -76,6 +77,8 @@ pub(super) struct Report {
     pub(super) left_out: Option<String>,
     pub(super) quiet_ms: Latency,
     pub(super) hostile_ms: Latency,
+    /// What the slowest hundredth of the hostile phase waited for, from the commit on.
+    pub(super) slowest_ms: Means,
     /// The most, in bytes.
     pub(super) resident: u64,
     /// The machine's load average before and after.
@@ -147,6 +150,7 @@ impl Report {
             left_out: None,
             quiet_ms: Latency::default(),
             hostile_ms: Latency::default(),
+            slowest_ms: Means::default(),
             resident: 0,
             load: [load; 2],
             seconds: 0.0,
@@ -236,7 +240,7 @@ impl Cell {
         }
         traffic.stop().await?;
         (report.quiet_ms, report.hostile_ms) = (self.felt(quiet), self.felt(hostile));
-        self.account(committed, report).await
+        self.account(committed, hostile, report).await
     }
 
     /// Lets so much time pass; says from when until when it was.
@@ -263,7 +267,12 @@ impl Cell {
     }
 
     /// Lets all settle, and enters where everything is, what memory it took, and which bounds are passed.
-    async fn account(mut self, committed: u64, report: &mut Report) -> Result<()> {
+    async fn account(
+        mut self,
+        committed: u64,
+        (from, to): (Duration, Duration),
+        report: &mut Report,
+    ) -> Result<()> {
         self.servers.calm();
         let victim = || self.books.audit(VICTIM..=VICTIM);
         let all = || victim().sums.committed + committed;
@@ -284,6 +293,10 @@ impl Cell {
             eprintln!("{}", self.world.walhook.log_tail());
         }
         self.world.walhook.stop().await?;
+        // Its lines are all stored by then.
+        let mut lines = waits::read(&self.world, &self.books, |account| account == VICTIM).await?;
+        lines.retain(|line| (from..to).contains(&line.committed));
+        report.slowest_ms = Means::of_slowest(lines);
         report.wrong = judge(report, self.stage, settled);
         report.wrong.extend(audit.map(|error| format!("the victim: {error}")));
         Ok(())

@@ -57,9 +57,14 @@ pub const SLOW_AFTER: Duration = Duration::from_secs(1);
 /// back in the order.
 pub const MIN_CHARGE: Duration = Duration::from_millis(1);
 
-/// Of so many fast slots, one goes only to lanes with nothing in flight: 8 of 256, and 1 of 16. An account that
-/// was quiet then finds a slot however many others are busy.
+/// Of so many fast slots, one goes only to idle lanes: 8 of 256, and 1 of 16. An account that was quiet then finds a slot
+/// however many others are busy.
 const SLOTS_PER_IDLE: u32 = 32;
+
+/// An idle lane has nothing in flight, and so many deliveries at most. With more it takes its turn like everybody: where
+/// there are fewer slots than accounts with a backlog, most of these have nothing in flight most of the time, and would
+/// take all that is kept.
+pub const LITTLE: usize = 16;
 
 /// An account's lane; an index, used again after the lane was removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -108,8 +113,8 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// A scheduler without lanes. Of the fast slots, one in 32 is kept for lanes with nothing in
-    /// flight.
+    /// A scheduler without lanes. Of the fast slots, one in 32 is kept for idle lanes: those with nothing in
+    /// flight, of which little is pending.
     #[must_use]
     pub fn new(fast_slots: u32, slow_slots: u32, probe_slots: u32) -> Self {
         Self {
@@ -169,6 +174,17 @@ impl Scheduler {
         self.vacant.push(lane);
     }
 
+    /// How many deliveries of the lane are pending. Cheap while they stay few, or many.
+    ///
+    /// # Panics
+    /// The lane was removed.
+    pub fn set_pending(&mut self, lane: LaneId, pending: usize) {
+        let has_little = pending <= LITTLE;
+        if self.lane_mut(lane).has_little != has_little {
+            self.update(lane, |lane| lane.has_little = has_little);
+        }
+    }
+
     /// Whether the lane has something that may be sent now from this pool. Cheap when that is known
     /// already.
     ///
@@ -203,7 +219,7 @@ impl Scheduler {
         self.slots(pool).first()
     }
 
-    /// As [`Scheduler::peek`], of those alone that have nothing in flight, or fewer than they have reserved.
+    /// As [`Scheduler::peek`], of those alone that are idle, or have fewer in flight than they have reserved.
     #[must_use]
     pub fn peek_idle(&self, pool: Pool) -> Option<LaneId> {
         self.slots(pool).first_idle()
@@ -406,7 +422,7 @@ fn no_lane(lane: LaneId) -> ! {
     panic!("{lane:?} was removed, and is scheduled")
 }
 
-/// Of so many fast slots, these go only to lanes with nothing in flight. With less than half of [`SLOTS_PER_IDLE`]
+/// Of so many fast slots, these go only to idle lanes. With less than half of [`SLOTS_PER_IDLE`]
 /// one would be too large a part of what there is.
 fn reserve(fast_slots: u32) -> u32 {
     fast_slots.saturating_add(SLOTS_PER_IDLE / 2) / SLOTS_PER_IDLE

@@ -6,7 +6,7 @@
 //! - Each request in flight holds one slot of one pool, and gives it back once, when its outcome comes.
 //! - A request from the fast pool that is older than [`FAST_HOLD`] moves to the slow pool as soon as that has
 //!   room. Where it has none and fast slots are few, it is given up, once.
-//! - Whoever waits for the pace of a flood has something in flight.
+//! - Whoever waits for the pace of a flood has something in flight, or more pending than little.
 //! - A probe is given up at its moment, once: what hangs holds its slot no longer.
 //! - A timer may outlive what it was set for; whoever is woken looks.
 
@@ -63,7 +63,7 @@ pub(super) struct Ended {
 #[derive(Debug)]
 pub(super) struct Sending {
     scheduler: Scheduler,
-    /// Of the fast pool, for lanes that have something in flight.
+    /// Of the fast pool, for lanes that are not idle.
     pace: Pace,
     /// Until when the lane whose turn it is waits for the pace, as of the last look.
     paced: Option<Tick>,
@@ -108,8 +108,9 @@ impl Sending {
         self.scheduler.remove_lane(lane);
     }
 
-    /// From which pools the lane could send.
+    /// How much of the lane is pending, and from which pools it could send.
     pub(super) fn set_ready(&mut self, id: LaneId, lane: &Lane) {
+        self.scheduler.set_pending(id, lane.pending());
         for pool in Pool::ALL {
             self.scheduler.set_ready(id, pool, lane.is_ready_in(pool));
         }

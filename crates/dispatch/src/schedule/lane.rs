@@ -18,13 +18,15 @@ pub(super) struct Lane {
     /// Slots reserved for it, in each of the fast and the slow pool.
     pub(super) reserved: u32,
     pub(super) in_flight: u32,
+    /// Little of it is pending.
+    pub(super) has_little: bool,
     pools: [InPool; POOLS],
 }
 
 impl Lane {
     pub(super) fn new(share: Share) -> Self {
         let (weight, reserved) = (weight_units(share.weight), share.reserved);
-        Self { weight, reserved, in_flight: 0, pools: Default::default() }
+        Self { weight, reserved, in_flight: 0, has_little: true, pools: Default::default() }
     }
 
     pub(super) fn set_share(&mut self, share: Share) {
@@ -45,8 +47,9 @@ impl Lane {
         if pool == Pool::Probe { 0 } else { self.reserved }
     }
 
+    /// Whether nothing of it is in flight and little waits: it is none of those that fill the slots.
     pub(super) fn is_idle(&self) -> bool {
-        self.in_flight == 0
+        self.in_flight == 0 && self.has_little
     }
 
     pub(super) fn cost(&self, hold: Duration) -> Tag {

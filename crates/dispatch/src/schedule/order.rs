@@ -9,7 +9,7 @@ const CHILDREN: usize = 4;
 const NOWHERE: u32 = u32::MAX;
 
 /// Lanes by (tag, lane), in heaps in which each lane knows its place, so that any of them can be taken out:
-/// idle lanes, with nothing in flight, apart from busy ones. Nothing is allocated for a lane that comes or
+/// idle lanes apart from busy ones. Nothing is allocated for a lane that comes or
 /// goes, once there was as much.
 ///
 /// Invariant: a lane is in one of the heaps at most, at its place; no member of a heap goes before its parent.

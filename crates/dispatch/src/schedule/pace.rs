@@ -8,7 +8,7 @@
 //! of them are in use. Requests may go three times as fast as that, so that no slot is ever kept from use for long:
 //! those that were spread once end one after the other, and are followed one after the other.
 //!
-//! A lane with nothing in flight never waits for it, nor does a request for which nothing is known.
+//! An idle lane never waits for it, nor does a request for which nothing is known.
 
 use std::time::Duration;
 

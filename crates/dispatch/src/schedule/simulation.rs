@@ -80,6 +80,7 @@ impl Simulation {
     fn refresh(&mut self, account: usize) {
         let account = &self.accounts[account];
         let pool = account.estimate.pool(self.now);
+        self.scheduler.set_pending(account.lane, account.queue.len());
         for each in [Pool::Fast, Pool::Slow] {
             let ready = each == pool && !account.queue.is_empty();
             self.scheduler.set_ready(account.lane, each, ready);
@@ -216,9 +217,29 @@ fn small_accounts_do_not_wait_for_a_whale_with_a_slow_endpoint() {
     assert!(whale_sent > 10_000, "nor does the whale starve: {whale_sent}");
 }
 
+/// Twenty of them, where there are 16 slots: most have nothing in flight most of the time.
+#[test]
+fn small_account_finds_a_slot_where_accounts_with_a_backlog_are_more_than_slots() {
+    let mut simulation = Simulation::new(16, 16);
+    let small = simulation.account(1.0, Duration::from_millis(1), 0);
+    let whales: Vec<usize> =
+        (0..20).map(|_| simulation.account(1.0, Duration::from_millis(50), 2_000)).collect();
+    let every = Duration::from_millis(16);
+    let arrivals = 60 * 60;
+    (0..arrivals).for_each(|n| simulation.arrive(Tick(0) + every * n, small));
+    simulation.run(Tick(0) + Duration::from_secs(60));
+    let waits = simulation.accounts[small].waits.clone();
+    assert_eq!(waits.len(), usize::try_from(arrivals).unwrap());
+    let fair = p99(waits);
+    assert!(fair < Duration::from_millis(2), "{fair:?}");
+    let sent = |whale: &usize| simulation.accounts[*whale].waits.len();
+    let (least, most) = (whales.iter().map(sent).min(), whales.iter().map(sent).max());
+    assert!(least > Some(800) && most < Some(1_000), "{least:?} to {most:?} of 15 slots");
+}
+
 /// Each of 1,000 dead endpoints holds every request for the whole timeout, and none is known as dead at
 /// first: for the first seconds they fill FAST, second by second.
-fn p99_among_dead_endpoints(aborts: bool) -> Duration {
+fn p99_among_dead_endpoints(backlog: usize, aborts: bool) -> Duration {
     let (span, small_hold) = (Duration::from_secs(60), Duration::from_millis(50));
     let arrivals = small_arrivals(span);
 
@@ -226,7 +247,7 @@ fn p99_among_dead_endpoints(aborts: bool) -> Duration {
     simulation.aborts = aborts;
     let smalls: Vec<usize> = (0..1_000).map(|_| simulation.account(1.0, small_hold, 0)).collect();
     for _ in 0..1_000 {
-        simulation.account(1.0, Duration::from_secs(15), 100);
+        simulation.account(1.0, Duration::from_secs(15), backlog);
     }
     arrivals.iter().for_each(|(at, small)| simulation.arrive(*at, smalls[*small]));
     simulation.run(Tick(micros(span)));
@@ -239,11 +260,16 @@ fn p99_among_dead_endpoints(aborts: bool) -> Duration {
 
 #[test]
 fn small_accounts_do_not_wait_for_a_thousand_endpoints_that_die_at_once() {
-    let (with, without) = (p99_among_dead_endpoints(true), p99_among_dead_endpoints(false));
+    let p99 = |backlog| [true, false].map(|aborts| p99_among_dead_endpoints(backlog, aborts));
+    let [with, without] = p99(LITTLE);
     println!("p99 queue wait of small accounts: {with:?}, {without:?} where nothing is given up");
     // Without the move to SLOW either, over 40 s.
     assert!(with < Duration::from_secs(3), "{with:?}");
     assert!(without > 3 * with.max(Duration::from_secs(1)), "{without:?} against {with:?}");
+    // Those with a backlog have none of the slots that are kept.
+    let all = p99(100);
+    println!("beside those with a backlog: {all:?}");
+    assert!(all.iter().all(|wait| *wait < Duration::from_millis(50)), "{all:?}");
 }
 
 /// The slot-seconds of lanes with endless queues, each of a weight and a hold time, in 200 s on eight slots.
@@ -286,7 +312,8 @@ fn in_flight_after(after: Duration, reserved: u32) -> (u32, u32) {
     }
     let came = Tick(5_000_000);
     simulation.run(came);
-    assert_eq!(simulation.scheduler.in_flight(Pool::Fast), 16, "what is reserved is lent");
+    let (all_but_the_kept_one, in_flight) = (15, simulation.scheduler.in_flight(Pool::Fast));
+    assert_eq!(in_flight, all_but_the_kept_one, "what is reserved is lent");
     let share = Share { weight: 0.001, reserved };
     let account = simulation.account(share, hold, 1_000);
     simulation.run(came + after);

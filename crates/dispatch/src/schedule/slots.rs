@@ -27,7 +27,7 @@ pub(super) struct Slots {
     /// Of these, the covered ones.
     pub(super) covered: u32,
     pub(super) virtual_time: Tag,
-    /// The ready lanes. Idle are those with nothing in flight in any pool.
+    /// The ready lanes. Idle are those with nothing in flight in any pool, of which little is pending.
     ready: Order,
     /// The ready lanes that are owed a slot, by [`InPool::fill`].
     owed: Order,

@@ -18,7 +18,7 @@ const ENDPOINT_LIMIT: u32 = 64;
 /// An endpoint's limit begins at 4 and doubles with each round of answers, until it is there: 4 times, and one.
 const ROUNDS: u32 = 5;
 
-/// Fast slots by default, less those that are kept for accounts with nothing in flight.
+/// Fast slots by default, less those that are kept for idle accounts.
 const FAST_SLOTS: u32 = 248;
 
 /// Between the accounts, so that each has room for the ids of its endpoints.

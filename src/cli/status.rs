@@ -46,8 +46,8 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
             if common.json {
                 print_json(&unanswered.view)?;
             } else {
-                for trouble in &unanswered.view.troubles {
-                    print_line(&line("FAILING", &trouble_text(trouble)))?;
+                for (name, value) in failing(&unanswered.view.troubles) {
+                    print_line(&line(name, &value))?;
                 }
             }
             return Err(unanswered.failure);
@@ -89,11 +89,15 @@ fn whereabouts(status: &StatusView) -> Lines {
         ("pipeline", status.pipeline.clone()),
         ("leader", leader_text(&status.leader, status.halted.is_some())),
     ];
+    if let Some(halt) = &status.halted {
+        let since = halt.since.as_deref().unwrap_or("an unknown time");
+        lines.push(("HALTED", format!("since {since}: {}", halt.reason)));
+    }
     if status.mode == DeliveryMode::Log {
         let text = "log: nothing is sent (delivery.mode of this configuration)";
         lines.push(("MODE", text.to_owned()));
     }
-    lines.extend(status.troubles.iter().map(|trouble| ("FAILING", trouble_text(trouble))));
+    lines.extend(failing(&status.troubles));
     lines.push(("slot", slot_text(status)));
     lines.extend(status.slot_problem.iter().map(|problem| ("SLOT PROBLEM", problem.clone())));
     if let Some(prepared) = &status.prepared {
@@ -169,16 +173,31 @@ fn records(status: &StatusView) -> Lines {
         format!("{} {}: {} done, {} failed of {}", j.id, j.kind, j.done, j.failed, j.total)
     });
     lines.extend(each("jobs", jobs.collect()));
-    if let Some(halt) = &status.halted {
-        let since = halt.since.as_deref().unwrap_or("an unknown time");
-        lines.push(("HALTED", format!("since {since}: {}", halt.reason)));
-    }
     lines
 }
 
-fn trouble_text(TroubleView { part, says, since, error, fix }: &TroubleView) -> String {
-    let since = with_ago(since);
-    format!("{part}, since {since}: {says}: {error}; fix: {fix}")
+/// What fails. One cause may stop many parts: it is told once, with what matters most.
+fn failing(troubles: &[TroubleView]) -> Lines {
+    let mut lines = Lines::new();
+    for (at, trouble) in troubles.iter().enumerate() {
+        let has_its_cause =
+            |other: &&TroubleView| (&other.error, &other.fix) == (&trouble.error, &trouble.fix);
+        let (before, after) = (troubles.iter().take(at), troubles.iter().skip(at + 1));
+        if before.clone().any(|other| has_its_cause(&other)) {
+            continue;
+        }
+        let TroubleView { part, says, since, error, fix } = trouble;
+        let since = with_ago(since);
+        lines.push(("FAILING", format!("{part}, since {since}: {says}: {error}; fix: {fix}")));
+        let others: Vec<String> = after
+            .filter(has_its_cause)
+            .map(|TroubleView { part, says, .. }| format!("{part} ({says})"))
+            .collect();
+        if !others.is_empty() {
+            lines.push(("", format!("for the same reason: {}", others.join(", "))));
+        }
+    }
+    lines
 }
 
 fn slot_text(status: &StatusView) -> String {
@@ -284,6 +303,30 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
+    }
+
+    #[test]
+    fn cause_that_stops_many_parts_is_told_once_and_parts_with_others_by_themselves() {
+        let trouble = |part: &str, error: &str| TroubleView {
+            part: part.to_owned(),
+            says: format!("no {part}"),
+            since: "2026-11-28T12:00:00.000000Z".to_owned(),
+            error: error.to_owned(),
+            fix: "start it".to_owned(),
+        };
+        let troubles =
+            [("state", "away"), ("lookups", "locked"), ("jobs", "away"), ("sizes", "away")];
+        let lines = failing(&troubles.map(|(part, error)| trouble(part, error)));
+        let told: Vec<(&str, &str)> = lines
+            .iter()
+            .map(|(name, text)| (*name, text.split_once("): ").map_or(&**text, |(_, text)| text)))
+            .collect();
+        let expected = [
+            ("FAILING", "no state: away; fix: start it"),
+            ("", "for the same reason: jobs (no jobs), sizes (no sizes)"),
+            ("FAILING", "no lookups: locked; fix: start it"),
+        ];
+        assert_eq!(told, expected, "{lines:?}");
     }
 
     #[test]

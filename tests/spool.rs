@@ -76,8 +76,8 @@ fn written_and_later() -> BTreeSet<i64> {
     written().into_iter().chain(LATER).collect()
 }
 
-/// Writes more to an open transaction, of which another process had received what came before. PostgreSQL streams that
-/// once more only when the transaction grows beyond what was confirmed, and otherwise sends it at its commit.
+/// Writes more to an open transaction of which another process had received what came before. PostgreSQL streams what
+/// was written before the confirmed position only as more changes come behind it, at the latest at the commit.
 async fn goes_on(whale: &walhook_postgres::sql::Connection) -> Result<()> {
     whale.batch_execute(&insert(LATER)).await?;
     Ok(())

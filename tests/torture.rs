@@ -1,4 +1,5 @@
-//! Traffic, two instances, faults by seed, and an audit of everything at the end.
+//! Traffic, two instances, faults by seed, and an audit of everything at the end. Some transactions are large, and
+//! open while instances are killed and take over.
 //!
 //! `make test` runs the seeds below. `make torture SEED=7 MINUTES=30` runs seed after seed, from 7 on,
 //! for as long as told, and prints what was done and found; a failure names the command that does the
@@ -36,12 +37,14 @@ const BEHIND: [i64; 3] = [11, 22, 32];
 /// One seed, from its first commit to the audit.
 async fn endure(seed: u64) -> Result<String> {
     let mut world = traffic::world(SETTINGS, &[("wal_sender_timeout", "2s")]).await?;
+    traffic::stream_large(&world)?;
     let mut endpoints = endpoints(&world).await?;
     // Nothing ends in an endless loop of attempts.
     endpoints.retain(|endpoint| endpoint.id != 41);
     world.sql.batch_execute("DELETE FROM webhooks WHERE id = 41").await?;
     let mut nemesis = Nemesis::start(&mut world, seed, &BEHIND).await?;
-    let traffic = Traffic::start(&world, seed, REST).await?;
+    let mut traffic = Traffic::start(&world, seed, REST).await?;
+    traffic.write_large(&world, seed);
     let mut struck = Ok(());
     for _ in 0..ROUNDS {
         struck = struck.and(nemesis.strike(&mut world).await);
@@ -54,21 +57,23 @@ async fn endure(seed: u64) -> Result<String> {
         until_drained(&world).await?;
         let lives: Vec<End> = nemesis.rounds.iter().map(|round| round.end).collect();
         let audit = audit(&world, oracle, &endpoints, &lives).await?;
-        let left_out = nemesis.left_out().await;
-        Ok::<_, anyhow::Error>((audit, audit_log(&world, &endpoints, left_out).await?, left_out))
+        let told = nemesis.told().await;
+        Ok::<_, anyhow::Error>((audit, audit_log(&world, &endpoints, told.left_out).await?, told))
     };
-    let (audit, log, left_out) = audited.await.with_context(|| list(&nemesis.rounds))?;
+    let (audit, log, told) = audited.await.with_context(|| list(&nemesis.rounds))?;
     let mut shown = account(seed, &nemesis.rounds, &audit);
     let LogAudit { lines, taken, missing } = log;
     let _ = writeln!(
         shown,
-        "  delivery log: lines {lines}; of {taken} deliveries that were taken it misses {missing}; lines left out {left_out}"
+        "  delivery log: lines {lines}; of {taken} deliveries that were taken it misses {missing}; lines left out {}\n  {told}",
+        told.left_out
     );
     for (round, repeated) in nemesis.rounds.iter().zip(&audit.repeated) {
         let bound = round.in_flight + u64::try_from(UNPERSISTED_MAX)?;
         ensure!(*repeated <= bound, "{repeated} duplicates, at most {bound} are allowed\n{shown}");
     }
     ensure!(audit.gaps == 0, "a gap was recorded\n{shown}");
+    ensure!(told.committed > 0, "no transaction was streamed\n{shown}");
     Ok(shown)
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod audit;
 pub(crate) mod docs;
 pub(crate) mod log_audit;
 pub(crate) mod nemesis;
+pub(crate) mod told;
 pub(crate) mod traffic;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

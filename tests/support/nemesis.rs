@@ -19,7 +19,7 @@ use walhook_testkit::cluster::StopMode;
 use walhook_testkit::receiver::Behaviour;
 
 use super::audit::End;
-use super::log_audit::left_out;
+use super::told::Told;
 use super::{PATIENCE, Running, World, answers, get};
 use walhook_testkit::proxy::{Network, Proxy};
 
@@ -100,8 +100,8 @@ pub(crate) struct Round {
 struct Instance {
     admin: SocketAddr,
     running: Running,
-    /// Lines of the delivery log that it has left out so far, when it was last asked.
-    left_out: u64,
+    /// What it had counted when it was last asked.
+    told: Told,
 }
 
 /// Two running instances, and the network around them.
@@ -113,8 +113,8 @@ pub(crate) struct Nemesis {
     state: Proxy,
     endpoints: Proxy,
     altered: bool,
-    /// Lines of the delivery log that instances had left out when they were killed.
-    left_out: u64,
+    /// What instances had counted when they were killed.
+    told: Told,
     /// What it has done so far.
     pub(crate) rounds: Vec<Round>,
 }
@@ -137,12 +137,16 @@ impl Nemesis {
         let mut instances = Vec::new();
         for _ in 0..2 {
             let admin = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
-            instances.push(Instance { admin, running: spawn(world, admin)?, left_out: 0 });
+            instances.push(Instance {
+                admin,
+                running: spawn(world, admin)?,
+                told: Told::default(),
+            });
         }
         let (rng, began) = (SmallRng::seed_from_u64(seed), Instant::now());
-        let (altered, left_out, rounds) = (false, 0, Vec::new());
+        let (altered, told, rounds) = (false, Told::default(), Vec::new());
         let nemesis =
-            Self { rng, began, instances, source, state, endpoints, altered, left_out, rounds };
+            Self { rng, began, instances, source, state, endpoints, altered, told, rounds };
         nemesis.leader().await?;
         Ok(nemesis)
     }
@@ -281,18 +285,17 @@ impl Nemesis {
         let instance = &mut self.instances[number];
         instance.ask().await;
         instance.running.kill_and_wait().await?;
-        self.left_out += std::mem::take(&mut instance.left_out);
+        self.told += std::mem::take(&mut instance.told);
         instance.running = spawn(world, admin)?;
         Ok(())
     }
 
-    /// Lines of the delivery log that were left out, in all lives; those are no more that one left out within the last
-    /// moment of its life.
-    pub(crate) async fn left_out(&mut self) -> u64 {
-        let mut sum = self.left_out;
+    /// What all lives counted, but for what one did within the last moment of its life.
+    pub(crate) async fn told(&mut self) -> Told {
+        let mut sum = self.told;
         for instance in &mut self.instances {
             instance.ask().await;
-            sum += instance.left_out;
+            sum += instance.told;
         }
         sum
     }
@@ -315,11 +318,12 @@ impl Nemesis {
 }
 
 impl Instance {
-    /// How many lines of the delivery log it has left out. A frozen one says nothing, and is as it was.
+    /// What it has counted so far. A frozen one says nothing, and is as it was.
     async fn ask(&mut self) {
         let asked = timeout(Duration::from_millis(500), get(self.admin, "/metrics")).await;
-        let Ok(Ok((_, metrics))) = asked else { return };
-        self.left_out = left_out(&metrics).unwrap_or(self.left_out);
+        if let Ok(Ok((_, metrics))) = asked {
+            self.told = Told::by(&metrics);
+        }
     }
 }
 

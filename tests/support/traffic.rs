@@ -2,7 +2,10 @@
 //!
 //! Several sessions write at once: inserts, updates and deletes of one or many rows, savepoints and
 //! whole transactions that are rolled back, transactions that stay open while others commit, and now
-//! and then a change of an endpoint's row.
+//! and then a change of an endpoint's row. Where it is wanted, one session more writes large transactions, which
+//! are streamed while they are open: [`large`].
+
+mod large;
 
 use std::time::Duration;
 
@@ -55,6 +58,15 @@ pub(crate) async fn world(sections: &str, server: &[(&str, &str)]) -> Result<Wor
     Ok(world)
 }
 
+/// Has walhook stream what [`Traffic::write_large`] writes, and keep it in a spool where it is very large.
+pub(crate) fn stream_large(world: &World) -> Result<()> {
+    let spool = world.dir().join("spool");
+    let source =
+        format!("stream_above = \"{}\"\nspool = {spool:?}\n[endpoints]", large::STREAM_ABOVE);
+    world.edit_config("[endpoints]", &source)?;
+    world.edit_config("[admin]", &format!("[memory]\nlimit = \"{}\"\n[admin]", large::MEMORY))
+}
+
 /// Running writers.
 pub(crate) struct Traffic {
     oracle: Shared,
@@ -85,6 +97,15 @@ impl Traffic {
         Ok(Self { oracle, sessions })
     }
 
+    /// Writes large transactions, too, in one session more.
+    pub(crate) fn write_large(&mut self, world: &World, seed: u64) {
+        let url = world.cluster.url("postgres");
+        // Its numbers are not those of the others.
+        let rng = SmallRng::seed_from_u64(seed.wrapping_mul(1_000).wrapping_add(SESSIONS));
+        let session = large::Session { url, rng, oracle: self.oracle.clone() };
+        self.sessions.spawn(|stop| session.write(stop));
+    }
+
     /// Ends the transactions that are open, and returns the oracle.
     pub(crate) async fn stop(self) -> Oracle {
         self.sessions.stop().await.unwrap();
@@ -103,15 +124,8 @@ impl Session {
     async fn write(mut self, mut stop: Stop) -> Result<()> {
         let mut writer = None;
         while !stop.is_told() {
-            let open = match &mut writer {
-                Some(open) => open,
-                None => match Writer::open(&self.url, self.oracle.clone()).await {
-                    Ok(open) => writer.insert(open),
-                    Err(_) => {
-                        stop.within(Duration::from_millis(20)).await;
-                        continue;
-                    }
-                },
+            let Some(open) = opened(&mut writer, &self.url, &self.oracle, &mut stop).await else {
+                continue;
             };
             // A deadlock, a lock that did not come, or a lost connection.
             if transaction(open, &mut self.rng).await.is_err() {
@@ -121,6 +135,24 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// The writer, opened anew where there is none. None for a moment while the server takes nobody.
+async fn opened<'a>(
+    writer: &'a mut Option<Writer>,
+    url: &str,
+    oracle: &Shared,
+    stop: &mut Stop,
+) -> Option<&'a mut Writer> {
+    if writer.is_none() {
+        match Writer::open(url, oracle.clone()).await {
+            Ok(open) => *writer = Some(open),
+            Err(_) => {
+                stop.within(Duration::from_millis(20)).await;
+            }
+        }
+    }
+    writer.as_mut()
 }
 
 async fn transaction(writer: &mut Writer, rng: &mut SmallRng) -> Result<()> {

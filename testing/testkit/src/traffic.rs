@@ -139,7 +139,7 @@ impl Writer {
     /// When the session is lost.
     pub async fn begin(&mut self) -> Result<Transaction<'_>> {
         self.session.batch_execute("BEGIN").await?;
-        Ok(Transaction { writer: self, changes: Vec::new() })
+        Ok(Transaction { writer: self, changes: Vec::new(), savepoints: 0 })
     }
 
     /// Inserts rows in a transaction of one statement; their ids.
@@ -254,6 +254,8 @@ type Made = (i64, Change);
 pub struct Transaction<'a> {
     writer: &'a Writer,
     changes: Vec<Made>,
+    /// How many were set: each has a name of its own, for they may stand within one another.
+    savepoints: u32,
 }
 
 impl Transaction<'_> {
@@ -313,22 +315,33 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Sets a savepoint, to which [`Transaction::roll_back_to`] goes back.
+    /// Sets a savepoint, to which [`Transaction::roll_back_to`] goes back. They may stand within one another.
     ///
     /// # Errors
     /// When the session is lost.
-    pub async fn savepoint(&self) -> Result<Savepoint> {
-        self.writer.session.batch_execute("SAVEPOINT traffic").await?;
-        Ok(Savepoint(self.changes.len()))
+    pub async fn savepoint(&mut self) -> Result<Savepoint> {
+        self.savepoints += 1;
+        let savepoint = Savepoint { number: self.savepoints, changes: self.changes.len() };
+        self.writer.session.batch_execute(&format!("SAVEPOINT {savepoint}")).await?;
+        Ok(savepoint)
     }
 
-    /// Takes back what was changed since then.
+    /// Takes back what was changed since then, what was released since then too.
     ///
     /// # Errors
     /// When the session is lost.
     pub async fn roll_back_to(&mut self, savepoint: Savepoint) -> Result<()> {
-        self.writer.session.batch_execute("ROLLBACK TO traffic").await?;
-        self.changes.truncate(savepoint.0);
+        self.writer.session.batch_execute(&format!("ROLLBACK TO {savepoint}")).await?;
+        self.changes.truncate(savepoint.changes);
+        Ok(())
+    }
+
+    /// Ends the part that began with it; what was changed since then belongs to what is around it.
+    ///
+    /// # Errors
+    /// When the session is lost.
+    pub async fn release(&mut self, savepoint: Savepoint) -> Result<()> {
+        self.writer.session.batch_execute(&format!("RELEASE {savepoint}")).await?;
         Ok(())
     }
 
@@ -365,6 +378,16 @@ impl Drop for Transaction<'_> {
     }
 }
 
-/// What a transaction had changed when it was set.
+/// A place in a transaction.
 #[derive(Debug)]
-pub struct Savepoint(usize);
+pub struct Savepoint {
+    number: u32,
+    /// So many rows were changed before it.
+    changes: usize,
+}
+
+impl fmt::Display for Savepoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "traffic_{}", self.number)
+    }
+}

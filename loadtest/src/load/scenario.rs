@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::disturbance::{
-    Backlog, Crowd, Dead, Disturbance, Million, Nothing, Past, Soak, Stopped, Weights, Whales,
+    Backlog, Crowd, Dead, Disturbance, Million, Nothing, Past, RolledBack, Soak, Stopped, Weights,
+    Whales,
 };
 
 /// What is to be reached. Of small accounts where nothing else is said, while it is disturbed.
@@ -53,6 +54,10 @@ const WHALE: Whales = Whales {
     per_second: Some(10_000.0),
 };
 
+/// A transaction of a million rows.
+const MILLION: Million =
+    Million { transactions: 1, rows: 1_000_000, per_second: 50_000, delay: ms(50) };
+
 const BESIDE_A_WHALE: &[Goal] = &[Goal::Beyond(2.0), Goal::Conserves(0.95)];
 
 /// All of them, in the order of the documentation.
@@ -77,7 +82,11 @@ pub fn all() -> Vec<Scenario> {
         new("dying", "300 more endpoints that die at once", &[Goal::P99(200.0), Goal::CalmWithin(5.0)],
             Box::new(Dead { accounts: 300, per_second: 150.0, from_start: false })),
         new("million", "a transaction of a million rows, streamed", &[Goal::P99(50.0), Goal::Max(500.0)],
-            Box::new(Million { rows: 1_000_000, per_second: 50_000, delay: ms(50) })),
+            Box::new(MILLION)),
+        new("millions-20", "20 transactions of a million rows each, of 20 accounts, open at once and streamed",
+            &[Goal::P99(50.0), Goal::Max(500.0)], Box::new(Million { transactions: 20, ..MILLION })),
+        new("rolled-back", "transactions of 1 GB, streamed and rolled back, one behind the other", &[Goal::Beyond(10.0)],
+            Box::new(RolledBack { bytes: 1_000_000_000, per_second: 50_000 })),
         new("accounts-1k", "a thousand more accounts begin to commit", &[Goal::Beyond(2.0)],
             Box::new(Crowd { accounts: 1_000, per_second: 1_000.0 })),
         new("accounts-10k", "ten thousand more", &[Goal::Beyond(2.0)],

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use walhook_testkit::traffic::{Stop, Traffic, Writer};
 
 use super::watch::Pace;
@@ -53,6 +53,33 @@ impl Steady {
                 writer.insert_each(&some, EMAIL).await?;
             }
         }
+    }
+}
+
+/// Statements a second of a transaction that is written a part at a time.
+const STATEMENTS: u32 = 10;
+
+/// When the next statement of large transactions is due.
+#[derive(Debug)]
+pub(super) struct Beat {
+    /// Of one statement.
+    pub(super) rows: i64,
+    due: Instant,
+    pace: Arc<Pace>,
+}
+
+impl Beat {
+    /// For so many rows a second.
+    pub(super) fn of(per_second: i64, pace: Arc<Pace>) -> Self {
+        let rows = (per_second / i64::from(STATEMENTS)).max(1);
+        Self { rows, due: Instant::now(), pace }
+    }
+
+    /// Waits for it. What was late is not caught up.
+    pub(super) async fn next(&mut self) {
+        sleep_until(self.due).await;
+        self.due =
+            self.due.max(Instant::now()) + self.pace.stretched(Duration::from_secs(1) / STATEMENTS);
     }
 }
 

@@ -1,5 +1,6 @@
 //! One transaction of a million rows for one account whose endpoint takes five seconds a request, while
-//! a hundred other accounts commit once a second each: what these feel of it, and where the time goes.
+//! a hundred other accounts commit once a second each: what these feel of it, where the time goes, and what it costs
+//! PostgreSQL, with streaming and without.
 //!
 //! ```text
 //! make bench-million BENCH="--rows 1000000 --before 60s --after 60s --json million.json"
@@ -10,12 +11,13 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep};
 use walhook_loadtest::books::{Audit, Books};
+use walhook_loadtest::cpu::{cpu_seconds, server_cpu_seconds};
 use walhook_loadtest::receiver;
 use walhook_loadtest::report::{mib, table, write_json};
 use walhook_loadtest::sample::{Resident, Spread, load};
@@ -85,10 +87,28 @@ struct Phase {
     latency_ms: Spread,
 }
 
+/// What the transaction costs, from its first row until all is stored: what was used until a moment, and in the report
+/// between both.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Costs {
+    /// Of PostgreSQL, its sessions included.
+    server_cpu_seconds: f64,
+    walhook_cpu_seconds: f64,
+    /// Transactions of the slot that PostgreSQL wrote to files while it decoded them, how often, and how much of them.
+    spill_txns: i64,
+    spill_count: i64,
+    spill_bytes: i64,
+    /// Transactions of the slot that it sent while they were open, and how much of them.
+    stream_txns: i64,
+    stream_bytes: i64,
+}
+
 #[derive(Debug, Serialize)]
 struct Report {
     rows: usize,
+    streaming: String,
     phases: Vec<Phase>,
+    costs: Costs,
     insert_seconds: f64,
     received_seconds: f64,
     stored_seconds: f64,
@@ -151,7 +171,7 @@ async fn measure(args: &Args) -> Result<Report> {
         },
         watch_it(&world, &books, stopped)
     )?;
-    let Marks { inserting, committed, commit_end, stored, end } = marks;
+    let Marks { inserting, committed, commit_end, stored, end, costs } = marks;
     traffic.stop().await?;
     let all_small = small.clone();
     let what = "the small accounts have all they are to have";
@@ -171,6 +191,8 @@ async fn measure(args: &Args) -> Result<Report> {
     let received = received.clamp(committed, stored);
     Ok(Report {
         rows: args.rows,
+        streaming: args.streaming.clone(),
+        costs,
         phases: vec![
             phase("before", began, inserting),
             phase("during: the transaction is written", inserting, committed),
@@ -202,18 +224,67 @@ struct Marks {
     /// All of the transaction is delivered or deferred, and the checkpoint has passed it.
     stored: Duration,
     end: Duration,
+    /// From `inserting` to `stored`.
+    costs: Costs,
 }
 
 async fn act(args: &Args, world: &World, books: &Books) -> Result<Marks> {
     sleep(args.before).await;
+    let before = Costs::until_now(world).await?;
     let inserting = books.now();
     write(args, world, books).await?;
     let committed = books.now();
     let commit_end = world.wal_end().await?;
     world.settled(PATIENCE).await?;
     let stored = books.now();
+    let costs = Costs::until_now(world).await?.since(&before);
     sleep(args.after).await;
-    Ok(Marks { inserting, committed, commit_end, stored, end: books.now() })
+    Ok(Marks { inserting, committed, commit_end, stored, end: books.now(), costs })
+}
+
+impl Costs {
+    async fn until_now(world: &World) -> Result<Self> {
+        let query = "SELECT spill_txns, spill_count, spill_bytes, stream_txns, stream_bytes
+                     FROM pg_stat_replication_slots WHERE slot_name = 'walhook'";
+        let slot = world.sql.query_one(query, &[]).await.context("the slot's statistics")?;
+        let walhook = world.walhook.pid().context("walhook has ended")?;
+        Ok(Self {
+            server_cpu_seconds: server_cpu_seconds(&world.cluster.data())?,
+            walhook_cpu_seconds: cpu_seconds(walhook)?,
+            spill_txns: slot.get(0),
+            spill_count: slot.get(1),
+            spill_bytes: slot.get(2),
+            stream_txns: slot.get(3),
+            stream_bytes: slot.get(4),
+        })
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        Self {
+            server_cpu_seconds: self.server_cpu_seconds - before.server_cpu_seconds,
+            walhook_cpu_seconds: self.walhook_cpu_seconds - before.walhook_cpu_seconds,
+            spill_txns: self.spill_txns - before.spill_txns,
+            spill_count: self.spill_count - before.spill_count,
+            spill_bytes: self.spill_bytes - before.spill_bytes,
+            stream_txns: self.stream_txns - before.stream_txns,
+            stream_bytes: self.stream_bytes - before.stream_bytes,
+        }
+    }
+
+    fn print(&self, streaming: &str) {
+        let mib = |bytes: i64| mib(u64::try_from(bytes).unwrap_or_default());
+        println!(
+            "streaming {streaming}, from the first row until all is stored: CPU of PostgreSQL {:.1} s, of walhook \
+             {:.1} s; PostgreSQL spilled {} transactions to files, {} times, {}, and streamed {}, {}",
+            self.server_cpu_seconds,
+            self.walhook_cpu_seconds,
+            self.spill_txns,
+            self.spill_count,
+            mib(self.spill_bytes),
+            self.stream_txns,
+            mib(self.stream_bytes),
+        );
+    }
 }
 
 /// Writes the transaction, in statements of a tenth of a second where it is not to be faster.
@@ -307,6 +378,7 @@ fn print(report: &Report) {
         report.load[0],
         report.load[1]
     );
+    report.costs.print(&report.streaming);
     println!("small accounts: {}", report.small);
     println!("the whale: {}; in the tables {}", report.whale, report.whale_in_tables);
 }

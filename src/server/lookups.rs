@@ -30,10 +30,14 @@ impl LookupResponder {
     /// Those of both lines, in the order of [`LookUpLine::ALL`].
     pub(super) fn both(config: &Config, tell: &Teller) -> [Self; 2] {
         let failing = Arc::new(FailingAlone::default());
+        let lookups = |line| match line {
+            LookUpLine::Usual => Lookups::of(config.lookups()).of_few(),
+            LookUpLine::Costly => Lookups::of(config.lookups()),
+        };
         LookUpLine::ALL.map(|line| Self {
             line,
             config: config.clone(),
-            lookups: Lookups::of(config.lookups()),
+            lookups: lookups(line),
             apart: Apart::default(),
             session: None,
             failing: Arc::clone(&failing),
@@ -76,7 +80,8 @@ impl Responder for LookupResponder {
     async fn answer(&mut self, look_up: &LookUp) -> Result<LookUpAnswer, TaskError> {
         let Answer { fetched, put_off } = self.fetch(&look_up.accounts).await?;
         let snapshot = fetched.snapshot.parse()?;
-        Ok(LookUpAnswer { line: self.line, snapshot, put_off, answers: fetched.routes })
+        let (line, costly, answers) = (self.line, fetched.costly, fetched.routes);
+        Ok(LookUpAnswer { line, snapshot, costly, put_off, answers })
     }
 
     async fn probe(&mut self) -> Result<(), TaskError> {

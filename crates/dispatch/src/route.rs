@@ -236,6 +236,15 @@ impl Router {
         self.lines.next_batch(now, probes)
     }
 
+    /// These of the line's batch in flight take long to read, and are asked for in the line of those. Call it before
+    /// [`Router::put_off`].
+    pub fn move_costly(&mut self, line: LookUpLine, accounts: Vec<AccountId>, now: Tick) {
+        for account in accounts {
+            self.lines.note(&account, true);
+            self.lines.put_off(line, account, now);
+        }
+    }
+
     /// These of the line's batch in flight are not answered for, and asked for again no earlier than so long from
     /// now. Call it before [`Router::handle_lookup`].
     pub fn put_off(&mut self, line: LookUpLine, accounts: Vec<(AccountId, Duration)>, now: Tick) {
@@ -297,28 +306,44 @@ impl Router {
     }
 
     fn joined(&self, account: &AccountId, routes: &Routes) -> Vec<EndpointId> {
-        let before = self.known.peek(account).map(Known::routes);
-        let has_joined = |endpoint: &&Arc<Endpoint>| {
+        let known = self.known.peek(account).map(Known::routes);
+        let before = known.map_or(&[][..], |known| &known.endpoints);
+        let has_joined = |(endpoint, before): &(&Arc<Endpoint>, Option<&Arc<Endpoint>>)| {
             let takes_what_it_took = match before {
-                Some(before) => before.endpoint(&endpoint.id).is_some_and(|b| b.covers(endpoint)),
-                None => !self.named.has(&endpoint.id),
+                Some(before) => before.covers(endpoint),
+                None => known.is_none() && !self.named.has(&endpoint.id),
             };
             endpoint.enabled && !takes_what_it_took
         };
-        routes.endpoints.iter().filter(has_joined).map(|endpoint| endpoint.id.clone()).collect()
+        let joined = beside(&routes.endpoints, before).filter(has_joined);
+        joined.map(|(endpoint, _)| endpoint.id.clone()).collect()
     }
 
     /// Forgets whose the endpoints are that stand in no known routes any more.
     fn forget_owners(&mut self, dropped: Dropped) {
         for (account, old) in dropped {
             let current = self.known.peek(&account).map(Known::routes);
-            for endpoint in &old.routes().endpoints {
-                if current.is_none_or(|current| current.endpoint(&endpoint.id).is_none()) {
+            let current = current.map_or(&[][..], |current| &current.endpoints);
+            for (endpoint, current) in beside(&old.routes().endpoints, current) {
+                if current.is_none() {
                     self.owners.remove(&endpoint.id, &account);
                 }
             }
         }
     }
+}
+
+/// Each endpoint with the one of the others that has its id. Both are in the order of their ids: a search for each of
+/// hundreds of thousands would hold everybody up.
+fn beside<'a>(
+    endpoints: &'a [Arc<Endpoint>],
+    others: &'a [Arc<Endpoint>],
+) -> impl Iterator<Item = (&'a Arc<Endpoint>, Option<&'a Arc<Endpoint>>)> {
+    let mut others = others.iter().peekable();
+    endpoints.iter().map(move |endpoint| {
+        while others.next_if(|other| other.id < endpoint.id).is_some() {}
+        (endpoint, others.next_if(|other| other.id == endpoint.id))
+    })
 }
 
 #[cfg(test)]

@@ -77,8 +77,9 @@ impl Work {
                             Some((id.clone(), self.routes.get(n)?.clone()))
                         };
                         let answers = accounts.iter().filter_map(found).collect();
-                        let (snapshot, put_off) = ("1000:1000:".parse()?, Vec::new());
-                        let answer = LookUpAnswer { line, snapshot, put_off, answers };
+                        let (snapshot, costly, put_off) =
+                            ("1000:1000:".parse()?, Vec::new(), Vec::new());
+                        let answer = LookUpAnswer { line, snapshot, costly, put_off, answers };
                         self.dispatcher.handle(now, Input::Routes(Box::new(answer)));
                     }
                     Effect::Store(_) => self.dispatcher.handle(now, Input::Stored(Box::default())),

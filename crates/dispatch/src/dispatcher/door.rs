@@ -102,7 +102,8 @@ impl LookUp {
     ) -> LookUpAnswer {
         let answer = |account| (AccountId::clone(account), routes(account));
         let answers = self.accounts.iter().map(answer).collect();
-        LookUpAnswer { line: self.line, snapshot, put_off: Vec::new(), answers }
+        let (costly, put_off) = (Vec::new(), Vec::new());
+        LookUpAnswer { line: self.line, snapshot, costly, put_off, answers }
     }
 }
 
@@ -114,6 +115,8 @@ pub struct LookUpAnswer {
     pub line: LookUpLine,
     /// Which transactions it saw.
     pub snapshot: Snapshot,
+    /// Accounts that are not answered for, since they take long to read: they are to be asked for in the line of those.
+    pub costly: Vec<AccountId>,
     /// Accounts that are not answered for, and how long from now they are not to be asked for.
     pub put_off: Vec<(AccountId, Duration)>,
     /// The routes of the accounts that were asked for; perhaps of some only.

@@ -55,8 +55,9 @@ impl Dispatcher {
 
     /// Takes the answer to [`Dispatcher::poll_lookup`].
     pub(super) fn handle_lookup(&mut self, answer: LookUpAnswer, now: Tick) {
-        let LookUpAnswer { line, snapshot, put_off, answers } = answer;
+        let LookUpAnswer { line, snapshot, costly, put_off, answers } = answer;
         *self.routing.asked_at.of_mut(line) = None;
+        self.routing.router.move_costly(line, costly, now);
         self.routing.router.put_off(line, put_off, now);
         let mut left = ROUTED_AT_ONCE;
         for LookedUp { account, routes, joined } in

@@ -147,6 +147,7 @@ fn inputs() -> Vec<Input> {
         Input::Routes(Box::new(LookUpAnswer {
             line: LookUpLine::Costly,
             snapshot: "8:10:9".parse().unwrap(),
+            costly: vec![AccountId::new("45")],
             put_off: vec![(AccountId::new("44"), Duration::from_secs(5))],
             answers: routes,
         })),
@@ -326,6 +327,7 @@ fn dispatcher_asks_for_the_same_after_what_was_read_back() {
         let answer = LookUpAnswer {
             line: LookUpLine::Usual,
             snapshot: "8:10:".parse().unwrap(),
+            costly: vec![],
             put_off: vec![],
             answers: vec![(AccountId::new("42"), Routes::new(vec![Arc::new(endpoint())], 1.0))],
         };

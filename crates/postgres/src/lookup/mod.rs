@@ -53,7 +53,7 @@ use walhook_core::settings;
 use super::sql::is_row_error;
 use column::Column;
 use memory::Memory;
-use statement::{Accounts, Source, Types, WeightSource};
+use statement::{Accounts, FEW, Source, Types, WeightSource};
 
 /// A look-up that takes longer may have lost the index that it goes by, or there may be one by now.
 const USUALLY: Duration = Duration::from_millis(500);
@@ -67,8 +67,12 @@ pub struct Fetched {
     /// `pg_current_snapshot()` as text, of the statement that read the rows; of several, of the oldest.
     pub snapshot: String,
     /// One entry for each account that is answered for, often without endpoints. Where all together would
-    /// take too much memory, or too long, some are missing, but not all: ask again for them.
+    /// take too much memory, or too long, some are missing, but not all: ask again for them. Or for those that are
+    /// `costly`, by look-ups that are not for few rows.
     pub routes: Vec<(AccountId, Routes)>,
+    /// Accounts that have more rows than a few, where [no more are asked for](Lookups::of_few): they are not answered
+    /// for.
+    pub costly: Vec<AccountId>,
     /// What the endpoints take in memory.
     bytes: usize,
 }
@@ -76,6 +80,7 @@ pub struct Fetched {
 impl Fetched {
     fn add(&mut self, other: Self) {
         self.routes.extend(other.routes);
+        self.costly.extend(other.costly);
         self.bytes += other.bytes;
     }
 }
@@ -108,6 +113,8 @@ pub struct Lookups {
     prefix: String,
     /// What the endpoints of one account, or of one answer, may take in memory, in bytes.
     max_bytes: usize,
+    /// Of accounts with more rows than a few only the names are asked for, as far as there is an index.
+    asks_for_few: bool,
     /// Never held across an await.
     memory: Mutex<Memory>,
 }
@@ -117,6 +124,8 @@ pub struct Lookups {
 struct Plan {
     batch: String,
     fenced: String,
+    /// Where there is an index.
+    few: Option<String>,
     one: String,
     ids: String,
     some: String,
@@ -151,8 +160,9 @@ struct Found {
 
 impl Found {
     fn routes(self) -> Routes {
+        let is_costly = self.endpoints.len() > FEW || self.bytes_read >= COSTLY_BYTES;
         let routes = Routes::new(unique(self.endpoints), self.share);
-        if self.bytes_read < COSTLY_BYTES { routes } else { routes.costly() }
+        if is_costly { routes.costly() } else { routes }
     }
 }
 
@@ -190,8 +200,16 @@ impl Lookups {
             .collect(),
             prefix: settings::HEADER_PREFIX.to_owned(),
             max_bytes: usize::MAX,
+            asks_for_few: false,
             memory: Mutex::default(),
         }
+    }
+
+    /// The same, for accounts with few rows: one that has more takes no longer than these, for it is only
+    /// [named](Fetched::costly). Where no index begins with the account's column it is answered for like all others.
+    #[must_use]
+    pub fn of_few(self) -> Self {
+        Self { asks_for_few: true, ..self }
     }
 
     /// The tables and views that are read, as the configuration names them.
@@ -263,7 +281,11 @@ impl Lookups {
             let memory = self.memory();
             accounts.iter().cloned().partition(|a| memory.suspects.contains(a))
         };
-        let form = if others.len() == 1 { Accounts::One } else { Accounts::Batch };
+        let form = match others.len() {
+            _ if self.asks_for_few && plan.few.is_some() => Accounts::Few,
+            1 => Accounts::One,
+            _ => Accounts::Batch,
+        };
         let began = Instant::now();
         let mut fetched = if self.is_fenced() {
             self.isolate(client, plan, &others).await?
@@ -274,7 +296,7 @@ impl Lookups {
                     self.isolate(client, plan, &others).await?
                 }
                 Err(LookupError::Sql(error)) if is_row_error(&error) => {
-                    if form == Accounts::Batch {
+                    if form != Accounts::One {
                         self.fence(FENCED);
                     }
                     self.isolate(client, plan, &others).await?
@@ -326,6 +348,7 @@ impl Lookups {
         let plan = Arc::new(Plan {
             batch: batch(weights, quick),
             fenced: batch(weights, Accounts::Fenced),
+            few: by_index.then(|| batch(weights, Accounts::Few)),
             one: batch(weights, Accounts::One),
             unweighted: weights.map(|_| batch(None, Accounts::One)),
             ids: statement::ids(&self.source, &types),
@@ -361,7 +384,9 @@ impl Lookups {
                         (&in_endpoints as _, Type::TEXT_ARRAY),
                         (&in_accounts as _, Type::TEXT_ARRAY),
                     ];
-                    (if form == Accounts::Fenced { &plan.fenced } else { &plan.batch }, all)
+                    let few = plan.few.as_ref().filter(|_| form == Accounts::Few);
+                    let many = if form == Accounts::Fenced { &plan.fenced } else { &plan.batch };
+                    (few.unwrap_or(many), all)
                 }
             };
         let mut rows = pin!(client.query_typed_raw(sql, params).await?);
@@ -406,8 +431,13 @@ impl Lookups {
         if fetched.snapshot.is_empty() {
             return Err(shape("the statement yields no row"));
         }
-        fetched.routes =
-            accounts.iter().cloned().zip(found.into_iter().map(Found::routes)).collect();
+        for (account, found) in accounts.iter().cloned().zip(found) {
+            if form == Accounts::Few && found.endpoints.len() > FEW {
+                fetched.costly.push(account);
+            } else {
+                fetched.routes.push((account, found.routes()));
+            }
+        }
         Ok(Once { fetched, too_much: None })
     }
 }

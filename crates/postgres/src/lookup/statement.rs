@@ -12,6 +12,9 @@ use walhook_core::settings;
 /// The text of an endpoint's event types, or of its secrets, at most.
 pub(super) const LIST_BYTES_MAX: usize = 256 << 10;
 
+/// An account with more rows takes long to read: some milliseconds.
+pub(super) const FEW: usize = 256;
+
 const NULL_TEXT: &str = "NULL::pg_catalog.text";
 
 /// The text of a number or a boolean, at most.
@@ -155,6 +158,9 @@ pub(super) enum Accounts {
     /// Likewise, and the rows of other accounts are not even computed, as a hash join would: quicker by an index and
     /// slower without one, and a row that cannot be computed fails its own account's statement alone.
     Fenced,
+    /// Likewise, and of no account more rows than [`FEW`] and one are read: by an index alone, for without one each
+    /// account costs a look at all rows.
+    Few,
     /// `$1` and `$2` are one account's: a condition like any other, so that the rows of others need not
     /// be computed.
     One,
@@ -165,7 +171,7 @@ impl Accounts {
     /// in the account table.
     fn from(self) -> [&'static str; 3] {
         match self {
-            Self::Batch | Self::Fenced => [
+            Self::Batch | Self::Fenced | Self::Few => [
                 "(SELECT) one
                  LEFT JOIN ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]),
                                       pg_catalog.unnest($2::pg_catalog.text[]))
@@ -183,7 +189,19 @@ impl Accounts {
     fn fence(self) -> &'static str {
         match self {
             Self::Batch | Self::One => "",
-            Self::Fenced => "OFFSET 0",
+            Self::Fenced | Self::Few => "OFFSET 0",
+        }
+    }
+
+    /// The rows of one account, of all that `rows` selects. What bounds them is hidden from the planner, behind a join:
+    /// it would read all rows of the table from the beginning, where it hopes to find so many soon.
+    fn bounded(self, rows: String) -> String {
+        match self {
+            Self::Batch | Self::Fenced | Self::One => rows,
+            Self::Few => format!(
+                "SELECT f.* FROM pg_catalog.unnest('{{1}}'::pg_catalog.int4[]) one, ({rows}) f LIMIT {}",
+                FEW + 1
+            ),
         }
     }
 }
@@ -209,19 +227,22 @@ pub(super) fn batch(
     );
     let weighed = weights.map_or_else(|| "NULL::pg_catalog.oid".to_owned(), |w| w.id.type_oid());
     let columns: Vec<String> = (1..=ROW_COLUMNS).map(|n| format!("f.c{n}")).collect();
+    let rows = accounts.bounded(format!(
+        "SELECT true AS is_there, {} FROM {} e WHERE {} {}",
+        source.row(&types.id),
+        source.table,
+        types.account.equals(&source.account, account_text),
+        accounts.fence(),
+    ));
     format!(
         "SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text, {}, {}, {weighed}, a.at,
                 f.is_there, w.weight, w.reserved, {}
          FROM {from}
          LEFT JOIN LATERAL ({weight}) w ON true
-         LEFT JOIN LATERAL (SELECT true AS is_there, {} FROM {} e WHERE {} {}) f ON true",
+         LEFT JOIN LATERAL ({rows}) f ON true",
         account.type_oid(),
         id.type_oid(),
         columns.join(", "),
-        source.row(&types.id),
-        source.table,
-        types.account.equals(&source.account, account_text),
-        accounts.fence(),
     )
 }
 

@@ -75,16 +75,22 @@ async fn lookup_serves_every_type_of_account_column_by_its_index() {
         assert_eq!(&*fetched.routes[4].1.endpoints[0].account, known, "{kind}");
 
         let plan = lookups.known_plan().unwrap();
-        let explain = format!("EXPLAIN {}", plan.batch);
-        let accounts = vec![Some(known)];
-        let lines = client
-            .query_typed(&explain, &[(&accounts, Type::TEXT_ARRAY), (&accounts, Type::TEXT_ARRAY)])
-            .await
-            .unwrap();
-        let lines: Vec<String> = lines.iter().map(|l| l.get(0)).collect();
-        let lines = lines.join("\n");
-        assert!(lines.contains("hooks_account") && !lines.contains("Seq Scan"), "{kind}:\n{lines}");
+        for statement in [&plan.batch, plan.few.as_ref().unwrap()] {
+            let lines = explained(&client, statement, &[known]).await;
+            assert!(lines.contains("hooks_account"), "{kind}:\n{lines}");
+            assert!(!lines.contains("Seq Scan"), "{kind}:\n{lines}");
+        }
     }
+}
+
+/// What the server does for a statement that asks for these accounts, and how many rows that were.
+async fn explained(client: &Client, statement: &str, accounts: &[&str]) -> String {
+    let explain = format!("EXPLAIN (ANALYZE, TIMING OFF) {statement}");
+    let params: [(&(dyn ToSql + Sync), Type); 2] =
+        [(&accounts, Type::TEXT_ARRAY), (&accounts, Type::TEXT_ARRAY)];
+    let lines = client.query_typed(&explain, &params).await.unwrap();
+    let lines: Vec<String> = lines.iter().map(|line| line.get(0)).collect();
+    lines.join("\n")
 }
 
 /// The catalog was read over a minute ago, and a look-up was slow.
@@ -106,13 +112,10 @@ async fn batch_goes_by_the_index_where_there_is_one_whatever_the_statistics_say(
     let asked: Vec<AccountId> = accounts.iter().map(|a| AccountId::new(a.as_str())).collect();
     let scanned = async |lookups: &Lookups| {
         assert_eq!(lookups.fetch(&client, &asked).await.unwrap().routes.len(), 500);
-        let explain =
-            format!("EXPLAIN (ANALYZE, TIMING OFF) {}", lookups.known_plan().unwrap().batch);
-        let params: [(&(dyn ToSql + Sync), Type); 2] =
-            [(&accounts, Type::TEXT_ARRAY), (&accounts, Type::TEXT_ARRAY)];
-        let lines = client.query_typed(&explain, &params).await.unwrap();
-        let lines: Vec<String> = lines.iter().map(|line| line.get(0)).collect();
-        lines.into_iter().filter(|line| line.contains("hooks")).collect::<String>()
+        let plan = lookups.known_plan().unwrap();
+        let accounts: Vec<&str> = accounts.iter().map(String::as_str).collect();
+        let lines = explained(&client, &plan.batch, &accounts).await;
+        lines.lines().filter(|line| line.contains("hooks")).collect::<String>()
     };
     let lookups = lookups(PLAIN);
     let without = scanned(&lookups).await;

@@ -200,7 +200,7 @@ impl Run {
     /// What a statement answers now.
     pub(crate) fn routes(&mut self, LookUp { line, accounts }: LookUp) -> LookUpAnswer {
         let snapshot = self.postgres.snapshot(self.now);
-        let (mut answers, mut put_off) = (Vec::new(), Vec::new());
+        let (mut answers, mut costly, mut put_off) = (Vec::new(), Vec::new(), Vec::new());
         for account in accounts {
             if let Some(wait) = self.outages.puts_off(&account, self.now) {
                 self.counts.fault(Fault::LookUpPutOff);
@@ -212,10 +212,14 @@ impl Run {
                 answers.push((account, refused));
             } else {
                 let routes = self.postgres.routes(&account, self.now);
-                answers.push((account, routes));
+                if routes.is_costly && line == LookUpLine::Usual && self.rng.random() {
+                    costly.push(account);
+                } else {
+                    answers.push((account, routes));
+                }
             }
         }
-        LookUpAnswer { line, snapshot, put_off, answers }
+        LookUpAnswer { line, snapshot, costly, put_off, answers }
     }
 
     fn store(&mut self, number: usize, batch: Box<PersistBatch>) {

@@ -303,8 +303,8 @@ impl Life {
                     answered @ LookUp::Answered(..) => answered,
                 };
                 let LookUp::Answered(snapshot, answers) = looked_up else { return };
-                let (line, put_off) = (LookUpLine::Usual, Vec::new());
-                let answer = LookUpAnswer { line, snapshot, put_off, answers };
+                let (line, costly, put_off) = (LookUpLine::Usual, Vec::new(), Vec::new());
+                let answer = LookUpAnswer { line, snapshot, costly, put_off, answers };
                 self.dispatcher.handle(now, Input::Routes(Box::new(answer)));
             }
             Happens::Refilled => {

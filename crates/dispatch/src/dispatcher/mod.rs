@@ -46,7 +46,8 @@
 //! - So it does for an event whose account's endpoints cannot be looked up: see the module `unrouted`.
 //! - While its endpoint is suspended it is counted in a gap instead: see the module `suspend`.
 //! - At most [`UNPERSISTED_MAX`] outcomes are not durable, beside what is in flight: beyond that, and
-//!   while a state transaction takes longer than [`PERSIST_SLOW`], nothing is sent.
+//!   while a state transaction takes longer than [`PERSIST_SLOW`], nothing is sent. The last sixteenth is for
+//!   accounts with nothing in flight and little that waits.
 //! - Memory: each pending event is counted once, each delivery of it by a constant. At three quarters of the
 //!   limit the account that holds most gives way: see the module `relief`. Near the limit
 //!   [`Dispatcher::wants_input`] says no, until what is deferred is stored: the stream waits for the state

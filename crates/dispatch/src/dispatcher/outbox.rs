@@ -45,6 +45,29 @@ pub(super) const ROWS_BYTES: usize = 8 << 20;
 /// A state transaction that takes longer makes the next one smaller.
 const ROWS_SLOW: Duration = Duration::from_millis(300);
 
+/// Of the outcomes that may not be durable so many are kept for idle accounts: a flood settles thousands while one state
+/// transaction takes its time, and would leave none to others.
+const KEPT_FOR_IDLE: usize = UNPERSISTED_MAX / 16;
+
+/// Who must wait for the state database with what is to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Behind {
+    /// Everybody, for this reason.
+    All(Cause),
+    /// Whoever has something in flight or much that waits: outcomes that are not durable are near their bound.
+    AllButIdle,
+}
+
+impl Behind {
+    /// What those wait for who must.
+    pub(super) fn cause(self) -> Cause {
+        match self {
+            Self::All(cause) => cause,
+            Self::AllButIdle => Cause::Unpersisted,
+        }
+    }
+}
+
 /// What waits for the next state transaction, and what is in the one under way.
 #[derive(Debug)]
 pub(super) struct Outbox {
@@ -264,14 +287,17 @@ impl Outbox {
         self.outdated.push(queue);
     }
 
-    /// Why sending must wait for the state database, where it must.
-    pub(super) fn why_behind(&self, now: Tick) -> Option<Cause> {
+    /// Who must wait for the state database with what is to be sent, where somebody must.
+    pub(super) fn behind(&self, now: Tick) -> Option<Behind> {
         let under_way = self.under_way.as_ref();
         if under_way.is_some_and(|under_way| now.since(under_way.started) > PERSIST_SLOW) {
-            return Some(Cause::State);
+            return Some(Behind::All(Cause::State));
         }
         let unpersisted = self.outcomes + self.dying.len() + under_way.map_or(0, UnderWay::len);
-        (unpersisted >= UNPERSISTED_MAX).then_some(Cause::Unpersisted)
+        if unpersisted >= UNPERSISTED_MAX {
+            return Some(Behind::All(Cause::Unpersisted));
+        }
+        (unpersisted >= UNPERSISTED_MAX - KEPT_FOR_IDLE).then_some(Behind::AllButIdle)
     }
 
     /// Whether everything that happened is stored.
@@ -293,7 +319,7 @@ impl Outbox {
         if self.under_way.is_some() {
             return None;
         }
-        let full = self.outcomes >= UNPERSISTED_MAX
+        let full = self.outcomes >= UNPERSISTED_MAX - KEPT_FOR_IDLE
             || self.dying.len() >= DEAD_LETTERS_MAX
             || self.leaving.len() >= self.rows_max
             || self.leaving_bytes >= ROWS_BYTES;

@@ -7,8 +7,9 @@ use super::super::lane::Origin;
 use super::super::schedule::{LaneId, Pool};
 use super::Dispatcher;
 use super::ending::{End, Ended};
+use super::outbox::Behind;
 use super::queues::QueueNo;
-use super::sending::Wake;
+use super::sending::{Sending, Wake};
 use walhook_core::attempt::{Attempt, Deliveries, Delivery, DeliveryId};
 use walhook_core::endpoint::Endpoint;
 use walhook_core::persist::DeadReason;
@@ -33,16 +34,22 @@ impl Dispatcher {
         self.sending.give_up_probes(now);
         self.release_frontier(now);
         self.release_replays(now);
-        let behind = self.outbox.why_behind(now);
-        self.queues.set_gate(behind, now);
-        if self.door.is_stopping() || behind.is_some() {
+        let behind = self.outbox.behind(now);
+        self.queues.set_gate(behind.map(Behind::cause), now);
+        if self.door.is_stopping() {
             return None;
         }
-        let next = Pool::ALL.into_iter().find_map(|pool| self.poll_pool(pool, now));
-        if next.is_none() {
-            self.note_turns(now);
+        match behind {
+            Some(Behind::All(_)) => None,
+            Some(Behind::AllButIdle) => self.poll_pools(Sending::next_idle, now),
+            None => {
+                let next = self.poll_pools(Sending::next_lane, now);
+                if next.is_none() {
+                    self.note_turns(now);
+                }
+                next
+            }
         }
-        next
     }
 
     /// The next request to give up; answered by [`Dispatcher::handle_outcome`] like every other one: it may
@@ -66,12 +73,19 @@ impl Dispatcher {
         self.settings.lane_max = self.settings.lane_max.max(slots);
     }
 
-    fn poll_pool(&mut self, pool: Pool, now: Tick) -> Option<Dispatch> {
-        while let Some(lane) = self.sending.next_lane(pool, now) {
-            if let Some(dispatch) = self.poll_lane(lane, pool, now) {
-                return Some(dispatch);
+    /// Sends from the lane that `next` says, of whichever pool.
+    fn poll_pools(
+        &mut self,
+        next: fn(&mut Sending, Pool, Tick) -> Option<LaneId>,
+        now: Tick,
+    ) -> Option<Dispatch> {
+        for pool in Pool::ALL {
+            while let Some(lane) = next(&mut self.sending, pool, now) {
+                if let Some(dispatch) = self.poll_lane(lane, pool, now) {
+                    return Some(dispatch);
+                }
+                // Whatever kept the lane from sending has taken it out of its turn: this ends.
             }
-            // Whatever kept the lane from sending has taken it out of its turn: this ends.
         }
         None
     }

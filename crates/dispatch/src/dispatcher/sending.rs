@@ -132,6 +132,11 @@ impl Sending {
         idle
     }
 
+    /// Whose turn it is of the idle ones alone, where a slot of the pool is free for it.
+    pub(super) fn next_idle(&mut self, pool: Pool, _: Tick) -> Option<LaneId> {
+        self.scheduler.peek_idle(pool)
+    }
+
     /// Whose turn it is, whether a slot is free or not.
     pub(super) fn first_in_line(&self, pool: Pool) -> Option<LaneId> {
         self.scheduler.first_in_line(pool)

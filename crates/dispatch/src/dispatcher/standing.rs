@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::super::lane::{Pending, Queue};
 use super::super::schedule::Pool;
 use super::Dispatcher;
+use super::outbox::Behind;
 use super::queues::{EndpointQueue, OfAccount, QueueNo};
 use walhook_core::event::{AccountId, EndpointId, Event};
 use walhook_core::position::EventId;
@@ -208,7 +209,7 @@ impl Dispatcher {
             return Cause::Lookup;
         }
         let limit = || queue.pending().and_then(|of| of.why_held(now));
-        let stored = || self.outbox.why_behind(now);
+        let stored = || self.outbox.behind(now).map(Behind::cause);
         let first = self.stopped_cause(queue).or(own).or_else(limit).or_else(stored);
         first.unwrap_or_else(|| {
             let others = ready.get(queue.pool(now) as usize).copied().unwrap_or(0);

@@ -191,6 +191,31 @@ fn nothing_is_sent_while_the_state_database_is_slow_or_far_behind() {
 }
 
 #[test]
+fn idle_account_is_sent_to_while_others_wait_until_their_outcomes_are_stored() {
+    let mut rig = Rig::new(settings());
+    let outcomes = |rig: &mut Rig, n: usize| {
+        (0..n).for_each(|_| rig.dispatcher.outbox.count_outcome());
+    };
+    rig.commit("7");
+    assert_eq!(rig.send().len(), 1, "it is in flight from now on");
+    outcomes(&mut rig, super::super::UNPERSISTED_MAX - 256);
+    rig.commit("7");
+    assert!(rig.send().is_empty());
+    assert_eq!(cause_now(&rig), Some(Cause::Unpersisted));
+    rig.wait(ms(10));
+    rig.commit("8");
+    let sent = only(rig.send());
+    assert_eq!(waited(&mut rig, &sent), [], "it waits for nothing");
+    outcomes(&mut rig, 256);
+    rig.commit("9");
+    assert!(rig.send().is_empty(), "the bound holds for everybody");
+    rig.wait(ms(100));
+    assert!(rig.dispatcher.poll_persist(rig.now).is_some());
+    rig.dispatcher.handle_persisted(&Default::default(), rig.now);
+    assert!(rig.send().iter().any(|sent| sent.attempt.first().event.account.as_str() == "9"));
+}
+
+#[test]
 fn delivery_that_failed_waits_for_its_next_attempt_and_tells_of_both() {
     let mut rig = Rig::new(settings());
     rig.commit("7");

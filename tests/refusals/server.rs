@@ -15,7 +15,7 @@ async fn limit_with_too_few_sessions_is_told_and_waited_for() -> Result<()> {
     let line =
         found.iter().find(|line| line.starts_with("fail  sessions: the role sender may have 3"));
     let line = line.with_context(|| format!("{found:?}"))?;
-    ensure!(line.ends_with("ALTER ROLE \"sender\" CONNECTION LIMIT 18"), "{line}");
+    ensure!(line.ends_with("ALTER ROLE \"sender\" CONNECTION LIMIT 19"), "{line}");
 
     let running = world.spawn()?;
     running.until_logged("a leader needs 7 by source.url").await?;

@@ -76,7 +76,7 @@ impl Dispatcher {
     /// Sends from the lane that `next` says, of whichever pool.
     fn poll_pools(
         &mut self,
-        next: fn(&mut Sending, Pool, Tick) -> Option<LaneId>,
+        next: impl Fn(&mut Sending, Pool, Tick) -> Option<LaneId>,
         now: Tick,
     ) -> Option<Dispatch> {
         for pool in Pool::ALL {

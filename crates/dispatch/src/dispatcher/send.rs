@@ -41,9 +41,9 @@ impl Dispatcher {
         }
         match behind {
             Some(Behind::All(_)) => None,
-            Some(Behind::AllButIdle) => self.poll_pools(Sending::next_idle, now),
+            Some(Behind::AllButIdle) => self.poll_pools(|of, pool| of.next_idle(pool), now),
             None => {
-                let next = self.poll_pools(Sending::next_lane, now);
+                let next = self.poll_pools(|of, pool| of.next_lane(pool, now), now);
                 if next.is_none() {
                     self.note_turns(now);
                 }
@@ -76,11 +76,11 @@ impl Dispatcher {
     /// Sends from the lane that `next` says, of whichever pool.
     fn poll_pools(
         &mut self,
-        next: impl Fn(&mut Sending, Pool, Tick) -> Option<LaneId>,
+        next: impl Fn(&mut Sending, Pool) -> Option<LaneId>,
         now: Tick,
     ) -> Option<Dispatch> {
         for pool in Pool::ALL {
-            while let Some(lane) = next(&mut self.sending, pool, now) {
+            while let Some(lane) = next(&mut self.sending, pool) {
                 if let Some(dispatch) = self.poll_lane(lane, pool, now) {
                     return Some(dispatch);
                 }

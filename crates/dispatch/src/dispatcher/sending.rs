@@ -133,7 +133,7 @@ impl Sending {
     }
 
     /// Whose turn it is of the idle ones alone, where a slot of the pool is free for it.
-    pub(super) fn next_idle(&mut self, pool: Pool, _: Tick) -> Option<LaneId> {
+    pub(super) fn next_idle(&self, pool: Pool) -> Option<LaneId> {
         self.scheduler.peek_idle(pool)
     }
 

@@ -28,6 +28,9 @@ use walhook_postgres::op::EQ;
 
 const VERSION: u8 = 1;
 
+/// Pages are as small as those of the higher levels, for less.
+const LEVEL: Compression = Compression::new(4);
+
 /// So many bytes are decoded at most; far above what a page is made of.
 const PLAIN_MAX: u64 = 4 << 20;
 
@@ -168,7 +171,7 @@ pub(super) fn fits(event: &Event) -> bool {
 
 /// Encodes what a page holds of its events beside the arrays. Each must [fit](fits).
 pub(super) fn encode<'a>(events: impl Iterator<Item = &'a Event>) -> Vec<u8> {
-    let mut encoder = ZlibEncoder::new(vec![VERSION], Compression::new(6));
+    let mut encoder = ZlibEncoder::new(vec![VERSION], LEVEL);
     let mut plain = Vec::new();
     for event in events {
         plain.push(code(event.operation));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::lane::{Insertion, LEAVING_BYTES};
-pub(super) use super::outgoing::{Body, Dying, Leaves, Leaving, RowChange};
+pub(super) use super::outgoing::{Body, Dying, Leaves, Leaving, LeavingRows, RowChange};
 use super::queues::QueueNo;
 use super::{PERSIST_SLOW, UNPERSISTED_MAX};
 use walhook_core::event::EndpointId;
@@ -82,7 +82,7 @@ pub(super) struct Outbox {
     outcomes: usize,
     dying: VecDeque<Dying>,
     /// Rows to be inserted, in the order of their numbers.
-    leaving: VecDeque<Leaving>,
+    leaving: LeavingRows,
     /// What they, and those in the batch under way, hold in memory.
     leaving_bytes: usize,
     /// How many rows have been in `leaving` so far, and in a batch.
@@ -117,7 +117,7 @@ struct UnderWay {
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) dying: Vec<Dying>,
-    pub(super) stored: Vec<Leaving>,
+    pub(super) stored: LeavingRows,
     /// Rows that go.
     pub(super) removed: Vec<(QueueNo, RowKey)>,
     /// Rows without an endpoint that go.
@@ -137,7 +137,7 @@ impl Outbox {
             moved: false,
             outcomes: 0,
             dying: VecDeque::new(),
-            leaving: VecDeque::new(),
+            leaving: LeavingRows::new(),
             leaving_bytes: 0,
             insertions: Insertion::default(),
             handed_out: Insertion::default(),
@@ -236,7 +236,7 @@ impl Outbox {
             leaving.bytes = LEAVING_BYTES;
         }
         self.leaving_bytes += leaving.bytes;
-        self.leaving.push_back(leaving);
+        self.leaving.push_back(Box::new(leaving));
     }
 
     /// A row that was to be inserted is not.
@@ -255,7 +255,7 @@ impl Outbox {
 
     /// What is to be inserted, and in no batch yet.
     pub(super) fn leaving_mut(&mut self) -> impl Iterator<Item = &mut Leaving> {
-        self.leaving.iter_mut()
+        self.leaving.iter_mut().map(|leaving| &mut **leaving)
     }
 
     /// Rows inserted in one state transaction at most, as things are.
@@ -353,7 +353,7 @@ impl Outbox {
 
     /// The next row to be inserted, where the batch has room for it: it has so many already, of so many bytes,
     /// to which it is added.
-    pub(super) fn next_leaving(&mut self, rows: usize, bytes: &mut usize) -> Option<Leaving> {
+    pub(super) fn next_leaving(&mut self, rows: usize, bytes: &mut usize) -> Option<Box<Leaving>> {
         *bytes += self.leaving.front()?.bytes;
         if rows >= self.rows_max || (*bytes > ROWS_BYTES && rows > 0) {
             return None;

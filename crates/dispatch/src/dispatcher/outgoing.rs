@@ -1,5 +1,6 @@
 //! What leaves memory with a state transaction: dead letters, rows, and changes of rows.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::super::lane::{Insertion, SharedEvent};
@@ -46,6 +47,9 @@ pub(super) struct Leaving {
     /// is not of the same.
     pub(super) bytes: usize,
 }
+
+/// Those that leave, in their order: hundreds of thousands, sometimes, which are not copied when more come.
+pub(super) type LeavingRows = VecDeque<Box<Leaving>>;
 
 impl Leaving {
     /// Whether it may wait for others that are stored with it: its endpoint is sent nothing anyway, and nothing has

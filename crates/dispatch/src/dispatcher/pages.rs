@@ -36,6 +36,13 @@ impl PageSize {
         let rows = u32::try_from(rows).unwrap_or(u32::MAX).clamp(1, PAGE_ROWS);
         Self { at_once: (share / bytes).clamp(1, at_once), bytes, rows, text_bytes }
     }
+
+    /// Pages that are as large as so many of these.
+    pub(super) fn times(self, many: usize) -> Self {
+        let Self { at_once, bytes, rows, text_bytes } = self;
+        let rows = rows.saturating_mul(u32::try_from(many).unwrap_or(u32::MAX));
+        Self { at_once: at_once / many, bytes: bytes * many, rows, text_bytes: text_bytes * many }
+    }
 }
 
 #[cfg(test)]

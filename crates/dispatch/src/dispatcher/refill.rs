@@ -21,9 +21,6 @@ use walhook_core::event::RowKeys;
 use walhook_core::persist::{Deferred, QueueId, Refill, Refilled, Tried};
 use walhook_core::tick::Tick;
 
-/// A queue with fewer rows in memory wants a page, however many new deliveries are there with them.
-const WANTS_BELOW: usize = 64;
-
 /// Rows that are read for a probe: it is one, and before it may stand many that are held.
 const PROBE_ROWS: u32 = 256;
 
@@ -33,11 +30,10 @@ impl Dispatcher {
         if self.door.is_stopping() || !self.progress.is_caught_up() {
             return None;
         }
-        let mut at_most =
-            self.deferral.line.pages_at_most(self.memory.room(self.committed_bytes()));
+        let at_most = self.deferral.line.pages_at_most(self.memory.room(self.committed_bytes()));
         let mut pages = Vec::new();
         for _ in 0..self.looks(self.deferral.line.looks()) {
-            if at_most == 0 {
+            if pages.len() == at_most {
                 break;
             }
             let Some((account, no)) = self.deferral.line.pop() else { break };
@@ -58,29 +54,31 @@ impl Dispatcher {
             deferred.leave_line();
             if let Some(page) = wants {
                 let from = deferred.backlog_mut().begin_page(page, now);
-                let (rows, bytes) = self.deferral.line.page();
-                let rows = if page == Page::Probe { rows.min(PROBE_ROWS) } else { rows };
-                pages.push(Refill { queue, from, rows, bytes });
-                at_most -= 1;
+                let rows = if page == Page::Probe { PROBE_ROWS } else { u32::MAX };
+                pages.push(Refill { queue, from, rows, bytes: 0 });
             }
         }
         if pages.is_empty() {
             return None;
         }
-        self.memory.take(self.deferral.line.begin(pages.len()));
+        let size = self.deferral.line.begin(pages.len(), at_most);
+        self.memory.take(self.deferral.line.reserved());
+        for page in &mut pages {
+            (page.rows, page.bytes) = (page.rows.min(size.rows), size.text_bytes as u64);
+        }
         Some(pages)
     }
 
     /// Takes the answer to [`Dispatcher::poll_refill`].
     pub(super) fn handle_refilled(&mut self, pages: Vec<Refilled>, now: Tick) {
-        self.memory.give_back(self.deferral.line.end());
+        let (reserved, bytes) = self.deferral.line.end();
+        self.memory.give_back(reserved);
         let numbers: Vec<QueueNo> =
             pages.iter().map(|page| self.queues.named(&page.queue)).collect();
         let known: usize =
             numbers.iter().map(|queue| self.queues.rows_of(*queue).backlog().heads()).sum();
         let heads = self.deferral.line.heads(known);
         for (queue, Refilled { rows, end, .. }) in numbers.into_iter().zip(pages) {
-            let bytes = self.deferral.line.page_bytes();
             let heads = if self.is_suspended(queue) { 0 } else { heads };
             let room = PageBudget { rows: self.rows_to_load(queue, now), bytes, heads };
             let read = |row: Deferred| Read {
@@ -185,7 +183,9 @@ impl Dispatcher {
             _ if self.endpoints.is_paused(&it.id().endpoint) => return None,
             Some(breaker) if !breaker.wants_probe(now) => return None,
             Some(_) => Page::Probe,
-            None if deferred.backlog().loaded() >= WANTS_BELOW => return None,
+            None if deferred.backlog().loaded() >= self.deferral.line.wanted_below() => {
+                return None;
+            }
             None => Page::Rows,
         };
         deferred.backlog().wants_page(page, now).then_some(page)

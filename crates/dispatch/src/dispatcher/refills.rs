@@ -6,6 +6,7 @@
 //! - Accounts take turns in it, each with its own queues in the order in which they came: ten thousand queues of one
 //!   account delay another's by one page.
 //! - One request is under way at most. While it is, what it may bring is reserved (see [`super::pages`]).
+//! - A request brings no more than [`QUEUES_AT_ONCE`] pages, however many queues share them.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -14,6 +15,10 @@ use super::queues::{AccountNo, QueueNo, Queues};
 
 /// Queues that are asked for at once, where memory is large enough: their pages take an eighth of it.
 const QUEUES_AT_ONCE: usize = 32;
+
+/// Pages that one queue may have of these, where few others want one: to read as many rows at once costs little more
+/// than to read one page, and whoever drains fast would wait for every page.
+const PAGES_OF_ONE: usize = 8;
 
 /// Queues of the line that are looked at for that.
 const LOOKED_AT_ONCE: usize = 1_024;
@@ -32,11 +37,25 @@ const HEAD_BYTES: usize = 256;
 #[derive(Debug)]
 pub(super) struct Refills {
     line: Line,
-    /// What the request under way may bring; none: there is none.
-    reserved: Option<usize>,
+    /// The request; none: there is none.
+    under_way: Option<UnderWay>,
     page_size: PageSize,
     /// Heads known of the queues of one request together, beyond which each has [`HEADS_MIN`].
     heads_max: usize,
+}
+
+/// A request for pages.
+#[derive(Debug, Clone, Copy)]
+struct UnderWay {
+    pages: usize,
+    size: PageSize,
+}
+
+impl UnderWay {
+    /// What it may bring.
+    fn reserved(self) -> usize {
+        self.pages * self.size.bytes
+    }
 }
 
 /// Queues that wait, in turns of their accounts.
@@ -79,7 +98,7 @@ impl Refills {
     pub(super) fn new(memory_limit: usize) -> Self {
         let page_size = PageSize::new(QUEUES_AT_ONCE, memory_limit / 8);
         let heads_max = memory_limit / 16 / HEAD_BYTES;
-        Self { line: Line::default(), reserved: None, page_size, heads_max }
+        Self { line: Line::default(), under_way: None, page_size, heads_max }
     }
 
     /// The queue wants a page.
@@ -107,34 +126,39 @@ impl Refills {
     /// Pages that may be asked for now, where so many bytes of memory are left.
     pub(super) fn pages_at_most(&self, room: usize) -> usize {
         let PageSize { at_once, bytes, .. } = self.page_size;
-        if self.reserved.is_some() { 0 } else { at_once.min(room / bytes) }
+        if self.under_way.is_some() { 0 } else { at_once.min(room / bytes) }
     }
 
-    /// Rows of one page at most, and the bytes of their events.
-    pub(super) fn page(&self) -> (u32, u64) {
-        (self.page_size.rows, self.page_size.text_bytes as u64)
+    /// A queue with fewer rows in memory wants a page, however many new deliveries are there with them: half of what
+    /// it would get now.
+    pub(super) fn wanted_below(&self) -> usize {
+        let rows = self.size_of_each(self.line.len.max(1), self.page_size.at_once).rows;
+        usize::try_from(rows / 2).unwrap_or(usize::MAX)
     }
 
-    /// What one page takes in memory at most, but one event.
-    pub(super) fn page_bytes(&self) -> usize {
-        self.page_size.bytes
+    /// So many queues are asked for a page each, where there may be `at_most` pages. Returns how large each is: what
+    /// others leave is theirs.
+    pub(super) fn begin(&mut self, queues: usize, at_most: usize) -> PageSize {
+        let size = self.size_of_each(queues, at_most);
+        let request = UnderWay { pages: queues, size };
+        assert!(self.under_way.replace(request).is_none(), "two requests for pages at once");
+        size
     }
 
-    /// So many pages are asked for. Returns what they may bring.
-    pub(super) fn begin(&mut self, pages: usize) -> usize {
-        let reserved = pages * self.page_size.bytes;
-        assert!(self.reserved.replace(reserved).is_none(), "two requests for pages at once");
-        reserved
+    fn size_of_each(&self, queues: usize, at_most: usize) -> PageSize {
+        self.page_size.times((at_most / queues).clamp(1, PAGES_OF_ONE))
     }
 
-    /// The pages have come. Returns what was reserved for them.
-    pub(super) fn end(&mut self) -> usize {
-        self.reserved.take().unwrap_or_default()
+    /// The pages have come. Returns what was reserved for them, and what one of them takes in memory at most, but one
+    /// event.
+    pub(super) fn end(&mut self) -> (usize, usize) {
+        let size = self.under_way.map_or(self.page_size, |request| request.size);
+        (self.under_way.take().map_or(0, UnderWay::reserved), size.bytes)
     }
 
     /// What the request under way may bring.
     pub(super) fn reserved(&self) -> usize {
-        self.reserved.unwrap_or_default()
+        self.under_way.map_or(0, UnderWay::reserved)
     }
 
     /// How many heads each queue of a request may know, where all of them know so many.

@@ -121,8 +121,12 @@ impl Dispatcher {
     }
 
     /// What is on its way into the table; nothing where it is of a replay that was cancelled meanwhile.
-    pub(super) fn unless_cancelled(&mut self, leaving: Leaving, now: Tick) -> Option<Leaving> {
-        let Leaving { row, kind, counted, bytes, .. } = &leaving;
+    pub(super) fn unless_cancelled(
+        &mut self,
+        leaving: Box<Leaving>,
+        now: Tick,
+    ) -> Option<Box<Leaving>> {
+        let Leaving { row, kind, counted, bytes, .. } = &*leaving;
         let cancelled = row.id.key.replay.filter(|replay| !self.replays.is_known(*replay));
         let Some(replay) = cancelled else { return Some(leaving) };
         let (key, counted, bytes) = (&row.id.key, *counted, *bytes);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Dispatcher;
-use super::outbox::{Body, Dying, Leaves, Leaving, Parts, RowChange};
+use super::outbox::{Body, Dying, Leaves, Leaving, LeavingRows, Parts, RowChange};
 use super::queues::QueueNo;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{Defer, PersistBatch, Persisted, Routed, RowKey};
@@ -54,8 +54,8 @@ impl Dispatcher {
     }
 
     /// The rows that are to be inserted, as many as fit.
-    fn hand_out_rows(&mut self, batch: &mut PersistBatch, now: Tick) -> Vec<Leaving> {
-        let mut stored = Vec::new();
+    fn hand_out_rows(&mut self, batch: &mut PersistBatch, now: Tick) -> LeavingRows {
+        let mut stored = LeavingRows::new();
         let mut bytes = 0;
         while let Some(leaving) = self.outbox.next_leaving(stored.len(), &mut bytes) {
             let Some(leaving) = self.unless_cancelled(leaving, now) else { continue };
@@ -89,7 +89,7 @@ impl Dispatcher {
                     self.outdate(queue);
                 }
             }
-            stored.push(leaving);
+            stored.push_back(leaving);
         }
         stored
     }
@@ -173,7 +173,7 @@ impl Dispatcher {
         let (frontier, took, parts) = self.outbox.handle_stored(purged, now);
         self.journal.handle_stored(took, persisted.log_dropped);
         for leaving in parts.stored {
-            self.handle_row_stored(leaving, now);
+            self.handle_row_stored(*leaving, now);
         }
         let mut queues = parts.over;
         for (queue, key) in parts.removed {

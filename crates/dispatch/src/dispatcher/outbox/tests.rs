@@ -81,7 +81,7 @@ fn told(change: RowChange) -> Change {
     }
 }
 
-fn parts(stored: Vec<Leaving>) -> Parts {
+fn parts(stored: LeavingRows) -> Parts {
     Parts { dying: vec![], stored, removed: vec![], routed: vec![], over: vec![] }
 }
 
@@ -142,7 +142,7 @@ proptest! {
                         }
                     }
                     prop_assert_eq!(changes, expected);
-                    outbox.hand_over(&mut PersistBatch::default(), parts(stored), Tick(0));
+                    outbox.hand_over(&mut PersistBatch::default(), parts(stored.into()), Tick(0));
                     under_way = true;
                 }
                 Action::Stored => {

@@ -89,19 +89,20 @@ proptest! {
                 }
                 Action::Begin(pages) if refills.pages_at_most(room) >= pages => {
                     prop_assert!(reserved.is_none(), "one request at a time");
-                    let bytes = refills.begin(pages);
+                    let size = refills.begin(pages, refills.pages_at_most(room));
+                    let bytes = refills.reserved();
+                    prop_assert_eq!(bytes, pages * size.bytes);
                     prop_assert!(bytes <= room, "{} bytes are asked for, of {}", bytes, room);
+                    prop_assert!(bytes <= (1 << 20) / 8, "pages take an eighth of memory");
                     reserved = Some(bytes);
                 }
-                Action::End => prop_assert_eq!(refills.end(), reserved.take().unwrap_or(0)),
+                Action::End => prop_assert_eq!(refills.end().0, reserved.take().unwrap_or(0)),
                 Action::Begin(_) => {}
             }
             prop_assert_eq!(refills.looks(), model.line.len());
             prop_assert_eq!(refills.reserved(), reserved.unwrap_or(0));
             prop_assert!(reserved.is_none() || refills.pages_at_most(usize::MAX) == 0);
         }
-        let share = refills.pages_at_most(usize::MAX) * refills.page_bytes();
-        prop_assert!(share <= (1 << 20) / 8, "pages take an eighth of memory");
     }
 }
 

@@ -64,7 +64,7 @@ impl<'a> Named<'a> {
 }
 
 /// What a `WITH` begins with: `by_page`, the pages (their `place`) in which named deliveries may stand, with
-/// the `events` of these.
+/// the `events` of these. Without OFFSET each would be looked for twice: to be told from null, and to be grouped.
 fn by_page(s: &str, params: usize) -> String {
     format!(
         "by_page AS (
@@ -73,7 +73,7 @@ fn by_page(s: &str, params: usize) -> String {
                      WHERE pipeline {EQ} $1 AND endpoint {EQ} r.endpoint AND account {EQ} r.account
                        AND ({}) {GE} ({}, r.type)
                      ORDER BY {} LIMIT 1) AS place
-                 FROM unnest({}) AS r(event, endpoint, account, {}, type)) h
+                 FROM unnest({}) AS r(event, endpoint, account, {}, type) OFFSET 0) h
              WHERE h.place IS NOT NULL GROUP BY h.place)",
         place_columns(""),
         place::columns("r."),

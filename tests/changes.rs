@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use walhook_testkit::receiver::{Behaviour, Received};
 
@@ -112,7 +112,7 @@ async fn dropped_column_of_a_rule_halts_until_the_rule_is_corrected() -> Result<
     world.sql.batch_execute("INSERT INTO subscribers VALUES (2, 42, 'active')").await?;
     let (status, log) = running.ended_with_log().await?;
     assert_eq!(status.code(), Some(3), "{log}");
-    let reason = "rule 1 (subscriber.created) needs the column email of public.subscribers";
+    let reason = "rule 1 (subscriber.created): columns: public.subscribers has no column email";
     assert!(log.contains(reason), "{log}");
     let status = world.walhook_json(&["status"]).await?;
     assert!(status["halted"]["reason"].as_str().unwrap().contains(reason), "{status}");
@@ -172,6 +172,48 @@ async fn renamed_column_of_a_rule_halts_behind_what_was_written_before() -> Resu
     let received = world.delivered(21).await?;
     assert_eq!(rows(&received).into_iter().collect::<BTreeSet<_>>(), (1..=21).collect());
     assert_eq!(world.mock.stats().duplicates, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn rows_from_before_a_migration_that_was_made_while_stopped_keep_nobody_waiting() -> Result<()>
+{
+    let mut world =
+        World::with("", &on_insert("created", "subscribers", r#"["id", "email"]"#), &[]).await?;
+    world.hook(1, 42, "").await?;
+    ensure!(world.run().await?.terminate().await?.success());
+    world.subscribe(1, 42).await?;
+    world.sql.batch_execute("ALTER TABLE subscribers ADD COLUMN plan text DEFAULT 'free'").await?;
+    world.subscribe(2, 42).await?;
+    world.reconfigure(r#"["id", "email"]"#, r#"["id", "plan"]"#)?;
+    let running = world.run().await?;
+    let received = world.delivered(2).await?;
+    assert_eq!(data_of(&received, "created"), [json!({"id": 1}), json!({"id": 2, "plan": "free"})]);
+    ensure!(running.terminate().await?.success());
+
+    world.subscribe(3, 42).await?;
+    world.sql.batch_execute("ALTER TABLE subscribers RENAME COLUMN plan TO tier").await?;
+    world.subscribe(4, 42).await?;
+    world.reconfigure(r#""plan""#, r#""tier""#)?;
+    let running = world.run().await?;
+    world.settled().await?;
+    let received = world.delivered(3).await?;
+    assert_eq!(rows(&received), [1, 2, 4]);
+    let letter = "SELECT concat_ws('|', account, reason, detail) FROM walhook.dead_letters";
+    let letter = world.value(letter).await?;
+    assert!(letter.starts_with("42|unroutable|rule 1 (created): "), "{letter}");
+    assert!(letter.contains("no column tier when the row was written, but plan"), "{letter}");
+
+    // There and back, while it runs.
+    let both = "BEGIN; ALTER TABLE subscribers RENAME COLUMN tier TO plan;
+        INSERT INTO subscribers VALUES (5, 42, 'e');
+        ALTER TABLE subscribers RENAME COLUMN plan TO tier; COMMIT";
+    world.sql.batch_execute(both).await?;
+    world.subscribe(6, 42).await?;
+    world.settled().await?;
+    assert_eq!(rows(&world.delivered(4).await?), [1, 2, 4, 6]);
+    world.until_metric("walhook_unroutable_total{reason=\"table\"}", "2").await?;
+    ensure!(running.terminate().await?.success());
     Ok(())
 }
 

@@ -115,9 +115,9 @@ impl Rulebook {
             }
             match lacks {
                 Lacks::Type => self.read_catalog(client).await,
-                Lacks::Identity => {
+                Lacks::Fit => {
                     self.read_catalog(client).await?;
-                    self.rules.handle_restored(relation.oid);
+                    self.rules.handle_fitting(relation.oid);
                     Ok(())
                 }
                 Lacks::Standing => self.place(relation, client).await,

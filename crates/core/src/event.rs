@@ -263,7 +263,7 @@ pub enum UnroutableReason {
     Type,
     /// The change was too large to be read, or the event is larger than the rule allows.
     TooLarge,
-    /// Whether the table was a partition of the rule's could not be told.
+    /// Whether the table was a partition of the rule's could not be told, or which of its columns is the rule's.
     Table,
     /// The database refuses to read the account's endpoints.
     Endpoints,

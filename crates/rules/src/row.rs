@@ -28,6 +28,8 @@ pub enum Missing {
     UnchangedToast,
     /// The replica identity does not log the column, or the row does not exist on that side.
     NotLogged,
+    /// The table had no such column.
+    NoColumn,
     /// The WAL does, but the change was too large to be read.
     TooLarge,
 }
@@ -37,6 +39,7 @@ impl fmt::Display for Missing {
         f.write_str(match self {
             Self::UnchangedToast => "its TOASTed value did not change and is not in the WAL",
             Self::TooLarge => "the change is too large to be read",
+            Self::NoColumn => "the table had no such column when the row was written",
             Self::NotLogged => "the table's replica identity does not log its old value",
         })
     }
@@ -154,6 +157,6 @@ fn cell<'a>(tuple: &Tuple<'a>, column: usize) -> Cell<'a> {
         Some(Datum::Null) => Cell::Null,
         Some(Datum::Text(text)) => Cell::Text(text),
         Some(Datum::Unchanged) => UNCHANGED,
-        None => NOT_LOGGED,
+        None => Cell::Unknown(Missing::NoColumn),
     }
 }

@@ -39,7 +39,7 @@ use walhook_core::settings::Endpoints;
 use walhook_decode::change::{Change, LogicalMessage};
 use walhook_decode::pgoutput::Relation;
 
-use bind::Identity;
+use bind::Demand;
 pub use compile::{EndpointTable, subject};
 pub use doubt::doubts;
 pub use learn::Lacks;
@@ -87,11 +87,10 @@ pub struct RuleError {
 /// A rule that fitted when it was compiled no longer fits its table: to go on would lose events.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RuleBroken {
-    /// A column that the rule needs is gone.
+    /// A column that the rule needs is not there.
     #[error(
         "{rule} needs the column {column} of {table}, which the table or the publication's column \
-         list no longer had when a row was written; correct the rule: to bring the column back does \
-         not change what was written without it"
+         list had not when a row was written"
     )]
     Column {
         /// Which rule.
@@ -158,8 +157,8 @@ pub struct Rules {
     bindings: HashMap<u32, bind::Binding>,
     /// Tables that may have been partitions of one that rules name, and why that cannot be told.
     doubtful: HashMap<u32, String>,
-    /// Tables whose replica identity logs by now what it did not log when it was described.
-    restored: HashSet<u32>,
+    /// Tables that have by now what the rules need, a column or old values, and had not when they were described.
+    fitting: HashSet<u32>,
     /// Tables as open transactions describe them.
     summaries: HashMap<u32, summary::Summary>,
     scratch: BytesMut,
@@ -295,7 +294,7 @@ impl Rules {
             weak,
             bindings: HashMap::new(),
             doubtful: HashMap::new(),
-            restored: HashSet::new(),
+            fitting: HashSet::new(),
             summaries: HashMap::new(),
             scratch: BytesMut::new(),
         })
@@ -319,13 +318,12 @@ impl Rules {
     pub fn handle_relation(&mut self, relation: &Arc<Relation>) -> Result<(), RuleBroken> {
         self.bindings.remove(&relation.oid);
         let Some(table) = self.table(relation) else { return Ok(()) };
-        let identity = match self.restored.contains(&relation.oid) {
-            true => Identity::Restored,
-            false => Identity::Required,
-        };
-        let binding = self.bind(table, relation, identity)?;
+        let is_fitting = self.fitting.contains(&relation.oid);
+        let demand = if is_fitting { Demand::Nothing } else { Demand::All };
+        let binding = self.bind(table, relation, demand)?;
         if let Some(mut binding) = binding {
-            binding.doubt = self.doubtful.get(&relation.oid).cloned();
+            let renamed = || self.renamed(table, relation).filter(|_| is_fitting);
+            binding.doubt = self.doubtful.get(&relation.oid).cloned().or_else(renamed);
             self.bindings.insert(relation.oid, binding);
         }
         Ok(())

@@ -115,12 +115,17 @@ pub(super) struct BoundField {
     pub(super) name: Bytes,
 }
 
-/// Whether a table's replica identity has to log what the rules read of old rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Identity {
-    Required,
-    /// It does by now: what was written before and lacks it becomes a dead letter, change by change.
-    Restored,
+/// What the description of a table must have for rules to be bound to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Demand {
+    /// Nothing: the table has all of it by now, and its changes were written before. What cannot be told of one
+    /// becomes a dead letter.
+    Nothing,
+    /// The columns that the rules name. Where the replica identity does not log what they read of old rows, the changes
+    /// that lack it become dead letters.
+    Columns,
+    /// That, too.
+    All,
 }
 
 /// `None` when the relation concerns nobody.
@@ -130,16 +135,16 @@ pub(super) fn bind(
     types: &Types,
     table: &Table,
     relation: &Relation,
-    identity: Identity,
+    demand: Demand,
 ) -> Result<Option<Binding>, RuleBroken> {
     let index = |name: &str| relation.columns.iter().position(|column| column.name == name);
     // One more child, of many that come and go, is no reason to halt: where it logs less than a rule
     // needs, `Rules::weak` says so, and what lacks it becomes a dead letter.
-    let identity = if table.is_inherited { Identity::Restored } else { identity };
+    let demand = if table.is_inherited { demand.min(Demand::Columns) } else { demand };
     let covers = |oid: u32| table.oid == oid || table.ancestors.contains(&oid);
     let mut bound = Vec::new();
     for (at, rule) in rules.iter().enumerate().filter(|(_, rule)| covers(rule.table)) {
-        bound.push(Binder { rule, types, table, relation, identity }.bind(at)?);
+        bound.push(Binder { rule, types, table, relation, demand }.bind(at)?);
     }
     let invalidates = if covers(watch.endpoint_table) {
         let account = index(&watch.account);
@@ -171,7 +176,7 @@ struct Binder<'a> {
     types: &'a Types,
     table: &'a Table,
     relation: &'a Relation,
-    identity: Identity,
+    demand: Demand,
 }
 
 impl Binder<'_> {
@@ -226,9 +231,11 @@ impl Binder<'_> {
         Ok(fields)
     }
 
+    /// The column's place; behind all others where there may be none, and is none.
     fn index(&self, name: &str) -> Result<usize, RuleBroken> {
         let index = self.relation.columns.iter().position(|column| column.name == name);
-        index.ok_or_else(|| RuleBroken::Column {
+        let absent = (self.demand == Demand::Nothing).then_some(self.relation.columns.len());
+        index.or(absent).ok_or_else(|| RuleBroken::Column {
             rule: self.rule.label.clone(),
             table: self.table.to_string(),
             column: name.to_owned(),
@@ -237,7 +244,9 @@ impl Binder<'_> {
 
     fn typed(&self, name: &str) -> Result<(usize, Kind), RuleBroken> {
         let index = self.index(name)?;
-        let type_oid = self.relation.columns.get(index).map_or(0, |column| column.type_oid);
+        let described = self.relation.columns.get(index).map(|column| column.type_oid);
+        let by_now = || self.table.column(name).map(|column| column.type_oid);
+        let type_oid = described.or_else(by_now).unwrap_or_default();
         let kind = self.types.kind(type_oid).ok_or_else(|| RuleBroken::UnknownType {
             rule: self.rule.label.clone(),
             table: self.table.to_string(),
@@ -248,8 +257,7 @@ impl Binder<'_> {
     }
 
     fn check_identity(&self) -> Result<(), RuleBroken> {
-        let is_restored = self.identity == Identity::Restored;
-        if is_restored || self.relation.identity == ReplicaIdentity::Full {
+        if self.demand < Demand::All || self.relation.identity == ReplicaIdentity::Full {
             return Ok(());
         }
         for name in self.rule.on.iter().flat_map(|on| needs_old(self.rule, *on)) {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::bind::{self, Binding, Identity};
+use super::bind::{self, Binding, Demand};
 use super::{RuleBroken, Rules};
 use walhook_core::catalog::Table;
 use walhook_decode::pgoutput::Relation;
@@ -19,10 +19,9 @@ pub enum Lacks {
     Type,
     /// Whether the table is a partition or a child of one that rules name: ask the catalog.
     Standing,
-    /// Whether the replica identity, which logged less than the rules need when the table was
-    /// described, has been restored: read the catalog, and if the rules fit it, say so with
-    /// [`Rules::handle_restored`].
-    Identity,
+    /// Whether the table has all that the rules need by now, a column or old values, which it had not when it was
+    /// described: read the catalog, and if the rules fit it, say so with [`Rules::handle_fitting`].
+    Fit,
 }
 
 impl Rules {
@@ -45,14 +44,9 @@ impl Rules {
         if table.is_inherited && relation.columns.iter().any(|column| is_new(&column.name)) {
             return Some(Lacks::Type);
         }
-        match self.bind(table, relation, Identity::Required) {
-            Err(RuleBroken::Identity { .. }) => Some(Lacks::Identity),
-            Ok(_)
-            | Err(
-                RuleBroken::Column { .. }
-                | RuleBroken::Duplicate { .. }
-                | RuleBroken::UnknownType { .. },
-            ) => None,
+        match self.bind(table, relation, Demand::All) {
+            Err(RuleBroken::Identity { .. } | RuleBroken::Column { .. }) => Some(Lacks::Fit),
+            Ok(_) | Err(RuleBroken::Duplicate { .. } | RuleBroken::UnknownType { .. }) => None,
         }
     }
 
@@ -93,7 +87,7 @@ impl Rules {
             ancestors: [parent.oid].into_iter().chain(parent.ancestors.iter().copied()).collect(),
             ..parent.clone()
         };
-        let bound = self.bind(&table, relation, Identity::Restored);
+        let bound = self.bind(&table, relation, Demand::Columns);
         (!matches!(bound, Ok(None) | Err(RuleBroken::Column { .. }))).then_some(table)
     }
 
@@ -102,14 +96,33 @@ impl Rules {
         self.catalog.types.handle_type(type_oid, schema, name);
     }
 
-    /// Takes note that the catalog's table logs what the rules need.
-    pub fn handle_restored(&mut self, table: u32) {
-        self.restored.insert(table);
+    /// Takes note that the catalog's table has and logs what the rules need.
+    pub fn handle_fitting(&mut self, table: u32) {
+        self.fitting.insert(table);
+    }
+
+    /// Why it cannot be told what the table's changes were to make: it lacked a column that the rules need, and had
+    /// another of its type that it has no more, so that the one may be the other's new name. A column that only came later was
+    /// never written.
+    pub(super) fn renamed(&self, table: &Table, relation: &Relation) -> Option<String> {
+        let Err(RuleBroken::Column { column: lacking, .. }) =
+            self.bind(table, relation, Demand::Columns)
+        else {
+            return None;
+        };
+        let type_oid = table.column(&lacking)?.type_oid;
+        let mut columns = relation.columns.iter();
+        let gone = columns.find(|c| c.type_oid == type_oid && table.column(&c.name).is_none())?;
+        Some(format!(
+            "{table} had no column {lacking} when the row was written, but {}, which it has no more: one may be \
+             the new name of the other",
+            gone.name
+        ))
     }
 
     /// Takes over what rules that were compiled from an older catalog have learned.
     pub fn inherit(&mut self, older: &mut Self) {
-        self.restored = std::mem::take(&mut older.restored);
+        self.fitting = std::mem::take(&mut older.fitting);
         self.doubtful = std::mem::take(&mut older.doubtful);
         self.doubtful.retain(|oid, _| self.catalog.table(*oid).is_none());
         self.catalog.keep_descendants(&older.catalog);
@@ -139,9 +152,9 @@ impl Rules {
         &self,
         table: &Table,
         relation: &Relation,
-        identity: Identity,
+        demand: Demand,
     ) -> Result<Option<Binding>, RuleBroken> {
-        bind::bind(&self.rules, &self.watch, &self.catalog.types, table, relation, identity)
+        bind::bind(&self.rules, &self.watch, &self.catalog.types, table, relation, demand)
     }
 
     /// What the catalog says of a table.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::bind::{Identity, Invalidates, key_text};
+use super::bind::{Demand, Invalidates, key_text};
 use super::{Account, Rules, build, message};
 use crate::row::RowView;
 use crate::turns::Foreseen;
@@ -112,7 +112,7 @@ impl Rules {
             return false;
         }
         let Some(table) = self.table(relation) else { return true };
-        let Ok(binding) = self.bind(table, relation, Identity::Restored) else { return false };
+        let Ok(binding) = self.bind(table, relation, Demand::Columns) else { return false };
         let Some(binding) = binding else { return true };
         let reads = binding.rules.iter().map(|bound| (bound.rule, bound.account)).collect();
         let (relation, invalidates) = (Arc::clone(relation), binding.invalidates);

@@ -103,13 +103,63 @@ fn restored_identity_lets_older_changes_pass_and_those_that_cannot_be_told_becom
     let events = rule("s", "['insert', 'delete']", "");
     let (mut rules, _) = bound(&events, full(subscribers()));
     let described = relation(&subscribers());
-    assert_eq!(rules.lacks(&described), Some(Lacks::Identity));
+    assert_eq!(rules.lacks(&described), Some(Lacks::Fit));
     assert!(matches!(rules.handle_relation(&described), Err(RuleBroken::Identity { .. })));
 
-    rules.handle_restored(SUBSCRIBERS);
+    rules.handle_fitting(SUBSCRIBERS);
     rules.handle_relation(&described).unwrap();
     event(&mut rules, &described, insert(&[T("5"), T("42"), T("a"), Null]));
     let rows = Rows::Delete { old: key(&[T("5"), Null, Null, Null]) };
     let letter = unroutable(&mut rules, &described, rows);
     assert_eq!(letter.reason, UnroutableReason::Account);
+}
+
+/// Subscribers without some of their columns, as they were described before these came.
+fn described_without(names: &[&str]) -> Arc<Relation> {
+    let mut before = Relation::clone(&relation(&subscribers()));
+    before.columns.retain(|column| !names.contains(&column.name.as_str()));
+    Arc::new(before)
+}
+
+#[test]
+fn row_from_before_a_column_came_is_sent_without_it_once_the_table_has_it() {
+    let mut rules = bound(&rule("s", "['insert']", "columns = ['id', 'status']"), subscribers()).0;
+    let before = described_without(&["status"]);
+    assert_eq!(rules.lacks(&before), Some(Lacks::Fit));
+    assert!(matches!(rules.handle_relation(&before), Err(RuleBroken::Column { .. })));
+
+    rules.handle_fitting(SUBSCRIBERS);
+    rules.handle_relation(&before).unwrap();
+    let rows = insert(&[T("5"), T("42"), Null]);
+    assert_eq!(event(&mut rules, &before, rows).row, r#""data":{"id":5}"#);
+    let whole = relation(&subscribers());
+    rules.handle_relation(&whole).unwrap();
+    let rows = insert(&[T("5"), T("42"), T("a"), Null]);
+    assert_eq!(event(&mut rules, &whole, rows).row, r#""data":{"id":5,"status":"a"}"#);
+}
+
+#[test]
+fn row_from_before_the_accounts_column_came_is_a_dead_letter() {
+    let mut rules = bound(&rule("s", "['insert']", "columns = ['id']"), subscribers()).0;
+    let before = described_without(&["account_id"]);
+    rules.handle_fitting(SUBSCRIBERS);
+    rules.handle_relation(&before).unwrap();
+    let letter = unroutable(&mut rules, &before, insert(&[T("5"), T("a"), Null]));
+    assert_eq!(letter.reason, UnroutableReason::Account);
+    let why = "the table had no such column when the row was written";
+    assert!(letter.detail.ends_with(why), "{}", letter.detail);
+}
+
+#[test]
+fn row_whose_column_may_have_been_renamed_since_is_a_dead_letter_that_names_both() {
+    let mut rules = bound(&rule("s", "['insert']", "columns = ['id', 'status']"), subscribers()).0;
+    let mut before = Relation::clone(&relation(&subscribers()));
+    before.columns.iter_mut().find(|column| column.name == "status").unwrap().name = "state".into();
+    let before = Arc::new(before);
+    rules.handle_fitting(SUBSCRIBERS);
+    rules.handle_relation(&before).unwrap();
+    let letter = unroutable(&mut rules, &before, insert(&[T("5"), T("42"), T("a"), Null]));
+    assert_eq!(letter.reason, UnroutableReason::Table);
+    let names = ["no column status", "but state"].map(|name| letter.detail.contains(name));
+    assert_eq!(names, [true; 2], "{}", letter.detail);
 }

@@ -249,6 +249,9 @@ fn fix_of_sqlstate(code: &str) -> &'static str {
             "let the URL name the primary, for this server is a standby or read-only; or set \
              default_transaction_read_only = off"
         }
+        "25P04" => {
+            "set transaction_timeout of our role to 0, or to more than a transaction of ours takes"
+        }
         "28P01" | "28000" => {
             "correct the password or the role in the URL, or the line in pg_hba.conf"
         }
@@ -290,6 +293,7 @@ mod tests {
             ("40P01", FixedBy::Waiting), // deadlock
             ("25006", FixedBy::Waiting), // read-only
             ("25P03", FixedBy::Waiting), // idle in transaction for too long
+            ("25P04", FixedBy::Waiting), // in a transaction for too long
             ("58030", FixedBy::Waiting), // I/O error
             ("HV00N", FixedBy::Waiting), // a foreign server is away
             ("28P01", FixedBy::Person),  // wrong password

@@ -25,13 +25,15 @@ const PASSWORD_MISSING: &str = "password missing";
 
 /// Settings that text output depends on, pinned against what a role, a database or the server says: so
 /// that a key has the same text in a look-up as in the stream.
-pub const OUTPUT: [(&str, &str); 6] = [
+pub const OUTPUT: [(&str, &str); 7] = [
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
     ("timezone", "UTC"),
     ("extra_float_digits", "3"),
     ("bytea_output", "hex"),
     ("xmlbinary", "base64"),
+    // Of types and tables whose names are values, and of types that are told by name.
+    ("quote_all_identifiers", "off"),
 ];
 
 /// What a server searches where nobody says otherwise: for sessions that carry out the statements of

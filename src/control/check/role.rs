@@ -23,16 +23,19 @@ const TIMEOUTS: [&str; 4] = [
 
 pub(super) async fn check(config: &Config, client: &Client, report: &mut Report) -> Result<()> {
     timeouts(client, report).await?;
+    read_only(client, report).await?;
     privileges(config, client, report).await
 }
 
 /// As they are in our own session: the server's, the database's or the role's setting.
 async fn timeouts(client: &Client, report: &mut Report) -> Result<()> {
     let names: Vec<&str> = TIMEOUTS.to_vec();
+    // What is no number is not cast, in whichever order the planner tests.
     let sql = format!(
-        "SELECT name, setting::bigint, current_user::pg_catalog.text FROM pg_catalog.pg_settings
-               WHERE name {EQ} ANY ($1) AND setting::bigint {GT} 0
-                 AND setting::bigint {LE} $2 ORDER BY name"
+        "SELECT name, ms, current_user::pg_catalog.text FROM (
+             SELECT name, CASE WHEN name {EQ} ANY ($1) THEN setting::bigint END AS ms
+             FROM pg_catalog.pg_settings) s
+         WHERE ms {GT} 0 AND ms {LE} $2 ORDER BY name"
     );
     let short = client.query(&sql, &[&names, &(SHORTEST_TIMEOUT_MS - 1)]).await?;
     for row in &short {
@@ -43,6 +46,21 @@ async fn timeouts(client: &Client, report: &mut Report) -> Result<()> {
     }
     if short.is_empty() {
         report.pass("timeouts", "none is shorter than 30 s for our role");
+    }
+    Ok(())
+}
+
+/// Whether transactions of our role may write, where nothing else is said.
+async fn read_only(client: &Client, report: &mut Report) -> Result<()> {
+    let sql = format!(
+        "SELECT pg_catalog.current_setting('default_transaction_read_only') {EQ} 'on', current_user::pg_catalog.text"
+    );
+    let row = client.query_one(&sql, &[]).await?;
+    let (is_read_only, role): (bool, &str) = (row.try_get(0)?, row.try_get(1)?);
+    if is_read_only {
+        let fix =
+            format!("ALTER ROLE {} SET default_transaction_read_only = off", quote_ident(role));
+        report.fail("read-only", format!("the transactions of {role} may not write"), fix);
     }
     Ok(())
 }

@@ -60,6 +60,18 @@ async fn check_names_each_fault_with_its_fix() {
             "warn  state: the tables have version 1",
         ),
         (
+            "ALTER ROLE postgres SET plan_cache_mode = force_generic_plan;
+             ALTER ROLE postgres SET quote_all_identifiers = on;
+             ALTER ROLE postgres SET lock_timeout = '29s'",
+            "ALTER ROLE postgres RESET ALL",
+            "warn  lock_timeout: 29000 ms for postgres",
+        ),
+        (
+            "ALTER ROLE postgres SET default_transaction_read_only = on",
+            "SET transaction_read_only = off; ALTER ROLE postgres RESET ALL",
+            "fail  read-only: the transactions of postgres may not write",
+        ),
+        (
             "ALTER TABLE webhooks RENAME enabled TO active",
             "ALTER TABLE webhooks RENAME active TO enabled",
             "fail  endpoints.enabled: public.webhooks has no column enabled",

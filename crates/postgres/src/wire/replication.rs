@@ -137,6 +137,16 @@ impl Replication {
         Ok(())
     }
 
+    /// Lifts `transaction_timeout`, on version 17 and later: the server decodes each transaction in one of its own, which
+    /// takes as long as we take to receive it.
+    async fn lift_transaction_timeout(&mut self) -> Result<(), WireError> {
+        let lift = format!(
+            "SELECT coalesce((SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
+             WHERE name {EQ} 'transaction_timeout'), '')"
+        );
+        self.row(&lift).await.map(|_| ())
+    }
+
     /// Where the WAL left `timeline` for the one that leads to `current`; `None` when it is not one of its
     /// ancestors.
     ///
@@ -194,6 +204,7 @@ impl Replication {
         at: Lsn,
         max_message_bytes: usize,
     ) -> Result<Stream, WireError> {
+        self.lift_transaction_timeout().await?;
         let command =
             start_command(slot, publication, at, self.protocol, self.messages, self.binary);
         let begin = async {

@@ -210,7 +210,8 @@ async fn stream_writes_values_alike_whatever_the_role_prefers() {
          ALTER ROLE postgres SET timezone = 'Asia/Tokyo';
          ALTER ROLE postgres SET extra_float_digits = -5;
          ALTER ROLE postgres SET bytea_output = 'escape';
-         CREATE TABLE t (ts timestamptz, d date, i interval, f float8, b bytea);
+         ALTER ROLE postgres SET quote_all_identifiers = on;
+         CREATE TABLE t (ts timestamptz, d date, i interval, f float8, b bytea, r regclass);
          CREATE PUBLICATION p FOR TABLE t",
     )
     .await
@@ -219,14 +220,35 @@ async fn stream_writes_values_alike_whatever_the_role_prefers() {
     let mut stream = start(&cluster, "s", "p", Lsn::ZERO).await;
     sql.batch_execute(
         "INSERT INTO t VALUES ('2026-02-03 04:05:06.789+00', '2026-02-03', '1 day 2 hours',
-                               0.1::float8 + 0.2, '\\x00ff')",
+                               0.1::float8 + 0.2, '\\x00ff', 't')",
     )
     .await
     .unwrap();
     let told = read(&mut stream, &mut Changes::new(Lsn::ZERO), commits(1)).await;
     let expected = "t: insert 2026-02-03 04:05:06.789+00,2026-02-03,1 day 02:00:00,\
-                    0.30000000000000004,\\x00ff";
+                    0.30000000000000004,\\x00ff,public.t";
     assert_eq!(told[2].0, expected);
+}
+
+/// Version 17 and later: the timeout also ends what decodes, which takes as long as we take to read.
+#[tokio::test]
+async fn stream_outlasts_the_transaction_timeout_of_our_role() {
+    let cluster = cluster().await;
+    let sql = sql(&cluster).await;
+    source(&sql).await;
+    let known = "SELECT count(*) FROM pg_settings WHERE name = 'transaction_timeout'";
+    if sql.query_one(known, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+        return;
+    }
+    sql.batch_execute("ALTER ROLE postgres SET transaction_timeout = '100ms'").await.unwrap();
+    let mut stream = start(&cluster, "s", "p", Lsn::ZERO).await;
+    // More than fits between the server and us.
+    let insert =
+        "INSERT INTO t SELECT n, repeat(md5(n::text), 300) FROM generate_series(1, 5000) n";
+    sql.batch_execute(insert).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let told = read(&mut stream, &mut Changes::new(Lsn::ZERO), commits(1)).await;
+    assert!(told.len() >= 5_000, "{}", told.len());
 }
 
 /// Fact 11: the publication must be older than the slot.

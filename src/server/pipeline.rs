@@ -34,7 +34,7 @@ use super::maintenance::{Measuring, Retention, Vacuum};
 use super::notify::Notices;
 use super::observe::Observer;
 use super::open_transactions::OpenTransactionRows;
-use super::reader::{Reader, Received, Shown, Streaming};
+use super::reader::{Proof, Reader, Received, Shown, Streaming};
 use super::record::{Recorded, Recording};
 use super::refill::Refiller;
 use super::replay::Replays;
@@ -195,6 +195,7 @@ impl Leading {
             epoch,
             turns: Turns::new(reader::held_max_bytes(config)),
             was_live: false,
+            proof: Proof::new(),
             made: Vec::new(),
             broken: None,
             left_out,

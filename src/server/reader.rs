@@ -8,6 +8,7 @@ mod fallback;
 mod items;
 mod lost;
 mod play;
+mod proof;
 mod received;
 mod reconnect;
 
@@ -21,6 +22,7 @@ pub(super) use self::fallback::{Fallback, Streaming};
 use self::items::Broken;
 pub(super) use self::lost::Unreadable;
 use self::lost::{Ended, Lost};
+pub(super) use self::proof::Proof;
 pub(super) use self::received::{Received, Shown};
 use super::leadership::{OpenError, Session};
 use super::rulebook::Rulebook;
@@ -77,6 +79,7 @@ pub(super) struct Reader {
     pub(super) turns: Turns,
     /// Whether the last turn was the stream's.
     pub(super) was_live: bool,
+    pub(super) proof: Proof,
     /// What one message makes.
     pub(super) made: Vec<Item>,
     /// Why nothing more is read: the pipeline halts as soon as all that was read is settled.
@@ -131,7 +134,9 @@ impl Reader {
             };
             self.changes.handle_reconnected();
             self.received.handle_reconnected();
-            self.tell.works(Part::Stream);
+            if self.proof.is_given() {
+                self.tell.works(Part::Stream);
+            }
             tracing::info!(at = %self.changes.resume_lsn(), "streaming again");
         }
     }
@@ -140,6 +145,7 @@ impl Reader {
     async fn stream(&mut self, session: Session) -> Result<Ended, Stop> {
         let Session { mut stream, mut sentinel, sender_timeout, .. } = session;
         self.feedback.handle_reconnected(sender_timeout, self.clock.now());
+        self.proof.begin(self.changes.resume_lsn(), self.clock.now());
         let mut was_reading = true;
         let mut bytes_read = 0;
         let batches = self.batches.clone();
@@ -149,6 +155,9 @@ impl Reader {
                 return Err(Stop::Halted(halt));
             }
             let now = self.clock.now();
+            if self.proof.look(self.changes.resume_lsn(), now) {
+                self.tell.works(Part::Stream);
+            }
             if let Some(lost) = self.tell_server(&mut stream, &mut bytes_read).await {
                 return Ok(Ended::lost(lost));
             }

@@ -17,12 +17,18 @@ pub(crate) use decode::{
 pub use head::decode_head;
 pub use protocol::Protocol;
 
+use std::ops::RangeInclusive;
+
 use walhook_core::catalog::ReplicaIdentity;
 use walhook_core::event::Operation;
 use walhook_core::lsn::Lsn;
 
 /// PostgreSQL's time origin, 2000-01-01 UTC, in microseconds since 1970-01-01 UTC.
 pub const PG_EPOCH_US: i64 = 946_684_800_000_000;
+
+/// The commit times that there are, in µs since 1970: those that RFC 3339 can say in any zone, 0001-01-01 to
+/// 9999-12-30T22:00Z.
+pub const TIMES_US: RangeInclusive<i64> = -62_135_596_800_000_000..=253_402_207_200_000_000;
 
 /// One pgoutput message, borrowing from the bytes that it was decoded from.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,7 +3,9 @@
 //! The bytes come from a server that we trust no further than its length fields: every read is
 //! checked against what is left, and no length sizes an allocation before it was.
 
-use super::{Column, Datum, Message, OldTuple, PG_EPOCH_US, Protocol, Relation, Tuple as Row};
+use super::{
+    Column, Datum, Message, OldTuple, PG_EPOCH_US, Protocol, Relation, TIMES_US, Tuple as Row,
+};
 use walhook_core::catalog::ReplicaIdentity;
 use walhook_core::lsn::Lsn;
 
@@ -294,10 +296,11 @@ impl<'a> Reader<'a> {
         self.u64(field).map(Lsn)
     }
 
-    /// Units: µs since 2000 in the bytes, since 1970 in the result.
+    /// Units: µs since 2000 in the bytes, since 1970 in the result. Within [`TIMES_US`]: a session that applies the
+    /// transactions of another server may say anything of their times, infinity too.
     pub(super) fn time(&mut self, field: &'static str) -> Result<i64, DecodeError> {
         let since_2000 = self.array(field).map(i64::from_be_bytes)?;
-        Ok(since_2000.saturating_add(PG_EPOCH_US))
+        Ok(since_2000.saturating_add(PG_EPOCH_US).clamp(*TIMES_US.start(), *TIMES_US.end()))
     }
 
     /// A string that ends at a zero byte.

@@ -284,3 +284,23 @@ fn decode_spells_out_the_schema_that_the_protocol_leaves_empty() {
     let expected = Message::Type { oid: 16_385, schema: "pg_catalog", name: "int4" };
     assert_eq!(decode(Protocol::V1, bytes), Ok(expected));
 }
+
+/// Infinity is the first and the last of PostgreSQL's times.
+#[test]
+fn commit_times_are_such_as_can_be_said() {
+    for (since_2000, said) in [
+        (i64::MIN, "0001-01-01T00:00:00.000000Z"),
+        (i64::MIN + 1, "0001-01-01T00:00:00.000000Z"),
+        (0, "2000-01-01T00:00:00.000000Z"),
+        (i64::MAX, "9999-12-30T22:00:00.000000Z"),
+    ] {
+        let mut bytes = vec![b'B'];
+        bytes.extend(7u64.to_be_bytes());
+        bytes.extend(since_2000.to_be_bytes());
+        bytes.extend(1u32.to_be_bytes());
+        let Ok(Message::Begin { commit_time_us, .. }) = decode(Protocol::V1, &bytes) else {
+            panic!("{since_2000}")
+        };
+        assert_eq!(walhook_core::event::rfc3339(commit_time_us), said);
+    }
+}

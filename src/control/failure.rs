@@ -5,6 +5,7 @@ use crate::server::prepared::PreparedError;
 use crate::server::range::RangeError;
 use walhook_core::halt::Halt;
 use walhook_postgres::error::SourceError;
+use walhook_postgres::fix::Failure as _;
 use walhook_state::StateError;
 
 /// How a query or command ends other than well.
@@ -59,6 +60,11 @@ impl From<ConfigError> for Failure {
 
 impl From<StateError> for Failure {
     fn from(error: StateError) -> Self {
-        Self::Failed(error.into())
+        let fix = error.refused().is_some().then(|| error.fix());
+        let error = anyhow::Error::from(error);
+        Self::Failed(match fix {
+            Some(fix) => anyhow::anyhow!("{error:#}; {fix}"),
+            None => error,
+        })
     }
 }

@@ -54,12 +54,14 @@ pub use failure::Failure;
 pub(crate) use progress::{Progress, Tell};
 pub(crate) use text::bytes;
 
+use std::time::Duration;
+
 use crate::config::{Config, Source, State};
 use crate::server::prepared;
 use walhook_core::lsn::Lsn;
 use walhook_postgres::slot::{self, Slot};
 use walhook_postgres::sql::Connection;
-use walhook_state::{StateError, StateStore};
+use walhook_state::{SessionSettings, StateError, StateStore};
 
 pub(crate) use walhook_state::Filter;
 
@@ -85,6 +87,14 @@ impl<'a> Databases<'a> {
     async fn open_state(self) -> Result<StateStore, StateError> {
         let url = self.state.url.as_ref().unwrap_or(&self.source.url);
         StateStore::open(url, &self.state.schema, &self.source.slot).await
+    }
+
+    /// The same, in a session that waits for a lock no longer than that.
+    async fn open_state_within(self, lock_timeout: Duration) -> Result<StateStore, StateError> {
+        let url = self.state.url.as_ref().unwrap_or(&self.source.url);
+        let settings =
+            SessionSettings { lock_timeout: Some(lock_timeout), ..SessionSettings::default() };
+        StateStore::open_with(url, &self.state.schema, &self.source.slot, settings).await
     }
 
     /// Opens the source; `name` is the session's in `pg_stat_activity`.

@@ -10,6 +10,7 @@ mod tests;
 pub(crate) mod work;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Serialize;
 use url::Url;
@@ -291,6 +292,9 @@ pub(crate) async fn read(
     }
 }
 
+/// For a lock on a state table: what asks what waits does not wait itself.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// What the databases hold.
 struct Found {
     overview: Overview,
@@ -309,7 +313,7 @@ struct Found {
 impl Found {
     async fn read(config: &Config) -> Result<Self, Failure> {
         let databases = Databases::of(config);
-        let state = databases.open_state().await?;
+        let state = databases.open_state_within(LOCK_TIMEOUT).await?;
         // The slot first: what a leader confirms is never ahead of the checkpoint at that moment.
         let (slot, source_error) = match databases.read_slot().await {
             Ok(slot) => (slot, None),

@@ -6,9 +6,24 @@ use walhook_core::endpoint::Secret;
 use walhook_core::event::EndpointId;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::{DisableEndpoint, PersistBatch};
+use walhook_postgres::ident::quote_ident;
 
 async fn status(config: &Config) -> StatusView {
     read(config, None).await.unwrap()
+}
+
+#[tokio::test]
+async fn status_says_what_is_locked_and_waits_no_longer() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config();
+    let lock = format!("BEGIN; LOCK TABLE {}.checkpoint", quote_ident(&config.state.schema));
+    fixture.admin.batch_execute(&lock).await.unwrap();
+    let patience = 2 * LOCK_TIMEOUT;
+    let Err(unanswered) = tokio::time::timeout(patience, read(&config, None)).await.unwrap() else {
+        panic!("what is locked was read")
+    };
+    let why = unanswered.failure.to_string();
+    assert!(why.contains("lock timeout; let the transaction end that holds the lock"), "{why}");
 }
 
 #[tokio::test]

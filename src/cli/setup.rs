@@ -6,7 +6,7 @@ use super::table::one_line;
 use super::terminal::Terminal;
 use super::{CommandResult, Common, print_json, print_line, secret};
 use crate::control::Progress;
-use crate::control::setup::{self, Did, StepView};
+use crate::control::setup::{self, Did, Options, StepView};
 use walhook_core::endpoint::Secret;
 
 /// What the command takes.
@@ -29,9 +29,13 @@ pub struct Args {
     /// How long to try to create the slot, which waits for the transactions open at that moment
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
     wait: Duration,
+    /// Take the slot of our name that is there for ours: its state tables were lost, and it still has what was not
+    /// delivered. What they held is gone: deferred deliveries and dead letters; `walhook replay` sends the events again
+    #[arg(long)]
+    adopt_slot: bool,
     /// Make the state tables those of this earlier version, for a walhook that refuses them, and do nothing else.
     /// What they hold stays; what that version does not know takes more room
-    #[arg(long, value_name = "VERSION", conflicts_with_all = ["admin_url", "print_sql"],
+    #[arg(long, value_name = "VERSION", conflicts_with_all = ["admin_url", "print_sql", "adopt_slot"],
           value_parser = clap::value_parser!(i32).range(1..i64::from(setup::SCHEMA_VERSION)))]
     schema_version: Option<i32>,
 }
@@ -88,7 +92,11 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     };
     let done = match args.schema_version {
         Some(version) => setup::go_back(&config, version, &mut tell).await?,
-        None => setup::set_up(&config, args.admin_url.as_ref(), args.wait, &mut tell).await?,
+        None => {
+            let (admin, wait) = (args.admin_url.as_ref(), args.wait);
+            let options = Options { admin, wait, adopts_slot: args.adopt_slot };
+            setup::set_up(&config, options, &mut tell).await?
+        }
     };
     if common.json { print_json(&done) } else { shown }
 }

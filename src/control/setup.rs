@@ -79,19 +79,28 @@ pub(crate) struct ScriptView {
     pub(crate) sql: String,
 }
 
-/// Sets up: as an administrator in the source, where one is given. Tries for `wait` to create the slot, and
-/// says each step as it ends.
+/// How to set up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options<'a> {
+    /// As this administrator in the source.
+    pub(crate) admin: Option<&'a Secret>,
+    /// How long to try to create the slot.
+    pub(crate) wait: Duration,
+    /// A slot of our name that is there is ours, although no state table says so.
+    pub(crate) adopts_slot: bool,
+}
+
+/// Sets up, and says each step as it ends.
 ///
 /// # Errors
 /// When a step fails, or cannot be done without losing changes; the message says what to do.
 pub(crate) async fn set_up(
     config: &Config,
-    admin: Option<&Secret>,
-    wait: Duration,
+    options: Options<'_>,
     tell: Tell<'_>,
 ) -> Result<SetupView, Failure> {
     let mut report = Report { steps: vec![], tell };
-    steps(config, admin, wait, &mut report).await?;
+    steps(config, options, &mut report).await?;
     Ok(SetupView { steps: report.steps })
 }
 
@@ -160,8 +169,7 @@ impl Sessions {
 
 async fn steps(
     config: &Config,
-    admin: Option<&Secret>,
-    wait: Duration,
+    Options { admin, wait, adopts_slot }: Options<'_>,
     report: &mut Report<'_>,
 ) -> Result<(), Failure> {
     let sessions = Sessions::open(config, admin).await?;
@@ -179,7 +187,7 @@ async fn steps(
         read_slot(&sessions.source, &config.source.slot).await.map_err(anyhow::Error::from)?;
     let checkpoint = Checkpoint::read(config, sessions.state()).await?;
     if checkpoint.is_none() {
-        own::ensure_ours(config, &sessions, slot.as_ref()).await?;
+        own::ensure_ours(config, &sessions, slot.as_ref(), adopts_slot).await?;
     }
     usable(config, &sessions, slot.as_ref(), checkpoint.as_ref()).await?;
     publication::publication(config, &sessions.source, slot.is_some(), report).await?;
@@ -485,5 +493,6 @@ async fn first_look(config: &Config, sessions: &Sessions) -> Result<(), Failure>
 /// Sets up and says nothing, for the tests of the commands that need it.
 #[cfg(test)]
 pub(crate) async fn quietly(config: &Config) -> Result<(), Failure> {
-    set_up(config, None, Duration::from_secs(60), &mut |_| {}).await.map(drop)
+    let options = Options { admin: None, wait: Duration::from_secs(60), adopts_slot: false };
+    set_up(config, options, &mut |_| {}).await.map(drop)
 }

@@ -10,11 +10,12 @@ use walhook_postgres::slot::Slot;
 use walhook_state::slots;
 
 /// Refuses a slot that is there before the first checkpoint and was not recorded as ours: `slot`, or one of
-/// the anchor's name.
+/// the anchor's name. One that could be ours, and that nobody reads, is `adopted` where somebody says so.
 pub(super) async fn ensure_ours(
     config: &Config,
     sessions: &Sessions,
     slot: Option<&Slot>,
+    adopted: bool,
 ) -> Result<(), Failure> {
     let name = &config.source.slot;
     let recorded = slots::is_recorded(sessions.state(), &config.state.schema, name).await;
@@ -26,7 +27,8 @@ pub(super) async fn ensure_ours(
         [(name, slot, recorded), (&anchor_name, anchor.as_ref(), recorded && slot.is_some())];
     for (name, slot, recorded) in strange {
         let Some(slot) = slot else { continue };
-        if recorded && slot.is_ours() && !slot.two_phase {
+        let can_be_ours = slot.is_ours() && !slot.two_phase;
+        if can_be_ours && (recorded || adopted && slot.active_pid.is_none()) {
             continue;
         }
         let mut problem =
@@ -34,6 +36,10 @@ pub(super) async fn ensure_ours(
         if let Some(pid) = slot.active_pid {
             let user = user(Databases::of(config), &sessions.source, pid).await?;
             problem.push_str(&format!("; it is in use by {user}"));
+        } else if can_be_ours {
+            problem.push_str(
+                ", or its state tables are gone: then `walhook setup --adopt-slot` goes on where the slot stands",
+            );
         }
         return Err(Halt::SlotForeign { slot: name.clone(), problem }.into());
     }

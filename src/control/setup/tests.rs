@@ -8,7 +8,8 @@ async fn steps(
     admin: Option<&Secret>,
     wait: Duration,
 ) -> Result<Vec<StepView>, Failure> {
-    Ok(set_up(config, admin, wait, &mut |_| {}).await?.steps)
+    let options = Options { admin, wait, adopts_slot: false };
+    Ok(set_up(config, options, &mut |_| {}).await?.steps)
 }
 
 fn did(steps: &[StepView]) -> Vec<Did> {
@@ -227,6 +228,35 @@ async fn setup_refuses_a_slot_that_it_did_not_make_of_whatever_kind() {
     }
     assert_eq!(fixture.text("SELECT count(*)::text FROM pg_publication").await, "0");
     steps(&config, None, SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn setup_adopts_the_slot_whose_state_tables_are_gone_when_it_is_told_to() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    steps(&config, None, SOON).await.unwrap();
+    let stands = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots";
+    let stands = fixture.text(stands).await;
+    fixture.run("SELECT pg_logical_emit_message(true, 'x', 'y')").await;
+    fixture.run("DROP SCHEMA walhook CASCADE").await;
+    let refused = steps(&config, None, SOON).await.unwrap_err().to_string();
+    assert!(
+        refused.contains("`walhook setup --adopt-slot` goes on where the slot stands"),
+        "{refused}"
+    );
+
+    let adopting = Options { admin: None, wait: SOON, adopts_slot: true };
+    set_up(&config, adopting, &mut |_| {}).await.unwrap();
+    let frontier = "SELECT frontier::text FROM walhook.checkpoint";
+    assert_eq!(fixture.text(frontier).await, stands);
+    let complaints = steps(&config, None, SOON).await.unwrap();
+    assert!(complaints.iter().all(|step| step.did == Did::Exists), "{complaints:?}");
+
+    // A slot of another kind is nobody's to adopt.
+    fixture.run("DROP SCHEMA walhook CASCADE; SELECT pg_drop_replication_slot('walhook')").await;
+    fixture.run("SELECT pg_create_physical_replication_slot('walhook')").await;
+    let refused = set_up(&config, adopting, &mut |_| {}).await.unwrap_err().to_string();
+    assert!(refused.contains("a physical slot") && !refused.contains("--adopt-slot"), "{refused}");
 }
 
 #[tokio::test]

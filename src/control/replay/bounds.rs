@@ -9,7 +9,11 @@ use crate::server::range;
 use walhook_core::event::rfc3339;
 use walhook_core::lsn::Lsn;
 use walhook_core::replay::{ReplayFilter, ReplayRange};
+use walhook_process::clock;
 use walhook_state::StateStore;
+
+/// The server's clock may be so far ahead of ours.
+const SKEW_US: i64 = 60_000_000;
 
 /// A position as an operator names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +73,9 @@ impl Window {
         let from = match from {
             Moment::Oldest => self.oldest,
             Moment::Position(lsn) => lsn,
+            Moment::Time(since_us) if since_us > clock::unix_us().saturating_add(SKEW_US) => {
+                return Err(Failure::Usage(anyhow!("{} lies in the future", rfc3339(since_us))));
+            }
             Moment::Time(since_us) => {
                 filter.since_us = Some(since_us);
                 state.position_before(since_us).await?.unwrap_or_default()

@@ -87,6 +87,7 @@ async fn range_outside_of_the_window_is_refused_with_what_is_possible() {
     assert!(
         refused(Moment::Position(at[0]), Some(Moment::Position(behind))).await.contains(&possible)
     );
+    assert!(refused(Moment::Time(i64::MAX), None).await.contains("lies in the future"));
     assert!(
         refused(Moment::Time(0), None).await.contains("1970-01-01T00:00:00.000000Z lies before")
     );

@@ -100,6 +100,22 @@ fn endpoints(config: &Config, listed: &[Listed], report: &mut Report) {
         "correct their rows: until then what comes for them becomes dead letters",
         &of(&|row| row.invalid.clone()),
     );
+    tell(
+        "endpoints",
+        "have an id that one of another account has too",
+        "give each an id of its own, by a view where the table has none: what pauses or switches off an endpoint goes \
+         by its id, and would do so to the other account's",
+        &of(&|row| {
+            let has_it = |other: &&Listed| other.id == row.id && other.account != row.account;
+            // They stand side by side.
+            let from = listed.partition_point(|other| other.id < row.id);
+            let of_id = listed.iter().skip(from).take_while(|other| other.id == row.id);
+            of_id
+                .clone()
+                .find(has_it)
+                .map(|other| format!("accounts {} and {}", row.account, other.account))
+        }),
+    );
     let policy = config.egress.policy();
     let refused = of(&|row| {
         let url = row.invalid.is_none().then(|| Url::parse(&row.url).ok())??;

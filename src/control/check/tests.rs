@@ -330,6 +330,25 @@ async fn check_warns_of_rows_and_never_fails_for_them() {
 }
 
 #[tokio::test]
+async fn check_warns_of_ids_that_endpoints_of_several_accounts_share() {
+    let fixture = Fixture::start_with(&[("max_slot_wal_keep_size", "1GB")]).await;
+    let config = fixture.config("");
+    setup::quietly(&config).await.unwrap();
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    fixture
+        .run(&format!(
+            "ALTER TABLE webhooks DROP CONSTRAINT webhooks_pkey, ADD PRIMARY KEY (account_id, id);
+             INSERT INTO webhooks (id, account_id, url, event_types, secret) OVERRIDING SYSTEM VALUE
+             SELECT n % 3, n, 'https://a.example/', '{{*}}', '{secret}' FROM generate_series(1, 4) n"
+        ))
+        .await;
+    let shared = "warn  endpoints: 2 of 4 endpoints have an id that one of another account has too: \
+                  1 (accounts 1 and 4), 1 (accounts 4 and 1)";
+    let found = complaints(&config).await;
+    assert!(found.iter().any(|line| line.starts_with(shared)), "{found:#?}");
+}
+
+#[tokio::test]
 async fn check_takes_event_types_in_json() {
     let fixture = Fixture::start_with(&[("max_slot_wal_keep_size", "1GB")]).await;
     let config = fixture.config("");

@@ -2,6 +2,7 @@
 
 mod bus;
 mod leading;
+mod unheard;
 
 use std::net::SocketAddr;
 use std::time::Duration;

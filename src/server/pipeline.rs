@@ -259,8 +259,9 @@ impl Leading {
             return Ok(None);
         };
         let (to, rows) = watch::channel(None);
-        let metrics = &self.metrics;
-        let fleet = workers::lead::Leads { link, transport, metrics, epoch, before, rows: to };
+        let (metrics, tell) = (&self.metrics, &self.tell);
+        let fleet =
+            workers::lead::Leads { link, transport, metrics, tell, epoch, before, rows: to };
         let workers = LeaderWorkers::start(&self.config, fleet, clock.now()).await?;
         let (sessions, tell) = (Arc::clone(&self.sessions), self.tell.clone());
         tasks.keep(workers::rows::Rows { sessions, tell, rows });

@@ -94,9 +94,9 @@ pub struct Fleet {
     ready: BTreeSet<SessionId>,
     gone: BTreeSet<SessionId>,
     gone_in_order: VecDeque<SessionId>,
-    /// The last quarantine by host and build, and whose it was: who ends a session and begins another is the same
+    /// The last quarantine of each session, with host and build: who ends a session and begins another is the same
     /// worker. Bounded like the sessions.
-    quarantines: BTreeMap<(String, String), (SessionId, Quarantine)>,
+    quarantines: BTreeMap<SessionId, (String, String, Quarantine)>,
     /// Attempts lost, by host: bounded like the sessions.
     lost_by_host: BTreeMap<String, u64>,
     left: VecDeque<FleetEffect>,
@@ -273,6 +273,7 @@ impl Fleet {
                 WorkerState::Serving => gauges.serving += 1,
                 WorkerState::Draining => gauges.draining += 1,
                 WorkerState::Quarantined => gauges.quarantined += 1,
+                WorkerState::Mute => gauges.mute += 1,
                 WorkerState::Silent => gauges.silent += 1,
                 WorkerState::Left | WorkerState::Lost | WorkerState::Refused => {}
             }

@@ -1,4 +1,5 @@
 mod adopt;
+mod mute;
 mod rig;
 
 use std::collections::BTreeSet;

@@ -236,6 +236,8 @@ impl LeaderWorkers {
                     Some(Inbox::Unheard { .. } | Inbox::Frame { .. }) | None => return,
                 }
             }
+            // `walhook check` asks so whether a worker may publish.
+            Came::Heard(Received::Frame { payload, .. }) if payload.is_empty() => return,
             Came::Heard(Received::Frame { payload, .. }) => {
                 match Frame::decode(payload.clone(), SPOKEN) {
                     Ok(frame) => FleetInput::Frame(Box::new(frame)),
@@ -436,7 +438,7 @@ fn say(changed: &WorkerChanged) {
             %session, host, seconds = quarantine.unwrap_or_default().as_secs(),
             "a worker is heard, and what becomes of its requests is not: what it has counts as lost, and it gets no \
              more for a while, then one request at a time; look at what its user may publish to the bus, and ours \
-             hear: `walhook check`"
+             hear: `walhook check --role worker`, and `walhook check`"
         ),
         WorkerState::Refused => tracing::warn!(
             %session, host, build, why = refused.map_or("unknown", |why| why.as_str()),

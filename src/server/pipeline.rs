@@ -45,8 +45,10 @@ use super::sessions::Sessions;
 use super::settings::{settings, slots};
 use super::stop::Stop;
 use super::tasks::Tasks;
+#[cfg(feature = "workers")]
+use super::workers;
 use super::workers::lead::LeaderWorkers;
-use super::{dispatch, notify, reader, responder, workers, writer};
+use super::{dispatch, notify, reader, responder, writer};
 use crate::config::Config;
 use crate::server::health::Teller;
 use crate::server::metrics::Metrics;

@@ -39,7 +39,7 @@ pub(crate) struct WorkerView {
     pub(crate) slots: u64,
     /// Those that it has.
     pub(crate) in_flight: u64,
-    /// The attempts that were lost with it.
+    /// The attempts of this worker that were lost since the leader began, in earlier sessions of the same process.
     pub(crate) lost: u64,
     /// When the leader heard from it last.
     pub(crate) seen_at: String,

@@ -27,7 +27,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::frame::{Body, Frame, Lead, OLDEST, SessionId};
+use crate::frame::{Body, Frame, Lead, OLDEST, SessionId, WorkerId};
 use crate::{LEAD_EVERY, LOST_AFTER_LEASE};
 use adopt::Adoption;
 use health::Quarantine;
@@ -97,8 +97,8 @@ pub struct Fleet {
     /// The last quarantine of each session, with host and build: who ends a session and begins another is the same
     /// worker. Bounded like the sessions.
     quarantines: BTreeMap<SessionId, (String, String, Quarantine)>,
-    /// Attempts lost, by host: bounded like the sessions.
-    lost_by_host: BTreeMap<String, u64>,
+    /// Attempts lost of each worker: bounded like the sessions.
+    lost: BTreeMap<WorkerId, u64>,
     left: VecDeque<FleetEffect>,
     lead_at: Tick,
     /// No session becomes silent, lost or free of quarantine before this.
@@ -132,7 +132,7 @@ impl Fleet {
             gone: BTreeSet::new(),
             gone_in_order: VecDeque::new(),
             quarantines: BTreeMap::new(),
-            lost_by_host: BTreeMap::new(),
+            lost: BTreeMap::new(),
             left: VecDeque::new(),
             lead_at: now,
             due: Tick(u64::MAX),
@@ -304,7 +304,7 @@ impl Fleet {
             state: session.state(self.now),
             slots: session.slots,
             in_flight: session.in_flight(),
-            lost: self.lost_by_host.get(&session.host).copied().unwrap_or(0),
+            lost: session.worker.and_then(|worker| self.lost.get(&worker)).copied().unwrap_or(0),
             since: session.since,
             seen: session.heard_at,
         };

@@ -248,7 +248,8 @@ pub struct WorkerSeen {
     pub slots: Slots,
     /// Requests that it has.
     pub in_flight: u32,
-    /// How many of its attempts were lost so far: of earlier sessions on the same host.
+    /// How many of the worker's attempts were lost so far, in earlier sessions of the same process. 0 for one of an
+    /// earlier build, which does not say which worker it is.
     pub lost: u64,
     /// Since when it is in this state.
     pub since: Tick,

@@ -157,13 +157,11 @@ impl Fleet {
         if !left {
             self.counters.sessions_lost += 1;
         }
-        if lost > 0 {
-            if self.lost_by_host.len() >= SESSIONS_MAX
-                && !self.lost_by_host.contains_key(&session.host)
-            {
-                self.lost_by_host.pop_first();
+        if let Some(worker) = session.worker.filter(|_| lost > 0) {
+            if self.lost.len() >= SESSIONS_MAX && !self.lost.contains_key(&worker) {
+                self.lost.pop_first();
             }
-            *self.lost_by_host.entry(session.host.clone()).or_default() += u64::from(lost);
+            *self.lost.entry(worker).or_default() += u64::from(lost);
         }
         let state = if left { WorkerState::Left } else { WorkerState::Lost };
         self.left.push_back(FleetEffect::Changed(Box::new(WorkerChanged {

@@ -9,7 +9,7 @@ use super::opinion::First;
 use super::{Fleet, FleetEffect, FleetSettings, Packed, Slots, WorkerChanged, WorkerState};
 use crate::frame::{
     ABORTS_MAX, ATTEMPTS_BYTES, ATTEMPTS_MAX, Abort, Body, ByeReason, EARLIER_KEYS, Frame, Grant,
-    Hello, SessionId,
+    Hello, SessionId, WorkerId,
 };
 use crate::{LOST_AFTER_LEASE, QUIET_SIXTEENTHS};
 use walhook_core::attempt::{Attempt, DeliveryId};
@@ -56,6 +56,7 @@ pub(super) enum Phase {
 /// number of flights agree with it.
 #[derive(Debug)]
 pub(super) struct Session {
+    pub(super) worker: Option<WorkerId>,
     pub(super) host: String,
     pub(super) build: String,
     pub(super) slots: Slots,
@@ -109,6 +110,7 @@ pub(super) fn quiet_after(lease: Duration) -> Duration {
 impl Session {
     pub(super) fn new(hello: &Hello, version: u8, hash: u64, now: Tick) -> Self {
         Self {
+            worker: hello.worker,
             host: hello.host.clone(),
             build: hello.build.clone(),
             slots: Slots::default(),

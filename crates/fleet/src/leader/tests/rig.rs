@@ -124,6 +124,7 @@ impl Rig {
             egress: Digest::default(),
             kept: 0,
             former: vec![],
+            worker: None,
         }
     }
 

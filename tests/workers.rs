@@ -2,6 +2,7 @@
 
 mod bus;
 mod leading;
+mod unheard;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -96,6 +97,43 @@ async fn worker_starts_without_its_bus_and_refuses_what_it_cannot_be_run_with() 
         let said = String::from_utf8(output.stderr)?;
         assert!(output.status.code() == Some(2) && said.contains(expected), "{args:?}: {said}");
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_configuration_is_looked_at_as_a_workers() -> Result<()> {
+    let hello = "\"walhook.walhook.hello\"";
+    let user = |name: &str, publish: &str| {
+        format!(
+            "{{ user: {name}, password: hush, permissions: {{ publish: [{publish}], \
+             subscribe: [\"walhook.walhook.lead\", \"walhook.walhook.w.*\"] }} }}"
+        )
+    };
+    let (may, mute) =
+        (user("may", &format!("{hello}, \"walhook.walhook.l.>\"")), user("mute", hello));
+    let nats = Nats::start(&format!("authorization {{ users: [{may}, {mute}] }}")).await?;
+    let program = worker_of(&format!("\"{}\"\nuser = \"may\"\npassword = \"hush\"", nats.url()))?;
+    let said = async |args: &[&str]| -> Result<(Option<i32>, String)> {
+        let output = program.walhook(args).await?;
+        let text = String::from_utf8([output.stdout, output.stderr].concat())?;
+        Ok((output.status.code(), text))
+    };
+    for (args, code, expected) in [
+        (&["config", "validate"][..], 2, "for a worker's configuration say --role worker"),
+        (&["config", "show"][..], 2, "say --role worker"),
+        (&["check"][..], 2, "say --role worker"),
+        (&["config", "validate", "--role", "worker"][..], 0, "valid, for a worker"),
+        (&["config", "show", "--role", "worker"][..], 0, "connect_timeout = \"5s\""),
+        (&["check", "--role", "worker"][..], 0, "pass  bus: we may publish to walhook.walhook.*"),
+    ] {
+        let (status, text) = said(args).await?;
+        assert!(status == Some(code) && text.contains(expected), "{args:?}: {status:?} {text}");
+        assert!(!text.contains("hush"), "{text}");
+    }
+    program.edit_config("\"may\"", "\"mute\"")?;
+    let (status, text) = said(&["check", "--role", "worker"]).await?;
+    assert!(status == Some(1) && text.contains("Permissions Violation"), "{text}");
+    assert!(text.contains("allow the workers' user to publish"), "{text}");
     Ok(())
 }
 

@@ -1,7 +1,9 @@
 //! `walhook config`: what the configuration says, and whether it can be used.
 
 use clap::Subcommand;
+use serde::Serialize;
 
+use super::run::Role;
 use super::{CommandResult, Common, print_json, print_line};
 use crate::config::EXAMPLE;
 use crate::control;
@@ -12,7 +14,8 @@ use crate::control;
 Examples:
   walhook config show --example > walhook.toml
   walhook config show                            what is in force, without secrets
-  walhook config validate --config new.toml")]
+  walhook config validate --config new.toml
+  walhook config validate --role worker          what a worker reads: no database, no rules")]
 pub struct Args {
     #[command(subcommand)]
     action: Action,
@@ -25,9 +28,16 @@ enum Action {
         /// Print a commented example instead, without reading anything
         #[arg(long)]
         example: bool,
+        /// Of a process with this role
+        #[arg(long, value_enum, default_value_t, value_name = "ROLE", conflicts_with = "example")]
+        role: Role,
     },
     /// Say whether the configuration can be used; needs no database
-    Validate,
+    Validate {
+        /// For a process with this role
+        #[arg(long, value_enum, default_value_t, value_name = "ROLE")]
+        role: Role,
+    },
 }
 
 /// Shows or validates.
@@ -36,22 +46,33 @@ enum Action {
 /// When the configuration cannot be used, or standard output is closed.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     match args.action {
-        Action::Show { example: true } => print_line(EXAMPLE.trim_end()),
-        Action::Show { example: false } => {
-            let config = common.load()?;
-            if common.json {
-                return print_json(&config);
-            }
-            let text = toml::to_string(&config).map_err(anyhow::Error::from)?;
-            print_line(text.trim_end())
+        Action::Show { example: true, .. } => print_line(EXAMPLE.trim_end()),
+        Action::Show { example: false, role: Role::Worker } => show(&common.load_worker()?, common),
+        Action::Show { example: false, role: Role::All | Role::Leader } => {
+            show(&common.load_all()?, common)
         }
-        Action::Validate => {
-            let valid = control::config::validate(&common.load()?);
+        Action::Validate { role } => {
+            let valid = match role {
+                Role::Worker => control::config::validate_worker(&common.load_worker()?),
+                Role::All | Role::Leader => control::config::validate(&common.load_all()?),
+            };
             if common.json {
                 return print_json(&valid);
             }
             let path = common.path()?;
-            print_line(&format!("{}: valid, event rules: {}", path.display(), valid.rules))
+            let rules = match valid.rules {
+                Some(rules) => format!("event rules: {rules}"),
+                None => "for a worker".to_owned(),
+            };
+            print_line(&format!("{}: valid, {rules}", path.display()))
         }
     }
+}
+
+fn show(config: &impl Serialize, common: &Common) -> CommandResult {
+    if common.json {
+        return print_json(config);
+    }
+    let text = toml::to_string(config).map_err(anyhow::Error::from)?;
+    print_line(text.trim_end())
 }

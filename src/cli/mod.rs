@@ -165,6 +165,22 @@ impl Common {
         Ok(crate::config::load(&self.path()?, environment())?)
     }
 
+    /// As [`Common::load`], for a command that takes a role: says so where a worker's configuration was meant.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn load_all(&self) -> Result<Config, Failure> {
+        let (path, env) = (self.path()?, environment());
+        crate::config::load(&path, env.clone()).map_err(|error| {
+            match crate::config::load_worker(&path, env) {
+                Ok(_) => Failure::Usage(anyhow::anyhow!(
+                    "{error}; for a worker's configuration say --role worker"
+                )),
+                Err(_) => error.into(),
+            }
+        })
+    }
+
     /// As [`Common::load`], for a worker.
     ///
     /// # Errors

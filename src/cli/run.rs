@@ -36,9 +36,9 @@ pub struct Args {
     record: Option<PathBuf>,
 }
 
-/// What a process of `run` does.
+/// What a process of `run` does, and whose part of the configuration other commands look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-enum Role {
+pub(super) enum Role {
     /// Leads when the slot is free. While it stands by, and [workers] is set, it serves as a worker: equal
     /// instances use all their cores
     #[default]

@@ -17,6 +17,7 @@ enum Command {
     #[command(after_help = "\
 The leader writes this down when it changes; a worker that has gone is left out after a while. A worker whose
 [egress] differs, or that speaks no version in common, is refused and not listed: the logs of both say so.
+LOST are attempts of this worker's process that were lost with its earlier sessions.
 
 Examples:
   walhook workers list

@@ -119,7 +119,7 @@ pub enum WorkerEgress {
 
 /// What a worker reads of the configuration: it knows no database and no secret of an endpoint, so it can
 /// be given the leader's file, or one with `[workers]` alone.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct WorkerConfig {
     #[serde(default)]
     source: WorkerSource,
@@ -144,7 +144,7 @@ pub struct WorkerConfig {
     pub log: Log,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 struct WorkerSource {
     #[serde(default = "defaults::walhook")]
     slot: String,
@@ -156,9 +156,13 @@ impl Default for WorkerSource {
     }
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 struct WorkerDelivery {
-    #[serde(default = "defaults::connect_timeout", deserialize_with = "units::duration")]
+    #[serde(
+        default = "defaults::connect_timeout",
+        deserialize_with = "units::duration",
+        serialize_with = "units::as_duration"
+    )]
     connect_timeout: Duration,
 }
 

@@ -29,6 +29,8 @@ use tokio_postgres::Client;
 
 use super::Failure;
 use crate::config::Config;
+#[cfg(feature = "workers")]
+use crate::config::WorkerConfig;
 use walhook_core::escape::one_line;
 use walhook_core::halt::Halt;
 use walhook_core::lsn::Lsn;
@@ -133,6 +135,11 @@ impl Report {
     fn count(&self, verdict: Verdict) -> usize {
         self.0.iter().filter(|finding| finding.verdict == verdict).count()
     }
+
+    fn view(self) -> CheckView {
+        let (failures, warnings) = (self.count(Verdict::Fail), self.count(Verdict::Warn));
+        CheckView { failures, findings: self.0, warnings }
+    }
 }
 
 /// Checks.
@@ -147,8 +154,18 @@ pub(crate) async fn run(config: &Config) -> Result<CheckView, Failure> {
     open_files(slots, descriptors::limit(), &mut report);
     spool::check(config, &mut report);
     check(config, &mut report).await?;
-    let (failures, warnings) = (report.count(Verdict::Fail), report.count(Verdict::Warn));
-    Ok(CheckView { failures, findings: report.0, warnings })
+    Ok(report.view())
+}
+
+/// Checks, as a worker of this configuration: it has no database.
+#[cfg(feature = "workers")]
+pub(crate) async fn run_worker(config: &WorkerConfig) -> CheckView {
+    let mut report = Report::default();
+    descriptors::raise();
+    let slots = (config.scheduler.fast_slots, config.scheduler.slow_slots);
+    open_files(slots, descriptors::limit(), &mut report);
+    workers::worker::check(config, &mut report).await;
+    report.view()
 }
 
 /// Whether a process with the limit of this one could fill all slots. The service has its own.

@@ -30,8 +30,8 @@ pub(crate) struct WorkerView {
     pub(crate) host: String,
     /// Its version.
     pub(crate) build: String,
-    /// `serving`, `draining`, `quarantined` (it failed what others carried out), or `silent` (nothing is heard
-    /// of it).
+    /// `serving`, `draining`, `quarantined` (it failed what others carried out), `mute` (it is heard, and what
+    /// becomes of its requests is not), or `silent` (nothing is heard of it).
     pub(crate) state: String,
     /// Since when it is in this state.
     pub(crate) since: String,
@@ -39,7 +39,7 @@ pub(crate) struct WorkerView {
     pub(crate) slots: u64,
     /// Those that it has.
     pub(crate) in_flight: u64,
-    /// The attempts that were lost with it.
+    /// The attempts of this worker that were lost since the leader began, in earlier sessions of the same process.
     pub(crate) lost: u64,
     /// When the leader heard from it last.
     pub(crate) seen_at: String,

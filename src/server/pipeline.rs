@@ -45,8 +45,10 @@ use super::sessions::Sessions;
 use super::settings::{settings, slots};
 use super::stop::Stop;
 use super::tasks::Tasks;
+#[cfg(feature = "workers")]
+use super::workers;
 use super::workers::lead::LeaderWorkers;
-use super::{dispatch, notify, reader, responder, workers, writer};
+use super::{dispatch, notify, reader, responder, writer};
 use crate::config::Config;
 use crate::server::health::Teller;
 use crate::server::metrics::Metrics;
@@ -260,8 +262,9 @@ impl Leading {
             return Ok(None);
         };
         let (to, rows) = watch::channel(None);
-        let metrics = &self.metrics;
-        let fleet = workers::lead::Leads { link, transport, metrics, epoch, before, rows: to };
+        let (metrics, tell) = (&self.metrics, &self.tell);
+        let fleet =
+            workers::lead::Leads { link, transport, metrics, tell, epoch, before, rows: to };
         let workers = LeaderWorkers::start(&self.config, fleet, clock.now()).await?;
         let (sessions, tell) = (Arc::clone(&self.sessions), self.tell.clone());
         tasks.keep(workers::rows::Rows { sessions, tell, rows });

@@ -23,6 +23,8 @@ pub enum Part {
     Start,
     /// The replication stream.
     Stream,
+    /// Sending, where only workers may.
+    Sending,
     /// Storing outcomes and the checkpoint.
     State,
     /// Looking endpoints up.
@@ -53,6 +55,8 @@ pub enum Part {
     Watch,
     /// The table of workers.
     Workers,
+    /// What became of workers' requests.
+    Outcomes,
     /// Receiving large transactions while they are open.
     Streaming,
     /// The table of those.
@@ -65,9 +69,10 @@ pub enum Part {
 
 impl Part {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Start,
         Self::Stream,
+        Self::Sending,
         Self::State,
         Self::Lookups,
         Self::CostlyLookups,
@@ -83,6 +88,7 @@ impl Part {
         Self::Notices,
         Self::Watch,
         Self::Workers,
+        Self::Outcomes,
         Self::Streaming,
         Self::OpenTransactions,
         Self::DeliveryLog,
@@ -95,6 +101,7 @@ impl Part {
         match self {
             Self::Start => "start",
             Self::Stream => "stream",
+            Self::Sending => "sending",
             Self::State => "state",
             Self::Lookups => "lookups",
             Self::CostlyLookups => "costly_lookups",
@@ -110,6 +117,7 @@ impl Part {
             Self::Notices => "notices",
             Self::Watch => "watch",
             Self::Workers => "workers",
+            Self::Outcomes => "outcomes",
             Self::Streaming => "streaming",
             Self::OpenTransactions => "open_transactions",
             Self::DeliveryLog => "delivery_log",
@@ -125,6 +133,7 @@ impl Part {
             Self::Stream => {
                 "the stream is interrupted; what is committed meanwhile is sent afterwards"
             }
+            Self::Sending => "nobody sends; everything waits until a worker serves",
             Self::State => {
                 "cannot store the checkpoint; nothing is sent meanwhile, and the slot retains WAL"
             }
@@ -156,6 +165,10 @@ impl Part {
             Self::Workers => {
                 "cannot store how workers stand; delivery goes on, and `workers list` is old"
             }
+            Self::Outcomes => {
+                "what became of requests at workers is not heard; they are sent again by others, and these workers \
+                 get none"
+            }
             Self::Streaming => {
                 "large transactions are received when they have committed, and delay others then"
             }
@@ -178,6 +191,7 @@ impl Part {
         match self {
             Self::Start => "state and source can be opened",
             Self::Stream => "the stream goes on",
+            Self::Sending => "a worker serves",
             Self::State => "the checkpoint is stored",
             Self::Lookups => "endpoints are looked up",
             Self::CostlyLookups => {
@@ -195,6 +209,9 @@ impl Part {
             Self::Notices => "notices are read",
             Self::Watch => "changes of the endpoint table come",
             Self::Workers => "how workers stand is stored",
+            Self::Outcomes => {
+                "no worker is left of which it is not heard what becomes of its requests"
+            }
             Self::Streaming => "large transactions are received while they are open",
             Self::OpenTransactions => "which transactions are open is stored",
             Self::DeliveryLog => "lines of the delivery log are stored",
@@ -206,7 +223,12 @@ impl Part {
     #[must_use]
     pub const fn stops_delivery(self) -> bool {
         match self {
-            Self::Start | Self::Stream | Self::State | Self::Lookups | Self::Deferred => true,
+            Self::Start
+            | Self::Stream
+            | Self::Sending
+            | Self::State
+            | Self::Lookups
+            | Self::Deferred => true,
             // One account's rows are no reason to call the instance unready for all: who takes unready
             // instances away would stop everybody's.
             Self::CostlyLookups
@@ -221,6 +243,7 @@ impl Part {
             | Self::Notices
             | Self::Watch
             | Self::Workers
+            | Self::Outcomes
             | Self::Streaming
             | Self::OpenTransactions
             | Self::DeliveryLog

@@ -8,6 +8,7 @@ pub(super) mod lead;
 mod pack;
 pub(super) mod rows;
 pub(super) mod serve;
+mod troubles;
 
 use std::sync::Arc;
 use std::time::Duration;

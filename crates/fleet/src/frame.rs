@@ -100,6 +100,10 @@ impl fmt::Debug for SessionId {
     }
 }
 
+/// A worker's process, whatever its sessions. Random, so that no other has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WorkerId(pub u128);
+
 /// The versions of frames that somebody speaks: all from the oldest to the newest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Versions {

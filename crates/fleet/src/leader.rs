@@ -27,7 +27,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::frame::{Body, Frame, Lead, OLDEST, SessionId};
+use crate::frame::{Body, Frame, Lead, OLDEST, SessionId, WorkerId};
 use crate::{LEAD_EVERY, LOST_AFTER_LEASE};
 use adopt::Adoption;
 use health::Quarantine;
@@ -94,11 +94,11 @@ pub struct Fleet {
     ready: BTreeSet<SessionId>,
     gone: BTreeSet<SessionId>,
     gone_in_order: VecDeque<SessionId>,
-    /// The last quarantine by host and build, and whose it was: who ends a session and begins another is the same
+    /// The last quarantine of each session, with host and build: who ends a session and begins another is the same
     /// worker. Bounded like the sessions.
-    quarantines: BTreeMap<(String, String), (SessionId, Quarantine)>,
-    /// Attempts lost, by host: bounded like the sessions.
-    lost_by_host: BTreeMap<String, u64>,
+    quarantines: BTreeMap<SessionId, (String, String, Quarantine)>,
+    /// Attempts lost of each worker: bounded like the sessions.
+    lost: BTreeMap<WorkerId, u64>,
     left: VecDeque<FleetEffect>,
     lead_at: Tick,
     /// No session becomes silent, lost or free of quarantine before this.
@@ -132,7 +132,7 @@ impl Fleet {
             gone: BTreeSet::new(),
             gone_in_order: VecDeque::new(),
             quarantines: BTreeMap::new(),
-            lost_by_host: BTreeMap::new(),
+            lost: BTreeMap::new(),
             left: VecDeque::new(),
             lead_at: now,
             due: Tick(u64::MAX),
@@ -273,6 +273,7 @@ impl Fleet {
                 WorkerState::Serving => gauges.serving += 1,
                 WorkerState::Draining => gauges.draining += 1,
                 WorkerState::Quarantined => gauges.quarantined += 1,
+                WorkerState::Mute => gauges.mute += 1,
                 WorkerState::Silent => gauges.silent += 1,
                 WorkerState::Left | WorkerState::Lost | WorkerState::Refused => {}
             }
@@ -303,7 +304,7 @@ impl Fleet {
             state: session.state(self.now),
             slots: session.slots,
             in_flight: session.in_flight(),
-            lost: self.lost_by_host.get(&session.host).copied().unwrap_or(0),
+            lost: session.worker.and_then(|worker| self.lost.get(&worker)).copied().unwrap_or(0),
             since: session.since,
             seen: session.heard_at,
         };

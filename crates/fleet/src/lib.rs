@@ -23,6 +23,8 @@
 //!    stamp of the last `Hello` that was granted, and a lease. The leader declares a session lost a lease and
 //!    [`LOST_AFTER_LEASE`] after it last granted one. The stamp is older than the grant, so the right to begin ends
 //!    first, however long the grant was under way, as long as both clocks go at one rate within that second.
+//!    That a worker is heard does not show that its outcomes are: where one has not come when its request's time-out
+//!    and some time have passed, the leader grants that session nothing more, and loses it so.
 //! 4. *Nothing that an earlier leader orders begins once a later one was heard.* Each frame has its leader's epoch; a
 //!    worker that has seen a higher one takes none of a lower one, and a leader takes only its own.
 //! 5. *What an earlier leader ordered settles that delivery and no other.* A worker tells a later leader of it by a key

@@ -27,7 +27,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::frame::{
     ATTEMPTS_BYTES, Attempts, Body, ByeReason, Frame, Grant, Hello, Lead, OLDEST, Refusal,
-    SessionId,
+    SessionId, WorkerId,
 };
 use crate::{HELLOS_PER_LEASE, LOST_AFTER_LEASE};
 pub use door::{AttemptKey, ServeEffect, ServeInput, ServeSettings, ServeState, To};
@@ -61,6 +61,7 @@ struct Leader {
 #[derive(Debug)]
 pub struct Serving {
     settings: ServeSettings,
+    id: WorkerId,
     rng: SmallRng,
     now_us: u64,
     connected: bool,
@@ -82,10 +83,11 @@ impl Serving {
     /// A worker that has heard of nobody.
     #[must_use]
     pub fn new(settings: ServeSettings) -> Self {
-        let rng = SmallRng::from_seed(settings.seed);
+        let mut rng = SmallRng::from_seed(settings.seed);
         let kept = Kept::new(settings.fast_slots.saturating_add(settings.slow_slots));
         Self {
             settings,
+            id: WorkerId(rng.random()),
             rng,
             now_us: 0,
             connected: false,
@@ -431,6 +433,7 @@ impl Serving {
         let (fast_slots, slow_slots) = self.free_slots();
         let outcome_bytes = self.outcome_bytes;
         let (settings, left, kept) = (&self.settings, &mut self.left, &self.kept);
+        let worker = Some(self.id);
         for session in self.current.iter_mut().chain(self.closing.values_mut()) {
             left.extend(session.take_bye());
             if session.hello_is_due(now_us) {
@@ -451,6 +454,7 @@ impl Serving {
                     } else {
                         kept.sessions_before(session.epoch)
                     },
+                    worker,
                 };
                 left.push_back(session.hello(hello, now_us));
             }

@@ -28,7 +28,7 @@ pub struct WorkerRow {
     pub host: String,
     /// Its program's version.
     pub build: String,
-    /// `serving`, `draining`, `quarantined`, `silent`, and the like: the fleet's word.
+    /// `serving`, `draining`, `quarantined`, `mute`, `silent`, and the like: the fleet's word.
     pub state: String,
     /// How many requests it may have in flight.
     pub slots: u64,

@@ -1,7 +1,9 @@
 //! Whether a leader reaches its workers: the bus, what it lets us publish and hear, how large a message it takes,
-//! and who answers.
+//! and who answers. And whether a worker reaches its leader ([`worker`]).
 //!
 //! Publishes nothing that a worker takes for a leader's word: an empty message, which is no frame.
+
+pub(super) mod worker;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -39,23 +41,45 @@ const NAMED: usize = 10;
 /// Looks, where there is a section `[workers]`.
 pub(super) async fn check(config: &Config, report: &mut Report) {
     let Some(workers) = &config.workers else { return };
+    let meanwhile = match workers.local {
+        LocalSending::Never => "until then nothing is sent",
+        LocalSending::Fallback | LocalSending::Always => "until then the leader sends all",
+    };
+    let reached = reach(workers, &config.source.slot, meanwhile, report).await;
+    let Some((bus, subjects)) = reached else { return };
+    largest(config, workers, bus.state().max_payload, report);
+    let Some(hellos) = permissions(&bus, &subjects, report).await else { return };
+    let seen = listen(workers, hellos).await;
+    known(config, workers, &seen, report);
+}
+
+/// The bus and the names on it, where it takes us. `meanwhile`: what happens while it does not.
+async fn reach(
+    workers: &Workers,
+    pipeline: &str,
+    meanwhile: &str,
+    report: &mut Report,
+) -> Option<(Bus, Subjects)> {
     let options = match workers.bus("walhook check") {
         Ok(options) => options,
-        Err(error) => return report.fail(BUS, format!("workers.url {error}"), "correct it"),
+        Err(error) => {
+            report.fail(BUS, format!("workers.url {error}"), "correct it");
+            return None;
+        }
     };
-    let subjects = match Subjects::new(&workers.subject, &config.source.slot) {
+    let subjects = match Subjects::new(&workers.subject, pipeline) {
         Ok(subjects) => subjects,
-        Err(error) => return report.fail(BUS, format!("workers.subject {error}"), "correct it"),
+        Err(error) => {
+            report.fail(BUS, format!("workers.subject {error}"), "correct it");
+            return None;
+        }
     };
     let bus = match connect(&options).await {
         Ok(bus) => bus,
         Err(problem) => {
-            let meanwhile = match workers.local {
-                LocalSending::Never => "until then nothing is sent",
-                LocalSending::Fallback | LocalSending::Always => "until then the leader sends all",
-            };
             let fix = format!("start nats-server, or correct [workers]; {meanwhile}");
-            return report.fail(BUS, problem, fix);
+            report.fail(BUS, problem, fix);
+            return None;
         }
     };
     let servers = workers.url.join(", ");
@@ -67,10 +91,7 @@ pub(super) async fn check(config: &Config, report: &mut Report) {
         let finding = format!("{servers} takes us, and what is sent travels there in the clear");
         report.warn(BUS, finding, "write tls://, and take workers.insecure away");
     }
-    largest(config, workers, bus.state().max_payload, report);
-    let Some(hellos) = permissions(&bus, &subjects, report).await else { return };
-    let seen = listen(workers, hellos).await;
-    known(config, workers, &seen, report);
+    Some((bus, subjects))
 }
 
 /// Connects, and waits until the bus carries; or says why it does not.

@@ -14,9 +14,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::pack::{Order, Packers, Report};
+use super::troubles::Troubles;
 use super::{Link, egress_digest, subscribe};
 use crate::config::{Config, LocalSending, WorkerEgress};
 use crate::server::dispatch::{Back, Sends};
+use crate::server::health::Teller;
 use crate::server::leadership::LeaderBefore;
 use crate::server::metrics::Metrics;
 use crate::server::pace::LinePace;
@@ -52,6 +54,7 @@ pub(in crate::server) struct Leads<'a> {
     /// Signs.
     pub(in crate::server) transport: &'a Arc<Transport>,
     pub(in crate::server) metrics: &'a Arc<Metrics>,
+    pub(in crate::server) tell: &'a Teller,
     pub(in crate::server) epoch: Epoch,
     pub(in crate::server) before: LeaderBefore,
     /// Where it is said which workers there are.
@@ -73,6 +76,7 @@ pub(in crate::server) struct LeaderWorkers {
     local: u32,
     rows: watch::Sender<Option<Vec<WorkerRow>>>,
     metrics: Arc<Metrics>,
+    troubles: Troubles,
     counted: FleetCounters,
     /// Of lines about frames that cannot be read: a stranger may send as many as it likes, and none of them is to
     /// keep a line about a worker from the log.
@@ -91,13 +95,14 @@ impl LeaderWorkers {
         leads: Leads<'_>,
         now: Tick,
     ) -> Result<Option<Self>, Stop> {
-        let Leads { link, transport, metrics, epoch, before, rows } = leads;
+        let Leads { link, transport, metrics, tell, epoch, before, rows } = leads;
         let Some(workers) = &config.workers else { return Ok(None) };
         let (fast, slow) = crate::server::settings::slots(&config.scheduler);
         let settings = FleetSettings {
             epoch,
             versions: SPOKEN,
             lease: workers.lease,
+            timeout: config.delivery.timeout,
             local: match workers.local {
                 LocalSending::Fallback => Local::Fallback,
                 LocalSending::Always => Local::Always,
@@ -129,6 +134,7 @@ impl LeaderWorkers {
             local: 0,
             rows,
             metrics: Arc::clone(metrics),
+            troubles: Troubles::new(tell, workers.local, &link.subjects),
             counted: FleetCounters::default(),
             unreadable: LinePace::default(),
             changes: LinePace::default(),
@@ -230,6 +236,8 @@ impl LeaderWorkers {
                     Some(Inbox::Unheard { .. } | Inbox::Frame { .. }) | None => return,
                 }
             }
+            // `walhook check` asks so whether a worker may publish.
+            Came::Heard(Received::Frame { payload, .. }) if payload.is_empty() => return,
             Came::Heard(Received::Frame { payload, .. }) => {
                 match Frame::decode(payload.clone(), SPOKEN) {
                     Ok(frame) => FleetInput::Frame(Box::new(frame)),
@@ -304,6 +312,7 @@ impl LeaderWorkers {
                  what runs is waited for; `silent` of them did not answer"
             ),
             FleetEffect::Changed(changed) => {
+                self.troubles.note(now, &changed);
                 if self.changes.admits(now) {
                     say(&changed);
                 }
@@ -353,6 +362,7 @@ impl LeaderWorkers {
             (WorkerState::Serving, gauges.serving),
             (WorkerState::Draining, gauges.draining),
             (WorkerState::Quarantined, gauges.quarantined),
+            (WorkerState::Mute, gauges.mute),
             (WorkerState::Silent, gauges.silent),
         ] {
             metrics.set_workers(state.as_str(), count(workers));
@@ -373,6 +383,7 @@ impl LeaderWorkers {
         ] {
             metrics.count_adopted(result, now - then);
         }
+        self.troubles.report(now, &gauges, &self.link.bus.state());
         if let Some(more) = self.unreadable.take_withheld(now) {
             tracing::warn!(more, "and so many more frames of workers that cannot be read");
         }
@@ -422,6 +433,12 @@ fn say(changed: &WorkerChanged) {
             %session, host, seconds = quarantine.unwrap_or_default().as_secs(),
             "a worker could not reach endpoints that others reach: it gets one request at a time; look at its \
              network, its resolver and its [egress]"
+        ),
+        WorkerState::Mute => tracing::warn!(
+            %session, host, seconds = quarantine.unwrap_or_default().as_secs(),
+            "a worker is heard, and what becomes of its requests is not: what it has counts as lost, and it gets no \
+             more for a while, then one request at a time; look at what its user may publish to the bus, and ours \
+             hear: `walhook check --role worker`, and `walhook check`"
         ),
         WorkerState::Refused => tracing::warn!(
             %session, host, build, why = refused.map_or("unknown", |why| why.as_str()),

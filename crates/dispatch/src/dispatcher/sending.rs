@@ -214,6 +214,11 @@ impl Sending {
         self.scheduler.set_slots(fast, slow, probes);
     }
 
+    /// How many slots there are in a pool.
+    pub(super) fn slots(&self, pool: Pool) -> u32 {
+        self.scheduler.total(pool)
+    }
+
     /// What requests of these queues that are in flight will say is outdated.
     pub(super) fn outdate(&mut self, queues: &[QueueNo]) {
         for request in self.in_flight.values_mut().filter(|r| queues.contains(&r.queue)) {

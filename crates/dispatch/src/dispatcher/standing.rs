@@ -212,8 +212,10 @@ impl Dispatcher {
         let stored = || self.outbox.behind(now).map(Behind::cause);
         let first = self.stopped_cause(queue).or(own).or_else(limit).or_else(stored);
         first.unwrap_or_else(|| {
-            let others = ready.get(queue.pool(now) as usize).copied().unwrap_or(0);
-            if others > 1 { Cause::Turn } else { Cause::Pool }
+            let pool = queue.pool(now);
+            let others = ready.get(pool as usize).copied().unwrap_or(0);
+            // Where there are no slots nobody has a turn.
+            if others > 1 && self.sending.slots(pool) > 0 { Cause::Turn } else { Cause::Pool }
         })
     }
 

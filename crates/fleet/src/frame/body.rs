@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{SessionId, Versions};
+use super::{SessionId, Versions, WorkerId};
 use walhook_core::attempt::Outcome;
 use walhook_core::delivery_key::DeliveryKey;
 use walhook_core::event::{AccountId, EndpointId};
@@ -73,6 +73,8 @@ pub struct Hello {
     /// Until it has been granted once: the last sessions that its worker had under leaders before this one, at most
     /// [`FORMER_MAX`](super::FORMER_MAX).
     pub former: Vec<SessionId>,
+    /// Which worker it is; one of an earlier build does not say.
+    pub worker: Option<WorkerId>,
 }
 
 /// Whether a session takes more requests.

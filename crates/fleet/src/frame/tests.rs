@@ -34,7 +34,9 @@ fn bye() -> impl Strategy<Value = ByeReason> {
 fn hello() -> impl Strategy<Value = Hello> {
     let state = prop_oneof![Just(HelloState::Serving), bye().prop_map(HelloState::Closing)];
     let numbers = (any::<u32>(), any::<u32>(), any::<u64>(), any::<u64>(), any::<u64>());
-    let earlier = (any::<u64>(), vec(any::<u128>().prop_map(SessionId), 0..=FORMER_MAX));
+    let worker = proptest::option::of(any::<u128>().prop_map(WorkerId));
+    let former = vec(any::<u128>().prop_map(SessionId), 0..=FORMER_MAX);
+    let earlier = (any::<u64>(), former, worker);
     (versions(), numbers, state, "\\PC{0,40}", "\\PC{0,40}", digest(), earlier).prop_map(
         |(
             versions,
@@ -43,7 +45,7 @@ fn hello() -> impl Strategy<Value = Hello> {
             host,
             build,
             egress,
-            (kept, former),
+            (kept, former, worker),
         )| {
             Hello {
                 versions,
@@ -58,6 +60,7 @@ fn hello() -> impl Strategy<Value = Hello> {
                 egress,
                 kept,
                 former,
+                worker,
             }
         },
     )
@@ -345,6 +348,7 @@ fn samples() -> Vec<(&'static str, Body)> {
         egress,
         kept: 0,
         former: vec![],
+        worker: None,
     };
     let former = vec![SessionId(0xFEED), SessionId(u128::MAX)];
     let keeps = Hello { kept: 2, former, ..hello.clone() };

@@ -13,7 +13,7 @@ use super::outcome::OutcomeBody;
 use super::scan::fields;
 use super::{
     ABORTS_MAX, ATTEMPTS_MAX, FORMER_MAX, FrameError, HEADERS_BYTES_MAX, HEADERS_MAX, NAME_MAX,
-    OUTCOMES_MAX, SessionId, Versions, read,
+    OUTCOMES_MAX, SessionId, Versions, WorkerId, read,
 };
 use walhook_core::delivery_key::DeliveryKey;
 use walhook_core::endpoint::URL_BYTES_MAX;
@@ -215,6 +215,8 @@ pub(super) struct HelloBody {
     kept: u64,
     #[prost(bytes = "bytes", repeated, tag = "13")]
     former: Vec<Bytes>,
+    #[prost(bytes = "bytes", optional, tag = "14")]
+    worker: Option<Bytes>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -330,6 +332,11 @@ fn former(bytes: &Bytes) -> Result<SessionId, FrameError> {
     Ok(SessionId(u128::from_be_bytes(bytes)))
 }
 
+fn worker(bytes: &Bytes) -> Result<WorkerId, FrameError> {
+    let bytes = bytes[..].try_into().map_err(|_| FrameError::Field("worker"))?;
+    Ok(WorkerId(u128::from_be_bytes(bytes)))
+}
+
 pub(super) fn millis(duration: Duration) -> u64 {
     micros(duration) / 1_000
 }
@@ -379,6 +386,7 @@ impl From<&Hello> for HelloBody {
             egress: Bytes::copy_from_slice(&hello.egress.0),
             kept: hello.kept,
             former: hello.former.iter().map(former_bytes).collect(),
+            worker: hello.worker.map(|worker| Bytes::copy_from_slice(&worker.0.to_be_bytes())),
         }
     }
 }
@@ -406,6 +414,7 @@ impl TryFrom<HelloBody> for Hello {
             egress: digest(&body.egress)?,
             kept: body.kept,
             former: body.former.iter().map(former).collect::<Result<_, _>>()?,
+            worker: body.worker.map(|bytes| worker(&bytes)).transpose()?,
         })
     }
 }

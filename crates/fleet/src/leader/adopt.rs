@@ -157,6 +157,7 @@ impl Fleet {
             bytes: 0,
             seq: Some(0),
             placed: self.now,
+            taken: Some(self.now),
             old: false,
             first: None,
             earlier: true,

@@ -17,6 +17,8 @@ pub struct FleetSettings {
     pub versions: Versions,
     /// How long a grant lasts: `workers.lease`.
     pub lease: Duration,
+    /// What a request takes at most, once it has begun: `delivery.timeout`.
+    pub timeout: Duration,
     /// Whether it sends too: `workers.local`.
     pub local: Local,
     /// What it sends itself at once, where it does.
@@ -202,6 +204,8 @@ pub enum WorkerState {
     Draining,
     /// What it could not send, others could: it takes one request at a time.
     Quarantined,
+    /// It is heard, and what became of its requests is not: it takes nothing for a while, then one at a time.
+    Mute,
     /// Nothing has been heard of it for half a lease.
     Silent,
     /// It has left, with nothing in flight.
@@ -220,6 +224,7 @@ impl WorkerState {
             Self::Serving => "serving",
             Self::Draining => "draining",
             Self::Quarantined => "quarantined",
+            Self::Mute => "mute",
             Self::Silent => "silent",
             Self::Left => "left",
             Self::Lost => "lost",
@@ -243,7 +248,8 @@ pub struct WorkerSeen {
     pub slots: Slots,
     /// Requests that it has.
     pub in_flight: u32,
-    /// How many of its attempts were lost so far: of earlier sessions on the same host.
+    /// How many of the worker's attempts were lost so far, in earlier sessions of the same process. 0 for one of an
+    /// earlier build, which does not say which worker it is.
     pub lost: u64,
     /// Since when it is in this state.
     pub since: Tick,
@@ -268,7 +274,7 @@ pub struct WorkerChanged {
     pub bye: Option<ByeReason>,
     /// Attempts that were lost, or that came back unsent, with this change.
     pub lost: u32,
-    /// For how long, where it is quarantined.
+    /// For how long, where it is quarantined or mute.
     pub quarantine: Option<Duration>,
 }
 
@@ -299,6 +305,8 @@ pub struct FleetCounters {
     pub sessions_refused: u64,
     /// Times that a worker was put into quarantine.
     pub quarantines: u64,
+    /// Times that a session ended since an attempt of it was overdue.
+    pub overdue: u64,
     /// Frames that could not be read, or were of another epoch.
     pub strange: u64,
 }
@@ -312,6 +320,8 @@ pub struct FleetGauges {
     pub draining: usize,
     /// Workers in quarantine.
     pub quarantined: usize,
+    /// Workers of which it is not heard what becomes of their requests.
+    pub mute: usize,
     /// Workers of which nothing is heard.
     pub silent: usize,
     /// Attempts that the fleet has.

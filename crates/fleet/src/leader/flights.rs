@@ -28,6 +28,7 @@ impl Fleet {
                 bytes,
                 seq: None,
                 placed: self.now,
+                taken: None,
                 old: false,
                 first,
                 earlier: false,

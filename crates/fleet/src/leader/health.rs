@@ -1,5 +1,5 @@
-//! Whether a worker is worth the work that it gets: what it could not send and others could, and how long bus and
-//! worker take beside the requests themselves.
+//! Whether a worker is worth the work that it gets: what it could not send and others could, whether what becomes of
+//! its requests is heard, and how long bus and worker take beside the requests themselves.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -45,12 +45,16 @@ const HALVED_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Quarantine {
     until: Tick,
     length: Duration,
+    /// It is mute: nothing was heard of what became of its requests. When its time is over it is on trial until
+    /// something is.
+    mute: bool,
 }
 
 impl Quarantine {
-    /// Whether it makes a difference: it is not over, or the next one would be longer for it.
+    /// Whether it makes a difference: it is not over, or the next one would be longer for it. One that ends with a
+    /// trial is not remembered for ever, for there may be no such worker any more.
     pub(super) fn counts(&self, now: Tick) -> bool {
-        now < self.until + self.length
+        now < self.until + if self.mute { QUARANTINE_MAX } else { self.length }
     }
 }
 
@@ -68,8 +72,18 @@ pub(super) struct Health {
 }
 
 impl Health {
+    /// Whether it has one attempt at a time at most.
     pub(super) fn is_quarantined(&self, now: Tick) -> bool {
-        self.quarantine.is_some_and(|quarantine| now < quarantine.until)
+        self.is_mute() || self.quarantine.is_some_and(|quarantine| now < quarantine.until)
+    }
+
+    /// Whether that one is to show that it is heard again, so that it is given it although others could have it.
+    pub(super) fn is_on_trial(&self, now: Tick) -> bool {
+        self.quarantine.is_some_and(|quarantine| quarantine.mute && now >= quarantine.until)
+    }
+
+    pub(super) fn is_mute(&self) -> bool {
+        self.quarantine.is_some_and(|quarantine| quarantine.mute)
     }
 
     pub(super) fn quarantined_for(&self, now: Tick) -> Option<Duration> {
@@ -104,13 +118,32 @@ impl Health {
         if marks < MARKS || marks * 2 < self.judged.len() {
             return false;
         }
+        self.put_into_quarantine(false, now);
+        self.judged.clear();
+        true
+    }
+
+    /// What becomes of its requests is not heard.
+    pub(super) fn note_mute(&mut self, now: Tick) {
+        self.put_into_quarantine(true, now);
+    }
+
+    /// What became of a request was heard. Yes: it was mute until now.
+    pub(super) fn note_heard(&mut self, now: Tick) -> bool {
+        let Some(quarantine) = self.quarantine.as_mut().filter(|quarantine| quarantine.mute) else {
+            return false;
+        };
+        quarantine.mute = false;
+        quarantine.until = quarantine.until.min(now);
+        true
+    }
+
+    fn put_into_quarantine(&mut self, mute: bool, now: Tick) {
         let length = match self.quarantine {
             Some(last) if last.counts(now) => (last.length * 2).min(QUARANTINE_MAX),
             _ => QUARANTINE,
         };
-        self.quarantine = Some(Quarantine { until: now + length, length });
-        self.judged.clear();
-        true
+        self.quarantine = Some(Quarantine { until: now + length, length, mute });
     }
 
     /// Takes what an attempt took beside its request. Yes: its share of slots is halved with this.

@@ -18,8 +18,12 @@ impl Fleet {
         self.trust(session);
         match body {
             Body::Hello(hello) => self.hear_hello(session, seq, &hello),
-            Body::Outcomes(outcomes) => self.hear_outcomes(session, outcomes),
+            Body::Outcomes(outcomes) => {
+                self.note_heard(session);
+                self.hear_outcomes(session, outcomes);
+            }
             Body::Bye(Bye { received_upto, why }) => {
+                self.note_heard(session);
                 self.close(session, received_upto.saturating_add(1), Phase::Closing(Some(why)));
             }
             // Only leaders say these.
@@ -49,7 +53,7 @@ impl Fleet {
             self.workers_changed = true;
             self.slots_changed = true;
         }
-        self.due = self.due.min(session.due(now, self.settings.lease));
+        self.due = self.due.min(session.due(now, &self.settings));
         self.ready.insert(id);
         self.note_former(id, hello);
         if self.workers_told.is_some_and(|told| now >= told + WORKERS_AGAIN) {
@@ -79,10 +83,11 @@ impl Fleet {
             Some(version) => {
                 let hash = spread(settings.seed ^ fold(id.0));
                 let mut session = Session::new(hello, version, hash, self.now);
-                if let Some(quarantine) = self.inherited(hello) {
+                if let Some(quarantine) = self.inherit(hello) {
                     session.health.inherit(quarantine);
                 }
                 self.sessions.insert(id, session);
+                self.remember_quarantine(id);
                 return true;
             }
         };

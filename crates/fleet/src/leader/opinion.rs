@@ -107,36 +107,37 @@ impl Fleet {
         let Some(session) = self.sessions.get_mut(&first.session) else { return };
         if session.health.judge(marked, now) {
             self.counters.quarantines += 1;
-            self.due = self.due.min(session.due(now, self.settings.lease));
-            if let Some(quarantine) = session.health.quarantine(now) {
-                let worker = (session.host.clone(), session.build.clone());
-                self.remember_quarantine(worker, first.session, quarantine);
-            }
+            self.due = self.due.min(session.due(now, &self.settings));
+            self.remember_quarantine(first.session);
             self.tell(first.session);
         }
     }
 
-    fn remember_quarantine(
-        &mut self,
-        worker: (String, String),
-        session: SessionId,
-        quarantine: Quarantine,
-    ) {
+    /// What a session's quarantine has become holds for the worker's next one too.
+    pub(super) fn remember_quarantine(&mut self, id: SessionId) {
         let now = self.now;
-        self.quarantines.retain(|_, (_, quarantine)| quarantine.counts(now));
-        if self.quarantines.len() < SESSIONS_MAX || self.quarantines.contains_key(&worker) {
-            self.quarantines.insert(worker, (session, quarantine));
+        let Some(session) = self.sessions.get(&id) else { return };
+        let Some(quarantine) = session.health.quarantine(now) else { return };
+        self.quarantines.retain(|_, (.., quarantine)| quarantine.counts(now));
+        if self.quarantines.len() < SESSIONS_MAX || self.quarantines.contains_key(&id) {
+            let (host, build) = (session.host.clone(), session.build.clone());
+            self.quarantines.insert(id, (host, build, quarantine));
         }
     }
 
     /// The quarantine that a worker brings into a session that it begins: that of an earlier session of its own. While
     /// that serves, this is another worker of the same host.
-    pub(super) fn inherited(&self, hello: &Hello) -> Option<Quarantine> {
-        let worker = (hello.host.clone(), hello.build.clone());
-        let (session, quarantine) = self.quarantines.get(&worker)?;
-        let serves =
-            self.sessions.get(session).is_some_and(|session| session.phase == Phase::Serving);
-        (!serves && quarantine.counts(self.now)).then_some(*quarantine)
+    pub(super) fn inherit(&mut self, hello: &Hello) -> Option<Quarantine> {
+        let serves = |id: &SessionId| {
+            self.sessions.get(id).is_some_and(|session| session.phase == Phase::Serving)
+        };
+        let (id, _) = self.quarantines.iter().find(|(id, (host, build, quarantine))| {
+            (host, build) == (&hello.host, &hello.build)
+                && quarantine.counts(self.now)
+                && !serves(id)
+        })?;
+        let id = *id;
+        self.quarantines.remove(&id).map(|(.., quarantine)| quarantine)
     }
 
     fn note_overhead(&mut self, id: SessionId, overhead: std::time::Duration) {
@@ -144,7 +145,7 @@ impl Fleet {
         if let Some(session) = self.sessions.get_mut(&id)
             && session.health.note_overhead(overhead, now)
         {
-            self.due = self.due.min(session.due(now, self.settings.lease));
+            self.due = self.due.min(session.due(now, &self.settings));
             self.slots_changed = true;
         }
     }

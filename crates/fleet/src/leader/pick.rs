@@ -112,9 +112,14 @@ impl Fleet {
             }
             session.age(now);
             if session.health.is_quarantined(now) {
-                if session.flights.is_empty() {
-                    last_resort = last_resort.or(Some(Choice::Worker(*id)));
+                if !session.flights.is_empty() {
+                    continue;
                 }
+                // Else no host may prefer it, and it would stay on trial.
+                if session.health.is_on_trial(now) && session.has_slots() && not.is_none() {
+                    return Some(Choice::Worker(*id));
+                }
+                last_resort = last_resort.or(Some(Choice::Worker(*id)));
                 continue;
             }
             let slots = session.health.share_of(session.slots, now);

@@ -36,10 +36,14 @@ impl Fleet {
     pub(super) fn look_at_the_time(&mut self) {
         let (now, lease) = (self.now, self.settings.lease);
         let (mut lost, mut silent, mut quiet) = (Vec::new(), Vec::new(), Vec::new());
+        let mut overdue = Vec::new();
         for (id, session) in &mut self.sessions {
             if now >= session.granted_at + lease + LOST_AFTER_LEASE {
                 lost.push(*id);
                 continue;
+            }
+            if session.is_overdue(now, &self.settings) {
+                overdue.push(*id);
             }
             if now >= session.heard_at + lease / 2 && !session.silent {
                 silent.push(*id);
@@ -54,12 +58,33 @@ impl Fleet {
         lost.into_iter().for_each(|id| self.lose(id));
         silent.into_iter().for_each(|id| self.silence(id));
         quiet.into_iter().for_each(|id| self.doubt(id));
+        overdue.into_iter().for_each(|id| self.end_overdue(id));
         self.due = self
             .sessions
             .values()
-            .map(|session| session.due(now, lease))
+            .map(|session| session.due(now, &self.settings))
             .min()
             .unwrap_or(Tick(u64::MAX));
+    }
+
+    /// What came of an attempt of a session should have been heard, and was not. The session ends: it begins nothing
+    /// more once its lease is over, and is lost then.
+    fn end_overdue(&mut self, id: SessionId) {
+        let now = self.now;
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.note_overdue(now);
+        self.counters.overdue += 1;
+        self.remember_quarantine(id);
+        self.close_at_leader(id);
+    }
+
+    /// What became of a session's requests is heard.
+    pub(super) fn note_heard(&mut self, id: SessionId) {
+        let now = self.now;
+        if self.sessions.get_mut(&id).is_some_and(|session| session.health.note_heard(now)) {
+            self.remember_quarantine(id);
+            self.tell(id);
+        }
     }
 
     /// Nothing has been heard of a session: it is given nothing, and what has not gone comes back.
@@ -89,7 +114,7 @@ impl Fleet {
         session.heard_at = now;
         // What was on its way when the bus went says nothing of what is under way now.
         if connected && std::mem::take(&mut session.quiet) {
-            self.due = self.due.min(session.due(now, self.settings.lease));
+            self.due = self.due.min(session.due(now, &self.settings));
             let deliveries = session.sent();
             self.say_doubt(deliveries, false);
         }
@@ -132,13 +157,11 @@ impl Fleet {
         if !left {
             self.counters.sessions_lost += 1;
         }
-        if lost > 0 {
-            if self.lost_by_host.len() >= SESSIONS_MAX
-                && !self.lost_by_host.contains_key(&session.host)
-            {
-                self.lost_by_host.pop_first();
+        if let Some(worker) = session.worker.filter(|_| lost > 0) {
+            if self.lost.len() >= SESSIONS_MAX && !self.lost.contains_key(&worker) {
+                self.lost.pop_first();
             }
-            *self.lost_by_host.entry(session.host.clone()).or_default() += u64::from(lost);
+            *self.lost.entry(worker).or_default() += u64::from(lost);
         }
         let state = if left { WorkerState::Left } else { WorkerState::Lost };
         self.left.push_back(FleetEffect::Changed(Box::new(WorkerChanged {

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::health::Health;
 use super::opinion::First;
-use super::{Fleet, FleetEffect, Packed, Slots, WorkerChanged, WorkerState};
+use super::{Fleet, FleetEffect, FleetSettings, Packed, Slots, WorkerChanged, WorkerState};
 use crate::frame::{
-    ABORTS_MAX, ATTEMPTS_BYTES, ATTEMPTS_MAX, Abort, Body, ByeReason, Frame, Grant, Hello,
-    SessionId,
+    ABORTS_MAX, ATTEMPTS_BYTES, ATTEMPTS_MAX, Abort, Body, ByeReason, EARLIER_KEYS, Frame, Grant,
+    Hello, SessionId, WorkerId,
 };
 use crate::{LOST_AFTER_LEASE, QUIET_SIXTEENTHS};
 use walhook_core::attempt::{Attempt, DeliveryId};
@@ -34,6 +34,8 @@ pub(super) struct Flight {
     /// The frame in which it went; `None`: it has not gone.
     pub(super) seq: Option<u64>,
     pub(super) placed: Tick,
+    /// When the worker said that it has it.
+    pub(super) taken: Option<Tick>,
     /// It counts as slow.
     pub(super) old: bool,
     /// What it is a second opinion on.
@@ -54,12 +56,15 @@ pub(super) enum Phase {
 /// number of flights agree with it.
 #[derive(Debug)]
 pub(super) struct Session {
+    pub(super) worker: Option<WorkerId>,
     pub(super) host: String,
     pub(super) build: String,
     pub(super) slots: Slots,
     budget: u64,
     version: u8,
     pub(super) phase: Phase,
+    /// An attempt of it was overdue. It is granted nothing more, so that its lease runs out, and it with it.
+    overdue: bool,
     pub(super) silent: bool,
     /// Nothing was heard of it for some time: it is given nothing, which is told nobody, for it may be a hiccup.
     pub(super) quiet: bool,
@@ -74,6 +79,8 @@ pub(super) struct Session {
     next_seq: u64,
     pub(super) published: u64,
     pub(super) flights: BTreeMap<u64, Flight>,
+    /// The worker has said that it has the flights before this key.
+    taken_upto: u64,
     waiting: VecDeque<u64>,
     /// The younger ones by when they were placed, those among them that have ended included.
     young: VecDeque<(Tick, u64)>,
@@ -103,12 +110,14 @@ pub(super) fn quiet_after(lease: Duration) -> Duration {
 impl Session {
     pub(super) fn new(hello: &Hello, version: u8, hash: u64, now: Tick) -> Self {
         Self {
+            worker: hello.worker,
             host: hello.host.clone(),
             build: hello.build.clone(),
             slots: Slots::default(),
             budget: 0,
             version,
             phase: Phase::Serving,
+            overdue: false,
             silent: false,
             quiet: false,
             shown: None,
@@ -121,6 +130,7 @@ impl Session {
             next_seq: 1,
             published: 0,
             flights: BTreeMap::new(),
+            taken_upto: 0,
             waiting: VecDeque::new(),
             young: VecDeque::new(),
             old: 0,
@@ -149,8 +159,44 @@ impl Session {
         self.budget = hello.byte_budget;
         self.heard_at = now;
         self.silent = false;
-        self.grant_due = true;
+        self.grant_due = !self.overdue;
+        self.note_taken(hello.received_upto, now);
         true
+    }
+
+    /// The worker has the frames up to this one.
+    fn note_taken(&mut self, received_upto: u64, now: Tick) {
+        // Keys and frames have the same order.
+        for (key, flight) in self.flights.range_mut(self.taken_upto..EARLIER_KEYS) {
+            if flight.seq.is_none_or(|seq| seq > received_upto) {
+                break;
+            }
+            flight.taken = Some(now);
+            self.taken_upto = *key + 1;
+        }
+    }
+
+    /// When an attempt that it has is overdue: what came of it should have been heard. A worker begins what it takes
+    /// at once, for it is given no more than it has slots; what it says until a lease and [`LOST_AFTER_LEASE`] have
+    /// passed it says at least twice.
+    fn overdue_at(&self, settings: &FleetSettings) -> Option<Tick> {
+        // Its own in their order, those of an earlier leader in any.
+        let own = self.flights.first_key_value().and_then(|(_, flight)| flight.taken);
+        let earlier = (self.taken_up > 0).then(|| self.flights.range(EARLIER_KEYS..));
+        let earlier = earlier.into_iter().flatten().filter_map(|(_, flight)| flight.taken);
+        let first = own.into_iter().chain(earlier).min()?;
+        Some(first + settings.timeout + settings.lease + LOST_AFTER_LEASE)
+    }
+
+    /// An attempt of it is overdue.
+    pub(super) fn note_overdue(&mut self, now: Tick) {
+        self.overdue = true;
+        self.grant_due = false;
+        self.health.note_mute(now);
+    }
+
+    pub(super) fn is_overdue(&self, now: Tick, settings: &FleetSettings) -> bool {
+        !self.overdue && self.overdue_at(settings).is_some_and(|at| now >= at)
     }
 
     /// Whether it takes requests at all: one that ends has no slots, and only tells what it knows.
@@ -170,7 +216,8 @@ impl Session {
         if first <= self.outcomes_upto {
             self.outcomes_upto = self.outcomes_upto.max(first.saturating_add(count));
         }
-        self.grant_due |= self.outcomes_upto - self.granted_upto >= OUTCOMES_PER_GRANT;
+        self.grant_due |=
+            !self.overdue && self.outcomes_upto - self.granted_upto >= OUTCOMES_PER_GRANT;
         before..self.outcomes_upto
     }
 
@@ -205,6 +252,7 @@ impl Session {
     pub(super) fn state(&self, now: Tick) -> WorkerState {
         match self.phase {
             _ if self.silent => WorkerState::Silent,
+            _ if self.health.is_mute() => WorkerState::Mute,
             Phase::Closing(_) => WorkerState::Draining,
             Phase::Serving if !self.has_slots() => WorkerState::Draining,
             Phase::Serving if self.health.is_quarantined(now) => WorkerState::Quarantined,
@@ -213,12 +261,14 @@ impl Session {
     }
 
     /// When something about it changes by time alone.
-    pub(super) fn due(&self, now: Tick, lease: Duration) -> Tick {
+    pub(super) fn due(&self, now: Tick, settings: &FleetSettings) -> Tick {
+        let lease = settings.lease;
         let lost = self.granted_at + lease + LOST_AFTER_LEASE;
+        let overdue = self.overdue_at(settings).filter(|_| !self.overdue).unwrap_or(lost);
         let silent = if self.silent { lost } else { self.heard_at + lease / 2 };
         let quiet = if self.quiet { silent } else { self.heard_at + quiet_after(lease) };
         let healthy = self.health.due(now).unwrap_or(lost);
-        lost.min(silent).min(quiet).min(healthy)
+        lost.min(overdue).min(silent).min(quiet).min(healthy)
     }
 
     pub(super) fn take(&mut self, key: u64, flight: Flight) {

@@ -1,4 +1,5 @@
 mod adopt;
+mod mute;
 mod rig;
 
 use std::collections::BTreeSet;
@@ -8,6 +9,7 @@ use super::*;
 use crate::QUIET_SIXTEENTHS;
 use crate::frame::{
     ByeReason, Digest, Grant, Hello, HelloState, Outcomes, Refusal, Refused, Versions, WireOutcome,
+    WorkerId,
 };
 use rig::*;
 use walhook_core::attempt::{Delivery, FailureKind};
@@ -308,6 +310,32 @@ fn request_that_is_given_up_comes_back_at_once_and_its_late_outcome_settles_noth
     let effects = rig.outcome(worker, key, Some(unreachable()));
     assert!(endings(&effects).is_empty(), "that was of the first");
     assert_eq!(rig.fleet.counters().late, 1);
+}
+
+#[test]
+fn lost_attempts_are_the_workers_and_not_its_neighbours_on_the_same_host() {
+    let mut rig = Rig::new(Local::Never, 0);
+    let hello = |rig: &mut Rig, n: u128, worker: u128| {
+        rig.hellos += 1;
+        let hello = Hello { worker: Some(WorkerId(worker)), ..rig.plain() };
+        rig.frame(n, rig.hellos, Body::Hello(hello));
+    };
+    hello(&mut rig, 0, 7);
+    rig.place("a.example");
+    rig.place("a.example");
+    // It begins another session when its lease is over, before the leader has lost the first.
+    let (mut told, end) = (Vec::new(), rig.now + LEASE + LOST_AFTER_LEASE);
+    while rig.now < end {
+        rig.now = rig.now + LEASE / 4;
+        hello(&mut rig, 1, 7);
+        hello(&mut rig, 2, 8);
+        for effect in rig.effects() {
+            if let FleetEffect::Workers(workers) = effect {
+                told = workers.iter().map(|worker| (worker.session, worker.lost)).collect();
+            }
+        }
+    }
+    assert_eq!(told, [(session(1), 2), (session(2), 0)]);
 }
 
 /// Whoever lists them reads when each was heard last; and a database that has crashed has no list.

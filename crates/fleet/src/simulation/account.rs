@@ -198,6 +198,7 @@ pub(super) struct Sum {
     contradicted: u64,
     confirmed: u64,
     quarantines: u64,
+    overdue: u64,
     sessions_lost: u64,
 }
 
@@ -217,6 +218,7 @@ impl Sum {
         self.contradicted += account.counters.contradicted;
         self.confirmed += account.counters.confirmed;
         self.quarantines += account.counters.quarantines;
+        self.overdue += account.counters.overdue;
         self.sessions_lost += account.counters.sessions_lost;
     }
 
@@ -236,6 +238,7 @@ impl Sum {
             self.contradicted,
             self.confirmed,
             self.quarantines,
+            self.overdue,
             self.sessions_lost,
         ];
         assert!(seen.iter().all(|count| *count > 0), "something never happened: {self:?}");

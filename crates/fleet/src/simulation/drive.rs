@@ -1,11 +1,9 @@
 //! Carries out what leaders and workers ask for.
 
-use std::time::Duration;
-
 use rand::RngExt;
 
 use super::bus::{Node, Subject};
-use super::world::{Happens, MS, SECOND, World};
+use super::world::{Happens, MS, SECOND, TIMEOUT, World};
 use crate::frame::{Attempts, Body, Frame, Request};
 use crate::leader::{FleetEffect, FleetInput};
 use crate::worker::{ServeEffect, To};
@@ -50,7 +48,7 @@ impl World {
                         Request {
                             key: packed.key,
                             number: first.number,
-                            timeout: Duration::from_secs(15),
+                            timeout: TIMEOUT,
                             account: attempt.endpoint.account.clone(),
                             endpoint: attempt.endpoint.id.clone(),
                             event: first.event.id,
@@ -125,6 +123,7 @@ impl World {
                     self.after(delay, Happens::Begin { worker: at, life, key, epoch, until_us });
                 }
                 ServeEffect::GiveUp(key) => _ = worker.running.remove(&key),
+                ServeEffect::Publish { to: To::Leader, .. } if now < worker.mute_until => {}
                 ServeEffect::Publish { to, frame } => {
                     let bytes = frame.encode();
                     for leader in 0..self.leaders.len() {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use rand::RngExt;
 
 use super::bus::{Letter, Node, Subject};
-use super::world::{Happens, LEASE, Leader, Link, MS, Mode, Worker, World};
+use super::world::{BUSY, Happens, LEASE, Leader, Link, MS, Mode, SECOND, TIMEOUT, Worker, World};
 use crate::frame::{Digest, Frame, Header, SPOKEN, SessionId, Versions};
 use crate::leader::{Before, Fleet, FleetInput, FleetSettings, Slots};
 use crate::worker::{ServeInput, ServeSettings, Serving};
@@ -45,6 +45,7 @@ impl World {
             epoch,
             versions: SPOKEN,
             lease: LEASE,
+            timeout: TIMEOUT,
             local: self.local,
             own: Slots { fast: 8, slow: 16 },
             egress: Some(Digest::default()),
@@ -81,6 +82,11 @@ impl World {
             egress: Digest::default(),
             seed,
         };
+        let mute = match self.mode {
+            Mode::Drains | Mode::Leaders => false,
+            Mode::Mute | Mode::All => self.rng.random_range(0..6) == 0,
+        };
+        let mute_until = if mute { self.mute_until() } else { 0 };
         self.workers[at] = Some(Worker {
             serving: Serving::new(settings),
             life: self.lives,
@@ -88,12 +94,18 @@ impl World {
             heard: BTreeSet::new(),
             running: BTreeMap::new(),
             cut_off: self.mode == Mode::All && self.rng.random_range(0..6) == 0,
+            mute_until,
             highest: Epoch(0),
             draining: false,
         });
         let node = Node::Worker(at);
         self.links.insert(node, Link::default());
         self.after(0, Happens::Told { node, up: true });
+    }
+
+    /// For so long a worker is mute that becomes so now.
+    pub(super) fn mute_until(&mut self) -> u64 {
+        (self.now + self.rng.random_range(SECOND..15 * SECOND)).min(BUSY)
     }
 
     pub(super) fn tell_leader(&mut self, at: usize, input: FleetInput) {

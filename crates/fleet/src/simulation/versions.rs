@@ -80,6 +80,7 @@ fn meet(leader: Versions, worker: Versions) -> Result<u8, Refusal> {
         epoch: Epoch(1),
         versions: leader,
         lease: Duration::from_secs(2),
+        timeout: Duration::from_secs(15),
         local: Local::Never,
         own: Slots::default(),
         egress: None,

@@ -153,7 +153,8 @@ impl World {
         let fault = match self.mode {
             Mode::Drains => 0,
             Mode::Leaders => 7,
-            Mode::All => self.rng.random_range(0..8),
+            Mode::Mute => 8,
+            Mode::All => self.rng.random_range(0..9),
         };
         match fault {
             0 | 1 if free => {
@@ -191,6 +192,12 @@ impl World {
                     }
                     self.tell_worker(at, ServeInput::Drain);
                     self.drive(node);
+                }
+            }
+            8 if free => {
+                let until = self.mute_until();
+                if let Some(worker) = &mut self.workers[at] {
+                    worker.mute_until = until;
                 }
             }
             _ => {}

@@ -19,6 +19,8 @@ use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::id::Epoch;
 
 pub(super) const LEASE: Duration = Duration::from_secs(2);
+/// No request takes longer.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(4);
 pub(super) const MS: u64 = 1_000;
 pub(super) const SECOND: u64 = 1_000 * MS;
 
@@ -89,6 +91,8 @@ pub(super) enum Mode {
     Drains,
     /// Leaders follow each other, and nothing else.
     Leaders,
+    /// What workers say of their requests reaches nobody for a while, and nothing else.
+    Mute,
     /// Anything.
     All,
 }
@@ -118,6 +122,8 @@ pub(super) struct Worker {
     pub(super) running: BTreeMap<AttemptKey, Option<u32>>,
     /// It cannot connect to anybody.
     pub(super) cut_off: bool,
+    /// What it says of its requests reaches nobody until then.
+    pub(super) mute_until: u64,
     pub(super) highest: Epoch,
     pub(super) draining: bool,
 }
@@ -172,6 +178,7 @@ impl World {
         let mode = match seed % 5 {
             0 => Mode::Drains,
             1 => Mode::Leaders,
+            2 => Mode::Mute,
             _ => Mode::All,
         };
         let weather = if mode != Mode::All {
@@ -240,7 +247,7 @@ impl World {
         assert_eq!(gauges.in_flight, 0);
         let alive = self.workers.iter().flatten().count();
         assert_eq!(
-            (gauges.serving + gauges.quarantined, gauges.silent, gauges.draining),
+            (gauges.serving + gauges.quarantined + gauges.mute, gauges.silent, gauges.draining),
             (alive, 0, 0),
             "{gauges:?}"
         );

@@ -48,6 +48,7 @@ async fn say_hello(nats: &Nats, host: &str, egress: Digest) -> tokio::task::Join
         egress,
         kept: 0,
         former: vec![],
+        worker: None,
     };
     let body = Body::Hello(hello);
     let frame =

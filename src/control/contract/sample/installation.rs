@@ -25,7 +25,7 @@ pub(crate) fn check() -> CheckView {
 }
 
 pub(crate) fn valid() -> ValidView {
-    ValidView { rules: 2, valid: true }
+    ValidView { rules: Some(2), valid: true }
 }
 
 pub(crate) fn setup() -> SetupView {

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::super::rig::{Rig, settings};
-use super::super::{OperatorInput, Settings};
+use super::super::{Input, OperatorInput, Settings};
 use super::*;
 use walhook_core::id::JobId;
 
@@ -74,6 +74,16 @@ fn standing_tells_order_limits_turns_and_slots_apart() {
         causes(&rig)[1..],
         [("b".to_owned(), 1, Cause::Turn), ("c".to_owned(), 1, Cause::Turn)]
     );
+}
+
+#[test]
+fn standing_says_that_there_are_no_slots_and_not_that_others_have_their_turn() {
+    let mut rig = Rig::new(settings());
+    rig.dispatcher.handle(rig.now, Input::Slots { fast: 0, slow: 0 });
+    rig.commit("a");
+    rig.commit("b");
+    assert!(rig.send().is_empty());
+    assert_eq!(causes(&rig), [("a".to_owned(), 1, Cause::Pool), ("b".to_owned(), 1, Cause::Pool)]);
 }
 
 #[test]

@@ -15,6 +15,8 @@ use walhook_core::position::{EventId, Position};
 
 pub(super) const LEASE: Duration = Duration::from_secs(2);
 
+pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
+
 pub(super) const OWN: Slots = Slots { fast: 4, slow: 8 };
 
 /// A leader with workers A, B, ..., each with 8 fast and 16 slow slots.
@@ -85,6 +87,7 @@ impl Rig {
             epoch: Epoch(3),
             versions: SPOKEN,
             lease: LEASE,
+            timeout: TIMEOUT,
             local,
             own: OWN,
             egress: Some(Digest::default()),
@@ -121,6 +124,7 @@ impl Rig {
             egress: Digest::default(),
             kept: 0,
             former: vec![],
+            worker: None,
         }
     }
 

@@ -1,0 +1,199 @@
+//! What is wrong with a leader's workers, for `/readyz`, `walhook status`, the metrics and the log.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config::LocalSending;
+use crate::server::health::Teller;
+use crate::server::trouble::{PASSING, Part};
+use walhook_bus::State;
+use walhook_core::tick::Tick;
+use walhook_fleet::leader::{FleetGauges, WorkerChanged, WorkerState};
+use walhook_fleet::subjects::Subjects;
+
+/// A refused worker asks again every 10 s: one that was refused within this time is there.
+const REFUSED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Says that nobody sends, where only workers may, and that what becomes of workers' requests is not heard.
+pub(super) struct Troubles {
+    tell: Teller,
+    local: LocalSending,
+    /// What workers publish their outcomes to.
+    outcomes: String,
+    /// Since when no worker serves.
+    unserved: Option<Instant>,
+    /// Since when a worker is mute, and the machine of the last one.
+    mute: Option<Instant>,
+    mute_host: String,
+    /// The last worker that was refused: when, its machine, and why.
+    refused: Option<(Tick, String, &'static str)>,
+}
+
+impl Troubles {
+    pub(super) fn new(tell: &Teller, local: LocalSending, subjects: &Subjects) -> Self {
+        Self {
+            tell: tell.clone(),
+            local,
+            outcomes: format!("{subjects}.l.>"),
+            unserved: None,
+            mute: None,
+            mute_host: String::new(),
+            refused: None,
+        }
+    }
+
+    /// Takes note of what a worker has become.
+    pub(super) fn note(&mut self, now: Tick, changed: &WorkerChanged) {
+        if let (WorkerState::Refused, Some(why)) = (changed.state, changed.refused) {
+            self.refused = Some((now, changed.host.clone(), why.as_str()));
+        }
+        if changed.state == WorkerState::Mute {
+            self.mute_host.clone_from(&changed.host);
+        }
+    }
+
+    /// Says how things stand. To be called now and then.
+    pub(super) fn report(&mut self, now: Tick, gauges: &FleetGauges, bus: &State) {
+        // One in quarantine is given a request at a time.
+        let serve = gauges.serving + gauges.quarantined;
+        if self.local != LocalSending::Never || serve > 0 {
+            self.unserved = None;
+            self.tell.works(Part::Sending);
+        } else {
+            let since = *self.unserved.get_or_insert_with(Instant::now);
+            // Workers join within a moment after the leader began.
+            if since.elapsed() >= PASSING {
+                let (error, fix) = self.why_unserved(now, gauges, bus);
+                self.tell.fails_with(Part::Sending, since, &error, &fix);
+            }
+        }
+        if gauges.mute == 0 {
+            self.mute = None;
+            self.tell.works(Part::Outcomes);
+        } else {
+            let since = *self.mute.get_or_insert_with(Instant::now);
+            let said = bus.trouble.as_ref().map(|it| format!("; the bus said last: {it}"));
+            let error = format!(
+                "a worker on {} is heard, and its outcomes are not{}",
+                self.mute_host,
+                said.unwrap_or_default()
+            );
+            self.tell.fails_with(Part::Outcomes, since, &error, &self.unmute());
+        }
+    }
+
+    /// What lets outcomes come.
+    fn unmute(&self) -> String {
+        let outcomes = &self.outcomes;
+        format!(
+            "let the workers' user of the bus publish to {outcomes} and the leader's subscribe to it, and start these \
+             workers again; `walhook workers list` shows which they are"
+        )
+    }
+
+    /// Why no worker serves, and the fix.
+    fn why_unserved(&self, now: Tick, gauges: &FleetGauges, bus: &State) -> (String, String) {
+        let because = "workers.local is \"never\"";
+        let or = "or set workers.local = \"fallback\", so that the leader sends meanwhile";
+        if !bus.connected {
+            let trouble = bus.trouble.as_deref().unwrap_or("connecting");
+            return (
+                format!("{because}, and the bus is away: {trouble}"),
+                format!("start nats-server, or correct [workers] (see `walhook check`), {or}"),
+            );
+        }
+        if gauges.mute > 0 {
+            let error = format!("{because}, and the outcomes of all workers are not heard");
+            return (error, format!("{}, {or}", self.unmute()));
+        }
+        let refused = self.refused.as_ref().filter(|(at, ..)| now.since(*at) < REFUSED_WITHIN);
+        if let Some((_, host, why)) = refused {
+            return (
+                format!("{because}, and the worker on {host} is refused: {why}"),
+                format!("correct the worker's configuration, {or}"),
+            );
+        }
+        let (silent, draining) = (gauges.silent, gauges.draining);
+        (
+            format!("{because}, and no worker serves ({silent} silent, {draining} draining)"),
+            format!("start workers: `walhook run --role worker`, {or}"),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(connected: bool) -> State {
+        let trouble = (!connected).then(|| "connection refused".into());
+        State {
+            connected,
+            since: Instant::now(),
+            max_payload: 1,
+            connections: 1,
+            dropped: 0,
+            trouble,
+        }
+    }
+
+    /// What is said after a while in which nothing else happened.
+    async fn said(
+        local: LocalSending,
+        gauges: FleetGauges,
+        connected: bool,
+        refused: bool,
+    ) -> Vec<(Part, String)> {
+        let (tell, listen) = Teller::new("p");
+        let subjects = Subjects::new("walhook", "p").unwrap();
+        let mut troubles = Troubles::new(&tell, local, &subjects);
+        troubles.mute_host = "w2".into();
+        if refused {
+            troubles.refused = Some((Tick(0), "w1".into(), "its [egress] differs"));
+        }
+        troubles.report(Tick(0), &gauges, &state(connected));
+        tokio::time::advance(PASSING).await;
+        troubles.report(Tick(1), &gauges, &state(connected));
+        let health = listen.borrow();
+        let said =
+            health.troubles.iter().map(|(part, it)| (*part, format!("{}; {}", it.error, it.fix)));
+        said.collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_sends_where_only_workers_may_and_none_serves_whatever_the_reason() {
+        let none = FleetGauges::default();
+        let one = async |gauges, connected, refused| {
+            let said = said(LocalSending::Never, gauges, connected, refused).await;
+            let [(Part::Sending, text), ..] = &said[..] else { panic!("{said:?}") };
+            assert!(text.contains("workers.local = \"fallback\""), "{text}");
+            text.clone()
+        };
+        assert!(
+            one(none, true, false).await.contains("start workers: `walhook run --role worker`")
+        );
+        assert!(one(none, false, true).await.contains("the bus is away: connection refused"));
+        assert!(
+            one(none, true, true)
+                .await
+                .contains("the worker on w1 is refused: its [egress] differs")
+        );
+        let mute = FleetGauges { mute: 1, ..none };
+        assert!(one(mute, true, false).await.contains("publish to walhook.p.l.>"));
+        let silent = FleetGauges { silent: 2, ..none };
+        assert!(one(silent, true, false).await.contains("2 silent"));
+        for gauges in [FleetGauges { serving: 1, ..none }, FleetGauges { quarantined: 1, ..none }] {
+            assert_eq!(said(LocalSending::Never, gauges, true, false).await, []);
+        }
+        assert_eq!(said(LocalSending::Fallback, none, false, true).await, []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn mute_worker_is_told_also_where_the_leader_sends() {
+        let mute = FleetGauges { mute: 2, ..FleetGauges::default() };
+        let said = said(LocalSending::Fallback, mute, true, false).await;
+        let [(Part::Outcomes, text)] = &said[..] else { panic!("{said:?}") };
+        assert!(text.contains("a worker on w2 is heard, and its outcomes are not"), "{text}");
+    }
+}

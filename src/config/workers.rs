@@ -158,7 +158,7 @@ impl Default for WorkerSource {
 
 #[derive(Debug, Clone, Deserialize)]
 struct WorkerDelivery {
-    #[serde(default = "defaults::connect_timeout", deserialize_with = "units::duration")]
+    #[serde(default = "defaults::connect_timeout", deserialize_with = "units::wait")]
     connect_timeout: Duration,
 }
 

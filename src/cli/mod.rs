@@ -162,7 +162,7 @@ impl Common {
     /// # Errors
     /// [`Failure::Usage`], with what is wrong and where.
     pub fn load(&self) -> Result<Config, Failure> {
-        Ok(crate::config::load(&self.path()?, environment())?)
+        Ok(crate::config::load(&self.path()?, environment()?)?)
     }
 
     /// As [`Common::load`], for a command that takes a role: says so where a worker's configuration was meant.
@@ -186,7 +186,7 @@ impl Common {
     /// # Errors
     /// Likewise.
     pub fn load_worker(&self) -> Result<WorkerConfig, Failure> {
-        Ok(crate::config::load_worker(&self.path()?, environment())?)
+        Ok(crate::config::load_worker(&self.path()?, environment()?)?)
     }
 
     /// Where the instance of this configuration answers: one of any role.
@@ -194,7 +194,7 @@ impl Common {
     /// # Errors
     /// Likewise.
     pub fn load_admin(&self) -> Result<Admin, Failure> {
-        let (path, env) = (self.path()?, environment());
+        let (path, env) = (self.path()?, environment()?);
         match crate::config::load(&path, env.clone()) {
             Ok(config) => Ok(config.admin),
             // A worker's has no database: then what that one lacks is no problem.
@@ -219,15 +219,12 @@ impl Common {
 }
 
 /// This process's environment. Variables of it that look like keys and are none are remarked upon.
-fn environment() -> Vec<(String, String)> {
-    // A variable that is not UTF-8 can only be somebody else's.
-    let env: Vec<(String, String)> = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect();
+fn environment() -> Result<Vec<(String, String)>, ConfigError> {
+    let env = crate::config::environment(std::env::vars_os())?;
     for near_miss in crate::config::near_misses(env.iter().map(|(name, _)| name.clone())) {
         print_remark(&format!("warning: environment variable {near_miss}"));
     }
-    env
+    Ok(env)
 }
 
 /// Where the configuration is looked for, the first that is there.

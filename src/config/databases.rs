@@ -33,7 +33,7 @@ pub struct Source {
     /// How long a frozen leader keeps the slot from the others.
     #[serde(
         default = "defaults::lease_timeout",
-        deserialize_with = "units::duration",
+        deserialize_with = "units::wait",
         serialize_with = "units::as_duration"
     )]
     pub lease_timeout: Duration,

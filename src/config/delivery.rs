@@ -20,10 +20,10 @@ pub struct Delivery {
     /// The `user-agent` header.
     pub user_agent: String,
     /// For one whole request.
-    #[serde(deserialize_with = "units::duration", serialize_with = "units::as_duration")]
+    #[serde(deserialize_with = "units::wait", serialize_with = "units::as_duration")]
     pub timeout: Duration,
     /// For connecting, within `timeout`.
-    #[serde(deserialize_with = "units::duration", serialize_with = "units::as_duration")]
+    #[serde(deserialize_with = "units::wait", serialize_with = "units::as_duration")]
     pub connect_timeout: Duration,
     /// What is delivered in order.
     pub ordering: Ordering,

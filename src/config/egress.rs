@@ -25,8 +25,10 @@ pub(super) fn requests(
 #[serde(deny_unknown_fields, default)]
 pub struct Egress {
     /// Address blocks that may be contacted although they are private.
+    #[serde(deserialize_with = "units::blocks")]
     pub allow: Vec<ipnet::IpNet>,
     /// Address blocks that may not, although they are public. `deny` wins.
+    #[serde(deserialize_with = "units::blocks")]
     pub deny: Vec<ipnet::IpNet>,
     /// When not empty, no other host is contacted.
     pub only_hosts: Vec<HostPattern>,

@@ -27,7 +27,7 @@ use walhook_postgres::pg::DatabaseUrl;
 const CACHE_DIRECTORY: &str = "CACHE_DIRECTORY";
 
 /// What every environment variable that sets a key begins with.
-const PREFIX: &str = "WALHOOK_";
+pub(super) const PREFIX: &str = "WALHOOK_";
 
 /// Why there is no configuration. Never holds a value of a secret key.
 #[derive(Debug, thiserror::Error)]

@@ -6,6 +6,7 @@ mod databases;
 mod defaults;
 mod delivery;
 mod egress;
+mod environment;
 mod keys;
 mod limits;
 mod load;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use databases::{Source, State, Streaming};
 pub use delivery::{Deliveries, Delivery, DeliveryMode, Ordering};
 pub use egress::Egress;
+pub use environment::environment;
 pub use limits::{Memory, Scheduler, Wal};
 pub use load::{ConfigError, Place, load, load_worker};
 #[cfg(test)]

@@ -1,9 +1,7 @@
 //! Environment variables that were meant to set a key, and do not.
 
 use super::keys::{EVENTS, SECTIONS, distance};
-
-/// What the variables of this program begin with.
-const PREFIX: &str = "WALHOOK_";
+use super::load::PREFIX;
 
 /// Of the commands: no key, though it begins with the name of a section.
 const ADMIN_URL: &str = "WALHOOK_ADMIN_URL";

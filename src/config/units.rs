@@ -1,9 +1,12 @@
-//! Durations and secrets as the configuration writes them.
+//! Durations, addresses and secrets as the configuration writes them.
 
-use std::net::SocketAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serializer, de};
+use ipnet::IpNet;
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serializer};
 
 use walhook_core::endpoint::Secret;
 use walhook_core::redact::redact;
@@ -18,11 +21,79 @@ pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Sock
     })
 }
 
+/// The longest duration: later times could not be written in RFC 3339 at some point.
+const LONGEST: &str = "3650d";
+
+/// The longest time that something is waited for. PostgreSQL takes 24 days at most.
+const LONGEST_WAIT: &str = "1h";
+
+/// A duration, up to 3650d.
 pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text).map_err(|e| {
-        de::Error::custom(format!("{text:?} is not a duration ({e}); write it as 30s or 5m"))
-    })
+    deserializer.deserialize_str(DurationUpTo(LONGEST))
+}
+
+/// For how long something is waited for, up to 1h.
+pub(super) fn wait<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    deserializer.deserialize_str(DurationUpTo(LONGEST_WAIT))
+}
+
+/// Reads a duration that is no longer than this one.
+struct DurationUpTo(&'static str);
+
+impl Visitor<'_> for DurationUpTo {
+    type Value = Duration;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a duration such as \"30s\"")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
+        let problem = |e| {
+            E::custom(format!("{text:?} is not a duration ({e}); write it as \"30s\" or \"5m\""))
+        };
+        let read = humantime::parse_duration(text).map_err(problem)?;
+        let longest = humantime::parse_duration(self.0).map_err(problem)?;
+        if read > longest {
+            return Err(E::custom(format!("{text:?} is too long; it may be {} at most", self.0)));
+        }
+        Ok(read)
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<Duration, E> {
+        Err(E::custom(format!("{number} has no unit; write \"{number}s\" for seconds")))
+    }
+}
+
+/// Address blocks, or single addresses.
+pub(super) fn blocks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    let blocks = Vec::<Block>::deserialize(deserializer)?;
+    Ok(blocks.into_iter().map(|Block(block)| block).collect())
+}
+
+struct Block(IpNet);
+
+impl<'de> Deserialize<'de> for Block {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(BlockText)
+    }
+}
+
+struct BlockText;
+
+impl Visitor<'_> for BlockText {
+    type Value = Block;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an address block such as \"10.0.0.0/8\"")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Block, E> {
+        let address = || text.parse::<IpAddr>().map(IpNet::from);
+        text.parse().or_else(|_| address()).map(Block).map_err(|_| {
+            let problem = "is no address and no block; write it as 10.0.0.1 or 10.0.0.0/8";
+            E::custom(format!("{text:?} {problem}"))
+        })
+    }
 }
 
 /// A text, or a list of texts.

@@ -79,9 +79,10 @@ pub(super) fn validate(config: &Config) -> Result<(), Problem> {
     if let Some(accounts) = &config.accounts {
         table("accounts.table", &accounts.table)?;
     }
+    // What rules may take depends on what memory there is.
+    sending(&config.scheduler, &config.memory, &config.egress)?;
     rule::rules(&config.events, config.memory.limit)?;
     delivery(&config.delivery)?;
-    sending(&config.scheduler, &config.memory, &config.egress)?;
     if let Some(workers) = &config.workers {
         workers::workers(workers)?;
     }

@@ -160,7 +160,7 @@ impl Default for WorkerSource {
 struct WorkerDelivery {
     #[serde(
         default = "defaults::connect_timeout",
-        deserialize_with = "units::duration",
+        deserialize_with = "units::wait",
         serialize_with = "units::as_duration"
     )]
     connect_timeout: Duration,

@@ -228,11 +228,19 @@ pub fn put_json_text(out: &mut BytesMut, text: &str) {
     out.put_u8(b'"');
 }
 
-/// RFC 3339 in UTC with microseconds, such as `2026-11-23T17:46:00.123456Z`.
+/// RFC 3339 in UTC with microseconds, such as `2026-11-23T17:46:00.123456Z`. What it cannot write is before or after
+/// what it can.
 #[must_use]
 pub fn rfc3339(unix_us: i64) -> String {
     jiff::Timestamp::from_microsecond(unix_us)
-        .map_or_else(|_| format!("{unix_us}us"), |time| format!("{time:.6}"))
+        .map_or_else(|_| beyond(unix_us), |time| format!("{time:.6}"))
+}
+
+fn beyond(unix_us: i64) -> String {
+    match unix_us < 0 {
+        true => format!("before {:.6}", jiff::Timestamp::MIN),
+        false => format!("after {:.6}", jiff::Timestamp::MAX),
+    }
 }
 
 /// A change that an event rule covers but could not be evaluated for: a dead letter, never silence.
@@ -408,6 +416,13 @@ mod tests {
             put_json_text(&mut out, &text);
             prop_assert_eq!(serde_json::from_slice::<String>(&out).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn time_that_cannot_be_written_is_beyond_those_that_can() {
+        assert_eq!(rfc3339(1_700_000_000_123_456), "2023-11-14T22:13:20.123456Z");
+        assert_eq!(rfc3339(i64::MAX), "after 9999-12-30T22:00:00.999999Z");
+        assert!(rfc3339(i64::MIN).starts_with("before -"));
     }
 
     #[test]

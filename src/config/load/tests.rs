@@ -146,7 +146,13 @@ fn error_names_place_key_and_fix() {
         ("[memory]\nlimit = true", "w.toml:6:9: memory.limit: expected a size such as 256MiB"),
         (
             "[egress]\nallow = [\"10.0.0.0/8\",\n  \"10\"]",
-            "w.toml:7:3: egress.allow: invalid IP address syntax",
+            "w.toml:7:3: egress.allow: \"10\" is no address and no block; write it as 10.0.0.1 or",
+        ),
+        ("[egress]\ndeny = [\"10.0.0.0/33\"]", "w.toml:6:9: egress.deny: \"10.0.0.0/33\" is no"),
+        ("[delivery]\ntimeout = 5", "w.toml:6:11: delivery.timeout: 5 has no unit; write \"5s\""),
+        (
+            "[delivery]\ntimeout = true",
+            "w.toml:6:11: delivery.timeout: invalid type: boolean `true`, expected a duration such as",
         ),
         ("[deliver]", "w.toml:5:2: there is no section deliver; did you mean delivery?"),
         ("[state]\nmax_size = \"7MiB\"", "w.toml:6:12: state.max_size: is below 8MiB"),
@@ -193,7 +199,7 @@ fn error_names_the_variable() {
         ),
         ("WALHOOK_DELIVERY__QUICK_ATTEMPTS", "0", "delivery.quick_attempts: must be at least 1"),
         ("WALHOOK_DELIVER__TIMEOUT", "1s", "there is no section deliver; did you mean delivery?"),
-        ("WALHOOK_EGRESS__ALLOW", "10.0.0.0/8,x", "egress.allow: invalid IP address syntax"),
+        ("WALHOOK_EGRESS__ALLOW", "10.0.0.0/8,x", "egress.allow: \"x\" is no address and no block"),
         ("WALHOOK_EVENTS__TYPE", "a.b", "rules can be set in the file only"),
         ("WALHOOK_STATE__MAX_SIZE", "much", "state.max_size: \"much\" is not a size"),
     ] {
@@ -201,6 +207,38 @@ fn error_names_the_variable() {
         let expected = format!("environment variable {name}: {expected}");
         assert!(error.starts_with(&expected), "{error}");
     }
+}
+
+#[test]
+fn every_duration_has_a_bound_and_the_error_names_it() {
+    let defaults = toml::Table::try_from(minimal()).unwrap();
+    let mut bounds = Vec::new();
+    for (section, keys) in &defaults {
+        for (key, value) in keys.as_table().into_iter().flatten() {
+            if value.as_str().is_none_or(|text| humantime::parse_duration(text).is_err()) {
+                continue;
+            }
+            let variable = format!("WALHOOK_{section}__{key}").to_uppercase();
+            for value in ["18446744073709551615s", "3651d"] {
+                let error = with("", &[(&variable, value)]).unwrap_err();
+                let expected = format!(": {section}.{key}: {value:?} is too long; it may be ");
+                let (_, bound) = error.split_once(&expected).unwrap_or_else(|| panic!("{error}"));
+                bounds.push((key.clone(), bound.to_owned()));
+            }
+        }
+    }
+    let of = |bound| bounds.iter().filter(|(_, of)| of == bound).count() / 2;
+    assert_eq!((of("1h at most"), of("3650d at most")), (3, 7), "{bounds:?}");
+    let longest = with("[delivery]\nretry_cap = \"3650d\"\nretry_for = \"3650d\"", &[]);
+    assert_eq!(longest.unwrap().delivery.retry_cap, Duration::from_secs(3650 * 24 * 3600));
+}
+
+#[test]
+fn single_addresses_are_blocks_of_their_own() {
+    let more = "[egress]\nallow = [\"10.0.0.1\", \"fd00::7\", \"10.1.0.0/16\"]";
+    let allow = with(more, &[]).unwrap().egress.allow;
+    let texts: Vec<String> = allow.iter().map(ToString::to_string).collect();
+    assert_eq!(texts, ["10.0.0.1/32", "fd00::7/128", "10.1.0.0/16"]);
 }
 
 #[test]
@@ -245,6 +283,10 @@ fn inconsistent_values_are_refused_at_the_key() {
     let rule =
         "[[events]]\ntype = \"a.b\"\ntable = \"public.t\"\non = [\"update\"]\naccount = \"a\"\n";
     for (more, expected) in [
+        (
+            &format!("{rule}columns = [\"*\"]\n[memory]\nlimit = \"1KiB\"")[..],
+            "w.toml:12:9: memory.limit: is below 1MiB",
+        ),
         ("[delivery]\nheader_prefix = \"a b\"", "w.toml:6:17: delivery.header_prefix: "),
         (
             "[delivery]\nretry_base = \"9h\"",

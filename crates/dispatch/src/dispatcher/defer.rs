@@ -31,7 +31,7 @@ use walhook_core::tick::Tick;
 pub(super) enum Exit {
     /// This one failed and is not tried before then. The others stand behind it.
     Failed(DeliveryId, Tick),
-    /// The same of a probe: that was no attempt, and its row stays as it is.
+    /// The same of a probe that nobody asked to wait: its row stays as it is.
     Probed(DeliveryId, Tick),
     /// None of them failed just now.
     Other(DeferReason),

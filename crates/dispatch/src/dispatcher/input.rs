@@ -8,7 +8,7 @@ use super::queues::QueueNo;
 use super::waiting::To;
 use super::{Dispatcher, EndpointChange, EndpointChanged, LookUp, LookUpAnswer, Ordering, Retry};
 use walhook_core::attempt::{Asked, DeliveryId};
-use walhook_core::endpoint::Share;
+use walhook_core::endpoint::Routes;
 use walhook_core::event::{AccountId, Event, Invalidation, Item, RowKeys, Scope, Unroutable};
 use walhook_core::tick::Tick;
 use walhook_core::waits::Waits;
@@ -29,7 +29,7 @@ impl Dispatcher {
             }
             Item::Event(event) => self.handle_event(event, now),
             Item::Unroutable(unroutable) => self.handle_unroutable(unroutable),
-            Item::Invalidate(invalidation) => self.handle_invalidation(invalidation),
+            Item::Invalidate(invalidation) => self.handle_invalidation(invalidation, now),
             Item::Commit { end_lsn } => {
                 self.progress.commit(end_lsn);
             }
@@ -67,7 +67,7 @@ impl Dispatcher {
                 self.join(&account, &endpoint);
             }
             self.handle_routes(&account, &routes, &mut left, now);
-            self.handle_lane_routed(&account, routes.share, now);
+            self.handle_lane_routed(&account, &routes, now);
             self.unpin_if_idle(&account);
         }
         for account in self.routing.router.take_kept() {
@@ -91,7 +91,7 @@ impl Dispatcher {
         self.dead_letter_unroutable(Arc::new(SharedEvent::new(event)), detail, txn);
     }
 
-    fn handle_invalidation(&mut self, invalidation: Invalidation) {
+    fn handle_invalidation(&mut self, invalidation: Invalidation, now: Tick) {
         if let Scope::Endpoint { endpoints, accounts } = &invalidation.scope {
             for endpoint in endpoints {
                 if self.switch_on(endpoint) {
@@ -106,6 +106,7 @@ impl Dispatcher {
         }
         self.note_joined(&invalidation);
         self.note_unseen(invalidation.xid);
+        self.ask_for_rates(&invalidation.scope, now);
         self.routing.router.handle_invalidation(invalidation, self.progress.received());
     }
 
@@ -145,10 +146,11 @@ impl Dispatcher {
     }
 
     /// The account's routes have come: what waited for them goes on.
-    fn handle_lane_routed(&mut self, account: &AccountId, share: Share, now: Tick) {
+    fn handle_lane_routed(&mut self, account: &AccountId, routes: &Routes, now: Tick) {
         let Some(id) = self.queues.lane_id_of(account) else { return };
-        self.sending.set_share(id, share);
+        self.sending.set_share(id, routes.share);
         self.queues.set_unrouted(id, false, now);
+        self.take_rates(id, routes, now);
         self.queues.refresh_all(id, now);
         self.sync_lane(id);
     }

@@ -80,6 +80,7 @@ mod pages;
 mod probes;
 mod progress;
 mod queues;
+mod rates;
 mod refill;
 mod refills;
 mod relief;

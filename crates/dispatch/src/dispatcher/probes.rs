@@ -3,8 +3,9 @@
 //!
 //! # Invariants
 //!
-//! - A probe that fails is no attempt: neither its number nor its row changes, and it does not die of it.
-//! - Nor is it sent before the time that its endpoint asked for, but as the next probe.
+//! - A probe that fails is no attempt: its number does not change, and it does not die of it.
+//! - Nor is it sent before the time that its endpoint asked for, but as the next probe. Its row tells that time:
+//!   operators see it, and hurry rows by it. Without one the row stays as it is.
 //! - One that is not answered stays in memory, where there is room, and is the next probe too: a dead endpoint
 //!   costs no reading of tables. One that is refused makes place for another key's.
 
@@ -121,7 +122,9 @@ impl Dispatcher {
             let ids = in_memory.with_those_behind(&[id]);
             // Another may be tried sooner. This one waits also where that closes the breaker.
             let wait = self.settings.settle.retry.bounded(asked.unwrap_or_default());
-            self.leave(queue, &ids, Exit::Probed(id, now + wait), now);
+            let exit =
+                if wait.is_zero() { Exit::Probed(id, now) } else { Exit::Failed(id, now + wait) };
+            self.leave(queue, &ids, exit, now);
         }
         if is_stale {
             self.outdate(queue);

@@ -170,6 +170,19 @@ impl Table {
         }
     }
 
+    /// Makes all rows due that have a time, as an operator's retry does. Returns which.
+    pub(super) fn hurry(&mut self) -> Vec<(QueueId, RowKey)> {
+        let mut hurried = Vec::new();
+        for (queue, rows) in &mut self.0 {
+            for (key, (_, tried)) in rows {
+                if tried.due_us.take().is_some() {
+                    hurried.push((queue.clone(), key.clone()));
+                }
+            }
+        }
+        hurried
+    }
+
     fn queue(&mut self, id: &RowId) -> &mut BTreeMap<RowKey, (Arc<Event>, Tried)> {
         self.0.get_mut(&id.queue).unwrap()
     }

@@ -257,6 +257,14 @@ impl Sending {
         self.timers.push(Reverse((due, wake)));
     }
 
+    /// The queues whose endpoints rest, and some that did.
+    pub(super) fn resting(&self) -> impl Iterator<Item = QueueNo> {
+        self.timers.iter().filter_map(|Reverse((_, wake))| match wake {
+            Wake::RateLimit(queue) => Some(*queue),
+            Wake::Delivery(..) | Wake::Deferred(_) => None,
+        })
+    }
+
     /// The next one whose moment has come.
     pub(super) fn take_due(&mut self, now: Tick) -> Option<Wake> {
         let Reverse((due, _)) = self.timers.peek()?;

@@ -191,6 +191,11 @@ impl Queue {
         self.rest.space(at.now, rate_per_second);
     }
 
+    /// Spaces the next request as the row says from now on, from the last one on.
+    pub fn space_anew(&mut self, rate_per_second: Option<f64>) {
+        self.rest.space_anew(rate_per_second);
+    }
+
     /// A delivery in flight failed and will be tried again at `due`; it keeps its keys. What it waited for until now
     /// was told ([`Pending::keep_waits`]).
     pub fn back_off(&mut self, id: DeliveryId, due: Tick) {

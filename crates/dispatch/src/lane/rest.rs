@@ -13,11 +13,12 @@ const REST_MIN: Duration = Duration::from_millis(500);
 /// The longest: what frees them is others' requests that end, or an operator.
 const REST_MAX: Duration = Duration::from_secs(5);
 
-/// Invariant: it never ends sooner than was said.
+/// Invariant: it never ends sooner than was said, unless the row says something else from then on.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Rest {
-    /// No request before then, for either reason.
-    not_before: Tick,
+    /// When the last request was sent, and no other before then for the row's rate.
+    sent_at: Tick,
+    spaced_until: Tick,
     /// How often in a row we had nothing to send one with, and until when it waits for that.
     put_off: u32,
     put_off_until: Tick,
@@ -26,10 +27,16 @@ pub(super) struct Rest {
 impl Rest {
     /// A request is sent: the next one waits, where the row limits the rate.
     pub(super) fn space(&mut self, now: Tick, rate_per_second: Option<f64>) {
-        if let Some(rate) = rate_per_second.filter(|rate| *rate > 0.0) {
-            let spacing = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(Duration::MAX);
-            self.not_before = self.not_before.max(now) + spacing;
-        }
+        self.sent_at = self.spaced_until.max(now);
+        self.space_anew(rate_per_second);
+    }
+
+    /// This is the row's rate from now on: it counts from the last request.
+    pub(super) fn space_anew(&mut self, rate_per_second: Option<f64>) {
+        let spacing = rate_per_second
+            .filter(|rate| *rate > 0.0)
+            .map(|rate| Duration::try_from_secs_f64(1.0 / rate).unwrap_or(Duration::MAX));
+        self.spaced_until = self.sent_at + spacing.unwrap_or_default();
     }
 
     /// A request was not sent, for want of something of our own. Returns until when none is: for 500 ms, then twice
@@ -39,9 +46,8 @@ impl Rest {
             let rest = REST_MIN.saturating_mul(1 << self.put_off.min(8)).min(REST_MAX);
             self.put_off_until = now + rest.mul_f64(rng.random_range(0.5..=1.0));
             self.put_off = self.put_off.saturating_add(1);
-            self.not_before = self.not_before.max(self.put_off_until);
         }
-        self.not_before
+        self.end()
     }
 
     /// A request was sent: we have what it takes.
@@ -57,7 +63,11 @@ impl Rest {
 
     /// When the next request may go, where that is not now.
     pub(super) fn until(&self, now: Tick) -> Option<Tick> {
-        (self.not_before > now).then_some(self.not_before)
+        Some(self.end()).filter(|end| *end > now)
+    }
+
+    fn end(&self) -> Tick {
+        self.spaced_until.max(self.put_off_until)
     }
 }
 
@@ -95,5 +105,22 @@ mod tests {
         rest.space(now, Some(4.0));
         rest.space(now, Some(4.0));
         assert_eq!(rest.until(now), Some(now + Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn rate_that_changes_counts_from_the_last_request() {
+        let (mut rest, sent) = (Rest::default(), Tick(1));
+        rest.space(sent, Some(0.001));
+        let now = sent + Duration::from_secs(2);
+        for (rate, seconds) in [(Some(0.1), 10), (Some(0.01), 100), (Some(0.25), 4)] {
+            rest.space_anew(rate);
+            assert_eq!(rest.until(now), Some(sent + Duration::from_secs(seconds)));
+        }
+        for rate in [Some(1_000.0), None] {
+            rest.space_anew(Some(1e-9));
+            assert!(rest.until(now).is_some());
+            rest.space_anew(rate);
+            assert_eq!(rest.until(now), None);
+        }
     }
 }

@@ -58,8 +58,7 @@ struct Asked {
 
 impl Asked {
     /// Before any domain is searched, as the C library does.
-    fn in_hosts(&self, name: &str) -> Vec<IpAddr> {
-        let Ok(name) = Name::from_str_relaxed(name.to_ascii_lowercase()) else { return Vec::new() };
+    fn in_hosts(&self, name: &Name) -> Vec<IpAddr> {
         let found = [RecordType::A, RecordType::AAAA]
             .map(|kind| self.hosts.lookup_static_host(&Query::query(name.clone(), kind)));
         let records = found.iter().flatten().flat_map(|lookup| lookup.answers());
@@ -81,8 +80,13 @@ impl System {
     /// # Errors
     /// `TimedOut` when no name server answers in time.
     pub(crate) async fn addresses(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        if let Ok(address) = name.parse() {
+            return Ok(vec![address]);
+        }
+        // A name of the DNS is no host name by RFC 952: `my_service` and `tenant_1.example` may be there.
+        let name = Name::from_str_relaxed(name.to_ascii_lowercase()).map_err(io::Error::other)?;
         let asked = self.asked()?;
-        let here = asked.in_hosts(name);
+        let here = asked.in_hosts(&name);
         if !here.is_empty() {
             return Ok(here);
         }

@@ -10,7 +10,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use super::super::rig::Table;
-use super::super::{Dispatcher, Effect, Input, LookUp, Settings};
+use super::super::{Dispatcher, Effect, Input, LookUp, OperatorInput, Settings};
 use super::host;
 use crate::fixture;
 use crate::retry::RetryPolicy;
@@ -433,6 +433,21 @@ fn delivery_that_a_probe_was_asked_to_send_later_waits_although_another_closes_t
     world.run(back + 3 * MINUTE);
     assert!(!world.not_before.is_empty());
     assert_eq!((world.places[0].taken, world.too_soon), (61, 0));
+}
+
+#[test]
+fn delivery_that_a_probe_was_asked_to_send_later_is_sent_at_once_where_an_operator_asks() {
+    let back = Tick(0) + 20 * SECOND;
+    let mut world = World::new(settings(), vec![place(0, Dead::Busy, back)]);
+    world.commits(0, 60, Duration::ZERO);
+    world.run(back + 10 * SECOND);
+    let waiting = 60 - world.places[0].taken;
+    let rows = world.table.hurry();
+    assert!(waiting > 0);
+    assert_eq!(rows.len(), waiting, "the table tells the time of each that waits");
+    world.handle(Input::Command(Box::new(OperatorInput::RowsChanged(rows))));
+    world.run(back + 15 * SECOND);
+    assert_eq!(world.places[0].taken, 60);
 }
 
 #[test]

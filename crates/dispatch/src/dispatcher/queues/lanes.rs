@@ -222,6 +222,17 @@ impl Queues {
         }
     }
 
+    /// The lane's queues whose endpoints rest.
+    pub(in super::super) fn resting_of(&self, id: LaneId, now: Tick) -> Vec<QueueNo> {
+        let queues = &account_at(&self.accounts, self.account_of_lane(id)).queues;
+        queues.iter().copied().filter(|no| self.is_resting(*no, now)).collect()
+    }
+
+    /// Whether nothing is sent of what the queue has in memory, for its endpoint rests.
+    pub(in super::super) fn is_resting(&self, no: QueueNo, now: Tick) -> bool {
+        self.pending(no).is_some_and(|pending| pending.resting_until(now).is_some())
+    }
+
     /// Looks at all queues of the lane anew.
     pub(in super::super) fn refresh_all(&mut self, id: LaneId, now: Tick) {
         let account = self.account_of_lane(id);

@@ -93,6 +93,14 @@ async fn addresses(system: &System, name: &str) -> Result<BTreeSet<String>, io::
     Ok(found.iter().map(ToString::to_string).collect())
 }
 
+fn lookup(system: System) -> Arc<Lookup> {
+    let system = Arc::new(system);
+    Arc::new(move |name: String| {
+        let system = Arc::clone(&system);
+        Box::pin(async move { system.addresses(&name).await })
+    })
+}
+
 fn set<const N: usize>(addresses: [&str; N]) -> BTreeSet<String> {
     addresses.map(str::to_owned).into()
 }
@@ -120,6 +128,21 @@ async fn system_resolver_answers_from_hosts_search_domains_and_name_servers() {
     let plain = server.system(&Files::new("", CONF));
     assert_eq!(addresses(&plain, "there.is.none").await, Err(io::ErrorKind::NotFound));
     assert!(server.asked.load(SeqCst) > asked);
+}
+
+#[tokio::test]
+async fn system_resolver_asks_for_names_that_are_no_host_names_too() {
+    let server = NameServer::start().await;
+    let files = Files::new("", "nameserver 127.0.0.1\nsearch b.example\n");
+    let system = server.system(&files);
+    for name in
+        ["my_service", "tenant_1.hooks.example", "a_.example", "_x.example", "x-.example", "xn--a"]
+    {
+        let both = set(["2606::1", "93.184.215.14"]);
+        assert_eq!(addresses(&system, name).await, Ok(both), "{name}");
+    }
+    let resolver = Resolver::new(Arc::default(), lookup(system), Duration::from_secs(10));
+    assert_eq!(resolver.own("proxy_1").await.unwrap().len(), 2);
 }
 
 #[tokio::test]
@@ -163,11 +186,7 @@ fn resolv_conf_is_read_as_the_c_library_reads_it() {
 async fn system_resolver_answers_others_beside_a_thousand_silent_accounts() {
     walhook_process::descriptors::raise();
     let server = NameServer::start().await;
-    let system = Arc::new(server.system(&Files::new("", CONF)));
-    let lookup: Arc<Lookup> = Arc::new(move |name: String| {
-        let system = Arc::clone(&system);
-        Box::pin(async move { system.addresses(&name).await })
-    });
+    let lookup = lookup(server.system(&Files::new("", CONF)));
     let resolver = Resolver::new(Arc::default(), lookup, Duration::from_secs(10));
     let mut silent = JoinSet::new();
     for n in 0..1000 {

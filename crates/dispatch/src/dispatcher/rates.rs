@@ -1,0 +1,49 @@
+//! Rates of endpoints' rows that change while deliveries wait for them.
+//!
+//! A lane asks for its account's routes when it is its turn, and one whose endpoints all rest has none. So a change
+//! that may concern a resting endpoint has them looked up at once, and the answer says how long it rests.
+
+use super::super::schedule::LaneId;
+use super::Dispatcher;
+use super::queues::QueueNo;
+use super::sending::Wake;
+use walhook_core::endpoint::Routes;
+use walhook_core::event::Scope;
+use walhook_core::tick::Tick;
+
+impl Dispatcher {
+    /// Rows have changed: the routes of resting endpoints among them are asked for.
+    pub(super) fn ask_for_rates(&mut self, scope: &Scope, now: Tick) {
+        let changed: Vec<QueueNo> = match scope {
+            Scope::All => self.sending.resting().collect(),
+            Scope::Endpoint { endpoints, .. } => {
+                endpoints.iter().flat_map(|id| self.queues.of_endpoint(id)).copied().collect()
+            }
+        };
+        for queue in changed {
+            if self.queues.is_resting(queue, now) {
+                self.routing.router.want(&self.queues.id(queue).account);
+            }
+        }
+    }
+
+    /// The lane's endpoints rest as their rows say now. One that the account has no more does not rest: what waits
+    /// for it ends when it is its turn.
+    pub(super) fn take_rates(&mut self, lane: LaneId, routes: &Routes, now: Tick) {
+        for queue in self.queues.resting_of(lane, now) {
+            let endpoint = routes.endpoint(&self.queues.id(queue).endpoint);
+            let in_memory = self.queues.in_use(queue);
+            let before = in_memory.resting_until(now);
+            in_memory.space_anew(endpoint.and_then(|endpoint| endpoint.rate_per_second));
+            let until = in_memory.resting_until(now);
+            if until != before
+                && let Some(until) = until
+            {
+                self.sending.wake_at(until, Wake::RateLimit(queue));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

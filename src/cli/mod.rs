@@ -170,7 +170,7 @@ impl Common {
     /// # Errors
     /// Likewise.
     pub fn load_all(&self) -> Result<Config, Failure> {
-        let (path, env) = (self.path()?, environment());
+        let (path, env) = (self.path()?, environment()?);
         crate::config::load(&path, env.clone()).map_err(|error| {
             match crate::config::load_worker(&path, env) {
                 Ok(_) => Failure::Usage(anyhow::anyhow!(

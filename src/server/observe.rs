@@ -109,6 +109,9 @@ impl Observer {
             Ok(weak) => (None, weak),
             Err(problem) => (Some(problem), Vec::new()),
         };
+        if misfits.is_none() && self.misfit.is_some() {
+            tracing::info!("the rules fit their tables again: going on, without a halt");
+        }
         let wal_end = slot.as_ref().map_or(Lsn::ZERO, |slot| slot.wal_end);
         self.misfit = misfits
             .map(|problem| self.misfit.take().unwrap_or_else(|| Misfit::new(problem, wal_end)));

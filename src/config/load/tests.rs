@@ -282,6 +282,7 @@ fn errors_and_the_printed_configuration_hold_no_secret() {
 fn inconsistent_values_are_refused_at_the_key() {
     let rule =
         "[[events]]\ntype = \"a.b\"\ntable = \"public.t\"\non = [\"update\"]\naccount = \"a\"\n";
+    let long_account = format!("account_value = \"{}\"", "x".repeat(513));
     for (more, expected) in [
         (
             &format!("{rule}columns = [\"*\"]\n[memory]\nlimit = \"1KiB\"")[..],
@@ -320,6 +321,10 @@ fn inconsistent_values_are_refused_at_the_key() {
         (
             &format!("{rule}account_value = \"1\""),
             "w.toml:10:17: events[0].account_value: stands beside",
+        ),
+        (
+            &format!("{}columns = [\"a\"]", rule.replace("account = \"a\"", &long_account)),
+            "w.toml:9:17: events[0].account_value: takes 513 bytes, more than 512",
         ),
         (&format!("{rule}prefix = \"p\""), "w.toml:10:10: events[0].prefix: is for messages"),
         (&format!("{rule}columns = [\"*\", \"a\"]"), "w.toml:10:11: events[0].columns: holds *"),

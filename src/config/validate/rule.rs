@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::{Problem, problem, table};
+use walhook_core::event::check_id;
 use walhook_core::size::ByteSize;
 use walhook_rules::condition::{Condition, DataExpression};
 use walhook_rules::rule::{is_type, is_type_pattern};
@@ -142,7 +143,8 @@ fn account(rule: &EventRule, key: Key<'_>) -> Result<(), Problem> {
             "names a column, and a truncate has no row; give the account as `account_value`, in a \
              rule for truncate alone if the others have their account in the row",
         ),
-        (Some(_), None) | (None, Some(_)) => Ok(()),
+        (None, Some(value)) => check_id(value).or_else(|why| problem(&key("account_value"), why)),
+        (Some(_), None) => Ok(()),
     }
 }
 

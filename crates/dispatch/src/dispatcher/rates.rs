@@ -1,7 +1,9 @@
 //! Rates of endpoints' rows that change while deliveries wait for them.
 //!
 //! A lane asks for its account's routes when it is its turn, and one whose endpoints all rest has none. So a change
-//! that may concern a resting endpoint has them looked up at once, and the answer says how long it rests.
+//! that may concern an endpoint which rests for long has them looked up at once, and the answer says how long it rests.
+
+use std::time::Duration;
 
 use super::super::schedule::LaneId;
 use super::Dispatcher;
@@ -11,8 +13,12 @@ use walhook_core::endpoint::Routes;
 use walhook_core::event::Scope;
 use walhook_core::tick::Tick;
 
+/// Who rests no longer has its turn soon enough. A change that may concern every endpoint would have the routes of all
+/// that have a rate looked up, and others would wait for that.
+const LONG: Duration = Duration::from_secs(5);
+
 impl Dispatcher {
-    /// Rows have changed: the routes of resting endpoints among them are asked for.
+    /// Rows have changed: the routes of endpoints that rest for long among them are asked for.
     pub(super) fn ask_for_rates(&mut self, scope: &Scope, now: Tick) {
         let changed: Vec<QueueNo> = match scope {
             Scope::All => self.sending.resting().collect(),
@@ -21,7 +27,7 @@ impl Dispatcher {
             }
         };
         for queue in changed {
-            if self.queues.is_resting(queue, now) {
+            if self.queues.is_resting(queue, now + LONG) {
                 self.routing.router.want(&self.queues.id(queue).account);
             }
         }

@@ -145,8 +145,11 @@ impl Refills {
         size
     }
 
+    /// Where memory is short the room is left to whoever else comes.
     fn size_of_each(&self, queues: usize, at_most: usize) -> PageSize {
-        self.page_size.times((at_most / queues).clamp(1, PAGES_OF_ONE))
+        let is_short = at_most < self.page_size.at_once;
+        let share = if is_short { 1 } else { at_most / queues };
+        self.page_size.times(share.clamp(1, PAGES_OF_ONE))
     }
 
     /// The pages have come. Returns what was reserved for them, and what one of them takes in memory at most, but one

@@ -64,6 +64,9 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     }
 }
 
+/// Endpoints that are named of those in one state.
+const NAMED: usize = 10;
+
 /// Columns of a thing's name.
 const NAME_WIDTH: usize = 13;
 
@@ -143,6 +146,16 @@ fn amounts(status: &StatusView) -> Lines {
     lines
 }
 
+/// The first of many endpoints, and where all are listed.
+fn first_of(endpoints: impl ExactSizeIterator<Item = String>) -> Vec<String> {
+    let more = endpoints.len().saturating_sub(NAMED);
+    let mut lines: Vec<String> = endpoints.take(NAMED).collect();
+    if more > 0 {
+        lines.push(format!("and {more} more: walhook endpoints list --trouble"));
+    }
+    lines
+}
+
 /// What is recorded until somebody deals with it.
 fn records(status: &StatusView) -> Lines {
     let each = |name, items: Vec<String>| {
@@ -163,12 +176,12 @@ fn records(status: &StatusView) -> Lines {
         .disabled_endpoints
         .iter()
         .map(|d| format!("{}: {} (since {})", d.endpoint, d.reason, d.disabled_at));
-    lines.extend(each("switched off", disabled.collect()));
+    lines.extend(each("switched off", first_of(disabled)));
     let paused = status
         .paused_endpoints
         .iter()
         .map(|p| format!("{}: {} (since {})", p.endpoint, p.reason, p.since));
-    lines.extend(each("paused", paused.collect()));
+    lines.extend(each("paused", first_of(paused)));
     let jobs = status.jobs.iter().map(|j| {
         format!("{} {}: {} done, {} failed of {}", j.id, j.kind, j.done, j.failed, j.total)
     });

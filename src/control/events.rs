@@ -158,8 +158,9 @@ async fn settled(state: &StateStore, id: EventId, frontier: Lsn) -> Result<Optio
 fn note(settled: Option<bool>) -> &'static str {
     match settled {
         Some(true) => {
-            "all of its deliveries have come to their ends, or no endpoint wanted it; the delivery log has no line of \
-             them (deliveries.keep, deliveries.retention and deliveries.max_size decide what it keeps)"
+            "if there was such an event, all of its deliveries have come to their ends, or no endpoint wanted it; the \
+             delivery log has no line of them (deliveries.keep, deliveries.retention and deliveries.max_size decide \
+             what it keeps). Or it is another pipeline's"
         }
         Some(false) => "it is not settled: it is to be read, or waits to be routed",
         None => {

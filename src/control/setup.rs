@@ -4,6 +4,7 @@
 //! can never be read, and a checkpoint is the place where the slot begins. Every step looks first
 //! and does only what is missing, so an interrupted set-up is completed by running it again.
 
+mod alone;
 mod own;
 mod owner;
 mod publication;
@@ -173,6 +174,7 @@ async fn steps(
     report: &mut Report<'_>,
 ) -> Result<(), Failure> {
     let sessions = Sessions::open(config, admin).await?;
+    alone::wait(sessions.state(), &config.state.schema, wait, report.tell).await?;
     let version = source::server_version(&sessions.source).await?;
     if version < source::OLDEST_SERVER {
         let error = anyhow::anyhow!("the server's version is {version}; walhook needs 14 or later");

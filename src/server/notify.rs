@@ -115,7 +115,7 @@ impl Notices {
         let DueNotice { kind, endpoint, count, .. } = notice;
         if outcome.delivered() {
             self.metrics.count_notice(NoticeResult::Sent);
-            tracing::info!(r#type = kind, endpoint, count, "notify.url took a notice");
+            tracing::debug!(r#type = kind, endpoint, count, "notify.url took a notice");
             return (Told::Ended, true);
         }
         self.metrics.count_notice(NoticeResult::Failed);

@@ -26,6 +26,7 @@ use rand::rngs::SmallRng;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::backoff::Backoff;
 use super::deliveries::DeliveryLog;
 use super::jobs::{Jobs, Outlets};
 use super::leadership::{Leader, LeaderBefore, Source};
@@ -198,6 +199,7 @@ impl Leading {
             turns: Turns::new(reader::held_max_bytes(config)),
             was_live: false,
             proof: Proof::new(),
+            backoff: Backoff::new(),
             made: Vec::new(),
             broken: None,
             left_out,

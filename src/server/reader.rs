@@ -29,6 +29,7 @@ use super::rulebook::Rulebook;
 use super::stop::Stop;
 
 use crate::config::Config;
+use crate::server::backoff::Backoff;
 use crate::server::health::Teller;
 use crate::server::metrics::Metrics;
 use crate::server::trouble::Part;
@@ -80,6 +81,8 @@ pub(super) struct Reader {
     /// Whether the last turn was the stream's.
     pub(super) was_live: bool,
     pub(super) proof: Proof,
+    /// Before the next stream is opened.
+    pub(super) backoff: Backoff,
     /// What one message makes.
     pub(super) made: Vec<Item>,
     /// Why nothing more is read: the pipeline halts as soon as all that was read is settled.
@@ -156,6 +159,7 @@ impl Reader {
             }
             let now = self.clock.now();
             if self.proof.look(self.changes.resume_lsn(), now) {
+                self.backoff = Backoff::new();
                 self.tell.works(Part::Stream);
             }
             if let Some(lost) = self.tell_server(&mut stream, &mut bytes_read).await {

@@ -231,6 +231,17 @@ async fn setup_refuses_a_slot_that_it_did_not_make_of_whatever_kind() {
 }
 
 #[tokio::test]
+async fn setups_that_run_at_once_all_succeed() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    let setups = (0..4).map(|_| steps(&config, None, Duration::from_secs(60)));
+    let done = futures_util::future::join_all(setups).await;
+    let created = |steps: &Vec<StepView>| steps.iter().any(|step| step.did == Did::Created);
+    let done: Vec<_> = done.into_iter().map(Result::unwrap).collect();
+    assert_eq!(done.iter().filter(|steps| created(steps)).count(), 1, "{done:?}");
+}
+
+#[tokio::test]
 async fn setup_adopts_the_slot_whose_state_tables_are_gone_when_it_is_told_to() {
     let fixture = Fixture::start().await;
     let config = fixture.config("");

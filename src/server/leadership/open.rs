@@ -119,6 +119,10 @@ pub(super) async fn open(
         None
     };
     let slot = slot::read(&sentinel, &source.slot).await?;
+    if promoted.is_some() && slot.is_none() {
+        // The slot did not come with the standby: what helps is to adopt this cluster, which makes one.
+        halt::check_source(&found, expected)?;
+    }
     if slot.as_ref().is_some_and(|slot| slot.active_pid.is_some()) {
         return Err(OpenError::SlotInUse);
     }

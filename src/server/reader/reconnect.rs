@@ -1,7 +1,6 @@
 //! What the reader does without a stream: it waits for the next one, or for a halt to be due.
 
 use super::Reader;
-use crate::server::backoff::Backoff;
 use crate::server::leadership::{self, OpenError, Session, reopen};
 use crate::server::stop::Stop;
 use crate::server::trouble::Part;
@@ -30,8 +29,8 @@ impl Reader {
         }
     }
 
+    /// Opens the next stream. The waits before it grow from one to the next, until one has shown that it leads on.
     pub(super) async fn reconnect(&mut self) -> Result<Option<Session>, Stop> {
-        let mut backoff = Backoff::new();
         loop {
             // What keepalives told of is acknowledged too, and may be beyond the last commit: the slot
             // must not look as if it had skipped that.
@@ -40,7 +39,7 @@ impl Reader {
                 biased;
                 () = self.drain.cancelled() => return Ok(None),
                 () = self.abort.cancelled() => return Ok(None),
-                () = backoff.wait() => {}
+                () = self.backoff.wait() => {}
             }
             let opened = tokio::select! {
                 biased;

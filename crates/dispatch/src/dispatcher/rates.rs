@@ -13,21 +13,25 @@ use walhook_core::endpoint::Routes;
 use walhook_core::event::Scope;
 use walhook_core::tick::Tick;
 
-/// Who rests no longer has its turn soon enough. A change that may concern every endpoint would have the routes of all
-/// that have a rate looked up, and others would wait for that.
+/// Who rests no longer has its turn soon enough, whatever its row says.
 const LONG: Duration = Duration::from_secs(5);
+
+/// The same where a change may concern every endpoint: all that rest would have their routes looked up, and others
+/// would wait for that.
+const LONG_FOR_ALL: Duration = Duration::from_secs(60);
 
 impl Dispatcher {
     /// Rows have changed: the routes of endpoints that rest for long among them are asked for.
     pub(super) fn ask_for_rates(&mut self, scope: &Scope, now: Tick) {
-        let changed: Vec<QueueNo> = match scope {
-            Scope::All => self.sending.resting().collect(),
+        let (changed, long): (Vec<QueueNo>, Duration) = match scope {
+            Scope::All => (self.sending.resting().collect(), LONG_FOR_ALL),
             Scope::Endpoint { endpoints, .. } => {
-                endpoints.iter().flat_map(|id| self.queues.of_endpoint(id)).copied().collect()
+                let of_ids = endpoints.iter().flat_map(|id| self.queues.of_endpoint(id)).copied();
+                (of_ids.collect(), LONG)
             }
         };
         for queue in changed {
-            if self.queues.is_resting(queue, now + LONG) {
+            if self.queues.is_resting(queue, now + long) {
                 self.routing.router.want(&self.queues.id(queue).account);
             }
         }

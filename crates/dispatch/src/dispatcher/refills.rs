@@ -16,9 +16,9 @@ use super::queues::{AccountNo, QueueNo, Queues};
 /// Queues that are asked for at once, where memory is large enough: their pages take an eighth of it.
 const QUEUES_AT_ONCE: usize = 32;
 
-/// Pages that one queue may have of these, where few others want one: to read as many rows at once costs little more
-/// than to read one page, and whoever drains fast would wait for every page.
-const PAGES_OF_ONE: usize = 8;
+/// One queue may have this part of them, where few others want one: to read as many rows at once costs little more
+/// than to read one page, and whoever drains fast would wait for every page. The rest is left to whoever else comes.
+const PART_OF_ONE: usize = 4;
 
 /// Queues of the line that are looked at for that.
 const LOOKED_AT_ONCE: usize = 1_024;
@@ -149,7 +149,7 @@ impl Refills {
     fn size_of_each(&self, queues: usize, at_most: usize) -> PageSize {
         let is_short = at_most < self.page_size.at_once;
         let share = if is_short { 1 } else { at_most / queues };
-        self.page_size.times(share.clamp(1, PAGES_OF_ONE))
+        self.page_size.times(share.min(self.page_size.at_once / PART_OF_ONE).max(1))
     }
 
     /// The pages have come. Returns what was reserved for them, and what one of them takes in memory at most, but one

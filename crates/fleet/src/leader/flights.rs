@@ -92,7 +92,8 @@ impl Fleet {
             found.aborts.push_back(key);
             self.ready.insert(session);
         }
-        let detail = "given up by walhook: too many endpoints hang at once";
+        let detail =
+            "given up by walhook: a probe that took too long, or too many endpoints hang at once";
         let outcome = Outcome::failed(FailureKind::Aborted, detail, self.now.since(flight.placed));
         self.end(delivery, Ending::Outcome(outcome), None);
     }

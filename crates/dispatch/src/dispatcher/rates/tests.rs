@@ -92,8 +92,7 @@ fn rate_that_is_lowered_counts_for_what_waits() {
     let mut rig = resting();
     change(&mut rig, of_endpoint(), Some(Some(0.1)));
     assert_eq!(sent(&mut rig), 0);
-    rig.dispatcher.handle_item(Item::Invalidate(Invalidation::new(6, Scope::All)), rig.now);
-    assert!(look_up(&mut rig, Some(Some(0.05))));
+    change(&mut rig, of_endpoint(), Some(Some(0.05)));
     rig.wait(8 * SECOND);
     assert_eq!(sent(&mut rig), 0, "10 s after the last one, and the row says 20 s");
     rig.wait(10 * SECOND);

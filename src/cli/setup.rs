@@ -30,8 +30,8 @@ pub struct Args {
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
     wait: Duration,
     /// Take the slot of our name that is there for ours: its state tables were lost, and it still has what was not
-    /// delivered. What they held is gone: deferred deliveries and dead letters; `walhook replay` sends the events again
-    #[arg(long)]
+    /// delivered. What they held is gone: deferred deliveries and dead letters; `walhook replay start` sends the events again
+    #[arg(long, conflicts_with = "print_sql")]
     adopt_slot: bool,
     /// Make the state tables those of this earlier version, for a walhook that refuses them, and do nothing else.
     /// What they hold stays; what that version does not know takes more room

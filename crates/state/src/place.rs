@@ -36,6 +36,11 @@ pub(super) fn arrays(of: &str) -> String {
     COLUMNS.map(|column| format!("{of}{column}s")).join(", ")
 }
 
+/// The first of what [`arrays`] hold.
+pub(super) fn firsts(of: &str) -> String {
+    COLUMNS.map(|column| format!("{of}{column}s[1]")).join(", ")
+}
+
 /// What [`Places::params`] are as `$first` and those behind it, each at the place `at` of its array.
 pub(super) fn elements(first: usize, at: &str) -> String {
     let all: Vec<String> =

@@ -5,82 +5,25 @@
 //! page goes. Whatever is to have a story of its own is taken out first: the whole page is taken apart, and
 //! its deliveries become rows.
 
+mod named;
+
 use std::sync::Arc;
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::super::page::{Page, page_columns, slots};
-use super::super::place::{self, COMMIT, Places};
+use super::super::place::{self, COMMIT};
 use super::new_pages::DELIVERIES_MIN;
 use super::{Param, Scope, StateError, Transaction};
+use named::{Named, by_page};
 use walhook_core::event::Event;
 use walhook_core::persist::{Purge, RowId};
-use walhook_postgres::op::{EQ, GE, GT, LT, MINUS, PLUS};
+use walhook_postgres::op::{EQ, GT, LT, MINUS, PLUS};
 
 /// The columns of a place in a queue, and which of them a page has for its first delivery.
 pub(in super::super) fn place_columns(of: &str) -> String {
     format!("{}, {of}event_type", place::columns(of))
-}
-
-/// Deliveries named by the queue and their place in it, as the columns `$2` on. Those of replays stand in no
-/// page.
-struct Named<'a> {
-    events: Vec<String>,
-    endpoints: Vec<&'a str>,
-    accounts: Vec<&'a str>,
-    places: Places,
-    types: Vec<&'a str>,
-}
-
-impl<'a> Named<'a> {
-    fn new(ids: impl Iterator<Item = &'a RowId>) -> Self {
-        let ids: Vec<&RowId> = ids.filter(|id| id.key.replay.is_none()).collect();
-        let (endpoints, accounts) = super::queues::columns(ids.iter().map(|id| &id.queue));
-        Self {
-            events: ids.iter().map(|id| id.event.to_string()).collect(),
-            endpoints,
-            accounts,
-            places: Places::new(ids.iter().map(|id| id.key.event.position)),
-            types: ids.iter().map(|id| &*id.key.event.event_type).collect(),
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.events.is_empty()
-    }
-
-    fn params<'b>(&'b self, pipeline: &'b String) -> Vec<Param<'b>> {
-        let mut params: Vec<Param<'b>> = vec![
-            (pipeline, Type::TEXT),
-            (&self.events, Type::TEXT_ARRAY),
-            (&self.endpoints, Type::TEXT_ARRAY),
-            (&self.accounts, Type::TEXT_ARRAY),
-        ];
-        params.extend(self.places.params());
-        params.push((&self.types, Type::TEXT_ARRAY));
-        params
-    }
-}
-
-/// What a `WITH` begins with: `by_page`, the pages (their `place`) in which named deliveries may stand, with
-/// the `events` of these. Without OFFSET each would be looked for twice: to be told from null, and to be grouped.
-fn by_page(s: &str, params: usize) -> String {
-    format!(
-        "by_page AS (
-             SELECT h.place, pg_catalog.array_agg(h.event) AS events FROM (
-                 SELECT r.event, (SELECT ctid FROM {s}.pages
-                     WHERE pipeline {EQ} $1 AND endpoint {EQ} r.endpoint AND account {EQ} r.account
-                       AND ({}) {GE} ({}, r.type)
-                     ORDER BY {} LIMIT 1) AS place
-                 FROM unnest({}) AS r(event, endpoint, account, {}, type) OFFSET 0) h
-             WHERE h.place IS NOT NULL GROUP BY h.place)",
-        place_columns(""),
-        place::columns("r."),
-        place_columns(""),
-        place::dollars(2, params - 1),
-        place::columns(""),
-    )
 }
 
 /// What a `WITH` goes on with that has `held`, pages which it deletes: deletes what is noted of them.
@@ -131,7 +74,7 @@ pub(in super::super) async fn mark(
              ON CONFLICT (pipeline, page) DO UPDATE SET slots = excluded.slots),
          {}
          DELETE FROM {s}.pages WHERE ctid {EQ} ANY (ARRAY (SELECT place FROM held))",
-        by_page(s, params.len()),
+        by_page(s),
         slots(s),
         with_done(s)
     );
@@ -156,7 +99,7 @@ pub(super) async fn take_apart(
              SELECT {} FROM by_page b
              CROSS JOIN LATERAL (SELECT *, ctid FROM {s}.pages WHERE ctid {EQ} b.place OFFSET 0) p
              WHERE p.event_ids OPERATOR(pg_catalog.&&) b.events)",
-        by_page(s, params.len()),
+        by_page(s),
         held_columns(s)
     );
     read_apart(tx.query_typed(&apart_sql(s, &held), &params).await?)

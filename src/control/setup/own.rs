@@ -1,6 +1,6 @@
 //! Is a slot of our name ours? Another program that reads it would lose what we acknowledge.
 
-use super::Sessions;
+use super::sessions::Sessions;
 use crate::config::Config;
 use crate::control::holder::user;
 use crate::control::{Databases, Failure};

@@ -12,8 +12,9 @@ use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::memory::UNREADABLE;
+use super::once::{Once, TooMuch, unique};
 use super::statement::{self, Accounts};
-use super::{Fetched, LookupError, Lookups, Once, Plan, REFUSED, TooMuch, row};
+use super::{Fetched, LookupError, Lookups, Plan, REFUSED, row};
 use crate::sql::is_row_error;
 use walhook_core::endpoint::{Endpoint, Routes, Share};
 use walhook_core::event::AccountId;
@@ -123,7 +124,7 @@ impl Lookups {
             }
         };
         Ok(only(match self.one_by_one(client, plan, account, &ids, &why).await? {
-            Some(endpoints) => Routes::new(super::unique(endpoints), Share::default()).costly(),
+            Some(endpoints) => Routes::new(unique(endpoints), Share::default()).costly(),
             None => Routes::too_large(Share::default()),
         }))
     }

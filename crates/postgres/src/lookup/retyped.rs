@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
+use super::once::Once;
 use super::statement::Accounts;
-use super::{Fetched, LookupError, Lookups, Once, Plan};
+use super::{Fetched, LookupError, Lookups, Plan};
 use crate::ident::quote_table;
 
 /// The types of the table's columns, by their names.

@@ -4,6 +4,8 @@ mod apart;
 mod costly;
 mod rubbish;
 
+use tokio_postgres::types::{ToSql, Type};
+
 use super::*;
 use crate::fix::Failure;
 use crate::fixture::{session, start};

@@ -3,7 +3,9 @@ mod kept;
 use bytes::Bytes;
 
 use super::*;
-use crate::frame::{Abort, Attempts, Bye, Digest, Grant, HelloState, Refused, Request, SPOKEN};
+use crate::frame::{
+    Abort, Attempts, Body, Bye, Digest, Frame, Grant, HelloState, Lead, Refused, Request, SPOKEN,
+};
 use walhook_core::attempt::{FailureKind, Meaning, Outcome};
 use walhook_core::delivery_key::DeliveryKey;
 use walhook_core::event::{AccountId, EndpointId};

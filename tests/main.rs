@@ -44,6 +44,7 @@ mod key_texts;
 mod keys;
 mod kills;
 mod kubernetes;
+mod locks;
 mod look_ups;
 mod network;
 mod notify;

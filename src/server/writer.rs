@@ -1,8 +1,10 @@
 //! The task that makes outcomes durable: one state transaction at a time, tried until it succeeds.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -23,8 +25,14 @@ pub(super) struct PersistRequest {
     pub(super) batch: Box<PersistBatch>,
 }
 
+/// One that takes longer is told of, and waited for.
+const PERSIST_LATE: Duration = Duration::from_secs(8);
+
 /// How often `walhook status` is shown what fails, at most.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
+
+/// Until it is shown again, where it could not be.
+const SHOW_AGAIN: Duration = Duration::from_secs(10);
 
 /// To show it takes no longer.
 const SHOW_TIMEOUT: Duration = Duration::from_secs(2);
@@ -68,7 +76,7 @@ pub(super) async fn write(
             let stored = tokio::select! {
                 biased;
                 () = abort.cancelled() => return Ok(()),
-                stored = timeout(PERSIST_TIMEOUT, store.persist(&batch)) => stored,
+                stored = persist(&mut store, &batch, &tell, since) => stored,
             };
             let problem = match stored {
                 Ok(Ok(done)) => break done,
@@ -124,17 +132,36 @@ pub(super) async fn write(
     }
 }
 
+/// Stores a batch. `Err`: there was no answer in time.
+async fn persist(
+    store: &mut StateStore,
+    batch: &PersistBatch,
+    tell: &Teller,
+    since: Instant,
+) -> Result<Result<Persisted, StateError>, Elapsed> {
+    let mut stored = pin!(timeout(PERSIST_TIMEOUT, store.persist(batch)));
+    if let Ok(stored) = timeout(PERSIST_LATE, &mut stored).await {
+        return stored;
+    }
+    tell_unanswered(tell, since, PERSIST_LATE);
+    stored.await
+}
+
 /// A state transaction failed; `None`: it was not answered in time.
 fn tell_of(tell: &Teller, since: Instant, problem: Option<&StateError>) {
     match problem {
         Some(error) => tell.fails(Part::State, since, error),
-        None => tell.fails_with(
-            Part::State,
-            since,
-            &format!("no answer within {PERSIST_TIMEOUT:?}"),
-            "find out what keeps the state database: a lock, its disk, the network",
-        ),
+        None => tell_unanswered(tell, since, PERSIST_TIMEOUT),
     }
+}
+
+fn tell_unanswered(tell: &Teller, since: Instant, within: Duration) {
+    tell.fails_with(
+        Part::State,
+        since,
+        &format!("no answer within {within:?}"),
+        "find out what keeps the state database: a lock, its disk, the network",
+    );
 }
 
 /// The disk is full: the older half of the delivery log goes, before all else waits for a person. Ends at once when
@@ -185,10 +212,18 @@ impl Shown {
             return;
         }
         match timeout(SHOW_TIMEOUT, store.store_troubles(&troubles)).await {
-            Ok(Ok(())) => self.stored = Some(troubles),
+            Ok(Ok(())) => {
+                self.stored = Some(troubles);
+                return;
+            }
             Ok(Err(error)) => tracing::debug!(%error, "cannot store what fails"),
-            Err(_) => tracing::debug!("cannot store what fails: no answer"),
+            Err(_) => {
+                tracing::debug!("cannot store what fails: no answer");
+                // What was asked is under way: the next state transaction does not wait for it.
+                let _is_tried_again = store.reconnect().await;
+            }
         }
+        self.next = Some(now + SHOW_AGAIN);
     }
 }
 

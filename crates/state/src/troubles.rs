@@ -23,7 +23,8 @@ pub struct Told {
 }
 
 impl StateStore {
-    /// Stores, as the leader, what fails now in the place of what failed before.
+    /// Stores, as the leader, what fails now in the place of what failed before. It waits next to no time for
+    /// a lock: this session has better to do.
     ///
     /// # Errors
     /// [`StateError::Fenced`], [`StateError::Sql`].
@@ -31,6 +32,7 @@ impl StateStore {
         let Scope { s, pipeline, partition, .. } = &self.scope;
         let epoch = self.led_epoch()?;
         let tx = self.connection.transaction().await?;
+        tx.batch_execute("SET LOCAL lock_timeout = '200ms'").await?;
         fence(&tx, &self.scope, epoch).await?;
         let remove =
             format!("DELETE FROM {s}.troubles WHERE pipeline {EQ} $1 AND partition {EQ} $2");

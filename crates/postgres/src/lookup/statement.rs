@@ -5,6 +5,7 @@
 
 use super::column::{Column, ColumnType};
 use crate::ident::{quote_ident, quote_table};
+use crate::op::EQ;
 use walhook_core::endpoint::{HEADERS_BYTES_MAX, URL_BYTES_MAX};
 use walhook_core::event::ID_MAX_BYTES;
 use walhook_core::settings;
@@ -85,6 +86,13 @@ impl Source {
     pub(super) fn row(&self, id: &ColumnType) -> String {
         let text = |column: &str| format!("{column}::pg_catalog.text");
         let json = |column: &str| format!("pg_catalog.to_json({column})::pg_catalog.text");
+        // The text of bytes is no text that anybody meant as a secret: it reads as none.
+        let secret = format!(
+            "CASE WHEN pg_catalog.pg_typeof({0}) {EQ} 'pg_catalog.bytea'::pg_catalog.regtype THEN NULL \
+             ELSE {1} END",
+            self.secret,
+            json(&self.secret)
+        );
         let optional = |column: &Option<String>, bytes| {
             column
                 .as_ref()
@@ -95,7 +103,7 @@ impl Source {
             self.long_id_hash(id),
             cut(&text(&self.url), URL_BYTES_MAX),
             cut(&json(&self.event_types), LIST_BYTES_MAX),
-            cut(&json(&self.secret), LIST_BYTES_MAX),
+            cut(&secret, LIST_BYTES_MAX),
             cut(&text(&self.enabled), NUMBER_BYTES_MAX),
             optional(&self.headers, HEADERS_BYTES_MAX),
             optional(&self.max_in_flight, NUMBER_BYTES_MAX),

@@ -266,16 +266,23 @@ async fn column_of_another_type_that_spoils_all_endpoints_is_an_outage_whose_fix
     let lookups = lookups(PLAIN);
     let asked = ids(&["1", "2"]);
     lookups.fetch(&client, &asked).await.unwrap();
-    let migrate = "ALTER TABLE hooks ALTER enabled TYPE text USING 'perhaps'";
-    client.batch_execute(migrate).await.unwrap();
-    let error = lookups.fetch(&client, &asked).await.unwrap_err();
-    let says =
-        "public.hooks.enabled is text now and was boolean, and no endpoint can be used any more";
-    assert_eq!(error.line(), says);
-    let fix = error.fix();
-    assert!(fix.starts_with("give public.hooks.enabled its type boolean back, or write "), "{fix}");
-    let back = "ALTER TABLE hooks ALTER enabled TYPE boolean USING true";
-    client.batch_execute(back).await.unwrap();
-    let fetched = lookups.fetch(&client, &asked).await.unwrap();
-    assert_eq!(found(&fetched), [("1", vec!["1"]), ("2", vec!["2"])]);
+    for (column, was, is, migrate, back) in [
+        ("enabled", "boolean", "text", "text USING 'perhaps'", "boolean USING true"),
+        // Its text is one that could sign.
+        ("secret", "text", "bytea", "bytea USING secret::bytea", "text USING 's'"),
+    ] {
+        let alter = format!("ALTER TABLE hooks ALTER {column} TYPE ");
+        client.batch_execute(&format!("{alter}{migrate}")).await.unwrap();
+        let error = lookups.fetch(&client, &asked).await.unwrap_err();
+        let says = format!(
+            "public.hooks.{column} is {is} now and was {was}, and no endpoint can be used any more"
+        );
+        assert_eq!(error.line(), says);
+        let fix = error.fix();
+        let expected = format!("give public.hooks.{column} its type {was} back, or write ");
+        assert!(fix.starts_with(&expected), "{fix}");
+        client.batch_execute(&format!("{alter}{back}")).await.unwrap();
+        let fetched = lookups.fetch(&client, &asked).await.unwrap();
+        assert_eq!(found(&fetched), [("1", vec!["1"]), ("2", vec!["2"])]);
+    }
 }

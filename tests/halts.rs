@@ -103,7 +103,7 @@ async fn halt_names_its_reason_and_ends_when_that_is_fixed() -> Result<()> {
     run_sql(&world, "ALTER SCHEMA away RENAME TO walhook").await?;
 
     run_sql(&world, "DROP PUBLICATION walhook").await?;
-    let unpublished = ["publication \"walhook\" does not exist", "setup --print-sql"];
+    let unpublished = ["publication \"walhook\" does not exist", "`walhook setup` makes it"];
     halts(&mut world, &unpublished).await?;
     run_sql(&world, "CREATE PUBLICATION walhook FOR TABLE subscribers, webhooks").await?;
 
@@ -268,10 +268,15 @@ async fn halt_when_the_publication_goes_while_it_runs_and_rows_are_written_witho
     shown(&world, &log, &["publication \"walhook\"", "drop the slot"]).await?;
 
     // There again, it does not help: the row was written without it.
-    run_sql(&world, "CREATE PUBLICATION walhook FOR TABLE subscribers, webhooks").await?;
+    let frontier = world.value("SELECT frontier FROM walhook.checkpoint").await?;
+    let setup = world.walhook(&["setup"]).await?;
+    let said = text(&setup.stdout) + &text(&setup.stderr);
+    ensure!(setup.status.success() && said.contains("if `walhook run` halts again"), "{said}");
     let began = Instant::now();
     halts(&mut world, &["publication \"walhook\"", "recover --accept-gap"]).await?;
     ensure!(began.elapsed() < Duration::from_secs(10), "after {:?}", began.elapsed());
+    let nothing = text(&world.walhook(&["recover", "--accept-gap", "--yes"]).await?.stdout);
+    ensure!(nothing.contains("another matter") && nothing.contains("drop the slot"), "{nothing}");
 
     // The anchor slot cannot be read past it either, so it is no way to less of a gap.
     run_sql(&world, "SELECT pg_drop_replication_slot('walhook')").await?;
@@ -280,6 +285,34 @@ async fn halt_when_the_publication_goes_while_it_runs_and_rows_are_written_witho
     let running = world.run().await?;
     world.subscribe(3, 1).await?;
     world.delivered(2).await?;
+
+    // Nor can a replay read past it, and it says so at once.
+    let replay = world.walhook(&["replay", "start", "--from", &frontier]).await?;
+    let said = text(&replay.stdout) + &text(&replay.stderr);
+    ensure!(said.contains("cannot be sent again: send it by hand"), "{said}");
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn halt_when_a_rules_table_is_renamed_loses_nothing_and_ends_when_it_is_named_back()
+-> Result<()> {
+    let mut world = World::new().await?;
+    world.hook(1, 1, "").await?;
+    let running = world.run().await?;
+    run_sql(&world, "ALTER TABLE subscribers RENAME TO people").await?;
+    run_sql(&world, "INSERT INTO people (id, account_id) VALUES (1, 1)").await?;
+    let (status, log) = running.ended_with_log().await?;
+    ensure!(status.code() == Some(3), "{status}:\n{log}");
+    shown(&world, &log, &["there is no table public.subscribers any more", "nothing is lost"])
+        .await?;
+    let setup = text(&world.walhook(&["setup"]).await?.stderr);
+    ensure!(setup.contains("if it was renamed or moved, correct the configuration"), "{setup}");
+    run_sql(&world, "ALTER TABLE people RENAME TO subscribers").await?;
+    let running = world.run().await?;
+    world.subscribe(2, 1).await?;
+    world.delivered(2).await?;
+    ensure!(world.value("SELECT count(*) FROM walhook.gaps").await? == "0");
     ensure!(running.terminate().await?.success());
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Partitioned tables: rules name the root, rows live in partitions that come and go.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use crate::changes::rule;
@@ -122,6 +122,30 @@ async fn partition_is_told_as_its_root_while_it_is_attached_and_no_longer() -> R
         assert_eq!(ids, [1, 21, 23], "{alter}");
         assert_eq!(letters(&world).await?, "", "{alter}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn publication_of_all_tables_has_the_root_and_the_set_up_completes_it() -> Result<()> {
+    let rules = rule("order", "orders", r#"["insert"]"#, r#"["id", "total"]"#, "");
+    let mut world = World::bare("", &rules, &[]).await?;
+    world.sql.batch_execute(&format!("{SCHEMA}; {PARTITIONED}")).await?;
+    world.sql.batch_execute("CREATE PUBLICATION walhook FOR ALL TABLES").await?;
+    world.set_up().await?;
+    world.hook(1, 42, "").await?;
+    let via_root = "SELECT pubviaroot FROM pg_publication";
+    ensure!(world.value(via_root).await? == "t");
+    // Likewise while it runs: their names alone tell nothing.
+    let running = world.run().await?;
+    run_each(&world, &[BY_NAME, "INSERT INTO orders VALUES (1, 42, 1)"]).await?;
+    world.delivered(1).await?;
+    ensure!(running.terminate().await?.success());
+    let running = world.run().await?;
+    run_each(&world, &["INSERT INTO orders VALUES (11, 42, 1)"]).await?;
+    world.delivered(2).await?;
+    ensure!(running.terminate().await?.success());
+    world.set_up().await?;
+    ensure!(world.value(via_root).await? == "t");
     Ok(())
 }
 

@@ -187,7 +187,10 @@ async fn find(config: &Config, sessions: &Sessions, adopt: bool) -> Result<Found
         }
         (None, None, false) => {
             let why = format!("the slot {name} reaches back to the checkpoint {from}");
-            return Ok(Found::nothing(why));
+            let halted = sessions.state.overview().await?.halt_reason;
+            let halted = halted
+                .map(|reason| format!("; what walhook halted for is another matter: {reason}"));
+            return Ok(Found::nothing(why + &halted.unwrap_or_default()));
         }
         // Each names the option that resolves it.
         (Some(halt), _, false) | (None, Some(halt), true) => return Err(halt.clone().into()),

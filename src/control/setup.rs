@@ -156,7 +156,8 @@ async fn steps(
         own::ensure_ours(config, &sessions, slot.as_ref(), adopts_slot).await?;
     }
     usable(config, &sessions, slot.as_ref(), checkpoint.as_ref()).await?;
-    publication::publication(config, &sessions.source, slot.is_some(), report).await?;
+    let (client, before) = (&sessions.source, checkpoint.as_ref());
+    publication::publication(config, client, slot.as_ref(), before, report).await?;
     let begin = create_slot(config, &sessions, slot, wait, report).await?;
     first::first_rows(config, &sessions, begin, checkpoint, report).await?;
     tables::raise_version(config, sessions.state(), report).await

@@ -30,6 +30,9 @@ pub(super) async fn check(
     let rules = config.rule_tables().map(str::parse::<TableName>);
     let tables: BTreeSet<TableName> = rules.collect::<Result<_, _>>()?;
     if let Some(problem) = find_problem(config, &publication, &tables) {
+        if let Some(missing) = missing(client, &tables).await? {
+            return Ok(Err(Halt::RuleBroken(missing)));
+        }
         let problem = without_wal(client, name, &tables).await?.unwrap_or(problem);
         return Ok(Err(Halt::Unpublished { publication: name.clone(), problem }));
     }
@@ -67,6 +70,21 @@ pub(super) async fn check_rows(
         let fix = hidden.fix();
         Err(Halt::RowsHidden { table: hidden.table.to_string(), role: hidden.role, fix })
     }))
+}
+
+/// The first table that is not there, and the fix. Of one that was renamed the stream still has everything.
+async fn missing(
+    client: &Connection,
+    tables: &BTreeSet<TableName>,
+) -> Result<Option<String>, SourceError> {
+    for table in tables {
+        if source::table(client, table).await?.is_none() {
+            let text =
+                "if it was renamed or moved, correct the rules that name it, or rename it back";
+            return Ok(Some(format!("there is no table {table} any more: {text}")));
+        }
+    }
+    Ok(None)
 }
 
 /// What is wrong with a table that cannot be published, and the fix.

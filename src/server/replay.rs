@@ -60,6 +60,10 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// Tries without any progress between them, after which a replay is given up.
 const TRIES: u32 = 5;
 
+/// Said of a range that no replay can read to its end.
+const WITHOUT_PUBLICATION: &str = "what was committed while there was no such publication, and what follows it in this \
+    range, cannot be sent again: send it by hand, or ask for the range behind it";
+
 /// Carries replays out.
 pub(super) struct Replays {
     sessions: Arc<Sessions>,
@@ -216,8 +220,14 @@ impl Replays {
         loop {
             let problem = match self.feed_range(store, &replay).await? {
                 Fed::Settled | Fed::Cancelled => return Ok(None),
-                Fed::Broken(interrupted) => line_of(&interrupted),
+                Fed::Broken(interrupted) => interrupted,
             };
+            let is_final =
+                matches!(&problem, Interrupted::Range(error) if error.is_without_publication());
+            let problem = line_of(&problem);
+            if is_final {
+                return Ok(Some(format!("{problem}; {WITHOUT_PUBLICATION}")));
+            }
             let Some(now) = store.replay(replay.id).await? else { return Ok(None) };
             tries = if now.position > replay.position { 1 } else { tries + 1 };
             replay = now;

@@ -143,9 +143,9 @@ pub enum Halt {
     },
     /// The publication is gone, or was when a change was committed that is to be read.
     #[error(
-        "{problem}. Create it with the statement that `walhook setup --print-sql` shows. The slot can \
-         never be read past a row that was written without it, so drop the slot then; `walhook recover \
-         --accept-gap` makes a new one and records the gap"
+        "{problem}. `walhook setup` makes it. The slot can never be read past a row that was written without \
+         it, so if this is said again, drop the slot; `walhook recover --accept-gap` makes a new one and \
+         records the gap"
     )]
     PublicationMissing {
         /// Which, in whoever's words found out.

@@ -13,7 +13,7 @@ use walhook_core::halt::SourceIdentity;
 /// The oldest server that walhook works with.
 pub const OLDEST_SERVER: i32 = 140_000;
 
-/// Row filters and column lists came with version 15.
+/// Row filters, column lists and publications of schemas came with version 15.
 const ROW_FILTERS: i32 = 150_000;
 
 /// Whether the role `r` may replicate. Amazon's servers give the right through a role instead.
@@ -160,8 +160,10 @@ pub async fn publication(
     .await?;
     let select = format!("SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text {members}");
     tables.append(&mut names(client, &select, name).await?);
+    let knows_schemas = server_version(client).await? >= ROW_FILTERS;
+    tables.append(&mut names(client, &roots_sql(knows_schemas), name).await?);
     let (mut filtered, mut lists) = Default::default();
-    if server_version(client).await? >= ROW_FILTERS {
+    if knows_schemas {
         filtered = names(client, &format!("{select} AND r.prqual IS NOT NULL"), name).await?;
         lists = column_lists(client, name).await?;
     }
@@ -176,6 +178,23 @@ pub async fn publication(
         filtered,
         lists,
     }))
+}
+
+/// Selects the partitioned tables that a publication of all tables, or of their schemas, was given: where changes of
+/// partitions are not published as theirs, the server lists the partitions alone.
+fn roots_sql(knows_schemas: bool) -> String {
+    let of_schema = format!(
+        "OR EXISTS (SELECT FROM pg_catalog.pg_publication_namespace s
+                    WHERE s.pnpubid {EQ} p.oid AND s.pnnspid {EQ} n.oid)"
+    );
+    format!(
+        "SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text
+         FROM pg_catalog.pg_publication p, pg_catalog.pg_class c
+         JOIN pg_catalog.pg_namespace n ON n.oid {EQ} c.relnamespace
+         WHERE p.pubname {EQ} $1 AND c.relkind {EQ} 'p' AND c.relpersistence {EQ} 'p'
+           AND (p.puballtables {})",
+        if knows_schemas { &of_schema } else { "" }
+    )
 }
 
 async fn names(

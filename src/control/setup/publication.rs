@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, bail, ensure};
 use tokio_postgres::Client;
 
+use super::first::Checkpoint;
 use super::script::{self, published};
 use super::{Did, Report};
 use crate::config::Config;
@@ -13,16 +14,21 @@ use walhook_core::catalog::TableName;
 use walhook_postgres::coverage::{self, Seen};
 use walhook_postgres::coverage::{Kind, Lack};
 use walhook_postgres::refused_writes::unpublishable_column;
+use walhook_postgres::slot::Slot;
 use walhook_postgres::source;
 use walhook_rules::settings::RuleOperation;
 
 /// Since version 18 a replica identity must not hold generated columns, unless they are published.
 const GENERATED_COLUMNS: i32 = 180_000;
 
+/// Makes or completes it. One that a `slot` and a checkpoint are older than is made all the same: what the slot has
+/// from before can be read if nothing was written meanwhile, and if not, `run` says how to go on. Without a
+/// checkpoint nothing has been read yet.
 pub(super) async fn publication(
     config: &Config,
     client: &Client,
-    slot_exists: bool,
+    slot: Option<&Slot>,
+    checkpoint: Option<&Checkpoint>,
     report: &mut Report<'_>,
 ) -> Result<(), Failure> {
     let name = &config.source.publication;
@@ -43,7 +49,7 @@ pub(super) async fn publication(
         list.push_str(&format!(" (left out: {})", children.left_out.join("; ")));
     }
     let Some(found) = source::publication(client, name).await? else {
-        if slot_exists {
+        if slot.is_some() && checkpoint.is_none() {
             return Err(anyhow::anyhow!(
                 "the slot {} is older than the publication {name} would be, and could never be read; \
                  run `walhook teardown`, then set up again",
@@ -55,6 +61,13 @@ pub(super) async fn publication(
             (children.exist, wanted.union(&children.missing).cloned().collect());
         let create = script::create_publication(name, &all, has_children, generated);
         execute(client, &create).await?;
+        if slot.is_some() {
+            list.push_str(&format!(
+                "; it was missing, and past a row that was written without it the slot {} cannot be read: \
+                 if `walhook run` halts again, drop that slot, then `walhook recover --accept-gap`",
+                config.source.slot
+            ));
+        }
         report.step(&step, Did::Created, list);
         return Ok(());
     };
@@ -70,9 +83,28 @@ pub(super) async fn publication(
     if !missing.is_empty() {
         execute(client, &script::add_to_publication(name, &missing, children.exist)).await?;
     }
-    let truncates = config.events.iter().any(|rule| rule.on.contains(&RuleOperation::Truncate));
     let mut changes: Vec<String> =
         missing.into_iter().map(|table| format!("{table} added")).collect();
+    changes.extend(set_options(config, client, &found, partitioned, generated).await?);
+    if changes.is_empty() {
+        report.step(&step, Did::Exists, list);
+        return Ok(());
+    }
+    report.step(&step, Did::Changed, changes.join(", "));
+    Ok(())
+}
+
+/// Sets the options that `found` lacks, and says what changed.
+async fn set_options(
+    config: &Config,
+    client: &Client,
+    found: &source::Publication,
+    partitioned: bool,
+    generated: bool,
+) -> Result<Vec<String>> {
+    let name = &config.source.publication;
+    let truncates = config.events.iter().any(|rule| rule.on.contains(&RuleOperation::Truncate));
+    let mut changes = Vec::new();
     for (is_needed, option, change) in [
         (
             partitioned && !found.via_root,
@@ -95,12 +127,7 @@ pub(super) async fn publication(
             changes.push(change.to_owned());
         }
     }
-    if changes.is_empty() {
-        report.step(&step, Did::Exists, list);
-        return Ok(());
-    }
-    report.step(&step, Did::Changed, changes.join(", "));
-    Ok(())
+    Ok(changes)
 }
 
 /// What inherits from the wanted tables.
@@ -154,7 +181,9 @@ async fn execute(client: &Client, sql: &str) -> Result<()> {
 async fn publishable(client: &Client, name: &TableName) -> Result<source::Table> {
     let found = source::table(client, name).await?;
     let table = found.with_context(|| {
-        format!("there is no table {name}; create it, or correct the configuration")
+        format!(
+            "there is no table {name}; if it was renamed or moved, correct the configuration; else create it"
+        )
     })?;
     ensure!(
         table.is_publishable(),

@@ -44,6 +44,8 @@ struct Request {
     outdated: bool,
     /// Nothing is heard of who carries it.
     doubtful: bool,
+    /// It was that when it was to be given up as too old.
+    spared: bool,
 }
 
 /// A request that has ended.
@@ -156,7 +158,8 @@ impl Sending {
             self.pace.sent(now, known.unwrap_or_default(), self.scheduler.total(pool));
         }
         let charge = self.scheduler.start(lane, pool, expected);
-        let request = Request { queue, charge, started: now, outdated: false, doubtful: false };
+        let (outdated, doubtful, spared) = Default::default();
+        let request = Request { queue, charge, started: now, outdated, doubtful, spared };
         let before = self.in_flight.insert(delivery, request);
         assert!(before.is_none(), "{delivery:?} is sent while it is in flight");
         if pool == Pool::Fast {
@@ -185,7 +188,7 @@ impl Sending {
 
     /// The request's outcome has come: its slot is free. `None`: it is not in flight.
     pub(super) fn end(&mut self, delivery: DeliveryId, now: Tick) -> Option<Ended> {
-        let Request { queue, charge, started, outdated, doubtful } =
+        let Request { queue, charge, started, outdated, doubtful, .. } =
             self.in_flight.remove(&delivery)?;
         let held_for = now.since(started);
         self.scheduler.finish(charge, held_for);
@@ -195,7 +198,7 @@ impl Sending {
     /// The request was not sent after all: its slot is free, and its time costs its lane nothing. `None`: it is not
     /// in flight.
     pub(super) fn withdraw(&mut self, delivery: DeliveryId) -> Option<Ended> {
-        let Request { queue, charge, started, outdated, doubtful } =
+        let Request { queue, charge, started, outdated, doubtful, .. } =
             self.in_flight.remove(&delivery)?;
         self.scheduler.finish(charge, Duration::ZERO);
         Some(Ended { queue, started, held_for: Duration::ZERO, outdated, doubtful })
@@ -205,6 +208,9 @@ impl Sending {
     pub(super) fn doubt(&mut self, delivery: DeliveryId, doubtful: bool) -> Option<QueueNo> {
         let request = self.in_flight.get_mut(&delivery)?;
         let before = std::mem::replace(&mut request.doubtful, doubtful);
+        if !doubtful && std::mem::take(&mut request.spared) {
+            self.ageing.push_front((request.started, delivery));
+        }
         (before != doubtful).then_some(request.queue)
     }
 
@@ -227,7 +233,9 @@ impl Sending {
     }
 
     /// Frees the fast slots of requests that have become old, as far as the slow pool has room. Where it
-    /// has none, many endpoints hang at once; then, when fast slots become few, the old ones are given up.
+    /// has none, many endpoints hang at once; then, when fast slots become few, the old ones are given up. Not
+    /// those of which nothing is heard: their endpoints are not to blame, and whoever carries them is heard of
+    /// again, or they are lost and sent anew at once.
     pub(super) fn move_old(&mut self, now: Tick) {
         while let Some((started, id)) = self.ageing.front().copied() {
             if now.since(started) < FAST_HOLD {
@@ -237,11 +245,14 @@ impl Sending {
             if let Some(request) = request
                 && !self.scheduler.move_to_slow(&mut request.charge)
             {
-                if !self.scheduler.is_pressed() {
+                if request.doubtful {
+                    request.spared = true;
+                } else if self.scheduler.is_pressed() {
+                    self.aborting.push_back(id);
+                } else {
                     // It stays, and those behind it.
                     return;
                 }
-                self.aborting.push_back(id);
             }
             self.ageing.pop_front();
         }
@@ -302,6 +313,8 @@ impl Sending {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::super::queues::Queues;
     use super::*;
     use proptest::prelude::*;
@@ -311,6 +324,7 @@ mod tests {
     enum Action {
         Send(bool),
         End(usize),
+        Doubt(usize, bool),
         Pass(u64),
         Wake(u64),
     }
@@ -319,6 +333,7 @@ mod tests {
         prop_oneof![
             5 => any::<bool>().prop_map(Action::Send),
             3 => any::<usize>().prop_map(Action::End),
+            2 => any::<(usize, bool)>().prop_map(|(n, doubtful)| Action::Doubt(n, doubtful)),
             3 => (0u64..900_000).prop_map(Action::Pass),
             1 => (0u64..2_000_000).prop_map(Action::Wake),
         ]
@@ -338,6 +353,7 @@ mod tests {
             let mut requests: Vec<(DeliveryId, Tick, Pool)> = Vec::new();
             let mut timers: Vec<Tick> = Vec::new();
             let mut given_up: Vec<DeliveryId> = Vec::new();
+            let mut doubts: BTreeSet<DeliveryId> = BTreeSet::new();
             let (mut now, mut next) = (Tick(0), 0);
             for action in actions {
                 match action {
@@ -355,8 +371,8 @@ mod tests {
                         let (id, started, _) = requests.remove(n % requests.len());
                         let ended = sending.end(id, now);
                         let held_for = now.since(started);
-                        let outdated = false;
-                        let expected = Ended { queue, started, held_for, outdated, doubtful: false };
+                        let (outdated, doubtful) = (false, doubts.remove(&id));
+                        let expected = Ended { queue, started, held_for, outdated, doubtful };
                         prop_assert_eq!(ended, Some(expected));
                         prop_assert_eq!(sending.end(id, now), None, "it ends once");
                     }
@@ -365,14 +381,20 @@ mod tests {
                         timers.push(due);
                         sending.wake_at(due, Wake::RateLimit(queue));
                     }
+                    Action::Doubt(n, doubtful) if !requests.is_empty() => {
+                        let (id, ..) = requests[n % requests.len()];
+                        let changes = if doubtful { doubts.insert(id) } else { doubts.remove(&id) };
+                        prop_assert_eq!(sending.doubt(id, doubtful), changes.then_some(queue));
+                    }
                     Action::Pass(us) => now = now + Duration::from_micros(us),
-                    Action::End(_) => {}
+                    Action::End(_) | Action::Doubt(..) => {}
                 }
                 sending.move_old(now);
                 while let Some(id) = sending.take_abort() {
                     let (_, started, pool) = requests.iter().find(|(other, ..)| *other == id).unwrap();
                     prop_assert!(now.since(*started) >= FAST_HOLD && *pool == Pool::Fast);
                     prop_assert!(!given_up.contains(&id), "given up twice");
+                    prop_assert!(!doubts.contains(&id), "given up, and nothing is heard of it");
                     given_up.push(id);
                 }
                 let due = timers.iter().filter(|due| **due <= now).count();

@@ -186,6 +186,11 @@ async fn publishable(client: &Client, name: &TableName) -> Result<source::Table>
         )
     })?;
     ensure!(
+        table.kind != 'f',
+        "{name} is a foreign table, whose changes are in another server's WAL: let a view of it be \
+         endpoints.table, and name in endpoints.watch a table of this database that changes with it"
+    );
+    ensure!(
         table.is_publishable(),
         "{name} is not a table, so it cannot be published; of a view name the tables it stands on in \
          endpoints.watch"

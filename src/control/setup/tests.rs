@@ -108,6 +108,29 @@ async fn setup_refuses_tables_whose_publication_would_break_the_customers_writes
 }
 
 #[tokio::test]
+async fn setup_says_what_serves_in_the_place_of_what_cannot_be_published() {
+    let fixture = Fixture::start().await;
+    let config = fixture.config("");
+    fixture.run("ALTER TABLE webhooks RENAME TO kept").await;
+    fixture.run("CREATE FOREIGN DATA WRAPPER w; CREATE SERVER away FOREIGN DATA WRAPPER w").await;
+    for (kind, create, says) in [
+        ("FOREIGN TABLE", "(id bigint) SERVER away", "let a view of it be endpoints.table"),
+        ("VIEW", "AS TABLE kept", "name the tables it stands on in endpoints.watch"),
+        ("UNLOGGED TABLE", "AS TABLE kept", "ALTER TABLE public.webhooks SET LOGGED"),
+    ] {
+        fixture.run(&format!("CREATE {kind} webhooks {create}")).await;
+        let error = steps(&config, None, SOON).await.unwrap_err().to_string();
+        assert!(error.contains(says), "{kind}: {error}");
+        let drop = kind.trim_start_matches("UNLOGGED ");
+        fixture.run(&format!("DROP {drop} webhooks")).await;
+    }
+    let error = steps(&config, None, SOON).await.unwrap_err().to_string();
+    assert!(error.contains("if it was renamed or moved, correct the configuration"), "{error}");
+    fixture.run("ALTER TABLE kept RENAME TO webhooks").await;
+    steps(&config, None, SOON).await.unwrap();
+}
+
+#[tokio::test]
 async fn setup_halts_rather_than_losing_changes_or_sending_to_anothers_customers() {
     let fixture = Fixture::start().await;
     let config = fixture.config("");

@@ -28,6 +28,9 @@ const POLL: Duration = Duration::from_millis(200);
 /// Dead letters read at once: at most so many of their bodies are in memory twice.
 const PAGE: i64 = 100;
 
+/// Queues that the dispatcher is told of at once.
+const QUEUES: usize = 1_000;
+
 /// Where what a job asks of the dispatcher goes.
 pub(super) struct Outlets {
     pub(super) retries: mpsc::Sender<Retry>,
@@ -101,12 +104,17 @@ async fn carry_out(store: &mut StateStore, outlets: &Outlets, job: &Job) -> Resu
             wait_until_done(store, job.id, filter).await?;
         }
         Ask::RetryDeferred(filter) => {
+            let untimed = store.begin_hurry(job.id, filter).await?;
             let mut at = DeferredCursor::default();
             while let Some(Changed { rows, next }) =
                 store.hurry_deferred(job.id, filter, &at).await?
             {
                 outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
                 at = next;
+            }
+            // Last: what is tried may become rows of another kind, which would be counted twice.
+            for queues in untimed.chunks(QUEUES) {
+                outlets.operator.send(OperatorInput::Hurry(queues.to_vec())).await?;
             }
         }
         Ask::DiscardDeferred(filter) => {

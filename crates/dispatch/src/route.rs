@@ -164,6 +164,12 @@ impl Router {
         self.known.peek(account).map(|known| Arc::clone(known.routes()))
     }
 
+    /// The account whose routes show the endpoint, as far as they are known.
+    #[must_use]
+    pub fn owner(&self, endpoint: &EndpointId) -> Option<&AccountId> {
+        self.owners.of(endpoint).last()
+    }
+
     /// How many enabled endpoints in known routes cannot be used.
     #[must_use]
     pub fn invalid(&self) -> usize {

@@ -7,7 +7,8 @@ use super::page::in_pages;
 use super::persist::{StoredAttempt, with_unused};
 use super::replays::{Late, with_late};
 use super::{
-    DeferredFilter, Scope, StateError, StateStore, fence_alone, key, place, replay_column, text,
+    DeferredFilter, Param, Scope, StateError, StateStore, fence, fence_alone, key, place,
+    replay_column, text,
 };
 use walhook_core::id::JobId;
 use walhook_core::persist::{EventKey, QueueId, RowKey};
@@ -153,8 +154,49 @@ impl StateStore {
         self.change_deferred(job, filter, after, "true", &change).await
     }
 
-    /// Lets some of the rows that a job asks for be tried as soon as their turn comes, as the leader,
-    /// and counts them as the job's: the first behind `after`. Returns where to go on; `None` when none
+    /// Counts, as the job's and as the leader, what a job asks for that has no time and waits for its turn alone;
+    /// returns the queues that have some of it, whose endpoints are to be tried. Call it before
+    /// [`StateStore::hurry_deferred`], which takes times away: a job that starts over counts anew.
+    ///
+    /// # Errors
+    /// [`StateError::Fenced`], [`StateError::Sql`].
+    pub async fn begin_hurry(
+        &mut self,
+        job: JobId,
+        filter: &DeferredFilter,
+    ) -> Result<Vec<QueueId>, StateError> {
+        let epoch = self.led_epoch()?;
+        let Scope { s, pipeline, .. } = &self.scope;
+        let filters = filter.condition();
+        // Millions are counted without holding the leader off.
+        let sql = format!(
+            "SELECT d.account, d.endpoint, pg_catalog.count(*) FROM (
+                 (SELECT d.account, d.endpoint FROM {} WHERE {filters} AND d.next_attempt_at IS NULL
+                  ORDER BY d.event_id, d.endpoint, d.replay_id)
+                 UNION ALL (SELECT d.account, d.endpoint FROM {} WHERE {filters})) d
+             GROUP BY d.account, d.endpoint ORDER BY d.account, d.endpoint",
+            rows(s, filter),
+            in_pages(s, NAMED)
+        );
+        let found = self.connection.query_typed(&sql, &filter.params(pipeline)).await?;
+        let mut queues = Vec::with_capacity(found.len());
+        let mut done: i64 = 0;
+        for row in &found {
+            queues.push(text::queue(row.try_get("account")?, row.try_get("endpoint")?));
+            done = done.saturating_add(row.try_get(2)?);
+        }
+        let tx = self.connection.transaction().await?;
+        fence(&tx, &self.scope, epoch).await?;
+        let count = format!("UPDATE {s}.jobs SET done = $3 WHERE pipeline {EQ} $1 AND id {EQ} $2");
+        let of_job: [Param<'_>; 3] =
+            [(pipeline, Type::TEXT), (&job.0, Type::INT8), (&done, Type::INT8)];
+        tx.execute_typed(&count, &of_job).await?;
+        tx.commit().await?;
+        Ok(queues)
+    }
+
+    /// Lets some of the rows that a job asks for and that have a time be tried as soon as their turn comes, as the
+    /// leader, and counts them as the job's: the first behind `after`. Returns where to go on; `None` when none
     /// was left. So a row that fails once more meanwhile is not hurried again. The dispatcher must be told
     /// which rows these are: it knows the times of some by heart.
     ///

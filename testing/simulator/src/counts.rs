@@ -65,6 +65,7 @@ kinds_of!(COMMANDS, fn command(&OperatorInput) {
     OperatorInput::Pause { .. } => "pause",
     OperatorInput::Resume { .. } => "resume",
     OperatorInput::RowsChanged(_) => "rows-changed",
+    OperatorInput::Hurry(_) => "hurry",
 });
 
 kinds_of!(REPLAYS, fn replay(&ReplayInput) {

@@ -193,6 +193,11 @@ impl Run {
             changed.push(RowId { queue: queue.clone(), key: key.clone(), event: row.event.id });
         }
         if changed.is_empty() {
+            if fault == Fault::Hurry {
+                self.counts.fault(fault);
+                let hurry = OperatorInput::Hurry(vec![queue]);
+                self.hand(leader, Input::Command(Box::new(hurry)));
+            }
             return;
         }
         self.counts.fault(fault);

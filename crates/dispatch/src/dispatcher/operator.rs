@@ -20,7 +20,7 @@ use super::ending::End;
 use super::queues::QueueNo;
 use super::{Dispatcher, EndpointChange, EndpointChanged};
 use walhook_core::attempt::{DeliveryId, Outcome};
-use walhook_core::event::{EndpointId, Event};
+use walhook_core::event::{AccountId, EndpointId, Event};
 use walhook_core::id::{DeadLetterId, JobId};
 use walhook_core::persist::{
     DeadLetter, DeadReason, DeferReason, JobDone, PauseEndpoint, QueueId, Retried, RowKey,
@@ -53,6 +53,8 @@ pub enum OperatorInput {
     },
     /// These rows of the table `deferred` were made due, or removed.
     RowsChanged(Vec<(QueueId, RowKey)>),
+    /// Rows of these queues are to be tried as soon as may be, and had no time that they waited for.
+    Hurry(Vec<QueueId>),
 }
 
 impl Dispatcher {
@@ -65,6 +67,10 @@ impl Dispatcher {
             OperatorInput::Resume { job, endpoint } => (job, self.resume(endpoint, now)),
             OperatorInput::RowsChanged(rows) => {
                 self.look_again(rows, now);
+                return true;
+            }
+            OperatorInput::Hurry(queues) => {
+                self.try_at_once(queues, now);
                 return true;
             }
         };
@@ -132,7 +138,17 @@ impl Dispatcher {
     }
 
     fn tell_of_operator(&mut self, endpoint: EndpointId, change: EndpointChange, detail: String) {
-        self.tell(EndpointChanged { endpoint, account: None, change, detail });
+        let account = self.account_of(&endpoint);
+        self.tell(EndpointChanged { endpoint, account, change, detail });
+    }
+
+    /// Whose the endpoint is, as far as its routes or what waits for it tell.
+    fn account_of(&self, endpoint: &EndpointId) -> Option<AccountId> {
+        let of_queue = || {
+            let last = self.queues.of_endpoint(endpoint).last()?;
+            Some(&self.queues.id(*last).account)
+        };
+        self.routing.router.owner(endpoint).or_else(of_queue).cloned()
     }
 
     /// Rows of the table were made due or removed. Those that wait in memory for their turn are read anew,
@@ -152,6 +168,16 @@ impl Dispatcher {
             self.unload(queue, &keys, now);
             self.look_after(queue, now);
             self.bring_forward(queue, now);
+        }
+    }
+
+    /// Their rows wait for nothing but their turn, which an open breaker keeps from coming: their endpoints are tried
+    /// at once. Nothing is known of rows that would change.
+    fn try_at_once(&mut self, queues: Vec<QueueId>, now: Tick) {
+        for queue in queues {
+            if let Some(queue) = self.queues.find(&queue) {
+                self.bring_forward(queue, now);
+            }
         }
     }
 

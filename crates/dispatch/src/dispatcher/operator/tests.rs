@@ -106,3 +106,23 @@ fn endpoint_that_wants_no_more_right_after_it_was_resumed_is_not_stored_as_pause
     }
     assert_eq!(table, Some("disabled"));
 }
+
+#[test]
+fn pause_and_resume_tell_whose_the_endpoint_is_where_its_routes_or_its_queue_know() {
+    let mut rig = Rig::new(settings());
+    let endpoint = || EndpointId::new("7");
+    let pause = |job| OperatorInput::Pause { job, endpoint: endpoint(), reason: "why".into() };
+    let resume = |job| OperatorInput::Resume { job, endpoint: endpoint() };
+    assert!(rig.dispatcher.handle_operator(pause(JobId(1)), rig.now));
+    assert!(rig.dispatcher.handle_operator(resume(JobId(2)), rig.now));
+    rig.commit("7");
+    assert!(rig.dispatcher.handle_operator(pause(JobId(3)), rig.now));
+    assert!(rig.dispatcher.handle_operator(resume(JobId(4)), rig.now));
+    let told: Vec<_> = rig.changes().into_iter().map(|changed| changed.account).collect();
+    let known = || Some(AccountId::new("7"));
+    assert_eq!(
+        told,
+        [None, None, known(), known()],
+        "nobody knew it before its account had an event"
+    );
+}

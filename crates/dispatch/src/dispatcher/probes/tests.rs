@@ -18,9 +18,9 @@ use crate::schedule::Pool;
 use crate::settle::SettlePolicy;
 use walhook_core::attempt::{Attempt, DeliveryId, FailureKind, Outcome};
 use walhook_core::endpoint::{Endpoint, Routes};
-use walhook_core::event::{AccountId, Item};
+use walhook_core::event::{AccountId, EndpointId, Item};
 use walhook_core::lsn::Lsn;
-use walhook_core::persist::{PersistBatch, Refill};
+use walhook_core::persist::{PersistBatch, QueueId, Refill};
 use walhook_core::position::EventId;
 use walhook_core::tick::Tick;
 
@@ -447,6 +447,24 @@ fn delivery_that_a_probe_was_asked_to_send_later_is_sent_at_once_where_an_operat
     assert_eq!(rows.len(), waiting, "the table tells the time of each that waits");
     world.handle(Input::Command(Box::new(OperatorInput::RowsChanged(rows))));
     world.run(back + 15 * SECOND);
+    assert_eq!(world.places[0].taken, 60);
+}
+
+#[test]
+fn endpoint_is_tried_at_once_where_an_operator_hurries_rows_that_have_no_time() {
+    let mut world = World::new(settings(), vec![place(0, Dead::Refusing, Tick(0) + 24 * HOUR)]);
+    world.commits(0, 60, Duration::ZERO);
+    // Dead for so long that it is tried once a minute.
+    world.run(Tick(0) + 4 * HOUR);
+    let before = world.requests;
+    while world.requests == before {
+        world.run(world.now + SECOND);
+    }
+    // Well again, right behind a probe: the next one would come in a minute.
+    world.places[0].back = world.now;
+    let queue = QueueId { account: AccountId::new("0"), endpoint: EndpointId::new("0") };
+    world.handle(Input::Command(Box::new(OperatorInput::Hurry(vec![queue]))));
+    world.run(world.now + 10 * SECOND);
     assert_eq!(world.places[0].taken, 60);
 }
 

@@ -454,6 +454,9 @@ async fn changing(store: &mut StateStore, done: &mut BTreeMap<&'static str, Read
     let ids = Some(some().iter().map(|n| filled(*n).id.to_string()).collect());
     let named = DeferredFilter { ids, ..DeferredFilter::default() };
     let begin = DeferredCursor::default();
+    step!(done, store, begin_hurry, Once, store.begin_hurry(JobId(1), &named));
+    let all_of = DeferredFilter { endpoint: Some("none".into()), ..DeferredFilter::default() };
+    step!(done, store, begin_hurry_of, Once, store.begin_hurry(JobId(1), &all_of));
     step!(done, store, hurry_deferred, Few, store.hurry_deferred(JobId(1), &named, &begin));
     step!(done, store, discard_pages, Few, store.discard_pages(JobId(1), &named, None));
     step!(

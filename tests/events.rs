@@ -211,6 +211,32 @@ async fn event_is_shown_where_state_is_in_another_cluster_also_while_the_source_
     Ok(())
 }
 
+#[tokio::test]
+async fn delivery_that_an_operator_discarded_is_shown_and_counted_as_such() -> Result<()> {
+    let mut world = World::with(PATIENT, RULES, &[]).await?;
+    world.hook(7, 42, "").await?;
+    world.mock.set_behaviour("/7", Behaviour::status(StatusCode::IM_A_TEAPOT));
+    let running = world.run().await?;
+    world.subscribe(1, 42).await?;
+    let event = event_of(&world, 1).await?;
+    show_until(&world, &event, "deferred").await?;
+    let discard = world.walhook(&["deferred", "discard", &event, "--yes"]).await?;
+    ensure!(discard.status.success(), "{}", text(&discard.stderr));
+    let shown = show(&world, &event).await?;
+    let delivery = &shown["deliveries"][0];
+    ensure!(delivery["state"] == "dropped" && delivery["reason"] == "discarded", "{shown}");
+    ensure!(
+        delivery["detail"] == "an operator discarded it" && delivery["attempts"] == 1,
+        "{shown}"
+    );
+    let counts = world.walhook_json(&["events", "count", "--outcome", "dropped"]).await?;
+    ensure!(counts["lines"] == 1 && counts["by"][0]["reason"] == "discarded", "{counts}");
+    let plain = text(&world.walhook(&["events", "show", &event]).await?.stdout);
+    ensure!(plain.contains("dropped (discarded) since") && plain.contains("says"), "{plain}");
+    ensure!(running.terminate().await?.success());
+    Ok(())
+}
+
 async fn listed(world: &World, args: &[&str]) -> Result<Value> {
     world.walhook_json(&[&["events", "list"], args].concat()).await
 }

@@ -10,13 +10,16 @@ use super::error::TaskError;
 use super::sessions::{JOBS, Sessions, in_turn};
 use super::tasks::{Until, Work};
 use crate::server::health::Teller;
+use crate::server::metrics::Metrics;
 use crate::server::trouble::Part;
+use walhook_core::delivery_log::Keep;
 use walhook_core::event::EndpointId;
 use walhook_core::id::{DeadLetterId, JobId, ReplayId};
 use walhook_dispatch::dispatcher::{OperatorInput, Retry};
+use walhook_process::clock::unix_us;
 use walhook_state::{
     Ask, Asked, Changed, DeadLetterFilter, DeferredCursor, DeferredFilter, DiscardedPages,
-    EndpointStop, Job, StateStore,
+    EndpointStop, Job, Logged, StateStore,
 };
 
 /// How often the table of jobs is looked at.
@@ -43,6 +46,7 @@ pub(super) struct Outlets {
 /// tried after the job was made.
 pub(super) struct Jobs {
     pub(super) sessions: Arc<Sessions>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) tell: Teller,
     pub(super) outlets: Outlets,
     /// Wakes those who carry out replays.
@@ -85,83 +89,107 @@ impl Jobs {
     async fn carry_out_all(&self, store: &mut StateStore) -> Result<(), TaskError> {
         loop {
             if let Some(replay) = store.cancelled_replay().await? {
-                discard_replay(store, &self.outlets, replay).await?;
+                self.discard_replay(store, replay).await?;
             }
             let next = store.next_job().await?;
             self.tell.works(Self::PART);
             let Some(job) = next else { return Ok(()) };
-            carry_out(store, &self.outlets, &job).await?;
+            self.carry_out(store, &job).await?;
             store.finish_job(job.id, None).await?;
             tracing::info!(job = job.id.0, kind = job.ask.kind(), "carried out a job");
         }
     }
-}
 
-async fn carry_out(store: &mut StateStore, outlets: &Outlets, job: &Job) -> Result<(), TaskError> {
-    match &job.ask {
-        Ask::RetryDeadLetters(filter) => {
-            feed_job(store, job.id, filter, &outlets.retries).await?;
-            wait_until_done(store, job.id, filter).await?;
-        }
-        Ask::RetryDeferred(filter) => {
-            let untimed = store.begin_hurry(job.id, filter).await?;
-            let mut at = DeferredCursor::default();
-            while let Some(Changed { rows, next }) =
-                store.hurry_deferred(job.id, filter, &at).await?
-            {
-                outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
-                at = next;
+    async fn carry_out(&self, store: &mut StateStore, job: &Job) -> Result<(), TaskError> {
+        let outlets = &self.outlets;
+        match &job.ask {
+            Ask::RetryDeadLetters(filter) => {
+                feed_job(store, job.id, filter, &outlets.retries).await?;
+                wait_until_done(store, job.id, filter).await?;
             }
-            // Last: what is tried may become rows of another kind, which would be counted twice.
-            for queues in untimed.chunks(QUEUES) {
-                outlets.operator.send(OperatorInput::Hurry(queues.to_vec())).await?;
+            Ask::RetryDeferred(filter) => {
+                let untimed = store.begin_hurry(job.id, filter).await?;
+                let mut at = DeferredCursor::default();
+                while let Some(Changed { rows, next, .. }) =
+                    store.hurry_deferred(job.id, filter, &at).await?
+                {
+                    outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
+                    at = next;
+                }
+                // Last: what is tried may become rows of another kind, which would be counted twice.
+                for queues in untimed.chunks(QUEUES) {
+                    outlets.operator.send(OperatorInput::Hurry(queues.to_vec())).await?;
+                }
+            }
+            Ask::DiscardDeferred(filter) => {
+                let mut page = None;
+                while let Some(DiscardedPages { rows, next, logged }) =
+                    store.discard_pages(job.id, filter, page.as_ref(), self.log_at_us()).await?
+                {
+                    self.count_lines(logged);
+                    outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
+                    page = Some(next);
+                }
+                self.discard_rows(store, Some(job.id), filter).await?;
+            }
+            Ask::PauseEndpoint(EndpointStop { endpoint, reason }) => {
+                let (endpoint, reason) = (EndpointId::new(endpoint.as_str()), reason.clone());
+                let input = OperatorInput::Pause { job: job.id, endpoint, reason };
+                stop_or_start(store, outlets, job.id, input).await?;
+            }
+            Ask::ResumeEndpoint(EndpointStop { endpoint, .. }) => {
+                let endpoint = EndpointId::new(endpoint.as_str());
+                let input = OperatorInput::Resume { job: job.id, endpoint };
+                stop_or_start(store, outlets, job.id, input).await?;
             }
         }
-        Ask::DiscardDeferred(filter) => {
-            let mut page = None;
-            while let Some(DiscardedPages { rows, next }) =
-                store.discard_pages(job.id, filter, page.as_ref()).await?
-            {
-                outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
-                page = Some(next);
-            }
-            let mut at = DeferredCursor::default();
-            while let Some(Changed { rows, next }) =
-                store.discard_deferred(Some(job.id), filter, &at).await?
-            {
-                outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
-                at = next;
-            }
-        }
-        Ask::PauseEndpoint(EndpointStop { endpoint, reason }) => {
-            let (endpoint, reason) = (EndpointId::new(endpoint.as_str()), reason.clone());
-            let input = OperatorInput::Pause { job: job.id, endpoint, reason };
-            stop_or_start(store, outlets, job.id, input).await?;
-        }
-        Ask::ResumeEndpoint(EndpointStop { endpoint, .. }) => {
-            let endpoint = EndpointId::new(endpoint.as_str());
-            let input = OperatorInput::Resume { job: job.id, endpoint };
-            stop_or_start(store, outlets, job.id, input).await?;
-        }
+        Ok(())
     }
-    Ok(())
-}
 
-/// Removes what is deferred under the id of a replay that was cancelled.
-async fn discard_replay(
-    store: &mut StateStore,
-    outlets: &Outlets,
-    replay: ReplayId,
-) -> Result<(), TaskError> {
-    let filter = DeferredFilter { replay: Some(replay.0), ..DeferredFilter::default() };
-    let (mut at, mut removed) = (DeferredCursor::default(), 0);
-    while let Some(Changed { rows, next }) = store.discard_deferred(None, &filter, &at).await? {
-        removed += rows.len();
-        outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
-        at = next;
+    /// Removes rows that fit, and tells the dispatcher; returns how many.
+    async fn discard_rows(
+        &self,
+        store: &mut StateStore,
+        job: Option<JobId>,
+        filter: &DeferredFilter,
+    ) -> Result<usize, TaskError> {
+        let (mut at, mut removed) = (DeferredCursor::default(), 0);
+        while let Some(Changed { rows, next, logged }) =
+            store.discard_deferred(job, filter, &at, self.log_at_us()).await?
+        {
+            self.count_lines(logged);
+            removed += rows.len();
+            self.outlets.operator.send(OperatorInput::RowsChanged(rows)).await?;
+            at = next;
+        }
+        Ok(removed)
     }
-    tracing::info!(replay = replay.0, removed, "removed what was deferred for a cancelled replay");
-    Ok(())
+
+    /// Removes what is deferred under the id of a replay that was cancelled.
+    async fn discard_replay(
+        &self,
+        store: &mut StateStore,
+        replay: ReplayId,
+    ) -> Result<(), TaskError> {
+        let filter = DeferredFilter { replay: Some(replay.0), ..DeferredFilter::default() };
+        let removed = self.discard_rows(store, None, &filter).await?;
+        tracing::info!(
+            replay = replay.0,
+            removed,
+            "removed what was deferred for a cancelled replay"
+        );
+        Ok(())
+    }
+
+    /// What the delivery log is to have as the time of what is discarded now; none: it keeps no such lines.
+    fn log_at_us(&self) -> Option<i64> {
+        (self.sessions.config.deliveries.keep != Keep::None).then(unix_us)
+    }
+
+    fn count_lines(&self, Logged { stored, dropped }: Logged) {
+        self.metrics.delivery_log.stored.inc_by(stored);
+        self.metrics.delivery_log.dropped.inc_by(dropped);
+    }
 }
 
 /// Has the dispatcher do it, and waits until that is stored: the job ends in the same transaction.

@@ -308,7 +308,14 @@ impl Leading {
         let again = || (Arc::clone(&sessions), tell.clone());
         let (of, to) = again();
         let asked = Arc::new(Notify::new());
-        tasks.keep(Jobs { sessions: of, tell: to, outlets, replay: Arc::clone(&asked) });
+        let (metrics_of, replay_of) = (Arc::clone(&metrics), Arc::clone(&asked));
+        tasks.keep(Jobs {
+            sessions: of,
+            metrics: metrics_of,
+            tell: to,
+            outlets,
+            replay: replay_of,
+        });
         let (of, to) = again();
         tasks.keep(Replays::new(of, to, replay, asked));
         if let Some(receiver) = notify::receiver(&config) {

@@ -11,7 +11,7 @@ use super::attempt::{Asked, FailureKind, Outcome};
 use super::event::{AccountId, EndpointId};
 use super::heap::block;
 use super::lsn::Lsn;
-use super::persist::{DeadReason, DeferReason};
+use super::persist::{DeadReason, DeferReason, QueueId, RowKey};
 use super::position::EventId;
 use super::tick::micros;
 use super::waits::Waits;
@@ -73,6 +73,34 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// That an operator discarded a deferred delivery, whose event was committed at the first of these times, at the second:
+    /// both in microseconds since 1970-01-01 UTC.
+    #[must_use]
+    pub fn discarded(
+        event: EventId,
+        queue: QueueId,
+        key: RowKey,
+        (committed_us, at_us): (i64, i64),
+    ) -> Self {
+        Self {
+            event,
+            event_type: key.event.event_type,
+            account: queue.account,
+            endpoint: queue.endpoint,
+            commit_lsn: key.event.position.commit_lsn(),
+            committed_us,
+            at_us,
+            attempt: 0,
+            what: What::Discarded,
+            status: None,
+            failure: None,
+            elapsed_us: 0,
+            waits: Waits::default(),
+            excerpt: String::new(),
+            asked: key.replay.map(Asked::Replay),
+        }
+    }
+
     /// The endpoint, where there is one.
     #[must_use]
     pub fn endpoint(&self) -> Option<&EndpointId> {
@@ -127,6 +155,9 @@ pub enum What {
     /// An attempt: the endpoint did not take it, or nobody knows. Where no further line says what became of it, it is
     /// tried again.
     Failed,
+    /// Likewise, of a request that only tried whether an endpoint whose breaker is open is well again: it is no attempt
+    /// of the delivery, whose next one has the same number.
+    Probed,
     /// It left memory, and is tried later.
     Deferred(DeferReason),
     /// It ended as a dead letter.
@@ -135,6 +166,8 @@ pub enum What {
     Gap,
     /// It is not sent: its endpoint was removed.
     Dropped,
+    /// It is not sent: it was deferred, and an operator discarded it, or cancelled the replay that it was of.
+    Discarded,
 }
 
 impl What {
@@ -143,12 +176,12 @@ impl What {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Delivered => "delivered",
-            Self::Failed => "failed",
+            Self::Failed | Self::Probed => "failed",
             Self::Deferred(_) => "deferred",
             Self::Dead(DeadReason::Unroutable) => "unroutable",
             Self::Dead(_) => "dead",
             Self::Gap => "gap",
-            Self::Dropped => "dropped",
+            Self::Dropped | Self::Discarded => "dropped",
         }
     }
 
@@ -156,19 +189,28 @@ impl What {
     pub const WORDS: [&str; 7] =
         ["delivered", "failed", "deferred", "dead", "unroutable", "gap", "dropped"];
 
-    /// Why, of what has a reason: the word of the state tables.
+    /// Why, of what has a reason: where the state tables have one, their word.
     #[must_use]
     pub const fn reason(self) -> Option<&'static str> {
         match self {
             Self::Deferred(reason) => Some(reason.as_str()),
             Self::Dead(reason) => Some(reason.as_str()),
+            Self::Probed => Some("probe"),
+            Self::Discarded => Some("discarded"),
             Self::Delivered | Self::Failed | Self::Gap | Self::Dropped => None,
         }
     }
 
     /// All that can happen, in the order of their numbers.
     pub fn all() -> impl Iterator<Item = Self> {
-        let plain = [Self::Delivered, Self::Failed, Self::Gap, Self::Dropped];
+        let plain = [
+            Self::Delivered,
+            Self::Failed,
+            Self::Gap,
+            Self::Dropped,
+            Self::Discarded,
+            Self::Probed,
+        ];
         let deferred = DeferReason::ALL.into_iter().map(Self::Deferred);
         plain.into_iter().chain(DeadReason::ALL.into_iter().map(Self::Dead)).chain(deferred)
     }

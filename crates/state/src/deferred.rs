@@ -7,12 +7,12 @@ use super::page::in_pages;
 use super::persist::{StoredAttempt, with_unused};
 use super::replays::{Late, with_late};
 use super::{
-    DeferredFilter, Param, Scope, StateError, StateStore, fence, fence_alone, key, place,
-    replay_column, text,
+    DeferredFilter, Logged, Param, Scope, StateError, StateStore, discard_log, fence, fence_alone,
+    key, place, replay_column, text,
 };
 use walhook_core::id::JobId;
 use walhook_core::persist::{EventKey, QueueId, RowKey};
-use walhook_postgres::op::{EQ, GT, PLUS, TIMES};
+use walhook_postgres::op::{EQ, GT, PLUS, TIMES, to_us};
 
 /// Rows changed in one transaction, during which the leader writes nothing.
 const CHUNK: i64 = 1_000;
@@ -33,6 +33,8 @@ pub struct DeferredCursor {
 pub struct Changed {
     /// Those that were changed or removed; at most 1,000.
     pub rows: Vec<(QueueId, RowKey)>,
+    /// What came of the lines of the delivery log that say so.
+    pub logged: Logged,
     /// Where to go on.
     pub next: DeferredCursor,
 }
@@ -131,7 +133,8 @@ impl StateStore {
     /// counts them as the job's, where one asks: the first behind `after`. Returns where to go on; `None` when none
     /// was left. What stands in pages is discarded before, by [`StateStore::discard_pages`].
     ///
-    /// The dispatcher must be told which rows are gone. One that is in flight may still arrive.
+    /// The dispatcher must be told which rows are gone. One that is in flight may still arrive. The delivery log gets a
+    /// line for each, at `log_at_us`, microseconds since 1970-01-01 UTC; none where that is `None`.
     ///
     /// # Errors
     /// [`StateError::Fenced`], [`StateError::Sql`].
@@ -140,6 +143,7 @@ impl StateStore {
         job: Option<JobId>,
         filter: &DeferredFilter,
         after: &DeferredCursor,
+        log_at_us: Option<i64>,
     ) -> Result<Option<Changed>, StateError> {
         let s = &self.scope.s;
         let change = format!(
@@ -151,7 +155,7 @@ impl StateStore {
             with_late(s, Late::Dropped),
             with_unused(s, "deferred")
         );
-        self.change_deferred(job, filter, after, "true", &change).await
+        self.change_deferred(job, filter, after, ("true", &change), log_at_us).await
     }
 
     /// Counts, as the job's and as the leader, what a job asks for that has no time and waits for its turn alone;
@@ -215,22 +219,28 @@ impl StateStore {
                       RETURNING {})",
             place_columns()
         );
-        self.change_deferred(Some(job), filter, after, "d.next_attempt_at IS NOT NULL", &change)
-            .await
+        let change = ("d.next_attempt_at IS NOT NULL", &*change);
+        self.change_deferred(Some(job), filter, after, change, None).await
     }
 
-    /// Carries out `change`, which makes `gone` of the `place`s that are `chosen`.
+    /// Carries out `change`, which makes `gone` of the `place`s that are `chosen`, by a condition beside the filter; and
+    /// logs at `log_at_us`, where it is given, that they are discarded.
     async fn change_deferred(
         &mut self,
         job: Option<JobId>,
         filter: &DeferredFilter,
         after: &DeferredCursor,
-        condition: &str,
-        change: &str,
+        (condition, change): (&str, &str),
+        log_at_us: Option<i64>,
     ) -> Result<Option<Changed>, StateError> {
         let epoch = self.led_epoch()?;
         let Scope { s, pipeline, .. } = &self.scope;
         let filters = filter.condition();
+        // Bodies that go with the last row are still there for this statement.
+        let committed = match log_at_us {
+            Some(_) => to_us(&key::row(s, "bodies", "committed_at", "event_id", "gone.event_id")),
+            None => "NULL::bigint".to_owned(),
+        };
         let sql = format!(
             "WITH chosen AS (
                  SELECT d.ctid AS place FROM {} WHERE {filters} AND {condition}
@@ -240,7 +250,7 @@ impl StateStore {
              counted AS (UPDATE {s}.jobs SET done = done {PLUS} (SELECT pg_catalog.count(*)
                  FROM gone)
                          WHERE pipeline {EQ} $1 AND id {EQ} $12)
-             SELECT {} FROM gone ORDER BY event_id, endpoint, replay_id",
+             SELECT {}, {committed} AS committed FROM gone ORDER BY event_id, endpoint, replay_id",
             rows(s, filter),
             place_columns()
         );
@@ -253,6 +263,7 @@ impl StateStore {
         let tx = self.connection.transaction().await?;
         fence_alone(&tx, &self.scope, epoch).await?;
         let gone = tx.query_typed(&sql, &params).await?;
+        let logged = discard_log::log(&tx, &self.scope, &gone, log_at_us).await?;
         tx.commit().await?;
         let Some(last) = gone.last() else { return Ok(None) };
         let next = DeferredCursor {
@@ -261,7 +272,7 @@ impl StateStore {
             replay: last.try_get("replay_id")?,
         };
         let rows = gone.iter().map(read_place).collect::<Result<_, _>>()?;
-        Ok(Some(Changed { rows, next }))
+        Ok(Some(Changed { rows, next, logged }))
     }
 
     /// How many deliveries fit.

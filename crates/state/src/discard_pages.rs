@@ -4,14 +4,17 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::deferred::{NAMED, place_columns as delivery_columns, read_place};
-use super::page::in_pages;
+use super::page::in_pages_with_commits;
 use super::persist::pages::{mark, place_columns};
 use super::place::{self, Places};
-use super::{DeferredFilter, Param, Scope, StateError, StateStore, fence_alone, text, unreadable};
+use super::{
+    DeferredFilter, Logged, Param, Scope, StateError, StateStore, discard_log, fence_alone, text,
+    unreadable,
+};
 use walhook_core::id::JobId;
 use walhook_core::persist::{QueueId, RowId, RowKey};
 use walhook_core::position::Position;
-use walhook_postgres::op::{EQ, GT, LE, PLUS};
+use walhook_postgres::op::{EQ, GT, LE, PLUS, to_us};
 
 /// Pages of which something is discarded in one transaction, during which the leader writes nothing.
 const PAGES: usize = 4;
@@ -34,6 +37,8 @@ pub struct DiscardedPages {
     pub rows: Vec<(QueueId, RowKey)>,
     /// The last page that was looked at.
     pub next: PageCursor,
+    /// What came of the lines of the delivery log that say so.
+    pub logged: Logged,
 }
 
 impl StateStore {
@@ -41,7 +46,8 @@ impl StateStore {
     /// and counts them as the job's. `None` when no page was left. What becomes a row meanwhile is left to
     /// [`StateStore::discard_deferred`], so that is to be called afterwards.
     ///
-    /// The dispatcher must be told which are gone. One that is in flight may still arrive.
+    /// The dispatcher must be told which are gone. One that is in flight may still arrive. The delivery log gets a line
+    /// for each, at `log_at_us`, microseconds since 1970-01-01 UTC; none where that is `None`.
     ///
     /// # Errors
     /// [`StateError::Fenced`], [`StateError::Sql`], [`StateError::Unreadable`].
@@ -50,6 +56,7 @@ impl StateStore {
         job: JobId,
         filter: &DeferredFilter,
         after: Option<&PageCursor>,
+        log_at_us: Option<i64>,
     ) -> Result<Option<DiscardedPages>, StateError> {
         let epoch = self.led_epoch()?;
         // Many pages may have to be looked through for one event, and hold the leader off only where it is.
@@ -57,7 +64,8 @@ impl StateStore {
             return Ok(None);
         };
         if !fits {
-            return Ok(Some(DiscardedPages { rows: Vec::new(), next }));
+            let (rows, logged) = (Vec::new(), Logged::default());
+            return Ok(Some(DiscardedPages { rows, next, logged }));
         }
         let tx = self.connection.transaction().await?;
         fence_alone(&tx, &self.scope, epoch).await?;
@@ -74,14 +82,16 @@ impl StateStore {
             Bound::values(to_at)
         );
         let sql = format!(
-            "SELECT {} FROM {} WHERE {}",
+            "SELECT {}, {} AS committed FROM {} WHERE {}",
             delivery_columns(),
-            in_pages(s, &between),
+            to_us("committed_at"),
+            in_pages_with_commits(s, &between),
             filter.condition()
         );
         let chosen = tx.query_typed(&sql, &params).await?;
         let ids = chosen.iter().map(read_id).collect::<Result<Vec<RowId>, _>>()?;
         mark(&tx, &self.scope, &ids).await?;
+        let logged = discard_log::log(&tx, &self.scope, &chosen, log_at_us).await?;
         let done = i64::try_from(ids.len()).unwrap_or(i64::MAX);
         let count = format!(
             "UPDATE {s}.jobs SET done = done {PLUS} $3 WHERE pipeline {EQ} $1 AND id {EQ} $2"
@@ -91,7 +101,7 @@ impl StateStore {
         tx.execute_typed(&count, &of_job).await?;
         tx.commit().await?;
         let rows = ids.into_iter().map(|id| (id.queue, id.key)).collect();
-        Ok(Some(DiscardedPages { rows, next }))
+        Ok(Some(DiscardedPages { rows, next, logged }))
     }
 
     /// Looks through the next pages behind `after`; `None`: there are none.

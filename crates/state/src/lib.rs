@@ -14,6 +14,7 @@ mod coverage;
 mod dead_letters;
 mod deferred;
 mod deliveries;
+mod discard_log;
 mod discard_pages;
 mod endpoints;
 mod error;
@@ -60,6 +61,7 @@ pub use deliveries::{
     DeliveryCount, DeliveryCursor, DeliveryFilter, DeliveryKind, DeliveryPage, Erasure, LogSize,
     Merged,
 };
+pub use discard_log::Logged;
 pub use discard_pages::{DiscardedPages, PageCursor};
 pub use endpoints::Standing;
 pub use error::{Class, StateError};

@@ -87,13 +87,22 @@ pub(super) fn slots(s: &str) -> String {
 /// A table `d` of the deliveries in pages of the pipeline `$1`, of those alone for which `which` holds, with the
 /// columns of `deferred` that name and choose them.
 pub(super) fn in_pages(s: &str, which: &str) -> String {
+    in_pages_with(s, which, ["", "", ""])
+}
+
+/// The same with the time of each event's commit, `committed_at`.
+pub(super) fn in_pages_with_commits(s: &str, which: &str) -> String {
+    in_pages_with(s, which, [", u.committed_at", ", p.committed_ats", ", committed_at"])
+}
+
+fn in_pages_with(s: &str, which: &str, [of_each, arrays, columns]: [&str; 3]) -> String {
     format!(
         "(SELECT p.pipeline, p.endpoint, p.account, u.event_id, u.event_type, {}, p.reason, p.deferred_at,
-                 0::bigint AS replay_id
+                 0::bigint AS replay_id{of_each}
           FROM {s}.pages p
           CROSS JOIN LATERAL (SELECT {} AS slots OFFSET 0) done
-          CROSS JOIN LATERAL unnest(p.event_ids, p.event_types, {})
-               WITH ORDINALITY AS u(event_id, event_type, {}, slot)
+          CROSS JOIN LATERAL unnest(p.event_ids, p.event_types, {}{arrays})
+               WITH ORDINALITY AS u(event_id, event_type, {}{columns}, slot)
           WHERE p.pipeline {EQ} $1 AND {which} AND NOT (u.slot::smallint {EQ} ANY (done.slots))) d",
         place::columns("u."),
         slots(s),

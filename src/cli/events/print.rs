@@ -9,6 +9,9 @@ use crate::control::events::{DeliveryView, EventView, LineView};
 /// Columns of a thing's name.
 const NAME_WIDTH: usize = 10;
 
+/// The reason of what failed and was no attempt.
+const PROBE: &str = "probe";
+
 /// All that is known of one.
 pub(super) fn event(event: &EventView) -> String {
     let mut text: Vec<String> = head(event).iter().map(|(name, value)| line(name, value)).collect();
@@ -108,6 +111,7 @@ fn happened(line: &LineView) -> [String; 5] {
 
 fn what(line: &LineView) -> String {
     match line.attempt {
+        Some(_) if line.reason.as_deref() == Some(PROBE) => format!("{PROBE} {}", line.what),
         Some(attempt) => format!("attempt {attempt} {}", line.what),
         None => with_reason(&line.what, line.reason.as_deref()),
     }
@@ -208,6 +212,13 @@ mod tests {
         ] {
             assert!(shown.contains(part), "{part} is not in:\n{shown}");
         }
+        let probe = LineView {
+            what: "failed".into(),
+            reason: Some(PROBE.into()),
+            attempt: Some(2),
+            ..sample::line_page().lines[0].clone()
+        };
+        assert_eq!(what(&probe), "probe failed", "it is no attempt");
         let shown = list(&sample::line_page());
         for part in ["AT  ", "  attempt 2 failed  ", "\nthere are more: --before 17"] {
             assert!(shown.contains(part), "{part} is not in:\n{shown}");

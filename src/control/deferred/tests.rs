@@ -158,7 +158,7 @@ async fn carry_out_next(leader: &mut StateStore, kind: &str) -> JobState {
         Ask::DiscardDeferred(filter) => {
             let mut at = Cursor::default();
             while let Some(changed) =
-                leader.discard_deferred(Some(job.id), filter, &at).await.unwrap()
+                leader.discard_deferred(Some(job.id), filter, &at, None).await.unwrap()
             {
                 at = changed.next;
             }

@@ -16,7 +16,8 @@ pub(crate) struct LineView {
     pub(crate) at: String,
     /// What happened: `delivered`, `failed`, `deferred`, `dead`, `unroutable`, `gap` or `dropped`.
     pub(crate) what: String,
-    /// Why, of what has a reason.
+    /// Why, of what has a reason; `probe` of an attempt that failed: it only tried an endpoint whose breaker is open, and
+    /// does not count.
     pub(crate) reason: Option<String>,
     /// The event's id.
     pub(crate) event_id: String,

@@ -24,7 +24,7 @@ pub(crate) struct DeliveryView {
     /// The replay that sends it again; null: the stream, or an operator's retry.
     pub(crate) replay_id: Option<i64>,
     /// `delivered`, `pending` (in the leader's memory), `deferred`, `unrouted`, `dead_letter`, `unroutable`, `gap`,
-    /// `dropped` (its endpoint was removed), or `ended` where nothing says how.
+    /// `dropped` (its endpoint was removed, or an operator discarded it), or `ended` where nothing says how.
     pub(crate) state: String,
     /// Since when; null where nothing says that.
     pub(crate) since: Option<String>,
@@ -156,10 +156,11 @@ impl Known {
             What::Delivered => ("delivered", said, None),
             What::Gap => ("gap", said, self.gap_of(last)),
             What::Dropped => ("dropped", Some("its endpoint was removed".to_owned()), None),
+            What::Discarded => ("dropped", Some("an operator discarded it".to_owned()), None),
             What::Dead(_) if last.endpoint().is_none() => ("unroutable", gone(said), None),
             What::Dead(_) => ("dead_letter", gone(said), self.gap_of(last)),
-            What::Failed if is_open => ("pending", said, None),
-            What::Failed | What::Deferred(_) => {
+            What::Failed | What::Probed if is_open => ("pending", said, None),
+            What::Failed | What::Probed | What::Deferred(_) => {
                 let says = "it came to an end, and the log does not say how";
                 ("ended", Some(says.to_owned()), None)
             }
@@ -318,6 +319,8 @@ mod tests {
             (vec![line(What::Failed, 1), line(dead, 0)], 200, "dead_letter"),
             (vec![line(What::Gap, 0)], 200, "gap"),
             (vec![line(What::Dropped, 0)], 200, "dropped"),
+            (vec![line(What::Failed, 1), line(What::Discarded, 0)], 200, "dropped"),
+            (vec![line(What::Probed, 1)], 100, "pending"),
             (vec![line(What::Deferred(DeferReason::Failed), 0)], 200, "ended"),
         ] {
             let attempts = lines.iter().map(|entry| entry.attempt).max().unwrap();

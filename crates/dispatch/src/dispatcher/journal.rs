@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::Dispatcher;
 use super::outbox::{Leaves, Leaving};
 use super::queues::QueueNo;
-use walhook_core::attempt::{Asked, DeliveryId, Outcome};
+use walhook_core::attempt::{Asked, DeliveryId, Meaning, Outcome};
 use walhook_core::delivery_log::{Entry, Keep, What, excerpt};
 use walhook_core::event::{EndpointId, Event};
 use walhook_core::persist::{DeadLetter, DeadReason, NO_ENDPOINT};
@@ -145,7 +145,15 @@ impl Dispatcher {
         (outcome, waits): (&Outcome, Waits),
         now: Tick,
     ) {
-        let what = if outcome.delivered() { What::Delivered } else { What::Failed };
+        // Who wants no more ends the delivery, whatever it was sent for.
+        let may_go_on = outcome.meaning != Meaning::Gone;
+        let what = if outcome.delivered() {
+            What::Delivered
+        } else if may_go_on && self.is_probe(queue, id) {
+            What::Probed
+        } else {
+            What::Failed
+        };
         let pending = self.queues.in_use(queue).held_mut(id);
         // A probe's number is taken back, and it was sent all the same.
         let attempt = pending.attempts.max(1);

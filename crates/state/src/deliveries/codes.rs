@@ -12,6 +12,8 @@ pub(super) const fn of_what(what: What) -> u8 {
         What::Failed => 1,
         What::Gap => 2,
         What::Dropped => 3,
+        What::Discarded => 4,
+        What::Probed => 5,
         What::Dead(DeadReason::Exhausted) => 16,
         What::Dead(DeadReason::EndpointDisabled) => 17,
         What::Dead(DeadReason::EndpointInvalid) => 18,

@@ -9,11 +9,16 @@ use tokio::time::{sleep, timeout};
 use super::super::fixture::{Fixture, SCHEMA, dead, defer, event, queue, row_id, tried};
 use super::batch;
 use crate::persist::new_pages::Split;
-use crate::{DeadLetterFilter, StateError, StateStore, persist};
+use crate::{
+    DeadLetterFilter, DeferredCursor, DeferredFilter, DeliveryFilter, Logged, StateError,
+    StateStore, persist,
+};
+use walhook_core::attempt::Asked;
+use walhook_core::delivery_log::What;
 use walhook_core::event::Event;
-use walhook_core::id::Epoch;
+use walhook_core::id::{Epoch, ReplayId};
 use walhook_core::persist::{
-    BacklogRow, Blocked, Defer, GapChange, PersistBatch, Purge, Refill, RowKey, Tried,
+    BacklogRow, Blocked, Defer, GapChange, PersistBatch, Purge, Refill, RowId, RowKey, Tried,
 };
 use walhook_postgres::fix::Failure;
 use walhook_postgres::ident::quote_ident;
@@ -408,4 +413,45 @@ async fn work_is_proportional_to_the_batch_also_by_statistics_of_an_empty_table(
     let read = tx.query_typed_one(ROWS_READ, &[]).await;
     let read: i64 = read.unwrap().get(0);
     assert!((200..3_000).contains(&read), "200 rows of {ROWS} took {read}");
+}
+
+#[tokio::test]
+async fn discarded_row_is_a_line_of_the_log_unless_that_takes_none() {
+    let fixture = Fixture::start().await;
+    let mut store = leader(&fixture).await;
+    let (one, two) = (event(0x210, "1"), event(0x220, "2"));
+    let replayed = defer(&one, "8");
+    let key = RowKey { replay: Some(ReplayId(4)), ..replayed.id.key.clone() };
+    let replayed = Defer { id: RowId { key, ..replayed.id.clone() }, ..replayed };
+    let rows = [defer(&one, "7"), defer(&two, "7"), replayed];
+    store.persist(&deferring(rows.clone())).await.unwrap();
+    let (any, begin) = (DeferredFilter::default(), DeferredCursor::default());
+    let gone = store.discard_deferred(None, &any, &begin, Some(9)).await.unwrap().unwrap();
+    assert_eq!((gone.rows.len(), gone.logged), (3, Logged { stored: 3, dropped: 0 }));
+    assert_eq!((fixture.count("deferred").await, fixture.count("bodies").await), (0, 0));
+    let lines = store.story(one.id, 9).await.unwrap();
+    let [stream, replay] = &lines[..] else { panic!("{lines:?}") };
+    assert_eq!((stream.what, &*stream.endpoint, stream.at_us), (What::Discarded, "7", 9));
+    assert_eq!((&*stream.account, &*stream.event_type), ("1", &*one.event_type));
+    let commit = (stream.commit_lsn, stream.committed_us);
+    assert_eq!(commit, (one.position.commit_lsn(), one.commit_time_us));
+    assert_eq!((stream.asked, replay.asked), (None, Some(Asked::Replay(ReplayId(4)))));
+    let dropped = DeliveryFilter { outcome: Some("dropped".into()), ..DeliveryFilter::default() };
+    let counts = store.count_deliveries(&dropped).await.unwrap();
+    assert_eq!(counts.values().map(|count| count.lines).sum::<u64>(), 3);
+
+    // Nobody wants lines, or nobody takes them: the rows go all the same.
+    store.persist(&PersistBatch { number: 2, ..deferring(rows.clone()) }).await.unwrap();
+    let gone = store.discard_deferred(None, &any, &begin, None).await.unwrap().unwrap();
+    assert_eq!((gone.rows.len(), gone.logged), (3, Logged::default()));
+    store.persist(&PersistBatch { number: 3, ..deferring(rows) }).await.unwrap();
+    let s = quote_ident(SCHEMA);
+    fixture
+        .admin
+        .batch_execute(&format!("ALTER TABLE {s}.delivery_log RENAME TO x"))
+        .await
+        .unwrap();
+    let gone = store.discard_deferred(None, &any, &begin, Some(9)).await.unwrap().unwrap();
+    assert_eq!((gone.rows.len(), gone.logged), (3, Logged { stored: 0, dropped: 3 }));
+    assert_eq!(fixture.count("deferred").await, 0);
 }

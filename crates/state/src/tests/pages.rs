@@ -9,7 +9,8 @@ use rand::{RngExt, SeedableRng};
 
 use super::super::fixture::{Fixture, SCHEMA, dead, event, queue, row_id, set_up, tried};
 use super::batch;
-use crate::{DeferredCursor, DeferredFilter, StateError, StateStore, schema_sql};
+use crate::{DeferredCursor, DeferredFilter, DeliveryFilter, StateError, StateStore, schema_sql};
+use walhook_core::delivery_log::{Entry, What};
 use walhook_core::event::Event;
 use walhook_core::id::JobId;
 use walhook_core::persist::{
@@ -65,7 +66,7 @@ impl Pair {
     }
 
     /// What both show alike.
-    async fn compare(&self, rng: &mut StdRng) {
+    async fn compare(&mut self, rng: &mut StdRng) {
         for endpoint in ENDPOINTS {
             let (rows, bytes) = (rng.random_range(1..300), rng.random_range(1..20_000));
             let from = walk(&self.rows, endpoint, rows, bytes).await;
@@ -99,6 +100,8 @@ impl Pair {
         let counted = i64::try_from(listed.len()).unwrap();
         assert_eq!(self.rows.count_deferred(&filter).await.unwrap(), counted);
         assert_eq!(self.pages.count_deferred(&filter).await.unwrap(), counted);
+        let hurried = self.rows.begin_hurry(JobId(1), &filter).await.unwrap();
+        assert_eq!(self.pages.begin_hurry(JobId(1), &filter).await.unwrap(), hurried, "{filter:?}");
     }
 
     async fn set_version(&self, version: i32) {
@@ -169,19 +172,31 @@ fn filter(rng: &mut StdRng) -> DeferredFilter {
     DeferredFilter { endpoint, reason, ..DeferredFilter::default() }
 }
 
-/// Discards as a job does.
-async fn discard(store: &mut StateStore, filter: &DeferredFilter) -> BTreeSet<(QueueId, RowKey)> {
-    let (mut all, mut page) = (BTreeSet::new(), None);
-    while let Some(gone) = store.discard_pages(JobId(1), filter, page.as_ref()).await.unwrap() {
+/// Discards as a job does: each of them is a line of the log.
+async fn discard(
+    store: &mut StateStore,
+    filter: &DeferredFilter,
+) -> (BTreeSet<(QueueId, RowKey)>, Vec<Entry>) {
+    let (mut all, mut page, mut lines) = (BTreeSet::new(), None, 0);
+    let at_us = Some(7);
+    let job = JobId(1);
+    while let Some(gone) = store.discard_pages(job, filter, page.as_ref(), at_us).await.unwrap() {
         all.extend(gone.rows);
+        lines += gone.logged.stored;
         page = Some(gone.next);
     }
     let mut after = DeferredCursor::default();
-    while let Some(gone) = store.discard_deferred(Some(JobId(1)), filter, &after).await.unwrap() {
+    while let Some(gone) = store.discard_deferred(Some(job), filter, &after, at_us).await.unwrap() {
         all.extend(gone.rows);
+        lines += gone.logged.stored;
         after = gone.next;
     }
-    all
+    assert_eq!(lines, all.len() as u64);
+    let told = store.deliveries(&DeliveryFilter::default(), 10_000, None).await.unwrap().entries;
+    let mut told: Vec<Entry> = told.into_iter().take(all.len()).collect();
+    assert!(told.iter().all(|line| line.what == What::Discarded && line.at_us == 7));
+    told.sort_by_key(|line| (line.event, line.endpoint.to_string()));
+    (all, told)
 }
 
 /// All rows of a queue, page by page.
@@ -333,7 +348,7 @@ async fn pages_answer_as_rows_do_whatever_becomes_of_single_deliveries() {
                 let filter = filter(&mut rng);
                 let gone = discard(&mut pair.rows, &filter).await;
                 assert_eq!(gone, discard(&mut pair.pages, &filter).await, "{filter:?}");
-                for (queue, key) in gone {
+                for (queue, key) in gone.0 {
                     let of = world.stored.get_mut(&*queue.endpoint.to_string()).unwrap();
                     of.retain(|number| world.events[*number].position != key.event.position);
                 }

@@ -61,6 +61,40 @@ fn delivery_that_fails_is_told_attempt_by_attempt_to_its_end() {
 }
 
 #[test]
+fn request_that_only_tries_a_dead_endpoint_is_told_as_no_attempt_unless_it_is_taken() {
+    let mut rig = Rig::new(settings());
+    for _ in 0..100 {
+        rig.commit("7");
+        answer_all(&mut rig, 503);
+        rig.store();
+    }
+    assert_eq!(rig.dispatcher.gauges().breakers_open, 1);
+    let before = lines(&rig).len();
+    assert!(lines(&rig).iter().all(|line| line.what != What::Probed));
+    for status in [503, 204] {
+        let mut requests = 0;
+        for _ in 0..60 {
+            rig.wait(Duration::from_secs(1));
+            rig.read();
+            rig.look_up();
+            requests = answer_all(&mut rig, status);
+            rig.store();
+            if requests > 0 {
+                break;
+            }
+        }
+        assert_eq!(requests, 1);
+    }
+    let lines = lines(&rig).split_off(before);
+    let told: Vec<_> = lines
+        .iter()
+        .filter(|line| line.is_attempt())
+        .map(|line| (line.what, line.status))
+        .collect();
+    assert_eq!(told, [(What::Probed, Some(503)), (What::Delivered, Some(204))]);
+}
+
+#[test]
 fn end_without_an_attempt_is_a_line_of_its_own() {
     let mut rig = Rig::new(settings());
     rig.commit("7");

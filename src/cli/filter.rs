@@ -8,6 +8,7 @@ use clap::builder::{PossibleValuesParser, ValueParser};
 
 use super::Failure;
 use crate::control::Filter;
+use crate::control::event_type::type_or_pattern;
 use crate::control::time::time_us;
 
 /// The kind of delivery that is filtered.
@@ -40,8 +41,8 @@ pub(super) struct Filters<K: Kind> {
     /// Of this account
     #[arg(long, value_name = "ID")]
     account: Option<String>,
-    /// Of this event type
-    #[arg(long = "type", value_name = "TYPE")]
+    /// Of this event type; also a pattern such as subscriber.*
+    #[arg(long = "type", value_name = "TYPE", value_parser = type_or_pattern)]
     event_type: Option<String>,
     /// Of this replay, as `replay list` shows it
     #[arg(long, value_name = "ID")]

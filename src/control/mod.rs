@@ -28,6 +28,7 @@ pub(crate) mod contract;
 pub(crate) mod dead_letters;
 pub(crate) mod deferred;
 pub(crate) mod endpoints;
+pub(crate) mod event_type;
 pub(crate) mod events;
 mod failure;
 #[cfg(test)]

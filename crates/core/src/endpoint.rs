@@ -95,6 +95,12 @@ pub fn wants(patterns: &[String], event_type: &str) -> bool {
     })
 }
 
+/// Whether the text stands for all types, or for all with a beginning, and not for one alone.
+#[must_use]
+pub fn is_pattern(text: &str) -> bool {
+    text == "*" || text.ends_with(".*")
+}
+
 /// A signing secret, as its row holds it. Never printed, and never written: it cannot be serialised.
 ///
 /// ```compile_fail,E0277

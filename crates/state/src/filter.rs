@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::types::{ToSql, Type};
 
 use super::Param;
+use walhook_core::endpoint::is_pattern;
 use walhook_postgres::op::{EQ, GE, LT, from_us};
 
 /// Those that fit everything that is given. The `args` of a job.
@@ -19,7 +20,7 @@ pub struct Filter<Id> {
     /// This account's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
-    /// Of this event type.
+    /// Of this event type, or of those that this pattern fits, as an endpoint's row has them.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub event_type: Option<String>,
     /// Dead, or deferred, for this reason.
@@ -53,7 +54,7 @@ impl<Id: Default + PartialEq> Filter<Id> {
 impl DeadLetterFilter {
     /// The condition over `dead_letters d` and `bodies b`, which takes `$1` to `$8`.
     pub(super) fn condition(&self) -> String {
-        condition("d.id", "b", "d.died_at", self.replay)
+        condition("d.id", "b", "d.died_at", self)
     }
 
     pub(super) fn params<'a>(&'a self, pipeline: &'a String) -> Vec<Param<'a>> {
@@ -64,7 +65,7 @@ impl DeadLetterFilter {
 impl DeferredFilter {
     /// The condition over `deferred d`, which takes `$1` to `$8`.
     pub(super) fn condition(&self) -> String {
-        condition("d.event_id", "d", "d.deferred_at", self.replay)
+        condition("d.event_id", "d", "d.deferred_at", self)
     }
 
     pub(super) fn params<'a>(&'a self, pipeline: &'a String) -> Vec<Param<'a>> {
@@ -88,15 +89,22 @@ impl<Id: ToSql + Sync> Filter<Id> {
 }
 
 /// `event` names the table that knows account and type.
-fn condition(id: &str, event: &str, at: &str, replay: Option<i64>) -> String {
+fn condition<Id>(id: &str, event: &str, at: &str, filter: &Filter<Id>) -> String {
+    let replay = filter.replay;
     let replay = replay.map_or_else(String::new, |replay| format!("AND d.replay_id {EQ} {replay}"));
     let (since, until) = (from_us("$7"), from_us("$8"));
+    let of_type = match filter.event_type.as_deref() {
+        Some(pattern) if is_pattern(pattern) => {
+            format!("pg_catalog.starts_with({event}.event_type, pg_catalog.left($5, -1))")
+        }
+        _ => format!("{event}.event_type {EQ} $5"),
+    };
     format!(
         "d.pipeline {EQ} $1
          AND ($2 IS NULL OR {id} {EQ} ANY ($2))
          AND ($3 IS NULL OR d.endpoint {EQ} $3)
          AND ($4 IS NULL OR {event}.account {EQ} $4)
-         AND ($5 IS NULL OR {event}.event_type {EQ} $5)
+         AND ($5 IS NULL OR {of_type})
          AND ($6 IS NULL OR d.reason {EQ} $6)
          AND ($7 IS NULL OR {at} {GE} {since})
          AND ($8 IS NULL OR {at} {LT} {until}) {replay}"

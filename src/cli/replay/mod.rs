@@ -12,6 +12,7 @@ use anyhow::anyhow;
 use super::run::until_signal;
 use super::terminal::Terminal;
 use super::{CommandResult, Common, Failure, print_json, print_line};
+use crate::control::event_type::type_or_pattern;
 use crate::control::replay::{self, Asked, Moment, ReplayRange, ReplayView};
 use crate::control::{Databases, Progress};
 
@@ -69,7 +70,7 @@ struct Start {
     #[arg(long, value_name = "ID")]
     endpoint: Option<String>,
     /// Events of this type only; also a pattern such as subscriber.*; may be repeated
-    #[arg(long = "type", value_name = "TYPE")]
+    #[arg(long = "type", value_name = "TYPE", value_parser = type_or_pattern)]
     types: Vec<String>,
     /// Only count what would be sent
     #[arg(long)]

@@ -52,6 +52,7 @@ async fn list_filters_and_pages() {
     let of_type = |name: &str| Filter { event_type: Some(name.into()), ..Filter::default() };
     assert_eq!(ids(of_type("a.b")).await.len(), 4);
     assert_eq!(ids(of_type("a.c")).await.len(), 0);
+    assert_eq!((ids(of_type("a.*")).await.len(), ids(of_type("c.*")).await.len()), (4, 0));
     let now = walhook_process::clock::unix_us();
     let since = |at| Filter { since_us: Some(at), ..Filter::default() };
     let until = |at| Filter { until_us: Some(at), ..Filter::default() };

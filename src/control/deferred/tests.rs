@@ -49,7 +49,9 @@ async fn list_filters_and_pages() {
     assert_eq!(count(of(Some("7"), Some("1"), None)).await, 1);
     assert_eq!(count(of(None, None, Some("overflow"))).await, 1);
     let of_type = |name: &str| Filter { event_type: Some(name.into()), ..Filter::default() };
-    assert_eq!((count(of_type("a.b")).await, count(of_type("a.c")).await), (3, 0));
+    for (pattern, fitting) in [("a.b", 3), ("a.c", 0), ("a.*", 3), ("*", 3), ("b.*", 0), ("a", 0)] {
+        assert_eq!(count(of_type(pattern)).await, fitting, "{pattern}");
+    }
     let now = walhook_process::clock::unix_us();
     let since = |at| Filter { since_us: Some(at), ..Filter::default() };
     let until = |at| Filter { until_us: Some(at), ..Filter::default() };
@@ -124,6 +126,8 @@ async fn list_ends_with_what_waits_without_an_endpoint_by_the_filter() {
         (of(None, Some("41"), None), false),
         (of_type("a.b"), true),
         (of_type("a.c"), false),
+        (of_type("a.*"), true),
+        (of_type("c.*"), false),
         (of(None, None, Some("unrouted")), true),
         (of(None, None, Some("failed")), false),
         // They may be for this endpoint: nobody knows.

@@ -3,6 +3,8 @@
 //! Pages that surely hold nothing of what is asked for are passed over by what the table says of them; the others are
 //! read a few at a time, so that memory is bounded however much there is.
 
+use std::slice;
+
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
@@ -11,6 +13,7 @@ use super::codes::outcome_bit;
 use super::filter::Key;
 use super::{READ_AT_ONCE, columns};
 use walhook_core::delivery_log::Entry;
+use walhook_core::endpoint::{is_pattern, wants};
 use walhook_core::position::EventId;
 use walhook_postgres::op::{EQ, GE, GT, LE, LT, MINUS, TIMES};
 
@@ -23,7 +26,7 @@ pub struct DeliveryFilter {
     pub account: Option<String>,
     /// Of this endpoint.
     pub endpoint: Option<String>,
-    /// Of events of this type.
+    /// Of events of this type, or of those that this pattern fits, as an endpoint's row has them.
     pub event_type: Option<String>,
     /// One of the words of [`What::as_str`](walhook_core::delivery_log::What::as_str).
     pub outcome: Option<String>,
@@ -53,10 +56,12 @@ impl DeliveryFilter {
     #[must_use]
     pub fn admits(&self, entry: &Entry) -> bool {
         let is = |wanted: &Option<String>, text: &str| wanted.as_ref().is_none_or(|w| w == text);
+        let fits =
+            |of: &str| self.event_type.as_ref().is_none_or(|w| wants(slice::from_ref(w), of));
         self.event.is_none_or(|event| event == entry.event)
             && is(&self.account, &entry.account)
             && is(&self.endpoint, &entry.endpoint)
-            && is(&self.event_type, &entry.event_type)
+            && fits(&entry.event_type)
             && is(&self.outcome, entry.what.as_str())
             && self.from_us.is_none_or(|from_us| entry.at_us >= from_us)
             && self.to_us.is_none_or(|to_us| entry.at_us < to_us)
@@ -68,7 +73,8 @@ impl DeliveryFilter {
             self.event.map(Key::Event),
             self.account.as_deref().map(Key::Account),
             self.endpoint.as_deref().map(Key::Endpoint),
-            self.event_type.as_deref().map(Key::EventType),
+            // A filter knows whole types alone.
+            self.event_type.as_deref().filter(|of| !is_pattern(of)).map(Key::EventType),
         ];
         keys.iter().flatten().flat_map(Key::hashes).collect()
     }

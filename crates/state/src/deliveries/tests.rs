@@ -166,6 +166,8 @@ fn filters(entries: &[Entry]) -> Vec<DeliveryFilter> {
         DeliveryFilter { account: Some("nobody".into()), ..any.clone() },
         DeliveryFilter { endpoint: Some("3".into()), account: Some("8".into()), ..any.clone() },
         DeliveryFilter { event_type: Some("order.paid".into()), ..any.clone() },
+        DeliveryFilter { event_type: Some("a.*".into()), ..any.clone() },
+        DeliveryFilter { event_type: Some("*".into()), ..any.clone() },
         DeliveryFilter { event: Some(some.event), ..any.clone() },
         DeliveryFilter { event: Some(event(999_999, DAY_US)), ..any.clone() },
         DeliveryFilter { from_us: Some(from), to_us: Some(from + 60_000_000), ..any.clone() },
@@ -175,6 +177,22 @@ fn filters(entries: &[Entry]) -> Vec<DeliveryFilter> {
         What::WORDS.map(|word| DeliveryFilter { outcome: Some(word.into()), ..any.clone() }),
     );
     filters
+}
+
+#[test]
+fn pattern_admits_the_types_that_an_endpoint_with_it_would_take() {
+    let line = entry("1", "2");
+    for (pattern, admitted) in [
+        ("subscriber.*", true),
+        ("*", true),
+        ("subscriber.updated", true),
+        ("subscriber", false),
+        ("sub.*", false),
+    ] {
+        let filter =
+            DeliveryFilter { event_type: Some(pattern.into()), ..DeliveryFilter::default() };
+        assert_eq!(filter.admits(&line), admitted, "{pattern}");
+    }
 }
 
 #[tokio::test]

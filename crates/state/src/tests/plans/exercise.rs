@@ -407,6 +407,8 @@ async fn listing(store: &mut StateStore, done: &mut BTreeMap<&'static str, Reads
         DeferredFilter { endpoint: Some("none".into()), account: Some("1".into()), ..any.clone() };
     step!(done, store, deferred_of, Once, store.deferred(&of, &begin, 8));
     step!(done, store, count_deferred, Once, store.count_deferred(&of));
+    let of_types = DeferredFilter { event_type: Some("a.*".into()), ..any.clone() };
+    step!(done, store, count_of_types, Once, store.count_deferred(&of_types));
     step!(done, store, count_named, Once, store.count_deferred(&named));
     step!(done, store, without_endpoint, Once, store.without_endpoint(&any));
     step!(done, store, dead_letters, Few, store.dead_letters(&letters, 1, 8));

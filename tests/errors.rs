@@ -10,6 +10,9 @@ use crate::support::{RULES, SCHEMA, World, text};
 /// What is called, with which variables; the exit code, and what the error names.
 type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], i32, &'a str);
 
+/// The id of no event, of 1970.
+const LONG_AGO: &str = "evt_00000000000000000000000001";
+
 /// Standard error begins with the error, but for `run`, which logs there first.
 fn judge(args: &[&str], output: &Output, code: i32, names: &str) -> Result<()> {
     let said = text(&output.stderr);
@@ -32,7 +35,7 @@ async fn every_error_begins_with_error_and_ends_with_the_code_of_its_kind() -> R
     let wrong = [("WALHOOK_DELIVERY__TIMEOUT", "soon")];
     let missing = [("WALHOOK_SOURCE__URL_FILE", "/nowhere/url")];
     let unknown = [("WALHOOK_SOURCE__COLOUR", "red")];
-    let cases: [Case<'_>; 12] = [
+    let cases: [Case<'_>; 18] = [
         (&["status", "--colour"], &[], 2, "--colour"),
         (&["fly"], &[], 2, "fly"),
         (&["deferred", "list", "--limit", "0"], &[], 2, "--limit"),
@@ -45,6 +48,17 @@ async fn every_error_begins_with_error_and_ends_with_the_code_of_its_kind() -> R
         (&["dead-letters", "list"], &nobody, 1, "127.0.0.1"),
         (&["setup"], &nobody, 1, "127.0.0.1"),
         (&["deferred", "retry", "--account", "none"], &[], 1, "no deferred delivery fits"),
+        (&["deferred", "list", "--type", "sub*"], &[], 2, "subscriber.*"),
+        (&["events", "count", "--type", "sub*"], &[], 2, "subscriber.*"),
+        (&["dead-letters", "show", "4711"], &[], 1, "there is no dead letter 4711"),
+        (&["events", "show", "evt_1"], &[], 2, "expected evt_ and 26 characters"),
+        (
+            &["events", "show", LONG_AGO],
+            &[],
+            1,
+            "nothing is known of evt_00000000000000000000000001",
+        ),
+        (&["events", "show", LONG_AGO, "--json"], &[], 1, "nothing is known of"),
     ];
     for (args, env, code, names) in cases {
         let output = world.walhook_with(args, env).await?;

@@ -11,6 +11,7 @@ use url::Url;
 use super::confirm::confirm_removal;
 use super::replay::{Wait, carry_out};
 use super::{CommandResult, Common, print_json, print_line};
+use crate::control::event_type::type_or_pattern;
 use crate::control::events::log::{self, Filter, OUTCOMES, Query};
 use crate::control::time::time_us;
 use crate::control::{Databases, events};
@@ -85,8 +86,8 @@ struct Which {
     /// Of this endpoint
     #[arg(long, value_name = "ID")]
     endpoint: Option<String>,
-    /// Of events of this type
-    #[arg(long = "type", value_name = "TYPE")]
+    /// Of events of this type; also a pattern such as subscriber.*
+    #[arg(long = "type", value_name = "TYPE", value_parser = type_or_pattern)]
     event_type: Option<String>,
     /// Of what came to this
     #[arg(long, value_parser = PossibleValuesParser::new(OUTCOMES))]
@@ -119,6 +120,9 @@ struct Erase {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exits with 1 where nothing is known of it: no line of the log, no row, no delivery in memory; then the note
+says what that may mean. An event that is not settled yet may only be to come, and is no error.")]
 struct Show {
     /// Its id
     id: EventId,
@@ -177,7 +181,8 @@ impl List {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// [`Failure::Failed`](super::Failure::Failed) when a database does not answer, or when nothing was sent again.
+/// [`Failure::Failed`](super::Failure::Failed) when a database does not answer, when nothing is known of the event that
+/// is to be shown, or when nothing was sent again.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
     match args.command {
@@ -200,7 +205,12 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         }
         Command::Show(Show { id, body, admin }) => {
             let event = events::show(&config, id, admin, body).await?;
-            if common.json { print_json(&event) } else { print_line(&print::event(&event)) }
+            if common.json {
+                print_json(&event)?
+            } else {
+                print_line(&print::event(&event))?
+            }
+            event.unknown().map_or(Ok(()), |why| Err(anyhow!(why).into()))
         }
         Command::Resend(Resend { id, endpoint, wait }) => {
             let range = events::resend::range(&config, id, endpoint).await?;

@@ -16,7 +16,7 @@ use super::jobs::{self, JobView};
 use super::{Databases, Failure, Tell};
 use walhook_core::event::rfc3339;
 use walhook_core::persist::DeferReason;
-use walhook_state::{Ask, OfAccount, StateStore, StoredDeferred, WithoutEndpoint};
+use walhook_state::{Ask, OfAccount, StateStore, StoredDeferred, WithoutEndpoint, replay_column};
 
 pub(crate) use walhook_state::{DeferredCursor as Cursor, DeferredFilter as Filter};
 
@@ -65,8 +65,8 @@ pub(crate) struct DeferredView {
     pub(crate) account_id: String,
     /// The endpoint's id.
     pub(crate) endpoint: String,
-    /// The replay that it belongs to; 0: none.
-    pub(crate) replay_id: i64,
+    /// The replay that it belongs to; null: none.
+    pub(crate) replay_id: Option<i64>,
     /// Why: one of [`REASONS`].
     pub(crate) reason: String,
     /// How many attempts were made.
@@ -90,7 +90,7 @@ impl From<StoredDeferred> for DeferredView {
             event_type: row.event_type,
             account_id: row.account,
             endpoint: row.endpoint,
-            replay_id: row.replay_id,
+            replay_id: replay_column::read(row.replay_id).map(|replay| replay.0),
             reason: row.reason,
             attempts: row.attempts,
             next_attempt_at: row.next_attempt_at_us.map(rfc3339),

@@ -65,6 +65,23 @@ pub(crate) struct EventView {
     pub(crate) note: Option<String>,
 }
 
+impl EventView {
+    /// Why it seems that there is no such event, where nothing has it: the checkpoint is past it, or nobody can tell.
+    pub(crate) fn unknown(&self) -> Option<String> {
+        let is_known = !self.deliveries.is_empty() || self.event_type.is_some();
+        if is_known || self.settled == Some(false) {
+            return None;
+        }
+        let id = &self.event_id;
+        Some(match &self.memory_error {
+            None => format!("nothing is known of {id}: no line, no row and no delivery in memory"),
+            Some(_) => {
+                format!("nothing is known of {id}: no line, no row, and of memory nobody told")
+            }
+        })
+    }
+}
+
 /// What is known of an event. `admin`: where the leader's admin server answers; none: on this machine. `wants_body`:
 /// also from the replay window, which may take a while.
 ///

@@ -86,7 +86,7 @@ fn deferred() -> DeferredView {
         event_type: "subscriber.updated".into(),
         account_id: "42".into(),
         endpoint: "7".into(),
-        replay_id: 0,
+        replay_id: None,
         reason: "failed".into(),
         attempts: 2,
         next_attempt_at: Some(at(10)),
@@ -99,7 +99,7 @@ fn deferred() -> DeferredView {
 
 pub(crate) fn deferred_page() -> DeferredPage {
     let untried = DeferredView {
-        replay_id: 3,
+        replay_id: Some(3),
         reason: "overflow".into(),
         attempts: 0,
         next_attempt_at: None,

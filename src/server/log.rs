@@ -2,7 +2,10 @@
 //!
 //! Secrets are kept out of it where they are held (their types do not print). As a second defence
 //! every line goes through [`redact`] on its way out; and what came from outside neither ends a line
-//! nor acts on a terminal, for all but the end of an event is escaped there too.
+//! nor acts on a terminal, for all but the end of an event is escaped there too. In the text format a value
+//! that leaves open where it ends is quoted (`fields`).
+
+mod fields;
 
 use std::io::{self, Write};
 
@@ -10,6 +13,7 @@ use anyhow::{Result, ensure};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use self::fields::Fields;
 use crate::config::{Log, LogFormat};
 use walhook_core::escape::one_line;
 use walhook_core::redact::redact;
@@ -26,7 +30,7 @@ pub fn init(log: &Log) -> Result<()> {
     let lines =
         tracing_subscriber::fmt().with_env_filter(filter(log)?).with_writer(|| Lines(io::stderr()));
     let _already_started = match log.format {
-        LogFormat::Text => lines.with_ansi(false).try_init(),
+        LogFormat::Text => lines.with_ansi(false).fmt_fields(Fields).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),
     };
     Ok(())
@@ -83,17 +87,20 @@ mod tests {
     const HOSTILE: &str = "id\u{1b}[2J\n2026-01-01T00:00:00Z  INFO forged\u{9b}1A\u{202e}\u{7f}";
 
     fn logged(json: bool) -> String {
+        text_of(json, || {
+            tracing::info!(endpoint = %HOSTILE, debugged = ?HOSTILE, "{HOSTILE}");
+            tracing::info!(r#type = HOSTILE, "plain");
+        })
+    }
+
+    fn text_of(json: bool, log: impl FnOnce()) -> String {
         let (lines, out) = (tracing_subscriber::fmt().with_ansi(false), Captured::default());
         let writer = out.clone();
         let lines = lines.with_writer(move || Lines(writer.clone()));
-        let log = || {
-            tracing::info!(endpoint = %HOSTILE, debugged = ?HOSTILE, "{HOSTILE}");
-            tracing::info!(r#type = HOSTILE, "plain");
-        };
         if json {
             tracing::subscriber::with_default(lines.json().flatten_event(true).finish(), log);
         } else {
-            tracing::subscriber::with_default(lines.finish(), log);
+            tracing::subscriber::with_default(lines.fmt_fields(Fields).finish(), log);
         }
         String::from_utf8(out.0.lock().unwrap().clone()).unwrap()
     }
@@ -121,6 +128,16 @@ mod tests {
         let log = logged(true);
         let event: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
         assert_eq!((&event["endpoint"], &event["message"]), (&HOSTILE.into(), &HOSTILE.into()));
+    }
+
+    #[test]
+    fn value_that_brings_fields_along_is_quoted_in_the_text_format() {
+        let (answer, name) = ("status 503, \"x\" endpoint=8", "a=b");
+        let log = text_of(false, || {
+            tracing::warn!(endpoint = %7, account = "1", error = %answer, %name, none = %"", n = 3, "it failed");
+        });
+        let fields = r#"it failed endpoint=7 account="1" error="status 503, \"x\" endpoint=8" name="a=b" none="" n=3"#;
+        assert!(log.ends_with(&format!("{fields}\n")), "{log}");
     }
 
     #[test]

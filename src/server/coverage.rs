@@ -5,6 +5,7 @@
 //! same as the look before is stored now and then only, for on an idle server it would be most of the WAL;
 //! since when nothing has changed is kept meanwhile.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,9 @@ use tokio::time::Instant;
 use super::error::TaskError;
 use super::published::needed;
 use super::sessions::Sessions;
+use crate::config::Config;
 use crate::server::metrics::Metrics;
+use walhook_core::catalog::TableName;
 use walhook_postgres::coverage::{self, Covered, Kind, Looked, Loss, Moment, Seen, begin, compare};
 use walhook_postgres::error::SourceError;
 use walhook_postgres::fix::line_of;
@@ -131,12 +134,9 @@ impl Watcher {
                 Some(Kept { stored: before, stored_at, alarms, latest: before })
             }
         };
-        for Loss { table, from, to, reason, .. } in losses.iter().take(SAY_AT_ONCE) {
-            tracing::error!(
-                table, from = %from.lsn, to = %to.lsn, reason,
-                "a gap: what was committed to the table meanwhile is not sent; `walhook gaps list` shows how \
-                 to find it"
-            );
+        let sent = sent(&sessions.config)?;
+        for loss in losses.iter().take(SAY_AT_ONCE) {
+            say_loss(loss, &sent);
         }
         if losses.len() > SAY_AT_ONCE {
             tracing::error!(gaps = losses.len(), "and more gaps like these");
@@ -170,6 +170,29 @@ impl Watcher {
             self.said_at = Some(now);
         }
         self.said = alarms.to_vec();
+    }
+}
+
+/// The tables that rules name, as SQL writes them.
+fn sent(config: &Config) -> Result<BTreeSet<String>, SourceError> {
+    let tables = config.rule_tables().map(|table| Ok(table.parse::<TableName>()?.to_string()));
+    tables.collect()
+}
+
+/// Says what a loss means: of a table that no rule is about nothing is sent.
+fn say_loss(Loss { table, from, to, reason, under, .. }: &Loss, sent: &BTreeSet<String>) {
+    let (from, to) = (from.lsn, to.lsn);
+    if under.is_disjoint(sent) {
+        tracing::error!(
+            table, %from, %to, reason,
+            "a gap: events of that time may have gone to endpoints as they were before, for changes of this table \
+             were not seen; `walhook gaps list` shows how to find them"
+        );
+    } else {
+        tracing::error!(
+            table, %from, %to, reason,
+            "a gap: what was committed to the table meanwhile is not sent; `walhook gaps list` shows how to find it"
+        );
     }
 }
 

@@ -178,6 +178,8 @@ impl Lack {
 pub struct Loss {
     /// The table, as SQL writes it.
     pub table: String,
+    /// The tables that the configuration names and that it is or lies below, as SQL writes them.
+    pub under: BTreeSet<String>,
     /// Since when.
     pub from: Moment,
     /// Until when.
@@ -189,14 +191,16 @@ pub struct Loss {
 }
 
 impl Loss {
-    fn new(table: &str, from: Moment, to: Moment, reason: String) -> Self {
+    fn new(of: &Covered, from: Moment, to: Moment, reason: String) -> Self {
+        let table = &of.name;
         // Transaction ids are 32 bits in the rows, and wrap.
         let find = format!(
             "SELECT * FROM {table} WHERE (xmin::text::bigint - {} + 4294967296) % 4294967296 < {}",
             from.xid % (1 << 32),
             to.xid.saturating_sub(from.xid)
         );
-        Self { table: table.to_owned(), from, to, reason, find: Some(find) }
+        let under = of.under.clone();
+        Self { table: table.clone(), under, from, to, reason, find: Some(find) }
     }
 }
 
@@ -234,7 +238,7 @@ pub fn compare(then: &Coverage, now: &mut Coverage, from: Moment, to: Moment) ->
             reason
         };
         told.insert(name);
-        losses.push(Loss::new(name, from, to, reason));
+        losses.push(Loss::new(table, from, to, reason));
     }
     let concerns = |table: &Covered| {
         table.under.iter().any(|name| known.contains(name.as_str()))
@@ -259,7 +263,7 @@ pub fn compare(then: &Coverage, now: &mut Coverage, from: Moment, to: Moment) ->
                 }
                 (None, None) => arrived(table, &then.publication, publication).map(|r| (from, r)),
             };
-            losses.extend(loss.map(|(from, reason)| Loss::new(&table.name, from, to, reason)));
+            losses.extend(loss.map(|(from, reason)| Loss::new(table, from, to, reason)));
         }
     }
     for (oid, old) in then.tables.iter().filter(|(oid, _)| !now.tables.contains_key(oid)) {
@@ -271,7 +275,7 @@ pub fn compare(then: &Coverage, now: &mut Coverage, from: Moment, to: Moment) ->
                 old.describe(),
                 lack.past(&now.publication.name)
             );
-            losses.push(Loss { find: None, ..Loss::new(&old.name, since, to, reason) });
+            losses.push(Loss { find: None, ..Loss::new(old, since, to, reason) });
         }
     }
     for (oid, moment) in since {

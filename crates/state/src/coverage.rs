@@ -73,7 +73,7 @@ impl StateStore {
             "INSERT INTO {s}.gaps (pipeline, from_lsn, to_lsn, reason, source_table, find_rows)
              VALUES ($1, $2, $3, $4, $5, $6)"
         );
-        for Loss { table, from, to, reason, find } in losses {
+        for Loss { table, from, to, reason, find, .. } in losses {
             let (from, to) = (PgLsn::from(from.lsn.0), PgLsn::from(to.lsn.0));
             let row: [Param<'_>; 6] = [
                 (pipeline, Type::TEXT),

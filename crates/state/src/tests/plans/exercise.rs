@@ -387,7 +387,14 @@ async fn looking(store: &mut StateStore, done: &mut BTreeMap<&'static str, Reads
     };
     let seen = Coverage { cluster: "x".into(), publication, tables: BTreeMap::new() };
     let at = Moment { lsn: Lsn(1), xid: 1 };
-    let loss = Loss { table: "t".into(), from: at, to: at, reason: "x".into(), find: None };
+    let loss = Loss {
+        table: "t".into(),
+        under: Default::default(),
+        from: at,
+        to: at,
+        reason: "x".into(),
+        find: None,
+    };
     step!(done, store, store_look, Few, store.store_look(at, &seen, &[loss], &["x".into()]));
     step!(done, store, last_look, Few, store.last_look());
     step!(done, store, coverage_alarms, Few, store.coverage_alarms());

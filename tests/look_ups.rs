@@ -1,4 +1,4 @@
-//! Accounts whose endpoints take long to read, beside all others.
+//! Accounts whose endpoints take long to read, beside all others; and endpoints that are read from what is refreshed.
 
 use anyhow::Result;
 
@@ -62,4 +62,32 @@ async fn account_that_takes_long_to_read_keeps_no_other_waiting() -> Result<()> 
     let sessions = "SELECT count(*) FROM pg_stat_activity
         WHERE application_name = 'walhook costly look-ups'";
     world.until(sessions, "0").await
+}
+
+#[tokio::test]
+async fn materialized_view_is_followed_where_each_refresh_changes_a_watched_table() -> Result<()> {
+    let mut world = World::bare("", RULES, &[]).await?;
+    world
+        .sql
+        .batch_execute(&format!(
+            "{SCHEMA}; CREATE MATERIALIZED VIEW hooks AS SELECT * FROM webhooks;
+             CREATE TABLE refreshes (at timestamptz NOT NULL PRIMARY KEY)"
+        ))
+        .await?;
+    let view = "\"public.hooks\"\nwatch = [\"public.webhooks\", \"public.refreshes\"]";
+    world.reconfigure("\"public.webhooks\"", view)?;
+    world.set_up().await?;
+    let _running = world.run().await?;
+    world.hook(1, 42, "").await?;
+    // The look-up that follows finds what was before.
+    world.subscribe(1, 42).await?;
+    world.settled().await?;
+    assert!(world.mock.received().is_empty());
+    let refresh =
+        "BEGIN; REFRESH MATERIALIZED VIEW hooks; INSERT INTO refreshes VALUES (now()); COMMIT";
+    world.sql.batch_execute(refresh).await?;
+    world.subscribe(2, 42).await?;
+    let received = world.delivered(1).await?;
+    assert_eq!(taken(&received)["/1"], [("subscriber.created".to_owned(), 2)]);
+    Ok(())
 }

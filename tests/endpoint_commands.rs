@@ -131,6 +131,28 @@ async fn text_from_outside_reaches_the_terminal_escaped_and_json_unchanged() -> 
     Ok(())
 }
 
+#[tokio::test]
+async fn status_names_the_first_ten_of_many_endpoints_that_are_off_and_says_how_many_more()
+-> Result<()> {
+    let world = World::with("", RULES, &[]).await?;
+    let insert = "INSERT INTO walhook.endpoint_state (pipeline, endpoint, reason, kind)
+                  SELECT 'walhook', of.kind || n, 'because', of.kind
+                  FROM (VALUES ('disabled', 13), ('paused', 11)) AS of(kind, count), generate_series(1, of.count) n";
+    world.sql.batch_execute(insert).await?;
+    let status = text(&world.walhook(&["status"]).await?.stdout);
+    for (kind, more) in [("disabled", 3), ("paused", 1)] {
+        let named = status
+            .lines()
+            .filter(|line| line.contains(&format!(" {kind}")) && line.contains("because"));
+        ensure!(named.count() == 10, "{kind}: {status}");
+        let rest = format!("and {more} more: walhook endpoints list --trouble");
+        ensure!(status.contains(&rest), "{rest}: {status}");
+    }
+    let counted = world.walhook_json(&["status"]).await?["endpoints"].clone();
+    ensure!(counted["disabled"] == 13 && counted["paused"] == 11, "{counted}");
+    Ok(())
+}
+
 /// Item 17: whoever is woken sees at once what fails, since when and by what; and when it is well again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn first_failure_recovery_and_dead_letters_are_logged_and_the_list_shows_the_last_error()

@@ -160,7 +160,9 @@ fn fix(config: &Config, error: &LookupError) -> Option<String> {
     let table = &config.endpoints.table;
     let error = match error {
         LookupError::Sql(error) => error,
-        LookupError::NoColumn { .. } | LookupError::Incomparable { .. } => return None,
+        LookupError::NoTable { .. }
+        | LookupError::NoColumn { .. }
+        | LookupError::Incomparable { .. } => return None,
         LookupError::Shape(_)
         | LookupError::Retyped { .. }
         | LookupError::Hidden { .. }

@@ -331,7 +331,8 @@ fn code(error: &LookupError) -> String {
         LookupError::Sql(sql) => {
             sql.code().map_or("no SQLSTATE".to_owned(), |code| format!("SQLSTATE {}", code.code()))
         }
-        LookupError::NoColumn { .. }
+        LookupError::NoTable { .. }
+        | LookupError::NoColumn { .. }
         | LookupError::Incomparable { .. }
         | LookupError::Shape(_)
         | LookupError::Retyped { .. }

@@ -182,12 +182,9 @@ impl Column {
     /// Asks the catalog.
     pub(super) async fn read_type(&self, client: &Client) -> Result<ColumnType, LookupError> {
         let sql = TYPE.replace("$oid", &self.type_oid());
-        let row = client.query_typed_opt(&sql, &[]).await?;
-        let row = row.ok_or_else(|| LookupError::NoColumn {
-            table: self.table.clone(),
-            column: self.name.clone(),
-            key: self.key,
-        })?;
+        let Some(row) = client.query_typed_opt(&sql, &[]).await? else {
+            return Err(self.missing(client).await?);
+        };
         let (name, schema): (&str, &str) = (row.try_get(1)?, row.try_get(2)?);
         let (version, category): (i32, i8) = (row.try_get(4)?, row.try_get(3)?);
         let equality: Option<(&str, &str)> =
@@ -201,6 +198,22 @@ impl Column {
             equality: format!("{}.{operator}", quote_ident(of)),
             kind: Kind::of(name, category, version >= 160_000),
             incomparable: row.try_get(7)?,
+        })
+    }
+
+    /// What is missing where the catalog knows no such column: it, or the whole table.
+    async fn missing(&self, client: &Client) -> Result<LookupError, LookupError> {
+        let sql = format!(
+            "SELECT pg_catalog.to_regclass({}) IS NOT NULL",
+            quote_literal(&quote_table(&self.table))
+        );
+        let (table, key) = (self.table.clone(), self.key);
+        Ok(match client.query_typed_one(&sql, &[]).await?.try_get(0)? {
+            true => LookupError::NoColumn { table, column: self.name.clone(), key },
+            false => {
+                let section = key.split_once('.').map_or(key, |(section, _)| section);
+                LookupError::NoTable { table, section }
+            }
         })
     }
 

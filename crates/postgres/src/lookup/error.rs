@@ -8,7 +8,15 @@ use crate::sql::{ConnectError, error_text};
 /// Why nothing was looked up.
 #[derive(Debug, thiserror::Error)]
 pub enum LookupError {
-    /// The table has no such column, or there is no such table.
+    /// There is no table or view of this name.
+    #[error("there is no table {table}; correct `{section}.table`")]
+    NoTable {
+        /// The table, as the configuration names it.
+        table: String,
+        /// The configuration's section.
+        section: &'static str,
+    },
+    /// The table has no such column.
     #[error("{table} has no column {column}; correct `{key}`")]
     NoColumn {
         /// The table, as the configuration names it.
@@ -78,7 +86,8 @@ pub enum LookupError {
 impl Failure for LookupError {
     fn fixed_by(&self) -> FixedBy {
         match self {
-            Self::NoColumn { .. }
+            Self::NoTable { .. }
+            | Self::NoColumn { .. }
             | Self::Incomparable { .. }
             | Self::Retyped { .. }
             | Self::Hidden { .. }
@@ -91,6 +100,11 @@ impl Failure for LookupError {
 
     fn fix(&self) -> Cow<'static, str> {
         match self {
+            Self::NoTable { table, section } => format!(
+                "put the table {table} back, where it was renamed or dropped, or correct {section}.table in the \
+                 configuration and start again"
+            )
+            .into(),
             Self::NoColumn { table, column, key } => format!(
                 "put the column {column} of {table} back, or correct {key} in the configuration and start again"
             )
@@ -131,7 +145,8 @@ impl Failure for LookupError {
                 line.push(&self.to_string());
                 error.say(line);
             }
-            Self::NoColumn { .. }
+            Self::NoTable { .. }
+            | Self::NoColumn { .. }
             | Self::Incomparable { .. }
             | Self::Retyped { .. }
             | Self::Hidden { .. }
@@ -172,6 +187,7 @@ mod tests {
             assert!(is_imperative(&fix), "{fix}");
         }
         for error in [
+            LookupError::NoTable { table: table(), section: "endpoints" },
             LookupError::Shape("no row".to_owned()),
             LookupError::TypeChanged,
             LookupError::Many(3),

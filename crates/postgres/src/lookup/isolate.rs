@@ -39,6 +39,7 @@ impl Refusal {
                 Ok(Self(format!("{REFUSED}: SQLSTATE {code}")))
             }
             LookupError::Sql(_)
+            | LookupError::NoTable { .. }
             | LookupError::NoColumn { .. }
             | LookupError::Incomparable { .. }
             | LookupError::Retyped { .. }

@@ -256,6 +256,48 @@ async fn lookup_notices_a_migrated_account_column() {
 }
 
 #[tokio::test]
+async fn table_that_is_gone_is_named_with_its_key_and_not_one_of_its_columns() {
+    let (_cluster, client) = start().await;
+    let tables =
+        "CREATE TABLE hooks (id int, account_id int, url text, event_types text[], secret text,
+             enabled boolean);
+         CREATE TABLE payers (id int, weight int);
+         INSERT INTO hooks VALUES (1, 1, 'http://x/', '{*}', 's', true)";
+    client.batch_execute(tables).await.unwrap();
+    let lookups = lookups(&format!("{PLAIN}\n[accounts]\ntable = 'public.payers'"));
+    let asked = ids(&["1"]);
+    lookups.fetch(&client, &asked).await.unwrap();
+    for (table, section, cause, back) in [
+        (
+            "public.hooks",
+            "endpoints",
+            "ALTER TABLE hooks RENAME TO h",
+            "ALTER TABLE h RENAME TO hooks",
+        ),
+        (
+            "public.payers",
+            "accounts",
+            "DROP TABLE payers",
+            "CREATE TABLE payers (id int, weight int)",
+        ),
+    ] {
+        client.batch_execute(cause).await.unwrap();
+        let error = lookups.fetch(&client, &asked).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("there is no table {table}; correct `{section}.table`")
+        );
+        let fix = error.fix();
+        assert!(fix.contains(&format!("put the table {table} back")), "{fix}");
+        assert!(fix.contains(&format!("correct {section}.table")), "{fix}");
+        assert!(!error.fixed_by().is_waiting());
+        client.batch_execute(back).await.unwrap();
+        let fetched = lookups.fetch(&client, &asked).await.unwrap();
+        assert_eq!(found(&fetched), [("1", vec!["1"])], "{cause}");
+    }
+}
+
+#[tokio::test]
 async fn column_of_another_type_that_spoils_all_endpoints_is_an_outage_whose_fix_helps() {
     let (_cluster, client) = start().await;
     let hooks =

@@ -3,18 +3,20 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rcgen::PKCS_ECDSA_P256_SHA256;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 use walhook_core::endpoint::Secret;
 use walhook_postgres::sql::{ConnectError, Connection, SERVER_SEARCH_PATH};
 use walhook_postgres::wire::{self, WireError};
 use walhook_testkit::cluster::{Cluster, StopMode};
 
-use crate::support::{World, text};
+use crate::support::{PATIENCE, RULES, World, text};
 use walhook_testkit::tls::{Authority, by_socket, host_rules, present, private_file};
 
 /// A world whose server wants TLS and the password of the role `sender`, for `localhost`.
@@ -280,16 +282,53 @@ async fn running_leader_has_as_many_sessions_as_check_says() -> Result<()> {
              WHERE usename = '{role}' AND application_name <> 'walhook check'"
         );
         // Each task opens its own once it has something to ask.
-        let deadline = tokio::time::Instant::now() + crate::support::PATIENCE;
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let says = format!("{key} may have the {} of a leader", world.value(&count).await?);
             if told.iter().any(|line| line.starts_with(&says)) {
                 break;
             }
-            anyhow::ensure!(tokio::time::Instant::now() < deadline, "{says}: {told:?}");
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            ensure!(Instant::now() < deadline, "{says}: {told:?}");
+            sleep(Duration::from_millis(50)).await;
         }
     }
     assert!(running.terminate().await?.success());
+    Ok(())
+}
+
+/// Limits of sessions for SQL have the same SQLSTATE, and another fix.
+#[tokio::test]
+async fn want_of_a_sender_is_told_with_its_setting_at_the_start_and_of_a_replay() -> Result<()> {
+    let mut world = World::with("", RULES, &[("max_wal_senders", "1")]).await?;
+    world.hook(1, 1, "").await?;
+    let url = Secret::new(world.cluster.url("postgres"));
+    let taken = wire::connect(&url, "test").await?;
+    let mut running = world.spawn()?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = world.walhook_json(&["status"]).await?;
+        let fix = &status["troubles"][0]["fix"];
+        if fix.as_str().is_some_and(|fix| fix.starts_with("raise max_wal_senders")) {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "{status}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    drop(taken);
+    world.until_ready(true).await?;
+    world.subscribe(1, 1).await?;
+    world.delivered(1).await?;
+
+    // The leader has the only one.
+    world
+        .until("SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'walhook_anchor'", "1")
+        .await?;
+    world.settled().await?;
+    let dry = world.walhook(&["replay", "start", "--from", "oldest", "--dry-run"]).await?;
+    let says = text(&dry.stderr);
+    ensure!(dry.status.code() == Some(1), "{says}");
+    ensure!(says.contains("53300") && says.contains("; raise max_wal_senders"), "{says}");
+    ensure!(running.has_ended()?.is_none(), "{}", running.log());
+    ensure!(running.terminate().await?.success());
     Ok(())
 }

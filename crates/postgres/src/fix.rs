@@ -29,6 +29,10 @@ pub(crate) const PASSWORD_MISSING: &str =
 pub(crate) const WRONG_HOST: &str =
     "let the URL name a host of the kind that its target_session_attrs asks for, or promote one";
 
+/// What to do where the server takes no further replication connection.
+pub(crate) const NO_SENDER: &str = "raise max_wal_senders and start the server again, or end a replication connection \
+     that is not needed; `walhook check` says how many are left";
+
 /// What to do where the server tells what no server of PostgreSQL would.
 pub const NOT_POSTGRESQL: &str = "let the URL lead to PostgreSQL itself, past all that may change its answers; if it \
      does, report this as a defect";
@@ -172,6 +176,7 @@ impl Failure for WireError {
 
     fn fix(&self) -> Cow<'static, str> {
         let fix = match self {
+            Self::Session(error) if error.is_without_sender() => NO_SENDER,
             Self::Session(ServerError { sqlstate, .. })
             | Self::Start(ServerError { sqlstate, .. })
             | Self::Stream(ServerError { sqlstate, .. })
@@ -242,6 +247,9 @@ fn fix_of_sqlstate(code: &str) -> &'static str {
         "53300" => {
             "end other sessions, or raise max_connections (or CONNECTION LIMIT of our role or database); \
              `walhook check` says how many we need"
+        }
+        "53400" => {
+            "raise the limit that the error is about, such as max_replication_slots, or drop a slot that is not used"
         }
         "53100" => "make room on the server's disk",
         "53200" => "give the server memory",
@@ -316,12 +324,12 @@ mod tests {
     #[test]
     fn fix_of_each_sqlstate_is_something_to_do() {
         for code in [
-            "42501", "42P01", "42804", "55P03", "57014", "53300", "53100", "53200", "25006",
-            "28P01", "3D000", "55000", "55006", "57P03", "57P01", "08006", "XX000", "",
+            "42501", "42P01", "42804", "55P03", "57014", "53300", "53400", "53100", "53200",
+            "25006", "28P01", "3D000", "55000", "55006", "57P03", "57P01", "08006", "XX000", "",
         ] {
             assert!(is_imperative(fix_of_sqlstate(code)), "{code}: {}", fix_of_sqlstate(code));
         }
-        for fix in [UNREACHABLE, NOT_POSTGRESQL, BAD_URL, PASSWORD_MISSING, WRONG_HOST] {
+        for fix in [UNREACHABLE, NO_SENDER, NOT_POSTGRESQL, BAD_URL, PASSWORD_MISSING, WRONG_HOST] {
             assert!(is_imperative(fix), "{fix}");
         }
         assert!(!is_imperative("what it names") && !is_imperative("see"));

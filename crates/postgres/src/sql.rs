@@ -204,7 +204,7 @@ impl Connection {
                 let (sqlstate, routine) = source.as_db_error().map_or(("", ""), |error| {
                     (error.code().code(), error.routine().unwrap_or_default())
                 });
-                let fix = Refusal { sqlstate, routine, replication: false }.fix(info);
+                let fix = Refusal { sqlstate, routine }.fix(info);
                 let rereads_password = info.rereads_password();
                 ConnectError::Session { at: at(), fix, rereads_password, source }
             }

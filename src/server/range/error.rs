@@ -5,7 +5,7 @@ use walhook_core::halt::Lost;
 use walhook_core::lsn::Lsn;
 use walhook_decode::change::ChangeError;
 use walhook_decode::pgoutput::DecodeError;
-
+use walhook_postgres::fix::Failure;
 use walhook_postgres::sql::{ConnectError, error_text};
 use walhook_postgres::wire::{self, Class, WireError};
 use walhook_rules::rule::RuleBroken;
@@ -70,8 +70,8 @@ pub(crate) enum RangeError {
         source: WireError,
     },
     /// No stream, or it was lost.
-    #[error(transparent)]
-    Wire(#[from] WireError),
+    #[error("{}; {}", .0.line(), .0.fix())]
+    Wire(WireError),
     /// A server that shuts down ends this session first.
     #[error("the SQL session beside the stream ended: {}", .0.as_ref().map_or_else(|| "closed".to_owned(), error_text))]
     Sentinel(Option<tokio_postgres::Error>),
@@ -95,6 +95,13 @@ pub(crate) enum RangeError {
     /// A message where none of its kind can stand.
     #[error(transparent)]
     Change(#[from] ChangeError),
+}
+
+// Its text holds the causes, before the fix: it is no source of its own.
+impl From<WireError> for RangeError {
+    fn from(error: WireError) -> Self {
+        Self::Wire(error)
+    }
 }
 
 impl RangeError {

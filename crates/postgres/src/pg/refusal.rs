@@ -1,4 +1,4 @@
-//! What a person does about a server that is there and refuses the session.
+//! What a person does about a server that is there and refuses a session for SQL.
 
 use super::conninfo::Conninfo;
 use crate::ident::quote_ident;
@@ -10,8 +10,6 @@ pub(crate) struct Refusal<'a> {
     pub(crate) sqlstate: &'a str,
     /// The server's function that refuses; its name is never translated.
     pub(crate) routine: &'a str,
-    /// Whether it is a replication connection.
-    pub(crate) replication: bool,
 }
 
 /// Where the server's table of who may connect is searched.
@@ -22,7 +20,6 @@ impl Refusal<'_> {
     pub(crate) fn fix(self, info: &Conninfo) -> String {
         let (user, database) = (info.user(), info.database());
         let (role, of_role) = (quote_ident(user), quote_ident(database));
-        let kind = if self.replication { "replication connection" } else { "connection" };
         let fix = match self.sqlstate {
             "28P01" => {
                 let whence = info.password_whence();
@@ -39,21 +36,15 @@ impl Refusal<'_> {
                  ROLE {role} LOGIN"
             ),
             "3D000" => format!("correct the database in the URL, or create {database}"),
-            "42501" if self.replication => {
-                format!("ALTER ROLE {role} REPLICATION, or run `walhook setup --admin-url`")
-            }
             "42501" => format!("GRANT CONNECT ON DATABASE {of_role} TO {role}"),
-            "53300" if self.replication => {
-                "raise max_wal_senders, or end a sender that is not needed; it is tried again"
-                    .to_owned()
-            }
             "53300" => format!(
                 "raise max_connections, or the CONNECTION LIMIT of the role {user} or the database \
                  {database}, or end sessions that are not needed; it is tried again"
             ),
             "55000" => format!("ALTER DATABASE {of_role} ALLOW_CONNECTIONS true"),
             "57P03" => {
-                format!("the server starts up, shuts down or recovers: the {kind} is tried again")
+                "the server starts up, shuts down or recovers: the connection is tried again"
+                    .to_owned()
             }
             _ => return String::new(),
         };

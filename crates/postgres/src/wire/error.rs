@@ -33,7 +33,16 @@ fn suffix(label: &str, text: &Option<Box<str>>) -> String {
     text.as_ref().map(|text| format!("{label}{text}")).unwrap_or_default()
 }
 
+/// The server's source file that counts its processes.
+const PROCESSES: &str = "proc.c";
+
 impl ServerError {
+    /// Whether all of max_wal_senders are in use. Limits of role and database have the same code, and are counted
+    /// elsewhere; those of sessions for SQL do not hold for replication connections.
+    pub(crate) fn is_without_sender(&self) -> bool {
+        self.sqlstate == TOO_MANY_CONNECTIONS && &*self.file == PROCESSES
+    }
+
     pub(super) fn parse(mut fields: ErrorFields<'_>) -> io::Result<Self> {
         let mut error = Self {
             severity: String::new(),
@@ -226,6 +235,7 @@ pub fn classify(error: &WireError) -> Class {
     }
 }
 
+const TOO_MANY_CONNECTIONS: &str = "53300";
 const OBJECT_IN_USE: &str = "55006";
 const UNDEFINED_OBJECT: &str = "42704";
 pub(super) const OBJECT_NOT_IN_PREREQUISITE_STATE: &str = "55000";

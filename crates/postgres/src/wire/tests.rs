@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
+use crate::fix::Failure;
 use crate::fixture::{cluster, session as sql, url};
 use crate::sql::Connection;
 use walhook_core::endpoint::Secret;
@@ -228,6 +229,22 @@ async fn connect_authenticates_by_scram_md5_and_password_and_refuses_wrong_ones(
         assert_eq!(classify(&error), Class::Access);
         assert!(!format!("{error:?}").contains("wr0ng"));
     }
+}
+
+#[tokio::test]
+async fn refusal_for_want_of_a_sender_names_the_setting_of_senders() {
+    let settings = [("max_wal_senders", "1"), ("max_replication_slots", "1")];
+    let cluster = Cluster::start_copied(&std::env::temp_dir(), &settings).await.unwrap();
+    let _only = connect(&url(&cluster), "test").await.unwrap();
+    let error = connect(&url(&cluster), "test").await.unwrap_err();
+    assert_eq!(classify(&error), Class::Retry, "{error:?}");
+    let fix = error.fix();
+    assert!(fix.starts_with("raise max_wal_senders") && !fix.contains("max_connections"), "{fix}");
+    // Limits of a role or a database have the same code.
+    let WireError::Session(mut server) = error else { panic!("{error:?}") };
+    server.file = "miscinit.c".into();
+    let fix = WireError::Session(server).fix();
+    assert!(fix.contains("CONNECTION LIMIT of our role"), "{fix}");
 }
 
 #[tokio::test]

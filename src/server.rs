@@ -11,6 +11,7 @@ mod deliveries;
 mod dispatch;
 mod error;
 pub mod health;
+mod held;
 mod jobs;
 mod leadership;
 pub mod log;

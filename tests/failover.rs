@@ -2,13 +2,24 @@
 //! on older servers these tests have nothing to show, and say so.
 
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use tokio::time::{Instant, sleep};
 use walhook_testkit::cluster::{Cluster, StopMode};
 
-use crate::support::{RULES, SCHEMA, World, taken};
+use crate::support::{PATIENCE, RULES, SCHEMA, World, taken, text};
 
 const FAILOVER_SLOTS: i32 = 170_000;
+
+/// Whether there is something to test; says so where there is not.
+async fn has_failover_slots(world: &World) -> Result<bool> {
+    let version: i32 = world.value("SHOW server_version_num").await?.parse()?;
+    if version < FAILOVER_SLOTS {
+        println!("PostgreSQL {version} has no failover slots: nothing to test");
+    }
+    Ok(version >= FAILOVER_SLOTS)
+}
 
 /// A primary with a standby that synchronises its slots, and the program's configuration for both.
 /// `None` on a server that cannot.
@@ -16,9 +27,7 @@ async fn replicated() -> Result<Option<(World, Cluster)>> {
     // The walsender of our slot sends only what the standby has.
     let server = [("synchronized_standby_slots", "standby")];
     let world = World::bare("", RULES, &[]).await?;
-    let version: i32 = world.value("SHOW server_version_num").await?.parse()?;
-    if version < FAILOVER_SLOTS {
-        println!("PostgreSQL {version} has no failover slots: nothing to test");
+    if !has_failover_slots(&world).await? {
         return Ok(None);
     }
     world.sql.batch_execute(SCHEMA).await?;
@@ -83,7 +92,7 @@ async fn until_synchronised(world: &World, standby: &Cluster) -> Result<()> {
         // What the slot needs must be younger than what the standby began with.
         world.subscribe(1_000_000 + n, 99).await?;
         world.sql.batch_execute("CHECKPOINT").await?;
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(100)).await;
     }
     let slots = "SELECT string_agg(slot_name || ' ' || synced || ' ' || temporary, ', ')
                  FROM pg_replication_slots";
@@ -144,11 +153,78 @@ async fn promotion_of_a_standby_that_lacks_what_was_delivered_halts_and_can_be_a
     assert!(log.contains("left the old one's WAL at"), "{log}");
 
     let output = world.walhook(&["recover", "--adopt-cluster", "--yes"]).await.unwrap();
-    let said =
-        format!("{}{}", crate::support::text(&output.stdout), crate::support::text(&output.stderr));
+    let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{said}");
     let running = world.run().await.unwrap();
     world.subscribe(11, 1).await.unwrap();
     world.delivered(11).await.with_context(|| running.log()).unwrap();
     assert!(running.terminate().await.unwrap().success());
+}
+
+/// The connection stands and the server answers on it, but sends nothing. Our role may see no statistics of others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stream_that_waits_for_a_standby_that_is_down_fails_with_its_name_until_it_goes_on()
+-> Result<()> {
+    let mut world = World::bare("", RULES, &[]).await?;
+    if !has_failover_slots(&world).await? {
+        return Ok(());
+    }
+    world.sql.batch_execute(SCHEMA).await?;
+    world.sql.batch_execute("CREATE ROLE sender LOGIN").await?;
+    let admin = world.cluster.url("postgres");
+    world.edit_config("postgres://postgres@", "postgres://sender@")?;
+    let output = world.walhook(&["setup", "--admin-url", &admin]).await?;
+    ensure!(output.status.success(), "{}", text(&output.stderr));
+    world.hook(1, 1, "").await?;
+    let running = world.run().await?;
+    world.subscribe(1, 1).await?;
+    world.delivered(1).await?;
+
+    world.value("SELECT pg_create_physical_replication_slot('standby', true)").await?;
+    world.sql.batch_execute("ALTER SYSTEM SET synchronized_standby_slots = 'standby'").await?;
+    world.value("SELECT pg_reload_conf()").await?;
+    world.until("SHOW synchronized_standby_slots", "standby").await?;
+    world.subscribe(2, 1).await?;
+    let said = world.until_ready(false).await?;
+    let why = "the server holds the stream back until the standbys of synchronized_standby_slots (standby) have \
+               received it: no standby streams from standby";
+    let fix = "start the standby, or amend synchronized_standby_slots";
+    ensure!(said.contains(&format!("{why}; fix: {fix}")), "{said}");
+    ensure!(world.mock.stats().distinct == 1, "it was not held back");
+    let metrics = world.metrics().await?;
+    let fails = metrics.lines().find(|line| {
+        line.starts_with("walhook_failing_seconds{") && line.contains("part=\"stream\"")
+    });
+    ensure!(fails.is_some_and(|line| !line.ends_with(" 0")), "{fails:?}");
+    running.until_logged(why).await?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = text(&world.walhook(&["status"]).await?.stdout);
+        if status.contains("FAILING       stream, since ") && status.contains(why) {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "{status}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    let check = world.walhook(&["check"]).await?;
+    let told = text(&check.stdout);
+    ensure!(check.status.code() == Some(1), "{told}");
+    let line = "fail  synchronized_standby_slots: no standby streams from standby: ";
+    ensure!(told.contains(line) && told.contains(&format!("; {fix}")), "{told}");
+    // The server says so every few seconds, we do not.
+    let repeated = "does not have active_pid";
+    let deadline = Instant::now() + PATIENCE;
+    while world.cluster.log_tail().matches(repeated).count() < 3 {
+        ensure!(Instant::now() < deadline, "{}", world.cluster.log_tail());
+        sleep(Duration::from_millis(50)).await;
+    }
+    ensure!(running.log().matches(repeated).count() == 1, "{}", running.log());
+
+    world.sql.batch_execute("ALTER SYSTEM RESET synchronized_standby_slots").await?;
+    world.value("SELECT pg_reload_conf()").await?;
+    world.delivered(2).await?;
+    world.until_ready(true).await?;
+    running.until_logged("works again: the stream goes on").await?;
+    ensure!(running.terminate().await?.success());
+    Ok(())
 }

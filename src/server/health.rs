@@ -264,7 +264,7 @@ impl Teller {
                 let since_us = unix_us().saturating_sub(age);
                 Trouble { since, since_us, error: String::new(), fix: String::new(), told: None }
             });
-            trouble.error = error.chars().take(ERROR_MAX).collect();
+            trouble.error = clipped(error);
             fix.clone_into(&mut trouble.fix);
             let (lasts, problem) = (now.duration_since(trouble.since), &trouble.error);
             let seconds = lasts.as_secs();
@@ -284,17 +284,32 @@ impl Teller {
 
     /// `part` works.
     pub fn works(&self, part: Part) {
-        self.health.send_if_modified(|health| match health.troubles.remove(&part) {
-            None => false,
-            Some(trouble) => {
-                let seconds = trouble.since.elapsed().as_secs();
-                if trouble.told.is_some() {
-                    tracing::info!(part = part.as_str(), seconds, "works again: {}", part.works());
-                }
-                true
+        self.ends_where(part, |_| true);
+    }
+
+    /// `part` does not fail with this error any more. It may with another.
+    pub fn ended(&self, part: Part, error: &str) {
+        self.ends_where(part, |trouble| trouble.error == clipped(error));
+    }
+
+    fn ends_where(&self, part: Part, ends: impl FnOnce(&Trouble) -> bool) {
+        self.health.send_if_modified(|health| {
+            if !health.troubles.get(&part).is_some_and(ends) {
+                return false;
             }
+            let Some(trouble) = health.troubles.remove(&part) else { return false };
+            let seconds = trouble.since.elapsed().as_secs();
+            if trouble.told.is_some() {
+                tracing::info!(part = part.as_str(), seconds, "works again: {}", part.works());
+            }
+            true
         });
     }
+}
+
+/// As much of an error as is kept.
+fn clipped(error: &str) -> String {
+    error.chars().take(ERROR_MAX).collect()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::coverage::Watcher;
 use super::error::TaskError;
+use super::held::Held;
 use super::rulebook::{RulesError, compile_rules};
 use super::sessions::Sessions;
 use super::tasks::{Until, Work};
@@ -22,6 +23,7 @@ use walhook_core::halt::Halt;
 use walhook_core::lsn::Lsn;
 use walhook_postgres::slot::{self, Slot};
 use walhook_postgres::sql::Connection;
+use walhook_postgres::standbys;
 use walhook_process::clock::unix_us;
 use walhook_rules::rule::EndpointTable;
 use walhook_state::Overview;
@@ -47,6 +49,7 @@ pub(super) struct Observer {
     evict: watch::Sender<Option<u32>>,
     /// Rules that no longer fit.
     misfit: Option<Misfit>,
+    held: Held,
 }
 
 /// What one look has seen.
@@ -75,7 +78,7 @@ impl Work for Observer {
             client.end();
             looked?;
             self.tell.works(Self::PART);
-            sleep(EVERY).await;
+            sleep(self.held.pause().unwrap_or(EVERY)).await;
         }
     }
 }
@@ -89,12 +92,15 @@ impl Observer {
         evict: watch::Sender<Option<u32>>,
     ) -> Self {
         let watcher = Watcher::new(Arc::clone(&sessions), Arc::clone(&metrics), system_identifier);
-        Self { sessions, metrics, tell, watcher, evict, misfit: None }
+        let (misfit, held) = (None, Held::default());
+        Self { sessions, metrics, tell, watcher, evict, misfit, held }
     }
 
     /// Looks once. A reason to halt is an error that stops the pipeline.
     async fn look(&mut self, client: &Connection) -> Result<(), TaskError> {
         self.metrics.waits.skew.set(skew_seconds(client).await?);
+        let waited_for = standbys::waited_for(client, &self.sessions.config.source.slot).await?;
+        self.held.look(waited_for, Instant::now(), &self.tell);
         let Seen { slot, overview, published, watched, fit } = self.ask(client).await?;
         published.map_err(|halt| TaskError::Stop(Stop::Halted(halt)))?;
         match watched {

@@ -199,6 +199,7 @@ impl Leading {
             turns: Turns::new(reader::held_max_bytes(config)),
             was_live: false,
             proof: Proof::new(),
+            fails: None,
             backoff: Backoff::new(),
             made: Vec::new(),
             broken: None,

@@ -40,6 +40,7 @@ use walhook_core::tick::Tick;
 use walhook_decode::change::Changes;
 use walhook_decode::streamed::Room;
 use walhook_postgres::feedback::Feedback;
+use walhook_postgres::fix::Failure;
 use walhook_postgres::sql::Connection;
 use walhook_postgres::wire::{self, Class, Frame, WireError};
 use walhook_process::clock::Clock;
@@ -81,6 +82,8 @@ pub(super) struct Reader {
     /// Whether the last turn was the stream's.
     pub(super) was_live: bool,
     pub(super) proof: Proof,
+    /// Why the stream fails, as it was told. What others tell of it, they take back.
+    pub(super) fails: Option<String>,
     /// Before the next stream is opened.
     pub(super) backoff: Backoff,
     /// What one message makes.
@@ -121,7 +124,7 @@ impl Reader {
                 Ended::Reopen => {}
                 Ended::Lost(lost) => {
                     self.tell.stream_lost();
-                    self.tell.fails(Part::Stream, Instant::now(), &*lost);
+                    self.stream_fails(&lost.line(), &lost.fix());
                 }
             }
             // What is to be played needs a session.
@@ -138,7 +141,7 @@ impl Reader {
             self.changes.handle_reconnected();
             self.received.handle_reconnected();
             if self.proof.is_given() {
-                self.tell.works(Part::Stream);
+                self.stream_works();
             }
             tracing::info!(at = %self.changes.resume_lsn(), "streaming again");
         }
@@ -160,7 +163,7 @@ impl Reader {
             let now = self.clock.now();
             if self.proof.look(self.changes.resume_lsn(), now) {
                 self.backoff = Backoff::new();
-                self.tell.works(Part::Stream);
+                self.stream_works();
             }
             if let Some(lost) = self.tell_server(&mut stream, &mut bytes_read).await {
                 return Ok(Ended::lost(lost));
@@ -317,6 +320,17 @@ impl Reader {
         self.feedback.handle_flushed(*self.flushed.borrow());
         if let Some(update) = self.feedback.poll(self.clock.now()) {
             let _ = stream.send_status(update).await;
+        }
+    }
+
+    fn stream_fails(&mut self, problem: &str, fix: &str) {
+        self.tell.fails_with(Part::Stream, Instant::now(), problem, fix);
+        self.fails = Some(problem.to_owned());
+    }
+
+    fn stream_works(&mut self) {
+        if let Some(problem) = self.fails.take() {
+            self.tell.ended(Part::Stream, &problem);
         }
     }
 

@@ -24,4 +24,5 @@ pub mod row_security;
 pub mod slot;
 pub mod source;
 pub mod sql;
+pub mod standbys;
 pub mod wire;

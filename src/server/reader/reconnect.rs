@@ -3,8 +3,6 @@
 use super::Reader;
 use crate::server::leadership::{self, OpenError, Session, reopen};
 use crate::server::stop::Stop;
-use crate::server::trouble::Part;
-use tokio::time::Instant;
 use walhook_postgres::fix::Failure;
 
 impl Reader {
@@ -58,11 +56,11 @@ impl Reader {
                 }
                 Err(OpenError::SlotInUse) => {
                     let (problem, fix) = (leadership::IN_USE, leadership::IN_USE_FIX);
-                    self.tell.fails_with(Part::Stream, Instant::now(), problem, fix);
+                    self.stream_fails(problem, fix);
                 }
                 Err(OpenError::Passing(problem) | OpenError::Refused { problem, .. }) => {
                     tracing::debug!(problem = %problem.line(), "cannot connect; trying again");
-                    self.tell.fails(Part::Stream, Instant::now(), &*problem);
+                    self.stream_fails(&problem.line(), &problem.fix());
                 }
             }
         }

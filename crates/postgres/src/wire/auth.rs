@@ -10,7 +10,7 @@ use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
 use postgres_protocol::message::frontend;
 use tokio_postgres::config::ChannelBinding as Binding;
 
-use super::connection::{Connection, Received, malformed, notice, unexpected};
+use super::connection::{Connection, Received, malformed, unexpected};
 use super::error::{ServerError, WireError};
 use crate::pg::Conninfo;
 use crate::sql::OUTPUT;
@@ -67,7 +67,7 @@ pub(super) async fn start_up(
             Received::Message(Message::BackendKeyData(body)) => pid = Some(body.process_id()),
             Received::Message(Message::ParameterStatus(_)) => {}
             Received::Message(Message::NoticeResponse(body)) => {
-                notice(&ServerError::parse(body.fields()).map_err(malformed)?);
+                connection.notice(&ServerError::parse(body.fields()).map_err(malformed)?);
             }
             other @ (Received::CopyBoth | Received::Message(_) | Received::Oversize { .. }) => {
                 return Err(unexpected(&other, WireError::Session));

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::error::{ServerError, WireError};
+use super::notices::Notices;
 use crate::pg::Socket;
 
 /// The longest message that is read before the stream, where nothing large comes: what a server that
@@ -65,6 +66,7 @@ pub(super) struct Connection {
     discard: usize,
     /// All that was ever read from the socket.
     bytes_read: u64,
+    notices: Notices,
 }
 
 impl fmt::Debug for Connection {
@@ -85,7 +87,13 @@ impl Connection {
             limit: MAX_MESSAGE_BYTES,
             discard: 0,
             bytes_read: 0,
+            notices: Notices::default(),
         }
+    }
+
+    /// Logs a notice, unless the log has it.
+    pub(super) fn notice(&mut self, error: &ServerError) {
+        self.notices.tell(error);
     }
 
     /// From now on reads messages of up to `bytes`, and discards a CopyData that is longer.
@@ -190,11 +198,6 @@ pub(super) fn unexpected(received: &Received, server: fn(ServerError) -> WireErr
         Received::Message(message) => name(message),
     };
     WireError::Protocol { what: format!("{what} in the wrong place") }
-}
-
-/// Logs a notice.
-pub(super) fn notice(error: &ServerError) {
-    tracing::info!(sqlstate = %error.sqlstate, "the server says: {error}");
 }
 
 #[expect(

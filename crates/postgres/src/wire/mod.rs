@@ -69,6 +69,7 @@ mod auth;
 mod connect;
 mod connection;
 mod error;
+mod notices;
 mod replication;
 mod stream;
 #[cfg(test)]

@@ -7,7 +7,7 @@ use postgres_protocol::message::backend::{DataRowBody, Message};
 use postgres_protocol::message::frontend;
 use tokio::time::timeout;
 
-use super::connection::{Connection, Received, malformed, notice, unexpected};
+use super::connection::{Connection, Received, malformed, unexpected};
 use super::error::{ServerError, WireError};
 use super::stream::Stream;
 use crate::op::EQ;
@@ -213,7 +213,8 @@ impl Replication {
                 match self.connection.receive().await? {
                     Received::CopyBoth => return Ok(()),
                     Received::Message(Message::NoticeResponse(body)) => {
-                        notice(&ServerError::parse(body.fields()).map_err(malformed)?);
+                        let server = ServerError::parse(body.fields()).map_err(malformed)?;
+                        self.connection.notice(&server);
                     }
                     other @ (Received::Message(_) | Received::Oversize { .. }) => {
                         return Err(unexpected(&other, WireError::Start));
@@ -249,7 +250,8 @@ impl Replication {
                         | Message::ParameterStatus(_),
                     ) => {}
                     Received::Message(Message::NoticeResponse(body)) => {
-                        notice(&ServerError::parse(body.fields()).map_err(malformed)?);
+                        let server = ServerError::parse(body.fields()).map_err(malformed)?;
+                        self.connection.notice(&server);
                     }
                     // ReadyForQuery follows; a FATAL one is followed by the end of the connection.
                     Received::Message(Message::ErrorResponse(body)) => {

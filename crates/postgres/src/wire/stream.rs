@@ -5,7 +5,7 @@ use postgres_protocol::message::backend::{Message, NoticeResponseBody};
 use postgres_protocol::message::frontend::CopyData;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::connection::{Connection, Received, malformed, notice, unexpected};
+use super::connection::{Connection, Received, malformed, unexpected};
 use super::error::{OBJECT_NOT_IN_PREREQUISITE_STATE, ServerError, WireError};
 use crate::feedback::StatusUpdate;
 use walhook_core::lsn::Lsn;
@@ -95,7 +95,7 @@ impl Stream {
     pub async fn next(&mut self) -> Result<Frame, WireError> {
         loop {
             let received = self.connection.receive().await?;
-            if let Some(frame) = frame(received)? {
+            if let Some(frame) = self.frame(received)? {
                 return Ok(frame);
             }
         }
@@ -107,7 +107,7 @@ impl Stream {
     /// As [`Stream::next`].
     pub fn try_next(&mut self) -> Result<Option<Frame>, WireError> {
         while let Some(received) = self.connection.buffered()? {
-            if let Some(frame) = frame(received)? {
+            if let Some(frame) = self.frame(received)? {
                 return Ok(Some(frame));
             }
         }
@@ -135,41 +135,41 @@ impl Stream {
         body.put_u8(u8::from(update.request_reply));
         self.connection.send(|out| CopyData::new(body).map(|copy| copy.write(out))).await
     }
-}
 
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "the enum is non-exhaustive; the rest is refused"
-)]
-fn frame(received: Received) -> Result<Option<Frame>, WireError> {
-    let message = match received {
-        Received::Message(message) => message,
-        Received::Oversize { head, bytes } => return parse_head(head, bytes).map(Some),
-        other @ Received::CopyBoth => return Err(unexpected(&other, WireError::Stream)),
-    };
-    match message {
-        Message::CopyData(body) => parse(body.into_bytes()).map(Some),
-        Message::NoticeResponse(body) => read_notice(&body).map(|()| None),
-        Message::ParameterStatus(_) => Ok(None),
-        Message::CopyDone | Message::CommandComplete(_) => Err(WireError::Ended),
-        other => Err(unexpected(&Received::Message(other), WireError::Stream)),
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the enum is non-exhaustive; the rest is refused"
+    )]
+    fn frame(&mut self, received: Received) -> Result<Option<Frame>, WireError> {
+        let message = match received {
+            Received::Message(message) => message,
+            Received::Oversize { head, bytes } => return parse_head(head, bytes).map(Some),
+            other @ Received::CopyBoth => return Err(unexpected(&other, WireError::Stream)),
+        };
+        match message {
+            Message::CopyData(body) => parse(body.into_bytes()).map(Some),
+            Message::NoticeResponse(body) => self.read_notice(&body).map(|()| None),
+            Message::ParameterStatus(_) => Ok(None),
+            Message::CopyDone | Message::CommandComplete(_) => Err(WireError::Ended),
+            other => Err(unexpected(&Received::Message(other), WireError::Stream)),
+        }
+    }
+
+    /// PostgreSQL 18 only warns that it leaves out a publication that is younger than the slot, and
+    /// then leaves out its rows.
+    fn read_notice(&mut self, body: &NoticeResponseBody) -> Result<(), WireError> {
+        let server = ServerError::parse(body.fields()).map_err(malformed)?;
+        // Other parts of the server warn with the same code: of a standby that a slot waits for, say.
+        if server.sqlstate == OBJECT_NOT_IN_PREREQUISITE_STATE && &*server.file == PGOUTPUT {
+            return Err(WireError::PublicationSkipped(server));
+        }
+        self.connection.notice(&server);
+        Ok(())
     }
 }
 
 /// The source file of the output plugin, as the server names it.
 const PGOUTPUT: &str = "pgoutput.c";
-
-/// PostgreSQL 18 only warns that it leaves out a publication that is younger than the slot, and
-/// then leaves out its rows.
-fn read_notice(body: &NoticeResponseBody) -> Result<(), WireError> {
-    let server = ServerError::parse(body.fields()).map_err(malformed)?;
-    // Other parts of the server warn with the same code: of a standby that a slot waits for, say.
-    if server.sqlstate == OBJECT_NOT_IN_PREREQUISITE_STATE && &*server.file == PGOUTPUT {
-        return Err(WireError::PublicationSkipped(server));
-    }
-    notice(&server);
-    Ok(())
-}
 
 /// Reads the head of an XLogData of `bytes`, header included.
 fn parse_head(head: Bytes, bytes: u64) -> Result<Frame, WireError> {

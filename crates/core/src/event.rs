@@ -185,20 +185,35 @@ impl Event {
     #[must_use]
     pub fn body(&self) -> Bytes {
         let mut body = BytesMut::with_capacity(self.row.len() + 256);
+        self.put_envelope(&mut body);
+        body.put_slice(&self.row);
+        body.put_slice(Self::BODY_END);
+        body.freeze()
+    }
+
+    /// What stands behind the row in the body.
+    pub const BODY_END: &[u8] = b"}";
+
+    /// What stands before the row in the body.
+    #[must_use]
+    pub fn envelope(&self) -> Bytes {
+        let mut envelope = BytesMut::with_capacity(256);
+        self.put_envelope(&mut envelope);
+        envelope.freeze()
+    }
+
+    fn put_envelope(&self, body: &mut BytesMut) {
         body.put_slice(b"{\"id\":\"");
         body.put_slice(self.id.to_string().as_bytes());
         body.put_slice(b"\",\"type\":");
-        put_json_text(&mut body, &self.event_type);
+        put_json_text(body, &self.event_type);
         body.put_slice(b",\"operation\":\"");
         body.put_slice(self.operation.as_str().as_bytes());
         body.put_slice(b"\",\"timestamp\":\"");
         body.put_slice(rfc3339(self.commit_time_us).as_bytes());
         body.put_slice(b"\",\"account_id\":");
-        put_json_text(&mut body, &self.account);
+        put_json_text(body, &self.account);
         body.put_u8(b',');
-        body.put_slice(&self.row);
-        body.put_u8(b'}');
-        body.freeze()
     }
 }
 

@@ -4,12 +4,14 @@ mod carry;
 mod clients;
 mod connect;
 mod connection;
+mod content;
 mod error;
 mod guard;
 mod guarded;
 mod memory;
 mod pool;
 mod target;
+mod turns;
 mod workers;
 
 use std::pin::{Pin, pin};
@@ -20,14 +22,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Method, Request};
-use http_body_util::Full;
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use rustls_platform_verifier::Verifier;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::resolve::{Lookup, Resolver, system_lookup};
 use crate::egress::{Policy, Proxy, ProxyError};
@@ -36,10 +36,12 @@ use crate::retry_after::parse_retry_after;
 pub use carry::{Carried, Prepared};
 use clients::{Answered, Clients};
 use connect::TcpConnector;
+use content::Content;
 use error::{failure, printable};
 use memory::AnswerMemory;
 use pool::Bounds;
 use target::{Address, Target, Targets};
+use turns::Turns;
 use walhook_core::attempt::{Attempt, Delivery, FailureKind};
 use walhook_core::endpoint::{Endpoint, Secret};
 use walhook_core::event::AccountId;
@@ -56,8 +58,8 @@ const BODY_MAX: usize = 64 << 10;
 /// Of an answer's body, what is kept for the operator.
 const EXCERPT_MAX: usize = 1 << 10;
 
-/// Large bodies that are signed at a time.
-const SIGNING: usize = 2;
+/// To have something large signed may take so long, which no endpoint is to blame for. Longer is a want of our own.
+const SIGNING: Duration = Duration::from_secs(1);
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -121,7 +123,7 @@ pub struct Transport {
     replay_header: HeaderName,
     header_prefix: String,
     /// Turns at signing what takes long.
-    signing: Arc<Semaphore>,
+    signing: Arc<Turns>,
 }
 
 /// What is posted where.
@@ -129,7 +131,7 @@ struct Post<'a> {
     target: Arc<Target>,
     account: &'a AccountId,
     id: EventId,
-    body: Bytes,
+    body: Content,
     number: u32,
     replay: bool,
 }
@@ -197,13 +199,14 @@ impl Transport {
             attempt_header: header("attempt")?,
             replay_header: header("replay")?,
             header_prefix: requests.header_prefix.clone(),
-            signing: Arc::new(Semaphore::new(SIGNING)),
+            signing: Arc::new(Turns::new()),
         })
     }
 
     /// Makes one attempt. What goes wrong is in the outcome.
     ///
-    /// Takes `delivery.timeout` at most, the answer's body included. Dropping it abandons the request.
+    /// Takes `delivery.timeout` at most, the answer's body included; and up to a second before, where there is much
+    /// to be signed. Dropping it abandons the request.
     pub async fn send(&self, attempt: &Attempt) -> Exchange {
         self.attempt(attempt, false).await
     }
@@ -238,7 +241,7 @@ impl Transport {
         assert!(deliveries.as_slice().len() == 1, "a request has one event");
         let Delivery { event, number, asked, .. } = deliveries.first();
         let target = self.targets.of(endpoint, || self.target(endpoint))?;
-        let (account, body) = (&endpoint.account, event.body());
+        let (account, body) = (&endpoint.account, Content::of(event));
         let replay = asked.is_some();
         Ok(Post { target, account, id: event.id, body, number: *number, replay })
     }
@@ -256,15 +259,19 @@ impl Transport {
             Ok(target) => Arc::new(target),
             Err(failure) => return Exchange::new(Err(failure), Duration::ZERO),
         };
-        let account = &endpoint.account;
+        let (account, body) = (&endpoint.account, Content::whole(body));
         self.post(&Post { target, account, id, body, number, replay: false }, false).await
     }
 
     async fn post(&self, post: &Post<'_>, keep: bool) -> Exchange {
         let resends = AtomicU32::new(0);
+        let began = Instant::now();
+        let signed = match self.sign(post).await {
+            Ok(signed) => signed,
+            Err(failure) => return Exchange::new(Err(failure), began.elapsed()),
+        };
         // In place: to move it would cost more than a header.
         let sending = pin!(async {
-            let signed = self.sign(post).await?;
             let make = |http2| Some(self.request(post, &signed, http2));
             self.exchange(&post.target.address, post.account, make, keep, &resends).await
         });
@@ -276,7 +283,7 @@ impl Transport {
         &self,
         address: &Address,
         account: &AccountId,
-        make: impl Fn(bool) -> Option<Request<Full<Bytes>>>,
+        make: impl Fn(bool) -> Option<Request<Content>>,
         keep: bool,
         resends: &AtomicU32,
     ) -> Result<Answer, Failure> {
@@ -297,7 +304,7 @@ impl Transport {
         Target::new(endpoint, &self.policy, &self.header_prefix, &self.user_agent)
     }
 
-    fn request(&self, post: &Post<'_>, signed: &Signed, http2: bool) -> Request<Full<Bytes>> {
+    fn request(&self, post: &Post<'_>, signed: &Signed, http2: bool) -> Request<Content> {
         let headers = self.headers(post, signed);
         request(&post.target.address, headers, post.body.clone(), http2)
     }
@@ -320,14 +327,16 @@ impl Transport {
         let Post { target, body, .. } = post;
         let (id, timestamp) = (post.id.to_string(), unix_us() / 1_000_000);
         let signature = if sign::takes_long(body.len(), target.keys.len()) {
-            // The semaphore is never closed.
-            let _turn = self.signing.acquire().await;
+            let turn = timeout(SIGNING, self.signing.take(post.account)).await;
+            let _turn =
+                turn.map_err(|_| failure(FailureKind::Local, "too much is to be signed"))?;
             let (id, body, target) = (id.clone(), body.clone(), Arc::clone(target));
-            let signing = spawn_blocking(move || target.keys.sign(&id, timestamp, &body));
+            let sign = move || target.keys.sign(&id, timestamp, &body.to_bytes());
             // It does not panic; and only a runtime that ends gives it up.
-            signing.await.map_err(|_| failure(FailureKind::Invalid, "it was not signed"))?
+            let signed = spawn_blocking(sign).await;
+            signed.map_err(|_| failure(FailureKind::Invalid, "it was not signed"))?
         } else {
-            target.keys.sign(&id, timestamp, body)
+            target.keys.sign(&id, timestamp, &body.to_bytes())
         };
         let written = |text: String| {
             HeaderValue::try_from(text)
@@ -351,19 +360,14 @@ async fn within(
     Exchange { result, elapsed: started.elapsed(), resends: resends.load(Ordering::Relaxed) }
 }
 
-fn request(
-    address: &Address,
-    headers: HeaderMap,
-    body: Bytes,
-    http2: bool,
-) -> Request<Full<Bytes>> {
+fn request(address: &Address, headers: HeaderMap, body: Content, http2: bool) -> Request<Content> {
     let (uri, headers) = address.request(http2, headers);
     tracing::trace!(
         id = ?headers.get(WEBHOOK_ID),
-        body = %String::from_utf8_lossy(&body),
+        body = %String::from_utf8_lossy(&body.to_bytes()),
         "sending"
     );
-    let mut request = Request::new(Full::new(body));
+    let mut request = Request::new(body);
     *request.method_mut() = Method::POST;
     *request.uri_mut() = uri;
     *request.headers_mut() = headers;

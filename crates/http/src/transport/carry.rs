@@ -17,6 +17,7 @@ use walhook_core::attempt::Attempt;
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::position::EventId;
 
+use super::content::Content;
 use super::target::Address;
 use super::{Transport, request, within};
 use crate::exchange::Exchange;
@@ -84,7 +85,7 @@ impl Transport {
             number: post.number,
             url: attempt.endpoint.url.clone(),
             headers,
-            body: post.body,
+            body: post.body.to_bytes(),
             timeout: self.timeout,
         })
     }
@@ -123,7 +124,8 @@ impl Transport {
                 return None;
             }
             begun.store(true, Ordering::Relaxed);
-            Some(request(&address, prepared.headers.clone(), prepared.body.clone(), http2))
+            let body = Content::whole(prepared.body.clone());
+            Some(request(&address, prepared.headers.clone(), body, http2))
         };
         let sending = pin!(self.exchange(&address, &prepared.account, make, false, &resends));
         let exchange = within(prepared.timeout, sending, &resends).await;

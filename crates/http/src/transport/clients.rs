@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper_util::rt::TokioExecutor;
@@ -31,6 +30,7 @@ use walhook_core::event::AccountId;
 
 use super::connect::{BoxError, Connector, TcpConnector};
 use super::connection::Connection;
+use super::content::Content;
 use super::error::classify;
 use super::guard::Known;
 use super::pool::{Bounds, Host, Kept, Lent, PATIENCE, Pool};
@@ -157,7 +157,7 @@ impl Clients {
         &self,
         address: &Address,
         account: &AccountId,
-        make: impl Fn(bool) -> Option<Request<Full<Bytes>>>,
+        make: impl Fn(bool) -> Option<Request<Content>>,
         resends: &AtomicU32,
     ) -> Result<Answered, Failure> {
         let mut fresh = false;
@@ -191,7 +191,7 @@ impl Clients {
         host: &Arc<Host>,
         account: &AccountId,
         fresh: bool,
-        make: impl Fn(bool) -> Option<Request<Full<Bytes>>>,
+        make: impl Fn(bool) -> Option<Request<Content>>,
     ) -> Result<Answered, SendError> {
         let shelf = place();
         let mut connection = if fresh {

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper::rt::Executor;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
+use super::content::Content;
 use super::guard::{Answers, Known};
 use super::pool::{Kept, Open};
 
@@ -40,8 +40,6 @@ const HTTP2_PING_AFTER: Duration = Duration::from_secs(5);
 /// And this is how long it may take to say so.
 const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-type RequestBody = Full<Bytes>;
-
 /// A connection that requests can be sent on.
 #[derive(Debug)]
 pub(super) enum Connection {
@@ -53,16 +51,16 @@ pub(super) enum Connection {
 
 #[derive(Debug)]
 pub(super) struct Http1 {
-    sender: http1::SendRequest<RequestBody>,
+    sender: http1::SendRequest<Content>,
     /// Until it has ended.
-    driver: Option<http1::Connection<TokioIo<Answers>, RequestBody>>,
+    driver: Option<http1::Connection<TokioIo<Answers>, Content>>,
     known: Arc<Known>,
     _open: Open,
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct Http2 {
-    sender: http2::SendRequest<RequestBody>,
+    sender: http2::SendRequest<Content>,
     known: Arc<Known>,
 }
 
@@ -112,7 +110,7 @@ impl Connection {
     /// Sends the request, and waits for the head of its answer.
     pub(super) async fn send(
         &mut self,
-        request: Request<RequestBody>,
+        request: Request<Content>,
     ) -> Result<Response<Incoming>, hyper::Error> {
         let answer = match self {
             Self::Http1(http1) => {

@@ -213,7 +213,7 @@ fn hasty() -> Transport {
     Transport::new(&Requests { timeout: SHORT, ..requests() }, &egress(), MEMORY).unwrap()
 }
 
-fn endpoint(url: &str) -> Endpoint {
+pub(super) fn endpoint(url: &str) -> Endpoint {
     Endpoint {
         id: EndpointId::new("1"),
         account: AccountId::new("1"),
@@ -228,7 +228,7 @@ fn endpoint(url: &str) -> Endpoint {
     }
 }
 
-fn attempt(endpoint: Endpoint) -> Attempt {
+pub(super) fn attempt(endpoint: Endpoint) -> Attempt {
     let wal = WalPosition { commit_lsn: Lsn(2), change_lsn: Lsn(1), relation: 3, n: 0 };
     let position = Position::Wal(wal);
     let event = Event {

@@ -73,6 +73,65 @@ async fn request_is_as_documented() {
     assert_eq!(second.body, first.body);
 }
 
+/// Long to sign by either secret, and sent apart.
+fn large(server: &Server) -> Attempt {
+    let mut endpoint = endpoint(&server.url());
+    endpoint.secrets = ["one", "another"].map(Secret::new).into();
+    let mut attempt = attempt(endpoint);
+    let row = format!("\"data\":{{\"x\":\"{}\"}}", "y".repeat(300_000));
+    let mut delivery = attempt.first().clone();
+    let event = Event {
+        row: row.into(),
+        event_type: Arc::clone(&delivery.event.event_type),
+        account: delivery.event.account.clone(),
+        keys: RowKeys::new(),
+        ..*delivery.event
+    };
+    delivery.event = Arc::new(event);
+    attempt.deliveries = delivery.into();
+    attempt
+}
+
+#[tokio::test]
+async fn large_event_arrives_whole_and_signed() {
+    let server = Server::start([Read, ok()]).await;
+    let attempt = large(&server);
+    transport().send(&attempt).await.result.unwrap();
+    let [sent] = <[Received; 1]>::try_from(server.received()).unwrap();
+    let event = &attempt.first().event;
+    assert_eq!(sent.body, event.body());
+    let timestamp: i64 = sent.header("webhook-timestamp").unwrap().parse().unwrap();
+    let signature = sent.header("webhook-signature").unwrap();
+    for secret in &attempt.endpoint.secrets {
+        assert!(verify(&event.id.to_string(), timestamp, &sent.body, signature, secret));
+    }
+}
+
+#[tokio::test]
+async fn time_to_be_signed_is_no_time_of_the_endpoints() {
+    let server = Server::start([Read, ok()]).await;
+    let (attempt, transport) = (large(&server), hasty());
+    let others = ["a", "b"].map(AccountId::new);
+    let mut turns = Vec::new();
+    for other in &others {
+        turns.push(transport.signing.take(other).await);
+    }
+    let waits = async {
+        tokio::time::sleep(SHORT + Duration::from_millis(100)).await;
+        turns.clear();
+    };
+    let (exchange, ()) = tokio::join!(transport.send(&attempt), waits);
+    assert_eq!(exchange.result.unwrap().status, 200);
+
+    // Too long is a want of our own, and nothing was sent.
+    for other in &others {
+        turns.push(transport.signing.take(other).await);
+    }
+    let failure = transport.send(&attempt).await.result.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Local, "{}", failure.detail);
+    assert_eq!(server.received().len(), 1);
+}
+
 #[tokio::test]
 async fn header_that_the_row_may_not_set_makes_the_endpoint_invalid() {
     let server = Server::start([Read, ok()]).await;
@@ -110,7 +169,7 @@ async fn header_of_the_row_is_sensitive() {
         target,
         account: &endpoint.account,
         id: event.id,
-        body: event.body(),
+        body: Content::of(event),
         number: *number,
         replay: asked.is_some(),
     };

@@ -579,3 +579,13 @@ CREATE TABLE IF NOT EXISTS {schema}.delivery_erasures (
     unreadable   bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (pipeline, id)
 );
+
+-- What was removed of a replay whose range is being read: a leader that reads it again from `jobs.position` on passes
+-- over these deliveries, as over those that are deferred or dead. They go when the position has passed them.
+CREATE TABLE IF NOT EXISTS {schema}.replay_discards (
+    pipeline   pg_catalog.text NOT NULL,
+    replay_id  bigint NOT NULL,
+    event_id   pg_catalog.text NOT NULL,
+    endpoint   pg_catalog.text NOT NULL,
+    PRIMARY KEY (pipeline, replay_id, event_id, endpoint)
+);

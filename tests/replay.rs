@@ -284,3 +284,40 @@ async fn replay_that_waits_goes_on_across_a_kill_with_the_counts_that_it_had() {
     assert_eq!(world.value(cancelled).await.unwrap(), "0", "it goes on");
     assert!(running.terminate().await.unwrap().success());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_discarded_of_a_replay_that_is_read_stays_so_across_a_kill() {
+    let (mut world, running, from) = delivered(10).await.unwrap();
+    assert!(world.walhook(&["endpoints", "pause", "2"]).await.unwrap().status.success());
+    // It is not over before these answer: fewer than it may have in memory.
+    let hangs = format!("http://{}/1?delay=60s", world.mock.address());
+    let point = |url: &str| format!("UPDATE webhooks SET url = '{url}' WHERE id = 1");
+    world.sql.batch_execute(&point(&hangs)).await.unwrap();
+    world.settled().await.unwrap();
+    let asked = ["replay", "start", "--from", &from, "--wait", "0s"];
+    let asked = world.walhook_json(&asked).await.unwrap();
+    let id = asked["id"].to_string();
+    let pending = "SELECT count(*) FROM walhook.deliveries_pending WHERE endpoint = '2'";
+    world.until(pending, "10").await.unwrap();
+    let discard = ["deferred", "discard", "--replay", &id, "--account", "2", "--yes"];
+    let discarded = world.walhook_json(&discard).await.unwrap();
+    assert_eq!(discarded["done"], 10, "{discarded}");
+    assert_eq!(world.value(ENDED).await.unwrap(), "1", "it is read to its end too soon");
+    running.kill().await.unwrap();
+    world.sql.batch_execute(&point(&world.mock.url("/1"))).await.unwrap();
+
+    let running = world.run().await.unwrap();
+    world.until(ENDED, "0").await.unwrap();
+    assert!(world.walhook(&["endpoints", "resume", "2"]).await.unwrap().status.success());
+    world.until("SELECT count(*) FROM walhook.deliveries_pending", "0").await.unwrap();
+    let listed = world.walhook_json(&["replay", "list"]).await.unwrap();
+    let replay = &listed["replays"][0];
+    assert_eq!((&replay["delivered"], &replay["dropped"]), (&10.into(), &10.into()), "{replay}");
+    assert_eq!((&replay["waiting"], &replay["dead"]), (&0.into(), &0.into()), "{replay}");
+    let received = world.mock.received();
+    let again: Vec<&Received> = received.iter().filter(|request| request.replay).collect();
+    assert!(again.iter().all(|request| request.path.starts_with("/1")), "{again:?}");
+    let kept = "SELECT count(*) FROM walhook.replay_discards";
+    assert_eq!(world.value(kept).await.unwrap(), "0");
+    assert!(running.terminate().await.unwrap().success());
+}

@@ -3,7 +3,8 @@
 //!
 //! The dispatcher counts what has ended, or is deferred, in the transaction that makes it durable. Now and
 //! then the feeder waits until all that it fed has, and stores the position: there the next leader goes on.
-//! What the one before had deferred from there on is passed over; what it had delivered is sent again.
+//! What the one before had deferred from there on is passed over, and so is what an operator has discarded of that;
+//! what it had delivered is sent again.
 
 mod left_out;
 

@@ -8,7 +8,7 @@ use super::persist::{StoredAttempt, with_unused};
 use super::replays::{Late, with_late};
 use super::{
     DeferredFilter, Logged, Param, Scope, StateError, StateStore, discard_log, fence, fence_alone,
-    key, place, replay_column, text,
+    key, place, replay_column, replay_discards, text,
 };
 use walhook_core::id::JobId;
 use walhook_core::persist::{EventKey, QueueId, RowKey};
@@ -133,7 +133,8 @@ impl StateStore {
     /// counts them as the job's, where one asks: the first behind `after`. Returns where to go on; `None` when none
     /// was left. What stands in pages is discarded before, by [`StateStore::discard_pages`].
     ///
-    /// The dispatcher must be told which rows are gone. One that is in flight may still arrive. The delivery log gets a
+    /// The dispatcher must be told which rows are gone. One that is in flight may still arrive. What belongs to a
+    /// replay whose range is being read stays named, for [`StateStore::replayed_before`]. The delivery log gets a
     /// line for each, at `log_at_us`, microseconds since 1970-01-01 UTC; none where that is `None`.
     ///
     /// # Errors
@@ -150,9 +151,10 @@ impl StateStore {
             "gone AS (DELETE FROM {s}.deferred WHERE ctid {EQ} ANY (ARRAY (SELECT place
              FROM chosen))
                       RETURNING {}),
-             {}, {}",
+             {}, {}, {}",
             place_columns(),
             with_late(s, Late::Dropped),
+            replay_discards::with_rows_named(s),
             with_unused(s, "deferred")
         );
         self.change_deferred(job, filter, after, ("true", &change), log_at_us).await

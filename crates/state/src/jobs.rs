@@ -6,7 +6,7 @@ use tokio_postgres::types::Type;
 
 use super::{
     DeadLetterFilter, DeferredFilter, Param, REPLAY_JOB, Scope, StateError, StateStore, fence, key,
-    replays::cancelled_and_waiting, text,
+    replay_discards, replays::cancelled_and_waiting, text,
 };
 use walhook_core::id::JobId;
 use walhook_postgres::op::EQ;
@@ -198,6 +198,7 @@ impl StateStore {
             &[(pipeline, Type::TEXT), (&id.0, Type::INT8), (&error, Type::TEXT)],
         )
         .await?;
+        replay_discards::forget_finished(&tx, &self.scope, id).await?;
         Ok(tx.commit().await?)
     }
 
@@ -267,9 +268,14 @@ pub(super) const UNFINISHED: &str = "pipeline OPERATOR(pg_catalog.>=) $1
 
 /// The place of the job `id` of the pipeline `$1`, where it is not finished.
 pub(super) fn unfinished_job(s: &str, id: &str) -> String {
+    of_unfinished_job(s, "ctid", id)
+}
+
+/// What is asked of the job `id` of the pipeline `$1`, where it is not finished; null where it is.
+pub(super) fn of_unfinished_job(s: &str, what: &str, id: &str) -> String {
     let range = key::range("pipeline, id", &format!("$1, {id}"));
     format!(
-        "(SELECT ctid FROM {s}.jobs WHERE {range} AND finished_at IS NULL
+        "(SELECT {what} FROM {s}.jobs WHERE {range} AND finished_at IS NULL
           ORDER BY pipeline, id LIMIT 1)"
     )
 }

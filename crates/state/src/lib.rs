@@ -36,6 +36,7 @@ mod place;
 mod recover;
 mod refill;
 pub mod replay_column;
+mod replay_discards;
 mod replays;
 mod schema;
 mod session;

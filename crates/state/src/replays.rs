@@ -6,7 +6,10 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{PgLsn, Type};
 
 use super::jobs::UNFINISHED;
-use super::{Param, Scope, StateError, StateStore, Transaction, fence, key, lsn, text, unreadable};
+use super::{
+    Param, Scope, StateError, StateStore, Transaction, fence, key, lsn, replay_discards, text,
+    unreadable,
+};
 use walhook_core::id::ReplayId;
 use walhook_core::lsn::Lsn;
 use walhook_core::persist::ReplayCounts;
@@ -200,6 +203,7 @@ impl StateStore {
         let params: [Param<'_>; 3] =
             [(pipeline, Type::TEXT), (&id.0, Type::INT8), (&position, Type::PG_LSN)];
         tx.execute_typed(&sql, &params).await?;
+        replay_discards::forget_passed(&tx, &self.scope, id).await?;
         Ok(tx.commit().await?)
     }
 
@@ -237,8 +241,8 @@ impl StateStore {
         Ok(row.map(|row| row.try_get(0)).transpose()?.map(ReplayId))
     }
 
-    /// Of these events, which deliveries are deferred under the replay's id already, or dead: by the
-    /// event's id and the endpoint. An earlier leader, or an earlier connection of this one, fed them.
+    /// Of these events, which deliveries are deferred under the replay's id already, or dead, or were discarded: by
+    /// the event's id and the endpoint. An earlier leader, or an earlier connection of this one, fed them.
     ///
     /// # Errors
     /// [`StateError::Sql`].
@@ -257,7 +261,9 @@ impl StateStore {
                 key::range("event_id", "r.event")
             )
         };
-        let sql = format!("{} UNION ALL {}", of("deferred"), of("dead_letters"));
+        let [deferred, dead, discarded] =
+            ["deferred", "dead_letters", replay_discards::TABLE].map(of);
+        let sql = format!("{deferred} UNION ALL {dead} UNION ALL {discarded}");
         let params: [Param<'_>; 3] =
             [(pipeline, Type::TEXT), (&events, Type::TEXT_ARRAY), (&replay.0, Type::INT8)];
         let rows = self.connection.query_typed(&sql, &params).await?;

@@ -10,7 +10,7 @@ pub const SCHEMA_VERSION: i32 = 2;
 pub(super) const WITH_PAGES: i32 = 2;
 
 /// The table that was added last: where it is missing, an earlier version's `setup` made the schema.
-pub(super) const NEWEST_TABLE: &str = "delivery_erasures";
+pub(super) const NEWEST_TABLE: &str = "replay_discards";
 
 /// The state tables, of a `{schema}` and with the `{partition}` of a pipeline that is not divided.
 const STATE: &str = include_str!("../../../sql/state.sql");

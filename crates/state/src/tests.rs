@@ -7,6 +7,7 @@ mod load;
 mod open_transactions;
 mod pages;
 mod plans;
+mod replays;
 mod text;
 mod unrouted;
 mod upkeep;

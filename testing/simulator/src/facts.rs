@@ -21,6 +21,8 @@ pub(crate) struct Facts {
     pub(crate) has_stale: bool,
     /// Deliveries that an operator has discarded.
     pub(crate) discarded: BTreeSet<(EventId, EndpointId)>,
+    /// Deliveries of replays that an operator has discarded: whoever goes on with one passes them over.
+    pub(crate) discarded_of_replays: BTreeSet<(ReplayId, EventId, EndpointId)>,
     /// Endpoints of which an operator has ever discarded rows, also those of a replay that was cancelled.
     pub(crate) discards: BTreeSet<EndpointId>,
     /// Replays: the job, what was fed of it at least, and at most.

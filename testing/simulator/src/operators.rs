@@ -214,8 +214,10 @@ impl Run {
     fn discard(&mut self, row: &RowId) {
         self.state.remove_row(row, |late| late.dropped += 1);
         self.facts.discards.insert(row.queue.endpoint.clone());
-        if row.key.replay.is_none() {
-            self.facts.discarded.insert((row.event, row.queue.endpoint.clone()));
+        let endpoint = row.queue.endpoint.clone();
+        match row.key.replay {
+            None => _ = self.facts.discarded.insert((row.event, endpoint)),
+            Some(id) => _ = self.facts.discarded_of_replays.insert((id, row.event, endpoint)),
         }
     }
 

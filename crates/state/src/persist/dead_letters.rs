@@ -2,7 +2,7 @@
 
 use tokio_postgres::types::{PgLsn, Type};
 
-use super::super::{key, replay_column, text};
+use super::super::{key, replay_column, replay_discards, text};
 use super::history::{last_ten, records};
 use super::{Param, Scope, StateError, Step, Transaction, bodies, letters, saturate};
 use walhook_core::persist::{DeadLetter, LETTERS_MAX, QueueId, Retried};
@@ -188,16 +188,18 @@ pub(in super::super) async fn remove(
         "WITH gone AS (
              DELETE FROM {s}.dead_letters WHERE ctid {EQ} ANY (ARRAY (
                  SELECT {} FROM pg_catalog.unnest($2) AS r(id)))
-             RETURNING event_id, endpoint, account, bytes, $3[pg_catalog.array_position($2, id)] AS job),
+             RETURNING event_id, endpoint, replay_id, account, bytes,
+                       $3[pg_catalog.array_position($2, id)] AS job),
          counted AS (
              UPDATE {s}.jobs j SET done = j.done {PLUS} g.n
              FROM (SELECT job, pg_catalog.count(*) AS n FROM gone GROUP BY job) g
              WHERE j.ctid {EQ} {}),
-         {}, {}
+         {}, {}, {}
          SELECT pg_catalog.count(*) FROM gone",
         key::row(s, "dead_letters", "ctid", "id", "r.id"),
         key::row(s, "jobs", "ctid", "id", "g.job"),
         letters::with_uncounted(s),
+        replay_discards::with_letters_named(s),
         bodies::with_unused(s, "dead_letters")
     );
     let params: [Param<'_>; 3] =

@@ -136,7 +136,10 @@ impl Run {
                 });
                 let letters = self.state.letters.keys().filter(|(.., of)| *of == Some(replay));
                 let letters = letters.map(|(event, endpoint, _)| (*event, endpoint.clone()));
-                let there = rows.chain(letters).collect();
+                let discarded = self.facts.discarded_of_replays.iter();
+                let discarded = discarded.filter(|(of, ..)| *of == replay);
+                let discarded = discarded.map(|(_, event, endpoint)| (*event, endpoint.clone()));
+                let there = rows.chain(letters).chain(discarded).collect();
                 Feeder { life: leader, next: replaying.position, fed: counts.total(), there }
             }
         };

@@ -68,7 +68,8 @@ pub(super) async fn fill(fixture: &Fixture, from: u64, to: u64) {
          INSERT INTO {s}.delivery_log
              SELECT 'p', 0, i, 1, 1, i, i, i, i, CASE WHEN i % 2 = 0 THEN '\\x0000000000000000'::bytea END,
                  decode('{line}', 'hex') FROM {rows} ON CONFLICT DO NOTHING;
-         INSERT INTO {s}.delivery_erasures (pipeline, account, erased_by) SELECT 'p', 'a' || i, 'x' FROM {few};"
+         INSERT INTO {s}.delivery_erasures (pipeline, account, erased_by) SELECT 'p', 'a' || i, 'x' FROM {few};
+         INSERT INTO {s}.replay_discards SELECT 'p', 1000000 + i % 2, {id}, '7' FROM {rows} ON CONFLICT DO NOTHING;"
     );
     fixture.admin.batch_execute(&sql).await.unwrap();
 }

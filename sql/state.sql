@@ -393,7 +393,8 @@ CREATE TABLE IF NOT EXISTS {schema}.notices (
 CREATE INDEX IF NOT EXISTS notices_due ON {schema}.notices (pipeline, due_at);
 
 -- Endpoints that fail: since when, how often, when last and by what. Written when one begins to fail and once
--- a minute at most while it does; the row goes when the endpoint takes something again.
+-- a minute at most while it does; the row goes when the endpoint takes something again, or its account sends
+-- nothing to it any more.
 CREATE TABLE IF NOT EXISTS {schema}.endpoint_errors (
     pipeline       pg_catalog.text NOT NULL,
     endpoint       pg_catalog.text NOT NULL,

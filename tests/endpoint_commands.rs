@@ -72,6 +72,7 @@ async fn endpoints_are_listed_with_how_they_stand_and_without_their_secrets() ->
     ensure!(one["since"] == "2026-01-02T03:04:05.000000Z" && one["account_id"] == "1", "{one}");
     ensure!(two["state"] == "disabled" && two["reason"] == "answered 410", "{two}");
     ensure!(three["state"] == "ok" && three["enabled"] == false, "{three}");
+    ensure!(three["reason"] == "its row is not enabled", "{three}");
     ensure!(of(&all, 3).is_null(), "{all}");
 
     let trouble = world.walhook_json(&["endpoints", "list", "--trouble"]).await?;
@@ -208,6 +209,38 @@ async fn first_failure_recovery_and_dead_letters_are_logged_and_the_list_shows_t
     ensure!(ended.success(), "{log}");
     ensure!(log.contains("stopped by SIGTERM") && log.contains("sent_again=0"), "{log}");
     ensure!(!log.contains("hush"), "{log}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn endpoint_that_moved_or_was_switched_off_in_its_row_is_not_told_as_failing() -> Result<()> {
+    let sections = "[delivery]\nretry_base = \"1s\"\nretry_cap = \"2s\"";
+    let mut world = World::with(sections, RULES, &[]).await?;
+    world.hook(1, 1, "").await?;
+    world.hook(2, 2, "").await?;
+    world.mock.set_behaviour("/1", Behaviour::status(StatusCode::GONE));
+    world.mock.set_behaviour("/2", Behaviour::status(StatusCode::INTERNAL_SERVER_ERROR));
+    let running = world.run().await?;
+    world.subscribe(1, 1).await?;
+    world.subscribe(2, 2).await?;
+    world.until("SELECT count(*) FROM walhook.endpoint_errors", "2").await?;
+    world.until("SELECT count(*) FROM walhook.dead_letters WHERE endpoint = '1'", "1").await?;
+    world
+        .sql
+        .batch_execute(
+            "UPDATE webhooks SET account_id = 5 WHERE id = 1;
+             UPDATE webhooks SET enabled = false WHERE id = 2",
+        )
+        .await?;
+    world.until("SELECT count(*) FROM walhook.endpoint_errors", "0").await?;
+    world.until("SELECT count(*) FROM walhook.endpoints WHERE state <> 'ok'", "0").await?;
+    let listed = world.walhook_json(&["endpoints", "list"]).await?;
+    let (one, two) = (&listed["endpoints"][0], &listed["endpoints"][1]);
+    ensure!(one["state"] == "ok" && one["account_id"] == "5" && one["failed"] == 0, "{listed}");
+    ensure!(two["state"] == "ok" && two["reason"] == "its row is not enabled", "{listed}");
+    let status = world.walhook_json(&["status"]).await?;
+    ensure!(status["endpoints"] == serde_json::json!({}), "{status}");
+    ensure!(running.terminate().await?.success());
     Ok(())
 }
 

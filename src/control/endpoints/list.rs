@@ -30,6 +30,9 @@ pub(crate) struct Query {
     pub(crate) after: String,
 }
 
+/// Why nothing is sent to an endpoint that its owner has switched off.
+const NOT_ENABLED: &str = "its row is not enabled";
+
 /// One page of the list.
 #[derive(Debug, Serialize)]
 pub(crate) struct EndpointPage {
@@ -119,9 +122,12 @@ async fn rows(
 }
 
 fn view(config: &Config, id: String, row: Option<Listed>, s: Option<Standing>) -> EndpointView {
-    let unwanted = row.as_ref().and_then(|row| wants_nothing(config, row));
+    let unsent = row.as_ref().and_then(|row| match row.enabled {
+        true => wants_nothing(config, row),
+        false => Some(NOT_ENABLED.to_owned()),
+    });
     let view = EndpointView::new(id, row, s);
-    EndpointView { reason: view.reason.or(unwanted), ..view }
+    EndpointView { reason: view.reason.or(unsent), ..view }
 }
 
 /// What an endpoint wants of which no rule makes anything; `None`: it wants something.

@@ -11,11 +11,18 @@
 //! seconds after the row was written. Memory: an entry for each endpoint that fails, up to a bound; those
 //! beyond are not told of one by one.
 //!
-//! Invariant: each that is known has a row, or one is due for it; its time stands among those that are due, once.
+//! One that is switched off, or goes to another account, takes nothing there any more, and would fail for ever. So
+//! where its row changes, its account is looked up, and what the routes do not send to is forgotten.
+//!
+//! # Invariants
+//!
+//! - Each that is known has a row, or one is due for it; its time stands among those that are due, once.
+//! - `accounts` names exactly the queues that are known.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::persist::{EndpointError, PersistBatch, QueueId};
 use walhook_core::tick::Tick;
 
@@ -38,6 +45,8 @@ pub(super) const KNOWN_MIN: usize = 1_024;
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     queues: BTreeMap<QueueId, Box<Failing>>,
+    /// By endpoint: the accounts in whose queues it fails.
+    accounts: BTreeSet<(EndpointId, AccountId)>,
     /// When rows are to be written or removed.
     due: BTreeSet<(Tick, QueueId)>,
     max: usize,
@@ -67,12 +76,32 @@ impl Failures {
                 Box::new(Failing { error, told, well, written: now, stored, due: None }),
             )
         };
-        Self { queues: stored.into_iter().map(failing).collect(), due: BTreeSet::new(), max }
+        let queues: BTreeMap<_, _> = stored.into_iter().map(failing).collect();
+        let accounts = queues.keys().map(by_endpoint).collect();
+        Self { queues, accounts, due: BTreeSet::new(), max }
     }
 
     /// Those that are known.
     pub(super) fn len(&self) -> usize {
         self.queues.len()
+    }
+
+    /// The accounts in whose queues the endpoint fails.
+    pub(super) fn accounts_of(&self, endpoint: &EndpointId) -> impl Iterator<Item = &AccountId> {
+        let from = (endpoint.clone(), AccountId::new(""));
+        let of_endpoint = self.accounts.range(from..).take_while(move |(of, _)| of == endpoint);
+        of_endpoint.map(|(_, account)| account)
+    }
+
+    /// The account's queues whose endpoints fail.
+    pub(super) fn of_account(&self, account: &AccountId) -> impl Iterator<Item = &QueueId> {
+        let from = QueueId { account: account.clone(), endpoint: EndpointId::new("") };
+        self.queues.range(from..).map(|(queue, _)| queue).take_while(move |q| q.account == *account)
+    }
+
+    /// All queues whose endpoints fail.
+    pub(super) fn all(&self) -> impl Iterator<Item = &QueueId> {
+        self.queues.keys()
     }
 
     /// Whether a row is to be written or removed now.
@@ -121,6 +150,7 @@ impl Failures {
             let (told, well, stored) = (true, false, false);
             let failing = Failing { error, told, well, written: now, stored, due: None };
             self.queues.insert(queue.clone(), Box::new(failing));
+            self.accounts.insert(by_endpoint(queue));
             self.plan(queue, now);
             return true;
         };
@@ -150,7 +180,7 @@ impl Failures {
         Some(failed)
     }
 
-    /// The endpoint is gone. False: it did not fail.
+    /// The endpoint is gone, or is not sent to any more. False: it did not fail.
     pub(super) fn forget(&mut self, queue: &QueueId, now: Tick) -> bool {
         let Some(failing) = self.queues.get_mut(queue) else { return false };
         (failing.well, failing.told) = (true, true);
@@ -176,6 +206,7 @@ impl Failures {
                     batch.errors_gone.push(queue.clone());
                 }
                 self.queues.remove(&queue);
+                self.accounts.remove(&by_endpoint(&queue));
                 continue;
             }
             (failing.written, failing.stored) = (now, true);
@@ -186,6 +217,10 @@ impl Failures {
         }
         untold
     }
+}
+
+fn by_endpoint(queue: &QueueId) -> (EndpointId, AccountId) {
+    (queue.endpoint.clone(), queue.account.clone())
 }
 
 /// What an endpoint failed by until it took something.

@@ -68,6 +68,7 @@ impl Dispatcher {
             }
             self.handle_routes(&account, &routes, &mut left, now);
             self.handle_lane_routed(&account, &routes, now);
+            self.take_failing(&account, &routes, now);
             self.unpin_if_idle(&account);
         }
         for account in self.routing.router.take_kept() {
@@ -107,6 +108,7 @@ impl Dispatcher {
         self.note_joined(&invalidation);
         self.note_unseen(invalidation.xid);
         self.ask_for_rates(&invalidation.scope, now);
+        self.ask_for_failing(&invalidation.scope);
         self.routing.router.handle_invalidation(invalidation, self.progress.received());
     }
 

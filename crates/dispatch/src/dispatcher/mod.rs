@@ -207,6 +207,8 @@ impl Dispatcher {
         dispatcher.recover_unseen(start.unseen);
         dispatcher.recover_shelves(start.unrouted, start.joined, &start.settled);
         dispatcher.recover_suspensions(start.suspended);
+        // A row may have changed, and nobody come to look.
+        dispatcher.ask_for_all_failing();
         dispatcher
     }
 

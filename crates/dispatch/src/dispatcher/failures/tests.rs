@@ -108,6 +108,15 @@ proptest! {
                 prop_assert!(!failing.well || failing.due.is_some());
             }
             prop_assert_eq!(failures.len(), truth.iter().filter(|of| of.known).count());
+            let named: BTreeSet<_> = failures.queues.keys().map(by_endpoint).collect();
+            prop_assert_eq!(&failures.accounts, &named);
+            for endpoint in 0..3 {
+                let known = failures.queues.contains_key(&queue(endpoint));
+                let accounts = failures.accounts_of(&queue(endpoint).endpoint).count();
+                prop_assert_eq!(accounts, usize::from(known));
+            }
+            prop_assert_eq!(failures.of_account(&AccountId::new("7")).count(), failures.len());
+            prop_assert_eq!(failures.of_account(&AccountId::new("6")).count(), 0);
         }
         now = now + REWRITTEN;
         store(&mut failures, &mut table, now)?;

@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
+use super::stop::Stop;
 use super::trouble::{Instance, PASSING, Part, Trouble};
 use super::work::Shown;
 use walhook_core::event::rfc3339;
@@ -24,6 +26,17 @@ pub const LEADER_SILENT: Duration = Duration::from_secs(10);
 
 /// A leader whose checkpoint is this old is not ready. It is written every 10 s even when idle.
 pub const CHECKPOINT_OLD: Duration = Duration::from_secs(30);
+
+/// How often it is looked at whether the checkpoint is.
+const CHECKPOINT_LOOK: Duration = Duration::from_secs(5);
+
+/// What is said of one that nobody writes.
+const CHECKPOINT_LATE: &str =
+    "the checkpoint was not written for 30 s or more, and no state transaction says why";
+
+/// What to do about it.
+const CHECKPOINT_FIX: &str = "see whether this process gets CPU and memory, and whether its disk answers; if nothing \
+                              moves, restart it: nothing is lost, and what was not stored is sent again";
 
 /// Characters of an error that are kept.
 const ERROR_MAX: usize = 1_000;
@@ -249,6 +262,20 @@ impl Teller {
         self.health.send_modify(|health| health.checkpoint_written_at = Some(Instant::now()));
     }
 
+    /// Tells of a checkpoint that has become old at `now` without a word of the writer's.
+    fn look_at_checkpoint(&self, now: Instant) {
+        let health = self.health();
+        let Some(at) = health.checkpoint_written_at.filter(|_| health.role == Role::Leader) else {
+            return;
+        };
+        let writer_says = |trouble: &Trouble| trouble.error != CHECKPOINT_LATE;
+        if now.duration_since(at) >= CHECKPOINT_OLD
+            && !health.troubles.get(&Part::State).is_some_and(writer_says)
+        {
+            self.fails_with(Part::State, at, CHECKPOINT_LATE, CHECKPOINT_FIX);
+        }
+    }
+
     /// `part` fails, and has done so since `since` at the latest. The log is told when it begins, and once
     /// a minute while it lasts.
     pub fn fails(&self, part: Part, since: Instant, error: &impl Failure) {
@@ -312,9 +339,40 @@ fn clipped(error: &str) -> String {
     error.chars().take(ERROR_MAX).collect()
 }
 
+/// Watches over the checkpoint of a leader until `abort`: whatever keeps it from being written is told as a trouble of
+/// [`Part::State`], also where nobody asks for it.
+pub(super) async fn watch_checkpoint(tell: Teller, abort: CancellationToken) -> Result<(), Stop> {
+    while abort.run_until_cancelled(sleep(CHECKPOINT_LOOK)).await.is_some() {
+        tell.look_at_checkpoint(Instant::now());
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn checkpoint_that_nobody_writes_is_a_trouble_until_it_is_written() {
+        let (tell, _listen) = Teller::new("p");
+        tell.set_role(Role::Leader);
+        let written_at = tell.health().checkpoint_written_at.unwrap();
+        let look = |after: u64| {
+            tell.look_at_checkpoint(written_at + Duration::from_secs(after));
+            tell.health().troubles.get(&Part::State).cloned()
+        };
+        assert_eq!(look(29), None);
+        let trouble = look(30).unwrap();
+        assert_eq!((trouble.since, &*trouble.error), (written_at, CHECKPOINT_LATE));
+        assert!(!trouble.fix.is_empty());
+        tell.fails_with(Part::State, written_at, "disk full", "make room");
+        assert_eq!(look(35).unwrap().error, "disk full", "the writer knows better");
+        tell.checkpoint_written();
+        tell.works(Part::State);
+        assert_eq!(look(29), None);
+        tell.set_role(Role::Standby);
+        assert_eq!(look(90), None, "others have none to write");
+    }
 
     #[test]
     fn leader_is_ready_while_its_stream_moves_and_its_checkpoint_is_written() {

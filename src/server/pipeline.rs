@@ -51,7 +51,7 @@ use super::workers;
 use super::workers::lead::LeaderWorkers;
 use super::{dispatch, notify, reader, responder, writer};
 use crate::config::Config;
-use crate::server::health::Teller;
+use crate::server::health::{Teller, watch_checkpoint};
 use crate::server::metrics::Metrics;
 use walhook_core::event::Item;
 use walhook_core::id::Epoch;
@@ -156,6 +156,7 @@ pub(super) async fn lead(
     let workers = leading.workers(&mut tasks, &ways, (epoch, clock), before).await?;
     leading.dispatch(&mut tasks, dispatcher, channels, clock, (recorded, workers));
     let abort = tasks.abort.clone();
+    tasks.spawn("checkpoint", watch_checkpoint(tell.clone(), abort.clone()));
     tasks.spawn("writer", writer::write(store, persist_requests, stored, tell.clone(), abort));
     leading.respond(&mut tasks, Refiller::new(config.clone()), refill_requests, refilled);
     let [of_usual, of_costly] = LookupResponder::both(config, tell);

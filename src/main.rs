@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use walhook::cli::{Cli, Failure};
+use walhook::server::log;
 use walhook_core::escape::{lines, one_line};
 use walhook_core::redact::redact;
 
@@ -15,14 +16,14 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            complain(&format!("cannot start the runtime: {error}"));
+            log::complain(&format!("cannot start the runtime: {error}"), 1);
             return ExitCode::FAILURE;
         }
     };
     let ended = runtime.block_on(cli.run());
     // Dropped, the runtime would wait for a name look-up that hangs: those cannot be cancelled.
     runtime.shutdown_background();
-    match ended {
+    let exit_code = match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let text = failure.to_string();
@@ -32,14 +33,10 @@ fn main() -> ExitCode {
                 Failure::Usage(_) => lines(&text),
                 Failure::Failed(_) | Failure::Halted(_) => one_line(&text),
             };
-            complain(&text);
+            log::complain(&text, failure.exit_code());
             ExitCode::from(failure.exit_code())
         }
-    }
-}
-
-/// Says on standard error what went wrong. Where nobody reads that any more, nothing can be said.
-fn complain(text: &str) {
-    use std::io::Write;
-    let _nobody_reads_it = writeln!(std::io::stderr(), "error: {text}");
+    };
+    log::finish();
+    exit_code
 }

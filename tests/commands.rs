@@ -245,7 +245,7 @@ async fn secrets_appear_nowhere() -> Result<()> {
         "table = \"public.webhooks\"",
         "table = \"public.webhooks\"\nheaders = \"headers\"",
     )?;
-    world.edit_config("info,walhook=debug", "debug")?;
+    world.edit_config("info,walhook=debug", "debug,rustls=debug")?;
     let host = world.mock.address();
     world
         .sql

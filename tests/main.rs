@@ -45,6 +45,7 @@ mod keys;
 mod kills;
 mod kubernetes;
 mod locks;
+mod log;
 mod look_ups;
 mod network;
 mod notify;

@@ -294,3 +294,15 @@ async fn case_15_idle_slot_retains_little_while_another_database_writes() {
         sleep(Duration::from_secs(1)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hangup_of_the_terminal_shuts_down_as_the_service_manager_does() {
+    let mut world = traffic::world("", &[]).await.unwrap();
+    world.hook(1, 1, "").await.unwrap();
+    let running = world.run().await.unwrap();
+    world.sql.batch_execute("INSERT INTO subscribers (account_id) VALUES (1)").await.unwrap();
+    world.delivered(1).await.unwrap();
+    running.signal("HUP").unwrap();
+    let (status, log) = running.ended_with_log().await.unwrap();
+    assert!(status.success() && log.contains("stopped by SIGHUP"), "{status}: {log}");
+}

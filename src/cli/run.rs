@@ -8,9 +8,9 @@ use tokio_util::sync::CancellationToken;
 use super::{CommandResult, Common, Failure};
 use crate::config::WorkerConfig;
 use crate::server::record::Recording;
-use crate::server::{self, Stop};
+use crate::server::{self, Stop, log};
 
-/// Stream changes and deliver them, until SIGTERM or Ctrl-C
+/// Stream changes and deliver them, until SIGTERM, SIGHUP or Ctrl-C
 ///
 /// Does not start, and exits with 2, where something is wrong that waiting does not fix: configuration,
 /// rules, rights, columns. It waits for what may pass, such as a server that is away, and says why.
@@ -61,7 +61,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
         return run_worker(&args, common).await;
     }
     let config = common.load()?;
-    crate::server::log::init(&config.log).map_err(Failure::Usage)?;
+    log::init(&config.log).map_err(Failure::Usage)?;
     if config.events.is_empty() {
         return Err(Failure::Usage(anyhow::anyhow!(
             "{}: no [[events]] rule: nothing would be sent; add at least one",
@@ -101,7 +101,7 @@ async fn serve(_: WorkerConfig) -> CommandResult {
 
 #[cfg(feature = "workers")]
 async fn serve(config: WorkerConfig) -> CommandResult {
-    crate::server::log::init(&config.log).map_err(Failure::Usage)?;
+    log::init(&config.log).map_err(Failure::Usage)?;
     walhook_process::descriptors::raise();
     walhook_process::descriptors::tell((config.scheduler.fast_slots, config.scheduler.slow_slots));
     result(until_signalled(async |shutdown| server::run_worker(config, shutdown).await).await)
@@ -146,18 +146,46 @@ pub(super) async fn until_signal() -> std::io::Result<&'static str> {
     }
 }
 
-/// The first signal starts the shutdown, the second ends the process.
+/// The first signal starts the shutdown, the second ends the process. A terminal that is gone may say so several
+/// times: it counts as a first signal only.
 async fn watch_signals(shutdown: CancellationToken) -> std::io::Result<()> {
-    for again in [false, true] {
-        let signal = until_signal().await?;
-        if again {
-            tracing::warn!("second signal: exiting at once");
-            std::process::exit(1);
-        }
-        tracing::info!(
-            "shutting down, stopped by {signal}: waiting for requests in flight; a second signal exits at once"
-        );
-        shutdown.cancel();
+    let mut hangup = if ignores_hangup() { None } else { Some(signal(SignalKind::hangup())?) };
+    let first = tokio::select! {
+        signal = until_signal() => signal?,
+        Some(_) = async { hangup.as_mut()?.recv().await } => "SIGHUP",
+    };
+    // Before anything is logged.
+    shutdown.cancel();
+    tracing::info!(
+        "shutting down, stopped by {first}: waiting for requests in flight; a second signal exits at once"
+    );
+    until_signal().await?;
+    tracing::warn!("second signal: exiting at once");
+    log::finish();
+    std::process::exit(1);
+}
+
+/// Whether the process was started such that it outlives its terminal, as `nohup` does. Where that is not known it is
+/// left as it is.
+fn ignores_hangup() -> bool {
+    std::fs::read_to_string("/proc/self/status").map_or(true, |status| is_hangup_ignored(&status))
+}
+
+/// As `SigIgn` says, where SIGHUP is the lowest bit.
+fn is_hangup_ignored(status: &str) -> bool {
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    ignored.is_none_or(|bits| bits & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hangup_is_left_alone_where_the_process_was_told_to_outlive_its_terminal() {
+        assert!(is_hangup_ignored("Name:\tx\nSigIgn:\t0000000000001001\nSigCgt:\t0\n"));
+        assert!(!is_hangup_ignored("SigBlk:\t1\nSigIgn:\t0000000000001000\n"));
+        assert!(is_hangup_ignored(""), "nobody knows");
     }
-    Ok(())
 }

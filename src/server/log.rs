@@ -4,16 +4,25 @@
 //! every line goes through [`redact`] on its way out; and what came from outside neither ends a line
 //! nor acts on a terminal, for all but the end of an event is escaped there too. In the text format a value
 //! that leaves open where it ends is quoted (`fields`).
+//!
+//! Nobody who logs waits for the reader: lines go through a queue (`queue`), and a thread writes them.
 
 mod fields;
+mod queue;
 
 use std::io::{self, Write};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use tracing::Level;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use self::fields::Fields;
+use self::queue::Queue;
+pub(super) use self::queue::dropped;
 use crate::config::{Log, LogFormat};
 use walhook_core::escape::one_line;
 use walhook_core::redact::redact;
@@ -22,18 +31,75 @@ use walhook_core::redact::redact;
 /// second repeats itself with each try to connect, where the crate `bus` says once what there is to say.
 const QUIETED: [&str; 2] = ["tokio_postgres=warn", "async_nats=off"];
 
+/// Warns of each alert that an endpoint sends, without saying whose, where the attempt's outcome says that. Quiet unless
+/// `log.level` names it.
+const RUSTLS: &str = "rustls";
+
+/// So long the end of the process waits until the last lines are written.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// The log of this process.
+#[derive(Debug)]
+struct Started {
+    queue: Arc<Queue>,
+    format: LogFormat,
+}
+
+static STARTED: OnceLock<Started> = OnceLock::new();
+
 /// Starts the log. A second start in one process is ignored.
 ///
 /// # Errors
-/// When `log.level` cannot be read.
+/// When `log.level` cannot be read, or no thread can be had.
 pub fn init(log: &Log) -> Result<()> {
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(filter(log)?).with_writer(|| Lines(io::stderr()));
+    let filter = filter(log)?;
+    if STARTED.get().is_some() {
+        return Ok(());
+    }
+    let queue = Arc::new(Queue::default());
+    let written = Arc::clone(&queue);
+    thread::Builder::new().name("log".to_owned()).spawn(move || {
+        written.write_to(io::stderr(), |lines| {
+            tracing::warn!(lines, "the log was not read: so many lines of it were dropped");
+        });
+    })?;
+    let _first = STARTED.set(Started { queue: Arc::clone(&queue), format: log.format });
+    let writer = move || Lines(ToQueue(Arc::clone(&queue)));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     let _already_started = match log.format {
         LogFormat::Text => lines.with_ansi(false).fmt_fields(Fields).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),
     };
     Ok(())
+}
+
+/// Says why the process ends, and with which exit code: where the log has been started at level error, and then as the
+/// last line on standard error. That begins with `error: `; where the log is JSON, it is the log's line.
+pub fn complain(text: &str, exit_code: u8) {
+    let plain = format!("error: {text}\n");
+    let Some(Started { queue, format }) = STARTED.get() else {
+        // Where nobody reads that any more, nothing can be said.
+        let _nobody_reads_it = io::stderr().write_all(plain.as_bytes());
+        return;
+    };
+    tracing::error!(reason = text, exit_code, "ending");
+    match format {
+        LogFormat::Text => queue.push(plain.into_bytes()),
+        LogFormat::Json if tracing::enabled!(Level::ERROR) => {}
+        LogFormat::Json => {
+            let line = serde_json::json!({
+                "level": "ERROR", "message": "ending", "reason": text, "exit_code": exit_code,
+            });
+            queue.push(format!("{line}\n").into_bytes());
+        }
+    }
+}
+
+/// Waits, for a second at most, until all that was logged is written: at the end of the process.
+pub fn finish() {
+    if let Some(Started { queue, .. }) = STARTED.get() {
+        let _or_nobody_reads_it = queue.flush(LAST_LINES);
+    }
 }
 
 /// The filter that `log.level` says.
@@ -48,7 +114,10 @@ pub fn filter(log: &Log) -> Result<EnvFilter> {
             "{part:?} is not a level; there are off, error, warn, info, debug, trace, and target=level"
         );
     }
-    let filter = EnvFilter::builder().parse(&log.level)?;
+    let mut filter = EnvFilter::builder().parse(&log.level)?;
+    if !log.level.contains(RUSTLS) {
+        filter = filter.add_directive(format!("{RUSTLS}=off").parse()?);
+    }
     QUIETED.iter().try_fold(filter, |filter, quiet| Ok(filter.add_directive(quiet.parse()?)))
 }
 
@@ -68,6 +137,20 @@ impl<W: Write> Write for Lines<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         let _nobody_reads_it = self.0.flush();
+        Ok(())
+    }
+}
+
+/// Hands what is written to the queue, each write as one line.
+struct ToQueue(Arc<Queue>);
+
+impl Write for ToQueue {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.push(bytes.to_vec());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
@@ -144,6 +227,9 @@ mod tests {
     fn filter_never_lets_sql_parameters_through() {
         let log = Log { level: "trace,tokio_postgres=trace".to_owned(), format: LogFormat::Text };
         assert!(filter(&log).unwrap().to_string().contains("tokio_postgres=warn"));
+        assert!(filter(&log).unwrap().to_string().contains("rustls=off"));
+        let asked = Log { level: "info,rustls=debug".to_owned(), ..Log::default() };
+        assert!(filter(&asked).unwrap().to_string().contains("rustls=debug"));
         assert!(filter(&Log { level: "loud".to_owned(), ..Log::default() }).is_err());
     }
 }

@@ -19,6 +19,7 @@ use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry, TextEncoder};
 
 use walhook_process::faults;
 
+use super::log;
 use super::trouble::Part;
 pub use about::AboutMetrics;
 pub use delivery_log::LogMetrics;
@@ -175,6 +176,7 @@ impl Metrics {
         let registry = of_pipeline(pipeline)?;
         let r = Register(&registry);
         r.add(faults::counters())?;
+        r.add(log::dropped())?;
         let deliveries = r.counters("walhook_deliveries_total", "result")?;
         let unrouted = r.counters("walhook_unrouted_total", "result")?;
         let in_flight = r.gauges("walhook_in_flight", "pool")?;

@@ -167,6 +167,21 @@ impl Program {
         Ok(self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
     }
 
+    /// As [`Program::start`], with variables in its environment, and standard error in this pipe.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn start_logging_to(
+        &self,
+        args: &[&str],
+        env: &[(&str, &str)],
+        pipe: std::io::PipeWriter,
+    ) -> Result<Child> {
+        let mut command = self.command(args);
+        command.envs(env.iter().copied()).stdout(Stdio::null()).stderr(Stdio::from(pipe));
+        Ok(command.spawn()?)
+    }
+
     /// Starts `walhook run` without waiting for anything.
     ///
     /// # Errors

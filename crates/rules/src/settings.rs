@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::rule::pattern_covers;
+use walhook_core::endpoint::is_pattern;
 use walhook_core::size::ByteSize;
 
 /// What a rule listens to.
@@ -101,6 +102,10 @@ impl EventRule {
     /// Whether it makes events of a type that this pattern of an endpoint takes, as far as the rule alone says.
     #[must_use]
     pub fn makes(&self, pattern: &str) -> bool {
+        // What an endpoint's row leaves open is whole words: `order*` is neither a type nor a pattern.
+        if pattern.contains('*') && !is_pattern(pattern) {
+            return false;
+        }
         let of_rows = self.type_column.is_some() && pattern_covers(&self.event_type, pattern);
         pattern == self.event_type || pattern_covers(pattern, &self.event_type) || of_rows
     }
@@ -127,4 +132,36 @@ pub enum Bigint {
     Number,
     /// As a string, for receivers whose numbers are doubles.
     String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rule_makes_what_an_endpoint_takes_and_nothing_for_half_a_word() {
+        let rule = |more: &str| -> EventRule {
+            let rule = format!("on = ['insert']\ntable = 't'\naccount = 'account_id'\n{more}");
+            toml::from_str(&rule).unwrap()
+        };
+        let fixed = rule("type = 'subscriber.created'");
+        let of_rows = rule("type = 'subscriber.*'\ntype_column = 'kind'");
+        let any = rule("type = '*'\ntype_column = 'kind'");
+        for (pattern, makes) in [
+            ("subscriber.created", [true, true, true]),
+            ("subscriber.*", [true, true, true]),
+            ("*", [true, true, true]),
+            ("subscriber.paid", [false, true, true]),
+            ("order.*", [false, false, true]),
+            // What is routed agrees: see `walhook_core::endpoint::wants`.
+            ("subscriber*", [false, false, false]),
+            ("subscriber.cre*", [false, false, false]),
+        ] {
+            let told = [&fixed, &of_rows, &any].map(|rule| rule.makes(pattern));
+            assert_eq!(told, makes, "{pattern}");
+            let wanted = [pattern.to_owned()];
+            let is_routed = walhook_core::endpoint::wants(&wanted, "subscriber.created");
+            assert!(told[0] == is_routed, "{pattern}");
+        }
+    }
 }

@@ -136,7 +136,7 @@ fn endpoints(config: &Config, listed: &[Listed], report: &mut Report) {
     tell(
         "endpoints",
         "want event types that no rule makes",
-        "correct their rows, or add a rule",
+        "correct their rows (a pattern is *, or ends in .*), or add a rule",
         &unknown,
     );
     let weak = |wanted| of(&|row| (row.weak == Some(wanted)).then(String::new));

@@ -7,6 +7,7 @@ use walhook::cli::{Cli, Failure};
 use walhook::server::log;
 use walhook_core::escape::{lines, one_line};
 use walhook_core::redact::redact;
+use walhook_process::faults::Fault;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -16,7 +17,11 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            log::complain(&format!("cannot start the runtime: {error}"), 1);
+            let fix = Fault::of(&error).map(|fault| format!("; {}", fault.fix()));
+            log::complain(
+                &format!("cannot start the runtime: {error}{}", fix.unwrap_or_default()),
+                1,
+            );
             return ExitCode::FAILURE;
         }
     };

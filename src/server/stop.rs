@@ -1,5 +1,6 @@
 //! Why the pipeline ends other than by a shutdown.
 
+use std::io;
 use std::net::SocketAddr;
 
 use tokio::task::JoinError;
@@ -11,6 +12,7 @@ use walhook_core::lsn::Lsn;
 use walhook_dispatch::retry::PolicyError;
 use walhook_http::transport::TransportError;
 use walhook_postgres::wire::WireError;
+use walhook_process::faults::Fault;
 use walhook_state::StateError;
 
 /// Why the pipeline ended other than by a shutdown.
@@ -54,12 +56,12 @@ pub enum Unfit {
 #[derive(Debug, thiserror::Error)]
 pub enum Fatal {
     /// The admin server has no address.
-    #[error("cannot listen on {listen}; change `admin.listen`")]
+    #[error("cannot listen on {listen}; {}", fix_of_listen(.source))]
     Listen {
         /// The address.
         listen: SocketAddr,
         /// What the system says.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A defect: two metrics of one name, say.
     #[error(transparent)]
@@ -91,8 +93,33 @@ pub enum Fatal {
     },
 }
 
+/// An address that is not there (EADDRNOTAVAIL) is no want of ports here: nothing is connected to.
+fn fix_of_listen(error: &io::Error) -> &'static str {
+    match Fault::of(error) {
+        Some(fault @ (Fault::Descriptors | Fault::Memory)) => fault.fix(),
+        Some(Fault::Ports) | None => "change `admin.listen`",
+    }
+}
+
 impl From<Fatal> for Stop {
     fn from(fatal: Fatal) -> Self {
         Self::Failed(Box::new(fatal))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fix_of_an_address_that_cannot_be_had_is_local_where_that_is_what_lacks() {
+        let said = |errno| {
+            let (listen, source) =
+                (([127, 0, 0, 1], 1).into(), io::Error::from_raw_os_error(errno));
+            Fatal::Listen { listen, source }.to_string()
+        };
+        // EMFILE, then EACCES.
+        assert!(said(24).contains("LimitNOFILE"), "{}", said(24));
+        assert!(said(13).contains("admin.listen"), "{}", said(13));
     }
 }

@@ -99,10 +99,14 @@ pub enum TransportError {
         value: String,
     },
     /// There is nothing to judge certificates by.
-    #[error("cannot set up TLS; install the system's CA certificates")]
+    #[error(
+        "cannot set up TLS; install the system's CA certificates, or where no file can be opened raise LimitNOFILE (ulimit -n)"
+    )]
     Tls(#[source] rustls::Error),
     /// The operating system starts no threads.
-    #[error("cannot start the threads that send requests")]
+    #[error(
+        "cannot start the threads that send requests; raise what is used up: TasksMax or ulimit -u, or for open files LimitNOFILE or ulimit -n"
+    )]
     Threads(#[source] std::io::Error),
     /// The proxy cannot be used.
     #[error("egress.proxy {0}")]

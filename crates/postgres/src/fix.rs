@@ -12,6 +12,7 @@ use tokio_postgres::error::SqlState;
 use super::pg::tls_error;
 use super::sql::error_text;
 use super::wire::{self, Class, ServerError, WireError};
+use walhook_process::faults::Fault;
 
 /// What to do where nothing is known but that there was no answer.
 pub const UNREACHABLE: &str =
@@ -151,7 +152,7 @@ impl Failure for tokio_postgres::Error {
     }
 
     fn fix(&self) -> Cow<'static, str> {
-        self.code().map_or(UNREACHABLE, |code| fix_of_sqlstate(code.code())).into()
+        self.code().map_or_else(|| unreachable(self), |code| fix_of_sqlstate(code.code())).into()
     }
 
     fn say(&self, line: &mut Line) {
@@ -196,9 +197,8 @@ impl Failure for WireError {
             Self::Oversize { .. } => {
                 "raise memory.limit, of which one message may take a quarter, and start walhook again"
             }
-            Self::Timeout { .. } | Self::Ended | Self::Closed | Self::Silent | Self::Io(_) => {
-                UNREACHABLE
-            }
+            Self::Io(error) => unreachable(error),
+            Self::Timeout { .. } | Self::Ended | Self::Closed | Self::Silent => UNREACHABLE,
         };
         fix.into()
     }
@@ -219,6 +219,11 @@ fn is_of_socket(error: &tokio_postgres::Error) -> bool {
         source = cause.source();
     }
     false
+}
+
+/// Where the connection failed: what is used up on our side is no fault of the server's.
+fn unreachable(error: &(dyn Error + 'static)) -> &'static str {
+    Fault::of(error).map_or(UNREACHABLE, Fault::fix)
 }
 
 /// By the code of the server's error.
@@ -322,6 +327,23 @@ mod tests {
     }
 
     #[test]
+    fn fix_of_what_is_used_up_here_is_a_local_one() {
+        // EMFILE and ENFILE.
+        for (errno, fix) in [(24, "LimitNOFILE"), (23, "fs.file-max")] {
+            let why = || std::io::Error::from_raw_os_error(errno);
+            let link =
+                super::super::pg::LinkError::Unreachable { target: "h:5432".into(), why: why() };
+            let said = link.to_string();
+            assert!(said.contains(fix) && !said.contains("address right"), "{said}");
+            for error in [WireError::Link(link), WireError::Io(why())] {
+                assert!(error.fix().contains(fix), "{}", error.fix());
+            }
+        }
+        let gone = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        assert_eq!(WireError::Io(gone).fix(), UNREACHABLE);
+    }
+
+    #[test]
     fn fix_of_each_sqlstate_is_something_to_do() {
         for code in [
             "42501", "42P01", "42804", "55P03", "57014", "53300", "53400", "53100", "53200",
@@ -331,6 +353,9 @@ mod tests {
         }
         for fix in [UNREACHABLE, NO_SENDER, NOT_POSTGRESQL, BAD_URL, PASSWORD_MISSING, WRONG_HOST] {
             assert!(is_imperative(fix), "{fix}");
+        }
+        for fault in Fault::ALL {
+            assert!(is_imperative(fault.fix()), "{}", fault.fix());
         }
         assert!(!is_imperative("what it names") && !is_imperative("see"));
     }

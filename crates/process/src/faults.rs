@@ -71,6 +71,24 @@ impl Fault {
         CODES.into_iter().find(|(errno, _)| errno.raw_os_error() == code).map(|(_, fault)| fault)
     }
 
+    /// What to do: a phrase in the imperative.
+    #[must_use]
+    pub const fn fix(self) -> &'static str {
+        match self {
+            Self::Descriptors => {
+                "raise walhook's limit of open files (LimitNOFILE in the systemd unit, ulimit -n), or for ENFILE the \
+                 machine's (fs.file-max)"
+            }
+            Self::Ports => {
+                "raise the number of local ports (net.ipv4.ip_local_port_range), for none is left"
+            }
+            Self::Memory => {
+                "raise net.ipv4.tcp_mem or the memory of the machine or container, for the kernel has none left for \
+                 sockets"
+            }
+        }
+    }
+
     /// What is used up, and what to do.
     const fn advice(self) -> &'static str {
         match self {

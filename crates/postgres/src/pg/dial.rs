@@ -160,9 +160,10 @@ async fn ways(host: &Host) -> Result<Vec<Way>, LinkError> {
         Place::Address(address) => vec![Way::Tcp(SocketAddr::new(*address, host.port))],
         Place::Name => {
             let addresses = lookup_host((host.name.as_str(), host.port)).await;
-            let unknown = |why| {
-                faults::note(&why);
-                LinkError::UnknownName { target: host.to_string(), why }
+            let target = host.to_string();
+            let unknown = |why| match faults::note(&why) {
+                Some(_) => LinkError::Unreachable { target, why },
+                None => LinkError::UnknownName { target, why },
             };
             addresses.map_err(unknown)?.map(Way::Tcp).collect()
         }

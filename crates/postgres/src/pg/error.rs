@@ -10,6 +10,7 @@ use rustls::pki_types::UnixTime;
 
 use super::kinds::SslMode;
 use crate::fix::{FixedBy, UNREACHABLE};
+use walhook_process::faults::Fault;
 
 /// No way to a host. Names the host, what was asked for and the fix; holds no password.
 #[derive(Debug, thiserror::Error)]
@@ -143,7 +144,8 @@ impl LinkError {
     /// What to do about it.
     pub(crate) fn fix(&self) -> &'static str {
         match self {
-            Self::Unreachable { .. } => UNREACHABLE,
+            // What is used up on our side is no fault of the server's.
+            Self::Unreachable { why, .. } => Fault::of(why).map_or(UNREACHABLE, Fault::fix),
             Self::UnknownName { .. } => {
                 "correct the host in the URL, or the name service of this machine"
             }
@@ -187,6 +189,9 @@ impl LinkError {
 
 /// The cause and the fix.
 fn unreachable(why: &io::Error) -> String {
+    if let Some(fault) = Fault::of(why) {
+        return format!("{why}; {}", fault.fix());
+    }
     #[expect(clippy::wildcard_enum_match_arm, reason = "the kinds are many; the rest is shown")]
     let fix = match why.kind() {
         io::ErrorKind::ConnectionRefused => {

@@ -58,7 +58,7 @@ impl Fallback {
             }
             Self::SpoolFull => "raise source.spool_max, or find out who keeps so much uncommitted",
             Self::Disk => {
-                "make room on the disk of source.spool, and see that walhook can write and read there"
+                "see that source.spool is a directory that walhook can write and read, and make room on its disk"
             }
             Self::Unclear => "do nothing: it is read as a whole, and streaming goes on behind it",
             Self::Unreadable => {

@@ -39,6 +39,10 @@ struct Open {
 impl Files {
     /// Makes the directory, removes what dead processes left there, and writes for once.
     pub(super) fn open(directory: PathBuf) -> io::Result<Self> {
+        // The system would say that the file exists.
+        if directory.exists() && !directory.is_dir() {
+            return Err(io::Error::new(ErrorKind::NotADirectory, "it is no directory"));
+        }
         DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(&directory)?;
         let mut files = Self { directory, open: HashMap::new(), bytes: 0, names: 0 };
         files.clean()?;

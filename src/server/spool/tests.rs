@@ -136,6 +136,7 @@ async fn spool_that_cannot_be_written_is_not_opened() {
     fs::write(&file, "").unwrap();
     let failed = Spool::open(&file, 1 << 30).await.unwrap_err();
     assert!(matches!(failed, SpoolFailed::Write { .. }), "{failed}");
+    assert!(failed.to_string().ends_with("it is no directory"), "{failed}");
     let failed = Spool::open(Path::new("/proc/spool"), 1 << 30).await.unwrap_err();
     assert!(matches!(failed, SpoolFailed::Write { .. }), "{failed}");
 }

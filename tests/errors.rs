@@ -35,7 +35,7 @@ async fn every_error_begins_with_error_and_ends_with_the_code_of_its_kind() -> R
     let wrong = [("WALHOOK_DELIVERY__TIMEOUT", "soon")];
     let missing = [("WALHOOK_SOURCE__URL_FILE", "/nowhere/url")];
     let unknown = [("WALHOOK_SOURCE__COLOUR", "red")];
-    let cases: [Case<'_>; 18] = [
+    let cases: [Case<'_>; 22] = [
         (&["status", "--colour"], &[], 2, "--colour"),
         (&["fly"], &[], 2, "fly"),
         (&["deferred", "list", "--limit", "0"], &[], 2, "--limit"),
@@ -59,6 +59,15 @@ async fn every_error_begins_with_error_and_ends_with_the_code_of_its_kind() -> R
             "nothing is known of evt_00000000000000000000000001",
         ),
         (&["events", "show", LONG_AGO, "--json"], &[], 1, "nothing is known of"),
+        (&["events", "list", "--since", "1h", "--until", "2h"], &[], 2, "is later than --until"),
+        (&["events", "count", "--since", "1h", "--until", "2h"], &[], 2, "is later than --until"),
+        (&["deferred", "list", "--since", "1h", "--until", "2h"], &[], 2, "is later than --until"),
+        (
+            &["replay", "start", "--from", "1h", "--to", "2h", "--dry-run"],
+            &[],
+            2,
+            "is later than --to",
+        ),
     ];
     for (args, env, code, names) in cases {
         let output = world.walhook_with(args, env).await?;

@@ -248,6 +248,29 @@ fn of_stream<'a>(shown: &'a Value, endpoint: &str) -> Result<&'a Value> {
     all.find(is_it).with_context(|| format!("no delivery of the stream to {endpoint}: {shown}"))
 }
 
+/// The list marks what a replay sent. What could not be routed has nobody to be sent to, and the commands say what helps.
+async fn help_is_what_helps(world: &World, resent: &Value, unroutable: &str) -> Result<()> {
+    let plain = text(&world.walhook(&["events", "list", "--account", "1"]).await?.stdout);
+    let replay = resent["id"].as_i64().context("no id")?;
+    ensure!(plain.contains(&format!("delivered (replay {replay})  ")), "{plain}");
+    let shown = show(world, unroutable).await?;
+    let letter = shown["deliveries"][0]["dead_letter"].as_i64().context("no letter")?;
+    let letter = letter.to_string();
+    let plain = text(&world.walhook(&["events", "show", unroutable]).await?.stdout);
+    ensure!(plain.contains(&format!("; walhook dead-letters show {letter}")), "{plain}");
+    ensure!(!plain.contains("dead-letters retry"), "{plain}");
+    let retry = world.walhook(&["dead-letters", "retry", &letter]).await?;
+    let said = text(&retry.stderr);
+    ensure!(retry.status.code() == Some(1) && said.contains("could not be routed"), "{said}");
+    ensure!(said.contains(&format!("walhook events resend {}", unroutable)), "{said}");
+    let resend = world.walhook(&["events", "resend", unroutable]).await?;
+    let said = text(&resend.stderr);
+    ensure!(resend.status.code() == Some(1), "{said}");
+    ensure!(said.contains("could not be turned into an event"), "{said}");
+    ensure!(said.contains("size does not apply"), "it says why: {said}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn support_question_is_answered_for_each_way_that_a_delivery_can_go() {
     support_question_is_answered().await.unwrap();
@@ -306,6 +329,7 @@ async fn support_question_is_answered() -> Result<()> {
     world.settled().await?;
     let resent = world.walhook_json(&["events", "resend", &ids[0]]).await?;
     ensure!(resent["delivered"] == 1, "{resent}");
+    help_is_what_helps(&world, &resent, &ids[4]).await?;
     ensure!(running.terminate().await?.success());
 
     // Nothing runs: all of it is known.

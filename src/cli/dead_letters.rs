@@ -101,7 +101,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     let databases = Databases::of(&config);
     match args.command {
         Command::List(List { filters, limit, after }) => {
-            let query = Query { filter: filters.to_filter(), after, limit };
+            let query = Query { filter: filters.to_filter()?, after, limit };
             let page = dead_letters::list(databases, &query).await?;
             if common.json { print_json(&page) } else { print_line(&text(&page)) }
         }

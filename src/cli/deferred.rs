@@ -8,7 +8,7 @@ use super::confirm::confirm_removal;
 use super::filter::{Filters, Kind, Selection};
 use super::table::{one_line, table};
 use super::terminal::Terminal;
-use super::{CommandResult, Common, job, print_json, print_line};
+use super::{CommandResult, Common, Failure, job, print_json, print_line};
 use crate::control::deferred::{
     self, Cursor, DeferredPage, Discarded, OfAccountView, Query, REASONS, WithoutEndpointView,
     cursor,
@@ -104,7 +104,7 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
     let mut tell = |p: Progress<'_>| terminal.tell(p);
     match args.command {
         Command::List(list) => {
-            let page = deferred::list(databases, &list.to_query()).await?;
+            let page = deferred::list(databases, &list.to_query()?).await?;
             if common.json { print_json(&page) } else { print_line(&text(&page)) }
         }
         Command::Retry(Retry { selection, wait }) => {
@@ -129,10 +129,11 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
 }
 
 impl List {
-    fn to_query(&self) -> Query {
-        let mut filter = self.filters.to_filter();
+    fn to_query(&self) -> Result<Query, Failure> {
+        let mut filter = self.filters.to_filter()?;
         filter.ids = self.event.clone().map(|event| vec![event]);
-        Query { filter, after: self.after.clone().unwrap_or_default(), limit: self.limit }
+        let after = self.after.clone().unwrap_or_default();
+        Ok(Query { filter, after, limit: self.limit })
     }
 }
 

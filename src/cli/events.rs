@@ -9,8 +9,9 @@ use clap::builder::PossibleValuesParser;
 use url::Url;
 
 use super::confirm::confirm_removal;
+use super::filter::ensure_forward;
 use super::replay::{Wait, carry_out};
-use super::{CommandResult, Common, print_json, print_line};
+use super::{CommandResult, Common, Failure, print_json, print_line};
 use crate::control::event_type::type_or_pattern;
 use crate::control::events::log::{self, Filter, OUTCOMES, Query};
 use crate::control::time::time_us;
@@ -130,7 +131,7 @@ struct Show {
     #[arg(long)]
     body: bool,
     /// Where the leader's admin server answers, where that is not on this machine
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = super::admin_url)]
     admin: Option<Url>,
 }
 
@@ -155,8 +156,9 @@ struct Resend {
 }
 
 impl Which {
-    fn filter(self) -> Filter {
-        Filter {
+    fn filter(self) -> Result<Filter, Failure> {
+        ensure_forward(self.since, self.until)?;
+        Ok(Filter {
             event: None,
             account: self.account,
             endpoint: self.endpoint,
@@ -164,34 +166,34 @@ impl Which {
             outcome: self.outcome,
             from_us: self.since,
             to_us: self.until,
-        }
+        })
     }
 }
 
 impl List {
-    fn query(self) -> Query {
-        Query {
-            filter: self.which.filter(),
+    fn query(self) -> Result<Query, Failure> {
+        Ok(Query {
+            filter: self.which.filter()?,
             limit: usize::try_from(self.limit).unwrap_or(usize::MAX),
             before: self.before,
-        }
+        })
     }
 }
 
 /// Runs the subcommand.
 ///
 /// # Errors
-/// [`Failure::Failed`](super::Failure::Failed) when a database does not answer, when nothing is known of the event that
+/// [`Failure::Usage`] when the range of times ends before it begins; [`Failure::Failed`] when a database does not answer, when nothing is known of the event that
 /// is to be shown, or when nothing was sent again.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
     match args.command {
         Command::List(asked) => {
-            let page = log::list(Databases::of(&config), &asked.query()).await?;
+            let page = log::list(Databases::of(&config), &asked.query()?).await?;
             if common.json { print_json(&page) } else { print_line(&print::list(&page)) }
         }
         Command::Count(Count { which }) => {
-            let counts = log::count(Databases::of(&config), &which.filter()).await?;
+            let counts = log::count(Databases::of(&config), &which.filter()?).await?;
             if common.json { print_json(&counts) } else { print_line(&print::counts(&counts)) }
         }
         Command::Erase(Erase { account, by, yes }) => {
@@ -217,6 +219,13 @@ pub async fn run(args: Args, common: &Common) -> CommandResult {
             let wait = Wait::for_everything(wait);
             let sent = carry_out(Databases::of(&config), &range, wait, common.json).await?;
             if sent.finished && sent.is_of_nothing() {
+                if let Some(why) = events::resend::unroutable(&config, id).await? {
+                    return Err(anyhow!(
+                        "nothing was sent: {id} could not be turned into an event with an endpoint: {why}; correct the \
+                         rule or the endpoint table and send it again, or have the row written anew"
+                    )
+                    .into());
+                }
                 return Err(anyhow!(
                     "nothing was sent: no endpoint of its account wants it now, it was committed before {from}, \
                      where what can be sent again begins, or {id} is no event of this pipeline",

@@ -10,6 +10,7 @@ use super::Failure;
 use crate::control::Filter;
 use crate::control::event_type::type_or_pattern;
 use crate::control::time::time_us;
+use walhook_core::event::rfc3339;
 
 /// The kind of delivery that is filtered.
 pub(super) trait Kind: Debug + Clone + Default + Send + Sync + 'static {
@@ -73,8 +74,13 @@ pub(super) struct Selection<K: Kind> {
 }
 
 impl<K: Kind> Filters<K> {
-    pub(super) fn to_filter(&self) -> Filter<K::Id> {
-        Filter {
+    /// The filter.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] when the range of times ends before it begins.
+    pub(super) fn to_filter(&self) -> Result<Filter<K::Id>, Failure> {
+        ensure_forward(self.since, self.until)?;
+        Ok(Filter {
             ids: None,
             endpoint: self.endpoint.clone(),
             account: self.account.clone(),
@@ -83,7 +89,19 @@ impl<K: Kind> Filters<K> {
             replay: self.replay,
             since_us: self.since,
             until_us: self.until,
-        }
+        })
+    }
+}
+
+/// Refuses a range of times that ends before it begins, which nothing fits.
+pub(super) fn ensure_forward(since: Option<i64>, until: Option<i64>) -> Result<(), Failure> {
+    match (since, until) {
+        (Some(since), Some(until)) if since > until => Err(Failure::Usage(anyhow!(
+            "--since {} is later than --until {}: exchange them",
+            rfc3339(since),
+            rfc3339(until)
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -91,7 +109,7 @@ impl<K: Kind> Selection<K> {
     /// The filter, where it names something, or `--all` says that nothing need be named.
     pub(super) fn to_filter(&self) -> Result<Filter<K::Id>, Failure> {
         let ids = (!self.ids.is_empty()).then(|| self.ids.clone());
-        let filter = Filter { ids, ..self.filters.to_filter() };
+        let filter = Filter { ids, ..self.filters.to_filter()? };
         if filter.is_empty() != self.all {
             return Err(Failure::Usage(anyhow!(
                 "say which: give {}, filters such as --endpoint, or --all (and not both)",
@@ -106,6 +124,20 @@ impl<K: Kind> Selection<K> {
 mod tests {
     use super::*;
     use crate::cli::dead_letters::DeadLetters;
+
+    #[test]
+    fn range_of_times_that_ends_before_it_begins_is_refused() {
+        let of = |since, until| Filters::<DeadLetters> { since, until, ..Filters::default() };
+        let refused = of(Some(2), Some(1)).to_filter().unwrap_err();
+        assert_eq!(refused.exit_code(), 2);
+        let said = refused.to_string();
+        assert!(said.contains("--since 1970") && said.contains("exchange"), "{said}");
+        for (since, until) in
+            [(Some(1), Some(2)), (Some(1), Some(1)), (Some(2), None), (None, Some(1))]
+        {
+            assert!(of(since, until).to_filter().is_ok());
+        }
+    }
 
     #[test]
     fn selection_of_everything_must_be_said_openly() {

@@ -33,6 +33,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 use serde::Serialize;
+use url::Url;
 
 use crate::config::{Admin, Config, ConfigError, WorkerConfig};
 pub use crate::control::Failure;
@@ -238,6 +239,17 @@ fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
     Ok(Secret::new(text))
 }
 
+/// Reads where an admin server answers.
+fn admin_url(text: &str) -> Result<Url, String> {
+    match Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
+        // `localhost:9723` would be a URL of the scheme `localhost`.
+        Ok(_) | Err(_) => {
+            Err("write it as http://HOST:PORT, such as http://10.0.0.5:9723".to_owned())
+        }
+    }
+}
+
 impl Failure {
     /// What the process ends with.
     #[must_use]
@@ -338,6 +350,14 @@ mod tests {
         assert_eq!(Failure::from(anyhow::anyhow!("no")).exit_code(), 1);
         assert_eq!(Failure::Usage(anyhow::anyhow!("no")).exit_code(), 2);
         assert_eq!(Failure::Halted("no".to_owned()).exit_code(), 3);
+    }
+
+    #[test]
+    fn address_of_an_admin_server_is_a_url() {
+        assert!(admin_url("http://10.0.0.5:9723").is_ok());
+        for address in ["10.0.0.5:9723", "localhost:9723", "localhost", "", "postgres://h/d"] {
+            assert!(admin_url(address).unwrap_err().contains("http://HOST:PORT"), "{address}");
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ Examples:
   walhook status --json | jq .work.accounts")]
 pub struct Args {
     /// Where the leader's admin server answers, where that is not on this machine
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = super::admin_url)]
     admin: Option<Url>,
 }
 

@@ -222,20 +222,34 @@ pub(crate) async fn show(databases: Databases<'_>, id: i64) -> Result<WholeDeadL
 /// Has the leader send them again, and waits for that, at most `wait`.
 ///
 /// # Errors
-/// When none with an endpoint fits, or the state database does not answer.
+/// When none with an endpoint fits: the message says so of those without; or the state database does not answer.
 pub(crate) async fn retry(
     databases: Databases<'_>,
     filter: Filter,
     wait: Duration,
     tell: Tell<'_>,
 ) -> Result<RetryView, Failure> {
-    let job = jobs::ask(databases, &Ask::RetryDeadLetters(filter), wait, tell).await?;
-    let job = job.context("no dead letter with an endpoint fits")?;
+    let asked = Ask::RetryDeadLetters(filter.clone());
+    let Some(job) = jobs::ask(databases, &asked, wait, tell).await? else {
+        let state = databases.open_state().await?;
+        return Err(why_none(&state.dead_letters(&filter, 0, 1).await?).into());
+    };
     let failed = match job.failed {
         0 => Vec::new(),
         _ => databases.open_state().await?.retried_in_vain(JobId(job.id), ERRORS_SHOWN).await?,
     };
     Ok(RetryView { job, errors: failed.iter().map(DeadLetterView::from).collect() })
+}
+
+/// Why nothing is to be retried; `fit`: the first that fits all the same.
+fn why_none(fit: &[StoredDeadLetter]) -> anyhow::Error {
+    let Some(letter) = fit.first() else { return anyhow!("no dead letter fits") };
+    let StoredDeadLetter { id, event, .. } = letter;
+    anyhow!(
+        "no dead letter with an endpoint fits: {id} could not be routed, so there is nobody to send it to again; \
+         correct what `walhook dead-letters show {id}` says, then `walhook events resend {}` makes it anew",
+        event.id
+    )
 }
 
 /// How many fit.

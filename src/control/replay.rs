@@ -167,6 +167,7 @@ pub(crate) struct Asked {
 /// replay window, which the message names.
 pub(crate) async fn range(config: &Config, asked: Asked) -> Result<ReplayRange, Failure> {
     let Asked { from, to, account, endpoint, types } = asked;
+    Moment::ensure_forward(from, to)?;
     let state = Databases::of(config).open_state().await?;
     if let Some(endpoint) = &endpoint {
         ensure_endpoint(config, endpoint).await?;

@@ -85,7 +85,11 @@ fn stands(delivery: &DeliveryView) -> String {
     if let Some(cause) = cause {
         text.push_str(&format!("; waits for {}", cause_text(cause)));
     }
-    let letter = delivery.dead_letter.map(|id| format!("; walhook dead-letters retry {id}"));
+    let letter = delivery.dead_letter.map(|id| match delivery.endpoint {
+        Some(_) => format!("; walhook dead-letters retry {id}"),
+        // Nobody is there to whom it could be sent.
+        None => format!("; walhook dead-letters show {id}"),
+    });
     text.push_str(&letter.unwrap_or_default());
     let gap = delivery.gap.map(|id| format!("; counted in gap {id} (walhook gaps list)"));
     text.push_str(&gap.unwrap_or_default());
@@ -117,6 +121,16 @@ fn what(line: &LineView) -> String {
     }
 }
 
+/// The same, in a list of many deliveries: with what asked for it, where it was not the stream.
+fn what_and_who(line: &LineView) -> String {
+    let who = match (line.replay_id, line.dead_letter) {
+        (Some(replay), _) => format!(" (replay {replay})"),
+        (None, Some(_)) => " (retry)".to_owned(),
+        (None, None) => String::new(),
+    };
+    format!("{}{who}", what(line))
+}
+
 fn with_reason(what: &str, reason: Option<&str>) -> String {
     reason.map_or_else(|| what.to_owned(), |reason| format!("{what} ({reason})"))
 }
@@ -142,7 +156,7 @@ pub(super) fn list(page: &LinePage) -> String {
     rows.extend(page.lines.iter().map(|line| {
         [
             line.at.clone(),
-            what(line),
+            what_and_who(line),
             line.event_id.clone(),
             line.event_type.clone(),
             line.account_id.clone(),
@@ -219,6 +233,10 @@ mod tests {
             ..sample::line_page().lines[0].clone()
         };
         assert_eq!(what(&probe), "probe failed", "it is no attempt");
+        let replayed = LineView { replay_id: Some(3), dead_letter: None, ..probe.clone() };
+        let retried = LineView { replay_id: None, dead_letter: Some(9), ..probe };
+        assert_eq!(what_and_who(&replayed), "probe failed (replay 3)");
+        assert_eq!(what_and_who(&retried), "probe failed (retry)");
         let shown = list(&sample::line_page());
         for part in ["AT  ", "  attempt 2 failed  ", "\nthere are more: --before 17"] {
             assert!(shown.contains(part), "{part} is not in:\n{shown}");
@@ -234,6 +252,12 @@ mod tests {
         assert_eq!(
             erased(&sample::erased()),
             "erased 12 lines of account 42: record 1, asked by support, ticket 5"
+        );
+        let mut unroutable = sample::event().deliveries[1].clone();
+        unroutable.endpoint = None;
+        assert!(
+            stands(&unroutable).contains("; walhook dead-letters show 1"),
+            "it has nobody to be sent to"
         );
         let shown = event(&sample::unknown_event());
         for part in [

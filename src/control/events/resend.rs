@@ -4,10 +4,27 @@ use anyhow::anyhow;
 
 use super::super::replay::{Moment, ReplayRange, Window, ensure_endpoint};
 use super::super::{Databases, Failure};
+use super::LINES_MAX;
 use crate::config::Config;
+use walhook_core::delivery_log::{Entry, What};
 use walhook_core::lsn::Lsn;
 use walhook_core::position::EventId;
 use walhook_core::replay::ReplayFilter;
+
+/// Why it could not be routed, where it is known not to have been: what its dead letter says, or the delivery log.
+///
+/// # Errors
+/// When the state database does not answer.
+pub(crate) async fn unroutable(config: &Config, id: EventId) -> Result<Option<String>, Failure> {
+    let state = Databases::of(config).open_state().await?;
+    let letters = state.letters_of_event(id).await?;
+    if let Some(letter) = letters.into_iter().find(|letter| letter.endpoint.is_none()) {
+        return Ok(Some(letter.detail));
+    }
+    let is_dead = |line: &&Entry| matches!(line.what, What::Dead(_)) && line.endpoint().is_none();
+    let story = state.story(id, LINES_MAX).await?;
+    Ok(story.iter().rev().find(is_dead).map(|line| line.excerpt.clone()))
+}
 
 /// What a replay is to read for it.
 ///

@@ -42,6 +42,21 @@ impl Moment {
             )
         })
     }
+
+    /// Refuses a range that ends before it begins, as far as that can be told without a look at the window.
+    pub(super) fn ensure_forward(from: Self, to: Option<Self>) -> Result<(), Failure> {
+        let is_backwards = match (from, to) {
+            (Self::Time(from), Some(Self::Time(to))) => from > to,
+            (Self::Position(from), Some(Self::Position(to))) => from > to,
+            (_, None | Some(_)) => false,
+        };
+        if is_backwards {
+            let problem =
+                anyhow!("--from is later than --to, so nothing is in between: exchange them");
+            return Err(Failure::Usage(problem));
+        }
+        Ok(())
+    }
 }
 
 /// What can be replayed now.

@@ -13,7 +13,7 @@ use walhook_core::tick::Tick;
 /// Of an error, so many bytes are kept and logged: answers may bring a thousand, and there may be very many.
 const ERROR_MAX: usize = 240;
 
-/// Where a change may concern every endpoint, those that fail are looked up if they are no more than this: one batch.
+/// At the start those that fail are looked up if they are no more than this: one batch.
 const ASKED_AT_ONCE: usize = 500;
 
 impl Dispatcher {
@@ -68,20 +68,17 @@ impl Dispatcher {
         }
     }
 
-    /// Rows have changed: whether the account still sends to what fails among them is asked for.
+    /// Rows have changed: whether the account still sends to what fails among them is asked for. Where any row may
+    /// have changed, each is seen to when its account is looked up: to ask for all would keep others waiting.
     pub(super) fn ask_for_failing(&mut self, scope: &Scope) {
+        let Scope::Endpoint { endpoints, .. } = scope else { return };
         let failing = &self.endpoints.failing;
-        match scope {
-            Scope::All => self.ask_for_all_failing(),
-            Scope::Endpoint { endpoints, .. } => {
-                for account in endpoints.iter().flat_map(|id| failing.accounts_of(id)) {
-                    self.routing.router.want(account);
-                }
-            }
+        for account in endpoints.iter().flat_map(|id| failing.accounts_of(id)) {
+            self.routing.router.want(account);
         }
     }
 
-    /// Likewise where any row may have changed. Of very many, each is seen to when its account is looked up.
+    /// Likewise at the start. Of very many, each is seen to when its account is looked up.
     pub(super) fn ask_for_all_failing(&mut self) {
         let failing = &self.endpoints.failing;
         if failing.len() <= ASKED_AT_ONCE {

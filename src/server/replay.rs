@@ -30,7 +30,7 @@ use walhook_core::event::{AccountId, Event, Item};
 use walhook_core::id::ReplayId;
 use walhook_core::lsn::Lsn;
 use walhook_dispatch::dispatcher::{Replay, ReplayInput};
-use walhook_postgres::fix::line_of;
+use walhook_postgres::fix::{Failure, line_of};
 use walhook_postgres::lookup::{LookupSession, Lookups};
 use walhook_state::{StateStore, StoredReplay};
 
@@ -223,12 +223,12 @@ impl Replays {
                 Fed::Settled | Fed::Cancelled => return Ok(None),
                 Fed::Broken(interrupted) => interrupted,
             };
-            let is_final =
-                matches!(&problem, Interrupted::Range(error) if error.is_without_publication());
-            let problem = line_of(&problem);
-            if is_final {
-                return Ok(Some(format!("{problem}; {WITHOUT_PUBLICATION}")));
+            if let Interrupted::Range(error) = &problem
+                && let Some(error) = error.without_publication()
+            {
+                return Ok(Some(format!("{}; {WITHOUT_PUBLICATION}", error.line())));
             }
+            let problem = line_of(&problem);
             let Some(now) = store.replay(replay.id).await? else { return Ok(None) };
             tries = if now.position > replay.position { 1 } else { tries + 1 };
             replay = now;

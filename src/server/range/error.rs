@@ -105,11 +105,11 @@ impl From<WireError> for RangeError {
 }
 
 impl RangeError {
-    /// Whether the publication is missing, or was when something in the range was written.
-    pub(crate) fn is_without_publication(&self) -> bool {
+    /// What the server says, where the publication is missing, or was when something in the range was written.
+    pub(crate) fn without_publication(&self) -> Option<&WireError> {
         match self {
             Self::Wire(error) | Self::NotCopied { source: error, .. } => {
-                wire::classify(error) == Class::PublicationMissing
+                (wire::classify(error) == Class::PublicationMissing).then_some(error)
             }
             Self::NoWindow { .. }
             | Self::WindowLost { .. }
@@ -123,7 +123,7 @@ impl RangeError {
             | Self::Unlearned(_)
             | Self::Broken(_)
             | Self::Message { .. }
-            | Self::Change(_) => false,
+            | Self::Change(_) => None,
         }
     }
 }

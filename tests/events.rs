@@ -94,14 +94,20 @@ async fn event_that_waits_in_memory_is_shown_with_what_it_waits_for() -> Result<
     Ok(())
 }
 
-#[tokio::test]
-async fn event_that_is_deferred_or_dead_is_shown_with_its_body_while_nothing_runs() -> Result<()> {
+/// An event that its endpoint refuses.
+async fn refused_event() -> Result<(World, Running, String)> {
     let mut world = World::with(PATIENT, RULES, &[]).await?;
     world.hook(7, 42, "").await?;
     world.mock.set_behaviour("/7", Behaviour::status(StatusCode::IM_A_TEAPOT));
     let running = world.run().await?;
     world.subscribe(1, 42).await?;
     let event = event_of(&world, 1).await?;
+    Ok((world, running, event))
+}
+
+#[tokio::test]
+async fn event_that_is_deferred_or_dead_is_shown_with_its_body_while_nothing_runs() -> Result<()> {
+    let (mut world, running, event) = refused_event().await?;
     let shown = show_until(&world, &event, "deferred").await?;
     let delivery = &shown["deliveries"][0];
     ensure!(delivery["reason"] == "failed" && delivery["attempts"] == 1, "{shown}");
@@ -213,12 +219,7 @@ async fn event_is_shown_where_state_is_in_another_cluster_also_while_the_source_
 
 #[tokio::test]
 async fn delivery_that_an_operator_discarded_is_shown_and_counted_as_such() -> Result<()> {
-    let mut world = World::with(PATIENT, RULES, &[]).await?;
-    world.hook(7, 42, "").await?;
-    world.mock.set_behaviour("/7", Behaviour::status(StatusCode::IM_A_TEAPOT));
-    let running = world.run().await?;
-    world.subscribe(1, 42).await?;
-    let event = event_of(&world, 1).await?;
+    let (world, running, event) = refused_event().await?;
     show_until(&world, &event, "deferred").await?;
     let discard = world.walhook(&["deferred", "discard", &event, "--yes"]).await?;
     ensure!(discard.status.success(), "{}", text(&discard.stderr));

@@ -183,8 +183,8 @@ impl List {
 /// Runs the subcommand.
 ///
 /// # Errors
-/// [`Failure::Usage`] when the range of times ends before it begins; [`Failure::Failed`] when a database does not answer, when nothing is known of the event that
-/// is to be shown, or when nothing was sent again.
+/// [`Failure::Usage`] when the range of times ends before it begins; [`Failure::Failed`] when a database does not
+/// answer, when nothing is known of the event that is to be shown, or when nothing was sent again.
 pub async fn run(args: Args, common: &Common) -> CommandResult {
     let config = common.load()?;
     match args.command {

@@ -73,8 +73,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// That an operator discarded a deferred delivery, whose event was committed at the first of these times, at the second:
-    /// both in microseconds since 1970-01-01 UTC.
+    /// That an operator discarded a deferred delivery, whose event was committed at the first of these times, at the
+    /// second: both in microseconds since 1970-01-01 UTC.
     #[must_use]
     pub fn discarded(
         event: EventId,

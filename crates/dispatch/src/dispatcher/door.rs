@@ -221,7 +221,10 @@ impl Dispatcher {
     /// Takes one input.
     pub fn handle(&mut self, now: Tick, input: Input) {
         self.enter(now);
-        self.trim_idle();
+        if !matches!(input, Input::Outcome { .. }) {
+            // An outcome brings nothing that is kept; what comes to rest with it is counted for the next input.
+            self.trim_idle();
+        }
         self.queues.sweep();
         match input {
             Input::Items(items) => {

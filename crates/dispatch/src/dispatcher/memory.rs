@@ -4,6 +4,7 @@ use super::super::lane::{DELIVERY_BYTES, LEAVING_BYTES};
 use super::Dispatcher;
 use super::deferred_queue::DeferredQueue;
 use super::failures::FAILING_BYTES;
+use super::memory_budget::MemoryBudget;
 use walhook_core::event::AccountId;
 use walhook_core::heap::{block, map_entry};
 use walhook_core::persist::QueueId;
@@ -44,19 +45,38 @@ impl Dispatcher {
     /// leave changes nothing of it: so whatever makes many leave at once, a receiver say that fails, finds the room
     /// that they need on the way.
     pub(super) fn committed_bytes(&self) -> usize {
+        self.used_bytes() + self.bytes_to_leave()
+    }
+
+    /// What more is taken once all that may leave is on its way into the tables.
+    fn bytes_to_leave(&self) -> usize {
         let rowless = self.queues.rowless() + self.routing.waiting.of_stream();
-        self.used_bytes() + rowless * (LEAVING_BYTES - DELIVERY_BYTES)
+        rowless * (LEAVING_BYTES - DELIVERY_BYTES)
+    }
+
+    /// What is not on its way out of memory, nor only kept free for rows that are being read; or, where that is more
+    /// of its share, what of it and of what it takes on its way.
+    pub(super) fn bytes_to_stay(&self) -> usize {
+        let reserved = self.deferral.line.reserved() + self.routing.shelves.reserved();
+        let on_their_way = self.outbox.leaving_bytes() + reserved;
+        let used = self.used_bytes();
+        let committed = used + self.bytes_to_leave();
+        let stays = used.saturating_sub(on_their_way);
+        stays.max(MemoryBudget::scaled(committed.saturating_sub(on_their_way)))
     }
 
     /// Forgets some idle queues where all that is kept takes too much: more than three eighths of the memory, or,
     /// where what is pending needs it, an eighth. Never while a queue is looked after: it may be the one that goes.
     pub(super) fn trim_idle(&mut self) {
         for _ in 0..TRIMMED * (self.queues.take_rested() + 1) {
+            if self.queues.idle() <= IDLE_MIN {
+                return;
+            }
             let kept = self.kept_bytes();
             let limit = self.settings.memory_limit;
             let is_much = kept >= limit / 8 * 3
                 || kept >= limit / 8 && !self.memory.is_plenty(self.bytes_to_stay());
-            if !is_much || self.queues.idle() <= IDLE_MIN {
+            if !is_much {
                 return;
             }
             if let Some((lane, account)) = self.queues.forget_idle() {

@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 use super::super::lane::Origin;
 use super::Dispatcher;
 use super::defer::Exit;
-use super::memory_budget::MemoryBudget;
 use super::queues::{AccountNo, Newest};
 use walhook_core::event::AccountId;
 use walhook_core::persist::DeferReason;
@@ -61,15 +60,6 @@ impl Dispatcher {
     pub(super) fn relieve_of_routed(&mut self, now: Tick) {
         self.memory.forget_relief();
         self.relieve(now);
-    }
-
-    /// What is not on its way out of memory, nor only kept free for rows that are being read; or, where that is more
-    /// of its share, what of it and of what it takes on its way.
-    pub(super) fn bytes_to_stay(&self) -> usize {
-        let reserved = self.deferral.line.reserved() + self.routing.shelves.reserved();
-        let on_their_way = self.outbox.leaving_bytes() + reserved;
-        let stays = self.used_bytes().saturating_sub(on_their_way);
-        stays.max(MemoryBudget::scaled(self.committed_bytes().saturating_sub(on_their_way)))
     }
 
     /// Of those in a line that could be looked at, so many are: few where hardly any may come back, for that is

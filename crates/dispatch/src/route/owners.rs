@@ -8,6 +8,9 @@ use walhook_core::endpoint::Endpoint;
 use walhook_core::event::{AccountId, EndpointId};
 use walhook_core::heap::tree_entry;
 
+/// What an endpoint takes; its id is shared with the endpoint.
+const OWNED_BYTES: usize = tree_entry(size_of::<EndpointId>() + size_of::<Owned>());
+
 /// The accounts of every endpoint in known routes.
 ///
 /// Invariant: an endpoint has exactly the accounts that it was added to and not removed from. `invalid`
@@ -29,9 +32,9 @@ struct Owned {
 }
 
 impl Owners {
-    /// What this takes in memory; ids are shared with the endpoints.
+    /// What this takes in memory.
     pub(super) fn bytes(&self) -> usize {
-        self.of.len() * tree_entry(size_of::<EndpointId>() + size_of::<Owned>())
+        self.of.len() * OWNED_BYTES
     }
 
     /// The endpoint's accounts.

@@ -23,6 +23,10 @@ const JOINED_MAX: usize = 16_384;
 /// Transactions of which it is remembered what they changed: few are read by turns.
 const CHANGED_MAX: usize = 8;
 
+/// What an endpoint takes that has joined, and one that a transaction has changed.
+const JOINED_BYTES: usize = map_entry(size_of::<(EndpointId, Lsn)>()) + 64;
+const CHANGED_BYTES: usize = map_entry(size_of::<EndpointId>()) + 64;
+
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Joiners {
@@ -120,10 +124,8 @@ impl Joiners {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        let changed =
-            self.changed.iter().map(|(_, changed)| changed.endpoints.len()).sum::<usize>();
-        self.at.len() * (map_entry(size_of::<(EndpointId, Lsn)>()) + 64)
-            + changed * (map_entry(size_of::<EndpointId>()) + 64)
+        let changed = self.changed.iter().map(|(_, changed)| changed.endpoints.len());
+        self.at.len() * JOINED_BYTES + changed.sum::<usize>() * CHANGED_BYTES
     }
 }
 

@@ -45,7 +45,7 @@ mod slots;
 
 pub use learned::{AdaptiveLimit, AnswerTime, HoldEstimate};
 pub use pace::Pace;
-pub use pool::{PROBE_SLOTS, Pool, divided};
+pub use pool::{POOLS, PROBE_SLOTS, Pool, divided};
 
 use lane::{Lane, corrected};
 use slots::Slots;

@@ -30,6 +30,7 @@
 //! | `outbox` | what is to be stored, and what is in the state transaction under way |
 //! | `journal` | the delivery log's lines that are to be stored with it |
 //! | `memory_budget` | what is pending, in bytes, and when there is no room |
+//! | `rooms` | what large events in flight may take of that, and who waits for room |
 //! | `replay` | replays that are fed, and their counts |
 //! | `door` | whose turn it is, and what is told outside |
 //!
@@ -89,6 +90,7 @@ mod replays;
 mod reports;
 #[cfg(test)]
 mod rig;
+mod rooms;
 mod routing;
 mod send;
 mod sending;
@@ -185,7 +187,7 @@ impl Dispatcher {
             routing: Routing::new(cache_bytes, settings.memory_limit, names),
             queues: Queues::new(names),
             deferral: Deferral::new(settings.memory_limit),
-            sending: Sending::new(settings.fast_slots, settings.slow_slots),
+            sending: Sending::new(settings.fast_slots, settings.slow_slots, settings.memory_limit),
             progress: Progress::new(start.frontier, &start.settled),
             endpoints: EndpointStates::new(
                 start.disabled,

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::{Dispatch, Dispatcher, EndpointChanged, Replay, ReplayInput, Settings};
 use crate::fixture;
 use walhook_core::attempt::DeliveryId;
@@ -66,16 +68,28 @@ impl Rig {
         event
     }
 
+    /// The same of an event with a row of so many bytes.
+    pub(super) fn commit_large(&mut self, account: &str, bytes: usize) {
+        let row = Bytes::from(vec![b'x'; bytes]);
+        self.commit_row(account, &[self.next_commit], Some(row));
+        self.look_up();
+    }
+
     /// The same, where nobody has looked the account's endpoint up yet.
     pub(super) fn commit_unrouted(&mut self, account: &str) -> Arc<Event> {
         self.commit_unrouted_with(account, &[self.next_commit])
     }
 
     fn commit_unrouted_with(&mut self, account: &str, keys: &[u64]) -> Arc<Event> {
+        self.commit_row(account, keys, None)
+    }
+
+    fn commit_row(&mut self, account: &str, keys: &[u64], row: Option<Bytes>) -> Arc<Event> {
         let (commit, now) = (self.next_commit, self.now);
         self.next_commit += 100;
         let position = fixture::position(commit, commit - 10);
-        let event = Arc::new(fixture::event(account, position, keys));
+        let event = fixture::event(account, position, keys);
+        let event = Arc::new(Event { row: row.unwrap_or(event.row.clone()), ..event });
         let items = fixture::transaction(commit, [Arc::clone(&event)]);
         let progress = Item::Progress { wal_end: Lsn(commit + 50) };
         items.into_iter().chain([progress]).for_each(|i| self.dispatcher.handle_item(i, now));

@@ -34,6 +34,9 @@ impl Dispatcher {
         self.sending.give_up_probes(now);
         self.release_frontier(now);
         self.release_replays(now);
+        if self.sending.is_room_waited_for() {
+            self.call_for_room(now);
+        }
         let behind = self.outbox.behind(now);
         self.queues.set_gate(behind.map(Behind::cause), now);
         if self.door.is_stopping() {
@@ -88,6 +91,16 @@ impl Dispatcher {
             }
         }
         None
+    }
+
+    /// Whoever has waited longest for room for a large event has its turn again, where there is room.
+    fn call_for_room(&mut self, now: Tick) {
+        for pool in Pool::ALL {
+            if let Some(lane) = self.sending.call_for_room(pool) {
+                self.queues.note_called(lane, pool, now);
+                self.sync_lane(lane);
+            }
+        }
     }
 
     /// Nothing more is sent at this moment: whoever is the next of a pool waits for a slot, and all others for their
@@ -151,7 +164,7 @@ impl Dispatcher {
             return None;
         }
         let pending = in_memory.first_ready()?;
-        let delivery = pending.id;
+        let (delivery, bytes) = (pending.id, pending.held.event.size_bytes());
         let dispatch = Dispatch {
             waited: now.since(pending.waits_since()),
             attempt: Attempt {
@@ -164,11 +177,20 @@ impl Dispatcher {
                 }),
             },
         };
+        let needs = self.sending.needs_room(bytes);
+        if needs > 0 {
+            let is_called = self.queues.take_called(lane, pool);
+            if !self.sending.finds_room((lane, pool), needs, is_called) {
+                self.queues.wait_for_room(lane, queue, pool, now);
+                return None;
+            }
+        }
+        let in_memory = self.queues.in_use(queue);
         in_memory.start(delivery, &at, endpoint.rate_per_second);
         self.sending.start(
             (lane, pool),
             queue,
-            delivery,
+            (delivery, needs),
             (in_memory.health().expected_hold(now), in_memory.health().known_hold()),
             now,
         );

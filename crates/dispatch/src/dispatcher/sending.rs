@@ -5,7 +5,8 @@
 //!
 //! - Each request in flight holds one slot of one pool, and gives it back once, when its outcome comes.
 //! - A request from the fast pool that is older than [`FAST_HOLD`] moves to the slow pool as soon as that has
-//!   room. Where it has none and fast slots are few, it is given up, once.
+//!   a slot, and room where its event is large (see [`super::rooms`]). Where it has none and fast slots are few, or
+//!   somebody waits for the room, it is given up, once.
 //! - Whoever waits for the pace of a flood has something in flight, or more pending than little.
 //! - A probe is given up at its moment, once: what hangs holds its slot no longer.
 //! - A timer may outlive what it was set for; whoever is woken looks.
@@ -17,6 +18,7 @@ use std::time::Duration;
 use super::super::map::NumberMap;
 use super::super::schedule::{Charge, LaneId, Pace, Pool, Scheduler, divided};
 use super::queues::{Lane, QueueNo};
+use super::rooms::Rooms;
 use walhook_core::attempt::DeliveryId;
 use walhook_core::endpoint::Share;
 use walhook_core::tick::Tick;
@@ -40,7 +42,11 @@ pub(super) enum Wake {
 struct Request {
     queue: QueueNo,
     charge: Charge,
+    /// What its event takes of the pool's room.
+    room: usize,
     started: Tick,
+    /// It was given up for the room that it takes.
+    leaves: bool,
     outdated: bool,
     /// Nothing is heard of who carries it.
     doubtful: bool,
@@ -70,8 +76,11 @@ pub(super) struct Sending {
     /// Until when the lane whose turn it is waits for the pace, as of the last look.
     paced: Option<Tick>,
     in_flight: NumberMap<DeliveryId, Request>,
+    rooms: Rooms,
     /// Requests from the fast pool by their start; some have ended.
     ageing: VecDeque<(Tick, DeliveryId)>,
+    /// Old ones of large events for which the slow pool had no room, by their start; some have ended.
+    large: VecDeque<(Tick, DeliveryId)>,
     /// Probes by when they are given up, each with its start; some have ended.
     probes: BinaryHeap<Reverse<(Tick, DeliveryId, Tick)>>,
     /// Requests to be given up.
@@ -80,15 +89,18 @@ pub(super) struct Sending {
 }
 
 impl Sending {
-    /// With so many slots; of those that are not fast an eighth is for probes, 128 at most.
-    pub(super) fn new(fast_slots: u32, slow_slots: u32) -> Self {
+    /// With so many slots; of those that are not fast an eighth is for probes, 128 at most. Events in flight take what
+    /// [`Rooms`] allows of the memory.
+    pub(super) fn new(fast_slots: u32, slow_slots: u32, memory_limit: usize) -> Self {
         let (slow, probes) = divided(slow_slots);
         Self {
             scheduler: Scheduler::new(fast_slots, slow, probes),
             pace: Pace::default(),
             paced: None,
             in_flight: NumberMap::default(),
+            rooms: Rooms::new(memory_limit, fast_slots.saturating_add(slow_slots)),
             ageing: VecDeque::new(),
+            large: VecDeque::new(),
             probes: BinaryHeap::new(),
             aborting: VecDeque::new(),
             timers: BinaryHeap::new(),
@@ -108,6 +120,7 @@ impl Sending {
     /// Nothing of the lane is in flight, nor will be.
     pub(super) fn remove_lane(&mut self, lane: LaneId) {
         self.scheduler.remove_lane(lane);
+        self.rooms.forget(lane);
     }
 
     /// How much of the lane is pending, and from which pools it could send.
@@ -144,13 +157,46 @@ impl Sending {
         self.scheduler.first_in_line(pool)
     }
 
-    /// A request of the lane is sent, from the pool whose turn it was. Of its hold time: what is expected, and what is
-    /// known.
+    /// The room that a request with an event of so many bytes needs beside its slot.
+    pub(super) fn needs_room(&self, bytes: usize) -> usize {
+        self.rooms.needs(bytes)
+    }
+
+    /// Whether the pool has so much room. Where it has not, the lane, whose turn it is, stands in line from now on;
+    /// `is_called`: it has been there.
+    pub(super) fn finds_room(
+        &mut self,
+        (lane, pool): (LaneId, Pool),
+        needs: usize,
+        is_called: bool,
+    ) -> bool {
+        let has = match is_called {
+            true => self.rooms.has_for_called(pool, needs),
+            false => self.rooms.has(pool, needs),
+        };
+        if !has {
+            self.rooms.wait(pool, lane, needs);
+        }
+        has
+    }
+
+    /// Whether a lane waits for room, in whichever pool.
+    pub(super) fn is_room_waited_for(&self) -> bool {
+        self.rooms.is_waited_for()
+    }
+
+    /// The lane that has waited longest for room in the pool, where there is room for it.
+    pub(super) fn call_for_room(&mut self, pool: Pool) -> Option<LaneId> {
+        self.rooms.call(pool)
+    }
+
+    /// A request of the lane is sent, which takes so much of the room of the pool whose turn it was. Of its hold time:
+    /// what is expected, and what is known.
     pub(super) fn start(
         &mut self,
         (lane, pool): (LaneId, Pool),
         queue: QueueNo,
-        delivery: DeliveryId,
+        (delivery, room): (DeliveryId, usize),
         (expected, known): (Duration, Option<Duration>),
         now: Tick,
     ) {
@@ -158,8 +204,10 @@ impl Sending {
             self.pace.sent(now, known.unwrap_or_default(), self.scheduler.total(pool));
         }
         let charge = self.scheduler.start(lane, pool, expected);
-        let (outdated, doubtful, spared) = Default::default();
-        let request = Request { queue, charge, started: now, outdated, doubtful, spared };
+        self.rooms.take(pool, room);
+        let (leaves, outdated, doubtful, spared) = Default::default();
+        let request =
+            Request { queue, charge, room, started: now, leaves, outdated, doubtful, spared };
         let before = self.in_flight.insert(delivery, request);
         assert!(before.is_none(), "{delivery:?} is sent while it is in flight");
         if pool == Pool::Fast {
@@ -188,20 +236,27 @@ impl Sending {
 
     /// The request's outcome has come: its slot is free. `None`: it is not in flight.
     pub(super) fn end(&mut self, delivery: DeliveryId, now: Tick) -> Option<Ended> {
-        let Request { queue, charge, started, outdated, doubtful, .. } =
-            self.in_flight.remove(&delivery)?;
-        let held_for = now.since(started);
-        self.scheduler.finish(charge, held_for);
-        Some(Ended { queue, started, held_for, outdated, doubtful })
+        self.finish(delivery, |started| now.since(started))
     }
 
     /// The request was not sent after all: its slot is free, and its time costs its lane nothing. `None`: it is not
     /// in flight.
     pub(super) fn withdraw(&mut self, delivery: DeliveryId) -> Option<Ended> {
-        let Request { queue, charge, started, outdated, doubtful, .. } =
+        self.finish(delivery, |_| Duration::ZERO)
+    }
+
+    /// `held_for`: how long it held its slot, by its start.
+    fn finish(
+        &mut self,
+        delivery: DeliveryId,
+        held_for: impl FnOnce(Tick) -> Duration,
+    ) -> Option<Ended> {
+        let Request { queue, charge, room, started, leaves, outdated, doubtful, .. } =
             self.in_flight.remove(&delivery)?;
-        self.scheduler.finish(charge, Duration::ZERO);
-        Some(Ended { queue, started, held_for: Duration::ZERO, outdated, doubtful })
+        let held_for = held_for(started);
+        self.rooms.give_back(charge.pool(), room, leaves);
+        self.scheduler.finish(charge, held_for);
+        Some(Ended { queue, started, held_for, outdated, doubtful })
     }
 
     /// Nothing is heard of who carries the request, or something again. Whose it is, where that is news.
@@ -216,6 +271,7 @@ impl Sending {
 
     /// There are so many slots from now on. Where more are taken, nothing is sent before enough are free.
     pub(super) fn set_slots(&mut self, fast: u32, slow: u32) {
+        self.rooms.set_slots(fast.saturating_add(slow));
         let (slow, probes) = if slow == 0 { (0, 0) } else { divided(slow) };
         self.scheduler.set_slots(fast, slow, probes);
     }
@@ -232,30 +288,57 @@ impl Sending {
         }
     }
 
-    /// Frees the fast slots of requests that have become old, as far as the slow pool has room. Where it
-    /// has none, many endpoints hang at once; then, when fast slots become few, the old ones are given up. Not
-    /// those of which nothing is heard: their endpoints are not to blame, and whoever carries them is heard of
-    /// again, or they are lost and sent anew at once.
+    /// Frees the fast slots of requests that have become old, and their room, as far as the slow pool has such. Where
+    /// it has none, many endpoints hang at once; then, when fast slots become few or somebody waits for the room, the
+    /// old ones are given up. Not those of which nothing is heard: their endpoints are not to blame, and whoever
+    /// carries them is heard of again, or they are lost and sent anew at once.
     pub(super) fn move_old(&mut self, now: Tick) {
+        while let Some((started, id)) = self.large.front().copied() {
+            if !self.leaves_fast(started, id) {
+                break;
+            }
+            self.large.pop_front();
+        }
         while let Some((started, id)) = self.ageing.front().copied() {
             if now.since(started) < FAST_HOLD {
                 return;
             }
-            let request = self.in_flight.get_mut(&id).filter(|request| request.started == started);
-            if let Some(request) = request
-                && !self.scheduler.move_to_slow(&mut request.charge)
-            {
-                if request.doubtful {
-                    request.spared = true;
-                } else if self.scheduler.is_pressed() {
-                    self.aborting.push_back(id);
-                } else {
+            if !self.leaves_fast(started, id) {
+                if !self.scheduler.has_slow() {
                     // It stays, and those behind it.
                     return;
                 }
+                self.large.push_back((started, id));
             }
             self.ageing.pop_front();
         }
+    }
+
+    /// Moves the old request to the slow pool, or gives it up where it is to go; whether that is all for it.
+    fn leaves_fast(&mut self, started: Tick, id: DeliveryId) -> bool {
+        let request = self.in_flight.get_mut(&id).filter(|request| request.started == started);
+        let Some(request) = request.filter(|request| request.charge.pool() == Pool::Fast) else {
+            return true;
+        };
+        if self.rooms.has(Pool::Slow, request.room)
+            && self.scheduler.move_to_slow(&mut request.charge)
+        {
+            self.rooms.give_back(Pool::Fast, request.room, false);
+            self.rooms.take(Pool::Slow, request.room);
+            return true;
+        }
+        if request.doubtful {
+            request.spared = true;
+            return true;
+        }
+        let is_wanted = request.room > 0 && self.rooms.is_wanted(Pool::Fast);
+        if !is_wanted && !self.scheduler.is_pressed() {
+            return false;
+        }
+        request.leaves = true;
+        self.rooms.note_leaving(Pool::Fast, request.room);
+        self.aborting.push_back(id);
+        true
     }
 
     /// The next request to be given up.
@@ -306,8 +389,10 @@ impl Sending {
         // Where the slow pool is full, only an outcome lets an old request move; or it is given up.
         let room = self.scheduler.has_slow() || self.scheduler.is_pressed();
         let old = self.ageing.front().filter(|_| room).map(|(start, _)| *start + FAST_HOLD);
+        let is_wanted = !self.large.is_empty() && self.rooms.is_wanted(Pool::Fast);
+        let large = is_wanted.then_some(Tick(0));
         let probe = self.probes.peek().map(|Reverse((at, ..))| *at);
-        timer.into_iter().chain(old).chain(probe).chain(self.paced).min()
+        timer.into_iter().chain(old).chain(large).chain(probe).chain(self.paced).min()
     }
 }
 
@@ -346,7 +431,7 @@ mod tests {
             actions in proptest::collection::vec(action(), 1..200),
         ) {
             let (fast, slow) = (4, 2);
-            let mut sending = Sending::new(fast, slow + 1);
+            let mut sending = Sending::new(fast, slow + 1, 1 << 20);
             let lane = sending.add_lane(1.0);
             let mut queues = Queues::new(1);
             let queue = queues.intern(&AccountId::new("a"), &EndpointId::new("e"));
@@ -363,7 +448,7 @@ mod tests {
                         if sending.in_pool(pool) < total {
                             next += 1;
                             let id = DeliveryId(next);
-                            sending.start((lane, pool), queue, id, (Duration::ZERO, None), now);
+                            sending.start((lane, pool), queue, (id, 0), (Duration::ZERO, None), now);
                             requests.push((id, now, pool));
                         }
                     }

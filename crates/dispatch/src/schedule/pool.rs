@@ -20,7 +20,7 @@ pub enum Pool {
 }
 
 /// How many pools there are.
-pub(super) const POOLS: usize = Pool::ALL.len();
+pub const POOLS: usize = Pool::ALL.len();
 
 impl Pool {
     /// All of them.

@@ -4,12 +4,23 @@ use std::collections::VecDeque;
 
 use super::super::super::clock::{Clock, Reading};
 use super::super::super::route::RoutesNo;
-use super::super::super::schedule::{LaneId, Pool};
+use super::super::super::schedule::{LaneId, POOLS, Pool};
 use super::super::classes::Usage;
 use super::{AccountNo, QueueNo, Queues, account_at, account_mut, place};
 use walhook_core::event::AccountId;
 use walhook_core::tick::Tick;
 use walhook_core::waits::Cause;
+
+/// How a lane stands to the room for large events of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Room {
+    #[default]
+    Unasked,
+    /// It stands in line: nothing of it is sent from the pool.
+    Waits,
+    /// It stood in line, and goes before those who still do.
+    Called,
+}
 
 /// One account's queues in memory, as the scheduler knows them.
 #[derive(Debug)]
@@ -20,6 +31,7 @@ pub(in super::super) struct Lane {
     fast: VecDeque<QueueNo>,
     slow: VecDeque<QueueNo>,
     probe: VecDeque<QueueNo>,
+    rooms: [Room; POOLS],
     /// Its queues that are in memory.
     pub(super) queues: usize,
     pub(super) pending: usize,
@@ -31,9 +43,10 @@ pub(in super::super) struct Lane {
 
 impl Lane {
     pub(super) fn new(id: LaneId, routes: RoutesNo) -> Self {
-        let (fast, slow, probe) = Default::default();
+        let (fast, slow, probe, rooms) = Default::default();
         let (clock, usage) = (Clock::default(), Usage::default());
-        Self { id, routes, fast, slow, probe, queues: 0, pending: 0, unrouted: false, clock, usage }
+        let (queues, pending, unrouted) = Default::default();
+        Self { id, routes, fast, slow, probe, rooms, queues, pending, unrouted, clock, usage }
     }
 
     /// Its account's routes, which are pinned for as long as there is the lane.
@@ -58,7 +71,17 @@ impl Lane {
             Pool::Slow => &self.slow,
             Pool::Probe => &self.probe,
         };
-        !self.unrouted && !ring.is_empty()
+        !self.unrouted && !ring.is_empty() && self.room(pool) != Room::Waits
+    }
+
+    fn room(&self, pool: Pool) -> Room {
+        self.rooms.get(pool as usize).copied().unwrap_or_default()
+    }
+
+    fn set_room(&mut self, pool: Pool, room: Room) {
+        if let Some(of_pool) = self.rooms.get_mut(pool as usize) {
+            *of_pool = room;
+        }
     }
 
     /// Whether something of it waits for nothing but a slot.
@@ -183,6 +206,38 @@ impl Queues {
         }
     }
 
+    /// The queue, whose turn it was, needs room in the pool that is not there: the lane waits for it, and the queue has
+    /// the first turn then.
+    pub(in super::super) fn wait_for_room(
+        &mut self,
+        id: LaneId,
+        no: QueueNo,
+        pool: Pool,
+        now: Tick,
+    ) {
+        self.in_use(no).set_ring(Some(pool));
+        let lane = self.lane_mut(id);
+        lane.ring_mut(pool).push_front(no);
+        lane.set_room(pool, Room::Waits);
+        self.count_lane(id, now);
+    }
+
+    /// There is room for what the lane waits for.
+    pub(in super::super) fn note_called(&mut self, id: LaneId, pool: Pool, now: Tick) {
+        self.lane_mut(id).set_room(pool, Room::Called);
+        self.count_lane(id, now);
+    }
+
+    /// Whether the lane has been called since it last asked for room in the pool; it is not any more.
+    pub(in super::super) fn take_called(&mut self, id: LaneId, pool: Pool) -> bool {
+        let lane = self.lane_mut(id);
+        let is_called = lane.room(pool) == Room::Called;
+        if is_called {
+            lane.set_room(pool, Room::Unasked);
+        }
+        is_called
+    }
+
     /// The lane is gone, and its number another's soon.
     pub(super) fn forget_head(&mut self, id: LaneId) {
         for head in &mut self.heads {
@@ -197,7 +252,7 @@ impl Queues {
         let lane = self.lane_mut(id);
         let cause = match lane.unrouted {
             true => Some(Cause::Lookup),
-            false => is_head.then_some(Cause::Pool),
+            false => (is_head || lane.rooms.contains(&Room::Waits)).then_some(Cause::Pool),
         };
         lane.clock.hold(cause, &gate);
     }

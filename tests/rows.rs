@@ -1,6 +1,8 @@
 //! What of a row the WAL carries, and what is told of it: replica identities, TOAST, keys, TRUNCATE.
 
-use anyhow::Result;
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use crate::changes::{rows, rule};
@@ -161,5 +163,94 @@ async fn case_11_toast_is_told_as_unchanged_or_as_it_is_whatever_the_identity() 
         json!([{"code": "short", "note": "b", "doc": null}, {"doc": "new"}, null]),
     ];
     assert_eq!(told_of_toast("FULL").await?, expected);
+    Ok(())
+}
+
+/// Rules that compare each of three columns, under the types that `kinds` holds before its migration, or after it.
+fn comparing(after: bool) -> String {
+    let [n, f, s] = if after { ["'2'", "'true'", "1"] } else { ["2", "true", "'done'"] };
+    [
+        ("paid", format!("new.n == {n}")),
+        ("flag", format!("new.f != {f}")),
+        ("done", format!("new.s == {s}")),
+    ]
+    .iter()
+    .map(|(name, when)| {
+        rule(name, "kinds", r#"["insert"]"#, r#"["id"]"#, &format!("when = \"{when}\""))
+    })
+    .collect()
+}
+
+const KINDS: &str =
+    "CREATE TABLE kinds (id bigint PRIMARY KEY, account_id bigint, n int, f bool, s text)";
+const ALTER_KINDS: &str = "ALTER TABLE kinds ALTER n TYPE text, ALTER f TYPE text USING f::text,
+    ALTER s TYPE int USING (s = 'done')::int";
+
+async fn kinds(sections: &str) -> Result<World> {
+    let world = World::bare(sections, &comparing(false), &[]).await?;
+    world.sql.batch_execute(&format!("{}; {KINDS}", crate::support::SCHEMA)).await?;
+    world.set_up().await?;
+    world.hook(1, 42, "").await?;
+    Ok(world)
+}
+
+/// What endpoint 1 got, each as type and row, without order.
+fn typed(received: &[walhook_testkit::receiver::Received]) -> BTreeSet<String> {
+    let bodies = bodies(received, "/1").into_iter();
+    bodies
+        .map(|body| format!("{} {}", body["type"].as_str().unwrap(), body["data"]["id"]))
+        .collect()
+}
+
+#[tokio::test]
+async fn altered_type_of_a_compared_column_halts_before_its_first_row() -> Result<()> {
+    // Row by row, and as one transaction that is streamed while it is open.
+    for (sections, rows) in [("", 1), ("stream_above = \"64KiB\"\n", 3000)] {
+        let mut world = kinds("").await?;
+        world.edit_config("[endpoints]", &format!("{sections}[endpoints]"))?;
+        let running = world.run().await?;
+        world.sql.batch_execute("INSERT INTO kinds VALUES (1, 42, 2, false, 'done')").await?;
+        world.delivered(3).await?;
+        let migration = format!(
+            "BEGIN; {ALTER_KINDS}; INSERT INTO kinds VALUES (2, 42, '2', 'false', 1);
+             INSERT INTO kinds SELECT n, 42, '1', 'true', 0 FROM generate_series(3, 2 + {rows}) n; COMMIT"
+        );
+        world.sql.batch_execute(&migration).await?;
+        let (status, log) = running.ended_with_log().await?;
+        assert_eq!(status.code(), Some(3), "{log}");
+        let reason =
+            "rule 1 (paid): when: new.n can never match this literal; compare it with a string";
+        assert!(log.contains(&format!("{reason}; rule 2 (flag): ")), "{log}");
+
+        for (wrong, right) in
+            [("n == 2", "n == '2'"), ("f != true", "f != 'true'"), ("s == 'done'", "s == 1")]
+        {
+            world.reconfigure(wrong, right)?;
+        }
+        let running = world.run().await?;
+        world.settled().await?;
+        let wanted = ["paid 1", "flag 1", "done 1", "paid 2", "flag 2", "done 2"];
+        assert_eq!(typed(&world.delivered(6).await?), wanted.map(str::to_owned).into(), "{rows}");
+        assert_eq!(world.value("SELECT count(*) FROM walhook.dead_letters").await?, "0");
+        ensure!(running.terminate().await?.success());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn row_from_before_a_compared_columns_type_was_altered_is_a_dead_letter() -> Result<()> {
+    let mut world = kinds("").await?;
+    world.sql.batch_execute("INSERT INTO kinds VALUES (1, 42, 2, false, 'done')").await?;
+    world.sql.batch_execute(ALTER_KINDS).await?;
+    world.sql.batch_execute("INSERT INTO kinds VALUES (2, 42, '2', 'false', 1)").await?;
+    world.reconfigure(&comparing(false), &comparing(true))?;
+    let running = world.run().await?;
+    world.settled().await?;
+    let wanted = ["paid 2", "flag 2", "done 2"];
+    assert_eq!(typed(&world.delivered(3).await?), wanted.map(str::to_owned).into());
+    let letters =
+        "SELECT count(*) FROM walhook.dead_letters WHERE detail LIKE '%was of another type%'";
+    assert_eq!(world.value(letters).await?, "3");
+    ensure!(running.terminate().await?.success());
     Ok(())
 }

@@ -154,7 +154,10 @@ impl Rulebook {
         let mut rules = compiled.map_err(|error| match error {
             RulesError::Source(error) => Unlearned::Unanswered(error),
             // They fitted when we started: what they have lost is told as a rule's other losses are.
-            error @ RulesError::Broken(_) => Unlearned::Halt(Halt::RuleBroken(error.to_string())),
+            // Lines are for the terminal; a halt's reason is one.
+            error @ RulesError::Broken(_) => {
+                Unlearned::Halt(Halt::RuleBroken(error.to_string().replace('\n', "; ")))
+            }
         })?;
         rules.inherit(&mut self.rules);
         for (oid, (schema, name)) in &self.types {

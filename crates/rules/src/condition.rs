@@ -32,6 +32,7 @@ use cel::common::value::{CowVal, Val};
 use cel::context::VariableResolver;
 use cel::{Context, ExecutionError, IdedExpr, Value};
 
+pub use check::Misfit;
 pub use data::DataExpression;
 
 use super::row::Cell;
@@ -169,13 +170,10 @@ impl Condition {
         self.reads.columns(side)
     }
 
-    /// Checks that literals are compared with columns that can equal them: CEL would answer "no"
-    /// for ever to `new.id == '5'` where `id` is a number.
-    ///
-    /// # Errors
-    /// When a literal's type does not fit the column's; the message names both.
-    pub fn check_kinds(&self, kind: impl Fn(&str) -> Option<Kind>) -> Result<(), ConditionError> {
-        self.reads.check_kinds(kind)
+    /// The columns that can never match what they are compared with: CEL would answer "no" for ever
+    /// to `new.id == '5'` where `id` is a number.
+    pub fn misfits(&self, kind: impl Fn(&str) -> Option<Kind>) -> impl Iterator<Item = Misfit<'_>> {
+        self.reads.misfits(kind)
     }
 
     /// Evaluates the condition for one row.

@@ -30,6 +30,8 @@ pub enum Missing {
     NotLogged,
     /// The table had no such column.
     NoColumn,
+    /// The column was of a type that the rule, as it is now, cannot judge.
+    OtherType,
     /// The WAL does, but the change was too large to be read.
     TooLarge,
 }
@@ -40,6 +42,9 @@ impl fmt::Display for Missing {
             Self::UnchangedToast => "its TOASTed value did not change and is not in the WAL",
             Self::TooLarge => "the change is too large to be read",
             Self::NoColumn => "the table had no such column when the row was written",
+            Self::OtherType => {
+                "the column was of another type when the row was written, which this rule does not fit"
+            }
             Self::NotLogged => "the table's replica identity does not log its old value",
         })
     }

@@ -113,6 +113,16 @@ pub enum RuleBroken {
         /// The column.
         column: String,
     },
+    /// A column is of a type that the rule cannot judge.
+    #[error("{rule} does not fit a row of {table}: {message}")]
+    Type {
+        /// Which rule.
+        rule: String,
+        /// Its table.
+        table: String,
+        /// What does not fit, and the fix.
+        message: String,
+    },
     /// Two of the rule's columns now have one name in the body.
     #[error("{rule} would send two columns of {table} as {name:?}; rename one of them")]
     Duplicate {
@@ -157,7 +167,8 @@ pub struct Rules {
     bindings: HashMap<u32, bind::Binding>,
     /// Tables that may have been partitions of one that rules name, and why that cannot be told.
     doubtful: HashMap<u32, String>,
-    /// Tables that have by now what the rules need, a column or old values, and had not when they were described.
+    /// Tables that have by now what the rules need, a column, its type or old values, and had not when they were
+    /// described.
     fitting: HashSet<u32>,
     /// Tables as open transactions describe them.
     summaries: HashMap<u32, summary::Summary>,
@@ -319,7 +330,9 @@ impl Rules {
         self.bindings.remove(&relation.oid);
         let Some(table) = self.table(relation) else { return Ok(()) };
         let is_fitting = self.fitting.contains(&relation.oid);
-        let demand = if is_fitting { Demand::Nothing } else { Demand::All };
+        // What cannot be placed makes nothing but dead letters.
+        let is_doubtful = self.doubtful.contains_key(&relation.oid);
+        let demand = if is_fitting || is_doubtful { Demand::Nothing } else { Demand::All };
         let binding = self.bind(table, relation, demand)?;
         if let Some(mut binding) = binding {
             let renamed = || self.renamed(table, relation).filter(|_| is_fitting);

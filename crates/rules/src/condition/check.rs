@@ -54,12 +54,30 @@ pub(super) struct Reads {
     compared: Vec<Compared>,
 }
 
-/// A column that is compared with a literal.
+/// A column, and what it is compared with.
 #[derive(Debug)]
 struct Compared {
     side: Side,
     column: String,
-    literal: Literal,
+    with: With,
+}
+
+#[derive(Debug)]
+enum With {
+    Literal(Literal),
+    /// Another column, which may be of another type.
+    Column(Side, String),
+}
+
+/// A column that can never match what it is compared with.
+#[derive(Debug)]
+pub struct Misfit<'a> {
+    /// Of which row.
+    pub side: Side,
+    /// Its name.
+    pub column: &'a str,
+    /// What it is compared with, and the fix.
+    pub why: String,
 }
 
 #[derive(Debug)]
@@ -106,35 +124,66 @@ impl Reads {
         }
     }
 
-    pub(super) fn check_kinds(
+    /// The columns that can never match what they are compared with, where `kind` tells what they hold.
+    pub(super) fn misfits(
         &self,
         kind: impl Fn(&str) -> Option<Kind>,
-    ) -> Result<(), ConditionError> {
-        for Compared { side, column, literal } in &self.compared {
-            let Some(kind) = kind(column) else { continue };
-            let (fits, example) = match kind {
-                Kind::Bool => (matches!(literal, Literal::Bool), "true or false"),
-                Kind::Integer | Kind::Bigint | Kind::Float | Kind::Numeric => {
-                    (matches!(literal, Literal::Number), "a number")
-                }
-                // In the body there stands a T; who copies it from there would never match.
-                Kind::Date | Kind::Timestamp | Kind::TimestampTz => (
-                    matches!(literal, Literal::String(text) if !text.contains('T')),
-                    "a string as PostgreSQL prints it in UTC: '2026-11-23 17:46:00+00' (timestamptz), \
-                     '2026-11-23 17:46:00' (timestamp), '2026-11-23' (date)",
-                ),
-                Kind::Json | Kind::Bytea | Kind::Text | Kind::Array { .. } => {
-                    (matches!(literal, Literal::String(_)), "a string")
+    ) -> impl Iterator<Item = Misfit<'_>> {
+        self.compared.iter().filter_map(move |Compared { side, column, with }| {
+            let (side, column, is) = (*side, column.as_str(), kind(column)?);
+            let name = format!("{}.{column}", side.as_str());
+            let why = match with {
+                With::Literal(literal) => wanted(&is, literal).map(|wanted| {
+                    format!("{name} can never match this literal; compare it with {wanted}")
+                }),
+                With::Column(other_side, other) => {
+                    let (is, other_is) = (family(&is), family(&kind(other)?));
+                    let other = format!("{}.{other}", other_side.as_str());
+                    (is != other_is).then(|| {
+                        format!(
+                            "{name} can never match {other}: the one is {is}, the other {other_is}; \
+                             make both strings: string({name})"
+                        )
+                    })
                 }
             };
-            if !fits {
-                return Err(refuse(format!(
-                    "{}.{column} can never match this literal; compare it with {example}",
-                    side.as_str()
-                )));
-            }
+            why.map(|why| Misfit { side, column, why })
+        })
+    }
+}
+
+/// What a column of this kind is to be compared with, where that is not such a literal.
+fn wanted(kind: &Kind, literal: &Literal) -> Option<&'static str> {
+    let (fits, wanted) = match kind {
+        Kind::Bool => (matches!(literal, Literal::Bool), "true or false"),
+        Kind::Integer | Kind::Bigint | Kind::Float | Kind::Numeric => {
+            (matches!(literal, Literal::Number), "a number")
         }
-        Ok(())
+        // In the body there stands a T; who copies it from there would never match.
+        Kind::Date | Kind::Timestamp | Kind::TimestampTz => (
+            matches!(literal, Literal::String(text) if !text.contains('T')),
+            "a string as PostgreSQL prints it in UTC: '2026-11-23 17:46:00+00' (timestamptz), \
+             '2026-11-23 17:46:00' (timestamp), '2026-11-23' (date)",
+        ),
+        Kind::Json | Kind::Bytea | Kind::Text | Kind::Array { .. } => {
+            (matches!(literal, Literal::String(_)), "a string")
+        }
+    };
+    (!fits).then_some(wanted)
+}
+
+/// What a value of this kind is to an expression.
+fn family(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Bool => "a boolean",
+        Kind::Integer | Kind::Bigint | Kind::Float | Kind::Numeric => "a number",
+        Kind::Json
+        | Kind::Date
+        | Kind::Timestamp
+        | Kind::TimestampTz
+        | Kind::Bytea
+        | Kind::Text
+        | Kind::Array { .. } => "a string",
     }
 }
 
@@ -213,11 +262,10 @@ impl Walk {
                 [left, right],
             ) => {
                 senseless(name, left, right)?;
-                self.compare(left, right)?;
-                self.compare(right, left)
+                self.compare_both(left, right)
             }
             (operators::IN, [left, IdedExpr { expr: Expr::List(list), .. }]) => {
-                list.elements.iter().try_for_each(|element| self.compare(left, element))
+                list.elements.iter().try_for_each(|element| self.compare_both(left, element))
             }
             // Those with a literal pattern are taken out already.
             ("matches", _) => Err(refuse(
@@ -225,6 +273,20 @@ impl Walk {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// Notes which columns are compared with a literal, or with another column.
+    fn compare_both(&mut self, left: &IdedExpr, right: &IdedExpr) -> Result<(), ConditionError> {
+        self.compare(left, right)?;
+        self.compare(right, left)?;
+        if let (Some((side, column)), Some((other_side, other))) =
+            (column_of(&left.expr)?, column_of(&right.expr)?)
+            && column != other
+        {
+            let with = With::Column(other_side, other.to_owned());
+            self.compared.push(Compared { side, column: column.to_owned(), with });
+        }
+        Ok(())
     }
 
     /// Notes what `left` is compared with, where that is a literal.
@@ -249,7 +311,8 @@ impl Walk {
             LiteralValue::Bytes(_) => Literal::Bytes,
         };
         if let Some((side, column)) = column_of(&left.expr)? {
-            self.compared.push(Compared { side, column: column.to_owned(), literal });
+            let with = With::Literal(literal);
+            self.compared.push(Compared { side, column: column.to_owned(), with });
         }
         Ok(())
     }

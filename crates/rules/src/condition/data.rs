@@ -24,7 +24,7 @@ use cel::{Context, IdedExpr, Value};
 
 use super::check::{Reads, Walk, column_of};
 use super::{
-    ConditionError, EvalError, Inputs, Side, Variables, bounded, describe, parse, pattern,
+    ConditionError, EvalError, Inputs, Misfit, Side, Variables, bounded, describe, parse, pattern,
 };
 use crate::row::Cell;
 use crate::settings::Bigint;
@@ -97,12 +97,9 @@ impl DataExpression {
         self.reads_row
     }
 
-    /// As [`Condition::check_kinds`](super::Condition::check_kinds).
-    ///
-    /// # Errors
-    /// When a literal's type does not fit the column that it is compared with.
-    pub fn check_kinds(&self, kind: impl Fn(&str) -> Option<Kind>) -> Result<(), ConditionError> {
-        self.reads.check_kinds(kind)
+    /// As [`Condition::misfits`](super::Condition::misfits).
+    pub fn misfits(&self, kind: impl Fn(&str) -> Option<Kind>) -> impl Iterator<Item = Misfit<'_>> {
+        self.reads.misfits(kind)
     }
 
     /// Appends the value for one row; `put_row` appends the selected columns.

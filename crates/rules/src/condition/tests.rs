@@ -204,17 +204,40 @@ fn deep_nesting_is_refused_or_evaluated_and_never_overflows_the_stack() {
 
 #[test]
 fn literal_of_another_type_than_the_column_is_refused() {
-    let check = |text: &str, kind: &Kind| {
-        Condition::compile(text).unwrap().check_kinds(|_| Some(kind.clone()))
+    let fits = |text: &str, kind: &Kind| {
+        Condition::compile(text).unwrap().misfits(|_| Some(kind.clone())).next().is_none()
     };
-    assert!(check("new.id == '5'", &Kind::Bigint).is_err());
-    assert!(check("5 != old.id", &Kind::Text).is_err());
-    assert!(check("new.id in [1, 'x']", &Kind::Integer).is_err());
-    assert!(check("new.id == 5 && new.id in [1, 2.5] && new.id != null", &Kind::Numeric).is_ok());
-    assert!(check("new.at == true", &Kind::Bool).is_ok());
-    assert!(check("new.at > 5", &Kind::Text).is_err());
-    assert!(check("new.at < '2026-11-23T00:00:00Z'", &Kind::TimestampTz).is_err());
-    assert!(check("new.at < '2026-11-23 00:00:00+00'", &Kind::TimestampTz).is_ok());
+    assert!(!fits("new.id == '5'", &Kind::Bigint));
+    assert!(!fits("5 != old.id", &Kind::Text));
+    assert!(!fits("new.id in [1, 'x']", &Kind::Integer));
+    assert!(!fits("'x' in [new.id]", &Kind::Integer));
+    assert!(fits("new.id == 5 && new.id in [1, 2.5] && new.id != null", &Kind::Numeric));
+    assert!(fits("new.at == true", &Kind::Bool));
+    assert!(!fits("new.at > 5", &Kind::Text));
+    assert!(!fits("new.at < '2026-11-23T00:00:00Z'", &Kind::TimestampTz));
+    assert!(fits("new.at < '2026-11-23 00:00:00+00'", &Kind::TimestampTz));
+}
+
+#[test]
+fn column_of_another_type_than_the_one_it_is_compared_with_is_refused() {
+    let told = |text: &str| {
+        let kind = |column: &str| match column {
+            "n" => Some(Kind::Integer),
+            "m" => Some(Kind::Numeric),
+            "s" => Some(Kind::Text),
+            _ => None,
+        };
+        let condition = Condition::compile(text).unwrap();
+        condition.misfits(kind).next().map(|misfit| misfit.why)
+    };
+    let why = "new.n can never match old.s: the one is a number, the other a string; make both \
+               strings: string(new.n)";
+    assert_eq!(told("new.n == old.s").as_deref(), Some(why));
+    assert!(told("new.s in [new.m]").is_some());
+    for fine in ["new.n < new.m", "old.n != new.n", "string(new.n) == new.s", "new.n == new.other"]
+    {
+        assert_eq!(told(fine), None, "{fine}");
+    }
 }
 
 proptest! {

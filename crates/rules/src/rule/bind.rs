@@ -4,9 +4,10 @@ use std::collections::HashSet;
 
 use bytes::{Bytes, BytesMut};
 
-use super::compile::needs_old;
+use super::compile::{holds_json, needs_old};
 use super::{Columns, Rule, RuleBroken, Watch};
-use crate::condition::Side;
+use crate::condition::{Misfit, Side};
+use crate::row::{Cell, Missing};
 use walhook_core::catalog::ReplicaIdentity;
 use walhook_core::catalog::Table;
 use walhook_core::event::put_json_text;
@@ -92,7 +93,7 @@ pub(super) struct BoundRule {
     /// The column that holds the type, where one does.
     pub(super) event_type: Option<usize>,
     /// The column whose JSON is the data, where one is, instead of `fields`.
-    pub(super) data: Option<usize>,
+    pub(super) data: Option<BoundRead>,
     pub(super) fields: Vec<BoundField>,
     pub(super) condition: BoundReads,
     /// What the data expression reads.
@@ -102,8 +103,27 @@ pub(super) struct BoundRule {
 /// The columns that an expression reads, in the expression's order.
 #[derive(Debug, Default)]
 pub(super) struct BoundReads {
-    pub(super) old: Vec<(usize, Kind)>,
-    pub(super) new: Vec<(usize, Kind)>,
+    pub(super) old: Vec<BoundRead>,
+    pub(super) new: Vec<BoundRead>,
+}
+
+/// A column whose value decides something.
+#[derive(Debug)]
+pub(super) struct BoundRead {
+    pub(super) column: usize,
+    pub(super) kind: Kind,
+    /// Whether the rule can judge values of the type that the column has in this relation.
+    pub(super) fits: bool,
+}
+
+impl BoundRead {
+    /// The cell, as far as the rule can judge it: null is null in every type.
+    pub(super) fn judged<'a>(&self, cell: Cell<'a>) -> Cell<'a> {
+        match cell {
+            Cell::Text(_) if !self.fits => Cell::Unknown(Missing::OtherType),
+            Cell::Text(_) | Cell::Null | Cell::Unknown(_) => cell,
+        }
+    }
 }
 
 /// A column that is sent.
@@ -124,7 +144,9 @@ pub(super) enum Demand {
     /// The columns that the rules name. Where the replica identity does not log what they read of old rows, the changes
     /// that lack it become dead letters.
     Columns,
-    /// That, too.
+    /// That they are of types which the rules can judge, too.
+    Types,
+    /// All of that.
     All,
 }
 
@@ -140,7 +162,7 @@ pub(super) fn bind(
     let index = |name: &str| relation.columns.iter().position(|column| column.name == name);
     // One more child, of many that come and go, is no reason to halt: where it logs less than a rule
     // needs, `Rules::weak` says so, and what lacks it becomes a dead letter.
-    let demand = if table.is_inherited { demand.min(Demand::Columns) } else { demand };
+    let demand = if table.is_inherited { demand.min(Demand::Types) } else { demand };
     let covers = |oid: u32| table.oid == oid || table.ancestors.contains(&oid);
     let mut bound = Vec::new();
     for (at, rule) in rules.iter().enumerate().filter(|(_, rule)| covers(rule.table)) {
@@ -184,22 +206,69 @@ impl Binder<'_> {
         let find = |name: Option<&str>| name.map(|name| self.index(name)).transpose();
         let account = find(self.rule.account.name())?;
         let event_type = find(self.rule.type_column.as_deref())?;
-        let data = find(self.rule.data_column.as_deref())?;
+        let data =
+            self.rule.data_column.as_deref().map(|name| self.data_column(name)).transpose()?;
         let fields = self.fields()?;
         let condition = self.rule.condition.as_ref();
-        let condition = condition.map(|c| self.reads(|side| c.columns(side))).transpose()?;
+        let condition = condition
+            .map(|c| self.reads("when", |side| c.columns(side), c.misfits(|name| self.kind(name))))
+            .transpose()?;
         let built = self.rule.data.as_ref();
-        let built = built.map(|data| self.reads(|side| data.columns(side))).transpose()?;
+        let built = built
+            .map(|d| self.reads("data", |side| d.columns(side), d.misfits(|name| self.kind(name))))
+            .transpose()?;
         let (condition, built) = (condition.unwrap_or_default(), built.unwrap_or_default());
         self.check_identity()?;
         Ok(BoundRule { rule, account, event_type, data, fields, condition, built })
     }
 
-    fn reads<'c>(&self, columns: impl Fn(Side) -> &'c [String]) -> Result<BoundReads, RuleBroken> {
-        let read = |side| {
-            columns(side).iter().map(|name| self.typed(name)).collect::<Result<_, RuleBroken>>()
-        };
-        Ok(BoundReads { old: read(Side::Old)?, new: read(Side::New)? })
+    fn reads<'c>(
+        &self,
+        key: &str,
+        columns: impl Fn(Side) -> &'c [String],
+        misfits: impl Iterator<Item = Misfit<'c>>,
+    ) -> Result<BoundReads, RuleBroken> {
+        let read =
+            |side| columns(side).iter().map(|name| self.read(name)).collect::<Result<_, _>>();
+        let mut reads = BoundReads { old: read(Side::Old)?, new: read(Side::New)? };
+        for Misfit { side, column, why } in misfits {
+            self.refuse_type(|| format!("{key}: {why}"))?;
+            let of_side = if side == Side::Old { &mut reads.old } else { &mut reads.new };
+            let named = columns(side).iter().zip(of_side).filter(|(name, _)| *name == column);
+            named.for_each(|(_, read)| read.fits = false);
+        }
+        Ok(reads)
+    }
+
+    fn read(&self, name: &str) -> Result<BoundRead, RuleBroken> {
+        self.typed(name).map(|(column, kind)| BoundRead { column, kind, fits: true })
+    }
+
+    fn data_column(&self, name: &str) -> Result<BoundRead, RuleBroken> {
+        let mut read = self.read(name)?;
+        read.fits = self.kind(name).is_none_or(|kind| holds_json(&kind));
+        if !read.fits {
+            self.refuse_type(|| format!("data_column: {name} holds no JSON"))?;
+        }
+        Ok(read)
+    }
+
+    /// What a column holds, as the relation describes it; `None` where that is not known.
+    fn kind(&self, name: &str) -> Option<Kind> {
+        let column = self.relation.columns.iter().find(|column| column.name == name)?;
+        self.types.kind(column.type_oid)
+    }
+
+    /// Fails where the types are to fit the rules, of which one does not.
+    fn refuse_type(&self, message: impl Fn() -> String) -> Result<(), RuleBroken> {
+        if self.demand < Demand::Types {
+            return Ok(());
+        }
+        Err(RuleBroken::Type {
+            rule: self.rule.label.clone(),
+            table: self.table.to_string(),
+            message: message(),
+        })
     }
 
     fn fields(&self) -> Result<Vec<BoundField>, RuleBroken> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
-use super::bind::{Binding, BoundReads, BoundRule, Invalidates, key_text};
+use super::bind::{Binding, BoundRead, BoundReads, BoundRule, Invalidates, key_text};
 use super::body::Writer;
 use super::keys::keys;
 use super::{Account, Rule, is_type, pattern_covers};
@@ -165,10 +165,10 @@ impl Builder<'_> {
         self.scratch.clear();
         let mut writer = Writer { out: self.scratch, bigint: self.bigint, failed: None };
         let allowance = &self.allowance;
-        match (&rule.data, bound.data, &rule.data_column) {
+        match (&rule.data, &bound.data, &rule.data_column) {
             (Some(data), _, _) => writer.put_built(data, bound, view, allowance, rule.max_bytes),
             (None, Some(column), Some(name)) => {
-                writer.put_data_column(name, view.current(column));
+                writer.put_data_column(name, column.judged(view.current(column.column)));
             }
             (None, _, _) => writer.put_data(&bound.fields, view),
         }
@@ -268,7 +268,12 @@ pub(super) fn with_inputs<'c, R>(
         let cell =
             |column| if side == Side::Old { view.before(column) } else { view.after(column) };
         let named = names(side).iter().zip(columns);
-        named.map(|(name, (column, kind))| Field { name, kind, cell: cell(*column) }).collect()
+        let field = |(name, read): (&'c String, &'c BoundRead)| Field {
+            name,
+            kind: &read.kind,
+            cell: read.judged(cell(read.column)),
+        };
+        named.map(field).collect()
     };
     let (old, new) = (fields(Side::Old), fields(Side::New));
     use_them(&Inputs { operation: view.operation(), old: &old, new: &new, allowance })

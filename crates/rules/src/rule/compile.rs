@@ -11,7 +11,7 @@ use super::{
     Account, Columns, MessageRule, Rule, RuleError, RuleSettings, Watch, is_type, is_type_pattern,
     pair,
 };
-use crate::condition::{Condition, ConditionError, DataExpression, Side};
+use crate::condition::{Condition, DataExpression, Misfit, Side};
 use crate::settings::{EventRule, RuleOperation};
 use walhook_core::catalog::{Catalog, Generated, Table, TableName};
 use walhook_core::event::{AccountId, check_id};
@@ -197,22 +197,20 @@ impl Check<'_> {
         let columns = self.columns(rule, table);
         if let Some(condition) = &condition {
             self.read_columns("when", |side| condition.columns(side), table);
-            let kinds = condition.check_kinds(|column| kind(column, table, catalog));
-            self.kinds("when", kinds);
+            let misfit = condition.misfits(|column| kind(column, table, catalog)).next();
+            self.misfit("when", misfit);
         }
         if let Some(data) = &data {
             self.read_columns("data", |side| data.columns(side), table);
-            let kinds = data.check_kinds(|column| kind(column, table, catalog));
-            self.kinds("data", kinds);
+            let misfit = data.misfits(|column| kind(column, table, catalog)).next();
+            self.misfit("data", misfit);
         }
         if let Some(column) = &rule.type_column {
             self.published_column("type_column", column, table);
         }
         if let Some(column) = &rule.data_column {
             self.published_column("data_column", column, table);
-            if kind(column, table, catalog)
-                .is_some_and(|kind| !matches!(kind, Kind::Json | Kind::Text))
-            {
+            if kind(column, table, catalog).is_some_and(|kind| !holds_json(&kind)) {
                 self.fail(format!(
                     "data_column: {column} of {table} holds no JSON; name a json, jsonb or text column"
                 ));
@@ -345,9 +343,9 @@ impl Check<'_> {
         }
     }
 
-    fn kinds(&mut self, key: &str, checked: Result<(), ConditionError>) {
-        if let Err(error) = checked {
-            self.fail(format!("{key}: {error}"));
+    fn misfit(&mut self, key: &str, misfit: Option<Misfit<'_>>) {
+        if let Some(Misfit { why, .. }) = misfit {
+            self.fail(format!("{key}: {why}"));
         }
     }
 
@@ -419,6 +417,11 @@ pub(super) fn needs_old(rule: &Rule, operation: RuleOperation) -> Vec<&str> {
     let mut seen = HashSet::new();
     columns.retain(|column| seen.insert(*column));
     columns
+}
+
+/// Whether a column of this kind may be a rule's `data_column`.
+pub(super) fn holds_json(kind: &Kind) -> bool {
+    matches!(kind, Kind::Json | Kind::Text)
 }
 
 fn kind(column: &str, table: &Table, catalog: &Catalog) -> Option<Kind> {

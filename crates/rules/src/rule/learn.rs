@@ -19,8 +19,8 @@ pub enum Lacks {
     Type,
     /// Whether the table is a partition or a child of one that rules name: ask the catalog.
     Standing,
-    /// Whether the table has all that the rules need by now, a column or old values, which it had not when it was
-    /// described: read the catalog, and if the rules fit it, say so with [`Rules::handle_fitting`].
+    /// Whether the table has all that the rules need by now, a column, its type or old values, which it had not when it
+    /// was described: read the catalog, and if the rules fit it, say so with [`Rules::handle_fitting`].
     Fit,
 }
 
@@ -45,9 +45,28 @@ impl Rules {
             return Some(Lacks::Type);
         }
         match self.bind(table, relation, Demand::All) {
-            Err(RuleBroken::Identity { .. } | RuleBroken::Column { .. }) => Some(Lacks::Fit),
+            Err(
+                RuleBroken::Identity { .. } | RuleBroken::Column { .. } | RuleBroken::Type { .. },
+            ) => Some(Lacks::Fit),
+            Ok(_) if self.is_account_altered(table, relation) => Some(Lacks::Type),
             Ok(_) | Err(RuleBroken::Duplicate { .. } | RuleBroken::UnknownType { .. }) => None,
         }
+    }
+
+    /// Whether a column that holds accounts is described with another type than the catalog has for it: how
+    /// accounts of events are compared with those of endpoints follows from their types.
+    fn is_account_altered(&self, table: &Table, relation: &Relation) -> bool {
+        let (types, watch) = (&self.catalog.types, &self.watch);
+        let covers = |oid: u32| table.oid == oid || table.ancestors.contains(&oid);
+        let rules = self.rules.iter().filter(|rule| covers(rule.table));
+        let of_endpoints = covers(watch.endpoint_table).then_some(watch.account.as_str());
+        rules.filter_map(|rule| rule.account.name()).chain(of_endpoints).any(|name| {
+            let described = relation.columns.iter().find(|column| column.name == name);
+            let (Some(described), Some(known)) = (described, table.column(name)) else {
+                return false;
+            };
+            types.base(described.type_oid) != types.base(known.type_oid)
+        })
     }
 
     /// The tables that rules or endpoints name, and what lies between them and others: a partition or

@@ -163,3 +163,80 @@ fn row_whose_column_may_have_been_renamed_since_is_a_dead_letter_that_names_both
     let names = ["no column status", "but state"].map(|name| letter.detail.contains(name));
     assert_eq!(names, [true; 2], "{}", letter.detail);
 }
+
+/// Subscribers as they were described when `column` was of another type.
+fn described_with(column: &str, type_oid: u32) -> Arc<Relation> {
+    let mut before = Relation::clone(&relation(&subscribers()));
+    before.columns.iter_mut().find(|found| found.name == column).unwrap().type_oid = type_oid;
+    Arc::new(before)
+}
+
+#[test]
+fn row_whose_column_was_of_a_type_that_the_rule_does_not_fit_is_a_dead_letter() {
+    for (further, reason) in [
+        ("when = \"new.status == 'done'\"", UnroutableReason::Condition),
+        ("when = \"new.status != 'done'\"", UnroutableReason::Condition),
+        (
+            "when = \"new.status == string(new.id) || new.status in ['a']\"",
+            UnroutableReason::Condition,
+        ),
+        ("data = \"{'x': new.status == 'done' ? 1 : 2}\"", UnroutableReason::Value),
+        ("data_column = 'status'", UnroutableReason::Value),
+    ] {
+        let columns =
+            if further.contains("when") { "columns = ['id']\n" } else { "columns = []\n" };
+        let (mut rules, now) =
+            bound(&rule("s", "['insert']", &format!("{columns}{further}")), subscribers());
+        assert_eq!(rules.lacks(&now), None);
+        let before = described_with("status", oid::INT4);
+        assert_eq!(rules.lacks(&before), Some(Lacks::Fit), "{further}");
+        assert!(matches!(rules.handle_relation(&before), Err(RuleBroken::Type { .. })));
+
+        rules.handle_fitting(SUBSCRIBERS);
+        rules.handle_relation(&before).unwrap();
+        let letter = unroutable(&mut rules, &before, insert(&[T("5"), T("42"), T("7"), Null]));
+        assert_eq!(letter.reason, reason, "{further}");
+        assert!(letter.detail.contains("of another type"), "{}", letter.detail);
+        assert_eq!(letter.event.account, AccountId::new("42"));
+        // Null is null in every type.
+        assert!(matches!(
+            items(&mut rules, &before, insert(&[T("5"), T("42"), Null, Null])).as_slice(),
+            [] | [Item::Event(_)]
+        ));
+        // What the rule does fit is judged as ever.
+        rules.handle_relation(&now).unwrap();
+        let made = items(&mut rules, &now, insert(&[T("5"), T("42"), T("null"), Null]));
+        assert!(matches!(made.as_slice(), [] | [Item::Event(_)]), "{made:?}");
+    }
+}
+
+#[test]
+fn column_of_another_type_matters_only_where_the_rule_asks_for_it() {
+    let when = "columns = ['id']\nwhen = \"new.id == 5 || new.status == 'done'\"";
+    let mut rules = bound(&rule("s", "['insert']", when), subscribers()).0;
+    let before = described_with("status", oid::INT4);
+    rules.handle_fitting(SUBSCRIBERS);
+    rules.handle_relation(&before).unwrap();
+    event(&mut rules, &before, insert(&[T("5"), T("42"), T("7"), Null]));
+    unroutable(&mut rules, &before, insert(&[T("6"), T("42"), T("7"), Null]));
+}
+
+#[test]
+fn partition_that_nobody_can_place_is_a_dead_letter_also_where_its_types_differ() {
+    let events = parted("['insert']") + "when = 'new.account_id == 42'\n";
+    let mut rules = compiled(&events, subscribers());
+    let mut gone = Relation::clone(&stranger(rules.catalog.table(PART).unwrap()));
+    gone.columns[1].type_oid = oid::TEXT;
+    let gone = Arc::new(gone);
+    assert!(rules.handle_doubtful(&gone));
+    rules.handle_relation(&gone).unwrap();
+    let letter = unroutable(&mut rules, &gone, insert(&[T("5"), T("42")]));
+    assert_eq!(letter.reason, UnroutableReason::Table);
+}
+
+#[test]
+fn altered_account_column_has_the_catalog_read_again() {
+    let rules = bound(&rule("s", "['insert']", "columns = ['id']"), subscribers()).0;
+    assert_eq!(rules.lacks(&described_with("account_id", oid::NUMERIC)), Some(Lacks::Type));
+    assert_eq!(rules.lacks(&described_with("status", oid::VARCHAR)), None);
+}
